@@ -23,8 +23,9 @@ from langchain_runtime_authz.credential import token as names
 from langchain_runtime_authz.credential.token import Credential
 from langchain_runtime_authz.digest import project
 from langchain_runtime_authz.errors import Code, CredentialError
+from langchain_runtime_authz.facts.argument_atoms import loose
 from langchain_runtime_authz.facts.normal_forms import forms
-from langchain_runtime_authz.tool_profile import ToolProfile, argument
+from langchain_runtime_authz.tool_profile import ToolProfile
 
 MAX_DETAIL: Final = 4096  # bytes of JSON
 ORDERED: Final = ("covered", names.APPROVED)
@@ -76,18 +77,31 @@ def authorization_details(
 
 
 def _decisive(profile: ToolProfile, args: Mapping[str, Any]) -> Iterator[str]:
-    """Yield names of critical and date arguments, for a side effect also of arguments outside the profile."""
+    """Yield names of critical and date arguments, for a side effect also of those outside the profile."""
     yield from profile.critical
     yield from profile.when
     if profile.side_effect:
-        declared = (*profile.critical, *profile.when, *profile.text, *profile.free)
-        yield from sorted(set(args) - {name.partition(".")[0] for name in declared})
+        yield from _beyond(args, {*profile.critical, *profile.when, *profile.text, *profile.free})
+
+
+def _beyond(args: Mapping[str, Any], covered: Collection[str]) -> list[str]:
+    """Return the names of the arguments that are not, or not in every part, in `covered`."""
+    roots = {name.partition(".")[0] for name in covered}
+    return sorted(n for n, v in args.items() if n not in roots or any(True for _ in loose(n, v, covered)))
 
 
 def value_at(args: Mapping[str, Any], path: str) -> Any:
-    """Return the value at `path` as `argument` does, but the item itself instead of a list of one item."""
-    value = argument(args, path)
-    return value[0] if "." in path and isinstance(value, list) and len(value) == 1 else value
+    """Return the value at `path` as `argument` does, but with `None` for a list's item that does not have the member.
+
+    Instead of a list of one item, return the item; instead of a list of nothing but `None`, `None`.
+    """
+    name, *inner = path.split(".")
+    value: Any = args.get(name)
+    for step in inner:
+        value = [v.get(step) if isinstance(v, Mapping) else v for v in (value if isinstance(value, list) else [value])]
+    if inner and all(v is None for v in value):
+        return None
+    return value[0] if inner and len(value) == 1 else value
 
 
 def _entries(values: dict[str, Any], salt: str, *, plain: bool) -> Iterator[dict[str, Any]]:
@@ -193,9 +207,9 @@ def check_whole_call(
     if held is None:
         _refuse("the names of the arguments")
     if others is not None:
-        known = {name.partition(".")[0] for name in (*held, *others)}
-        if added := {name for name, value in args.items() if value is not None} - known:
-            _refuse(f"the argument `{min(added)}`")
+        given = {name: value for name, value in args.items() if value is not None}
+        if added := _beyond(given, {*held, *others}):
+            _refuse(f"the argument `{added[0]}`")
     check_call(credential, tool=tool, args={name: value_at(args, name) for name in held}, accept=accept)
 
 

@@ -14,9 +14,11 @@ from langchain_runtime_authz.facts.normal_forms import REMEMBERED, forms, identi
 from langchain_runtime_authz.tool_profile import ToolProfile, argument
 
 MAX_ITEMS: Final = 64  # items of one argument; the provenance of a longer list is unknown
+MAX_ARGUMENT_NODES: Final = 1000  # values in the arguments of one call
 DESTINATIONS: Final = ("principal", "url", "channel")  # kinds of arguments to which a call sends something
 TARGETS: Final = (*DESTINATIONS, "object")
 FIELD: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_\-]{0,63}")
+_MEMBER: Final = re.compile(r"[A-Za-z_]{0,40}\d{0,2}")  # an ordinary member name
 _SCALARS: Final = frozenset((str, int, float, bool))
 # `Bob <bob@x.org>`: display name and address (RFC 5322).
 _SHOWN: Final = re.compile(r"[^<>@]*<([^<>]*)>\s*")
@@ -129,6 +131,31 @@ _short_atom: Final = lru_cache(maxsize=2048, typed=True)(_atom)
 
 def absent(value: object) -> bool:
     return value is None or (isinstance(value, str | list | tuple | dict) and not value)
+
+
+def loose(name: str, value: object, covered: Collection[str]) -> Iterator[str]:
+    """Yield the dotted paths of those values of an argument that are not in `covered`."""
+    # A name with a dot would make the path of another value. So nothing covers what is below it.
+    stack = [(name, "", value, "." in name)]
+    for _ in range(MAX_ARGUMENT_NODES):
+        if not stack:
+            return
+        path, member, top, dotted = stack.pop()
+        if path in covered and not dotted:
+            continue
+        if absent(top):
+            # Ignore an empty member, unless its name is unusual and could carry a value.
+            if not _MEMBER.fullmatch(member):
+                yield path
+            continue
+        if isinstance(top, Mapping):
+            stack += [(f"{path}.{inner}", inner, held, dotted or "." in str(inner)) for inner, held in top.items()]
+        elif isinstance(top, list | tuple):
+            stack += [(path, member, held, dotted) for held in top]
+        elif dotted or not any(known.startswith(f"{path}.") for known in covered):
+            # If `covered` has paths into an object, a scalar in place of the object counts for them (`argument`).
+            yield path
+    yield name
 
 
 def _flat(value: object) -> list[Any] | None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from langchain_runtime_authz.digest import alike
-from langchain_runtime_authz.facts.argument_atoms import DESTINATIONS, MAX_ITEMS, absent
+from langchain_runtime_authz.facts.argument_atoms import DESTINATIONS, MAX_ITEMS, absent, loose
 from langchain_runtime_authz.facts.json_copy import SHORT
 from langchain_runtime_authz.facts.normal_forms import fold, key, mentions, tidy
 from langchain_runtime_authz.mandate import model
@@ -143,7 +143,7 @@ class Reader:
     def _fits(self, step: model.Step, output: reads.Output) -> bool:
         """Return True if a read was called with the step's arguments, and with no others except `free` ones."""
         covered = {*step.args, *output.profile.free}
-        if any(True for name in output.given for _ in reads.loose(name, output.args.get(name), covered)):
+        if any(True for name in output.given for _ in loose(name, output.args.get(name), covered)):
             return False
         for name, argument in step.args.items():
             value = argument_of(output.args, name)

@@ -18,11 +18,11 @@ from posixpath import normpath
 from typing import Any, Final, NamedTuple
 from urllib.parse import unquote
 
-from langchain_runtime_authz.facts.argument_atoms import DESTINATIONS, absent
+from langchain_runtime_authz.facts.argument_atoms import DESTINATIONS, absent, loose
 from langchain_runtime_authz.facts.normal_forms import MAX_VALUE, REMEMBERED, identifiers, key, skeleton, tidy
 from langchain_runtime_authz.mandate.argument_matching import Reader, kind_of, quoted
 from langchain_runtime_authz.mandate.model import Argument, Const, Each, Free, Mandate, Pick, Scalar, Step, Text
-from langchain_runtime_authz.mandate.read_outputs import Outputs, loose, scalar_forms, scalars
+from langchain_runtime_authz.mandate.read_outputs import Outputs, scalar_forms, scalars
 from langchain_runtime_authz.mandate.value_matching import SEVERAL, SHORT_KINDS, commas, known_same, same
 from langchain_runtime_authz.tool_profile import ToolProfile, argument
 

@@ -7,7 +7,6 @@ calls are compared. A newer task does not use outputs of an older task. A cut or
 from __future__ import annotations
 
 import json
-import re
 import threading
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping
@@ -15,13 +14,12 @@ from typing import Any, Final
 
 from langchain_runtime_authz._locks import forkable_lock
 from langchain_runtime_authz.facts import json_copy
-from langchain_runtime_authz.facts.argument_atoms import absent
+from langchain_runtime_authz.facts.argument_atoms import MAX_ARGUMENT_NODES, absent
 from langchain_runtime_authz.facts.json_copy import held as take
 from langchain_runtime_authz.facts.normal_forms import forms, identifiers, key
 from langchain_runtime_authz.mandate.text_arguments import Words
 from langchain_runtime_authz.tool_profile import ToolProfile, field_trust
 
-MAX_ARGUMENT_NODES: Final = 1000  # values in the arguments of one call
 MAX_ARGUMENT_CHARS: Final = 20_000
 MAX_ENTRIES: Final = 1024  # calls whose first output was recorded, including forgotten ones
 MAX_UNREAD: Final = 1_000_000  # characters that wait to be parsed
@@ -30,7 +28,6 @@ MAX_REPEATS: Final = 64  # later outputs of reads that were recorded before
 MAX_WEIGHT: Final = 4_000_000  # characters, plus `json_copy.NODE` for each node
 MAX_WRITTEN: Final = 8192  # normal forms of the arguments of side effects
 _WORTH: Final = {"system": 2, "internal": 1, "external": 0}
-_MEMBER: Final = re.compile(r"[A-Za-z_]{0,40}\d{0,2}")  # an ordinary member name
 
 
 class Output:
@@ -212,30 +209,6 @@ def scalars(value: object, most: int, *, mappings: bool = True) -> list[Any] | N
         if len(found) + len(stack) > most * 4:
             return None
     return found if len(found) <= most else None
-
-
-def loose(name: str, value: object, covered: Collection[str]) -> Iterator[str]:
-    """Yield the dotted paths of those values of an argument that are not in `covered`."""
-    stack = [(name, "", value)]
-    for _ in range(MAX_ARGUMENT_NODES):
-        if not stack:
-            return
-        path, member, top = stack.pop()
-        if path in covered:
-            continue
-        if absent(top):
-            # Ignore an empty member, unless its name is unusual and could carry a value.
-            if not _MEMBER.fullmatch(member):
-                yield path
-            continue
-        if isinstance(top, Mapping):
-            stack += [(f"{path}.{inner}", inner, held) for inner, held in top.items()]
-        elif isinstance(top, list | tuple):
-            stack += [(path, member, held) for held in top]
-        elif not any(known.startswith(f"{path}.") for known in covered):
-            # If `covered` has paths into an object, a scalar in place of the object counts for them (`argument`).
-            yield path
-    yield name
 
 
 def nodes_at(value: object, path: str) -> list[Any]:

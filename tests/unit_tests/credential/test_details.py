@@ -16,7 +16,7 @@ from langchain_runtime_authz.credential.signer import SigningKey
 from langchain_runtime_authz.credential.token import CALL_TYPE, Credential, Task, TokenRequest, claims_of
 from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.errors import CredentialError
-from langchain_runtime_authz.tool_profile import ToolProfile
+from langchain_runtime_authz.tool_profile import ToolProfile, argument
 from tests.unit_tests.credential.tokens import BANK, NOW, PAYMENT, PAYS, a_request, call_details, forged
 
 KEY = SigningKey.generate()
@@ -188,6 +188,55 @@ def test_a_whole_call_has_no_argument_more_and_none_less(profile: ToolProfile, g
         assert (exc.code, met) == ("credential_call", False)
     else:
         assert met
+
+
+MAILS = ToolProfile(effect="send", critical={"to.address": "principal"}, text=("to.name",))
+BOB = {"address": "bob@x.org"}
+
+
+@pytest.mark.parametrize(
+    ("minted", "given", "met"),
+    [
+        (BOB, BOB, True),
+        (BOB, {**BOB, "name": "Bob"}, True),
+        (BOB, {**BOB, "bcc": "eve@x.org"}, False),
+        (BOB, {**BOB, "bcc": {"address": "eve@x.org"}}, False),
+        (BOB, [BOB, {"email": "eve@x.org"}], False),
+        (BOB, [BOB, {}], False),
+        ({**BOB, "bcc": "ann@x.org"}, {**BOB, "bcc": "ann@x.org"}, True),
+        ({**BOB, "bcc": "ann@x.org"}, {**BOB, "bcc": "eve@x.org"}, False),
+        ({**BOB, "bcc": "ann@x.org"}, BOB, False),
+        ({**BOB, "x": {"y.z": "ann"}}, {**BOB, "x": {"y.z": "eve"}}, False),
+        ({**BOB, "x": {"y": {"z": 1}}}, {**BOB, "x": {"y": {"z": 1}, "y.z": "eve"}}, False),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_whole_call_has_no_member_more_and_none_less(minted: Any, given: Any, met: bool) -> None:
+    """Inside an argument too. A service that checks only the profile's arguments does not see an added member."""
+    credential = believed(call_details({"to": minted}, MAILS))
+    if isinstance(given, dict):
+        assert refused(credential, args={"to.address": given["address"]}) is None
+    try:
+        check_whole_call(credential, tool="send_money", args={"to": given})
+    except CredentialError as exc:
+        assert (exc.code, met) == ("credential_call", False)
+    else:
+        assert met
+    with pytest.raises(CredentialError, match="credential_call"):
+        check_whole_call(credential, tool="send_money", args={"to": minted, "to.address": "eve@x.org"})
+
+
+def test_a_value_keeps_its_item() -> None:
+    """An amount cannot move to another payee of the list. Without their places, the values are the same."""
+    profile = ToolProfile(effect="pay", critical={"items.to": "principal", "items.amount": "amount"}, token="plain")
+    calls = [[{"to": "bob", "amount": 900}, {"to": "eve"}], [{"to": "bob"}, {"to": "eve", "amount": 900}]]
+    first, second = (call_details({"items": items}, profile)[0]["arguments"] for items in calls)
+    assert (first["items.amount"], second["items.amount"]) == ([900, None], [None, 900])
+    assert [argument({"items": items}, "items.amount") for items in calls] == [[900], [900]]
+    credential = believed(call_details({"items": calls[0]}, profile))
+    check_whole_call(credential, tool="send_money", args={"items": calls[0]})
+    with pytest.raises(CredentialError, match="credential_call"):
+        check_whole_call(credential, tool="send_money", args={"items": calls[1]})
 
 
 @pytest.mark.parametrize(

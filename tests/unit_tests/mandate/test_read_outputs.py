@@ -10,9 +10,10 @@ import json
 import pytest
 from pydantic import BaseModel
 
+from langchain_runtime_authz.facts.argument_atoms import loose
 from langchain_runtime_authz.facts.json_copy import held
 from langchain_runtime_authz.mandate import read_outputs as module
-from langchain_runtime_authz.mandate.read_outputs import Outputs, loose, nodes_at, worth
+from langchain_runtime_authz.mandate.read_outputs import Outputs, nodes_at, worth
 from langchain_runtime_authz.tool_profile import ToolProfile
 
 READ = ToolProfile(effect="read", trust={"": "internal", "a": "system", "a.b": "external"}, prose=("text",), counterparty=("from",))
@@ -142,3 +143,6 @@ def test_loose_members():
     said = {"b": None, "line_2": "", "bcc:eve@x.org": None, "DE21500105179625862911": {}}
     assert sorted(loose("a", said, set())) == ["a.DE21500105179625862911", "a.bcc:eve@x.org"]
     assert list(loose("a", [0] * 5000, {"b"}))[-1] == "a"
+    covered = {"a.b", "a.b.c"}
+    assert list(loose("a", {"b": {"c": 1}}, covered)) == []
+    assert list(loose("a", {"b.c": 1}, covered)) == list(loose("a.b.c", 1, covered)) == ["a.b.c"]
