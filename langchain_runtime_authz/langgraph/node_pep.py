@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from functools import partial
 from typing import Any, Final, Protocol, cast
 
-from langchain_core.runnables import Runnable, RunnableConfig, RunnableSequence, RunnableWithFallbacks
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableSequence
 from langchain_core.runnables.config import var_child_runnable_config
 from langchain_core.tools import BaseTool
 from langgraph.errors import GraphInterrupt
@@ -70,28 +70,36 @@ def _gated_class(bound: Any, name: str, channels: frozenset[str]) -> Any:
         return await adrive(run.engine, _step(run, name, partial(_code, inner or self, **kwargs), told, input, config))
 
     async def astream(self: Any, input: Any, config: Any = None, **kwargs: Any) -> AsyncIterator[Any]:
-        # If a runnable with fallbacks is streamed, its parts get other callbacks than in `ainvoke`.
+        # Only under `astream_events`, in which the parts of a runnable show their own chunks.
         yield await self.ainvoke(
             input, config, _code=lambda node, *a, **k: private.ajoin(base.astream(node, *a, **k)), **kwargs
         )
 
-    # A node streams through callbacks, and the graph consumes its output as a whole. So every streaming method uses the
-    # protected `invoke` or `ainvoke`.
+    # A node streams through callbacks, and the graph consumes its output as a whole. So the other streaming methods use
+    # the protected `invoke` or `ainvoke`.
     own = {n: getattr(Runnable, n) for n in ("stream", "astream", "transform", "atransform")}
     own |= {"invoke": invoke, "ainvoke": ainvoke}
-    if issubclass(base, RunnableWithFallbacks):
+    if told is not None:
         own["astream"] = astream
     if isinstance(bound, RunnableSequence | private.RunnableSeq):  # LangGraph would flatten it in another sequence
         own["steps"] = property(_whole)
     return private.lookalike(base, {"__runtime_authz_node__": name, **own})
 
 
+class _Whole(private.RunnableCallable):
+    """A whole sequence as one step of a node."""
+
+    def astream(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        return self.kwargs["sequence"].astream(*args, **kwargs)  # type: ignore[no-any-return]
+
+
 def _whole(sequence: Any) -> list[Any]:
     return [
-        private.RunnableCallable(
-            lambda given, config, **kwargs: sequence.invoke(given, config, **kwargs),
-            lambda given, config, **kwargs: sequence.ainvoke(given, config, **kwargs),
+        _Whole(
+            lambda given, config, sequence, **kwargs: sequence.invoke(given, config, **kwargs),
+            lambda given, config, sequence, **kwargs: sequence.ainvoke(given, config, **kwargs),
             name=sequence.get_name(),
+            sequence=sequence,
             trace=False,
             recurse=False,
         )

@@ -31,7 +31,6 @@ from langgraph._internal import _constants as keys
 from langgraph._internal._config import ensure_config as ensure_graph_config
 from langgraph._internal._config import recast_checkpoint_ns
 from langgraph._internal._runnable import RunnableCallable, RunnableSeq, is_async_callable
-from langgraph._internal._runnable import _consume_aiter as ajoin
 from langgraph._internal._scratchpad import PregelScratchpad
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
@@ -106,6 +105,17 @@ def _given(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _ns(config: Mapping[str, Any]) -> str:
     return str(_given(config).get(keys.CONFIG_KEY_CHECKPOINT_NS) or "")
+
+
+async def ajoin(chunks: Any) -> Any:
+    """Add a node's chunks as the next step of LangGraph's sequence does; its own `_consume_aiter` keeps the last."""
+    joined = None
+    async for chunk in chunks:
+        try:
+            joined = joined + chunk
+        except TypeError:
+            joined = chunk
+    return joined
 
 
 def task_id(config: Mapping[str, Any]) -> str:

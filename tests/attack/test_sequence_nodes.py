@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import operator
 
-from langchain_core.runnables import RunnableLambda
+from langchain_core.output_parsers import StrOutputParser
+from langchain_core.runnables import RunnableLambda, RunnableParallel
 from langgraph.channels import EphemeralValue, LastValue
 from langgraph.pregel import NodeBuilder, Pregel
 
@@ -114,6 +115,30 @@ def test_events_of_a_node_with_fallbacks() -> None:
 
     assert (plain := play(None)) == play(authz_with(StaticPDP(True)))
     assert ("on_tool_start", "look", 3, []) in plain
+
+
+@pytest.mark.parametrize("kind", ["parallel", "fallbacks", "parsed"])
+def test_a_node_streams_its_parts_and_its_whole_output(kind: str) -> None:
+    """Under `astream_events`: with the chunks of the plain graph, and the same state at the end."""
+    both = RunnableParallel(steps=lambda state: ["done"], text=lambda state: "x")
+    nodes = {
+        "parallel": both,
+        "fallbacks": both.with_fallbacks([RunnableLambda(lambda state: {"text": "lost"})]),
+        "parsed": RunnableLambda(lambda state: "what?") | replying() | StrOutputParser() | (lambda said: {"text": said}),
+    }
+
+    class Written(State):
+        text: str
+
+    def play(authz: Any) -> list[Any]:
+        graph: Any = chain({"act": nodes[kind]}, Written, name="streams")
+        with authz.run(subject="alice", task="x") if authz else nullcontext():
+            events = WAYS["astream_events"](authz.protect(graph) if authz else graph, {"steps": [], "text": ""})
+        parts = [(e["name"], sorted(repr(e["data"]["chunk"]))) for e in events if e["event"] in ("on_chain_stream", "on_parser_stream")]
+        return [*sorted(part for part in parts if part[0] != "RunnableSequence"), events[-1]["data"]["output"]]
+
+    assert (plain := play(None)) == play(authz_with(StaticPDP(True)))
+    assert plain[-1]["text"] != "lost" and len(plain) > 3
 
 
 def test_protecting_a_sequence_twice(pdp: Any, authz: Any) -> None:
