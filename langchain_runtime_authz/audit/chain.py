@@ -31,7 +31,7 @@ import orjson
 
 from langchain_runtime_authz.authzen import strict_json
 from langchain_runtime_authz.digest import json_encoder
-from langchain_runtime_authz.errors import AuditError, Code
+from langchain_runtime_authz.errors import AuditError, Code, ConfigError
 
 GENESIS: Final = "0" * 64
 TORN: Final = "torn"
@@ -39,6 +39,7 @@ CONTINUED: Final = "continued"
 DROPPED: Final = "dropped"
 NOT_HELD: Final = "no line is the pinned head: the end was cut, or a line before it was edited"
 DIGITS: Final = 6  # of a closed segment's number
+PACK: Final = ".zip"  # suffix of an evidence pack; a file with any other name is a log
 
 _encode: Final = json_encoder(ascii_only=True, ordered=False)
 Opened = Callable[[dict[str, Any]], dict[str, Any]]
@@ -204,7 +205,10 @@ def read_log(path: str | Path, mark: str = "", opened: Opened | None = None) -> 
     """Yield a log's records that contain the text `mark`, and all completions and mints. Nothing is verified.
 
     Yield `None` for a line that is not a record. `opened` adds sealed contents to a record (`audit.encryption`).
+    Raises `ConfigError`: the file is an evidence pack.
     """
+    if Path(path).suffix == PACK:
+        raise ConfigError(f"{Path(path).name} is an evidence pack; unpack it, and give the log in it")
     marks = (json.dumps(mark)[1:-1].encode(), b'"kind":"completion"', b'"kind":"mint')
     for part in log_files(path):
         with part.open("rb") as file:

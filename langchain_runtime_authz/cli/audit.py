@@ -180,7 +180,7 @@ def explain(decision: Annotated[str, Argument(help="A decision id, or its beginn
 
 @app.command("verify")
 def verify(
-    file: Annotated[Path, Argument(help="The log that `RuntimeAuthz(audit=FILE)` wrote, or an evidence pack.")],
+    file: Annotated[Path, Argument(help="The log that `RuntimeAuthz(audit=FILE)` wrote, or an evidence pack (.zip).")],
     head: Annotated[
         str | None, Option(metavar="HASH", help="The hash that the last line must have, from elsewhere.")
     ] = None,
@@ -193,12 +193,12 @@ def verify(
     runtime-authz audit verify audit.jsonl
     runtime-authz audit verify audit.jsonl --head "$(cat pinned-head)"
     """
-    from langchain_runtime_authz.audit.chain import read_log, verify_log
+    from langchain_runtime_authz.audit.chain import PACK, read_log, verify_log
 
     if head is not None and not re.fullmatch(r"[0-9a-f]{64}", head):
         raise typer.BadParameter("must be 64 hexadecimal digits", param_hint="--head")
     manifest = ""
-    if zipfile.is_zipfile(file):
+    if file.suffix == PACK:
         report, manifest = verify_pack(file, head)
     else:
         report = verify_log(file, head)
@@ -255,9 +255,11 @@ def pack(
     runtime-authz audit verify evidence.zip --head "$(cat pinned-head)"
     """
     from langchain_runtime_authz import __version__
-    from langchain_runtime_authz.audit.chain import log_files, read_log, verified
+    from langchain_runtime_authz.audit.chain import PACK, log_files, read_log, verified
     from langchain_runtime_authz.cli.policy.open_policy import open_policy
 
+    if output.suffix != PACK:
+        raise typer.BadParameter(f"must end in {PACK}", param_hint="--output")
     source = open_policy(policy, opa)
     with closing(source.pdp()) as engine:
         revision = engine.revision

@@ -191,6 +191,20 @@ def test_a_changed_pack_is_found(log: Path, tmp_path: Path, name: str) -> None:
     assert "chain_broken: evidence.zip" in done.stderr
 
 
+def test_a_pack_behind_a_rewritten_log_is_not_read(log: Path, tmp_path: Path) -> None:
+    """The file's name decides for all commands, so `verify` and `show` never see two different logs in one file."""
+    pack, both = packed(log, tmp_path / "evidence.zip"), tmp_path / "audit.jsonl"
+    both.write_bytes(log.read_bytes().replace(b"user:carol", b"user:mallory") + pack.read_bytes())
+    assert zipfile.is_zipfile(both)
+    done = cli("audit", "verify", both)
+    assert (done.exit_code, "BROKEN" in done.stdout) == (1, True)
+    both = both.replace(tmp_path / "both.zip")
+    assert cli("audit", "verify", both).exit_code == 0
+    for command in (("show", "--log", both), ("pack", "--log", both, "-o", pack)):
+        assert "both.zip is an evidence pack" in cli("audit", *command).stderr
+    assert cli("audit", "pack", "--log", log, "-o", tmp_path / "evidence").exit_code == 2
+
+
 def test_a_log_of_a_killed_writer_is_told(tmp_path: Path) -> None:
     """Its fragment is a line that is not a record; the records around it are told."""
     path = tmp_path / "audit.jsonl"
