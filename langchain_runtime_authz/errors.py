@@ -170,7 +170,7 @@ class Code(StrEnum):
     AUDIENCE = "audience", "the audience is not in the tool's profile or not in the grant; add it there", "the tool asks for a token for a service that nobody listed", "fixed"
     REMOTE_URL = "remote_url", "the request would carry an agent's credential to another place than its `url`, so it was not sent; correct the `url` in `agents`, or the client's address", "the client of the remote graph has another URL, or its server redirects", "fixed"
     CHAIN_BROKEN = "chain_broken", "the audit chain does not verify; keep it as evidence and compare it with a copy", "the file was edited, cut or written by something else", "never"
-    CHAIN_PRUNED = "chain_pruned", "the pinned head cannot be checked; verify a copy of the removed segments, or pin the head of this log from now on", "`audit prune` removed the segment that held the head, or the log's end was cut", "never"
+    CHAIN_PRUNED = "chain_pruned", "the log up to the pinned head cannot be checked; verify a copy of the removed segments, or pin the head of this log from now on", "`audit prune` removed segments after the head was pinned, or the log was cut", "never"
     CONFIG = "config", "a setting is wrong; correct it", "an argument of a constructor or a setting has a wrong type or value", "fixed"
     POLICY_INVALID = "policy_invalid", "the policy cannot be loaded; correct it", "a file of the policy is damaged or incomplete", "fixed"
     POLICY_UNSIGNED = "policy_unsigned", "no trusted key signed the policy; sign it with `runtime-authz policy build --key`", "the bundle was built without a key, or with one that is not trusted here", "fixed"

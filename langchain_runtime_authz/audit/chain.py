@@ -57,6 +57,7 @@ class ChainReport:
     file: str = ""  # name of the segment with that line, if the log has several segments
     later: int | None = field(default=None, compare=False)  # lines after the pinned head, if it was found
     code: Code = field(default=Code.CHAIN_BROKEN, compare=False)  # stable code of the failure
+    moved: str | None = None  # head of the file that was moved away, if this log continues one
 
     @property
     def where(self) -> str:
@@ -173,7 +174,7 @@ def verified(path: str | Path) -> ChainReport:
 
 def verify_files(files: Sequence[tuple[str, Callable[[], Any]]], head: str | None = None) -> ChainReport:
     """Verify the segments of a log. `files`: name and opening function of each segment, the oldest first."""
-    count, before, dropped, starts, later = 0, GENESIS, set[str](), "", None
+    count, before, dropped, starts, moved, later = 0, GENESIS, dict[str, int](), "", None, None
     for name, opened in files:
         shown = name if len(files) > 1 else ""
         own: list[dict[str, Any]] = []
@@ -185,20 +186,24 @@ def verify_files(files: Sequence[tuple[str, Callable[[], Any]]], head: str | Non
             return replace(report, records=count + report.records, file=shown)
         if not count and "segment" in first:
             starts = after  # earlier segments were removed, which a later record must state
+        elif not count and after != GENESIS:
+            moved = after
         elif count and after != before:
             wrong = "it does not continue the segment before it: a segment is missing, or in another's place"
             return ChainReport(count, before, False, 1, wrong, shown)
-        dropped.update(str(r.get("head")) for r in own if r.get("kind") == DROPPED)
+        dropped = {str(r.get("head")): count + r["seq"] for r in own[::-1] if r.get("kind") == DROPPED} | dropped
         count, before = count + report.records, report.head
         later = report.later if later is None or report.later is not None else later + report.records
     if starts and starts not in dropped:
         wrong = "the segments before it are missing, and no record says that they were dropped"
         return ChainReport(0, GENESIS, False, 1, wrong, files[0][0])
-    if head is not None and later is None:
-        gone = f"segments before {files[0][0]} were removed, and no line from there on is the pinned head"
+    # Anybody who can append to the file can add a record `dropped` after the pinned head.
+    if head is not None and (later is None or (starts and dropped[starts] >= count - later)):
+        when = ", and no line from there on is the pinned head" if later is None else " after the pinned head"
+        gone = f"segments before {files[0][0]} were removed{when}"
         error, code = (gone, Code.CHAIN_PRUNED) if starts else (NOT_HELD, Code.CHAIN_BROKEN)
-        return ChainReport(count, before, False, report.records + 1, error, shown, code=code)
-    return ChainReport(count, before, True, later=later)
+        return ChainReport(count, before, False, report.records + 1, error, shown, code=code, moved=moved)
+    return ChainReport(count, before, True, later=later, moved=moved)
 
 
 def read_log(path: str | Path, mark: str = "", opened: Opened | None = None) -> Iterator[dict[str, Any] | None]:

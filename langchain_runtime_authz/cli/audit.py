@@ -66,7 +66,9 @@ class Source(NamedTuple):
             found = f"has no record of the thread `{shown(thread)}`; it has {len(known)} threads: {names}"
             raise ConfigError(f"{self.log.name} {found}")
         chain = verify_log(self.log)
-        whole = f"whole, {chain.records} records, head {chain.head[:16]}"
+        whole = (
+            f"whole{' since a file was moved' if chain.moved else ''}, {chain.records} records, head {chain.head[:16]}"
+        )
         told.notes.append(f"{'chain':<9} {whole if chain.ok else f'BROKEN at {chain.where}: {chain.error}'}")
         return told
 
@@ -205,7 +207,7 @@ def verify(
         if not report.ok and not any(read_log(file)):
             report = replace(report, error="no line is a record: the log was overwritten, or this is another file")
     if unknown := report.code == Code.CHAIN_PRUNED:
-        result = "what remains is whole, but the pinned head cannot be checked"
+        result = "what remains is whole, but the log up to the pinned head cannot be checked"
     elif not report.ok:
         result = f"BROKEN at {report.where}"
     elif head is None:
@@ -213,6 +215,8 @@ def verify(
     else:
         result = f"whole, and holds the pinned head, {report.later} records before its end"
     found = {"manifest": manifest or None, "records": report.records, "head": report.head, "result": result}
+    if report.moved:
+        found["note"] = f"the log before it was moved away; verify that file with --head {shown(report.moved)}"
     broken = AuditError(report.code, f"{file.name}{'' if unknown else f', {report.where}'}: {report.error}")
     return Answer({"ok": None if unknown else report.ok, **found}, lines(found), not report.ok and broken)
 

@@ -143,20 +143,54 @@ def test_old_segments_go_on_record(log: Path, tmp_path: Path) -> None:
 
 def test_a_head_in_a_removed_segment_cannot_be_checked(log: Path, tmp_path: Path) -> None:
     """The log is neither whole nor broken, also in a pack. An edit of what remains is found first."""
-    first, kept = log_files(log)[0], verify_chain(log_files(log)[4]).head
-    head = verify_chain(first).head
+    head = verify_chain(log_files(log)[0]).head
     drop_segments(log, json.loads(log_files(log)[1].read_bytes().splitlines()[-1])["ts"] + 1)
     report = verify_log(log, head)
-    assert (report.ok, report.code, verify_log(log, kept).ok) == (False, Code.CHAIN_PRUNED, True)
+    assert (report.ok, report.code, verify_log(log, verify_chain(log).head).ok) == (False, Code.CHAIN_PRUNED, True)
     pack = str(tmp_path / "evidence.zip")
     assert CliRunner().invoke(app, ["audit", "pack", "--log", str(log), "-o", pack]).exit_code == 0
     for file in (str(log), pack):
         done = CliRunner().invoke(app, ["audit", "verify", file, "--head", head])
-        assert (done.exit_code, "BROKEN" in done.stdout, "the pinned head cannot be checked" in done.stdout) == (1, False, True)
+        assert (done.exit_code, "BROKEN" in done.stdout, "up to the pinned head cannot be checked" in done.stdout) == (1, False, True)
         assert "chain_pruned" in done.stderr and "segments before audit.jsonl.000003 were removed" in done.stderr
         assert json.loads(CliRunner().invoke(app, ["audit", "verify", file, "--head", head, "--json"]).stdout)["ok"] is None
     log.write_bytes(log.read_bytes().replace(b'"who":0', b'"who":7', 1))
     assert verify_log(log, head).code == Code.CHAIN_BROKEN
+
+
+def test_a_removal_after_the_pinned_head_is_found(log: Path) -> None:
+    """Whoever removes a segment can append a record of it too. Without the pinned head, it is as good as the honest one."""
+    first, second = log_files(log)[:2]
+    pinned, removed = verify_chain(log).head, verify_chain(first)
+    first.unlink()
+    assert verify_log(log, pinned).code == Code.CHAIN_BROKEN
+    FileSink(log).write({"kind": "dropped", "segment": first.name, "records": removed.records, "head": removed.head})
+    assert verify_log(log).ok
+    found = verify_log(log, pinned)
+    assert (found.ok, found.code) == (False, Code.CHAIN_PRUNED)
+    assert f"segments before {second.name} were removed after the pinned head" in str(found.error)
+    pinned = verify_chain(log).head  # by an operator who knows of the removal
+    FileSink(log).write({"kind": "dropped", "segment": first.name, "records": removed.records, "head": removed.head})
+    write(log, 20)
+    assert verify_log(log, pinned).ok
+
+
+@pytest.mark.parametrize("rotated", [False, True])
+def test_a_moved_log_is_named(tmp_path: Path, rotated: bool) -> None:
+    """The new file is whole, but not the whole log. A file that begins a log has no such note."""
+    log, moved = tmp_path / "audit.jsonl", tmp_path / "moved.jsonl"
+    sink = write(log, 5, max_bytes=None)
+    old = sink.head
+    assert "moved" not in CliRunner().invoke(app, ["audit", "verify", str(log), "--head", old]).stdout
+    log.rename(moved)
+    sink.write({"kind": "x", "ts": 1.0})
+    if rotated:
+        write(log, 20)
+    for head in ([], ["--head", verify_chain(log).head]):
+        told = CliRunner().invoke(app, ["audit", "verify", str(log), *head])
+        assert (told.exit_code, f"verify that file with --head {old}" in told.stdout) == (0, True)
+    assert verify_log(log, old).code == Code.CHAIN_BROKEN
+    assert CliRunner().invoke(app, ["audit", "verify", str(moved), "--head", old]).exit_code == 0
 
 
 def test_a_pack_holds_all_segments(log: Path, tmp_path: Path) -> None:
