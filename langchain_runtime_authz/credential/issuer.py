@@ -103,7 +103,7 @@ def minting(issuer: Issuer, request: names.TokenRequest, *, verifier: Verifier |
     token = yield Perform(issuer.issue, issuer.aissue, request)
     if type(issuer) is LocalIssuer or verifier is None:
         return names.seal(token, asked)
-    own = {"audience": request.audience, "tenant": request.tenant, "now": request.issued_at}
+    own = {"audience": request.audience, "tenant": request.tenant, "now": request.issued_at, "bound": True}
     got: names.Credential = yield Perform(verifier.verify, verifier.averify, token, **own)
     asked = names.frozen(asked)
     same = all(got.claims.get(name) == asked.get(name) for name in {*asked, names.CONFIRMATION} - _OWN)

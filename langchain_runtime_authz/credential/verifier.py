@@ -109,7 +109,13 @@ class Verifier:
         self._parsed: dict[str, tuple[dict[str, Any], PyJWK]] = {}  # kid → JWK and its parsed key
 
     def _verify(
-        self, token: str, *, audience: str | Collection[str], tenant: str | None = None, now: int | None = None
+        self,
+        token: str,
+        *,
+        audience: str | Collection[str],
+        tenant: str | None = None,
+        now: int | None = None,
+        bound: bool = False,
     ) -> Flow[Credential]:
         """Verify `token` and return its credential.
 
@@ -118,10 +124,12 @@ class Verifier:
             audience: the service's name, equal to the token's `aud`; or a collection of names.
             tenant: the tenant whose data is requested; `None` only if there is one tenant.
             now: epoch seconds; the clock by default.
+            bound: accept a token that is bound to a key (`cnf`). The caller then checks the proof of that key itself,
+                as `ResourceServer` does.
 
         Raises `CredentialError`: `credential_invalid` (not one of ours, or altered), `credential_key`,
         `keys_unavailable`, `credential_expired`, `credential_not_yet_valid`, `credential_tenant`, `audience`,
-        `credential_revoked` or `status_unavailable`. No error quotes the token.
+        `proof_missing` (a bound token), `credential_revoked` or `status_unavailable`. No error quotes the token.
         """
         jws = read(token, typ=TYP, algorithms=self._algorithms)
         jwk = yield Perform(self._keys.get, self._keys.aget, jws.header["kid"])
@@ -131,6 +139,8 @@ class Verifier:
         self._check_claims(claims, tenant, int(time.time()) if now is None else now)
         if claims[names.AUDIENCE] not in ((audience,) if isinstance(audience, str) else audience):
             raise CredentialError(Code.AUDIENCE, "the token is for another audience")
+        if names.CONFIRMATION in claims and not bound:
+            raise CredentialError(Code.PROOF_MISSING, "no proof of its key is taken here")
         credential: Credential | None = None
         with suppress(ValueError):
             credential = seal(token, claims)

@@ -215,7 +215,7 @@ class ResourceServer(BearerServer[Credential]):
         shown = [value for name, value in pairs if name == "dpop"]
         if len(shown) > 1:
             raise CredentialError(BAD_REQUEST)
-        credential = await self._verifier.averify(token, audience=self.audience, tenant=self._tenant)
+        credential = await self._verifier.averify(token, audience=self.audience, tenant=self._tenant, bound=True)
         self._check_proof(credential, scheme, shown, method, path)
         await self._check_live(credential)
         if self._tools is not None and self._tools.isdisjoint(credential.tools):

@@ -128,7 +128,8 @@ class IntrospectionEndpoint(FormEndpoint):
     async def introspect(self, token: str, client: IntrospectionClient) -> dict[str, Any]:
         """Return the answer to `client` about `token`. Raises `keys_unavailable` or `status_unavailable`."""
         try:
-            credential = await self._verifier.averify(token, audience=client.audiences, tenant=client.tenant)
+            asked: dict[str, Any] = {"audience": client.audiences, "tenant": client.tenant, "bound": True}
+            credential = await self._verifier.averify(token, **asked)
             live = await self._status.status(credential) == "live"
         except CredentialError as exc:
             if exc.code in (Code.KEYS_UNAVAILABLE, Code.STATUS_UNAVAILABLE):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextvars
 import json
+import time
+from functools import partial
 
 import httpx
 from langchain_core.messages import message_to_dict
@@ -13,6 +15,7 @@ from langgraph_sdk.client import LangGraphClient, SyncLangGraphClient
 from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.errors import AuthzDenied, AuthzError
 from langchain_runtime_authz.identity.subjects import BearerSubject
+from tests.unit_tests.credential.tokens import a_request
 
 from ._kit import *
 
@@ -148,6 +151,22 @@ def test_a_server_that_does_not_name_itself_is_not_configured() -> None:
     issuer = RuntimeAuthz().issuer
     with pytest.raises(ConfigError, match="URL"):
         BearerSubject(Verifier(issuer=issuer.issuer, jwks=issuer.jwks))
+
+
+@pytest.mark.parametrize("checked", [True, False])
+def test_a_bound_credential_is_not_taken_as_a_bearer_token(checked: bool) -> None:
+    """Its thief has no key. Unchecked, the thief is taken for alice."""
+    issuer, at = RuntimeAuthz().issuer, int(time.time())
+    asked = a_request(action="agent/invoke", audience=PAYER, cnf_jkt="hers", issued_at=at, expires_at=at + 60)
+    caller = BearerSubject(Verifier(issuer=issuer.issuer, jwks=issuer.jwks), audience=PAYER)
+    stolen = f"Bearer {issuer.issue(asked)}"
+    if checked:
+        with pytest.raises(CredentialError, match="proof_missing"), caller.presented(stolen):
+            pass
+    else:
+        caller._verify = tuple(partial(verify, bound=True) for verify in caller._verify)  # type: ignore[assignment]
+        with caller.presented(stolen) as who:
+            assert who.subject == "alice"  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("target", [f"{ADMIN}/threads/t/runs/r/stream", "https://other.example/payer"])

@@ -109,7 +109,7 @@ def is_accepted(vector: dict[str, Any]) -> bool:
     algorithms = [ALGORITHMS[alg] for alg in vector["verifier"]["accepted_algs"]]
     verifier = Verifier(issuer=LOCAL, jwks=KEY.jwks(), algorithms=algorithms)
     try:
-        given = verifier.verify(sign_compact(TYP, ours, KEY), audience=vector["verifier"]["audience"], now=now).grant
+        given = verifier.verify(sign_compact(TYP, ours, KEY), audience=vector["verifier"]["audience"], now=now, bound=True).grant
     except CredentialError:
         return False
     met = {

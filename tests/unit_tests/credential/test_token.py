@@ -112,12 +112,13 @@ def test_what_was_issued_verifies(alg: Any) -> None:
     """A fresh token verifies at its audience, and its credential tells the same."""
     issuer = LocalIssuer(SigningKey.generate(alg))
     token = issuer.issue(a_request(cnf_jkt="thumb"))
-    got = verifier(jwks=issuer.jwks()).verify(token, audience=BANK, tenant="acme", now=NOW)
+    got = verifier(jwks=issuer.jwks()).verify(token, audience=BANK, tenant="acme", now=NOW, bound=True)
     assert (got.subject, got.tenant, got.audience, got.jti, got.txn, got.epoch, got.expires_at) == (
         "alice", "acme", BANK, "j-1", "run-1", 2, NOW + 60,
     )  # fmt: skip
     assert got.actor == "urn:langchain-runtime-authz:agent:supervisor/payer"
     assert got.token == token
+    assert refused(token, jwks=issuer.jwks()) == "proof_missing"  # unless the caller says that it checks the proof
     assert got.claims["cnf"]["jkt"] == got.jkt == "thumb"
     assert got.actors == (got.actor, "urn:langchain-runtime-authz:agent:supervisor")
     assert (got.tools, got.issuer) == (("send_money",), issuer.issuer)
