@@ -5,7 +5,7 @@ The endpoint is a plain ASGI application. Mount it next to the ledger.
 ```python
 app.mount("/introspect", IntrospectionEndpoint(
     verifier=Verifier(issuer=authz.issuer.issuer, jwks=authz.issuer.jwks),
-    status=LedgerStatus(authz.ledger),
+    status=LedgerStatus(authz.ledger, KillSwitch.from_environment()),
     clients={"bank": IntrospectionClient(secret, audiences=("https://bank.example",))},
 ))
 ```
