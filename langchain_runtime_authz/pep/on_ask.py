@@ -14,6 +14,7 @@ from contextvars import Context
 from copy import deepcopy
 from typing import Any, Final
 
+from langchain_runtime_authz._display import printable
 from langchain_runtime_authz.pep.run import Effect, Engine
 
 _log = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ async def _aask(engine: Engine, question: Mapping[str, Any]) -> Any:
 
 
 def _failed(exc: Exception) -> None:
-    _log.error("`on_ask` failed, so what it was asked about is denied: %s: %s", type(exc).__name__, exc)
+    _log.error("`on_ask` failed, so what it was asked about is denied: %s: %s", type(exc).__name__, printable(str(exc)))
 
 
 AskHere: Final = Effect(_ask, _aask)  # a question in LangChain's shape → the decisions on it

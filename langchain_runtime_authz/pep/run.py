@@ -13,6 +13,7 @@ from os import urandom
 from typing import TYPE_CHECKING, Any, Concatenate, Final, NamedTuple, ParamSpec, Protocol, TypeVar, runtime_checkable
 from zoneinfo import ZoneInfo
 
+from langchain_runtime_authz._display import printable
 from langchain_runtime_authz._flow import Effect, Flow, Perform, adrive, drive  # noqa: F401  (handed on)
 from langchain_runtime_authz._locks import forkable_lock
 from langchain_runtime_authz.audit.sinks import AuditSink, MemorySink
@@ -239,7 +240,7 @@ class Engine:
             ids = f"decision {decision_id}, " * bool(decision_id) + f"run {run_id}, thread {thread!a}"
             more = f"; {left_out} more were not logged" if left_out else ""
             text = str(exc) if isinstance(exc, AuthzError) else f"{code}: {type(exc).__name__}: {exc}"
-            _log.error("%s: %s (%s)%s", what, text, ids, more, extra=about)
+            _log.error("%s: %s (%s)%s", what, printable(text), ids, more, extra=about)
 
 
 @dataclass(slots=True, eq=False)

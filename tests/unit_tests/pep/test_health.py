@@ -30,7 +30,7 @@ from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.ledger.sqlite import SqliteLedger
 from langchain_runtime_authz.pap.bundle import pack
 from langchain_runtime_authz.pap.reloading import ReloadingPDP
-from langchain_runtime_authz.pep import health, run
+from langchain_runtime_authz.pep import health, on_ask, run
 from langchain_runtime_authz.telemetry import metrics, semconv
 from langchain_runtime_authz.telemetry.logs import lines_left_out
 from langchain_runtime_authz.testing import StaticPDP
@@ -253,6 +253,23 @@ def test_ends_that_are_not_recorded_are_few_lines(caplog: pytest.LogCaptureFixtu
     lines = [r for r in caplog.records if "the end of a call was not recorded: ledger_timeout" in r.getMessage()]
     assert len(lines) == 5
     assert {(r.thread_id, bool(r.run_id), bool(r.decision_id)) for r in lines} == {("t1", True, True)}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("escaped", [True, False])
+def test_a_failure_s_text_forges_no_line(
+    escaped: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An exception may quote a thread's id, or a question's text. Unescaped, it adds a line to the log."""
+    if not escaped:
+        for module in (run, on_ask):
+            monkeypatch.setattr(module, "printable", lambda text: text)
+    authz = RuntimeAuthz(pdp=StaticPDP(True))
+    with caplog.at_level(logging.ERROR):
+        authz._engine.ledger_failed(RuntimeError("(thread)=(t\nINFO permitted pay\x1b[2K)"))
+        on_ask._failed(RuntimeError("t\nINFO permitted pay\x1b[2K"))
+    lines = [r.getMessage() for r in caplog.records]
+    assert len(lines) == 2
+    assert all(("\n" not in line and "\x1b" not in line) is escaped for line in lines)
 
 
 @pytest.mark.parametrize("code", [Code.AUDIT_UNAVAILABLE, Code.CHAIN_BROKEN])
