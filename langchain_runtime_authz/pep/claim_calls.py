@@ -130,6 +130,7 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
         refusals=RefusedMints((run, decided, done.now - time.monotonic())),
     )
     if decided.deeds:
+        run.engine.memory.outputs(run.scope).wrote(call.args)  # now, so that a concurrent read is later
         calls_in_doubt.LOST_ENDS.pop(decided.key, None)  # the new claim replaces an end that was not recorded
         calls_in_doubt.HELD[decided.key] = ref(ticket, partial(calls_in_doubt.HELD.pop, decided.key))
     return ticket

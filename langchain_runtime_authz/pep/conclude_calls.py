@@ -170,14 +170,11 @@ def conclude(
 
 
 def _remember(run: Run, call: Call, found: Observation, output: object, *, done: bool) -> None:
-    """Keep the call's output or arguments in this process, for questions and mandates."""
+    """Keep the call's output and destinations in this process, for questions and mandates."""
     memory, scope = run.engine.memory, run.scope
-    outputs = memory.outputs(scope)
     if found.prose or found.rest is not None:
         memory.keep(scope, found)
-    if call.profile.side_effect:
-        outputs.wrote(call.args)
-    memory.reached(scope, call.atoms.destinations() if done and call.profile.side_effect else ())
+    outputs = memory.reached(scope, call.atoms.destinations() if done and call.profile.side_effect else ())
     if done and call.profiled:
         kept = output if found.held is None else found.held
         outputs.record(call.tool, call.profile, call.args, kept, given=call.given, task=task_name(run))

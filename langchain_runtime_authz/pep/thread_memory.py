@@ -132,15 +132,17 @@ class ThreadMemory:
                 memory = thread.memory = Memory(tuple(thread.prose), dict(thread.found))
         return memory
 
-    def reached(self, scope: Scope, destinations: Sequence[str]) -> None:
-        """Keep the destinations of a call that ran. Mark the thread as just used, so that it is dropped last."""
+    def reached(self, scope: Scope, destinations: Sequence[str]) -> Outputs:
+        """Keep the destinations of a call that ran. Mark the thread as just used, and return its outputs."""
         with self._lock:
-            payees = self._thread(scope).payees
+            thread = self._thread(scope)
+            payees = thread.payees
             for value in destinations[:MAX_PAYEES]:
                 look = skeleton(value)
                 payees[look] = payees.pop(look, frozenset()) | {value}
             while len(payees) > MAX_PAYEES:
                 payees.pop(next(iter(payees)))
+            return thread.outputs
 
     def payees(self, scope: Scope) -> Mapping[str, frozenset[str]]:
         """Return the destinations of calls that ran, by their skeleton (UTS #39 §4)."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from langchain_core.tools import ToolException
+
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.mandate import model as m
 
@@ -81,6 +83,56 @@ def test_an_own_note_is_not_a_record(go: Any) -> None:
     """What a call wrote does not become a source because a read returns it."""
     mandate = pays(m.Pick("notes", "text", {"title": "rent"}), 45, m.Step("notes", "search_notes"))
     held(mandate, MAIL, ("note", {"title": "rent", "text": EVE}), ("search_notes", {}), pay(EVE), go=go)
+
+
+@pytest.mark.parametrize("how", ["a result", "no result", "an error", "at once"])
+def test_what_a_side_effect_wrote_is_not_a_record(how: str, go: Any) -> None:
+    """The model writes an account that a trusted read returns. The write returns a result or none, fails, or still runs while the read ends."""
+    assert written_and_paid(how, go, protected=True) == []
+    assert written_and_paid(how, go, protected=False) == [EVE]
+
+
+def written_and_paid(how: str, go: Any, *, protected: bool) -> list[str]:
+    kept, paid, wrote = {"iban": BILL["iban"]}, list[str](), threading.Event()
+
+    @tool
+    def save(name: str) -> Any:
+        """Save."""
+        kept["iban"] = name
+        wrote.set()
+        if how == "an error":
+            raise ToolException("no answer")
+        time.sleep(0.2 if how == "at once" else 0)  # the read ends first
+        return "ok" if how == "a result" else None
+
+    @tool
+    def look() -> Any:
+        """Look up."""
+        wrote.wait(10)
+        return dict(kept)
+
+    @tool
+    def pay(to: str) -> str:
+        """Pay."""
+        paid.append(to)
+        return "paid"
+
+    save.handle_tool_error = True
+    calls = [call("save", {"name": EVE}, "c1"), call("look", {}, "c2")]
+    model = replying(*([calls] if how == "at once" else [[c] for c in calls]), [call("pay", {"to": EVE}, "c3")])
+    graph = hand_written(model, [save, look, pay], checkpointer=InMemorySaver())
+    if not protected:
+        go(graph, human(), THREAD)
+        return paid
+    profiles = {
+        "save": ToolProfile(effect="write", sink="internal", text=("name",)),
+        "look": ToolProfile(effect="read", sink="none", trust="system"),
+        "pay": ToolProfile(effect="pay", critical={"to": "principal"}),
+    }
+    authz = RuntimeAuthz(profiles=profiles)
+    steps = m.Step("save", "save", {"name": m.Free()}), m.Step("look", "look"), m.Step("pay", "pay", {"to": m.Field("look", "iban")})
+    assert "__interrupt__" in told(authz, authz.protect(graph), human(), THREAD, go=go, mandate=m.Mandate(steps=steps))
+    return paid
 
 
 def test_each_record_is_paid_once(go: Any) -> None:
