@@ -117,7 +117,7 @@ def atoms_of(profile: ToolProfile, args: Mapping[str, Any]) -> CallAtoms:
 def _atom(name: str, kind: str, value: Any) -> Atom:
     flat = _flat(value)
     if flat is None:
-        return Atom(name, kind, value, None, [repr(value)] if kind != "when" else [])
+        return Atom(name, kind, value, None, ["".join(sorted(skeleton(repr(value))))] if kind != "when" else [])
     items = []
     for one in flat:
         parts = tuple(_parts(one, kind))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import decimal
 import enum
@@ -19,6 +18,8 @@ MAX_JSON: Final = 1_000_000  # a longer text is not read as JSON
 SHORT: Final = 200  # a longer or multi-line text is prose, whatever the profile says
 LARGEST: Final = 10**30  # an integer of this size or more is cut: it has no normal form
 NODE: Final = 48  # weight of a node, in characters
+DEEP: Final = object()  # JSON that is nested too deep to be parsed
+_JSON: Final = json.JSONDecoder(parse_int=lambda digits: int(digits[:40]))  # a longer integer is beyond LARGEST too
 
 
 class Held(NamedTuple):
@@ -34,19 +35,23 @@ def held(output: object) -> Held:
         text = str.__str__(output)
         if len(text) > MAX_JSON:
             return Held(text[:MAX_CHARS], False, MAX_CHARS)
-        return Held(parsed(text), None, len(text))
+        return Held(text if (value := parsed(text)) is DEEP else value, None, len(text))
     read = Projection(MAX_NODES, MAX_CHARS)
     value = read.read(output, 0)
     return Held(value, read.complete, read.chars + read.nodes * NODE)
 
 
 def parsed(output: object) -> object:
-    """Parse a text that is a JSON object or list; return any other value unchanged."""
+    """Parse a text that is a JSON object or list; return `DEEP`, or any other value unchanged."""
     if isinstance(output, str):
         text = str.__str__(output)
         if len(text) <= MAX_JSON and text.lstrip()[:1] in ("{", "["):
-            with contextlib.suppress(ValueError, RecursionError):
-                return json.loads(text)
+            try:
+                return _JSON.decode(text)
+            except RecursionError:
+                return DEEP
+            except ValueError:
+                pass
     return output
 
 

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 from langchain_runtime_authz._regex import lazy
 
-MAX_VALUE: Final = 2048  # characters of one value; a longer one has no form
+MAX_VALUE: Final = 2048  # characters of one value; a longer one, without the blanks around words, has no form
 REMEMBERED: Final = 256  # characters of a value whose forms are cached
 _DIGITS: Final = 15  # a number with more digits is treated as a name
 _LOCAL, _DOMAIN = 64, 253  # characters before and after the @ of an address (RFC 5321)
@@ -118,7 +118,8 @@ def skeleton(text: str) -> str:
 
 
 def _skeleton(text: str) -> str:
-    folded = unicodedata.normalize("NFKD", text[:MAX_VALUE]).casefold().translate(_LOOKS)
+    pieces = (text[i : i + REMEMBERED] for i in range(0, len(text), REMEMBERED))  # many accents: quadratic in a piece
+    folded = "".join(unicodedata.normalize("NFKD", piece) for piece in pieces).casefold().translate(_LOOKS)
     if not (folded.isascii() and folded.isprintable()):
         folded = "".join(c for c in folded if unicodedata.category(c) not in ("Mn", "Cf", "Cc"))
     return folded.replace("rn", "m")
@@ -169,10 +170,10 @@ def _forms(value: object, said: bool) -> tuple[str, ...]:
     if isinstance(value, int | float) and not isinstance(value, bool):
         number = Decimal(repr(value))
         return (f"num:{canonical(number)}",) if number.is_finite() and abs(number.adjusted()) < 30 else ()
-    if not isinstance(value, str) or len(value) > MAX_VALUE:
+    if not isinstance(value, str) or not 0 < len(value := " ".join(value.split())) <= MAX_VALUE:
         return ()
     text = tidy(value)
-    if not text or not _plain(text) or _respelled(value):
+    if not _plain(text) or _respelled(value):
         return ()
     if not TELLING.search(text):
         return (f"text:{fold(text)}",)

@@ -59,8 +59,8 @@ class Provenance(NamedTuple):
         found = {
             "class": self.class_,
             "standing": self.standing,
-            "asserted_by": list(map(_attribution_json, self.asserted_by)),
-            "mentioned_by": list(map(_attribution_json, self.mentioned_by)),
+            "asserted_by": list(map(_attribution_json, self.asserted_by[:MAX_SAID])),
+            "mentioned_by": list(map(_attribution_json, self.mentioned_by[:MAX_SAID])),
             "lookalike": self.lookalike,
         }
         if self.kind is not None:
@@ -152,8 +152,8 @@ def _item(item: Item, evidence: Evidence) -> Provenance:
 def _seen(part: tuple[str, ...], value: object, evidence: Evidence) -> Provenance:
     sightings = [s for f in part for s in evidence.seen.get(key(f), ())]
     asserted = sorted((s for s in sightings if s.asserted), key=lambda s: CLASSES.index(_class(s)))
-    by = tuple(_attribution(s) for s in asserted[:MAX_SAID])
-    within = list(dict.fromkeys(_attribution(s) for s in sightings if not s.asserted))[:MAX_SAID]
+    by = tuple(dict.fromkeys(map(_attribution, asserted)))
+    within = list(dict.fromkeys(_attribution(s) for s in sightings if not s.asserted))
     if not sightings and isinstance(value, str):
         within = _mentions(value, evidence.memory)
     class_ = _class(asserted[0]) if asserted else "mentioned" if within else "unknown"
@@ -172,9 +172,5 @@ def _attribution(seen: Sighting) -> Attribution:
 
 def _mentions(value: str, memory: Memory) -> list[Attribution]:
     phrase = tidy(value).casefold()
-    found: dict[Attribution, None] = {}
-    for p in memory.mentions(phrase) if len(phrase) >= SHORTEST else ():
-        found[Attribution(p.origin, p.source)] = None
-        if len(found) == MAX_SAID:
-            break
-    return list(found)
+    said = memory.mentions(phrase) if len(phrase) >= SHORTEST else ()
+    return list(dict.fromkeys(Attribution(p.origin, p.source) for p in said))

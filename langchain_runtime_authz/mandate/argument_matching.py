@@ -57,7 +57,7 @@ def quoted(value: object) -> str:
 class Reader:
     """Compare the values of one call with the arguments of a mandate. Results are cached for the call."""
 
-    __slots__ = ("_allowed", "_fitting", "_found", "_outputs", "_own", "_steps", "_task", "_words")
+    __slots__ = ("_allowed", "_echoes", "_fitting", "_found", "_outputs", "_own", "_steps", "_task", "_words")
 
     def __init__(
         self, steps: Mapping[str, model.Step], outputs: reads.Outputs, own: frozenset[str], words: str, task: str = ""
@@ -66,6 +66,7 @@ class Reader:
         self._fitting: dict[str, list[reads.Output]] = {}
         self._found: dict[int, list[_Row] | str] = {}  # by `id()` of the argument, which the mandate keeps alive
         self._allowed: dict[int, str] = {}
+        self._echoes: dict[tuple[str, int], set[str | None]] = {}  # outputs of `_fitting`, which keeps them alive
 
     def check(self, argument: model.Argument, value: object, kind: str) -> Finding:
         """Compare a value with the ordered `argument`. `kind` is the kind of the tool's argument."""
@@ -162,14 +163,14 @@ class Reader:
         """Return True if the values have a trusted writer and do not echo the model's input. `whole`: reject prose."""
         if reads.worth(output.profile, path) < least:
             return False
-        bound = {n for n, a in self._steps[step].args.items() if isinstance(a, _BOUND)}
-        chosen = [v for n, v in output.args.items() if n in output.given and n not in bound]
-        sent = reads.scalars(chosen, 1000)  # None if there are more
-        echo = {form for v in sent or () for form in reads.scalar_forms(v)}
+        if (echo := self._echoes.get((step, id(output)))) is None:
+            bound = {n for n, a in self._steps[step].args.items() if isinstance(a, _BOUND)}
+            chosen = [v for n, v in output.args.items() if n in output.given and n not in bound]
+            echo = self._echoes[step, id(output)] = set(reads.told(chosen))  # with None if there is too much
         for value in values:
             if whole and isinstance(value, str) and (len(value) > SHORT or "\n" in value):
                 return False
-            echoes = sent is None or not echo.isdisjoint(reads.scalar_forms(value))
+            echoes = None in echo or not echo.isdisjoint(reads.scalar_forms(value))
             if echoes or self._outputs.written(value, output.turn):
                 return False
         return True
@@ -367,7 +368,7 @@ def _values(row: _Row, path: str) -> list[Any]:
     nodes = reads.nodes_at(row.record, path)
     if len(nodes) == 1 and type(nodes[0]) in SHORT_KINDS and nodes[0] != "":
         return nodes
-    return reads.scalars(nodes, MAX_ITEMS, mappings=False) or []
+    return [None] if (found := reads.scalars(nodes, MAX_ITEMS, mappings=False)) is None else found
 
 
 def _extreme(rows: Sequence[_Row], name: str, sign: int) -> list[_Row] | None:

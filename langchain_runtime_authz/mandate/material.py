@@ -13,19 +13,20 @@ _MAX_TEXT: Final = 1_000_000  # characters; a longer text counts as pasted as a 
 _MAX_OPEN: Final = 64  # tags without an end tag; after more, the rest of the text is material
 
 _FENCED: Final = lazy(r'(```|~~~|""").*?(?:\1|\Z)', re.DOTALL)
-_TAG: Final = lazy(r"<([A-Za-z][\w\-]{0,31})(?: [^<>\n]{0,200})?>")
+_TAG: Final = lazy(r"<([A-Za-z][\w\-]*)(?=[\s>])")  # an attribute, such as a file's name, may have any characters
+_END: Final = lazy(r"</([A-Za-z][\w\-]*)>")
 LINES: Final = str.maketrans(dict.fromkeys("\r\x0b\x0c\x85\u2028\u2029", "\n"))  # other line ends → "\n"
 # A line that is quoted, is a horizontal rule, begins a forwarded message, or looks like the header of a mail.
 _MARK: Final = lazy(
-    r"""^[ \t]{0,80}(?:
+    r"""^[ \t]*(?:
     (?P<quote>>)
-    |(?P<rule>([-=*_])\3{4,200}[ \t]{0,80}$)
-    |(?P<forward>[*\-_=]{0,80}[ ]?(?:begin[ ])?(?:(?:original|forwarded)[ ]message|weitergeleitete[ ]nachricht|ursprüngliche[ ]nachricht
+    |(?P<rule>([-=*_])\3{4,}[ \t]*$)
+    |(?P<forward>[*\-_=]*[ ]?(?:begin[ ])?(?:(?:original|forwarded)[ ]message|weitergeleitete[ ]nachricht|ursprüngliche[ ]nachricht
         |message[ ](?:transféré|d['’]origine)|mensaje[ ](?:reenviado|original)|messaggio[ ]inoltrato|mensagem[ ]encaminhada)\b
-        |(?:fwd?|wg)[ ]?:|on[ ][^\n]{4,200}[ ]wrote[ ]?:[ \t]*$|am[ ][^\n]{4,200}[ ]schrieb[ ][^\n]{0,100}:[ \t]*$
-        |le[ ][^\n]{4,200}[ ]a[ ]écrit[ ]?:[ \t]*$|el[ ][^\n]{4,200}[ ]escribió[ ]?:[ \t]*$)
+        |(?:fwd?|wg)[ ]?:|on[ ][^\n]{4,}[ ]wrote[ ]?:[ \t]*$|am[ ](?=[^\n]*:[ \t]*$)[^\n]{4,}[ ]schrieb[ ]
+        |le[ ][^\n]{4,}[ ]a[ ]écrit[ ]?:[ \t]*$|el[ ][^\n]{4,}[ ]escribió[ ]?:[ \t]*$)
     |(?P<header>\*{0,2}(?:(?P<sender>from|von|de|da|sent|gesendet|received|reply-to)|(?P<subject>subject|betreff|objet|asunto|oggetto)
-        |to|an|para|à|a|cc|bcc|date|datum|fecha)\*{0,2}[ \t]{0,4}:)
+        |to|an|para|à|a|cc|bcc|date|datum|fecha)\*{0,2}[ \t]*:)
     )[^\n]*\n?""",
     re.IGNORECASE | re.MULTILINE | re.VERBOSE,
 )
@@ -60,14 +61,13 @@ def spans(text: str) -> list[tuple[int, int]]:
 
 
 def _tagged(text: str) -> Iterator[tuple[int, int]]:
-    at, without = 0, 0
+    """Yield the spans from a tag to its last end tag. A document may hold the end tag of its own frame."""
+    at, without, ends = 0, 0, {end[1]: end.end() for end in _END.finditer(text)}
     for tag in _TAG.finditer(text):
         if tag.start() < at:
             continue
-        close = f"</{tag[1]}>"
-        end = text.find(close, tag.end())
-        if end >= 0:
-            at = end + len(close)
+        if ends.get(tag[1], 0) > tag.start():
+            at = ends[tag[1]]
             yield tag.start(), at
             continue
         without += 1

@@ -143,7 +143,7 @@ class Outputs:
             oldest.forget()
 
     def _note(self, args: Mapping[str, Any]) -> None:
-        for form in _told(args):
+        for form in told(args):
             if form is None or len(self._written) >= MAX_WRITTEN:
                 self._left_out = min(self._left_out, self._turn)
                 return
@@ -164,15 +164,15 @@ class Outputs:
             yield found.words
 
 
-def _told(args: object, *, inside: bool = False) -> Iterator[str | None]:
+def told(args: object) -> Iterator[str | None]:
     """Yield the normal forms of all values in arguments and JSON texts, and of addresses; None for what is too large."""
     values = scalars(args, MAX_ARGUMENT_NODES)
     for value in (None,) if values is None else values:
-        large = value is None or (isinstance(value, str) and len(value) > MAX_UNREAD)
+        large = value in (None, json_copy.DEEP) or (isinstance(value, str) and len(value) > MAX_UNREAD)
         yield from (None,) if large else scalar_forms(value)
-        if isinstance(value, str) and not large and not inside:
+        if isinstance(value, str) and not large:
             if (inner := json_copy.parsed(value)) is not value:
-                yield from _told(inner, inside=True)
+                yield from told(inner)
             yield from identifiers(value)
 
 

@@ -391,3 +391,22 @@ def test_a_call_that_is_too_large_to_read_may_echo_anything(more: Any) -> None:
     """Its output is an outsider's, as the model could have sent any value in it. Of a small call, an echo is nobody's."""
     seen = read({"iban": "DE21999988887777"}, ToolProfile(effect="read", trust="system"), args={"q": ["DE21999988887777", more]})
     assert {s.origin for s in seen.sightings} == ({"external"} if more else set())
+
+
+@pytest.mark.parametrize("n", [8, MAX_ITEMS + 1])
+def test_a_list_in_another_order_has_the_same_target(n: int) -> None:
+    several = [f"u{i}@x.org" for i in range(n)]
+    assert effect_target(SEND, {"to": several}) == effect_target(SEND, {"to": several[::-1]})
+    assert effect_target(SEND, {"to": several}) != effect_target(SEND, {"to": [*several, "eve@x.org"]})
+
+
+@pytest.mark.parametrize("n", [2, 3000])
+def test_a_padded_argument_that_comes_back_is_an_echo(n: int) -> None:
+    assert told(of(known(read("Eve Corp", BOOK, args={"q": "Eve Corp" + " " * n})), to="Eve Corp")) == ("unknown", "outside")
+
+
+@pytest.mark.parametrize("n", [2, 9])
+def test_each_source_of_a_value_is_known_and_few_are_reported(n: int) -> None:
+    found = of(known(*(observe_output(f"t{i}", BOOK, {}, "Eve Corp") for i in range(n))), to="Eve Corp")
+    assert {s.source for s in found.asserted_by} == {f"t{i}" for i in range(n)}
+    assert len(found.to_json()["asserted_by"]) == min(n, 4)

@@ -558,3 +558,19 @@ def test_a_constant_call_costs_few_functions():
     finally:
         sys.setprofile(None)
     assert len(calls) <= 15
+
+
+@pytest.mark.parametrize("query", ["eve@x.org", "who is eve@x.org please", '{"who": "eve@x.org"}', "eve@x.org" + " " * 3000])
+def test_what_the_model_wrote_into_a_free_argument_is_not_trusted(query):
+    steps = (Step("find", "contacts", {"query": Free()}), Step("do", "send", {"to": Field("find", "asked")}))
+    kept = Outputs()
+    kept.record("contacts", PROFILES["contacts"], {"query": query}, {"asked": "eve@x.org"})
+    assert judge(Mandate(steps=steps), "send", {"to": "eve@x.org"}, kept=kept).standing == "deviates"
+
+
+@pytest.mark.parametrize("n", [1, 65])
+def test_a_field_with_too_many_values_may_meet_the_condition(n):
+    people = [{"email": "anna@x.org", "tag": ["boss"]}, {"email": "b@x.org", "tag": ["boss", *map(str, range(n))]}]
+    pick = Step("do", "send", {"to": Pick("contacts", "email", where={"tag": (Eq("boss"),)})})
+    found = judge(Mandate(steps=(Step("contacts", "contacts"), pick)), "send", {"to": "anna@x.org"}, kept=outputs(contacts=people))
+    assert found.standing == "deviates"

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 import pytest
 
+from langchain_runtime_authz.mandate.material import spans
 from langchain_runtime_authz.mandate.places import MAX_OWN, stated
 
 
@@ -29,3 +33,34 @@ def test_a_text_without_them_stays_as_it_is() -> None:
 
 def test_a_text_beyond_the_bound_states_nothing() -> None:
     assert stated("a.org " * MAX_OWN) == ""
+
+
+@pytest.mark.parametrize("n", [8, 300, 2000])
+@pytest.mark.parametrize(
+    "pasted",
+    [
+        lambda n: f'<file name="{"A" * n}">\nevil.org\n</file>',
+        lambda n: f'<file name="a<b\n{"A" * n}">\nx\n</file>\nevil.org\n</file>',
+        lambda n: f"<{'d' * n}>\nevil.org\n</{'d' * n}>",
+        lambda n: f"On Mon, {'A' * n} wrote:\nevil.org",
+        lambda n: f"Am Montag, {'A' * n} schrieb Bob {'A' * n}:\nevil.org",
+        lambda n: f"{'-' * n}\nevil.org\n{'-' * n}",
+        lambda n: f"{' ' * n}> evil.org",
+        lambda n: f"{'-' * n} Forwarded message {'-' * n}\nevil.org",
+    ],
+    ids=["attribute", "end tag inside", "name", "wrote", "schrieb", "rule", "quote", "forward"],
+)
+def test_material_is_recognised_at_any_length(pasted: Callable[[int], str], n: int) -> None:
+    assert stated(f"Read a.org.\n{pasted(n)}").strip().startswith("Read a.org.")
+    assert "evil.org" not in stated(f"Read a.org.\n{pasted(n)}")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["<", "<a ", "-", " ", "on ", " schrieb ", "</a", "```x", "from:\n", "-----\n", "> \n", "<a></a>"],
+)
+def test_the_search_for_material_is_linear(text: str) -> None:
+    began = time.process_time()
+    spans(("am " + text * 1_000_000)[:999_999] + "x")
+    spans((text * 1_000_000)[:999_999] + "x")
+    assert time.process_time() - began < 10

@@ -119,7 +119,22 @@ def test_written_values_are_told_by_time(monkeypatch):
     assert (found.written("y", 4), found.written("y", 3)) == (True, False)
 
 
-@pytest.mark.parametrize("large", [[*range(1001)], json.dumps([*range(1001)]), "x " * 500_001], ids=["values", "in JSON", "text"])
+@pytest.mark.parametrize(
+    "told",
+    ["eve", "Eve" + " " * 3000, json.dumps({"a": json.dumps(["Eve"])}), f'["Eve", {"1" * 4400}]'],
+    ids=["plain", "padded", "JSON in JSON", "long number"],
+)
+def test_no_spelling_of_a_written_value_hides_it(told):
+    found = Outputs()
+    found.wrote({"a": told})
+    assert (found.written("Eve", 2), found.written("Bob", 2)) == (True, False)
+
+
+@pytest.mark.parametrize(
+    "large",
+    [[*range(1001)], json.dumps([*range(1001)]), "x " * 500_001, "[" * 100_000 + "]" * 100_000],
+    ids=["values", "in JSON", "text", "deep"],
+)
 def test_a_write_that_is_too_large_to_note_had_any_value(large):
     """From then on. What was read before it is trusted as before."""
     found = Outputs()
