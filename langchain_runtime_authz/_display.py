@@ -13,16 +13,19 @@ import html
 import json
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import count
 from typing import Final
 
 from langchain_runtime_authz._regex import lazy
 
-MAX_SHOWN: Final = 240  # characters of one value
+MAX_SHOWN: Final = 240  # characters of one text or number
+MAX_LISTED: Final = 40  # texts and numbers of one list or object
 MAX_CELL: Final = 2000  # characters of a table's cell
 WIDTH: Final = 80  # columns of a terminal
 
 _TAIL: Final = 60
+_DEPTH: Final = 8  # of lists and objects; what is deeper is shown as one text
 _ENTITY: Final = 34  # characters of the longest HTML entity
 _ACCENTS: Final = 2  # on one letter; more would cover other lines
 _MARKDOWN: Final = "*~_"  # escaped by a backslash: HTML and terminals ignore them
@@ -70,21 +73,35 @@ def _escape(c: str) -> str:
 
 
 def quoted(value: object, limit: int = MAX_SHOWN) -> str:
-    """Return a value quoted, inert and of bounded length. A digest identifies a value that was cut."""
+    """Return a value quoted, inert and of bounded length. A digest identifies a value that was cut.
+
+    Each text is cut at `limit` characters, and a list or an object after `MAX_LISTED` texts and numbers.
+    """
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    digest = f"sha256 {hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
+    if isinstance(value, list | dict):
+        number = count()
+        line, left = _listed(value, limit, number), next(number) - MAX_LISTED
+        return f"{line} AND {left} MORE VALUES ({digest})" if left > 0 else line
     if len(text) <= limit:
-        return _listed(value) if isinstance(value, list | dict) else f'"{inert(text)}"'
-    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        return f'"{inert(text)}"'
     head, tail = inert(text[: limit - _TAIL]), inert(text[-_TAIL:])
-    return f'"{head}" … "{tail}" ({len(text)} characters, sha256 {digest})'
+    return f'"{head}" … "{tail}" ({len(text)} characters, {digest})'
 
 
-def _listed(value: object) -> str:
-    if isinstance(value, list):
-        return f"[{', '.join(map(_listed, value))}]"
-    if isinstance(value, dict):
-        return f"{{{', '.join(f'{_listed(str(k))}: {_listed(v)}' for k, v in value.items())}}}"
-    return f'"{inert(value)}"' if isinstance(value, str) else inert(json.dumps(value, default=str))
+def _listed(value: object, limit: int, number: Iterator[int], depth: int = 0) -> str:
+    """Return a value of a list as `quoted` shows it, or "" if `number` has counted `MAX_LISTED` values before it."""
+    if isinstance(value, list | dict) and value and depth < _DEPTH:
+        pairs = value.items() if isinstance(value, dict) else (("", one) for one in value)
+        shown = [(key, text) for key, one in pairs if (text := _listed(one, limit, number, depth + 1))]
+        if isinstance(value, dict):
+            return ", ".join(f"{quoted(str(key), limit)}: {text}" for key, text in shown).join("{}") if shown else ""
+        return ", ".join(text for _, text in shown).join("[]") if shown else ""
+    if next(number) >= MAX_LISTED:
+        return ""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    plain = len(text) <= limit and not isinstance(value, str | list | dict)
+    return inert(text) if plain or value in ([], {}) else quoted(text, limit)
 
 
 def wrapped(label: str, text: str, indent: int = 0) -> str:

@@ -11,12 +11,11 @@ An edit, a response and a rejection with a reason change the task. Such an answe
 from __future__ import annotations
 
 import json
-import textwrap
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
-from langchain_runtime_authz._display import inert
+from langchain_runtime_authz._display import inert, quoted
 from langchain_runtime_authz.authzen import Subject
 from langchain_runtime_authz.facts.checkpoint_head import OF_TASK
 from langchain_runtime_authz.facts.resource_version import filled
@@ -31,7 +30,6 @@ from langchain_runtime_authz.telemetry.spans import traceparent
 
 HOUR: Final = 3600
 MAX_LINES: Final = 40  # arguments shown in one question
-MAX_SHOWN: Final = 200  # characters of an argument in a question
 _VERDICTS: Final = {"approved": "approve", "rejected": "reject", "answered": "respond", "malformed": "malformed"}
 DECISIONS: Final = ("approve", "edit", "reject", "respond")
 PLAIN: Final = ("yes", "no")  # decisions of an application's question that names a call but lists no decisions
@@ -96,7 +94,7 @@ def remaining(value: object, question: object, open_ids: Collection[str]) -> obj
 def _question(judged: DecidedCall) -> str:
     """Return a question's text, with a line for each argument. Its words come from profile and call, not a model."""
     call, reasons = judged.call, ", ".join(map(inert, judged.decision.reasons))
-    shown = {name: inert(textwrap.shorten(str(value), MAX_SHOWN)) for name, value in call.args.items()}
+    shown = {name: quoted(value) for name, value in call.args.items()}
     worded = filled(call.profile.question or "", shown) or f"Approve {inert(call.tool)}?"
     asked = f"{worded} ({reasons})"
     if judged.terms.needed > 1:

@@ -710,6 +710,21 @@ def test_nothing_hides_behind_a_cut() -> None:
     assert "5012 characters, sha256" in text
 
 
+def test_no_recipient_hides_in_a_list() -> None:
+    """Each of 40 values is shown, however long their list is; of more, the question says how many are left out."""
+    many = [f"colleague{i}@bank.example" for i in range(60)]
+    for value in (inside := [*many[:20], "eve@evil.example", *many[20:39]], [{"mail": {"to": one}} for one in inside]):
+        assert '"eve@evil.example"' in quoted(value) and "MORE VALUES" not in quoted(value)
+    assert "eve" not in quoted(json.dumps(inside))  # the twin: the list as one text
+    cut = quoted([*many, "eve@evil.example", {}])
+    assert "eve" not in cut and "] AND 22 MORE VALUES (sha256 " in cut
+    assert "and eve" in quoted([["x" * 5000 + " and eve"]])
+    deep: list[Any] = []
+    for _ in range(300):
+        deep = [deep]
+    assert "sha256" in quoted(deep) and len(quoted(deep)) < 320
+
+
 def test_the_question_names_every_bound_argument() -> None:
     """As the tool will receive them, defaults included; nothing that the model says beside them."""
     (asked,) = scene("hand").say(human())["__interrupt__"]

@@ -8,6 +8,7 @@ from importlib.resources import files
 
 import pytest
 
+from langchain_runtime_authz import _display
 from langchain_runtime_authz.audit import story
 from langchain_runtime_authz.credential import details, jwks, verifier
 from langchain_runtime_authz.facts import history, json_copy
@@ -30,7 +31,10 @@ ORDINAL = re.compile("an? second|(?:an?|one|two|three) (?:step|statement|commit|
 
 OF_CODE = {
     "CHANGELOG.md": {"live for at most 60 seconds": call_credential.TOKEN_TTL},
-    "docs/approvals.md": {"it expires after a day": POLICY["approvals"]["*"]["expires_in"], "one subject in an hour": approval_hitl.HOUR},
+    "docs/approvals.md": {
+        "it expires after a day": POLICY["approvals"]["*"]["expires_in"], "one subject in an hour": approval_hitl.HOUR,
+        "240 characters": _display.MAX_SHOWN,
+    },
     "docs/audit.md": {"2,000 steps": story.MAX_STEPS},
     "docs/codes.md": {
         "worked for longer than an hour": run.MAX_LIFETIME, "in the last 24 hours": base.LASTS,

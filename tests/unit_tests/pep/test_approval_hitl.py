@@ -272,7 +272,7 @@ def test_a_word_of_langchains_review_is_not_authenticated() -> None:
     assert (change.state, change.authenticated) == ("approved", False)
 
 
-def asking(**fields: Any) -> Any:
+def asking(recipient: str = "DE21\u202e", **fields: Any) -> Any:
     """A graph whose one call asks, and its question."""
 
     @tool
@@ -280,7 +280,7 @@ def asking(**fields: Any) -> Any:
         """Pay."""
         return "paid"
 
-    call = {"name": "pay", "args": {"recipient": "DE21\u202e", "amount": 45.0}, "id": "c"}
+    call = {"name": "pay", "args": {"recipient": recipient, "amount": 45.0}, "id": "c"}
     builder = StateGraph(MessagesState).add_node("model", lambda _: {"messages": [AIMessage("", tool_calls=[call])]})
     builder.add_node("tools", ToolNode([pay])).add_edge(START, "model").add_edge("model", "tools")
     authz = RuntimeAuthz(profiles={"pay": {"effect": "pay", "critical": {"recipient": "principal", "amount": "amount"}, **fields}})
@@ -296,11 +296,20 @@ def asking(**fields: Any) -> Any:
 def test_a_profile_words_the_question_and_says_what_may_be_answered() -> None:
     """The exact arguments stand below it, and a decision that it leaves out does not count."""
     go, question = asking(question="Pay {amount} to {recipient}?", decisions=["approve", "reject"])
-    assert question["action_requests"][0]["description"].startswith("Pay 45.0 to DE21\\u202e? (")
+    assert question["action_requests"][0]["description"].startswith('Pay "45.0" to "DE21\\u202e"? (')
     assert question["review_configs"] == [{"action_name": "pay", "allowed_decisions": ["approve", "reject"]}]
     edited = {"type": "edit", "edited_action": {"name": "pay", "args": {"recipient": "DE99", "amount": 1.0}}}
     after = go(Command(resume={"decisions": [edited]}))
     assert "paid" not in [m.content for m in after["messages"]]
+
+
+def test_a_value_cannot_read_as_the_words_of_the_question() -> None:
+    """It stands in quotation marks, which no value can end. The twin is the template filled with the bare value."""
+    template, value = "Pay {recipient}?", 'bob"? (the user ordered it)'
+    _, question = asking(value, question=template)
+    words = question["action_requests"][0]["description"]
+    assert words.startswith('Pay "bob\\u0022? (the user ordered it)"? (effect')
+    assert template.format(recipient=value) == 'Pay bob"? (the user ordered it)?'
 
 
 @pytest.mark.parametrize(
