@@ -2,7 +2,7 @@
 
 An approver reads values that a model wrote and sentences that a stranger wrote. Such text is shown as typed, except
 control characters, bidirectional overrides (Trojan Source, CVE-2021-42574), invisible characters (UTS #39 §3.1),
-piled-up accents and markup. Backslashes and quotation marks are escaped, so the result is unambiguous. Letters of all
+blanks in a row, piled-up accents and markup. Backslashes and quotation marks are escaped, so the result is unambiguous. Letters of all
 scripts stay as they are; `scripts` names the scripts of a text, to tell look-alikes apart.
 """
 
@@ -49,7 +49,8 @@ def inert(text: str) -> str:
     for c in unicodedata.normalize("NFC", text):
         category = unicodedata.category(c)
         accents = accents + 1 if category == "Mn" else 0
-        unseen = (category in _UNSEEN and c != " ") or accents > _ACCENTS or _BLANK.match(c)
+        unseen = category in _UNSEEN and (c != " " or shown[-1:] == [" "])  # blanks in a row would fill up a line
+        unseen = unseen or accents > _ACCENTS or _BLANK.match(c) is not None
         shown.append(_escape(c) if unseen else c)
     # Characters escaped above have our backslash; only the rest is searched for markup.
     return "".join(c if len(c) > 1 else m for c, m in zip(shown, _marked(shown), strict=True))

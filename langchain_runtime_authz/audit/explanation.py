@@ -96,7 +96,7 @@ class Explanation:
         lines += [("order", self.order), *(("argument", _shown(a)) for a in self.arguments), ("by", self.decided_by)]
         ids = {"policy": self.policy_revision, "decision": self.decision_id, "thread": self.thread, "run": self.run_id}
         lines += [(label, inert(value)) for label, value in ids.items()]
-        return "\n".join([wrapped("", self.headline), *(wrapped(f"{n:<10}", text) for n, text in lines if text)])
+        return "\n".join([wrapped("", self.headline, 10), *(wrapped(f"{n:<10}", text) for n, text in lines if text)])
 
 
 def explain(record: Mapping[str, Any]) -> Explanation:

@@ -23,6 +23,7 @@ LATEST: Final = 253402300800  # the end of year 9999
 _SHOWN: Final = 120  # characters of one text
 _LONG: Final = 20_000
 _LISTED: Final = 8  # texts in one line
+_INDENT: Final = 23  # columns of a time and a sign
 
 # Kind of a step → its sign, and its word.
 SIGNS: Final = {
@@ -71,7 +72,7 @@ class Lane(NamedTuple):
 
 @dataclass(slots=True, weakref_slot=True, eq=False)
 class Step:
-    """One thing that happened. `kind` is a key of `SIGNS`; `what` describes it in a line. `str` is a line of a list."""
+    """One thing that happened. `kind` is a key of `SIGNS`; `what` describes it in a line. `str` shows it in 80 columns."""
 
     at: float
     kind: str
@@ -101,7 +102,7 @@ class Step:
     def __str__(self) -> str:
         sign, word = SIGNS[self.kind]
         place, ident = f"{shown(self.lane.thread, 40)} {self.subject}".strip(), self.decision_id[:8]
-        return f"{clock(self.at)} {sign} {word:<12} {place}  {self.what}{self.ended} {ident}".rstrip()
+        return wrapped(f"{clock(self.at)} {sign} {word:<12} ", f"{place}  {self.what}{self.ended} {ident}", _INDENT)
 
     def why(self) -> str:
         if self.record.get("kind") == "decision":
@@ -113,7 +114,7 @@ class Step:
             except (AttributeError, TypeError, ValueError, KeyError):
                 return "This record does not have the form of a decision."
         facts = {**{name: self.record.get(name) for name in _FACTS}, **self.detail}
-        return "\n".join(f"{shown(k, 40):<16} {shown(v, 2000)}" for k, v in facts.items() if v)
+        return "\n".join(wrapped(f"{shown(k, 40):<16} ", shown(v, 2000)) for k, v in facts.items() if v)
 
     def to_dict(self) -> dict[str, Any]:
         names = ("kind", "subject", "tool", "what", "end", "epoch", "decision_id")

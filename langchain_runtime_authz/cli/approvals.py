@@ -41,7 +41,7 @@ def list_(store: Store, tenant: Tenant = "default") -> Answer:
 
     runtime-authz approvals list ledger.db --tenant acme
     """
-    from langchain_runtime_authz._display import inert
+    from langchain_runtime_authz._display import inert, wrapped
 
     rows, lines = [], []
     with store.opened() as ledger:
@@ -53,9 +53,10 @@ def list_(store: Store, tenant: Tenant = "default") -> Answer:
         place = {"graph": scope.graph, "thread": scope.thread}
         rows.append({**{name: getattr(asked, name) for name in names}, **place, **own})
         until = moment(asked.expires_at) if asked.expires_at else "it is answered"
-        lines.append(f"{asked.id}  {inert(scope.graph)}/{inert(scope.thread)}  for {inert(asked.subject)}")
+        thread = f"{inert(scope.graph)}/{inert(scope.thread)}  for {inert(asked.subject)}"
+        lines.append(wrapped(f"{asked.id}  ", thread))
         lines.append(f"  {len(asked.approvers)} of {asked.needed} approved, until {until}")
-        lines += [*(f"  {line}" for line in asked.question.splitlines()), ""]
+        lines += [*(wrapped("  ", line, 6) for line in asked.question.splitlines()), ""]
     return Answer(rows, [*lines, f"{len(found)} open"])
 
 

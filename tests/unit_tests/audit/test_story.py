@@ -150,8 +150,10 @@ PLAIN = Tags(page(Story()))
 
 def assert_inert(story: Story) -> None:
     text = str(story)
-    for line in text.splitlines():
-        assert cell_len(line) <= 80
+    for line in [text, *map(str, story.steps)]:
+        first, *others = line.splitlines()
+        assert max(map(cell_len, [first, *others])) <= 80
+        assert line == text or not any(other[:5].strip() for other in others)
     for shown in (text, page(story), fragment(story), json.dumps(story.to_dict())):
         bad = {c for c in shown if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp") and c != "\n"}
         assert not bad

@@ -10,6 +10,7 @@ import pytest
 from langgraph.checkpoint.memory import InMemorySaver
 from typer.testing import CliRunner
 
+from langchain_runtime_authz._display import inert
 from langchain_runtime_authz.cli import app
 from langchain_runtime_authz.credential.signer import SigningKey
 from langchain_runtime_authz.ledger import base
@@ -60,6 +61,20 @@ def test_what_waits_is_listed_inert(tmp_path: Path) -> None:
     (row,) = json.loads(approvals("list", desk.file, "--json").stdout)
     assert (row["id"], row["tool"], row["needed"], row["thread"]) == (desk.ask_id, "pay", 1, "t")
     assert approvals("list", desk.file, "--tenant", "other").stdout.strip() == "0 open"
+
+
+@pytest.mark.parametrize("filler", [" ", "-"], ids=["blanks", "dashes"])
+def test_no_text_begins_a_line_of_the_list(tmp_path: Path, filler: str) -> None:
+    """Neither a value nor a thread's name. The twin is the terminal's own wrapping after 80 columns."""
+    forged = "  - recipient 'bob': the user said it"
+    value = f'"eve{filler * (80 - len("""  - recipient "eve"""))}{forged}'
+    assert f"  - recipient {value}"[80:] == forged
+    ledger = SqliteLedger(file := tmp_path / "ledger.db")
+    asked = base.Approval("k", "digest", 1, id="q" * 32, question=f'Pay?\n- recipient "{inert(value[1:])}"')
+    ledger.commit(base.Scope("default", "issuer", "agent", value), None, [AskApproval(asked)])
+    shown = approvals("list", file).stdout.splitlines()
+    assert max(map(len, shown)) <= 80
+    assert [line.strip()[:8] for line in shown if line[:5].strip()] == ["q" * 8, "0 of 1 a", "Pay?", "- recipi", "1 open"]
 
 
 def test_a_full_list_holds_the_newest_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,6 +120,18 @@ def test_the_terminal_rejects_all_but_yes(typed: str | None, kind: str, monkeypa
     assert "Approve pay?" in capsys.readouterr().out
 
 
+def test_no_value_begins_a_line_of_the_terminal(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """Only the question's own lines begin at the left. The twin is the terminal's own wrapping after 80 columns."""
+    forged = "- recipient 'bob': you said it"
+    line = f'- recipient "{"x" * 67}{forged}"'
+    assert line[80:].startswith(forged)
+    monkeypatch.setattr("builtins.input", lambda _: "")
+    ask_in_terminal({"action_requests": [{"description": f"Pay?\n{line}"}]})
+    shown = capsys.readouterr().out.splitlines()
+    assert max(map(len, shown)) <= 80
+    assert [text[:5] for text in shown if text[:4].strip()] == ["Pay?", "- rec"]
+
+
 def _warned(build: Callable[[], Any]) -> list[str]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
