@@ -112,9 +112,7 @@ class Outputs:
     def _keep(self, entry: tuple[Any, ...]) -> None:
         tool, profile, args, output, given, task = entry
         sent = json_copy.Projection(MAX_ARGUMENT_NODES, MAX_ARGUMENT_CHARS)
-        held = sent.read(dict(args), 0)
-        if not sent.complete:
-            return  # a call whose arguments were cut fits no step
+        held = sent.read(dict(args), 0) or {}
         value, whole, weight = output if type(output) is json_copy.Held else take(output)
         if whole is None:
             read = json_copy.Projection(json_copy.MAX_NODES, json_copy.MAX_CHARS)
@@ -126,12 +124,11 @@ class Outputs:
         if len(self._first) > MAX_TASKS:
             self._entries -= sum(map(len, self._first.pop(next(iter(self._first))).values()))
         name = key(json.dumps(_canonical({n: v for n, v in held.items() if not absent(v)}), sort_keys=True))
-        if (first := known.get(name)) is not None:
-            if first.value != value:
+        first = known.get(name)
+        if first is not None or not sent.complete or self._entries >= MAX_ENTRIES:  # cut arguments fit no step
+            if first is None or first.value != value:
                 found.weight = 0
                 self._repeats.append(found)  # used only by `texts`
-            return
-        if self._entries >= MAX_ENTRIES:
             return
         known[name] = found
         self._entries += 1

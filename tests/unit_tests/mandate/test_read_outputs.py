@@ -108,6 +108,17 @@ def test_the_number_of_calls_is_bounded(monkeypatch):
     assert len(found.of("read")) == 3
 
 
+@pytest.mark.parametrize("n", [1, 1001, 30_000], ids=["small", "values", "text"])
+@pytest.mark.parametrize("most", [1024, 0])
+def test_the_words_of_an_output_are_known_whatever_its_arguments(n, most, monkeypatch):
+    monkeypatch.setattr(module, "MAX_ENTRIES", most)
+    words = ("one", "two", "three", "four", "five", "six")
+    found = Outputs()
+    found.record("read", READ, {"q": "x" * n if n == 30_000 else [*range(n)]}, " ".join(words))
+    assert any(text.holds([words]) for text in found.texts())
+    assert len(found.of("read")) == (n == 1 and most > 0)
+
+
 def test_written_values_are_told_by_time(monkeypatch):
     found = Outputs()
     found.wrote({"a": ["x"]})
