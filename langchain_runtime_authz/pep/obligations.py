@@ -157,30 +157,32 @@ def redact(value: Any, fields: Collection[str]) -> Any:
         return value
     if isinstance(value, str):
         parsed = _structure(value)
-        return REDACTED if parsed is None else json.dumps(_inside(parsed, fields), ensure_ascii=False)
+        return json.dumps(_inside(parsed, fields), ensure_ascii=False) if isinstance(parsed, dict | list) else REDACTED
     return _inside(value, fields) if isinstance(value, dict | list | tuple) else None if value is None else REDACTED
 
 
 def _inside(value: Any, fields: Collection[str]) -> Any:
-    """Redact inside a structure: scalars under other names stay, and JSON text is searched too."""
+    """Redact inside a structure: scalars under other names stay. JSON text is searched. Other objects are replaced."""
     if isinstance(value, dict):
         if value.get("type") == "text" and isinstance(value.get("text"), str):
-            return {**value, "text": redact(value["text"], fields)}
+            value = {**value, "text": redact(value["text"], fields)}
         return {k: REDACTED if k in fields else _inside(v, fields) for k, v in value.items()}
     if isinstance(value, list):
         return [_inside(v, fields) for v in value]
-    if isinstance(value, tuple):
+    if isinstance(value, tuple) and not hasattr(value, "_fields"):
         return tuple(_inside(v, fields) for v in value)
-    if isinstance(value, str) and (parsed := _structure(value)) is not None:
-        return json.dumps(_inside(parsed, fields), ensure_ascii=False)
-    return value
+    if isinstance(value, str) and _structure(value) is not None:
+        return redact(value, fields)
+    return value if value is None or isinstance(value, str | int | float) else REDACTED
 
 
-def _structure(text: str) -> dict[str, Any] | list[Any] | None:
+def _structure(text: str) -> dict[str, Any] | list[Any] | str | None:
     try:
         parsed = json.loads(text)
-    except (ValueError, RecursionError):
+    except json.JSONDecodeError:
         return None
+    except (ValueError, RecursionError):  # JSON that only other parsers read
+        return REDACTED
     return parsed if isinstance(parsed, dict | list) else None
 
 
