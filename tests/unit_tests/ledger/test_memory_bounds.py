@@ -9,6 +9,7 @@ import pytest
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.ledger.base import Committed, Conflict, Query, Scope
 from langchain_runtime_authz.ledger.call_changes import ClaimCall, ConcludeCall, ReleaseCall, SpendBudget
+from langchain_runtime_authz.ledger.changes import SetMark
 from langchain_runtime_authz.ledger.memory import MAX_ROWS, MemoryLedger
 from langchain_runtime_authz.ledger.thread_state import UNKNOWN_COUNT
 
@@ -53,6 +54,19 @@ def test_many_threads_are_flat() -> None:
     for n in range(2_000):
         run(ledger, Scope("t", "i", "g", str(n)), range(1))
         assert len(ledger._threads) <= 500 and len(ledger._order) <= 500
+
+
+@pytest.mark.parametrize("graph", ["mandate:", "data:", "g"])
+def test_a_used_step_and_changed_data_outlast_many_threads(graph: str) -> None:
+    """Otherwise the step could be used again, and the data would count as unchanged."""
+    ledger, shared = MemoryLedger(max_threads=50), Scope("t", "i", graph, "user:alice")
+    used = [SpendBudget("step", 1), SetMark("file:a", "v2")]
+    ledger.commit(shared, None, used)
+    for n in range(200):
+        run(ledger, Scope("t", "i", "g", str(n)), range(1))
+    assert len(ledger._threads) <= 50
+    assert isinstance(ledger.commit(shared, None, used), Conflict) == (graph != "g")
+    assert (ledger.load(shared, Query(marks=("file:a",))).marks == {"file:a": "v2"}) or graph == "g"
 
 
 @pytest.mark.parametrize("n", [0, 1, CALLS // 2, CALLS - 1])
