@@ -9,7 +9,7 @@ from typing import Any, Final
 
 RECENT: Final = 10  # steps kept by name
 MAX_NAMES: Final = 256  # distinct counters; further names, which a hostile model may invent, are counted as `*`
-RESOURCES: Final = 64  # number of resources, the newest, whose version is kept
+RESOURCES: Final = 1024  # number of resources, the newest, whose version is kept
 TIMES: Final = 128  # number of permitted calls, the newest, whose time is kept
 MINUTE: Final = 60  # seconds
 

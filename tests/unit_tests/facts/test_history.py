@@ -108,3 +108,11 @@ def test_the_request_holds_it_as_its_model_says() -> None:
     told = to_context(history, 120.0, B)
     assert HistoryContext.model_validate(told).model_dump() == told
     assert (told["classes_read"], told["classes_held"], told["last_minute"]) == (["secret"], [], 1)
+
+
+def test_a_resource_outlasts_a_thousand_other_reads() -> None:
+    """Otherwise a hijacked model reads others until the one that was declared changed is forgotten."""
+    history = count(History(), Step(resource=("bill:12", "read", "0")), 0)
+    for n in range(1000):
+        history = count(history, Step(resource=(f"bill:x{n}", "read", "0")), 0)
+    assert history.resources["bill:12"] == "0 read"
