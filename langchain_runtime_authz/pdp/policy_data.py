@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from langchain_runtime_authz.authzen import CallStanding
 from langchain_runtime_authz.errors import Code, ConfigError
+from langchain_runtime_authz.facts.history import TIMES
 
 _TOLD: Final = 3  # malformed members that one error names; `runtime-authz policy check` lists all
 
@@ -91,6 +92,12 @@ class _Each(_Closed, Generic[T]):
     tools: dict[str, T] = {}
 
 
+def _counted(bounds: dict[_Limit, int | None]) -> dict[_Limit, int | None]:
+    if (bounds.get("max_per_minute") or 0) > TIMES:
+        raise ValueError(f"`max_per_minute` must be at most {TIMES}, because no more calls are counted; or give null")
+    return bounds
+
+
 class _Data(BaseModel):
     # Other keys are permitted, because a bundle may hold a newer policy. `merge_shipped` checks a data file's keys.
     model_config = ConfigDict(strict=True, extra="ignore")
@@ -110,7 +117,7 @@ class _Data(BaseModel):
     notify: _Each[dict[Verdict, Name]] = _Each()
     redact: dict[str, list[str]] = {}
     ttl: dict[Literal["node/enter", "model/call"], Annotated[int, Field(ge=0, le=3600)]] = {}
-    anomaly: dict[_Limit, Count | None] = {}
+    anomaly: Annotated[dict[_Limit, Count | None], AfterValidator(_counted)] = {}
 
 
 def wrong_data(data: Mapping[str, Any]) -> list[str]:

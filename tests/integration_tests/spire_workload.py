@@ -34,7 +34,7 @@ def look() -> str:
 class Workload:
     def __init__(self, socket: str, wait: float) -> None:
         self.identity = SpiffeIdentity(DOMAIN, socket=socket, wait=wait)
-        often = {"max_per_minute": 1_000_000, "max_steps": 1_000_000, "max_denials": 1_000_000, "max_streak": 1_000_000}
+        often = {"max_per_minute": None, "max_steps": 1_000_000, "max_denials": 1_000_000, "max_streak": 1_000_000}
         self.authz = RuntimeAuthz(pdp=WasmPDP(data={"attested": ["read"], "anomaly": often}), identity=self.identity)
         self.tool, self.open, self.run = self.authz.guard(look), contextlib.ExitStack(), None
         self.steps = 0

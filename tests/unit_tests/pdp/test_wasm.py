@@ -15,6 +15,7 @@ import wasmtime
 
 from langchain_runtime_authz.authzen import Decision
 from langchain_runtime_authz.errors import Code, ConfigError
+from langchain_runtime_authz.facts.history import TIMES
 from langchain_runtime_authz.pdp._wasm_host import PolicyFailed
 from langchain_runtime_authz.pdp.base import Evaluator
 from langchain_runtime_authz.pdp.wasm import DATA_ROOT, WasmPDP
@@ -213,6 +214,7 @@ def test_later_changes_of_the_mapping_do_nothing() -> None:
         ({"rates": float("inf")}, "no exact JSON form"),
         ({"rates": {"pay": {"window": 2**53, "max": 1}}}, "`rates.pay.window`"),
         ({"budget": {"effects": {"pay": {"max": 2**53}}}}, "`budget.effects.pay.max`"),
+        ({"anomaly": {"max_per_minute": TIMES + 1}}, f"`max_per_minute` must be at most {TIMES}"),
         ({"rates": {1, 2}}, "no exact JSON form"),
         ([], "must be an object, not list"),
         ({DATA_ROOT: []}, "must be an object, not list"),
