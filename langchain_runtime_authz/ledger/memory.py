@@ -21,7 +21,6 @@ MAX_DEAD: Final = 256  # leases per thread; only leases that are not live are dr
 MAX_VALUES: Final = 50_000  # keys of returned values, per thread; the oldest is dropped first
 MAX_ROWS: Final = 4096  # finished calls, and counters, per thread
 _AT_ONCE: Final = MAX_ROWS // 8
-_KEPT: Final = ("data:", "mandate:")  # never forgotten: one thread per tenant, one per subject with a keyed mandate
 
 Jtis = OrderedDict[tuple[str, str], tuple[b.Scope, str | None, str]]
 
@@ -32,7 +31,7 @@ class MemoryLedger(b.Awaited):
     Args:
         clock: returns ledger time in epoch seconds.
         max_threads: threads kept. The least recently used thread is forgotten first, unless it has a live lease, a
-            revocation or a recent doubt (`LASTS`), or is shared (`_KEPT`). A forgotten thread counts as new, and its old calls count as
+            revocation or a recent doubt (`LASTS`), or holds what threads share. A forgotten thread counts as new, and its old calls count as
             unplanned, so they are denied.
     """
 
@@ -133,7 +132,7 @@ class MemoryLedger(b.Awaited):
                 return
             thread = self._threads[scope]
             held = [(key, row) for key, row in thread.calls.items() if row.deed and row.state in b.OPEN]
-            if thread.revoked or scope.graph in _KEPT or any(lease.state == "live" for lease in thread.leases.values()):
+            if thread.revoked or scope.graph in ("data:", "mandate:") or any(x.state == "live" for x in thread.leases.values()):
                 del self._order[scope]
             elif any(now - row.at < b.LASTS for _, row in held):
                 self._order.move_to_end(scope)

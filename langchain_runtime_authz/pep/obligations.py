@@ -167,10 +167,8 @@ def _inside(value: Any, fields: Collection[str]) -> Any:
         if value.get("type") == "text" and isinstance(value.get("text"), str):
             value = {**value, "text": redact(value["text"], fields)}
         return {k: REDACTED if k in fields else _inside(v, fields) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_inside(v, fields) for v in value]
-    if isinstance(value, tuple) and not hasattr(value, "_fields"):
-        return tuple(_inside(v, fields) for v in value)
+    if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
+        return (list if isinstance(value, list) else tuple)(_inside(v, fields) for v in value)
     if isinstance(value, str) and _structure(value) is not None:
         return redact(value, fields)
     return value if value is None or isinstance(value, str | int | float) else REDACTED
@@ -179,10 +177,8 @@ def _inside(value: Any, fields: Collection[str]) -> Any:
 def _structure(text: str) -> dict[str, Any] | list[Any] | str | None:
     try:
         parsed = json.loads(text)
-    except json.JSONDecodeError:
-        return None
-    except (ValueError, RecursionError):  # JSON that only other parsers read
-        return REDACTED
+    except (ValueError, RecursionError) as exc:  # other parsers may read JSON with long numbers, or deep JSON
+        return None if isinstance(exc, json.JSONDecodeError) else REDACTED
     return parsed if isinstance(parsed, dict | list) else None
 
 

@@ -63,7 +63,7 @@ class _Thread:
 
 
 class ThreadMemory:
-    """The memory of all threads. Its loss only causes more questions. Of `unread` outputs only the head was read."""
+    """The memory of all threads. Its loss forgets what `Outputs.wrote` told. Of `unread` outputs only the head was read."""
 
     def __init__(self) -> None:
         self._threads: OrderedDict[Scope, _Thread] = OrderedDict()
@@ -82,8 +82,6 @@ class ThreadMemory:
 
     def keep(self, scope: Scope, found: Observation) -> None:
         """Keep the texts of one output, and its unread rest."""
-        if not found.prose and found.rest is None:
-            return
         with self._lock:
             thread = self._thread(scope)
             self._keep(thread, found)
@@ -135,8 +133,7 @@ class ThreadMemory:
     def reached(self, scope: Scope, destinations: Sequence[str]) -> Outputs:
         """Keep the destinations of a call that ran. Mark the thread as just used, and return its outputs."""
         with self._lock:
-            thread = self._thread(scope)
-            payees = thread.payees
+            payees = (thread := self._thread(scope)).payees
             for value in destinations[:MAX_PAYEES]:
                 look = skeleton(value)
                 payees[look] = payees.pop(look, frozenset()) | {value}

@@ -95,7 +95,6 @@ def test_texts_are_kept_in_bounds() -> None:
     assert sum(len(p.text) for p in kept.prose) <= MAX_PROSE
     assert [p.text.split(":")[0] for p in kept.mentions("pay eve")] == ["Text 11", "Text 10", "Text 9", "Text 8"]
     assert list(kept.mentions("text 1:")) == []
-    memory.keep(scope(), Observation())
     assert memory.memory(scope()) is kept
     assert memory.memory(scope("other")) is NO_MEMORY
 
