@@ -31,8 +31,8 @@ class MemoryLedger(b.Awaited):
     Args:
         clock: returns ledger time in epoch seconds.
         max_threads: threads kept. The least recently used thread is forgotten first, unless it has a live lease, a
-            revocation or a recent doubt (`LASTS`), or holds what threads share. A forgotten thread counts as new, and its old calls count as
-            unplanned, so they are denied.
+            revocation or a recent doubt (`LASTS`), or holds what threads share ("mandate:"). A forgotten thread counts
+            as new, and its old calls count as unplanned, so they are denied.
     """
 
     def __init__(self, *, clock: Callable[[], float] = time.time, max_threads: int = MAX_THREADS) -> None:
@@ -132,7 +132,7 @@ class MemoryLedger(b.Awaited):
                 return
             thread = self._threads[scope]
             held = [(key, row) for key, row in thread.calls.items() if row.deed and row.state in b.OPEN]
-            if thread.revoked or scope.graph in ("data:", "mandate:") or any(x.state == "live" for x in thread.leases.values()):
+            if thread.revoked or scope.graph[-1:] == ":" or any(x.state == "live" for x in thread.leases.values()):
                 del self._order[scope]
             elif any(now - row.at < b.LASTS for _, row in held):
                 self._order.move_to_end(scope)
