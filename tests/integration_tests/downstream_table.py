@@ -22,6 +22,7 @@ from langchain_runtime_authz.credential.dpop_proof import ProofKey
 from langchain_runtime_authz.credential.issuer import LocalIssuer
 from langchain_runtime_authz.credential.keyring import KeyRing
 from langchain_runtime_authz.downstream.httpx_auth import CallAuth
+from langchain_runtime_authz.errors import CredentialError
 from langchain_runtime_authz.testing import StaticPDP
 
 from ..attack._graphs import call, hand_written, human, replying
@@ -103,9 +104,13 @@ class Scene:
         @tool
         def pay_and_be_corrected(recipient: str = "bob") -> str:
             """Pay, while a human changes the task."""
-            self._mine()
+            mine = self._mine()
             self.authz.correct(THREAD, "Stop: pay nothing.", graph="bank")
-            self._probe("after a correction", self.bank)
+            self._send("after a correction", self.bank, mine)
+            try:
+                self._mine()
+            except CredentialError as refused:
+                self.rows["asked for again, after a correction"] = refused.code
             return "paid"
 
         @tool

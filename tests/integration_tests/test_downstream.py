@@ -45,6 +45,7 @@ def test_a_service_refuses_the_same_token_one_step_later(status: str, dpop: bool
         "for another tool": "403 credential_tool",
         "altered": "401 credential_invalid",
         "with none": "401 credential_missing",
+        "asked for again, after a correction": "credential_revoked",
         **dict.fromkeys(DEAD, "401 credential_revoked" if status in ONLINE else "200"),
     }
     if dpop:
