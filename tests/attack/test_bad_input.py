@@ -353,6 +353,9 @@ def test_raising_tool(kind: str, go: Any, error: Exception, ran: Any) -> None:
     def probe(text: str) -> str:
         """Fail."""
         ran.append(text)
+        until = time.monotonic() + 5  # for its sibling, which an agent would cancel
+        while len(ran) < 2 and time.monotonic() < until:
+            time.sleep(0.05)
         raise error
 
     authz = authz_with(StaticPDP(True), profiles={"probe": ToolProfile(effect="write", sink="internal"), **PROFILES})
