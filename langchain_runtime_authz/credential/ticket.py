@@ -68,7 +68,7 @@ class Ticket(Sealed):
     """The permit for one call. Not a dataclass: serialisers would write every field of a dataclass, secrets included.
 
     `raw`: the decided arguments, without injected ones. `mint` receives an audience and a key's thumbprint or `None`;
-    it returns the effect that mints the token. `standing` receives an audience; its effect raises if the call was
+    it returns the effect that mints the token. `status_check` receives an audience; its effect raises if the call was
     stopped. A token may be exchanged for `reaches` only. `spent`: what the call takes from budgets, given back if the
     tool never starts. `approval_key`: the approval that it uses up. `redeemed`: the tool has started. `leaked`: a token
     was found in the output. `withheld`: a part of the output was not searched.
@@ -76,7 +76,7 @@ class Ticket(Sealed):
 
     _pickled = "[ticket]"
     __slots__ = (
-        "__weakref__", "_lock", "_minted", "_minting", "_others", "_refusals", "_standing", "agent", "approval_key", "audiences",
+        "__weakref__", "_lock", "_minted", "_minting", "_others", "_refusals", "_status_check", "agent", "approval_key", "audiences",
         "call_id", "call_key", "concluded", "decision_id", "epoch", "idempotency_key", "jti", "leaked", "mint", "obligations", "raw",
         "reaches", "redeemed", "spent", "tool", "withheld",
     )  # fmt: skip
@@ -97,7 +97,7 @@ class Ticket(Sealed):
         obligations: tuple[Obligation, ...] = (),
         spent: tuple[tuple[str, int], ...] = (),
         mint: Callable[[str, str | None], tuple[Any, ...]] | None = None,
-        standing: Callable[[str], tuple[Any, ...]] | None = None,
+        status_check: Callable[[str], tuple[Any, ...]] | None = None,
         approval_key: str = "",
         refusals: Refusals | None = None,
         reaches: tuple[str, ...] = (),
@@ -106,7 +106,7 @@ class Ticket(Sealed):
         self.decision_id, self.jti, self.idempotency_key = decision_id, jti, idempotency_key
         self.raw, self.audiences, self.reaches, self.obligations = raw, audiences, reaches, obligations
         self.spent, self.mint, self.approval_key = spent, mint, approval_key
-        self._refusals, self._standing = refusals, standing
+        self._refusals, self._status_check = refusals, status_check
         self.redeemed = self.concluded = self.leaked = self.withheld = False
         self._minted: dict[str, CallCredential] = {}
         self._minting: dict[str, _Minting] = {}
@@ -129,8 +129,8 @@ class Ticket(Sealed):
         try:
             known = self._audience(audience)
             self.check_running()
-            if self._standing is not None:  # a revoked or corrected call gets neither a new token nor its first one
-                yield self._standing(known)
+            if self._status_check is not None:  # a revoked or corrected call gets neither a new token nor its first one
+                yield self._status_check(known)
             found, mine = self._begin(known, dpop)
             while not mine and isinstance(found, _Minting):
                 yield Perform(found.wait, found.await_)

@@ -1,7 +1,7 @@
 """Let a model compile a mandate from the user's messages, before any other text is read.
 
 The model sees the tools' signatures and profiles, and the user's messages without quoted parts, but no tool output.
-What the messages do not support is dropped (`mandate.planner_mandate`). If the model fails, there is no mandate.
+Parts that the messages do not support are dropped (`mandate.planner_mandate`). If the model fails, there is no mandate.
 """
 
 from __future__ import annotations

@@ -119,7 +119,7 @@ def minted(
     return credential
 
 
-def standing(run: Run, jtis: Mapping[str, str]) -> Callable[[str], tuple[Any, ...]]:
+def status_check(run: Run, jtis: Mapping[str, str]) -> Callable[[str], tuple[Any, ...]]:
     """Return what raises `CredentialError` for an audience if the call was stopped."""
 
     def flow(jti: str) -> Flow[None]:

@@ -25,7 +25,7 @@ from langchain_runtime_authz.ledger.call_changes import ClaimCall, ReleaseCall, 
 from langchain_runtime_authz.ledger.schema import SEVERAL
 from langchain_runtime_authz.pep import calls_in_doubt, decision_log
 from langchain_runtime_authz.pep.call import DecidedCall, Denial, Replay, Verdict
-from langchain_runtime_authz.pep.call_credential import RefusedMints, audiences_of, minter, standing
+from langchain_runtime_authz.pep.call_credential import RefusedMints, audiences_of, minter, status_check
 from langchain_runtime_authz.pep.call_mandate import occasion
 from langchain_runtime_authz.pep.child_agent import hand_off
 from langchain_runtime_authz.pep.conclude_calls import Spent, deny_call, refund
@@ -126,7 +126,7 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
         obligations=decision.obligations,
         spent=spent,
         mint=minter(run, decided, tokens, done.now) if tokens else None,
-        standing=standing(run, tokens) if tokens else None,
+        status_check=status_check(run, tokens) if tokens else None,
         refusals=RefusedMints((run, decided, done.now - time.monotonic())),
     )
     if decided.deeds:

@@ -371,7 +371,7 @@ def test_a_statement_says_yes_or_no(verdict: Any) -> None:
 
 @pytest.mark.parametrize(("signs", "carried"), [("", "Pay 900 to mallory."), ("Never pay ann.", "Pay ann."), ("Never pay ann.", "")])
 def test_a_signed_denial_has_one_message(signs: str, carried: str, go: str) -> None:
-    """The message counts as the approver's words, so whoever carries the statement cannot add, change or drop it."""
+    """The message counts as the approver's words, so nobody who carries the statement can add, change or drop it."""
     s, ask_id = asked(keyed(), go)
     said = signed(s, ask_id, verdict="deny", message=signs)
 

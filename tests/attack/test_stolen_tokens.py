@@ -100,7 +100,7 @@ def test_a_stopped_call_gets_no_token(
 ) -> None:
     """Another process stops it while its tool runs. Unchecked, the tool gets a token that an offline service accepts."""
     if not checked:
-        monkeypatch.setattr(claim_calls, "standing", lambda *_: None)
+        monkeypatch.setattr(claim_calls, "status_check", lambda *_: None)
     authz, got = authz_of(), []
     offline = Verifier(issuer=authz.issuer.issuer, jwks=authz.issuer.jwks)
 

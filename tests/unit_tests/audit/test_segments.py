@@ -159,7 +159,7 @@ def test_a_head_in_a_removed_segment_cannot_be_checked(log: Path, tmp_path: Path
 
 
 def test_a_removal_after_the_pinned_head_is_found(log: Path) -> None:
-    """Whoever removes a segment can append a record of it too. Without the pinned head, it is as good as the honest one."""
+    """A person who removes a segment can append a record of it too. Without the pinned head, it is as good as the honest one."""
     first, second = log_files(log)[:2]
     pinned, removed = verify_chain(log).head, verify_chain(first)
     first.unlink()
