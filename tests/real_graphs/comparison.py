@@ -28,7 +28,8 @@ CHANGING = re.compile(
 def seen(shape: Shape, task: Task, authz: Callable[[], RuntimeAuthz] | None) -> dict[str, Any]:
     """Run the task twice, for tokens and for events, and return what its caller sees.
 
-    Events and checkpoints of graphs that run at once come in an order that the scheduler chooses, so they are sorted.
+    Events, checkpoints and tokens of nodes that run at once come in an order that the scheduler chooses, so they are
+    sorted. The tokens of each node keep their order.
     """
     with shape.world(task) as world:
         graph, given = _Caller(shape, task, world, authz), {}
@@ -48,6 +49,7 @@ def seen(shape: Shape, task: Task, authz: Callable[[], RuntimeAuthz] | None) -> 
     given = plain(given)
     for unordered in ("events", "checkpoints"):
         given[unordered].sort(key=repr)
+    given["tokens"].sort(key=lambda token: (int(token[1]["langgraph_step"]), token[1]["langgraph_checkpoint_ns"]))
     return given
 
 
