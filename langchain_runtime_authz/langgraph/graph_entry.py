@@ -119,7 +119,7 @@ class RootEntry:
         except AuthzDenied:
             raise
         except Exception as exc:
-            decision = self.engine.ledger_failed(exc)
+            decision = self.engine.deny_for_failure(exc)
             raise AuthzDenied(decision.reason, decision.decision_id) from exc
         return place
 
@@ -132,7 +132,7 @@ class RootEntry:
             try:
                 yield Commit(run.scope, None, [SetMark(mark.name, mark.value(place["configurable"]["checkpoint_id"]))])
             except Exception as exc:
-                decision = run.engine.ledger_failed(exc)
+                decision = run.engine.deny_for_failure(exc)
                 raise run_context.AuthzHalt(decision.reason, decision.decision_id) from exc
         return place
 
@@ -307,7 +307,7 @@ class ChildEntry(Entering[Any]):
                 raise
             raise run_context.AuthzHalt(denied.code, denied.decision_id) from None
         except (LedgerError, AuditError) as exc:  # not a denial: halt, so that a resume starts the tool again
-            decision = self.engine.ledger_failed(exc, parent)
+            decision = self.engine.deny_for_failure(exc, parent)
             raise run_context.AuthzHalt(decision.reason, decision.decision_id) from exc
         tally.count(parent, "agent", name, "child entry", ran=1)
         return given

@@ -110,7 +110,7 @@ def decide_message(run: Run, calls: Sequence[Call], config: Mapping[str, Any]) -
     try:
         capped = yield from approval_hitl.over_cap(run, fresh)
     except Exception as exc:  # noqa: BLE001  (see `pep.decide_calls.decide_calls`)
-        return [replace(j, decision=run.engine.ledger_failed(exc, run)) for j in judged]
+        return [replace(j, decision=run.engine.deny_for_failure(exc, run)) for j in judged]
     keys = {j.key for j in fresh} if capped else set()
     return [_denied(j, Code.APPROVAL_CAPPED) if j.key in keys else j for j in judged]
 
@@ -212,7 +212,7 @@ def _ask(
     except GraphBubbleUp:
         raise
     except Exception as exc:  # noqa: BLE001  (see `pep.decide_calls.decide_calls`)
-        return [replace(j, decision=run.engine.ledger_failed(exc, run)) for j in first]
+        return [replace(j, decision=run.engine.deny_for_failure(exc, run)) for j in first]
 
 
 def _answered(

@@ -363,7 +363,7 @@ def record(run: Run, plans: Sequence[RecordPlan]) -> Flow[None]:
                 detail = {"plan": plan.id, "source": plan.source, "model": plan.model, "tools": tools}
                 yield run_event(run, "planned", done.now, detail=detail)
     except Exception as exc:
-        decision = run.engine.ledger_failed(exc, run)
+        decision = run.engine.deny_for_failure(exc, run)
         raise AuthzHalt(decision.reason, decision.decision_id) from exc
     if isinstance(done, Conflict):
         raise AuthzHalt(done.code, deny(done.code).decision_id)

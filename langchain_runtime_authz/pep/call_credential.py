@@ -129,7 +129,7 @@ def status_check(run: Run, jtis: Mapping[str, str]) -> Callable[[str], tuple[Any
         try:
             status = yield Perform(engine.ledger.status, engine.ledger.astatus, run.scope.tenant, jti)
         except Exception as exc:
-            raise CredentialError(engine.ledger_failed(exc, run).reason) from exc
+            raise CredentialError(engine.deny_for_failure(exc, run).reason) from exc
         if status in ("revoked", "stale"):  # not `ended`: a tool may outlast its lease
             raise CredentialError(Code.CREDENTIAL_REVOKED)
 

@@ -91,7 +91,7 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
             return (yield from _conflicting(run, decided, over))
         done = yield (Commit, run.scope, run.guard, changes)
     except Exception as exc:  # noqa: BLE001  (see `decide_calls`)
-        return (yield from deny_call(run, decided.under(engine.ledger_failed(exc, run))))
+        return (yield from deny_call(run, decided.under(engine.deny_for_failure(exc, run))))
     if type(done) is Conflict:
         yield from refund(run, shared, spent)
         return (yield from _conflicting(run, decided, done))
@@ -221,7 +221,7 @@ def _given_back(run: Run, decided: DecidedCall, spent: Spent, failure: AuditErro
     if recorded:
         denial = yield from deny_call(run, decided.under(deny(failure.code)))
     else:
-        denial = Denial(decided.call, run.engine.ledger_failed(failure, run))
+        denial = Denial(decided.call, run.engine.deny_for_failure(failure, run))
     approval = decided.approval
     try:
         back = ReleaseCall(decided.key, spent, approval.call_key if approval is not None else "")

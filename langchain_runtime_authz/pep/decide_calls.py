@@ -64,7 +64,7 @@ def decide_calls(run: Run, calls: Sequence[Call]) -> Flow[list[DecidedCall]]:
         if engine.on_unknown is not None or snapshot.approvals:
             snapshot = yield from found_out(run, snapshot)
     except Exception as exc:  # noqa: BLE001  (a ledger that fails denies; nothing else may decide)
-        return [DecidedCall(c, "", engine.ledger_failed(exc, run)) for c in calls]
+        return [DecidedCall(c, "", engine.deny_for_failure(exc, run)) for c in calls]
     approvals: Sequence[Approval | None] = [None] * len(calls)
     if snapshot.approvals:
         approvals = [_approval(run, snapshot, c, k, origin) for c, k in zip(calls, keys, strict=True)]

@@ -72,14 +72,14 @@ def decide_step(
             if isinstance(done, Conflict):
                 decision = deny(done.code)
     except Exception as exc:  # noqa: BLE001  (see `decide_calls`)
-        decision = run.engine.ledger_failed(exc, run)
+        decision = run.engine.deny_for_failure(exc, run)
     try:
         yield step_record(run, decision, action, resource["id"], body, started, now)
         if decision.obligations:
             yield from obliged_events(run, decision, now)
             yield from tell(run, decision, action, resource["id"], now)
     except AuditError as exc:
-        failed = run.engine.ledger_failed(exc, run)
+        failed = run.engine.deny_for_failure(exc, run)
         if decision.outcome == "permit":
             return failed
     return decision if keep is None else keep(decision)

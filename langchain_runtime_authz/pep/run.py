@@ -221,7 +221,7 @@ class Engine:
         count("errors", {COMPONENT: _part(exc), ERROR_TYPE: str(code)})
         return Code.KILLED if self.killed else code
 
-    def ledger_failed(self, exc: Exception, run: Run | None = None) -> Decision:
+    def deny_for_failure(self, exc: Exception, run: Run | None = None) -> Decision:
         """Log the failure of a part (ledger, audit log, identity) with its run, and return the deny."""
         decision = deny(self.failed(exc))
         self._told(exc, run, decision.decision_id, f"{_part(exc)} failed")

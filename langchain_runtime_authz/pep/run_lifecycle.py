@@ -105,7 +105,7 @@ def open_entry(
             run.span.end()
         if isinstance(exc, AuthzDenied) or not isinstance(exc, Exception):
             raise
-        decision = engine.ledger_failed(exc, run)  # a ledger that fails denies
+        decision = engine.deny_for_failure(exc, run)  # a ledger that fails denies
         if isinstance(exc, AuditError):  # nothing runs under the lease, so end it
             with suppress(Exception):
                 yield Commit(scope, None, [ledger.EndLease(run.jti, "ended")])

@@ -100,7 +100,7 @@ class Session:
             try:
                 yield Commit(self._run.scope, None, [RecordPlan(record)])
             except Exception as exc:  # noqa: BLE001  (a ledger that fails denies)
-                return self._run.engine.ledger_failed(exc, self._run)
+                return self._run.engine.deny_for_failure(exc, self._run)
         return (yield from self._settle(call))
 
     decide, adecide = both(_decide)
@@ -135,7 +135,7 @@ class Session:
             if isinstance(done, Conflict):
                 return deny(done.code)
         except Exception as exc:  # noqa: BLE001  (a ledger that fails denies)
-            return self._run.engine.ledger_failed(exc, self._run)
+            return self._run.engine.deny_for_failure(exc, self._run)
         return (yield from self._settle(call))
 
     approve, aapprove = both(_approve)
