@@ -31,7 +31,9 @@ _ACCENTS: Final = 2  # on one letter; more would cover other lines
 _MARKDOWN: Final = "*~_"  # escaped by a backslash: HTML and terminals ignore them
 _UNSEEN: Final = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs", "Me"))
 # Invisible, although their category is letter, symbol or mark.
-_BLANK: Final = lazy("[\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0\ufe00-\ufe0f\U000e0100-\U000e01ef]")
+_BLANK: Final = lazy(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\uffa0\ufe00-\ufe0f\U000e0100-\U000e01ef]"
+)
 _MARKUP: Final = lazy(
     r"""["\\`]|<(?=[A-Za-z/!?])|&(?=#|[A-Za-z])"""  # one reading; code; HTML
     r"|[*~](?! )|(?<! )[*~]"  # emphasis and strikes, which never stand between spaces
@@ -47,13 +49,16 @@ def inert(text: str) -> str:
     shown: list[str] = []
     accents = 0
     for c in unicodedata.normalize("NFC", text):
-        category = unicodedata.category(c)
-        accents = accents + 1 if category == "Mn" else 0
-        unseen = category in _UNSEEN and (c != " " or shown[-1:] == [" "])  # blanks in a row would fill up a line
-        unseen = unseen or accents > _ACCENTS or _BLANK.match(c) is not None
-        shown.append(_escape(c) if unseen else c)
+        accents = accents + 1 if unicodedata.category(c) == "Mn" else 0
+        hidden = unseen(c) and (c != " " or shown[-1:] == [" "])  # blanks in a row would fill up a line
+        shown.append(_escape(c) if hidden or accents > _ACCENTS else c)
     # Characters escaped above have our backslash; only the rest is searched for markup.
     return "".join(c if len(c) > 1 else m for c, m in zip(shown, _marked(shown), strict=True))
+
+
+def unseen(c: str) -> bool:
+    """Return True if a character is blank, invisible or a control."""
+    return unicodedata.category(c) in _UNSEEN or _BLANK.match(c) is not None
 
 
 def _marked(shown: list[str]) -> list[str]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from langchain_runtime_authz._display import unseen
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.ledger.base import OPEN, Approval, CallRow, Conflict
 from langchain_runtime_authz.ledger.changes import Change, Unrefusable, Used
@@ -343,14 +344,10 @@ class AnswerApproval(Change):
 
     def check(self, t: Thread, now: float, used: Used) -> Conflict | None:
         asked = t.approvals.get(self.call_key)
-        if (
-            asked is None
-            or asked.state != "asked"
-            or self.id not in ("", asked.id)
-            or ("answer", self.call_key) in used
-        ):
+        once = ("answer", self.call_key)
+        if asked is None or asked.state != "asked" or self.id not in ("", asked.id) or once in used:
             return Conflict(Code.APPROVAL_VOID)
-        used["answer", self.call_key] = 1
+        used[once] = 1
         code = self._barred(asked, now)
         return Conflict(code) if code is not None else None
 
@@ -397,16 +394,12 @@ class SpendApproval(Change):
 
     def check(self, t: Thread, now: float, used: Used) -> Conflict | None:
         held = t.approvals.get(self.call_key)
-        if (
-            held is None
-            or held.state != "approved"
-            or held.args_digest != self.args_digest
-            or held.epoch != t.epoch
-            or 0 < held.expires_at <= now
-            or ("approval", self.call_key) in used
-        ):
+        once = ("approval", self.call_key)
+        if held is None or 0 < held.expires_at <= now or once in used:
             return Conflict(Code.APPROVAL_VOID)
-        used["approval", self.call_key] = 1
+        if (held.state, held.args_digest, held.epoch) != ("approved", self.args_digest, t.epoch):
+            return Conflict(Code.APPROVAL_VOID)
+        used[once] = 1
         return None
 
     def apply(self, t: Thread, now: float) -> None:
@@ -415,5 +408,5 @@ class SpendApproval(Change):
 
 
 def _name(principal: str) -> str:
-    name = principal.partition(":")[2] or principal
-    return unicodedata.normalize("NFC", name).casefold().strip()
+    name = unicodedata.normalize("NFKC", principal.partition(":")[2] or principal).casefold()
+    return unicodedata.normalize("NFKC", "".join(c for c in name if not unseen(c)))

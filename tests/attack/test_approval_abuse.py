@@ -523,6 +523,18 @@ def test_who_acts_for_somebody_lends_them_no_second_pair_of_eyes(subject: dict[s
     assert s.authz.approve(ask_id, by="carol") == 0
 
 
+@pytest.mark.parametrize("form", ["\u200b{}", "{}\u00ad", "\u034f{}\ufe0f", "{}\u3164", "\U000e0041{}", "\u00a0{}\u2800"], ids=ascii)
+def test_an_unseen_character_makes_no_second_person(form: str) -> None:
+    """Neither of the subject nor of who approved already, also in full width. The twin: another visible name counts."""
+    wide = {ord(c): ord(c) + 0xFEE0 for c in "alicebob"}
+    s, ask_id = asked(scene(pdp=policy(**FOUR_EYES)))
+    for name in ("alice", "ALICE", "alice".translate(wide)):
+        assert code_of(s.authz.approve, ask_id, by=form.format(name)) == "approval_not_distinct"
+    assert s.authz.approve(ask_id, by="bob") == 1
+    assert code_of(s.authz.approve, ask_id, by=form.format("bob".translate(wide))) == "approval_not_distinct"
+    assert s.authz.approve(ask_id, by="b\u00f6b") == 0
+
+
 def test_without_four_eyes_the_subject_approves_alone() -> None:
     """The twin: where the policy does not ask for it, alice approves her own payment."""
     s = scene(pdp=policy())
