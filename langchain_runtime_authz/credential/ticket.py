@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Protocol
 
 from langchain_runtime_authz._flow import Flow, Perform, both
 from langchain_runtime_authz.authzen import Obligation
-from langchain_runtime_authz.credential.token import Credential, Sealed
+from langchain_runtime_authz.credential.token import ISSUED_AT, MARGIN, Credential, Sealed
 from langchain_runtime_authz.errors import AuthzError, Code, CredentialError
 
 if TYPE_CHECKING:  # its module loads the signing library
@@ -42,13 +43,15 @@ class CallCredential(Sealed):
         scheme: `Bearer` (RFC 6750), or `DPoP` (RFC 9449) if the token is bound to a key.
     """
 
-    __slots__ = ("_key", "audience", "claims", "expires_at", "idempotency_key", "scheme", "token")
+    __slots__ = ("_key", "audience", "claims", "expires_at", "idempotency_key", "kept_until", "scheme", "token")
 
-    def __init__(self, credential: Credential, idempotency_key: str, key: ProofKey | None = None) -> None:
+    def __init__(self, credential: Credential, idempotency_key: str, since: float, key: ProofKey | None = None) -> None:
         self.token, self.claims = credential.token, credential.claims
         self.audience, self.expires_at = credential.audience, credential.expires_at
         self.idempotency_key, self._key = idempotency_key, key
         self.scheme = "Bearer" if key is None else "DPoP"
+        # In monotonic time, because the ledger's clock set `expires_at`.
+        self.kept_until = since + self.expires_at - credential.claims[ISSUED_AT] - MARGIN
 
     def headers(self, method: str, url: str, nonce: str | None = None) -> dict[str, str]:
         """Return the headers of one request: `Authorization`, and `DPoP` if the token is bound to a key.
@@ -125,7 +128,7 @@ class Ticket(Sealed):
         self.concluded = True
 
     def minting(self, audience: str | None = None, *, dpop: bool = False) -> Flow[CallCredential]:
-        """Return the credential for an audience, minted once. `dpop`: bind it to a key. Raises `CredentialError`."""
+        """Return the credential for an audience. Mint it if there is none, or if the last one soon expires."""
         try:
             known = self._audience(audience)
             self.check_running()
@@ -169,20 +172,22 @@ class Ticket(Sealed):
         """Return a pair: (1) the credential, or the mint under way, (2) True if the caller must mint."""
         with self._lock:
             self.check_running()
-            found = self._minted.get(audience)
-            if found is not None:
+            if (found := self._minted.get(audience)) is not None:
                 if (found.scheme == "DPoP") != dpop:
                     detail = f"`{self.tool}` has the token for this audience as {found.scheme}"
                     raise CredentialError(Code.CREDENTIAL_UNAVAILABLE, detail)
-                return found, False
+                if time.monotonic() < found.kept_until:
+                    return found, False
             if (under_way := self._minting.get(audience)) is not None:
                 return under_way, False
             mine = self._minting[audience] = _Minting(dpop=dpop)
             return mine, True
 
     def _made(self, audience: str, credential: Credential, mine: _Minting) -> CallCredential:
-        made = CallCredential(credential, self.idempotency_key, mine.key)
+        made = CallCredential(credential, self.idempotency_key, mine.since, mine.key)
         with self._lock:
+            if (old := self._minted.get(audience)) is not None:  # it still counts until it expires
+                self._others.append(old.token)
             self._minted[audience] = made
             # INVARIANT: a token is listed before the tool gets it, and the tool gets no token after the end. So after
             # `conclude`, `minted_tokens` holds all tokens of the call.
@@ -215,10 +220,11 @@ class Ticket(Sealed):
 class _Minting:
     """A running mint, shared by all concurrent requests."""
 
-    __slots__ = ("_loop", "key", "over")
+    __slots__ = ("_loop", "key", "over", "since")
 
     def __init__(self, *, dpop: bool) -> None:
         self.over: Future[None] = Future()
+        self.since = time.monotonic()
         self.key: ProofKey | None = None
         self._loop = _running_loop()
         if dpop:

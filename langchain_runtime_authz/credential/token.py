@@ -68,6 +68,7 @@ OPEN_ARGUMENTS: Final = "open_arguments"  # names of all other arguments that th
 MAX_DELEGATORS: Final = 32  # agents in an `act` chain, in addition to the acting one
 MAX_TTL: Final = 60  # seconds from `iat` to `exp`
 LEEWAY: Final = 5  # seconds by which clocks may differ
+MARGIN: Final = 5  # a token that expires within so many seconds is not reused
 MAX_TOKEN: Final = 16 * 1024  # characters
 REDACTED: Final = "[credential]"
 

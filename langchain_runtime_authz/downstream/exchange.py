@@ -31,7 +31,7 @@ from langchain_runtime_authz.credential.current_call import current_scope, curre
 from langchain_runtime_authz.credential.jws import decoded, json_object, sign_compact
 from langchain_runtime_authz.credential.signer import Secret, Signer
 from langchain_runtime_authz.credential.ticket import Ticket
-from langchain_runtime_authz.credential.token import MAX_TOKEN, Sealed
+from langchain_runtime_authz.credential.token import MARGIN, MAX_TOKEN, Sealed
 from langchain_runtime_authz.downstream.httpx_auth import Flow, TicketAuth, bearing
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
 
@@ -45,7 +45,6 @@ ID_TOKEN: Final = "urn:ietf:params:oauth:token-type:id_token"  # noqa: S105
 ID_JAG: Final = "urn:ietf:params:oauth:token-type:id-jag"  # draft-ietf-oauth-identity-assertion-authz-grant
 MAX_LIFETIME: Final = 300  # seconds
 ASSERTION_LIFE: Final = 60  # seconds
-MARGIN: Final = 5  # a token that expires within so many seconds is not reused
 _ERROR: Final = re.compile(r"[a-z_]{1,40}")
 _TOKEN68: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*")  # RFC 6750 §2.1
 

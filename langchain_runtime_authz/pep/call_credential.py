@@ -144,14 +144,8 @@ def minter(run: Run, decided: DecidedCall, jtis: Mapping[str, str], committed_at
         if run.over:  # the run was closed while the call is still running
             raise CredentialError(Code.CREDENTIAL_UNAVAILABLE)
         now = committed_at + (time.monotonic() - since)
-        asked = {
-            "audience": audience,
-            "tool": decided.call.tool,
-            "grant": run.grant,
-            "jti": jtis[audience],
-            "cnf_jkt": jkt,
-        }
         call, mandate, standing, approval = decided.call, decided.mandate, decided.standing, decided.approval
+        asked = {"audience": audience, "tool": call.tool, "grant": run.grant, "jti": jtis[audience], "cnf_jkt": jkt}
         details = authorization_details(
             call.profile,
             call.tool,

@@ -27,7 +27,7 @@ BANK, MAIL = "https://bank.example", "https://mail.example"
 ISSUER = LocalIssuer()
 
 
-def minted(audience: str, jkt: str | None = None) -> Credential:
+def minted(audience: str, jkt: str | None = None, lives: int = 60) -> Credential:
     return mint(
         ISSUER,
         TokenRequest(
@@ -40,7 +40,7 @@ def minted(audience: str, jkt: str | None = None) -> Credential:
             tool="send_money",
             jti="j",
             issued_at=1_764_000_000,
-            expires_at=1_764_000_060,
+            expires_at=1_764_000_000 + lives,
             cnf_jkt=jkt,
         ),
     )
@@ -128,6 +128,19 @@ def test_a_failed_mint_mints_nothing() -> None:
         assert refusal() == "credential_unavailable"
         assert ticket.minted_tokens() == ()
         assert current_call().credential().audience == BANK
+
+
+@pytest.mark.parametrize(("lives", "mints"), [(5, 2), (6, 1), (60, 1)])
+@pytest.mark.parametrize("dpop", [False, True])
+def test_a_token_near_its_end_is_minted_again(lives: int, mints: int, dpop: bool) -> None:
+    """As bound as the first one. The old token still counts for seconds, so the output is searched for both."""
+    with ticket_scope(a_ticket(mint=partial(minted, lives=lives))) as ticket:
+        ticket.redeem()
+        got = {current_call().credential(dpop=dpop) for _ in range(2)}
+        assert len(got) == mints
+        assert set(ticket.minted_tokens()) == {credential.token for credential in got}
+        with pytest.raises(CredentialError, match="as DPoP" if dpop else "as Bearer"):
+            current_call().credential(dpop=not dpop)
 
 
 def test_a_token_minted_across_the_end_is_listed_and_kept_back() -> None:

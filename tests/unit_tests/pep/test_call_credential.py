@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 import traceback
 from collections.abc import Mapping
 from typing import Any
@@ -144,6 +145,34 @@ def test_the_ledger_is_asked_before_a_mint(road: str, answer: Any, code: str | N
     assert getattr(got, "code", None) == code
     records = authz.audit.records  # type: ignore[attr-defined]
     assert [r["reason"] for r in records if r["kind"] == "mint_refused"] == ([code] if code else [])
+
+
+def test_a_long_call_gets_a_token_that_has_not_expired(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ledger's status covers it too, and each mint is recorded. Within the first token's life there is one."""
+    passed = [0.0]
+    clock = time.monotonic
+    monkeypatch.setattr("time.monotonic", lambda: clock() + passed[0])
+    authz = RuntimeAuthz(pdp=StaticPDP(True), profiles={"pay": ToolProfile(effect="pay", audience=(BANK,))})
+    got: list[Any] = []
+
+    @tool
+    def pay() -> str:
+        """Pay."""
+        for seconds in (0, 50, 20):
+            passed[0] += seconds
+            got.append(current_call().credential())
+            assert authz.ledger.status("default", got[-1].claims["jti"]) == "live"
+        return "paid"
+
+    graph = authz.protect(hand_written(replying([call("pay", {}, "c1")]), [pay]))
+    with authz.run(subject="alice", task="Pay"):
+        graph.invoke(human())
+    first, second, third = got
+    assert first is second
+    assert third.claims["iat"] >= first.claims["iat"] + 70
+    assert third.expires_at > first.expires_at
+    records = [r for r in authz.audit.records if r["kind"] == "mint"]  # type: ignore[attr-defined]
+    assert [r["expires_at"] for r in records] == [first.expires_at, third.expires_at]
 
 
 def test_a_key_of_a_remote_issuer_is_withdrawn_in_the_ledger() -> None:
