@@ -1,4 +1,4 @@
-"""The callback backstop: decide tools and model calls that no enforcement point has decided.
+"""The callback backstop: decide calls that no enforcement point has decided.
 
 Inside a run, these are calls of unguarded tools, and model calls that our middleware has not decided. In `authz.run()`
 without a protected graph, model outputs are only recorded, as plans for an `AuthzToolNode`.
@@ -49,7 +49,7 @@ Due = tuple[Engine, Flow[None]] | None
 
 
 class _Event:
-    """A handler's method that runs a flow. The method is awaitable if LangChain awaits it, and blocks otherwise."""
+    """A callback that runs a flow: awaitable if LangChain awaits it, else blocking."""
 
     def __init__(self, due: Callable[..., Due]) -> None:
         self.due = due
@@ -203,7 +203,7 @@ _LISTENER: Final = _Models()  # in `authz.run()` without a protected graph, for 
 
 
 class _Hook:
-    """Replaces the ContextVar of `register_configure_hook`. LangChain adds the handler that `get` returns."""
+    """Stands in for a ContextVar: LangChain adds the handler that `get` returns."""
 
     everywhere = listens = False
     hear: Callable[[], BaseCallbackHandler | None] | None = None
@@ -236,8 +236,9 @@ def _register() -> None:
 def install(
     *, everywhere: bool = False, listens: bool = False, hear: Callable[[], BaseCallbackHandler | None] | None = None
 ) -> None:
-    """Register the hook, once per process, because LangChain cannot remove it. Options stay on once they are set.
+    """Register the hook with LangChain, once per process.
 
+    LangChain cannot remove the hook, and an option that was once set stays on.
     `everywhere`: also deny unguarded tools outside runs. `listens`: in `authz.run()`, also record the model outputs of
     unprotected graphs. `hear` returns a handler for an unprotected graph that starts, or `None`.
     """
@@ -248,7 +249,8 @@ def install(
 
 
 def hearing(config: dict[str, Any]) -> dict[str, Any]:
-    """Add the backstop to a root entry's callbacks, so that it also covers threads that get a node's callbacks."""
+    """Add the backstop to the callbacks in a root entry's config."""
+    # Then it also covers a thread to which a node hands its callbacks.
     callbacks = config.get("callbacks")
     if isinstance(callbacks, BaseCallbackManager):
         callbacks = callbacks.copy()
@@ -277,7 +279,7 @@ _decided: ContextVar[tuple[Run, str, frozenset[str]] | None] = ContextVar(
 
 @contextmanager
 def decided_scope(run: Run, call: ModelCall, decision: Decision) -> Iterator[None]:
-    """Mark a model call as decided for the code inside. Raises `AuthzHalt` if the call is not permitted."""
+    """Mark a model call as decided for the code inside, or raise `AuthzHalt`."""
     if not decision.permit:
         raise AuthzHalt(decision.reason, decision.decision_id)
     previous = _decided.get()
@@ -289,10 +291,11 @@ def decided_scope(run: Run, call: ModelCall, decision: Decision) -> Iterator[Non
 
 
 def tool_names(tool: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return a pair for one entry of a model's tool list: (1) names of the agent's tools, (2) of provider tools.
+    """Return the names in one entry of a model's tool list, as a pair.
 
-    A provider tool declares no parameters for an agent: `{"google_search": {}}`, `{"type": "web_search"}`. An entry
-    that is neither a tool, nor callable, nor a mapping counts as a provider tool.
+    The first names are of the agent's tools, the second of provider tools. A provider tool declares no parameters for
+    an agent: `{"google_search": {}}`, `{"type": "web_search"}`. An entry that is neither a tool, nor callable, nor a
+    mapping counts as a provider tool.
     """
     if type(tool) is not dict and not isinstance(tool, Mapping):
         if isinstance(tool, BaseTool):
@@ -318,7 +321,7 @@ def tool_names(tool: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def shown_by(params: Mapping[str, Any], depth: int = 3) -> list[Any]:
-    """Return the tools in a model call's parameters, and an entry for each parameter that lets the provider act."""
+    """Return the tools in a model call's parameters, the provider's own included."""
     found: list[Any] = []
     config = params.get("toolConfig")
     for listed in (params.get("tools"), params.get("functions"), config.get("tools") if type(config) is dict else None):
@@ -334,7 +337,7 @@ def shown_by(params: Mapping[str, Any], depth: int = 3) -> list[Any]:
 
 
 def held_by_model(model: Any) -> list[Any]:
-    """Return the tools in a model's own parameters, like `shown_by`. They cannot be removed from a request."""
+    """Return the tools in a model's own parameters, which no request can remove."""
     if isinstance(model, RunnableBinding):
         return [*shown_by(model.kwargs), *held_by_model(model.bound)]
     return shown_by({name: getattr(model, name, None) for name in (*_ACTS, *_NESTED)})
@@ -350,7 +353,7 @@ def _call(model: str, provider: str | None, tools: Sequence[Any], messages: Sequ
 
 
 def instructions_digest(messages: Sequence[Any]) -> str | None:
-    """Return the digest of the system messages, or `None` if there are none. Other messages are not digested."""
+    """Return the digest of all system messages, or `None` if there are none."""
     said = []
     for m in messages:
         if type(m) not in _NO_INSTRUCTIONS and isinstance(m, SystemMessage):
@@ -378,7 +381,7 @@ def call_as_sent(serialized: Any, messages: Sequence[BaseMessage], metadata: Any
 
 
 def decide_shown(by: Run, call: ModelCall) -> Flow[None]:
-    """Decide a run's model call in a callback, unless our middleware has. Raises `AuthzHalt` if it is not permitted."""
+    """Decide a model call, unless our middleware has, or raise `AuthzHalt`."""
     ready = _decided.get()
     if ready is not None and ready[:2] == (by, call.model) and ready[2].issuperset(call.provider_tools):
         return

@@ -1,4 +1,4 @@
-"""`AuthzCallbackHandler`: record tools, models and graphs that run outside every enforcement point."""
+"""`AuthzCallbackHandler`: record what runs outside every enforcement point."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ What = Literal["tool", "model", "graph", "chain"]
 
 
 class AuthzCallbackHandler(BaseCallbackHandler):
-    """Records tools, models and graphs that run outside enforcement points. It never enforces or fails.
+    """Records tools, models and graphs that run outside enforcement points.
 
-    Pass it to code that is not protected yet: `graph.invoke(value, {"callbacks": [handler]})`. It writes an audit
-    record `observation`, and an event on the current span, for each of these: an unprotected graph, an unguarded tool
-    outside every run, a model outside every protected node, and a chain outside every graph and protected node.
+    It never enforces, and it never fails a graph. Pass it to code that is not protected yet: `graph.invoke(value,
+    {"callbacks": [handler]})`. It writes an audit record `observation`, and an event on the current span, for each of
+    these: an unprotected graph, an unguarded tool outside every run, a model outside every protected node, and a chain
+    outside every graph and protected node.
 
     It records names only, no arguments, inputs or outputs. It does not see code that gets no callbacks of the caller:
     `callbacks=[]`, another thread, a plain function call.

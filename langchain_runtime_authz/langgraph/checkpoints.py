@@ -1,4 +1,4 @@
-"""Read threads' checkpoints, and compare loaded state with the state that a protected run left.
+"""Read checkpoints, and detect edits of the state that a protected run left.
 
 The ledger records the checkpoint that a protected run left. Another checkpoint changes the task if a watched channel
 differs, or if a task that waited to run is gone. Watched channels are messages, to-do lists, files and the declared
@@ -48,7 +48,7 @@ def _get(saver: Any, place: Any) -> tuple[Any, ...]:
 
 
 def _frames(saver: Any) -> Any:
-    """Return a copy of LangGraph's saver that decodes plain values and no objects. Return another saver unchanged."""
+    """Return LangGraph's own saver as a copy that decodes only plain values."""
     real = saver.serde
     if type(real) is not JsonPlusSerializer or not type(saver).__module__.startswith("langgraph.checkpoint."):
         return saver
@@ -77,7 +77,7 @@ def thread_config(config: Mapping[str, Any], checkpoint: str | None = None) -> d
 
 
 def read_head(saver: BaseCheckpointSaver[Any], config: Mapping[str, Any]) -> Flow[Head | None]:
-    """Read the checkpoint that an entry with this config loads; return `None` if the thread has none."""
+    """Read the checkpoint that a config loads; `None` if the thread has none."""
     frames, newest = _frames(saver), thread_config(config)
     named = (config.get("configurable") or {}).get("checkpoint_id")
     found: CheckpointTuple | None = yield _get(frames, thread_config(config, named) if named else newest)
@@ -106,7 +106,8 @@ def moved(graph: Any, config: Mapping[str, Any], channels: Sequence[str], head: 
 
 
 def said_more(graph: Any, before: StateSnapshot, place: Any, channels: Sequence[str]) -> Flow[bool]:
-    """Return True if the `update_state` that left `place` changed the state. Writes of a running run do not count."""
+    """Return True if the `update_state` that left `place` changed the state."""
+    # What a running run wrote in between does not count as a change.
     after: StateSnapshot = yield read_state(graph, place)
     if not differ(before, after, channels):
         return False
@@ -127,7 +128,7 @@ def _checkpoint(config: Mapping[str, Any] | None, name: str = "checkpoint_id") -
 def read_waiting(
     graph: Any, config: Mapping[str, Any], channels: Sequence[str], *, nodes_only: bool = False
 ) -> Flow[Below | None]:
-    """Read the state of a root graph's waiting child graphs; return `None` if there are none.
+    """Read the state of a root graph's waiting child graphs; `None` without any.
 
     Graphs that a task's code calls are found by namespace, one level deep. `nodes_only`: `None` if no node is a graph.
     """
@@ -154,7 +155,7 @@ def read_waiting(
 
 
 def _called(graph: Any, state: StateSnapshot) -> dict[str, int]:
-    """Return namespace → number of the first graph to read there, for tasks whose code may call graphs."""
+    """Return namespace → first number to read, for tasks whose code may call graphs."""
     named: dict[str, int] = {}
     for task in state.tasks:
         node = graph.nodes.get(task.name)
@@ -182,7 +183,8 @@ def mark_of(place: Mapping[str, Any], graph: str) -> ChildMark:
 
 
 def check_child(run: Run, graph: Any, place: private.Place, channels: Sequence[str]) -> Flow[bool]:
-    """Compare the state that a child will load with the one that its last run left. An edit raises `AuthzDenied`."""
+    """Raise `AuthzDenied` if a child's state was edited since the child's last run."""
+    # The result is False if no run of the child left a checkpoint.
     mark, read = mark_of(place.config, graph.get_name()), partial(read_head, place.saver, place.config)
     return edited(run, mark, read, partial(moved, graph, place.config, channels))
 
@@ -198,9 +200,10 @@ def mark_child(graph: Any, place: private.Place, *, known: bool, again: bool) ->
 def updates_during(
     run: Run, graph: Any, place: Mapping[str, Any], namespaces: Sequence[str], watch: Callable[[Any], Sequence[str]]
 ) -> Flow[list[HumanText]]:
-    """Return texts to pin for each `update_state` made during a root entry. These texts give no authority.
+    """Return texts that record each `update_state` during a root entry.
 
-    LangGraph loses such an update, because the run continues from the state that it loaded.
+    LangGraph loses such an update, because the run continues from the state that it loaded. The texts give no
+    authority.
     """
     edits = yield from _update_at(run, graph, place, watch(graph))
     for namespace in namespaces:
@@ -253,7 +256,7 @@ def _is_news(found: CheckpointTuple, known: Collection[str | None]) -> bool:
 
 
 def differ(before: StateSnapshot, now: StateSnapshot, channels: Sequence[str]) -> bool:
-    """Return True if a watched channel changed or a waiting task is gone (as by `update_state(as_node=...)`)."""
+    """Return True if a watched channel changed, or a waiting task is gone."""
     dropped = Counter(before.next) - Counter(now.next)
     if now.next:  # the input's task has led to these
         dropped.pop(START, None)

@@ -1,4 +1,4 @@
-"""Decide functions, nodes and blocks with a declared effect, as if each were a tool call.
+"""Decide functions, nodes and blocks with a declared effect like tool calls.
 
 The request holds `context.plan.source: code`. So the shipped policy asks about side effects that no mandate covers.
 
@@ -67,7 +67,7 @@ def effect(
     arguments: Callable[..., Mapping[str, Any]] | None = None,
     **given: Any,
 ) -> DeclaredEffect:
-    """Declare the effect of a function or a block, so that it is decided like a tool call.
+    """Declare the effect of a function or a block, to decide it like a tool call.
 
     ```python
     @authz.effect("send_mail", profile={"effect": "send", "critical": {"to": "principal"}, "text": ["body"]})
@@ -111,7 +111,7 @@ def arrive(tool: BaseTool, args: Mapping[str, Any]) -> Arrival:
 
 
 class Together(FlowContext[Any]):
-    """The calls of one block, for `with` or `async with`. Either all calls begin, or none does."""
+    """The calls of one block, for `with` or `async with`: all begin, or none."""
 
     output: Any = None
 
@@ -129,9 +129,9 @@ class Together(FlowContext[Any]):
         return isinstance(self.begun[0], ToolExecution)
 
     def first_output(self) -> Any:
-        """Return the recorded output of an earlier execution. Deny the call if none was kept: too long, or no JSON."""
+        """Return the output of an earlier execution, or deny the call if none was kept."""
         result = kept(getattr(self.begun[0], "result", None))
-        if "content" not in result:
+        if "content" not in result:  # it was too long, or not JSON
             raise AuthzDenied(Code.OUTCOME_UNKNOWN, deny(Code.OUTCOME_UNKNOWN).decision_id)
         return result["content"]
 
@@ -169,7 +169,7 @@ class Together(FlowContext[Any]):
 
 @dataclass(eq=False, repr=False)
 class DeclaredEffect(Together):
-    """Decorates a function or guards a block. A call that ran before is not repeated: see `Together.first_output`."""
+    """Decorates a function or guards a block. A call that ran is not repeated."""
 
     _profiles: Profiles
     _name: str
@@ -205,7 +205,7 @@ class DeclaredEffect(Together):
         return made  # type: ignore[no-any-return]  # of the function's own signature
 
     def _named(self) -> dict[str, Any]:
-        """Return name → empty schema, for the arguments that the profile names. It replaces a function's signature."""
+        """Return name → empty schema, for the arguments that the profile names."""
         found = self._profiles.declared.get(self._name) or self._declared
         paths = [path for named in found.named().values() for path in named] if found is not None else []
         return {path.split(".")[0]: {} for path in sorted(paths)}
@@ -276,7 +276,7 @@ def _is(kind: Callable[[Any], bool], function: Any) -> bool:
 
 
 def _left_out(function: Any) -> frozenset[str]:
-    """Return the parameters that callers do not choose: `self` or `cls`, a config, a stream writer."""
+    """Return the parameters that callers do not choose, like `self` or a config."""
     first = next(iter(inspect.signature(function).parameters), "")
     try:
         hints = get_type_hints(function if inspect.isroutine(function) else type(function).__call__)
@@ -290,10 +290,10 @@ def governs_stores(profiles: Profiles) -> bool:
 
 
 def gate_store(store: object, profiles: Profiles) -> None:
-    """Guard a store in place, because nodes may hold it. The run around a write decides the write."""
+    """Guard a store in place, so that the run around each write decides the write."""
     gated = hasattr(type(store), "__runtime_authz_store__")
     if isinstance(store, BaseStore) and not gated and governs_stores(profiles):
-        store.__class__ = _gated_class(type(store))
+        store.__class__ = _gated_class(type(store))  # nodes may hold the store
 
 
 @private.kept
@@ -324,7 +324,7 @@ def _gated_class(base: Any) -> Any:
 
 
 class _Writes(Together):
-    """The writes among a batch of store operations, decided together. Inside, `ops` holds the operations to perform."""
+    """The writes in a batch of store operations, decided together."""
 
     def __init__(self, store: Any, ops: Sequence[Any]) -> None:
         self._store, self._given, self.ops = store, ops, ops
@@ -335,7 +335,7 @@ class _Writes(Together):
         return [_write(profiles, op) for op in self._given if isinstance(op, PutOp)]
 
     def opened(self) -> _Writes:
-        """Skip writes that happened in an earlier execution of the node."""
+        """Leave out of `ops` the writes of an earlier execution of the node."""
         if self.begun:
             begun = iter(self.begun)
             self.ops = [op for op in self._given if not isinstance(op, PutOp) or isinstance(next(begun), ToolExecution)]

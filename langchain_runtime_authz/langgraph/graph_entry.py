@@ -1,4 +1,4 @@
-"""Open a run when a root graph or a child graph starts, and close the run when the graph ends.
+"""Open a run when a root or child graph starts, and close the run when it ends.
 
 Outside `authz.run(...)` a root graph opens an implicit run. Its subject comes from `subject_from`, or is `anonymous`.
 """
@@ -59,7 +59,7 @@ class RootEntry:
         return Scope(self.engine.tenant, self.engine.issuer.issuer, graph, thread)
 
     def owner(self, config: Mapping[str, Any]) -> Owner:
-        """Return the run around a call: an agent's `Run`, a `RunHandle`, or `None`. Raises `ConfigError`."""
+        """Return the run around a call, or `None`. Raises `ConfigError`."""
         # If the config names no run, the run around the code counts. So a graph that a node or tool calls with its own
         # config is a child, because the text that the code passes to the graph is not the user's.
         found = run_context.target_in(config) or run_context.running() or run_context.around()
@@ -68,7 +68,7 @@ class RootEntry:
         return found
 
     def watch(self, graph: Any) -> tuple[str, ...]:
-        """Return the channels whose edits change the task: the declared ones or, if the graph has none of them, all."""
+        """Return the channels whose edits change the task: the declared ones, else all."""
         return self.channels if self.speaks(graph) else tuple(n for n in graph.channels if not n.startswith("__"))
 
     def speaks(self, graph: Any) -> bool:
@@ -76,14 +76,15 @@ class RootEntry:
         return graph is None or any(name in graph.channels for name in self.channels)
 
     def memory(self, graph: Any, subject: Subject) -> Flow[str | None]:
-        """Return the digest of the subject's `task_memory` in the graph's store, or `None` if there is none."""
+        """Return the digest of the subject's `task_memory`, or `None` if none is set."""
         own = [tuple(part.replace("{subject}", subject.id) for part in name) for name in self._memory]
         return checkpoints.read_memory(getattr(graph, "store", None), own)
 
     def enter(self, name: str, input: Any, config: Mapping[str, Any], owner: Owner, graph: Any = None) -> Entering[Any]:
-        """Return the context manager that opens the run. Entering it raises `AuthzDenied` if the run is denied.
+        """Return the context manager that opens the run.
 
-        A root entry yields a pair, the input and the config to run the graph with. A child entry yields the config.
+        If the run is denied, entering raises `AuthzDenied`. A root entry yields a pair: the input and the config to run
+        the graph with. A child entry yields the config.
         """
         if isinstance(owner, Run):
             name = label_of(graph, private.node_of_task(config) or "LangGraph") if graph is not None else name
@@ -101,12 +102,12 @@ class RootEntry:
         return run_context.RunHandle(self.engine, nobody if found is None else run_context.caller(found), None)
 
     def update(self, graph: Any, config: Any, supersteps: Any, write: tuple[Any, ...]) -> Flow[Any]:
-        """Perform an `update_state` made outside every run. If it changes a channel of `watch`, it is a correction."""
+        """Perform an `update_state` outside every run, and pin the correction it makes."""
         opener = run_context.opened(config or {})
         before: StateSnapshot = yield checkpoints.read_state(graph, config)
         place = yield write
         if not (yield from checkpoints.said_more(graph, before, place, self.watch(private.graph_at(graph, place)))):
-            return place
+            return place  # no watched channel changed
         texts: list[HumanText] = []
         if opener is not None and opener.human and not opener.closed:
             texts = [t for step in supersteps for update in step for t in human_texts(update[0])]
@@ -124,7 +125,7 @@ class RootEntry:
         return place
 
     def update_inside(self, graph: Any, config: Mapping[str, Any] | None, write: tuple[Any, ...]) -> Flow[Any]:
-        """Perform a node's or tool's `update_state` on a child graph, and mark the new checkpoint as the run's own."""
+        """Perform a child's `update_state`, and mark its checkpoint as the run's own."""
         place = yield write
         run = run_context.target_in(config) or run_context.running()
         if isinstance(run, Run):
@@ -144,7 +145,7 @@ class Entering(run_context.FlowContext[T]):
         self.run: Run | None = None
 
     def _over(self, exc: BaseException | None, *, cut: bool) -> Flow[None] | None:
-        """Record the entry's outcome, and return the flow that closes its run, or `None` if no run was opened."""
+        """Record the outcome, and return the flow that closes the run, or `None`."""
         if exc is not None:
             run_context.note_question(self.run, exc)
         if isinstance(exc, AuthzDenied):  # reported here, unless an enforcement point has reported it
@@ -157,7 +158,8 @@ class Entering(run_context.FlowContext[T]):
         return self._leave(run, raised=exc is not None, cut=cut)
 
     def _leave(self, run: Run, *, raised: bool, cut: bool) -> Flow[None]:
-        """Close the run. `raised`: after an error, tasks may still run. `cut`: after an early close, they may write."""
+        """Close the run. `raised`: it failed. `cut`: its stream was closed early."""
+        # After either, tasks of the graph may still run and write.
         raise NotImplementedError
 
 
@@ -209,7 +211,7 @@ class _Root(Entering[tuple[Any, Any]]):
         return given, run_context.with_run(config, run)
 
     def _texts(self, update: Any, head: Head | None) -> Flow[tuple[Sequence[HumanText], frozenset[str]]]:
-        """Return a pair: the user's new texts in an input, and the digests of the user's texts in the state."""
+        """Return (1) the user's new texts, (2) digests of the user's texts in the state."""
         channels, texts = self.root_entry.channels, human_texts(update)
         edited = bool(inputs.written(update, self.root_entry.others))
         removes, shown = head is not None and bool(inputs.removals(update)), frozenset[str]()

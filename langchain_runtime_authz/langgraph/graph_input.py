@@ -1,4 +1,4 @@
-"""Read a graph's input: the user's texts, answers to questions, and edits of the state."""
+"""Read a graph's input: user's texts, answers to questions, edits of the state."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MAX_CONSENT: Final = 200  # characters; a longer answer says more than yes
 
 
 def brought(given: object, values: object, channels: Sequence[str]) -> list[HumanText]:
-    """Return an input's changes of watched channels other than `messages`. Only declared channels give a text."""
+    """Return an input's edits of watched channels other than `messages`."""
     edits: list[HumanText] = []
     for name in written(given, others(channels)):
         (replaces, new), old = messages.overwritten(messages.held(given, name)), messages.held(values, name)
@@ -42,7 +42,7 @@ def brought(given: object, values: object, channels: Sequence[str]) -> list[Huma
 
 
 def _words(new: object, old: object) -> str:
-    """Return the user's text in a declared channel. If the channel holds messages, return the user's new ones."""
+    """Return the user's text in a declared channel: of messages, only the new ones."""
     if not isinstance(new, list) or not any(not isinstance(m, str) and messages.as_message(m) for m in new):
         return content_text(new)
     before = {(t.key, t.digest) for t in messages.human_texts(old)} if isinstance(old, list) else set()
@@ -50,14 +50,14 @@ def _words(new: object, old: object) -> str:
 
 
 def written(given: object, names: Sequence[str]) -> list[str]:
-    """Return those of `names` that an input writes. `None` counts as a write in a mapping, but not in an object."""
+    """Return the `names` that an input writes. `None` is a write only in a mapping."""
     if isinstance(given, (dict, Mapping)):
         return [name for name in names if name in given]
     return [name for name in names if getattr(given, name, None) is not None]
 
 
 def taken_out(given: object, values: object) -> list[HumanText]:
-    """Return one edit if an input removes user messages or plans and does not send them again; else an empty list."""
+    """Return one edit if user messages or plans are removed and not sent again."""
     gone, sent = removals(given), [messages.as_message(m) for m in messages.messages_in(given)]
     before = [m for m in messages.messages_in(values) if REMOVE_ALL_MESSAGES in gone or getattr(m, "id", None) in gone]
     back = {said(m) for m in sent if isinstance(m, BaseMessage)} | {t.digest for t in messages.human_texts(given)}
@@ -73,7 +73,8 @@ def removals(given: object) -> set[str]:
 
 
 def unheard(texts: Sequence[HumanText], state: Any) -> list[HumanText]:
-    """Drop messages that the state holds and a client sends back, because a machine may have written them."""
+    """Drop the texts that the state already holds under the same message id."""
+    # A client sends the history back, in which a machine may have written them.
     standing = {(t.key, t.digest) for t in messages.human_texts(messages.messages_in(state)) if t.key is not None}
     return [t for t in texts if (t.key, t.digest) not in standing]
 
@@ -83,21 +84,22 @@ def others(channels: Sequence[str]) -> list[str]:
 
 
 def answered_elsewhere(entry: Entry, state: StateSnapshot) -> Any:
-    """Return the resume for our questions that were answered outside the graph, or `None` if there are none."""
+    """Return a resume for questions answered outside the graph, or `None`."""
     ours = [i.id for i in state.interrupts if i not in open_questions(state, entry.asks, entry.now)]
     return Command(resume={i: {"decisions": []} for i in ours}) if ours else None
 
 
 def open_questions(state: StateSnapshot, asks: Sequence[Approval], now: float) -> tuple[Interrupt, ...]:
-    """Return a state's open interrupts. One of ours is open only while its question waits in the ledger."""
+    """Return a state's open interrupts: ours only while they wait in the ledger."""
     waiting = {a.interrupt_id for a in asks if not 0 < a.expires_at <= now}
     return tuple(i for i in state.interrupts if not approval_ids(i.value) or i.id in waiting)
 
 
 def delivered(entry: Entry, input: Any, state: Any, asked: Collection[str] = ()) -> Any:
-    """Add corrections that the graph has not seen to an input. `asked` are the ids of the graph's open interrupts.
+    """Add to an input the corrections that the graph has not seen.
 
-    If the state has unanswered tool calls, no user message may follow them, so their tool messages carry the text.
+    `asked` are the ids of the graph's open interrupts. If the state has unanswered tool calls, no user message may
+    follow them, so their tool messages carry the text.
     """
     before = messages.messages_in(state)
     heard = {t.digest for t in messages.human_texts([*before, *messages.messages_in(input)])}
@@ -119,11 +121,12 @@ def delivered(entry: Entry, input: Any, state: Any, asked: Collection[str] = ())
 
 
 def resumed(entry: Entry, given: Command[Any], state: StateSnapshot, *, below: bool) -> Flow[Command[Any]]:
-    """Record the answers in a resume value before any task starts, and return the `Command` to resume with.
+    """Record the answers in a resume value, and return the `Command` to run with.
 
-    A plain value is keyed by its question's interrupt id, because LangGraph would give it to the first task that asks.
-    If no question waits, the value may answer the application's next question, but none of ours. At a child's
-    checkpoint (`below`) it stays plain, because the child continues from a copy, in which the interrupt id differs.
+    The answers are recorded before any task starts. A plain value is keyed by its question's interrupt id, because
+    LangGraph would give it to the first task that asks. If no question waits, the value may answer the application's
+    next question, but none of ours. At a child's checkpoint (`below`) it stays plain, because the child continues from
+    a copy, in which the interrupt id differs.
     """
     questions = {i.id: i.value for i in state.interrupts}
     if is_resume_map(given.resume):
@@ -167,7 +170,7 @@ def _offered(schema: object) -> Iterator[object]:
 
 
 def _said_more(answer: object, offered: Collection[object], question: str, depth: int = MAX_DEPTH) -> object:
-    """Return an answer without the parts that cannot change a task: texts that the question offered, and consent."""
+    """Return an answer without consent and without texts that the question offered."""
     if isinstance(answer, str):
         return "" if answer in offered or any(_assents(answer, question, each) for each in languages()) else answer
     if depth and isinstance(answer, Mapping):
@@ -178,7 +181,8 @@ def _said_more(answer: object, offered: Collection[object], question: str, depth
 
 
 def _assents(text: str, question: str, language: Language) -> bool:
-    """Return True if a text only consents or thanks, and repeats no word of the question that could be a choice."""
+    """Return True if a text only consents, perhaps with thanks."""
+    # A word of the question could be a choice. A digit or an open end could say more.
     if len(text) > MAX_CONSENT or any(c.isdigit() for c in text):
         return False
     tokens = [t for t in language.tokens(text) if t.kind != "sep"]

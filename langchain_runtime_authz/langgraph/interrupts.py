@@ -1,4 +1,4 @@
-"""Decide a message's calls, interrupt to ask an approver, and record questions of other reviews.
+"""Decide a message's calls, ask an approver, and record other reviews' questions.
 
 One interrupt per message lists all its questions. LangGraph matches resume values to a task's `interrupt` calls by
 their order. So a task that has asked repeats the same interrupt first when it runs again.
@@ -71,9 +71,10 @@ def decide_together(
     had: Callable[[], int] | None = None,
     turn: Callable[[], bool] = bool,
 ) -> Flow[list[Pending]]:
-    """Decide calls that all run in this task. No call runs before every question is answered.
+    """Decide calls that all run in this task, before any of them runs.
 
-    `had` counts the answers that the task used. If `turn()` is False or an unused answer waits, pause without asking.
+    No call runs before every question is answered. `had` counts the answers that the task used. If `turn()` is False or
+    an unused answer waits, pause without asking.
     """
     decided = yield from _decide(run, calls)
     for one in decided:
@@ -102,7 +103,8 @@ def decide_together(
 
 
 def decide_message(run: Run, calls: Sequence[Call], config: Mapping[str, Any]) -> Flow[list[DecidedCall]]:
-    """Decide all calls of a message, though each runs in its own LangGraph task: a cap counts all their questions."""
+    """Decide all calls of a message together, so that a cap counts all questions."""
+    # LangGraph runs each call in a task of its own.
     judged = yield from _decide(run, calls)
     fresh = [j for j in judged if _askable(j) and (j.approval is None or j.approval.state == "spent")]
     if not fresh or run.engine.on_ask is not None or not private.checkpointer_of(config):
@@ -218,7 +220,7 @@ def _ask(
 def _answered(
     config: Mapping[str, Any], question: object, asked: Approval | None, pause: Effect = Interrupt
 ) -> Flow[object]:
-    """Return the answer to `question`. Skip earlier answers to other questions, which are not asked now."""
+    """Return the answer to `question`, and skip answers to earlier questions."""
     while True:
         answer = yield pause(question)
         if asked is None or not asked.interrupt_id or (scratchpad := private.scratchpad_of(config)) is None:
@@ -229,7 +231,7 @@ def _answered(
 
 
 def _drop_plain_answer(run: Run, config: Mapping[str, Any]) -> bool:
-    """Drop a plain answer, and return True, if the root entry gives our questions their answers by interrupt id."""
+    """Return True, and drop a plain answer, if the root entry keys answers by id."""
     root, thread = run, private.thread_of(config)
     while root.parent is not None and "answers by id" not in root.parts:
         root = root.parent
@@ -239,26 +241,29 @@ def _drop_plain_answer(run: Run, config: Mapping[str, Any]) -> bool:
 
 
 def _asked_in(judged: DecidedCall, me: str, *, review: bool = False) -> Approval | None:
-    """Return the question about a call if this task asked it or, with `review`, if a review in the task did."""
+    """Return the call's question if this task or, with `review`, its review asked it."""
     ask = judged.approval
     mine = ask is not None and ask.task_id == me and (ask.source == "hitl") is review and (bool(me) or not review)
     return ask if mine else None
 
 
 def _left(judged: DecidedCall) -> bool:
-    """Return True if a review before the tool asks first. A call that no answer can permit is not left to a review."""
+    """Return True if a review before the tool asks about the call first."""
+    # A call that no answer can permit is not left to the review.
     if not judged.call.reviewed or judged.replay:
         return False
     return judged.decision.permit or judged.asks or judged.approval is not None
 
 
 def _askable(judged: DecidedCall) -> bool:
-    """Return True if the call asks here and its arguments parse to the same values again, so that an answer fits."""
+    """Return True if the call asks here, and its arguments parse alike again."""
+    # Otherwise the answer would not fit the call when it runs again.
     return judged.asks and not _left(judged) and parses_alike(judged.call)
 
 
 def _resolve(run: Run, shown: Collection[str], answer: object) -> Flow[None]:
-    """Record the answer, unless the root entry has recorded it. For a child on its own thread, it has not."""
+    """Record the answer, unless the root entry has recorded it."""
+    # It has not if a child runs on its own thread.
     snapshot = yield Load(run.scope, Query(asks=True))
     # An answer that came too late does not count.
     still = [a for a in snapshot.asks if a.id in shown and not 0 < a.expires_at <= snapshot.now]
@@ -272,7 +277,8 @@ def _resolve(run: Run, shown: Collection[str], answer: object) -> Flow[None]:
 
 
 def _replaced(judged: DecidedCall) -> bool:
-    """Return True if we must tell the model that its call was replaced. LangChain's review does so itself."""
+    """Return True if we must tell the model that its call was replaced."""
+    # LangChain's review tells the model itself.
     return judged.approval is not None and judged.approval.source != "hitl" and bool(judged.call.amends)
 
 
@@ -281,7 +287,7 @@ def _denied(judged: DecidedCall, code: Code) -> DecidedCall:
 
 
 def _answers_left(config: Mapping[str, Any], had: int, *, plain: bool = True) -> bool:
-    """Return True if a resume value waits for the task's next question: one by interrupt id or, if `plain`, any."""
+    """Return True if an answer by interrupt id or, if `plain`, any answer waits."""
     # A plain value that the task has used is in `scratchpad.resume` too.
     if (scratchpad := private.scratchpad_of(config)) is None:
         return False
@@ -290,7 +296,7 @@ def _answers_left(config: Mapping[str, Any], had: int, *, plain: bool = True) ->
 
 
 def skip_answers(config: Mapping[str, Any], count: int) -> None:
-    """Skip the answers of a tool that does not run again. Otherwise the next tool that asks would get them."""
+    """Skip the answers of a tool that does not run again, so no other tool gets them."""
     scratchpad = private.scratchpad_of(config)
     if scratchpad is None or not scratchpad.resume:
         return
@@ -301,7 +307,7 @@ def skip_answers(config: Mapping[str, Any], count: int) -> None:
 
 
 def skip_answers_to(config: Mapping[str, Any], had: int) -> bool:
-    """Skip the task's answers after the first `had`. Return False, and skip none, if an unused answer waits."""
+    """Skip the task's answers after `had`; only return False if an unused one waits."""
     scratchpad = private.scratchpad_of(config)
     if scratchpad is None or _answers_left(config, len(scratchpad.resume)):
         return False
@@ -310,7 +316,7 @@ def skip_answers_to(config: Mapping[str, Any], had: int) -> bool:
 
 
 def note_question(run: Run, message: AIMessage | None, asked: Any, task: str = "") -> Flow[None]:
-    """Record a review's `Interrupt` about a message's calls. Otherwise our tool node would ask about them again."""
+    """Record a review's `Interrupt`, so that our tool node does not ask again."""
     if message is None or not message.id or approval_hitl.approval_ids(asked.value):
         return
     requests, takes = shown_calls(asked.value, getattr(asked, "response_schema", None))
@@ -378,7 +384,7 @@ def reviewed_tools(*wrappers: object) -> frozenset[str]:
 
 
 def _asked_about(requests: Sequence[Any], message: AIMessage) -> list[Call]:
-    """Return the message's calls that `requests` name, in order; none if a request matches no remaining call."""
+    """Return the calls that `requests` name, or none if a request matches no call."""
     found: list[Call] = []
     left = iter(enumerate(message.tool_calls))
     for request in requests:
@@ -394,7 +400,8 @@ def _asked_about(requests: Sequence[Any], message: AIMessage) -> list[Call]:
 
 
 def shown_calls(value: object, schema: object) -> tuple[Sequence[Any], Sequence[tuple[str, ...]]]:
-    """Return a pair: the calls that a question shows, and each call's possible decisions. `schema`: of the answer."""
+    """Return a pair: (1) a question's calls, (2) the decisions possible for each."""
+    # `schema` describes the answer.
     items = value if isinstance(value, list | tuple) else [value]
     inbox = [i for i in items if isinstance(i, Mapping) and isinstance(i.get("action_request"), Mapping)]
     if inbox:

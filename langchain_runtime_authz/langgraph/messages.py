@@ -53,7 +53,7 @@ _DENIED = "This action is not permitted. Do not repeat it."
 
 
 def denial_message(denial: Denial, call_id: str | None) -> ToolMessage:
-    """Return the tool message for a call that does not run, so that each call in the history has an answer."""
+    """Return the tool message that answers a call which does not run."""
     said, status, reason = denial.message, "success", denial.decision.reason
     if reason != Code.APPROVAL_ANSWERED:
         told = f" The user said: {said}" if said else ""
@@ -62,7 +62,7 @@ def denial_message(denial: Denial, call_id: str | None) -> ToolMessage:
 
 
 def edit_note(call: Call) -> str:
-    """Return a note that the user replaced the model's call, so that the model does not repeat the call."""
+    """Return a note for the model that the user replaced its call."""
     return (
         "Note: the user replaced this action before it was carried out, on purpose. Carried out instead: "
         f"{call.tool} with {json.dumps(call.raw, ensure_ascii=False)}. Do not repeat your own."
@@ -85,7 +85,7 @@ def with_note(output: Any, note: str) -> Any:
 
 
 def recorded(output: object, asked: int = 0) -> str | None:
-    """Serialise a side effect's result, for a replay. `asked` is the number of answers that its tool received."""
+    """Serialise a tool's result for a replay. `asked`: number of answers it received."""
     content, status = (output.content, output.status) if isinstance(output, ToolMessage) else (output, "success")
     record = {"content": content, "status": status, **({"asked": asked} if asked else {})}
     plain = type(content) is str and content.isascii()  # otherwise it may contain a lone surrogate
@@ -126,7 +126,7 @@ def only_asked(asked: int) -> str | None:
 
 
 def kept(result: str | None) -> dict[str, Any]:
-    """Return what is kept of a result that `recorded` serialised. `content` and `status` may be missing."""
+    """Return what `recorded` serialised. `content` and `status` may be missing."""
     return json.loads(result) if result else {}
 
 
@@ -143,7 +143,7 @@ def replay_message(replay: Replay, call_id: str | None) -> ToolMessage:
 
 
 def written(given: object) -> object:
-    """Return the writes of a root input. The (channel, value) pairs that a `Command` may hold become a mapping."""
+    """Return the writes of a root input, with a `Command`'s pairs as a mapping."""
     update = given.update if isinstance(given, Command) else given
     pairs = update if isinstance(update, list | tuple) and isinstance(given, Command) else ()
     if not pairs or not all(isinstance(p, tuple) and len(p) == _PAIR and isinstance(p[0], str) for p in pairs):
@@ -163,7 +163,7 @@ def _listed(value: Any) -> list[Any]:
 
 
 def overwritten(value: Any) -> tuple[bool, Any]:
-    """Return a pair: True if a write bypasses the reducer (`Overwrite` in any form), and the value that it writes."""
+    """Return a pair: (1) True if a write bypasses the reducer, (2) its value."""
     if isinstance(value, Overwrite):
         return True, value.value
     if isinstance(value, dict) and len(value) == 1 and _OVERWRITE in value:
@@ -197,14 +197,14 @@ def as_message(entry: object) -> BaseMessage | None:
 
 
 def is_human(message: object) -> bool:
-    """Return True for a user-role message that is not marked as machine-made. A mark can only remove authority."""
+    """Return True for a user-role message that is not marked as machine-made."""
     if isinstance(message, BaseMessage) and _NOTIFICATION in message.additional_kwargs:
         return False
     return isinstance(message, HumanMessage) or (isinstance(message, ChatMessage) and message.role in USER)
 
 
 def human_texts(value: object) -> list[HumanText]:
-    """Return the `user`-role entries of a root input, in order, from any form that LangChain accepts."""
+    """Return the user messages of a root input, in any form that LangChain accepts."""
     if isinstance(value, list | tuple) and any(isinstance(entry, Command) for entry in value):
         return [text for entry in value for text in human_texts(written(entry))]
     entries: Sequence[object] = value if isinstance(value, list) else messages_in(value)
@@ -291,9 +291,10 @@ def unanswered(messages: Sequence[Any]) -> bool:
 
 
 def planned_message(state: Any, key: str, call: Mapping[str, Any] | None) -> tuple[str | None, Sequence[Any], int]:
-    """Return the id and calls of the newest AI message in `state` that holds `call`, and the index of `call`.
+    """Return the id and calls of the message that plans `call`, and `call`'s index.
 
-    Without such a message, return no id, no calls and 0. Two calls of one message may share an id, but not an index.
+    The message is the newest AI message in `state` that holds `call`. Without it, return no id, no calls and 0. Two
+    calls of one message may share an id, but not an index.
     """
     messages = state if isinstance(state, list) else state.get(key) if type(state) is dict else held(state, key)
     for message in reversed(messages) if call and isinstance(messages, list | tuple) else ():
@@ -305,7 +306,7 @@ def planned_message(state: Any, key: str, call: Mapping[str, Any] | None) -> tup
 
 
 def place_of(call: Any, planned: Mapping[int, Any]) -> int | None:
-    """Return a call's index among planned calls: by identity, else by content, else by id."""
+    """Return a call's index among planned calls: by identity, content, then id."""
     for place, one in planned.items():
         if one is call:
             return place
@@ -315,7 +316,8 @@ def place_of(call: Any, planned: Mapping[int, Any]) -> int | None:
 
 
 def _calls_of(message: object) -> tuple[str | None, Sequence[Any]]:
-    """Return the id and calls of an AI message, which a resumed typed state may hold as a plain mapping."""
+    """Return an AI message's id and calls."""
+    # A resumed typed state may hold the message as a plain mapping.
     if isinstance(message, AIMessage):
         return message.id, message.tool_calls
     if isinstance(message, Mapping) and message.get("type") in ("ai", "AIMessageChunk"):
@@ -326,7 +328,7 @@ def _calls_of(message: object) -> tuple[str | None, Sequence[Any]]:
 
 
 def foreign_plans(run: Run, value: object) -> None:
-    """Remember the calls in a client's AI messages, so that they never count as a plan."""
+    """Remember the calls in a client's AI messages, so that they are never a plan."""
     found = ai_messages(value)
     for entry in messages_in(value):
         if isinstance(entry, (dict, Mapping)) and isinstance(message := as_message(entry), AIMessage):
@@ -350,7 +352,7 @@ def plans_of(run: Run, given: object, returned: object) -> list[RecordPlan]:
 
 
 def record(run: Run, plans: Sequence[RecordPlan]) -> Flow[None]:
-    """Record plans. If this raises `AuthzHalt`, the node output that holds the plans must not take effect."""
+    """Record plans. After `AuthzHalt`, the node's output must not take effect."""
     try:
         done = yield (Commit, run.scope, None, plans)
         for record in plans:

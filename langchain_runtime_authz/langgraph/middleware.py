@@ -1,4 +1,4 @@
-"""`AuthzMiddleware`: decides model and tool calls of an agent made with `create_agent`.
+"""`AuthzMiddleware`: decides the calls of an agent made with `create_agent`.
 
 In a protected graph there is a run, and an earlier enforcement point has decided the tool calls. In an unprotected
 graph, the middleware opens a run and decides a message's calls in one batch, as a protected tool node does.
@@ -52,7 +52,7 @@ _MISPLACED: Final = (
 
 
 class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
-    """Decides the model and tool calls of an agent made with `create_agent`. List it last.
+    """Decides the model and tool calls of a `create_agent` agent. List it last.
 
     From a model's request, it removes only tools outside the grant and provider tools that the policy does not allow.
 
@@ -93,7 +93,8 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
     before_agent, abefore_agent = both(_before_agent)
 
     def _after_agent(self, state: Any, runtime: Any) -> Flow[None]:
-        """Close the run. If the graph pauses before this hook, the surrounding `with authz.run(...)` closes the run."""
+        """Close the run that a hook opened."""
+        # If the graph pauses before this hook, the surrounding `with authz.run(...)` closes the run.
         entering = self._entries(runtime)[1].pop(private.agent_ns(get_config()), None)
         if entering is not None:
             yield Perform(entering.__exit__, entering.__aexit__, None, None, None)
@@ -101,7 +102,7 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
     after_agent, aafter_agent = both(_after_agent)
 
     def _run(self, config: Mapping[str, Any], runtime: Any) -> Flow[tuple[Run, bool]]:
-        """Return a pair: this agent's run, and True if a hook opened it. After a resume, the first hook opens a run."""
+        """Return a pair: (1) this agent's run, (2) True if a hook opened the run."""
         if (run := _gated_run(config)) is not None:
             return run, False
         yield from self._opening(config, runtime, None)
@@ -111,7 +112,7 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
         (locks, entries), ns = self._entries(runtime), private.agent_ns(config)
 
         def opening() -> Flow[Any]:
-            """Open a run and return its entry's value. Without a new input, return `None` if a run is open already."""
+            """Open a run and return its value, or `None` if an open run gets no new input."""
             if ns in entries and given is None:
                 return None
             entering = self._entrance.enter(self._agent, given, config, self._entrance.owner(config))
@@ -140,7 +141,7 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
     wrap_model_call, awrap_model_call = both(_wrap_model_call)
 
     def _after_model(self, state: Any, runtime: Any) -> Flow[None]:
-        """Record the newest message's plan if it is not recorded yet. In a protected graph, the node has done so."""
+        """Record the newest message's plan, unless a protected node has done so."""
         run, ours = yield from self._run(get_config(), runtime)
         if ours:
             yield from _planned(run, state["messages"])
@@ -185,13 +186,13 @@ def _without(request: Any, decision: Decision) -> Any:
 
 
 def _planned(run: Run, messages: Sequence[Any]) -> Flow[None]:
-    """Record the newest message's plan, before a review can ask about its calls. A plan recorded earlier stays."""
+    """Record the newest message's plan, before a review can ask about its calls."""
     newest = next((m for m in reversed(messages) if isinstance(m, AIMessage)), None)
     yield from record_plans(run, {}, newest)
 
 
 def _planned_by(run: Run, request: Any, response: Any) -> Flow[None]:
-    """Record the plan when the model's node ends, or at once if no handler observes the end of the node."""
+    """Record the plan when the model's node ends, or now if no handler observes it."""
     messages: Sequence[Any] = getattr(response, "model_response", response).result  # of an `ExtendedModelResponse` too
     callbacks = get_config().get("callbacks")
     node = getattr(callbacks, "parent_run_id", None)
@@ -207,7 +208,7 @@ def _planned_by(run: Run, request: Any, response: Any) -> Flow[None]:
 
 
 class _Heard(BaseCallbackHandler):
-    """Hold a thread's resume value and the checkpoint that the call named. Observe chains while a plan waits."""
+    """Holds a call's resume value, thread and checkpoint, and records waiting plans."""
 
     raise_error = True
     ignore_llm = ignore_agent = ignore_retriever = True
@@ -232,7 +233,7 @@ class _Heard(BaseCallbackHandler):
 
 
 def hear() -> BaseCallbackHandler | None:
-    """Return a handler if a graph is starting that is resumed or holds our middleware; else `None`."""
+    """Return a handler for a starting graph that is resumed or holds our middleware."""
     found = private.started_graph()
     if found is None:
         return None
@@ -246,7 +247,7 @@ def hear() -> BaseCallbackHandler | None:
 
 
 def _answered(run: Run, config: Mapping[str, Any]) -> Flow[None]:
-    """Record the graph's resume value, as a protected root entry does before its tasks."""
+    """Record the graph's resume value, as a protected root entry does."""
     callbacks = config.get("callbacks")
     handlers: Iterable[Any] = getattr(callbacks, "handlers", callbacks) or ()
     # A graph that a tool calls on its own thread inherits the handler, but was not resumed with this value.
@@ -269,7 +270,7 @@ def _answered(run: Run, config: Mapping[str, Any]) -> Flow[None]:
 
 
 def _note_reviews(run: Run, config: Mapping[str, Any], checkpoint: str | None) -> Flow[None]:
-    """Record the questions of reviews, which paused the graph outside our enforcement points."""
+    """Record questions of reviews that paused the graph outside enforcement points."""
     saver = private.checkpointer_of(config)
     thread = private.thread_of(config)
     if saver is None or thread is None:

@@ -1,4 +1,4 @@
-"""Let a model compile a mandate from the user's messages, before any other text is read.
+"""Let a model compile a mandate from the user's messages, before other text.
 
 The model sees the tools' signatures and profiles, and the user's messages without quoted parts, but no tool output.
 Parts that the messages do not support are dropped (`mandate.planner_mandate`). If the model fails, there is no mandate.
@@ -61,7 +61,7 @@ _UNREAD: Final = Compiled(
 
 
 def planner_schema() -> dict[str, Any]:
-    """Return the JSON schema of a planner's answer: a mandate without the fields that this package sets."""
+    """Return the JSON schema of a mandate without the fields that this package sets."""
     schema = json_schema()
     parts = {"Mandate": schema, **schema["$defs"]}
     for name, fields in _NOT_ITS.items():
@@ -77,7 +77,7 @@ def planner_schema() -> dict[str, Any]:
 
 
 class ModelPlanner:
-    """Plan with any chat model that has structured output. The model is called once per plan, with its own timeout."""
+    """Plans by one structured call of a chat model, under the model's own timeout."""
 
     def __init__(self, model: BaseChatModel, tools: Tools) -> None:
         self._model = model.with_structured_output(planner_schema())
@@ -123,7 +123,6 @@ class ModelPlanner:
 
 
 def _described(name: str, profile: ToolProfile, signature: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a tool's description for the planner: effect, arguments with roles, origins of fields."""
     trust = {"": profile.trust} if isinstance(profile.trust, str) else dict(profile.trust)
     outside = {"prose": list(profile.prose), "counterparty": list(profile.counterparty)}
     return {

@@ -1,7 +1,7 @@
-"""Protect nodes: decide `node/enter` before a node runs, record plans after it, and decide a ToolNode's calls.
+"""Protect nodes: decide `node/enter` and a ToolNode's calls, and record plans.
 
-A compiled graph's node gets another bound runnable: a shallow copy whose class is a dynamic subclass of the
-runnable's class, so that drawing and `isinstance` still work.
+A compiled graph's node gets another bound runnable: a shallow copy whose class is a dynamic subclass of the runnable's
+class, so that drawing and `isinstance` still work.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def is_gated(bound: object) -> bool:
 
 
 def gate_bound(bound: Runnable[Any, Any], name: str, channels: frozenset[str] = frozenset()) -> Runnable[Any, Any]:
-    """Return a protected copy of a node's bound runnable. `channels` are those whose reducers append messages."""
+    """Return a protected copy of a node's runnable. `channels` append messages."""
     gated = copy.copy(bound)
     # The subclass adds no field or slot, so the object's layout stays.
     object.__setattr__(gated, "__class__", _gated_class(bound, name, channels))
@@ -110,7 +110,8 @@ Finish: Final = Effect(lambda *_: None, lambda _, node: node.finish())  # synchr
 
 
 def _step(run: Run, name: str, code: Any, channels: frozenset[str] | None, input: Any, config: Any) -> Flow[Any]:
-    """Decide `node/enter`, run the node, and record the plans in its output. For a tool node, `channels` is `None`."""
+    """Decide `node/enter`, run the node, and record the plans in its output."""
+    # For a tool node, `channels` is `None`.
     permit, keep = kept(run, "node/enter", name, lasting=channels is None)
     step = decide_step(run, "node/enter", {"type": "node", "id": name, "properties": {}}, keep=keep)
     entered = yield from (step if permit is None else if_alive(run, permit, step))
@@ -163,7 +164,7 @@ def _ended(run: Run, node: NodeCalls, input: Any, failed: BaseException | None, 
 
 
 def _outside(config: Any) -> tuple[Engine, Flow[Run]]:
-    """Return a pair for a node called outside every protected graph: the engine, and the flow that gives the run."""
+    """Return the engine and the run's flow for a node outside every protected graph."""
     opener = opened(config or {})
     if opener is None:
         raise AuthzHalt(Code.NO_RUN, deny(Code.NO_RUN).decision_id)
@@ -181,7 +182,7 @@ _turns: ContextVar[tool_pep.Turns | None] = ContextVar("langchain_runtime_authz.
 
 
 class _Gate(private.ToolNode):
-    """Override ToolNode's hooks, to decide its calls. The first base of each protected tool node's class."""
+    """Decides a ToolNode's calls, as the first base of its protected class."""
 
     __runtime_authz_gated__ = True
     _authz_profiles: Profiles
@@ -264,7 +265,7 @@ def gate_tool_node(node: private.ToolNode, profiles: Profiles) -> private.ToolNo
 
 
 def guard_held(node: private.ToolNode, profiles: Profiles) -> None:
-    """Guard the tools of a tool node that a node's code holds, by replacing them in the tool node's dictionary."""
+    """Guard the tools of a tool node that a node's code holds, in place."""
     for name, tool in list(node._tools_by_name.items()):
         if not is_guarded(tool):
             node._tools_by_name[name] = guard_tool(tool, profiles)

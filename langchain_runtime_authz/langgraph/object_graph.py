@@ -44,7 +44,7 @@ _CONTAINERS: Final = (list, tuple, set, frozenset, deque)
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A graph, its agent's name at run time (`label`), its parent's label, and the parent's node (`route`)."""
+    """A graph, its agent's name (`label`), and its parent's label and node (`route`)."""
 
     graph: AnyGraph
     label: str
@@ -53,12 +53,12 @@ class Found:
 
 
 def graphs_in(root: AnyGraph) -> Iterator[Found]:
-    """Yield `root` and each graph that its code can run: as a subgraph, in a closure, or as an agent behind a tool."""
+    """Yield `root` and each graph that its code can run, also behind a tool."""
     return (value for value in reached(root) if isinstance(value, Found))
 
 
 def reached(root: AnyGraph, *, deep: bool = False) -> Iterator[Any]:
-    """Yield each object that `root` reaches, once. A graph comes as a `Found`, before the objects that it reaches."""
+    """Yield each object that `root` reaches, once, and each graph as a `Found`."""
     walked: dict[Any, Any] = {id(root): root}
     todo = deque([Found(root, root.get_name())])
     while todo:
@@ -86,7 +86,7 @@ def roots_of(node: PregelNode) -> list[Any]:
 def walk(
     roots: Iterable[Any], *, deep: bool = False, into_tools: bool = True, walked: dict[Any, Any] | None = None
 ) -> Iterator[Any]:
-    """Yield every object that `roots` reach and `walked` does not hold, once, nearest first."""
+    """Yield each object that `roots` reach and `walked` lacks, once, nearest first."""
     # By identity, and kept alive, so that a temporary object's id is not reused.
     walked = {} if walked is None else walked
     todo = deque((root, 0) for root in roots)
@@ -111,7 +111,7 @@ def walk(
 
 
 def held_by(value: Any, limit: int = MAX_HELD) -> Iterable[Any]:
-    """Return the objects that a value holds; none if coverage has rows for the value, or if it is too large."""
+    """Return the objects that a value holds, or none if it is too large or a graph."""
     if isinstance(value, BaseTool):
         return functions_of(value)
     if isinstance(value, FunctionType):
@@ -148,7 +148,7 @@ def cells_of(function: FunctionType) -> dict[str, Any]:
 
 
 def loaded(function: FunctionType) -> Iterator[Any]:
-    """Yield the closure variables, globals and attributes that a function's code loads."""
+    """Yield the closure variables, globals and attributes that a function loads."""
     cells, names = cells_of(function), function.__globals__
     for is_global, name, attributes in _chains(function.__code__):
         value = names.get(name) if is_global else cells.get(name)
@@ -163,7 +163,7 @@ def loaded(function: FunctionType) -> Iterator[Any]:
 
 @lru_cache(maxsize=4096)
 def _chains(code: CodeType) -> tuple[tuple[bool, str, tuple[str, ...]], ...]:
-    """Return the variables that code loads, with the attributes of each: `a.b` is `(…, "a", ("b",))`."""
+    """Return the variables that code loads: `a.b` as `(is_global, "a", ("b",))`."""
     chains: list[tuple[bool, str, tuple[str, ...]]] = []
     for own in codes(code):
         going = False
@@ -219,7 +219,7 @@ def _attributes(value: Any) -> list[Any]:
 
 
 def functions_of(tool: BaseTool) -> list[Any]:
-    """Return the functions that a tool runs: `func`, `coroutine`, or its class's own `_run` and `_arun`."""
+    """Return a tool's `func` and `coroutine`, and its class's own `_run` and `_arun`."""
     held = [getattr(f, _OF, f) for name in ("func", "coroutine") if callable(f := getattr(tool, name, None))]
     for name in ("_run", "_arun"):
         origin: Any = unwrap(getattr(getattr(tool, name, None), "__func__", None))  # type: ignore[arg-type]

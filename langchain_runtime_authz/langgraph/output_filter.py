@@ -1,4 +1,4 @@
-"""Remove hidden fields from a tool's output, and the call's live tokens from its output and writes."""
+"""Remove hidden fields from a tool's output, and live tokens from all it writes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _PLACES: Final = ("__dict__", "__pydantic_extra__", "__pydantic_private__")  # w
 
 
 class Cleaner:
-    """Splits messages and commands into parts, which `credential.token_leak` and `pep.obligations` filter."""
+    """Filters messages and commands part by part, for hidden fields and tokens."""
 
     def __init__(self, fields: frozenset[str], tokens: tuple[str, ...]) -> None:
         self._fields, self._searches = fields, bool(tokens)
@@ -49,7 +49,7 @@ class Cleaner:
         return redact(self._scrubbed(value), fields)
 
     def _update(self, update: Any, fields: frozenset[str]) -> Any:
-        """Filter a state update: messages for hidden fields and tokens, other values for tokens only."""
+        """Filter a state update: messages for hidden fields, all values for tokens."""
         if isinstance(update, dict):
             return {self._scrubbed(k): self._channel(v, fields) for k, v in update.items()}
         if isinstance(update, BaseModel) or dataclasses.is_dataclass(update):
@@ -66,7 +66,7 @@ class Cleaner:
         return self._value(value, fields if isinstance(value, BaseMessage) else _NONE)
 
     def _rebuilt(self, value: Any, clean: Callable[[str, Any], Any]) -> Any:
-        """Copy a message or a state object, and replace each attribute by what `clean` returns for it."""
+        """Copy a message or state object, with each attribute replaced by `clean`."""
         other = copy.copy(value)
         for place in _PLACES:
             if held := getattr(value, place, None):
@@ -86,7 +86,7 @@ class Cleaner:
         return clean
 
     def error(self, exc: BaseException) -> Any:
-        """Return the exception without tokens. A raised question or command is filtered in place."""
+        """Return the exception without tokens. Filter questions and commands in place."""
         if not isinstance(exc, GraphBubbleUp):
             return self.search.clean(exc)
         if self._searches and isinstance(exc, ParentCommand):
@@ -161,7 +161,7 @@ def _task(function: Callable[..., Any], clean: Clean) -> Callable[..., Any]:
 
 
 def watched_config(config: dict[str, Any], clean: Clean) -> dict[str, Any]:
-    """Return `config` with filters on what code can write to: store, streams, `push_message`, tasks, callbacks."""
+    """Return `config` with filters on its store, streams, tasks and callbacks."""
     own, keys = dict(config.get("configurable") or {}), private.keys
     if isinstance(runtime := own.get(keys.CONFIG_KEY_RUNTIME), Runtime):
         own[keys.CONFIG_KEY_RUNTIME] = _watched(runtime, clean)

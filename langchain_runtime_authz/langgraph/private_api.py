@@ -52,7 +52,7 @@ _GRAPHS_PER_TOOL: Final = 10_000
 
 
 class _Stored:
-    """A checkpoint that is stored already. With `durability="sync"`, LangGraph waits for it even without a saver."""
+    """Stands in for a stored checkpoint, on which `durability="sync"` waits."""
 
     def result(self) -> None:
         return None
@@ -67,7 +67,7 @@ for _class in (_loop.SyncPregelLoop, _loop.AsyncPregelLoop):
 
 
 def kept(look: Callable[[Any], T]) -> Callable[[Any], T]:
-    """Cache the result of `look` for each class or function, for as long as the class or function lives."""
+    """Cache the result of `look` for each class or function, while that lives."""
     found: weakref.WeakKeyDictionary[Any, T] = weakref.WeakKeyDictionary()
 
     @functools.wraps(look)
@@ -83,14 +83,15 @@ def kept(look: Callable[[Any], T]) -> Callable[[Any], T]:
 
 
 def lookalike(base: Any, members: Mapping[str, Any], *before: type) -> Any:
-    """Make a subclass of `base` with these members. It has the name, module and docstring of `base`."""
+    """Make a subclass with these members, and the name and docstring of `base`."""
     shown = {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}
     metaclass: Any = type(base)
     return metaclass(base.__name__, (*before, base), {**shown, **members})
 
 
 def merged_config(bound: Mapping[str, Any] | None, config: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """Merge configs as LangGraph does. If nothing is to merge, return `config`, because its graph merges it again."""
+    """Merge configs as LangGraph does; return `config` itself if nothing is to merge."""
+    # The graph merges `config` again.
     if not bound and not var_child_runnable_config.get() and (config or {}).keys() <= _CONFIG_KEYS:
         return config or {}
     return ensure_graph_config(bound, config)  # type: ignore[arg-type]
@@ -108,7 +109,8 @@ def _ns(config: Mapping[str, Any]) -> str:
 
 
 async def ajoin(chunks: Any) -> Any:
-    """Add a node's chunks as the next step of LangGraph's sequence does; its own `_consume_aiter` keeps the last."""
+    """Add up a node's chunks, as the next step of LangGraph's sequence does."""
+    # LangGraph's own `_consume_aiter` keeps only the last chunk.
     joined = None
     async for chunk in chunks:
         try:
@@ -119,7 +121,7 @@ async def ajoin(chunks: Any) -> Any:
 
 
 def task_id(config: Mapping[str, Any]) -> str:
-    """Return the id of a config's Pregel task, which a replay keeps, or an empty string outside every task."""
+    """Return the task's id, which a replay keeps, or an empty string outside tasks."""
     return str((config.get("configurable") or {}).get(keys.CONFIG_KEY_TASK_ID) or "")
 
 
@@ -128,15 +130,16 @@ def lent(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def durable(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a config with which each checkpoint is stored before the next step, unless the caller chose a durability.
+    """Return a config that stores each checkpoint before the next step.
 
-    Otherwise a graph that continues after a crash would plan and pay again, and a call could miss an `update_state`.
+    A durability that the caller chose stays. Without `sync`, a graph that continues after a crash could plan and pay
+    again, and a call could miss an `update_state`.
     """
     return {**config, "configurable": {keys.CONFIG_KEY_DURABILITY: "sync", **_given(config)}}
 
 
 class Place(NamedTuple):
-    """The place of a graph's state: its saver, and a config with thread, namespace and the parent's checkpointer."""
+    """The place of a graph's state: its saver, and the config to read it with."""
 
     saver: BaseCheckpointSaver[Any]
     config: dict[str, Any]
@@ -144,7 +147,7 @@ class Place(NamedTuple):
 
 
 def counted_graph(config: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
-    """Return a pair: `config` for one subgraph call, and the zero-based index of that call in its task."""
+    """Return (1) `config` for one subgraph call, (2) the call's index in its task."""
     configurable = _given(config)
     scratchpad = configurable.get(keys.CONFIG_KEY_SCRATCHPAD)
     if scratchpad is None:
@@ -155,7 +158,7 @@ def counted_graph(config: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
 
 
 def place_below(graph: Any, config: Mapping[str, Any], number: int = 0) -> Place | None:
-    """Return the place of the state of a graph that a task calls, or `None` if the graph keeps no state."""
+    """Return the place of a called graph's state, or `None` if it keeps none."""
     configurable = _given(config)
     borrowed = lent(config)
     saver = None if graph.checkpointer is False else borrowed.get(keys.CONFIG_KEY_CHECKPOINTER, graph.checkpointer)
@@ -170,14 +173,14 @@ def place_below(graph: Any, config: Mapping[str, Any], number: int = 0) -> Place
 
 
 def graph_at(graph: Any, config: Any) -> Any:
-    """Return the graph whose state a config names: the root, or a subgraph that is a node."""
+    """Return the graph whose state a config names: the root or a subgraph node."""
     namespace = recast_checkpoint_ns(_ns(config or {}))
     found = graph.get_subgraphs(namespace=namespace, recurse=True) if namespace else ()
     return next((child for name, child in found if name == namespace), graph)
 
 
 def namespaces_of_task(name: str, ident: str) -> tuple[str, str]:
-    """Return two namespaces of graphs that a root's task calls: this task's, and the one for all tasks of its node."""
+    """Return two namespaces of graphs that a task calls: the task's and the node's."""
     return f"{name}{keys.NS_END}{ident}", name
 
 
@@ -192,14 +195,14 @@ def is_resume_map(value: object) -> TypeGuard[Mapping[str, Any]]:
 
 
 def interrupt_id(config: Mapping[str, Any], number: int | None = None) -> str:
-    """Return the id of the task's interrupt with this zero-based number; by default, of the next interrupt."""
+    """Return the id of the task's interrupt with this index, by default the next."""
     if number is None:
         number = len(scratchpad.resume) if (scratchpad := scratchpad_of(config)) is not None else 0
     return _interrupt_id(_ns(config), number)
 
 
 def of_execution(parts: dict[Any, Any], config: Mapping[str, Any]) -> tuple[set[str], set[str]]:
-    """Return two sets that last for one execution of a task, because a retry starts the count of questions again."""
+    """Return two sets that last for one execution, because a retry counts anew."""
     scratchpad = scratchpad_of(config)
     counter = None if scratchpad is None else getattr(scratchpad.interrupt_counter, "of", scratchpad.interrupt_counter)
     known = parts.get(key := ("heard", task_id(config)))
@@ -209,7 +212,7 @@ def of_execution(parts: dict[Any, Any], config: Mapping[str, Any]) -> tuple[set[
 
 
 def counting_questions(config: dict[str, Any], place: int | None = None) -> tuple[dict[str, Any], list[int]]:
-    """Return a pair: `config` for one tool or node, and a list that collects the numbers of its `interrupt` calls."""
+    """Return (1) a tool's or node's `config`, (2) a list that collects its questions."""
     configurable = config.get("configurable") or {}
     scratchpad = configurable.get(keys.CONFIG_KEY_SCRATCHPAD)
     asked: list[int] = []
@@ -252,12 +255,12 @@ def checkpointer_of(config: Mapping[str, Any]) -> Any:
 
 
 def is_innermost(handler: object) -> bool:
-    """Return True if a `wrap_tool_call` handler is the tool node's own, so that no other middleware follows."""
+    """Return True if a `wrap_tool_call` handler is the tool node's own."""
     return getattr(handler, "__qualname__", "") in _INNERMOST
 
 
 def with_streams(callbacks: Any, clean: Callable[[Any], Any]) -> Any:
-    """Return callbacks for one tool, in which `clean` filters the chunks of the stream modes `messages` and `tools`."""
+    """Return callbacks for one tool, whose streamed chunks `clean` filters."""
     if isinstance(callbacks, list):
         return [with_streams(handler, clean) for handler in callbacks]
     if isinstance(callbacks, BaseCallbackManager) and any(isinstance(h, _STREAMING) for h in callbacks.handlers):
@@ -283,7 +286,7 @@ def thread_of(config: Mapping[str, Any]) -> Any:
 
 
 def drop_plain_answer(config: Mapping[str, Any]) -> None:
-    """Drop a resume value without an interrupt id, which LangGraph would give to the next question."""
+    """Drop a plain resume value, which LangGraph would give to the next question."""
     if (scratchpad := scratchpad_of(config)) is not None:
         scratchpad.get_null_resume(True)
 
@@ -314,7 +317,7 @@ def _overwritten(kind: type[BaseTool]) -> frozenset[str]:
 
 
 def starting_tool() -> tuple[BaseTool, Any, Any, str | None] | None:
-    """Return the tool that is announced by `on_tool_start`, its input, config and call id; `None` if unknown."""
+    """Return the announced tool, its input, config and call id; `None` if unknown."""
     frame = _announcing()
     if frame is None or frame.f_code not in _RUNS:
         return None
@@ -328,7 +331,7 @@ def starting_graph() -> Pregel[Any, Any, Any, Any] | None:
 
 
 def started_graph() -> tuple[Pregel[Any, Any, Any, Any], Any, str | None, str | None] | None:
-    """Return the graph that sets up callbacks, its resume value, thread id and checkpoint id; `None` without one."""
+    """Return the starting graph, its resume value, thread id and checkpoint id."""
     frame: FrameType | None = sys._getframe(2)
     for _ in range(_FRAMES):
         if frame is not None and frame.f_code not in _STREAMS:
@@ -380,12 +383,12 @@ def is_task_function(value: object) -> bool:
 
 
 def imports_anything(serde: object) -> bool:
-    """Return True if LangGraph's serializer imports and calls any name in its data, which is its default."""
+    """Return True if a serializer imports and calls any name, LangGraph's default."""
     return isinstance(serde, JsonPlusSerializer) and serde._allowed_msgpack_modules is True
 
 
 def is_sent(config: Mapping[str, Any]) -> bool:
-    """Return True if a `Send` started the config's task. Callers cannot forge this: LangGraph overwrites the key."""
+    """Return True if a `Send` started the task. Callers cannot forge its path."""
     path = (config.get("metadata") or {}).get("langgraph_path")
     return bool(task_id(config)) and isinstance(path, tuple) and path[:1] == (keys.PUSH,)
 

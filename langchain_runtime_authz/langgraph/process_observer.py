@@ -37,7 +37,7 @@ Reader = Callable[[tuple[Any, ...]], tuple[str, Any] | None]
 
 
 class Observed(NamedTuple):
-    """An observed effect: where it happened, the code that caused it, its kind and its target."""
+    """An observed effect: its place, the code that caused it, its kind and target."""
 
     graph: str
     agent: str
@@ -56,7 +56,7 @@ _busy = threading.local()
 
 
 def observe_process(authz: AuthzParts, *, strict: bool = False) -> None:
-    """Record the effects of this instance's nodes and tools in the audit log and the coverage report.
+    """Record effects of nodes and tools in the audit log and the coverage report.
 
     The hook stays for the life of the process, because CPython cannot remove an audit hook.
 
@@ -94,7 +94,7 @@ class Observer:
             raise PermissionError(13, f"{by} `{name}` did what nobody declared: {one}; use `authz.effect`")
 
     def conclude(self, run: Run, task: str) -> Flow[None]:
-        """Record the effects of a node that has ended. After a refused effect, halt even if the node went on."""
+        """Record the effects of an ended node, and halt if one was refused."""
         while self._pending:
             yield (Write, self._pending.pop(0))
         if (run.jti, task) in self._tripped:
@@ -151,7 +151,7 @@ def _heard(reader: Reader, args: tuple[Any, ...]) -> None:
 
 
 def _by_library() -> bool:
-    """Return True if this package itself acts, and not code that its enforcement points run."""
+    """Return True if this package acts itself, not code that it runs."""
     frame: Any = sys._getframe(3)
     while frame is not None:
         package, _, module = str(frame.f_globals.get("__name__", "")).partition(".")
@@ -162,7 +162,7 @@ def _by_library() -> bool:
 
 
 def _read(reader: Reader, args: tuple[Any, ...]) -> tuple[str, str] | None:
-    """Return an event's kind and target, or `None` if it is not an effect. Python's bytecode caches do not count."""
+    """Return an event's kind and target, or `None` if it is not an effect."""
     with suppress(Exception):  # an argument of an unexpected type
         kind, target = reader(args) or ("", None)
         if target is not None and "__pycache__" not in str(target) and target != os.devnull:

@@ -1,4 +1,4 @@
-"""Protect a graph and all graphs that it reaches, in place; decide calls of remote graphs.
+"""Protect a graph and all graphs that it reaches, and decide remote calls.
 
 `protect` makes a compiled graph's class a dynamic subclass, so the graph and its copies are protected. The subclass has
 its own `stream` and `astream`, which all other entry methods use. They open a run or, inside a run, a child's run.
@@ -55,7 +55,7 @@ def owner_of(graph: object) -> Protection | None:
 
 
 def protect(target: Any, protection: Protection) -> list[BaseTool]:
-    """Protect a compiled graph and the graphs below it in place; return their guarded tools.
+    """Protect a graph and those below it in place, and return their guarded tools.
 
     A builder stays a builder; the graphs that it compiles are protected.
     """
@@ -80,7 +80,7 @@ def agent_names(graph: AnyGraph) -> frozenset[str]:
 
 
 def misspelt(agents: Collection[str], graph: AnyGraph) -> Iterator[tuple[str, str]]:
-    """Yield pairs: (1) a name in `agents` that no agent has, (2) a similar agent name that is not in `agents`."""
+    """Yield (1) a name in `agents` that no agent has, (2) a similar agent's name."""
     if agents:  # a name without a similar one may belong to another graph
         from difflib import get_close_matches
 
@@ -145,7 +145,8 @@ def _protect_builder(builder: Any, protection: Protection) -> None:
 
 
 def _next(chunks: AsyncGenerator[Any, None]) -> Awaitable[Any]:
-    """Step a stream that the event loop does not register. The loop would close the stream while its consumer does."""
+    """Step a stream that the event loop does not register."""
+    # Otherwise the loop would close the stream while its consumer closes it.
     hooks = sys.get_asyncgen_hooks()
     sys.set_asyncgen_hooks(firstiter=None, finalizer=None)
     try:
@@ -155,7 +156,7 @@ def _next(chunks: AsyncGenerator[Any, None]) -> Awaitable[Any]:
 
 
 def _without_config(graph: Any) -> Any:
-    """Return the graph without its bound config, for a call whose config includes the bound config already."""
+    """Return the graph without its bound config, which the call's config includes."""
     if graph.config:
         graph = copy.copy(graph)
         graph.config = None
@@ -185,7 +186,7 @@ def _entry_class(base: Any, protection: Protection) -> Any:
         return ours(graph, input, merged, owner, kwargs)
 
     def chunks_of(own: Any, graph: Any, input: Any, at: Any, entered: Any, options: dict[str, Any]) -> Any:
-        """Return an entry's stream, the scope around each step, and True if chunks hold configs, and so handles."""
+        """Return (1) the stream, (2) the steps' scope, (3) True if chunks hold configs."""
         given, config = input, entered
         if not isinstance(at, ChildEntry):
             given, config = entered
@@ -308,7 +309,7 @@ _places: Final[dict[str, tuple[str, str]]] = {}
 
 
 def _check(request: Any) -> None:
-    """Refuse to send a credential to a URL outside its profile's, as after a redirect or a reconnect."""
+    """Refuse to send a credential outside its profile's URL, as after a redirect."""
     found = _places.get(request.headers.get("Authorization", ""))
     if found is not None and not is_under(str(request.url), found[0]):
         raise AuthzDenied(Code.REMOTE_URL, found[1])

@@ -1,4 +1,4 @@
-"""Open the application's run, carry runs in configs, and find the run of the current code.
+"""Open the application's run, put runs into configs, and find the current run.
 
 The root entry puts a `Handle` with the run into `configurable["__authz"]`. State, checkpoints, tracers and remote
 configs do not hold it. A serialised handle is a placeholder without content. A value that is not a `Handle` is ignored.
@@ -55,7 +55,7 @@ class AuthzHalt(AuthzDenied, GraphBubbleUp):
 
 
 class Handle(Sealed):
-    """Hold a `Run` or a `RunHandle` in a config. A pickled handle is read back as a plain string, without the run."""
+    """Holds a run in a config. A pickled handle is read back as a plain string."""
 
     __slots__ = ("__weakref__", "target")
     _pickled = _PLACEHOLDER
@@ -80,7 +80,7 @@ class FlowContext(Generic[T]):
         raise NotImplementedError
 
     def _over(self, exc: BaseException | None, *, cut: bool) -> Flow[None] | None:
-        """Return the flow of the exit, or `None` if nothing is left to do. `cut`: a stream was closed early."""
+        """Return the flow of the exit, or `None`. `cut`: a stream was closed early."""
         raise NotImplementedError
 
     def __enter__(self) -> T:
@@ -109,7 +109,7 @@ class FlowContext(Generic[T]):
 
 
 def within(context: Any, code: Callable[[Any], Flow[T]]) -> Flow[T]:
-    """Run the flow `code` inside a sync and async context manager that swallows no exception."""
+    """Run a flow inside a sync and async context manager that swallows nothing."""
     leave, entered = (context.__exit__, context.__aexit__), (yield Perform(context.__enter__, context.__aenter__))
     try:
         result = yield from code(entered)
@@ -121,7 +121,7 @@ def within(context: Any, code: Callable[[Any], Flow[T]]) -> Flow[T]:
 
 
 class run_scope(CodeScope):
-    """Make `run` current for the code inside. That code gets no ticket, because it may be another agent's."""
+    """Makes `run` current for the code inside, which gets no outer agent's ticket."""
 
     __slots__ = ("_previous", "_span", "node")
 
@@ -153,13 +153,13 @@ def with_run(config: Mapping[str, Any], run: Run | RunHandle) -> dict[str, Any]:
 
 
 def target_in(config: Mapping[str, Any] | None) -> Run | RunHandle | None:
-    """Return the `Run` or the application's `RunHandle` that a config holds, or `None`."""
+    """Return the `Run` or `RunHandle` that a config holds, or `None`."""
     handle = ((config or {}).get("configurable") or {}).get(HANDLE_KEY)
     return handle.target if type(handle) is Handle else None
 
 
 def without_handle(chunk: Any, depth: int = 7) -> Any:
-    """Remove run handles from a stream chunk, because `debug` and `checkpoints` events contain configs."""
+    """Remove run handles from a stream chunk, whose events may hold configs."""
     if depth and type(chunk) is dict:
         return {k: without_handle(v, depth - 1) for k, v in chunk.items() if k != HANDLE_KEY}
     if depth and type(chunk) in (tuple, list):
@@ -168,7 +168,7 @@ def without_handle(chunk: Any, depth: int = 7) -> Any:
 
 
 def find_run(config: Mapping[str, Any] | None) -> Run | None:
-    """Return the `Run` that a config holds, or else the run of the enforcement point around the current code."""
+    """Return the `Run` that a config holds, else the run around the current code."""
     handle = ((config or {}).get("configurable") or {}).get(HANDLE_KEY)
     if type(handle) is Handle and type(run := handle.target) is Run:
         return run
@@ -180,23 +180,23 @@ def running() -> Run | None:
 
 
 def current_node(run: object) -> Any:
-    """Return the `NodeCalls` of the hand-written node that is running in `run`, or `None`."""
+    """Return the `NodeCalls` of the hand-written node that `run` runs, or `None`."""
     scope = current_scope.get()
     return scope.node if type(scope) is run_scope and scope.run is run else None
 
 
 def note_question(run: Run | None, exc: object) -> None:
-    """Tell a hand-written node that a child agent, which its code called, has asked a question."""
+    """Tell a hand-written node that a child agent it called asked a question."""
     above = run.parent if run is not None and isinstance(exc, GraphInterrupt) else None
     if above is not None and (node := current_node(above)) is not None:
         node.question = node.question or exc
 
 
 class RunHandle:
-    """A run of the application: one `with authz.run(...)`, with its subject, task and grant.
+    """One run of the application, `with authz.run(...)`: subject, task and grant.
 
-    Use it as a context manager, synchronous or asynchronous, or call `close`. Inside a generator, pass
-    `run.config()` to each call of a graph, because a generator's `with` is refused.
+    Use it as a context manager, synchronous or asynchronous, or call `close`. Inside a generator, pass `run.config()`
+    to each call of a graph, because a generator's `with` is refused.
 
     Attributes:
         run_id: names the run in records, spans and tokens (`txn`).
@@ -255,13 +255,13 @@ class RunHandle:
 
     @property
     def decisions(self) -> list[Explanation]:
-        """Explanations of the run's decisions, newest last, as far as this instance still keeps the decisions."""
+        """Explanations of the run's decisions that are still kept, newest last."""
         from langchain_runtime_authz.audit.explanation import explain
 
         return [explain(record) for record in self.engine.recent.of_run(self.run_id)]
 
     def config(self, config: Mapping[str, Any] | None = None) -> RunnableConfig:
-        """Return `config` with this run, for calls in generators and tasks. It is valid until the run is closed."""
+        """Return `config` with this run, which is valid until the run is closed."""
         return with_run(config or {}, self)  # type: ignore[return-value]
 
     def _close(self) -> Flow[None]:
@@ -274,7 +274,7 @@ class RunHandle:
     close, aclose = both(_close)
 
     def outside_run(self) -> Flow[Run]:
-        """Return the run of guarded tools called outside every protected graph; the first call opens it."""
+        """Return the run for guarded tools outside protected graphs. Open it if needed."""
         if self.closed:
             raise AuthzDenied(Code.LEASE_ENDED, deny(Code.LEASE_ENDED).decision_id)
         if self._outside is None:
@@ -289,13 +289,13 @@ class RunHandle:
         return self._outside
 
     def brings(self) -> dict[str, Any]:
-        """Return the arguments of `open_entry` that the application chose. A task counts only if a user states it."""
+        """Return arguments of `open_entry`. A task counts only if a user states it."""
         stated = self.task is not None and self.human
         task = HumanText(content_digest(self.task), str(self.task)) if stated else None
         return {"task": task, "grant": self.grant, "upstream": self.upstream, "ordered": self.ordered}
 
     def enter(self, run: Run) -> None:
-        """Add a root entry's run, so that `close` ends it. Raises `AuthzDenied` if this handle is closed already."""
+        """Add a root entry's run, which `close` ends. Raises `AuthzDenied` if closed."""
         if self.closed:
             run.closed = True
             raise AuthzDenied(Code.LEASE_ENDED, deny(Code.LEASE_ENDED).decision_id)
@@ -342,12 +342,12 @@ def _delegated(engine: Engine, credential: Credential, grant: Grant | None) -> t
 
 
 def opened(config: Mapping[str, Any]) -> RunHandle | None:
-    """Return the application's run for a call: from the config, or else from the surrounding `with`."""
+    """Return the application's run: of the config, else of the surrounding `with`."""
     return target if isinstance(target := target_in(config), RunHandle) else around()
 
 
 def around() -> RunHandle | None:
-    """Return the surrounding `with`'s run. Raises `ConfigError` if a generator opened it, as other code may see it."""
+    """Return the surrounding run. Raises `ConfigError` if a generator opened it."""
     handle = _opened.get()
     while handle is not None and handle.closed:
         handle = handle._previous

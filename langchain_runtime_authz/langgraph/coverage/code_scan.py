@@ -1,8 +1,9 @@
-"""Find effects and secrets in a graph's code without running it. The scan may miss some.
+"""Find effects and secrets in a graph's code without running the code.
 
-The scan follows a node's function to its closures and to the application's functions that it calls. It follows members
-of the application's objects and classes if the code uses their names (rapid type analysis), so it need not know which
-object a method is called on. Of installed packages, it only notes the use of those that act or hold a network client.
+The scan may miss some. It follows a node's function to its closures and to the application's functions that it calls.
+It follows members of the application's objects and classes if the code uses their names (rapid type analysis), so it
+need not know on which object a method is called. Of installed packages, it only notes the use of those that act or
+hold a network client.
 
 Secrets are searched in tools, by type (`SecretStr`), by name (`api_key`, an `Authorization` header) or by the form of
 well-known tokens. Their values are never shown. A tool that holds a key can use it without a permit, so replace the key
@@ -62,9 +63,9 @@ _ENDS: Final = frozenset(("POP_TOP", "BEFORE_WITH", "RETURN_VALUE", "STORE_FAST"
 
 
 class Sighting(NamedTuple):
-    """An effect in code: its kind (`network`, `mail`, `process`, `write`, `database`, `store`, `code`) and cause."""
+    """An effect that the scan found in code: its kind, and the name that causes it."""
 
-    kind: str
+    kind: str  # network, mail, process, write, database, store, code
     by: str
 
     def __str__(self) -> str:
@@ -72,13 +73,13 @@ class Sighting(NamedTuple):
 
 
 def acting_nodes(graph: object_graph.AnyGraph) -> dict[str, tuple[Sighting, ...]]:
-    """Return node name → effects, for nodes of a graph and its subgraphs whose code has an effect."""
+    """Return node name → effects, for nodes whose code acts, subgraphs included."""
     nodes = (item for found in object_graph.graphs_in(graph) for item in found.graph.nodes.items())
     return {name: seen for name, node in nodes if (seen := code_of(node)[0])}
 
 
 def code_of(node: PregelNode) -> tuple[tuple[Sighting, ...], tuple[str, ...]]:
-    """Return a pair: (1) the effects in a node's code, (2) names of the parts that the scan did not follow."""
+    """Return a pair: (1) effects in a node's code, (2) names of unfollowed parts."""
     if isinstance(node.bound, ToolNode | Pregel):
         return (), ()
     missed: dict[str, None] = {}
@@ -89,7 +90,7 @@ def code_of(node: PregelNode) -> tuple[tuple[Sighting, ...], tuple[str, ...]]:
 
 
 def _reached(roots: Iterable[Any], missed: dict[str, None]) -> Iterator[Any]:
-    """Yield the values to search for effects. Declared effects, tools, graphs and models are not entered."""
+    """Yield the values to search for effects; `missed` collects unfollowed names."""
     todo, seen = deque(roots), dict[Any, Any]()
     names, waiting = set[str](), dict[str, list[Any]]()  # names used so far; members whose names are not used yet
     while todo:
@@ -119,7 +120,7 @@ def _reached(roots: Iterable[Any], missed: dict[str, None]) -> Iterator[Any]:
 
 
 def _reach(value: Any, missed: dict[str, None]) -> tuple[bool, Iterable[Any]]:
-    """Return a pair: True if the value is to be searched for effects, and the values to follow from it."""
+    """Return a pair: (1) True to search the value, (2) the values to follow from it."""
     function = value.__func__ if isinstance(value, MethodType) else value
     if _has_rows(value) or hasattr(function, "__runtime_authz_effect__"):
         return False, ()
@@ -141,7 +142,7 @@ def _reach(value: Any, missed: dict[str, None]) -> tuple[bool, Iterable[Any]]:
 
 
 def _members(value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield pairs of name and member of an application's object or, for a class, of its instances.
+    """Yield (name, member) of an application's object or of a class's instances.
 
     The name is empty if Python uses the member without naming it (`__call__`), and `super` if a subclass overrides it.
     """
@@ -164,7 +165,7 @@ def _members(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _imported_inside(function: FunctionType, missed: dict[str, None]) -> Iterator[Any]:
-    """Yield the values that a function imports, when it runs, from application modules that are loaded already."""
+    """Yield values that the function's own `import`s take from loaded modules."""
     for code in object_graph.codes(function.__code__):
         level = 0
         for step in dis.get_instructions(code):
@@ -244,7 +245,7 @@ def _package(value: Any) -> str:
 
 @lru_cache(maxsize=256)
 def _reaches_out(package: str) -> bool:
-    """Return True if an installed package holds a network client, so that calling it may act."""
+    """Return True if an installed package holds a network client."""
     own = [m for n, m in list(sys.modules.items()) if n == package or n.startswith(f"{package}.")]
     if not any("site-packages" in (getattr(m, "__file__", None) or "") for m in own):
         return False
@@ -276,7 +277,7 @@ _FORMS: Final = re.compile(
 
 
 def secrets_of(tool: BaseTool) -> Iterator[str]:
-    """Yield the places of long-lived secrets in a tool: `closure client.headers[authorization]`, `field api_key`."""
+    """Yield the places of a tool's long-lived secrets, such as `field api_key`."""
     seen: dict[int, Any] = {}
     known = BaseTool.model_fields.keys() | {"func", "coroutine"}
     fields = {k: v for k, v in vars(tool).items() if k not in known}
@@ -363,7 +364,7 @@ _GOOGLE: Final = frozenset(("google_search", "google_search_retrieval", "code_ex
 
 
 def tools_in(bound: Any) -> list[Any]:
-    """Return the tools in a model's bound arguments, and an entry for MCP servers that the provider calls."""
+    """Return the tools bound to a model, with one entry for all remote MCP servers."""
     if not isinstance(bound, dict):  # other mappings may refuse a string
         return []
     tools, servers = bound.get("tools"), bound.get("mcp_servers")
@@ -373,7 +374,8 @@ def tools_in(bound: Any) -> list[Any]:
 
 
 def provider_rows(tools: Iterable[Any], label: str, route: str, *, strict: bool) -> Iterator[Row]:
-    """Yield a row for each tool that runs at the model provider. `strict`: yield none unless all entries are tools."""
+    """Yield a row for each tool that runs at the model provider."""
+    # `strict`: the list may hold anything, so it counts only if all its entries are tools.
     named = [(tool, _provider_tool(tool)) for tool in tools]
     if not strict or all(name is not None or _runs_here(tool) for tool, name in named):
         note = "runs at the model provider, unseen"
@@ -387,7 +389,6 @@ def _runs_here(tool: Any) -> bool:
 
 
 def _provider_tool(tool: Any) -> str | None:
-    """Return the name of a provider's tool, or `None`."""
     if not isinstance(tool, Mapping) or not tool or not all(isinstance(k, str) for k in tool):
         return None
     own, others = tool_names(tool)

@@ -1,4 +1,4 @@
-"""The coverage report: the governed and ungoverned parts of a graph, with layers and reasons.
+"""The coverage report: governed and ungoverned parts of a graph, with reasons.
 
 `report_rows` finds the rows. A `Baseline` is a file of accepted ungoverned rows, with which CI compares a report:
 
@@ -55,12 +55,12 @@ class Row:
 
     @property
     def governed(self) -> bool:
-        """True if it has an enforcement point."""
+        """True if the part has an enforcement point."""
         return bool(self.layers)
 
     @property
     def id(self) -> str:
-        """`kind/graph/name/route`, percent-encoded; the same in every process and for the same graph."""
+        """`kind/graph/name/route`, percent-encoded, and the same in every process."""
         parts = (self.kind.replace(" ", "-"), self.graph, self.name, self.route)
         return "/".join(quote(p, safe="") for p in parts) + (f"~{self.place}" if self.place else "")
 
@@ -113,19 +113,19 @@ class Baseline:
         Path(path).write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def new(self, graph: str, ungoverned: Iterable[str]) -> frozenset[str]:
-        """Return the ungoverned ids that are not accepted. Raises `ConfigError` if the graph is not the baseline's."""
+        """Return the ids that are not accepted. Raises `ConfigError` for another graph."""
         if graph != self.graph:
             raise ConfigError(f"it is of the graph `{self.graph}`, not `{graph}`", Code.BASELINE_INVALID)
         return frozenset(ungoverned) - self.accepted.keys()
 
     def fixed(self, ungoverned: Iterable[str]) -> tuple[str, ...]:
-        """Return the accepted ids that are not ungoverned any more, because they are governed or gone, sorted."""
+        """Return the accepted ids that are governed or gone now, sorted."""
         return tuple(sorted(self.accepted.keys() - frozenset(ungoverned)))
 
 
 @dataclass(frozen=True, slots=True)
 class CoverageReport:
-    """The parts of a graph, governed or not. Print it, read it (`to_dict`) or enforce it (`raise_if_ungoverned`)."""
+    """The parts of a graph: print them, or use `to_dict` or `raise_if_ungoverned`."""
 
     graph: str
     pdp: str
@@ -153,26 +153,26 @@ class CoverageReport:
 
     @property
     def plain(self) -> tuple[Row, ...]:
-        """Nodes that run application code. The report may miss effects of it, even if the node has an `effect` row."""
+        """Nodes that run application code, whose effects the report may miss."""
         return tuple(r for r in self.rows if r.kind == "node" and r.note.startswith(UNSEEN))
 
     @property
     def ran(self) -> bool:
-        """True if the graph ran under protection in this process, so that `seen` is meaningful."""
+        """True if the graph ran under protection in this process, and was counted."""
         return any(any(r.seen) for r in self.rows)
 
     @property
     def dynamic(self) -> tuple[Row, ...]:
-        """Rows that were decided at run time but not found statically."""
+        """Rows of parts that were counted at run time but not found statically."""
         return tuple(r for r in self.rows if r.route == AT_RUN_TIME)
 
     @property
     def unseen(self) -> tuple[Row, ...]:
-        """Governed rows that no run counted, because they were not used or code bypassed their enforcement point."""
+        """Governed rows that no run counted: unused parts, or parts that code bypasses."""
         return tuple(r for r in self.rows if self.ran and r.governed and r.kind in _COUNTED and not any(r.seen))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return `{graph, pdp, rows, dynamic, unseen, unknown_agents}`. Rows have `id` and `governed`."""
+        """Return the report as JSON values. Each row has its `id` and `governed`."""
         rows = [
             {"id": r.id, **asdict(r), "layers": list(r.layers), "seen": r.seen._asdict(), "governed": r.governed}
             for r in self.rows
@@ -182,7 +182,7 @@ class CoverageReport:
         return {**found, "unknown_agents": list(self.unknown_agents)}
 
     def baseline(self) -> Baseline:
-        """Return a baseline that accepts the present ungoverned rows: `report.baseline().write(path)`."""
+        """Return a baseline that accepts the present ungoverned rows, to `write`."""
         return Baseline(self.graph, {r.id: r.note for r in self.ungoverned})
 
     def raise_if_ungoverned(self, baseline: Baseline | str | Path | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Find the rows of a compiled graph's coverage report without running code, and add run-time counts."""
+"""Find a graph's coverage rows without running code, and add run-time counts."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def coverage_of(graph: Any, protection: Protection) -> CoverageReport:
 
 
 def _loop_code(graph: Any) -> Iterator[tuple[str, Any]]:
-    """Yield pairs of place and application code, for the code that a graph runs outside its nodes."""
+    """Yield (place, code) for application code that a graph runs outside its nodes."""
     for name, channel in graph.channels.items():
         yield f"reducer of {name}", getattr(channel, "operator", None)
     for name, node in graph.nodes.items():
@@ -172,7 +172,7 @@ class _Look:
     def _held(
         self, held: list[Any], label: str, route: str, gated: tuple[str, ...], own: Iterable[BaseTool], *, known: bool
     ) -> Iterator[Row]:
-        """Yield rows for the contents of a node or a tool. `known`: leave out tools that have rows already."""
+        """Yield rows for a node's or tool's contents. `known`: skip tools with rows."""
         for value in held:
             if not isinstance(value, BaseTool):
                 yield from self._value(value, label, route, gated, held)
@@ -181,12 +181,12 @@ class _Look:
         yield from self._bare_functions(held, label, route, own)
 
     def _is_bound(self, tool: BaseTool) -> bool:
-        """Return True for a tool of a tool node, and for the original of its guarded copy. Models hold such tools."""
+        """Return True if a tool node holds the tool or a guarded copy of it."""
         made_of = _made_of(tool)
         return id(tool) in self.bound or (not is_guarded(tool) and bool(made_of) and made_of <= self.bound)
 
     def _loop_tools(self, value: Any, label: str, route: str) -> Iterator[Row]:
-        """Yield tools that the graph's loop may call between nodes. Only the callback backstop decides them."""
+        """Yield rows for the tools that a graph's loop may call outside its nodes."""
         outside = route in _OUTSIDE_RUNS
         look = replace(self, hooked=False) if outside else self
         for tool in object_graph.walk([value], deep=True, into_tools=False):
@@ -198,7 +198,7 @@ class _Look:
     def _value(
         self, value: Any, label: str, route: str, gated: tuple[str, ...], around: Iterable[Any]
     ) -> Iterator[Row]:
-        """Yield rows of a held value that is not a tool or graph. `around`: all values that the same holder holds."""
+        """Yield rows of a held value. `around`: all values that its holder holds."""
         if isinstance(value, model_types()):
             owners: Iterator[Any] = (v.__self__ if isinstance(v, MethodType) else v for v in around)
             # Recognised without importing langchain.
@@ -266,9 +266,9 @@ class _Look:
         yield from self._held(held, label, f"{route}/{tool.name}", layers, (tool,), known=True)
 
     def _bare_functions(self, held: list[Any], label: str, route: str, own: Iterable[BaseTool]) -> Iterator[Row]:
-        """Yield functions of tools that other code holds. Lists are left out, because models are bound to lists."""
+        """Yield a row for each tool's function that other code holds."""
         known = {i for t in own for i in _identities(object_graph.functions_of(t))}
-        known |= {id(v) for one in held if isinstance(one, list | tuple) for v in one}
+        known |= {id(v) for one in held if isinstance(one, list | tuple) for v in one}  # models are bound to lists
         for value in held:
             if isinstance(value, FunctionType | MethodType):
                 ident = id(getattr(value, "__func__", value))
@@ -280,7 +280,7 @@ class _Look:
 
 
 def _unpickles(saver: Any) -> str:
-    """Return why a checkpointer would run code that its store names; else an empty string."""
+    """Return why loading a checkpoint may run code, or an empty string."""
     if isinstance(getattr(saver, "storage", None), PersistentDict):
         return "its file is read by pickle, which runs what the file says: use a database"
     serde, seen = getattr(saver, "serde", None), 0
@@ -300,7 +300,7 @@ def _unpickles(saver: Any) -> str:
 
 
 def _with_seen(rows: list[Row], counted: Mapping[Gate, Counted]) -> list[Row]:
-    """Add the enforcement points' counts to the rows, and rows for parts that were only counted."""
+    """Add the run-time counts to the rows, and a row for each part seen only then."""
     totals: dict[tuple[str, str, str], Counted] = {}
     layers: dict[tuple[str, str, str], set[str]] = {}
     for gate, one in counted.items():
@@ -319,7 +319,7 @@ def _with_seen(rows: list[Row], counted: Mapping[Gate, Counted]) -> list[Row]:
 
 
 def _with_observed(rows: list[Row], observed: Iterable[Observed]) -> list[Row]:
-    """Add observed effects to the notes of rows, and a row for each node with an undeclared effect."""
+    """Add observed effects to the rows' notes, and a row for each undeclared one."""
     seen: dict[tuple[str, str, str], list[str]] = {}
     for one in observed:
         kind = {"node": "effect", "thread": "entry"}.get(one.by, one.by)
@@ -341,7 +341,7 @@ _SEVERAL: Final = frozenset(("agent", "node", "tool", "model"))
 
 
 def _numbered(rows: Iterable[Row]) -> Iterator[Row]:
-    """Yield each finding once. Number those that would otherwise have the same id."""
+    """Yield each finding once, and number rows that would share an id."""
     places = Counter[str]()
     told: set[Row] = set()
     for row in rows:
