@@ -31,7 +31,7 @@ Verdict = Literal["approve", "deny"]
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """The question that a statement answers. The fields are signed, and compared with the question in the ledger."""
+    """The question of a statement: signed fields, compared with the ledger's question."""
 
     id: str
     issuer: str
@@ -65,10 +65,10 @@ def sign_statement(
     now: float | None = None,
     expires_in: int = MAX_LIFE,
 ) -> str:
-    """Return a statement as a compact JWS, signed with the key of an approver or of a service.
+    """Return a statement as a compact JWS.
 
-    `message`: the same text as for `deny_approval`. `issuer`: the service that authenticated the approver; by default
-    the approver. `expires_in`: seconds, at most 300.
+    `signer`: the key of the approver, or of a service. `message`: the same text as for `deny_approval`. `issuer`: the
+    service that authenticated the approver; by default the approver. `expires_in`: seconds, at most 300.
     """
     at = int(time.time() if now is None else now)
     who = {names.ISSUER: approver if issuer is None else issuer, names.SUBJECT: approver, names.TOKEN_ID: jti}
@@ -110,9 +110,10 @@ class Approvers:
     def _verify(
         self, statement: str, question: Question, *, message: str = "", now: float | None = None
     ) -> Flow[Statement]:
-        """Verify a statement that answers `question` with `message`. No error quotes the statement.
+        """Verify a statement that answers `question` with `message`.
 
-        Raises `approval_statement`, `approval_approver` (the approver is not a user) or `keys_unavailable`.
+        Raises `approval_statement`, `approval_approver` (not a user) or `keys_unavailable`. No error quotes the
+        statement.
         """
         jws = read(statement, typ=APPROVAL_TYP, algorithms=ALGORITHMS, code=_CODE)
         keys = self._keys_of(jws)

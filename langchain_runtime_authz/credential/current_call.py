@@ -17,9 +17,10 @@ from langchain_runtime_authz.errors import AuthzError, Code, CredentialError
 
 @dataclass(slots=True, eq=False, repr=False)
 class CodeScope:
-    """The current run and ticket, and the recorder of refused mints for code without a ticket.
+    """The authorization state of the running code, held in one context variable.
 
-    `counts`: unplanned call → number of equal calls so far, to tell them apart. `task`: the node's Pregel task.
+    `refusals`: the recorder of refused mints for code without a ticket. `task`: the node's Pregel task. `counts`:
+    unplanned call → number of equal calls so far, to tell equal calls apart.
     """
 
     ticket: Ticket | None = None
@@ -40,7 +41,7 @@ def current_ticket() -> Ticket | None:
 
 
 class CurrentCall:
-    """The call under way, as its tool sees it. Text forms, copies and pickles hold nothing secret."""
+    """The call under way, as its tool sees it. A copy or pickle holds no secret."""
 
     __slots__ = ("_running", "_ticket")
 
@@ -109,12 +110,12 @@ class CurrentCall:
 
 
 def current_call() -> CurrentCall:
-    """Return the call under way. Outside a running tool, its properties raise `no_run`, and it gets no credential."""
+    """Return the call under way. Outside a running tool, using the result raises."""
     return CurrentCall(current_ticket())
 
 
 def refused_outside(audience: str | None) -> Flow[CredentialError]:
-    """Refuse a credential outside a permitted call. Record the refusal if there is a run."""
+    """Return the error for a mint outside a call, and record it if there is a run."""
     told, finder = current_scope.get().refusals, _finder.get()
     if (told := finder() if told is None and finder is not None else told) is None:
         # Without a run there is no log, only the error.
@@ -124,5 +125,5 @@ def refused_outside(audience: str | None) -> Flow[CredentialError]:
 
 
 def tell_by(finder: Callable[[], Refusals | None]) -> None:
-    """Set the function that finds the recorder of the run, for code outside any enforcement point."""
+    """Set how code outside an enforcement point finds its recorder of refused mints."""
     _finder.set(finder)

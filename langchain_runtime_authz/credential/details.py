@@ -1,4 +1,4 @@
-"""Write a call into its token (RFC 9396 §2), and check a received call against the token.
+"""Write a call into its token (RFC 9396 §2), and check a call against its token.
 
 By default a token holds digests of the arguments, so that logs and introspection do not show the values. A digest is
 made like that of a disclosure (RFC 9901 §4.2.3): base64url(SHA-256(base64url(JSON of [salt, name, value]))). The JSON
@@ -77,7 +77,7 @@ def authorization_details(
 
 
 def _decisive(profile: ToolProfile, args: Mapping[str, Any]) -> Iterator[str]:
-    """Yield names of critical and date arguments, for a side effect also of those outside the profile."""
+    """Yield the names of the arguments that the token binds."""
     yield from profile.critical
     yield from profile.when
     if profile.side_effect:
@@ -85,15 +85,16 @@ def _decisive(profile: ToolProfile, args: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _beyond(args: Mapping[str, Any], covered: Collection[str]) -> list[str]:
-    """Return the names of the arguments that are not, or not in every part, in `covered`."""
+    """Return the names of arguments that `covered` does not fully cover."""
     roots = {name.partition(".")[0] for name in covered}
     return sorted(n for n, v in args.items() if n not in roots or any(True for _ in loose(n, v, covered)))
 
 
 def value_at(args: Mapping[str, Any], path: str) -> Any:
-    """Return the value at `path` as `argument` does, but with `None` for a list's item that does not have the member.
+    """Return the value at `path`, or `None` if there is none.
 
-    Instead of a list of one item, return the item; instead of a list of nothing but `None`, `None`.
+    A list is read item by item: `None` stands for an item without the member. A list of one item becomes the item, and
+    a list of nothing but `None` becomes `None`.
     """
     name, *inner = path.split(".")
     value: Any = args.get(name)
@@ -105,7 +106,7 @@ def value_at(args: Mapping[str, Any], path: str) -> Any:
 
 
 def _entries(values: dict[str, Any], salt: str, *, plain: bool) -> Iterator[dict[str, Any]]:
-    """Yield encodings of the arguments, each shorter than the one before."""
+    """Yield encodings of the arguments, each shorter than the previous one."""
     if plain:
         yield {names.ARGUMENTS: values}
     digests = {name: argument_digest(salt, name, value) for name, value in values.items()}
@@ -114,7 +115,7 @@ def _entries(values: dict[str, Any], salt: str, *, plain: bool) -> Iterator[dict
 
 
 def _normals(args: Mapping[str, Any], numbers: Collection[str]) -> dict[str, Any] | None:
-    """Return arguments in normal form, those in `numbers` as numbers. `None` if one has no exact JSON form."""
+    """Return arguments in normal form; `None` if one has no exact JSON form."""
     try:
         return {name: _normal(value, name in numbers) for name, value in project(dict(args)).items()}
     except Exception:  # noqa: BLE001  (raised by an object's own code, for example)
@@ -122,7 +123,7 @@ def _normals(args: Mapping[str, Any], numbers: Collection[str]) -> dict[str, Any
 
 
 def _normal(value: Any, number: bool) -> Any:
-    """Return a value's normal form. Two values with one normal form are equal, or have a common entry in `forms`."""
+    """Return a value's normal form, which only equal values (by `forms`) share."""
     if isinstance(value, dict):
         return {name: _normal(held, number) for name, held in value.items()}
     if isinstance(value, list):
@@ -200,7 +201,8 @@ def check_whole_call(
 ) -> None:
     """Check that a credential was minted for exactly these arguments.
 
-    Any value is accepted for texts, for free arguments, and, if the tool only reads, for arguments outside its profile.
+    Any value is accepted for texts and free arguments. If the tool only reads, any value is also accepted for arguments
+    outside the profile.
     """
     detail = _call(credential, tool)
     held, others = _digests(detail), detail.get(names.OPEN_ARGUMENTS)
@@ -224,7 +226,7 @@ def _call(credential: Credential, tool: str) -> Mapping[str, Any]:
 
 
 def _digests(detail: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Return the arguments' digests by name; `None` if one digest covers all arguments."""
+    """Return argument digests by name; `None` if one digest covers all arguments."""
     if isinstance(digests := detail.get(names.ARGUMENT_DIGESTS), Mapping):
         return digests
     shown = detail.get(names.ARGUMENTS)

@@ -1,6 +1,7 @@
-"""DPoP proofs (RFC 9449), which show that the sender of a token holds the key to which the token is bound.
+"""Make and read DPoP proofs (RFC 9449).
 
-This module makes and reads proofs. A server's memory (used proofs, nonces) is in `resource_server.dpop`.
+A proof shows that the sender of a token holds the key to which the token is bound. A server's memory of proofs and
+nonces is in `resource_server.dpop`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ MAX_NAME: Final = 512  # characters of `jti` and `nonce`
 
 
 class ProofKey(Secret):
-    """A holder's key, made for one call and never shown. `jkt` is its RFC 7638 thumbprint, for `cnf.jkt`."""
+    """A holder's key for one call, never shown. `jkt` is its RFC 7638 thumbprint."""
 
     __slots__ = ("_key", "jkt")
 
@@ -36,9 +37,9 @@ class ProofKey(Secret):
         self.jkt = self._key.kid
 
     def proof(self, htm: str, htu: str, *, token: str | None = None, nonce: str | None = None) -> str:
-        """Return a proof for one request and the `token` that it sends (§4.2). `nonce`: the last one from the server.
+        """Return a proof for one request and the `token` that it sends (§4.2).
 
-        Raises `ConfigError`: `htu` is not an absolute http(s) URL.
+        `nonce`: the server's last one. Raises `ConfigError`: `htu` is not an absolute http(s) URL.
         """
         target = normal_target(htu)
         if target is None:

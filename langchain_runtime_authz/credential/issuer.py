@@ -1,4 +1,4 @@
-"""The issuer of tokens: its protocol, an issuer in this process, and minting with any issuer.
+"""Define the issuer of tokens, an issuer in this process, and minting.
 
 An issuer in this process stops a hijacked model, but not hostile code in the process, which can use the key. A remote
 issuer stops both: it attests its caller, asks the PDP itself and sets the token's times. It receives the same

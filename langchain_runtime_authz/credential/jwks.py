@@ -30,9 +30,10 @@ Keys = Mapping[str, Mapping[str, Any]]
 
 
 class CachedDocument(Generic[T]):
-    """A cached document at a URL, fetched again after half of `max_age`. Thread-safe, on any event loop.
+    """A cached document at a URL, fetched again after half of `max_age`. Thread-safe.
 
-    `read` receives the fetched object or `None`, and the last value. If `read` returns `None`, the last value stays.
+    `read` receives the fetched object (`None` if the fetch failed) and the last value. If `read` returns `None`, the
+    last value stays. Works on any event loop.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class CachedDocument(Generic[T]):
         self._pending: Future[None] | None = None
 
     def wanted(self, holds: Callable[[T], bool] = lambda _: True) -> Flow[T | None]:
-        """Return the current value, or `None`. Fetch the document if the copy is old or `holds` is false of it."""
+        """Return the value or `None`. Fetch it first if it is old or fails `holds`."""
         known, pending, mine = self._look(holds)
         if mine is not None:
             try:
@@ -64,7 +65,7 @@ class CachedDocument(Generic[T]):
         return self._current()
 
     def _look(self, holds: Callable[[T], bool]) -> tuple[bool, Future[None] | None, Future[None] | None]:
-        """Return (1) True if `holds` is true of a current copy, (2) another caller's fetch, (3) the fetch to make."""
+        """Return True if the copy is good, another caller's fetch, and the fetch to make."""
         with self._lock:
             now, copy = monotonic(), self._copy
             age = float("inf") if copy is None else now - copy[1]
@@ -129,7 +130,7 @@ class JwksClient:
 
 
 def usable_keys(document: Mapping[str, Any] | None) -> Keys | None:
-    """Return a JWK set's usable public keys by `kid`, without ambiguous ones; `None` if it is not a JWK set."""
+    """Return usable keys by unique `kid`; `None` if `document` is not a JWK set."""
     keys = document.get("keys") if document is not None else None
     if not isinstance(keys, list) or len(keys) > MAX_KEYS or not all(isinstance(jwk, dict) for jwk in keys):
         return None

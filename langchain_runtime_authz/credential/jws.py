@@ -127,7 +127,7 @@ def public_key(jwk: Mapping[str, Any], alg: str) -> PyJWK | None:
 
 
 def _is_sound(key: object) -> bool:
-    """Return True for an RSA key of a usual size and by FIPS 186-5 §5.4."""
+    """Return True if an RSA key has a permitted size and fits FIPS 186-5 §5.4."""
     if not isinstance(key, RSAPublicKey) or not MIN_RSA_BITS <= key.key_size <= MAX_RSA_BITS:
         return False
     numbers = key.public_numbers()
@@ -135,7 +135,7 @@ def _is_sound(key: object) -> bool:
 
 
 def is_signed_by(jws: Jws, jwk: object) -> bool:
-    """Return True if `jwk` is a public key for the algorithm of `jws`, and verifies its signature."""
+    """Return True if `jwk` is a public key that verifies the signature of `jws`."""
     key = public_key(jwk, jws.header["alg"]) if isinstance(jwk, Mapping) else None
     return key is not None and is_signed(jws, key)
 
@@ -148,7 +148,7 @@ def is_signed(jws: Jws, key: PyJWK) -> bool:
 
 
 def refuse(why: str, code: Code = Code.CREDENTIAL_INVALID) -> NoReturn:
-    """Raise `CredentialError`. Never call this in an `except` block, because the context would quote the input."""
+    """Raise the error. Never call it in `except`: its context would quote the input."""
     raise CredentialError(code, why)
 
 

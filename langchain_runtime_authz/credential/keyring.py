@@ -126,7 +126,7 @@ class KeyRing(Secret):
         return tuple(sorted((key.info for key in self._current()), key=lambda i: (order.index(i.state), -i.since)))
 
     def jwks(self) -> dict[str, Any]:
-        """Return the JWK set: the next key, the active key, and retired keys whose tokens may still be valid."""
+        """Return the next key, the active key, and retired keys of unexpired tokens."""
         now = self._clock()
         return {"keys": [dict(key.jwk) for key in self._current() if key.is_published(now)]}
 
@@ -138,9 +138,10 @@ class KeyRing(Secret):
         return self.get(kid)
 
     def rotate(self, following: Signer | None = None) -> KeyInfo:
-        """Retire the active key, sign with the next key, and publish a new next key (`following`).
+        """Retire the active key, sign with the next key, and publish a new next key.
 
-        Raises `ConfigError`: the next key was published less than `cache_age` seconds ago, or `following` is not new.
+        `following`: the new next key. Raises `ConfigError`: the next key was published less than `cache_age` seconds
+        ago, or `following` is not new.
         """
         with self._changing() as now:
             wait = self._one("next").since + self._cache_age + self._lag - now
@@ -151,7 +152,7 @@ class KeyRing(Secret):
             return self._one("active").info
 
     def compromise(self, kid: str) -> Withdrawal:
-        """Withdraw a key for good. It leaves the key set at once. Raises `ConfigError` for an unknown key."""
+        """Withdraw a key for good, at once. Raises `ConfigError` for an unknown key."""
         with self._changing() as now:
             key = next((key for key in self._keys if key.kid == kid), None)
             if key is None:
@@ -172,7 +173,7 @@ class KeyRing(Secret):
                 listener(kid)
 
     def _replace(self, key: _Key, state: KeyState, now: float, following: Signer | None = None) -> None:
-        """Move a key to `state`, and replace it: the next key by a new key, the active key by the next."""
+        """Move a key to `state`. If it was active, the next key signs. Add a new next key."""
         keys = [other.moved(state, now) if other is key else other for other in self._keys]
         past = [old for old in keys if old.state == "retired" and not old.is_published(now)]
         # Compromised keys are kept longest, because they must never come back.

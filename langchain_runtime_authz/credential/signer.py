@@ -63,14 +63,14 @@ class Signer(Protocol):
         """Return the RFC 7638 thumbprint of the public key."""
 
     def sign(self, signing_input: bytes) -> bytes:
-        """Return the JWS signature, for ES256 as r‖s and not DER (RFC 7518 §3.4). This may block."""
+        """Return the JWS signature, for ES256 as r‖s (RFC 7518 §3.4). May block."""
 
     def public_jwk(self) -> dict[str, str]:
         """Return the public key (RFC 7517) with `kid`, `alg` and `use`."""
 
 
 def checked_algorithms(algorithms: Collection[str]) -> frozenset[str]:
-    """Return accepted algorithms (RFC 8725 §3.1) as a set. Raises `ConfigError` unless all are in `ALGORITHMS`."""
+    """Return `algorithms` as a set. Raises `ConfigError` if one is not supported."""
     if isinstance(algorithms, str) or not algorithms or not set(algorithms) <= set(ALGORITHMS):
         raise ConfigError(f"`algorithms` must be some of {', '.join(ALGORITHMS)}")
     return frozenset(algorithms)
@@ -97,7 +97,7 @@ class Secret:
 
 
 class SigningKey(Secret):
-    """A private key in this process, from `generate` or `from_pem`. Only `to_pem` shows the private part."""
+    """A private key in this process. Only `to_pem` shows the private part."""
 
     __slots__ = ("_jwk", "_private", "alg", "ephemeral", "kid")
 

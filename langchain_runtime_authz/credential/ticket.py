@@ -26,7 +26,7 @@ class Refusals(Protocol):
     """Records each refused mint, before the caller gets the error."""
 
     def refused(self, code: str, audience: str | None) -> tuple[Any, ...]:
-        """Return the effect (see `_flow`) that records a refusal. `audience` is the one that the tool named."""
+        """Return the effect (`_flow`) that records a refused mint for `audience`."""
 
 
 class CallCredential(Sealed):
@@ -54,7 +54,7 @@ class CallCredential(Sealed):
         self.kept_until = since + self.expires_at - credential.claims[ISSUED_AT] - MARGIN
 
     def headers(self, method: str, url: str, nonce: str | None = None) -> dict[str, str]:
-        """Return the headers of one request: `Authorization`, and `DPoP` if the token is bound to a key.
+        """Return the headers that authorize one request: the token and, for DPoP, a proof.
 
         `url` is absolute, and `nonce` is the server's last `DPoP-Nonce`.
         """
@@ -68,13 +68,14 @@ class CallCredential(Sealed):
 
 
 class Ticket(Sealed):
-    """The permit for one call. Not a dataclass: serialisers would write every field of a dataclass, secrets included.
+    """The permit for one call.
 
     `raw`: the decided arguments, without injected ones. `mint` receives an audience and a key's thumbprint or `None`;
     it returns the effect that mints the token. `status_check` receives an audience; its effect raises if the call was
     stopped. A token may be exchanged for `reaches` only. `spent`: what the call takes from budgets, given back if the
     tool never starts. `approval_key`: the approval that it uses up. `redeemed`: the tool has started. `leaked`: a token
-    was found in the output. `withheld`: a part of the output was not searched.
+    was found in the output. `withheld`: a part of the output was not searched. Serialisers write every field of a
+    dataclass, secrets included, so this is not one.
     """
 
     _pickled = "[ticket]"
@@ -124,11 +125,11 @@ class Ticket(Sealed):
             self.redeemed = True
 
     def conclude(self) -> None:
-        """End the call and its minting. Take no lock, so that this never waits for an issuer."""
+        """End the call and its minting. Takes no lock, so it never waits for an issuer."""
         self.concluded = True
 
     def minting(self, audience: str | None = None, *, dpop: bool = False) -> Flow[CallCredential]:
-        """Return the credential for an audience. Mint it if there is none, or if the last one soon expires."""
+        """Return an audience's credential, minted anew if missing or soon to expire."""
         try:
             known = self._audience(audience)
             self.check_running()
@@ -169,7 +170,7 @@ class Ticket(Sealed):
         return audience
 
     def _begin(self, audience: str, dpop: bool) -> tuple[CallCredential | _Minting, bool]:
-        """Return a pair: (1) the credential, or the mint under way, (2) True if the caller must mint."""
+        """Return a pair: the credential or the mint under way; True if the caller mints."""
         with self._lock:
             self.check_running()
             if (found := self._minted.get(audience)) is not None:
@@ -237,7 +238,7 @@ class _Minting:
         return None if self.key is None else self.key.jkt
 
     def wait(self) -> None:
-        """Block until the mint ends. Raises `CredentialError` on the event loop that the mint itself needs."""
+        """Block until the mint ends. Raises `CredentialError` on the mint's event loop."""
         if self._loop is not None and self._loop is _running_loop():
             raise CredentialError(Code.CREDENTIAL_UNAVAILABLE, "another task is minting it; await `acredential`")
         self.over.result()

@@ -1,8 +1,8 @@
-"""Names of the token's claims, the request for a token, and the verified credential.
+"""Define the token's claims, the request for a token, and the credential.
 
-Evolution rule: a claim may be added. A claim is never renamed or removed, and never changes its type or
-meaning. Verifiers ignore unknown claims. The JOSE header holds exactly `typ`, `alg` and `kid`. Any other
-change needs another `typ`. `tests/unit_tests/credential/test_token.py` pins the list.
+Evolution rule: a claim may be added. A claim is never renamed or removed, and never changes its type or meaning.
+Verifiers ignore unknown claims. The JOSE header holds exactly `typ`, `alg` and `kid`. Any other change needs another
+`typ`. `tests/unit_tests/credential/test_token.py` pins the list.
 
 This module neither signs nor verifies, and imports no cryptography.
 """
@@ -76,7 +76,7 @@ Name = Annotated[str, Field(min_length=1, max_length=2048)]
 
 
 class Task(Model):
-    """The user's task at the moment of the call. `epoch` only grows; `mandate` is the mandate's digest."""
+    """The user's task at the moment of the call. `mandate` is a digest."""
 
     id: Name
     epoch: Annotated[int, Field(ge=0)]
@@ -172,7 +172,7 @@ _SEAL: Final = object()
 
 
 class Sealed:
-    """Base of objects with a secret: a copy is the object itself, a pickle yields a constant string."""
+    """Base of secret objects: a copy is the object, a pickle a constant string."""
 
     __slots__ = ()
     _pickled: ClassVar = REDACTED
@@ -225,7 +225,7 @@ class Credential(Sealed):
 
     @property
     def actors(self) -> tuple[str, ...]:
-        """Return the `act` chain, the acting agent first. The other agents give no authority (RFC 8693 §4.1)."""
+        """Return the `act` chain. Only the first agent, which acts, has authority."""
         found: list[str] = []
         act = self.claims[ACTOR]
         while isinstance(act, Mapping) and len(found) <= MAX_DEPTH:
@@ -269,7 +269,7 @@ class Credential(Sealed):
 
     @property
     def jkt(self) -> str | None:
-        """Return the thumbprint of the holder's key (`cnf.jkt`); `None` if the token is not bound to a key."""
+        """Return the holder's key thumbprint (`cnf.jkt`); `None` for an unbound token."""
         cnf = self.claims.get(CONFIRMATION)
         return None if cnf is None else str(cnf[JKT])
 
@@ -286,12 +286,12 @@ class Credential(Sealed):
 
 
 def seal(token: str, claims: Mapping[str, Any]) -> Credential:
-    """Return a `Credential`. Only `Verifier.verify` and `issuer.mint` may call this; a test checks it."""
+    """Return a `Credential`. Only `Verifier.verify` and `issuer.mint` may call this."""
     return Credential(token, claims, _seal=_SEAL)
 
 
 def frozen(value: Any, depth: int = 0) -> Any:
-    """Return `value` as read-only mappings and tuples. Raises `ValueError` if it is nested deeper than 32 levels."""
+    """Return read-only mappings and tuples. Raises `ValueError` beyond 32 levels."""
     if depth > MAX_DEPTH:
         raise ValueError("nested too deeply")
     if isinstance(value, Mapping):

@@ -83,7 +83,7 @@ class Search:
         return REDACTED if holds else value
 
     def _holds(self, value: Any) -> bool | None:
-        """Return True if a serialiser would write a token for `value`; `None` if that is unknown."""
+        """Return True if a serialiser would write a token for `value`; `None` if unknown."""
         todo: list[Any] = [value]
         seen: dict[int, Any] = {}  # holds the objects, so that no id is reused
         while todo:
@@ -188,7 +188,7 @@ _PROTOCOL: Final = 4  # of pickle
 
 
 def _parts(value: Any) -> Iterator[Any]:
-    """Yield the parts of an object that LangGraph's serialiser or pickle would write. May raise any exception."""
+    """Yield the parts of an object that LangGraph's serialiser or pickle would write."""
     kind = type(value)
     if isinstance(value, Mapping):
         for key, inner in value.items():
@@ -237,7 +237,7 @@ _ESCAPED: Final = re.compile(r"[A-Za-z0-9_.%+/=-]{12,}")
 
 
 def _without(text: str, form: str) -> str:
-    """Replace each `form`, together with all token characters directly before and after it."""
+    """Redact each `form` and the token characters directly around it."""
     parts: list[str] = []
     done, at = 0, text.find(form)
     while at >= 0:
@@ -252,7 +252,7 @@ def _without(text: str, form: str) -> str:
 
 
 def _forms(token: str) -> tuple[str, ...]:
-    """Return texts, at least one of which occurs in each encoding of the token's signature."""
+    """Return texts of which every encoding of the token's signature contains one."""
     signature = token.rpartition(".")[2]
     if len(signature) < 2 * MIN_FORM:  # an opaque token without a signature: search for all of it
         signature = token

@@ -51,10 +51,10 @@ KeySet = Mapping[str, Any]
 
 @runtime_checkable
 class KeySource(Protocol):
-    """A source of public keys. `get` returns `None` for an unknown key, or raises `keys_unavailable`."""
+    """A source of public keys."""
 
     def get(self, kid: str) -> Mapping[str, Any] | None:
-        """Return the JWK (RFC 7517 §4) of that `kid`."""
+        """Return the JWK of `kid`, or `None` if unknown. Raises `keys_unavailable`."""
 
     async def aget(self, kid: str) -> Mapping[str, Any] | None:
         """Return the JWK like `get`, without blocking the event loop."""

@@ -177,7 +177,7 @@ class TokenExchange(Secret):
 
 
 def private_key_jwt(key: Signer, client_id: str, audience: str) -> Callable[[], str]:
-    """Return a function for `TokenExchange(client_assertion=...)` that signs with the client's key.
+    """Return a function that signs client assertions for `TokenExchange`.
 
     `audience` is the authorization server's issuer, or its token endpoint (RFC 7523 §3).
     """
@@ -192,11 +192,11 @@ def private_key_jwt(key: Signer, client_id: str, audience: str) -> Callable[[], 
 
 
 class ExchangeAuth(TicketAuth):
-    """`httpx.Auth` that exchanges the call's or the user's token for a bearer token of the service.
+    """`httpx.Auth` that exchanges a token for a bearer token of the service.
 
-    With the call's own token, each request is an exchange of its own, and no token reaches another call. With the
-    user's token, the run keeps the exchanged token for one agent and service. The run drops the token when it expires,
-    or when the run's lease is replaced (a correction, a revocation, the run's end). Runs never share it.
+    If the call's own token is exchanged, each request makes an exchange, and no token reaches another call. If the
+    user's token is exchanged, the run keeps the exchanged token for one agent and service. The run drops the token when
+    it expires, or when the run's lease is replaced (a correction, a revocation, the run's end). Runs never share it.
 
     Args:
         exchange: the token endpoint.
@@ -272,7 +272,7 @@ class ExchangeAuth(TicketAuth):
         return exchanged  # type: ignore[no-any-return]
 
     def _kept(self) -> Generator[Any, Any, dict[Any, ExchangedToken]]:
-        """Return the cache of the run's lease; an empty one for calls' own tokens. Raises `credential_revoked`."""
+        """Return the lease's token cache, or `{}`. Raises `credential_revoked`."""
         run = current_scope.get().run
         if run is None or self._subject_token is None:
             return {}
@@ -295,7 +295,7 @@ def _claims(token: str) -> Mapping[str, Any] | None:
 
 
 def _unfit(claims: Mapping[str, Any] | None, wanted: set[str], earliest: float, latest: float) -> str | None:
-    """Return why a JWT must not be sent (another audience, or an expiry out of range); `None` if it may be."""
+    """Return why the `aud` or `exp` of a JWT forbids to send it, or `None`."""
     if claims is None:
         return None
     ends = claims.get("exp", latest)

@@ -47,7 +47,7 @@ Flow = Generator[tuple[Any, ...] | httpx.Request, Any, Any]  # of `_flow.Perform
 
 
 class TicketAuth(httpx.Auth):
-    """Base of `httpx.Auth` classes that use the ticket of the current call, sync and async."""
+    """Base of sync and async `httpx.Auth` classes that use the current ticket."""
 
     _anonymous = False
     _audience: Callable[[httpx.Request, Ticket], str]  # raises `CredentialError` if there is none
@@ -140,7 +140,7 @@ class CallAuth(TicketAuth):
                 return
 
     def _wants_nonce(self, origin: str, response: httpx.Response) -> bool:
-        """Keep the server's nonce. Return True if the server refused the request and demands a nonce."""
+        """Keep the server's nonce; return True if the server refused for lack of one."""
         nonce = response.headers.get("DPoP-Nonce")
         # After a redirect, the nonce is that of another server.
         if not self._dpop or not nonce or len(nonce) > MAX_NONCE or response.history:
@@ -152,7 +152,7 @@ class CallAuth(TicketAuth):
 
 
 class _Bearing:
-    """A request that hides its credential from the code of the client that builds redirects, and from no other code."""
+    """A request that hides its credential from the httpx code that builds redirects."""
 
     _redirect: CodeType
 
@@ -168,7 +168,7 @@ class _Bearing:
 
 @cache
 def _bearing(kind: type) -> type:
-    """Return a subclass of `kind`, a request class of httpx or httpx2, that is also a `_Bearing`."""
+    """Return a subclass of the request class `kind` that is also a `_Bearing`."""
     # For a redirect, both clients copy the headers in `_redirect_headers`. They keep `Authorization` within one origin
     # and `DPoP` everywhere. httpx does not call an `Auth` for a redirect, and does not tell it of one.
     packages = (base.__module__.partition(".")[0] for base in kind.__mro__)  # `kind` may be another library's subclass
@@ -181,7 +181,7 @@ def _without_credential(headers: httpx.Headers) -> httpx.Headers:
 
 
 def bearing(request: httpx.Request, credential: Mapping[str, str]) -> httpx.Request:
-    """Add a credential that redirects do not inherit, not even redirects to other paths of the same origin."""
+    """Add a credential to the request that no redirect inherits."""
     request.headers.update(credential)
     if not isinstance(request, _Bearing):
         request.__class__ = _bearing(type(request))  # type: ignore[arg-type]  # mypy looks at the instances' hash
@@ -189,7 +189,7 @@ def bearing(request: httpx.Request, credential: Mapping[str, str]) -> httpx.Requ
 
 
 def httpx2_auth(auth: TicketAuth) -> httpx2.Auth:
-    """Return `auth` for clients built on httpx2: MCP SDK 2, FastMCP 4 and `langchain.mcp`."""
+    """Return `auth` for an httpx2 client (MCP SDK 2, FastMCP 4, `langchain.mcp`)."""
     import httpx2
 
     made = httpx2.Auth()

@@ -1,4 +1,4 @@
-"""Record threads outside the graph's state: `MemoryLedger`, `SqliteLedger`, `PostgresLedger`.
+"""Export the ledgers: `MemoryLedger`, `SqliteLedger` and `PostgresLedger`.
 
 Each class is imported at its first use, so that only `PostgresLedger` needs the extra `postgres`.
 """

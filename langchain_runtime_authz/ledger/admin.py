@@ -1,4 +1,4 @@
-"""Operations on a SQL ledger: migrate, prune, accept a corrected clock, accept a restored backup.
+"""Migrate, prune and repair a SQL ledger.
 
 `sqlite.administer(path)` and `postgres.administer(dsn)` open a ledger for these operations, in one transaction. Each
 operation raises `ledger_schema` if this package does not know the ledger's tables.
@@ -45,13 +45,13 @@ class Admin(Protocol):
     def tables(self) -> set[str]: ...
 
     def secured(self) -> None:
-        """Grant the application's role its rights again, after tables were created or changed."""
+        """Give the application's role its rights on new and changed tables."""
 
     def now(self) -> float: ...
 
 
 class Pruned(NamedTuple):
-    """Numbers of removed threads, of removed commits, and of old threads kept because a call is in doubt."""
+    """Counts of forgotten threads, removed commits, and old threads kept for doubts."""
 
     threads: int
     commits: int
@@ -75,7 +75,7 @@ def version(admin: Admin) -> Version:
 
 
 def migrate(admin: Admin, target: int = SCHEMA, migrations: tuple[Migration, ...] = MIGRATIONS) -> Version:
-    """Migrate the schema to version `target`. A downgrade drops the tables and columns of newer versions."""
+    """Migrate to version `target`. A downgrade drops newer tables and columns."""
     found = version(admin)
     if not admin.tables():
         admin.run("CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL)")
@@ -100,11 +100,12 @@ def migrate(admin: Admin, target: int = SCHEMA, migrations: tuple[Migration, ...
 
 
 def prune(admin: Admin, older_than: float, most: int = BATCH) -> Pruned:
-    """Forget threads whose last commit is older than `older_than` seconds, and journal entries older than that.
+    """Forget threads and journal entries older than `older_than` seconds.
 
-    At most `most` threads are forgotten, to keep the transaction short. Threads with a live lease, a revocation or a
-    call in doubt are kept. A forgotten thread counts as new, except that its epoch stays, because an epoch never
-    decreases. Its old calls count as unplanned, so they are denied. Each tenant's newest commit stays in the journal.
+    The age of a thread counts from its last commit. At most `most` threads are forgotten, to keep the transaction
+    short. Threads with a live lease, a revocation or a call in doubt are kept. A forgotten thread counts as new, except
+    that its epoch stays, because an epoch never decreases. Its old calls count as unplanned, so they are denied. Each
+    tenant's newest commit stays in the journal.
     """
     check(version(admin))
     now = admin.now()
@@ -134,19 +135,19 @@ def prune(admin: Admin, older_than: float, most: int = BATCH) -> Pruned:
 
 
 def in_doubt(admin: Admin) -> int:
-    """Return the number of calls that began and whose outcome is not known."""
+    """Return the number of calls that began and have no known outcome."""
     sql, young = f"SELECT count(*) FROM call c WHERE {_OPEN}", admin.now() - LASTS
     return int(admin.run(sql, (young,))[0][0]) if version(admin).version >= DOUBTS else 0
 
 
 def tenants(admin: Admin) -> list[str]:
-    """Return the tenants whose calls had side effects. In PostgreSQL, only the schema's owner sees all tenants."""
+    """Return tenants with side effects. PostgreSQL shows all only to the owner."""
     check(version(admin))
     return [tenant for (tenant,) in admin.run("SELECT DISTINCT tenant FROM call WHERE deed <> '' ORDER BY tenant")]
 
 
 def accept_clock(admin: Admin) -> int:
-    """Accept the clock's present time, even if it is before the last commit. Return the number of ended leases.
+    """Accept a clock behind the last commit. Return the number of ended leases.
 
     Without this, a ledger whose clock was ahead and then corrected denies until the clock reaches the recorded time.
     All live leases end, so that none lives longer than its term.
@@ -155,7 +156,7 @@ def accept_clock(admin: Admin) -> int:
 
 
 def accept_restore(admin: Admin) -> tuple[int, list[str]]:
-    """Accept a restored backup. Return a pair: (1) the number of its threads, (2) its tenants.
+    """Accept a restored backup. Return its number of threads, and its tenants.
 
     Claims, used orders and approvers' answers since the backup are lost. So each thread moves to a new epoch without
     orders, plans or approvals, and all live leases end.
@@ -171,7 +172,7 @@ def accept_restore(admin: Admin) -> tuple[int, list[str]]:
 
 
 def _renewed(admin: Admin) -> tuple[int, list[str]]:
-    """End all live leases, add a commit for each tenant, and return: (1) the number of leases, (2) the tenants."""
+    """End all live leases, commit for each tenant; return lease count and tenants."""
     check(version(admin))
     # A commit that has read but not yet written then starts again (`Tx.keep`), even if a transaction number is reused.
     admin.run("UPDATE thread SET at = at + ?", ((1 + secrets.randbelow(10**6)) / 1e6,))

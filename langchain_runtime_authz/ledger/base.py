@@ -1,7 +1,7 @@
-"""The ledger's protocol, and the rows that a ledger keeps of each thread outside the graph's state.
+"""Define the ledger's protocol, and the rows that it keeps of each thread.
 
-The rules of a commit are in its changes (`ledger.changes`), so a store only reads and writes rows. Every store passes
-one contract suite (`testing.ledger_suite.LedgerContract`).
+The rows are outside the graph's state. The rules of a commit are in its changes (`ledger.changes`), so a store only
+reads and writes rows. Every store passes one contract suite (`testing.ledger_suite.LedgerContract`).
 
 Evolution rule (protocol version 1, `PROTOCOL_VERSION`): change classes and fields may be added. A new field's default
 keeps the old meaning. None is renamed, removed or redefined. A store must refuse a change class that it does not know.
@@ -54,7 +54,7 @@ class Scope(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """The right of one agent to act in one root entry (a start or resume of a root graph). A row, not a token."""
+    """The right of one agent to act in one root entry. A row, not a token."""
 
     jti: str
     run_id: str
@@ -68,7 +68,7 @@ class Lease:
 
 
 class CallRow(NamedTuple):
-    """The recorded state of a call. `claimed`: it has begun. `void`: it is resolved (`ResolveCall`) as not happened."""
+    """The state of a call. `claimed`: it has begun. `void`: resolved as not happened."""
 
     key: str
     state: CallState
@@ -84,17 +84,18 @@ class CallRow(NamedTuple):
 
     @property
     def lost(self) -> bool:
-        """Return True if the call is unknown, reported no failure, and must not be repeated (not `idempotent`)."""
+        """Return True if the call is unknown, did not fail and must not be repeated."""
         known = self.about or {}
         return self.state == "unknown" and not known.get("failed") and not known.get("idempotent")
 
 
 class Doubt(NamedTuple):
-    """A call that began and has no known outcome: `claimed` while its lease is live, `unknown` afterwards.
+    """A call that began and has no known outcome.
 
-    If a resolution says that the call did not happen, the call is `void`. RULE: while a call is in doubt, other calls
-    with its deed ask an approver (`asks`). This is checked when such a call is decided, and again when it is claimed. A
-    resolution, an approval whose question named the doubt, or the end of `LASTS` seconds lifts the doubt.
+    The call is `claimed` while its lease is live, `unknown` afterwards, and `void` if a resolution says that it did not
+    happen. RULE: while a call is in doubt, other calls with its deed ask an approver (`asks`). This is checked when
+    such a call is decided, and again when it is claimed. A resolution, an approval whose question named the doubt, or
+    the end of `LASTS` seconds lifts the doubt.
     """
 
     scope: Scope
@@ -103,7 +104,7 @@ class Doubt(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Return the doubt's name in questions. The name changes if the call is claimed again or found done."""
+        """Return the name for questions. It changes if the call is claimed again or done."""
         return f"{self.row.key} {self.row.at}" + " done" * (self.row.state == "done")
 
     def hits(self, deeds: Collection[str]) -> bool:
@@ -111,15 +112,19 @@ class Doubt(NamedTuple):
         return not frozenset(deeds).isdisjoint((self.row.about or {}).get("targets") or (self.row.deed,))
 
     def listed(self, now: float) -> bool:
-        """Return True if the call is `lost`, or unknown, recent (`LASTS`), and either a payment or not idempotent."""
+        """Return True if the doubt is shown: `lost`, or recent and a risk if repeated.
+
+        Recent means claimed less than `LASTS` seconds ago. A payment, or a call that is not idempotent, is a risk.
+        """
         asks = self.row.deed.startswith("pay:") or not (self.row.about or {}).get("idempotent")
         return self.row.lost or (self.row.state == "unknown" and asks and now - self.row.at < LASTS)
 
     def asks(self, key: str, scope: Scope | None, about: Mapping[str, Any], now: float) -> bool:
-        """Return True if the call `key`, of the same subject and deed, must ask an approver because of this doubt.
+        """Return True if this doubt makes the call `key` ask an approver.
 
-        The doubted call itself, if entered again, asks only if another call has begun its deed since (`again`). For
-        other calls, the doubt counts for `LASTS` seconds, depending on the state of the doubted call:
+        The caller has checked that both calls have the same subject and deed. If the doubted call itself is entered
+        again, it asks only if another call has begun its deed since (`again`). For other calls, the doubt counts for
+        `LASTS` seconds, depending on the state of the doubted call:
         - Unknown: it counts. After a failure, it does not count for calls of the same message in the same root entry.
         - Claimed on the same thread: it counts. In the same root entry, it counts only if the same agent, in code or
           another message, repeats the call exactly, because the first caller may have given up.
@@ -139,19 +144,19 @@ class Doubt(NamedTuple):
         return self.scope == scope or (same and known.get("process") != about["process"])
 
     def beside(self, scope: Scope | None, about: Mapping[str, Any]) -> bool:
-        """Return True if the doubted call and the call of `about` are of one message in one root entry."""
+        """Return True if both calls are of one message in one root entry."""
         known = self.row.about or {}
         message = known.get("entry") == about["entry"] and known.get("plan") == about.get("plan") is not None
         return message and self.scope == scope
 
     def unnoted(self, key: str) -> bool:
-        """Return True if the call `key` must commit a `RepeatCall`, so that this void call asks if entered again."""
+        """Return True if the call `key` must commit a `RepeatCall` about this void call."""
         return self.row.state == "void" and self.row.key != key and "again" not in (self.row.about or {})
 
 
 @dataclass(frozen=True, slots=True)
 class Approval:
-    """One question to an approver and its answer, for one call key and its exact arguments."""
+    """A question to an approver about one call with exact arguments, and its answer."""
 
     call_key: str
     args_digest: str
@@ -189,7 +194,7 @@ class Approval:
     doubts: tuple[str, ...] = ()  # the doubts (`Doubt.name`) that the question names
 
     def listed(self, id: str | None, now: float) -> bool:
-        """Return True if this is the question `id`. If `id` is None, return True if the question has not expired."""
+        """Return True if this is the question `id`; without `id`, if it has not expired."""
         return self.id == id if id is not None else self.id != "" and not 0 < self.expires_at <= now
 
 
@@ -238,7 +243,7 @@ class Snapshot:
 
 
 class Guard(NamedTuple):
-    """Conditions of a commit: the lease `jti` is live, and the lease and the task have this `epoch`."""
+    """Conditions of a commit: lease `jti` is live; lease and task have this `epoch`."""
 
     jti: str
     epoch: int
@@ -252,14 +257,14 @@ class Committed(NamedTuple):
 
 
 class Conflict(NamedTuple):
-    """The reason why a commit was refused. `row` is the ended or resolved call that caused the refusal, if any."""
+    """The reason for a refused commit. `row`: the ended call that caused it, if any."""
 
     code: Code
     row: CallRow | None = None
 
 
 class Anchor(NamedTuple):
-    """A reference to one commit of a durable store, by which an older copy of the store is recognised.
+    """A reference to one commit, by which an older copy of a store is recognised.
 
     `ledger` identifies the store, `position` grows with every commit, and `nonce` is random. Each audit record holds
     the newest anchor that its process has seen.
@@ -287,7 +292,7 @@ class Ledger(Protocol):
         """
 
     def status(self, tenant: str, jti: str) -> TokenStatus:
-        """Return the status of a lease's or a token's jti, for resource servers (RFC 7662).
+        """Return the status of the lease or token with this jti (RFC 7662).
 
         A token is live while its call has begun and not ended, its lease is live, and the task is unchanged.
         """
@@ -304,29 +309,30 @@ class Asked(Protocol):
     """A store that lists the open questions of all threads of a tenant."""
 
     def asked(self, tenant: str, id: str | None = None) -> Sequence[tuple[Scope, Approval]]:
-        """Return at most `MAX_ASKED` open questions, newest thread first; if `id` is given, only that question."""
+        """Return open questions (at most `MAX_ASKED`), newest thread first, or only `id`."""
 
     async def aasked(self, tenant: str, id: str | None = None) -> Sequence[tuple[Scope, Approval]]: ...
 
 
 @runtime_checkable
 class Doubted(Protocol):
-    """A store that lists the calls of all threads of a tenant whose outcome is unknown."""
+    """A store that lists the calls in doubt of all threads of a tenant."""
 
     def doubts(self, tenant: str, key: str | None = None, scope: Scope | None = None) -> Sequence[Doubt]:
-        """Return at most `MAX_ASKED` calls that are `listed`, of the thread `scope` if given, or else the call `key`.
+        """Return at most `MAX_ASKED` calls that are `listed`; with `key`, that call.
 
-        Calls that are `lost` come before all others. Within both groups, newer calls come first.
+        If `scope` is given, only this thread is searched. Calls that are `lost` come first. Within both groups, newer
+        calls come first.
         """
 
     async def adoubts(self, tenant: str, key: str | None = None, scope: Scope | None = None) -> Sequence[Doubt]: ...
 
 
 class Awaited(Ledger, Asked, Doubted):
-    """A store with asynchronous forms of its methods. If a caller is cancelled, its commit may still take effect."""
+    """A store with async methods. A cancelled caller's commit may still take effect."""
 
     async def _in_thread(self, verb: Callable[..., T], *args: Any) -> T:
-        """Run a method in place. A store that waits for a disk or a lock overrides this to use a thread."""
+        """Run `verb` in place. A store that may block overrides this to use a thread."""
         return verb(*args)
 
     async def adoubts(self, tenant: str, key: str | None = None, scope: Scope | None = None) -> Sequence[Doubt]:
@@ -347,7 +353,7 @@ class Awaited(Ledger, Asked, Doubted):
 
 @runtime_checkable
 class Anchored(Protocol):
-    """A durable store that names its commits, so that an older copy of the store is recognised."""
+    """A durable store that names its commits, so that an older copy is recognised."""
 
     def anchor(self, tenant: str) -> Anchor | None:
         """Return the tenant's newest commit that this instance has seen."""

@@ -101,9 +101,10 @@ class ClaimCall(Change):
 
 @dataclass(slots=True)
 class RepeatCall(_OfCall):
-    """Note on an `OPEN` call that another call begins the same deed. If it is not open, the conflict is `in_doubt`.
+    """Note on an `OPEN` call that another call begins the same deed.
 
-    If the noted call is entered again, it then asks, even if it was resolved as not happened.
+    If the noted call is entered again, it then asks, even if it was resolved as not happened. If it is not open, the
+    conflict is `in_doubt`.
     """
 
     at: float  # when the noted call was claimed
@@ -119,7 +120,10 @@ class RepeatCall(_OfCall):
 
 @dataclass(slots=True)
 class ReleaseCall(Unrefusable):
-    """Give back the claim, the approval and the budgets of a call that never ran. An earlier doubt about it stays."""
+    """Undo the claim of a call that never ran: give back its approval and budgets.
+
+    An earlier doubt about the call stays.
+    """
 
     key: str
     refund: tuple[tuple[str, int], ...] = ()  # counters, with what the claim added to them
@@ -151,7 +155,7 @@ class ReleaseCall(Unrefusable):
 
 @dataclass(slots=True)
 class ConcludeCall(_OfCall):
-    """Record how the call ended or paused (`state`). If `state` is None, as for a read, delete the row.
+    """Record how the call ended or paused. If `state` is None, delete its row.
 
     A side effect that failed may have happened all the same. So its state becomes `unknown`, with the note `failed`. If
     the call was resolved before (`ResolveCall`), the conflict is `ended_late`, unless this end is already noted.
@@ -199,10 +203,10 @@ class ConcludeCall(_OfCall):
 
 @dataclass(slots=True)
 class ResolveCall(_OfCall):
-    """Record whether an unknown call happened. For a call in any other state, the conflict is `not_in_doubt`.
+    """Record whether an unknown call happened.
 
     If the call happened, its state is `done`, and a model that repeats the call is told so. Otherwise the state is
-    `void`, and the call may run.
+    `void`, and the call may run. For a call that is not unknown, the conflict is `not_in_doubt`.
     """
 
     happened: bool
@@ -231,7 +235,7 @@ class ResolveCall(_OfCall):
 
 @dataclass(slots=True)
 class DoubtCall(Unrefusable):
-    """Record that a call is in doubt which the ledger lost (command `ledger restored`). A `done` call stays `done`."""
+    """Record a doubt about a call that the ledger lost, unless the call is done."""
 
     row: CallRow
 
@@ -244,7 +248,7 @@ class DoubtCall(Unrefusable):
 
 
 def _lost(t: Thread, counter: str) -> bool:
-    """Return True if a counter was dropped to bound the thread's size, so that its count is unknown."""
+    """Return True if the counter was dropped, so that its count is unknown."""
     return t.forgotten is not None and counter not in t.budgets and counter in t.forgotten
 
 
@@ -256,7 +260,7 @@ def _spend(t: Thread, counter: str, by: int) -> None:
 
 @dataclass(slots=True)
 class SpendBudget(Change):
-    """Add `by` to the counter. Above `maximum`, the conflict is `budget_exhausted`. A negative `by` gives back."""
+    """Add `by` (may be negative) to a counter, or conflict (`budget_exhausted`)."""
 
     counter: str
     maximum: int
@@ -281,7 +285,7 @@ class SpendBudget(Change):
 
 @dataclass(slots=True)
 class SpendRate(Change):
-    """Count a call in the sliding window of `window` seconds. Above `maximum`, the conflict is `rate_exceeded`."""
+    """Count a call in a sliding window of seconds, or conflict (`rate_exceeded`)."""
 
     counter: str
     window: int
@@ -307,7 +311,7 @@ class SpendRate(Change):
 
 @dataclass(slots=True)
 class AskApproval(Unrefusable):
-    """Open a question. Keep an open question of the same LangGraph task with the same call and arguments."""
+    """Open a question, unless its LangGraph task already asks about the same call."""
 
     approval: Approval
 
@@ -323,12 +327,13 @@ class AskApproval(Unrefusable):
 
 @dataclass(slots=True)
 class AnswerApproval(Change):
-    """Answer an open question. If the question is not open, the conflict is `approval_void`.
+    """Answer an open question.
 
-    If the approver may not answer, the conflict is `approval_approver`. If the subject approves although somebody else
-    must, or a person approves twice, the conflict is `approval_not_distinct`. A question that needs several approvers
-    stays open until all have approved; a single rejection closes it. With `answered`, the call does not run, and the
-    approver's `message` is the call's result. If `id` is given, the question must have this id.
+    If the question is not open, the conflict is `approval_void`. If the approver may not answer, the conflict is
+    `approval_approver`. If the subject approves although somebody else must, or a person approves twice, the conflict
+    is `approval_not_distinct`. A question that needs several approvers stays open until all have approved; a single
+    rejection closes it. With `answered`, the call does not run, and the approver's `message` is the call's result. If
+    `id` is given, the question must have this id.
     """
 
     call_key: str
@@ -384,7 +389,7 @@ class AnswerApproval(Change):
 
 @dataclass(slots=True)
 class SpendApproval(Change):
-    """Use up an approval for exactly these arguments. Without a valid approval, the conflict is `approval_void`."""
+    """Use up an approval for exactly these arguments, or conflict (`approval_void`)."""
 
     call_key: str
     args_digest: str

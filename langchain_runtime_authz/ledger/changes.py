@@ -1,7 +1,8 @@
-"""The changes that a commit may hold. Each change declares the rows it needs, its conditions and its effect.
+"""Define the changes that a commit may hold.
 
-This module is pure, like `ledger.thread_state`. All changes of a commit are checked before the first is applied. So
-`check` sees the thread as it was before the commit; `used` holds what earlier changes of the same commit use up.
+Each change declares the rows it needs, its conditions and its effect. This module is pure, like `ledger.thread_state`.
+All changes of a commit are checked before the first is applied. So `check` sees the thread as it was before the commit;
+`used` holds what earlier changes of the same commit use up.
 """
 
 from __future__ import annotations
@@ -30,10 +31,9 @@ def needs(guard: Guard | None, changes: Sequence[Change]) -> Needs:
 
 
 def apply(t: Thread, guard: Guard | None, changes: Sequence[Change], now: float) -> Conflict | None:
-    """Apply all of `changes` to `t`. If one is refused, apply none and return the conflict.
+    """Apply all of `changes`, or none if one is refused; then return the conflict.
 
-    Raises:
-        TypeError: a change class is unknown; nothing was applied.
+    Raises `TypeError` if a change class is unknown; nothing was applied.
     """
     if guard is not None and (conflict := _broken(t, guard)) is not None:
         return conflict
@@ -67,7 +67,7 @@ class Change:
         """Add the rows that the change reads."""
 
     def check(self, t: Thread, now: float, used: Used) -> Conflict | None:
-        """Return the conflict if the change cannot be applied. Otherwise add to `used` what the change uses up."""
+        """Return the conflict, or else add to `used` what the change uses up."""
         raise TypeError(f"unknown change {type(self).__name__}")
 
     def apply(self, t: Thread, now: float) -> None:
@@ -86,7 +86,7 @@ class Unrefusable(Change):
 
 @dataclass(slots=True)
 class OpenThread(Change):
-    """Create the thread for `subject`. If the thread is of another subject, the conflict is `subject_mismatch`."""
+    """Create the thread for `subject`, or conflict (`subject_mismatch`)."""
 
     subject: str
 
@@ -99,9 +99,10 @@ class OpenThread(Change):
 
 @dataclass(slots=True)
 class AdvanceEpoch(Change):
-    """Change the task: pin `texts` and raise the epoch by 1. Conflict `stale_epoch` if the epoch is not `expected`.
+    """Change the task: pin `texts` and raise the epoch by 1.
 
-    Except with `first`, this ends every live lease of the thread and deletes open and approved questions.
+    Except with `first`, this ends every live lease of the thread and deletes open and approved questions. If the epoch
+    is not `expected`, the conflict is `stale_epoch`.
     """
 
     expected: int
@@ -143,7 +144,7 @@ class AdvanceEpoch(Change):
 
 @dataclass(slots=True)
 class TakePending(Unrefusable):
-    """Delete the pending texts (`Snapshot.pending`): this root entry adds them to the graph's input."""
+    """Delete the pending texts. This root entry adds them to the graph's input."""
 
     def needs(self, n: Needs) -> None:
         n.pending = True
@@ -154,7 +155,7 @@ class TakePending(Unrefusable):
 
 @dataclass(slots=True)
 class Redeliver(Unrefusable):
-    """Make texts pending again, because an older run may have overwritten them in the graph's state."""
+    """Make texts pending again, because the graph's state may have lost them."""
 
     texts: tuple[HumanText, ...]
 
@@ -167,7 +168,7 @@ class Redeliver(Unrefusable):
 
 @dataclass(slots=True)
 class SetMark(Unrefusable):
-    """Set a mark, a named text that belongs to the thread. Beyond `MAX_MARKS`, a store may drop the oldest marks."""
+    """Set a mark: a named text of the thread. A store may drop all but `MAX_MARKS`."""
 
     name: str
     value: str
@@ -222,7 +223,7 @@ def _end(t: Thread, state: LeaseState, doomed: Callable[[Lease], bool]) -> None:
 
 @dataclass(slots=True)
 class TakeLease(Change):
-    """Add a lease. The conflict is `revoked` while the agent, or an agent above it, is revoked."""
+    """Add a lease, or conflict (`revoked`, `stale_epoch`, `lease_ended`)."""
 
     lease: Lease
 
@@ -295,7 +296,7 @@ class EndLease(Unrefusable):
 
 @dataclass(slots=True)
 class Revoke(Unrefusable):
-    """End the live leases of an agent and of all agents below it. Refuse new leases to them until `Reinstate`."""
+    """End an agent's leases, and those below. Refuse new ones until `Reinstate`."""
 
     agent: AgentPath
 
@@ -322,7 +323,7 @@ class Reinstate(Unrefusable):
 
 @dataclass(slots=True)
 class RecordPlan(Unrefusable):
-    """Record a plan, and set its `at`. A second record for the same agent, message and epoch is ignored."""
+    """Record a plan, once for an agent, message and epoch."""
 
     plan: PlanRecord
 
@@ -344,7 +345,7 @@ class RecordPlan(Unrefusable):
 
 @dataclass(slots=True)
 class RecordEdge(Change):
-    """Record a delegation edge. An equal edge is ignored. Beyond `MAX_EDGES` edges, the conflict is `too_wide`."""
+    """Record a new delegation edge, or conflict (`too_wide`) at `MAX_EDGES` edges."""
 
     edge: Edge
 
@@ -365,7 +366,7 @@ class RecordEdge(Change):
 
 @dataclass(slots=True)
 class RecordValues(Unrefusable):
-    """Record digests of values that a tool returned, for `facts.provenance`. The values are not recorded.
+    """Record digests of the values that a tool returned, for `facts.provenance`.
 
     Of sightings of one key that differ only in their source, the first is kept. A store keeps at least 10,000 keys of a
     thread. It may drop the others, because without its sighting a value is only trusted less.

@@ -143,9 +143,10 @@ class MemoryLedger(b.Awaited):
 
 
 def _forget(t: Thread, now: float) -> None:
-    """Bound the size of a long thread. Calls of a forgotten plan count as unplanned; a forgotten lease has ended.
+    """Bound the size of a long thread by dropping old rows.
 
-    A forgotten call does not run again, and a forgotten counter counts as used up (`Forgotten`).
+    Calls of a forgotten plan count as unplanned, and a forgotten lease as ended. A forgotten call does not run again,
+    and a forgotten counter counts as used up (`Forgotten`).
     """
     # Drop rows in batches: after each removal, a dictionary is slow at finding its oldest key.
     if len(t.calls) > MAX_ROWS:

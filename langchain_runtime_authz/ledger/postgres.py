@@ -1,7 +1,8 @@
-"""The ledger in PostgreSQL, for any number of machines. Needs the extra `postgres`.
+"""Keep the ledger in PostgreSQL, for any number of machines.
 
-The tables are in a schema of their own. Each transaction takes the application's role, whatever role logged in. The
-role may add rows, may change and delete rows of state tables but not of history, and reads only the tenant's rows.
+Needs the extra `postgres`. The tables are in a schema of their own. Each transaction takes the application's role,
+whatever role logged in. The role may add rows, may change and delete rows of state tables but not of history, and reads
+only the tenant's rows.
 """
 
 from __future__ import annotations
@@ -216,7 +217,7 @@ class _Tx:
         return [c.fetchall() if c.pgresult and c.pgresult.nfields else [] for c in cursors[len(prelude) :]]
 
     def keep(self, found: Fetch, kept: Kept, nonce: str, now: float) -> tuple[int, str] | None:
-        """See `Tx.keep`. All is written by one statement, whose parts see the rows as they were before."""
+        """See `Tx.keep`. One statement writes all rows; its parts see the old rows."""
         if not found.seen:  # a new thread has no row by which another commit would be noticed
             return None
         of = (found.tenant, found.key)
@@ -246,7 +247,7 @@ class _Tx:
 
 @lru_cache(maxsize=1024)
 def _statement(turns: int, puts: Sequence[tuple[str, int]], drops: Sequence[tuple[str, int]]) -> str:
-    """Return a commit's statement, for `turns` locks and numbers of rows to write (`puts`) and delete (`drops`)."""
+    """Return a commit's statement for so many locks, written rows and deleted rows."""
     parts = [f"held AS ({_HELD})", *(f"t{number} AS ({_TAKEN})" for number in range(turns))]
     for name, count in puts:
         write = PUTS[name]
@@ -264,7 +265,7 @@ def _statement(turns: int, puts: Sequence[tuple[str, int]], drops: Sequence[tupl
 def administer(
     dsn: str, *, schema: str = SCHEMA_NAME, role: str = ROLE, create: bool = False, look: bool = False
 ) -> Iterator[Admin]:
-    """Open the schema for its owner (`ledger.admin`), in one transaction, committed at the end.
+    """Open the schema for its owner (`ledger.admin`). Commit at the end, or roll back.
 
     Args:
         dsn: login of the role that owns the schema, or of one that may create the schema and the application's role.
@@ -354,7 +355,7 @@ def _query(text: str) -> LiteralString:
 
 
 def _alive(conn: Connection) -> None:
-    """Check a connection only if its socket is readable, because it is readable if the server closed it."""
+    """Check a connection if its socket is readable: the server may have closed it."""
     poll = select.poll()
     poll.register(conn.fileno(), select.POLLIN)
     if poll.poll(0):
@@ -362,7 +363,7 @@ def _alive(conn: Connection) -> None:
 
 
 class _Failures:
-    """Turn exceptions of PostgreSQL, its driver and its pool into a `LedgerError` with a code."""
+    """Turn exceptions of PostgreSQL, its driver and its pool into `LedgerError`s."""
 
     def __init__(self, dsn: str | None = None) -> None:
         self._dsn, self._asking = dsn, forkable_lock()

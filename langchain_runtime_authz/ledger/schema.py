@@ -35,7 +35,7 @@ class Version(NamedTuple):
 
 
 class Migration(NamedTuple):
-    """One version: statements that upgrade from the version before, and that downgrade to it."""
+    """One version: SQL to upgrade from the previous version, and to downgrade to it."""
 
     version: int
     min_reader: int

@@ -43,13 +43,13 @@ _beginning: Final = forkable_lock()  # only one thread of a forked child resets 
 
 
 class Tx(Protocol):
-    """A connection in use. Each statement is its own transaction, unless `_writing` opened one (`locked`)."""
+    """A connection in use. Without `locked`, each statement is a transaction."""
 
     def batch(self, statements: Sequence[Statement]) -> list[Sequence[Row]]:
         """Run statements in order and return their rows."""
 
     def keep(self, found: Fetch, kept: Kept, nonce: str, now: float) -> tuple[int, str] | None:
-        """Write a commit's rows. Return a pair: the commit's position in the journal, and the new `found.seen`.
+        """Write a commit's rows. Return its journal position and the new `Fetch.seen`.
 
         Write nothing and return None if the thread changed since it was read, a turn was taken, or `now` is wrong.
         """
@@ -85,7 +85,7 @@ class SqlLedger(b.Awaited):
         return snap
 
     def commit(self, scope: b.Scope, guard: b.Guard | None, changes: Sequence[Change]) -> b.Committed | b.Conflict:
-        """See `Ledger.commit`. If other writers delay a revocation, it is tried again (`URGENT`)."""
+        """See `Ledger.commit`. A revocation is retried after a timeout (`URGENT`)."""
         tries = URGENT if Revoke in map(type, changes) else 1
         while True:
             tries -= 1
@@ -146,7 +146,7 @@ class SqlLedger(b.Awaited):
         return self._seen.get(tenant)
 
     def holds(self, tenant: str, anchor: b.Anchor) -> bool:
-        """See `Anchored.holds`. A commit that `prune` removed from the journal counts as held."""
+        """See `Anchored.holds`. A commit that `prune` removed counts as held."""
         if anchor.ledger != self._identity:
             return False
         with self._reading(tenant) as tx:
@@ -171,7 +171,7 @@ class SqlLedger(b.Awaited):
         return doubts[: b.MAX_ASKED]
 
     def check(self, tenant: str) -> None:
-        """Check that the ledger can commit, with a commit that is rolled back. Raises `LedgerError`."""
+        """Check that the ledger can commit, or raise `LedgerError`. Commits nothing."""
         with self._writing(tenant, b"check", (), locked=True) as tx:
             tx.batch([("SELECT 1", ())])
 
@@ -192,7 +192,7 @@ class SqlLedger(b.Awaited):
         self.close()
 
     def _found(self, tx: Tx, found: Fetch, seen: b.Anchor) -> tuple[Fetch, float]:
-        """Read the rows that are not cached, or all rows if others committed since. Return rows and ledger time."""
+        """Return rows and ledger time. Read all rows if others have committed."""
         now = self._fetch(tx, found, seen)
         if (known := found.known) is not None:
             others = not self._by_thread and seen[1:] != (found.position, found.nonce)
@@ -202,7 +202,10 @@ class SqlLedger(b.Awaited):
         return found, now
 
     def _recalled(self, found: Fetch, seen: b.Anchor) -> tuple[Fetch, float] | None:
-        """Return the cached rows and ledger time without a read; None if rows are missing. The commit checks both."""
+        """Return cached rows and an estimated time; None if a row must be read.
+
+        The commit checks that rows and time are right.
+        """
         known = found.known
         if known is None or found.turns or (doubts := known.recalled(found.needs, seen.nonce)) is None:
             return None
@@ -214,10 +217,10 @@ class SqlLedger(b.Awaited):
         return found, max(time.monotonic() + self._ahead, self._latest)
 
     def _fetch(self, tx: Tx, found: Fetch, seen: b.Anchor) -> float:
-        """Read the rows and return ledger time. `seen` is the newest commit that this instance saw before.
+        """Read the rows and return ledger time.
 
-        Raises:
-            LedgerError: `ledger_rolled_back` if the ledger ends before `seen`; `ledger_schema`, `ledger_clock`.
+        Raises `LedgerError`: `ledger_rolled_back` if the ledger ends before `seen`, the newest commit that this
+        instance saw; `ledger_schema` or `ledger_clock`.
         """
         found.read(tx.batch([found.statement(*self._dialect)])[0])
         self._ahead = found.clock - time.monotonic()
@@ -236,7 +239,7 @@ class SqlLedger(b.Awaited):
         return now
 
     def _recall(self, tenant: str, key: bytes) -> tuple[Known | None, b.Anchor]:
-        """Return a pair: a thread's cached rows, if they may still be valid, and the newest commit seen."""
+        """Return a thread's cached rows (None if outdated), and the newest commit seen."""
         with self._lock:
             known = self._known.get((tenant, key))
             if known is not None and not self._by_thread and known.position < self._since.get(tenant, 0):
@@ -244,7 +247,7 @@ class SqlLedger(b.Awaited):
             return known, self._seen.get(tenant, NONE)
 
     def _remember(self, found: Fetch, done: b.Anchor) -> None:
-        """Cache the thread after the commit `done`, if the thread was cached before or is new."""
+        """Cache the thread after the commit `done`, if it was cached before or is new."""
         place, tenant, made = (found.tenant, found.key), found.tenant, None
         if found.known is not None or not found.before.exists:
             made = known(found.thread, found.known, found.seen, done.position, found.version)
@@ -303,7 +306,7 @@ class SqlLedger(b.Awaited):
 
 
 def _located(tx: Tx, tenant: str, jti: str) -> tuple[bytes, str | None, str] | None:
-    """Return a triple for a jti: its thread, the key of its call (None for a lease) and its lease."""
+    """Return a jti's thread, call key (None for a lease) and lease; None if unknown."""
     of = (tenant, rows.encoded(jti))
     tokens, leases = tx.batch([(_CALLS, of), (_LEASES, of)])
     for thread, key, lease in tokens:

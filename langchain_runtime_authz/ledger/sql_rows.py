@@ -1,6 +1,6 @@
-"""A thread's rows in SQL: one statement that reads the rows in `Needs`, and the SQL that writes a commit's changes.
+"""Read and write a thread's rows in SQL.
 
-The SQL works in SQLite and PostgreSQL. `?` stands for a parameter.
+One statement reads the rows in `Needs`. The SQL works in SQLite and PostgreSQL. `?` stands for a parameter.
 """
 
 from __future__ import annotations
@@ -58,13 +58,13 @@ _BELOW: Final = (
 
 @lru_cache(maxsize=4096)
 def thread_key(scope: tuple[str, ...]) -> bytes:
-    """Return a thread's name in every table: a digest of JSON, because JSON keeps the parts of `scope` apart."""
+    """Return the thread's key in every table: a digest of its scope's parts."""
     return hashlib.sha256(json.dumps(scope).encode()).digest()
 
 
 @dataclass(slots=True)
 class Fetch:
-    """The rows of one thread that `needs` names, the tenant's newest commit, and the schema.
+    """One read: the thread's rows in `needs`, the newest commit and the schema.
 
     Run `statement` and pass its rows to `read`. This sets `thread`, `seen`, `position`, `nonce`, `latest`, `clock` and
     `version`. `seen` changes with each commit of the thread, and is empty if the thread has none. A commit sets
@@ -94,7 +94,7 @@ class Fetch:
         self.thread = Thread() if self.known is None else self.known.thread
 
     def statement(self, row: str, clock: str, seen: str) -> Statement:
-        """Return a statement. Each of its rows holds: the index of its taker, its order, its columns as JSON.
+        """Return a statement whose rows hold: index of the taker, order, columns as JSON.
 
         Args:
             row: the store's SQL function that makes a JSON list.
@@ -134,7 +134,7 @@ class Fetch:
         return _union(tuple(parts), row, clock, seen), given
 
     def _rows(self, add: Callable[..., None]) -> None:
-        """Add the parts of the statement for rows that need no reading if the thread is `known`."""
+        """Add the statement's parts for rows that the cache (`known`) would hold."""
         n, of = self.needs, (self.tenant, self.key)
         add(self._thread, f"scope, subject, history FROM thread WHERE {_OF}", *of)
         newest = f"(SELECT * FROM epoch WHERE {_OF} ORDER BY epoch DESC, digest DESC LIMIT 1) e"
@@ -250,7 +250,7 @@ def _union(parts: tuple[tuple[str, str], ...], row: str, clock: str, seen: str) 
 
 
 class Kept(NamedTuple):
-    """A commit's writes: the row of `THREAD`, rows to write by name in `PUTS`, keys to delete by name in `DROPS`."""
+    """A commit's writes: row of `THREAD`, rows by name in `PUTS`, keys in `DROPS`."""
 
     thread: Row
     puts: Mapping[str, Sequence[Row]]
@@ -258,7 +258,7 @@ class Kept(NamedTuple):
 
 
 def keep(f: Fetch, scope: b.Scope, now: float) -> Kept:
-    """Return what `changes.apply` changed in the thread. A store may write the parts in any order."""
+    """Return what a commit changed in the thread. A store may write it in any order."""
     t, before = f.thread, f.before
     puts, drops = dict[str, Sequence[Row]](), dict[str, Sequence[str]]()
     if t.log:  # a commit does not read earlier texts, so all of these are new
@@ -290,7 +290,7 @@ def keep(f: Fetch, scope: b.Scope, now: float) -> Kept:
 
 
 def _changed(rows: Mapping[Any, V], old: Mapping[Any, V]) -> list[tuple[Any, V]]:
-    """Return new and changed rows. Identical objects, the usual case, are not compared by value."""
+    """Return new and changed rows. Rows that are the same object are not compared."""
     return [(k, row) for k, row in rows.items() if k not in old or (old[k] is not row and old[k] != row)]
 
 
@@ -401,7 +401,7 @@ def known(kind: Any, body: str) -> dict[str, Any]:
 
 @lru_cache(maxsize=512)
 def parsed(kind: Any, body: str) -> Any:
-    """Parse a row. The result is cached, because a step reads a row several times: do not change it in place."""
+    """Parse a row. The result is cached, so do not change it in place."""
     return kind(**known(kind, body))
 
 

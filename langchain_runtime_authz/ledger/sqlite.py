@@ -1,4 +1,4 @@
-"""The ledger in an SQLite file, for one machine and any number of threads and processes."""
+"""Keep the ledger in an SQLite file, for the threads and processes of one machine."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class SqliteLedger(SqlLedger):
                 self._idle.pop().close()
 
     def check(self, tenant: str) -> None:
-        """See `SqlLedger.check`. Look at the free space too: SQLite writes to disk only when a transaction commits."""
+        """See `SqlLedger.check`. Refuse a full disk too, which only a commit would notice."""
         super().check(tenant)
         if not os.statvfs(self.path).f_bavail:
             raise LedgerError(Code.LEDGER_UNAVAILABLE, f"{self.path.name}: the disk is full")
@@ -147,7 +147,7 @@ class _Tx:
         return [self.conn.execute(sql, values).fetchall() for sql, values in statements]
 
     def keep(self, found: Fetch, kept: Kept, nonce: str, now: float) -> tuple[int, str] | None:
-        """See `Tx.keep`. All is written by one statement, which fires the triggers of a view (`_VIEW`)."""
+        """See `Tx.keep`. One statement writes all rows, by triggers of the view `_VIEW`."""
         several = [*map(kept.puts.get, PUTS), *map(kept.drops.get, DROPS)]
         given = [found.tenant, found.key, *kept.thread, nonce, *[encoded(some) if some else None for some in several]]
         given += (found.version.version, found.nonce, bool(found.seen))
@@ -198,12 +198,9 @@ _KEEP: Final = (
 
 @contextmanager
 def administer(path: str | Path, *, create: bool = False, look: bool = False) -> Iterator[Admin]:
-    """Open the file for its operator (`ledger.admin`) and commit at the end. Other writers wait.
+    """Open the file for its operator (`ledger.admin`), and commit at the end.
 
-    With `look`, only read, and block nobody.
-
-    Raises:
-        LedgerError: the file cannot be used.
+    Other writers wait. With `look`, only read, and block nobody. Raises `LedgerError` if the file cannot be used.
     """
     path = Path(path)
     with _Failures(path):
@@ -279,7 +276,7 @@ def _undo(conn: sqlite3.Connection) -> None:
 
 
 class _Failures:
-    """Turn exceptions of SQLite and the disk into a `LedgerError` with a code and the file's name."""
+    """Turn exceptions of SQLite and the disk into a `LedgerError` with a code."""
 
     def __init__(self, path: Path) -> None:
         self._name = path.name

@@ -1,4 +1,4 @@
-"""A cache of threads that this process began, valid while nobody else commits to them.
+"""Cache threads that this process began, while nobody else commits to them.
 
 This module is pure. Each load, and each commit in the statement that writes, checks that the thread is unchanged.
 """
@@ -21,7 +21,7 @@ _ROWS: Final = attrgetter(  # in the order of `Thread`
 
 
 class Known(NamedTuple):
-    """All rows of a thread after one commit. The rows are shared and must not be changed.
+    """All rows of a thread after one commit. Shared, so they must not be changed.
 
     Attributes:
         thread: the rows, except texts and the calls in `without` (keys of calls with a result).
@@ -38,7 +38,7 @@ class Known(NamedTuple):
     doubts: list[tuple[str, set[str], list[Sequence[Any]]]]
 
     def recalled(self, n: Needs, newest: str) -> list[Sequence[Any]] | None:
-        """Return the cached doubts in `n`. Return None if a row in `n` is not cached, or there was a commit since."""
+        """Return cached doubts of the deeds in `n`; None if something in `n` must be read."""
         if n.log or n.pending or not self.without.isdisjoint(n.calls):
             return None
         looked = ((newest, set[str](), list[Any]()), *self.doubts)
@@ -51,7 +51,7 @@ def copied(t: Thread) -> Thread:
 
 
 def known(t: Thread, before: Known | None, seen: str, position: int, version: Version) -> Known | None:
-    """Return the rows to cache after a commit, or None if there are too many. The result takes over the rows of `t`."""
+    """Turn `t` into rows to cache after a commit. Return None if there are too many."""
     without = before.without if before is not None else frozenset()
     # Results may be long, and are needed only if a call is entered again.
     if over := [key for key, row in t.calls.items() if row.result is not None]:

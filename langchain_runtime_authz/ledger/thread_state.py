@@ -33,7 +33,7 @@ UNKNOWN_COUNT: Final = 1_000_000  # reported for a dropped counter
 
 
 class Forgotten:
-    """A Bloom filter of the names of calls and counters that a store in memory has dropped.
+    """A Bloom filter of the names of dropped calls and counters.
 
     The outcome of a dropped call counts as unknown, and a dropped counter counts as used up.
     """
@@ -90,7 +90,10 @@ class Thread:
         return any(agent[: len(root)] == root for root in self.revoked)
 
     def call(self, key: str, now: float) -> b.CallRow:
-        """Return a call's row. A claimed call whose lease expired or is gone is `unknown`: its process died."""
+        """Return a call's row: `unknown`, if claimed by a process that died.
+
+        A process counts as dead if its lease expired or is gone.
+        """
         row = self.calls[key]
         if row.state == "claimed":
             lease = self.leases.get(row.jti)
@@ -121,7 +124,7 @@ class Thread:
 
 @dataclass(slots=True)
 class Needs:
-    """The rows that a query or commit reads, in addition to subject, epoch, task, history and revocations."""
+    """The rows to read besides subject, epoch, task, history and revocations."""
 
     leases: set[str] = field(default_factory=set)
     below: set[str] = field(default_factory=set)  # jtis whose child leases are read, with their calls
@@ -165,7 +168,7 @@ class Needs:
 def opened(
     found: Mapping[str, Mapping[str, Thread]], tenant: str, deed: str, now: float, subject: str | None = None
 ) -> tuple[b.Doubt, ...]:
-    """Return a deed's `OPEN` calls from `Thread.open`: all, or those that may make a call of `subject` ask."""
+    """Return a deed's `OPEN` calls, or those that may make a call of `subject` ask."""
     kinds: dict[str, list[b.Doubt]] = {"claimed": [], "unknown": [], "void": []}
     for key, t in found[deed].items():
         if t.scope is None or t.scope.tenant != tenant or subject not in (None, t.subject):
@@ -182,7 +185,7 @@ def opened(
 
 
 def ledger_time(clock: float, latest: float) -> float:
-    """Return ledger time, given the clock and the latest time that the ledger has seen.
+    """Return ledger time for the clock's time and the latest time seen.
 
     Ledger time never goes back, so that an expiry is final. If the clock was set back by at most `CLOCK_SLACK`, ledger
     time stands still. If it was set back further, this raises `ledger_clock`.
@@ -243,7 +246,7 @@ def _found(rows: Mapping[str, V], names: Sequence[str]) -> dict[str, V]:
 
 
 def status(t: Thread, lease_jti: str, call_key: str | None, now: float) -> b.TokenStatus:
-    """Return the status of a lease, or of a token of that lease for the call `call_key`."""
+    """Return the status of a lease, or of a token for the call `call_key`."""
     if call_key is not None:
         row = t.calls.get(call_key)
         if row is None or row.state != "claimed" or row.jti != lease_jti:
@@ -259,5 +262,5 @@ def status(t: Thread, lease_jti: str, call_key: str | None, now: float) -> b.Tok
 
 
 def _underway(lease: b.Lease, now: float) -> bool:
-    """Return True if a root entry's lease is live, or lapsed less than `LAPSED` seconds ago."""
+    """Return True if a root lease is live, or lapsed less than `LAPSED` seconds ago."""
     return lease.parent is None and lease.state == "live" and now < lease.expires_at + b.LAPSED
