@@ -1,4 +1,4 @@
-"""Atoms: the critical and date arguments of one call in normal form, computed once for the call."""
+"""Atoms: a call's critical and date arguments in normal form, computed once."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _BETWEEN: Final = re.compile(r"[,;\r\n]")
 
 
 class Item(NamedTuple):
-    """One scalar. `parts`: the normal forms of each part; `keys`: their digests. A part without forms is untrusted."""
+    """One scalar. `keys`: digests of the forms. A part without forms is untrusted."""
 
     value: Any
     parts: tuple[tuple[str, ...], ...]
@@ -34,7 +34,7 @@ class Item(NamedTuple):
 
 
 class Atom(NamedTuple):
-    """One argument. `items` is None if there are too many. `marks` identify the argument's target in any spelling."""
+    """One argument. `items`: None if too many. `marks`: its target in any spelling."""
 
     name: str
     kind: Any
@@ -45,15 +45,15 @@ class Atom(NamedTuple):
 
 @dataclass(slots=True, eq=False, repr=False)
 class CallAtoms:
-    """The atoms of one call. `trace` needs the sightings of `keys`. A request never cuts the arguments in `bound`."""
+    """The atoms of one call. `bound`: arguments that a request never cuts."""
 
     atoms: Sequence[Atom]
-    keys: Sequence[str]
+    keys: Sequence[str]  # `trace` needs their sightings
     target: dict[str, Any]
     bound: Collection[str]
 
     def effect_targets(self) -> tuple[str, tuple[str, ...]]:
-        """Return a pair: (1) a digest of all critical arguments with their names, (2) a digest of each target.
+        """Return (1) the digest of the critical arguments, (2) a digest of each target.
 
         The targets are the destinations or, without any, the objects. Next to a destination, an object does not count:
         the same payment to Bob may once name the invoice and once leave it out. In doubt, two calls count as equal,
@@ -68,7 +68,7 @@ class CallAtoms:
         return key(repr(hit)) if hit else "", tuple([key(mark) for mark in sorted(destinations or objects)])
 
     def effective_sink(self, declared: str) -> str:
-        """Return the declared sink; "none" if the tool has destination arguments and all of them are empty."""
+        """Return the declared sink, or "none" if all destination arguments are empty."""
         silent = False
         for _, kind, value, _, _ in self.atoms:
             if kind in DESTINATIONS:
@@ -159,7 +159,7 @@ def loose(name: str, value: object, covered: Collection[str]) -> Iterator[str]:
 
 
 def _flat(value: object) -> list[Any] | None:
-    """Return an argument's scalars, and its keys that may be values; None if there are too many."""
+    """Return an argument's scalars, and keys that may be values; None if too many."""
     flat: list[Any] = []
     stack: list[Any] = [value]
     while stack:
@@ -180,7 +180,7 @@ def _flat(value: object) -> list[Any] | None:
 
 
 def _parts(value: object, kind: str) -> list[tuple[str, ...]]:
-    """Return the normal forms of each part of a scalar. Each part needs a source of its own.
+    """Return the forms of each part of a scalar. Each part needs its own source.
 
     A destination with addresses or links has a part for each of them, and one for each recipient. A date with a time
     has two parts. If a number can be read in two ways, each reading is a part.
@@ -200,7 +200,8 @@ def _parts(value: object, kind: str) -> list[tuple[str, ...]]:
 
 
 def _places(value: str) -> Iterator[tuple[str, ...]]:
-    """Yield the forms of each recipient in a text. An address with other text around it is a recipient by itself."""
+    """Yield the forms of each recipient in a text."""
+    # Of an address with a name around it, only the address is the recipient.
     for part in _BETWEEN.split(value):
         if part.strip():
             shown = _SHOWN.fullmatch(part)
@@ -208,7 +209,7 @@ def _places(value: str) -> Iterator[tuple[str, ...]]:
 
 
 def _marks(value: object, kind: str) -> Iterator[str]:
-    """Yield the marks of a scalar: only the addresses of a destination, only the greatest number of an amount."""
+    """Yield a scalar's marks: a destination's addresses, an amount's largest number."""
     if kind in DESTINATIONS and isinstance(value, int):
         value = str(value)  # an account number
     if isinstance(value, str) and not value.isascii():  # full-width letters, zero-width characters

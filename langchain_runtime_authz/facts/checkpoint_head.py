@@ -1,4 +1,4 @@
-"""Distinguish the state that a protected run left from a state that other code changed, by the checkpoint.
+"""Distinguish the state that a run left from a state that other code changed.
 
 When a root entry ends, the ledger records its last checkpoint (`HEAD`) and the state of waiting child graphs (`BELOW`).
 The next root entry loads that checkpoint, or a later one: of a run that did not end regularly, or of other code.
@@ -21,7 +21,7 @@ Writer = Literal["ours", "outside", "fork"]
 
 
 class Head(NamedTuple):
-    """The checkpoint that a root entry loads. `newest`: the thread's newest one, if the caller named an older one."""
+    """The checkpoint that a root entry loads. `newest`: a newer one of the thread."""
 
     id: str
     source: str = ""
@@ -29,7 +29,7 @@ class Head(NamedTuple):
 
 
 class Below(NamedTuple):
-    """The waiting child graphs of a root graph: digest of their state, updated checkpoints, namespaces."""
+    """A root's waiting child graphs: digest of states, updates, and namespaces."""
 
     digest: str
     updates: tuple[str, ...] = ()
@@ -37,15 +37,16 @@ class Below(NamedTuple):
 
 
 def outside_key(checkpoint: str) -> str:
-    """Return the key of the pinned text that stands for a change from outside at this checkpoint."""
+    """Return the key of the pinned text for a change from outside."""
     return f"checkpoint:{checkpoint}"
 
 
 class ChildMark(NamedTuple):
-    """The mark for the checkpoint that a child graph left. `place`: digest of its thread and checkpoint namespace.
+    """The mark for the checkpoint that a child graph left.
 
-    `lasting`: other tasks find the child's state at this place too. A child may use a new thread, and so a new place,
-    for each question. So lasting places share `SLOTS` marks; of two places in one slot, the newer is kept.
+    `place`: digest of the child's thread and checkpoint namespace. `lasting`: other tasks find the child's state at
+    this place too. A child may use a new thread, and so a new place, for each question. So lasting places share `SLOTS`
+    marks; of two places in one slot, the newer is kept.
     """
 
     place: str
@@ -59,15 +60,16 @@ class ChildMark(NamedTuple):
         return f"{self.place} {checkpoint or UNKNOWN}"
 
     def left(self, marks: Mapping[str, str]) -> str | None:
-        """Return the recorded checkpoint id; `UNKNOWN` if it was not known; None if the place has no mark."""
+        """Return the recorded checkpoint id or `UNKNOWN`, or None without a mark."""
         place, _, checkpoint = marks.get(self.name, "").partition(" ")
         return checkpoint if place == self.place else None
 
 
 def writer_of(head: Head, marks: Mapping[str, str], pinned: Collection[str | None], *, underway: bool) -> Writer:
-    """Return who wrote the checkpoint `head`: we, a fork, or code outside. `pinned` are the keys of the pinned texts.
+    """Return who wrote the checkpoint `head`: we, a fork, or code outside.
 
-    `underway`: a root entry has not ended, or its process died. Newer checkpoints may then be of that root entry.
+    `pinned` are the keys of the pinned texts. `underway`: a root entry has not ended, or its process died. Newer
+    checkpoints may then be of that root entry.
     """
     if head.newest:
         return "fork"

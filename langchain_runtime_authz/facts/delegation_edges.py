@@ -25,7 +25,7 @@ def handoff_edge(agent: Sequence[str], metadata: Mapping[str, Any] | None) -> Ed
 
 
 def kind_of_child(tool: str | None, args: Mapping[str, Any] | None, *, sent: bool = False) -> EdgeKind:
-    """Return the edge kind of a nested protected graph, which runs inside `tool`, by a `Send`, or as a subgraph."""
+    """Return the edge kind of a nested protected graph."""
     if tool is None:
         return "send" if sent else "subgraph"
     return "task" if tool == "task" and "subagent_type" in (args or {}) else "agent_as_tool"

@@ -19,7 +19,7 @@ Confined = tuple[tuple[str, Path], ...]
 
 @dataclass(slots=True)
 class Step:
-    """One step to count. Negative counts undo earlier counts. Without `agent`, all agents count as knowing the data."""
+    """One step to count. A negative count undoes an earlier count."""
 
     call: str | None = None
     effect: str | None = None
@@ -30,7 +30,7 @@ class Step:
     unplanned: int = 0
     tainted: int = 0
     resource: tuple[str, str, str] | None = None
-    agent: Path = ()
+    agent: Path = ()  # if empty, all agents count as knowing the data
 
 
 @dataclass(slots=True)
@@ -72,7 +72,8 @@ def held(history: History, agent: Path) -> list[str]:
 
 
 def confine(confined: Confined, read: Sequence[str], name: str, agent: Path) -> Confined:
-    """Return `confined` after `agent` read data of class `name`. `read`: the classes read before."""
+    """Return `confined` after `agent` read data of the class `name`."""
+    # `read`: the classes read before.
     if name in read and all(n != name for n, _ in confined):
         return confined  # all agents count as knowing this class already
     if len(agent) <= 1 or len(confined) >= MAX_NAMES:
@@ -86,7 +87,8 @@ def left(confined: Confined, agent: Path) -> Confined:
 
 
 def handed_down(confined: Confined, parent: Path) -> Confined:
-    """Return `confined` after `parent` gave work to a child. If `parent` is empty, a root entry began."""
+    """Return `confined` after `parent` gave work to a child."""
+    # If `parent` is empty, a root entry began.
     if len(parent) <= 1:  # the root agent is related to all agents
         return ()
     return tuple(dict.fromkeys((n, parent if a[: len(parent)] == parent else a) for n, a in confined))

@@ -1,4 +1,4 @@
-"""Find the corrections in answers to questions (`interrupt`) that a tool or node asks by itself.
+"""Find corrections in answers to questions that a tool or node asks by itself.
 
 A plain answer does not change the task: a boolean, a number, nothing, one of the options that the question offers, one
 of `CLOSED`, or a mapping or list of these. Every other answer is a correction. Parts of a form that come back unchanged
@@ -24,7 +24,7 @@ MAX_DEPTH: Final = 16
 
 
 def free_text(answer: object, question: object) -> str:
-    """Return the parts of an answer that are not plain, as text or as canonical JSON; "" if all are plain."""
+    """Return the parts of an answer that are not plain, as text or canonical JSON."""
     if isinstance(answer, str):
         return "" if _plain(answer) in CLOSED | _offered(question) else answer.strip()
     closed = CLOSED | _offered(question) | {_plain(t) for t in texts_in(question)}

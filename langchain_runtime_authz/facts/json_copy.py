@@ -23,7 +23,7 @@ _JSON: Final = json.JSONDecoder(parse_int=lambda digits: int(digits[:40]))  # a 
 
 
 class Held(NamedTuple):
-    """A private copy of an output. `complete` is False if the copy was cut, and None if no limit was applied yet."""
+    """A copy of an output. `complete`: False if cut, None if not yet limited."""
 
     value: Any
     complete: bool | None
@@ -42,7 +42,7 @@ def held(output: object) -> Held:
 
 
 def parsed(output: object) -> object:
-    """Parse a text that is a JSON object or list; return `DEEP`, or any other value unchanged."""
+    """Parse a JSON object or list; return `DEEP`, or any other value unchanged."""
     if isinstance(output, str):
         text = str.__str__(output)
         if len(text) <= MAX_JSON and text.lstrip()[:1] in ("{", "["):

@@ -20,7 +20,8 @@ def checked_zone(name: object) -> ZoneInfo:
 
 
 def seconds_of(text: str, zone: tzinfo | None = None) -> float:
-    """Return epoch seconds for an ISO 8601 time. A time without a zone is in `zone` or UTC. Raises `ConfigError`."""
+    """Return epoch seconds of an ISO 8601 time. Raises `ConfigError`."""
+    # A time without a zone is in `zone` or UTC.
     try:
         at = datetime.fromisoformat(text)
     except ValueError:

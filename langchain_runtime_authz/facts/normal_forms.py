@@ -1,9 +1,9 @@
 # ruff: noqa: RUF001, PLR2004  (look-alike letters are the point; calendars and clocks have no named numbers)
-"""Normal forms of names, numbers, dates, links and identifiers: equal for two spellings of one value.
+"""Normal forms of values: two spellings of one value share a form.
 
-A form is a short string, `kind:normal`: `email:`, `url:`, `iban:`, `digits:`, `num:`, `date:`, `day:`, `time:`, `text:`. Two
-values are equal if they share a form. A trusted form makes its argument trusted, so only spellings of one target share
-a form. Look-alike letters are *not* folded (`skeleton` does that). A text with invisible characters has no form.
+A form is a short string, `kind:normal`: `email:`, `url:`, `iban:`, `digits:`, `num:`, `date:`, `day:`, `time:`,
+`text:`. A trusted form makes its argument trusted, so only spellings of one target share a form. Look-alike letters are
+*not* folded (`skeleton` does that). A text with invisible characters has no form.
 
 Every pattern starts at a token's beginning and repeats a bounded number of times, so the work is linear in the text.
 Patterns consume a character before they look behind, so that `re` can skip to that character.
@@ -84,7 +84,8 @@ _LOOKS: Final = {
 
 @lru_cache(maxsize=4096)
 def key(form: str) -> str:
-    """Return the digest of a form: 128 bits, hex. The digest does not hide a value that can be guessed."""
+    """Return the digest of a form: 128 bits, hex."""
+    # The digest does not hide a value that can be guessed.
     return blake2b(form.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
@@ -101,14 +102,16 @@ def _plain(text: str) -> bool:
 
 
 def _respelled(value: str) -> bool:
-    """Return True if NFC turns a character into ASCII: for a mail server, the Kelvin sign is not a K."""
+    """Return True if NFC turns a character into ASCII."""
+    # To a mail server, the Kelvin sign is not a K.
     return not value.isascii() and any(
         unicodedata.normalize("NFC", c).isascii() for c in value if not (c.isascii() or c.isspace())
     )
 
 
 def fold(text: str) -> str:
-    """Return the text in lower case. `casefold` would join ß and ss, which are different names."""
+    """Return the text in lower case."""
+    # `casefold` would join ß and ss, which are different names.
     return text.lower().replace("ς", "σ")
 
 
@@ -155,7 +158,7 @@ def decimals(text: str) -> tuple[Decimal, ...]:
 
 
 def forms(value: object, *, said: bool = False) -> tuple[str, ...]:
-    """Return the normal forms of one scalar, or none if it is not certain what the scalar names.
+    """Return the normal forms of one scalar, or none if its meaning is not certain.
 
     `said`: the value is of a trusted source. Then its date, if it has a year, does not match the day in another year.
     If its date has no year, it matches the day in any year.
@@ -295,7 +298,7 @@ def located(text: str) -> Iterator[tuple[str, tuple[int, int]]]:
 
 
 def masked(text: str, spans: Sequence[tuple[int, int]], sign: str) -> str:
-    """Return the text, at the same length, with `sign` in all `spans`: the 13 of "June 13" is not a number."""
+    """Return the text, at the same length, with `sign` in all `spans`."""
     parts, at = [], 0
     for start, end in sorted(spans):
         parts += [text[at:start], sign * (end - max(at, start))]
@@ -304,7 +307,7 @@ def masked(text: str, spans: Sequence[tuple[int, int]], sign: str) -> str:
 
 
 def _dates(text: str, *, said: bool) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Yield the form and the span of dates and times. The form of a date without a year is like `date:-05-26`."""
+    """Yield the form and span of dates and times. Without a year: `date:-05-26`."""
     for pattern, order in ((_ISO, "ymd"), (_MDY, "mdy"), (_DMY, "dmy"), (_SLASH, "dmy"), (_SLASH, "mdy")):
         for found in pattern.finditer(text):
             given = dict(zip(order, found.groups(), strict=True))

@@ -1,4 +1,4 @@
-"""Read a tool's output: the values that whole fields assert, and the values that texts mention.
+"""Read a tool's output: values that fields assert, and values in texts.
 
 The value of a whole field is asserted by the field's writer, whom the profile names. A value *inside* a free text is
 only mentioned. A value that the call received as an argument is neither, because an echo proves nothing.
@@ -30,10 +30,10 @@ _NUMBERS: Final = frozenset((int, float, bool, type(None)))
 
 
 class Sighting(NamedTuple):
-    """A value that was seen in a field. `key`: digest of its form. `asserted`: it is the whole field, not a mention.
+    """A value that was seen in a field.
 
-    `origin`: the field's writer, by the tool's profile. `counterparty`: the other side of a transaction chose the
-    value. `source`: `tool` or `tool/field`.
+    `key`: digest of its form. `origin`: the field's writer, by the tool's profile. `asserted`: it is the whole field,
+    not a mention. `counterparty`: the other side of a transaction chose the value. `source`: `tool` or `tool/field`.
     """
 
     key: str
@@ -44,21 +44,21 @@ class Sighting(NamedTuple):
 
 
 class Prose(NamedTuple):
-    """A free text, to tell an approver where a value was mentioned. `folded` is the text as `Memory` searches it."""
+    """A free text, to tell an approver where a value was mentioned."""
 
     text: str
     origin: Trust
     source: str
-    folded: str = ""
+    folded: str = ""  # as `Memory` searches it
 
 
 class Observation(NamedTuple):
-    """The values and texts read from one output. `rest` continues the reading; `held` is the output as JSON values."""
+    """The values and texts read from one output."""
 
     sightings: tuple[Sighting, ...] = ()
     prose: tuple[Prose, ...] = ()
-    rest: Reading | None = None
-    held: Held | None = None
+    rest: Reading | None = None  # continues the reading
+    held: Held | None = None  # the output as JSON values
 
 
 _NOTHING: Final = Observation()
@@ -67,9 +67,10 @@ _NOTHING: Final = Observation()
 def observe_output(
     tool: str, profile: ToolProfile, args: Mapping[str, Any], output: object, *, failed: bool = False
 ) -> Observation:
-    """Read the head of a call's output. `failed`: the output is an error text, which is not trusted.
+    """Read the head of a call's output.
 
-    Only a reviewed profile makes fields trusted. Of objects, only JSON-like values, models and dataclasses are read.
+    `failed`: the output is an error text, which is not trusted. Only a reviewed profile makes fields trusted. Of
+    objects, only JSON-like values, models and dataclasses are read.
     """
     if type(output) is str and len(output) <= SHORT and not failed and "" not in profile.prose:
         plain = _plain(tool, profile, args, output)
@@ -80,7 +81,7 @@ def observe_output(
 
 
 def _plain(tool: str, profile: ToolProfile, args: Mapping[str, Any], output: str) -> Observation | None:
-    """Read a short line of plain words, fast. Return None for any other text, which `Reading` must read."""
+    """Read a short line of plain words, fast. Return None if `Reading` must read it."""
     if "\n" in output or output.lstrip()[:1] in ("{", "[") or TELLING.search(output) or len(args) > MAX_FLAT:
         return None
     whole = remembered(output, False)
@@ -102,7 +103,7 @@ def _plain(tool: str, profile: ToolProfile, args: Mapping[str, Any], output: str
 
 
 def _echo(args: Mapping[str, Any]) -> set[str] | None:
-    """Return the normal forms of all values in a call's arguments, or None if the arguments are too large to read."""
+    """Return the forms of all values in a call's arguments, or None if too large."""
     found, stack, left = set[str](), list[object]([args]), MAX_SENT
     while stack and left:
         left -= 1
@@ -122,7 +123,7 @@ def _echo(args: Mapping[str, Any]) -> set[str] | None:
 
 
 class Reading:
-    """A resumable reading of one output. `weight`: characters that the reading keeps in memory."""
+    """A resumable reading of one output. `weight`: characters kept in memory."""
 
     def __init__(self, tool: str, profile: ToolProfile, echo: set[str] | None, failed: bool, output: Held) -> None:
         self.tool, self.profile, self.echo, self.weight = tool, profile, echo or set(), output.weight
@@ -135,7 +136,7 @@ class Reading:
         self._fields: dict[tuple[str, ...], tuple[FieldTrust, str]] = {}
 
     def read(self, nodes: int = MAX_NODES, chars: int = MAX_CHARS) -> Observation:
-        """Read on until `nodes` values or `chars` characters have been read in all. Return the new findings."""
+        """Read on to `nodes` values or `chars` characters in all. Return new findings."""
         before, self.prose = len(self.found), []
         while self._open and self.nodes < nodes and self.chars < chars:
             entry = next(self._open[-1], None)

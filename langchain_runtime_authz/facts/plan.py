@@ -1,4 +1,4 @@
-"""The plan: the calls that a model announced in a message, recorded when the model's node returned.
+"""The plan: a model's calls in a message, recorded when its node returned.
 
 The first record of a message counts. A call that differs from the record is `changed`. A call without a record is
 unplanned. If the record is of an older epoch (`stale`), side effects are refused, whatever the policy says.
@@ -21,7 +21,7 @@ _encode: Final = json_encoder(ascii_only=True)
 
 
 class PlannedCall(NamedTuple):
-    """One planned call. If an approver edited it, `was_tool` and `was_args` keep the announced tool and digest."""
+    """One planned call. `was_tool` and `was_args`: as announced, if it was edited."""
 
     position: int  # index in the message
     call_id: str | None
@@ -40,10 +40,11 @@ class PlannedCall(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PlanRecord:
-    """The calls of one message of one agent at one epoch. `at`: the thread's number of steps when it was recorded.
+    """The calls of one message of one agent at one epoch.
 
-    `origin` is 0, except in a carried plan, which an approver's answer took over from an older epoch: then it is that
-    epoch. Call keys contain the epoch of the first plan, so that a call that has run does not run again.
+    `at`: the thread's number of steps when the plan was recorded. `origin` is 0, except in a carried plan, which an
+    approver's answer took over from an older epoch: then it is that epoch. Call keys contain the epoch of the first
+    plan, so that a call that has run does not run again.
     """
 
     id: str
@@ -75,7 +76,7 @@ _quoted: Final = json.encoder.encode_basestring_ascii
 
 
 def raw_digest(args: object) -> str:
-    """Return a digest of arguments as the model wrote them. Arguments that are not JSON match nothing."""
+    """Digest arguments as the model wrote them. If not JSON, they match nothing."""
     try:
         text = "".join(_encode(args, 0))
     except (TypeError, ValueError, RecursionError):
@@ -98,7 +99,7 @@ def calls_digest(calls: Sequence[PlannedCall]) -> str:
 def match(
     plan: PlanRecord | None, epoch: int, position: int | None, call_id: str | None, tool: str, args: object
 ) -> Match:
-    """Compare a call with the plan of its message. Find the planned call by `position` or, if None, by `call_id`."""
+    """Compare a call with its message's plan, by `position` or else by `call_id`."""
     if plan is None:
         return Match(False, False, False, position or 0, 0, None)
     of, source, stale, found = len(plan.calls), plan.source, plan.epoch != epoch, None
@@ -118,7 +119,7 @@ def match(
 
 
 def locate(plan: PlanRecord, call_id: str | None, tool: str, args: object) -> PlannedCall | None:
-    """Return the planned call with an id. Of several, return the one with equal tool and arguments, or the first."""
+    """Return the planned call with an id: of several, the equal one or the first."""
     found = [c for c in plan.calls if c.call_id == call_id]
     digest = raw_digest(args) if len(found) > 1 else ""
     return next((c for c in found if c.tool == tool and c.args_digest == digest), found[0] if found else None)
@@ -127,7 +128,8 @@ def locate(plan: PlanRecord, call_id: str | None, tool: str, args: object) -> Pl
 def carry(
     plan: PlanRecord, epoch: int, instead: Mapping[int, PlannedCall | None], announced: Collection[int] = ()
 ) -> PlanRecord:
-    """Return the plan carried into `epoch`. `instead`: edits by position, None drops; `announced`: edits to undo."""
+    """Return the plan for `epoch`, with edits in `instead` by position; None drops."""
+    # `announced`: positions at which edits are undone.
     calls = []
     for call in plan.calls:
         other = instead.get(call.position, call)

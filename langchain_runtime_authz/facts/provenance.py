@@ -1,4 +1,4 @@
-"""Find where each item of an argument came from: its *class* (`SAYS`) and its *standing*.
+"""Find where each item of an argument came from: its *class* and *standing*.
 
 The standing is `told` for the classes human and principal, `known` for system and internal, and `outside` for all
 others. A list has the standing of its weakest item. Provenance is evidence for questions and policies, not an order.
@@ -44,7 +44,7 @@ _attribution_json: Final = lru_cache(maxsize=1024)(Attribution._asdict)
 
 
 class Provenance(NamedTuple):
-    """The source of one value (`authzen.ArgumentProvenance`). An item of a list has no `kind` (`ItemProvenance`)."""
+    """The source of one value (`authzen.ArgumentProvenance`). Items have no `kind`."""
 
     class_: Any  # of `CLASSES`
     standing: Any  # of `STANDINGS`
@@ -69,7 +69,7 @@ class Provenance(NamedTuple):
 
 
 class Memory:
-    """Free texts that this process read, newest last, and sightings that are not in the ledger."""
+    """Texts that this process read, newest last, and sightings not in the ledger."""
 
     __slots__ = ("_folded", "_found", "prose")
 
@@ -97,7 +97,7 @@ NO_MEMORY: Final = Memory()
 
 
 class Evidence(NamedTuple):
-    """The known sources of values when a call is decided. `own`: normal forms of the subject's identifiers."""
+    """The known sources of values. `own`: forms of the subject's identifiers."""
 
     words: UserWords
     own: frozenset[str] = frozenset()
@@ -106,7 +106,7 @@ class Evidence(NamedTuple):
 
 
 def trace(atoms: CallAtoms, evidence: Evidence) -> dict[str, Provenance]:
-    """Return the provenance of each critical argument and each date argument that is not empty."""
+    """Return the provenance of the critical and date arguments that are not empty."""
     traced: dict[str, Provenance] = {}
     for name, kind, value, items, _ in atoms.atoms:
         if items is None:

@@ -17,12 +17,12 @@ UNREAD: Final = "0"  # the version of a resource without a reported change
 
 
 def resource_of(profile: ToolProfile, args: Mapping[str, Any]) -> str | None:
-    """Return the name of the resource that a call reads: the profile's template, filled with the arguments."""
+    """Return the name of the resource that a call reads, by the profile's template."""
     return None if profile.resource is None else filled(profile.resource, {k: str(v) for k, v in args.items()})
 
 
 def filled(template: str, args: Mapping[str, str]) -> str | None:
-    """Fill a template with the arguments. Return None if an argument is missing or the template is malformed."""
+    """Fill a template; None if it is malformed or an argument is missing."""
     try:
         return string.Formatter().vformat(template, (), args)
     except (KeyError, IndexError, ValueError):
@@ -34,7 +34,7 @@ def read_mark(tool: str, args_digest: str) -> str:
 
 
 def content_version(profile: ToolProfile, output: object) -> str:
-    """Return a digest of the output's `version` field, if the profile names one; else of the whole output."""
+    """Return a digest of the output's `version` field, or of the whole output."""
     if profile.version is not None:
         record = parsed(output)
         output = record.get(profile.version, output) if isinstance(record, Mapping) else output
@@ -46,6 +46,6 @@ def content_version(profile: ToolProfile, output: object) -> str:
 
 
 def sources(traced: Mapping[str, Provenance]) -> set[str]:
-    """Return the names of the tools that supplied critical arguments whose standing is not `told`."""
+    """Return the tools that supplied critical arguments which are not `told`."""
     items = [i for a in traced.values() if a.standing != "told" for i in (a, *a.items)]
     return {by.source.split("/", 1)[0] for i in items for by in (*i.asserted_by, *i.mentioned_by) if by.source}

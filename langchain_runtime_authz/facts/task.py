@@ -21,10 +21,11 @@ MAX_TASK_TEXT: Final = 4000  # characters of task text in a request; the digest 
 
 @dataclass(frozen=True, slots=True)
 class HumanText:
-    """One text that changed the task. `key`: id by the sender. `author`: `type:id`. `epoch`: of the ledger.
+    """One text that changed the task.
 
-    `own`: the thread's subject wrote it; texts of others can only narrow the task. `past`: it came in a history,
-    already answered. `mixed`: it has several blocks, perhaps an attachment. Past and mixed texts order nothing.
+    `key`: id by the sender. `author`: `type:id`. `epoch`: of the ledger. `own`: the thread's subject wrote it; texts of
+    others can only narrow the task. `past`: it came in a history, already answered. `mixed`: it has several blocks,
+    perhaps an attachment. Past and mixed texts order nothing.
     """
 
     digest: str
@@ -37,13 +38,13 @@ class HumanText:
     mixed: bool = field(default=False, compare=False)
 
     def by(self, author: str, *, own: bool) -> HumanText:
-        """Return the text with this author. `own` stays True only if it is True before and here."""
+        """Return the text with this author. `own` can only become False."""
         return HumanText(self.digest, self.text, self.key, self.own and own, author, self.epoch, self.past, self.mixed)
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """All texts of a task as one. `digest` chains the digests of all texts; `text` joins the subject's own texts."""
+    """A task's texts as one: `digest` chains all, `text` joins the subject's own."""
 
     id: str = ""
     digest: str = ""
@@ -69,7 +70,7 @@ def _block_text(block: Any) -> str:
 
 
 def content_digest(content: object) -> str:
-    """Return the digest of a message's content. The text "x" and a list with the one text block "x" are equal."""
+    """Return the digest of a content. A list of text blocks counts as their text."""
     if isinstance(content, list) and all(
         isinstance(b, str) or (isinstance(b, dict) and b.get("type") == "text") for b in content
     ):
@@ -99,7 +100,7 @@ def extend(task: Task, texts: Sequence[HumanText], *, correction: bool) -> Task:
 
 
 def changed(pinned: Sequence[HumanText], incoming: Sequence[HumanText]) -> tuple[HumanText, ...]:
-    """Return the texts in `incoming` that are new. A stateless client sends the whole history.
+    """Return the new texts in `incoming`, which may hold the whole history.
 
     A text with a pinned id but another digest is a correction, so it is new. Texts with unknown ids that repeat pinned
     texts in the same order are history. Leaving texts out is not a correction.

@@ -37,7 +37,7 @@ class UserWords:
         self._looks: str | None = None
 
     def _said(self, value_forms: tuple[str, ...]) -> bool:
-        """Return True if the user said the value: an identifier, number or date, or a text as whole words."""
+        """Return True if the user said the value; of a text, only whole words count."""
         for form in value_forms:
             kind, _, text = form.partition(":")
             if form in self._tokens if kind != "text" else len(text) >= _SHORTEST and _within(text, self._text):

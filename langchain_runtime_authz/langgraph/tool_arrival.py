@@ -1,6 +1,7 @@
-"""Check a call that reaches a tool: only the call that was decided passes, with the decided arguments.
+"""Check a call that reaches a tool: only the decided call passes.
 
-If no earlier enforcement point decided the call, or if its arguments or its tool changed since, it is decided here.
+The call passes with the arguments that were decided. If no earlier enforcement point decided the call, or if its
+arguments or its tool changed since, it is decided here.
 
 A hand-written node calls tools in its own code. Each call is matched to the node's plan: by its id or, without an id,
 by tool and arguments, with equal calls in order. While a question is open, the node's other calls are held. If the
@@ -97,13 +98,13 @@ class Arrival:
         return verdict
 
     def _counted(self, call: Call) -> Call:
-        """Return a call without a message, with a number that distinguishes it from equal calls."""
+        """Return a call without a message, numbered among equal calls."""
         if self.counts is None:
             return call
         return replace(call, place=f"{private.task_id(self.config)}:{self.counts.get(self.equal, 0)}")
 
     def settle(self, output: Any = None, exc: BaseException | None = None) -> None:
-        """Record the call's outcome. Unless the call failed, the next equal call of the same code is a new call."""
+        """Record the outcome. Unless the call failed, the next equal call is a new call."""
         failed = exc is not None or (isinstance(output, ToolMessage) and output.status == "error")
         if self.counts is not None and self.place is None and not failed:
             self.counts[self.equal] = self.counts.get(self.equal, 0) + 1
@@ -111,7 +112,8 @@ class Arrival:
             self.node.ended(self.call, self.place, output, exc, self.config)
 
     def execution(self, guard: object, verdict: Verdict) -> ToolExecution | None:
-        """Return the execution, or `None` if the tool must not run. With malformed arguments it has no ticket."""
+        """Return the execution, or `None` if the tool must not run."""
+        # If the arguments are malformed, the execution has no ticket.
         run, call, ticket = self.run, self.call, verdict if isinstance(verdict, Ticket) else None
         if run is None or (ticket is None and call.error is not Code.INVALID_ARGUMENTS):
             return None
@@ -157,7 +159,7 @@ class Arrival:
 
 
 def arrival(tool: BaseTool, tool_input: Any, config: Any, call_id: str | None, parser: Parser) -> Arrival:
-    """Return the `Arrival` of a call of `tool.run`. `parser` is the tool's own parser of its input."""
+    """Return the `Arrival` of a call of `tool.run`. `parser` is the tool's own."""
     if not config or "recursion_limit" not in config or "configurable" not in config:
         config = ensure_config(config)  # after LangChain's `invoke`, the config is complete
     scope = current_scope.get()
@@ -199,12 +201,13 @@ def arrival(tool: BaseTool, tool_input: Any, config: Any, call_id: str | None, p
 
 
 def arrival_by_hand(tool: BaseTool, facts: ToolFacts, args: Mapping[str, Any], config: Mapping[str, Any]) -> Arrival:
-    """Return the `Arrival` of a direct call of a tool's code. It bypasses `run`, so `args` are not parsed."""
+    """Return the `Arrival` of a direct call of a tool's code, with unparsed `args`."""
     return _arrival(tool, config, None, facts, _described(tool, None, None), args)
 
 
 def arrival_unguarded(tool: BaseTool, tool_input: Any, config: Mapping[str, Any], call_id: str | None) -> Arrival:
-    """Return the `Arrival` of an unguarded tool's call. Refuse input that the tool would parse differently again."""
+    """Return the `Arrival` of an unguarded tool's call."""
+    # Refuse input that the tool would parse differently when it parses the input again.
     owner = find_run(config) or opened(config)
     if owner is None:
         return Arrival(parsing.unknown(tool.name, None, None, None, {}), config)
@@ -217,7 +220,7 @@ def arrival_unguarded(tool: BaseTool, tool_input: Any, config: Mapping[str, Any]
 
 
 def _described(tool: BaseTool, call_id: str | None, parser: Parser | None, **planned: Any) -> parsing.Describe:
-    """Return a function that makes a `Call` from facts and arguments. Without a parser, the arguments stay as given."""
+    """Return a function that makes a `Call` from facts and arguments."""
     about = {"call_id": call_id, "plan_id": None, "position": None, **planned}
 
     def described(facts: ToolFacts, given: Any) -> Call:
@@ -231,7 +234,7 @@ def _described(tool: BaseTool, call_id: str | None, parser: Parser | None, **pla
 def _arrival(
     tool: BaseTool, config: Mapping[str, Any], call_id: str | None, facts: ToolFacts, described: Any, given: Any
 ) -> Arrival:
-    """Return the `Arrival` of a call without a message. Its plan is found by the node's input or the call's id."""
+    """Return the `Arrival` of a call without a message, whose plan is found later."""
     owner = find_run(config) or opened(config)
     if owner is None:
         return Arrival(parsing.unknown(tool.name, call_id, None, None, {}), config, call_id=call_id)
@@ -250,7 +253,7 @@ Place = tuple[str, int]  # a message's id, a call's position in it
 
 
 class NodeCalls:
-    """One execution of a hand-written node. Calls are decided one by one, so that each answer fits its question."""
+    """The tool calls in one execution of a hand-written node, decided one by one."""
 
     def __init__(self, given: Any, config: Mapping[str, Any]) -> None:
         self._given = given
@@ -298,7 +301,7 @@ class NodeCalls:
         return call, None
 
     def decide(self, run: Run, one: Arrival) -> Flow[tuple[Pending, Place | None]]:
-        """Decide a call by its message or, without one, numbered among equal calls. Raises as `decide_all` does."""
+        """Decide a call by its message, else by number. Raises as `decide_all` does."""
         call, place = yield from self._find(run, one)
         call = call if place is not None else one._counted(call)
         (done,) = yield from self.decide_all(run, [call], one.config)
@@ -311,7 +314,8 @@ class NodeCalls:
         return done, place
 
     def _by_task(self, config: Mapping[str, Any]) -> bool:
-        """Return True if a `task` of the functional API makes the call. Such a task asks and runs again by itself."""
+        """Return True if a `task` of the functional API makes the call."""
+        # Such a task asks and runs again by itself.
         return private.task_id(config) not in ("", private.task_id(self.config))
 
     def decide_all(self, run: Run, calls: list[Call], config: Mapping[str, Any]) -> Flow[list[Pending]]:
@@ -347,7 +351,7 @@ class NodeCalls:
     def ended(
         self, call: Call, place: Place | None, output: Any, exc: BaseException | None, config: Mapping[str, Any]
     ) -> None:
-        """Record a permitted call's outcome. If the call raised, an equal call may take its place in the plan."""
+        """Record a permitted call's outcome. A failed call frees its place in the plan."""
         if isinstance(exc, GraphInterrupt) and not self._by_task(config):
             self.question = self.question or exc  # asked by the tool
         if place is not None and exc is None:
@@ -375,7 +379,7 @@ class NodeCalls:
         raise self.question or GraphInterrupt(())
 
     def answered(self, denied: AuthzDenied, channels: Collection[str]) -> dict[str, Any] | None:
-        """Return a state update that answers the message's open calls, or `None` if no channel can take it."""
+        """Return a state update that answers the message's open calls, or `None`."""
         done = parsing.answered_calls(self._given)
         held = [(name, m.tool_calls) for name, m in parsing.newest_messages(self._given)]
         if not held and len(channels) == 1:

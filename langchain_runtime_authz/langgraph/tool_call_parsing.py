@@ -1,4 +1,4 @@
-"""Parse tool calls: arguments by the tool's schema, and the calls that a node's input holds.
+"""Parse a call's arguments by the tool's schema, and find calls in node inputs.
 
 Arguments are parsed once. The same object is decided, digested, approved and executed.
 """
@@ -29,7 +29,7 @@ Describe = Callable[[ToolFacts, Any], Call]  # returns the call of these argumen
 
 
 def parse(tool: BaseTool, tool_input: str | Mapping[str, Any], call_id: str | None, parser: Any) -> Any:
-    """Return the arguments that the tool will receive. `parser` is its unguarded `_parse_input`."""
+    """Return the arguments that the tool gets. `parser` is its own `_parse_input`."""
     schema = tool.args_schema
     if isinstance(schema, type) and not getattr(schema, "__pydantic_fields__", None) and takes_no_arguments(schema):
         return {}
@@ -94,7 +94,7 @@ def parses_alike(call: Call) -> bool:
 
 
 def unchanged(call: Call) -> bool:
-    """Return True if the parsed arguments are as they were decided. Other code can change them in place meanwhile."""
+    """Return True if the parsed arguments are as decided, not changed in place."""
     parsed, injected = call.parsed, call.injected
     if call.error is not None or not isinstance(parsed, dict) or not isinstance(call.tool_ref, BaseTool):
         return True
@@ -115,7 +115,7 @@ def without(args: Mapping[str, Any], injected: frozenset[str]) -> dict[str, Any]
 
 
 def supplied(name: str, value: object, injected: frozenset[str]) -> bool:
-    """Return True if the framework supplies an argument: its name is injected, or its value is a `ToolRuntime`."""
+    """Return True if the framework supplies this argument."""
     return name in injected or type(value) is ToolRuntime
 
 
@@ -127,7 +127,8 @@ def unknown(name: str, call_id: str | None, plan_id: str | None, position: int |
 def as_planned(
     call: Call, planned: PlannedCall, written: Any, facts: ToolFacts, given: Any, describe: Describe
 ) -> Call | None:
-    """Return the call if its plan matches, else `None`. Arguments that code added are critical unless injected."""
+    """Return the call if its plan matches, else `None`."""
+    # Arguments that code added are critical unless injected.
     if raw_digest(call.raw) == planned.args_digest:
         return replace(call, call_id=planned.call_id)
     if raw_digest(written) != planned.args_digest:  # an approver replaced the planned call

@@ -41,7 +41,7 @@ Locks = tuple[threading.Lock, threading.Lock]
 
 
 class Pending(CodeScope):
-    """The data that an enforcement point passes to the tool's guard: the verdict, the call and its run."""
+    """A call on its way to the tool's guard, with its verdict and its run."""
 
     __slots__ = ("_lock", "answers", "call", "left", "paused", "place", "question", "replaced", "used", "verdict")
 
@@ -63,7 +63,7 @@ class Pending(CodeScope):
         self._lock = threading.Lock()
 
     def take(self) -> bool:
-        """Return True to the first caller only, because two executions must not both use the call's permit."""
+        """Return True to the first caller only, so that the permit is used once."""
         with self._lock:
             first, self.used = not self.used, True
         return first
@@ -113,7 +113,7 @@ OneByOne: Final = Effect(_one, _aone)
 
 
 class ToolExecution(CodeScope):
-    """One execution of a tool. `guard` is the tool's `Guard` or, for an unguarded tool, the callback's run id."""
+    """One execution of a tool. `guard`: a `Guard`, or the callback's run id."""
 
     __slots__ = ("_asked", "_before", "_settle", "_span",
                  "call", "call_id", "config", "guard", "mints", "parsed", "returned", "stages")  # fmt: skip
@@ -144,7 +144,7 @@ class ToolExecution(CodeScope):
         self.returned: Any = None
 
     def admits(self, stage: Stage) -> bool:
-        """Return True if a stage of the tool may start. Each may start once, and the first redeems the ticket."""
+        """Return True if a stage may start, once each. The first redeems the ticket."""
         stages = self.stages
         if stage in stages or FUNCTION in stages:
             return False
@@ -158,7 +158,7 @@ class ToolExecution(CodeScope):
         return True
 
     def options(self, given: dict[str, Any]) -> dict[str, Any]:
-        """Return the options of the tool's `run`, with callbacks from whose streams tokens are removed."""
+        """Return the options of the tool's `run`, with tokens removed from its streams."""
         if not given.get("callbacks"):
             return given
         return {**given, "callbacks": watched_callbacks(given["callbacks"], self._outlet)}
@@ -171,11 +171,11 @@ class ToolExecution(CodeScope):
         return value
 
     def clean_error(self, exc: BaseException) -> Any:
-        """Filter the tool's exception. A `GraphBubbleUp`, such as a question, is filtered in place."""
+        """Filter the tool's exception, in place if it is a `GraphBubbleUp`."""
         return self._filtered(exc, obliged_fields(self.ticket.obligations) if self.ticket is not None else frozenset())
 
     def _outlet(self, value: Any) -> Any:
-        """Remove live tokens from what the tool writes besides its output: to the store, to streams, to the state."""
+        """Remove live tokens from what the tool writes besides its output."""
         return self._filtered(value, frozenset())
 
     def _filtered(self, value: Any, fields: frozenset[str]) -> Any:
@@ -253,7 +253,8 @@ def _state_of(exc: BaseException, effect: str) -> State:
 
 
 def answer(verdict: Verdict, call_id: str | None, *, text: bool = False) -> Any:
-    """Return the message for a call that does not run. Without a call id, return plain content or raise the denial."""
+    """Return the message for a call that does not run."""
+    # Without a call id, return plain content or raise the denial.
     if isinstance(verdict, Denial):
         # A call whose run has ended is decided again when the thread continues.
         if verdict.decision.reason == Code.LEASE_ENDED:

@@ -53,7 +53,7 @@ def guard_tool(tool: BaseTool, profiles: Profiles) -> BaseTool:
 
 
 def guard_in_place(tool: BaseTool) -> None:
-    """Guard a tool that plain code holds, for its calls inside runs, unless its class overrides an entry point."""
+    """Guard a tool that plain code holds, for its calls inside runs."""
     if is_guarded(tool) or hasattr(type(tool), IN_PLACE) or acts_by_itself(tool):
         return
     private = dict(tool.__pydantic_private__ or {})
@@ -63,7 +63,7 @@ def guard_in_place(tool: BaseTool) -> None:
 
 @kept
 def _in_place_class(base: type[BaseTool]) -> Any:
-    """Return the subclass of a tool class that is guarded inside runs only, cached per class."""
+    """Return the cached subclass of a tool class that is guarded inside runs only."""
     guarded = _make_guarded_class(base, every_stage=True)
     forms = ("run", "arun", "_run", "_arun", "_parse_input")
     own: dict[str, Any] = {name: _inside(base, guarded, name) for name in forms if name in vars(guarded)}
@@ -157,7 +157,7 @@ def _decided_run(base: Any, call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _wraps(code: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
-    """Wrap as `functools.wraps`, with resolved annotations. LangChain would otherwise resolve them on every call."""
+    """Wrap as `functools.wraps` does, with annotations that are resolved once."""
 
     def wrap(function: Callable[..., Any]) -> Any:
         wrapped = functools.wraps(code)(function)
@@ -177,7 +177,7 @@ def _hints(code: Callable[..., Any]) -> dict[str, Any] | None:
 
 
 def _decided_function(tool: BaseTool, guard: Guard, raw: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """Wrap a tool's `func` or `coroutine`. Inside a permitted execution it runs; a direct call is decided first."""
+    """Wrap a tool's `func` or `coroutine`, so that a direct call is decided first."""
     raw = getattr(raw, "__runtime_authz_of__", raw)
 
     async def awaits(*args: Any, **kwargs: Any) -> Any:
@@ -194,7 +194,7 @@ def _decided_function(tool: BaseTool, guard: Guard, raw: Callable[..., Any], nam
 def _called(
     forms: tuple[Any, Any], tool: BaseTool, guard: Guard, stage: Stage, code: Callable[..., Any], args: Any, kwargs: Any
 ) -> Any:
-    """Run a stage of a tool, and return its output or an awaitable for it. Decide a direct call first."""
+    """Return a stage's output, or an awaitable for it. Decide a direct call first."""
     execution, (call, filtered) = current_scope.get(), forms
     if type(execution) is not ToolExecution or execution.guard is not guard or not execution.admits(stage):
         arrived = _by_hand(tool, guard, stage, code, args, kwargs)
@@ -207,7 +207,7 @@ def _called(
 def _by_hand(
     tool: BaseTool, guard: Guard, stage: Stage, code: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Arrival:
-    """Return the `Arrival` of a direct call: its arguments by name, without those that LangChain supplies."""
+    """Return the `Arrival` of a direct call, with its arguments by name."""
     named = {k: v for k, v in kwargs.items() if not isinstance(v, BaseCallbackManager | BaseRunManager)}
     config = ensure_config(named.pop(config_parameter(code) or "", None))
     function = next((f for f in guard.functions if f is not None), None)
@@ -222,7 +222,8 @@ def _by_hand(
 
 
 def _own_forms(base: type[BaseTool]) -> dict[str, Any]:
-    """Guard the class's own `invoke`. Replace its own batch and stream methods by LangChain's, which use `invoke`."""
+    """Guard the class's own `invoke`, and replace its batch and stream methods."""
+    # LangChain's own batch and stream methods use `invoke`.
 
     def decided(name: str, call: Callable[..., Any], filtered: Callable[..., Any]) -> Callable[..., Any]:
         def invoke(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Any:
@@ -242,7 +243,7 @@ def _own_forms(base: type[BaseTool]) -> dict[str, Any]:
 
 
 def acts_by_itself(tool: BaseTool) -> bool:
-    """Return True if an unguarded tool overrides an entry point, so it may run without callbacks."""
+    """Return True if the tool overrides an entry point, so may skip callbacks."""
     kind = getattr(type(tool), IN_PLACE, type(tool))
     return any(_is_own(kind, name) for name in ("run", "arun", "invoke", "ainvoke", *_FORMS))
 
@@ -259,7 +260,7 @@ def _sent(given: Any, config: Any) -> tuple[Any, Any, str | None]:
 
 
 def _within_own_invoke(tool: BaseTool) -> bool:
-    """Return True once, if `run` is called by the class's own `invoke`, whose call is decided already."""
+    """Return True once, if the class's own `invoke`, which was decided, calls `run`."""
     execution = current_scope.get()
     if type(execution) is not ToolExecution or execution.guard is not guard_of(tool) or execution.stages != ["invoke"]:
         return False

@@ -1,6 +1,7 @@
-"""Look up a tool's profile. It is declared and pinned to the tool's digest, or the tool counts as unprofiled.
+"""Look up a tool's profile, which is declared and pinned to the tool's digest.
 
-A guarded tool has a `Guard`, which looks the profile up again if the tool changes.
+A tool without such a profile is unprofiled. A guarded tool has a `Guard`, which looks the profile up again if the tool
+changes.
 """
 
 from __future__ import annotations
@@ -45,12 +46,13 @@ def _origin(tool: BaseTool) -> str:
 
 
 def known_by_code(tool: BaseTool) -> bool:
-    """Return True if a LangGraph library made the tool, whose description may vary: that of `task` lists agents."""
+    """Return True if a LangGraph library made the tool."""
+    # The description of such a tool may vary: that of `task` lists agents.
     return _origin(tool) in _FRAMEWORK
 
 
 class Profiled(NamedTuple):
-    """A tool's profile. If the profile is not the declared one, `why` holds the reason."""
+    """A tool's profile. `why`: the reason if it is not the declared profile."""
 
     profile: ToolProfile
     declared: bool
@@ -58,17 +60,18 @@ class Profiled(NamedTuple):
 
 
 class ToolFacts(NamedTuple):
-    """A tool's profile and the names of its injected arguments, kept until the tool changes."""
+    """A tool's profile and its injected arguments, kept until the tool changes."""
 
     profiled: Profiled
     injected: frozenset[str]
 
 
 class Profiles:
-    """The profiles of one `RuntimeAuthz` by tool name. If they change with the policy revision, a function gives them.
+    """The profiles of one `RuntimeAuthz` by tool name.
 
-    A declared profile without a digest is pinned to the first tool of its name. A second tool of this name with another
-    description or schema is unprofiled, and so is a tool whose profile is a draft.
+    If the profiles change with the policy revision, a function gives them. A declared profile without a digest is
+    pinned to the first tool of its name. A second tool of this name with another description or schema is unprofiled,
+    and so is a tool whose profile is a draft.
     """
 
     def __init__(self, declared: Mapping[str, ToolProfile] | Callable[[], Mapping[str, ToolProfile]]) -> None:
@@ -84,7 +87,8 @@ class Profiles:
 
     @property
     def declared(self) -> Mapping[str, ToolProfile]:
-        """Tool name → profile, without drafts, with profiles that known tools carry. Same object while unchanged."""
+        """Tool name → profile: declared, or carried by a known tool, without drafts."""
+        # The same object while nothing changes, because callers compare it by identity.
         source, reviewed = self._reviewed
         now = self._declared if type(self._declared) is dict else self._all()
         if source is not now:
@@ -102,7 +106,7 @@ class Profiles:
         return self._declared() if callable(self._declared) else self._declared
 
     def of(self, tool: BaseTool) -> Profiled:
-        """Return `tool`'s present profile. Raises `ConfigError` if the profile names arguments that the tool lacks."""
+        """Return `tool`'s profile. Raises `ConfigError` if it names missing arguments."""
         declared = self.declared.get(tool.name)
         if declared is None:
             # Only a `ToolProfile` instance counts, because plain metadata may be remote data.
@@ -121,7 +125,7 @@ class Profiles:
         return Profiled(declared, True)
 
     def _unlike(self, tool: BaseTool, declared: ToolProfile) -> str:
-        """Return why a tool is neither the reviewed one nor the first of its name; else an empty string."""
+        """Return why a tool differs from the pinned one, or an empty string."""
         looks = _looks(tool)
         if looks is None:
             return "its name, description and schema have no digest"
@@ -141,12 +145,12 @@ class Profiles:
 
     @staticmethod
     def unprofiled(tool: BaseTool, why: str, base: ToolProfile = UNPROFILED) -> Profiled:
-        """Return the tool as unprofiled, with the risk that its hints state. With a verdict in `base`, ignore hints."""
+        """Return the tool as unprofiled, with the risk that its hints state."""
         return Profiled(base if base.verdict else raise_by_hints(base, tool.metadata, tool.name), False, why)
 
 
 def foreign(tool: BaseTool, declared: ToolProfile) -> str:
-    """Return why the profile is for another tool of this name, by package or arguments; else an empty string."""
+    """Return why the profile is for another tool of this name, or an empty string."""
     if declared.origin is not None and declared.origin != (own := package_of(tool)):
         return f"its profile is for the tool of `{declared.origin}`, and this one is from `{own}`"
     if declared.arguments is not None and (given := frozenset(arguments_of(tool)) - injected_names(tool)) != frozenset(
@@ -165,14 +169,14 @@ def package_of(tool: BaseTool) -> str:
 
 
 def arguments_of(tool: BaseTool) -> dict[str, Any]:
-    """Return name → resolved JSON schema, for the arguments that a model gives to a tool."""
+    """Return name → JSON schema, for the arguments that a model gives to a tool."""
     schema = tool.args_schema
     own = {} if isinstance(schema, dict) and "properties" not in schema else tool.args
     return {**own, **parameters_of(tool).get("properties", {})}
 
 
 def _top_arguments(tool: BaseTool, declared: ToolProfile) -> Mapping[str, Any] | None:
-    """Return a schema's argument names; `None` if it has aliases or a profile's path leads into an argument."""
+    """Return a schema's argument names, or `None` if there are aliases or paths."""
     fields = getattr(tool.args_schema, "model_fields", None)
     if not isinstance(fields, dict) or any(f.alias or f.validation_alias for f in fields.values()):
         return None
@@ -193,7 +197,7 @@ _schemas: weakref.WeakKeyDictionary[type, dict[_Looks, Mapping[str, Any]]] = wea
 
 
 def _looks(tool: BaseTool) -> _Looks | None:
-    """Return the parts that identify a tool, or `None` if they cannot be written as JSON exactly."""
+    """Return the parts that identify a tool, or `None` if they are not exact JSON."""
     schema = tool.args_schema
     if not isinstance(schema, type):  # a mapping is mutable
         return None if (own := digest_of(tool)) is None else (own,)
@@ -206,7 +210,7 @@ def _looks(tool: BaseTool) -> _Looks | None:
 
 
 def _alike(a: _Looks, b: _Looks) -> bool:
-    """Return True if two tools are surely equal, even if their schemas are different classes."""
+    """Return True if two tools are surely equal, even with other schema classes."""
     if a == b or len(a) == 1 or a[:3] != b[:3] or a[4] != b[4]:
         return a == b
     ours, theirs = (_fields(schema) for schema in (a[3], b[3]))
@@ -214,7 +218,7 @@ def _alike(a: _Looks, b: _Looks) -> bool:
 
 
 def _fields(schema: Any) -> list[tuple[object, ...]] | None:
-    """Return the parts of a schema class that a model is shown; `None` if a default cannot be compared surely."""
+    """Return the fields of a schema class, or `None` if a default is not a scalar."""
     found: list[tuple[object, ...]] = []
     for name, field in getattr(schema, "model_fields", {"": None}).items():
         default = getattr(field, "default", field)
@@ -227,7 +231,7 @@ def _fields(schema: Any) -> list[tuple[object, ...]] | None:
 
 
 def parameters_of(tool: BaseTool) -> Mapping[str, Any]:
-    """Return the JSON schema of the arguments that a model gives to a tool, cached while the schema class lives."""
+    """Return the JSON schema of a tool's arguments, cached by schema class."""
     schema, looks = tool.args_schema, None
     if isinstance(schema, type) and (looks := _looks(tool)) is not None:
         kept = _schemas.setdefault(schema, {})
@@ -242,7 +246,7 @@ def parameters_of(tool: BaseTool) -> Mapping[str, Any]:
 
 
 def digest_of(tool: BaseTool) -> str | None:
-    """Return the digest of a tool's name, description and schema; `None` if they cannot be written as JSON exactly."""
+    """Return a tool's digest, or `None` if its parts cannot be written as JSON."""
     try:
         return tool_digest(tool.name, tool.description, parameters_of(tool))
     except (MappingError, ValueError, TypeError, KeyError):
@@ -256,7 +260,7 @@ Wrap = Callable[[BaseTool, "Guard", Callable[..., Any], str], Callable[..., Any]
 
 
 class Guard:
-    """Hold a guarded tool's profile, and wrap its functions. Copies of the tool share the guard."""
+    """A guarded tool's profile and wrapped functions, shared by the tool's copies."""
 
     __slots__ = ("functions", "profiles", "seen", "stock", "wrap")
 
@@ -292,7 +296,7 @@ class Guard:
 
 
 class Guards(weakref.WeakKeyDictionary[Profiles, Guard]):
-    """The guards of a tool guarded in place, one for each `RuntimeAuthz` in whose runs it is called."""
+    """The guards of a tool that is guarded in place, one for each `RuntimeAuthz`."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Guards:
         return self

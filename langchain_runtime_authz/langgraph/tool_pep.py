@@ -72,7 +72,7 @@ class MessageCalls:
         self.calls: Sequence[Any] = calls if self.together else [calls[0]]
 
     def decide(self, run: Run) -> Flow[list[Pending]]:
-        """Return the flow that decides this task's calls, in order. It asks all questions before it issues a ticket."""
+        """Decide this task's calls in order. Ask all questions before any ticket."""
         return (
             interrupts.decide_together(run, self.describe(), self.config) if self.together else self._decide_mine(run)
         )
@@ -88,7 +88,7 @@ class MessageCalls:
             decided += yield from interrupts.decide_message(run, self.describe(), self.config)
 
     def _batch(self, run: Run) -> _Batch:
-        """Return the message's batch. Find it by the identity of its list of calls or, for a copy, by content."""
+        """Return the message's batch, by its list of calls or, for a copy, by content."""
         tools = id(self.node._tools_by_name)  # a node uses its own tools, even if another node's have the same names
         with run.lock:
             planned, batch = run.batches.get(same := (tools, id(self.planned)), (None, None))
@@ -152,7 +152,7 @@ class MessageCalls:
 
 
 class Turns:
-    """The calls of one execution of a tool node. If a tool or a review asks by itself, they run one after the other."""
+    """A tool node's calls. If a tool or review asks, they run one after the other."""
 
     def __init__(self, config: Any, calls: Sequence[Any], waiting: Sequence[Pending], layer: str = "") -> None:
         self.config = config
@@ -167,7 +167,7 @@ class Turns:
 
 
 class Turn:
-    """The scope of one call's execution, for `with` or `async with`. The tool's guard finds the decision in it."""
+    """The scope of one call's execution, in which the guard finds the decision."""
 
     def __init__(self, turns: Turns, call: Any) -> None:
         self._turns = turns
@@ -208,7 +208,7 @@ class Turn:
         self._over(exc)
 
     def _over(self, exc: BaseException | None) -> None:
-        """End the call's turn. If code before the tool swallowed a question, raise the question."""
+        """End the call's turn, and raise a question that code before the tool swallowed."""
         self._turns.done.add(self._place)
         swallowed = exc is None or (isinstance(exc, Exception) and not isinstance(exc, GraphBubbleUp))
         if swallowed and self.one is not None and self.one.question is not None:
@@ -234,7 +234,7 @@ def undecided(call: Any) -> ToolMessage:
 
 
 def answer_of(one: Pending | None, call: Any, config: Any) -> ToolMessage | None:
-    """Return the message for a call that must not run, or `None` to continue as ToolNode does."""
+    """Return the message for a call that must not run, or `None` to go on."""
     if one is None:
         return undecided(call)
     verdict = one.verdict
@@ -266,7 +266,7 @@ def give_back(waiting: Sequence[Pending]) -> Flow[None]:
 
 
 def open_tickets(waiting: Sequence[Pending]) -> bool:
-    """Return True if a ticket was not redeemed, because an interceptor answered the call or changed it."""
+    """Return True if a ticket is unused: an interceptor answered or changed a call."""
     for one in waiting:
         if type(one.verdict) is Ticket and not one.verdict.redeemed:
             return True
