@@ -139,22 +139,20 @@ class TokenExchange(Secret):
     grant, agrant = both(_grant)
 
     def _asked(self, asked: Mapping[str, str | None]) -> Steps[ExchangedToken]:
-        form = {name: value for name, value in asked.items() if value is not None}
-        own: dict[str, str] = {}
+        sent = form = {name: value for name, value in asked.items() if value is not None}
         if self._assertion is not None:  # it may block, because it may ask another process
             made = yield Perform(self._assertion, partial(asyncio.to_thread, self._assertion))
-            own = {**self._client, "client_assertion": made}
-        sent = ("POST", self._headers, {**form, **own})
-        return self._read((yield Perform(self._fetcher.send, self._fetcher.asend, *sent)), form)
+            sent = {**form, **self._client, "client_assertion": made}
+        answer = yield Perform(self._fetcher.send, self._fetcher.asend, "POST", self._headers, sent)
+        return self._read(answer, form)
 
     def _read(self, answer: Answer | None, form: Mapping[str, str]) -> ExchangedToken:
         wanted = form.get("requested_token_type", ACCESS_TOKEN)
         if answer is None or (body := answer.body) is None:
             _fail("no answer in time, or a redirect, or too long a one, or not a JSON object")
         if answer.status != httpx.codes.OK:
-            error = body.get("error")
-            known = error if isinstance(error, str) and _ERROR.fullmatch(error) else "no error code"
-            raise CredentialError(Code.EXCHANGE_REFUSED, known)
+            error = str(body.get("error"))
+            raise CredentialError(Code.EXCHANGE_REFUSED, error if _ERROR.fullmatch(error) else "no error code")
         token, lifetime, scope = body.get("access_token"), body.get("expires_in"), body.get("scope")
         if not isinstance(token, str) or len(token) > MAX_TOKEN or not _TOKEN68.fullmatch(token):
             _fail("`access_token` is not a token")
@@ -162,6 +160,8 @@ class TokenExchange(Secret):
             _fail("`issued_token_type` is not the requested one")
         if str(body.get("token_type")).lower() != ("n_a" if wanted == ID_JAG else "bearer"):
             _fail("`token_type` is not Bearer")
+        if "scope" in form and not {*str(scope or "").split()} <= {*form["scope"].split()}:  # RFC 8693 §2.2.1
+            _fail("`scope` is wider than the requested one")
         now = time.time()
         claims = _claims(token)
         wanted_for = {form[name] for name in ("audience", "resource") if name in form}
@@ -202,7 +202,7 @@ class ExchangeAuth(TicketAuth):
         exchange: the token endpoint.
         resource: URL of the service. The exchanged token is sent only there.
         audience: the service's name at the endpoint, if the endpoint wants one.
-        scope: the scope to request.
+        scope: the scope to request. A token with any other scope is refused.
         subject_token: returns the user's token, as `BearerSubject.token` does; by default the call's own token is sent.
             With a user's token, the profile and the grant must name the service itself, not the endpoint.
         subject_token_type: type of that token (§3).
