@@ -1,4 +1,4 @@
-"""Check the arguments of `RuntimeAuthz`: task sources, grants, and parts unfit for production."""
+"""Check the arguments of `RuntimeAuthz`, such as task sources and grants."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ P = ParamSpec("P")
 
 @dataclass(frozen=True)
 class TaskSources:
-    """The places where a graph holds its task. An edit of them from outside the graph is a correction.
+    """Places that hold a graph's task. An edit from outside the graph is a correction.
 
     Attributes:
         channels: state channels that hold the user's text. In `messages` only messages with the user's role count.
@@ -59,7 +59,7 @@ def _behind(pdp: PDP) -> list[PDP]:
 
 
 def revised(pdp: PDP) -> list[Revised]:
-    """Return the PDPs whose policy has profiles and grants, also those wrapped by an observer or a circuit breaker."""
+    """Return all PDPs, also wrapped ones, whose policy has profiles and grants."""
     return [found for found in _behind(pdp) if isinstance(found, Revised)]
 
 
@@ -83,7 +83,7 @@ def ephemeral(
     development: bool = False,
     **_: Any,
 ) -> list[str]:
-    """Return a sentence for each part that ends with the process, only observes, or is for tests."""
+    """Return a sentence for each part that is not for production, and its replacement."""
     found = []
     for one in _behind(pdp) if pdp is not None else ():
         if isinstance(one, ObserveOnly):
@@ -104,7 +104,7 @@ def ephemeral(
 
 
 def refuse_older(ledger: Ledger, audit: AuditSink, tenant: str) -> None:
-    """Refuse a ledger that lacks the newest commit in the audit chain: a restored copy may have lost revocations."""
+    """Refuse a ledger that lacks the audit chain's newest commit, as after a restore."""
     newest = getattr(audit, "anchor", None)
     found = newest(tenant) if callable(newest) else None
     if found is None:

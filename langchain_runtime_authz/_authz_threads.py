@@ -1,4 +1,4 @@
-"""Correct, approve and revoke threads from outside the graph: the operators' part of `RuntimeAuthz`."""
+"""Correct, approve and revoke threads from outside the graph."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ GraphLike = Pregel[Any, Any, Any, Any] | str | None
 
 
 class Threads:
-    """The methods of `RuntimeAuthz` that correct, answer and revoke threads from outside the graph."""
+    """The methods of `RuntimeAuthz` that act on threads from outside the graph."""
 
     root_entry: RootEntry
     approvers: Approvers
@@ -95,9 +95,9 @@ class Threads:
     correct, acorrect = both(_correct)
 
     def _approvals(self) -> Flow[list[Approval]]:
-        """Return the open questions of this tenant, newest thread first, at most `ledger.base.MAX_ASKED`.
+        """Return this tenant's open questions, those of the newest thread first.
 
-        `Approval.id` is the `approval_id` that the other methods take.
+        `Approval.id` is the `approval_id` that the other methods take. At most `ledger.base.MAX_ASKED` are returned.
 
         Raises:
             ConfigError: the ledger cannot list questions.
@@ -107,7 +107,7 @@ class Threads:
     approvals, aapprovals = both(_approvals)
 
     def question(self, approval_id: str) -> Question:
-        """Return what an approver signs about `approval_id`, for `credential.approval_statement.sign_statement`.
+        """Return the question `approval_id`, for `approval_statement.sign_statement`.
 
         Raises:
             AuthzError: `approval_void`: no such question is open.
@@ -140,9 +140,10 @@ class Threads:
     def _deny_approval(
         self, approval_id: str, *, by: SubjectLike | None = None, statement: str | None = None, message: str = ""
     ) -> Flow[None]:
-        """Reject the call that `approval_id` asks about. One approver is enough; the rest is as for `approve`.
+        """Reject the call that `approval_id` asks about.
 
-        The model reads `message`, and a `statement` must be signed with the same `message`. A rejection with a message changes the task, as it does in the graph: the epoch
+        One approver is enough; the rest is as for `approve`. The model reads `message`, and a `statement` must be
+        signed with the same `message`. A rejection with a message changes the task, as it does in the graph: the epoch
         advances, and the thread's other questions and approvals become void and are asked again.
         """
         person = Subject.of(by) if by is not None else None
@@ -152,7 +153,7 @@ class Threads:
     deny_approval, adeny_approval = both(_deny_approval)
 
     def _unknown_calls(self, scope: Scope | None = None) -> Flow[list[Doubt]]:
-        """Return the calls of this tenant (or thread) that were permitted and have no known outcome, newest first.
+        """Return the calls in doubt of this tenant (or thread), newest first.
 
         Return at most `ledger.base.MAX_ASKED`; resolve these to see older ones. Leave out idempotent and failed calls.
         """
@@ -163,10 +164,11 @@ class Threads:
     unknown_calls, aunknown_calls = both(_unknown_calls)
 
     def _resolve_call(self, key: str, *, happened: bool, by: str, reason: str) -> Flow[None]:
-        """Record whether a call in doubt happened. `key` is the `row.key` of one of `unknown_calls()`.
+        """Record whether a call in doubt happened.
 
-        A call that happened never runs again. A call that did not happen may run when its thread is entered again. The
-        ledger and the audit log keep the author (`by`, as `type:id`) and the `reason`.
+        `key` is the `row.key` of one of `unknown_calls()`. A call that happened never runs again. A call that did not
+        happen may run when its thread is entered again. The ledger and the audit log keep `by` (`type:id`) and
+        `reason`.
 
         Raises:
             LedgerError: `not_in_doubt`: the call has an outcome, or may still be running.
@@ -182,7 +184,7 @@ class Threads:
     def _reenter(
         self, graph: Pregel[Any, Any, Any, Any], config: Mapping[str, Any], *, input: Any = None, go_on: bool = False
     ) -> Flow[Reentry]:
-        """Return how a thread continues after an outage. With `go_on`, continue it if no new input is needed.
+        """Return how to continue a thread after an outage; with `go_on`, continue it.
 
         Args:
             graph: the protected graph.
@@ -212,10 +214,11 @@ class Threads:
     reenter, areenter = both(_reenter)
 
     def _data_changed(self, resource: str) -> Flow[None]:
-        """Record that a resource changed outside the graph. `resource` is its name by the profiles' `resource`.
+        """Record that a resource changed outside the graph.
 
-        All earlier reads of the resource by this tenant's threads are then stale. The shipped policy refuses side
-        effects whose critical arguments come from stale reads, and voids the plans that were made after such reads.
+        `resource` is its name in the tools' profiles. All earlier reads of the resource by this tenant's threads are
+        then stale. The shipped policy refuses side effects whose critical arguments come from stale reads, and voids
+        the plans that were made after such reads.
         """
         return data_changed(self.root_entry.scope("", ""), resource, content=self.audit.content)
 
@@ -224,7 +227,7 @@ class Threads:
     def _revoke(
         self, thread_id: str, *, graph: GraphLike = None, agent: Sequence[str] = (), by: str = "", reason: str = ""
     ) -> Flow[None]:
-        """Revoke a thread, or an agent's subtree on it, until `reinstate`. The log shows `by` and `reason`."""
+        """Revoke a thread or an agent's subtree until `reinstate`; log `by` and `reason`."""
         return revoke(self._scope(thread_id, graph), tuple(agent), by, reason)
 
     revoke, arevoke = both(_revoke)
@@ -261,7 +264,7 @@ def _how(graph: Any, found: Reentry, snapshot: Snapshot, state: StateSnapshot, i
 
 
 def _never_entered(snapshot: Snapshot, state: StateSnapshot, input: Any) -> bool:
-    """Return True if the graph's state lacks the user's newest text: that of `input`, or else of the ledger's log."""
+    """Return True if the state lacks the newest text of `input`, or else of the log."""
     given = [t for t in human_texts(written(input)) if not t.past]
     if not given and snapshot.marks.get(HEAD) == UNKNOWN:
         given = [t for t in snapshot.log if t.own and t.text and not (t.key or "").startswith((ANSWER, CORRECTION))]

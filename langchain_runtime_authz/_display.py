@@ -1,9 +1,9 @@
-"""Show text safely: inert in a terminal, in HTML and in Markdown, and as cells of HTML tables.
+"""Show text safely in terminals, HTML and Markdown.
 
 An approver reads values that a model wrote and sentences that a stranger wrote. Such text is shown as typed, except
-control characters, bidirectional overrides (Trojan Source, CVE-2021-42574), invisible characters (UTS #39 §3.1),
-blanks in a row, piled-up accents and markup. Backslashes and quotation marks are escaped, so the result is unambiguous. Letters of all
-scripts stay as they are; `scripts` names the scripts of a text, to tell look-alikes apart.
+control characters, bidirectional overrides (Trojan Source, CVE-2021-42574), invisible characters (UTS #39 §3.1), blanks
+in a row, piled-up accents and markup. Backslashes and quotation marks are escaped, so the result is unambiguous.
+Letters of all scripts stay as they are; `scripts` names the scripts of a text, to tell look-alikes apart.
 """
 
 from __future__ import annotations
@@ -79,9 +79,10 @@ def _escape(c: str) -> str:
 
 
 def quoted(value: object, limit: int = MAX_SHOWN) -> str:
-    """Return a value quoted, inert and of bounded length. A digest identifies a value that was cut.
+    """Return a value quoted, inert and cut to a bounded length.
 
-    Each text is cut at `limit` characters, and a list or an object after `MAX_LISTED` texts and numbers.
+    Each text is cut at `limit` characters, and a list or an object after `MAX_LISTED` texts and numbers. A digest
+    identifies a value that was cut.
     """
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     digest = f"sha256 {hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
@@ -96,7 +97,7 @@ def quoted(value: object, limit: int = MAX_SHOWN) -> str:
 
 
 def _listed(value: object, limit: int, number: Iterator[int], depth: int = 0) -> str:
-    """Return a value of a list as `quoted` shows it, or "" if `number` has counted `MAX_LISTED` values before it."""
+    """Return a list's value as `quoted` does, or "" if `number` has reached its limit."""
     if isinstance(value, list | dict) and value and depth < _DEPTH:
         pairs = value.items() if isinstance(value, dict) else (("", one) for one in value)
         shown = [(key, text) for key, one in pairs if (text := _listed(one, limit, number, depth + 1))]
@@ -111,7 +112,7 @@ def _listed(value: object, limit: int, number: Iterator[int], depth: int = 0) ->
 
 
 def wrapped(label: str, text: str, indent: int = 0) -> str:
-    """Return a text behind a label, in lines of 80 columns. A wide character counts as two columns."""
+    """Return a labelled text in lines of 80 columns; a wide character takes two."""
     from rich.cells import cell_len, chop_cells
 
     pad = " " * min(indent or cell_len(label), WIDTH // 2)
@@ -126,7 +127,7 @@ def wrapped(label: str, text: str, indent: int = 0) -> str:
 
 
 def scripts(text: str) -> tuple[str, ...]:
-    """Return the scripts whose letters `text` is written in, as Unicode names them, sorted."""
+    """Return the scripts of the letters in `text`, like `LATIN`, sorted."""
     letters = (c for c in text if unicodedata.category(c)[0] == "L")
     return tuple(sorted({unicodedata.name(c, "UNKNOWN").split(" ", 1)[0] for c in letters}))
 

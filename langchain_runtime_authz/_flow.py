@@ -1,6 +1,7 @@
-"""Drive flows (generators that yield effects), sync or async. The effects of `pep` are in `pep/run.py`.
+"""Drive flows: generators that yield effects, sync or async.
 
-A flow receives the results of its effects, and does no I/O of its own. `drive` and `adrive` are the only two interpreters.
+A flow receives the results of its effects, and does no I/O of its own. `drive` and `adrive` are the only two
+interpreters. The effects of `pep` are in `pep/run.py`.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ T = TypeVar("T")
 
 
 class Effect:
-    """One kind of I/O: `do` blocks, and `ado` returns an awaitable. Without `ado`, the effect never waits.
+    """One kind of I/O, in a blocking and an asynchronous form.
 
+    `do` blocks, and `ado` returns an awaitable. Without `ado`, the effect never waits.
     A flow yields `effect(*arguments)` or, on a hot path, `(effect, *arguments)`. `do` and `ado` get the engine first.
     Or `method` names a method of one of the engine's parts, like `ledger.load`; `ledger.aload` is then its async form.
     """
@@ -51,7 +53,7 @@ _CALL: Final = Effect(lambda _, blocking, _awaiting: blocking(), lambda _, _bloc
 def Perform(  # noqa: N802  (reads as an effect)
     call: Callable[..., Any], acall: Callable[..., Awaitable[Any]], *args: Any, **options: Any
 ) -> tuple[Any, ...]:
-    """Return the effect that calls foreign code: `call` blocks, and `acall` returns an awaitable."""
+    """Return an effect that calls other code: `call` blocks, `acall` is awaited."""
     return (_CALL, partial(call, *args, **options), partial(acall, *args, **options))
 
 
@@ -91,7 +93,7 @@ async def adrive(engine: Any, flow: Flow[T]) -> T:
 
 
 def both(flow: Callable[P, Flow[T]]) -> tuple[Callable[P, T], Callable[P, Coroutine[Any, Any, T]]]:
-    """Return a pair of functions that run a flow without an engine: a blocking and an asynchronous one."""
+    """Return the blocking and the async function that run a flow without an engine."""
 
     @wraps(flow)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -105,7 +107,7 @@ def both(flow: Callable[P, Flow[T]]) -> tuple[Callable[P, T], Callable[P, Corout
 
 
 def begun(function: Callable[[], T], name: str) -> Future[T]:
-    """Start `function` in a daemon thread with an empty context, and return its future."""
+    """Start `function` in a daemon thread, in an empty context; return its future."""
     future: Future[T] = Future()
     future.set_running_or_notify_cancel()  # so that nobody can cancel it
 

@@ -1,4 +1,4 @@
-"""HTTP exchanges with a PDP, key set or token endpoint that may be down, slow, hostile or misconfigured.
+"""Send HTTP requests to a PDP, key set or token endpoint that may misbehave.
 
 All callers of a `Link`, on any thread or event loop, share one event loop, which runs in a thread of its own. So the
 connection pool has one owner, and stays open when a caller's loop ends. One deadline covers the whole exchange (wait
@@ -82,10 +82,10 @@ class Reply(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """An HTTP status, and the JSON object in the body, or `None` for any other body. `repr` hides the body."""
+    """An HTTP status with the JSON object of the body, which `repr` hides."""
 
     status: int
-    body: dict[str, Any] | None
+    body: dict[str, Any] | None  # None: the body is not a JSON object
 
     def __repr__(self) -> str:
         return f"<Answer {self.status}>"
@@ -112,8 +112,9 @@ class _Pool:
             self.loop.close()
 
     def stop(self) -> None:
-        """End all exchanges and the thread. Do not wait: a garbage collection, under our lock, may call this."""
+        """End all exchanges and the thread, without waiting for either."""
         if self._pid == os.getpid():  # a fork's copy has no thread to end
+            # Never wait here: a garbage collection may call this while our lock is held.
             with suppress(RuntimeError):  # it has ended
                 self.loop.call_soon_threadsafe(self.loop.stop)
 
@@ -132,9 +133,10 @@ class _Pool:
 
 
 class Link:
-    """A pool of connections to one server: `http://host:port`, `https://…` or `unix:///path/of/a/socket`.
+    """A pool of connections to one server.
 
-    A path in `url` is the prefix of all requests. The rest is as in `Connection`. Only the first exchange connects.
+    `url` is `http://host:port`, `https://…` or `unix:///path/of/a/socket`. A path in `url` is the prefix of all
+    requests. The rest is as in `Connection`. Only the first exchange connects.
     """
 
     def __init__(
@@ -185,7 +187,7 @@ class Link:
         _links.add(self)
 
     def below(self, name: str, path: object) -> str:
-        """Return the URL of a path at this server. Raises `ConfigError` if the path would lead to another server."""
+        """Return the URL of `path` here, or raise `ConfigError` if it leads elsewhere."""
         url = f"{self.root}{path}"
         if not isinstance(path, str) or not path.startswith("/") or not is_plain_url(url) or "#" in path:
             raise wrong(name, "a path at the PDP that begins with `/`", path)
@@ -196,7 +198,7 @@ class Link:
         return url
 
     def run(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Do `work` on the link's loop, blocking. Raises `PDPError`, or `TimeoutError` after the deadline."""
+        """Run `work` on the link's loop and wait; raise `PDPError` or `TimeoutError`."""
         future = self._begin(work)
         try:
             return future.result(self.timeout + _GRACE)
@@ -207,7 +209,7 @@ class Link:
             raise
 
     async def arun(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Do what `run` does, without blocking the caller's event loop. Cancelling the caller ends the exchange."""
+        """Await `work` on the link's loop; cancelling the caller ends the exchange."""
         future = self._begin(work)
         try:
             return await asyncio.wrap_future(future)
@@ -234,7 +236,7 @@ class Link:
             return await work()
 
     def close(self) -> None:
-        """Close every connection and end the thread; every later exchange fails. Idempotent."""
+        """Close all connections and end the thread; later exchanges fail. Idempotent."""
         with self._lock:
             self._closed = True
             finalizer, pool, self._finalizer, self._pool = self._finalizer, self._pool, None, None
@@ -270,7 +272,7 @@ class Link:
         headers: Mapping[str, str] = _NONE,
         any_status: bool = False,
     ) -> Reply:
-        """Send once; read at most `limit` bytes. Raises `PDPError`, also if `any_status` does not allow the status."""
+        """Send one request and read at most `limit` bytes, or raise `PDPError`."""
         import aiohttp
 
         own: dict[str, Any] = {}
@@ -305,7 +307,7 @@ class Link:
 
 
 class Fetcher:
-    """Ask one endpoint for small JSON objects: a key set, an introspection or a token endpoint."""
+    """Fetch small JSON objects from one endpoint, such as a key set."""
 
     def __init__(self, url: str, **connection: Unpack[Connection]) -> None:
         self.url = checked_url(url, "url")
@@ -319,7 +321,7 @@ class Fetcher:
     def _send(
         self, method: str, headers: Mapping[str, str], form: Mapping[str, Any] | None = None
     ) -> Flow[Answer | None]:
-        """Return the answer, or `None` if it is late, too large, compressed, or a redirect."""
+        """Return the answer, or `None` if the exchange failed or its answer is refused."""
         exchange = partial(self._exchange, method, headers, form)
         try:
             return (yield Perform(self._link.run, self._link.arun, exchange))  # type: ignore[no-any-return]
@@ -365,7 +367,7 @@ async def _whole_body(response: aiohttp.ClientResponse, limit: int, *, any_statu
 
 
 def _clean(kind: type[Any]) -> type[Any]:
-    """Return a subclass of the connector `kind` that never reuses a connection with surplus bytes."""
+    """Return a subclass of `kind` that never reuses a connection with surplus bytes."""
 
     class Clean(kind):  # type: ignore[misc]
         async def connect(self, *args: Any, **kwargs: Any) -> Any:

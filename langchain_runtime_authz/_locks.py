@@ -1,7 +1,8 @@
-"""Locks that survive a fork: servers fork workers after they have loaded an application.
+"""Locks that survive a fork.
 
-If another thread holds a lock at the fork, the child never sees the lock released, and the data behind the lock may be
-half written. So the forking thread takes all locks first, and both processes release them.
+Servers fork workers after they have loaded an application. If another thread holds a lock at the fork, the child
+never sees the lock released, and the data behind the lock may be half written. So the forking thread takes all locks
+first, and both processes release them.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ _taken: list[threading.Lock] = []
 
 
 def forkable_lock() -> threading.Lock:
-    """Return a lock that is free in a forked child. A thread that holds one such lock must not wait for another."""
+    """Return a lock that is free in a forked child.
+
+    A thread that holds one such lock must not wait for another.
+    """
     lock = threading.Lock()
     with _registry:
         _locks.add(lock)

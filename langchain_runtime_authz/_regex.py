@@ -1,4 +1,4 @@
-"""Compile regular expressions when they are first used: most runs need few of them."""
+"""Compile regular expressions at first use, because most runs need few of them."""
 
 from __future__ import annotations
 

@@ -15,7 +15,10 @@ T = TypeVar("T")
 
 
 class Renewed(Generic[T]):
-    """Cache the result of `load`, and load again when a file changes. Raises `ConfigError`: the first load fails."""
+    """Cache the result of `load`, and load again when a file changes.
+
+    Raises `ConfigError`: the first load fails.
+    """
 
     def __init__(self, files: Sequence[Path], load: Callable[[], T], code: Code, what: str) -> None:
         self._files, self._load, self._code, self._what = files, load, code, what
@@ -26,7 +29,7 @@ class Renewed(Generic[T]):
             raise ConfigError(exc.detail or what) from exc.__cause__
 
     def read(self) -> T:
-        """Return the content of the files as they are now. Raises `PDPError`: they cannot be used."""
+        """Return the current content of the files, or raise `PDPError`."""
         try:
             seen = [stamp(file) for file in self._files]
             if seen != self._seen:  # stamped before loading: a file that is replaced meanwhile is loaded again
@@ -37,13 +40,13 @@ class Renewed(Generic[T]):
 
 
 def stamp(file: Path) -> tuple[int, int, int, int]:
-    """Return a stamp that changes when a file is replaced or written. Raises `OSError`."""
+    """Return a stamp that changes with the file, or raise `OSError`."""
     s = file.stat()
     return s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns
 
 
 def replace_file(file: Path, data: bytes, mode: int = 0o666) -> None:
-    """Replace a file atomically and durably. At no moment are its permissions wider than `mode`."""
+    """Replace a file atomically and durably, with permissions of at most `mode`."""
     temporary = file.with_name(f".{file.name}.new")
     with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as out:
         out.write(data)

@@ -20,7 +20,7 @@ _AFTER: Final = re.compile(r"[;?#]")  # some servers cut a segment here
 
 
 def is_plain_url(url: str) -> bool:
-    """Return True if all parsers split the text alike. `urlsplit` drops tabs, and keeps backslashes."""
+    """Return True if all parsers split the text alike: no tabs, blanks or backslashes."""
     return _URL.fullmatch(url) is not None
 
 
@@ -45,7 +45,7 @@ def is_loopback(host: str | None) -> bool:
 
 
 def checked_url(url: str, name: str) -> str:
-    """Return `url` if it is absolute, without credentials, and HTTPS or HTTP to this machine. Raises `ConfigError`."""
+    """Return an https URL without user, or http to this machine. Raises `ConfigError`."""
     parts = split_url(name, url)
     safe = parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname))
     if not safe or not parts.hostname or parts.username or parts.fragment:
@@ -54,7 +54,7 @@ def checked_url(url: str, name: str) -> str:
 
 
 def normal_target(url: str) -> str | None:
-    """Return `url` normalised (RFC 3986 §6.2.2, §6.2.3), without query and fragment; `None` if it is not http(s)."""
+    """Return an http(s) URL normalised, without query and fragment; `None` for others."""
     try:
         parts = urlsplit(url)
         scheme, host, port = parts.scheme.lower(), parts.hostname, parts.port
@@ -66,7 +66,7 @@ def normal_target(url: str) -> str | None:
         return None
     host = f"[{host}]" if ":" in host else host
     netloc = host if port in (None, _PORTS[scheme]) else f"{host}:{port}"
-    return f"{scheme}://{netloc}{_ESCAPE.sub(_unescaped, parts.path) or '/'}"
+    return f"{scheme}://{netloc}{_ESCAPE.sub(_unescaped, parts.path) or '/'}"  # RFC 3986 §6.2.2, §6.2.3
 
 
 def _unescaped(match: re.Match[str]) -> str:
@@ -83,7 +83,7 @@ def is_under(url: str, place: str) -> bool:
 
 
 def _is_plain(path: str) -> bool:
-    """Return True if all servers read the path alike, and no part of it leads up (`..`)."""
+    """Return True if all servers read the path alike, and no part leads up (`..`)."""
     try:
         read = unicodedata.normalize("NFKC", unquote(path, errors="strict"))
     except UnicodeDecodeError:

@@ -22,7 +22,7 @@ def wrong(name: str, wanted: str, value: object) -> ConfigError:
 
 
 def checked_seconds(name: str, value: Any) -> float:
-    """Return `value` if it is a positive, finite number of seconds that a lock can wait for. Raises `ConfigError`."""
+    """Return a positive number of seconds that a lock can wait. Raises `ConfigError`."""
     if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) <= threading.TIMEOUT_MAX:
         raise wrong(name, "a positive number of seconds", value)
     return float(value)
@@ -43,7 +43,7 @@ def checked_text(name: str, value: Any) -> str:
 
 
 def checked_names(name: str, value: Any) -> tuple[str, ...]:
-    """Return a list of names as a tuple, or raise `ConfigError`. A single text would be a list of its letters."""
+    """Return names as a tuple, or raise `ConfigError`, also if `value` is one text."""
     if isinstance(value, str) or not all(isinstance(one, str) and one for one in value):
         raise wrong(name, "a list of names", value)
     return tuple(value)
@@ -57,7 +57,7 @@ def checked_path(name: str, value: Any) -> Path:
 
 
 def of_kind(name: str, value: Any, kind: Any, wanted: str) -> Any:
-    """Return `value` if it is an instance of `kind`. Raises `ConfigError`: it must be `wanted`."""
+    """Return `value` if it is a `kind`, or raise `ConfigError`: it must be `wanted`."""
     if not isinstance(value, kind):
         raise wrong(name, wanted, value)
     return value

@@ -1,4 +1,4 @@
-"""`RuntimeAuthz` wires the parts together. It keeps no state of its own, and there is no global instance."""
+"""Wire the parts together in `RuntimeAuthz`, which has no state of its own."""
 
 from __future__ import annotations
 
@@ -218,9 +218,10 @@ class RuntimeAuthz(Threads):
     @classmethod
     @like(__init__)
     def production(cls, **arguments: Any) -> RuntimeAuthz:
-        """Return an instance for production. Refuse parts that end with the process, or that do not enforce.
+        """Return an instance for production, or refuse parts that are unfit for it.
 
-        Raises `ConfigError` if such a part was given or is the default, and names each part and what to give instead.
+        Raises `ConfigError` if a part, given or default, ends with the process or does not enforce. The error names
+        each such part and what to give instead.
         """
         if found := parts.ephemeral(**arguments):
             raise ConfigError("not for production: " + ". ".join(found))
@@ -228,7 +229,7 @@ class RuntimeAuthz(Threads):
 
     @staticmethod
     def deny_outside_runs() -> None:
-        """Deny every unguarded tool outside a run (`no_run`), in this process and until it ends.
+        """Deny every unguarded tool outside a run (`no_run`), until this process ends.
 
         This includes the tools of unprotected graphs. Inside a run, unguarded tools are decided even without this call.
         """
@@ -241,7 +242,7 @@ class RuntimeAuthz(Threads):
         return self  # a copied graph stays governed by the same ledger and keys
 
     def protect(self, graph: G) -> G:
-        """Protect a compiled graph (or builder) in place, with every graph that it can reach.
+        """Protect a compiled graph (or builder) in place, with every graph it can reach.
 
         Returns the same object; a second call changes nothing. Warns about tools without a profile, about names in
         `agents` that look misspelt, and if nobody can be asked because there is no checkpointer. Raises
@@ -279,7 +280,7 @@ class RuntimeAuthz(Threads):
         grant: Grant | str | None = None,
         mandate: Mandate | Mapping[str, Any] | str | Path | None = None,
     ) -> RunHandle:
-        """Open a run for `subject`: `with authz.run(subject="alice", task="…"): graph.invoke(…)`.
+        """Open a run: `with authz.run(subject="alice", task="…"): graph.invoke(…)`.
 
         Args:
             subject: a user's name, or `{type, id, properties}`. Agents, crons and webhooks are `agent` or `service`,
@@ -331,10 +332,11 @@ class RuntimeAuthz(Threads):
         agent: str = "session",
         thread: str | None = None,
     ) -> Flow[Session]:
-        """Open a session: the same enforcement without LangGraph, for other agent loops and recorded traces.
+        """Open a session: the same enforcement for agent loops without LangGraph.
 
-        The first four arguments are as for `run`. `agent` is the agent's name in records and ledger keys. `thread` is
-        an earlier session's thread to continue; by default a new one. Raises `AuthzDenied`: the run may not start.
+        A session also serves recorded traces. The first four arguments are as for `run`. `agent` is the agent's name in
+        records and ledger keys. `thread` is an earlier session's thread to continue; by default a new one. Raises
+        `AuthzDenied`: the run may not start.
         """
         handle = self.run(subject=Subject.of(subject), task=task, grant=grant, mandate=mandate)
         scope = self.root_entry.scope(agent, thread or f"session:{new_id()}")
@@ -346,7 +348,7 @@ class RuntimeAuthz(Threads):
     session, asession = both(_session)
 
     def compromise_key(self, kid: str) -> None:
-        """Withdraw a signing key that is in the wrong hands, and revoke every token that it signed.
+        """Withdraw a compromised signing key, and revoke every token that it signed.
 
         The key leaves this instance's key ring, if the instance has one. Services that ask the ledger
         (`resource_server.status.LedgerStatus`, introspection) refuse the key's tokens at once. Other services accept
@@ -364,7 +366,10 @@ class RuntimeAuthz(Threads):
         return self.ledger.status(str(claims.get("tenant")), str(claims.get("jti")))
 
     def health(self) -> Health:
-        """Check ledger, engine, audit log, credentials and kill switch, within two seconds. Never raises."""
+        """Return the health of this instance's parts. Never raises.
+
+        Checks ledger, engine, audit log, credentials and kill switch, within two seconds.
+        """
         return self._health.look()
 
     async def ahealth(self) -> Health:
@@ -372,9 +377,9 @@ class RuntimeAuthz(Threads):
         return await asyncio.wrap_future(begun(self._health.look, "health"))
 
     def health_app(self) -> Callable[..., Awaitable[None]]:
-        """Return an ASGI app for probes, to mount at `/health`: `/health/live` and `/health/ready`.
+        """Return an ASGI app for liveness and readiness probes.
 
-        Readiness answers 503 and names what is down.
+        Mount it at `/health`, for `/health/live` and `/health/ready`. Readiness answers 503 and names what is down.
         """
         return health_app(self.ahealth)
 
@@ -391,7 +396,7 @@ class RuntimeAuthz(Threads):
         return explain(found)
 
     def coverage(self, graph: Pregel[Any, Any, Any, Any]) -> CoverageReport:
-        """Report which parts of `graph` are governed, by which enforcement point, and which parts are not."""
+        """Report which parts of `graph` are governed, and by which enforcement point."""
         from langchain_runtime_authz.langgraph.coverage.report_rows import coverage_of
 
         return coverage_of(graph, self._protection)

@@ -1,4 +1,4 @@
-"""The request and the decision of the OpenID AuthZEN Authorization API 1.0, with all their parts.
+"""The request and the decision of the OpenID AuthZEN Authorization API 1.0.
 
 Evolution rule of the request, version 2 (`context.schema_version`): a field may be added, with a default, and a
 closed list of names may get another name. A field is never renamed or removed, and never changes its type or meaning.
@@ -59,7 +59,7 @@ class Subject(Model):
 
     @classmethod
     def of(cls, value: "Subject | str | dict[str, Any]") -> "Subject":
-        """Return the subject for a user's name or a mapping `{type, id, properties}`. Raises `ConfigError`."""
+        """Return the subject for a user's name or a mapping, or raise `ConfigError`."""
         if isinstance(value, Subject):
             return value
         try:
@@ -75,7 +75,7 @@ class Subject(Model):
 
     @property
     def human(self) -> bool:
-        """True if texts by this subject can state a task. Texts by agents, crons and webhooks cannot."""
+        """Return True if this subject's texts can state a task; an agent's cannot."""
         return self.type in ("user", "anonymous")
 
 
@@ -104,7 +104,7 @@ class TaskContext(Model):
 
 
 class PromptContext(Model):
-    """The model that planned the step, and the digest of its system messages; null where that was not observed."""
+    """The planning model and the digest of its system messages; null if not observed."""
 
     model: str | None = None
     digest: str | None = None
@@ -134,10 +134,11 @@ class DelegationContext(Model):
 
 
 class PlanContext(Model):
-    """The recorded plan of the call. `planned`: the plan holds exactly this call. `stale`: the plan's epoch is over.
+    """The recorded plan of the call. `planned`: the plan holds exactly this call.
 
-    `changed`: at the call's position, the plan holds another call or none. `resource` and `call` show what would run.
-    A call that code makes by itself (`RuntimeAuthz.effect`) is its own plan, with source `code` and without an `id`.
+    `stale`: the plan's epoch is over. `changed`: at the call's position, the plan holds another call or none.
+    `resource` and `call` show what would run. A call that code makes by itself (`RuntimeAuthz.effect`) is its own plan,
+    with source `code` and without an `id`.
     """
 
     id: str | None = None
@@ -150,10 +151,10 @@ class PlanContext(Model):
 
 
 class Said(Model):
-    """A source that asserted or mentioned a value: the user, the principal, or a field of a tool's output.
+    """The source of a value: the user, the principal, or a field of a tool's output.
 
-    `origin` is `human` if the user said the value. `source` is `tool` or `tool/field`. `counterparty`: the other side
-    of the transaction chose the value.
+    The source asserted or mentioned the value. `origin` is `human` if the user said the value. `source` is `tool` or
+    `tool/field`. `counterparty`: the other side of the transaction chose the value.
     """
 
     origin: Literal["human", "principal", "system", "internal", "external"]
@@ -177,14 +178,14 @@ class ItemProvenance(Model):
 
 
 class ArgumentProvenance(ItemProvenance):
-    """The provenance of one critical argument. For a list or object, `items` has the provenance of each item."""
+    """The provenance of one critical argument, and of the items of a list or object."""
 
     kind: ArgumentKind
     items: list[ItemProvenance] = Field(default_factory=list)
 
 
 class DeviationContext(Model):
-    """One argument that differs from what the mandate orders. `argument` is empty if the whole call differs."""
+    """`argument` differs from the mandate; it is empty if the whole call differs."""
 
     argument: str
     code: DeviationCode
@@ -207,12 +208,13 @@ class MandateContext(Model):
 
 
 class CallContext(Model):
-    """The call itself. `args` are the arguments as parsed for the tool; long uncritical texts are digest and length.
+    """The tool call.
 
-    `provenance` has the origin of each critical argument. `sink` is where this call's arguments go: `none` if a tool
-    that sends got no recipient. `changed` are the tools that supplied critical arguments and whose data has changed
-    since the plan. `repeats` counts the permitted calls of this tool with the same critical arguments since the user's
-    last message (an answer to a question is not one), including earlier calls of this model message.
+    `args` are the arguments as parsed for the tool; a long uncritical text is given by digest and length. `provenance`
+    has the origin of each critical argument. `sink` is where this call's arguments go: `none` if a tool that sends got
+    no recipient. `changed` are the tools that supplied critical arguments and whose data has changed since the plan.
+    `repeats` counts the permitted calls of this tool with the same critical arguments since the user's last message (an
+    answer to a question is not one), including earlier calls of this model message.
     """
 
     id: str | None = None
@@ -280,7 +282,7 @@ class ApprovalContext(Model):
 
 
 class LocalContext(Model):
-    """The local time in `RuntimeAuthz(zone=...)` at `now`. `weekday` is 1 for Monday to 7 for Sunday."""
+    """The local time at `now` in `RuntimeAuthz(zone=...)`. `weekday` 1 is Monday."""
 
     zone: str
     date: str
@@ -290,7 +292,7 @@ class LocalContext(Model):
 
 
 class Context(Model):
-    """The execution state at the moment of the step. `local` is null without a zone: let a rule on time then deny."""
+    """The execution state at the step. If `local` is null, let rules on time deny."""
 
     schema_version: Literal[2] = SCHEMA_VERSION
     now: int
@@ -315,24 +317,24 @@ class EvaluationRequest(Model):
     context: Context
 
     def to_json(self) -> bytes:
-        """Return the UTF-8 JSON that is sent to a PDP. Each call serialises again, so keep the result."""
+        """Return the UTF-8 JSON for a PDP. Each call serialises again: keep the result."""
         return self.__pydantic_serializer__.to_json(self, by_alias=True)
 
 
 def parse_request(body: bytes) -> EvaluationRequest:
-    """Return the request in a JSON body, for a PDP that works on the model. Raises `ValidationError`."""
+    """Return the request in a JSON body, or raise `ValidationError`."""
     return EvaluationRequest.model_validate_json(body)
 
 
 def request_schema() -> dict[str, Any]:
-    """Return the JSON Schema (2020-12) of `EvaluationRequest`; `policies/request.schema.json` is the committed copy."""
+    """Return the request's JSON Schema, committed as `policies/request.schema.json`."""
     schema = EvaluationRequest.model_json_schema(by_alias=True, mode="validation")
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
 @dataclass(frozen=True, slots=True)
 class Obligation:
-    """A demand that the PEP must meet (AuthZEN obligations profile). `pep.obligations` has the types and properties."""
+    """A demand that the PEP must meet (AuthZEN obligations; see `pep.obligations`)."""
 
     id: str
     type: str
@@ -341,7 +343,7 @@ class Obligation:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The decision that the PEP obeys. If the engine or the PEP fails, that is a `Decision` too: a deny.
+    """The decision that the PEP obeys. A failure of the engine or PEP is a deny.
 
     Attributes:
         outcome: `permit`, `deny`, `approval_required` (an approver can permit it) or `halt` (a deny that revokes).

@@ -1,4 +1,4 @@
-"""Canonical JSON and digests (RFC 8785, SHA-256), and the projection of values to JSON.
+"""Canonical JSON (RFC 8785), SHA-256 digests, and JSON forms of Python values.
 
 `project` turns a parsed Python value into the JSON value that the PDP is asked about, exactly or not at all. The digest
 of this JSON is compared before the tool runs, so that the call that was decided is the call that runs.
@@ -49,9 +49,10 @@ _EXACT_REPR: Final = (
 
 
 def parse_object(data: str | bytes) -> dict[str, Any]:
-    """Parse a JSON object in UTF-8 with unique members and finite numbers (RFC 7515 §5.2, RFC 7519 §4).
+    """Parse a JSON object in UTF-8 with unique members and finite numbers.
 
-    Raises `ValueError`: anything else, including nesting too deep for the parser.
+    Follows RFC 7515 §5.2 and RFC 7519 §4. Raises `ValueError`: anything else, including nesting too deep for the
+    parser.
     """
     try:
         value = strict_json(data)
@@ -63,7 +64,7 @@ def parse_object(data: str | bytes) -> dict[str, Any]:
 
 
 def json_encoder(*, ascii_only: bool, finite: bool = True, ordered: bool = True) -> Encoder:
-    """Return a writer of compact JSON by the C encoder. `finite` refuses NaN and infinities, `ordered` sorts names."""
+    """Return a compact JSON encoder; `finite` refuses NaN, `ordered` sorts names."""
     spelled = json.encoder.encode_basestring_ascii if ascii_only else json.encoder.encode_basestring
     made = json.JSONEncoder(sort_keys=ordered, separators=(",", ":"), allow_nan=not finite, ensure_ascii=ascii_only)
     encode: Any = json.encoder.c_make_encoder  # type: ignore[attr-defined]  # `None` on other interpreters
@@ -77,7 +78,7 @@ _encode: Final = json_encoder(ascii_only=False)
 
 
 def _flat(value: object) -> bool:
-    """Return True for a mapping of names to scalars that `_encode` spells as RFC 8785 does."""
+    """Return True for a mapping of scalars whose `_encode` form is its RFC 8785 form."""
     if type(value) is not dict or len(value) > MAX_VALUES:
         return False
     for name, held in value.items():
@@ -139,7 +140,7 @@ def alike(one: object, other: object) -> bool:
 
 
 def project_arguments(args: Mapping[Any, Any], supplied: frozenset[str], kind: type) -> tuple[dict[str, Any], bool]:
-    """Return a pair: the arguments as JSON values, without supplied ones, and True if any was left out."""
+    """Return a pair: own arguments as JSON, and True if supplied ones were left out."""
     own: dict[str, Any] = {}
     for name, value in args.items():
         if name in supplied or type(value) is kind:
@@ -202,7 +203,7 @@ def _project_object(value: object, depth: int, left: list[int]) -> Any:
 
 
 def members(value: object) -> list[tuple[Any, Any]] | None:
-    """Return the named parts of a mapping, model or dataclass; `None` for anything else."""
+    """Return the named parts of a mapping, model or dataclass, or else `None`."""
     if isinstance(value, Mapping):
         return list(value.items())
     if isinstance(value, BaseModel):
@@ -226,7 +227,7 @@ def abbreviate(value: Any, limit: int = MAX_STRING) -> Any:
 
 
 def written(value: object) -> str:
-    """Return a value as JSON, with `str` of objects that JSON lacks. Return the fingerprint if that fails."""
+    """Return a value as JSON, with `str` of other objects, or else its fingerprint."""
     try:
         return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
     except (TypeError, ValueError, RecursionError):
@@ -234,7 +235,7 @@ def written(value: object) -> str:
 
 
 def fingerprint(value: object) -> str:
-    """Return `sha256:<hex>` of any value's content, JSON or not, to detect that another value took its place.
+    """Return `sha256:<hex>` of any value's content, to detect a changed value.
 
     A value and its copy by a serialiser have the same fingerprint, even if an object comes back as a mapping. An object
     that cannot be read, that raises, or that lies deeper than `2 * MAX_DEPTH` levels counts by its class alone.
@@ -243,7 +244,7 @@ def fingerprint(value: object) -> str:
 
 
 def _look(value: object, depth: int, seen: dict[int, tuple[object, bytes]]) -> bytes:
-    """Return a value's hash. Each object is read once, even if it is held often or holds itself."""
+    """Return a value's hash. Each object is read once, even if it holds itself."""
     if (known := seen.get(id(value))) is not None:
         return known[1]
     if isinstance(value, enum.Enum):
@@ -262,7 +263,7 @@ def _look(value: object, depth: int, seen: dict[int, tuple[object, bytes]]) -> b
 
 
 def _scalar(value: object) -> bytes | None:
-    """Return the bytes of a scalar, text or array; `None` if the value holds other objects."""
+    """Return a scalar, text or array as bytes; `None` if it holds other objects."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # 1.0 may come back as 1
     if isinstance(value, int) and not isinstance(value, bool):

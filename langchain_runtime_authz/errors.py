@@ -41,7 +41,7 @@ class Code(StrEnum):
     retry: str
 
     def __new__(cls, code: str, sentence: str = "", cause: str = "", retry: str = "") -> Code:
-        """Make a member from its code, sentence, cause and retry advice (a key of `RETRY`)."""
+        """Make a member from its code, texts and retry advice (a key of `RETRY`)."""
         member = str.__new__(cls, code)
         member._value_, member.sentence, member.cause, member.retry = code, sentence, cause, retry
         member.meaning, _, member.remedy = sentence.partition("; ")
@@ -201,7 +201,7 @@ def sentence(code: str) -> str:
 
 
 def told(code: str) -> tuple[str, str]:
-    """Return a pair: what a code means, and what to do. The second is empty for a policy's own code."""
+    """Return a pair: a code's meaning, and its remedy ("" for a policy's own code)."""
     try:
         return Code(code).meaning, Code(code).remedy
     except ValueError:
@@ -209,7 +209,7 @@ def told(code: str) -> tuple[str, str]:
 
 
 def wrong_field(exc: ValidationError, whole: str = "") -> str:
-    """Return the first field that a model refuses, and why: "`a.b`: …". `whole` is the name of the model itself."""
+    """Return a model's first wrong field and why: "`a.b`: …"; `whole` names the model."""
     first = exc.errors()[0]
     # Skip a union's own parts: they are not names of a field.
     name = ".".join(part for part in map(str, first["loc"]) if "[" not in part) or whole
@@ -263,7 +263,7 @@ class MappingError(AuthzError):
 
 
 class PDPError(AuthzError):
-    """A PDP could not be asked, or its answer could not be read: always a deny, with this code."""
+    """A PDP gave no usable answer: the step is denied with this code."""
 
 
 class CredentialError(AuthzError):
@@ -279,15 +279,16 @@ class LedgerError(AuthzError):
 
 
 def failure_code(exc: BaseException) -> Code:
-    """Return the code of a failed ledger, audit sink or identity; `ledger_unavailable` for a foreign exception."""
+    """Return the code of an error; `ledger_unavailable` for a foreign exception."""
     return Code(exc.code) if isinstance(exc, LedgerError | AuditError | CredentialError) else Code.LEDGER_UNAVAILABLE
 
 
 class AuthzDenied(AuthzError):
-    """A step was denied, and no tool message can report it. Catch it in code that can continue without the step.
+    """A step was denied, and no tool message can report it.
 
-    The exception's text is neutral, because it may reach a model. Its note (PEP 678), which tracebacks show, has the
-    code and the remedy. `code` is the first reason, and `decision_id` is the id of the audit record.
+    Catch this in code that can continue without the step. The exception's text is neutral, because it may reach a
+    model. Its note (PEP 678), which tracebacks show, has the code and the remedy. `code` is the first reason, and
+    `decision_id` is the id of the audit record.
     """
 
     def __init__(self, code: str, decision_id: str) -> None:

@@ -19,7 +19,7 @@ Scalar = str | int | float | bool
 
 
 def _key(value: object) -> str:
-    """Return the JSON text of a scalar. Numbers compare by value; booleans are not numbers."""
+    """Return a scalar as JSON text, in which 1.0 equals 1, but `true` does not."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return json.dumps(value)
@@ -57,7 +57,7 @@ class Constraint(_Frozen):
     @model_validator(mode="before")
     @classmethod
     def _normalise(cls, data: Any) -> Any:
-        """Reduce to one normal form per meaning, so that constraints of one meaning compare equal."""
+        """Reduce to a normal form, so that constraints of one meaning compare equal."""
         if not isinstance(data, Mapping):
             return data
         data = {k: v for k, v in data.items() if v is not None}
@@ -108,7 +108,7 @@ class Constraint(_Frozen):
 
 
 class Grant(_Frozen):
-    """The most that a run or a child agent may do. In a token it is RFC 9396 `authorization_details`.
+    """The most that a run or child agent may do; in a token `authorization_details`.
 
     Attributes:
         tools: names of tools; `None` leaves every reachable tool to policy.
@@ -169,14 +169,14 @@ class Grant(_Frozen):
         return self.meet(other) == other
 
     def attenuate(self, request: Grant | None) -> Grant:
-        """Return the grant of a child: `self ⊓ request`, or `self` if the child requests none."""
+        """Return a child's grant: `self ⊓ request`, or `self` without a request."""
         # INVARIANT: self.covers(self.attenuate(x)) for every x.
         return self if request is None else self.meet(request)
 
     def refuses(
         self, *, tool: str, args: Mapping[str, object], data_class: str, sink: str, depth: int, now: float
     ) -> Code | None:
-        """Return the code with which this grant refuses the call, or `None` if the grant permits the call.
+        """Return the code with which this grant refuses a call; `None` permits the call.
 
         Budgets are not checked here, because the ledger counts them atomically with the claim.
         """

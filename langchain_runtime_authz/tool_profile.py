@@ -160,14 +160,14 @@ class ToolProfile(BaseModel):
         return fields
 
     def named(self) -> dict[str, Sequence[str]]:
-        """Return, for each field of the profile that names arguments, the paths of these arguments."""
+        """Return profile field → paths of the arguments that the field names."""
         worded = {field: self._arguments_of(field) for field in ("resource", "question")}
         return {**{field: tuple(getattr(self, field)) for field in ("critical", "when", "text", "free")}, **worded}
 
     _chain: tuple[tuple[str, ToolProfile], ...] = ()
 
     def link(self, found: Mapping[str, ToolProfile]) -> None:
-        """Look up the profiles of all tools that `reaches` names, directly or through other tools."""
+        """Look up the profiles of all tools that `reaches` names, directly or indirectly."""
         reached: dict[str, ToolProfile] = {}
         ahead = list(self.reaches)
         while ahead:
@@ -183,18 +183,18 @@ class ToolProfile(BaseModel):
         return tuple(n for p in (self, *dict(self._chain).values()) for n in p.reaches if "://" in n)
 
     def chain(self) -> list[dict[str, Any]]:
-        """Return the tools that a call can start (`reaches`), directly or through other tools."""
+        """Return the tools that a call can start (`reaches`), directly or indirectly."""
         facts = ("effect", "sink", "data_class", "verdict")
         return [{"tool": n, **p.model_dump(include=set(facts), exclude_none=True)} for n, p in self._chain]
 
     @cached_property
     def side_effect(self) -> bool:
-        """True if a call changes something: every effect except `compute`, `read` and `fetch`."""
+        """True if a call changes something: not for `compute`, `read` and `fetch`."""
         return self.effect not in HARMLESS
 
     @cached_property
     def ordered(self) -> bool:
-        """True if a call is compared with the mandate: every effect except `compute` and `read`."""
+        """True if a call is compared with the mandate: not for `compute` and `read`."""
         return self.effect not in ("compute", "read")
 
 
@@ -203,13 +203,13 @@ UNPROFILED: Final = ToolProfile()
 
 
 def as_unprofiled(declared: ToolProfile) -> ToolProfile:
-    """Return the profile for a tool whose `declared` profile does not count. A declared `ask` or `deny` stays."""
+    """Return the default profile, keeping only a declared verdict `ask` or `deny`."""
     strict = declared.verdict in ("ask", "deny")
     return UNPROFILED.model_copy(update={"verdict": declared.verdict}) if strict else UNPROFILED
 
 
 def profile(**fields: Any) -> Callable[[_T], _T]:
-    """Declare a tool's profile: `@profile(effect="pay", critical={"recipient": "principal"})`.
+    """Declare a profile: `@profile(effect="pay", critical={"to": "principal"})`.
 
     Put the decorator above `@tool`, because it needs the tool object. Raises `ConfigError`: a field is wrong, or the
     object has no `metadata` to hold the profile.
@@ -275,7 +275,7 @@ FILE_KEYS: Final = frozenset({"tools", "mandates", "tests"})
 
 
 def argument(args: Mapping[str, Any], path: str) -> Any:
-    """Return an argument's value, or the list of values at a dotted path, or `None`. An id may stand for an object."""
+    """Return an argument's value, or the values at a dotted path; `None` if absent."""
     name, *inner = path.split(".")
     value = args.get(name)
     for step in inner:
@@ -297,7 +297,7 @@ class FieldTrust(NamedTuple):
 
 
 def field_trust(profile: ToolProfile, path: str) -> FieldTrust:
-    """Return who writes a field of the output. The longest declared prefix of its path counts."""
+    """Return who writes a field of the output, by the path's longest declared prefix."""
     if not isinstance(profile.trust, dict) and not (profile.prose or profile.counterparty):
         return FieldTrust(profile.trust, False, False)
     prefixes = [path]
@@ -311,9 +311,10 @@ def field_trust(profile: ToolProfile, path: str) -> FieldTrust:
 
 
 def check_arguments(name: str, declared: ToolProfile, arguments: Mapping[str, object]) -> None:
-    """Refuse a profile that names an argument that the tool does not take, because it would count as absent.
+    """Refuse a profile that names an argument that the tool does not take.
 
-    `arguments` has the arguments' JSON schemas, references resolved. A schema that does not describe its members fits.
+    Such an argument would count as absent. `arguments` has the arguments' JSON schemas, references resolved. A schema
+    that does not describe its members fits.
     """
     for fact, named in declared.named().items():
         for path in sorted(named):
@@ -328,7 +329,7 @@ def check_arguments(name: str, declared: ToolProfile, arguments: Mapping[str, ob
 
 
 def _leads(schema: object, steps: Sequence[str]) -> bool:
-    """Return True if a value of this schema may have the path, as `argument` follows it."""
+    """Return True if `argument` may find the path `steps` in a value of this schema."""
     if not steps or not isinstance(schema, Mapping):
         return True
     for several in ("anyOf", "oneOf", "allOf"):
@@ -358,7 +359,7 @@ def _validate(where: str, fields: object, name: str = "") -> ToolProfile:
 
 
 def raise_by_hints(base: ToolProfile, metadata: Mapping[str, Any] | None, name: str) -> ToolProfile:
-    """Return `base`, with a riskier effect if the tool's name or metadata hints at one, never a less risky effect.
+    """Return `base`, with a riskier effect if the tool's name or metadata hints at it.
 
     Reads verbs in the tool's name and the MCP annotation `destructiveHint`. `readOnlyHint` is ignored.
     """
@@ -380,5 +381,5 @@ _VERBS: Final[tuple[tuple[frozenset[str], Effect], ...]] = (
 
 
 def tool_digest(name: str, description: str, schema: Any) -> str:
-    """Return the digest of what a reviewer saw of a tool: its name, description and JSON schema."""
+    """Return the digest of what a tool's reviewer saw: name, description and schema."""
     return digest(project({"name": name, "description": description, "schema": schema}))

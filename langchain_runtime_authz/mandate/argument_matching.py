@@ -1,4 +1,4 @@
-"""Decide if an argument's value is what a step orders, by the mandate's constants and the outputs of reads."""
+"""Compare an argument's value with what a mandate's step orders."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def quoted(value: object) -> str:
 
 
 class Reader:
-    """Compare the values of one call with the arguments of a mandate. Results are cached for the call."""
+    """Compare one call's values with a mandate's arguments. Results are cached."""
 
     __slots__ = ("_allowed", "_echoes", "_fitting", "_found", "_outputs", "_own", "_steps", "_task", "_words")
 
@@ -69,7 +69,7 @@ class Reader:
         self._echoes: dict[tuple[str, int], set[str | None]] = {}  # outputs of `_fitting`, which keeps them alive
 
     def check(self, argument: model.Argument, value: object, kind: str) -> Finding:
-        """Compare a value with the ordered `argument`. `kind` is the kind of the tool's argument."""
+        """Compare a value, for an argument of the kind `kind`, with what the step orders."""
         if isinstance(argument, model.Free):
             return FITS
         if isinstance(argument, model.Text):
@@ -108,7 +108,7 @@ class Reader:
         return low is not None and high is not None and low >= 0 >= high
 
     def text(self, argument: model.Text, value: object, *, copied: bool = True) -> Finding:
-        """Check that a text's identifiers have a source. If `copied`, also look for passages copied from outputs."""
+        """Check the sources of a text's identifiers and, if `copied`, of its passages."""
         held = reads.scalars(value, MAX_ITEMS * 4)
         readable = held is not None and all(isinstance(one, str | bool) or reads.scalar_forms(one) for one in held)
         if held is None or not readable or sum(len(one) for one in held if isinstance(one, str)) > MAX_TEXT:
@@ -133,7 +133,7 @@ class Reader:
                 yield from map(reads.text_of, reads.nodes_at(output.value, path))
 
     def fitting(self, name: str) -> list[reads.Output]:
-        """Return the outputs of the reads that fit a step; only the first, if all arguments of the step are fixed."""
+        """Return the outputs of a step's reads; only the first if its arguments are fixed."""
         known = self._fitting.get(name)
         if known is None:
             step = self._steps[name]
@@ -142,7 +142,7 @@ class Reader:
         return known
 
     def _fits(self, step: model.Step, output: reads.Output) -> bool:
-        """Return True if a read was called with the step's arguments, and with no others except `free` ones."""
+        """Return True if a read had the step's arguments, and otherwise only `free` ones."""
         covered = {*step.args, *output.profile.free}
         if any(True for name in output.given for _ in loose(name, output.args.get(name), covered)):
             return False
@@ -160,7 +160,7 @@ class Reader:
     def _trusts(
         self, step: str, output: reads.Output, path: str, values: Sequence[Any], least: int, *, whole: bool = True
     ) -> bool:
-        """Return True if the values have a trusted writer and do not echo the model's input. `whole`: reject prose."""
+        """Return True if a trusted source, not the model, wrote the values."""
         if reads.worth(output.profile, path) < least:
             return False
         if (echo := self._echoes.get((step, id(output)))) is None:
@@ -168,7 +168,7 @@ class Reader:
             chosen = [v for n, v in output.args.items() if n in output.given and n not in bound]
             echo = self._echoes[step, id(output)] = set(reads.told(chosen))  # with None if there is too much
         for value in values:
-            if whole and isinstance(value, str) and (len(value) > SHORT or "\n" in value):
+            if whole and isinstance(value, str) and (len(value) > SHORT or "\n" in value):  # prose
                 return False
             echoes = None in echo or not echo.isdisjoint(reads.scalar_forms(value))
             if echoes or self._outputs.written(value, output.turn):
@@ -226,9 +226,10 @@ class Reader:
         return Finding(code, where + known if code == "value" else f"{where}, if trusted sources wrote its fields")
 
     def _spent_as(self, argument: model.Pick | model.Each, row: _Row) -> str:
-        """Return the key by which calls for a record are counted: of all its fields, or of those that the mandate uses.
+        """Return the key by which calls for a record are counted.
 
-        If the read may be made in several ways, the same record may come back with another rank or score.
+        It has all fields of the record, or only those that the mandate uses if the read may be made in several ways:
+        the same record may then come back with another rank or score.
         """
         if isinstance(argument, model.Pick) or _fixed(self._steps[argument.step]):
             return _key(row)
@@ -269,7 +270,7 @@ class Reader:
         return list(one.values()) if len(one) == 1 else "ambiguous"
 
     def _whole(self, name: str) -> bool:
-        """Return True if all reads that the step allows were made, so that the greatest record is known."""
+        """Return True if all allowed reads were made, so that the greatest row is known."""
         step = self._steps[name]
         choices = [(n, a.values) for n, a in step.args.items() if isinstance(a, model.OneOf)]
         if len(choices) > 1 or not all(isinstance(a, (*_FIXED, model.OneOf)) for a in step.args.values()):
@@ -295,14 +296,14 @@ class Reader:
 
 
 def kind_of(profile: ToolProfile, name: str) -> str:
-    """Return the kind that a profile gives to an argument: its critical kind, "when", "text", or "" for none."""
+    """Return an argument's kind: a critical kind of the profile, "when", "text" or ""."""
     if name in profile.when:
         return "when"
     return profile.critical.get(name, "text" if name in profile.text else "")
 
 
 def is_default(schema: object, value: object) -> bool:
-    """Return True if a value equals the default of its JSON schema, or is None if the schema has no default."""
+    """Return True for the schema's default value, or for None if it has no default."""
     if not isinstance(schema, Mapping) or "default" not in schema:
         return value is None
     return alike(schema["default"], value)
@@ -344,7 +345,7 @@ def _stands(value: object, text: str) -> bool:
 
 
 def _rows(output: reads.Output, path: str) -> Iterator[_Row]:
-    """Yield an output's records: the items of the first list on `path`, or the whole output if there is no list."""
+    """Yield the items of the first list on `path`, or else the whole output."""
     value, base, inner = output.value, [], path.split(".") if path else []
     while isinstance(value, dict) and inner and isinstance(value.get(inner[0]), dict | list):
         value = value[inner[0]]
@@ -372,7 +373,7 @@ def _values(row: _Row, path: str) -> list[Any]:
 
 
 def _extreme(rows: Sequence[_Row], name: str, sign: int) -> list[_Row] | None:
-    """Return the rows with the greatest (`sign` 1) or least (-1) value; None if values cannot be compared."""
+    """Return the greatest (`sign` 1) or least (-1) rows; None if not comparable."""
     best: list[_Row] = []
     for row in rows:
         values = _values(row, _within(row, name))

@@ -1,4 +1,4 @@
-"""Match a call with a mandate: find the call's step, the deviations from the step, and the budgets that it uses.
+"""Match a call with a mandate: find its step, deviations and budgets.
 
 A call is covered if one step that is not used up orders all of the call's values. `bind` compares values, and
 `Binding.standing` decides with the counts of the budgets. Both are pure, and no content of a call makes them raise.
@@ -39,15 +39,15 @@ _FIXED: Final = (Const, Pick)  # a fetch with only these arguments has one addre
 
 
 class Deviation(NamedTuple):
-    """A difference between a call and a mandate's step. `expected` tells an approver what was ordered."""
+    """A difference between a call and a mandate's step."""
 
     argument: str
     code: str
-    expected: str
+    expected: str  # tells an approver what was ordered
 
 
 class Spend(NamedTuple):
-    """An addition to a budget, committed with the call's claim: add `by` to the counter, up to `maximum`."""
+    """An addition of `by` to a budget's counter, committed with the call's claim."""
 
     counter: str
     maximum: int
@@ -55,7 +55,7 @@ class Spend(NamedTuple):
 
 
 class Standing(NamedTuple):
-    """The standing of a call by its mandate (`CallStanding`), with the step, the deviations and the budgets to use."""
+    """A call's standing by its mandate (`CallStanding`), with the budgets to use."""
 
     standing: str
     step: str | None = None
@@ -129,7 +129,7 @@ class _Match(NamedTuple):
 
 
 class Binding:
-    """A call compared with a mandate. `counters`: budgets that `standing` reads → what the call adds to them."""
+    """A call compared with a mandate. `counters`: budget → what the call adds to it."""
 
     __slots__ = ("_final", "_limit", "_matches", "counters")
 
@@ -202,9 +202,10 @@ def bind(
     outputs: Outputs,
     taken: Collection[str] = (),
 ) -> Binding:
-    """Compare a call with a mandate. `profiles` tell which steps are reads, and `outputs` what the reads returned.
+    """Compare a call with a mandate. The `profiles` tell which steps are reads.
 
-    `taken` are ids of steps that count as taken, even if no counter or output shows it.
+    `outputs` are what the reads returned. `taken` are ids of steps that count as taken, even if no counter or output
+    shows it.
     """
     if mandate is None:
         return _NO_MANDATE
@@ -270,7 +271,7 @@ def _shape(step: Step, profile: ToolProfile) -> _Shape:
 
 
 def _compare(shape: _Shape, call: CallFacts, reader: Reader) -> tuple[list[Deviation], dict[str, frozenset[str]]]:
-    """Return a pair: a call's deviations from a step, and source step → keys of records that the call may match."""
+    """Return a call's deviations from a step, and source step → keys of its records."""
     deviations: list[Deviation] = []
     rows: dict[str, frozenset[str]] = {}
     lists: list[_Member] = []
@@ -310,10 +311,11 @@ def _several(value: object, what: Argument) -> bool:
 
 
 def _crossed(members: Sequence[_Member], lists: Sequence[_Member], args: Mapping[str, Any]) -> Iterator[Deviation]:
-    """Yield a deviation for each list, and each member of several rows, with values in another order than the step's.
+    """Yield a deviation for values in another order than the step's.
 
-    Values of one row, or at one index of several lists, may belong together. In another order, a call could pair one
-    recipient with the amount of another. A single row or object may hold lists too.
+    Each list is checked, and each member of several rows. Values of one row, or at one index of several lists, may
+    belong together. In another order, a call could pair one recipient with the amount of another. A single row or
+    object may hold lists too.
     """
     roots = {name: args.get(name.partition(".")[0]) for name, _, _ in (*members, *lists) if "." in name}
     rows = {name: len(root) for name, root in roots.items() if isinstance(root, list) and len(root) > 1}
@@ -371,7 +373,7 @@ def _forbidden(mandate: Mandate, call: CallFacts) -> Deviation | None:
 
 
 def _mentions(value: object, unwanted: Scalar, kind: str) -> bool:
-    """Return True if a value equals `unwanted`, contains its words, is a path below it, or is too long to check."""
+    """Return True if a value is, contains or lies below `unwanted`, or is too long."""
     if not set(scalar_forms(value)).isdisjoint(scalar_forms(unwanted)):
         return True
     if kind == "amount" or not isinstance(value, str):
@@ -381,7 +383,7 @@ def _mentions(value: object, unwanted: Scalar, kind: str) -> bool:
 
 
 def _holds(held: Sequence[Any] | None, unwanted: Scalar) -> bool:
-    """Return True if a path, or a pattern of paths, in `held` may contain the unwanted path."""
+    """Return True if a path, or a pattern of paths, in `held` may contain `unwanted`."""
     for value in (one for one in held or () if isinstance(one, str)):
         stem, *rest = SEVERAL.split(normpath(unquote(value)), maxsplit=1)
         above, kept = (" ".join(_bare(text).split()) for text in (stem, str(unwanted)))
@@ -392,19 +394,19 @@ def _holds(held: Sequence[Any] | None, unwanted: Scalar) -> bool:
 
 @lru_cache(maxsize=1024)
 def _sought(unwanted: str) -> re.Pattern[str]:
-    """Return a pattern that finds, in a text from `_bare`, the words of `unwanted` or of an address in it."""
+    """Return a pattern for the words and addresses of `unwanted` in a `_bare` text."""
     addresses = (form.partition(":")[2] for form in identifiers(tidy(unwanted)))
     bare = [" *".join(map(re.escape, _bare(text).replace(" ", ""))) for text in (unwanted, *addresses)]
     return re.compile(rf"(?<!\S)(?:{'|'.join(filter(None, bare)) or '(?!)'})(?!\S)")
 
 
 def _bare(text: str) -> str:
-    """Return a text's `skeleton`, in which blanks replace the `+tag` of an address and all signs except `|`."""
+    """Return a text's `skeleton`, with blanks for `+tag`s and all signs except `|`."""
     return skeleton(_SIGNS.sub(" ", tidy(text)))
 
 
 def _amount(call: CallFacts) -> int | None:
-    """Return the sum of a call's amounts in hundredths; `None` if the sum is not certain.
+    """Return the sum of a call's amounts in hundredths; `None` if it is not certain.
 
     A second number may be a count by which to multiply, and each of several recipients may get the whole amount.
     """

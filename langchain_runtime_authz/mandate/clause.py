@@ -124,7 +124,7 @@ class Tool:
 
 
 class Clause:
-    """The words behind the verb of one tool. `single`: the words are the whole clause, not one part of a list."""
+    """Read the words behind a tool's verb. `single`: they are the whole clause."""
 
     def __init__(
         self, tool: Tool, verb: str, tokens: Sequence[Token], text: str, strange: AbstractSet[str], *, single: bool
@@ -140,7 +140,7 @@ class Clause:
         self.pending: set[str] = set()  # arguments that wait for a new value: "the price of …"
 
     def steps(self, digest: str) -> list[Step]:
-        """Return the ordered steps: several for a list of objects, none if a word belongs to no phrase."""
+        """Return the steps, one for each listed object; none if a word fits no phrase."""
         while self.tokens[self.at].kind != "end":
             said = self._match("dictation")
             taken = self._spoken(said) if said else self._phrase()
@@ -162,7 +162,7 @@ class Clause:
         return Token(kind, self.text[start:stop], start, stop)
 
     def _spoken(self, by: int) -> bool:
-        """Read dictated words: a quotation, or the rest of the clause if it has no aside and ends with no time."""
+        """Read dictated words: a quotation, or the rest without an aside or a final time."""
         token, behind, rest = self.tokens[self.at], self.at + by, self.tokens[self.at + by : -1]
         if not rest or (self.found and not self.found[-1].values and token.lower in self.data["relatives"]):
             return False  # "the message that Carol wrote"
@@ -218,18 +218,18 @@ class Clause:
         )
 
     def _noun(self) -> bool:
-        """Return True if the current token is a noun of the tool: "SQL" may be one, "Bob" is not."""
+        """Return True if the token is a noun of the tool: "SQL" may be one, "Bob" is not."""
         token = self.tokens[self.at]
         plain = token.kind == "word" or (token.kind == "name" and token.text.isupper())
         return plain and singular(token.lower) in self.tool.words and not self._choice(token)
 
     def _choice(self, token: Token) -> str:
-        """Return the schema's choice that a word names, or "". "Public" in "the page Public Home" names none."""
+        """Return the schema's choice that a word names, or "": "Public Home" names none."""
         named = token.kind not in {"word", "name"} or (token.text[:1].isupper() and not token.text.isupper())
         return "" if named else self.tool.choices.get(token.lower, self.tool.choices.get(singular(token.lower), ""))
 
     def _trailing(self, values: Sequence[Token], nouns: list[str], *, determined: bool) -> bool:
-        """Read the noun behind a value: "the C-1 car", "5 replicas". Return False for a count of things: "22 ports"."""
+        """Read the noun behind a value: "the C-1 car". Return False for "22 ports"."""
         token, kind = self.tokens[self.at], values[0].kind
         if kind == "run" and singular(last := values[0].lower.split()[-1]) in self.tool.labels:
             nouns.append(last)  # "the garage door"
@@ -243,7 +243,7 @@ class Clause:
         return noun in self.tool.counted if kind == "number" else fits
 
     def _counted(self, phrase: Phrase) -> bool:
-        """Read the currency of a number, or the things that it counts: "45 EUR", "3 ETH", "3 toner cartridges"."""
+        """Read a number's currency or counted things: "45 EUR", "3 toner cartridges"."""
         money, token, begin = phrase.values[0], self.tokens[self.at], self.at
         if phrase.kind == "money" and "currency" in self.tool.labels:
             code = re.sub(NUMBER, "", money.text).strip()
@@ -263,7 +263,7 @@ class Clause:
         return True
 
     def _values(self, marker: str, *, labelled: bool, determined: bool) -> list[Token]:
-        """Return a value or a list. Names make no list, because "the board Sales and Marketing" may be one board."""
+        """Return one value or a list; names make no list: "the board Sales and Marketing"."""
         values: list[Token] = []
         gap = 0
         while gap or not values:
@@ -318,9 +318,9 @@ class Clause:
         return [a for a in tool.arguments if a.kind in {"object", "name"}]  # "the leave 12" is its id
 
     def _bind(self) -> list[dict[str, Phrase]]:
-        """Return the assignment of all phrases to arguments, if there is only one. The name "" is the dictated text.
+        """Return how phrases are assigned to arguments; none if that is not clear.
 
-        If an argument for one value gets a list, return an assignment for each value, unless there is an amount.
+        The key "" is the dictated text. A list for a single value gives one assignment each, but none with an amount.
         """
         tool, idle = self.tool, [p for p in self.found if not p.values]
         used, arguments = [p for p in self.found if p.values], {a.name: a for a in self.tool.arguments}
@@ -357,7 +357,7 @@ class Clause:
         return [{**found, n: found[n]._replace(values=(v,))} for n in several for v in found[n].values] or [found]
 
     def _fits(self, argument: Argued, phrase: Phrase) -> bool:
-        """Return True if an argument may take a phrase, by the phrase's nouns, kind of value and preposition."""
+        """Return True if an argument may take a phrase, by its nouns, kind and marker."""
         data, marker, kind, role, effect = self.data, phrase.marker, argument.kind, argument.role, self.tool.effect
         texts, named = {v.text for v in phrase.values}, argument in self._named(phrase)
         new = bool(self.pending) and marker in data["setting"] and not phrase.nouns
@@ -389,7 +389,7 @@ class Clause:
         return place in [*self._places(role, kind), *labels]
 
     def _measured(self, argument: Argued, phrase: Phrase, *, named: bool, new: bool) -> bool:
-        """Return True if a number may be this amount: a new value, a count of things, or what is paid."""
+        """Return True if a number may be this amount: a new value, a count or a payment."""
         new |= named and phrase.marker == self.to
         if len(phrase.values) > 1 or (phrase.kind == "money" and argument.words.isdisjoint(self.data["moneyed"])):
             return False
@@ -399,7 +399,7 @@ class Clause:
         return named and plain and self.tool.counted.issuperset(phrase.nouns)
 
     def _meant(self, argument: Argued, phrase: Phrase) -> bool:
-        """Return True if a value without a noun may be this argument. A person's name cannot be a thing."""
+        """Return True if a value without a noun may be this argument."""
         kind, marker, effect = argument.kind, phrase.marker, self.tool.effect
         if kind == "channel":
             return bool(marker) or phrase.kind == "hash"
@@ -415,7 +415,7 @@ class Clause:
         return not told or all(_somebody(v) == (kind == "principal") for v in phrase.values)
 
     def _places(self, *names: str) -> Sequence[str]:
-        """Return the positions of the first of `names` that has any: prepositions, or `first` or `later` without."""
+        """Return the positions (prepositions, `first`, `later`) of the first known name."""
         places, effect = self.data["places"], self.tool.effect
         keys = (f"{key}{of}" for key in (" ".join(names), *names) for of in (f" {effect}", ""))
         return next(places[key].split() for key in keys if key in places)
@@ -431,14 +431,14 @@ class Clause:
 
 
 def _somebody(token: Token) -> bool:
-    """Return True if a value looks like the name or account of a person or firm, and not like a thing."""
+    """Return True if a value looks like a person's or firm's name or account."""
     if token.kind == "id":
         return token.text.replace("_", "").isalpha() or any(f.startswith("iban:") for f in forms(token.text))
     return token.kind in {"email", "name", "word", "handle"}
 
 
 def _const(argument: Argued, phrase: Phrase, digest: str) -> Const | OneOf:
-    """Return the value with its span. Return both readings of "the garage door": "garage door" and "garage"."""
+    """Return the value with its span, or both readings of "the garage door"."""
     values, array = tuple(v.text for v in phrase.values), "array" in argument.types
     if argument.kind == "amount":
         number = re.findall(NUMBER, values[0])[0]
@@ -446,5 +446,5 @@ def _const(argument: Argued, phrase: Phrase, digest: str) -> Const | OneOf:
         return Const(value=read_number(number) or 0, said=Span(digest, start, start + len(number)))
     said, _, noun = values[0].rpartition(" ")
     if phrase.kind == "run" and singular(noun.lower()) in argument.words and not array:
-        return OneOf(values=(values[0], said))
+        return OneOf(values=(values[0], said))  # "garage door" and "garage"
     return Const(value=values if array else values[0], said=Span(digest, phrase.values[0].start, phrase.values[-1].end))

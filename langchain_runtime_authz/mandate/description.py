@@ -1,4 +1,4 @@
-"""Describe a mandate in plain words, for questions to approvers and for the command line."""
+"""Describe a mandate in plain words, for approvers and the command line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _LONGEST: Final = 200  # characters shown of one value
 
 
 def told(mandate: model.Mandate, profiles: Mapping[str, ToolProfile] | None = None) -> list[str]:
-    """Return a sentence for each step, limit and prohibition, and one for what to confirm.
+    """Return a sentence for each step, limit and prohibition, and for confirmations.
 
     With profiles, the sentence of a step begins with the tool's effect.
     """
@@ -24,7 +24,7 @@ def told(mandate: model.Mandate, profiles: Mapping[str, ToolProfile] | None = No
 
 
 def told_step(step: model.Step, profile: ToolProfile | None = None) -> str:
-    """Return a step in plain words: `pay: send_money, recipient = Bob (you said it), amount = 45`."""
+    """Describe a step: `pay: send_money, recipient = Bob (you said it), amount = 45`."""
     parts = [f"{profile.effect}: {step.tool}" if profile is not None else step.tool]
     parts += [f"{name} = {_argument(argument)}" for name, argument in step.args.items()]
     each = any(isinstance(argument, model.Each) for argument in step.args.values())
@@ -104,7 +104,7 @@ def _listed(values: tuple[object, ...], last: str) -> str:
 
 
 def _value(value: object) -> str:
-    """Return a value on one line: shortened, invisible characters escaped, and quoted if it contains blanks."""
+    """Return a value on one line: shortened, escaped, and quoted if it has blanks."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     text = str(value)

@@ -1,5 +1,5 @@
 # ruff: noqa: RUF001  (other languages' signs are the point)
-"""Cut quoted, fenced, tagged, forwarded and pasted material out of a user's message."""
+"""Cut quoted, tagged, forwarded and pasted material out of a user's message."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _MARK: Final = lazy(
 
 
 def material(text: str, first: int = 1) -> tuple[str, list[str]]:
-    """Return a pair: (1) the text with `[material 1]` … in place of its material, (2) the parts of the material.
+    """Return the text with `[material 1]` … in place of material, and the material.
 
     `first` is the number of the first part, so that several texts can be numbered on.
     """
@@ -46,7 +46,7 @@ def material(text: str, first: int = 1) -> tuple[str, list[str]]:
 
 
 def spans(text: str) -> list[tuple[int, int]]:
-    """Return the spans of material in a text, sorted, with overlapping and adjacent spans merged."""
+    """Return the sorted spans of material in a text; touching spans are merged."""
     if len(text) > _MAX_TEXT:
         return [(0, len(text))]
     text = text.translate(LINES)
@@ -61,7 +61,7 @@ def spans(text: str) -> list[tuple[int, int]]:
 
 
 def _tagged(text: str) -> Iterator[tuple[int, int]]:
-    """Yield the spans from a tag to its last end tag. A document may hold the end tag of its own frame."""
+    """Yield spans from a tag to its last end tag: a document may hold an end tag."""
     at, without, ends = 0, 0, {end[1]: end.end() for end in _END.finditer(text)}
     for tag in _TAG.finditer(text):
         if tag.start() < at:

@@ -1,4 +1,4 @@
-"""Find the positions of values in the user's messages, and decide if the sentence around a value is an order.
+"""Find values in the user's messages, and decide if their sentences are orders.
 
 Material (`mandate.material`) is cut out first. The sentence of a value may be a question or a prohibition, for example,
 and then orders nothing. Patterns repeat a bounded number of times, so the work is linear in the texts.
@@ -47,14 +47,14 @@ def _any(name: str) -> str:
 
 
 def _said(name: str, but: str = "") -> re.Pattern[str]:
-    """Return a pattern for the phrases of `name` as whole words, if the lookahead `but` holds, and for its signs."""
+    """Return a pattern for the phrases and signs of `name`; `but` is a lookahead."""
     phrases = [phrase for key, several in _PHRASES[name].items() if key != "signs" for phrase in several]
     signs = _PHRASES[name].get("signs", ())
     return lazy("|".join((rf"\b(?:{'|'.join(phrases)})\b{but}", *signs)), re.IGNORECASE)
 
 
 def _only(name: str) -> re.Pattern[str]:
-    """Return a pattern for a sentence that consists of a phrase of `name` and usual additions."""
+    """Return a pattern for a sentence that is a phrase of `name` and usual additions."""
     before, behind = _any(f"before_{name}"), _any(f"behind_{name}")
     return lazy(rf"(?:(?:{before})[,!. ]{{1,3}}){{0,3}}(?:{_any(name)})(?:[, ](?:{behind}))?", re.IGNORECASE)
 
@@ -74,14 +74,14 @@ def continues(text: str) -> bool:
 
 
 def stated(text: str) -> str:
-    """Return the user's message without material, and without sentences that forbid or except something."""
+    """Return the user's message without material, prohibitions and exceptions."""
     words = material.material(text)[0] if len(text) <= MAX_OWN else ""
     at = [0, *(end.end() for end in _END.finditer(words)), len(words)]
     return "".join(words[i:j] for i, j in pairwise(at) if not _NEGATES.search(words, i, j))
 
 
 class Place(NamedTuple):
-    """The position of a value in a segment: the index of the segment, and start and end in characters."""
+    """A value's position: the index of a segment, and start and end in characters."""
 
     segment: int
     start: int
@@ -89,7 +89,7 @@ class Place(NamedTuple):
 
 
 class Segment:
-    """A part of a user's message between material. `digest` names the message, and `offset` is the part's start."""
+    """A part of the user's message `digest` without material, starting at `offset`."""
 
     def __init__(self, digest: str, offset: int, text: str) -> None:
         self.digest, self.offset, self.text = digest, offset, text
@@ -113,7 +113,7 @@ class Segment:
         return self.starts[sentence], end
 
     def doubt(self, sentence: int, dictated: Sequence[tuple[int, int]] = ()) -> str | None:
-        """Return why a sentence may not be an order, or None. Words that the user dictates in it are ignored."""
+        """Return why a sentence may not be an order, or None. Skip its `dictated` words."""
         if dictated:
             return self._doubt(sentence, dictated)
         if sentence not in self._doubts:
@@ -137,7 +137,7 @@ class Segment:
         return max((s for s, e in spans if _TAKEN_BACK.fullmatch(self.text[s:e].strip(_EDGE))), default=-1)
 
     def whole(self, start: int, end: int) -> bool:
-        """Return True if a span is a whole token or a whole quotation, and not a part of one."""
+        """Return True if a span is a whole token or quotation, and not a part of one."""
         near = bisect_right(self.quotations, (start, len(self.text)))
         for first, last in self.quotations[max(0, near - 1) : near + 1]:
             inside = first <= start and end <= last
@@ -148,7 +148,7 @@ class Segment:
         return not self._joined(start - 1, start, -1) and not self._joined(end, end - 1, 1)
 
     def _joined(self, outer: int, inner: int, step: int) -> bool:
-        """Return True if the character just outside a span continues the token at the span's edge."""
+        """Return True if the character at `outer` continues the token that has `inner`."""
         if not 0 <= outer < len(self.text):
             return False
         c, beyond = self.text[outer], self.text[outer + step : outer + step + 1] if outer + step >= 0 else ""
@@ -157,7 +157,7 @@ class Segment:
         return c in ".-:?" and (step < 0 or beyond.isalnum() or (beyond != "" and beyond in "_*/\\@-"))
 
     def refused(self, start: int, *, dictated: bool) -> bool:
-        """Return True if the sentence around `start` forbids or excepts something; if `dictated`, before `start`."""
+        """Return True if the sentence forbids something; if `dictated`, before `start`."""
         first, last = self.span(self.sentence(start))
         return _NEGATES.search(self.masked, first, start if dictated else last) is not None
 
@@ -189,7 +189,7 @@ class Texts:
         self._known: dict[tuple[object, ...], tuple[list[Place], list[Place]]] = {}
 
     def places(self, value: object, *, dictated: bool = False) -> tuple[list[Place], list[Place]]:
-        """Return a pair: (1) where a value is said, (2) where it is said in a prohibition. Both are in order."""
+        """Return two sorted lists: where a value is said, and where it is prohibited."""
         key = (type(value), value, dictated)
         if key not in self._known:
             said: list[Place] = []
@@ -202,7 +202,7 @@ class Texts:
         return self._known[key]
 
     def counts(self, number: int, *, strict: bool) -> list[Place]:
-        """Return the positions of a number of calls. With `strict`, only "twice" or a number before "times" counts."""
+        """Return the positions of a number of calls; `strict`: only "twice" or "3 times"."""
         found = []
         for place in self.places(number)[0]:
             text = self.segments[place.segment].text
@@ -217,7 +217,7 @@ class Texts:
 
 
 def _found(segment: Segment, value: object, *, dictated: bool) -> Iterator[tuple[int, int]]:
-    """Yield the spans in which a value stands in a segment as a whole token or quotation."""
+    """Yield the spans of a value in a segment, as a whole token or quotation."""
     if dictated:
         yield from _phrase(segment, value) if isinstance(value, str) and value.strip(_EDGE) else ()
         return
@@ -246,7 +246,7 @@ def _found(segment: Segment, value: object, *, dictated: bool) -> Iterator[tuple
 
 
 def _moment(segment: Segment, date: tuple[int, int], times: set[str]) -> Iterator[tuple[int, int]]:
-    """Yield the span of a date. With `times`, yield the spans from the date to a time in the same sentence."""
+    """Yield a date's span, or with `times` the spans from it to times in its sentence."""
     if not times:
         if segment.whole(*date):
             yield date
@@ -274,6 +274,6 @@ def _phrase(segment: Segment, value: object) -> Iterator[tuple[int, int]]:
 
 
 def _same_scheme(value: object, written: str) -> bool:
-    """Return True unless `value` is a plain HTTP link and the user did not write `http://`."""
+    """Return False for an `http://` link that the user did not write with `http://`."""
     plain = isinstance(value, str) and value.lower().startswith("http://")
     return not plain or written.lower().startswith("http://")

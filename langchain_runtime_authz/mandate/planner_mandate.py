@@ -31,7 +31,7 @@ def backed(
     profiles: Mapping[str, ToolProfile],
     signatures: Mapping[str, Mapping[str, Any]],
 ) -> model.Compiled:
-    """Return the part of a planner's mandate that the user's messages back, and what was dropped."""
+    """Return the backed part of a planner's mandate, and a list of the dropped parts."""
     words = Texts(texts)
     if words.too_long:
         return model.Compiled(
@@ -58,13 +58,13 @@ def backed(
 
 
 def _few(confirm: Sequence[str], effects: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the effects and steps to confirm, each once. If they are too many, name effects instead of steps."""
+    """Return the effects and steps to confirm; if too many, effects instead of steps."""
     found = tuple(dict.fromkeys(c for c in confirm if c in effects or c in EFFECTS))
     return found if len(found) <= model.MAX_STEPS else tuple(dict.fromkeys(effects.get(c, c) for c in found))
 
 
 def arguments(signature: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return argument → JSON schema, from a tool's whole schema or from a mapping of this form."""
+    """Return argument → JSON schema, from a tool's whole schema or such a mapping."""
     inner = signature.get("properties")
     return inner if signature.get("type") == "object" and isinstance(inner, Mapping) else signature
 
@@ -96,7 +96,7 @@ class _Check:
         return tuple(step for step in self.kept.values() if step.id not in self.lost)
 
     def doubtful(self, step: model.Step) -> bool:
-        """Return True if a step is risky or looks values up, and neither the step nor its reads have a position."""
+        """Return True for a risky or looked-up step without a position in the messages."""
         looked_up = any(isinstance(argument, model.Field | model.Pick | model.Each) for argument in step.args.values())
         profile = self.profiles[step.tool]
         anchored = any(self.placing.claims[name] for name in (step.id, *self.behind[step.id]))  # includes its reads

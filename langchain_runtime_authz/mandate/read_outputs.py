@@ -31,7 +31,7 @@ _WORTH: Final = {"system": 2, "internal": 1, "external": 0}
 
 
 class Output:
-    """A read's output, as JSON values. `complete`: nothing was cut. `turn`: its index among reads and side effects."""
+    """A read's output as JSON. `complete`: nothing was cut. `turn`: recording order."""
 
     __slots__ = ("_words", "args", "complete", "given", "profile", "turn", "value", "weight")
 
@@ -50,12 +50,12 @@ class Output:
         return self._words
 
     def forget(self) -> None:
-        """Drop the value but keep the call, so that a later output of the call does not count as the first."""
+        """Drop the value but keep the call, so that a later output is not the first."""
         self.value, self.complete, self.weight, self._words = None, False, 0, None
 
 
 class Outputs:
-    """Hold the outputs of reads and the arguments of side effects of this process, up to the limits above.
+    """Hold outputs of reads and arguments of side effects, up to the limits above.
 
     Entries are parsed at the first query. Parsing takes `lock`, so callers must not hold it.
     """
@@ -93,7 +93,7 @@ class Outputs:
             self._read()
 
     def wrote(self, args: Mapping[str, Any]) -> None:
-        """Record the arguments of a side effect. A value in them is not trusted if a later read returns it."""
+        """Record a side effect's arguments: a later read of such values is not trusted."""
         self._unread.append((args,))
         if len(self._unread) >= MAX_REPEATS:
             self._read()
@@ -147,7 +147,7 @@ class Outputs:
             self._written.setdefault(form, self._turn)
 
     def written(self, value: object, turn: int) -> bool:
-        """Return True if a side effect before `turn` was given the value, or more values than could be recorded."""
+        """Return True if an earlier side effect had the value, or too many to record."""
         self._read()
         return self._left_out < turn or any(self._written.get(form, turn) < turn for form in scalar_forms(value))
 
@@ -162,7 +162,7 @@ class Outputs:
 
 
 def told(args: object) -> Iterator[str | None]:
-    """Yield the normal forms of all values in arguments and JSON texts, and of addresses; None for what is too large."""
+    """Yield the normal forms in arguments and their JSON texts; None if too large."""
     values = scalars(args, MAX_ARGUMENT_NODES)
     for value in (None,) if values is None else values:
         large = value in (None, json_copy.DEEP) or (isinstance(value, str) and len(value) > MAX_UNREAD)
@@ -183,14 +183,14 @@ def _canonical(value: Any) -> Any:
 
 
 def scalar_forms(value: object, *, said: bool = False) -> tuple[str, ...]:
-    """Return the normal forms of a scalar; none for an integer beyond `json_copy.LARGEST`."""
+    """Return the normal forms of a scalar; none for very large integers."""
     if isinstance(value, int) and not -json_copy.LARGEST < value < json_copy.LARGEST:
         return ()
     return forms(value, said=said)
 
 
 def scalars(value: object, most: int, *, mappings: bool = True) -> list[Any] | None:
-    """Return the scalars in a value; None if there are more than `most`, or a mapping although `mappings` is False."""
+    """Return the scalars in a value; None for more than `most`, or a refused mapping."""
     found: list[Any] = []
     stack: list[Any] = [value]
     while stack:
@@ -209,7 +209,7 @@ def scalars(value: object, most: int, *, mappings: bool = True) -> list[Any] | N
 
 
 def nodes_at(value: object, path: str) -> list[Any]:
-    """Return the values at a dotted path, also inside lists. The path "" returns the value itself."""
+    """Return the values at a dotted path, also inside lists; "" is the value itself."""
     level = [value]
     for name in path.split(".") if path else ():
         inner: list[Any] = [v for top in level for v in (top if isinstance(top, list) else (top,))]
@@ -222,6 +222,6 @@ def text_of(value: object) -> str:
 
 
 def worth(profile: ToolProfile, path: str) -> int:
-    """Return the trust in a field's writer: 2 a system, 1 an internal source, 0 an outsider, counterparty or prose."""
+    """Return a field's trust: 2 system, 1 internal, 0 outsider, counterparty or prose."""
     field = field_trust(profile, path)
     return 0 if field.prose or field.counterparty else _WORTH[field.origin]

@@ -1,4 +1,4 @@
-"""Find a position in the user's messages for each value of a step that a planner wrote.
+"""Find a position in the user's messages for each value of a planner's step.
 
 A position backs one argument of one step. All positions of a side effect are in one sentence, which must be an order.
 """
@@ -25,7 +25,7 @@ _JOINED: Final = re.compile(
 
 
 class Need(NamedTuple):
-    """A value of a step that must stand in the user's messages. `owner`: argument, or a condition's step and field.
+    """A value of a step that must stand in the user's messages.
 
     Attributes:
         dictated: the value is free text that the user dictates.
@@ -36,7 +36,7 @@ class Need(NamedTuple):
         joined: the values of the owner must stand next to each other.
     """
 
-    owner: str
+    owner: str  # the argument, or step and field of a condition
     value: object
     dictated: bool = False
     ends: bool = False
@@ -47,10 +47,10 @@ class Need(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """The position that backs a need. `deed` is empty for a read, because a read does not use up its positions."""
+    """The position that backs a need."""
 
     place: Place
-    deed: str
+    deed: str  # empty for a read, which does not use up positions
     need: Need
 
 
@@ -58,7 +58,7 @@ Placed = tuple[list[Claim], str | None]  # the claims, or why there are none
 
 
 class Placing:
-    """The positions of a mandate's steps in the user's messages. `claims`: id of a kept step → its claims."""
+    """The positions of a mandate's steps. `claims`: id of a kept step → its claims."""
 
     def __init__(self, words: Texts) -> None:
         self.words = words
@@ -97,7 +97,7 @@ class Placing:
         return [], why
 
     def unplaced(self, reads: Iterable[str]) -> str | None:
-        """Return why a side effect without own values is not ordered, by the sentences of its reads or else by all."""
+        """Return why no sentence orders a side effect without values; None if one does."""
         needs = [claim.need for read in reads for claim in self.claims[read]]
         anchors = [self._sentence(place) for need in needs for place in self._choices(need)]
         everywhere = ((n, s) for n, segment in enumerate(self.words.segments) for s in range(len(segment.starts)))
@@ -116,7 +116,7 @@ class Placing:
         return why
 
     def mixed(self, orders: Sequence[tuple[Step, ToolProfile]]) -> dict[str, str]:
-        """Return step id → reason, for steps whose positions are interleaved: "Bob 45 and Carol 3000"."""
+        """Return step id → reason, for interleaved steps: "Bob 45 and Carol 3000"."""
         found: dict[str, str] = {}
         hulls = {step.id: hull([c.place for c in self.claims[step.id]]) for step, _ in orders}
         for i, (one, profile) in enumerate(orders):
@@ -131,7 +131,7 @@ class Placing:
         return found
 
     def _choices(self, need: Need) -> list[Place]:
-        """Return the positions that may back a need: not in a prohibition, and not before one of the same value."""
+        """Return the positions of a need's value behind its last prohibition."""
         if need.counts:
             return self.words.counts(int(str(need.value)), strict=need.strict)
         said, forbidden = self.words.places(need.value, dictated=need.dictated)
@@ -162,7 +162,7 @@ class Placing:
         return segment.doubt(sentence, dictated) or ("it was taken back" if taken_back else None)
 
     def _apart(self, inside: Sequence[tuple[Need, list[Place]]], deed: str) -> list[Claim] | None:
-        """Return a separate position for each need, near the first one; None if positions are missing."""
+        """Claim a separate position near the first for each need; None if one is missing."""
         placed: list[Claim] = []
         for need, found in inside:
             near = placed[0].place if placed else found[0]
@@ -206,7 +206,7 @@ class Placing:
 
 
 def _deed(step: Step, profile: ToolProfile) -> str:
-    """Return the name under which a step uses up positions. With the effect in it, no deed joins two effects."""
+    """Return the name by which a step uses up positions, never shared by two effects."""
     return f"{profile.effect} {step.deed}" if step.deed else f"step {step.id}"
 
 

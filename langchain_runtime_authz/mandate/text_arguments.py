@@ -1,4 +1,4 @@
-"""Check that the identifiers and copied passages of a free text come from the mandate's sources.
+"""Check that a text's identifiers and copied passages come from allowed sources.
 
 A paraphrase of other data is not noticed.
 """
@@ -33,7 +33,7 @@ _SIGN: Final = lazy(r"[\u3040-\u30ff\u3400-\u9fff]")
 
 
 def unbacked(text: str, allowed: str) -> bool:
-    """Return True if a text has an identifier, a long token or invisible characters that `allowed` lacks."""
+    """Return True if `allowed` lacks an identifier, token or hidden sign of `text`."""
     if not {m[0] for m in _HIDDEN.finditer(text)} <= {m[0] for m in _HIDDEN.finditer(allowed)}:
         return True
     text, allowed = _clear(text), _clear(allowed)
@@ -102,7 +102,7 @@ def _runs(joined: str, n: int) -> Iterable[tuple[str, ...]]:
 
 
 def borrowed(text: str, allowed: str, others: Iterable[Words]) -> bool:
-    """Return True if a text has a run of words that is in one of `others` and not in `allowed`."""
+    """Return True if a run of words in `text` is in `others`, but not in `allowed`."""
     runs = Words(text).runs()
     if runs:
         runs -= Words(allowed).runs()
@@ -110,7 +110,7 @@ def borrowed(text: str, allowed: str, others: Iterable[Words]) -> bool:
 
 
 def _clear(text: str) -> str:
-    """Return the text as a reader sees it: compatibility forms folded, invisible characters dropped."""
+    """Return the text as a reader sees it: folded, without invisible characters."""
     if text.isascii():
         return text
     return "".join(c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) != "Cf")

@@ -37,7 +37,7 @@ _PORTS: Final = {"http": 80, "https": 443}
 
 
 def same(value: object, constant: object, kind: str) -> bool:
-    """Return True if a call's value equals the constant, for an argument of the kind `kind`."""
+    """Return True if a call's value equals the constant, for an argument of this kind."""
     for one in (value, constant):
         if type(one) not in SHORT_KINDS or (type(one) is str and len(one) > REMEMBERED):
             return _same(value, constant, kind)
@@ -82,7 +82,7 @@ def _same(value: Any, constant: Any, kind: str) -> bool:
 
 
 def commas(value: object) -> bool:
-    """Return True for an amount with a comma, which tools may read as decimal or as thousands separator."""
+    """Return True for an amount with a comma, which tools may read in two ways."""
     return isinstance(value, str) and "," in value
 
 
@@ -90,7 +90,7 @@ known_same: Final = lru_cache(maxsize=8192, typed=True)(_same)
 
 
 def _spelled(value: object, constant: object, own: Sequence[str], said: Sequence[str], kind: str) -> bool:
-    """Return True if two values name one thing. Case matters in paths, ids and commands, and zeros in versions."""
+    """Return True if two values name one thing; only plain names may differ in case."""
     if not isinstance(value, str) and not isinstance(constant, str):
         return True
     if any(f.startswith(_KNOWN) for f in own if f in said):
@@ -103,7 +103,7 @@ def _spelled(value: object, constant: object, own: Sequence[str], said: Sequence
 
 
 def _same_moment(value: Any, constant: Any, own: Sequence[str], said: Sequence[str]) -> bool:
-    """Return True if two dates or times are equal. A constant may lack a year, time or zone, but not a day.
+    """Return True if two dates are equal. The constant may lack year, time or zone.
 
     A date that can be read in two ways equals only the same text.
     """
@@ -125,7 +125,7 @@ def _same_moment(value: Any, constant: Any, own: Sequence[str], said: Sequence[s
 
 
 def reading(value: object) -> Decimal | datetime.datetime | None:
-    """Parse a value as a number or an ISO 8601 date; None if it is neither, or can be read in two ways."""
+    """Parse a value as a number or ISO 8601 date; None if it is neither or ambiguous."""
     numbers = [f for f in scalar_forms(value) if f.startswith("num:")] if not isinstance(value, bool) else []
     if numbers:
         return Decimal(numbers[0][4:]) if len(numbers) == 1 else None
@@ -136,7 +136,7 @@ def reading(value: object) -> Decimal | datetime.datetime | None:
 
 
 def compare(value: object, bound: object) -> int | None:
-    """Return -1, 0 or 1 if a number or date is below, at or above a bound; None if they cannot be compared.
+    """Return -1, 0 or 1 for a value below, at or above a bound; None if incomparable.
 
     A time or a zone that the bound lacks is ignored.
     """
@@ -157,7 +157,7 @@ def _sign(one: Any, other: Any) -> int:
 
 
 def _same_door(value: str, constant: str) -> bool:
-    """Return True if two links have equal scheme (`https` if the constant has none), port and fragment."""
+    """Return True if two links have equal scheme (default `https`), port and fragment."""
     (scheme, port), (said, said_port) = _door(value), _door(constant)
     if value.partition("#")[2] != constant.partition("#")[2]:
         return False
@@ -198,7 +198,7 @@ def _segments(path: str) -> list[str]:
 
 
 def meets(condition: Condition, values: Sequence[Scalar]) -> bool | None:
-    """Return True if one of a field's values meets a condition (`Not`: if none does); None if it is not certain."""
+    """Return True if a value meets the condition (`Not`: none does); None if unsure."""
     if not values:
         return False
     inner = condition.condition if isinstance(condition, Not) else condition

@@ -49,7 +49,7 @@ def compile_words(
     profiles: Mapping[str, ToolProfile],
     signatures: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
 ) -> Compiled:
-    """Return the mandate of one turn, or `None` with the parts that were not understood.
+    """Compile the mandate of one turn, or list what was not understood.
 
     Args:
         texts: the user's messages of the turn, in order.
@@ -117,7 +117,7 @@ class _Turn:
         self.text, self.digest = "", ""  # the message that is read now, and its digest
 
     def read(self, texts: Sequence[str]) -> Compiled:
-        """Read all sentences of the texts. If one is not understood, the turn has no mandate."""
+        """Read all sentences. If one is not understood, the turn has no mandate."""
         dropped: list[Dropped] = []
         for self.text in texts:
             self.digest = content_digest(self.text)
@@ -147,7 +147,7 @@ class _Turn:
     # --- sentences
 
     def _framed(self) -> list[Token]:
-        """Return the tokens. All text behind "this query:" or "Body:" becomes one quotation."""
+        """Return the tokens; all text behind "this query:" or "Body:" is one quotation."""
         tokens, end = list(self.language.tokens(self.text)), len(self.text.rstrip())
         for at, colon in enumerate(tokens[1:-1], 2):
             if colon.kind != "colon" or singular(tokens[at - 2].lower) not in self.language.framed:
@@ -182,7 +182,7 @@ class _Turn:
             self._clause(clause)
 
     def _opened(self, tokens: Sequence[Token], at: int = 0, phrases: str = "openers") -> int:
-        """Return the index at which the clause begins, behind greetings and polite words (`phrases`)."""
+        """Return the index at which the clause begins, behind greetings (`phrases`)."""
         while taken := self.language.match(phrases, tokens, at):
             at += taken
             at += at < len(tokens) and tokens[at].text == ","
@@ -207,7 +207,7 @@ class _Turn:
         yield tokens[begin:]
 
     def _begins(self, before: Sequence[Token], tokens: Sequence[Token]) -> bool:
-        """Return True if `tokens` begin a clause. A word that `before` has is a noun: "mail 1 to … and mail 2"."""
+        """Return True if `tokens` begin a clause with a verb that `before` does not have."""
         verb = tokens and tokens[0].kind == "word" and tokens[0].lower in self.verbs and not self._labelled(tokens)
         return bool(verb) and all(t.lower != tokens[0].lower for t in before)
 
@@ -255,7 +255,7 @@ class _Turn:
             raise _UnclearError("it has too many orders")
 
     def _keep(self, tool: Tool, step: Step) -> None:
-        """Keep a step. Refuse two different orders with one target, because one may depend on the other."""
+        """Keep a step, or refuse it if another order has its target and may depend on it."""
         hit = _targets(tool, step)
         for other, known in self.kept if tool.profile.ordered else ():
             shared = hit & _targets(other, known) if other is not tool else hit == _targets(tool, known)
@@ -272,7 +272,7 @@ class _Turn:
         return tokens
 
     def _verb(self, tool: Tool, tokens: Sequence[Token]) -> int:
-        """Return the number of tokens that the verb takes; 0 if the clause does not ask for the tool."""
+        """Return the number of the verb's tokens; 0 if the clause does not ask for `tool`."""
         said, rest = tokens[0].lower, {singular(t.lower) for t in tokens[1:] if t.kind in {"word", "name"}}
         behind, (named, *nouns) = [t.lower for t in tokens[1:2]], [*words_of(tool.name), ""]
         # "Open the ticket" only reads it. "Open a ticket" acts, and so does "Open gate G-7" for a tool `open_gate`.
@@ -288,7 +288,7 @@ class _Turn:
         return max(taken)
 
     def _ordered(self, tool: Tool, tokens: list[Token]) -> list[Step]:
-        """Return the steps that a clause orders from a tool: two for "Pay Bob 45 EUR and Ann 30 EUR"."""
+        """Return the steps that a clause orders: two for "Pay Bob 45 EUR and Ann 30 EUR"."""
         taken = self._verb(tool, tokens)
         rest = tokens[taken:]
         acts = tool.effect in {"write", "admin", "delete"} and rest and rest[0].lower not in tool.offers
@@ -328,7 +328,7 @@ def _said(step: Step) -> dict[str, str]:
 
 
 def _targets(tool: Tool, step: Step) -> set[str]:
-    """Return the values of a step's targets. Without any, return all values except dates, and the tool's nouns."""
+    """Return a step's targets; without any, its nouns and all values except dates."""
     values = {n: v.casefold() for n, v in _said(step).items()}
     told = {v for n, v in values.items() if tool.profile.critical.get(n) in {*TARGETS, "url"}}
     return told or {*tool.nouns, *(v for n, v in values.items() if n not in tool.profile.when)}

@@ -183,7 +183,7 @@ class Language:
         return word in self.stops or word.endswith("n't") or not self.stops.isdisjoint(word.split("-"))
 
     def stop(self, tokens: Sequence[Token]) -> str:
-        """Return the first word or phrase that takes an order back or makes it conditional; "" if there is none."""
+        """Return the first phrase that takes an order back or makes it conditional, or ""."""
         at = 0
         while at < len(tokens):
             if excused := self.match(self.excused, tokens, at):  # "after that, …", "… as soon as possible"
@@ -197,7 +197,7 @@ class Language:
         return ""
 
     def match(self, phrases: str | Phrases, tokens: Sequence[Token], at: int) -> int:
-        """Return the number of tokens in the longest phrase that begins at `at`; 0 if there is none."""
+        """Return the length in tokens of the longest phrase at `at`; 0 if there is none."""
         if at >= len(tokens) or tokens[at].kind not in _WORDLIKE:
             return 0
         known = self.phrases[phrases] if isinstance(phrases, str) else phrases
@@ -206,11 +206,11 @@ class Language:
         return next((len(phrase) for phrase in options if phrase == said[: len(phrase)]), 0)
 
     def definite(self, token: Token) -> bool:
-        """Return True if a token tells which thing is meant: an article, a number or an identifier, for example."""
+        """Return True if a token tells which thing is meant, like an article or a number."""
         return token.lower in self.determiners or token.kind not in {"word", "name", "sep", "colon", "odd"}
 
     def value(self, token: Token) -> bool:
-        """Return True if a token may be a value. The caller restricts common words further."""
+        """Return True if a token may be a value; callers restrict common words further."""
         if token.kind in {"name", "word"}:
             return not (token.lower in self.closed or token.lower in self.months or self.stopped(token.lower))
         return token.kind not in {"odd", "sep", "colon", "end"}
@@ -223,7 +223,7 @@ def languages() -> tuple[Language, ...]:
 
 
 def read_number(number: str) -> int | float | None:
-    """Return the value of a written number; None if it can be read in no way or in two, or is 0."""
+    """Return the value of a written number; None if it is ambiguous, unreadable or 0."""
     readings = decimals(number) if _PLAIN.fullmatch(number) else ()
     if len(readings) != 1 or not readings[0]:
         return None
