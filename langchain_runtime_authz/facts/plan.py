@@ -128,7 +128,7 @@ def locate(plan: PlanRecord, call_id: str | None, tool: str, args: object) -> Pl
 def carry(
     plan: PlanRecord, epoch: int, instead: Mapping[int, PlannedCall | None], announced: Collection[int] = ()
 ) -> PlanRecord:
-    """Return the plan for `epoch`, with edits in `instead` by position; None drops."""
+    """Carry the plan into `epoch`. `instead`: edits by position; None drops a call."""
     # `announced`: positions at which edits are undone.
     calls = []
     for call in plan.calls:

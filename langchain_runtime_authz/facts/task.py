@@ -70,7 +70,7 @@ def _block_text(block: Any) -> str:
 
 
 def content_digest(content: object) -> str:
-    """Return the digest of a content. A list of text blocks counts as their text."""
+    """Return the digest of a message's content. Text blocks count as their text."""
     if isinstance(content, list) and all(
         isinstance(b, str) or (isinstance(b, dict) and b.get("type") == "text") for b in content
     ):

@@ -256,7 +256,7 @@ def _left(judged: DecidedCall) -> bool:
 
 
 def _askable(judged: DecidedCall) -> bool:
-    """Return True if the call asks here, and its arguments parse alike again."""
+    """Return True if the call asks here and its arguments parse to equal values again."""
     # Otherwise the answer would not fit the call when it runs again.
     return judged.asks and not _left(judged) and parses_alike(judged.call)
 
@@ -307,7 +307,7 @@ def skip_answers(config: Mapping[str, Any], count: int) -> None:
 
 
 def skip_answers_to(config: Mapping[str, Any], had: int) -> bool:
-    """Skip the task's answers after `had`; only return False if an unused one waits."""
+    """Skip the answers after the first `had`. Return False if an unused one waits."""
     scratchpad = private.scratchpad_of(config)
     if scratchpad is None or _answers_left(config, len(scratchpad.resume)):
         return False

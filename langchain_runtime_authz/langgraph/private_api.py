@@ -212,7 +212,7 @@ def of_execution(parts: dict[Any, Any], config: Mapping[str, Any]) -> tuple[set[
 
 
 def counting_questions(config: dict[str, Any], place: int | None = None) -> tuple[dict[str, Any], list[int]]:
-    """Return (1) a tool's or node's `config`, (2) a list to fill with its questions."""
+    """Return (1) a tool's or node's `config`, (2) a list that counts its questions."""
     configurable = config.get("configurable") or {}
     scratchpad = configurable.get(keys.CONFIG_KEY_SCRATCHPAD)
     asked: list[int] = []

@@ -319,7 +319,7 @@ def _with_seen(rows: list[Row], counted: Mapping[Gate, Counted]) -> list[Row]:
 
 
 def _with_observed(rows: list[Row], observed: Iterable[Observed]) -> list[Row]:
-    """Add observed effects to the rows' notes, and a row for each undeclared one."""
+    """Add observed effects to the rows' notes, and rows for undeclared effects."""
     seen: dict[tuple[str, str, str], list[str]] = {}
     for one in observed:
         kind = {"node": "effect", "thread": "entry"}.get(one.by, one.by)
