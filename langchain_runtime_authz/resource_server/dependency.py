@@ -209,7 +209,7 @@ class ResourceServer(BearerServer[Credential]):
             raise self._http(exc) from None
 
     async def authenticate(self, *, method: str, path: str, headers: Iterable[tuple[str, str]]) -> Credential:
-        """Return a request's credential. Names of `headers` are in lower case."""
+        """Return the credential of a tool's call; refuse one to invoke an agent. `headers` have lower-case names."""
         pairs = tuple(headers)
         scheme, token = bearer_token([value for name, value in pairs if name == "authorization"])
         shown = [value for name, value in pairs if name == "dpop"]
@@ -218,7 +218,7 @@ class ResourceServer(BearerServer[Credential]):
         credential = await self._verifier.averify(token, audience=self.audience, tenant=self._tenant, bound=True)
         self._check_proof(credential, scheme, shown, method, path)
         await self._check_live(credential)
-        if self._tools is not None and self._tools.isdisjoint(credential.tools):
+        if not (credential.tools if self._tools is None else self._tools.intersection(credential.tools)):
             raise CredentialError(Code.CREDENTIAL_TOOL)
         return credential
 

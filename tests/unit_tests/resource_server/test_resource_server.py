@@ -164,6 +164,8 @@ def test_a_bad_request_is_answered_as_the_rfc_says(headers: Any, status: int, er
         ({"require_proof": True}, {}, 401, "proof_missing"),
         ({"for_tools": ("wipe",)}, {}, 403, "credential_tool"),
         ({"for_tools": ()}, {}, 403, "credential_tool"),
+        ({}, {"action": "agent/invoke"}, 403, "credential_tool"),
+        ({"for_tools": ("send_money",)}, {"action": "agent/invoke"}, 403, "credential_tool"),
         ({}, {"cnf_jkt": KEY.kid}, 401, "proof_missing"),
         ({"proofs": None}, {"cnf_jkt": KEY.kid}, 401, "proof_missing"),
     ],
