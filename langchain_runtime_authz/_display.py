@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from itertools import count
 from typing import Final
 
-from langchain_runtime_authz._regex import lazy
+from langchain_runtime_authz._regex import lazy, normalize
 
 MAX_SHOWN: Final = 240  # characters of one text or number
 MAX_LISTED: Final = 40  # texts and numbers of one list or object
@@ -48,7 +48,7 @@ def inert(text: str) -> str:
     """Return `text` on one line, without markup, invisible characters or reordering."""
     shown: list[str] = []
     accents = 0
-    for c in unicodedata.normalize("NFC", text):
+    for c in normalize("NFC", text):
         accents = accents + 1 if unicodedata.category(c) == "Mn" else 0
         hidden = unseen(c) and (c != " " or shown[-1:] == [" "])  # blanks in a row would fill up a line
         shown.append(_escape(c) if hidden or accents > _ACCENTS else c)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import ipaddress
 import re
-import unicodedata
 from typing import Final
 from urllib.parse import SplitResult, unquote, urlsplit
 
+from langchain_runtime_authz._regex import normalize
 from langchain_runtime_authz.errors import ConfigError
 
 _URL: Final = re.compile(r"[!#-\[\]^_`a-~]+")  # printable ASCII without space, quote and backslash
@@ -85,7 +85,7 @@ def is_under(url: str, place: str) -> bool:
 def _is_plain(path: str) -> bool:
     """Return True if all servers read the path alike, and no part leads up (`..`)."""
     try:
-        read = unicodedata.normalize("NFKC", unquote(path, errors="strict"))
+        read = normalize("NFKC", unquote(path, errors="strict"))
     except UnicodeDecodeError:
         return False
     heads = (_AFTER.split(segment, 1)[0] for segment in _SLASH.split(read))

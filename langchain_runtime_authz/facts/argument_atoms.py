@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
+from langchain_runtime_authz._regex import clear
 from langchain_runtime_authz.facts.normal_forms import REMEMBERED, forms, identifiers, key, mentions, skeleton, tidy
 from langchain_runtime_authz.tool_profile import ToolProfile, argument
 
@@ -212,8 +212,8 @@ def _marks(value: object, kind: str) -> Iterator[str]:
     """Yield a scalar's marks: a destination's addresses, an amount's largest number."""
     if kind in DESTINATIONS and isinstance(value, int):
         value = str(value)  # an account number
-    if isinstance(value, str) and not value.isascii():  # full-width letters, zero-width characters
-        value = "".join(c for c in unicodedata.normalize("NFKC", value) if unicodedata.category(c) != "Cf")
+    if isinstance(value, str):
+        value = clear(value)
     found = [f for part in _parts(value, kind) for f in part[:1]]
     if isinstance(value, str) and kind in DESTINATIONS:
         found = identifiers(tidy(value)) or [f for f in forms(value) if f.startswith("digits:")] or found

@@ -21,7 +21,7 @@ from hashlib import blake2b
 from typing import Final
 from urllib.parse import urlsplit
 
-from langchain_runtime_authz._regex import lazy
+from langchain_runtime_authz._regex import lazy, normalize
 
 MAX_VALUE: Final = 2048  # characters of one value; a longer one, without the blanks around words, has no form
 REMEMBERED: Final = 256  # characters of a value whose forms are cached
@@ -90,7 +90,7 @@ def key(form: str) -> str:
 
 
 def tidy(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFC", text).split())
+    return " ".join(normalize("NFC", text).split())
 
 
 def _plain(text: str) -> bool:
@@ -98,7 +98,7 @@ def _plain(text: str) -> bool:
         return text.isprintable()
     if any(unicodedata.category(c) in ("Cc", "Cf", "Co", "Cs", "Cn") for c in text):
         return False
-    return unicodedata.normalize("NFKC", text) == text
+    return normalize("NFKC", text) == text
 
 
 def _respelled(value: str) -> bool:
@@ -121,8 +121,7 @@ def skeleton(text: str) -> str:
 
 
 def _skeleton(text: str) -> str:
-    pieces = (text[i : i + REMEMBERED] for i in range(0, len(text), REMEMBERED))  # many accents: quadratic in a piece
-    folded = "".join(unicodedata.normalize("NFKD", piece) for piece in pieces).casefold().translate(_LOOKS)
+    folded = normalize("NFKD", text).casefold().translate(_LOOKS)
     if not (folded.isascii() and folded.isprintable()):
         folded = "".join(c for c in folded if unicodedata.category(c) not in ("Mn", "Cf", "Cc"))
     return folded.replace("rn", "m")
@@ -136,6 +135,7 @@ def canonical(number: Decimal) -> str:
     return "0" if text == "-0" else text
 
 
+@lru_cache(maxsize=1024)
 def decimals(text: str) -> tuple[Decimal, ...]:
     """Return the readings of a number: `1,200` is 1200 or 1.2."""
     digits = re.sub(r"[^\d.,+\-]", "", text)
@@ -241,11 +241,11 @@ def identifiers(text: str) -> list[str]:
 def _identifiers(text: str) -> Iterator[tuple[str, tuple[int, int]]]:
     end, at = 0, text.find("@")
     while at >= 0:
-        address = _EMAIL.search(text, max(end, at - _LOCAL), at + _DOMAIN + 2)
-        if address is not None and text.find("@", address.start()) == at:
+        following = text.find("@", at + 1)
+        address = _EMAIL.search(text, max(end, at - _LOCAL), min(at + _DOMAIN + 2, following + 1 or len(text)))
+        if address is not None:
             yield f"email:{address[0].rstrip('.').lower()}", address.span()
-            end = address.end()
-        at = text.find("@", at + 1)
+        end, at = address.end() if address is not None else at + 1, following
     for found in _URL.finditer(text):
         for form in forms(found[0].rstrip(".,;:!?*_")):
             yield form, found.span()

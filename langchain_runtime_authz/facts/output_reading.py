@@ -182,7 +182,7 @@ class Reading:
                 self.prose.append(Prose(value, field.origin, source))
 
     def _mentions(self, text: str, field: FieldTrust, source: str, known: Sequence[str]) -> bool:
-        inner = [f for f in mentions(text) if f not in known]
+        inner = [f for f in mentions(text) if f not in known] if len(self.found) < MAX_SIGHTINGS else ()
         for form in inner:
             if form not in self.echo:
                 self._see(form, field, source, asserted=False)

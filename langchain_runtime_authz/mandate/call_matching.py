@@ -383,8 +383,10 @@ def _mentions(value: object, unwanted: Scalar, kind: str) -> bool:
 
 
 def _holds(held: Sequence[Any] | None, unwanted: Scalar) -> bool:
-    """Return True if a path, or a pattern of paths, in `held` may contain `unwanted`."""
+    """Return True if a path, or a pattern of paths, in `held` may contain `unwanted`, or is too long to check."""
     for value in (one for one in held or () if isinstance(one, str)):
+        if len(value) > MAX_VALUE:
+            return True
         stem, *rest = SEVERAL.split(normpath(unquote(value)), maxsplit=1)
         above, kept = (" ".join(_bare(text).split()) for text in (stem, str(unwanted)))
         if "/" in str(unwanted) and kept.startswith(above if rest or not above else f"{above} "):

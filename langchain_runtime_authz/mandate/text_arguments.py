@@ -5,11 +5,10 @@ A paraphrase of other data is not noticed.
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable
 from typing import Final
 
-from langchain_runtime_authz._regex import lazy
+from langchain_runtime_authz._regex import clear, lazy
 from langchain_runtime_authz.facts.normal_forms import fold, mentions
 
 MAX_TEXT: Final = 8192  # characters of one text argument
@@ -36,7 +35,7 @@ def unbacked(text: str, allowed: str) -> bool:
     """Return True if `allowed` lacks an identifier, token or hidden sign of `text`."""
     if not {m[0] for m in _HIDDEN.finditer(text)} <= {m[0] for m in _HIDDEN.finditer(allowed)}:
         return True
-    text, allowed = _clear(text), _clear(allowed)
+    text, allowed = clear(text), clear(allowed)
     there, ours = mentions(allowed), mentions(text)
     written: dict[str, bool] = {}
     for form, spelled in ours.items():
@@ -78,7 +77,7 @@ class Words:
     __slots__ = ("_parts",)
 
     def __init__(self, text: str) -> None:
-        text = fold(_clear(text))
+        text = fold(clear(text))
         signs = _SIGN.findall(text)
         words = _WORD.findall(_SIGN.sub(" ", text) if signs else text)
         self._parts = tuple((f" {' '.join(p)} ", frozenset(p), n) for p, n in ((words, RUN), (signs, _LETTERS)) if p)
@@ -107,10 +106,3 @@ def borrowed(text: str, allowed: str, others: Iterable[Words]) -> bool:
     if runs:
         runs -= Words(allowed).runs()
     return bool(runs) and any(other.holds(runs) for other in others)
-
-
-def _clear(text: str) -> str:
-    """Return the text as a reader sees it: folded, without invisible characters."""
-    if text.isascii():
-        return text
-    return "".join(c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) != "Cf")

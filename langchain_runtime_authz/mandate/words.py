@@ -18,6 +18,7 @@ from textwrap import shorten
 from types import MappingProxyType
 from typing import Any, Final
 
+from langchain_runtime_authz._regex import normalize
 from langchain_runtime_authz.facts.task import content_digest
 from langchain_runtime_authz.mandate.clause import MAX_NAME, TARGETS, Clause, Tool
 from langchain_runtime_authz.mandate.languages import Language, Token, languages, singular, words_of
@@ -79,7 +80,7 @@ def _unplain(text: str) -> str | None:
         return "it looks like quoted or forwarded text"
     if _POINTS.search(text):
         return "its points may be part of the line above them"
-    if unicodedata.normalize("NFKC", text) != text:
+    if normalize("NFKC", text) != text:
         return "it has compatibility characters"
     for letter in set(text):
         category = unicodedata.category(letter)[0]

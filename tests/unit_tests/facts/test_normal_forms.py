@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import time
+import unicodedata
+from collections.abc import Callable
 from decimal import Decimal
+from typing import Literal
 
 import pytest
 
-from langchain_runtime_authz.facts.normal_forms import canonical, decimals, forms, key, mentions, skeleton
+from langchain_runtime_authz._display import inert
+from langchain_runtime_authz._regex import _SIGNS, normalize
+from langchain_runtime_authz.facts.normal_forms import canonical, decimals, forms, key, mentions, skeleton, tidy
 from langchain_runtime_authz.facts.user_words import MAX_TEXT, UserWords
 from langchain_runtime_authz.mandate.places import stated
+from langchain_runtime_authz.mandate.text_arguments import Words, unbacked
 
 SAME = [
     ("Bob@Example.org", "bob@example.org"),
@@ -195,7 +202,9 @@ def test_all_texts_of_a_task_count() -> None:
         "." * 100_000,
         "jan " * 25_000,
         "12:" * 33_000,
+        "@" * 100_000,
         "\u0301" * 100_000,
+        "\u0301\u0323" * 100_000,
         " " * 100_000,
         "+1 " * 33_000,
     ],
@@ -203,5 +212,36 @@ def test_all_texts_of_a_task_count() -> None:
 )
 def test_repetition_ends(text: str) -> None:
     """A pattern that backtracks would not come back from this."""
+    began = time.process_time()
     mentions(text)
     assert not UserWords([text, text]).said(("text:nowhere",))
+    assert time.process_time() - began < 2
+
+
+@pytest.mark.parametrize("text", ["\u0301\u0323" * 50_000, "\uff9e\u0301" * 50_000, "\u0f73\u0301" * 50_000], ids=ascii)
+@pytest.mark.parametrize("scan", [tidy, skeleton, inert, Words, lambda t: unbacked(t, "")], ids=["tidy", "skeleton", "inert", "words", "unbacked"])
+def test_combining_marks_take_linear_time(scan: Callable[[str], object], text: str) -> None:
+    began = time.process_time()
+    scan(text)
+    assert time.process_time() - began < 2
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFKC", "NFKD"])
+def test_a_text_in_pieces_equals_only_what_unicode_equates(form: Literal["NFC", "NFKC", "NFKD"]) -> None:
+    marks = ["\u0323" * n + "\u0301" * m for n in range(0, 64, 9) for m in range(0, 64, 9)]
+    texts = [f"e{mark}{more}" for mark in marks for more in ("", "\u0323", "\u0301x", "\u034f\u0301x")]
+    for text in texts:
+        assert unicodedata.normalize(form, normalize(form, text)) == unicodedata.normalize(form, text)
+        if len(text) <= 30:
+            assert normalize(form, text) == unicodedata.normalize(form, text)
+    equal: dict[str, set[str]] = {}
+    for text in texts:
+        equal.setdefault(normalize(form, text), set()).add(unicodedata.normalize(form, text))
+    assert {len(same) for same in equal.values()} == {1}
+
+
+def test_a_run_of_each_combining_mark_is_cut() -> None:
+    """A character whose normal form begins with a mark would lengthen a run if `_SIGNS` did not find it."""
+    marks = [c for c in map(chr, range(0x110000)) if unicodedata.combining(unicodedata.normalize("NFKD", c)[0])]
+    assert len(marks) > 900
+    assert [ascii(c) for c in marks if not _SIGNS.search(c * 31)] == []
