@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from langchain_runtime_authz._display import printable
 from langchain_runtime_authz._locks import file_lock, in_child
 from langchain_runtime_authz._renewed_files import replace_file, stamp
 from langchain_runtime_authz._validate import checked_count, checked_path, checked_seconds
@@ -235,7 +236,7 @@ class ReloadingPDP(InProcess):
             except ConfigError as exc:
                 if str(exc) != self._refused:
                     # As text: a kept log record would keep the refused bundle by the traceback's frames.
-                    _log.error("policy %s stays: %s", self.revision, str(exc))
+                    _log.error("policy %s stays: %s", self.revision, printable(str(exc)))
                 self._refused = str(exc)
                 passes = isinstance(exc.__cause__, OSError) and not isinstance(exc.__cause__, gzip.BadGzipFile)
                 if state and self._rejected is None and not passes:  # not if it was not read, not kept or too slow

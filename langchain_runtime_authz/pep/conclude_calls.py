@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Final, Literal
 
+from langchain_runtime_authz._display import printable
 from langchain_runtime_authz._flow import Flow
 from langchain_runtime_authz.audit.record import completion_record
 from langchain_runtime_authz.credential.ticket import Ticket
@@ -84,7 +85,7 @@ def deny_call(run: Run, decided: DecidedCall) -> Flow[Denial]:
         try:
             yield from decision_log.tell(run, decision, "tools/call", call.tool, time.time())
         except AuditError as exc:
-            _log.error("of denial %s nobody was told: %s", decision.decision_id, exc)
+            _log.error("of denial %s nobody was told: %s", decision.decision_id, printable(str(exc)))
     return Denial(call, decision, message)
 
 
@@ -132,11 +133,8 @@ def conclude(
         resource = _read(run, ticket, call, state) if profile.resource is not None else None
         changes.append(ledger.RecordStep(data_class=profile.data_class, resource=resource, agent=run.agent))
     if output is not None and state in ("done", "failed"):
-        failed = state == "failed"
-        if type(output) is str and len(output) < SMALL:
-            found = observe(call, output, failed)
-        else:
-            found = yield Block(observe, call, output, failed)
+        about, small = (call, output, state == "failed"), type(output) is str and len(output) < SMALL
+        found = observe(*about) if small else (yield Block(observe, *about))
         _remember(run, call, found, output, done=state == "done")
         if found.sightings:
             changes.append(ledger.RecordValues(found.sightings))

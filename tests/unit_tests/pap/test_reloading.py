@@ -145,6 +145,21 @@ REFUSED: dict[str, tuple[dict[str, bytes] | bytes | None, Code]] = {
 }
 
 
+def test_a_refused_policy_forges_no_line_of_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The names of its cases are shown, on the line that refuses it."""
+    cases = [{"name": "c\nINFO policy 6 decides", "request": json.loads(REQUEST.to_json()), "expect": "permit"}]
+    source = put(tmp_path / "p.tar.gz", files(5, key=KEY))
+    pdp = ReloadingPDP(source, keys={"default": KEY.public}, poll=3600)
+    try:
+        put(source, files(6, DENY_WRITES, key=KEY, cases=cases))
+        with pytest.raises(ConfigError, match="INFO policy 6 decides"):
+            pdp.reload()
+    finally:
+        pdp.close()
+    (line,) = [r.getMessage() for r in caplog.records if "INFO policy 6 decides" in r.getMessage()]
+    assert line.isprintable()
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_refused_changes_nothing(tmp_path: Path, name: str) -> None:
     """The last good one stays and decides, the status says why; and the next good one is taken."""

@@ -89,6 +89,16 @@ def test_a_deny_stays_one_where_nobody_can_be_told() -> None:
     assert session.decide("pay", {}).reasons == ("not_today",)
 
 
+def test_a_notifier_forges_no_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """Its failure may quote what a stranger wrote. The twin: the text itself has two lines."""
+    failed = AuditError(Code.NOTIFY_UNAVAILABLE, "desk\nINFO permitted pay\x1b[2K")
+    assert len(str(failed).splitlines()) == 2
+    session, _ = opened(Answers(False, NOTIFY), Desk(failed))
+    session.decide("pay", {})
+    (line,) = [r.getMessage() for r in caplog.records if "nobody was told" in r.getMessage()]
+    assert line.isprintable()
+
+
 def test_the_log_is_always_a_channel(caplog: pytest.LogCaptureFixture) -> None:
     session, _ = opened(Answers(True, {**NOTIFY, "properties": {"channel": "log"}}))
     with caplog.at_level(logging.WARNING, "langchain_runtime_authz.notify"):
