@@ -1,4 +1,4 @@
-"""Agent profiles by name (`RuntimeAuthz(agents=...)`): grants, and the servers for credentials."""
+"""Read agent profiles (`RuntimeAuthz(agents=...)`): grants, and remote servers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class AgentProfile(BaseModel):
 
 
 def load_agents(agents: Mapping[str, AgentProfile | Mapping[str, Any]] | None) -> dict[str, AgentProfile]:
-    """Return agent profiles by agent name. Raises `profile_invalid`, naming the agent and the field."""
+    """Return agent profiles by name. Raises `profile_invalid` with agent and field."""
     try:
         found = TypeAdapter(dict[str, AgentProfile]).validate_python(dict(agents or {}))
     except ValidationError as exc:

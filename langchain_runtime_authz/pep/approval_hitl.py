@@ -1,11 +1,11 @@
-"""Ask an approver by an interrupt of LangChain's HITL shape: build the question, parse the answer.
+"""Build an approver's question as an interrupt, and parse the answer.
 
-The payload has LangChain's human-in-the-loop shape (`HITLRequest`: `action_requests`, `review_configs`).
-Each action is a `ToolApprovalRequest` too, so that front ends for either work. A question is bound to the
-call's key and the digest of its exact arguments. An answer is one of LangChain's decisions (`docs/approvals.md`).
+The payload has LangChain's human-in-the-loop shape (`HITLRequest`: `action_requests`, `review_configs`). Each action is
+a `ToolApprovalRequest` too, so that front ends for either work. A question is bound to the call's key and the digest of
+its exact arguments. An answer is one of LangChain's decisions (`docs/approvals.md`).
 
-An edit, a response and a rejection with a reason change the task. Such an answer is a correction
-(`corrections`): it advances the epoch, and the approved calls continue in the new epoch.
+An edit, a response and a rejection with a reason change the task. Such an answer is a correction (`corrections`): it
+advances the epoch, and the approved calls continue in the new epoch.
 """
 
 from __future__ import annotations
@@ -47,13 +47,16 @@ _SAYS: Final = ("type", "action", "decision", "answer", "approved")  # the field
 
 
 def allowed(plan_id: str | None, needed: int = 1, declared: Collection[str] = ()) -> tuple[str, ...]:
-    """Return a question's possible decisions. A call without a plan, or with several approvers, cannot be replaced."""
+    """Return the decisions that a question offers.
+
+    A call without a plan, or with several approvers, cannot be replaced: only `approve` and `reject` are offered.
+    """
     possible = DECISIONS if plan_id is not None and needed == 1 else ("approve", "reject")
     return tuple(d for d in possible if d in (declared or DECISIONS))
 
 
 def payload(asked: Sequence[tuple[DecidedCall, Approval]]) -> dict[str, Any]:
-    """Return the value of one interrupt about all of `asked`: `args` for programs, `description` for people."""
+    """Return the interrupt's value: `args` for programs, `description` for people."""
     return {
         "action_requests": [
             {
@@ -73,14 +76,14 @@ def payload(asked: Sequence[tuple[DecidedCall, Approval]]) -> dict[str, Any]:
 
 
 def approval_ids(value: object) -> list[str]:
-    """Return the ledger ids of the questions that a `payload` asks, or an empty list for any other value."""
+    """Return the ledger ids of the questions in a `payload`; `[]` for other values."""
     asked = value.get("action_requests") if isinstance(value, Mapping) else None
     ids: list[Any] = [a.get("approval_id") for a in asked if isinstance(a, Mapping)] if isinstance(asked, list) else []
     return ids if asked and all(ids) and len(ids) == len(asked) else []
 
 
 def remaining(value: object, question: object, open_ids: Collection[str]) -> object:
-    """Drop decisions on calls that were answered outside the graph. Raise `ValueError` if a decision is a rejection."""
+    """Drop decisions on answered calls. Raises `ValueError` if one of them rejects."""
     decisions = value.get("decisions") if isinstance(value, Mapping) else value
     ids = approval_ids(question)
     if not isinstance(decisions, list | tuple) or len(decisions) != len(ids) or len(ids) == 1:
@@ -92,7 +95,7 @@ def remaining(value: object, question: object, open_ids: Collection[str]) -> obj
 
 
 def _question(judged: DecidedCall) -> str:
-    """Return a question's text, with a line for each argument. Its words come from profile and call, not a model."""
+    """Return a question's text, from profile and call, with a line for each argument."""
     call, reasons = judged.call, ", ".join(map(inert, judged.decision.reasons))
     shown = {name: quoted(value) for name, value in call.args.items()}
     worded = filled(call.profile.question or "", shown) or f"Approve {inert(call.tool)}?"
@@ -106,7 +109,7 @@ def _question(judged: DecidedCall) -> str:
 
 
 def questions(run: Run, asked: Sequence[DecidedCall], number: int, task_id: str, interrupt_id: str) -> list[Approval]:
-    """Return the questions for the ledger. `number` is the index of their interrupt in the LangGraph task `task_id`."""
+    """Return questions for the ledger. `number`: the index of their interrupt."""
     here = run.engine.on_ask is not None  # `on_ask` answers at once, and nobody else can
     if here:
         task_id, interrupt_id = f"here:{new_id()}", ""
@@ -131,7 +134,7 @@ def questions(run: Run, asked: Sequence[DecidedCall], number: int, task_id: str,
 
 
 def terms_of(run: Run, judged: DecidedCall) -> dict[str, Any]:
-    """Return the fields of a question that hold what is asked, who may answer and until when."""
+    """Return a question's fields: what is asked, who may answer, and until when."""
     j, terms = judged, judged.terms
     of_call = {"call_key": j.key, "args_digest": j.call.args_digest, "doubts": tuple([one.name for one in j.doubts])}
     who = {"subject": run.subject.principal, "behind": behind(run.subject), "eligible": terms.eligible}
@@ -145,13 +148,13 @@ def _about(run: Run, call: Call) -> dict[str, Any]:
 
 
 def behind(subject: Subject) -> tuple[str, ...]:
-    """Return the subject's other names in its verified token: its identifiers, and for whom it acts."""
+    """Return the subject's other names in its token, and for whom it acts."""
     named, own = map(subject.properties.get, ("on_behalf_of", "identifiers"))
     return tuple(n for n in (named, *(own if isinstance(own, list | tuple) else ())) if isinstance(n, str) and n)
 
 
 def over_cap(run: Run, asked: Sequence[DecidedCall]) -> Flow[bool]:
-    """Count a message's questions before they are asked. Return True if they exceed a cap: none is then asked."""
+    """Count a message's questions. Return True if they exceed a cap: ask none then."""
     terms, counter = [j.terms for j in asked], f"asks:{run.run_id}"
     hourly: list[Change] = [SpendRate("asks", HOUR, t.per_hour) for t in terms if t.per_hour is not None]
     per_run: list[Change] = [SpendBudget(counter, t.per_run) for t in terms if t.per_run is not None]
@@ -164,7 +167,7 @@ def over_cap(run: Run, asked: Sequence[DecidedCall]) -> Flow[bool]:
 
 
 def tell_changed(run: Run, asked: Sequence[DecidedCall], task_id: str) -> Flow[None]:
-    """Add a hint to a question if its LangGraph task has an unused approval of this tool for other arguments."""
+    """Add a hint if the LangGraph task has an unused approval with other arguments."""
     marks = [f"{OF_TASK}{task_id}:{j.call.tool}" for j in asked]
     last = (yield Load(run.scope, Query(marks=tuple(marks)))).marks
     held = (yield Load(run.scope, Query(calls=tuple(last.values())))).approvals if last else {}
@@ -175,7 +178,7 @@ def tell_changed(run: Run, asked: Sequence[DecidedCall], task_id: str) -> Flow[N
 
 
 def open_questions(run: Run, asked: Sequence[DecidedCall], opened: Sequence[Approval]) -> Flow[bool]:
-    """Record questions in the ledger before they are asked. Return False if the run has ended. Raises `AuditError`."""
+    """Record questions. Return False if the run has ended. Raises `AuditError`."""
     marks = [SetMark(f"{OF_TASK}{q.task_id}:{q.tool}", q.call_key) for q in opened if q.interrupt_id]
     done = yield Commit(run.scope, run.guard, [*map(AskApproval, opened), *marks])
     if isinstance(done, Conflict):
@@ -209,7 +212,7 @@ def answer_event(
     verdict: str = "",
     **detail: Any,
 ) -> tuple[Any, ...]:
-    """Return the effect that records an answer to a question (`audit.record`). It raises `AuditError`."""
+    """Return the effect that records an answer. The effect raises `AuditError`."""
     detail = {
         "approval": ask.id,
         "call_key": ask.call_key,
@@ -240,7 +243,7 @@ def record_answers(
 def reviews(
     run: Run, asked: Sequence[tuple[str, str, Call, tuple[str, ...]]], interrupt_id: str, task_id: str = ""
 ) -> list[Approval]:
-    """Return another review's questions for the ledger. `task_id` is the LangGraph task in which the review asks."""
+    """Return another review's questions for the ledger."""
     trace = traceparent(run)
     return [
         Approval(
@@ -259,13 +262,16 @@ def reviews(
 
 
 def own_question(run: Run, call_key: str, call: Call, interrupt_id: str) -> AskApproval:
-    """Return the change that records a tool's own question (its `interrupt()`). The answer lets the call continue."""
+    """Return the change that records a tool's own question (`interrupt()`).
+
+    The answer to it lets the call continue.
+    """
     key, asked = f"{OWN}{call_key}", interrupt_id
     return AskApproval(Approval(key, call.args_digest, run.epoch, source="hitl", interrupt_id=asked, allowed=TAKES_ANY))
 
 
 def answers(asks: Sequence[Approval], value: object, subject: Subject) -> list[AnswerApproval]:
-    """Return the answers to open questions in a resume value. An invalid answer is `malformed`, and denies."""
+    """Return a resume value's answers to `asks`. Invalid answers are `malformed`."""
     groups: dict[str, list[Approval]] = {}
     for ask in sorted(asks, key=lambda a: a.position):
         groups.setdefault(ask.interrupt_id, []).append(ask)
@@ -281,7 +287,7 @@ def answers(asks: Sequence[Approval], value: object, subject: Subject) -> list[A
 
 
 def _decisions(value: object, group: Sequence[Approval]) -> Sequence[object]:
-    """Return an answer's decision on each call of one interrupt, or `None` for each if their number differs."""
+    """Return an interrupt's decisions, or a `None` for each call if they do not fit."""
     decisions: Any = value.get("decisions", [value]) if isinstance(value, Mapping) else value
     if not isinstance(decisions, list | tuple) and group[0].allowed == PLAIN:
         decisions = [decisions]
@@ -290,7 +296,7 @@ def _decisions(value: object, group: Sequence[Approval]) -> Sequence[object]:
 
 
 def is_partial(asks: Sequence[Approval], value: object) -> bool:
-    """Return True if a list has fewer decisions than its interrupt has calls: it is unclear which calls are meant."""
+    """Return True if a list has fewer decisions than its interrupt has calls."""
     groups = Counter(a.interrupt_id for a in asks if a.source != "hitl")
     named = value if isinstance(value, Mapping) and not groups.keys().isdisjoint(value.keys()) else None
     for interrupt_id, count in groups.items():
@@ -332,7 +338,7 @@ def _answer(ask: Approval, decision: object, subject: Subject) -> AnswerApproval
 
 
 def _of_inbox(decision: Mapping[Any, Any]) -> Mapping[Any, Any]:
-    """Return a decision in LangChain's terms. Agent Inbox uses accept, edit, ignore and response."""
+    """Turn a decision in Agent Inbox's terms (like `accept`) into LangChain's."""
     kind, args = decision.get("type"), decision.get("args")
     if kind == "edit" and "edited_action" not in decision and isinstance(args, Mapping):
         return {"type": kind, "edited_action": {"name": args.get("action"), "args": args.get("args")}}
@@ -342,7 +348,7 @@ def _of_inbox(decision: Mapping[Any, Any]) -> Mapping[Any, Any]:
 
 
 def _said(answer: object) -> str | None:
-    """Return "yes" or "no" if a plain answer is a known word for it (`_YES`, `_NO`), else `None`."""
+    """Return "yes" or "no" if a plain answer means it (`_YES`, `_NO`), else `None`."""
     if isinstance(answer, Mapping):
         (answer,) = [v for k, v in answer.items() if k in _SAYS and v is not None] if len(answer) == 1 else (None,)
     word = str(answer).casefold().strip() if isinstance(answer, bool | str) else ""
@@ -367,7 +373,7 @@ def edited_action(edited: str) -> tuple[str, dict[str, Any]]:
 
 
 def corrections(asks: Sequence[Approval], answered: Sequence[AnswerApproval]) -> list[HumanText]:
-    """Return the texts of answers that change the task: edits, responses and rejections with a reason."""
+    """Return the texts of answers that change the task: edits, responses, reasons."""
     by_key = {a.call_key: a for a in asks}
     said = []
     for answer in answered:

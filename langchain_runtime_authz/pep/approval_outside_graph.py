@@ -1,4 +1,4 @@
-"""Answer a question outside the graph: record an approver's verified statement in the ledger.
+"""Record an approver's answer that was given outside the graph.
 
 The graph stays paused, and the next process that resumes it finds the answer. A rejection with a reason is a
 correction. Its commit also advances the epoch and voids other questions and approvals, which are then asked again.
@@ -49,7 +49,7 @@ def answer_beside(
     message: str = "",
     content: bool = False,
 ) -> Flow[int]:
-    """Answer the open question `id`; return the number of approvers that are still needed.
+    """Answer the open question `id`. Return how many approvals are still needed.
 
     Raises `AuthzError` (`approval_void`, `approval_expired`, `approval_approver`, `approval_not_distinct`),
     `CredentialError` for an invalid statement, `ConfigError` for neither or both of `by` and `statement`.
@@ -100,7 +100,7 @@ def answer_beside(
 def _correction(
     scope: Scope, asked: Approval, given: AnswerApproval
 ) -> Flow[tuple[tuple[HumanText, ...], list[PlanRecord], int]]:
-    """Return a triple: the answer's correcting texts, the plans without the rejected call, the number of old texts."""
+    """Return the answer's texts, the plans carried over, and the number of old texts."""
     texts = corrections([asked], [given])
     if not texts:
         return (), [], 0
@@ -118,7 +118,7 @@ def open_question(id: str) -> Flow[Question]:
 
 
 def question_of(found: Sequence[tuple[Scope, Approval]]) -> Question:
-    """Return the question that a statement must be about. Raises `AuthzError` if none was found."""
+    """Return the one question found, for a statement, or raise `AuthzError`."""
     if len(found) != 1:
         raise AuthzError(Code.APPROVAL_VOID)
     ((scope, asked),) = found

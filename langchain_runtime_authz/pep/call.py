@@ -54,7 +54,7 @@ class Call:
 
     @property
     def given(self) -> frozenset[str]:
-        """Names of the arguments that the model sent. If the model used an alias, all arguments count as sent."""
+        """Names of the arguments that the model sent. With an alias, all count as sent."""
         sent = self.sent if type(self.sent) is dict or isinstance(self.sent, Mapping) else self.args
         names = frozenset(sent)
         return names if names <= self.args.keys() else frozenset(self.args)
@@ -104,7 +104,7 @@ class DecidedCall:
 
     @property
     def expires_at(self) -> int:
-        """Ledger time until which the call's question can be answered and the answer used; 0 means for ever."""
+        """Ledger time until which the question and its answer are valid; 0 for ever."""
         return self.now + self.terms.expires_in if self.terms.expires_in else 0
 
     @property
@@ -118,7 +118,7 @@ class DecidedCall:
 
 
 class Denial(NamedTuple):
-    """The call does not run. `message` is the approver's reason or answer, or the user's texts since a stale plan."""
+    """A call that does not run. `message`: the approver's, or the user's new texts."""
 
     call: Call
     decision: Decision
@@ -126,7 +126,7 @@ class Denial(NamedTuple):
 
 
 class Replay(NamedTuple):
-    """The call ran before, so its recorded result (JSON text) is used. `message`: user's texts that the graph lacks."""
+    """A call that ran before. `result`: JSON text. `message`: new texts of the user."""
 
     call: Call
     result: str | None

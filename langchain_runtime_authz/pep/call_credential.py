@@ -1,4 +1,4 @@
-"""The credential of a call: minted on the tool's request, revoked when the call ends."""
+"""Mint the credential of a call when its tool asks for it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ NO_TASK: Final = "none"  # the claim of a run without a user's text, because it 
 
 
 class RefusedMints(tuple[Any, "DecidedCall | None", "float | None"]):
-    """Records refused mints. Holds the run, its call (`None` outside a call), and ledger time minus monotonic time."""
+    """Records refused mints of a run.
+
+    The tuple holds the run, the call (`None` outside a call), and ledger time minus monotonic time (`None` if unknown).
+    """
 
     __slots__ = ()
 
@@ -68,14 +71,14 @@ def audiences_of(run: Run, declared: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def key_scope(tenant: str, issuer: str, kid: str) -> Scope:
-    """Return the ledger scope of an issuer's key. If the scope is revoked, the key is compromised."""
+    """Return an issuer key's ledger scope, which is revoked if the key is compromised."""
     return Scope(tenant, issuer, KEYS, kid)
 
 
 def minted(
     run: Run, now: float, task: PinnedTask, mandate: Mandate | None, decision_id: str, **request: Any
 ) -> Flow[Credential]:
-    """Mint a token of a run's agent, and record it before it is handed out. Raises `CredentialError`."""
+    """Mint and record a token of the run's agent. Raises `CredentialError`."""
     from langchain_runtime_authz.credential.issuer import minting  # this loads the signing library
 
     engine, identity = run.engine, run.engine.identity
@@ -120,7 +123,7 @@ def minted(
 
 
 def status_check(run: Run, jtis: Mapping[str, str]) -> Callable[[str], tuple[Any, ...]]:
-    """Return what raises `CredentialError` for an audience if the call was stopped."""
+    """Return a function whose effect raises `CredentialError` if the call was stopped."""
 
     def flow(jti: str) -> Flow[None]:
         engine = run.engine
@@ -137,7 +140,7 @@ def status_check(run: Run, jtis: Mapping[str, str]) -> Callable[[str], tuple[Any
 
 
 def minter(run: Run, decided: DecidedCall, jtis: Mapping[str, str], committed_at: float) -> Mint:
-    """Return what mints the tokens of a call, claimed at ledger time `committed_at`. `jtis` are by audience."""
+    """Return the function that mints a call's tokens. `jtis` are by audience."""
     since = time.monotonic()
 
     def flow(audience: str, jkt: str | None) -> Flow[Credential]:

@@ -1,4 +1,4 @@
-"""Trace where a call's arguments came from, describe them to approvers, and read outputs for later traces."""
+"""Trace the sources of arguments, tell them to approvers, and read outputs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SMALL: Final = 20_000  # characters that are read without a separate thread
 
 
 def arguments(run: Run, snapshot: Snapshot, said: TaskWords, call: Call) -> dict[str, tracing.Provenance]:
-    """Return the provenance of a call's arguments. `snapshot` must hold the sightings of `call.atoms.keys`."""
+    """Return a call's provenance. `snapshot` holds sightings of `call.atoms.keys`."""
     if not call.atoms.atoms:
         return {}
     own, memory = run.subject.properties.get("identifiers"), run.engine.memory.memory(run.scope)
@@ -36,7 +36,7 @@ def arguments(run: Run, snapshot: Snapshot, said: TaskWords, call: Call) -> dict
 
 
 def wants_more(said: TaskWords, calls: Sequence[Call]) -> bool:
-    """Return True if a call has a value that the user did not say, so that outputs must be read beyond their heads."""
+    """Return True if a value is not the user's, so that outputs are read in full."""
     items = [item for call in calls for atom in call.atoms.atoms for item in atom.items or ()]
     return not all(said.words.said(part) for item in items for part in item.parts)
 
@@ -69,7 +69,7 @@ def observe(call: Call, output: object, failed: bool) -> Observation:
 
 
 def sentences(run: Run, decided: DecidedCall) -> tuple[str, ...]:
-    """Return lines for the approver: the order, doubts, and each argument with its source. Foreign text is inert."""
+    """Return lines for the approver: the order, doubts, and arguments with sources."""
     call, traced = decided.call, decided.provenance
     memory = run.engine.memory.memory(run.scope)
     payees = run.engine.memory.payees(run.scope)
@@ -126,7 +126,7 @@ def _source(found: tracing.Provenance) -> str:
 
 
 def _resembling(value: object, payees: Mapping[str, frozenset[str]]) -> str:
-    """Return a warning if a destination looks like another known one, or mixes scripts."""
+    """Return a warning if a destination imitates a known one, or mixes scripts."""
     line = ""
     for one in [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, str)]:
         own = forms(one)
@@ -143,7 +143,7 @@ _TOLD: Final = {**tracing.SAYS, "human": "you said it", "principal": "it is your
 
 
 def _sentence(value: object, memory: tracing.Memory) -> str | None:
-    """Return the text around the newest mention of a value, or of the first mentioned item of a list."""
+    """Return the text around the newest mention of a value (or of a list's item)."""
     needles = [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, str | int | float)]
     for needle in needles[:16]:
         text = tidy(str(needle))

@@ -24,18 +24,21 @@ ORDERED: Final = "mandate:application"  # the mark with an application's mandate
 
 
 class Ordered(NamedTuple):
-    """The application's mandate for a run, and the epoch at which each thread got it. A later epoch suspends it."""
+    """The application's mandate, and the epoch at which each thread got the mandate.
+
+    In a later epoch of the thread, the mandate does not count.
+    """
 
     mandate: Mandate
     epochs: dict[Scope, int]
 
     @classmethod
     def by(cls, mandate: Mandate | None) -> Ordered | None:
-        """Return the mandate with the source `application`. With a `key`, its calls are counted over all threads."""
+        """Return `mandate` as the application's. Its `key` counts calls over all threads."""
         return cls(mandate.of("application", mandate.key), {}) if mandate is not None else None
 
     def take(self, run: Run) -> list[SetMark]:
-        """Set a root entry's mandate. Return the change that keeps the mandate for later entries that give none."""
+        """Set the run's mandate. Return the change that keeps it for later root entries."""
         first = next(iter(self.epochs), run.scope)
         if self.epochs.get(run.scope, run.epoch) != run.epoch:
             return []
@@ -57,7 +60,7 @@ def mandate_event(run: Run, mandate: Mandate) -> tuple[Any, ...]:
 
 
 def recall(run: Run, mark: str | None) -> None:
-    """Restore the application's mandate of this epoch, so that the user's message is not compiled into a second one."""
+    """Restore this epoch's mandate of the application from the mark `ORDERED`."""
     run.mandate = run.spent_at = None
     kept = json.loads(mark) if mark else {}
     if kept.get("epoch") == run.epoch:
@@ -66,7 +69,7 @@ def recall(run: Run, mark: str | None) -> None:
 
 
 def mandate_of(run: Run, said: TaskWords) -> Mandate | None:
-    """Return the mandate of the application, else of the planner, else of the user's words."""
+    """Return the mandate of the application, the planner or the user's words."""
     if run.mandate is not None:
         return run.mandate
     if run.engine.planner is not None:
@@ -93,7 +96,7 @@ def _compiled(run: Run, said: TaskWords) -> Mandate | None:
 
 
 def binding_of(run: Run, said: TaskWords, call: Call) -> tuple[Mandate | None, Binding | None]:
-    """Return a pair: the mandate, and the call compared with it. Both are `None` for a read, which is not compared."""
+    """Return the mandate and the call compared with it; two `None`s for a read."""
     if call.error is not None or not call.profile.ordered:
         return None, None
     mandate = mandate_of(run, said)
@@ -113,7 +116,7 @@ def binding_of(run: Run, said: TaskWords, call: Call) -> tuple[Mandate | None, B
 
 
 def _chosen(run: Run, mandate: Mandate | None, call: Call) -> frozenset[str]:
-    """Return the arguments that the model sent, except those that no step orders and that are schema defaults."""
+    """Return arguments that the model sent, without defaults that no step orders."""
     given = call.given
     if mandate is None:
         return given
@@ -135,7 +138,10 @@ def task_name(run: Run) -> str:
 def standing_of(
     binding: Binding, counters: Mapping[str, int], row: CallRow | None, approval: Approval | None, ahead: dict[str, int]
 ) -> Standing:
-    """Return a call's standing. `counters` are budgets used so far, `ahead` those of earlier calls of the message."""
+    """Return a call's standing.
+
+    `counters` are budgets used so far, `ahead` those of earlier calls of the message.
+    """
     again, counts = row is not None and approval is None, {}
     for counter, by in binding.counters.items():
         counts[counter] = max(counters.get(counter, 0) - by * again, 0) + ahead.get(counter, 0)
@@ -146,7 +152,7 @@ def standing_of(
 
 
 def occasion(run: Run, mandate: Mandate | None) -> Scope | None:
-    """Return the scope in which several threads count the steps of an application's mandate, or `None`."""
+    """Return the scope in which threads share a mandate's counts; `None` if none do."""
     if mandate is None or mandate.source != "application":
         return None
     if mandate.key:

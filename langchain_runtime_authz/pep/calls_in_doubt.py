@@ -1,4 +1,4 @@
-"""Calls in doubt: the process died, the end was not recorded, or the tool raised.
+"""Handle calls in doubt: the process died, the end was lost, or the tool raised.
 
 For `LASTS` seconds, another call of the same deed (effect and target) then asks an approver, on every thread of the
 subject. `RuntimeAuthz(on_unknown=...)` may resolve the doubt: it asks the service by the call's idempotency key.
@@ -51,7 +51,7 @@ _NOUNS: Final = {"pay": "payment", "send": "message", "delete": "deletion"}
 
 
 class UnknownCall(NamedTuple):
-    """A call whose outcome `on_unknown` must find. `at` is the ledger time of its permit, in epoch seconds."""
+    """A call whose outcome `on_unknown` must find. `at`: ledger time of its permit."""
 
     tool: str
     idempotency_key: str
@@ -67,7 +67,7 @@ OnUnknown = Callable[[UnknownCall], "bool | Awaitable[bool | None] | None"]
 
 
 def effect_names(words: TaskWords, call: Call) -> tuple[str, Deeds]:
-    """Return a pair: (1) the counter of equal calls since the user's message, (2) the deeds to look for in the ledger.
+    """Return the counter of equal calls since the user spoke, and the call's deeds.
 
     The call is recorded under the first deed: its effect with its target, with `SEVERAL` targets, or with the tool. The
     others are deeds of calls that share a target. The last (not for payments) is the deed of an equal call that failed.
@@ -83,14 +83,14 @@ def effect_names(words: TaskWords, call: Call) -> tuple[str, Deeds]:
 
 
 def facts_of(run: Run, call: Call) -> dict[str, Any]:
-    """Return the facts that a claim records about its call. Later calls compare theirs with them (`Doubt.asks`)."""
+    """Return the facts that a claim records, for later calls (`Doubt.asks`)."""
     by = f"{run.agent if call.profile.effect == 'pay' else run.jti} {label(call.tool)}"
     of_call = {"by": by, "args_digest": call.args_digest, "plan": call.plan_id}
     return {**of_call, "process": PROCESS[0], "entry": run.entry, "idempotent": call.profile.idempotent}
 
 
 def found_out(run: Run, snapshot: Snapshot) -> Flow[Snapshot]:
-    """Ask `on_unknown`. Add the calls that are done by now, although an approved question named them as in doubt."""
+    """Ask `on_unknown`. Add calls that an approval named as in doubt and are done."""
     if run.engine.on_unknown is not None:
         snapshot = yield from looked_up(run, snapshot)
     open_ = {one.name for one in snapshot.doubts}
@@ -101,7 +101,7 @@ def found_out(run: Run, snapshot: Snapshot) -> Flow[Snapshot]:
 
 
 def doubted(run: Run, snapshot: Snapshot, call: Call, key: str, deeds: Deeds, approval: Approval | None) -> Doubted:
-    """Return a pair: a call's `DecidedCall.doubts` and `DecidedCall.repeats`. `ClaimCall` checks for newer doubts."""
+    """Return a call's `DecidedCall.doubts` and `DecidedCall.repeats`."""
     if call.profile.idempotent and call.profile.effect != "pay":
         return (), ()
     about = facts_of(run, call)
@@ -120,7 +120,7 @@ def doubted(run: Run, snapshot: Snapshot, call: Call, key: str, deeds: Deeds, ap
 
 
 def ask_despite(decided: DecidedCall, decision: Decision) -> Decision:
-    """Turn a permit into a question if the call's deed is in doubt, unless an approval named all of the doubts."""
+    """Turn a permit into a question, unless an approval named all doubts of the call."""
     given = decided.approval is not None and decided.approval.state == "approved" and decided.told
     if given or decision.outcome not in ("permit", "approval_required"):
         return decision
@@ -130,7 +130,7 @@ def ask_despite(decided: DecidedCall, decision: Decision) -> Decision:
 
 
 def sentences(run: Run, decided: DecidedCall) -> list[str]:
-    """Return a line for the approver about each call in doubt because of which this call asks."""
+    """Return a line for the approver about each call in doubt."""
     lines, own, doubts = list[str](), decided.row, decided.doubts
     if own is not None and own.state == "unknown" and own.key not in {one.row.key for one in doubts}:
         doubts = (*doubts, Doubt(run.scope, run.subject.principal, own))
@@ -153,7 +153,7 @@ def sentences(run: Run, decided: DecidedCall) -> list[str]:
 
 
 def state_of(exc: BaseException) -> Literal["failed", "unknown"]:
-    """Return the state of a call that raised: `unknown` if a cancellation, timeout or lost connection is a cause."""
+    """Return `unknown` for an error like a timeout or lost connection, else `failed`."""
     several, seen = [exc], set[int]()
     while several:
         one = several.pop()
@@ -200,7 +200,7 @@ def resolve(of: Run | Scope, doubt: Doubt, *, happened: bool, author: str, reaso
 
 
 def ended_late(run: Run, row: CallRow, state: str) -> Flow[None]:
-    """Record that a call ended after somebody had resolved it, so that it may have run twice."""
+    """Record that a call ended after it was resolved, so that it may have run twice."""
     resolved = (row.about or {})["resolved"]
     _log.error("%s: call %s, resolved by %s, ended as %s", Code.ENDED_LATE, row.key, resolved["author"], state)
     said = {name: resolved[name] for name in ("author", "reason", "happened")}
@@ -219,7 +219,7 @@ def _runs_here(row: CallRow) -> bool:
 
 
 def record_ends(engine: Engine, scope: Scope | None = None, *, others: bool = False) -> Flow[None]:
-    """Record `LOST_ENDS`: all, or those of the thread `scope`, then those of `others`. Stop at the first failure."""
+    """Record lost ends: all, or those of `scope`, then `others`. Stop if one fails."""
     for key, (run, _, failed) in sorted(_ends(engine), key=lambda one: one[1][0].scope != scope):
         rests = scope not in (None, run.scope) and (not others or time.monotonic() < failed + REST)
         if rests or _RECORDED.setdefault(key, mine := object()) is not mine:
@@ -233,7 +233,7 @@ def record_ends(engine: Engine, scope: Scope | None = None, *, others: bool = Fa
 
 
 def keep_end(run: Run, ticket: Ticket, record: Callable[[], Flow[None]] | None) -> None:
-    """Add a lost end to `LOST_ENDS`, unless its call was claimed again. Above `MAX_LOST`, drop the oldest."""
+    """Add a lost end to `LOST_ENDS`, unless its call was claimed again."""
     key, held = ticket.call_key, HELD.get(ticket.call_key)
     if record is None or (held is not None and held() not in (None, ticket)):
         return
@@ -248,7 +248,7 @@ def _ends(engine: Engine) -> list[tuple[str, tuple[Run, Callable[[], Flow[None]]
 
 
 def looked_up(run: Run, snapshot: Snapshot) -> Flow[Snapshot]:
-    """Ask `on_unknown` about each call in doubt in the snapshot. Return the snapshot with the resolved calls."""
+    """Ask `on_unknown` about calls in doubt. Return the snapshot with the answers."""
     own = [Doubt(run.scope, run.subject.principal, row) for row in snapshot.calls.values() if row.state == "unknown"]
     keys, until = {one.row.key for one in own}, time.monotonic() + DEADLINE
     for one in (*own, *(d for d in snapshot.doubts if d.row.state == "unknown" and d.row.key not in keys)):

@@ -1,4 +1,4 @@
-"""Delegate to a child agent: decide `agent/invoke`, record the edge, take the child's lease.
+"""Delegate to a child agent: decide, record the edge, take the child's lease.
 
 A child's grant is the meet of its parent's grant, its own grant (`pep.agents`) and the requested grant. Budgets are
 counted in the thread, so the whole tree shares them.
@@ -42,7 +42,7 @@ def open_child(
     call_id: str | None = None,
     refuse: Code | None = None,
 ) -> Flow[Run]:
-    """Open a child agent's run in the parent's call `call_id`. Raises `AuthzDenied`, also if `refuse` is a code."""
+    """Open a child agent's run in a call of the parent. Raises `AuthzDenied`."""
     opened = edge(parent.agent, name, kind)
     profile = parent.engine.child_profile(name)
     if kind == "subgraph":
@@ -76,7 +76,7 @@ def open_child(
 
 
 def invitation(child: Run, audience: str) -> Flow[Credential]:
-    """Mint the credential with which another server runs `child`. The credential ends with the child's lease."""
+    """Mint the credential for the server that runs `child`, for the child's lease."""
     parent = cast("Run", child.parent)
     task: Task = parent.parts["task"][0]  # the task under which the delegation was decided
     asked = {"audience": audience, "tool": child.agent[-1], "action": INVOKE, "grant": child.grant, "jti": child.jti}
@@ -84,7 +84,7 @@ def invitation(child: Run, audience: str) -> Flow[Credential]:
 
 
 def hand_off(run: Run, opened: Edge) -> Flow[Decision]:
-    """Decide a hand-off when its tool is called, to tell the model. The child's entry decides again. Never raises."""
+    """Decide a hand-off when its tool is called. The child's entry decides again."""
     decision = yield from _invited(run, opened, [], None)
     if decision.permit:
         run.handed[opened.to] = opened

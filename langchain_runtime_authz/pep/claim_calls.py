@@ -1,4 +1,4 @@
-"""Claim decided calls and issue their tickets: commit → audit → ticket. `conclude_calls` ends them.
+"""Claim decided calls and issue their tickets: commit → audit → ticket.
 
 INVARIANT: the claim is committed, and then recorded, before the tool runs. The commit is the point of no return. A
 correction that is committed before the claim stops the call; a later correction does not.
@@ -40,7 +40,7 @@ RACES: Final = 16  # retries if other agents make the same call at once
 
 
 def claim_call(run: Run, decided: DecidedCall) -> Flow[tuple[DecidedCall, Verdict]]:
-    """Claim a call, or deny it. Return a pair: the call (decided again after a race), and its verdict. Never raises."""
+    """Claim or deny a call. Return it as decided last, and its verdict. Never raises."""
     verdict = yield from claim_once(run, decided)
     if isinstance(verdict, Conflict):
         decided, again = yield from claim_again(run, decided, verdict)
@@ -49,7 +49,7 @@ def claim_call(run: Run, decided: DecidedCall) -> Flow[tuple[DecidedCall, Verdic
 
 
 def claim_again(run: Run, decided: DecidedCall, conflict: Conflict) -> Flow[tuple[DecidedCall, Verdict | None]]:
-    """Decide and claim a call again, because others used up its budget or began the same call.
+    """Decide and claim a call again after a conflict with other calls.
 
     Return a pair: the call as decided last, and its verdict, or `None` if the new decision asks an approver.
     """
@@ -68,7 +68,7 @@ def claim_again(run: Run, decided: DecidedCall, conflict: Conflict) -> Flow[tupl
 
 
 def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
-    """Try once to claim a call. Return a `Conflict` if others used up its budget or began the same call."""
+    """Claim or deny a call; return a `Conflict` if it must be decided again."""
     call, decision, engine = decided.call, decided.decision, run.engine
     killed = engine.kill_switch is not None and engine.killed  # it may have been engaged since the decision
     if decided.replay or decision.outcome != "permit" or killed:
@@ -137,7 +137,7 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
 
 
 def _told_first(decided: DecidedCall, shared: Scope | None) -> Flow[Conflict | None]:
-    """Commit the changes to other threads before the claim. If the process dies in between, an approver is asked."""
+    """Commit the changes to other threads, before the claim on the call's own thread."""
     commits: list[Any] = [(scope, [RepeatCall(row.key, row.at)]) for scope, _, row in decided.repeats]
     if shared is not None and decided.standing.spends and decided.row is None:
         commits.append((shared, [SpendBudget(*spend) for spend in decided.standing.spends]))
@@ -148,7 +148,7 @@ def _told_first(decided: DecidedCall, shared: Scope | None) -> Flow[Conflict | N
 
 
 def _changes(run: Run, decided: DecidedCall, tokens: tuple[str, ...], intent: str) -> tuple[list[ledger.Change], Spent]:
-    """Return a pair: the changes of a permitted call's claim, and (counter, amount) of each budget that they spend."""
+    """Return the changes of a call's claim, and the budgets that they spend."""
     call, approval, row, name = decided.call, decided.approval, decided.row, decision_log.label(decided.call.tool)
     profile, approved = call.profile, approval is not None and approval.state == "approved"
     # An approval after a failure permits running it again.
@@ -195,7 +195,7 @@ def _changes(run: Run, decided: DecidedCall, tokens: tuple[str, ...], intent: st
 
 
 def _unclaimed(run: Run, decided: DecidedCall) -> Flow[Verdict]:
-    """Return the verdict without a claim: a replay, a deny, or a deny by the kill switch."""
+    """Return the verdict on a call that is not claimed: a replay or a deny."""
     if not decided.replay:
         killed = decided.decision.outcome == "permit"
         return (yield from deny_call(run, decided.under(deny(Code.KILLED)) if killed else decided))
@@ -217,7 +217,7 @@ def _conflicting(run: Run, decided: DecidedCall, conflict: Conflict) -> Flow[Ver
 
 
 def _given_back(run: Run, decided: DecidedCall, spent: Spent, failure: AuditError, recorded: bool) -> Flow[Denial]:
-    """Deny a claimed call and release its claim, because its record or (if `recorded`) a notification failed."""
+    """Deny a claimed call and release it, because a record or notification failed."""
     if recorded:
         denial = yield from deny_call(run, decided.under(deny(failure.code)))
     else:
@@ -233,7 +233,7 @@ def _given_back(run: Run, decided: DecidedCall, spent: Spent, failure: AuditErro
 
 
 def _intent(run: Run, decided: DecidedCall) -> str:
-    """Return the idempotency key that the tool gets: the call's ledger key if its model message is not known."""
+    """Return the idempotency key for the tool; without a message, the ledger's key."""
     call = decided.call
     if call.plan_id is None:
         return decided.key

@@ -1,4 +1,4 @@
-"""Conclude calls: record a denial, or the end of a call that ran, and give back budgets that were not used."""
+"""Record a denial, or the end of a call that ran, and give back unused budgets."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _UNBOUNDED: Final = 2**53
 
 
 def refund(run: Run, shared: Scope | None, spent: Spent) -> Flow[None]:
-    """Give back the mandate's budgets of a call that did not run, in the scope `shared` by several threads."""
+    """Give back the mandate's steps, counted in `shared`, of a call that did not run."""
     back = [SpendBudget(counter, _UNBOUNDED, -by) for counter, by in spent if counter.startswith(MANDATE)]
     if shared is None or not back:
         return
@@ -90,7 +90,7 @@ def deny_call(run: Run, decided: DecidedCall) -> Flow[Denial]:
 
 
 def counted(decided: DecidedCall, by: int = 1) -> ledger.RecordStep:
-    """Return the change that adds a denial to the history, or takes it back (`by=-1`). Outages are not counted."""
+    """Return the change that counts a denial, or takes it back (`by=-1`)."""
     call, counts = decided.call, decision_log.is_judgement(decided.decision)
     acts = counts and call.profile.side_effect and decided.match is not None
     tainted = acts and any(p.standing == "outside" and p.kind != "when" for p in decided.provenance.values())
@@ -112,9 +112,10 @@ def conclude(
     output: object = None,
     question: str = "",
 ) -> Flow[None]:
-    """Record the end of a call, which no policy can refuse. If its output held a live token, revoke the agent.
+    """Record the end of a call. If its output held a live token, revoke the agent.
 
-    `question`: id of the tool's own interrupt. `denied`: a step inside was denied. `released`: the tool never began.
+    `question`: id of the tool's own interrupt. `denied`: a step inside was denied. `released`: the tool never began. No
+    policy can refuse the record.
     """
     ticket.conclude()
     leaked, profile = ticket.leaked, call.profile
@@ -168,7 +169,7 @@ def conclude(
 
 
 def _remember(run: Run, call: Call, found: Observation, output: object, *, done: bool) -> None:
-    """Keep the call's output and destinations in this process, for questions and mandates."""
+    """Keep the call's output and destinations in memory, for questions and mandates."""
     memory, scope = run.engine.memory, run.scope
     if found.prose or found.rest is not None:
         memory.keep(scope, found)

@@ -63,7 +63,7 @@ def answer(run: Run, asks: Sequence[Approval], value: object) -> Flow[None]:
 
 
 def _takes_back(scope: Scope, asks: Sequence[Approval], answered: Sequence[AnswerApproval]) -> Flow[bool]:
-    """Return True if another review approves a call as the model announced it, although the plan holds an edit."""
+    """Return True if a review undoes an edit: it approves a call as announced."""
     for key, places in _as_announced(asks, answered).items():
         snapshot: Snapshot = yield Load(scope, Query(plan=key))
         if snapshot.plan is not None and any(c.was_args and c.position in places for c in snapshot.plan.calls):
@@ -74,7 +74,7 @@ def _takes_back(scope: Scope, asks: Sequence[Approval], answered: Sequence[Answe
 def _as_announced(
     asks: Sequence[Approval], answered: Sequence[AnswerApproval]
 ) -> dict[tuple[tuple[str, ...], str], set[int]]:
-    """Return, by agent and message id, the positions of calls that another review approved without an edit."""
+    """Return positions of calls that a review approved unedited, by agent and message."""
     plain = {a.call_key for a in answered if a.state == "approved" and not a.edited}
     found: dict[tuple[tuple[str, ...], str], set[int]] = {}
     for ask in asks:
@@ -86,7 +86,7 @@ def _as_announced(
 def reply(
     run: Run, questions: Mapping[str, object], given: Mapping[str, object], own: Sequence[Approval] = ()
 ) -> Flow[bool]:
-    """Record answers to interrupts of tools and nodes. Return True if an answer changes the task.
+    """Record answers to tools' and nodes' interrupts. Return True if the task changed.
 
     `questions` maps ids of interrupts to their values, and `given` to the answers. After a change, only calls whose
     tools asked (`own`) continue; the rest of the plan is stale. Raises `AuthzDenied`: others changed the task.
@@ -116,7 +116,7 @@ def reply(
 
 
 def _rotate(run: Run, changes: Sequence[Change], texts: Sequence[HumanText]) -> Flow[Committed]:
-    """Commit a correction by the run's own entry, which continues in the next epoch under a new jti."""
+    """Commit a correction by the run's own entry, and move the run to the new epoch."""
     before = {"from_epoch": run.epoch, "from_jti": run.jti}
     mark = unrecorded(run.epoch + 1, run.pinned, texts, "answer")
     done: Committed | Conflict = yield Commit(run.scope, run.guard, [*changes, mark])
@@ -135,7 +135,7 @@ def _rotate(run: Run, changes: Sequence[Change], texts: Sequence[HumanText]) -> 
 def carried(
     scope: Scope, epoch: int, asks: Sequence[Approval], answered: Sequence[AnswerApproval]
 ) -> Flow[list[PlanRecord]]:
-    """Return the plans of `epoch`, changed by the answers to `asks`, as plans of the next epoch."""
+    """Return the plans of `epoch`, changed by the answers, as plans of the next epoch."""
     by_key, announced = {a.call_key: a for a in answered}, _as_announced(asks, answered)
     edits: dict[tuple[tuple[str, ...], str], dict[int, PlannedCall | None]] = {}
     above: dict[tuple[tuple[str, ...], str], None] = {}
@@ -164,7 +164,7 @@ def carried(
 
 
 def altered(scope: Scope, texts: Sequence[HumanText], by: str, checkpoint: str, below: str | None) -> Flow[None]:
-    """Pin an `update_state` that wrote `checkpoint`, with `texts` of its author `by`, if the thread is known.
+    """Pin an `update_state` by `by` that wrote `checkpoint`, on a known thread.
 
     `below`, the digest of the waiting child graphs, is marked, so that the next root entry does not count it again.
     """
@@ -180,7 +180,7 @@ def altered(scope: Scope, texts: Sequence[HumanText], by: str, checkpoint: str, 
 
 
 def correct(scope: Scope, text: HumanText, by: str | None = None) -> Flow[int]:
-    """Pin a correction from outside the graph, and return the new epoch. `by` is the author (`None`: the subject)."""
+    """Pin a correction by `by` (`None`: the subject). Return the new epoch."""
 
     def change(snapshot: Snapshot) -> tuple[list[Change], tuple[HumanText, ...]]:
         author = by if by is not None else snapshot.subject
@@ -193,7 +193,7 @@ def correct(scope: Scope, text: HumanText, by: str | None = None) -> Flow[int]:
 def _done(
     scope: Scope, change: Change, event: Event, detail: Mapping[str, Any], at: Scope | None = None, **about: Any
 ) -> Flow[None]:
-    """Commit and record a change that should never be refused. Raises `LedgerError` if it is."""
+    """Commit and record a change. Raises `LedgerError` if the ledger refuses it."""
     done: Committed | Conflict = yield Commit(at or scope, None, [change])
     if isinstance(done, Conflict):
         raise LedgerError(done.code)
@@ -201,13 +201,13 @@ def _done(
 
 
 def data_changed(scope: Scope, resource: str, *, content: bool) -> Flow[None]:
-    """Declare that a resource changed, so that earlier reads are stale. Without `content` the record has its digest."""
+    """Declare that a resource changed, so that earlier reads of it are stale."""
     change, detail = SetMark(resource, new_id()), {"resource": resource if content else content_digest(resource)}
     return _done(scope, change, "data_changed", detail, data_scope(scope))
 
 
 def revoke(scope: Scope, agent: tuple[str, ...], by: str = "", reason: str = "") -> Flow[None]:
-    """Revoke an agent's subtree on a thread (`()`: all of it) until `reinstate`. `by` is the author, as `type:id`."""
+    """Revoke an agent and the agents below it, until `reinstate`; `()` revokes all."""
     return _done(scope, Revoke(agent), "revoked", {"author": by, "reason": reason}, agent=agent)
 
 

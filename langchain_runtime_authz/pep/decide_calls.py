@@ -52,7 +52,7 @@ _REFUSED: Final[Mapping[str, Code]] = {
 
 
 def decide_calls(run: Run, calls: Sequence[Call]) -> Flow[list[DecidedCall]]:
-    """Decide all calls of one message on one snapshot, in one batch. Never raises: a failing ledger denies."""
+    """Decide all calls of one message in one batch. Never raises: failures deny."""
     if not calls:
         return []
     started, engine = time.time_ns(), run.engine
@@ -92,7 +92,7 @@ def decide_calls(run: Run, calls: Sequence[Call]) -> Flow[list[DecidedCall]]:
 
 
 def _look_up(run: Run, calls: Sequence[Call]) -> Flow[tuple[Any, ...]]:
-    """Return the calls, their keys and comparisons, the keys' epoch, the user's words, the snapshot, and `_moved`."""
+    """Return calls, keys, comparisons, keys' epoch, words, snapshot and `_moved`."""
     if len(calls) == 1 and calls[0].plan_id is None and calls[0].call_id is not None:
         calls = yield from _located(run, calls[0])
     words, origin = run.engine.memory.words.get(run.scope), run.epoch
@@ -153,7 +153,7 @@ def _described(
     moved: frozenset[str],
     ahead: dict[str, int],
 ) -> DecidedCall:
-    """Return a call with all facts for its decision. `ahead` counts budgets that earlier calls of the message use."""
+    """Return a call with all facts for its decision. Adds its budgets to `ahead`."""
     counter, deeds, mandate, binding = compared
     row = snapshot.calls.get(key)
     intended = call.position, call.call_id, call.tool, call.raw
@@ -205,7 +205,7 @@ def _reread(
     words: TaskWords | None,
     snapshot: Snapshot,
 ) -> Flow[tuple[TaskWords, list[_Compared], Snapshot]]:
-    """Read the user's words if this process lacks the newest, and load the counters that depend on them."""
+    """Read the user's words from the ledger, and load the counters that need them."""
     if words is not None:
         snapshot = yield (Load, run.scope, _query(run, calls, keys, origin, compared, log=True))
     words = run.engine.memory.read_words(run.scope, snapshot)
@@ -226,7 +226,7 @@ def _counters(compared: Sequence[_Compared]) -> tuple[str, ...]:
 
 
 def _located(run: Run, only: Call) -> Flow[Sequence[Call]]:
-    """Find the call's plan by the call's id, because the enforcement point did not see the model message."""
+    """Find the plan by the call's id, if the model message was not seen."""
     snapshot: Snapshot = yield (Load, run.scope, Query(planned_call=(run.agent, only.call_id or "")))
     if snapshot.plan is None:
         return [only]
@@ -243,7 +243,7 @@ def _key(run: Run, call: Call, epoch: int) -> str:
 
 
 def review_key(run: Run, call: Call, epoch: int) -> str:
-    """Return the ledger key for another review's answer about a call: by its position in the message alone."""
+    """Return the ledger key of another review's answer about the call."""
     return f"review:{epoch}:{call.position}:{run.agent!r}:{call.plan_id}"
 
 
@@ -278,7 +278,7 @@ def _query(
 
 
 def _approval(run: Run, snapshot: Snapshot, call: Call, key: str, origin: int) -> Approval | None:
-    """Return the record of the question about the call and of its answer: ours, or an earlier review's."""
+    """Return the question about the call with its answer: ours, or another review's."""
     own = snapshot.approvals.get(key)
     if own is None and _goes_on(run, snapshot, key) and not snapshot.approvals[f"{OWN}{key}"].message:
         return snapshot.approvals[f"{OWN}{key}"]
@@ -295,13 +295,13 @@ def _approval(run: Run, snapshot: Snapshot, call: Call, key: str, origin: int) -
 
 
 def _goes_on(run: Run, snapshot: Snapshot, key: str) -> bool:
-    """Return True if the tool asked by itself and was answered in this epoch, so that its call may continue."""
+    """Return True if the tool's own question was answered in this epoch."""
     own = snapshot.approvals.get(f"{OWN}{key}")
     return own is not None and own.state == "approved" and own.epoch == run.epoch
 
 
 def _reviewed(review: Approval, call: Call) -> bool:
-    """Return True if another review's question showed this call as it is written, or its answer edited the call so."""
+    """Return True if the review showed this call as written, or edited it so."""
     digest = plan.raw_digest(call.raw)
     if review.edited:
         name, args = edited_action(review.edited)
@@ -336,7 +336,7 @@ def renewed(run: Run, snapshot: Snapshot) -> Flow[None]:
 
 
 def _moved(run: Run, snapshot: Snapshot, calls: Sequence[Call], keys: Sequence[str]) -> Flow[frozenset[str]]:
-    """Return the tools that read a resource before it was declared changed. Set `run.versions` for reads in `calls`."""
+    """Return tools with outdated reads, and note versions for reads in `calls`."""
     resources = snapshot.history.resources
     read = resources if any(call.profile.side_effect for call in calls) else {}
     found = {key: resource_of(call.profile, call.args) for call, key in zip(calls, keys, strict=True)}
@@ -352,7 +352,7 @@ def _moved(run: Run, snapshot: Snapshot, calls: Sequence[Call], keys: Sequence[s
 
 
 def data_scope(scope: Scope) -> Scope:
-    """Return the ledger scope that holds the versions of a tenant's resources, for all threads."""
+    """Return the ledger scope of the versions of a tenant's resources."""
     return Scope(scope.tenant, scope.issuer, "data:", "resources")
 
 

@@ -1,4 +1,4 @@
-"""Decide every step that is not a tool call: `run/*`, `agent/invoke`, `model/call`, `node/enter`.
+"""Decide every step that is not a tool call, like a start or a model call.
 
 The order is load → evaluate → commit → audit. `decide_calls` and `claim_calls` have the tool calls.
 """
@@ -86,7 +86,7 @@ def decide_step(
 
 
 def kept(run: Run, *step: Any, lasting: bool) -> tuple[Decision | None, Callable[[Decision], Decision]]:
-    """Return a pair: the cached permit of a step (or `None`), and the function that caches a new permit.
+    """Return a step's cached permit or `None`, and the function that caches a new one.
 
     A permit is cached for its epoch and policy revision, as long as the policy's `ttl` says. Without a `ttl` the policy
     may have read something that changes, so only a `lasting` permit (of a model or tool node) is cached.
@@ -97,7 +97,7 @@ def kept(run: Run, *step: Any, lasting: bool) -> tuple[Decision | None, Callable
 
 
 def _keep(run: Run, key: tuple[Any, ...], began: float, lasting: bool, found: Decision) -> Decision:
-    """Cache a permit for its `ttl`, up to half a lease, unless the grant expires. Cache a `lasting` one for the run."""
+    """Cache a permit, unless the grant expires: for its `ttl`, or for the run."""
     ends = run.grant is not None and run.grant.expires_at is not None
     said = 0 if ends else min(found.ttl, run.engine.lease_ttl / 2)
     lasts = run.engine.max_lifetime if lasting and not (found.ttl or ends) else said
@@ -107,7 +107,7 @@ def _keep(run: Run, key: tuple[Any, ...], began: float, lasting: bool, found: De
 
 
 def if_alive(run: Run, permit: Decision, step: Flow[Decision]) -> Flow[Decision]:
-    """Return the cached permit if the run is live. Otherwise run `step`, which decides in full."""
+    """Return the cached permit if the run is live, else decide by `step`."""
     try:
         alive = not (run.closed or run.engine.killed) and (yield (Status, run.scope.tenant, run.jti)) == "live"
     except Exception:  # noqa: BLE001
@@ -120,7 +120,7 @@ def if_alive(run: Run, permit: Decision, step: Flow[Decision]) -> Flow[Decision]
 
 
 class ModelCall(NamedTuple):
-    """A model call's content. `prompt` is the digest of its instructions (system messages)."""
+    """A model call's content. `prompt`: digest of the system messages."""
 
     model: str
     provider: str | None
@@ -145,13 +145,13 @@ def decide_model(run: Run, call: ModelCall) -> Flow[Decision]:
 
 
 def withheld(decision: Decision) -> tuple[frozenset[str], frozenset[str]]:
-    """Return a pair of names that a permit withholds: the agent's own tools, and tools that the provider runs."""
+    """Return withheld names: the agent's own tools, and tools of the provider."""
     given = [o.properties for o in decision.obligations if o.type == "withhold_tools"]
     return frozenset(n for p in given for n in p["tools"]), frozenset(n for p in given for n in p["provider_tools"])
 
 
 def shown(decision: Decision, call: ModelCall) -> Decision:
-    """Return the decision for a request that cannot be changed: a deny if it shows a withheld provider tool."""
+    """Return the decision, or a deny if the model is shown a withheld provider tool."""
     if decision.obligations and decision.permit and withheld(decision)[1].intersection(call.provider_tools):
         return replace(deny(Code.PROVIDER_TOOL), decision_id=decision.decision_id)
     return decision

@@ -31,7 +31,7 @@ def is_judgement(decision: Decision) -> bool:
 
 
 def label(tool: str) -> str:
-    """Return a tool's name for counters and records: `*` for a long or unprintable one, which a model may invent."""
+    """Return the tool's name for records, or `*` if it is long or unprintable."""
     return tool if len(tool) <= MAX_LABEL and tool.isprintable() else "*"
 
 
@@ -42,7 +42,7 @@ def record_asks(run: Run, asked: Sequence[DecidedCall]) -> Flow[None]:
 
 
 def call_record(run: Run, decided: DecidedCall, now: float) -> tuple[Any, ...]:
-    """Return the effect that records a call's decision at ledger time `now`. It raises `AuditError`."""
+    """Return the effect that records a call's decision. It raises `AuditError`."""
     expected = {d.argument: d.expected for d in decided.standing.deviations if d.expected}
     about = (decided.body, decided.started or None, now, decided.approval, expected)
     return step_record(run, decided.decision, "tools/call", decided.call.tool, *about)
@@ -75,7 +75,7 @@ def step_record(
 def run_event(
     of: Run | Scope, event: Event, now: float, *, detail: Mapping[str, Any], question: str = "", **about: Any
 ) -> tuple[Any, ...]:
-    """Add an event to the trace, and return the effect that records it. It raises `AuditError`.
+    """Trace an event. Return the effect that records it, which raises `AuditError`.
 
     `about` replaces the run's own fields. `question` is the `Approval.trace` that the event answers.
     """
@@ -90,24 +90,27 @@ def run_event(
 
 
 def corrected(of: Run | Scope, done: Committed, texts: Sequence[HumanText], source: str) -> tuple[Any, ...]:
-    """Return the effect that records a task change that `done` committed. It raises `AuditError`."""
+    """Return the effect that records a committed task change, or raises `AuditError`."""
     authors = [t.author for t in texts if t.author]
     detail = {"source": source, "author": (authors or [""])[0], "texts": len(texts), "from_epoch": done.epoch - 1}
     return run_event(of, "corrected", done.now, detail=detail, epoch=done.epoch)
 
 
 def unrecorded(epoch: int, pinned: int, texts: Sequence[HumanText], source: str) -> SetMark:
-    """Return the mark of a task change that is not recorded yet: epoch, source and range of its texts."""
+    """Return the mark that a task change still lacks its record in the audit log."""
     return SetMark(UNRECORDED, f"{epoch} {source} {pinned} {pinned + len(texts)}")
 
 
 def recorded(mark: str) -> SetMark:
-    """Return the change that clears the mark of a recorded task change, unless a newer change has set the mark."""
+    """Return the change that clears `mark`, unless a newer task change replaced it."""
     return SetMark(UNRECORDED, "", instead=mark)
 
 
 def settle(of: Run | Scope, before: Snapshot) -> Flow[str]:
-    """Record a task change that the audit log may lack, perhaps again. Return its mark, or "". Raises `AuditError`."""
+    """Record a task change that the audit log may lack. Return its mark, or "".
+
+    The log may then have it twice. Raises `AuditError`.
+    """
     left = before.marks.get(UNRECORDED, "")
     if left:
         epoch, source, start, end = left.split()
@@ -118,9 +121,10 @@ def settle(of: Run | Scope, before: Snapshot) -> Flow[str]:
 def change_task(
     of: Run | Scope, source: str, change: Callable[[Snapshot], tuple[Sequence[Change], Sequence[HumanText]] | None]
 ) -> Flow[Committed | None]:
-    """Commit and record the task change that `change` returns, after recording an earlier one that the log lacks.
+    """Commit and record the task change that `change` returns.
 
-    Raises `AuditError`, or `AuthzDenied` (`stale_epoch`): others changed the task too often.
+    An earlier change that the log lacks is recorded first. Raises `AuditError`, or `AuthzDenied` (`stale_epoch`):
+    others changed the task too often.
     """
     scope = of.scope if isinstance(of, Run) else of
     for _ in range(ATTEMPTS):
@@ -138,14 +142,14 @@ def change_task(
 
 
 def confirmed(of: Run | Scope, done: Committed, mark: SetMark, texts: Sequence[HumanText], source: str) -> Flow[None]:
-    """Record a task change that `done` committed, and delete its mark. Raises `AuditError`."""
+    """Record a committed task change, and delete its mark. Raises `AuditError`."""
     yield corrected(of, done, texts, source)
     with suppress(LedgerError):  # it is then recorded again
         yield Commit(of.scope if isinstance(of, Run) else of, None, [recorded(mark.value)])
 
 
 def anomaly(run: Run, reason: str, decision_id: str, now: float) -> tuple[Any, ...]:
-    """Add an automatic revocation to the trace; return the effect that records it. It raises `AuditError`."""
+    """Trace an automatic revocation. Return the effect that records it."""
     record_event("anomaly", run.scope, {"decision_id": decision_id}, {"reason": reason}, run=run)
     return run_event(run, "revoked", now, detail={"author": "", "reason": reason, "decision_id": decision_id})
 
@@ -160,7 +164,7 @@ def obliged_events(run: Run, decision: Decision, now: float, *, rotated: int | N
 
 
 def tell(run: Run, decision: Decision, action: str, resource: str, now: float) -> Flow[None]:
-    """Send the notifications that a decision demands. Raises `AuditError` if that fails."""
+    """Send the notifications that a decision demands, or raise `AuditError`."""
     for obligation in decision.obligations:
         if obligation.type == "notify":
             decided = {"decision_id": decision.decision_id, "outcome": decision.outcome, "reasons": [*decision.reasons]}

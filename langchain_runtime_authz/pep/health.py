@@ -1,4 +1,4 @@
-"""The health of an instance's parts, checked within a deadline, and an ASGI app that reports it."""
+"""Check an instance's parts within a deadline, and report their health over ASGI."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Health:
 
 
 class HealthCheck:
-    """Checks the parts of one instance concurrently. A part that hangs is reported, and not asked again meanwhile."""
+    """Checks parts concurrently. A part that still hangs is not asked again."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -62,7 +62,7 @@ class HealthCheck:
         self._last: tuple[float, Health] | None = None
 
     def look(self) -> Health:
-        """Return the health, at most `FRESH` seconds old, within `DEADLINE` seconds. Never raises."""
+        """Return the health, at most `FRESH` seconds old, within `DEADLINE` seconds."""
         engine = self._engine
         parts = dict(zip(_LATE, (self._ledger, self._evaluator, self._audit, self._keys, self._identity), strict=True))
         with self._lock:
@@ -101,7 +101,7 @@ class HealthCheck:
         return ""
 
     def _evaluator(self) -> str:
-        """Ask the engine about a `run/start`. A deny is healthy, unless it reports a failure of the engine."""
+        """Ask the engine about a `run/start`. Return a code if the engine failed."""
         engine, scope = self._engine, Scope(self._engine.tenant, self._engine.issuer.issuer, "health", "")
         subject, now = Subject(type="service", id="health"), int(time.time())
         named = replace(engine, identity=StaticIdentity())  # the application's may hang
@@ -126,7 +126,7 @@ class HealthCheck:
 
 
 def health_app(ahealth: Callable[[], Awaitable[Health]]) -> Callable[..., Awaitable[None]]:
-    """Return an ASGI app. `…/live` answers 200, other paths 200 or 503 with the failed parts.
+    """Return an ASGI app: 200 on `…/live`; else 200, or 503 with the failed parts.
 
     The answer shows codes and the policy's revision to anybody: the app does not authenticate.
     """

@@ -17,7 +17,7 @@ KILL_SWITCH: Final = "RUNTIME_AUTHZ_KILL_SWITCH"  # environment variable: the fi
 
 
 class KillSwitch:
-    """Watches one path. Raises `ConfigError` if the path cannot be a file, or if its folder does not exist."""
+    """Watches one path. Raises `ConfigError` if no file can be made there."""
 
     __slots__ = ("path",)
 

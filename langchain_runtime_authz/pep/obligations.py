@@ -92,12 +92,12 @@ class Terms(NamedTuple):
 
 
 def _among(found: Mapping[str, Any], shapes: Mapping[str, Callable[[object], bool]]) -> bool:
-    """Return True if every member is known and well-formed. Unknown terms are refused."""
+    """Return True if every member is known and well-formed."""
     return all(name in shapes and shapes[name](value) for name, value in found.items())
 
 
 def demands(obligation: Obligation) -> Change | Literal[True] | None:
-    """Return the change to commit with the permit, `True` if there is none, or `None` if the obligation is malformed.
+    """Return an obligation's change to commit, `True` for none, `None` if malformed.
 
     An unknown property is malformed: ignoring a misspelt one would make the permit too wide.
     """
@@ -162,7 +162,7 @@ def redact(value: Any, fields: Collection[str]) -> Any:
 
 
 def _inside(value: Any, fields: Collection[str]) -> Any:
-    """Redact inside a structure: scalars under other names stay. JSON text is searched. Other objects are replaced."""
+    """Redact fields in a structure, also in JSON text. Replace objects of other types."""
     if isinstance(value, dict):
         if value.get("type") == "text" and isinstance(value.get("text"), str):
             value = {**value, "text": redact(value["text"], fields)}
@@ -183,7 +183,10 @@ def _structure(text: str) -> dict[str, Any] | list[Any] | str | None:
 
 
 def understood(decision: Decision, able: Collection[str]) -> Decision:
-    """Return the decision if all its obligations can be carried out; otherwise a deny with those that can be."""
+    """Return the decision, or a deny if an obligation cannot be carried out.
+
+    The deny keeps the obligations that can be carried out.
+    """
     known = [o for o in decision.obligations if o.type in able and demands(o) is not None]
     if len(known) == len(decision.obligations):
         return decision
@@ -197,13 +200,13 @@ def understood(decision: Decision, able: Collection[str]) -> Decision:
 
 
 def keepable(permit: Decision, revision: str) -> bool:
-    """Return True if a permit may be cached: it is of this policy `revision`, and no obligation counts or notifies."""
+    """Return True if a permit may be cached under this policy revision."""
     named = bool(revision) and permit.policy_revision == revision
     return named and not any(o.type in ("rate_limit", "budget", "notify") for o in permit.obligations)
 
 
 def obliged_fields(obligations: Sequence[Obligation]) -> frozenset[str]:
-    """Return the fields to redact: those of the `redact` obligations, and the last name of each dotted path."""
+    """Return the fields to redact, also by the last name of each dotted path."""
     names = [o.properties.get("fields") for o in obligations if o.type == "redact"]
     found = [f for fields in names if isinstance(fields, list) for f in fields if isinstance(f, str)]
     return frozenset(found).union(f.rpartition(".")[2] for f in found)

@@ -23,7 +23,7 @@ OnAsk = Callable[[dict[str, Any]], Any]
 
 
 def ask_in_terminal(question: Mapping[str, Any]) -> dict[str, Any]:
-    """Show each call in the terminal and ask for `y`. Any other input, or the end of input, rejects."""
+    """Show each call in the terminal. Approve it if the user types `y`, else reject."""
     decisions = []
     for request in question["action_requests"]:
         print("\n".join(wrapped("", line, 4) for line in request["description"].splitlines()))  # noqa: T201

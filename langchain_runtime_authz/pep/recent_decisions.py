@@ -26,7 +26,7 @@ MAX_NAME: Final = 128
 
 
 class RecentDecisions:
-    """The last decisions with contents, built when they are read. Thread-safe. Uses the records of a `MemorySink`."""
+    """The last decisions with contents. Thread-safe. Shares a `MemorySink`'s records."""
 
     __slots__ = ("_built", "failures_left_out", "left_out")
 
@@ -36,7 +36,7 @@ class RecentDecisions:
         self.failures_left_out = lines_left_out()  # separate, so that codes of a policy do not use it up
 
     def add(self, build: Callable[[], dict[str, Any]]) -> None:
-        """Keep a decision, as a call of `decision_record` with immutable values. Ignore other records."""
+        """Keep `build` if it builds a decision record. Its arguments must not change."""
         if isinstance(build, partial) and build.func is decision_record:
             body = build.keywords.get("body")
             self._built.append(partial(build, body=None) if body is not None and len(body) > MAX_BODY else build)
@@ -48,7 +48,7 @@ class RecentDecisions:
         return [b(content=True) for b in self._kept() if b.keywords["run_id"] == run_id]
 
     def refused(self, exc: AuthzDenied, scope: Scope, run_id: str) -> None:
-        """Keep and log a refusal without an audit record: there was no run, or the ledger failed."""
+        """Keep and log a refusal that has no audit record (no run, or a failed ledger)."""
         if any(_id(b) == exc.decision_id for b in self._kept()):
             return
         decision = Decision("deny", (exc.code,), decision_id=exc.decision_id, failure="enforcement")
@@ -57,7 +57,7 @@ class RecentDecisions:
         self.tell(decision, "run", scope[2], scope[3], run_id)
 
     def tell(self, decision: Decision, action: str, resource: str, thread: str, run_id: str) -> None:
-        """Log a step that was stopped or asked about, in at most a few lines per code and minute."""
+        """Log a stopped or asked step, in at most a few lines per code and minute."""
         asks = decision.outcome == "approval_required"
         level, code = logging.INFO if asks else logging.WARNING, decision.reason
         if not _log.isEnabledFor(level) or (left_out := self.left_out(code)) is None:

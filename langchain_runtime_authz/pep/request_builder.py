@@ -36,7 +36,7 @@ def call_request(
     match: plan.Match,
     moved: frozenset[str],
 ) -> tuple[bytes | None, Mapping[str, Provenance]]:
-    """Return a pair: the request about a call, and its arguments' provenance. `moved`: tools with outdated reads."""
+    """Return a call's request and provenance. `moved`: tools with outdated reads."""
     call, row, approval, recorded = decided.call, decided.row, decided.approval, snapshot.plan
     profile, args = call.profile, call.args
     traced = arguments(run, snapshot, words, call)
@@ -125,7 +125,7 @@ def request_json(
     call: JSON | None = None,
     approval: JSON | None = None,
 ) -> bytes | None:
-    """Return the JSON of one request, or `None` if a string in it has no UTF-8 form (a lone surrogate)."""
+    """Return a request as JSON; `None` if a string has no UTF-8 form."""
     now, steps, edges, zone = int(snapshot.now), snapshot.history, snapshot.edges, run.engine.zone
     try:
         subject, agent, grant = run.parts.get("run") or _of_run(run)

@@ -1,4 +1,4 @@
-"""The state of a run and of its engine, and the effects of `pep`. `_flow.py` drives them."""
+"""Define a run, its engine, and the effects that `_flow` drives."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Planner(Protocol):
     """Compiles a mandate from the user's texts only."""
 
     def plan(self, texts: Sequence[str]) -> Mandate | None:
-        """Return the mandate of a turn: of what the user sent at once. If this raises, the turn has no mandate."""
+        """Return the mandate of texts sent at once. If this raises, there is none."""
         ...
 
     async def aplan(self, texts: Sequence[str]) -> Mandate | None: ...
@@ -66,18 +66,18 @@ class Planner(Protocol):
 
 @runtime_checkable
 class Notifier(Protocol):
-    """Sends notifications that a policy demands (`notify`). `docs/recipes/webhook.md` has one that queues them.
+    """Sends notifications that a policy demands. See `docs/recipes/webhook.md`.
 
     A notification holds codes, ids, names, and the policy's `topic` and `body`, never arguments, texts or tokens.
     """
 
     def send(self, notification: Mapping[str, Any]) -> None:
-        """Accept one notification, without waiting. If it raises, a permit that depends on it becomes a deny."""
+        """Accept a notification without waiting. If this raises, the step is denied."""
         ...
 
 
 class LogNotifier:
-    """Write notifications to the logger `langchain_runtime_authz.notify`, one JSON object each."""
+    """Writes notifications as JSON to the logger `langchain_runtime_authz.notify`."""
 
     def send(self, notification: Mapping[str, Any]) -> None:
         _notifications.warning("%s", json.dumps(notification, sort_keys=True))
@@ -123,7 +123,7 @@ class Counted(NamedTuple):
 
 
 class Tally:
-    """Counts decisions and runs of enforcement points, for reports. Callers leave out names that a model invented."""
+    """Counts decisions and runs by enforcement point, for reports."""
 
     __slots__ = ("_counts", "_lock", "dropped")
 
@@ -204,25 +204,25 @@ class Engine:
 
     @staticmethod
     def granted(profile: AgentProfile | None, *grants: Grant | None) -> Grant | None:
-        """Return the meet of `grants` and the grant in an agent's profile, or `None` if no grant is given."""
+        """Return the meet of `grants` and the profile's grant; `None` if there is none."""
         found = profile.grant if profile is not None else None
         for grant in grants:
             found = grant if found is None else found.attenuate(grant)
         return found
 
     def lease_end(self, now: float, started_at: int) -> int:
-        """Return the expiry of a lease that is taken or renewed now, never later than the workload's identity ends."""
+        """Return a lease's expiry, at the latest that of the workload's identity."""
         until, ends = min(int(now) + self.lease_ttl, started_at + self.max_lifetime), self.identity.expires_at
         return until if ends is None else min(until, int(ends))
 
     def failed(self, exc: BaseException) -> Code:
-        """Count a part's failure, and return the code of the deny: `killed` if the kill switch is engaged too."""
+        """Count a part's failure. Return the code of the deny."""
         code = failure_code(exc)
         count("errors", {COMPONENT: _part(exc), ERROR_TYPE: str(code)})
         return Code.KILLED if self.killed else code
 
     def deny_for_failure(self, exc: Exception, run: Run | None = None) -> Decision:
-        """Log the failure of a part (ledger, audit log, identity) with its run, and return the deny."""
+        """Log the failure of a part (ledger, audit log, identity). Return the deny."""
         decision = deny(self.failed(exc))
         self._told(exc, run, decision.decision_id, f"{_part(exc)} failed")
         return decision
@@ -301,7 +301,7 @@ class Run:
         self.epoch, self.jti, self.guard = epoch, jti, Guard(jti, epoch)
 
     def pause(self) -> None:
-        """Mark the run and its parents as paused for a question, so that their leases end as `suspended`."""
+        """Mark the run and its parents as paused, so that their leases are `suspended`."""
         run: Run | None = self
         while run is not None:
             run.paused = True
@@ -320,7 +320,7 @@ S = TypeVar("S", bound=Any)
 def both(
     flow: Callable[Concatenate[S, P], Flow[T]],
 ) -> tuple[Callable[Concatenate[S, P], T], Callable[Concatenate[S, P], Coroutine[Any, Any, T]]]:
-    """Return a pair of methods that run a flow: a blocking one, and one that does not block the event loop."""
+    """Return a blocking and an async method that run a flow."""
     owner, _, name = flow.__qualname__.rpartition("._")
 
     @wraps(flow)
@@ -338,7 +338,7 @@ def both(
 
 
 def agent_id(identity: Identity, path: tuple[str, ...]) -> str:
-    """Return an agent's id. Raises `CredentialError` (`workload_unproven`) if the application's identity fails."""
+    """Return an agent's id. Raises `CredentialError` (`workload_unproven`)."""
     try:
         return identity.agent_id(path)
     except Exception as exc:
@@ -382,7 +382,7 @@ Write: Final = Effect(ado=lambda engine, build: asyncio.to_thread(engine.write, 
 
 
 def anchored(record: dict[str, Any], ledger: Ledger, tenant: str) -> dict[str, Any]:
-    """Add the ledger's anchor to `record`, by which a reader recognises an older copy of the ledger."""
+    """Add the ledger's newest commit to `record`, to recognise an older ledger by it."""
     read: Any = getattr(ledger, "anchor", None)  # of an `Anchored`
     if read is not None and (anchor := read(tenant)) is not None:
         record["ledger"] = {"tenant": tenant, **anchor._asdict()}

@@ -35,7 +35,7 @@ _log = logger(__name__)
 
 
 class Entry(NamedTuple):
-    """A root entry. The graph's state may lack the `pending` corrections. A resume value may answer the open `asks`."""
+    """A root entry, the corrections that the graph may lack, and the open questions."""
 
     run: Run
     pending: tuple[HumanText, ...]
@@ -57,7 +57,7 @@ class Given(NamedTuple):
 
 
 class Left(NamedTuple):
-    """The last checkpoint of a root entry, and the digests of its memory and waiting child graphs (`None`: unknown)."""
+    """The last checkpoint, digests of memory and of waiting child graphs, if known."""
 
     head: str | None = None
     memory: str | None = None
@@ -78,7 +78,7 @@ def open_entry(
     workflow: Callable[[], bool] = bool,
     upstream: tuple[str, ...] = (),
 ) -> Flow[Entry]:
-    """Open a root entry: pin the task, advance the epoch after a change, take a lease. Raises `AuthzDenied`.
+    """Open a root entry: pin the task, take a lease, decide. Raises `AuthzDenied`.
 
     `workflow` returns True if the graph orchestrates agents. `upstream`: agents of other servers that delegate to it.
     """
@@ -113,7 +113,7 @@ def open_entry(
 
 
 def _planned(run: Run, planner: Planner) -> Flow[Mandate | None]:
-    """Return the mandate that the planner compiles from the user's newest texts. The ledger keeps the first result."""
+    """Return the planner's mandate for the newest turn, the same at each root entry."""
     snapshot: Snapshot = yield Load(run.scope, Query(log=True))
     texts, key = turn(snapshot.log)
     if not texts:
@@ -214,7 +214,7 @@ def _after(before: Snapshot, changes: Sequence[ledger.Change], now: float) -> Sn
 
 
 def _edits(snapshot: Snapshot, given: Given, jti: str) -> Flow[tuple[HumanText, ...]]:
-    """Return edits of the thread's state by others, as texts to pin. Such texts order nothing."""
+    """Return edits of the state by others, as texts to pin that order nothing."""
     found = [*(yield from _state_edit(snapshot, given, jti))]
     if snapshot.underway:  # or interrupted: a run of ours may have made the change
         return tuple(found)
@@ -253,9 +253,9 @@ def edited(
     read: Callable[[], Flow[heads.Head | None]],
     moved: Callable[[str, str], Flow[bool]],
 ) -> Flow[bool]:
-    """Compare the state that a child will load with the checkpoint that its last run left (`mark`).
+    """Pin an edit of a child's state since the checkpoint that its last run left.
 
-    Return False if no run of the child left one. If others edited the state, pin the edit and raise `AuthzDenied`.
+    Return False if no run of the child left a checkpoint. Raises `AuthzDenied` after pinning an edit.
     """
     snapshot: Snapshot = yield Load(run.scope, Query(marks=(mark.name,)))
     if not (left := mark.left(snapshot.marks)):
@@ -270,7 +270,7 @@ def edited(
 
 
 def _pinned(run: Run, texts: Sequence[HumanText]) -> Flow[bool]:
-    """Pin an edit in the next epoch. Return False if the key of the last of `texts` is pinned already."""
+    """Pin an edit in the next epoch. Return False if it is pinned already."""
 
     def edit(snapshot: Snapshot) -> tuple[list[ledger.Change], Sequence[HumanText]] | None:
         known = texts[-1].key in {t.key for t in snapshot.log}
@@ -280,7 +280,7 @@ def _pinned(run: Run, texts: Sequence[HumanText]) -> Flow[bool]:
 
 
 def _fresh(pinned: Sequence[HumanText], task: HumanText | None, texts: Sequence[HumanText]) -> tuple[HumanText, ...]:
-    """Return the user's new texts. The input may repeat the text of `task`, which may be pinned already."""
+    """Return the user's texts that are not pinned yet, `task` among them."""
     if task is None:
         return changed(pinned, texts)
     known, told = [t for t in pinned if t.digest != task.digest], [t for t in texts if t.digest != task.digest]
@@ -308,7 +308,7 @@ def close(
     also: Sequence[ledger.Change] = (),
     edits: Sequence[HumanText] = (),
 ) -> Flow[None]:
-    """End the leases of a run and its children, and so their tokens. Set the marks of `left`, pin others' `edits`."""
+    """End the leases of a run and its children. Set the marks `left`, pin `edits`."""
     if run.closed and left.head is None and not also:
         return
     ending: Literal["suspended", "ended"] = "suspended" if run.paused else "ended"

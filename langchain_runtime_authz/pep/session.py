@@ -31,7 +31,7 @@ from langchain_runtime_authz.tool_profile import UNPROFILED, ToolProfile, raise_
 
 
 class Session:
-    """One agent's run, step by step: call `decide`, run the tool yourself, call `observe`.
+    """One agent's run, in steps: `decide`, run the tool yourself, `observe`.
 
     `RuntimeAuthz.session` creates it. Each decided call is its own plan (`plan.source` is `code`). Methods that do I/O
     have an async form with the prefix `a`. As a context manager, a session closes itself.
@@ -63,9 +63,9 @@ class Session:
         return self._run.engine
 
     def evidence(self, decision: Decision) -> tuple[str, ...]:
-        """Return lines that tell the operator each argument's value and source. Works for the last decision only.
+        """Return lines about the last decision's arguments: their values and sources.
 
-        The lines quote tool outputs, so they must not be shown to a model.
+        The lines quote tool outputs, so they must not be shown to a model. For an earlier decision, there are none.
         """
         last = self._last
         if last is None or last.decision.decision_id != decision.decision_id or last.body is None:
@@ -88,7 +88,7 @@ class Session:
         await self.aclose()
 
     def _decide(self, tool: str, args: Mapping[str, Any]) -> Flow[Decision]:
-        """Decide one call. A permitted call counts as begun: run the tool, then call `observe`.
+        """Decide one call. If it is permitted, run the tool, then call `observe`.
 
         A failure is a deny, not an exception. Arguments without an exact JSON form are denied (`uncanonical_argument`).
         """
@@ -120,7 +120,7 @@ class Session:
         return getattr(verdict, "decision", judged.decision)
 
     def _approve(self, decision: Decision) -> Flow[Decision]:
-        """Approve, as the subject, the call of an `approval_required` decision. Decide the call again."""
+        """Approve an `approval_required` call as the subject, and decide it again."""
         asked = self._asked.pop(decision.decision_id, None)
         if asked is None:
             return deny(Code.APPROVAL_VOID)
@@ -145,8 +145,7 @@ class Session:
     ) -> Flow[None]:
         """Record a permitted call's output or failure.
 
-        Raises:
-            AuthzError: `no_call`: no permitted call of this tool with these arguments is open.
+        Raises `AuthzError` (`no_call`) if no permitted call of this tool with these arguments is open.
         """
         found = self._open.get((tool, digest(project(dict(args)))))
         if not found:
@@ -157,9 +156,9 @@ class Session:
     observe, aobserve = both(_observe)
 
     def _correct(self, text: str) -> Flow[int]:
-        """Change the task as the subject, and return the new epoch. The session continues under a new lease.
+        """Change the task as the subject, and return the new epoch.
 
-        Permitted calls may still be observed; earlier questions are void.
+        The session continues under a new lease. Permitted calls may still be observed; earlier questions are void.
         """
         run = self._run
         yield from correct(run.scope, HumanText(content_digest(text), text, CORRECTION + new_id()))
@@ -168,19 +167,19 @@ class Session:
     correct, acorrect = both(_correct)
 
     def _delegate(self, to: str, grant: Grant | None = None) -> Flow[Session]:
-        """Open a child agent's session, with the parent's grant ⊓ `grant`. Raises `AuthzDenied`."""
+        """Open a child agent's session, with both grants. Raises `AuthzDenied`."""
         return Session((yield from open_child(self._run, to, "subgraph", grant)), self._profiles, self, grant)
 
     delegate, adelegate = both(_delegate)
 
     def _close(self) -> Flow[None]:
-        """End the session's lease. Tokens of the session and of its children are then invalid."""
+        """End the session's lease, and so the tokens of the session and its children."""
         return close(self._run)
 
     close, aclose = both(_close)
 
     def _reopen(self) -> Flow[int]:
-        """Open the session and its parents again, because a change of the task ends every lease."""
+        """Open the session and its parents again, after a change ended their leases."""
         run = self._run
         self._asked.clear()
         if self._parent is not None:

@@ -31,7 +31,7 @@ MAX_FOUND: Final = 16_384  # values found in these outputs, per thread
 
 
 class Turn(NamedTuple):
-    """The texts that the user sent at once. `key` names the turn, and stays the same if data of the task changes."""
+    """The texts that the user sent at once. `key` names the turn."""
 
     texts: tuple[str, ...] = ()
     key: str = ""
@@ -42,7 +42,7 @@ NO_TURN: Final = Turn()
 
 @dataclass(slots=True)
 class TaskWords:
-    """The user's texts of a task with this digest, without answers. `compiled` is `()` before `turn` is compiled."""
+    """The user's texts of one task. `compiled` is `()` before `turn` is compiled."""
 
     digest: str
     words: UserWords
@@ -63,7 +63,7 @@ class _Thread:
 
 
 class ThreadMemory:
-    """The memory of all threads. Its loss forgets what `Outputs.wrote` told. Of `unread` outputs only the head was read."""
+    """The memory of all threads. Only the head of `unread` outputs has been read."""
 
     def __init__(self) -> None:
         self._threads: OrderedDict[Scope, _Thread] = OrderedDict()
@@ -131,7 +131,7 @@ class ThreadMemory:
         return memory
 
     def reached(self, scope: Scope, destinations: Sequence[str]) -> Outputs:
-        """Keep the destinations of a call that ran. Mark the thread as just used, and return its outputs."""
+        """Keep the destinations of a call that ran. Return the thread's outputs."""
         with self._lock:
             payees = (thread := self._thread(scope)).payees
             for value in destinations[:MAX_PAYEES]:
@@ -160,7 +160,7 @@ class ThreadMemory:
 
 
 def turn(log: Sequence[HumanText]) -> Turn:
-    """Return the user's newest turn: the texts that were pinned together, without a client's history.
+    """Return the user's newest turn, without texts from a client's history.
 
     The turn is empty, so that it orders nothing, after an answer, a state edit or a text by others. A text that only
     says to continue stands for the turn before. Changed data (`data:`) is not a turn.
