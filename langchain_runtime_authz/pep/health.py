@@ -62,7 +62,10 @@ class HealthCheck:
         self._last: tuple[float, Health] | None = None
 
     def look(self) -> Health:
-        """Return the health, at most `FRESH` seconds old, within `DEADLINE` seconds."""
+        """Return the health, at most `FRESH` seconds old, within `DEADLINE` seconds.
+
+        Never raises: a failed or late part is reported by its code.
+        """
         engine = self._engine
         parts = dict(zip(_LATE, (self._ledger, self._evaluator, self._audit, self._keys, self._identity), strict=True))
         with self._lock:
