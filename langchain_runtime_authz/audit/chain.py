@@ -85,9 +85,7 @@ def parse_line(line: bytes) -> dict[str, Any] | None:
 
 
 def verify_chain(
-    source: str | Path | IOBase | Iterable[bytes],
-    head: str | None = None,
-    joints: list[dict[str, Any]] | None = None,
+    source: str | Path | IOBase | Iterable[bytes], head: str | None = None, joints: list[dict[str, Any]] | None = None
 ) -> ChainReport:
     """Verify a chain from its first line to its last.
 

@@ -130,9 +130,7 @@ def who_approved(source: Source, steps: Filter) -> Answer:
 
 @app.command("story")
 def story(
-    thread: Annotated[str, Argument(help="LangGraph's thread_id.")],
-    source: Source,
-    everything: Everything = False,
+    thread: Annotated[str, Argument(help="LangGraph's thread_id.")], source: Source, everything: Everything = False
 ) -> Answer:
     """Tell what happened on a thread, as a tree of 80 columns.
 

@@ -25,7 +25,7 @@ app = App(
     A mandate says which calls a task orders, with which arguments. The policy permits what it covers and asks about the
     rest.
 
-    Exit codes: 0; 1 for a finding (something was dropped, something is careless); 2 if a command could not do its work.""",
+    Exit codes: 0; 1 for a finding (something was dropped, something is careless); 2 if a command could not do its work."""
 )
 Profiles = Annotated[
     str, Option("--profiles", metavar="FILE", help="Tool profiles (YAML), or `langchain` or `deepagents`.")
@@ -35,8 +35,7 @@ Profiles = Annotated[
 @app.command("explain")
 def explain(
     texts: Annotated[
-        list[str],
-        Argument(metavar="TEXT...", help="What the user said, one text each; `-` reads one from stdin."),
+        list[str], Argument(metavar="TEXT...", help="What the user said, one text each; `-` reads one from stdin.")
     ],
     profiles: Profiles,
     planner: Annotated[

@@ -105,12 +105,7 @@ class JwksClient:
     """
 
     def __init__(
-        self,
-        url: str,
-        *,
-        max_age: float = CACHE_AGE,
-        min_refresh: float = 1.0,
-        **connection: Unpack[Connection],
+        self, url: str, *, max_age: float = CACHE_AGE, min_refresh: float = 1.0, **connection: Unpack[Connection]
     ) -> None:
         if not 0 < min_refresh <= max_age:
             raise ConfigError("`min_refresh` must be positive and at most `max_age`")

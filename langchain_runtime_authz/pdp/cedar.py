@@ -24,18 +24,17 @@ from typing import Any, Final, NamedTuple
 from pydantic import ValidationError
 
 from langchain_runtime_authz._validate import checked_callable, checked_seconds, wrong
-from langchain_runtime_authz.authzen import REASON_CODE, Decision, Obligation, strict_json
+from langchain_runtime_authz.authzen import REASON_CODE, Obligation, strict_json
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.pdp.base import DEFAULT_DEADLINE, InProcess
+from langchain_runtime_authz.pdp.policy_data import ApprovalTerms, named_errors
 from langchain_runtime_authz.pdp.response import parse_answer, parse_obligation
 
 SHIPPED: Final = resources.files("langchain_runtime_authz") / "policies" / "cedar"
 ASKS: Final = "require_approval"
 _TYPES: Final = {"run": "Run", "agent": "Agent", "node": "Node", "model": "Model", "tool": "Tool"}
-
 _COUNTED: Final = ("steps", "denials", "streak", "unplanned", "tainted", "rotations", "last_minute", "classes_read")
-
 Json = Mapping[str, Any]
 _MAX_DECIMAL: Final = Decimal("922337203685477.5807")
 _DIGITS: Final = Decimal("0.0001")
@@ -116,26 +115,13 @@ class CedarPDP(InProcess):
 
     def evaluate(self, body: bytes) -> object:
         """Answer one request. Raises `PDPError` if Cedar reports an error."""
-        (answer,) = self.evaluate_batch([body])
-        if isinstance(answer, PDPError):
-            raise answer
-        return answer
-
-    def evaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[object]:
-        return [self._answer(self._to_cedar(json.loads(body))) for body in bodies]
-
-    def close(self) -> None:
-        """Do nothing: this PDP holds only memory."""
-
-    def _answer(self, asked: dict[str, Any]) -> Decision | PDPError | None:
-        own = asked.pop("entities", None)
-        known = self._entities.with_added_json_str(json.dumps(own)) if own else self._entities
-        (result,) = self._evaluate_all([asked], self._policies, known, self._schema)
-        verdict = result.decision.value
-        if result.diagnostics.errors or verdict not in ("Allow", "Deny"):
-            # Report only the number of errors, because their texts may quote the request.
-            return PDPError(Code.PDP_ERROR, f"Cedar: {verdict}, {len(result.diagnostics.errors)} errors")
-        said = [self._says[name] for name in sorted(result.diagnostics.reasons)]
+        request = json.loads(body)
+        verdict, said = self._judged(request)
+        if verdict == "Allow" and request["context"]["approval"]:
+            # A `forbid` sees that an approval is given, not its terms. So learn the terms from the question itself.
+            asking = self._judged({**request, "context": {**request["context"], "approval": None}})
+            if not all(_meets(request, o.properties) for s in asking[1] for o in s.obligations if o.type == ASKS):
+                verdict, said = asking
         obligations = {o.id: asdict(o) for s in said for o in s.obligations}
         # Ask for an approval only if no policy denies. Other obligations stay.
         if verdict == "Deny" and (denying := [s for s in said if not s.asks]):
@@ -147,6 +133,30 @@ class CedarPDP(InProcess):
             "obligations": [obligations[name] for name in sorted(obligations)],
         }
         return parse_answer({"decision": verdict == "Allow", "context": context}, self.revision)
+
+    def evaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[object]:
+        answers: list[object] = []
+        for body in bodies:
+            try:
+                answers.append(self.evaluate(body))
+            except PDPError as exc:
+                answers.append(exc)
+        return answers
+
+    def close(self) -> None:
+        """Do nothing: this PDP holds only memory."""
+
+    def _judged(self, request: Json) -> tuple[str, list[_Said]]:
+        """Return a pair: (1) Cedar's verdict, (2) the annotations of the policies that determined the verdict."""
+        asked = self._to_cedar(request)
+        own = asked.pop("entities", None)
+        known = self._entities.with_added_json_str(json.dumps(own)) if own else self._entities
+        (result,) = self._evaluate_all([asked], self._policies, known, self._schema)
+        verdict = result.decision.value
+        if result.diagnostics.errors or verdict not in ("Allow", "Deny"):
+            # Report only the number of errors, because their texts may quote the request.
+            raise PDPError(Code.PDP_ERROR, f"Cedar: {verdict}, {len(result.diagnostics.errors)} errors")
+        return verdict, [self._says[name] for name in sorted(result.diagnostics.reasons)]
 
 
 class _Said(NamedTuple):
@@ -164,10 +174,20 @@ def _table(given: object) -> dict[str, Obligation]:
     for name, fields in given.items():
         try:
             found[name] = parse_obligation({"id": name, **fields})
+            if found[name].type == ASKS:
+                ApprovalTerms.model_validate(found[name].properties)
         except (TypeError, ValidationError) as exc:
-            msg = f"the obligation `{name}` is malformed; it has `type` and `properties`"
-            raise ConfigError(msg, Code.POLICY_INVALID) from exc
+            why = "; ".join(named_errors(exc)) if isinstance(exc, ValidationError) else "it must be an object"
+            raise ConfigError(f"the obligation `{name}` is malformed: {why}", Code.POLICY_INVALID) from exc
     return found
+
+
+def _meets(request: Json, terms: Json) -> bool:
+    """Return True if the people who approved are those whom the terms demand."""
+    rule, people = terms.get("approvers", {}), set(request["context"]["approval"]["approvers"])
+    alone = rule.get("distinct_from_subject") and f"{request['subject']['type']}:{request['subject']['id']}" in people
+    eligible = people <= {*rule.get("who", people), *terms.get("fallback", {}).get("who", ())}
+    return len(people) >= rule.get("min", 0) and eligible and not alone
 
 
 def _annotated(name: str, policy: Mapping[str, Any], table: Mapping[str, Obligation]) -> _Said:

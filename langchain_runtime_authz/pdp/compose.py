@@ -214,12 +214,7 @@ class CircuitBreaker(Composed):
     """
 
     def __init__(
-        self,
-        real: PDP,
-        *,
-        failures: int = 5,
-        reset_after: float = 5.0,
-        clock: Callable[[], float] = time.monotonic,
+        self, real: PDP, *, failures: int = 5, reset_after: float = 5.0, clock: Callable[[], float] = time.monotonic
     ) -> None:
         super().__init__("breaker", [real], None)
         self._limit = checked_count("failures", failures)

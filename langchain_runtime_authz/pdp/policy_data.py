@@ -29,6 +29,7 @@ _EXACT: Final = 2**53 - 1  # the largest number that all engines read alike
 Count = Annotated[int, Field(ge=0, le=_EXACT)]
 Positive = Annotated[int, Field(ge=1, le=_EXACT)]
 Name = Annotated[str, Field(min_length=1)]
+Principal = Annotated[str, Field(pattern=r"^[^:]+:.")]
 
 
 class _Closed(BaseModel):
@@ -48,12 +49,12 @@ class _Anonymous(_Closed):
 class _Approvers(_Closed):
     min: Positive = 1
     distinct_from_subject: bool = False
-    who: list[Name] = []
+    who: list[Principal] = []
 
 
 class _Fallback(_Closed):
     after: Positive
-    who: list[Name]
+    who: list[Principal]
 
 
 class _Asks(_Closed):
@@ -61,14 +62,19 @@ class _Asks(_Closed):
     hour: Count = 0
 
 
-class _Approval(_Closed):
-    sources: list[Literal["interrupt", "application", "hitl"]] = []
-    authenticated: bool = True
+class ApprovalTerms(_Closed):
+    """The terms of `require_approval`."""
+
     expires_in: Positive = 1
-    edits: Literal["args", "any", "none"] = "none"
     approvers: _Approvers = _Approvers()
     fallback: _Fallback = _Fallback(after=1, who=[])
     asks: _Asks = _Asks()
+
+
+class _Approval(ApprovalTerms):
+    sources: list[Literal["interrupt", "application", "hitl"]] = []
+    authenticated: bool = True
+    edits: Literal["args", "any", "none"] = "none"
 
 
 class _Models(_Closed):
@@ -125,8 +131,13 @@ def wrong_data(data: Mapping[str, Any]) -> list[str]:
     try:
         _Data.model_validate(data)
     except ValidationError as exc:
-        return [f"`{_at(e['loc'])}`: {_MESSAGES.get(e['type'], e['msg'])}" for e in exc.errors()]
+        return named_errors(exc)
     return []
+
+
+def named_errors(exc: ValidationError) -> list[str]:
+    """Return a text `key: error` for each error."""
+    return [f"`{_at(e['loc'])}`: {_MESSAGES.get(e['type'], e['msg'])}" for e in exc.errors()]
 
 
 def check_data(data: object, where: str) -> None:
@@ -137,7 +148,11 @@ def check_data(data: object, where: str) -> None:
         raise ConfigError(f"{where}: {'; '.join(found[:_TOLD])}{more}", Code.POLICY_INVALID)
 
 
-_MESSAGES: Final = {"model_type": "must be an object", "extra_forbidden": "there is no such member"}
+_MESSAGES: Final = {
+    "model_type": "must be an object",
+    "extra_forbidden": "there is no such member",
+    "string_pattern_mismatch": "must be `type:id`, like `user:carol`",
+}
 
 
 def _at(location: tuple[int | str, ...]) -> str:

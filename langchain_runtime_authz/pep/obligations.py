@@ -22,10 +22,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, Literal, NamedTuple
 
+from pydantic import ValidationError
+
 from langchain_runtime_authz.authzen import Decision, Obligation
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.ledger.call_changes import SpendBudget, SpendRate
 from langchain_runtime_authz.ledger.changes import Change
+from langchain_runtime_authz.pdp.policy_data import ApprovalTerms
 
 REDACTED: Final = "[redacted]"
 MAX_NUMBER: Final = 2**53
@@ -47,18 +50,11 @@ class Terms(NamedTuple):
     @classmethod
     def of(cls, props: Mapping[str, Any]) -> Terms | None:
         """Return the terms in an obligation's properties, or `None` if they are malformed."""
+        try:
+            ApprovalTerms.model_validate(props)
+        except ValidationError:
+            return None
         approvers, fallback, asks = (props.get(name, {}) for name in ("approvers", "fallback", "asks"))
-        if not (isinstance(approvers, dict) and isinstance(fallback, dict) and isinstance(asks, dict)):
-            return None
-        formed = (
-            _among(approvers, {"min": _positive, "distinct_from_subject": lambda v: isinstance(v, bool), "who": _names})
-            and _among(fallback, {"after": _positive, "who": _names})
-            and _among(asks, {"run": _natural, "hour": _natural})
-            and ("expires_in" not in props or _positive(props["expires_in"]))
-            and (not fallback or {"after", "who"} <= fallback.keys())
-        )
-        if not formed:
-            return None
         return cls(
             props.get("expires_in", 0),
             approvers.get("min", 1),
@@ -91,11 +87,6 @@ class Terms(NamedTuple):
         return not self.eligible or who in self.eligible or who in self.fallback
 
 
-def _among(found: Mapping[str, Any], shapes: Mapping[str, Callable[[object], bool]]) -> bool:
-    """Return True if every member is known and well-formed."""
-    return all(name in shapes and shapes[name](value) for name, value in found.items())
-
-
 def demands(obligation: Obligation) -> Change | Literal[True] | None:
     """Return an obligation's change to commit, `True` for none, `None` if malformed.
 
@@ -104,11 +95,9 @@ def demands(obligation: Obligation) -> Change | Literal[True] | None:
     props, shapes = {**_OPTIONAL.get(obligation.type, {}), **obligation.properties}, _SHAPES.get(obligation.type)
     if obligation.type in ("revoke", "rotate"):  # these types have no properties; unknown ones do not weaken them
         return True
-    if shapes is None or not _among(props, shapes):
-        return None
     if obligation.type == "require_approval":
         return True if Terms.of(props) is not None else None
-    if props.keys() != shapes.keys():
+    if shapes is None or props.keys() != shapes.keys() or not all(shapes[name](v) for name, v in props.items()):
         return None
     if obligation.type == "rate_limit":
         return SpendRate(props["counter"], props["window"], props["max"])
@@ -138,7 +127,6 @@ def _positive(value: object) -> bool:
 
 # Permitted properties, by type.
 _SHAPES: Final[Mapping[str, Mapping[str, Callable[[object], bool]]]] = {
-    "require_approval": dict.fromkeys(("expires_in", "approvers", "fallback", "asks"), lambda _: True),
     "withhold_tools": {"tools": _names, "provider_tools": _names},
     "redact": {"fields": lambda v: _names(v) and v != []},
     "rate_limit": {"counter": _text, "window": _positive, "max": _natural},

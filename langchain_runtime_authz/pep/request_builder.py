@@ -29,12 +29,7 @@ JSON = dict[str, Any]
 
 
 def call_request(
-    run: Run,
-    snapshot: Snapshot,
-    words: TaskWords,
-    decided: DecidedCall,
-    match: plan.Match,
-    moved: frozenset[str],
+    run: Run, snapshot: Snapshot, words: TaskWords, decided: DecidedCall, match: plan.Match, moved: frozenset[str]
 ) -> tuple[bytes | None, Mapping[str, Provenance]]:
     """Return a call's request and provenance. `moved`: tools with outdated reads."""
     call, row, approval, recorded = decided.call, decided.row, decided.approval, snapshot.plan

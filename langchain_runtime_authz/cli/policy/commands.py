@@ -278,15 +278,14 @@ def build(
     runtime-authz policy build my-policy -o policy.tar.gz --revision 42 --key release.pem --key-id release
     """
     from langchain_runtime_authz.cli.policy.open_policy import bundle_files, open_policy
-    from langchain_runtime_authz.pap.bundle import SIGNATURES, pack, parse_bundle, sign
+    from langchain_runtime_authz.pap.bundle import SIGNATURES, invalid, pack, parse_bundle, sign
     from langchain_runtime_authz.pap.reloading import self_test
 
     if output.is_dir():
         raise ConfigError(f"`{output}` is a directory; name the file to write")
     opened = open_policy(policy, opa)
     if not (policy / "policy.yaml").is_file():
-        wanted = "is not a project; `runtime-authz policy init` makes one"
-        raise ConfigError(f"`{opened.name}` {wanted}", Code.POLICY_INVALID)
+        raise invalid(f"`{opened.name}` is not a project; `runtime-authz policy init` makes one")
     cases, failed = _run_cases(opened, as_json)
     if failed:
         typer.echo(f"{failed} cases are decided differently: nothing was written", err=True)

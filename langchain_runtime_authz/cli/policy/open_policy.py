@@ -244,9 +244,7 @@ def _cedar(path: Path, shipped: bool) -> Policy:
     own = {f"cedar/{f.name}": read_rego(f) for f in sorted((path / "cedar").glob("*.cedar"))}
     if not shipped and not own:
         raise invalid(f"{PROJECT}: `shipped: false` needs policies in cedar/")
-    sample, schema = (
-        (_SHIPPED / "cedar" / f"runtime_authz.{n}").read_text(encoding="utf-8") for n in ("cedar", "cedarschema")
-    )
+    sample, schema = ((_SHIPPED / "cedar" / f"runtime_authz.{n}").read_text("utf-8") for n in ("cedar", "cedarschema"))
     texts = {**({"runtime_authz.cedar": sample} if shipped else {}), **own}
     table = strict_json((_SHIPPED / "cedar" / OBLIGATIONS).read_bytes()) if shipped else {}
     table |= _json(path / OBLIGATIONS) if (path / OBLIGATIONS).is_file() else {}

@@ -39,6 +39,11 @@ def ask(pdp: CedarPDP, overrides: dict[str, object] | None = None) -> Decision:
     return decision
 
 
+def asking(approvers: dict[str, object]) -> dict[str, Any]:
+    """A table with the question `boss`."""
+    return {"boss": {"type": "require_approval", "properties": {"approvers": approvers}}}
+
+
 @pytest.fixture(scope="module")
 def sample() -> CedarPDP:
     """The shipped sample."""
@@ -271,6 +276,27 @@ def test_what_else_an_asking_policy_obliges_to_stays_under_a_denial() -> None:
     assert [o.id for o in decision.obligations] == ["told"]
 
 
+@pytest.mark.parametrize(
+    ("terms", "approvers", "outcome"),
+    [
+        ({"who": ["user:bob"]}, ["user:alice"], "approval_required"),
+        ({"who": ["user:bob"]}, ["user:bob", "user:mallory"], "approval_required"),
+        ({"who": ["user:bob"]}, ["user:bob"], "permit"),
+        ({"who": []}, ["user:bob"], "approval_required"),
+        ({"min": 2}, ["user:bob"], "approval_required"),
+        ({"min": 2}, ["user:bob", "user:carol"], "permit"),
+        ({"distinct_from_subject": True}, ["user:alice"], "approval_required"),
+        ({"distinct_from_subject": True}, ["user:bob"], "permit"),
+    ],
+)
+def test_an_approval_meets_the_terms_of_its_question(terms: dict[str, object], approvers: list[str], outcome: str) -> None:
+    """Also if the rule itself asks only whether there is an approval."""
+    rule = '@reason("boss") @obligation("boss") forbid (principal, action, resource) unless { context.approval.given };'
+    pdp = CedarPDP(policies=ALL + rule, schema=SCHEMA, obligations=asking(terms))
+    decision = ask(pdp, {"context.approval": {**APPROVAL, "source": "hitl", "approvers": approvers}})
+    assert (decision.outcome, decision.reasons) == (outcome, () if outcome == "permit" else ("boss",))
+
+
 def test_entities_are_groups() -> None:
     """Who is in which group is the deployment's own data."""
     policies = 'permit (principal in Group::"clerks", action, resource in ToolGroup::"books");'
@@ -316,6 +342,8 @@ def test_hostile_names_are_names() -> None:
         ({"policies": f'@obligation("absent") {ALL}', "schema": SCHEMA}, "`absent`"),
         ({"policies": f'@obligation("approval") {ALL}', "schema": SCHEMA, "obligations": TABLE}, "put that on a `forbid`"),
         ({"policies": f'@obligation("x") {ALL}', "schema": SCHEMA, "obligations": {"x": {"kind": 1}}}, "malformed"),
+        ({"policies": ALL, "schema": SCHEMA, "obligations": asking({"who": ["bob"]})}, "must be `type:id`"),
+        ({"policies": ALL, "schema": SCHEMA, "obligations": asking({"mim": 2})}, "`approvers.mim`: there is no such member"),
         ({"policies": f'@obligations("approval") {ALL}', "schema": SCHEMA}, "`@obligation` is meant"),
         ({"policies": f'@Obligation("approval") {ALL}', "schema": SCHEMA}, "`@obligation` is meant"),
         ({"policies": f'@reasons("x") {ALL}', "schema": SCHEMA}, "`@reason` is meant"),
