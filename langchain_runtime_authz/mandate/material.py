@@ -12,7 +12,8 @@ from langchain_runtime_authz._regex import lazy
 _MAX_TEXT: Final = 1_000_000  # characters; a longer text counts as pasted as a whole
 _MAX_OPEN: Final = 64  # tags without an end tag; after more, the rest of the text is material
 
-_FENCED: Final = lazy(r'(```|~~~|""").*?(?:\1|\Z)', re.DOTALL)
+_FENCED: Final = lazy(r'(`{3,64}+|~{3,64}+|"{3}).*?(?:\1|\Z)', re.DOTALL)  # a shorter fence does not end a longer one
+_QUOTED: Final = lazy(r"^[ \t]*>[^\n]*", re.MULTILINE)
 _TAG: Final = lazy(r"<([A-Za-z][\w\-]*)(?=[\s>])")  # an attribute, such as a file's name, may have any characters
 _END: Final = lazy(r"</([A-Za-z][\w\-]*)>")
 LINES: Final = str.maketrans(dict.fromkeys("\r\x0b\x0c\x85\u2028\u2029", "\n"))  # other line ends → "\n"
@@ -50,7 +51,9 @@ def spans(text: str) -> list[tuple[int, int]]:
     if len(text) > _MAX_TEXT:
         return [(0, len(text))]
     text = text.translate(LINES)
-    found = sorted([*(m.span() for m in _FENCED.finditer(text)), *_tagged(text), *_marked(text)])
+    unquoted = _QUOTED.sub(lambda line: " " * len(line[0]), text)  # a fence in a quoted line ends no other fence
+    fenced = [found.span() for read in (text, unquoted) for found in _FENCED.finditer(read)]
+    found = sorted([*fenced, *_tagged(text), *_marked(text)])
     apart: list[tuple[int, int]] = []
     for start, end in found:
         if apart and start <= apart[-1][1]:
