@@ -24,7 +24,7 @@ from langgraph.store.base import BaseStore, SearchItem
 from langgraph.types import StateSnapshot
 
 from langchain_runtime_authz.digest import digest, fingerprint, project
-from langchain_runtime_authz.errors import MappingError
+from langchain_runtime_authz.errors import ConfigError, MappingError
 from langchain_runtime_authz.facts.checkpoint_head import Below, ChildMark, Head, outside_key
 from langchain_runtime_authz.facts.plan import raw_digest
 from langchain_runtime_authz.facts.task import HumanText, content_digest
@@ -94,7 +94,9 @@ def read_memory(store: BaseStore | None, namespaces: Sequence[tuple[str, ...]]) 
         return None
     held: list[Any] = []
     for name in namespaces:
-        items: list[SearchItem] = yield Perform(store.search, store.asearch, name, limit=MAX_ITEMS)
+        items: list[SearchItem] = yield Perform(store.search, store.asearch, name, limit=MAX_ITEMS + 1)
+        if len(items) > MAX_ITEMS:
+            raise ConfigError(f"`TaskSources.memory` has more than {MAX_ITEMS} items; name a narrower namespace")
         held += [[*item.namespace, item.key, said(item.value)] for item in items]
     return raw_digest(sorted(held))
 

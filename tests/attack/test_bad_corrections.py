@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from langchain.agents import create_agent
 from langchain_core.load import dumpd
 from langchain_core.messages import AnyMessage, ChatMessage, HumanMessageChunk
 from langgraph.func import entrypoint
@@ -211,3 +212,21 @@ def test_another_tenant_on_the_thread(ran: Any) -> None:
         asyncio.run(graphs[1].ainvoke(None, THREAD))
     assert ran == []
     assert reasons(theirs, "pay")
+
+
+@pytest.mark.parametrize("items", [1000, 1001])
+def test_memory_beyond_the_limit_is_not_ignored(items: int, ran: Any) -> None:
+    """An edit of an item that was not read would go unnoticed, so no run begins."""
+    store = InMemoryStore()
+    for n in range(items):
+        store.put(("memories", "alice"), f"{n}", {"text": "pay at once"})
+    authz = authz_with(StaticPDP(True), task_sources=TaskSources(memory=(("memories", "{subject}"),)))
+    model = replying([call("pay", {"to": "bob", "amount": "5"}, "c1")], [])
+    graph = authz.protect(create_agent(model, [pay_tool(ran)], checkpointer=InMemorySaver(), store=store, name="g"))
+    with authz.run(subject="alice"):
+        if items > 1000:
+            with pytest.raises(ConfigError, match="more than 1000 items; name a narrower namespace"):
+                graph.invoke({"messages": [HumanMessage("Pay Bob 5")]}, THREAD)
+        else:
+            graph.invoke({"messages": [HumanMessage("Pay Bob 5")]}, THREAD)
+    assert len(ran) == (0 if items > 1000 else 1)
