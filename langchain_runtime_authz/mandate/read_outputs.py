@@ -60,7 +60,8 @@ class Outputs:
     Entries are parsed at the first query. Parsing takes `lock`, so callers must not hold it.
     """
 
-    def __init__(self, lock: threading.Lock | None = None) -> None:
+    def __init__(self, lock: threading.Lock | None = None, *, lost: bool = False) -> None:
+        self._lost = lost  # the text of an output is not held, or not in full
         self._first: dict[str, dict[str, dict[str, Output]]] = {}  # task → tool → arguments
         self._order: deque[Output] = deque()
         self._repeats: deque[Output] = deque(maxlen=MAX_REPEATS)
@@ -118,6 +119,7 @@ class Outputs:
             read = json_copy.Projection(json_copy.MAX_NODES, json_copy.MAX_CHARS)
             value, whole, weight = read.read(value, 0), read.complete, read.chars + read.nodes * json_copy.NODE
         names = frozenset(held if given is None else given)
+        self._lost |= not whole
         found = Output(profile, held, names, value, whole, self._turn)
         found.weight = weight
         known = self._first.setdefault(task, {}).setdefault(tool, {})
@@ -126,8 +128,9 @@ class Outputs:
         name = key(json.dumps(_canonical({n: v for n, v in held.items() if not absent(v)}), sort_keys=True))
         first = known.get(name)
         if first is not None or not sent.complete or self._entries >= MAX_ENTRIES:  # cut arguments fit no step
-            if first is None or first.value != value:
+            if all(one is None or one.value != value for one in (first, *self._repeats)):
                 found.weight = 0
+                self._lost |= len(self._repeats) == MAX_REPEATS
                 self._repeats.append(found)  # used only by `texts`
             return
         known[name] = found
@@ -138,6 +141,7 @@ class Outputs:
             oldest = self._order.popleft()
             self._weight -= oldest.weight
             oldest.forget()
+            self._lost = True
 
     def _note(self, args: Mapping[str, Any]) -> None:
         for form in told(args):
@@ -155,10 +159,11 @@ class Outputs:
         self._read()
         return tuple(self._first.get(task, {}).get(tool, {}).values())  # a copy: another thread may add one
 
-    def texts(self) -> Iterator[Words]:
+    def texts(self) -> Iterator[Words | None]:
+        """Yield the words of all outputs; None if some are lost."""
         self._read()
-        for found in (*self._order, *self._repeats):
-            yield found.words
+        yield from (found.words for found in (*self._order, *self._repeats))
+        yield from (None,) if self._lost else ()
 
 
 def told(args: object) -> Iterator[str | None]:

@@ -100,9 +100,9 @@ def _runs(joined: str, n: int) -> Iterable[tuple[str, ...]]:
     return zip(*(words[i:] for i in range(n)), strict=False)
 
 
-def borrowed(text: str, allowed: str, others: Iterable[Words]) -> bool:
-    """Return True if a run of words in `text` is in `others`, but not in `allowed`."""
+def borrowed(text: str, allowed: str, others: Iterable[Words | None]) -> bool:
+    """Return True if a run of words in `text` is in `others`, or one of them is None, but is not in `allowed`."""
     runs = Words(text).runs()
     if runs:
         runs -= Words(allowed).runs()
-    return bool(runs) and any(other.holds(runs) for other in others)
+    return bool(runs) and any(other is None or other.holds(runs) for other in others)

@@ -76,7 +76,7 @@ class ThreadMemory:
         own = [stated(t.text) for t in snapshot.log if t.own and not _answers(t)]
         said = TaskWords(snapshot.task.digest, UserWords(own), turn(snapshot.log), len(own))
         with self._lock:
-            self._thread(scope)
+            self._thread(scope, lost=bool(snapshot.history.classes_read))
             self.words[scope] = said
         return said
 
@@ -147,10 +147,11 @@ class ThreadMemory:
             thread = self._threads.get(scope)
             return dict(thread.payees) if thread is not None else {}
 
-    def _thread(self, scope: Scope) -> _Thread:
+    def _thread(self, scope: Scope, *, lost: bool = False) -> _Thread:
+        """Return a thread's memory. `lost`: the thread has read data, so a new memory lacks it."""
         thread = self._threads.get(scope)
         if thread is None:
-            thread = self._threads[scope] = _Thread(Outputs(self._lock))
+            thread = self._threads[scope] = _Thread(Outputs(self._lock, lost=lost))
             while len(self._threads) > MAX_THREADS:
                 forgotten, _ = self._threads.popitem(last=False)
                 self.words.pop(forgotten, None)

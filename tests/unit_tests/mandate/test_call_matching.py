@@ -435,6 +435,33 @@ def test_texts(text, body, words, standing):
     assert (found.standing, codes(found)) == (standing, [] if standing == "covered" else [("body", "text")])
 
 
+LONG = {
+    "short": ["hello"],
+    "beyond the limit of a text": ["word " * 100_000 + MINUTES],
+    "beyond the limit of JSON": ["word " * 250_000 + MINUTES],
+    "beyond the limit of a thread": [MINUTES, *(f"{n}" * 399_000 for n in range(11))],
+    "more repetitions than are kept": [MINUTES, *map(str, range(70))],
+    "the same again and again": ["ready", *["waiting", "ready"] * 100],
+}
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+@pytest.mark.parametrize("name", LONG)
+def test_a_text_may_be_copied_from_what_is_not_held(name, fixed):
+    """Only a text of six words in a row that the user did not say is asked for."""
+    kept = outputs()
+    for number, output in enumerate(LONG[name]):
+        kept.record("contacts", PROFILES["contacts"], {"query": "" if fixed else f"{number}"}, output)
+    mandate = one("send", {"to": "bob@x.org"})
+    lost = name.startswith("beyond") or (name.startswith("more") and fixed)
+    for body, words, free in (
+        ("to close the plant in spring", "", not lost and MINUTES not in LONG[name]),
+        ("to close the plant in spring", "Tell Bob to close the plant in spring", True),
+        ("See you soon, Bob!", "", True),
+    ):
+        assert judge(mandate, "send", {"to": "bob@x.org", "body": body}, kept=kept, words=words).standing == ("covered" if free else "deviates")
+
+
 # --- counts --------------------------------------------------------------------------------------------
 
 

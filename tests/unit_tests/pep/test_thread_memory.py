@@ -9,7 +9,7 @@ from langchain_runtime_authz.facts.output_reading import Observation, Prose
 from langchain_runtime_authz.facts.provenance import NO_MEMORY
 from langchain_runtime_authz.facts.task import ANSWER, HumanText, content_digest
 from langchain_runtime_authz.ledger.base import Query, Scope
-from langchain_runtime_authz.ledger.changes import AdvanceEpoch
+from langchain_runtime_authz.ledger.changes import AdvanceEpoch, RecordStep
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.pep.thread_memory import MAX_PAYEES, MAX_PROSE, MAX_THREADS, TaskWords, ThreadMemory, turn
 from langchain_runtime_authz.tool_profile import ToolProfile
@@ -116,6 +116,16 @@ def test_each_thread_has_its_own_outputs() -> None:
     memory.outputs(scope()).record("get_bill", READ, {"month": "December"}, {"total": 98.7}, task="1:")
     assert len(memory.outputs(scope()).of("get_bill", "1:")) == 1
     assert len(memory.outputs(scope("other")).of("get_bill", "1:")) == 0
+
+
+def test_a_new_memory_lacks_what_the_thread_has_read() -> None:
+    """It was forgotten, or another process read it."""
+    ledger = MemoryLedger()
+    for read in (False, True):
+        ledger.commit(scope(), None, [RecordStep(data_class="internal" if read else None)])
+        memory = ThreadMemory()
+        memory.read_words(scope(), ledger.load(scope(), Query(log=True)))
+        assert (None in memory.outputs(scope()).texts()) is read
 
 
 def test_the_least_recently_used_thread_is_forgotten() -> None:
