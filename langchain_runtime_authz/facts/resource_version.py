@@ -13,6 +13,7 @@ from langchain_runtime_authz.facts.provenance import Provenance
 from langchain_runtime_authz.tool_profile import ToolProfile
 
 _PIECE: Final = 65_536  # characters encoded at a time
+READ: Final = "read:"  # prefix of the marks of reads
 UNREAD: Final = "0"  # the version of a resource without a reported change
 
 
@@ -30,7 +31,7 @@ def filled(template: str, args: Mapping[str, str]) -> str | None:
 
 
 def read_mark(tool: str, args_digest: str) -> str:
-    return "read:" + hashlib.sha256(f"{tool}\n{args_digest}".encode()).hexdigest()
+    return READ + hashlib.sha256(f"{tool}\n{args_digest}".encode()).hexdigest()
 
 
 def content_version(profile: ToolProfile, output: object) -> str:

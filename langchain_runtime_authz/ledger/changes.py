@@ -168,7 +168,7 @@ class Redeliver(Unrefusable):
 
 @dataclass(slots=True)
 class SetMark(Unrefusable):
-    """Set a mark: a named text of the thread. A store may drop all but `MAX_MARKS`."""
+    """Set a mark: a named text of the thread. A store may drop reads (`READ`); the next one counts as changed."""
 
     name: str
     value: str
@@ -182,7 +182,8 @@ class SetMark(Unrefusable):
     def apply(self, t: Thread, now: float) -> None:
         if (self.once and self.name in t.marks) or self.instead not in (None, t.marks.get(self.name)):
             return
-        before = t.marks.pop(self.name, self.value)  # the newest is last
+        lost = t.forgotten is not None and self.name in t.forgotten
+        before = t.marks.pop(self.name, "" if lost else self.value)  # the newest is last
         t.marks[self.name] = self.value
         if self.source and before != self.value:
             changed = {**t.history.changed, self.source: t.history.steps}

@@ -10,6 +10,7 @@ from typing import Final
 
 from langchain_runtime_authz._locks import forkable_lock
 from langchain_runtime_authz.errors import ConfigError
+from langchain_runtime_authz.facts.resource_version import READ
 from langchain_runtime_authz.ledger import base as b
 from langchain_runtime_authz.ledger.changes import Change, apply
 from langchain_runtime_authz.ledger.thread_state import Thread, ledger_time, opened, snapshot, status
@@ -81,6 +82,7 @@ class MemoryLedger(b.Awaited):
             ):
                 _forget(thread, now)
             self._threads[scope] = thread
+            thread.at = now
             self._order[scope] = None
             self._order.move_to_end(scope)
             if len(self._threads) > self._max:
@@ -99,14 +101,15 @@ class MemoryLedger(b.Awaited):
     def asked(self, tenant: str, id: str | None = None) -> list[tuple[b.Scope, b.Approval]]:
         with self._lock:
             now = self._latest = ledger_time(self._clock(), self._latest)
-            found = (
+            found = [
                 (scope, a)
-                for scope, thread in reversed(self._threads.items())
+                for scope, thread in self._threads.items()
                 if scope.tenant == tenant
                 for a in thread.approvals.values()
                 if a.state == "asked" and a.listed(id, now)
-            )
-            return list(islice(found, b.MAX_ASKED))
+            ]
+            found.sort(key=lambda one: (-self._threads[one[0]].at, one[0], one[1].call_key))
+            return found[: b.MAX_ASKED]
 
     def doubts(self, tenant: str, key: str | None = None, scope: b.Scope | None = None) -> list[b.Doubt]:
         with self._lock:
@@ -161,8 +164,10 @@ def _forget(t: Thread, now: float) -> None:
         for counter in list(islice(t.budgets, _AT_ONCE)):
             del t.budgets[counter]
             t.forget(counter)
-    while len(t.marks) > b.MAX_MARKS:
-        t.marks.pop(next(iter(t.marks)))
+    if len(t.marks) > b.MAX_MARKS:
+        for name in list(islice((name for name in t.marks if name.startswith(READ)), _AT_ONCE)):
+            del t.marks[name]
+            t.forget(name)
     while len(t.values) > MAX_VALUES:
         t.values.pop(next(iter(t.values)))
     if len(t.plans) > MAX_PLANS:

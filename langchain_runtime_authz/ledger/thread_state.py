@@ -33,9 +33,9 @@ UNKNOWN_COUNT: Final = 1_000_000  # reported for a dropped counter
 
 
 class Forgotten:
-    """A Bloom filter of the names of dropped calls and counters.
+    """A Bloom filter of the names of dropped calls, counters and reads.
 
-    The outcome of a dropped call counts as unknown, and a dropped counter counts as used up.
+    The outcome of a dropped call counts as unknown, a dropped counter as used up, and a dropped read as changed.
     """
 
     __slots__ = ("_bits",)
@@ -84,6 +84,7 @@ class Thread:
     # Deed → call key → the call's thread, for all `OPEN` calls of the store, or for those in `Needs`.
     open: dict[str, dict[str, Thread]] = field(default_factory=dict)
     forgotten: Forgotten | None = None
+    at: float = 0.0  # ledger time of the last commit, in a store in memory
 
     def is_revoked(self, agent: b.AgentPath) -> bool:
         """Return True if `agent`, or an agent above it, is revoked."""

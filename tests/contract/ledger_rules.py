@@ -559,6 +559,17 @@ class LedgerRules(LedgerHarness):
         self.do(AdvanceEpoch(1, ()))
         assert list(self.ledger.asked(tenant)) == []
 
+    def test_the_thread_used_last_is_asked_first(self) -> None:
+        assert isinstance(self.ledger, Asked)
+        other = self.scope._replace(thread=f"{self.scope.thread} b")
+        for scope, key in ((self.scope, "k"), (other, "l"), (self.scope, "a")):
+            self.clock.tick(1)
+            self.ledger.commit(scope, None, [_ask(key, id=key)])
+        assert [a.id for _, a in self.ledger.asked(self.scope.tenant)] == ["a", "k", "l"]
+        self.clock.tick(1)
+        self.ledger.commit(other, None, [SetMark("head", "2")])
+        assert [a.id for _, a in self.ledger.asked(self.scope.tenant)] == ["l", "a", "k"]
+
     def test_an_answer_may_be_another_action(self) -> None:
         """An action in the call's place, or an answer in the tool's, comes back as it was given."""
         asked = _ask("k", tool="pay", allowed=("approve", "edit")).approval

@@ -7,7 +7,8 @@ import tracemalloc
 import pytest
 
 from langchain_runtime_authz.errors import Code
-from langchain_runtime_authz.ledger.base import Committed, Conflict, Query, Scope
+from langchain_runtime_authz.facts.resource_version import read_mark
+from langchain_runtime_authz.ledger.base import MAX_MARKS, Committed, Conflict, Query, Scope
 from langchain_runtime_authz.ledger.call_changes import ClaimCall, ConcludeCall, ReleaseCall, SpendBudget
 from langchain_runtime_authz.ledger.changes import SetMark
 from langchain_runtime_authz.ledger.memory import MAX_ROWS, MemoryLedger
@@ -94,3 +95,19 @@ def test_few_new_calls_are_taken_for_dropped_ones(long: MemoryLedger) -> None:
     (thread,) = long._threads.values()
     assert thread.forgotten is not None
     assert sum(f"other {n}" in thread.forgotten for n in range(10_000)) < 3
+
+
+def test_only_marks_of_reads_are_dropped_and_count_as_changed() -> None:
+    """Without another mark, an edited state, a used mandate or an unrecorded change would not be noticed."""
+    ledger, kept = MemoryLedger(), ("head", "memory", "below", "unrecorded", "mandate:application", "child:1", "task:1", "file:a")
+    reads = [read_mark("look", f"{n}") for n in range(MAX_MARKS + 2000)]
+    ledger.commit(SCOPE, None, [SetMark(name, "1") for name in kept])
+    for name in reads:
+        ledger.commit(SCOPE, None, [SetMark(name, "1", "look")])
+    (thread,) = ledger._threads.values()
+    assert len(thread.marks) <= MAX_MARKS
+    assert set(ledger.load(SCOPE, Query(marks=kept)).marks) == set(kept)
+    ledger.commit(SCOPE, None, [SetMark(reads[-1], "1", "look")])
+    assert ledger.load(SCOPE, Query()).history.changed == {}
+    ledger.commit(SCOPE, None, [SetMark(reads[0], "1", "look")])
+    assert set(ledger.load(SCOPE, Query()).history.changed) == {"look"}
