@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from langchain_runtime_authz.audit.record import ERASED, place
-from langchain_runtime_authz.errors import ConfigError, unreadable
+from langchain_runtime_authz.errors import Code, ConfigError, unreadable
+from langchain_runtime_authz.facts.task import content_digest
 
 SEALED: Final = "sealed"
-# Where records hold contents. `_split` replaces contents at other places by a digest.
+# Where records hold contents. `_split` replaces contents at other places by a digest or `*`.
 _PLACES: Final = (*(f"/request{p}" for p in ERASED), "/expected", "/detail/mandate", "/detail/message")
 _CURVES: Final = ("X25519", "P-256", "P-384", "P-521")
 _NAMES: Final = frozenset(("tool", "model", "graph", "chain"))  # observations that name a part of the app
@@ -55,7 +56,6 @@ def opener(*private: str | bytes | Path) -> Change:
         if not isinstance(sealed := record.get(SEALED), str):
             return record
         left = {name: value for name, value in record.items() if name not in (SEALED, "seq", "prev")}
-        inner: Any = None
         for jwe, key in keys:
             with suppress(Exception):  # any exception of the library for another key or damaged text
                 inner = json.loads(jwe.decrypt_compact(sealed, key).plaintext)
@@ -81,17 +81,19 @@ def opener(*private: str | bytes | Path) -> Change:
 def _split(record: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return a pair: (1) the record without contents, (2) its contents by JSON pointer."""
     left = json.loads(json.dumps(record, allow_nan=False))
-    digested = "/detail/resource" if record.get("event") == "data_changed" else ""
+    digested = {"data_changed": "/detail/resource", "planned": "/detail/tools"}.get(record.get("event", ""), "")
     if record.get("kind") == "observation" and record.get("what") not in _NAMES:
         digested = "/name"
+    elif Code.UNKNOWN_TOOL in record.get("reasons", ()):  # a model invented its name, as it may in a plan
+        digested = "/resource"
     contents = {}
     for pointer in (*_PLACES, digested):
         node, last = place(left, pointer)
         if last not in node:
             continue
-        contents[pointer] = node.pop(last)
+        contents[pointer] = held = node.pop(last)
         if pointer == digested:
-            node[last] = "sha256:" + hashlib.sha256(str(contents[pointer]).encode("utf-8", "surrogatepass")).hexdigest()
+            node[last] = ["*"] * len(held) if isinstance(held, list) else content_digest(str(held))
     if left.get("kind") == "decision":
         left["erased"] = [p.removeprefix("/request") for p in contents if p.startswith("/request")]
     return left, contents
@@ -113,14 +115,11 @@ def _key(name: str, source: str | bytes | Path) -> tuple[Any, Any]:
     except OSError as exc:
         raise ConfigError(f"{name}: the file cannot be read: {unreadable(exc)}") from exc
     for kind in (OKPKey, ECKey):
-        try:
+        with suppress(Exception):  # each kind of key refuses others in its own way
             key: Any = kind.import_key(text)
             jwe.encrypt_compact({"alg": "ECDH-ES", "enc": "A256GCM"}, b"", key)
-            if key["crv"] not in _CURVES:
-                continue
-        except Exception:  # noqa: BLE001, S112  (each kind of key refuses others in its own way)
-            continue
-        return jwe, key
+            if key["crv"] in _CURVES:
+                return jwe, key
     raise ConfigError(
         f"{name} must be a key in PEM, of X25519 or a NIST curve; `openssl genpkey -algorithm X25519` makes one"
     )

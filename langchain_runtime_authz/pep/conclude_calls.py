@@ -52,8 +52,7 @@ def deny_call(run: Run, decided: DecidedCall) -> Flow[Denial]:
     obliged = {o.type for o in decision.obligations}
     text = HumanText(call.args_digest, "", f"data:{decision.decision_id}", own=False)
     rotation = [ledger.AdvanceEpoch(run.epoch, (text,))] if "rotate" in obliged else []
-    if "revoke" in obliged:
-        changes.append(ledger.Revoke(run.agent))
+    changes += [ledger.Revoke(run.agent)] if "revoke" in obliged else []
     message = ""
     if decided.approval is not None and decided.approval.state in ("rejected", "answered"):
         message = decided.approval.message
@@ -94,9 +93,10 @@ def counted(decided: DecidedCall, by: int = 1) -> ledger.RecordStep:
     call, counts = decided.call, decision_log.is_judgement(decided.decision)
     acts = counts and call.profile.side_effect and decided.match is not None
     tainted = acts and any(p.standing == "outside" and p.kind != "when" for p in decided.provenance.values())
+    name = "*" if call.error == Code.UNKNOWN_TOOL else decision_log.label(call.tool)  # `*` if a model may invent it
     return ledger.RecordStep(
         denials=by * counts,
-        recent=f"deny:{decision_log.label(call.tool)}" if by > 0 else None,
+        recent=f"deny:{name}" if by > 0 else None,
         unplanned=by * (acts and decided.match is not None and not decided.match.planned),
         tainted=by * tainted,
     )
@@ -118,8 +118,7 @@ def conclude(
     policy can refuse the record.
     """
     ticket.conclude()
-    leaked, profile = ticket.leaked, call.profile
-    side_effect = profile.side_effect
+    leaked, profile, side_effect = ticket.leaked, call.profile, call.profile.side_effect
     changes: list[ledger.Change] = []
     if state == "released":
         changes.append(ReleaseCall(ticket.call_key, ticket.spent, ticket.approval_key))
@@ -157,8 +156,7 @@ def conclude(
             done = yield (Commit, run.scope, None, late)
         now = getattr(done, "now", 0.0)
         ids: dict[str, Any] = {"decision_id": ticket.decision_id, "call_key": ticket.call_key, "run_id": run.run_id}
-        written = partial(completion_record, now=now, state=state, leaked=leaked, withheld=ticket.withheld, **ids)
-        yield (Write, written)
+        yield (Write, partial(completion_record, now=now, state=state, leaked=leaked, withheld=ticket.withheld, **ids))
         if leaked:
             yield decision_log.anomaly(run, "credential_leaked", ticket.decision_id, now)
     except Exception as exc:  # noqa: BLE001  (it happened: its result must not be lost to a failing record)

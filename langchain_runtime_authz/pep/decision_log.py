@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
@@ -43,9 +44,12 @@ def record_asks(run: Run, asked: Sequence[DecidedCall]) -> Flow[None]:
 
 def call_record(run: Run, decided: DecidedCall, now: float) -> tuple[Any, ...]:
     """Return the effect that records a call's decision. It raises `AuditError`."""
+    decision, unknown = decided.decision, str(Code.UNKNOWN_TOOL)
+    if decided.call.error == unknown and unknown not in decision.reasons:  # so that its name counts as content
+        decision = replace(decision, reasons=(*decision.reasons, unknown))
     expected = {d.argument: d.expected for d in decided.standing.deviations if d.expected}
     about = (decided.body, decided.started or None, now, decided.approval, expected)
-    return step_record(run, decided.decision, "tools/call", decided.call.tool, *about)
+    return step_record(run, decision, "tools/call", decided.call.tool, *about)
 
 
 def step_record(
@@ -111,8 +115,7 @@ def settle(of: Run | Scope, before: Snapshot) -> Flow[str]:
 
     The log may then have it twice. Raises `AuditError`.
     """
-    left = before.marks.get(UNRECORDED, "")
-    if left:
+    if left := before.marks.get(UNRECORDED, ""):
         epoch, source, start, end = left.split()
         yield corrected(of, Committed(before.now, int(epoch)), before.log[int(start) : int(end)], source)
     return left

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives import serialization as s
 from cryptography.hazmat.primitives.asymmetric import ec, rsa, x25519
 from joserfc import jwe
 from joserfc.jwk import OKPKey
+from langchain_core.tools import StructuredTool
 from typer.testing import CliRunner
 
 from langchain_runtime_authz import RuntimeAuthz
@@ -23,8 +24,11 @@ from langchain_runtime_authz.audit.record import observation_record, run_record
 from langchain_runtime_authz.audit.sinks import FileSink
 from langchain_runtime_authz.cli import app
 from langchain_runtime_authz.errors import ConfigError
+from langchain_runtime_authz.pep import decide_calls
 from langchain_runtime_authz.pep.corrections import content_digest
+from langchain_runtime_authz.testing import StaticPDP
 from langchain_runtime_authz.tool_profile import ToolProfile
+from tests.attack._graphs import call, hand_written, human, replying
 from tests.unit_tests.audit.test_chain import a_record, a_request
 
 SECRETS = ("DE21-ARG", "4711.5", "Pay the rent, please", "Not this one", "ledger/rows")
@@ -100,6 +104,29 @@ def test_the_auditor_reads_it(tmp_path: Path, key: Path) -> None:
     assert (bare.exit_code, "key" in bare.stderr) == (2, True)
 
 
+@pytest.mark.parametrize("ledger", ["works", "fails"])
+def test_a_name_that_a_model_invented_is_sealed(tmp_path: Path, ledger: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is free text. In the clear twin and for the auditor it stands; the name of a tool that exists always does."""
+    if ledger == "fails":
+        monkeypatch.setattr(decide_calls, "_look_up", lambda *_: 1 / 0)
+    invented, log, clear = "alice-has-debts", tmp_path / "sealed.jsonl", tmp_path / "clear.jsonl"
+    for sink in (FileSink(log, seal_to=PUBLIC), FileSink(clear, content=True)):
+        authz = RuntimeAuthz(audit=sink, pdp=StaticPDP(True), profiles={"look": ToolProfile(effect="read")})
+        calls = [call(invented, {}, "c1"), call("look", {}, "c2")]
+        looks = StructuredTool.from_function(lambda: "seen", name="look", description="Look.")
+        graph = authz.protect(hand_written(replying(calls, [call("look", {}, "c3")]), [looks]))
+        with authz.run(subject="alice", task="Look"):
+            graph.invoke(human())
+    assert invented not in log.read_text()
+    assert invented in clear.read_text()
+    opened = [r for r in read_log(log, opened=opener(PRIVATE)) if r]
+    assert [r["resource"] for r in opened if r.get("action") == "tools/call"] == [invented, "look", "look"]
+    assert [r["detail"]["tools"] for r in opened if r.get("event") == "planned"] == [[invented, "look"], ["look"]]
+    sealed = [r for r in read_log(log) if r]
+    assert [r["resource"] for r in sealed if r.get("action") == "tools/call"][1:] == ["look", "look"]
+    assert [r["detail"]["tools"] for r in sealed if r.get("event") == "planned"] == [["*", "*"], ["*"]]
+
+
 @pytest.mark.parametrize(
     "other",
     [pair(x25519.X25519PrivateKey.generate())[0], pair(ec.generate_private_key(ec.SECP256R1()))[0], PUBLIC, b"-----BEGIN nothing", pair(rsa.generate_private_key(65537, 2048))[0]],
@@ -157,6 +184,7 @@ def test_a_record_comes_back_whole(curve: Any) -> None:
         run_record(now=1.0, event="mandate", detail={"source": "words", "mandate": {"steps": []}}),
         run_record(now=1.0, event="approval", detail={"verdict": "reject", "message": "no"}),
         observation_record(now=1.0, what="connect", name="db:5432"),
+        run_record(now=1.0, event="planned", detail={"tools": ["pay", "look"]}),
         told,
     ):
         sealed = seal(record)
