@@ -163,7 +163,7 @@ def _called(graph: Any, state: StateSnapshot) -> dict[str, int]:
         node = graph.nodes.get(task.name)
         if node is None or not isinstance(node.bound, private.Pregel):  # a node that is a graph calls no other
             first = 1 if isinstance(task.state, StateSnapshot) else 0  # the state holds a function's first graph
-            named |= dict.fromkeys(private.namespaces_of_task(task.name, task.id), first)
+            named |= {f"{task.name}{private.keys.NS_END}{task.id}": first, task.name: first}
     return named
 
 

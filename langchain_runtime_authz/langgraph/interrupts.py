@@ -287,12 +287,9 @@ def _denied(judged: DecidedCall, code: Code) -> DecidedCall:
 
 
 def _answers_left(config: Mapping[str, Any], had: int, *, plain: bool = True) -> bool:
-    """Return True if an answer by interrupt id or, if `plain`, any answer waits."""
-    # A plain value that the task has used is in `scratchpad.resume` too.
-    if (scratchpad := private.scratchpad_of(config)) is None:
-        return False
-    value = scratchpad.get_null_resume(False) if plain else None
-    return len(scratchpad.resume) > had or (value is not None and not any(value is v for v in scratchpad.resume))
+    """Return True if a resume value waits for the task's next question: one by interrupt id or, if `plain`, any."""
+    pad = private.scratchpad_of(config)
+    return pad is not None and (len(pad.resume) > had or (plain and private.unused_answer(config) is not None))
 
 
 def skip_answers(config: Mapping[str, Any], count: int) -> None:

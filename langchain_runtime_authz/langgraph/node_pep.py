@@ -27,7 +27,7 @@ from langchain_runtime_authz.langgraph.callback_backstop import install
 from langchain_runtime_authz.langgraph.graph_entry import Owner, RootEntry
 from langchain_runtime_authz.langgraph.interrupts import note_question, reviewed_tools
 from langchain_runtime_authz.langgraph.messages import ai_messages, plans_of, record, record_plans
-from langchain_runtime_authz.langgraph.run_context import AuthzHalt, RunHandle, find_run, opened, run_scope
+from langchain_runtime_authz.langgraph.run_context import AuthzHalt, RunHandle, find_run, opened, run_scope, within
 from langchain_runtime_authz.langgraph.tool_arrival import NodeCalls
 from langchain_runtime_authz.langgraph.tool_call_parsing import newest_plan
 from langchain_runtime_authz.langgraph.tool_execution import RunCode
@@ -43,12 +43,17 @@ def is_gated(bound: object) -> bool:
 
 def gate_bound(bound: Runnable[Any, Any], name: str, channels: frozenset[str] = frozenset()) -> Runnable[Any, Any]:
     """Return a protected copy of a node's runnable. `channels` append messages."""
-    gated = copy.copy(bound)
-    # The subclass adds no field or slot, so the object's layout stays.
-    object.__setattr__(gated, "__class__", _gated_class(bound, name, channels))
+    gated = _copied(bound, _gated_class(bound, name, channels))
     if isinstance(gated, private.ToolNode):
         gated.func, gated.afunc = gated._func, gated._afunc
     return gated
+
+
+def _copied(bound: Runnable[Any, Any], kind: Any) -> Runnable[Any, Any]:
+    copied = copy.copy(bound)
+    # The subclass adds no field or slot, so the object's layout stays.
+    object.__setattr__(copied, "__class__", kind)
+    return copied
 
 
 def _gated_class(bound: Any, name: str, channels: frozenset[str]) -> Any:
@@ -81,29 +86,11 @@ def _gated_class(bound: Any, name: str, channels: frozenset[str]) -> Any:
     own |= {"invoke": invoke, "ainvoke": ainvoke}
     if told is not None:
         own["astream"] = astream
-    if isinstance(bound, RunnableSequence | private.RunnableSeq):  # LangGraph would flatten it in another sequence
-        own["steps"] = property(_whole)
-    return private.lookalike(base, {"__runtime_authz_node__": name, **own})
-
-
-class _Whole(private.RunnableCallable):
-    """A whole sequence as one step of a node."""
-
-    def astream(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-        return self.kwargs["sequence"].astream(*args, **kwargs)  # type: ignore[no-any-return]
-
-
-def _whole(sequence: Any) -> list[Any]:
-    return [
-        _Whole(
-            lambda given, config, sequence, **kwargs: sequence.invoke(given, config, **kwargs),
-            lambda given, config, sequence, **kwargs: sequence.ainvoke(given, config, **kwargs),
-            name=sequence.get_name(),
-            sequence=sequence,
-            trace=False,
-            recurse=False,
-        )
-    ]
+    kind = private.lookalike(base, {"__runtime_authz_node__": name, **own})
+    if not isinstance(bound, RunnableSequence | private.RunnableSeq):
+        return kind
+    steps = [_copied(bound, kind)]  # LangGraph replaces a sequence by its steps: here, by the whole one
+    return private.lookalike(kind, {"steps": property(lambda _: steps)})
 
 
 Finish: Final = Effect(lambda *_: None, lambda _, node: node.finish())  # synchronous code waits for its threads itself
@@ -308,24 +295,24 @@ class AuthzToolNode(_Gate):
     def _func(self, input: Any, config: RunnableConfig, runtime: Any, *, standalone: bool = True) -> Any:
         if find_run(config) is not None:
             return super()._func(input, config, runtime)
-        entrance = self._authz.root_entry
-        owner = entrance.owner(config)
-        with entrance.enter(self.get_name(), input, config, owner) as (given, entered):
-            run = cast("Run", find_run(entered))
-            drive(run.engine, _record_seen(run, owner, input, given))
-            with run_scope(run):
-                return super()._func(given, entered, runtime, standalone=True)
+        return drive(*self._entered(partial(super()._func, standalone=True), input, config, runtime))
 
     async def _afunc(self, input: Any, config: RunnableConfig, runtime: Any, *, standalone: bool = True) -> Any:
         if find_run(config) is not None:
             return await super()._afunc(input, config, runtime)
+        return await adrive(*self._entered(partial(super()._afunc, standalone=True), input, config, runtime))
+
+    def _entered(self, code: Any, input: Any, config: RunnableConfig, runtime: Any) -> tuple[Engine, Flow[Any]]:
         entrance = self._authz.root_entry
         owner = entrance.owner(config)
-        async with entrance.enter(self.get_name(), input, config, owner) as (given, entered):
-            run = cast("Run", find_run(entered))
-            await adrive(run.engine, _record_seen(run, owner, input, given))
+
+        def inside(entered: tuple[Any, Any]) -> Flow[Any]:
+            run = cast("Run", find_run(entered[1]))
+            yield from _record_seen(run, owner, input, entered[0])
             with run_scope(run):
-                return await super()._afunc(given, entered, runtime, standalone=True)
+                return (yield (RunCode, code, *entered, runtime))
+
+        return entrance.engine, within(entrance.enter(self.get_name(), input, config, owner), inside)
 
 
 def _record_seen(run: Run, opener: Owner, input: Any, given: Any) -> Flow[None]:

@@ -22,7 +22,7 @@ from langchain_core.tools import BaseTool
 from langgraph.graph import StateGraph
 from langgraph.pregel.protocol import PregelProtocol
 
-from langchain_runtime_authz.langgraph.private_api import DEFAULT_BOUND, Pregel, PregelNode, ToolNode, is_task_function
+from langchain_runtime_authz.langgraph.private_api import DEFAULT_BOUND, Pregel, PregelNode, TaskFunction, ToolNode
 
 AnyGraph = Pregel[Any, Any, Any, Any]
 
@@ -131,7 +131,7 @@ def held_by(value: Any, limit: int = MAX_HELD) -> Iterable[Any]:
         return (value.func, *value.args, *value.keywords.values())
     if isinstance(value, Mapping):
         return list(value.values()) if len(value) <= limit else ()
-    if is_task_function(value):
+    if isinstance(value, TaskFunction):
         return (value.func,)
     if isinstance(value, Runnable):
         return list(getattr(value, "__dict__", {}).values())

@@ -34,7 +34,7 @@ from langgraph._internal._runnable import RunnableCallable, RunnableSeq, is_asyn
 from langgraph._internal._scratchpad import PregelScratchpad
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
-from langgraph.func import _TaskFunction
+from langgraph.func import _TaskFunction as TaskFunction
 from langgraph.prebuilt.tool_node import ToolNode
 from langgraph.pregel import Pregel, _loop, main
 from langgraph.pregel._messages import StreamMessagesHandler
@@ -42,8 +42,8 @@ from langgraph.pregel._read import DEFAULT_BOUND, PregelNode
 from langgraph.pregel._utils import is_xxh3_128_hexdigest
 from langgraph.types import Command, _interrupt_id
 
-__all__ = ["DEFAULT_BOUND", "BaseTool", "Pregel", "PregelNode", "RunnableCallable", "RunnableSeq", "ToolNode", "ajoin",
-           "config_parameter", "ensure_config", "ensure_graph_config", "is_async_callable", "keys"]  # fmt: skip
+__all__ = ["DEFAULT_BOUND", "BaseTool", "Pregel", "PregelNode", "RunnableCallable", "RunnableSeq", "TaskFunction",
+           "ToolNode", "ajoin", "config_parameter", "ensure_config", "ensure_graph_config", "is_async_callable", "keys"]  # fmt: skip
 
 T = TypeVar("T")
 
@@ -179,11 +179,6 @@ def graph_at(graph: Any, config: Any) -> Any:
     return next((child for name, child in found if name == namespace), graph)
 
 
-def namespaces_of_task(name: str, ident: str) -> tuple[str, str]:
-    """Return two namespaces of graphs that a task calls: the task's and the node's."""
-    return f"{name}{keys.NS_END}{ident}", name
-
-
 def namespace_of_graph(namespace: str, number: int) -> str:
     """Return the namespace of the task's subgraph call with this zero-based index."""
     return f"{namespace}{keys.NS_SEP}{number}" if number else namespace
@@ -243,6 +238,18 @@ def answer_given(config: Mapping[str, Any]) -> object:
     """Return the invocation's resume value, plain or by interrupt id, or `None`."""
     scratchpad, answers = scratchpad_of(config), _given(config).get(keys.CONFIG_KEY_RESUME_MAP)
     return None if scratchpad is None else answers or scratchpad.get_null_resume(False)
+
+
+def unused_answer(config: Mapping[str, Any]) -> object:
+    """Return the plain resume value if no question has taken it, or `None`."""
+    # LangGraph's `get_null_resume(False)` returns a taken value too.
+    pad, value = scratchpad_of(config), None
+    while pad is not None and (value := pad.get_null_resume(False)) is not None:
+        held = inspect.getclosurevars(pad.get_null_resume).nonlocals
+        if (write := held["null_resume_write"]) is not None:
+            return value if any(w is write for w in held["pending_writes"]) else None
+        pad = held["parent_scratchpad"]
+    return value
 
 
 def agent_ns(config: Mapping[str, Any]) -> str:
@@ -376,10 +383,6 @@ def model_params(model: Any) -> tuple[str, str | None]:
 def reset_node(node: PregelNode) -> None:
     """Clear a node's cache after its bound runnable was replaced."""
     node.__dict__.pop("node", None)
-
-
-def is_task_function(value: object) -> bool:
-    return isinstance(value, _TaskFunction)
 
 
 def imports_anything(serde: object) -> bool:

@@ -121,17 +121,11 @@ _guarded_class: Final = kept(_make_guarded_class)  # cached per class
 
 
 def _call(tool: BaseTool, arrived: Arrival, code: Callable[[ToolExecution], Any]) -> Any:
-    engine = arrived.engine
-    if engine is None:
-        return arrived.refuse()
-    return given(*drive(engine, arrived.start(guard_of(tool), code)))
+    return given(*drive(arrived.engine, arrived.start(guard_of(tool), code)))
 
 
 async def _acall(tool: BaseTool, arrived: Arrival, code: Callable[[ToolExecution], Any]) -> Any:
-    engine = arrived.engine
-    if engine is None:
-        return arrived.refuse()
-    return given(*await adrive(engine, arrived.start(guard_of(tool), code)))
+    return given(*await adrive(arrived.engine, arrived.start(guard_of(tool), code)))
 
 
 _BLOCKS: Final = (_call, cleaned)

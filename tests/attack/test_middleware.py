@@ -341,6 +341,28 @@ def test_langchains_review_and_ours_ask_once(stack: str, first: str, mode: str, 
     assert_went_on(state)
 
 
+def test_after_an_answer_to_the_application_an_agent_below_asks(go: str, ran: Any) -> None:
+    """The node that calls the agent has used the answer to its own question."""
+    authz = authz_with(asking("pay"))
+    agent = built("middleware", authz, replying([PAY]), [pay_tool(ran)])
+
+    def ask(state: Any) -> Any:
+        assert interrupt("Which account?") == "checking"
+        return agent.invoke({"messages": state["messages"]})
+
+    async def aask(state: Any) -> Any:
+        assert interrupt("Which account?") == "checking"
+        return await agent.ainvoke({"messages": state["messages"]})
+
+    graph = chain({"ask": RunnableCallable(ask, aask, name="ask")}, name="outer", checkpointer=InMemorySaver())
+    assert said(go, authz, graph, human(), THREAD)["__interrupt__"][0].value == "Which account?"
+    state = said(go, authz, graph, Command(resume="checking"), THREAD)
+    assert state["__interrupt__"][0].value["action_requests"][0]["name"] == "pay"
+    assert ran == []
+    assert_went_on(said(go, authz, graph, resume(APPROVE), THREAD))
+    assert ran == [PAID]
+
+
 def test_an_outer_answer_is_none_to_a_question_of_an_agent_below(go: str, ran: Any) -> None:
     """Both under the middleware alone: what resumed the outer agent approves nothing in a thread of the inner one's."""
     pdp = asking("pay", "ask_agent")

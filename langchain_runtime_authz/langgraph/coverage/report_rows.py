@@ -219,7 +219,7 @@ class _Look:
             layers = ("protected builder",) if owner_of(value) is self.protection else ()
             note = "" if layers else "a builder that is compiled at run time: call `authz.protect` on the builder"
             yield Row("agent", type(value).__name__, label, layers, note, route)
-        elif private.is_task_function(value):
+        elif isinstance(value, private.TaskFunction):
             name = str(getattr(value, "__name__", "task"))
             note = f"runs within its entrypoint's gate; {UNSEEN}"
             yield Row("task", name, label, gated, note, route)

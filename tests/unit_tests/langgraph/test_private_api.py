@@ -278,6 +278,27 @@ def test_interrupt_id_is_the_one_that_langgraph_gives() -> None:
     assert foretold[-1] == second.id, "LangGraph gives a task's second interrupt another id than foretold"
 
 
+def test_a_plain_answer_is_known_until_a_question_takes_it() -> None:
+    """LangGraph goes on returning it, in the task and in the graphs that the task calls."""
+    seen: list[object] = []
+
+    def look(state: Any, config: RunnableConfig) -> None:
+        seen.append((private.unused_answer(config), private.scratchpad_of(config).get_null_resume(False)))
+
+    below = StateGraph(MessagesState).add_node("look", look).add_edge(START, "look").compile(checkpointer=False)
+
+    def ask(state: Any, config: RunnableConfig) -> None:
+        for _ in range(2):
+            look(state, config)
+            below.invoke(state)
+            interrupt("Who?") if len(seen) in (2, 4) else None
+
+    graph = StateGraph(MessagesState).add_node("ask", ask).add_edge(START, "ask").compile(checkpointer=InMemorySaver())
+    graph.invoke({"messages": []}, THREAD)
+    graph.invoke(Command(resume="bob"), THREAD)
+    assert seen == [(None, None)] * 2 + [("bob", "bob")] * 2 + [(None, "bob")] * 2
+
+
 def test_a_graph_is_known_as_its_callbacks_are_set_up() -> None:
     """It, what it is resumed with and the checkpoint that was named stand in the frame of `stream` and `astream` alone."""
     import asyncio
@@ -385,7 +406,6 @@ def test_where_a_child_keeps_its_state() -> None:
             place = private.place_below(child, {"configurable": lent}, number)
             assert place == (lender, {"configurable": {**kept, "checkpoint_ns": there}}, lasting)
     assert private.place_below(builder.compile(checkpointer=False), {"configurable": lent}) is None
-    assert private.namespaces_of_task("tools", "1") == ("tools:1", "tools")
 
 
 def test_interrupt_without_a_question_pauses_its_task() -> None:
