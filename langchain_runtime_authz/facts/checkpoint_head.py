@@ -14,6 +14,7 @@ MEMORY: Final = "memory"  # the mark with the digest of the memory that these ru
 BELOW: Final = "below"  # the mark with the digest of the state of their waiting children
 UNRECORDED: Final = "unrecorded"  # the mark with a task change that the audit log may lack
 OF_TASK: Final = "task:"  # prefix of marks that are deleted when the tasks of the root graph have ended
+ANEW: Final = "task:anew"  # the mark with the id of a question that its graph, without checkpoints, asks anew each time
 SLOTS: Final = 2**16  # marks that lasting places share
 UNKNOWN: Final = ""  # the value of a mark if a run may have written after its end
 
@@ -71,10 +72,10 @@ def writer_of(head: Head, marks: Mapping[str, str], pinned: Collection[str | Non
     `pinned` are the keys of the pinned texts. `underway`: a root entry has not ended, or its process died. Newer
     checkpoints may then be of that root entry.
     """
+    if head.id == marks.get(HEAD) or (not head.newest and outside_key(head.id) in pinned):
+        return "ours"
     if head.newest:
         return "fork"
-    if head.id == marks.get(HEAD) or outside_key(head.id) in pinned:
-        return "ours"
     if (underway or marks.get(HEAD) == UNKNOWN) and head.source in ("input", "loop", "fork"):
         return "ours"
     return "outside"

@@ -9,12 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, TypeVar
 
+from langgraph.errors import GraphInterrupt
 from langgraph.types import Command, StateSnapshot
 
 from langchain_runtime_authz.authzen import Subject, deny
 from langchain_runtime_authz.credential.current_call import current_ticket
 from langchain_runtime_authz.errors import AuditError, AuthzDenied, Code, ConfigError, LedgerError
-from langchain_runtime_authz.facts.checkpoint_head import OF_TASK, Head
+from langchain_runtime_authz.facts.checkpoint_head import ANEW, OF_TASK, Head
 from langchain_runtime_authz.facts.delegation_edges import kind_of_child
 from langchain_runtime_authz.facts.plan import raw_digest
 from langchain_runtime_authz.facts.task import HumanText
@@ -166,6 +167,7 @@ class Entering(run_context.FlowContext[T]):
 class _Root(Entering[tuple[Any, Any]]):
     input: Any = None
     opener: run_context.RunHandle | None = None
+    head: Head | None = None
 
     def _enter(self) -> Flow[tuple[Any, Any]]:
         owner, engine, config, graph = self.root_entry, self.engine, self.config, self.graph
@@ -176,6 +178,7 @@ class _Root(Entering[tuple[Any, Any]]):
         thread = (config.get("configurable") or {}).get("thread_id")
         saver, update = self.saver, written(self.input)
         head = (yield from checkpoints.read_head(saver, config)) if saver is not None and thread is not None else None
+        self.head = head
         watch = owner.watch(graph) if head is not None else ()
         texts, shown = (yield from self._texts(update, head)) if handle.human and update is not None else NOTHING
         entry: Entry = yield from open_entry(
@@ -233,15 +236,18 @@ class _Root(Entering[tuple[Any, Any]]):
     def _told(self, entry: Entry) -> Flow[Any]:
         given, state, place = self.input, None, checkpoints.thread_config(self.config)
         resumes = isinstance(given, Command) and given.resume is not None
+        older = self.head is not None and bool(self.head.newest)
         # A root config may name a child's checkpoint, from `get_state(subgraphs=True)`.
         below = bool(self.config["configurable"].get("checkpoint_ns")) if resumes else False
         if not below:
             entry.run.parts["answers by id"] = private.thread_of(self.config)
         if self.saver is not None and place is not None and (resumes or given is None or entry.pending):
-            state = yield checkpoints.read_state(self.graph, self.config)
+            # If the config names the newest checkpoint, read it without its id: only then are answered questions left out.
+            state = yield checkpoints.read_state(self.graph, self.config if older else place)
         if state is not None and resumes:
-            given = yield from inputs.resumed(entry, given, state, below=below)
-        elif state is not None and given is None:
+            plain = below or entry.run.parts[ANEW] in {i.id for i in state.interrupts}
+            given = yield from inputs.resumed(entry, given, state, plain=plain, older=older)
+        elif state is not None and given is None and not older:
             given = inputs.answered_elsewhere(entry, state)
         if entry.pending:
             asked = [i.id for i in state.interrupts] if state is not None else []
@@ -263,6 +269,8 @@ class _Root(Entering[tuple[Any, Any]]):
                         self.graph, place, watch(self.graph), nodes_only=not run.paused
                     )
                     below = waiting.digest if waiting is not None and not busy else None
+                    if head is not None and head.id == run.loaded:  # this entry wrote no checkpoint
+                        head = self.head or head
                     left = Left(head.id if head is not None else None, memory, below)
                     # All tasks have ended, so the marks of their children are no longer needed.
                     over = [] if raised or run.paused or waiting is not None else [DeleteMarks(OF_TASK)]
@@ -271,7 +279,8 @@ class _Root(Entering[tuple[Any, Any]]):
                 )
             except Exception as exc:  # noqa: BLE001  (the run is closed all the same, without the state)
                 _log.warning("the state that run %s left was not read: %s", run.run_id, type(exc).__name__)
-        yield from close(run, left, over, edits)
+        anew = run.parts.get("asked anew", ())
+        yield from close(run, left, [*over, SetMark(ANEW, *anew)] if len(anew) == 1 else over, edits)
 
 
 class ChildEntry(Entering[Any]):
@@ -317,6 +326,14 @@ class ChildEntry(Entering[Any]):
     def _given(self, run: Run) -> Flow[Any]:
         return run_context.with_run(self.config, run)
         yield
+
+    def _over(self, exc: BaseException | None, *, cut: bool) -> Flow[None] | None:
+        if isinstance(exc, GraphInterrupt) and exc.args and getattr(self.graph, "checkpointer", None) is False:
+            root = self.parent
+            while root.parent is not None:
+                root = root.parent
+            root.parts.setdefault("asked anew", set()).update(i.id for i in exc.args[0])
+        return super()._over(exc, cut=cut)
 
     def _leave(self, run: Run, *, raised: bool, cut: bool) -> Flow[None]:
         marks: list[Change] = []

@@ -120,22 +120,24 @@ def delivered(entry: Entry, input: Any, state: Any, asked: Collection[str] = ())
     return replace(input, update=merged) if isinstance(input, Command) else Command(update=merged)
 
 
-def resumed(entry: Entry, given: Command[Any], state: StateSnapshot, *, below: bool) -> Flow[Command[Any]]:
-    """Record the answers in a resume value, and return the `Command` to run with.
+def resumed(entry: Entry, given: Command[Any], state: StateSnapshot, *, plain: bool, older: bool) -> Flow[Any]:
+    """Record the answers in a resume value, and return the input to run with.
 
     The answers are recorded before any task starts. A plain value is keyed by its question's interrupt id, because
     LangGraph would give it to the first task that asks. If no question waits, the value may answer the application's
-    next question, but none of ours. At a child's checkpoint (`below`) it stays plain, because the child continues from
-    a copy, in which the interrupt id differs.
+    next question, but none of ours. It stays `plain` at a child's checkpoint and for a graph without checkpoints, which
+    ask with another interrupt id. At an `older` checkpoint whose step has ended, a fork asks ours anew.
     """
     questions = {i.id: i.value for i in state.interrupts}
+    # At an older checkpoint, a state shows answered questions too.
+    waiting = {i.id for task in state.tasks if task.result is None for i in task.interrupts}
+    if older and not waiting and given == Command(resume=given.resume) and any(map(approval_ids, questions.values())):
+        return None
     if is_resume_map(given.resume):
         answered = {i: v for i, v in given.resume.items() if i in questions}
+    elif len(waiting) != 1:
+        return given  # no question waits, or several, for which LangGraph refuses a plain value
     else:
-        # At a named checkpoint, a state shows answered questions too.
-        waiting = {i.id for task in state.tasks if task.result is None for i in task.interrupts}
-        if len(waiting) != 1:
-            return given  # no question waits, or several, for which LangGraph refuses a plain value
         answered = dict.fromkeys(waiting, given.resume)
     own = [a for a in entry.asks if a.allowed == TAKES_ANY]
     asks = [a for a in entry.asks if a.interrupt_id in answered and a.allowed != TAKES_ANY]
@@ -153,15 +155,14 @@ def resumed(entry: Entry, given: Command[Any], state: StateSnapshot, *, below: b
     shown = {i: " ".join(texts_in(v)) for i, v in questions.items()}
     said = {i: _said_more(v, offered[i], shown[i]) for i, v in answered.items() if i not in reviewed}
     yield from reply(entry.run, questions, said, own)
-    return given if below else replace(given, resume=answered)
+    return given if plain else replace(given, resume=answered)
 
 
 def _offered(schema: object) -> Iterator[object]:
     if isinstance(schema, Mapping):
         listed = schema.get("enum")
-        yield from (
-            v for v in (schema.get("const"), *(listed if isinstance(listed, list) else ())) if isinstance(v, str)
-        )
+        named = [schema.get("const"), *(listed if isinstance(listed, list) else ())]
+        yield from (v for v in named if isinstance(v, str))
         for part in schema.values():
             yield from _offered(part)
     elif isinstance(schema, list):

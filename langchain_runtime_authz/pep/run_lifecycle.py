@@ -145,9 +145,8 @@ def _take_lease(
     run: Run, task: HumanText | None, ordered: Ordered | None, given: Given
 ) -> Flow[tuple[Entry, Snapshot]]:
     scope, owner = run.scope, run.subject.principal
-    query = Query(
-        log=True, asks=True, agent=run.agent, marks=(heads.HEAD, heads.MEMORY, heads.BELOW, ORDERED, heads.UNRECORDED)
-    )
+    marked = (heads.HEAD, heads.MEMORY, heads.BELOW, ORDERED, heads.UNRECORDED, heads.ANEW)
+    query = Query(log=True, asks=True, agent=run.agent, marks=marked)
     run.loaded = (given.head.newest or given.head.id) if given.head is not None else ""
     # If another entry advances the epoch between load and commit, load again.
     for _ in range(ATTEMPTS):
@@ -171,6 +170,7 @@ def _take_lease(
             # An older run may overwrite these texts in the graph's state, until a run that received them ends.
             opening.append(ledger.AdvanceEpoch(snapshot.epoch, fresh, first=first, deliver=given.kept and not first))
         recall(run, snapshot.marks.get(ORDERED))
+        run.parts[heads.ANEW] = snapshot.marks.get(heads.ANEW)
         marks = ordered.take(run) if ordered is not None else []
         taken = take_lease(run)
         lease: list[ledger.Change] = [taken, *marks]

@@ -141,6 +141,78 @@ def test_at_a_named_checkpoint_an_answer_is_for_the_question_that_waits(protecte
     assert (BOB in bank.ran) != protected
 
 
+@pytest.mark.parametrize("how", ["sync", "async"])
+@pytest.mark.parametrize("place", ["node", "call", "node below"])
+@pytest.mark.parametrize("by", ["node", "tool"])
+def test_a_graph_without_checkpoints_asks_its_own_question_once(protected: bool, how: str, place: str, by: str) -> None:
+    """It begins anew with the answer. Its question then has another interrupt id, so an answer by id never fits."""
+    heard: list[str] = []
+
+    @tool
+    def ask(question: str) -> str:
+        """Ask."""
+        heard.append(interrupt(question))
+        return heard[-1]
+
+    if by == "node":
+        child: Any = chain({"ask": lambda state: heard.append(interrupt("Who?"))}, name="child", checkpointer=False)
+    else:
+        child = agent_graph(replying([call("ask", {"question": "Who?"}, "c")]), [ask], name="child", checkpointer=False)
+    node = RunnableCallable(lambda s: child.invoke(s), lambda s: child.ainvoke(s), name="step") if place == "call" else child
+    node = chain({"step": node}, name="middle") if place == "node below" else node
+    authz = authz_with(StaticPDP(True))
+    graph = chain({"step": node}, name="root", checkpointer=InMemorySaver())
+    graph = authz.protect(graph) if protected else graph
+    for given, left in ((human(), ["Who?"]), (Command(resume="bob"), [])):
+        state = run_as(authz, graph, given, THREAD, how=how)
+        assert [i.value for i in state.get("__interrupt__", ())] == left
+    assert heard == ["bob"]
+
+
+def test_of_two_graphs_without_checkpoints_neither_gets_the_others_answer() -> None:
+    """LangGraph refuses a plain answer to two questions."""
+    heard: list[str] = []
+    child = chain({"ask": lambda state: heard.append(interrupt("Who?"))}, name="child", checkpointer=False)
+    builder = StateGraph(MessagesState).add_node("a", child).add_node("b", child)
+    builder.add_edge(START, "a").add_edge(START, "b")
+    authz, graph = protecting(builder.compile(name="root", checkpointer=InMemorySaver()), StaticPDP(True))
+    assert len(told(authz, graph, human(), THREAD)["__interrupt__"]) == 2
+    with pytest.raises(RuntimeError, match="multiple pending interrupts"):
+        told(authz, graph, Command(resume="bob"), THREAD)
+    assert heard == []
+
+
+def test_at_a_named_checkpoint_a_task_that_returned_nothing_has_ended() -> None:
+    """In a graph whose state is one value, such a task shows no result."""
+    ran: list[Any] = []
+    pay = pay_tool(ran)
+    builder = StateGraph(list)
+    builder.add_node("own", lambda _: interrupt("Which account?") and None).add_edge(START, "own")
+    builder.add_node("pay", lambda _: pay.invoke({"to": "bob", "amount": 1}) and None).add_edge(START, "pay")
+    authz, graph = protecting(builder.compile(checkpointer=InMemorySaver()), asking("pay"))
+    told(authz, graph, ["hi"], THREAD)
+    named, (own,) = graph.get_state(THREAD).config, [i for i in graph.get_state(THREAD).interrupts if isinstance(i.value, str)]
+    told(authz, graph, Command(resume={own.id: "checking"}), named)
+    told(authz, graph, Command(resume=YES), named)
+    assert ran == [BOB]
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
+@pytest.mark.parametrize("superseded", ["by its end", "by an input"])
+@pytest.mark.parametrize("replays", [True, False])
+def test_an_older_checkpoint_asks_once_for_its_fork(how: str, superseded: str, replays: bool) -> None:
+    """A replay, and an answer to the old question, are a fork: it is asked anew, and one approval of that counts."""
+    bank = Bank(True, [["ann"]], how=how)
+    bank.enter(human())
+    old, ended = bank.graph.get_state(THREAD).config, superseded == "by its end"
+    bank.enter(Command(resume=YES) if ended else human("Pay again"))
+    assert [*bank.enter(None if replays else Command(resume=YES), old)] == ["ann"]
+    assert bank.ran == [ANN] * ended
+    assert not bank.enter(Command(resume=YES), THREAD if replays or ended else old)
+    assert bank.ran == [ANN] * (ended + 1)
+    assert not bank.graph.get_state(THREAD).next
+
+
 @pytest.mark.parametrize("who", ["own", "bob"])
 def test_an_answer_after_an_edit_is_for_the_applications_question_alone(protected: bool, who: str) -> None:
     """An edit of the state hides the question. LangGraph then keeps the answer for the next one."""
