@@ -29,14 +29,15 @@ _SIGNS: Final = lazy(rf"(?<!{_SIGN}){_SIGN}{{{_MOST + 1},}}")
 
 
 def normalize(form: Literal["NFC", "NFKC", "NFKD"], text: str) -> str:
-    """Return the normal form of a text. Long runs of combining marks, which take quadratic time, are cut into pieces.
+    """Return the normal form of a text, with long runs of combining marks cut up.
 
-    Each piece becomes an equivalent one. So two texts become equal only if Unicode says that they are equivalent.
+    A long run takes quadratic time. Pieces stay equivalent, so texts become equal only if Unicode calls them
+    equivalent.
     """
     cuts = [at for run in _SIGNS.finditer(text) for at in range(run.start() + _MOST, run.end(), _MOST)]
     return "".join(unicodedata.normalize(form, text[start:end]) for start, end in pairwise((0, *cuts, len(text))))
 
 
 def clear(text: str) -> str:
-    """Return the text as a reader sees it: compatibility forms folded, invisible characters dropped."""
+    """Return the text as a reader sees it: folded, without invisible characters."""
     return text if text.isascii() else "".join(c for c in normalize("NFKC", text) if unicodedata.category(c) != "Cf")

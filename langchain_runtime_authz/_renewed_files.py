@@ -15,10 +15,7 @@ T = TypeVar("T")
 
 
 class Renewed(Generic[T]):
-    """Cache the result of `load`, and load again when a file changes.
-
-    Raises `ConfigError`: the first load fails.
-    """
+    """Cache `load()` until a file changes. `ConfigError`: the first load fails."""
 
     def __init__(self, files: Sequence[Path], load: Callable[[], T], code: Code, what: str) -> None:
         self._files, self._load, self._code, self._what = files, load, code, what

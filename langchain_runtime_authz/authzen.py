@@ -59,7 +59,7 @@ class Subject(Model):
 
     @classmethod
     def of(cls, value: "Subject | str | dict[str, Any]") -> "Subject":
-        """Return the subject for a user's name or a mapping, or raise `ConfigError`."""
+        """Return a subject from a name or `{type, id, properties}`. Raises `ConfigError`."""
         if isinstance(value, Subject):
             return value
         try:

@@ -64,7 +64,7 @@ def parse_object(data: str | bytes) -> dict[str, Any]:
 
 
 def json_encoder(*, ascii_only: bool, finite: bool = True, ordered: bool = True) -> Encoder:
-    """Return a compact JSON encoder; `finite` refuses NaN, `ordered` sorts names."""
+    """Return a JSON encoder; `finite` refuses NaN and infinities, `ordered` sorts."""
     spelled = json.encoder.encode_basestring_ascii if ascii_only else json.encoder.encode_basestring
     made = json.JSONEncoder(sort_keys=ordered, separators=(",", ":"), allow_nan=not finite, ensure_ascii=ascii_only)
     encode: Any = json.encoder.c_make_encoder  # type: ignore[attr-defined]  # `None` on other interpreters

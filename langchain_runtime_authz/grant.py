@@ -108,7 +108,7 @@ class Constraint(_Frozen):
 
 
 class Grant(_Frozen):
-    """The most that a run or child agent may do; in a token `authorization_details`.
+    """The most that a run or child agent may do (RFC 9396 `authorization_details`).
 
     Attributes:
         tools: names of tools; `None` leaves every reachable tool to policy.

@@ -171,7 +171,7 @@ def verified(path: str | Path) -> ChainReport:
 
 
 def verify_files(files: Sequence[tuple[str, Callable[[], Any]]], head: str | None = None) -> ChainReport:
-    """Verify the segments of a log. `files`: name and opening function of each segment, the oldest first."""
+    """Verify a log's segments, given by name and opening function, the oldest first."""
     count, before, dropped, starts, moved, later = 0, GENESIS, dict[str, int](), "", None, None
     for name, opened in files:
         shown = name if len(files) > 1 else ""
@@ -205,10 +205,10 @@ def verify_files(files: Sequence[tuple[str, Callable[[], Any]]], head: str | Non
 
 
 def read_log(path: str | Path, mark: str = "", opened: Opened | None = None) -> Iterator[dict[str, Any] | None]:
-    """Yield a log's records that contain the text `mark`, and all completions and mints. Nothing is verified.
+    """Yield a log's records with the text `mark`, and all completions and mints.
 
-    Yield `None` for a line that is not a record. `opened` adds sealed contents to a record (`audit.encryption`).
-    Raises `ConfigError`: the file is an evidence pack.
+    Nothing is verified. Yield `None` for a line that is not a record. `opened` adds sealed contents to a record
+    (`audit.encryption`). Raises `ConfigError`: the file is an evidence pack.
     """
     if Path(path).suffix == PACK:
         raise ConfigError(f"{Path(path).name} is an evidence pack; unpack it, and give the log in it")

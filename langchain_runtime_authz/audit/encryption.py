@@ -79,7 +79,7 @@ def opener(*private: str | bytes | Path) -> Change:
 
 
 def _split(record: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return a pair: (1) the record without contents, (2) its contents by JSON pointer."""
+    """Return the record without contents, and the contents by JSON pointer."""
     left = json.loads(json.dumps(record, allow_nan=False))
     digested = {"data_changed": "/detail/resource", "planned": "/detail/tools"}.get(record.get("event", ""), "")
     if record.get("kind") == "observation" and record.get("what") not in _NAMES:

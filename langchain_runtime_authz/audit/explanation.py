@@ -58,7 +58,7 @@ class Reason:
 
 @dataclass(frozen=True, slots=True)
 class Argument:
-    """One argument of a call. `given` and `expected` are shown values; `None` if the record does not hold them."""
+    """An argument of a call, as shown. `None`: the record does not hold the value."""
 
     name: str
     given: str | None = None
@@ -69,9 +69,9 @@ class Argument:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """A decision in words. `str` gives text of 80 columns, which may show arguments and so must not reach a model.
+    """A decision in words. It may show arguments, so it must not reach a model.
 
-    The most important reason is first. `order` tells how a call compares with its mandate. `at` is in epoch seconds.
+    `str` gives 80 columns. The main reason is first. `order` compares a call with its mandate. `at`: epoch seconds.
     """
 
     decision_id: str
@@ -100,7 +100,7 @@ class Explanation:
 
 
 def explain(record: Mapping[str, Any]) -> Explanation:
-    """Return a decision record (`audit.record`) in words. Only the record's fields are used."""
+    """Return a decision record (`audit.record`) in words, from its own fields only."""
     request = record.get("request") or {}
     call = (request.get("context") or {}).get("call") or {}
     scope, failure = record.get("scope") or {}, record.get("failure")

@@ -139,7 +139,7 @@ def mint_record(
     kid: str = "",
     jkt: str | None = None,
 ) -> dict[str, Any]:
-    """Return the record of a token that a tool received. The record never holds the token.
+    """Return the record of a token that a tool received, without the token itself.
 
     `expires_at` is in epoch seconds. `kid` is the id of the issuer's signing key; `jkt` is the thumbprint of the
     holder's key, if the token is bound to one.
@@ -175,19 +175,19 @@ def run_record(
     event: Event,
     run_id: str = "",
     jti: str = "",
-    epoch: int | None = None,
+    epoch: int | None = None,  # after the event
     scope: Scope | None = None,
     agent: tuple[str, ...] = (),
     detail: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return the record of an event of a run, or of a thread (without `run_id`). `epoch` is the one after the event."""
+    """Return the record of an event of a run, or of a thread (without `run_id`)."""
     return _record("run", **{**locals(), "scope": _named(scope), "detail": dict(detail or {})})
 
 
 def observation_record(
     *, now: float, what: str, name: str, by: str = "", run_id: str = "", refused: bool = False
 ) -> dict[str, Any]:
-    """Return the record of a `tool`, `model`, `graph` or `chain` that ran ungoverned, or of an effect.
+    """Return the record of an ungoverned tool, model, graph or chain, or of an effect.
 
     Effects are `connect`, `mail`, `write`, `delete`, `program` and `native`, of the node, tool, model or thread `by`.
     Their `name` is the target, or its `sha256:<hex>` if contents are not kept. `refused`: the effect did not happen.
@@ -205,7 +205,7 @@ def _named(scope: Scope | None) -> dict[str, str] | None:
 
 
 def place(document: dict[str, Any], pointer: str) -> tuple[dict[str, Any], str]:
-    """Return a pair: (1) a member's parent object, or an empty object if it has none, (2) the member's name."""
+    """Return a member's parent object (empty if it has none), and the member's name."""
     *way, last = pointer[1:].split("/")
     node: Any = document
     for step in way:

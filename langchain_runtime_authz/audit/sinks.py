@@ -1,4 +1,4 @@
-"""Keep audit records in memory or in a file. If a sink fails, the step to be recorded is denied."""
+"""Keep audit records in memory or in a file. If a sink fails, the step is denied."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class AuditSink(Protocol):
         ...
 
     def write(self, record: dict[str, Any]) -> None:
-        """Keep one record unchanged, before returning. If this raises `AuditError`, the caller denies the step."""
+        """Keep one record unchanged, before returning. An `AuditError` denies the step."""
         ...
 
 
@@ -218,7 +218,7 @@ class FileSink:
             return False
 
     def _rotate(self) -> bool:
-        """Close a full file as a segment, and replace it by a file that continues it. The path always exists."""
+        """Close a full file as a segment, and replace it by a new file at the same path."""
         size, seq, _ = self._at
         large = self._max_bytes is not None and size >= self._max_bytes
         old = self._max_age is not None and time.time() - self._born >= self._max_age
@@ -251,7 +251,7 @@ class FileSink:
         return True
 
     def _catch_up(self) -> None:
-        """Read the end of the file if other writers appended to it, and end their unfinished line."""
+        """Read the file's end if other writers appended, and end their unfinished line."""
         size = os.fstat(self._fd).st_size
         if size == self._at[0]:
             return
@@ -363,7 +363,7 @@ def told(sink: AuditSink, run_id: str | None = None) -> str:
 
 
 def records(sink: AuditSink, mark: str = "") -> Iterable[dict[str, Any] | None]:
-    """Return a sink's records, oldest first; of a file, those that `chain.read_log` yields for `mark`."""
+    """Return a sink's records, oldest first; a file's as `chain.read_log` yields them."""
     if isinstance(sink, MemorySink):
         return sink.records
     return chain.read_log(sink.path, mark) if isinstance(sink, FileSink) else ()
@@ -397,7 +397,7 @@ def _flock(fd: int) -> None:
 
 
 def _backward(file: BinaryIO) -> Iterator[bytes]:
-    """Yield the lines of a file from its end, without newlines. The first is empty if the file ends with a newline."""
+    """Yield a file's lines from its end; first an empty one if it ends with a newline."""
     end, rest, length = file.seek(0, os.SEEK_END), b"", BLOCK
     while end > 0:
         start = file.seek(max(0, end - length))

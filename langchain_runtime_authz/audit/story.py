@@ -1,8 +1,8 @@
-"""Turn audit records into the story of a thread, without I/O. The command is in `cli/audit.py`.
+"""Turn audit records into the story of a thread.
 
-A story is a list of steps in time: decisions, questions, answers, changes of the task, delegations, credentials. The
-permit of anything but a tool call has the kind `check`. Every text in a step is inert and short. A story keeps its
-newest steps, but counts all steps.
+There is no I/O here; the command is in `cli/audit.py`. A story is a list of steps in time: decisions, questions,
+answers, changes of the task, delegations, credentials. The permit of anything but a tool call has the kind `check`.
+Every text in a step is inert and short. A story keeps its newest steps, but counts all steps.
 """
 
 from __future__ import annotations
@@ -72,12 +72,12 @@ class Lane(NamedTuple):
 
 @dataclass(slots=True, weakref_slot=True, eq=False)
 class Step:
-    """One thing that happened. `kind` is a key of `SIGNS`; `what` describes it in a line. `str` shows it in 80 columns."""
+    """One thing that happened. `str` shows it in 80 columns."""
 
     at: float
-    kind: str
+    kind: str  # a key of `SIGNS`
     lane: Lane
-    what: str
+    what: str  # a description of one line
     record: Record
     detail: Record
     subject: str = ""
@@ -125,7 +125,7 @@ class Step:
 
 
 class Order(NamedTuple):
-    """The steps that a task ordered (id → line) under a `heading`, and the calls made for each."""
+    """The steps that a task ordered (id → line), and the calls made for each step."""
 
     heading: str
     steps: dict[str, str]
@@ -163,7 +163,7 @@ class Story:
         ]
 
     def ordered(self) -> list[tuple[str, str, str]]:
-        """Return rows of source, order and calls made. The last rows are calls without an order."""
+        """Return rows of source, order and calls made; the last rows are without an order."""
 
         def done(*steps: Step) -> str:
             return ", ".join(f"{self.since(step)} {step.what}" for step in steps)
@@ -198,7 +198,7 @@ class Story:
 
 
 def tell(records: Iterable[Record | None], keep: Callable[[Step], bool] | None = None, limit: int = MAX_STEPS) -> Story:
-    """Return the story of the records, with the steps that `keep` accepts. `None` stands for an unreadable record."""
+    """Return the story of the records, with the steps that `keep` accepts."""
     story = Story(deque(maxlen=limit))
     for step in _steps(records):
         if step is None:
@@ -240,7 +240,7 @@ def _add(story: Story, step: Step) -> None:
 
 
 def _steps(records: Iterable[Record | None]) -> Iterator[Step | None]:
-    """Yield the steps of records, with what earlier records tell of them; `None` for an unreadable record."""
+    """Yield the steps of records, completed by earlier records; `None` if unreadable."""
     subjects: dict[str, str] = {}  # of runs
     roots: dict[str, tuple[str, ...]] = {}  # of threads
     decided: dict[str, tuple[Lane, str, str, str]] = {}

@@ -31,9 +31,9 @@ Key = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The output of a command: `document` as JSON, or `text`, by default a line for each member that has a value.
+    """The output of a command: `document` as JSON, or `text`.
 
-    A `finding` makes the exit code 1. If the finding is an error, the error is printed too.
+    By default, `text` is a line for each member that has a value. A `finding` (an error is printed too) exits with 1.
     """
 
     document: Any
@@ -57,7 +57,7 @@ def lines(document: Mapping[str, Any]) -> list[str]:
 
 
 class _Group(TyperGroup):
-    """A group of commands that, for an unknown command, names the commands of that name in other groups."""
+    """A group of commands that, for an unknown name, shows the groups that know it."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         root, name = ctx.find_root(), args[0]
@@ -84,7 +84,7 @@ class App(typer.Typer):
         super().__init__(cls=_Group, no_args_is_help=True, rich_markup_mode=None, **options)
 
     def command(self, name: str | None = None, **options: Any) -> Callable[[Run], Run]:
-        """Add a command, and put the examples of its docstring under a heading. The function is not changed."""
+        """Add a command, and put the examples of its docstring under a heading."""
 
         def add(run: Run) -> Run:
             text, mark, examples = cleandoc(run.__doc__ or "").partition("\n\nruntime-authz ")
@@ -135,7 +135,7 @@ def _command(run: Callable[..., Answer | None]) -> Callable[..., None]:
 
 @contextmanager
 def reporting() -> Iterator[None]:
-    """Print an expected error in one line, and exit with code 2. Any other exception keeps its traceback."""
+    """Print an expected error in one line, and exit with code 2."""
     try:
         yield
     except AuthzError as exc:

@@ -43,7 +43,7 @@ class Proposal:
     silent: tuple[str, ...]  # arguments of unknown meaning
 
     def yaml(self) -> str:
-        """Return the stanza for a profile file: a draft, which lowers no risk until it is reviewed."""
+        """Return a profile file's stanza: a draft, which lowers no risk until reviewed."""
         lines = [f"  {_key(self.name)}:", "    draft: true  # reviewed? remove this line"]
         for fact, value in self.facts.items():
             why = self.why.get(fact)
@@ -183,7 +183,7 @@ def _formats(schema: Mapping[str, Any]) -> set[str]:
 
 
 def _kind(path: str, schema: Mapping[str, Any]) -> str | None:
-    """Return the kind of a critical argument, by its format or the last known word of its name."""
+    """Return a critical argument's kind, by format or the last known word of its name."""
     if by_format := _formats(schema) & _FORMAT_KINDS.keys():
         return _FORMAT_KINDS[min(by_format)]
     types = _types(schema)
@@ -199,7 +199,7 @@ def _kind(path: str, schema: Mapping[str, Any]) -> str | None:
 
 
 def _new(kind: str, path: str, words: list[str]) -> str:
-    """Return `name` instead of `object` for an object that the tool makes, because it does not exist yet."""
+    """Return `name` instead of `object` for an object that the tool has yet to make."""
     if kind != "object" or words[0] not in _MAKES:
         return kind
     return "name" if set(_last(path)) & {"filename", "path", *words[1:]} else kind
@@ -224,7 +224,7 @@ def _words(name: str) -> list[str]:
 
 
 def _key(text: str) -> str:
-    """Return a YAML scalar, quoted if needed. JSON would not do: its escapes have 16 bits."""
+    """Return a YAML scalar, quoted if needed. JSON escapes, of 16 bits, would not do."""
     if _PLAIN.fullmatch(text) and text.lower() not in _YAML_WORDS:
         return text
     quoted: str = yaml.safe_dump(text, default_style='"', width=math.inf, allow_unicode=text.isprintable())

@@ -1,7 +1,7 @@
-"""Decide recorded runs, given as JSON Lines (format: `runtime-authz replay-trace --help`).
+"""Decide recorded runs in JSON Lines (see `runtime-authz replay-trace --help`).
 
-The first `user` event is the task, and each later one changes it. `at` may begin at any number. The output of a call
-that would not have run is ignored, so the source of a later argument with a value from that output is unknown.
+The first `user` event is the task; each later one changes it. `at` may begin at any number. The output of a call that
+would not have run is ignored. So the source of a later argument with a value from that output is unknown.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ _EVENT: Final[TypeAdapter[Event]] = TypeAdapter(Annotated[Event, Field(discrimin
 
 
 class Trace(NamedTuple):
-    """The events with their line numbers. `at`: seconds since the first event. A line without `at` adds one second."""
+    """A recorded run. Each event has a line number, and seconds since the first event."""
 
     subject: str
     events: list[tuple[int, Event]]
@@ -117,7 +117,7 @@ class Replayed(NamedTuple):
 
 
 def read_trace(path: str | Path) -> Trace:
-    """Read a whole trace before anything is decided. The error names the line that is malformed."""
+    """Read a whole trace before any decision. An error names the malformed line."""
     name, number = Path(path).name, 1
     trace: Trace | None = None
     agents, waiting, last, since = {MAIN}, dict[str, bool](), None, 0.0
@@ -148,7 +148,7 @@ def read_trace(path: str | Path) -> Trace:
 
 
 def _follow(event: Event, agents: set[str], waiting: dict[str, bool]) -> None:
-    """Follow an event: update the active agents, and the calls that wait for an output."""
+    """Update the active agents, and the calls that wait for an output, by an event."""
     acting = event.parent if isinstance(event, Delegate) else getattr(event, "agent", MAIN)
     if acting not in agents:
         raise ValueError(f"the agent `{acting}` is not active")
@@ -171,7 +171,7 @@ def _follow(event: Event, agents: set[str], waiting: dict[str, bool]) -> None:
 
 
 def replay_trace(trace: Trace, *, mandate: Any = None, **options: Any) -> Replayed:
-    """Decide and observe every call of a trace, without a graph and without running anything.
+    """Decide every call of a trace, without a graph and without running anything.
 
     `mandate` is as for `RuntimeAuthz.run`, `options` are arguments of the `RuntimeAuthz` that decides.
     """

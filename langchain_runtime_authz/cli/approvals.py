@@ -37,7 +37,7 @@ class Approver(NamedTuple):
 
 @app.command("list")
 def list_(store: Store, tenant: Tenant = "default") -> Answer:
-    """List at most 1,000 open questions, those of the newest threads first. Their arguments are shown as inert text.
+    """List at most 1,000 open questions as inert text, those of newest threads first.
 
     runtime-authz approvals list ledger.db --tenant acme
     """
@@ -62,7 +62,7 @@ def list_(store: Store, tenant: Tenant = "default") -> Answer:
 
 @app.command("approve")
 def approve(store: Store, id: Id, who: Approver, tenant: Tenant = "default", audit: Audit = None) -> Answer:
-    """Approve one call: exactly its tool and arguments, on its thread, for the task as it is now.
+    """Approve one call: exactly its tool and arguments, for its thread's present task.
 
     runtime-authz approvals approve ledger.db 4f6c… --as bob --key bob.pem --approvers approvers.json
     """

@@ -1,4 +1,4 @@
-"""The commands `audit`, `report` and `controls`: read a log, pack evidence, and show tested rules."""
+"""Read a log, pack evidence, show tested rules: `audit`, `report` and `controls`."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def verify(
         str | None, Option(metavar="HASH", help="The hash that the last line must have, from elsewhere.")
     ] = None,
 ) -> Answer:
-    """Verify a decision log with all its segments, from first line to last, alone or in an evidence pack (`audit pack`).
+    """Verify all segments of a decision log, alone or in an evidence pack.
 
     Keep the printed head elsewhere, and give it by --head: edits and cuts before that line are found, also in a log
     that has grown since. Without --head, an edit of the last line and a cut at the end are not found.
@@ -225,9 +225,9 @@ def prune(
     days: Annotated[float, Option("--older-than", min=0, metavar="DAYS", help="Age of a segment's last record.")],
     as_json: bool = False,
 ) -> Answer:
-    """Remove old closed segments of a log (`FileSink(max_bytes=, max_age=)`). Nothing else removes segments.
+    """Remove old closed segments of a log. Nothing else removes segments.
 
-    The log first records the head of each removed segment, so that the log still verifies.
+    `FileSink(max_bytes=, max_age=)` closes segments. The log first records each removed head, and so still verifies.
 
     runtime-authz audit prune --log audit.jsonl --older-than 400
     """
@@ -249,7 +249,7 @@ def pack(
     ] = None,
     opa: Opa = None,
 ) -> Answer:
-    """Write an evidence pack: the log, its head, the policy with its data, the controls, and the digest of each.
+    """Write an evidence pack: log, head, policy, data, controls, and their digests.
 
     Keep the printed head or manifest digest somewhere else: both can be rewritten inside the archive.
 
@@ -291,7 +291,7 @@ def pack(
 
 
 def verify_pack(path: Path, head: str | None = None) -> tuple[ChainReport, str]:
-    """Verify each file of an evidence pack, then the log. Return a pair: the log's report, the manifest's digest."""
+    """Verify an evidence pack. Return its log's report and its manifest's digest."""
     from langchain_runtime_authz.audit.chain import verify_files
 
     try:
@@ -327,7 +327,7 @@ def _digest(file: IO[bytes]) -> str:
 def controls(
     results: Annotated[Path | None, Option(metavar="FILE", help="A report of `pytest --junitxml FILE`.")] = None,
 ) -> Answer:
-    """Print which published control each shipped rule helps with, the tests that show it, and their last result.
+    """Print controls, the shipped rules that help with each, their tests and results.
 
     The controls are those of OWASP Agentic, OWASP NHI, MAESTRO and NIST AI RMF. Without --results, no test counts
     as passed. Exit code 1 if a named test failed.
@@ -351,7 +351,7 @@ def rule_lines(reason: str) -> list[int]:
 
 
 def read_results(path: Path) -> dict[str, str]:
-    """Return the worst result of each test. A parametrised case also counts for its function."""
+    """Return the worst result of each test. A test's cases count for its function too."""
     from xml.etree import ElementTree
 
     try:
@@ -376,7 +376,7 @@ def _tests(nodes: Iterable[str], seen: Mapping[str, str]) -> list[dict[str, str]
 
 
 def controls_document(results: Path | None = None) -> dict[str, Any]:
-    """Return what `controls` prints. Raises `ConfigError`: the results are not a JUnit report."""
+    """Return what `controls` prints. Raises `ConfigError` for an unreadable report."""
     mapping: Any = read_yaml(Path(str(POLICIES / "controls.yaml")), Code.CONFIG)
     seen, frameworks = {} if results is None else read_results(results), []
     for key, framework in mapping["frameworks"].items():

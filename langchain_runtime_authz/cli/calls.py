@@ -1,4 +1,4 @@
-"""`runtime-authz calls`: the calls in a ledger whose outcome nobody knows, and what became of them."""
+"""`runtime-authz calls`: the calls in doubt of a ledger, and what became of them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Of = Annotated[str | None, Option("--tenant", help="Only this one's, as in Runti
 
 @app.command("list")
 def list_(store: Store, tenant: Of = None) -> Answer:
-    """List the calls in doubt of all tenants, newest first, then those that failed: at most 1,000 of each tenant.
+    """List calls in doubt, newest first, then failed ones: at most 1,000 of a tenant.
 
     A failed call may have had its effect. So for 24 hours, another call of that effect on that target asks an approver.
 

@@ -1,4 +1,4 @@
-"""`runtime-authz doctor`: say whether this environment can decide, record and ask, and what to do if it cannot."""
+"""`runtime-authz doctor`: check if this environment can decide, record and ask."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def doctor(
     audit: Annotated[Path | None, Option(metavar="FILE", help="Where the decision log is written.")] = None,
     keys: Annotated[Path | None, Option(metavar="DIR", help="The key directory.")] = None,
 ) -> Answer:
-    """Look at versions, engine, ledger, audit log, keys, tracing and a graph, and say what to do.
+    """Check versions, engine, ledger, log, keys, tracing and a graph. Say what to do.
 
     Nothing is changed. Name the parts that your application uses. Exit code 1 if a line says `fail`.
 
@@ -55,7 +55,7 @@ def doctor(
 
 
 def _checked(what: str, look: Callable[..., Line], do: str, *parts: Any) -> Line:
-    """Return the line of `look`, a note if the part is not named, or a failed line with the error."""
+    """Return the line of `look`, a note if no part is named, or a line with the error."""
     if None in parts[:1]:
         found = "not named: the default ends with the process"
         return Line("note", what, found, f"give your own to `RuntimeAuthz`, and name it by --{what.partition(' ')[0]}")

@@ -1,4 +1,4 @@
-"""`runtime-authz init`: make a reviewed profile file for a graph, with at most three questions a tool."""
+"""`runtime-authz init`: make a profile file by at most three questions a tool."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def _profile(tool: BaseTool, given: Mapping[str, ToolProfile], *, yes: bool) -> 
 
 
 def _fields(profile: ToolProfile) -> Any:
-    """Return a profile as it is written in a file: one word of `SWITCHES` if it means the same, else the fields."""
+    """Return a profile as a file holds it: an equal word of `SWITCHES`, or the fields."""
     from langchain_runtime_authz.tool_profile import SWITCHES, ToolProfile
 
     fields = profile.model_dump(exclude_defaults=True, mode="json")
@@ -231,7 +231,7 @@ def _mandates(tools: list[BaseTool], declared: Mapping[str, ToolProfile]) -> str
 
 
 def completed(text: str, **sections: Mapping[str, str]) -> str:
-    """Return a file's text with more entries (section → name → lines). An entry of the same name is replaced."""
+    """Add entries (section → name → lines) to a file's text, or replace them by name."""
     import yaml
 
     for section, entries in sections.items():
@@ -267,7 +267,7 @@ def _example(schema: Any) -> Any:
 
 
 def outcomes(declared: Mapping[str, ToolProfile], calls: Iterable[tuple[str, dict[str, Any]]]) -> list[str]:
-    """Return the shipped policy's outcome for each call, in a new task that orders nothing."""
+    """Return the shipped policy's outcome for each call in a task that orders nothing."""
     from langchain_runtime_authz import RuntimeAuthz
 
     with warnings.catch_warnings():

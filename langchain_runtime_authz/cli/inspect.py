@@ -1,4 +1,4 @@
-"""`runtime-authz inspect`: show what of a graph is governed, as it is and under protection."""
+"""`runtime-authz inspect`: show what of a graph is governed, now and if protected."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def inspect(
 
 
 def _look(graph: Graph, profiles: Path | None) -> tuple[CoverageReport | None, CoverageReport, Profiles]:
-    """Return (1) the coverage now, `None` if the module protects the graph, (2) that under protection, (3) profiles."""
+    """Return coverage now (`None`: it is protected), coverage if protected, profiles."""
     from langchain_runtime_authz import RuntimeAuthz
     from langchain_runtime_authz.langgraph.coverage.report_rows import coverage_of
     from langchain_runtime_authz.langgraph.protect import owner_of
@@ -143,7 +143,7 @@ def tools_of(graph: Graph) -> Iterator[BaseTool]:
 
 
 def graph_tools(target: str) -> list[BaseTool]:
-    """Return the tools of a graph, each name once. Print the nodes that act without a tool."""
+    """Return a graph's tools, one for each name. Print nodes that act without a tool."""
     from langchain_runtime_authz.langgraph.coverage.code_scan import acting_nodes
     from langchain_runtime_authz.langgraph.tool_lookup import digest_of, known_by_code
 
@@ -166,7 +166,7 @@ def graph_tools(target: str) -> list[BaseTool]:
 
 
 def load_graph(target: str) -> Graph:
-    """Return the compiled graph that `module:attribute.path`, `file.py:graph` or `langgraph.json[:name]` names."""
+    """Return the graph at `module:path`, `file.py:graph` or `langgraph.json[:name]`."""
     from langgraph.graph import StateGraph
     from langgraph.pregel import Pregel
 
@@ -182,7 +182,7 @@ def load_graph(target: str) -> Graph:
 
 
 def load_object(target: str, example: str, kind: Any) -> Any:
-    """Return the object at `module:attribute.path`. If it is not a `kind` but a function, return its result."""
+    """Return the object at `module:path`. Call a function that is not a `kind` itself."""
     name, colon, path = target.partition(":")
     if not colon or not name or not path:
         raise ConfigError(f"`{target}` must be `module:{example.partition(':')[2]}`, like `{example}`")
@@ -241,7 +241,7 @@ def _called(target: str, factory: Any) -> Any:
 
 @contextmanager
 def _user_code(what: str) -> Iterator[None]:
-    """Turn an exception of the user's code into a `ConfigError` with its place. Send the code's output to stderr."""
+    """Turn errors of the user's code into `ConfigError`; send its output to stderr."""
     try:
         with redirect_stdout(sys.stderr):
             yield

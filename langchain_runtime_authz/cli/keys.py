@@ -69,7 +69,7 @@ def compromise(
     kid: Annotated[str, Argument(help="The key, as `keys list` names it.")],
     password: Password = None,
 ) -> Answer:
-    """Withdraw a key for good: remove it from the key set, and refuse every token that it signed.
+    """Withdraw a key from the key set for good, and refuse every token that it signed.
 
     Prints the time until which verifiers with a cached key set may still accept such tokens.
 

@@ -1,4 +1,4 @@
-"""`runtime-authz learn`: propose profiles and a mandate from runs that were recorded."""
+"""`runtime-authz learn`: propose profiles and a mandate from recorded runs."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def _ran(one: _Seen, args: Mapping[str, Any], outside: Collection[str] = (), *, 
 
 
 def _parts(args: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the values of a call by path, as in profiles and mandates: `files.path` has the `path` of each file."""
+    """Yield a call's values by path: `files.path` holds the `path` of each file."""
     for name, value in args.items():
         rows = value if isinstance(value, list) and all(isinstance(row, Mapping) for row in value) else []
         if isinstance(value, Mapping):
@@ -164,7 +164,7 @@ def _distinct(values: list[Any]) -> list[Any]:
 
 
 def _varied(values: list[Any]) -> str:
-    """Describe the values of an argument in one line: the only value, or the first few; for lists, their items."""
+    """Describe an argument's values in one line: the only value, or the first few."""
     several = _distinct(values)
     items = several if len(several) == 1 else _distinct([*chain(*(v if isinstance(v, list) else [v] for v in several))])
     shown = [text if len(text := _flow(v)) <= WIDTH else f"{text[:WIDTH]}…" for v in items[:CHOICES]]
@@ -174,7 +174,7 @@ def _varied(values: list[Any]) -> str:
 
 
 def _steps(seen: Mapping[str, _Seen]) -> Iterator[str]:
-    """Yield a mandate's step for each tool that asked and was never rejected, with the arguments of its calls."""
+    """Yield a mandate's step for each tool that asked and was never rejected."""
     for name, one in seen.items():
         known = one.args and all(one.args.values())
         if not one.outcomes["approval_required"] or not known or one.outcomes["rejected"]:
@@ -185,7 +185,7 @@ def _steps(seen: Mapping[str, _Seen]) -> Iterator[str]:
 
 
 def _ordered(argument: str, values: list[Any]) -> str:
-    """Return the line for an argument in a mandate's step: its only value, a choice of values, or any text."""
+    """Return an argument's line in a step: its only value, a choice, or any text."""
     several = _distinct(values)
     scalar = all(isinstance(v, str | int | float) for v in several)
     lists = all(isinstance(v, list) and all(isinstance(i, str | int | float) for i in v) for v in several)

@@ -49,7 +49,7 @@ class Store(NamedTuple):
     role: Annotated[str, Option(help="PostgreSQL: the role that the application takes.")] = "runtime_authz_app"
 
     def opened(self) -> SqlLedger:
-        """Open the ledger as the application does. Refuse a ledger that this package cannot use."""
+        """Open the ledger as the application does. Refuse an unusable ledger."""
         from langchain_runtime_authz.ledger.admin import version
 
         with self.administered(look=True) as admin:
@@ -133,7 +133,7 @@ def downgrade(
     yes: Yes = False,
     as_json: bool = False,
 ) -> Answer:
-    """Go back to an earlier version of a ledger's schema. The tables and rows of later versions are dropped.
+    """Go back to an earlier schema version. Tables and rows of later ones are dropped.
 
     First stop the processes of packages that need those versions: the ledger refuses them afterwards. While calls are
     in doubt, the command needs `--forget-doubts`, because an earlier version forgets such calls.
@@ -206,7 +206,7 @@ def restored(
     yes: Yes = False,
     as_json: bool = False,
 ) -> Answer:
-    """Continue with a ledger that was restored from a backup. Stop the application first.
+    """Continue with a ledger from a backup. Stop the application first.
 
     A restored ledger is refused (`ledger_rolled_back`), since it has lost what happened after the backup. This command
     ends every lease and moves each thread to its next epoch, so that earlier orders, plans and approvals are void. It
@@ -300,7 +300,7 @@ def _logged(files: list[Path]) -> tuple[list[tuple[Scope, tuple[str, ...]]], lis
 
 
 def _doubt(record: dict[str, Any]) -> Doubt | None:
-    """Return the call of a permit's record as a call in doubt; `None` if the record lacks the call's deed."""
+    """Return a permit's record as a call in doubt; `None` if it lacks the call's deed."""
     from langchain_runtime_authz.ledger.base import CallRow, Doubt, Scope
     from langchain_runtime_authz.ledger.schema import SEVERAL
 
@@ -317,7 +317,7 @@ def _doubt(record: dict[str, Any]) -> Doubt | None:
 
 
 def log_of(audit: Path | None, tenant: str) -> Path | None:
-    """Return `audit`. Warn if it is None. Refuse a missing file, and a log that holds only other tenants' records."""
+    """Return `audit`. Warn if it is None; refuse a missing or another tenant's log."""
     from langchain_runtime_authz.audit.chain import read_log
     from langchain_runtime_authz.audit.sinks import tenant_of
 

@@ -1,4 +1,4 @@
-"""`runtime-authz mandate`: show what is understood of a text, and check mandates in files."""
+"""`runtime-authz mandate`: show what a text orders, and check mandate files."""
 
 from __future__ import annotations
 

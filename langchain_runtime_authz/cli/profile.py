@@ -1,4 +1,4 @@
-"""`runtime-authz profile`: propose profiles for the tools of a graph, and check profiles against it."""
+"""`runtime-authz profile`: propose and check profiles for a graph's tools."""
 
 from __future__ import annotations
 

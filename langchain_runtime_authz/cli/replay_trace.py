@@ -35,7 +35,7 @@ def replay_trace(
     ] = None,
     opa: Opa = None,
 ) -> Answer:
-    """Decide a recorded trace, and show the calls that would have been stopped or asked about. Nothing runs.
+    """Show which calls of a recorded trace would be stopped or asked. Nothing runs.
 
     A trace is JSON Lines: a header, then the user's messages, the calls and their outputs.
 

@@ -1,4 +1,4 @@
-"""`runtime-authz revoke`, `reinstate` and `kill`: stop a thread, an agent's subtree on it, or everything."""
+"""`runtime-authz revoke`, `reinstate` and `kill`: stop a thread, an agent, or all."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def reinstate(store: Store, place: Place) -> Answer:
 
 
 def _changed(event: Literal["revoked", "reinstated"], store: Store, place: Place) -> Answer:
-    """Revoke or reinstate a thread. Refuse an unknown thread, so that a mistyped name does not look like a stop."""
+    """Revoke or reinstate a thread. Refuse an unknown name, which may be mistyped."""
     from langchain_runtime_authz.authz import RuntimeAuthz
     from langchain_runtime_authz.credential.issuer import LocalIssuer
     from langchain_runtime_authz.ledger.base import Query, Scope

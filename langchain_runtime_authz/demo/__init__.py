@@ -1,1 +1,1 @@
-"""Demonstrations that run as they stand: `bank` in seconds, `agentdojo` in half a minute."""
+"""Demonstrations to run as they are: `bank` in seconds, `agentdojo` in 30 seconds."""

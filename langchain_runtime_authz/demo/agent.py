@@ -41,7 +41,7 @@ def agent_graph(model: BaseChatModel, tools: Sequence[BaseTool]) -> Graph:
 
 
 def converse(graph: Graph, said: Any, config: RunnableConfig, answer: Answer) -> Iterator[AnyMessage]:
-    """Run the graph with the input `said`, yield each message that a node writes, and answer interrupts by `answer`."""
+    """Run the graph, yield each message that a node writes, and answer interrupts."""
     with suppress(AuthzDenied):
         while said is not _NOTHING:
             value, said = said, _NOTHING

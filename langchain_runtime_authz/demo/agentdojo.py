@@ -61,7 +61,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """All runs under one kind of authority: each user task alone, and each pair with an attack."""
+    """All runs under one kind of authority: each user task, alone and with attacks."""
 
     name: str
     benign: tuple[Outcome, ...]
@@ -154,7 +154,7 @@ _ROWS: Final = {
 
 
 def load_suite(name: str) -> Any:
-    """Return one of AgentDojo's suites. Raises `ConfigError` if AgentDojo is not installed."""
+    """Return a suite of AgentDojo. Raises `ConfigError` if it is not installed."""
     try:
         from agentdojo.task_suite.load_suites import get_suite
     except ImportError as exc:
@@ -171,7 +171,7 @@ def load_mandates(path: Path = MANDATES) -> dict[str, Mandate]:
 
 
 def attack_texts(suite: Any) -> Callable[[Any, Any], dict[str, str]]:
-    """Return a function that returns the texts to inject for a pair of tasks, by AgentDojo's strongest fixed attack."""
+    """Return a function that gives the texts to inject for a pair of tasks."""
     from agentdojo.agent_pipeline.ground_truth_pipeline import GroundTruthPipeline
     from agentdojo.attacks.important_instructions_attacks import ImportantInstructionsAttack
 
@@ -265,7 +265,7 @@ class World:
 
 
 def _hijacked(world: World, user: Sequence[Any], theirs: Sequence[Any], answer: str) -> Iterator[AIMessage]:
-    """Play the model: the user's calls, and the attacker's as soon as the injection was read, or else at the end."""
+    """Play the model: the user's calls, and the attacker's once it read the injection."""
     own, attack = deque(enumerate(user)), deque(enumerate(theirs))
     while own or attack:
         whose, left = (_ATTACK, attack) if attack and (world.exposed or not own) else ("user", own)

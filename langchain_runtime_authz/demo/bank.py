@@ -210,7 +210,7 @@ class _Stage:
         self.say(f"alice:  {words}", "bold cyan")
 
     def answer(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Show a question's arguments and where they come from. Alice rejects the payee whom she does not know."""
+        """Show a question's arguments and their sources. Reject a payee unknown to Alice."""
         self.say(f"  ask:    {_call(request['name'], request['args'])}", "yellow")
         self.say("\n".join(f"          {line}" for line in request["description"].splitlines()[1:]), "dim")
         known = request["args"]["recipient"] != ATTACKER

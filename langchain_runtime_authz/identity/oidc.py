@@ -128,7 +128,7 @@ class OidcVerifier:
     caller, acaller = both(_caller)
 
     def _logged_out(self, token: str, *, now: float | None = None) -> Flow[LoggedOut]:
-        """Verify a logout token for `client_id` (OpenID Connect Back-Channel Logout §2.6). Raises like `verify`."""
+        """Verify a logout token (OIDC Back-Channel Logout §2.6). Raises like `verify`."""
         header, claims = yield from self._genuine(token, now)
         events = claims.get("events")
         subject, session = name_of(claims.get(claim.SUBJECT)), name_of(claims.get("sid"))
@@ -161,7 +161,7 @@ class OidcVerifier:
         return before if before is not None and before.url == keys.url else keys
 
     def _genuine(self, token: str, now: float | None) -> Flow[tuple[Mapping[str, Any], Mapping[str, Any]]]:
-        """Return the header and the claims of a token that the provider signed and that is valid now."""
+        """Return header and claims of a token that the provider signed and that is valid."""
         jws = read(token, typ=None, algorithms=self._algorithms, code=Code.IDENTITY_INVALID)
         source, kid = _known((yield from self._keys.wanted()), self._why), str(jws.header["kid"])
         keys = _known((yield from source.keys.wanted(lambda keys: kid in keys)))
@@ -174,7 +174,7 @@ class OidcVerifier:
         return jws.header, claims
 
     def _check_kind(self, header: Mapping[str, Any], claims: Mapping[str, Any]) -> None:
-        """Check an access token (RFC 9068 §4), or else an ID token. Neither kind is ever accepted as the other."""
+        """Check an access token (RFC 9068 §4) or ID token. Never take one for the other."""
         wrong = self._provider.mismatch(header, claims)
         if wrong is None and self._audience is None:
             wrong = "expected an ID token, found an access token; set `audience` to accept those"
@@ -188,7 +188,7 @@ class OidcVerifier:
 
     @staticmethod
     def _other_client(claims: Mapping[str, Any], client: str) -> str | None:
-        """Return why an ID token is not for this client (OIDC Core §3.1.3.7, 3 to 5); `None` if it is."""
+        """Return why an ID token is not for this client (OIDC Core §3.1.3.7), or `None`."""
         audiences, party = audiences_of(claims), claims.get(PARTY)
         if client not in audiences:
             return f"expected an ID token with `aud` {client}, found {shown(claims.get(claim.AUDIENCE))}"
@@ -231,7 +231,7 @@ def _subject(claims: Mapping[str, Any], provider: Provider) -> Subject:
 
 
 def _is_client(claims: Mapping[str, Any], provider: Provider) -> bool:
-    """Return True if a provider marks the token as one that the client uses for itself, although it has a `sub`."""
+    """Return True if a client got the token for itself, although it has a `sub`."""
     return (
         claims.get("idtyp") == "app"  # Microsoft Entra ID, an optional claim; without it, no `scp` says the same
         or (provider.user not in claims and provider.user != "" and provider.client_of(claims) is not None)
@@ -246,7 +246,7 @@ def _is_client(claims: Mapping[str, Any], provider: Provider) -> bool:
 
 
 def check_times(claims: Mapping[str, Any], now: float, *, issued: bool = True) -> None:
-    """Check `exp`, and `nbf` and `iat` if present. `issued`: `iat` is required. Raises `identity_invalid`."""
+    """Check `exp`, `nbf` and `iat` (`issued`: required), or raise `identity_invalid`."""
     expires, since = _time(claims.get(claim.EXPIRES_AT)), _time(claims.get(claim.NOT_BEFORE))
     began = _time(claims.get(claim.ISSUED_AT))
     odd = (began is None and (issued or claim.ISSUED_AT in claims)) or (since is None and claim.NOT_BEFORE in claims)
@@ -295,7 +295,7 @@ class TokenFileIdentity(WorkloadIdentity):
         super().__init__(wait=wait)
 
     def token(self) -> str:
-        """Return the last verified token, for `TokenExchange(client_assertion=...)`. Never log it.
+        """Return the verified token, for `TokenExchange(client_assertion=)`. Never log it.
 
         Raises `AuthzError`: `workload_unproven`.
         """

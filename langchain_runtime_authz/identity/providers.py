@@ -1,4 +1,4 @@
-"""Profiles of providers' access tokens, since few providers follow RFC 9068. No profile accepts an ID token."""
+"""Profiles of providers' access tokens; few follow RFC 9068. None takes ID tokens."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ PROVIDERS: Final = {
 
 
 def header_type(header: Mapping[str, Any]) -> str | None:
-    """Return the header's `typ`, short and in lower case (RFC 7515 §4.1.9); '' if absent, `None` if not a text."""
+    """Return the header's `typ` in short lower case; '' if absent, `None` if not text."""
     typ = header.get("typ", "")
     return typ.lower().removeprefix("application/") if isinstance(typ, str) else None
 
@@ -91,7 +91,7 @@ def name_of(value: object) -> str | None:
 
 
 def shown(value: object) -> str:
-    """Return a claim's value for an error, only if it is short and plain, because a token's text is not trusted."""
+    """Return a claim's value for an error if it is plain: a token's text is untrusted."""
     if value is None or value == "":
         return "none"
     values = value if isinstance(value, list) else [value]

@@ -39,9 +39,9 @@ MAX_ID: Final = 2048
 
 
 class SpiffeIdentity(WorkloadIdentity):
-    """The identity of this process, proven by its X.509-SVID. A rotated SVID replaces the old one.
+    """The identity of this process, proven by its newest X.509-SVID.
 
-    The SVID must be of the trust domain and current, and its chain must end in the trust domain's bundle.
+    The SVID must be current and of the trust domain, and its chain must end in that domain's bundle. It may be rotated.
 
     Args:
         trust_domain: like `bank.example`. SVIDs of other trust domains are refused.
@@ -76,11 +76,11 @@ class SpiffeIdentity(WorkloadIdentity):
         super().__init__(wait=wait)
 
     def jwt_keys(self, trust_domain: str) -> Keys | None:
-        """Return the keys of a trust domain's JWT bundle; `None` if the trust domain is unknown."""
+        """Return the keys of a trust domain's JWT bundle; `None` if it is unknown."""
         return self._jwt_keys.get(trust_domain)
 
     def jwt_svid(self, audience: str) -> str:
-        """Return a new JWT-SVID for one audience. Never log it or send it elsewhere. Raises `workload_unproven`."""
+        """Return a JWT-SVID for `audience` only; never log it. Raises `workload_unproven`."""
         client, own = self._client, self._id
         if client is None or own is None or not self.attested:
             self._unproven()
@@ -96,11 +96,11 @@ class SpiffeIdentity(WorkloadIdentity):
         return str(svid.token)
 
     def assertion(self, audience: str) -> Callable[[], str]:
-        """Return a function for `TokenExchange(client_assertion=...)` that gives JWT-SVIDs."""
+        """Return a function that gives JWT-SVIDs: `TokenExchange(client_assertion=...)`."""
         return lambda: self.jwt_svid(audience)
 
     def tls(self, peer: str) -> Callable[[], ssl.SSLContext]:
-        """Return a function that gives the TLS context for a workload `peer`: `OpaPDP(url, tls=identity.tls(...))`.
+        """Return a function that gives TLS contexts for `peer` (`OpaPDP(url, tls=...)`).
 
         This workload presents its X.509-SVID. The peer's SVID must name `peer` and chain to the bundle of its trust
         domain; the host name is not checked. Call the function for each connection, because SVIDs rotate. Raises
@@ -199,7 +199,7 @@ def _bundle(context: X509Context, trust_domain: str) -> set[Certificate]:
 
 
 def mutual_tls(svid: X509Svid, authorities: set[Certificate], peer: str) -> ssl.SSLContext:
-    """Return a TLS context that presents `svid` and accepts only `peer`. Raises `workload_unproven`."""
+    """Return a TLS context of `svid` for `peer` only. Raises `workload_unproven`."""
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
     if not authorities:
@@ -252,7 +252,7 @@ def unproven(chain: list[Certificate], authorities: set[Certificate]) -> str | N
 
 
 class SvidVerifier:
-    """Verifies the JWT-SVIDs of other workloads (JWT-SVID §4). Nothing is fetched here.
+    """Verify the JWT-SVIDs of other workloads (JWT-SVID §4), without fetching keys.
 
     The subject is a `service`, whose id is the SPIFFE id. It is never a user.
 
@@ -305,7 +305,7 @@ class SvidVerifier:
 
 
 def trust_domain_of(spiffe_id: object) -> str | None:
-    """Return the trust domain of a workload's SPIFFE id; `None` if the value is not such an id."""
+    """Return a SPIFFE id's trust domain; `None` if the value is not a workload's id."""
     if not isinstance(spiffe_id, str) or len(spiffe_id) > MAX_ID:
         return None
     found = _ID.fullmatch(spiffe_id)
@@ -313,7 +313,7 @@ def trust_domain_of(spiffe_id: object) -> str | None:
 
 
 def checked_domain(trust_domain: str) -> str:
-    """Return `trust_domain`. Raises `ConfigError` if it is not the name of a trust domain."""
+    """Return `trust_domain` if it is the name of one, or raise `ConfigError`."""
     if not isinstance(trust_domain, str) or not _DOMAIN.fullmatch(trust_domain):
         raise ConfigError("a trust domain is a name in lower case, like `bank.example`")
     return trust_domain

@@ -144,7 +144,7 @@ class BearerSubject:
         return None if shown is None else shown.subject
 
     def token(self) -> str:
-        """Return the token of the current request, in its subject's run: for `ExchangeAuth(subject_token=...)`.
+        """Return the current request's token, for `ExchangeAuth(subject_token=...)`.
 
         Raises `CredentialError`: `credential_unavailable`: outside a request, or in another subject's run.
         """
@@ -157,7 +157,7 @@ class BearerSubject:
         return shown.token
 
     def presented(self, authorization: str | None) -> _Presented:
-        """Return a context manager for a request with an `Authorization` header, which yields the subject.
+        """Return a context manager that yields the subject of an `Authorization` header.
 
         Raises `AuthzError`: on entering: `identity_invalid` or `identity_unavailable`.
         """

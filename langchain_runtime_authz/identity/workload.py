@@ -30,17 +30,17 @@ class Identity(Protocol):
 
     @property
     def expires_at(self) -> float | None:
-        """Epoch seconds at which the identity ends: 0 if it is unproven, `None` if it does not end.
+        """Epoch seconds at which the identity ends: 0 if unproven, `None` if it does not.
 
         Leases and tokens end no later.
         """
 
     def agent_id(self, path: tuple[str, ...]) -> str:
-        """Return the id of the agent at `path`, root first. Different paths have different ids."""
+        """Return the id of the agent at `path`, root first. Each path has its own id."""
 
 
 class StaticIdentity:
-    """Ids `<base>:<path joined by />`, percent-encoded (RFC 3986 §2.1) so that no two paths share one.
+    """Ids `<base>:<path joined by />`, percent-encoded so that no two paths share one.
 
     `base` is a URN (RFC 8141) of your own. Raises `ConfigError` if it is a SPIFFE id, which needs an attestation.
     """
@@ -64,14 +64,14 @@ def joined(path: tuple[str, ...]) -> str:
 
 
 class Proof(NamedTuple):
-    """A verified proof: the workload's id (a URI), and when the proof ends (epoch seconds)."""
+    """A verified proof: the workload's id (a URI), and when it ends (epoch seconds)."""
 
     id: str
     expires_at: float
 
 
 class WorkloadIdentity:
-    """Base of attested identities. A background thread renews the proof, so that reading it never waits.
+    """Base of attested identities. A thread renews the proof, so reading never waits.
 
     Without a current proof, each step is denied with `workload_unproven`. Leases and tokens end with the proof. A new
     proof of the same workload permits steps again, without a restart. The constructor waits at most `wait` seconds for

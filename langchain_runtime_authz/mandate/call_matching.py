@@ -383,7 +383,7 @@ def _mentions(value: object, unwanted: Scalar, kind: str) -> bool:
 
 
 def _holds(held: Sequence[Any] | None, unwanted: Scalar) -> bool:
-    """Return True if a path, or a pattern of paths, in `held` may contain `unwanted`, or is too long to check."""
+    """Return True if a path or pattern in `held` may hold `unwanted`, or is too long."""
     for value in (one for one in held or () if isinstance(one, str)):
         if len(value) > MAX_VALUE:
             return True

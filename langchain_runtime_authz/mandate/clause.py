@@ -310,7 +310,6 @@ class Clause:
     # --- arguments
 
     def _named(self, phrase: Phrase) -> list[Argued]:
-        """Return the arguments that the phrase's nouns name."""
         tool, nouns = self.tool, {*phrase.nouns}
         named = [a for a in tool.arguments if a.words & nouns]
         if named or not phrase.values or not tool.alone or not nouns or nouns != tool.nouns:

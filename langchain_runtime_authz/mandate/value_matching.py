@@ -103,7 +103,7 @@ def _spelled(value: object, constant: object, own: Sequence[str], said: Sequence
 
 
 def _same_moment(value: Any, constant: Any, own: Sequence[str], said: Sequence[str]) -> bool:
-    """Return True if two dates are equal. The constant may lack year, time or zone.
+    """Return True if two dates agree. A constant needs a day, not year, time or zone.
 
     A date that can be read in two ways equals only the same text.
     """

@@ -1,4 +1,4 @@
-"""Policy bundles: one signed version (revision) of policy, data, profiles, grants and cases.
+"""Policy bundles: one signed revision of policy, data, profiles, grants and cases.
 
 A bundle has OPA's format (openpolicyagent.org/docs/management-bundles): a `.tar.gz`, or the same files in a
 directory, with `.manifest`, `data.json`, `policy.wasm`, the Rego from which the Wasm was compiled, and
@@ -61,7 +61,7 @@ Keys = Mapping[str, str | bytes]
 
 @pydantic_dataclass(frozen=True, config=ConfigDict(extra="forbid", defer_build=True))
 class Case:
-    """A request and the decision that it must get. `reasons` are the codes in any order, or `None` for any codes."""
+    """A request and its expected decision. `reasons`: codes in any order; `None`: any."""
 
     name: str
     request: EvaluationRequest
@@ -81,7 +81,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """One revision in Rego (`wasm`, `data`) or Cedar (`cedar`). `digest` is SHA-256 of all files but the signatures."""
+    """One revision in Rego or Cedar. `digest`: SHA-256 of all files but signatures."""
 
     number: int = 0
     digest: str = ""
@@ -104,7 +104,10 @@ _CASE: Final = TypeAdapter(Case)
 
 
 def read_bundle(source: str | Path, keys: Keys | None = None) -> Bundle:
-    """Return the bundle in a `.tar.gz` or a directory. Raises `policy_invalid`; with keys `policy_unsigned`."""
+    """Return the bundle in a `.tar.gz` or a directory.
+
+    Raises `policy_invalid`, and with keys `policy_unsigned`.
+    """
     return parse_bundle(read_files(source), Path(source).name, keys)
 
 
@@ -135,7 +138,7 @@ def read_files(source: str | Path) -> dict[str, bytes]:
 
 
 def real_root(path: Path) -> Path:
-    """Return the directory to which a bundle's path leads now, so that all files are read from one state.
+    """Return the bundle's directory now, so that all files are read from one state.
 
     A delivery swaps a link: the path itself, or `..data` in a Kubernetes volume. This function alone follows the link.
     """
@@ -149,7 +152,7 @@ def real_root(path: Path) -> Path:
 
 
 def files_below(root: Path, name: str) -> list[Path]:
-    """Return the files of a bundle's directory, sorted. Raises `policy_invalid`, or `OSError` if a file vanishes."""
+    """Return a bundle's files, sorted. Raises `policy_invalid`, `OSError` (file gone)."""
     found = []
     for n, entry in enumerate(root.rglob("*")):
         if n >= 2 * MAX_FILES:  # to avoid reading a whole disk
@@ -302,7 +305,7 @@ def pack(files: Mapping[str, bytes]) -> bytes:
 
 
 def assemble(files: Mapping[str, bytes], revision: int, metadata: Mapping[str, Any]) -> dict[str, bytes]:
-    """Return `files` with a bundle's manifest, which does not list the Wasm: most OPA servers would refuse that."""
+    """Return `files` and a manifest. It omits the Wasm, which most OPA servers refuse."""
     about = {**metadata, "sha256": _hashes(files)}
     manifest = {"revision": str(revision), "roots": [""], "rego_version": 1, "metadata": about}
     return {**files, MANIFEST: json.dumps(manifest, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()}
@@ -344,7 +347,7 @@ def verified(files: Mapping[str, bytes], name: str, keys: Keys) -> str:
 
 
 def trusted(keys: Keys) -> dict[str, str | bytes]:
-    """Return a copy of these keys. Raises `ConfigError` unless each can verify a signature, but not make one."""
+    """Return a copy of these keys. Raises `ConfigError` unless all are public keys."""
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
     if not isinstance(keys, Mapping) or not keys:
@@ -358,7 +361,7 @@ def trusted(keys: Keys) -> dict[str, str | bytes]:
 
 
 def sign(files: Mapping[str, bytes], key: str | bytes, algorithm: str, key_id: str = "default") -> bytes:
-    """Return the `.signatures.json` of these files. Raises `ConfigError` if the key cannot sign with that algorithm."""
+    """Return the `.signatures.json` of `files`. Raises `ConfigError` for an unfit key."""
     import jwt
 
     if algorithm not in ALGORITHMS:
@@ -379,7 +382,7 @@ class _Literal(str):
 
 
 def _file_hash(name: str, content: bytes) -> str:
-    """Return a file's hash as OPA computes it: of a JSON file's content, not of its layout."""
+    """Return a file's hash as OPA computes it: of JSON content, not of its layout."""
     if name.rpartition("/")[2] in (MANIFEST, DATA):
         try:
             document = json.loads(content, parse_int=_Literal, parse_float=_Literal)

@@ -40,7 +40,7 @@ Seen = tuple[tuple[str, tuple[int, ...]], ...]
 
 
 class HighestRevision:
-    """The highest revision that was used, kept over restarts and processes in the file `path`.
+    """The highest revision used, kept over restarts and processes in the file `path`.
 
     If the file cannot be read or written, no policy is used. A missing file means a first start, so people who can
     write or delete the file can bring back older policies.
@@ -50,7 +50,7 @@ class HighestRevision:
         self.path = path
 
     def check(self, bundle: Bundle) -> int:
-        """Return the number used last, or 0. Raises `policy_older` if that is higher, or equal with another digest."""
+        """Return the last number used, or 0. An older or altered bundle is `policy_older`."""
         number, digest = self._read()
         if bundle.number < number or (bundle.number == number and bundle.digest != digest):
             have = f"`{self.path.name}`: revision {number} was used here before this revision {bundle.number}"
@@ -98,9 +98,9 @@ class HighestRevision:
 
 @dataclass(frozen=True, slots=True)
 class PolicyStatus:
-    """The policy that decides, its signer, and why the bundle at the source is not used (`refused`, else "").
+    """The policy that decides, its signer, and why the source's bundle is not used.
 
-    `unconfirmed`: seconds since the source was last read and found valid.
+    `refused` is "" if that bundle is used. `unconfirmed`: seconds since the source was last read and found valid.
     """
 
     revision: str
@@ -115,7 +115,7 @@ class _Live:
     pdp: WasmPDP | CedarPDP
 
     def concluded(self, body: bytes, answer: object) -> object:
-        """Return the decision, labelled with this revision. Deny if the request's profile is of another revision."""
+        """Label a decision with this revision. Deny if the request's profile has another."""
         if not isinstance(answer, Decision):
             return answer
         if self.bundle.profiles:
@@ -250,7 +250,7 @@ class ReloadingPDP(InProcess):
             return True
 
     def evaluate(self, body: bytes) -> object:
-        """Answer one request. Raises `PDPError` (`policy_stale`), or what the bundle's engine raises."""
+        """Answer one request. Raises `policy_stale`, or what the bundle's engine raises."""
         live = self._serving()
         return live.concluded(body, live.pdp.evaluate(body))
 

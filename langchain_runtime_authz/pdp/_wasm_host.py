@@ -91,7 +91,7 @@ _own = threading.local()  # `until`: the thread's CPU time at which its evaluati
 
 @_Late  # type: ignore[untyped-decorator]
 def _late(_context: Any, _data: Any, more: Any, _kind: Any) -> int:
-    """Stop an evaluation whose ticks are used up. If it only waited for a CPU, let it use its rest of CPU time."""
+    """Stop an evaluation whose CPU time is used up, or else let it use the rest."""
     left = _own.until - time.thread_time()
     if left <= 0:
         return int(ctypes.cast(_C.wasmtime_error_new(b"out of time"), ctypes.c_void_p).value or 0)
@@ -100,7 +100,7 @@ def _late(_context: Any, _data: Any, more: Any, _kind: Any) -> int:
 
 
 class PolicyFailed(RuntimeError):
-    """A policy cannot be loaded, or an evaluation failed. The message never quotes the input."""
+    """A policy cannot be loaded or evaluated. The message never quotes the input."""
 
 
 class _Clock:
@@ -168,7 +168,6 @@ _compiling = forkable_lock()
 
 
 def _compiled(code: bytes) -> _Compiled:
-    """Compile a module, once per process and content."""
     key = sha256(code).digest()
     with _compiling:
         if (known := _modules.pop(key, None)) is None:
@@ -272,7 +271,7 @@ class Program:
 
 
 class _Instance:
-    """One Wasm store with the data in its memory. Only one thread at a time may use it."""
+    """A Wasm store with the data in its memory, for one thread at a time."""
 
     def __init__(self, program: Program) -> None:
         clock = program.clock

@@ -70,7 +70,7 @@ class AuthzenPDP(RemotePDP):
 
     @classmethod
     def discover(cls, url: str, *, deadline: float = DEFAULT_DEADLINE, **connection: Unpack[PDPConnection]) -> Self:
-        """Return a PDP with the endpoints of its metadata (AuthZEN 1.0 §9). Blocks while it fetches them.
+        """Fetch a PDP's metadata (AuthZEN 1.0 §9), and return a PDP with its endpoints.
 
         Raises:
             ConfigError: the metadata cannot be fetched, is another PDP's, or names endpoints of another origin.
@@ -132,7 +132,7 @@ def _private(link: Link, url: str) -> Link:
 
 
 def _below(origin: str, endpoint: object) -> str:
-    """Return the endpoint's path. Another origin is refused: it would receive our credentials."""
+    """Return the endpoint's path. Refuse another origin: it would get our credentials."""
     if not isinstance(endpoint, str) or not endpoint.startswith(origin + "/"):
         raise ConfigError(f"the endpoint {endpoint!r} of the metadata is not below {origin}")
     return endpoint.removeprefix(origin)

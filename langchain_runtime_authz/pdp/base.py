@@ -120,7 +120,7 @@ class RemotePDP:
 
 
 class Evaluator:
-    """Ask a PDP, and always return decisions. `deadline`: seconds for one batch (CPU time if `in_process`)."""
+    """Ask a PDP; always return decisions. `deadline`: seconds (CPU time `in_process`)."""
 
     def __init__(self, pdp: PDP, *, deadline: float | None = None) -> None:
         if isinstance(pdp, type) or not isinstance(pdp, PDP) or not isinstance(pdp.name, str):
@@ -150,7 +150,7 @@ class Evaluator:
         return revision if isinstance(revision, str) else ""
 
     def evaluate(self, bodies: Sequence[bytes | None], *, within: float = math.inf) -> list[Decision]:
-        """Return a decision for each request, in order. `within` may shorten the deadline (seconds)."""
+        """Return a decision for each request, in order. `within` may cut the deadline (s)."""
         began = time.monotonic()
         until = self._now() + min(self.deadline, within)
         asked: list[bytes] = []
@@ -229,7 +229,7 @@ class Evaluator:
         return decision
 
     def _placed(self, bodies: Sequence[bytes | None], decided: list[Decision], began: float) -> list[Decision]:
-        """Return a decision for each request, in order: a deny if the request has no JSON or is too large."""
+        """Return the decisions in order, with a deny for each request that was not sent."""
         if metrics.instruments.proxy._real_meter is not None:  # noqa: SLF001  (a look without a call)
             metrics.time_engine(self.pdp.name, began)
         if self._observes:
@@ -245,14 +245,14 @@ class Evaluator:
 
 
 def bounded(revision: str) -> str:
-    """Return a revision, or its digest if it is long: two revisions could be equal once they are cut."""
+    """Return a revision, or the digest of a long one: cut revisions could be equal."""
     if len(revision) <= MAX_REVISION:
         return revision
     return "sha256:" + hashlib.sha256(revision.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 class Composed:
-    """Base of PDPs that wrap other PDPs. A single request is evaluated as a batch of one."""
+    """Base of PDPs that wrap PDPs. A single request is evaluated as a batch of one."""
 
     evaluate_batch: Callable[[Sequence[bytes]], Sequence[Decision]]
     aevaluate_batch: Callable[[Sequence[bytes]], Awaitable[Sequence[Decision]]]
@@ -310,7 +310,7 @@ class ObserveOnly(Composed):
 
 
 def _observed(real: Decision) -> Decision:
-    """Return the permit that replaces a denial. A request that could not be sent stays denied."""
+    """Replace a denial by a permit, except for a request that could not be sent."""
     if real.permit or real.failure == "mapping":
         return real
     reasons = (f"observed:{real.outcome}", *real.reasons)

@@ -230,7 +230,7 @@ def _dump(document: object) -> str:
 
 
 def cedar_request(request: Json) -> dict[str, Any]:
-    """Return a request for `policies/cedar/runtime_authz.cedarschema`, with values that Cedar cannot compute."""
+    """Return the request for Cedar's schema, with values that Cedar cannot compute."""
     ctx, resource, action = request["context"], request["resource"], request["action"]["name"]
     properties, name, history, lease = resource["properties"], resource["id"], ctx["history"], ctx["lease"]
     effect, sink = _string(properties.get("effect")), _string(properties.get("sink"))
@@ -325,7 +325,7 @@ def _amount(call: Json) -> Json:
 
 
 def _decimal(*values: object) -> Json:
-    """Return the largest value as a Cedar decimal. A value that is not a number counts as the maximum."""
+    """Return the largest value as a Cedar decimal: the maximum if one is not a number."""
     largest = -_MAX_DECIMAL
     for value in values:
         try:
@@ -337,7 +337,7 @@ def _decimal(*values: object) -> Json:
 
 
 def _reached(properties: Json, effect: str, sink: str, own: str | None) -> tuple[set[str], set[str], set[str]]:
-    """Return three sets, of a call and the calls it can cause: effects, sinks, verdicts. A malformed one becomes ''."""
+    """Return the effects, sinks and verdicts of a call and of the calls it can cause."""
     reaches = properties.get("reaches", [])
     each: list[Json] = [r if isinstance(r, dict) else {} for r in (reaches if isinstance(reaches, list) else [None])]
     said = [p["verdict"] for p in (properties, *each) if "verdict" in p] if isinstance(reaches, list) else []
@@ -347,14 +347,14 @@ def _reached(properties: Json, effect: str, sink: str, own: str | None) -> tuple
 
 
 def _allowed(properties: Json, verdicts: set[str], mandate: Json) -> bool:
-    """Return True if the profile permits, no verdict asks, and the mandate neither forbids nor needs confirmation."""
+    """Return True if the profile permits, and no verdict or mandate stands against it."""
     against = mandate["standing"] == "forbidden" or "confirm" in {d["code"] for d in mandate["deviations"]}
     answered = (properties.get("profiled"), properties.get("verdict")) == (True, "permit")
     return answered and not (against or "ask" in verdicts)
 
 
 def _withheld(properties: Json, grant: Json | None) -> bool:
-    """Return True if a model's request offers tools outside the grant, tools of the provider, or unreadable ones."""
+    """Return True if a model is offered tools not granted, not ours, or unreadable."""
     shown, provided = (properties.get(name) for name in ("tools", "provider_tools"))
     if not isinstance(shown, list) or provided != []:
         return True

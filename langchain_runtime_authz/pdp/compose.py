@@ -50,7 +50,7 @@ class DenyOverrides(Composed):
 
     @property
     def revision(self) -> str:
-        """Return `name=revision` of each PDP, joined by commas, or an empty text if a PDP has no revision."""
+        """Return `name=revision` of each PDP, joined; empty if a PDP has no revision."""
         revisions = [e.revision for e in self._all]
         return _joined(zip((e.pdp.name for e in self._all), revisions, strict=True)) if all(revisions) else ""
 
@@ -127,7 +127,7 @@ class CandidatePDP(Composed):
         return self._compare_later(bodies, await self._real.aevaluate(bodies))
 
     def close(self) -> int:  # type: ignore[override]
-        """Close both PDPs. Return how many requests `close` dropped. Wait at most a second for the other thread."""
+        """Close both PDPs; wait at most a second. Return how many requests were dropped."""
         with self._lock:
             if not self._closed and self._pending:
                 self.counts["dropped"] += self._pending
@@ -184,7 +184,7 @@ class CandidatePDP(Composed):
             self._told(request, ours, theirs)
 
     def _begin(self) -> None:
-        """Begin without a thread and without requests, also in a forked child, which lacks the parent's thread."""
+        """Begin without thread and requests, also in a forked child, which has no thread."""
         self._pending = 0  # requests that wait or are being compared
         self._waiting: _Waiting = queue.SimpleQueue()
         self._thread = None
@@ -192,7 +192,7 @@ class CandidatePDP(Composed):
 
 
 def _compare(of: weakref.ref[CandidatePDP], waiting: _Waiting) -> None:
-    """Compare queued requests. A weak reference lets the PDP be deleted while this thread waits."""
+    """Compare queued requests. The weak reference lets the PDP be deleted meanwhile."""
     while (work := waiting.get()) is not None:
         if (pdp := of()) is None:
             return
@@ -227,7 +227,7 @@ class CircuitBreaker(Composed):
 
     @property
     def state(self) -> Literal["closed", "open", "half-open"]:
-        """Return `closed` (the PDP is asked), `open` (all is denied) or `half-open` (the next request is a trial)."""
+        """Return `closed` (the PDP is asked), `open` (all is denied), `half-open` (trial)."""
         with self._lock:
             if self._failed < self._limit:
                 return "closed"
@@ -245,7 +245,7 @@ class CircuitBreaker(Composed):
 
     @contextmanager
     def _asking(self) -> Iterator[list[Decision]]:
-        """Yield a list for the decisions, and count their failures. Raises `pdp_circuit_open`."""
+        """Yield a list for the decisions, and count failures. Raises `pdp_circuit_open`."""
         with self._lock:
             probe = self._failed >= self._limit
             if probe and (self._probing or self._clock() < self._until):

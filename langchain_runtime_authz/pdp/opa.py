@@ -85,14 +85,14 @@ class OpaPDP(RemotePDP):
 
 
 class _Input(NamedTuple):
-    """The JSON of the input, which OPA's client passes on unread, and the number of answers to expect."""
+    """The input's JSON, which OPA's client does not read, and the number of answers."""
 
     body: bytes
     answers: int
 
 
 class _Told(NamedTuple):
-    """OPA's metadata of a result: decision id, revisions of the bundles, and True if every bundle has one."""
+    """OPA's metadata of a result. `named`: each bundle has a revision."""
 
     own_id: str
     revision: str
@@ -141,7 +141,7 @@ class _Answer:
 
 @cache
 def _client_class() -> Any:
-    """Return a subclass of OPA's client that sends each request once, through a `Link`."""
+    """Return a subclass of OPA's client that sends each request once, by a `Link`."""
     from opa_client.opa_async import AsyncOpaClient
 
     class Client(AsyncOpaClient):  # type: ignore[misc]

@@ -127,7 +127,7 @@ class _Data(BaseModel):
 
 
 def wrong_data(data: Mapping[str, Any]) -> list[str]:
-    """Return a text `key: error` for each malformed member. `data` may hold only some of the shipped keys."""
+    """Return `key: error` for each malformed member. `data` may lack shipped keys."""
     try:
         _Data.model_validate(data)
     except ValidationError as exc:

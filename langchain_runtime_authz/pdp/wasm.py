@@ -100,17 +100,17 @@ class WasmPDP(InProcess):
         self._batch = batch if batch in self.program.entrypoints else None
 
     def evaluate(self, body: bytes) -> object:
-        """Answer one request. Raises `TimeoutError`, `PDPError`, or `PolicyFailed` (also after `close`)."""
+        """Answer one request. Raises `TimeoutError`, `PDPError` or `PolicyFailed`."""
         if len(body) > MAX_BATCH_BYTES:
             raise PDPError(Code.PDP_ERROR, "the input is too large")
         return parse_answer(self.program.evaluate(body, self._entrypoint), self.revision)
 
     def document(self, body: bytes) -> object:
-        """Return the policy's unchecked answer to any input. For comparing policies, not for deciding."""
+        """Return the policy's unchecked answer to any input, for comparing policies only."""
         return parse_json(self.program.evaluate(body, self._entrypoint))
 
     def evaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[object]:
-        """Answer a message's calls in one evaluation, if the policy has an entrypoint `batch`."""
+        """Answer a message's calls in one evaluation, if there is an entrypoint `batch`."""
         if self._batch is None or sum(map(len, bodies)) > MAX_BATCH_BYTES:
             return [self._tried(body) for body in bodies]
         answers = parse_json(self.program.evaluate(b'{"requests":[' + b",".join(bodies) + b"]}", self._batch))
@@ -138,7 +138,7 @@ def _read(path: Traversable, what: str) -> bytes:
 
 
 def read_json(text: bytes | str, name: str) -> object:
-    """Parse a JSON document of a policy, named `name` in errors. Raises `policy_invalid`."""
+    """Parse a policy's JSON document. `name` is its name in errors (`policy_invalid`)."""
     try:
         return strict_json(text)
     except (ValueError, RecursionError) as exc:
@@ -150,7 +150,7 @@ def _dump(document: object) -> bytes:
 
 
 def _canonical(document: object) -> dict[str, object]:
-    """Return a plain copy, so that later changes to the caller's mapping have no effect."""
+    """Return a plain copy, which later changes to the caller's mapping do not affect."""
     if not isinstance(document, Mapping):
         raise ConfigError(f"the data must be an object, not {type(document).__name__}", Code.POLICY_INVALID)
     try:

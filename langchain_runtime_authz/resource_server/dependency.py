@@ -66,7 +66,7 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class BearerServer(Generic[T_co]):
-    """Base of the servers: read a request's token, and answer a request that is refused."""
+    """Base of the servers: read a request's token, and answer a refused request."""
 
     def __init__(self, metadata: ResourceMetadata | None) -> None:
         self._metadata = metadata
@@ -79,7 +79,7 @@ class BearerServer(Generic[T_co]):
         raise NotImplementedError
 
     def refusal(self, code: str) -> Refusal:
-        """Return the answer for a code of `authenticate` (RFC 6750 §3, RFC 9449 §7.1, §9, RFC 9728 §5.1)."""
+        """Return the answer for a code of `authenticate` (RFC 6750, RFC 9449, RFC 9728)."""
         headers = [("Cache-Control", "no-store")]
         if (nonce := self.nonce()) is not None:
             headers.append(("DPoP-Nonce", nonce))
@@ -172,7 +172,7 @@ class ResourceServer(BearerServer[Credential]):
         self._tools: frozenset[str] | None = None
 
     def for_tools(self, *tools: str) -> ResourceServer:
-        """Return a copy of the server that accepts only tokens of these tools: `Depends(server.for_tools("pay"))`."""
+        """Return a copy for these tools' tokens only: `Depends(server.for_tools("pay"))`."""
         narrowed = copy.copy(self)
         narrowed._tools = frozenset(tools)  # noqa: SLF001  (its own class)
         return narrowed
@@ -180,7 +180,7 @@ class ResourceServer(BearerServer[Credential]):
     def for_call(
         self, tool: str, args: Demanded, *, step: str | None = None, accept: Collection[str] | None = ORDERED
     ) -> Callable[[Request, Response], Awaitable[Credential]]:
-        """Return a dependency that accepts the token of one call: `Depends(server.for_call("pay", read_arguments))`.
+        """Return a dependency for one call: `Depends(server.for_call("pay", read_args))`.
 
         `args` receives the request and returns the arguments that the service will use, by their names in the tool's
         profile. If `args` raises, the request is refused as invalid. See `check_call` for the other parameters.
@@ -202,14 +202,14 @@ class ResourceServer(BearerServer[Credential]):
         return dependency
 
     def check_call(self, credential: Credential, **call: Any) -> None:
-        """Run `credential.details.check_call` in a request handler. A failure raises an `HTTPException` (403)."""
+        """Run `credential.details.check_call`; raise its error as `HTTPException` (403)."""
         try:
             check_call(credential, **call)
         except CredentialError as exc:
             raise self._http(exc) from None
 
     async def authenticate(self, *, method: str, path: str, headers: Iterable[tuple[str, str]]) -> Credential:
-        """Return the credential of a tool's call; refuse one to invoke an agent. `headers` have lower-case names."""
+        """Return a tool call's credential; refuse an agent's. `headers` are in lower case."""
         pairs = tuple(headers)
         scheme, token = bearer_token([value for name, value in pairs if name == "authorization"])
         shown = [value for name, value in pairs if name == "dpop"]
@@ -339,7 +339,7 @@ class ProtectedApp:
 
 
 def bearer_token(given: list[str]) -> tuple[str, str]:
-    """Return a pair from a request's `Authorization` headers: scheme (`bearer` or `dpop`) and token."""
+    """Return scheme (`bearer` or `dpop`) and token of a request's `Authorization`."""
     if not given:
         raise CredentialError(Code.CREDENTIAL_MISSING)
     scheme, _, token = given[0].partition(" ")

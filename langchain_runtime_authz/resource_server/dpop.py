@@ -1,4 +1,4 @@
-"""Verify DPoP proofs (RFC 9449), with or without server nonces. Each proof is accepted once."""
+"""Verify DPoP proofs (RFC 9449), with or without server nonces. Accept each once."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ class ProofVerifier:
         self._replays: Replays = replays if replays is not None else MemoryReplays()
 
     def verify(self, proof: str, *, method: str, path: str, token: str, jkt: str) -> Proof:
-        """Return a request's valid, unused proof. Raises `CredentialError`, also if the store of proofs fails."""
+        """Return a request's valid, unused proof, or raise `CredentialError`."""
         # A request target may be anything (RFC 9112 §3.2). Without the slash it could extend the host's name.
         if not path.startswith("/"):
             raise CredentialError(Code.PROOF_INVALID, "the request is for no path of this service")

@@ -126,7 +126,7 @@ class IntrospectionEndpoint(FormEndpoint):
         self._verifier, self._status, self._clients = verifier, status, dict(clients)
 
     async def introspect(self, token: str, client: IntrospectionClient) -> dict[str, Any]:
-        """Return the answer to `client` about `token`. Raises `keys_unavailable` or `status_unavailable`."""
+        """Answer `client` about `token`. Raises `keys_unavailable`, `status_unavailable`."""
         try:
             asked: dict[str, Any] = {"audience": client.audiences, "tenant": client.tenant, "bound": True}
             credential = await self._verifier.averify(token, **asked)
@@ -165,7 +165,7 @@ class IntrospectionEndpoint(FormEndpoint):
 
 
 async def form_field(headers: list[tuple[bytes, bytes]], receive: Receive, name: str) -> str | None:
-    """Return the value of a form's field; `None` unless the form has exactly one such field."""
+    """Return a form field's value; `None` unless the form has exactly one such field."""
     kinds = [value.partition(b";")[0].strip().lower() for name, value in headers if name == b"content-type"]
     if kinds != [b"application/x-www-form-urlencoded"]:
         return None
@@ -179,7 +179,7 @@ async def form_field(headers: list[tuple[bytes, bytes]], receive: Receive, name:
 
 
 async def read_body(receive: Receive, limit: int) -> bytes | None:
-    """Return an ASGI request's body; `None` if it is longer than `limit` bytes or incomplete."""
+    """Return an ASGI request's body; `None` if incomplete or over `limit` bytes."""
     body, more = bytearray(), True  # grows in place, to avoid quadratic cost for single bytes
     while more:
         message = await receive()

@@ -1,4 +1,4 @@
-"""Receive logouts from an identity provider (OpenID Connect Back-Channel Logout 1.0)."""
+"""Receive a provider's logouts (OpenID Connect Back-Channel Logout 1.0)."""
 
 from __future__ import annotations
 

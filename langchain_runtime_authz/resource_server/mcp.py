@@ -132,7 +132,7 @@ class ProtectedMcp(ProtectedApp):
         await self._admit(scope, again, send, of)
 
     def _listed(self, scope: Scope, send: Send) -> Send:
-        """Return a `send` that removes hidden tools from the answer. An HTTP error passes unchanged."""
+        """Return a `send` that removes hidden tools from answers that are not HTTP errors."""
         start: Message = {}
         body = bytearray()
 
@@ -156,7 +156,7 @@ class ProtectedMcp(ProtectedApp):
         return sending
 
     async def _shown(self, start: Message, body: bytes, credential: object) -> bytes | None:
-        """Return an answer's body with only the tools that the caller may see; `None` if it cannot be read."""
+        """Return a body with only the tools that the caller may see; `None` if unreadable."""
         kinds = [v.partition(b";")[0].strip() for k, v in start.get("headers", ()) if k.lower() == b"content-type"]
         try:
             if not isinstance(credential, Credential):
@@ -198,7 +198,7 @@ class ProtectedMcp(ProtectedApp):
         return [name for name, d in seen if d.permit or d.outcome == "approval_required"]
 
     def _question(self, credential: Credential, name: str) -> bytes:
-        """Return the default request for a `tools/call` (AuthZEN COAZ, MCP binding), with our types of subjects."""
+        """Return the default request for a `tools/call` (AuthZEN COAZ, MCP binding)."""
         claims = credential.claims
         properties: dict[str, Any] = {"tenant": credential.tenant, "agents": list(credential.actors)}
         subject = {"type": claims[claim.SUBJECT_TYPE], "id": credential.subject, "properties": properties}

@@ -1,4 +1,4 @@
-"""Find out if a token is still live. It ends with its call, run, task or key, or by a revocation.
+"""Check if a token is live: not revoked, and its call, run, task and key stand.
 
 | status | asks | refuses a token that has ended |
 |---|---|---|
@@ -26,7 +26,7 @@ class Status(Protocol):
 
 
 class LedgerStatus:
-    """Asks the ledger if call, lease and epoch still stand, and if the token's key was withdrawn.
+    """Ask the ledger if a token's call, lease and epoch stand and its key is valid.
 
     Args:
         ledger: the ledger that holds the claims of the calls.
@@ -45,7 +45,7 @@ class LedgerStatus:
 
 
 class Offline:
-    """Asks nobody. So a token is accepted until it expires, even if its call has ended."""
+    """Ask nobody: a token is accepted until it expires, even if its call has ended."""
 
     async def status(self, credential: Credential) -> str:
         return "live"

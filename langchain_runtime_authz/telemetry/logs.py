@@ -44,7 +44,7 @@ def _add_ids(record: logging.LogRecord) -> bool:
 
 
 def lines_left_out() -> Callable[[str], int | None]:
-    """Return a function that limits the log to `BURST` lines of each code per `WINDOW`.
+    """Return a function that limits the log to `BURST` lines a code in `WINDOW`.
 
     Given a code, the function returns `None` if the line must be left out, else how many lines were left out before it.
     """

@@ -29,7 +29,7 @@ _resting: Final[dict[tuple[int, str], float]] = {}
 
 
 class Instruments:
-    """The instruments of one meter. Callers skip them while `proxy._real_meter` is `None`, because no SDK records."""
+    """The instruments of one meter. `proxy._real_meter` is `None` if no SDK records."""
 
     def __init__(self, meter: Meter) -> None:
         self.proxy: Any = meter if hasattr(meter, "_real_meter") else SimpleNamespace(_real_meter=True)
@@ -70,12 +70,12 @@ def time_engine(pdp: str, began: float) -> None:
 
 
 def observe_ledger(ledger: Any, tenant: str) -> None:
-    """Count a tenant's open questions and calls in doubt at each collection, while the ledger is in use."""
+    """Count a tenant's open questions and calls in doubt, while the ledger is in use."""
     _ledgers.setdefault(ledger, set()).add(tenant)
 
 
 def _counted(listing: str, _: CallbackOptions | None = None) -> Iterable[Observation]:
-    """Return each tenant's number of open questions (`asked`) or calls in doubt (`doubts`), if its ledgers answer.
+    """Return each tenant's open questions (`asked`) or calls in doubt (`doubts`).
 
     Wait `WAIT` seconds for all ledgers together. Do not ask a ledger that did not answer again for `REST` seconds.
     """

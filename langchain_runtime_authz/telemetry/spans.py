@@ -45,7 +45,7 @@ _api: Any = trace if hasattr(trace, "_TRACER_PROVIDER") else SimpleNamespace(_TR
 
 
 class OpenSpan:
-    """The span of an entry or a tool. It may become current (`enter`, `leave`) several times, and ends once."""
+    """The span of an entry or a tool. It may become current repeatedly, and ends once."""
 
     __slots__ = ("_before", "_outer", "_span")
 
@@ -55,21 +55,21 @@ class OpenSpan:
         self._before: otel_context.Context | None = None
 
     def enter(self) -> None:
-        """Make the span current, even if it is not sampled, so that child spans stay in its trace."""
+        """Make the span current, even if not sampled: child spans then stay in its trace."""
         with suppress(Exception):  # telemetry must not stop the run, here and below
             if self._span.get_span_context().is_valid:
                 self._before = otel_context.get_current()
                 otel_context.attach(trace.set_span_in_context(self._span, self._before))
 
     def leave(self) -> None:
-        """Restore the previous context, without its `Token`, because the block may be left in another context."""
+        """Restore the previous context without its `Token`, which other contexts refuse."""
         with suppress(Exception):
             if self._before is not None and trace.get_current_span() is self._span:
                 otel_context.attach(self._before)
             self._before = None
 
     def context(self) -> otel_context.Context | None:
-        """Return the context for a child span, or `None` to use the current context, whose span is below this one."""
+        """Return the context for a child span; `None` if the current context already fits."""
         current = trace.get_current_span().get_span_context()
         own = self._span is not trace.INVALID_SPAN and (not current.is_valid or current == self._outer)
         return trace.set_span_in_context(self._span) if own else None
@@ -88,7 +88,7 @@ class OpenSpan:
                 _fail(self._span, error.__qualname__)
 
     def end(self, state: str | None = None, epoch: int | None = None) -> None:
-        """End the span, with the last state and epoch of its run. Later calls change nothing."""
+        """End the span with its run's last state and epoch. Later calls change nothing."""
         span, self._span = self._span, trace.INVALID_SPAN
         with suppress(Exception):
             span.set_attributes(_filled({n.RUN_STATE: state, n.EPOCH: epoch}))
@@ -154,7 +154,7 @@ def record_decision(
 def record_event(
     event: str, scope: Any, detail: Mapping[str, Any], about: Mapping[str, Any], *, run: Any = None, question: str = ""
 ) -> None:
-    """Add an event to the current span. If no span records, make a separate span of the event.
+    """Add an event to the current span, or make a separate span if no span records.
 
     `about` holds `run_id`, `epoch` and `agent` of the event's audit record, and `reason`, a code. `question` is the
     `traceparent` of the question that the event answers.
@@ -188,7 +188,7 @@ def record_event(
 
 
 def record_observation(what: str, name: str) -> None:
-    """Add an event to the current span: a `tool`, `model`, `graph` or `chain` of that name ran without a decision."""
+    """Add an event: a `tool`, `model`, `graph` or `chain` ran without a decision."""
     with suppress(Exception):
         trace.get_current_span().add_event(n.UNGATED, {n.RESOURCE: name[:_MAX_NAME], n.RESOURCE_TYPE: what})
 
@@ -202,7 +202,7 @@ def traceparent(run: Any, decision: str = "") -> str:
 
 
 def inject(headers: MutableMapping[str, str]) -> None:
-    """Add the current span's W3C trace context to a request's headers, if they have none."""
+    """Add the current span's W3C trace context to headers that have none."""
     with suppress(Exception):
         if "traceparent" not in headers:
             _W3C.inject(headers)
@@ -248,7 +248,7 @@ def _describe(
 
 
 def _content(value: Any) -> str | None:
-    """Return a text, or arguments as JSON, with JWTs removed; `None` unless the environment asks for contents."""
+    """Return a text, or JSON, without JWTs; `None` unless contents are to be recorded."""
     if value is not None and os.environ.get(n.CAPTURE_CONTENT, "").lower() in n.ON_SPANS:
         with suppress(Exception):
             return _JWT.sub(r"\1[token]", value if isinstance(value, str) else json.dumps(value, default=str))
@@ -274,7 +274,7 @@ def _context(run: Any) -> otel_context.Context | None:
 
 
 def _questions(*parents: str) -> list[Link]:
-    """Return links to the spans of questions, by `traceparent`. A `traceparent` that does not parse is left out."""
+    """Return links to the spans of questions; leave out a malformed `traceparent`."""
     spans = [trace.get_current_span(_W3C.extract({"traceparent": p})) for p in dict.fromkeys(parents) if p]
     return [Link(s.get_span_context(), {n.LINK: "question"}) for s in spans if s.get_span_context().is_valid]
 

@@ -1,4 +1,4 @@
-"""Parts for users' own tests: a static PDP, a scripted model, a clock, contract suites."""
+"""Parts for users' own tests: a static PDP, a scripted model, a clock, contracts."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ _EXAMPLE: Final = Path(__file__).with_name("request.json").read_text(encoding="u
 
 
 def example_request(overrides: Mapping[str, object] | None = None, *, now: int = NOW) -> EvaluationRequest:
-    """Return a `tools/call` that the shipped policy permits, with some fields replaced.
+    """Return a `tools/call` that the shipped policy permits, with fields replaced.
 
     Args:
         overrides: dotted path → JSON value: `{"context.plan.stale": True}`. A mapping replaces the whole old value.

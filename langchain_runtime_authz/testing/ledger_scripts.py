@@ -1,4 +1,4 @@
-"""Drive a ledger under test, for `ledger_suite`: by single commits, and by random scripts of commits."""
+"""Drive a ledger under test, by single commits and random scripts of commits."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Step(NamedTuple):
 
 
 class Script:
-    """Random commits on threads with similar names. They use few names and leases, so that they affect each other."""
+    """Random commits. They share few names and leases, so that they affect each other."""
 
     def __init__(self, seed: int, scope: Scope, now: Callable[[], float]) -> None:
         self.by, self.now, self.count = random.Random(seed), now, 0  # noqa: S311  (no secret)
@@ -138,7 +138,7 @@ class Script:
 
 
 def answers(ledger: Ledger, step: Step, form: str = "") -> Iterator[tuple[str, object]]:
-    """Commit a step, and yield (name, value) of each answer of the ledger. `form` is `a` for its async methods."""
+    """Commit a step, and yield answers as (name, value). `form` is `a` for async."""
 
     def ask(verb: str, *args: Any) -> Any:
         if not form:
@@ -159,7 +159,7 @@ def answers(ledger: Ledger, step: Step, form: str = "") -> Iterator[tuple[str, o
 
 
 def state(seen: Snapshot) -> dict[str, object]:
-    """Return a snapshot's fields, to compare: without orders that a store may change, with fields that `==` ignores."""
+    """Return a snapshot's fields, to compare without orders that a store may change."""
     found = {field.name: getattr(seen, field.name) for field in fields(seen)}
     found |= {name: dict(found[name]) for name in ("calls", "approvals", "marks", "counters")}
     found |= {name: sorted(found[name], key=repr) for name in ("asks", "doubts")}
@@ -176,7 +176,7 @@ class LedgerHarness:
     """Make one ledger for each test, and close it after the test."""
 
     def make_ledger(self, clock: Callable[[], float]) -> Ledger:
-        """Return a ledger whose time is `clock` (epoch seconds). Its `close()`, if any, is called."""
+        """Return a ledger on `clock` (epoch seconds). Its `close()`, if any, is called."""
         raise NotImplementedError
 
     @cached_property
@@ -244,7 +244,7 @@ class LedgerHarness:
     def claimed(
         self, thread: str, process: str = "p1", args: str = "d", kind: Any = call_changes.ClaimCall, **more: Any
     ) -> Code | None:
-        """Claim a call in a run of its own, whose decision knew of no doubt. Return a refusal's code, or `None`."""
+        """Claim a call in a run of its own. Return a refusal's code, or `None`."""
         about = {"args_digest": args, "process": process, "entry": unique()}
         scope, now = self.scope._replace(thread=thread), int(self.clock())
         lease = Lease(unique(), about["entry"], ROOT, 1, now, now + TTL)

@@ -79,7 +79,7 @@ class LedgerContract(LedgerHarness):
     STEPS = 60
 
     def play(self, seed: int, ledgers: Callable[[], Sequence[tuple[Ledger, str]]]) -> tuple[Ledger, list[Step]]:
-        """Run a script on `MemoryLedger` and on `ledgers()`, pairs of ledger and form (`a`: async). All must agree."""
+        """Run a script on `MemoryLedger` and `ledgers()` (with `form`s). All must agree."""
         known, script, done = MemoryLedger(clock=self.clock), Script(seed, self.scope, self.clock), []
         for number in range(self.STEPS):
             step = script.step(lambda scope: known.load(scope, Query()).epoch)
@@ -97,7 +97,7 @@ class LedgerContract(LedgerHarness):
         """Close and open the store, if it outlives its process."""
 
     def test_it_answers_as_the_reference_does(self) -> None:
-        """Compare each answer with `MemoryLedger`'s, sync and async, and check that a snapshot never changes."""
+        """Compare each answer with `MemoryLedger`'s. Check that a snapshot never changes."""
         for seed in range(self.SCRIPTS):
             self.scope = self.scope._replace(tenant=unique("tenant"), thread=unique("thread"))
             seen: list[tuple[Snapshot, str]] = []
@@ -133,7 +133,7 @@ class LedgerContract(LedgerHarness):
             self.do(OpenThread("user:x"))
 
     def test_an_unknown_change_is_refused(self) -> None:
-        """Check that an unknown change raises, and that no other change of its commit is applied."""
+        """Check that an unknown change raises, and that nothing of its commit is applied."""
         self.do(OpenThread("user:alice"))
         for changes in ((UnknownChange(), RecordStep(call="x")), (RecordStep(call="x"), UnknownChange()), (Change(),)):
             try:
@@ -160,7 +160,7 @@ class LedgerContract(LedgerHarness):
             self.do(SpendBudget("much", 0, -spent))
 
     def test_one_of_many_threads_wins(self) -> None:
-        """Race eight threads for a claim, an approval, a budget, a rate and a correction: exactly one wins each."""
+        """Race threads for a claim, approval, budget, rate and correction: one wins each."""
         leases = [self.lease(("root", str(i))) for i in range(THREADS)]
         for attempt in range(5):
             key = f"race-{attempt}"
@@ -182,7 +182,7 @@ class LedgerContract(LedgerHarness):
         assert (seen.epoch, len(seen.log), seen.task.corrections) == (2, 1, 1)
 
     def test_a_correction_or_a_claim_comes_first(self) -> None:
-        """Race claims with a correction: a claim that is committed after the correction is refused."""
+        """Race claims with a correction: a claim committed after it is refused."""
         for epoch in range(1, 6):
             leases = [self.lease(("root", str(i))) for i in range(THREADS - 1)]
             jobs: list[tuple[Sequence[Change], Guard | None]] = [
@@ -207,7 +207,7 @@ class LedgerContract(LedgerHarness):
         self.refuse(Code.BUDGET_EXHAUSTED, SpendBudget("x", 40))
 
     def test_one_of_many_processes_that_decided_at_once_does_it(self) -> None:
-        """Claim one deed of one subject at once, on six threads for six processes: one claim is committed."""
+        """Claim a subject's deed on six threads at once: one claim is committed."""
         self.load()
         for _ in range(5):
             deed, start = f"pay:{unique()}", threading.Barrier(6)
@@ -220,7 +220,7 @@ class LedgerContract(LedgerHarness):
                 assert sorted(pool.map(one, range(6)), key=str) == [None, *[Code.IN_DOUBT] * 5]
 
     def test_a_claim_sees_one_that_runs_despite_doubts(self) -> None:
-        """Check that a claim approved despite doubts is committed, and that later commits of other claims see it."""
+        """Check that a claim despite doubts is committed, and that later claims see it."""
         looked = threading.Event()
 
         class Slow(ClaimCall):
@@ -248,7 +248,7 @@ class LedgerContract(LedgerHarness):
 
 
 class DurableLedgerContract(LedgerContract):
-    """Test a store that outlives its process. `make_ledger` must open the same store each time.
+    """Test a store that outlives its process: `make_ledger` opens the same store.
 
     The tests need `os.fork`.
     """
@@ -266,7 +266,7 @@ class DurableLedgerContract(LedgerContract):
             ledger.close()  # type: ignore[attr-defined]
 
     def test_what_was_committed_outlives_its_process(self) -> None:
-        """Kill a process as its last commit returns, with nothing closed: other ledgers hold all that it committed."""
+        """Kill a process after its last commit: other ledgers hold all that it committed."""
         assert not self.load().exists
 
         def die(_: int, tell: Callable[[str], None]) -> None:
@@ -284,7 +284,7 @@ class DurableLedgerContract(LedgerContract):
                 assert again.status(step.scope.tenant, step.jti) == known.status(step.scope.tenant, step.jti)
 
     def test_one_of_many_processes_wins(self) -> None:
-        """Race four processes: one wins the correction, at most one wins each claim, and every count is kept."""
+        """Race four processes: one correction and at most one claim win; no count is lost."""
         leases = [self.lease(("root", str(i))) for i in range(4)]
 
         def race(number: int, tell: Callable[[str], None]) -> None:
@@ -308,7 +308,7 @@ class DurableLedgerContract(LedgerContract):
             assert sum(w[attempt] == "1" for w in won) <= 1
 
     def test_a_forked_process_goes_on_with_the_ledger_it_was_given(self) -> None:
-        """Check that a forked process and its parent both go on, and neither closes the other's connections."""
+        """Check that a forked process and its parent both go on with their connections."""
         lease = self.lease()
         asyncio.run(self.ledger.aload(self.scope, Query()))
 
@@ -322,7 +322,7 @@ class DurableLedgerContract(LedgerContract):
         assert self.load().history.calls == {"child": 4, "parent": 1}
 
     def test_a_commit_is_held_by_its_anchor(self) -> None:
-        """Check that every instance of a ledger holds a commit's anchor, and only for its tenant."""
+        """Check that every instance holds a commit's anchor, and only for its tenant."""
         with self.again() as again:
             ours, theirs = cast("base.Anchored", self.ledger), cast("base.Anchored", again)
             tenant = self.scope.tenant
@@ -346,7 +346,7 @@ class DurableLedgerContract(LedgerContract):
             assert theirs.anchor(tenant) == second
 
     def test_another_instance_commits_unseen(self) -> None:
-        """Check that an instance sees what another instance committed, and not only what it remembers itself."""
+        """Check that an instance sees what another instance committed."""
         lease = self.lease()
         with self.again() as other:
 
@@ -369,7 +369,7 @@ class DurableLedgerContract(LedgerContract):
             assert self.lease().epoch == 2
 
     def test_time_never_goes_back(self) -> None:
-        """Set the clock back. After 2 s, time stands still. After 600 s, `ledger_clock` is raised until it is right."""
+        """Set the clock back. After 2 s, time stands still; after 600 s, `ledger_clock`."""
         lease = self.lease()
         then = self.do(RecordStep()).now
         self.clock.tick(-2)
@@ -388,7 +388,7 @@ class DurableLedgerContract(LedgerContract):
         assert self.load().history.steps == 2
 
     def test_a_closed_ledger_denies(self) -> None:
-        """Check that a closed ledger raises `ledger_unavailable`, and that the next instance holds its data."""
+        """Check that a closed ledger raises, and that the next instance holds its data."""
         with self.again() as again:
             again.commit(self.scope, None, [RecordStep()])
         assert _refused(lambda x: x.load(self.scope, Query()), again) == Code.LEDGER_UNAVAILABLE
@@ -396,7 +396,7 @@ class DurableLedgerContract(LedgerContract):
 
 
 def _in_processes(count: int, work: Callable[[int, Callable[[str], None]], None]) -> list[str]:
-    """Run `work` in `count` processes at once, each with its number, and return the texts that they send."""
+    """Run `work` in numbered processes at once, and return the texts that they send."""
     fork, running = multiprocessing.get_context("fork"), []
     for number in range(count):
         answer, end = fork.Pipe(duplex=False)
@@ -419,7 +419,7 @@ def _refused(ask: Callable[[Ledger], object], ledger: Ledger) -> str:
 
 
 def _wins(done: Sequence[Committed | Conflict], code: Code) -> int:
-    """Return the number of committed jobs. Check that all others were refused with `code`."""
+    """Return the number of committed jobs. Check that `code` refused all others."""
     lost = [d for d in done if isinstance(d, Conflict)]
     assert all(d.code == code for d in lost), lost
     return len(done) - len(lost)

@@ -25,7 +25,7 @@ class PDPContract:
     """Inherit from this class, name the subclass `Test…`, and override `make_pdp`."""
 
     def make_pdp(self, permit: bool) -> PDP:
-        """Return a PDP that permits `make_request()` if `permit`, else denies it. Its `close()`, if any, is called."""
+        """Return a PDP that permits or denies `make_request()`; a `close()` is called."""
         raise NotImplementedError
 
     def make_request(self) -> EvaluationRequest:
@@ -41,7 +41,7 @@ class PDPContract:
             getattr(pdp, "close", int)()
 
     def test_it_is_a_pdp(self) -> None:
-        """Check that the PDP has the protocol's members, a name, and a text as its revision."""
+        """Check that the PDP has the protocol's members, a name and a text as revision."""
         with self._evaluator(True) as evaluator:
             assert isinstance(evaluator.pdp, PDP)
             assert isinstance(evaluator.pdp.name, str)
@@ -62,7 +62,7 @@ class PDPContract:
             assert decision.reason
 
     def test_sync_and_async_agree(self) -> None:
-        """Check that `evaluate` and `aevaluate` give the same decision, also in a second event loop."""
+        """Check that `evaluate` and `aevaluate` agree, also in a second event loop."""
         for permit in (True, False):
             with self._evaluator(permit) as evaluator:
                 expected = _comparable(evaluator.evaluate([self.make_request().to_json()]))
@@ -70,7 +70,7 @@ class PDPContract:
                     assert expected == _comparable(asyncio.run(evaluator.aevaluate([self.make_request().to_json()])))
 
     def test_it_answers_many_at_once(self) -> None:
-        """Check that eight threads, and eight tasks, get the right number of the right decisions at the same time."""
+        """Check that eight threads, and eight tasks, get the right decisions at once."""
         for permit in (True, False):
             with self._evaluator(permit) as evaluator:
                 expected = _comparable(evaluator.evaluate([self.make_request().to_json()]))
@@ -81,7 +81,7 @@ class PDPContract:
                 assert expected * 64 == _comparable(asyncio.run(_gather(evaluator, batch)))
 
     def test_the_evaluator_around_it_is_total(self) -> None:
-        """Check that a request that is too large, and a closed PDP, give a decision and not an exception."""
+        """Check that a request too large, and a closed PDP, give a decision, not an error."""
         with self._evaluator(True) as evaluator:
             request = self.make_request()
             context = request.context.model_copy(

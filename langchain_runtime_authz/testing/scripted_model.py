@@ -31,7 +31,7 @@ Turn = AIMessage | Callable[[list[BaseMessage]], AIMessage]
 
 
 class ScriptedChatModel(BaseChatModel):
-    """Play a script: each call of the model, sync, async or streaming, returns the next turn.
+    """Play a script: each call (sync, async or streaming) returns the next turn.
 
     Each answer is a copy, with new ids for the message and its tool calls if the script gives none. So several models
     may play the same script object.
@@ -92,7 +92,7 @@ def _with_ids(message: AIMessage) -> AIMessage:
 
 
 def _chunks(message: AIMessage) -> Iterator[AIMessageChunk]:
-    """Yield the message as a provider streams it: words, then tool calls, then metadata."""
+    """Yield a message as a provider streams it: words, then tool calls, then metadata."""
     content = message.content
     words = re.findall(r"\S+\s*|\s+", content) if isinstance(content, str) else [content]
     for word in words:

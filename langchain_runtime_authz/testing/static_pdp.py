@@ -1,4 +1,4 @@
-"""A PDP for tests, which gives a fixed answer or calls a function, and remembers the requests."""
+"""A PDP for tests: it gives a fixed answer or calls a function. It keeps requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`runtime-authz policy`: init, check, test, diff, replay, explain, try, build and schema."""
+"""`runtime-authz policy`: make, check, test, compare, explain and build policies."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def init(
     directory: Annotated[Path, Argument(metavar="DIR", help="A new or empty directory.")],
     engine: Annotated[Literal["rego", "cedar"], Option("--engine", help="The language of your rules.")] = "rego",
 ) -> Answer:
-    """Start a policy project that builds on the shipped policy. Nothing is overwritten.
+    """Start a policy project on top of the shipped policy. Nothing is overwritten.
 
     Put rules of your own in DIR/rego/*.rego as `package runtime_authz`: `denied contains "my_code" if ...` adds to
     the shipped rules. Testing and building them needs OPA. With `--engine cedar` your rules are `forbid` policies in
@@ -94,9 +94,9 @@ def check(policy: PolicyPath = None, opa: Opa = None) -> Answer:
 
 @app.command("test")
 def run_tests(policy: PolicyPath = None, opa: Opa = None, as_json: bool = False) -> Answer:
-    """Run a policy's cases on its Wasm, and its Rego tests (rego/*_test.rego) with OPA.
+    """Run a policy's cases on its Wasm, and its Rego tests with OPA.
 
-    A policy without rules of its own does not need OPA. Exit code 1 if a case is decided differently.
+    The Rego tests are rego/*_test.rego. A policy without its own rules does not need OPA. Exit code 1 if a case fails.
 
     runtime-authz policy test my-policy
     runtime-authz policy test policy.tar.gz
@@ -113,7 +113,7 @@ def run_tests(policy: PolicyPath = None, opa: Opa = None, as_json: bool = False)
 
 
 def _run_cases(policy: Policy, quiet: bool) -> tuple[list[dict[str, str | None]], int]:
-    """Return a pair: (1) each case with its difference, (2) the number of failures. Print the cases unless `quiet`."""
+    """Return each case with its difference, and the number of failures."""
     from langchain_runtime_authz.cli.policy.recorded_requests import decide
 
     with closing(policy.pdp()) as pdp:
@@ -135,7 +135,7 @@ def diff(
     key: Key = None,
     opa: Opa = None,
 ) -> Answer:
-    """List the decisions of a recorded log that an edited policy would change, before it ships.
+    """List the decisions of a recorded log that an edited policy would change.
 
     It also lists decisions whose outcome stays and whose obligations change. A request holds the tool's profile of its
     time; tools with another profile in AFTER are named. Exit code 1 if an outcome or obligation changes.
@@ -174,7 +174,7 @@ def explain(
     key: Key = None,
     opa: Opa = None,
 ) -> Answer:
-    """Show which rules decided, and the smallest changes that would change the outcome.
+    """Show which rules decided, and the smallest changes to get another outcome.
 
     Without DECISION, a log's decisions are listed. Each change was tried on the policy. It is not a recommendation.
 
@@ -226,7 +226,7 @@ def try_request(
     opa: Opa = None,
     as_json: bool = False,
 ) -> Answer:
-    """Decide a request in a file. Edit the file or the policy, and see the answer again.
+    """Decide a request in a file. With --watch, decide again after each edit.
 
     If REQUEST is missing, it is written first: the example request, or the request of a recorded decision.
 
@@ -269,10 +269,10 @@ def build(
     opa: Opa = None,
     as_json: bool = False,
 ) -> Answer:
-    """Make one revision of policy, data, profiles, grants and cases: an OPA bundle, signed with --key.
+    """Make one revision of a policy: an OPA bundle, signed with --key.
 
-    The policy's cases run first. If a case fails, nothing is written and the exit code is 1. OPA compiles Rego.
-    `ReloadingPDP(FILE, keys={KEY_ID: PEM})` follows the file; an OPA server can serve it.
+    The bundle holds policy, data, profiles, grants and cases. If a case fails, nothing is written and the exit code is
+    1. OPA compiles Rego. `ReloadingPDP(FILE, keys={KEY_ID: PEM})` follows the file; an OPA server can serve it.
 
     runtime-authz policy build my-policy -o policy.tar.gz
     runtime-authz policy build my-policy -o policy.tar.gz --revision 42 --key release.pem --key-id release

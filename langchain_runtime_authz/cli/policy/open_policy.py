@@ -1,4 +1,4 @@
-"""Open policies: a project directory, a bundle, a data file, or the shipped policy.
+"""Open policies: a project, a bundle, a data file, or the shipped policy.
 
 A project is a directory with `policy.yaml` (`revision`; `zone` for `context.local` in its cases; and `shipped: false`
 with an `entrypoint` for a policy that does not build on the shipped one). The project may also hold `data.json`,
@@ -80,7 +80,7 @@ class Policy(Bundle):
 
 
 def open_policy(source: Path | None, opa: str | None = None) -> Policy:
-    """Return the policy at a path, or the shipped one. Raises `ConfigError` with the place of the error."""
+    """Return the policy at a path, or the shipped one. An error names its place."""
     if source is None:
         return Policy(name="shipped", rego={SHIPPED_REGO: shipped_rego()})
     source = source if source.name else source.resolve()  # `.` has no name to show
@@ -100,7 +100,7 @@ def open_policy(source: Path | None, opa: str | None = None) -> Policy:
 
 
 def unread(source: Path) -> list[str]:
-    """Return a sentence for each misplaced file of a policy, because a file that is not read goes unnoticed."""
+    """Return a sentence for each misplaced file of a policy, which would not be read."""
     if not source.is_dir() or (not (source / PROJECT).is_file() and (source / MANIFEST).is_file()):
         return []
     own = (source / PROJECT).is_file()
@@ -137,7 +137,7 @@ def unread(source: Path) -> list[str]:
 
 
 def _unreached(rules: Mapping[str, str], entrypoint: str) -> Iterator[str]:
-    """Yield the rules of a package that is never evaluated, although it would be compiled."""
+    """Yield a sentence for each file whose package is compiled, but never evaluated."""
     asked = entrypoint.rpartition("/")[0].replace("/", ".")
     for name, text in rules.items():
         package = _PACKAGE.search(text)
@@ -149,7 +149,7 @@ def _unreached(rules: Mapping[str, str], entrypoint: str) -> Iterator[str]:
 
 
 def _bare(path: Path, opa: str | None) -> Policy:
-    """Return the policy of a directory that is not a project. Rego takes precedence over a compiled `policy.wasm`."""
+    """Return a policy that is not a project. Rego takes precedence over `policy.wasm`."""
     found = {f.name: read_rego(f) for at in (path, path / "rego") for f in sorted(at.glob("*.rego"))}
     rego = {n: t for n, t in found.items() if not n.endswith("_test.rego")}
     if not rego and not (path / WASM).is_file():
@@ -204,7 +204,7 @@ def _project(path: Path, opa: str | None) -> Policy:
 
 
 def patched(cases: list[Any], zone: ZoneInfo | None) -> list[Any]:
-    """Return cases with whole requests. A case holds what differs from the example, and `at`, a time in `zone`."""
+    """Complete cases, which hold only differences from the example, and a time `at`."""
     found = []
     for i, case in enumerate(cases, 1):
         if not isinstance(case, dict) or not isinstance(case.get("request", {}), dict):
@@ -277,7 +277,7 @@ def _rego_files(policy: Policy, number: int) -> dict[str, bytes]:
 
 
 def compile_rego(rego: Mapping[str, str], entrypoint: str, opa: str | None) -> bytes:
-    """Compile Rego to Wasm by `opa`. If OPA refuses the Rego, the error quotes OPA's message."""
+    """Compile Rego to Wasm by `opa`. An error quotes OPA's message."""
     texts = {name.rpartition("/")[2]: text for name, text in rego.items()}
     options = ["--target", "wasm", "--entrypoint", entrypoint, "--output", "b.tar.gz"]
     if any(line.startswith("batch :=") for text in rego.values() for line in text.splitlines()):
@@ -289,7 +289,7 @@ def compile_rego(rego: Mapping[str, str], entrypoint: str, opa: str | None) -> b
 
 
 def run_rego_tests(source: Path | None, policy: Policy, opa: str | None) -> str | None:
-    """Run a project's tests in Rego with OPA. Return OPA's last line, or `None` if there are no tests."""
+    """Run a project's Rego tests. Return OPA's last line, or `None` without tests."""
     tests = sorted((source / "rego").glob("*_test.rego")) if source is not None and source.is_dir() else []
     if not tests:
         return None
@@ -309,7 +309,7 @@ def written(files: Mapping[str, str]) -> Iterator[Path]:
 
 
 def run_opa(given: str | None, *arguments: str, cwd: Path, findings: bool = False) -> str:
-    """Run OPA (`given`, `$OPA`, or `opa` on the PATH), and return its output. `findings`: also if it fails."""
+    """Return the output of OPA (`given`, `$OPA` or `opa`); `findings`: if failed too."""
     wanted = given or os.environ.get("OPA") or "opa"
     binary = shutil.which(wanted)
     if binary is None:
@@ -333,7 +333,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _yaml(path: Path, member: str | None = None) -> Any:
-    """Return a YAML mapping, or its only member `member`, which is empty if there is no file."""
+    """Return a YAML mapping, or its only member `member` (empty without a file)."""
     if member is not None and not path.is_file():
         return {}
     document = read_yaml(path, Code.POLICY_INVALID)

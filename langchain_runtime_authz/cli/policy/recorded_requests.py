@@ -39,12 +39,12 @@ class Answered(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """A policy's decision and its request. A record holds only the types of obligations. `str`: one line."""
+    """A policy's decision and its request. `str` gives one line."""
 
     decision_id: str
     revision: str
     request: EvaluationRequest
-    answered: Answered
+    answered: Answered  # a record holds only the types of obligations
 
     def __str__(self) -> str:
         return f"{self.decision_id[:12]}  {self.request.action.name} {asked(self.request)}"
@@ -55,7 +55,7 @@ class Recorded:
 
 
 def asked(request: EvaluationRequest) -> str:
-    """Return the request in one line, with a call's arguments, because two payments differ only in those."""
+    """Return a request in one line with its arguments, which tell two payments apart."""
     call = request.context.call
     if call is None:
         return request.resource.id
@@ -65,7 +65,7 @@ def asked(request: EvaluationRequest) -> str:
 
 
 def recorded_in(log: Path, key: Keys) -> tuple[list[Recorded], int]:
-    """Return a pair: (1) the policy's decisions in a log that can be made again, (2) how many cannot.
+    """Return the decisions of a log that can be made again, and the number of others.
 
     Denials after a failure, which no policy decided, are left out. Raises `ConfigError` if nothing can be made again.
     """
@@ -98,7 +98,7 @@ def read_request(path: Path) -> EvaluationRequest:
 
 
 def zoned(policy: Policy, request: EvaluationRequest) -> EvaluationRequest:
-    """Return the request with the local time of the policy's zone, if the policy names one."""
+    """Return the request with the local time of the policy's zone, if it names one."""
     if policy.zone is None:
         return request
     local = LocalContext(**local_time(policy.zone, request.context.now))
@@ -120,7 +120,7 @@ def _decided(policy: Policy, requests: Sequence[EvaluationRequest], *, whole: bo
 
 
 def other_profiles(recorded: Sequence[Recorded], policy: Policy) -> list[str]:
-    """Return the tools whose profile differs from the recorded profile. Flips do not show the effect of that."""
+    """Return the tools whose profile differs from the recorded one."""
     found = set()
     for r in recorded:
         declared, told = policy.profiles.get(r.request.resource.id), r.request.resource.properties
@@ -215,10 +215,10 @@ def _candidates(request: Mapping[str, Any]) -> Iterator[tuple[str, Edit]]:
 
 
 def changes(pdp: PDP, request: EvaluationRequest, decision: Decision) -> list[tuple[tuple[str, ...], str]]:
-    """Return the smallest sets of changes, at most three each, that change the outcome, with the new outcome.
+    """Return the smallest sets of changes that change the outcome, with that outcome.
 
-    They turn a deny into a permit or a question, a question into a permit, and a permit into any other outcome. Each
-    set was tried on the policy.
+    A set has at most three changes. They turn a deny into a permit or a question, a question into a permit, and a
+    permit into any other outcome. Each set was tried on the policy.
     """
     document = json.loads(request.to_json())
     telling = []
@@ -290,7 +290,7 @@ def explained(policy: Policy, decision: Decision, request: EvaluationRequest) ->
 
 
 def compared(log: Path, key: Keys, after: Path | None, opa: str | None, before: Path | None = None) -> Answer:
-    """Return the decisions that differ between the policy `after` and the policy `before`, or the log."""
+    """Return the decisions that differ between `after` and `before`, or the log."""
     earlier, later = open_policy(before, opa) if before is not None else None, open_policy(after, opa)
     recorded, lost = recorded_in(log, key)
     requests = [r.request for r in recorded]

@@ -65,7 +65,7 @@ def lint_paths(files: Mapping[str, str], opa: str | None) -> Iterator[str]:
 
 
 def _mistake(schema: Any, message: str, told: Mapping[str, Any]) -> str | None:
-    """Return a sentence about an error of OPA's type checker, or `None` if it is not about members."""
+    """Return a sentence about OPA's type error; `None` if it is not about members."""
     if message == "match error" and [told[one].get("type") for one in "ab"] == ["object"] * 2:
         return "two objects are equal only if all members are, so the rule never holds; read each member by its path"
     kind = (told.get("have") or {}).get("type")
@@ -82,13 +82,13 @@ def _mistake(schema: Any, message: str, told: Mapping[str, Any]) -> str | None:
 
 
 def _reading(get: re.Match[str]) -> str:
-    """Rewrite an `object.get` by literal names as a path, which OPA checks. The result is never run."""
+    """Rewrite an `object.get` as a path that OPA checks. The result is never run."""
     path = ".".join([get[2], *re.findall(r"\w+", get[3])])
     return f"{get[1]}[{path}, {get[3]}][1]"
 
 
 def _plain(node: Any, definitions: Mapping[str, Any]) -> Any:
-    """Return a schema with references resolved and without `null`, which has no members."""
+    """Return a schema with references resolved and without `null`."""
     if isinstance(node, list):
         return [_plain(one, definitions) for one in node]
     if not isinstance(node, dict):
