@@ -80,7 +80,7 @@ class CurrentCall:
         return self._call().decision_id
 
     def _credential(self, audience: str | None = None, *, dpop: bool = False) -> Flow[CallCredential]:
-        """Return the call's credential for one audience. Mint it if there is none, or if the last one soon expires.
+        """Return the call's credential for one audience, minted anew if it soon expires.
 
         Blocks while the ledger answers, and while an issuer outside this process signs; `acredential` does not.
         Raises `credential_revoked` if the run was revoked or its task changed, even for a token that is minted already.
