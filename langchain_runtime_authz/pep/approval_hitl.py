@@ -101,7 +101,7 @@ def _question(judged: DecidedCall) -> str:
     worded = filled(call.profile.question or "", shown) or f"Approve {inert(call.tool)}?"
     asked = f"{worded} ({reasons})"
     if judged.terms.needed > 1:
-        asked += f" {judged.terms.needed} people must."
+        asked += f" {judged.terms.needed} people must approve."
     lines = [*judged.evidence[:MAX_LINES]]
     if left := len(judged.evidence) - len(lines):
         lines.append(f"and {left} more arguments; the call's digest is {judged.call.args_digest}")

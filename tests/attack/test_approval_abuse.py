@@ -548,7 +548,7 @@ def test_an_edit_can_not_pass_under_four_eyes() -> None:
     s = scene(pdp=policy(**FOUR_EYES))
     (asked,) = s.say(human())["__interrupt__"]
     assert asked.value["review_configs"][0]["allowed_decisions"] == ["approve", "reject"]
-    assert "2 people must" in asked.value["action_requests"][0]["description"]
+    assert "2 people must approve." in asked.value["action_requests"][0]["description"]
     s.say(resume(edit("eve", 1)))
     assert s.ran == []
 
