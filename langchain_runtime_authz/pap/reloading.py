@@ -174,7 +174,7 @@ class ReloadingPDP(InProcess):
         self.source = checked_path("source", source)
         self._keys = None if keys is None else trusted(keys)
         self._least = checked_count("at_least", at_least)
-        marked = self.source.with_name((self.source.name or "policy") + ".highest")
+        marked = self.source.absolute().parent / f"{self.source.absolute().name or 'policy'}.highest"
         self._highest = HighestRevision(marked if state is None else checked_path("state", state))
         self._poll = checked_seconds("poll", poll)
         self._max_staleness = None if max_staleness is None else checked_seconds("max_staleness", max_staleness)

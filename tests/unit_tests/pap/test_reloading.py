@@ -106,6 +106,14 @@ def test_a_mounted_config_map_is_followed(tmp_path: Path) -> None:
         pdp.close()
 
 
+def test_the_current_directory_is_a_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The highest revision is kept next to the directory, not in it."""
+    mount(tmp_path / "policies", files(1), "2026_1")
+    monkeypatch.chdir(tmp_path / "policies")
+    ReloadingPDP(".", poll=3600, pool_size=1).close()
+    assert (tmp_path / "policies.highest").is_file()
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_link_to_the_newest_release_is_followed(tmp_path: Path, packed: bool) -> None:
     """`current -> releases/2`, swapped by a rename: a directory or an archive."""
