@@ -16,6 +16,7 @@ import typer
 from typer import Option
 from typer.core import TyperGroup
 
+from langchain_runtime_authz._display import printable
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError, sentence, unreadable
 
 FINDING: Final = 1
@@ -44,7 +45,7 @@ class Answer:
         text = lines(self.document) if self.text is None else self.text
         text = json.dumps(self.document, indent=2) if as_json else text if isinstance(text, str) else "\n".join(text)
         if text:
-            typer.echo(text)
+            typer.echo("\n".join(map(printable, text.split("\n"))))  # what it quotes may hold escape sequences
 
 
 def moment(at: float) -> str:
@@ -151,7 +152,6 @@ def reporting() -> Iterator[None]:
 
 def fail(exc: AuthzError, code: int = UNUSABLE) -> NoReturn:
     """Print `error: <stable code>: …` on one line and leave with `code`."""
-    # The sentence of `config` adds nothing to the detail before it.
-    text = str(exc).removesuffix(f": {sentence(Code.CONFIG)}")
-    typer.echo(f"error: {' '.join(text.split())}", err=True)
+    text = str(exc).removesuffix(f": {sentence(Code.CONFIG)}")  # it adds nothing to the detail before it
+    typer.echo(f"error: {printable(' '.join(text.split()))}", err=True)
     raise typer.Exit(code)

@@ -158,3 +158,11 @@ def test_schema(run: Run) -> None:
     found = run("schema")
     assert found.exit_code == 0
     assert json.loads(found.stdout)["title"] == "Mandate"
+
+
+def test_a_text_sends_nothing_to_the_terminal(run: Run) -> None:
+    """Neither in an answer nor in an error. JSON escapes it anyway."""
+    for arguments in (["explain", "Do \x1b]0;x\x07 it", "--profiles", "profiles.yaml"], ["check", "a\x1bb", "--profiles", "profiles.yaml"]):
+        done = run(*arguments)
+        assert "\\u001b" in done.output
+        assert "\x1b" not in done.output
