@@ -157,6 +157,8 @@ def report(
 
     if thread is not None and (Path(thread).is_file() or Path(thread).suffix == ".jsonl"):
         source, thread = source._replace(log=Path(thread)), None
+    if output.exists() and output.samefile(source.log):
+        raise ConfigError(f"`{output}` is the log; name another file for the page")
     told = source.thread(thread, everything)
     output.write_text(page(told), encoding="utf-8")
     found = {"wrote": str(output), "steps": len(told.steps), "total": told.total}
@@ -181,9 +183,7 @@ def explain(decision: Annotated[str, Argument(help="A decision id, or its beginn
 @app.command("verify")
 def verify(
     file: Annotated[Path, Argument(help="The log that `RuntimeAuthz(audit=FILE)` wrote, or an evidence pack (.zip).")],
-    head: Annotated[
-        str | None, Option(metavar="HASH", help="The hash that the last line must have, from elsewhere.")
-    ] = None,
+    head: Annotated[str | None, Option(metavar="HASH", help="A head that was printed earlier, kept elsewhere.")] = None,
 ) -> Answer:
     """Verify all segments of a decision log, alone or in an evidence pack.
 

@@ -80,6 +80,14 @@ def test_a_report_and_a_story_of_one_thread(log: Path, tmp_path: Path) -> None:
     assert all(len(line) <= 80 for line in text.splitlines())
 
 
+def test_a_report_never_replaces_its_log(log: Path) -> None:
+    before = log.read_bytes()
+    refused = cli("report", log, "-o", log)
+    assert refused.exit_code == 2
+    assert "is the log; name another file" in refused.stderr
+    assert log.read_bytes() == before
+
+
 WRONG = {
     "no such log": (("report", "nofile.jsonl"), "nofile.jsonl: No such file"),
     "thread": (("audit", "story", "nobody"), "has no record of the thread `nobody`; it has 2 threads: t, other"),
