@@ -101,7 +101,7 @@ def _runs(joined: str, n: int) -> Iterable[tuple[str, ...]]:
 
 
 def borrowed(text: str, allowed: str, others: Iterable[Words | None]) -> bool:
-    """Return True if a run of words in `text` is in `others`, or one of them is None, but is not in `allowed`."""
+    """Return True if `others` (None: any) hold a run of `text` that `allowed` lacks."""
     runs = Words(text).runs()
     if runs:
         runs -= Words(allowed).runs()

@@ -147,7 +147,7 @@ class CedarPDP(InProcess):
         """Do nothing: this PDP holds only memory."""
 
     def _judged(self, request: Json) -> tuple[str, list[_Said]]:
-        """Return a pair: (1) Cedar's verdict, (2) the annotations of the policies that determined the verdict."""
+        """Return Cedar's verdict, and the annotations of the policies that determined it."""
         asked = self._to_cedar(request)
         own = asked.pop("entities", None)
         known = self._entities.with_added_json_str(json.dumps(own)) if own else self._entities
