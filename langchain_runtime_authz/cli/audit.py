@@ -62,9 +62,9 @@ class Source(NamedTuple):
         told = self.told(keep, thread or "")
         if not told.total:
             known = list(dict.fromkeys(s.lane.thread for s in self.told(lambda s: bool(s.lane.thread)).steps))
-            names = ", ".join(shown(t, 40) for t in known[:5]) or "none"
-            found = f"has no record of the thread `{shown(thread)}`; it has {len(known)} threads: {names}"
-            raise ConfigError(f"{self.log.name} {found}")
+            names = ", ".join(shown(t, 40) for t in known[:5])
+            wanted = f"the thread `{shown(thread)}`; it has {len(known)} threads: {names}" if known else "any thread"
+            raise ConfigError(f"{self.log.name} has no record of {wanted}")
         chain = verify_log(self.log)
         whole = (
             f"whole{' since a file was moved' if chain.moved else ''}, {chain.records} records, head {chain.head[:16]}"

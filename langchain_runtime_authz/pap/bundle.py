@@ -371,7 +371,7 @@ def sign(files: Mapping[str, bytes], key: str | bytes, algorithm: str, key_id: s
     try:
         token = jwt.encode({"files": listed, "keyid": key_id}, key, algorithm, headers={"kid": key_id})
     except (jwt.PyJWTError, ValueError, TypeError, AttributeError) as exc:  # a public key lacks `sign`
-        raise ConfigError(f"the key cannot sign with {algorithm} ({type(exc).__name__})") from exc
+        raise ConfigError(f"the key is not a private key in PEM form for {algorithm} ({type(exc).__name__})") from exc
     return json.dumps({"signatures": [token]}).encode()
 
 

@@ -295,3 +295,5 @@ def test_only_asymmetric_algorithms_sign() -> None:
     for key, algorithm in ((b"secret", "HS256"), (KEY.private, "RS256"), (KEY.public, "ES256"), (b"x", "ES256")):
         with pytest.raises(ConfigError):
             sign(files(1), key, algorithm)
+    with pytest.raises(ConfigError, match="not a private key in PEM form for ES256"):
+        sign(files(1), KEY.public, "ES256")
