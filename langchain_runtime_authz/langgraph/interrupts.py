@@ -287,7 +287,7 @@ def _denied(judged: DecidedCall, code: Code) -> DecidedCall:
 
 
 def _answers_left(config: Mapping[str, Any], had: int, *, plain: bool = True) -> bool:
-    """Return True if a resume value waits for the task's next question: one by interrupt id or, if `plain`, any."""
+    """Return True if a resume value waits: by interrupt id or, if `plain`, any."""
     pad = private.scratchpad_of(config)
     return pad is not None and (len(pad.resume) > had or (plain and private.unused_answer(config) is not None))
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from langchain_runtime_authz._display import unseen
+from langchain_runtime_authz._regex import normalize
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.ledger.base import OPEN, Approval, CallRow, Conflict
 from langchain_runtime_authz.ledger.changes import Change, Unrefusable, Used
@@ -413,5 +413,5 @@ class SpendApproval(Change):
 
 
 def _name(principal: str) -> str:
-    name = unicodedata.normalize("NFKC", principal.partition(":")[2] or principal).casefold()
-    return unicodedata.normalize("NFKC", "".join(c for c in name if not unseen(c)))
+    name = normalize("NFKC", principal.partition(":")[2] or principal).casefold()
+    return normalize("NFKC", "".join(c for c in name if not unseen(c)))

@@ -168,7 +168,10 @@ class Redeliver(Unrefusable):
 
 @dataclass(slots=True)
 class SetMark(Unrefusable):
-    """Set a mark: a named text of the thread. A store may drop reads (`READ`); the next one counts as changed."""
+    """Set a mark, a named text of the thread.
+
+    A store may drop marks of reads (`READ`). The next such read counts as changed.
+    """
 
     name: str
     value: str

@@ -40,7 +40,7 @@ Count = Annotated[int, Member(ge=1, le=10_000)]
 
 
 class Span(NamedTuple):
-    """A part of a user's message: the digest of the message, and start and end in characters."""
+    """A part of a user's message: its digest, and its start and end in characters."""
 
     text: str
     start: int
@@ -137,7 +137,7 @@ Where = dict[Name, _Conditions]
 
 
 class Const(_Frozen):
-    """This value, in one of its normal forms. For a list argument: these items, in any order.
+    """This value, in one of its normal forms. For a list: these items, in any order.
 
     `said` is its place in the user's words. An application's constant has none.
     """
@@ -176,7 +176,7 @@ class Within(_Frozen):
 
 
 class Field(_Frozen):
-    """A field of a step's output, recomputed by the enforcement point. `path` is dotted; "" is all."""
+    """A field of a step's output. `path` is dotted; "" is all."""
 
     step: Name
     path: str
@@ -198,7 +198,7 @@ class Pick(_Frozen):
 
 
 class Each(_Frozen):
-    """A field of each record that the conditions choose: one call for each, at most `limit` calls.
+    """A field of each record that the conditions choose: at most `limit` calls.
 
     All `Each` arguments of a step that read from one step use the same record.
     """
@@ -211,7 +211,7 @@ class Each(_Frozen):
 
 
 class Extract(_Frozen):
-    """A value in free text that a step returned. An approver is always shown the value, and asked."""
+    """A value in free text that a step returned. An approver is always asked."""
 
     step: Name
     path: str = ""
@@ -219,7 +219,7 @@ class Extract(_Frozen):
 
 
 class Text(_Frozen):
-    """Free text: words that the user dictated (`quote`), and fields of steps, as `step` or `step.path`.
+    """Free text: words the user dictated (`quote`), and fields (`step`, `step.path`).
 
     Identifiers and long tokens in it must come from the user's words or from `inputs`.
     """
@@ -372,7 +372,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def load_mandate(source: Mandate | Mapping[str, Any] | str | Path) -> Mandate:
-    """Return the mandate that is given as a `Mandate`, as its JSON form, or as the path of a YAML file.
+    """Return the mandate of a `Mandate`, of its JSON form, or of a YAML file.
 
     Raises:
         ConfigError: code `mandate_invalid`; the message names the wrong field.

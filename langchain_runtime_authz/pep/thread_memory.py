@@ -148,7 +148,7 @@ class ThreadMemory:
             return dict(thread.payees) if thread is not None else {}
 
     def _thread(self, scope: Scope, *, lost: bool = False) -> _Thread:
-        """Return a thread's memory. `lost`: the thread has read data, so a new memory lacks it."""
+        """Return a thread's memory. `lost`: a new memory lacks data that was read."""
         thread = self._threads.get(scope)
         if thread is None:
             thread = self._threads[scope] = _Thread(Outputs(self._lock, lost=lost))

@@ -24,6 +24,7 @@ BANNED = {
     r"\bof (theirs|yours|his|hers)\b": "their …",
     r"\bin every writing\b": "in every form",
 }
+LONGEST = 80  # characters of a docstring's first line
 # A docstring does not begin with a clause as its subject.
 CLAUSE = re.compile(r"(What|Whatever|Who|Whoever|Whether|Where|That|How|Which|When)\b")
 
@@ -40,13 +41,14 @@ def _texts(path: Path) -> Iterator[tuple[int, str]]:
             yield token.start[0], token.string
 
 
-def _clauses(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield first lines of docstrings whose subject is a clause."""
+def _first_lines(path: Path) -> Iterator[str]:
+    """Yield what is wrong with first lines of docstrings: a clause as subject, or too many characters."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            text = ast.get_docstring(node) or ""
-            if CLAUSE.match(text):
-                yield getattr(node, "lineno", 1), text.splitlines()[0]
+            first = (ast.get_docstring(node) or "").partition("\n")[0]
+            for why, wrong in {"a clause as subject": CLAUSE.match(first), "too long": len(first) > LONGEST}.items():
+                if wrong:
+                    yield f"{getattr(node, 'lineno', 1)}: {why}: {first}"
 
 
 def _banned(text: str) -> list[str]:
@@ -60,7 +62,7 @@ def _findings(path: Path) -> list[str]:
     # Splitting a file into its texts is what takes time.
     texts = _texts(path) if _banned(path.read_text(encoding="utf-8")) else ()
     found = [f"{line}: {one}" for line, text in texts for one in _banned(text)]
-    return found + [f"{line}: a clause as subject: {text}" for line, text in _clauses(path)]
+    return [*found, *_first_lines(path)]
 
 
 def _each(find: Callable[[Path], list[str]], paths: Iterable[Path]) -> dict[str, list[str]]:
