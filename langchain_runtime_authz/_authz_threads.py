@@ -58,7 +58,6 @@ class Reentry:
     output: Any = None
 
     def __str__(self) -> str:
-        """Return the sentence for people."""
         return f"{self.how}: {_SENTENCES[self.how]}"
 
 

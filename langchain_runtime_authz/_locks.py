@@ -42,10 +42,7 @@ def in_child(method: Callable[[], object]) -> None:
 
 @contextmanager
 def file_lock(path: Path) -> Iterator[None]:
-    """Hold a lock between processes; create the file if it does not exist.
-
-    Raises `OSError`: the file cannot be opened or locked.
-    """
+    """Hold a lock between processes; create a missing file. Raises `OSError`."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -67,10 +67,7 @@ checked_callable = partial(of_kind, kind=Callable, wanted="something to call")
 
 
 def read_yaml(path: str | Path, code: Code) -> Any:
-    """Return the content of a YAML file.
-
-    Raises `ConfigError` with `code`; the error names the line and column.
-    """
+    """Read a YAML file. Raises `ConfigError` with `code`; it names line and column."""
     import yaml  # only where a file is read
 
     try:

@@ -1,7 +1,6 @@
 """Profiles of tools: what a tool does, where it sends, which arguments matter.
 
-Profiles for common third-party tools come with the package: `load_profiles("langchain")`. Sets, files and mappings
-combine in a list, in which the later profile of a tool counts.
+Profiles for common third-party tools come with the package: `load_profiles("langchain")`.
 
 There are three ways to declare a profile: a mapping or YAML file in `RuntimeAuthz(profiles=...)`, the
 `@profile(...)` decorator, or a `ToolProfile` under `tool.metadata["runtime_authz"]`. Plain data in a tool's

@@ -160,7 +160,6 @@ def _paths(properties: object, left_out: set[str], before: str = "", depth: int 
 
 
 def _alternatives(schema: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Yield a schema, its alternatives, and the items of its lists."""
     yield schema
     for part in (*schema.get("anyOf", ()), *schema.get("oneOf", ()), *schema.get("allOf", ()), schema.get("items")):
         if isinstance(part, Mapping):

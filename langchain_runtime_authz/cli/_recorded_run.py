@@ -148,7 +148,6 @@ def read_trace(path: str | Path) -> Trace:
 
 
 def _follow(event: Event, agents: set[str], waiting: dict[str, bool]) -> None:
-    """Update the active agents, and the calls that wait for an output, by an event."""
     acting = event.parent if isinstance(event, Delegate) else getattr(event, "agent", MAIN)
     if acting not in agents:
         raise ValueError(f"the agent `{acting}` is not active")

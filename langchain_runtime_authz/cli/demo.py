@@ -72,7 +72,6 @@ def demo(
 
 @contextmanager
 def _exporting(url: str) -> Iterator[None]:
-    """Send the block's spans to an OTLP/HTTP receiver. Say if they do not arrive."""
     from langchain_runtime_authz.errors import ConfigError
 
     try:

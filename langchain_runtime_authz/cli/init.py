@@ -173,7 +173,6 @@ def _ready_sets() -> Mapping[str, Mapping[str, ToolProfile]]:
 
 
 def _asked(tool: BaseTool) -> Any:
-    """Ask what a tool does, where its arguments go and which of them decide."""
     from langchain_runtime_authz.cli._profile_proposal import propose
     from langchain_runtime_authz.langgraph.tool_lookup import arguments_of
     from langchain_runtime_authz.tool_profile import EFFECTS, check_arguments, load_profiles

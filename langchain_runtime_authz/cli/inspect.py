@@ -241,7 +241,6 @@ def _called(target: str, factory: Any) -> Any:
 
 @contextmanager
 def _user_code(what: str) -> Iterator[None]:
-    """Turn errors of the user's code into `ConfigError`; send its output to stderr."""
     try:
         with redirect_stdout(sys.stderr):
             yield

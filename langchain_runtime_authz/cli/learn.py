@@ -174,7 +174,6 @@ def _varied(values: list[Any]) -> str:
 
 
 def _steps(seen: Mapping[str, _Seen]) -> Iterator[str]:
-    """Yield a mandate's step for each tool that asked and was never rejected."""
     for name, one in seen.items():
         known = one.args and all(one.args.values())
         if not one.outcomes["approval_required"] or not known or one.outcomes["rejected"]:

@@ -141,7 +141,6 @@ def _doubts(file: Path) -> dict[str, int]:
 
 
 def _tested(declared: Mapping[str, ToolProfile], loaded: Mapping[str, Any]) -> list[str]:
-    """Run a file's tests and check its mandates; return the differences."""
     from langchain_runtime_authz.cli.init import outcomes
     from langchain_runtime_authz.mandate.model import load_mandate
 

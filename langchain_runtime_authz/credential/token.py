@@ -159,8 +159,6 @@ def claims_of(request: TokenRequest, issuer: str) -> dict[str, Any]:
 
 
 class _Text:
-    """A property of a `Credential`: one claim as text."""
-
     def __init__(self, name: str) -> None:
         self._name = name
 

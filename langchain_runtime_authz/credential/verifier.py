@@ -61,8 +61,6 @@ class KeySource(Protocol):
 
 
 class _SetSource:
-    """Finds keys in a JWK set, or in one that a callable returns."""
-
     def __init__(self, jwks: KeySet | Callable[[], KeySet]) -> None:
         self._jwks = jwks
 

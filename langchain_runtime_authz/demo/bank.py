@@ -200,7 +200,6 @@ class _Stage:
         self._planned, self._asked = dict[str, str](), dict[str, str]()
 
     def say(self, text: str, style: str = "") -> None:
-        """Print a line, and leave time to read it on a terminal."""
         if self._console is not None:
             self._console.print(escape(text), style=style, highlight=False)
             if self._console.is_terminal:
@@ -258,7 +257,6 @@ def _call(name: str, args: Mapping[str, Any]) -> str:
 
 
 def _named(text: str) -> str:
-    """Replace account numbers by their owners, for a readable table."""
     for account, owner in ((SUPPLIER, "the supplier"), (PLUMBER, "the plumber"), (ATTACKER, "the attacker")):
         text = text.replace(f"'{account}'", owner).replace(account, owner)
     return text

@@ -129,10 +129,7 @@ class TokenExchange(Secret):
     exchange, aexchange = both(_exchange)
 
     def _grant(self, assertion: str, *, resource: str | None = None, scope: str | None = None) -> Steps[ExchangedToken]:
-        """Exchange an assertion of another issuer for an access token (RFC 7523 §2.1).
-
-        Raises like `exchange`.
-        """
+        """Exchange another issuer's assertion (RFC 7523 §2.1). Raises like `exchange`."""
         asked = {"grant_type": ASSERTION_GRANT, "assertion": assertion, "resource": resource, "scope": scope}
         return self._asked(asked)
 

@@ -168,7 +168,6 @@ class _Bearing:
 
 @cache
 def _bearing(kind: type) -> type:
-    """Return a subclass of the request class `kind` that is also a `_Bearing`."""
     # For a redirect, both clients copy the headers in `_redirect_headers`. They keep `Authorization` within one origin
     # and `DPoP` everywhere. httpx does not call an `Auth` for a redirect, and does not tell it of one.
     packages = (base.__module__.partition(".")[0] for base in kind.__mro__)  # `kind` may be another library's subclass

@@ -200,7 +200,6 @@ def _parts(value: object, kind: str) -> list[tuple[str, ...]]:
 
 
 def _places(value: str) -> Iterator[tuple[str, ...]]:
-    """Yield the forms of each recipient in a text."""
     # Of an address with a name around it, only the address is the recipient.
     for part in _BETWEEN.split(value):
         if part.strip():

@@ -102,7 +102,6 @@ def _plain(text: str) -> bool:
 
 
 def _respelled(value: str) -> bool:
-    """Return True if NFC turns a character into ASCII."""
     # To a mail server, the Kelvin sign is not a K.
     return not value.isascii() and any(
         unicodedata.normalize("NFC", c).isascii() for c in value if not (c.isascii() or c.isspace())

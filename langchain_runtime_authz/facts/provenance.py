@@ -135,7 +135,6 @@ def _weakness(found: Provenance) -> tuple[int, int]:
 
 
 def _item(item: Item, evidence: Evidence) -> Provenance:
-    """Return the provenance of a scalar, which is that of its weakest part."""
     weakest: Provenance | None = None
     for part in item.parts:
         if evidence.words.said(part):

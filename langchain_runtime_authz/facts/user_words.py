@@ -55,7 +55,6 @@ class UserWords:
 
 
 def _within(phrase: str, text: str) -> bool:
-    """Return True if `text` has `phrase` as whole words, not inside a longer name."""
     at = -1
     for _ in range(_TRIES):
         at = text.find(phrase, at + 1)

@@ -69,8 +69,7 @@ class LoggedOut(NamedTuple):
 class OidcVerifier:
     """Verifies one provider's tokens. Safe to use from many threads and event loops.
 
-    The provider's discovery document is kept for at most `max_age` seconds. `credential.jwks.JwksClient` fetches the
-    provider's keys, at most once a second.
+    `credential.jwks.JwksClient` fetches the provider's keys, at most once a second.
 
     Args:
         issuer: the provider, exactly as in `iss` of its tokens: https, or a server on this machine.

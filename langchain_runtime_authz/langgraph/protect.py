@@ -100,7 +100,6 @@ def _protect_one(graph: AnyGraph, protection: Protection) -> Iterator[BaseTool]:
 
 
 def _appends_messages(channel: object) -> bool:
-    """Return True if a channel appends messages, by `add_messages` or list addition."""
     reducer = getattr(channel, "operator", None)
     return getattr(reducer, "func", reducer) in (add_messages, operator.add)
 

@@ -220,7 +220,6 @@ def arrival_unguarded(tool: BaseTool, tool_input: Any, config: Mapping[str, Any]
 
 
 def _described(tool: BaseTool, call_id: str | None, parser: Parser | None, **planned: Any) -> parsing.Describe:
-    """Return a function that makes a `Call` from facts and arguments."""
     about = {"call_id": call_id, "plan_id": None, "position": None, **planned}
 
     def described(facts: ToolFacts, given: Any) -> Call:

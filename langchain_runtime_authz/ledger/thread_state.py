@@ -263,5 +263,4 @@ def status(t: Thread, lease_jti: str, call_key: str | None, now: float) -> b.Tok
 
 
 def _underway(lease: b.Lease, now: float) -> bool:
-    """Return True if a root lease is live, or lapsed less than `LAPSED` seconds ago."""
     return lease.parent is None and lease.state == "live" and now < lease.expires_at + b.LAPSED

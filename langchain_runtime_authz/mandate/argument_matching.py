@@ -41,8 +41,6 @@ FITS: Final = Finding("", "")
 
 
 class _Row(NamedTuple):
-    """One record of an output."""
-
     record: Any
     base: str  # path of the list that holds the record
     path: str  # path of the argument's field within the record
@@ -314,7 +312,6 @@ def _fixed(step: model.Step) -> bool:
 
 
 def _equal(items: Sequence[Any], ordered: Sequence[Any], kind: str) -> bool:
-    """Return True if both lists have the same items, in any order."""
     return (
         len(items) <= len(ordered)
         and all(any(same(item, one, kind) for one in ordered) for item in items)

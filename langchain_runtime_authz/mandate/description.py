@@ -104,7 +104,6 @@ def _listed(values: tuple[object, ...], last: str) -> str:
 
 
 def _value(value: object) -> str:
-    """Return a value on one line: shortened, escaped, and quoted if it has blanks."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     text = str(value)

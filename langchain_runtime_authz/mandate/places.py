@@ -274,6 +274,5 @@ def _phrase(segment: Segment, value: object) -> Iterator[tuple[int, int]]:
 
 
 def _same_scheme(value: object, written: str) -> bool:
-    """Return False for an `http://` link that the user did not write with `http://`."""
     plain = isinstance(value, str) and value.lower().startswith("http://")
     return not plain or written.lower().startswith("http://")

@@ -58,7 +58,6 @@ def backed(
 
 
 def _few(confirm: Sequence[str], effects: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the effects and steps to confirm; if too many, effects instead of steps."""
     found = tuple(dict.fromkeys(c for c in confirm if c in effects or c in EFFECTS))
     return found if len(found) <= model.MAX_STEPS else tuple(dict.fromkeys(effects.get(c, c) for c in found))
 
@@ -88,7 +87,6 @@ class _Check:
         self.behind: dict[str, dict[str, None]] = {}  # step → reads it depends on, directly or not
 
     def steps(self) -> tuple[model.Step, ...]:
-        """Return the kept steps, without those that depend on a dropped step."""
         for step in self.mandate.steps:
             for needed in (*step.sources, *([step.after] if step.after else [])):
                 if needed in self.lost and step.id not in self.lost:

@@ -92,8 +92,6 @@ def _unplain(text: str) -> str | None:
 
 
 class _Turn:
-    """The reading of one turn in one language."""
-
     def __init__(
         self, language: Language, profiles: Mapping[str, ToolProfile], signatures: Mapping[str, Mapping[str, Any]]
     ) -> None:

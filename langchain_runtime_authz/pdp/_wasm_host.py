@@ -130,7 +130,6 @@ class _Clock:
                 self._thread.start()
 
     def wait(self) -> None:
-        """Wait for the thread to end if no program is open."""
         with self._lock:
             thread = None if any(not p.closed for p in self.programs) else self._thread
         if thread is not None and thread is not threading.current_thread():

@@ -160,8 +160,6 @@ class CedarPDP(InProcess):
 
 
 class _Said(NamedTuple):
-    """The annotations of a policy."""
-
     reason: str
     obligations: tuple[Obligation, ...]
     asks: bool
@@ -313,7 +311,6 @@ def _tagged(kind: str, name: str, tags: Json) -> Json:
 
 
 def _texts(values: Json) -> dict[str, list[str]]:
-    """Return each value as a sorted list of distinct texts. Leave out nulls."""
     listed = {n: value if isinstance(value, list) else [value] for n, value in values.items() if value is not None}
     return {n: sorted({v if isinstance(v, str) else json.dumps(v) for v in each}) for n, each in listed.items()}
 

@@ -262,10 +262,7 @@ def reviews(
 
 
 def own_question(run: Run, call_key: str, call: Call, interrupt_id: str) -> AskApproval:
-    """Return the change that records a tool's own question (`interrupt()`).
-
-    The answer to it lets the call continue.
-    """
+    """Return the record of a tool's own `interrupt()`, whose answer lets it continue."""
     key, asked = f"{OWN}{call_key}", interrupt_id
     return AskApproval(Approval(key, call.args_digest, run.epoch, source="hitl", interrupt_id=asked, allowed=TAKES_ANY))
 

@@ -51,8 +51,7 @@ def answer_beside(
 ) -> Flow[int]:
     """Answer the open question `id`. Return how many approvals are still needed.
 
-    Raises `AuthzError` (`approval_void`, `approval_expired`, `approval_approver`, `approval_not_distinct`),
-    `CredentialError` for an invalid statement, `ConfigError` for neither or both of `by` and `statement`.
+    Raises like `RuntimeAuthz.approve`, and `ConfigError` for neither or both of `by` and `statement`.
     """
     if (by is None) == (statement is None):
         raise ConfigError("an approval needs an approver: give either `by` or a signed `statement`")

@@ -213,7 +213,6 @@ def _named(row: CallRow) -> dict[str, str]:
 
 
 def _runs_here(row: CallRow) -> bool:
-    """Return True if this process still runs the call."""
     held = HELD.get(row.key) if (row.about or {}).get("process") == PROCESS[0] else None
     return held is not None and (ticket := held()) is not None and not ticket.concluded
 

@@ -84,10 +84,7 @@ def invitation(child: Run, audience: str) -> Flow[Credential]:
 
 
 def hand_off(run: Run, opened: Edge) -> Flow[Decision]:
-    """Decide a hand-off when its tool is called. The child's entry decides again.
-
-    Never raises.
-    """
+    """Decide a hand-off at its tool's call. Never raises. The child decides again."""
     decision = yield from _invited(run, opened, [], None)
     if decision.permit:
         run.handed[opened.to] = opened

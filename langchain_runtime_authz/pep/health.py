@@ -96,7 +96,6 @@ class HealthCheck:
         return health
 
     def _ledger(self) -> str:
-        """Load a thread and check that the ledger can commit."""
         ledger, tenant = self._engine.ledger, self._engine.tenant
         ledger.load(Scope(tenant, self._engine.issuer.issuer, "health:", ""), Query())
         if callable(check := getattr(ledger, "check", None)):

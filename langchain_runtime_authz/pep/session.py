@@ -167,10 +167,7 @@ class Session:
     correct, acorrect = both(_correct)
 
     def _delegate(self, to: str, grant: Grant | None = None) -> Flow[Session]:
-        """Open a child agent's session under the meet of both grants.
-
-        Raises `AuthzDenied`.
-        """
+        """Open a child's session under the meet of both grants. Raises `AuthzDenied`."""
         return Session((yield from open_child(self._run, to, "subgraph", grant)), self._profiles, self, grant)
 
     delegate, adelegate = both(_delegate)

@@ -137,7 +137,6 @@ def unread(source: Path) -> list[str]:
 
 
 def _unreached(rules: Mapping[str, str], entrypoint: str) -> Iterator[str]:
-    """Yield a sentence for each file whose package is compiled, but never evaluated."""
     asked = entrypoint.rpartition("/")[0].replace("/", ".")
     for name, text in rules.items():
         package = _PACKAGE.search(text)

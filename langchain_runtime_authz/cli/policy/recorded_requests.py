@@ -181,7 +181,6 @@ _OTHER: Final[tuple[tuple[str, str, Any], ...]] = (
 
 
 def _set(path: str, value: Any, document: dict[str, Any]) -> None:
-    """Set a member, or some members of an object."""
     node, last = place(document, path)
     if last in node or path.count("/") < 4:  # noqa: PLR2004  (members of a profile and of the context may be absent)
         node[last] = {**(node.get(last) or {}), **value} if isinstance(value, dict) else value

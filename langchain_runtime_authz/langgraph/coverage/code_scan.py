@@ -245,7 +245,6 @@ def _package(value: Any) -> str:
 
 @lru_cache(maxsize=256)
 def _reaches_out(package: str) -> bool:
-    """Return True if an installed package holds a network client."""
     own = [m for n, m in list(sys.modules.items()) if n == package or n.startswith(f"{package}.")]
     if not any("site-packages" in (getattr(m, "__file__", None) or "") for m in own):
         return False
