@@ -15,10 +15,11 @@ from typing import Any, Final
 from langchain_runtime_authz._locks import forkable_lock
 from langchain_runtime_authz.facts import json_copy
 from langchain_runtime_authz.facts.argument_atoms import MAX_ARGUMENT_NODES, absent
+from langchain_runtime_authz.facts.history import History
 from langchain_runtime_authz.facts.json_copy import held as take
 from langchain_runtime_authz.facts.normal_forms import forms, identifiers, key
 from langchain_runtime_authz.mandate.text_arguments import Words
-from langchain_runtime_authz.tool_profile import ToolProfile, field_trust
+from langchain_runtime_authz.tool_profile import HARMLESS, ToolProfile, field_trust
 
 MAX_ARGUMENT_CHARS: Final = 20_000
 MAX_ENTRIES: Final = 1024  # calls whose first output was recorded, including forgotten ones
@@ -60,8 +61,8 @@ class Outputs:
     Entries are parsed at the first query. Parsing takes `lock`, so callers must not hold it.
     """
 
-    def __init__(self, lock: threading.Lock | None = None, *, lost: bool = False) -> None:
-        self._lost = lost  # the text of an output is not held, or not in full
+    def __init__(self, lock: threading.Lock | None = None) -> None:
+        self._lost = False  # the text of an output is not held, or not in full
         self._first: dict[str, dict[str, dict[str, Output]]] = {}  # task → tool → arguments
         self._order: deque[Output] = deque()
         self._repeats: deque[Output] = deque(maxlen=MAX_REPEATS)
@@ -69,7 +70,7 @@ class Outputs:
         self._lock = lock if lock is not None else forkable_lock()
         self._written: dict[str, int] = {}
         self._left_out = float("inf")  # turn of the first side effect whose values were not all recorded
-        self._entries = self._weight = self._turn = self._waiting = 0
+        self._entries = self._weight = self._turn = self._waiting = self._claims = 0
 
     def record(
         self,
@@ -93,11 +94,22 @@ class Outputs:
         if self._waiting >= MAX_UNREAD or len(self._unread) >= MAX_REPEATS:
             self._read()
 
-    def wrote(self, args: Mapping[str, Any]) -> None:
-        """Record a side effect's arguments: a later read of such values is not trusted."""
+    def claimed(self, args: Mapping[str, Any] | None) -> None:
+        """Count a claimed call, and record the `args` of a side effect.
+
+        If a later read returns one of these values, the value is not trusted.
+        """
         self._unread.append((args,))
         if len(self._unread) >= MAX_REPEATS:
             self._read()
+
+    def missed(self, history: History) -> None:
+        """Trust no field or text that other processes may have written or read."""
+        self._read()
+        if sum(history.calls.values()) > self._claims:
+            self._lost |= bool(history.classes_read)
+            if not {*history.effects} <= {*HARMLESS}:
+                self._left_out = -1
 
     def _read(self) -> None:
         with self._lock:
@@ -106,6 +118,7 @@ class Outputs:
                 entry = self._unread.popleft()
                 self._turn += 1
                 if len(entry) == 1:
+                    self._claims += 1
                     self._note(*entry)
                 else:
                     self._keep(entry)
@@ -143,8 +156,8 @@ class Outputs:
             oldest.forget()
             self._lost = True
 
-    def _note(self, args: Mapping[str, Any]) -> None:
-        for form in told(args):
+    def _note(self, args: Mapping[str, Any] | None) -> None:
+        for form in told(args or {}):
             if form is None or len(self._written) >= MAX_WRITTEN:
                 self._left_out = min(self._left_out, self._turn)
                 return

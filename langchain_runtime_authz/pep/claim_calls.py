@@ -95,6 +95,8 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
     if type(done) is Conflict:
         yield from refund(run, shared, spent)
         return (yield from _conflicting(run, decided, done))
+    # Now, so that a concurrent read is later.
+    engine.memory.outputs(run.scope).claimed(call.args if call.profile.side_effect else None)
     recorded = False
     try:
         about = (decided.body, decided.started or None, done.now, decided.approval)
@@ -130,7 +132,6 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
         refusals=RefusedMints((run, decided, done.now - time.monotonic())),
     )
     if decided.deeds:
-        run.engine.memory.outputs(run.scope).wrote(call.args)  # now, so that a concurrent read is later
         calls_in_doubt.LOST_ENDS.pop(decided.key, None)  # the new claim replaces an end that was not recorded
         calls_in_doubt.HELD[decided.key] = ref(ticket, partial(calls_in_doubt.HELD.pop, decided.key))
     return ticket

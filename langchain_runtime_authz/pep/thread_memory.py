@@ -76,8 +76,9 @@ class ThreadMemory:
         own = [stated(t.text) for t in snapshot.log if t.own and not _answers(t)]
         said = TaskWords(snapshot.task.digest, UserWords(own), turn(snapshot.log), len(own))
         with self._lock:
-            self._thread(scope, lost=bool(snapshot.history.classes_read))
+            outputs = self._thread(scope).outputs
             self.words[scope] = said
+        outputs.missed(snapshot.history)
         return said
 
     def keep(self, scope: Scope, found: Observation) -> None:
@@ -147,11 +148,10 @@ class ThreadMemory:
             thread = self._threads.get(scope)
             return dict(thread.payees) if thread is not None else {}
 
-    def _thread(self, scope: Scope, *, lost: bool = False) -> _Thread:
-        """Return a thread's memory. `lost`: a new memory lacks data that was read."""
+    def _thread(self, scope: Scope) -> _Thread:
         thread = self._threads.get(scope)
         if thread is None:
-            thread = self._threads[scope] = _Thread(Outputs(self._lock, lost=lost))
+            thread = self._threads[scope] = _Thread(Outputs(self._lock))
             while len(self._threads) > MAX_THREADS:
                 forgotten, _ = self._threads.popitem(last=False)
                 self.words.pop(forgotten, None)

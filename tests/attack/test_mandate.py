@@ -5,6 +5,9 @@ Each class of attack has a twin without enforcement in which the harm happens.
 
 from __future__ import annotations
 
+from langchain_runtime_authz import Mandate
+from langchain_runtime_authz.mandate.read_outputs import Outputs
+
 from ._house import *
 
 PAID = ("pay", BOB, 45.0)
@@ -239,3 +242,24 @@ def test_an_own_note_does_not_vouch_for_a_payee(go: Any) -> None:
     """The model writes an account into a note, and a search of the notes returns it: it stays the model's."""
     steps = (MAIL, ("note", {"title": "December rent", "text": EVE}), ("search_notes", {}), pay(EVE))
     held("Pay the December rent, 45 EUR", *steps, go=go)
+
+
+@pytest.mark.parametrize("enforced", [True, False])
+def test_a_note_of_another_worker_does_not_vouch_for_a_payee(go: Any, monkeypatch: pytest.MonkeyPatch, *, enforced: bool) -> None:
+    """One worker runs the note, and another one the search and the payment. The twin trusts what it reads."""
+    if not enforced:
+        monkeypatch.setattr(Outputs, "missed", lambda *_: None)
+    free, payee = {"kind": "free"}, {"kind": "field", "step": "look", "path": "text"}
+    steps = [
+        {"id": "note", "tool": "note", "args": {"title": free, "text": free}},
+        {"id": "look", "tool": "search_notes", "args": {}},
+        {"id": "pay", "tool": "pay", "args": {"to": payee, "amount": 45}},
+    ]
+    house, saver, ledger = House(), InMemorySaver(), MemoryLedger()
+    for calls in ([("note", {"title": "Rent", "text": EVE})], [("search_notes", {}), pay(EVE)]):
+        authz = RuntimeAuthz(profiles=PROFILES | {"search_notes": ToolProfile(effect="read", sink="none", trust="system")}, ledger=ledger)
+        graph = authz.protect(graph_of(house, *calls, saver=saver))
+        with authz.run(subject="alice", mandate=Mandate.model_validate({"steps": steps})):
+            state = go(graph, {"messages": [HumanMessage("Go on")]}, THREAD)
+    assert house.ran == [("note", "Rent")] + [("pay", EVE, 45)] * (not enforced)
+    assert len(asked(state)) == enforced

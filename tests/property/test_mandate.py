@@ -295,7 +295,7 @@ def test_dropping_a_step_widens_no_other(mandate, at):
 def test_nothing_raises(mandate, output, args, restriction, undeclared, data):
     tool, given_args = data.draw(calls(mandate, (output, args)))
     kept = seen(output, args if isinstance(args, dict) else {"id": "one"})
-    kept.wrote({"x": args})
+    kept.claimed({"x": args})
     mandate = Mandate(steps=mandate.steps, **restriction)
     found = judge(mandate, (tool, {**given_args, undeclared: output}), kept)
     assert found.standing in ("covered", "deviates", "forbidden", "outside")

@@ -55,7 +55,7 @@ class Line:
                 return found
             for spend in found.spends:
                 self.counts[spend.counter] += spend.by
-            self.outputs.wrote(args)
+            self.outputs.claimed(args)
         result, _ = runtime.run_function(self.env, call.function, dict(call.args))
         self.outputs.record(call.function, profile, args, _plain(result), given=given)
         return found

@@ -241,12 +241,12 @@ def test_sources(kept, standing):
 
 def test_a_value_that_the_model_wrote_does_not_vouch_for_itself():
     kept = Outputs()
-    kept.wrote({"text": ["anna@x.org"]})
+    kept.claimed({"text": ["anna@x.org"]})
     kept.record("contacts", PROFILES["contacts"], {}, CONTACTS)
     mandate = one("send", {"to": Pick("contacts", "email", {"name": "Anna"})})
     assert codes(judge(mandate, "send", {"to": "anna@x.org"}, kept=kept)) == [("to", "untrusted")]
     later = outputs()
-    later.wrote({"text": ["anna@x.org"]})
+    later.claimed({"text": ["anna@x.org"]})
     assert judge(mandate, "send", {"to": "anna@x.org"}, kept=later).standing == "covered"
 
 

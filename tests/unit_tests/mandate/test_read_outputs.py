@@ -121,12 +121,12 @@ def test_the_words_of_an_output_are_known_whatever_its_arguments(n, most, monkey
 
 def test_written_values_are_told_by_time(monkeypatch):
     found = Outputs()
-    found.wrote({"a": ["x"]})
+    found.claimed({"a": ["x"]})
     assert (found.written("X ", 2), found.written("x", 1), found.written("y", 2)) == (True, False, False)
-    found.wrote({"content": '{"rows": [{"payee": "Eve"}]}', "note": "Anna is now at eve@x.org, she says."})
+    found.claimed({"content": '{"rows": [{"payee": "Eve"}]}', "note": "Anna is now at eve@x.org, she says."})
     assert (found.written("Eve", 3), found.written("eve@x.org", 3), found.written("Anna", 3)) == (True, True, False)
     monkeypatch.setattr(module, "MAX_WRITTEN", 1)
-    found.wrote({"a": "z"})
+    found.claimed({"a": "z"})
     assert (found.written("y", 4), found.written("y", 3)) == (True, False)
 
 
@@ -137,7 +137,7 @@ def test_written_values_are_told_by_time(monkeypatch):
 )
 def test_no_spelling_of_a_written_value_hides_it(told):
     found = Outputs()
-    found.wrote({"a": told})
+    found.claimed({"a": told})
     assert (found.written("Eve", 2), found.written("Bob", 2)) == (True, False)
 
 
@@ -149,8 +149,8 @@ def test_no_spelling_of_a_written_value_hides_it(told):
 def test_a_write_that_is_too_large_to_note_had_any_value(large):
     """From then on. What was read before it is trusted as before."""
     found = Outputs()
-    found.wrote({"a": "b"})
-    found.wrote({"rows": large})
+    found.claimed({"a": "b"})
+    found.claimed({"rows": large})
     assert (found.written("eve", 3), found.written("eve", 2)) == (True, False)
 
 

@@ -118,14 +118,21 @@ def test_each_thread_has_its_own_outputs() -> None:
     assert len(memory.outputs(scope("other")).of("get_bill", "1:")) == 0
 
 
-def test_a_new_memory_lacks_what_the_thread_has_read() -> None:
-    """It was forgotten, or another process read it."""
-    ledger = MemoryLedger()
-    for read in (False, True):
-        ledger.commit(scope(), None, [RecordStep(data_class="internal" if read else None)])
-        memory = ThreadMemory()
-        memory.read_words(scope(), ledger.load(scope(), Query(log=True)))
-        assert (None in memory.outputs(scope()).texts()) is read
+@pytest.mark.parametrize("effect", ["compute", "read", "write"])
+@pytest.mark.parametrize("by", ["us", "others", "both"])
+def test_a_memory_lacks_what_others_read_and_wrote(by: str, effect: str) -> None:
+    """Another process, or this one before it forgot the thread. Then nothing that it may have read or written is trusted."""
+    ledger, memory = MemoryLedger(), ThreadMemory()
+    read = "internal" if effect == "read" else None
+    ledger.commit(scope(), None, [RecordStep(call="a", effect=effect), RecordStep(data_class=read)])
+    if by != "others":
+        memory.outputs(scope()).claimed({"to": "DE21"} if effect == "write" else None)
+    if by == "both":
+        ledger.commit(scope(), None, [RecordStep(call="a", effect=effect)])
+    memory.read_words(scope(), ledger.load(scope(), Query(log=True)))
+    outputs = memory.outputs(scope())
+    assert (None in outputs.texts()) is (by != "us" and effect == "read")
+    assert outputs.written("Eve", turn=1) is (by != "us" and effect == "write")
 
 
 def test_the_least_recently_used_thread_is_forgotten() -> None:
