@@ -14,10 +14,11 @@ from langchain_runtime_authz.credential.token import Credential, Task, TokenRequ
 from langchain_runtime_authz.errors import Code, CredentialError
 from langchain_runtime_authz.facts.task import Task as PinnedTask
 from langchain_runtime_authz.facts.task import content_digest
-from langchain_runtime_authz.ledger.base import Scope
+from langchain_runtime_authz.ledger.base import Query, Scope
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pep.call import DecidedCall
-from langchain_runtime_authz.pep.run import Flow, Perform, Run, Write, adrive, agent_id, drive
+from langchain_runtime_authz.pep.decide_calls import renewed
+from langchain_runtime_authz.pep.run import Flow, Load, Perform, Run, Write, adrive, agent_id, drive
 from langchain_runtime_authz.telemetry.spans import record_event
 
 TOKEN_TTL: Final = 60  # seconds
@@ -44,23 +45,15 @@ class RefusedMints(tuple[Any, "DecidedCall | None", "float | None"]):
         reason = code
         if code == Code.AUDIENCE:
             reason = "outside_grant" if known or audience is None else "outside_profile"
-        detail: dict[str, Any] = {
-            "decision_id": decided.decision.decision_id if decided is not None else "",
-            "audience": audience if known else None,
-            "tool": decided.call.tool if decided is not None else "",
-        }
+        decision_id, tool = (decided.decision.decision_id, decided.call.tool) if decided is not None else ("", "")
+        detail: dict[str, Any] = {"decision_id": decision_id, "audience": audience if known else None, "tool": tool}
         about: dict[str, Any] = {"reason": reason, "run_id": run.run_id, "epoch": run.epoch or 0, "agent": run.agent}
         whole = run if isinstance(run, Run) else None
         record_event("mint_refused", whole and whole.scope, detail, about, run=whole)
-        record = partial(
-            refused_mint_record,
-            now=time.time() if offset is None else offset + time.monotonic(),
-            # The tool chose an audience that its profile does not declare, so record its digest.
-            asked_digest=None if known or audience is None else content_digest(audience),
-            **detail,
-            **about,
-        )
-        yield (Write, record)
+        now = time.time() if offset is None else offset + time.monotonic()
+        # The tool chose an audience that its profile does not declare, so record its digest.
+        asked = None if known or audience is None else content_digest(audience)
+        yield (Write, partial(refused_mint_record, now=now, asked_digest=asked, **detail, **about))
 
 
 def audiences_of(run: Run, declared: tuple[str, ...]) -> tuple[str, ...]:
@@ -105,25 +98,15 @@ def minted(
         raise CredentialError(Code.KILLED)
     credential = yield from minting(engine.issuer, asked, verifier=engine.verifier)
     record_event("mint", run.scope, {"decision_id": decision_id, "audience": asked.audience}, {}, run=run)
-    record = partial(
-        mint_record,
-        now=now,
-        decision_id=decision_id,
-        jti=credential.jti,
-        audience=asked.audience,
-        expires_at=credential.expires_at,
-        epoch=run.epoch,
-        run_id=run.run_id,
-        agent_id=asked.agent,
-        kid=credential.kid,
-        jkt=asked.cnf_jkt,
-    )
-    yield (Write, record)
+    ids: dict[str, Any] = {"decision_id": decision_id, "jti": credential.jti, "run_id": run.run_id, "epoch": run.epoch}
+    of_token: dict[str, Any] = {"audience": asked.audience, "expires_at": credential.expires_at, "kid": credential.kid}
+    yield (Write, partial(mint_record, now=now, agent_id=asked.agent, jkt=asked.cnf_jkt, **ids, **of_token))
     return credential
 
 
-def status_check(run: Run, jtis: Mapping[str, str]) -> Callable[[str], tuple[Any, ...]]:
+def status_check(run: Run, jtis: Mapping[str, str], committed_at: float) -> Callable[[str], tuple[Any, ...]]:
     """Return a function whose effect raises `CredentialError` if the call was stopped."""
+    since = time.monotonic() - committed_at
 
     def flow(jti: str) -> Flow[None]:
         engine = run.engine
@@ -131,6 +114,9 @@ def status_check(run: Run, jtis: Mapping[str, str]) -> Callable[[str], tuple[Any
             raise CredentialError(Code.KILLED)
         try:
             status = yield Perform(engine.ledger.status, engine.ledger.astatus, run.scope.tenant, jti)
+            # A lease may lapse in a long call. Services that ask the ledger would then refuse the call's tokens.
+            if status in ("live", "ended") and run.expires_at - time.monotonic() + since < engine.lease_ttl / 2:
+                yield from renewed(run, (yield Load(run.scope, Query(jti=run.jti, agent=run.agent))))
         except Exception as exc:
             raise CredentialError(engine.deny_for_failure(exc, run).reason) from exc
         if status in ("revoked", "stale"):  # not `ended`: a tool may outlast its lease
@@ -149,17 +135,11 @@ def minter(run: Run, decided: DecidedCall, jtis: Mapping[str, str], committed_at
         now = committed_at + (time.monotonic() - since)
         call, mandate, standing, approval = decided.call, decided.mandate, decided.standing, decided.approval
         asked = {"audience": audience, "tool": call.tool, "grant": run.grant, "jti": jtis[audience], "cnf_jkt": jkt}
-        details = authorization_details(
-            call.profile,
-            call.tool,
-            call.args,
-            step=standing.step if standing.standing == "covered" else None,
-            standing=standing.standing,
-            source=mandate.source if mandate is not None else None,
-            mandate=mandate.digest if mandate is not None else None,
-            salt=secrets.token_urlsafe(SALT),
-            approved=approval is not None and approval.state == "approved",
-        )
+        how: dict[str, Any] = {"standing": standing.standing, "salt": secrets.token_urlsafe(SALT)}
+        how["step"] = standing.step if standing.standing == "covered" else None
+        how["source"], how["mandate"] = (mandate.source, mandate.digest) if mandate is not None else (None, None)
+        how["approved"] = approval is not None and approval.state == "approved"
+        details = authorization_details(call.profile, call.tool, call.args, **how)
         decision_id = decided.decision.decision_id
         return (yield from minted(run, now, decided.task, mandate, decision_id, details=tuple(details), **asked))
 

@@ -128,7 +128,7 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
         obligations=decision.obligations,
         spent=spent,
         mint=minter(run, decided, tokens, done.now) if tokens else None,
-        status_check=status_check(run, tokens) if tokens else None,
+        status_check=status_check(run, tokens, done.now) if tokens else None,
         refusals=RefusedMints((run, decided, done.now - time.monotonic())),
     )
     if decided.deeds:

@@ -152,7 +152,8 @@ def test_a_long_call_gets_a_token_that_has_not_expired(monkeypatch: pytest.Monke
     passed = [0.0]
     clock = time.monotonic
     monkeypatch.setattr("time.monotonic", lambda: clock() + passed[0])
-    authz = RuntimeAuthz(pdp=StaticPDP(True), profiles={"pay": ToolProfile(effect="pay", audience=(BANK,))})
+    ledger = MemoryLedger(clock=lambda: time.time() + passed[0])  # the lease would lapse, so a mint renews it
+    authz = RuntimeAuthz(pdp=StaticPDP(True), profiles={"pay": ToolProfile(effect="pay", audience=(BANK,))}, ledger=ledger)
     got: list[Any] = []
 
     @tool
