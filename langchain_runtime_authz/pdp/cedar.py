@@ -182,10 +182,10 @@ def _table(given: object) -> dict[str, Obligation]:
 
 def _meets(request: Json, terms: Json) -> bool:
     """Return True if the people who approved are those whom the terms demand."""
-    rule, people = terms.get("approvers", {}), set(request["context"]["approval"]["approvers"])
+    rule, people = terms.get("approvers", {}), set(request["context"]["approval"].get("approvers") or ())
     alone = rule.get("distinct_from_subject") and f"{request['subject']['type']}:{request['subject']['id']}" in people
     eligible = people <= {*rule.get("who", people), *terms.get("fallback", {}).get("who", ())}
-    return len(people) >= rule.get("min", 0) and eligible and not alone
+    return len(people) >= (rule.get("min", 1) if "approvers" in terms else 0) and eligible and not alone
 
 
 def _annotated(name: str, policy: Mapping[str, Any], table: Mapping[str, Obligation]) -> _Said:
