@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -89,6 +89,8 @@ def _exporting(url: str) -> Iterator[None]:
     trace.set_tracer_provider(provider)
     yield
     logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)  # said once, below
-    exporter = OTLPSpanExporter(endpoint=f"{url.rstrip('/')}/v1/traces", timeout=EXPORT)
-    if exporter.export(kept.get_finished_spans()) is not SpanExportResult.SUCCESS:
-        typer.echo(f"the traces did not reach {url}; is an OTLP/HTTP receiver listening there?", err=True)
+    exporter, result = OTLPSpanExporter(endpoint=f"{url.rstrip('/')}/v1/traces", timeout=EXPORT), None
+    with suppress(ValueError):  # not a URL
+        result = exporter.export(kept.get_finished_spans())
+    if result is not SpanExportResult.SUCCESS:
+        raise ConfigError(f"the traces did not reach {url}; is an OTLP/HTTP receiver listening there?")

@@ -141,6 +141,15 @@ def test_a_command_of_another_group_is_named(line: str) -> None:
         assert CliRunner().invoke(app, [*command.split(), "--help"]).exit_code == 0
 
 
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9", "localhost:4318", "http://[::1"])
+def test_demo_fails_if_its_traces_arrive_nowhere(run: Callable[..., Any], url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
+    monkeypatch.setattr("opentelemetry.trace.set_tracer_provider", lambda _: None)
+    result = run("demo", "--otlp", url)
+    assert result.exit_code == 2
+    assert _error(result).startswith(f"error: config: the traces did not reach {url}; is an")
+
+
 def test_demo_says_which_extra_is_missing(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Without AgentDojo the replay says what to install."""
     for name in [n for n in sys.modules if n.split(".")[0] == "agentdojo"]:
