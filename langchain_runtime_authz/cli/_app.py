@@ -45,7 +45,12 @@ class Answer:
         text = lines(self.document) if self.text is None else self.text
         text = json.dumps(self.document, indent=2) if as_json else text if isinstance(text, str) else "\n".join(text)
         if text:
-            typer.echo("\n".join(map(printable, text.split("\n"))))  # what it quotes may hold escape sequences
+            echo(text)
+
+
+def echo(text: str, *, err: bool = False) -> None:
+    """Print a text that may quote what was given, without its escape sequences."""
+    typer.echo("\n".join(map(printable, text.split("\n"))), err=err)
 
 
 def moment(at: float) -> str:
@@ -153,5 +158,5 @@ def reporting() -> Iterator[None]:
 def fail(exc: AuthzError, code: int = UNUSABLE) -> NoReturn:
     """Print `error: <stable code>: …` on one line and leave with `code`."""
     text = str(exc).removesuffix(f": {sentence(Code.CONFIG)}")  # it adds nothing to the detail before it
-    typer.echo(f"error: {printable(' '.join(text.split()))}", err=True)
+    echo(f"error: {' '.join(text.split())}", err=True)
     raise typer.Exit(code)

@@ -153,11 +153,12 @@ def report(
     runtime-authz report household -o run.html
     runtime-authz report audit.jsonl -o log.html
     """
+    from langchain_runtime_authz.audit.chain import log_files
     from langchain_runtime_authz.audit.story_html import page
 
     if thread is not None and (Path(thread).is_file() or Path(thread).suffix == ".jsonl"):
         source, thread = source._replace(log=Path(thread)), None
-    if output.exists() and output.samefile(source.log):
+    if output.exists() and any(map(output.samefile, log_files(source.log))):
         raise ConfigError(f"`{output}` is the log; name another file for the page")
     told = source.thread(thread, everything)
     output.write_text(page(told), encoding="utf-8")

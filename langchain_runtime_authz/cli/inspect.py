@@ -15,10 +15,9 @@ from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
-import typer
 from typer import Argument, Option
 
-from langchain_runtime_authz.cli._app import Answer
+from langchain_runtime_authz.cli._app import Answer, echo
 from langchain_runtime_authz.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -62,6 +61,8 @@ def inspect(
     if baseline is not None and not fail_ungoverned:
         raise ConfigError("`--baseline` needs `--fail-ungoverned`; give both")
     accepted = Baseline.read(baseline) if baseline is not None else None
+    if write_baseline is not None and write_baseline.exists():
+        Baseline.read(write_baseline)  # overwrite no other file
     graph = load_graph(target)
     with redirect_stdout(sys.stderr):
         before, after, held = _look(graph, profiles)
@@ -78,7 +79,7 @@ def inspect(
         text += [f"fixed: {i}; take it out with --write-baseline" for i in fixed]
     if write_baseline is not None:
         after.baseline().write(write_baseline)
-        typer.echo(f"{write_baseline}: {len(ids)} accepted", err=True)
+        echo(f"{write_baseline}: {len(ids)} accepted", err=True)
     try:
         after.raise_if_ungoverned(accepted)
     except ConfigError as exc:
@@ -157,7 +158,7 @@ def graph_tools(target: str) -> list[BaseTool]:
                 raise ConfigError(f"two tools are named `{tool.name}`; rename one, or each of their calls asks")
         acting = "; ".join(f"`{n}`: {', '.join(map(str, seen))}" for n, seen in acting_nodes(graph).items())
     if acting:
-        typer.echo(f"Nodes that act without a tool ({acting}): declare them with `authz.effect`.", err=True)
+        echo(f"Nodes that act without a tool ({acting}): declare them with `authz.effect`.", err=True)
     if not found:
         raise ConfigError(
             f"`{target}` has no tool to profile; declare what its nodes do by `authz.effect`, each with its `profile=`"

@@ -7,10 +7,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
 from typer import Argument, Option
 
-from langchain_runtime_authz.cli._app import Answer, App
+from langchain_runtime_authz.cli._app import Answer, App, echo
 from langchain_runtime_authz.errors import Code, ConfigError
 
 if TYPE_CHECKING:
@@ -96,7 +95,7 @@ def check(
     found = load_mandate(file)
     sentences, findings = list(told(found, declared)), list(check_mandate(found, declared))
     for finding in () if as_json else findings:
-        typer.echo(f"error: {Code.MANDATE_INVALID}: {finding}", err=True)
+        echo(f"error: {Code.MANDATE_INVALID}: {finding}", err=True)
     text = [*sentences, f"{len(found.steps)} steps, {len(findings)} findings"]
     return Answer({"steps": len(found.steps), "told": sentences, "findings": findings}, text, bool(findings))
 
@@ -109,7 +108,7 @@ def schema() -> None:
     """
     from langchain_runtime_authz.mandate.model import json_schema
 
-    typer.echo(json.dumps(json_schema(), indent=2))
+    echo(json.dumps(json_schema(), indent=2))
 
 
 def _signatures(declared: Mapping[str, ToolProfile], graph: str | None) -> Mapping[str, Mapping[str, Any]]:

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
 from typer import Argument, Option
 
-from langchain_runtime_authz.cli._app import Answer, App
+from langchain_runtime_authz.cli._app import Answer, App, echo
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ def suggest(
         return Answer(told, text)
     with write.open("x", encoding="utf-8") as file:  # never overwrite a review
         file.write(proposed)
-    typer.echo(f"{write}: {len(open_)} drafts", err=True)
+    echo(f"{write}: {len(open_)} drafts", err=True)
     return Answer(told, ())
 
 
@@ -95,10 +94,10 @@ def check(
     for tool in tools:
         findings += _held_against(tool, declared.get(tool.name))
     for finding in () if as_json else findings:
-        typer.echo(f"error: {Code.PROFILE_INVALID}: {finding}", err=True)
+        echo(f"error: {Code.PROFILE_INVALID}: {finding}", err=True)
     idle = sorted(declared.keys() - {t.name for t in tools}) if target is not None and file not in SHIPPED else []
     for name in () if as_json else idle:
-        typer.echo(f"note: {name}: the graph has no such tool", err=True)
+        echo(f"note: {name}: the graph has no such tool", err=True)
     counts = {"profiles": len(declared), "tools": len(tools), "tests": len(loaded.get("tests", []))}
     text = ", ".join(f"{n} {of}" for of, n in {**counts, "findings": len(findings)}.items())
     return Answer({**counts, "findings": findings, "idle": idle}, text, bool(findings))

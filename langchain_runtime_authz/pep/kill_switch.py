@@ -6,13 +6,16 @@ The switch uses neither PDP nor ledger, so it works while both are down. An unre
 from __future__ import annotations
 
 import os
+import re
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from langchain_runtime_authz.errors import ConfigError
 
 MAX_REASON: Final = 500  # characters shown
+_MADE: Final = re.compile(rb"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ)?")  # how a file of `engage` or `touch` begins
 KILL_SWITCH: Final = "RUNTIME_AUTHZ_KILL_SWITCH"  # environment variable: the file's path
 
 
@@ -54,7 +57,13 @@ class KillSwitch:
             return
 
     def release(self) -> bool:
-        """Release the switch. Return True if it was engaged."""
+        """Release the switch. Return True if it was engaged.
+
+        Raises `ConfigError` if neither `engage` nor `touch` made the file.
+        """
+        with suppress(FileNotFoundError), self.path.open("rb") as file:  # a dangling link is released too
+            if not _MADE.fullmatch(file.read(20)):
+                raise ConfigError(f"`{self.path}` is not the file of a kill switch; if it is, remove it by hand")
         try:
             self.path.unlink()
         except FileNotFoundError:

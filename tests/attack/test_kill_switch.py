@@ -155,5 +155,13 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert (status.exit_code, "incident 42" in status.output) == (1, True)
     assert "released" in runner.invoke(app, ["kill", "release", *file]).output
     assert "not engaged" in runner.invoke(app, ["kill", "release", *file]).output
+    for held in (b"", b"2026-11-28T19:35:23Z why\n"):  # by `touch`; by `engage`
+        (tmp_path / "kill").write_bytes(held)
+        assert "released" in runner.invoke(app, ["kill", "release", *file]).output
+    for held in (b"tools: {}\n", b"\xff\x00", b"2026-11-28", b"{" * 10_000):
+        (tmp_path / "kill").write_bytes(held)
+        refused = runner.invoke(app, ["kill", "release", *file])
+        assert (refused.exit_code, "is not the file of a kill switch" in refused.output) == (2, True)
+        assert (tmp_path / "kill").read_bytes() == held
     missing = runner.invoke(app, ["kill", "engage", "--file", str(tmp_path / "no" / "kill")])
     assert (missing.exit_code, missing.output.startswith("error: config")) == (2, True)

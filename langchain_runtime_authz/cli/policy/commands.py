@@ -9,11 +9,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
-import typer
 from typer import Argument, Option
 
 from langchain_runtime_authz._renewed_files import replace_file
-from langchain_runtime_authz.cli._app import Answer, App, Key, lines
+from langchain_runtime_authz.cli._app import Answer, App, Key, echo, lines
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
 
 if TYPE_CHECKING:
@@ -123,7 +122,7 @@ def _run_cases(policy: Policy, quiet: bool) -> tuple[list[dict[str, str | None]]
         wrong = case.unlike(decision) or None
         cases.append({"case": case.name, "wrong": wrong})
         if not quiet:
-            typer.echo(f"{'FAIL' if wrong else 'ok  '}  {case.name}{f': {wrong}' if wrong else ''}")
+            echo(f"{'FAIL' if wrong else 'ok  '}  {case.name}{f': {wrong}' if wrong else ''}")
     return cases, sum(case["wrong"] is not None for case in cases)
 
 
@@ -240,14 +239,14 @@ def try_request(
         found = None if log is None else find(recorded_in(log, key)[0], decision_id or "", log).request
         body = (found or example_request()).to_json()
         request.write_text(json.dumps(json.loads(body), indent=2) + "\n", encoding="utf-8")
-        typer.echo(f"wrote     {request}", err=as_json)
+        echo(f"wrote     {request}", err=as_json)
     while watch:
         seen = _stamps(request, policy)
         try:
             decided_file(request, policy, opa).show(as_json)
         except AuthzError as exc:
-            typer.echo(f"error     {exc}", err=as_json)
-        typer.echo("")
+            echo(f"error     {exc}", err=as_json)
+        echo("")
         while _stamps(request, policy) == seen:
             time.sleep(POLL)
     return decided_file(request, policy, opa)
@@ -288,7 +287,7 @@ def build(
         raise invalid(f"`{opened.name}` is not a project; `runtime-authz policy init` makes one")
     cases, failed = _run_cases(opened, as_json)
     if failed:
-        typer.echo(f"{failed} cases are decided differently: nothing was written", err=True)
+        echo(f"{failed} cases are decided differently: nothing was written", err=True)
         return Answer({"wrote": None, "cases": cases}, (), finding=True)
     files = bundle_files(opened, revision or opened.number)
     if key is not None:
@@ -315,4 +314,4 @@ def schema(
     from langchain_runtime_authz.testing.example_request import example_request
 
     document = json.loads(example_request().to_json()) if example else request_schema()
-    typer.echo(json.dumps(document, indent=2, sort_keys=not example))
+    echo(json.dumps(document, indent=2, sort_keys=not example))

@@ -338,6 +338,14 @@ def test_baseline_accepts_what_it_holds_and_nothing_new(
     assert "fixed: provider-tool/agent/web_fetch/fetch" in back.stdout
 
 
+def test_a_baseline_replaces_no_other_file(run: Callable[..., Any], ungoverned: None, tmp_path: Path) -> None:
+    (tmp_path / "profiles.yaml").write_text("tools: {}\n")
+    refused = run("inspect", "a_gap:one", "--write-baseline", "profiles.yaml")
+    assert refused.exit_code == 2
+    assert "profiles.yaml: not a JSON object" in _error(refused)
+    assert (tmp_path / "profiles.yaml").read_text() == "tools: {}\n"
+
+
 def test_baseline_file_is_the_same_each_time(run: Callable[..., Any], ungoverned: None, tmp_path: Path) -> None:
     """Sorted and free of addresses: writing it again changes no byte."""
     run("inspect", "a_gap:two", "--write-baseline", "first.json")

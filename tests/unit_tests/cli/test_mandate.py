@@ -160,9 +160,10 @@ def test_schema(run: Run) -> None:
     assert json.loads(found.stdout)["title"] == "Mandate"
 
 
-def test_a_text_sends_nothing_to_the_terminal(run: Run) -> None:
-    """Neither in an answer nor in an error. JSON escapes it anyway."""
-    for arguments in (["explain", "Do \x1b]0;x\x07 it", "--profiles", "profiles.yaml"], ["check", "a\x1bb", "--profiles", "profiles.yaml"]):
+def test_a_text_sends_nothing_to_the_terminal(run: Run, tmp_path: Path) -> None:
+    """Neither in an answer nor in a finding or an error. JSON escapes it anyway."""
+    (tmp_path / "hostile.yaml").write_text('steps:\n  - {id: "p\\e[2J", tool: send_money, args: {recipient: {kind: free}}}\n')
+    for arguments in (["explain", "Do \x1b]0;x\x07 it", "--profiles", "profiles.yaml"], ["check", "a\x1bb", "--profiles", "profiles.yaml"], ["check", "hostile.yaml", "--profiles", "profiles.yaml"]):
         done = run(*arguments)
         assert "\\u001b" in done.output
         assert "\x1b" not in done.output

@@ -80,12 +80,18 @@ def test_a_report_and_a_story_of_one_thread(log: Path, tmp_path: Path) -> None:
     assert all(len(line) <= 80 for line in text.splitlines())
 
 
-def test_a_report_never_replaces_its_log(log: Path) -> None:
-    before = log.read_bytes()
-    refused = cli("report", log, "-o", log)
-    assert refused.exit_code == 2
-    assert "is the log; name another file" in refused.stderr
-    assert log.read_bytes() == before
+def test_a_report_never_replaces_its_log(log: Path, tmp_path: Path) -> None:
+    """Neither the file nor a closed segment of it."""
+    segment = tmp_path / "audit.jsonl.000001"
+    segment.write_bytes(log.read_bytes())
+    log = tmp_path / "audit.jsonl"
+    log.write_bytes(segment.read_bytes())
+    for file in (log, segment):
+        before = file.read_bytes()
+        refused = cli("report", log, "-o", file)
+        assert refused.exit_code == 2
+        assert "is the log; name another file" in refused.stderr
+        assert file.read_bytes() == before
 
 
 WRONG = {
