@@ -27,6 +27,7 @@ from langchain_runtime_authz.langgraph.messages import foreign_plans, human_text
 from langchain_runtime_authz.langgraph.object_graph import is_workflow, label_of
 from langchain_runtime_authz.ledger.base import Scope
 from langchain_runtime_authz.ledger.changes import Change, DeleteMarks, SetMark
+from langchain_runtime_authz.pep.approval_hitl import approval_ids
 from langchain_runtime_authz.pep.child_agent import open_child
 from langchain_runtime_authz.pep.corrections import altered
 from langchain_runtime_authz.pep.decision_log import run_event
@@ -245,7 +246,7 @@ class _Root(Entering[tuple[Any, Any]]):
             # If the config names the newest checkpoint, read it without its id: only then are answered questions left out.
             state = yield checkpoints.read_state(self.graph, self.config if older else place)
         if state is not None and resumes:
-            plain = below or entry.run.parts[ANEW] in {i.id for i in state.interrupts}
+            plain = below or entry.run.parts[ANEW] in {i.id for i in state.interrupts if not approval_ids(i.value)}
             given = yield from inputs.resumed(entry, given, state, plain=plain, older=older)
         elif state is not None and given is None and not older:
             given = inputs.answered_elsewhere(entry, state)

@@ -155,7 +155,7 @@ def resumed(entry: Entry, given: Command[Any], state: StateSnapshot, *, plain: b
     shown = {i: " ".join(texts_in(v)) for i, v in questions.items()}
     said = {i: _said_more(v, offered[i], shown[i]) for i, v in answered.items() if i not in reviewed}
     yield from reply(entry.run, questions, said, own)
-    return given if plain else replace(given, resume=answered)
+    return given if plain and not is_resume_map(given.resume) else replace(given, resume=answered)
 
 
 def _offered(schema: object) -> Iterator[object]:
@@ -163,11 +163,8 @@ def _offered(schema: object) -> Iterator[object]:
         listed = schema.get("enum")
         named = [schema.get("const"), *(listed if isinstance(listed, list) else ())]
         yield from (v for v in named if isinstance(v, str))
-        for part in schema.values():
-            yield from _offered(part)
-    elif isinstance(schema, list):
-        for part in schema:
-            yield from _offered(part)
+    for part in schema.values() if isinstance(schema, Mapping) else schema if isinstance(schema, list) else ():
+        yield from _offered(part)
 
 
 def _said_more(answer: object, offered: Collection[object], question: str, depth: int = MAX_DEPTH) -> object:

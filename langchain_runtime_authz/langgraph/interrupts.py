@@ -131,7 +131,9 @@ def decide_one_of(run: Run, judged: Sequence[DecidedCall], position: int, config
     mine_open = any(_asked_in(j, me) and _is_open(j) for j in judged)
     here = run.engine.on_ask is not None  # each task asks about its own call
     pauses = private.checkpointer_of(config) and not here
-    if pauses and _askable(mine) and not asked_before and (position != asked[0] or _is_open(mine)):
+    by = getattr(mine.approval, "task_id", "")  # in a fork, this task is gone; otherwise it has an earlier call
+    listed = _is_open(mine) and any(_asked_in(j, by) for j in judged[:position])
+    if pauses and _askable(mine) and not asked_before and (position != asked[0] or listed):
         raise GraphInterrupt(())
     if mine.asks or asked_before or not asked:
         whole = not here and bool(asked) and (position == asked[0] or mine_open)
@@ -250,9 +252,8 @@ def _asked_in(judged: DecidedCall, me: str, *, review: bool = False) -> Approval
 def _left(judged: DecidedCall) -> bool:
     """Return True if a review before the tool asks about the call first."""
     # A call that no answer can permit is not left to the review.
-    if not judged.call.reviewed or judged.replay:
-        return False
-    return judged.decision.permit or judged.asks or judged.approval is not None
+    left = judged.decision.permit or judged.asks or judged.approval is not None
+    return judged.call.reviewed and not judged.replay and left
 
 
 def _askable(judged: DecidedCall) -> bool:

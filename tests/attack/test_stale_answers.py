@@ -182,6 +182,39 @@ def test_of_two_graphs_without_checkpoints_neither_gets_the_others_answer() -> N
     assert heard == []
 
 
+@pytest.mark.parametrize("how", ["sync", "async"])
+def test_beside_a_graph_without_checkpoints_an_old_answer_is_for_no_later_question(how: str) -> None:
+    """LangGraph gives a task's next question an answer with the id of its first one."""
+    ran: list[Any] = []
+    pay = pay_tool(ran)
+    child = chain({"ask": lambda _: interrupt("Who?") and None}, name="child", checkpointer=False)
+    builder = StateGraph(MessagesState).add_node("ask", child).add_edge(START, "ask").add_edge(START, "pay")
+    builder.add_node("pay", lambda _: [pay.invoke({"to": to, "amount": 1}) for to in ("ann", "bob")] and None)
+    authz, graph = protecting(builder.compile(name="root", checkpointer=InMemorySaver()), asking("pay"))
+    asked = run_as(authz, graph, human(), THREAD, how=how)["__interrupt__"]
+    stale = Command(resume={i.id: YES for i in asked if i.value != "Who?"})
+    for _ in range(3):
+        assert len(run_as(authz, graph, stale, THREAD, how=how)["__interrupt__"]) == 2
+    assert ran == [ANN]
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
+def test_an_approval_is_no_answer_to_a_question_of_a_graph_without_checkpoints(how: str) -> None:
+    """The graph begins anew, so its own question comes first. It has had an answer."""
+    heard: list[Any] = []
+    pay = pay_tool(heard)
+
+    def work(state: Any) -> None:
+        heard.append(interrupt("Who?"))
+        pay.invoke({"to": "bob", "amount": 1})
+
+    child = chain({"work": work}, name="child", checkpointer=False)
+    authz, graph = protecting(chain({"step": child}, name="root", checkpointer=InMemorySaver()), asking("pay"))
+    for given in (human(), Command(resume="bob"), Command(resume=YES)):
+        run_as(authz, graph, given, THREAD, how=how)
+    assert heard == ["bob", "bob"]
+
+
 def test_at_a_named_checkpoint_a_task_that_returned_nothing_has_ended() -> None:
     """In a graph whose state is one value, such a task shows no result."""
     ran: list[Any] = []
@@ -211,6 +244,22 @@ def test_an_older_checkpoint_asks_once_for_its_fork(how: str, superseded: str, r
     assert not bank.enter(Command(resume=YES), THREAD if replays or ended else old)
     assert bank.ran == [ANN] * (ended + 1)
     assert not bank.graph.get_state(THREAD).next
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_replay_of_the_newest_checkpoint_asks_about_all_calls_of_a_message(how: str, answers: bool) -> None:
+    """It is a fork, in which each call has another task: none may wait for the one that asked."""
+    ran: list[Any] = []
+    model = replying([call("pay", {"to": to, "amount": 1}, to) for to in ("ann", "bob")])
+    authz, graph = protecting(agent_graph(model, [pay_tool(ran)], checkpointer=InMemorySaver()), asking("pay"))
+    run_as(authz, graph, human(), THREAD, how=how)
+    named = graph.get_state(THREAD).config
+    for config in (named, THREAD):
+        (asked,) = run_as(authz, graph, None, config, how=how)["__interrupt__"]
+    given = {"decisions": [APPROVE if answers else {"type": "reject"}] * 2}
+    assert "__interrupt__" not in run_as(authz, graph, Command(resume={asked.id: given}), THREAD, how=how)
+    assert sorted(ran) == ([ANN, BOB] if answers else [])
 
 
 @pytest.mark.parametrize("who", ["own", "bob"])
