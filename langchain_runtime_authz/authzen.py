@@ -53,7 +53,7 @@ Properties = dict[str, JsonValue]
 class Subject(Model):
     """The principal on whose behalf the run acts (AuthZEN §5.1)."""
 
-    type: Annotated[str, Field(min_length=1)]
+    type: Annotated[str, Field(pattern=r"^[^:]+$")]  # a colon would make the principal ambiguous
     id: Annotated[str, Field(min_length=1)]
     properties: Properties = Field(default_factory=dict)
 

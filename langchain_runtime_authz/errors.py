@@ -151,7 +151,7 @@ class Code(StrEnum):
     CREDENTIAL_NOT_YET_VALID = "credential_not_yet_valid", "the token is not valid yet; synchronise the clocks of issuer and verifier", "two machines' clocks differ", "later"
     CREDENTIAL_TENANT = "credential_tenant", "the token is of another tenant; use this tenant's instance", "a token of one tenant was sent to another tenant's service", "fixed"
     CREDENTIAL_KEY = "credential_key", "the token's key is unknown, withdrawn or compromised; check the issuer's key set", "keys were rotated, or the verifier reads another key set", "fixed"
-    CREDENTIAL_TOOL = "credential_tool", "the token was minted for another tool, or for an agent; send the token of this tool's call", "a tool handed its token to another tool, or an agent's token was sent to a tool's service", "fixed"
+    CREDENTIAL_TOOL = "credential_tool", "the token was minted for another tool or agent; send the token that was minted for this one", "a tool handed its token to another tool or agent", "fixed"
     CREDENTIAL_CALL = "credential_call", "the token was minted for another call of the tool (step, standing or arguments); send the token of this very call", "a token was reused for another request", "fixed"
     CREDENTIAL_MISSING = "credential_missing", "the request has no credential; send the token of the running call", "the client does not send the token, or a proxy removes it", "fixed"
     KEYS_UNAVAILABLE = "keys_unavailable", "the issuer's keys cannot be read; check its JWKS endpoint and the key directory", "the key directory or the JWKS endpoint cannot be read", "later"

@@ -337,7 +337,7 @@ def _delegated(engine: Engine, credential: Credential, grant: Grant | None) -> t
         raise CredentialError(Code.CREDENTIAL_TENANT)
     if len(credential.actors) > MAX_DELEGATORS:
         raise CredentialError(Code.TOO_DEEP)
-    subject = Subject(type=credential.claims[SUBJECT_TYPE], id=credential.subject)
+    subject = Subject.of({"type": credential.claims[SUBJECT_TYPE], "id": credential.subject})
     return subject, credential.actors, credential.grant.attenuate(grant)
 
 

@@ -277,6 +277,8 @@ def test_a_subject_is_a_name_or_a_full_one() -> None:
         {"type": "user"},
         {"type": "user", "id": 7},
         {"type": "user", "id": "a", "role": "x"},
+        {"type": "", "id": "alice"},
+        {"type": "oidc:user", "id": "alice"},  # four eyes would take `alice` for another person
     ):
         with pytest.raises(ConfigError):
             Subject.of(wrong)
