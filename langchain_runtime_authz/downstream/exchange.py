@@ -199,7 +199,7 @@ class ExchangeAuth(TicketAuth):
         exchange: the token endpoint.
         resource: URL of the service. The exchanged token is sent only there.
         audience: the service's name at the endpoint, if the endpoint wants one.
-        scope: the scope to request. A token with any other scope is refused.
+        scope: the scope to request. An answer that names any other scope is refused.
         subject_token: returns the user's token, as `BearerSubject.token` does; by default the call's own token is sent.
             With a user's token, the profile and the grant must name the service itself, not the endpoint.
         subject_token_type: type of that token (§3).
