@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+import os
 import threading
 import time
 import weakref
@@ -174,16 +175,15 @@ class ReloadingPDP(InProcess):
         self.source = checked_path("source", source)
         self._keys = None if keys is None else trusted(keys)
         self._least = checked_count("at_least", at_least)
-        marked = self.source.absolute().parent / f"{self.source.absolute().name or 'policy'}.highest"
+        marked = Path(f"{os.path.abspath(self.source)}.highest")  # noqa: PTH100  (follow no link)
         self._highest = HighestRevision(marked if state is None else checked_path("state", state))
         self._poll = checked_seconds("poll", poll)
         self._max_staleness = None if max_staleness is None else checked_seconds("max_staleness", max_staleness)
-        self._limits: dict[str, Any] = {"pool_size": checked_count("pool_size", pool_size)}
-        self._limits["timeout"] = checked_seconds("timeout", timeout)
-        self._refused = ""
+        limits = {"pool_size": checked_count("pool_size", pool_size), "timeout": checked_seconds("timeout", timeout)}
+        self._limits: dict[str, Any] = limits
+        self._refused, self._closed = "", False
         # The state of a refused source, until when it is not read again, and why: as text, as frames keep the bundle.
         self._rejected: tuple[Seen, float, str, str] | None = None
-        self._closed = False
         self._seen: Seen = self._look()
         self._live = self._loaded(None)
         self._confirmed = time.monotonic()

@@ -109,9 +109,11 @@ def test_a_mounted_config_map_is_followed(tmp_path: Path) -> None:
 def test_the_current_directory_is_a_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The highest revision is kept next to the directory, not in it."""
     mount(tmp_path / "policies", files(1), "2026_1")
-    monkeypatch.chdir(tmp_path / "policies")
-    ReloadingPDP(".", poll=3600, pool_size=1).close()
-    assert (tmp_path / "policies.highest").is_file()
+    (tmp_path / "policies" / "sub").mkdir()
+    for source, place in ((".", "policies"), ("..", "policies/sub")):
+        monkeypatch.chdir(tmp_path / place)
+        ReloadingPDP(source, poll=3600, pool_size=1).close()
+        (tmp_path / "policies.highest").unlink()
 
 
 @pytest.mark.parametrize("packed", [False, True])
