@@ -324,7 +324,7 @@ def test_who_has_seen_enough_is_no_error(run: Command, log: Path, monkeypatch: p
     def gone(*_: object, **__: object) -> None:
         raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
-    monkeypatch.setattr("langchain_runtime_authz.cli.policy.commands.typer.echo", gone)
+    monkeypatch.setattr("typer.echo", gone)
     left = run("explain", log)
     assert (left.exit_code, left.output) == (1, "")
 
