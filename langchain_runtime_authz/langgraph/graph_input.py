@@ -133,12 +133,10 @@ def resumed(entry: Entry, given: Command[Any], state: StateSnapshot, *, plain: b
     waiting = {i.id for task in state.tasks if task.result is None for i in task.interrupts}
     if older and not waiting and given == Command(resume=given.resume) and any(map(approval_ids, questions.values())):
         return None
-    if is_resume_map(given.resume):
-        answered = {i: v for i, v in given.resume.items() if i in questions}
-    elif len(waiting) != 1:
+    if not (by_id := is_resume_map(given.resume)) and len(waiting) != 1:
         return given  # no question waits, or several, for which LangGraph refuses a plain value
-    else:
-        answered = dict.fromkeys(waiting, given.resume)
+    values: Any = given.resume if by_id else dict.fromkeys(waiting, given.resume)
+    answered = {i: v for i, v in values.items() if i in questions}
     own = [a for a in entry.asks if a.allowed == TAKES_ANY]
     asks = [a for a in entry.asks if a.interrupt_id in answered and a.allowed != TAKES_ANY]
     # A node that was stopped may have asked more under this interrupt id. Only questions that it shows are answered.
@@ -155,7 +153,7 @@ def resumed(entry: Entry, given: Command[Any], state: StateSnapshot, *, plain: b
     shown = {i: " ".join(texts_in(v)) for i, v in questions.items()}
     said = {i: _said_more(v, offered[i], shown[i]) for i, v in answered.items() if i not in reviewed}
     yield from reply(entry.run, questions, said, own)
-    return given if plain and not is_resume_map(given.resume) else replace(given, resume=answered)
+    return given if plain and not by_id else replace(given, resume=answered)
 
 
 def _offered(schema: object) -> Iterator[object]:

@@ -192,7 +192,7 @@ def _ask(
         answered = (
             had() if had else rounds + sum(bool(_asked_in(j, me, review=True)) and not j.call.reviewed for j in judged)
         )
-        late = before_answers and _answers_left(config, answered, plain=plain)
+        late = before_answers and _answers_left(config, answered, plain=plain, heard="heard" in run.parts)
         refused: dict[str, Code] = dict.fromkeys(unrepeatable, Code.UNREPEATABLE_ARGUMENTS)
         here = run.engine.on_ask is not None
         if fresh and had and private.checkpointer_of(config) and not here and (late or not turn()):
@@ -287,18 +287,19 @@ def _denied(judged: DecidedCall, code: Code) -> DecidedCall:
     return replace(judged, decision=replace(deny(code), reasons=(str(code), *judged.decision.reasons)))
 
 
-def _answers_left(config: Mapping[str, Any], had: int, *, plain: bool = True) -> bool:
-    """Return True if a resume value waits: by interrupt id or, if `plain`, any."""
-    pad = private.scratchpad_of(config)
-    return pad is not None and (len(pad.resume) > had or (plain and private.unused_answer(config) is not None))
+def _answers_left(config: Mapping[str, Any], had: int, *, plain: bool = True, heard: bool = True) -> bool:
+    """Return True if an answer by interrupt id or, if `plain`, any answer waits."""
+    # LangGraph stores a used answer. Only the middleware drops it at the next entry, so elsewhere it counts as waiting.
+    pad, value = private.scratchpad_of(config), None
+    if pad is not None and plain:
+        value = private.unused_answer(config) if heard else pad.get_null_resume(False)
+    return pad is not None and (len(pad.resume) > had or all(value is not v for v in (None, *pad.resume)))
 
 
 def skip_answers(config: Mapping[str, Any], count: int) -> None:
     """Skip the answers of a tool that does not run again, so no other tool gets them."""
     scratchpad = private.scratchpad_of(config)
-    if scratchpad is None or not scratchpad.resume:
-        return
-    for _ in range(count):
+    for _ in range(count if scratchpad is not None and scratchpad.resume else 0):
         number = scratchpad.interrupt_counter()
         if number < len(scratchpad.resume):
             private.keep_answers(config, scratchpad.resume[: number + 1])

@@ -118,6 +118,7 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
             entering = self._entrance.enter(self._agent, given, config, self._entrance.owner(config))
             entered = yield Perform(entering.__enter__, entering.__aenter__)
             entries[ns] = entering
+            _opened(entering).parts["heard"] = True
             if given is None:
                 yield from _answered(_opened(entering), config)
             return entered

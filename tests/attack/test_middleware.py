@@ -363,6 +363,27 @@ def test_after_an_answer_to_the_application_an_agent_below_asks(go: str, ran: An
     assert ran == [PAID]
 
 
+@pytest.mark.parametrize("asks", [True, False])
+def test_an_answer_from_an_earlier_entry_approves_nothing(stack: str, go: str, ran: Any, asks: bool) -> None:
+    """LangGraph stores the unprotected caller's plain answer, and offers it again when that is entered once more."""
+    authz = authz_with(asking("pay"))
+    turns = [PAY], [call("pay", {"to": "eve", "amount": "1"}, "c-eve")]
+    agent = built(stack, authz, replying(*turns), [pay_tool(ran)])
+
+    def ask(state: Any) -> Any:
+        interrupt({"action_requests": [{"name": "own", "args": {}}]}) if asks else None
+        return agent.invoke({"messages": state["messages"]})
+
+    async def aask(state: Any) -> Any:
+        interrupt({"action_requests": [{"name": "own", "args": {}}]}) if asks else None
+        return await agent.ainvoke({"messages": state["messages"]})
+
+    graph = chain({"ask": RunnableCallable(ask, aask, name="ask")}, name="outer", checkpointer=InMemorySaver())
+    for given in (human(), resume(APPROVE), None, None):
+        said(go, authz, graph, given, THREAD)
+    assert ran == ([] if asks else [PAID])
+
+
 def test_an_outer_answer_is_none_to_a_question_of_an_agent_below(go: str, ran: Any) -> None:
     """Both under the middleware alone: what resumed the outer agent approves nothing in a thread of the inner one's."""
     pdp = asking("pay", "ask_agent")
