@@ -45,6 +45,7 @@ ID_TOKEN: Final = "urn:ietf:params:oauth:token-type:id_token"  # noqa: S105
 ID_JAG: Final = "urn:ietf:params:oauth:token-type:id-jag"  # draft-ietf-oauth-identity-assertion-authz-grant
 MAX_LIFETIME: Final = 300  # seconds
 ASSERTION_LIFE: Final = 60  # seconds
+_OF_USER: Final = frozenset(("openid", "profile", "email", "address", "phone"))  # claims, not rights: OIDC Core §5.4
 _ERROR: Final = re.compile(r"[a-z_]{1,40}")
 _TOKEN68: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*")  # RFC 6750 §2.1
 
@@ -157,10 +158,9 @@ class TokenExchange(Secret):
             _fail("`issued_token_type` is not the requested one")
         if str(body.get("token_type")).lower() != ("n_a" if wanted == ID_JAG else "bearer"):
             _fail("`token_type` is not Bearer")
-        if "scope" in form and not {*str(scope or "").split()} <= {*form["scope"].split()}:  # RFC 8693 §2.2.1
+        if "scope" in form and {*str(scope or "").split()} - _OF_USER.union(form["scope"].split()):  # RFC 8693 §2.2.1
             _fail("`scope` is wider than the requested one")
-        now = time.time()
-        claims = _claims(token)
+        now, claims = time.time(), _claims(token)
         wanted_for = {form[name] for name in ("audience", "resource") if name in form}
         if other := _unfit(claims, wanted_for, now + MARGIN, now + self._max_lifetime + 60):  # its clock may be ahead
             _fail(other)
@@ -199,7 +199,7 @@ class ExchangeAuth(TicketAuth):
         exchange: the token endpoint.
         resource: URL of the service. The exchanged token is sent only there.
         audience: the service's name at the endpoint, if the endpoint wants one.
-        scope: the scope to request. An answer that names any other scope is refused.
+        scope: the scope to request. An answer that names another one is refused, unless it only adds claims.
         subject_token: returns the user's token, as `BearerSubject.token` does; by default the call's own token is sent.
             With a user's token, the profile and the grant must name the service itself, not the endpoint.
         subject_token_type: type of that token (§3).

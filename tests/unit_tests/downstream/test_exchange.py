@@ -169,6 +169,8 @@ def test_a_token_is_kept_no_longer_than_it_says_itself() -> None:
         ("read", ["read"], False),
         ("read", {"read": 1}, False),
         ("read", "Read", False),
+        ("read", "read offline_access", False),
+        ("read", "profile read email", True),  # as Keycloak does
         ("read", "read", True),
         ("read write", "write", True),
         ("read", None, True),
