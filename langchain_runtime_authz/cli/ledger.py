@@ -16,7 +16,7 @@ from typer import Argument, Option
 
 from langchain_runtime_authz._display import inert
 from langchain_runtime_authz.cli._app import Answer, App, lines, moment
-from langchain_runtime_authz.errors import ConfigError, LedgerError
+from langchain_runtime_authz.errors import Code, ConfigError, LedgerError
 from langchain_runtime_authz.ledger.schema import SCHEMA, check
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from langchain_runtime_authz.ledger.schema import Version
     from langchain_runtime_authz.ledger.sql_ledger import SqlLedger
 
+TRIES: Final = 4  # of a migration
 _UNITS: Final = {"h": 3600, "d": 86400, "w": 7 * 86400}
 
 app = App(
@@ -119,8 +120,15 @@ def migrate(store: Store) -> Answer:
     """
     from langchain_runtime_authz.ledger import admin as do
 
-    with store.administered(create=True) as admin:
-        return Answer(_told(do.migrate(admin)))
+    tries = TRIES
+    while True:
+        tries -= 1
+        try:
+            with store.administered(create=True) as admin:
+                return Answer(_told(do.migrate(admin)))
+        except LedgerError as exc:  # under load, PostgreSQL may find a deadlock with a commit
+            if not tries or exc.code != Code.LEDGER_TIMEOUT:
+                raise
 
 
 @app.command("downgrade")

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 import langchain_runtime_authz.ledger
 from langchain_runtime_authz.cli import app
+from langchain_runtime_authz.cli.ledger import Store
 from langchain_runtime_authz.errors import Code, LedgerError
 from langchain_runtime_authz.ledger.base import Lease, Query, Scope
 from langchain_runtime_authz.ledger.changes import AdvanceEpoch, OpenThread, RecordStep, TakeLease
@@ -30,6 +31,20 @@ def ledger(*args: str, given: str | None = None) -> Any:
 @pytest.fixture
 def file(tmp_path: Path) -> str:
     return str(tmp_path / "ledger.db")
+
+
+@pytest.mark.parametrize(("deadlocks", "code"), [(3, 0), (4, 2)])
+def test_a_migration_that_meets_a_deadlock_is_tried_again(file: str, monkeypatch: pytest.MonkeyPatch, deadlocks: int, code: int) -> None:
+    """PostgreSQL ends one of two transactions, mostly the longer one."""
+    opened, left = Store.administered, iter(range(deadlocks))
+
+    def administered(self: Store, **options: Any) -> Any:
+        if next(left, None) is not None:
+            raise LedgerError(Code.LEDGER_TIMEOUT, "deadlock detected")
+        return opened(self, **options)
+
+    monkeypatch.setattr(Store, "administered", administered)
+    assert ledger("migrate", file).exit_code == code
 
 
 def test_a_ledger_is_made_looked_at_taken_back_and_made_again(file: str) -> None:
