@@ -15,7 +15,7 @@ from fastapi import Depends, FastAPI, Request
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
 
-from langchain_runtime_authz import AuthzDenied, AuthzHalt, RuntimeAuthz, ToolProfile
+from langchain_runtime_authz import AuthzDenied, AuthzHalt, RuntimeAuthz, ToolProfile, current_call
 from langchain_runtime_authz.credential.issuer import LocalIssuer
 from langchain_runtime_authz.credential.signer import SigningKey
 from langchain_runtime_authz.downstream.exchange import ACCESS_TOKEN, ExchangeAuth, TokenExchange, private_key_jwt
@@ -158,7 +158,9 @@ class Rounds:
             """Pay, while the user corrects the task."""
             self.asked(lambda: bank.get("/payments"))
             self.asked(lambda: crm.get("/customers"))
+            kept = current_call().credential(self.bank).headers("GET", f"{self.bank}/payments")
             self.authz.correct("thread-b", "Stop: pay nothing.", graph="agent")
+            self.asked(lambda: httpx.get(f"{self.bank}/payments", headers=kept, timeout=60, trust_env=False))
             self.asked(lambda: bank.get("/payments"))
             return self.asked(lambda: crm.get("/customers"))
 
@@ -207,7 +209,8 @@ class Rounds:
         self.row("the user corrects during a call: the run", "stale_epoch", self._run("thread-b", token, "pay", "pay"))
         found = [status for status, _ in self.answers]
         self.row("our token at the bank, before and after", (200, 401), (found[0], found[2]))
-        self.row("Keycloak's token for the CRM, before and after", (200, "credential_revoked"), (found[1], found[3]))
+        self.row("a new one for the bank", "credential_revoked", found[3])
+        self.row("Keycloak's token for the CRM, before and after", (200, "credential_revoked"), (found[1], found[4]))
 
     def _elsewhere(self, token: str) -> None:
         options = {"subject_token_type": ACCESS_TOKEN}
