@@ -28,7 +28,7 @@ CHANGING = re.compile(
 def seen(shape: Shape, task: Task, authz: Callable[[], RuntimeAuthz] | None) -> dict[str, Any]:
     """Run the task twice, for tokens and for events, and return what its caller sees.
 
-    Events, checkpoints and tokens of nodes that run at once come in an order that the scheduler chooses, so they are
+    The scheduler chooses the order of events, checkpoints, effects and tokens of nodes that run at once, so they are
     sorted. The tokens of each node keep their order.
     """
     with shape.world(task) as world:
@@ -47,7 +47,7 @@ def seen(shape: Shape, task: Task, authz: Callable[[], RuntimeAuthz] | None) -> 
     with shape.world(task) as world:
         given["events"] = asyncio.run(_Caller(shape, task, world, authz).events())
     given = plain(given)
-    for unordered in ("events", "checkpoints"):
+    for unordered in ("events", "checkpoints", "effects"):
         given[unordered].sort(key=repr)
     given["tokens"].sort(key=lambda token: (int(token[1]["langgraph_step"]), token[1]["langgraph_checkpoint_ns"]))
     return given
