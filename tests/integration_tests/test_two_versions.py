@@ -114,7 +114,10 @@ class Package:
 
     def schema(self, command: str, *args: str) -> int:
         """Run a command of the ledger's owner and return the schema's version."""
-        done = self.cli("ledger", command, self.store.where, *self.store.named, *args)
+        for _ in range(4):
+            done = self.cli("ledger", command, self.store.where, *self.store.named, *args)
+            if "deadlock detected" not in done.stderr:  # a downgrade is not tried again by itself
+                break
         assert done.returncode == 0, done.stderr
         return int(re.findall(r"^schema +(\d+)", done.stdout, re.MULTILINE)[0])
 
@@ -155,7 +158,7 @@ class Worker:
         said = self.ask("stop")
         assert self.process.wait(timeout=60) == 0
         self.errors.close()
-        assert set(said["wrong"]) <= {*BUSY, *allowed}
+        assert {one for one in said["wrong"] if one not in allowed} <= {*BUSY}, said["wrong"]
         return said
 
 
