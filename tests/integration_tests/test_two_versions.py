@@ -158,7 +158,7 @@ class Worker:
         said = self.ask("stop")
         assert self.process.wait(timeout=60) == 0
         self.errors.close()
-        assert {one for one in said["wrong"] if one not in allowed} <= {*BUSY}, said["wrong"]
+        assert set(said["wrong"]) <= {*BUSY, *allowed}
         return said
 
 
