@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
-from collections.abc import Iterable, Sized
+from collections.abc import Callable, Iterable, Sized
 from contextlib import AbstractContextManager, ExitStack, closing
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +16,7 @@ from typer import Argument, Option
 
 from langchain_runtime_authz._display import inert
 from langchain_runtime_authz.cli._app import Answer, App, lines, moment
-from langchain_runtime_authz.errors import Code, ConfigError, LedgerError
+from langchain_runtime_authz.errors import ConfigError, LedgerError
 from langchain_runtime_authz.ledger.schema import SCHEMA, check
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from langchain_runtime_authz.ledger.schema import Version
     from langchain_runtime_authz.ledger.sql_ledger import SqlLedger
 
-TRIES: Final = 4  # of a migration
+TRIES: Final = 4  # of a migration or a downgrade, which gives way to commits
 _UNITS: Final = {"h": 3600, "d": 86400, "w": 7 * 86400}
 
 app = App(
@@ -71,6 +71,16 @@ class Store(NamedTuple):
             at = self.where or "an empty path"  # SQLite would create an empty ledger there
             raise ConfigError(f"there is no ledger at {at}; make one with `runtime-authz ledger migrate`")
         return sqlite.administer(self.where, create=create, look=look)
+
+    def changed(self, change: Callable[[Admin], Version], *, create: bool = False) -> Answer:
+        """Change the schema, again if that gave way to commits."""
+        from langchain_runtime_authz.ledger.sql_ledger import retried
+
+        def once() -> Version:
+            with self.administered(create=create) as admin:
+                return change(admin)
+
+        return Answer(_told(retried(TRIES, once)))
 
     def _postgres(self) -> ModuleType | None:
         """Return the module for a connection string of PostgreSQL, `None` for a path."""
@@ -120,15 +130,7 @@ def migrate(store: Store) -> Answer:
     """
     from langchain_runtime_authz.ledger import admin as do
 
-    tries = TRIES
-    while True:
-        tries -= 1
-        try:
-            with store.administered(create=True) as admin:
-                return Answer(_told(do.migrate(admin)))
-        except LedgerError as exc:  # under load, PostgreSQL may find a deadlock with a commit
-            if not tries or exc.code != Code.LEDGER_TIMEOUT:
-                raise
+    return store.changed(do.migrate, create=True)
 
 
 @app.command("downgrade")
@@ -150,7 +152,8 @@ def downgrade(
     """
     from langchain_runtime_authz.ledger import admin as do
 
-    with store.administered() as admin:
+    def down(admin: Admin) -> Version:
+        nonlocal yes
         found = do.version(admin)
         if to > found.version:
             raise ConfigError(f"the ledger has version {found.version}; `migrate` goes up")
@@ -159,7 +162,10 @@ def downgrade(
                 why = f"{doubts} calls in doubt would be forgotten, and made again unasked"
                 raise ConfigError(f"{why}; first resolve them with `runtime-authz calls resolve`")
             _confirm(f"Drop what versions {to + 1} to {found.version} hold?", yes, as_json)
-        return Answer(_told(do.migrate(admin, to)))
+            yes = True
+        return do.migrate(admin, to)
+
+    return store.changed(down)
 
 
 @app.command("prune")

@@ -44,6 +44,9 @@ class Admin(Protocol):
 
     def tables(self) -> set[str]: ...
 
+    def alone(self) -> None:
+        """Keep other transactions out until the end of this one."""
+
     def secured(self) -> None:
         """Give the application's role its rights on new and changed tables."""
 
@@ -87,6 +90,8 @@ def migrate(admin: Admin, target: int = SCHEMA, migrations: tuple[Migration, ...
     known = {m.version: m for m in migrations}
     if missing := [v for v in way if v not in known]:
         raise LedgerError(Code.LEDGER_SCHEMA, f"this package does not know version {missing[0]}")
+    if way:
+        admin.alone()
     for step in (known[v] for v in way):
         for sql in step.up if up else step.down:
             admin.run(sql.format(d=admin.dialect))

@@ -29,6 +29,8 @@ from langchain_runtime_authz.ledger.sql_ledger import DRIFT, WORKERS, SqlLedger
 from langchain_runtime_authz.ledger.sql_rows import DROPS, PUTS, Fetch, Kept, Row, Statement, chunks, marks
 
 TIMEOUT: Final = 5.0  # seconds; the default for `PostgresLedger(timeout=...)`
+# A migration waits less than PostgreSQL before it looks for a deadlock (1 s), which it may end by failing a commit.
+YIELD: Final = "500ms"
 SCHEMA_NAME: Final = "runtime_authz"
 ROLE: Final = "runtime_authz_app"
 _SLOW: Final = (errors.LockNotAvailable, errors.QueryCanceled, errors.DeadlockDetected, PoolTimeout)
@@ -60,8 +62,8 @@ _HELD: Final = (
 )
 # If the thread's row was not updated, `nonce` is NULL. The column forbids NULL, so the whole statement fails.
 _ENTRY: Final = (
-    "INSERT INTO journal (tenant, thread, nonce, at)"
-    " VALUES (?, ?, (SELECT CAST(? AS TEXT) FROM {}), ?) RETURNING position, (SELECT state FROM held)"
+    "entry AS (INSERT INTO journal (tenant, thread, nonce, at)"
+    " VALUES (?, ?, (SELECT CAST(? AS TEXT) FROM {}), ?) RETURNING position) SELECT position, state FROM entry, held"
 )
 # A turn is a row used as a lock: a commit changes it only if nobody has since the read. Lock it after the thread's row.
 _TURN: Final = (
@@ -258,7 +260,7 @@ def _statement(turns: int, puts: Sequence[tuple[str, int]], drops: Sequence[tupl
         where = f"tenant = ? AND thread = ? AND {column} IN {marks(count)}"
         parts.append(f"w{len(parts)} AS (DELETE FROM {table} WHERE {where})")
     won = ", ".join(["held", *(f"t{number}" for number in range(turns))])
-    return f"WITH {', '.join(parts)} {_ENTRY.format(won)}"
+    return f"WITH {', '.join([*parts, _ENTRY.format(won)])}"
 
 
 @contextmanager
@@ -317,6 +319,11 @@ class _Admin:
         if not self.run("SELECT 1 WHERE pg_has_role(current_user, ?, 'MEMBER')", (self._role,)):
             self._named("GRANT {role} TO CURRENT_USER")
 
+    def alone(self) -> None:
+        self.run("SELECT set_config('lock_timeout', ?, true)", (YIELD,))
+        if "thread" in self.tables():  # each transaction of a ledger locks this table before any that may change
+            self.run("LOCK TABLE thread IN ACCESS EXCLUSIVE MODE")
+
     def secured(self) -> None:
         self._named("GRANT USAGE ON SCHEMA {schema} TO {role}")
         for table in sorted(self.tables()):
@@ -324,7 +331,8 @@ class _Admin:
             if self.run(_SECURED, (*[self._role] * 5, self._schema, table)) == [
                 (True, not plain, state, state, False, False, not plain)
             ]:
-                continue  # nothing to do; the statements below lock the table, and could deadlock with commits
+                continue
+            self.alone()
             self._named("REVOKE ALL ON {table} FROM PUBLIC, {role}", table)
             if plain:
                 self._named("GRANT SELECT ON {table} TO {role}", table)

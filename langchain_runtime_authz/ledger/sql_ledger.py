@@ -86,14 +86,9 @@ class SqlLedger(b.Awaited):
 
     def commit(self, scope: b.Scope, guard: b.Guard | None, changes: Sequence[Change]) -> b.Committed | b.Conflict:
         """See `Ledger.commit`. A revocation is retried after a timeout (`URGENT`)."""
-        tries = URGENT if Revoke in map(type, changes) else 1
-        while True:
-            tries -= 1
-            try:
-                return self._commit(scope, guard, changes)
-            except LedgerError as exc:
-                if not tries or exc.code != Code.LEDGER_TIMEOUT:
-                    raise
+        if Revoke in map(type, changes):
+            return retried(URGENT, lambda: self._commit(scope, guard, changes))
+        return self._commit(scope, guard, changes)
 
     def _commit(self, scope: b.Scope, guard: b.Guard | None, changes: Sequence[Change]) -> b.Committed | b.Conflict:
         key, nonce = rows.thread_key(scope), os.urandom(16).hex()
@@ -303,6 +298,17 @@ class SqlLedger(b.Awaited):
 
     def _forked(self) -> None:
         raise NotImplementedError
+
+
+def retried(tries: int, run: Callable[[], b.T]) -> b.T:
+    """Call `run` again after a timeout (`ledger_timeout`), up to `tries` times in all."""
+    while True:
+        tries -= 1
+        try:
+            return run()
+        except LedgerError as exc:
+            if not tries or exc.code != Code.LEDGER_TIMEOUT:
+                raise
 
 
 def _located(tx: Tx, tenant: str, jti: str) -> tuple[bytes, str | None, str] | None:

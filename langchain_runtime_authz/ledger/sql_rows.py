@@ -46,8 +46,8 @@ _PLANNED: Final = f"SELECT message, epoch FROM planned WHERE {_OF} AND agent = ?
 _NEWEST: Final = (
     "m.version, m.reader, j.position, j.nonce, t.seen"
     " FROM (SELECT max(version) AS version, max(min_reader) AS reader FROM migration) m LEFT JOIN"
-    " (SELECT position, nonce, at FROM journal WHERE tenant = ? ORDER BY position DESC LIMIT 1) j ON true LEFT JOIN"
-    f" (SELECT {{}} AS seen FROM thread WHERE {_OF}) t ON true"
+    f" (SELECT {{}} AS seen FROM thread WHERE {_OF}) t ON true LEFT JOIN"
+    " (SELECT position, nonce, at FROM journal WHERE tenant = ? ORDER BY position DESC LIMIT 1) j ON true"
 )
 _BELOW: Final = (
     f"(WITH RECURSIVE below (jti) AS (SELECT jti FROM lease WHERE {_OF} AND jti IN {{}} UNION"
@@ -102,7 +102,7 @@ class Fetch:
             seen: an SQL expression over the thread's row, whose value changes with each commit of the thread.
         """
         n, known, of = self.needs, self.known, (self.tenant, self.key)
-        parts, given = list[tuple[str, str]](), [self.tenant, *of]
+        parts, given = list[tuple[str, str]](), [*of, self.tenant]
         self._takers.append(self._journal)
 
         def add(taker: Callable[..., object], sql: str, *values: Any, place: str = "0.0") -> None:

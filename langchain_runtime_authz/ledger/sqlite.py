@@ -228,6 +228,9 @@ class _Admin:
     def tables(self) -> set[str]:
         return {name for (name,) in self.run("SELECT name FROM sqlite_schema WHERE name NOT GLOB 'sqlite_*'")}
 
+    def alone(self) -> None:
+        """Do nothing: the transaction holds the file's lock."""
+
     def secured(self) -> None:
         """Do nothing: the file has no finer rights."""
 

@@ -365,6 +365,52 @@ def test_the_status_is_shown_to_the_applications_role(dsn: str, own: str) -> Non
         assert (stranger.exit_code, "ledger_unavailable: this role may not" in stranger.stderr) == (2, True)
 
 
+@pytest.mark.parametrize("known", [True, False], ids=["a known thread", "a new thread"])
+def test_a_transaction_waits_for_a_migration_before_it_locks_anything(dsn: str, own: str, known: bool) -> None:
+    """Else both would wait for each other, and PostgreSQL would end one of them. Also with prepared statements."""
+    held = "SELECT relation::regclass::text FROM pg_locks WHERE granted AND relation IS NOT NULL AND pid = ANY(%s)"
+    with PostgresLedger(f"{dsn} application_name={own}", schema=own) as made, psycopg.connect(dsn) as owner:
+        owner.execute("SELECT set_config('search_path', %s, false)", (own,))
+        owner.commit()
+        threads = [scope(tenant="acme")] * 16 if known else [scope(str(n), "acme") for n in range(16)]
+        for prepared, at in enumerate(threads):
+            verbs = [lambda at=at: made.load(at, Query(log=True)), lambda at=at: made.commit(at, None, [RecordStep()])]
+            for verb in verbs[not known :]:
+                owner.execute("LOCK TABLE thread IN ACCESS EXCLUSIVE MODE")
+                with ThreadPoolExecutor(1) as worker:
+                    done = worker.submit(verb)
+                    while not (waiting := connections(owner, own, waiting=True)):
+                        time.sleep(0.01)
+                    found = {table for (table,) in owner.execute(held, (waiting,))}
+                    owner.commit()
+                    done.result()
+                assert found <= {"migration", "migration_pkey"}, (prepared, found)
+
+
+def test_a_migration_gives_way_to_a_commit(dsn: str, own: str) -> None:
+    """A transaction that has begun ends first, whatever tables it still needs, and then the migration goes on."""
+    login = f"{dsn} options=-csearch_path={own}"
+    waiting = "SELECT 1 FROM pg_locks WHERE relation IN ('thread'::regclass, 'budget'::regclass) AND NOT granted"
+    with (
+        psycopg.connect(login, autocommit=True) as owner, psycopg.connect(login) as commit,
+        psycopg.connect(login) as other, ThreadPoolExecutor(2) as workers,
+    ):  # fmt: skip
+        for table in STATE:  # as an older package left them
+            owner.execute(f"ALTER TABLE {table} DISABLE ROW LEVEL SECURITY")
+        commit.execute("SELECT 1 FROM thread")
+        other.execute("SELECT 1 FROM budget")
+        migrated = workers.submit(CliRunner().invoke, app, ["ledger", "migrate", dsn, "--schema", own])
+        while not owner.execute(waiting).fetchone():
+            time.sleep(0.01)
+        committed = workers.submit(commit.execute, "SELECT 1 FROM approval")
+        time.sleep(0.1)
+        other.commit()
+        committed.result()
+        time.sleep(0.7)
+        commit.commit()
+        assert migrated.result().exit_code == 0, migrated.result().output
+
+
 def test_a_run_survives_what_befalls_its_ledger(dsn: str, own: str) -> None:
     """Put back to an older backup, of another schema, gone: each a deny with its code; the run ends in peace."""
     with PostgresLedger(dsn, schema=own, timeout=2) as made:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sqlite3
 import sys
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,18 +34,24 @@ def file(tmp_path: Path) -> str:
     return str(tmp_path / "ledger.db")
 
 
+@pytest.mark.parametrize("command", [("migrate",), ("downgrade", "--to", "1")])
 @pytest.mark.parametrize(("deadlocks", "code"), [(3, 0), (4, 2)])
-def test_a_migration_that_meets_a_deadlock_is_tried_again(file: str, monkeypatch: pytest.MonkeyPatch, deadlocks: int, code: int) -> None:
-    """PostgreSQL ends one of two transactions, mostly the longer one."""
+def test_a_migration_that_meets_a_deadlock_is_tried_again(
+    file: str, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], deadlocks: int, code: int
+) -> None:
+    """PostgreSQL ends one of two transactions, mostly the longer one. The operator is asked once."""
+    assert ledger("migrate", file).exit_code == 0
     opened, left = Store.administered, iter(range(deadlocks))
 
-    def administered(self: Store, **options: Any) -> Any:
-        if next(left, None) is not None:
-            raise LedgerError(Code.LEDGER_TIMEOUT, "deadlock detected")
-        return opened(self, **options)
+    @contextmanager
+    def administered(self: Store, **options: Any) -> Iterator[Any]:
+        with opened(self, **options) as admin:
+            yield admin
+            if next(left, None) is not None:
+                raise LedgerError(Code.LEDGER_TIMEOUT, "deadlock detected")
 
     monkeypatch.setattr(Store, "administered", administered)
-    assert ledger("migrate", file).exit_code == code
+    assert ledger(*command, file, given="y\n").exit_code == code
 
 
 def test_a_ledger_is_made_looked_at_taken_back_and_made_again(file: str) -> None:
