@@ -420,12 +420,13 @@ class Clause:
         return next(places[key].split() for key in keys if key in places)
 
     def _step(self, bound: Mapping[str, Phrase], digest: str) -> Step:
-        """Return the step: values with their spans, and the dictated words for texts."""
+        """Return the step. A quotation is the whole text, if there is only one text."""
         args: dict[str, Argument] = {}
         for argument in self.tool.arguments:
             name, text = argument.name, argument.kind == "text"
             if (phrase := bound.get(name, bound.get("") if text else None)) is not None:
-                args[name] = Text(quote=(phrase.values[0].text,)) if text else _const(argument, phrase, digest)
+                free = text and (phrase.kind == "open" or (name not in bound and len(self.tool.texts) > 1))
+                args[name] = Text(quote=(phrase.values[0].text,)) if free else _const(argument, phrase, digest)
         return Step(id="?", tool=self.tool.name, args=args)
 
 

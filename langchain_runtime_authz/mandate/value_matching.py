@@ -48,7 +48,7 @@ def _same(value: Any, constant: Any, kind: str) -> bool:
     if isinstance(value, bool) or isinstance(constant, bool):
         return type(value) is type(constant) and value == constant
     if isinstance(value, str) and isinstance(constant, str):
-        if kind == "text" and value == constant:
+        if kind == "text" and value.strip() == constant.strip():
             return True
         # A line break separates commands and headers, so it differs from a blank.
         if value != constant and not (value.strip().isprintable() and constant.strip().isprintable()):
@@ -142,18 +142,15 @@ def compare(value: object, bound: object) -> int | None:
     """
     one, other = reading(value), reading(bound)
     if isinstance(one, Decimal) and isinstance(other, Decimal):
-        return _sign(one, other)
+        return (one > other) - (one < other)
     if not isinstance(one, datetime.datetime) or not isinstance(other, datetime.datetime):
         return None
     if len(str(bound).strip()) == _DATE:
-        return _sign(one.date(), other.date())
+        return (one.date() > other.date()) - (one.date() < other.date())
     if len(str(value).strip()) == _DATE or (other.tzinfo is not None and one.tzinfo is None):
         return None
-    return _sign(one if other.tzinfo is not None else one.replace(tzinfo=None), other)
-
-
-def _sign(one: Any, other: Any) -> int:
-    return 0 if one == other else 1 if one > other else -1
+    one = one if other.tzinfo is not None else one.replace(tzinfo=None)
+    return (one > other) - (one < other)
 
 
 def _same_door(value: str, constant: str) -> bool:

@@ -22,7 +22,7 @@ from langchain_runtime_authz._regex import normalize
 from langchain_runtime_authz.facts.task import content_digest
 from langchain_runtime_authz.mandate.clause import MAX_NAME, TARGETS, Clause, Tool
 from langchain_runtime_authz.mandate.languages import Language, Token, languages, singular, words_of
-from langchain_runtime_authz.mandate.model import Compiled, Dropped, Mandate, Step, Text
+from langchain_runtime_authz.mandate.model import Compiled, Dropped, Mandate, Step
 from langchain_runtime_authz.tool_profile import ToolProfile
 
 MAX_TEXT: Final = 2_000  # characters of a turn; a longer turn is not read
@@ -245,7 +245,7 @@ class _Turn:
         for tool, steps in ways or looks:
             for step in steps:
                 self._keep(tool, step)
-            self.untold |= tool.tells and not any(isinstance(a, Text) for a in steps[0].args.values())
+            self.untold |= tool.tells and tool.texts.isdisjoint(steps[0].args)
         self.checked |= bool(looks) and tokens[0].lower not in self.data["reads"]
         self.orders += len(ways)
         if self.untold and self.orders > 1:

@@ -233,6 +233,13 @@ LEAKS = {
 }
 
 
+@pytest.mark.parametrize("body", ["I resign", "I am late. I resign.", "I am"])
+def test_a_quotation_is_sent_as_it_is_or_not_at_all(body: str, go: Any) -> None:
+    said, dictated = 'Email bob@x.org "I am late"', ("send_mail", {"to": "bob@x.org", "body": "I am late\n"})
+    held(said, MAIL, ("send_mail", {"to": "bob@x.org", "body": body}), go=go)
+    assert done(said, MAIL, dictated, go=go) == [("send_mail", "bob@x.org", "I am late\n")]
+
+
 @pytest.mark.parametrize("body", LEAKS.values(), ids=LEAKS)
 def test_a_mail_that_was_ordered_does_not_carry_away_what_was_read(body: str, go: Any) -> None:
     held("Email bob@x.org that I am late", SALARIES, MAIL, ("send_mail", {"to": "bob@x.org", "body": body}), go=go)

@@ -92,7 +92,7 @@ def orders(text: str) -> list[str]:
             "Repay claim 5 of 12", "Repay claim 5 for 12", "Seal 4 ports on the ship Aida", "Seal port 4 on the ship Aida", "Feed 2 animals 3 portions", "Feed the 2 animals 3 portions", "Scrap the Volvo engines",
         )),
         # An order to tell is complete with what is told.
-        ("Brief Kim 'all is well' and scrap engine 12", ["brief_crew Kim ('all is well',)", "scrap_engine 12"]), ("Ping the nurse Kim 'hi'", ["ping_nurse Kim ('hi',)"]),
+        ("Brief Kim 'all is well' and scrap engine 12", ["brief_crew Kim all is well", "scrap_engine 12"]), ("Ping the nurse Kim 'hi'", ["ping_nurse Kim hi"]),
         *((text, []) for text in (
             "Brief Kim, scrap engine 12", "Tell Kim, then tip Lee 5 EUR", "Brief Kim\n- scrap engine 12", "Tell Kim. Scrap engine 12.", "Scrap engine 12 and brief Kim",
             "Ping Kim, scrap engine 12", "Ping Kim\n\nScrap engine 12", "Open a case for Kim", "Open the case of Kim",
@@ -144,7 +144,7 @@ def orders(text: str) -> list[str]:
         ("Convey the log L-1 to Kim", ["convey_log L-1 Kim"]), ("Convey my log to Kim", []), ("Convey the log of Kim L-1", []),
         # Words behind an order to tell, without what is told, may be what.
         ("Convey the log L-1 to Kim. Scrap engine 12.", []), ("Pack 'Milk' to the trunk T-1, scrap engine 12", []), ("Ping the nurse Kim. Scrap engine 12.", []),
-        ("Ping the nurse Kim 'hi'. Scrap engine 12.", ["ping_nurse Kim ('hi',)", "scrap_engine 12"]),
+        ("Ping the nurse Kim 'hi'. Scrap engine 12.", ["ping_nurse Kim hi", "scrap_engine 12"]),
         # A recipient, a goal and a new value stand behind "to".
         ("Loan the book B-1 to Kim", ["loan_book B-1 Kim"]), ("Reroute the bus B-1 to Rome", ["reroute_bus B-1 Rome"]), ("Retitle the page Home to Start", ["retitle_page Home Start"]),
         ("Switch the tier of the plan P-1 to 'gold'", ["switch_tier P-1 gold"]), ("Switch the tier 'gold' of the plan P-1", []), ("Switch the plan P-1 with the tier 'gold'", []),

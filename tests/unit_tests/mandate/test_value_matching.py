@@ -58,6 +58,7 @@ from langchain_runtime_authz.mandate.value_matching import compare, meets, same,
         ("channel", "C01AbC", ["C01AbC"], ["c01aBc"]),
         ("channel", "#Ops", ["#ops"], ["ops"]),
         ("url", "https://X2.org/a", ["https://x2.org/a"], []),
+        ("text", "- a\n- b", ["- a\n- b\n"], ["- a - b", "- a\n- b\n- c", "- a"]),
     ],
 )
 def test_same(kind, constant, equal, other):

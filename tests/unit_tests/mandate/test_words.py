@@ -74,12 +74,12 @@ BOB = {"recipient": "Bob", "amount": 45, "currency": "EUR"}
         ("Run this sql statement: DELETE FROM users WHERE id = 5", [("run_sql", {"statement": "DELETE FROM users WHERE id = 5"})]),
         ("Read the file notes.md. Then pay Bob 45 EUR.", [("send_money", BOB)]),
         ("Fetch the url https://x.org/a?b=c", [("fetch_url", {"url": "https://x.org/a?b=c"})]),
-        ('Post the message "Deploy done" to #ops', [("post_message", {"channel": "#ops", "text": ("Deploy done",)})]),
-        ('Create a file called n.txt with the content "hi"', [("write_file", {"path": "n.txt", "content": ("hi",)})]),
+        ('Post the message "Deploy done" to #ops', [("post_message", {"channel": "#ops", "text": "Deploy done"})]),
+        ('Create a file called n.txt with the content "hi"', [("write_file", {"path": "n.txt", "content": "hi"})]),
         ("- Pay Bob 45 EUR\n- delete the file a.txt", [("send_money", BOB), ("delete_file", {"path": "a.txt"})]),
         ("It would be great if you could pay Bob 45 EUR on Thursday, 3 June 2027", [("send_money", {**BOB, "date": "Thursday, 3 June 2027"})]),
         ("Email carol@x.org and tell her that it is done", [("send_email", {"to": ("carol@x.org",), "subject": ("it is done",), "body": ("it is done",)})]),
-        ("Create n.txt with this content:\n- a\n- b", [("write_file", {"path": "n.txt", "content": ("- a\n- b",)})]),
+        ("Create n.txt with this content:\n- a\n- b", [("write_file", {"path": "n.txt", "content": "- a\n- b"})]),
         ("Pay Bob 45 EUR on 3 June 2027 at 4 pm", [("send_money", {**BOB, "date": "3 June 2027 at 4 pm"})]),
     ],
 )  # fmt: skip
@@ -101,7 +101,7 @@ def test_dictated_words_are_the_text_and_recipients_are_a_list():
     said = ("we meet in room 4",)
     assert call == ("send_email", {"to": ("carol@x.org", "bob@x.org"), "subject": said, "body": said})
     (call,) = calls('Send an email to carol@x.org with subject "Hi" and body "See you"')
-    assert call == ("send_email", {"to": ("carol@x.org",), "subject": ("Hi",), "body": ("See you",)})
+    assert call == ("send_email", {"to": ("carol@x.org",), "subject": "Hi", "body": "See you"})
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def test_tools_of_strangers_are_not_guessed(text):
 
 
 def test_what_names_a_thing_tells_the_tool():
-    assert strange('Post "hello" to @acme') == [("slackPost", {"channel": "@acme", "text": Text(quote=("hello",))})]
+    assert strange('Post "hello" to @acme') == [("slackPost", {"channel": "@acme", "text": "hello"})]
     assert strange("Rm path a.txt") == [("rmPath", {"path": "a.txt"})]
     assert strange("Delete mail A-12") == [("deleteMail", {"mailId": "A-12"})]
     assert strange("Cancel the Netflix plan") == [("cancelPlan", {"plan": OneOf(values=("Netflix plan", "Netflix"))})]
