@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +24,8 @@ from langchain_runtime_authz.errors import AuthzError, Code, ConfigError, senten
 FINDING: Final = 1
 UNUSABLE: Final = 2
 MAX_HELP: Final = 200  # characters
+_PLAIN: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
+_YAML_WORDS: Final = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "null"})
 Run = TypeVar("Run", bound=Callable[..., Any])
 Json = Annotated[bool, Option("--json", help="Print JSON.")]
 Keys = list[Path] | None
@@ -60,6 +64,25 @@ def moment(at: float) -> str:
 def lines(document: Mapping[str, Any]) -> list[str]:
     """Return a line for each member that has a value."""
     return [f"{name:<8} {value}" for name, value in document.items() if value is not None]
+
+
+def scalar(text: str) -> str:
+    """Return a YAML scalar, quoted if needed. JSON escapes, of 16 bits, would not do."""
+    import yaml
+
+    if _PLAIN.fullmatch(text) and text.lower() not in _YAML_WORDS:
+        return text
+    quoted: str = yaml.safe_dump(text, default_style='"', width=math.inf, allow_unicode=text.isprintable())
+    return quoted.rstrip("\n")
+
+
+def flow(value: Any) -> str:
+    """Return YAML on one line, whatever the texts in it hold."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{scalar(k)}: {flow(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(flow(v) for v in value) + "]"
+    return scalar(value) if isinstance(value, str) else json.dumps(value)
 
 
 class _Group(TyperGroup):

@@ -8,17 +8,16 @@ lower a risk.
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-import yaml
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
+from langchain_runtime_authz.cli._app import flow, scalar
 from langchain_runtime_authz.langgraph.private_api import injected_names
 from langchain_runtime_authz.langgraph.tool_lookup import digest_of
 from langchain_runtime_authz.tool_profile import EFFECTS, UNPROFILED, Effect, raise_by_hints
@@ -44,7 +43,7 @@ class Proposal:
 
     def yaml(self) -> str:
         """Return a profile file's stanza: a draft, which lowers no risk until reviewed."""
-        lines = [f"  {_key(self.name)}:", "    draft: true  # reviewed? remove this line"]
+        lines = [f"  {scalar(self.name)}:", "    draft: true  # reviewed? remove this line"]
         for fact, value in self.facts.items():
             why = self.why.get(fact)
             lines.append(f"    {fact}: {flow(value)}" + (f"  # DOUBT: {why}" if why else ""))
@@ -222,26 +221,7 @@ def _words(name: str) -> list[str]:
     return [w.lower() for w in _WORD.findall(name[:200])] or [""]
 
 
-def _key(text: str) -> str:
-    """Return a YAML scalar, quoted if needed. JSON escapes, of 16 bits, would not do."""
-    if _PLAIN.fullmatch(text) and text.lower() not in _YAML_WORDS:
-        return text
-    quoted: str = yaml.safe_dump(text, default_style='"', width=math.inf, allow_unicode=text.isprintable())
-    return quoted.rstrip("\n")
-
-
-def flow(value: Any) -> str:
-    """Return YAML on one line, whatever the texts in it hold."""
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_key(k)}: {flow(v)}" for k, v in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(flow(v) for v in value) + "]"
-    return _key(value) if isinstance(value, str) else json.dumps(value)
-
-
 _WORD: Final = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
-_PLAIN: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
-_YAML_WORDS: Final = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "null"})
 # The words of names and descriptions, in English. `_KINDS` is in the order in which they are tried.
 _KNOWN: Final = json.loads(Path(__file__).with_name("proposal_words.json").read_text("utf-8"))
 _FORMAT_KINDS: Final[Mapping[str, str]] = _KNOWN["formats"]

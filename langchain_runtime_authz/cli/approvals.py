@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from typer import Argument, Option
 
+from langchain_runtime_authz._display import inert, wrapped
 from langchain_runtime_authz.cli._app import Answer, App, moment
 from langchain_runtime_authz.cli.keys import Password, as_bytes
 from langchain_runtime_authz.cli.ledger import Audit, Store, Tenant, log_of, note_full
@@ -41,8 +42,6 @@ def list_(store: Store, tenant: Tenant = "default") -> Answer:
 
     runtime-authz approvals list ledger.db --tenant acme
     """
-    from langchain_runtime_authz._display import inert, wrapped
-
     rows, lines = [], []
     with store.opened() as ledger:
         found = ledger.asked(tenant)

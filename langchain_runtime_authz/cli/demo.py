@@ -12,6 +12,8 @@ from typing import Annotated
 import typer
 from typer import Option
 
+from langchain_runtime_authz.errors import ConfigError
+
 SERVICE = "runtime-authz-demo"
 EXPORT = 5  # seconds for a receiver to take the traces
 
@@ -72,8 +74,6 @@ def demo(
 
 @contextmanager
 def _exporting(url: str) -> Iterator[None]:
-    from langchain_runtime_authz.errors import ConfigError
-
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     except ImportError as exc:

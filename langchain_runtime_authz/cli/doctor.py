@@ -13,8 +13,10 @@ from typing import Annotated, Any, Final, Literal, NamedTuple
 from typer import Argument, Option
 
 from langchain_runtime_authz.cli._app import Answer
+from langchain_runtime_authz.cli.inspect import load_graph
 from langchain_runtime_authz.cli.ledger import Store
 from langchain_runtime_authz.errors import AuthzError, Code, LedgerError, PDPError
+from langchain_runtime_authz.pep.kill_switch import KILL_SWITCH, KillSwitch
 
 EXPORTER: Final = "opentelemetry.exporter"
 ENDPOINT: Final = "OTEL_EXPORTER_OTLP_ENDPOINT"
@@ -140,8 +142,6 @@ def _keys(directory: Path) -> Line:
 
 
 def _kill_switch() -> Line:
-    from langchain_runtime_authz.pep.kill_switch import KILL_SWITCH, KillSwitch
-
     switch = KillSwitch.from_environment()
     if switch is None:
         return Line("note", "kill switch", f"{KILL_SWITCH} is not set", "set it, or give `kill_switch=`")
@@ -159,8 +159,6 @@ def _tracing() -> Line:
 
 
 def _graph(target: str) -> Line:
-    from langchain_runtime_authz.cli.inspect import load_graph
-
     graph: Any = load_graph(target)
     if graph.checkpointer is None:
         do = "compile it with a checkpointer, or give `on_ask=`; the Agent Server brings its own"

@@ -14,7 +14,8 @@ import typer
 from typer import Argument, Option
 
 from langchain_runtime_authz._display import inert
-from langchain_runtime_authz.cli._app import Answer
+from langchain_runtime_authz.cli._app import Answer, flow
+from langchain_runtime_authz.cli.inspect import graph_tools
 from langchain_runtime_authz.errors import Code, ConfigError
 
 if TYPE_CHECKING:
@@ -87,8 +88,6 @@ def init(
     runtime-authz init my_agent.py:graph
     runtime-authz init my_agent:graph --yes
     """
-    from langchain_runtime_authz.cli._profile_proposal import flow
-    from langchain_runtime_authz.cli.inspect import graph_tools
     from langchain_runtime_authz.tool_profile import load_profiles
 
     if not (yes or answers or (_interactive() and not as_json)):
@@ -221,8 +220,6 @@ def _choice(question: str, choices: list[str]) -> str:
 
 
 def _mandates(tools: list[BaseTool], declared: Mapping[str, ToolProfile]) -> str:
-    from langchain_runtime_authz.cli._profile_proposal import flow
-
     for tool in tools:
         if declared[tool.name].side_effect:
             return f"{_MANDATES}      - {flow({'id': 'first', 'tool': tool.name, 'args': example_args(tool)})}\n"

@@ -14,7 +14,8 @@ from typing import Annotated, Any, Final
 import typer
 from typer import Argument, Option
 
-from langchain_runtime_authz.cli._app import Answer
+from langchain_runtime_authz.cli._app import Answer, flow
+from langchain_runtime_authz.cli.init import completed
 from langchain_runtime_authz.errors import ConfigError
 
 ENOUGH: Final = 3  # questions that must all have been approved
@@ -53,7 +54,6 @@ def learn(
     runtime-authz learn audit.jsonl
     runtime-authz learn audit.jsonl --profiles authz.yaml --write
     """
-    from langchain_runtime_authz.cli.init import completed
     from langchain_runtime_authz.tool_profile import load_profiles
 
     seen = _read(log)
@@ -129,12 +129,6 @@ def _parts(args: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any
             yield before + name, value
 
 
-def _flow(value: Any) -> str:
-    from langchain_runtime_authz.cli._profile_proposal import flow
-
-    return flow(value)
-
-
 def _draft(name: str, seen: _Seen) -> str:
     from langchain_core.tools import StructuredTool
 
@@ -148,7 +142,7 @@ def _draft(name: str, seen: _Seen) -> str:
     text.insert(2, "    verdict: ask  # as long as nobody reviewed it")
     if seen.outcomes["approved"] >= ENOUGH and seen.outcomes["rejected"] == 0:
         text.append("    # verdict: permit  # DOUBT: every question was approved; you would answer for each call")
-    text += [f"    # {_flow(n)}: {_varied(values)}" for n, values in seen.args.items()]
+    text += [f"    # {flow(n)}: {_varied(values)}" for n, values in seen.args.items()]
     return "\n".join(text) + "\n"
 
 
@@ -167,7 +161,7 @@ def _varied(values: list[Any]) -> str:
     """Describe an argument's values in one line: the only value, or the first few."""
     several = _distinct(values)
     items = several if len(several) == 1 else _distinct([*chain(*(v if isinstance(v, list) else [v] for v in several))])
-    shown = [text if len(text := _flow(v)) <= WIDTH else f"{text[:WIDTH]}…" for v in items[:CHOICES]]
+    shown = [text if len(text := flow(v)) <= WIDTH else f"{text[:WIDTH]}…" for v in items[:CHOICES]]
     shown += ["…"] if len(items) > CHOICES else []
     said = "always" if len(several) == 1 else f"{len(several)} values in {len(values)} calls, of"
     return f"{said} {', '.join(shown)}" if several else "always from outside"
@@ -178,9 +172,9 @@ def _steps(seen: Mapping[str, _Seen]) -> Iterator[str]:
         known = one.args and all(one.args.values())
         if not one.outcomes["approval_required"] or not known or one.outcomes["rejected"]:
             continue
-        yield f"      - id: {_flow(name)}\n        tool: {_flow(name)}\n        args:\n"
+        yield f"      - id: {flow(name)}\n        tool: {flow(name)}\n        args:\n"
         for argument, values in one.args.items():
-            yield f"          {_ordered(_flow(argument), values)}\n"
+            yield f"          {_ordered(flow(argument), values)}\n"
 
 
 def _ordered(argument: str, values: list[Any]) -> str:
@@ -189,8 +183,8 @@ def _ordered(argument: str, values: list[Any]) -> str:
     scalar = all(isinstance(v, str | int | float) for v in several)
     lists = all(isinstance(v, list) and all(isinstance(i, str | int | float) for i in v) for v in several)
     if len(several) == 1 and several != [[]] and (scalar or lists):
-        return f"{argument}: {_flow(several[0])}"
+        return f"{argument}: {flow(several[0])}"
     if lists:
         return f"# {argument}: []  # DOUBT: {_varied(values)}; name the items"
     few = scalar and len(several) <= CHOICES and not any(isinstance(v, str) and " " in v for v in several)
-    return f"{argument}: {_flow({'kind': 'one_of', 'values': several} if few else {'kind': 'text'})}"
+    return f"{argument}: {flow({'kind': 'one_of', 'values': several} if few else {'kind': 'text'})}"

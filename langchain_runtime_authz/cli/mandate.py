@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
 from langchain_runtime_authz.cli._app import Answer, App, echo
+from langchain_runtime_authz.cli.inspect import load_graph, load_object, tools_of
 from langchain_runtime_authz.errors import Code, ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from langchain_runtime_authz.mandate.model import Compiled
     from langchain_runtime_authz.tool_profile import ToolProfile
 
@@ -115,7 +115,6 @@ def _signatures(declared: Mapping[str, ToolProfile], graph: str | None) -> Mappi
     if graph is None:
         named = {n: [*p.critical, *p.when, *p.text, *p.free] for n, p in declared.items()}
         return {n: {"type": "object", "properties": {a.partition(".")[0]: {} for a in of}} for n, of in named.items()}
-    from langchain_runtime_authz.cli.inspect import load_graph, tools_of
     from langchain_runtime_authz.langgraph.tool_lookup import signature_of
 
     return {tool.name: signature_of(tool) for tool in tools_of(load_graph(graph))}
@@ -126,7 +125,6 @@ def _planned(
 ) -> Compiled:
     from langchain_core.language_models import BaseChatModel
 
-    from langchain_runtime_authz.cli.inspect import load_object
     from langchain_runtime_authz.langgraph.model_planner import ModelPlanner
     from langchain_runtime_authz.pep.run import KnownTools
 

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
+from langchain_runtime_authz._validate import read_yaml
 from langchain_runtime_authz.cli._app import Answer, App, echo
+from langchain_runtime_authz.cli.init import outcomes
+from langchain_runtime_authz.cli.inspect import drafts, graph_tools
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
 
 if TYPE_CHECKING:
@@ -39,7 +42,6 @@ def suggest(
     runtime-authz profile suggest my_agent:graph
     runtime-authz profile suggest my_agent:graph --profiles langchain --write profiles.yaml
     """
-    from langchain_runtime_authz.cli.inspect import drafts, graph_tools
     from langchain_runtime_authz.langgraph.tool_lookup import Profiles
     from langchain_runtime_authz.tool_profile import load_profiles
 
@@ -78,8 +80,6 @@ def check(
     runtime-authz profile check profiles.yaml
     runtime-authz profile check profiles.yaml my_agent:graph
     """
-    from langchain_runtime_authz._validate import read_yaml
-    from langchain_runtime_authz.cli.inspect import graph_tools
     from langchain_runtime_authz.tool_profile import SHIPPED, load_profiles
 
     declared = load_profiles(file)
@@ -140,7 +140,6 @@ def _doubts(file: Path) -> dict[str, int]:
 
 
 def _tested(declared: Mapping[str, ToolProfile], loaded: Mapping[str, Any]) -> list[str]:
-    from langchain_runtime_authz.cli.init import outcomes
     from langchain_runtime_authz.mandate.model import load_mandate
 
     found = []

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from langchain_runtime_authz import RuntimeAuthz
 from langchain_runtime_authz.audit.sinks import FileSink
 from langchain_runtime_authz.cli import app
-from langchain_runtime_authz.cli._profile_proposal import flow
+from langchain_runtime_authz.cli._app import flow
 from langchain_runtime_authz.langgraph.tool_lookup import Profiles
 from langchain_runtime_authz.mandate.model import load_mandate
 from langchain_runtime_authz.pdp.base import ObserveOnly
