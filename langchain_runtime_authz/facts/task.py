@@ -25,7 +25,7 @@ class HumanText:
 
     `key`: id by the sender. `author`: `type:id`. `epoch`: of the ledger. `own`: the thread's subject wrote it; texts of
     others can only narrow the task. `past`: it came in a history, already answered. `mixed`: it has several blocks,
-    perhaps an attachment. Past and mixed texts order nothing.
+    perhaps an attachment, or came with texts of other names. Past and mixed texts order nothing.
     """
 
     digest: str

@@ -209,13 +209,17 @@ def human_texts(value: object) -> list[HumanText]:
         return [text for entry in value for text in human_texts(written(entry))]
     entries: Sequence[object] = value if isinstance(value, list) else messages_in(value)
     texts: list[HumanText] = []
+    names: list[str | None] = []
     answered = 0  # number of texts before the newest message of a model or a tool
     for entry in entries:
         message = as_message(entry)
         if (text := _human_text(entry, message)) is not None:
             texts.append(text)
+            names.append(getattr(message, "name", None))
         elif message is not None and not isinstance(message, HumanMessage | SystemMessage | RemoveMessage):
             answered = len(texts)
+    several = len({*names[answered:]}) > 1  # people, of whom one may not order for the others
+    texts = [replace(text, mixed=True) for text in texts] if several else texts
     return [replace(text, past=True) for text in texts[:answered]] + texts[answered:] if answered else texts
 
 

@@ -138,12 +138,8 @@ class Language:
             dates = [f.removeprefix("date:") for f in forms(said, said=True) if f.startswith("date:")]
             weekday = next((n for n, w in enumerate(self.data["weekdays"]) if said.startswith(w)), None)
             kind = kind if len(dates) == 1 else "odd"
-            if (
-                kind == "date"
-                and weekday is not None
-                and (dates[0][0] == "-" or date.fromisoformat(dates[0]).weekday() != weekday)
-            ):
-                kind = "odd"  # a weekday that the date is not, or may not be
+            if kind == "date" and weekday is not None:  # it must be the date's, which needs a year
+                kind = "odd" if dates[0][0] == "-" or date.fromisoformat(dates[0]).weekday() != weekday else kind
         elif kind == "money":
             number = re.search(NUMBER, said)
             kind = kind if number and read_number(number[0]) is not None else "odd"
