@@ -315,7 +315,7 @@ def _answer(ask: Approval, decision: object, subject: Subject) -> AnswerApproval
     state, edited = "malformed", ""
     if not isinstance(kind, str) or kind not in (ask.allowed or allowed(ask.plan_id)):
         pass
-    elif kind in ("approve", "yes"):
+    elif kind in ("approve", "yes") and not given.get("edited_action"):
         state = "approved"
     elif kind in ("reject", "no"):
         state = "rejected"

@@ -119,6 +119,7 @@ MALFORMED: list[object] = [
     {"approve": True},
     {"decision": "approve"},
     {"action": "approve"},
+    {**YES, "edited_action": {"name": "pay", "args": {"amount": 4}}},
     {"decisions": YES},
     {"decisions": None},
     {"decisions": "approve"},
