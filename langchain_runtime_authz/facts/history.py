@@ -65,8 +65,6 @@ class History:
 
 
 def held(history: History, agent: Path) -> list[str]:
-    if not history.confined:
-        return list(history.classes_read)
     elsewhere = {name for name, _ in history.confined} - set(_known(history.confined, agent))
     return [name for name in history.classes_read if name not in elsewhere]
 

@@ -3,8 +3,8 @@
 The rows are outside the graph's state. The rules of a commit are in its changes (`ledger.changes`), so a store only
 reads and writes rows. Every store passes one contract suite (`testing.ledger_suite.LedgerContract`).
 
-Evolution rule (protocol version 1, `PROTOCOL_VERSION`): change classes and fields may be added. A new field's default
-keeps the old meaning. None is renamed, removed or redefined. A store must refuse a change class that it does not know.
+Evolution rule (protocol version 1): change classes and fields may be added. A new field's default keeps the old
+meaning. None is renamed, removed or redefined. A store must refuse a change class that it does not know.
 
 INVARIANT: a thread's epoch never decreases. INVARIANT: a revocation holds until `Reinstate`.
 INVARIANT: plan records are first write wins. INVARIANT: an approval is used at most once.
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from langchain_runtime_authz.ledger.changes import Change
 
 T = TypeVar("T")
-PROTOCOL_VERSION: Final = 1
 LAPSED: Final = 3600  # seconds for which a lease that expired without being ended counts as under way
 MAX_EDGES: Final = 256  # per thread; bounded because every request contains all edges
 MAX_MARKS: Final = 10_000  # per thread
