@@ -26,6 +26,7 @@ UNUSABLE: Final = 2
 MAX_HELP: Final = 200  # characters
 _PLAIN: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 _YAML_WORDS: Final = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "null"})
+UsageError: Any = typer.BadParameter.__mro__[1]  # of Click, or of the copy in typer
 Run = TypeVar("Run", bound=Callable[..., Any])
 Json = Annotated[bool, Option("--json", help="Print JSON.")]
 Keys = list[Path] | None
@@ -88,6 +89,14 @@ def flow(value: Any) -> str:
 class _Group(TyperGroup):
     """A group of commands that, for an unknown name, shows the groups that know it."""
 
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        with _usage():
+            return super().make_context(*args, **options)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _usage():
+            return super().invoke(ctx)
+
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         root, name = ctx.find_root(), args[0]
         if name not in self.commands:
@@ -101,6 +110,18 @@ class _Group(TyperGroup):
         """List the commands with their whole first sentences, which Click would cut."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, self.commands[name].get_short_help_str(MAX_HELP)) for name in self.commands])
+
+
+@contextmanager
+def _usage() -> Iterator[None]:
+    """Print a wrong command line as every other error, after the command's usage."""
+    try:
+        yield
+    except UsageError as exc:
+        if type(exc).show is not UsageError.show:  # a group without a command shows its help
+            raise
+        echo(f"{exc.ctx.get_usage()}\nTry '{exc.ctx.command_path} --help' for help.", err=True)
+        fail(ConfigError(exc.format_message().rstrip(".")))
 
 
 class App(typer.Typer):

@@ -130,6 +130,25 @@ def test_demo_options_belong_together(run: Callable[..., Any]) -> None:
         assert "--agentdojo" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("--fast", "No such option: --fast"),
+        ("ledger --fast", "No such option: --fast"),
+        ("ledger prun x", "No such command 'prun'"),
+        ("ledger migrate", "Missing argument 'LEDGER'"),
+        ("ledger prune x --older-than 3y", "Invalid value for --older-than: must be like 36h"),
+        ("policy init x --engine z", "Invalid value for '--engine'"),
+    ],
+)
+def test_a_wrong_command_line_is_an_error_like_any_other(run: Callable[..., Any], line: str, says: str) -> None:
+    """After the command's usage, which a script need not read."""
+    result = run(*line.split())
+    usage, *_, error = result.stderr.splitlines()
+    assert (result.exit_code, usage.startswith("Usage: "), result.stdout) == (2, True, "")
+    assert error.startswith(f"error: config: {says}")
+
+
 @pytest.mark.parametrize("line", ["explain 296e3f65", "audit replay audit.jsonl", "kill show"])
 def test_a_command_of_another_group_is_named(line: str) -> None:
     """Every one that has the name, as it is called."""
