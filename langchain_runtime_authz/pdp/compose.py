@@ -176,8 +176,8 @@ class CandidatePDP(Composed):
 
     def _tell(self, request: EvaluationRequest, ours: Decision, theirs: Decision) -> None:
         _log.warning(
-            "would flip: %s %s: %s by %s, %s by %s (%s); candidate revision %s",
-            *(request.action.name, request.resource.type, ours.outcome, self._real.pdp.name),
+            "would flip: decision %s: %s %s: %s by %s, %s by %s (%s); candidate revision %s",
+            *(ours.decision_id, request.action.name, request.resource.type, ours.outcome, self._real.pdp.name),
             *(theirs.outcome, self._all[1].pdp.name, theirs.reason, theirs.policy_revision),
         )
         if self._told is not None:

@@ -170,8 +170,9 @@ def test_a_difference_is_told(caplog: pytest.LogCaptureFixture) -> None:
         on_difference=lambda request, ours, theirs: told.append((request.resource.id, ours.outcome, theirs.outcome)),
     )
     with caplog.at_level(logging.WARNING):
-        Evaluator(pdp).evaluate([REQUEST.to_json()] * 3)
+        decided = Evaluator(pdp).evaluate([REQUEST.to_json()] * 3)
         drained(pdp)
+    assert f"would flip: decision {decided[1].decision_id}: " in caplog.text
     assert told == [("book_invoice", "permit", "deny")]
     assert pdp.counts == {"same": 2, "permit>deny": 1}
     assert caplog.text.count("would flip") == 1
