@@ -81,12 +81,12 @@ def learn(
 
 def _read(log: Path) -> dict[str, _Seen]:
     found: dict[str, _Seen] = {}
-    with log.open(encoding="utf-8") as lines:
+    with log.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             try:
                 record = json.loads(line)
                 _count(found, record)
-            except (ValueError, KeyError, TypeError, AttributeError) as exc:
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
                 raise ConfigError(f"{log.name}: line {number} is not of an audit log or a trace") from exc
     return found
 

@@ -294,9 +294,12 @@ def test_names_that_a_model_or_a_server_wrote_add_nothing(run: Callable[..., Any
         assert all(line.isprintable() for line in text.split("\n"))
 
 
-@pytest.mark.parametrize(("text", "says"), [("", "has no call of a tool"), ("{}\n[]\n", "line 2 is not"), ("x\n", "line 1 is not")])
+@pytest.mark.parametrize(("text", "says"), [
+    ("", "has no call of a tool"), ("{}\n[]\n", "line 2 is not"), ("x\n", "line 1 is not"), ("\udc80", "log.jsonl: line 1 is not"),
+    ("[" * 100_000, "log.jsonl: line 1 is not"),
+])
 def test_a_log_that_can_not_be_learned_from(run: Callable[..., Any], tmp_path: Path, text: str, says: str) -> None:
-    (tmp_path / "log.jsonl").write_text(text)
+    (tmp_path / "log.jsonl").write_text(text, errors="surrogateescape")
     result = run("learn", "log.jsonl")
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
     assert says in result.stderr
