@@ -51,7 +51,7 @@ WASM: Final = "policy.wasm"
 CEDAR: Final = ("policies.cedar", "policies.cedarschema", "obligations.json", "entities.json")
 MAX_BYTES: Final = 32 * 1024 * 1024
 MAX_FILES: Final = 1000
-_NUMBER: Final = re.compile(r"(?!0+\Z)[0-9]{1,15}")
+NUMBER: Final = re.compile(r"(?!0+\Z)[0-9]{1,15}")
 MOUNTED: Final = "..data"  # kubelet's atomic writer
 _SWAPS: Final = 3  # attempts to read a directory that is being swapped
 ENTRYPOINT: Final = "runtime_authz/decision"
@@ -218,7 +218,7 @@ def parse_bundle(files: Mapping[str, bytes], name: str, keys: Keys | None) -> Bu
             raise invalid(f"`{name}` holds no `{needed}`; `runtime-authz policy build` writes bundles")
     _digested(files, name, metadata, signed_by)
     number = manifest.get("revision")
-    if not isinstance(number, str) or not _NUMBER.fullmatch(number):
+    if not isinstance(number, str) or not NUMBER.fullmatch(number):
         raise invalid(f"{name}: its revision is {number!r}; give a whole number that grows with every release")
     return Bundle(
         number=int(number),
@@ -366,6 +366,8 @@ def sign(files: Mapping[str, bytes], key: str | bytes, algorithm: str, key_id: s
 
     if algorithm not in ALGORITHMS:
         raise ConfigError(f"`{algorithm}` is none of {', '.join(ALGORITHMS)}")
+    if not key_id:
+        raise ConfigError("the key's id is empty; give the id under which the key is trusted")
     hashed = {n: _file_hash(n, c) for n, c in sorted(files.items()) if n != SIGNATURES}
     listed = [{"name": n, "hash": digest, "algorithm": "SHA-256"} for n, digest in hashed.items()]
     try:

@@ -285,14 +285,14 @@ def build(
     opened = open_policy(policy, opa)
     if not (policy / "policy.yaml").is_file():
         raise invalid(f"`{opened.name}` is not a project; `runtime-authz policy init` makes one")
-    cases, failed = _run_cases(opened, as_json)
-    if failed:
-        echo(f"{failed} cases are decided differently: nothing was written", err=True)
-        return Answer({"wrote": None, "cases": cases}, (), finding=True)
     files = bundle_files(opened, revision or opened.number)
     if key is not None:
         files[SIGNATURES] = sign(files, key.read_bytes(), algorithm, key_id)
     made = parse_bundle(files, output.name, None)
+    cases, failed = _run_cases(opened, as_json)
+    if failed:
+        echo(f"{failed} cases are decided differently: nothing was written", err=True)
+        return Answer({"wrote": None, "cases": cases}, (), finding=True)
     with closing(opened.pdp()) as pdp:
         self_test(pdp, made)
     replace_file(output, pack(files))

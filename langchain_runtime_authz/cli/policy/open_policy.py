@@ -36,6 +36,7 @@ from langchain_runtime_authz.pap.bundle import (
     DATA,
     ENTRYPOINT,
     MANIFEST,
+    NUMBER,
     WASM,
     Bundle,
     assemble,
@@ -183,8 +184,8 @@ def _project(path: Path, opa: str | None) -> Policy:
         raise invalid(f"{PROJECT}: {exc.detail}") from exc
     number, shipped = settings.get("revision", 1), settings.get("shipped", True)
     entrypoint = settings.get("entrypoint", ENTRYPOINT)
-    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-        raise invalid(f"{PROJECT}: `revision` must be a whole number from 1")
+    if type(number) is not int or not NUMBER.fullmatch(str(number)):
+        raise invalid(f"{PROJECT}: `revision` must be a whole number from 1, of at most 15 digits")
     if not isinstance(shipped, bool) or not isinstance(entrypoint, str):
         raise invalid(f"{PROJECT}: `shipped` must be true or false and `entrypoint` a rule's path")
     grants = _yaml(path / "grants.yaml", "grants")

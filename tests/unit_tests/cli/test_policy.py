@@ -226,6 +226,15 @@ def test_a_failed_case_is_a_finding_and_builds_nothing(run: Command, project: Pa
     assert not (tmp_path / "b.tar.gz").exists()
 
 
+@pytest.mark.parametrize(("pem", "key_id"), [("no key", "k"), (Key().private.decode(), "")], ids=["key", "id"])
+def test_a_key_that_does_not_sign_is_told_before_a_case_runs(
+    run: Command, project: Path, tmp_path: Path, pem: str, key_id: str
+) -> None:
+    (tmp_path / "k.pem").write_text(pem)
+    built = run("build", project, "-o", tmp_path / "b.tar.gz", "--key", tmp_path / "k.pem", "--key-id", key_id)
+    assert (built.exit_code, built.stdout, built.stderr.startswith("error: config: the key")) == (2, "", True)
+
+
 @pytest.mark.parametrize("name", ["bank_cedar", "read_only", "spend_limit"])
 def test_an_example_without_rego_needs_no_opa(run: Command, name: str) -> None:
     assert run("check", EXAMPLES / name).exit_code == 0
@@ -242,6 +251,7 @@ def test_rego_without_opa_says_what_to_do(run: Command, command: str) -> None:
 WRONG: dict[str, tuple[str, str]] = {
     "settings": ("policy.yaml", "revision: 0"),
     "unknown setting": ("policy.yaml", "revison: 1"),
+    "a revision that no bundle holds": ("policy.yaml", f"revision: {10**15}"),
     "no mapping": ("policy.yaml", "[]"),
     "no YAML": ("policy.yaml", "a: b: c"),
     "nothing to run": ("policy.yaml", "shipped: false"),
