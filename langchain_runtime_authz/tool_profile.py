@@ -40,12 +40,12 @@ Kind = Literal["principal", "url", "object", "name", "channel", "amount", "place
 Trust = Literal["system", "internal", "external"]
 
 
-def _names(value: object) -> object:
-    """Accept a list: YAML has no tuples."""
+def as_tuple(value: object) -> object:
+    """Turn a list into a tuple, because JSON and YAML have no tuples."""
     return tuple(value) if isinstance(value, list) else value
 
 
-Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
+Names = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]
 
 SHIPPED: Final[Mapping[str, Path]] = {p.stem: p for p in sorted((Path(__file__).parent / "profiles").glob("*.yaml"))}
 """The files of the package's own profiles, by the name that `load_profiles` takes."""

@@ -19,7 +19,7 @@ DESTINATIONS: Final = ("principal", "url", "channel")  # kinds of arguments to w
 TARGETS: Final = (*DESTINATIONS, "object")
 FIELD: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_\-]{0,63}")
 _MEMBER: Final = re.compile(r"[A-Za-z_]{0,40}\d{0,2}")  # an ordinary member name
-_SCALARS: Final = frozenset((str, int, float, bool))
+SHORT_KINDS: Final = frozenset((str, int, float, bool))
 # `Bob <bob@x.org>`: display name and address (RFC 5322).
 _SHOWN: Final = re.compile(r"[^<>@]*<([^<>]*)>\s*")
 _BETWEEN: Final = re.compile(r"[,;\r\n]")
@@ -106,7 +106,7 @@ def atoms_of(profile: ToolProfile, args: Mapping[str, Any]) -> CallAtoms:
         if kind != "when" and root in args:
             target[name] = value
             bound.append(root)
-        short = type(value) in _SCALARS and (type(value) is not str or len(value) <= REMEMBERED)
+        short = type(value) in SHORT_KINDS and (type(value) is not str or len(value) <= REMEMBERED)
         atom = _short_atom(name, kind, value) if short else _atom(name, kind, value)
         atoms.append(atom)
         for item in atom.items or ():

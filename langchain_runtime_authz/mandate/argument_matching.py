@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from langchain_runtime_authz.digest import alike
-from langchain_runtime_authz.facts.argument_atoms import DESTINATIONS, MAX_ITEMS, absent, loose
+from langchain_runtime_authz.facts.argument_atoms import DESTINATIONS, MAX_ITEMS, SHORT_KINDS, absent, loose
 from langchain_runtime_authz.facts.json_copy import SHORT
 from langchain_runtime_authz.facts.normal_forms import fold, key, mentions, tidy
 from langchain_runtime_authz.mandate import model
 from langchain_runtime_authz.mandate import read_outputs as reads
 from langchain_runtime_authz.mandate.text_arguments import MAX_TEXT, borrowed, unbacked
-from langchain_runtime_authz.mandate.value_matching import SHORT_KINDS, commas, compare, meets, same, within
+from langchain_runtime_authz.mandate.value_matching import commas, compare, meets, same, within
 from langchain_runtime_authz.tool_profile import ToolProfile
 from langchain_runtime_authz.tool_profile import argument as argument_of
 

@@ -18,17 +18,17 @@ from posixpath import normpath
 from typing import Any, Final, NamedTuple
 from urllib.parse import unquote
 
-from langchain_runtime_authz.facts.argument_atoms import DESTINATIONS, absent, loose
+from langchain_runtime_authz.facts.argument_atoms import DESTINATIONS, SHORT_KINDS, absent, loose
 from langchain_runtime_authz.facts.normal_forms import MAX_VALUE, REMEMBERED, identifiers, key, skeleton, tidy
 from langchain_runtime_authz.mandate.argument_matching import Reader, kind_of, quoted
 from langchain_runtime_authz.mandate.model import Argument, Const, Each, Free, Mandate, Pick, Scalar, Step, Text
 from langchain_runtime_authz.mandate.read_outputs import Outputs, scalar_forms, scalars
-from langchain_runtime_authz.mandate.value_matching import SEVERAL, SHORT_KINDS, commas, known_same, same
+from langchain_runtime_authz.mandate.value_matching import SEVERAL, commas, known_same, same
 from langchain_runtime_authz.tool_profile import ToolProfile, argument
 
 MAX_VALUES: Final = 1000  # values of one argument that are compared with prohibitions, or added up
 MAX_SHOWN: Final = 20  # steps, limits and prohibitions that one question can show
-_UNBOUNDED: Final = 2**53
+UNBOUNDED: Final = 2**53
 MAX_EQUAL_ROWS: Final = 32  # equal records that one call may match
 MANDATE: Final = "mandate:"  # prefix of all counters
 CONFIRMED: Final = f"{MANDATE}confirmed:"  # prefix of the counter that tells if a whole mandate was approved
@@ -187,7 +187,7 @@ def _stand(match: _Match, counts: Mapping[str, int], spends: tuple[Spend, ...]) 
         deviations = [*deviations, Deviation("", "after", f"step `{step.after}` to be taken first")]
     if match.confirm is not None and not counts.get(match.confirm):
         if not deviations and plan.shown:  # an approval of this call also confirms the mandate that it shows
-            spends = (*spends, Spend(match.confirm, _UNBOUNDED))
+            spends = (*spends, Spend(match.confirm, UNBOUNDED))
         deviations = [*deviations, Deviation("", "confirm", "")]
     return Standing("deviates" if deviations else "covered", step.id, tuple(deviations), spends)
 

@@ -25,13 +25,12 @@ from pydantic_core import PydanticSerializationError
 
 from langchain_runtime_authz._display import table
 from langchain_runtime_authz._validate import read_yaml
-from langchain_runtime_authz.digest import digest, project
+from langchain_runtime_authz.digest import MAX_INT, digest, project
 from langchain_runtime_authz.errors import Code, ConfigError, MappingError, wrong_field
-from langchain_runtime_authz.tool_profile import Kind, ToolProfile
+from langchain_runtime_authz.tool_profile import Kind, ToolProfile, as_tuple
 
 MAX_STEPS: Final = 64
 MAX_ROWS: Final = 20  # default number of records that one step may act on
-_EXACT: Final = 2**53 - 1
 
 Scalar = str | int | float | bool
 Name = Annotated[str, Member(min_length=1, max_length=128)]
@@ -65,18 +64,13 @@ class _Frozen(BaseModel):
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
 
-def _tuple(value: object) -> object:
-    """Turn a list into a tuple, because JSON and YAML have no tuples."""
-    return tuple(value) if isinstance(value, list) else value
-
-
 def _several(value: object) -> object:
     """Turn a single value or a list into a tuple."""
-    return _tuple(value) if isinstance(value, list | tuple) else (value,)
+    return as_tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
 T = TypeVar("T")
-Many = Annotated[tuple[T, ...], BeforeValidator(_tuple)]
+Many = Annotated[tuple[T, ...], BeforeValidator(as_tuple)]
 
 
 def _span(value: object) -> object:
@@ -282,7 +276,7 @@ class Limit(_Frozen):
     """The maximum sum of the `amount` arguments of all steps of an effect."""
 
     effect: Deed
-    total: Annotated[Number, Member(ge=0, le=_EXACT // 100)]
+    total: Annotated[Number, Member(ge=0, le=MAX_INT // 100)]
 
 
 class Never(_Frozen):

@@ -13,12 +13,11 @@ from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from langchain_runtime_authz.facts.argument_atoms import DESTINATIONS
+from langchain_runtime_authz.facts.argument_atoms import DESTINATIONS, SHORT_KINDS
 from langchain_runtime_authz.facts.normal_forms import MAX_VALUE, REMEMBERED, fold, forms, tidy
 from langchain_runtime_authz.mandate.model import AtLeast, AtMost, Condition, Contains, Eq, Not, Scalar, StartsWith
 from langchain_runtime_authz.mandate.read_outputs import scalar_forms
 
-SHORT_KINDS: Final = frozenset((str, int, float, bool))
 _DATED: Final = ("when", "value", "")  # kinds for which an ordered date may lack the time or the year
 _SPELLED: Final = ("object", "name", "value", "")  # kinds for which another spelling may name another thing
 _NAMED: Final = ("object", "name")  # those of `_SPELLED` for which upper and lower case of plain words are equal

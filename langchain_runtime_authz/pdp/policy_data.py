@@ -14,11 +14,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from langchain_runtime_authz.authzen import CallStanding
 from langchain_runtime_authz.errors import Code, ConfigError
 from langchain_runtime_authz.facts.history import TIMES
+from langchain_runtime_authz.tool_profile import Effect, Verdict
 
 _TOLD: Final = 3  # malformed members that one error names; `runtime-authz policy check` lists all
 
-Verdict = Literal["permit", "ask", "deny"]
-Effect = Literal["compute", "read", "fetch", "write", "send", "pay", "delete", "admin"]
 T = TypeVar("T")
 Row = dict[Literal[CallStanding, "backed"], Verdict]
 _Limit = Literal[

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 DATA_ROOT: Final = "runtime_authz_data"  # where the shipped policy finds its data
 MAX_BATCH_BYTES: Final = 1024 * 1024  # calls of a larger message are evaluated one by one
-_SHIPPED: Final = resources.files("langchain_runtime_authz") / "policies"
+SHIPPED: Final = resources.files("langchain_runtime_authz") / "policies"
 
 Json = Mapping[str, object]
 
@@ -73,7 +73,7 @@ class WasmPDP(InProcess):
         self.deadline = checked_seconds("deadline", deadline)
         code = wasm
         if not isinstance(code, bytes):
-            at: Traversable = _SHIPPED / "policy.wasm" if code is None else checked_path("wasm", code)
+            at: Traversable = SHIPPED / "policy.wasm" if code is None else checked_path("wasm", code)
             code = _read(at, "policy")
         given: object = {} if data is None else data
         if isinstance(data, str | Path):
@@ -189,7 +189,7 @@ def merge_shipped(given: Mapping[str, Any], *, own: bool = False) -> dict[str, A
     `given` holds the members to change (`merge_data`), itself or in `runtime_authz_data` (an edited data.json). In a
     project (`own`), `given` may also hold data of its own rules, next to `runtime_authz_data`. Raises `policy_invalid`.
     """
-    shipped = _member(_canonical(read_json((_SHIPPED / "data.json").read_bytes(), "data.json")))
+    shipped = _member(_canonical(read_json((SHIPPED / "data.json").read_bytes(), "data.json")))
     inner, rest, where = given, dict[str, Any](), "data.json: " if own else ""
     if DATA_ROOT in given and (own or len(given) == 1):
         inner, rest = _member(given), {k: v for k, v in given.items() if k != DATA_ROOT}

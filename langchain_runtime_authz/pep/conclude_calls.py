@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from functools import partial
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from langchain_runtime_authz._display import printable
 from langchain_runtime_authz._flow import Flow
@@ -18,7 +18,7 @@ from langchain_runtime_authz.facts.task import HumanText
 from langchain_runtime_authz.ledger import changes as ledger
 from langchain_runtime_authz.ledger.base import Committed, Conflict, Scope
 from langchain_runtime_authz.ledger.call_changes import ConcludeCall, ReleaseCall, SpendBudget
-from langchain_runtime_authz.mandate.call_matching import MANDATE
+from langchain_runtime_authz.mandate.call_matching import MANDATE, UNBOUNDED
 from langchain_runtime_authz.pep import calls_in_doubt, decision_log
 from langchain_runtime_authz.pep.approval_hitl import own_question
 from langchain_runtime_authz.pep.call import Call, DecidedCall, Denial
@@ -31,12 +31,11 @@ from langchain_runtime_authz.telemetry.logs import logger
 _log = logger(__name__)
 
 Spent = tuple[tuple[str, int], ...]
-_UNBOUNDED: Final = 2**53
 
 
 def refund(run: Run, shared: Scope | None, spent: Spent) -> Flow[None]:
     """Give back the mandate's steps, counted in `shared`, of a call that did not run."""
-    back = [SpendBudget(counter, _UNBOUNDED, -by) for counter, by in spent if counter.startswith(MANDATE)]
+    back = [SpendBudget(counter, UNBOUNDED, -by) for counter, by in spent if counter.startswith(MANDATE)]
     if shared is None or not back:
         return
     try:

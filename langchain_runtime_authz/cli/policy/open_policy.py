@@ -20,7 +20,6 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
-from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 from zoneinfo import ZoneInfo
@@ -49,11 +48,10 @@ from langchain_runtime_authz.pap.bundle import (
 )
 from langchain_runtime_authz.pap.reloading import engine_of
 from langchain_runtime_authz.pdp.cedar import CedarPDP
-from langchain_runtime_authz.pdp.wasm import DATA_ROOT, WasmPDP, merge_shipped
+from langchain_runtime_authz.pdp.wasm import DATA_ROOT, SHIPPED, WasmPDP, merge_shipped
 from langchain_runtime_authz.testing.example_request import NOW, example_request
 from langchain_runtime_authz.tool_profile import load_profiles
 
-_SHIPPED: Final = resources.files("langchain_runtime_authz") / "policies"
 SHIPPED_REGO: Final = "runtime_authz.rego"
 PROJECT: Final = "policy.yaml"
 OBLIGATIONS, ENTITIES = CEDAR[2:]
@@ -169,7 +167,7 @@ def read_rego(file: Path) -> str:
 
 
 def shipped_rego() -> str:
-    return (_SHIPPED / "rego" / SHIPPED_REGO).read_text(encoding="utf-8")
+    return (SHIPPED / "rego" / SHIPPED_REGO).read_text(encoding="utf-8")
 
 
 def _project(path: Path, opa: str | None) -> Policy:
@@ -236,7 +234,7 @@ def _rego(path: Path, shipped: bool, entrypoint: str, opa: str | None) -> Policy
         raise invalid(ignored)
     given = _json(path / DATA) if (path / DATA).is_file() else {}
     rego = {**({SHIPPED_REGO: shipped_rego()} if shipped else {}), **rules}
-    wasm = compile_rego(rego, entrypoint, opa) if rules else (_SHIPPED / WASM).read_bytes()
+    wasm = compile_rego(rego, entrypoint, opa) if rules else (SHIPPED / WASM).read_bytes()
     return Policy(wasm=wasm, data=merge_shipped(given, own=True) if shipped else given, rego=rego)
 
 
@@ -244,9 +242,9 @@ def _cedar(path: Path, shipped: bool) -> Policy:
     own = {f"cedar/{f.name}": read_rego(f) for f in sorted((path / "cedar").glob("*.cedar"))}
     if not shipped and not own:
         raise invalid(f"{PROJECT}: `shipped: false` needs policies in cedar/")
-    sample, schema = ((_SHIPPED / "cedar" / f"runtime_authz.{n}").read_text("utf-8") for n in ("cedar", "cedarschema"))
+    sample, schema = ((SHIPPED / "cedar" / f"runtime_authz.{n}").read_text("utf-8") for n in ("cedar", "cedarschema"))
     texts = {**({"runtime_authz.cedar": sample} if shipped else {}), **own}
-    table = strict_json((_SHIPPED / "cedar" / OBLIGATIONS).read_bytes()) if shipped else {}
+    table = strict_json((SHIPPED / "cedar" / OBLIGATIONS).read_bytes()) if shipped else {}
     table |= _json(path / OBLIGATIONS) if (path / OBLIGATIONS).is_file() else {}
     entities = read_rego(path / ENTITIES) if (path / ENTITIES).is_file() else "[]"
     files = ("\n".join(texts.values()), schema, json.dumps(table, sort_keys=True), entities)
@@ -266,7 +264,7 @@ def bundle_files(policy: Policy, number: int) -> dict[str, bytes]:
 
 
 def _rego_files(policy: Policy, number: int) -> dict[str, bytes]:
-    wasm = policy.wasm if policy.wasm is not None else (_SHIPPED / WASM).read_bytes()
+    wasm = policy.wasm if policy.wasm is not None else (SHIPPED / WASM).read_bytes()
     data = policy.data if policy.wasm is not None else merge_shipped(policy.data, own=True)
     if isinstance(data.get(DATA_ROOT), dict):  # the revision that an OPA server answers with
         data = {**data, DATA_ROOT: {**data[DATA_ROOT], "revision": str(number)}}
