@@ -254,8 +254,8 @@ def bounded(revision: str) -> str:
 class Composed:
     """Base of PDPs that wrap PDPs. A single request is evaluated as a batch of one."""
 
-    evaluate_batch: Callable[[Sequence[bytes]], Sequence[Decision]]
-    aevaluate_batch: Callable[[Sequence[bytes]], Awaitable[Sequence[Decision]]]
+    # Requests, and the first PDP's decisions → the decisions of this PDP.
+    _after: Callable[[Sequence[bytes], Sequence[Decision]], Sequence[Decision]]
 
     def __init__(self, kind: str, pdps: Sequence[PDP], deadline: float | None) -> None:
         self._all = [Evaluator(pdp, deadline=deadline) for pdp in pdps]
@@ -277,6 +277,12 @@ class Composed:
 
     async def aevaluate(self, body: bytes) -> object:
         return (await self.aevaluate_batch([body]))[0]
+
+    def evaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[Decision]:
+        return self._after(bodies, self._real.evaluate(bodies))
+
+    async def aevaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[Decision]:
+        return self._after(bodies, await self._real.aevaluate(bodies))
 
     def close(self) -> None:
         for each in self._all:
@@ -302,11 +308,8 @@ class ObserveOnly(Composed):
         super().__init__("observe-only", [real], None)
         self.real = real
 
-    def evaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[Decision]:
-        return [_observed(d) for d in self._real.evaluate(bodies)]
-
-    async def aevaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[Decision]:
-        return [_observed(d) for d in await self._real.aevaluate(bodies)]
+    def _after(self, _bodies: Sequence[bytes], decisions: Sequence[Decision]) -> Sequence[Decision]:
+        return [_observed(d) for d in decisions]
 
 
 def _observed(real: Decision) -> Decision:

@@ -120,12 +120,6 @@ class CandidatePDP(Composed):
         self._begin()
         in_child(self._begin)
 
-    def evaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[Decision]:
-        return self._compare_later(bodies, self._real.evaluate(bodies))
-
-    async def aevaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[Decision]:
-        return self._compare_later(bodies, await self._real.aevaluate(bodies))
-
     def close(self) -> int:  # type: ignore[override]
         """Close both PDPs; wait at most a second. Return how many requests were dropped."""
         with self._lock:
@@ -139,7 +133,7 @@ class CandidatePDP(Composed):
             thread.join(CLOSING)
         return self.counts["dropped"]
 
-    def _compare_later(self, bodies: Sequence[bytes], decisions: Sequence[Decision]) -> Sequence[Decision]:
+    def _after(self, bodies: Sequence[bytes], decisions: Sequence[Decision]) -> Sequence[Decision]:
         with self._lock:
             if self._closed:
                 return decisions
