@@ -142,8 +142,7 @@ class Clause:
     def steps(self, digest: str) -> list[Step]:
         """Return the steps, one for each listed object; none if a word fits no phrase."""
         while self.tokens[self.at].kind != "end":
-            said = self._match("dictation")
-            taken = self._spoken(said) if said else self._phrase()
+            taken = self._spoken(said) if (said := self._match("dictation")) else self._phrase()
             if not taken or len(self.found) > _MAX_PHRASES:
                 return []
         return [self._step(bound, digest) for bound in self._bind()]
@@ -381,8 +380,9 @@ class Clause:
             return new or (argument.required and not (kind == "principal" and effect in {"pay", "send"}))
         if not named and not self._meant(argument, phrase):
             return False
-        if role == "start" and marker == self.to and not self.moving:
-            return False
+        markers = {p.marker for p in self.found} if self.moving else {marker}
+        if role == "start" and (self.to in markers) != self.moving:
+            return False  # "Move the meeting M-1 on 4 June 2027" does not say to when
         place = marker or ("first" if phrase.first or phrase.nouns else "later")
         labels = [*self._places("labelled", kind), *data["naming"]] if named and role != "source" else []
         return place in [*self._places(role, kind), *labels]

@@ -88,9 +88,8 @@ class Words:
     def holds(self, runs: Iterable[tuple[str, ...]]) -> bool:
         for joined, known, n in self._parts:
             near = {run for run in runs if len(run) == n and known.issuperset(run)}
-            if len(near) > _FEW and not near.isdisjoint(_runs(joined, n)):
-                return True
-            if len(near) <= _FEW and any(f" {' '.join(run)} " in joined for run in near):
+            few = len(near) <= _FEW
+            if any(f" {' '.join(run)} " in joined for run in near) if few else not near.isdisjoint(_runs(joined, n)):
                 return True
         return False
 

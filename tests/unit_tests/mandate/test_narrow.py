@@ -46,6 +46,8 @@ TOOLS = {
     "move_job": tool("write", "move|mark", job="object", stage=["queued", "done"]),
     "top_up": tool("pay", "top up|fund", account="principal", amount="amount"),
     "call_off": tool("delete", "scratch|nix", race="object", when="date", optional="date"),
+    "postpone_race": tool("write", race="object", when="day"),
+    "move_funds": tool("pay", "move", account="principal", amount="amount", when="day"),
     "eject_tape_reel": tool("delete", reel_id="object"),
     "polish_car": tool("write", "polish", car="object"),
     "polish_boat": tool("write", "polish", boat="object"),
@@ -129,6 +131,8 @@ def orders(text: str) -> list[str]:
         ("Restock 3 lamps", ["restock lamps 3"]), ("Restock 3 lamps to Kim", []), ("To Kim, restock 3 lamps", []), ("Of Kim, restock 3 lamps", []),
         # A word that narrows is no courtesy.
         ("Raze the barn B-1, thanks", ["raze B-1"]), ("Nix the race R-1", ["call_off R-1"]), ("Nix the race R-1 on 3 June 2027", ["call_off R-1 3 June 2027"]),
+        ("Postpone the race R-1 to 3 June 2027", ["postpone_race R-1 3 June 2027"]), ("Move 5 EUR to the account K-1 on 3 June 2027", ["move_funds K-1 5 3 June 2027"]),
+        ("Postpone the race R-1 on 3 June 2027", []),
         *((text, []) for text in (
             "Nix the race R-1 today", "Nix the race R-1 for me", "Nix a Derby race", "Raze a barn B-1", "Raze a North barn", "Raze an Oak", "Nix today's race R-1", "Tip Kim 5 EUR today",
         )),
