@@ -20,6 +20,8 @@ from typer import Argument, Option
 from langchain_runtime_authz.cli._app import Answer, echo
 from langchain_runtime_authz.errors import ConfigError
 
+Target = Argument(metavar="MODULE:GRAPH", help="A compiled graph, a builder, or a function that returns one.")
+
 if TYPE_CHECKING:
     from langchain_core.tools import BaseTool
     from langgraph.pregel import Pregel
@@ -31,9 +33,7 @@ if TYPE_CHECKING:
 
 
 def inspect(
-    target: Annotated[
-        str, Argument(metavar="MODULE:GRAPH", help="A compiled graph, a builder, or a function that returns one.")
-    ],
+    target: Annotated[str, Target],
     fail_ungoverned: Annotated[
         bool, Option("--fail-ungoverned", help="Exit with 1 if anything is ungoverned under protection.")
     ] = False,

@@ -11,7 +11,7 @@ from typer import Argument, Option
 from langchain_runtime_authz._validate import read_yaml
 from langchain_runtime_authz.cli._app import Answer, App, echo
 from langchain_runtime_authz.cli.init import outcomes
-from langchain_runtime_authz.cli.inspect import drafts, graph_tools
+from langchain_runtime_authz.cli.inspect import Target, drafts, graph_tools
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from langchain_runtime_authz.tool_profile import ToolProfile
 
 app = App(help="Write and check tool profiles.")
-Target = Argument(metavar="MODULE:GRAPH", help="A compiled graph, a builder, or a function that returns one.")
 
 
 @app.command("suggest")
