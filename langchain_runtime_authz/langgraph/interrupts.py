@@ -17,7 +17,6 @@ from typing import Any, Final
 
 from langchain_core.messages import AIMessage
 from langgraph.errors import GraphBubbleUp, GraphInterrupt, is_invalid_resume
-from langgraph.types import interrupt
 
 from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.errors import Code
@@ -48,7 +47,7 @@ _ARGUMENTS: Final = ("args", "arguments", "tool_args", "tool_input", "parameters
 _DEPTH: Final = 3
 
 # Pause for an approver. Raises `GraphInterrupt` until there is an answer, then returns it.
-Interrupt: Final = Effect(lambda _, value: interrupt(dict(value)))
+Interrupt: Final = Effect(lambda _, value: private.pause(dict(value)))
 
 
 def _decide(run: Run, calls: Sequence[Call]) -> Flow[list[DecidedCall]]:
@@ -167,6 +166,8 @@ def _ask(
     me, first = private.task_id(config), judged
     try:
         before = [(a, j) for j in judged if me and (a := _asked_in(j, me)) is not None and not _left(j)]
+        if had is not None:  # code may have asked since, so a spent approval has no place among the rounds
+            before = [(a, j) for a, j in before if a.state != "spent" or not j.asks]
         plain = not ((before or any(j.asks for j in judged)) and _drop_plain_answer(run, config))
         rounds = max((a.round for a, _ in before), default=-1) + 1
         heard, withdrawn = private.of_execution(run.parts, config)  # questions answered, and calls withdrawn, so far
@@ -223,13 +224,18 @@ def _answered(
     config: Mapping[str, Any], question: object, asked: Approval | None, pause: Effect = Interrupt
 ) -> Flow[object]:
     """Return the answer to `question`, and skip answers to earlier questions."""
+    scratchpad = private.scratchpad_of(config)
+    taken: list[int] = getattr(getattr(scratchpad, "interrupt_counter", None), "of", (None, []))[1]
     while True:
         answer = yield pause(question)
-        if asked is None or not asked.interrupt_id or (scratchpad := private.scratchpad_of(config)) is None:
+        if asked is None or not asked.interrupt_id or scratchpad is None:
             return answer
-        given = {private.interrupt_id(config, i): value for i, value in enumerate(scratchpad.resume)}
-        if asked.interrupt_id in given:
-            return given[asked.interrupt_id]
+        for number, given in enumerate(scratchpad.resume):
+            if private.interrupt_id(config, number) == asked.interrupt_id:
+                if number in taken:  # by another question, with which a stopped task replaced this one
+                    return answer
+                taken.append(number)
+                return given
 
 
 def _drop_plain_answer(run: Run, config: Mapping[str, Any]) -> bool:

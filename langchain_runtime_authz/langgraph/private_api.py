@@ -15,6 +15,7 @@ import operator
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from types import FrameType, FunctionType
 from typing import Any, Final, NamedTuple, TypeGuard, TypeVar
 
@@ -40,7 +41,7 @@ from langgraph.pregel import Pregel, _loop, main
 from langgraph.pregel._messages import StreamMessagesHandler
 from langgraph.pregel._read import DEFAULT_BOUND, PregelNode
 from langgraph.pregel._utils import is_xxh3_128_hexdigest
-from langgraph.types import Command, _interrupt_id
+from langgraph.types import Command, _interrupt_id, interrupt
 
 __all__ = ["DEFAULT_BOUND", "BaseTool", "Pregel", "PregelNode", "RunnableCallable", "RunnableSeq", "TaskFunction",
            "ToolNode", "ajoin", "config_parameter", "ensure_config", "ensure_graph_config", "is_async_callable", "keys"]  # fmt: skip
@@ -198,12 +199,24 @@ def interrupt_id(config: Mapping[str, Any], number: int | None = None) -> str:
 
 def of_execution(parts: dict[Any, Any], config: Mapping[str, Any]) -> tuple[set[str], set[str]]:
     """Return two sets that last for one execution, because a retry counts anew."""
-    scratchpad = scratchpad_of(config)
-    counter = None if scratchpad is None else getattr(scratchpad.interrupt_counter, "of", scratchpad.interrupt_counter)
+    counter = getattr(scratchpad_of(config), "interrupt_counter", None)
+    counter, _ = getattr(counter, "of", (counter, None))
     known = parts.get(key := ("heard", task_id(config)))
     if known is None or known[0] is not counter:
         known = parts[key] = (counter, set[str](), set[str]())
     return known[1], known[2]
+
+
+_pausing: Final = ContextVar("langchain_runtime_authz.pausing", default=False)
+
+
+def pause(value: dict[str, Any]) -> Any:
+    """Ask a question of ours, or take the task's next answer, even if it is taken."""
+    before = _pausing.set(True)
+    try:
+        return interrupt(value)
+    finally:
+        _pausing.reset(before)
 
 
 def counting_questions(config: dict[str, Any], place: int | None = None) -> tuple[dict[str, Any], list[int]]:
@@ -214,13 +227,17 @@ def counting_questions(config: dict[str, Any], place: int | None = None) -> tupl
     if scratchpad is None:
         return config, asked
 
-    def counted() -> int:
-        number: int = scratchpad.interrupt_counter()
-        asked.append(number)
-        return number
+    counter: Callable[[], int] = scratchpad.interrupt_counter
+    of, taken = getattr(counter, "of", None) or (counter, [])  # LangGraph's counter, numbers of answers to us
 
-    of = getattr(scratchpad.interrupt_counter, "of", scratchpad.interrupt_counter)
-    counted.of = of  # type: ignore[attr-defined]
+    def counted() -> int:
+        asked.append(number := counter())
+        if number not in taken or _pausing.get():
+            return number
+        keep_answers(config, scratchpad.resume[: number + 1])
+        return counted()
+
+    counted.of = of, taken  # type: ignore[attr-defined]
     graphs = scratchpad.subgraph_counter
     if place is not None:  # otherwise a graph could load the state of a graph whose tool is skipped now
         graphs = itertools.count(place * _GRAPHS_PER_TOOL).__next__

@@ -127,7 +127,7 @@ def conclude(
         ended = "failed" if state == "denied" else state
         kept, result = ended if side_effect or state == "suspended" else None, result if side_effect else None
         changes.append(ConcludeCall(ticket.call_key, kept, result, jti=ticket.jti, denied=ended != state))
-        if question and side_effect and call.plan_id is not None:
+        if question and side_effect:
             changes.append(own_question(run, ticket.call_key, call, question))
         resource = _read(run, ticket, call, state) if profile.resource is not None else None
         changes.append(ledger.RecordStep(data_class=profile.data_class, resource=resource, agent=run.agent))

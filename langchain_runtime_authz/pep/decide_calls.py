@@ -236,6 +236,8 @@ def _located(run: Run, only: Call) -> Flow[Sequence[Call]]:
 
 def _key(run: Run, call: Call, epoch: int) -> str:
     source = f"plan:{call.plan_id}" if call.plan_id is not None else f"call:{call.place}:{call.call_id}"
+    if call.plan_id is None and call.place.partition(":")[0]:
+        epoch = 0  # a LangGraph task that begins anew makes the same call
     authority = run.parts.get("authority")
     if authority is None:
         authority = run.parts["authority"] = json.dumps([run.scope, run.agent])[:-1]
@@ -256,7 +258,7 @@ def _query(
     for _, named, _, _ in compared:
         deeds += named
     wanted_rows = list(keys)
-    if origin != run.epoch:
+    if origin != run.epoch or calls[0].place:
         wanted_rows += [f"{OWN}{key}" for key in keys]
     for call in calls:
         if plan_id is not None:
@@ -288,9 +290,12 @@ def _approval(run: Run, snapshot: Snapshot, call: Call, key: str, origin: int) -
         review = snapshot.approvals.get(review_key(run, call, origin))
         if review is not None and _reviewed(review, call):
             own = review
-    if own is not None and own.epoch != run.epoch and snapshot.plan is not None and snapshot.plan.epoch != run.epoch:
-        # The answer belongs to the old task, and its plan was not carried into the present one.
-        return replace(own, epoch=run.epoch) if own.state == "spent" and _goes_on(run, snapshot, key) else None
+    if own is not None and own.epoch != run.epoch and (snapshot.plan is None or snapshot.plan.epoch != run.epoch):
+        # The answer belongs to the old task, and its plan was not carried into the present one. It stands for a call that
+        # is over or goes on, and for code that reads again in the same LangGraph task.
+        done, spent = (row := snapshot.calls.get(key)) is not None and row.state == "done", own.state == "spent"
+        stands = not spent or done or _goes_on(run, snapshot, key) if call.profile.side_effect else call.plan_id is None
+        return replace(own, epoch=run.epoch) if stands and (spent or own.state in ("rejected", "answered")) else None
     return own
 
 
@@ -364,6 +369,11 @@ def _refusal(
         return deny(call.error, "mapping")
     if (dead := lease_refusal(run, snapshot)) is not None:
         return deny(dead)
+    # The policy decides about calls that differ from their plan, but not about plans of an older task.
+    if (match.planned or match.changed) and match.stale and call.profile.side_effect:
+        # A model plans a call again if it reads that the call did not run. So say so only if it is certain.
+        begun = row.state if row is not None else "suspended"
+        return deny(_BEGUN[begun]) if begun != "done" else None
     if approval is not None:
         if approval.state in _REFUSED:
             return deny(_REFUSED[approval.state])
@@ -372,11 +382,6 @@ def _refusal(
         # This also applies to a question that expired without an answer.
         if approval.state in ("asked", "approved") and 0 < approval.expires_at <= snapshot.now:
             return deny(Code.APPROVAL_EXPIRED)
-    # The policy decides about calls that differ from their plan, but not about plans of an older task.
-    if (match.planned or match.changed) and match.stale and call.profile.side_effect:
-        # A model plans a call again if it reads that the call did not run. So say so only if it is certain.
-        begun = row.state if row is not None else "suspended"
-        return deny(_BEGUN[begun]) if begun != "done" else None
     if run.parent is not None and run.grant is not None:
         # INVARIANT: a child takes only steps that its parent granted.
         outside = run.grant.refuses(

@@ -1,0 +1,197 @@
+"""A node that pays and asks by itself runs again after each answer: each answer stays with its question (OWASP ASI09).
+
+LangGraph matches answers to a task's questions by their order. In the twins nobody protects the graph.
+"""
+
+from __future__ import annotations
+
+from langgraph.errors import GraphInterrupt, NodeCancelledError
+
+from ._kit import *
+
+YES: Any = {"decisions": [APPROVE]}
+NO: Any = {"decisions": [REJECT]}
+BOB = ("bob", 1.0, "USD")
+protected = params([True, False], ids=["protected", "twin"])
+how = params(["sync", "async"])
+
+
+def asking_tool(ran: list[Any]) -> BaseTool:
+    @tool
+    def transfer(recipient: str, amount: float) -> str:
+        """Pay from an account that a person names."""
+        ran.append((recipient, interrupt("account")))
+        return "paid"
+
+    return transfer
+
+
+def failing_tool(ran: list[Any]) -> BaseTool:
+    @tool
+    def unsure(recipient: str, amount: float) -> str:
+        """Fail the first time."""
+        ran.append(recipient)
+        if len(ran) == 1:
+            raise ConnectionError
+        return "paid"
+
+    return unsure
+
+
+def pays(tools: Any, _: Any) -> None:
+    tools["pay"].invoke({"to": "bob", "amount": 1})
+
+
+class Node:
+    """A graph whose node makes calls, perhaps those that a model planned, and then asks two questions of its own."""
+
+    def __init__(self, act: Callable[..., Any], *, pdp: Any = None, planned: Any = (), protected: bool = True) -> None:
+        self.ran: list[Any] = []
+        self.heard: list[Any] = []
+        ran, heard = self.ran, self.heard
+        tools = {t.name: t for t in (pay_tool(ran), read_tool(ran), asking_tool(ran), failing_tool(ran))}
+
+        def work(state: Any) -> Any:
+            act(tools, state)
+            heard.append((interrupt("first"), interrupt("second")))
+            return {}
+
+        nodes = {"model": lambda _: {"messages": [says(*planned)]}} if planned else {}
+        profiles = {**PROFILES, "transfer": PROFILES["pay"], "unsure": PROFILES["pay"]}
+        self.authz = authz_with(pdp or asking("pay", "read", "transfer", "unsure"), profiles=profiles)
+        graph = chain({**nodes, "work": work}, name="root", checkpointer=InMemorySaver())
+        self.graph = self.authz.protect(graph) if protected else graph
+
+    def asked(self, *given: Any, how: str = "sync") -> list[Any]:
+        """Return the question after the input, and after each answer: a text, or the call that it is about."""
+        found = []
+        for one in given:
+            state = run_as(self.authz, self.graph, one if isinstance(one, dict) and "messages" in one else resumed(one), THREAD, how=how)
+            found += [i.value if isinstance(i.value, str) else i.value["action_requests"][0]["name"] for i in state.get("__interrupt__", ())]
+        return found
+
+
+def resumed(value: Any) -> Any:
+    return Command(resume=value) if value is not None else None
+
+
+WORDS: Any = ("checking", "monday")
+
+
+@pytest.mark.parametrize("answers", [WORDS, (True, False)], ids=["words", "plain"])
+@pytest.mark.parametrize("permitted", [True, False])
+def test_a_payment_is_made_once_and_each_question_gets_its_answer(how: str, answers: Any, permitted: bool) -> None:
+    """An answer in words changes the task, and the node makes its call again under the new one."""
+    node = Node(pays, pdp=StaticPDP(True) if permitted else None)
+    given, asked = ((human(), *answers), []) if permitted else ((human(), YES, *answers), ["pay"])
+    assert node.asked(*given, how=how) == [*asked, "first", "second"]
+    assert (node.ran, node.heard) == ([BOB], [answers])
+
+
+@pytest.mark.parametrize("kinds", ["yes yes", "no yes", "yes no"])
+def test_so_it_is_with_calls_that_a_model_planned(how: str, kinds: str) -> None:
+    plan = [call("pay", {"to": to, "amount": 1}, to) for to in ("ann", "bob")]
+
+    def act(tools: Any, state: Any) -> None:
+        for planned in state["messages"][-1].tool_calls:
+            with contextlib.suppress(AuthzDenied):
+                tools["pay"].invoke(planned)
+
+    node = Node(act, planned=plan)
+    said = [YES if kind == "yes" else NO for kind in kinds.split()]
+    assert node.asked(human(), *said, *WORDS, how=how) == ["pay", "pay", "first", "second"]
+    assert node.heard == [WORDS]
+    assert [to for to, *_ in node.ran] == [to for to, one in zip(("ann", "bob"), said, strict=True) if one is YES]
+
+
+def test_a_rejection_stands_while_the_task_goes_on(how: str) -> None:
+    """A node may ask what to do instead: the answer is no reason to ask about the payment again."""
+
+    def act(tools: Any, _: Any) -> None:
+        with contextlib.suppress(AuthzDenied):
+            pays(tools, _)
+
+    node = Node(act)
+    assert node.asked(human(), NO, *WORDS, how=how) == ["pay", "first", "second"]
+    assert (node.ran, node.heard) == ([], [WORDS])
+
+
+def test_a_read_is_approved_once_for_its_task(how: str) -> None:
+    node = Node(lambda tools, _: tools["read"].invoke({"path": "a"}))
+    assert node.asked(human(), YES, *WORDS, how=how) == ["read", "first", "second"]
+    assert node.heard == [WORDS]
+
+
+def test_a_tool_that_asks_goes_on_with_its_answer(how: str) -> None:
+    node = Node(lambda tools, _: tools["transfer"].invoke({"recipient": "bob", "amount": 1}))
+    assert node.asked(human(), YES, "checking", *WORDS, how=how) == ["transfer", "account", "first", "second"]
+    assert (node.ran, node.heard) == ([("bob", "checking")], [WORDS])
+
+
+@pytest.mark.parametrize("answers", [WORDS, (True, False)], ids=["words", "plain"])
+def test_an_approval_of_a_second_try_is_no_answer_to_the_nodes_question(how: str, answers: Any) -> None:
+    """It is asked after the node's first question, and taken before it."""
+
+    def act(tools: Any, _: Any) -> None:
+        with contextlib.suppress(ConnectionError):
+            tools["unsure"].invoke({"recipient": "bob", "amount": 1})
+
+    node = Node(act)
+    first, second = answers
+    assert node.asked(human(), YES, first, YES, second, how=how) == ["unsure", "first", "unsure", "second"]
+    assert (node.ran, node.heard) == (["bob", "bob"], [answers])
+
+
+def test_a_correction_from_outside_does_not_pay_again(how: str, protected: bool) -> None:
+    node = Node(pays, pdp=StaticPDP(True), protected=protected)
+    assert node.asked(human(), how=how) == ["first"]
+    if protected:
+        node.authz.correct("t", "Pay the other bill", graph=node.graph)
+    assert node.asked(True, False, how=how) == ["second"]
+    assert node.ran == ([BOB] if protected else [BOB] * 3)
+
+
+@pytest.mark.parametrize("answer", ["checking", True])
+def test_a_tool_that_paused_before_a_correction_asks_again(how: str, answer: Any, protected: bool) -> None:
+    """The approval was for the task before it."""
+    node = Node(lambda tools, _: tools["transfer"].invoke({"recipient": "bob", "amount": 1}), protected=protected)
+    assert node.asked(*((human(), YES) if protected else (human(),)), how=how)[-1] == "account"
+    if protected:
+        node.authz.correct("t", "Pay nobody", graph=node.graph)
+    assert node.asked(answer, how=how) == (["transfer"] if protected else ["first"])
+    assert node.ran == ([] if protected else [("bob", answer)])
+
+
+def test_another_turn_pays_again(how: str) -> None:
+    node = Node(pays, pdp=StaticPDP(True))
+    for _ in range(2):
+        assert node.asked(human(), *WORDS, how=how) == ["first", "second"]
+    assert node.ran == [BOB, BOB]
+
+
+def test_a_rejected_payment_is_not_made_by_an_answer_to_another(protected: bool) -> None:
+    """A node that was stopped as it asked about it asks about another one first when it runs again."""
+    ran: list[Any] = []
+    stopped: list[Any] = []
+    pay = pay_tool(ran)
+
+    async def work(state: Any) -> None:
+        if not stopped:
+            stopped.append(None)
+            with contextlib.suppress(GraphInterrupt):
+                await pay.ainvoke({"to": "ann", "amount": 1})
+            raise asyncio.CancelledError
+        await pay.ainvoke({"to": "bob", "amount": 1})
+        interrupt("go on?")
+        with contextlib.suppress(AuthzDenied):
+            await pay.ainvoke({"to": "ann", "amount": 1})
+
+    authz = authz_with(asking("pay"))
+    graph = chain({"work": work}, name="root", checkpointer=InMemorySaver())
+    graph = authz.protect(graph) if protected else graph
+    with pytest.raises(NodeCancelledError):
+        run_as(authz, graph, human(), THREAD, how="async")
+    ran.clear()
+    for given in (None, *([Command(resume=YES)] if protected else []), Command(resume=True), *([Command(resume=NO)] if protected else [])):
+        run_as(authz, graph, given, THREAD, how="async")
+    assert [to for to, *_ in ran if to == "ann"] == ([] if protected else ["ann"])
