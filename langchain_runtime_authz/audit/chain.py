@@ -39,6 +39,8 @@ CONTINUED: Final = "continued"
 DROPPED: Final = "dropped"
 NOT_HELD: Final = "no line is the pinned head: the end was cut, or a line before it was edited"
 DIGITS: Final = 6  # of a closed segment's number
+MAX_LINE: Final = 1 << 26  # bytes with the newline; no longer record is written
+TOO_LONG: Final = f"a line has more than {MAX_LINE} bytes, so this is not an audit log"
 PACK: Final = ".zip"  # suffix of an evidence pack; a file with any other name is a log
 
 _encode: Final = json_encoder(ascii_only=True, ordered=False)
@@ -67,6 +69,17 @@ class ChainReport:
 def make_line(record: Mapping[str, Any], seq: int, prev: str) -> bytes:
     """Return one line without its newline, in ASCII, so that no value can end a line."""
     return "".join(_encode({**record, "seq": seq, "prev": prev}, 0)).encode("ascii")
+
+
+def read_lines(file: Any) -> Iterator[bytes]:
+    """Yield a binary file's lines. A line that is too long is cut, and ends them.
+
+    Raises `ConfigError` after such a line.
+    """
+    for line in iter(partial(file.readline, MAX_LINE + 1), b""):
+        yield line
+        if len(line) > MAX_LINE:
+            raise ConfigError(f"{getattr(file, 'name', 'a log')}: {TOO_LONG}")
 
 
 def line_hash(line: bytes) -> str:
@@ -100,7 +113,7 @@ def verify_chain(
             return verify_chain(file, head)
     if isinstance(source, IOBase):
         # A line without its newline is a fragment, even if it parses.
-        source = (line if line.endswith(b"\n") else b"\0" + line for line in source)
+        source = (line if line.endswith(b"\n") else b"\0" + line for line in read_lines(source))
     prev = GENESIS  # of the previous line
     whole = GENESIS  # of the last record that is not a fragment
     fragments: list[str] = []
@@ -109,7 +122,9 @@ def verify_chain(
     for line in source:
         text = line.removesuffix(b"\n")
         own, record, wrong = line_hash(text), parse_line(text), None
-        if record is None:
+        if len(line) > MAX_LINE:
+            wrong = TOO_LONG
+        elif record is None:
             fragments.append(own)
         elif record["seq"] != count:
             wrong = f"its `seq` is {record['seq']}, not {count}: a line was dropped, inserted or moved"
@@ -150,7 +165,7 @@ def log_files(path: str | Path) -> list[Path]:
 
 def first_record(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
-        return parse_line(file.readline().rstrip(b"\n")) or {}
+        return parse_line(file.readline(MAX_LINE).rstrip(b"\n")) or {}
 
 
 def verify_log(path: str | Path, head: str | None = None) -> ChainReport:
@@ -215,7 +230,7 @@ def read_log(path: str | Path, mark: str = "", opened: Opened | None = None) -> 
     marks = (json.dumps(mark)[1:-1].encode(), b'"kind":"completion"', b'"kind":"mint')
     for part in log_files(path):
         with part.open("rb") as file:
-            for line in file:
+            for line in read_lines(file):
                 if any(m in line for m in marks):
                     record = _read(line)
                     yield opened(record) if opened is not None and record is not None else record

@@ -148,7 +148,7 @@ class FileSink:
             for part in reversed(chain.log_files(self.path)):
                 with part.open("rb") as file:
                     # Read a log without an anchor to its beginning: any record may name a commit that a ledger lost.
-                    for line in _backward(file):
+                    for line in _backward(file, self.path.name):
                         # A request may hold a member of this name too. Only the record's own member is an anchor.
                         record = chain.parse_line(line) or {} if mark in line else {}
                         if tenant_of(record) == tenant:
@@ -260,7 +260,7 @@ class FileSink:
         fragments: list[str] = []
         record, after, open_end = None, chain.GENESIS, False
         with os.fdopen(self._fd, "rb", closefd=False) as file:  # writes go to the end whatever the position (O_APPEND)
-            for number, line in enumerate(_backward(file)):
+            for number, line in enumerate(_backward(file, self.path.name)):
                 if number == 0 and not (open_end := line != b""):
                     continue
                 if (record := chain.parse_line(line)) is not None:
@@ -289,6 +289,8 @@ class FileSink:
     def _append(self, record: Mapping[str, Any]) -> None:
         size, seq, head = self._at
         line = chain.make_line(record, seq, head)
+        if len(line) >= chain.MAX_LINE:
+            raise AuditError(Code.AUDIT_UNAVAILABLE, f"{self.path.name}: the record is too long")
         self._put(line + b"\n")
         self._at = (size + len(line) + 1, seq + 1, chain.line_hash(line))
         if (tenant := tenant_of(record)) is not None:
@@ -331,7 +333,8 @@ def drop_segments(log: str | Path, before: float) -> list[str]:
     sink, dropped = FileSink(log, durable=True), []
     for part in chain.log_files(log)[:-1]:
         with part.open("rb") as file:
-            whole = [record for line in file if (record := chain.parse_line(line.rstrip(b"\n"))) is not None]
+            lines = (line.rstrip(b"\n") for line in chain.read_lines(file))
+            whole = [record for line in lines if (record := chain.parse_line(line)) is not None]
         if float(whole[-1]["ts"]) >= before:
             break
         report = chain.verify_chain(part)
@@ -396,13 +399,15 @@ def _flock(fd: int) -> None:
             time.sleep(0.0005)
 
 
-def _backward(file: BinaryIO) -> Iterator[bytes]:
+def _backward(file: BinaryIO, name: str) -> Iterator[bytes]:
     """Yield a file's lines from its end; first an empty one if it ends with a newline."""
     end, rest, length = file.seek(0, os.SEEK_END), b"", BLOCK
     while end > 0:
         start = file.seek(max(0, end - length))
         rest, *lines = (file.read(end - start) + rest).split(b"\n")
         yield from reversed(lines)
+        if len(rest) > chain.MAX_LINE:
+            raise AuditError(Code.CHAIN_BROKEN, f"{name}: {chain.TOO_LONG}")
         # A line may be longer than a block.
         end, length = start, length if lines else 2 * length
     yield rest

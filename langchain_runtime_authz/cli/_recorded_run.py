@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
+from langchain_runtime_authz.audit.chain import read_lines
 from langchain_runtime_authz.authz import RuntimeAuthz
 from langchain_runtime_authz.errors import AuthzDenied, ConfigError, sentence, unreadable, wrong_field
 from langchain_runtime_authz.ledger.memory import MemoryLedger
@@ -123,7 +124,7 @@ def read_trace(path: str | Path) -> Trace:
     agents, waiting, last, since = {MAIN}, dict[str, bool](), None, 0.0
     with Path(path).open("rb") as file:
         try:
-            for number, raw in enumerate(file, 1):
+            for number, raw in enumerate(read_lines(file), 1):
                 if not raw.strip():
                     continue
                 line = json.loads(raw.decode())

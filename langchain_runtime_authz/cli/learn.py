@@ -80,9 +80,11 @@ def learn(
 
 
 def _read(log: Path) -> dict[str, _Seen]:
+    from langchain_runtime_authz.audit.chain import read_lines
+
     found: dict[str, _Seen] = {}
-    with log.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
+    with log.open("rb") as file:
+        for number, line in enumerate(read_lines(file), 1):
             try:
                 record = json.loads(line)
                 _count(found, record)

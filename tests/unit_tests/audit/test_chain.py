@@ -20,14 +20,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
-from langchain_runtime_authz.audit import sinks
+from langchain_runtime_authz.audit import chain, sinks
 from langchain_runtime_authz.audit.chain import (
     GENESIS,
     ChainReport,
     line_hash,
     log_files,
     make_line,
+    read_lines,
     verify_chain,
     verify_log,
 )
@@ -49,6 +51,7 @@ from langchain_runtime_authz.authzen import (
     TaskContext,
     deny,
 )
+from langchain_runtime_authz.cli import app
 from langchain_runtime_authz.errors import AuditError, ConfigError
 from langchain_runtime_authz.identity.workload import Identity, StaticIdentity
 from langchain_runtime_authz.pep.run import Write
@@ -581,3 +584,27 @@ def test_paths_of_agents_never_share_an_id() -> None:
     for base in ("", "spiffe://example.org/agent", "SPIFFE://x"):
         with pytest.raises(ConfigError):
             StaticIdentity(base)
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["from the beginning", "after a record"])
+def test_a_line_without_end_is_not_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: bool) -> None:
+    """Every reader of a log stops at the limit, with a code, and no record is written that is as long."""
+    monkeypatch.setattr(chain, "MAX_LINE", 4096)
+    path, read = tmp_path / "audit.jsonl", []
+    sink = FileSink(path)
+    for _ in range(begun):
+        with pytest.raises(AuditError, match="the record is too long"):
+            sink.write({"kind": "run", "x": "y" * 4096})
+        sink.write({"kind": "run"})
+    os.truncate(path, path.stat().st_size + (1 << 20))
+    report = verify_chain(path)
+    assert (report.ok, report.records, "a line has more than" in (report.error or "")) == (False, int(begun), True)
+    with pytest.raises(AuditError, match=r"chain_broken: .*: a line has more than"):
+        FileSink(path)
+    with path.open("rb") as file, pytest.raises(ConfigError, match="a line has more than"):
+        read += read_lines(file)
+    assert len(read) == 1 + begun
+    done = CliRunner().invoke(app, ["audit", "verify", str(path)])
+    assert (done.exit_code, "a line has more than" in done.stderr, done.stderr.count("\n")) == (2 - begun, True, 1)
+    for command in (["learn", str(path)], ["replay-trace", str(path), "--profiles", "langchain"]):
+        assert CliRunner().invoke(app, command).exit_code == 2
