@@ -218,6 +218,8 @@ class ToolExecution(CodeScope):
             state = "released"  # parsing or callbacks stopped the tool before it ran
         answered = len(self._asked) - (1 if state == "suspended" else 0)  # the last question has no answer yet
         result, returned = only_asked(answered) if answered else None, None
+        if state in ("failed", "unknown"):
+            returned = output.content if failed else exc
         if state == "done":
             if self.call.profile.side_effect:
                 result = recorded(output, answered)

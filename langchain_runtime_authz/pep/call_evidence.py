@@ -62,6 +62,7 @@ def observe(call: Call, output: object, failed: bool) -> Observation:
         # Without a reviewed profile, the output is untrusted.
         profile = profile.model_copy(update={"trust": "external"})
     try:
+        output = str(output) if failed and isinstance(output, BaseException) else output
         return observe_output(call.tool, profile, call.args, output, failed=failed)
     except Exception as exc:  # noqa: BLE001  (a foreign object's own code: what cannot be read was not seen)
         _log.warning("an output was not read for provenance: %s", type(exc).__name__)

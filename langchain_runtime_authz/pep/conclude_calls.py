@@ -131,8 +131,8 @@ def conclude(
             changes.append(own_question(run, ticket.call_key, call, question))
         resource = _read(run, ticket, call, state) if profile.resource is not None else None
         changes.append(ledger.RecordStep(data_class=profile.data_class, resource=resource, agent=run.agent))
-    if output is not None and state in ("done", "failed"):
-        about, small = (call, output, state == "failed"), type(output) is str and len(output) < SMALL
+    if output is not None and state in ("done", "failed", "unknown"):
+        about, small = (call, output, state != "done"), type(output) is str and len(output) < SMALL
         found = observe(*about) if small else (yield Block(observe, *about))
         _remember(run, call, found, output, done=state == "done")
         if found.sightings:
@@ -171,9 +171,9 @@ def _remember(run: Run, call: Call, found: Observation, output: object, *, done:
     if found.prose or found.rest is not None:
         memory.keep(scope, found)
     outputs = memory.reached(scope, call.atoms.destinations() if done and call.profile.side_effect else ())
-    if done and call.profiled:
-        kept = output if found.held is None else found.held
-        outputs.record(call.tool, call.profile, call.args, kept, given=call.given, task=task_name(run))
+    if call.profiled:
+        kept, about = output if found.held is None else found.held, (call.tool, call.profile, call.args)
+        outputs.record(*about, kept, given=call.given, task=task_name(run), failed=not done)
 
 
 def _read(run: Run, ticket: Ticket, call: Call, state: str) -> tuple[str, str, str] | None:

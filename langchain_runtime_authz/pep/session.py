@@ -151,7 +151,8 @@ class Session:
         if not found:
             raise AuthzError(Code.NO_CALL, f"`{tool}`")
         call, ticket = found.pop(0)
-        yield from conclude(self._run, ticket, call, "done" if error is None else state_of(error), output=output)
+        state, output = "done" if error is None else state_of(error), output if error is None else error
+        yield from conclude(self._run, ticket, call, state, output=output)
 
     observe, aobserve = both(_observe)
 

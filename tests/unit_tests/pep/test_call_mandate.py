@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+from langchain_core.tools import StructuredTool, ToolException, tool
+from langgraph.checkpoint.memory import InMemorySaver
+
 from langchain_runtime_authz import Mandate, RuntimeAuthz, ToolProfile
-from langchain_runtime_authz.mandate.model import Field, Step
+from langchain_runtime_authz.mandate.model import Field, Step, Text
+from tests.attack._graphs import call, hand_written, human, replying
 
 PROFILES = {
     "create_event": ToolProfile(effect="write", sink="internal", critical={"title": "name"}, trust="system"),
@@ -25,3 +32,50 @@ def test_a_step_takes_a_value_from_what_a_side_effect_returned() -> None:
         assert session.decide("create_event", {"title": "Lunch"}).permit
         session.observe("create_event", {"title": "Lunch"}, returned)
         assert session.decide("invite", {"event": returned["id"], "who": "bob@x.org"}).outcome == outcome
+
+
+PASSAGE = "the whole office will move to the harbour in spring"
+NOTED = {
+    "look_up": ToolProfile(effect="read", sink="none", critical={"name": "name"}),
+    "note": ToolProfile(effect="send", sink="internal", critical={"to": "principal"}),
+}
+NOTE = Mandate(steps=(Step("seen", "look_up", {"name": "Bob"}), Step("noted", "note", {"to": "bob@x.org", "body": Text()})))
+
+
+@pytest.mark.parametrize("error", [ValueError(PASSAGE), ValueError(f"timed out: {PASSAGE}"), PASSAGE, None], ids=repr)
+def test_what_an_error_says_is_not_the_models_own_text(error: Any) -> None:
+    """A server chooses its errors as it does its outputs; a text that copies neither is sent unasked."""
+    session = RuntimeAuthz(profiles=NOTED).session(subject="alice", mandate=NOTE)
+    assert session.decide("look_up", {"name": "Bob"}).permit
+    failed = error if isinstance(error, Exception) else None
+    session.observe("look_up", {"name": "Bob"}, error if failed is None else None, failed)
+    outcome = session.decide("note", {"to": "bob@x.org", "body": f"Hello, {PASSAGE}"}).outcome
+    assert outcome == ("permit" if error is None else "approval_required")
+
+
+@pytest.mark.parametrize("protected", [True, False])
+@pytest.mark.parametrize("handled", [True, False], ids=["by the tool", "by its node"])
+def test_what_a_failed_tool_says_is_not_the_models_own_text(handled: bool, protected: bool) -> None:
+    """Whoever turns its exception into a message for the model."""
+    sent = []
+
+    def look_up(name: str) -> str:
+        """Look somebody up."""
+        raise ToolException(PASSAGE)
+
+    @tool
+    def note(to: str, body: str) -> str:
+        """Send a note."""
+        sent.append(body)
+        return "sent"
+
+    failing = StructuredTool.from_function(look_up, handle_tool_error=handled)
+    read, write = call("look_up", {"name": "Bob"}, "c1"), call("note", {"to": "bob@x.org", "body": PASSAGE}, "c2")
+    graph = hand_written(
+        replying([read], [write]), [failing, note], checkpointer=InMemorySaver(), handle_tool_errors=not handled
+    )
+    config: Any = {"configurable": {"thread_id": "t"}}
+    authz = RuntimeAuthz(profiles=NOTED)
+    with authz.run(subject="alice", task="Write to Bob", mandate=NOTE):
+        (authz.protect(graph) if protected else graph).invoke(human("Write to Bob"), config)
+    assert sent == ([] if protected else [PASSAGE])
