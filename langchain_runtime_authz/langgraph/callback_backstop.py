@@ -33,6 +33,7 @@ from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError
 from langchain_runtime_authz.facts.plan import calls_digest, plan_calls
 from langchain_runtime_authz.facts.task import content_digest
 from langchain_runtime_authz.langgraph import private_api as private
+from langchain_runtime_authz.langgraph.heard_answers import hear
 from langchain_runtime_authz.langgraph.object_graph import DECISIONS
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt, RunHandle, current_node, opened, running
 from langchain_runtime_authz.langgraph.tool_arrival import Arrival, arrival_unguarded
@@ -206,7 +207,6 @@ class _Hook:
     """Stands in for a ContextVar: LangChain adds the handler that `get` returns."""
 
     everywhere = listens = False
-    hear: Callable[[], BaseCallbackHandler | None] | None = None
 
     def get(self) -> BaseCallbackHandler | None:
         base = getattr(sys.modules.get(DECISIONS), "BaseDecisionModel", None)
@@ -214,7 +214,7 @@ class _Hook:
             _Models.ignore_chain = False
         if current_scope.get().run is not None:
             return _BACKSTOP
-        if self.hear is not None and (heard := self.hear()) is not None:
+        if (heard := hear()) is not None:
             return heard
         if self.everywhere:
             return _BACKSTOP
@@ -233,17 +233,15 @@ def _register() -> None:
     )
 
 
-def install(
-    *, everywhere: bool = False, listens: bool = False, hear: Callable[[], BaseCallbackHandler | None] | None = None
-) -> None:
+def install(*, everywhere: bool = False, listens: bool = False) -> None:
     """Register the hook with LangChain, once per process.
 
     LangChain cannot remove the hook, and an option that was once set stays on.
     `everywhere`: also deny unguarded tools outside runs. `listens`: in `authz.run()`, also record the model outputs of
-    unprotected graphs. `hear` returns a handler for an unprotected graph that starts, or `None`.
+    unprotected graphs.
     """
     _register()
-    for name, value in {"everywhere": everywhere, "listens": listens, "hear": hear}.items():
+    for name, value in {"everywhere": everywhere, "listens": listens}.items():
         if value:  # an option is never turned off
             setattr(_hook, name, value)
 

@@ -23,6 +23,7 @@ from langchain_runtime_authz.identity.subjects import ANONYMOUS, DEVELOPER, NO_S
 from langchain_runtime_authz.langgraph import checkpoints, run_context
 from langchain_runtime_authz.langgraph import graph_input as inputs
 from langchain_runtime_authz.langgraph import private_api as private
+from langchain_runtime_authz.langgraph.heard_answers import drop_old_answer
 from langchain_runtime_authz.langgraph.messages import foreign_plans, human_texts, written
 from langchain_runtime_authz.langgraph.object_graph import is_workflow, label_of
 from langchain_runtime_authz.ledger.base import Scope
@@ -173,6 +174,7 @@ class _Root(Entering[tuple[Any, Any]]):
     def _enter(self) -> Flow[tuple[Any, Any]]:
         owner, engine, config, graph = self.root_entry, self.engine, self.config, self.graph
         handle = self.opener or owner.implicit(config)
+        drop_old_answer(config)
         self.run_id = handle.run_id
         if handle.closed:
             raise AuthzDenied(Code.LEASE_ENDED, deny(Code.LEASE_ENDED).decision_id)

@@ -193,7 +193,7 @@ def _ask(
         answered = (
             had() if had else rounds + sum(bool(_asked_in(j, me, review=True)) and not j.call.reviewed for j in judged)
         )
-        late = before_answers and _answers_left(config, answered, plain=plain, heard="heard" in run.parts)
+        late = before_answers and _answers_left(config, answered, plain=plain)
         refused: dict[str, Code] = dict.fromkeys(unrepeatable, Code.UNREPEATABLE_ARGUMENTS)
         here = run.engine.on_ask is not None
         if fresh and had and private.checkpointer_of(config) and not here and (late or not turn()):
@@ -293,13 +293,10 @@ def _denied(judged: DecidedCall, code: Code) -> DecidedCall:
     return replace(judged, decision=replace(deny(code), reasons=(str(code), *judged.decision.reasons)))
 
 
-def _answers_left(config: Mapping[str, Any], had: int, *, plain: bool = True, heard: bool = True) -> bool:
+def _answers_left(config: Mapping[str, Any], had: int, *, plain: bool = True) -> bool:
     """Return True if an answer by interrupt id or, if `plain`, any answer waits."""
-    # LangGraph stores a used answer. Only the middleware drops it at the next entry, so elsewhere it counts as waiting.
-    pad, value = private.scratchpad_of(config), None
-    if pad is not None and plain:
-        value = private.unused_answer(config) if heard else pad.get_null_resume(False)
-    return pad is not None and (len(pad.resume) > had or all(value is not v for v in (None, *pad.resume)))
+    pad = private.scratchpad_of(config)
+    return pad is not None and (len(pad.resume) > had or (plain and private.unused_answer(config) is not None))
 
 
 def skip_answers(config: Mapping[str, Any], count: int) -> None:

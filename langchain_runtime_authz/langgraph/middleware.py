@@ -3,9 +3,9 @@
 In a protected graph there is a run, and an earlier enforcement point has decided the tool calls. In an unprotected
 graph, the middleware opens a run and decides a message's calls in one batch, as a protected tool node does.
 
-An unprotected graph has no root entry that records a resume value before any task starts. So `hear` adds a handler with
-that value to the graph's callbacks, where the middleware's hooks find it. The handler also observes the end of the
-model's node, whose output is the plan.
+An unprotected graph has no root entry that records a resume value before any task starts. So the middleware's hooks find
+the value in a handler among the graph's callbacks (`Heard`). The handler also observes the end of the model's node, whose
+output is the plan.
 """
 
 from __future__ import annotations
@@ -13,13 +13,11 @@ from __future__ import annotations
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, Final
-from uuid import UUID
 
 from langchain.agents.middleware import AgentMiddleware
-from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import AIMessage
 from langgraph.config import get_config
 from langgraph.errors import GraphInterrupt
@@ -27,14 +25,14 @@ from langgraph.errors import GraphInterrupt
 from langchain_runtime_authz.authzen import Decision, deny
 from langchain_runtime_authz.credential.current_call import current_scope
 from langchain_runtime_authz.errors import Code
-from langchain_runtime_authz.langgraph import callback_backstop
 from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph.callback_backstop import call_of_request, decided_scope, tool_names
 from langchain_runtime_authz.langgraph.checkpoints import find_checkpoint
 from langchain_runtime_authz.langgraph.graph_entry import Entering
+from langchain_runtime_authz.langgraph.heard_answers import Heard, heard_in
 from langchain_runtime_authz.langgraph.interrupts import note_question
 from langchain_runtime_authz.langgraph.messages import ai_messages, record_plans
-from langchain_runtime_authz.langgraph.node_pep import AuthzParts, is_gated
+from langchain_runtime_authz.langgraph.node_pep import AuthzParts
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt, find_run, run_scope
 from langchain_runtime_authz.langgraph.tool_call_parsing import newest_plan
 from langchain_runtime_authz.langgraph.tool_execution import Locks, OneByOne, RunCode, waiting
@@ -75,7 +73,6 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
             weakref.WeakKeyDictionary()
         )
         self._warned = False
-        callback_backstop.install(hear=hear)
 
     def _before_agent(self, state: Any, runtime: Any) -> Flow[dict[str, Any] | None]:
         config = get_config()
@@ -118,7 +115,6 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
             entering = self._entrance.enter(self._agent, given, config, self._entrance.owner(config))
             entered = yield Perform(entering.__enter__, entering.__aenter__)
             entries[ns] = entering
-            _opened(entering).parts["heard"] = True
             if given is None:
                 yield from _answered(_opened(entering), config)
             return entered
@@ -195,9 +191,7 @@ def _planned(run: Run, messages: Sequence[Any]) -> Flow[None]:
 def _planned_by(run: Run, request: Any, response: Any) -> Flow[None]:
     """Record the plan when the model's node ends, or now if no handler observes it."""
     messages: Sequence[Any] = getattr(response, "model_response", response).result  # of an `ExtendedModelResponse` too
-    callbacks = get_config().get("callbacks")
-    node = getattr(callbacks, "parent_run_id", None)
-    heard = next((h for h in getattr(callbacks, "handlers", ()) if type(h) is _Heard), None)
+    node, heard = getattr(get_config().get("callbacks"), "parent_run_id", None), next(heard_in(get_config()), None)
     if heard is None or node is None:
         yield from _planned(run, messages)
         return
@@ -208,58 +202,13 @@ def _planned_by(run: Run, request: Any, response: Any) -> Flow[None]:
     heard.waits[node] = record
 
 
-class _Heard(BaseCallbackHandler):
-    """Holds a call's resume value, thread and checkpoint, and records waiting plans."""
-
-    raise_error = True
-    ignore_llm = ignore_agent = ignore_retriever = True
-    ignore_chat_model = ignore_retry = ignore_custom_event = True
-
-    def __init__(self, value: object, thread: str | None, checkpoint: str | None) -> None:
-        self.value, self.thread, self.checkpoint = value, thread, checkpoint
-        self.waits: dict[UUID, Callable[[object], None]] = {}
-
-    @property
-    def ignore_chain(self) -> bool:
-        return not self.waits
-
-    run_inline = ignore_chain
-
-    def on_chain_end(self, outputs: Any, *, run_id: UUID, **kwargs: Any) -> None:
-        if (then := self.waits.pop(run_id, None)) is not None:
-            then(outputs)
-
-    def on_chain_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
-        self.waits.pop(run_id, None)
-
-
-def hear() -> BaseCallbackHandler | None:
-    """Return a handler for a starting graph that is resumed or holds our middleware."""
-    found = private.started_graph()
-    if found is None:
-        return None
-    graph, value, thread, checkpoint = found
-    if value is None:
-        # In a protected graph, its enforcement points see what a node returns.
-        hooks = (vars(node.bound).get("func") for node in graph.nodes.values() if not is_gated(node.bound))
-        if not any(hasattr(getattr(hook, "__self__", None), "__runtime_authz_middleware__") for hook in hooks):
-            return None
-    return _Heard(value, thread, checkpoint)
-
-
 def _answered(run: Run, config: Mapping[str, Any]) -> Flow[None]:
     """Record the graph's resume value, as a protected root entry does."""
-    callbacks = config.get("callbacks")
-    handlers: Iterable[Any] = getattr(callbacks, "handlers", callbacks) or ()
     # A graph that a tool calls on its own thread inherits the handler, but was not resumed with this value.
     thread = private.thread_of(config)
-    mine = [h for h in handlers if type(h) is _Heard and h.thread == thread] or [
-        _Heard(private.answer_given(config), thread, None)
-    ]
+    mine = [h for h in heard_in(config) if h.thread == thread] or [Heard(private.answer_given(config), thread, None)]
     heard = next((h for h in mine if h.value is not None), mine[0])
     value = heard.value
-    if value is None or private.is_resume_map(value):
-        private.drop_plain_answer(config)  # a plain answer is left from an earlier entry, for another question
     if value is None:
         return
     yield from _note_reviews(run, config, heard.checkpoint)

@@ -253,8 +253,7 @@ _of_pad: Final = operator.attrgetter(*_PAD)
 
 def answer_given(config: Mapping[str, Any]) -> object:
     """Return the invocation's resume value, plain or by interrupt id, or `None`."""
-    scratchpad, answers = scratchpad_of(config), _given(config).get(keys.CONFIG_KEY_RESUME_MAP)
-    return None if scratchpad is None else answers or scratchpad.get_null_resume(False)
+    return _given(config).get(keys.CONFIG_KEY_RESUME_MAP) or unused_answer(config)
 
 
 def unused_answer(config: Mapping[str, Any]) -> object:

@@ -31,6 +31,7 @@ from langchain_runtime_authz.facts.plan import PlanRecord
 from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph import tool_call_parsing as parsing
 from langchain_runtime_authz.langgraph import tool_execution
+from langchain_runtime_authz.langgraph.heard_answers import drop_old_answer
 from langchain_runtime_authz.langgraph.interrupts import decide_together, skip_answers, skip_answers_to
 from langchain_runtime_authz.langgraph.messages import denial_message, record_plans, replay_message
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt, RunHandle, current_node, find_run, opened
@@ -69,6 +70,7 @@ class Arrival:
         if self.verdict is not None:
             return self.verdict
         if self.run is None and self.opener is not None:
+            drop_old_answer(self.config)
             try:
                 self.run = yield from self.opener.outside_run()
             except AuthzDenied as exc:  # no run may be opened here

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from langchain.agents import create_agent
 from langchain.agents.middleware import AgentMiddleware, HumanInTheLoopMiddleware
+from langgraph.errors import GraphInterrupt
 
 from langchain_runtime_authz import AuthzMiddleware
 from langchain_runtime_authz.authzen import parse_request
@@ -382,6 +383,62 @@ def test_an_answer_from_an_earlier_entry_approves_nothing(stack: str, go: str, r
     for given in (human(), resume(APPROVE), None, None):
         said(go, authz, graph, given, THREAD)
     assert ran == ([] if asks else [PAID])
+
+
+@pytest.mark.parametrize("again", [True, False])
+@pytest.mark.parametrize("fresh", [True, False])
+def test_below_an_unprotected_graph_each_question_takes_a_plain_answer(
+    stack: str, go: str, ran: Any, again: bool, fresh: bool
+) -> None:
+    """An answer that LangGraph stored is neither taken for the next question, nor does it keep that from being asked."""
+    authz = authz_with(asking("pay"))
+    turns = [PAY], [call("pay", {"to": "eve", "amount": "1"}, "c-eve")]
+    agent = built(stack, authz, replying(*turns), [pay_tool(ran)])
+    own = {"callbacks": []} if fresh else None  # the caller's handlers are not in this config
+
+    def ask(state: Any) -> Any:
+        return agent.invoke({"messages": state["messages"]}, own)
+
+    async def aask(state: Any) -> Any:
+        return await agent.ainvoke({"messages": state["messages"]}, own)
+
+    graph = chain({"ask": RunnableCallable(ask, aask, name="ask")}, name="outer", checkpointer=InMemorySaver())
+    asked = [
+        [a["args"]["recipient"] for i in said(go, authz, graph, given, THREAD).get("__interrupt__", ()) for a in i.value["action_requests"]]
+        for given in (human(), resume(APPROVE), *([None] * again), resume(APPROVE))
+    ]
+    assert asked == [["bob"], ["eve"], *([["eve"]] * again), []]
+    assert ran == [PAID, ("eve", 1.0, "USD")]
+
+
+@pytest.mark.parametrize("by", ["guard", "agent", "nobody"])
+def test_an_answer_to_another_task_is_not_kept_for_a_payment(go: str, ran: Any, by: str) -> None:
+    """Of two tasks of an unprotected graph one has the answer, and the other asks: the next entry answers nothing."""
+    authz = authz_with(asking("pay"))
+    agent = built("protect" if by == "agent" else "middleware", authz, replying([PAY]), [pay_tool(ran)])
+    (guarded,) = authz.guard([pay_tool(ran)]) if by == "guard" else [pay_tool(ran)]
+    answered = threading.Event()
+
+    def own(_: Any) -> None:
+        interrupt("own?")
+        answered.set()
+
+    def pay(state: Any) -> Any:
+        if not answered.wait(0.1):
+            raise GraphInterrupt(())  # it asks nothing yet
+        if by == "agent":
+            return agent.invoke({"messages": state["messages"]})
+        if by == "nobody":
+            interrupt("pay?")
+        guarded.invoke(PAY["args"])
+        return {}
+
+    builder = StateGraph(MessagesState).add_node("own", own).add_node("pay", pay)
+    graph = builder.add_edge(START, "own").add_edge(START, "pay").compile(checkpointer=InMemorySaver())
+    for given in (human(), resume(APPROVE), None, None):
+        state = said(go, authz, graph, given, THREAD)
+    assert len(state.get("__interrupt__", ())) == (by != "nobody")
+    assert ran == ([PAID] if by == "nobody" else [])
 
 
 def test_an_outer_answer_is_none_to_a_question_of_an_agent_below(go: str, ran: Any) -> None:
