@@ -10,7 +10,7 @@ asked twice. If a review runs between the tool node and the tool, the tool's gua
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from types import FunctionType, MethodType
 from typing import Any, Final
@@ -24,15 +24,16 @@ from langchain_runtime_authz.facts.plan import raw_digest
 from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph.messages import kept
 from langchain_runtime_authz.langgraph.object_graph import cells_of
-from langchain_runtime_authz.langgraph.tool_call_parsing import parses_alike, unknown
+from langchain_runtime_authz.langgraph.review_questions import asked_about, shown_calls
+from langchain_runtime_authz.langgraph.tool_call_parsing import parses_alike
 from langchain_runtime_authz.langgraph.tool_execution import Pending
 from langchain_runtime_authz.ledger.base import Approval, Committed, Conflict, Query
 from langchain_runtime_authz.ledger.call_changes import AskApproval
 from langchain_runtime_authz.pep import approval_hitl
-from langchain_runtime_authz.pep.approval_hitl import DECISIONS, PLAIN
 from langchain_runtime_authz.pep.call import Call, DecidedCall
 from langchain_runtime_authz.pep.claim_calls import claim_again, claim_call, claim_once
 from langchain_runtime_authz.pep.decide_calls import decide_calls, review_key
+from langchain_runtime_authz.pep.decide_steps import Entry
 from langchain_runtime_authz.pep.decision_log import record_asks
 from langchain_runtime_authz.pep.on_ask import AskHere
 from langchain_runtime_authz.pep.run import Block, Commit, Effect, Flow, Load, Run
@@ -40,26 +41,25 @@ from langchain_runtime_authz.telemetry.logs import logger
 
 _log = logger(__name__)
 _MAX_WRAPPERS: Final = 1000  # functions followed in one chain of wrappers
-# Names in reviews: Agent Inbox's flags; tool and arguments in an app's question.
-_FLAGS: Final = {"allow_accept": "approve", "allow_edit": "edit", "allow_ignore": "reject", "allow_respond": "respond"}
-_TOOL: Final = ("tool", "tool_name", "name", "action", "function")
-_ARGUMENTS: Final = ("args", "arguments", "tool_args", "tool_input", "parameters", "input")
-_DEPTH: Final = 3
 
 # Pause for an approver. Raises `GraphInterrupt` until there is an answer, then returns it.
 Interrupt: Final = Effect(lambda _, value: private.pause(dict(value)))
 
 
-def _decide(run: Run, calls: Sequence[Call]) -> Flow[list[DecidedCall]]:
+def _decide(run: Run, calls: Sequence[Call], entry: Entry = None) -> Flow[list[DecidedCall]]:
     known = "schemas" in run.parts or not any(call.profile.ordered for call in calls)
-    return decide_calls(run, calls) if known else _decide_first(run, calls)
+    return decide_calls(run, calls) if known and entry is None else _decide_first(run, calls, entry, known=known)
 
 
-def _decide_first(run: Run, calls: Sequence[Call]) -> Flow[list[DecidedCall]]:
-    run.parts["schemas"] = "read"
-    # Build the tools' schemas for mandates in a thread, because this takes milliseconds.
-    yield (Block, getattr, run.engine.tools, "signatures")
-    return (yield from decide_calls(run, calls))
+def _decide_first(run: Run, calls: Sequence[Call], entry: Entry, *, known: bool) -> Flow[list[DecidedCall]]:
+    if not known:
+        run.parts["schemas"] = "read"
+        # Build the tools' schemas for mandates in a thread, because this takes milliseconds.
+        yield (Block, getattr, run.engine.tools, "signatures")
+    decided = yield from decide_calls(run, calls, entry)
+    if entry is not None:
+        yield from entry.enter()
+    return decided
 
 
 def decide_together(
@@ -67,6 +67,7 @@ def decide_together(
     calls: Sequence[Call],
     config: Mapping[str, Any],
     *,
+    entry: Entry = None,
     had: Callable[[], int] | None = None,
     turn: Callable[[], bool] = bool,
 ) -> Flow[list[Pending]]:
@@ -75,7 +76,7 @@ def decide_together(
     No call runs before every question is answered. `had` counts the answers that the task used. If `turn()` is False or
     an unused answer waits, pause without asking.
     """
-    decided = yield from _decide(run, calls)
+    decided = yield from _decide(run, calls, entry)
     for one in decided:
         if one.approval is not None or one.decision.outcome == "approval_required":
             decided = yield from _ask(run, calls, decided, config, had=had, turn=turn)
@@ -101,10 +102,10 @@ def decide_together(
     return waiting
 
 
-def decide_message(run: Run, calls: Sequence[Call], config: Mapping[str, Any]) -> Flow[list[DecidedCall]]:
+def decide_message(run: Run, calls: Sequence[Call], config: Mapping[str, Any], entry: Entry) -> Flow[list[DecidedCall]]:
     """Decide all calls of a message together, so that a cap counts all questions."""
     # LangGraph runs each call in a task of its own.
-    judged = yield from _decide(run, calls)
+    judged = yield from _decide(run, calls, entry)
     fresh = [j for j in judged if _askable(j) and (j.approval is None or j.approval.state == "spent")]
     if not fresh or run.engine.on_ask is not None or not private.checkpointer_of(config):
         return judged
@@ -322,7 +323,7 @@ def note_question(run: Run, message: AIMessage | None, asked: Any, task: str = "
     if message is None or not message.id or approval_hitl.approval_ids(asked.value):
         return
     requests, takes = shown_calls(asked.value, getattr(asked, "response_schema", None))
-    calls = _asked_about(requests, message)
+    calls = asked_about(requests, message)
     if not calls or len(takes) != len(calls):
         return
     try:
@@ -383,65 +384,3 @@ def reviewed_tools(*wrappers: object) -> frozenset[str]:
             seen.add(id(value))
             todo += [getattr(value, "__wrapped__", None), *cells_of(value).values()]
     return found
-
-
-def _asked_about(requests: Sequence[Any], message: AIMessage) -> list[Call]:
-    """Return the calls that `requests` name, or none if a request matches no call."""
-    found: list[Call] = []
-    left = iter(enumerate(message.tool_calls))
-    for request in requests:
-        asked = request if isinstance(request, Mapping) else {}
-        name, args, ident = asked.get("name"), asked.get("args"), asked.get("tool_call_id")
-        for position, call in left:
-            if call["name"] == name and call["args"] == args and ident in (None, call["id"]):
-                found.append(unknown(call["name"], call["id"], message.id, position, call["args"]))
-                break
-        else:
-            return []
-    return found
-
-
-def shown_calls(value: object, schema: object) -> tuple[Sequence[Any], Sequence[tuple[str, ...]]]:
-    """Return a pair: (1) a question's calls, (2) the decisions possible for each."""
-    # `schema` describes the answer.
-    items = value if isinstance(value, list | tuple) else [value]
-    inbox = [i for i in items if isinstance(i, Mapping) and isinstance(i.get("action_request"), Mapping)]
-    if inbox:
-        asked, flags = [i["action_request"] for i in inbox], [i.get("config") for i in inbox]
-        calls = [{"name": a.get("action"), "args": a.get("args")} for a in asked]
-        takes = [tuple(d for n, d in _FLAGS.items() if not isinstance(f, Mapping) or f.get(n)) for f in flags]
-        return (calls, takes) if len(inbox) == len(items) else ((), ())
-    if not isinstance(value, Mapping):
-        return (), ()
-    if "review_configs" in value:
-        configs, requests = value["review_configs"], value.get("action_requests")
-        if not isinstance(configs, list) or not isinstance(requests, list):
-            return (), ()
-        return requests, [tuple(c.get("allowed_decisions", ())) for c in configs if isinstance(c, Mapping)]
-    if value.get("type") == "tool_approval":
-        return [value], [_of_schema(schema)]
-    named = list(_calls(value, _DEPTH))
-    return (named, [PLAIN]) if len(named) == 1 else ((), ())
-
-
-def _calls(value: object, depth: int) -> Iterator[dict[str, Any]]:
-    """Yield the parts of a question that name a tool and its arguments."""
-    if isinstance(value, Mapping):
-        tool = next((value[k] for k in _TOOL if isinstance(value.get(k), str)), None)
-        args = next((value[k] for k in _ARGUMENTS if isinstance(value.get(k), Mapping)), None)
-        if tool is not None and args is not None:
-            yield {"name": tool, "args": args, "tool_call_id": value.get("id", value.get("tool_call_id"))}
-            return
-    if depth and isinstance(value, Mapping | list | tuple):
-        for item in value.values() if isinstance(value, Mapping) else value:
-            yield from _calls(item, depth - 1)
-
-
-def _of_schema(schema: object) -> tuple[str, ...]:
-    """Return the `type`s that an answer's schema permits: one decision or several."""
-    if not isinstance(schema, Mapping):
-        return DECISIONS
-    named = schema.get("$defs", {})
-    members = [named.get(str(m.get("$ref", "")).rpartition("/")[2], m) for m in schema.get("oneOf", [schema])]
-    kinds = [m.get("properties", {}).get("type", {}).get("const") for m in members]
-    return tuple(k for k in kinds if k in DECISIONS)

@@ -17,7 +17,7 @@ from langchain_core.runnables.config import var_child_runnable_config
 from langchain_core.tools import BaseTool
 from langgraph.errors import GraphInterrupt
 
-from langchain_runtime_authz.authzen import deny
+from langchain_runtime_authz.authzen import Decision, deny
 from langchain_runtime_authz.credential.current_call import current_scope
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import AuthzDenied, Code
@@ -33,7 +33,7 @@ from langchain_runtime_authz.langgraph.tool_call_parsing import newest_plan
 from langchain_runtime_authz.langgraph.tool_execution import RunCode
 from langchain_runtime_authz.langgraph.tool_guard import guard_tool
 from langchain_runtime_authz.langgraph.tool_lookup import GUARDED, Profiles, is_guarded
-from langchain_runtime_authz.pep.decide_steps import decide_step, if_alive, kept
+from langchain_runtime_authz.pep.decide_steps import ENTER, Entry, ToolNodeEntry, enter_node, kept
 from langchain_runtime_authz.pep.run import Effect, Engine, Flow, Run, adrive, drive
 
 
@@ -59,6 +59,7 @@ def _copied(bound: Runnable[Any, Any], kind: Any) -> Runnable[Any, Any]:
 def _gated_class(bound: Any, name: str, channels: frozenset[str]) -> Any:
     base: Any = type(bound)
     told = None if issubclass(base, private.ToolNode) else channels
+    together = _decides_entry(base)
     # Run the original runnable: if its `ainvoke` uses its own `invoke`, that is not decided a second time.
     inner = None if issubclass(base, private.ToolNode) else bound
 
@@ -66,13 +67,15 @@ def _gated_class(bound: Any, name: str, channels: frozenset[str]) -> Any:
         run = find_run(config)
         if run is None:
             run = drive(*_outside(config))
-        return drive(run.engine, _step(run, name, partial(base.invoke, inner or self, **kwargs), told, input, config))
+        code = partial(base.invoke, inner or self, **kwargs)
+        return drive(run.engine, _step(run, name, code, told, together, input, config))
 
     async def ainvoke(self: Any, input: Any, config: Any = None, *, _code: Any = base.ainvoke, **kwargs: Any) -> Any:
         run = find_run(config)
         if run is None:
             run = await adrive(*_outside(config))
-        return await adrive(run.engine, _step(run, name, partial(_code, inner or self, **kwargs), told, input, config))
+        code = partial(_code, inner or self, **kwargs)
+        return await adrive(run.engine, _step(run, name, code, told, together, input, config))
 
     async def astream(self: Any, input: Any, config: Any = None, **kwargs: Any) -> AsyncIterator[Any]:
         # Only under `astream_events`, in which the parts of a runnable show their own chunks.
@@ -96,21 +99,26 @@ def _gated_class(bound: Any, name: str, channels: frozenset[str]) -> Any:
 Finish: Final = Effect(lambda *_: None, lambda _, node: node.finish())  # synchronous code waits for its threads itself
 
 
-def _step(run: Run, name: str, code: Any, channels: frozenset[str] | None, input: Any, config: Any) -> Flow[Any]:
-    """Decide `node/enter`, run the node, and record the plans in its output."""
+def _step(
+    run: Run, name: str, code: Any, channels: frozenset[str] | None, together: bool, input: Any, config: Any
+) -> Flow[Any]:
+    """Decide `node/enter`, run the node, and record the plans in its output.
+
+    With `together`, `_Gate` decides `node/enter` with the calls. A cached permit then needs no check of the run's
+    lease, because each call is checked.
+    """
     # For a tool node, `channels` is `None`.
-    permit, keep = kept(run, "node/enter", name, lasting=channels is None)
-    step = decide_step(run, "node/enter", {"type": "node", "id": name, "properties": {}}, keep=keep)
-    entered = yield from (step if permit is None else if_alive(run, permit, step))
-    # A tool node must answer its calls even if the task has changed.
-    enters = entered.outcome == "permit" or (channels is None and entered.reason == Code.STALE_EPOCH)
-    run.engine.tally.count(run, "node", name, "node gate", decided=1, ran=int(enters))
-    if not enters:
-        raise AuthzHalt(entered.reason, entered.decision_id)
+    check, entry = partial(_check, run, name, channels), None
+    if not together:
+        check((yield from enter_node(run, name, lasting=channels is None)))
+    elif (permit := kept(run, ENTER, name, lasting=True)[0]) is not None:
+        check(permit)
+    else:
+        entry = ToolNodeEntry(run, name, check)
     node = None if channels is None else NodeCalls(input, config or {})
     own: Any = config or {} if node is None else node.config
     output, failed = None, None
-    scope = current_scope.set(run_scope(run, private.task_id(own), node))
+    scope, entering = current_scope.set(run_scope(run, private.task_id(own), node)), _entry.set(entry)
     ambient = var_child_runnable_config.set(own)  # so questions of code that passes no config are counted too
     try:
         output = yield (RunCode, code, input, own)
@@ -119,6 +127,7 @@ def _step(run: Run, name: str, code: Any, channels: frozenset[str] | None, input
     finally:
         var_child_runnable_config.reset(ambient)
         current_scope.reset(scope)
+        _entry.reset(entering)
     try:
         if run.engine.observer is not None:
             yield from run.engine.observer.conclude(run, private.task_id(own))
@@ -133,6 +142,14 @@ def _step(run: Run, name: str, code: Any, channels: frozenset[str] | None, input
     if node is not None and (plans := plans_of(run, input, output)):
         yield from record(run, plans)
     return output
+
+
+def _check(run: Run, name: str, channels: frozenset[str] | None, entered: Decision) -> None:
+    # A tool node must answer its calls even if the task has changed.
+    enters = entered.outcome == "permit" or (channels is None and entered.reason == Code.STALE_EPOCH)
+    run.engine.tally.count(run, "node", name, "node gate", decided=1, ran=int(enters))
+    if not enters:
+        raise AuthzHalt(entered.reason, entered.decision_id)
 
 
 def _ended(run: Run, node: NodeCalls, input: Any, failed: BaseException | None, channels: frozenset[str]) -> Flow[Any]:
@@ -165,6 +182,7 @@ def _outside(config: Any) -> tuple[Engine, Flow[Run]]:
     return opener.engine, flow()
 
 
+_entry: ContextVar[Entry] = ContextVar("langchain_runtime_authz.entry", default=None)
 _turns: ContextVar[tool_pep.Turns | None] = ContextVar("langchain_runtime_authz.turns", default=None)
 
 
@@ -202,10 +220,12 @@ class _Gate(private.ToolNode):
         run = find_run(config)
         if run is None:
             raise AuthzDenied(Code.NO_RUN, deny(Code.NO_RUN).decision_id)
+        entry = _entry.get()
+        _entry.set(None)  # tools may run further tool nodes
         wrappers = (self._wrap_tool_call, self._awrap_tool_call)
         reviewed = reviewed_tools(*wrappers) if any(wrappers) else frozenset()
         return run, tool_pep.MessageCalls(
-            self, self._authz_profiles, input, config, runtime, reviewed=reviewed, standalone=standalone
+            self, self._authz_profiles, input, config, runtime, entry=entry, reviewed=reviewed, standalone=standalone
         )
 
     def _run_one(self, call: Any, input_type: Any, tool_runtime: Any) -> Any:
@@ -242,6 +262,14 @@ class _Gate(private.ToolNode):
         if not isinstance(request.tool, BaseTool):
             return request
         return request.override(tool=guard_tool(request.tool, self._authz_profiles))
+
+
+def _decides_entry(kind: type[Any]) -> bool:
+    """Return True if calling a node of this class certainly reaches `_Gate`."""
+    return all(
+        getattr(kind, name, None) in (getattr(base, name) for base in (private.ToolNode, _Gate, AuthzToolNode))
+        for name in ("invoke", "ainvoke", "_func", "_afunc")
+    ) and issubclass(kind, _Gate)
 
 
 def gate_tool_node(node: private.ToolNode, profiles: Profiles) -> private.ToolNode:

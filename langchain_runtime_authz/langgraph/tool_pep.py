@@ -31,6 +31,7 @@ from langchain_runtime_authz.langgraph.tool_execution import PAUSE, Locks, OneBy
 from langchain_runtime_authz.langgraph.tool_guard import guard_tool
 from langchain_runtime_authz.langgraph.tool_lookup import GUARDED, Profiles, guard_of
 from langchain_runtime_authz.pep.call import Call, DecidedCall, Denial, Replay
+from langchain_runtime_authz.pep.decide_steps import Entry
 from langchain_runtime_authz.pep.run import Flow, Run, adrive, drive
 
 _SEVERAL: Final = 2  # calls of a message
@@ -51,9 +52,11 @@ class MessageCalls:
         config: Any,
         runtime: Any,
         *,
+        entry: Entry = None,
         reviewed: frozenset[str] = frozenset(),
         standalone: bool = False,
     ) -> None:
+        self._entry = entry
         self.node, self.profiles, self.config, self.runtime, self.reviewed = node, profiles, config, runtime, reviewed
         calls, input_type = node._parse_input(input)
         self.state = node._extract_state(input, config) if input_type == "tool_calls" else input
@@ -73,9 +76,9 @@ class MessageCalls:
 
     def decide(self, run: Run) -> Flow[list[Pending]]:
         """Decide this task's calls in order. Ask all questions before any ticket."""
-        return (
-            interrupts.decide_together(run, self.describe(), self.config) if self.together else self._decide_mine(run)
-        )
+        if self.together:
+            return interrupts.decide_together(run, self.describe(), self.config, entry=self._entry)
+        return self._decide_mine(run)
 
     def _decide_mine(self, run: Run) -> Flow[list[Pending]]:
         locks, decided = self._batch(run)
@@ -85,7 +88,9 @@ class MessageCalls:
 
     def _decide_all(self, run: Run, decided: list[DecidedCall]) -> Flow[None]:
         if not decided:
-            decided += yield from interrupts.decide_message(run, self.describe(), self.config)
+            decided += yield from interrupts.decide_message(run, self.describe(), self.config, self._entry)
+        elif self._entry is not None:
+            yield from self._entry.enter()
 
     def _batch(self, run: Run) -> _Batch:
         """Return the message's batch, by its list of calls or, for a copy, by content."""

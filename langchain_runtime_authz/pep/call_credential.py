@@ -17,7 +17,7 @@ from langchain_runtime_authz.facts.task import content_digest
 from langchain_runtime_authz.ledger.base import Query, Scope
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pep.call import DecidedCall
-from langchain_runtime_authz.pep.decide_calls import renewed
+from langchain_runtime_authz.pep.lease import renewed
 from langchain_runtime_authz.pep.run import Flow, Load, Perform, Run, Write, adrive, agent_id, drive
 from langchain_runtime_authz.telemetry.spans import record_event
 

@@ -9,6 +9,8 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from operator import is_not
 from typing import Any, Final
 
 from langchain_runtime_authz.authzen import Decision, deny
@@ -16,7 +18,6 @@ from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.facts import plan
 from langchain_runtime_authz.facts.resource_version import UNREAD, resource_of
 from langchain_runtime_authz.ledger.base import Approval, CallRow, CallState, Query, Scope, Snapshot
-from langchain_runtime_authz.ledger.changes import RenewLease
 from langchain_runtime_authz.mandate.call_matching import Binding, Deviation
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pep import calls_in_doubt
@@ -25,9 +26,11 @@ from langchain_runtime_authz.pep.call import NO_STANDING, Call, DecidedCall
 from langchain_runtime_authz.pep.call_evidence import sentences, wants_more
 from langchain_runtime_authz.pep.call_mandate import binding_of, mandate_event, occasion, standing_of
 from langchain_runtime_authz.pep.calls_in_doubt import ask_despite, doubted, effect_names, found_out
+from langchain_runtime_authz.pep.decide_steps import Entry
+from langchain_runtime_authz.pep.lease import lease_refusal, renewed
 from langchain_runtime_authz.pep.obligations import understood
 from langchain_runtime_authz.pep.request_builder import call_request
-from langchain_runtime_authz.pep.run import Block, Commit, Evaluate, Flow, Load, Run
+from langchain_runtime_authz.pep.run import Block, Evaluate, Flow, Load, Run
 from langchain_runtime_authz.pep.thread_memory import TaskWords
 from langchain_runtime_authz.telemetry.logs import logger
 
@@ -51,8 +54,11 @@ _REFUSED: Final[Mapping[str, Code]] = {
 }
 
 
-def decide_calls(run: Run, calls: Sequence[Call]) -> Flow[list[DecidedCall]]:
-    """Decide all calls of one message in one batch. Never raises: failures deny."""
+def decide_calls(run: Run, calls: Sequence[Call], entry: Entry = None) -> Flow[list[DecidedCall]]:
+    """Decide all calls of one message in one batch, with the `entry` of their node.
+
+    Never raises: failures deny. Then the entry may be left undecided.
+    """
     if not calls:
         return []
     started, engine = time.time_ns(), run.engine
@@ -67,13 +73,13 @@ def decide_calls(run: Run, calls: Sequence[Call]) -> Flow[list[DecidedCall]]:
         return [DecidedCall(c, "", engine.deny_for_failure(exc, run)) for c in calls]
     approvals: Sequence[Approval | None] = [None] * len(calls)
     if snapshot.approvals:
-        approvals = [_approval(run, snapshot, c, k, origin) for c, k in zip(calls, keys, strict=True)]
-        amended = [_amended(c, a) for c, a in zip(calls, approvals, strict=True)]
-        if any(a is not c for a, c in zip(amended, calls, strict=True)):
+        approvals = list(map(partial(_approval, run, snapshot, origin), calls, keys))
+        if any(map(is_not, amended := list(map(_amended, calls, approvals)), calls)):
             # An approver replaced these calls. The replacements are decided like any others.
-            return (yield from decide_calls(run, amended))
+            return (yield from decide_calls(run, amended, entry))
     decided: list[DecidedCall] = []
     asked: list[DecidedCall] = []
+    bodies: list[bytes | None] = []
     ahead: dict[str, int] = {}
     for call, key, compared, approval in zip(calls, keys, comparisons, approvals, strict=True):
         one = _described(run, snapshot, words, call, key, compared, approval, moved, ahead)
@@ -81,13 +87,16 @@ def decide_calls(run: Run, calls: Sequence[Call]) -> Flow[list[DecidedCall]]:
         decided.append(one)
         if one.decision is _UNDECIDED:
             asked.append(one)
-    if asked:
-        bodies = [asked[0].body] if len(asked) == 1 else [one.body for one in asked]
-        for one, decision in zip(asked, (yield (Evaluate, bodies)), strict=True):
-            one.decision = understood(decision, _CALL_OBLIGATIONS) if decision.obligations else decision
-            if one.doubts or decision.outcome == "approval_required":
-                one.decision = ask_despite(one, one.decision) if one.doubts else one.decision
-                one.evidence = sentences(run, one)
+            bodies.append(one.body)
+    bodies = bodies if entry is None else [*entry.requests(snapshot), *bodies]
+    answers: list[Decision] = (yield (Evaluate, bodies)) if bodies else []
+    if entry is not None and len(answers) > len(asked):
+        yield from entry.conclude(answers.pop(0))
+    for one, decision in zip(asked, answers, strict=True):
+        one.decision = understood(decision, _CALL_OBLIGATIONS) if decision.obligations else decision
+        if one.doubts or decision.outcome == "approval_required":
+            one.decision = ask_despite(one, one.decision) if one.doubts else one.decision
+            one.evidence = sentences(run, one)
     return decided
 
 
@@ -279,7 +288,7 @@ def _query(
     )
 
 
-def _approval(run: Run, snapshot: Snapshot, call: Call, key: str, origin: int) -> Approval | None:
+def _approval(run: Run, snapshot: Snapshot, origin: int, call: Call, key: str) -> Approval | None:
     """Return the question about the call with its answer: ours, or another review's."""
     own = snapshot.approvals.get(key)
     if own is None and _goes_on(run, snapshot, key) and not snapshot.approvals[f"{OWN}{key}"].message:
@@ -327,17 +336,6 @@ def _amended(call: Call, approval: Approval | None) -> Call:
         "place": call.place,
     }
     return replace(call.amend(*edited_action(approval.edited)), **here, amends=approval.call_key)
-
-
-def renewed(run: Run, snapshot: Snapshot) -> Flow[None]:
-    """Renew a running run's lease, up to its maximum lifetime."""
-    lease, engine = snapshot.lease, run.engine
-    yield from calls_in_doubt.record_ends(engine, run.scope)
-    if lease is not None and lease.state == "live" and lease.epoch == snapshot.epoch:
-        until = engine.lease_end(snapshot.now, lease.started_at)
-        if lease.expires_at - snapshot.now < engine.lease_ttl / 2 and until > lease.expires_at:
-            yield Commit(run.scope, run.guard, [RenewLease(run.jti, until)])
-            run.expires_at = until
 
 
 def _moved(run: Run, snapshot: Snapshot, calls: Sequence[Call], keys: Sequence[str]) -> Flow[frozenset[str]]:
@@ -395,26 +393,3 @@ def _refusal(
         if outside is not None:
             return replace(deny(Code.GRANT_EXCEEDED), reasons=(str(Code.GRANT_EXCEEDED), str(outside)))
     return None
-
-
-def lease_refusal(run: Run, snapshot: Snapshot) -> Code | None:
-    """Return the code for which the run may not continue, or `None`."""
-    lease = snapshot.lease
-    if run.engine.kill_switch is not None and run.engine.killed:
-        return Code.KILLED
-    if snapshot.revoked or (lease is not None and lease.state == "revoked"):
-        return Code.REVOKED
-    if run.closed or lease is None:
-        return Code.LEASE_ENDED
-    # Checked before the lease's state: a correction ends leases, and "the task changed" says more.
-    if snapshot.epoch != run.epoch:
-        return Code.STALE_EPOCH
-    if lease.state != "live":
-        return Code.LEASE_ENDED
-    if snapshot.now >= lease.started_at + run.engine.max_lifetime:
-        return Code.LEASE_EXPIRED
-    try:
-        ends = run.engine.identity.expires_at
-    except Exception:  # noqa: BLE001  (an application's identity that fails is unproven)
-        ends = 0.0
-    return Code.WORKLOAD_UNPROVEN if ends is not None and snapshot.now >= ends else None

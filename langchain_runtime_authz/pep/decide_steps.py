@@ -16,13 +16,14 @@ from langchain_runtime_authz.digest import digest
 from langchain_runtime_authz.errors import AuditError, Code
 from langchain_runtime_authz.ledger.base import Conflict, Query, Snapshot
 from langchain_runtime_authz.ledger.changes import Change, RecordStep, Revoke
-from langchain_runtime_authz.pep.decide_calls import lease_refusal, renewed
 from langchain_runtime_authz.pep.decision_log import is_judgement, obliged_events, step_record, tell
+from langchain_runtime_authz.pep.lease import lease_refusal, renewed
 from langchain_runtime_authz.pep.obligations import keepable, owed, understood
 from langchain_runtime_authz.pep.request_builder import request_json
 from langchain_runtime_authz.pep.run import Commit, Effect, Evaluate, Flow, Load, Run
 
 MAX_KEPT: Final = 256  # permits that are cached per agent and root entry
+ENTER: Final = "node/enter"
 Status: Final = Effect(method="ledger.status")  # tenant, jti → `TokenStatus`
 
 _OBLIGATIONS: Final = frozenset(("require_approval", "rate_limit", "budget", "notify", "revoke"))
@@ -38,11 +39,13 @@ def decide_step(
     prompt: dict[str, Any] | None = None,
     refuse: Code | None = None,
     known: Snapshot | None = None,
+    answered: tuple[bytes | None, Decision] | None = None,
     keep: Callable[[Decision], Decision] | None = None,
 ) -> Flow[Decision]:
     """Decide a step that is not a tool call. Never raises.
 
-    `refuse` denies without the policy. `extra` returns changes to commit with a permit. `keep` may cache the decision.
+    `refuse` denies without the policy. `extra` returns changes to commit with a permit. `answered` is the request with
+    the PDP's answer, if it was asked. `keep` may cache the decision.
     """
     body = None
     started = time.time_ns()
@@ -56,8 +59,11 @@ def decide_step(
         if dead is not None:
             decision = deny(dead)
         else:
-            body = request_json(run, snapshot, {"name": action}, resource, prompt=prompt)
-            decision = (yield (Evaluate, [body]))[0]
+            if answered is None:
+                body = request_json(run, snapshot, {"name": action}, resource, prompt=prompt)
+                decision = (yield (Evaluate, [body]))[0]
+            else:
+                body, decision = answered
             if decision.obligations:
                 decision = understood(decision, _MODEL_OBLIGATIONS if action == "model/call" else _OBLIGATIONS)
         permit = decision.outcome == "permit"
@@ -80,8 +86,7 @@ def decide_step(
             yield from tell(run, decision, action, resource["id"], now)
     except AuditError as exc:
         failed = run.engine.deny_for_failure(exc, run)
-        if decision.outcome == "permit":
-            return failed
+        decision = failed if decision.outcome == "permit" else decision
     return decision if keep is None else keep(decision)
 
 
@@ -113,6 +118,48 @@ def if_alive(run: Run, permit: Decision, step: Flow[Decision]) -> Flow[Decision]
     except Exception:  # noqa: BLE001
         alive = False
     return permit if alive else (yield from step)
+
+
+def enter_node(run: Run, name: str, *, lasting: bool) -> Flow[Decision]:
+    """Decide `node/enter`, or return the cached permit of a live run."""
+    permit, keep = kept(run, ENTER, name, lasting=lasting)
+    step = decide_step(run, ENTER, {"type": "node", "id": name, "properties": {}}, keep=keep)
+    return step if permit is None else if_alive(run, permit, step)
+
+
+class ToolNodeEntry:
+    """The entry of a tool node, decided in one batch with the node's calls.
+
+    `decide_calls` calls `requests` and `conclude`. `check` gets the decision, and raises if the node may not run.
+    """
+
+    def __init__(self, run: Run, name: str, check: Callable[[Decision], None]) -> None:
+        self._run, self._name, self._check = run, name, check
+        self._node: dict[str, Any] = {"type": "node", "id": name, "properties": {}}
+        self._decision: Decision | None = None
+
+    def requests(self, known: Snapshot) -> Sequence[bytes | None]:
+        """Return the request to evaluate, or nothing if `enter` decides."""
+        try:
+            if lease_refusal(self._run, known) is not None:
+                return ()
+            self._body = request_json(self._run, known, {"name": ENTER}, self._node)
+        except Exception:  # noqa: BLE001  (`enter` fails in the same way, and denies)
+            return ()
+        self._known, self._keep = known, kept(self._run, ENTER, self._name, lasting=True)[1]
+        return (self._body,)
+
+    def conclude(self, answer: Decision) -> Flow[None]:
+        """Take the PDP's answer. Never raises."""
+        facts: dict[str, Any] = {"known": self._known, "answered": (self._body, answer), "keep": self._keep}
+        self._decision = yield from decide_step(self._run, ENTER, self._node, **facts)
+
+    def enter(self) -> Flow[None]:
+        """Check the decision. If there is none, decide alone."""
+        self._check(self._decision or (yield from enter_node(self._run, self._name, lasting=True)))
+
+
+Entry = ToolNodeEntry | None  # none if no tool node is entered, or its permit is cached
 
 
 # Our middleware takes withheld tools (`withhold_tools`) out of the request. Without it the agent's own tools stay, as

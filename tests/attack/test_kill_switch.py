@@ -60,12 +60,12 @@ def test_it_is_engaged_between_judgement_and_claim(tmp_path: Path, ran: Any) -> 
     switch = tmp_path / "kill"
 
     def permit(request: Any) -> bool:
-        if request.action.name == "tools/call":
+        if request.resource.id == "pay":
             switch.touch()
         return True
 
     authz = authz_with(StaticPDP(permit), kill_switch=switch)
-    graph = paying(authz, ran)
+    graph = authz.protect(hand_written(replying([READ], [PAY]), [pay_tool(ran), read_tool([])]))
     with authz.run(subject="alice"), pytest.raises(AuthzDenied):
         graph.invoke(human())
     assert ran == []

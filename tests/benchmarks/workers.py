@@ -38,7 +38,7 @@ from tests.benchmarks.per_call import TREE, machine
 from tests.benchmarks.sizing import read_bill, send_money, turn
 from tests.integration_tests.services import SHIPPED, OpaServer, free_port
 
-DECISIONS = 6  # of a run: its start, each of two nodes, the model, and two calls
+DECISIONS = 5  # of a run: its start, the model node, the model, the tool node with a call, and a call
 
 @asynccontextmanager
 async def agent(app: FastAPI) -> AsyncIterator[None]:

@@ -23,8 +23,8 @@ from tests.benchmarks.per_call import MANDATE, TASK, Script, agent_graph
 PROFILES = {"book": ToolProfile(effect="write", sink="internal", critical={"account": "principal", "amount": "amount"})}
 
 
-SQLITE, POSTGRES = 6, 7  # statements of one more turn
-INVOKE = 14  # and of an invoke with SQLite
+SQLITE, POSTGRES = 5, 6  # statements of one more turn
+INVOKE = 13  # and of an invoke with SQLite
 
 
 @contextmanager
@@ -101,7 +101,7 @@ def test_the_gate_catches_a_tenth_more(tmp_path: Path, seen: list[str]) -> None:
     class Wasteful(sqlite.SqliteLedger):
         def commit(self, scope: Scope, guard: Guard | None, changes: Sequence[Change]) -> Any:
             if any(isinstance(change, ConcludeCall) for change in changes):
-                for _ in range(round(SQLITE / 10)):
+                for _ in range(-(-SQLITE // 10)):
                     self.asked(scope.tenant)
             return super().commit(scope, guard, changes)
 

@@ -1,0 +1,46 @@
+"""Check and renew the lease of a run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from langchain_runtime_authz.errors import Code
+from langchain_runtime_authz.ledger.base import Snapshot
+from langchain_runtime_authz.ledger.changes import RenewLease
+from langchain_runtime_authz.pep import calls_in_doubt
+from langchain_runtime_authz.pep.run import Commit, Flow, Run
+
+
+def lease_refusal(run: Run, snapshot: Snapshot) -> Code | None:
+    """Return the code for which the run may not continue, or `None`."""
+    lease = snapshot.lease
+    if run.engine.kill_switch is not None and run.engine.killed:
+        return Code.KILLED
+    if snapshot.revoked or (lease is not None and lease.state == "revoked"):
+        return Code.REVOKED
+    if run.closed or lease is None:
+        return Code.LEASE_ENDED
+    # Checked before the lease's state: a correction ends leases, and "the task changed" says more.
+    if snapshot.epoch != run.epoch:
+        return Code.STALE_EPOCH
+    if lease.state != "live":
+        return Code.LEASE_ENDED
+    if snapshot.now >= lease.started_at + run.engine.max_lifetime:
+        return Code.LEASE_EXPIRED
+    try:
+        ends = run.engine.identity.expires_at
+    except Exception:  # noqa: BLE001  (an application's identity that fails is unproven)
+        ends = 0.0
+    return Code.WORKLOAD_UNPROVEN if ends is not None and snapshot.now >= ends else None
+
+
+def renewed(run: Run, snapshot: Snapshot) -> Flow[None]:
+    """Renew a running run's lease, up to its maximum lifetime."""
+    lease, engine = snapshot.lease, run.engine
+    yield from calls_in_doubt.record_ends(engine, run.scope)
+    if lease is not None and lease.state == "live" and lease.epoch == snapshot.epoch:
+        until = engine.lease_end(snapshot.now, lease.started_at)
+        if lease.expires_at - snapshot.now < engine.lease_ttl / 2 and until > lease.expires_at:
+            yield Commit(run.scope, run.guard, [RenewLease(run.jti, until)])
+            run.expires_at = until
+            snapshot.lease = replace(lease, expires_at=until)

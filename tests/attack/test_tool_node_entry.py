@@ -1,0 +1,116 @@
+"""A tool node's entry, which is decided in one batch with the node's calls."""
+
+from __future__ import annotations
+
+from unittest.mock import patch
+
+from ._kit import *
+
+
+class Batches(StaticPDP):
+    """A PDP with batches. It notes which resources each of its answers was about."""
+
+    def __init__(self, permit: Any = True) -> None:
+        super().__init__(permit)
+        self.asked: list[list[str]] = []
+
+    def _about(self, bodies: Sequence[bytes]) -> None:
+        self.asked.append([f"{r['action']['name']} {r['resource']['id']}" for r in map(json.loads, bodies)])
+
+    def evaluate(self, body: bytes) -> object:
+        self._about([body])
+        return super().evaluate(body)
+
+    def evaluate_batch(self, bodies: Sequence[bytes]) -> list[object]:
+        """Answer each."""
+        self._about(bodies)
+        return [super(Batches, self).evaluate(body) for body in bodies]
+
+    async def aevaluate_batch(self, bodies: Sequence[bytes]) -> list[object]:
+        """Answer each."""
+        return self.evaluate_batch(bodies)
+
+
+ENTER = "node/enter tools"
+TWO = [{**PAY, "id": "c1"}, READ]
+
+
+def test_one_question_for_the_node_and_its_calls(kind: str, go: Any, ran: Any) -> None:
+    """The first message of a run brings both; from then on, the node's permit is cached."""
+    pdp = Batches()
+    _, graph = protecting(BUILDERS[kind](replying(TWO, [{**READ, "id": "c2"}]), [pay_tool(ran), read_tool(ran)]), pdp)
+    go(graph, human())
+    assert [asked for asked in pdp.asked if "tools" in str(asked)] == [
+        [ENTER, "tools/call pay", "tools/call read"], ["tools/call read"],
+    ]
+    assert len(ran) == 3
+
+
+@pytest.mark.parametrize("protected", [True, False])
+def test_a_denied_node_runs_no_permitted_call(kind: str, go: Any, ran: Any, protected: bool) -> None:
+    """Each call is permitted, and claimed by nobody: when the node may be entered, each runs once."""
+    closed = ["tools"]
+    pdp = Batches(lambda r: r.resource.id not in closed)
+    graph = BUILDERS[kind](replying(TWO), [pay_tool(ran), read_tool(ran)], checkpointer=InMemorySaver())
+    authz = authz_with(pdp)
+    if not protected:
+        go(graph, human(), THREAD)
+        assert len(ran) == 2
+        return
+    graph = authz.protect(graph)
+    with authz.run(subject="alice", task="x"):
+        assert code_of(lambda: go(graph, human(), THREAD), AuthzHalt) == "no_permit"
+        assert ran == []
+        closed.clear()
+        go(graph, None, THREAD)
+    assert len(ran) == 2
+
+
+def test_a_revoked_run_with_a_cached_permit(kind: str, go: Any, ran: Any) -> None:
+    """The node's permit is old: its calls do not run, and the run ends at the next node."""
+
+    def revoking(_: Any) -> AIMessage:
+        authz.revoke("t", graph=kind)
+        return says({**PAY, "id": "c2"})
+
+    model = ScriptedChatModel(script=[says(READ), revoking, says(text="done")])
+    pdp = StaticPDP(lambda r: {"decision": True, "context": {"ttl": 60}})
+    authz, graph = protecting(BUILDERS[kind](model, [pay_tool(ran), read_tool(ran)], checkpointer=InMemorySaver()), pdp)
+    with authz.run(subject="alice", task="x"):
+        assert code_of(lambda: go(graph, human(), THREAD)) == "revoked"
+    assert ran == [("read", "a")]
+
+
+def test_a_ledger_that_fails_before_the_tools(kind: str, go: Any, ran: Any) -> None:
+    """The node is not entered."""
+    broken = contextlib.ExitStack()
+
+    def breaking(_: Any) -> AIMessage:
+        broken.enter_context(patch.object(MemoryLedger, "load", side_effect=OSError))
+        return says(PAY)
+
+    authz, graph = protecting(BUILDERS[kind](ScriptedChatModel(script=[breaking]), [pay_tool(ran)]), StaticPDP(permit=True))
+    with broken, contextlib.suppress(AuthzDenied), authz.run(subject="alice", task="x"):
+        assert code_of(lambda: go(graph, human()), AuthzHalt) == "ledger_unavailable"
+    assert ran == []
+
+
+class OwnWay(ToolNode):
+    """Does something before its calls."""
+
+    def invoke(self, input: Any, config: Any = None, **kwargs: Any) -> Any:
+        entered.append(self.name)
+        return super().invoke(input, config, **kwargs)
+
+
+entered: list[str] = []
+
+
+def test_a_node_with_code_of_its_own(ran: Any) -> None:
+    """It is decided before that code runs."""
+    pdp = Batches(lambda r: r.resource.id != "tools")
+    authz, graph = protecting(hand_written(replying([PAY]), OwnWay([pay_tool(ran)])), pdp)
+    entered.clear()
+    assert code_of(lambda: told(authz, graph, human(), task="x"), AuthzHalt) == "no_permit"
+    assert entered == ran == []
+    assert [ENTER] in pdp.asked
