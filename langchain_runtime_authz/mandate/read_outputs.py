@@ -81,16 +81,16 @@ class Outputs:
         *,
         given: Collection[str] | None = None,
         task: str = "",
-        failed: bool = False,
+        words: bool = False,
     ) -> None:
         """Record a call's output for a task, unless an equal call was recorded before.
 
         Mappings, lists, models, dataclasses and JSON are read. `given`: names of the arguments that the model sent;
-        None means all of `args`. Of a `failed` call, only the words are kept.
+        None means all of `args`. `words`: record only the words, since the call failed or has no profile.
         """
         if type(output) is not str and type(output) is not json_copy.Held:
             output = take(output)  # copy the output now, because its owner may change it later
-        self._unread.append((tool, profile, args, output, given, task, failed))
+        self._unread.append((tool, profile, args, output, given, task, words))
         self._waiting += len(output) if type(output) is str else output.weight  # type: ignore[union-attr]
         if self._waiting >= MAX_UNREAD or len(self._unread) >= MAX_REPEATS:
             self._read()
@@ -125,7 +125,7 @@ class Outputs:
                     self._keep(entry)
 
     def _keep(self, entry: tuple[Any, ...]) -> None:
-        tool, profile, args, output, given, task, failed = entry
+        tool, profile, args, output, given, task, words = entry
         sent = json_copy.Projection(MAX_ARGUMENT_NODES, MAX_ARGUMENT_CHARS)
         held = sent.read(dict(args), 0) or {}
         value, whole, weight = output if type(output) is json_copy.Held else take(output)
@@ -141,7 +141,7 @@ class Outputs:
             self._entries -= sum(map(len, self._first.pop(next(iter(self._first))).values()))
         name = key(json.dumps(_canonical({n: v for n, v in held.items() if not absent(v)}), sort_keys=True))
         first = known.get(name)
-        if failed or first is not None or not sent.complete or self._entries >= MAX_ENTRIES:  # cut ones fit no step
+        if words or first is not None or not sent.complete or self._entries >= MAX_ENTRIES:  # cut ones fit no step
             if all(one is None or one.value != value for one in (first, *self._repeats)):
                 found.weight = 0
                 self._lost |= len(self._repeats) == MAX_REPEATS

@@ -171,9 +171,8 @@ def _remember(run: Run, call: Call, found: Observation, output: object, *, done:
     if found.prose or found.rest is not None:
         memory.keep(scope, found)
     outputs = memory.reached(scope, call.atoms.destinations() if done and call.profile.side_effect else ())
-    if call.profiled:
-        kept, about = output if found.held is None else found.held, (call.tool, call.profile, call.args)
-        outputs.record(*about, kept, given=call.given, task=task_name(run), failed=not done)
+    kept, about = output if found.held is None else found.held, (call.tool, call.profile, call.args)
+    outputs.record(*about, kept, given=call.given, task=task_name(run), words=not (done and call.profiled))
 
 
 def _read(run: Run, ticket: Ticket, call: Call, state: str) -> tuple[str, str, str] | None:

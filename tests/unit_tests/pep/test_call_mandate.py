@@ -53,6 +53,15 @@ def test_what_an_error_says_is_not_the_models_own_text(error: Any) -> None:
     assert outcome == ("permit" if error is None else "approval_required")
 
 
+def test_what_a_tool_without_a_profile_says_is_not_the_models_own_text() -> None:
+    """A person approved its call, and not that its words are sent on."""
+    for said, outcome in ((PASSAGE, "approval_required"), ("nothing", "permit")):
+        session = RuntimeAuthz(profiles=NOTED).session(subject="alice", mandate=NOTE)
+        assert session.approve(session.decide("fetch", {"q": "x"})).permit
+        session.observe("fetch", {"q": "x"}, said)
+        assert session.decide("note", {"to": "bob@x.org", "body": f"Hello, {PASSAGE}"}).outcome == outcome
+
+
 @pytest.mark.parametrize("protected", [True, False])
 @pytest.mark.parametrize("handled", [True, False], ids=["by the tool", "by its node"])
 def test_what_a_failed_tool_says_is_not_the_models_own_text(handled: bool, protected: bool) -> None:
