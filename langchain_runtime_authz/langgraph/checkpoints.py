@@ -21,7 +21,7 @@ from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.constants import START
 from langgraph.store.base import BaseStore, SearchItem
-from langgraph.types import StateSnapshot
+from langgraph.types import Command, StateSnapshot
 
 from langchain_runtime_authz.digest import digest, fingerprint, project
 from langchain_runtime_authz.errors import ConfigError, MappingError
@@ -32,6 +32,7 @@ from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph.messages import human_texts
 from langchain_runtime_authz.ledger.base import Query, Snapshot
 from langchain_runtime_authz.ledger.changes import Change, DeleteMarks, SetMark
+from langchain_runtime_authz.pep.approval_hitl import approval_ids
 from langchain_runtime_authz.pep.run import Flow, Load, Perform, Run
 from langchain_runtime_authz.pep.run_lifecycle import edited
 
@@ -87,6 +88,26 @@ def read_head(saver: BaseCheckpointSaver[Any], config: Mapping[str, Any]) -> Flo
     ident = found.checkpoint["id"]
     ahead = last.checkpoint["id"] if last is not None else ident
     return Head(ident, str(found.metadata.get("source", "")), ahead if ahead != ident else "")
+
+
+def at_replay(graph: Any, config: Mapping[str, Any], given: object) -> Flow[Mapping[str, Any]]:
+    """Return a config without its checkpoint if a replay of that waits for the answer."""
+    named, place = (config.get("configurable") or {}).get("checkpoint_id"), thread_config(config)
+    if not named or place is None or place["configurable"]["checkpoint_ns"] or not isinstance(given, Command):
+        return config
+    now: StateSnapshot = yield read_state(graph, place)
+    forked = (now.metadata or {}).get("source") == "fork" and _checkpoint(now.parent_config) == named
+    if not forked or not now.interrupts or given != Command(resume=given.resume):
+        return config
+    # An answer without ids is for the question of the named checkpoint, so the replay must ask the same.
+    if not private.is_resume_map(given.resume) and _asked(now) != _asked((yield read_state(graph, config))):
+        return config
+    return {**config, "configurable": {k: v for k, v in config["configurable"].items() if k != "checkpoint_id"}}
+
+
+def _asked(state: StateSnapshot) -> list[object]:
+    values = [i.value for i in state.interrupts]
+    return [[(a["name"], a["args"]) for a in v["action_requests"]] if approval_ids(v) else v for v in values]
 
 
 def read_memory(store: BaseStore | None, namespaces: Sequence[tuple[str, ...]]) -> Flow[str | None]:

@@ -180,6 +180,8 @@ class _Root(Entering[tuple[Any, Any]]):
             raise AuthzDenied(Code.LEASE_ENDED, deny(Code.LEASE_ENDED).decision_id)
         thread = (config.get("configurable") or {}).get("thread_id")
         saver, update = self.saver, written(self.input)
+        if saver is not None:
+            config = self.config = yield from checkpoints.at_replay(graph, config, self.input)
         head = (yield from checkpoints.read_head(saver, config)) if saver is not None and thread is not None else None
         self.head = head
         watch = owner.watch(graph) if head is not None else ()

@@ -247,6 +247,49 @@ def test_an_older_checkpoint_asks_once_for_its_fork(how: str, superseded: str, r
 
 
 @pytest.mark.parametrize("how", ["sync", "async"])
+@pytest.mark.parametrize("by_id", [True, False])
+@pytest.mark.parametrize(("kind", "ended"), [("node", True), ("node", False), ("agent", False)])
+def test_a_replay_takes_the_answer_with_the_checkpoint_that_was_replayed(how: str, ended: bool, by_id: bool, kind: str) -> None:
+    """An application keeps the config with which it replayed: the thread waits at the fork of that checkpoint."""
+    bank = Bank(True, [["ann"]], how=how)
+    if kind == "agent":
+        model = replying([call("pay", {"to": "ann", "amount": 1}, "c")])
+        bank.graph = bank.authz.protect(agent_graph(model, [pay_tool(bank.ran)], checkpointer=InMemorySaver()))
+    bank.enter(human())
+    named = bank.graph.get_state(THREAD).config
+    if ended:
+        bank.enter(Command(resume=YES))
+    (asked,) = bank.enter(None, named).values()
+    assert not bank.enter(Command(resume={asked.id: YES} if by_id else YES), named)
+    assert bank.ran == [ANN] * (1 + ended)
+    assert not bank.graph.get_state(THREAD).next
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
+def test_an_answer_with_a_checkpoint_is_for_what_that_asked(protected: bool, how: str) -> None:
+    """The replay asks about another payment, which the one who answers has not seen."""
+    ran: list[Any] = []
+    payees, pay = iter(["bob", "eve", "eve", "eve"]), pay_tool(ran)
+
+    def work(state: Any) -> None:
+        to = next(payees)
+        None if protected else interrupt(to)
+        pay.invoke({"to": to, "amount": 1})
+
+    authz = authz_with(asking("pay"))
+    graph = chain({"work": work}, name="root", checkpointer=InMemorySaver())
+    graph = authz.protect(graph) if protected else graph
+    run_as(authz, graph, human(), THREAD, how=how)
+    named = graph.get_state(THREAD).config
+    run_as(authz, graph, None, named, how=how)
+    state = run_as(authz, graph, Command(resume=YES), named, how=how)
+    assert ran == ([] if protected else [EVE])
+    if protected:  # it is shown, and may be approved then
+        (asked,) = state["__interrupt__"]
+        assert asked.value["action_requests"][0]["args"]["recipient"] == "eve"
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
 @pytest.mark.parametrize("answers", [True, False])
 def test_a_replay_of_the_newest_checkpoint_asks_about_all_calls_of_a_message(how: str, answers: bool) -> None:
     """It is a fork, in which each call has another task: none may wait for the one that asked."""
