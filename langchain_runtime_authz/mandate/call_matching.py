@@ -23,7 +23,7 @@ from langchain_runtime_authz.facts.normal_forms import MAX_VALUE, REMEMBERED, id
 from langchain_runtime_authz.mandate.argument_matching import Reader, kind_of, quoted
 from langchain_runtime_authz.mandate.model import Argument, Const, Each, Free, Mandate, Pick, Scalar, Step, Text
 from langchain_runtime_authz.mandate.read_outputs import Outputs, scalar_forms, scalars
-from langchain_runtime_authz.mandate.value_matching import SEVERAL, commas, known_same, same
+from langchain_runtime_authz.mandate.value_matching import SEVERAL, commas, known_same, same, upcoming, yearless
 from langchain_runtime_authz.tool_profile import ToolProfile, argument
 
 MAX_VALUES: Final = 1000  # values of one argument that are compared with prohibitions, or added up
@@ -74,6 +74,7 @@ class CallFacts(NamedTuple):
     words: str  # the user's messages
     task: str = ""  # only outputs of reads for this task count
     steps: Collection[str] | None = None  # ids of the steps that the agent may take; `None` for all
+    now: float | None = None  # start of the run (epoch seconds); an ordered day without a year is the next one
 
 
 class _Plan:
@@ -96,6 +97,7 @@ class _Shape(NamedTuple):
     settled: frozenset[str]  # arguments that `_open` need not check
     counts: bool  # each call uses up the step once
     rows: tuple[_Member, ...]  # the dotted members, if the step names several members of one argument
+    days: frozenset[str]  # arguments whose ordered day has no year
 
 
 class _Index:
@@ -267,7 +269,8 @@ def _shape(step: Step, profile: ToolProfile) -> _Shape:
     fetch = profile.effect == "fetch" and not all(isinstance(what, _FIXED) for what in step.args.values())
     roots = [name.partition(".")[0] for name, _, _, dotted in named if dotted]
     rows = tuple((n, what, kind) for n, what, kind, dotted in named if dotted and roots.count(n.partition(".")[0]) > 1)
-    return _Shape(profile, tuple(named), settled, profile.side_effect or fetch, rows)
+    days = frozenset(n for n, what, *_ in named if isinstance(what, Const) and yearless(what.value))
+    return _Shape(profile, tuple(named), settled, profile.side_effect or fetch, rows, days)
 
 
 def _compare(shape: _Shape, call: CallFacts, reader: Reader) -> tuple[list[Deviation], dict[str, frozenset[str]]]:
@@ -278,6 +281,9 @@ def _compare(shape: _Shape, call: CallFacts, reader: Reader) -> tuple[list[Devia
     args = call.args
     for name, what, kind, dotted in shape.named:
         value = argument(args, name) if dotted else args.get(name)
+        if call.now is not None and name in shape.days and not upcoming(value, call.now):
+            deviations.append(Deviation(name, "value", f"the next {quoted(getattr(what, 'value', ''))}"))
+            continue
         if type(what) is Const and type(value) in SHORT_KINDS and type(what.value) in SHORT_KINDS:
             short = type(value) is not str or len(value) <= REMEMBERED
             if short and known_same(value, what.value, kind):

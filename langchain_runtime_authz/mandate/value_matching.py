@@ -13,10 +13,10 @@ from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from langchain_runtime_authz.facts.argument_atoms import DESTINATIONS, SHORT_KINDS
+from langchain_runtime_authz.facts.argument_atoms import DESTINATIONS, MAX_ITEMS, SHORT_KINDS
 from langchain_runtime_authz.facts.normal_forms import MAX_VALUE, REMEMBERED, fold, forms, tidy
 from langchain_runtime_authz.mandate.model import AtLeast, AtMost, Condition, Contains, Eq, Not, Scalar, StartsWith
-from langchain_runtime_authz.mandate.read_outputs import scalar_forms
+from langchain_runtime_authz.mandate.read_outputs import scalar_forms, scalars
 
 _DATED: Final = ("when", "value", "")  # kinds for which an ordered date may lack the time or the year
 _SPELLED: Final = ("object", "name", "value", "")  # kinds for which another spelling may name another thing
@@ -28,6 +28,7 @@ _SECONDS: Final = re.compile(r":\d\d:(\d\d(?:\.\d{1,6})?)")
 _ZONE: Final = re.compile(r"(?<=:\d\d)(?:\.\d{1,6})? ?(Z|UTC|GMT|[+-]\d\d:?\d\d)$", re.IGNORECASE)  # after a time
 _MOMENT: Final = ("date:", "day:", "time:")
 _ISO: Final = re.compile(r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d.{0,25})?")
+_YEAR: Final = 365  # days
 _DATE: Final = 10  # characters of an ISO 8601 date
 _SHOWN: Final = re.compile(r"[^<>@,;\d]{0,40}<([^<>\s,;]+)>")  # a longer name could be a message
 _CLIMBS: Final = re.compile(r"\\|%(?:2e|2f|5c|25)|\.;|[\x00-\x1f\x7f]", re.IGNORECASE)
@@ -121,6 +122,22 @@ def _same_moment(value: Any, constant: Any, own: Sequence[str], said: Sequence[s
     one, other = (_SECONDS.search(str(each)) for each in (value, constant))
     seconds = float(one[1] if one else 0) == float(other[1] if other else 0)
     return not times or (seconds and times == {f for f in own if f.startswith("time:")})
+
+
+def yearless(constant: object) -> bool:
+    """Return True if a constant names a day without its year."""
+    said = scalars(constant, MAX_ITEMS) or ()
+    return any(f.startswith("date:-") for one in said for f in scalar_forms(one, said=True))
+
+
+def upcoming(value: object, now: float) -> bool:
+    """Return True if all dates with a year are in the year that begins one day ago.
+
+    That day may still be today in the user's zone.
+    """
+    first = datetime.datetime.fromtimestamp(now, datetime.UTC).date() - datetime.timedelta(days=1)
+    dates = (f for one in scalars(value, MAX_ITEMS) or () for f in scalar_forms(one, said=True) if f[:5] == "date:")
+    return all(f[5] == "-" or 0 <= (datetime.date.fromisoformat(f[5:]) - first).days <= _YEAR for f in dates)
 
 
 def reading(value: object) -> Decimal | datetime.datetime | None:

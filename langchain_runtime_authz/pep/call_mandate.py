@@ -110,6 +110,7 @@ def binding_of(run: Run, said: TaskWords, call: Call) -> tuple[Mandate | None, B
         "\n".join(said.turn.texts),
         task_name(run),
         run.grant.steps if run.grant is not None else None,
+        run.started_at,
     )
     memory = run.engine.memory
     return mandate, bind(mandate, facts, run.engine.tools.declared, memory.outputs(run.scope))

@@ -5,6 +5,8 @@ Each class of attack has a twin without enforcement in which the harm happens.
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+
 from langchain_runtime_authz import Mandate
 from langchain_runtime_authz.mandate.read_outputs import Outputs
 
@@ -49,6 +51,14 @@ OTHER: dict[str, tuple[str, Call]] = {
 def test_another_value_is_asked_about(said: str, attack: Call, go: Any) -> None:
     """Values belong to one deed and one role: what was said of one payee is not an order for another."""
     held(said, MAIL, ("bill", {"month": "December"}), attack, go=go)
+
+
+@pytest.mark.parametrize("years", [-1, 1, 70])
+def test_a_day_without_a_year_is_the_next_one(years: int, go: Any) -> None:
+    soon = datetime.now(UTC) + timedelta(days=30)
+    said, scheduled = f"Schedule 45 EUR to Bob on {soon:%-d %B}", {"to": "Bob", "amount": 45, "date": f"{soon:%Y-%m-%d}"}
+    held(said, MAIL, ("schedule", {**scheduled, "date": f"{soon.year + years}-{soon:%m-%d}"}), go=go)
+    assert done(said, ("schedule", scheduled), go=go) == [("schedule", "Bob", 45.0)]
 
 
 CUT: dict[str, tuple[str, Call]] = {

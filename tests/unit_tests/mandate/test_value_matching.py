@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
+
 import pytest
 
 from langchain_runtime_authz.mandate.model import AtLeast, AtMost, Contains, Eq, Not, StartsWith
 from langchain_runtime_authz.mandate.text_arguments import Words, borrowed, unbacked
-from langchain_runtime_authz.mandate.value_matching import compare, meets, same, within
+from langchain_runtime_authz.mandate.value_matching import compare, meets, same, upcoming, within
 
 
 @pytest.mark.parametrize(
@@ -64,6 +66,20 @@ from langchain_runtime_authz.mandate.value_matching import compare, meets, same,
 def test_same(kind, constant, equal, other):
     assert [v for v in equal if not same(v, constant, kind)] == []
     assert [v for v in other if same(v, constant, kind)] == []
+
+
+@pytest.mark.parametrize(
+    ("today", "next_ones", "others"),
+    [
+        ("2027-06-01", ["2027-06-03", "3 June 2027", "2027-06-03T10:00+02:00", "3 June", ["2027-06-03", "2028-05-30"]], ["2026-06-03", "2028-06-03", "3/6/2099", ["2027-06-03", "2028-06-03"]]),
+        ("2027-06-04", ["2027-06-03", "2028-06-02"], ["2027-06-02", "2028-06-04"]),  # east of UTC, the 4th has begun
+        ("2027-03-02", ["2028-02-29"], []), ("2026-01-01", [], ["2028-02-29"]), ("2028-03-01", ["2028-02-29"], ["2032-02-29"]),
+    ],
+)  # fmt: skip
+def test_a_day_without_a_year_comes_next(today, next_ones, others):
+    now = datetime.datetime.fromisoformat(f"{today}T12:00Z").timestamp()
+    assert [v for v in next_ones if not upcoming(v, now)] == []
+    assert [v for v in others if upcoming(v, now)] == []
 
 
 @pytest.mark.parametrize(
