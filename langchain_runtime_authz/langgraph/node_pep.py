@@ -265,10 +265,10 @@ class _Gate(private.ToolNode):
 
 
 def _decides_entry(kind: type[Any]) -> bool:
-    """Return True if calling a node of this class certainly reaches `_Gate`."""
+    """Return True if `_Gate` decides before any code of this class itself runs."""
     return all(
-        getattr(kind, name, None) in (getattr(base, name) for base in (private.ToolNode, _Gate, AuthzToolNode))
-        for name in ("invoke", "ainvoke", "_func", "_afunc")
+        getattr(kind, name, None) in (getattr(base, name, None) for base in (private.ToolNode, _Gate, AuthzToolNode))
+        for name in ("invoke", "ainvoke", "_func", "_afunc", "_parse_input", "_extract_state", "_inject_tool_args")
     ) and issubclass(kind, _Gate)
 
 

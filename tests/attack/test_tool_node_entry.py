@@ -95,22 +95,46 @@ def test_a_ledger_that_fails_before_the_tools(kind: str, go: Any, ran: Any) -> N
     assert ran == []
 
 
-class OwnWay(ToolNode):
-    """Does something before its calls."""
+def own_way(name: str) -> type[ToolNode]:
+    """Return a class that does something before its calls, in this method."""
 
-    def invoke(self, input: Any, config: Any = None, **kwargs: Any) -> Any:
-        entered.append(self.name)
-        return super().invoke(input, config, **kwargs)
+    def method(self: Any, input: Any, config: Any = None, *given: Any) -> Any:
+        entered.append(name)
+        return getattr(super(kind, self), name)(input, *[config, *given][: len(given) + (config is not None)])
+
+    kind = type("OwnWay", (ToolNode,), {name: method})
+    return kind
 
 
 entered: list[str] = []
 
 
-def test_a_node_with_code_of_its_own(ran: Any) -> None:
+@pytest.mark.parametrize("protected", [True, False])
+@pytest.mark.parametrize("name", ["invoke", "_parse_input", "_extract_state", "_inject_tool_args"])
+def test_a_node_with_code_of_its_own(name: str, ran: Any, protected: bool) -> None:
     """It is decided before that code runs."""
+
+    @tool
+    def stored(runtime: ToolRuntime) -> str:
+        """Read the runtime."""
+        return "read"
+
+    def each(state: Any) -> list[Send]:
+        return [Send("tools", {"__type": "tool_call_with_context", "tool_call": c, "state": state}) for c in state["messages"][-1].tool_calls]
+
+    model = replying([PAY, call("stored", {}, "c2")])
+    builder = StateGraph(MessagesState).add_node("agent", lambda s: {"messages": [model.invoke(s["messages"])]})
+    builder.add_node("tools", own_way(name)([pay_tool(ran), stored])).add_edge(START, "agent")
+    graph = builder.add_conditional_edges("agent", each, ["tools"]).compile(name="hand")
     pdp = Batches(lambda r: r.resource.id != "tools")
-    authz, graph = protecting(hand_written(replying([PAY]), OwnWay([pay_tool(ran)])), pdp)
+    authz = authz_with(pdp)
     entered.clear()
+    if not protected:
+        graph.invoke(human())
+        assert name in entered
+        assert len(ran) == 1
+        return
+    graph = authz.protect(graph)
     assert code_of(lambda: told(authz, graph, human(), task="x"), AuthzHalt) == "no_permit"
     assert entered == ran == []
     assert [ENTER] in pdp.asked
