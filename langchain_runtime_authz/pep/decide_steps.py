@@ -39,13 +39,13 @@ def decide_step(
     prompt: dict[str, Any] | None = None,
     refuse: Code | None = None,
     known: Snapshot | None = None,
-    answered: tuple[bytes | None, Decision] | None = None,
+    answered: tuple[int, bytes | None, Decision] | None = None,
     keep: Callable[[Decision], Decision] | None = None,
 ) -> Flow[Decision]:
     """Decide a step that is not a tool call. Never raises.
 
-    `refuse` denies without the policy. `extra` returns changes to commit with a permit. `answered` is the request with
-    the PDP's answer, if it was asked. `keep` may cache the decision.
+    `refuse` denies without the policy. `extra` returns changes to commit with a permit. If the PDP was asked, `answered`
+    is when (in nanoseconds), the request, and the answer. `keep` may cache the decision.
     """
     body = None
     started = time.time_ns()
@@ -63,7 +63,7 @@ def decide_step(
                 body = request_json(run, snapshot, {"name": action}, resource, prompt=prompt)
                 decision = (yield (Evaluate, [body]))[0]
             else:
-                body, decision = answered
+                started, body, decision = answered
             if decision.obligations:
                 decision = understood(decision, _MODEL_OBLIGATIONS if action == "model/call" else _OBLIGATIONS)
         permit = decision.outcome == "permit"
@@ -140,19 +140,21 @@ class ToolNodeEntry:
 
     def requests(self, known: Snapshot) -> Sequence[bytes | None]:
         """Return the request to evaluate, or nothing if `enter` decides."""
+        began = time.time_ns()
         try:
             if lease_refusal(self._run, known) is not None:
                 return ()
-            self._body = request_json(self._run, known, {"name": ENTER}, self._node)
+            body = request_json(self._run, known, {"name": ENTER}, self._node)
         except Exception:  # noqa: BLE001  (`enter` fails in the same way, and denies)
             return ()
-        self._known, self._keep = known, kept(self._run, ENTER, self._name, lasting=True)[1]
-        return (self._body,)
+        self._asked = began, body
+        self._facts: Any = {"known": known, "keep": kept(self._run, ENTER, self._name, lasting=True)[1]}
+        return (body,)
 
     def conclude(self, answer: Decision) -> Flow[None]:
         """Take the PDP's answer. Never raises."""
-        facts: dict[str, Any] = {"known": self._known, "answered": (self._body, answer), "keep": self._keep}
-        self._decision = yield from decide_step(self._run, ENTER, self._node, **facts)
+        answered = (*self._asked, answer)
+        self._decision = yield from decide_step(self._run, ENTER, self._node, answered=answered, **self._facts)
 
     def enter(self) -> Flow[None]:
         """Check the decision. If there is none, decide alone."""

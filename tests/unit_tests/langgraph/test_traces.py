@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -106,6 +107,21 @@ def test_an_entry_is_one_trace_with_right_parents(exporter: InMemorySpanExporter
         assert by_id[linked].name == span.name.replace("execute_tool", "authorize")
         assert by_id[linked].attributes["runtime_authz.decision.id"] == span.attributes["runtime_authz.decision.id"]
     assert trace.get_current_span() is trace.INVALID_SPAN
+
+
+@pytest.mark.parametrize("build", [hand_written, agent_graph])
+def test_a_decision_lasts_from_before_its_question(exporter: InMemorySpanExporter, build: Any) -> None:
+    """Also a tool node's entry, which is asked in one batch with the node's calls."""
+    asked: dict[str, int] = {}
+
+    def permit(request: Any) -> bool:
+        asked.setdefault(f"authorize {request.resource.id}", time.time_ns())
+        return True
+
+    protected(build(replying([PAY]), [pay_tool([])]), StaticPDP(permit)).invoke(human())
+    first = {s.name: s.start for s in reversed(spans(exporter))}
+    assert {name for name, at in asked.items() if first[name] > at} == set()
+    assert {"authorize tools", "authorize pay"} <= set(asked)
 
 
 def test_every_span_names_its_thread_run_and_agent(exporter: InMemorySpanExporter) -> None:
