@@ -25,13 +25,14 @@ from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.facts.plan import calls_digest, plan_calls
 from langchain_runtime_authz.langgraph import interrupts, messages
 from langchain_runtime_authz.langgraph.private_api import ToolNode
-from langchain_runtime_authz.langgraph.run_context import within
+from langchain_runtime_authz.langgraph.run_context import AuthzHalt, within
 from langchain_runtime_authz.langgraph.tool_call_parsing import answered_calls, describe, parse, unknown, without
 from langchain_runtime_authz.langgraph.tool_execution import PAUSE, Locks, OneByOne, Pending, RunCode
 from langchain_runtime_authz.langgraph.tool_guard import guard_tool
 from langchain_runtime_authz.langgraph.tool_lookup import GUARDED, Profiles, guard_of
 from langchain_runtime_authz.pep.call import Call, DecidedCall, Denial, Replay
 from langchain_runtime_authz.pep.decide_steps import Entry
+from langchain_runtime_authz.pep.lease import OVER
 from langchain_runtime_authz.pep.run import Flow, Run, adrive, drive
 
 _SEVERAL: Final = 2  # calls of a message
@@ -166,6 +167,8 @@ class Turns:
         for call, one in zip(calls, waiting, strict=True):  # if a node sends one object twice, the first counts
             self.waiting.setdefault(id(call), (len(self.waiting), one))
             self.serial |= bool(one.paused or one.answers or one.left)
+            if layer and type(one.verdict) is Denial and (why := one.verdict.decision).failure and why.reason in OVER:
+                raise AuthzHalt(why.reason, why.decision_id)  # the thread can go on with this call later
             if layer and one.call.tool_ref is not None and not one.left:  # without a tool, the model invented the name
                 one.run.engine.tally.count(one.run, "tool", one.call.tool, layer, decided=1)
         self.done: set[int] = set()  # indexes of finished calls

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Final
 
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.ledger.base import Snapshot
 from langchain_runtime_authz.ledger.changes import RenewLease
 from langchain_runtime_authz.pep import calls_in_doubt
 from langchain_runtime_authz.pep.run import Commit, Flow, Run
+
+# Codes of `lease_refusal` after which nothing runs in this run. After a correction, calls are answered instead.
+OVER: Final = frozenset((Code.KILLED, Code.REVOKED, Code.LEASE_ENDED, Code.LEASE_EXPIRED, Code.WORKLOAD_UNPROVEN))
 
 
 def lease_refusal(run: Run, snapshot: Snapshot) -> Code | None:

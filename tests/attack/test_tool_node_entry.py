@@ -67,7 +67,7 @@ def test_a_denied_node_runs_no_permitted_call(kind: str, go: Any, ran: Any, prot
 
 
 def test_a_revoked_run_with_a_cached_permit(kind: str, go: Any, ran: Any) -> None:
-    """The node's permit is old: its calls do not run, and the run ends at the next node."""
+    """The node's permit is old: its calls do not run, and the run ends."""
 
     def revoking(_: Any) -> AIMessage:
         authz.revoke("t", graph=kind)
@@ -79,6 +79,33 @@ def test_a_revoked_run_with_a_cached_permit(kind: str, go: Any, ran: Any) -> Non
     with authz.run(subject="alice", task="x"):
         assert code_of(lambda: go(graph, human(), THREAD)) == "revoked"
     assert ran == [("read", "a")]
+
+
+@pytest.mark.parametrize("protected", [True, False])
+def test_a_stop_at_a_cached_permit_is_no_answer_to_the_calls(
+    tmp_path: Path, kind: str, go: Any, ran: Any, protected: bool
+) -> None:
+    """The caller learns that the run was stopped, and the call is made when the thread goes on. Nobody stops the twin."""
+    switch = tmp_path / "kill"
+
+    def stopping(_: Any) -> AIMessage:
+        switch.touch()
+        return says({**PAY, "id": "c2"})
+
+    model = ScriptedChatModel(script=[says(READ), stopping, says(text="done")])
+    graph = BUILDERS[kind](model, [pay_tool(ran), read_tool([])], checkpointer=InMemorySaver())
+    authz = authz_with(StaticPDP(permit=True), kill_switch=switch)
+    if not protected:
+        go(graph, human(), THREAD)
+        assert ran == [PAID]
+        return
+    graph = authz.protect(graph)
+    with authz.run(subject="alice", task="x"):
+        assert code_of(lambda: go(graph, human(), THREAD), AuthzHalt) == "killed"
+    assert ran == []
+    switch.unlink()
+    told(authz, graph, None, THREAD, go=go, task="x")
+    assert ran == [PAID]
 
 
 def test_a_ledger_that_fails_before_the_tools(kind: str, go: Any, ran: Any) -> None:
