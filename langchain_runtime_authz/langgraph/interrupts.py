@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from langchain_core.messages import AIMessage
 from langgraph.errors import GraphBubbleUp, GraphInterrupt, is_invalid_resume
+from langgraph.types import interrupt
 
 from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.errors import Code
@@ -44,6 +45,8 @@ _MAX_WRAPPERS: Final = 1000  # functions followed in one chain of wrappers
 
 # Pause for an approver. Raises `GraphInterrupt` until there is an answer, then returns it.
 Interrupt: Final = Effect(lambda _, value: private.pause(dict(value)))
+# The same for a question that a stopped task replaced by another one, which has taken its number.
+AskAgain: Final = Effect(lambda _, value: interrupt(dict(value)))
 
 
 def _decide(run: Run, calls: Sequence[Call], entry: Entry = None) -> Flow[list[DecidedCall]]:
@@ -228,13 +231,13 @@ def _answered(
     scratchpad = private.scratchpad_of(config)
     taken: list[int] = getattr(getattr(scratchpad, "interrupt_counter", None), "of", (None, []))[1]
     while True:
+        if asked is not None and asked.interrupt_id in [private.interrupt_id(config, number) for number in taken]:
+            return (yield (AskAgain, question))
         answer = yield pause(question)
         if asked is None or not asked.interrupt_id or scratchpad is None:
             return answer
         for number, given in enumerate(scratchpad.resume):
             if private.interrupt_id(config, number) == asked.interrupt_id:
-                if number in taken:  # by another question, with which a stopped task replaced this one
-                    return answer
                 taken.append(number)
                 return given
 

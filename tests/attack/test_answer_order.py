@@ -162,6 +162,26 @@ def test_a_tool_that_paused_before_a_correction_asks_again(how: str, answer: Any
     assert node.ran == ([] if protected else [("bob", answer)])
 
 
+def test_an_approval_of_a_second_try_is_none_of_the_next_call(how: str, protected: bool) -> None:
+    """The node was entered again while its next call was asked about, and asks about the second try instead."""
+
+    def act(tools: Any, _: Any) -> None:
+        with contextlib.suppress(ConnectionError):
+            tools["unsure"].invoke({"recipient": "ann", "amount": 1})
+        with contextlib.suppress(AuthzDenied):
+            pays(tools, _)
+
+    node = Node(act, protected=protected)
+    if not protected:
+        assert node.asked(human(), how=how) == ["first"]
+        assert node.ran == ["ann", BOB]
+        return
+    assert node.asked(human(), YES, None, YES, how=how) == ["unsure", "pay", "unsure", "pay"]
+    assert node.ran == ["ann", "ann"]
+    assert node.asked(NO, *WORDS, how=how) == ["first", "second"]
+    assert (node.ran, node.heard) == (["ann", "ann"], [WORDS])
+
+
 def test_another_turn_pays_again(how: str) -> None:
     node = Node(pays, pdp=StaticPDP(True))
     for _ in range(2):
