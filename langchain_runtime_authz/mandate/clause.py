@@ -89,7 +89,7 @@ class Tool:
         """Compute the arguments. This is done only for a tool whose verb fits."""
         if self.arguments:
             return
-        profile, needed = self.profile, _listed(self.schema.get("required"))
+        profile, data, needed = self.profile, self.language.data, _listed(self.schema.get("required"))
         inner = {n.partition(".")[0] for n in profile.critical if "." in n}
         kinds = {n: "value" for n in self.properties if isinstance(n, str) and n not in inner.union(profile.free)}
         kinds |= {n: k for n, k in profile.critical.items() if "." not in n}
@@ -102,6 +102,7 @@ class Tool:
         self.labels = frozenset[str]().union(*(a.words for a in self.arguments))
         self.words = (self.core | self.labels) - self.language.closed
         self.texts = {a.name for a in self.arguments if a.kind == "text"}
+        self.mains = {n for n in self.texts if {*words_of(n)}.isdisjoint(data["headings"])} or self.texts
         self.spoken = frozenset[str]().union(*(a.words for a in self.arguments if a.kind == "text"))
         small = self.language.stops | self.language.determiners | self.language.prepositions
         self.choices = {word: choice for word, choice in self.offers.items() if word not in small}
@@ -325,14 +326,13 @@ class Clause:
         self.pending = {a.name for p in idle for a in self._named(p) if a.kind != "text"}
         (head, *more) = self.found or [Phrase("", (), ())]
         nouns = {*head.nouns, *(n for p in more[:1] if not head.values and p.marker == self.of for n in p.nouns)}
-        left = used and idle and self.found[-1] is idle[-1] and self._named(idle[-1])  # a noun without its value
-        if tool.nested or left or (head.nouns and not head.marker and tool.nouns and tool.nouns.isdisjoint(nouns)):
+        if tool.nested or (head.nouns and not head.marker and tool.nouns and tool.nouns.isdisjoint(nouns)):
             return []  # "Publish the course" does not publish its grades, but "the heat of the oven" is of the oven
         options = [[a.name for a in tool.arguments if self._fits(a, p)] for p in used]
         for n, phrase in enumerate(used):
             quote = phrase.kind == "quote" and len(phrase.values) == 1 and phrase.marker in {"dictation", ""}
             quote = quote and not self._named(phrase) and tool.core.issuperset(phrase.nouns)
-            options[n] += [""] if phrase.kind == "open" or (quote and tool.texts) else []
+            options[n] += [""] if phrase.kind == "open" or (quote and len(tool.mains) == 1) else []
         if prod(map(len, options)) > _TRIES:
             return []
         # A payment needs no text. A clause that tells somebody needs one.
@@ -344,8 +344,8 @@ class Clause:
             return []
         found = dict(zip(ways[0], used, strict=True))
         bare = {n for p in idle if not any(a.name in found for a in self._named(p)) for n in p.nouns}
-        if not bare <= (tool.core if used else {*words_of(tool.name)} & tool.core) or not (used or bare):
-            return []  # a verb alone orders nothing
+        if not bare <= (tool.core if used else {*words_of(tool.name)} & tool.core):
+            return []  # "Ping Kim the note" does not say which
         if any(a.kind == "object" or not found for a in tool.arguments if a.kind in TARGETS and a.name not in found):
             return []  # "Export my data" does not mean all of it
         several = [n for n, p in found.items() if len(p.values) > 1 and "array" not in arguments[n].types]
@@ -420,12 +420,12 @@ class Clause:
         return next(places[key].split() for key in keys if key in places)
 
     def _step(self, bound: Mapping[str, Phrase], digest: str) -> Step:
-        """Return the step. A quotation is the whole text, if there is only one text."""
+        """Return the step. A quotation without a label is the whole main text."""
         args: dict[str, Argument] = {}
         for argument in self.tool.arguments:
             name, text = argument.name, argument.kind == "text"
             if (phrase := bound.get(name, bound.get("") if text else None)) is not None:
-                free = text and (phrase.kind == "open" or (name not in bound and len(self.tool.texts) > 1))
+                free = text and (phrase.kind == "open" or (name not in bound and name not in self.tool.mains))
                 args[name] = Text(quote=(phrase.values[0].text,)) if free else _const(argument, phrase, digest)
         return Step(id="?", tool=self.tool.name, args=args)
 

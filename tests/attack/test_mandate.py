@@ -250,6 +250,13 @@ def test_a_quotation_is_sent_as_it_is_or_not_at_all(body: str, go: Any) -> None:
     assert done(said, MAIL, dictated, go=go) == [("send_mail", "bob@x.org", "I am late\n")]
 
 
+@pytest.mark.parametrize(("title", "text"), [("I am late", "I resign"), ("Late", "I am late. I resign."), ("Late", ""), ("Late 98765", "I am late")])
+def test_a_quotation_is_the_text_and_not_only_the_title(title: str, text: str, go: Any) -> None:
+    said = 'Note "I am late"'
+    held(said, MAIL, ("note", {"title": title, "text": text}), go=go)
+    assert done(said, MAIL, ("note", {"title": "Late", "text": "I am late"}), go=go) == [("note", "Late")]
+
+
 @pytest.mark.parametrize("body", LEAKS.values(), ids=LEAKS)
 def test_a_mail_that_was_ordered_does_not_carry_away_what_was_read(body: str, go: Any) -> None:
     held("Email bob@x.org that I am late", SALARIES, MAIL, ("send_mail", {"to": "bob@x.org", "body": body}), go=go)

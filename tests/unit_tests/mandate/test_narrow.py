@@ -66,6 +66,10 @@ TOOLS = {
     "bind_novel_draft": tool("write", draft_id="object"),
     "hedge": tool("pay", "hedge", symbol="object", amount="amount"),
     "restock": tool("pay", "restock", product="object", quantity="amount", supplier="principal", optional="supplier"),
+    "inform_doctor": tool("send", "inform", doctor="principal", text="text", optional="text"),
+    "grease": tool("pay", "grease", clerk="principal", amount="amount", text="reason"),
+    "shoo_guests": tool("admin", tenant="principal", optional="tenant"),
+    "wire": tool("write", "wire", **{f"port_{c}": "object" for c in "abcdefghijklmnopqrst"}),
 }  # fmt: skip
 
 
@@ -146,6 +150,12 @@ def orders(text: str) -> list[str]:
         # A target that is not named is not all of them.
         ("Evict Kim", []), ("evict Kim", ["evict Kim"]), ("Evict the tenant", []),
         ("Convey the log L-1 to Kim", ["convey_log L-1 Kim"]), ("Convey my log to Kim", []), ("Convey the log of Kim L-1", []),
+        # A payment needs no text, and telling does. A noun without its value, and a verb without its target, tell too little.
+        ("Grease Kim 5 EUR", ["grease Kim 5"]), ("Inform the doctor Kim 'hi'", ["inform_doctor Kim hi"]), ("Convey the logs R-1 and R-2 to k@x.org", ["convey_log R-1 k@x.org", "convey_log R-2 k@x.org"]),
+        *((text, []) for text in (
+            "Grease Kim 5 EUR the reason", "Inform the doctor Kim", "Shoo the guests", "Convey to Kim", "Ping the nurse Kim as 'hi'", "Ping the nurse Kim 'hi' and 'ho'",
+            "Convey the logs R-1 and R-2 to k@x.org and l@x.org", "Tip k@x.org and l@x.org 5 EUR", " ".join(["Wire", *(f"the port p-{n}" for n in range(8))]),
+        )),
         # Words behind an order to tell, without what is told, may be what.
         ("Convey the log L-1 to Kim. Scrap engine 12.", []), ("Pack 'Milk' to the trunk T-1, scrap engine 12", []), ("Ping the nurse Kim. Scrap engine 12.", []),
         ("Ping the nurse Kim 'hi'. Scrap engine 12.", ["ping_nurse Kim hi", "scrap_engine 12"]),

@@ -102,6 +102,10 @@ def test_dictated_words_are_the_text_and_recipients_are_a_list():
     assert call == ("send_email", {"to": ("carol@x.org", "bob@x.org"), "subject": said, "body": said})
     (call,) = calls('Send an email to carol@x.org with subject "Hi" and body "See you"')
     assert call == ("send_email", {"to": ("carol@x.org",), "subject": "Hi", "body": "See you"})
+    (call,) = calls('Email carol@x.org "See you"')
+    assert call == ("send_email", {"to": ("carol@x.org",), "subject": ("See you",), "body": "See you"})
+    two = {"send_note": ToolProfile(effect="send", critical={"to": "principal"}, text=("body", "footer"), intent=("email",))}
+    assert compile_words(['Email carol@x.org "See you"'], two).mandate is None  # it may be either text
 
 
 @pytest.mark.parametrize(
