@@ -140,7 +140,7 @@ def resumed(entry: Entry, given: Command[Any], state: StateSnapshot, *, plain: b
     own = [a for a in entry.asks if a.allowed == TAKES_ANY]
     asks = [a for a in entry.asks if a.interrupt_id in answered and a.allowed != TAKES_ANY]
     # A node that was stopped may have asked more under this interrupt id. Only questions that it shows are answered.
-    asks = [a for a in asks if a.id in (approval_ids(questions[a.interrupt_id]) or (a.id,))]
+    asks = [a for a in asks if a.id in (approval_ids(questions[a.interrupt_id]) or [a.id] * (a.source == "hitl"))]
     open_ids = {a.id for a in asks}
     try:
         left = {i: remaining(v, questions[i], open_ids) for i, v in answered.items()}

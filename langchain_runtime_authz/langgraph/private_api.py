@@ -228,11 +228,15 @@ def counting_questions(config: dict[str, Any], place: int | None = None) -> tupl
         return config, asked
 
     counter: Callable[[], int] = scratchpad.interrupt_counter
-    of, taken = getattr(counter, "of", None) or (counter, [])  # LangGraph's counter, numbers of answers to us
+    around = getattr(counter, "of", None)  # of a node's config, for a tool's
+    of, taken = around or (counter, list[int]())  # LangGraph's counter, numbers of answers that belong to a question
 
     def counted() -> int:
         asked.append(number := counter())
-        if number not in taken or _pausing.get():
+        if around or _pausing.get():
+            return number
+        if number not in taken:
+            taken.append(number)
             return number
         keep_answers(config, scratchpad.resume[: number + 1])
         return counted()

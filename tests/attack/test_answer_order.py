@@ -182,6 +182,29 @@ def test_an_approval_of_a_second_try_is_none_of_the_next_call(how: str, protecte
     assert (node.ran, node.heard) == (["ann", "ann"], [WORDS])
 
 
+@pytest.mark.parametrize("answer", [YES, "words"], ids=["approval", "words"])
+def test_an_answer_to_the_nodes_question_is_none_to_ours(how: str, answer: Any, protected: bool) -> None:
+    """The node was entered again while its call was asked about, and asks a question of its own instead."""
+    entered: list[Any] = []
+    said: list[Any] = []
+
+    def act(tools: Any, _: Any) -> None:
+        entered.append(None)
+        if len(entered) > 1:
+            said.append(interrupt("go on?"))
+        with contextlib.suppress(AuthzDenied):
+            pays(tools, _)
+
+    node = Node(act, protected=protected)
+    if not protected:
+        assert node.asked(human(), how=how) == ["first"]
+        assert node.ran == [BOB]
+        return
+    assert node.asked(human(), None, answer, NO, *WORDS, how=how) == ["pay", "go on?", "pay", "first", "second"]
+    assert (node.ran, node.heard) == ([], [WORDS])
+    assert said == [answer] * 4
+
+
 def test_another_turn_pays_again(how: str) -> None:
     node = Node(pays, pdp=StaticPDP(True))
     for _ in range(2):
