@@ -5,16 +5,27 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from decimal import Decimal
 from typing import Any, Final, NamedTuple
 
 from langchain_runtime_authz.digest import alike
-from langchain_runtime_authz.facts.argument_atoms import DESTINATIONS, MAX_ITEMS, SHORT_KINDS, absent, loose
+from langchain_runtime_authz.facts.argument_atoms import DESTINATIONS, MAX_ITEMS, absent, loose
 from langchain_runtime_authz.facts.json_copy import SHORT
 from langchain_runtime_authz.facts.normal_forms import fold, key, mentions, tidy
 from langchain_runtime_authz.mandate import model
 from langchain_runtime_authz.mandate import read_outputs as reads
+from langchain_runtime_authz.mandate.records import Row, extreme, joined, record_key, rows_of, values_of, within_row
 from langchain_runtime_authz.mandate.text_arguments import MAX_TEXT, borrowed, unbacked
-from langchain_runtime_authz.mandate.value_matching import commas, compare, meets, same, within
+from langchain_runtime_authz.mandate.value_matching import (
+    calculated,
+    commas,
+    compare,
+    meets,
+    near,
+    reading,
+    same,
+    within,
+)
 from langchain_runtime_authz.tool_profile import ToolProfile
 from langchain_runtime_authz.tool_profile import argument as argument_of
 
@@ -25,6 +36,7 @@ _MAX_SEARCHED: Final = 100_000  # characters of one field
 _FIXED: Final = (model.Const, model.Own, model.Field, model.Pick)  # a read with only these arguments is a single call
 # Two reads that differ only in upper and lower case are the same read, of which the first output counts.
 _READ_AS: Final = {"value": "name", "": "name"}
+COUNTED: Final = ("amount", "value", "")  # kinds of arguments that a calculation may give
 _BOUND: Final = (*_FIXED, model.OneOf, model.Each)  # values that the mandate gives; the model chooses all others
 
 
@@ -38,13 +50,6 @@ class Finding(NamedTuple):
 
 
 FITS: Final = Finding("", "")
-
-
-class _Row(NamedTuple):
-    record: Any
-    base: str  # path of the list that holds the record
-    path: str  # path of the argument's field within the record
-    output: reads.Output
 
 
 def quoted(value: object) -> str:
@@ -62,7 +67,7 @@ class Reader:
     ) -> None:
         self._steps, self._outputs, self._own, self._words, self._task = steps, outputs, own, words, task
         self._fitting: dict[str, list[reads.Output]] = {}
-        self._found: dict[int, list[_Row] | str] = {}  # by `id()` of the argument, which the mandate keeps alive
+        self._found: dict[int, list[Row] | str] = {}  # by `id()` of the argument, which the mandate keeps alive
         self._allowed: dict[int, str] = {}
         self._echoes: dict[tuple[str, int], set[str | None]] = {}  # outputs of `_fitting`, which keeps them alive
 
@@ -85,6 +90,8 @@ class Reader:
             return self._field(argument, items, kind)
         if isinstance(argument, model.Pick | model.Each):
             return self._record(argument, items, kind)
+        if isinstance(argument, model.Calc):
+            return self._calc(argument, items, kind)
         if isinstance(argument, model.Extract):
             return self._extract(argument, items)
         return FITS if self._plain(argument, items, kind) else Finding("value", _described(argument))
@@ -156,10 +163,10 @@ class Reader:
         return True
 
     def _trusts(
-        self, step: str, output: reads.Output, path: str, values: Sequence[Any], least: int, *, whole: bool = True
+        self, step: str, output: reads.Output, worth: int, values: Sequence[Any], least: int, *, whole: bool = True
     ) -> bool:
-        """Return True if a trusted source, not the model, wrote the values."""
-        if reads.worth(output.profile, path) < least:
+        """Return True if a trusted source, not the model, wrote the values of a field."""
+        if worth < least:
             return False
         if (echo := self._echoes.get((step, id(output)))) is None:
             bound = {n for n, a in self._steps[step].args.items() if isinstance(a, _BOUND)}
@@ -182,7 +189,8 @@ class Reader:
             values = reads.scalars(reads.nodes_at(output.value, argument.path), MAX_ITEMS, mappings=False)
             if not output.complete or not values:
                 continue
-            trusted = self._trusts(argument.step, output, argument.path, values, least)
+            worth = reads.worth(output.profile, argument.path)
+            trusted = self._trusts(argument.step, output, worth, values, least)
             if _equal(items, values, kind):
                 if trusted:
                     return FITS
@@ -198,21 +206,16 @@ class Reader:
         where = (
             f"`{argument.path or 'the item'}` of {one} record that the conditions choose from step `{argument.step}`"
         )
-        found = self._found.get(id(argument))
-        if found is None:
-            found = self._found[id(argument)] = self._choose(argument)
+        found = self._chosen(argument)
         if isinstance(found, str):
             return Finding(found, where)
         least = 2 if kind in DESTINATIONS else 1
-        extremes = (argument.max, argument.min) if isinstance(argument, model.Pick) else ()
-        named = {*argument.where, *filter(None, extremes)}
         keys, code, known = set(), "value", ""
         for row in found:
-            values = _values(row, row.path)
+            values = values_of(row, row.path)
             if not values or not (isinstance(argument, model.Pick) or _equal(items, values, kind)):
                 continue
-            trusted = self._trusts(argument.step, row.output, _joined(row.base, row.path), values, least)
-            trusted = trusted and all(self._chooses(argument.step, row, name) for name in named)
+            trusted = self._vouches(argument, row, values, least)
             if not _equal(items, values, kind):
                 known = f": {quoted(tuple(values))}" if trusted else ""
             elif trusted:
@@ -223,32 +226,47 @@ class Reader:
             return Finding("", where, argument.step, frozenset(keys))
         return Finding(code, where + known if code == "value" else f"{where}, if trusted sources wrote its fields")
 
-    def _spent_as(self, argument: model.Pick | model.Each, row: _Row) -> str:
+    def _spent_as(self, argument: model.Pick | model.Each, row: Row) -> str:
         """Return the key by which calls for a record are counted.
 
         It has all fields of the record, or only those that the mandate uses if the read may be made in several ways:
         the same record may then come back with another rank or score.
         """
         if isinstance(argument, model.Pick) or _fixed(self._steps[argument.step]):
-            return _key(row)
+            return record_key(row)
         every = (a for step in self._steps.values() for a in step.args.values() if isinstance(a, model.Each))
         paths = sorted({a.path for a in every if a.step == argument.step})
-        return key(json.dumps([_values(row, _within(row, path)) for path in paths]))
+        return key(json.dumps([values_of(row, within_row(row, path)) for path in paths]))
 
-    def _chooses(self, step: str, row: _Row, name: str) -> bool:
-        path = _within(row, name)
-        return self._trusts(step, row.output, _joined(row.base, path), _values(row, path), 1, whole=False)
+    def _vouches(self, argument: model.Pick | model.Each, row: Row, values: Sequence[Any], least: int) -> bool:
+        """Return True if trusted sources wrote the values and chose the record."""
+        profile = row.output.profile
+        worth = reads.worth(profile, joined(row.base, row.path))
+        if not self._trusts(argument.step, row.output, worth, values, least):
+            return False
+        for name in choosing(argument):
+            path = within_row(row, name)
+            worth = reads.chosen_by(profile, joined(row.base, path), argument.where.get(name, ()))
+            if not self._trusts(argument.step, row.output, worth, values_of(row, path), 1, whole=False):
+                return False
+        return True
 
-    def _choose(self, argument: model.Pick | model.Each) -> list[_Row] | str:
+    def _chosen(self, argument: model.Pick | model.Each) -> list[Row] | str:
+        found = self._found.get(id(argument))
+        if found is None:
+            found = self._found[id(argument)] = self._choose(argument)
+        return found
+
+    def _choose(self, argument: model.Pick | model.Each) -> list[Row] | str:
         """Return the records that the conditions choose, or the code of a deviation."""
         outputs = self.fitting(argument.step)
         if not outputs or not all(output.complete for output in outputs):
             return "unread"
-        chosen: list[_Row] = []
+        chosen: list[Row] = []
         for output in outputs:
-            for row in _rows(output, argument.path):
+            for row in rows_of(output, argument.path):
                 meeting = [
-                    meets(condition, _values(row, _within(row, name)))
+                    meets(condition, values_of(row, within_row(row, name)))
                     for name, conditions in argument.where.items()
                     for condition in conditions
                 ]
@@ -260,11 +278,11 @@ class Reader:
             return chosen
         for name, sign in ((argument.max, 1), (argument.min, -1)):
             if name is not None:
-                best = _extreme(chosen, name, sign) if self._whole(argument.step) else None
+                best = extreme(chosen, name, sign) if self._whole(argument.step) else None
                 if best is None:
                     return "ambiguous"
                 chosen = best
-        one = {_key(row): row for row in chosen}
+        one = {record_key(row): row for row in chosen}
         return list(one.values()) if len(one) == 1 else "ambiguous"
 
     def _whole(self, name: str) -> bool:
@@ -279,6 +297,57 @@ class Reader:
             for choice in values
         )
 
+    def _calc(self, argument: model.Calc, items: Sequence[Any], kind: str) -> Finding:
+        given = reading(items[0]) if len(items) == 1 and not commas(items[0]) else None
+        result = self._result(argument) if kind in COUNTED else "value"
+        if isinstance(result, str):
+            return Finding(result, f"the {argument.op} of what was read")
+        if isinstance(given, Decimal) and near(given, result):
+            return FITS
+        return Finding("value", f"the {argument.op}, {result:.2f}")
+
+    def _result(self, argument: model.Calc) -> Decimal | str:
+        """Return a calculation's result, or the code of a deviation."""
+        found: list[list[Decimal]] = []
+        for operand in argument.of:
+            numbers = self._numbers(operand)
+            if isinstance(numbers, str):
+                return numbers
+            found.append(numbers)
+        result = calculated(argument.op, found)
+        return result if result is not None else "value"
+
+    def _numbers(self, operand: model.Operand) -> list[Decimal] | str:
+        if isinstance(operand, model.Calc):
+            result = self._result(operand)
+            return result if isinstance(result, str) else [result]
+        values: list[Any] = []
+        if isinstance(operand, model.Const):
+            values = [operand.value]
+        elif isinstance(operand, model.Field):
+            outputs = self.fitting(operand.step)
+            if len(outputs) != 1 or not outputs[0].complete:
+                return "unread"
+            values = reads.scalars(reads.nodes_at(outputs[0].value, operand.path), MAX_ITEMS, mappings=False) or []
+            worth = reads.worth(outputs[0].profile, operand.path)
+            if not self._trusts(operand.step, outputs[0], worth, values, 1):
+                return "untrusted"
+        else:
+            rows = self._chosen(operand)
+            if isinstance(rows, str):
+                return rows
+            if isinstance(operand, model.Each) and len(rows) > operand.limit:
+                return "ambiguous"
+            for row in rows:
+                own = values_of(row, row.path)
+                if len(own) != 1:
+                    return "ambiguous"
+                if not self._vouches(operand, row, own, 1):
+                    return "untrusted"
+                values += own
+        numbers = [one for one in map(reading, values) if isinstance(one, Decimal)]
+        return numbers if len(numbers) == len(values) else "value"
+
     def _extract(self, argument: model.Extract, items: Sequence[Any]) -> Finding:
         where = f"a value in what step `{argument.step}` returned"
         outputs = self.fitting(argument.step)
@@ -291,6 +360,12 @@ class Reader:
         ]
         stands = len(items) <= _MAX_EXTRACT and all(any(_stands(item, text) for text in texts) for item in items)
         return Finding("extract", f"{where}, which a person confirms") if stands else Finding("value", where)
+
+
+def choosing(argument: model.Pick | model.Each) -> set[str]:
+    """Return the names of the fields by which a record is chosen."""
+    extremes = (argument.max, argument.min) if isinstance(argument, model.Pick) else ()
+    return {*argument.where, *filter(None, extremes)}
 
 
 def kind_of(profile: ToolProfile, name: str) -> str:
@@ -339,61 +414,3 @@ def _stands(value: object, text: str) -> bool:
         return not set(reads.scalar_forms(value)).isdisjoint(mentions(text))
     part = fold(tidy(value))
     return part != "" and re.search(rf"(?<![\w@-]){re.escape(part)}(?![\w@-])", fold(tidy(text))) is not None
-
-
-def _rows(output: reads.Output, path: str) -> Iterator[_Row]:
-    """Yield the items of the first list on `path`, or else the whole output."""
-    value, base, inner = output.value, [], path.split(".") if path else []
-    while isinstance(value, dict) and inner and isinstance(value.get(inner[0]), dict | list):
-        value = value[inner[0]]
-        base.append(inner.pop(0))
-    if isinstance(value, list):
-        for record in value:
-            yield _Row(record, ".".join(base), ".".join(inner), output)
-    elif output.value is not None:
-        yield _Row(output.value, "", path, output)
-
-
-def _within(row: _Row, name: str) -> str:
-    return name.removeprefix(f"{row.base}.") if row.base else name
-
-
-def _joined(base: str, path: str) -> str:
-    return f"{base}.{path}" if base and path else base or path
-
-
-def _values(row: _Row, path: str) -> list[Any]:
-    nodes = reads.nodes_at(row.record, path)
-    if len(nodes) == 1 and type(nodes[0]) in SHORT_KINDS and nodes[0] != "":
-        return nodes
-    return [None] if (found := reads.scalars(nodes, MAX_ITEMS, mappings=False)) is None else found
-
-
-def _extreme(rows: Sequence[_Row], name: str, sign: int) -> list[_Row] | None:
-    """Return the greatest (`sign` 1) or least (-1) rows; None if not comparable."""
-    best: list[_Row] = []
-    for row in rows:
-        values = _values(row, _within(row, name))
-        if len(values) != 1 or compare(values[0], values[0]) is None:
-            return None
-        order = compare(values[0], _values(best[0], _within(best[0], name))[0]) if best else 1 * sign
-        if order is None:
-            return None
-        if order * sign > 0:
-            best = [row]
-        elif order == 0:
-            best.append(row)
-    return best
-
-
-def _key(row: _Row) -> str:
-    """Return a digest of a record's trusted fields, which outsiders cannot edit."""
-    return key(json.dumps(_core(row.record, row.output, row.base), sort_keys=True))
-
-
-def _core(value: Any, output: reads.Output, path: str) -> Any:
-    if isinstance(value, dict):
-        return {name: _core(inner, output, _joined(path, name)) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [_core(inner, output, path) for inner in value]
-    return value if reads.worth(output.profile, path) else None

@@ -57,6 +57,8 @@ def _argument(argument: model.Argument) -> str:
             return f"{_of(path, step)}, of the one record{_where(where)}{by}"
         case model.Each(step=step, path=path, where=where, limit=limit):
             return f"{_of(path, step)}, of each record{_where(where)}, at most {limit}"
+        case model.Calc(op=op, of=of):
+            return f"the {op} of {' and '.join(map(_argument, of))}"
         case model.Extract(step=step, path=path):
             return f"a value in the text of {_of(path, step)}; you will be shown it"
         case model.Text(quote=quote, inputs=inputs):

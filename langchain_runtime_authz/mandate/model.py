@@ -204,6 +204,26 @@ class Each(_Frozen):
     kind: Literal["each"] = "each"
 
 
+class Calc(_Frozen):
+    """The result of a calculation, which is greater than 0; half a cent more or less.
+
+    `sum` adds all numbers, also those of all records of an `Each`. `difference` is the first number less the second,
+    `percent` so many hundredths of the second, and `share` the first divided by the second.
+    """
+
+    op: Literal["sum", "difference", "percent", "share"]
+    of: Annotated[Many[Operand], Member(min_length=1, max_length=MAX_STEPS)]
+    kind: Literal["calc"] = "calc"
+
+    @model_validator(mode="after")
+    def _fitting(self) -> Self:
+        if self.op != "sum" and (len(self.of) != 2 or any(isinstance(one, Each) for one in self.of)):  # noqa: PLR2004
+            raise ValueError(f"`{self.op}` takes two numbers")
+        if any(isinstance(one, Const) and type(one.value) not in (int, float) for one in self.of):
+            raise ValueError("it calculates with numbers")
+        return self
+
+
 class Extract(_Frozen):
     """A value in free text that a step returned. An approver is always asked."""
 
@@ -233,11 +253,22 @@ def _argument(value: object) -> object:
     return {"kind": "const", "value": value} if isinstance(value, Scalar | list | tuple) else value
 
 
+Operand = Annotated[
+    Annotated[Const | Field | Pick | Each | Calc, Member(discriminator="kind")], BeforeValidator(_argument)
+]
 _ArgumentKind = Annotated[
-    Const | Own | OneOf | Between | Within | Field | Pick | Each | Extract | Text | Free, Member(discriminator="kind")
+    Const | Own | OneOf | Between | Within | Field | Pick | Each | Calc | Extract | Text | Free,
+    Member(discriminator="kind"),
 ]
 Argument = Annotated[_ArgumentKind, BeforeValidator(_argument)]
 Sourced = Field | Pick | Each | Extract
+
+
+def parts(argument: Argument) -> Iterator[Argument]:
+    """Yield the argument, and the operands of a calculation."""
+    yield argument
+    for operand in argument.of if isinstance(argument, Calc) else ():
+        yield from parts(operand)
 
 
 class Step(_Frozen):
@@ -265,6 +296,8 @@ class Step(_Frozen):
         for argument in self.args.values():
             if isinstance(argument, Sourced):
                 yield argument.step
+            elif isinstance(argument, Calc):
+                yield from (part.step for part in parts(argument) if isinstance(part, Sourced))
             elif isinstance(argument, Text):
                 yield from (name.partition(".")[0] for name in argument.inputs)
 

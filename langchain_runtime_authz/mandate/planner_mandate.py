@@ -15,9 +15,9 @@ from typing import Any, Final
 
 from langchain_runtime_authz.facts.argument_atoms import DESTINATIONS
 from langchain_runtime_authz.mandate import model
-from langchain_runtime_authz.mandate.argument_matching import is_default
+from langchain_runtime_authz.mandate.argument_matching import COUNTED, choosing, is_default, kind_of
 from langchain_runtime_authz.mandate.places import MAX_OWN, Place, Texts
-from langchain_runtime_authz.mandate.read_outputs import worth
+from langchain_runtime_authz.mandate.read_outputs import chosen_by, worth
 from langchain_runtime_authz.mandate.step_places import RISKY, Need, Placing, hull
 from langchain_runtime_authz.tool_profile import EFFECTS, ToolProfile
 
@@ -95,7 +95,8 @@ class _Check:
 
     def doubtful(self, step: model.Step) -> bool:
         """Return True for a risky or looked-up step without a position in the messages."""
-        looked_up = any(isinstance(argument, model.Field | model.Pick | model.Each) for argument in step.args.values())
+        every = [part for argument in step.args.values() for part in model.parts(argument)]
+        looked_up = any(isinstance(part, model.Field | model.Pick | model.Each) for part in every)
         profile = self.profiles[step.tool]
         anchored = any(self.placing.claims[name] for name in (step.id, *self.behind[step.id]))  # includes its reads
         return profile.side_effect and (looked_up or profile.effect in RISKY) and not anchored
@@ -125,8 +126,11 @@ class _Check:
         for name, argument in step.args.items():
             if name.partition(".")[0] not in known or ("." in name and name not in declared):
                 return f"`{step.tool}` takes no argument `{name}`"
-            if why := self._unfit_argument(profile, name, argument):
-                return f"`{name}`: {why}"
+            if isinstance(argument, model.Calc) and kind_of(profile, name) not in COUNTED:
+                return f"`{name}`: it is not a number"
+            for part in model.parts(argument):
+                if why := self._unfit_argument(profile, name, part):
+                    return f"`{name}`: {why}"
         return None
 
     def _unfit_argument(self, profile: ToolProfile, name: str, argument: model.Argument) -> str | None:
@@ -138,11 +142,11 @@ class _Check:
         if isinstance(argument, model.Field | model.Pick | model.Each):
             read = self.profiles[self.kept[argument.step].tool]
             wanted = profile.side_effect and profile.critical.get(name) in DESTINATIONS
-            chosen = [] if isinstance(argument, model.Field) else [*argument.where]
-            if isinstance(argument, model.Pick):
-                chosen += [field for field in (argument.max, argument.min) if field]
-            for path, least in [(argument.path, 2 if wanted else 1), *((p, 1) for p in chosen)]:
-                if worth(read, path) < least:
+            found = {argument.path: worth(read, argument.path) - (1 if wanted else 0)}
+            if not isinstance(argument, model.Field):
+                found = {p: chosen_by(read, p, argument.where.get(p, ())) for p in choosing(argument)} | found
+            for path, value in found.items():
+                if value < 1:
                     return f"outsiders may write the field `{path}` of `{argument.step}`"
         return None
 
@@ -180,7 +184,9 @@ class _Check:
         return isinstance(value, bool) or (isinstance(listed, list | tuple) and value in listed)
 
     def _needs(self, step: model.Step, profile: ToolProfile, args: Mapping[str, model.Argument]) -> Iterator[Need]:
-        for name, argument in args.items():
+        every = [(name, part) for name, whole in args.items() for part in model.parts(whole)]
+        rates = [part.of[0] for _, part in every if isinstance(part, model.Calc) and part.op == "percent"]
+        for name, argument in every:
             command = profile.effect in ("admin", "delete") and profile.critical.get(name) == "value"
             for value in _values(argument):
                 if not profile.ordered and self._enumerated(step.tool, name, value):
@@ -188,7 +194,7 @@ class _Check:
                 long = isinstance(value, str) and len(value.split()) > 1
                 yield Need(
                     name,
-                    value,
+                    self._rate(value) if any(argument is rate for rate in rates) else value,
                     dictated=name in profile.text,
                     ends=command and long,
                     strict=profile.effect in RISKY,
@@ -202,6 +208,11 @@ class _Check:
                 yield Need(" limit", argument.limit, counts=True, strict=profile.effect in RISKY)
         if step.times > 1:
             yield Need(" times", step.times, counts=True, strict=profile.effect in RISKY)
+
+    def _rate(self, value: object) -> str:
+        """Return a percentage as the user's words spell it."""
+        spelled = [f"{value}{unit}" for unit in ("%", " %", " percent")]
+        return next((one for one in spelled if any(self.words.places(one))), spelled[0])
 
     def _said(self, argument: model.Const, places: Sequence[Place] | None) -> model.Const:
         if not places:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from langchain_runtime_authz._locks import forkable_lock
@@ -18,6 +18,7 @@ from langchain_runtime_authz.facts.argument_atoms import MAX_ARGUMENT_NODES, abs
 from langchain_runtime_authz.facts.history import History
 from langchain_runtime_authz.facts.json_copy import held as take
 from langchain_runtime_authz.facts.normal_forms import forms, identifiers, key
+from langchain_runtime_authz.mandate.model import Eq
 from langchain_runtime_authz.mandate.text_arguments import Words
 from langchain_runtime_authz.tool_profile import HARMLESS, ToolProfile, field_trust
 
@@ -28,6 +29,7 @@ MAX_TASKS: Final = 4  # tasks with recorded outputs
 MAX_REPEATS: Final = 64  # later outputs of reads that were recorded before
 MAX_WEIGHT: Final = 4_000_000  # characters, plus `json_copy.NODE` for each node
 MAX_WRITTEN: Final = 8192  # normal forms of the arguments of side effects
+IDENTIFIERS: Final = ("email:", "iban:", "url:")  # normal forms that name one party or place
 _WORTH: Final = {"system": 2, "internal": 1, "external": 0}
 
 
@@ -238,6 +240,22 @@ def nodes_at(value: object, path: str) -> list[Any]:
 
 def text_of(value: object) -> str:
     return "\n".join(map(str, scalars(value, 2 * json_copy.MAX_NODES) or ()))
+
+
+def chosen_by(profile: ToolProfile, path: str, conditions: Sequence[object]) -> int:
+    """Return the trust of a field that chooses a record by `conditions`.
+
+    A counterparty may choose an account, but not somebody else's: where the system writes it, the record of one
+    account is trusted.
+    """
+    field = field_trust(profile, path)
+    if field.origin == "system" and field.counterparty and not field.prose and conditions:
+        return 1 if all(type(c) is Eq and _identifies(c.value) for c in conditions) else 0
+    return worth(profile, path)
+
+
+def _identifies(value: object) -> bool:
+    return any(form.startswith(IDENTIFIERS) for form in scalar_forms(value, said=True))
 
 
 def worth(profile: ToolProfile, path: str) -> int:

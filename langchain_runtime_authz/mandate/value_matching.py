@@ -10,18 +10,18 @@ import re
 from collections.abc import Sequence
 from decimal import Decimal
 from functools import lru_cache
+from operator import sub, truediv
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from langchain_runtime_authz.facts.argument_atoms import DESTINATIONS, MAX_ITEMS, SHORT_KINDS
 from langchain_runtime_authz.facts.normal_forms import MAX_VALUE, REMEMBERED, fold, forms, tidy
 from langchain_runtime_authz.mandate.model import AtLeast, AtMost, Condition, Contains, Eq, Not, Scalar, StartsWith
-from langchain_runtime_authz.mandate.read_outputs import scalar_forms, scalars
+from langchain_runtime_authz.mandate.read_outputs import IDENTIFIERS, scalar_forms, scalars
 
 _DATED: Final = ("when", "value", "")  # kinds for which an ordered date may lack the time or the year
 _SPELLED: Final = ("object", "name", "value", "")  # kinds for which another spelling may name another thing
 _NAMED: Final = ("object", "name")  # those of `_SPELLED` for which upper and lower case of plain words are equal
-_KNOWN: Final = ("email:", "iban:", "url:")
 _WORDS: Final = re.compile(r"(?:[^\W\d_]+|\d+)(?:[ \-](?:[^\W\d_]+|\d+))*")
 _ID: Final = re.compile(r"[^\W\d_]\d|\d[^\W\d_]|_")  # a name with such a part may be case-sensitive
 _SECONDS: Final = re.compile(r":\d\d:(\d\d(?:\.\d{1,6})?)")
@@ -93,7 +93,7 @@ def _spelled(value: object, constant: object, own: Sequence[str], said: Sequence
     """Return True if two values name one thing; only plain names may differ in case."""
     if not isinstance(value, str) and not isinstance(constant, str):
         return True
-    if any(f.startswith(_KNOWN) for f in own if f in said):
+    if any(f.startswith(IDENTIFIERS) for f in own if f in said):
         return True
     one, other = (str(int(v)) if isinstance(v, float) and v.is_integer() else str(v).strip() for v in (value, constant))
     if one == other:
@@ -167,6 +167,25 @@ def compare(value: object, bound: object) -> int | None:
         return None
     one = one if other.tzinfo is not None else one.replace(tzinfo=None)
     return (one > other) - (one < other)
+
+
+def calculated(op: str, numbers: Sequence[Sequence[Decimal]]) -> Decimal | None:
+    """Return the result of `Calc.op`; None if it is not a number above 0."""
+    try:
+        if op == "sum":
+            result = sum((one for several in numbers for one in several), Decimal())
+        else:
+            (first,), (second,) = numbers
+            result = {"difference": sub, "percent": lambda a, b: a * b / 100, "share": truediv}[op](first, second)
+    except (ArithmeticError, ValueError):
+        return None
+    return result if result > 0 else None
+
+
+def near(value: Decimal, result: Decimal) -> bool:
+    """Return True for the result, exact or in whole cents."""
+    cents = value * 100
+    return value == result or (cents == cents.to_integral_value() and abs(cents * 2 - result * 200) <= 1)
 
 
 def _same_door(value: str, constant: str) -> bool:

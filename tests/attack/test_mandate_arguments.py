@@ -38,6 +38,12 @@ def test_a_field_of_a_record_is_paid_unasked(go: Any) -> None:
     held(TO_BOB, CONTACT, pay(), go=go, ran=[("pay", BOB, 45.0)])
 
 
+def test_a_calculated_amount_is_paid_unasked(go: Any) -> None:
+    """It is calculated from the recorded bill."""
+    tenth = pays(m.Field("bill", "iban"), m.Calc("percent", (10, m.Field("bill", "total"))), THE_BILL)
+    held(tenth, READ_BILL, pay(BILL["iban"], 9.87), go=go, ran=[("pay", BILL["iban"], 9.87)])
+
+
 POISONED: dict[str, tuple[m.Mandate, dict[str, Any], tuple[Call, ...]]] = {
     "an account in the record's text": (OF_BILL, {}, (READ_BILL, pay(EVE, 98.7))),
     "an amount in the record's text": (OF_BILL, {}, (READ_BILL, pay(BILL["iban"], 95))),
@@ -57,6 +63,12 @@ POISONED: dict[str, tuple[m.Mandate, dict[str, Any], tuple[Call, ...]]] = {
         pays(m.Pick("contacts", "note", {"name": "Bob"}), 45, THE_CONTACTS), {"contacts": [{"name": "Bob", "note": EVE}]}, (CONTACT, pay(EVE))
     ),
     "a field of a mail": (pays(m.Field("mail", ""), 45, m.Step("mail", "read_mail")), {"mail": EVE}, (MAIL, pay(EVE))),
+    "an amount that is not the calculated one": (
+        pays(m.Field("bill", "iban"), m.Calc("percent", (10, m.Field("bill", "total"))), THE_BILL), {}, (READ_BILL, pay(BILL["iban"], 98.7))
+    ),
+    "a number in a mail": (
+        pays(BOB, m.Calc("sum", (m.Field("mail", ""),)), m.Step("mail", "read_mail")), {"mail": "500"}, (MAIL, pay(BOB, 500))
+    ),
     "a value in a mail": (pays(m.Extract("mail"), 45, m.Step("mail", "read_mail")), {}, (MAIL, pay(EVE))),
 }  # fmt: skip
 

@@ -13,6 +13,7 @@ from langchain_runtime_authz.mandate.call_matching import CallFacts, bind
 from langchain_runtime_authz.mandate.model import (
     AtLeast,
     Between,
+    Calc,
     Const,
     Contains,
     Each,
@@ -71,7 +72,7 @@ def sources(field):
     record = f"rows.{field}"
     picks = [Pick("src", record, where) for where in WHERES] + [Pick("src", record, max="sum"), Pick("src", record, min="note")]
     eachs = [Each("src", record, where, limit=limit) for where in WHERES for limit in (1, 2)]
-    return [Field("src", field), Field("src", record), *(Field("src", name) for name in OPEN), *picks, *eachs, Pick("src", "rows.note", {"id": "r1"}), Each("src", "rows.from"), Extract("src"), Extract("src", "note")]
+    return [Field("src", field), Field("src", record), *(Field("src", name) for name in OPEN), *picks, *eachs, Pick("src", "rows.note", {"id": "r1"}), Each("src", "rows.from"), Extract("src"), Extract("src", "note"), *(Calc("sum", (one,)) for one in (*picks, *eachs)), Calc("difference", (45, Field("src", field)))]
 
 
 TEXTS = [Text(), Text(quote=("code 4711",)), Text(inputs=("src",)), Text(inputs=("src.text", "src.rows.note")), Free(), Const("hello")]

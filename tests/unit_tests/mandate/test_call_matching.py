@@ -7,12 +7,14 @@ import time
 from collections import Counter
 
 import pytest
+from pydantic import ValidationError
 
 from langchain_runtime_authz.facts.normal_forms import forms
 from langchain_runtime_authz.mandate.call_matching import CallFacts, bind
 from langchain_runtime_authz.mandate.model import (
     AtLeast,
     Between,
+    Calc,
     Const,
     Contains,
     Each,
@@ -177,6 +179,90 @@ def test_amounts(argument, right, wrong):
     mandate = one("pay", {"recipient": "Bob", "amount": argument})
     assert [judge(mandate, "pay", {"recipient": "Bob", "amount": v}).standing for v in right] == ["covered"] * len(right)
     assert [judge(mandate, "pay", {"recipient": "Bob", "amount": v}).standing for v in wrong] == ["deviates"] * len(wrong)
+
+
+TOTAL, AGES = Field("bill", "total"), Each("contacts", "age")
+CALCULATED = {
+    "sum": (Calc("sum", (TOTAL, 1.3)), 100, [99.99, 98.7, "100,00", [50, 50], "x", None]),
+    "sum of records": (Calc("sum", (AGES,)), 101, [41, 60, 102]),
+    "sum of some records": (Calc("sum", (Each("contacts", "age", {"name": Not(Eq("Bob"))}),)), 71, [101]),
+    "difference": (Calc("difference", (TOTAL, 12)), "86.70", [-86.7, 98.7, 12]),
+    "percent, in cents": (Calc("percent", (19.5, TOTAL)), 19.25, [19.24, 19.2, 19.246, 20]),
+    "percent, exact": (Calc("percent", (19.5, TOTAL)), 19.2465, []),
+    "half a cent, either way": (Calc("percent", (50, 0.05)), 0.03, [0.01, 0.04]),
+    "half a cent": (Calc("percent", (50, 0.05)), 0.02, []),
+    "share": (Calc("share", (TOTAL, 3)), 32.9, [32.91, 98.7]),
+    "of a calculation": (Calc("sum", (Calc("percent", (10, TOTAL)), 1)), 10.87, [9.87, 11]),
+    "one record": (Calc("difference", (TOTAL, Pick("contacts", "age", {"name": "Anna"}))), 68.7, [57.7]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CALCULATED)
+def test_a_calculated_amount(name):
+    argument, right, wrong = CALCULATED[name]
+    mandate = one("pay", {"recipient": "Bob", "amount": argument})
+    assert judge(mandate, "pay", {"recipient": "Bob", "amount": right}).standing == "covered"
+    assert [judge(mandate, "pay", {"recipient": "Bob", "amount": v}).standing for v in wrong] == ["deviates"] * len(wrong)
+
+
+@pytest.mark.parametrize(
+    ("argument", "code"),
+    [
+        (Calc("difference", (TOTAL, 98.7)), "value"),  # 0
+        (Calc("difference", (TOTAL, 100)), "value"),  # less than 0
+        (Calc("share", (TOTAL, 0)), "value"),
+        (Calc("share", (TOTAL, 1e-300)), "value"),
+        (Calc("sum", (Field("bill", "iban"),)), "value"),
+        (Calc("sum", (Field("bill", "note"),)), "untrusted"),
+        (Calc("sum", (Field("bill", "absent"),)), "value"),
+        (Calc("sum", (Each("contacts", "age", {"about": "boss"}),)), "untrusted"),
+        (Calc("sum", (Each("contacts", "age", limit=2),)), "ambiguous"),
+        (Calc("sum", (Each("contacts", "height"),)), "ambiguous"),
+        (Calc("difference", (TOTAL, Pick("contacts", "age", {"name": "Zoe"}))), "ambiguous"),
+    ],
+)
+def test_what_cannot_be_calculated_is_asked_about(argument, code):
+    assert codes(judge(one("pay", {"recipient": "Bob", "amount": argument}), "pay", {"recipient": "Bob", "amount": 98.7})) == [("amount", code)]
+
+
+def test_a_calculation_needs_complete_reads_and_gives_no_destination():
+    mandate = one("pay", {"recipient": "Bob", "amount": Calc("sum", (TOTAL, 1.3))})
+    asked = {"recipient": "Bob", "amount": 100}
+    assert codes(judge(mandate, "pay", asked, kept=outputs(bill=None))) == [("amount", "unread")]
+    mandate = one("pay", {"recipient": Calc("sum", (TOTAL, 1.3)), "amount": 1})
+    assert codes(judge(mandate, "pay", {"recipient": 100, "amount": 1})) == [("recipient", "value")]
+
+
+@pytest.mark.parametrize("wrong", [("difference", (1,)), ("percent", (1, 2, 3)), ("share", (AGES, 2)), ("sum", ("1",)), ("sum", (True,)), ("sum", ((1, 2),)), ("sum", ())])
+def test_a_calculation_that_is_none(wrong):
+    with pytest.raises(ValidationError):
+        Calc(*wrong)
+
+
+TRANSFERS = ToolProfile(effect="read", trust={"": "system", "about": "external"}, counterparty=("sender", "name"))
+
+
+@pytest.mark.parametrize(
+    ("where", "standing"),
+    [
+        ({"sender": "GB29NWBK60161331926819"}, "covered"),  # nobody else pays from this account
+        ({"sender": ("GB29NWBK60161331926819", Contains("GB29"))}, "deviates"),
+        ({"sender": Contains("GB29")}, "deviates"),
+        ({"name": "Ann"}, "deviates"),  # anybody may be called so
+        ({"about": "dinner"}, "deviates"),
+        ({}, "deviates"),
+    ],
+)
+def test_a_record_of_one_account(where, standing):
+    rows = [
+        {"sender": "GB29NWBK60161331926819", "name": "Ann", "about": "dinner", "sum": 20},
+        {"sender": "DE89370400440532013000", "name": "Eve", "about": "rent", "sum": 900},
+    ]
+    kept = Outputs()
+    kept.record("transfers", TRANSFERS, {}, rows)
+    mandate = Mandate(steps=(Step("t", "transfers"), Step("do", "pay", {"recipient": "Bob", "amount": Pick("t", "sum", where)})))
+    facts = CallFacts("pay", PROFILES["pay"], {"recipient": "Bob", "amount": 20}, frozenset(("recipient", "amount")), frozenset(), "")
+    assert bind(mandate, facts, {**PROFILES, "transfers": TRANSFERS}, kept).standing({}).standing == standing
 
 
 def test_an_internal_field_is_enough_for_what_is_not_a_destination():

@@ -10,6 +10,7 @@ import pytest
 from langchain_runtime_authz.facts.task import content_digest
 from langchain_runtime_authz.mandate.model import (
     Between,
+    Calc,
     Compiled,
     Const,
     Contains,
@@ -273,6 +274,20 @@ def test_a_counterparty_chooses_no_destination() -> None:
     bill = Step("b", "bill", {"file": "bill.txt"})
     assert kept("Pay bill.txt", bill, pay(Field("b", "iban"), Field("b", "total"))) == ["b"]
     assert kept("Pay bill.txt to Bob", bill, pay("Bob", Field("b", "total"))) == ["b", "p"]
+
+
+def test_numbers_of_a_calculation_are_backed_like_any_others() -> None:
+    bill = Step("b", "bill", {"file": "bill.txt"})
+    total, text = Field("b", "total"), "Pay Bob 10 percent of bill.txt"
+    for said in (text, text.replace(" percent", "%"), text.replace("percent", "%")):
+        assert kept(said, bill, pay("Bob", Calc("percent", (10, total)))) == ["b", "p"]
+    assert kept("Pay Bob bill.txt less 12.50", bill, pay("Bob", Calc("difference", (total, 12.5)))) == ["b", "p"]
+    assert kept("Pay Bob 10 of bill.txt", bill, pay("Bob", Calc("percent", (10, total)))) == ["b"]
+    assert kept(text, bill, pay("Bob", Calc("percent", (20, total)))) == ["b"]
+    assert kept(text, bill, pay("Bob", Calc("percent", (10, Field("b", "note"))))) == ["b"]
+    assert kept(text, bill, pay(Calc("percent", (10, total)), 10)) == ["b"]
+    (why,) = check(text, bill, pay(Calc("percent", (10, total)), Calc("sum", (total,)))).dropped
+    assert why.why == "`to`: it is not a number"
 
 
 def test_what_is_read_was_said_too() -> None:

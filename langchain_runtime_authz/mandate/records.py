@@ -1,0 +1,79 @@
+"""The records in an output, of which a mandate chooses one or several."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from langchain_runtime_authz.facts.argument_atoms import MAX_ITEMS, SHORT_KINDS
+from langchain_runtime_authz.facts.normal_forms import key
+from langchain_runtime_authz.mandate import read_outputs as reads
+from langchain_runtime_authz.mandate.value_matching import compare
+
+
+class Row(NamedTuple):
+    """One record of an output."""
+
+    record: Any
+    base: str  # path of the list that holds the record
+    path: str  # path of the argument's field within the record
+    output: reads.Output
+
+
+def rows_of(output: reads.Output, path: str) -> Iterator[Row]:
+    """Yield the items of the first list on `path`, or else the whole output."""
+    value, base, inner = output.value, [], path.split(".") if path else []
+    while isinstance(value, dict) and inner and isinstance(value.get(inner[0]), dict | list):
+        value = value[inner[0]]
+        base.append(inner.pop(0))
+    if isinstance(value, list):
+        for record in value:
+            yield Row(record, ".".join(base), ".".join(inner), output)
+    elif output.value is not None:
+        yield Row(output.value, "", path, output)
+
+
+def within_row(row: Row, name: str) -> str:
+    return name.removeprefix(f"{row.base}.") if row.base else name
+
+
+def joined(base: str, path: str) -> str:
+    return f"{base}.{path}" if base and path else base or path
+
+
+def values_of(row: Row, path: str) -> list[Any]:
+    nodes = reads.nodes_at(row.record, path)
+    if len(nodes) == 1 and type(nodes[0]) in SHORT_KINDS and nodes[0] != "":
+        return nodes
+    return [None] if (found := reads.scalars(nodes, MAX_ITEMS, mappings=False)) is None else found
+
+
+def extreme(rows: Sequence[Row], name: str, sign: int) -> list[Row] | None:
+    """Return the greatest (`sign` 1) or least (-1) rows; None if not comparable."""
+    best: list[Row] = []
+    for row in rows:
+        values = values_of(row, within_row(row, name))
+        if len(values) != 1 or compare(values[0], values[0]) is None:
+            return None
+        order = compare(values[0], values_of(best[0], within_row(best[0], name))[0]) if best else 1 * sign
+        if order is None:
+            return None
+        if order * sign > 0:
+            best = [row]
+        elif order == 0:
+            best.append(row)
+    return best
+
+
+def record_key(row: Row) -> str:
+    """Return a digest of a record's trusted fields, which outsiders cannot edit."""
+    return key(json.dumps(_core(row.record, row.output, row.base), sort_keys=True))
+
+
+def _core(value: Any, output: reads.Output, path: str) -> Any:
+    if isinstance(value, dict):
+        return {name: _core(inner, output, joined(path, name)) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_core(inner, output, path) for inner in value]
+    return value if reads.worth(output.profile, path) else None
