@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from functools import lru_cache
 from operator import sub, truediv
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from langchain_runtime_authz.facts.argument_atoms import DESTINATIONS, MAX_ITEMS, SHORT_KINDS
 from langchain_runtime_authz.facts.normal_forms import MAX_VALUE, REMEMBERED, fold, forms, tidy
@@ -209,8 +209,7 @@ def within(value: object, prefix: str) -> bool:
         folder, path = _segments(prefix), _segments(value)
         rooted = value.startswith("/") == prefix.startswith("/")
         below = path[: len(folder)] == folder and len(path) > len(folder)
-        climbs = not all(part.strip(". ") for part in path)  # Windows reads ".. " as ".."
-        return rooted and "://" not in value and not climbs and below and not SEVERAL.search(value)
+        return rooted and "://" not in value and not _climbs(path) and below and not SEVERAL.search(value)
     try:
         link, start = urlsplit(value), urlsplit(prefix)
         doors = _door(value) == _door(prefix)
@@ -218,12 +217,16 @@ def within(value: object, prefix: str) -> bool:
         return False
     if link.scheme.lower() != start.scheme.lower() or not doors or "@" in link.netloc or not link.hostname:
         return False
-    if link.hostname != start.hostname or not {"..", "."}.isdisjoint(link.path.split("/")):
+    if link.hostname != start.hostname or _climbs(filter(None, link.path.split("/"))):
         return False
     if start.query:
         return link.path == start.path and link.query == start.query
     stem = start.path.rstrip("/")
     return link.path.rstrip("/") == stem or link.path.startswith(f"{stem}/")
+
+
+def _climbs(parts: Iterable[str]) -> bool:
+    return not all(unquote(part).strip(". ") for part in parts)  # Windows reads ".. " as ".."
 
 
 def _segments(path: str) -> list[str]:
