@@ -130,13 +130,13 @@ class Clause:
     def __init__(
         self, tool: Tool, verb: str, tokens: Sequence[Token], text: str, strange: AbstractSet[str], *, single: bool
     ) -> None:
-        self.tool, self.text, self.single, self.language = tool, text, single, tool.language
-        self.data = self.language.data
+        self.tool, self.text, self.single = tool, text, single
+        self.language, self.data = tool.language, tool.language.data
         self.to, self.of = self.data["setting"][0], self.data["parting"][0]
         self.told, self.relative = verb in self.data["tellings"], verb in self.data["relative"]
         self.moving, self.dative = verb in self.data["moving"], verb in self.data["datives"]
         self.strange = strange - tool.words  # "to my notebook Home" names nobody
-        self.tokens, self.at = [*tokens, Token("end", "", 0, 0)], 0
+        self.tokens, self.at, self.lacks = [*tokens, Token("end", "", 0, 0)], 0, False  # lacks only an argument
         self.found: list[Phrase] = []
         self.pending: set[str] = set()  # arguments that wait for a new value: "the price of …"
 
@@ -264,8 +264,7 @@ class Clause:
 
     def _values(self, marker: str, *, labelled: bool, determined: bool) -> list[Token]:
         """Return one value or a list; names make no list: "the board Sales and Marketing"."""
-        values: list[Token] = []
-        gap = 0
+        values, gap = list[Token](), 0
         while gap or not values:
             token, after = self._value(self.at + gap, marker, labelled=labelled, determined=determined)
             if token is None or (values and token.kind != values[0].kind):
@@ -280,8 +279,8 @@ class Clause:
 
     def _plain(self, token: Token) -> bool:
         """Return True if a token may be a word of a name. A verb may not."""
-        verb = token.kind == "word" and token.lower in self.language.verbs
-        return token.kind in {"word", "name"} and self.language.value(token) and not verb
+        plain = token.kind == "name" or (token.kind == "word" and token.lower not in self.language.verbs)
+        return plain and self.language.value(token)
 
     def _value(self, at: int, marker: str, *, labelled: bool, determined: bool) -> tuple[Token | None, int]:
         token, pay = self.tokens[at], self.tool.effect == "pay"
@@ -333,20 +332,21 @@ class Clause:
             quote = phrase.kind == "quote" and len(phrase.values) == 1 and phrase.marker in {"dictation", ""}
             quote = quote and not self._named(phrase) and tool.core.issuperset(phrase.nouns)
             options[n] += [""] if phrase.kind == "open" or (quote and len(tool.mains) == 1) else []
-        if prod(map(len, options)) > _TRIES:
-            return []
         # A payment needs no text. A clause that tells somebody needs one.
         needed = {a.name for a in tool.arguments if a.required and (a.kind != "text" or tool.effect != "pay")}
         needed |= self.pending | (tool.texts if self.told else set())
-        ways = [way for way in product(*options) if len({*way}) == len(way)]
-        ways = [way for way in ways if (needed - tool.texts if "" in way else needed).issubset(way)]
-        if len(ways) != 1:
+        ways = [w for w in product(*options) if len({*w}) == len(w)] if prod(map(len, options)) <= _TRIES else []
+        full = [way for way in ways if (needed - tool.texts if "" in way else needed).issubset(way)]
+        self.lacks = bool(ways) and not full
+        if len(full) != 1:
             return []
-        found = dict(zip(ways[0], used, strict=True))
+        found = dict(zip(full[0], used, strict=True))
         bare = {n for p in idle if not any(a.name in found for a in self._named(p)) for n in p.nouns}
         if not bare <= (tool.core if used else {*words_of(tool.name)} & tool.core):
             return []  # "Ping Kim the note" does not say which
-        if any(a.kind == "object" or not found for a in tool.arguments if a.kind in TARGETS and a.name not in found):
+        unsaid = [a.kind for a in tool.arguments if a.kind in TARGETS and a.name not in found]
+        self.lacks = "object" in unsaid or bool(unsaid and not found)
+        if self.lacks:
             return []  # "Export my data" does not mean all of it
         several = [n for n, p in found.items() if len(p.values) > 1 and "array" not in arguments[n].types]
         kinds = {arguments[n].kind for n in found if n} if several else set()

@@ -113,6 +113,7 @@ class _Turn:
         self.orders = 0  # number of clauses that order something
         self.untold = False  # a clause orders to tell or note something, without saying what
         self.open = False  # a clause dictates words without quotes, so what follows may belong to them
+        self.rivals: set[Tool] = set()  # tools that the clause may mean, but does not name or lacks an argument of
         self.text, self.digest = "", ""  # the message that is read now, and its digest
 
     def read(self, texts: Sequence[str]) -> Compiled:
@@ -234,11 +235,14 @@ class _Turn:
         }
         for why in (why for why, doubted in doubts.items() if doubted):
             raise _UnclearError(why)
+        self.rivals.clear()
         ways = [(tool, steps) for tool in self.tools if (steps := self._ordered(tool, tokens))]
         looks = [] if ways else [(tool, steps) for tool in self.reads if (steps := self._ordered(tool, tokens))]
         if not (ways or looks):
             raise _UnclearError("it is not understood as an order to a tool")
-        if len(ways) > 1:
+        named = {tool for tool in self.tools if _spoken(tokens).issuperset(words_of(tool.name))}
+        rivals = self.rivals.difference(tool for tool, _ in ways)
+        if len(ways) > 1 or (ways and (rivals & named if ways[0][0] in named else rivals)):
             raise _UnclearError("more than one tool may be meant")
         if ways and self.checked:
             raise _UnclearError(_FIRST)
@@ -272,12 +276,12 @@ class _Turn:
 
     def _verb(self, tool: Tool, tokens: Sequence[Token]) -> int:
         """Return the number of the verb's tokens; 0 if the clause does not ask for `tool`."""
-        said, rest = tokens[0].lower, {singular(t.lower) for t in tokens[1:] if t.kind in {"word", "name"}}
+        said, rest = tokens[0].lower, _spoken(tokens[1:])
         behind, (named, *nouns) = [t.lower for t in tokens[1:2]], [*words_of(tool.name), ""]
         # "Open the ticket" only reads it. "Open a ticket" acts, and so does "Open gate G-7" for a tool `open_gate`.
         looks = said in self.data["reads"] and tool.profile.side_effect and not {*behind} & {*self.data["indefinite"]}
         its = named == said and len(nouns) > 1 and rest.issuperset(nouns[:-1])
-        if (looks and not its) or not (tool.profile.intent or rest.union([said]).issuperset(tool.nouns)):
+        if looks and not its:
             return 0
         taken, particles = [0], self.language.prepositions.union(self.data["particles"])
         for verb, *nouns in tool.entries:
@@ -294,6 +298,7 @@ class _Turn:
         away = self.language.prepositions if acts else self.data["parting"]  # "Run to the shop", "Start with Bob"
         if not taken or not rest or rest[0].lower in away:
             return []  # in "Transfer of 45 EUR", the word is a noun
+        unnamed = not (tool.profile.intent or _spoken(tokens).issuperset(tool.nouns))
         tool.prepare()
         parts: list[list[Token]] = [[]]
         at = 0
@@ -307,10 +312,13 @@ class _Turn:
         def read(part: list[Token]) -> list[Step]:
             clause = Clause(tool, tokens[0].lower, part, self.text, self.nouns, single=single)
             steps = clause.steps(self.digest)
-            self.open |= any(p.kind == "open" for p in clause.found if p.values)
+            self.rivals |= {tool} if part is rest and (clause.lacks or (steps and unnamed)) else set()
+            self.open |= not unnamed and any(p.kind == "open" for p in clause.found if p.values)
             return steps
 
         whole = read(rest)
+        if unnamed:
+            return []
         each = [read(part) for part in parts] if 1 < len(parts) <= MAX_CLAUSES else []
         paired = [step for steps in each for step in steps]
         # A value alone does not make a pair: "Delete Ernst & Young".
@@ -319,6 +327,10 @@ class _Turn:
         alike = all(step.args.keys() == paired[0].args.keys() for step in paired)
         same = not whole or list(map(_said, whole)) == list(map(_said, paired))
         return paired if alike and same else []
+
+
+def _spoken(tokens: Sequence[Token]) -> set[str]:
+    return {singular(t.lower) for t in tokens if t.kind in {"word", "name"}}
 
 
 def _said(step: Step) -> dict[str, str]:

@@ -61,6 +61,14 @@ def test_a_day_without_a_year_is_the_next_one(years: int, go: Any) -> None:
     assert done(said, ("schedule", scheduled), go=go) == [("schedule", "Bob", 45.0)]
 
 
+def test_a_tool_is_not_meant_because_only_it_can_be_called(go: Any) -> None:
+    said, later = f"Transfer 45 EUR to {BOB}", PROFILES["schedule"].model_copy(update={"intent": ("transfer",)})
+    house = House()
+    converse(house, [said], MAIL, pay(), go=go, authz=RuntimeAuthz(profiles={**PROFILES, "schedule": later}))
+    assert house.ran == []
+    assert done(said, MAIL, pay(), go=go) == done(said, MAIL, pay(), go=go, protected=False) == [PAID]
+
+
 CUT: dict[str, tuple[str, Call]] = {
     "a command without its option": ("Run `rm -rf build --dry-run`", ("run_command", {"command": "rm -rf build"})),
     "a statement without its condition": ("Run DELETE FROM users WHERE id = 5", ("run_command", {"command": "DELETE FROM users"})),

@@ -60,7 +60,7 @@ BOB = {"recipient": "Bob", "amount": 45, "currency": "EUR"}
     [
         ("Pay Bob 45 EUR", [("send_money", BOB)]),
         ("please send 45 EUR to Bob, thanks!", [("send_money", BOB)]),
-        ("Could you transfer €45 to Bob?", [("send_money", BOB)]),
+        ("Could you send €45 to Bob?", [("send_money", BOB)]),
         ("Pay 45 to Bob", [("send_money", {"recipient": "Bob", "amount": 45})]),
         ("Pay Bob 1,234.50 USD", [("send_money", {"recipient": "Bob", "amount": 1234.5, "currency": "USD"})]),
         ("Pay Bob 45 EUR on 3 June 2027", [("send_money", {**BOB, "date": "3 June 2027"})]),
@@ -124,9 +124,31 @@ def test_a_list_is_one_step_each_unless_an_amount_would_be_shared():
     assert calls("Pay Bob and Carol 45 EUR") == calls("Pay Bob 45 EUR and Carol") == []
 
 
+@pytest.mark.parametrize(
+    ("text", "tool"),
+    [
+        ("Give Bob 45 EUR", None), ("Give Bob a donation of 45 EUR", None), ("Donate 45 EUR to Bob", "make_donation"), ('Post "hello"', None), ('Tweet "hello"', "tweet"),
+        ('Post the message "hello" to #ops', "post_message"), ("Remove a.txt", None), ("Remove the file a.txt", "remove_file"), ("Remove the user Bob", None),
+    ],
+)  # fmt: skip
+def test_a_tool_is_not_chosen_because_only_it_can_be_called(text, tool):
+    several = {
+        "make_donation": ToolProfile(effect="pay", critical={"to": "principal", "amount": "amount"}, intent=("give", "donate")),
+        "send_money": ToolProfile(effect="pay", critical={"account": "object", "to": "principal", "amount": "amount"}, intent=("give", "send")),
+        "tweet": ToolProfile(effect="send", text=("text",), intent=("post", "tweet")),
+        "post_message": PROFILES["post_message"],
+        "remove_file": ToolProfile(effect="delete", critical={"path": "object"}, intent=("remove",)),
+        "drop_user": ToolProfile(effect="delete", critical={"user": "object", "realm": "object"}, intent=("remove",)),
+    }
+    required = {n: {"required": [a for a in (*p.critical, *p.text) if a != "realm"]} for n, p in several.items()}
+    mandate = compile_words([text], several, required).mandate
+    assert [s.tool for s in (mandate.steps if mandate else ())] == ([tool] if tool else [])
+
+
 def test_two_tools_that_fit_order_nothing_and_a_repeated_order_is_one():
     two = {"pay_sepa": PROFILES["move_money"], "pay_wire": PROFILES["move_money"], "delete_file": PROFILES["delete_file"]}
     assert compile_words(["Transfer 45 EUR from A1 to B2"], two).mandate is None
+    assert calls("Transfer 45 EUR to Bob") == []  # `move_money` lacks only its source
     cancel = {n: ToolProfile(effect="delete", critical={f"{n}_id": "object"}, intent=("cancel",)) for n in ("order", "event")}
     assert [s.tool for s in compile_words(["Cancel order 12"], cancel).mandate.steps] == ["order"]
     assert compile_words(["Cancel 12"], cancel).mandate is None
