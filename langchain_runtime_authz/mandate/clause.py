@@ -183,8 +183,7 @@ class Clause:
         if aside and token.lower in tool.offers and token.lower in data["particles"]:  # "turn the light off"
             self.at += 1
             return self._add("", (), token._replace(kind="choice", text=tool.offers[token.lower]))
-        joined = self._match("separators") if self.found else 0
-        self.at += joined
+        self.at += (joined := self._match("separators") if self.found else 0)
         token = self.tokens[self.at]
         marker = token.lower if token.kind == "word" and token.lower in self.language.prepositions else ""
         self.at += bool(marker)
@@ -257,9 +256,10 @@ class Clause:
         elif not (phrase.marker or phrase.nouns):
             while self.tokens[self.at].kind == "word" and self.language.value(self.tokens[self.at]):
                 self.at += 1
-            if counted := self.tokens[begin : self.at]:
+            if counted := [t.lower for t in self.tokens[begin : self.at]]:
                 self._add("", (), self._quote(begin, self.at, "counted"))
-            return len(counted) <= _MAX_RUN and self.language.verbs.isdisjoint(t.lower for t in counted)
+                plural = money.text == "1" or singular(counted[-1]) != counted[-1]  # "Order 12 late" is a report
+                return plural and len(counted) <= _MAX_RUN and self.language.verbs.isdisjoint(counted)
         return True
 
     def _values(self, marker: str, *, labelled: bool, determined: bool) -> list[Token]:

@@ -132,6 +132,7 @@ def orders(text: str) -> list[str]:
             "Fund 5 EUR with the account K-1", "Fund 5 EUR of the account K-1", "Fund 5 EUR by the account K-1", "Fund 5 EUR from the account K-1", "Fund 5 EUR at the account K-1",
             "Move the job J-1 from done", "Mark the job J-1 of done", "Move the job J-1 for done", "Move the job J-1 by done",
         )),
+        ("Restock 1 lamp", ["restock lamp 1"]), *((f"Restock 12 {word}", []) for word in ("late", "lamp", "arrives late")),  # "Order 12 late" is a report
         ("Restock 3 lamps", ["restock lamps 3"]), ("Restock 3 lamps to Kim", []), ("To Kim, restock 3 lamps", []), ("Of Kim, restock 3 lamps", []),
         # A word that narrows is no courtesy.
         ("Raze the barn B-1, thanks", ["raze B-1"]), ("Nix the race R-1", ["call_off R-1"]), ("Nix the race R-1 on 3 June 2027", ["call_off R-1 3 June 2027"]),
