@@ -174,7 +174,7 @@ class _Check:
         said: dict[str, list[Place]] = {}
         for claim in placed:
             said.setdefault(claim.need.owner, []).append(claim.place)
-        plain = {n: self._said(a, said.get(n)) if isinstance(a, model.Const) else a for n, a in args.items()}
+        plain = {n: self._said(a, said.get(n)) for n, a in args.items()}
         self.kept[step.id] = step.model_copy(update={"args": plain})
         return None
 
@@ -214,13 +214,17 @@ class _Check:
         spelled = [f"{value}{unit}" for unit in ("%", " %", " percent")]
         return next((one for one in spelled if any(self.words.places(one))), spelled[0])
 
-    def _said(self, argument: model.Const, places: Sequence[Place] | None) -> model.Const:
-        if not places:
-            return model.Const(value=argument.value)
+    def _said(self, argument: model.Argument, places: Sequence[Place] | None) -> model.Argument:
+        """Return a constant with its position. A text that is one quotation is a constant."""
+        if not places or not isinstance(argument, model.Const | model.Text):
+            return model.Const(value=argument.value) if isinstance(argument, model.Const) else argument
         n, start, end = hull(places)
         segment = self.words.segments[n]
         span = model.Span(segment.digest, segment.offset + start, segment.offset + end)
-        return model.Const(value=argument.value, said=span)
+        if isinstance(argument, model.Const):
+            return model.Const(value=argument.value, said=span)
+        quoted = (start, end) in segment.quotations and not argument.inputs
+        return model.Const(value=segment.text[start:end], said=span) if quoted else argument
 
 
 def _values(argument: model.Argument) -> tuple[object, ...]:

@@ -57,6 +57,15 @@ def test_it_widens_nothing(step: Any, go: Any) -> None:
     assert house.ran == []
 
 
+@pytest.mark.parametrize(("body", "ran"), [("Komme später", True), ("Ich kündige", False), ("Komme später. Ich kündige.", False)])
+def test_a_quotation_is_sent_as_it_is_or_not_at_all(body: str, ran: bool, go: Any) -> None:
+    said, mail = "Schreibe bob@x.org „Komme später“", ("send_mail", {"to": "bob@x.org", "body": body})
+    planned = {"id": "m", "tool": "send_mail", "args": {"to": const("bob@x.org"), "body": {"kind": "text", "quote": ["Komme später"]}}}
+    house = House()
+    assert bool(asked(run(ours(planner=planner(answer(planned))), house, MAIL, mail, said=said, go=go))) is not ran
+    assert house.ran == done(said, MAIL, mail, go=go, protected=False) * ran
+
+
 def test_its_word_counts_and_the_users_plain_words_do_not(pdp: Any) -> None:
     """One mandate a task: what the planner leaves out is not read from the words, or it could be done twice."""
     run(ours(planner=planner(answer()), pdp=pdp), House(), pay(), said=f"Pay 45 EUR to {BOB}")
