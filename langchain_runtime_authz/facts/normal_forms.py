@@ -15,7 +15,7 @@ import datetime
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
-from decimal import Decimal, InvalidOperation
+from decimal import Context, Decimal, InvalidOperation
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Final
@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 
 from langchain_runtime_authz._regex import lazy, normalize
 
+EXACT: Final = Context(prec=100)  # an application's own context may round amounts
 MAX_VALUE: Final = 2048  # characters of one value; a longer one, without the blanks around words, has no form
 REMEMBERED: Final = 256  # characters of a value whose forms are cached
 _DIGITS: Final = 15  # a number with more digits is treated as a name
@@ -130,7 +131,7 @@ _known_skeleton: Final = lru_cache(maxsize=1024)(_skeleton)
 
 
 def canonical(number: Decimal) -> str:
-    text = format(number.normalize(), "f")
+    text = format(number.normalize(EXACT), "f")
     return "0" if text == "-0" else text
 
 

@@ -67,7 +67,9 @@ class Reader:
     ) -> None:
         self._steps, self._outputs, self._own, self._words, self._task = steps, outputs, own, words, task
         self._fitting: dict[str, list[reads.Output]] = {}
-        self._found: dict[int, list[Row] | str] = {}  # by `id()` of the argument, which the mandate keeps alive
+        self._found: dict[
+            tuple[int, bool], list[Row] | str
+        ] = {}  # by `id()` of the argument, which the mandate keeps alive
         self._allowed: dict[int, str] = {}
         self._echoes: dict[tuple[str, int], set[str | None]] = {}  # outputs of `_fitting`, which keeps them alive
 
@@ -251,14 +253,15 @@ class Reader:
                 return False
         return True
 
-    def _chosen(self, argument: model.Pick | model.Each) -> list[Row] | str:
-        found = self._found.get(id(argument))
+    def _chosen(self, argument: model.Pick | model.Each, *, every: bool = False) -> list[Row] | str:
+        """Return the chosen records, or a deviation's code; `every`: none may be unsure."""
+        found = self._found.get((id(argument), every))
         if found is None:
-            found = self._found[id(argument)] = self._choose(argument)
+            sure = every or isinstance(argument, model.Pick)
+            found = self._found[id(argument), every] = self._choose(argument, sure=sure)
         return found
 
-    def _choose(self, argument: model.Pick | model.Each) -> list[Row] | str:
-        """Return the records that the conditions choose, or the code of a deviation."""
+    def _choose(self, argument: model.Pick | model.Each, *, sure: bool) -> list[Row] | str:
         outputs = self.fitting(argument.step)
         if not outputs or not all(output.complete for output in outputs):
             return "unread"
@@ -270,7 +273,7 @@ class Reader:
                     for name, conditions in argument.where.items()
                     for condition in conditions
                 ]
-                if None in meeting and False not in meeting and isinstance(argument, model.Pick):
+                if sure and None in meeting and False not in meeting:
                     return "ambiguous"
                 if all(meeting):
                     chosen.append(row)
@@ -296,6 +299,12 @@ class Reader:
             for n, values in choices
             for choice in values
         )
+
+    def _settled(self, name: str) -> bool:
+        """Return True if the mandate, and not the model, chose all that a step reads."""
+        step, output = self._steps[name], self.fitting(name)[0]
+        left = (path for n in output.given for path in loose(n, output.args.get(n), step.args))
+        return _fixed(step) and next(left, None) is None
 
     def _calc(self, argument: model.Calc, items: Sequence[Any], kind: str) -> Finding:
         given = reading(items[0]) if len(items) == 1 and not commas(items[0]) else None
@@ -326,17 +335,19 @@ class Reader:
             values = [operand.value]
         elif isinstance(operand, model.Field):
             outputs = self.fitting(operand.step)
-            if len(outputs) != 1 or not outputs[0].complete:
+            if len(outputs) != 1 or not (output := outputs[0]).complete:
                 return "unread"
-            values = reads.scalars(reads.nodes_at(outputs[0].value, operand.path), MAX_ITEMS, mappings=False) or []
-            worth = reads.worth(outputs[0].profile, operand.path)
-            if not self._trusts(operand.step, outputs[0], worth, values, 1):
+            values = reads.scalars(reads.nodes_at(output.value, operand.path), MAX_ITEMS, mappings=False) or []
+            listed = any(row.record is not output.value for row in rows_of(output, operand.path))
+            if not values or (listed and not self._settled(operand.step)):
+                return "ambiguous"
+            if not self._trusts(operand.step, output, reads.worth(output.profile, operand.path), values, 1):
                 return "untrusted"
         else:
-            rows = self._chosen(operand)
+            rows = self._chosen(operand, every=True)
             if isinstance(rows, str):
                 return rows
-            if isinstance(operand, model.Each) and len(rows) > operand.limit:
+            if isinstance(operand, model.Each) and not (0 < len(rows) <= operand.limit and self._settled(operand.step)):
                 return "ambiguous"
             for row in rows:
                 own = values_of(row, row.path)

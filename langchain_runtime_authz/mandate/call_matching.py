@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from decimal import Decimal
+from fractions import Fraction
 from functools import lru_cache
 from posixpath import normpath
 from typing import Any, Final, NamedTuple
@@ -115,7 +116,7 @@ class _Index:
             self.by_tool.setdefault(step.tool, []).append(_Plan(step, self.prefix, after, shown=shown))
         self.totals: dict[str, int] = {}
         for limit in mandate.limits:
-            total = math.floor(Decimal(repr(limit.total)) * 100)
+            total = math.floor(Fraction(repr(limit.total)) * 100)
             self.totals[limit.effect] = min(total, self.totals.get(limit.effect, total))
 
 
@@ -418,18 +419,18 @@ def _amount(call: CallFacts) -> int | None:
 
     A second number may be a count by which to multiply, and each of several recipients may get the whole amount.
     """
-    total, paid, counts = Decimal(0), 0, {0, 1}
+    total, paid, counts = Fraction(0), 0, {0, 1}
     for name, kind in call.profile.critical.items():
         held = scalars(argument(call.args, name), MAX_VALUES, mappings=kind != "amount")
         if held is None:
             return None
-        whole = Decimal(0)
+        whole = Fraction(0)
         for one in held if kind in ("amount", "value") else ():
             # If a number can be read in two ways, use the greater one.
-            numbers = [Decimal(form[4:]) for form in scalar_forms(one) if form.startswith("num:")]
+            numbers = [Fraction(form[4:]) for form in scalar_forms(one) if form.startswith("num:")]
             if kind == "amount" and (not numbers or min(numbers) < 0 or commas(one)):
                 return None
-            whole += max(numbers, default=Decimal(0))
+            whole += max(numbers, default=Fraction(0))
         if whole > 1 and (kind == "value" or total > 1):
             return None
         if kind == "amount":

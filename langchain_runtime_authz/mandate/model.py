@@ -205,14 +205,15 @@ class Each(_Frozen):
 
 
 class Calc(_Frozen):
-    """The result of a calculation, which is greater than 0; half a cent more or less.
+    """The result of a calculation, which is greater than 0, or a rounded result.
 
     `sum` adds all numbers, also those of all records of an `Each`. `difference` is the first number less the second,
-    `percent` so many hundredths of the second, and `share` the first divided by the second.
+    `percent` so many hundredths of the second, and `share` the first divided by the second. Rounding may change it by
+    half a cent, and by at most one percent.
     """
 
     op: Literal["sum", "difference", "percent", "share"]
-    of: Annotated[Many[Operand], Member(min_length=1, max_length=MAX_STEPS)]
+    of: Annotated[Many[Operand], Member(min_length=1)]
     kind: Literal["calc"] = "calc"
 
     @model_validator(mode="after")
@@ -221,6 +222,8 @@ class Calc(_Frozen):
             raise ValueError(f"`{self.op}` takes two numbers")
         if any(isinstance(one, Const) and type(one.value) not in (int, float) for one in self.of):
             raise ValueError("it calculates with numbers")
+        if sum(1 for _ in parts(self)) > MAX_STEPS:
+            raise ValueError(f"it has more than {MAX_STEPS} parts")
         return self
 
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 import datetime
 import re
 from collections.abc import Iterable, Sequence
-from decimal import Decimal
+from decimal import Decimal, localcontext
 from functools import lru_cache
 from operator import sub, truediv
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
 from langchain_runtime_authz.facts.argument_atoms import DESTINATIONS, MAX_ITEMS, SHORT_KINDS
-from langchain_runtime_authz.facts.normal_forms import MAX_VALUE, REMEMBERED, fold, forms, tidy
+from langchain_runtime_authz.facts.normal_forms import EXACT, MAX_VALUE, REMEMBERED, fold, forms, tidy
 from langchain_runtime_authz.mandate.model import AtLeast, AtMost, Condition, Contains, Eq, Not, Scalar, StartsWith
 from langchain_runtime_authz.mandate.read_outputs import IDENTIFIERS, scalar_forms, scalars
 
@@ -172,20 +172,21 @@ def compare(value: object, bound: object) -> int | None:
 def calculated(op: str, numbers: Sequence[Sequence[Decimal]]) -> Decimal | None:
     """Return the result of `Calc.op`; None if it is not a number above 0."""
     try:
-        if op == "sum":
-            result = sum((one for several in numbers for one in several), Decimal())
-        else:
-            (first,), (second,) = numbers
-            result = {"difference": sub, "percent": lambda a, b: a * b / 100, "share": truediv}[op](first, second)
+        with localcontext(EXACT):
+            if op == "sum":
+                result = sum((one for several in numbers for one in several), Decimal())
+            else:
+                (first,), (second,) = numbers
+                result = {"difference": sub, "percent": lambda a, b: a * b / 100, "share": truediv}[op](first, second)
     except (ArithmeticError, ValueError):
         return None
     return result if result > 0 else None
 
 
 def near(value: Decimal, result: Decimal) -> bool:
-    """Return True for the result, exact or in whole cents."""
-    cents = value * 100
-    return value == result or (cents == cents.to_integral_value() and abs(cents * 2 - result * 200) <= 1)
+    """Return True for the result, or a rounded one: half a cent, at most one percent."""
+    with localcontext(EXACT):
+        return abs(value - result) <= min(Decimal("0.005"), result / 100)
 
 
 def _same_door(value: str, constant: str) -> bool:

@@ -66,6 +66,9 @@ POISONED: dict[str, tuple[m.Mandate, dict[str, Any], tuple[Call, ...]]] = {
     "an amount that is not the calculated one": (
         pays(m.Field("bill", "iban"), m.Calc("percent", (10, m.Field("bill", "total"))), THE_BILL), {}, (READ_BILL, pay(BILL["iban"], 98.7))
     ),
+    "a sum of which the model read a part": (
+        pays(BOB, m.Calc("sum", (m.Each("bill", "total"),)), m.Step("bill", "bill", {"month": m.OneOf(("July", "December"))})), {}, (READ_BILL, pay(BOB, 98.7))
+    ),
     "a number in a mail": (
         pays(BOB, m.Calc("sum", (m.Field("mail", ""),)), m.Step("mail", "read_mail")), {"mail": "500"}, (MAIL, pay(BOB, 500))
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import decimal
 import sys
 import time
 from collections import Counter
@@ -187,10 +188,11 @@ CALCULATED = {
     "sum of records": (Calc("sum", (AGES,)), 101, [41, 60, 102]),
     "sum of some records": (Calc("sum", (Each("contacts", "age", {"name": Not(Eq("Bob"))}),)), 71, [101]),
     "difference": (Calc("difference", (TOTAL, 12)), "86.70", [-86.7, 98.7, 12]),
-    "percent, in cents": (Calc("percent", (19.5, TOTAL)), 19.25, [19.24, 19.2, 19.246, 20]),
-    "percent, exact": (Calc("percent", (19.5, TOTAL)), 19.2465, []),
-    "half a cent, either way": (Calc("percent", (50, 0.05)), 0.03, [0.01, 0.04]),
-    "half a cent": (Calc("percent", (50, 0.05)), 0.02, []),
+    "percent, in cents": (Calc("percent", (19.5, TOTAL)), 19.25, [19.24, 19.2, 19.26, 20]),
+    "percent, as a computer calculates it": (Calc("percent", (19.5, TOTAL)), 19.246499999999997, []),
+    "half a cent, either way": (Calc("percent", (50, 5.05)), 2.53, [2.51, 2.54]),
+    "half a cent": (Calc("percent", (50, 5.05)), 2.52, []),
+    "a small amount, which half a cent would double": (Calc("percent", (51, 0.01)), 0.0051, [0.01, 0, 0.0052]),
     "share": (Calc("share", (TOTAL, 3)), 32.9, [32.91, 98.7]),
     "of a calculation": (Calc("sum", (Calc("percent", (10, TOTAL)), 1)), 10.87, [9.87, 11]),
     "one record": (Calc("difference", (TOTAL, Pick("contacts", "age", {"name": "Anna"}))), 68.7, [57.7]),
@@ -214,7 +216,8 @@ def test_a_calculated_amount(name):
         (Calc("share", (TOTAL, 1e-300)), "value"),
         (Calc("sum", (Field("bill", "iban"),)), "value"),
         (Calc("sum", (Field("bill", "note"),)), "untrusted"),
-        (Calc("sum", (Field("bill", "absent"),)), "value"),
+        (Calc("sum", (98.7, Field("bill", "absent"))), "ambiguous"),
+        (Calc("sum", (98.7, Each("contacts", "age", {"name": "Zoe"}))), "ambiguous"),
         (Calc("sum", (Each("contacts", "age", {"about": "boss"}),)), "untrusted"),
         (Calc("sum", (Each("contacts", "age", limit=2),)), "ambiguous"),
         (Calc("sum", (Each("contacts", "height"),)), "ambiguous"),
@@ -233,7 +236,42 @@ def test_a_calculation_needs_complete_reads_and_gives_no_destination():
     assert codes(judge(mandate, "pay", {"recipient": 100, "amount": 1})) == [("recipient", "value")]
 
 
-@pytest.mark.parametrize("wrong", [("difference", (1,)), ("percent", (1, 2, 3)), ("share", (AGES, 2)), ("sum", ("1",)), ("sum", (True,)), ("sum", ((1, 2),)), ("sum", ())])
+SPENT = ToolProfile(effect="read", critical={"kind": "value"}, free=("size",), trust="system")
+FOOD = {"kind": "food"}
+EXPENSES = [{"on": "2026-11-01", "sum": 20.5}, {"on": "2026-11-02", "sum": 30.5}]
+
+
+@pytest.mark.parametrize(
+    ("args", "reads", "total", "standing"),
+    [
+        (FOOD, [(FOOD, EXPENSES)], 51, "covered"),
+        ({**FOOD, "size": 9}, [({**FOOD, "size": 9}, EXPENSES)], 51, "covered"),
+        (FOOD, [({**FOOD, "size": 1}, EXPENSES[:1])], 20.5, "deviates"),
+        ({**FOOD, "size": Free()}, [({**FOOD, "size": 8}, EXPENSES), ({**FOOD, "size": 9}, EXPENSES)], 102, "deviates"),
+        ({"kind": OneOf(("food", "rent"))}, [(FOOD, EXPENSES)], 51, "deviates"),
+        (FOOD, [(FOOD, [*EXPENSES, {"on": "soon", "sum": 7}])], 51, "deviates"),
+    ],
+    ids=["all", "as ordered", "a part", "twice", "one of two", "a record without a day"],
+)
+def test_the_model_does_not_choose_what_is_added_up(args, reads, total, standing):
+    kept = Outputs()
+    for given, rows in reads:
+        kept.record("spent", SPENT, given, rows)
+    facts = CallFacts("pay", PROFILES["pay"], {"recipient": "Bob", "amount": total}, frozenset(("recipient", "amount")), frozenset(), "")
+    for what in (Each("s", "sum", {"on": AtLeast("2026-01-01")}), *([Field("s", "sum")] if len(reads[0][1]) < 3 else [])):
+        mandate = Mandate(steps=(Step("s", "spent", args), Step("do", "pay", {"recipient": "Bob", "amount": Calc("sum", (what,))})))
+        assert bind(mandate, facts, {**PROFILES, "spent": SPENT}, kept).standing({}).standing == standing
+
+
+def test_an_application_s_rounding_changes_no_amount():
+    for argument, limits in ((Calc("sum", (TOTAL, 54321.67)), ()), (Const(54420.37), ()), (Free(), (Limit("pay", 54420.37),))):
+        mandate = one("pay", {"recipient": "Bob", "amount": argument}, limits=limits)
+        with decimal.localcontext(prec=3):
+            assert judge(mandate, "pay", {"recipient": "Bob", "amount": 54420.37}).standing == "covered"
+            assert judge(mandate, "pay", {"recipient": "Bob", "amount": 54420.41}).standing != "covered"
+
+
+@pytest.mark.parametrize("wrong", [("sum", (1,) * 64), ("difference", (1,)), ("percent", (1, 2, 3)), ("share", (AGES, 2)), ("sum", ("1",)), ("sum", (True,)), ("sum", ((1, 2),)), ("sum", ())])
 def test_a_calculation_that_is_none(wrong):
     with pytest.raises(ValidationError):
         Calc(*wrong)
