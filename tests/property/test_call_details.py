@@ -13,6 +13,7 @@ from langchain_runtime_authz.credential.token import Credential, claims_of, seal
 from langchain_runtime_authz.digest import digest
 from langchain_runtime_authz.errors import CredentialError
 from langchain_runtime_authz.mandate import value_matching
+from langchain_runtime_authz.mandate.value_matching import commas
 from langchain_runtime_authz.tool_profile import ToolProfile
 from tests.unit_tests.credential.tokens import a_request
 
@@ -79,10 +80,10 @@ def test_another_argument_is_not(args: dict[str, Any], data: st.DataObject, kind
     name = data.draw(st.sampled_from(sorted(args)))
     value = data.draw(st.sampled_from([far, *near(args[name])]))
     credential = minted(args, dict.fromkeys(args, kind), mode)
-    if not same(args[name], value, kind):
+    if not same(args[name], value, kind) and not (kind == "amount" and commas(value)):  # a token holds the number
         assert not met(credential, {**args, name: value})
     for other, held in args.items():
-        if not same(held, args[name], kind):
+        if not same(held, args[name], kind) and not (kind == "amount" and commas(args[name])):
             assert not met(credential, {other: args[name]})
     assert not met(credential, {**args, "not_an_argument": None})
 

@@ -211,7 +211,7 @@ def test_nothing_is_covered_more_often_than_ordered(mandate, total, data):
         limits = [a.limit for a in step.args.values() if isinstance(a, Each)]
         done[step.id] += 1
         deeds[step.deed or step.id] += 1
-        paid += call[1].get("sum", 0) if call[0] == "pay" else 0
+        paid += float(call[1].get("sum", 0)) if call[0] == "pay" else 0
         if call[0] == "fetch" and not found.spends:
             continue  # one fixed address
         assert done[step.id] <= step.times * min(limits, default=1)

@@ -93,6 +93,8 @@ def test_a_stop_word_anywhere_leaves_no_step(order, stop, data):
     at = data.draw(st.sampled_from([i for i in range(len(order) + 1) if order[i - 1 : i] in ("", " ") or order[i : i + 1] == ""]))
     if order[:at].count('"') % 2:
         return  # what is quoted is a value
+    if stop == "?" and order.startswith("Could you") and at == len(order):
+        return  # a polite order
     assert not steps(f"{order[:at]} {stop} {order[at:]}")
 
 
