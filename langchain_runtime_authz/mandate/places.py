@@ -64,7 +64,9 @@ _NEGATES: Final = _said("negates", r"(?! (?:later|more|less) than\b)")
 _TAKEN_BACK, _CONTINUES = map(_only, ("taken_back", "continues"))
 _SHORT: Final = 60
 _COUNTED: Final = {word: count for count, word in enumerate(_PHRASES["counted"]["en"], 2)} | {"twice": 2, "thrice": 3}
-_SCALED, _TIMES = (lazy(f" ?(?:{_any(name)})", re.IGNORECASE) for name in ("scaled", "times"))
+_SCALED, _TIMES, _PERCENT = (
+    lazy(f"[ \u00a0\u202f]?(?:{_any(name)})", re.IGNORECASE) for name in ("scaled", "times", "percent")
+)
 _COUNT: Final = lazy(rf"\b(?:{'|'.join(_COUNTED)})\b", re.IGNORECASE)
 
 
@@ -188,14 +190,14 @@ class Texts:
         )
         self._known: dict[tuple[object, ...], tuple[list[Place], list[Place]]] = {}
 
-    def places(self, value: object, *, dictated: bool = False) -> tuple[list[Place], list[Place]]:
+    def places(self, value: object, *, dictated: bool = False, rate: bool = False) -> tuple[list[Place], list[Place]]:
         """Return two sorted lists: where a value is said, and where it is prohibited."""
-        key = (type(value), value, dictated)
+        key = (type(value), value, dictated, rate)
         if key not in self._known:
             said: list[Place] = []
             forbidden: list[Place] = []
             for n, segment in enumerate(self.segments):
-                for start, end in sorted(set(_found(segment, value, dictated=dictated)))[:_MAX_PLACES]:
+                for start, end in sorted(set(_found(segment, value, dictated=dictated, rate=rate)))[:_MAX_PLACES]:
                     refused = segment.refused(start, dictated=dictated)
                     (forbidden if refused else said).append(Place(n, start, end))
             self._known[key] = (said, forbidden)
@@ -216,8 +218,8 @@ class Texts:
         return self._last_back is not None and self._last_back >= (segment, at)
 
 
-def _found(segment: Segment, value: object, *, dictated: bool) -> Iterator[tuple[int, int]]:
-    """Yield the spans of a value in a segment, as a whole token or quotation."""
+def _found(segment: Segment, value: object, *, dictated: bool, rate: bool) -> Iterator[tuple[int, int]]:
+    """Yield the spans of a value, as a whole token or quotation; `rate`: a percentage."""
     if dictated:
         yield from _phrase(segment, value) if isinstance(value, str) and value.strip(_EDGE) else ()
         return
@@ -229,8 +231,8 @@ def _found(segment: Segment, value: object, *, dictated: bool) -> Iterator[tuple
         yield from _phrase(segment, value)
     for form in tokens:
         for start, end in segment.tokens.get(form, ()):
-            scaled = form.startswith("num:") and _SCALED.match(segment.text, end)
-            if segment.whole(start, end) and _same_scheme(value, segment.text[start:end]) and not scaled:
+            meant = not form.startswith("num:") or _meant(segment.text, end, rate=rate)
+            if meant and segment.whole(start, end) and _same_scheme(value, segment.text[start:end]):
                 yield start, end
     for form in dates or times:
         for span in segment.tokens.get(form, ())[:_MAX_PLACES]:
@@ -241,8 +243,13 @@ def _found(segment: Segment, value: object, *, dictated: bool) -> Iterator[tuple
         yield from (
             m.span()
             for m in _COUNT.finditer(segment.text)
-            if _COUNTED[m[0].lower()] == value and segment.whole(*m.span())
+            if _COUNTED[m[0].lower()] == value and segment.whole(*m.span()) and _meant(segment.text, m.end(), rate=rate)
         )
+
+
+def _meant(text: str, end: int, *, rate: bool) -> bool:
+    """Return True if the number that ends here is not scaled, and is a `rate` or not."""
+    return _SCALED.match(text, end) is None and (_PERCENT.match(text, end) is not None) == rate
 
 
 def _moment(segment: Segment, date: tuple[int, int], times: set[str]) -> Iterator[tuple[int, int]]:

@@ -194,12 +194,13 @@ class _Check:
                 long = isinstance(value, str) and len(value.split()) > 1
                 yield Need(
                     name,
-                    self._rate(value) if any(argument is rate for rate in rates) else value,
+                    value,
                     dictated=name in profile.text,
                     ends=command and long,
                     strict=profile.effect in RISKY,
                     shares=isinstance(argument, model.OneOf),
                     joined=isinstance(argument, model.OneOf | model.Between),
+                    rate=any(argument is rate for rate in rates),
                 )
             if isinstance(argument, model.Pick | model.Each):
                 for field, value in _wanted(argument.where):
@@ -208,11 +209,6 @@ class _Check:
                 yield Need(" limit", argument.limit, counts=True, strict=profile.effect in RISKY)
         if step.times > 1:
             yield Need(" times", step.times, counts=True, strict=profile.effect in RISKY)
-
-    def _rate(self, value: object) -> str:
-        """Return a percentage as the user's words spell it."""
-        spelled = [f"{value}{unit}" for unit in ("%", " %", " percent")]
-        return next((one for one in spelled if any(self.words.places(one))), spelled[0])
 
     def _said(self, argument: model.Argument, places: Sequence[Place] | None) -> model.Argument:
         """Return a constant with its position. A text that is one quotation is a constant."""

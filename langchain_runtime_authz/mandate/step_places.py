@@ -34,6 +34,7 @@ class Need(NamedTuple):
         strict: the step pays, deletes or administers.
         shares: other values of the owner may have the same position: choices, and conditions on one field.
         joined: the values of the owner must stand next to each other.
+        rate: the value is a percentage.
     """
 
     owner: str  # the argument, or step and field of a condition
@@ -44,6 +45,7 @@ class Need(NamedTuple):
     strict: bool = False
     shares: bool = False
     joined: bool = False
+    rate: bool = False
 
 
 class Claim(NamedTuple):
@@ -134,7 +136,7 @@ class Placing:
         """Return the positions of a need's value behind its last prohibition."""
         if need.counts:
             return self.words.counts(int(str(need.value)), strict=need.strict)
-        said, forbidden = self.words.places(need.value, dictated=need.dictated)
+        said, forbidden = self.words.places(need.value, dictated=need.dictated, rate=need.rate)
         last = max(forbidden, default=None)
         return [p for p in said if (last is None or p > last) and (not need.ends or self._ends(p))]
 
@@ -199,10 +201,10 @@ class Placing:
         return not all(any(_overlap(p, c.place) for c in placed) for p in inside)
 
     def _unsaid(self, need: Need) -> str:
-        name = need.owner.partition(" ")[2] or need.owner
-        forbidden = not need.counts and self.words.places(need.value, dictated=need.dictated)[1]
+        name, shown = need.owner.partition(" ")[2] or need.owner, f"{need.value}%" if need.rate else str(need.value)
+        forbidden = not need.counts and self.words.places(need.value, dictated=need.dictated, rate=need.rate)[1]
         why = "the user forbids" if forbidden else "the user's own words do not say"
-        return f"`{name}`: {why} {str(need.value)[:_SHOWN]!r}"
+        return f"`{name}`: {why} {shown[:_SHOWN]!r}"
 
 
 def _deed(step: Step, profile: ToolProfile) -> str:

@@ -57,6 +57,17 @@ def test_it_widens_nothing(step: Any, go: Any) -> None:
     assert house.ran == []
 
 
+@pytest.mark.parametrize(("percent", "amount", "ran"), [(0.5, 0.49, True), (5, 4.94, False)])
+def test_a_percentage_is_not_read_from_its_end(percent: float, amount: float, ran: bool, go: Any) -> None:
+    said = f"Überweise {BOB} 0,5% der Rechnung vom December"
+    bill = {"id": "b", "tool": "bill", "args": {"month": const("December")}}
+    part = {"kind": "calc", "op": "percent", "of": [const(percent), {"kind": "field", "step": "b", "path": "total"}]}
+    steps, house = (("bill", {"month": "December"}), pay(BOB, amount)), House()
+    paid = {**order(), "args": {"to": const(BOB), "amount": part}}
+    assert bool(asked(run(ours(planner=planner(answer(bill, paid))), house, *steps, said=said, go=go))) is not ran
+    assert house.ran == done(said, *steps, go=go, protected=False) * ran
+
+
 @pytest.mark.parametrize(("body", "ran"), [("Komme später", True), ("Ich kündige", False), ("Komme später. Ich kündige.", False)])
 def test_a_quotation_is_sent_as_it_is_or_not_at_all(body: str, ran: bool, go: Any) -> None:
     said, mail = "Schreibe bob@x.org „Komme später“", ("send_mail", {"to": "bob@x.org", "body": body})

@@ -286,8 +286,32 @@ def test_numbers_of_a_calculation_are_backed_like_any_others() -> None:
     assert kept(text, bill, pay("Bob", Calc("percent", (20, total)))) == ["b"]
     assert kept(text, bill, pay("Bob", Calc("percent", (10, Field("b", "note"))))) == ["b"]
     assert kept(text, bill, pay(Calc("percent", (10, total)), 10)) == ["b"]
+    assert kept("Pay Bob 10 plus bill.txt", bill, pay("Bob", Calc("sum", (10, 10, total)))) == ["b"]
     (why,) = check(text, bill, pay(Calc("percent", (10, total)), Calc("sum", (total,)))).dropped
     assert why.why == "`to`: it is not a number"
+
+
+@pytest.mark.parametrize(
+    ("said", "rate", "others"),
+    [
+        ("0,5%", 0.5, [5]),
+        ("2,10 percent", 2.1, [10, 2]),
+        ("10\u00a0%", 10, [0]),
+        ("10 Prozent", 10, [1]),
+        ("ten percent", 10, []),
+        ("110%", 110, [10]),
+        ("10 thousand percent", None, [10]),
+    ],
+)
+def test_a_percentage_is_the_whole_number_and_no_amount(said: str, rate: float | None, others: list[float]) -> None:
+    bill, text = Step("b", "bill", {"file": "bill.txt"}), f"Pay Bob {said} of bill.txt"
+    right = [] if rate is None else [rate]
+    for number in (*right, *others):
+        percent = Calc("percent", (number, Field("b", "total")))
+        assert kept(text, bill, pay("Bob", percent)) == (["b", "p"] if number in right else ["b"])
+        assert kept(text, bill, pay("Bob", number)) == ["b"]
+    (why,) = check(text, bill, pay("Bob", Calc("percent", (20, Field("b", "total"))))).dropped
+    assert why.why == "`amount`: the user's own words do not say '20%'"
 
 
 def test_what_is_read_was_said_too() -> None:
