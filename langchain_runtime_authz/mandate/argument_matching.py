@@ -14,6 +14,7 @@ from langchain_runtime_authz.facts.json_copy import SHORT
 from langchain_runtime_authz.facts.normal_forms import fold, key, mentions, tidy
 from langchain_runtime_authz.mandate import model
 from langchain_runtime_authz.mandate import read_outputs as reads
+from langchain_runtime_authz.mandate.description import described
 from langchain_runtime_authz.mandate.records import Row, extreme, joined, record_key, rows_of, values_of, within_row
 from langchain_runtime_authz.mandate.text_arguments import MAX_TEXT, borrowed, unbacked
 from langchain_runtime_authz.mandate.value_matching import (
@@ -310,10 +311,10 @@ class Reader:
         given = reading(items[0]) if len(items) == 1 and not commas(items[0]) else None
         result = self._result(argument) if kind in COUNTED else "value"
         if isinstance(result, str):
-            return Finding(result, f"the {argument.op} of what was read")
+            return Finding(result, described(argument))
         if isinstance(given, Decimal) and near(given, result):
             return FITS
-        return Finding("value", f"the {argument.op}, {result:.2f}")
+        return Finding("value", f"{described(argument)}: {result:.2f}")
 
     def _result(self, argument: model.Calc) -> Decimal | str:
         """Return a calculation's result, or the code of a deviation."""
@@ -412,6 +413,7 @@ def _described(argument: model.Argument) -> str:
         model.OneOf: lambda a: f"one of {quoted(a.values)}",
         model.Between: lambda a: f"between {quoted(a.low)} and {quoted(a.high)}",
         model.Within: lambda a: f"inside {quoted(a.prefix)}",
+        model.Calc: described,
     }
     if (known := describe.get(type(argument))) is not None:
         return known(argument)

@@ -9,6 +9,7 @@ from langchain_runtime_authz.mandate import model
 from langchain_runtime_authz.tool_profile import ToolProfile
 
 _LONGEST: Final = 200  # characters shown of one value
+_BETWEEN: Final = {"difference": "less", "percent": "percent of", "share": "divided by"}  # the numbers of a `Calc`
 
 
 def told(mandate: model.Mandate, profiles: Mapping[str, ToolProfile] | None = None) -> list[str]:
@@ -26,7 +27,7 @@ def told(mandate: model.Mandate, profiles: Mapping[str, ToolProfile] | None = No
 def told_step(step: model.Step, profile: ToolProfile | None = None) -> str:
     """Describe a step: `pay: send_money, recipient = Bob (you said it), amount = 45`."""
     parts = [f"{profile.effect}: {step.tool}" if profile is not None else step.tool]
-    parts += [f"{name} = {_argument(argument)}" for name, argument in step.args.items()]
+    parts += [f"{name} = {described(argument)}" for name, argument in step.args.items()]
     each = any(isinstance(argument, model.Each) for argument in step.args.values())
     if step.times > 1:
         parts.append(f"{step.times} times{' each' if each else ''}")
@@ -37,7 +38,8 @@ def told_step(step: model.Step, profile: ToolProfile | None = None) -> str:
     return ", ".join(parts)
 
 
-def _argument(argument: model.Argument) -> str:
+def described(argument: model.Argument) -> str:
+    """Describe an argument, without its name: `10 percent of `total` of `bill``."""
     match argument:
         case model.Const(value=value, said=said):
             values = value if isinstance(value, tuple) else (value,)
@@ -58,7 +60,8 @@ def _argument(argument: model.Argument) -> str:
         case model.Each(step=step, path=path, where=where, limit=limit):
             return f"{_of(path, step)}, of each record{_where(where)}, at most {limit}"
         case model.Calc(op=op, of=of):
-            return f"the {op} of {' and '.join(map(_argument, of))}"
+            parts = [f"({described(one)})" if isinstance(one, model.Calc) else described(one) for one in of]
+            return f"the sum of {', and '.join(parts)}" if op == "sum" else f" {_BETWEEN[op]} ".join(parts)
         case model.Extract(step=step, path=path):
             return f"a value in the text of {_of(path, step)}; you will be shown it"
         case model.Text(quote=quote, inputs=inputs):

@@ -228,6 +228,19 @@ def test_what_cannot_be_calculated_is_asked_about(argument, code):
     assert codes(judge(one("pay", {"recipient": "Bob", "amount": argument}), "pay", {"recipient": "Bob", "amount": 98.7})) == [("amount", code)]
 
 
+@pytest.mark.parametrize(
+    ("argument", "value", "expected"),
+    [
+        (Calc("percent", (10, TOTAL)), 10, "10 percent of `total` of `bill`: 9.87"),
+        (Calc("percent", (10, TOTAL)), "", "10 percent of `total` of `bill`"),
+        (Calc("difference", (10, TOTAL)), 10, "10 less `total` of `bill`"),
+    ],
+)
+def test_an_approver_reads_what_is_calculated(argument, value, expected):
+    (found,) = judge(one("pay", {"recipient": "Bob", "amount": argument}), "pay", {"recipient": "Bob", "amount": value}).deviations
+    assert found.expected == expected
+
+
 def test_a_calculation_needs_complete_reads_and_gives_no_destination():
     mandate = one("pay", {"recipient": "Bob", "amount": Calc("sum", (TOTAL, 1.3))})
     asked = {"recipient": "Bob", "amount": 100}
