@@ -249,8 +249,12 @@ class Reader:
             return False
         for name in choosing(argument):
             path = within_row(row, name)
-            worth = reads.chosen_by(profile, joined(row.base, path), argument.where.get(name, ()))
-            if not self._trusts(argument.step, row.output, worth, values_of(row, path), 1, whole=False):
+            found = values_of(row, path)
+            conditions = (
+                argument.where.get(name, ()) if len(found) == 1 else ()
+            )  # an outsider may list somebody else too
+            worth = reads.chosen_by(profile, joined(row.base, path), conditions)
+            if not self._trusts(argument.step, row.output, worth, found, 1, whole=False):
                 return False
         return True
 

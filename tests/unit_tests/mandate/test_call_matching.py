@@ -298,6 +298,7 @@ TRANSFERS = ToolProfile(effect="read", trust={"": "system", "about": "external"}
     [
         ({"sender": "GB29NWBK60161331926819"}, "covered"),  # nobody else pays from this account
         ({"sender": ("GB29NWBK60161331926819", Contains("GB29"))}, "deviates"),
+        ({"sender": "FR7630006000011234567890189"}, "deviates"),  # the other sender wrote this one
         ({"sender": Contains("GB29")}, "deviates"),
         ({"name": "Ann"}, "deviates"),  # anybody may be called so
         ({"about": "dinner"}, "deviates"),
@@ -308,6 +309,7 @@ def test_a_record_of_one_account(where, standing):
     rows = [
         {"sender": "GB29NWBK60161331926819", "name": "Ann", "about": "dinner", "sum": 20},
         {"sender": "DE89370400440532013000", "name": "Eve", "about": "rent", "sum": 900},
+        {"sender": ["DE89370400440532013000", "FR7630006000011234567890189"], "name": "Eve", "about": "rent", "sum": 20},
     ]
     kept = Outputs()
     kept.record("transfers", TRANSFERS, {}, rows)
