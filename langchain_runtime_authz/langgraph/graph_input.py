@@ -17,7 +17,7 @@ from langchain_runtime_authz.facts.plan import raw_digest
 from langchain_runtime_authz.facts.task import ANSWER, HumanText, content_digest, content_text
 from langchain_runtime_authz.langgraph import messages
 from langchain_runtime_authz.langgraph.checkpoints import WATCHED, said
-from langchain_runtime_authz.langgraph.private_api import is_resume_map
+from langchain_runtime_authz.langgraph.private_api import OURS, is_resume_map
 from langchain_runtime_authz.ledger.base import Approval
 from langchain_runtime_authz.mandate.languages import Language, languages
 from langchain_runtime_authz.pep.approval_hitl import PLAIN, TAKES_ANY, approval_ids, remaining
@@ -85,8 +85,8 @@ def others(channels: Sequence[str]) -> list[str]:
 
 def answered_elsewhere(entry: Entry, state: StateSnapshot) -> Any:
     """Return a resume for questions answered outside the graph, or `None`."""
-    ours = [i.id for i in state.interrupts if i not in open_questions(state, entry.asks, entry.now)]
-    return Command(resume={i: {"decisions": []} for i in ours}) if ours else None
+    ours = [i for i in state.interrupts if i not in open_questions(state, entry.asks, entry.now)]
+    return Command(resume={i.id: _marked([], i.value, i.id) for i in ours}) if ours else None
 
 
 def open_questions(state: StateSnapshot, asks: Sequence[Approval], now: float) -> tuple[Interrupt, ...]:
@@ -153,7 +153,16 @@ def resumed(entry: Entry, given: Command[Any], state: StateSnapshot, *, plain: b
     shown = {i: " ".join(texts_in(v)) for i, v in questions.items()}
     said = {i: _said_more(v, offered[i], shown[i]) for i, v in answered.items() if i not in reviewed}
     yield from reply(entry.run, questions, said, own)
+    answered = {i: _marked(v, questions[i], i) for i, v in answered.items()}
     return given if plain and not by_id else replace(given, resume=answered)
+
+
+def _marked(answer: object, question: Any, interrupt_id: str) -> object:
+    """Mark an answer to a question of ours, so that no question of a node takes it."""
+    # A node may show a child graph's question as its own. Its interrupt has another id.
+    if not (ids := approval_ids(question)) or question.get("interrupt_id") != interrupt_id:
+        return answer
+    return {**(answer if isinstance(answer, Mapping) else {"decisions": answer}), OURS: ids}
 
 
 def _offered(schema: object) -> Iterator[object]:

@@ -17,7 +17,6 @@ from typing import Any, Final
 
 from langchain_core.messages import AIMessage
 from langgraph.errors import GraphBubbleUp, GraphInterrupt, is_invalid_resume
-from langgraph.types import interrupt
 
 from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.errors import Code
@@ -44,9 +43,9 @@ _log = logger(__name__)
 _MAX_WRAPPERS: Final = 1000  # functions followed in one chain of wrappers
 
 # Pause for an approver. Raises `GraphInterrupt` until there is an answer, then returns it.
-Interrupt: Final = Effect(lambda _, value: private.pause(dict(value)))
+Interrupt: Final = Effect(lambda _, value: private.pause(value))
 # The same for a question that a stopped task replaced by another one, which has taken its number.
-AskAgain: Final = Effect(lambda _, value: interrupt(dict(value)))
+AskAgain: Final = Effect(lambda _, value: private.pause(value, approval_hitl.approval_ids(value)))
 
 
 def _decide(run: Run, calls: Sequence[Call], entry: Entry = None) -> Flow[list[DecidedCall]]:
@@ -238,6 +237,8 @@ def _answered(
             return answer
         for number, given in enumerate(scratchpad.resume):
             if private.interrupt_id(config, number) == asked.interrupt_id:
+                if not private.fits(given, approval_hitl.approval_ids(question)):
+                    return (yield (AskAgain, question))
                 taken.append(number)
                 return given
 

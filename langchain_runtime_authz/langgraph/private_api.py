@@ -14,7 +14,7 @@ import itertools
 import operator
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextvars import ContextVar
 from types import FrameType, FunctionType
 from typing import Any, Final, NamedTuple, TypeGuard, TypeVar
@@ -35,6 +35,7 @@ from langgraph._internal._runnable import RunnableCallable, RunnableSeq, is_asyn
 from langgraph._internal._scratchpad import PregelScratchpad
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+from langgraph.config import get_config
 from langgraph.func import _TaskFunction as TaskFunction
 from langgraph.prebuilt.tool_node import ToolNode
 from langgraph.pregel import Pregel, _loop, main
@@ -50,6 +51,7 @@ T = TypeVar("T")
 
 _INNERMOST: Final = ("ToolNode._run_one.<locals>.execute", "ToolNode._arun_one.<locals>.execute")
 _GRAPHS_PER_TOOL: Final = 10_000
+OURS: Final = "answers_approvals"  # a field of each stored answer to a question of ours: the approvals' ids
 
 
 class _Stored:
@@ -207,14 +209,20 @@ def of_execution(parts: dict[Any, Any], config: Mapping[str, Any]) -> tuple[set[
     return known[1], known[2]
 
 
-_pausing: Final = ContextVar("langchain_runtime_authz.pausing", default=False)
+_pausing: Final = ContextVar[Collection[str] | None]("langchain_runtime_authz.pausing", default=())
 
 
-def pause(value: dict[str, Any]) -> Any:
-    """Ask a question of ours, or take the task's next answer, even if it is taken."""
-    before = _pausing.set(True)
+def fits(answer: object, ids: Collection[str]) -> bool:
+    """Return True if an answer is not marked as that of other approvals."""
+    marks = answer.get(OURS) if isinstance(answer, Mapping) else None
+    return not isinstance(marks, list) or not set(ids).isdisjoint(marks)
+
+
+def pause(value: Mapping[str, Any], ids: Collection[str] | None = None) -> Any:
+    """Ask a question of ours, or take the next answer, with `ids` one that fits them."""
+    before = _pausing.set(ids)
     try:
-        return interrupt(value)
+        return interrupt({**value, "interrupt_id": interrupt_id(get_config())})
     finally:
         _pausing.reset(before)
 
@@ -233,9 +241,9 @@ def counting_questions(config: dict[str, Any], place: int | None = None) -> tupl
 
     def counted() -> int:
         asked.append(number := counter())
-        if around or _pausing.get():
+        if around or (ids := _pausing.get()) is None:
             return number
-        if number not in taken:
+        if number not in taken and all(fits(answer, ids) for answer in scratchpad.resume[number : number + 1]):
             taken.append(number)
             return number
         keep_answers(config, scratchpad.resume[: number + 1])

@@ -205,6 +205,32 @@ def test_an_answer_to_the_nodes_question_is_none_to_ours(how: str, answer: Any, 
     assert said == [answer] * 4
 
 
+@pytest.mark.parametrize("corrected", [1, 2, 3])
+def test_an_approval_for_an_older_task_answers_no_question_of_the_node(how: str, corrected: int, protected: bool) -> None:
+    """Each correction voids the approval that is pending, and its answer stays among the task's answers."""
+    node = Node(pays, protected=protected)
+    if not protected:
+        assert node.asked(human(), how=how) == ["first"]
+        assert node.ran == [BOB]
+        return
+    assert node.asked(human(), how=how) == ["pay"]
+    for number in range(corrected):
+        node.authz.correct("t", f"Pay with care {number}", graph=node.graph)
+        assert node.asked(YES, how=how) == ["pay"]
+    assert node.asked(YES, how=how) == ["first"]
+    assert (node.ran, node.heard) == ([BOB], [])
+    assert node.asked(*WORDS, how=how) == ["second"]
+    assert (node.ran, node.heard) == ([BOB], [WORDS])
+
+
+def test_an_answer_that_a_node_passes_on_is_its_own(how: str) -> None:
+    """A node may show the question of another graph as its own, which no approval of its task answers."""
+    shown = {"action_requests": [{"name": "pay", "args": {}, "approval_id": "a", "description": ""}], "interrupt_id": "b"}
+    node = Node(lambda *_: node.heard.append(interrupt(shown)))
+    assert node.asked(human(), YES, *WORDS, how=how) == ["pay", "first", "second"]
+    assert node.heard == [YES, YES, YES, WORDS]
+
+
 def test_another_turn_pays_again(how: str) -> None:
     node = Node(pays, pdp=StaticPDP(True))
     for _ in range(2):
