@@ -120,7 +120,8 @@ def _usage() -> Iterator[None]:
     except UsageError as exc:
         if type(exc).show is not UsageError.show:  # a group without a command shows its help
             raise
-        echo(f"{exc.ctx.get_usage()}\nTry '{exc.ctx.command_path} --help' for help.", err=True)
+        if exc.ctx is not None:  # Click's parser does not know it
+            echo(f"{exc.ctx.get_usage()}\nTry '{exc.ctx.command_path} --help' for help.", err=True)
         fail(ConfigError(exc.format_message().rstrip(".")))
 
 

@@ -38,12 +38,22 @@ class OnToolCalls:
         return {"decision": True}
 
     def evaluate_batch(self, bodies) -> Any:
-        """Ask it about the calls of a message."""
-        return self.real.evaluate_batch(bodies)
+        """Ask it about the calls of a message. A failure is one of each call, not of the node that is entered with them."""
+        calls = [body for body in bodies if _calls(body)]
+        try:
+            answers = self.real.evaluate_batch(calls) if len(calls) > 1 else [self.real.evaluate(calls[0])]
+        except Exception as exc:
+            answers = [exc] * len(calls)
+        return [{"decision": True}] * (len(bodies) - len(calls)) + list(answers)
 
     async def aevaluate_batch(self, bodies) -> Any:
         """Ask it about the calls of a message."""
-        return await self.real.aevaluate_batch(bodies)
+        calls = [body for body in bodies if _calls(body)]
+        try:
+            answers = await self.real.aevaluate_batch(calls) if len(calls) > 1 else [await self.real.aevaluate(calls[0])]
+        except Exception as exc:
+            answers = [exc] * len(calls)
+        return [{"decision": True}] * (len(bodies) - len(calls)) + list(answers)
 
 
 def run_graph(pdp: Any, calls: int, *, asynchronous: bool) -> tuple[list[str], list[Any], list[str], float]:

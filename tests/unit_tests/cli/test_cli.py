@@ -149,6 +149,13 @@ def test_a_wrong_command_line_is_an_error_like_any_other(run: Callable[..., Any]
     assert error.startswith(f"error: config: {says}")
 
 
+def test_an_option_without_its_value(run: Callable[..., Any]) -> None:
+    """Click finds it before it knows the command, so there is no usage to show."""
+    result = run("demo", "--otlp")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert _error(result) == "error: config: Option '--otlp' requires an argument"
+
+
 @pytest.mark.parametrize("line", ["explain 296e3f65", "audit replay audit.jsonl", "kill show"])
 def test_a_command_of_another_group_is_named(line: str) -> None:
     """Every one that has the name, as it is called."""
