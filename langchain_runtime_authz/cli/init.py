@@ -93,8 +93,8 @@ def init(
     if not (yes or answers or (_interactive() and not as_json)):
         why = "`--json` asks nothing" if as_json else "there is no terminal to ask at"
         raise ConfigError(f"{why}; give `--yes`, or `--answers FILE`")
+    kept = load_profiles(file) if file.exists() and file.stat().st_size else {}
     text = file.read_text(encoding="utf-8") if file.exists() else ""
-    kept = load_profiles(file) if text else {}
     given = load_profiles(answers)
     tools = graph_tools(target)
     new = [t for t in tools if t.name not in kept]

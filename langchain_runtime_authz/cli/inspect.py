@@ -216,7 +216,7 @@ def _of_server(file: Path, name: str) -> str:
         config = json.loads(file.read_text(encoding="utf-8"))
         graphs = {n: g if isinstance(g, str) else g["path"] for n, g in config["graphs"].items()}
         dependencies = [str(d) for d in config.get("dependencies", ())]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
         raise ConfigError(
             f"`{file}` names no graphs ({type(exc).__name__}); name a graph, like `my_agent:graph`"
         ) from exc

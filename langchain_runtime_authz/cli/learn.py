@@ -59,8 +59,8 @@ def learn(
     seen = _read(log)
     if not seen:
         raise ConfigError(f"`{log.name}` has no call of a tool; give an audit log or a trace with some")
-    old = profiles.read_text(encoding="utf-8") if profiles.exists() else ""
     declared = load_profiles(profiles) if profiles.exists() else {}
+    old = profiles.read_text(encoding="utf-8") if profiles.exists() else ""
     open_ = {n: s for n, s in seen.items() if n not in declared or declared[n] == load_profiles({n: "ask"})[n]}
     stanzas = {name: _draft(name, one) for name, one in open_.items()}
     mandate = "".join(_steps(seen))

@@ -504,17 +504,27 @@ def test_a_log_that_may_not_be_read_is_one_line(
     assert run("audit", "verify", log[0]).exit_code == 0
 
 
-@pytest.mark.parametrize("command", [("learn", "{}"), ("inspect", "{}"), ("init", "g.py:graph", "--yes", "--write", "{}")])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("learn", "{}"),
+        ("learn", "trace.jsonl", "--profiles", "{}"),
+        ("inspect", "{}"),
+        ("init", "g.py:graph", "--yes", "--write", "{}"),
+    ],
+)
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00\x80", b"[" * 200_000], ids=["binary", "nested"])
 def test_unreadable_files_are_one_line(
     run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], content: bytes
 ) -> None:
-    """Whatever reads them."""
+    """Whatever reads them, and the line names the file."""
     monkeypatch.chdir(tmp_path)
     Path("g.py").write_text("graph = None")
+    Path("trace.jsonl").write_text('{"type": "tool_call", "tool": "add", "args": {}}\n')
     Path("langgraph.json").write_bytes(content)
     result = run(*(word.format("langgraph.json") for word in command))
     assert (result.exit_code, _error(result).startswith("error: ")) == (2, True)
+    assert "langgraph.json" in _error(result)
 
 
 def test_keys_are_made_listed_rotated_and_withdrawn(tmp_path: Path) -> None:
