@@ -276,12 +276,11 @@ class ExchangeAuth(TicketAuth):
         ledger, lease = run.engine.ledger, (run.scope.tenant, run.jti)
         # The provider's token does not name the task, so no service could refuse it after a correction.
         if (yield Perform(ledger.status, ledger.astatus, *lease)) != "live":
-            run.parts.pop("exchanged", None)
+            run.exchanged = None
             raise CredentialError(Code.CREDENTIAL_REVOKED)
-        found, kept = run.parts.get("exchanged", (None, {}))
-        if found != lease:
-            _, kept = run.parts["exchanged"] = (lease, {})
-        return kept  # type: ignore[no-any-return]
+        if (kept := run.exchanged) is None or kept[0] != lease:
+            kept = run.exchanged = (lease, {})
+        return kept[1]  # type: ignore[no-any-return]
 
 
 def _claims(token: str) -> Mapping[str, Any] | None:

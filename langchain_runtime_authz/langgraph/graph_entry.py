@@ -245,12 +245,12 @@ class _Root(Entering[tuple[Any, Any]]):
         # A root config may name a child's checkpoint, from `get_state(subgraphs=True)`.
         below = bool(self.config["configurable"].get("checkpoint_ns")) if resumes else False
         if not below:
-            entry.run.parts["answers by id"] = private.thread_of(self.config)
+            entry.run.keyed_thread = private.thread_of(self.config)
         if self.saver is not None and place is not None and (resumes or given is None or entry.pending):
             # If the config names the newest checkpoint, read it without its id: only then are answered questions left out.
             state = yield checkpoints.read_state(self.graph, self.config if older else place)
         if state is not None and resumes:
-            plain = below or entry.run.parts[ANEW] in {i.id for i in state.interrupts if not approval_ids(i.value)}
+            plain = below or entry.anew in {i.id for i in state.interrupts if not approval_ids(i.value)}
             given = yield from inputs.resumed(entry, given, state, plain=plain, older=older)
         elif state is not None and given is None and not older:
             given = inputs.answered_elsewhere(entry, state)
@@ -284,8 +284,8 @@ class _Root(Entering[tuple[Any, Any]]):
                 )
             except Exception as exc:  # noqa: BLE001  (the run is closed all the same, without the state)
                 _log.warning("the state that run %s left was not read: %s", run.run_id, type(exc).__name__)
-        anew = run.parts.get("asked anew", ())
-        yield from close(run, left, [*over, SetMark(ANEW, *anew)] if len(anew) == 1 else over, edits)
+        over += [SetMark(ANEW, min(run.asked_anew))] if len(run.asked_anew) == 1 else []
+        yield from close(run, left, over, edits)
 
 
 class ChildEntry(Entering[Any]):
@@ -316,7 +316,7 @@ class ChildEntry(Entering[Any]):
             call_id = ticket.call_id if ticket is not None and mine else None
             self.run = yield from open_child(parent, name, kind, call_id=call_id, refuse=self.refuse)
             if not private.lent(self.config):  # a graph on its own thread gets answers without interrupt ids
-                self.run.parts["answers by id"] = None
+                self.run.keyed_thread = None
             given = yield from self._given(self.run)
         except AuthzDenied as denied:
             if ticket is not None:  # a tool called the child, so the tool's message carries the denial
@@ -334,10 +334,7 @@ class ChildEntry(Entering[Any]):
 
     def _over(self, exc: BaseException | None, *, cut: bool) -> Flow[None] | None:
         if isinstance(exc, GraphInterrupt) and exc.args and getattr(self.graph, "checkpointer", None) is False:
-            root = self.parent
-            while root.parent is not None:
-                root = root.parent
-            root.parts.setdefault("asked anew", set()).update(i.id for i in exc.args[0])
+            self.parent.asked_anew.update(i.id for i in exc.args[0])
         return super()._over(exc, cut=cut)
 
     def _leave(self, run: Run, *, raised: bool, cut: bool) -> Flow[None]:

@@ -49,13 +49,13 @@ AskAgain: Final = Effect(lambda _, value: private.pause(value, approval_hitl.app
 
 
 def _decide(run: Run, calls: Sequence[Call], entry: Entry = None) -> Flow[list[DecidedCall]]:
-    known = "schemas" in run.parts or not any(call.profile.ordered for call in calls)
-    return decide_calls(run, calls) if known and entry is None else _decide_first(run, calls, entry, known=known)
+    known = run.schemas_read or not any(call.profile.ordered for call in calls)
+    return decide_calls(run, calls) if known and entry is None else _decide_with_entry(run, calls, entry, known=known)
 
 
-def _decide_first(run: Run, calls: Sequence[Call], entry: Entry, *, known: bool) -> Flow[list[DecidedCall]]:
+def _decide_with_entry(run: Run, calls: Sequence[Call], entry: Entry, *, known: bool) -> Flow[list[DecidedCall]]:
     if not known:
-        run.parts["schemas"] = "read"
+        run.schemas_read = True
         # Build the tools' schemas for mandates in a thread, because this takes milliseconds.
         yield (Block, getattr, run.engine.tools, "signatures")
     decided = yield from decide_calls(run, calls, entry)
@@ -173,7 +173,7 @@ def _ask(
             before = [(a, j) for a, j in before if a.state != "spent" or not j.asks]
         plain = not ((before or any(j.asks for j in judged)) and _drop_plain_answer(run, config))
         rounds = max((a.round for a, _ in before), default=-1) + 1
-        heard, withdrawn = private.of_execution(run.parts, config)  # questions answered, and calls withdrawn, so far
+        heard, withdrawn = private.of_execution(run.heard, config)  # questions answered, and calls withdrawn, so far
         for number in range(max((a.round + 1 for a, _ in before if a.id in heard), default=0), rounds):
             again = [(j, a) for a, j in before if a.round == number]
             answer = yield from _answered(config, approval_hitl.payload(again), again[0][1] if again else None)
@@ -245,10 +245,8 @@ def _answered(
 
 def _drop_plain_answer(run: Run, config: Mapping[str, Any]) -> bool:
     """Return True, and drop a plain answer, if the root entry keys answers by id."""
-    root, thread = run, private.thread_of(config)
-    while root.parent is not None and "answers by id" not in root.parts:
-        root = root.parent
-    if by_id := thread is not None and thread == root.parts.get("answers by id"):
+    thread = private.thread_of(config)
+    if by_id := thread is not None and thread == run.keyed_thread:
         private.drop_plain_answer(config)
     return by_id
 

@@ -199,13 +199,13 @@ def interrupt_id(config: Mapping[str, Any], number: int | None = None) -> str:
     return _interrupt_id(_ns(config), number)
 
 
-def of_execution(parts: dict[Any, Any], config: Mapping[str, Any]) -> tuple[set[str], set[str]]:
+def of_execution(heard: dict[str, Any], config: Mapping[str, Any]) -> tuple[set[str], set[str]]:
     """Return two sets that last for one execution, because a retry counts anew."""
     counter = getattr(scratchpad_of(config), "interrupt_counter", None)
     counter, _ = getattr(counter, "of", (counter, None))
-    known = parts.get(key := ("heard", task_id(config)))
+    known = heard.get(key := task_id(config))
     if known is None or known[0] is not counter:
-        known = parts[key] = (counter, set[str](), set[str]())
+        known = heard[key] = (counter, set[str](), set[str]())
     return known[1], known[2]
 
 

@@ -294,7 +294,7 @@ class _Remote(ChildEntry):
         if (ticket := current_ticket()) is not None:  # so that the token is found if the tool's output holds it
             ticket.track(credential.token)
         self.header = f"Bearer {credential.token}"
-        _places[self.header] = self.profile.url, run.parts["invited"]
+        _places[self.header] = self.profile.url, run.invited
         _watch(self.http)
         return {"Authorization": self.header}
 

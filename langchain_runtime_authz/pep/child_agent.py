@@ -29,7 +29,8 @@ INVOKE: Final = "agent/invoke"
 # Shared by the runs of one root entry.
 _OF_ENTRY: Final = (
     "engine", "scope", "subject", "run_id", "epoch", "started_at", "expires_at", "steps_before", "mandate", "spent_at",
-    "planned", "upstream", "foreign", "handed", "children", "corrected", "seen_from_model",
+    "planned", "upstream", "foreign", "handed", "children", "corrected", "seen_from_model", "keyed_thread",
+    "asked_anew",
 )  # fmt: skip
 
 
@@ -63,7 +64,7 @@ def open_child(
     decision = yield from _invited(parent, opened, changes, refuse)
     if not decision.permit:
         raise AuthzDenied(decision.reason, decision.decision_id)
-    child.parts["invited"] = decision.decision_id
+    child.invited = decision.decision_id
     detail = {"to": name, "kind": opened.kind, "decision_id": decision.decision_id, "jti": child.jti}
     try:
         yield run_event(parent, "delegated", time.time(), detail=detail)
@@ -78,9 +79,9 @@ def open_child(
 def invitation(child: Run, audience: str) -> Flow[Credential]:
     """Mint the credential for the server that runs `child`, for the child's lease."""
     parent = cast("Run", child.parent)
-    task: Task = parent.parts["task"][0]  # the task under which the delegation was decided
+    task: Task = parent.task_part[0]  # the task under which the delegation was decided
     asked = {"audience": audience, "tool": child.agent[-1], "action": INVOKE, "grant": child.grant, "jti": child.jti}
-    return (yield from minted(parent, time.time(), task, child.mandate, child.parts["invited"], **asked))
+    return (yield from minted(parent, time.time(), task, child.mandate, child.invited, **asked))
 
 
 def hand_off(run: Run, opened: Edge) -> Flow[Decision]:

@@ -238,7 +238,5 @@ def _intent(run: Run, decided: DecidedCall) -> str:
     call = decided.call
     if call.plan_id is None:
         return decided.key
-    intent = run.parts.get("intent")
-    if intent is None:
-        intent = run.parts["intent"] = json.dumps(["intent", run.scope[:3], run.subject.principal, run.agent])[:-1]
-    return plan.call_key(intent, call.plan_id, call.position or 0, call.tool, call.args_digest)
+    run.intent = run.intent or json.dumps(["intent", run.scope[:3], run.subject.principal, run.agent])[:-1]
+    return plan.call_key(run.intent, call.plan_id, call.position or 0, call.tool, call.args_digest)

@@ -247,10 +247,8 @@ def _key(run: Run, call: Call, epoch: int) -> str:
     source = f"plan:{call.plan_id}" if call.plan_id is not None else f"call:{call.place}:{call.call_id}"
     if call.plan_id is None and call.place.partition(":")[0]:
         epoch = 0  # a LangGraph task that begins anew makes the same call
-    authority = run.parts.get("authority")
-    if authority is None:
-        authority = run.parts["authority"] = json.dumps([run.scope, run.agent])[:-1]
-    return plan.call_key(f"{authority}, {epoch}", source, call.position or 0, call.tool, call.args_digest)
+    run.authority = run.authority or json.dumps([run.scope, run.agent])[:-1]
+    return plan.call_key(f"{run.authority}, {epoch}", source, call.position or 0, call.tool, call.args_digest)
 
 
 def review_key(run: Run, call: Call, epoch: int) -> str:

@@ -123,9 +123,9 @@ def request_json(
     """Return a request as JSON; `None` if a string has no UTF-8 form."""
     now, steps, edges, zone = int(snapshot.now), snapshot.history, snapshot.edges, run.engine.zone
     try:
-        subject, agent, grant = run.parts.get("run") or _of_run(run)
-        task = run.parts.get("task")
-        if task is None or task[0] is not snapshot.task or task[1] != snapshot.epoch:
+        subject, agent, grant = run.run_part or _of_run(run)
+        task = run.task_part
+        if not task or task[0] is not snapshot.task or task[1] != snapshot.epoch:
             task = _of_task(run, snapshot)
         return orjson.dumps(
             {
@@ -164,7 +164,7 @@ def request_json(
 def _of_run(run: Run) -> tuple[Any, Any, Any]:
     identity = run.engine.identity
     agent = {"path": run.agent, "id": agent_id(identity, run.agent), "attested": identity.attested}
-    found = run.parts["run"] = (
+    found = run.run_part = (
         orjson.Fragment(run.subject.model_dump_json()),
         orjson.Fragment(orjson.dumps(agent)),
         orjson.Fragment(orjson.dumps(run.grant.to_json() if run.grant is not None else None)),
@@ -181,5 +181,5 @@ def _of_task(run: Run, snapshot: Snapshot) -> tuple[Any, int, Any]:
         "text": task.text,
         "corrections": task.corrections,
     }
-    found = run.parts["task"] = (task, snapshot.epoch, orjson.Fragment(orjson.dumps(body)))
+    found = run.task_part = (task, snapshot.epoch, orjson.Fragment(orjson.dumps(body)))
     return found

@@ -289,7 +289,16 @@ class Run:
     lock: threading.Lock = field(default_factory=threading.Lock)
     span: OpenSpan | None = None
     decision_spans: dict[str, Any] = field(default_factory=dict)  # by decision id, to link later spans
-    parts: dict[Any, Any] = field(default_factory=dict)  # cached constant parts of requests and keys
+    authority: str = ""  # start of the ledger keys of this run's calls
+    intent: str = ""  # start of their idempotency keys
+    run_part: tuple[Any, ...] = ()  # a request's subject, agent and grant, as JSON
+    task_part: tuple[Any, ...] = ()  # the task, its epoch, and both as JSON
+    schemas_read: bool = False  # the tools' schemas, for mandates
+    invited: str = ""  # id of the decision that delegated to this run
+    exchanged: tuple[Any, dict[Any, Any]] | None = None  # a lease, and a provider's tokens for it
+    keyed_thread: Any = None  # the thread whose answers the root entry keys by interrupt id
+    heard: dict[str, tuple[Any, set[str], set[str]]] = field(default_factory=dict)  # `of_execution`, by task
+    asked_anew: set[str] = field(default_factory=set)  # questions of child graphs that keep no checkpoints
     guard: Guard = field(init=False)  # the conditions of this run's commits
 
     def __post_init__(self) -> None:

@@ -41,6 +41,7 @@ class Entry(NamedTuple):
     pending: tuple[HumanText, ...]
     asks: tuple[Approval, ...]
     now: float = 0.0
+    anew: str | None = None  # id of the question that a child graph without checkpoints asks anew
 
 
 class Given(NamedTuple):
@@ -170,7 +171,6 @@ def _take_lease(
             # An older run may overwrite these texts in the graph's state, until a run that received them ends.
             opening.append(ledger.AdvanceEpoch(snapshot.epoch, fresh, first=first, deliver=given.kept and not first))
         recall(run, snapshot.marks.get(ORDERED))
-        run.parts[heads.ANEW] = snapshot.marks.get(heads.ANEW)
         marks = ordered.take(run) if ordered is not None else []
         taken = take_lease(run)
         lease: list[ledger.Change] = [taken, *marks]
@@ -198,7 +198,7 @@ def _take_lease(
         if marks and run.mandate is not None:
             yield mandate_event(run, run.mandate)
         count("leases")
-        entry = Entry(run, snapshot.pending, () if rotates else snapshot.asks, done.now)
+        entry = Entry(run, snapshot.pending, () if rotates else snapshot.asks, done.now, snapshot.marks.get(heads.ANEW))
         return entry, _after(snapshot, [*opening[1:], taken], done.now)  # a snapshot does not hold its subject
     raise AuthzDenied(Code.STALE_EPOCH, new_id())
 
