@@ -35,7 +35,8 @@ from langchain_runtime_authz.langgraph.tool_guard import guard_tool
 from langchain_runtime_authz.langgraph.tool_lookup import Profiles, facts_of
 from langchain_runtime_authz.ledger.base import Ledger
 from langchain_runtime_authz.ledger.memory import MemoryLedger
-from langchain_runtime_authz.mandate.model import Mandate, load_mandate
+from langchain_runtime_authz.mandate.mandate_file import load_mandate
+from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pdp.base import PDP, Evaluator
 from langchain_runtime_authz.pep.agents import AgentProfile, load_agents
 from langchain_runtime_authz.pep.call_credential import key_scope

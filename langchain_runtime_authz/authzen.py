@@ -35,7 +35,7 @@ Standing = Literal["told", "known", "outside"]
 ArgumentKind = Literal["principal", "url", "object", "name", "channel", "amount", "place", "value", "when"]
 CallStanding = Literal["covered", "deviates", "forbidden", "outside", "none"]
 _OfValue = Literal["value", "missing", "undeclared", "unordered", "unread", "ambiguous", "untrusted", "extract", "text"]
-DeviationCode = Literal[_OfValue, "spent", "after", "part", "confirm", "limit", "suspended"]
+DeviationCode = Literal[_OfValue, "condition", "spent", "after", "part", "confirm", "limit", "suspended"]
 # The failure behind a deny, by the names of AuthZEN COAZ.
 Failure = Literal["mapping", "pdp", "enforcement"]
 

@@ -86,6 +86,8 @@ class ToolProfile(BaseModel):
         trust: who writes the output; or by field, `{"": external, id: system}`.
         prose: free-text fields. A value inside one is a mention, not an assertion.
         counterparty: fields whose value the other side of a transaction chose.
+        author: the field that says who made a record. In the subject's own records (`Subject.properties["identifiers"]`),
+            no outsider chose a field.
         intent: words by which a user asks for the tool; only `mandate.words` reads them.
         reaches: names of other declared tools that a call can start; the policy decides on the whole chain. Also
             audiences, as URLs, of the services behind the tool, for which a call's token may be exchanged.
@@ -117,6 +119,7 @@ class ToolProfile(BaseModel):
     trust: Trust | dict[str, Trust] = "external"
     prose: Names = ()
     counterparty: Names = ()
+    author: str | None = None
     intent: Names = ()
     reaches: Names = ()
     resource: str | None = None
@@ -149,6 +152,8 @@ class ToolProfile(BaseModel):
                 raise ValueError(f"`{min(both)}` is in `{one}` and in `{other}`")
         if (d := {*self.decisions}) and not {"approve", "reject"} <= d <= {"approve", "edit", "reject", "respond"}:
             raise ValueError("`decisions` holds `approve` and `reject`, and if you like `edit` and `respond`")
+        if self.author is not None and field_trust(self, self.author)[:2] != ("system", False):
+            raise ValueError(f"`author` names `{self.author}`, which the system must write: say so in `trust`")
         self.named()
         return self
 

@@ -37,6 +37,7 @@ DEVIATIONS: Final = {
     "untrusted": "the value is to come from a field that the user can trust",
     "extract": "the value was not found where the order takes it from",
     "text": "the text holds something that the user did not say",
+    "condition": "the condition of the order is not met",
     "spent": "this step of the order is used up",
     "after": "another step of the order comes first",
     "part": "this step of the order is another agent's",

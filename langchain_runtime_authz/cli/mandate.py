@@ -88,7 +88,7 @@ def check(
     runtime-authz mandate check monthly-bills.yaml --profiles profiles.yaml
     """
     from langchain_runtime_authz.mandate.description import told
-    from langchain_runtime_authz.mandate.model import check_mandate, load_mandate
+    from langchain_runtime_authz.mandate.mandate_file import check_mandate, load_mandate
     from langchain_runtime_authz.tool_profile import load_profiles
 
     declared = load_profiles(profiles)
@@ -106,7 +106,7 @@ def schema() -> None:
 
     runtime-authz mandate schema > mandate.schema.json
     """
-    from langchain_runtime_authz.mandate.model import json_schema
+    from langchain_runtime_authz.mandate.mandate_file import json_schema
 
     echo(json.dumps(json_schema(), indent=2))
 

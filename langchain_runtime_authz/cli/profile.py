@@ -139,7 +139,7 @@ def _doubts(file: Path) -> dict[str, int]:
 
 
 def _tested(declared: Mapping[str, ToolProfile], loaded: Mapping[str, Any]) -> list[str]:
-    from langchain_runtime_authz.mandate.model import load_mandate
+    from langchain_runtime_authz.mandate.mandate_file import load_mandate
 
     found = []
     for name, mandate in (loaded.get("mandates") or {}).items():

@@ -37,7 +37,8 @@ from langchain_runtime_authz._validate import read_yaml
 from langchain_runtime_authz.authz import RuntimeAuthz
 from langchain_runtime_authz.demo.agent import agent_graph, converse
 from langchain_runtime_authz.errors import Code, ConfigError
-from langchain_runtime_authz.mandate.model import Mandate, load_mandate
+from langchain_runtime_authz.mandate.mandate_file import load_mandate
+from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.testing.scripted_model import ScriptedChatModel
 from langchain_runtime_authz.tool_profile import load_profiles
 
@@ -190,6 +191,13 @@ def _diagonal(users: Sequence[Any], injections: Sequence[Any]) -> list[tuple[Any
     return [(user, injections[(i + shift) % count]) for shift in range(count) for i, user in enumerate(users)]
 
 
+def customer(env: Any, name: str = "customer") -> dict[str, Any]:
+    """Return the subject of a run, with the user's names in the suite's records."""
+    accounts = (getattr(env, "bank_account", None), getattr(env, "inbox", None))
+    own = [("me", a.iban) if hasattr(a, "iban") else (a.account_email,) for a in accounts if a is not None]
+    return {"type": "user", "id": name, "properties": {"identifiers": [one for each in own for one in each]}}
+
+
 _Case = tuple[Any, Any, dict[str, str]]  # a user task, an injection task or `None`, and the injected texts
 
 
@@ -204,7 +212,7 @@ def _run(suite: Any, authz: RuntimeAuthz | None, case: _Case, looks_away: Callab
     scope: AbstractContextManager[Any] = nullcontext()
     if authz is not None:
         graph = authz.protect(graph)
-        scope = authz.run(subject="customer", task=user.PROMPT, mandate=load_mandates()[user.ID])
+        scope = authz.run(subject=customer(world.before), task=user.PROMPT, mandate=load_mandates()[user.ID])
     person = _User(world, own, looks_away)
     config: RunnableConfig = {"configurable": {"thread_id": uuid.uuid4().hex}, "recursion_limit": 100}
     with scope:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Final, NamedTuple
 
@@ -14,8 +14,17 @@ from langchain_runtime_authz.facts.json_copy import SHORT
 from langchain_runtime_authz.facts.normal_forms import fold, key, mentions, tidy
 from langchain_runtime_authz.mandate import model
 from langchain_runtime_authz.mandate import read_outputs as reads
-from langchain_runtime_authz.mandate.description import described
-from langchain_runtime_authz.mandate.records import Row, extreme, joined, record_key, rows_of, values_of, within_row
+from langchain_runtime_authz.mandate.description import described, holds
+from langchain_runtime_authz.mandate.records import (
+    Row,
+    extreme,
+    joined,
+    made_by,
+    record_key,
+    rows_of,
+    values_of,
+    within_row,
+)
 from langchain_runtime_authz.mandate.text_arguments import MAX_TEXT, borrowed, unbacked
 from langchain_runtime_authz.mandate.value_matching import (
     calculated,
@@ -86,9 +95,9 @@ class Reader:
             return self.text(argument, value)
         items = None if absent(value) else reads.scalars(value, MAX_ITEMS, mappings=False)
         if items == [] or absent(value):
-            return Finding("missing", _described(argument))
+            return Finding("missing", described(argument))
         if items is None:
-            return Finding("value", _described(argument))
+            return Finding("value", described(argument))
         if isinstance(argument, model.Field):
             return self._field(argument, items, kind)
         if isinstance(argument, model.Pick | model.Each):
@@ -97,7 +106,7 @@ class Reader:
             return self._calc(argument, items, kind)
         if isinstance(argument, model.Extract):
             return self._extract(argument, items)
-        return FITS if self._plain(argument, items, kind) else Finding("value", _described(argument))
+        return FITS if self._plain(argument, items, kind) else Finding("value", described(argument))
 
     def _plain(self, argument: model.Argument, items: Sequence[Any], kind: str) -> bool:
         if isinstance(argument, model.Const):
@@ -192,8 +201,7 @@ class Reader:
             values = reads.scalars(reads.nodes_at(output.value, argument.path), MAX_ITEMS, mappings=False)
             if not output.complete or not values:
                 continue
-            worth = reads.worth(output.profile, argument.path)
-            trusted = self._trusts(argument.step, output, worth, values, least)
+            trusted = self._trusts(argument.step, output, self._worth(output, argument.path), values, least)
             if _equal(items, values, kind):
                 if trusted:
                     return FITS
@@ -244,19 +252,41 @@ class Reader:
     def _vouches(self, argument: model.Pick | model.Each, row: Row, values: Sequence[Any], least: int) -> bool:
         """Return True if trusted sources wrote the values and chose the record."""
         profile = row.output.profile
-        worth = reads.worth(profile, joined(row.base, row.path))
-        if not self._trusts(argument.step, row.output, worth, values, least):
-            return False
-        for name in choosing(argument):
-            path = within_row(row, name)
-            found = values_of(row, path)
-            conditions = (
-                argument.where.get(name, ()) if len(found) == 1 else ()
-            )  # an outsider may list somebody else too
-            worth = reads.chosen_by(profile, joined(row.base, path), conditions)
-            if not self._trusts(argument.step, row.output, worth, found, 1, whole=False):
-                return False
-        return True
+        worth = reads.worth(profile, joined(row.base, row.path), mine=row.mine)
+        return self._trusts(argument.step, row.output, worth, values, least) and all(
+            self._decides(argument, row, name) for name in choosing(argument)
+        )
+
+    def _decides(self, choice: model.Pick | model.Each | model.OnlyIf, row: Row, name: str) -> bool:
+        """Return True if a trusted source wrote a field by which records are chosen."""
+        path = within_row(row, name)
+        found = values_of(row, path)
+        conditions = choice.where.get(name, ()) if len(found) == 1 else ()  # an outsider may list somebody else too
+        worth = reads.chosen_by(row.output.profile, joined(row.base, path), conditions, mine=row.mine)
+        return self._trusts(choice.step, row.output, worth, found, 1, whole=False)
+
+    def condition(self, condition: model.OnlyIf) -> Finding:
+        """Return a finding with a code unless the condition surely holds."""
+        outputs, told = self.fitting(condition.step), holds(condition)
+        if not outputs or not all(output.complete and output.value is not None for output in outputs):
+            return Finding("unread", told)
+        if condition.none and not self._settled(condition.step):  # another read may show other records
+            return Finding("ambiguous", told)
+        rows = [row for output in outputs for row in rows_of(output, condition.path, self._own)]
+        met = [[self._met(condition, row, name) for name in condition.where] for row in rows]
+        sure = all(False in fields for fields in met) if condition.none else any(all(fields) for fields in met)
+        return FITS if sure else Finding("condition", told)
+
+    def _met(self, condition: model.OnlyIf, row: Row, name: str) -> bool | None:
+        """Return if a record's field meets its conditions; None if unsure or untrusted."""
+        values = values_of(row, within_row(row, name))
+        found = {meets(each, values) for each in condition.where[name]} if values else {None}
+        if None in found or not self._decides(condition, row, name):
+            return None
+        return False not in found
+
+    def _worth(self, output: reads.Output, path: str) -> int:
+        return reads.worth(output.profile, path, mine=made_by(self._own, output.value, output.profile))
 
     def _chosen(self, argument: model.Pick | model.Each, *, every: bool = False) -> list[Row] | str:
         """Return the chosen records, or a deviation's code; `every`: none may be unsure."""
@@ -272,7 +302,7 @@ class Reader:
             return "unread"
         chosen: list[Row] = []
         for output in outputs:
-            for row in rows_of(output, argument.path):
+            for row in rows_of(output, argument.path, self._own):
                 meeting = [
                     meets(condition, values_of(row, within_row(row, name)))
                     for name, conditions in argument.where.items()
@@ -343,10 +373,10 @@ class Reader:
             if len(outputs) != 1 or not (output := outputs[0]).complete:
                 return "unread"
             values = reads.scalars(reads.nodes_at(output.value, operand.path), MAX_ITEMS, mappings=False) or []
-            listed = any(row.record is not output.value for row in rows_of(output, operand.path))
+            listed = any(row.record is not output.value for row in rows_of(output, operand.path, self._own))
             if not values or (listed and not self._settled(operand.step)):
                 return "ambiguous"
-            if not self._trusts(operand.step, output, reads.worth(output.profile, operand.path), values, 1):
+            if not self._trusts(operand.step, output, self._worth(output, operand.path), values, 1):
                 return "untrusted"
         else:
             rows = self._chosen(operand, every=True)
@@ -408,20 +438,6 @@ def _equal(items: Sequence[Any], ordered: Sequence[Any], kind: str) -> bool:
         and all(any(same(item, one, kind) for one in ordered) for item in items)
         and all(any(same(item, one, kind) for item in items) for one in ordered)
     )
-
-
-def _described(argument: model.Argument) -> str:
-    describe: Mapping[type, Callable[[Any], str]] = {
-        model.Const: lambda a: quoted(a.value),
-        model.Own: lambda _: "one of the user's own identifiers",
-        model.OneOf: lambda a: f"one of {quoted(a.values)}",
-        model.Between: lambda a: f"between {quoted(a.low)} and {quoted(a.high)}",
-        model.Within: lambda a: f"inside {quoted(a.prefix)}",
-        model.Calc: described,
-    }
-    if (known := describe.get(type(argument))) is not None:
-        return known(argument)
-    return f"`{getattr(argument, 'path', '') or 'a value'}` of step `{getattr(argument, 'step', '')}`"
 
 
 def _stands(value: object, text: str) -> bool:

@@ -238,6 +238,8 @@ def bind(
             shape = plan.shape = _shape(step, call.profile)
         deviations, rows = _compare(shape, call, reader)
         deviations += common
+        if step.only_if is not None and (unmet := reader.condition(step.only_if)).code:
+            deviations.append(Deviation("", unmet.code, f"step `{step.id}` only if {unmet.expected}"))
         if call.steps is not None and step.id not in call.steps:
             deviations.append(Deviation("", "part", f"step `{step.id}` to be taken by another agent"))
         confirm = effect in mandate.confirm or step.id in mandate.confirm

@@ -33,6 +33,8 @@ def told_step(step: model.Step, profile: ToolProfile | None = None) -> str:
         parts.append(f"{step.times} times{' each' if each else ''}")
     if step.after is not None:
         parts.append(f"after `{step.after}`")
+    if step.only_if is not None:
+        parts.append(f"only if {holds(step.only_if)}")
     if step.deed is not None:
         parts.append(f"one of the ways to `{step.deed}`")
     return ", ".join(parts)
@@ -71,6 +73,12 @@ def described(argument: model.Argument) -> str:
         case model.Free():
             return "anything"
     raise AssertionError(argument)
+
+
+def holds(condition: model.OnlyIf) -> str:
+    """Describe a condition: `` `day` has no record whose `start` is 12:00 ``."""
+    where = _of(condition.path, condition.step) if condition.path else f"`{condition.step}`"
+    return f"{where} has {'no' if condition.none else 'a'} record{_where(condition.where)}"
 
 
 def _of(path: str, step: str) -> str:

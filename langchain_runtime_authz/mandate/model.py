@@ -5,7 +5,7 @@ the tool may be called. `mandate.call_matching` compares each call with the mand
 plan is what the model intends to do, and a mandate is what was ordered.
 
 The application writes a mandate in Python or YAML, a planner model returns it as JSON, or `mandate.words` reads it from
-the user's messages. All share one JSON form (`json_schema`). Mandates are immutable; equal ones have equal digests.
+the user's messages. All share one JSON form (`mandate_file.json_schema`). Mandates are immutable; equal ones have equal digests.
 A plain value in place of an argument stands for `Const`, and in place of a condition for `Eq`.
 
 Evolution rule: kinds of argument and fields may be added. A new field's default orders no more than before.
@@ -14,20 +14,18 @@ Evolution rule: kinds of argument and fields may be added. A new field's default
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import cached_property, lru_cache
-from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 from pydantic import Field as Member
 from pydantic_core import PydanticSerializationError
 
 from langchain_runtime_authz._display import table
-from langchain_runtime_authz._validate import read_yaml
 from langchain_runtime_authz.digest import MAX_INT, digest, project
-from langchain_runtime_authz.errors import Code, ConfigError, MappingError, wrong_field
-from langchain_runtime_authz.tool_profile import Kind, ToolProfile, as_tuple
+from langchain_runtime_authz.errors import Code, MappingError
+from langchain_runtime_authz.tool_profile import Kind, as_tuple
 
 MAX_STEPS: Final = 64
 MAX_ROWS: Final = 20  # default number of records that one step may act on
@@ -274,6 +272,18 @@ def parts(argument: Argument) -> Iterator[Argument]:
         yield from parts(operand)
 
 
+class OnlyIf(_Frozen):
+    """A condition: a record of a step's output meets `where`.
+
+    With `none`, no record meets it. `path` leads to the list of the records; "" is the output itself.
+    """
+
+    step: Name
+    where: Where = {}
+    none: bool = False
+    path: str = ""
+
+
 class Step(_Frozen):
     """An action that the task orders, or a read whose output later steps use.
 
@@ -284,6 +294,7 @@ class Step(_Frozen):
         times: how many calls it covers; with `Each`, for each record.
         after: the step that must be taken before.
         deed: steps with one deed are alternatives with a common count.
+        only_if: the step is ordered only if this holds.
     """
 
     id: Name
@@ -292,10 +303,13 @@ class Step(_Frozen):
     times: Count = 1
     after: Name | None = None
     deed: Name | None = None
+    only_if: OnlyIf | None = None
 
     @property
     def sources(self) -> Iterator[str]:
-        """Yield the ids of the steps from whose outputs the arguments are read."""
+        """Yield the ids of the steps from whose outputs arguments and condition are read."""
+        if self.only_if is not None:
+            yield self.only_if.step
         for argument in self.args.values():
             if isinstance(argument, Sourced):
                 yield argument.step
@@ -394,46 +408,6 @@ class Mandate(_Frozen):
 @lru_cache(maxsize=256)  # runs of a workflow share a mandate
 def _digest(text: str) -> str:
     return digest(project(json.loads(text)))
-
-
-def json_schema() -> dict[str, Any]:
-    """Return the JSON schema of a mandate, for planners and editors."""
-    return Mandate.model_json_schema()
-
-
-def load_mandate(source: Mandate | Mapping[str, Any] | str | Path) -> Mandate:
-    """Return the mandate of a `Mandate`, of its JSON form, or of a YAML file.
-
-    Raises:
-        ConfigError: code `mandate_invalid`; the message names the wrong field.
-    """
-    if isinstance(source, Mandate):
-        return source
-    where = "mandate"
-    if isinstance(source, str | Path):
-        where, source = Path(source).name, read_yaml(source, Code.MANDATE_INVALID)
-    if not isinstance(source, (dict, Mapping)):
-        raise ConfigError(f"{where}: it has no `steps`", Code.MANDATE_INVALID)
-    try:
-        return Mandate.model_validate(source)
-    except RecursionError as exc:
-        raise ConfigError(f"{where} is nested too deeply", Code.MANDATE_INVALID) from exc
-    except ValidationError as exc:
-        raise ConfigError(f"{where}: {wrong_field(exc)}", Code.MANDATE_INVALID) from exc
-
-
-def check_mandate(mandate: Mandate, profiles: Mapping[str, ToolProfile]) -> Iterator[str]:
-    """Yield a sentence for each error or risk in a mandate for these tools."""
-    for step in mandate.steps:
-        profile = profiles.get(step.tool)
-        if profile is None:
-            yield f"step `{step.id}`: there is no profile of `{step.tool}`"
-            continue
-        if not profile.side_effect:
-            continue
-        for name in (*profile.critical, *profile.when):
-            if isinstance(step.args.get(name), Free):
-                yield f"step `{step.id}`: `{name}` decides what the call hits, and is free"
 
 
 class Dropped(NamedTuple):

@@ -142,9 +142,12 @@ class _Check:
         if isinstance(argument, model.Field | model.Pick | model.Each):
             read = self.profiles[self.kept[argument.step].tool]
             wanted = profile.side_effect and profile.critical.get(name) in DESTINATIONS
-            found = {argument.path: worth(read, argument.path) - (1 if wanted else 0)}
+            mine = read.author is not None  # then each record is looked at when it is read
+            found = {argument.path: worth(read, argument.path, mine=mine) - (1 if wanted else 0)}
             if not isinstance(argument, model.Field):
-                found = {p: chosen_by(read, p, argument.where.get(p, ())) for p in choosing(argument)} | found
+                found = {
+                    p: chosen_by(read, p, argument.where.get(p, ()), mine=mine) for p in choosing(argument)
+                } | found
             for path, value in found.items():
                 if value < 1:
                     return f"outsiders may write the field `{path}` of `{argument.step}`"

@@ -242,7 +242,7 @@ def text_of(value: object) -> str:
     return "\n".join(map(str, scalars(value, 2 * json_copy.MAX_NODES) or ()))
 
 
-def chosen_by(profile: ToolProfile, path: str, conditions: Sequence[object]) -> int:
+def chosen_by(profile: ToolProfile, path: str, conditions: Sequence[object], *, mine: bool = False) -> int:
     """Return the trust of a field that chooses a record by `conditions`.
 
     A counterparty may choose an account, but not somebody else's: where the system writes it, the record of one
@@ -251,14 +251,17 @@ def chosen_by(profile: ToolProfile, path: str, conditions: Sequence[object]) -> 
     field = field_trust(profile, path)
     if field.origin == "system" and field.counterparty and not field.prose and conditions:
         return 1 if all(type(c) is Eq and _identifies(c.value) for c in conditions) else 0
-    return worth(profile, path)
+    return worth(profile, path, mine=mine)
 
 
 def _identifies(value: object) -> bool:
     return any(form.startswith(IDENTIFIERS) for form in scalar_forms(value, said=True))
 
 
-def worth(profile: ToolProfile, path: str) -> int:
-    """Return a field's trust: 2 system, 1 internal, 0 outsider, counterparty or prose."""
+def worth(profile: ToolProfile, path: str, *, mine: bool = False) -> int:
+    """Return a field's trust: 2 system, 1 internal, 0 outsider, counterparty or prose.
+
+    `mine`: the record is the subject's own, so no outsider chose the field.
+    """
     field = field_trust(profile, path)
-    return 0 if field.prose or field.counterparty else _WORTH[field.origin]
+    return max(mine, 0 if field.prose or field.counterparty else _WORTH[field.origin])

@@ -10,6 +10,7 @@ from langchain_runtime_authz.facts.argument_atoms import MAX_ITEMS, SHORT_KINDS
 from langchain_runtime_authz.facts.normal_forms import key
 from langchain_runtime_authz.mandate import read_outputs as reads
 from langchain_runtime_authz.mandate.value_matching import compare
+from langchain_runtime_authz.tool_profile import ToolProfile
 
 
 class Row(NamedTuple):
@@ -19,23 +20,40 @@ class Row(NamedTuple):
     base: str  # path of the list that holds the record
     path: str  # path of the argument's field within the record
     output: reads.Output
+    mine: bool  # True if the subject made the record
 
 
-def rows_of(output: reads.Output, path: str) -> Iterator[Row]:
-    """Yield the items of the first list on `path`, or else the whole output."""
+def rows_of(output: reads.Output, path: str, own: frozenset[str]) -> Iterator[Row]:
+    """Yield the items of the first list on `path`, or else the whole output.
+
+    `own`: the normal forms of the subject's own identifiers.
+    """
     value, base, inner = output.value, [], path.split(".") if path else []
     while isinstance(value, dict) and inner and isinstance(value.get(inner[0]), dict | list):
         value = value[inner[0]]
         base.append(inner.pop(0))
     if isinstance(value, list):
         for record in value:
-            yield Row(record, ".".join(base), ".".join(inner), output)
+            at = ".".join(base)
+            yield Row(record, at, ".".join(inner), output, made_by(own, record, output.profile, at))
     elif output.value is not None:
-        yield Row(output.value, "", path, output)
+        yield Row(output.value, "", path, output, made_by(own, output.value, output.profile))
+
+
+def made_by(own: frozenset[str], record: Any, profile: ToolProfile, base: str = "") -> bool:
+    """Return True if the record's author has one of the identifiers `own`."""
+    if profile.author is None or not own:
+        return False
+    authors = reads.scalars(reads.nodes_at(record, _below(base, profile.author)), 1, mappings=False) or ()
+    return any(not own.isdisjoint(reads.scalar_forms(author)) for author in authors)
 
 
 def within_row(row: Row, name: str) -> str:
-    return name.removeprefix(f"{row.base}.") if row.base else name
+    return _below(row.base, name)
+
+
+def _below(base: str, name: str) -> str:
+    return name.removeprefix(f"{base}.") if base else name
 
 
 def joined(base: str, path: str) -> str:
@@ -68,12 +86,12 @@ def extreme(rows: Sequence[Row], name: str, sign: int) -> list[Row] | None:
 
 def record_key(row: Row) -> str:
     """Return a digest of a record's trusted fields, which outsiders cannot edit."""
-    return key(json.dumps(_core(row.record, row.output, row.base), sort_keys=True))
+    return key(json.dumps(_core(row.record, row, row.base), sort_keys=True))
 
 
-def _core(value: Any, output: reads.Output, path: str) -> Any:
+def _core(value: Any, row: Row, path: str) -> Any:
     if isinstance(value, dict):
-        return {name: _core(inner, output, joined(path, name)) for name, inner in value.items()}
+        return {name: _core(inner, row, joined(path, name)) for name, inner in value.items()}
     if isinstance(value, list):
-        return [_core(inner, output, path) for inner in value]
-    return value if reads.worth(output.profile, path) else None
+        return [_core(inner, row, path) for inner in value]
+    return value if reads.worth(row.output.profile, path, mine=row.mine) else None

@@ -102,7 +102,7 @@ REQUEST_V2 = {
                 "deviations: list[…] = []": {
                     "argument": "str",
                     "code": "'value' | 'missing' | 'undeclared' | 'unordered' | 'unread' | 'ambiguous' | 'untrusted' | 'extract' "
-                    "| 'text' | 'spent' | 'after' | 'part' | 'confirm' | 'limit' | 'suspended'",
+                    "| 'text' | 'condition' | 'spent' | 'after' | 'part' | 'confirm' | 'limit' | 'suspended'",
                 },
             },
             "sink": "'none' | 'internal' | 'external' | null = None",

@@ -25,7 +25,7 @@ from langchain_runtime_authz import RuntimeAuthz, current_call, profile
 from langchain_runtime_authz.cli import app
 from langchain_runtime_authz.credential.keyring import KeyDirectory
 from langchain_runtime_authz.errors import Code, sentence
-from langchain_runtime_authz.mandate.model import load_mandate
+from langchain_runtime_authz.mandate.mandate_file import load_mandate
 from langchain_runtime_authz.testing import ScriptedChatModel
 from langchain_runtime_authz.tool_profile import load_profiles
 from tests import pages

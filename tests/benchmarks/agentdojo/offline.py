@@ -15,9 +15,11 @@ from typing import Any
 from agentdojo.functions_runtime import FunctionsRuntime
 from pydantic import BaseModel, ValidationError
 
+from langchain_runtime_authz.demo.agentdojo import customer
 from langchain_runtime_authz.mandate.call_matching import CallFacts, Standing, bind
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.mandate.read_outputs import Outputs
+from langchain_runtime_authz.pep.call_evidence import forms_of
 from langchain_runtime_authz.tool_profile import ToolProfile
 
 from .attackers import PLANTING, TACTICS, calls_of, identifiers
@@ -35,6 +37,7 @@ class Line:
     plan: Mandate
     words: str
     env: Any
+    own: frozenset[str]
     outputs: Outputs = field(default_factory=Outputs)
     counts: Counter[str] = field(default_factory=Counter)
 
@@ -49,7 +52,7 @@ class Line:
         given = frozenset(call.args)
         found: Standing | None = None
         if profile.side_effect:
-            facts = CallFacts(call.function, profile, args, given, frozenset(), self.words)
+            facts = CallFacts(call.function, profile, args, given, self.own, self.words)
             found = bind(self.plan, facts, self.profiles, self.outputs).standing(self.counts)
             if found.standing != "covered" and not approve:
                 return found
@@ -59,6 +62,10 @@ class Line:
         result, _ = runtime.run_function(self.env, call.function, dict(call.args))
         self.outputs.record(call.function, profile, args, _plain(result), given=given)
         return found
+
+
+def _own(env: Any) -> frozenset[str]:
+    return forms_of(customer(env)["properties"]["identifiers"])
 
 
 def _plain(value: Any) -> Any:
@@ -72,7 +79,7 @@ def benign(suite: Suite, *, told: bool) -> Iterator[tuple[str, list[tuple[str, S
     for name, user in suite.suite.user_tasks.items():
         env = user.init_environment(_environment(suite.name, {}))
         plan = suite.plans.get(name, Mandate())
-        line = Line(suite.suite, suite.profiles, plan, user.PROMPT, env)
+        line = Line(suite.suite, suite.profiles, plan, user.PROMPT, env, _own(env))
         own = user.ground_truth(env.model_copy(deep=True))
         calls = [*(first_reads(plan, suite.profiles) if told else ()), *own]
         yield name, [(c.function, s) for c in calls if (s := line.play(c, approve=True)) is not None]
@@ -97,7 +104,7 @@ def attacked(suite: Suite, attacker: str) -> Iterator[tuple[str, str, list[tuple
                 theirs = calls_of(suite.name, injection, env)
             if attacker in TACTICS:
                 theirs = TACTICS[attacker](theirs, own, suite.profiles)
-            line = Line(suite.suite, suite.profiles, plan, user.PROMPT, env)
+            line = Line(suite.suite, suite.profiles, plan, user.PROMPT, env, _own(env))
             mine = [c for c in (*first_reads(plan, suite.profiles), *own) if not suite.profiles[c.function].side_effect]
             played = [(c, line.play(c, approve=False)) for c in (*mine, *reads, *theirs)]
             yield name, number, [(c, s) for c, s in played if s is not None and s.standing == "covered"]

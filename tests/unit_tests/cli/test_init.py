@@ -19,7 +19,7 @@ from langchain_runtime_authz.audit.sinks import FileSink
 from langchain_runtime_authz.cli import app
 from langchain_runtime_authz.cli._app import flow
 from langchain_runtime_authz.langgraph.tool_lookup import Profiles
-from langchain_runtime_authz.mandate.model import load_mandate
+from langchain_runtime_authz.mandate.mandate_file import load_mandate
 from langchain_runtime_authz.pdp.base import ObserveOnly
 from langchain_runtime_authz.pdp.wasm import WasmPDP
 from langchain_runtime_authz.tool_profile import UNPROFILED, load_profiles

@@ -21,7 +21,7 @@ from langchain_runtime_authz.credential.keyring import KeyRing
 from langchain_runtime_authz.credential.token import TokenRequest
 from langchain_runtime_authz.errors import CredentialError, LedgerError
 from langchain_runtime_authz.ledger.memory import MemoryLedger
-from langchain_runtime_authz.mandate.model import load_mandate
+from langchain_runtime_authz.mandate.mandate_file import load_mandate
 from langchain_runtime_authz.testing import StaticPDP
 from tests.attack._graphs import call, hand_written, human, replying
 

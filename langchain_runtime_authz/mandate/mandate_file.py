@@ -1,0 +1,54 @@
+"""Read a mandate from a file or its JSON form, and check it against profiles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from langchain_runtime_authz._validate import read_yaml
+from langchain_runtime_authz.errors import Code, ConfigError, wrong_field
+from langchain_runtime_authz.mandate.model import Free, Mandate
+from langchain_runtime_authz.tool_profile import ToolProfile
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON schema of a mandate, for planners and editors."""
+    return Mandate.model_json_schema()
+
+
+def load_mandate(source: Mandate | Mapping[str, Any] | str | Path) -> Mandate:
+    """Return the mandate of a `Mandate`, of its JSON form, or of a YAML file.
+
+    Raises:
+        ConfigError: code `mandate_invalid`; the message names the wrong field.
+    """
+    if isinstance(source, Mandate):
+        return source
+    where = "mandate"
+    if isinstance(source, str | Path):
+        where, source = Path(source).name, read_yaml(source, Code.MANDATE_INVALID)
+    if not isinstance(source, (dict, Mapping)):
+        raise ConfigError(f"{where}: it has no `steps`", Code.MANDATE_INVALID)
+    try:
+        return Mandate.model_validate(source)
+    except RecursionError as exc:
+        raise ConfigError(f"{where} is nested too deeply", Code.MANDATE_INVALID) from exc
+    except ValidationError as exc:
+        raise ConfigError(f"{where}: {wrong_field(exc)}", Code.MANDATE_INVALID) from exc
+
+
+def check_mandate(mandate: Mandate, profiles: Mapping[str, ToolProfile]) -> Iterator[str]:
+    """Yield a sentence for each error or risk in a mandate for these tools."""
+    for step in mandate.steps:
+        profile = profiles.get(step.tool)
+        if profile is None:
+            yield f"step `{step.id}`: there is no profile of `{step.tool}`"
+            continue
+        if not profile.side_effect:
+            continue
+        for name in (*profile.critical, *profile.when):
+            if isinstance(step.args.get(name), Free):
+                yield f"step `{step.id}`: `{name}` decides what the call hits, and is free"

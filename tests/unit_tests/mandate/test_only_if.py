@@ -1,0 +1,167 @@
+"""A condition holds only if complete reads and trusted fields show it; a record's author decides who chose its fields."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from langchain_runtime_authz.facts.normal_forms import forms
+from langchain_runtime_authz.mandate.call_matching import CallFacts, bind
+from langchain_runtime_authz.mandate.description import told_step
+from langchain_runtime_authz.mandate.model import (
+    AtLeast,
+    AtMost,
+    Contains,
+    Each,
+    Eq,
+    Field,
+    Mandate,
+    Not,
+    OneOf,
+    OnlyIf,
+    Pick,
+    Step,
+)
+from langchain_runtime_authz.mandate.read_outputs import Outputs
+from langchain_runtime_authz.tool_profile import ToolProfile
+
+ME, EVE = "DE89370400440532013000", "DE21500105179625862911"
+PROFILES = {
+    "pay": ToolProfile(effect="pay", critical={"to": "principal", "amount": "amount"}),
+    "day": ToolProfile(effect="read", critical={"date": "value"}, free=("page_size",), trust={"": "internal", "about": "external"}),
+    "history": ToolProfile(
+        effect="read", trust={"": "system", "about": "external"}, prose=("about",), counterparty=("sender", "items.sender"), author="sender"
+    ),
+    "mails": ToolProfile(effect="read", trust={"": "system", "items.about": "external"}, author="items.sender"),
+}
+DAY = Step("day", "day", {"date": "2026-05-19"})
+FREE = {"start": Not(AtLeast("2026-05-19 13:00")), "end": Not(AtMost("2026-05-19 12:00"))}
+EARLY = {"start": "2026-05-19 10:00", "end": "2026-05-19 12:00", "about": "x"}
+LUNCH = {"start": "2026-05-19 12:30", "end": "2026-05-19 13:30", "about": "x"}
+
+
+def standing(step, *reads, steps=(DAY,), to="Bob"):
+    outputs = Outputs()
+    for tool, args, output in reads:
+        outputs.record(tool, PROFILES[tool], args, output)
+    facts = CallFacts("pay", PROFILES["pay"], {"to": to, "amount": 5}, frozenset({"to", "amount"}), frozenset(forms(ME)), "")
+    return bind(Mandate(steps=(*steps, step)), facts, PROFILES, outputs).standing({})
+
+
+def only_if(*condition, **more):
+    return Step("do", "pay", {"to": "Bob", "amount": 5}, only_if=OnlyIf("day", *condition, **more))
+
+
+def read(*records, **args):
+    return ("day", {"date": "2026-05-19", **args}, list(records))
+
+
+@pytest.mark.parametrize(
+    ("condition", "reads", "code"),
+    [
+        (only_if(FREE, none=True), [read(EARLY)], ""),
+        (only_if(FREE, none=True), [read()], ""),
+        (only_if(FREE, none=True), [read(EARLY, LUNCH)], "condition"),
+        (only_if(FREE, none=True), [read({"start": "noon", "end": "2026-05-19 12:30"})], "condition"),  # not a time
+        (only_if(FREE, none=True), [read({"about": "busy"})], "condition"),  # no field
+        (only_if(FREE, none=True), [], "unread"),
+        (only_if(FREE, none=True), [read("none found")], "condition"),
+        (only_if(FREE, none=True), [("day", {"date": "2026-05-19"}, None)], "unread"),
+        (only_if(FREE, none=True), [("day", {"date": "2026-05-20"}, [])], "unread"),
+        (only_if(FREE, none=True), [read(EARLY, LUNCH), read(EARLY)], "condition"),  # the first read counts
+        (only_if(FREE, none=True), [read(EARLY, page_size=1)], "ambiguous"),  # the model chose how much it shows
+        (only_if({"about": "y"}, none=True), [read(EARLY)], "condition"),  # outsiders write it
+        (only_if({}, none=True), [read()], ""),
+        (only_if({}, none=True), [read(EARLY)], "condition"),
+        (only_if({"start": AtLeast("2026-05-19 12:00")}), [read(EARLY, LUNCH)], ""),
+        (only_if({"start": AtLeast("2026-05-19 12:00")}), [read(EARLY)], "condition"),
+        (only_if({"start": AtLeast("2026-05-19 12:00")}), [read()], "condition"),
+        (only_if({"about": "x"}), [read(EARLY)], "condition"),  # outsiders write it
+        (only_if({}), [read(EARLY)], ""),
+        (only_if({"start": "2026-05-19 10:00"}, path="items"), [("day", {"date": "2026-05-19"}, {"items": [EARLY]})], ""),
+        (only_if({"open": True}), [("day", {"date": "2026-05-19"}, {"open": True})], ""),
+    ],
+)
+def test_conditions(condition, reads, code):
+    found = standing(condition, *reads)
+    assert (found.standing, [d.code for d in found.deviations]) == (("deviates", [code]) if code else ("covered", []))
+
+
+def test_no_record_needs_reads_that_the_mandate_chose():
+    either = Step("day", "day", {"date": OneOf(("2026-05-19", "2026-05-20"))})
+    assert [d.code for d in standing(only_if(FREE, none=True), read(), steps=(either,)).deviations] == ["ambiguous"]
+
+
+def test_what_a_side_effect_wrote_meets_no_condition():
+    outputs = Outputs()
+    outputs.claimed({"start": LUNCH["start"]})
+    outputs.record("day", PROFILES["day"], {"date": "2026-05-19"}, [LUNCH])
+    facts = CallFacts("pay", PROFILES["pay"], {"to": "Bob", "amount": 5}, frozenset({"to", "amount"}), frozenset(), "")
+    mandate = Mandate(steps=(DAY, only_if({"start": AtLeast("2026-05-19 12:00")})))
+    assert bind(mandate, facts, PROFILES, outputs).standing({}).standing == "deviates"
+
+
+def test_a_condition_names_an_earlier_step_and_is_told():
+    with pytest.raises(ValidationError, match="not an earlier step"):
+        Mandate(steps=(only_if({}),))
+    free = {"start": Eq("12:00")}
+    assert told_step(only_if(free, none=True)).endswith("only if `day` has no record whose `start` is 12:00")
+    assert told_step(only_if({}, path="items")).endswith("only if `items` of `day` has a record")
+
+
+def test_a_mandate_without_a_condition_keeps_its_json_form():
+    """Its digest is in ledgers and tokens."""
+    assert "only_if" not in Mandate(steps=(DAY,)).to_json()["steps"][0]
+
+
+OWN = {"sender": ME, "to": "Bob", "about": "Spotify", "date": "2026-03-01"}
+THEIRS = {"sender": EVE, "to": EVE, "about": "Spotify", "date": "2026-01-01"}
+HISTORY = Step("history", "history")
+
+
+def paid(pick, *records, to="Bob", tool="history"):
+    return standing(Step("do", "pay", {"to": pick, "amount": 5}), (tool, {}, *records), steps=(Step("history", tool),), to=to)
+
+
+BY_TEXT = Pick("history", "to", {"about": Contains("Spotify")}, max="date")
+
+
+@pytest.mark.parametrize(
+    ("pick", "records", "code"),
+    [
+        (BY_TEXT, [OWN, THEIRS], ""),
+        (BY_TEXT, [{**OWN, "sender": EVE}], "untrusted"),
+        (BY_TEXT, [{**OWN, "sender": [ME, EVE]}], "untrusted"),
+        (BY_TEXT, [{**OWN, "sender": {"me": ME}}], "untrusted"),
+        (BY_TEXT, [{k: v for k, v in OWN.items() if k != "sender"}], "untrusted"),
+        (BY_TEXT, [OWN, {**THEIRS, "date": "2026-04-01", "to": "Bob"}], "untrusted"),  # the outsider's is the newest
+        (Each("history", "to", {"about": Contains("Spotify")}), [OWN, THEIRS], ""),
+        (Each("history", "to", {"about": Contains("Spotify")}), [{**THEIRS, "to": "Bob"}], "untrusted"),
+        (Pick("history", "about", {"to": "Bob"}), [{**OWN, "about": "Bob"}], "untrusted"),  # a destination needs more
+        (Field("history", "to"), {**OWN, "sender": EVE}, ""),  # the system writes it
+    ],
+)
+def test_who_made_a_record_decides_who_chose_its_fields(pick, records, code):
+    found = paid(pick, records)
+    assert [d.code for d in found.deviations] == ([code] if code else [])
+
+
+def test_an_author_inside_of_listed_records():
+    pick = Pick("history", "items.to", {"items.about": Contains("Spotify")})
+    assert paid(pick, {"items": [OWN]}, tool="mails").standing == "covered"
+    assert paid(pick, {"items": [{**OWN, "sender": EVE}]}, tool="mails").standing == "deviates"
+    assert paid(pick, {"sender": ME, "items": [{**OWN, "sender": EVE}]}, tool="mails").standing == "deviates"
+
+
+def test_own_records_with_different_texts_are_different():
+    """One of them must not stand for the other."""
+    pick = Pick("history", "about", {"to": "Bob"})
+    step = Step("do", "pay", {"to": "Bob", "amount": pick})
+    found = standing(step, ("history", {}, [{**OWN, "about": "5"}, {**OWN, "about": "6"}]), steps=(HISTORY,))
+    assert [(d.argument, d.code) for d in found.deviations] == [("amount", "ambiguous")]
+
+
+@pytest.mark.parametrize("more", [{"trust": "external"}, {"trust": {"": "system", "sender": "internal"}}, {"trust": "system", "prose": ("sender",)}])
+def test_an_author_is_a_field_of_the_system(more):
+    with pytest.raises(ValidationError, match="which the system must write"):
+        ToolProfile(effect="read", author="sender", **more)
