@@ -325,17 +325,10 @@ class LedgerRules(LedgerHarness):
         self.do(EndLease(ended.jti, "ended"), _claim("taken", lease), SpendBudget("full", 1))
         self.do(SpendRate("full", 60, 1), Revoke(("root", "bad")))
         others: tuple[Change, ...] = (
-            AdvanceEpoch(1, (_said("new"),), deliver=True),
-            RecordPlan(_plan("m1")),
-            RecordEdge(_edge("a", "b")),
-            _claim("k", lease, tokens=(unique(),)),
-            _ask("q"),
-            SpendBudget("pay", 1),
-            SpendRate("pay", 60, 1),
+            AdvanceEpoch(1, (_said("new"),), deliver=True), RecordPlan(_plan("m1")), RecordEdge(_edge("a", "b")),
+            _claim("k", lease, tokens=(unique(),)), _ask("q"), SpendBudget("pay", 1), SpendRate("pay", 60, 1),
             RecordStep(call="pay", effect="pay", denials=1, data_class="secret", recent="pay"),
-            ConcludeCall("c", "done", "1"),
-            EndLease(lease.jti, "ended"),
-            Revoke(ROOT),
+            ConcludeCall("c", "done", "1"), EndLease(lease.jti, "ended"), Revoke(ROOT),
         )
         refused: tuple[tuple[Code, Change], ...] = (
             (Code.SUBJECT_MISMATCH, OpenThread("user:mallory")),
@@ -456,10 +449,8 @@ class LedgerRules(LedgerHarness):
         self.approved("k")
         self.do(_ask("q", needed=2))
         once: tuple[tuple[Code, Change], ...] = (
-            (Code.CALL_IN_PROGRESS, _claim("k", lease)),
-            (Code.APPROVAL_VOID, _answer("q")),
-            (Code.APPROVAL_VOID, SpendApproval("k", DIGEST)),
-            (Code.BUDGET_EXHAUSTED, SpendBudget("pay", 1)),
+            (Code.CALL_IN_PROGRESS, _claim("k", lease)), (Code.APPROVAL_VOID, _answer("q")),
+            (Code.APPROVAL_VOID, SpendApproval("k", DIGEST)), (Code.BUDGET_EXHAUSTED, SpendBudget("pay", 1)),
             (Code.RATE_EXCEEDED, SpendRate("pay", 60, 1)),
         )
         for code, change in once:

@@ -134,14 +134,8 @@ def test_a_denial_tells_a_model_nothing() -> None:
 def test_the_tree_of_exceptions() -> None:
     """One base for all of them; and a denial is no configuration error."""
     tree = {
-        AuthzError: Exception,
-        ConfigError: AuthzError,
-        AlreadyProtected: ConfigError,
-        MappingError: AuthzError,
-        CredentialError: AuthzError,
-        PDPError: AuthzError,
-        AuditError: AuthzError,
-        LedgerError: AuthzError,
+        AuthzError: Exception, ConfigError: AuthzError, AlreadyProtected: ConfigError, MappingError: AuthzError,
+        CredentialError: AuthzError, PDPError: AuthzError, AuditError: AuthzError, LedgerError: AuthzError,
         AuthzDenied: AuthzError,
     }
     for error, base in tree.items():

@@ -39,22 +39,17 @@ from langchain_runtime_authz.telemetry import spans as telemetry
 from langchain_runtime_authz.telemetry.spans import record_decision
 
 PERMIT = Decision(
-    outcome="permit",
-    decision_id="d-1",
-    obligations=(Obligation(id="o", type="redact"), Obligation(id="p", type="rate_limit")),
-    policy_revision="r1",
+    outcome="permit", decision_id="d-1",
+    obligations=(Obligation(id="o", type="redact"), Obligation(id="p", type="rate_limit")), policy_revision="r1",
 )
 REQUEST = EvaluationRequest(
     subject=Subject(type="user", id="alice"),
     action=Action(name="tools/call"),
     resource=Resource(type="tool", id="pay", properties={"target": "SECRET"}),
     context=Context(
-        now=1,
-        task=TaskContext(id="t", epoch=3, digest="d", text="SECRET", corrections=0),
-        agent=AgentContext(path=["root", "payer"], id="agent-id"),
-        delegation=DelegationContext(depth=1),
-        history=HistoryContext(),
-        lease=LeaseContext(jti="SECRET", epoch=3, exp=2),
+        now=1, task=TaskContext(id="t", epoch=3, digest="d", text="SECRET", corrections=0),
+        agent=AgentContext(path=["root", "payer"], id="agent-id"), delegation=DelegationContext(depth=1),
+        history=HistoryContext(), lease=LeaseContext(jti="SECRET", epoch=3, exp=2),
         call=CallContext(id="call_1", args={"to": "SECRET"}, args_digest="d"),
     ),
 )
@@ -76,9 +71,7 @@ class Run(SimpleNamespace):
 
 
 OF_RUN = {
-    "gen_ai.agent.name": "payer",
-    "gen_ai.agent.id": "root:payer",
-    "gen_ai.conversation.id": "thread-1",
+    "gen_ai.agent.name": "payer", "gen_ai.agent.id": "root:payer", "gen_ai.conversation.id": "thread-1",
     "runtime_authz.run.id": "r-1",
 }
 
@@ -130,29 +123,18 @@ def test_a_permit_is_a_span(exporter: InMemorySpanExporter) -> None:
     got = attributes(only(exporter))
     digest = got.pop("runtime_authz.request.hash")
     expected = {
-        "openinference.span.kind": "GUARDRAIL",
-        "runtime_authz.action": "tools/call",
-        "runtime_authz.resource": "pay",
-        "gen_ai.tool.name": "pay",
-        "gen_ai.tool.call.id": "call_1",
-        "runtime_authz.decision": "permit",
-        "runtime_authz.decision.id": "d-1",
-        "runtime_authz.policy.revision": "r1",
-        "runtime_authz.pdp": "wasm",
-        "runtime_authz.obligation.types": ("rate_limit", "redact"),
-        "runtime_authz.subject.type": "user",
-        "runtime_authz.actor.id": "agent-id",
-        "runtime_authz.delegation.depth": 1,
-        "runtime_authz.credential.epoch": 3,
+        "openinference.span.kind": "GUARDRAIL", "runtime_authz.action": "tools/call", "runtime_authz.resource": "pay",
+        "gen_ai.tool.name": "pay", "gen_ai.tool.call.id": "call_1", "runtime_authz.decision": "permit",
+        "runtime_authz.decision.id": "d-1", "runtime_authz.policy.revision": "r1", "runtime_authz.pdp": "wasm",
+        "runtime_authz.obligation.types": ("rate_limit", "redact"), "runtime_authz.subject.type": "user",
+        "runtime_authz.actor.id": "agent-id", "runtime_authz.delegation.depth": 1, "runtime_authz.credential.epoch": 3,
         **OF_RUN,
     }
     assert expected == got
     assert len(digest) == 64
     done = only(exporter)
     assert (done.name, done.kind, done.status.status_code) == (
-        "authorize pay",
-        trace.SpanKind.INTERNAL,
-        StatusCode.UNSET,
+        "authorize pay", trace.SpanKind.INTERNAL, StatusCode.UNSET,
     )
     assert done.start_time == 1
     assert "SECRET" not in done.to_json()
@@ -202,12 +184,8 @@ def test_a_tool_run_is_a_span(exporter: InMemorySpanExporter) -> None:
         pass
     full, bare = exporter.get_finished_spans()
     expected = {
-        "gen_ai.operation.name": "execute_tool",
-        "gen_ai.tool.type": "function",
-        "gen_ai.tool.name": "pay",
-        "gen_ai.tool.call.id": "call_1",
-        "runtime_authz.decision.id": "d-1",
-        **OF_RUN,
+        "gen_ai.operation.name": "execute_tool", "gen_ai.tool.type": "function", "gen_ai.tool.name": "pay",
+        "gen_ai.tool.call.id": "call_1", "runtime_authz.decision.id": "d-1", **OF_RUN,
     }
     assert expected == attributes(full)
     assert full.name == "execute_tool pay"

@@ -151,22 +151,12 @@ def test_an_undeclared_field_means_the_risky_thing() -> None:
 @pytest.mark.parametrize(
     ("fields", "field"),
     [
-        ({"effect": "delet"}, "effect"),
-        ({"effect": None}, "effect"),
-        ({"sink": "outside"}, "sink"),
-        ({"critical": ["to"]}, "critical"),
-        ({"critical": {"to": "person"}}, "critical.to"),
-        ({"trust": "yes"}, "trust"),
-        ({"data_class": 1}, "data_class"),
-        ({"audience": "https://bank.example"}, "audience"),
-        ({"audience": [1]}, "audience.0"),
-        ({"idempotent": "yes"}, "idempotent"),
-        ({"idempotent": 1}, "idempotent"),
-        ({"digest": 5}, "digest"),
-        ({"idempotant": True}, "idempotant"),
-        ("read", "read"),
-        (None, "profile"),
-        (["read"], "profile"),
+        ({"effect": "delet"}, "effect"), ({"effect": None}, "effect"), ({"sink": "outside"}, "sink"),
+        ({"critical": ["to"]}, "critical"), ({"critical": {"to": "person"}}, "critical.to"),
+        ({"trust": "yes"}, "trust"), ({"data_class": 1}, "data_class"),
+        ({"audience": "https://bank.example"}, "audience"), ({"audience": [1]}, "audience.0"),
+        ({"idempotent": "yes"}, "idempotent"), ({"idempotent": 1}, "idempotent"), ({"digest": 5}, "digest"),
+        ({"idempotant": True}, "idempotant"), ("read", "read"), (None, "profile"), (["read"], "profile"),
     ],
 )
 def test_a_wrong_field_is_named(tmp_path: Path, fields: Any, field: str) -> None:
@@ -182,25 +172,11 @@ def test_a_wrong_field_is_named(tmp_path: Path, fields: Any, field: str) -> None
 @pytest.mark.parametrize(
     "text",
     [
-        "",
-        "null",
-        "[]",
-        "tools",
-        "tools:",
-        "tools: []",
-        "tools: {pay: {effect: pay}}\nother: 1",
-        "Tools: {}",
-        "pay: {effect: pay}",
-        "tools: {pay: {effect: pay}",
-        "tools: *nothing",
-        "tools: !!python/object/apply:os.system [true]",
-        "tools: {pay: {digest: 2026-99-99}}",
-        "tools: " + "[" * 20_000,
-        "tools: {no: {effect: read}}",
-        "tools: {1: {effect: read}}",
-        "tools: {null: {effect: read}}",
-        "tools: {}\n---\ntools: {}",
-        "\x00",
+        "", "null", "[]", "tools", "tools:", "tools: []", "tools: {pay: {effect: pay}}\nother: 1", "Tools: {}",
+        "pay: {effect: pay}", "tools: {pay: {effect: pay}", "tools: *nothing",
+        "tools: !!python/object/apply:os.system [true]", "tools: {pay: {digest: 2026-99-99}}", "tools: " + "[" * 20_000,
+        "tools: {no: {effect: read}}", "tools: {1: {effect: read}}", "tools: {null: {effect: read}}",
+        "tools: {}\n---\ntools: {}", "\x00",
     ],
 )
 def test_a_wrong_file_is_named(tmp_path: Path, text: str) -> None:
@@ -267,12 +243,8 @@ def test_an_instance_in_metadata_is_a_declaration() -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        {"effect": "read", "sink": "none", "trust": "system", "idempotent": True},
-        READ.model_dump(),
-        "read",
-        True,
-        [("effect", "read")],
-        None,
+        {"effect": "read", "sink": "none", "trust": "system", "idempotent": True}, READ.model_dump(), "read", True,
+        [("effect", "read")], None,
     ],
 )
 def test_data_in_metadata_declares_nothing(data: Any) -> None:
@@ -387,10 +359,8 @@ def test_the_digest_is_of_what_a_reviewer_saw() -> None:
     base = tool_digest("a", "b", {"type": "object"})
     assert base == tool_digest("a", "b", {"type": "object"})
     others = {
-        tool_digest("ab", "", {"type": "object"}),
-        tool_digest("a", "c", {"type": "object"}),
-        tool_digest("a", "b", {"type": "object", "required": []}),
-        tool_digest("b", "a", {"type": "object"}),
+        tool_digest("ab", "", {"type": "object"}), tool_digest("a", "c", {"type": "object"}),
+        tool_digest("a", "b", {"type": "object", "required": []}), tool_digest("b", "a", {"type": "object"}),
     }
     assert len(others | {base}) == 5
     assert digest_of(make()) == digest_of(make(note="x"))
@@ -421,15 +391,10 @@ def test_a_tool_without_a_digest_is_not_pinned() -> None:
     [
         ("lookup", None, "write"),
         ("lookup", {"readOnlyHint": True, "destructiveHint": False, "idempotentHint": True}, "write"),
-        ("lookup", {"destructiveHint": True}, "delete"),
-        ("lookup", {"destructiveHint": "true"}, "write"),
-        ("lookup", {"destructiveHint": 1}, "write"),
-        ("send_mail", {"readOnlyHint": True}, "send"),
-        ("Send-Mail", None, "send"),
-        ("pay", None, "pay"),
-        ("pay_and_delete", None, "delete"),
-        ("run_shell", {"destructiveHint": True}, "admin"),
-        ("sender", None, "write"),
+        ("lookup", {"destructiveHint": True}, "delete"), ("lookup", {"destructiveHint": "true"}, "write"),
+        ("lookup", {"destructiveHint": 1}, "write"), ("send_mail", {"readOnlyHint": True}, "send"),
+        ("Send-Mail", None, "send"), ("pay", None, "pay"), ("pay_and_delete", None, "delete"),
+        ("run_shell", {"destructiveHint": True}, "admin"), ("sender", None, "write"),
     ],
 )
 def test_a_hint_raises_the_risk(name: str, metadata: dict[str, Any] | None, effect: str) -> None:

@@ -77,20 +77,14 @@ def a_request() -> EvaluationRequest:
 
 
 PERMIT = Decision(
-    outcome="permit",
-    decision_id="d-1",
-    obligations=(Obligation(id="o", type="redact", properties={"fields": ["iban"]}),),
-    policy_revision="r1",
+    outcome="permit", decision_id="d-1",
+    obligations=(Obligation(id="o", type="redact", properties={"fields": ["iban"]}),), policy_revision="r1",
 )
 
 
 def a_record(request: EvaluationRequest | None, **changes: Any) -> dict[str, Any]:
     fields: dict[str, Any] = {
-        "now": 5.0,
-        "decision": PERMIT,
-        "pdp": "wasm",
-        "action": "tools/call",
-        "resource": "pay",
+        "now": 5.0, "decision": PERMIT, "pdp": "wasm", "action": "tools/call", "resource": "pay",
     }
     return decision_record(body=request.to_json() if request else None, **{**fields, **changes})
 
@@ -101,23 +95,10 @@ def test_a_decision_record_says_what_was_decided_and_by_whom() -> None:
     record = a_record(request, run_id="r", jti="j", scope=("acme", "iss", "g", "th"), agent=("root", "payer"))
     asked = record.pop("request")
     expected = {
-        "v": 1,
-        "kind": "decision",
-        "ts": 5.0,
-        "decision_id": "d-1",
-        "outcome": "permit",
-        "reasons": [],
-        "failure": None,
-        "obligations": ["redact"],
-        "policy_revision": "r1",
-        "pdp_decision_id": "",
-        "pdp": "wasm",
-        "action": "tools/call",
-        "resource": "pay",
-        "run_id": "r",
-        "jti": "j",
-        "scope": {"tenant": "acme", "issuer": "iss", "graph": "g", "thread": "th"},
-        "agent": ["root", "payer"],
+        "v": 1, "kind": "decision", "ts": 5.0, "decision_id": "d-1", "outcome": "permit", "reasons": [],
+        "failure": None, "obligations": ["redact"], "policy_revision": "r1", "pdp_decision_id": "", "pdp": "wasm",
+        "action": "tools/call", "resource": "pay", "run_id": "r", "jti": "j",
+        "scope": {"tenant": "acme", "issuer": "iss", "graph": "g", "thread": "th"}, "agent": ["root", "payer"],
         "request_digest": "sha256:" + hashlib.sha256(request.to_json()).hexdigest(),
         "erased": ["/context/call/args", "/context/task/text", "/resource/properties/target"],
     }
@@ -283,9 +264,7 @@ TAMPER: dict[str, Callable[[list[bytes]], list[bytes]]] = {
         *ls[:4],
         b"gone\n",
         make_line(
-            {"kind": "torn", "fragments": [line_hash(b"gone")], "after": line_hash(ls[3][:-1])},
-            5,
-            line_hash(b"gone"),
+            {"kind": "torn", "fragments": [line_hash(b"gone")], "after": line_hash(ls[3][:-1])}, 5, line_hash(b"gone"),
         )
         + b"\n",
     ],
@@ -565,17 +544,7 @@ def test_paths_of_agents_never_share_an_id() -> None:
     identity = StaticIdentity()
     assert isinstance(identity, Identity)
     paths = [
-        (),
-        ("",),
-        ("", ""),
-        ("a",),
-        ("a", "b"),
-        ("a/b",),
-        ("a%2Fb",),
-        ("é",),
-        ("\ud800",),
-        ("\\ud800",),
-        ("a", ""),
+        (), ("",), ("", ""), ("a",), ("a", "b"), ("a/b",), ("a%2Fb",), ("é",), ("\ud800",), ("\\ud800",), ("a", ""),
     ]
     assert len({identity.agent_id(p) for p in paths}) == len(paths)
     assert identity.agent_id(("supervisor", "payer")) == "urn:langchain-runtime-authz:agent:supervisor/payer"

@@ -54,11 +54,8 @@ class Disk:
 
 
 ANSWERS = {
-    "approve": {"type": "approve"},
-    "edit": edit("ann", 5),
-    "reject": {"type": "reject", "message": "not today"},
-    "respond": {"type": "respond", "message": "ask me tomorrow"},
-    "malformed": {"type": "later"},
+    "approve": {"type": "approve"}, "edit": edit("ann", 5), "reject": {"type": "reject", "message": "not today"},
+    "respond": {"type": "respond", "message": "ask me tomorrow"}, "malformed": {"type": "later"},
 }
 
 

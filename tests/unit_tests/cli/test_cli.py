@@ -387,20 +387,12 @@ def test_baseline_file_is_the_same_each_time(run: Callable[..., Any], ungoverned
 @pytest.mark.parametrize(
     "text",
     [
-        "",
-        "[]",
-        "{}",
-        '{"version": 1}',
-        '{"version": 2, "graph": "agent", "ungoverned": []}',
-        '{"version": true, "graph": "agent", "ungoverned": []}',
-        '{"version": 1, "graph": 5, "ungoverned": []}',
-        '{"version": 1, "graph": "agent", "ungoverned": {}}',
-        '{"version": 1, "graph": "agent", "ungoverned": ["x"]}',
+        "", "[]", "{}", '{"version": 1}', '{"version": 2, "graph": "agent", "ungoverned": []}',
+        '{"version": true, "graph": "agent", "ungoverned": []}', '{"version": 1, "graph": 5, "ungoverned": []}',
+        '{"version": 1, "graph": "agent", "ungoverned": {}}', '{"version": 1, "graph": "agent", "ungoverned": ["x"]}',
         '{"version": 1, "graph": "agent", "ungoverned": [{"note": "x"}]}',
         '{"version": 1, "graph": "agent", "ungoverned": [{"id": "x"}, {"id": "x"}]}',
-        '{"version": 1, "graph": "other", "ungoverned": []}',
-        "\ud800",
-        "[" * 100_000,
+        '{"version": 1, "graph": "other", "ungoverned": []}', "\ud800", "[" * 100_000,
     ],
     ids=shown,
 )
@@ -507,9 +499,7 @@ def test_a_log_that_may_not_be_read_is_one_line(
 @pytest.mark.parametrize(
     "command",
     [
-        ("learn", "{}"),
-        ("learn", "trace.jsonl", "--profiles", "{}"),
-        ("inspect", "{}"),
+        ("learn", "{}"), ("learn", "trace.jsonl", "--profiles", "{}"), ("inspect", "{}"),
         ("init", "g.py:graph", "--yes", "--write", "{}"),
     ],
 )
@@ -572,31 +562,16 @@ def test_a_key_password_comes_from_the_environment(tmp_path: Path) -> None:
 
 
 UNUSABLE: dict[str, bytes | None] = {
-    "missing": None,
-    "empty": b"",
-    "binary": bytes(range(256)),
-    "no-yaml": b"tools: [1,\n b: }\n",
-    "no-json": b'{"a": 1,,}\n',
-    "a-list": b"[1]\n",
-    "deep": b"[" * 100_000,
+    "missing": None, "empty": b"", "binary": bytes(range(256)), "no-yaml": b"tools: [1,\n b: }\n",
+    "no-json": b'{"a": 1,,}\n', "a-list": b"[1]\n", "deep": b"[" * 100_000,
 }
 EXAMPLES = Path(__file__).parents[3] / "examples"
 READERS = (
-    "approvals list @",
-    "approvals approve ledger.db id --as bob --key k.pem --approvers @",
-    "controls --results @",
-    "inspect a_module:graph --profiles @",
-    "inspect a_module:graph --fail-ungoverned --baseline @",
-    "keys list @",
-    "ledger status @",
-    "policy build @ -o out.tar.gz",
-    "policy check @",
-    "policy replay @",
-    "policy explain @",
-    "profile check @",
-    "replay-trace @ --profiles langchain",
-    f"replay-trace {EXAMPLES / 'coding_agent.jsonl'} --profiles langchain --mandate @",
-    "revoke @ thread --graph g",
+    "approvals list @", "approvals approve ledger.db id --as bob --key k.pem --approvers @", "controls --results @",
+    "inspect a_module:graph --profiles @", "inspect a_module:graph --fail-ungoverned --baseline @", "keys list @",
+    "ledger status @", "policy build @ -o out.tar.gz", "policy check @", "policy replay @", "policy explain @",
+    "profile check @", "replay-trace @ --profiles langchain",
+    f"replay-trace {EXAMPLES / 'coding_agent.jsonl'} --profiles langchain --mandate @", "revoke @ thread --graph g",
 )
 OURS_ONLY = ("Errno", "codec", "Traceback", "NoneType", "recursion", "char 0", "<unicode string>", "instance of", "b'")
 

@@ -440,17 +440,9 @@ def test_the_shipped_policy_is_in_order(run: Command) -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        "\tnot input.exp > input.now",
-        "\tnot input.a == 1",
-        "\tnot x != y",
-        "\tnot input.a.b[c] <= 3",
-        "x if not input.a >= 1",
-        "\tnow := time.now_ns()",
-        '\tprint("x")',
-        '\tm := sprintf("%v", [x])',
-        "\tr := http.send({})",
-        "\t[ok, _, c] := io.jwt.decode_verify(t, {})",
-        "\tcrypto.sha256(x) == y",
+        "\tnot input.exp > input.now", "\tnot input.a == 1", "\tnot x != y", "\tnot input.a.b[c] <= 3",
+        "x if not input.a >= 1", "\tnow := time.now_ns()", '\tprint("x")', '\tm := sprintf("%v", [x])',
+        "\tr := http.send({})", "\t[ok, _, c] := io.jwt.decode_verify(t, {})", "\tcrypto.sha256(x) == y",
     ],
 )
 def test_what_opa_would_not_say(line: str) -> None:
@@ -461,15 +453,8 @@ def test_what_opa_would_not_say(line: str) -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        "\tnot tenant_same",
-        "\tinput.exp > input.now",
-        "\tnot name in names",
-        "# not x > y",
-        '\tx == "not a > b"',
-        '\tx := concat(":", [a, b])',
-        "\tx := object.get(a, b, c)",
-        "\tstartswith(a, b)",
-        "timeout(x) := x",
+        "\tnot tenant_same", "\tinput.exp > input.now", "\tnot name in names", "# not x > y", '\tx == "not a > b"',
+        '\tx := concat(":", [a, b])', "\tx := object.get(a, b, c)", "\tstartswith(a, b)", "timeout(x) := x",
     ],
 )
 def test_what_is_fine(line: str) -> None:
@@ -615,10 +600,8 @@ def test_try_writes_the_request_and_answers_at_each_save(
 
     rule = '@reason("closed")\nforbid (principal, action, resource);'
     edits = [
-        lambda: edit("context.plan.stale", True),
-        lambda: request.write_text("{"),
-        lambda: edit("context.plan.stale", False),
-        lambda: (cedar / "cedar" / "own.cedar").write_text(rule),
+        lambda: edit("context.plan.stale", True), lambda: request.write_text("{"),
+        lambda: edit("context.plan.stale", False), lambda: (cedar / "cedar" / "own.cedar").write_text(rule),
     ]
 
     def saved(_: float) -> None:

@@ -288,14 +288,9 @@ def test_each_finding_is_one_line_and_exit_code_1(run: Callable[..., Any], tmp_p
 
 
 UNUSABLE = {
-    "no-file": None,
-    "no-yaml": "tools: [",
-    "no-tools": "a: 1",
-    "field": "tools: {a: {colour: red}}",
-    "value": "tools: {a: {effect: nice}}",
-    "both": "tools: {a: {critical: {x: value}, text: [x]}}",
-    "reaches": "tools: {a: {reaches: [b]}}",
-    "name": "tools: {no: {}}",
+    "no-file": None, "no-yaml": "tools: [", "no-tools": "a: 1", "field": "tools: {a: {colour: red}}",
+    "value": "tools: {a: {effect: nice}}", "both": "tools: {a: {critical: {x: value}, text: [x]}}",
+    "reaches": "tools: {a: {reaches: [b]}}", "name": "tools: {no: {}}",
 }
 
 

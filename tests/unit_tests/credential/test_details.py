@@ -61,10 +61,8 @@ def test_a_token_says_step_and_arguments() -> None:
         "salt": "salt",
         "argument_digests": {
             "recipient": rfc9901("salt", "recipient", '"DE21500105170123456789"'),
-            "amount": rfc9901("salt", "amount", "98.7"),
-            "account.id": rfc9901("salt", "account.id", "null"),
-            "on": rfc9901("salt", "on", "null"),
-            "cc": rfc9901("salt", "cc", '"bob"'),
+            "amount": rfc9901("salt", "amount", "98.7"), "account.id": rfc9901("salt", "account.id", "null"),
+            "on": rfc9901("salt", "on", "null"), "cc": rfc9901("salt", "cc", '"bob"'),
         },
     }
     (read,) = call_details({"q": "x", "id": 1}, ToolProfile(effect="read", critical={"id": "object"}))
@@ -167,15 +165,10 @@ READS = ToolProfile(effect="read", critical={"recipient": "principal"})
 @pytest.mark.parametrize(
     ("profile", "given", "met"),
     [
-        (PAYS, PAYMENT, True),
-        (PAYS, {**PAYMENT, "note": "another text", "size": 5, "on": None, "cc": None}, True),
-        (PAYS, {**PAYMENT, "on": "2026-12-01"}, False),
-        (PAYS, {**PAYMENT, "cc": "mallory"}, False),
-        (PAYS, {**PAYMENT, "account": {"id": 7}}, False),
-        (PAYS, {"recipient": PAYMENT["recipient"]}, False),
-        (PAYS, {}, False),
-        (READS, {**PAYMENT, "q": "x"}, True),
-        (READS, {**PAYMENT, "recipient": "mallory"}, False),
+        (PAYS, PAYMENT, True), (PAYS, {**PAYMENT, "note": "another text", "size": 5, "on": None, "cc": None}, True),
+        (PAYS, {**PAYMENT, "on": "2026-12-01"}, False), (PAYS, {**PAYMENT, "cc": "mallory"}, False),
+        (PAYS, {**PAYMENT, "account": {"id": 7}}, False), (PAYS, {"recipient": PAYMENT["recipient"]}, False),
+        (PAYS, {}, False), (READS, {**PAYMENT, "q": "x"}, True), (READS, {**PAYMENT, "recipient": "mallory"}, False),
     ],
     ids=str,
 )  # fmt: skip

@@ -29,9 +29,7 @@ JWK = {k: v for k, v in KEY.public_jwk().items() if k in ("kty", "crv", "x", "y"
 
 # RFC 9449 §4.1 and §7.1, with line breaks taken out
 RFC_JWK = {
-    "kty": "EC",
-    "x": "l8tFrhx-34tV3hRICRDY9zCkDlpBhF42UQUfWVAWBFs",
-    "y": "9VE4jf_Ok_o64zbTTlcuNJajHmt6v9TDVrU0CdvGRDA",
+    "kty": "EC", "x": "l8tFrhx-34tV3hRICRDY9zCkDlpBhF42UQUfWVAWBFs", "y": "9VE4jf_Ok_o64zbTTlcuNJajHmt6v9TDVrU0CdvGRDA",
     "crv": "P-256",
 }
 RFC_TOKEN = "Kz~8mXK1EalYznwH-LC-1fBAo.4Ljp~zsPE_NeO.gxU"
@@ -164,18 +162,13 @@ def test_a_proof_header_is_exactly_its_three_members(header: dict[str, Any]) -> 
 @pytest.mark.parametrize(
     ("url", "normal"),
     [
-        ("https://Bank.Example", "https://bank.example/"),
-        ("HTTPS://bank.example:443/a?b#c", "https://bank.example/a"),
+        ("https://Bank.Example", "https://bank.example/"), ("HTTPS://bank.example:443/a?b#c", "https://bank.example/a"),
         ("http://bank.example:80/", "http://bank.example/"),
         ("https://bank.example/%7ealice/%c3%a9", "https://bank.example/~alice/%C3%A9"),
         ("https://[::1]:8443/a", "https://[::1]:8443/a"),
-        ("https://bank.example/%2e%2e/%2f", "https://bank.example/../%2F"),
-        ("https://bank.example:99999/", None),
-        ("https://[::1/", None),
-        ("https:///a", None),
-        ("https://bank.example/a b", "https://bank.example/a b"),
-        ("https://bank.example/\n", None),
-        ("javascript:alert(1)", None),
+        ("https://bank.example/%2e%2e/%2f", "https://bank.example/../%2F"), ("https://bank.example:99999/", None),
+        ("https://[::1/", None), ("https:///a", None), ("https://bank.example/a b", "https://bank.example/a b"),
+        ("https://bank.example/\n", None), ("javascript:alert(1)", None),
     ],
 )
 def test_a_target_has_one_spelling(url: str, normal: str | None) -> None:

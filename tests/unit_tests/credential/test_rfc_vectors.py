@@ -36,9 +36,7 @@ VECTORS: dict[str, tuple[str, dict[str, str], str]] = {
     "RFC 7515 A.3": (
         "ES256",
         {
-            "kty": "EC",
-            "crv": "P-256",
-            "x": "f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU",
+            "kty": "EC", "crv": "P-256", "x": "f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU",
             "y": "x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0",
         },
         f"eyJhbGciOiJFUzI1NiJ9.{JOE}."

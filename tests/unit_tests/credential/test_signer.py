@@ -25,10 +25,7 @@ def pem(private: Any, password: bytes | None = None, form: Any = ser.PrivateForm
 def test_a_thumbprint_is_rfc_8037s() -> None:
     """RFC 8037 appendix A.3 gives the thumbprint of its Ed25519 key."""
     jwk = {
-        "kty": "OKP",
-        "crv": "Ed25519",
-        "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo",
-        "kid": "ignored",
+        "kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo", "kid": "ignored",
     }
     assert thumbprint(jwk) == "kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k"
 
@@ -93,12 +90,9 @@ def test_a_key_from_pem_is_the_same_key(form: Any) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        b"",
-        b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n",
-        pem(ec.generate_private_key(ec.SECP384R1())),
-        pem(ec.generate_private_key(ec.SECP256K1())),
-        pem(rsa.generate_private_key(65537, 1024)),
-        pem(ed448.Ed448PrivateKey.generate()),
+        b"", b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n",
+        pem(ec.generate_private_key(ec.SECP384R1())), pem(ec.generate_private_key(ec.SECP256K1())),
+        pem(rsa.generate_private_key(65537, 1024)), pem(ed448.Ed448PrivateKey.generate()),
         pem(ec.generate_private_key(ec.SECP256R1()), b"word"),
     ],
     ids=["empty", "junk", "p384", "secp256k1", "short rsa", "ed448", "no password"],

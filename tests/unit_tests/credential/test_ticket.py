@@ -31,17 +31,9 @@ def minted(audience: str, jkt: str | None = None, lives: int = 60) -> Credential
     return mint(
         ISSUER,
         TokenRequest(
-            subject=Subject(type="user", id="alice"),
-            tenant="acme",
-            agent="payer",
-            audience=audience,
-            txn="run",
-            task=Task(id="t", epoch=1, digest="d"),
-            tool="send_money",
-            jti="j",
-            issued_at=1_764_000_000,
-            expires_at=1_764_000_000 + lives,
-            cnf_jkt=jkt,
+            subject=Subject(type="user", id="alice"), tenant="acme", agent="payer", audience=audience, txn="run",
+            task=Task(id="t", epoch=1, digest="d"), tool="send_money", jti="j", issued_at=1_764_000_000,
+            expires_at=1_764_000_000 + lives, cnf_jkt=jkt,
         ),
     )
 
@@ -49,15 +41,8 @@ def minted(audience: str, jkt: str | None = None, lives: int = 60) -> Credential
 def a_ticket(mint: Any = minted, amint: Any = None, **changes: Any) -> Ticket:
     amint = amint or partial(asyncio.to_thread, mint)
     fields: dict[str, Any] = {
-        "tool": "send_money",
-        "call_id": "call_1",
-        "call_key": "key",
-        "agent": ("root",),
-        "epoch": 1,
-        "decision_id": "d-1",
-        "jti": "j",
-        "idempotency_key": "key",
-        "audiences": (BANK,),
+        "tool": "send_money", "call_id": "call_1", "call_key": "key", "agent": ("root",), "epoch": 1,
+        "decision_id": "d-1", "jti": "j", "idempotency_key": "key", "audiences": (BANK,),
         "raw": {"recipient": "RAW-SECRET"},
         "mint": None if mint is None else (lambda *asked: Perform(mint, amint, *asked)),
     }

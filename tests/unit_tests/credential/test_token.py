@@ -83,9 +83,7 @@ def test_a_token_says_who_for_whom_where_and_how_long() -> None:
         },
         "authorization_details": [
             {
-                "type": "urn:langchain-runtime-authz:grant",
-                "actions": ["tools/call"],
-                "identifier": "send_money",
+                "type": "urn:langchain-runtime-authz:grant", "actions": ["tools/call"], "identifier": "send_money",
                 "grant": {"tools": ["send_money"], "args": {"send_money": {"amount": {"le": 100}}}},
             },
         ],
@@ -93,9 +91,7 @@ def test_a_token_says_who_for_whom_where_and_how_long() -> None:
     }
     assert expected == jwt.decode(ISSUER.issue(a_request()), options={"verify_signature": False})
     assert jwt.get_unverified_header(ISSUER.issue(a_request())) == {
-        "alg": "ES256",
-        "kid": KEY.kid,
-        "typ": TYP,
+        "alg": "ES256", "kid": KEY.kid, "typ": TYP,
     }
 
 
@@ -134,40 +130,16 @@ def test_no_grant_is_no_claim_of_one() -> None:
 @pytest.mark.parametrize(
     "claims",
     [
-        changed(exp=str(NOW + 60)),
-        changed(exp=float(NOW + 60)),
-        changed(exp=True),
-        changed(iat=None),
-        changed(exp=10**400),
-        changed(sub=""),
-        changed(sub=["alice"]),
-        changed(aud=[BANK]),
-        changed(tenant=None),
-        changed(jti=1),
-        changed(iss="urn:other"),
-        changed(client_id="another"),
-        changed(act="payer"),
-        changed(act={"iss": "x"}),
-        changed(task={"id": "t", "digest": "d"}),
-        changed(task={"id": 1, "digest": "d", "epoch": 1}),
-        changed(task={"id": "t", "digest": 1, "epoch": 1}),
-        changed(task={"id": "t", "digest": "d", "epoch": True}),
-        changed(task={"id": "t", "digest": "d", "epoch": -1}),
-        changed(task=[]),
-        changed(authorization_details=[]),
-        changed(authorization_details=5),
-        changed(authorization_details={"type": "x"}),
-        changed(authorization_details=[{"actions": []}]),
-        changed(cnf="thumb"),
-        changed(cnf={}),
-        changed(nbf="soon"),
-        changed(x=json.loads("[" * 40 + "]" * 40)),
-        [],
-        "null",
-        '"text"',
-        "{",
-        "",
-        "[" * 20_000 + "]" * 20_000,
+        changed(exp=str(NOW + 60)), changed(exp=float(NOW + 60)), changed(exp=True), changed(iat=None),
+        changed(exp=10**400), changed(sub=""), changed(sub=["alice"]), changed(aud=[BANK]), changed(tenant=None),
+        changed(jti=1), changed(iss="urn:other"), changed(client_id="another"), changed(act="payer"),
+        changed(act={"iss": "x"}), changed(task={"id": "t", "digest": "d"}),
+        changed(task={"id": 1, "digest": "d", "epoch": 1}), changed(task={"id": "t", "digest": 1, "epoch": 1}),
+        changed(task={"id": "t", "digest": "d", "epoch": True}), changed(task={"id": "t", "digest": "d", "epoch": -1}),
+        changed(task=[]), changed(authorization_details=[]), changed(authorization_details=5),
+        changed(authorization_details={"type": "x"}), changed(authorization_details=[{"actions": []}]),
+        changed(cnf="thumb"), changed(cnf={}), changed(nbf="soon"), changed(x=json.loads("[" * 40 + "]" * 40)), [],
+        "null", '"text"', "{", "", "[" * 20_000 + "]" * 20_000,
     ],
     ids=lambda _: "case",
 )  # fmt: skip
@@ -179,10 +151,8 @@ def test_a_claim_of_another_type_is_refused(claims: object) -> None:
 @pytest.mark.parametrize(
     ("claims", "header", "code"),
     [
-        ({"exp": NOW + 66}, {}, "credential_invalid"),
-        ({"exp": NOW}, {}, "credential_invalid"),
-        ({"iat": NOW + 6}, {}, "credential_not_yet_valid"),
-        ({}, {"alg": "EdDSA"}, "credential_key"),
+        ({"exp": NOW + 66}, {}, "credential_invalid"), ({"exp": NOW}, {}, "credential_invalid"),
+        ({"iat": NOW + 6}, {}, "credential_not_yet_valid"), ({}, {"alg": "EdDSA"}, "credential_key"),
         ({}, {"kid": 7}, "credential_invalid"),
     ],
     ids=str,
@@ -252,12 +222,8 @@ def test_a_token_fits_its_reader() -> None:
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: LocalIssuer(issuer=""),
-        lambda: verifier(algorithms=()),
-        lambda: verifier(algorithms=("HS256",)),
-        lambda: verifier(issuer=7),
-        lambda: verifier(algorithms="ES256"),
-        lambda: verifier(issuer=""),
+        lambda: LocalIssuer(issuer=""), lambda: verifier(algorithms=()), lambda: verifier(algorithms=("HS256",)),
+        lambda: verifier(issuer=7), lambda: verifier(algorithms="ES256"), lambda: verifier(issuer=""),
     ],
 )
 def test_settings_can_not_weaken(make: Callable[[], object]) -> None:
@@ -312,12 +278,8 @@ def test_a_request_survives_the_wire() -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        b"",
-        b"[]",
-        b"null",
-        a_request().to_json()[:-1] + b',"jti":"other"}',
-        a_request().to_json()[:-1] + b',"scope":"all"}',
-        a_request().to_json().replace(b'"epoch":2', b'"epoch":"2"'),
+        b"", b"[]", b"null", a_request().to_json()[:-1] + b',"jti":"other"}',
+        a_request().to_json()[:-1] + b',"scope":"all"}', a_request().to_json().replace(b'"epoch":2', b'"epoch":"2"'),
         a_request().to_json().replace(b'"tenant":"acme"', b'"tenant":""'),
     ],
 )
@@ -364,15 +326,9 @@ async def test_a_remote_issuer_is_verified() -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"jti": "another"},
-        {"subject": Subject(type="service", id="alice")},
-        {"agent": "another"},
-        {"task": Task(id="t", epoch=1, digest="sha256:00")},
-        {"grant": None},
-        {"txn": "another"},
-        {"cnf_jkt": "theirs"},
-        {"audience": "https://evil.example"},
-        {"tenant": "umbrella"},
+        {"jti": "another"}, {"subject": Subject(type="service", id="alice")}, {"agent": "another"},
+        {"task": Task(id="t", epoch=1, digest="sha256:00")}, {"grant": None}, {"txn": "another"}, {"cnf_jkt": "theirs"},
+        {"audience": "https://evil.example"}, {"tenant": "umbrella"},
     ],
     ids=lambda _: "case",
 )

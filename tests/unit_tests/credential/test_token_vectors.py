@@ -20,13 +20,7 @@ def test_this_package_comes_to_the_published_verdicts() -> None:
     assert len({v["name"] for v in vectors}) == len(vectors)
     kinds = Counter(v["verdict"] for v in vectors)
     assert {code for code in kinds if code.startswith(("credential_", "audience"))} == {
-        "audience",
-        "credential_call",
-        "credential_expired",
-        "credential_invalid",
-        "credential_key",
-        "credential_not_yet_valid",
-        "credential_tenant",
-        "credential_tool",
+        "audience", "credential_call", "credential_expired", "credential_invalid", "credential_key",
+        "credential_not_yet_valid", "credential_tenant", "credential_tool",
     }
     assert kinds["accepted"] > 10

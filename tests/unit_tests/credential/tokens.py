@@ -20,11 +20,8 @@ NOW = 1_764_000_000
 BANK = "https://bank.example"
 PAYMENT = {"recipient": "DE21500105170123456789", "amount": 98.7, "note": "December"}
 PAYS = ToolProfile(
-    effect="pay",
-    critical={"recipient": "principal", "amount": "amount", "account.id": "object"},
-    when=("on",),
-    text=("note",),
-    free=("size",),
+    effect="pay", critical={"recipient": "principal", "amount": "amount", "account.id": "object"}, when=("on",),
+    text=("note",), free=("size",),
 )
 
 
@@ -42,16 +39,10 @@ def ticket_scope(ticket: Ticket | None, refusals: Any = None) -> Iterator[Any]:
 def a_request(**changes: Any) -> TokenRequest:
     """One call of `send_money` by a payer that a supervisor delegated to."""
     fields: dict[str, Any] = {
-        "subject": Subject(type="user", id="alice"),
-        "tenant": "acme",
+        "subject": Subject(type="user", id="alice"), "tenant": "acme",
         "agent": "urn:langchain-runtime-authz:agent:supervisor/payer",
-        "delegators": ("urn:langchain-runtime-authz:agent:supervisor",),
-        "audience": BANK,
-        "txn": "run-1",
-        "task": Task(id="t", epoch=2, digest="sha256:00"),
-        "tool": "send_money",
-        "jti": "j-1",
-        "issued_at": NOW,
+        "delegators": ("urn:langchain-runtime-authz:agent:supervisor",), "audience": BANK, "txn": "run-1",
+        "task": Task(id="t", epoch=2, digest="sha256:00"), "tool": "send_money", "jti": "j-1", "issued_at": NOW,
         "expires_at": NOW + 60,
     }
     return TokenRequest(**{**fields, **changes})

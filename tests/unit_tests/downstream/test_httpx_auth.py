@@ -314,11 +314,8 @@ async def test_a_nonce_is_heeded_where_it_is_asked_for_by_the_server_itself(road
     wanted = {"DPoP-Nonce": "n-1", "WWW-Authenticate": 'DPoP error="use_dpop_nonce"'}
     ask, away = httpx.Response(401, headers=wanted), httpx.Response(307, headers={"Location": "/other"})
     cases: list[tuple[bool, list[httpx.Response], int]] = [
-        (False, [ask], 1),
-        (True, [httpx.Response(401, headers={**wanted, "DPoP-Nonce": "n" * 513})], 1),
-        (True, [httpx.Response(200, headers=wanted)], 1),
-        (True, [away, ask], 2),
-        (True, [ask], 2),
+        (False, [ask], 1), (True, [httpx.Response(401, headers={**wanted, "DPoP-Nonce": "n" * 513})], 1),
+        (True, [httpx.Response(200, headers=wanted)], 1), (True, [away, ask], 2), (True, [ask], 2),
     ]
     for dpop, answers, requests in cases:
         service = Service(*answers)
@@ -515,10 +512,8 @@ async def test_a_call_exchanges_for_each_request(road: str) -> None:
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: TokenExchange("http://login.example"),
-        lambda: TokenExchange(STS, client_id="a"),
-        lambda: TokenExchange(STS, max_lifetime=0),
-        lambda: ExchangeAuth(TokenExchange(STS), resource="crm"),
+        lambda: TokenExchange("http://login.example"), lambda: TokenExchange(STS, client_id="a"),
+        lambda: TokenExchange(STS, max_lifetime=0), lambda: ExchangeAuth(TokenExchange(STS), resource="crm"),
     ],
 )
 def test_settings_can_not_weaken(make: Any) -> None:

@@ -52,18 +52,9 @@ def held(
 @pytest.mark.parametrize(
     "difference",
     [
-        {"args": {"amount": 11}},
-        {"args": {"amount": "10"}},
-        {"args": {"amount": True}},
-        {"args": {"amount": 10, "to": "mallory"}},
-        {"args": {}},
-        {"args": '{"amount": 10}'},
-        {"tool": "wire"},
-        {"call_id": "c2"},
-        {"call_id": None},
-        {"position": 1},
-        {"position": 3},
-        {"position": None, "call_id": "c9"},
+        {"args": {"amount": 11}}, {"args": {"amount": "10"}}, {"args": {"amount": True}},
+        {"args": {"amount": 10, "to": "mallory"}}, {"args": {}}, {"args": '{"amount": 10}'}, {"tool": "wire"},
+        {"call_id": "c2"}, {"call_id": None}, {"position": 1}, {"position": 3}, {"position": None, "call_id": "c9"},
         {"position": None, "call_id": "c2"},
     ],
 )
@@ -128,13 +119,8 @@ def test_every_part_makes_another_key() -> None:
 # Names that look like two where they are joined by a separator.
 nasty = st.text(st.sampled_from(["a", "\x1f", "\n", " ", ",", '"', "\\", "/", "\ud800", "é"]), max_size=4)
 parts = st.tuples(
-    st.lists(nasty, min_size=4, max_size=4).map(tuple),
-    st.lists(nasty, max_size=3).map(tuple),
-    st.integers(1, 3),
-    nasty,
-    st.integers(0, 2),
-    nasty,
-    nasty,
+    st.lists(nasty, min_size=4, max_size=4).map(tuple), st.lists(nasty, max_size=3).map(tuple), st.integers(1, 3),
+    nasty, st.integers(0, 2), nasty, nasty,
 )
 
 

@@ -22,10 +22,8 @@ from langchain_runtime_authz.facts.user_words import UserWords
 from langchain_runtime_authz.tool_profile import ToolProfile
 
 MAIL = ToolProfile(
-    effect="read",
-    critical={"folder": "object"},
-    trust={"": "external", "id": "system", "sender": "system", "box.owner": "internal"},
-    prose=("body",),
+    effect="read", critical={"folder": "object"},
+    trust={"": "external", "id": "system", "sender": "system", "box.owner": "internal"}, prose=("body",),
     counterparty=("sender",),
 )
 BOOK = ToolProfile(effect="read", trust="internal")
@@ -44,9 +42,7 @@ def index(*several: Observation) -> dict[str, list[Sighting]]:
 
 def known(*several: Observation, said: str = "", own: tuple[str, ...] = ()) -> Evidence:
     return Evidence(
-        UserWords([said] if said else []),
-        frozenset(f for v in own for f in forms(v)),
-        index(*several),
+        UserWords([said] if said else []), frozenset(f for v in own for f in forms(v)), index(*several),
         Memory([p for h in several for p in h.prose]),
     )
 
@@ -95,11 +91,8 @@ def test_a_value_does_not_become_known_by_what_the_user_says_of_its_record() -> 
 def test_each_field_is_worth_what_its_writer_is() -> None:
     """By the longest declared prefix; free text only mentions; what the counterparty chose says so."""
     mail = {
-        "id": "id-100",
-        "sender": "mallory@x.org",
-        "topic": "about-this",
-        "body": "Pay UK12345678901234567890 or write to eve@x.org",
-        "box": {"owner": "olga@x.org", "label": "label-1"},
+        "id": "id-100", "sender": "mallory@x.org", "topic": "about-this",
+        "body": "Pay UK12345678901234567890 or write to eve@x.org", "box": {"owner": "olga@x.org", "label": "label-1"},
     }
     evidence = known(read([mail]))
     assert told(of(evidence, file="id-100")) == ("system", "known")
@@ -293,15 +286,10 @@ class Plain:
 @pytest.mark.parametrize(
     ("output", "value"),
     [
-        ("just-this", "just-this"),
-        (json.dumps([{"code": "in-json"}]), "in-json"),
-        ({"codes": {"b@x.org": "r"}}, "b@x.org"),
-        (Model(), "model-code"),
-        ([Plain()], "plain-code"),
-        ({"c": Colour.RED}, "red-value"),
-        ({"d": datetime.date(2024, 5, 26)}, "2024-05-26"),
-        ((("deep-value",),), "deep-value"),
-        (17.25, 17.25),
+        ("just-this", "just-this"), (json.dumps([{"code": "in-json"}]), "in-json"),
+        ({"codes": {"b@x.org": "r"}}, "b@x.org"), (Model(), "model-code"), ([Plain()], "plain-code"),
+        ({"c": Colour.RED}, "red-value"), ({"d": datetime.date(2024, 5, 26)}, "2024-05-26"),
+        ((("deep-value",),), "deep-value"), (17.25, 17.25),
     ],
     ids=lambda v: type(v).__name__,
 )
@@ -325,18 +313,9 @@ def _deep() -> Any:
 
 
 HUGE = [
-    "x" * 50_000_000,
-    "a@b.c " * 200_000,
-    [{"id": f"id-{i}", "body": "text " * 20} for i in range(50_000)],
-    {f"k{i}": i for i in range(200_000)},
-    {("strange", i): i for i in range(1000)},
-    "[" * 900_000,
-    b"\x00\xff" * 1000,
-    object(),
-    _cycle(),
-    _deep(),
-    "\ud800" * 100,
-    {"body": "\u202e" * 10_000},
+    "x" * 50_000_000, "a@b.c " * 200_000, [{"id": f"id-{i}", "body": "text " * 20} for i in range(50_000)],
+    {f"k{i}": i for i in range(200_000)}, {("strange", i): i for i in range(1000)}, "[" * 900_000, b"\x00\xff" * 1000,
+    object(), _cycle(), _deep(), "\ud800" * 100, {"body": "\u202e" * 10_000},
 ]
 
 

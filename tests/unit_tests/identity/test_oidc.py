@@ -93,11 +93,8 @@ def test_a_user(name: str, go: str) -> None:
 
 
 SERVICES = {
-    "the client itself": {"sub": "web"},
-    "no subject": {"sub": None},
-    "Entra ID": {"idtyp": "app"},
-    "Auth0": {"sub": "abc@clients"},
-    "Auth0 grant": {"gty": "client-credentials"},
+    "the client itself": {"sub": "web"}, "no subject": {"sub": None}, "Entra ID": {"idtyp": "app"},
+    "Auth0": {"sub": "abc@clients"}, "Auth0 grant": {"gty": "client-credentials"},
     "Keycloak": {"preferred_username": "service-account-cron"},
 }
 
@@ -143,44 +140,22 @@ def test_a_verified_address_is_the_users_own() -> None:
 
 
 BAD = {
-    "empty": "",
-    "no token": "a.b",
-    "not text": 7,
-    "too large": "x" * 20_000,
+    "empty": "", "no token": "a.b", "not text": 7, "too large": "x" * 20_000,
     "alg none": f"{b64({'typ': 'at+jwt', 'alg': 'none', 'kid': KEY.kid})}.{b64({'iss': IDP})}.",
-    "hmac": token(header={"alg": "HS256"}),
-    "alg a list": token(header={"alg": ["ES256"]}),
-    "another key": token(OTHER),
-    "another key under its name": token(OTHER, header={"kid": KEY.kid}),
-    "no kid": token(header={"kid": None}),
-    "critical": token(header={"crit": ["exp"]}),
-    "another typ": token(header={"typ": "logout+jwt"}),
-    "our own typ": token(header={"typ": "runtime-authz+jwt"}),
-    "typ a number": token(header={"typ": 7}),
-    "another issuer": token(iss="https://idp.example/other"),
-    "the issuer with a slash": token(iss=IDP + "/"),
-    "another audience": token(aud="https://else.example"),
-    "audience of an id token as access": token(aud=APP),
-    "audience within": token(aud=API + "/x"),
-    "audience mixed": token(aud=[API, 7]),
-    "no audience": token(aud=None),
-    "no client": token(client_id=None),
-    "no jti": token(jti=None),
-    "an access audience in an id token": id_token(aud=API),
-    "another authorized party": id_token(azp="other"),
-    "several audiences without party": id_token(aud=[APP, "other"]),
-    "expired": token(exp=NOW - 6),
-    "no expiry": token(exp=None),
-    "expiry a text": token(exp=str(NOW + 60)),
-    "expiry true": token(exp=True),
-    "from the future": token(iat=NOW + 60),
-    "no issue time": token(iat=None),
-    "not yet": token(nbf=NOW + 60),
-    "nbf a text": token(nbf="0"),
-    "lives a year": token(exp=NOW + 365 * 86400),
-    "infinite": token(exp=float("inf")),
-    "an actor that is none": token(act=0),
-    "duplicate member": "",
+    "hmac": token(header={"alg": "HS256"}), "alg a list": token(header={"alg": ["ES256"]}), "another key": token(OTHER),
+    "another key under its name": token(OTHER, header={"kid": KEY.kid}), "no kid": token(header={"kid": None}),
+    "critical": token(header={"crit": ["exp"]}), "another typ": token(header={"typ": "logout+jwt"}),
+    "our own typ": token(header={"typ": "runtime-authz+jwt"}), "typ a number": token(header={"typ": 7}),
+    "another issuer": token(iss="https://idp.example/other"), "the issuer with a slash": token(iss=IDP + "/"),
+    "another audience": token(aud="https://else.example"), "audience of an id token as access": token(aud=APP),
+    "audience within": token(aud=API + "/x"), "audience mixed": token(aud=[API, 7]), "no audience": token(aud=None),
+    "no client": token(client_id=None), "no jti": token(jti=None),
+    "an access audience in an id token": id_token(aud=API), "another authorized party": id_token(azp="other"),
+    "several audiences without party": id_token(aud=[APP, "other"]), "expired": token(exp=NOW - 6),
+    "no expiry": token(exp=None), "expiry a text": token(exp=str(NOW + 60)), "expiry true": token(exp=True),
+    "from the future": token(iat=NOW + 60), "no issue time": token(iat=None), "not yet": token(nbf=NOW + 60),
+    "nbf a text": token(nbf="0"), "lives a year": token(exp=NOW + 365 * 86400), "infinite": token(exp=float("inf")),
+    "an actor that is none": token(act=0), "duplicate member": "",
 }
 _twice = f"{b64({'typ': 'at+jwt', 'alg': 'ES256', 'kid': KEY.kid})}." + b64(b'{"iss":"a","iss":"' + IDP.encode() + b'"}')
 BAD["duplicate member"] = f"{_twice}.{b64(KEY.sign(_twice.encode()))}"
@@ -274,11 +249,8 @@ def test_a_key_that_rotates_is_found_and_a_withdrawn_one_refused(monkeypatch: py
 @pytest.mark.parametrize(
     ("issuer", "options"),
     [
-        ("http://idp.example", {}),
-        ("idp", {}),
-        (IDP, {"audience": None, "client_id": None}),
-        (IDP, {"algorithms": ("HS256",)}),
-        (IDP, {"algorithms": ()}),
+        ("http://idp.example", {}), ("idp", {}), (IDP, {"audience": None, "client_id": None}),
+        (IDP, {"algorithms": ("HS256",)}), (IDP, {"algorithms": ()}),
     ],
 )
 def test_a_verifier_that_can_not_work_is_refused(issuer: str, options: dict[str, Any]) -> None:

@@ -298,14 +298,9 @@ def test_provider_tools_are_named(bound: dict[str, Any], name: str | None) -> No
 def test_other_lists_are_no_provider_tools() -> None:
     """Content blocks, messages and settings in a node's closure raise no alarm."""
     held = [
-        [{"type": "text", "text": "hello"}],
-        [{"role": "user", "content": "x"}],
-        [{"type": "image_url", "image_url": {"url": "x"}}],
-        [{"type": "web_search"}, 5],
-        [{"type": ["approve"]}],
-        [{"type": None}, {"type": {"a": 1}}, {}],
-        {"type": "web_search"},
-        [],
+        [{"type": "text", "text": "hello"}], [{"role": "user", "content": "x"}],
+        [{"type": "image_url", "image_url": {"url": "x"}}], [{"type": "web_search"}, 5], [{"type": ["approve"]}],
+        [{"type": None}, {"type": {"a": 1}}, {}], {"type": "web_search"}, [],
     ]
     assert findings(node_graph(lambda s: held and {})) == []
 
@@ -424,11 +419,8 @@ def test_checkpointers_that_run_what_they_read_are_named(tmp_path: Any) -> None:
     strict = JsonPlusSerializer(allowed_msgpack_modules=None)
     with SqliteSaver.from_conn_string(str(tmp_path / "x.db")) as saver:
         cases = [
-            (InMemorySaver(), False),
-            (InMemorySaver(serde=JsonPlusSerializer(pickle_fallback=True)), True),
-            (InMemorySaver(serde=Unpickler()), True),
-            (saver, True),
-            (SqliteSaver(saver.conn, serde=strict), False),
+            (InMemorySaver(), False), (InMemorySaver(serde=JsonPlusSerializer(pickle_fallback=True)), True),
+            (InMemorySaver(serde=Unpickler()), True), (saver, True), (SqliteSaver(saver.conn, serde=strict), False),
             (SqliteSaver(saver.conn, serde=Unpickler()), True),
         ]
         for checkpointer, named in cases:

@@ -38,24 +38,14 @@ OVERRIDDEN = {
 IMPORTED = {
     "langchain_core.runnables.config": ["ensure_config"],
     "langchain_core.tools.base": [
-        "_get_runnable_config_param",
-        "_is_injected_arg_type",
-        "get_all_basemodel_annotations",
+        "_get_runnable_config_param", "_is_injected_arg_type", "get_all_basemodel_annotations",
     ],
     "langchain_core.utils.pydantic": ["get_fields", "is_basemodel_subclass"],
     "langchain_core.tracers.context": ["register_configure_hook"],
     "langgraph._internal._config": ["ensure_config", "recast_checkpoint_ns"],
     "langgraph._internal._constants": [
-        "NS_END",
-        "NS_SEP",
-        "PUSH",
-        "CONFIG_KEY_CHECKPOINT_NS",
-        "CONFIG_KEY_CHECKPOINTER",
-        "CONFIG_KEY_RUNTIME",
-        "CONFIG_KEY_SCRATCHPAD",
-        "CONFIG_KEY_SEND",
-        "CONFIG_KEY_TASK_ID",
-        "RESUME",
+        "NS_END", "NS_SEP", "PUSH", "CONFIG_KEY_CHECKPOINT_NS", "CONFIG_KEY_CHECKPOINTER", "CONFIG_KEY_RUNTIME",
+        "CONFIG_KEY_SCRATCHPAD", "CONFIG_KEY_SEND", "CONFIG_KEY_TASK_ID", "RESUME",
     ],
     "langgraph.checkpoint.serde.jsonplus": ["JsonPlusSerializer"],
     "langgraph.func": ["_TaskFunction"],
@@ -85,9 +75,7 @@ def test_nothing_private_is_imported_elsewhere() -> None:
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in (
-                "langgraph",
-                "langchain_core",
-                "langchain",
+                "langgraph", "langchain_core", "langchain",
             ):
                 parts = [*(node.module or "").split("."), *(a.name for a in node.names)]
                 if any(p.startswith("_") for p in parts):
@@ -96,15 +84,11 @@ def test_nothing_private_is_imported_elsewhere() -> None:
 
 
 PARAMETERS = {
-    "_func": ["input", "config", "runtime"],
-    "_afunc": ["input", "config", "runtime"],
-    "_run_one": ["call", "input_type", "tool_runtime"],
-    "_arun_one": ["call", "input_type", "tool_runtime"],
+    "_func": ["input", "config", "runtime"], "_afunc": ["input", "config", "runtime"],
+    "_run_one": ["call", "input_type", "tool_runtime"], "_arun_one": ["call", "input_type", "tool_runtime"],
     "_execute_tool_sync": ["request", "input_type", "config"],
-    "_execute_tool_async": ["request", "input_type", "config"],
-    "_extract_state": ["input", "config"],
-    "_inject_tool_args": ["tool_call", "tool_runtime", "tool"],
-    "_validate_tool_call": ["call"],
+    "_execute_tool_async": ["request", "input_type", "config"], "_extract_state": ["input", "config"],
+    "_inject_tool_args": ["tool_call", "tool_runtime", "tool"], "_validate_tool_call": ["call"],
 }
 
 

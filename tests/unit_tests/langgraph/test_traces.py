@@ -197,10 +197,8 @@ def in_a_thread(child: Any) -> Any:
 
 
 CHILDREN = {
-    "node": lambda c: chain({"child": c}, name="outer"),
-    "Send": fan_out,
-    "called by a node": lambda c: node_graph(in_run(lambda: c.invoke(human()))),
-    "called by a thread": in_a_thread,
+    "node": lambda c: chain({"child": c}, name="outer"), "Send": fan_out,
+    "called by a node": lambda c: node_graph(in_run(lambda: c.invoke(human()))), "called by a thread": in_a_thread,
 }
 
 

@@ -29,10 +29,7 @@ class House:
 
     def start(self, ledger: Any = None, audit: Any = None, tenant: str = "default") -> RuntimeAuthz:
         return RuntimeAuthz(
-            tenant=tenant,
-            pdp=StaticPDP(True),
-            profiles=PROFILES,
-            ledger=ledger or SqliteLedger(self.path),
+            tenant=tenant, pdp=StaticPDP(True), profiles=PROFILES, ledger=ledger or SqliteLedger(self.path),
             audit=audit or FileSink(self.log, content=True),
         )
 

@@ -17,15 +17,8 @@ from tests.benchmarks.mandate_words import CORPORA, SPLITS, load, measure, tools
 ROWS = {name: (load("orders", name), load("nonorders", name)) for name in CORPORA}
 every_corpus = pytest.mark.parametrize("corpus", CORPORA)
 WRITINGS = {  # of a value, by which people say it
-    "USD": "$ dollar bucks dólar 美元",
-    "EUR": "€ euro 欧",
-    "GBP": "£ pound",
-    "CHF": "franken",
-    "CNY": "¥ 人民币",
-    "1": "an one",
-    "2": "two",
-    "40": "forty",
-    "monthly": "monat mensual",
+    "USD": "$ dollar bucks dólar 美元", "EUR": "€ euro 欧", "GBP": "£ pound", "CHF": "franken", "CNY": "¥ 人民币",
+    "1": "an one", "2": "two", "40": "forty", "monthly": "monat mensual",
 }
 
 
@@ -47,10 +40,7 @@ def numbers(text):
         for digits in {written, *written.split(" "), written.replace(" ", "")}:
             plain = digits.strip(" .,")
             for form in (
-                plain,
-                plain.replace(",", ""),
-                plain.replace(".", "").replace(",", "."),
-                plain.replace(",", "."),
+                plain, plain.replace(",", ""), plain.replace(".", "").replace(",", "."), plain.replace(",", "."),
             ):
                 try:
                     yield Decimal(form)

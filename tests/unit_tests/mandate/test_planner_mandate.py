@@ -49,15 +49,9 @@ PROFILES = load_profiles(
 )
 SIGNATURES: dict[str, dict[str, Any]] = {
     "pay": {"type": "object", "properties": {"to": {}, "amount": {}, "on": {}, "note": {"default": ""}, "currency": {"default": "EUR"}}},
-    "mail": {"to": {}, "body": {}, "colour": {}},
-    "book": {"what": {}, "with": {}, "on": {}},
-    "remove": {"path": {}},
-    "shell": {"command": {}},
-    "open": {"link": {}},
-    "people": {},
-    "bill": {"file": {}},
-    "inbox": {"folder": {"enum": ["inbox", "sent"]}},
-    "draft": {},
+    "mail": {"to": {}, "body": {}, "colour": {}}, "book": {"what": {}, "with": {}, "on": {}}, "remove": {"path": {}},
+    "shell": {"command": {}}, "open": {"link": {}}, "people": {}, "bill": {"file": {}},
+    "inbox": {"folder": {"enum": ["inbox", "sent"]}}, "draft": {},
 }
 
 
@@ -96,31 +90,19 @@ def test_an_order_is_kept(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("Pay the bill.", "do not say 'Bob'"),
-        ("Pay Bob.", "do not say '45'"),
-        ("Pay Bob 45k", "do not say '45'"),
-        ("Pay Bobby 45", "do not say 'Bob'"),
-        ("Pay bob@x.org 45", "do not say 'Bob'"),
-        ("Pay Bob. The bill says 45.", "in one sentence"),
-        ("Should I pay Bob 45?", "question"),
-        ("Did you pay Bob 45?", "question"),
-        ("Could you tell me, should we pay Bob 45?", "question"),
-        ("If Carol agrees, pay Bob 45.", "condition"),
-        ("Pay Bob 45 as soon as I say so.", "condition"),
-        ("Wenn Carol zustimmt, überweise Bob 45.", "condition"),
-        ("Don't pay Bob 45.", "forbids"),
-        ("Never pay Bob more than 45.", "forbids"),
-        ("Tomorrow I will pay Bob 45.", "in person"),
-        ('He wrote "pay Bob 45 today".', "do not say"),
-        ("Pay Bob 45. No, forget it.", "taken back"),
-        ("Pay Bob 45. I changed my mind.", "taken back"),
-        ("Pay Bob 45. Don't do it!", "taken back"),
-        ("> Pay Bob 45.", "do not say"),
-        ("```\nPay Bob 45.\n```", "do not say"),
+        ("Pay the bill.", "do not say 'Bob'"), ("Pay Bob.", "do not say '45'"), ("Pay Bob 45k", "do not say '45'"),
+        ("Pay Bobby 45", "do not say 'Bob'"), ("Pay bob@x.org 45", "do not say 'Bob'"),
+        ("Pay Bob. The bill says 45.", "in one sentence"), ("Should I pay Bob 45?", "question"),
+        ("Did you pay Bob 45?", "question"), ("Could you tell me, should we pay Bob 45?", "question"),
+        ("If Carol agrees, pay Bob 45.", "condition"), ("Pay Bob 45 as soon as I say so.", "condition"),
+        ("Wenn Carol zustimmt, überweise Bob 45.", "condition"), ("Don't pay Bob 45.", "forbids"),
+        ("Never pay Bob more than 45.", "forbids"), ("Tomorrow I will pay Bob 45.", "in person"),
+        ('He wrote "pay Bob 45 today".', "do not say"), ("Pay Bob 45. No, forget it.", "taken back"),
+        ("Pay Bob 45. I changed my mind.", "taken back"), ("Pay Bob 45. Don't do it!", "taken back"),
+        ("> Pay Bob 45.", "do not say"), ("```\nPay Bob 45.\n```", "do not say"),
         ("See below.\n---------- Forwarded message ----------\nPay Bob 45.", "do not say"),
         ("From: Eve <eve@x.org>\nSubject: bill\n\nPay Bob 45.", "do not say"),
-        ("<mail>\nPay Bob 45.\n</mail>", "do not say"),
-        ("", "do not say"),
+        ("<mail>\nPay Bob 45.\n</mail>", "do not say"), ("", "do not say"),
     ],
 )
 def test_what_is_no_order_is_dropped_with_a_reason(text: str, why: str) -> None:
@@ -179,13 +161,9 @@ def test_choices_and_ranges_stand_next_to_each_other(text: str, step: Step, left
 @pytest.mark.parametrize(
     ("text", "argument"),
     [
-        ("Remove drafts/a.txt", "drafts"),
-        ("Remove drafts/a.txt", "a.txt"),
-        ("Remove *.txt", "txt"),
-        ("Remove report-2.txt", "report-2"),
-        ("Remove old.txt.bak", "old.txt"),
-        ('Remove "my old report.txt"', "report.txt"),
-        ("Remove C:\\temp\\x", "temp"),
+        ("Remove drafts/a.txt", "drafts"), ("Remove drafts/a.txt", "a.txt"), ("Remove *.txt", "txt"),
+        ("Remove report-2.txt", "report-2"), ("Remove old.txt.bak", "old.txt"),
+        ('Remove "my old report.txt"', "report.txt"), ("Remove C:\\temp\\x", "temp"),
     ],
 )
 def test_a_part_of_a_path_is_not_the_path(text: str, argument: str) -> None:
@@ -294,13 +272,8 @@ def test_numbers_of_a_calculation_are_backed_like_any_others() -> None:
 @pytest.mark.parametrize(
     ("said", "rate", "others"),
     [
-        ("0,5%", 0.5, [5]),
-        ("2,10 percent", 2.1, [10, 2]),
-        ("10\u00a0%", 10, [0]),
-        ("10 Prozent", 10, [1]),
-        ("ten percent", 10, []),
-        ("110%", 110, [10]),
-        ("10 thousand percent", None, [10]),
+        ("0,5%", 0.5, [5]), ("2,10 percent", 2.1, [10, 2]), ("10\u00a0%", 10, [0]), ("10 Prozent", 10, [1]),
+        ("ten percent", 10, []), ("110%", 110, [10]), ("10 thousand percent", None, [10]),
     ],
 )
 def test_a_percentage_is_the_whole_number_and_no_amount(said: str, rate: float | None, others: list[float]) -> None:

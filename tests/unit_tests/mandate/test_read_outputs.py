@@ -48,10 +48,8 @@ def kept(output, **options):
     ("output", "value"),
     [
         (Model(when=datetime.date(2025, 5, 26)), {"when": "2025-05-26"}),
-        ([Data(decimal.Decimal("98.70"))], [{"total": 98.7}]),
-        (json.dumps({"a": [1, None]}), {"a": [1, None]}),
-        ("{not json", "{not json"),
-        ({1: (2, float("nan"))}, {"1": [2, None]}),
+        ([Data(decimal.Decimal("98.70"))], [{"total": 98.7}]), (json.dumps({"a": [1, None]}), {"a": [1, None]}),
+        ("{not json", "{not json"), ({1: (2, float("nan"))}, {"1": [2, None]}),
     ],
 )
 def test_what_an_output_says(output, value):

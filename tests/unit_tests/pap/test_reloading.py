@@ -278,11 +278,8 @@ def test_a_state_that_was_restored_is_looked_at(source: Path, following: Callabl
 @pytest.mark.parametrize(
     ("options", "code"),
     [
-        ({"at_least": 2}, Code.POLICY_OLDER),
-        ({"keys": {"default": KEY.public}}, Code.POLICY_UNSIGNED),
-        ({"keys": {}}, Code.CONFIG),
-        ({"poll": 0}, Code.CONFIG),
-        ({"max_staleness": float("inf")}, Code.CONFIG),
+        ({"at_least": 2}, Code.POLICY_OLDER), ({"keys": {"default": KEY.public}}, Code.POLICY_UNSIGNED),
+        ({"keys": {}}, Code.CONFIG), ({"poll": 0}, Code.CONFIG), ({"max_staleness": float("inf")}, Code.CONFIG),
     ],
     ids=["older", "unsigned", "no keys", "poll", "staleness"],
 )
@@ -334,9 +331,7 @@ def test_profiles_and_grants_are_of_the_revision(source: Path, following: Callab
 @pytest.mark.parametrize(
     "wrap",
     [
-        ObserveOnly,
-        CircuitBreaker,
-        lambda pdp: CandidatePDP(pdp, StaticPDP(True)),
+        ObserveOnly, CircuitBreaker, lambda pdp: CandidatePDP(pdp, StaticPDP(True)),
         lambda pdp: DenyOverrides(StaticPDP(True), CircuitBreaker(pdp)),
     ],
     ids=["observe", "breaker", "candidate", "deny-overrides"],

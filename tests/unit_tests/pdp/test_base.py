@@ -146,10 +146,8 @@ def test_the_revision_is_the_answers_or_the_pdps() -> None:
 @pytest.mark.parametrize(
     "stray",
     [
-        {"obligations": [{"id": "1", "type": "redact", "fields": ["iban"]}]},
-        {"obligation": {"id": "1"}},
-        {"context": {"obligation": [{"id": "1"}]}},
-        {"context": {"Obligations": [], "obligations": []}},
+        {"obligations": [{"id": "1", "type": "redact", "fields": ["iban"]}]}, {"obligation": {"id": "1"}},
+        {"context": {"obligation": [{"id": "1"}]}}, {"context": {"Obligations": [], "obligations": []}},
     ],
     ids=str,
 )

@@ -86,10 +86,8 @@ def test_another_number_of_answers_denies_all(answers: object) -> None:
 @pytest.mark.parametrize(
     ("error", "code"),
     [
-        (PDPError(Code.PDP_CIRCUIT_OPEN), Code.PDP_CIRCUIT_OPEN),
-        (TimeoutError(), Code.PDP_TIMEOUT),
-        (RuntimeError("secret"), Code.PDP_ERROR),
-        (MemoryError(), Code.PDP_ERROR),
+        (PDPError(Code.PDP_CIRCUIT_OPEN), Code.PDP_CIRCUIT_OPEN), (TimeoutError(), Code.PDP_TIMEOUT),
+        (RuntimeError("secret"), Code.PDP_ERROR), (MemoryError(), Code.PDP_ERROR),
     ],
     ids=repr,
 )
@@ -146,8 +144,6 @@ def test_observe_only_hands_batches_on() -> None:
     real = Batch([PERMIT, {"decision": False}, PDPError(Code.PDP_STATUS)])
     given = decide(ObserveOnly(real), [REQUEST] * 3)
     assert [(d.outcome, d.reasons) for d in given] == [
-        ("permit", ()),
-        ("permit", ("observed:deny", "no_permit")),
-        ("permit", ("observed:deny", "pdp_status")),
+        ("permit", ()), ("permit", ("observed:deny", "no_permit")), ("permit", ("observed:deny", "pdp_status")),
     ]
     assert real.asked == [3, 3]

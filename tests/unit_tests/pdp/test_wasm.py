@@ -70,18 +70,14 @@ def test_the_example_is_permitted(pdp: WasmPDP) -> None:
 
 DENIED: dict[str, list[dict[str, object]]] = {
     Code.LEASE_INVALID: [
-        {"context.lease.exp": NOW},
-        {"context.lease.epoch": 1},
-        {"context.task.epoch": 3},
+        {"context.lease.exp": NOW}, {"context.lease.epoch": 1}, {"context.task.epoch": 3},
         {"context.lease.grant": {"tols": []}},
     ],
     Code.UNKNOWN_ACTION: [{"resource.type": "agent"}],
     Code.NO_PERMIT: [{"context.call": None, EFFECT: "read", GRANT: None}],
     Code.GRANT_TOOL: [{f"{GRANT}.tools": ["read_file"]}, {f"{GRANT}.tools": []}],
     Code.GRANT_ARGUMENT: [
-        {"context.call.args.amount": 100.5},
-        {"context.call.args.amount": "98"},
-        {"context.call.args.account": "UK13"},
+        {"context.call.args.amount": 100.5}, {"context.call.args.amount": "98"}, {"context.call.args.account": "UK13"},
         {"context.call.args": {"amount": 1}},
     ],
     Code.GRANT_DATA_CLASS: [{f"{GRANT}.data_classes": ["public"]}],
@@ -106,16 +102,11 @@ DENIED: dict[str, list[dict[str, object]]] = {
 def test_a_rate_is_an_obligation(pdp: WasmPDP) -> None:
     """A permitted payment obliges the PEP to count."""
     approval = {
-        "source": "application",
-        "approver": "bob",
-        "authenticated": True,
-        "args_digest": "sha256:" + "5e" * 32,
+        "source": "application", "approver": "bob", "authenticated": True, "args_digest": "sha256:" + "5e" * 32,
     }
     (obligation,) = ask(pdp, {EFFECT: "pay", "context.approval": approval}).obligations
     assert asdict(obligation) == {
-        "id": "rate:pay",
-        "type": "rate_limit",
-        "properties": {"counter": "effect:pay", "window": 60, "max": 5},
+        "id": "rate:pay", "type": "rate_limit", "properties": {"counter": "effect:pay", "window": 60, "max": 5},
     }
 
 
@@ -332,9 +323,7 @@ def test_a_refused_policy_leaves_no_thread() -> None:
     """A construction that fails leaves nothing running."""
     before = set(threading.enumerate())
     for arguments in (
-        {"wasm": opa_module()},
-        {"data": {"x": 1}},
-        {"wasm": opa_module(builtins='{"sprintf": 0}')},
+        {"wasm": opa_module()}, {"data": {"x": 1}}, {"wasm": opa_module(builtins='{"sprintf": 0}')},
     ):
         with pytest.raises(ConfigError):
             WasmPDP(**arguments)

@@ -223,10 +223,8 @@ def paid(amount: float, *, mandate: Any = None, ask: bool = False) -> list[Any]:
 @pytest.mark.parametrize(
     ("amount", "mandate", "ask", "standing", "step"),
     [
-        (45, BOB, False, "covered", "rent"),
-        (99, BOB, False, "deviates", None),
-        (45, {"steps": []}, False, "outside", None),
-        (99, BOB, True, "deviates", None),
+        (45, BOB, False, "covered", "rent"), (99, BOB, False, "deviates", None),
+        (45, {"steps": []}, False, "outside", None), (99, BOB, True, "deviates", None),
     ],
 )
 def test_a_token_says_how_its_call_stands_to_the_mandate(

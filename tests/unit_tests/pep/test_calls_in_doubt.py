@@ -166,11 +166,8 @@ def lost(kind: str) -> BaseException:
 @pytest.mark.parametrize(
     ("error", "state"),
     [
-        (lost("cause"), "unknown"),
-        (lost("group"), "unknown"),
-        (ConnectionResetError(), "unknown"),
-        (CancelledError(), "unknown"),
-        (BaseExceptionGroup("several", [KeyboardInterrupt()]), "unknown"),
+        (lost("cause"), "unknown"), (lost("group"), "unknown"), (ConnectionResetError(), "unknown"),
+        (CancelledError(), "unknown"), (BaseExceptionGroup("several", [KeyboardInterrupt()]), "unknown"),
         (KeyError("id"), "failed"),
     ],
 )
@@ -294,9 +291,7 @@ def test_a_resolution_that_came_second_is_taken_back_on_record(world: World, mon
         dave.resolve_call(found.row.key, happened=False, by="user:dave", reason="none")
     told = [r["detail"] for r in world.audit.records if r.get("event") == "resolved"]
     assert [(d["author"], d.get("refused")) for d in told] == [
-        ("user:dave", None),
-        ("user:carol", None),
-        ("user:dave", "not_in_doubt"),
+        ("user:dave", None), ("user:carol", None), ("user:dave", "not_in_doubt"),
     ]
 
 

@@ -54,26 +54,18 @@ def plain(path: str) -> str:
 
 
 OWN = [
-    look,
-    plain,
-    {"type": "function", "function": {"name": "look", "parameters": {}}},
-    {"type": "function", "name": "look", "parameters": {}},
-    {"name": "look", "description": "x", "input_schema": {}},
-    {"type": "custom", "name": "look", "input_schema": {}},
-    {"toolSpec": {"name": "look", "inputSchema": {}}},
-    {"function_declarations": [{"name": "look"}]},
-    {"functionDeclarations": [{"name": "look"}]},
+    look, plain, {"type": "function", "function": {"name": "look", "parameters": {}}},
+    {"type": "function", "name": "look", "parameters": {}}, {"name": "look", "description": "x", "input_schema": {}},
+    {"type": "custom", "name": "look", "input_schema": {}}, {"toolSpec": {"name": "look", "inputSchema": {}}},
+    {"function_declarations": [{"name": "look"}]}, {"functionDeclarations": [{"name": "look"}]},
     {"title": "look", "properties": {}},
 ]
 PROVIDERS = [
     ({"type": "web_search"}, "web_search"),
     ({"type": "web_search_20250305", "name": "web_search", "max_uses": 5}, "web_search_20250305"),
     ({"type": "mcp", "server_label": "x", "server_url": "https://x.example"}, "mcp"),
-    ({"google_search": {}}, "google_search"),
-    ({"code_execution": {}}, "code_execution"),
-    ({"name": "bash"}, "bash"),
-    (17, "int"),
-    (["look"], "list"),
+    ({"google_search": {}}, "google_search"), ({"code_execution": {}}, "code_execution"), ({"name": "bash"}, "bash"),
+    (17, "int"), (["look"], "list"),
 ]
 
 

@@ -178,18 +178,11 @@ def test_a_logout_is_told() -> None:
 
 
 BAD_LOGOUTS = {
-    "another key": logout_token(OTHER),
-    "another client": logout_token(aud="else"),
-    "no event": logout_token(events=None),
-    "another event": logout_token(events={"x": {}}),
-    "an id token": id_token(**now()),
-    "with a nonce": logout_token(nonce="n"),
-    "without an id": logout_token(jti=None),
-    "with an id that is no text": logout_token(jti=7),
-    "of nobody": logout_token(sub=None, sid=None),
-    "an access token": logout_token(typ="at+jwt"),
-    "expired": logout_token(iat=1, exp=2),
-    "no token": "x",
+    "another key": logout_token(OTHER), "another client": logout_token(aud="else"),
+    "no event": logout_token(events=None), "another event": logout_token(events={"x": {}}),
+    "an id token": id_token(**now()), "with a nonce": logout_token(nonce="n"), "without an id": logout_token(jti=None),
+    "with an id that is no text": logout_token(jti=7), "of nobody": logout_token(sub=None, sid=None),
+    "an access token": logout_token(typ="at+jwt"), "expired": logout_token(iat=1, exp=2), "no token": "x",
 }
 
 

@@ -67,12 +67,8 @@ def token(**changes: Any) -> str:
 
 def server(**options: Any) -> ResourceServer:
     made = {
-        "verifier": Verifier(issuer=ISSUER.issuer, jwks=ISSUER.jwks()),
-        "audience": BANK,
-        "tenant": "acme",
-        "status": Says(),
-        "proofs": ProofVerifier(origin=BANK),
-        **options,
+        "verifier": Verifier(issuer=ISSUER.issuer, jwks=ISSUER.jwks()), "audience": BANK, "tenant": "acme",
+        "status": Says(), "proofs": ProofVerifier(origin=BANK), **options,
     }
     tools = made.pop("for_tools", None)
     served = ResourceServer(**made)
@@ -448,15 +444,11 @@ def mcp_of(reached: list[Any], **options: Any) -> ProtectedMcp:
 @pytest.mark.parametrize(
     ("body", "own", "none"),
     [
-        ({"method": "initialize"}, 200, 200),
-        ({"method": "tools/list"}, 200, 200),
+        ({"method": "initialize"}, 200, 200), ({"method": "tools/list"}, 200, 200),
         ({"method": "resources/read"}, 200, 401),
         ({"method": "tools/call", "params": {"name": "send_money"}}, 403, 401),
-        ({"method": "tools/call", "params": {"name": 1}}, 400, 400),
-        ({"method": "tools/call"}, 400, 400),
-        ({"method": ["initialize"]}, 200, 401),
-        ([{"method": "initialize"}], 400, 400),
-        ("x", 400, 400),
+        ({"method": "tools/call", "params": {"name": 1}}, 400, 400), ({"method": "tools/call"}, 400, 400),
+        ({"method": ["initialize"]}, 200, 401), ([{"method": "initialize"}], 400, 400), ("x", 400, 400),
     ],
     ids=lambda v: ascii(v)[:60],
 )
@@ -473,18 +465,13 @@ def test_an_mcp_body_says_what_is_needed(body: Any, own: int, none: int) -> None
 @pytest.mark.parametrize(
     ("arguments", "facts", "accept", "status"),
     [
-        (PAYMENT, {}, None, 200),
-        ({**PAYMENT, "note": "a text is not compared"}, {}, ("covered",), 200),
+        (PAYMENT, {}, None, 200), ({**PAYMENT, "note": "a text is not compared"}, {}, ("covered",), 200),
         ({**PAYMENT, "amount": 9870}, {}, None, 403),
         ({**PAYMENT, "recipient": "DE99999999999999999999"}, {}, None, 403),
-        ({**PAYMENT, "account": {"id": 7}}, {}, None, 403),
-        ({**PAYMENT, "cc": "mallory"}, {}, None, 403),
-        ({"amount": 98.7}, {}, None, 403),
-        (None, {}, None, 403),
-        ([PAYMENT], {}, None, 400),
+        ({**PAYMENT, "account": {"id": 7}}, {}, None, 403), ({**PAYMENT, "cc": "mallory"}, {}, None, 403),
+        ({"amount": 98.7}, {}, None, 403), (None, {}, None, 403), ([PAYMENT], {}, None, 400),
         (PAYMENT, {"standing": "outside", "step": None}, None, 200),
-        (PAYMENT, {"standing": "outside", "step": None}, ("covered",), 403),
-        (PAYMENT, None, None, 403),
+        (PAYMENT, {"standing": "outside", "step": None}, ("covered",), 403), (PAYMENT, None, None, 403),
     ],
     ids=lambda v: str(v)[:50],
 )
