@@ -315,15 +315,6 @@ def test_a_human_is_asked(mode: str, answer: str, ran: Any) -> None:
     assert ran == ([PAID] if answer == "approve" else [])
 
 
-def test_without_a_checkpointer_nobody_can_be_asked(mode: str, ran: Any) -> None:
-    """Then it is a deny."""
-    authz = authz_with(asking("pay"))
-    pay = payer(ran)
-    graph = authz.protect(acting(lambda: pay.invoke(WRITTEN), lambda: pay.ainvoke(WRITTEN)))
-    assert code_of(lambda: once(graph, mode, authz=authz)) == "approval_unavailable"
-    assert ran == []
-
-
 def test_it_has_no_credential_and_leaves_the_outer_one_in_place(mode: str) -> None:
     """An unguarded tool gets none, not even the one of the tool that called it, which has its own afterwards."""
     got: list[str] = []

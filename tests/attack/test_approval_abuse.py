@@ -94,17 +94,6 @@ def test_an_approval_beside_the_graph_is_not_asked_for_again(kind: str, go: str,
     assert s.ran == [ANN]
 
 
-@kinds
-def test_a_denial_beside_the_graph_is_told(kind: str, go: str) -> None:
-    """The call does not run, and the model reads the person's word."""
-    s, ask_id = asked(scene(kind), go)
-    s.authz.deny_approval(ask_id, by="bob", message="not this month")
-    state = s.both(go)(None)
-    assert s.ran == []
-    assert "not this month" in answer_to(state["messages"], "c1").text
-    assert_went_on(state)
-
-
 @pytest.fixture(params=["memory", "sqlite"])
 def ledger(request: Any, tmp_path: Path) -> Iterator[Any]:
     kept = MemoryLedger() if request.param == "memory" else SqliteLedger(tmp_path / "ledger.db")
@@ -404,16 +393,6 @@ def test_a_statement_is_valid_for_its_time_and_the_clocks_difference(at: float, 
         assert approvers.verify(said, question, now=1e9 + at).jti == "j"
 
 
-def test_a_key_signs_for_its_user_alone() -> None:
-    """A statement that names its signer as `iss` and another approver as `sub` approves nothing."""
-    approvers = Approvers({"user:bob": BOBS.jwks(), "user:carol": CAROLS.jwks()})
-    options: dict[str, Any] = {"verdict": "approve", "question": QUESTION, "jti": "j"}
-    assert approvers.verify(sign_statement(BOBS, approver="user:bob", **options), options["question"]).approver == "user:bob"
-    with pytest.raises(CredentialError) as refused:
-        approvers.verify(sign_statement(BOBS, approver="user:carol", issuer="user:bob", **options), options["question"])
-    assert refused.value.code == "approval_statement"
-
-
 def test_a_key_is_found_by_its_id_alone() -> None:
     """A name that is not in the set finds none, and one that is there twice neither; what is no key is passed over."""
     question = QUESTION
@@ -483,23 +462,6 @@ def test_another_tenant_does_not_see_the_question() -> None:
 
 
 # --- four eyes --------------------------------------------------------------------------------------
-
-
-@kinds
-def test_four_eyes(kind: str, go: str) -> None:
-    """The subject may not approve, nobody counts twice, and two others suffice."""
-    s, ask_id = asked(scene(kind, pdp=policy(**FOUR_EYES)), go)
-    with pytest.raises(AuthzDenied) as refused:
-        s.both(go)(resume(APPROVE))
-    assert refused.value.code == "approval_not_distinct"
-    assert code_of(s.authz.approve, ask_id, by="alice") == "approval_not_distinct"
-    assert approve(s, go, ask_id, by="bob") == 1
-    assert code_of(s.authz.approve, ask_id, by="bob") == "approval_not_distinct"
-    assert ids(s.both(go)(None)) == [ask_id]
-    assert s.ran == []
-    assert approve(s, go, ask_id, by="carol") == 0
-    assert_went_on(s.both(go)(None))
-    assert s.ran == [ANN]
 
 
 @pytest.mark.parametrize(

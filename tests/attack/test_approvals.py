@@ -206,15 +206,6 @@ def _asks_for(seconds: int) -> dict[str, Any]:
     return {"id": "approval", "type": "require_approval", "properties": {"expires_in": seconds}}
 
 
-def test_an_approval_with_an_expiry_that_is_none_is_not_understood() -> None:
-    """An obligation of another shape denies; nobody is asked."""
-    ask = {**ASK, "context": {**ASK["context"], "obligations": [_asks_for(0)]}}  # type: ignore[dict-item]
-    s = scene("agent", pdp=StaticPDP(lambda r: ask if r.resource.id == "pay" else True))
-    state = s.say(human())
-    assert "__interrupt__" not in state
-    assert reasons(s.authz, "pay") == ["unknown_obligation"] * 3
-
-
 def test_an_approval_is_not_for_other_arguments(kind: str, go: str) -> None:
     """The message is rewritten in the checkpoint between question and answer: what then stands there does not run."""
     s = asked(go, kind, plan=[payment("ann", 10, "c1")])

@@ -80,6 +80,7 @@ def test_four_eyes_are_not_one_pair(go: str) -> None:
             s.authz.approve(request["approval_id"], by=by)
             continue
         assert code_of(lambda: s.authz.approve(request["approval_id"], by=by), AuthzError) == code
+    assert code_of(lambda: s.both(go)(resume(APPROVE))) == "approval_not_distinct"  # alice at the graph
     assert s.ran == []
     s.authz.approve(request["approval_id"], by="carol")
     assert_went_on(s.both(go)(None))

@@ -303,46 +303,6 @@ def test_arun_that_runs_twice_is_two_calls(permit: int) -> None:
     assert answer_to(state["messages"], "call-probe").status == ("success" if permit == 2 else "error")
 
 
-def test_shapes_of_results(kind: str, go: Any) -> None:
-    """Commands, artifacts, lists and five megabytes come through as the tool gave them."""
-
-    @tool
-    def commanding(ident: Annotated[str, InjectedToolCallId]) -> Command[Any]:
-        """Answer by a command."""
-        return Command(update={"messages": [ToolMessage("commanded", tool_call_id=ident)]})
-
-    @tool(response_format="content_and_artifact")
-    def artifact() -> tuple[str, dict[str, int]]:
-        """Answer with an artifact."""
-        return "content", {"a": 1}
-
-    @tool
-    def blocks() -> list[dict[str, str]]:
-        """Answer with blocks."""
-        return [{"type": "text", "text": "block"}]
-
-    @tool
-    def huge() -> str:
-        """Answer at length."""
-        return "x" * 5_000_000
-
-    @tool
-    def nothing() -> None:
-        """Answer nothing."""
-
-    tools = [commanding, artifact, blocks, huge, nothing]
-    profiles = {t.name: ToolProfile(effect="write", sink="internal") for t in tools}
-    authz = authz_with(StaticPDP(True), profiles=profiles)
-    graph = authz.protect(BUILDERS[kind](replying([call(t.name, {}, t.name) for t in tools]), tools))
-    messages = told(authz, graph, human(), go=go, task="x")["messages"]
-    assert answer_to(messages, "commanding").content == "commanded"
-    assert answer_to(messages, "artifact").content == "content"
-    assert answer_to(messages, "artifact").artifact == {"a": 1}
-    assert answer_to(messages, "blocks").content == [{"type": "text", "text": "block"}]
-    assert len(answer_to(messages, "huge").content) == 5_000_000
-    assert answer_to(messages, "nothing").content in ("null", "None")
-
-
 @pytest.mark.parametrize(
     "error", [ValueError("boom"), ToolException("boom"), KeyError("boom")], ids=lambda e: type(e).__name__
 )
@@ -502,22 +462,6 @@ def test_things_that_are_no_graph(authz: Any) -> None:
     for thing in (object(), None, lambda x: x, "graph"):
         assert _code(lambda thing=thing: authz.protect(thing)) == "config"
         assert _code(lambda thing=thing: authz.coverage(thing)) == "config"
-
-
-def test_messages_of_every_input_form_reach_the_same_task() -> None:
-    """A root input may be a string, tuple, mapping or message: the recorded task is the same."""
-    texts = set()
-    for message in (
-        HumanMessage("Pay"), ("user", "Pay"), {"role": "user", "content": "Pay"}, "Pay",
-        HumanMessage([{"type": "text", "text": "Pay"}]),
-    ):
-        pdp = StaticPDP(True)
-        authz, graph = protecting(hand_written(replying([READ]), [read_tool([])]), pdp)
-        told(authz, graph, {"messages": [message]})
-        (request,) = calls_of(pdp)
-        assert request.context.task is not None
-        texts.add((request.context.task.text, request.context.task.digest))
-    assert len(texts) == 1
 
 
 def test_calls_that_keep_differing_from_their_plan_revoke(ran: Any) -> None:

@@ -6,9 +6,6 @@ whose it is: there every token that can be read at all is served.
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-
 import httpx
 import jwt
 from starlette.applications import Starlette
@@ -51,16 +48,6 @@ def signed(body: Any = None, header: Any = None, key: SigningKey = KEY) -> str:
     return forged(key, ISSUER.issuer, claims() if body is None else body, header)
 
 
-def _alg_none() -> str:
-    return f"{b64(json.dumps({'alg': 'none', 'kid': KEY.kid, 'typ': TYP}))}.{b64(json.dumps(claims()))}.{b64('x')}"
-
-
-def _alg_confused() -> str:
-    signing_input = f"{b64(json.dumps({'alg': 'HS256', 'kid': KEY.kid, 'typ': TYP}))}.{b64(json.dumps(claims()))}"
-    mac = hmac.new(json.dumps(KEY.public_jwk()).encode(), signing_input.encode(), hashlib.sha256).digest()
-    return f"{signing_input}.{b64(mac)}"
-
-
 def encoded(body: str, header: str = "utf-8") -> str:
     """A token that the key really signed, in another encoding than RFC 7515 §3 allows."""
     parts = [json.dumps({"alg": "ES256", "kid": KEY.kid, "typ": TYP}).encode(header), json.dumps(claims()).encode(body)]
@@ -72,21 +59,16 @@ def _twice() -> str:
     return signed(json.dumps(claims())[:-1] + ', "sub": "mallory"}')
 
 
+# `tests/token_vectors.py` has the others: of another algorithm, key, type or issuer, or living too long.
 BAD: dict[str, tuple[Any, str]] = {
     "forged": (lambda: good()[:-8] + "AAAAAAAA", "credential_invalid"),
     "truncated": (lambda: good()[:-42], "credential_invalid"),
     "oversized": (lambda: signed(claims(x="x" * 20_000)), "credential_invalid"),
-    "alg none": (_alg_none, "credential_invalid"),
-    "alg confused": (_alg_confused, "credential_invalid"),
-    "wrong key": (lambda: signed(header={"alg": "ES256", "kid": KEY.kid, "typ": TYP}, key=STRANGER), "credential_invalid"),
     "unknown key": (lambda: signed(key=STRANGER), "credential_key"),
     "wrong audience": (lambda: good(audience="https://mail.example"), "audience"),
     "wrong tenant": (lambda: good(tenant="umbrella"), "credential_tenant"),
-    "wrong issuer": (lambda: signed(claims(iss="urn:evil")), "credential_invalid"),
-    "another kind of token": (lambda: signed(header={"alg": "ES256", "kid": KEY.kid, "typ": "at+jwt"}), "credential_invalid"),
     "expired": (lambda: signed(claims(iat=now() - 90, exp=now() - 30)), "credential_expired"),
     "not yet valid": (lambda: signed(claims(iat=now() + 30, exp=now() + 60)), "credential_not_yet_valid"),
-    "for ever": (lambda: signed(claims(exp=now() + 10**6)), "credential_invalid"),
     "duplicate claim": (_twice, "credential_invalid"),
     "in utf-16": (lambda: encoded("utf-16"), "credential_invalid"),
     "in utf-32": (lambda: encoded("utf-32-le"), "credential_invalid"),
@@ -182,23 +164,12 @@ def proven(token: str, *, encoding: str = "utf-8", **changes: Any) -> dict[str, 
     return {"Authorization": f"DPoP {token}", "DPoP": f"{signing_input}.{b64(key.sign(signing_input.encode()))}"}
 
 
-BAD_PROOFS: dict[str, tuple[dict[str, Any], str]] = {
-    "for another URL": ({"htu": "https://evil.example/pay"}, "proof_invalid"),
-    "for another method": ({"htm": "GET"}, "proof_invalid"),
-    "for another token": ({"ath": token_digest("other")}, "proof_invalid"),
-    "with a private key inside": ({"jwk": {"d": "AAAA"}}, "proof_invalid"), "old": ({"iat": 1}, "proof_invalid"),
-    "of the future": ({"iat": 2**40}, "proof_invalid"), "without an id": ({"jti": ""}, "proof_invalid"),
-}
-
-
-@pytest.mark.parametrize("name", BAD_PROOFS)
-def test_a_bad_proof_has_its_code(name: str) -> None:
-    """Refused with 401; the right proof is served, and served once."""
+def test_a_bad_proof_has_its_code() -> None:
+    """Refused with 401; the right proof is served, and served once. `test_dpop_proof` has every other proof."""
     service, token = Service(), good(cnf_jkt=PROOF_KEY.jkt)
-    changes, code = BAD_PROOFS[name]
-    assert service.asked(proven(token, **changes)) == f"401 {code}"
-    for encoding in ("utf-16", "utf-8-sig"):
-        assert service.asked(proven(token, encoding=encoding)) == "401 proof_invalid"
+    for bad in ({"htu": "https://evil.example/pay"}, {"htm": "GET"}, {"ath": token_digest("other")}, {"jwk": {"d": "AAAA"}}, {"iat": 1},
+                {"encoding": "utf-16"}, {"encoding": "utf-8-sig"}):  # fmt: skip
+        assert service.asked(proven(token, **bad)) == "401 proof_invalid"  # type: ignore[arg-type]
     once = proven(token)
     assert service.asked(once) == "200"
     assert service.asked(once) == "401 proof_replayed"

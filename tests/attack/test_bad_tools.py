@@ -165,13 +165,15 @@ RESULTS: dict[str, Any] = {
     "message": lambda: ToolMessage("own", tool_call_id="call-probe"),
     "foreign message": lambda: ToolMessage("own", tool_call_id="another"),
     "error message": lambda: ToolMessage("own", tool_call_id="call-probe", status="error"), "class": lambda: Odd,
-    "exception": lambda: ValueError("returned"),
+    "exception": lambda: ValueError("returned"), "blocks": lambda: [{"type": "text", "text": "block"}],
+    "five megabytes": lambda: "x" * 5_000_000,
+    "command": lambda: Command(update={"messages": [ToolMessage("commanded", tool_call_id="call-probe")]}),
 }
 
 
-def _outcome(graph: Any) -> tuple[str, str]:
+def _outcome(graph: Any, go: Any) -> tuple[str, str]:
     try:
-        messages = graph.invoke(human())["messages"]
+        messages = go(graph, human())["messages"]
     except Exception as error:
         return "raised", type(error).__name__
     answers = [m for m in messages if isinstance(m, ToolMessage)]
@@ -180,17 +182,17 @@ def _outcome(graph: Any) -> tuple[str, str]:
 
 @pytest.mark.parametrize("artifact", [False, True])
 @pytest.mark.parametrize("result", RESULTS)
-def test_odd_results_come_through_as_without_us(result: str, artifact: bool, pdp: Any) -> None:
+def test_odd_results_come_through_as_without_us(result: str, artifact: bool, go: Any, pdp: Any) -> None:
     """Whatever a tool returns: the same answer or the same error, one decision, and a record of its end."""
 
     def act(text: str) -> Any:
         return ("content", RESULTS[result]()) if artifact else RESULTS[result]()
 
     options = {"response_format": "content_and_artifact"} if artifact else {}
-    stock = _outcome(hand_written(replying([CALL]), [probing(act, **options)]))
+    stock = _outcome(hand_written(replying([CALL]), [probing(act, **options)]), go)
     authz, graph = protecting(hand_written(replying([CALL]), [probing(act, **options)]), pdp, profiles=PROFILES)
     with authz.run(subject="alice"):
-        ours = _outcome(graph)
+        ours = _outcome(graph, go)
     assert ours == stock
     assert len(calls_of(pdp)) == 1
     assert len(ends(authz)) == 1
@@ -208,24 +210,6 @@ def test_a_tool_that_handles_its_own_error(handled: Any) -> None:
     state = told(authz, graph, human())
     assert answer_to(state["messages"], "call-probe").status == "error"
     assert ends(authz) == ["failed"]
-
-
-def test_a_tool_that_asks_twice_runs_once(ran: Any, pdp: Any) -> None:
-    """Its own questions keep their answers, and its effect happens once."""
-
-    def act(text: str) -> str:
-        first, second = interrupt({"first": ["a"], "options": ["a"]}), interrupt({"second": ["b"], "options": ["b"]})
-        ran.append((first, second))
-        return "ok"
-
-    authz = authz_with(pdp, profiles=PROFILES)
-    graph = authz.protect(hand_written(replying([CALL]), [probing(act)], checkpointer=InMemorySaver()))
-    with authz.run(subject="alice"):
-        graph.invoke(human(), THREAD)
-        graph.invoke(Command(resume="a"), THREAD)
-        graph.invoke(Command(resume="b"), THREAD)
-    assert ran == [("a", "b")]
-    assert ends(authz) == ["suspended", "suspended", "done"]
 
 
 @pytest.mark.parametrize("sequence", [["probe", "probe", "probe"], ["probe", "other", "probe"]])

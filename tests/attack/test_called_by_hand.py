@@ -95,16 +95,6 @@ def test_code_called_by_hand_outside_a_run_is_denied(road: str, ran: Any, pdp: A
     assert pdp.requests == []
 
 
-@pytest.mark.parametrize("how", ["invoke", "ainvoke"])
-def test_run_itself_is_decided_once(how: str, ran: Any, pdp: Any, authz: Any) -> None:
-    """`run` goes through the same functions, under the one decision that it had."""
-    pay = authz.guard(payer(ran))
-    with authz.run(subject="alice"):
-        pay.invoke(ARGS) if how == "invoke" else asyncio.run(pay.ainvoke(ARGS))
-    assert ran == [PAID]
-    assert len(calls_of(pdp)) == 1
-
-
 @pytest.mark.parametrize("road", ["func", "_run", "run"])
 @pytest.mark.parametrize("inner", ["func", "_run", "invoke"])
 def test_a_tool_that_calls_itself_is_decided_each_time(road: str, inner: str, ran: Any) -> None:
@@ -294,23 +284,6 @@ def test_the_original_function_is_out_of_reach_of_the_guard(ran: Any) -> None:
     with authz.run(subject="alice"):
         pay.func.__wrapped__(**ARGS)
     assert ran == [PAID]
-
-
-@pytest.mark.parametrize("permit", [True, False])
-def test_code_called_by_hand_in_a_node_function(permit: bool, ran: Any) -> None:
-    """In a protected graph the run is the graph's, and two equal calls are two."""
-    pdp = StaticPDP(True) if permit else deny_only("pay")
-    authz = authz_with(pdp, profiles=PROFILES)
-    pay: Any = authz.guard(payer(ran))
-    graph = authz.protect(node_graph(in_run(lambda: [pay.func(**ARGS), pay.func(**ARGS)])))
-    with authz.run(subject="alice"):
-        if permit:
-            graph.invoke(human())
-        else:
-            with pytest.raises(AuthzDenied):
-                graph.invoke(human())
-    assert ran == ([PAID, PAID] if permit else [])
-    assert {tuple(r.context.agent.path) for r in calls_of(pdp) if r.context.agent is not None} == {("outer",)}
 
 
 @pytest.mark.parametrize("guarded", [True, False])

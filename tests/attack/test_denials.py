@@ -255,42 +255,25 @@ def _choosing(ran: list[Any]) -> Any:
     return write
 
 
-def test_tool_that_asks_itself_gets_its_own_answer(kind: str, go: Any, ran: Any) -> None:
-    """After the gate's question the tool's own `interrupt()` receives its answer, not the gate's."""
-    authz = authz_with(asking("write"))
-    graph = authz.protect(BUILDERS[kind](replying([write_call("1")]), [_choosing(ran)], checkpointer=InMemorySaver()))
-    with authz.run(subject="alice", task="x"):
-        (gate,) = go(graph, human(), THREAD)["__interrupt__"]
+@pytest.mark.parametrize("stops", [True, False], ids=["policy stops asking", "policy asks"])
+@pytest.mark.parametrize("runs", [1, 3])
+def test_tool_that_asks_itself_gets_its_own_answer(kind: str, go: Any, stops: bool, runs: int, ran: Any) -> None:
+    """After the gate's question the tool's own `interrupt()` receives its answer, not the gate's, in one run or in three.
+
+    The gate repeats the question that it asked first, also if the policy asks no more.
+    """
+    asks = [True]
+    pdp = StaticPDP(lambda r: ASK if r.action.name == "tools/call" and asks[0] and r.context.approval is None else True)
+    authz, graph = protecting(BUILDERS[kind](replying([write_call("1")]), [_choosing(ran)], checkpointer=InMemorySaver()), pdp)
+    with authz.run(subject="alice", task="x") if runs == 1 else nullcontext():
+        enter = go if runs == 1 else lambda *given: told(authz, *given, go=go)
+        (gate,) = enter(graph, human(), THREAD)["__interrupt__"]
         assert "action_requests" in gate.value
-        (own,) = go(graph, resume(APPROVE), THREAD)["__interrupt__"]
+        asks[0] = not stops
+        (own,) = enter(graph, resume(APPROVE), THREAD)["__interrupt__"]
         assert own.value["which colour"] == "1"
         assert ran == []
-        state = go(graph, Command(resume="blue"), THREAD)
-    assert ran == [("1", "blue")]
-    assert_went_on(state)
-
-
-def test_tool_that_asks_itself_across_runs(kind: str, go: Any, ran: Any) -> None:
-    """The same, where every resume is a run of its own (a new request of a web client)."""
-    authz = authz_with(asking("write"))
-    graph = authz.protect(BUILDERS[kind](replying([write_call("1")]), [_choosing(ran)], checkpointer=InMemorySaver()))
-    for given in (human(), resume(APPROVE), Command(resume="blue")):
-        state = told(authz, graph, given, THREAD, go=go)
-    assert ran == [("1", "blue")]
-    assert_went_on(state)
-
-
-def test_policy_that_stops_asking_on_re_entry(kind: str, go: Any, ran: Any) -> None:
-    """The gate repeats the question that it asked first, so the tool still receives its own answer."""
-    asks = [True]
-    authz = authz_with(StaticPDP(lambda r: ASK if r.action.name == "tools/call" and asks[0] else True))
-    graph = authz.protect(BUILDERS[kind](replying([write_call("1")]), [_choosing(ran)], checkpointer=InMemorySaver()))
-    with authz.run(subject="alice", task="x"):
-        go(graph, human(), THREAD)
-        asks[0] = False
-        (own,) = go(graph, resume(APPROVE), THREAD)["__interrupt__"]
-        assert own.value["which colour"] == "1"
-        state = go(graph, Command(resume="blue"), THREAD)
+        state = enter(graph, Command(resume="blue"), THREAD)
     assert ran == [("1", "blue")]
     assert_went_on(state)
 
@@ -471,11 +454,6 @@ def test_node_that_is_retried_does_not_repeat_the_calls_of_its_code(go: Any, ran
     assert len(attempts) == 3
     assert len(ran) == 2
     assert state["messages"][-1].content == "paid paid"
-
-
-def test_profiles_cover_the_tools_of_these_tests() -> None:
-    """The tests' tools have profiles, so that no test passes for lack of one."""
-    assert set(PROFILES) == {"pay", "read", "write", "ask_agent"}
 
 
 @pytest.mark.parametrize("by_id", [True, False])

@@ -145,47 +145,19 @@ def test_unenforced_twin_runs(door: str, form: str) -> None:
         assert_went_on(state)
 
 
-def _bare(node: Any, form: str, messages: list[Any]) -> list[Any]:
-    """A ToolNode called outside a graph, as LangGraph's own tests call it."""
-    config: RunnableConfig = {"configurable": {"__pregel_runtime": Runtime()}}
-    given = {"messages": messages}
-    if form == "invoke":
-        return [node.invoke(given, config)]
-    if form == "stream":
-        return [list(node.stream(given, config))[-1]]
-    if form == "batch":
-        return node.batch([given, given], [config, config])
-    import asyncio
-
-    async def go() -> list[Any]:
-        if form == "ainvoke":
-            return [await node.ainvoke(given, config)]
-        if form == "astream":
-            return [[c async for c in node.astream(given, config)][-1]]
-        return await node.abatch([given, given], [config, config])
-
-    return asyncio.run(go())
-
-
-@pytest.mark.parametrize("form", ["invoke", "ainvoke", "stream", "astream", "batch", "abatch"])
+@pytest.mark.parametrize("form", ["invoke", "ainvoke", "batch", "abatch"])
 @pytest.mark.parametrize("within", [True, False])
 def test_tool_node_outside_a_graph_is_a_root_entry(form: str, within: bool, ran: Any) -> None:
     """Called bare, `AuthzToolNode` decides under the open run, or under an implicit one for nobody."""
     pdp = deny_only("pay")
     authz = authz_with(pdp)
     node = AuthzToolNode([pay_tool(ran), read_tool(ran)], authz=authz)
-    plan = [AIMessage("", tool_calls=[PAY, READ], id="m")]
-    if within:
-        with authz.run(subject="alice"):
-            states = _bare(node, form, plan)
-    else:
-        states = _bare(node, form, plan)
+    plan = {"messages": [AIMessage("", tool_calls=[PAY, READ], id="m")]}
+    with authz.run(subject="alice") if within else nullcontext():
+        states = drive_form(form, node, plan, {"configurable": {"__pregel_runtime": Runtime()}})
     assert ran == [("read", "a")] * len(states)
     for state in states:
-        assert [(m.tool_call_id, m.status) for m in state["messages"]] == [
-            ("call-pay", "error"),
-            ("call-read", "success"),
-        ]
+        assert [(m.tool_call_id, m.status) for m in state["messages"]] == [("call-pay", "error"), ("call-read", "success")]
     assert {r.subject.id for r in calls_of(pdp)} == {"alice" if within else "anonymous"}
     # The client's own AI message announces nothing.
     assert {r.context.plan.planned for r in calls_of(pdp) if r.context.plan is not None} == {False}
@@ -195,28 +167,17 @@ def test_tool_node_outside_a_graph_is_a_root_entry(form: str, within: bool, ran:
 @pytest.mark.parametrize("as_call", [True, False])
 def test_guarded_tool_called_directly(how: str, as_call: bool, ran: Any) -> None:
     """A guarded tool called by plain code in a run is decided: a message or `AuthzDenied`, no effect."""
-    import asyncio
-
     pdp = deny_only("pay")
     authz = authz_with(pdp)
     pay = authz.guard(pay_tool(ran))
     given: Any = PAY if as_call else PAY["args"]
-
-    def go() -> Any:
-        if how == "invoke":
-            return pay.invoke(given)
-        if how == "ainvoke":
-            return asyncio.run(pay.ainvoke(given))
-        if how == "batch":
-            return pay.batch([given])[0]
-        if how == "abatch":
-            return asyncio.run(pay.abatch([given]))[0]
-        if how == "stream":
-            return next(iter(pay.stream(given)))
-        if how == "run":
-            return pay.run(PAY["args"], tool_call_id="call-pay" if as_call else None)
-        return asyncio.run(pay.arun(PAY["args"], tool_call_id="call-pay" if as_call else None))
-
+    own = {"tool_call_id": "call-pay" if as_call else None}
+    go: Any = {
+        "invoke": lambda: pay.invoke(given), "ainvoke": lambda: asyncio.run(pay.ainvoke(given)),
+        "batch": lambda: pay.batch([given])[0], "abatch": lambda: asyncio.run(pay.abatch([given]))[0],
+        "run": lambda: pay.run(PAY["args"], **own), "arun": lambda: asyncio.run(pay.arun(PAY["args"], **own)),
+        "stream": lambda: next(iter(pay.stream(given))),
+    }[how]
     with authz.run(subject="alice", task="Pay"):
         if as_call:
             answer = go()

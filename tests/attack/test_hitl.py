@@ -96,20 +96,6 @@ def test_a_jump_to_the_tools_after_a_rejection(go: str, protected: bool) -> None
         assert reasons(s.authz, "pay") == ["approval_rejected"]
 
 
-def test_an_answer_that_langchains_review_refuses_is_no_answer_to_us(go: str) -> None:
-    """It raises, as without us; the ledger takes nothing of it, and nothing runs."""
-    s = Reviewed(
-        plan=[payment("ann", 10, "c1")],
-        middleware=lambda: [HumanInTheLoopMiddleware({"pay": {"allowed_decisions": ["approve", "reject"]}})],
-    )
-    s.both(go)(human())
-    for bad in (edit("eve", 1), {"type": "respond", "message": "x"}):
-        with pytest.raises(ValueError, match="not allowed"):
-            s.both(go)(resume(bad))
-    assert s.ran == []
-    assert {r.context.task.epoch for r in s.pdp.requests} == {1}
-
-
 # --- several agents ask at once ---------------------------------------------------------------------
 
 

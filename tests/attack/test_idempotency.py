@@ -128,13 +128,6 @@ def test_a_replay_gets_the_recorded_result() -> None:
     assert len(house.bank.asked) == len(house.bank.booked) == 1
 
 
-def test_two_messages_are_two_intents() -> None:
-    """The same call planned again is meant again."""
-    house = House(again=2)
-    house.go(human())
-    assert len(house.bank.booked) == 2
-
-
 def test_a_call_whose_process_died_is_unknown_once_its_lease_has_lapsed() -> None:
     """Until then it is under way. A call that is idempotent runs again, one that is not does not."""
     clock = FrozenClock()

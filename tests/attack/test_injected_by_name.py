@@ -51,9 +51,3 @@ def test_chosen_runtime_is_an_argument(form: str, ran: Any) -> None:
     twin = _probe(ran)
     drive_form(form, node_graph(lambda s: {"messages": [twin.invoke(c) for c in calls]}), human())
     assert ran == [(1, "mine")]
-
-
-def test_tool_node_is_stock_here(ran: Any) -> None:
-    """What this file is about: ToolNode supplies the argument by its name."""
-    hand_written(replying([call("probe", {"x": 1}, "call-1")]), ToolNode([_probe(ran)])).invoke(human())
-    assert type(ran[0][1]) is ToolRuntime

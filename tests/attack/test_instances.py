@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -398,23 +397,3 @@ def test_fork_while_other_threads_decide(ran: Any) -> None:
         stop.set()
         for thread in threads:
             thread.join()
-
-
-def spawned(queue: Any) -> None:
-    """The work of a spawned process: everything is made anew there."""
-    ran: list[Any] = []
-    authz, graph = default_graph(ran)
-    queue.put(run_default(authz, graph, ran))
-
-
-def test_spawned_process() -> None:
-    """In a spawned worker process the calls are decided as here."""
-    context = multiprocessing.get_context("spawn")
-    queue = context.SimpleQueue()
-    worker = context.Process(target=spawned, args=(queue,), daemon=True)
-    worker.start()
-    worker.join(120)
-    exited = worker.exitcode
-    worker.kill()
-    assert exited == 0
-    assert queue.get() == {**EXPECTED, "seen": {"pay": [1, 0], "read": [1, 1]}}

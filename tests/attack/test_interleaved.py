@@ -439,27 +439,6 @@ async def test_run_closed_in_the_middle_of_its_astream(kind: str, ran: Any) -> N
     assert check_dead == {"ended"}
 
 
-def test_work_that_outlives_its_run_is_denied(ran: Any) -> None:
-    """A thread that a tool left behind calls a guarded tool after the end of the run: denied, no effect."""
-    import contextvars
-
-    late: list[Any] = []
-    authz = authz_with(StaticPDP(True), profiles={"who": ToolProfile(), "pay": ToolProfile(effect="pay")})
-    pay = authz.guard(pay_tool(ran))
-
-    @tool("who")
-    def leaving(user: str) -> str:
-        """Leave work behind."""
-        late.append(contextvars.copy_context())
-        return user
-
-    told(authz, authz.protect(hand_written(replying([who("alice")]), [leaving])), human("alice"))
-    with pytest.raises(AuthzDenied) as denied:
-        late[0].run(pay.invoke, {"to": "bob", "amount": 5})
-    assert denied.value.code in ("lease_ended", "no_run")
-    assert ran == []
-
-
 @pytest.mark.parametrize("forged", ["alice", {"run": "x"}, 1, object(), None], ids=shown)
 def test_forged_handle_is_no_handle(forged: Any, ran: Any) -> None:
     """Whatever stands under `__authz` but a handle of ours counts as no run."""
@@ -467,18 +446,6 @@ def test_forged_handle_is_no_handle(forged: Any, ran: Any) -> None:
     authz, graph = protecting(hand_written(replying([PAY]), [pay_tool(ran)]), pdp)
     graph.invoke(human(), {"configurable": {"__authz": forged}})
     assert {r.subject.id for r in pdp.requests} == {"anonymous"}
-
-
-def test_config_of_an_ended_run_opens_nothing(ran: Any, authz: Any) -> None:
-    """`graph.with_config(run.config())` dies with its run."""
-    graph = authz.protect(hand_written(replying([PAY]), [pay_tool(ran)]))
-    with authz.run(subject="alice") as run:
-        kept = graph.with_config(run.config())
-        kept.invoke(human())
-    assert len(ran) == 1
-    with pytest.raises(AuthzDenied):
-        kept.invoke(human())
-    assert len(ran) == 1
 
 
 def test_loop_that_ends_with_an_open_stream(kind: str, ran: Any) -> None:

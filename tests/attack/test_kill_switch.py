@@ -27,19 +27,6 @@ def test_a_run_does_not_start(tmp_path: Path, ran: Any) -> None:
     assert ran == [PAID]
 
 
-def test_a_run_in_flight_stops_before_its_side_effect(tmp_path: Path, ran: Any) -> None:
-    """Engaged while the model thinks: the payment that it plans does not happen."""
-    switch = tmp_path / "kill"
-    authz = authz_with(StaticPDP(True), kill_switch=switch)
-    graph = paying(authz, ran, checkpointer=InMemorySaver(), interrupt_before=["tools"])
-    with authz.run(subject="alice"):
-        graph.invoke(human(), THREAD)
-        switch.touch()
-        with pytest.raises(AuthzDenied):
-            graph.invoke(None, THREAD)
-    assert ran == []
-
-
 def test_a_node_that_asks_its_model_again_is_stopped(tmp_path: Path) -> None:
     """Although the model's permit is kept for the run."""
     model, answers = replying(), list[Any]()

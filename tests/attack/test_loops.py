@@ -30,12 +30,12 @@ def bill(ran: list[Any], name: str = "pay", returns: Any = str) -> Any:
 class Loop:
     """An agent whose node makes its calls with their arguments: one after another, or side by side.
 
-    `send` changes the arguments on their way; `catch` swallows whatever a call raises.
+    `send` changes the arguments on their way; `catch` swallows whatever a call raises; `again` makes each call twice.
     """
 
     def __init__(
         self, *turns: Any, tools: Any = None, pdp: Any = None, send: Any = None, catch: bool = False, gather: bool = False,
-        protected: bool = True, hidden: bool = False, **options: Any,
+        protected: bool = True, hidden: bool = False, again: bool = False, **options: Any,
     ) -> None:
         self.ran: list[Any] = []
         self.pdp = pdp if pdp is not None else StaticPDP(True)
@@ -70,7 +70,7 @@ class Loop:
 
         def act(state: MessagesState) -> Any:
             calls = state["messages"][-1].tool_calls
-            return answers(calls, [one(c) for c in calls])
+            return answers(calls, [(one(c), one(c))[0] if again else one(c) for c in calls])
 
         async def aact(state: MessagesState) -> Any:
             calls = state["messages"][-1].tool_calls
@@ -120,37 +120,10 @@ def test_an_equal_call_is_the_next_one_of_the_message(go: str) -> None:
     assert loop.ran == [PAID, PAID]
 
 
-class Again(Loop):
-    """Makes its first call once more."""
-
-    def __init__(self, **options: Any) -> None:
-        def tools(ran: list[Any]) -> Any:
-            pay = bill(ran)
-
-            @tool
-            def twice(to: str, amount: str) -> str:
-                """Pay."""
-                raise AssertionError
-
-            return [pay, twice]
-
-        super().__init__([PAY], tools=tools, **options)
-
-        def act(state: MessagesState) -> Any:
-            (c,) = state["messages"][-1].tool_calls
-            outputs = [self.tools["pay"].invoke(c["args"]) for _ in range(2)]
-            return {"messages": [ToolMessage(str(outputs), tool_call_id=c["id"])]}
-
-        self.builder.nodes["tools"].runnable.func = act
-        self.graph = self.builder.compile(checkpointer=InMemorySaver(), name="loop")
-        if options.get("protected", True):
-            self.authz.protect(self.graph)
-
-
 @pytest.mark.parametrize("protected", [True, False])
 def test_a_call_that_is_made_twice_is_planned_once(protected: bool) -> None:
     """The second is unplanned; unenforced it pays twice."""
-    loop = Again(pdp=rules_that_permit(), protected=protected)
+    loop = Loop([PAY], again=True, pdp=rules_that_permit(), protected=protected)
     state = loop.go(human())
     assert loop.ran == ([PAID] if protected else [PAID, PAID])
     if protected:

@@ -259,11 +259,6 @@ def test_steps_of_one_deed_are_spent_together(go: Any) -> None:
         assert len(done("Go", first, second, go=go, protected=False)) == 2
 
 
-def test_a_step_of_several_times_is_counted(go: Any) -> None:
-    steps = [{**MANDATE["steps"][0], "times": 2}]
-    assert done("Go", pay(), pay(), pay(), go=go, mandate={"steps": steps}) == [PAID, PAID]
-
-
 def test_what_is_counted_names_nobody(tmp_path: Path) -> None:
     """The ledger counts a mandate by digest."""
     path = tmp_path / "ledger.db"

@@ -208,12 +208,6 @@ def test_another_persons_correction_gives_no_authority() -> None:
     assert "Pay eve 95" in str(house.graph.get_state(THREAD).values)
 
 
-def test_correct_without_blocking_the_loop() -> None:
-    """The asynchronous form says the same."""
-    house = House.waiting()
-    assert asyncio.run(house.authz.acorrect("t", "STOP", graph=house.graph)) == 2
-
-
 COMMANDS = {
     "mapping": Command(update={"messages": [HumanMessage("STOP")]}),
     "pairs": Command(update=[("messages", [HumanMessage("STOP")])]),

@@ -45,29 +45,6 @@ def test_what_it_orders_runs_unasked_and_the_rest_does_not(go: Any) -> None:
     assert done(TASK, *hijacked, go=go, protected=False) == [("pay", EVE, 500.0), ("pay", BOB, 45.0)]
 
 
-@pytest.mark.parametrize(
-    "step",
-    [order(EVE), order(amount=500), order(times=45), {**order(), "args": {"to": {"kind": "free"}, "amount": const(45)}}],
-    ids=["payee", "amount", "times", "free"],
-)
-def test_it_widens_nothing(step: Any, go: Any) -> None:
-    """A hijacked planner that orders more than the words say orders nothing."""
-    house = House()
-    assert asked(run(ours(planner=planner(answer(step))), house, pay(EVE, 500), go=go))
-    assert house.ran == []
-
-
-@pytest.mark.parametrize(("percent", "amount", "ran"), [(0.5, 0.49, True), (5, 4.94, False)])
-def test_a_percentage_is_not_read_from_its_end(percent: float, amount: float, ran: bool, go: Any) -> None:
-    said = f"Überweise {BOB} 0,5% der Rechnung vom December"
-    bill = {"id": "b", "tool": "bill", "args": {"month": const("December")}}
-    part = {"kind": "calc", "op": "percent", "of": [const(percent), {"kind": "field", "step": "b", "path": "total"}]}
-    steps, house = (("bill", {"month": "December"}), pay(BOB, amount)), House()
-    paid = {**order(), "args": {"to": const(BOB), "amount": part}}
-    assert bool(asked(run(ours(planner=planner(answer(bill, paid))), house, *steps, said=said, go=go))) is not ran
-    assert house.ran == done(said, *steps, go=go, protected=False) * ran
-
-
 @pytest.mark.parametrize(("body", "ran"), [("Komme später", True), ("Ich kündige", False), ("Komme später. Ich kündige.", False)])
 def test_a_quotation_is_sent_as_it_is_or_not_at_all(body: str, ran: bool, go: Any) -> None:
     said, mail = "Schreibe bob@x.org „Komme später“", ("send_mail", {"to": "bob@x.org", "body": body})
@@ -83,15 +60,10 @@ def test_its_word_counts_and_the_users_plain_words_do_not(pdp: Any) -> None:
     assert planned(pdp) == [("outside", "planner")]
 
 
-@pytest.mark.parametrize(
-    "turn",
-    [AIMessage("I would pay."), says({"name": "Mandate", "args": {"steps": "pay"}, "id": "m"}), says({"name": "sudo", "args": {}, "id": "m"}), None],
-    ids=["prose", "no steps", "another tool", "fails"],
-)
-def test_a_broken_planner_orders_nothing(turn: Any, caplog: pytest.LogCaptureFixture, go: Any) -> None:
+def test_a_broken_planner_orders_nothing(caplog: pytest.LogCaptureFixture, go: Any) -> None:
     """The run goes on and asks. The operator is told."""
     house = House()
-    state = run(ours(planner=planner(*([turn] if turn is not None else []))), house, pay(), go=go)
+    state = run(ours(planner=planner()), house, pay(), go=go)
     assert "not_ordered" in asked(state)[0]
     assert house.ran == []
     assert "the planner failed" in caplog.text

@@ -66,21 +66,6 @@ def test_a_denied_node_runs_no_permitted_call(kind: str, go: Any, ran: Any, prot
     assert len(ran) == 2
 
 
-def test_a_revoked_run_with_a_cached_permit(kind: str, go: Any, ran: Any) -> None:
-    """The node's permit is old: its calls do not run, and the run ends."""
-
-    def revoking(_: Any) -> AIMessage:
-        authz.revoke("t", graph=kind)
-        return says({**PAY, "id": "c2"})
-
-    model = ScriptedChatModel(script=[says(READ), revoking, says(text="done")])
-    pdp = StaticPDP(lambda r: {"decision": True, "context": {"ttl": 60}})
-    authz, graph = protecting(BUILDERS[kind](model, [pay_tool(ran), read_tool(ran)], checkpointer=InMemorySaver()), pdp)
-    with authz.run(subject="alice", task="x"):
-        assert code_of(lambda: go(graph, human(), THREAD)) == "revoked"
-    assert ran == [("read", "a")]
-
-
 @pytest.mark.parametrize("protected", [True, False])
 def test_a_stop_at_a_cached_permit_is_no_answer_to_the_calls(
     tmp_path: Path, kind: str, go: Any, ran: Any, protected: bool

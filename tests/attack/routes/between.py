@@ -148,10 +148,7 @@ def _update_state(kit: Kit, bank: Bank) -> Play:
     """The edges that leave the node in whose name a state is edited are gone along, beside every run."""
     graph = _with_edge(kit, bank, checkpointer=InMemorySaver())
     given = {"said": "x"}
-    return Play(
-        lambda: graph.update_state(THREAD, given, as_node="step"),
-        lambda: graph.aupdate_state(THREAD, given, as_node="step"), graph,
-    )
+    return Play(lambda: graph.update_state(THREAD, given, as_node="step"), lambda: graph.aupdate_state(THREAD, given, as_node="step"), graph)
 
 
 def _read_history(kit: Kit, bank: Bank) -> Play:

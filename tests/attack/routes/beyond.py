@@ -140,14 +140,8 @@ ROUTES = [
         "plain_effect", "a plain side effect in a node function", _plain, harm=(("http", 5.0),), denied="http",
         closed_by=(), open="no tool is called: the node itself can be refused, its inside is not seen",
     ),
-    Route(
-        "remote", "a remote graph", _remote, closed_by=(),
-        open="its steps are taken elsewhere: the node itself can be refused",
-    ),
-    Route(
-        "cached", "a node's result from the cache", _cached, closed_by=(),
-        open="the node does not run, so no gate is met",
-    ),
+    Route("remote", "a remote graph", _remote, closed_by=(), open="its steps are taken elsewhere: the node itself can be refused"),
+    Route("cached", "a node's result from the cache", _cached, closed_by=(), open="the node does not run, so no gate is met"),
     Route(
         "provider_tool", "a tool that runs at the model provider", _provider_tool, harm=(("web_search", 5.0),),
         denied="web_search", closed_by=(), open="it runs elsewhere, inside the model's call",
@@ -156,11 +150,6 @@ ROUTES = [
         "edited_inside", "an approver's edit to another tool, by HumanInTheLoopMiddleware before ours",
         lambda kit, bank: _edited(kit, bank, inner=True), closed_by=("entry", "guard", "middleware"),
     ),
-    Route(
-        "edited_outside", "the same, by HumanInTheLoopMiddleware after ours",
-        lambda kit, bank: _edited(kit, bank, inner=False), closed_by=("entry", "guard", "middleware"),
-    ),
-    Route(
-        "jump", '`jump_to="tools"` with a call that no model made', _jump, closed_by=("entry", "guard", "middleware"),
-    ),
+    Route("edited_outside", "the same, by HumanInTheLoopMiddleware after ours", lambda kit, bank: _edited(kit, bank, inner=False), closed_by=("entry", "guard", "middleware")),
+    Route("jump", '`jump_to="tools"` with a call that no model made', _jump, closed_by=("entry", "guard", "middleware")),
 ]

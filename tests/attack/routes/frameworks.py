@@ -106,30 +106,16 @@ BOTH = ("entry", "guard")
 
 ROUTES = [
     Route("supervisor", "a supervisor's agent", _supervisor, closed_by=BOTH, needs=("langgraph_supervisor",)),
-    Route(
-        "supervisor_tool_node", "a supervisor that makes a stock tool node of ours", _supervisor_tool_node,
-        closed_by=(*BOTH, "tool_node"), needs=("langgraph_supervisor",),
-    ),
+    Route("supervisor_tool_node", "a supervisor that makes a stock tool node of ours", _supervisor_tool_node, closed_by=(*BOTH, "tool_node"), needs=("langgraph_supervisor",)),
     Route("swarm", "an agent of a swarm", _swarm, closed_by=BOTH, needs=("langgraph_swarm",)),
     Route("deepagents", "a deep agent's own tool", _deepagents, closed_by=(*BOTH, "middleware"), needs=DEEP),
     Route("deepagents_subagent", "a deep agent's sub-agent", _deepagents_subagent, closed_by=BOTH, needs=DEEP),
-    Route(
-        "deepagents_compiled", "a compiled sub-agent of a deep agent", _deepagents_compiled, closed_by=BOTH, needs=DEEP,
-    ),
-    Route(
-        "deepagents_general", "the general-purpose sub-agent that deepagents adds by itself", _deepagents_general,
-        closed_by=BOTH, needs=DEEP,
-    ),
-    Route(
-        "interpreter", "a tool called by code that the model wrote", _evaluated(_js("pay")), closed_by=BOTH, needs=JS,
-    ),
-    Route(
-        "interpreter_own_tool", "a tool that only the code interpreter has", _evaluated(_js("evil")),
-        harm=(("evil", 5.0),), denied="evil", needs=JS,
-    ),
+    Route("deepagents_compiled", "a compiled sub-agent of a deep agent", _deepagents_compiled, closed_by=BOTH, needs=DEEP),
+    Route("deepagents_general", "the general-purpose sub-agent that deepagents adds by itself", _deepagents_general, closed_by=BOTH, needs=DEEP),
+    Route("interpreter", "a tool called by code that the model wrote", _evaluated(_js("pay")), closed_by=BOTH, needs=JS),
+    Route("interpreter_own_tool", "a tool that only the code interpreter has", _evaluated(_js("evil")), harm=(("evil", 5.0),), denied="evil", needs=JS),
     Route(
         "interpreter_subagent", "a sub-agent started by code that the model wrote",
-        _evaluated("await task({description: 'pay bob', subagentType: 'general-purpose'})", PAY), closed_by=BOTH,
-        needs=JS,
+        _evaluated("await task({description: 'pay bob', subagentType: 'general-purpose'})", PAY), closed_by=BOTH, needs=JS,
     ),
 ]

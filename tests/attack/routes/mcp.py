@@ -64,13 +64,8 @@ ROUTES = [
     ),
     Route(
         "mcp_agent", "a tool of an MCP server, in create_agent",
-        lambda k, b: paying(
-            k, b, lambda kit, pay: kit.graph(agent_graph(replying([PAY]), [pay], middleware=kit.middleware())),
-        ),
+        lambda k, b: paying(k, b, lambda kit, pay: kit.graph(agent_graph(replying([PAY]), [pay], middleware=kit.middleware()))),
         closed_by=("entry", "guard", "middleware"), modes=("async",), needs=MCP,
     ),
-    Route(
-        "mcp_in_node", "a tool of an MCP server, called by a node function", lambda k, b: paying(k, b, _in_node),
-        closed_by=("entry", "guard"), modes=("async",), needs=MCP,
-    ),
+    Route("mcp_in_node", "a tool of an MCP server, called by a node function", lambda k, b: paying(k, b, _in_node), closed_by=("entry", "guard"), modes=("async",), needs=MCP),
 ]

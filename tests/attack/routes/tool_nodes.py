@@ -248,18 +248,8 @@ EVIL_RAN = (("evil", 5.0),)
 ROUTES = [
     Route("hand_written", "a model node and a ToolNode in a graph of one's own", _hand_written, closed_by=EVERY),
     Route("create_agent", "LangChain's create_agent", _create_agent, closed_by=AGENT),
-    Route(
-        "react_agent",
-        "create_react_agent with a ToolNode, a task per call",
-        lambda k, b: _react_agent(k, b, "v2"),
-        closed_by=EVERY,
-    ),
-    Route(
-        "react_agent_v1",
-        "create_react_agent with a ToolNode, one task for all calls",
-        lambda k, b: _react_agent(k, b, "v1"),
-        closed_by=EVERY,
-    ),
+    Route("react_agent", "create_react_agent with a ToolNode, a task per call", lambda k, b: _react_agent(k, b, "v2"), closed_by=EVERY),
+    Route("react_agent_v1", "create_react_agent with a ToolNode, one task for all calls", lambda k, b: _react_agent(k, b, "v1"), closed_by=EVERY),
     Route("subgraph", "a graph as a node of another", _subgraph, closed_by=EVERY),
     Route("only_async_wrapper", "a ToolNode with `awrap_tool_call` alone", _only_async_wrapper, closed_by=EVERY),
     Route("forged_send", "`Command(goto=Send('tools', [message]))` from outside", _forged_send, closed_by=EVERY),
@@ -267,12 +257,8 @@ ROUTES = [
     Route("forged_message", "`Command(goto='tools')` with a planned message from outside", _forged_message, closed_by=EVERY),
     *(
         Route(
-            f"{name}_{where}",
-            f"{says}, by {'a ToolNode wrapper' if where == 'tool_node' else 'middleware of an agent'}",
-            wrapped(make, where),
-            harm=harm,
-            denied=denied,
-            closed_by=(*layers, "tool_node") if where == "tool_node" else layers,
+            f"{name}_{where}", f"{says}, by {'a ToolNode wrapper' if where == 'tool_node' else 'middleware of an agent'}", wrapped(make, where),
+            harm=harm, denied=denied, closed_by=(*layers, "tool_node") if where == "tool_node" else layers,
         )
         for where in ("tool_node", "middleware")
         for name, says, make, harm, denied, layers in (
@@ -282,28 +268,9 @@ ROUTES = [
             ("refunctioned", "its function exchanged on the way", _refunctioned, EVIL_RAN, "pay", BOTH),
         )
     ),
-    Route(
-        "dynamic_tool",
-        "a tool that middleware adds at run time",
-        _dynamic,
-        harm=(("evil", 666.0),),
-        denied="evil",
-        closed_by=("entry", "middleware"),
-    ),
-    Route(
-        "middleware_acts",
-        "a side effect inside middleware's `wrap_tool_call`, by a tool of its own",
-        _middleware_acts,
-        harm=EVIL_RAN,
-        denied="evil",
-    ),
-    Route(
-        "hook_acts",
-        "a side effect inside middleware's `before_agent`, by a tool of its own",
-        _hook_acts,
-        harm=EVIL_RAN,
-        denied="evil",
-    ),
+    Route("dynamic_tool", "a tool that middleware adds at run time", _dynamic, harm=(("evil", 666.0),), denied="evil", closed_by=("entry", "middleware")),
+    Route("middleware_acts", "a side effect inside middleware's `wrap_tool_call`, by a tool of its own", _middleware_acts, harm=EVIL_RAN, denied="evil"),
+    Route("hook_acts", "a side effect inside middleware's `before_agent`, by a tool of its own", _hook_acts, harm=EVIL_RAN, denied="evil"),
     Route("agent_in_closure", "an agent that a tool's closure holds", _agent_in_closure, closed_by=BOTH),
     Route("agent_made_inside", "an agent that a tool makes as it runs", _agent_made_inside, closed_by=BOTH),
     Route("agent_made_in_node", "a graph that a node makes as it runs", _agent_made_in_node, closed_by=BOTH),
