@@ -1,46 +1,33 @@
-"""Decide a message's calls, ask an approver, and record other reviews' questions.
+"""Decide a task's calls, pause the task to ask an approver, and claim its calls.
 
 One interrupt per message lists all its questions. LangGraph matches resume values to a task's `interrupt` calls by
-their order. So a task that has asked repeats the same interrupt first when it runs again.
-
-Other reviews are LangChain's own, reviews in Agent Inbox's shape, and an application's questions that name one tool and
-its arguments. They are recorded with the source `hitl`. The root entry records their answers like ours, so nobody is
-asked twice. If a review runs between the tool node and the tool, the tool's guard decides the call after the review.
+their order. So a task that has asked repeats the same interrupt first when it runs again. If another review runs
+between the tool node and the tool, the tool's guard decides the call after the review.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from types import FunctionType, MethodType
 from typing import Any, Final
 
-from langchain_core.messages import AIMessage
-from langgraph.errors import GraphBubbleUp, GraphInterrupt, is_invalid_resume
+from langgraph.errors import GraphBubbleUp, GraphInterrupt
 
 from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.errors import Code
-from langchain_runtime_authz.facts.plan import raw_digest
 from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph.messages import kept
-from langchain_runtime_authz.langgraph.object_graph import cells_of
-from langchain_runtime_authz.langgraph.review_questions import asked_about, shown_calls
 from langchain_runtime_authz.langgraph.tool_call_parsing import parses_alike
 from langchain_runtime_authz.langgraph.tool_execution import Pending
 from langchain_runtime_authz.ledger.base import Approval, Committed, Conflict, Query
-from langchain_runtime_authz.ledger.call_changes import AskApproval
 from langchain_runtime_authz.pep import approval_hitl
 from langchain_runtime_authz.pep.call import Call, DecidedCall
 from langchain_runtime_authz.pep.claim_calls import claim_again, claim_call, claim_once
-from langchain_runtime_authz.pep.decide_calls import decide_calls, review_key
+from langchain_runtime_authz.pep.decide_calls import decide_calls
 from langchain_runtime_authz.pep.decide_steps import Entry
 from langchain_runtime_authz.pep.decision_log import record_asks
 from langchain_runtime_authz.pep.on_ask import AskHere
 from langchain_runtime_authz.pep.run import Block, Commit, Effect, Flow, Load, Run
-from langchain_runtime_authz.telemetry.logs import logger
-
-_log = logger(__name__)
-_MAX_WRAPPERS: Final = 1000  # functions followed in one chain of wrappers
 
 # Pause for an approver. Raises `GraphInterrupt` until there is an answer, then returns it.
 Interrupt: Final = Effect(lambda _, value: private.pause(value))
@@ -318,71 +305,3 @@ def skip_answers_to(config: Mapping[str, Any], had: int) -> bool:
         return False
     skip_answers(config, len(scratchpad.resume) - had)
     return True
-
-
-def note_question(run: Run, message: AIMessage | None, asked: Any, task: str = "") -> Flow[None]:
-    """Record a review's `Interrupt`, so that our tool node does not ask again."""
-    if message is None or not message.id or approval_hitl.approval_ids(asked.value):
-        return
-    requests, takes = shown_calls(asked.value, getattr(asked, "response_schema", None))
-    calls = asked_about(requests, message)
-    if not calls or len(takes) != len(calls):
-        return
-    try:
-        record = (yield Load(run.scope, Query(plan=(run.agent, message.id)))).plan
-        if record is None or record.epoch != run.epoch:
-            return
-        origin = record.origin or record.epoch
-        noted = [(review_key(run, c, origin), raw_digest(c.raw), c, t) for c, t in zip(calls, takes, strict=True)]
-        opened = approval_hitl.reviews(run, noted, asked.id, task)
-        done = yield Commit(run.scope, run.guard, [AskApproval(question) for question in opened])
-        if isinstance(done, Committed):
-            yield approval_hitl.asked_event(run, opened, done.now)
-    except Exception as exc:  # noqa: BLE001  (the record only spares a second question)
-        _log.error("a review was not noted: %s", type(exc).__name__)
-
-
-def note_failed(run: Run, call: Call, exc: Exception, config: Mapping[str, Any], *, heard: bool) -> Flow[None]:
-    """Record a review's question about a call that was left to the review.
-
-    `heard`: this call is the first of its task to ask.
-    """
-    if is_invalid_resume(exc):
-        yield from _reopened(run, call)
-    asked = list(exc.args[0]) if isinstance(exc, GraphInterrupt) and exc.args else []
-    if not heard or call.plan_id is None or call.position is None or len(asked) != 1:
-        return
-    # A message with this call only, because the review does not ask about other calls.
-    calls: list[Any] = [{"name": "", "args": {}, "id": None} for _ in range(call.position)]
-    calls.append({"name": call.tool, "args": call.raw, "id": call.call_id})
-    message = AIMessage("", id=call.plan_id, tool_calls=calls)
-    yield from note_question(run, message, asked[0], private.task_id(config))
-
-
-def _reopened(run: Run, call: Call) -> Flow[None]:
-    try:
-        record = (yield Load(run.scope, Query(plan=(run.agent, call.plan_id or "")))).plan
-        if record is None:
-            return
-        key = review_key(run, call, record.origin or record.epoch)
-        asked = (yield Load(run.scope, Query(calls=(key,)))).approvals.get(key)
-        if asked is not None and asked.state != "spent":  # if spent, the tool refused the answer, not the review
-            fresh = replace(asked, epoch=run.epoch, state="asked", approver="", approvers=(), message="", edited="")
-            yield Commit(run.scope, run.guard, [AskApproval(fresh)])
-    except Exception as exc:  # noqa: BLE001  (as in `note_question`)
-        _log.error("a review was not noted: %s", type(exc).__name__)
-
-
-def reviewed_tools(*wrappers: object) -> frozenset[str]:
-    """Return the tools about which a review in one of these wrapper chains asks."""
-    found, todo, seen = frozenset[str](), list(wrappers), set[int]()
-    while todo and len(seen) < _MAX_WRAPPERS:
-        value = todo.pop()
-        review = value.__self__ if isinstance(value, MethodType) else None
-        asks = getattr(review, "interrupt_on", None)
-        if getattr(review, "interrupt_mode", None) == "per_call" and isinstance(asks, Mapping):
-            found |= frozenset(map(str, asks))
-        if isinstance(value, FunctionType) and id(value) not in seen:
-            seen.add(id(value))
-            todo += [getattr(value, "__wrapped__", None), *cells_of(value).values()]
-    return found

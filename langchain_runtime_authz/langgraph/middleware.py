@@ -30,13 +30,13 @@ from langchain_runtime_authz.langgraph.callback_backstop import call_of_request,
 from langchain_runtime_authz.langgraph.checkpoints import find_checkpoint
 from langchain_runtime_authz.langgraph.graph_entry import Entering
 from langchain_runtime_authz.langgraph.heard_answers import Heard, heard_in
-from langchain_runtime_authz.langgraph.interrupts import note_question
 from langchain_runtime_authz.langgraph.messages import ai_messages, record_plans
 from langchain_runtime_authz.langgraph.node_pep import AuthzParts
+from langchain_runtime_authz.langgraph.review_questions import note_question
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt, find_run, run_scope
+from langchain_runtime_authz.langgraph.tool_batch import ToolCallPEP
 from langchain_runtime_authz.langgraph.tool_call_parsing import newest_plan
 from langchain_runtime_authz.langgraph.tool_execution import Locks, OneByOne, RunCode, waiting
-from langchain_runtime_authz.langgraph.tool_pep import ToolCallPEP
 from langchain_runtime_authz.ledger.base import Query
 from langchain_runtime_authz.pep.corrections import answer
 from langchain_runtime_authz.pep.decide_steps import decide_model, withheld

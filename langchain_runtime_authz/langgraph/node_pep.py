@@ -22,11 +22,11 @@ from langchain_runtime_authz.credential.current_call import current_scope
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.langgraph import private_api as private
-from langchain_runtime_authz.langgraph import tool_pep
+from langchain_runtime_authz.langgraph import tool_batch
 from langchain_runtime_authz.langgraph.callback_backstop import install
 from langchain_runtime_authz.langgraph.graph_entry import Owner, RootEntry
-from langchain_runtime_authz.langgraph.interrupts import note_question, reviewed_tools
 from langchain_runtime_authz.langgraph.messages import ai_messages, plans_of, record, record_plans
+from langchain_runtime_authz.langgraph.review_questions import note_question, reviewed_tools
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt, RunHandle, find_run, opened, run_scope, within
 from langchain_runtime_authz.langgraph.tool_arrival import NodeCalls
 from langchain_runtime_authz.langgraph.tool_call_parsing import newest_plan
@@ -183,7 +183,7 @@ def _outside(config: Any) -> tuple[Engine, Flow[Run]]:
 
 
 _entry: ContextVar[Entry] = ContextVar("langchain_runtime_authz.entry", default=None)
-_turns: ContextVar[tool_pep.Turns | None] = ContextVar("langchain_runtime_authz.turns", default=None)
+_turns: ContextVar[tool_batch.Turns | None] = ContextVar("langchain_runtime_authz.turns", default=None)
 
 
 class _Gate(private.ToolNode):
@@ -196,27 +196,27 @@ class _Gate(private.ToolNode):
         run, message = self._message(input, config, runtime, standalone)
         waiting, before = drive(run.engine, message.decide(run)), _turns.get()
         try:
-            _turns.set(tool_pep.Turns(message.config, message.calls, waiting, "tool node gate"))
+            _turns.set(tool_batch.Turns(message.config, message.calls, waiting, "tool node gate"))
             return super()._func(input, config, runtime)
         finally:
             _turns.set(before)
-            if tool_pep.open_tickets(waiting):
-                drive(run.engine, tool_pep.give_back(waiting))
+            if tool_batch.open_tickets(waiting):
+                drive(run.engine, tool_batch.give_back(waiting))
 
     async def _afunc(self, input: Any, config: RunnableConfig, runtime: Any, *, standalone: bool = False) -> Any:
         run, message = self._message(input, config, runtime, standalone)
         waiting, before = await adrive(run.engine, message.decide(run)), _turns.get()
         try:
-            _turns.set(tool_pep.Turns(message.config, message.calls, waiting, "tool node gate"))
+            _turns.set(tool_batch.Turns(message.config, message.calls, waiting, "tool node gate"))
             return await super()._afunc(input, config, runtime)
         finally:
             _turns.set(before)
-            if tool_pep.open_tickets(waiting):
-                await adrive(run.engine, tool_pep.give_back(waiting))
+            if tool_batch.open_tickets(waiting):
+                await adrive(run.engine, tool_batch.give_back(waiting))
 
     def _message(
         self, input: Any, config: RunnableConfig, runtime: Any, standalone: bool
-    ) -> tuple[Run, tool_pep.MessageCalls]:
+    ) -> tuple[Run, tool_batch.MessageCalls]:
         run = find_run(config)
         if run is None:
             raise AuthzDenied(Code.NO_RUN, deny(Code.NO_RUN).decision_id)
@@ -224,30 +224,30 @@ class _Gate(private.ToolNode):
         _entry.set(None)  # tools may run further tool nodes
         wrappers = (self._wrap_tool_call, self._awrap_tool_call)
         reviewed = reviewed_tools(*wrappers) if any(wrappers) else frozenset()
-        return run, tool_pep.MessageCalls(
+        return run, tool_batch.MessageCalls(
             self, self._authz_profiles, input, config, runtime, entry=entry, reviewed=reviewed, standalone=standalone
         )
 
     def _run_one(self, call: Any, input_type: Any, tool_runtime: Any) -> Any:
         if (turns := _turns.get()) is None:
-            return tool_pep.undecided(call)
-        with tool_pep.Turn(turns, call) as one:
+            return tool_batch.undecided(call)
+        with tool_batch.Turn(turns, call) as one:
             if one is not None and type(one.verdict) is Ticket and not one.call.amends:
                 return super()._run_one(call, input_type, tool_runtime)
-            if (answer := tool_pep.answer_of(one, call, turns.config)) is not None:
+            if (answer := tool_batch.answer_of(one, call, turns.config)) is not None:
                 return answer
-            return tool_pep.noted(one, super()._run_one(tool_pep.instead_of(one, call), input_type, tool_runtime))
+            return tool_batch.noted(one, super()._run_one(tool_batch.instead_of(one, call), input_type, tool_runtime))
 
     async def _arun_one(self, call: Any, input_type: Any, tool_runtime: Any) -> Any:
         if (turns := _turns.get()) is None:
-            return tool_pep.undecided(call)
-        async with tool_pep.Turn(turns, call) as one:
+            return tool_batch.undecided(call)
+        async with tool_batch.Turn(turns, call) as one:
             if one is not None and type(one.verdict) is Ticket and not one.call.amends:
                 return await super()._arun_one(call, input_type, tool_runtime)
-            if (answer := tool_pep.answer_of(one, call, turns.config)) is not None:
+            if (answer := tool_batch.answer_of(one, call, turns.config)) is not None:
                 return answer
-            return tool_pep.noted(
-                one, await super()._arun_one(tool_pep.instead_of(one, call), input_type, tool_runtime)
+            return tool_batch.noted(
+                one, await super()._arun_one(tool_batch.instead_of(one, call), input_type, tool_runtime)
             )
 
     def _execute_tool_sync(self, request: Any, input_type: Any, config: Any) -> Any:

@@ -1,15 +1,33 @@
-"""Read which calls another review's question is about, and which answers it takes."""
+"""Record other reviews' questions about calls, so that nobody is asked twice.
+
+Other reviews are LangChain's own, reviews in Agent Inbox's shape, and an application's questions that name one tool and
+its arguments. They are recorded with the source `hitl`. The root entry records their answers like ours.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from types import FunctionType, MethodType
 from typing import Any, Final
 
 from langchain_core.messages import AIMessage
+from langgraph.errors import GraphInterrupt, is_invalid_resume
 
+from langchain_runtime_authz.facts.plan import raw_digest
+from langchain_runtime_authz.langgraph import private_api as private
+from langchain_runtime_authz.langgraph.object_graph import cells_of
 from langchain_runtime_authz.langgraph.tool_call_parsing import unknown
-from langchain_runtime_authz.pep.approval_hitl import DECISIONS, PLAIN
+from langchain_runtime_authz.ledger.base import Committed, Query
+from langchain_runtime_authz.ledger.call_changes import AskApproval
+from langchain_runtime_authz.pep import approval_hitl
 from langchain_runtime_authz.pep.call import Call
+from langchain_runtime_authz.pep.decide_calls import review_key
+from langchain_runtime_authz.pep.run import Commit, Flow, Load, Run
+from langchain_runtime_authz.telemetry.logs import logger
+
+_log = logger(__name__)
+_MAX_WRAPPERS: Final = 1000  # functions followed in one chain of wrappers
 
 # Names in reviews: Agent Inbox's flags; tool and arguments in an app's question.
 _FLAGS: Final = {"allow_accept": "approve", "allow_edit": "edit", "allow_ignore": "reject", "allow_respond": "respond"}
@@ -18,7 +36,72 @@ _ARGUMENTS: Final = ("args", "arguments", "tool_args", "tool_input", "parameters
 _DEPTH: Final = 3
 
 
-def asked_about(requests: Sequence[Any], message: AIMessage) -> list[Call]:
+def note_question(run: Run, message: AIMessage | None, asked: Any, task: str = "") -> Flow[None]:
+    """Record a review's `Interrupt`, so that our tool node does not ask again."""
+    if message is None or not message.id or approval_hitl.approval_ids(asked.value):
+        return
+    requests, takes = _shown_calls(asked.value, getattr(asked, "response_schema", None))
+    calls = _asked_about(requests, message)
+    if not calls or len(takes) != len(calls):
+        return
+    try:
+        record = (yield Load(run.scope, Query(plan=(run.agent, message.id)))).plan
+        if record is None or record.epoch != run.epoch:
+            return
+        origin = record.origin or record.epoch
+        noted = [(review_key(run, c, origin), raw_digest(c.raw), c, t) for c, t in zip(calls, takes, strict=True)]
+        opened = approval_hitl.reviews(run, noted, asked.id, task)
+        done = yield Commit(run.scope, run.guard, [AskApproval(question) for question in opened])
+        if isinstance(done, Committed):
+            yield approval_hitl.asked_event(run, opened, done.now)
+    except Exception as exc:  # noqa: BLE001  (the record only spares a second question)
+        _log.error("a review was not noted: %s", type(exc).__name__)
+
+
+def note_failed(run: Run, call: Call, exc: Exception, config: Mapping[str, Any], *, heard: bool) -> Flow[None]:
+    """Record a review's question about its call. `heard`: no call asked before it."""
+    if is_invalid_resume(exc):
+        yield from _reopened(run, call)
+    asked = list(exc.args[0]) if isinstance(exc, GraphInterrupt) and exc.args else []
+    if not heard or call.plan_id is None or call.position is None or len(asked) != 1:
+        return
+    # A message with this call only, because the review does not ask about other calls.
+    calls: list[Any] = [{"name": "", "args": {}, "id": None} for _ in range(call.position)]
+    calls.append({"name": call.tool, "args": call.raw, "id": call.call_id})
+    message = AIMessage("", id=call.plan_id, tool_calls=calls)
+    yield from note_question(run, message, asked[0], private.task_id(config))
+
+
+def _reopened(run: Run, call: Call) -> Flow[None]:
+    try:
+        record = (yield Load(run.scope, Query(plan=(run.agent, call.plan_id or "")))).plan
+        if record is None:
+            return
+        key = review_key(run, call, record.origin or record.epoch)
+        asked = (yield Load(run.scope, Query(calls=(key,)))).approvals.get(key)
+        if asked is not None and asked.state != "spent":  # if spent, the tool refused the answer, not the review
+            fresh = replace(asked, epoch=run.epoch, state="asked", approver="", approvers=(), message="", edited="")
+            yield Commit(run.scope, run.guard, [AskApproval(fresh)])
+    except Exception as exc:  # noqa: BLE001  (as in `note_question`)
+        _log.error("a review was not noted: %s", type(exc).__name__)
+
+
+def reviewed_tools(*wrappers: object) -> frozenset[str]:
+    """Return the tools about which a review in one of these wrapper chains asks."""
+    found, todo, seen = frozenset[str](), list(wrappers), set[int]()
+    while todo and len(seen) < _MAX_WRAPPERS:
+        value = todo.pop()
+        review = value.__self__ if isinstance(value, MethodType) else None
+        asks = getattr(review, "interrupt_on", None)
+        if getattr(review, "interrupt_mode", None) == "per_call" and isinstance(asks, Mapping):
+            found |= frozenset(map(str, asks))
+        if isinstance(value, FunctionType) and id(value) not in seen:
+            seen.add(id(value))
+            todo += [getattr(value, "__wrapped__", None), *cells_of(value).values()]
+    return found
+
+
+def _asked_about(requests: Sequence[Any], message: AIMessage) -> list[Call]:
     """Return the calls that `requests` name, or none if a request matches no call."""
     found: list[Call] = []
     left = iter(enumerate(message.tool_calls))
@@ -34,7 +117,7 @@ def asked_about(requests: Sequence[Any], message: AIMessage) -> list[Call]:
     return found
 
 
-def shown_calls(value: object, schema: object) -> tuple[Sequence[Any], Sequence[tuple[str, ...]]]:
+def _shown_calls(value: object, schema: object) -> tuple[Sequence[Any], Sequence[tuple[str, ...]]]:
     """Return a pair: (1) a question's calls, (2) the decisions possible for each."""
     # `schema` describes the answer.
     items = value if isinstance(value, list | tuple) else [value]
@@ -54,7 +137,7 @@ def shown_calls(value: object, schema: object) -> tuple[Sequence[Any], Sequence[
     if value.get("type") == "tool_approval":
         return [value], [_of_schema(schema)]
     named = list(_calls(value, _DEPTH))
-    return (named, [PLAIN]) if len(named) == 1 else ((), ())
+    return (named, [approval_hitl.PLAIN]) if len(named) == 1 else ((), ())
 
 
 def _calls(value: object, depth: int) -> Iterator[dict[str, Any]]:
@@ -73,8 +156,8 @@ def _calls(value: object, depth: int) -> Iterator[dict[str, Any]]:
 def _of_schema(schema: object) -> tuple[str, ...]:
     """Return the `type`s that an answer's schema permits: one decision or several."""
     if not isinstance(schema, Mapping):
-        return DECISIONS
+        return approval_hitl.DECISIONS
     named = schema.get("$defs", {})
     members = [named.get(str(m.get("$ref", "")).rpartition("/")[2], m) for m in schema.get("oneOf", [schema])]
     kinds = [m.get("properties", {}).get("type", {}).get("const") for m in members]
-    return tuple(k for k in kinds if k in DECISIONS)
+    return tuple(k for k in kinds if k in approval_hitl.DECISIONS)

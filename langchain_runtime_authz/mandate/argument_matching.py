@@ -15,7 +15,7 @@ from langchain_runtime_authz.facts.normal_forms import fold, key, mentions, tidy
 from langchain_runtime_authz.mandate import model
 from langchain_runtime_authz.mandate import read_outputs as reads
 from langchain_runtime_authz.mandate.description import described, holds
-from langchain_runtime_authz.mandate.records import (
+from langchain_runtime_authz.mandate.output_rows import (
     Row,
     extreme,
     joined,

@@ -23,7 +23,7 @@ from langchain_runtime_authz.credential.current_call import CodeScope, current_s
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.facts.plan import calls_digest, plan_calls
-from langchain_runtime_authz.langgraph import interrupts, messages
+from langchain_runtime_authz.langgraph import interrupts, messages, review_questions
 from langchain_runtime_authz.langgraph.private_api import ToolNode
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt, within
 from langchain_runtime_authz.langgraph.tool_call_parsing import answered_calls, describe, parse, unknown, without
@@ -37,8 +37,6 @@ from langchain_runtime_authz.pep.run import Flow, Run, adrive, drive
 
 _SEVERAL: Final = 2  # calls of a message
 MAX_TOOL_SETS: Final = 64  # tool sets with a cached node, per middleware
-
-
 _Batch = tuple[Locks, list[DecidedCall]]  # of a message whose calls run in separate tasks; the first task fills it
 
 
@@ -232,13 +230,12 @@ class Turn:
         if isinstance(exc, GraphInterrupt):
             turns.asked = True
         if one is not None and one.left and isinstance(exc, Exception):
-            yield from interrupts.note_failed(one.run, one.call, exc, turns.config, heard=self._heard)
+            yield from review_questions.note_failed(one.run, one.call, exc, turns.config, heard=self._heard)
 
 
 def undecided(call: Any) -> ToolMessage:
-    return messages.denial_message(
-        Denial(unknown(call["name"], None, None, None, {}), deny(Code.NO_RUN)), call.get("id")
-    )
+    denial = Denial(unknown(call["name"], None, None, None, {}), deny(Code.NO_RUN))
+    return messages.denial_message(denial, call.get("id"))
 
 
 def answer_of(one: Pending | None, call: Any, config: Any) -> ToolMessage | None:
@@ -318,7 +315,7 @@ class ToolCallPEP:
                 self._nodes[key] = (tools, ToolNode([guard_tool(t, self._profiles) for t in tools]))
             node = self._nodes[key][1]
         given = {"__type": "tool_call_with_context", "tool_call": call, "state": request.state}
-        reviewed = interrupts.reviewed_tools(handler)
+        reviewed = review_questions.reviewed_tools(handler)
         return MessageCalls(node, self._profiles, given, runtime.config, runtime, reviewed=reviewed)
 
 
