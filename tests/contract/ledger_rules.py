@@ -331,15 +331,11 @@ class LedgerRules(LedgerHarness):
             ConcludeCall("c", "done", "1"), EndLease(lease.jti, "ended"), Revoke(ROOT),
         )
         refused: tuple[tuple[Code, Change], ...] = (
-            (Code.SUBJECT_MISMATCH, OpenThread("user:mallory")),
-            (Code.STALE_EPOCH, AdvanceEpoch(7)),
+            (Code.SUBJECT_MISMATCH, OpenThread("user:mallory")), (Code.STALE_EPOCH, AdvanceEpoch(7)),
             (Code.REVOKED, TakeLease(replace(lease, jti=unique(), agent=("root", "bad")))),
-            (Code.LEASE_ENDED, RenewLease(ended.jti, 0)),
-            (Code.CALL_IN_PROGRESS, _claim("taken", lease)),
-            (Code.APPROVAL_VOID, SpendApproval("nothing", DIGEST)),
-            (Code.APPROVAL_VOID, _answer("nothing")),
-            (Code.BUDGET_EXHAUSTED, SpendBudget("full", 1)),
-            (Code.RATE_EXCEEDED, SpendRate("full", 60, 1)),
+            (Code.LEASE_ENDED, RenewLease(ended.jti, 0)), (Code.CALL_IN_PROGRESS, _claim("taken", lease)),
+            (Code.APPROVAL_VOID, SpendApproval("nothing", DIGEST)), (Code.APPROVAL_VOID, _answer("nothing")),
+            (Code.BUDGET_EXHAUSTED, SpendBudget("full", 1)), (Code.RATE_EXCEEDED, SpendRate("full", 60, 1)),
         )
         before = self.everything(lease, "k", "q", "c", "taken")
         for code, change in refused:

@@ -24,8 +24,7 @@ from langchain_runtime_authz.testing import StaticPDP
 
 def lasting(path: Path) -> dict[str, Any]:
     return {
-        "ledger": SqliteLedger(path / "ledger.db"),
-        "audit": path / "audit.jsonl",
+        "ledger": SqliteLedger(path / "ledger.db"), "audit": path / "audit.jsonl",
         "issuer": LocalIssuer(KeyDirectory.create(path / "keys")),
     }
 
@@ -51,19 +50,12 @@ def test_production_takes_parts_that_last(tmp_path: Path) -> None:
     assert (authz.tenant, authz.ledger) == ("acme", parts["ledger"])
 
 
-@pytest.mark.parametrize(
-    ("part", "word"),
-    [
-        ({"pdp": ObserveOnly(WasmPDP())}, "only observes"),
-        ({"pdp": DenyOverrides(WasmPDP(), ObserveOnly(WasmPDP()))}, "only observes"),
-        ({"pdp": StaticPDP(True)}, "`StaticPDP`"),
-        ({"ledger": None}, "`ledger`"),
-        ({"audit": None}, "`audit`"),
-        ({"issuer": LocalIssuer(KeyRing())}, "`issuer`"),
-        ({"issuer": LocalIssuer(SigningKey.generate())}, "`issuer`"),
-    ],
-    ids=lambda v: v if isinstance(v, str) else next(iter(v)),
-)
+@pytest.mark.parametrize(("part", "word"), [
+    ({"pdp": ObserveOnly(WasmPDP())}, "only observes"),
+    ({"pdp": DenyOverrides(WasmPDP(), ObserveOnly(WasmPDP()))}, "only observes"),
+    ({"pdp": StaticPDP(True)}, "`StaticPDP`"), ({"ledger": None}, "`ledger`"), ({"audit": None}, "`audit`"),
+    ({"issuer": LocalIssuer(KeyRing())}, "`issuer`"), ({"issuer": LocalIssuer(SigningKey.generate())}, "`issuer`"),
+], ids=lambda v: v if isinstance(v, str) else next(iter(v)))
 def test_production_refuses_one(part: dict[str, Any], word: str, tmp_path: Path) -> None:
     """Each alone, however deep an observer is hidden."""
     text = refused(**{**lasting(tmp_path), **part})

@@ -17,15 +17,12 @@ from langchain_runtime_authz.testing.example_request import example_request
 # Request version 2. A line may be added, with a default; none is changed or taken away: somebody's
 # policy reads it. `…` stands for the object whose members follow.
 SAID = {
-    "origin": "'human' | 'principal' | 'system' | 'internal' | 'external'",
-    "source": "str | null = None",
+    "origin": "'human' | 'principal' | 'system' | 'internal' | 'external'", "source": "str | null = None",
     "counterparty": "bool = False",
 }
 PROVENANCE = {
     "class": "'human' | 'principal' | 'system' | 'internal' | 'counterparty' | 'external' | 'mentioned' | 'unknown'",
-    "standing": "'told' | 'known' | 'outside'",
-    "asserted_by: list[…] = []": SAID,
-    "mentioned_by: list[…] = []": SAID,
+    "standing": "'told' | 'known' | 'outside'", "asserted_by: list[…] = []": SAID, "mentioned_by: list[…] = []": SAID,
     "lookalike": "bool = False",
 }
 REQUEST_V2 = {
@@ -44,8 +41,7 @@ REQUEST_V2 = {
         "delegation": {
             "depth": "int",
             "edges: list[…] = []": {
-                "from": "str",
-                "to": "str",
+                "from": "str", "to": "str",
                 "kind": "'handoff' | 'task' | 'subgraph' | 'send' | 'agent_as_tool' | 'remote'",
             },
         },
@@ -67,8 +63,7 @@ REQUEST_V2 = {
         "call: … | null = None": {
             "id": "str | null = None",
             "state": "'new' | 'claimed' | 'suspended' | 'done' | 'failed' | 'unknown' = 'new'",
-            "args": "dict[str, any]",
-            "args_digest": "str",
+            "args": "dict[str, any]", "args_digest": "str",
             "provenance: dict[str, …] = {}": {
                 **PROVENANCE,
                 "kind": "'principal' | 'url' | 'object' | 'name' | 'channel' | 'amount' | 'place' | 'value' | 'when'",
@@ -76,19 +71,15 @@ REQUEST_V2 = {
             },
             f"mandate = {MandateContext()!r}": {
                 "standing": "'covered' | 'deviates' | 'forbidden' | 'outside' | 'none' = 'none'",
-                "backed": "bool = False",
-                "source": "'application' | 'planner' | 'words' | null = None",
-                "step": "str | null = None",
-                "digest": "str | null = None",
+                "backed": "bool = False", "source": "'application' | 'planner' | 'words' | null = None",
+                "step": "str | null = None", "digest": "str | null = None",
                 "deviations: list[…] = []": {
                     "argument": "str",
                     "code": "'value' | 'missing' | 'undeclared' | 'unordered' | 'unread' | 'ambiguous' | 'untrusted' | 'extract' "
                     "| 'text' | 'condition' | 'spent' | 'after' | 'part' | 'confirm' | 'limit' | 'suspended'",
                 },
             },
-            "sink": "'none' | 'internal' | 'external' | null = None",
-            "changed": "list[str] = []",
-            "repeats": "int = 0",
+            "sink": "'none' | 'internal' | 'external' | null = None", "changed": "list[str] = []", "repeats": "int = 0",
         },
         "approval: … | null = None": {
             "source": "'interrupt' | 'hitl' | 'application'", "approver": "str", "authenticated": "bool",
@@ -250,10 +241,7 @@ def test_a_subject_is_a_name_or_a_full_one() -> None:
     assert (service.type, service.id) == ("service", "cron")
     assert Subject.of(service) is service
     for wrong in (
-        {"id": "alice"},
-        {"type": "user"},
-        {"type": "user", "id": 7},
-        {"type": "user", "id": "a", "role": "x"},
+        {"id": "alice"}, {"type": "user"}, {"type": "user", "id": 7}, {"type": "user", "id": "a", "role": "x"},
         {"type": "", "id": "alice"},
         {"type": "oidc:user", "id": "alice"},  # four eyes would take `alice` for another person
     ):

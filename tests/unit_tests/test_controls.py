@@ -199,18 +199,14 @@ OWN = '<testcase classname="tests.unit_tests.test_controls" name="test_a_rule_gi
 ATTACK = '<testcase classname="tests.attack.test_anomalies" name="test_a_burst_revokes[{}]">{}</testcase>'
 
 
-@pytest.mark.parametrize(
-    ("body", "result", "code"),
-    [
-        ("", "not run", 0),
-        (OWN.format(""), "not run", 0),
-        (OWN.format("") + ATTACK.format("a", ""), "passed", 0),
-        (OWN.format("") + ATTACK.format("a", "") + ATTACK.format("b", "<failure/>"), "failed", 1),
-        (OWN.format("<skipped/>") + ATTACK.format("a", ""), "skipped", 0),
-        (OWN.format("<error/>") + ATTACK.format("a", ""), "failed", 1),
-    ],
-    ids=["nothing", "one of two", "all", "a parameter failed", "skipped", "error"],
-)
+@pytest.mark.parametrize(("body", "result", "code"), [
+    ("", "not run", 0),
+    (OWN.format(""), "not run", 0),
+    (OWN.format("") + ATTACK.format("a", ""), "passed", 0),
+    (OWN.format("") + ATTACK.format("a", "") + ATTACK.format("b", "<failure/>"), "failed", 1),
+    (OWN.format("<skipped/>") + ATTACK.format("a", ""), "skipped", 0),
+    (OWN.format("<error/>") + ATTACK.format("a", ""), "failed", 1),
+], ids=["nothing", "one of two", "all", "a parameter failed", "skipped", "error"])
 def test_the_last_result_is_the_worst(tmp_path: Path, body: str, result: str, code: int) -> None:
     shown = CliRunner().invoke(app, ["controls", "--json", "--results", str(report(tmp_path, body))])
     assert (shown.exit_code, rule(json.loads(shown.stdout), "ASI10", "burst")["result"]) == (code, result)

@@ -46,53 +46,35 @@ def values(path: str, value: Any) -> dict[str, Any]:
     return changed
 
 
-@pytest.mark.parametrize(
-    ("path", "value"),
-    [
-        ("engine", {"kind": "wasm"}),
-        ("engine", {"kind": "service", "url": "https://opa.policy:8443", "caSecret": "opa-ca"}),
-        ("env", [{"name": "LANGSMITH_TRACING", "value": "false"}]),
-        ("replicas", 1),
-        *(("image.tag", tag) for tag in ("1.2.0-static", "v2", "1.2@sha256:ab", "a1b2c3d", "f" * 64)),
-        ("networkPolicy.from", [{"namespaceSelector": {"matchExpressions": [NAMED, {"key": "a", "operator": "DoesNotExist"}]}}]),
-        ("networkPolicy.from", [{"podSelector": {"matchExpressions": [{"key": "a", "operator": "Exists"}]}}]),
-        ("networkPolicy.egress", [{"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}, {"namespaceSelector": {"matchLabels": {"a": "b"}}}]}]),
-    ],
-)
+@pytest.mark.parametrize(("path", "value"), [
+    ("engine", {"kind": "wasm"}),
+    ("engine", {"kind": "service", "url": "https://opa.policy:8443", "caSecret": "opa-ca"}),
+    ("env", [{"name": "LANGSMITH_TRACING", "value": "false"}]),
+    ("replicas", 1),
+    *(("image.tag", tag) for tag in ("1.2.0-static", "v2", "1.2@sha256:ab", "a1b2c3d", "f" * 64)),
+    ("networkPolicy.from", [{"namespaceSelector": {"matchExpressions": [NAMED, {"key": "a", "operator": "DoesNotExist"}]}}]),
+    ("networkPolicy.from", [{"podSelector": {"matchExpressions": [{"key": "a", "operator": "Exists"}]}}]),
+    ("networkPolicy.egress", [{"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}, {"namespaceSelector": {"matchLabels": {"a": "b"}}}]}]),
+])
 def test_values_of_an_honest_deployment_are_accepted(path: str, value: Any) -> None:
     jsonschema.validate(VALUES, SCHEMA)
     jsonschema.validate(values(path, value), SCHEMA)
 
 
-@pytest.mark.parametrize(
-    ("path", "value"),
-    [
-        ("audit.enabled", False),
-        ("development", True),
-        ("engine.kind", "none"),
-        ("engine", {"kind": "service", "url": "http://opa.policy:8181"}),
-        ("engine", {"kind": "service"}),
-        ("ledger", {}),
-        ("keys.secret", ""),
-        ("killSwitch.configMap", ""),
-        ("image.tag", "latest"),
-        ("networkPolicy.from", []),
-        *(("networkPolicy.from", [each]) for each in EVERYBODY),
-        ("networkPolicy.egress", [{}]),
-        *(("networkPolicy.egress", [{"to": [each]}]) for each in EVERYBODY),
-        ("engine.tag", "edge"),
-        ("port", 8181),
-        ("audit.size", "0Gi"),
-        ("audit.durable", False),
-        ("env", [{"name": "AUTHZ_OPA", "value": "http://elsewhere"}]),
-        *(("env", [{"name": name, "value": "/tmp/none"}]) for name in ("RUNTIME_AUTHZ_KILL_SWITCH", "LD_PRELOAD", "PYTHONPATH")),
-        ("engine", {"kind": "wasm", "bundle": {"configMap": "authz-policy"}}),  # which it would not read
-        ("image.tag", "latest-1"),
-        ("env", [{"name": "PATH", "value": "/tmp"}]),
-        *(("env", [{"name": name, "value": "http://elsewhere"}]) for name in ("HTTP_PROXY", "HTTPS_PROXY", "https_proxy", "All_Proxy")),
-        ("unknown", 1),
-    ],
-)
+@pytest.mark.parametrize(("path", "value"), [
+    ("audit.enabled", False), ("development", True), ("engine.kind", "none"),
+    ("engine", {"kind": "service", "url": "http://opa.policy:8181"}), ("engine", {"kind": "service"}), ("ledger", {}),
+    ("keys.secret", ""), ("killSwitch.configMap", ""), ("image.tag", "latest"), ("networkPolicy.from", []),
+    *(("networkPolicy.from", [each]) for each in EVERYBODY), ("networkPolicy.egress", [{}]),
+    *(("networkPolicy.egress", [{"to": [each]}]) for each in EVERYBODY), ("engine.tag", "edge"), ("port", 8181),
+    ("audit.size", "0Gi"), ("audit.durable", False), ("env", [{"name": "AUTHZ_OPA", "value": "http://elsewhere"}]),
+    *(("env", [{"name": name, "value": "/tmp/none"}]) for name in ("RUNTIME_AUTHZ_KILL_SWITCH", "LD_PRELOAD", "PYTHONPATH")),
+    ("engine", {"kind": "wasm", "bundle": {"configMap": "authz-policy"}}),  # which it would not read
+    ("image.tag", "latest-1"),
+    ("env", [{"name": "PATH", "value": "/tmp"}]),
+    *(("env", [{"name": name, "value": "http://elsewhere"}]) for name in ("HTTP_PROXY", "HTTPS_PROXY", "https_proxy", "All_Proxy")),
+    ("unknown", 1),
+])
 def test_a_value_that_weakens_enforcement_is_refused(path: str, value: Any) -> None:
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(values(path, value), SCHEMA)

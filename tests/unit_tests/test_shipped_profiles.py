@@ -78,8 +78,7 @@ def own_tools(name: str) -> list[BaseTool]:
 
         return [*FilesystemMiddleware().tools, *TodoListMiddleware().tools]
     return [
-        *ShellToolMiddleware().tools,
-        *TodoListMiddleware().tools,
+        *ShellToolMiddleware().tools, *TodoListMiddleware().tools,
         *FilesystemFileSearchMiddleware(root_path=str(Path.cwd())).tools,
     ]
 

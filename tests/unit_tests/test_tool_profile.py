@@ -83,8 +83,7 @@ tools:
         "pay": ToolProfile(
             effect="pay", critical={"to": "principal", "amount": "amount"}, audience=("https://bank.example",),
         ),
-        "lookup": READ,
-        "plain": ToolProfile(),
+        "lookup": READ, "plain": ToolProfile(),
     }
     assert load_profiles(path) == load_profiles(str(path)) == load_profiles(expected) == expected
     as_data = {"pay": {"effect": "pay", "critical": expected["pay"].critical, "audience": ["https://bank.example"]}}
@@ -104,13 +103,10 @@ def test_a_word_stands_for_a_profile() -> None:
     assert "go nowhere" in refused({"think": {"effect": "compute", "sink": "external"}})
 
 
-@pytest.mark.parametrize(
-    ("word", "outcome", "forbidden"),
-    [
-        ("computes", "permit", "permit"), ("reads", "permit", "permit"), ("allow", "permit", "deny"),
-        ("ask", "approval_required", "deny"), ("deny", "deny", "deny"), ({}, "approval_required", "deny"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("word", "outcome", "forbidden"), [
+    ("computes", "permit", "permit"), ("reads", "permit", "permit"), ("allow", "permit", "deny"),
+    ("ask", "approval_required", "deny"), ("deny", "deny", "deny"), ({}, "approval_required", "deny"),
+])
 def test_a_word_decides(word: Any, outcome: str, forbidden: str) -> None:
     """After confidential data was read too; what a mandate forbids nobody allows."""
     authz = RuntimeAuthz(profiles={"act": word, "look": {"effect": "read", "sink": "none", "class": "confidential"}})
@@ -148,17 +144,14 @@ def test_an_undeclared_field_means_the_risky_thing() -> None:
     assert [e for e in EFFECTS if not ToolProfile(effect=e).side_effect] == ["compute", "read", "fetch"]
 
 
-@pytest.mark.parametrize(
-    ("fields", "field"),
-    [
-        ({"effect": "delet"}, "effect"), ({"effect": None}, "effect"), ({"sink": "outside"}, "sink"),
-        ({"critical": ["to"]}, "critical"), ({"critical": {"to": "person"}}, "critical.to"),
-        ({"trust": "yes"}, "trust"), ({"data_class": 1}, "data_class"),
-        ({"audience": "https://bank.example"}, "audience"), ({"audience": [1]}, "audience.0"),
-        ({"idempotent": "yes"}, "idempotent"), ({"idempotent": 1}, "idempotent"), ({"digest": 5}, "digest"),
-        ({"idempotant": True}, "idempotant"), ("read", "read"), (None, "profile"), (["read"], "profile"),
-    ],
-)
+@pytest.mark.parametrize(("fields", "field"), [
+    ({"effect": "delet"}, "effect"), ({"effect": None}, "effect"), ({"sink": "outside"}, "sink"),
+    ({"critical": ["to"]}, "critical"), ({"critical": {"to": "person"}}, "critical.to"),
+    ({"trust": "yes"}, "trust"), ({"data_class": 1}, "data_class"),
+    ({"audience": "https://bank.example"}, "audience"), ({"audience": [1]}, "audience.0"),
+    ({"idempotent": "yes"}, "idempotent"), ({"idempotent": 1}, "idempotent"), ({"digest": 5}, "digest"),
+    ({"idempotant": True}, "idempotant"), ("read", "read"), (None, "profile"), (["read"], "profile"),
+])
 def test_a_wrong_field_is_named(tmp_path: Path, fields: Any, field: str) -> None:
     """With the tool, and the file where there is one."""
     import yaml
@@ -169,16 +162,13 @@ def test_a_wrong_field_is_named(tmp_path: Path, fields: Any, field: str) -> None
     assert f"bank.yaml: pay: `{field}`" in refused(path)
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "", "null", "[]", "tools", "tools:", "tools: []", "tools: {pay: {effect: pay}}\nother: 1", "Tools: {}",
-        "pay: {effect: pay}", "tools: {pay: {effect: pay}", "tools: *nothing",
-        "tools: !!python/object/apply:os.system [true]", "tools: {pay: {digest: 2026-99-99}}", "tools: " + "[" * 20_000,
-        "tools: {no: {effect: read}}", "tools: {1: {effect: read}}", "tools: {null: {effect: read}}",
-        "tools: {}\n---\ntools: {}", "\x00",
-    ],
-)
+@pytest.mark.parametrize("text", [
+    "", "null", "[]", "tools", "tools:", "tools: []", "tools: {pay: {effect: pay}}\nother: 1", "Tools: {}",
+    "pay: {effect: pay}", "tools: {pay: {effect: pay}", "tools: *nothing",
+    "tools: !!python/object/apply:os.system [true]", "tools: {pay: {digest: 2026-99-99}}", "tools: " + "[" * 20_000,
+    "tools: {no: {effect: read}}", "tools: {1: {effect: read}}", "tools: {null: {effect: read}}",
+    "tools: {}\n---\ntools: {}", "\x00",
+])
 def test_a_wrong_file_is_named(tmp_path: Path, text: str) -> None:
     """Broken YAML, YAML of another shape, and names that YAML takes for something else."""
     path = tmp_path / "bank.yaml"
@@ -240,13 +230,10 @@ def test_an_instance_in_metadata_is_a_declaration() -> None:
     assert Profiles({"lookup": strict}).of(held) == (strict, True, "")
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        {"effect": "read", "sink": "none", "trust": "system", "idempotent": True}, READ.model_dump(), "read", True,
-        [("effect", "read")], None,
-    ],
-)
+@pytest.mark.parametrize("data", [
+    {"effect": "read", "sink": "none", "trust": "system", "idempotent": True}, READ.model_dump(), "read", True,
+    [("effect", "read")], None,
+])
 def test_data_in_metadata_declares_nothing(data: Any) -> None:
     """It may have come over the wire: such a tool stays unprofiled."""
     found = Profiles({}).of(make(**{METADATA_KEY: data, "readOnlyHint": True, "effect": "read"}))
@@ -303,17 +290,13 @@ def test_what_a_profile_names_must_be_in_the_schema(path: str, fact: str) -> Non
         assert caught.value.code == Code.PROFILE_INVALID
 
 
-@pytest.mark.parametrize(
-    ("schema", "path", "there"),
-    [
-        ({"type": "object"}, "to", False),
-        ({"type": "object", "properties": {}}, "to", False),
-        ({"type": "object", "properties": {"a": {}}}, "a.b", True),
-        ({"type": "object", "properties": {"a": {"type": "object", "properties": {"b": {}}}}}, "a.c", False),
-        ({"type": "object", "properties": {"a": {"$ref": "#/$defs/A"}}, "$defs": {"A": {"type": "string"}}}, "a.b", False),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("schema", "path", "there"), [
+    ({"type": "object"}, "to", False),
+    ({"type": "object", "properties": {}}, "to", False),
+    ({"type": "object", "properties": {"a": {}}}, "a.b", True),
+    ({"type": "object", "properties": {"a": {"type": "object", "properties": {"b": {}}}}}, "a.c", False),
+    ({"type": "object", "properties": {"a": {"$ref": "#/$defs/A"}}, "$defs": {"A": {"type": "string"}}}, "a.b", False),
+], ids=str)
 def test_a_server_s_schema_is_held_against_too(schema: dict[str, Any], path: str, there: bool) -> None:
     """JSON schemas come as they are: without properties, open, or with references."""
     sent = StructuredTool(name="mail", description="Mail.", args_schema=schema, func=lambda **_: "")
@@ -386,17 +369,14 @@ def test_a_tool_without_a_digest_is_not_pinned() -> None:
 # --- hints ---
 
 
-@pytest.mark.parametrize(
-    ("name", "metadata", "effect"),
-    [
-        ("lookup", None, "write"),
-        ("lookup", {"readOnlyHint": True, "destructiveHint": False, "idempotentHint": True}, "write"),
-        ("lookup", {"destructiveHint": True}, "delete"), ("lookup", {"destructiveHint": "true"}, "write"),
-        ("lookup", {"destructiveHint": 1}, "write"), ("send_mail", {"readOnlyHint": True}, "send"),
-        ("Send-Mail", None, "send"), ("pay", None, "pay"), ("pay_and_delete", None, "delete"),
-        ("run_shell", {"destructiveHint": True}, "admin"), ("sender", None, "write"),
-    ],
-)
+@pytest.mark.parametrize(("name", "metadata", "effect"), [
+    ("lookup", None, "write"),
+    ("lookup", {"readOnlyHint": True, "destructiveHint": False, "idempotentHint": True}, "write"),
+    ("lookup", {"destructiveHint": True}, "delete"), ("lookup", {"destructiveHint": "true"}, "write"),
+    ("lookup", {"destructiveHint": 1}, "write"), ("send_mail", {"readOnlyHint": True}, "send"),
+    ("Send-Mail", None, "send"), ("pay", None, "pay"), ("pay_and_delete", None, "delete"),
+    ("run_shell", {"destructiveHint": True}, "admin"), ("sender", None, "write"),
+])
 def test_a_hint_raises_the_risk(name: str, metadata: dict[str, Any] | None, effect: str) -> None:
     """`destructiveHint` and verbs do; the promise to do no harm is not believed."""
     found = Profiles({}).of(make(name, **(metadata or {})))

@@ -65,11 +65,8 @@ def a_request() -> EvaluationRequest:
         action=Action(name="tools/call"),
         resource=Resource(type="tool", id="pay", properties={"effect": "pay", "target": {"to": "TARGET-SECRET"}}),
         context=Context(
-            now=1_764_000_000,
-            task=TaskContext(id="t", epoch=1, digest="d", text="TASK-SECRET", corrections=0),
-            agent=AgentContext(path=["root"], id="a"),
-            delegation=DelegationContext(depth=0),
-            history=HistoryContext(),
+            now=1_764_000_000, task=TaskContext(id="t", epoch=1, digest="d", text="TASK-SECRET", corrections=0),
+            agent=AgentContext(path=["root"], id="a"), delegation=DelegationContext(depth=0), history=HistoryContext(),
             lease=LeaseContext(jti="j", epoch=1, exp=1_764_000_060),
             call=CallContext(id="c", args={"to": "ARGS-SECRET"}, args_digest="sha256:00"),
         ),
@@ -83,9 +80,7 @@ PERMIT = Decision(
 
 
 def a_record(request: EvaluationRequest | None, **changes: Any) -> dict[str, Any]:
-    fields: dict[str, Any] = {
-        "now": 5.0, "decision": PERMIT, "pdp": "wasm", "action": "tools/call", "resource": "pay",
-    }
+    fields: dict[str, Any] = {"now": 5.0, "decision": PERMIT, "pdp": "wasm", "action": "tools/call", "resource": "pay"}
     return decision_record(body=request.to_json() if request else None, **{**fields, **changes})
 
 
@@ -127,10 +122,7 @@ def test_only_what_was_there_is_named_as_erased() -> None:
     """A request without a call loses its task text only."""
     request = a_request()
     bare = request.model_copy(
-        update={
-            "resource": Resource(type="run", id="r"),
-            "context": request.context.model_copy(update={"call": None}),
-        },
+        update={"resource": Resource(type="run", id="r"), "context": request.context.model_copy(update={"call": None})}
     )
     assert a_record(bare)["erased"] == ["/context/task/text"]
 
@@ -261,8 +253,7 @@ TAMPER: dict[str, Callable[[list[bytes]], list[bytes]]] = {
     "not a number": lambda ls: [*ls[:4], ls[4].replace(b'"n":4', b'"n":NaN')],
     "boolean seq": lambda ls: [ls[0].replace(b'"seq":0', b'"seq":false'), *ls[1:]],
     "forged torn": lambda ls: [
-        *ls[:4],
-        b"gone\n",
+        *ls[:4], b"gone\n",
         make_line(
             {"kind": "torn", "fragments": [line_hash(b"gone")], "after": line_hash(ls[3][:-1])}, 5, line_hash(b"gone"),
         )

@@ -130,17 +130,14 @@ def test_demo_options_belong_together(run: Callable[..., Any]) -> None:
         assert "--agentdojo" in result.stderr
 
 
-@pytest.mark.parametrize(
-    ("line", "says"),
-    [
-        ("--fast", "No such option: --fast"),
-        ("ledger --fast", "No such option: --fast"),
-        ("ledger prun x", "No such command 'prun'"),
-        ("ledger migrate", "Missing argument 'LEDGER'"),
-        ("ledger prune x --older-than 3y", "Invalid value for --older-than: must be like 36h"),
-        ("policy init x --engine z", "Invalid value for '--engine'"),
-    ],
-)
+@pytest.mark.parametrize(("line", "says"), [
+    ("--fast", "No such option: --fast"),
+    ("ledger --fast", "No such option: --fast"),
+    ("ledger prun x", "No such command 'prun'"),
+    ("ledger migrate", "Missing argument 'LEDGER'"),
+    ("ledger prune x --older-than 3y", "Invalid value for --older-than: must be like 36h"),
+    ("policy init x --engine z", "Invalid value for '--engine'"),
+])
 def test_a_wrong_command_line_is_an_error_like_any_other(run: Callable[..., Any], line: str, says: str) -> None:
     """After the command's usage, which a script need not read."""
     result = run(*line.split())
@@ -205,8 +202,7 @@ def test_inspect_finds_graphs(run: Callable[..., Any], path: str) -> None:
     assert not any(row["governed"] for row in document["before"]["rows"])
     assert all(row["governed"] for row in document["after"]["rows"])
     assert document["unprofiled"] == {
-        "send_mail": {"effect": "send", "sink": "external"},
-        "look_up": {"effect": "write", "sink": "external"},
+        "send_mail": {"effect": "send", "sink": "external"}, "look_up": {"effect": "write", "sink": "external"},
     }
 
 
@@ -333,20 +329,15 @@ def test_inspect_fails_on_what_stays_ungoverned(run: Callable[..., Any], ungover
 
 
 def test_baseline_accepts_what_it_holds_and_nothing_new(
-    run: Callable[..., Any],
-    ungoverned: None,
-    tmp_path: Path,
+    run: Callable[..., Any], ungoverned: None, tmp_path: Path
 ) -> None:
     """With a baseline the exit code is 1 for what is new only; what was fixed since is told."""
     written = run("inspect", "a_gap:one", "--write-baseline", "base.json")
     assert written.exit_code == 0
     document = json.loads((tmp_path / "base.json").read_text())
     assert document == {
-        "version": 1,
-        "graph": "agent",
-        "ungoverned": [
-            {"id": "provider-tool/agent/web_search/search", "note": "runs at the model provider, unseen"},
-        ],
+        "version": 1, "graph": "agent",
+        "ungoverned": [{"id": "provider-tool/agent/web_search/search", "note": "runs at the model provider, unseen"}],
     }
     options = ("--fail-ungoverned", "--baseline", "base.json")
     assert run("inspect", "a_gap:one", *options).exit_code == 0
@@ -384,18 +375,14 @@ def test_baseline_file_is_the_same_each_time(run: Callable[..., Any], ungoverned
     assert len(ids) == 2
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "", "[]", "{}", '{"version": 1}', '{"version": 2, "graph": "agent", "ungoverned": []}',
-        '{"version": true, "graph": "agent", "ungoverned": []}', '{"version": 1, "graph": 5, "ungoverned": []}',
-        '{"version": 1, "graph": "agent", "ungoverned": {}}', '{"version": 1, "graph": "agent", "ungoverned": ["x"]}',
-        '{"version": 1, "graph": "agent", "ungoverned": [{"note": "x"}]}',
-        '{"version": 1, "graph": "agent", "ungoverned": [{"id": "x"}, {"id": "x"}]}',
-        '{"version": 1, "graph": "other", "ungoverned": []}', "\ud800", "[" * 100_000,
-    ],
-    ids=shown,
-)
+@pytest.mark.parametrize("text", [
+    "", "[]", "{}", '{"version": 1}', '{"version": 2, "graph": "agent", "ungoverned": []}',
+    '{"version": true, "graph": "agent", "ungoverned": []}', '{"version": 1, "graph": 5, "ungoverned": []}',
+    '{"version": 1, "graph": "agent", "ungoverned": {}}', '{"version": 1, "graph": "agent", "ungoverned": ["x"]}',
+    '{"version": 1, "graph": "agent", "ungoverned": [{"note": "x"}]}',
+    '{"version": 1, "graph": "agent", "ungoverned": [{"id": "x"}, {"id": "x"}]}',
+    '{"version": 1, "graph": "other", "ungoverned": []}', "\ud800", "[" * 100_000,
+], ids=shown)
 def test_baseline_that_is_none(run: Callable[..., Any], ungoverned: None, tmp_path: Path, text: str) -> None:
     """A malformed baseline, or one of another graph, is exit code 2 with a stable code; it accepts nothing."""
     (tmp_path / "base.json").write_bytes(text.encode("utf-8", "surrogatepass"))
@@ -411,22 +398,19 @@ def test_baseline_that_is_alone(run: Callable[..., Any], ungoverned: None) -> No
     assert "--fail-ungoverned" in _error(result)
 
 
-@pytest.mark.parametrize(
-    ("target", "expected"),
-    [
-        ("a_module", "`a_module` must be `module:graph`"),
-        ("a_module:", "must be `module:graph`"),
-        ("./sub/a_module.py:graph", "there is no file `./sub/a_module.py`"),
-        ("langgraph.json", "names no graphs"),
-        ("a_missing_module:graph", "`a_missing_module` cannot be imported: ModuleNotFoundError"),
-        ("a_module:grpah", "has no `grpah`; did you mean `graph`?"),
-        ("a_module:zzz", "has no `zzz`; its graphs are graph"),
-        ("a_module:send_mail", "is not a graph but StructuredTool"),
-        ("a_module:needs", "needs `model`"),
-        ("a_module:fails", "`a_module:fails` failed: ValueError: two lines (a_module.py:"),
-        ("a_module:leaves", "failed: SystemExit"),
-    ],
-)
+@pytest.mark.parametrize(("target", "expected"), [
+    ("a_module", "`a_module` must be `module:graph`"),
+    ("a_module:", "must be `module:graph`"),
+    ("./sub/a_module.py:graph", "there is no file `./sub/a_module.py`"),
+    ("langgraph.json", "names no graphs"),
+    ("a_missing_module:graph", "`a_missing_module` cannot be imported: ModuleNotFoundError"),
+    ("a_module:grpah", "has no `grpah`; did you mean `graph`?"),
+    ("a_module:zzz", "has no `zzz`; its graphs are graph"),
+    ("a_module:send_mail", "is not a graph but StructuredTool"),
+    ("a_module:needs", "needs `model`"),
+    ("a_module:fails", "`a_module:fails` failed: ValueError: two lines (a_module.py:"),
+    ("a_module:leaves", "failed: SystemExit"),
+])
 def test_inspect_says_what_is_wrong(run: Callable[..., Any], target: str, expected: str) -> None:
     """A wrong target is one line with a stable code and exit code 2, never a traceback."""
     result = run("inspect", target)
@@ -496,13 +480,10 @@ def test_a_log_that_may_not_be_read_is_one_line(
     assert run("audit", "verify", log[0]).exit_code == 0
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        ("learn", "{}"), ("learn", "trace.jsonl", "--profiles", "{}"), ("inspect", "{}"),
-        ("init", "g.py:graph", "--yes", "--write", "{}"),
-    ],
-)
+@pytest.mark.parametrize("command", [
+    ("learn", "{}"), ("learn", "trace.jsonl", "--profiles", "{}"), ("inspect", "{}"),
+    ("init", "g.py:graph", "--yes", "--write", "{}"),
+])
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00\x80", b"[" * 200_000], ids=["binary", "nested"])
 def test_unreadable_files_are_one_line(
     run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], content: bytes

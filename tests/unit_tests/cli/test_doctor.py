@@ -75,17 +75,14 @@ def test_the_log_is_opened_and_held_against_the_ledger() -> None:
     assert lines("--audit", "notes.txt")[1]["audit log"]["found"] == "notes.txt is not a decision log"
 
 
-@pytest.mark.parametrize(
-    ("args", "what", "do"),
-    [
-        (("--ledger", "none.db"), "ledger", "runtime-authz ledger migrate none.db"),
-        (("--ledger", "junk.db"), "ledger", "runtime-authz codes ledger_unavailable"),
-        (("--audit", "none/audit.jsonl"), "audit log", "folder"),
-        (("--audit", "."), "audit log", "folder"),
-        (("--keys", "none"), "keys", "runtime-authz keys generate none"),
-        (("none.py:graph",), "graph", "module:graph"),
-    ],
-)
+@pytest.mark.parametrize(("args", "what", "do"), [
+    (("--ledger", "none.db"), "ledger", "runtime-authz ledger migrate none.db"),
+    (("--ledger", "junk.db"), "ledger", "runtime-authz codes ledger_unavailable"),
+    (("--audit", "none/audit.jsonl"), "audit log", "folder"),
+    (("--audit", "."), "audit log", "folder"),
+    (("--keys", "none"), "keys", "runtime-authz keys generate none"),
+    (("none.py:graph",), "graph", "module:graph"),
+])
 def test_a_failing_line_says_what_to_do(args: tuple[str, ...], what: str, do: str) -> None:
     Path("junk.db").write_text("this is not a database, whatever its name says" * 40)
     code, seen = lines(*args)

@@ -141,16 +141,13 @@ def test_a_review_is_kept(run: Callable[..., Any], tmp_path: Path) -> None:
     assert (tmp_path / "authz.yaml").read_text() == again
 
 
-@pytest.mark.parametrize(
-    ("config", "args", "says"),
-    [
-        (None, (), "give `--yes`, or `--answers FILE`"),
-        ("{}", ("--yes",), "names no graphs"),
-        ('{"graphs": {"a": "./an_agent.py:graph", "b": "./an_agent.py:graph"}}', ("--yes",), "name one: `langgraph.json:a`"),
-        ('{"graphs": {"a": "./an_agent.py:graph"}}', ("langgraph.json:b", "--yes"), "has no graph `b`"),
-        ('{"graphs": {"a": "./other.py:graph"}}', ("--yes",), "there is no file `other.py`"),
-    ],
-)
+@pytest.mark.parametrize(("config", "args", "says"), [
+    (None, (), "give `--yes`, or `--answers FILE`"),
+    ("{}", ("--yes",), "names no graphs"),
+    ('{"graphs": {"a": "./an_agent.py:graph", "b": "./an_agent.py:graph"}}', ("--yes",), "name one: `langgraph.json:a`"),
+    ('{"graphs": {"a": "./an_agent.py:graph"}}', ("langgraph.json:b", "--yes"), "has no graph `b`"),
+    ('{"graphs": {"a": "./other.py:graph"}}', ("--yes",), "there is no file `other.py`"),
+])
 def test_what_can_not_be_done_is_one_sentence(run: Callable[..., Any], tmp_path: Path, config: str | None, args: tuple[str, ...], says: str) -> None:
     """Exit code 2, one line, and no file."""
     if config is not None:

@@ -35,8 +35,7 @@ graph = StateGraph(MessagesState).add_node("tools", ToolNode([look])).add_edge(S
 """
 MANDATE = {"steps": [{"id": "a", "tool": "look", "args": {"place": "here"}}]}
 WITHOUT = {
-    "demo": "a show; its `--json FILE` writes the report of a benchmark",
-    "mandate schema": "the schema is JSON",
+    "demo": "a show; its `--json FILE` writes the report of a benchmark", "mandate schema": "the schema is JSON",
     "policy schema": "the schema is JSON",
 }
 
@@ -94,45 +93,42 @@ def _made(path: Path, command: str, monkeypatch: pytest.MonkeyPatch) -> list[str
 ANSWER = "desk/ledger.db ASK --as bob --key desk/bob.pem --approvers desk/approvers.json"
 
 
-@pytest.mark.parametrize(
-    ("command", "code", "said"),
-    [
-        (f"approvals approve {ANSWER}", 0, {"verdict": "approve", "approver": "user:bob", "missing": 0}),
-        (f"approvals deny {ANSWER}", 0, {"verdict": "deny", "approver": "user:bob"}),
-        ("audit pack --log audit.jsonl -o pack.zip", 0, {"records": 4, "other": ["static"], "wrote": "pack.zip"}),
-        ("audit prune --log audit.jsonl --older-than 1", 0, {"removed": []}),
-        ("audit verify audit.jsonl", 0, {"ok": True, "records": 4}),
-        ("calls resolve doubt.db DOUBT --happened --by user:carol --reason seen", 0, {"tool": "pay", "state": "done"}),
-        ("init a_graph.py:graph --yes", 0, {"wrote": "authz.yaml", "added": [{"tool": "look", "effect": "write", "expect": "ask"}], "kept": []}),
-        ("keys generate new", 0, {"wrote": "new"}),
-        ("keys list keys", 0, {}),
-        ("keys rotate keys", 0, {}),
-        ("keys compromise keys KID", 0, {"withdrawn": "KID"}),
-        ("kill engage --file kill", 0, {"engaged": True}),
-        ("kill release --file engaged", 0, {"released": True}),
-        ("kill release --file kill", 0, {"released": False}),
-        ("kill status --file engaged", 1, {"engaged": True, "reason": ""}),
-        ("learn audit.jsonl --profiles new.yaml", 0, {"called": {"look": {"permit": 1, "outside": 0}}, "drafts": ["look"]}),
-        ("ledger clock ledger.db --yes", 0, {"leases": 0}),
-        ("ledger downgrade ledger.db --to 1 --yes --forget-doubts", 0, {"schema": 1}),
-        ("ledger migrate new.db", 0, {"schema": SCHEMA}),
-        ("ledger status ledger.db", 0, {"result": "usable"}),
-        ("ledger prune ledger.db --older-than 90d", 0, {"threads": 0, "commits": 0, "in_doubt": 0}),
-        ("mandate check mandate.json --profiles profiles.yaml", 0, {"steps": 1, "findings": []}),
-        ("mandate check mandate.json --profiles langchain", 1, {"steps": 1}),
-        ("policy build mended -o policy.tar.gz", 0, {"wrote": "policy.tar.gz", "signed": "no; give --key"}),
-        ("policy build project -o policy.tar.gz", 1, {"wrote": None}),
-        ("policy check project", 0, {"findings": []}),
-        ("policy init started", 0, {"wrote": "started"}),
-        ("policy test project", 1, {"failed": 1, "opa": None}),
-        ("policy try request.json", 0, {"outcome": "permit", "resource": "book_invoice", "reasons": []}),
-        ("profile check profiles.yaml", 0, {}),
-        ("profile suggest a_graph.py:graph", 0, {"drafts": ["look"]}),
-        ("reinstate ledger.db t --graph session --agent a/b", 0, {"event": "reinstated", "thread": "t", "agent": ["a", "b"]}),
-        ("report t -o run.html", 0, {"wrote": "run.html", "steps": 3}),
-        ("revoke ledger.db t --graph session", 0, {"event": "revoked", "graph": "session", "thread": "t", "agent": []}),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("command", "code", "said"), [
+    (f"approvals approve {ANSWER}", 0, {"verdict": "approve", "approver": "user:bob", "missing": 0}),
+    (f"approvals deny {ANSWER}", 0, {"verdict": "deny", "approver": "user:bob"}),
+    ("audit pack --log audit.jsonl -o pack.zip", 0, {"records": 4, "other": ["static"], "wrote": "pack.zip"}),
+    ("audit prune --log audit.jsonl --older-than 1", 0, {"removed": []}),
+    ("audit verify audit.jsonl", 0, {"ok": True, "records": 4}),
+    ("calls resolve doubt.db DOUBT --happened --by user:carol --reason seen", 0, {"tool": "pay", "state": "done"}),
+    ("init a_graph.py:graph --yes", 0, {"wrote": "authz.yaml", "added": [{"tool": "look", "effect": "write", "expect": "ask"}], "kept": []}),
+    ("keys generate new", 0, {"wrote": "new"}),
+    ("keys list keys", 0, {}),
+    ("keys rotate keys", 0, {}),
+    ("keys compromise keys KID", 0, {"withdrawn": "KID"}),
+    ("kill engage --file kill", 0, {"engaged": True}),
+    ("kill release --file engaged", 0, {"released": True}),
+    ("kill release --file kill", 0, {"released": False}),
+    ("kill status --file engaged", 1, {"engaged": True, "reason": ""}),
+    ("learn audit.jsonl --profiles new.yaml", 0, {"called": {"look": {"permit": 1, "outside": 0}}, "drafts": ["look"]}),
+    ("ledger clock ledger.db --yes", 0, {"leases": 0}),
+    ("ledger downgrade ledger.db --to 1 --yes --forget-doubts", 0, {"schema": 1}),
+    ("ledger migrate new.db", 0, {"schema": SCHEMA}),
+    ("ledger status ledger.db", 0, {"result": "usable"}),
+    ("ledger prune ledger.db --older-than 90d", 0, {"threads": 0, "commits": 0, "in_doubt": 0}),
+    ("mandate check mandate.json --profiles profiles.yaml", 0, {"steps": 1, "findings": []}),
+    ("mandate check mandate.json --profiles langchain", 1, {"steps": 1}),
+    ("policy build mended -o policy.tar.gz", 0, {"wrote": "policy.tar.gz", "signed": "no; give --key"}),
+    ("policy build project -o policy.tar.gz", 1, {"wrote": None}),
+    ("policy check project", 0, {"findings": []}),
+    ("policy init started", 0, {"wrote": "started"}),
+    ("policy test project", 1, {"failed": 1, "opa": None}),
+    ("policy try request.json", 0, {"outcome": "permit", "resource": "book_invoice", "reasons": []}),
+    ("profile check profiles.yaml", 0, {}),
+    ("profile suggest a_graph.py:graph", 0, {"drafts": ["look"]}),
+    ("reinstate ledger.db t --graph session --agent a/b", 0, {"event": "reinstated", "thread": "t", "agent": ["a", "b"]}),
+    ("report t -o run.html", 0, {"wrote": "run.html", "steps": 3}),
+    ("revoke ledger.db t --graph session", 0, {"event": "revoked", "graph": "session", "thread": "t", "agent": []}),
+])
 def test_a_command_prints_one_document(
     command: str, code: int, said: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -378,25 +378,16 @@ def test_a_bare_policy_reads_two_places(run: Command, tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code"),
-    [
-        (("test", "none"), "policy_invalid"),
-        (("replay", "none.jsonl"), "config"),
-        (("replay", "chain.jsonl"), "chain_broken"),
-        (("replay", "empty.jsonl"), "config"),
-        (("explain", "request.json"), "config"),
-        (("explain", "none.json"), "config"),
-        (("test", "bundle.tar.gz"), "policy_invalid"),
-        (("build", "data.json", "-o", "x.tar.gz"), "policy_invalid"),
-        (("build", "p", "-o", "x.tar.gz", "--key", "none.pem"), "config"),
-        (("build", "p", "-o", "x.tar.gz", "--key", "data.json"), "config"),
-        (("build", "p", "-o", "x.tar.gz", "--key", "data.json", "--alg", "none"), "config"),
-        (("init", "data.json"), "config"),
-        (("build", "p", "-o", "p"), "config"),
-    ],
-    ids=lambda a: " ".join(a) if isinstance(a, tuple) else a,
-)
+@pytest.mark.parametrize(("arguments", "code"), [
+    (("test", "none"), "policy_invalid"), (("replay", "none.jsonl"), "config"),
+    (("replay", "chain.jsonl"), "chain_broken"), (("replay", "empty.jsonl"), "config"),
+    (("explain", "request.json"), "config"), (("explain", "none.json"), "config"),
+    (("test", "bundle.tar.gz"), "policy_invalid"), (("build", "data.json", "-o", "x.tar.gz"), "policy_invalid"),
+    (("build", "p", "-o", "x.tar.gz", "--key", "none.pem"), "config"),
+    (("build", "p", "-o", "x.tar.gz", "--key", "data.json"), "config"),
+    (("build", "p", "-o", "x.tar.gz", "--key", "data.json", "--alg", "none"), "config"),
+    (("init", "data.json"), "config"), (("build", "p", "-o", "p"), "config"),
+], ids=lambda a: " ".join(a) if isinstance(a, tuple) else a)
 def test_a_wrong_argument_is_one_line(
     run: Command, project: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], code: str,
 ) -> None:
@@ -437,49 +428,39 @@ def test_the_shipped_policy_is_in_order(run: Command) -> None:
     assert wrong_data(DATA) == []
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        "\tnot input.exp > input.now", "\tnot input.a == 1", "\tnot x != y", "\tnot input.a.b[c] <= 3",
-        "x if not input.a >= 1", "\tnow := time.now_ns()", '\tprint("x")', '\tm := sprintf("%v", [x])',
-        "\tr := http.send({})", "\t[ok, _, c] := io.jwt.decode_verify(t, {})", "\tcrypto.sha256(x) == y",
-    ],
-)
+@pytest.mark.parametrize("line", [
+    "\tnot input.exp > input.now", "\tnot input.a == 1", "\tnot x != y", "\tnot input.a.b[c] <= 3",
+    "x if not input.a >= 1", "\tnow := time.now_ns()", '\tprint("x")', '\tm := sprintf("%v", [x])',
+    "\tr := http.send({})", "\t[ok, _, c] := io.jwt.decode_verify(t, {})", "\tcrypto.sha256(x) == y",
+])
 def test_what_opa_would_not_say(line: str) -> None:
     (found,) = lint_rego({"own.rego": f"package p\n{line}\n"})
     assert found.startswith("own.rego:2: ")
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        "\tnot tenant_same", "\tinput.exp > input.now", "\tnot name in names", "# not x > y", '\tx == "not a > b"',
-        '\tx := concat(":", [a, b])', "\tx := object.get(a, b, c)", "\tstartswith(a, b)", "timeout(x) := x",
-    ],
-)
+@pytest.mark.parametrize("line", [
+    "\tnot tenant_same", "\tinput.exp > input.now", "\tnot name in names", "# not x > y", '\tx == "not a > b"',
+    '\tx := concat(":", [a, b])', "\tx := object.get(a, b, c)", "\tstartswith(a, b)", "timeout(x) := x",
+])
 def test_what_is_fine(line: str) -> None:
     assert list(lint_rego({"own.rego": f"package p\n{line}\n"})) == []
 
 
-@pytest.mark.parametrize(
-    ("data", "at"),
-    [
-        ({"effects": {"write": "allow"}}, "effects.write"),
-        ({"effects": {"fly": "deny"}}, "effects.fly"),
-        ({"effects": {"pay": {"perhaps": "ask"}}}, "effects.pay.perhaps"),
-        ({"effects": {"pay": {"covered": "maybe"}}}, "effects.pay.covered"),
-        ({"declassify": ["told"]}, "declassify.0"),
-        ({"rates": {"pay": {"window": 0, "max": 1}}}, "rates.pay.window"),
-        ({"rates": {"pay": {"max": None}}}, "rates.pay.max"),
-        ({"rates": {"write": {"max": 1}}}, "rates.write.window"),
-        ({"budget": {"effects": {"pay": {"max": 1, "window": 60}}}}, "budget.effects.pay.window"),
-        ({"notify": {"effects": {"pay": {"permitted": "desk"}}}}, "notify.effects.pay.permitted"),
-        ({"anomaly": {"max_denials": "many"}}, "anomaly.max_denials"),
-        ({"approvals": {"*": {"sources": ["mail"], "authenticated": True}}}, "approvals"),
-        ({"plan": {"stale": "write", "unplanned_permitted": []}}, "plan.stale"),
-    ],
-    ids=lambda v: v if isinstance(v, str) else "",
-)
+@pytest.mark.parametrize(("data", "at"), [
+    ({"effects": {"write": "allow"}}, "effects.write"),
+    ({"effects": {"fly": "deny"}}, "effects.fly"),
+    ({"effects": {"pay": {"perhaps": "ask"}}}, "effects.pay.perhaps"),
+    ({"effects": {"pay": {"covered": "maybe"}}}, "effects.pay.covered"),
+    ({"declassify": ["told"]}, "declassify.0"),
+    ({"rates": {"pay": {"window": 0, "max": 1}}}, "rates.pay.window"),
+    ({"rates": {"pay": {"max": None}}}, "rates.pay.max"),
+    ({"rates": {"write": {"max": 1}}}, "rates.write.window"),
+    ({"budget": {"effects": {"pay": {"max": 1, "window": 60}}}}, "budget.effects.pay.window"),
+    ({"notify": {"effects": {"pay": {"permitted": "desk"}}}}, "notify.effects.pay.permitted"),
+    ({"anomaly": {"max_denials": "many"}}, "anomaly.max_denials"),
+    ({"approvals": {"*": {"sources": ["mail"], "authenticated": True}}}, "approvals"),
+    ({"plan": {"stale": "write", "unplanned_permitted": []}}, "plan.stale"),
+], ids=lambda v: v if isinstance(v, str) else "")
 def test_data_of_another_shape_is_found(run: Command, tmp_path: Path, data: dict[str, object], at: str) -> None:
     for given in (data, {DATA_ROOT: data}):
         (tmp_path / "data.json").write_text(json.dumps(given))
@@ -550,20 +531,17 @@ def test_the_two_banks_have_the_same_cases() -> None:
     assert rego == cedar
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "says"),
-    [
-        ("cedar/own.cedar", "forbid (principal, action, resource) when { context.call.arg };", "arg"),
-        ("cedar/own.cedar", "forbid (principal, action, resource) when { context.local.hour > 17 };", "local"),
-        ("cedar/own.cedar", '@obligation("two")\nforbid (principal, action, resource);', "two"),
-        ("own.cedar", "", "belong in cedar/"),
-        ("rego/own.rego", "package runtime_authz", "engine: cedar"),
-        ("data.json", "{}", "engine: cedar"),
-        ("obligations.json", "[]", "object"),
-        ("obligations.json", '{"two": {"kind": "require_approval"}}', "malformed"),
-        ("entities.json", "{", "JSON"),
-    ],
-)
+@pytest.mark.parametrize(("name", "text", "says"), [
+    ("cedar/own.cedar", "forbid (principal, action, resource) when { context.call.arg };", "arg"),
+    ("cedar/own.cedar", "forbid (principal, action, resource) when { context.local.hour > 17 };", "local"),
+    ("cedar/own.cedar", '@obligation("two")\nforbid (principal, action, resource);', "two"),
+    ("own.cedar", "", "belong in cedar/"),
+    ("rego/own.rego", "package runtime_authz", "engine: cedar"),
+    ("data.json", "{}", "engine: cedar"),
+    ("obligations.json", "[]", "object"),
+    ("obligations.json", '{"two": {"kind": "require_approval"}}', "malformed"),
+    ("entities.json", "{", "JSON"),
+])
 def test_a_wrong_cedar_file_is_one_line(run: Command, cedar: Path, name: str, text: str, says: str) -> None:
     (cedar / name).parent.mkdir(exist_ok=True)
     (cedar / name).write_text(text)

@@ -50,15 +50,9 @@ def test_a_token_says_step_and_arguments() -> None:
     """The critical and date arguments by digest, absent ones as null; texts and free ones not at all."""
     (detail,) = call_details({**PAYMENT, "size": 5, "cc": "bob"})
     assert detail == {
-        "type": "urn:langchain-runtime-authz:call",
-        "actions": ["tools/call"],
-        "identifier": "send_money",
-        "step": "pay",
-        "standing": "covered",
-        "source": "words",
-        "mandate": "sha256:01",
-        "open_arguments": ["note", "size"],
-        "salt": "salt",
+        "type": "urn:langchain-runtime-authz:call", "actions": ["tools/call"], "identifier": "send_money",
+        "step": "pay", "standing": "covered", "source": "words", "mandate": "sha256:01",
+        "open_arguments": ["note", "size"], "salt": "salt",
         "argument_digests": {
             "recipient": rfc9901("salt", "recipient", '"DE21500105170123456789"'),
             "amount": rfc9901("salt", "amount", "98.7"), "account.id": rfc9901("salt", "account.id", "null"),
@@ -109,46 +103,34 @@ def test_an_argument_without_json_form_has_no_token(value: Any) -> None:
 
 
 @pytest.mark.parametrize("profile", [PAYS, PLAIN], ids=["digest", "plain"])
-@pytest.mark.parametrize(
-    ("held", "asked", "met"),
-    [
-        # An amount is a number, in whatever type.
-        ({"amount": 98.7}, {"amount": 98.70}, True),
-        ({"amount": 98.7}, {"amount": "98.70"}, True),
-        ({"amount": "98.70"}, {"amount": 98.7}, True),
-        ({"amount": "98,70"}, {"amount": Decimal("98.70")}, True),
-        ({"amount": 100.0}, {"amount": 100}, True),
-        ({"amount": 98.7}, {"amount": 987}, False),
-        ({"amount": 98.7}, {"amount": -98.7}, False),
-        ({"amount": 98.7}, {"amount": "98.7 EUR"}, False),
-        ({"amount": 1}, {"amount": True}, False),
-        ({"amount": "1,200"}, {"amount": 1200}, False),  # or 1.2
-        ({"amount": "1,200"}, {"amount": 1.2}, False),
-        # A text is itself, without the blanks around it.
-        ({"recipient": " Bob\n"}, {"recipient": "Bob"}, True),
-        ({"recipient": "Bob"}, {"recipient": "bob"}, False),
-        ({"recipient": "Bob B"}, {"recipient": "Bob  B"}, False),
-        ({"recipient": "Bob"}, {"recipient": "Bo\u200bb"}, False),
-        ({"recipient": "1.10"}, {"recipient": "1.1"}, False),
-        ({"recipient": "1.10"}, {"recipient": 1.1}, False),
-        ({"recipient": "007"}, {"recipient": 7}, False),
-        ({"recipient": ["a", "b"]}, {"recipient": ("a", "b")}, True),
-        ({"recipient": ["a", "b"]}, {"recipient": ["a"]}, False),
-        ({"recipient": ["a", "b"]}, {"recipient": "a"}, False),
-        # A path has texts alone.
-        ({"account": {"id": 7}}, {"account.id": "7"}, True),
-        ({"account": {"id": 7}}, {"account.id": "8"}, False),
-        ({"account": [{"id": 7}, {"id": 8}]}, {"account.id": [7, 8]}, True),
-        # What was not given is not given, and what the token does not hold is not known.
-        ({}, {"on": None}, True),
-        ({}, {"on": "2026-12-01"}, False),
-        ({"on": "2026-12-01"}, {"on": None}, False),
-        ({"note": "December"}, {"note": "December"}, False),
-        ({}, {"bcc": None}, False),
-        ({}, {}, True),
-    ],
-    ids=ascii,
-)  # fmt: skip
+@pytest.mark.parametrize(("held", "asked", "met"), [
+    # An amount is a number, in whatever type.
+    ({"amount": 98.7}, {"amount": 98.70}, True), ({"amount": 98.7}, {"amount": "98.70"}, True),
+    ({"amount": "98.70"}, {"amount": 98.7}, True), ({"amount": "98,70"}, {"amount": Decimal("98.70")}, True),
+    ({"amount": 100.0}, {"amount": 100}, True), ({"amount": 98.7}, {"amount": 987}, False),
+    ({"amount": 98.7}, {"amount": -98.7}, False), ({"amount": 98.7}, {"amount": "98.7 EUR"}, False),
+    ({"amount": 1}, {"amount": True}, False),
+    ({"amount": "1,200"}, {"amount": 1200}, False),  # or 1.2
+    ({"amount": "1,200"}, {"amount": 1.2}, False),
+    # A text is itself, without the blanks around it.
+    ({"recipient": " Bob\n"}, {"recipient": "Bob"}, True),
+    ({"recipient": "Bob"}, {"recipient": "bob"}, False),
+    ({"recipient": "Bob B"}, {"recipient": "Bob  B"}, False),
+    ({"recipient": "Bob"}, {"recipient": "Bo\u200bb"}, False),
+    ({"recipient": "1.10"}, {"recipient": "1.1"}, False),
+    ({"recipient": "1.10"}, {"recipient": 1.1}, False),
+    ({"recipient": "007"}, {"recipient": 7}, False),
+    ({"recipient": ["a", "b"]}, {"recipient": ("a", "b")}, True),
+    ({"recipient": ["a", "b"]}, {"recipient": ["a"]}, False),
+    ({"recipient": ["a", "b"]}, {"recipient": "a"}, False),
+    # A path has texts alone.
+    ({"account": {"id": 7}}, {"account.id": "7"}, True),
+    ({"account": {"id": 7}}, {"account.id": "8"}, False),
+    ({"account": [{"id": 7}, {"id": 8}]}, {"account.id": [7, 8]}, True),
+    # What was not given is not given, and what the token does not hold is not known.
+    ({}, {"on": None}, True), ({}, {"on": "2026-12-01"}, False), ({"on": "2026-12-01"}, {"on": None}, False),
+    ({"note": "December"}, {"note": "December"}, False), ({}, {"bcc": None}, False), ({}, {}, True),
+], ids=ascii)
 def test_values_are_compared_in_normal_form(profile: ToolProfile, held: Any, asked: Any, met: bool) -> None:
     """In both forms of the token alike; a service may name some of the arguments."""
     credential = believed(call_details({**PAYMENT, **held}, profile))
@@ -162,16 +144,12 @@ def test_values_are_compared_in_normal_form(profile: ToolProfile, held: Any, ask
 READS = ToolProfile(effect="read", critical={"recipient": "principal"})
 
 
-@pytest.mark.parametrize(
-    ("profile", "given", "met"),
-    [
-        (PAYS, PAYMENT, True), (PAYS, {**PAYMENT, "note": "another text", "size": 5, "on": None, "cc": None}, True),
-        (PAYS, {**PAYMENT, "on": "2026-12-01"}, False), (PAYS, {**PAYMENT, "cc": "mallory"}, False),
-        (PAYS, {**PAYMENT, "account": {"id": 7}}, False), (PAYS, {"recipient": PAYMENT["recipient"]}, False),
-        (PAYS, {}, False), (READS, {**PAYMENT, "q": "x"}, True), (READS, {**PAYMENT, "recipient": "mallory"}, False),
-    ],
-    ids=str,
-)  # fmt: skip
+@pytest.mark.parametrize(("profile", "given", "met"), [
+    (PAYS, PAYMENT, True), (PAYS, {**PAYMENT, "note": "another text", "size": 5, "on": None, "cc": None}, True),
+    (PAYS, {**PAYMENT, "on": "2026-12-01"}, False), (PAYS, {**PAYMENT, "cc": "mallory"}, False),
+    (PAYS, {**PAYMENT, "account": {"id": 7}}, False), (PAYS, {"recipient": PAYMENT["recipient"]}, False),
+    (PAYS, {}, False), (READS, {**PAYMENT, "q": "x"}, True), (READS, {**PAYMENT, "recipient": "mallory"}, False),
+], ids=str)
 def test_a_whole_call_has_no_argument_more_and_none_less(profile: ToolProfile, given: Any, met: bool) -> None:
     """Of a side effect nothing may be added; texts and free arguments may be anything."""
     credential = believed(call_details(PAYMENT, profile))
@@ -187,23 +165,14 @@ MAILS = ToolProfile(effect="send", critical={"to.address": "principal"}, text=("
 BOB = {"address": "bob@x.org"}
 
 
-@pytest.mark.parametrize(
-    ("minted", "given", "met"),
-    [
-        (BOB, BOB, True),
-        (BOB, {**BOB, "name": "Bob"}, True),
-        (BOB, {**BOB, "bcc": "eve@x.org"}, False),
-        (BOB, {**BOB, "bcc": {"address": "eve@x.org"}}, False),
-        (BOB, [BOB, {"email": "eve@x.org"}], False),
-        (BOB, [BOB, {}], False),
-        ({**BOB, "bcc": "ann@x.org"}, {**BOB, "bcc": "ann@x.org"}, True),
-        ({**BOB, "bcc": "ann@x.org"}, {**BOB, "bcc": "eve@x.org"}, False),
-        ({**BOB, "bcc": "ann@x.org"}, BOB, False),
-        ({**BOB, "x": {"y.z": "ann"}}, {**BOB, "x": {"y.z": "eve"}}, False),
-        ({**BOB, "x": {"y": {"z": 1}}}, {**BOB, "x": {"y": {"z": 1}, "y.z": "eve"}}, False),
-    ],
-    ids=str,
-)  # fmt: skip
+@pytest.mark.parametrize(("minted", "given", "met"), [
+    (BOB, BOB, True), (BOB, {**BOB, "name": "Bob"}, True), (BOB, {**BOB, "bcc": "eve@x.org"}, False),
+    (BOB, {**BOB, "bcc": {"address": "eve@x.org"}}, False), (BOB, [BOB, {"email": "eve@x.org"}], False),
+    (BOB, [BOB, {}], False), ({**BOB, "bcc": "ann@x.org"}, {**BOB, "bcc": "ann@x.org"}, True),
+    ({**BOB, "bcc": "ann@x.org"}, {**BOB, "bcc": "eve@x.org"}, False), ({**BOB, "bcc": "ann@x.org"}, BOB, False),
+    ({**BOB, "x": {"y.z": "ann"}}, {**BOB, "x": {"y.z": "eve"}}, False),
+    ({**BOB, "x": {"y": {"z": 1}}}, {**BOB, "x": {"y": {"z": 1}, "y.z": "eve"}}, False),
+], ids=str)
 def test_a_whole_call_has_no_member_more_and_none_less(minted: Any, given: Any, met: bool) -> None:
     """Inside an argument too. A service that checks only the profile's arguments does not see an added member."""
     credential = believed(call_details({"to": minted}, MAILS))

@@ -102,19 +102,15 @@ def test_a_proof_key_stays() -> None:
             key.proof("GET", url)
 
 
-@pytest.mark.parametrize(
-    "claims",
-    [
-        {"jti": ...}, {"jti": ""}, {"jti": 1}, {"jti": "x" * 513}, {"htm": ...}, {"htm": "GET"}, {"htm": "post"},
-        {"htu": ...}, {"htu": "https://evil.example/payments"}, {"htu": "https://bank.example/payments/"},
-        {"htu": "https://bank.example:444/payments"}, {"htu": "http://bank.example/payments"}, {"htu": 1},
-        {"htu": "https://bank.example/payments/../payments"}, {"htu": "//bank.example/payments"},
-        {"htu": "https://bank.example\\@evil.example/payments"}, {"htu": "https://bank.example/PAYMENTS"},
-        {"iat": ...}, {"iat": str(NOW)}, {"iat": float(NOW)}, {"iat": True}, {"iat": NOW - 31}, {"iat": NOW + 6},
-        {"ath": ...}, {"ath": token_digest("another")}, {"ath": None}, {"ath": "\ud800"}, {"nonce": 1}, {"nonce": "x" * 513},
-    ],
-    ids=lambda c: ascii(c)[:60],
-)  # fmt: skip
+@pytest.mark.parametrize("claims", [
+    {"jti": ...}, {"jti": ""}, {"jti": 1}, {"jti": "x" * 513}, {"htm": ...}, {"htm": "GET"}, {"htm": "post"},
+    {"htu": ...}, {"htu": "https://evil.example/payments"}, {"htu": "https://bank.example/payments/"},
+    {"htu": "https://bank.example:444/payments"}, {"htu": "http://bank.example/payments"}, {"htu": 1},
+    {"htu": "https://bank.example/payments/../payments"}, {"htu": "//bank.example/payments"},
+    {"htu": "https://bank.example\\@evil.example/payments"}, {"htu": "https://bank.example/PAYMENTS"},
+    {"iat": ...}, {"iat": str(NOW)}, {"iat": float(NOW)}, {"iat": True}, {"iat": NOW - 31}, {"iat": NOW + 6},
+    {"ath": ...}, {"ath": token_digest("another")}, {"ath": None}, {"ath": "\ud800"}, {"nonce": 1}, {"nonce": "x" * 513},
+], ids=lambda c: ascii(c)[:60])
 def test_a_proof_is_for_one_request(claims: dict[str, Any]) -> None:
     """Another method, URL, token, time, or a claim of another type: refused, although properly signed."""
     assert refused(made(claims)) == "proof_invalid"
@@ -143,34 +139,27 @@ def test_what_is_no_url_is_nobodys() -> None:
 PRIVATE = {**JWK, "d": "AAAA"}
 
 
-@pytest.mark.parametrize(
-    "header",
-    [
-        {"typ": "JWT"}, {"typ": "dpop+JWT"}, {"typ": ...}, {"alg": "none"}, {"alg": "HS256"}, {"alg": "EdDSA"},
-        {"alg": ...}, {"jwk": ...}, {"jwk": "x"}, {"jwk": PRIVATE}, {"jwk": {"kty": "oct", "k": "AAAA"}},
-        {"jwk": {**JWK, "crv": "P-384"}}, {"jwk": {**JWK, "x": 1}}, {"jwk": {**JWK, "use": "enc"}},
-        {"jwk": {k: v for k, v in SigningKey.generate().public_jwk().items() if k in JWK}},
-        {"kid": KEY.kid}, {"crit": ["exp"], "exp": 1}, {"jku": "https://evil.example"}, {"x5c": []},
-    ],
-    ids=lambda h: ascii(sorted(h))[:40] + ("-private" if h.get("jwk") is PRIVATE else ""),
-)  # fmt: skip
+@pytest.mark.parametrize("header", [
+    {"typ": "JWT"}, {"typ": "dpop+JWT"}, {"typ": ...}, {"alg": "none"}, {"alg": "HS256"}, {"alg": "EdDSA"},
+    {"alg": ...}, {"jwk": ...}, {"jwk": "x"}, {"jwk": PRIVATE}, {"jwk": {"kty": "oct", "k": "AAAA"}},
+    {"jwk": {**JWK, "crv": "P-384"}}, {"jwk": {**JWK, "x": 1}}, {"jwk": {**JWK, "use": "enc"}},
+    {"jwk": {k: v for k, v in SigningKey.generate().public_jwk().items() if k in JWK}},
+    {"kid": KEY.kid}, {"crit": ["exp"], "exp": 1}, {"jku": "https://evil.example"}, {"x5c": []},
+], ids=lambda h: ascii(sorted(h))[:40] + ("-private" if h.get("jwk") is PRIVATE else ""))
 def test_a_proof_header_is_exactly_its_three_members(header: dict[str, Any]) -> None:
     """Type, algorithm and a public key; a private key inside, or another's signature, is refused."""
     assert refused(made(header=header)) == "proof_invalid"
 
 
-@pytest.mark.parametrize(
-    ("url", "normal"),
-    [
-        ("https://Bank.Example", "https://bank.example/"), ("HTTPS://bank.example:443/a?b#c", "https://bank.example/a"),
-        ("http://bank.example:80/", "http://bank.example/"),
-        ("https://bank.example/%7ealice/%c3%a9", "https://bank.example/~alice/%C3%A9"),
-        ("https://[::1]:8443/a", "https://[::1]:8443/a"),
-        ("https://bank.example/%2e%2e/%2f", "https://bank.example/../%2F"), ("https://bank.example:99999/", None),
-        ("https://[::1/", None), ("https:///a", None), ("https://bank.example/a b", "https://bank.example/a b"),
-        ("https://bank.example/\n", None), ("javascript:alert(1)", None),
-    ],
-)
+@pytest.mark.parametrize(("url", "normal"), [
+    ("https://Bank.Example", "https://bank.example/"), ("HTTPS://bank.example:443/a?b#c", "https://bank.example/a"),
+    ("http://bank.example:80/", "http://bank.example/"),
+    ("https://bank.example/%7ealice/%c3%a9", "https://bank.example/~alice/%C3%A9"),
+    ("https://[::1]:8443/a", "https://[::1]:8443/a"),
+    ("https://bank.example/%2e%2e/%2f", "https://bank.example/../%2F"), ("https://bank.example:99999/", None),
+    ("https://[::1/", None), ("https:///a", None), ("https://bank.example/a b", "https://bank.example/a b"),
+    ("https://bank.example/\n", None), ("javascript:alert(1)", None),
+])
 def test_a_target_has_one_spelling(url: str, normal: str | None) -> None:
     """Syntax-based and scheme-based normalisation (RFC 3986 §6.2.2, §6.2.3), without query and fragment."""
     assert normal_target(url) == normal
@@ -223,17 +212,11 @@ def test_a_proof_of_the_future_is_remembered_to_its_last_second() -> None:
     assert code_of(server, early) == "proof_invalid"
 
 
-@pytest.mark.parametrize(
-    ("path", "htu"),
-    [
-        (".evil.example/payments", "https://bank.example.evil.example/payments"),
-        ("", "https://bank.example/"),
-        ("-evil.example/", "https://bank.example-evil.example/"),
-        (":8443/payments", "https://bank.example:8443/payments"),
-        ("https://evil.example/", "https://evil.example/"),
-        ("*", "https://bank.example*"),
-    ],
-)
+@pytest.mark.parametrize(("path", "htu"), [
+    (".evil.example/payments", "https://bank.example.evil.example/payments"), ("", "https://bank.example/"),
+    ("-evil.example/", "https://bank.example-evil.example/"), (":8443/payments", "https://bank.example:8443/payments"),
+    ("https://evil.example/", "https://evil.example/"), ("*", "https://bank.example*"),
+])
 def test_a_request_target_without_a_slash_is_no_path_of_the_service(path: str, htu: str) -> None:
     """It would be read as the rest of another host's name, for which its proof was made."""
     assert code_of(verifier(), made({"htu": htu}), path=path) == "proof_invalid"
@@ -340,16 +323,12 @@ def test_a_nonce_is_the_servers_and_fresh() -> None:
     assert verifier().nonce() is None
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: verifier(origin="bank.example"), lambda: verifier(origin="https://bank.example/a"),
-        lambda: verifier(origin="https://bank.example/a/"), lambda: verifier(origin=""),
-        lambda: verifier(algorithms=()),
-        lambda: verifier(algorithms=("HS256",)), lambda: Nonces(b"short"), lambda: MemoryReplays(0),
-        lambda: MemoryReplays(10, max_per_key=0), lambda: MemoryReplays(10, max_per_key=11),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("make", [
+    lambda: verifier(origin="bank.example"), lambda: verifier(origin="https://bank.example/a"),
+    lambda: verifier(origin="https://bank.example/a/"), lambda: verifier(origin=""), lambda: verifier(algorithms=()),
+    lambda: verifier(algorithms=("HS256",)), lambda: Nonces(b"short"), lambda: MemoryReplays(0),
+    lambda: MemoryReplays(10, max_per_key=0), lambda: MemoryReplays(10, max_per_key=11),
+])
 def test_settings_can_not_weaken(make: Any) -> None:
     """What would loosen a check is refused at construction."""
     with pytest.raises(ConfigError):

@@ -153,14 +153,10 @@ async def test_a_lying_endpoint_is_no_key_set(lie: str, road: str, monkeypatch: 
 
 
 @pytest.mark.parametrize("road", ["sync", "async"])
-@pytest.mark.parametrize(
-    ("status", "headers"),
-    [
-        (200, {"Content-Encoding": "gzip"}), (200, {"Content-Encoding": "identity, br"}), (200, {"Content-Length": "65537"}),
-        (200, {"Content-Length": "9" * 5000}),
-        (302, {"Location": "https://evil.example/"}), (307, {"Location": "/other"}),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("status", "headers"), [
+    (200, {"Content-Encoding": "gzip"}), (200, {"Content-Encoding": "identity, br"}), (200, {"Content-Length": "65537"}),
+    (200, {"Content-Length": "9" * 5000}), (302, {"Location": "https://evil.example/"}), (307, {"Location": "/other"}),
+])
 async def test_what_is_refused_by_its_headers_is_not_read(road: str, status: int, headers: dict[str, str]) -> None:
     """Plain bytes are asked for; a server that compresses all the same, sends too many, or sends away, is not listened to."""
     read, asked = [], []

@@ -297,17 +297,12 @@ def _edit(change: Any) -> Any:
 
 
 DAMAGE: dict[str, Any] = {
-    "gone": _drop,
-    "empty": _write(""),
-    "no object": _write("[]"),
-    "another version": _write('{"v": 2, "keys": []}'),
-    "no keys": _write('{"v": 1, "keys": []}'),
-    "bomb": _write("[" * 100_000),
+    "gone": _drop, "empty": _write(""), "no object": _write("[]"), "another version": _write('{"v": 2, "keys": []}'),
+    "no keys": _write('{"v": 1, "keys": []}'), "bomb": _write("[" * 100_000),
     "a path for a kid": _edit(lambda keys: keys[0].update(kid="../../etc/passwd")),
     "two active": _edit(lambda keys: keys[1].update(state="active")),
     "a foreign state": _edit(lambda keys: keys[0].update(state="trusted")),
-    "twins": _edit(lambda keys: keys.append({**keys[0], "state": "retired"})),
-    "another key in the file": _swap,
+    "twins": _edit(lambda keys: keys.append({**keys[0], "state": "retired"})), "another key in the file": _swap,
     "no private key": lambda path: [file.unlink() for file in path.glob("*.pem")],
     "readable by others": lambda path: [os.chmod(file, 0o644) for file in path.glob("*.pem")],
 }

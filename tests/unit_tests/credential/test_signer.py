@@ -24,9 +24,7 @@ def pem(private: Any, password: bytes | None = None, form: Any = ser.PrivateForm
 
 def test_a_thumbprint_is_rfc_8037s() -> None:
     """RFC 8037 appendix A.3 gives the thumbprint of its Ed25519 key."""
-    jwk = {
-        "kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo", "kid": "ignored",
-    }
+    jwk = {"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo", "kid": "ignored"}
     assert thumbprint(jwk) == "kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k"
 
 
@@ -38,9 +36,7 @@ def test_a_thumbprint_is_rfc_7638s() -> None:
         "FV4n3oknjhMstn64tZ_2W-5JsGY4Hc5n9yBXArwl93lqt7_RN5w6Cf0h4QyQ5v-65YGjQR0_FDW2QvzqY368QQMicAtaSqzs8KJZgnYb9c7d0"
         "zgdAZHzu6qMQvRL5hajrn1n91CbOpbISD08qNLyrdkt-bFTWhAI4vMQFh6WeZu0fM4lFd2NcRwr3XPksINHaQ-G_xBniIqbw0Ls1jF44-csF"
         "Cur-kEgU8awapJzKnqDKgw",
-        "e": "AQAB",
-        "alg": "RS256",
-        "kid": "2011-04-29",
+        "e": "AQAB", "alg": "RS256", "kid": "2011-04-29",
     }
     assert thumbprint(jwk) == "NzbLsXh8uDCcd-6MNwXF4W_7noWXFZAfHkxZsRGC9Xs"
 
@@ -87,16 +83,12 @@ def test_a_key_from_pem_is_the_same_key(form: Any) -> None:
     assert SigningKey.from_pem(pem(edwards)).alg == "EdDSA"
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        b"", b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n",
-        pem(ec.generate_private_key(ec.SECP384R1())), pem(ec.generate_private_key(ec.SECP256K1())),
-        pem(rsa.generate_private_key(65537, 1024)), pem(ed448.Ed448PrivateKey.generate()),
-        pem(ec.generate_private_key(ec.SECP256R1()), b"word"),
-    ],
-    ids=["empty", "junk", "p384", "secp256k1", "short rsa", "ed448", "no password"],
-)
+@pytest.mark.parametrize("text", [
+    b"", b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n",
+    pem(ec.generate_private_key(ec.SECP384R1())), pem(ec.generate_private_key(ec.SECP256K1())),
+    pem(rsa.generate_private_key(65537, 1024)), pem(ed448.Ed448PrivateKey.generate()),
+    pem(ec.generate_private_key(ec.SECP256R1()), b"word"),
+], ids=["empty", "junk", "p384", "secp256k1", "short rsa", "ed448", "no password"])
 def test_another_key_is_refused_without_quoting_it(text: bytes) -> None:
     """Only P-256, Ed25519 and RSA of 2048 bits sign, and an error never holds key material."""
     with pytest.raises(ConfigError) as caught:

@@ -63,22 +63,14 @@ def changed(**claims: Any) -> dict[str, Any]:
 def test_a_token_says_who_for_whom_where_and_how_long() -> None:
     """Claims are spelled as RFC 7519, 8693 and 9396 spell them."""
     expected = {
-        "iss": "urn:langchain-runtime-authz:local",
-        "sub": "alice",
-        "sub_type": "user",
-        "aud": BANK,
-        "exp": NOW + 60,
-        "iat": NOW,
-        "jti": "j-1",
-        "txn": "run-1",
-        "client_id": "urn:langchain-runtime-authz:agent:supervisor/payer",
+        "iss": "urn:langchain-runtime-authz:local", "sub": "alice", "sub_type": "user", "aud": BANK, "exp": NOW + 60,
+        "iat": NOW, "jti": "j-1", "txn": "run-1", "client_id": "urn:langchain-runtime-authz:agent:supervisor/payer",
         "tenant": "acme",
         "act": {
             "iss": "urn:langchain-runtime-authz:local",
             "sub": "urn:langchain-runtime-authz:agent:supervisor/payer",
             "act": {
-                "iss": "urn:langchain-runtime-authz:local",
-                "sub": "urn:langchain-runtime-authz:agent:supervisor",
+                "iss": "urn:langchain-runtime-authz:local", "sub": "urn:langchain-runtime-authz:agent:supervisor",
             },
         },
         "authorization_details": [
@@ -90,9 +82,7 @@ def test_a_token_says_who_for_whom_where_and_how_long() -> None:
         "task": {"id": "t", "epoch": 2, "digest": "sha256:00"},
     }
     assert expected == jwt.decode(ISSUER.issue(a_request()), options={"verify_signature": False})
-    assert jwt.get_unverified_header(ISSUER.issue(a_request())) == {
-        "alg": "ES256", "kid": KEY.kid, "typ": TYP,
-    }
+    assert jwt.get_unverified_header(ISSUER.issue(a_request())) == {"alg": "ES256", "kid": KEY.kid, "typ": TYP}
 
 
 def test_the_list_of_claims_is_pinned() -> None:
@@ -127,36 +117,28 @@ def test_no_grant_is_no_claim_of_one() -> None:
     assert "grant" not in detail
 
 
-@pytest.mark.parametrize(
-    "claims",
-    [
-        changed(exp=str(NOW + 60)), changed(exp=float(NOW + 60)), changed(exp=True), changed(iat=None),
-        changed(exp=10**400), changed(sub=""), changed(sub=["alice"]), changed(aud=[BANK]), changed(tenant=None),
-        changed(jti=1), changed(iss="urn:other"), changed(client_id="another"), changed(act="payer"),
-        changed(act={"iss": "x"}), changed(task={"id": "t", "digest": "d"}),
-        changed(task={"id": 1, "digest": "d", "epoch": 1}), changed(task={"id": "t", "digest": 1, "epoch": 1}),
-        changed(task={"id": "t", "digest": "d", "epoch": True}), changed(task={"id": "t", "digest": "d", "epoch": -1}),
-        changed(task=[]), changed(authorization_details=[]), changed(authorization_details=5),
-        changed(authorization_details={"type": "x"}), changed(authorization_details=[{"actions": []}]),
-        changed(cnf="thumb"), changed(cnf={}), changed(nbf="soon"), changed(x=json.loads("[" * 40 + "]" * 40)), [],
-        "null", '"text"', "{", "", "[" * 20_000 + "]" * 20_000,
-    ],
-    ids=lambda _: "case",
-)  # fmt: skip
+@pytest.mark.parametrize("claims", [
+    changed(exp=str(NOW + 60)), changed(exp=float(NOW + 60)), changed(exp=True), changed(iat=None),
+    changed(exp=10**400), changed(sub=""), changed(sub=["alice"]), changed(aud=[BANK]), changed(tenant=None),
+    changed(jti=1), changed(iss="urn:other"), changed(client_id="another"), changed(act="payer"),
+    changed(act={"iss": "x"}), changed(task={"id": "t", "digest": "d"}),
+    changed(task={"id": 1, "digest": "d", "epoch": 1}), changed(task={"id": "t", "digest": 1, "epoch": 1}),
+    changed(task={"id": "t", "digest": "d", "epoch": True}), changed(task={"id": "t", "digest": "d", "epoch": -1}),
+    changed(task=[]), changed(authorization_details=[]), changed(authorization_details=5),
+    changed(authorization_details={"type": "x"}), changed(authorization_details=[{"actions": []}]),
+    changed(cnf="thumb"), changed(cnf={}), changed(nbf="soon"), changed(x=json.loads("[" * 40 + "]" * 40)), [],
+    "null", '"text"', "{", "", "[" * 20_000 + "]" * 20_000,
+], ids=lambda _: "case")
 def test_a_claim_of_another_type_is_refused(claims: object) -> None:
     """No coercion: what is not of the very type is refused, although properly signed."""
     assert refused(forged(claims)[: 16 * 1024]) == "credential_invalid"
 
 
-@pytest.mark.parametrize(
-    ("claims", "header", "code"),
-    [
-        ({"exp": NOW + 66}, {}, "credential_invalid"), ({"exp": NOW}, {}, "credential_invalid"),
-        ({"iat": NOW + 6}, {}, "credential_not_yet_valid"), ({}, {"alg": "EdDSA"}, "credential_key"),
-        ({}, {"kid": 7}, "credential_invalid"),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("claims", "header", "code"), [
+    ({"exp": NOW + 66}, {}, "credential_invalid"), ({"exp": NOW}, {}, "credential_invalid"),
+    ({"iat": NOW + 6}, {}, "credential_not_yet_valid"), ({}, {"alg": "EdDSA"}, "credential_key"),
+    ({}, {"kid": 7}, "credential_invalid"),
+], ids=str)
 def test_bounds_that_no_published_vector_has(claims: dict[str, int], header: dict[str, Any], code: str) -> None:
     """The vectors have all others (`test_token_vectors`)."""
     assert refused(forged(changed(**claims), {"alg": "ES256", "kid": KEY.kid, "typ": TYP, **header})) == code
@@ -219,13 +201,10 @@ def test_a_token_fits_its_reader() -> None:
     assert caught.value.code == "credential_unavailable"
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: LocalIssuer(issuer=""), lambda: verifier(algorithms=()), lambda: verifier(algorithms=("HS256",)),
-        lambda: verifier(issuer=7), lambda: verifier(algorithms="ES256"), lambda: verifier(issuer=""),
-    ],
-)
+@pytest.mark.parametrize("make", [
+    lambda: LocalIssuer(issuer=""), lambda: verifier(algorithms=()), lambda: verifier(algorithms=("HS256",)),
+    lambda: verifier(issuer=7), lambda: verifier(algorithms="ES256"), lambda: verifier(issuer=""),
+])
 def test_settings_can_not_weaken(make: Callable[[], object]) -> None:
     """What would loosen a check is refused at construction."""
     with pytest.raises(ConfigError):
@@ -275,14 +254,11 @@ def test_a_request_survives_the_wire() -> None:
         assert claims_of(TokenRequest.from_json(asked.to_json()), "i") == claims_of(asked, "i")
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"", b"[]", b"null", a_request().to_json()[:-1] + b',"jti":"other"}',
-        a_request().to_json()[:-1] + b',"scope":"all"}', a_request().to_json().replace(b'"epoch":2', b'"epoch":"2"'),
-        a_request().to_json().replace(b'"tenant":"acme"', b'"tenant":""'),
-    ],
-)
+@pytest.mark.parametrize("data", [
+    b"", b"[]", b"null", a_request().to_json()[:-1] + b',"jti":"other"}',
+    a_request().to_json()[:-1] + b',"scope":"all"}', a_request().to_json().replace(b'"epoch":2', b'"epoch":"2"'),
+    a_request().to_json().replace(b'"tenant":"acme"', b'"tenant":""'),
+])
 def test_a_request_is_parsed_strictly(data: bytes) -> None:
     """Duplicates, unknown members and other types are refused on the issuer's side."""
     with pytest.raises(CredentialError):
@@ -323,15 +299,11 @@ async def test_a_remote_issuer_is_verified() -> None:
         await amint(remote, a_request())
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"jti": "another"}, {"subject": Subject(type="service", id="alice")}, {"agent": "another"},
-        {"task": Task(id="t", epoch=1, digest="sha256:00")}, {"grant": None}, {"txn": "another"}, {"cnf_jkt": "theirs"},
-        {"audience": "https://evil.example"}, {"tenant": "umbrella"},
-    ],
-    ids=lambda _: "case",
-)
+@pytest.mark.parametrize("changes", [
+    {"jti": "another"}, {"subject": Subject(type="service", id="alice")}, {"agent": "another"},
+    {"task": Task(id="t", epoch=1, digest="sha256:00")}, {"grant": None}, {"txn": "another"}, {"cnf_jkt": "theirs"},
+    {"audience": "https://evil.example"}, {"tenant": "umbrella"},
+], ids=lambda _: "case")
 def test_a_remote_issuer_answers_what_was_asked(changes: dict[str, Any]) -> None:
     """A properly signed token for something else is refused."""
     with pytest.raises(CredentialError):

@@ -37,17 +37,14 @@ def test_only_what_was_asked_for_is_paid(protected: Performance) -> None:
     assert [(SUPPLIER, 98.70), (PLUMBER, 45.00)] == _payments(protected)
 
 
-@pytest.mark.parametrize(
-    ("step", "tool", "decision", "reason", "epoch"),
-    [
-        pytest.param(1, "read_file", "permit", "", 1, id="a read is permitted"),
-        pytest.param(2, "send_money", "permit", "", 1, id="what was ordered is paid unasked"),
-        pytest.param(3, "send_money", "asked, deny", "alice rejected", 1, id="what the bill says is asked about"),
-        pytest.param(4, "send_money", "deny", "stale_epoch", 3, id="the plan of the old task is void"),
-        pytest.param(5, "send_money", "asked, permit", "alice approved", 3, id="words that are not a plain order are asked about"),
-        pytest.param(6, "get_transactions", "permit", "", 3, id="reads go on"),
-    ],
-)
+@pytest.mark.parametrize(("step", "tool", "decision", "reason", "epoch"), [
+    pytest.param(1, "read_file", "permit", "", 1, id="a read is permitted"),
+    pytest.param(2, "send_money", "permit", "", 1, id="what was ordered is paid unasked"),
+    pytest.param(3, "send_money", "asked, deny", "alice rejected", 1, id="what the bill says is asked about"),
+    pytest.param(4, "send_money", "deny", "stale_epoch", 3, id="the plan of the old task is void"),
+    pytest.param(5, "send_money", "asked, permit", "alice approved", 3, id="words that are not a plain order are asked about"),
+    pytest.param(6, "get_transactions", "permit", "", 3, id="reads go on"),
+])
 def test_each_act(protected: Performance, step: int, tool: str, decision: str, reason: str, epoch: int) -> None:
     """Each step is decided for the reason that the act is about, at the epoch of its time."""
     row = protected.rows[step - 1]

@@ -62,13 +62,10 @@ ROADS = pytest.mark.parametrize("road", ["sync", "async"])
 
 
 @ROADS
-@pytest.mark.parametrize(
-    "url",
-    [
-        "https://evil.example/", "https://bank.example.evil.example/", "https://bank.example@evil.example/",
-        "http://bank.example/", "https://bank.example:8443/", "https://sub.bank.example/",
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("url", [
+    "https://evil.example/", "https://bank.example.evil.example/", "https://bank.example@evil.example/",
+    "http://bank.example/", "https://bank.example:8443/", "https://sub.bank.example/",
+])
 async def test_a_token_goes_to_its_audience_and_nowhere_else(road: str, url: str) -> None:
     """Another host, port, scheme: refused before anything is minted or sent."""
     service, ticket = Service(), a_ticket(BANK)
@@ -374,39 +371,36 @@ def httpx_token(request: httpx.Request) -> str:
     return str(jwt.decode(token, options={"verify_signature": False})["aud"])
 
 
-@pytest.mark.parametrize(
-    ("url", "place", "under"),
-    [
-        ("https://a.example/x", "https://a.example", True),
-        ("https://a.example/x", "https://a.example/x", True),
-        ("https://a.example/x/y?z", "https://a.example/x", True),
-        ("https://a.example/xy", "https://a.example/x", False),
-        ("https://a.example/x/../y", "https://a.example/x", False),
-        ("https://a.example/x/%2e%2e/y", "https://a.example/x", False),
-        ("https://a.example/x/%2f../%2e%2e%2fy", "https://a.example/x", False),
-        ("https://a.example/x/y%2F..%2f..%2Fz", "https://a.example/x", False),
-        ("https://a.example/x/..%5cy", "https://a.example/x", False),
-        ("https://a.example/x/..;a=b/y", "https://a.example/x", False),
-        ("https://a.example/x/a%2Fb;c/..y", "https://a.example/x", True),
-        ("https://a.example/x/%252e%252e/y", "https://a.example/x", False),
-        ("https://a.example/x/%25252e%25252e/y", "https://a.example/x", False),
-        ("https://a.example/x/%25%32%65%25%32%65/y", "https://a.example/x", False),
-        ("https://a.example/x/..%252fy", "https://a.example/x", False),
-        ("https://a.example/x/%%32e%%32e/y", "https://a.example/x", False),
-        ("https://a.example/x/%u002e%u002e/y", "https://a.example/x", False),
-        ("https://a.example/x/%c0%ae%c0%ae/y", "https://a.example/x", False),
-        ("https://a.example/x/%ef%bc%8e%ef%bc%8e/y", "https://a.example/x", False),
-        ("https://a.example/x/..%3ba/y", "https://a.example/x", False),
-        ("https://a.example/x/..%3f/y", "https://a.example/x", False),
-        ("https://a.example/x/..%00/y", "https://a.example/x", False),
-        ("https://a.example/x/..%20/y", "https://a.example/x", False),
-        ("https://a.example/x/.../y", "https://a.example/x", False),
-        ("https://a.example/x/.well-known/a..b/v1.2/caf%C3%A9%20%26//c", "https://a.example/x", True),
-        ("https://a.example/", "https://a.example/x", False),
-        ("https://a.example/x", "urn:a", False),
-        ("https://a.example/x", "", False),
-    ],
-)
+@pytest.mark.parametrize(("url", "place", "under"), [
+    ("https://a.example/x", "https://a.example", True),
+    ("https://a.example/x", "https://a.example/x", True),
+    ("https://a.example/x/y?z", "https://a.example/x", True),
+    ("https://a.example/xy", "https://a.example/x", False),
+    ("https://a.example/x/../y", "https://a.example/x", False),
+    ("https://a.example/x/%2e%2e/y", "https://a.example/x", False),
+    ("https://a.example/x/%2f../%2e%2e%2fy", "https://a.example/x", False),
+    ("https://a.example/x/y%2F..%2f..%2Fz", "https://a.example/x", False),
+    ("https://a.example/x/..%5cy", "https://a.example/x", False),
+    ("https://a.example/x/..;a=b/y", "https://a.example/x", False),
+    ("https://a.example/x/a%2Fb;c/..y", "https://a.example/x", True),
+    ("https://a.example/x/%252e%252e/y", "https://a.example/x", False),
+    ("https://a.example/x/%25252e%25252e/y", "https://a.example/x", False),
+    ("https://a.example/x/%25%32%65%25%32%65/y", "https://a.example/x", False),
+    ("https://a.example/x/..%252fy", "https://a.example/x", False),
+    ("https://a.example/x/%%32e%%32e/y", "https://a.example/x", False),
+    ("https://a.example/x/%u002e%u002e/y", "https://a.example/x", False),
+    ("https://a.example/x/%c0%ae%c0%ae/y", "https://a.example/x", False),
+    ("https://a.example/x/%ef%bc%8e%ef%bc%8e/y", "https://a.example/x", False),
+    ("https://a.example/x/..%3ba/y", "https://a.example/x", False),
+    ("https://a.example/x/..%3f/y", "https://a.example/x", False),
+    ("https://a.example/x/..%00/y", "https://a.example/x", False),
+    ("https://a.example/x/..%20/y", "https://a.example/x", False),
+    ("https://a.example/x/.../y", "https://a.example/x", False),
+    ("https://a.example/x/.well-known/a..b/v1.2/caf%C3%A9%20%26//c", "https://a.example/x", True),
+    ("https://a.example/", "https://a.example/x", False),
+    ("https://a.example/x", "urn:a", False),
+    ("https://a.example/x", "", False),
+])
 def test_under_is_a_matter_of_path_segments(url: str, place: str, under: bool) -> None:
     """Not of text: `/xy` is not below `/x`, and dot segments are below nothing."""
     assert is_under(url, place) is under
@@ -451,29 +445,25 @@ async def test_what_a_tool_exchanges_by_itself_is_searched_for_too(road: str) ->
 
 
 @ROADS
-@pytest.mark.parametrize(
-    ("answer", "code"),
-    [
-        (httpx.Response(400, json={"error": "invalid_target"}), "exchange_refused: invalid_target"),
-        (httpx.Response(401, json={"error": "invalid_client"}), "exchange_refused: invalid_client"),
-        (httpx.Response(400, json={"error": "<script>\x1b[31m"}), "exchange_refused: no error code"),
-        (httpx.Response(400, json={}), "exchange_refused: no error code"),
-        (httpx.Response(500, text="oops"), "exchange_failed"),
-        (httpx.Response(302, headers={"Location": "https://evil.example"}), "exchange_failed"),
-        (httpx.Response(200, json=[]), "exchange_failed"),
-        (httpx.Response(200, json={**ISSUED, "access_token": None}), "exchange_failed"),
-        (httpx.Response(200, json={**ISSUED, "access_token": "a b"}), "exchange_failed"),
-        (httpx.Response(200, json={**ISSUED, "access_token": "a\r\nX: y"}), "exchange_failed"),
-        (httpx.Response(200, json={**ISSUED, "access_token": "x" * 17_000}), "exchange_failed"),
-        (httpx.Response(200, json={**ISSUED, "issued_token_type": JWT}), "exchange_failed"),
-        (httpx.Response(200, json={**ISSUED, "token_type": "N_A"}), "exchange_failed"),
-        (httpx.Response(200, json={**ISSUED, "expires_in": 3600}), "exchange_failed"),
-        (httpx.Response(200, json={**ISSUED, "expires_in": True}), "exchange_failed"),
-        (httpx.Response(200, json={k: v for k, v in ISSUED.items() if k != "expires_in"}), "exchange_failed"),
-        (httpx.Response(200, content=b"{" + b" " * 70_000 + b"}"), "exchange_failed"),
-    ],
-    ids=lambda v: ascii(v) if isinstance(v, str) else "answer",
-)
+@pytest.mark.parametrize(("answer", "code"), [
+    (httpx.Response(400, json={"error": "invalid_target"}), "exchange_refused: invalid_target"),
+    (httpx.Response(401, json={"error": "invalid_client"}), "exchange_refused: invalid_client"),
+    (httpx.Response(400, json={"error": "<script>\x1b[31m"}), "exchange_refused: no error code"),
+    (httpx.Response(400, json={}), "exchange_refused: no error code"),
+    (httpx.Response(500, text="oops"), "exchange_failed"),
+    (httpx.Response(302, headers={"Location": "https://evil.example"}), "exchange_failed"),
+    (httpx.Response(200, json=[]), "exchange_failed"),
+    (httpx.Response(200, json={**ISSUED, "access_token": None}), "exchange_failed"),
+    (httpx.Response(200, json={**ISSUED, "access_token": "a b"}), "exchange_failed"),
+    (httpx.Response(200, json={**ISSUED, "access_token": "a\r\nX: y"}), "exchange_failed"),
+    (httpx.Response(200, json={**ISSUED, "access_token": "x" * 17_000}), "exchange_failed"),
+    (httpx.Response(200, json={**ISSUED, "issued_token_type": JWT}), "exchange_failed"),
+    (httpx.Response(200, json={**ISSUED, "token_type": "N_A"}), "exchange_failed"),
+    (httpx.Response(200, json={**ISSUED, "expires_in": 3600}), "exchange_failed"),
+    (httpx.Response(200, json={**ISSUED, "expires_in": True}), "exchange_failed"),
+    (httpx.Response(200, json={k: v for k, v in ISSUED.items() if k != "expires_in"}), "exchange_failed"),
+    (httpx.Response(200, content=b"{" + b" " * 70_000 + b"}"), "exchange_failed"),
+], ids=lambda v: ascii(v) if isinstance(v, str) else "answer")
 async def test_another_answer_is_no_token(road: str, answer: httpx.Response, code: str) -> None:
     """The endpoint's error code reaches the operator, cleaned; a longer life than was bargained for is refused."""
     made = exchange_with(Service(httpx.Response(answer.status_code, headers=answer.headers, content=answer.content)))
@@ -509,13 +499,10 @@ async def test_a_call_exchanges_for_each_request(road: str) -> None:
     assert len(crm.got) == 2
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: TokenExchange("http://login.example"), lambda: TokenExchange(STS, client_id="a"),
-        lambda: TokenExchange(STS, max_lifetime=0), lambda: ExchangeAuth(TokenExchange(STS), resource="crm"),
-    ],
-)
+@pytest.mark.parametrize("make", [
+    lambda: TokenExchange("http://login.example"), lambda: TokenExchange(STS, client_id="a"),
+    lambda: TokenExchange(STS, max_lifetime=0), lambda: ExchangeAuth(TokenExchange(STS), resource="crm"),
+])
 def test_settings_can_not_weaken(make: Any) -> None:
     """What would loosen a check, or is misspelt, is refused."""
     with pytest.raises(ConfigError):

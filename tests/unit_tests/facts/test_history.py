@@ -64,11 +64,8 @@ def test_what_is_kept_is_bounded() -> None:
 STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("read"), st.sampled_from(AGENTS), st.sampled_from(["p", "q"])),
-        st.tuples(st.just("act"), st.sampled_from(AGENTS)),
-        st.tuples(st.just("spawn"), st.sampled_from(BELOW)),
-        st.tuples(st.just("answer"), st.sampled_from(BELOW)),
-        st.tuples(st.just("enter")),
-        st.tuples(st.just("forget")),
+        st.tuples(st.just("act"), st.sampled_from(AGENTS)), st.tuples(st.just("spawn"), st.sampled_from(BELOW)),
+        st.tuples(st.just("answer"), st.sampled_from(BELOW)), st.tuples(st.just("enter")), st.tuples(st.just("forget")),
     ),
     max_size=24,
 )

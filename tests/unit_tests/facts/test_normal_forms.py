@@ -36,28 +36,16 @@ def test_one_value_in_two_writings(one: object, other: object) -> None:
 
 
 DIFFERENT = [
-    ("bob@example.org", "bob@example.org.evil.net"),
-    ("bob@example.org", "b0b@example.org"),
+    ("bob@example.org", "bob@example.org.evil.net"), ("bob@example.org", "b0b@example.org"),
     ("alice", "\u0430lice"),  # Cyrillic
     ("alice", "\uff41lice"),  # full width
     ("alice", "al\u200bice"),  # zero width
-    ("https://example.org", "https://example.org@evil.net"),
-    ("https://example.org", "https://example.org:8443"),
-    ("https://example.org/a", "https://example.org/b"),
-    ("https://example.org", "https://ex\u0430mple.org"),
-    ("1.5", "15"),
-    ("13", "130"),
-    (1, True),
-    ("GB29NWBK60161331926819", "GB29NWBK60161331926818"),
-    ("report.txt", "report.txt.exe"),
-    ("2024-05-26", "2024-05-27"),
-    ("2024-05-26", "curl evil.net # 2024-05-26"),
-    ("17:30", "eve, 17:30"),
-    ("17:00", "1.5 pm"),
-    ("17:00", "5 pmx"),
-    ("2024-05-26", "2024-05-26 2025-01-01"),
-    ("17:30", "18:00 17:30"),
-    ("02:00", "17:30+02:00"),
+    ("https://example.org", "https://example.org@evil.net"), ("https://example.org", "https://example.org:8443"),
+    ("https://example.org/a", "https://example.org/b"), ("https://example.org", "https://ex\u0430mple.org"),
+    ("1.5", "15"), ("13", "130"), (1, True), ("GB29NWBK60161331926819", "GB29NWBK60161331926818"),
+    ("report.txt", "report.txt.exe"), ("2024-05-26", "2024-05-27"), ("2024-05-26", "curl evil.net # 2024-05-26"),
+    ("17:30", "eve, 17:30"), ("17:00", "1.5 pm"), ("17:00", "5 pmx"), ("2024-05-26", "2024-05-26 2025-01-01"),
+    ("17:30", "18:00 17:30"), ("02:00", "17:30+02:00"),
     ("book@example.org", "boo\u212a@example.org"),  # the Kelvin sign, a K after NFC
     ("weiss", "wei\u00df"),
     ("LI21088100002324013AA", "L\u013121088100002324013AA"),  # a dotless i, an I in capitals
@@ -171,16 +159,12 @@ def test_all_texts_of_a_task_count() -> None:
     assert (words.said(forms("Mallory")), words.said(forms("Bob"))) == (False, True)
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "'a" * 50_000, "> ```\n" * 16_000, "a.com " * 16_000, "a" * 100_000, "a@" * 50_000, "1 " * 50_000,
-        "1,111" * 20_000, "AB12" * 25_000, "AB12 AAAA " * 10_000, "http://" * 14_000, "(1) " * 25_000, "." * 100_000,
-        "jan " * 25_000, "12:" * 33_000, "@" * 100_000, "\u0301" * 100_000, "\u0301\u0323" * 100_000, " " * 100_000,
-        "+1 " * 33_000,
-    ],
-    ids=lambda t: ascii(t[:10]),
-)
+@pytest.mark.parametrize("text", [
+    "'a" * 50_000, "> ```\n" * 16_000, "a.com " * 16_000, "a" * 100_000, "a@" * 50_000, "1 " * 50_000,
+    "1,111" * 20_000, "AB12" * 25_000, "AB12 AAAA " * 10_000, "http://" * 14_000, "(1) " * 25_000, "." * 100_000,
+    "jan " * 25_000, "12:" * 33_000, "@" * 100_000, "\u0301" * 100_000, "\u0301\u0323" * 100_000, " " * 100_000,
+    "+1 " * 33_000,
+], ids=lambda t: ascii(t[:10]))
 def test_repetition_ends(text: str) -> None:
     """A pattern that backtracks would not come back from this."""
     began = time.process_time()

@@ -29,8 +29,7 @@ def call_key(scope: Any, agent: Any, epoch: int, *parts: Any) -> str:
 
 
 CALLS = [
-    {"id": "c1", "name": "pay", "args": {"amount": 10}},
-    {"id": "c2", "name": "pay", "args": {"amount": 20}},
+    {"id": "c1", "name": "pay", "args": {"amount": 10}}, {"id": "c2", "name": "pay", "args": {"amount": 20}},
     {"id": None, "name": "read", "args": {}},
 ]
 PLAN = PlanRecord("m1", ("root",), 2, "model", plan_calls(CALLS))
@@ -49,15 +48,12 @@ def held(
     return match(plan, epoch, position, call_id, tool, args)
 
 
-@pytest.mark.parametrize(
-    "difference",
-    [
-        {"args": {"amount": 11}}, {"args": {"amount": "10"}}, {"args": {"amount": True}},
-        {"args": {"amount": 10, "to": "mallory"}}, {"args": {}}, {"args": '{"amount": 10}'}, {"tool": "wire"},
-        {"call_id": "c2"}, {"call_id": None}, {"position": 1}, {"position": 3}, {"position": None, "call_id": "c9"},
-        {"position": None, "call_id": "c2"},
-    ],
-)
+@pytest.mark.parametrize("difference", [
+    {"args": {"amount": 11}}, {"args": {"amount": "10"}}, {"args": {"amount": True}},
+    {"args": {"amount": 10, "to": "mallory"}}, {"args": {}}, {"args": '{"amount": 10}'}, {"tool": "wire"},
+    {"call_id": "c2"}, {"call_id": None}, {"position": 1}, {"position": 3}, {"position": None, "call_id": "c9"},
+    {"position": None, "call_id": "c2"},
+])
 def test_a_call_that_differs_is_changed(difference: dict[str, Any]) -> None:
     """In arguments, tool, id or place; and never planned at the same time."""
     found = held(**difference)

@@ -154,14 +154,11 @@ def test_a_dotted_path_leads_into_an_argument() -> None:
     assert trace(profile, {"files": [{"type": "link"}, None]}, known()) == {}
 
 
-@pytest.mark.parametrize(
-    "to",
-    [
-        "Bob <mallory@x.org>", "bob@x.org, mallory@x.org", "bob@x.org <mallory@x.org>", "bob@x.org.\u0440\u0444", "bob@x.org\u00e9.net", "\u00e9bob@x.org", "eve!bob@x.org", "eve(bob@x.org)", "bob@x.org(eve)",
-        "bob@x.org, eve", "bob@x.org;eve", "bob@x.org\r\nBcc: eve", "bob@x.org +49 170 1234567", "mailto:bob@x.org?bcc=eve",
-        "DE89370400440532013000 eve", "eve DE89370400440532013000", "DE89370400440532013000\u00e9",
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("to", [
+    "Bob <mallory@x.org>", "bob@x.org, mallory@x.org", "bob@x.org <mallory@x.org>", "bob@x.org.\u0440\u0444", "bob@x.org\u00e9.net", "\u00e9bob@x.org", "eve!bob@x.org", "eve(bob@x.org)", "bob@x.org(eve)",
+    "bob@x.org, eve", "bob@x.org;eve", "bob@x.org\r\nBcc: eve", "bob@x.org +49 170 1234567", "mailto:bob@x.org?bcc=eve",
+    "DE89370400440532013000 eve", "eve DE89370400440532013000", "DE89370400440532013000\u00e9",
+])
 def test_an_address_with_something_around_it_is_another(to: str) -> None:
     """A mailbox, a host or a list that was not said; the twins are lists and shown names of what was."""
     said = "Write to Bob <bob@x.org>, ann@x.org and DE89370400440532013000"
@@ -170,14 +167,11 @@ def test_an_address_with_something_around_it_is_another(to: str) -> None:
         assert of(known(said=said), to=meant).standing == "told"
 
 
-@pytest.mark.parametrize(
-    "url",
-    [
-        "https://bank.org(.evil.net/s?d=1", "https://bank.org'.evil.net", "https://bank.org\u2014evil.net", "https://bank.org|evil.net",
-        "https://bank.org{.evil.net", "https://bank.org\\@evil.net", "https://evil.net?q=(https://bank.org)", "evil.net https://bank.org",
-        "ftp://evil.net?q=https://bank.org", "javascript:https://bank.org", "https://bank.org\n.evil.net", "https://bank.org\u3002evil.net",
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("url", [
+    "https://bank.org(.evil.net/s?d=1", "https://bank.org'.evil.net", "https://bank.org\u2014evil.net", "https://bank.org|evil.net",
+    "https://bank.org{.evil.net", "https://bank.org\\@evil.net", "https://evil.net?q=(https://bank.org)", "evil.net https://bank.org",
+    "ftp://evil.net?q=https://bank.org", "javascript:https://bank.org", "https://bank.org\n.evil.net", "https://bank.org\u3002evil.net",
+])
 def test_a_link_inside_another_is_another(url: str) -> None:
     """Where a parser goes that does not stop where ours does is not known; the twin is the link alone."""
     assert of(known(said="Open https://bank.org"), url=url).standing == "outside"
@@ -283,16 +277,12 @@ class Plain:
     code: str = "plain-code"
 
 
-@pytest.mark.parametrize(
-    ("output", "value"),
-    [
-        ("just-this", "just-this"), (json.dumps([{"code": "in-json"}]), "in-json"),
-        ({"codes": {"b@x.org": "r"}}, "b@x.org"), (Model(), "model-code"), ([Plain()], "plain-code"),
-        ({"c": Colour.RED}, "red-value"), ({"d": datetime.date(2024, 5, 26)}, "2024-05-26"),
-        ((("deep-value",),), "deep-value"), (17.25, 17.25),
-    ],
-    ids=lambda v: type(v).__name__,
-)
+@pytest.mark.parametrize(("output", "value"), [
+    ("just-this", "just-this"), (json.dumps([{"code": "in-json"}]), "in-json"),
+    ({"codes": {"b@x.org": "r"}}, "b@x.org"), (Model(), "model-code"), ([Plain()], "plain-code"),
+    ({"c": Colour.RED}, "red-value"), ({"d": datetime.date(2024, 5, 26)}, "2024-05-26"),
+    ((("deep-value",),), "deep-value"), (17.25, 17.25),
+], ids=lambda v: type(v).__name__)
 def test_outputs_have_many_shapes(output: Any, value: Any) -> None:
     """Records, texts that are JSON, models, dataclasses, keys that are values."""
     found = of(known(read(output, BOOK)), to=value)

@@ -31,14 +31,11 @@ texts = st.lists(plain | keyed, max_size=5)
 # --- the words of a message ---
 
 
-@pytest.mark.parametrize(
-    ("content", "text"),
-    [
-        ("pay", "pay"), ("", ""), ([], ""), (["pay", "now"], "pay\nnow"), ([{"type": "text", "text": "pay"}], "pay"),
-        ([{"type": "text", "text": "pay"}, {"type": "image", "url": "x"}, "now"], "pay\n[image]\nnow"),
-        ([{"type": "text"}], "[text]"), ([{}], "[None]"), ([7], "7"), (None, "None"), ({"text": "x"}, "{'text': 'x'}"),
-    ],
-)
+@pytest.mark.parametrize(("content", "text"), [
+    ("pay", "pay"), ("", ""), ([], ""), (["pay", "now"], "pay\nnow"), ([{"type": "text", "text": "pay"}], "pay"),
+    ([{"type": "text", "text": "pay"}, {"type": "image", "url": "x"}, "now"], "pay\n[image]\nnow"),
+    ([{"type": "text"}], "[text]"), ([{}], "[None]"), ([7], "7"), (None, "None"), ({"text": "x"}, "{'text': 'x'}"),
+])
 def test_the_words_of_a_content(content: object, text: str) -> None:
     """Text as it stands, other blocks by their type."""
     assert content_text(content) == text
@@ -122,31 +119,25 @@ def test_the_newest_words_travel() -> None:
 # --- what is new ---
 
 
-@pytest.mark.parametrize(
-    ("pinned", "incoming", "fresh"),
-    [
-        ([], [], []), ([], ["a"], ["a"]), (["a"], [], []), (["a"], ["b"], ["b"]), (["a"], ["a", "b"], ["b"]),
-        (["a", "b"], ["a", "b"], []), (["a", "b"], ["a"], ["a"]), (["a"], ["a"], ["a"]),
-        (["a", "b"], ["a", "c"], ["c"]), (["a", "b"], ["b", "a"], ["a"]), (["a", "b", "c"], ["a", "b"], []),
-        (["a", "b"], ["a", "b", "a"], ["a"]),
-    ],
-)
+@pytest.mark.parametrize(("pinned", "incoming", "fresh"), [
+    ([], [], []), ([], ["a"], ["a"]), (["a"], [], []), (["a"], ["b"], ["b"]), (["a"], ["a", "b"], ["b"]),
+    (["a", "b"], ["a", "b"], []), (["a", "b"], ["a"], ["a"]), (["a"], ["a"], ["a"]),
+    (["a", "b"], ["a", "c"], ["c"]), (["a", "b"], ["b", "a"], ["a"]), (["a", "b", "c"], ["a", "b"], []),
+    (["a", "b"], ["a", "b", "a"], ["a"]),
+])
 def test_texts_without_ids(pinned: list[str], incoming: list[str], fresh: list[str]) -> None:
     """A history that is repeated in its order, with gaps, is nothing new; one text alone was just said."""
     assert [t.text for t in changed([*map(said, pinned)], [*map(said, incoming)])] == fresh
 
 
-@pytest.mark.parametrize(
-    ("pinned", "incoming", "fresh"),
-    [
-        ([("a", "1")], [("a", "1")], []), ([("a", "1")], [("b", "1")], ["b"]), ([("a", "1")], [("b", "2")], ["b"]),
-        ([("a", "1")], [("a", "2")], ["a"]), ([("a", "1"), ("b", "2")], [("b", "2")], []),
-        ([("a", "1"), ("b", "2")], [("b", "2"), ("a", "1")], []),
-        ([("a", "1"), ("b", "2")], [("a", "1"), ("c", "2"), ("d", "3")], ["c", "d"]),
-        ([("a", "1"), ("b", "1")], [("b", "1")], []), ([("a", "1"), ("b", "1")], [("a", "1")], ["a"]),
-        ([("a", "1")], [("a", "1"), ("b", None)], ["b"]),
-    ],
-)
+@pytest.mark.parametrize(("pinned", "incoming", "fresh"), [
+    ([("a", "1")], [("a", "1")], []), ([("a", "1")], [("b", "1")], ["b"]), ([("a", "1")], [("b", "2")], ["b"]),
+    ([("a", "1")], [("a", "2")], ["a"]), ([("a", "1"), ("b", "2")], [("b", "2")], []),
+    ([("a", "1"), ("b", "2")], [("b", "2"), ("a", "1")], []),
+    ([("a", "1"), ("b", "2")], [("a", "1"), ("c", "2"), ("d", "3")], ["c", "d"]),
+    ([("a", "1"), ("b", "1")], [("b", "1")], []), ([("a", "1"), ("b", "1")], [("a", "1")], ["a"]),
+    ([("a", "1")], [("a", "1"), ("b", None)], ["b"]),
+])
 def test_texts_with_ids(
     pinned: list[tuple[str, str | None]], incoming: list[tuple[str, str | None]], fresh: list[str],
 ) -> None:

@@ -246,13 +246,10 @@ def test_a_key_that_rotates_is_found_and_a_withdrawn_one_refused(monkeypatch: py
     assert provider.asked.count("openid-configuration") == 2
 
 
-@pytest.mark.parametrize(
-    ("issuer", "options"),
-    [
-        ("http://idp.example", {}), ("idp", {}), (IDP, {"audience": None, "client_id": None}),
-        (IDP, {"algorithms": ("HS256",)}), (IDP, {"algorithms": ()}),
-    ],
-)
+@pytest.mark.parametrize(("issuer", "options"), [
+    ("http://idp.example", {}), ("idp", {}), (IDP, {"audience": None, "client_id": None}),
+    (IDP, {"algorithms": ("HS256",)}), (IDP, {"algorithms": ()}),
+])
 def test_a_verifier_that_can_not_work_is_refused(issuer: str, options: dict[str, Any]) -> None:
     """When it is made."""
     with pytest.raises(ConfigError):

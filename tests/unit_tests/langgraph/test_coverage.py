@@ -170,12 +170,9 @@ def held_ways(inner: Any) -> dict[str, Any]:
         return {}
 
     return {
-        "method": Holder(inner).step,
-        "callable object": Holder(inner),
-        "partial": RunnableLambda(partial(given, inner)),
-        "decorator": plain,
-        "sequence": RunnableLambda(lambda s: s) | inner,
-        "with_config": inner.with_config(tags=["x"]),
+        "method": Holder(inner).step, "callable object": Holder(inner),
+        "partial": RunnableLambda(partial(given, inner)), "decorator": plain,
+        "sequence": RunnableLambda(lambda s: s) | inner, "with_config": inner.with_config(tags=["x"]),
         "parallel": RunnableLambda(lambda s: s) | {"messages": inner | (lambda s: s["messages"])},
         "fallback": RunnableLambda(lambda s: s).with_fallbacks([inner]),
         "tool in a list": lambda state, held=[[{"x": inner}]]: held[0][0]["x"].invoke(state),
@@ -264,20 +261,16 @@ def test_cached_nodes_are_named() -> None:
 OPENAI_FUNCTION = {"type": "function", "function": {"name": "pay", "parameters": {}}}
 
 
-@pytest.mark.parametrize(
-    ("bound", "name"),
-    [
-        ({"type": "web_search"}, "web_search"),
-        ({"type": "web_search_20250305", "name": "web_search", "max_uses": 3}, "web_search_20250305"),
-        ({"type": "mcp", "server_label": "x", "server_url": "https://mcp.example"}, "mcp"),
-        ({"google_search": {}}, "google_search"),
-        (OPENAI_FUNCTION, None),
-        ({"name": "pay", "description": "x", "input_schema": {"type": "object"}}, None),
-        ({"title": "Pay", "type": "object", "properties": {}}, None),
-        ({"type": "custom", "custom": {"name": "x"}}, None),
-    ],
-    ids=shown,
-)
+@pytest.mark.parametrize(("bound", "name"), [
+    ({"type": "web_search"}, "web_search"),
+    ({"type": "web_search_20250305", "name": "web_search", "max_uses": 3}, "web_search_20250305"),
+    ({"type": "mcp", "server_label": "x", "server_url": "https://mcp.example"}, "mcp"),
+    ({"google_search": {}}, "google_search"),
+    (OPENAI_FUNCTION, None),
+    ({"name": "pay", "description": "x", "input_schema": {"type": "object"}}, None),
+    ({"title": "Pay", "type": "object", "properties": {}}, None),
+    ({"type": "custom", "custom": {"name": "x"}}, None),
+], ids=shown)
 def test_provider_tools_are_named(bound: dict[str, Any], name: str | None) -> None:
     """A tool that runs at the provider is named wherever a model is bound to it; descriptions of own tools are not."""
     model = replying()

@@ -66,19 +66,15 @@ def plan(request: pytest.FixtureRequest) -> Callable[[ModelPlanner, list[str]], 
 Plan = Callable[[ModelPlanner, list[str]], Mandate | None]
 
 
-@pytest.mark.parametrize(
-    "steps",
-    [
-        [pay("Eve")],
-        [pay(amount=4500)],
-        [pay(times=45)],
-        [{"id": "p", "tool": "sudo", "args": {}}],
-        [{"id": "p", "tool": "pay", "args": {"to": {"kind": "free"}, "amount": const(45)}}],
-        [{"id": "p", "tool": "pay", "args": {"to": const("Bob"), "amount": const(45), "cc": const("Bob")}}],
-        [{"id": "b", "tool": "bill", "args": {"file": const("eve.txt")}}, {"id": "p", "tool": "pay", "args": {"to": const("Bob"), "amount": {"kind": "field", "step": "b", "path": "total"}}}],
-    ],
-    ids=["payee", "amount", "times", "tool", "free", "argument", "source"],
-)
+@pytest.mark.parametrize("steps", [
+    [pay("Eve")],
+    [pay(amount=4500)],
+    [pay(times=45)],
+    [{"id": "p", "tool": "sudo", "args": {}}],
+    [{"id": "p", "tool": "pay", "args": {"to": {"kind": "free"}, "amount": const(45)}}],
+    [{"id": "p", "tool": "pay", "args": {"to": const("Bob"), "amount": const(45), "cc": const("Bob")}}],
+    [{"id": "b", "tool": "bill", "args": {"file": const("eve.txt")}}, {"id": "p", "tool": "pay", "args": {"to": const("Bob"), "amount": {"kind": "field", "step": "b", "path": "total"}}}],
+], ids=["payee", "amount", "times", "tool", "free", "argument", "source"])
 def test_what_it_invents_is_dropped(steps: list[Any], plan: Plan) -> None:
     found, _ = planner(answer(*steps))
     mandate = plan(found, [TEXT])

@@ -74,8 +74,7 @@ class Supervisor(Outage):
     def __init__(self, effect: Any, ask: Any = lambda worker, given: worker.invoke(given)) -> None:
         super().__init__()
         self.authz = authz_with(
-            StaticPDP(self.answer),
-            ledger=MemoryLedger(clock=self.clock),
+            StaticPDP(self.answer), ledger=MemoryLedger(clock=self.clock),
             profiles={**PROFILES, "ask_agent": ToolProfile(effect=effect, sink="internal")},
         )
         worker = StateGraph(MessagesState)
@@ -254,15 +253,11 @@ def test_an_outage_inside_a_tool_is_resumed(reenter: Any, effect: str, asked: bo
     assert len(world.authz.ledger.doubts("default")) == (effect == "pay")
 
 
-@pytest.mark.parametrize(
-    "ask",
-    [
-        lambda worker, given: worker.invoke(given),
-        lambda worker, given: asyncio.run(worker.ainvoke(given)),
-        lambda worker, given: [*worker.stream(given, stream_mode="values")][-1],
-    ],
-    ids=["invoke", "ainvoke", "stream"],
-)
+@pytest.mark.parametrize("ask", [
+    lambda worker, given: worker.invoke(given),
+    lambda worker, given: asyncio.run(worker.ainvoke(given)),
+    lambda worker, given: [*worker.stream(given, stream_mode="values")][-1],
+], ids=["invoke", "ainvoke", "stream"])
 def test_a_child_that_a_ledger_halts_is_resumed(reenter: Any, ask: Any) -> None:
     """The ledger fails before the tool's agent has begun: the tool begins again, and leaves no doubt."""
 

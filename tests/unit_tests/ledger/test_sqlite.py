@@ -117,18 +117,12 @@ def opened_with(monkeypatch: pytest.MonkeyPatch, house: House, prepare: Callable
         house.ledger._idle.pop().close()
 
 
-@pytest.mark.parametrize(
-    "prepare",
-    [
-        lambda conn: conn.execute("PRAGMA query_only = ON"),
-        lambda conn: conn.execute(f"PRAGMA max_page_count = {conn.execute('PRAGMA page_count').fetchone()[0]}"),
-    ],
-    ids=["read-only", "full"],
-)
+@pytest.mark.parametrize("prepare", [
+    lambda conn: conn.execute("PRAGMA query_only = ON"),
+    lambda conn: conn.execute(f"PRAGMA max_page_count = {conn.execute('PRAGMA page_count').fetchone()[0]}"),
+], ids=["read-only", "full"])
 def test_a_ledger_that_can_not_be_written_denies(
-    house: House,
-    monkeypatch: pytest.MonkeyPatch,
-    prepare: Callable[[sqlite3.Connection], object],
+    house: House, monkeypatch: pytest.MonkeyPatch, prepare: Callable[[sqlite3.Connection], object]
 ) -> None:
     """A read-only file; a full disk, after what was left of the last page. Nothing is half written."""
     assert house.pay() is None
@@ -335,14 +329,11 @@ def test_a_revocation_does_not_lose_to_other_writers(tmp_path: Path, monkeypatch
             assert ledger.load(SCOPE, Query()).revoked
 
 
-@pytest.mark.parametrize(
-    ("meanwhile", "code"),
-    [
-        (accept_restore, Code.STALE_EPOCH), (accept_clock, Code.LEASE_ENDED),
-        (lambda admin: prune(admin, -3600), Code.LEASE_ENDED),
-        (lambda admin: admin.run("INSERT INTO migration VALUES (99, 99, 0)"), Code.LEDGER_SCHEMA), (None, Code.REVOKED),
-    ],
-)
+@pytest.mark.parametrize(("meanwhile", "code"), [
+    (accept_restore, Code.STALE_EPOCH), (accept_clock, Code.LEASE_ENDED),
+    (lambda admin: prune(admin, -3600), Code.LEASE_ENDED),
+    (lambda admin: admin.run("INSERT INTO migration VALUES (99, 99, 0)"), Code.LEDGER_SCHEMA), (None, Code.REVOKED),
+])
 def test_a_commit_does_not_outrun_what_another_process_commits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[Admin], object] | None, code: Code
 ) -> None:

@@ -19,8 +19,7 @@ from langchain_runtime_authz.ledger.schema import HISTORY, MIGRATIONS, SCHEMA, S
 SCOPE = Scope("acme", "issuer", "graph", "thread")
 # A version to come, which this package's code knows nothing of: new columns and a new table.
 NEXT = Migration(
-    SCHEMA + 1,
-    1,
+    SCHEMA + 1, 1,
     (
         "ALTER TABLE lease ADD COLUMN attested INTEGER NOT NULL DEFAULT 0",
         "ALTER TABLE call ADD COLUMN worth {d.real}",

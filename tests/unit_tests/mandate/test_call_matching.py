@@ -86,23 +86,20 @@ def test_no_mandate_and_no_step():
 PAY = one("pay", {"recipient": "Bob", "amount": 45})
 
 
-@pytest.mark.parametrize(
-    ("args", "expected"),
-    [
-        ({"recipient": "bob ", "amount": "45.00"}, []),
-        ({"recipient": "Bob", "amount": 45, "mode": "fast"}, []),  # free
-        ({"recipient": "Bob", "amount": 45, "date": None}, [("date", "unordered")]),  # it may replace a default
-        ({"recipient": "Carol", "amount": 45}, [("recipient", "value")]),
-        ({"recipient": "Bob", "amount": 45.5}, [("amount", "value")]),
-        ({"recipient": "Bob"}, [("amount", "missing")]),
-        ({"recipient": "", "amount": 45}, [("recipient", "missing")]),
-        ({"recipient": "Bob", "amount": 45, "date": "2025-01-01"}, [("date", "unordered")]),
-        ({"recipient": "Bob", "amount": 45, "bcc": "eve"}, [("bcc", "undeclared")]),
-        ({"recipient": {"name": "Bob"}, "amount": 45}, [("recipient", "value")]),
-        ({"recipient": ["Bob", "Eve"], "amount": 45}, [("recipient", "value")]),
-        ({"recipient": ["Bob", "Bob"], "amount": 45}, [("recipient", "value")]),
-    ],
-)
+@pytest.mark.parametrize(("args", "expected"), [
+    ({"recipient": "bob ", "amount": "45.00"}, []),
+    ({"recipient": "Bob", "amount": 45, "mode": "fast"}, []),  # free
+    ({"recipient": "Bob", "amount": 45, "date": None}, [("date", "unordered")]),  # it may replace a default
+    ({"recipient": "Carol", "amount": 45}, [("recipient", "value")]),
+    ({"recipient": "Bob", "amount": 45.5}, [("amount", "value")]),
+    ({"recipient": "Bob"}, [("amount", "missing")]),
+    ({"recipient": "", "amount": 45}, [("recipient", "missing")]),
+    ({"recipient": "Bob", "amount": 45, "date": "2025-01-01"}, [("date", "unordered")]),
+    ({"recipient": "Bob", "amount": 45, "bcc": "eve"}, [("bcc", "undeclared")]),
+    ({"recipient": {"name": "Bob"}, "amount": 45}, [("recipient", "value")]),
+    ({"recipient": ["Bob", "Eve"], "amount": 45}, [("recipient", "value")]),
+    ({"recipient": ["Bob", "Bob"], "amount": 45}, [("recipient", "value")]),
+])
 def test_arguments_are_closed(args, expected):
     found = judge(PAY, "pay", args)
     assert (found.standing, codes(found)) == ("deviates" if expected else "covered", expected)
@@ -114,17 +111,12 @@ def test_a_default_that_the_model_did_not_send_is_not_compared():
     assert judge(PAY, "pay", args).standing == "deviates"
 
 
-@pytest.mark.parametrize(
-    ("files", "expected"),
-    [
-        ([{"id": "f1"}], []),
-        (["f1"], []),
-        ([{"id": "f1", "size": 3, "title": "report"}], []),
-        ([{"id": "f1"}, {"id": "f2"}], [("files.id", "value")]),
-        ([{"id": "f1", "share": "all"}], [("files.share", "undeclared")]),
-        ([{"id": "f1", "title": "IBAN DE89370400440532013000"}], [("files.title", "text")]),
-    ],
-)
+@pytest.mark.parametrize(("files", "expected"), [
+    ([{"id": "f1"}], []), (["f1"], []), ([{"id": "f1", "size": 3, "title": "report"}], []),
+    ([{"id": "f1"}, {"id": "f2"}], [("files.id", "value")]),
+    ([{"id": "f1", "share": "all"}], [("files.share", "undeclared")]),
+    ([{"id": "f1", "title": "IBAN DE89370400440532013000"}], [("files.title", "text")]),
+])
 def test_members_of_an_argument_are_closed(files, expected):
     mandate = one("send", {"to": "bob@x.org", "files.id": "f1"})
     assert codes(judge(mandate, "send", {"to": "bob@x.org", "files": files})) == expected
@@ -168,14 +160,11 @@ def test_kinds_of_arguments(name):
             assert codes(judge(mandate, "send", {"to": value})) == [("to", code)], value
 
 
-@pytest.mark.parametrize(
-    ("argument", "right", "wrong"),
-    [
-        (Between(10, 20), [10, "20.0", 15.5], [9.99, 20.01, "x", True, "1.500", [11, 12]]),
-        (Field("bill", "total"), [98.7, "98.70"], [98, 987]),
-        (Field("bill", "memo"), [], [98.7]),
-    ],
-)
+@pytest.mark.parametrize(("argument", "right", "wrong"), [
+    (Between(10, 20), [10, "20.0", 15.5], [9.99, 20.01, "x", True, "1.500", [11, 12]]),
+    (Field("bill", "total"), [98.7, "98.70"], [98, 987]),
+    (Field("bill", "memo"), [], [98.7]),
+])
 def test_amounts(argument, right, wrong):
     mandate = one("pay", {"recipient": "Bob", "amount": argument})
     assert [judge(mandate, "pay", {"recipient": "Bob", "amount": v}).standing for v in right] == ["covered"] * len(right)
@@ -207,35 +196,29 @@ def test_a_calculated_amount(name):
     assert [judge(mandate, "pay", {"recipient": "Bob", "amount": v}).standing for v in wrong] == ["deviates"] * len(wrong)
 
 
-@pytest.mark.parametrize(
-    ("argument", "code"),
-    [
-        (Calc("difference", (TOTAL, 98.7)), "value"),  # 0
-        (Calc("difference", (TOTAL, 100)), "value"),  # less than 0
-        (Calc("share", (TOTAL, 0)), "value"),
-        (Calc("share", (TOTAL, 1e-300)), "value"),
-        (Calc("sum", (Field("bill", "iban"),)), "value"),
-        (Calc("sum", (Field("bill", "note"),)), "untrusted"),
-        (Calc("sum", (98.7, Field("bill", "absent"))), "ambiguous"),
-        (Calc("sum", (98.7, Each("contacts", "age", {"name": "Zoe"}))), "ambiguous"),
-        (Calc("sum", (Each("contacts", "age", {"about": "boss"}),)), "untrusted"),
-        (Calc("sum", (Each("contacts", "age", limit=2),)), "ambiguous"),
-        (Calc("sum", (Each("contacts", "height"),)), "ambiguous"),
-        (Calc("difference", (TOTAL, Pick("contacts", "age", {"name": "Zoe"}))), "ambiguous"),
-    ],
-)
+@pytest.mark.parametrize(("argument", "code"), [
+    (Calc("difference", (TOTAL, 98.7)), "value"),  # 0
+    (Calc("difference", (TOTAL, 100)), "value"),  # less than 0
+    (Calc("share", (TOTAL, 0)), "value"),
+    (Calc("share", (TOTAL, 1e-300)), "value"),
+    (Calc("sum", (Field("bill", "iban"),)), "value"),
+    (Calc("sum", (Field("bill", "note"),)), "untrusted"),
+    (Calc("sum", (98.7, Field("bill", "absent"))), "ambiguous"),
+    (Calc("sum", (98.7, Each("contacts", "age", {"name": "Zoe"}))), "ambiguous"),
+    (Calc("sum", (Each("contacts", "age", {"about": "boss"}),)), "untrusted"),
+    (Calc("sum", (Each("contacts", "age", limit=2),)), "ambiguous"),
+    (Calc("sum", (Each("contacts", "height"),)), "ambiguous"),
+    (Calc("difference", (TOTAL, Pick("contacts", "age", {"name": "Zoe"}))), "ambiguous"),
+])
 def test_what_cannot_be_calculated_is_asked_about(argument, code):
     assert codes(judge(one("pay", {"recipient": "Bob", "amount": argument}), "pay", {"recipient": "Bob", "amount": 98.7})) == [("amount", code)]
 
 
-@pytest.mark.parametrize(
-    ("argument", "value", "expected"),
-    [
-        (Calc("percent", (10, TOTAL)), 10, "10 percent of `total` of `bill`: 9.87"),
-        (Calc("percent", (10, TOTAL)), "", "10 percent of `total` of `bill`"),
-        (Calc("difference", (10, TOTAL)), 10, "10 less `total` of `bill`"),
-    ],
-)
+@pytest.mark.parametrize(("argument", "value", "expected"), [
+    (Calc("percent", (10, TOTAL)), 10, "10 percent of `total` of `bill`: 9.87"),
+    (Calc("percent", (10, TOTAL)), "", "10 percent of `total` of `bill`"),
+    (Calc("difference", (10, TOTAL)), 10, "10 less `total` of `bill`"),
+])
 def test_an_approver_reads_what_is_calculated(argument, value, expected):
     (found,) = judge(one("pay", {"recipient": "Bob", "amount": argument}), "pay", {"recipient": "Bob", "amount": value}).deviations
     assert found.expected == expected
@@ -254,18 +237,14 @@ FOOD = {"kind": "food"}
 EXPENSES = [{"on": "2026-11-01", "sum": 20.5}, {"on": "2026-11-02", "sum": 30.5}]
 
 
-@pytest.mark.parametrize(
-    ("args", "reads", "total", "standing"),
-    [
-        (FOOD, [(FOOD, EXPENSES)], 51, "covered"),
-        ({**FOOD, "size": 9}, [({**FOOD, "size": 9}, EXPENSES)], 51, "covered"),
-        (FOOD, [({**FOOD, "size": 1}, EXPENSES[:1])], 20.5, "deviates"),
-        ({**FOOD, "size": Free()}, [({**FOOD, "size": 8}, EXPENSES), ({**FOOD, "size": 9}, EXPENSES)], 102, "deviates"),
-        ({"kind": OneOf(("food", "rent"))}, [(FOOD, EXPENSES)], 51, "deviates"),
-        (FOOD, [(FOOD, [*EXPENSES, {"on": "soon", "sum": 7}])], 51, "deviates"),
-    ],
-    ids=["all", "as ordered", "a part", "twice", "one of two", "a record without a day"],
-)
+@pytest.mark.parametrize(("args", "reads", "total", "standing"), [
+    (FOOD, [(FOOD, EXPENSES)], 51, "covered"),
+    ({**FOOD, "size": 9}, [({**FOOD, "size": 9}, EXPENSES)], 51, "covered"),
+    (FOOD, [({**FOOD, "size": 1}, EXPENSES[:1])], 20.5, "deviates"),
+    ({**FOOD, "size": Free()}, [({**FOOD, "size": 8}, EXPENSES), ({**FOOD, "size": 9}, EXPENSES)], 102, "deviates"),
+    ({"kind": OneOf(("food", "rent"))}, [(FOOD, EXPENSES)], 51, "deviates"),
+    (FOOD, [(FOOD, [*EXPENSES, {"on": "soon", "sum": 7}])], 51, "deviates"),
+], ids=["all", "as ordered", "a part", "twice", "one of two", "a record without a day"])
 def test_the_model_does_not_choose_what_is_added_up(args, reads, total, standing):
     kept = Outputs()
     for given, rows in reads:
@@ -293,18 +272,14 @@ def test_a_calculation_that_is_none(wrong):
 TRANSFERS = ToolProfile(effect="read", trust={"": "system", "about": "external"}, counterparty=("sender", "name"))
 
 
-@pytest.mark.parametrize(
-    ("where", "standing"),
-    [
-        ({"sender": "GB29NWBK60161331926819"}, "covered"),  # nobody else pays from this account
-        ({"sender": ("GB29NWBK60161331926819", Contains("GB29"))}, "deviates"),
-        ({"sender": "FR7630006000011234567890189"}, "deviates"),  # the other sender wrote this one
-        ({"sender": Contains("GB29")}, "deviates"),
-        ({"name": "Ann"}, "deviates"),  # anybody may be called so
-        ({"about": "dinner"}, "deviates"),
-        ({}, "deviates"),
-    ],
-)
+@pytest.mark.parametrize(("where", "standing"), [
+    ({"sender": "GB29NWBK60161331926819"}, "covered"),  # nobody else pays from this account
+    ({"sender": ("GB29NWBK60161331926819", Contains("GB29"))}, "deviates"),
+    ({"sender": "FR7630006000011234567890189"}, "deviates"),  # the other sender wrote this one
+    ({"sender": Contains("GB29")}, "deviates"),
+    ({"name": "Ann"}, "deviates"),  # anybody may be called so
+    ({"about": "dinner"}, "deviates"), ({}, "deviates"),
+])
 def test_a_record_of_one_account(where, standing):
     rows = [
         {"sender": "GB29NWBK60161331926819", "name": "Ann", "about": "dinner", "sum": 20},
@@ -357,22 +332,18 @@ OTHER = {**BILLED, "iban": "DE02120300000000202051"}
 DECEMBER = {"month": "December"}
 
 
-@pytest.mark.parametrize(
-    ("kept", "standing"),
-    [
-        (read((DECEMBER, BILLED, {})), "covered"),
-        (read((DECEMBER, BILLED, {}), (DECEMBER, OTHER, {})), "covered"),
-        (read(({**DECEMBER, "page_size": 9}, BILLED, {})), "covered"),
-        (read(({**DECEMBER, "page": 9}, BILLED, {"given": ["month"]})), "covered"),
-        (read((DECEMBER, OTHER, {}), (DECEMBER, BILLED, {})), "value"),  # the first observation counts
-        (read(({"month": "DECEMBER"}, OTHER, {}), (DECEMBER, BILLED, {})), "value"),
-        (read(({**DECEMBER, "page_size": 9}, OTHER, {}), (DECEMBER, BILLED, {})), "value"),
-        (read(({**DECEMBER, "page": 9}, BILLED, {})), "unread"),  # it is not fully bound
-        (read(({"month": "May"}, BILLED, {})), "unread"),
-        (read((DECEMBER, {**BILLED, "iban": object()}, {})), "unread"),
-        (read(), "unread"),
-    ],
-)
+@pytest.mark.parametrize(("kept", "standing"), [
+    (read((DECEMBER, BILLED, {})), "covered"),
+    (read((DECEMBER, BILLED, {}), (DECEMBER, OTHER, {})), "covered"),
+    (read(({**DECEMBER, "page_size": 9}, BILLED, {})), "covered"),
+    (read(({**DECEMBER, "page": 9}, BILLED, {"given": ["month"]})), "covered"),
+    (read((DECEMBER, OTHER, {}), (DECEMBER, BILLED, {})), "value"),  # the first observation counts
+    (read(({"month": "DECEMBER"}, OTHER, {}), (DECEMBER, BILLED, {})), "value"),
+    (read(({**DECEMBER, "page_size": 9}, OTHER, {}), (DECEMBER, BILLED, {})), "value"),
+    (read(({**DECEMBER, "page": 9}, BILLED, {})), "unread"),  # it is not fully bound
+    (read(({"month": "May"}, BILLED, {})), "unread"), (read((DECEMBER, {**BILLED, "iban": object()}, {})), "unread"),
+    (read(), "unread"),
+])
 def test_sources(kept, standing):
     found = judge(FROM_BILL, "pay", PAID, kept=kept)
     assert standing in (found.standing, *(d.code for d in found.deviations))
@@ -406,13 +377,10 @@ def test_arguments_of_one_source_come_from_one_record(kind):
     assert judge(mandate, "wire", {"iban": "anna@x.org", "amount": 41}).standing == "deviates"
 
 
-@pytest.mark.parametrize(
-    ("rows", "standing"),
-    [
-        ([("a", "A"), ("b", "B")], "covered"), ([("a", "B"), ("b", "A")], "deviates"),
-        ([("a", "A"), ("a", "A")], "deviates"), ([("b", "B"), ("a", "A")], "deviates"),
-    ],
-)
+@pytest.mark.parametrize(("rows", "standing"), [
+    ([("a", "A"), ("b", "B")], "covered"), ([("a", "B"), ("b", "A")], "deviates"),
+    ([("a", "A"), ("a", "A")], "deviates"), ([("b", "B"), ("a", "A")], "deviates"),
+])
 def test_rows_of_one_argument_are_not_crossed(rows, standing):
     profile = ToolProfile(effect="pay", critical={"rows.to": "principal", "rows.ref": "object"})
     mandate = Mandate(steps=(Step("do", "batch", {"rows.to": ("a", "b"), "rows.ref": ("A", "B")}),))
@@ -421,20 +389,17 @@ def test_rows_of_one_argument_are_not_crossed(rows, standing):
     assert bind(mandate, facts, {"batch": profile}, Outputs()).standing({}).standing == standing
 
 
-@pytest.mark.parametrize(
-    ("rows", "standing"),
-    [
-        ([{"to": ["a", "b"], "ref": ["A", "B"]}], "covered"),
-        ([{"to": ["a", "b"], "ref": ["B", "A"]}], "deviates"),
-        ({"to": ["a", "b"], "ref": ["A", "B"]}, "covered"),
-        ({"to": ["b", "a"], "ref": ["A", "B"]}, "deviates"),
-        ({"to": [["a", "b"]], "ref": ["A", "B"]}, "deviates"),
-        ([{"to": ["a", "b"], "ref": ["A", "B"]}, {}], "deviates"),
-        ([{"to": ["a"], "ref": "B"}, {"to": ["b"], "ref": "A"}], "deviates"),
-        ([{"to": ["a", "b"]}, {"ref": ["A", "B"]}], "deviates"),
-        ([{"to": "a"}, {"to": "b", "ref": ["A", "B"]}], "deviates"),
-    ],
-)
+@pytest.mark.parametrize(("rows", "standing"), [
+    ([{"to": ["a", "b"], "ref": ["A", "B"]}], "covered"),
+    ([{"to": ["a", "b"], "ref": ["B", "A"]}], "deviates"),
+    ({"to": ["a", "b"], "ref": ["A", "B"]}, "covered"),
+    ({"to": ["b", "a"], "ref": ["A", "B"]}, "deviates"),
+    ({"to": [["a", "b"]], "ref": ["A", "B"]}, "deviates"),
+    ([{"to": ["a", "b"], "ref": ["A", "B"]}, {}], "deviates"),
+    ([{"to": ["a"], "ref": "B"}, {"to": ["b"], "ref": "A"}], "deviates"),
+    ([{"to": ["a", "b"]}, {"ref": ["A", "B"]}], "deviates"),
+    ([{"to": "a"}, {"to": "b", "ref": ["A", "B"]}], "deviates"),
+])
 def test_lists_in_one_row_are_not_crossed(rows, standing):
     profile = ToolProfile(effect="pay", critical={"rows.to": "principal", "rows.ref": "object"})
     mandate = Mandate(steps=(Step("do", "batch", {"rows.to": ("a", "b"), "rows.ref": ("A", "B")}),))
@@ -458,15 +423,12 @@ def test_one_list_in_an_object_has_no_other_to_be_paired_with():
     assert bind(mandate, facts, {"batch": profile}, Outputs()).standing({}).standing == "covered"
 
 
-@pytest.mark.parametrize(
-    ("ordered", "given", "standing"),
-    [
-        ((("a@x.org", "b@x.org"), (5, 700)), (["a@x.org", "b@x.org"], [5, 700]), "covered"),
-        ((("a@x.org", "b@x.org"), (5, 700)), (["a@x.org", "b@x.org"], [700, 5]), "deviates"),
-        ((("a@x.org", "b@x.org"), (5, 5)), (["a@x.org", "b@x.org"], [5]), "deviates"),
-        ((("a@x.org", "b@x.org"), 5), (["b@x.org", "a@x.org"], 5), "covered"),  # one list has no other to be paired with
-    ],
-)
+@pytest.mark.parametrize(("ordered", "given", "standing"), [
+    ((("a@x.org", "b@x.org"), (5, 700)), (["a@x.org", "b@x.org"], [5, 700]), "covered"),
+    ((("a@x.org", "b@x.org"), (5, 700)), (["a@x.org", "b@x.org"], [700, 5]), "deviates"),
+    ((("a@x.org", "b@x.org"), (5, 5)), (["a@x.org", "b@x.org"], [5]), "deviates"),
+    ((("a@x.org", "b@x.org"), 5), (["b@x.org", "a@x.org"], 5), "covered"),  # one list has no other to be paired with
+])
 def test_lists_of_one_call_stay_paired(ordered, given, standing):
     profile = ToolProfile(effect="pay", critical={"to": "principal", "amounts": "amount"})
     args = dict(zip(("to", "amounts"), given, strict=True))
@@ -537,32 +499,29 @@ def test_an_answer_quotes_only_what_a_trusted_source_wrote():
 MINUTES = "the board decided to close the plant in spring and to tell nobody before May"
 
 
-@pytest.mark.parametrize(
-    ("text", "body", "words", "standing"),
-    [
-        (None, "Hi Bob, see you soon!", "", "covered"),
-        (None, "Call me at 030 1234567", "her number is 030 1234567", "covered"),
-        (None, "Call me at 030 1234567", "", "deviates"),
-        (None, "Look at www.evil.org/x", "", "deviates"),
-        (None, "Look at evil.org", "", "deviates"),
-        (None, "98.7 are due", "", "covered"),
-        (None, "198.70 are due", "", "deviates"),
-        (Text(inputs=("bill.total",)), "98.70 are due", "", "covered"),
-        (None, "1,200 are due", "", "deviates"),
-        (None, "1,200 are due", "1200", "covered"),
-        (None, "key sk9vXw2LqPz81", "", "deviates"),
-        (None, "due 2025-05-26", "due on May 26", "covered"),
-        (None, "due 2024-05-26", "due 2025-05-26", "deviates"),
-        (None, "They close the plant in spring.", "", "covered"),
-        (None, "FYI: to close the plant in spring and more", "", "deviates"),
-        (Text(inputs=("minutes",)), "FYI: to close the plant in spring and more", "", "covered"),
-        (Text(inputs=("bill.total",)), "to close the plant in spring and", "", "deviates"),
-        (Text(inputs=("bill.iban",)), "It is DE89370400440532013000", "", "covered"),
-        (Text(inputs=("bill.total",)), "It is DE89370400440532013000", "", "deviates"),
-        (Text(("code 12345",)), "The code 12345", "", "covered"),
-        (Text(), "x" * 9000, "", "deviates"),
-    ],
-)
+@pytest.mark.parametrize(("text", "body", "words", "standing"), [
+    (None, "Hi Bob, see you soon!", "", "covered"),
+    (None, "Call me at 030 1234567", "her number is 030 1234567", "covered"),
+    (None, "Call me at 030 1234567", "", "deviates"),
+    (None, "Look at www.evil.org/x", "", "deviates"),
+    (None, "Look at evil.org", "", "deviates"),
+    (None, "98.7 are due", "", "covered"),
+    (None, "198.70 are due", "", "deviates"),
+    (Text(inputs=("bill.total",)), "98.70 are due", "", "covered"),
+    (None, "1,200 are due", "", "deviates"),
+    (None, "1,200 are due", "1200", "covered"),
+    (None, "key sk9vXw2LqPz81", "", "deviates"),
+    (None, "due 2025-05-26", "due on May 26", "covered"),
+    (None, "due 2024-05-26", "due 2025-05-26", "deviates"),
+    (None, "They close the plant in spring.", "", "covered"),
+    (None, "FYI: to close the plant in spring and more", "", "deviates"),
+    (Text(inputs=("minutes",)), "FYI: to close the plant in spring and more", "", "covered"),
+    (Text(inputs=("bill.total",)), "to close the plant in spring and", "", "deviates"),
+    (Text(inputs=("bill.iban",)), "It is DE89370400440532013000", "", "covered"),
+    (Text(inputs=("bill.total",)), "It is DE89370400440532013000", "", "deviates"),
+    (Text(("code 12345",)), "The code 12345", "", "covered"),
+    (Text(), "x" * 9000, "", "deviates"),
+])
 def test_texts(text, body, words, standing):
     kept = outputs()
     kept.record("contacts", PROFILES["contacts"], {"query": "minutes"}, MINUTES)
@@ -608,34 +567,28 @@ def spend(standing, counts):
         counts[counter] = counts.get(counter, 0) + by
 
 
-@pytest.mark.parametrize(
-    ("values", "args", "standing"),
-    [
-        ({"principal": "Mallory"}, {"recipient": "MALLORY", "amount": 1}, "forbidden"),
-        ({"principal": "Mallory"}, {"recipient": ["Bob", "M\u0430llory"], "amount": 1}, "forbidden"),
-        ({"principal": "m@x.org"}, {"recipient": "Bob <m@x.org>", "amount": 1}, "forbidden"),
-        ({"principal": "Mallory", "amount": 1}, {"recipient": "Bob", "amount": "1.00"}, "forbidden"),
-        ({"principal": "Mallory"}, {"recipient": "Bob", "amount": 1}, "covered"),
-        ({}, {"recipient": "Bob", "amount": 1}, "forbidden"),
-    ],
-)
+@pytest.mark.parametrize(("values", "args", "standing"), [
+    ({"principal": "Mallory"}, {"recipient": "MALLORY", "amount": 1}, "forbidden"),
+    ({"principal": "Mallory"}, {"recipient": ["Bob", "M\u0430llory"], "amount": 1}, "forbidden"),
+    ({"principal": "m@x.org"}, {"recipient": "Bob <m@x.org>", "amount": 1}, "forbidden"),
+    ({"principal": "Mallory", "amount": 1}, {"recipient": "Bob", "amount": "1.00"}, "forbidden"),
+    ({"principal": "Mallory"}, {"recipient": "Bob", "amount": 1}, "covered"),
+    ({}, {"recipient": "Bob", "amount": 1}, "forbidden"),
+])
 def test_never_wins_over_every_step(values, args, standing):
     steps = {"recipient": Free(), "amount": Free()}
     assert judge(one("pay", steps, never=(Never("pay", values),)), "pay", args).standing == standing
     assert judge(one("pay", steps, never=(Never("send", values),)), "pay", args).standing == "covered"
 
 
-@pytest.mark.parametrize(
-    ("kind", "unwanted", "forbidden", "others"),
-    [
-        ("object", "/docs/keep", ["/docs/keep/", "/docs/./keep", "/docs//keep", "/docs/keep/.", "/docs/keep/x", "/docs/a/../keep", "/docs/%6beep", "docs\\KEEP"], ["/docs/keeper", "/docs/a", "/docs"]),
-        ("principal", "Mallory", ["Mallory.", "@mallory", "Mallory <m@x.org>", "Mallory, Bob", "(Mallory)", "to:Mallory", "Mal-lory", "M\u00e1llory", "Mal\u200blory", "Bob\x00Mallory", "Bob" * 700], ["Mallorys", "Bob", "", 7]),
-        ("principal", "M <m@x.org>", ["m+a@x.org", "m@x.org", "Bob <m@x.org>"], ["m@x.com", "tom@x.org"]),
-        ("url", "https://evil.org", ["http://evil.org/x", "www.evil.org"], ["https://devil.org"]),
-        ("amount", 1, [1, "1.00"], ["1.5", 10]),
-        ("object", "#", ["#"], ["# 1", "x"]),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("kind", "unwanted", "forbidden", "others"), [
+    ("object", "/docs/keep", ["/docs/keep/", "/docs/./keep", "/docs//keep", "/docs/keep/.", "/docs/keep/x", "/docs/a/../keep", "/docs/%6beep", "docs\\KEEP"], ["/docs/keeper", "/docs/a", "/docs"]),
+    ("principal", "Mallory", ["Mallory.", "@mallory", "Mallory <m@x.org>", "Mallory, Bob", "(Mallory)", "to:Mallory", "Mal-lory", "M\u00e1llory", "Mal\u200blory", "Bob\x00Mallory", "Bob" * 700], ["Mallorys", "Bob", "", 7]),
+    ("principal", "M <m@x.org>", ["m+a@x.org", "m@x.org", "Bob <m@x.org>"], ["m@x.com", "tom@x.org"]),
+    ("url", "https://evil.org", ["http://evil.org/x", "www.evil.org"], ["https://devil.org"]),
+    ("amount", 1, [1, "1.00"], ["1.5", 10]),
+    ("object", "#", ["#"], ["# 1", "x"]),
+])
 def test_never_forbids_a_value_with_other_signs_and_what_lies_below_it(kind, unwanted, forbidden, others):
     profile = ToolProfile(effect="pay", critical={"what": kind})
     mandate = Mandate(steps=(Step("do", "do", {"what": Free()}),), never=(Never("pay", {kind: unwanted}),))
@@ -675,17 +628,14 @@ def test_an_amount_that_cannot_be_counted_deviates_from_a_limit(amount):
     assert codes(judge(mandate, "pay", {"recipient": "Bob", "amount": amount})) == [("", "limit")]
 
 
-@pytest.mark.parametrize(
-    ("args", "spent"),
-    [
-        ({"price": 59}, 5900), ({"price": 59, "to": "Bob"}, 5900), ({"price": 59, "to": ["Bob", "Carol"]}, None),
-        ({"price": 59, "to": "bob@x.org, carol@x.org"}, None), ({"price": [5, 59], "to": ["Bob", "Carol"]}, 6400),
-        ({"price": [5, 59], "to": "Bob"}, 6400), ({"price": [5, 59], "to": ["Bob", "Carol", "Dan"]}, None),
-        ({"price": 59, "quantity": 40}, None), ({"price": 59, "quantity": 1}, 6000),
-        ({"price": 0.5, "quantity": 40}, 4050), ({"price": 0.5, "months": "40"}, None),
-        ({"price": 59, "months": 1}, 5900), ({"price": 59, "months": "May"}, 5900), ({"quantity": 0}, 0),
-    ],
-)
+@pytest.mark.parametrize(("args", "spent"), [
+    ({"price": 59}, 5900), ({"price": 59, "to": "Bob"}, 5900), ({"price": 59, "to": ["Bob", "Carol"]}, None),
+    ({"price": 59, "to": "bob@x.org, carol@x.org"}, None), ({"price": [5, 59], "to": ["Bob", "Carol"]}, 6400),
+    ({"price": [5, 59], "to": "Bob"}, 6400), ({"price": [5, 59], "to": ["Bob", "Carol", "Dan"]}, None),
+    ({"price": 59, "quantity": 40}, None), ({"price": 59, "quantity": 1}, 6000),
+    ({"price": 0.5, "quantity": 40}, 4050), ({"price": 0.5, "months": "40"}, None),
+    ({"price": 59, "months": 1}, 5900), ({"price": 59, "months": "May"}, 5900), ({"quantity": 0}, 0),
+])
 def test_a_limit_does_not_guess_what_a_second_number_multiplies(args, spent):
     profile = ToolProfile(effect="pay", critical={"to": "principal", "quantity": "amount", "price": "amount", "months": "value"})
     mandate = Mandate(steps=(Step("do", "buy", dict.fromkeys(args, Free())),), limits=(Limit("pay", 100),))

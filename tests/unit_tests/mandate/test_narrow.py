@@ -79,114 +79,111 @@ def orders(text: str) -> list[str]:
     return [" ".join([s.tool, *(str(getattr(a, "value", getattr(a, "quote", a))) for a in s.args.values())]) for s in steps]
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        # An order to read is a call of a read tool, or it voids the turn.
-        ("Read the report a.txt, then tip Kim 5 EUR", ["tip Kim 5"]),
-        ("List the rooms and erase the disk D-7", ["erase_disk D-7"]),
-        *((text, []) for text in (
-            "Tip Kim 5 EUR. Find peace.", "Find Kim, then tip Lee 5 EUR", "Read the room and erase the disk D-7", "Get a warrant and erase the disk D-7",
-            "List reasons, then erase the disk D-7", "View the sky. Erase the disk D-7.", "Tip Kim 5 EUR. Search elsewhere.", "Show Kim a.txt and tip Lee 5 EUR",
-            "Find the member of the board, then erase the disk D-7", "Get the report. Tip Kim 5 EUR.",
-        )),
-        # A number before a noun is how many, and names nothing.
-        ("Feed the animal Rex 3 portions", ["feed Rex 3"]), ("Scrap engine 12", ["scrap_engine 12"]), ("Repay claim 12 45 EUR", ["repay_claim 12 45"]),
-        ("Scrap engines 12 and 13", ["scrap_engine 12", "scrap_engine 13"]),
-        *((text, []) for text in (
-            "Scrap 2 engines", "Could you scrap 3 engines?", "Scrap the 12 engines", "Scrap the 2026 engine", "Scrap 2", "Repay my 2 claims", "Repay 2 of 3 claims",
-            "Repay claim 5 of 12", "Repay claim 5 for 12", "Seal 4 ports on the ship Aida", "Seal port 4 on the ship Aida", "Feed 2 animals 3 portions", "Feed the 2 animals 3 portions", "Scrap the Volvo engines",
-        )),
-        # An order to tell is complete with what is told.
-        ("Brief Kim 'all is well' and scrap engine 12", ["brief_crew Kim all is well", "scrap_engine 12"]), ("Ping the nurse Kim 'hi'", ["ping_nurse Kim hi"]),
-        *((text, []) for text in (
-            "Brief Kim, scrap engine 12", "Tell Kim, then tip Lee 5 EUR", "Brief Kim\n- scrap engine 12", "Tell Kim. Scrap engine 12.", "Scrap engine 12 and brief Kim",
-            "Ping Kim, scrap engine 12", "Ping Kim\n\nScrap engine 12", "Open a case for Kim", "Open the case of Kim",
-        )),
-        # A verb that may only look makes nothing of what is there.
-        ("Open a ward called East", ["create_ward East"]), ("Open the gate G-7", ["open_gate G-7"]), ("Hire the van depot D-4", ["hire_van D-4"]),
-        *((text, []) for text in (
-            "Open the ward East", "Open ward East", "Open policy P-12", "Open the policy P-12", "Get the van at the depot D-4", "Get the depot D-4", "Load the ward East",
-            "Browse the wards of East", "Open depot D-4", "Get rid of the draft D-4",
-        )),
-        # A new value stands behind "to", or its noun counts it.
-        ("Change the wage of Kim to 50 EUR", ["set_wage Kim 50"]), ("Tune the heat of the oven O-3 to 20", ["tune_oven O-3 20"]), ("Staff the shift S-2 to 5 guards", ["staff_shift S-2 5"]),
-        *((text, []) for text in (
-            "Staff the shift S-2 by 5 guards", "Staff the shift S-2 plus 5 guards", "Staff the shift S-2 for 5 guards", "Staff the shift S-2 with 5 guards", "Change the wage of Kim by 50 EUR",
-            "Change the wage of Kim of 50 EUR", "Change the wage of Kim. The wage is 50 EUR.", "Change the 50 EUR wage of Kim", "Hike the wage of Kim 50 EUR", "Change the wage 50 EUR of Kim",
-            "Tune the oven O-3 to 20 percent", "Tune the heat 20 of the oven O-3", "Tune the oven O-3 by 20", "Tune the oven O-3 from 20",
-        )),
-        # Names joined by "and" may be one name, and a joined phrase has no role of its own.
-        ("Raze 'North' and 'South'", ["raze North", "raze South"]), ("Tip Kim 5 EUR and Lee 6 EUR", ["tip Kim 5", "tip Lee 6"]),
-        *((text, []) for text in (
-            "Raze Salt and Pepper", "Raze the barn Salt and Pepper", "Raze Salt & Pepper", "Raze Salt, Pepper and Sons", "Raze salt and pepper", "Discard Rise and Fall", "Tip Salt and Pepper 5 EUR",
-            "Repay claim 12 and the amount 45", "Seal Aida and port 4", "Change Kim and the wage to 50 EUR",
-        )),
-        # What is "for" something may be a sample.
-        *((text, []) for text in (
-            "Tip Kim 5 EUR for instance", "For instance, tip Kim 5 EUR", "Tip Kim 5 EUR for practice", "Repay claim 12 45 EUR for simulation", "For testing purposes, raze the barn B-1",
-        )),
-        # Who pays is not paid, and what a thing comes from is not what it becomes.
-        ("Fund the account K-1 5 EUR", ["top_up K-1 5"]), ("Move the job J-1 to done", ["move_job J-1 done"]), ("Mark the job J-1 as done", []),
-        *((text, []) for text in (
-            "Fund 5 EUR with the account K-1", "Fund 5 EUR of the account K-1", "Fund 5 EUR by the account K-1", "Fund 5 EUR from the account K-1", "Fund 5 EUR at the account K-1",
-            "Move the job J-1 from done", "Mark the job J-1 of done", "Move the job J-1 for done", "Move the job J-1 by done",
-        )),
-        ("Restock 1 lamp", ["restock lamp 1"]), *((f"Restock 12 {word}", []) for word in ("late", "lamp", "arrives late")),  # "Order 12 late" is a report
-        ("Restock 3 lamps", ["restock lamps 3"]), ("Restock 3 lamps to Kim", []), ("To Kim, restock 3 lamps", []), ("Of Kim, restock 3 lamps", []),
-        # A word that narrows is no courtesy.
-        ("Raze the barn B-1, thanks", ["raze B-1"]), ("Nix the race R-1", ["call_off R-1"]), ("Nix the race R-1 on 3 June 2027", ["call_off R-1 3 June 2027"]),
-        ("Postpone the race R-1 to 3 June 2027", ["postpone_race R-1 3 June 2027"]), ("Move 5 EUR to the account K-1 on 3 June 2027", ["move_funds K-1 5 3 June 2027"]),
-        ("Postpone the race R-1 on 3 June 2027", []),
-        *((text, []) for text in (
-            "Nix the race R-1 today", "Nix the race R-1 for me", "Nix a Derby race", "Raze a barn B-1", "Raze a North barn", "Raze an Oak", "Nix today's race R-1", "Tip Kim 5 EUR today",
-        )),
-        # A tool is meant by its own verb and all nouns of its name, or by its intent.
-        ("Eject the tape reel 12", ["eject_tape_reel 12"]), ("release Math", ["release_scores Math"]), ("Approve the visa V-1", ["grant_visa V-1"]),
-        *((text, []) for text in (
-            "Eject the tape 12", "Eject the reel 12", "Eject the tape of the reel 12", "Remove the tape reel 12", "Eject the tape spool 12", "Bind the novel Emma", "Release the course Math",
-        )),
-        # Two tools that fit order nothing.
-        ("Polish the car C-1", ["polish_car C-1"]), ("Polish C-1", []),
-        # A target that is not named is not all of them.
-        ("Evict Kim", []), ("evict Kim", ["evict Kim"]), ("Evict the tenant", []),
-        ("Convey the log L-1 to Kim", ["convey_log L-1 Kim"]), ("Convey my log to Kim", []), ("Convey the log of Kim L-1", []),
-        # A payment needs no text, and telling does. A noun without its value, and a verb without its target, tell too little.
-        ("Grease Kim 5 EUR", ["grease Kim 5"]), ("Inform the doctor Kim 'hi'", ["inform_doctor Kim hi"]), ("Convey the logs R-1 and R-2 to k@x.org", ["convey_log R-1 k@x.org", "convey_log R-2 k@x.org"]),
-        *((text, []) for text in (
-            "Grease Kim 5 EUR the reason", "Inform the doctor Kim", "Shoo the guests", "Convey to Kim", "Ping the nurse Kim as 'hi'", "Ping the nurse Kim 'hi' and 'ho'",
-            "Convey the logs R-1 and R-2 to k@x.org and l@x.org", "Tip k@x.org and l@x.org 5 EUR", " ".join(["Wire", *(f"the port p-{n}" for n in range(8))]),
-        )),
-        # Words behind an order to tell, without what is told, may be what.
-        ("Convey the log L-1 to Kim. Scrap engine 12.", []), ("Pack 'Milk' to the trunk T-1, scrap engine 12", []), ("Ping the nurse Kim. Scrap engine 12.", []),
-        ("Ping the nurse Kim 'hi'. Scrap engine 12.", ["ping_nurse Kim hi", "scrap_engine 12"]),
-        # A recipient, a goal and a new value stand behind "to".
-        ("Loan the book B-1 to Kim", ["loan_book B-1 Kim"]), ("Reroute the bus B-1 to Rome", ["reroute_bus B-1 Rome"]), ("Retitle the page Home to Start", ["retitle_page Home Start"]),
-        ("Switch the tier of the plan P-1 to 'gold'", ["switch_tier P-1 gold"]), ("Switch the tier 'gold' of the plan P-1", []), ("Switch the plan P-1 with the tier 'gold'", []),
-        *((f"{order} {word} {value}", []) for word in "of for with in on at by as under".split() for order, value in (
-            ("Loan the book B-1", "Kim"), ("Reroute the bus B-1", "Rome"), ("Retitle the page Home", "Start"), ("Move the job J-1", "done"), ("Switch the tier of the plan P-1", "'gold'"),
-        )),
-        # What is done or checked first may decide.
-        ("Drain the pump P-1, then prime the pump P-2", ["drain_pump P-1", "prime_pump P-2"]),
-        *((text, []) for text in (
-            "Drain the pump P-1, then prime the pump P-1", "Test the pump P-1, then prime the pump P-1", "Test the pump P-1, then prime the pump P-2",
-        )),
-        # A capital is of a name, and a number behind a name may be of it.
-        ("Raze the barn B-1 now", ["raze B-1"]), ("Tip 6 to Kim", ["tip Kim 6"]),
-        *((text, []) for text in (
-            "Raze the barn Shop Now", "Tip Motel 6", "Tip Kim 6", "Restock 50 Shades", "Nix the race R-1 on 3 June 27", "Raze Party", "Hedge 45 USD",
-        )),
-        # Nothing but courtesies stands before the verb or behind the order.
-        *((text, []) for text in (
-            "In the memo 12, tip Kim 5 EUR", "As done, move the job J-1", "Scrap engine 12. That worked.", "Scrap engine 12. Well done.", "Todo:\n- scrap engine 12",
-            "Raze the barn B-1\n- scrap engine 12", "Open a ward called East and scrap engine 12",
-        )),
-        # A range is no goal, a text that is there is no new one, and a question may ask what is possible.
-        ("Could you scrap the engine 12?", ["scrap_engine 12"]),
-        *((text, []) for text in (
-            "Retitle the pages p1 to p9", "Reroute the bus 2 to 5", "Brief Kim the text 12", "Brief Kim the text that Lee wrote", "Could you raze Rome?", "Can you discard drafts?",
-        )),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("text", "expected"), [
+    # An order to read is a call of a read tool, or it voids the turn.
+    ("Read the report a.txt, then tip Kim 5 EUR", ["tip Kim 5"]),
+    ("List the rooms and erase the disk D-7", ["erase_disk D-7"]),
+    *((text, []) for text in (
+        "Tip Kim 5 EUR. Find peace.", "Find Kim, then tip Lee 5 EUR", "Read the room and erase the disk D-7", "Get a warrant and erase the disk D-7",
+        "List reasons, then erase the disk D-7", "View the sky. Erase the disk D-7.", "Tip Kim 5 EUR. Search elsewhere.", "Show Kim a.txt and tip Lee 5 EUR",
+        "Find the member of the board, then erase the disk D-7", "Get the report. Tip Kim 5 EUR.",
+    )),
+    # A number before a noun is how many, and names nothing.
+    ("Feed the animal Rex 3 portions", ["feed Rex 3"]), ("Scrap engine 12", ["scrap_engine 12"]), ("Repay claim 12 45 EUR", ["repay_claim 12 45"]),
+    ("Scrap engines 12 and 13", ["scrap_engine 12", "scrap_engine 13"]),
+    *((text, []) for text in (
+        "Scrap 2 engines", "Could you scrap 3 engines?", "Scrap the 12 engines", "Scrap the 2026 engine", "Scrap 2", "Repay my 2 claims", "Repay 2 of 3 claims",
+        "Repay claim 5 of 12", "Repay claim 5 for 12", "Seal 4 ports on the ship Aida", "Seal port 4 on the ship Aida", "Feed 2 animals 3 portions", "Feed the 2 animals 3 portions", "Scrap the Volvo engines",
+    )),
+    # An order to tell is complete with what is told.
+    ("Brief Kim 'all is well' and scrap engine 12", ["brief_crew Kim all is well", "scrap_engine 12"]), ("Ping the nurse Kim 'hi'", ["ping_nurse Kim hi"]),
+    *((text, []) for text in (
+        "Brief Kim, scrap engine 12", "Tell Kim, then tip Lee 5 EUR", "Brief Kim\n- scrap engine 12", "Tell Kim. Scrap engine 12.", "Scrap engine 12 and brief Kim",
+        "Ping Kim, scrap engine 12", "Ping Kim\n\nScrap engine 12", "Open a case for Kim", "Open the case of Kim",
+    )),
+    # A verb that may only look makes nothing of what is there.
+    ("Open a ward called East", ["create_ward East"]), ("Open the gate G-7", ["open_gate G-7"]), ("Hire the van depot D-4", ["hire_van D-4"]),
+    *((text, []) for text in (
+        "Open the ward East", "Open ward East", "Open policy P-12", "Open the policy P-12", "Get the van at the depot D-4", "Get the depot D-4", "Load the ward East",
+        "Browse the wards of East", "Open depot D-4", "Get rid of the draft D-4",
+    )),
+    # A new value stands behind "to", or its noun counts it.
+    ("Change the wage of Kim to 50 EUR", ["set_wage Kim 50"]), ("Tune the heat of the oven O-3 to 20", ["tune_oven O-3 20"]), ("Staff the shift S-2 to 5 guards", ["staff_shift S-2 5"]),
+    *((text, []) for text in (
+        "Staff the shift S-2 by 5 guards", "Staff the shift S-2 plus 5 guards", "Staff the shift S-2 for 5 guards", "Staff the shift S-2 with 5 guards", "Change the wage of Kim by 50 EUR",
+        "Change the wage of Kim of 50 EUR", "Change the wage of Kim. The wage is 50 EUR.", "Change the 50 EUR wage of Kim", "Hike the wage of Kim 50 EUR", "Change the wage 50 EUR of Kim",
+        "Tune the oven O-3 to 20 percent", "Tune the heat 20 of the oven O-3", "Tune the oven O-3 by 20", "Tune the oven O-3 from 20",
+    )),
+    # Names joined by "and" may be one name, and a joined phrase has no role of its own.
+    ("Raze 'North' and 'South'", ["raze North", "raze South"]), ("Tip Kim 5 EUR and Lee 6 EUR", ["tip Kim 5", "tip Lee 6"]),
+    *((text, []) for text in (
+        "Raze Salt and Pepper", "Raze the barn Salt and Pepper", "Raze Salt & Pepper", "Raze Salt, Pepper and Sons", "Raze salt and pepper", "Discard Rise and Fall", "Tip Salt and Pepper 5 EUR",
+        "Repay claim 12 and the amount 45", "Seal Aida and port 4", "Change Kim and the wage to 50 EUR",
+    )),
+    # What is "for" something may be a sample.
+    *((text, []) for text in (
+        "Tip Kim 5 EUR for instance", "For instance, tip Kim 5 EUR", "Tip Kim 5 EUR for practice", "Repay claim 12 45 EUR for simulation", "For testing purposes, raze the barn B-1",
+    )),
+    # Who pays is not paid, and what a thing comes from is not what it becomes.
+    ("Fund the account K-1 5 EUR", ["top_up K-1 5"]), ("Move the job J-1 to done", ["move_job J-1 done"]), ("Mark the job J-1 as done", []),
+    *((text, []) for text in (
+        "Fund 5 EUR with the account K-1", "Fund 5 EUR of the account K-1", "Fund 5 EUR by the account K-1", "Fund 5 EUR from the account K-1", "Fund 5 EUR at the account K-1",
+        "Move the job J-1 from done", "Mark the job J-1 of done", "Move the job J-1 for done", "Move the job J-1 by done",
+    )),
+    ("Restock 1 lamp", ["restock lamp 1"]), *((f"Restock 12 {word}", []) for word in ("late", "lamp", "arrives late")),  # "Order 12 late" is a report
+    ("Restock 3 lamps", ["restock lamps 3"]), ("Restock 3 lamps to Kim", []), ("To Kim, restock 3 lamps", []), ("Of Kim, restock 3 lamps", []),
+    # A word that narrows is no courtesy.
+    ("Raze the barn B-1, thanks", ["raze B-1"]), ("Nix the race R-1", ["call_off R-1"]), ("Nix the race R-1 on 3 June 2027", ["call_off R-1 3 June 2027"]),
+    ("Postpone the race R-1 to 3 June 2027", ["postpone_race R-1 3 June 2027"]), ("Move 5 EUR to the account K-1 on 3 June 2027", ["move_funds K-1 5 3 June 2027"]),
+    ("Postpone the race R-1 on 3 June 2027", []),
+    *((text, []) for text in (
+        "Nix the race R-1 today", "Nix the race R-1 for me", "Nix a Derby race", "Raze a barn B-1", "Raze a North barn", "Raze an Oak", "Nix today's race R-1", "Tip Kim 5 EUR today",
+    )),
+    # A tool is meant by its own verb and all nouns of its name, or by its intent.
+    ("Eject the tape reel 12", ["eject_tape_reel 12"]), ("release Math", ["release_scores Math"]), ("Approve the visa V-1", ["grant_visa V-1"]),
+    *((text, []) for text in (
+        "Eject the tape 12", "Eject the reel 12", "Eject the tape of the reel 12", "Remove the tape reel 12", "Eject the tape spool 12", "Bind the novel Emma", "Release the course Math",
+    )),
+    # Two tools that fit order nothing.
+    ("Polish the car C-1", ["polish_car C-1"]), ("Polish C-1", []),
+    # A target that is not named is not all of them.
+    ("Evict Kim", []), ("evict Kim", ["evict Kim"]), ("Evict the tenant", []),
+    ("Convey the log L-1 to Kim", ["convey_log L-1 Kim"]), ("Convey my log to Kim", []), ("Convey the log of Kim L-1", []),
+    # A payment needs no text, and telling does. A noun without its value, and a verb without its target, tell too little.
+    ("Grease Kim 5 EUR", ["grease Kim 5"]), ("Inform the doctor Kim 'hi'", ["inform_doctor Kim hi"]), ("Convey the logs R-1 and R-2 to k@x.org", ["convey_log R-1 k@x.org", "convey_log R-2 k@x.org"]),
+    *((text, []) for text in (
+        "Grease Kim 5 EUR the reason", "Inform the doctor Kim", "Shoo the guests", "Convey to Kim", "Ping the nurse Kim as 'hi'", "Ping the nurse Kim 'hi' and 'ho'",
+        "Convey the logs R-1 and R-2 to k@x.org and l@x.org", "Tip k@x.org and l@x.org 5 EUR", " ".join(["Wire", *(f"the port p-{n}" for n in range(8))]),
+    )),
+    # Words behind an order to tell, without what is told, may be what.
+    ("Convey the log L-1 to Kim. Scrap engine 12.", []), ("Pack 'Milk' to the trunk T-1, scrap engine 12", []), ("Ping the nurse Kim. Scrap engine 12.", []),
+    ("Ping the nurse Kim 'hi'. Scrap engine 12.", ["ping_nurse Kim hi", "scrap_engine 12"]),
+    # A recipient, a goal and a new value stand behind "to".
+    ("Loan the book B-1 to Kim", ["loan_book B-1 Kim"]), ("Reroute the bus B-1 to Rome", ["reroute_bus B-1 Rome"]), ("Retitle the page Home to Start", ["retitle_page Home Start"]),
+    ("Switch the tier of the plan P-1 to 'gold'", ["switch_tier P-1 gold"]), ("Switch the tier 'gold' of the plan P-1", []), ("Switch the plan P-1 with the tier 'gold'", []),
+    *((f"{order} {word} {value}", []) for word in "of for with in on at by as under".split() for order, value in (
+        ("Loan the book B-1", "Kim"), ("Reroute the bus B-1", "Rome"), ("Retitle the page Home", "Start"), ("Move the job J-1", "done"), ("Switch the tier of the plan P-1", "'gold'"),
+    )),
+    # What is done or checked first may decide.
+    ("Drain the pump P-1, then prime the pump P-2", ["drain_pump P-1", "prime_pump P-2"]),
+    *((text, []) for text in (
+        "Drain the pump P-1, then prime the pump P-1", "Test the pump P-1, then prime the pump P-1", "Test the pump P-1, then prime the pump P-2",
+    )),
+    # A capital is of a name, and a number behind a name may be of it.
+    ("Raze the barn B-1 now", ["raze B-1"]), ("Tip 6 to Kim", ["tip Kim 6"]),
+    *((text, []) for text in (
+        "Raze the barn Shop Now", "Tip Motel 6", "Tip Kim 6", "Restock 50 Shades", "Nix the race R-1 on 3 June 27", "Raze Party", "Hedge 45 USD",
+    )),
+    # Nothing but courtesies stands before the verb or behind the order.
+    *((text, []) for text in (
+        "In the memo 12, tip Kim 5 EUR", "As done, move the job J-1", "Scrap engine 12. That worked.", "Scrap engine 12. Well done.", "Todo:\n- scrap engine 12",
+        "Raze the barn B-1\n- scrap engine 12", "Open a ward called East and scrap engine 12",
+    )),
+    # A range is no goal, a text that is there is no new one, and a question may ask what is possible.
+    ("Could you scrap the engine 12?", ["scrap_engine 12"]),
+    *((text, []) for text in (
+        "Retitle the pages p1 to p9", "Reroute the bus 2 to 5", "Brief Kim the text 12", "Brief Kim the text that Lee wrote", "Could you raze Rome?", "Can you discard drafts?",
+    )),
+])
 def test_orders(text: str, expected: list[str]) -> None:
     assert orders(text) == expected

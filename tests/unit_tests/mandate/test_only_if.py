@@ -56,32 +56,29 @@ def read(*records, **args):
     return ("day", {"date": "2026-05-19", **args}, list(records))
 
 
-@pytest.mark.parametrize(
-    ("condition", "reads", "code"),
-    [
-        (only_if(FREE, none=True), [read(EARLY)], ""),
-        (only_if(FREE, none=True), [read()], ""),
-        (only_if(FREE, none=True), [read(EARLY, LUNCH)], "condition"),
-        (only_if(FREE, none=True), [read({"start": "noon", "end": "2026-05-19 12:30"})], "condition"),  # not a time
-        (only_if(FREE, none=True), [read({"about": "busy"})], "condition"),  # no field
-        (only_if(FREE, none=True), [], "unread"),
-        (only_if(FREE, none=True), [read("none found")], "condition"),
-        (only_if(FREE, none=True), [("day", {"date": "2026-05-19"}, None)], "unread"),
-        (only_if(FREE, none=True), [("day", {"date": "2026-05-20"}, [])], "unread"),
-        (only_if(FREE, none=True), [read(EARLY, LUNCH), read(EARLY)], "condition"),  # the first read counts
-        (only_if(FREE, none=True), [read(EARLY, page_size=1)], "ambiguous"),  # the model chose how much it shows
-        (only_if({"about": "y"}, none=True), [read(EARLY)], "condition"),  # outsiders write it
-        (only_if({}, none=True), [read()], ""),
-        (only_if({}, none=True), [read(EARLY)], "condition"),
-        (only_if({"start": AtLeast("2026-05-19 12:00")}), [read(EARLY, LUNCH)], ""),
-        (only_if({"start": AtLeast("2026-05-19 12:00")}), [read(EARLY)], "condition"),
-        (only_if({"start": AtLeast("2026-05-19 12:00")}), [read()], "condition"),
-        (only_if({"about": "x"}), [read(EARLY)], "condition"),  # outsiders write it
-        (only_if({}), [read(EARLY)], ""),
-        (only_if({"start": "2026-05-19 10:00"}, path="items"), [("day", {"date": "2026-05-19"}, {"items": [EARLY]})], ""),
-        (only_if({"open": True}), [("day", {"date": "2026-05-19"}, {"open": True})], ""),
-    ],
-)
+@pytest.mark.parametrize(("condition", "reads", "code"), [
+    (only_if(FREE, none=True), [read(EARLY)], ""),
+    (only_if(FREE, none=True), [read()], ""),
+    (only_if(FREE, none=True), [read(EARLY, LUNCH)], "condition"),
+    (only_if(FREE, none=True), [read({"start": "noon", "end": "2026-05-19 12:30"})], "condition"),  # not a time
+    (only_if(FREE, none=True), [read({"about": "busy"})], "condition"),  # no field
+    (only_if(FREE, none=True), [], "unread"),
+    (only_if(FREE, none=True), [read("none found")], "condition"),
+    (only_if(FREE, none=True), [("day", {"date": "2026-05-19"}, None)], "unread"),
+    (only_if(FREE, none=True), [("day", {"date": "2026-05-20"}, [])], "unread"),
+    (only_if(FREE, none=True), [read(EARLY, LUNCH), read(EARLY)], "condition"),  # the first read counts
+    (only_if(FREE, none=True), [read(EARLY, page_size=1)], "ambiguous"),  # the model chose how much it shows
+    (only_if({"about": "y"}, none=True), [read(EARLY)], "condition"),  # outsiders write it
+    (only_if({}, none=True), [read()], ""),
+    (only_if({}, none=True), [read(EARLY)], "condition"),
+    (only_if({"start": AtLeast("2026-05-19 12:00")}), [read(EARLY, LUNCH)], ""),
+    (only_if({"start": AtLeast("2026-05-19 12:00")}), [read(EARLY)], "condition"),
+    (only_if({"start": AtLeast("2026-05-19 12:00")}), [read()], "condition"),
+    (only_if({"about": "x"}), [read(EARLY)], "condition"),  # outsiders write it
+    (only_if({}), [read(EARLY)], ""),
+    (only_if({"start": "2026-05-19 10:00"}, path="items"), [("day", {"date": "2026-05-19"}, {"items": [EARLY]})], ""),
+    (only_if({"open": True}), [("day", {"date": "2026-05-19"}, {"open": True})], ""),
+])
 def test_conditions(condition, reads, code):
     found = standing(condition, *reads)
     assert (found.standing, [d.code for d in found.deviations]) == (("deviates", [code]) if code else ("covered", []))
@@ -126,21 +123,18 @@ def paid(pick, *records, to="Bob", tool="history"):
 BY_TEXT = Pick("history", "to", {"about": Contains("Spotify")}, max="date")
 
 
-@pytest.mark.parametrize(
-    ("pick", "records", "code"),
-    [
-        (BY_TEXT, [OWN, THEIRS], ""),
-        (BY_TEXT, [{**OWN, "sender": EVE}], "untrusted"),
-        (BY_TEXT, [{**OWN, "sender": [ME, EVE]}], "untrusted"),
-        (BY_TEXT, [{**OWN, "sender": {"me": ME}}], "untrusted"),
-        (BY_TEXT, [{k: v for k, v in OWN.items() if k != "sender"}], "untrusted"),
-        (BY_TEXT, [OWN, {**THEIRS, "date": "2026-04-01", "to": "Bob"}], "untrusted"),  # the outsider's is the newest
-        (Each("history", "to", {"about": Contains("Spotify")}), [OWN, THEIRS], ""),
-        (Each("history", "to", {"about": Contains("Spotify")}), [{**THEIRS, "to": "Bob"}], "untrusted"),
-        (Pick("history", "about", {"to": "Bob"}), [{**OWN, "about": "Bob"}], "untrusted"),  # a destination needs more
-        (Field("history", "to"), {**OWN, "sender": EVE}, ""),  # the system writes it
-    ],
-)
+@pytest.mark.parametrize(("pick", "records", "code"), [
+    (BY_TEXT, [OWN, THEIRS], ""),
+    (BY_TEXT, [{**OWN, "sender": EVE}], "untrusted"),
+    (BY_TEXT, [{**OWN, "sender": [ME, EVE]}], "untrusted"),
+    (BY_TEXT, [{**OWN, "sender": {"me": ME}}], "untrusted"),
+    (BY_TEXT, [{k: v for k, v in OWN.items() if k != "sender"}], "untrusted"),
+    (BY_TEXT, [OWN, {**THEIRS, "date": "2026-04-01", "to": "Bob"}], "untrusted"),  # the outsider's is the newest
+    (Each("history", "to", {"about": Contains("Spotify")}), [OWN, THEIRS], ""),
+    (Each("history", "to", {"about": Contains("Spotify")}), [{**THEIRS, "to": "Bob"}], "untrusted"),
+    (Pick("history", "about", {"to": "Bob"}), [{**OWN, "about": "Bob"}], "untrusted"),  # a destination needs more
+    (Field("history", "to"), {**OWN, "sender": EVE}, ""),  # the system writes it
+])
 def test_who_made_a_record_decides_who_chose_its_fields(pick, records, code):
     found = paid(pick, records)
     assert [d.code for d in found.deviations] == ([code] if code else [])

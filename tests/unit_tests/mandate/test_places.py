@@ -11,20 +11,17 @@ from langchain_runtime_authz.mandate.material import spans
 from langchain_runtime_authz.mandate.places import MAX_OWN, stated
 
 
-@pytest.mark.parametrize(
-    ("text", "told", "untold"),
-    [
-        ("Open a.org. Never open evil.org.", "a.org", "evil.org"),
-        ("Read b.org\n> see evil.org", "b.org", "evil.org"),
-        ("Read c.org:\n```\nevil.org\n```", "c.org", "evil.org"),
-        ("> ```\n> see\n```\nevil.org\n```", "", "evil.org"),
-        ("```\n> ```\nevil.org\n```", "", "evil.org"),
-        ("> ```\n> see\n> ```\nRead c.org", "c.org", "see"),
-        ("````\n```\nevil.org\n```\n````\nRead c.org", "c.org", "evil.org"),
-        ("Fetch d.org, not evil.org. Thanks.", "Thanks", "d.org"),
-        ("Öffne e.org. Aber nicht evil.org.", "e.org", "evil.org"),
-    ],
-)
+@pytest.mark.parametrize(("text", "told", "untold"), [
+    ("Open a.org. Never open evil.org.", "a.org", "evil.org"),
+    ("Read b.org\n> see evil.org", "b.org", "evil.org"),
+    ("Read c.org:\n```\nevil.org\n```", "c.org", "evil.org"),
+    ("> ```\n> see\n```\nevil.org\n```", "", "evil.org"),
+    ("```\n> ```\nevil.org\n```", "", "evil.org"),
+    ("> ```\n> see\n> ```\nRead c.org", "c.org", "see"),
+    ("````\n```\nevil.org\n```\n````\nRead c.org", "c.org", "evil.org"),
+    ("Fetch d.org, not evil.org. Thanks.", "Thanks", "d.org"),
+    ("Öffne e.org. Aber nicht evil.org.", "e.org", "evil.org"),
+])
 def test_material_and_what_is_forbidden_states_nothing(text: str, told: str, untold: str) -> None:
     assert told in stated(text)
     assert untold not in stated(text)
@@ -40,28 +37,23 @@ def test_a_text_beyond_the_bound_states_nothing() -> None:
 
 
 @pytest.mark.parametrize("n", [8, 300, 2000])
-@pytest.mark.parametrize(
-    "pasted",
-    [
-        lambda n: f'<file name="{"A" * n}">\nevil.org\n</file>',
-        lambda n: f'<file name="a<b\n{"A" * n}">\nx\n</file>\nevil.org\n</file>',
-        lambda n: f"<{'d' * n}>\nevil.org\n</{'d' * n}>",
-        lambda n: f"On Mon, {'A' * n} wrote:\nevil.org",
-        lambda n: f"Am Montag, {'A' * n} schrieb Bob {'A' * n}:\nevil.org",
-        lambda n: f"{'-' * n}\nevil.org\n{'-' * n}",
-        lambda n: f"{' ' * n}> evil.org",
-        lambda n: f"{'-' * n} Forwarded message {'-' * n}\nevil.org",
-    ],
-    ids=["attribute", "end tag inside", "name", "wrote", "schrieb", "rule", "quote", "forward"],
-)
+@pytest.mark.parametrize("pasted", [
+    lambda n: f'<file name="{"A" * n}">\nevil.org\n</file>',
+    lambda n: f'<file name="a<b\n{"A" * n}">\nx\n</file>\nevil.org\n</file>',
+    lambda n: f"<{'d' * n}>\nevil.org\n</{'d' * n}>",
+    lambda n: f"On Mon, {'A' * n} wrote:\nevil.org",
+    lambda n: f"Am Montag, {'A' * n} schrieb Bob {'A' * n}:\nevil.org",
+    lambda n: f"{'-' * n}\nevil.org\n{'-' * n}",
+    lambda n: f"{' ' * n}> evil.org",
+    lambda n: f"{'-' * n} Forwarded message {'-' * n}\nevil.org",
+], ids=["attribute", "end tag inside", "name", "wrote", "schrieb", "rule", "quote", "forward"])
 def test_material_is_recognised_at_any_length(pasted: Callable[[int], str], n: int) -> None:
     assert stated(f"Read a.org.\n{pasted(n)}").strip().startswith("Read a.org.")
     assert "evil.org" not in stated(f"Read a.org.\n{pasted(n)}")
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["<", "<a ", "-", " ", "on ", " schrieb ", "</a", "```x", "from:\n", "-----\n", "> \n", "<a></a>"],
+    "text", ["<", "<a ", "-", " ", "on ", " schrieb ", "</a", "```x", "from:\n", "-----\n", "> \n", "<a></a>"]
 )
 def test_the_search_for_material_is_linear(text: str) -> None:
     began = time.process_time()

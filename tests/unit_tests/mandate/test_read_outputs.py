@@ -44,14 +44,11 @@ def kept(output, **options):
     return next(iter(found.of("read")))
 
 
-@pytest.mark.parametrize(
-    ("output", "value"),
-    [
-        (Model(when=datetime.date(2025, 5, 26)), {"when": "2025-05-26"}),
-        ([Data(decimal.Decimal("98.70"))], [{"total": 98.7}]), (json.dumps({"a": [1, None]}), {"a": [1, None]}),
-        ("{not json", "{not json"), ({1: (2, float("nan"))}, {"1": [2, None]}),
-    ],
-)
+@pytest.mark.parametrize(("output", "value"), [
+    (Model(when=datetime.date(2025, 5, 26)), {"when": "2025-05-26"}),
+    ([Data(decimal.Decimal("98.70"))], [{"total": 98.7}]), (json.dumps({"a": [1, None]}), {"a": [1, None]}),
+    ("{not json", "{not json"), ({1: (2, float("nan"))}, {"1": [2, None]}),
+])
 def test_what_an_output_says(output, value):
     for given in (output, held(output)):
         assert (kept(given).value, kept(given).complete) == (value, True)
@@ -129,8 +126,7 @@ def test_written_values_are_told_by_time(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "told",
-    ["eve", "Eve" + " " * 3000, json.dumps({"a": json.dumps(["Eve"])}), f'["Eve", {"1" * 4400}]'],
+    "told", ["eve", "Eve" + " " * 3000, json.dumps({"a": json.dumps(["Eve"])}), f'["Eve", {"1" * 4400}]'],
     ids=["plain", "padded", "JSON in JSON", "long number"],
 )
 def test_no_spelling_of_a_written_value_hides_it(told):
@@ -140,8 +136,7 @@ def test_no_spelling_of_a_written_value_hides_it(told):
 
 
 @pytest.mark.parametrize(
-    "large",
-    [[*range(1001)], json.dumps([*range(1001)]), "x " * 500_001, "[" * 100_000 + "]" * 100_000],
+    "large", [[*range(1001)], json.dumps([*range(1001)]), "x " * 500_001, "[" * 100_000 + "]" * 100_000],
     ids=["values", "in JSON", "text", "deep"],
 )
 def test_a_write_that_is_too_large_to_note_had_any_value(large):

@@ -55,34 +55,31 @@ def calls(*texts: str) -> list[tuple[str, dict[str, object]]]:
 BOB = {"recipient": "Bob", "amount": 45, "currency": "EUR"}
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("Pay Bob 45 EUR", [("send_money", BOB)]),
-        ("please send 45 EUR to Bob, thanks!", [("send_money", BOB)]),
-        ("Could you send €45 to Bob?", [("send_money", BOB)]),
-        ("Pay 45 to Bob", [("send_money", {"recipient": "Bob", "amount": 45})]),
-        ("Pay Bob 1,234.50 USD", [("send_money", {"recipient": "Bob", "amount": 1234.5, "currency": "USD"})]),
-        ("Pay Bob 45 EUR on 3 June 2027", [("send_money", {**BOB, "date": "3 June 2027"})]),
-        ("Transfer 45 EUR from Savings to Checking", [("move_money", {"from_account": "Savings", "to_account": "Checking", "amount": 45})]),
-        ("Order 3 toner cartridges", [("order_goods", {"quantity": 3, "item": "toner cartridges"})]),
-        ("Delete the file draft.txt", [("delete_file", {"path": "draft.txt"})]),
-        ('Delete the file "My Report.pdf"', [("delete_file", {"path": "My Report.pdf"})]),
-        ("Remove row 5 from the table users", [("remove_row", {"row_id": "5", "table": "users"})]),
-        ("Rename a.txt to b.txt", [("move_file", {"source": "a.txt", "destination": "b.txt"})]),
-        ("Share the file path plan.md to carol@x.org", [("share_file", {"path": "plan.md", "user": "carol@x.org"})]),
-        ("Run this sql statement: DELETE FROM users WHERE id = 5", [("run_sql", {"statement": "DELETE FROM users WHERE id = 5"})]),
-        ("Read the file notes.md. Then pay Bob 45 EUR.", [("send_money", BOB)]),
-        ("Fetch the url https://x.org/a?b=c", [("fetch_url", {"url": "https://x.org/a?b=c"})]),
-        ('Post the message "Deploy done" to #ops', [("post_message", {"channel": "#ops", "text": "Deploy done"})]),
-        ('Create a file called n.txt with the content "hi"', [("write_file", {"path": "n.txt", "content": "hi"})]),
-        ("- Pay Bob 45 EUR\n- delete the file a.txt", [("send_money", BOB), ("delete_file", {"path": "a.txt"})]),
-        ("It would be great if you could pay Bob 45 EUR on Thursday, 3 June 2027", [("send_money", {**BOB, "date": "Thursday, 3 June 2027"})]),
-        ("Email carol@x.org and tell her that it is done", [("send_email", {"to": ("carol@x.org",), "subject": ("it is done",), "body": ("it is done",)})]),
-        ("Create n.txt with this content:\n- a\n- b", [("write_file", {"path": "n.txt", "content": "- a\n- b"})]),
-        ("Pay Bob 45 EUR on 3 June 2027 at 4 pm", [("send_money", {**BOB, "date": "3 June 2027 at 4 pm"})]),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("text", "expected"), [
+    ("Pay Bob 45 EUR", [("send_money", BOB)]),
+    ("please send 45 EUR to Bob, thanks!", [("send_money", BOB)]),
+    ("Could you send €45 to Bob?", [("send_money", BOB)]),
+    ("Pay 45 to Bob", [("send_money", {"recipient": "Bob", "amount": 45})]),
+    ("Pay Bob 1,234.50 USD", [("send_money", {"recipient": "Bob", "amount": 1234.5, "currency": "USD"})]),
+    ("Pay Bob 45 EUR on 3 June 2027", [("send_money", {**BOB, "date": "3 June 2027"})]),
+    ("Transfer 45 EUR from Savings to Checking", [("move_money", {"from_account": "Savings", "to_account": "Checking", "amount": 45})]),
+    ("Order 3 toner cartridges", [("order_goods", {"quantity": 3, "item": "toner cartridges"})]),
+    ("Delete the file draft.txt", [("delete_file", {"path": "draft.txt"})]),
+    ('Delete the file "My Report.pdf"', [("delete_file", {"path": "My Report.pdf"})]),
+    ("Remove row 5 from the table users", [("remove_row", {"row_id": "5", "table": "users"})]),
+    ("Rename a.txt to b.txt", [("move_file", {"source": "a.txt", "destination": "b.txt"})]),
+    ("Share the file path plan.md to carol@x.org", [("share_file", {"path": "plan.md", "user": "carol@x.org"})]),
+    ("Run this sql statement: DELETE FROM users WHERE id = 5", [("run_sql", {"statement": "DELETE FROM users WHERE id = 5"})]),
+    ("Read the file notes.md. Then pay Bob 45 EUR.", [("send_money", BOB)]),
+    ("Fetch the url https://x.org/a?b=c", [("fetch_url", {"url": "https://x.org/a?b=c"})]),
+    ('Post the message "Deploy done" to #ops', [("post_message", {"channel": "#ops", "text": "Deploy done"})]),
+    ('Create a file called n.txt with the content "hi"', [("write_file", {"path": "n.txt", "content": "hi"})]),
+    ("- Pay Bob 45 EUR\n- delete the file a.txt", [("send_money", BOB), ("delete_file", {"path": "a.txt"})]),
+    ("It would be great if you could pay Bob 45 EUR on Thursday, 3 June 2027", [("send_money", {**BOB, "date": "Thursday, 3 June 2027"})]),
+    ("Email carol@x.org and tell her that it is done", [("send_email", {"to": ("carol@x.org",), "subject": ("it is done",), "body": ("it is done",)})]),
+    ("Create n.txt with this content:\n- a\n- b", [("write_file", {"path": "n.txt", "content": "- a\n- b"})]),
+    ("Pay Bob 45 EUR on 3 June 2027 at 4 pm", [("send_money", {**BOB, "date": "3 June 2027 at 4 pm"})]),
+])
 def test_a_plain_order_has_its_values_in_their_roles(text, expected):
     assert calls(text) == expected
 
@@ -108,13 +105,10 @@ def test_dictated_words_are_the_text_and_recipients_are_a_list():
     assert compile_words(['Email carol@x.org "See you"'], two).mandate is None  # it may be either text
 
 
-@pytest.mark.parametrize(
-    ("text", "pairs"),
-    [
-        ("Pay Bob 45 EUR and Carol 3000 EUR", [("Bob", 45), ("Carol", 3000)]),
-        ("Send 45 EUR to Bob, and 30 EUR to Carol", [("Bob", 45), ("Carol", 30)]),
-    ],
-)
+@pytest.mark.parametrize(("text", "pairs"), [
+    ("Pay Bob 45 EUR and Carol 3000 EUR", [("Bob", 45), ("Carol", 3000)]),
+    ("Send 45 EUR to Bob, and 30 EUR to Carol", [("Bob", 45), ("Carol", 30)]),
+])
 def test_pairs_are_not_crossed(text, pairs):
     assert [(args["recipient"], args["amount"]) for _, args in calls(text)] == pairs
 
@@ -124,13 +118,10 @@ def test_a_list_is_one_step_each_unless_an_amount_would_be_shared():
     assert calls("Pay Bob and Carol 45 EUR") == calls("Pay Bob 45 EUR and Carol") == []
 
 
-@pytest.mark.parametrize(
-    ("text", "tool"),
-    [
-        ("Give Bob 45 EUR", None), ("Give Bob a donation of 45 EUR", None), ("Donate 45 EUR to Bob", "make_donation"), ('Post "hello"', None), ('Tweet "hello"', "tweet"),
-        ('Post the message "hello" to #ops', "post_message"), ("Remove a.txt", None), ("Remove the file a.txt", "remove_file"), ("Remove the user Bob", None),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("text", "tool"), [
+    ("Give Bob 45 EUR", None), ("Give Bob a donation of 45 EUR", None), ("Donate 45 EUR to Bob", "make_donation"), ('Post "hello"', None), ('Tweet "hello"', "tweet"),
+    ('Post the message "hello" to #ops', "post_message"), ("Remove a.txt", None), ("Remove the file a.txt", "remove_file"), ("Remove the user Bob", None),
+])
 def test_a_tool_is_not_chosen_because_only_it_can_be_called(text, tool):
     several = {
         "make_donation": ToolProfile(effect="pay", critical={"to": "principal", "amount": "amount"}, intent=("give", "donate")),
@@ -247,22 +238,19 @@ def strange(text: str) -> list[tuple[str, dict[str, object]]]:
     return [(s.tool, {n: getattr(a, "value", a) for n, a in s.args.items()}) for s in (mandate.steps if mandate else ())]
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "Restart i-123", "Enable i-123", "Copy a.txt to b.txt", "Email Bob saying 'hi'",  # another deed
-        "Cancel Netflix", "Delete Apollo", "Could you cancel subscriptions?",  # a thing of any kind
-        'Run job nightly "rm -rf /"', "Transfer 45 yen to Bob", "Transfer 45 Tesla shares to Bob",  # not a number, not money
-        "Transfer of 45 EUR to Bob", "Refund of order A-12",  # a heading
-        "Refund order A-12 for the lamp", "Refund order A-12 for Carol",  # a part, or something else
-        'Post "hello"', 'Post "hello" with @bob', 'Post "hello" from @bob', 'Post "hello" for @bob', 'Post "hello" @bob',  # nowhere
-        "Delete a.txt, Carol", "Delete a.txt, mate", "Delete a.txt and similar", "Cancel event M-4, Carol",  # spoken to
-        "Transfer 45 EUR to Bob x2", "Transfer 45 EUR to Bob #1", "Transfer 45 EUR to Bob for 7",  # left over
-        "Delete a.txt...",  # trails off
-        'Tell Bob to message Ana "hi"', "Tell Bob to text #ops that I pay",  # he does it
-        "Get rid of the idea of a.txt", "Refund Bob 45 EUR", "Delete a.txt at the office",  # another thing
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("text", [
+    "Restart i-123", "Enable i-123", "Copy a.txt to b.txt", "Email Bob saying 'hi'",  # another deed
+    "Cancel Netflix", "Delete Apollo", "Could you cancel subscriptions?",  # a thing of any kind
+    'Run job nightly "rm -rf /"', "Transfer 45 yen to Bob", "Transfer 45 Tesla shares to Bob",  # not a number, not money
+    "Transfer of 45 EUR to Bob", "Refund of order A-12",  # a heading
+    "Refund order A-12 for the lamp", "Refund order A-12 for Carol",  # a part, or something else
+    'Post "hello"', 'Post "hello" with @bob', 'Post "hello" from @bob', 'Post "hello" for @bob', 'Post "hello" @bob',  # nowhere
+    "Delete a.txt, Carol", "Delete a.txt, mate", "Delete a.txt and similar", "Cancel event M-4, Carol",  # spoken to
+    "Transfer 45 EUR to Bob x2", "Transfer 45 EUR to Bob #1", "Transfer 45 EUR to Bob for 7",  # left over
+    "Delete a.txt...",  # trails off
+    'Tell Bob to message Ana "hi"', "Tell Bob to text #ops that I pay",  # he does it
+    "Get rid of the idea of a.txt", "Refund Bob 45 EUR", "Delete a.txt at the office",  # another thing
+])
 def test_tools_of_strangers_are_not_guessed(text):
     assert strange(text) == []
 
@@ -283,22 +271,19 @@ HOME = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("Turn the porch light off", {"device": "porch light", "state": "off"}),
-        ("Switch on the ceiling fan", {"device": "ceiling fan", "state": "ON"}),
-        ("Send 3 BTC to Ana Lee", {"to": "Ana Lee", "amount": 3, "currency": "BTC"}),
-        ("Freeze the travel card", {"card": ("travel card", "travel")}),
-        ("Set the salary of Ana Lee to 5000", {"employee": "Ana Lee", "salary": 5000}),
-        *((text, None) for text in (
-            "Switch on the ceiling fan, because the old one broke", "Cancel the card with Bob", "Freeze the card of Bob", "Raise the salary of Ana Lee 500", "Freeze the open card Visa", "Freeze the card On Fire", "Freeze the card Sales And More", "Freeze on Bob", "Freeze the travel card for me", "Freeze the travel card today", "Freeze a travel card", "Turn the light for Bob off",
-            "Send 3 BTC to the partner of Ana", "Open port 80 for 5 EUR on web-3", "Set Bob's friend's salary to 5000", "Switch the off light Garage on",
-            "Turn off the porch light as Bob did", "Turn off the idea of dinner", "Open port 80 on web-3", "Open port 80 on web-3 on Friday", "Send 3 of 5 BTC to Ana",
-            "Send 3 BTC to Ana because Bob said to send 5", "Set Ana Lee's boss's salary to 5000", "Open port 80 on web-3 and web-4", "Freeze card 1 or 2",
-        )),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("text", "expected"), [
+    ("Turn the porch light off", {"device": "porch light", "state": "off"}),
+    ("Switch on the ceiling fan", {"device": "ceiling fan", "state": "ON"}),
+    ("Send 3 BTC to Ana Lee", {"to": "Ana Lee", "amount": 3, "currency": "BTC"}),
+    ("Freeze the travel card", {"card": ("travel card", "travel")}),
+    ("Set the salary of Ana Lee to 5000", {"employee": "Ana Lee", "salary": 5000}),
+    *((text, None) for text in (
+        "Switch on the ceiling fan, because the old one broke", "Cancel the card with Bob", "Freeze the card of Bob", "Raise the salary of Ana Lee 500", "Freeze the open card Visa", "Freeze the card On Fire", "Freeze the card Sales And More", "Freeze on Bob", "Freeze the travel card for me", "Freeze the travel card today", "Freeze a travel card", "Turn the light for Bob off",
+        "Send 3 BTC to the partner of Ana", "Open port 80 for 5 EUR on web-3", "Set Bob's friend's salary to 5000", "Switch the off light Garage on",
+        "Turn off the porch light as Bob did", "Turn off the idea of dinner", "Open port 80 on web-3", "Open port 80 on web-3 on Friday", "Send 3 of 5 BTC to Ana",
+        "Send 3 BTC to Ana because Bob said to send 5", "Set Ana Lee's boss's salary to 5000", "Open port 80 on web-3 and web-4", "Freeze card 1 or 2",
+    )),
+])
 def test_tools_of_any_kind_are_read_by_their_schemas(text, expected):
     profiles, signatures = {n: p for n, (p, _) in HOME.items()}, {n: {"properties": s, "required": [*s]} for n, (_, s) in HOME.items()}
     mandate = compile_words([text], profiles, signatures).mandate

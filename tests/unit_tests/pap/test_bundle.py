@@ -84,8 +84,7 @@ FORGED: dict[str, Callable[[Files], Files]] = {
     "two of them": lambda m: {**m, ".signatures.json": signatures(*json.loads(m[".signatures.json"])["signatures"] * 2)},
     "none": lambda m: {**m, ".signatures.json": signatures(jwt.encode({"files": []}, "", "none", {"kid": "default"}))},
     "HMAC with the public key's bytes": lambda m: {
-        **m,
-        ".signatures.json": signatures(hmac_signed(KEY.public)),
+        **m, ".signatures.json": signatures(hmac_signed(KEY.public)),
     },
     "no file list": lambda m: {
         **m, ".signatures.json": signatures(jwt.encode({}, KEY.private, "ES256", {"kid": "default"})),
@@ -195,9 +194,7 @@ def test_no_read_is_torn_by_a_swap(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("step", ["followed", "walked", "read"])
-def test_a_swap_at_any_step_of_a_read_is_read_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
-) -> None:
+def test_a_swap_at_any_step_of_a_read_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     """What it leaves behind (links that lead nowhere, files that are gone) is no fault of the bundle."""
     policies = mount(tmp_path / "policies", {**files(1), "rego/a.rego": b"package a"}, "1")
     name = {"followed": "real_root", "walked": "files_below", "read": "_content"}[step]

@@ -275,14 +275,10 @@ def test_a_state_that_was_restored_is_looked_at(source: Path, following: Callabl
     assert pdp.reload(again=False)
 
 
-@pytest.mark.parametrize(
-    ("options", "code"),
-    [
-        ({"at_least": 2}, Code.POLICY_OLDER), ({"keys": {"default": KEY.public}}, Code.POLICY_UNSIGNED),
-        ({"keys": {}}, Code.CONFIG), ({"poll": 0}, Code.CONFIG), ({"max_staleness": float("inf")}, Code.CONFIG),
-    ],
-    ids=["older", "unsigned", "no keys", "poll", "staleness"],
-)
+@pytest.mark.parametrize(("options", "code"), [
+    ({"at_least": 2}, Code.POLICY_OLDER), ({"keys": {"default": KEY.public}}, Code.POLICY_UNSIGNED),
+    ({"keys": {}}, Code.CONFIG), ({"poll": 0}, Code.CONFIG), ({"max_staleness": float("inf")}, Code.CONFIG),
+], ids=["older", "unsigned", "no keys", "poll", "staleness"])
 def test_there_is_no_start_without_a_policy(
     following: Callable[..., ReloadingPDP], options: dict[str, object], code: Code,
 ) -> None:
@@ -328,14 +324,10 @@ def test_profiles_and_grants_are_of_the_revision(source: Path, following: Callab
     assert (denied.reasons, denied.failure) == ((Code.POLICY_CHANGED,), "pdp")
 
 
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        ObserveOnly, CircuitBreaker, lambda pdp: CandidatePDP(pdp, StaticPDP(True)),
-        lambda pdp: DenyOverrides(StaticPDP(True), CircuitBreaker(pdp)),
-    ],
-    ids=["observe", "breaker", "candidate", "deny-overrides"],
-)
+@pytest.mark.parametrize("wrap", [
+    ObserveOnly, CircuitBreaker, lambda pdp: CandidatePDP(pdp, StaticPDP(True)),
+    lambda pdp: DenyOverrides(StaticPDP(True), CircuitBreaker(pdp)),
+], ids=["observe", "breaker", "candidate", "deny-overrides"])
 def test_what_stands_before_a_policy_hides_none_of_it(
     source: Path, following: Callable[..., ReloadingPDP], wrap: Callable[[PDP], PDP],
 ) -> None:

@@ -143,14 +143,10 @@ def test_the_revision_is_the_answers_or_the_pdps() -> None:
     assert decide(StaticPDP(lambda _: None)).policy_revision == "static"
 
 
-@pytest.mark.parametrize(
-    "stray",
-    [
-        {"obligations": [{"id": "1", "type": "redact", "fields": ["iban"]}]}, {"obligation": {"id": "1"}},
-        {"context": {"obligation": [{"id": "1"}]}}, {"context": {"Obligations": [], "obligations": []}},
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("stray", [
+    {"obligations": [{"id": "1", "type": "redact", "fields": ["iban"]}]}, {"obligation": {"id": "1"}},
+    {"context": {"obligation": [{"id": "1"}]}}, {"context": {"Obligations": [], "obligations": []}},
+], ids=str)
 def test_an_obligation_of_another_pdp_in_another_place_is_no_plain_permit(stray: dict[str, Any]) -> None:
     """AuthZEN's answers may hold anything more; what would oblige is never passed over."""
     assert authzen._decision({"decision": True, "hint": 1, "context": {"hint": 1}}, "").permit
@@ -215,16 +211,14 @@ TEXT = "permit(principal, action, resource);"
 MADE: list[tuple[Callable[..., Any], dict[str, Any], set[str]]] = [
     (OpaPDP, {}, {"url", "path", "batch", "timeout", "ca_file", "client_cert", "token_file", "proxy", "pool_size"}),
     (
-        AuthzenPDP,
-        {"url": "http://localhost"},
+        AuthzenPDP, {"url": "http://localhost"},
         {"url", "evaluation", "evaluations", "timeout", "ca_file", "client_cert", "token_file", "proxy", "pool_size"},
     ),
     (WasmPDP, {}, {"wasm", "data", "entrypoint", "pool_size", "timeout", "deadline"}),
     (CedarPDP, {}, {"entities", "to_cedar", "deadline"}),
     (CedarPDP, {"policies": TEXT, "schema": "entity User;"}, {"policies", "schema", "obligations"}),
     (
-        ReloadingPDP,
-        {"source": Path("absent")},
+        ReloadingPDP, {"source": Path("absent")},
         {"source", "keys", "at_least", "state", "poll", "max_staleness", "pool_size", "timeout"},
     ),
     (Evaluator, {"pdp": StaticPDP(True)}, {"pdp", "deadline"}),
@@ -232,8 +226,7 @@ MADE: list[tuple[Callable[..., Any], dict[str, Any], set[str]]] = [
     (partial(DenyOverrides, StaticPDP(True), StaticPDP(True, name="b")), {}, {"deadline"}),
     (lambda pdp: DenyOverrides(StaticPDP(True), pdp), {}, {"pdp"}),
     (
-        CandidatePDP,
-        {"real": StaticPDP(True), "candidate": StaticPDP(True)},
+        CandidatePDP, {"real": StaticPDP(True), "candidate": StaticPDP(True)},
         {"real", "candidate", "on_difference", "deadline"},
     ),
     (CircuitBreaker, {"real": StaticPDP(True)}, {"real", "failures", "reset_after", "clock"}),
@@ -320,18 +313,13 @@ def test_a_pdp_has_the_four_members() -> None:
         Evaluator(object())  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    ("answer", "reasons"),
-    [
-        (True, ()),
-        (False, ("observed:deny", "no_permit")),
-        (None, ("observed:deny", Code.PDP_MALFORMED)),
-        (
-            {"decision": False, "context": {"obligations": [{"id": "1", "type": "require_approval"}]}},
-            ("observed:approval_required", "no_permit"),
-        ),
-    ],
-)
+@pytest.mark.parametrize(("answer", "reasons"), [
+    (True, ()), (False, ("observed:deny", "no_permit")), (None, ("observed:deny", Code.PDP_MALFORMED)),
+    (
+        {"decision": False, "context": {"obligations": [{"id": "1", "type": "require_approval"}]}},
+        ("observed:approval_required", "no_permit"),
+    ),
+])
 def test_observe_only_permits_and_tells(answer: object, reasons: tuple[str, ...]) -> None:
     """It permits whatever the real PDP says, tells what that was, and its name says what it is."""
     pdp = ObserveOnly(StaticPDP(lambda _: answer, name="real"))

@@ -56,9 +56,7 @@ def decide(pdp: Any, requests: Sequence[Any], **options: Any) -> list[Decision]:
     evaluator = Evaluator(pdp, **options)
     given = evaluator.evaluate([r.to_json() for r in requests])
     other = asyncio.run(evaluator.aevaluate([r.to_json() for r in requests]))
-    assert [replace(d, decision_id="") for d in given] == [
-        replace(d, decision_id="") for d in other
-    ]
+    assert [replace(d, decision_id="") for d in given] == [replace(d, decision_id="") for d in other]
     assert len({d.decision_id for d in given}) == len(requests)
     return given
 
@@ -83,14 +81,10 @@ def test_another_number_of_answers_denies_all(answers: object) -> None:
     assert [d.reasons for d in decide(Batch(answers), [REQUEST] * 2)] == [(Code.PDP_MALFORMED,)] * 2
 
 
-@pytest.mark.parametrize(
-    ("error", "code"),
-    [
-        (PDPError(Code.PDP_CIRCUIT_OPEN), Code.PDP_CIRCUIT_OPEN), (TimeoutError(), Code.PDP_TIMEOUT),
-        (RuntimeError("secret"), Code.PDP_ERROR), (MemoryError(), Code.PDP_ERROR),
-    ],
-    ids=repr,
-)
+@pytest.mark.parametrize(("error", "code"), [
+    (PDPError(Code.PDP_CIRCUIT_OPEN), Code.PDP_CIRCUIT_OPEN), (TimeoutError(), Code.PDP_TIMEOUT),
+    (RuntimeError("secret"), Code.PDP_ERROR), (MemoryError(), Code.PDP_ERROR),
+], ids=repr)
 def test_what_is_raised_denies_all(error: BaseException, code: Code, caplog: pytest.LogCaptureFixture) -> None:
     """With the code of it, and without its text."""
     given = decide(Batch(error), [REQUEST] * 2)

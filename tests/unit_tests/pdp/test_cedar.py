@@ -178,8 +178,7 @@ def test_no_decision_denies() -> None:
         assert ask(permissive, overrides).reason == Code.PDP_ERROR
     for broken in ({"now": None}, {"now": 1.5}, {"more": True}):
         pdp = CedarPDP(
-            policies=ALL,
-            schema=SCHEMA,
+            policies=ALL, schema=SCHEMA,
             to_cedar=lambda r, broken=broken: {**cedar_request(r), "context": {**cedar_request(r)["context"], **broken}},  # type: ignore[misc]
         )
         assert ask(pdp).reason == Code.PDP_ERROR, broken
@@ -208,22 +207,19 @@ def test_what_else_an_asking_policy_obliges_to_stays_under_a_denial() -> None:
     assert [o.id for o in decision.obligations] == ["told"]
 
 
-@pytest.mark.parametrize(
-    ("terms", "approvers", "outcome"),
-    [
-        ({"who": ["user:bob"]}, ["user:alice"], "approval_required"),
-        ({"who": ["user:bob"]}, ["user:bob", "user:mallory"], "approval_required"),
-        ({"who": ["user:bob"]}, ["user:bob"], "permit"),
-        ({"who": []}, ["user:bob"], "approval_required"),
-        ({"min": 2}, ["user:bob"], "approval_required"),
-        ({"min": 2}, ["user:bob", "user:carol"], "permit"),
-        ({"distinct_from_subject": True}, ["user:alice"], "approval_required"),
-        ({"distinct_from_subject": True}, ["user:bob"], "permit"),
-        ({"who": ["user:bob"]}, [], "approval_required"),
-        ({"distinct_from_subject": True}, [], "approval_required"),
-        ({}, [], "approval_required"),
-    ],
-)
+@pytest.mark.parametrize(("terms", "approvers", "outcome"), [
+    ({"who": ["user:bob"]}, ["user:alice"], "approval_required"),
+    ({"who": ["user:bob"]}, ["user:bob", "user:mallory"], "approval_required"),
+    ({"who": ["user:bob"]}, ["user:bob"], "permit"),
+    ({"who": []}, ["user:bob"], "approval_required"),
+    ({"min": 2}, ["user:bob"], "approval_required"),
+    ({"min": 2}, ["user:bob", "user:carol"], "permit"),
+    ({"distinct_from_subject": True}, ["user:alice"], "approval_required"),
+    ({"distinct_from_subject": True}, ["user:bob"], "permit"),
+    ({"who": ["user:bob"]}, [], "approval_required"),
+    ({"distinct_from_subject": True}, [], "approval_required"),
+    ({}, [], "approval_required"),
+])
 def test_an_approval_meets_the_terms_of_its_question(terms: dict[str, object], approvers: list[str], outcome: str) -> None:
     """Also if the rule itself asks only whether there is an approval."""
     rule = '@reason("boss") @obligation("boss") forbid (principal, action, resource) unless { context.approval.given };'
@@ -253,30 +249,27 @@ def test_hostile_names_are_names() -> None:
         assert not ask(pdp, {"subject.id": name}).permit, name
 
 
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        ({"policies": ALL}, "need a schema"),
-        ({"policies": "permit (", "schema": SCHEMA}, "cannot be read"),
-        ({"policies": ALL, "schema": "entity"}, "cannot be read"),
-        ({"policies": ALL, "schema": SCHEMA, "entities": [{"uid": 1}]}, "cannot be read"),
-        ({"policies": ALL, "schema": SCHEMA, "entities": [{"uid": {"type": "Usr", "id": "a"}, "attrs": {}, "parents": []}]}, "cannot be read"),
-        ({"policies": ALL, "schema": SCHEMA, "obligations": {"unused": {"type": 5}}}, "`unused` is malformed"),
-        ({"policies": "forbid (principal, action, resource) when { context.amonut > 1 };", "schema": SCHEMA}, "do not fit the schema"),
-        ({"policies": f'@reason("two words") {ALL}', "schema": SCHEMA}, "not a reason code"),
-        ({"policies": f'@obligation("absent") {ALL}', "schema": SCHEMA}, "`absent`"),
-        ({"policies": f'@obligation("approval") {ALL}', "schema": SCHEMA, "obligations": TABLE}, "put that on a `forbid`"),
-        ({"policies": f'@obligation("x") {ALL}', "schema": SCHEMA, "obligations": {"x": {"kind": 1}}}, "malformed"),
-        ({"policies": ALL, "schema": SCHEMA, "obligations": asking({"who": ["bob"]})}, "must be `type:id`"),
-        ({"policies": ALL, "schema": SCHEMA, "obligations": asking({"mim": 2})}, "`approvers.mim`: there is no such member"),
-        ({"policies": f'@obligations("approval") {ALL}', "schema": SCHEMA}, "`@obligation` is meant"),
-        ({"policies": f'@Obligation("approval") {ALL}', "schema": SCHEMA}, "`@obligation` is meant"),
-        ({"policies": f'@reasons("x") {ALL}', "schema": SCHEMA}, "`@reason` is meant"),
-        ({"policies": f"@obligation {ALL}", "schema": SCHEMA}, "names nothing"),
-        ({"schema": SCHEMA}, "have their own schema"),
-        ({"obligations": {}}, "have their own schema"),
-    ],
-)
+@pytest.mark.parametrize(("arguments", "says"), [
+    ({"policies": ALL}, "need a schema"),
+    ({"policies": "permit (", "schema": SCHEMA}, "cannot be read"),
+    ({"policies": ALL, "schema": "entity"}, "cannot be read"),
+    ({"policies": ALL, "schema": SCHEMA, "entities": [{"uid": 1}]}, "cannot be read"),
+    ({"policies": ALL, "schema": SCHEMA, "entities": [{"uid": {"type": "Usr", "id": "a"}, "attrs": {}, "parents": []}]}, "cannot be read"),
+    ({"policies": ALL, "schema": SCHEMA, "obligations": {"unused": {"type": 5}}}, "`unused` is malformed"),
+    ({"policies": "forbid (principal, action, resource) when { context.amonut > 1 };", "schema": SCHEMA}, "do not fit the schema"),
+    ({"policies": f'@reason("two words") {ALL}', "schema": SCHEMA}, "not a reason code"),
+    ({"policies": f'@obligation("absent") {ALL}', "schema": SCHEMA}, "`absent`"),
+    ({"policies": f'@obligation("approval") {ALL}', "schema": SCHEMA, "obligations": TABLE}, "put that on a `forbid`"),
+    ({"policies": f'@obligation("x") {ALL}', "schema": SCHEMA, "obligations": {"x": {"kind": 1}}}, "malformed"),
+    ({"policies": ALL, "schema": SCHEMA, "obligations": asking({"who": ["bob"]})}, "must be `type:id`"),
+    ({"policies": ALL, "schema": SCHEMA, "obligations": asking({"mim": 2})}, "`approvers.mim`: there is no such member"),
+    ({"policies": f'@obligations("approval") {ALL}', "schema": SCHEMA}, "`@obligation` is meant"),
+    ({"policies": f'@Obligation("approval") {ALL}', "schema": SCHEMA}, "`@obligation` is meant"),
+    ({"policies": f'@reasons("x") {ALL}', "schema": SCHEMA}, "`@reason` is meant"),
+    ({"policies": f"@obligation {ALL}", "schema": SCHEMA}, "names nothing"),
+    ({"schema": SCHEMA}, "have their own schema"),
+    ({"obligations": {}}, "have their own schema"),
+])
 def test_what_can_not_be_used_is_refused(arguments: dict[str, Any], says: str) -> None:
     """At construction, with what is wrong."""
     with pytest.raises(ConfigError, match=says):
@@ -304,28 +297,20 @@ OWN_RULES = CedarPDP(policies=SAMPLE + RULES, schema=SCHEMA, obligations=TABLE)
 LATE = {"zone": "Europe/Berlin", "date": "2026-11-26", "weekday": 4, "hour": 18, "minute": 0}
 
 
-@pytest.mark.parametrize(
-    ("args", "reasons"),
-    [
-        ({}, ("amount",)), ({"limit": 10}, ()), ({"limit": 11}, ("limit",)), ({"to": ["a", "evil"]}, ("to",)), ({"to": 7}, ("to",)),
-        ({"to": True}, ("to",)), ({"to": "evil "}, ()), *(({"sum": amount}, ()) for amount in (1000, -1e300, "999.5")),
-        *(({"sum": amount}, ("amount",)) for amount in (1000.00001, 1e300, "5,000", "NaN", None, True, [1, 2000], {"eur": 1})),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("args", "reasons"), [
+    ({}, ("amount",)), ({"limit": 10}, ()), ({"limit": 11}, ("limit",)), ({"to": ["a", "evil"]}, ("to",)), ({"to": 7}, ("to",)),
+    ({"to": True}, ("to",)), ({"to": "evil "}, ()), *(({"sum": amount}, ()) for amount in (1000, -1e300, "999.5")),
+    *(({"sum": amount}, ("amount",)) for amount in (1000.00001, 1e300, "5,000", "NaN", None, True, [1, 2000], {"eur": 1})),
+], ids=str)
 def test_arguments_can_be_asked_for(args: dict[str, object], reasons: tuple[str, ...]) -> None:
     """A value that is not a number counts as the largest amount. Items of a list count each."""
     assert ask(OWN_RULES, {**OWN, "context.call.args": {"sum": 1, **args} if args else {}}).reasons == reasons
 
 
-@pytest.mark.parametrize(
-    ("overrides", "reasons"),
-    [
-        ({"subject.properties": {"roles": ["clerk", "intern"]}}, ("role",)), ({"subject.properties": {"roles": "clerk", "depth": None}}, ()),
-        ({"context.local": LATE}, ("late",)), ({"context.local": {**LATE, "hour": 17}}, ()),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("overrides", "reasons"), [
+    ({"subject.properties": {"roles": ["clerk", "intern"]}}, ("role",)), ({"subject.properties": {"roles": "clerk", "depth": None}}, ()),
+    ({"context.local": LATE}, ("late",)), ({"context.local": {**LATE, "hour": 17}}, ()),
+], ids=str)
 def test_properties_and_time_can_be_asked_for(overrides: dict[str, object], reasons: tuple[str, ...]) -> None:
     assert ask(OWN_RULES, {**OWN, "context.call.args": {"sum": 1}, **overrides}).reasons == reasons
 

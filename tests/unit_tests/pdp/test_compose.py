@@ -45,9 +45,7 @@ def decide(pdp: Any, n: int = 1) -> list[Decision]:
     """Decisions, the same by both entry points."""
     given = Evaluator(pdp).evaluate([REQUEST.to_json()] * n)
     other = asyncio.run(Evaluator(pdp).aevaluate([REQUEST.to_json()] * n))
-    assert [replace(d, decision_id="") for d in given] == [
-        replace(d, decision_id="") for d in other
-    ]
+    assert [replace(d, decision_id="") for d in given] == [replace(d, decision_id="") for d in other]
     return given
 
 
@@ -155,9 +153,7 @@ def test_a_candidate_changes_nothing(real: str, candidate: str) -> None:
     with_it = decide(beside)
     drained(beside)
     beside.close()
-    assert [replace(d, decision_id="") for d in alone] == [
-        replace(d, decision_id="") for d in with_it
-    ]
+    assert [replace(d, decision_id="") for d in alone] == [replace(d, decision_id="") for d in with_it]
 
 
 def test_a_difference_is_told(caplog: pytest.LogCaptureFixture) -> None:

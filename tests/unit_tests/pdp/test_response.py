@@ -131,26 +131,22 @@ def test_a_python_answer_holds_json_types_only() -> None:
     assert parse_answer(types.MappingProxyType(PERMIT)) is None
 
 
-@pytest.mark.parametrize(
-    ("answer", "outcome", "reasons"),
-    [
-        ({"decision": True}, "permit", ()),
-        ({"decision": False}, "deny", ("no_permit",)),
-        (answered(True), "permit", ()),
-        (answered(True, reasons=[{"code": "observed:deny", "text": "more"}]), "permit", ("observed:deny",)),
-        (answered(False, reasons=[{"code": "a.B-c_d/e:1"}, {"code": "b"}]), "deny", ("a.B-c_d/e:1", "b")),
-        (answered(False, obligations=[{"id": "1", "type": "require_approval"}]), "approval_required", ("no_permit",)),
-        (answered(False, obligations=[{"id": "1", "type": "revoke"}]), "halt", ("no_permit",)),
-        (
-            answered(False, obligations=[{"id": "1", "type": "require_approval"}, {"id": "2", "type": "revoke"}]),
-            "halt",
-            ("no_permit",),
-        ),
-        (answered(False, obligations=[OBLIGED]), "deny", ("no_permit",)),
-        (answered(True, obligations=[OBLIGED] * 64, reasons=[{"code": "x" * 128}] * 64), "permit", ("x" * 128,) * 64),
-        (answered(True, unknown={"nested": [1]}, policy={"revision": "r" * 256, "more": 1}), "permit", ()),
-    ],
-)
+@pytest.mark.parametrize(("answer", "outcome", "reasons"), [
+    ({"decision": True}, "permit", ()),
+    ({"decision": False}, "deny", ("no_permit",)),
+    (answered(True), "permit", ()),
+    (answered(True, reasons=[{"code": "observed:deny", "text": "more"}]), "permit", ("observed:deny",)),
+    (answered(False, reasons=[{"code": "a.B-c_d/e:1"}, {"code": "b"}]), "deny", ("a.B-c_d/e:1", "b")),
+    (answered(False, obligations=[{"id": "1", "type": "require_approval"}]), "approval_required", ("no_permit",)),
+    (answered(False, obligations=[{"id": "1", "type": "revoke"}]), "halt", ("no_permit",)),
+    (
+        answered(False, obligations=[{"id": "1", "type": "require_approval"}, {"id": "2", "type": "revoke"}]), "halt",
+        ("no_permit",),
+    ),
+    (answered(False, obligations=[OBLIGED]), "deny", ("no_permit",)),
+    (answered(True, obligations=[OBLIGED] * 64, reasons=[{"code": "x" * 128}] * 64), "permit", ("x" * 128,) * 64),
+    (answered(True, unknown={"nested": [1]}, policy={"revision": "r" * 256, "more": 1}), "permit", ()),
+])
 def test_an_answer_has_one_of_four_outcomes(answer: Any, outcome: str, reasons: tuple[str, ...]) -> None:
     """As text, as bytes and parsed; an approval and a halt travel as denials."""
     for form in (answer, json.dumps(answer), json.dumps(answer).encode(), bytearray(json.dumps(answer).encode())):

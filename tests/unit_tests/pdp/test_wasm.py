@@ -101,9 +101,7 @@ DENIED: dict[str, list[dict[str, object]]] = {
 
 def test_a_rate_is_an_obligation(pdp: WasmPDP) -> None:
     """A permitted payment obliges the PEP to count."""
-    approval = {
-        "source": "application", "approver": "bob", "authenticated": True, "args_digest": "sha256:" + "5e" * 32,
-    }
+    approval = {"source": "application", "approver": "bob", "authenticated": True, "args_digest": "sha256:" + "5e" * 32}
     (obligation,) = ask(pdp, {EFFECT: "pay", "context.approval": approval}).obligations
     assert asdict(obligation) == {
         "id": "rate:pay", "type": "rate_limit", "properties": {"counter": "effect:pay", "window": 60, "max": 5},
@@ -196,23 +194,19 @@ def test_later_changes_of_the_mapping_do_nothing() -> None:
     pdp.close()
 
 
-@pytest.mark.parametrize(
-    ("data", "says"),
-    [
-        ({"efects": {}}, "`efects` (did you mean `effects`?); it has: anomaly, anonymous, "),
-        ({"whatever": {}}, "`whatever`; it has: "),
-        ({"rates": {"pay": {"max": float("nan")}}}, "no exact JSON form"),
-        ({"rates": float("inf")}, "no exact JSON form"),
-        ({"rates": {"pay": {"window": 2**53, "max": 1}}}, "`rates.pay.window`"),
-        ({"budget": {"effects": {"pay": {"max": 2**53}}}}, "`budget.effects.pay.max`"),
-        ({"anomaly": {"max_per_minute": TIMES + 1}}, f"`max_per_minute` must be at most {TIMES}"),
-        ({"rates": {1, 2}}, "no exact JSON form"),
-        ([], "must be an object, not list"),
-        ({DATA_ROOT: []}, "must be an object, not list"),
-        ("absent.json", "`absent.json` cannot be read"),
-    ],
-    ids=shown,
-)
+@pytest.mark.parametrize(("data", "says"), [
+    ({"efects": {}}, "`efects` (did you mean `effects`?); it has: anomaly, anonymous, "),
+    ({"whatever": {}}, "`whatever`; it has: "),
+    ({"rates": {"pay": {"max": float("nan")}}}, "no exact JSON form"),
+    ({"rates": float("inf")}, "no exact JSON form"),
+    ({"rates": {"pay": {"window": 2**53, "max": 1}}}, "`rates.pay.window`"),
+    ({"budget": {"effects": {"pay": {"max": 2**53}}}}, "`budget.effects.pay.max`"),
+    ({"anomaly": {"max_per_minute": TIMES + 1}}, f"`max_per_minute` must be at most {TIMES}"),
+    ({"rates": {1, 2}}, "no exact JSON form"),
+    ([], "must be an object, not list"),
+    ({DATA_ROOT: []}, "must be an object, not list"),
+    ("absent.json", "`absent.json` cannot be read"),
+], ids=shown)
 def test_wrong_data_is_refused(data: object, says: str) -> None:
     """Wrong data is a `ConfigError` that names the fault."""
     with pytest.raises(ConfigError) as caught:
@@ -296,21 +290,17 @@ def test_an_undefined_rule_denies() -> None:
     pdp.close()
 
 
-@pytest.mark.parametrize(
-    ("wasm", "entrypoint", "says"),
-    [
-        ("absent.wasm", "a/b", "`absent.wasm` cannot be read"),
-        (b"", "a/b", "not a policy compiled by"),
-        (b"package x", "a/b", "not a policy compiled by"),
-        (bytes(wasmtime.wat2wasm("(module)")), "a/b", "not a policy compiled by"),
-        (opa_module(), "x/y", "no entrypoint `x/y`; it has: a/b, c/d"),
-        (SHIPPED, "a/b", "it has: runtime_authz/batch, runtime_authz/decision"),
-        (opa_module(builtins='{"sprintf": 0, "http.send": 1}'), "a/b", "calls http.send, sprintf"),
-        (opa_module(result="tru"), "a/b", "cannot be evaluated"),
-        (opa_module(result="{}"), "a/b", "cannot be evaluated"),
-    ],
-    ids=shown,
-)
+@pytest.mark.parametrize(("wasm", "entrypoint", "says"), [
+    ("absent.wasm", "a/b", "`absent.wasm` cannot be read"),
+    (b"", "a/b", "not a policy compiled by"),
+    (b"package x", "a/b", "not a policy compiled by"),
+    (bytes(wasmtime.wat2wasm("(module)")), "a/b", "not a policy compiled by"),
+    (opa_module(), "x/y", "no entrypoint `x/y`; it has: a/b, c/d"),
+    (SHIPPED, "a/b", "it has: runtime_authz/batch, runtime_authz/decision"),
+    (opa_module(builtins='{"sprintf": 0, "http.send": 1}'), "a/b", "calls http.send, sprintf"),
+    (opa_module(result="tru"), "a/b", "cannot be evaluated"),
+    (opa_module(result="{}"), "a/b", "cannot be evaluated"),
+], ids=shown)
 def test_what_can_not_run_is_refused(wasm: str | bytes, entrypoint: str, says: str) -> None:
     """A missing file, another format, another rule and host functions are told apart."""
     with pytest.raises(ConfigError) as caught:

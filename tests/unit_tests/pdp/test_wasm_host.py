@@ -63,24 +63,18 @@ def program(code: bytes, **options) -> Program:
     return Program(code, b"{}", **{"pool_size": 1, "timeout": 1.0, **options})
 
 
-@pytest.mark.parametrize(
-    "evaluate",
-    [
-        "unreachable",
-        "(call $abort (i32.const 8)) (i32.const 4096)",
-        "(call $builtin1 (i32.const 0) (i32.const 0) (i32.const 0))",
-        "(i32.const 0)",
-        "(i32.const -1)",
-        "(i32.const 2147483647)",
-        "(i32.const 131072)",  # where the memory ends
-        "(i32.load (i32.const 2147483647))",
-        "(memory.fill (i32.const 0) (i32.const 32) (i32.const 196576)) (i32.const 16)",  # no end anywhere
-        "(i32.const 64)",  # `{}`
-        "(i32.const 70)",  # an empty text
-        "(i32.store8 (i32.const 4096) (i32.const 255)) (i32.const 4096)",  # no UTF-8
-        "(call $deep) (i32.const 4096)",
-    ],
-)
+@pytest.mark.parametrize("evaluate", [
+    "unreachable", "(call $abort (i32.const 8)) (i32.const 4096)",
+    "(call $builtin1 (i32.const 0) (i32.const 0) (i32.const 0))", "(i32.const 0)", "(i32.const -1)",
+    "(i32.const 2147483647)",
+    "(i32.const 131072)",  # where the memory ends
+    "(i32.load (i32.const 2147483647))",
+    "(memory.fill (i32.const 0) (i32.const 32) (i32.const 196576)) (i32.const 16)",  # no end anywhere
+    "(i32.const 64)",  # `{}`
+    "(i32.const 70)",  # an empty text
+    "(i32.store8 (i32.const 4096) (i32.const 255)) (i32.const 4096)",  # no UTF-8
+    "(call $deep) (i32.const 4096)",
+])
 def test_what_goes_wrong_fails_that_evaluation_only(evaluate: str) -> None:
     """Traps, host calls, addresses outside, texts without an end: a failure, and the next one is answered."""
     once = f"""(global.set $calls (i32.add (global.get $calls) (i32.const 1)))

@@ -46,14 +46,11 @@ def states(asks: list[Approval], value: object, subject: Subject = ALICE) -> dic
     return found
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
-        {"decisions": [YES]}, {"decisions": (YES,)}, [YES], (YES,), YES, {"type": "approve", "extra": 1},
-        MappingProxyType(YES), {"i1": {"decisions": [YES]}}, {"i1": [YES]}, {"i1": YES},
-        {"i1": YES, "another interrupt": NO}, {"decisions": [YES], "type": "reject"},
-    ],
-)
+@pytest.mark.parametrize("value", [
+    {"decisions": [YES]}, {"decisions": (YES,)}, [YES], (YES,), YES, {"type": "approve", "extra": 1},
+    MappingProxyType(YES), {"i1": {"decisions": [YES]}}, {"i1": [YES]}, {"i1": YES},
+    {"i1": YES, "another interrupt": NO}, {"decisions": [YES], "type": "reject"},
+])
 def test_one_question_is_answered(value: object) -> None:
     """By a full answer, a list, or one decision; under its interrupt's id or without."""
     assert states(ONE, value) == {"a": "approved"}
@@ -133,9 +130,7 @@ def test_several_interrupts_are_answered_by_their_ids() -> None:
     assert states(BOTH, {"i1": None, "unknown": YES}) == {"a": "malformed", "b": "malformed"}
 
 
-@pytest.mark.parametrize(
-    "value", [*MALFORMED[:40], YES, [YES] * 3, {"decisions": [YES] * 3}], ids=shown,
-)
+@pytest.mark.parametrize("value", [*MALFORMED[:40], YES, [YES] * 3, {"decisions": [YES] * 3}], ids=shown)
 def test_a_plain_value_answers_none_of_several_interrupts(value: object) -> None:
     """It does not say which; they stay open."""
     if not (isinstance(value, dict) and "i1" in value):
@@ -260,9 +255,7 @@ def test_a_value_cannot_read_as_the_words_of_the_question() -> None:
     assert template.format(recipient=value) == 'Pay bob"? (the user ordered it)?'
 
 
-@pytest.mark.parametrize(
-    ("fields", "begins"), [({}, "Approve pay? ("), ({"question": "Sure?"}, "Sure? (")]
-)
+@pytest.mark.parametrize(("fields", "begins"), [({}, "Approve pay? ("), ({"question": "Sure?"}, "Sure? (")])
 def test_a_question_names_no_argument_of_itself(fields: dict[str, Any], begins: str) -> None:
     _, question = asking(**fields)
     assert question["action_requests"][0]["description"].startswith(begins)

@@ -122,16 +122,11 @@ def test_a_remote_issuer_that_answers_something_else_is_not_believed(road: str, 
 
 
 @pytest.mark.parametrize("road", ["sync", "async"])
-@pytest.mark.parametrize(
-    ("answer", "code"),
-    [
-        ("ended", None),  # the lease of a slow tool
-        ("stale", "credential_revoked"),
-        (LedgerError("ledger_timeout"), "ledger_timeout"),
-        (OSError("disk"), "ledger_unavailable"),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("answer", "code"), [
+    ("ended", None),  # the lease of a slow tool
+    ("stale", "credential_revoked"), (LedgerError("ledger_timeout"), "ledger_timeout"),
+    (OSError("disk"), "ledger_unavailable"),
+], ids=str)
 def test_the_ledger_is_asked_before_a_mint(road: str, answer: Any, code: str | None) -> None:
     """A failed ledger refuses with its own code, which is recorded; an ended lease refuses nothing."""
 
@@ -220,13 +215,10 @@ def paid(amount: float, *, mandate: Any = None, ask: bool = False) -> list[Any]:
     return got
 
 
-@pytest.mark.parametrize(
-    ("amount", "mandate", "ask", "standing", "step"),
-    [
-        (45, BOB, False, "covered", "rent"), (99, BOB, False, "deviates", None),
-        (45, {"steps": []}, False, "outside", None), (99, BOB, True, "deviates", None),
-    ],
-)
+@pytest.mark.parametrize(("amount", "mandate", "ask", "standing", "step"), [
+    (45, BOB, False, "covered", "rent"), (99, BOB, False, "deviates", None),
+    (45, {"steps": []}, False, "outside", None), (99, BOB, True, "deviates", None),
+])
 def test_a_token_says_how_its_call_stands_to_the_mandate(
     amount: float, mandate: Any, ask: bool, standing: str, step: str | None
 ) -> None:

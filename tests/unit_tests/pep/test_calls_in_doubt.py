@@ -135,14 +135,10 @@ def test_without_a_doubt_the_same_order_pays_again(world: World) -> None:
     assert world.worker().session(subject="alice", task=AGAIN, thread="t").decide("send_money", PAY).permit
 
 
-@pytest.mark.parametrize(
-    ("subject", "tool", "args", "later"),
-    [
-        ("bob", "send_money", PAY, LAPSED),
-        ("alice", "send_money", {**PAY, "recipient": "DE22"}, LAPSED),
-        ("alice", "send_money", PAY, calls_in_doubt.LASTS),
-    ],
-)
+@pytest.mark.parametrize(("subject", "tool", "args", "later"), [
+    ("bob", "send_money", PAY, LAPSED), ("alice", "send_money", {**PAY, "recipient": "DE22"}, LAPSED),
+    ("alice", "send_money", PAY, calls_in_doubt.LASTS),
+])
 def test_another_deed_does_not_ask(world: World, subject: str, tool: str, args: Any, later: int) -> None:
     """Of another subject, on another target, or after a day."""
     world.die()
@@ -163,14 +159,11 @@ def lost(kind: str) -> BaseException:
         return error
 
 
-@pytest.mark.parametrize(
-    ("error", "state"),
-    [
-        (lost("cause"), "unknown"), (lost("group"), "unknown"), (ConnectionResetError(), "unknown"),
-        (CancelledError(), "unknown"), (BaseExceptionGroup("several", [KeyboardInterrupt()]), "unknown"),
-        (KeyError("id"), "failed"),
-    ],
-)
+@pytest.mark.parametrize(("error", "state"), [
+    (lost("cause"), "unknown"), (lost("group"), "unknown"), (ConnectionResetError(), "unknown"),
+    (CancelledError(), "unknown"), (BaseExceptionGroup("several", [KeyboardInterrupt()]), "unknown"),
+    (KeyError("id"), "failed"),
+])
 def test_what_becomes_of_a_call_that_raised(error: BaseException, state: str) -> None:
     assert calls_in_doubt.state_of(error) == state
 
@@ -199,18 +192,15 @@ def test_a_failure_leaves_the_calls_of_its_message_alone() -> None:
     assert found.asks("other", SCOPE, {**about, "plan": "m1", "entry": "e2"}, 6.0)
 
 
-@pytest.mark.parametrize(
-    ("first", "then", "asks"),
-    [
-        (("batch", {"to": ["DE21", "DE22"]}), ("send_money", PAY), True),
-        (("batch", {"to": ["DE22", "DE23"]}), ("send_money", PAY), False),
-        (("batch", {"to": ["DE21", "DE22"]}), ("batch", {"to": ["DE22", "DE23"]}), True),
-        (("batch", {"to": ["DE21", "DE22"]}), ("batch", {"to": ["DE23", "DE24"]}), False),
-        (("send_money", PAY), ("batch", {"to": ["DE21", "DE22"]}), True),
-        (("settle", {"to": "DE21", "invoice": "INV7"}), ("send_money", PAY), True),
-        (("settle", {"to": {"iban": "DE21", "name": "Bob"}}), ("send_money", PAY), True),
-    ],
-)
+@pytest.mark.parametrize(("first", "then", "asks"), [
+    (("batch", {"to": ["DE21", "DE22"]}), ("send_money", PAY), True),
+    (("batch", {"to": ["DE22", "DE23"]}), ("send_money", PAY), False),
+    (("batch", {"to": ["DE21", "DE22"]}), ("batch", {"to": ["DE22", "DE23"]}), True),
+    (("batch", {"to": ["DE21", "DE22"]}), ("batch", {"to": ["DE23", "DE24"]}), False),
+    (("send_money", PAY), ("batch", {"to": ["DE21", "DE22"]}), True),
+    (("settle", {"to": "DE21", "invoice": "INV7"}), ("send_money", PAY), True),
+    (("settle", {"to": {"iban": "DE21", "name": "Bob"}}), ("send_money", PAY), True),
+])
 def test_one_target_in_common_is_the_same_deed(world: World, first: Any, then: Any, asks: bool) -> None:
     permits = StaticPDP(permit=True)
     world.die(*first, pdp=permits)
@@ -371,9 +361,7 @@ def test_the_service_is_asked(world: World, answer: Any, method: str, form: str)
     bank = Bank(answer)
     authz = world.worker(on_unknown=getattr(bank, method))
     session = authz.session(subject="alice", task=AGAIN, thread="other")
-    decision = (
-        asyncio.run(session.adecide("send_money", PAY)) if form == "async" else session.decide("send_money", PAY)
-    )
+    decision = asyncio.run(session.adecide("send_money", PAY)) if form == "async" else session.decide("send_money", PAY)
     assert bank.asked[0][:1] + bank.asked[0][3:5] == ("send_money", "user:alice", "t")
     assert bank.asked[0].idempotency_key
     settled = answer is False

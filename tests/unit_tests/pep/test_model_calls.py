@@ -132,17 +132,11 @@ def test_a_permit_is_kept_per_tool_set_epoch_and_revision() -> None:
     assert asked() == 2
 
 
-@pytest.mark.parametrize(
-    ("obligation", "revision", "asked"),
-    [
-        (None, "r1", 1),
-        ({"type": "budget", "properties": {"counter": "c", "max": 9}}, "r1", 3),
-        ({"type": "rate_limit", "properties": {"counter": "c", "max": 9, "window": 60}}, "r1", 3),
-        ({"type": "notify", "properties": {"channel": "log"}}, "r1", 3),
-        (None, "", 3),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("obligation", "revision", "asked"), [
+    (None, "r1", 1), ({"type": "budget", "properties": {"counter": "c", "max": 9}}, "r1", 3),
+    ({"type": "rate_limit", "properties": {"counter": "c", "max": 9, "window": 60}}, "r1", 3),
+    ({"type": "notify", "properties": {"channel": "log"}}, "r1", 3), (None, "", 3),
+], ids=str)
 def test_a_permit_is_kept_only_where_that_loses_nothing(obligation: Any, revision: str, asked: int) -> None:
     """Not where each is to be counted or told, nor where nobody could tell that the policy is another."""
     obligations = [{"id": "1", **obligation}] if obligation else []

@@ -20,61 +20,53 @@ def obligation(kind: str, **properties: Any) -> Obligation:
     return Obligation(id="o", type=kind, properties=properties)
 
 
-@pytest.mark.parametrize(
-    ("asked", "demanded"),
-    [
-        (obligation("require_approval"), True),
-        (obligation("require_approval", expires_in=1), True),
-        (obligation("withhold_tools", tools=[], provider_tools=["web"]), True),
-        (obligation("revoke"), True),
-        (obligation("revoke", because="x"), True),
-        (obligation("rotate", because="x"), True),
-        (obligation("redact", fields=["iban"]), True),
-        (obligation("redact", fields=["iban", "pin"]), True),
-        (obligation("rate_limit", counter="pay", window=60, max=5), SpendRate("pay", 60, 5)),
-        (obligation("rate_limit", counter="pay", window=1, max=0), SpendRate("pay", 1, 0)),
-        (obligation("budget", counter="pay", max=3), SpendBudget("policy:pay", 3)),
-        (obligation("notify", channel="log"), True),
-    ],
-)
+@pytest.mark.parametrize(("asked", "demanded"), [
+    (obligation("require_approval"), True),
+    (obligation("require_approval", expires_in=1), True),
+    (obligation("withhold_tools", tools=[], provider_tools=["web"]), True),
+    (obligation("revoke"), True),
+    (obligation("revoke", because="x"), True),
+    (obligation("rotate", because="x"), True),
+    (obligation("redact", fields=["iban"]), True),
+    (obligation("redact", fields=["iban", "pin"]), True),
+    (obligation("rate_limit", counter="pay", window=60, max=5), SpendRate("pay", 60, 5)),
+    (obligation("rate_limit", counter="pay", window=1, max=0), SpendRate("pay", 1, 0)),
+    (obligation("budget", counter="pay", max=3), SpendBudget("policy:pay", 3)),
+    (obligation("notify", channel="log"), True),
+])
 def test_what_is_understood(asked: Obligation, demanded: object) -> None:
     """What must be committed with the permit, or that there is nothing to commit."""
     assert demands(asked) == demanded
 
 
-@pytest.mark.parametrize(
-    "asked",
-    [
-        obligation(""), obligation("notify"), obligation("notify", channel=""), obligation("notify", channel=["log"]),
-        obligation("budget", counter="pay"), obligation("budget", counter="", max=1),
-        obligation("budget", counter="pay", max=True), obligation("budget", counter="pay", max=2**53 + 1),
-        obligation("rate_limit", counter="pay", window=10**30, max=1),
-        obligation("require_approval", expires_in=10**30), obligation("Redact", fields=["iban"]),
-        obligation("require_approval", expires_in=0), obligation("require_approval", expires_in=-1),
-        obligation("require_approval", expires_in="60"), obligation("require_approval", expires_in=True),
-        obligation("require_approval", expires_in=None), obligation("require_approval", aprovers={"min": 2}),
-        obligation("redact", fields=["iban"], paths=["pin"]),
-        obligation("rate_limit", counter="pay", window=60, max=5, per="subject"),
-        obligation("budget", counter="pay", max=1, per="subject"),
-        obligation("withhold_tools", tools=[], provider_tools=[], models=["a"]), obligation("withhold_tools"),
-        obligation("withhold_tools", tools=["a"]), obligation("withhold_tools", provider_tools=["a"]),
-        obligation("withhold_tools", tools="a", provider_tools=[]),
-        obligation("withhold_tools", tools=[1], provider_tools=[]), obligation("redact"),
-        obligation("redact", fields=[]), obligation("redact", fields="iban"), obligation("redact", fields=["iban", 1]),
-        obligation("redact", fields={"iban": True}), obligation("redact", field=["iban"]), obligation("rate_limit"),
-        obligation("rate_limit", counter="pay", window=60), obligation("rate_limit", counter="pay", max=5),
-        obligation("rate_limit", window=60, max=5), obligation("rate_limit", counter=1, window=60, max=5),
-        obligation("rate_limit", counter="pay", window=0, max=5),
-        obligation("rate_limit", counter="pay", window=-1, max=5),
-        obligation("rate_limit", counter="pay", window=True, max=5),
-        obligation("rate_limit", counter="pay", window=60.0, max=5),
-        obligation("rate_limit", counter="pay", window="60", max=5),
-        obligation("rate_limit", counter="pay", window=60, max=-1),
-        obligation("rate_limit", counter="pay", window=60, max=True),
-        obligation("rate_limit", counter="pay", window=60, max=None),
-    ],
-    ids=lambda o: f"{o.type} {o.properties}",
-)
+@pytest.mark.parametrize("asked", [
+    obligation(""), obligation("notify"), obligation("notify", channel=""), obligation("notify", channel=["log"]),
+    obligation("budget", counter="pay"), obligation("budget", counter="", max=1),
+    obligation("budget", counter="pay", max=True), obligation("budget", counter="pay", max=2**53 + 1),
+    obligation("rate_limit", counter="pay", window=10**30, max=1),
+    obligation("require_approval", expires_in=10**30), obligation("Redact", fields=["iban"]),
+    obligation("require_approval", expires_in=0), obligation("require_approval", expires_in=-1),
+    obligation("require_approval", expires_in="60"), obligation("require_approval", expires_in=True),
+    obligation("require_approval", expires_in=None), obligation("require_approval", aprovers={"min": 2}),
+    obligation("redact", fields=["iban"], paths=["pin"]),
+    obligation("rate_limit", counter="pay", window=60, max=5, per="subject"),
+    obligation("budget", counter="pay", max=1, per="subject"),
+    obligation("withhold_tools", tools=[], provider_tools=[], models=["a"]), obligation("withhold_tools"),
+    obligation("withhold_tools", tools=["a"]), obligation("withhold_tools", provider_tools=["a"]),
+    obligation("withhold_tools", tools="a", provider_tools=[]),
+    obligation("withhold_tools", tools=[1], provider_tools=[]), obligation("redact"),
+    obligation("redact", fields=[]), obligation("redact", fields="iban"), obligation("redact", fields=["iban", 1]),
+    obligation("redact", fields={"iban": True}), obligation("redact", field=["iban"]), obligation("rate_limit"),
+    obligation("rate_limit", counter="pay", window=60), obligation("rate_limit", counter="pay", max=5),
+    obligation("rate_limit", window=60, max=5), obligation("rate_limit", counter=1, window=60, max=5),
+    obligation("rate_limit", counter="pay", window=0, max=5), obligation("rate_limit", counter="pay", window=-1, max=5),
+    obligation("rate_limit", counter="pay", window=True, max=5),
+    obligation("rate_limit", counter="pay", window=60.0, max=5),
+    obligation("rate_limit", counter="pay", window="60", max=5),
+    obligation("rate_limit", counter="pay", window=60, max=-1),
+    obligation("rate_limit", counter="pay", window=60, max=True),
+    obligation("rate_limit", counter="pay", window=60, max=None),
+], ids=lambda o: f"{o.type} {o.properties}")
 def test_what_is_not_understood(asked: Obligation) -> None:
     """An unknown type, and a known one with properties of another shape, or with one more: it may be what counts."""
     assert demands(asked) is None
@@ -93,24 +85,21 @@ class Point(NamedTuple):
     x: Any
 
 
-@pytest.mark.parametrize(
-    ("value", "clean"),
-    [
-        ({"iban": SECRET, "name": "bob"}, {"iban": REDACTED, "name": "bob"}),
-        ({"a": [{"iban": SECRET}, {"b": {"iban": [SECRET]}}]}, {"a": [{"iban": REDACTED}, {"b": {"iban": REDACTED}}]}),
-        ([{"iban": SECRET}, 1, "text"], [{"iban": REDACTED}, 1, "text"]),
-        (({"iban": SECRET}, [({"iban": SECRET},)]), ({"iban": REDACTED}, [({"iban": REDACTED},)])),
-        ({"iban": None}, {"iban": REDACTED}), ({"iban": {"country": "DE", "number": SECRET}}, {"iban": REDACTED}),
-        ({1: {"iban": SECRET}}, {1: {"iban": REDACTED}}),
-        ([Point(SECRET, 1), {SECRET}, b"bytes", 2.5], [REDACTED, REDACTED, REDACTED, 2.5]),
-        (Point(1, {"iban": SECRET}), REDACTED),
-        ({"type": "text", "text": "x", "iban": SECRET}, {"type": "text", "text": REDACTED, "iban": REDACTED}),
-        ({"body": f'{{"iban": "{SECRET}", "n": {"1" * 4400}}}'}, {"body": REDACTED}),
-        ({"body": f'{{"iban": "{SECRET}", "n": {"[" * 100_000}{"]" * 100_000}}}'}, {"body": REDACTED}), ({}, {}),
-        ([], []), (None, None), (SECRET, REDACTED), ("", REDACTED), (7, REDACTED), (True, REDACTED),
-        (b"bytes", REDACTED), ({SECRET}, REDACTED), (object, REDACTED),
-    ],
-)
+@pytest.mark.parametrize(("value", "clean"), [
+    ({"iban": SECRET, "name": "bob"}, {"iban": REDACTED, "name": "bob"}),
+    ({"a": [{"iban": SECRET}, {"b": {"iban": [SECRET]}}]}, {"a": [{"iban": REDACTED}, {"b": {"iban": REDACTED}}]}),
+    ([{"iban": SECRET}, 1, "text"], [{"iban": REDACTED}, 1, "text"]),
+    (({"iban": SECRET}, [({"iban": SECRET},)]), ({"iban": REDACTED}, [({"iban": REDACTED},)])),
+    ({"iban": None}, {"iban": REDACTED}), ({"iban": {"country": "DE", "number": SECRET}}, {"iban": REDACTED}),
+    ({1: {"iban": SECRET}}, {1: {"iban": REDACTED}}),
+    ([Point(SECRET, 1), {SECRET}, b"bytes", 2.5], [REDACTED, REDACTED, REDACTED, 2.5]),
+    (Point(1, {"iban": SECRET}), REDACTED),
+    ({"type": "text", "text": "x", "iban": SECRET}, {"type": "text", "text": REDACTED, "iban": REDACTED}),
+    ({"body": f'{{"iban": "{SECRET}", "n": {"1" * 4400}}}'}, {"body": REDACTED}),
+    ({"body": f'{{"iban": "{SECRET}", "n": {"[" * 100_000}{"]" * 100_000}}}'}, {"body": REDACTED}), ({}, {}),
+    ([], []), (None, None), (SECRET, REDACTED), ("", REDACTED), (7, REDACTED), (True, REDACTED),
+    (b"bytes", REDACTED), ({SECRET}, REDACTED), (object, REDACTED),
+])
 def test_a_field_is_redacted_at_any_depth(value: object, clean: object) -> None:
     """In dictionaries, lists and tuples; and what can not be searched by field goes as a whole."""
     before = repr(value)
@@ -119,17 +108,14 @@ def test_a_field_is_redacted_at_any_depth(value: object, clean: object) -> None:
     assert repr(value) == before
 
 
-@pytest.mark.parametrize(
-    ("text", "clean"),
-    [
-        ('{"iban": "DE89-SECRET", "name": "bób"}', {"iban": REDACTED, "name": "bób"}),
-        ('[{"iban": "DE89-SECRET"}, {"iban": 7}]', [{"iban": REDACTED}, {"iban": REDACTED}]),
-        ('{"a": {"iban": "DE89-SECRET"}}', {"a": {"iban": REDACTED}}),
-        ('{"iban": "DE89-SECRET", "iban": "DE89-SECRET"}', {"iban": REDACTED}),
-        ('{"\\u0069ban": "DE89-SECRET"}', {"iban": REDACTED}),
-        ('  {"iban": "DE89-SECRET"}\n', {"iban": REDACTED}),
-    ],
-)
+@pytest.mark.parametrize(("text", "clean"), [
+    ('{"iban": "DE89-SECRET", "name": "bób"}', {"iban": REDACTED, "name": "bób"}),
+    ('[{"iban": "DE89-SECRET"}, {"iban": 7}]', [{"iban": REDACTED}, {"iban": REDACTED}]),
+    ('{"a": {"iban": "DE89-SECRET"}}', {"a": {"iban": REDACTED}}),
+    ('{"iban": "DE89-SECRET", "iban": "DE89-SECRET"}', {"iban": REDACTED}),
+    ('{"\\u0069ban": "DE89-SECRET"}', {"iban": REDACTED}),
+    ('  {"iban": "DE89-SECRET"}\n', {"iban": REDACTED}),
+])
 def test_text_that_is_json_is_what_it_says(text: str, clean: object) -> None:
     """Its fields are redacted, however they are spelt, and it stays JSON."""
     redacted = redact(text, ["iban"])
@@ -137,26 +123,19 @@ def test_text_that_is_json_is_what_it_says(text: str, clean: object) -> None:
     assert SECRET not in redacted
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "The IBAN is DE89-SECRET.", "{'iban': 'DE89-SECRET'}", '{"iban": "DE89-SECRET"',
-        '{"iban": "DE89-SECRET"} and more', '"DE89-SECRET"', "7", "null", "iban: DE89-SECRET",
-    ],
-)
+@pytest.mark.parametrize("text", [
+    "The IBAN is DE89-SECRET.", "{'iban': 'DE89-SECRET'}", '{"iban": "DE89-SECRET"',
+    '{"iban": "DE89-SECRET"} and more', '"DE89-SECRET"', "7", "null", "iban: DE89-SECRET",
+])
 def test_other_text_goes_as_a_whole(text: str) -> None:
     """It can not be searched by field."""
     assert redact(text, ["iban"]) == REDACTED
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
-        [{"type": "text", "text": '{"iban": "DE89-SECRET"}'}], [{"type": "text", "text": "The IBAN is DE89-SECRET."}],
-        ['{"iban": "DE89-SECRET"}'], {"body": '{"iban": "DE89-SECRET"}'}, '{"body": "{\\"iban\\": \\"DE89-SECRET\\"}"}',
-    ],
-    ids=["content block of JSON", "content block of text", "list of JSON", "member of JSON", "JSON in JSON"],
-)
+@pytest.mark.parametrize("value", [
+    [{"type": "text", "text": '{"iban": "DE89-SECRET"}'}], [{"type": "text", "text": "The IBAN is DE89-SECRET."}],
+    ['{"iban": "DE89-SECRET"}'], {"body": '{"iban": "DE89-SECRET"}'}, '{"body": "{\\"iban\\": \\"DE89-SECRET\\"}"}',
+], ids=["content block of JSON", "content block of text", "list of JSON", "member of JSON", "JSON in JSON"])
 def test_text_below_a_structure_is_redacted_too(value: object) -> None:
     """A tool's content blocks are how most MCP tools answer."""
     assert SECRET not in repr(redact(value, ["iban"]))

@@ -14,14 +14,7 @@ import pytest
 from langchain_runtime_authz import RuntimeAuthz
 from langchain_runtime_authz.audit.sinks import MemorySink
 from langchain_runtime_authz.authzen import Decision, EvaluationRequest
-from langchain_runtime_authz.errors import (
-    AuditError,
-    AuthzDenied,
-    AuthzError,
-    Code,
-    ConfigError,
-    LedgerError,
-)
+from langchain_runtime_authz.errors import AuditError, AuthzDenied, AuthzError, Code, ConfigError, LedgerError
 from langchain_runtime_authz.grant import Constraint, Grant
 from langchain_runtime_authz.ledger.base import Committed, Conflict, Guard, Query, Scope, Snapshot
 from langchain_runtime_authz.ledger.call_changes import ClaimCall, ReleaseCall
@@ -510,16 +503,12 @@ def test_a_denial_that_can_not_be_recorded_is_still_a_denial() -> None:
     assert session.decide("lookup", {}).permit
 
 
-@pytest.mark.parametrize(
-    ("part", "code"),
-    [
-        ({"pdp": StaticPDP(lambda _: 1 / 0)}, Code.PDP_ERROR),
-        ({"ledger": BrokenLedger(lambda verb, _: verb == "load")}, Code.LEDGER_UNAVAILABLE),
-        ({"ledger": BrokenLedger(lambda verb, _: verb == "commit")}, Code.LEDGER_UNAVAILABLE),
-        ({"audit": BrokenSink(lambda r: r["kind"] == "decision")}, Code.AUDIT_UNAVAILABLE),
-    ],
-    ids=["pdp", "load", "commit", "audit"],
-)
+@pytest.mark.parametrize(("part", "code"), [
+    ({"pdp": StaticPDP(lambda _: 1 / 0)}, Code.PDP_ERROR),
+    ({"ledger": BrokenLedger(lambda verb, _: verb == "load")}, Code.LEDGER_UNAVAILABLE),
+    ({"ledger": BrokenLedger(lambda verb, _: verb == "commit")}, Code.LEDGER_UNAVAILABLE),
+    ({"audit": BrokenSink(lambda r: r["kind"] == "decision")}, Code.AUDIT_UNAVAILABLE),
+], ids=["pdp", "load", "commit", "audit"])
 def test_a_part_that_fails_lets_no_session_start(part: dict[str, Any], code: Code) -> None:
     """`AuthzDenied` with its code, whose text says nothing of the store."""
     with pytest.raises(AuthzDenied) as caught:
@@ -666,16 +655,11 @@ def test_sync_and_async_agree() -> None:
 # --- what is refused where it is given ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "part",
-    [
-        {"ledger": "ledger.db"}, {"issuer": "https://issuer.example"}, {"identity": "agent"}, {"audit": []},
-        {"approvers": {}}, {"planner": "gpt"}, {"notify": {"desk": print}}, {"notify": "log"}, {"subject_from": "alice"},
-        {"tenant": 5}, {"tenant": ""}, {"kill_switch": 5}, {"pdp": "opa"},
-        {"task_sources": ("messages",)},
-    ],
-    ids=str,
-)  # fmt: skip
+@pytest.mark.parametrize("part", [
+    {"ledger": "ledger.db"}, {"issuer": "https://issuer.example"}, {"identity": "agent"}, {"audit": []},
+    {"approvers": {}}, {"planner": "gpt"}, {"notify": {"desk": print}}, {"notify": "log"}, {"subject_from": "alice"},
+    {"tenant": 5}, {"tenant": ""}, {"kill_switch": 5}, {"pdp": "opa"}, {"task_sources": ("messages",)},
+], ids=str)
 def test_a_part_of_another_kind_is_refused_where_it_is_given(part: dict[str, Any]) -> None:
     """Not at the first decision, which it would deny: a path where a ledger belongs, a function where a notifier does."""
     with pytest.raises(ConfigError, match=r"config: (`.* must|the kill switch)"):

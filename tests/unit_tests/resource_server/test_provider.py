@@ -140,14 +140,10 @@ def test_our_own_server_names_its_metadata_too() -> None:
 METADATA_OWN = ResourceMetadata(BANK, authorization_servers=[IDP], own_tokens=True).document
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"resource": "bank"}, {"resource": "http://bank.example"}, {"resource": f"{BANK}?x=1"}, {"authorization_servers": []},
-        {"authorization_servers": ["idp"]}, {"scopes": ["a b"]}, {"scopes": ['a"']}, {"scopes": [""]}, {"resource": f'{BANK}/"'},
-    ],
-    ids=str,
-)  # fmt: skip
+@pytest.mark.parametrize("options", [
+    {"resource": "bank"}, {"resource": "http://bank.example"}, {"resource": f"{BANK}?x=1"}, {"authorization_servers": []},
+    {"authorization_servers": ["idp"]}, {"scopes": ["a b"]}, {"scopes": ['a"']}, {"scopes": [""]}, {"resource": f'{BANK}/"'},
+], ids=str)
 def test_metadata_that_cannot_be_served(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         ResourceMetadata(**{"resource": BANK, "authorization_servers": [IDP], **options})

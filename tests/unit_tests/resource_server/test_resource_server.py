@@ -108,8 +108,7 @@ def test_the_act_chain_is_told() -> None:
     """The service learns who acts and who delegated, nearest first."""
     answer = asked(app_of(server()), {"Authorization": f"bearer  {token()}"})
     assert answer.json() == [
-        "urn:langchain-runtime-authz:agent:supervisor/payer",
-        "urn:langchain-runtime-authz:agent:supervisor",
+        "urn:langchain-runtime-authz:agent:supervisor/payer", "urn:langchain-runtime-authz:agent:supervisor",
     ]
 
 
@@ -123,21 +122,17 @@ def test_no_credential_is_told_what_is_wanted() -> None:
     assert challenge(asked(app_of(server(proofs=None)))) == 'Bearer realm="api"'
 
 
-@pytest.mark.parametrize(
-    ("headers", "status", "error"),
-    [
-        ([("Authorization", "Basic YTpi")], 400, "invalid_request"),
-        ([("Authorization", "Bearer")], 400, "invalid_request"),
-        ([("Authorization", "")], 400, "invalid_request"),
-        ([("Authorization", "Bearer a b")], 401, "invalid_token"),
-        ([("Authorization", "Bearer x")], 401, "invalid_token"),
-        ([("Authorization", "Bearer \xff")], 401, "invalid_token"),
-        ([("Authorization", "Bearer " + "A" * 20_000)], 401, "invalid_token"),
-        ([("Authorization", "Bearer x"), ("Authorization", "Bearer y")], 400, "invalid_request"),
-        ([("Authorization", "DPoP x"), ("DPoP", "a"), ("DPoP", "b")], 400, "invalid_request"),
-    ],
-    ids=lambda v: ascii(v)[:50],
-)
+@pytest.mark.parametrize(("headers", "status", "error"), [
+    ([("Authorization", "Basic YTpi")], 400, "invalid_request"),
+    ([("Authorization", "Bearer")], 400, "invalid_request"),
+    ([("Authorization", "")], 400, "invalid_request"),
+    ([("Authorization", "Bearer a b")], 401, "invalid_token"),
+    ([("Authorization", "Bearer x")], 401, "invalid_token"),
+    ([("Authorization", "Bearer \xff")], 401, "invalid_token"),
+    ([("Authorization", "Bearer " + "A" * 20_000)], 401, "invalid_token"),
+    ([("Authorization", "Bearer x"), ("Authorization", "Bearer y")], 400, "invalid_request"),
+    ([("Authorization", "DPoP x"), ("DPoP", "a"), ("DPoP", "b")], 400, "invalid_request"),
+], ids=lambda v: ascii(v)[:50])
 def test_a_bad_request_is_answered_as_the_rfc_says(headers: Any, status: int, error: str) -> None:
     """Nothing is quoted, the answer is not kept by caches, and the challenge names the error."""
     answer = asked(app_of(server()), [(k, v.encode("latin-1")) for k, v in headers])
@@ -147,26 +142,22 @@ def test_a_bad_request_is_answered_as_the_rfc_says(headers: Any, status: int, er
     assert "AAAA" not in answer.text + challenge(answer)
 
 
-@pytest.mark.parametrize(
-    ("options", "changes", "status", "code"),
-    [
-        ({"audience": "https://mail.example"}, {}, 401, "audience"),
-        ({"tenant": "umbrella"}, {}, 401, "credential_tenant"),
-        ({"status": Says("stale")}, {}, 401, "credential_revoked"),
-        ({"status": Says(OSError())}, {}, 503, "status_unavailable"),
-        ({"status": Says(None)}, {}, 401, "credential_revoked"),
-        ({"verifier": Verifier(issuer=ISSUER.issuer, jwks=lambda: 1 / 0)}, {}, 503, "keys_unavailable"),
-        ({"verifier": Verifier(issuer=ISSUER.issuer, jwks={"keys": []})}, {}, 401, "credential_key"),
-        ({"require_proof": True}, {}, 401, "proof_missing"),
-        ({"for_tools": ("wipe",)}, {}, 403, "credential_tool"),
-        ({"for_tools": ()}, {}, 403, "credential_tool"),
-        ({}, {"action": "agent/invoke"}, 403, "credential_tool"),
-        ({"for_tools": ("send_money",)}, {"action": "agent/invoke"}, 403, "credential_tool"),
-        ({}, {"cnf_jkt": KEY.kid}, 401, "proof_missing"),
-        ({"proofs": None}, {"cnf_jkt": KEY.kid}, 401, "proof_missing"),
-    ],
-    ids=lambda v: ascii(v)[:40] if isinstance(v, str | int) else "case",
-)
+@pytest.mark.parametrize(("options", "changes", "status", "code"), [
+    ({"audience": "https://mail.example"}, {}, 401, "audience"),
+    ({"tenant": "umbrella"}, {}, 401, "credential_tenant"),
+    ({"status": Says("stale")}, {}, 401, "credential_revoked"),
+    ({"status": Says(OSError())}, {}, 503, "status_unavailable"),
+    ({"status": Says(None)}, {}, 401, "credential_revoked"),
+    ({"verifier": Verifier(issuer=ISSUER.issuer, jwks=lambda: 1 / 0)}, {}, 503, "keys_unavailable"),
+    ({"verifier": Verifier(issuer=ISSUER.issuer, jwks={"keys": []})}, {}, 401, "credential_key"),
+    ({"require_proof": True}, {}, 401, "proof_missing"),
+    ({"for_tools": ("wipe",)}, {}, 403, "credential_tool"),
+    ({"for_tools": ()}, {}, 403, "credential_tool"),
+    ({}, {"action": "agent/invoke"}, 403, "credential_tool"),
+    ({"for_tools": ("send_money",)}, {"action": "agent/invoke"}, 403, "credential_tool"),
+    ({}, {"cnf_jkt": KEY.kid}, 401, "proof_missing"),
+    ({"proofs": None}, {"cnf_jkt": KEY.kid}, 401, "proof_missing"),
+], ids=lambda v: ascii(v)[:40] if isinstance(v, str | int) else "case")
 def test_each_refusal_has_its_code(options: Any, changes: Any, status: int, code: str) -> None:
     """The stable code is what the challenge describes; a service that can not tell says so, and stays up."""
     app = app_of(server(**options))
@@ -387,21 +378,17 @@ def test_a_service_serves_the_call_that_was_ordered(path: str) -> None:
     assert reached == ([ORDERED, *HARMFUL] if path == "/unenforced" else [ORDERED])
 
 
-@pytest.mark.parametrize(
-    ("demand", "changes", "status"),
-    [
-        ({"step": "pay"}, {"details": call_details()}, 200),
-        ({"step": "mail"}, {"details": call_details()}, 403),
-        ({"accept": ("covered",)}, {"details": call_details(standing="deviates", step=None, approved=True)}, 403),
-        ({}, {"details": call_details(standing="deviates", step=None, approved=True)}, 200),
-        ({}, {"details": call_details(standing="outside", step=None)}, 403),
-        ({"accept": None}, {"details": call_details(standing="outside", step=None)}, 200),
-        ({"accept": None}, {}, 403),
-        ({}, {"details": call_details(tool="refund"), "tool": "refund"}, 403),
-        ({}, {"details": call_details(), "audience": "https://mail.example"}, 401),
-    ],
-    ids=lambda v: str(v)[:40],
-)
+@pytest.mark.parametrize(("demand", "changes", "status"), [
+    ({"step": "pay"}, {"details": call_details()}, 200),
+    ({"step": "mail"}, {"details": call_details()}, 403),
+    ({"accept": ("covered",)}, {"details": call_details(standing="deviates", step=None, approved=True)}, 403),
+    ({}, {"details": call_details(standing="deviates", step=None, approved=True)}, 200),
+    ({}, {"details": call_details(standing="outside", step=None)}, 403),
+    ({"accept": None}, {"details": call_details(standing="outside", step=None)}, 200),
+    ({"accept": None}, {}, 403),
+    ({}, {"details": call_details(tool="refund"), "tool": "refund"}, 403),
+    ({}, {"details": call_details(), "audience": "https://mail.example"}, 401),
+], ids=lambda v: str(v)[:40])
 def test_a_service_may_demand_step_and_standing(demand: Any, changes: Any, status: int) -> None:
     """As a dependency and in the handler alike; all other checks come first."""
     reached: list[Any] = []
@@ -441,17 +428,12 @@ def mcp_of(reached: list[Any], **options: Any) -> ProtectedMcp:
     return ProtectedMcp(inner, server(), prefix="bank_", **options)
 
 
-@pytest.mark.parametrize(
-    ("body", "own", "none"),
-    [
-        ({"method": "initialize"}, 200, 200), ({"method": "tools/list"}, 200, 200),
-        ({"method": "resources/read"}, 200, 401),
-        ({"method": "tools/call", "params": {"name": "send_money"}}, 403, 401),
-        ({"method": "tools/call", "params": {"name": 1}}, 400, 400), ({"method": "tools/call"}, 400, 400),
-        ({"method": ["initialize"]}, 200, 401), ([{"method": "initialize"}], 400, 400), ("x", 400, 400),
-    ],
-    ids=lambda v: ascii(v)[:60],
-)
+@pytest.mark.parametrize(("body", "own", "none"), [
+    ({"method": "initialize"}, 200, 200), ({"method": "tools/list"}, 200, 200),
+    ({"method": "resources/read"}, 200, 401), ({"method": "tools/call", "params": {"name": "send_money"}}, 403, 401),
+    ({"method": "tools/call", "params": {"name": 1}}, 400, 400), ({"method": "tools/call"}, 400, 400),
+    ({"method": ["initialize"]}, 200, 401), ([{"method": "initialize"}], 400, 400), ("x", 400, 400),
+], ids=lambda v: ascii(v)[:60])
 def test_an_mcp_body_says_what_is_needed(body: Any, own: int, none: int) -> None:
     """Listing is open, everything else needs a token, and a call one for that tool under its full name."""
     reached: list[Any] = []
@@ -462,19 +444,14 @@ def test_an_mcp_body_says_what_is_needed(body: Any, own: int, none: int) -> None
     assert asked(app, {}, "/mcp", content=" " * 5_000_000).status_code == 400
 
 
-@pytest.mark.parametrize(
-    ("arguments", "facts", "accept", "status"),
-    [
-        (PAYMENT, {}, None, 200), ({**PAYMENT, "note": "a text is not compared"}, {}, ("covered",), 200),
-        ({**PAYMENT, "amount": 9870}, {}, None, 403),
-        ({**PAYMENT, "recipient": "DE99999999999999999999"}, {}, None, 403),
-        ({**PAYMENT, "account": {"id": 7}}, {}, None, 403), ({**PAYMENT, "cc": "mallory"}, {}, None, 403),
-        ({"amount": 98.7}, {}, None, 403), (None, {}, None, 403), ([PAYMENT], {}, None, 400),
-        (PAYMENT, {"standing": "outside", "step": None}, None, 200),
-        (PAYMENT, {"standing": "outside", "step": None}, ("covered",), 403), (PAYMENT, None, None, 403),
-    ],
-    ids=lambda v: str(v)[:50],
-)
+@pytest.mark.parametrize(("arguments", "facts", "accept", "status"), [
+    (PAYMENT, {}, None, 200), ({**PAYMENT, "note": "a text is not compared"}, {}, ("covered",), 200),
+    ({**PAYMENT, "amount": 9870}, {}, None, 403), ({**PAYMENT, "recipient": "DE99999999999999999999"}, {}, None, 403),
+    ({**PAYMENT, "account": {"id": 7}}, {}, None, 403), ({**PAYMENT, "cc": "mallory"}, {}, None, 403),
+    ({"amount": 98.7}, {}, None, 403), (None, {}, None, 403), ([PAYMENT], {}, None, 400),
+    (PAYMENT, {"standing": "outside", "step": None}, None, 200),
+    (PAYMENT, {"standing": "outside", "step": None}, ("covered",), 403), (PAYMENT, None, None, 403),
+], ids=lambda v: str(v)[:50])
 def test_an_mcp_call_has_the_arguments_of_its_token(arguments: Any, facts: Any, accept: Any, status: int) -> None:
     """Another value, one that was added and one that was left out are refused before the server reads them."""
     reached: list[Any] = []
@@ -668,26 +645,22 @@ def test_what_is_no_token_is_inactive(bad: str) -> None:
     assert answer.json() == ({"active": False} if bad else {"error": "invalid_request"})
 
 
-@pytest.mark.parametrize(
-    ("headers", "options", "status"),
-    [
-        ({}, {"data": {"token": "x"}}, 401),
-        ({"Authorization": basic("bank", "wrong secret of a service")}, {"data": {"token": "x"}}, 401),
-        ({"Authorization": basic("mail", SECRET)}, {"data": {"token": "x"}}, 401),
-        ({"Authorization": "Basic !"}, {"data": {"token": "x"}}, 401),
-        ({"Authorization": "Basic /w=="}, {"data": {"token": "x"}}, 401),
-        ({"Authorization": f"Bearer {SECRET}"}, {"data": {"token": "x"}}, 401),
-        ({"Authorization": basic("bank", SECRET).replace("Basic", "Bearer")}, {"data": {"token": "x"}}, 401),
-        (BASIC, {"json": {"token": "x"}}, 400),
-        ({**BASIC, "Content-Type": "text/plain"}, {"content": "token=x"}, 400),
-        (BASIC, {"content": "token=x"}, 400),
-        (BASIC, {"data": {}}, 400),
-        (BASIC, {"data": {"token": ["x", "y"]}}, 400),
-        (BASIC, {"data": {"token": "x" * 30_000}}, 400),
-        (BASIC, {"data": {f"a{i}": "1" for i in range(50)}}, 400),
-    ],
-    ids=lambda v: ascii(v)[:40] if not isinstance(v, int) else str(v),
-)
+@pytest.mark.parametrize(("headers", "options", "status"), [
+    ({}, {"data": {"token": "x"}}, 401),
+    ({"Authorization": basic("bank", "wrong secret of a service")}, {"data": {"token": "x"}}, 401),
+    ({"Authorization": basic("mail", SECRET)}, {"data": {"token": "x"}}, 401),
+    ({"Authorization": "Basic !"}, {"data": {"token": "x"}}, 401),
+    ({"Authorization": "Basic /w=="}, {"data": {"token": "x"}}, 401),
+    ({"Authorization": f"Bearer {SECRET}"}, {"data": {"token": "x"}}, 401),
+    ({"Authorization": basic("bank", SECRET).replace("Basic", "Bearer")}, {"data": {"token": "x"}}, 401),
+    (BASIC, {"json": {"token": "x"}}, 400),
+    ({**BASIC, "Content-Type": "text/plain"}, {"content": "token=x"}, 400),
+    (BASIC, {"content": "token=x"}, 400),
+    (BASIC, {"data": {}}, 400),
+    (BASIC, {"data": {"token": ["x", "y"]}}, 400),
+    (BASIC, {"data": {"token": "x" * 30_000}}, 400),
+    (BASIC, {"data": {f"a{i}": "1" for i in range(50)}}, 400),
+], ids=lambda v: ascii(v)[:40] if not isinstance(v, int) else str(v))
 def test_who_may_not_ask_is_told_nothing(headers: Any, options: Any, status: int) -> None:
     """A caller is authenticated first; a body that is no form with one token is refused."""
     answer = asked(endpoint(), headers, "/", **options)
@@ -738,23 +711,14 @@ def test_the_client_asks_as_the_rfc_says() -> None:
     assert seen_by(httpx.Response(200, json={"active": False})) == "ended"
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [
-        httpx.Response(200, json={"active": True}),
-        httpx.Response(200, json={"active": True, "jti": "another"}),
-        httpx.Response(200, json={"active": "true", "jti": "j-1"}),
-        httpx.Response(200, json={"active": 1, "jti": "j-1"}),
-        httpx.Response(200, json=[]),
-        httpx.Response(200, text='{"active": false, "active": true, "jti": "j-1"}'),
-        httpx.Response(200, text="<html>"),
-        httpx.Response(401, json={"active": True, "jti": "j-1"}),
-        httpx.Response(302, headers={"Location": "https://evil.example"}),
-        httpx.Response(500),
-        lambda _: (_ for _ in ()).throw(httpx.ConnectTimeout("slow")),
-    ],
-    ids=lambda _: "answer",
-)
+@pytest.mark.parametrize("answer", [
+    httpx.Response(200, json={"active": True}), httpx.Response(200, json={"active": True, "jti": "another"}),
+    httpx.Response(200, json={"active": "true", "jti": "j-1"}), httpx.Response(200, json={"active": 1, "jti": "j-1"}),
+    httpx.Response(200, json=[]), httpx.Response(200, text='{"active": false, "active": true, "jti": "j-1"}'),
+    httpx.Response(200, text="<html>"), httpx.Response(401, json={"active": True, "jti": "j-1"}),
+    httpx.Response(302, headers={"Location": "https://evil.example"}), httpx.Response(500),
+    lambda _: (_ for _ in ()).throw(httpx.ConnectTimeout("slow")),
+], ids=lambda _: "answer")
 def test_another_answer_is_no_answer(answer: Any) -> None:
     """Anything else than RFC 7662's about this very token: nobody can tell, so it is refused."""
     with pytest.raises(CredentialError) as caught:

@@ -82,8 +82,7 @@ def test_plays_in_a_streaming_graph(build: Any) -> None:
 
 
 WHOLE = AIMessage(
-    "Well then",
-    id="m-1",
+    "Well then", id="m-1",
     tool_calls=[
         {"name": "add", "args": {"a": 1, "b": [None, "ü"]}, "id": "c-1"},
         {"name": "add", "args": {}, "id": "c-2"},
