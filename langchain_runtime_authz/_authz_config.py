@@ -1,4 +1,4 @@
-"""Check the arguments of `RuntimeAuthz`, such as task sources and grants."""
+"""Check arguments of `RuntimeAuthz`: task sources, grants, parts kept in memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Correct, approve and revoke threads from outside the graph."""
+"""Define methods of `RuntimeAuthz` on threads: correct, approve, revoke, reenter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Wire the parts together in `RuntimeAuthz`, which has no state of its own."""
+"""Define `RuntimeAuthz`, which connects all parts and has no state of its own."""
 
 from __future__ import annotations
 

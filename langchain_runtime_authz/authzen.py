@@ -1,4 +1,4 @@
-"""The request and the decision of the OpenID AuthZEN Authorization API 1.0.
+"""Define requests and decisions in the form of AuthZEN 1.0, for every engine.
 
 Evolution rule of the request, version 2 (`context.schema_version`): a field may be added, with a default, and a
 closed list of names may get another name. A field is never renamed or removed, and never changes its type or meaning.

@@ -1,4 +1,4 @@
-"""Chain the lines of an audit file by hashes, and verify that the file is whole.
+"""Chain audit lines by hashes: make a line, read a file, verify that it is whole.
 
 A file is a sequence of lines, each ended by one newline. A line holds `seq`, its number from 0, and `prev`, the
 SHA-256 (hex) of the bytes of the previous line, 64 zeros in the first. A line's own hash is the *head*. If a head is

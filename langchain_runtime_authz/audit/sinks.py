@@ -1,4 +1,4 @@
-"""Keep audit records in memory or in a file. If a sink fails, the step is denied."""
+"""Write, rotate and look up audit records. If a sink fails, the step is denied."""
 
 from __future__ import annotations
 

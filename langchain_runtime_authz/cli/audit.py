@@ -1,4 +1,4 @@
-"""Read a log, pack evidence, show tested rules: `audit`, `report` and `controls`."""
+"""`runtime-authz audit`, `report`, `controls`: show and verify our audit log."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`runtime-authz learn`: propose profiles and a mandate from recorded runs."""
+"""`runtime-authz learn`: propose profiles and a mandate from a log or trace."""
 
 from __future__ import annotations
 

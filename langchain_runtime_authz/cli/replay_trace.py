@@ -1,4 +1,4 @@
-"""`runtime-authz replay-trace`: decide a run that was recorded elsewhere."""
+"""`runtime-authz replay-trace`: show the decisions of `_recorded_run`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Define the token's claims, the request for a token, and the credential.
+"""Define the token's claims, `TokenRequest` and `Credential`. Signs nothing.
 
 Evolution rule: a claim may be added. A claim is never renamed or removed, and never changes its type or meaning.
 Verifiers ignore unknown claims. The JOSE header holds exactly `typ`, `alg` and `kid`. Any other change needs another

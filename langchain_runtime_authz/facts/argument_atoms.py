@@ -1,4 +1,4 @@
-"""Atoms: a call's critical and date arguments in normal form, computed once."""
+"""Cut a call's critical and date arguments into items, with their normal forms."""
 
 from __future__ import annotations
 

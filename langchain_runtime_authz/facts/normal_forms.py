@@ -1,5 +1,5 @@
 # ruff: noqa: RUF001, PLR2004  (look-alike letters are the point; calendars and clocks have no named numbers)
-"""Normal forms of values: two spellings of one value share a form.
+"""Give a value a normal form, such as `email:`, so that its spellings are equal.
 
 A form is a short string, `kind:normal`: `email:`, `url:`, `iban:`, `digits:`, `num:`, `date:`, `day:`, `time:`,
 `text:`. A trusted form makes its argument trusted, so only spellings of one target share a form. Look-alike letters are

@@ -1,4 +1,4 @@
-"""Find where each item of an argument came from: its *class* and *standing*.
+"""Find each item's source among given words and outputs: *class* and *standing*.
 
 The standing is `told` for the classes human and principal, `known` for system and internal, and `outside` for all
 others. A list has the standing of its weakest item. Provenance is evidence for questions and policies, not an order.

@@ -1,4 +1,4 @@
-"""Find out which values the user said, for the provenance of arguments.
+"""Find out if the user said a value, as evidence for `facts.provenance`.
 
 The words are the user's messages in the ledger, without quoted or pasted parts and without prohibitions
 (`mandate.places.stated`). A value in these words is evidence, not an order.

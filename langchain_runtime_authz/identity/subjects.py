@@ -1,4 +1,4 @@
-"""Find the subject of a run, for `RuntimeAuthz(subject_from=...)`.
+"""Find who a run is for: `platform_user`, `BearerSubject` (`subject_from=`).
 
 A name that a client writes into `configurable` or metadata is not an identity. It is ignored, and
 `claimed_identities` lists it for the audit log.

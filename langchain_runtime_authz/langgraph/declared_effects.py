@@ -1,4 +1,4 @@
-"""Decide functions, nodes and blocks with a declared effect like tool calls.
+"""Decide effects without a tool: `authz.effect`, and writes to a graph's store.
 
 The request holds `context.plan.source: code`. So the shipped policy asks about side effects that no mandate covers.
 

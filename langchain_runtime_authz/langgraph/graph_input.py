@@ -1,4 +1,4 @@
-"""Read a graph's input: user's texts, answers to questions, edits of the state."""
+"""Find new texts, answers and edits in a root's input, and add corrections to it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Read messages, write tool messages for calls that do not run, and record plans.
+"""Read LangChain messages, record plans, and answer calls that do not run.
 
-Such a tool message holds a neutral sentence and the decision's id. A plan is recorded before any code can act on it,
-not when its calls are decided. AI messages of a node's input, a client, a hand-back or a tool node are never plans.
+An answer holds a neutral sentence and the decision's id. A plan is recorded before any code can act on it, not when its
+calls are decided. AI messages of a node's input, a client, a hand-back or a tool node are never plans.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Protect nodes: decide `node/enter` and a ToolNode's calls, and record plans.
+"""Gate nodes: decide their entry, record plans, and start a tool node's batch.
 
 A compiled graph's node gets another bound runnable: a shallow copy whose class is a dynamic subclass of the runnable's
 class, so that drawing and `isinstance` still work.

@@ -1,4 +1,4 @@
-"""Record other reviews' questions about calls, so that nobody is asked twice.
+"""Read and record other reviews' questions about calls, so nobody is asked twice.
 
 Other reviews are LangChain's own, reviews in Agent Inbox's shape, and an application's questions that name one tool and
 its arguments. They are recorded with the source `hitl`. The root entry records their answers like ours.

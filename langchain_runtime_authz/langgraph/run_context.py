@@ -1,4 +1,4 @@
-"""Open the application's run, put runs into configs, and find the current run.
+"""Define `authz.run(...)`, and find the current run in configs and contexts.
 
 The root entry puts a `Handle` with the run into `configurable["__authz"]`. State, checkpoints, tracers and remote
 configs do not hold it. A serialised handle is a placeholder without content. A value that is not a `Handle` is ignored.

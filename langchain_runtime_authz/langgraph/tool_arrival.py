@@ -1,4 +1,4 @@
-"""Check a call that reaches a tool: only the decided call passes.
+"""At a tool: find the call's decision, or decide the call if node code made it.
 
 The call passes with the arguments that were decided. If no earlier enforcement point decided the call, or if its
 arguments or its tool changed since, it is decided here.

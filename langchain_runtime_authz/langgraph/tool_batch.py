@@ -1,4 +1,4 @@
-"""Decide all tool calls of a message in one batch, before any of them runs.
+"""Read a tool node's calls from its message before they run, then give turns.
 
 LangGraph runs a message's calls in one task, or each call in its own task. `ToolCallPEP` is for `AuthzMiddleware`.
 """

@@ -1,4 +1,4 @@
-"""The permitted execution of a tool's code, and the end of the call.
+"""While a tool's code runs: redeem the ticket, filter the output, conclude.
 
 A `Pending` call carries its verdict to the tool's guard, whose `ToolExecution` lasts while the tool's code runs.
 """

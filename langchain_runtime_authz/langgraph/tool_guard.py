@@ -1,4 +1,4 @@
-"""Guarded tools: the primary enforcement point of a tool call.
+"""Guard a tool's class, so that each way to call it goes through `tool_arrival`.
 
 A guarded tool is a copy whose class is a dynamic subclass of the tool's class. All uses of the object pass the guard:
 `invoke`, `batch`, `stream`, LCEL, ToolNode, raw threads, and direct calls of `_run`, `_arun`, `func` and `coroutine`.

@@ -1,4 +1,4 @@
-"""Define the ledger's protocol, and the rows that it keeps of each thread.
+"""Define the ledger's protocol and the rows of a thread. Nothing is stored here.
 
 The rows are outside the graph's state. The rules of a commit are in its changes (`ledger.changes`), so a store only
 reads and writes rows. Every store passes one contract suite (`testing.ledger_suite.LedgerContract`).

@@ -1,4 +1,4 @@
-"""Changes of calls, and of the approvals, budgets and rates that calls use up."""
+"""Define changes of calls, and of approvals, budgets and rates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The default ledger, in one process's memory."""
+"""Store threads in this process: `MemoryLedger`, the default."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The base class of the SQL ledgers, in which a load is one statement.
+"""Load and commit in any SQL store: retries, threads, cache. Subclasses connect.
 
 A subclass runs statements (`_reading`, `_writing`) and turns its driver's failures into `LedgerError`. The async
 methods run the same code in the ledger's threads, so that no lock or disk blocks an event loop.

@@ -1,4 +1,4 @@
-"""Read and write a thread's rows in SQL.
+"""Write the SQL that reads and stores a thread's rows, and parse the rows.
 
 One statement reads the rows in `Needs`. The SQL works in SQLite and PostgreSQL. `?` stands for a parameter.
 """

@@ -1,4 +1,4 @@
-"""The rows of a thread in memory, and snapshots of them.
+"""Hold a thread's rows in memory for a load or commit, and take snapshots of them.
 
 This module is pure: no store, no clock, no lock. A store reads all rows of a thread, or those in `Needs`. Then it calls
 `snapshot` or `changes.apply`, and writes the changed rows.

@@ -1,4 +1,4 @@
-"""Compare an argument's value with what a mandate's step orders."""
+"""Compare one argument with its order: value, text, read output or calculation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Match a call with a mandate: find its step, deviations and budgets.
+"""Match a whole call with a mandate: find its step, deviations and budgets.
 
 A call is covered if one step that is not used up orders all of the call's values. `bind` compares values, and
 `Binding.standing` decides with the counts of the budgets. Both are pure, and no content of a call makes them raise.

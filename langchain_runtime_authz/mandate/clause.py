@@ -1,4 +1,4 @@
-"""Read one clause of a user's message as calls of one tool.
+"""Read one clause for one tool: assign its phrases to the tool's arguments.
 
 A clause is a verb and phrases. A phrase is a preposition, nouns of the tool, and a value: "to the channel #ops". The
 nouns name the phrase's argument, or without nouns the preposition and the kind of the value do. A clause orders calls

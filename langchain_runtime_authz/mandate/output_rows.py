@@ -1,4 +1,4 @@
-"""The records in an output, of which a mandate chooses one or several."""
+"""Split one read's output into records, for steps that choose among them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Record the outputs of reads, from which the arguments of a mandate take values.
+"""Keep the outputs of a task's reads, from which a mandate takes values.
 
 Within a task, only the first output of each read counts. So repeating a read does not change the values with which
 calls are compared. A newer task does not use outputs of an older task. A cut or forgotten output gives no value.

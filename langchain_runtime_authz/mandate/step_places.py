@@ -1,4 +1,4 @@
-"""Find a position in the user's messages for each value of a planner's step.
+"""Give each value of a planner's step a position of its own in the messages.
 
 A position backs one argument of one step. All positions of a side effect are in one sentence, which must be an order.
 """

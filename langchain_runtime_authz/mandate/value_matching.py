@@ -1,4 +1,4 @@
-"""Compare a value with an ordered constant, range, folder or condition.
+"""Compare a plain value with a constant, range, folder or condition. No reads.
 
 Comparisons are exact or by normal form. A value without a form equals nothing. All readings of a number must agree.
 """

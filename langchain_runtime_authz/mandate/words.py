@@ -1,4 +1,4 @@
-"""Compile a mandate from the user's own words, without a model.
+"""Compile a mandate from the user's words: cut a turn into clauses, find tools.
 
 This reads plain orders ("Pay Bob 45 EUR and email carol@x.org saying 'done'"). A turn is what the user sent at once.
 Every word of the turn must be understood. A condition, a question, a negation, a report, a future or a remark leaves

@@ -1,4 +1,4 @@
-"""Any PDP that speaks the OpenID AuthZEN Authorization API 1.0 over HTTPS.
+"""Ask a server that speaks the OpenID AuthZEN Authorization API 1.0 over HTTPS.
 
 The request is sent unchanged, because it is an AuthZEN evaluation already. Only these members of the answer's `context`
 are read, and an obligation is never dropped:

@@ -1,4 +1,4 @@
-"""Trace the sources of arguments, tell them to approvers, and read outputs."""
+"""Give `facts.provenance` what a run knows, and tell approvers the sources."""
 
 from __future__ import annotations
 

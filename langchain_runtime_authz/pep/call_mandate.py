@@ -1,4 +1,4 @@
-"""Compare a call with its task's mandate."""
+"""Find the mandate of a run's task, and the thread on which its steps count."""
 
 from __future__ import annotations
 

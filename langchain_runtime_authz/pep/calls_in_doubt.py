@@ -1,4 +1,4 @@
-"""Handle calls in doubt: the process died, the end was lost, or the tool raised.
+"""Handle calls with an unknown end, and ask before the same deed is done again.
 
 For `LASTS` seconds, another call of the same deed (effect and target) then asks an approver, on every thread of the
 subject. `RuntimeAuthz(on_unknown=...)` may resolve the doubt: it asks the service by the call's idempotency key.

@@ -1,4 +1,4 @@
-"""Record a denial, or the end of a call that ran, and give back unused budgets."""
+"""After a call: record its end or denial, and give back unused budgets."""
 
 from __future__ import annotations
 

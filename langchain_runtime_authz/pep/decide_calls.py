@@ -1,4 +1,4 @@
-"""Decide the calls of a message: load → evaluate. Nothing is claimed yet.
+"""Ask the policy about calls: load → evaluate. Ask no approver, claim nothing.
 
 Some refusals do not depend on the policy: `_refusal`, `lease_refusal`, and the checks of ledger changes.
 """

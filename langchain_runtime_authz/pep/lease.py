@@ -1,4 +1,4 @@
-"""Check and renew the lease of a run."""
+"""Check at each step that a run's lease is live, and renew the lease."""
 
 from __future__ import annotations
 

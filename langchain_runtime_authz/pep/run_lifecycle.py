@@ -1,4 +1,4 @@
-"""Begin and end runs: open an entry, take its lease, pin texts, close it.
+"""Open a root run in the ledger with its lease and texts, and close any run.
 
 Each root entry (invoke, stream, batch element, resume) takes a lease at the epoch of the state that it loads. A later
 correction ends this lease, so that further steps of the old run are denied. Only a new root entry plans again.

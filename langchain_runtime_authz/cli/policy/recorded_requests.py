@@ -1,4 +1,4 @@
-"""Decide recorded requests again: replay, difference, and explanation."""
+"""Decide the requests in our audit log again: replay, difference, explanation."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # ruff: noqa: RUF001  (people type typographic quotes)
-"""The words of a language, as data, and the tokens of a text.
+"""Cut a text into tokens, and load a language's lists of words from JSON.
 
 A language is a JSON file in this folder: lists of words and phrases, by their role in a clause. `mandate.words` parses
 with these lists. A token without one plain reading ("1.250", "5pm", "x.org.They") is `odd`, and no clause accepts it.
