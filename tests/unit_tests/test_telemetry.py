@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextvars
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -17,42 +16,23 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
 
-from langchain_runtime_authz.authzen import (
-    Action,
-    AgentContext,
-    CallContext,
-    Context,
-    Decision,
-    DelegationContext,
-    EvaluationRequest,
-    HistoryContext,
-    LeaseContext,
-    Obligation,
-    Resource,
-    Subject,
-    TaskContext,
-    deny,
-)
+from langchain_runtime_authz.authzen import Decision, Obligation, deny
 from langchain_runtime_authz.ledger.base import Scope
 from langchain_runtime_authz.telemetry import semconv
 from langchain_runtime_authz.telemetry import spans as telemetry
 from langchain_runtime_authz.telemetry.spans import record_decision
+from langchain_runtime_authz.testing.example_request import example_request
+from tests.counted import python_calls
 
 PERMIT = Decision(
     outcome="permit", decision_id="d-1",
     obligations=(Obligation(id="o", type="redact"), Obligation(id="p", type="rate_limit")), policy_revision="r1",
 )
-REQUEST = EvaluationRequest(
-    subject=Subject(type="user", id="alice"),
-    action=Action(name="tools/call"),
-    resource=Resource(type="tool", id="pay", properties={"target": "SECRET"}),
-    context=Context(
-        now=1, task=TaskContext(id="t", epoch=3, digest="d", text="SECRET", corrections=0),
-        agent=AgentContext(path=["root", "payer"], id="agent-id"), delegation=DelegationContext(depth=1),
-        history=HistoryContext(), lease=LeaseContext(jti="SECRET", epoch=3, exp=2),
-        call=CallContext(id="call_1", args={"to": "SECRET"}, args_digest="d"),
-    ),
-)
+REQUEST = example_request({
+    "resource.id": "pay", "resource.properties": {"target": "SECRET"}, "context.task.text": "SECRET", "context.task.epoch": 3,
+    "context.agent": {"path": ["root", "payer"], "id": "agent-id", "attested": False}, "context.lease.jti": "SECRET",
+    "context.lease.epoch": 3, "context.call.id": "call_1", "context.call.args": {"to": "SECRET"},
+})
 BODY = REQUEST.to_json()
 
 
@@ -286,15 +266,14 @@ def test_without_an_sdk_a_call_costs_two_python_calls(monkeypatch: pytest.Monkey
     """Nothing records, so no span is made, no agent is named and no request is read."""
     monkeypatch.setattr(telemetry, "_tracer", tracer)
     monkeypatch.setattr(trace, "_TRACER_PROVIDER", None)
-    before, calls, run = otel_context.get_current(), [], Run()
-    sys.setprofile(lambda frame, event, _: calls.append(frame.f_code.co_name) if event == "call" else None)
-    try:
+    before, run = otel_context.get_current(), Run()
+
+    def called() -> None:
         record_decision(run, PERMIT, b"not read", pdp="wasm", action="tools/call", resource="pay")
         telemetry.execute_tool_span(run, "pay", "1", "", {})
-    finally:
-        sys.setprofile(None)
+
+    assert len(calls := python_calls(called)) <= 2, calls
     assert otel_context.get_current() is before
-    assert len(calls) <= 2, calls
 
 
 def test_an_sdk_that_is_set_up_later_records(monkeypatch: pytest.MonkeyPatch, exporter: InMemorySpanExporter) -> None:

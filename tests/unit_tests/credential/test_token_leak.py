@@ -91,12 +91,16 @@ def test_a_token_is_found_in_any_common_form(form: str, shape: Any) -> None:
     assert scrub(clean, [TOKEN]) == (clean, False)
 
 
-def test_only_the_token_goes() -> None:
-    """What stands around a token stays."""
-    text = f"before {TOKEN} between {TOKEN} after"
-    assert scrub(text, [TOKEN]) == (f"before {REDACTED} between {REDACTED} after", True)
-    link = f"https://x.example/?a=1&token={TOKEN}&b=2"
-    assert scrub(link, [TOKEN])[0] == f"https://x.example/?a=1&token={REDACTED}&b=2"
+def test_only_the_tokens_of_the_call_go() -> None:
+    """What stands around them, other tokens and the tool's own object stay. A text full of them takes one pass."""
+    other, held = TOKEN[:-10] + "0123456789", {"a": [TOKEN]}
+    link = "https://x.example/?a=1&token={}&b=2"
+    assert scrub(link.format(TOKEN), [TOKEN]) == (link.format(REDACTED), True)
+    assert scrub((TOKEN + " ") * 5_000, [TOKEN]) == ((REDACTED + " ") * 5_000, True)
+    assert scrub(other, [TOKEN]) == (other, False)
+    assert scrub([TOKEN, other], [TOKEN, other]) == ([REDACTED, REDACTED], True)
+    scrub(held, [TOKEN])
+    assert held == {"a": [TOKEN]}
 
 
 def test_containers_are_searched() -> None:
@@ -115,25 +119,11 @@ def test_containers_are_searched() -> None:
 def test_what_is_clean_is_the_same_object() -> None:
     """Nothing is copied where nothing was found, or nothing was minted."""
     value = {"a": [1, 2.5, None, True, "text % and\nlines", b"bytes", ("x",), {"y"}, object()]}
-    value["b"] = ["%41" * 100, "50% of\n" * 100]
+    value["b"] = value["c"] = ["%41" * 100, "50% of\n" * 100]  # twice the same is no cycle
     assert scrub(value, [TOKEN])[0] is value
     leaky = [TOKEN]
     assert scrub(leaky, []) == (leaky, False)
     assert scrub(leaky, [""])[0] is leaky
-
-
-def test_an_original_is_not_changed() -> None:
-    """The tool's own object stays as it is."""
-    value = {"a": [TOKEN]}
-    scrub(value, [TOKEN])
-    assert value == {"a": [TOKEN]}
-
-
-def test_other_tokens_stay() -> None:
-    """Only the tokens of this call are looked for; each of them is."""
-    other = TOKEN[:-10] + "0123456789"
-    assert scrub(other, [TOKEN]) == (other, False)
-    assert scrub([TOKEN, other], [TOKEN, other]) == ([REDACTED, REDACTED], True)
 
 
 class Stubborn(Exception):
@@ -208,20 +198,6 @@ def test_what_can_not_be_searched_is_not_passed_on() -> None:
     assert not found
     assert SIGNATURE not in repr(clean)
     assert UNSEARCHED in repr(clean)
-
-
-def test_shared_objects_are_no_cycle() -> None:
-    """The same object twice is searched twice."""
-    shared = ["x"]
-    value = [shared, shared]
-    assert scrub(value, [TOKEN])[0] is value
-
-
-def test_many_hits_take_one_pass() -> None:
-    """A text full of tokens is cleaned in a single pass per form."""
-    clean, found = scrub((TOKEN + " ") * 5_000, [TOKEN])
-    assert found
-    assert clean == (REDACTED + " ") * 5_000
 
 
 @pytest.mark.timeout(20)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
-import importlib
 import inspect
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableConfig, RunnableLambda, RunnableSequence
 from langchain_core.tools import BaseTool, StructuredTool, tool
@@ -23,66 +26,7 @@ from langchain_runtime_authz.langgraph import private_api as private
 
 THREAD = {"configurable": {"thread_id": "t"}}
 
-
-# The private members that the package overrides or reads.
-OVERRIDDEN = {
-    "langgraph.prebuilt.ToolNode": (
-        "_func", "_afunc", "_run_one", "_arun_one", "_execute_tool_sync", "_execute_tool_async", "_parse_input", "_extract_state", "_inject_tool_args",
-        "_validate_tool_call", "_tools_by_name", "_injected_args", "_messages_key", "_wrap_tool_call", "_awrap_tool_call",
-    ),
-    "langchain_core.language_models.BaseChatModel": ("_get_ls_params",),
-    "langchain_core.tools.BaseTool": ("_run", "_arun", "_parse_input", "_injected_args_keys"),
-}  # fmt: skip
-
-# Where each name comes from, and what breaks without it.
-IMPORTED = {
-    "langchain_core.runnables.config": ["ensure_config"],
-    "langchain_core.tools.base": [
-        "_get_runnable_config_param", "_is_injected_arg_type", "get_all_basemodel_annotations",
-    ],
-    "langchain_core.utils.pydantic": ["get_fields", "is_basemodel_subclass"],
-    "langchain_core.tracers.context": ["register_configure_hook"],
-    "langgraph._internal._config": ["ensure_config", "recast_checkpoint_ns"],
-    "langgraph._internal._constants": [
-        "NS_END", "NS_SEP", "PUSH", "CONFIG_KEY_CHECKPOINT_NS", "CONFIG_KEY_CHECKPOINTER", "CONFIG_KEY_RUNTIME",
-        "CONFIG_KEY_SCRATCHPAD", "CONFIG_KEY_SEND", "CONFIG_KEY_TASK_ID", "RESUME",
-    ],
-    "langgraph.checkpoint.serde.jsonplus": ["JsonPlusSerializer"],
-    "langgraph.func": ["_TaskFunction"],
-    "langgraph._internal._runnable": ["RunnableCallable", "RunnableSeq"],
-    "langgraph.prebuilt.tool_node": ["ToolNode"],
-    "langgraph.pregel._read": ["DEFAULT_BOUND", "PregelNode"],
-    "langgraph.types": ["_interrupt_id"],
-    "langgraph.errors": ["GraphBubbleUp", "GraphInterrupt", "ParentCommand", "is_invalid_resume"],
-}
-
-
-@pytest.mark.parametrize(("module", "name"), [(m, n) for m, names in IMPORTED.items() for n in names])
-def test_imported_names_exist(module: str, name: str) -> None:
-    """Each name that the edges import is where it was."""
-    assert hasattr(importlib.import_module(module), name), f"{module}.{name} moved: repair langgraph/private_api.py"
-
-
-def test_nothing_private_is_imported_elsewhere() -> None:
-    """Only `_private.py` imports from private modules or private names of LangChain and LangGraph."""
-    import ast
-    from pathlib import Path
-
-    package = Path(private.__file__).parent.parent
-    found = []
-    for path in package.rglob("*.py"):
-        if path.name == "private_api.py":
-            continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in (
-                "langgraph", "langchain_core", "langchain",
-            ):
-                parts = [*(node.module or "").split("."), *(a.name for a in node.names)]
-                if any(p.startswith("_") for p in parts):
-                    found.append(f"{path.relative_to(package)}: {'.'.join(parts)}")
-    assert found == [], "private names belong into langgraph/private_api.py, where they are pinned"
-
-
+# The methods of a tool node that the package overrides, and the members that it only reads.
 PARAMETERS = {
     "_func": ["input", "config", "runtime"], "_afunc": ["input", "config", "runtime"],
     "_run_one": ["call", "input_type", "tool_runtime"], "_arun_one": ["call", "input_type", "tool_runtime"],
@@ -90,45 +34,37 @@ PARAMETERS = {
     "_execute_tool_async": ["request", "input_type", "config"], "_extract_state": ["input", "config"],
     "_inject_tool_args": ["tool_call", "tool_runtime", "tool"], "_validate_tool_call": ["call"],
 }
+READ = ("_parse_input", "_tools_by_name", "_injected_args", "_messages_key", "_wrap_tool_call", "_awrap_tool_call")
+TOOL = ("_run", "_arun", "_parse_input", "_injected_args_keys")
+A_TOOL = StructuredTool.from_function(lambda x: x, name="x", description="x")
 
 
-def test_overridden_names_are_listed() -> None:
-    """`OVERRIDDEN` holds every ToolNode method whose parameters are pinned here, and what is only read."""
-    listed = set(OVERRIDDEN["langgraph.prebuilt.ToolNode"])
-    read = {"_parse_input", "_tools_by_name", "_injected_args", "_messages_key", "_wrap_tool_call", "_awrap_tool_call"}
-    assert set(PARAMETERS) | read == listed
+def sources() -> Iterator[tuple[Path, ast.AST]]:
+    """Yield each node of the package's code but `private_api.py`'s."""
+    for path in Path(private.__file__).parents[1].rglob("*.py"):
+        if path.name != "private_api.py":
+            yield from ((path, node) for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
 
 
-def test_no_other_private_member_is_used() -> None:
-    """Whatever private member of a tool node, a tool or a graph the edges touch is listed, and so pinned."""
-    import ast
-    from pathlib import Path
-
-    theirs: set[str] = set()
-    for held in (ToolNode([]), StructuredTool.from_function(lambda x: x, name="x", description="x"), StateGraph(dict)):
-        theirs |= {name for name in (*dir(held), *vars(held)) if name.startswith("_") and not name.startswith("__")}
-    listed = {name for names in OVERRIDDEN.values() for name in names}
-    own = {"_asdict", "_replace", "_get_ls_params"}
+def test_nothing_private_is_used_elsewhere() -> None:
+    """Only `private_api.py` imports private names of LangChain and LangGraph; each member that is used is listed here."""
+    theirs = {name for held in (ToolNode([]), A_TOOL, StateGraph(dict)) for name in (*dir(held), *vars(held))}
+    theirs -= {*PARAMETERS, *READ, *TOOL, "_asdict", "_replace", "_get_ls_params"}
     found = []
-    for path in Path(private.__file__).parent.glob("*.py"):
-        if path.name == "private_api.py":
-            continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Attribute) and node.attr in theirs - listed - own:
-                found.append(f"{path.name}:{node.lineno}: {node.attr}")
-    assert found == [], "list it in `langgraph/private_api.py`, where an upgrade that moves it is noticed"
+    for path, node in sources():
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("langgraph", "langchain_core", "langchain"):
+            parts = [*(node.module or "").split("."), *(a.name for a in node.names)]
+            found += [f"{path}: {'.'.join(parts)}"] if any(p.startswith("_") for p in parts) else []
+        elif isinstance(node, ast.Attribute) and path.parent.name == "langgraph" and node.attr in theirs:
+            private_ = node.attr.startswith("_") and not node.attr.startswith("__")
+            found += [f"{path}:{node.lineno}: {node.attr}"] if private_ else []
+    assert found == [], "private names belong into langgraph/private_api.py, where an upgrade that moves them is noticed"
 
 
-@pytest.mark.parametrize("owner", OVERRIDDEN)
-def test_overridden_names_exist(owner: str) -> None:
-    """Each overridden or used member still exists on the class, or on its instances."""
-    module, _, name = owner.rpartition(".")
-    cls = getattr(importlib.import_module(module), name)
-    instance = (
-        ToolNode([]) if name == "ToolNode" else StructuredTool.from_function(lambda x: x, name="x", description="x")
-    )
-    for member in OVERRIDDEN[owner]:
-        assert hasattr(cls, member) or hasattr(instance, member), f"{owner}.{member} is gone: edges override or read it"
+def test_overridden_names_exist() -> None:
+    """On the class, or on its instances."""
+    gone = [name for held, names in ((ToolNode([]), READ), (A_TOOL, TOOL)) for name in names if not hasattr(held, name)]
+    assert [*gone, *({"_get_ls_params"} - {*dir(BaseChatModel)})] == []
 
 
 @pytest.mark.parametrize("method", PARAMETERS)
@@ -138,18 +74,11 @@ def test_parameters_of_tool_node_methods(method: str) -> None:
     assert got == PARAMETERS[method], f"ToolNode.{method} takes {got} now: repair langgraph/node_pep.py"
 
 
-@pytest.mark.parametrize("method", ["_run_one", "_arun_one"])
-def test_tool_node_calls_its_hooks_by_position(method: str) -> None:
-    """ToolNode's own executor reaches each call through the overridable hook."""
-    source = inspect.getsource(ToolNode._func if method == "_run_one" else ToolNode._afunc)
-    assert f"self.{method}" in source, f"ToolNode no longer goes through {method}: calls would run undecided"
-
-
-@pytest.mark.parametrize(
-    ("method", "inner"), [("_run_one", "_execute_tool_sync"), ("_arun_one", "_execute_tool_async")]
-)
-def test_tool_node_executes_through_its_hook(method: str, inner: str) -> None:
-    """Tools that middleware brings along pass `_execute_tool_*`, where they are guarded."""
+@pytest.mark.parametrize(("method", "inner"), [
+    ("_func", "_run_one"), ("_afunc", "_arun_one"), ("_run_one", "_execute_tool_sync"), ("_arun_one", "_execute_tool_async"),
+])
+def test_tool_node_executes_through_its_hooks(method: str, inner: str) -> None:
+    """Else calls, or tools that middleware brings along, would run undecided."""
     assert f"self.{inner}" in inspect.getsource(getattr(ToolNode, method)), f"{method} no longer calls {inner}"
 
 

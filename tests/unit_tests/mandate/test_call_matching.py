@@ -36,6 +36,7 @@ from langchain_runtime_authz.mandate.model import (
 )
 from langchain_runtime_authz.mandate.read_outputs import Outputs
 from langchain_runtime_authz.tool_profile import ToolProfile
+from tests.counted import python_calls
 
 PROFILES = {
     "pay": ToolProfile(effect="pay", critical={"recipient": "principal", "amount": "amount"}, when=("date",), text=("note",), free=("mode",)),
@@ -659,14 +660,9 @@ def test_a_copy_of_a_mandate_is_another_mandate():
 @pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="the count is CPython 3.11's")
 def test_a_constant_call_costs_few_functions():
     facts = CallFacts("pay", PROFILES["pay"], {"recipient": "Bob", "amount": 45}, frozenset(("recipient", "amount")), frozenset(), "")
-    kept, calls = outputs(), []
+    kept = outputs()
     bind(PAY, facts, PROFILES, kept).standing({})
-    sys.setprofile(lambda frame, event, _: calls.append(frame) if event == "call" else None)
-    try:
-        bind(PAY, facts, PROFILES, kept).standing({})
-    finally:
-        sys.setprofile(None)
-    assert len(calls) <= 15
+    assert len(python_calls(lambda: bind(PAY, facts, PROFILES, kept).standing({}))) <= 15
 
 
 @pytest.mark.parametrize("query", ["eve@x.org", "who is eve@x.org please", '{"who": "eve@x.org"}', "eve@x.org" + " " * 3000])

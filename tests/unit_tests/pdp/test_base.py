@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -29,6 +28,7 @@ from langchain_runtime_authz.pdp.wasm import WasmPDP
 from langchain_runtime_authz.telemetry import logs
 from langchain_runtime_authz.testing.example_request import example_request
 from langchain_runtime_authz.testing.static_pdp import StaticPDP
+from tests.counted import python_calls
 
 REQUEST = example_request()
 
@@ -393,23 +393,6 @@ def test_a_forgotten_link_ends_its_thread_and_waits_for_nothing() -> None:
         assert not thread.is_alive()
 
 
-def python_calls(work: Callable[[], object]) -> int:
-    """Python functions that are called."""
-    found = 0
-
-    def count(frame: object, event: str, arg: object) -> None:
-        nonlocal found
-        found += event == "call"
-
-    before = sys.getprofile()
-    sys.setprofile(count)
-    try:
-        work()
-    finally:
-        sys.setprofile(before)
-    return found - 1  # `work` itself
-
-
 @pytest.mark.parametrize(("make", "most"), [(partial(StaticPDP, True), 12), (WasmPDP, 25)], ids=["static", "wasm"])
 def test_a_permit_in_this_process_takes_few_calls(make: Callable[[], Any], most: int) -> None:
     """Asked either way; asynchronously nothing is awaited: no task, no timeout, no other coroutine."""
@@ -418,6 +401,6 @@ def test_a_permit_in_this_process_takes_few_calls(make: Callable[[], Any], most:
 
     with pytest.raises(StopIteration):
         evaluator.aevaluate(bodies).send(None)
-    taken = python_calls(lambda: evaluator.evaluate(bodies))
+    taken = len(python_calls(lambda: evaluator.evaluate(bodies)))
     print(f"{evaluator.pdp.name}: {taken} Python calls")
     assert taken <= most

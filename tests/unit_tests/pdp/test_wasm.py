@@ -19,7 +19,7 @@ from langchain_runtime_authz.facts.history import TIMES
 from langchain_runtime_authz.pdp._wasm_host import PolicyFailed
 from langchain_runtime_authz.pdp.base import Evaluator
 from langchain_runtime_authz.pdp.wasm import DATA_ROOT, WasmPDP
-from langchain_runtime_authz.testing.example_request import NOW, example_request
+from langchain_runtime_authz.testing.example_request import example_request
 from tests.ids import shown
 
 POLICIES = resources.files("langchain_runtime_authz") / "policies"
@@ -66,37 +66,6 @@ def test_the_example_is_permitted(pdp: WasmPDP) -> None:
         "decision": True,
         "context": {"reasons": [], "obligations": [], "ttl": 0, "policy": {"revision": pdp.revision}},
     }
-
-
-DENIED: dict[str, list[dict[str, object]]] = {
-    Code.LEASE_INVALID: [
-        {"context.lease.exp": NOW}, {"context.lease.epoch": 1}, {"context.task.epoch": 3},
-        {"context.lease.grant": {"tols": []}},
-    ],
-    Code.UNKNOWN_ACTION: [{"resource.type": "agent"}],
-    Code.NO_PERMIT: [{"context.call": None, EFFECT: "read", GRANT: None}],
-    Code.GRANT_TOOL: [{f"{GRANT}.tools": ["read_file"]}, {f"{GRANT}.tools": []}],
-    Code.GRANT_ARGUMENT: [
-        {"context.call.args.amount": 100.5}, {"context.call.args.amount": "98"}, {"context.call.args.account": "UK13"},
-        {"context.call.args": {"amount": 1}},
-    ],
-    Code.GRANT_DATA_CLASS: [{f"{GRANT}.data_classes": ["public"]}],
-    Code.GRANT_SINK: [{f"{GRANT}.sinks": ["none"]}],
-    Code.GRANT_DEPTH: [{"context.delegation.depth": 3}],
-    Code.GRANT_EXPIRED: [{f"{GRANT}.expires_at": NOW}],
-    Code.STALE_PLAN: [{"context.plan.stale": True}],
-    Code.PLAN_CHANGED: [
-        {"context.plan.planned": False, "context.plan.changed": True},
-        {"context.plan.changed": True, EFFECT: "read"},
-    ],
-    Code.UNPLANNED: [{"context.plan.planned": False}, {"context.plan": None}],
-    Code.ANONYMOUS: [{"subject.type": "anonymous"}, {"subject.type": "anonymous", EFFECT: "read"}],
-    Code.UNPROFILED: [{"resource.properties.profiled": False, EFFECT: "delete"}],
-    Code.DATA_FLOW: [
-        {SINK: "external", CALL_SINK: "external", GRANT: None, "context.history.classes_read": ["public", "secret"]},
-        {SINK: "external", CALL_SINK: None, GRANT: None, "context.history.classes_read": ["unheard-of"]},
-    ],
-}
 
 
 def test_a_rate_is_an_obligation(pdp: WasmPDP) -> None:

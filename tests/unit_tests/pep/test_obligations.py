@@ -20,56 +20,48 @@ def obligation(kind: str, **properties: Any) -> Obligation:
     return Obligation(id="o", type=kind, properties=properties)
 
 
-@pytest.mark.parametrize(("asked", "demanded"), [
-    (obligation("require_approval"), True),
-    (obligation("require_approval", expires_in=1), True),
-    (obligation("withhold_tools", tools=[], provider_tools=["web"]), True),
-    (obligation("revoke"), True),
-    (obligation("revoke", because="x"), True),
-    (obligation("rotate", because="x"), True),
-    (obligation("redact", fields=["iban"]), True),
-    (obligation("redact", fields=["iban", "pin"]), True),
-    (obligation("rate_limit", counter="pay", window=60, max=5), SpendRate("pay", 60, 5)),
-    (obligation("rate_limit", counter="pay", window=1, max=0), SpendRate("pay", 1, 0)),
-    (obligation("budget", counter="pay", max=3), SpendBudget("policy:pay", 3)),
-    (obligation("notify", channel="log"), True),
-])
-def test_what_is_understood(asked: Obligation, demanded: object) -> None:
+RATE: dict[str, Any] = {"counter": "pay", "window": 60, "max": 5}
+TOOLS: dict[str, Any] = {"tools": [], "provider_tools": []}
+UNDERSTOOD: list[tuple[str, dict[str, Any], object]] = [
+    ("require_approval", {}, True), ("require_approval", {"expires_in": 1}, True), ("revoke", {}, True),
+    ("withhold_tools", {"tools": [], "provider_tools": ["web"]}, True), ("revoke", {"because": "x"}, True),
+    ("rotate", {"because": "x"}, True), ("redact", {"fields": ["iban"]}, True), ("redact", {"fields": ["iban", "pin"]}, True),
+    ("rate_limit", RATE, SpendRate("pay", 60, 5)), ("rate_limit", {**RATE, "window": 1, "max": 0}, SpendRate("pay", 1, 0)),
+    ("budget", {"counter": "pay", "max": 3}, SpendBudget("policy:pay", 3)), ("notify", {"channel": "log"}, True),
+]
+NOT_UNDERSTOOD: dict[str, list[dict[str, Any]]] = {
+    "": [{}],
+    "Redact": [{"fields": ["iban"]}],
+    "notify": [{}, {"channel": ""}, {"channel": ["log"]}],
+    "budget": [
+        {"counter": "pay"}, {"counter": "", "max": 1}, {"counter": "pay", "max": True},
+        {"counter": "pay", "max": 2**53 + 1}, {"counter": "pay", "max": 1, "per": "subject"},
+    ],
+    "require_approval": [{"aprovers": {"min": 2}}, *({"expires_in": n} for n in (10**30, 0, -1, "60", True, None))],
+    "redact": [
+        {"fields": ["iban"], "paths": ["pin"]}, {}, {"field": ["iban"]},
+        *({"fields": names} for names in ([], "iban", ["iban", 1], {"iban": True})),
+    ],
+    "withhold_tools": [
+        {**TOOLS, "models": ["a"]}, {}, {"tools": ["a"]}, {"provider_tools": ["a"]}, {**TOOLS, "tools": "a"}, {**TOOLS, "tools": [1]},
+    ],
+    "rate_limit": [
+        {}, *({n: RATE[n] for n in RATE if n != left} for left in RATE), {**RATE, "per": "subject"}, {**RATE, "counter": 1},
+        *({**RATE, "window": n} for n in (10**30, 0, -1, True, 60.0, "60")), *({**RATE, "max": n} for n in (-1, True, None)),
+    ],
+}
+
+
+@pytest.mark.parametrize(("kind", "properties", "demanded"), UNDERSTOOD, ids=str)
+def test_what_is_understood(kind: str, properties: dict[str, Any], demanded: object) -> None:
     """What must be committed with the permit, or that there is nothing to commit."""
-    assert demands(asked) == demanded
+    assert demands(obligation(kind, **properties)) == demanded
 
 
-@pytest.mark.parametrize("asked", [
-    obligation(""), obligation("notify"), obligation("notify", channel=""), obligation("notify", channel=["log"]),
-    obligation("budget", counter="pay"), obligation("budget", counter="", max=1),
-    obligation("budget", counter="pay", max=True), obligation("budget", counter="pay", max=2**53 + 1),
-    obligation("rate_limit", counter="pay", window=10**30, max=1),
-    obligation("require_approval", expires_in=10**30), obligation("Redact", fields=["iban"]),
-    obligation("require_approval", expires_in=0), obligation("require_approval", expires_in=-1),
-    obligation("require_approval", expires_in="60"), obligation("require_approval", expires_in=True),
-    obligation("require_approval", expires_in=None), obligation("require_approval", aprovers={"min": 2}),
-    obligation("redact", fields=["iban"], paths=["pin"]),
-    obligation("rate_limit", counter="pay", window=60, max=5, per="subject"),
-    obligation("budget", counter="pay", max=1, per="subject"),
-    obligation("withhold_tools", tools=[], provider_tools=[], models=["a"]), obligation("withhold_tools"),
-    obligation("withhold_tools", tools=["a"]), obligation("withhold_tools", provider_tools=["a"]),
-    obligation("withhold_tools", tools="a", provider_tools=[]),
-    obligation("withhold_tools", tools=[1], provider_tools=[]), obligation("redact"),
-    obligation("redact", fields=[]), obligation("redact", fields="iban"), obligation("redact", fields=["iban", 1]),
-    obligation("redact", fields={"iban": True}), obligation("redact", field=["iban"]), obligation("rate_limit"),
-    obligation("rate_limit", counter="pay", window=60), obligation("rate_limit", counter="pay", max=5),
-    obligation("rate_limit", window=60, max=5), obligation("rate_limit", counter=1, window=60, max=5),
-    obligation("rate_limit", counter="pay", window=0, max=5), obligation("rate_limit", counter="pay", window=-1, max=5),
-    obligation("rate_limit", counter="pay", window=True, max=5),
-    obligation("rate_limit", counter="pay", window=60.0, max=5),
-    obligation("rate_limit", counter="pay", window="60", max=5),
-    obligation("rate_limit", counter="pay", window=60, max=-1),
-    obligation("rate_limit", counter="pay", window=60, max=True),
-    obligation("rate_limit", counter="pay", window=60, max=None),
-], ids=lambda o: f"{o.type} {o.properties}")
-def test_what_is_not_understood(asked: Obligation) -> None:
+@pytest.mark.parametrize(("kind", "properties"), [(k, p) for k, each in NOT_UNDERSTOOD.items() for p in each], ids=str)
+def test_what_is_not_understood(kind: str, properties: dict[str, Any]) -> None:
     """An unknown type, and a known one with properties of another shape, or with one more: it may be what counts."""
-    assert demands(asked) is None
+    assert demands(obligation(kind, **properties)) is None
 
 
 def test_a_path_is_redacted_by_its_last_name() -> None:
@@ -78,6 +70,8 @@ def test_a_path_is_redacted_by_its_last_name() -> None:
     value = {"account": {"iban": SECRET, "name": "bob"}, "pin": SECRET, "b": [{"c": SECRET}], "account.iban": SECRET}
     assert SECRET not in repr(redact(value, fields))
     assert redact(value, fields)["account"]["name"] == "bob"
+    assert redact(alike := {"IBAN": "x", "iban2": "y", "note": "iban"}, ["iban"]) == alike
+    assert redact(value, []) is value
 
 
 class Point(NamedTuple):
@@ -124,7 +118,7 @@ def test_text_that_is_json_is_what_it_says(text: str, clean: object) -> None:
 
 
 @pytest.mark.parametrize("text", [
-    "The IBAN is DE89-SECRET.", "{'iban': 'DE89-SECRET'}", '{"iban": "DE89-SECRET"',
+    "[" * 100_000, "The IBAN is DE89-SECRET.", "{'iban': 'DE89-SECRET'}", '{"iban": "DE89-SECRET"',
     '{"iban": "DE89-SECRET"} and more', '"DE89-SECRET"', "7", "null", "iban: DE89-SECRET",
 ])
 def test_other_text_goes_as_a_whole(text: str) -> None:
@@ -139,22 +133,6 @@ def test_other_text_goes_as_a_whole(text: str) -> None:
 def test_text_below_a_structure_is_redacted_too(value: object) -> None:
     """A tool's content blocks are how most MCP tools answer."""
     assert SECRET not in repr(redact(value, ["iban"]))
-
-
-def test_text_that_nests_without_a_bottom_goes_as_a_whole() -> None:
-    """A tool's output never makes redaction fail."""
-    assert redact("[" * 100_000, ["iban"]) == REDACTED
-
-
-def test_without_fields_nothing_is_touched() -> None:
-    """The very object comes back."""
-    for value in ("text", {"iban": SECRET}, None, 7):
-        assert redact(value, []) is value
-
-
-def test_the_others_stay() -> None:
-    """Only what is named is redacted: values that merely look alike are not."""
-    assert redact({"IBAN": "x", "iban2": "y", "note": "iban"}, ["iban"]) == {"IBAN": "x", "iban2": "y", "note": "iban"}
 
 
 names = st.sampled_from(["iban", "pin", "a", "b"])
