@@ -1,4 +1,4 @@
-"""Read a tool node's calls from its message before they run, then give turns.
+"""Describe a tool node's calls by its message, and run each call in its turn.
 
 LangGraph runs a message's calls in one task, or each call in its own task. `ToolCallPEP` is for `AuthzMiddleware`.
 """

@@ -1,4 +1,4 @@
-"""Define a run, its engine, and the effects that `_flow` drives."""
+"""Define `Run` and `Engine`: the state of a run, its limits, and its effects."""
 
 from __future__ import annotations
 
