@@ -31,7 +31,9 @@ from langchain_runtime_authz.pep.call import Call, Denial, Replay
 from langchain_runtime_authz.pep.decision_log import label, run_event
 from langchain_runtime_authz.pep.run import Commit, Flow, Run
 
+_LATER = "This action could not be checked, so it was not carried out. It may be possible later."
 _SPOKEN: Mapping[str, str] = {
+    **{code: _LATER for code in Code if code.retry == "later"},
     Code.STALE_EPOCH: "The task changed after this action was planned, so it was not carried out. Plan again.",
     Code.DATA_CHANGED: "What this action is based on changed after it was read. Read it again, then plan again.",
     Code.PLAN_CHANGED: "This action differs from the one that was planned, so it was not carried out. Plan again.",

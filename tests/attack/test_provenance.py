@@ -83,7 +83,7 @@ def test_the_question_shows_the_value_its_source_and_its_sentence() -> None:
     assert first == "Approve pay? (data_flow, deviates, effect)"
     assert [line.split(" ", 2)[1] for line in lines] == ["ordered", "to", "amount"]
     assert MINE in lines[0]
-    assert lines[1].startswith(f'- to "{THEIRS}": it stands in a text that was read (read_mail/body), EXPECTED \'{MINE}\'; untrusted text from there: "')
+    assert lines[1].startswith(f'- to "{THEIRS}": it stands in a text that was read (read_mail/body), EXPECTED {MINE} (you said it); untrusted text from there: "')
     assert "\u202e" not in text
     assert "\x1b" not in text
     assert "`" not in text

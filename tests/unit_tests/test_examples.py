@@ -9,7 +9,7 @@ import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SHOWN = {
-    "create_agent.py": ("Approve send_money?", "EXPECTED 'DE21'", "tool   Sent 98.70 to DE21.", "tool   The user rejected", "ai     Paid."),
+    "create_agent.py": ("Approve send_money?", "EXPECTED DE21 (you said it)", "tool   Sent 98.70 to DE21.", "tool   The user rejected", "ai     Paid."),
     "hand_written.py": ("Sent 98.70 to DE21.", "This action is not permitted", "'forbidden'"),
     "service.py": ("alice, by urn:langchain-runtime-authz:agent:", "one call later: 401"),
     "session.py": ("permit ()", "approval_required", "EXPECTED 98.7", "approved: permit", "deny ('grant_argument',)", "epoch: 2"),

@@ -301,3 +301,14 @@ def test_only_a_thread_is_entered_again() -> None:
     world.graph.checkpointer = None
     with pytest.raises(ConfigError, match="checkpointer"):
         world.authz.reenter(world.graph, THREAD)
+
+
+@pytest.mark.parametrize(("down", "denies", "told"), [("tools/call", "", "It may be possible later."), ("", "read", "Do not repeat it.")])
+def test_the_model_is_not_told_to_give_up_what_an_outage_denied(down: str, denies: str, told: str) -> None:
+    outage = Outage()
+    outage.authz = authz_with(StaticPDP(lambda request: request.resource.id != denies and outage.answer(request)))
+    outage.graph = outage.authz.protect(hand_written(replying([READ]), [read_tool([])], checkpointer=InMemorySaver()))
+    outage.down = down
+    with outage.authz.run(subject="alice"):
+        answers = [m for m in outage.enter(human())["messages"] if m.type == "tool"]
+    assert [told in m.text for m in answers] == [True]
