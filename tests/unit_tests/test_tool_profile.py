@@ -165,7 +165,7 @@ def test_a_wrong_field_is_named(tmp_path: Path, fields: Any, field: str) -> None
 @pytest.mark.parametrize("text", [
     "", "null", "[]", "tools", "tools:", "tools: []", "tools: {pay: {effect: pay}}\nother: 1", "Tools: {}",
     "pay: {effect: pay}", "tools: {pay: {effect: pay}", "tools: *nothing",
-    "tools: !!python/object/apply:os.system [true]", "tools: {pay: {digest: 2026-99-99}}", "tools: " + "[" * 20_000,
+    "tools: !!python/object/apply:os.system [true]", "tools: {pay: {digest: 2026-99-99}}", "tools: " + "[" * 5_000,
     "tools: {no: {effect: read}}", "tools: {1: {effect: read}}", "tools: {null: {effect: read}}",
     "tools: {}\n---\ntools: {}", "\x00",
 ])
@@ -349,21 +349,12 @@ def test_the_digest_is_of_what_a_reviewer_saw() -> None:
     assert digest_of(make()) == digest_of(make(note="x"))
 
 
-def test_a_tool_without_a_digest_never_meets_a_reviewed_one() -> None:
-    """Its description has no exact form, so nobody can have reviewed it."""
-    odd = make(description="\x00")
-    reviewed = READ.model_copy(update={"digest": digest_of(make())})
+def test_a_tool_without_a_digest_is_neither_reviewed_nor_pinned() -> None:
+    """Its description has no exact form. Seen first, it does not take the place of the real one."""
+    odd, reviewed = make(description="\x00"), READ.model_copy(update={"digest": digest_of(make())})
     assert not Profiles({"lookup": reviewed}).of(odd).declared
     held = Profiles({"lookup": READ})
-    assert held.of(make()).declared
-    assert not held.of(odd).declared
-
-
-def test_a_tool_without_a_digest_is_not_pinned() -> None:
-    """Seen first, it stays unprofiled, and does not take the place of the real one."""
-    held = Profiles({"lookup": READ})
-    assert not held.of(make(description="\x00")).declared
-    assert held.of(make()).declared
+    assert [held.of(each).declared for each in (odd, make(), odd)] == [False, True, False]
 
 
 # --- hints ---
@@ -393,12 +384,3 @@ def test_a_hint_only_raises(base: ToolProfile, metadata: dict[str, Any] | None, 
     assert raise_by_hints(raised, metadata, name) == raised
     if (metadata or {}).get("destructiveHint") is True:
         assert EFFECTS.index(raised.effect) >= EFFECTS.index("delete")
-
-
-@given(metadata=hints, name=st.sampled_from(["lookup", "send_mail", "delete_all"]))
-def test_an_undeclared_tool_is_never_below_the_default(metadata: dict[str, Any] | None, name: str) -> None:
-    """No metadata makes it a profiled one, or less risky than an unprofiled one."""
-    found = Profiles({}).of(make(name, **(metadata or {})))
-    assert not found.declared
-    assert EFFECTS.index(found.profile.effect) >= EFFECTS.index(UNPROFILED.effect)
-    assert found.profile.sink == "external"

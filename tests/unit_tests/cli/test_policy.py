@@ -85,23 +85,17 @@ def test_demo_writes_the_log(tmp_path: Path) -> None:
 
 
 def test_explain_what_was_not_ordered(run: Command, log: Path) -> None:
-    """Which rule asks about the payment to the attacker, and what would lift it."""
+    """Which rule asks about the payment to the attacker, and what would lift it. In JSON each reason names its rules."""
     asked = [i for i, what in decisions(run, log).items() if "approval_required" in what and "amount=95" in what]
     told = run("explain", log, asked[0]).stdout
     lines = [int(n) for n in re.findall(rf"{re.escape(SHIPPED_REGO)}:(\d+)", told)]
     assert any(shipped_rego().splitlines()[n - 1].startswith('asked contains "deviates"') for n in lines)
     assert re.search(r"tools/call send_money\(.*amount=95.*\) by user alice", told)
     assert "permit if an approver approves exactly this call" in told
-
-
-def test_explain_a_question(run: Command, log: Path) -> None:
-    """An approval of exactly this call lifts it; in JSON each reason names its rules."""
-    asked = next(i for i, what in decisions(run, log).items() if "approval_required" in what)
-    told = json.loads(run("explain", log, asked, "--json").stdout)
-    assert told["outcome"] == "approval_required"
-    assert {"if": ["an approver approves exactly this call"], "outcome": "permit"} in told["changes"]
-    assert all(reason["rules"] and reason["sentence"] for reason in told["reasons"])
-    assert told["recorded"]["outcome"] == "approval_required"
+    said = json.loads(run("explain", log, asked[0], "--json").stdout)
+    assert said["outcome"] == said["recorded"]["outcome"] == "approval_required"
+    assert {"if": ["an approver approves exactly this call"], "outcome": "permit"} in said["changes"]
+    assert all(reason["rules"] and reason["sentence"] for reason in said["reasons"])
 
 
 def test_explain_a_permit_and_a_request(run: Command, tmp_path: Path) -> None:

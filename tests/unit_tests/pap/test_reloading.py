@@ -44,8 +44,8 @@ def following(source: Path) -> Iterator[Callable[..., ReloadingPDP]]:
     """PDPs that look only when they are told to."""
     made: list[ReloadingPDP] = []
 
-    def follow(**options: object) -> ReloadingPDP:
-        made.append(ReloadingPDP(source, **{"poll": 3600, "pool_size": 2, **options}))
+    def follow(path: Path = source, **options: object) -> ReloadingPDP:
+        made.append(ReloadingPDP(path, **{"poll": 3600, "pool_size": 2, **options}))
         return made[-1]
 
     yield follow
@@ -87,23 +87,20 @@ def test_the_watch_finds_it(source: Path, following: Callable[..., ReloadingPDP]
     assert not ask(pdp).permit
 
 
-def test_a_mounted_config_map_is_followed(tmp_path: Path) -> None:
+def test_a_mounted_config_map_is_followed(tmp_path: Path, following: Callable[..., ReloadingPDP]) -> None:
     """Every file is a link there, and an update swaps the one through which they lead."""
     policies = tmp_path / "policies"
     mount(policies, {**files(1, key=KEY)}, "2026_1")
-    pdp = ReloadingPDP(policies, keys={"default": KEY.public}, poll=3600, pool_size=1)
-    try:
-        assert ask(pdp).permit
-        assert not pdp.reload()
-        mount(policies, files(2, DENY_WRITES, key=KEY), "2026_2")
-        assert pdp.reload()
-        assert (ask(pdp).outcome, pdp.revision[:2]) == ("deny", "2@")
-        mount(policies, files(1, key=KEY), "2026_3")  # rolled back
-        with pytest.raises(ConfigError, match="policy_older"):
-            pdp.reload()
-        assert pdp.revision.startswith("2@")
-    finally:
-        pdp.close()
+    pdp = following(policies, keys={"default": KEY.public})
+    assert ask(pdp).permit
+    assert not pdp.reload()
+    mount(policies, files(2, DENY_WRITES, key=KEY), "2026_2")
+    assert pdp.reload()
+    assert (ask(pdp).outcome, pdp.revision[:2]) == ("deny", "2@")
+    mount(policies, files(1, key=KEY), "2026_3")  # rolled back
+    with pytest.raises(ConfigError, match="policy_older"):
+        pdp.reload()
+    assert pdp.revision.startswith("2@")
 
 
 def test_the_current_directory_is_a_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +114,7 @@ def test_the_current_directory_is_a_bundle(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_a_link_to_the_newest_release_is_followed(tmp_path: Path, packed: bool) -> None:
+def test_a_link_to_the_newest_release_is_followed(tmp_path: Path, following: Callable[..., ReloadingPDP], packed: bool) -> None:
     """`current -> releases/2`, swapped by a rename: a directory or an archive."""
     for number, data in ((1, {}), (2, DENY_WRITES)):
         release = tmp_path / f"release-{number}"
@@ -129,15 +126,12 @@ def test_a_link_to_the_newest_release_is_followed(tmp_path: Path, packed: bool) 
                 (release / name).write_bytes(content)
     current, new = tmp_path / "current", tmp_path / "new"
     current.symlink_to("release-1")
-    pdp = ReloadingPDP(current, poll=3600, pool_size=1)
-    try:
-        assert ask(pdp).permit
-        new.symlink_to("release-2")
-        new.replace(current)
-        assert pdp.reload()
-        assert ask(pdp).outcome == "deny"
-    finally:
-        pdp.close()
+    pdp = following(current)
+    assert ask(pdp).permit
+    new.symlink_to("release-2")
+    new.replace(current)
+    assert pdp.reload()
+    assert ask(pdp).outcome == "deny"
 
 
 REFUSED: dict[str, tuple[dict[str, bytes] | bytes | None, Code]] = {
@@ -155,47 +149,43 @@ REFUSED: dict[str, tuple[dict[str, bytes] | bytes | None, Code]] = {
 }
 
 
-def test_a_refused_policy_forges_no_line_of_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_refused_policy_forges_no_line_of_the_log(
+    source: Path, following: Callable[..., ReloadingPDP], caplog: pytest.LogCaptureFixture
+) -> None:
     """The names of its cases are shown, on the line that refuses it."""
     cases = [{"name": "c\nINFO policy 6 decides", "request": json.loads(REQUEST.to_json()), "expect": "permit"}]
-    source = put(tmp_path / "p.tar.gz", files(5, key=KEY))
-    pdp = ReloadingPDP(source, keys={"default": KEY.public}, poll=3600)
-    try:
-        put(source, files(6, DENY_WRITES, key=KEY, cases=cases))
-        with pytest.raises(ConfigError, match="INFO policy 6 decides"):
-            pdp.reload()
-    finally:
-        pdp.close()
+    put(source, files(5, key=KEY))
+    pdp = following(keys={"default": KEY.public})
+    put(source, files(6, DENY_WRITES, key=KEY, cases=cases))
+    with pytest.raises(ConfigError, match="INFO policy 6 decides"):
+        pdp.reload()
     (line,) = [r.getMessage() for r in caplog.records if "INFO policy 6 decides" in r.getMessage()]
     assert line.isprintable()
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_refused_changes_nothing(tmp_path: Path, name: str) -> None:
+def test_what_is_refused_changes_nothing(source: Path, following: Callable[..., ReloadingPDP], name: str) -> None:
     """The last good one stays and decides, the status says why; and the next good one is taken."""
-    source = put(tmp_path / "p.tar.gz", files(5, key=KEY))
-    pdp = ReloadingPDP(source, keys={"default": KEY.public}, poll=3600)
-    try:
-        before = pdp.revision
-        made, code = REFUSED[name]
-        if made is None:
-            source.unlink()
-        elif isinstance(made, bytes):
-            source.write_bytes(made)
-        else:
-            put(source, made)
-        for _ in range(2):
-            with pytest.raises(ConfigError) as caught:
-                pdp.reload()
-            assert caught.value.code == code
-        assert str(code) in pdp.status.refused
-        assert (ask(pdp).permit, ask(pdp).policy_revision) == (True, before)
-        put(source, files(7, DENY_WRITES, key=KEY))
-        assert pdp.reload()
-        assert (pdp.status.refused, pdp.status.signed_by) == ("", "default")
-        assert not ask(pdp).permit
-    finally:
-        pdp.close()
+    put(source, files(5, key=KEY))
+    pdp = following(keys={"default": KEY.public})
+    before = pdp.revision
+    made, code = REFUSED[name]
+    if made is None:
+        source.unlink()
+    elif isinstance(made, bytes):
+        source.write_bytes(made)
+    else:
+        put(source, made)
+    for _ in range(2):
+        with pytest.raises(ConfigError) as caught:
+            pdp.reload()
+        assert caught.value.code == code
+    assert str(code) in pdp.status.refused
+    assert (ask(pdp).permit, ask(pdp).policy_revision) == (True, before)
+    put(source, files(7, DENY_WRITES, key=KEY))
+    assert pdp.reload()
+    assert (pdp.status.refused, pdp.status.signed_by) == ("", "default")
+    assert not ask(pdp).permit
 
 
 def test_what_was_refused_is_read_again_only_where_it_changed(
@@ -389,21 +379,17 @@ def test_without_what_is_kept_a_restart_goes_back(tmp_path: Path, caplog: pytest
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"v":1,"number":"9","digest":"x"}', '{"v":2,"number":9,"digest":"x"}', "5"])
-def test_a_broken_state_is_no_first_start(tmp_path: Path, text: str) -> None:
+def test_a_broken_state_is_no_first_start(source: Path, following: Callable[..., ReloadingPDP], text: str) -> None:
     """One sentence that says what to do; a running one keeps its policy."""
-    source = put(tmp_path / "p.tar.gz", files(5))
-    pdp = ReloadingPDP(source, poll=3600, pool_size=1)
-    try:
-        (tmp_path / "p.tar.gz.highest").write_text(text)
-        with pytest.raises(ConfigError, match="does not say which revision was used last; restore it") as caught:
-            start(source)
-        assert caught.value.code == Code.POLICY_INVALID
-        put(source, files(6, DENY_WRITES))
-        with pytest.raises(ConfigError, match="restore it"):
-            pdp.reload()
-        assert ask(pdp).permit
-    finally:
-        pdp.close()
+    pdp = following()
+    source.with_name(source.name + ".highest").write_text(text)
+    with pytest.raises(ConfigError, match="does not say which revision was used last; restore it") as caught:
+        start(source)
+    assert caught.value.code == Code.POLICY_INVALID
+    put(source, files(6, DENY_WRITES))
+    with pytest.raises(ConfigError, match="restore it"):
+        pdp.reload()
+    assert ask(pdp).permit
 
 
 def test_there_is_no_start_where_nothing_can_be_kept(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from langchain_runtime_authz.authzen import Decision
 from langchain_runtime_authz.errors import Code, ConfigError
+from langchain_runtime_authz.pdp import compose
 from langchain_runtime_authz.pdp.base import Evaluator
 from langchain_runtime_authz.pdp.compose import CandidatePDP, CircuitBreaker, DenyOverrides
 from langchain_runtime_authz.testing.example_request import example_request
@@ -205,8 +206,9 @@ def test_a_slow_candidate_sees_a_sample() -> None:
     pdp.close()
 
 
-def test_close_drops_what_waits() -> None:
+def test_close_drops_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """It waits for no candidate, says how many, again when asked again, and tells no difference afterwards."""
+    monkeypatch.setattr(compose, "CLOSING", 0.05)
     hold, asked, told = threading.Event(), threading.Event(), []
 
     def slow(_: object) -> bool:

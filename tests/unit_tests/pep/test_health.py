@@ -165,7 +165,8 @@ def test_a_failure_is_one_line_with_ids_and_few_of_them(caplog: pytest.LogCaptur
 @pytest.mark.parametrize("why", ["locked", "full"])
 def test_a_ledger_that_can_only_be_read_is_not_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str) -> None:
     """Each step would be denied, as none can be committed."""
-    ledger = SqliteLedger(tmp_path / "l.db", timeout=0.05)
+    monkeypatch.setitem(SqliteLedger.__init__.__kwdefaults__, "timeout", 0.05)  # type: ignore[arg-type]
+    ledger = SqliteLedger(tmp_path / "l.db")
     authz = RuntimeAuthz(pdp=StaticPDP(True), ledger=ledger)
     other = sqlite3.connect(tmp_path / "l.db", isolation_level=None)
     if why == "locked":
@@ -213,7 +214,7 @@ def test_credentials_are_their_own_part(tmp_path: Path) -> None:
 @pytest.mark.parametrize("hangs", ["agent_id", "expires_at"])
 def test_an_identity_that_hangs_is_not_proven(monkeypatch: pytest.MonkeyPatch, hangs: str) -> None:
     """Neither engine nor keys are down. It is asked once."""
-    monkeypatch.setattr(health, "DEADLINE", 0.5)
+    monkeypatch.setattr(health, "DEADLINE", 0.25)
     monkeypatch.setattr(health, "FRESH", 0.0)
     asked, free, up = [], threading.Event(), [True]
 
