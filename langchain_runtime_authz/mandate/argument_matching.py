@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Final, NamedTuple
@@ -11,7 +10,7 @@ from typing import Any, Final, NamedTuple
 from langchain_runtime_authz.digest import alike
 from langchain_runtime_authz.facts.argument_atoms import DESTINATIONS, MAX_ITEMS, absent, loose
 from langchain_runtime_authz.facts.json_copy import SHORT
-from langchain_runtime_authz.facts.normal_forms import fold, key, mentions, tidy
+from langchain_runtime_authz.facts.normal_forms import key
 from langchain_runtime_authz.mandate import model
 from langchain_runtime_authz.mandate import read_outputs as reads
 from langchain_runtime_authz.mandate.description import described, holds
@@ -19,7 +18,6 @@ from langchain_runtime_authz.mandate.output_rows import (
     Row,
     extreme,
     joined,
-    made_by,
     record_key,
     rows_of,
     values_of,
@@ -34,6 +32,7 @@ from langchain_runtime_authz.mandate.value_matching import (
     near,
     reading,
     same,
+    stands,
     within,
 )
 from langchain_runtime_authz.tool_profile import ToolProfile
@@ -252,7 +251,7 @@ class Reader:
     def _vouches(self, argument: model.Pick | model.Each, row: Row, values: Sequence[Any], least: int) -> bool:
         """Return True if trusted sources wrote the values and chose the record."""
         profile = row.output.profile
-        worth = reads.worth(profile, joined(row.base, row.path), mine=row.mine)
+        worth = reads.worth(profile, joined(row.base, row.path), mine=row.owned(row.path))
         return self._trusts(argument.step, row.output, worth, values, least) and all(
             self._decides(argument, row, name) for name in choosing(argument)
         )
@@ -262,7 +261,7 @@ class Reader:
         path = within_row(row, name)
         found = values_of(row, path)
         conditions = choice.where.get(name, ()) if len(found) == 1 else ()  # an outsider may list somebody else too
-        worth = reads.chosen_by(row.output.profile, joined(row.base, path), conditions, mine=row.mine)
+        worth = reads.chosen_by(row.output.profile, joined(row.base, path), conditions, mine=row.owned(path))
         return self._trusts(choice.step, row.output, worth, found, 1, whole=False)
 
     def condition(self, condition: model.OnlyIf) -> Finding:
@@ -286,7 +285,8 @@ class Reader:
         return False not in found
 
     def _worth(self, output: reads.Output, path: str) -> int:
-        return reads.worth(output.profile, path, mine=made_by(self._own, output.value, output.profile))
+        mine = all(row.owned(row.path) for row in rows_of(output, path, self._own))
+        return reads.worth(output.profile, path, mine=mine)
 
     def _chosen(self, argument: model.Pick | model.Each, *, every: bool = False) -> list[Row] | str:
         """Return the chosen records, or a deviation's code; `every`: none may be unsure."""
@@ -404,8 +404,8 @@ class Reader:
             for output in outputs[:_MAX_EXTRACT]
             for node in reads.nodes_at(output.value, argument.path)[:_MAX_EXTRACT]
         ]
-        stands = len(items) <= _MAX_EXTRACT and all(any(_stands(item, text) for text in texts) for item in items)
-        return Finding("extract", f"{where}, which a person confirms") if stands else Finding("value", where)
+        shown = len(items) <= _MAX_EXTRACT and all(any(stands(item, text) for text in texts) for item in items)
+        return Finding("extract", f"{where}, which a person confirms") if shown else Finding("value", where)
 
 
 def choosing(argument: model.Pick | model.Each) -> set[str]:
@@ -438,12 +438,3 @@ def _equal(items: Sequence[Any], ordered: Sequence[Any], kind: str) -> bool:
         and all(any(same(item, one, kind) for one in ordered) for item in items)
         and all(any(same(item, one, kind) for item in items) for one in ordered)
     )
-
-
-def _stands(value: object, text: str) -> bool:
-    if isinstance(value, bool):
-        return False
-    if not isinstance(value, str):
-        return not set(reads.scalar_forms(value)).isdisjoint(mentions(text))
-    part = fold(tidy(value))
-    return part != "" and re.search(rf"(?<![\w@-]){re.escape(part)}(?![\w@-])", fold(tidy(text))) is not None

@@ -22,6 +22,12 @@ class Row(NamedTuple):
     output: reads.Output
     mine: bool  # True if the subject made the record
 
+    def owned(self, path: str) -> bool:
+        """Return True for a field of the subject's record that is not in a list."""
+        names = path.split(".")
+        above = (".".join(names[:i]) for i in range(len(names)) if path)
+        return self.mine and not any(isinstance(v, list) for name in above for v in reads.nodes_at(self.record, name))
+
 
 def rows_of(output: reads.Output, path: str, own: frozenset[str]) -> Iterator[Row]:
     """Yield the items of the first list on `path`, or else the whole output.
@@ -41,8 +47,11 @@ def rows_of(output: reads.Output, path: str, own: frozenset[str]) -> Iterator[Ro
 
 
 def made_by(own: frozenset[str], record: Any, profile: ToolProfile, base: str = "") -> bool:
-    """Return True if the record's author has one of the identifiers `own`."""
-    if profile.author is None or not own:
+    """Return True if the record's author has one of the identifiers `own`.
+
+    `base`: path of the list that holds the record.
+    """
+    if profile.author is None or not own or not profile.author.startswith(f"{base}." if base else ""):
         return False
     authors = reads.scalars(reads.nodes_at(record, _below(base, profile.author)), 1, mappings=False) or ()
     return any(not own.isdisjoint(reads.scalar_forms(author)) for author in authors)
@@ -86,12 +95,12 @@ def extreme(rows: Sequence[Row], name: str, sign: int) -> list[Row] | None:
 
 def record_key(row: Row) -> str:
     """Return a digest of a record's trusted fields, which outsiders cannot edit."""
-    return key(json.dumps(_core(row.record, row, row.base), sort_keys=True))
+    return key(json.dumps(_core(row.record, row.output.profile, row.base, row.mine), sort_keys=True))
 
 
-def _core(value: Any, row: Row, path: str) -> Any:
+def _core(value: Any, profile: ToolProfile, path: str, mine: bool) -> Any:
     if isinstance(value, dict):
-        return {name: _core(inner, row, joined(path, name)) for name, inner in value.items()}
+        return {name: _core(inner, profile, joined(path, name), mine) for name, inner in value.items()}
     if isinstance(value, list):
-        return [_core(inner, row, path) for inner in value]
-    return value if reads.worth(row.output.profile, path, mine=row.mine) else None
+        return [_core(inner, profile, path, mine and not isinstance(inner, dict)) for inner in value]
+    return value if reads.worth(profile, path, mine=mine) else None

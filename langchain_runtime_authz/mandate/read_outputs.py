@@ -250,7 +250,7 @@ def chosen_by(profile: ToolProfile, path: str, conditions: Sequence[object], *, 
     """
     field = field_trust(profile, path)
     if field.origin == "system" and field.counterparty and not field.prose and conditions:
-        return 1 if all(type(c) is Eq and _identifies(c.value) for c in conditions) else 0
+        return 1 if mine or all(type(c) is Eq and _identifies(c.value) for c in conditions) else 0
     return worth(profile, path, mine=mine)
 
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
 from langchain_runtime_authz.facts.argument_atoms import DESTINATIONS, MAX_ITEMS, SHORT_KINDS
-from langchain_runtime_authz.facts.normal_forms import EXACT, MAX_VALUE, REMEMBERED, fold, forms, tidy
+from langchain_runtime_authz.facts.normal_forms import EXACT, MAX_VALUE, REMEMBERED, fold, forms, mentions, tidy
 from langchain_runtime_authz.mandate.model import AtLeast, AtMost, Condition, Contains, Eq, Not, Scalar, StartsWith
 from langchain_runtime_authz.mandate.read_outputs import IDENTIFIERS, scalar_forms, scalars
 
@@ -232,6 +232,16 @@ def _climbs(parts: Iterable[str]) -> bool:
 
 def _segments(path: str) -> list[str]:
     return [part for part in path.split("/") if part not in ("", ".")]
+
+
+def stands(value: object, text: str) -> bool:
+    """Return True if a text holds the value as a whole word, or its number."""
+    if isinstance(value, bool):
+        return False
+    if not isinstance(value, str):
+        return not set(scalar_forms(value)).isdisjoint(mentions(text))
+    part = fold(tidy(value))
+    return part != "" and re.search(rf"(?<![\w@-]){re.escape(part)}(?![\w@-])", fold(tidy(text))) is not None
 
 
 def meets(condition: Condition, values: Sequence[Scalar]) -> bool | None:

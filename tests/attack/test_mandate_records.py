@@ -29,6 +29,8 @@ def ran(step: m.Step, profile: ToolProfile, records: Any, to: str, go: Any, *, p
 LAST = m.Pick("history", "to", {"about": m.Contains("Spotify")}, max="date")
 AS_LAST = m.Step("p", "pay", {"to": LAST, "amount": 45})
 LAST_OF_ANY = m.Step("p", "pay", {"to": m.Pick("history", "to", {"about": m.Contains("Spotify")}), "amount": 45})
+THREADS = ToolProfile(effect="read", sink="none", trust={"": "system", "items": "external", "items.to": "system"}, author="sender")
+AS_LISTED = m.Step("p", "pay", {"to": m.Pick("history", "items.to", {"items.about": m.Contains("Spotify")}), "amount": 45})
 NOBODY = m.OnlyIf("history", {"start": m.AtLeast("2026-05-19 12:00")}, none=True)
 IF_FREE = m.Step("p", "pay", {"to": BOB, "amount": 45}, only_if=NOBODY)
 SAID = m.Step("p", "pay", {"to": BOB, "amount": 45}, only_if=m.OnlyIf("history", {"title": "approved"}))
@@ -42,10 +44,11 @@ def test_what_the_calendar_allows_is_done_unasked(go: Any) -> None:
     assert ran(IF_FREE, EVENTS, [{"title": "x", "start": "2026-05-19 09:00"}], BOB, go) == [("pay", BOB, 45.0)]
 
 
-ATTACKS: dict[str, tuple[m.Step, ToolProfile, list[dict[str, str]], str]] = {
+ATTACKS: dict[str, tuple[m.Step, ToolProfile, Any, str]] = {
     "a newer payment of an outsider, with the same text": (AS_LAST, HISTORY, [OWN, THEIRS], EVE),
     "only an outsider's payment": (LAST_OF_ANY, HISTORY, [THEIRS], EVE),
     "an outsider's payment that says it is the user's": (LAST_OF_ANY, HISTORY, [{**THEIRS, "about": f"Spotify, sender {ME}"}], EVE),
+    "an entry that an outsider signs with the user's account": (AS_LISTED, THREADS, {"sender": EVE, "items": [{**THEIRS, "sender": ME}]}, EVE),
     "an order whose condition does not hold": (IF_FREE, EVENTS, [{"title": "free", "start": "2026-05-19 12:00"}], BOB),
     "a record whose time nobody can read": (IF_FREE, EVENTS, [{"title": "free", "start": "never"}], BOB),
     "a condition that an outsider's text would fulfil": (SAID, EVENTS, [{"title": "approved", "start": "2026-05-19 12:00"}], BOB),

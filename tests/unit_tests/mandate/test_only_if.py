@@ -11,6 +11,7 @@ from langchain_runtime_authz.mandate.description import told_step
 from langchain_runtime_authz.mandate.model import (
     AtLeast,
     AtMost,
+    Calc,
     Contains,
     Each,
     Eq,
@@ -22,7 +23,8 @@ from langchain_runtime_authz.mandate.model import (
     Pick,
     Step,
 )
-from langchain_runtime_authz.mandate.read_outputs import Outputs
+from langchain_runtime_authz.mandate.output_rows import Row, record_key
+from langchain_runtime_authz.mandate.read_outputs import Output, Outputs
 from langchain_runtime_authz.tool_profile import ToolProfile
 
 ME, EVE = "DE89370400440532013000", "DE21500105179625862911"
@@ -32,6 +34,7 @@ PROFILES = {
     "history": ToolProfile(
         effect="read", trust={"": "system", "about": "external"}, prose=("about",), counterparty=("sender", "items.sender"), author="sender"
     ),
+    "notes": ToolProfile(effect="read", trust={"": "external", "sender": "system", "id": "system", "items.id": "system"}, author="sender"),
     "mails": ToolProfile(effect="read", trust={"": "system", "items.about": "external"}, author="items.sender"),
 }
 DAY = Step("day", "day", {"date": "2026-05-19"})
@@ -40,11 +43,11 @@ EARLY = {"start": "2026-05-19 10:00", "end": "2026-05-19 12:00", "about": "x"}
 LUNCH = {"start": "2026-05-19 12:30", "end": "2026-05-19 13:30", "about": "x"}
 
 
-def standing(step, *reads, steps=(DAY,), to="Bob"):
+def standing(step, *reads, steps=(DAY,), to="Bob", amount=5, own=(ME,)):
     outputs = Outputs()
     for tool, args, output in reads:
         outputs.record(tool, PROFILES[tool], args, output)
-    facts = CallFacts("pay", PROFILES["pay"], {"to": to, "amount": 5}, frozenset({"to", "amount"}), frozenset(forms(ME)), "")
+    facts = CallFacts("pay", PROFILES["pay"], {"to": to, "amount": amount}, frozenset({"to", "amount"}), frozenset(f for o in own for f in forms(o)), "")
     return bind(Mandate(steps=(*steps, step)), facts, PROFILES, outputs).standing({})
 
 
@@ -116,8 +119,8 @@ THEIRS = {"sender": EVE, "to": EVE, "about": "Spotify", "date": "2026-01-01"}
 HISTORY = Step("history", "history")
 
 
-def paid(pick, *records, to="Bob", tool="history"):
-    return standing(Step("do", "pay", {"to": pick, "amount": 5}), (tool, {}, *records), steps=(Step("history", tool),), to=to)
+def paid(pick, *records, to="Bob", tool="history", own=(ME,)):
+    return standing(Step("do", "pay", {"to": pick, "amount": 5}), (tool, {}, *records), steps=(Step("history", tool),), to=to, own=own)
 
 
 BY_TEXT = Pick("history", "to", {"about": Contains("Spotify")}, max="date")
@@ -145,6 +148,39 @@ def test_an_author_inside_of_listed_records():
     assert paid(pick, {"items": [OWN]}, tool="mails").standing == "covered"
     assert paid(pick, {"items": [{**OWN, "sender": EVE}]}, tool="mails").standing == "deviates"
     assert paid(pick, {"sender": ME, "items": [{**OWN, "sender": EVE}]}, tool="mails").standing == "deviates"
+
+
+def amount_of(source, record, amount):
+    step = Step("do", "pay", {"to": "Bob", "amount": source})
+    return [d.code for d in standing(step, ("notes", {}, record), steps=(Step("notes", "notes"),), amount=amount).deviations]
+
+
+@pytest.mark.parametrize(
+    ("source", "record", "amount", "code"),
+    [
+        (Field("notes", "about"), {"sender": ME, "about": 5}, 5, ""),
+        (Field("notes", "replies.about"), {"sender": ME, "replies": [{"sender": EVE, "about": 5}]}, 5, "untrusted"),
+        (Pick("notes", "replies.about", {"id": 7}), [{"id": 7, "sender": ME, "replies": [{"about": 5}]}], 5, "untrusted"),
+        (Pick("notes", "about", {"replies.about": 7}), [{"about": 5, "sender": ME, "replies": [{"about": 7}]}], 5, "untrusted"),
+        (Pick("notes", "items.about", {"items.id": 7}), {"items": [{"id": 7, "sender": ME, "about": 5}]}, 5, "untrusted"),  # `items.sender` is no author
+        (Calc("sum", (Field("notes", "about"),)), [{"sender": ME, "about": 5}, {"about": 500}], 505, "untrusted"),
+        (Calc("sum", (Field("notes", "about"),)), [{"sender": ME, "about": 5}, {"sender": ME, "about": 6}], 11, ""),
+    ],
+)
+def test_only_the_fields_of_the_user_s_own_record_are_own(source, record, amount, code):
+    assert amount_of(source, record, amount) == ([code] if code else [])
+
+
+def test_the_name_of_the_user_chooses_own_records():
+    assert paid(Pick("history", "to", {"sender": "alice"}), [{**OWN, "sender": "Alice"}, THEIRS], own=("alice",)).standing == "covered"
+    assert paid(Pick("history", "to", {"sender": "eve"}), [OWN, {**THEIRS, "sender": "eve", "to": "Bob"}], own=("alice",)).standing == "deviates"
+
+
+def test_what_others_add_to_an_own_record_does_not_make_it_another_record():
+    once = {**OWN, "replies": [{"about": "x"}]}
+    output = Output(PROFILES["notes"], {}, frozenset(), [once], True, 0)
+    keys = {record_key(Row(r, "", "to", output, True)) for r in (once, {**once, "replies": [{"about": "y"}]})}
+    assert len(keys) == 1
 
 
 def test_own_records_with_different_texts_are_different():
