@@ -13,9 +13,10 @@ from langchain_runtime_authz.facts.json_copy import SHORT
 from langchain_runtime_authz.facts.normal_forms import key
 from langchain_runtime_authz.mandate import model
 from langchain_runtime_authz.mandate import read_outputs as reads
-from langchain_runtime_authz.mandate.description import described, holds
+from langchain_runtime_authz.mandate.description import described, holds, quoted
 from langchain_runtime_authz.mandate.output_rows import (
     Row,
+    below,
     extreme,
     joined,
     record_key,
@@ -25,9 +26,11 @@ from langchain_runtime_authz.mandate.output_rows import (
 )
 from langchain_runtime_authz.mandate.text_arguments import MAX_TEXT, borrowed, unbacked
 from langchain_runtime_authz.mandate.value_matching import (
+    as_exact,
     calculated,
     commas,
     compare,
+    equal,
     meets,
     near,
     reading,
@@ -38,7 +41,6 @@ from langchain_runtime_authz.mandate.value_matching import (
 from langchain_runtime_authz.tool_profile import ToolProfile
 from langchain_runtime_authz.tool_profile import argument as argument_of
 
-_QUOTED: Final = 120
 _MAX_ALLOWED: Final = 100_000  # characters of the sources that a text argument is compared with
 _MAX_EXTRACT: Final = 8  # values of an argument, outputs, and fields of an output
 _MAX_SEARCHED: Final = 100_000  # characters of one field
@@ -59,11 +61,6 @@ class Finding(NamedTuple):
 
 
 FITS: Final = Finding("", "")
-
-
-def quoted(value: object) -> str:
-    shown = ", ".join(map(repr, value)) if isinstance(value, tuple) else repr(value)
-    return shown if len(shown) <= _QUOTED else f"{shown[:_QUOTED]}…"
 
 
 class Reader:
@@ -109,7 +106,7 @@ class Reader:
 
     def _plain(self, argument: model.Argument, items: Sequence[Any], kind: str) -> bool:
         if isinstance(argument, model.Const):
-            return _equal(items, argument.value if isinstance(argument.value, tuple) else (argument.value,), kind)
+            return equal(items, argument.value if isinstance(argument.value, tuple) else (argument.value,), kind)
         if len(items) != 1:
             return False
         if isinstance(argument, model.Own):
@@ -154,6 +151,8 @@ class Reader:
         if known is None:
             step = self._steps[name]
             known = [output for output in self._outputs.of(step.tool, self._task) if self._fits(step, output)]
+            if step.only_if is not None and self.condition(step.only_if).code:
+                known = []
             known = self._fitting[name] = known[:1] if _fixed(step) else known
         return known
 
@@ -201,7 +200,7 @@ class Reader:
             if not output.complete or not values:
                 continue
             trusted = self._trusts(argument.step, output, self._worth(output, argument.path), values, least)
-            if _equal(items, values, kind):
+            if equal(items, values, kind):
                 if trusted:
                     return FITS
                 code = "untrusted"
@@ -223,10 +222,10 @@ class Reader:
         keys, code, known = set(), "value", ""
         for row in found:
             values = values_of(row, row.path)
-            if not values or not (isinstance(argument, model.Pick) or _equal(items, values, kind)):
+            if not values or not (isinstance(argument, model.Pick) or equal(items, values, kind)):
                 continue
             trusted = self._vouches(argument, row, values, least)
-            if not _equal(items, values, kind):
+            if not equal(items, values, kind):
                 known = f": {quoted(tuple(values))}" if trusted else ""
             elif trusted:
                 keys.add(self._spent_as(argument, row))
@@ -273,12 +272,23 @@ class Reader:
             return Finding("ambiguous", told)
         rows = [row for output in outputs for row in rows_of(output, condition.path, self._own)]
         met = [[self._met(condition, row, name) for name in condition.where] for row in rows]
-        sure = all(False in fields for fields in met) if condition.none else any(all(fields) for fields in met)
+        if condition.none:
+            sure = all(False in fields for fields in met)
+        elif condition.where:
+            sure = any(map(all, met))
+        else:  # an object or a text, like an error, is not a record of a list
+            sure = any(row.record is not row.output.value and not row.path for row in rows)
+        if sure and not (rows and condition.where):  # the list itself decides
+            profile, path = outputs[0].profile, condition.path
+            fields = {joined(path, below(path, name)): each for name, each in condition.where.items()} or {path: ()}
+            if not any(reads.chosen_by(profile, name, each) for name, each in fields.items()):
+                return Finding("untrusted", told)
         return FITS if sure else Finding("condition", told)
 
     def _met(self, condition: model.OnlyIf, row: Row, name: str) -> bool | None:
         """Return if a record's field meets its conditions; None if unsure or untrusted."""
-        values = values_of(row, within_row(row, name))
+        path = within_row(row, name)
+        values = values_of(row, path) if not row.listed(path) else []  # fields of several records
         found = {meets(each, values) for each in condition.where[name]} if values else {None}
         if None in found or not self._decides(condition, row, name):
             return None
@@ -330,7 +340,7 @@ class Reader:
         if len(choices) > 1 or not all(isinstance(a, (*_FIXED, model.OneOf)) for a in step.args.values()):
             return False
         return all(
-            any(_equal(reads.scalars(argument_of(o.args, n), 1) or (), (choice,), "value") for o in self.fitting(name))
+            any(equal(reads.scalars(argument_of(o.args, n), 1) or (), (choice,), "value") for o in self.fitting(name))
             for n, values in choices
             for choice in values
         )
@@ -338,8 +348,15 @@ class Reader:
     def _settled(self, name: str) -> bool:
         """Return True if the mandate, and not the model, chose all that a step reads."""
         step, output = self._steps[name], self.fitting(name)[0]
-        left = (path for n in output.given for path in loose(n, output.args.get(n), step.args))
-        return _fixed(step) and next(left, None) is None
+        exact = all(
+            as_exact(argument_of(output.args, n), a.value) if isinstance(a, model.Const) else len(self._own) == 1
+            for n, a in step.args.items()
+            if isinstance(a, model.Own) or (isinstance(a, model.Const) and n in output.profile.when)
+        )
+        given = {n: output.args.get(n) for n in output.given}
+        empty = {n: 0 for n, v in given.items() if absent(v) and v is not None}  # it may leave out all records
+        left = (path for n, v in {**given, **empty}.items() for path in loose(n, v, step.args))
+        return _fixed(step) and exact and next(left, None) is None
 
     def _calc(self, argument: model.Calc, items: Sequence[Any], kind: str) -> Finding:
         given = reading(items[0]) if len(items) == 1 and not commas(items[0]) else None
@@ -430,11 +447,3 @@ def is_default(schema: object, value: object) -> bool:
 
 def _fixed(step: model.Step) -> bool:
     return all(isinstance(argument, _FIXED) for argument in step.args.values())
-
-
-def _equal(items: Sequence[Any], ordered: Sequence[Any], kind: str) -> bool:
-    return (
-        len(items) <= len(ordered)
-        and all(any(same(item, one, kind) for one in ordered) for item in items)
-        and all(any(same(item, one, kind) for item in items) for one in ordered)
-    )

@@ -21,7 +21,8 @@ from urllib.parse import unquote
 
 from langchain_runtime_authz.facts.argument_atoms import DESTINATIONS, SHORT_KINDS, absent, loose
 from langchain_runtime_authz.facts.normal_forms import MAX_VALUE, REMEMBERED, identifiers, key, skeleton, tidy
-from langchain_runtime_authz.mandate.argument_matching import Reader, kind_of, quoted
+from langchain_runtime_authz.mandate.argument_matching import Reader, kind_of
+from langchain_runtime_authz.mandate.description import quoted
 from langchain_runtime_authz.mandate.model import Argument, Const, Each, Free, Mandate, Pick, Scalar, Step, Text
 from langchain_runtime_authz.mandate.read_outputs import Outputs, scalar_forms, scalars
 from langchain_runtime_authz.mandate.value_matching import SEVERAL, commas, known_same, same, upcoming, yearless

@@ -8,6 +8,7 @@ from typing import Final
 from langchain_runtime_authz.mandate import model
 from langchain_runtime_authz.tool_profile import ToolProfile
 
+_QUOTED: Final = 120  # characters shown of the values of one argument
 _LONGEST: Final = 200  # characters shown of one value
 _BETWEEN: Final = {"difference": "less", "percent": "percent of", "share": "divided by"}  # the numbers of a `Calc`
 
@@ -22,6 +23,11 @@ def told(mandate: model.Mandate, profiles: Mapping[str, ToolProfile] | None = No
     said += [f"{limit.effect}: at most {_value(limit.total)} in all" for limit in mandate.limits]
     said += [_never(never) for never in mandate.never]
     return said + ([f"ask before: {', '.join(mandate.confirm)}"] if mandate.confirm else [])
+
+
+def quoted(value: object) -> str:
+    shown = ", ".join(map(repr, value)) if isinstance(value, tuple) else repr(value)
+    return shown if len(shown) <= _QUOTED else f"{shown[:_QUOTED]}…"
 
 
 def told_step(step: model.Step, profile: ToolProfile | None = None) -> str:

@@ -24,9 +24,13 @@ class Row(NamedTuple):
 
     def owned(self, path: str) -> bool:
         """Return True for a field of the subject's record that is not in a list."""
+        return self.mine and not self.listed(path)
+
+    def listed(self, path: str) -> bool:
+        """Return True for a field in a list inside of the record."""
         names = path.split(".")
         above = (".".join(names[:i]) for i in range(len(names)) if path)
-        return self.mine and not any(isinstance(v, list) for name in above for v in reads.nodes_at(self.record, name))
+        return any(isinstance(v, list) for name in above for v in reads.nodes_at(self.record, name))
 
 
 def rows_of(output: reads.Output, path: str, own: frozenset[str]) -> Iterator[Row]:
@@ -53,15 +57,15 @@ def made_by(own: frozenset[str], record: Any, profile: ToolProfile, base: str = 
     """
     if profile.author is None or not own or not profile.author.startswith(f"{base}." if base else ""):
         return False
-    authors = reads.scalars(reads.nodes_at(record, _below(base, profile.author)), 1, mappings=False) or ()
+    authors = reads.scalars(reads.nodes_at(record, below(base, profile.author)), 1, mappings=False) or ()
     return any(not own.isdisjoint(reads.scalar_forms(author)) for author in authors)
 
 
 def within_row(row: Row, name: str) -> str:
-    return _below(row.base, name)
+    return below(row.base, name)
 
 
-def _below(base: str, name: str) -> str:
+def below(base: str, name: str) -> str:
     return name.removeprefix(f"{base}.") if base else name
 
 

@@ -116,6 +116,8 @@ class _Check:
             return f"`{step.tool}` has no reviewed profile"
         if known is None:
             return f"the arguments of `{step.tool}` are not known"
+        if step.only_if is not None:
+            return "a condition orders nothing"
         for needed in (*step.sources, *([step.after] if step.after else [])):
             if needed in self.lost:
                 return f"it depends on `{needed}`"

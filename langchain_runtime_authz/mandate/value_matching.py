@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal, localcontext
 from functools import lru_cache
 from operator import sub, truediv
@@ -27,6 +27,8 @@ _ID: Final = re.compile(r"[^\W\d_]\d|\d[^\W\d_]|_")  # a name with such a part m
 _SECONDS: Final = re.compile(r":\d\d:(\d\d(?:\.\d{1,6})?)")
 _ZONE: Final = re.compile(r"(?<=:\d\d)(?:\.\d{1,6})? ?(Z|UTC|GMT|[+-]\d\d:?\d\d)$", re.IGNORECASE)  # after a time
 _MOMENT: Final = ("date:", "day:", "time:")
+_T: Final = re.compile(r"(?<=\d{4}-\d\d-\d\d)t(?=\d)")  # between a date and a time, in lower case
+_ISO_PART: Final = re.compile(r"\d{4}-\d\d|\d\d:\d\d")
 _ISO: Final = re.compile(r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d.{0,25})?")
 _YEAR: Final = 365  # days
 _DATE: Final = 10  # characters of an ISO 8601 date
@@ -79,6 +81,26 @@ def _same(value: Any, constant: Any, kind: str) -> bool:
         return any(not f.startswith("digits:") for f in shared)
     cased = all(f.startswith("text:") for f in shared) and _ID.search(str(constant)) is not None
     return bool(shared) and (not cased or tidy(value) == tidy(constant))
+
+
+def equal(items: Sequence[Any], ordered: Sequence[Any], kind: str) -> bool:
+    """Return True if two lists have the same values, in any order."""
+    return (
+        len(items) <= len(ordered)
+        and all(any(same(item, one, kind) for one in ordered) for item in items)
+        and all(any(same(item, one, kind) for item in items) for one in ordered)
+    )
+
+
+def as_exact(value: object, constant: object) -> bool:
+    """Return True if a value has no year, time or zone that the constant lacks."""
+    one, other = ({part for v in scalars(each, MAX_ITEMS) or () for part in _moments(v)} for each in (value, constant))
+    return one == other
+
+
+def _moments(value: object) -> Iterator[str]:
+    yield from (f for f in scalar_forms(value, said=True) if f.startswith(_MOMENT))
+    yield from _ZONE.findall(str(value).strip().upper())
 
 
 def commas(value: object) -> bool:
@@ -264,8 +286,22 @@ def _holds(condition: Eq | Contains | StartsWith | AtLeast | AtMost, value: Scal
     if not isinstance(value, bool) and not scalar_forms(value):
         return None
     if isinstance(condition, Eq):
-        return same(value, condition.value, "when")  # this compares dates as dates, and text in any case
-    text, part = fold(tidy(str(value))), fold(tidy(condition.text))
+        # This compares dates as dates, and text in any case.
+        return same(value, condition.value, "when") or (None if _close(value, condition.value) else False)
+    text, part = (_T.sub(" ", fold(tidy(one))) for one in (str(value), condition.text))
     if isinstance(condition, StartsWith):
-        return text.startswith(part)
-    return re.search(rf"(?<!\w){re.escape(part)}(?!\w)", text) is not None
+        found = text.startswith(part)
+    else:
+        found = re.search(rf"(?<!\w){re.escape(part)}(?!\w)", text) is not None
+    # The same date may be written in another way.
+    other = any(c.isdigit() for c in part) and not (_ISO.fullmatch(text) and _ISO_PART.match(part))
+    return found or (None if other and any(f.startswith(_MOMENT) for f in scalar_forms(value)) else False)
+
+
+def _close(value: Scalar, constant: Scalar) -> bool:
+    """Return True if two values that are not the same may still mean the same."""
+    if isinstance(value, bool) or isinstance(constant, bool):
+        return type(value) is not type(constant)
+    own, said = scalar_forms(value), scalar_forms(constant, said=True)
+    shared, ours, theirs = ({f.partition(":")[0] for f in found} for found in ({*own} & {*said}, own, said))
+    return not shared <= {"text"} and not {"date", "time"} & ours & theirs - shared

@@ -33,6 +33,9 @@ THREADS = ToolProfile(effect="read", sink="none", trust={"": "system", "items": 
 AS_LISTED = m.Step("p", "pay", {"to": m.Pick("history", "items.to", {"items.about": m.Contains("Spotify")}), "amount": 45})
 NOBODY = m.OnlyIf("history", {"start": m.AtLeast("2026-05-19 12:00")}, none=True)
 IF_FREE = m.Step("p", "pay", {"to": BOB, "amount": 45}, only_if=NOBODY)
+IF_LISTED = m.Step("p", "pay", {"to": BOB, "amount": 45}, only_if=m.OnlyIf("history", {}, path="items"))
+NO_COMPLAINT = m.Step("p", "pay", {"to": BOB, "amount": 45}, only_if=m.OnlyIf("history", {"title": "complaint"}, none=True))
+PAGE = ToolProfile(effect="read", sink="none", trust="external")
 SAID = m.Step("p", "pay", {"to": BOB, "amount": 45}, only_if=m.OnlyIf("history", {"title": "approved"}))
 
 
@@ -51,6 +54,8 @@ ATTACKS: dict[str, tuple[m.Step, ToolProfile, Any, str]] = {
     "an entry that an outsider signs with the user's account": (AS_LISTED, THREADS, {"sender": EVE, "items": [{**THEIRS, "sender": ME}]}, EVE),
     "an order whose condition does not hold": (IF_FREE, EVENTS, [{"title": "free", "start": "2026-05-19 12:00"}], BOB),
     "a record whose time nobody can read": (IF_FREE, EVENTS, [{"title": "free", "start": "never"}], BOB),
+    "an error in place of the list of records": (IF_LISTED, EVENTS, {"error": "no such folder"}, BOB),
+    "an outsider's page that leaves out a record": (NO_COMPLAINT, PAGE, [], BOB),
     "a condition that an outsider's text would fulfil": (SAID, EVENTS, [{"title": "approved", "start": "2026-05-19 12:00"}], BOB),
 }
 

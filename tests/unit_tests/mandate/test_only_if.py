@@ -20,7 +20,9 @@ from langchain_runtime_authz.mandate.model import (
     Not,
     OneOf,
     OnlyIf,
+    Own,
     Pick,
+    StartsWith,
     Step,
 )
 from langchain_runtime_authz.mandate.output_rows import Row, record_key
@@ -34,6 +36,7 @@ PROFILES = {
     "history": ToolProfile(
         effect="read", trust={"": "system", "about": "external"}, prose=("about",), counterparty=("sender", "items.sender"), author="sender"
     ),
+    "when": ToolProfile(effect="read", when=("date",), trust="internal"),
     "notes": ToolProfile(effect="read", trust={"": "external", "sender": "system", "id": "system", "items.id": "system"}, author="sender"),
     "mails": ToolProfile(effect="read", trust={"": "system", "items.about": "external"}, author="items.sender"),
 }
@@ -85,6 +88,85 @@ def read(*records, **args):
 def test_conditions(condition, reads, code):
     found = standing(condition, *reads)
     assert (found.standing, [d.code for d in found.deviations]) == (("deviates", [code]) if code else ("covered", []))
+
+
+LATE = {"start": "2026-05-19 15:00", "end": "2026-05-19 16:00"}
+UP = ("day", {"date": "2026-05-19"}, {"items": [LUNCH, LATE]})
+WITHIN = {f"items.{name}": conditions for name, conditions in FREE.items()}
+
+
+@pytest.mark.parametrize(
+    ("condition", "reads", "code"),
+    [
+        (only_if({}), [("day", {"date": "2026-05-19"}, "none found")], "condition"),
+        (only_if({}), [("day", {"date": "2026-05-19"}, {"error": "down"})], "condition"),
+        (only_if({}, path="items"), [("day", {"date": "2026-05-19"}, {"items": None})], "condition"),
+        (only_if({}, path="items.more"), [("day", {"date": "2026-05-19"}, {"items": [{"more": []}]})], "condition"),
+        (only_if({}, path="items"), [UP], ""),
+        (only_if(WITHIN, none=True), [UP], "condition"),  # the fields of two records
+        (only_if({"items.start": LATE["start"], "items.end": LUNCH["end"]}), [UP], "condition"),
+        (only_if(FREE, none=True, path="items"), [("day", {"date": "2026-05-19"}, {"items": [EARLY]})], ""),
+        (only_if({}, none=True, path="about"), [("day", {"date": "2026-05-19"}, {"about": []})], "untrusted"),  # outsiders write the list
+        (only_if({"who": "x"}, none=True, path="about"), [("day", {"date": "2026-05-19"}, {"about": []})], "untrusted"),
+        (only_if({}, path="about"), [("day", {"date": "2026-05-19"}, {"about": [1]})], "untrusted"),
+        (only_if({"about": "x", "start": "12:00"}, none=True), [read()], ""),  # one trusted field decides
+        (only_if(FREE, none=True), [read(calendars=[])], "ambiguous"),  # it may name the calendars that are read
+        (only_if(FREE, none=True), [read(calendars=None)], ""),
+    ],
+)
+def test_what_shows_a_condition(condition, reads, code):
+    found = standing(condition, *reads)
+    assert (found.standing, [d.code for d in found.deviations]) == (("deviates", [code]) if code else ("covered", []))
+
+
+@pytest.mark.parametrize(
+    ("condition", "value", "covered"),
+    [
+        (Eq("2026-06-05"), "05/06/2026", False),  # it has two readings
+        (Eq("2026-06-05"), "2026-06-06", True),
+        (Eq("2026-05-19 12:00"), "2026-05-19", False),
+        (Eq("2026-05-19 12:00"), "2026-05-19 13:00", True),
+        (Eq(1200), "1,200", False),
+        (Eq(1200), 1300, True),
+        (Eq(True), "true", False),
+        (Eq(True), False, True),
+        (StartsWith("2026-05-19 12"), "2026-05-19T12:30:00", False),
+        (StartsWith("2026-05-19 12"), "19 May 2026 12:30", False),
+        (StartsWith("2026-05-19 12"), "2026-05-19T13:30:00", True),
+        (Contains("12:30"), "2026-05-19T12:30", False),
+        (Contains("12:30"), "2026-05-19T13:30", True),
+        (Contains("Friday 12"), "Lunch on Friday 13", True),
+    ],
+)
+def test_no_record_meets_it_only_if_no_reading_does(condition, value, covered):
+    assert (standing(only_if({"start": condition}, none=True), read({"start": value})).standing == "covered") is covered
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "own", "code"),
+    [
+        ("2026-05-19", "2026-05-19", (), ""),
+        ("19 May 2026", "2026-05-19", (), ""),
+        ("2026-05-19 12:00", "2026-05-19T12:00", (), ""),
+        ("2026-05-19", "2026-05-19 23:59", (), "ambiguous"),
+        ("19 May", "2020-05-19", (), "ambiguous"),
+        ("2026-05-19 12:00", "2026-05-19 12:00+05:00", (), "ambiguous"),
+        (Own(), "a@x.org", ("a@x.org",), ""),
+        (Own(), "a@x.org", ("a@x.org", "b@x.org"), "ambiguous"),
+    ],
+)
+def test_no_record_needs_a_read_of_which_the_model_chose_nothing(argument, value, own, code):
+    step = Step("day", "when", {"date": argument})
+    found = standing(only_if({"start": "12:00"}, none=True), ("when", {"date": value}, []), steps=(step,), own=own)
+    assert [d.code for d in found.deviations] == ([code] if code else [])
+
+
+@pytest.mark.parametrize(("open_", "covered"), [(True, True), (False, False)])
+def test_a_read_whose_condition_does_not_hold_is_no_source(open_, covered):
+    second = Step("second", "day", {"date": "2026-05-20"}, only_if=OnlyIf("day", {"open": True}))
+    step = Step("do", "pay", {"to": "Bob", "amount": Field("second", "sum")})
+    reads = (("day", {"date": "2026-05-19"}, {"open": open_}), ("day", {"date": "2026-05-20"}, {"sum": 5}))
+    assert (standing(step, *reads, steps=(DAY, second)).standing == "covered") is covered
 
 
 def test_no_record_needs_reads_that_the_mandate_chose():

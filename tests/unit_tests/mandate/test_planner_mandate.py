@@ -9,6 +9,7 @@ import pytest
 
 from langchain_runtime_authz.facts.task import content_digest
 from langchain_runtime_authz.mandate.model import (
+    AtLeast,
     Between,
     Calc,
     Compiled,
@@ -24,6 +25,7 @@ from langchain_runtime_authz.mandate.model import (
     Never,
     Not,
     OneOf,
+    OnlyIf,
     Own,
     Pick,
     Step,
@@ -346,6 +348,13 @@ def test_a_risky_step_without_a_word_of_its_own_is_confirmed() -> None:
     bill = Step("b", "bill", {"file": "b.txt"}), pay(Field("b", "total"), Field("b", "total"))
     for text, left in (("Pay b.txt", ["b", "p"]), ("What is in b.txt?", ["b"]), ("What is in b.txt? Pay b.txt", ["b", "p"])):
         assert kept(text, *bill) == left
+
+
+def test_a_planner_writes_no_conditions() -> None:
+    """A read of a condition could stand for the word that a risky step lacks."""
+    steps = Step("r", "people"), Step("b", "bill", {"file": "b.txt"})
+    condition = OnlyIf("b", {"total": AtLeast(0)})
+    assert kept("Settle up. Read b.txt.", *steps, pay(Field("r", "id"), Field("r", "debt"), only_if=condition)) == ["r", "b"]
 
 
 def test_many_confirmed_steps_are_named_by_their_effect() -> None:

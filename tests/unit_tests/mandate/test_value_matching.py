@@ -97,7 +97,7 @@ def test_compare(one, other, order):
 
 
 @pytest.mark.parametrize(("condition", "values", "met"), [
-    (Eq("Anna"), ["anna"], True), (Eq("Anna"), ["Bob", "anna"], True), (Eq("Anna"), [], False), (Eq(True), [True], True), (Eq(True), [1], False),
+    (Eq("Anna"), ["anna"], True), (Eq("Anna"), ["Bob", "anna"], True), (Eq("Anna"), [], False), (Eq(True), [True], True), (Eq(True), [1], None),
     (Contains("bill"), ["The Bill is here"], True), (Contains("bill"), ["billing"], False), (StartsWith("re"), ["RE: x"], True),
     (AtLeast(3), [3], True), (AtMost(3), [4], False), (AtLeast(3), ["x"], None),
     (Not(Eq("Anna")), ["Bob"], True), (Not(Eq("Anna")), [], False), (Not(Eq("Anna")), ["An\u200bna"], None), (Not(Not(Eq("Anna"))), ["anna"], True),
