@@ -348,6 +348,36 @@ def asking_about(texts: Sequence[str]) -> StaticPDP:
     return StaticPDP(answer)
 
 
+def calling(agent: Any, *config: Any, first: Callable[[], Any] = lambda: None) -> Any:
+    """Return a node that does something first, and then calls an agent with its messages."""
+    from langgraph._internal._runnable import RunnableCallable
+
+    def step(state: Any) -> Any:
+        first()
+        return agent.invoke({"messages": state["messages"]}, *config)
+
+    async def astep(state: Any) -> Any:
+        first()
+        return await agent.ainvoke({"messages": state["messages"]}, *config)
+
+    return RunnableCallable(step, astep, name="step")
+
+
+def around_models(name: str, change: Callable[[Any], Any] = lambda r: r, then: Callable[[Any], Any] = lambda _: None) -> Any:
+    """Return middleware that changes each model request on its way, and its response on the way back."""
+    from langchain.agents.middleware import AgentMiddleware
+
+    def wrap_model_call(self: Any, request: Any, handler: Any) -> Any:
+        then(response := handler(change(request)))
+        return response
+
+    async def awrap_model_call(self: Any, request: Any, handler: Any) -> Any:
+        then(response := await handler(change(request)))
+        return response
+
+    return type(name, (AgentMiddleware,), {"wrap_model_call": wrap_model_call, "awrap_model_call": awrap_model_call})()
+
+
 def wrapping(change: Callable[[Any], Any]) -> Any:
     """Return middleware that changes each tool call on its way."""
     from langchain.agents.middleware import AgentMiddleware

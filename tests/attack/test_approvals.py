@@ -26,11 +26,7 @@ def test_approved_edited_and_rejected_in_one_answer(kind: str, go: str, restart:
     """Three asked payments of five calls: the approved runs once, the edited as edited, the rejected never."""
     s = scene(kind)
     (question,) = s.both(go)(human())["__interrupt__"]
-    assert [(a["name"], a["args"]["recipient"]) for a in question.value["action_requests"]] == [
-        ("pay", "ann"),
-        ("pay", "bob"),
-        ("pay", "eve"),
-    ]
+    assert [(a["name"], a["args"]["recipient"]) for a in question.value["action_requests"]] == [("pay", "ann"), ("pay", "bob"), ("pay", "eve")]
     assert [a["tool_call_id"] for a in question.value["action_requests"]] == ["c1", "c3", "c5"]
     assert [c["allowed_decisions"] for c in question.value["review_configs"]] == [["approve", "edit", "reject", "respond"]] * 3
     assert s.ran == [] if kind in ONE_TASK else sorted(s.ran) == sorted([TWO, FOUR])
@@ -66,10 +62,7 @@ def test_an_edit_is_a_correction(kind: str, go: str) -> None:
     s.both(go)(resume(APPROVE, edit("bob", 2), REJECT))
     final = {r.context.call.id: r.context for r in calls_of(s.pdp, "pay") if r.context.approval is not None}
     assert {i: c.task.epoch for i, c in final.items()} == {"c1": 2, "c3": 2}
-    assert {i: (c.plan.planned, c.plan.stale, c.plan.of) for i, c in final.items()} == {
-        "c1": (True, False, 4),
-        "c3": (True, False, 4),
-    }
+    assert {i: (c.plan.planned, c.plan.stale, c.plan.of) for i, c in final.items()} == dict.fromkeys(("c1", "c3"), (True, False, 4))
     assert final["c3"].call.args == {"recipient": "bob", "amount": 2.0, "currency": "USD"}
     assert (final["c1"].approval.edited_from, final["c3"].approval.edited_from) == (None, "pay")
     assert 'Instead of pay: {"name": "pay", "args": {"to": "bob", "amount": 2}}' in final["c3"].task.text
@@ -84,24 +77,16 @@ def test_a_plain_answer_is_no_correction(kind: str, go: str) -> None:
     assert sorted(s.ran) == sorted([ANN, EVE, TWO, FOUR])
 
 
-def test_a_human_answers_in_the_tools_place(kind: str, go: str) -> None:
-    """`respond`: the tool does not run, the model reads the human's words, and they belong to the task."""
+@pytest.mark.parametrize("answer", ["respond", "reject"])
+def test_an_answer_in_words_is_a_correction(kind: str, go: str, answer: str) -> None:
+    """In the tool's place or as a reason, the words belong to the task and reach the model; what was approved beside it runs."""
     s = asked(go, kind)
-    state = s.both(go)(resume({"type": "respond", "message": "I paid ann by hand"}, REJECT, APPROVE))
+    state = s.both(go)(resume({"type": answer, "message": "never pay ann"}, REJECT, APPROVE))
     assert sorted(s.ran) == sorted([EVE, TWO, FOUR])
     said = answer_to(state["messages"], "c1")
-    assert (said.text, said.status) == ("I paid ann by hand", "success")
+    assert said.text == "never pay ann" if answer == "respond" else "never pay ann" in said.text
+    assert said.status == ("success" if answer == "respond" else "error")
     assert_went_on(state)
-    last = s.pdp.requests[-1].context.task
-    assert (last.epoch, last.text.splitlines()[-1]) == (2, "I paid ann by hand")
-
-
-def test_a_rejection_with_a_reason_is_a_correction(kind: str, go: str) -> None:
-    """Its words belong to the task and reach the model; what was approved beside it runs once."""
-    s = asked(go, kind)
-    state = s.both(go)(resume({"type": "reject", "message": "never pay ann"}, APPROVE, APPROVE))
-    assert sorted(s.ran) == sorted([BOB, EVE, TWO, FOUR])
-    assert "never pay ann" in answer_to(state["messages"], "c1").text
     last = s.pdp.requests[-1].context.task
     assert (last.epoch, last.text.splitlines()[-1]) == (2, "never pay ann")
 

@@ -423,20 +423,6 @@ def test_answers_that_are_no_permit(kind: str, go: Any, answer: str, ran: Any) -
     assert_went_on(state)
 
 
-@pytest.mark.parametrize("action", ["run/start", "node/enter"])
-@pytest.mark.parametrize("answer", ["string true", "nothing", "raises", "ten megabytes"])
-def test_answers_that_are_no_permit_for_other_steps(action: str, answer: str, ran: Any) -> None:
-    """The same for the start of a run (`AuthzDenied`) and a node (`AuthzHalt`)."""
-    make, code = ANSWERS[answer]
-    authz = authz_with(StaticPDP(lambda r: make(r) if r.action.name == action else True))
-    graph = authz.protect(hand_written(replying([PAY]), [pay_tool(ran)]))
-    with authz.run(subject="alice", task="x"), pytest.raises(AuthzDenied) as denied:
-        graph.invoke(human())
-    assert denied.value.code == code
-    assert isinstance(denied.value, AuthzHalt) is (action == "node/enter")
-    assert ran == []
-
-
 def test_late_answer_for_one_call_denies_the_rest_of_the_batch(go: Any, ran: Any) -> None:
     """The deadline is for a message: what is not answered in time is denied, and nothing of it runs."""
     pdp = StaticPDP(lambda r: _late(r) if r.action.name == "tools/call" and r.resource.id == "pay" else True, deadline=60)

@@ -134,19 +134,6 @@ def test_correction_is_for_one_thread(ran: Any) -> None:
     assert ran == [PAID]
 
 
-def test_correction_and_an_approval_of_the_new_plan(ran: Any) -> None:
-    """After a correction the agent plans anew, and the new plan can be approved and runs once."""
-    authz, pdp, graph = built("agent", ran, asking("pay"))
-    told(authz, graph, human(), THREAD)
-    authz.correct("t", "Pay bob, and nobody else")
-    with authz.run(subject="alice"):
-        state = graph.invoke(human("Go on"), THREAD)
-        assert state["__interrupt__"]
-        graph.invoke(resume(APPROVE), THREAD)
-    assert ran == [PAID]
-    assert epochs(pdp)[-1] == 3
-
-
 # --- what is no correction -------------------------------------------------------------------------
 
 

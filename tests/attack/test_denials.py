@@ -198,18 +198,6 @@ def test_unenforced_retry_policy_repeats_the_sibling(go: Any, ran: Any) -> None:
 # --- asking --------------------------------------------------------------------------------------
 
 
-def test_resume_by_interrupt_id(kind: str, go: Any, ran: Any) -> None:
-    """A map from the interrupt's id works like the plain value."""
-    authz = authz_with(asking("pay"))
-    graph = authz.protect(BUILDERS[kind](replying([PAY]), [pay_tool(ran)], checkpointer=InMemorySaver()))
-    with authz.run(subject="alice", task="x"):
-        (asked,) = go(graph, human(), THREAD)["__interrupt__"]
-        assert ran == []
-        state = go(graph, Command(resume={asked.id: {"decisions": [APPROVE]}}), THREAD)
-    assert ran == [PAID]
-    assert_went_on(state)
-
-
 # `unit_tests/pep/test_approval_hitl.py` has every malformed answer; here one of each kind reaches a graph.
 MALFORMED = [
     b"approve", "yes", True, [], {"decisions": []}, {"decisions": [{"type": "approve"}] * 3}, {"approve": True},
@@ -306,21 +294,6 @@ def _answered_in_turn(graph: Any, go: Any, state: Any, *, by_id: bool) -> tuple[
     return state, surfaced
 
 
-def test_two_questions_in_two_tools_of_one_message(kind: str, go: Any, ran: Any) -> None:
-    """Two calls asked about, both with a question of their own: each gets its own answers, each runs once."""
-    authz = authz_with(asking("write"))
-    plan = [write_call("1"), write_call("2")]
-    graph = authz.protect(BUILDERS[kind](replying(plan), [_choosing(ran)], checkpointer=InMemorySaver()))
-    with authz.run(subject="alice", task="x"):
-        (gate,) = go(graph, human(), THREAD)["__interrupt__"]
-        # By id throughout: LangGraph 1.2.24 gives a plain answer to a task's later interrupts again
-        # where a map follows it.
-        state = go(graph, Command(resume={gate.id: {"decisions": [{"type": "approve"}] * 2}}), THREAD)
-        state, _ = _answered_in_turn(graph, go, state, by_id=True)
-    assert sorted(ran) == [("1", "colour of 1"), ("2", "colour of 2")]
-    assert_went_on(state)
-
-
 @pytest.mark.parametrize("by_id", [True, False])
 @pytest.mark.parametrize("asked", [True, False])
 @pytest.mark.parametrize("effect", ["write", "read"])
@@ -372,41 +345,6 @@ def test_approval_that_does_not_suffice_is_not_asked_for_ever(kind: str, ran: An
         state = graph.invoke(resume(APPROVE), THREAD)
     assert ran == []
     assert reasons(authz, "pay")[-1] == "approval_void"
-    assert_went_on(state)
-
-
-def _nested(kind: str, ran: list[Any], checkpointer: Any) -> Any:
-    """A graph in which the payment that is asked about is made below the root."""
-    model = replying([PAY])
-    if kind == "subgraph":
-        return node_graph(hand_written(model, [pay_tool(ran)], name="inner"), checkpointer=checkpointer)
-    inner = agent_graph(model, [pay_tool(ran)], name="inner")
-    if kind == "agent_in_node":
-
-        def step(state: MessagesState) -> dict[str, Any]:
-            return {"messages": inner.invoke({"messages": state["messages"]})["messages"]}
-
-        return node_graph(step, checkpointer=checkpointer)
-
-    @tool
-    def ask_agent(request: str) -> str:
-        """Ask the other agent."""
-        return str(inner.invoke({"messages": [HumanMessage(request)]})["messages"][-1].content)
-
-    outer = replying([call("ask_agent", {"request": "pay"}, "call-ask")])
-    return agent_graph(outer, [ask_agent], name="outer", checkpointer=checkpointer)
-
-
-@pytest.mark.parametrize("kind", ["subgraph", "agent_in_node", "agent_as_tool"])
-@pytest.mark.parametrize("decision", ["approve", "reject"])
-def test_asking_below_the_root(kind: str, decision: str, ran: Any) -> None:
-    """A question from a subgraph, a nested agent or an agent in a tool is answered by a plain resume."""
-    authz, graph = protecting(_nested(kind, ran, InMemorySaver()), asking("pay"))
-    with authz.run(subject="alice", task="x"):
-        (asked,) = graph.invoke(human(), THREAD)["__interrupt__"]
-        assert asked.value["action_requests"][0]["name"] == "pay"
-        state = graph.invoke(Command(resume={"decisions": [{"type": decision}]}), THREAD)
-    assert ran == ([PAID] if decision == "approve" else [])
     assert_went_on(state)
 
 

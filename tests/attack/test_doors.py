@@ -45,15 +45,7 @@ class Door:
 
     def agent_in_node(self) -> Any:
         """An agent invoked by a node function, reached through the function's closure."""
-        inner = self.agent(name="inner")
-
-        def step(state: MessagesState) -> dict[str, Any]:
-            return {"messages": inner.invoke({"messages": state["messages"]})["messages"]}
-
-        async def astep(state: MessagesState) -> dict[str, Any]:
-            return {"messages": (await inner.ainvoke({"messages": state["messages"]}))["messages"]}
-
-        return node_graph(RunnableCallable(step, astep, name="step"))
+        return node_graph(calling(self.agent(name="inner")))
 
     def agent_as_tool(self) -> Any:
         """An agent inside a tool of another agent; the payment is the inner agent's."""

@@ -85,13 +85,7 @@ class World:
             ours = [AuthzMiddleware(authz)] if self.kind == "middleware" else []
             made = create_agent(model, [pay, save], middleware=ours, checkpointer=self.saver, name="bank")
             return made if ours else authz.protect(made)
-        builder = StateGraph(MessagesState)
-        builder.add_node("agent", agent)
-        builder.add_node("tools", ToolNode([pay, save]))
-        builder.add_edge(START, "agent")
-        builder.add_conditional_edges("agent", tools_condition, {"tools": "tools", END: END})
-        builder.add_edge("tools", "agent")
-        return authz.protect(builder.compile(checkpointer=self.saver, name="bank"))
+        return authz.protect(loop(agent, ToolNode([pay, save]), checkpointer=self.saver, name="bank"))
 
     def enter(self, graph: Any, thread: str, given: Any = None) -> str:
         """Enter in the run at hand; return what is asked."""
@@ -163,11 +157,7 @@ def test_a_known_call_asks_too(world: World, rule: bool, known: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("first", "by", "wait"),
-    [
-        *itertools.product(("resolved", "paid"), ("people", "service"), (61,)),
-        ("resolved", "people", 3 * base.LASTS),
-    ],
+    ("first", "by", "wait"), [*itertools.product(("resolved", "paid"), ("people", "service"), (61,)), ("resolved", "people", 3 * base.LASTS)]
 )
 def test_what_was_ordered_again_meanwhile_asks(world: World, rule: bool, first: str, by: str, wait: float) -> None:
     """A payment that did not happen was made on another thread, before that was known or after."""
@@ -203,12 +193,9 @@ def test_the_question_of_an_unknown_call_says_that_it_was_begun_again(world: Wor
 
 @pytest.mark.parametrize("lapse", [0, 61])
 @pytest.mark.parametrize(
-    ("beside", "given", "kind"),
-    [(True, None, "hand"), (True, APPROVE, "hand"), (True, APPROVE, "middleware"), (False, APPROVE, "hand")],
+    ("beside", "given", "kind"), [(True, None, "hand"), (True, APPROVE, "hand"), (True, APPROVE, "middleware"), (False, APPROVE, "hand")]
 )
-def test_an_approval_counts_for_the_doubts_that_its_question_names(
-    world: World, rule: bool, lapse: int, beside: bool, given: Any, kind: str
-) -> None:
+def test_an_approval_counts_for_the_doubts_that_its_question_names(world: World, rule: bool, lapse: int, beside: bool, given: Any, kind: str):
     """A doubt that arises between question and approval was not approved, and is asked about."""
     world.kind = kind
     asked = world.order("t", "Hello")
@@ -253,11 +240,8 @@ def test_of_two_that_decide_at_once_one_asks(world: World, rule: bool, kind: str
 @pytest.mark.parametrize(
     ("tool", "args"),
     [
-        ("pay", {**PAY, "amount": 45.5}),
-        ("pay", {**PAY, "recipient": "DE\u200b21"}),
-        ("pay", {**PAY, "recipient": "ＤＥ21"}),
-        ("pay", {**PAY, "recipient": "de 21"}),
-        ("wire", {"iban": "DE21", "sum": 45}),
+        ("pay", {**PAY, "amount": 45.5}), ("pay", {**PAY, "recipient": "DE\u200b21"}), ("pay", {**PAY, "recipient": "ＤＥ21"}),
+        ("pay", {**PAY, "recipient": "de 21"}), ("wire", {"iban": "DE21", "sum": 45}),
     ],
 )
 def test_the_same_deed_is_its_effect_and_target(world: World, rule: bool, tool: str, args: Any) -> None:
@@ -351,14 +335,9 @@ def test_a_call_that_its_caller_gave_up_is_in_doubt_while_it_runs(world: World, 
         number = len(state["messages"])
         return {"messages": [AIMessage("", tool_calls=[pay_call(number)])] if by == "model" and number < 4 else []}
 
-    builder = StateGraph(MessagesState)
-    for name, node in {"first": agent, "once": tries, "second": agent, "twice": tries}.items():
-        builder.add_node(name, node)
-    builder.add_edge(START, "first")
-    for before, after in (("first", "once"), ("once", "second"), ("second", "twice"), ("twice", END)):
-        builder.add_edge(before, after)
     authz = world.worker(pdp=StaticPDP(permit=True))
-    graph = authz.protect(builder.compile(checkpointer=world.saver, name="bank"))
+    nodes = {"first": agent, "once": tries, "second": agent, "twice": tries}
+    graph = authz.protect(chain(nodes, checkpointer=world.saver, name="bank"))
 
     async def enter() -> Any:
         try:
@@ -383,13 +362,9 @@ def test_two_calls_of_one_message_run_side_by_side(world: World) -> None:
         world.booked += 1
         return "paid"
 
-    builder = StateGraph(MessagesState)
-    builder.add_node("agent", lambda _: {"messages": [AIMessage("", tool_calls=[pay_call(0), pay_call(1)])]})
-    builder.add_node("tools", ToolNode([pay]))
-    builder.add_edge(START, "agent")
-    builder.add_edge("agent", "tools")
     authz = world.worker(pdp=StaticPDP(permit=True))
-    graph = authz.protect(builder.compile(checkpointer=world.saver, name="bank"))
+    plan = lambda _: {"messages": [AIMessage("", tool_calls=[pay_call(0), pay_call(1)])]}
+    graph = authz.protect(chain({"agent": plan, "tools": ToolNode([pay])}, checkpointer=world.saver, name="bank"))
     with authz.run(subject="alice"):
         assert not world.enter(graph, "t", ORDER)
     assert world.booked == 2
@@ -406,13 +381,8 @@ def test_equal_calls_of_workers_run_side_by_side(world: World) -> None:
         return "saved"
 
     plan = {"name": "save", "args": {"path": "log"}, "id": "c1", "type": "tool_call"}
-    worker = StateGraph(MessagesState)
-    worker.add_node("agent", lambda _: {"messages": [AIMessage("", tool_calls=[plan])]})
-    worker.add_node("tools", ToolNode([save]))
-    worker.add_edge(START, "agent")
-    worker.add_edge("agent", "tools")
-    boss = StateGraph(MessagesState)
-    boss.add_node("worker", worker.compile(name="worker"))
+    agent = lambda _: {"messages": [AIMessage("", tool_calls=[plan])]}
+    boss = StateGraph(MessagesState).add_node("worker", chain({"agent": agent, "tools": ToolNode([save])}, name="worker"))
     boss.add_conditional_edges(START, lambda state: [Send("worker", state)] * 3, ["worker"])
     authz = world.worker(pdp=StaticPDP(permit=True))
     graph = authz.protect(boss.compile(checkpointer=world.saver, name="boss"))
@@ -480,9 +450,7 @@ def test_a_cached_message_is_another_one(world: World, rule: bool) -> None:
 
 @pytest.mark.parametrize("back", [True, False], ids=["tried again", "lost"])
 @pytest.mark.parametrize("thread", ["t", "other"])
-def test_a_lost_end_is_in_doubt_while_its_run_lives(
-    world: World, rule: bool, monkeypatch: Any, thread: str, back: bool
-) -> None:
+def test_a_lost_end_is_in_doubt_while_its_run_lives(world: World, rule: bool, monkeypatch: Any, thread: str, back: bool) -> None:
     """The bank's answer and the ledger fail together. For the ledger, the call is still under way."""
     authz = world.worker(pdp=StaticPDP(permit=True))
     run = authz.session(subject="alice", task=ORDER, thread="t")
@@ -617,15 +585,10 @@ def test_a_lost_end_of_an_earlier_claim_is_forgotten(world: World, monkeypatch: 
 @pytest.mark.parametrize("error", [RuntimeError("429"), TimeoutError()], ids=["failed", "lost"])
 @pytest.mark.parametrize(
     ("name", "args", "other"),
-    [
-        ("save", {"path": "a.txt"}, {"path": "b.txt"}),
-        ("notify", {"channel": "#ops", "text": "1"}, {"channel": "#ops", "text": "2"}),
-    ],
+    [("save", {"path": "a.txt"}, {"path": "b.txt"}), ("notify", {"channel": "#ops", "text": "1"}, {"channel": "#ops", "text": "2"})],
 )
 @pytest.mark.parametrize("down", [True, False])
-def test_a_failed_call_counts_for_equal_ones(
-    world: World, rule: bool, monkeypatch: Any, name: str, args: Any, other: Any, error: Any, down: bool
-) -> None:
+def test_a_failed_call_counts_for_equal_ones(world: World, rule: bool, monkeypatch: Any, name: str, args: Any, other: Any, error: Any, down: bool):
     """A corrected write goes on. A lost call counts for its target, and without one for its tool.
 
     If the ledger was down at the call's end, the process records the end as soon as it answers.
@@ -743,14 +706,8 @@ def test_a_call_that_was_made_twice_is_on_record(world: World, goes_on: bool) ->
 @pytest.mark.parametrize(
     ("happened", "by", "reason"),
     [
-        ("no", "user:carol", "asked"),
-        (0, "user:carol", "asked"),
-        (True, "", "asked"),
-        (True, "carol", "asked"),
-        (True, None, "asked"),
-        (True, "user:x\n\x1b[2J", "asked"),
-        (True, "user:carol", " "),
-        (True, "user:carol", "line\nline"),
+        ("no", "user:carol", "asked"), (0, "user:carol", "asked"), (True, "", "asked"), (True, "carol", "asked"), (True, None, "asked"),
+        (True, "user:x\n\x1b[2J", "asked"), (True, "user:carol", " "), (True, "user:carol", "line\nline"),
         (True, "user:carol", "asked"),  # the twin
     ],
 )

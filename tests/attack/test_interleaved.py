@@ -65,6 +65,11 @@ def check(authz: RuntimeAuthz, pdp: StaticPDP, *, calls: int | None = None) -> N
     assert {authz.ledger.status("default", jti) for jti in jtis} <= {"ended", "stale", "revoked"}
 
 
+def dead(authz: RuntimeAuthz, pdp: StaticPDP, user: str | None = None) -> bool:
+    """Return True if every jti that was seen, of one user or of all, is ended."""
+    return {authz.ledger.status("default", r.context.lease.jti) for r in pdp.requests if user in (None, r.subject.id)} == {"ended"}
+
+
 kind = params(["hand", "agent", "subgraph"])
 mode = params(["config", "with+config"])
 
@@ -309,8 +314,7 @@ def test_closed_early(kind: str, mode: str, steps: int, ran: Any) -> None:
         next(left)
         next(right)
     left.close()
-    dead = {r.context.lease.jti for r in pdp.requests if r.subject.id == "alice"}
-    assert {authz.ledger.status("default", jti) for jti in dead} == {"ended"}
+    assert dead(authz, pdp, "alice")
     list(right)
     assert ran.count("bob") == 3
     check(authz, pdp)
@@ -324,12 +328,9 @@ async def test_aclosed_early(kind: str, mode: str, elsewhere: bool, ran: Any) ->
     for _ in range(2):
         await anext(left)
         await anext(right)
-    if elsewhere:
-        await asyncio.create_task(left.aclose())  # type: ignore[attr-defined]
-    else:
-        await left.aclose()  # type: ignore[attr-defined]
-    dead = {r.context.lease.jti for r in pdp.requests if r.subject.id == "alice"}
-    assert {authz.ledger.status("default", jti) for jti in dead} == {"ended"}
+    closing = left.aclose()  # type: ignore[attr-defined]
+    await (asyncio.create_task(closing) if elsewhere else closing)
+    assert dead(authz, pdp, "alice")
     async for _ in right:
         pass
     assert ran.count("bob") == 3
@@ -346,26 +347,30 @@ async def test_dropped_without_closing(kind: str, ran: Any) -> None:
         next(stream)
         del stream
         gc.collect()
-        jtis = {r.context.lease.jti for r in pdp.requests}
-        assert {authz.ledger.status("default", jti) for jti in jtis} == {"ended"}
+        assert dead(authz, pdp)
 
 
-async def test_cancelled_in_a_tool(kind: str, ran: Any, pdp: Any) -> None:
-    """A task cancelled in the middle of a tool: dead leases, call unknown, the other user unharmed."""
-    started = asyncio.Event()
+def hanging_graph(kind: str, pdp: Any, ran: list[Any], hangs: Callable[[], Any]) -> tuple[RuntimeAuthz, Any]:
+    """Return a graph whose tool hangs for alice, once `hangs` was called."""
 
     @tool
     async def who(user: str) -> str:
         """Hang for alice."""
         if user == "alice":
-            started.set()
+            hangs()
             await asyncio.sleep(60)
         ran.append(user)
         return user
 
     authz = authz_with(pdp, profiles={"who": ToolProfile(effect="write", sink="internal")})
     graph = hand_written(_model(), [who], name="inner") if kind != "agent" else agent_graph(_model(), [who])
-    graph = authz.protect(node_graph(graph) if kind == "subgraph" else graph)
+    return authz, authz.protect(node_graph(graph) if kind == "subgraph" else graph)
+
+
+async def test_cancelled_in_a_tool(kind: str, ran: Any, pdp: Any) -> None:
+    """A task cancelled in the middle of a tool: dead leases, call unknown, the other user unharmed."""
+    started = asyncio.Event()
+    authz, graph = hanging_graph(kind, pdp, ran, started.set)
 
     async def one(user: str) -> Any:
         async with authz.run(subject=user):
@@ -385,24 +390,12 @@ async def test_cancelled_in_a_tool(kind: str, ran: Any, pdp: Any) -> None:
 
 async def test_timed_out(kind: str, ran: Any, pdp: Any) -> None:
     """`asyncio.timeout` around a run leaves nothing alive."""
-
-    @tool
-    async def who(user: str) -> str:
-        """Hang."""
-        limit.reschedule(asyncio.get_running_loop().time())
-        await asyncio.sleep(60)
-        ran.append(user)
-        return user
-
-    authz = authz_with(pdp, profiles={"who": ToolProfile(effect="write", sink="internal")})
-    graph = hand_written(_model(), [who], name="inner") if kind != "agent" else agent_graph(_model(), [who])
-    graph = authz.protect(node_graph(graph) if kind == "subgraph" else graph)
+    authz, graph = hanging_graph(kind, pdp, ran, lambda: limit.reschedule(asyncio.get_running_loop().time()))
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(None) as limit, authz.run(subject="alice"):
             await graph.ainvoke(human("alice"))
     assert ran == []
-    jtis = {r.context.lease.jti for r in pdp.requests}
-    assert {authz.ledger.status("default", jti) for jti in jtis} == {"ended"}
+    assert dead(authz, pdp)
 
 
 def test_run_closed_in_the_middle_of_its_stream(kind: str, ran: Any) -> None:
@@ -418,8 +411,7 @@ def test_run_closed_in_the_middle_of_its_stream(kind: str, ran: Any) -> None:
     assert len(ran) - len(done) in (0, 1)  # a stream of subgraphs runs ahead of its reader, in a thread
     with pytest.raises(AuthzDenied):
         graph.invoke(human("alice"), run.config())
-    jtis = {r.context.lease.jti for r in pdp.requests}
-    assert {authz.ledger.status("default", jti) for jti in jtis} == {"ended"}
+    assert dead(authz, pdp)
 
 
 async def test_run_closed_in_the_middle_of_its_astream(kind: str, ran: Any) -> None:
@@ -435,8 +427,7 @@ async def test_run_closed_in_the_middle_of_its_astream(kind: str, ran: Any) -> N
         async for _ in stream:
             pass
     assert ran == done
-    check_dead = {authz.ledger.status("default", r.context.lease.jti) for r in pdp.requests}
-    assert check_dead == {"ended"}
+    assert dead(authz, pdp)
 
 
 @pytest.mark.parametrize("forged", ["alice", {"run": "x"}, 1, object(), None], ids=shown)
@@ -462,8 +453,7 @@ def test_loop_that_ends_with_an_open_stream(kind: str, ran: Any) -> None:
 
     asyncio.run(go())
     assert reported == []
-    jtis = {r.context.lease.jti for r in pdp.requests}
-    assert {authz.ledger.status("default", jti) for jti in jtis} == {"ended"}
+    assert dead(authz, pdp)
 
 
 def _reducing(spoke: list[Any]) -> Any:
@@ -475,14 +465,8 @@ def _reducing(spoke: list[Any]) -> Any:
             note.invoke({"user": new})
         return new
 
-    state_with = TypedDict("state_with", {"said": Annotated[str, reduce]})
-    builder = StateGraph(state_with)
-    before = START
-    for name in ("one", "two", "three"):
-        builder.add_node(name, lambda state: {"said": f"of {state['said'].removeprefix('of ')}"})
-        builder.add_edge(before, name)
-        before = name
-    return builder.compile()
+    step = lambda state: {"said": f"of {state['said'].removeprefix('of ')}"}
+    return chain(dict.fromkeys(("one", "two", "three"), step), TypedDict("state_with", {"said": Annotated[str, reduce]}))
 
 
 @pytest.mark.parametrize("go", ["sync", "async"])

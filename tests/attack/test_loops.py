@@ -78,14 +78,9 @@ class Loop:
                 return answers(calls, await asyncio.gather(*map(aone, calls)))
             return answers(calls, [await aone(c) for c in calls])
 
-        builder = StateGraph(MessagesState)
-        builder.add_node("agent", lambda s: {"messages": [self.model.invoke(s["messages"])]})
-        builder.add_node("tools", RunnableCallable(act, aact, name="tools"))
-        builder.add_edge(START, "agent")
-        builder.add_conditional_edges("agent", tools_condition)
-        builder.add_edge("tools", "agent")
-        self.builder = builder
-        self.graph = builder.compile(checkpointer=InMemorySaver(), name="loop")
+        agent = lambda s: {"messages": [self.model.invoke(s["messages"])]}
+        self.graph = loop(agent, RunnableCallable(act, aact, name="tools"), checkpointer=InMemorySaver(), name="loop")
+        self.builder = self.graph.builder
         if protected:
             self.authz.protect(self.graph)
 
@@ -103,10 +98,10 @@ THREE = [call("pay", {"to": n, "amount": "5"}, n) for n in ("ann", "bob", "eve")
 ], ids=["written", "copied", "parsed"])  # fmt: skip
 def test_a_call_by_its_arguments_is_the_planned_one(go: str, hidden: bool, send: Any) -> None:
     """Found by the tool and the arguments as its schema reads them; the same key as with the call's id."""
-    loop = Loop([PAY], send=send, hidden=hidden)
-    assert_went_on(loop.go(human(), go))
-    assert loop.ran == [PAID]
-    (request,) = calls_of(loop.pdp)
+    made = Loop([PAY], send=send, hidden=hidden)
+    assert_went_on(made.go(human(), go))
+    assert made.ran == [PAID]
+    (request,) = calls_of(made.pdp)
     plan, made = request.context.plan, request.context.call
     assert (plan.planned, plan.changed, plan.source, plan.position, plan.of) == (True, False, "model", 0, 1)
     assert (made.id, made.args) == ("call-pay", {"recipient": "bob", "amount": 5.0, "currency": "USD"})
@@ -114,20 +109,20 @@ def test_a_call_by_its_arguments_is_the_planned_one(go: str, hidden: bool, send:
 
 def test_an_equal_call_is_the_next_one_of_the_message(go: str) -> None:
     """Two planned ones are two; both of the message, none more than once."""
-    loop = Loop(TWICE)
-    assert_went_on(loop.go(human(), go))
-    assert [r.context.call.id for r in calls_of(loop.pdp)] == ["c1", "c2"]
-    assert loop.ran == [PAID, PAID]
+    made = Loop(TWICE)
+    assert_went_on(made.go(human(), go))
+    assert [r.context.call.id for r in calls_of(made.pdp)] == ["c1", "c2"]
+    assert made.ran == [PAID, PAID]
 
 
 @pytest.mark.parametrize("protected", [True, False])
 def test_a_call_that_is_made_twice_is_planned_once(protected: bool) -> None:
     """The second is unplanned; unenforced it pays twice."""
-    loop = Loop([PAY], again=True, pdp=rules_that_permit(), protected=protected)
-    state = loop.go(human())
-    assert loop.ran == ([PAID] if protected else [PAID, PAID])
+    made = Loop([PAY], again=True, pdp=rules_that_permit(), protected=protected)
+    state = made.go(human())
+    assert made.ran == ([PAID] if protected else [PAID, PAID])
     if protected:
-        assert reasons(loop.authz, "pay")[-1] == "unplanned"
+        assert reasons(made.authz, "pay")[-1] == "unplanned"
         assert answer_to(state["messages"], "call-pay").text == "paid"
 
 
@@ -141,11 +136,11 @@ CHANGES = {
 @pytest.mark.parametrize("protected", [True, False])
 def test_arguments_that_code_changes_are_not_the_planned_ones(go: str, change: str, protected: bool) -> None:
     """Unplanned under the shipped rules; unenforced they run."""
-    loop = Loop([PAY], send=CHANGES[change], pdp=rules_that_permit(), protected=protected)
-    state = loop.go(human(), go)
-    assert len(loop.ran) == (0 if protected else 1)
+    made = Loop([PAY], send=CHANGES[change], pdp=rules_that_permit(), protected=protected)
+    state = made.go(human(), go)
+    assert len(made.ran) == (0 if protected else 1)
     if protected:
-        assert reasons(loop.authz, "pay") == ["unplanned"]
+        assert reasons(made.authz, "pay") == ["unplanned"]
         assert "not permitted" in answer_to(state["messages"], "call-pay").text
         assert_went_on(state)
 
@@ -156,26 +151,26 @@ TOLD = {"pay": PROFILES["pay"].model_copy(update={"intent": ("pay",)})}
 @pytest.mark.parametrize("added", [True, False])
 def test_an_argument_that_code_adds_is_critical(go: str, added: bool) -> None:
     """The model's own part stays planned; what the code adds is nobody's word, and asks."""
-    loop = Loop(
+    made = Loop(
         [call("pay", {"to": "Bob", "amount": 5}, "c")], pdp=WasmPDP(pool_size=1), profiles=TOLD,
         send=(lambda args: {**args, "currency": "XAU"}) if added else None,
     )  # fmt: skip
-    asked = loop.go(human("Pay 5 to Bob"), go).get("__interrupt__", ())
+    asked = made.go(human("Pay 5 to Bob"), go).get("__interrupt__", ())
     assert len(asked) == added
-    assert loop.ran == ([] if added else [("Bob", 5.0, "USD")])
+    assert made.ran == ([] if added else [("Bob", 5.0, "USD")])
     if added:
         assert "XAU" in asked[0].value["action_requests"][0]["description"]
-        loop.go(Command(resume=APPROVAL), go)
-        assert loop.ran == [("Bob", 5.0, "XAU")]
+        made.go(Command(resume=APPROVAL), go)
+        assert made.ran == [("Bob", 5.0, "XAU")]
 
 
 def test_an_argument_that_the_profile_lets_code_add(go: str) -> None:
     """Not decided where the code adds it, whatever it is; decided where the model writes it."""
     profiles = {"pay": TOLD["pay"].model_copy(update={"injected": ("currency",)})}
-    loop = Loop([PAY], profiles=profiles, send=lambda args: {**args, "currency": "XAU"})
-    loop.go(human(), go)
-    assert loop.ran == [("bob", 5.0, "XAU")]
-    assert [r.context.call.args for r in calls_of(loop.pdp)] == [{"recipient": "bob", "amount": 5.0}]
+    made = Loop([PAY], profiles=profiles, send=lambda args: {**args, "currency": "XAU"})
+    made.go(human(), go)
+    assert made.ran == [("bob", 5.0, "XAU")]
+    assert [r.context.call.args for r in calls_of(made.pdp)] == [{"recipient": "bob", "amount": 5.0}]
     written = Loop([call("pay", {"to": "bob", "amount": 5, "currency": "XAU"}, "c")], profiles=profiles)
     written.go(human(), go)
     assert [r.context.call.args["currency"] for r in calls_of(written.pdp)] == ["XAU"]
@@ -183,44 +178,36 @@ def test_an_argument_that_the_profile_lets_code_add(go: str) -> None:
 
 def test_a_message_that_the_client_sent_plans_nothing(go: str) -> None:
     """It stands in the node's input as the model's would, and no record holds it."""
-    loop = Loop([], pdp=rules_that_permit())
-    builder = StateGraph(MessagesState)
-    builder.add_node("tools", loop.builder.nodes["tools"].runnable)
-    builder.add_edge(START, "tools")
-    loop.graph = loop.authz.protect(builder.compile(checkpointer=InMemorySaver(), name="loop"))
-    loop.go({"messages": [HumanMessage("hello"), says(PAY)]}, go)
-    assert loop.ran == []
-    assert reasons(loop.authz, "pay") == ["unplanned"]
+    made = Loop([], pdp=rules_that_permit())
+    alone = chain({"tools": made.builder.nodes["tools"].runnable}, checkpointer=InMemorySaver(), name="loop")
+    made.graph = made.authz.protect(alone)
+    made.go({"messages": [HumanMessage("hello"), says(PAY)]}, go)
+    assert made.ran == []
+    assert reasons(made.authz, "pay") == ["unplanned"]
 
 
 def test_another_agents_message_plans_nothing(go: str) -> None:
     """A child that is handed its parent's messages makes the parent's call: it is not the child's plan."""
-    loop = Loop([PAY], pdp=rules_that_permit())
-    child = StateGraph(MessagesState)
-    child.add_node("tools", loop.builder.nodes["tools"].runnable)
-    child.add_edge(START, "tools")
-    builder = StateGraph(MessagesState)
-    builder.add_node("agent", loop.builder.nodes["agent"].runnable)
-    builder.add_node("child", child.compile(name="child"))
-    builder.add_edge(START, "agent")
-    builder.add_edge("agent", "child")
-    loop.graph = loop.authz.protect(builder.compile(checkpointer=InMemorySaver(), name="loop"))
-    loop.go(human(), go)
-    assert loop.ran == []
-    assert reasons(loop.authz, "pay") == ["unplanned"]
+    made = Loop([PAY], pdp=rules_that_permit())
+    agent, tools = (made.builder.nodes[name].runnable for name in ("agent", "tools"))
+    both = chain({"agent": agent, "child": chain({"tools": tools}, name="child")}, checkpointer=InMemorySaver(), name="loop")
+    made.graph = made.authz.protect(both)
+    made.go(human(), go)
+    assert made.ran == []
+    assert reasons(made.authz, "pay") == ["unplanned"]
 
 
 def test_a_plan_of_before_the_correction_is_stale(go: str) -> None:
     """The message still stands in the node's input."""
-    loop = Loop([PAY])
-    loop.graph = loop.authz.protect(
-        loop.builder.compile(checkpointer=InMemorySaver(), name="loop", interrupt_before=["tools"])
+    made = Loop([PAY])
+    made.graph = made.authz.protect(
+        made.builder.compile(checkpointer=InMemorySaver(), name="loop", interrupt_before=["tools"])
     )
-    loop.go(human(), go)
-    loop.authz.correct("t", "Do not pay.")
-    loop.go(None, go)
-    assert loop.ran == []
-    assert reasons(loop.authz, "pay") == ["stale_epoch"]
+    made.go(human(), go)
+    made.authz.correct("t", "Do not pay.")
+    made.go(None, go)
+    assert made.ran == []
+    assert reasons(made.authz, "pay") == ["stale_epoch"]
 
 
 @pytest.mark.parametrize("how", ["args", "call"])
@@ -269,17 +256,17 @@ def test_a_loop_of_the_functional_api() -> None:
 def test_a_denial_reaches_the_model(go: str, returns: Any, hidden: bool, caplog: Any) -> None:
     """As a text where the tool returns one; else the node's enforcement point answers the message. No log of an error."""
     tools = lambda ran: [bill(ran, returns=returns), read_tool(ran)]
-    loop = Loop([READ, PAY, call("read", {"path": "b"}, "c3")], tools=tools, pdp=deny_only("pay"), hidden=False)
+    made = Loop([READ, PAY, call("read", {"path": "b"}, "c3")], tools=tools, pdp=deny_only("pay"), hidden=False)
     if hidden:
-        loop = Loop([PAY], tools=tools, pdp=deny_only("pay"), hidden=True)
+        made = Loop([PAY], tools=tools, pdp=deny_only("pay"), hidden=True)
     with caplog.at_level(logging.WARNING):
-        state = loop.go(human(), go)
+        state = made.go(human(), go)
     assert_went_on(state)
     denied = answer_to(state["messages"], "call-pay")
     assert "not permitted" in denied.text
     assert "decision" in denied.text
-    assert ("read", "a") in loop.ran or hidden
-    assert PAID not in loop.ran
+    assert ("read", "a") in made.ran or hidden
+    assert PAID not in made.ran
     if not hidden:
         assert answer_to(state["messages"], "call-read").text == "text of a"
         assert (answer_to(state["messages"], "c3").text == "text of b") is (returns is str)
@@ -313,14 +300,14 @@ def test_a_coroutine_and_a_thread_of_a_loop_do_not_ask_at_once() -> None:
         return await real(body)
 
     pdp.aevaluate = late
-    loop = Loop([call("pay", {"to": "ann", "amount": "5"}, "ann"), call("wire", {"to": "bob", "amount": "5"}, "bob")],
+    made = Loop([call("pay", {"to": "ann", "amount": "5"}, "ann"), call("wire", {"to": "bob", "amount": "5"}, "bob")],
                 tools=plain, pdp=pdp, catch=True, gather=True)
-    state, asked = loop.go(human(), "async"), []
+    state, asked = made.go(human(), "async"), []
     while state.get("__interrupt__"):
         (question,) = state["__interrupt__"]
         asked += [one["args"]["recipient"] for one in question.value["action_requests"]]
-        state = loop.go(Command(resume=APPROVAL), "async")
-    assert sorted(asked) == sorted(name for name, *_ in loop.ran) == ["ann", "bob"]
+        state = made.go(Command(resume=APPROVAL), "async")
+    assert sorted(asked) == sorted(name for name, *_ in made.ran) == ["ann", "bob"]
 
 
 @pytest.mark.parametrize("gather", [False, True])
@@ -328,20 +315,20 @@ def test_a_coroutine_and_a_thread_of_a_loop_do_not_ask_at_once() -> None:
 @pytest.mark.parametrize("hidden", [False, True])
 def test_no_question_of_a_loop_is_lost(go: str, catch: bool, gather: bool, hidden: bool) -> None:
     """Three payments ask one after another; each is made once, and nothing of a held round is written."""
-    loop = Loop(THREE, pdp=asking("pay"), catch=catch, gather=gather, hidden=hidden)
-    state, asked = loop.go(human(), go), []
+    made = Loop(THREE, pdp=asking("pay"), catch=catch, gather=gather, hidden=hidden)
+    state, asked = made.go(human(), go), []
     while state.get("__interrupt__"):
-        assert not [m for m in loop.graph.get_state(THREAD).values["messages"] if isinstance(m, ToolMessage)]
+        assert not [m for m in made.graph.get_state(THREAD).values["messages"] if isinstance(m, ToolMessage)]
         (question,) = state["__interrupt__"]
         asked.append(question.value["action_requests"][0]["args"]["recipient"])
-        state = loop.go(Command(resume=APPROVAL), go)
+        state = made.go(Command(resume=APPROVAL), go)
     assert_went_on(state)
     if hidden:  # a tool that nobody could guard cannot answer a call that ran: the rest is planned again
-        assert len(loop.ran) == len(set(loop.ran)) >= 1
+        assert len(made.ran) == len(set(made.ran)) >= 1
         assert answer_to(state["messages"], asked[0]).text == "paid" or catch
     else:
         assert sorted(asked) == ["ann", "bob", "eve"]
-        assert sorted(loop.ran) == [(n, 5.0, "USD") for n in ("ann", "bob", "eve")]
+        assert sorted(made.ran) == [(n, 5.0, "USD") for n in ("ann", "bob", "eve")]
         assert {answer_to(state["messages"], n).text for n in ("ann", "bob", "eve")} == {"paid"}
 
 
@@ -357,8 +344,8 @@ def test_unenforced_a_swallowed_question_is_lost() -> None:
 
         return [pay]
 
-    loop = Loop([PAY], tools=tools, catch=True, protected=False, profiles={})
-    assert "__interrupt__" not in loop.go(human())
+    made = Loop([PAY], tools=tools, catch=True, protected=False, profiles={})
+    assert "__interrupt__" not in made.go(human())
     held = Loop([PAY], tools=tools, catch=True, profiles={})
     assert held.go(human())["__interrupt__"]
     held.go(Command(resume="yes"))
@@ -367,11 +354,11 @@ def test_unenforced_a_swallowed_question_is_lost() -> None:
 
 def test_a_rejection_in_a_loop_is_heard(go: str) -> None:
     """One of two is rejected, the other runs, once each."""
-    loop = Loop(THREE[:2], pdp=asking("pay"), catch=True)
-    loop.go(human(), go)
-    loop.go(resume(REJECT), go)
-    state = loop.go(Command(resume=APPROVAL), go)
-    assert loop.ran == [("bob", 5.0, "USD")]
+    made = Loop(THREE[:2], pdp=asking("pay"), catch=True)
+    made.go(human(), go)
+    made.go(resume(REJECT), go)
+    state = made.go(Command(resume=APPROVAL), go)
+    assert made.ran == [("bob", 5.0, "USD")]
     assert "rejected" in answer_to(state["messages"], "ann").text
     assert_went_on(state)
 

@@ -185,13 +185,8 @@ def test_nodes_that_are_sent_equal_calls_make_each() -> None:
     def act(state: Any) -> Any:
         return answers([state["call"]], [pay.invoke(state["call"]["args"])])
 
-    builder = StateGraph(MessagesState)
-    builder.add_node("agent", lambda s: {"messages": [model.invoke(s["messages"])]})
-    builder.add_node("tools", act)
-    builder.add_edge(START, "agent")
-    builder.add_conditional_edges("agent", route, ["tools", END])
-    builder.add_edge("tools", "agent")
-    authz, graph = protecting(builder.compile(checkpointer=InMemorySaver(), name="sent"), rules_that_permit())
+    agent = lambda s: {"messages": [model.invoke(s["messages"])]}
+    authz, graph = protecting(loop(agent, act, route, checkpointer=InMemorySaver(), name="sent"), rules_that_permit())
     assert_went_on(told(authz, graph, human(), THREAD))
     assert ran == [PAID, PAID]
 
@@ -281,17 +276,12 @@ def test_an_agent_that_was_left_behind_keeps_its_calls(node: bool) -> None:
         return {"messages": [ToolMessage(await look.ainvoke(planned["args"]), tool_call_id=planned["id"])]}
 
     tools = ToolNode([look])
-    builder = StateGraph(MessagesState).add_node("plan", plan).add_node("tools", wait)
-    builder.add_edge(START, "plan").add_conditional_edges("plan", tools_condition).add_edge("tools", "plan")
-    child = builder.compile()
+    child = loop(plan, wait)
 
     async def supervise(_: MessagesState) -> dict[str, Any]:
         return {"messages": [one["messages"][-1] for one in await asyncio.gather(*(child.ainvoke(human(t)) for t in "ab"))]}
 
-    graph = StateGraph(MessagesState).add_node("supervise", supervise).add_edge(START, "supervise")
-    graph = graph.compile(checkpointer=InMemorySaver())
-    authz = authz_with(WasmPDP(), profiles={})
-    authz.protect(graph)
+    authz, graph = protecting(chain({"supervise": supervise}, checkpointer=InMemorySaver()), WasmPDP(), profiles={})
 
     async def go() -> Any:
         given: Any = human("go")
@@ -357,9 +347,7 @@ def test_a_call_that_failed_is_tried_again_after_an_answer(retry: Any) -> None:
 
     authz, model = authz_with(WasmPDP(), profiles={}), replying([call("save", {"path": "n.txt"}, "c1")])
     if retry is None:
-        builder = StateGraph(MessagesState).add_node("agent", lambda s: {"messages": [model.invoke(s["messages"])]})
-        builder.add_node("tools", tools).add_edge(START, "agent").add_edge("tools", "agent")
-        graph = builder.add_conditional_edges("agent", tools_condition).compile(checkpointer=InMemorySaver())
+        graph = loop(lambda s: {"messages": [model.invoke(s["messages"])]}, tools, checkpointer=InMemorySaver())
     else:
         graph = create_agent(model, [save], middleware=[retry], checkpointer=InMemorySaver())
     state = approved(authz, authz.protect(graph), human(), 3)
@@ -435,9 +423,7 @@ def test_a_withdrawn_approval_stays_withdrawn_when_code_tries_again() -> None:
         return {"messages": came[-1:]}
 
     authz, model = authz_with(WasmPDP(), profiles={}), replying([call("save", {"path": "n.txt"}, "c1")])
-    builder = StateGraph(MessagesState).add_node("agent", lambda s: {"messages": [model.invoke(s["messages"])]})
-    builder.add_node("tools", tools).add_edge(START, "agent").add_edge("tools", "agent")
-    graph = authz.protect(builder.add_conditional_edges("agent", tools_condition).compile(checkpointer=InMemorySaver()))
+    graph = authz.protect(loop(lambda s: {"messages": [model.invoke(s["messages"])]}, tools, checkpointer=InMemorySaver()))
     asked = run_as(authz, graph, human(), THREAD)["__interrupt__"][0]
     authz.approve(asked.value["action_requests"][0]["approval_id"], by="alice")
     run_as(authz, graph, Command(resume={"decisions": [{"type": "reject"}]}), THREAD)

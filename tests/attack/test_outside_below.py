@@ -8,14 +8,26 @@ import sqlite3
 from langchain_runtime_authz.facts import checkpoint_head
 from langchain_runtime_authz.facts.plan import raw_digest
 from langchain_runtime_authz.langgraph import graph_entry
-from tests.attack.test_outside import THREAD, House, to_carol, to_eve, to_the_same
+from tests.attack.test_outside import THREAD, House
 
 from ._kit import *
 
 OWN = {"configurable": {"thread_id": "own"}}
 # Who calls the child, and what it keeps: a state for one task, one beside the root's thread, one of its own. With
 # a 2 it is the second that its task calls.
-KINDS = ("tool-task", "tool-memory", "tool-own", "node-memory", "tool-task-2", "tool-memory-2", "code-task-2", "code-memory-2")
+KINDS = ("node-task", "tool-task", "tool-memory", "tool-own", "node-memory", "tool-task-2", "tool-memory-2", "code-task-2", "code-memory-2")
+
+
+def to_eve(messages: list[Any]) -> AIMessage:
+    return messages[-1].model_copy(update={"tool_calls": [{**messages[-1].tool_calls[0], "args": {"to": "eve", "amount": 95}}]})
+
+
+def to_carol(messages: list[Any]) -> HumanMessage:
+    return HumanMessage("Pay carol", id=messages[0].id)
+
+
+def to_the_same(messages: list[Any]) -> HumanMessage:
+    return HumanMessage(messages[0].content, id=messages[0].id, name="alice")
 
 
 class Family(House):
@@ -67,7 +79,7 @@ class Family(House):
 
         builder = StateGraph(MessagesState)
         builder.add_edge(START, "agent")
-        if self.kind == "node-memory":
+        if self.kind.startswith("node"):
             builder.add_node("agent", lambda state: self.inside(child) if self.inside else {})
             builder.add_node("child", child)
             builder.add_edge("agent", "child")
@@ -89,6 +101,8 @@ class Family(House):
         root, child = (self.graph, self.children[0]) if by == "protected" else (self.raw, self.children[1])
         if self.kind == "node-memory":
             place, writer = {"configurable": {"thread_id": "t", "checkpoint_ns": "child"}}, root
+        elif self.kind == "node-task":
+            place, writer = root.get_state(THREAD, subgraphs=True).tasks[0].state.config, root
         elif self.kind == "tool-own":
             place, writer = OWN, child
         else:  # LangGraph finds such a child by no road of its own: by its namespace, as who writes to the store does
@@ -131,24 +145,15 @@ def test_unenforced_what_a_child_keeps_is_carried_out(kind: str, change: Any) ->
     assert [x for x in family.ran if x[0] in ("bob", "eve")]
 
 
-@pytest.mark.parametrize("kind", [k for k in KINDS if k != "tool-own"])
-@pytest.mark.parametrize("by", ["protected", "raw"])
-def test_an_edit_that_says_the_same_is_no_correction(kind: str, by: str) -> None:
-    """The plan that waited still runs."""
-    family = Family.waiting(kind)
-    family.change(to_the_same, by)
-    family.on()
-    assert (family.epoch, family.ran) == (1, [PAID])
-
-
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_nobody_edits_goes_on(kind: str) -> None:
-    """A child that is called again finds its own state as it left it."""
+@pytest.mark.parametrize("by", ["protected", "raw", "nobody"])
+def test_an_edit_that_says_the_same_is_no_correction(kind: str, by: str) -> None:
+    """The plan that waited still runs, as if nobody had edited anything. Of `tool-own` the human speaks once more."""
     family = Family.waiting(kind)
+    if by != "nobody":
+        family.change(to_the_same, by)
     family.on()
-    assert family.epoch == (2 if kind == "tool-own" else 1)
-    if kind != "tool-own":
-        assert family.ran == [PAID]
+    assert (family.epoch, family.ran) == ((2, []) if kind == "tool-own" else (1, [PAID]))
 
 
 @pytest.mark.parametrize("heard", [True, False])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-
 from ._kit import *
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*without a profile:UserWarning")
@@ -37,8 +35,6 @@ def no_pay(request: Any, handler: Any) -> Any:
 def test_engine_needs_no_binary(monkeypatch: pytest.MonkeyPatch, ran: Any) -> None:
     """Microsoft AGT 5.0.0 as installed from PyPI: it shells out to `opa`, which is not there, and denies all."""
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(FileNotFoundError):
-        subprocess.run(["opa", "eval", "true"], check=False)
     authz = RuntimeAuthz(profiles={"write": ToolProfile(effect="write", sink="none")})
     graph = authz.protect(hand_written(replying([write_call("a")]), [writing_tool(ran)]))
     told(authz, graph, human(), mandate={"steps": [{"id": "write", "tool": "write", "args": {"text": "a"}}]})
@@ -94,13 +90,6 @@ def test_changed_policy_counts_at_once(go: Any, ran: Any) -> None:
 
 def test_arguments_with_names_of_the_guards_own(ran: Any, pdp: Any) -> None:
     """IRIS 0.2.1, `iris_tool_guard`: its own field comes twice into one call, a `TypeError` on every tool call."""
-
-    def log(*, tool: str, user_consent_logged: bool) -> None: ...
-
-    record = {"tool": "pay", "user_consent_logged": True}
-    with pytest.raises(TypeError):
-        log(user_consent_logged=True, **record)
-
 
     @tool
     def probe(tool: str, ticket: str, decision_id: str, passage: str, parsed: str, base: str, state: str) -> str:
@@ -194,19 +183,6 @@ def test_authority_of_one_turn_is_not_that_of_the_next(go: Any, ran: Any) -> Non
 
 def test_nothing_of_ours_is_checkpointed(ran: Any) -> None:
     """Tenuo 0.3.3: a `Warrant` object in checkpointed state is a `TypeError`, it cannot be serialised."""
-
-    class Warrant:
-        """Holds a key."""
-
-        def __init__(self) -> None:
-            self.key = threading.Lock()
-
-        def __contains__(self, name: str) -> bool:
-            return True
-
-    with pytest.raises(TypeError):
-        _warrant_graph([], InMemorySaver()).invoke({**human(), "warrant": Warrant()}, THREAD)
-
     saver = InMemorySaver()
     enforced(
         hand_written(replying([PAY]), [pay_tool(ran)], checkpointer=saver), authz_with(StaticPDP(True)), config=THREAD

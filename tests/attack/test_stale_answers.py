@@ -158,7 +158,7 @@ def test_a_graph_without_checkpoints_asks_its_own_question_once(protected: bool,
         child: Any = chain({"ask": lambda state: heard.append(interrupt("Who?"))}, name="child", checkpointer=False)
     else:
         child = agent_graph(replying([call("ask", {"question": "Who?"}, "c")]), [ask], name="child", checkpointer=False)
-    node = RunnableCallable(lambda s: child.invoke(s), lambda s: child.ainvoke(s), name="step") if place == "call" else child
+    node = calling(child) if place == "call" else child
     node = chain({"step": node}, name="middle") if place == "node below" else node
     authz = authz_with(StaticPDP(True))
     graph = chain({"step": node}, name="root", checkpointer=InMemorySaver())

@@ -199,11 +199,3 @@ def test_a_protected_store_stays_what_it_was() -> None:
         return type(store).__name__, isinstance(store, InMemoryStore), state, found.value, found.score, saved.values, saved.next
 
     assert play(True) == play(False)
-
-
-@pytest.mark.parametrize("governed", [True, False])
-def test_coverage_names_a_store_without_a_profile(governed: bool) -> None:
-    """It is a finding until a profile for its writes is declared."""
-    authz = RuntimeAuthz(profiles=GOVERNED if governed else None)
-    report = authz.coverage(authz.protect(remembering(by_runtime, InMemoryStore())))
-    assert [(r.name, r.layers) for r in report.rows if r.kind == "store"] == [("InMemoryStore", ("store gate",) if governed else ())]
