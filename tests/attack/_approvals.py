@@ -72,9 +72,7 @@ def _once(*calls: dict[str, Any]) -> ScriptedChatModel:
     return ScriptedChatModel(script=[respond] * 50)
 
 
-BUILDERS: dict[str, Callable[..., Any]] = {
-    "hand": hand_written, "agent": agent_graph, "react_v1": react_v1, "react_v2": react_v2,
-}
+BUILDERS: dict[str, Callable[..., Any]] = {"hand": hand_written, "agent": agent_graph, "react_v1": react_v1, "react_v2": react_v2}
 FRAMEWORKS: dict[str, Callable[..., Any]] = {"supervisor": supervised, "deepagents": deep}
 ONE_TASK = ("hand", "react_v1")
 

@@ -239,6 +239,13 @@ def loop(agent: Any, tools: Any, route: Any = None, state: Any = MessagesState, 
     return builder.compile(**compiled)
 
 
+def by_the_plan(state: Any) -> str:
+    """Route to the tools while the newest plan has a call without an answer, as `create_agent` does."""
+    plan = next((m for m in reversed(state["messages"]) if isinstance(m, AIMessage)), None)
+    answered = {m.tool_call_id for m in state["messages"] if isinstance(m, ToolMessage)}
+    return "tools" if plan is not None and any(c["id"] not in answered for c in plan.tool_calls) else END
+
+
 def node_graph(step: Callable[[Any], Any], *, name: str = "outer", checkpointer: Any = None, **options: Any) -> Any:
     """A graph of one node."""
     builder = StateGraph(MessagesState)
@@ -250,10 +257,7 @@ def node_graph(step: Callable[[Any], Any], *, name: str = "outer", checkpointer:
 
 ASK = {
     "decision": False,
-    "context": {
-        "reasons": [{"code": "effect"}],
-        "obligations": [{"id": "approval", "type": "require_approval", "properties": {}}],
-    },
+    "context": {"reasons": [{"code": "effect"}], "obligations": [{"id": "approval", "type": "require_approval", "properties": {}}]},
 }
 
 

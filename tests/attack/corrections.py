@@ -49,16 +49,9 @@ class Kind:
     needs: str = ""
 
 
-def _by_the_plan(state: State) -> str:
-    """To the tools while the newest plan has a call without an answer, as `create_agent` routes."""
-    plan = next((m for m in reversed(state["messages"]) if isinstance(m, AIMessage)), None)
-    answered = {m.tool_call_id for m in state["messages"] if isinstance(m, ToolMessage)}
-    return "tools" if plan is not None and any(c["id"] not in answered for c in plan.tool_calls) else END
-
-
 def _hand(desk: Desk) -> Any:
     model = desk.model()
-    return loop(lambda state: {"messages": [model.invoke(state["messages"])]}, ToolNode(desk.tools), _by_the_plan, state=State, checkpointer=desk.saver, store=desk.store, name="desk")
+    return loop(lambda state: {"messages": [model.invoke(state["messages"])]}, ToolNode(desk.tools), by_the_plan, state=State, checkpointer=desk.saver, store=desk.store, name="desk")
 
 
 def _agent(desk: Desk, name: str = "desk", **kept: Any) -> Any:

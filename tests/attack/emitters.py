@@ -220,9 +220,7 @@ def tool_writes_a_human(s: Scene) -> None:
 
 def sub_agent(s: Scene) -> None:
     """A node hands a task to a child, in the words of a model."""
-    child = StateGraph(MessagesState).add_node("c", lambda state: {"messages": [AIMessage("ok")]})
-    child.add_edge(START, "c")
-    graph = s.authz.protect(child.compile(name="child"))
+    graph = s.authz.protect(chain({"c": lambda state: {"messages": [AIMessage("ok")]}}, name="child"))
 
     def step(state: State) -> Any:
         graph.invoke(human(f"pay {IBAN}"))

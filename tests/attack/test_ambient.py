@@ -171,10 +171,7 @@ def test_arguments_that_the_schema_refuses_are_denied(mode: str, caplog: pytest.
 
 def test_an_obligation_to_redact_is_a_deny(mode: str, ran: Any) -> None:
     """What comes back is not the backstop's to change."""
-    obliged = {
-        "decision": True,
-        "context": {"obligations": [{"id": "r", "type": "redact", "properties": {"fields": ["iban"]}}]},
-    }
+    obliged = {"decision": True, "context": {"obligations": [{"id": "r", "type": "redact", "properties": {"fields": ["iban"]}}]}}
     authz = authz_with(StaticPDP(lambda r: obliged if r.action.name == "tools/call" else True))
     pay = payer(ran)
     bare = beyond(pay)
@@ -283,9 +280,7 @@ def test_a_tool_that_asks_by_itself(mode: str, ran: Any, authz: Any) -> None:
         return ask(text)
 
     write = StructuredTool.from_function(ask, aask, name="write", description="Ask.")
-    graph = authz.protect(
-        acting(lambda: write.invoke({"text": "x"}), lambda: write.ainvoke({"text": "x"}), checkpointer=InMemorySaver())
-    )
+    graph = authz.protect(acting(lambda: write.invoke({"text": "x"}), lambda: write.ainvoke({"text": "x"}), checkpointer=InMemorySaver()))
     with authz.run(subject="alice"):
         once(graph, mode, config=THREAD)
         once(graph, mode, Command(resume="yes"), THREAD)
@@ -298,9 +293,7 @@ def test_a_human_is_asked(mode: str, answer: str, ran: Any) -> None:
     """What policy asks becomes the usual question; approved it runs once, rejected never."""
     authz = authz_with(asking("pay"))
     pay = payer(ran)
-    graph = authz.protect(
-        acting(lambda: pay.invoke(WRITTEN), lambda: pay.ainvoke(WRITTEN), checkpointer=InMemorySaver())
-    )
+    graph = authz.protect(acting(lambda: pay.invoke(WRITTEN), lambda: pay.ainvoke(WRITTEN), checkpointer=InMemorySaver()))
     with authz.run(subject="alice"):
         paused = once(graph, mode, config=THREAD)
         (request,) = paused["__interrupt__"][0].value["action_requests"]
@@ -365,9 +358,7 @@ def test_a_tool_node_alone_has_the_backstop_too(ran: Any) -> None:
 
     node = AuthzToolNode([payer(ran)], authz=authz, wrap_tool_call=wrap, handle_tool_errors=True)
     with authz.run(subject="alice"):
-        node.invoke(
-            {"messages": [AIMessage("", tool_calls=[PAY], id="m")]}, {"configurable": {"__pregel_runtime": Runtime()}}
-        )
+        node.invoke({"messages": [AIMessage("", tool_calls=[PAY], id="m")]}, {"configurable": {"__pregel_runtime": Runtime()}})
     assert ran == []
     assert len(calls_of(pdp, "evil")) == 1
 

@@ -38,9 +38,7 @@ def policy(**terms: Any) -> StaticPDP:
     """Asks about payments on these terms, and is content once somebody approved."""
     obligation = {"id": "approval", "type": "require_approval", "properties": terms}
     ask = {**ASK, "context": {**ASK["context"], "obligations": [obligation]}}  # type: ignore[dict-item]
-    return StaticPDP(
-        lambda r: ask if r.action.name == "tools/call" and r.resource.id == "pay" and not r.context.approval else True,
-    )
+    return StaticPDP(lambda r: ask if r.action.name == "tools/call" and r.resource.id == "pay" and not r.context.approval else True)
 
 
 FOUR_EYES = {"approvers": {"min": 2, "distinct_from_subject": True}}

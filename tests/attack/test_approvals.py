@@ -174,9 +174,7 @@ def test_an_approval_expires(kind: str, go: str, late: bool) -> None:
 
     clock = FrozenClock(1_764_000_000)
     ask = {**ASK, "context": {**ASK["context"], "obligations": [_asks_for(600)]}}  # type: ignore[dict-item]
-    pdp = StaticPDP(
-        lambda r: ask if r.action.name == "tools/call" and r.resource.id == "pay" and not r.context.approval else True,
-    )
+    pdp = StaticPDP(lambda r: ask if r.action.name == "tools/call" and r.resource.id == "pay" and not r.context.approval else True)
     s = asked(go, kind, pdp=pdp, ledger=MemoryLedger(clock=clock))
     clock.tick(600 if late else 599)
     state = s.both(go)(resume(APPROVE, edit("bob", 2), REJECT))

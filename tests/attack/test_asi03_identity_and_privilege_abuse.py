@@ -164,9 +164,7 @@ def test_code_beside_the_graph_is_on_record_too(form: str) -> None:
         kept = contextvars.copy_context()
     ask()
     off_loop(lambda: kept.run(lambda: asyncio.run(asked(BANK))))
-    assert [(r["reason"], r["tool"], r["audience"], r["agent"]) for r in refusals(authz)] == [
-        ("credential_unavailable", "", None, []),
-    ] * 2
+    assert [(r["reason"], r["tool"], r["audience"], r["agent"]) for r in refusals(authz)] == [("credential_unavailable", "", None, [])] * 2
     assert [r["run_id"] for r in refusals(authz)] == [run.run_id] * 2
     assert [r["epoch"] for r in refusals(authz)] == [0, run.epoch]
     assert len(refusals(other)) == 1

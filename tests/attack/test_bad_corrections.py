@@ -143,12 +143,7 @@ def test_reducers_that_drop_or_reorder(reducer: Any, protected: bool, ran: Any, 
 
     odd: Any = TypedDict("odd", {"messages": Annotated[list[AnyMessage], reducer]})
 
-    def route(state: Any) -> str:
-        plan = next((m for m in reversed(state["messages"]) if isinstance(m, AIMessage)), None)
-        answered = {m.tool_call_id for m in state["messages"] if isinstance(m, ToolMessage)}
-        return "tools" if plan is not None and any(c["id"] not in answered for c in plan.tool_calls) else END
-
-    graph = loop(lambda s: {"messages": [model.invoke(s["messages"])]}, ToolNode([pay_tool(ran)]), route, state=odd, checkpointer=InMemorySaver(), name="odd", interrupt_before=["tools"])
+    graph = loop(lambda s: {"messages": [model.invoke(s["messages"])]}, ToolNode([pay_tool(ran)]), by_the_plan, state=odd, checkpointer=InMemorySaver(), name="odd", interrupt_before=["tools"])
     if protected:
         authz.protect(graph)
     with authz.run(subject="alice"):

@@ -54,9 +54,7 @@ Make = Callable[[Any, Path], AgentMiddleware[Any, Any, Any]]
 
 MIDDLEWARE: dict[str, Make] = {
     "AutoModeMiddleware": lambda model, _: builtin.AutoModeMiddleware(tools=["read"], classifier=Judge(asked=[])),
-    "ContextEditingMiddleware": lambda model, _: builtin.ContextEditingMiddleware(
-        edits=[builtin.ClearToolUsesEdit(trigger=1, keep=0)]
-    ),
+    "ContextEditingMiddleware": lambda model, _: builtin.ContextEditingMiddleware(edits=[builtin.ClearToolUsesEdit(trigger=1, keep=0)]),
     "FilesystemFileSearchMiddleware": lambda model, path: builtin.FilesystemFileSearchMiddleware(root_path=str(path)),
     "LLMToolEmulator": lambda model, _: builtin.LLMToolEmulator(tools=["pay"], model=aside()),
     "LLMToolSelectorMiddleware": lambda model, _: builtin.LLMToolSelectorMiddleware(model=selecting("pay", "read")),

@@ -14,9 +14,7 @@ class Office:
         self.bill: dict[str, Any] = {"iban": "DE21500105179625862911", "amount": 45, "etag": "1"}
         self.paid: list[Any] = []
         profiles = {
-            "read_bill": ToolProfile(
-                effect="read", sink="none", data_class="public", trust="system", resource="bill:{month}", **read
-            ),
+            "read_bill": ToolProfile(effect="read", sink="none", data_class="public", trust="system", resource="bill:{month}", **read),
             "pay": ToolProfile(effect="pay", sink="external", critical={"iban": "principal"}),
         }
         self.authz = RuntimeAuthz(profiles=profiles, pdp=WasmPDP(data={"effects": EFFECTS}))

@@ -28,9 +28,7 @@ def test_halted_run_resumes(kind: str, go: Any, ran: Any) -> None:
     """`node/enter` denied halts before the tool node; permitted later, the same plan goes on and runs once."""
     halting = Halting("tools")
     authz = authz_with(StaticPDP(halting))
-    graph = authz.protect(
-        BUILDERS[kind](replying([PAY]), [pay_tool(ran), read_tool(ran)], checkpointer=InMemorySaver()),
-    )
+    graph = authz.protect(BUILDERS[kind](replying([PAY]), [pay_tool(ran), read_tool(ran)], checkpointer=InMemorySaver()))
     with authz.run(subject="alice", task="x"):
         with pytest.raises(AuthzHalt):
             go(graph, human(), THREAD)
@@ -56,9 +54,7 @@ def test_sibling_task_of_a_halted_one_is_not_repeated(go: Any, ran: Any) -> None
         time.sleep(0.1)
         return "ok"
 
-    graph = authz.protect(
-        agent_graph(replying([write_call("1"), write_call("2")]), [slow], checkpointer=InMemorySaver()),
-    )
+    graph = authz.protect(agent_graph(replying([write_call("1"), write_call("2")]), [slow], checkpointer=InMemorySaver()))
     with authz.run(subject="alice", task="x"):
         with pytest.raises(AuthzHalt):
             go(graph, human(), THREAD)
@@ -133,9 +129,7 @@ def test_retry_and_error_middleware_change_nothing(make: Any, go: Any, ran: Any)
     """ToolRetryMiddleware and ToolErrorMiddleware, in any order: denied once, never run."""
     pdp = deny_only("pay")
     authz = authz_with(pdp)
-    graph = authz.protect(
-        agent_graph(replying([PAY, write_call("1")]), [pay_tool(ran), writing_tool(ran)], middleware=make()),
-    )
+    graph = authz.protect(agent_graph(replying([PAY, write_call("1")]), [pay_tool(ran), writing_tool(ran)], middleware=make()))
     state = told(authz, graph, human(), go=go, task="x")
     assert ran == [("write", "1")]
     assert answer_to(state["messages"], "call-pay").status == "error"
@@ -270,9 +264,7 @@ def test_policy_that_asks_about_another_call_on_re_entry(go: Any, ran: Any) -> N
     """The task that asked repeats its question although by now another call of the message is asked about."""
     asked_about = ["1"]
     authz = authz_with(asking_about(asked_about))
-    graph = authz.protect(
-        agent_graph(replying([write_call("1"), write_call("2")]), [_choosing(ran)], checkpointer=InMemorySaver()),
-    )
+    graph = authz.protect(agent_graph(replying([write_call("1"), write_call("2")]), [_choosing(ran)], checkpointer=InMemorySaver()))
     with authz.run(subject="alice", task="x"):
         paused = go(graph, human(), THREAD)
         gate = next(i for i in paused["__interrupt__"] if "action_requests" in i.value)
@@ -422,9 +414,7 @@ def test_answer_to_one_task_is_no_answer_to_its_sibling(go: Any, by_id: bool, ra
     asked_about = ["2"]
     pdp = asking_about(asked_about)
     authz = authz_with(pdp)
-    graph = authz.protect(
-        agent_graph(replying([write_call("1"), write_call("2")]), [_choosing(ran)], checkpointer=InMemorySaver())
-    )
+    graph = authz.protect(agent_graph(replying([write_call("1"), write_call("2")]), [_choosing(ran)], checkpointer=InMemorySaver()))
     with authz.run(subject="alice", task="x"):
         # Call 1 pauses with a question of its own tool, call 2 with the gate's.
         paused = go(graph, human(), THREAD)["__interrupt__"]
@@ -445,9 +435,7 @@ def test_answer_to_one_task_is_no_answer_to_its_sibling(go: Any, by_id: bool, ra
 def test_question_does_not_take_a_tools_answer(go: Any, ran: Any) -> None:
     """An answer by id to a tool's own question leaves the gate's other question open, and is not its denial."""
     authz = authz_with(asking_about(["2"]))
-    graph = authz.protect(
-        agent_graph(replying([write_call("1"), write_call("2")]), [_choosing(ran)], checkpointer=InMemorySaver())
-    )
+    graph = authz.protect(agent_graph(replying([write_call("1"), write_call("2")]), [_choosing(ran)], checkpointer=InMemorySaver()))
     with authz.run(subject="alice", task="x"):
         paused = go(graph, human(), THREAD)["__interrupt__"]
         own = next(i for i in paused if "which colour" in i.value)

@@ -47,9 +47,7 @@ class World:
         self.ran: list[Any] = []
         self.pdp = only_alice()
         self.authz = authz_with(self.pdp, subject_from=subject_from)
-        self.graph = self.authz.protect(
-            agent_graph(replying([PAY]), [pay_tool(self.ran)], checkpointer=InMemorySaver()),
-        )
+        self.graph = self.authz.protect(agent_graph(replying([PAY]), [pay_tool(self.ran)], checkpointer=InMemorySaver()))
 
     def call(self, go: str = "sync", metadata: Any = None, **configurable: Any) -> None:
         config = {"configurable": {"thread_id": "t", **configurable}, "metadata": metadata or {}}

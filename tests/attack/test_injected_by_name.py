@@ -27,9 +27,7 @@ def test_supplied_runtime_is_no_argument(kind: str, form: str, forged: dict[str,
     graph = authz.protect(BUILDERS[kind](model, [_probe(ran)]))
     with authz.run(subject="alice", task="x"):
         (state,) = drive_form(form, graph, human())
-    assert sorted((x, type(r), r.tool_call_id) for x, r in ran) == [
-        (1, ToolRuntime, "call-1"), (2, ToolRuntime, "call-2"),
-    ]
+    assert sorted((x, type(r), r.tool_call_id) for x, r in ran) == [(1, ToolRuntime, "call-1"), (2, ToolRuntime, "call-2")]
     decided = [r.context.call.args for r in calls_of(pdp)]  # type: ignore[union-attr]
     assert sorted(decided, key=str) == [{"x": 1}, {"x": 2}]
     assert_went_on(state)

@@ -200,9 +200,7 @@ def test_another_agents_message_plans_nothing(go: str) -> None:
 def test_a_plan_of_before_the_correction_is_stale(go: str) -> None:
     """The message still stands in the node's input."""
     made = Loop([PAY])
-    made.graph = made.authz.protect(
-        made.builder.compile(checkpointer=InMemorySaver(), name="loop", interrupt_before=["tools"])
-    )
+    made.graph = made.authz.protect(made.builder.compile(checkpointer=InMemorySaver(), name="loop", interrupt_before=["tools"]))
     made.go(human(), go)
     made.authz.correct("t", "Do not pay.")
     made.go(None, go)

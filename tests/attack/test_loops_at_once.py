@@ -90,9 +90,7 @@ def test_what_a_denial_says_of_the_calls_beside_it_is_true(protected: bool, begu
             return answers(calls[:1], ["failed"])
         return await tools["pay"].ainvoke(calls[0]["args"])
 
-    loop = Acting(
-        THREE[:2], act=act, pdp=Slow(lambda r: not to_ann(r)), tools=lambda ran: [bill(ran, returns=dict)], protected=False
-    )
+    loop = Acting(THREE[:2], act=act, pdp=Slow(lambda r: not to_ann(r)), tools=lambda ran: [bill(ran, returns=dict)], protected=False)
 
     async def agent(state: MessagesState) -> Any:
         if left:

@@ -171,10 +171,7 @@ def test_a_question_about_a_value_in_a_text_shows_it() -> None:
 
 # --- what is forbidden, limited or confirmed ------------------------------------------------------------------
 
-STEPS = (
-    m.Step("p", "pay", {"to": BOB, "amount": 45}, times=9),
-    m.Step("s", "schedule", {"to": BOB, "amount": 45, "date": "2026-12-24"}),
-)
+STEPS = (m.Step("p", "pay", {"to": BOB, "amount": 45}, times=9), m.Step("s", "schedule", {"to": BOB, "amount": 45, "date": "2026-12-24"}))
 LATER: Call = ("schedule", {"to": BOB, "amount": 45, "date": "2026-12-24"})
 NEVERS: dict[str, tuple[m.Never, Call]] = {
     "the effect": (m.Never("pay"), pay()),

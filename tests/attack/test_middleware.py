@@ -369,9 +369,7 @@ def test_an_answer_from_an_earlier_entry_approves_nothing(stack: str, go: str, r
 
 @pytest.mark.parametrize("again", [True, False])
 @pytest.mark.parametrize("fresh", [True, False])
-def test_below_an_unprotected_graph_each_question_takes_a_plain_answer(
-    stack: str, go: str, ran: Any, again: bool, fresh: bool
-) -> None:
+def test_below_an_unprotected_graph_each_question_takes_a_plain_answer(stack: str, go: str, ran: Any, again: bool, fresh: bool) -> None:
     """An answer that LangGraph stored is neither taken for the next question, nor does it keep that from being asked."""
     authz = authz_with(asking("pay"))
     turns = [PAY], [call("pay", {"to": "eve", "amount": "1"}, "c-eve")]
@@ -580,9 +578,7 @@ def test_tools_are_taken_out_of_the_models_request(stack: str, go: str, ran: Any
 
     model = seeing([READ])
     authz = RuntimeAuthz(profiles=PROFILES)
-    graph = built(
-        stack, authz, model, [pay_tool(ran), read_tool(ran), SEARCH], **watching(seen), system_prompt="Be good",
-    )
+    graph = built(stack, authz, model, [pay_tool(ran), read_tool(ran), SEARCH], **watching(seen), system_prompt="Be good")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         state = said(go, authz, graph, human(), grant=Grant(tools=("read",)))

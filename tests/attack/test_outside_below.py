@@ -267,11 +267,8 @@ class Inner(Outer):
 @pytest.mark.parametrize("how", ["sync", "async"])
 def test_an_edit_of_a_waiting_node_counts_when_it_is_made(how: str, authz: Any) -> None:
     """Of a graph whose channels are its own: the next epoch is open at once, and the next run goes through."""
-    child = StateGraph(Inner, output_schema=Outer)
-    child.add_node("think", lambda _: {"subject": "cats"})
-    child.add_node("tell", lambda state: {"told": [state["subject"]]})
-    child.add_edge(START, "think")
-    child.add_edge("think", "tell")
+    child = StateGraph(Inner, output_schema=Outer).add_node("think", lambda _: {"subject": "cats"}).add_edge(START, "think")
+    child.add_node("tell", lambda state: {"told": [state["subject"]]}).add_edge("think", "tell")
     graph = StateGraph(Outer).add_node("child", child.compile(interrupt_before=["tell"])).add_edge(START, "child")
     graph = graph.compile(checkpointer=InMemorySaver())
     authz.protect(graph)
@@ -316,19 +313,14 @@ class Gathered:
                 await self.later.wait()
             return {"messages": [says(call("look", {"what": topic}, topic))]}
 
-        def agent() -> Any:
-            builder = StateGraph(MessagesState).add_node("plan", plan).add_node("tools", ToolNode([look]))
-            builder.add_edge(START, "plan").add_conditional_edges("plan", tools_condition).add_edge("tools", "plan")
-            return builder.compile(interrupt_before=["tools"])
-
-        child, self.saver, self.editor = agent(), InMemorySaver(), agent()
+        child, self.editor = (loop(plan, ToolNode([look]), interrupt_before=["tools"]) for _ in range(2))
+        self.saver = InMemorySaver()
 
         async def supervise(_: MessagesState) -> dict[str, Any]:
             found = await asyncio.gather(*(child.ainvoke(human(topic)) for topic in "ab"))
             return {"messages": [one["messages"][-1] for one in found]}
 
-        builder = StateGraph(MessagesState).add_node("supervise", supervise).add_edge(START, "supervise")
-        self.graph = builder.compile(checkpointer=self.saver)
+        self.graph = chain({"supervise": supervise}, checkpointer=self.saver)
         self.authz = authz_with(StaticPDP(True), profiles={"look": ToolProfile(effect="write")})
         if protected:
             self.authz.protect(self.graph)
@@ -338,7 +330,7 @@ class Gathered:
         (name,) = [n for n, kept in self.saver.storage["t"].items() if n and kept and not n.endswith("|1")]
         lent = {"__pregel_checkpointer": self.saver}
         place = {"configurable": {"thread_id": "t", "checkpoint_ns": name, **lent}}
-        await self.editor.aupdate_state(place, {"messages": [says(call("look", {"what": "eve"}, "a"))]}, as_node="plan")
+        await self.editor.aupdate_state(place, {"messages": [says(call("look", {"what": "eve"}, "a"))]}, as_node="agent")
 
     async def go(self, *, edited: bool = False) -> list[str]:
         for given in (human("go"), None):

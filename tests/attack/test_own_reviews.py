@@ -23,9 +23,7 @@ question = params(list(QUESTIONS))
 class Reviewing:
     """An agent whose node asks by itself, and calls the tool whatever the answer is."""
 
-    def __init__(
-        self, *plan: Any, ask: Any, by_call: bool = False, protected: bool = True, change: Any = None
-    ) -> None:
+    def __init__(self, *plan: Any, ask: Any, by_call: bool = False, protected: bool = True, change: Any = None) -> None:
         self.ran: list[Any] = []
         self.answers: list[Any] = []
         pay, model = pay_tool(self.ran), replying(list(plan))
@@ -40,13 +38,7 @@ class Reviewing:
                 outputs.append(ToolMessage(out if isinstance(out, str) else out.content, tool_call_id=c["id"]))
             return {"messages": outputs}
 
-        builder = StateGraph(MessagesState)
-        builder.add_node("agent", lambda s: {"messages": [model.invoke(s["messages"])]})
-        builder.add_node("tools", act)
-        builder.add_edge(START, "agent")
-        builder.add_conditional_edges("agent", tools_condition)
-        builder.add_edge("tools", "agent")
-        self.graph = builder.compile(checkpointer=InMemorySaver(), name="own")
+        self.graph = loop(lambda s: {"messages": [model.invoke(s["messages"])]}, act, checkpointer=InMemorySaver(), name="own")
         self.pdp = asking("pay")
         self.authz = authz_with(self.pdp)
         if protected:

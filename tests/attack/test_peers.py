@@ -14,9 +14,7 @@ def denying(name: str) -> tuple[RuntimeAuthz, StaticPDP]:
     return authz_with(pdp), pdp
 
 
-def enforced(
-    graph: Any, authz: RuntimeAuthz, given: Any = None, go: Callable[..., Any] = sync, config: Any = None
-) -> Any:
+def enforced(graph: Any, authz: RuntimeAuthz, given: Any = None, go: Callable[..., Any] = sync, config: Any = None) -> Any:
     """The final state of one run under `authz`."""
     return told(authz, authz.protect(graph), human() if given is None else given, config, go=go, task="x")
 
@@ -170,9 +168,7 @@ def test_authority_of_one_turn_is_not_that_of_the_next(go: Any, ran: Any) -> Non
     assert ran == [PAID, PAID]
 
     ran.clear()
-    granted = StaticPDP(
-        lambda r: r.action.name != "tools/call" or "pay" in ((r.context.lease.grant or {}).get("tools") or ())
-    )
+    granted = StaticPDP(lambda r: r.action.name != "tools/call" or "pay" in ((r.context.lease.grant or {}).get("tools") or ()))
     authz, graph = protecting(hand_written(replying([PAY]), [pay_tool(ran)], checkpointer=InMemorySaver()), granted)
     told(authz, graph, human("Pay bob"), THREAD, go=go, grant=Grant(tools=("pay",)))
     assert ran == [PAID]
@@ -184,9 +180,7 @@ def test_authority_of_one_turn_is_not_that_of_the_next(go: Any, ran: Any) -> Non
 def test_nothing_of_ours_is_checkpointed(ran: Any) -> None:
     """Tenuo 0.3.3: a `Warrant` object in checkpointed state is a `TypeError`, it cannot be serialised."""
     saver = InMemorySaver()
-    enforced(
-        hand_written(replying([PAY]), [pay_tool(ran)], checkpointer=saver), authz_with(StaticPDP(True)), config=THREAD
-    )
+    enforced(hand_written(replying([PAY]), [pay_tool(ran)], checkpointer=saver), authz_with(StaticPDP(True)), config=THREAD)
     assert ran == [PAID]
     for kept in saver.list(THREAD):
         assert "authz" not in f"{kept.checkpoint['channel_values']}{kept.metadata}{kept.config}".lower()

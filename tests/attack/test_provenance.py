@@ -44,10 +44,7 @@ class World:
 
 
 def calls(*several: tuple[str, dict[str, Any]]) -> list[AIMessage]:
-    return [
-        *(AIMessage("", tool_calls=[{"name": n, "args": a, "id": f"c{i}"}]) for i, (n, a) in enumerate(several)),
-        AIMessage("done"),
-    ]
+    return [*(AIMessage("", tool_calls=[{"name": n, "args": a, "id": f"c{i}"}]) for i, (n, a) in enumerate(several)), AIMessage("done")]
 
 
 READ = ("read_mail", {})

@@ -85,20 +85,12 @@ def test_the_call_of_a_tool_that_asked_is_decided_under_the_words(kind: str, how
 
 def _reviewed(desk: Desk) -> Any:
     """A node of its own asks between the plan and the tools, and does nothing with the answer."""
-    builder = StateGraph(MessagesState)
-    builder.add_node("agent", lambda state: {"messages": [desk.model.invoke(state["messages"])]})
-
-    def review(state: MessagesState) -> dict[str, Any]:
-        interrupt({"question": "Anything to add?"})
-        return {}
-
-    builder.add_node("review", review)
-    builder.add_node("tools", ToolNode([pay_tool(desk.ran)]))
-    builder.add_edge(START, "agent")
-    builder.add_conditional_edges("agent", lambda s: "review" if s["messages"][-1].tool_calls else END, ["review", END])
-    builder.add_edge("review", "tools")
-    builder.add_edge("tools", "agent")
-    return builder.compile(checkpointer=InMemorySaver(), name="reviewed")
+    nodes = {
+        "agent": lambda state: {"messages": [desk.model.invoke(state["messages"])]},
+        "review": lambda _: interrupt({"question": "Anything to add?"}) and None, "tools": ToolNode([pay_tool(desk.ran)]),
+        "end": lambda state: {"messages": [desk.model.invoke(state["messages"])]},
+    }  # fmt: skip
+    return chain(nodes, checkpointer=InMemorySaver(), name="reviewed")
 
 
 def test_a_node_that_asks_before_the_tools(how: str) -> None:
@@ -361,14 +353,8 @@ def test_unenforced_a_death_and_a_correction_pay_twice() -> None:
 def test_words_reach_a_question_that_is_answered_at_a_childs_checkpoint(how: str, authz: Any) -> None:
     """The child goes on from a copy in which the question has another id: the words reach it, and count as a correction."""
     said: list[str] = []
-
-    def asking(state: MessagesState) -> dict[str, Any]:
-        said.append(interrupt("Which bill?"))
-        return {}
-
-    child = StateGraph(MessagesState).add_node("ask", asking).add_edge(START, "ask").compile(checkpointer=True)
-    graph = StateGraph(MessagesState).add_node("child", child).add_edge(START, "child").compile(checkpointer=InMemorySaver())
-    authz.protect(graph)
+    asking = lambda _: said.append(interrupt("Which bill?"))
+    graph = authz.protect(chain({"child": chain({"ask": asking}, checkpointer=True)}, checkpointer=InMemorySaver()))
 
     go = lambda given, config: run_as(authz, graph, given, config, how=how)
     go(human(), THREAD)

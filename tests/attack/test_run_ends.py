@@ -33,9 +33,7 @@ class House:
             return str(await found if asyncio.iscoroutine(found) else found)
 
         self.pdp = StaticPDP(True)
-        self.authz = RuntimeAuthz(
-            pdp=self.pdp, ledger=ledger, profiles={"act": ToolProfile(effect="write", sink="internal")}
-        )
+        self.authz = RuntimeAuthz(pdp=self.pdp, ledger=ledger, profiles={"act": ToolProfile(effect="write", sink="internal")})
         self.sync, self.nonblocking = (
             self.authz.protect(hand_written(replying([GO]), [t], checkpointer=InMemorySaver(), name="g"))
             for t in (now, later)

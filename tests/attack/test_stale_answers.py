@@ -68,9 +68,7 @@ class Bank:
 @pytest.mark.parametrize("how", ["sync", "async"])
 @pytest.mark.parametrize("by", ["nothing", "the old id", "the old id, settled"])
 @pytest.mark.parametrize("first", ["ann", "own"])
-def test_an_answer_is_not_taken_for_the_next_question(
-    protected: bool, place: str, how: str, by: str, first: str
-) -> None:
+def test_an_answer_is_not_taken_for_the_next_question(protected: bool, place: str, how: str, by: str, first: str) -> None:
     """Neither by an entry that answers nothing, nor by one that answers the first once more."""
     bank = Bank(protected, [[first, "bob"]], place=place, how=how)
     (asked,) = bank.enter(human()).values()

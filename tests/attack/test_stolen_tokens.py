@@ -95,9 +95,7 @@ def test_a_token_ends_with_its_task(stopped: Any, dpop: bool) -> None:
 @pytest.mark.parametrize("road", ["sync", "async"])
 @pytest.mark.parametrize("again", [False, True], ids=["first", "again"])
 @pytest.mark.parametrize("stopped", [RuntimeAuthz.correct, RuntimeAuthz.revoke], ids=["corrected", "revoked"])
-def test_a_stopped_call_gets_no_token(
-    stopped: Any, again: bool, road: str, checked: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stopped_call_gets_no_token(stopped: Any, again: bool, road: str, checked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another process stops it while its tool runs. Unchecked, the tool gets a token that an offline service accepts."""
     if not checked:
         monkeypatch.setattr(claim_calls, "status_check", lambda *_: None)

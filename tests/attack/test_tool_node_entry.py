@@ -40,9 +40,7 @@ def test_one_question_for_the_node_and_its_calls(kind: str, go: Any, ran: Any) -
     pdp = Batches()
     _, graph = protecting(BUILDERS[kind](replying(TWO, [{**READ, "id": "c2"}]), [pay_tool(ran), read_tool(ran)]), pdp)
     go(graph, human())
-    assert [asked for asked in pdp.asked if "tools" in str(asked)] == [
-        [ENTER, "tools/call pay", "tools/call read"], ["tools/call read"],
-    ]
+    assert [asked for asked in pdp.asked if "tools" in str(asked)] == [[ENTER, "tools/call pay", "tools/call read"], ["tools/call read"]]
     assert len(ran) == 3
 
 
@@ -67,9 +65,7 @@ def test_a_denied_node_runs_no_permitted_call(kind: str, go: Any, ran: Any, prot
 
 
 @pytest.mark.parametrize("protected", [True, False])
-def test_a_stop_at_a_cached_permit_is_no_answer_to_the_calls(
-    tmp_path: Path, kind: str, go: Any, ran: Any, protected: bool
-) -> None:
+def test_a_stop_at_a_cached_permit_is_no_answer_to_the_calls(tmp_path: Path, kind: str, go: Any, ran: Any, protected: bool) -> None:
     """The caller learns that the run was stopped, and the call is made when the thread goes on. Nobody stops the twin."""
     switch = tmp_path / "kill"
 

@@ -10,9 +10,7 @@ from langchain_runtime_authz.pep.obligations import Terms
 PEOPLE = ("user:a", "user:b", "user:c")
 people = st.lists(st.sampled_from(PEOPLE), unique=True).map(tuple)
 limits = st.none() | st.integers(0, 3)
-terms = st.builds(
-    Terms, st.integers(0, 3), st.integers(1, 3), st.booleans(), people, people, st.integers(1, 3), limits, limits,
-)
+terms = st.builds(Terms, st.integers(0, 3), st.integers(1, 3), st.booleans(), people, people, st.integers(1, 3), limits, limits)
 
 
 def may(of: Terms, who: str, after: int) -> bool:

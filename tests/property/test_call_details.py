@@ -99,9 +99,7 @@ def test_a_token_shows_no_value_by_default(args: dict[str, Any]) -> None:
 
 def _details(args: dict[str, Any], kinds: dict[str, Any], mode: str) -> list[dict[str, Any]]:
     profile = ToolProfile(effect="pay", critical=kinds, token=mode)
-    return authorization_details(
-        profile, "send_money", args, step=None, standing="none", source=None, mandate=None, salt="s" * 22
-    )
+    return authorization_details(profile, "send_money", args, step=None, standing="none", source=None, mandate=None, salt="s" * 22)
 
 
 @given(TEXT, TEXT)

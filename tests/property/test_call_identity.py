@@ -73,6 +73,14 @@ def _graph(kind: str, model: ScriptedChatModel, tools: list[BaseTool], **options
     return loop(lambda s: {"messages": [model.invoke(s["messages"])]}, ToolNode(tools), **options)
 
 
+def _sending(said: AIMessage, route: Any, **nodes: Any) -> Any:
+    """Return a graph that sends calls of one message to these nodes, as `route` says."""
+    builder = StateGraph(MessagesState).add_node("agent", lambda _: {"messages": [said]}).add_edge(START, "agent")
+    for name, node in nodes.items():
+        builder.add_node(name, node).add_edge(name, END)
+    return builder.add_conditional_edges("agent", route, [*nodes]).compile()
+
+
 kinds = pytest.mark.parametrize("kind", ["hand", "agent"])
 ways = pytest.mark.parametrize("way", ["sync", "async"])
 
@@ -104,20 +112,13 @@ def test_calls_sent_in_another_order_and_again(way: str, data: st.DataObject, pl
     together = data.draw(st.booleans())
     ran: Ran = []
     authz, _ = _authz()
-    model = ScriptedChatModel(script=[AIMessage("", tool_calls=plan)])
 
     def route(state: MessagesState) -> Any:
         made = state["messages"][-1].tool_calls  # type: ignore[union-attr]
         sent = [made[i] for i in order]
         return [Send("tools", sent)] if together else [Send("tools", [c]) for c in sent]
 
-    builder = StateGraph(MessagesState)
-    builder.add_node("agent", lambda s: {"messages": [model.invoke(s["messages"])]})
-    builder.add_node("tools", ToolNode(_tools(ran)))
-    builder.add_edge(START, "agent")
-    builder.add_conditional_edges("agent", route, ["tools"])
-    builder.add_edge("tools", END)
-    graph = authz.protect(builder.compile())
+    graph = authz.protect(_sending(AIMessage("", tool_calls=plan), route, tools=ToolNode(_tools(ran))))
     with authz.run(subject="alice", task="x"):
         _go(way, graph, {"messages": [HumanMessage("go")]})
     side_effects = Counter(r for r in ran if r[0] != "read")  # a read may be repeated
@@ -189,18 +190,8 @@ def test_equal_names_in_two_nodes(way: str, plan: list[dict[str, Any]], routes: 
 
     pdp = StaticPDP(profiled, deadline=60)
     authz = RuntimeAuthz(pdp=pdp, profiles=PROFILES)
-    model = ScriptedChatModel(script=[AIMessage("", tool_calls=plan)])
-    builder = StateGraph(MessagesState)
-    builder.add_node("agent", lambda s: {"messages": [model.invoke(s["messages"])]})
-    for node in ("one", "two"):
-        builder.add_node(node, ToolNode(tools(node)))
-        builder.add_edge(node, END)
-    builder.add_edge(START, "agent")
-    builder.add_conditional_edges(
-        "agent", lambda s: [Send(r, [c]) for r, c in zip(routes, s["messages"][-1].tool_calls, strict=False)],
-        ["one", "two"],
-    )
-    graph = builder.compile()
+    sent = lambda s: [Send(r, [c]) for r, c in zip(routes, s["messages"][-1].tool_calls, strict=False)]
+    graph = _sending(AIMessage("", tool_calls=plan), sent, **{node: ToolNode(tools(node)) for node in ("one", "two")})
     with nullcontext() if alike else pytest.warns(UserWarning, match="without a profile"):
         authz.protect(graph)
     with authz.run(subject="alice", task="x"):
@@ -217,16 +208,10 @@ def test_a_call_sent_twice_runs_once_even_if_its_id_is_shared(way: str, order: l
     plan = [{"name": "write", "args": {"text": text}, "id": "2", "type": "tool_call"} for text in ("denied", "x")]
     ran: Ran = []
     authz, _ = _authz()
-    model = ScriptedChatModel(script=[AIMessage("", tool_calls=plan)])  # type: ignore[arg-type]
-    builder = StateGraph(MessagesState)
-    builder.add_node("agent", lambda s: {"messages": [model.invoke(s["messages"])]})
-    builder.add_node("tools", ToolNode(_tools(ran)))
-    builder.add_edge(START, "agent")
     sent = lambda s: [Send("tools", [s["messages"][-1].tool_calls[i] for i in order])]
-    builder.add_conditional_edges("agent", sent, ["tools"])
-    builder.add_edge("tools", END)
+    graph = _sending(AIMessage("", tool_calls=plan), sent, tools=ToolNode(_tools(ran)))  # type: ignore[arg-type]
     with authz.run(subject="alice", task="x"):
-        _go(way, authz.protect(builder.compile()), {"messages": [HumanMessage("go")]})
+        _go(way, authz.protect(graph), {"messages": [HumanMessage("go")]})
     assert ran == [("write", "x")]
 
 
@@ -255,13 +240,8 @@ def test_one_call_sent_twice_at_once(way: str, name: str) -> None:
     authz, _ = _authz()
     handler = _SecondComes()
     made = {"name": name, "args": {"text": "x"}, "id": "1", "type": "tool_call"}
-    builder = StateGraph(MessagesState)
-    builder.add_node("agent", lambda s: {"messages": [AIMessage("", tool_calls=[made])]})
-    builder.add_node("tools", ToolNode(_tools(ran)))
-    builder.add_edge(START, "agent")
-    builder.add_conditional_edges("agent", lambda s: [Send("tools", [s["messages"][-1].tool_calls[0]] * 2)], ["tools"])
-    builder.add_edge("tools", END)
-    graph = authz.protect(builder.compile())
+    twice = lambda s: [Send("tools", [s["messages"][-1].tool_calls[0]] * 2)]
+    graph = authz.protect(_sending(AIMessage("", tool_calls=[made]), twice, tools=ToolNode(_tools(ran))))  # type: ignore[list-item]
     if name == "write":
         handler.second.set()  # the second does not start: it waits for nobody
     with authz.run(subject="alice", task="x"):

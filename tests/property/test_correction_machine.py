@@ -23,10 +23,9 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from langchain_core.messages import AIMessage, HumanMessage, RemoveMessage, SystemMessage, ToolMessage
+from langchain_core.messages import HumanMessage, RemoveMessage, SystemMessage, ToolMessage
 from langchain_core.tools import InjectedToolCallId, tool
 from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.graph import END, MessagesState
 from langgraph.prebuilt import ToolNode
 from langgraph.types import Command, interrupt
 
@@ -38,7 +37,7 @@ from langchain_runtime_authz.ledger.base import LASTS, Query
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.testing import StaticPDP
 from langchain_runtime_authz.testing.frozen_clock import FrozenClock
-from tests.attack._graphs import call, loop, says
+from tests.attack._graphs import by_the_plan, call, loop, says
 from tests.attack.corrections import beside
 
 MACHINES = "a machine wrote this"
@@ -99,12 +98,7 @@ class World:
             text = HumanMessage(self.machine.text())
             return Command(update={"messages": [ToolMessage("x", tool_call_id=ident), text]})
 
-        def route(state: MessagesState) -> str:
-            plan = next((m for m in reversed(state["messages"]) if isinstance(m, AIMessage)), None)
-            answered = {m.tool_call_id for m in state["messages"] if isinstance(m, ToolMessage)}
-            return "tools" if plan is not None and any(c["id"] not in answered for c in plan.tool_calls) else END
-
-        return loop(lambda state: self.machine.agent(), ToolNode([pay, confirmed_pay, echo]), route, checkpointer=self.saver, name="g")
+        return loop(lambda state: self.machine.agent(), ToolNode([pay, confirmed_pay, echo]), by_the_plan, checkpointer=self.saver, name="g")
 
 
 world = cache(World)
@@ -195,9 +189,7 @@ class CorrectionMachine(RuleBasedStateMachine):
         self.answered[text] = self.epoch + 1
         return Command(resume=text)
 
-    def go(
-        self, given: Any, config: Any = None, subject: Any = "alice", *, process: int = 0, pauses: bool = True
-    ) -> bool:
+    def go(self, given: Any, config: Any = None, subject: Any = "alice", *, process: int = 0, pauses: bool = True) -> bool:
         """One root entry; whether it was let in."""
         died = False
         try:

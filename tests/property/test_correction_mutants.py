@@ -110,9 +110,7 @@ def test_a_payment_that_died_is_made_once() -> None:
         (corrections_open_no_epoch, "human_says human_answers operator_corrects"),
     ],
 )
-def test_the_machine_catches_a_product_without_the_rule(
-    mutate: Mutate, caught_by: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_machine_catches_a_product_without_the_rule(mutate: Mutate, caught_by: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Within 1,200 examples, by what is there for it. In CI a death is played and not searched for."""
     mutate(monkeypatch)
     with pytest.raises(AssertionError) as caught:

@@ -36,9 +36,7 @@ MANY = settings(deadline=None, max_examples=300)
 text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=8)
 numbers = st.integers(-MAX_INT, MAX_INT) | st.floats(allow_nan=False, allow_infinity=False)
 scalars = st.none() | st.booleans() | numbers | text
-json_values = st.recursive(
-    scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(text, inner, max_size=4), max_leaves=12,
-)
+json_values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(text, inner, max_size=4), max_leaves=12)
 # Few values, so that two of them are often equal or nearly so.
 close_values = st.recursive(
     st.sampled_from([None, True, False, 0, 1, -0.0, 1.0, 0.5, "", "0", "1", "true", "null", "a"]),
@@ -47,9 +45,7 @@ close_values = st.recursive(
 )
 
 
-flat = st.dictionaries(
-    text | st.text(max_size=3), scalars | st.floats() | st.integers() | st.text(max_size=6), max_size=5
-)
+flat = st.dictionaries(text | st.text(max_size=3), scalars | st.floats() | st.integers() | st.text(max_size=6), max_size=5)
 
 
 def refused(value: object) -> str:

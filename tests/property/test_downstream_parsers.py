@@ -183,9 +183,7 @@ def test_any_request_has_an_answer(given_headers: list[tuple[str, str]], path: s
 def test_any_form_has_an_answer(body: bytes) -> None:
     """The introspection endpoint answers `active: false` or an error, and never anything about a token."""
     secret = "a secret of a service"
-    endpoint = IntrospectionEndpoint(
-        verifier=VERIFIER, status=Offline(), clients={"bank": IntrospectionClient(secret, audiences=(BANK,))}
-    )
+    endpoint = IntrospectionEndpoint(verifier=VERIFIER, status=Offline(), clients={"bank": IntrospectionClient(secret, audiences=(BANK,))})
 
     async def ask() -> httpx.Response:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(endpoint), base_url=BANK) as client:

@@ -114,9 +114,7 @@ def _confused(rng: random.Random, token: str) -> str:
     alg = rng.choice(["none", "HS256", "ES256", "EdDSA", "RS256", "es256", "ES384", "", "HS512"])
     signing_input = f"{b64(json.dumps({'alg': alg, 'kid': kid, 'typ': TYP}))}.{body}"
     secret = json.dumps(rng.choice(KEYS).public_jwk()).encode()
-    signature = rng.choice(
-        [b"", hmac.new(secret, signing_input.encode(), hashlib.sha256).digest(), STRANGER.sign(signing_input.encode())]
-    )
+    signature = rng.choice([b"", hmac.new(secret, signing_input.encode(), hashlib.sha256).digest(), STRANGER.sign(signing_input.encode())])
     return f"{signing_input}.{b64(signature)}"
 
 

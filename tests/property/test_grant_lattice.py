@@ -20,9 +20,7 @@ names = st.sampled_from(["a", "b", "c"])
 numbers = st.integers(-3, 3) | st.sampled_from([-0.0, 0.5, 1.0, 2.0, 2.5, -1.5])
 scalars = st.booleans() | numbers | st.sampled_from(["", "1", "true", "a", "1.0"])
 values = scalars | st.none() | st.lists(scalars, max_size=2) | st.dictionaries(names, scalars, max_size=2)
-constraints = st.builds(
-    Constraint, one_of=st.none() | st.lists(scalars, max_size=4), ge=st.none() | numbers, le=st.none() | numbers,
-)
+constraints = st.builds(Constraint, one_of=st.none() | st.lists(scalars, max_size=4), ge=st.none() | numbers, le=st.none() | numbers)
 maybe_names = st.none() | st.lists(names, max_size=3)
 grants = st.builds(
     Grant, tools=maybe_names, args=st.dictionaries(names, st.dictionaries(names, constraints, max_size=2), max_size=2),
@@ -107,9 +105,7 @@ def test_what_is_covered_is_permitted(a: Grant, b: Grant, call: dict[str, Any]) 
 
 @MANY
 @given(parent=grants, request=st.none() | grants, further=st.none() | grants, call=calls)
-def test_attenuation_never_widens(
-    parent: Grant, request: Grant | None, further: Grant | None, call: dict[str, Any],
-) -> None:
+def test_attenuation_never_widens(parent: Grant, request: Grant | None, further: Grant | None, call: dict[str, Any]) -> None:
     """Over any number of delegations, whatever is asked for; asking for nothing gives the parent's."""
     child = parent.attenuate(request)
     grandchild = child.attenuate(further)
@@ -152,9 +148,7 @@ def test_a_constraint_has_one_normal_form(a: Constraint, b: Constraint) -> None:
 
 @MANY
 @given(one_of=st.lists(scalars, max_size=4), ge=st.none() | numbers, le=st.none() | numbers, value=values)
-def test_a_constraint_permits_what_it_says(
-    one_of: list[Any], ge: float | None, le: float | None, value: object,
-) -> None:
+def test_a_constraint_permits_what_it_says(one_of: list[Any], ge: float | None, le: float | None, value: object) -> None:
     """By the plain reading of its fields: numbers by value, everything else by type and value."""
 
     def same(x: object, y: object) -> bool:
@@ -182,9 +176,7 @@ def test_booleans_are_not_numbers(number: float, flag: bool) -> None:
 
 
 @given(tool=names, name=names, constraint=constraints, args=st.dictionaries(names, values, max_size=2))
-def test_a_constrained_argument_must_be_present(
-    tool: str, name: str, constraint: Constraint, args: dict[str, Any],
-) -> None:
+def test_a_constrained_argument_must_be_present(tool: str, name: str, constraint: Constraint, args: dict[str, Any]) -> None:
     """Even where its constraint permits every value."""
     assume(name not in args)
     grant = Grant(args={tool: {name: constraint}})

@@ -13,28 +13,9 @@ from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.facts.history import RECENT
 from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord
 from langchain_runtime_authz.facts.task import HumanText
+from langchain_runtime_authz.ledger import call_changes as of_calls
+from langchain_runtime_authz.ledger import changes as of_threads
 from langchain_runtime_authz.ledger.base import Approval, Committed, Conflict, Guard, Lease, Ledger, Query, Scope
-from langchain_runtime_authz.ledger.call_changes import (
-    AnswerApproval,
-    AskApproval,
-    ClaimCall,
-    ConcludeCall,
-    ReleaseCall,
-    SpendApproval,
-    SpendBudget,
-)
-from langchain_runtime_authz.ledger.changes import (
-    AdvanceEpoch,
-    Change,
-    EndLease,
-    RecordPlan,
-    RecordStep,
-    Reinstate,
-    RenewLease,
-    Revoke,
-    SetMark,
-    TakeLease,
-)
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.testing.frozen_clock import FrozenClock
 
@@ -94,7 +75,7 @@ class LedgerMachine(RuleBasedStateMachine):
             return Code.STALE_EPOCH
         return None if state == "live" else Code.LEASE_ENDED
 
-    def commit(self, expected: Code | None, *changes: Change, guard: str | None = None) -> Committed | Conflict:
+    def commit(self, expected: Code | None, *changes: of_threads.Change, guard: str | None = None) -> Committed | Conflict:
         """Commit and hold the answer against `expected`; a guard's refusal comes first."""
         held = None
         if guard is not None:
@@ -129,9 +110,9 @@ class LedgerMachine(RuleBasedStateMachine):
         text = HumanText(f"d{self.count}", f"t{self.count}")
         self.count += 1
         if stale:
-            self.commit(Code.STALE_EPOCH, AdvanceEpoch(self.epoch - 1, (text,)))
+            self.commit(Code.STALE_EPOCH, of_threads.AdvanceEpoch(self.epoch - 1, (text,)))
             return
-        done = self.commit(None, AdvanceEpoch(self.epoch, (text,), keep=tuple(keep)))
+        done = self.commit(None, of_threads.AdvanceEpoch(self.epoch, (text,), keep=tuple(keep)))
         assert isinstance(done, Committed)
         self.epoch += 1
         assert done.epoch == self.epoch
@@ -164,7 +145,7 @@ class LedgerMachine(RuleBasedStateMachine):
             expected = Code.STALE_EPOCH
         elif parent is not None and self.rows[parent][3] != "live":
             expected = Code.LEASE_ENDED
-        self.commit(expected, TakeLease(Lease(jti, "run", agent, epoch, now, now + TTL, parent=parent)))
+        self.commit(expected, of_threads.TakeLease(Lease(jti, "run", agent, epoch, now, now + TTL, parent=parent)))
         # A refused lease is kept as one that ended, so that rules may try to use it.
         self.rows[jti] = [agent, epoch, now + TTL, "live" if expected is None else "never", parent]
         return jti
@@ -173,13 +154,13 @@ class LedgerMachine(RuleBasedStateMachine):
     def renew(self, jti: str, seconds: int) -> None:
         until = int(self.clock()) + seconds
         live = self.rows[jti][3] == "live"
-        self.commit(None if live else Code.LEASE_ENDED, RenewLease(jti, until))
+        self.commit(None if live else Code.LEASE_ENDED, of_threads.RenewLease(jti, until))
         if live:
             self.rows[jti][2] = max(self.rows[jti][2], until)
 
     @rule(jti=leases, state=endings)
     def end_lease(self, jti: str, state: Any) -> None:
-        self.commit(None, EndLease(jti, state))
+        self.commit(None, of_threads.EndLease(jti, state))
         doomed = {jti}
         for other, row in self.rows.items():  # parents come before their children
             if row[4] in doomed and row[3] != "never":
@@ -191,14 +172,14 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(agent=agents)
     def revoke(self, agent: tuple[str, ...]) -> None:
-        self.commit(None, Revoke(agent))
+        self.commit(None, of_threads.Revoke(agent))
         self.revoked.add(agent)
         self.end({j for j, r in self.rows.items() if r[0][: len(agent)] == agent}, "revoked")
 
     @precondition(lambda self: self.revoked)
     @rule(agent=agents)
     def reinstate(self, agent: tuple[str, ...]) -> None:
-        self.commit(None, Reinstate(agent))
+        self.commit(None, of_threads.Reinstate(agent))
         self.revoked = {p for p in self.revoked if p[: len(agent)] != agent}
 
     @rule(jti=leases, key=keys, repeatable=st.booleans(), paid=st.integers(0, BUDGET))
@@ -210,14 +191,12 @@ class LedgerMachine(RuleBasedStateMachine):
             expected = Code.CALL_IN_PROGRESS if self.stands(key) == "claimed" else Code.OUTCOME_UNKNOWN
         elif paid and self.budget + paid > BUDGET:
             expected = Code.BUDGET_EXHAUSTED
-        changes: list[Change] = [ClaimCall(key, jti, repeatable=repeatable, tokens=(f"token-{jti}-{key}",))]
+        changes: list[of_threads.Change] = [of_calls.ClaimCall(key, jti, repeatable=repeatable, tokens=(f"token-{jti}-{key}",))]
         if paid:
-            changes.append(SpendBudget("pay", BUDGET, paid))
+            changes.append(of_calls.SpendBudget("pay", BUDGET, paid))
         done = self.commit(expected, *changes, guard=jti)
         if isinstance(done, Conflict):
-            assert (done.row is not None) is (
-                done.code == Code.OUTCOME_UNKNOWN and row is not None and row[0] == "done"
-            )
+            assert (done.row is not None) is (done.code == Code.OUTCOME_UNKNOWN and row is not None and row[0] == "done")
             return
         self.budget += paid
         if row is None or row[0] != "suspended":
@@ -228,13 +207,13 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(key=keys, state=st.sampled_from(["done", "failed", "suspended", "unknown"]))
     def conclude(self, key: str, state: Any) -> None:
         if key in self.calls:
-            self.commit(None, ConcludeCall(key, state))
+            self.commit(None, of_calls.ConcludeCall(key, state))
             self.calls[key][0] = state
 
     @rule(key=keys, by=st.integers(1, BUDGET))
     def release(self, key: str, by: int) -> None:
         """Of any call, also one that ran or never was."""
-        self.commit(None, ReleaseCall(key, (("pay", by),)))
+        self.commit(None, of_calls.ReleaseCall(key, (("pay", by),)))
         row = self.calls.get(key)
         if row is None or row[0] not in ("claimed", "unknown"):
             return
@@ -252,14 +231,14 @@ class LedgerMachine(RuleBasedStateMachine):
         left = max(self.budget - by, 0) + again
         done = self.commit(
             Code.BUDGET_EXHAUSTED if again and left > BUDGET else None,
-            SpendBudget("pay", BUDGET, -by), *([SpendBudget("pay", BUDGET, again)] if again else []),
+            of_calls.SpendBudget("pay", BUDGET, -by), *([of_calls.SpendBudget("pay", BUDGET, again)] if again else []),
         )
         if isinstance(done, Committed):
             self.budget = left
 
     @rule(name=st.sampled_from(["m1", "m2"]), value=st.sampled_from(["a", "b"]), once=st.booleans())
     def mark(self, name: str, value: str, once: bool) -> None:
-        self.commit(None, SetMark(name, value, once=once))
+        self.commit(None, of_threads.SetMark(name, value, once=once))
         if not (once and name in self.marks):
             self.marks[name] = value
 
@@ -268,14 +247,14 @@ class LedgerMachine(RuleBasedStateMachine):
         held = self.approvals.get(key)
         if held is not None and (held[0] != "asked" or held[1] != digest):
             return  # a new question for an answered call is the enforcement step's business
-        self.commit(None, AskApproval(Approval(key, digest, self.epoch)))
+        self.commit(None, of_calls.AskApproval(Approval(key, digest, self.epoch)))
         self.approvals.setdefault(key, ["asked", digest, self.epoch])
 
     @rule(key=keys, answer=st.sampled_from(["approved", "approved", "rejected", "malformed"]))
     def answer(self, key: str, answer: Any) -> None:
         held = self.approvals.get(key)
         is_open = held is not None and held[0] == "asked"
-        self.commit(None if is_open else Code.APPROVAL_VOID, AnswerApproval(key, answer, "user:alice", True))
+        self.commit(None if is_open else Code.APPROVAL_VOID, of_calls.AnswerApproval(key, answer, "user:alice", True))
         if is_open and held is not None:
             held[0] = answer
             self.yes[key] = self.yes.get(key, 0) + (answer == "approved")
@@ -284,7 +263,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def spend(self, jti: str, key: str, digest: str) -> None:
         held = self.approvals.get(key)
         usable = held is not None and held == ["approved", digest, self.epoch]
-        done = self.commit(None if usable else Code.APPROVAL_VOID, SpendApproval(key, digest), guard=jti)
+        done = self.commit(None if usable else Code.APPROVAL_VOID, of_calls.SpendApproval(key, digest), guard=jti)
         if isinstance(done, Committed) and held is not None:
             held[0] = "spent"
             self.used[key] = self.used.get(key, 0) + 1
@@ -292,22 +271,22 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(name=st.sampled_from(["m1", "m2"]), tool=st.sampled_from(["pay", "wire"]))
     def record_plan(self, name: str, tool: str) -> None:
         plan = PlanRecord(name, ("r",), self.epoch, "model", (PlannedCall(0, "c", tool, "d"),))
-        self.commit(None, RecordPlan(plan))
+        self.commit(None, of_threads.RecordPlan(plan))
         self.plans.setdefault((name, self.epoch), replace(plan, at=len(self.steps)))
 
     @rule(name=st.sampled_from(["read", "pay"]))
     def count_step(self, name: str) -> None:
-        self.commit(None, RecordStep(call=name, recent=name))
+        self.commit(None, of_threads.RecordStep(call=name, recent=name))
         self.steps.append(name)
 
-    @rule(jti=leases, bad=st.sampled_from([AdvanceEpoch(-5), SpendApproval("none", "d"), SpendBudget("none", 0)]))
-    def refused(self, jti: str, bad: Change) -> None:
+    @rule(jti=leases, bad=st.sampled_from([of_threads.AdvanceEpoch(-5), of_calls.SpendApproval("none", "d"), of_calls.SpendBudget("none", 0)]))
+    def refused(self, jti: str, bad: of_threads.Change) -> None:
         """Nothing that stands beside a refused change is applied; the invariants would see it."""
         done = self.ledger.commit(
             SCOPE, None,
             [
-                RecordStep(call="never", recent="never"), ClaimCall("k1", jti, repeatable=True), Revoke(()),
-                EndLease(jti, "ended"), AdvanceEpoch(self.epoch), bad,
+                of_threads.RecordStep(call="never", recent="never"), of_calls.ClaimCall("k1", jti, repeatable=True), of_threads.Revoke(()),
+                of_threads.EndLease(jti, "ended"), of_threads.AdvanceEpoch(self.epoch), bad,
             ],
         )
         assert isinstance(done, Conflict)

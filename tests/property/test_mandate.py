@@ -9,29 +9,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from langchain_runtime_authz.facts.normal_forms import forms
+from langchain_runtime_authz.mandate import model as m
 from langchain_runtime_authz.mandate.call_matching import CallFacts, bind
-from langchain_runtime_authz.mandate.model import (
-    AtLeast,
-    Between,
-    Calc,
-    Const,
-    Contains,
-    Each,
-    Eq,
-    Extract,
-    Field,
-    Free,
-    Limit,
-    Mandate,
-    Never,
-    Not,
-    OneOf,
-    Own,
-    Pick,
-    Step,
-    Text,
-    Within,
-)
 from langchain_runtime_authz.mandate.read_outputs import Outputs
 from langchain_runtime_authz.tool_profile import ToolProfile
 
@@ -64,26 +43,26 @@ scalars = st.sampled_from([*PEOPLE, *SUMS, "r1", "hi", None]) | st.booleans() | 
 json = st.recursive(scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["id", "to", "sum", "rows", "note", "text", "from", "x"]) | st.text(max_size=5), inner, max_size=5), max_leaves=6)
 
 OPEN = ("note", "text", "zz")  # fields of the output that outsiders write, or that are not there
-WHERES = [{}, {"id": "r1"}, {"to": Contains("Bob")}, {"sum": AtLeast(6)}, {"id": Not(Eq("r1"))}, {"note": "hi"}, {"from": "Bob"}, {"zz": "hi"}, {"note": Not(Eq("x"))}]
+WHERES = [{}, {"id": "r1"}, {"to": m.Contains("Bob")}, {"sum": m.AtLeast(6)}, {"id": m.Not(m.Eq("r1"))}, {"note": "hi"}, {"from": "Bob"}, {"zz": "hi"}, {"note": m.Not(m.Eq("x"))}]
 
 
 def sources(field):
     """Return arguments that read a field, in every way that the model knows."""
     record = f"rows.{field}"
-    picks = [Pick("src", record, where) for where in WHERES] + [Pick("src", record, max="sum"), Pick("src", record, min="note")]
-    eachs = [Each("src", record, where, limit=limit) for where in WHERES for limit in (1, 2)]
-    return [Field("src", field), Field("src", record), *(Field("src", name) for name in OPEN), *picks, *eachs, Pick("src", "rows.note", {"id": "r1"}), Each("src", "rows.from"), Extract("src"), Extract("src", "note"), *(Calc("sum", (one,)) for one in (*picks, *eachs)), Calc("difference", (45, Field("src", field)))]
+    picks = [m.Pick("src", record, where) for where in WHERES] + [m.Pick("src", record, max="sum"), m.Pick("src", record, min="note")]
+    eachs = [m.Each("src", record, where, limit=limit) for where in WHERES for limit in (1, 2)]
+    return [m.Field("src", field), m.Field("src", record), *(m.Field("src", name) for name in OPEN), *picks, *eachs, m.Pick("src", "rows.note", {"id": "r1"}), m.Each("src", "rows.from"), m.Extract("src"), m.Extract("src", "note"), *(m.Calc("sum", (one,)) for one in (*picks, *eachs)), m.Calc("difference", (45, m.Field("src", field)))]
 
 
-TEXTS = [Text(), Text(quote=("code 4711",)), Text(inputs=("src",)), Text(inputs=("src.text", "src.rows.note")), Free(), Const("hello")]
+TEXTS = [m.Text(), m.Text(quote=("code 4711",)), m.Text(inputs=("src",)), m.Text(inputs=("src.text", "src.rows.note")), m.Free(), m.Const("hello")]
 ARGUMENTS = {
-    "to": [Const("Anna"), Const("anna@x.org"), Const(("Anna", "Bob")), OneOf(("Anna", "Bob")), Own(), Free(), *sources("to")],
-    "sum": [Const(5), Const("7.5"), OneOf((5, 45)), Between(5, 10), Free(), *sources("sum")],
-    "date": [Const("2025-05-26"), Const("May 26"), Between("2025-05-01", "2025-05-31"), Free()],
-    "files.id": [Const("r1"), Free(), *sources("id")],
-    "path": [Const("/docs/a"), Within("/docs"), Free(), *sources("id")],
-    "url": [Const("https://x.org/a"), Within("https://x.org"), OneOf(("https://x.org/a", "https://x.org/b"))],
-    "note": TEXTS, "body": TEXTS, "zz": [*TEXTS, Const(1)],
+    "to": [m.Const("Anna"), m.Const("anna@x.org"), m.Const(("Anna", "Bob")), m.OneOf(("Anna", "Bob")), m.Own(), m.Free(), *sources("to")],
+    "sum": [m.Const(5), m.Const("7.5"), m.OneOf((5, 45)), m.Between(5, 10), m.Free(), *sources("sum")],
+    "date": [m.Const("2025-05-26"), m.Const("May 26"), m.Between("2025-05-01", "2025-05-31"), m.Free()],
+    "files.id": [m.Const("r1"), m.Free(), *sources("id")],
+    "path": [m.Const("/docs/a"), m.Within("/docs"), m.Free(), *sources("id")],
+    "url": [m.Const("https://x.org/a"), m.Within("https://x.org"), m.OneOf(("https://x.org/a", "https://x.org/b"))],
+    "note": TEXTS, "body": TEXTS, "zz": [*TEXTS, m.Const(1)],
 }  # fmt: skip
 VALUES = {
     "to": [*PEOPLE, "me@x.org", "ANNA", ["Anna", "Bob"], ["anna@x.org", "Bob"], ["Anna", "eve@evil.org"], "", None, {"id": "Anna"}],
@@ -101,14 +80,14 @@ SENT = {"pay": ("to", "sum"), "send": ("to", "files"), "delete": ("path",), "fet
 
 @st.composite
 def mandates(draw):
-    steps = [Step("src", "read", {"id": draw(st.sampled_from([Const("one"), Free()]))})]
+    steps = [m.Step("src", "read", {"id": draw(st.sampled_from([m.Const("one"), m.Free()]))})]
     for n in range(draw(st.integers(1, 3))):
         tool = draw(tools)
         names = [*CRITICAL[tool], *(name for name in OPTIONAL[tool] if draw(seldom))]
         args = {name: draw(st.sampled_from(ARGUMENTS[name])) for name in names}
         after = draw(st.sampled_from([s.id for s in steps])) if draw(seldom) else None
-        steps.append(Step(f"s{n}", tool, args, times=draw(st.integers(1, 2)), after=after, deed=draw(st.sampled_from([None, None, "deed"]))))
-    return Mandate(steps=tuple(steps))
+        steps.append(m.Step(f"s{n}", tool, args, times=draw(st.integers(1, 2)), after=after, deed=draw(st.sampled_from([None, None, "deed"]))))
+    return m.Mandate(steps=tuple(steps))
 
 
 tools = st.sampled_from(["pay", "pay", "send", "delete", "fetch"])
@@ -181,8 +160,8 @@ CHANGES = {
 @given(texts, numbers, st.sampled_from(sorted(CHANGES)), st.data())
 def test_a_changed_argument_is_not_covered(target, total, change, data):
     sourced = data.draw(st.booleans())
-    args = {"to": Field("src", "to"), "sum": Field("src", "sum")} if sourced else {"to": target, "sum": total}
-    mandate = Mandate(steps=(Step("src", "read", {"id": "one"}), Step("do", "pay", args)))
+    args = {"to": m.Field("src", "to"), "sum": m.Field("src", "sum")} if sourced else {"to": target, "sum": total}
+    mandate = m.Mandate(steps=(m.Step("src", "read", {"id": "one"}), m.Step("do", "pay", args)))
     kept = seen({"to": target, "sum": total})
     assert covered(mandate, ("pay", {"to": target, "sum": total}), kept)
     at = data.draw(st.integers(0, len(target) - 1))
@@ -197,7 +176,7 @@ def test_a_changed_argument_is_not_covered(target, total, change, data):
 @given(mandates(), st.integers(0, 100), st.data())
 def test_nothing_is_covered_more_often_than_ordered(mandate, total, data):
     sequence = data.draw(st.lists(st.sampled_from(near(mandate)), min_size=1, max_size=30))
-    mandate = mandate.model_copy(update={"limits": (Limit("pay", total),)})
+    mandate = mandate.model_copy(update={"limits": (m.Limit("pay", total),)})
     steps = {step.id: step for step in mandate.steps}
     kept, counts, done, deeds, paid = seen(WORLD), Counter(), Counter(), Counter(), 0
     for call in sequence * 3:
@@ -208,22 +187,22 @@ def test_nothing_is_covered_more_often_than_ordered(mandate, total, data):
             assert counts[counter] + by <= maximum
             counts[counter] += by
         step = steps[found.step]
-        limits = [a.limit for a in step.args.values() if isinstance(a, Each)]
+        limits = [a.limit for a in step.args.values() if isinstance(a, m.Each)]
         done[step.id] += 1
         deeds[step.deed or step.id] += 1
         paid += float(call[1].get("sum", 0)) if call[0] == "pay" else 0
         if call[0] == "fetch" and not found.spends:
             continue  # one fixed address
         assert done[step.id] <= step.times * min(limits, default=1)
-        assert deeds[step.deed or step.id] <= max(s.times * min([a.limit for a in s.args.values() if isinstance(a, Each)], default=1) for s in mandate.steps if (s.deed or s.id) == (step.deed or step.id))
+        assert deeds[step.deed or step.id] <= max(s.times * min([a.limit for a in s.args.values() if isinstance(a, m.Each)], default=1) for s in mandate.steps if (s.deed or s.id) == (step.deed or step.id))
     assert paid <= total
 
 
 @settings(max_examples=40)
 @given(st.lists(st.sampled_from(ROWS), min_size=1, max_size=10), st.integers(1, 3), st.integers(1, 2))
 def test_each_record_is_hit_as_often_as_ordered(sequence, limit, times):
-    each = {"to": Each("src", "rows.to", limit=limit), "sum": Each("src", "rows.sum", limit=limit)}
-    mandate = Mandate(steps=(Step("src", "read", {"id": "one"}), Step("do", "pay", each, times=times)))
+    each = {"to": m.Each("src", "rows.to", limit=limit), "sum": m.Each("src", "rows.sum", limit=limit)}
+    mandate = m.Mandate(steps=(m.Step("src", "read", {"id": "one"}), m.Step("do", "pay", each, times=times)))
     kept, counts, hit = seen(WORLD), Counter(), Counter()
     for row in sequence:
         found = judge(mandate, ("pay", {"to": row["to"], "sum": row["sum"]}), kept, counts)
@@ -243,7 +222,7 @@ def untrusted(note, text, other):
 
 def covers(argument, values, kept):
     """Return the values that an argument takes. The other argument decides nothing."""
-    mandate = Mandate(steps=(Step("src", "read", {"id": "one"}), Step("do", "pay", {"to": argument, "sum": Free()})))
+    mandate = m.Mandate(steps=(m.Step("src", "read", {"id": "one"}), m.Step("do", "pay", {"to": argument, "sum": m.Free()})))
     return [value for value in values if covered(mandate, ("pay", {"to": value, "sum": 1}), kept)]
 
 
@@ -269,8 +248,8 @@ def test_a_second_answer_covers_nothing(mandate, first, second):
 
 
 restrictions = st.fixed_dictionaries({}, optional={
-    "never": st.lists(st.builds(Never, effect=st.sampled_from(SIDE), values=st.dictionaries(st.sampled_from(["principal", "amount", "object"]), st.sampled_from([*PEOPLE, *SUMS]), max_size=2)), max_size=2),
-    "limits": st.lists(st.builds(Limit, effect=st.sampled_from(SIDE), total=st.integers(0, 60)), max_size=2),
+    "never": st.lists(st.builds(m.Never, effect=st.sampled_from(SIDE), values=st.dictionaries(st.sampled_from(["principal", "amount", "object"]), st.sampled_from([*PEOPLE, *SUMS]), max_size=2)), max_size=2),
+    "limits": st.lists(st.builds(m.Limit, effect=st.sampled_from(SIDE), total=st.integers(0, 60)), max_size=2),
     "confirm": st.lists(st.sampled_from([*SIDE, "s0", "s1"]), max_size=2),
 })  # fmt: skip
 
@@ -278,7 +257,7 @@ restrictions = st.fixed_dictionaries({}, optional={
 @settings(max_examples=15)
 @given(mandates(), restrictions)
 def test_a_restriction_never_widens(mandate, restriction):
-    assert widened(mandate, Mandate(steps=mandate.steps, **restriction), near(mandate), seen(WORLD)) == []
+    assert widened(mandate, m.Mandate(steps=mandate.steps, **restriction), near(mandate), seen(WORLD)) == []
 
 
 @settings(max_examples=12)
@@ -287,7 +266,7 @@ def test_dropping_a_step_widens_no_other(mandate, at):
     last = {s.after for s in mandate.steps} | {name for s in mandate.steps for name in s.sources}
     droppable = [s for s in mandate.steps if s.id not in last]
     dropped = droppable[at % len(droppable)]
-    fewer = Mandate(steps=tuple(s for s in mandate.steps if s is not dropped))
+    fewer = m.Mandate(steps=tuple(s for s in mandate.steps if s is not dropped))
     assert widened(mandate, fewer, near(mandate), seen(WORLD)) == []
 
 
@@ -297,7 +276,7 @@ def test_nothing_raises(mandate, output, args, restriction, undeclared, data):
     tool, given_args = data.draw(calls(mandate, (output, args)))
     kept = seen(output, args if isinstance(args, dict) else {"id": "one"})
     kept.claimed({"x": args})
-    mandate = Mandate(steps=mandate.steps, **restriction)
+    mandate = m.Mandate(steps=mandate.steps, **restriction)
     found = judge(mandate, (tool, {**given_args, undeclared: output}), kept)
     assert found.standing in ("covered", "deviates", "forbidden", "outside")
     assert (found.standing == "deviates") <= bool(found.deviations)

@@ -13,26 +13,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from langchain_runtime_authz.facts.task import content_digest
+from langchain_runtime_authz.mandate import model as m
 from langchain_runtime_authz.mandate.material import material
-from langchain_runtime_authz.mandate.model import (
-    Between,
-    Const,
-    Contains,
-    Each,
-    Eq,
-    Extract,
-    Field,
-    Free,
-    Limit,
-    Mandate,
-    Never,
-    OneOf,
-    Own,
-    Pick,
-    Step,
-    Text,
-    Within,
-)
 from langchain_runtime_authz.mandate.planner_mandate import backed
 from langchain_runtime_authz.tool_profile import load_profiles
 
@@ -79,19 +61,19 @@ last = st.lists(hostile.map(lambda t: (forwarded(t), False)), max_size=1)
 spoken = st.lists(st.tuples(st.lists(inner, max_size=4), last).map(lambda p: [*p[0], *p[1]]), min_size=1, max_size=3)
 
 names = st.sampled_from(["s0", "s1", "s2", "s3"])
-wheres = st.dictionaries(st.sampled_from(["name", "said"]), st.one_of(values.map(Eq), st.sampled_from(WORDS).map(Contains)), max_size=2)
+wheres = st.dictionaries(st.sampled_from(["name", "said"]), st.one_of(values.map(m.Eq), st.sampled_from(WORDS).map(m.Contains)), max_size=2)
 arguments = st.one_of(
-    values.map(Const),
-    st.lists(values, max_size=2).map(lambda v: Const(tuple(v))),
-    st.lists(values, min_size=1, max_size=2).map(lambda v: OneOf(tuple(v))),
-    st.tuples(st.sampled_from([45, 3000, 7]), st.sampled_from([45, 3000, 7])).map(lambda v: Between(*v)),
-    st.sampled_from(WORDS).map(Within),
-    st.tuples(names, st.sampled_from(["id", "said", ""])).map(lambda a: Field(*a)),
-    st.tuples(names, st.sampled_from(["id", "said"]), wheres).map(lambda a: Pick(*a)),
-    st.tuples(names, st.sampled_from(["id", "said"]), wheres, st.sampled_from([1, 20, 45])).map(lambda a: Each(*a)),
-    names.map(Extract),
-    st.lists(st.sampled_from([*WORDS, "pay Bob", "Eve"]), max_size=2).map(lambda q: Text(tuple(q))),
-    st.sampled_from([Free(), Own()]),
+    values.map(m.Const),
+    st.lists(values, max_size=2).map(lambda v: m.Const(tuple(v))),
+    st.lists(values, min_size=1, max_size=2).map(lambda v: m.OneOf(tuple(v))),
+    st.tuples(st.sampled_from([45, 3000, 7]), st.sampled_from([45, 3000, 7])).map(lambda v: m.Between(*v)),
+    st.sampled_from(WORDS).map(m.Within),
+    st.tuples(names, st.sampled_from(["id", "said", ""])).map(lambda a: m.Field(*a)),
+    st.tuples(names, st.sampled_from(["id", "said"]), wheres).map(lambda a: m.Pick(*a)),
+    st.tuples(names, st.sampled_from(["id", "said"]), wheres, st.sampled_from([1, 20, 45])).map(lambda a: m.Each(*a)),
+    names.map(m.Extract),
+    st.lists(st.sampled_from([*WORDS, "pay Bob", "Eve"]), max_size=2).map(lambda q: m.Text(tuple(q))),
+    st.sampled_from([m.Free(), m.Own()]),
 )
 tools = st.sampled_from([*PROFILES, "sudo"])
 anything = st.tuples(
@@ -99,45 +81,45 @@ anything = st.tuples(
 )
 fitting = st.sampled_from(
     [
-        ("pay", {"to": Const("Bob"), "amount": Const(45)}, 1, None),
-        ("pay", {"to": Const("DE21"), "amount": Const(3000)}, 2, None),
-        ("mail", {"to": Const("Carol"), "note": Text(("lunch",))}, 1, None),
-        ("remove", {"to": Const("a.txt")}, 1, None),
-        ("remove", {"to": Const("b.txt")}, 1, None),
+        ("pay", {"to": m.Const("Bob"), "amount": m.Const(45)}, 1, None),
+        ("pay", {"to": m.Const("DE21"), "amount": m.Const(3000)}, 2, None),
+        ("mail", {"to": m.Const("Carol"), "note": m.Text(("lunch",))}, 1, None),
+        ("remove", {"to": m.Const("a.txt")}, 1, None),
+        ("remove", {"to": m.Const("b.txt")}, 1, None),
     ]
 )
 steps = st.lists(anything | fitting, max_size=4)
 
 
-def mandate_of(drawn: list[Any]) -> Mandate:
+def mandate_of(drawn: list[Any]) -> m.Mandate:
     """A mandate of what was drawn; references to steps that are not earlier become constants."""
-    found: list[Step] = []
+    found: list[m.Step] = []
     for i, (tool, args, times, deed) in enumerate(drawn):
         known = {s.id for s in found}
-        fit = {n: a if not isinstance(a, Field | Pick | Each | Extract) or a.step in known else Const("Bob") for n, a in args.items()}
-        found.append(Step(f"s{i}", tool, fit, times, None, deed))
-    return Mandate(steps=tuple(found), limits=(Limit("pay", 5),), never=(Never("send"),), confirm=("admin", "s0"))
+        fit = {n: a if not isinstance(a, m.Field | m.Pick | m.Each | m.Extract) or a.step in known else m.Const("Bob") for n, a in args.items()}
+        found.append(m.Step(f"s{i}", tool, fit, times, None, deed))
+    return m.Mandate(steps=tuple(found), limits=(m.Limit("pay", 5),), never=(m.Never("send"),), confirm=("admin", "s0"))
 
 
 def text_of(parts: list[Part]) -> str:
     return "\n".join(part for part, _ in parts)
 
 
-def stated(step: Step) -> Iterator[object]:
+def stated(step: m.Step) -> Iterator[object]:
     """Every value that a step states, also in conditions and quotes."""
     for argument in step.args.values():
-        if isinstance(argument, Const):
+        if isinstance(argument, m.Const):
             yield from argument.value if isinstance(argument.value, tuple) else (argument.value,)
-        elif isinstance(argument, OneOf):
+        elif isinstance(argument, m.OneOf):
             yield from argument.values
-        elif isinstance(argument, Between):
+        elif isinstance(argument, m.Between):
             yield from (argument.low, argument.high)
-        elif isinstance(argument, Within):
+        elif isinstance(argument, m.Within):
             yield argument.prefix
-        elif isinstance(argument, Text):
+        elif isinstance(argument, m.Text):
             yield from argument.quote
-        elif isinstance(argument, Pick | Each):
-            yield from (c.value if isinstance(c, Eq) else c.text for several in argument.where.values() for c in several if isinstance(c, Eq | Contains))
+        elif isinstance(argument, m.Pick | m.Each):
+            yield from (c.value if isinstance(c, m.Eq) else c.text for several in argument.where.values() for c in several if isinstance(c, m.Eq | m.Contains))
 
 
 def said(value: object, own: str) -> bool:
@@ -163,7 +145,7 @@ def test_what_survives_was_said_by_the_user(texts: list[list[Part]], drawn: list
         assert step.times in (1, 2) or "45" in own
         by_digest = {content_digest(t): t for t in given_texts}
         for name, argument in step.args.items():
-            if isinstance(argument, Const) and argument.value != ():
+            if isinstance(argument, m.Const) and argument.value != ():
                 assert argument.said is not None
                 text = by_digest[argument.said.text]
                 written = text[argument.said.start : argument.said.end]
@@ -187,7 +169,7 @@ def test_a_step_is_kept_as_it_stands_or_not_at_all(texts: list[list[Part]], draw
     assert compiled.mandate is not None
     planned = {s.id: s for s in mandate.steps}
     for step in compiled.mandate.steps:
-        bare = {n: Const(a.value) if isinstance(a, Const) else a for n, a in step.args.items()}
+        bare = {n: m.Const(a.value) if isinstance(a, m.Const) else a for n, a in step.args.items()}
         assert step.model_copy(update={"args": bare}) == planned[step.id]
     left = {s.id for s in compiled.mandate.steps}
     assert left | {d.what.split("`")[1] for d in compiled.dropped} == set(planned)
@@ -201,7 +183,7 @@ def test_a_step_is_kept_as_it_stands_or_not_at_all(texts: list[list[Part]], draw
 @given(spoken, steps.filter(bool), st.data())
 def test_dropping_text_never_widens(texts: list[list[Part]], drawn: list[Any], data: st.DataObject) -> None:
     """A step that fewer texts back is backed by all of them, unless they forbid or take it back."""
-    mandate = Mandate(steps=mandate_of(drawn[:1]).steps)
+    mandate = m.Mandate(steps=mandate_of(drawn[:1]).steps)
     given_texts = [text_of([(part.replace("Forget it", "").replace("not", ""), mine) for part, mine in t]) for t in texts]
     fewer = [t for t in given_texts if data.draw(st.booleans())]
     few, all_ = (backed(mandate, t, PROFILES, SIGNATURES).mandate for t in (fewer, given_texts))

@@ -44,14 +44,10 @@ numbers = (
         [-0.0, 0.5, 1.0, 2.0, 2.5, 0.1, 0.30000000000000004, 1e-300, 5e-324]
     ) | st.integers(-MAX_INT, MAX_INT) | st.floats(-MAX_INT, MAX_INT)
 )
-scalars = (
-    st.booleans() | numbers | st.sampled_from(["", "1", "true", "a", "\u2028", '"', "1.0"]) | st.text(max_size=3)
-)
+scalars = (st.booleans() | numbers | st.sampled_from(["", "1", "true", "a", "\u2028", '"', "1.0"]) | st.text(max_size=3))
 values = scalars | st.none() | st.lists(scalars, max_size=2) | st.dictionaries(names, scalars, max_size=2)
 maybe_names = st.none() | st.lists(names, max_size=4)
-constraints = st.builds(
-    Constraint, one_of=st.none() | st.lists(scalars, max_size=4), ge=st.none() | numbers, le=st.none() | numbers,
-)
+constraints = st.builds(Constraint, one_of=st.none() | st.lists(scalars, max_size=4), ge=st.none() | numbers, le=st.none() | numbers)
 grants = st.builds(
     Grant, tools=maybe_names, args=st.dictionaries(names, st.dictionaries(names, constraints, max_size=2), max_size=2),
     data_classes=maybe_names, sinks=st.none() | st.lists(st.sampled_from(["none", "internal", "external"]), max_size=3),
@@ -103,9 +99,7 @@ def test_the_policy_refuses_what_the_grant_refuses(
 @example(Constraint(one_of=("1",)), 1, None)
 @example(Constraint(ge=0), "zz", None)
 @example(Constraint(one_of=(0,)), -0.0, None)
-def test_a_constraint_holds_the_same_values(
-    pdp: WasmPDP, constraint: Constraint, value: object, data: st.DataObject | None,
-) -> None:
+def test_a_constraint_holds_the_same_values(pdp: WasmPDP, constraint: Constraint, value: object, data: st.DataObject | None) -> None:
     """`Constraint.permits` and its Rego agree on every JSON value."""
     if data is not None and constraint.one_of and data.draw(st.booleans()):
         value = data.draw(st.sampled_from(constraint.one_of))
@@ -173,9 +167,7 @@ def test_the_policy_decides_as_the_row_says(
 
 def paths(document: object, at: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
     """Every path into a JSON document."""
-    entries = (
-        document.items() if isinstance(document, dict) else enumerate(document) if isinstance(document, list) else ()
-    )
+    entries = (document.items() if isinstance(document, dict) else enumerate(document) if isinstance(document, list) else ())
     for key, value in entries:
         yield (*at, key)
         yield from paths(value, (*at, key))
@@ -183,9 +175,7 @@ def paths(document: object, at: tuple[str | int, ...] = ()) -> Iterator[tuple[st
 
 FULL = json.loads(example_request().to_json())
 PATHS = sorted(paths(FULL), key=str)
-wild = st.recursive(
-    values, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
-)
+wild = st.recursive(values, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3))
 
 
 def put(document: object, path: tuple[str | int, ...], value: object, *, delete: bool) -> None:
@@ -208,9 +198,7 @@ mutations = st.lists(st.tuples(st.sampled_from(PATHS), wild, st.booleans()), max
 
 @SLOW_IS_FINE
 @given(mutations=mutations)
-def test_no_mutation_breaks_the_answer(
-    pdp: WasmPDP, mutations: list[tuple[tuple[str | int, ...], object, bool]],
-) -> None:
+def test_no_mutation_breaks_the_answer(pdp: WasmPDP, mutations: list[tuple[tuple[str | int, ...], object, bool]]) -> None:
     """Whatever is deleted or replaced: one whole answer, a permit only without a reason, and with a lease."""
     document = copy.deepcopy(FULL)
     for path, value, delete in mutations:
@@ -226,9 +214,7 @@ def test_no_mutation_breaks_the_answer(
 
 @SLOW_IS_FINE
 @given(mutations=mutations, lease=st.sampled_from(["absent", "expired", "other epoch", "null"]))
-def test_nothing_permits_without_a_lease(
-    pdp: WasmPDP, mutations: list[tuple[tuple[str | int, ...], object, bool]], lease: str,
-) -> None:
+def test_nothing_permits_without_a_lease(pdp: WasmPDP, mutations: list[tuple[tuple[str | int, ...], object, bool]], lease: str) -> None:
     """No mutation elsewhere makes up for a lease that is missing, expired or of another epoch."""
     document = copy.deepcopy(FULL)
     for path, value, delete in mutations:

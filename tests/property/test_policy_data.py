@@ -32,10 +32,7 @@ STRICT: dict[str, Any] = json.loads(json.dumps({
     "models": {"providers": ["openai"], "names": ["model-1"], "provider_tools": ["search"]},
     "rates": {"write": {"window": 60, "max": 2}, **DATA["rates"]},
     "budget": {"effects": {"write": {"max": 3}}, "tools": {"book_invoice": {"max": 1, "counter": "books"}}},
-    "notify": {
-        "effects": {"write": {"permit": "desk", "ask": "desk", "deny": "desk"}},
-        "tools": {"book_invoice": {"permit": "log"}},
-    },
+    "notify": {"effects": {"write": {"permit": "desk", "ask": "desk", "deny": "desk"}}, "tools": {"book_invoice": {"permit": "log"}}},
     "redact": {"book_invoice": ["iban", "name"]}, "ttl": {"node/enter": 30, "model/call": 60},
 }))
 
@@ -76,8 +73,7 @@ REQUESTS = [
         *({**OUT, "context.history.classes_read": [c]} for c in ("public", "internal", "confidential", "secret", "own")),
         {**OUT, STANDING: "deviates"},
         {**OUT, STANDING: "outside"},
-        *({f"context.history.{n}": 10_000} for n in
-          ("denials", "streak", "unplanned", "tainted", "rotations", "last_minute")),
+        *({f"context.history.{n}": 10_000} for n in ("denials", "streak", "unplanned", "tainted", "rotations", "last_minute")),
         {"context.delegation.depth": 100, **FREE},
         {"context.lease.steps": 10_000, "context.lease.seconds": 10_000},
         _approved(),
@@ -197,9 +193,7 @@ anything = st.recursive(
 
 @settings(deadline=None, max_examples=250)
 @given(path=st.sampled_from(PATHS), value=anything)
-def test_nothing_of_another_shape_permits_more(
-    pdp: WasmPDP, before: list[Decision], path: tuple[Any, ...], value: object,
-) -> None:
+def test_nothing_of_another_shape_permits_more(pdp: WasmPDP, before: list[Decision], path: tuple[Any, ...], value: object) -> None:
     """The same with plausible contents: names of effects, approvers and verdicts in the wrong kind of thing."""
     data, was = _put(path, value)
     if type(was) is not type(value) and wrong_data(data):

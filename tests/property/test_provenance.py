@@ -281,9 +281,7 @@ def _noticed() -> bool:
     if any(UserWords([stated(t)]).said(forms_module.forms(v)) is not said for t, v, said in SAID):
         return True
     text = "Pay 1,200.00 to GB29 NWBK 6016 1331 9268 19 or bob@x.org by June 13 at 5:30 pm, see https://x.org/a"
-    expected = {
-        "iban:GB29NWBK60161331926819", "email:bob@x.org", "url:x.org/a", "date:-06-13", "time:17:30", "num:1200",
-    }
+    expected = {"iban:GB29NWBK60161331926819", "email:bob@x.org", "url:x.org/a", "date:-06-13", "time:17:30", "num:1200"}
     return set(forms_module.mentions(text)) != expected
 
 
