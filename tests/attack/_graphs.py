@@ -10,8 +10,9 @@ from unittest.mock import patch
 
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.tools import BaseTool, tool
+from langgraph._internal._runnable import RunnableCallable
 from langgraph.graph import END, START, MessagesState, StateGraph
-from langgraph.prebuilt import ToolNode, tools_condition
+from langgraph.prebuilt import ToolNode
 from langgraph.types import Command
 from pydantic import BaseModel, Field
 
@@ -109,15 +110,8 @@ def hand_written(
     async def aagent(state: MessagesState) -> dict[str, Any]:
         return {"messages": [await model.ainvoke(state["messages"])]}
 
-    from langgraph._internal._runnable import RunnableCallable
-
-    builder = StateGraph(MessagesState)
-    builder.add_node("agent", RunnableCallable(agent, aagent, name="agent"))
-    builder.add_node("tools", node, retry_policy=retry_policy)
-    builder.add_edge(START, "agent")
-    builder.add_conditional_edges("agent", tools_condition)
-    builder.add_edge("tools", "agent")
-    return builder.compile(checkpointer=checkpointer, name=name, **compiled)
+    both = RunnableCallable(agent, aagent, name="agent")
+    return loop(both, node, retry_policy=retry_policy, checkpointer=checkpointer, name=name, **compiled)
 
 
 def agent_graph(model: ScriptedChatModel, tools: Sequence[BaseTool], **options: Any) -> Any:
@@ -217,22 +211,22 @@ def assert_went_on(state: Any) -> None:
     assert unanswered(messages) == []
 
 
-def chain(nodes: dict[str, Any], state: Any = MessagesState, **compiled: Any) -> Any:
+def chain(nodes: dict[str, Any], state: Any = MessagesState, *, retry_policy: Any = None, **compiled: Any) -> Any:
     """Compile a graph whose nodes run one after the other."""
     builder = StateGraph(state)
     before = START
     for name, node in nodes.items():
-        builder.add_node(name, node)
+        builder.add_node(name, node, retry_policy=retry_policy)
         builder.add_edge(before, name)
         before = name
     return builder.compile(**compiled)
 
 
-def loop(agent: Any, tools: Any, route: Any = None, state: Any = MessagesState, **compiled: Any) -> Any:
+def loop(agent: Any, tools: Any, route: Any = None, state: Any = MessagesState, *, retry_policy: Any = None, **compiled: Any) -> Any:
     """Compile a graph of an agent and its tools, by default for as long as the last message has calls."""
     builder = StateGraph(state)
     builder.add_node("agent", agent)
-    builder.add_node("tools", tools)
+    builder.add_node("tools", tools, retry_policy=retry_policy)
     builder.add_edge(START, "agent")
     builder.add_conditional_edges("agent", route or (lambda s: "tools" if getattr(s["messages"][-1], "tool_calls", None) else END), ["tools", END])
     builder.add_edge("tools", "agent")
@@ -248,11 +242,7 @@ def by_the_plan(state: Any) -> str:
 
 def node_graph(step: Callable[[Any], Any], *, name: str = "outer", checkpointer: Any = None, **options: Any) -> Any:
     """A graph of one node."""
-    builder = StateGraph(MessagesState)
-    builder.add_node("step", step)
-    builder.add_edge(START, "step")
-    builder.add_edge("step", END)
-    return builder.compile(checkpointer=checkpointer, name=name, **options)
+    return chain({"step": step}, checkpointer=checkpointer, name=name, **options)
 
 
 ASK = {
@@ -300,7 +290,6 @@ def write_call(text: str, ident: str | None = None) -> dict[str, Any]:
 
 def in_run(act: Callable[[], Any], aact: Callable[[], Any] | None = None) -> Any:
     """A node function that does something and says that it is done."""
-    from langgraph._internal._runnable import RunnableCallable
 
     def step(state: Any) -> dict[str, Any]:
         act()
@@ -354,7 +343,6 @@ def asking_about(texts: Sequence[str]) -> StaticPDP:
 
 def calling(agent: Any, *config: Any, first: Callable[[], Any] = lambda: None) -> Any:
     """Return a node that does something first, and then calls an agent with its messages."""
-    from langgraph._internal._runnable import RunnableCallable
 
     def step(state: Any) -> Any:
         first()

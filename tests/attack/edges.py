@@ -29,8 +29,7 @@ def subgraph(*tools: BaseTool) -> Edged:
     """The child is a node."""
     ran: list[Any] = []
     child, model = payer(ran, *tools)
-    builder = StateGraph(MessagesState).add_node("payer", child).add_edge(START, "payer")
-    return Edged(builder.compile(name="root", checkpointer=InMemorySaver()), ran, model, model)
+    return Edged(chain({"payer": child}, name="root", checkpointer=InMemorySaver()), ran, model, model)
 
 
 def send(*tools: BaseTool) -> Edged:
@@ -46,8 +45,7 @@ def nested(*tools: BaseTool) -> Edged:
     """A node's function calls the child."""
     ran: list[Any] = []
     child, model = payer(ran, *tools)
-    builder = StateGraph(MessagesState).add_node("work", lambda state: child.invoke({"messages": state["messages"]}))
-    return Edged(builder.add_edge(START, "work").compile(name="root", checkpointer=InMemorySaver()), ran, model, model)
+    return Edged(node_graph(calling(child), name="root", checkpointer=InMemorySaver()), ran, model, model)
 
 
 def agent_as_tool(*tools: BaseTool) -> Edged:

@@ -182,9 +182,7 @@ def test_a_list_is_answered_partly_beside_and_partly_at_the_graph(kind: str, go:
         s = scene(kind, plan=[payment("ann", 10, "c1"), payment("bob", 20, "c2")])
         first, _ = ids(s.both(go)(human()))
         approve(s, go, first, by="bob")
-        with pytest.raises(AuthzDenied) as refused:
-            s.both(go)(resume(REJECT, APPROVE))
-        assert refused.value.code == "approval_settled"
+        assert code_of(lambda: s.both(go)(resume(REJECT, APPROVE))) == "approval_settled"
         assert s.ran == []
         assert_went_on(s.both(go)(rest))
         assert sorted(s.ran) == [ANN, BOB]
@@ -199,9 +197,7 @@ def test_a_list_that_answers_only_some_is_not_taken(kind: str, go: str, beside: 
     if beside:
         approve(s, go, first, by="bob")
     for some in ([REJECT], [{"type": "reject", "message": "no"}], [APPROVE], *([] if beside else [[APPROVE, APPROVE]])):
-        with pytest.raises(AuthzDenied) as refused:
-            s.both(go)(resume(*some))
-        assert refused.value.code == "approval_partial"
+        assert code_of(lambda: s.both(go)(resume(*some))) == "approval_partial"
         assert s.ran == []
         assert {a.id for a in s.authz.approvals()} == {second, third} | (set() if beside else {first})
     assert_went_on(s.both(go)(resume(*[APPROVE] * (2 if beside else 3))))
@@ -304,9 +300,7 @@ def test_a_statement_is_about_one_call(field: str) -> None:
 def test_what_is_no_statement_is_refused(raw: Any) -> None:
     """Whatever is sent."""
     approvers = Approvers({"user:bob": BOBS.jwks()})
-    with pytest.raises(CredentialError) as refused:
-        approvers.verify(raw, QUESTION)
-    assert refused.value.code == "approval_statement"
+    assert code_of(lambda: approvers.verify(raw, QUESTION)) == "approval_statement"
 
 
 @pytest.mark.parametrize("approver", ["agent:x", "service:idp", "user:", "bob", "", 7, None, ["user:bob"]])
@@ -317,9 +311,7 @@ def test_a_service_speaks_for_people_only(approver: Any) -> None:
     question = QUESTION
     options: dict[str, Any] = {"verdict": "approve", "question": question, "jti": "j", "issuer": "https://idp.example"}
     assert approvers.verify(sign_statement(ring.active, approver="user:bob", **options), question).approver == "user:bob"
-    with pytest.raises(CredentialError) as refused:
-        approvers.verify(sign_statement(ring.active, approver=approver, **options), question)
-    assert refused.value.code == "approval_approver"
+    assert code_of(lambda: approvers.verify(sign_statement(ring.active, approver=approver, **options), question)) == "approval_approver"
 
 
 @pytest.mark.parametrize(
@@ -336,9 +328,7 @@ def test_a_statement_says_when_and_which(changed: dict[str, Any]) -> None:
     head, claims, _ = good.split(".")
     body = f"{head}.{b64(json.dumps({**json.loads(base64.urlsafe_b64decode(claims + '==')), **changed}))}"
     for verify in (approvers.verify, lambda *a, **k: asyncio.run(approvers.averify(*a, **k))):
-        with pytest.raises(CredentialError) as refused:
-            verify(f"{body}.{b64(BOBS.sign(body.encode()))}", question, now=1e9)
-        assert refused.value.code == "approval_statement"
+        assert code_of(lambda: verify(f"{body}.{b64(BOBS.sign(body.encode()))}", question, now=1e9)) == "approval_statement"
 
 
 @pytest.mark.parametrize("verdict", ["approve", "deny"])
@@ -399,9 +389,7 @@ def test_a_key_is_found_by_its_id_alone() -> None:
     believed = {"keys": ["x", None, {}, CAROLS.public_jwk(), jwk]}
     assert Approvers({"user:bob": believed}).verify(said, question, now=1e9).approver == "user:bob"
     for keys in ([{**jwk, "kid": "other"}], [jwk, jwk], [], None, {"kid": jwk["kid"]}, jwk):
-        with pytest.raises(CredentialError) as refused:
-            Approvers({"user:bob": {"keys": keys}}).verify(said, question, now=1e9)
-        assert refused.value.code == "approval_statement"
+        assert code_of(lambda: Approvers({"user:bob": {"keys": keys}}).verify(said, question, now=1e9)) == "approval_statement"
 
 
 @pytest.mark.parametrize("kid", [[], {}, 7, None, ["a"]])
@@ -411,9 +399,7 @@ def test_a_key_has_a_name_that_is_text(kid: Any) -> None:
     for issuer in ("user:bob", "https://idp.example"):
         head = {"typ": "runtime-authz-approval+jwt", "alg": BOBS.alg, "kid": kid}
         body = f"{b64(json.dumps(head))}.{b64(json.dumps({'iss': issuer, 'sub': 'user:bob'}))}"
-        with pytest.raises(CredentialError) as refused:
-            approvers.verify(f"{body}.{b64(BOBS.sign(body.encode()))}", QUESTION)
-        assert refused.value.code == "approval_statement"
+        assert code_of(lambda: approvers.verify(f"{body}.{b64(BOBS.sign(body.encode()))}", QUESTION)) == "approval_statement"
 
 
 @pytest.mark.parametrize(

@@ -376,11 +376,8 @@ def test_node_that_is_retried_does_not_repeat_the_calls_of_its_code(go: Any, ran
             raise ConnectionError
         return {"messages": [AIMessage(" ".join(texts))]}
 
-    builder = StateGraph(MessagesState)
     policy = RetryPolicy(max_attempts=4, initial_interval=0.001, jitter=False, retry_on=lambda _: True)
-    builder.add_node("step", step, retry_policy=policy)
-    builder.add_edge(START, "step")
-    state = told(authz, authz.protect(builder.compile()), human(), go=go, task="x")
+    state = told(authz, authz.protect(node_graph(step, retry_policy=policy)), human(), go=go, task="x")
     assert len(attempts) == 3
     assert len(ran) == 2
     assert state["messages"][-1].content == "paid paid"

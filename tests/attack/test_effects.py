@@ -202,10 +202,8 @@ def test_a_node_that_is_retried_acts_once(ran: Any) -> None:
             raise ConnectionError
         return {}
 
-    builder = StateGraph(MessagesState)
-    builder.add_node("step", step, retry_policy=RetryPolicy(initial_interval=0.001, jitter=False))
-    builder.add_edge(START, "step")
-    told(authz, authz.protect(builder.compile()), human())
+    graph = authz.protect(node_graph(step, retry_policy=RetryPolicy(initial_interval=0.001, jitter=False)))
+    told(authz, graph, human())
     assert (ran, len(tries)) == ([STRANGER], 2)
 
 

@@ -171,10 +171,7 @@ def test_builder_protected_twice_and_compiled_twice(ran: Any) -> None:
     pdp = deny_only("pay")
     authz = authz_with(pdp)
     inner = child(ran)
-    builder = StateGraph(MessagesState)
-    builder.add_node("step", inner)
-    builder.add_edge(START, "step")
-    builder.add_edge("step", END)
+    builder = node_graph(inner).builder
     assert authz.protect(authz.protect(builder)) is builder
     with pytest.raises(AlreadyProtected):
         authz_with(pdp).protect(builder)

@@ -68,18 +68,10 @@ class Office:
 
     def graph(self, model: ScriptedChatModel, launder: Callable[[Any], Any] | None = None) -> Any:
         """Model, tools, and between them a node that passes on what was read."""
-        builder = StateGraph(MessagesState)
-        builder.add_node("agent", lambda state: {"messages": [model.invoke(state["messages"])]})
-        builder.add_node("tools", ToolNode(self.tools()))
-        builder.add_edge(START, "agent")
-        builder.add_conditional_edges("agent", lambda s: "tools" if s["messages"][-1].tool_calls else END, ["tools", END])
-        if launder is not None:
-            builder.add_node("launder", launder)
-            builder.add_edge("tools", "launder")
-            builder.add_edge("launder", "agent")
-        else:
-            builder.add_edge("tools", "agent")
-        return self.guard(builder.compile(checkpointer=InMemorySaver(), name="office"))
+        tools: Any = ToolNode(self.tools())
+        tools = tools if launder is None else chain({"read": tools, "launder": launder})
+        agent = lambda state: {"messages": [model.invoke(state["messages"])]}
+        return self.guard(loop(agent, tools, checkpointer=InMemorySaver(), name="office"))
 
     def guard(self, graph: Any) -> Any:
         if not self.protected:

@@ -327,8 +327,7 @@ def test_an_answer_that_an_application_passes_on_is_for_the_graph_below(protecte
             bank.graph.invoke(Command(resume=interrupt(asked.value)), THREAD)
         return {}
 
-    builder = StateGraph(MessagesState).add_node("ask", ask).add_edge(START, "ask")
-    outer = builder.compile(checkpointer=InMemorySaver(), name="outer")
+    outer = chain({"ask": ask}, checkpointer=InMemorySaver(), name="outer")
     outer = bank.authz.protect(outer) if protected else outer
     assert run_as(bank.authz, outer, human(), THREAD)["__interrupt__"]
     assert not run_as(bank.authz, outer, Command(resume=YES), THREAD).get("__interrupt__")
