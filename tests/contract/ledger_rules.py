@@ -69,9 +69,7 @@ def _said(text: str, key: str | None = None) -> HumanText:
     return HumanText(content_digest(text), text, key)
 
 
-def _plan(
-    name: str, epoch: int = 1, agent: tuple[str, ...] = ROOT, tool: str = "pay", call: str = "call_1"
-) -> PlanRecord:
+def _plan(name: str, epoch: int = 1, agent: tuple[str, ...] = ROOT, tool: str = "pay", call: str = "call_1") -> PlanRecord:
     calls = (PlannedCall(0, call, tool, DIGEST), PlannedCall(1, None, "read", OTHER_DIGEST, tool, DIGEST))
     return PlanRecord(name, agent, epoch, "model", calls)
 
@@ -377,9 +375,7 @@ class LedgerRules(LedgerHarness):
             self.do(ConcludeCall("k", state))
             assert self.refuse(Code.OUTCOME_UNKNOWN, claim).row is None
         self.do(ConcludeCall("k", "done", '{"paid": 10}'))
-        assert self.refuse(Code.OUTCOME_UNKNOWN, claim).row == CallRow(
-            "k", "done", lease.jti, '{"paid": 10}', at=self.clock()
-        )
+        assert self.refuse(Code.OUTCOME_UNKNOWN, claim).row == CallRow("k", "done", lease.jti, '{"paid": 10}', at=self.clock())
         self.do(ConcludeCall("k", "suspended"))
         self.do(claim)
         assert self.row("k") == CallRow("k", "claimed", other.jti, at=self.clock())
@@ -673,10 +669,7 @@ class LedgerRules(LedgerHarness):
         assert self.load().history.confined == (("secret", one), ("secret", other))
         self.do(RecordStep(call="note", effect="write", side_effect=True, agent=other))
         assert self.load().history.confined == ()
-        self.do(
-            *(RecordStep(data_class=name, agent=one) for name in ("internal", "secret")),
-            RecordStep(data_class="public"),
-        )
+        self.do(*(RecordStep(data_class=name, agent=one) for name in ("internal", "secret")), RecordStep(data_class="public"))
         assert self.load().history.confined == (("internal", one),)
         now = int(self.clock())
         self.do(TakeLease(Lease("j", "r", ("main",), 1, now, now + 60)))

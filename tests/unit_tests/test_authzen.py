@@ -41,15 +41,13 @@ REQUEST_V2 = {
         "delegation": {
             "depth": "int",
             "edges: list[…] = []": {
-                "from": "str", "to": "str",
-                "kind": "'handoff' | 'task' | 'subgraph' | 'send' | 'agent_as_tool' | 'remote'",
+                "from": "str", "to": "str", "kind": "'handoff' | 'task' | 'subgraph' | 'send' | 'agent_as_tool' | 'remote'",
             },
         },
         "history": {
             "steps": "int = 0", "calls": "dict[str, int] = {}", "effects": "dict[str, int] = {}", "denials": "int = 0",
             "classes_read": "list[str] = []", "classes_held": "list[str] | null = None", "recent": "list[str] = []",
-            "streak": "int = 0", "unplanned": "int = 0", "tainted": "int = 0", "rotations": "int = 0",
-            "last_minute": "int = 0",
+            "streak": "int = 0", "unplanned": "int = 0", "tainted": "int = 0", "rotations": "int = 0", "last_minute": "int = 0",
         },
         "lease": {
             "jti": "str", "epoch": "int", "exp": "int", "grant": "dict[str, any] | null = None", "seconds": "int = 0",
@@ -61,8 +59,7 @@ REQUEST_V2 = {
             "stale": "bool = False", "position": "int = 0", "of": "int = 0", "changed": "bool = False",
         },
         "call: … | null = None": {
-            "id": "str | null = None",
-            "state": "'new' | 'claimed' | 'suspended' | 'done' | 'failed' | 'unknown' = 'new'",
+            "id": "str | null = None", "state": "'new' | 'claimed' | 'suspended' | 'done' | 'failed' | 'unknown' = 'new'",
             "args": "dict[str, any]", "args_digest": "str",
             "provenance: dict[str, …] = {}": {
                 **PROVENANCE,

@@ -176,9 +176,7 @@ def test_start_pages_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.filterwarnings("ignore:.*without a profile")
 @pytest.mark.parametrize("page", [p for p in PYTHON if p not in ("docs/credentials.md", "docs/tracing.md")])
-def test_snippets_run(
-    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_snippets_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """The Python blocks run offline, with a graph at hand: README's one after the other, those of a page each alone.
 
     Those of `docs/tracing.md` run with the receivers that they need, in the integration tier.

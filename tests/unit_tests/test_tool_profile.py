@@ -51,9 +51,7 @@ def make(name: str = "lookup", description: str = "Look up.", *, schema: Any = N
     def call(key: str) -> str:
         return key
 
-    return StructuredTool.from_function(
-        call, name=name, description=description, args_schema=schema, metadata=metadata or None,
-    )
+    return StructuredTool.from_function(call, name=name, description=description, args_schema=schema, metadata=metadata or None)
 
 
 def refused(source: Any) -> str:
@@ -80,10 +78,9 @@ tools:
     path = tmp_path / "profiles.yaml"
     path.write_text(text)
     expected = {
-        "pay": ToolProfile(
-            effect="pay", critical={"to": "principal", "amount": "amount"}, audience=("https://bank.example",),
-        ),
-        "lookup": READ, "plain": ToolProfile(),
+        "pay": ToolProfile(effect="pay", critical={"to": "principal", "amount": "amount"}, audience=("https://bank.example",)),
+        "lookup": READ,
+        "plain": ToolProfile(),
     }
     assert load_profiles(path) == load_profiles(str(path)) == load_profiles(expected) == expected
     as_data = {"pay": {"effect": "pay", "critical": expected["pay"].critical, "audience": ["https://bank.example"]}}
@@ -361,8 +358,7 @@ def test_a_tool_without_a_digest_is_neither_reviewed_nor_pinned() -> None:
 
 
 @pytest.mark.parametrize(("name", "metadata", "effect"), [
-    ("lookup", None, "write"),
-    ("lookup", {"readOnlyHint": True, "destructiveHint": False, "idempotentHint": True}, "write"),
+    ("lookup", None, "write"), ("lookup", {"readOnlyHint": True, "destructiveHint": False, "idempotentHint": True}, "write"),
     ("lookup", {"destructiveHint": True}, "delete"), ("lookup", {"destructiveHint": "true"}, "write"),
     ("lookup", {"destructiveHint": 1}, "write"), ("send_mail", {"readOnlyHint": True}, "send"),
     ("Send-Mail", None, "send"), ("pay", None, "pay"), ("pay_and_delete", None, "delete"),

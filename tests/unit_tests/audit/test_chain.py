@@ -32,12 +32,7 @@ from langchain_runtime_authz.audit.chain import (
 )
 from langchain_runtime_authz.audit.record import completion_record, decision_record, mint_record, run_record
 from langchain_runtime_authz.audit.sinks import AuditSink, FileSink, MemorySink
-from langchain_runtime_authz.authzen import (
-    Decision,
-    EvaluationRequest,
-    Obligation,
-    deny,
-)
+from langchain_runtime_authz.authzen import Decision, EvaluationRequest, Obligation, deny
 from langchain_runtime_authz.cli import app
 from langchain_runtime_authz.errors import AuditError, ConfigError
 from langchain_runtime_authz.identity.workload import Identity, StaticIdentity
@@ -216,9 +211,7 @@ TAMPER: dict[str, Callable[[list[bytes]], list[bytes]]] = {
     "boolean seq": lambda ls: [ls[0].replace(b'"seq":0', b'"seq":false'), *ls[1:]],
     "forged torn": lambda ls: [
         *ls[:4], b"gone\n",
-        make_line(
-            {"kind": "torn", "fragments": [line_hash(b"gone")], "after": line_hash(ls[3][:-1])}, 5, line_hash(b"gone"),
-        )
+        make_line({"kind": "torn", "fragments": [line_hash(b"gone")], "after": line_hash(ls[3][:-1])}, 5, line_hash(b"gone"))
         + b"\n",
     ],
 }
@@ -267,9 +260,8 @@ def test_any_flipped_byte_shows(path: Path) -> None:
 def test_what_can_not_be_written_is_an_error(path: Path, record: dict[str, Any]) -> None:
     """A record that is not JSON is refused, quotes nothing, and the chain goes on."""
     sink = filled(path, 1)
-    with pytest.raises(AuditError) as caught:
+    with pytest.raises(AuditError, match="audit_unavailable: "):
         sink.write(record)
-    assert caught.value.code == "audit_unavailable"
     sink.write({"kind": "x"})
     assert verify_chain(path, sink.head).records == 2
 
@@ -366,9 +358,8 @@ def test_a_fragment_can_not_be_edited(path: Path) -> None:
 def test_another_file_is_not_adopted(path: Path) -> None:
     """A text file that is no chain is refused and left as it was."""
     path.write_text("one\ntwo\nthree")
-    with pytest.raises(AuditError) as caught:
+    with pytest.raises(AuditError, match="chain_broken: "):
         FileSink(path)
-    assert caught.value.code == "chain_broken"
     assert path.read_text() == "one\ntwo\nthree"
 
 
@@ -376,9 +367,8 @@ def test_a_file_that_shrank_is_refused(path: Path) -> None:
     """A writer does not go on after its own records were cut away."""
     sink = filled(path)
     path.write_bytes(b"".join(lines_of(path)[:2]))
-    with pytest.raises(AuditError) as caught:
+    with pytest.raises(AuditError, match="chain_broken: "):
         sink.write({"kind": "x"})
-    assert caught.value.code == "chain_broken"
 
 
 def test_a_rotated_file_is_continued(path: Path) -> None:
@@ -478,9 +468,7 @@ def test_paths_of_agents_never_share_an_id() -> None:
     """Separators inside names are escaped, and nobody vouches for a static id."""
     identity = StaticIdentity()
     assert isinstance(identity, Identity)
-    paths = [
-        (), ("",), ("", ""), ("a",), ("a", "b"), ("a/b",), ("a%2Fb",), ("é",), ("\ud800",), ("\\ud800",), ("a", ""),
-    ]
+    paths = [(), ("",), ("", ""), ("a",), ("a", "b"), ("a/b",), ("a%2Fb",), ("é",), ("\ud800",), ("\\ud800",), ("a", "")]
     assert len({identity.agent_id(p) for p in paths}) == len(paths)
     assert identity.agent_id(("supervisor", "payer")) == "urn:langchain-runtime-authz:agent:supervisor/payer"
     assert all(identity.agent_id(p).isascii() for p in paths)

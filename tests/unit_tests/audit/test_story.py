@@ -81,9 +81,7 @@ def test_delegation_is_a_tree() -> None:
     session = authz.session(subject="alice", task="x")
     session.delegate("payer").delegate("auditor").decide("look", {})
     story = tell(authz.audit.records)  # type: ignore[attr-defined]
-    assert [lane.agent for lane in sorted(story.lanes)] == [
-        ("session",), ("session", "payer"), ("session", "payer", "auditor"),
-    ]
+    assert [lane.agent for lane in sorted(story.lanes)] == [("session",), ("session", "payer"), ("session", "payer", "auditor")]
     assert "    payer (subgraph)" in str(story)
     assert "<ul><li>session <ul>" in page(story)
 

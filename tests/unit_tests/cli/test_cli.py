@@ -266,9 +266,7 @@ def test_inspect_uses_given_profiles(run: Callable[..., Any], tmp_path: Path) ->
     result = run("inspect", "a_module:graph", "--profiles", "profiles.yaml")
     assert result.exit_code == 0
     assert "DOUBT" not in result.stdout
-    assert (
-        json.loads(run("inspect", "a_module:build", "--json", "--profiles", "profiles.yaml").stdout)["unprofiled"] == {}
-    )
+    assert json.loads(run("inspect", "a_module:build", "--json", "--profiles", "profiles.yaml").stdout)["unprofiled"] == {}
 
 
 def test_inspect_respects_the_modules_own_protection(run: Callable[..., Any], tmp_path: Path) -> None:
@@ -329,9 +327,7 @@ def test_inspect_fails_on_what_stays_ungoverned(run: Callable[..., Any], ungover
     assert run("inspect", "a_gap:one").exit_code == 0
 
 
-def test_baseline_accepts_what_it_holds_and_nothing_new(
-    run: Callable[..., Any], ungoverned: None, tmp_path: Path
-) -> None:
+def test_baseline_accepts_what_it_holds_and_nothing_new(run: Callable[..., Any], ungoverned: None, tmp_path: Path) -> None:
     """With a baseline the exit code is 1 for what is new only; what was fixed since is told."""
     written = run("inspect", "a_gap:one", "--write-baseline", "base.json")
     assert written.exit_code == 0
@@ -544,9 +540,7 @@ OURS_ONLY = ("Errno", "codec", "Traceback", "NoneType", "recursion", "char 0", "
 
 @pytest.mark.parametrize("name", [*UNUSABLE, "directory"])
 @pytest.mark.parametrize("command", READERS)
-def test_what_can_not_be_used_is_one_line_with_a_code(
-    run: Callable[..., Any], tmp_path: Path, command: str, name: str
-) -> None:
+def test_what_can_not_be_used_is_one_line_with_a_code(run: Callable[..., Any], tmp_path: Path, command: str, name: str) -> None:
     """Whatever stands in a file's place: exit code 2, a stable code, and no words of Python's."""
     given = tmp_path / "given"
     if name == "directory":

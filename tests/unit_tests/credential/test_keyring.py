@@ -93,9 +93,8 @@ async def test_a_compromised_key_is_gone_at_once(state: str) -> None:
     assert sorted(states(ring))[:1] == ["active"]
     assert {"active", "next", "compromised"} <= set(states(ring))
     if state == "active":
-        with pytest.raises(CredentialError) as caught:
+        with pytest.raises(CredentialError, match="credential_key: "):
             await verifier.averify(token, audience=BANK, now=NOW)
-        assert caught.value.code == "credential_key"
     else:
         assert verifier.verify(token, audience=BANK, now=NOW).token == token
     fresh = issuer.issue(a_request())
@@ -317,9 +316,8 @@ def test_a_damaged_directory_signs_nothing(directory: Path, damage: str) -> None
         opened(directory)
     assert "PRIVATE" not in str(caught.value)
     here._stamp = None
-    with pytest.raises(CredentialError) as refused:
+    with pytest.raises(CredentialError, match="keys_unavailable: "):
         _ = seen_again(here).active
-    assert refused.value.code == "keys_unavailable"
     assert here.jwks() == {"keys": []}
     with pytest.raises(ConfigError):
         here.rotate()

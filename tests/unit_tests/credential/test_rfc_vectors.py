@@ -91,9 +91,8 @@ def test_what_is_not_ours_is_refused(name: str) -> None:
     keys = [{**jwk, "kid": "k", "alg": alg} for alg, jwk, _ in VECTORS.values()]
     for jwk in keys:
         verifier = Verifier(issuer="joe", jwks={"keys": [jwk]})
-        with pytest.raises(CredentialError) as caught:
+        with pytest.raises(CredentialError, match="credential_invalid: "):
             verifier.verify(FOREIGN[name], audience="x", now=1300819380)
-        assert caught.value.code == "credential_invalid"
 
 
 def test_the_rfcs_key_set_holds_one_key_for_us() -> None:

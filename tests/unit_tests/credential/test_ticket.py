@@ -42,8 +42,7 @@ def a_ticket(mint: Any = minted, amint: Any = None, **changes: Any) -> Ticket:
     amint = amint or partial(asyncio.to_thread, mint)
     fields: dict[str, Any] = {
         "tool": "send_money", "call_id": "call_1", "call_key": "key", "agent": ("root",), "epoch": 1,
-        "decision_id": "d-1", "jti": "j", "idempotency_key": "key", "audiences": (BANK,),
-        "raw": {"recipient": "RAW-SECRET"},
+        "decision_id": "d-1", "jti": "j", "idempotency_key": "key", "audiences": (BANK,), "raw": {"recipient": "RAW-SECRET"},
         "mint": None if mint is None else (lambda *asked: Perform(mint, amint, *asked)),
     }
     return Ticket(**{**fields, **changes})
@@ -174,9 +173,8 @@ async def test_a_bound_token_is_bound_to_a_key_of_its_call(road: str) -> None:
             assert headers[0]["Authorization"] == headers[1]["Authorization"] == f"DPoP {got.token}"
             assert headers[0]["DPoP"] != headers[1]["DPoP"]
             seen.append(got.claims["cnf"]["jkt"])
-            with pytest.raises(CredentialError) as caught:
+            with pytest.raises(CredentialError, match="credential_unavailable: "):
                 current_call().credential()
-            assert caught.value.code == "credential_unavailable"
             assert got.token not in repr(got) + repr(pickle.dumps(got))
     assert len(set(seen)) == 2
 

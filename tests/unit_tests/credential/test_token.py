@@ -165,9 +165,8 @@ def test_what_is_not_live_is_revoked(answer: Any) -> None:
     looker = verifier(status=status)
     token = ISSUER.issue(a_request())
     assert looker.verify(token, audience=BANK, now=NOW).claims is asked[0]
-    with pytest.raises(CredentialError) as caught:
+    with pytest.raises(CredentialError, match="credential_revoked: "):
         looker.verify(token, audience=BANK, now=NOW)
-    assert caught.value.code == "credential_revoked"
 
 
 def test_a_failing_status_is_revoked() -> None:
@@ -182,17 +181,15 @@ def test_a_failing_status_is_revoked() -> None:
 @pytest.mark.parametrize("ttl", [61, 0, -1, 3600])
 def test_a_token_lives_sixty_seconds(ttl: int) -> None:
     """The issuer signs nothing that lives longer."""
-    with pytest.raises(CredentialError) as caught:
+    with pytest.raises(CredentialError, match="credential_unavailable: "):
         ISSUER.issue(a_request(expires_at=NOW + ttl))
-    assert caught.value.code == "credential_unavailable"
 
 
 def test_a_token_fits_its_reader() -> None:
     """What a verifier would refuse for its size is not issued."""
     huge = Grant(tools=tuple(f"tool_{i}" for i in range(4000)))
-    with pytest.raises(CredentialError) as caught:
+    with pytest.raises(CredentialError, match="credential_unavailable: "):
         ISSUER.issue(a_request(grant=huge))
-    assert caught.value.code == "credential_unavailable"
 
 
 @pytest.mark.parametrize("make", [

@@ -313,8 +313,7 @@ OBJECTS: dict[str, Any] = {
     "method": Slots(TOKEN).__str__, "built-in method": [TOKEN].append, "array": array("b", TOKEN.encode()),
     "view": memoryview(TOKEN.encode()), "iterator": iter([TOKEN]), "utf-16": TOKEN.encode("utf-16"),
     "utf-32": [TOKEN.encode("utf-32-be")], "beside a text": marked(Marked("x")), "beside a number": marked(Counted(1)),
-    "beside a list": [marked(Rows())], "error in an object": Slots(ValueError(TOKEN)),
-    "beside a lock": Private(a=TOKEN),
+    "beside a list": [marked(Rows())], "error in an object": Slots(ValueError(TOKEN)), "beside a lock": Private(a=TOKEN),
 }
 
 

@@ -191,15 +191,13 @@ def test_another_users_token_is_not_exchanged() -> None:
 
 
 @pytest.mark.parametrize(
-    ("audience", "options"),
-    [("https://else.example", {}), (STS, {}), (CRM + "/v1", {}), ("crm", {"audience": "admin"})],
+    ("audience", "options"), [("https://else.example", {}), (STS, {}), (CRM + "/v1", {}), ("crm", {"audience": "admin"})]
 )
 def test_a_service_outside_the_profile_gets_nothing(audience: str, options: dict[str, Any]) -> None:
     """The user's token opens each service; the tool's profile and the grant say which one."""
     made = OnBehalf(issued(), audience, **options)
-    with made.caller.presented("Bearer alice-token"), made.authz.run(subject="alice"), pytest.raises(CredentialError) as refused:
+    with made.caller.presented("Bearer alice-token"), made.authz.run(subject="alice"), pytest.raises(CredentialError, match="audience: "):
         made.ask()
-    assert refused.value.code == "audience"
     assert (made.sts.got, made.crm.got) == ([], [])
 
 

@@ -69,9 +69,8 @@ ROADS = pytest.mark.parametrize("road", ["sync", "async"])
 async def test_a_token_goes_to_its_audience_and_nowhere_else(road: str, url: str) -> None:
     """Another host, port, scheme: refused before anything is minted or sent."""
     service, ticket = Service(), a_ticket(BANK)
-    with ticket_scope(ticket), pytest.raises(CredentialError) as caught:
+    with ticket_scope(ticket), pytest.raises(CredentialError, match="audience: "):
         await sent(road, service, CallAuth(), url)
-    assert caught.value.code == "audience"
     assert service.got == []
     assert ticket.minted_tokens() == ()
 
@@ -127,9 +126,8 @@ async def test_a_call_that_ends_while_it_exchanges_sends_nothing(road: str) -> N
         ticket.conclude()
         return httpx.Response(200, json=ISSUED)
 
-    with ticket_scope(ticket), pytest.raises(CredentialError) as caught:
+    with ticket_scope(ticket), pytest.raises(CredentialError, match="credential_unavailable: "):
         await sent(road, crm, ExchangeAuth(exchange_with(late), resource=CRM), CRM)
-    assert caught.value.code == "credential_unavailable"
     assert crm.got == []
     assert ISSUED["access_token"] in ticket.minted_tokens()
 

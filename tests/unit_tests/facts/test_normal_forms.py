@@ -59,8 +59,7 @@ def test_two_values_never_meet(one: object, other: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "value",
-    [None, True, "", "   ", "a\u202eb", "a\x00b", "\ufb01le", "x" * 3000, [], {}, float("inf"), float("nan"), b"x"],
+    "value", [None, True, "", "   ", "a\u202eb", "a\x00b", "\ufb01le", "x" * 3000, [], {}, float("inf"), float("nan"), b"x"],
     ids=ascii,
 )
 def test_a_value_that_cannot_be_known_has_no_form(value: object) -> None:
@@ -162,8 +161,7 @@ def test_all_texts_of_a_task_count() -> None:
 @pytest.mark.parametrize("text", [
     "'a" * 50_000, "> ```\n" * 16_000, "a.com " * 16_000, "a" * 100_000, "a@" * 50_000, "1 " * 50_000,
     "1,111" * 20_000, "AB12" * 25_000, "AB12 AAAA " * 10_000, "http://" * 14_000, "(1) " * 25_000, "." * 100_000,
-    "jan " * 25_000, "12:" * 33_000, "@" * 100_000, "\u0301" * 100_000, "\u0301\u0323" * 100_000, " " * 100_000,
-    "+1 " * 33_000,
+    "jan " * 25_000, "12:" * 33_000, "@" * 100_000, "\u0301" * 100_000, "\u0301\u0323" * 100_000, " " * 100_000, "+1 " * 33_000,
 ], ids=lambda t: ascii(t[:10]))
 def test_repetition_ends(text: str) -> None:
     """A pattern that backtracks would not come back from this."""

@@ -126,9 +126,7 @@ def test_keys_are_equal_exactly_where_calls_are(a: Any, b: Any) -> None:
     assert (call_key(*a) == call_key(*b)) is (a == b)
 
 
-calls = st.lists(
-    st.builds(PlannedCall, st.integers(0, 2), st.none() | nasty | st.just("None"), nasty, nasty), max_size=3,
-)
+calls = st.lists(st.builds(PlannedCall, st.integers(0, 2), st.none() | nasty | st.just("None"), nasty, nasty), max_size=3)
 
 
 @given(a=calls, b=calls)

@@ -27,9 +27,7 @@ MAIL = ToolProfile(
     counterparty=("sender",),
 )
 BOOK = ToolProfile(effect="read", trust="internal")
-SEND = ToolProfile(
-    effect="send", critical={"to": "principal", "amount": "amount", "file": "object", "url": "url"}, when=("at",),
-)
+SEND = ToolProfile(effect="send", critical={"to": "principal", "amount": "amount", "file": "object", "url": "url"}, when=("at",))
 
 
 def index(*several: Observation) -> dict[str, list[Sighting]]:

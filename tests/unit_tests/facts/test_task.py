@@ -41,9 +41,7 @@ def test_the_words_of_a_content(content: object, text: str) -> None:
     assert content_text(content) == text
 
 
-@given(
-    content=st.recursive(st.none() | st.text() | st.integers(), lambda i: st.lists(i) | st.dictionaries(st.text(), i)),
-)
+@given(content=st.recursive(st.none() | st.text() | st.integers(), lambda i: st.lists(i) | st.dictionaries(st.text(), i)))
 def test_any_content_has_words_and_a_digest(content: Any) -> None:
     """Also one that no message should have."""
     assert isinstance(content_text(content), str)
@@ -81,15 +79,10 @@ def test_the_digest_chains_over_every_text_in_order() -> None:
     assert (second.text, second.corrections) == ("pay\nnever above 10", 1)
     assert first.id == second.id == first.digest[7:23] != ""
     assert first.digest != second.digest
+    assert extend(first, [], correction=True) is first  # nothing said changes nothing
     at_once = extend(Task(), [said("pay"), said("never above 10")], correction=False)
     assert at_once.digest == second.digest
     assert extend(Task(), [said("never above 10"), said("pay")], correction=False).digest != second.digest
-
-
-def test_nothing_said_changes_nothing() -> None:
-    """Not even the number of corrections."""
-    task = extend(Task(), [said("pay")], correction=False)
-    assert extend(task, [], correction=True) is task
 
 
 @given(old=st.lists(plain, max_size=3), new=st.lists(plain, min_size=1, max_size=3))
@@ -138,9 +131,7 @@ def test_texts_without_ids(pinned: list[str], incoming: list[str], fresh: list[s
     ([("a", "1"), ("b", "1")], [("b", "1")], []), ([("a", "1"), ("b", "1")], [("a", "1")], ["a"]),
     ([("a", "1")], [("a", "1"), ("b", None)], ["b"]),
 ])
-def test_texts_with_ids(
-    pinned: list[tuple[str, str | None]], incoming: list[tuple[str, str | None]], fresh: list[str],
-) -> None:
+def test_texts_with_ids(pinned: list[tuple[str, str | None]], incoming: list[tuple[str, str | None]], fresh: list[str]) -> None:
     """A known id with an equal text is nothing new, with another text a correction; leaving out is none."""
     assert [t.text for t in changed([said(*p) for p in pinned], [said(*i) for i in incoming])] == fresh
 

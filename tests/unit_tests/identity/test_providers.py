@@ -46,10 +46,7 @@ ID: dict[str, tuple[str | None, dict[str, Any]]] = {
     "okta": (None, {"sub": "00u", "ver": 1, "jti": "ID.1", "amr": ["pwd"], "at_hash": "x"}),
 }
 # Where a token passes besides its own profile: only what follows RFC 9068 is that profile's own, and Auth0's.
-ALSO = {
-    "rfc9068": {"auth0"}, "auth0, by RFC 9068": {"rfc9068"}, "keycloak": {"auth0"},
-    "keycloak, header by RFC 9068": {"auth0"},
-}
+ALSO = {"rfc9068": {"auth0"}, "auth0, by RFC 9068": {"rfc9068"}, "keycloak": {"auth0"}, "keycloak, header by RFC 9068": {"auth0"}}
 
 
 def made(fixture: tuple[str | None, dict[str, Any]], **claims: Any) -> str:

@@ -338,9 +338,8 @@ def test_the_pdp_is_asked_by_mutual_tls(api: WorkloadApi, identify: Callable[...
         asked = len(opa.noted)
         api.give(ELSE.svid("/payer"))
         until(lambda: not identity.attested)
-        with pytest.raises(PDPError) as refused:
+        with pytest.raises(PDPError, match="workload_unproven: "):
             authz.pdp.evaluate(b"{}")
-        assert refused.value.code == "workload_unproven"
         assert len(opa.noted) == asked
 
 
@@ -352,9 +351,8 @@ def test_another_workload_is_not_asked(
     api.give(BANK.svid("/payer"))
     tls = identify().tls("spiffe://bank.example/opa")
     with Opa(authority, path, tmp_path) as opa:
-        with pytest.raises(PDPError) as refused:
+        with pytest.raises(PDPError, match="pdp_tls: "):
             OpaPDP(opa.url, tls=tls).evaluate(b"{}")
-        assert refused.value.code == "pdp_tls"
         with pytest.raises(httpx.ConnectError):
             httpx.Client(verify=tls()).post(opa.url, json={})
     assert opa.noted == []

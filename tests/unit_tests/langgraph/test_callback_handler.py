@@ -64,9 +64,7 @@ def test_what_runs_outside_the_gates_is_recorded(mode: str) -> None:
     assert observed(authz) == [("graph", "free"), ("model", "ScriptedChatModel"), ("tool", "look")]
     go(mode, RunnableLambda(lambda _: "x", name="chain") | FakeListLLM(responses=["y"]), "x", handler)
     go(mode, look, {"path": "a"}, handler)
-    assert observed(authz)[3:] == [
-        ("chain", "RunnableSequence"), ("chain", "chain"), ("model", "FakeListLLM"), ("tool", "look"),
-    ]
+    assert observed(authz)[3:] == [("chain", "RunnableSequence"), ("chain", "chain"), ("model", "FakeListLLM"), ("tool", "look")]
 
 
 @modes

@@ -258,9 +258,7 @@ def test_a_store_is_a_row_until_its_writes_have_a_profile(governed: bool) -> Non
     report = authz.coverage(authz.protect(node_graph(remembers, store=InMemoryStore())))
     found = [(r.kind, r.name, r.layers) for r in report.rows if r.kind in ("store", "effect")]
     assert found == (
-        [("store", "InMemoryStore", ("store gate",))]
-        if governed
-        else [("store", "InMemoryStore", ()), ("effect", "step", ())]
+        [("store", "InMemoryStore", ("store gate",))] if governed else [("store", "InMemoryStore", ()), ("effect", "step", ())]
     )
 
 

@@ -127,23 +127,6 @@ class Holder:
         return self.again(state)
 
 
-AGENT = agent("by_global")
-
-
-def helper(state: Any) -> Any:
-    return AGENT.invoke(state)
-
-
-def calls_helper(state: MessagesState) -> dict[str, Any]:
-    helper(state)
-    return {}
-
-
-def with_default(state: MessagesState, *, held: Any = AGENT) -> dict[str, Any]:
-    held.invoke(state)
-    return {}
-
-
 def decorated(held: Any) -> Any:
     import functools
 
@@ -169,7 +152,15 @@ def held_ways(inner: Any) -> dict[str, Any]:
         held.invoke(state)
         return {}
 
+    def helper(state: Any) -> Any:
+        return inner.invoke(state)
+
+    def with_default(state: MessagesState, *, held: Any = inner) -> dict[str, Any]:
+        held.invoke(state)
+        return {}
+
     return {
+        "helper": lambda s: helper(s) and {}, "default": with_default,
         "method": Holder(inner).step, "callable object": Holder(inner),
         "partial": RunnableLambda(partial(given, inner)), "decorator": plain,
         "sequence": RunnableLambda(lambda s: s) | inner, "with_config": inner.with_config(tags=["x"]),
@@ -187,21 +178,6 @@ def test_protect_reaches_agents_that_code_holds(way: str) -> None:
     report.raise_if_ungoverned()
     assert [r.name for r in report.rows if r.kind == "agent"] == ["inner"]
     assert [r.layers for r in report.rows if r.kind == "tool"] == [("tool node gate", "tool guard")]
-
-
-def test_protect_reaches_through_helpers_and_defaults() -> None:
-    """An agent that a helper function names, or a default argument holds, is reached too."""
-    for step in (calls_helper, with_default):
-        authz = authz_with(StaticPDP(True))
-        fresh = agent("by_global")
-        swapped = step.__globals__["AGENT"] if step is calls_helper else None
-        if swapped is not None:
-            step.__globals__["AGENT"] = fresh
-        else:
-            step.__kwdefaults__["held"] = fresh
-        report = authz.coverage(authz.protect(node_graph(step)))
-        assert [r.name for r in report.rows if r.kind == "agent"] == ["by_global"]
-        report.raise_if_ungoverned()
 
 
 def test_agents_beyond_reach_are_named() -> None:
@@ -556,9 +532,7 @@ def test_seen_is_compared_with_the_static_picture() -> None:
     document = report.to_dict()
     assert document["unseen"] == [r.id for r in report.unseen]
     assert document["dynamic"] == [r.id for r in report.dynamic]
-    assert {r["name"]: r["seen"] for r in document["rows"] if r["kind"] == "entry"} == {
-        "agent": {"decided": 1, "ran": 1},
-    }
+    assert {r["name"]: r["seen"] for r in document["rows"] if r["kind"] == "entry"} == {"agent": {"decided": 1, "ran": 1}}
     assert all("1 decided, 0 ran" in shown for shown in (str(report), report._repr_html_()))
     json.dumps(document)
 
@@ -612,18 +586,15 @@ def test_raise_if_ungoverned_takes_a_baseline(tmp_path: Any) -> None:
     """What a baseline accepts does not raise; what is new does, with a stable code; another graph's is refused."""
     graph = agent_graph(replying(), [pay_tool([]), {"type": "web_search"}])
     report = covered(graph)
-    with pytest.raises(ConfigError) as raised:
+    with pytest.raises(ConfigError, match="ungoverned: "):
         report.raise_if_ungoverned()
-    assert raised.value.code == "ungoverned"
     report.baseline().write(tmp_path / "base.json")
     report.raise_if_ungoverned(tmp_path / "base.json")
     report.raise_if_ungoverned(baseline=str(tmp_path / "base.json"))
-    with pytest.raises(ConfigError) as raised:
+    with pytest.raises(ConfigError, match="ungoverned: "):
         report.raise_if_ungoverned(Baseline("agent", {"provider-tool/agent/other/model": ""}))
-    assert raised.value.code == "ungoverned"
-    with pytest.raises(ConfigError) as raised:
+    with pytest.raises(ConfigError, match="baseline_invalid: "):
         report.raise_if_ungoverned(Baseline("other", {r.id: "" for r in report.ungoverned}))
-    assert raised.value.code == "baseline_invalid"
 
 
 def test_edges_are_looked_at_too() -> None:

@@ -100,9 +100,7 @@ def test_tool_node_binds_its_functions_when_it_is_made() -> None:
     node = ToolNode([])
     assert node.func == node._func, "ToolNode.func is no longer _func: repair langgraph/node_pep._equip"
     assert node.afunc == node._afunc, "ToolNode.afunc is no longer _afunc: repair langgraph/node_pep._equip"
-    assert node._tools_by_name is node.tools_by_name, (
-        "tools_by_name is a copy now: swapping guarded tools in has no effect"
-    )
+    assert node._tools_by_name is node.tools_by_name, "tools_by_name is a copy now: swapping guarded tools in has no effect"
 
 
 def test_sequences_are_taken_apart_by_their_steps() -> None:
@@ -123,9 +121,7 @@ def test_parameters_of_tools(method: str) -> None:
     parameters = inspect.signature(getattr(BaseTool, method)).parameters
     for name in ("config", "tool_call_id"):
         assert name in parameters, f"BaseTool.{method} no longer takes {name}"
-        assert parameters[name].kind is inspect.Parameter.KEYWORD_ONLY, (
-            f"{name} of BaseTool.{method} may be positional now"
-        )
+        assert parameters[name].kind is inspect.Parameter.KEYWORD_ONLY, f"{name} of BaseTool.{method} may be positional now"
     assert next(iter(list(parameters)[1:])) == "tool_input"
 
 
@@ -346,9 +342,7 @@ def test_interrupt_without_a_question_pauses_its_task() -> None:
     assert len(graph.invoke({"messages": []}, THREAD)["__interrupt__"]) == 1
     answered.append(True)
     graph.invoke(Command(resume="a"), THREAD)
-    assert sorted(entered) == ["a", "waited"], (
-        "a task paused by GraphInterrupt(()) is not entered again on a plain resume"
-    )
+    assert sorted(entered) == ["a", "waited"], "a task paused by GraphInterrupt(()) is not entered again on a plain resume"
 
 
 def test_graph_runs_what_its_nodes_are_bound_to() -> None:
@@ -363,9 +357,7 @@ def test_graph_runs_what_its_nodes_are_bound_to() -> None:
     node.bound = private.RunnableCallable(lambda _: {"messages": [AIMessage("new")]}, name="node")
     private.reset_node(node)
     state = graph.invoke({"messages": []}, THREAD)
-    assert state["messages"][-1].content == "new", (
-        "a compiled graph no longer runs PregelNode.bound: nodes are not gated"
-    )
+    assert state["messages"][-1].content == "new", "a compiled graph no longer runs PregelNode.bound: nodes are not gated"
 
 
 def test_the_config_parameter_of_a_tools_code() -> None:

@@ -141,9 +141,7 @@ def test_denied_at_the_root_it_is_sent_again(reenter: Any, before: bool, knows: 
     world.denied(human(), "run/")
     found = reenter(world, input=human() if knows else None, go_on=True)
     assert (found.how, found.output) == ("send again", None)
-    assert [m.content for m in world.enter(human())["messages"] if m.type == "human"] == ["Hello", "Pay the bill"][
-        not before :
-    ]
+    assert [m.content for m in world.enter(human())["messages"] if m.type == "human"] == ["Hello", "Pay the bill"][not before :]
     assert reenter(world).how == "done"
 
 

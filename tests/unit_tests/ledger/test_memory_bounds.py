@@ -27,25 +27,27 @@ def run(ledger: MemoryLedger, scope: Scope, calls: range) -> None:
 
 
 @pytest.fixture(scope="module")
-def long() -> MemoryLedger:
+def memory() -> list[int]:
+    """Return what is in use after each half of a long thread's calls."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def long(memory: list[int]) -> MemoryLedger:
     ledger = MemoryLedger()
-    run(ledger, SCOPE, range(CALLS))
+    tracemalloc.start()
+    for half in (range(CALLS // 2), range(CALLS // 2, CALLS)):
+        run(ledger, SCOPE, half)
+        memory.append(tracemalloc.get_traced_memory()[0])
+    tracemalloc.stop()
     return ledger
 
 
-def test_a_long_thread_is_flat() -> None:
+def test_a_long_thread_is_flat(long: MemoryLedger, memory: list[int]) -> None:
     """The second half of its calls adds nothing to the first."""
-    ledger, sizes = MemoryLedger(), []
-    tracemalloc.start()
-    try:
-        for half in (range(CALLS // 2), range(CALLS // 2, CALLS)):
-            run(ledger, SCOPE, half)
-            sizes.append(tracemalloc.get_traced_memory()[0])
-    finally:
-        tracemalloc.stop()
-    (thread,) = ledger._threads.values()
+    (thread,) = long._threads.values()
     assert len(thread.calls) <= MAX_ROWS and len(thread.budgets) <= MAX_ROWS
-    assert sizes[1] < sizes[0] * 1.1
+    assert memory[1] < memory[0] * 1.1
     assert thread.budgets["all"] == CALLS, "a counter in use is kept"
 
 

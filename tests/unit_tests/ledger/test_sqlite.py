@@ -330,8 +330,7 @@ def test_a_revocation_does_not_lose_to_other_writers(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize(("meanwhile", "code"), [
-    (accept_restore, Code.STALE_EPOCH), (accept_clock, Code.LEASE_ENDED),
-    (lambda admin: prune(admin, -3600), Code.LEASE_ENDED),
+    (accept_restore, Code.STALE_EPOCH), (accept_clock, Code.LEASE_ENDED), (lambda admin: prune(admin, -3600), Code.LEASE_ENDED),
     (lambda admin: admin.run("INSERT INTO migration VALUES (99, 99, 0)"), Code.LEDGER_SCHEMA), (None, Code.REVOKED),
 ])
 def test_a_commit_does_not_outrun_what_another_process_commits(

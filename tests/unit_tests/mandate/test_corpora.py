@@ -28,9 +28,7 @@ def stands(value, text):
     if isinstance(value, bool):
         return True  # a folder "with all its contents"
     if isinstance(value, int | float):
-        return Decimal(str(value)) in numbers(text) or any(
-            w in text.lower() for w in WRITINGS.get(str(value), "").split()
-        )
+        return Decimal(str(value)) in numbers(text) or any(w in text.lower() for w in WRITINGS.get(str(value), "").split())
     told = value.casefold() in text.casefold()
     return told or any(writing in text.lower() for writing in WRITINGS.get(value, "").split())
 

@@ -80,8 +80,7 @@ def test_a_mandate() -> None:
         "contacts",
         "pay: send_money, recipient = Bob (you said it), amount = 45, 2 times, after `r`, one of the ways to `payment`",
         "pay: send_money, recipient = `iban` of `r`, of each record, at most 20, 3 times each",
-        "pay: at most 100 in all", "never pay: principal = Mallory or Eve", "never delete: anything",
-        "ask before: pay, e",
+        "pay: at most 100 in all", "never pay: principal = Mallory or Eve", "never delete: anything", "ask before: pay, e",
     ]
     assert told(mandate)[1].startswith("send_money, ")
     assert told(Mandate()) == []

@@ -154,17 +154,15 @@ def test_what_is_no_bundle_is_refused(name: str) -> None:
 @pytest.mark.parametrize("content", [b"", b"plain", b"\x1f\x8b", pack(files(1))[:2000], pack({"../x": b"", "y": b""})])
 def test_what_is_no_archive_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "b.tar.gz").write_bytes(content)
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError, match=Code.POLICY_INVALID):
         read_bundle(tmp_path / "b.tar.gz")
-    assert caught.value.code == Code.POLICY_INVALID
 
 
 def test_a_bomb_and_a_missing_file_are_refused(tmp_path: Path) -> None:
     (tmp_path / "b.tar.gz").write_bytes(pack({"data.json": bytes(33 * 1024 * 1024)}))
     for source in (tmp_path / "b.tar.gz", tmp_path / "none.tar.gz"):
-        with pytest.raises(ConfigError) as caught:
+        with pytest.raises(ConfigError, match=Code.POLICY_INVALID):
             read_bundle(source)
-        assert caught.value.code == Code.POLICY_INVALID
 
 
 def test_no_read_is_torn_by_a_swap(tmp_path: Path) -> None:
@@ -262,9 +260,8 @@ def _member(kind: bytes, size: bytes) -> bytes:
 def test_a_header_that_lies_about_its_size_is_refused(tmp_path: Path, kind: bytes, size: bytes) -> None:
     """Twenty gigabytes of nothing, a size beyond any number, one below zero: before anything is read or verified."""
     (tmp_path / "b.tar.gz").write_bytes(_member(kind, size))
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError, match=Code.POLICY_INVALID):
         read_bundle(tmp_path / "b.tar.gz")
-    assert caught.value.code == Code.POLICY_INVALID
 
 
 @given(st.integers(0, 4000), st.integers(1, 255))

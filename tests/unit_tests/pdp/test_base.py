@@ -211,7 +211,8 @@ TEXT = "permit(principal, action, resource);"
 MADE: list[tuple[Callable[..., Any], dict[str, Any], set[str]]] = [
     (OpaPDP, {}, {"url", "path", "batch", "timeout", "ca_file", "client_cert", "token_file", "proxy", "pool_size"}),
     (
-        AuthzenPDP, {"url": "http://localhost"},
+        AuthzenPDP,
+        {"url": "http://localhost"},
         {"url", "evaluation", "evaluations", "timeout", "ca_file", "client_cert", "token_file", "proxy", "pool_size"},
     ),
     (WasmPDP, {}, {"wasm", "data", "entrypoint", "pool_size", "timeout", "deadline"}),
@@ -225,10 +226,7 @@ MADE: list[tuple[Callable[..., Any], dict[str, Any], set[str]]] = [
     (ObserveOnly, {"real": StaticPDP(True)}, {"real"}),
     (partial(DenyOverrides, StaticPDP(True), StaticPDP(True, name="b")), {}, {"deadline"}),
     (lambda pdp: DenyOverrides(StaticPDP(True), pdp), {}, {"pdp"}),
-    (
-        CandidatePDP, {"real": StaticPDP(True), "candidate": StaticPDP(True)},
-        {"real", "candidate", "on_difference", "deadline"},
-    ),
+    (CandidatePDP, {"real": StaticPDP(True), "candidate": StaticPDP(True)}, {"real", "candidate", "on_difference", "deadline"}),
     (CircuitBreaker, {"real": StaticPDP(True)}, {"real", "failures", "reset_after", "clock"}),
 ]
 

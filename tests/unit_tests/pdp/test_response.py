@@ -159,9 +159,7 @@ def test_an_answer_has_one_of_four_outcomes(answer: Any, outcome: str, reasons: 
 
 def test_an_answer_is_carried_over_whole() -> None:
     """Obligations, ttl and revision; and every decision has an id of its own."""
-    document = answered(
-        obligations=[{**OBLIGED, "properties": {"fields": ["iban"]}}], ttl=30, policy={"revision": "r1"},
-    )
+    document = answered(obligations=[{**OBLIGED, "properties": {"fields": ["iban"]}}], ttl=30, policy={"revision": "r1"})
     first, second = parse_answer(document), parse_answer(document)
     assert first is not None
     assert second is not None

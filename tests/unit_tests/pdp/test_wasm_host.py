@@ -65,8 +65,7 @@ def program(code: bytes, **options) -> Program:
 
 @pytest.mark.parametrize("evaluate", [
     "unreachable", "(call $abort (i32.const 8)) (i32.const 4096)",
-    "(call $builtin1 (i32.const 0) (i32.const 0) (i32.const 0))", "(i32.const 0)", "(i32.const -1)",
-    "(i32.const 2147483647)",
+    "(call $builtin1 (i32.const 0) (i32.const 0) (i32.const 0))", "(i32.const 0)", "(i32.const -1)", "(i32.const 2147483647)",
     "(i32.const 131072)",  # where the memory ends
     "(i32.load (i32.const 2147483647))",
     "(memory.fill (i32.const 0) (i32.const 32) (i32.const 196576)) (i32.const 16)",  # no end anywhere
@@ -223,8 +222,7 @@ def test_a_runaway_is_stopped_by_its_work(rushing: bool) -> None:
         bytes(wasmtime.wat2wasm('(module (import "env" "memory" (memory 2)) (import "wasi" "f" (func)))')),
         module(extra='(import "env" "secret" (func))'), module(pages=5000), module(malloc="-1"), module(malloc="0"),
         module(malloc="2147483647"), module(parsed="(i32.const 0)"), module(parsed="unreachable"),
-        module(parsed="(loop (br 0)) unreachable"), module(tables="-1"), module(tables="2147483647"),
-        module(tables="64001"),
+        module(parsed="(loop (br 0)) unreachable"), module(tables="-1"), module(tables="2147483647"), module(tables="64001"),
     ],
     ids=[
         "old ABI", "no memory", "no exports", "another host", "an unknown import", "too much memory", "malloc below",

@@ -29,13 +29,13 @@ YES, NO = {"type": "approve"}, {"type": "reject"}
 
 
 def ask(key: str, position: int = 0, interrupt: str = "i1") -> Approval:
-    return Approval(
-        key, "sha256:00", 1, position=position, interrupt_id=interrupt, plan_id="m", place=position, tool="pay",
-    )
+    return Approval(key, "sha256:00", 1, position=position, interrupt_id=interrupt, plan_id="m", place=position, tool="pay")
 
 
 ONE = [ask("a")]
+EDIT = {"type": "edit", "edited_action": {"name": "wire", "args": {"amount": 1}}}
 TWO = [ask("b", 1), ask("a", 0)]  # a store gives them in any order
+BOTH = [ask("a", 0, "i1"), ask("c", 0, "i2"), ask("b", 1, "i1")]
 
 
 def states(asks: list[Approval], value: object, subject: Subject = ALICE) -> dict[str, str]:
@@ -57,19 +57,19 @@ def test_one_question_is_answered(value: object) -> None:
 
 
 def test_an_answer_names_who_gave_it() -> None:
-    """The authenticated subject, and what a human said; only a user's word is authenticated."""
+    """The authenticated subject, and what it said; only a user's word is authenticated."""
     (change,) = answers(ONE, {"type": "reject", "message": "not now"}, ALICE)
     assert change == AnswerApproval("a", "rejected", "user:alice", authenticated=True, message="not now")
     for kind in ("service", "agent", "anonymous", "User"):
         (change,) = answers(ONE, YES, Subject(type=kind, id="x"))
         assert change == AnswerApproval("a", "approved", f"{kind}:x", authenticated=False)
-
-
-def test_a_message_is_text() -> None:
-    """What is none is left out, and spoils nothing."""
-    for message in (None, 7, ["x"], {"text": "x"}):
+    for message in (None, 7, ["x"], {"text": "x"}):  # what is no text is left out, and spoils nothing
         (change,) = answers(ONE, {"type": "reject", "message": message}, ALICE)
         assert change == AnswerApproval("a", "rejected", "user:alice", authenticated=True, message="")
+    (change,) = answers(ONE, EDIT, ALICE)
+    assert (change.state, edited_action(change.edited)) == ("approved", ("wire", {"amount": 1}))
+    (change,) = answers(ONE, {"type": "respond", "message": "done"}, ALICE)
+    assert (change.state, change.message, change.edited) == ("answered", "done", "")
 
 
 MALFORMED: list[object] = [
@@ -77,8 +77,7 @@ MALFORMED: list[object] = [
     {"type": "Approve"}, {"type": "approved"}, {"type": "approve "}, {"type": True}, {"type": None},
     {"type": ["approve"]}, {"type": {"type": "approve"}}, {"type": "edit"},
     {"type": "edit", "edited_action": {"name": "pay"}}, {"type": "edit", "edited_action": {"name": "", "args": {}}},
-    {"type": "edit", "edited_action": {"name": 1, "args": {}}},
-    {"type": "edit", "edited_action": {"name": "pay", "args": []}},
+    {"type": "edit", "edited_action": {"name": 1, "args": {}}}, {"type": "edit", "edited_action": {"name": "pay", "args": []}},
     {"type": "edit", "edited_action": {"name": "pay", "args": {1: 2}}},
     {"type": "edit", "edited_action": {"name": "pay", "args": {"amount": float("nan")}}},
     {"type": "edit", "edited_action": {"name": "pay", "args": {"amount": object()}}}, {"type": "respond"},
@@ -98,36 +97,28 @@ def test_whatever_else_is_malformed(value: object) -> None:
     assert states(ONE, value) == {"a": "malformed"}
 
 
-def test_several_questions_are_answered_by_their_place() -> None:
+A, R, M = "approved", "rejected", "malformed"
+
+
+@pytest.mark.parametrize(("asks", "value", "expected"), [
+    (TWO, [YES, NO], {"a": A, "b": R}), (TWO, {"decisions": [NO, YES]}, {"a": R, "b": A}), (TWO, {"i1": [YES, YES]}, {"a": A, "b": A}),
+    # A bad decision spoils only its own.
+    (TWO, [YES, {"type": "edit"}], {"a": A, "b": M}), (TWO, [None, NO], {"a": M, "b": R}),
+    # Several interrupts are answered by their ids. One that is not named stays open.
+    (BOTH, {"i1": [YES, NO], "i2": YES}, {"a": A, "b": R, "c": A}), (BOTH, {"i2": NO}, {"c": R}),
+    (BOTH, {"i1": YES, "i2": YES}, {"a": M, "b": M, "c": A}), (BOTH, {"i1": None, "unknown": YES}, {"a": M, "b": M}),
+    # Without questions a resume value is the graph's own business.
+    *(([], value, {}) for value in (YES, [YES], {"i1": YES}, None, {})),
+], ids=str)
+def test_questions_are_answered_by_their_place(asks: list[Approval], value: object, expected: dict[str, str]) -> None:
     """In the order in which they were asked, not in which a store gives them."""
-    assert states(TWO, [YES, NO]) == {"a": "approved", "b": "rejected"}
-    assert states(TWO, {"decisions": [NO, YES]}) == {"a": "rejected", "b": "approved"}
-    assert states(TWO, {"i1": [YES, YES]}) == {"a": "approved", "b": "approved"}
+    assert states(asks, value) == expected
 
 
-def test_one_bad_decision_spoils_only_its_own() -> None:
-    """The other answers stand."""
-    assert states(TWO, [YES, {"type": "edit"}]) == {"a": "approved", "b": "malformed"}
-    assert states(TWO, [None, NO]) == {"a": "malformed", "b": "rejected"}
-
-
-@pytest.mark.parametrize(
-    "value", [YES, [YES], {"decisions": [YES]}, [YES] * 3, {"decisions": []}, [], None, {"i1": [YES]}],
-)
+@pytest.mark.parametrize("value", [YES, [YES], {"decisions": [YES]}, [YES] * 3, {"decisions": []}, [], None, {"i1": [YES]}])
 def test_a_wrong_number_of_decisions_answers_none(value: object) -> None:
     """It can not be said which one was meant."""
     assert states(TWO, value) == {"a": "malformed", "b": "malformed"}
-
-
-BOTH = [ask("a", 0, "i1"), ask("c", 0, "i2"), ask("b", 1, "i1")]
-
-
-def test_several_interrupts_are_answered_by_their_ids() -> None:
-    """Each by its own; one that is not named stays open."""
-    assert states(BOTH, {"i1": [YES, NO], "i2": YES}) == {"a": "approved", "b": "rejected", "c": "approved"}
-    assert states(BOTH, {"i2": NO}) == {"c": "rejected"}
-    assert states(BOTH, {"i1": YES, "i2": YES}) == {"a": "malformed", "b": "malformed", "c": "approved"}
-    assert states(BOTH, {"i1": None, "unknown": YES}) == {"a": "malformed", "b": "malformed"}
 
 
 @pytest.mark.parametrize("value", [*MALFORMED[:40], YES, [YES] * 3, {"decisions": [YES] * 3}], ids=shown)
@@ -135,12 +126,6 @@ def test_a_plain_value_answers_none_of_several_interrupts(value: object) -> None
     """It does not say which; they stay open."""
     if not (isinstance(value, dict) and "i1" in value):
         assert states(BOTH, value) == {}
-
-
-def test_without_questions_there_is_nothing_to_answer() -> None:
-    """A resume value is then the graph's own business."""
-    for value in (YES, [YES], {"i1": YES}, None, {}):
-        assert states([], value) == {}
 
 
 values: st.SearchStrategy[Any] = st.recursive(
@@ -155,8 +140,7 @@ values: st.SearchStrategy[Any] = st.recursive(
 
 @given(
     asks=st.lists(
-        st.builds(ask, st.sampled_from("abcd"), st.integers(0, 3), st.sampled_from(["i1", "i2"])),
-        unique_by=lambda a: a.call_key,
+        st.builds(ask, st.sampled_from("abcd"), st.integers(0, 3), st.sampled_from(["i1", "i2"])), unique_by=lambda a: a.call_key
     ),
     value=values,
 )
@@ -165,21 +149,6 @@ def test_no_value_approves_what_was_not_asked(asks: list[Approval], value: Any) 
     found = states(asks, value)
     assert found.keys() <= {a.call_key for a in asks}
     assert "approved" not in found.values() or "'approve'" in repr(value)
-
-
-EDIT = {"type": "edit", "edited_action": {"name": "wire", "args": {"amount": 1}}}
-
-
-def test_an_edit_is_an_approval_of_another_action() -> None:
-    """As JSON text, with what it approves in it and nothing else."""
-    (change,) = answers(ONE, EDIT, ALICE)
-    assert (change.state, edited_action(change.edited)) == ("approved", ("wire", {"amount": 1}))
-
-
-def test_a_response_answers_in_the_tools_place() -> None:
-    """The call is not approved."""
-    (change,) = answers(ONE, {"type": "respond", "message": "done"}, ALICE)
-    assert (change.state, change.message, change.edited) == ("answered", "done", "")
 
 
 @pytest.mark.parametrize("decision", [YES, NO, EDIT, {"type": "respond", "message": "x"}])

@@ -53,9 +53,7 @@ class Remote:
         return self._there.issue(TokenRequest.from_json(body).model_copy(update=self.lie))
 
 
-def played(
-    issuer: Remote, road: str, ledger: MemoryLedger | None = None, **options: Any
-) -> tuple[list[Any], RuntimeAuthz]:
+def played(issuer: Remote, road: str, ledger: MemoryLedger | None = None, **options: Any) -> tuple[list[Any], RuntimeAuthz]:
     profiles = {"pay": ToolProfile(effect="pay", sink="external", audience=(BANK,))}
     authz = RuntimeAuthz(pdp=StaticPDP(True), profiles=profiles, issuer=issuer, ledger=ledger or MemoryLedger())
     got: list[Any] = []
@@ -124,8 +122,7 @@ def test_a_remote_issuer_that_answers_something_else_is_not_believed(road: str, 
 @pytest.mark.parametrize("road", ["sync", "async"])
 @pytest.mark.parametrize(("answer", "code"), [
     ("ended", None),  # the lease of a slow tool
-    ("stale", "credential_revoked"), (LedgerError("ledger_timeout"), "ledger_timeout"),
-    (OSError("disk"), "ledger_unavailable"),
+    ("stale", "credential_revoked"), (LedgerError("ledger_timeout"), "ledger_timeout"), (OSError("disk"), "ledger_unavailable"),
 ], ids=str)
 def test_the_ledger_is_asked_before_a_mint(road: str, answer: Any, code: str | None) -> None:
     """A failed ledger refuses with its own code, which is recorded; an ended lease refuses nothing."""

@@ -80,9 +80,7 @@ def test_what_a_failed_tool_says_is_not_the_models_own_text(handled: bool, prote
 
     failing = StructuredTool.from_function(look_up, handle_tool_error=handled)
     read, write = call("look_up", {"name": "Bob"}, "c1"), call("note", {"to": "bob@x.org", "body": PASSAGE}, "c2")
-    graph = hand_written(
-        replying([read], [write]), [failing, note], checkpointer=InMemorySaver(), handle_tool_errors=not handled
-    )
+    graph = hand_written(replying([read], [write]), [failing, note], checkpointer=InMemorySaver(), handle_tool_errors=not handled)
     config: Any = {"configurable": {"thread_id": "t"}}
     authz = RuntimeAuthz(profiles=NOTED)
     with authz.run(subject="alice", task="Write to Bob", mandate=NOTE):

@@ -161,8 +161,7 @@ def lost(kind: str) -> BaseException:
 
 @pytest.mark.parametrize(("error", "state"), [
     (lost("cause"), "unknown"), (lost("group"), "unknown"), (ConnectionResetError(), "unknown"),
-    (CancelledError(), "unknown"), (BaseExceptionGroup("several", [KeyboardInterrupt()]), "unknown"),
-    (KeyError("id"), "failed"),
+    (CancelledError(), "unknown"), (BaseExceptionGroup("several", [KeyboardInterrupt()]), "unknown"), (KeyError("id"), "failed"),
 ])
 def test_what_becomes_of_a_call_that_raised(error: BaseException, state: str) -> None:
     assert calls_in_doubt.state_of(error) == state

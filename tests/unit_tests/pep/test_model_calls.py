@@ -99,9 +99,7 @@ def test_instructions_are_the_system_messages() -> None:
 def entered(pdp: Any, authz: Any = None, **how: Any) -> Any:
     authz = authz or authz_with(pdp)
     engine = authz._engine
-    flow = open_entry(
-        engine, Scope("default", engine.issuer.issuer, "g", "t"), Subject(type="user", id="alice"), "r", "g", **how
-    )
+    flow = open_entry(engine, Scope("default", engine.issuer.issuer, "g", "t"), Subject(type="user", id="alice"), "r", "g", **how)
     return authz, drive(engine, flow).run
 
 
@@ -349,10 +347,7 @@ def test_a_model_call_of_a_corrected_task_is_refused() -> None:
 def test_what_is_withheld() -> None:
     """A provider's tool that nothing can take out any more denies; an agent's own is decided when it is called."""
     props = {"tools": ["look"], "provider_tools": ["web"]}
-    answer = {
-        "decision": True,
-        "context": {"obligations": [{"id": "w", "type": "withhold_tools", "properties": props}]},
-    }
+    answer = {"decision": True, "context": {"obligations": [{"id": "w", "type": "withhold_tools", "properties": props}]}}
     authz, run = entered(StaticPDP(lambda r: answer if r.action.name == "model/call" else True))
     decision = drive(run.engine, decide_model(run, CALL))
     assert withheld(decision) == ({"look"}, {"web"})

@@ -30,9 +30,7 @@ UNDERSTOOD: list[tuple[str, dict[str, Any], object]] = [
     ("budget", {"counter": "pay", "max": 3}, SpendBudget("policy:pay", 3)), ("notify", {"channel": "log"}, True),
 ]
 NOT_UNDERSTOOD: dict[str, list[dict[str, Any]]] = {
-    "": [{}],
-    "Redact": [{"fields": ["iban"]}],
-    "notify": [{}, {"channel": ""}, {"channel": ["log"]}],
+    "": [{}], "Redact": [{"fields": ["iban"]}], "notify": [{}, {"channel": ""}, {"channel": ["log"]}],
     "budget": [
         {"counter": "pay"}, {"counter": "", "max": 1}, {"counter": "pay", "max": True},
         {"counter": "pay", "max": 2**53 + 1}, {"counter": "pay", "max": 1, "per": "subject"},
@@ -86,8 +84,7 @@ class Point(NamedTuple):
     (({"iban": SECRET}, [({"iban": SECRET},)]), ({"iban": REDACTED}, [({"iban": REDACTED},)])),
     ({"iban": None}, {"iban": REDACTED}), ({"iban": {"country": "DE", "number": SECRET}}, {"iban": REDACTED}),
     ({1: {"iban": SECRET}}, {1: {"iban": REDACTED}}),
-    ([Point(SECRET, 1), {SECRET}, b"bytes", 2.5], [REDACTED, REDACTED, REDACTED, 2.5]),
-    (Point(1, {"iban": SECRET}), REDACTED),
+    ([Point(SECRET, 1), {SECRET}, b"bytes", 2.5], [REDACTED, REDACTED, REDACTED, 2.5]), (Point(1, {"iban": SECRET}), REDACTED),
     ({"type": "text", "text": "x", "iban": SECRET}, {"type": "text", "text": REDACTED, "iban": REDACTED}),
     ({"body": f'{{"iban": "{SECRET}", "n": {"1" * 4400}}}'}, {"body": REDACTED}),
     ({"body": f'{{"iban": "{SECRET}", "n": {"[" * 100_000}{"]" * 100_000}}}'}, {"body": REDACTED}), ({}, {}),

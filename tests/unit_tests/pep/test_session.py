@@ -381,9 +381,7 @@ def test_a_child_gets_the_parents_grant_narrowed() -> None:
     pdp = StaticPDP(True)
     authz = authz_with(pdp)
     parent = opened(authz, grant=GRANT)
-    child = parent.delegate(
-        "payer", Grant(tools=("pay", "note", "delete_all"), args={"pay": {"amount": Constraint(le=1000)}}),
-    )
+    child = parent.delegate("payer", Grant(tools=("pay", "note", "delete_all"), args={"pay": {"amount": Constraint(le=1000)}}))
     assert child.jti != parent.jti
     assert child.decide("pay", PAY).permit
     request = calls(pdp)[-1]
@@ -614,9 +612,7 @@ def test_sync_and_async_agree() -> None:
         note(child.decide("lookup", {}))
         session.close()
         note(session.decide("lookup", {}))
-        requests = [
-            r.model_dump(exclude={"context": {"lease": {"jti"}, "plan": {"id"}, "call": {"id"}}}) for r in pdp.requests
-        ]
+        requests = [r.model_dump(exclude={"context": {"lease": {"jti"}, "plan": {"id"}, "call": {"id"}}}) for r in pdp.requests]
         lines = [(r["kind"], r.get("action"), r.get("outcome"), r.get("state"), r.get("event")) for r in records(authz)]
         return seen, requests, lines
 

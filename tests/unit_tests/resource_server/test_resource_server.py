@@ -107,9 +107,7 @@ def challenge(answer: httpx.Response) -> str:
 def test_the_act_chain_is_told() -> None:
     """The service learns who acts and who delegated, nearest first."""
     answer = asked(app_of(server()), {"Authorization": f"bearer  {token()}"})
-    assert answer.json() == [
-        "urn:langchain-runtime-authz:agent:supervisor/payer", "urn:langchain-runtime-authz:agent:supervisor",
-    ]
+    assert answer.json() == ["urn:langchain-runtime-authz:agent:supervisor/payer", "urn:langchain-runtime-authz:agent:supervisor"]
 
 
 def test_no_credential_is_told_what_is_wanted() -> None:
@@ -210,20 +208,6 @@ def test_a_dead_token_asks_nobody() -> None:
     assert status.asked == 0
 
 
-def test_a_host_header_does_not_say_who_the_service_is() -> None:
-    """A proof made for another origin is refused whatever `Host` is sent along."""
-    key = ProofKey()
-    mine = token(cnf_jkt=key.jkt)
-    proof = key.proof("POST", "https://evil.example/pay", token=mine)
-    headers = {"Authorization": f"DPoP {mine}", "DPoP": proof, "Host": "evil.example"}
-    answer = asked(app_of(server()), headers)
-    assert answer.status_code == 401
-    assert 'DPoP realm="api", error="invalid_dpop_proof", error_description="proof_invalid"' in challenge(answer)
-    assert "Bearer" not in challenge(answer)  # a bound token is no bearer token, whatever is wrong with its proof
-    good = key.proof("POST", BANK + "/pay?x=1", token=mine)
-    assert asked(app_of(server()), {**headers, "DPoP": good}, "/pay?y=2").status_code == 200
-
-
 @pytest.mark.parametrize("raw", [True, False])
 @pytest.mark.parametrize(("path", "arrives"), [("/a b/c", "/a%20b/c"), ("/a/b/c", "/a%2Fb/c"), ("/a%2Fb/c", "/a%252Fb/c")])
 async def test_a_path_is_what_arrived(raw: bool, path: str, arrives: str) -> None:
@@ -305,9 +289,7 @@ def test_the_guard_in_front_of_an_application() -> None:
     assert reached == ["ws", "pay"]
 
 
-@pytest.mark.parametrize(
-    "options", [{"audience": ""}, {"status": None}, {"proofs": None, "require_proof": True}], ids=str
-)
+@pytest.mark.parametrize("options", [{"audience": ""}, {"status": None}, {"proofs": None, "require_proof": True}], ids=str)
 def test_settings_can_not_weaken(options: dict[str, Any]) -> None:
     """No service without a name, and none that forgot to say whom it asks."""
     with pytest.raises(ConfigError):
@@ -410,12 +392,6 @@ def test_a_request_without_the_arguments_is_invalid() -> None:
     assert reached == []
     assert asked(app, headers, "/query?amount=98.70").status_code == 200
     assert asked(app, headers, "/query?amount=98.71").status_code == 403
-
-
-def test_introspection_tells_of_the_call() -> None:
-    """RFC 9396 §9.2: the endpoint answers with the details, digests and all."""
-    answer = asked(endpoint(), BASIC, "/", data={"token": token(details=call_details())}).json()
-    assert answer["authorization_details"][1:] == list(call_details())
 
 
 def mcp_of(reached: list[Any], **options: Any) -> ProtectedMcp:
@@ -625,7 +601,9 @@ def test_a_live_token_is_active() -> None:
     assert answer.headers["cache-control"] == "no-store"
     assert (body["active"], body["sub"], body["aud"], body["token_type"]) == (True, "alice", BANK, "DPoP")
     assert body["act"]["act"]["sub"] == "urn:langchain-runtime-authz:agent:supervisor"
-    assert asked(endpoint(), BASIC, "/", data={"token": token()}).json()["token_type"] == "Bearer"
+    plain = asked(endpoint(), BASIC, "/", data={"token": token(details=call_details())}).json()
+    assert plain["token_type"] == "Bearer"
+    assert plain["authorization_details"][1:] == list(call_details())  # RFC 9396 §9.2
 
 
 @pytest.mark.parametrize(
@@ -721,9 +699,8 @@ def test_the_client_asks_as_the_rfc_says() -> None:
 ], ids=lambda _: "answer")
 def test_another_answer_is_no_answer(answer: Any) -> None:
     """Anything else than RFC 7662's about this very token: nobody can tell, so it is refused."""
-    with pytest.raises(CredentialError) as caught:
+    with pytest.raises(CredentialError, match="status_unavailable: "):
         seen_by(answer)
-    assert caught.value.code == "status_unavailable"
 
 
 def test_introspection_is_configured_safely() -> None:
@@ -790,9 +767,12 @@ def test_what_a_proxy_is_said_to_have_done_is_not_believed() -> None:
     """No header moves the URL that a proof must be for, with a public URL and without."""
     for made, arrives in ((server(), f"{BANK}/pay"), (server(public_url=f"{BANK}/api"), f"{BANK}/api/pay")):
         app = app_of(made)
-        assert proven(made, app, "/pay", arrives, **FORWARDED) == "200"
+        assert proven(made, app, "/pay?y=2", f"{arrives}?x=1", **FORWARDED) == "200"
         for url in ("https://evil.example/pay", "https://evil.example/api/pay", f"{BANK}/x/pay"):
             assert proven(made, app, "/pay", url, **FORWARDED) == "proof_invalid"
+        wrong = challenge(asked(app, {**proved(ProofKey(), "https://evil.example/pay"), "Host": "evil.example"}))
+        assert 'DPoP realm="api", error="invalid_dpop_proof", error_description="proof_invalid"' in wrong
+        assert "Bearer" not in wrong  # a bound token is no bearer token, whatever is wrong with its proof
 
 
 @pytest.mark.parametrize("public", [None, f"{BANK}/api"])
@@ -818,9 +798,8 @@ async def test_what_is_no_path_becomes_none_by_a_prefix(public: str, arrives: st
     if arrives.startswith("/"):
         assert (await made.authenticate(method="POST", path=arrives, headers=headers)).jkt == key.jkt
         return
-    with pytest.raises(CredentialError) as caught:
+    with pytest.raises(CredentialError, match="proof_invalid: "):
         await made.authenticate(method="POST", path=arrives, headers=headers)
-    assert caught.value.code == "proof_invalid"
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from langchain import agents
 from langchain_core.caches import InMemoryCache
 from langchain_core.globals import set_llm_cache
-from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, ToolMessage
-from langchain_core.tools import BaseTool, tool
-from langgraph.graph import START, MessagesState, StateGraph
-from langgraph.graph.state import CompiledStateGraph
-from langgraph.prebuilt import ToolNode, tools_condition
+from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage
+from langchain_core.tools import tool
 
 from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.testing.scripted_model import ScriptedChatModel, Turn
@@ -32,43 +30,12 @@ def script() -> list[Turn]:
     return [call(a=1, b=2, id=None), lambda messages: AIMessage(f"The sum is {messages[-1].text}.")]
 
 
-def hand_written(model: ScriptedChatModel) -> CompiledStateGraph[Any, Any, Any, Any]:
-    tools: list[BaseTool] = [add]
-    bound = model.bind_tools(tools)
-    builder = StateGraph(MessagesState)
-    builder.add_node("model", lambda state: {"messages": [bound.invoke(state["messages"])]})
-    builder.add_node("tools", ToolNode(tools))
-    builder.add_edge(START, "model")
-    builder.add_conditional_edges("model", tools_condition)
-    builder.add_edge("tools", "model")
-    return builder.compile()
-
-
-def created(model: ScriptedChatModel) -> CompiledStateGraph[Any, Any, Any, Any]:
-    from langchain import agents
-
-    graph: CompiledStateGraph[Any, Any, Any, Any] = agents.create_agent(model, [add])
-    return graph
-
-
 ASK = {"messages": [HumanMessage("What is 1 + 2?")]}
 
 
-@pytest.mark.parametrize("build", [hand_written, created])
-@pytest.mark.asyncio
-async def test_plays_in_a_graph(build: Any) -> None:
-    """A run of either kind of graph, sync and async, holds the script's calls, the tools' results and its answer."""
-    graph = build(ScriptedChatModel(script=script() * 2))
-    for messages in (graph.invoke(ASK)["messages"], (await graph.ainvoke(ASK))["messages"]):
-        assert [type(m) for m in messages] == [HumanMessage, AIMessage, ToolMessage, AIMessage]
-        assert messages[1].tool_calls[0]["id"] == messages[2].tool_call_id
-        assert messages[-1].text == "The sum is 3."
-
-
-@pytest.mark.parametrize("build", [hand_written, created])
-def test_plays_in_a_streaming_graph(build: Any) -> None:
+def test_plays_in_a_streaming_graph() -> None:
     """Streamed chunks carry the id of the message they become, and add up to it."""
-    graph = build(ScriptedChatModel(script=script()))
+    graph = agents.create_agent(ScriptedChatModel(script=script()), [add])
     tokens: list[AIMessageChunk] = []
     final: dict[str, Any] = {}
     for mode, data in graph.stream(ASK, stream_mode=["messages", "values"]):
@@ -82,11 +49,9 @@ def test_plays_in_a_streaming_graph(build: Any) -> None:
 
 
 WHOLE = AIMessage(
-    "Well then", id="m-1",
-    tool_calls=[
-        {"name": "add", "args": {"a": 1, "b": [None, "ü"]}, "id": "c-1"},
-        {"name": "add", "args": {}, "id": "c-2"},
-    ],
+    "Well then",
+    id="m-1",
+    tool_calls=[{"name": "add", "args": {"a": 1, "b": [None, "ü"]}, "id": "c-1"}, {"name": "add", "args": {}, "id": "c-2"}],
     invalid_tool_calls=[{"name": "add", "args": "oops", "id": "c-3", "error": None, "type": "invalid_tool_call"}],
     additional_kwargs={"refusal": None},
     response_metadata={"model_name": "none"},
@@ -106,28 +71,10 @@ def test_streaming_loses_nothing() -> None:
     merged = chunks[0]
     for chunk in chunks[1:]:
         merged += chunk
+    blocks: list[str | dict[str, Any]] = [{"type": "text", "text": "hi"}]
+    assert next(ScriptedChatModel(script=[AIMessage(blocks)]).stream("go")).content == blocks
     assert isinstance(merged, AIMessage)
     assert _facts(merged) == _facts(invoked) == _facts(WHOLE)
-
-
-def test_streaming_keeps_content_blocks() -> None:
-    """Content that is a list of blocks is streamed as it is."""
-    blocks: list[str | dict[str, Any]] = [{"type": "text", "text": "hi"}]
-    chunks = list(ScriptedChatModel(script=[AIMessage(blocks)]).stream("go"))
-    assert chunks[0].content == blocks
-
-
-@pytest.mark.asyncio
-async def test_streams_asynchronously() -> None:
-    """`astream` gives the chunks of `stream`."""
-    texts = [c.text async for c in ScriptedChatModel(script=[AIMessage("a b")]).astream("go")]
-    assert [t for t in texts if t] == ["a ", "b"]
-
-
-def test_given_ids_are_kept() -> None:
-    """Ids that the script gives are played as they are."""
-    answer = ScriptedChatModel(script=[call(a=1, b=1, id="mine").model_copy(update={"id": "m"})]).invoke("go")
-    assert (answer.id, answer.tool_calls[0]["id"]) == ("m", "mine")
 
 
 def test_missing_ids_are_assigned_anew_each_time() -> None:
@@ -136,6 +83,8 @@ def test_missing_ids_are_assigned_anew_each_time() -> None:
     played = [ScriptedChatModel(script=[turn]).invoke("go") for _ in range(2)]
     assert len({m.id for m in played}) == len({m.tool_calls[0]["id"] for m in played}) == 2
     assert (turn.id, turn.tool_calls[0]["id"]) == (None, None)
+    given = ScriptedChatModel(script=[call(a=1, b=1, id="mine").model_copy(update={"id": "m"})]).invoke("go")
+    assert (given.id, given.tool_calls[0]["id"]) == ("m", "mine")
 
 
 def test_an_exhausted_script_says_so() -> None:
