@@ -401,7 +401,7 @@ def test_threads_share_a_sink(path: Path) -> None:
     assert len(seen) == 400
 
 
-def _write_many(path: str, who: int, count: int) -> None:
+def _write_many(path: Path, who: int, count: int) -> None:
     sink = FileSink(path)
     for n in range(count):
         sink.write({"kind": "x", "who": who, "n": n})
@@ -432,10 +432,11 @@ def test_a_fork_inherits_a_working_sink(path: Path) -> None:
     assert verify_chain(path).records == 301
 
 
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_killed_writer_leaves_a_chain(path: Path) -> None:
     """After a kill at any moment the next writer goes on and everything verifies."""
-    context = multiprocessing.get_context("spawn")
-    worker = context.Process(target=_write_many, args=(str(path), 0, 1_000_000))
+    context = multiprocessing.get_context("fork")
+    worker = context.Process(target=_write_many, args=(path, 0, 1_000_000))
     worker.start()
     until = time.monotonic() + 120
     while time.monotonic() < until and (not path.exists() or path.stat().st_size < 20_000):

@@ -217,14 +217,11 @@ def test_a_file_that_could_not_be_closed_is_tried_again(tmp_path: Path, monkeypa
     assert verify_log(path).ok
 
 
-def _write_many(path: str, who: int, count: int) -> None:
-    write(Path(path), count, who, max_bytes=4000)
-
-
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_processes_share_and_rotate_one_log(tmp_path: Path) -> None:
     """Each record is there once and in its writer's order, whichever process closed the file."""
-    path, context = tmp_path / "a.jsonl", multiprocessing.get_context("spawn")
-    workers = [context.Process(target=_write_many, args=(str(path), who, 150)) for who in range(3)]
+    path, context = tmp_path / "a.jsonl", multiprocessing.get_context("fork")
+    workers = [context.Process(target=write, args=(path, 150, who), kwargs={"max_bytes": 4000}) for who in range(3)]
     for worker in workers:
         worker.start()
     for worker in workers:

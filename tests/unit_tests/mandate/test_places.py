@@ -57,6 +57,6 @@ def test_material_is_recognised_at_any_length(pasted: Callable[[int], str], n: i
 )
 def test_the_search_for_material_is_linear(text: str) -> None:
     began = time.process_time()
-    spans(("am " + text * 1_000_000)[:999_999] + "x")
-    spans((text * 1_000_000)[:999_999] + "x")
-    assert time.process_time() - began < 10
+    spans(("am " + text * 250_000)[:249_999] + "x")
+    spans((text * 250_000)[:249_999] + "x")
+    assert time.process_time() - began < 3
