@@ -86,8 +86,8 @@ class ToolProfile(BaseModel):
         trust: who writes the output; or by field, `{"": external, id: system}`.
         prose: free-text fields. A value inside one is a mention, not an assertion.
         counterparty: fields whose value the other side of a transaction chose.
-        author: the field that says who made a record. In the subject's own records (`Subject.properties["identifiers"]`),
-            no outsider chose a field.
+        author: the field that says who made a record. If it names the subject (`Subject.properties["identifiers"]`), no
+            outsider chose the fields next to it.
         intent: words by which a user asks for the tool; only `mandate.words` reads them.
         reaches: names of other declared tools that a call can start; the policy decides on the whole chain. Also
             audiences, as URLs, of the services behind the tool, for which a call's token may be exchanged.

@@ -47,7 +47,7 @@ Name every argument that matters. An argument that you do not name must not be g
 - field: a field of what an earlier read returns. pick: the field of the one record that the conditions choose.
   each: the field of each record, one call a record. Conditions use words of the user. Only fields that are marked `system`
   or `internal` can be used; who is paid, written to or opened needs `system`. If a tool has an `author` field, all fields
-  of the user's own records count as `internal`.
+  of the user's own records count as `internal`; the condition `own` finds these records.
 - calc: a number that is calculated from numbers in the user's words and from fields. `op` is sum, difference (the first
   less the second), percent (so many of the second) or share (the first divided by the second).
 - extract: a value inside free text of an earlier read. The user is shown it.

@@ -289,7 +289,7 @@ class Reader:
         """Return if a record's field meets its conditions; None if unsure or untrusted."""
         path = within_row(row, name)
         values = values_of(row, path) if not row.listed(path) else []  # fields of several records
-        found = {meets(each, values) for each in condition.where[name]} if values else {None}
+        found = {meets(each, values, self._own) for each in condition.where[name]} if values else {None}
         if None in found or not self._decides(condition, row, name):
             return None
         return False not in found
@@ -314,7 +314,7 @@ class Reader:
         for output in outputs:
             for row in rows_of(output, argument.path, self._own):
                 meeting = [
-                    meets(condition, values_of(row, within_row(row, name)))
+                    meets(condition, values_of(row, within_row(row, name)), self._own)
                     for name, conditions in argument.where.items()
                     for condition in conditions
                 ]

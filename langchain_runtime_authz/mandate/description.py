@@ -98,6 +98,8 @@ def _where(where: model.Where) -> str:
 
 def _condition(condition: model.Condition) -> str:
     match condition:
+        case model.Own():
+            return "is your own"
         case model.Eq(value=value):
             return f"is {_value(value)}"
         case model.Contains(text=text):

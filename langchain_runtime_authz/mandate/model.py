@@ -110,6 +110,12 @@ class AtMost(_Frozen):
     kind: Literal["at_most"] = "at_most"
 
 
+class Own(_Frozen):
+    """One of the subject's own identifiers (`Subject.properties["identifiers"]`)."""
+
+    kind: Literal["own"] = "own"
+
+
 class Not(_Frozen):
     """The field is there, and this condition does not hold."""
 
@@ -121,7 +127,7 @@ def _condition(value: object) -> object:
     return {"kind": "eq", "value": value} if isinstance(value, Scalar) else value
 
 
-_ConditionKind = Annotated[Eq | Contains | StartsWith | AtLeast | AtMost | Not, Member(discriminator="kind")]
+_ConditionKind = Annotated[Eq | Contains | StartsWith | AtLeast | AtMost | Own | Not, Member(discriminator="kind")]
 Condition = Annotated[_ConditionKind, BeforeValidator(_condition)]
 _Conditions = Annotated[tuple[Condition, ...], BeforeValidator(_several)]
 Where = dict[Name, _Conditions]
@@ -137,12 +143,6 @@ class Const(_Frozen):
     value: Scalar | Many[Scalar]
     said: Annotated[Span | None, BeforeValidator(_span)] = None
     kind: Literal["const"] = "const"
-
-
-class Own(_Frozen):
-    """One of the subject's own identifiers (`Subject.properties["identifiers"]`)."""
-
-    kind: Literal["own"] = "own"
 
 
 class OneOf(_Frozen):

@@ -245,5 +245,7 @@ def _wanted(where: model.Where) -> Iterator[tuple[str, object]]:
         for condition in conditions:
             while isinstance(condition, model.Not):
                 condition = condition.condition  # noqa: PLW2901
+            if isinstance(condition, model.Own):
+                continue
             said = condition.text if isinstance(condition, model.Contains | model.StartsWith) else condition.value
             yield field, said

@@ -18,7 +18,7 @@ from langchain_runtime_authz.facts.argument_atoms import MAX_ARGUMENT_NODES, abs
 from langchain_runtime_authz.facts.history import History
 from langchain_runtime_authz.facts.json_copy import held as take
 from langchain_runtime_authz.facts.normal_forms import forms, identifiers, key
-from langchain_runtime_authz.mandate.model import Eq
+from langchain_runtime_authz.mandate.model import Eq, Own
 from langchain_runtime_authz.mandate.text_arguments import Words
 from langchain_runtime_authz.tool_profile import HARMLESS, ToolProfile, field_trust
 
@@ -248,10 +248,10 @@ def chosen_by(profile: ToolProfile, path: str, conditions: Sequence[object], *, 
     A counterparty may choose an account, but not somebody else's: where the system writes it, the record of one
     account is trusted.
     """
-    field = field_trust(profile, path)
-    if field.origin == "system" and field.counterparty and not field.prose and conditions:
-        return 1 if mine or all(type(c) is Eq and _identifies(c.value) for c in conditions) else 0
-    return worth(profile, path, mine=mine)
+    field, found = field_trust(profile, path), worth(profile, path, mine=mine)
+    if found or field.origin != "system" or field.prose or not field.counterparty or not conditions:
+        return found
+    return 1 if all(type(c) is Own or (type(c) is Eq and _identifies(c.value)) for c in conditions) else 0
 
 
 def _identifies(value: object) -> bool:
@@ -261,7 +261,8 @@ def _identifies(value: object) -> bool:
 def worth(profile: ToolProfile, path: str, *, mine: bool = False) -> int:
     """Return a field's trust: 2 system, 1 internal, 0 outsider, counterparty or prose.
 
-    `mine`: the record is the subject's own, so no outsider chose the field.
+    `mine`: the record is the subject's own. No outsider chose the fields that stand next to its author.
     """
-    field = field_trust(profile, path)
+    field, beside = field_trust(profile, path), (profile.author or "").rpartition(".")[0]
+    mine = mine and path.rpartition(".")[0] == beside
     return max(mine, 0 if field.prose or field.counterparty else _WORTH[field.origin])

@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 
 from langchain_runtime_authz.facts.argument_atoms import DESTINATIONS, MAX_ITEMS, SHORT_KINDS
 from langchain_runtime_authz.facts.normal_forms import EXACT, MAX_VALUE, REMEMBERED, fold, forms, mentions, tidy
-from langchain_runtime_authz.mandate.model import AtLeast, AtMost, Condition, Contains, Eq, Not, Scalar, StartsWith
+from langchain_runtime_authz.mandate.model import AtLeast, AtMost, Condition, Contains, Eq, Not, Own, Scalar, StartsWith
 from langchain_runtime_authz.mandate.read_outputs import IDENTIFIERS, scalar_forms, scalars
 
 _DATED: Final = ("when", "value", "")  # kinds for which an ordered date may lack the time or the year
@@ -266,18 +266,23 @@ def stands(value: object, text: str) -> bool:
     return part != "" and re.search(rf"(?<![\w@-]){re.escape(part)}(?![\w@-])", fold(tidy(text))) is not None
 
 
-def meets(condition: Condition, values: Sequence[Scalar]) -> bool | None:
-    """Return True if a value meets the condition (`Not`: none does); None if unsure."""
+def meets(condition: Condition, values: Sequence[Scalar], own: frozenset[str] = frozenset()) -> bool | None:
+    """Return True if a value meets the condition (`Not`: none does); None if unsure.
+
+    `own`: the normal forms of the subject's own identifiers.
+    """
     if not values:
         return False
     inner = condition.condition if isinstance(condition, Not) else condition
-    found = {meets(inner, [v]) if isinstance(inner, Not) else _holds(inner, v) for v in values}
+    found = {meets(inner, [v], own) if isinstance(inner, Not) else _holds(inner, v, own) for v in values}
     if isinstance(condition, Not):
         return None if None in found else True not in found
     return True if True in found else None if None in found else False
 
 
-def _holds(condition: Eq | Contains | StartsWith | AtLeast | AtMost, value: Scalar) -> bool | None:
+def _holds(
+    condition: Eq | Contains | StartsWith | AtLeast | AtMost | Own, value: Scalar, own: frozenset[str]
+) -> bool | None:
     if isinstance(condition, AtLeast | AtMost):
         order = compare(value, condition.value)
         if order is None:
@@ -285,6 +290,8 @@ def _holds(condition: Eq | Contains | StartsWith | AtLeast | AtMost, value: Scal
         return order >= 0 if isinstance(condition, AtLeast) else order <= 0
     if not isinstance(value, bool) and not scalar_forms(value):
         return None
+    if isinstance(condition, Own):
+        return not own.isdisjoint(scalar_forms(value)) if own else None
     if isinstance(condition, Eq):
         # This compares dates as dates, and text in any case.
         return same(value, condition.value, "when") or (None if _close(value, condition.value) else False)

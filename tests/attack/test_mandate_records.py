@@ -39,6 +39,15 @@ PAGE = ToolProfile(effect="read", sink="none", trust="external")
 SAID = m.Step("p", "pay", {"to": BOB, "amount": 45}, only_if=m.OnlyIf("history", {"title": "approved"}))
 
 
+BY_ME = m.Step("p", "pay", {"to": m.Pick("history", "to", {"sender": m.Own(), "about": m.Contains("Spotify")}, max="date"), "amount": 45})
+
+
+def test_an_outsider_s_newer_payment_does_not_even_ask(go: Any) -> None:
+    assert ran(BY_ME, HISTORY, [OWN, THEIRS], SPOTIFY, go) == [("pay", SPOTIFY, 45.0)]
+    assert ran(BY_ME, HISTORY, [OWN, THEIRS], EVE, go) == []
+    assert ran(BY_ME, HISTORY, [OWN, THEIRS], EVE, go, protected=False) == [("pay", EVE, 45.0)]
+
+
 def test_the_payee_of_the_user_s_own_last_payment_is_paid_unasked(go: Any) -> None:
     assert ran(AS_LAST, HISTORY, [OWN, {**THEIRS, "date": "2026-01-01"}], SPOTIFY, go) == [("pay", SPOTIFY, 45.0)]
 

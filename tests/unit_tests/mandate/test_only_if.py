@@ -27,6 +27,7 @@ from langchain_runtime_authz.mandate.model import (
 )
 from langchain_runtime_authz.mandate.output_rows import Row, record_key
 from langchain_runtime_authz.mandate.read_outputs import Output, Outputs
+from langchain_runtime_authz.mandate.value_matching import meets
 from langchain_runtime_authz.tool_profile import ToolProfile
 
 ME, EVE = "DE89370400440532013000", "DE21500105179625862911"
@@ -225,6 +226,30 @@ def test_who_made_a_record_decides_who_chose_its_fields(pick, records, code):
     assert [d.code for d in found.deviations] == ([code] if code else [])
 
 
+BY_ME = Pick("history", "to", {"sender": Own(), "about": Contains("Spotify")}, max="date")
+NEWER = {**THEIRS, "date": "2026-04-01"}
+
+
+@pytest.mark.parametrize(
+    ("pick", "records", "code"),
+    [
+        (BY_ME, [OWN, NEWER], ""),
+        (BY_ME, [NEWER], "ambiguous"),
+        (BY_ME, [OWN, {"about": "Spotify"}], ""),
+        (Pick("history", "to", {"sender": Not(Own())}), [{**NEWER, "to": "Bob"}, OWN], "untrusted"),  # an outsider chose to be in it
+        (Pick("history", "to", {"about": Own()}), [{**OWN, "about": ME, "sender": EVE}], "untrusted"),
+    ],
+)
+def test_records_of_the_user_s_own(pick, records, code):
+    assert [d.code for d in paid(pick, records).deviations] == ([code] if code else [])
+    assert told_step(Step("do", "pay", {"to": BY_ME})).endswith("whose `sender` is your own and `about` contains Spotify, with the greatest `date`")
+
+
+def test_without_identifiers_nothing_is_the_user_s_own():
+    assert (meets(Own(), [ME]), meets(Not(Own()), [ME])) == (None, None)
+    assert (meets(Own(), [ME], frozenset(forms(ME))), meets(Own(), [EVE], frozenset(forms(ME)))) == (True, False)
+
+
 def test_an_author_inside_of_listed_records():
     pick = Pick("history", "items.to", {"items.about": Contains("Spotify")})
     assert paid(pick, {"items": [OWN]}, tool="mails").standing == "covered"
@@ -241,6 +266,7 @@ def amount_of(source, record, amount):
     ("source", "record", "amount", "code"),
     [
         (Field("notes", "about"), {"sender": ME, "about": 5}, 5, ""),
+        (Field("notes", "reply.about"), {"sender": ME, "reply": {"sender": EVE, "about": 5}}, 5, "untrusted"),
         (Field("notes", "replies.about"), {"sender": ME, "replies": [{"sender": EVE, "about": 5}]}, 5, "untrusted"),
         (Pick("notes", "replies.about", {"id": 7}), [{"id": 7, "sender": ME, "replies": [{"about": 5}]}], 5, "untrusted"),
         (Pick("notes", "about", {"replies.about": 7}), [{"about": 5, "sender": ME, "replies": [{"about": 7}]}], 5, "untrusted"),
