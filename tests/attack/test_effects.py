@@ -22,10 +22,6 @@ def seen(authz: Any, name: str) -> list[tuple[str, Any]]:
     return [(r["outcome"], r["request"]["context"]["plan"]) for r in found]
 
 
-def approve(kind: str = "approve") -> Command:  # type: ignore[type-arg]
-    return Command(resume={"decisions": [{"type": kind}]})
-
-
 def mailer(authz: Any, sent: list[Any], declared: bool, how: str = "sync") -> Any:
     """A node that mails what its model wrote, by a plain function: no tool, no call."""
 
@@ -62,7 +58,7 @@ def test_a_plain_function_mails_a_stranger(declared: bool, how: str, ran: Any, e
     assert asked.value["action_requests"][0]["args"] == {"to": STRANGER, "body": "hello"}
     assert ran == []
     with pytest.raises(AuthzDenied):
-        run_as(authz, graph, approve("reject"), THREAD, how=how)
+        run_as(authz, graph, resume(REJECT), THREAD, how=how)
     assert ran == []
     ((outcome, plan), *_) = seen(authz, "send_mail")
     assert outcome == "approval_required"
@@ -109,7 +105,7 @@ def test_code_that_a_model_wrote_is_shown_before_it_runs(declared: bool, ran: An
         return
     assert code in state["__interrupt__"][0].value["action_requests"][0]["description"]
     assert ran == []
-    told(authz, graph, approve(), THREAD)
+    told(authz, graph, resume(APPROVE), THREAD)
     assert ran == [("eve", 500)]
 
 
@@ -144,8 +140,8 @@ def test_two_effects_of_one_node_ask_in_turn_and_run_once(ran: Any) -> None:
 
     graph = authz.protect(node_graph(in_run(lambda: results.extend(send("a@x.example") + send("b@x.example"))), checkpointer=InMemorySaver()))
     told(authz, graph, human(), THREAD)
-    assert "CHANGED" not in str(told(authz, graph, approve(), THREAD)["__interrupt__"])
-    state = told(authz, graph, approve(), THREAD)
+    assert "CHANGED" not in str(told(authz, graph, resume(APPROVE), THREAD)["__interrupt__"])
+    state = told(authz, graph, resume(APPROVE), THREAD)
     assert "__interrupt__" not in state
     assert ran == results == ["a@x.example", "b@x.example"]
 
@@ -163,7 +159,7 @@ def test_effects_at_once_ask_one_after_the_other(catch: bool, ran: Any) -> None:
         await asyncio.gather(send("a@x.example"), send("b@x.example"), return_exceptions=catch)
 
     graph = authz.protect(node_graph(in_run(lambda: None, step), checkpointer=InMemorySaver()))
-    for given in (human(), approve(), approve()):
+    for given in (human(), resume(APPROVE), resume(APPROVE)):
         state = run_as(authz, graph, given, THREAD, how="async")
     assert "__interrupt__" not in state
     assert sorted(ran) == ["a@x.example", "b@x.example"]
@@ -179,10 +175,10 @@ def test_a_question_of_the_nodes_own_does_not_answer_ours(ran: Any) -> None:
 
     graph = authz.protect(node_graph(in_run(lambda: (interrupt("sure?"), send(STRANGER))), checkpointer=InMemorySaver()))
     told(authz, graph, human(), THREAD)
-    state = told(authz, graph, approve(), THREAD)
+    state = told(authz, graph, resume(APPROVE), THREAD)
     assert state["__interrupt__"][0].value["action_requests"][0]["name"] == "send_mail"
     assert ran == []
-    told(authz, graph, approve(), THREAD)
+    told(authz, graph, resume(APPROVE), THREAD)
     assert ran == [STRANGER]
 
 

@@ -265,25 +265,17 @@ def test_the_unenforced_twin_of_a_correction_pays_all_the_same() -> None:
 @pytest.mark.parametrize("kind", ["hand", "agent"])
 def test_two_answers_at_once_are_one(kind: str) -> None:
     """Two processes answer the same question: each approved call runs once, whoever comes first."""
-    from threading import Barrier, Thread
-
     saver = InMemorySaver()
     s = Scene(kind, lambda: saver)
     s.say(human())
-    ready = Barrier(2)
+    ready = threading.Barrier(2)
 
     def answer(decision: Any) -> None:
         ready.wait()
-        try:
+        with contextlib.suppress(AuthzDenied):
             s.say(resume(APPROVE, decision, REJECT))
-        except AuthzDenied:
-            pass
 
-    threads = [Thread(target=answer, args=(d,)) for d in (edit("bob", 2), edit("bob", 3))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    side_by_side(lambda: answer(edit("bob", 2)), lambda: answer(edit("bob", 3)))
     paid = [r for r in s.ran if r[0] != "write"]
     assert paid.count(ANN) <= 1
     assert len([r for r in paid if r[0] == "bob"]) <= 1

@@ -285,11 +285,7 @@ def test_concurrent_threads(kind: str, ran: Any) -> None:
         except BaseException as exc:
             failures.append(exc)
 
-    threads = [threading.Thread(target=one, args=(USERS[i % 2],)) for i in range(10)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    side_by_side(*[lambda user=user: one(user) for user in USERS] * 5)
     assert failures == []
     check(authz, pdp, calls=90)
 

@@ -27,6 +27,10 @@ def bill(ran: list[Any], name: str = "pay", returns: Any = str) -> Any:
     return StructuredTool.from_function(pay, apay, name=name, description="Pay.", args_schema=PayArgs)
 
 
+def answers(calls: Any, outputs: Any) -> Any:
+    return {"messages": [ToolMessage(str(o), tool_call_id=c["id"]) for c, o in zip(calls, outputs, strict=True)]}
+
+
 class Loop:
     """An agent whose node makes its calls with their arguments: one after another, or side by side.
 
@@ -64,9 +68,6 @@ class Loop:
                 if not catch:
                     raise
                 return f"Error: {exc}"
-
-        def answers(calls: Any, outputs: Any) -> Any:
-            return {"messages": [ToolMessage(str(o), tool_call_id=c["id"]) for c, o in zip(calls, outputs, strict=True)]}
 
         def act(state: MessagesState) -> Any:
             calls = state["messages"][-1].tool_calls

@@ -12,7 +12,7 @@ from langgraph.func import entrypoint, task
 from pydantic import ConfigDict
 
 from ._kit import *
-from .test_loops import APPROVAL, THREE, TWICE, Loop, bill
+from .test_loops import APPROVAL, THREE, TWICE, Loop, answers, bill
 
 MAIL = ToolProfile(effect="send", critical={"to": "principal"})
 
@@ -39,10 +39,6 @@ class Acting(Loop):
         self.graph = self.builder.compile(checkpointer=InMemorySaver(), name="loop")
         if options.get("protected", True):
             self.authz.protect(self.graph)
-
-
-def answers(calls: Any, outputs: Any) -> Any:
-    return {"messages": [ToolMessage(str(o), tool_call_id=c["id"]) for c, o in zip(calls, outputs, strict=True)]}
 
 
 class Slow(StaticPDP):
@@ -242,7 +238,7 @@ def test_an_answer_is_for_the_calls_that_were_shown() -> None:
     state, shown = asyncio.run(enter(None)), []
     while asked := state.get("__interrupt__"):
         shown += [call["args"]["recipient"] for call in asked[0].value["action_requests"]]
-        state = asyncio.run(enter(Command(resume={"decisions": [{"type": "approve"}]})))
+        state = asyncio.run(enter(resume(APPROVE)))
     assert shown == ["bob", "ann"]
     assert_went_on(state)
 
@@ -286,7 +282,7 @@ def test_an_agent_that_was_left_behind_keeps_its_calls(node: bool) -> None:
         for _ in range(3):
             async with authz.run(subject="alice"):
                 state = await graph.ainvoke(given, THREAD)
-            given = Command(resume={"decisions": [{"type": "approve"}]})
+            given = resume(APPROVE)
             later.set()
             await asyncio.sleep(0.1)  # what was left behind calls its tool
         return state
@@ -301,7 +297,7 @@ def approved(authz: Any, graph: Any, given: Any, rounds: int) -> Any:
         with authz.run(subject="alice"):
             state = graph.invoke(given, THREAD)
         assert len(graph.get_state(THREAD).interrupts) == bool(left)
-        given = Command(resume={"decisions": [{"type": "approve"}]})
+        given = resume(APPROVE)
     return state
 
 
@@ -401,7 +397,7 @@ def test_each_attempt_of_langgraphs_retry_has_its_own_answer(how: str) -> None:
     for answered in range(4):
         state = run_as(authz, graph, given, THREAD, how=how)
         assert len(paid) == answered
-        given = Command(resume={"decisions": [{"type": "approve"}]})
+        given = resume(APPROVE)
     assert "__interrupt__" not in state
 
 

@@ -221,11 +221,8 @@ def test_a_limit_holds_for_agents_that_pay_at_once() -> None:
     authz = ours(pdp=StaticPDP(judge))
     with authz.session(subject="alice", mandate=m.Mandate(steps=STEPS, limits=(m.Limit("pay", 100),))) as parent:
         children = [parent.delegate(f"child-{i}") for i in range(4)]
-        workers = [threading.Thread(target=lambda c=c: outcomes.append(c.decide(*pay()).outcome)) for c in children]
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
+        workers = [lambda c=c: outcomes.append(c.decide(*pay()).outcome) for c in children]
+        side_by_side(*workers)
     assert sorted(outcomes) == ["deny", "deny", "permit", "permit"]
 
 

@@ -102,11 +102,7 @@ def test_processes_that_claim_at_once_pay_once(tmp_path: Path) -> None:
         with authz.session(subject="alice", mandate={**MANDATE, "key": "2026-12"}, thread=thread) as session:
             outcomes.append(session.decide(*pay()).outcome)
 
-    workers = [threading.Thread(target=decide, args=(z, f"thread-{i}")) for i, z in enumerate(points)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+    side_by_side(*(lambda z=z, i=i: decide(z, f"thread-{i}") for i, z in enumerate(points)))
     for ledger in ledgers:
         ledger.close()
     assert sorted(outcomes) == ["approval_required"] * 3 + ["permit"]

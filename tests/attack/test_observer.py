@@ -176,9 +176,7 @@ def test_a_thread_without_the_run_is_nobodys(tmp_path: Path) -> None:
         os.path.exists(tmp_path)
         with open(os.devnull, "w"):
             pass
-        thread = threading.Thread(target=lambda: (tmp_path / "x").write_text("x"))
-        thread.start()
-        thread.join()
+        side_by_side(lambda: (tmp_path / "x").write_text("x"))
 
     graph = authz.protect(node_graph(in_run(act)))
     told(authz, graph, human())

@@ -374,28 +374,20 @@ def test_an_edit_that_the_run_in_flight_leaves_behind_counts_when_it_ends(how: s
 
 
 @pytest.mark.parametrize("how", ["sync", "async"])
-def test_an_edit_that_the_run_in_flight_leaves_standing_counts_too(how: str) -> None:
-    """The root that waits for its child has written nothing since: the edit is its newest state."""
+@pytest.mark.parametrize("of", ["root", "child"])
+def test_an_edit_beside_a_run_that_waits_for_its_child_counts_when_it_ends(how: str, of: str) -> None:
+    """The root has written nothing since, so the edit is its newest state. The child goes on from what it loaded, and leaves it behind."""
     house = Nested()
-    beside_the_run(house, HumanMessage("STOP, pay nobody"))
+    stop_the_child(house) if of == "child" else beside_the_run(house, HumanMessage("STOP, pay nobody"))
     house.go(human(), how=how)
     assert house.epoch == 2
     house.go(None, how=how)
     assert (house.epoch, house.ran) == (2, [])
-    assert str(house.raw.get_state(THREAD).values).count("STOP, pay nobody") == 1
-
-
-@pytest.mark.parametrize("how", ["sync", "async"])
-def test_an_edit_of_a_child_beside_the_run_counts_when_it_ends(how: str) -> None:
-    """The child goes on from what it loaded, pauses with its plan, and what was written into its state is left behind."""
-    house = Nested()
-    stop_the_child(house)
-    house.go(human(), how=how)
-    assert house.epoch == 2
-    house.go(None, how=how)
-    assert (house.epoch, house.ran) == (2, [])
-    house.go(None)
-    assert house.epoch == 2
+    if of == "child":
+        house.go(None)
+        assert house.epoch == 2
+    else:
+        assert str(house.raw.get_state(THREAD).values).count("STOP, pay nobody") == 1
 
 
 def test_unenforced_an_edit_of_a_child_beside_the_run_is_lost() -> None:

@@ -110,11 +110,8 @@ def test_a_stopped_call_gets_no_token(stopped: Any, again: bool, road: str, chec
         other = RuntimeAuthz(ledger=authz.ledger)
         stopped(other, "t", *(["Stop."] if stopped is RuntimeAuthz.correct else []), graph="bank")
         call = current_call()
-        try:
-            given = call.credential() if road == "sync" else asyncio.run(call.acredential())
-            got.append(offline.verify(given.token, audience=BANK).audience)
-        except CredentialError as exc:
-            got.append(exc.code)
+        given = said_by(lambda: call.credential() if road == "sync" else asyncio.run(call.acredential()))
+        got.append(given if isinstance(given, str) else offline.verify(given.token, audience=BANK).audience)
         return "paid"
 
     graph = authz.protect(hand_written(replying([call("pay", {}, "c1")]), [pay], checkpointer=InMemorySaver(), name="bank"))
@@ -135,10 +132,7 @@ def test_an_inner_agent_has_no_part_in_the_outer_call(road: str, protected: bool
     variable: list[str] = []
 
     def thief(state: Any) -> dict[str, Any]:
-        try:
-            found["node"] = current_call().credential().token if protected else variable[0]
-        except CredentialError as exc:
-            found["node"] = exc.code
+        found["node"] = said_by(lambda: current_call().credential().token) if protected else variable[0]
         return {"messages": []}
 
     @tool

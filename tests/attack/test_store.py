@@ -20,10 +20,6 @@ SPACE = ("memories", "alice")
 declared = params(True, False)
 
 
-def approve(kind: str = "approve") -> Command:  # type: ignore[type-arg]
-    return Command(resume={"decisions": [{"type": kind}]})
-
-
 def by_runtime(runtime: Runtime, store: Any) -> Any:
     return runtime.store
 
@@ -66,7 +62,7 @@ def test_a_poisoned_memory_is_asked_about(find: Any, how: str, declared: bool) -
     (asked,) = state["__interrupt__"]
     assert asked.value["action_requests"][0]["args"] == {"namespace": "memories.alice", "key": "rule", "value": POISON}
     assert store.get(SPACE, "rule") is None
-    run_as(authz, graph, approve(), THREAD, how=how)
+    run_as(authz, graph, resume(APPROVE), THREAD, how=how)
     assert store.get(SPACE, "rule").value == POISON  # type: ignore[union-attr]
 
 
@@ -78,7 +74,7 @@ def test_a_key_that_the_node_makes_anew(declared: bool, written: list[Any]) -> N
     graph = authz.protect(remembering(by_runtime, store, lambda s: s.put(SPACE, str(uuid.uuid4()), POISON)))
     state = told(authz, graph, human(), THREAD)
     if declared:
-        state = told(authz, graph, approve(), THREAD)
+        state = told(authz, graph, resume(APPROVE), THREAD)
     assert [i.value for i in store.search(SPACE)] == written
     asked = [a["description"] for i in state.get("__interrupt__", ()) for a in i.value["action_requests"]]
     assert ["THE ARGUMENTS CHANGED" in a for a in asked] == [True] * declared
@@ -92,7 +88,7 @@ def test_a_rejected_write_is_not_carried_out() -> None:
     told(authz, graph, human(), THREAD)
     with authz.run(subject="alice"):
         store.put(SPACE, "own", {"a": 1})
-        assert code_of(lambda: graph.invoke(approve("reject"), THREAD)) == "approval_rejected"
+        assert code_of(lambda: graph.invoke(resume(REJECT), THREAD)) == "approval_rejected"
     assert [i.key for i in store.search(SPACE)] == ["own"]
 
 
