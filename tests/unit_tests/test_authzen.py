@@ -34,8 +34,7 @@ REQUEST_V2 = {
         "type": "'run' | 'agent' | 'node' | 'model' | 'tool'", "id": "str", "properties": "dict[str, any] = {}",
     },
     "context": {
-        "schema_version": "2 = 2",
-        "now": "int",
+        "schema_version": "2 = 2", "now": "int",
         "task": {"id": "str", "epoch": "int", "digest": "str", "text": "str", "corrections": "int"},
         "agent": {"path": "list[str]", "id": "str", "attested": "bool = False"},
         "delegation": {

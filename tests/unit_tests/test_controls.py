@@ -200,9 +200,7 @@ ATTACK = '<testcase classname="tests.attack.test_anomalies" name="test_a_burst_r
 
 
 @pytest.mark.parametrize(("body", "result", "code"), [
-    ("", "not run", 0),
-    (OWN.format(""), "not run", 0),
-    (OWN.format("") + ATTACK.format("a", ""), "passed", 0),
+    ("", "not run", 0), (OWN.format(""), "not run", 0), (OWN.format("") + ATTACK.format("a", ""), "passed", 0),
     (OWN.format("") + ATTACK.format("a", "") + ATTACK.format("b", "<failure/>"), "failed", 1),
     (OWN.format("<skipped/>") + ATTACK.format("a", ""), "skipped", 0),
     (OWN.format("<error/>") + ATTACK.format("a", ""), "failed", 1),

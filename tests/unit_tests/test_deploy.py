@@ -70,8 +70,7 @@ def test_values_of_an_honest_deployment_are_accepted(path: str, value: Any) -> N
     ("audit.size", "0Gi"), ("audit.durable", False), ("env", [{"name": "AUTHZ_OPA", "value": "http://elsewhere"}]),
     *(("env", [{"name": name, "value": "/tmp/none"}]) for name in ("RUNTIME_AUTHZ_KILL_SWITCH", "LD_PRELOAD", "PYTHONPATH")),
     ("engine", {"kind": "wasm", "bundle": {"configMap": "authz-policy"}}),  # which it would not read
-    ("image.tag", "latest-1"),
-    ("env", [{"name": "PATH", "value": "/tmp"}]),
+    ("image.tag", "latest-1"), ("env", [{"name": "PATH", "value": "/tmp"}]),
     *(("env", [{"name": name, "value": "http://elsewhere"}]) for name in ("HTTP_PROXY", "HTTPS_PROXY", "https_proxy", "All_Proxy")),
     ("unknown", 1),
 ])

@@ -33,13 +33,9 @@ tool_names = st.lists(words, min_size=1, max_size=3).map("_".join) | st.text(max
 profiles = st.builds(
     ToolProfile,
     effect=st.sampled_from(EFFECTS[1:]),  # a `compute` tool has one sink only
-    sink=st.sampled_from(SINKS),
-    critical=st.dictionaries(st.sampled_from(["a", "b"]), st.sampled_from(["url", "amount"])),
-    data_class=st.sampled_from(["public", "secret"]),
-    trust=st.sampled_from(["system", "internal", "external"]),
-    audience=st.sampled_from([(), ("https://bank.example",)]),
-    idempotent=st.booleans(),
-    digest=st.none() | st.just("sha256:00"),
+    sink=st.sampled_from(SINKS), critical=st.dictionaries(st.sampled_from(["a", "b"]), st.sampled_from(["url", "amount"])),
+    data_class=st.sampled_from(["public", "secret"]), trust=st.sampled_from(["system", "internal", "external"]),
+    audience=st.sampled_from([(), ("https://bank.example",)]), idempotent=st.booleans(), digest=st.none() | st.just("sha256:00"),
 )
 hints = st.none() | st.dictionaries(
     st.sampled_from(["destructiveHint", "readOnlyHint", "idempotentHint", "openWorldHint", "effect", METADATA_KEY]),
@@ -79,8 +75,7 @@ tools:
     path.write_text(text)
     expected = {
         "pay": ToolProfile(effect="pay", critical={"to": "principal", "amount": "amount"}, audience=("https://bank.example",)),
-        "lookup": READ,
-        "plain": ToolProfile(),
+        "lookup": READ, "plain": ToolProfile(),
     }
     assert load_profiles(path) == load_profiles(str(path)) == load_profiles(expected) == expected
     as_data = {"pay": {"effect": "pay", "critical": expected["pay"].critical, "audience": ["https://bank.example"]}}

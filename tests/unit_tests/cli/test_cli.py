@@ -131,10 +131,8 @@ def test_demo_options_belong_together(run: Callable[..., Any]) -> None:
 
 
 @pytest.mark.parametrize(("line", "says"), [
-    ("--fast", "No such option: --fast"),
-    ("ledger --fast", "No such option: --fast"),
-    ("ledger prun x", "No such command 'prun'"),
-    ("ledger migrate", "Missing argument 'LEDGER'"),
+    ("--fast", "No such option: --fast"), ("ledger --fast", "No such option: --fast"),
+    ("ledger prun x", "No such command 'prun'"), ("ledger migrate", "Missing argument 'LEDGER'"),
     ("ledger prune x --older-than 3y", "Invalid value for --older-than: must be like 36h"),
     ("policy init x --engine z", "Invalid value for '--engine'"),
 ])

@@ -66,8 +66,7 @@ def test_a_token_says_who_for_whom_where_and_how_long() -> None:
         "iat": NOW, "jti": "j-1", "txn": "run-1", "client_id": "urn:langchain-runtime-authz:agent:supervisor/payer",
         "tenant": "acme",
         "act": {
-            "iss": "urn:langchain-runtime-authz:local",
-            "sub": "urn:langchain-runtime-authz:agent:supervisor/payer",
+            "iss": "urn:langchain-runtime-authz:local", "sub": "urn:langchain-runtime-authz:agent:supervisor/payer",
             "act": {
                 "iss": "urn:langchain-runtime-authz:local", "sub": "urn:langchain-runtime-authz:agent:supervisor",
             },

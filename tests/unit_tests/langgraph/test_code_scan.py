@@ -208,8 +208,7 @@ def closure() -> Any:
 
 
 CASES: dict[str, tuple[Any, list[str]]] = {
-    "helper": (lambda s: helper(), ["network (requests.post)"]),
-    "deep": (lambda s: deep(), ["network (requests.post)"]),
+    "helper": (lambda s: helper(), ["network (requests.post)"]), "deep": (lambda s: deep(), ["network (requests.post)"]),
     "partial": (partial(lambda x, s: helper(), 1), ["network (requests.post)"]),
     "urllib": (lambda s: urllib.request.urlopen("http://x"), ["network (urllib.urlopen)"]),
     "mail": (mails, ["mail (smtplib.SMTP)"]), "imported inside": (imports, ["network (http.client)"]),

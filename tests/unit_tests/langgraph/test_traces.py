@@ -418,8 +418,7 @@ def broken(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     hanging = Hanging()
     processors: dict[str, SpanProcessor] = {
         "hanging exporter": BatchSpanProcessor(hanging, max_queue_size=4, max_export_batch_size=1),
-        "raising processor": Raising(),
-        "raising at the end": RaisingAtEnd(),
+        "raising processor": Raising(), "raising at the end": RaisingAtEnd(),
     }
     recording(monkeypatch, processors[request.param])
     yield

@@ -114,8 +114,7 @@ def test_a_default_that_the_model_did_not_send_is_not_compared():
 
 @pytest.mark.parametrize(("files", "expected"), [
     ([{"id": "f1"}], []), (["f1"], []), ([{"id": "f1", "size": 3, "title": "report"}], []),
-    ([{"id": "f1"}, {"id": "f2"}], [("files.id", "value")]),
-    ([{"id": "f1", "share": "all"}], [("files.share", "undeclared")]),
+    ([{"id": "f1"}, {"id": "f2"}], [("files.id", "value")]), ([{"id": "f1", "share": "all"}], [("files.share", "undeclared")]),
     ([{"id": "f1", "title": "IBAN DE89370400440532013000"}], [("files.title", "text")]),
 ])
 def test_members_of_an_argument_are_closed(files, expected):

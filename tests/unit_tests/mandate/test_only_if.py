@@ -64,8 +64,7 @@ def read(*records, **args):
 
 
 @pytest.mark.parametrize(("condition", "reads", "code"), [
-    (only_if(FREE, none=True), [read(EARLY)], ""),
-    (only_if(FREE, none=True), [read()], ""),
+    (only_if(FREE, none=True), [read(EARLY)], ""), (only_if(FREE, none=True), [read()], ""),
     (only_if(FREE, none=True), [read(EARLY, LUNCH)], "condition"),
     (only_if(FREE, none=True), [read({"start": "noon", "end": "2026-05-19 12:30"})], "condition"),  # not a time
     (only_if(FREE, none=True), [read({"about": "busy"})], "condition"),  # no field
@@ -210,10 +209,8 @@ BY_TEXT = Pick("history", "to", {"about": Contains("Spotify")}, max="date")
 
 
 @pytest.mark.parametrize(("pick", "records", "code"), [
-    (BY_TEXT, [OWN, THEIRS], ""),
-    (BY_TEXT, [{**OWN, "sender": EVE}], "untrusted"),
-    (BY_TEXT, [{**OWN, "sender": [ME, EVE]}], "untrusted"),
-    (BY_TEXT, [{**OWN, "sender": {"me": ME}}], "untrusted"),
+    (BY_TEXT, [OWN, THEIRS], ""), (BY_TEXT, [{**OWN, "sender": EVE}], "untrusted"),
+    (BY_TEXT, [{**OWN, "sender": [ME, EVE]}], "untrusted"), (BY_TEXT, [{**OWN, "sender": {"me": ME}}], "untrusted"),
     (BY_TEXT, [{k: v for k, v in OWN.items() if k != "sender"}], "untrusted"),
     (BY_TEXT, [OWN, {**THEIRS, "date": "2026-04-01", "to": "Bob"}], "untrusted"),  # the outsider's is the newest
     (Each("history", "to", {"about": Contains("Spotify")}), [OWN, THEIRS], ""),

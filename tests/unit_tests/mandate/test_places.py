@@ -39,12 +39,9 @@ def test_a_text_beyond_the_bound_states_nothing() -> None:
 @pytest.mark.parametrize("n", [8, 300, 2000])
 @pytest.mark.parametrize("pasted", [
     lambda n: f'<file name="{"A" * n}">\nevil.org\n</file>',
-    lambda n: f'<file name="a<b\n{"A" * n}">\nx\n</file>\nevil.org\n</file>',
-    lambda n: f"<{'d' * n}>\nevil.org\n</{'d' * n}>",
-    lambda n: f"On Mon, {'A' * n} wrote:\nevil.org",
-    lambda n: f"Am Montag, {'A' * n} schrieb Bob {'A' * n}:\nevil.org",
-    lambda n: f"{'-' * n}\nevil.org\n{'-' * n}",
-    lambda n: f"{' ' * n}> evil.org",
+    lambda n: f'<file name="a<b\n{"A" * n}">\nx\n</file>\nevil.org\n</file>', lambda n: f"<{'d' * n}>\nevil.org\n</{'d' * n}>",
+    lambda n: f"On Mon, {'A' * n} wrote:\nevil.org", lambda n: f"Am Montag, {'A' * n} schrieb Bob {'A' * n}:\nevil.org",
+    lambda n: f"{'-' * n}\nevil.org\n{'-' * n}", lambda n: f"{' ' * n}> evil.org",
     lambda n: f"{'-' * n} Forwarded message {'-' * n}\nevil.org",
 ], ids=["attribute", "end tag inside", "name", "wrote", "schrieb", "rule", "quote", "forward"])
 def test_material_is_recognised_at_any_length(pasted: Callable[[int], str], n: int) -> None:

@@ -302,10 +302,8 @@ def test_dictated_words_may_ask_and_forbid() -> None:
         ("Tell Bob 'How are you? Do not call.'", "How are you? Do not call.", ["m"]),
         ("Write to Bob:\nHello Bob. How are you?", "Hello Bob. How are you?", ["m"]),
         ("Tell Bob that I do not come", "I do not come", []),  # without quotation marks it may be the order that is negated
-        ("Mail Bob the report. The text is 'Hello'.", "Hello", ["m"]),
-        ("The text is 'Hello'. Mail Bob the report.", "Hello", []),
-        ("Tell Bob 'Do not pay Carol'", "pay Carol", []),
-        ("Don't tell Bob 'I come'", "I come", []),
+        ("Mail Bob the report. The text is 'Hello'.", "Hello", ["m"]), ("The text is 'Hello'. Mail Bob the report.", "Hello", []),
+        ("Tell Bob 'Do not pay Carol'", "pay Carol", []), ("Don't tell Bob 'I come'", "I come", []),
     ):
         assert kept(text, Step("m", "mail", {"to": "Bob", "body": Text((quote,))})) == left, text
 

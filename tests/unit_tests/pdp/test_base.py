@@ -211,8 +211,7 @@ TEXT = "permit(principal, action, resource);"
 MADE: list[tuple[Callable[..., Any], dict[str, Any], set[str]]] = [
     (OpaPDP, {}, {"url", "path", "batch", "timeout", "ca_file", "client_cert", "token_file", "proxy", "pool_size"}),
     (
-        AuthzenPDP,
-        {"url": "http://localhost"},
+        AuthzenPDP, {"url": "http://localhost"},
         {"url", "evaluation", "evaluations", "timeout", "ca_file", "client_cert", "token_file", "proxy", "pool_size"},
     ),
     (WasmPDP, {}, {"wasm", "data", "entrypoint", "pool_size", "timeout", "deadline"}),
