@@ -272,16 +272,11 @@ class Reader:
             return Finding("ambiguous", told)
         rows = [row for output in outputs for row in rows_of(output, condition.path, self._own)]
         met = [[self._met(condition, row, name) for name in condition.where] for row in rows]
-        if condition.none:
-            sure = all(False in fields for fields in met)
-        elif condition.where:
-            sure = any(map(all, met))
-        else:  # an object or a text, like an error, is not a record of a list
-            sure = any(row.record is not row.output.value and not row.path for row in rows)
-        if sure and not (rows and condition.where):  # the list itself decides
+        sure = all(False in fields for fields in met) if condition.none else any(map(all, met))
+        if sure and not rows:  # the empty list decides
             profile, path = outputs[0].profile, condition.path
-            fields = {joined(path, below(path, name)): each for name, each in condition.where.items()} or {path: ()}
-            if not any(reads.chosen_by(profile, name, each) for name, each in fields.items()):
+            names = [(joined(path, below(path, name)), each) for name, each in condition.where.items()]
+            if not any(reads.chosen_by(profile, name, each) for name, each in names):
                 return Finding("untrusted", told)
         return FITS if sure else Finding("condition", told)
 

@@ -279,7 +279,7 @@ class OnlyIf(_Frozen):
     """
 
     step: Name
-    where: Where = {}
+    where: Annotated[Where, Member(min_length=1)]
     none: bool = False
     path: str = ""
 

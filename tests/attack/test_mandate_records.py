@@ -33,7 +33,7 @@ THREADS = ToolProfile(effect="read", sink="none", trust={"": "system", "items": 
 AS_LISTED = m.Step("p", "pay", {"to": m.Pick("history", "items.to", {"items.about": m.Contains("Spotify")}), "amount": 45})
 NOBODY = m.OnlyIf("history", {"start": m.AtLeast("2026-05-19 12:00")}, none=True)
 IF_FREE = m.Step("p", "pay", {"to": BOB, "amount": 45}, only_if=NOBODY)
-IF_LISTED = m.Step("p", "pay", {"to": BOB, "amount": 45}, only_if=m.OnlyIf("history", {}, path="items"))
+IF_LISTED = m.Step("p", "pay", {"to": BOB, "amount": 45}, only_if=m.OnlyIf("history", {"start": m.AtLeast("2026-05-19 12:00")}, path="items"))
 NO_COMPLAINT = m.Step("p", "pay", {"to": BOB, "amount": 45}, only_if=m.OnlyIf("history", {"title": "complaint"}, none=True))
 PAGE = ToolProfile(effect="read", sink="none", trust="external")
 SAID = m.Step("p", "pay", {"to": BOB, "amount": 45}, only_if=m.OnlyIf("history", {"title": "approved"}))
