@@ -101,7 +101,7 @@ def sentences(run: Run, decided: DecidedCall) -> tuple[str, ...]:
         if name in differs:
             line += f", EXPECTED {differs[name]}"
         if outside and (sentence := _sentence(value, memory)) is not None:
-            line += f"; untrusted text from there: {quoted(sentence)}"
+            line += f"; untrusted text from {sentence}"
         lines.append(line)
     return tuple(lines)
 
@@ -144,7 +144,7 @@ _TOLD: Final = {**tracing.SAYS, "human": "you said it", "principal": "it is your
 
 
 def _sentence(value: object, memory: tracing.Memory) -> str | None:
-    """Return the text around the newest mention of a value (or of a list's item)."""
+    """Return the source and text of the newest mention of a value or list item."""
     needles = [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, str | int | float)]
     for needle in needles[:16]:
         text = tidy(str(needle))
@@ -155,5 +155,5 @@ def _sentence(value: object, memory: tracing.Memory) -> str | None:
             if at >= 0:
                 start = max(0, at - 100)
                 start = found.text.find(" ", start, at) + 1 or start if start else 0  # begin at a word
-                return found.text[start : start + MAX_SENTENCE]
+                return f"{inert(found.source)}: {quoted(found.text[start : start + MAX_SENTENCE])}"
     return None

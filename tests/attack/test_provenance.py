@@ -80,7 +80,7 @@ def test_the_question_shows_the_value_its_source_and_its_sentence() -> None:
     assert first == "Approve pay? (data_flow, deviates, effect)"
     assert [line.split(" ", 2)[1] for line in lines] == ["ordered", "to", "amount"]
     assert MINE in lines[0]
-    assert lines[1].startswith(f'- to "{THEIRS}": it stands in a text that was read (read_mail/body), EXPECTED {MINE} (you said it); untrusted text from there: "')
+    assert lines[1].startswith(f'- to "{THEIRS}": it stands in a text that was read (read_mail/body), EXPECTED {MINE} (you said it); untrusted text from read_mail/body: "')
     assert "\u202e" not in text
     assert "\x1b" not in text
     assert "`" not in text
@@ -94,6 +94,17 @@ def test_a_value_that_travels_through_our_own_tools_gains_nothing(pdp: Any) -> N
     assert paid.context.call is not None
     to = paid.context.call.provenance["to"]
     assert (to.class_, to.standing) == ("mentioned", "outside")
+
+
+def test_a_text_is_shown_with_the_source_that_it_is_from() -> None:
+    """The newest mention may be another tool's than the source of the value."""
+    authz = ours()
+    script = calls(READ, ("pay", {"to": THEIRS, "amount": 50}), ("pay", {"to": THEIRS, "amount": 51}))
+    graph: Any = authz.protect(demo_graph(ScriptedChatModel(script=script), World().tools()))
+    with authz.run(subject="alice", task=TASK):
+        graph.invoke({"messages": [HumanMessage(TASK)]}, THREAD)
+        state = graph.invoke(Command(resume={"decisions": [{"type": "approve"}]}), THREAD)
+    assert f'untrusted text from pay: "paid 50.0 to {THEIRS}"' in question(state)["description"]
 
 
 def test_what_messages_say_is_not_looked_at(pdp: Any) -> None:
