@@ -71,8 +71,8 @@ def test_a_question_is_explained_whatever_the_sink_keeps(sink: str, tmp_path: An
     for reason in asked.reasons:
         assert f"{reason.meaning}; {reason.remedy}" == sentence(reason.code)
     recipient, amount = asked.arguments
-    assert (recipient.given, recipient.expected) == ('"Mallory"', "'Bob'")
-    assert (amount.deviation, amount.expected) == (DEVIATIONS["value"], "45")
+    assert (recipient.given, recipient.expected) == ('"Mallory"', "Bob (you said it)")
+    assert (amount.deviation, amount.expected) == (DEVIATIONS["value"], "45 (you said it)")
     text = str(asked)
     assert max(map(len, text.splitlines())) <= 80
     for word in ("send_money", "Mallory", "Bob", "deviates", asked.decision_id, run.run_id):
