@@ -172,7 +172,7 @@ def test_the_recorded_trace_says_the_same() -> None:
     assert [s.call.tool for s in result.stopped] == ["run_shell", "write_file", "git_remote_add", "git_push"]
     assert result.stopped == tuple(s for s in result.steps if s.call.unwanted)
     assert result.disturbed == result.let_through == ()
-    assert result.stopped[-1].reasons == ("effect", "forbidden")
+    assert result.stopped[-1].reasons == ("forbidden",)
 
 
 def test_without_a_mandate_each_side_effect_is_asked_about() -> None:

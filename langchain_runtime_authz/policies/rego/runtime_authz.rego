@@ -385,7 +385,10 @@ denied contains "unprofiled" if {
 	not unprofiled_bearable
 }
 
-denied contains "effect" if effect_denies
+denied contains "effect" if {
+	effect_denies
+	not standing == "forbidden" # no approval helps then
+}
 
 denied contains "not_ordered" if {
 	effect_denies

@@ -187,7 +187,7 @@ def test_no_decision_denies() -> None:
 def test_one_failure_in_a_batch_leaves_the_others_alone(sample: CedarPDP) -> None:
     """Each request has its own answer."""
     asked = [example_request(), example_request({"context.now": 2**63}), example_request({STANDING: "forbidden"})]
-    assert [d.reason or d.outcome for d in Evaluator(sample).evaluate([r.to_json() for r in asked])] == ["permit", "pdp_error", "effect"]
+    assert [d.reason or d.outcome for d in Evaluator(sample).evaluate([r.to_json() for r in asked])] == ["permit", "pdp_error", "forbidden"]
 
 
 def test_nothing_permits_without_a_permit() -> None:
