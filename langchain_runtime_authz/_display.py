@@ -91,7 +91,7 @@ def quoted(value: object, limit: int = MAX_SHOWN) -> str:
         line, left = _listed(value, limit, number), next(number) - MAX_LISTED
         return f"{line} AND {left} MORE VALUES ({digest})" if left > 0 else line
     if len(text) <= limit:
-        return f'"{inert(text)}"'
+        return text if value is None or isinstance(value, bool) else f'"{inert(text)}"'
     head, tail = inert(text[: limit - _TAIL]), inert(text[-_TAIL:])
     return f'"{head}" … "{tail}" ({len(text)} characters, {digest})'
 

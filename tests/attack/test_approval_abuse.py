@@ -668,6 +668,11 @@ def test_nothing_hides_behind_a_cut() -> None:
     assert "5012 characters, sha256" in text
 
 
+@pytest.mark.parametrize("value", [None, True, False])
+def test_a_value_is_not_shown_like_the_text_of_its_name(value: object) -> None:
+    assert quoted(value) == json.dumps(value) != quoted(json.dumps(value))
+
+
 def test_no_recipient_hides_in_a_list() -> None:
     """Each of 40 values is shown, however long their list is; of more, the question says how many are left out."""
     many = [f"colleague{i}@bank.example" for i in range(60)]
