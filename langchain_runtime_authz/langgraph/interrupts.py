@@ -16,6 +16,7 @@ from langgraph.errors import GraphBubbleUp, GraphInterrupt
 from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.langgraph import private_api as private
+from langchain_runtime_authz.langgraph import task_answers
 from langchain_runtime_authz.langgraph.messages import kept
 from langchain_runtime_authz.langgraph.tool_call_parsing import parses_alike
 from langchain_runtime_authz.langgraph.tool_execution import Pending
@@ -30,9 +31,9 @@ from langchain_runtime_authz.pep.on_ask import AskHere
 from langchain_runtime_authz.pep.run import Block, Commit, Effect, Flow, Load, Run
 
 # Pause for an approver. Raises `GraphInterrupt` until there is an answer, then returns it.
-Interrupt: Final = Effect(lambda _, value: private.pause(value))
+Interrupt: Final = Effect(lambda _, value: task_answers.pause(value))
 # The same for a question that a stopped task replaced by another one, which has taken its number.
-AskAgain: Final = Effect(lambda _, value: private.pause(value, approval_hitl.approval_ids(value)))
+AskAgain: Final = Effect(lambda _, value: task_answers.pause(value, approval_hitl.approval_ids(value)))
 
 
 def _decide(run: Run, calls: Sequence[Call], entry: Entry = None) -> Flow[list[DecidedCall]]:
@@ -67,6 +68,8 @@ def decide_together(
     """
     decided = yield from _decide(run, calls, entry)
     for one in decided:
+        if had is not None and one.row is not None:
+            task_answers.take_answers(config, kept(one.row.result).get("answers", ()))
         if one.approval is not None or one.decision.outcome == "approval_required":
             decided = yield from _ask(run, calls, decided, config, had=had, turn=turn)
             break
@@ -82,9 +85,9 @@ def decide_together(
                     for other in waiting:
                         yield from other.give_back()
                     return (yield from decide_together(run, calls, config, had=had, turn=turn))
-        answered = kept(row.result).get("asked", 0) if row is not None else 0
+        answered = kept(row.result).get("answers", []) if row is not None else []
         if one.replay and reviewed and _asked_in(one, private.task_id(config), review=True):
-            answered += 1  # the review's answer is skipped with the tool's
+            answered = [0, *answered]  # the review's answer is skipped with the tool's
         paused = row is not None and row.state == "suspended"
         replaced = bool(one.call.amends) and _replaced(one)
         waiting.append(Pending(run, one.call, verdict, place, answers=answered, paused=paused, replaced=replaced))
@@ -183,7 +186,7 @@ def _ask(
         answered = (
             had() if had else rounds + sum(bool(_asked_in(j, me, review=True)) and not j.call.reviewed for j in judged)
         )
-        late = before_answers and _answers_left(config, answered, plain=plain)
+        late = before_answers and task_answers.answers_left(config, answered, plain=plain)
         refused: dict[str, Code] = dict.fromkeys(unrepeatable, Code.UNREPEATABLE_ARGUMENTS)
         here = run.engine.on_ask is not None
         if fresh and had and private.checkpointer_of(config) and not here and (late or not turn()):
@@ -214,20 +217,20 @@ def _answered(
     config: Mapping[str, Any], question: object, asked: Approval | None, pause: Effect = Interrupt
 ) -> Flow[object]:
     """Return the answer to `question`, and skip answers to earlier questions."""
-    scratchpad = private.scratchpad_of(config)
-    taken: list[int] = getattr(getattr(scratchpad, "interrupt_counter", None), "of", (None, []))[1]
+    scratchpad, kept_here = private.scratchpad_of(config), task_answers.kept_answers(config)
+    if asked is None:  # its calls are not made again; LangGraph's own counter needs the place
+        return None if kept_here is not None else (yield pause(question))
     while True:
-        if asked is not None and asked.interrupt_id in [private.interrupt_id(config, number) for number in taken]:
-            return (yield (AskAgain, question))
-        answer = yield pause(question)
-        if asked is None or not asked.interrupt_id or scratchpad is None:
-            return answer
-        for number, given in enumerate(scratchpad.resume):
+        for number, given in enumerate(scratchpad.resume if scratchpad is not None else ()):
             if private.interrupt_id(config, number) == asked.interrupt_id:
-                if not private.fits(given, approval_hitl.approval_ids(question)):
+                taken = kept_here is not None and number in kept_here
+                if taken or not task_answers.fits(given, approval_hitl.approval_ids(question)):
                     return (yield (AskAgain, question))
-                taken.append(number)
+                task_answers.take_answers(config, [number])
                 return given
+        answer = yield pause(question)
+        if not asked.interrupt_id or scratchpad is None:
+            return answer
 
 
 def _drop_plain_answer(run: Run, config: Mapping[str, Any]) -> bool:
@@ -281,27 +284,3 @@ def _replaced(judged: DecidedCall) -> bool:
 
 def _denied(judged: DecidedCall, code: Code) -> DecidedCall:
     return replace(judged, decision=replace(deny(code), reasons=(str(code), *judged.decision.reasons)))
-
-
-def _answers_left(config: Mapping[str, Any], had: int, *, plain: bool = True) -> bool:
-    """Return True if an answer by interrupt id or, if `plain`, any answer waits."""
-    pad = private.scratchpad_of(config)
-    return pad is not None and (len(pad.resume) > had or (plain and private.unused_answer(config) is not None))
-
-
-def skip_answers(config: Mapping[str, Any], count: int) -> None:
-    """Skip the answers of a tool that does not run again, so no other tool gets them."""
-    scratchpad = private.scratchpad_of(config)
-    for _ in range(count if scratchpad is not None and scratchpad.resume else 0):
-        number = scratchpad.interrupt_counter()
-        if number < len(scratchpad.resume):
-            private.keep_answers(config, scratchpad.resume[: number + 1])
-
-
-def skip_answers_to(config: Mapping[str, Any], had: int) -> bool:
-    """Skip the answers after the first `had`. Return False if an unused one waits."""
-    scratchpad = private.scratchpad_of(config)
-    if scratchpad is None or _answers_left(config, len(scratchpad.resume)):
-        return False
-    skip_answers(config, len(scratchpad.resume) - had)
-    return True

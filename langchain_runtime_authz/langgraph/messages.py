@@ -86,10 +86,10 @@ def with_note(output: Any, note: str) -> Any:
     return output
 
 
-def recorded(output: object, asked: int = 0) -> str | None:
-    """Serialise a tool's result for a replay. `asked`: number of answers it received."""
+def recorded(output: object, asked: Sequence[int] = ()) -> str | None:
+    """Serialise a tool's result for a replay. `asked`: numbers of the answers it got."""
     content, status = (output.content, output.status) if isinstance(output, ToolMessage) else (output, "success")
-    record = {"content": content, "status": status, **({"asked": asked} if asked else {})}
+    record = {"content": content, "status": status, **({"answers": asked} if asked else {})}
     plain = type(content) is str and content.isascii()  # otherwise it may contain a lone surrogate
     try:
         text = orjson.dumps(record).decode() if plain else json.dumps(record)
@@ -123,8 +123,8 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def only_asked(asked: int) -> str | None:
-    return json.dumps({"asked": asked}) if asked else None
+def only_asked(asked: Sequence[int]) -> str | None:
+    return json.dumps({"answers": asked}) if asked else None
 
 
 def kept(result: str | None) -> dict[str, Any]:

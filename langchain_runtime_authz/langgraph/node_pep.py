@@ -134,7 +134,12 @@ def _step(
         if isinstance(failed, GraphInterrupt):
             run.pause()
         if node is not None and (failed is not None or node.asks):
-            return (yield from _ended(run, node, input, failed, channels or frozenset()))
+            try:
+                return (yield from _ended(run, node, input, failed, channels or frozenset()))
+            except GraphInterrupt:
+                # LangGraph stored the answers up to the one that was taken last, which others may follow.
+                private.keep_answers(own, private.scratchpad_of(own).resume)
+                raise
         if failed is not None:
             raise failed
     finally:

@@ -10,12 +10,10 @@ import copy
 import dataclasses
 import functools
 import inspect
-import itertools
 import operator
 import sys
 import weakref
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextvars import ContextVar
+from collections.abc import Callable, Iterator, Mapping
 from types import FrameType, FunctionType
 from typing import Any, Final, NamedTuple, TypeGuard, TypeVar
 
@@ -35,23 +33,20 @@ from langgraph._internal._runnable import RunnableCallable, RunnableSeq, is_asyn
 from langgraph._internal._scratchpad import PregelScratchpad
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
-from langgraph.config import get_config
 from langgraph.func import _TaskFunction as TaskFunction
 from langgraph.prebuilt.tool_node import ToolNode
 from langgraph.pregel import Pregel, _loop, main
 from langgraph.pregel._messages import StreamMessagesHandler
 from langgraph.pregel._read import DEFAULT_BOUND, PregelNode
 from langgraph.pregel._utils import is_xxh3_128_hexdigest
-from langgraph.types import Command, _interrupt_id, interrupt
+from langgraph.types import Command, _interrupt_id
 
-__all__ = ["DEFAULT_BOUND", "BaseTool", "Pregel", "PregelNode", "RunnableCallable", "RunnableSeq", "TaskFunction",
+__all__ = ["DEFAULT_BOUND", "BaseTool", "Pregel", "PregelNode", "PregelScratchpad", "RunnableCallable", "RunnableSeq", "TaskFunction",
            "ToolNode", "ajoin", "config_parameter", "ensure_config", "ensure_graph_config", "is_async_callable", "keys"]  # fmt: skip
 
 T = TypeVar("T")
 
 _INNERMOST: Final = ("ToolNode._run_one.<locals>.execute", "ToolNode._arun_one.<locals>.execute")
-_GRAPHS_PER_TOOL: Final = 10_000
-OURS: Final = "answers_approvals"  # a field of each stored answer to a question of ours: the approvals' ids
 
 
 class _Stored:
@@ -202,65 +197,15 @@ def interrupt_id(config: Mapping[str, Any], number: int | None = None) -> str:
 def of_execution(heard: dict[str, Any], config: Mapping[str, Any]) -> tuple[set[str], set[str]]:
     """Return two sets that last for one execution, because a retry counts anew."""
     counter = getattr(scratchpad_of(config), "interrupt_counter", None)
-    counter, _ = getattr(counter, "of", (counter, None))
+    counter = getattr(counter, "of", (counter,))[0]
     known = heard.get(key := task_id(config))
     if known is None or known[0] is not counter:
         known = heard[key] = (counter, set[str](), set[str]())
     return known[1], known[2]
 
 
-_pausing: Final = ContextVar[Collection[str] | None]("langchain_runtime_authz.pausing", default=())
-
-
-def fits(answer: object, ids: Collection[str]) -> bool:
-    """Return True if an answer is not marked as that of other approvals."""
-    marks = answer.get(OURS) if isinstance(answer, Mapping) else None
-    return not isinstance(marks, list) or not set(ids).isdisjoint(marks)
-
-
-def pause(value: Mapping[str, Any], ids: Collection[str] | None = None) -> Any:
-    """Ask a question of ours, or take the next answer, with `ids` one that fits them."""
-    before = _pausing.set(ids)
-    try:
-        return interrupt({**value, "interrupt_id": interrupt_id(get_config())})
-    finally:
-        _pausing.reset(before)
-
-
-def counting_questions(config: dict[str, Any], place: int | None = None) -> tuple[dict[str, Any], list[int]]:
-    """Return (1) a tool's or node's `config`, (2) a list that counts its questions."""
-    configurable = config.get("configurable") or {}
-    scratchpad = configurable.get(keys.CONFIG_KEY_SCRATCHPAD)
-    asked: list[int] = []
-    if scratchpad is None:
-        return config, asked
-
-    counter: Callable[[], int] = scratchpad.interrupt_counter
-    around = getattr(counter, "of", None)  # of a node's config, for a tool's
-    of, taken = around or (counter, list[int]())  # LangGraph's counter, numbers of answers that belong to a question
-
-    def counted() -> int:
-        asked.append(number := counter())
-        if around or (ids := _pausing.get()) is None:
-            return number
-        if number not in taken and all(fits(answer, ids) for answer in scratchpad.resume[number : number + 1]):
-            taken.append(number)
-            return number
-        keep_answers(config, scratchpad.resume[: number + 1])
-        return counted()
-
-    counted.of = of, taken  # type: ignore[attr-defined]
-    graphs = scratchpad.subgraph_counter
-    if place is not None:  # otherwise a graph could load the state of a graph whose tool is skipped now
-        graphs = itertools.count(place * _GRAPHS_PER_TOOL).__next__
-    # `dataclasses.replace`, with the fields looked up once.
-    held = dict(zip(_PAD, _of_pad(scratchpad), strict=True))
-    own = PregelScratchpad(**{**held, "interrupt_counter": counted, "subgraph_counter": graphs})
-    return {**config, "configurable": {**configurable, keys.CONFIG_KEY_SCRATCHPAD: own}}, asked
-
-
-_PAD: Final = tuple(f.name for f in dataclasses.fields(PregelScratchpad))
-_of_pad: Final = operator.attrgetter(*_PAD)
+PAD: Final = tuple(f.name for f in dataclasses.fields(PregelScratchpad))
+of_pad: Final = operator.attrgetter(*PAD)
 
 
 def answer_given(config: Mapping[str, Any]) -> object:

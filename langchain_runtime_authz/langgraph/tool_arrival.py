@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
@@ -32,9 +32,10 @@ from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph import tool_call_parsing as parsing
 from langchain_runtime_authz.langgraph import tool_execution
 from langchain_runtime_authz.langgraph.heard_answers import drop_old_answer
-from langchain_runtime_authz.langgraph.interrupts import decide_together, skip_answers, skip_answers_to
+from langchain_runtime_authz.langgraph.interrupts import decide_together
 from langchain_runtime_authz.langgraph.messages import denial_message, record_plans, replay_message
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt, RunHandle, current_node, find_run, opened
+from langchain_runtime_authz.langgraph.task_answers import counting_questions, skip_answers, take_answers
 from langchain_runtime_authz.langgraph.tool_execution import Pending, ToolExecution, answer
 from langchain_runtime_authz.langgraph.tool_lookup import Profiles, ToolFacts, facts_of
 from langchain_runtime_authz.ledger.base import Query
@@ -64,6 +65,7 @@ class Arrival:
     describe: parsing.Describe | None = None  # returns the call with other arguments
     node: NodeCalls | None = None  # of the hand-written node that makes the call
     place: Place | None = None  # in the message, for a call of the node
+    answers: Sequence[int] | None = None  # numbers of the answers that are kept for the tool
     text: Callable[[], bool] = bool  # True if the calling code expects a text
 
     def decide(self) -> Flow[Verdict]:
@@ -95,7 +97,9 @@ class Arrival:
         if isinstance(verdict, Replay):
             self.settle()
         if not isinstance(verdict, Ticket):
-            skip_answers(self.config, resolved.answers)
+            take_answers(self.config, resolved.answers)
+        elif self.node is not None and resolved.call.profile.side_effect:
+            self.answers = resolved.answers
         self.call, self.verdict = resolved.call, verdict
         return verdict
 
@@ -105,13 +109,15 @@ class Arrival:
             return call
         return replace(call, place=f"{private.task_id(self.config)}:{self.counts.get(self.equal, 0)}")
 
-    def settle(self, output: Any = None, exc: BaseException | None = None) -> None:
-        """Record the outcome. Unless the call failed, the next equal call is a new call."""
+    def settle(self, output: Any = None, exc: BaseException | None = None) -> bool:
+        """Record the outcome. Return True if the node shows the tool's question."""
+        # Unless the call failed, the next equal call is a new call.
         failed = exc is not None or (isinstance(output, ToolMessage) and output.status == "error")
         if self.counts is not None and self.place is None and not failed:
             self.counts[self.equal] = self.counts.get(self.equal, 0) + 1
         if self.node is not None and isinstance(self.verdict, Ticket):
             self.node.ended(self.call, self.place, output, exc, self.config)
+        return self.node is not None and exc is not None and self.node.question is exc
 
     def execution(self, guard: object, verdict: Verdict) -> ToolExecution | None:
         """Return the execution, or `None` if the tool must not run."""
@@ -125,7 +131,7 @@ class Arrival:
         front = self.front if self.front is not None else current_scope.get()
         settle = self.settle if self.counts is not None or self.node is not None else None
         place = front.place if type(front) is Pending else None
-        return ToolExecution(guard, run, call, ticket, parsed, self.config, self.call_id, settle, place)
+        return ToolExecution(guard, run, call, ticket, parsed, self.config, self.call_id, settle, place, self.answers)
 
     def start(self, guard: object, code: Callable[[ToolExecution], Any]) -> Flow[tool_execution.Outcome]:
         if isinstance(self.verdict, Ticket) and (execution := self.execution(guard, self.verdict)) is not None:
@@ -258,7 +264,7 @@ class NodeCalls:
 
     def __init__(self, given: Any, config: Mapping[str, Any]) -> None:
         self._given = given
-        self.config, self._numbers = private.counting_questions(dict(config))  # the node runs with it
+        self.config, self._numbers = counting_questions(dict(config))  # the node runs with it
         self.locks, self._asking = (threading.Lock(), threading.Lock()), threading.Lock()
         self._closed = False
         self.question: GraphInterrupt | None = None  # the first one raised inside
@@ -373,7 +379,7 @@ class NodeCalls:
         if not self.asks or isinstance(exc, AuthzHalt) or (exc is not None and not isinstance(exc, Exception)):
             return
         run.pause()
-        if self.question is None and skip_answers_to(self.config, len(self._numbers)):
+        if self.question is None and skip_answers(self.config):
             for one in (yield from self._decided(run, self._held)):  # raises, unless it was answered elsewhere
                 yield from one.give_back()
         # INVARIANT: the node's output is not written while a question is open.

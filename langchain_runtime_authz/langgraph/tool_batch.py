@@ -26,6 +26,7 @@ from langchain_runtime_authz.facts.plan import calls_digest, plan_calls
 from langchain_runtime_authz.langgraph import interrupts, messages, review_questions
 from langchain_runtime_authz.langgraph.private_api import ToolNode
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt, within
+from langchain_runtime_authz.langgraph.task_answers import take_answers
 from langchain_runtime_authz.langgraph.tool_call_parsing import answered_calls, describe, parse, unknown, without
 from langchain_runtime_authz.langgraph.tool_execution import PAUSE, Locks, OneByOne, Pending, RunCode
 from langchain_runtime_authz.langgraph.tool_guard import guard_tool
@@ -245,7 +246,7 @@ def answer_of(one: Pending | None, call: Any, config: Any) -> ToolMessage | None
     verdict = one.verdict
     if one.left or isinstance(verdict, Ticket):
         return None
-    interrupts.skip_answers(config, one.answers)
+    take_answers(config, one.answers)
     if isinstance(verdict, Replay):
         return cast("ToolMessage", noted(one, messages.replay_message(verdict, call.get("id"))))
     # ToolNode answers malformed arguments and unknown names helpfully. The tool cannot run, because there is no ticket.

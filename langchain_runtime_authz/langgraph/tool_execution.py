@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, Literal, get_type_hints
 from uuid import UUID
@@ -22,8 +22,8 @@ from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.langgraph.messages import denial_message, kept, only_asked, recorded, replay_message, said
 from langchain_runtime_authz.langgraph.output_filter import Cleaner, watched_args, watched_callbacks, watched_config
-from langchain_runtime_authz.langgraph.private_api import counting_questions
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt
+from langchain_runtime_authz.langgraph.task_answers import counting_questions
 from langchain_runtime_authz.pep.call import Call, Denial, Replay, Verdict
 from langchain_runtime_authz.pep.call_credential import RefusedMints
 from langchain_runtime_authz.pep.calls_in_doubt import state_of
@@ -52,7 +52,7 @@ class Pending(CodeScope):
         verdict: Verdict | None,  # `None`: a review asks an approver first, and the guard decides after it
         place: int | None = None,  # the call's index in its task, to number the graphs that its tool calls
         *,
-        answers: int = 0,  # number of resume values that the tool, which ran before, and a review used
+        answers: Sequence[int] = (),  # numbers of resume values that the tool, which ran before, and a review used
         paused: bool = False,  # the tool asked by itself and has not finished
         replaced: bool = False,  # an approver replaced the model's call
     ) -> None:
@@ -127,8 +127,9 @@ class ToolExecution(CodeScope):
         parsed: Any,
         config: Mapping[str, Any],
         call_id: str | None,
-        settle: Callable[[Any, BaseException | None], None] | None,
+        settle: Callable[[Any, BaseException | None], bool] | None,
         place: int | None = None,
+        answers: Sequence[int] | None = None,
     ) -> None:
         self.guard, self.run, self.call, self.ticket, self.call_id = guard, run, call, ticket, call_id
         own = dict(config)
@@ -138,7 +139,7 @@ class ToolExecution(CodeScope):
             parsed = watched_args(parsed, self._outlet) if isinstance(parsed, dict) else parsed
         self.parsed = parsed
         self.config: Any
-        self.config, self._asked = counting_questions(own, place)
+        self.config, self._asked = counting_questions(own, place, answers)
         self._settle = settle
         self.stages: list[Stage] = []
         self.returned: Any = None
@@ -208,15 +209,15 @@ class ToolExecution(CodeScope):
             current_scope.set(self._before)
         failed = isinstance(output, ToolMessage) and output.status == "error"
         state: State = _state_of(exc, self.call.profile.effect) if exc is not None else "failed" if failed else "done"
-        if self._settle is not None:
-            self._settle(output, exc)
+        shown = self._settle is not None and self._settle(output, exc)
         asked: Any = exc.args[:1] if isinstance(exc, GraphInterrupt) else ()
         question = str(asked[0][0].id) if asked and len(asked[0]) == 1 else ""
         if self.ticket is None:
             return None
         if state not in ("suspended", "unknown") and not self.stages:
             state = "released"  # parsing or callbacks stopped the tool before it ran
-        answered = len(self._asked) - (1 if state == "suspended" else 0)  # the last question has no answer yet
+        # The last question has no answer yet. If the node shows it, the answer will have the question's number.
+        answered = self._asked[:-1] if isinstance(exc, GraphInterrupt) and not shown else self._asked
         result, returned = only_asked(answered) if answered else None, None
         if state in ("failed", "unknown"):
             returned = output.content if failed else exc

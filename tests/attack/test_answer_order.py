@@ -162,6 +162,37 @@ def test_a_tool_that_paused_before_a_correction_asks_again(how: str, answer: Any
     assert node.ran == ([] if protected else [("bob", answer)])
 
 
+def transfers(tools: Any, _: Any) -> None:
+    with contextlib.suppress(AuthzDenied):
+        tools["transfer"].invoke({"recipient": "bob", "amount": 1})
+
+
+@pytest.mark.parametrize("answer", ["checking", True])
+def test_an_answer_to_a_tool_that_is_rejected_afterwards_reaches_nobody_else(how: str, answer: Any, protected: bool) -> None:
+    node = Node(transfers, protected=protected)
+    if not protected:
+        assert node.asked(human(), answer, *WORDS, how=how) == ["account", "first", "second"]
+        assert node.ran == [("bob", answer)] * 3
+        return
+    assert node.asked(human(), YES, how=how) == ["transfer", "account"]
+    node.authz.correct("t", "Pay nobody", graph=node.graph)
+    assert node.asked(answer, NO, *WORDS, how=how) == ["transfer", "first", "second"]
+    assert (node.ran, node.heard) == ([], [WORDS])
+
+
+def test_an_answer_to_the_nodes_question_names_no_account(how: str, protected: bool) -> None:
+    """The node has asked already when its tool is approved, which asks before that."""
+    node = Node(transfers, protected=protected)
+    if not protected:
+        assert node.asked(human(), *WORDS, how=how) == ["account", "first", "second"]
+        assert node.ran == [("bob", WORDS[0])] * 2
+        return
+    assert node.asked(human(), {"decisions": [{"type": "respond", "message": "Not now"}]}, how=how) == ["transfer", "first"]
+    node.authz.correct("t", "Pay bob", graph=node.graph)
+    assert node.asked("checking", YES, "savings", "monday", how=how) == ["transfer", "account", "second"]
+    assert (node.ran, node.heard) == ([("bob", "savings")], [("checking", "monday")])
+
+
 def test_an_approval_of_a_second_try_is_none_of_the_next_call(how: str, protected: bool) -> None:
     """The node was entered again while its next call was asked about, and asks about the second try instead."""
 

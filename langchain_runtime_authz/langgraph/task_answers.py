@@ -1,0 +1,122 @@
+"""Give each of a task's questions its own answer, by number.
+
+LangGraph numbers a task's answers in order, and gives them to the task's questions in the order in which code asks. In a
+hand-written node, an approval that is void or a call that does not run again would shift that order.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextvars import ContextVar
+from typing import Any, Final
+
+from langgraph.config import get_config
+from langgraph.types import interrupt
+
+from langchain_runtime_authz.langgraph import private_api as private
+
+OURS: Final = "answers_approvals"  # a field of each stored answer to a question of ours: the approvals' ids
+_GRAPHS_PER_TOOL: Final = 10_000
+
+_pausing: Final = ContextVar[Collection[str] | None]("langchain_runtime_authz.pausing", default=())
+
+
+def fits(answer: object, ids: Collection[str]) -> bool:
+    """Return True if an answer is not marked as that of other approvals."""
+    marks = answer.get(OURS) if isinstance(answer, Mapping) else None
+    return not isinstance(marks, list) or not set(ids).isdisjoint(marks)
+
+
+def pause(value: Mapping[str, Any], ids: Collection[str] | None = None) -> Any:
+    """Ask a question of ours, or take the next answer, with `ids` one that fits them."""
+    before = _pausing.set(ids)
+    try:
+        return interrupt({**value, "interrupt_id": private.interrupt_id(get_config())})
+    finally:
+        _pausing.reset(before)
+
+
+# LangGraph's counter of a node's task, and numbers of answers: used up, kept for one question, heard by a tool.
+_Answers = tuple[Callable[[], int], list[int], list[int], list[int]]
+
+
+def kept_answers(config: Mapping[str, Any]) -> list[int] | None:
+    """Return the numbers that belong to one question, or `None` outside such a node."""
+    of = getattr(getattr(private.scratchpad_of(config), "interrupt_counter", None), "of", None)
+    return of[2] if of is not None else None
+
+
+def take_answers(config: Mapping[str, Any], numbers: Sequence[int]) -> None:
+    """Keep the answers with these numbers, so that no other question takes them."""
+    pad, kept = private.scratchpad_of(config), kept_answers(config)
+    for number in [n for n in numbers if pad is not None and n < len(pad.resume)]:
+        if kept is None:  # LangGraph's own counter gives the numbers in order
+            private.keep_answers(config, pad.resume[: pad.interrupt_counter() + 1])
+            continue
+        kept.append(number)
+        if number not in (used := pad.interrupt_counter.of[1]):
+            used.append(number)
+
+
+def counting_questions(
+    config: dict[str, Any], place: int | None = None, mine: Sequence[int] | None = None
+) -> tuple[dict[str, Any], list[int]]:
+    """Return (1) a tool's or node's `config`, (2) the numbers of its questions.
+
+    A node's tool hears only the answers `mine`, if given, and asks each other question anew.
+    """
+    configurable = config.get("configurable") or {}
+    scratchpad = configurable.get(private.keys.CONFIG_KEY_SCRATCHPAD)
+    if scratchpad is None:
+        return config, []
+    counter: Callable[[], int] = scratchpad.interrupt_counter
+    around: _Answers | None = getattr(counter, "of", None)  # of a node's config, for a tool's
+    strict = mine is not None and around is not None
+    asked = [*mine] if mine and strict else []
+    of = around or (counter, asked, [], [])
+    _, used, kept, heard = of
+    left = [n for n in asked if n < len(scratchpad.resume) and n not in heard] if asked else []
+
+    def counted() -> int:
+        ids, number = _pausing.get(), len(scratchpad.resume)
+        if left:
+            heard.append(number := left.pop(0))
+        elif ids is not None and not strict:
+            number = counter()
+        for numbers in (asked, used):
+            if number not in numbers:
+                numbers.append(number)
+        if strict:
+            kept.append(number)
+        if ids is None or around:
+            return number
+        if number not in kept and all(fits(answer, ids) for answer in scratchpad.resume[number : number + 1]):
+            kept.append(number)
+            return number
+        private.keep_answers(config, scratchpad.resume[: number + 1])
+        return counted()
+
+    counted.of = of  # type: ignore[attr-defined]
+    graphs = scratchpad.subgraph_counter
+    if place is not None:  # otherwise a graph could load the state of a graph whose tool is skipped now
+        graphs = itertools.count(place * _GRAPHS_PER_TOOL).__next__
+    # `dataclasses.replace`, with the fields looked up once.
+    held = dict(zip(private.PAD, private.of_pad(scratchpad), strict=True))
+    own = private.PregelScratchpad(**{**held, "interrupt_counter": counted, "subgraph_counter": graphs})
+    return {**config, "configurable": {**configurable, private.keys.CONFIG_KEY_SCRATCHPAD: own}}, asked
+
+
+def answers_left(config: Mapping[str, Any], had: int, *, plain: bool = True) -> bool:
+    """Return True if an answer by interrupt id or, if `plain`, any answer waits."""
+    pad = private.scratchpad_of(config)
+    return pad is not None and (len(pad.resume) > had or (plain and private.unused_answer(config) is not None))
+
+
+def skip_answers(config: Mapping[str, Any]) -> bool:
+    """Skip all answers by interrupt id. Return False if an unused plain one waits."""
+    scratchpad = private.scratchpad_of(config)
+    if scratchpad is None or answers_left(config, len(scratchpad.resume)):
+        return False
+    take_answers(config, range(len(scratchpad.resume)))
+    return True
