@@ -387,7 +387,7 @@ denied contains "unprofiled" if {
 
 denied contains "effect" if {
 	effect_denies
-	not standing == "forbidden" # no approval helps then
+	not forbidden # no approval helps then
 }
 
 denied contains "not_ordered" if {
@@ -402,8 +402,10 @@ denied contains "deviates" if {
 
 denied contains "forbidden" if {
 	effect_denies
-	standing == "forbidden"
+	forbidden
 }
+
+forbidden if standing == "forbidden"
 
 denied contains "data_flow" if {
 	is_call
