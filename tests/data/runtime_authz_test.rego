@@ -271,7 +271,7 @@ test_effect if {
 	every effect in ["fetch", "write", "send", "pay", "delete", "admin"] {
 		permits(patched(called(effect, "covered", false)))
 		asks(patched(called(effect, "deviates", false)), ["deviates", "effect"])
-		denies(patched(called(effect, "forbidden", true)), ["effect", "forbidden"])
+		denies(patched(called(effect, "forbidden", true)), ["forbidden"])
 		every standing in ["outside", "none"] {
 			asks(patched(called(effect, standing, false)), ["effect", "not_ordered"])
 		}
@@ -507,7 +507,7 @@ test_a_chain_is_judged_by_its_worst_link if {
 		permits(patched(reaches(effect, "none")))
 		outside := object.union(reaches(effect, "none"), called("read", "outside", true))
 		asks_unordered(patched(outside))
-		denies(patched(object.union(outside, compared("forbidden", true))), ["effect", "forbidden"])
+		denies(patched(object.union(outside, compared("forbidden", true))), ["forbidden"])
 	}
 	leak := {"context": {"history": {"classes_read": ["secret"]}}}
 	denies(patched(object.union(reaches("write", "external"), leak)), ["data_flow"])
@@ -635,7 +635,7 @@ test_an_approval_lifts_an_ask if {
 	asks_unordered(patched(object.union(approval("interrupt", false), other)))
 	denies(patched(object.union(approval("interrupt", true), granted({"tools": []}))), ["grant_tool"])
 	forbidden := object.union(approval("interrupt", true), compared("forbidden", true))
-	denies(patched(forbidden), ["effect", "forbidden"])
+	denies(patched(forbidden), ["forbidden"])
 }
 
 test_what_suffices_is_data if {

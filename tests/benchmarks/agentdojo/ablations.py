@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
-from langchain_runtime_authz.mandate import argument_matching, call_matching
+from langchain_runtime_authz.mandate import call_matching
 from langchain_runtime_authz.mandate.argument_matching import FITS, Finding, Reader
 from langchain_runtime_authz.mandate.model import Const, OneOf
 from langchain_runtime_authz.mandate.read_outputs import scalars, text_of
-from langchain_runtime_authz.mandate.value_matching import same
+from langchain_runtime_authz.mandate.value_matching import same, stands
 
 _MANY = 10**6
 
@@ -31,7 +31,7 @@ def without_roles() -> Iterator[None]:
         items = scalars(value, 100) or []
 
         def said(item: Any) -> bool:
-            return any(same(item, k, kind) for k in known) or argument_matching._stands(item, self._words)
+            return any(same(item, k, kind) for k in known) or stands(item, self._words)
 
         return FITS if items and all(said(item) for item in items) else found
 
@@ -62,7 +62,7 @@ def without_recomputation() -> Iterator[None]:
             if not found.code:
                 return found
             texts = [text_of(o.value) for step in self._steps.values() for o in self._outputs.of(step.tool)]
-            seen = all(any(argument_matching._stands(item, text) for text in texts) for item in items)
+            seen = all(any(stands(item, text) for text in texts) for item in items)
             return FITS if seen else found
 
         return check
