@@ -28,18 +28,11 @@ class Key:
         self.private = key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption(),
         )
-        self.public = key.public_key().public_bytes(
-            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo,
-        )
+        self.public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
 def files(
-    number: int,
-    data: Mapping[str, Any] | None = None,
-    *,
-    key: Key | None = None,
-    wasm: bytes = WASM,
-    **metadata: Any,
+    number: int, data: Mapping[str, Any] | None = None, *, key: Key | None = None, wasm: bytes = WASM, **metadata: Any
 ) -> dict[str, bytes]:
     """The files of a bundle of the shipped policy with these data keys replaced."""
     document = {"runtime_authz_data": {**DATA, **(data or {})}}

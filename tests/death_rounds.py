@@ -47,9 +47,7 @@ WORLD = 250  # rounds in one ledger
 LAPSE = 61.0
 DAY = 86_340.0
 PROFILES = {
-    "pay": ToolProfile(
-        effect="pay", sink="external", critical={"recipient": "principal", "amount": "amount"}, intent=("pay",)
-    )
+    "pay": ToolProfile(effect="pay", sink="external", critical={"recipient": "principal", "amount": "amount"}, intent=("pay",))
 }
 ORDERS = ("Pay 45 EUR to DE21", "Now pay 45 EUR to DE21", "Pay 45 EUR to DE21, thanks", "Please pay 45 EUR to DE21")
 
@@ -163,9 +161,7 @@ def rounds(world: Deaths, count: int, seed: int) -> dict[str, Any]:
             says = happened if lapsed and not world.twin and rng.random() < 0.2 else None
             told.unlink(missing_ok=True)
             where = f"round {number}, {die}, +{lapsed:.0f} s, {thread}, {order}"
-            _, status = os.waitpid(
-                forked(enter, world, number, clock + lapsed, thread=thread, text=order, happened=says), 0
-            )
+            _, status = os.waitpid(forked(enter, world, number, clock + lapsed, thread=thread, text=order, happened=says), 0)
             entries[f"{'lapsed' if lapsed else 'at once'}, {'new text' if order else 'nothing new'}, {thread[:5]}"] += 1
             found = json.loads(told.read_text()) if told.exists() else None
             booked = world.booked(number).total()

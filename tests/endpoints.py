@@ -40,11 +40,8 @@ class answered:
             raise aiohttp.ClientConnectionError from exc
         length = found.headers.get("Content-Length", "")
         yield SimpleNamespace(
-            status=found.status_code,
-            headers=found.headers,
-            content_length=int(length[:18]) if length else None,
-            content=SimpleNamespace(iter_any=found.stream.__aiter__),
-            close=lambda: None,
+            status=found.status_code, headers=found.headers, content_length=int(length[:18]) if length else None,
+            content=SimpleNamespace(iter_any=found.stream.__aiter__), close=lambda: None,
         )
 
 

@@ -100,10 +100,7 @@ class World:
     def authz(self, number: int, offset: float) -> RuntimeAuthz:
         """An instance of its own."""
         return RuntimeAuthz(
-            pdp=StaticPDP(permit=True),
-            ledger=self.ledger(offset),
-            audit=FileSink(self.audit(number)),
-            profiles=PROFILES,
+            pdp=StaticPDP(permit=True), ledger=self.ledger(offset), audit=FileSink(self.audit(number)), profiles=PROFILES,
             tenant="acme",
         )
 

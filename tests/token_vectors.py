@@ -38,9 +38,7 @@ ABOUT: Final = (
 ISSUER, BANK, NOW = "https://agents.example", "https://bank.example", 1_800_000_000
 AGENT: Final = "urn:langchain-runtime-authz:agent:supervisor"
 PAYMENT: Final = {"recipient": "DE21500105170123456789", "amount": 98.7, "note": "December"}
-PAYS: Final = ToolProfile(
-    effect="pay", critical={"recipient": "principal", "amount": "amount"}, when=("on",), text=("note",)
-)
+PAYS: Final = ToolProfile(effect="pay", critical={"recipient": "principal", "amount": "amount"}, when=("on",), text=("note",))
 READS: Final = ToolProfile(critical={"account": "object", "range": "object"}, token="plain")
 Claims = dict[str, Any]
 
@@ -63,42 +61,18 @@ NEW: Final = SigningKey(Ed25519PrivateKey.from_private_bytes(_secret("Ed25519"))
 OTHER: Final = SigningKey(Ed25519PrivateKey.from_private_bytes(_secret("of nobody")))
 JWKS: Final = {"keys": [KEY.public_jwk(), NEW.public_jwk()]}
 CHECK: Final[Claims] = {
-    "issuer": ISSUER,
-    "audience": BANK,
-    "tenant": "acme",
-    "now": NOW + 10,
-    "tool": "send_money",
-    "args": {"recipient": PAYMENT["recipient"], "amount": 98.7},
-    "step": None,
-    "accept": list(ORDERED),
+    "issuer": ISSUER, "audience": BANK, "tenant": "acme", "now": NOW + 10, "tool": "send_money",
+    "args": {"recipient": PAYMENT["recipient"], "amount": 98.7}, "step": None, "accept": list(ORDERED),
 }
 
 
-def _claims(
-    args: Mapping[str, Any] = PAYMENT, profile: ToolProfile = PAYS, tool: str = "send_money", **said: Any
-) -> Claims:
-    facts = {
-        "step": "pay",
-        "standing": "covered",
-        "source": "words",
-        "mandate": "sha256:01",
-        "salt": "Vnl0a2Vu",
-        **said,
-    }
+def _claims(args: Mapping[str, Any] = PAYMENT, profile: ToolProfile = PAYS, tool: str = "send_money", **said: Any) -> Claims:
+    facts = {"step": "pay", "standing": "covered", "source": "words", "mandate": "sha256:01", "salt": "Vnl0a2Vu", **said}
     request = TokenRequest(
-        subject=Subject(type="user", id="alice"),
-        tenant="acme",
-        agent=f"{AGENT}/payer",
-        delegators=(AGENT,),
-        audience=BANK,
-        txn="run-1",
-        task=Task(id="task-1", epoch=2, digest="sha256:00", mandate="sha256:01"),
-        tool=tool,
-        details=tuple(authorization_details(profile, tool, args, **facts)),
-        grant=Grant(tools=(tool,)),
-        jti="token-1",
-        issued_at=NOW,
-        expires_at=NOW + 60,
+        subject=Subject(type="user", id="alice"), tenant="acme", agent=f"{AGENT}/payer", delegators=(AGENT,), audience=BANK,
+        txn="run-1", task=Task(id="task-1", epoch=2, digest="sha256:00", mandate="sha256:01"), tool=tool,
+        details=tuple(authorization_details(profile, tool, args, **facts)), grant=Grant(tools=(tool,)), jti="token-1",
+        issued_at=NOW, expires_at=NOW + 60,
     )
     return json.loads(json.dumps(claims_of(request, ISSUER)))
 
@@ -148,11 +122,7 @@ def _good() -> Iterator[tuple[Any, ...]]:
     yield "another object", reads, {"tool": "read_account", "args": {"range": {"to": 9}}}
     many = {f"argument {n}": n for n in range(90)}
     large = _signed(_claims({**PAYMENT, **many}))
-    yield (
-        "one digest over all arguments",
-        large,
-        {"args": {"recipient": PAYMENT["recipient"], "amount": "98.7", **many}},
-    )
+    yield ("one digest over all arguments", large, {"args": {"recipient": PAYMENT["recipient"], "amount": "98.7", **many}})
     yield "one digest over all arguments, of which one is missing", large
     yield "another step than demanded", token, {"step": "refund"}
     yield "another tool", token, {"tool": "close_account"}
@@ -213,9 +183,7 @@ def verdict(vector: Mapping[str, Any]) -> str:
     check = vector["check"]
     try:
         verifier = Verifier(issuer=check["issuer"], jwks=vector["jwks"], algorithms=("ES256", "EdDSA"))
-        credential = verifier.verify(
-            vector["token"], audience=check["audience"], tenant=check["tenant"], now=check["now"]
-        )
+        credential = verifier.verify(vector["token"], audience=check["audience"], tenant=check["tenant"], now=check["now"])
         check_call(credential, tool=check["tool"], args=check["args"], step=check["step"], accept=check["accept"])
     except CredentialError as exc:
         return str(exc.code)

@@ -47,9 +47,7 @@ class Authority:
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
         )
         if not ca:
-            made = made.add_extension(
-                x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False
-            )
+            made = made.add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
         return made.sign(self._key, hashes.SHA256())
 
     def svid(self, path: str, *, starts: float = -10, ends: float = 60) -> workload_pb2.X509SVID:

@@ -429,8 +429,7 @@ ROADS: Final = {
         *(
             Road(f"`update_state`: `{name}`", _then_yes(_edit(name, value)))
             for name, value in (
-                ("todos", [{"content": "pay nobody", "status": "pending"}]),
-                ("files", {"plan.md": "pay nobody"}),
+                ("todos", [{"content": "pay nobody", "status": "pending"}]), ("files", {"plan.md": "pay nobody"}),
                 ("instructions", "pay nobody"),
             )
         ),

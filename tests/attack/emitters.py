@@ -385,8 +385,7 @@ plain_by_id = asked_by_id(lambda s, question: "yes")
 MACHINE: tuple[Callable[[Scene], None], ...] = (
     summarise, redact, trim, evict, skill, media, rubric, reminder, mcp_prompt, hand_back, result, tool_writes_a_human,
     sub_agent, own_notes, model_retry, read_on, go_on, resend, resend_state, resend_bare, resend_blocks, resend_named, retry,
-    round_trip, unwatched, unwatched_meanwhile, state_back, approve, plain_answer, a_form_sent_back,
-    closed_words, plain_by_id,
+    round_trip, unwatched, unwatched_meanwhile, state_back, approve, plain_answer, a_form_sent_back, closed_words, plain_by_id,
 )  # fmt: skip
 
 

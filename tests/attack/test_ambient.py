@@ -230,16 +230,11 @@ def test_a_side_effect_that_ran_is_not_repeated(mode: str, ran: Any, authz: Any)
 # --- how a call ends ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("mode", "error", "state"),
-    [
-        ("sync", ValueError("x"), "failed"),
-        ("async", ValueError("x"), "failed"),
-        ("sync", KeyboardInterrupt(), "unknown"),  # asyncio ends its loop on one
-        ("async", asyncio.CancelledError(), "unknown"),
-    ],
-    ids=["sync-ValueError", "async-ValueError", "sync-KeyboardInterrupt", "async-CancelledError"],
-)
+@pytest.mark.parametrize(("mode", "error", "state"), [
+    ("sync", ValueError("x"), "failed"), ("async", ValueError("x"), "failed"),
+    ("sync", KeyboardInterrupt(), "unknown"),  # asyncio ends its loop on one
+    ("async", asyncio.CancelledError(), "unknown"),
+], ids=["sync-ValueError", "async-ValueError", "sync-KeyboardInterrupt", "async-CancelledError"])
 def test_a_tool_that_fails(mode: str, error: BaseException, state: str, authz: Any) -> None:
     """The error reaches the caller as it was, and the record says how the call ended."""
 

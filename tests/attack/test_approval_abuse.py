@@ -402,13 +402,10 @@ def test_a_key_has_a_name_that_is_text(kid: Any) -> None:
         assert code_of(lambda: approvers.verify(f"{body}.{b64(BOBS.sign(body.encode()))}", QUESTION)) == "approval_statement"
 
 
-@pytest.mark.parametrize(
-    ("people", "services"),
-    [
-        (["bob"], []), (["user:"], []), (["agent:bob"], []), (["service:idp"], []), (["user:bob", "carol"], []),
-        (["user:bob"], ["user:bob"]), ([], [HERE]),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("people", "services"), [
+    (["bob"], []), (["user:"], []), (["agent:bob"], []), (["service:idp"], []), (["user:bob", "carol"], []),
+    (["user:bob"], ["user:bob"]), ([], [HERE]),
+])
 def test_who_is_believed_is_a_person_or_a_service_of_its_own_name(people: list[str], services: list[str]) -> None:
     """No agent among the people, nobody under two roofs, and no service that speaks as this process."""
     with pytest.raises(ConfigError):
@@ -448,17 +445,13 @@ def test_another_tenant_does_not_see_the_question() -> None:
 # --- four eyes --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("subject", "name"),
-    [
-        ({"type": "service", "id": "alice", "properties": {"cron": "c1"}}, "alice"),
-        ({"type": "agent", "id": "bot", "properties": {"on_behalf_of": "alice"}}, "alice"),
-        ({"type": "agent", "id": "bot", "properties": {"on_behalf_of": "user:alice"}}, "Alice "),
-        ({"type": "user", "id": "8f3a", "properties": {"identifiers": ["alice@bank.example"]}}, "Alice@bank.example"),
-        ({"type": "user", "id": "8f3a", "properties": {"identifiers": ["sip:jos\u00e9"]}}, "sip:jose\u0301"),
-    ],
-    ids=["her cron job", "her agent", "her agent, with a type", "her e-mail", "her other identifier"],
-)
+@pytest.mark.parametrize(("subject", "name"), [
+    ({"type": "service", "id": "alice", "properties": {"cron": "c1"}}, "alice"),
+    ({"type": "agent", "id": "bot", "properties": {"on_behalf_of": "alice"}}, "alice"),
+    ({"type": "agent", "id": "bot", "properties": {"on_behalf_of": "user:alice"}}, "Alice "),
+    ({"type": "user", "id": "8f3a", "properties": {"identifiers": ["alice@bank.example"]}}, "Alice@bank.example"),
+    ({"type": "user", "id": "8f3a", "properties": {"identifiers": ["sip:jos\u00e9"]}}, "sip:jose\u0301"),
+], ids=["her cron job", "her agent", "her agent, with a type", "her e-mail", "her other identifier"])
 def test_who_acts_for_somebody_lends_them_no_second_pair_of_eyes(subject: dict[str, Any], name: str) -> None:
     """Whatever a run's subject calls itself, the person behind it does not approve its payments."""
     s = scene(pdp=policy(**FOUR_EYES))

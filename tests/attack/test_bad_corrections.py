@@ -20,8 +20,7 @@ FORMS = {
     "text": "STOP", "message": HumanMessage("STOP"), "tuple": ("user", "STOP"),
     "pair as JSON has it": [["user", "STOP"]], "mapping": [{"type": "human", "content": "STOP"}],
     "blocks": [{"role": "user", "content": [{"type": "text", "text": "STOP"}]}],
-    "role": [ChatMessage("STOP", role="user")], "chunk": [HumanMessageChunk("STOP")],
-    "serialised": [dumpd(HumanMessage("STOP"))],
+    "role": [ChatMessage("STOP", role="user")], "chunk": [HumanMessageChunk("STOP")], "serialised": [dumpd(HumanMessage("STOP"))],
 }
 OVERWRITES = {
     "object": Overwrite([HumanMessage("STOP")]), "sentinel": {"__overwrite__": [{"role": "user", "content": "STOP"}]},

@@ -25,8 +25,7 @@ def play(kind: str, go: Any, tools: list[BaseTool], calls: list[Any], pdp: Any =
 
 
 @pytest.mark.parametrize(
-    "args",
-    [{"to": "bob", "amount": "lots"}, {"to": "bob"}, {}, {"to": None, "amount": 5}, {"recipient": "bob", "amount": 5}],
+    "args", [{"to": "bob", "amount": "lots"}, {"to": "bob"}, {}, {"to": None, "amount": 5}, {"recipient": "bob", "amount": 5}],
     ids=shown,
 )
 def test_arguments_that_the_schema_refuses(kind: str, go: Any, args: dict[str, Any], ran: Any) -> None:

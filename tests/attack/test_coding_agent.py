@@ -28,8 +28,7 @@ class Workstation:
     def __init__(self) -> None:
         self.disk = {
             "src/cart.py": OUTPUTS["own-1"], "CONTRIBUTING.md": OUTPUTS["own-2"],
-            "tests/test_cart.py": "assert total([Item(2, 3)]) == 6",
-            "~/.aws/credentials": f"aws_secret_access_key = {KEY}",
+            "tests/test_cart.py": "assert total([Item(2, 3)]) == 6", "~/.aws/credentials": f"aws_secret_access_key = {KEY}",
         }
         self.commits: list[dict[str, str]] = []
         self.remotes: dict[str, str] = {}

@@ -237,13 +237,10 @@ def test_of_two_that_decide_at_once_one_asks(world: World, rule: bool, kind: str
     assert world.booked == world.saved == 1
 
 
-@pytest.mark.parametrize(
-    ("tool", "args"),
-    [
-        ("pay", {**PAY, "amount": 45.5}), ("pay", {**PAY, "recipient": "DE\u200b21"}), ("pay", {**PAY, "recipient": "ＤＥ21"}),
-        ("pay", {**PAY, "recipient": "de 21"}), ("wire", {"iban": "DE21", "sum": 45}),
-    ],
-)
+@pytest.mark.parametrize(("tool", "args"), [
+    ("pay", {**PAY, "amount": 45.5}), ("pay", {**PAY, "recipient": "DE\u200b21"}), ("pay", {**PAY, "recipient": "ＤＥ21"}),
+    ("pay", {**PAY, "recipient": "de 21"}), ("wire", {"iban": "DE21", "sum": 45}),
+])
 def test_the_same_deed_is_its_effect_and_target(world: World, rule: bool, tool: str, args: Any) -> None:
     """However the payee is written, whatever the argument is called, whatever the sum."""
     permits = StaticPDP(permit=True)
@@ -703,14 +700,11 @@ def test_a_call_that_was_made_twice_is_on_record(world: World, goes_on: bool) ->
     assert [r["detail"]["author"] for r in authz.audit.records if r.get("event") == "ended_late"] == ["user:carol"]
 
 
-@pytest.mark.parametrize(
-    ("happened", "by", "reason"),
-    [
-        ("no", "user:carol", "asked"), (0, "user:carol", "asked"), (True, "", "asked"), (True, "carol", "asked"), (True, None, "asked"),
-        (True, "user:x\n\x1b[2J", "asked"), (True, "user:carol", " "), (True, "user:carol", "line\nline"),
-        (True, "user:carol", "asked"),  # the twin
-    ],
-)
+@pytest.mark.parametrize(("happened", "by", "reason"), [
+    ("no", "user:carol", "asked"), (0, "user:carol", "asked"), (True, "", "asked"), (True, "carol", "asked"), (True, None, "asked"),
+    (True, "user:x\n\x1b[2J", "asked"), (True, "user:carol", " "), (True, "user:carol", "line\nline"),
+    (True, "user:carol", "asked"),  # the twin
+])
 def test_a_resolution_says_who_and_why(world: World, happened: Any, by: Any, reason: str) -> None:
     world.cut("t", paid=False, pdp=StaticPDP(permit=True))
     authz = world.worker()

@@ -309,9 +309,7 @@ def test_arguments_are_those_that_the_function_receives() -> None:
         authz.effect("method", profile={"effect": "read"})(Mailer.send)(Mailer(), "a", "b", config={}, subject="s")
         assert asyncio.run(authz.effect("object", profile={"effect": "read"})(Mailer())("a")) == "a"  # type: ignore[arg-type]
     assert [r.context.call.args for r in calls_of(pdp) if r.context.call] == [
-        {"to": "a", "body": "hello", "flag": True},
-        {"to": "a", "more": ["b"], "subject": "s"},
-        {"to": "a"},
+        {"to": "a", "body": "hello", "flag": True}, {"to": "a", "more": ["b"], "subject": "s"}, {"to": "a"},
     ]
     with pytest.raises(ConfigError, match="`critical` names `recipient`"):
         authz.effect("wrong", profile={"effect": "pay", "critical": {"recipient": "principal"}})(node)

@@ -229,15 +229,11 @@ def test_a_request_that_proves_nobody_does_not_enter(name: str) -> None:
     assert caller({}) is None
 
 
-@pytest.mark.parametrize(
-    ("claims", "kind"),
-    [
-        ({"sub": "alice", "act": {"sub": "planner"}}, ("agent", "planner")),
-        ({"sub": "alice", "client_id": "alice"}, ("service", "alice")),
-        ({"sub": None, "client_id": "alice"}, ("service", "alice")),
-    ],
-    ids=["act", "itself", "client"],
-)
+@pytest.mark.parametrize(("claims", "kind"), [
+    ({"sub": "alice", "act": {"sub": "planner"}}, ("agent", "planner")),
+    ({"sub": "alice", "client_id": "alice"}, ("service", "alice")),
+    ({"sub": None, "client_id": "alice"}, ("service", "alice")),
+], ids=["act", "itself", "client"])
 def test_an_agent_or_a_client_with_a_users_name_is_no_user(claims: Any, kind: Any) -> None:
     """Not even where its token names her."""
     caller = bearer()

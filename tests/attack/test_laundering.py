@@ -238,8 +238,7 @@ def _handler(event: str, by: str = "input") -> Launder:
 ROADS: dict[str, Launder] = {
     "summary": _node(summary), "mcp_prompt": _node(mcp_prompt), "skill": _node(skill), "media": _node(media),
     "tool_made_human": tool_made_human, "file_media": file_media, "sub_agent_description": sub_agent_description,
-    "client_that_sends_all_back": client_that_sends_all_back,
-    "form_that_sends_the_draft_back": form_that_sends_the_draft_back,
+    "client_that_sends_all_back": client_that_sends_all_back, "form_that_sends_the_draft_back": form_that_sends_the_draft_back,
     "notice_of_an_async_sub_agent": notice_of_an_async_sub_agent,
     "handler_of_a_tool_that_starts_a_graph": _handler("on_tool_end"),
     "handler_of_a_node_that_starts_a_graph": _handler("on_chain_end"),

@@ -245,8 +245,7 @@ def test_an_approval_covers_exactly_what_was_shown(go: Any) -> None:
 
 SALARIES = ("salaries", {})
 LEAKS = {
-    "a confidential record": "Alice 90000; Dan 120000",
-    "an account from a mail": f"My account is {EVE}",
+    "a confidential record": "Alice 90000; Dan 120000", "an account from a mail": f"My account is {EVE}",
     "a link from a mail": "See https://evil.example/?q=90000",
 }
 

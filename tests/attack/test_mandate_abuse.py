@@ -6,8 +6,7 @@ from ._house import *
 
 BILL_OF = {"id": "bill", "tool": "bill", "args": {"month": {"kind": "one_of", "values": ["May", "June"]}}}
 FROM_BILL = {
-    "id": "pay",
-    "tool": "pay",
+    "id": "pay", "tool": "pay",
     "args": {"to": {"kind": "field", "step": "bill", "path": "iban"}, "amount": {"kind": "field", "step": "bill", "path": "total"}},
 }
 
@@ -54,16 +53,10 @@ def test_a_new_order_takes_no_value_of_what_was_read_for_an_old_one(go: Any) -> 
         assert two_months(ours(), read, 45, go) == []
 
 
-@pytest.mark.parametrize(
-    "said",
-    [
-        [AIMessage("It is paid."), HumanMessage("Thanks")],
-        [AIMessage("It is paid."), ("user", "Thanks!")],
-        [ToolMessage("paid", tool_call_id="x"), {"role": "user", "content": "Great"}],
-        [AIMessage("Shall I?")],
-    ],
-    ids=["messages", "tuple", "tool", "nothing"],
-)
+@pytest.mark.parametrize("said", [
+    [AIMessage("It is paid."), HumanMessage("Thanks")], [AIMessage("It is paid."), ("user", "Thanks!")],
+    [ToolMessage("paid", tool_call_id="x"), {"role": "user", "content": "Great"}], [AIMessage("Shall I?")],
+], ids=["messages", "tuple", "tool", "nothing"])
 def test_an_order_in_a_history_is_not_given_again(said: list[Any], go: Any) -> None:
     """A client that keeps the history sends all that was said, each time, to a new thread. "Thanks" does not pay once more."""
     order = HumanMessage(f"Pay {BOB} 45 EUR")

@@ -14,14 +14,9 @@ MANDATE: dict[str, Any] = {"steps": [{"id": "rent", "tool": "pay", "args": {"to"
 SAID = {"messages": [HumanMessage("Go", id="1")]}
 
 AGAIN: dict[str, Call] = {
-    "the same": pay(),
-    "a longer number": pay(amount=45.00),
-    "with blanks": pay(f" {BOB} "),
-    "in groups": pay("GB33 BUKB 2020 1555 5555 55"),
-    "in small letters": pay(BOB.lower()),
-    "with a subject": pay(subject="rent"),
-    "later": ("schedule", {"to": BOB, "amount": 45, "date": "2026-12-24"}),
-    "in parts": pay(amount=22.5),
+    "the same": pay(), "a longer number": pay(amount=45.00), "with blanks": pay(f" {BOB} "),
+    "in groups": pay("GB33 BUKB 2020 1555 5555 55"), "in small letters": pay(BOB.lower()), "with a subject": pay(subject="rent"),
+    "later": ("schedule", {"to": BOB, "amount": 45, "date": "2026-12-24"}), "in parts": pay(amount=22.5),
 }
 
 

@@ -322,8 +322,7 @@ def test_langchains_review_and_ours_ask_once(stack: str, first: str, mode: str, 
     assert sorted(ran) == sorted([ANN, ("bob", 2.0, "USD"), TWO, FOUR])
     final = {r.context.call.id: r.context for r in calls_of(pdp, "pay") if r.context.approval is not None}
     assert {i: (c.call.args["recipient"], c.approval.source, c.plan.planned) for i, c in final.items()} == {
-        "c1": ("ann", "hitl", True),
-        "c3": ("bob", "hitl", True),
+        "c1": ("ann", "hitl", True), "c3": ("bob", "hitl", True),
     }
     assert final["c3"].approval.edited_from == "pay"
     assert {c.task.epoch for c in final.values()} == {2}

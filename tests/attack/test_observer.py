@@ -61,10 +61,8 @@ def acts(tmp_path: Path, port: int) -> dict[str, Any]:
     """Effects by kind."""
     (tmp_path / "old").touch()
     return {
-        "connect": lambda: post(port),
-        "write": lambda: (tmp_path / "new").write_text("x"),
-        "delete": lambda: os.remove(tmp_path / "old"),
-        "program": lambda: subprocess.run([sys.executable, "-c", ""], check=True),
+        "connect": lambda: post(port), "write": lambda: (tmp_path / "new").write_text("x"),
+        "delete": lambda: os.remove(tmp_path / "old"), "program": lambda: subprocess.run([sys.executable, "-c", ""], check=True),
     }
 
 

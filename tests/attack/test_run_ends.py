@@ -11,8 +11,7 @@ from langchain_runtime_authz.testing.frozen_clock import FrozenClock
 from ._kit import *
 
 ENDS: dict[str, BaseException | None] = {
-    "return": None, "exception": ValueError("no"), "KeyboardInterrupt": KeyboardInterrupt(),
-    "SystemExit": SystemExit(1),
+    "return": None, "exception": ValueError("no"), "KeyboardInterrupt": KeyboardInterrupt(), "SystemExit": SystemExit(1),
 }
 GO = call("act", {"to": "bob"}, "c1")
 
@@ -35,8 +34,7 @@ class House:
         self.pdp = StaticPDP(True)
         self.authz = RuntimeAuthz(pdp=self.pdp, ledger=ledger, profiles={"act": ToolProfile(effect="write", sink="internal")})
         self.sync, self.nonblocking = (
-            self.authz.protect(hand_written(replying([GO]), [t], checkpointer=InMemorySaver(), name="g"))
-            for t in (now, later)
+            self.authz.protect(hand_written(replying([GO]), [t], checkpointer=InMemorySaver(), name="g")) for t in (now, later)
         )
 
     def go(self, given: Any) -> Any:

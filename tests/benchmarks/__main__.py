@@ -84,8 +84,7 @@ def turns(stack: ExitStack, _: Any) -> Sample:
     folder, names = stack.enter_context(tempfile.TemporaryDirectory()), itertools.count()
     savers: dict[str, Callable[[], Any]] = {
         "memory": InMemorySaver,
-        "SQLite": lambda: stack.enter_context(SqliteSaver.from_conn_string(f"{folder}/{next(names)}.db")),
-        "PostgreSQL": postgres,
+        "SQLite": lambda: stack.enter_context(SqliteSaver.from_conn_string(f"{folder}/{next(names)}.db")), "PostgreSQL": postgres,
     }
     rows = {}
     for long, ledger in stack.enter_context(ledgers()).items():

@@ -43,18 +43,12 @@ def a_request(**changes: Any) -> TokenRequest:
     """A token of usual size."""
     now = int(time.time())
     fields: dict[str, Any] = {
-        "subject": Subject(type="user", id="alice"),
-        "tenant": "acme",
+        "subject": Subject(type="user", id="alice"), "tenant": "acme",
         "agent": "urn:langchain-runtime-authz:agent:supervisor/payer",
-        "delegators": ("urn:langchain-runtime-authz:agent:supervisor",),
-        "audience": BANK,
-        "txn": "0" * 32,
-        "task": Task(id="t" * 32, epoch=2, digest="sha256:" + "0" * 64),
-        "tool": "send_money",
-        "grant": Grant(tools=("send_money",), args={"send_money": {"amount": Constraint(le=100)}}),
-        "jti": "1" * 32,
-        "issued_at": now,
-        "expires_at": now + 60,
+        "delegators": ("urn:langchain-runtime-authz:agent:supervisor",), "audience": BANK, "txn": "0" * 32,
+        "task": Task(id="t" * 32, epoch=2, digest="sha256:" + "0" * 64), "tool": "send_money",
+        "grant": Grant(tools=("send_money",), args={"send_money": {"amount": Constraint(le=100)}}), "jti": "1" * 32,
+        "issued_at": now, "expires_at": now + 60,
     }
     return TokenRequest(**{**fields, **changes})
 
@@ -130,8 +124,7 @@ def _per_call(calls: int, raw: Callable[[], object]) -> list[tuple[str, float, f
         (kept,) = medians(calls, again)
     ticket.conclude()
     return [
-        ("mint for a call", plain, library2),
-        ("mint for a call, bound to a new key", bound, library),
+        ("mint for a call", plain, library2), ("mint for a call, bound to a new key", bound, library),
         ("the same credential again", kept, None),
     ]
 

@@ -80,11 +80,7 @@ def engine(name: str, pdp: Any, request: EvaluationRequest) -> Row:
     evaluator, body = Evaluator(pdp, deadline=30), request.to_json()
     (decision,) = evaluator.evaluate([body])
     assert decision.permit, (name, decision.reasons)
-    return Row(
-        name,
-        lambda: evaluator.evaluate([body]),
-        lambda: evaluator.evaluate([body] * BATCH),
-    )
+    return Row(name, lambda: evaluator.evaluate([body]), lambda: evaluator.evaluate([body] * BATCH))
 
 
 def raw(address: str, body: bytes, path: str = "/v1/data/runtime_authz/decision") -> Callable[[], object]:
@@ -127,10 +123,7 @@ def main() -> None:
             Row("http.client to OPA, raw", raw(server.address, b'{"input":' + body + b"}")),
             engine("OpaPDP", opa, request),
             Row("OpaPDP, async", asynchronous(opa, request, loop)),
-            Row(
-                "http.client to AuthZEN, raw",
-                raw(conforming.url.removeprefix("http://"), body, "/access/v1/evaluation"),
-            ),
+            Row("http.client to AuthZEN, raw", raw(conforming.url.removeprefix("http://"), body, "/access/v1/evaluation")),
             engine("AuthzenPDP (over WasmPDP)", authzen, request),
             engine("CircuitBreaker(WasmPDP)", CircuitBreaker(wasm), request),
             engine("DenyOverrides(WasmPDP, CedarPDP)", DenyOverrides(wasm, cedar), request),

@@ -28,8 +28,7 @@ from langchain_runtime_authz.tool_profile import EFFECTS, SHIPPED, SINKS, ToolPr
 from tests import generated
 
 AUTHORS: Final = {
-    "banking": BANKING,
-    "workspace": Path(__file__).parent / "agentdojo" / "profiles" / "workspace.yaml",
+    "banking": BANKING, "workspace": Path(__file__).parent / "agentdojo" / "profiles" / "workspace.yaml",
     "deepagents": SHIPPED["deepagents"],
 }
 # What comes back no schema tells: it is counted apart, and left to the author.

@@ -93,18 +93,11 @@ def _schema(**changed: Any) -> Callable[..., Any]:
     return change
 
 
-@pytest.mark.parametrize(
-    ("change", "same"),
-    [
-        (_schema(), True),
-        (_described("Add."), False),
-        (_schema(b=(int, 1)), False),
-        (_schema(b=(int, False)), False),  # equal to 0, and shown as another value
-        (_schema(b=(float, 0)), False),
-        (_schema(b=(int, ...)), False),
-        (_schema(more=(str, "")), False),
-    ],
-)
+@pytest.mark.parametrize(("change", "same"), [
+    (_schema(), True), (_described("Add."), False), (_schema(b=(int, 1)), False),
+    (_schema(b=(int, False)), False),  # equal to 0, and shown as another value
+    (_schema(b=(float, 0)), False), (_schema(b=(int, ...)), False), (_schema(more=(str, "")), False),
+])
 def test_a_tool_that_looks_otherwise_is_unprofiled(change: Callable[[BaseTool], BaseTool], same: bool) -> None:
     """Identity of the parts only spares the digest; it decides nothing else."""
     authz = RuntimeAuthz(pdp=StaticPDP(permit=True), profiles={"add": ToolProfile(effect="read")})

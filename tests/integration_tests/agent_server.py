@@ -39,10 +39,8 @@ def _permit(request: Any) -> bool:
     _note(
         "decisions",
         {
-            "action": request.action.name,
-            "subject": f"{request.subject.type}:{request.subject.id}",
-            "jti": lease.jti if lease is not None else None,
-            "epoch": request.context.task.epoch,
+            "action": request.action.name, "subject": f"{request.subject.type}:{request.subject.id}",
+            "jti": lease.jti if lease is not None else None, "epoch": request.context.task.epoch,
         },
     )
     return True
@@ -100,8 +98,7 @@ def _desk(name: str) -> Any:
 
 
 authz = RuntimeAuthz(
-    pdp=StaticPDP(_permit),
-    ledger=SqliteLedger(FOLDER / "ledger.sqlite"),
+    pdp=StaticPDP(_permit), ledger=SqliteLedger(FOLDER / "ledger.sqlite"),
     profiles={"pay": ToolProfile(effect="pay", sink="external", critical={"to": "principal", "amount": "amount"})},
     subject_from=platform_user,
 )
@@ -133,11 +130,8 @@ def serve(port: int) -> None:
 
     names = ("loop", "desk", "raw_loop", "raw_desk")
     run_server(
-        port=port,
-        graphs={name: f"{__spec__.name}:{name}" for name in names},
-        auth={"path": f"{__spec__.name}:auth"},
-        n_jobs_per_worker=8,
-        disable_persistence=True,
+        port=port, graphs={name: f"{__spec__.name}:{name}" for name in names}, auth={"path": f"{__spec__.name}:auth"},
+        n_jobs_per_worker=8, disable_persistence=True,
     )
 
 

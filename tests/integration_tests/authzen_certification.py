@@ -32,10 +32,7 @@ SCHEMAS = {name: jsonschema.Draft202012Validator(schema) for name, schema in DAT
 USERS = {
     f"CiRmZD{code}2MTRkMy1jMzlhLTQ3ODEtYjdiZC04Yjk2ZjVhNTEwMGQSBWxvY2Fs": name
     for code, name in {
-        "A": "rick@the-citadel.com",
-        "E": "morty@the-citadel.com",
-        "I": "summer@the-smiths.com",
-        "M": "beth@the-smiths.com",
+        "A": "rick@the-citadel.com", "E": "morty@the-citadel.com", "I": "summer@the-smiths.com", "M": "beth@the-smiths.com",
         "Q": "jerry@the-smiths.com",
     }.items()
 }
@@ -96,9 +93,7 @@ def report(columns: dict[str, str]) -> Table:
     """Play each row against each of the servers: name → URL."""
     table = Table("row", "level", "expected", *columns, title="AuthZEN 1.0, certification scenario")
     with ExitStack() as stack:
-        pdps = {
-            name: stack.enter_context(closing(AuthzenPDP.discover(url, timeout=5))) for name, url in columns.items()
-        }
+        pdps = {name: stack.enter_context(closing(AuthzenPDP.discover(url, timeout=5))) for name, url in columns.items()}
         for row in ROWS:
             cells = []
             for name, pdp in pdps.items():

@@ -29,10 +29,8 @@ class AuthzenServer(ThreadingHTTPServer):
         self.asked: list[tuple[str, str | None, dict[str, Any]]] = []
         self.url = f"http{'s' if certificate else ''}://127.0.0.1:{self.server_address[1]}"
         self.metadata = {
-            "policy_decision_point": self.url,
-            "access_evaluation_endpoint": f"{self.url}/access/v1/evaluation",
-            "access_evaluations_endpoint": f"{self.url}/access/v1/evaluations",
-            **metadata,
+            "policy_decision_point": self.url, "access_evaluation_endpoint": f"{self.url}/access/v1/evaluation",
+            "access_evaluations_endpoint": f"{self.url}/access/v1/evaluations", **metadata,
         }
         if certificate is not None:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -116,11 +116,8 @@ def resource_server(
     }
     return ResourceServer(
         verifier=Verifier(issuer=authz.issuer.issuer, jwks=JwksClient(f"{issuer_url}/jwks", min_refresh=0.05, timeout=30)),
-        audience=audience,
-        tenant=tenant,
-        status=statuses[status](),
-        proofs=ProofVerifier(origin=origin or audience, nonces=Nonces() if nonces else None),
-        **options,
+        audience=audience, tenant=tenant, status=statuses[status](),
+        proofs=ProofVerifier(origin=origin or audience, nonces=Nonces() if nonces else None), **options,
     )
 
 
@@ -131,9 +128,7 @@ class World:
         self, stack: contextlib.ExitStack, profiles: dict[str, Any], audiences: tuple[str, ...], permit: Any = True
     ) -> None:
         self.stack, self.port = stack, free_port()
-        self.authz = RuntimeAuthz(
-            pdp=StaticPDP(permit), profiles=profiles, issuer=LocalIssuer(issuer="https://issuer.example")
-        )
+        self.authz = RuntimeAuthz(pdp=StaticPDP(permit), profiles=profiles, issuer=LocalIssuer(issuer="https://issuer.example"))
         self.issuer_url = stack.enter_context(serving(issuer_app(self.authz, audiences), self.port))
         self.codes = stack.enter_context(Codes())
 
@@ -204,10 +199,7 @@ def token_endpoint(authz: RuntimeAuthz, url: str, key: SigningKey, seen: list[di
         claims["aud"] = form.get("audience") or form.get("resource")
         return {
             "access_token": jwt.encode(claims, private, algorithm=key.alg, headers={"kid": key.kid, "typ": "at+jwt"}),
-            "issued_token_type": ACCESS_TOKEN,
-            "token_type": "Bearer",
-            "expires_in": 60,
-            **lies,
+            "issued_token_type": ACCESS_TOKEN, "token_type": "Bearer", "expires_in": 60, **lies,
         }
 
     return app

@@ -77,9 +77,7 @@ class Scene:
             for name in ("pay", "pay_and_be_corrected", "keep", "lose_key")
         }
         return RuntimeAuthz(
-            pdp=StaticPDP(True),
-            profiles=profiles,
-            issuer=LocalIssuer(KeyRing(cache_age=0), issuer="https://issuer.example"),
+            pdp=StaticPDP(True), profiles=profiles, issuer=LocalIssuer(KeyRing(cache_age=0), issuer="https://issuer.example")
         )
 
     def _calls(self) -> None:
@@ -128,9 +126,7 @@ class Scene:
             return "lost"
 
         turns = [[call("pay", {}, "c1")], [call("keep", {}, "c2")], [call("pay_and_be_corrected", {}, "c3")]]
-        graph = hand_written(
-            replying(*turns), [pay, pay_and_be_corrected, keep], checkpointer=InMemorySaver(), name="bank"
-        )
+        graph = hand_written(replying(*turns), [pay, pay_and_be_corrected, keep], checkpointer=InMemorySaver(), name="bank")
         self.authz.protect(graph)
         last = self.authz.protect(hand_written(replying([call("lose_key", {}, "c4")]), [lose_key], name="last"))
         config = {"configurable": {"thread_id": THREAD}}

@@ -26,8 +26,7 @@ from .downstream_services import SECRET
 
 SDK = int(version("mcp").partition(".")[0])
 OPTIONS: dict[str, Any] = {
-    "stateless_http": True,
-    "json_response": True,
+    "stateless_http": True, "json_response": True,
     "transport_security": TransportSecuritySettings(enable_dns_rebinding_protection=False),
 }
 if SDK == 1:
@@ -120,8 +119,7 @@ def main(port: str, issuer_url: str) -> None:
 
     origin = f"http://127.0.0.1:{port}"
     server = ResourceServer(
-        verifier=Verifier(issuer="https://issuer.example", jwks=JwksClient(f"{issuer_url}/jwks")),
-        audience=f"{origin}/mcp",
+        verifier=Verifier(issuer="https://issuer.example", jwks=JwksClient(f"{issuer_url}/jwks")), audience=f"{origin}/mcp",
         tenant="default",
         status=Introspection(f"{issuer_url}/introspect/", client_id="service", client_secret=SECRET, timeout=30),
         proofs=ProofVerifier(origin=origin),

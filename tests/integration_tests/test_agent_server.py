@@ -39,10 +39,7 @@ class Server:
     def __init__(self, folder: Path) -> None:
         self.folder, self.port = folder, free_port()
         env = {
-            **os.environ,
-            "LRA_FOLDER": str(folder),
-            "PYTHONPATH": str(ROOT),
-            "LANGSMITH_TRACING": "false",
+            **os.environ, "LRA_FOLDER": str(folder), "PYTHONPATH": str(ROOT), "LANGSMITH_TRACING": "false",
             "LANGGRAPH_NO_VERSION_CHECK": "true",
         }
         self.log = (folder / "log").open("wb")

@@ -224,65 +224,61 @@ def test_an_answer_to_another_request_denies() -> None:
 # --- what other PDPs say ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("answer", "expected"),
-    [
-        ({"decision": True}, ("permit", (), [])),
-        ({"decision": True, "context": {}}, ("permit", (), [])),
-        ({"decision": True, "context": {"id": "0", "reason_admin": {"en": "x"}}}, ("permit", (), [])),
-        ({"decision": True, "evaluation_id": "7"}, ("permit", (), [])),
-        ({"decision": False}, ("deny", ("no_permit",), [])),
-        ({"decision": False, "context": {"reason": "policy_denied"}}, ("deny", ("policy_denied",), [])),
-        ({"decision": False, "context": {"reason": "no words here"}}, ("deny", ("no_permit",), [])),
-        ({"decision": False, "context": {"reasons": "text"}}, ("deny", ("no_permit",), [])),
-        ({"decision": False, "context": {"error": {"status": 404}}}, ("deny", ("no_permit",), [])),
-        ({"decision": "true"}, ("deny", ("pdp_malformed",), [])),
-        ({"decision": 1}, ("deny", ("pdp_malformed",), [])),
-        ({"allow": True}, ("deny", ("pdp_malformed",), [])),
-        ({"decision": True, "context": []}, ("deny", ("pdp_malformed",), [])),
-        ({"decision": True, "context": None}, ("deny", ("pdp_malformed",), [])),
-        ({"decision": True, "obligations": []}, ("deny", ("pdp_malformed",), [])),
-        ({"decision": True, "context": {"obligation": {}}}, ("deny", ("pdp_malformed",), [])),
-        ({"decision": True, "context": {"obligations": {}}}, ("deny", ("pdp_malformed",), [])),
-        ({"decision": True, "context": {"obligations": ["watermark"]}}, ("deny", ("pdp_malformed",), [])),
-        ({"decision": True, "context": {"obligations": [{"type": "custom"}]}}, ("deny", ("pdp_malformed",), [])),
-        (
-            {"decision": True, "context": {"obligations": [{"type": "step-up", "id": "1", "acr_value": "loa:3"}]}},
-            ("permit", (), [("1", "step-up", {"acr_value": "loa:3"})]),
-        ),
-        (
-            {"decision": False, "context": {"obligations": [{"type": "notification", "id": "2", "to": "a", "body": "b"}]}},
-            ("deny", ("no_permit",), [("2", "notify", {"channel": "a", "body": "b"})]),
-        ),
-        (  # `body` is required: what is not a notification is not understood later
-            {"decision": True, "context": {"obligations": [{"type": "notification", "id": "2", "to": "a"}]}},
-            ("permit", (), [("2", "notification", {"to": "a"})]),
-        ),
-        (
-            {"decision": True, "context": {"obligations": [
-                {"type": "custom", "id": "4", "vendor": "langchain-runtime-authz", "action": "redact", "fields": ["x"]},
-            ]}},
-            ("permit", (), [("4", "redact", {"fields": ["x"]})]),
-        ),
-        (
-            {"decision": False, "context": {"obligations": [
-                {"type": "custom", "id": "4", "vendor": "langchain-runtime-authz", "action": "require_approval"},
-            ]}},
-            ("approval_required", ("no_permit",), [("4", "require_approval", {})]),
-        ),
-        (
-            {"decision": True, "context": {"obligations": [
-                {"type": "custom", "id": "4", "vendor": "other", "action": "redact", "fields": ["x"]},
-            ]}},
-            ("permit", (), [("4", "custom", {"vendor": "other", "action": "redact", "fields": ["x"]})]),
-        ),
-        (
-            {"decision": True, "context": {"obligations": [{"type": "redact", "id": "3", "properties": {"fields": ["x"]}}]}},
-            ("permit", (), [("3", "redact", {"fields": ["x"]})]),
-        ),
-    ],
-    ids=lambda value: json.dumps(value)[:60] if isinstance(value, dict) else "",
-)
+@pytest.mark.parametrize(("answer", "expected"), [
+    ({"decision": True}, ("permit", (), [])),
+    ({"decision": True, "context": {}}, ("permit", (), [])),
+    ({"decision": True, "context": {"id": "0", "reason_admin": {"en": "x"}}}, ("permit", (), [])),
+    ({"decision": True, "evaluation_id": "7"}, ("permit", (), [])),
+    ({"decision": False}, ("deny", ("no_permit",), [])),
+    ({"decision": False, "context": {"reason": "policy_denied"}}, ("deny", ("policy_denied",), [])),
+    ({"decision": False, "context": {"reason": "no words here"}}, ("deny", ("no_permit",), [])),
+    ({"decision": False, "context": {"reasons": "text"}}, ("deny", ("no_permit",), [])),
+    ({"decision": False, "context": {"error": {"status": 404}}}, ("deny", ("no_permit",), [])),
+    ({"decision": "true"}, ("deny", ("pdp_malformed",), [])),
+    ({"decision": 1}, ("deny", ("pdp_malformed",), [])),
+    ({"allow": True}, ("deny", ("pdp_malformed",), [])),
+    ({"decision": True, "context": []}, ("deny", ("pdp_malformed",), [])),
+    ({"decision": True, "context": None}, ("deny", ("pdp_malformed",), [])),
+    ({"decision": True, "obligations": []}, ("deny", ("pdp_malformed",), [])),
+    ({"decision": True, "context": {"obligation": {}}}, ("deny", ("pdp_malformed",), [])),
+    ({"decision": True, "context": {"obligations": {}}}, ("deny", ("pdp_malformed",), [])),
+    ({"decision": True, "context": {"obligations": ["watermark"]}}, ("deny", ("pdp_malformed",), [])),
+    ({"decision": True, "context": {"obligations": [{"type": "custom"}]}}, ("deny", ("pdp_malformed",), [])),
+    (
+        {"decision": True, "context": {"obligations": [{"type": "step-up", "id": "1", "acr_value": "loa:3"}]}},
+        ("permit", (), [("1", "step-up", {"acr_value": "loa:3"})]),
+    ),
+    (
+        {"decision": False, "context": {"obligations": [{"type": "notification", "id": "2", "to": "a", "body": "b"}]}},
+        ("deny", ("no_permit",), [("2", "notify", {"channel": "a", "body": "b"})]),
+    ),
+    (  # `body` is required: what is not a notification is not understood later
+        {"decision": True, "context": {"obligations": [{"type": "notification", "id": "2", "to": "a"}]}},
+        ("permit", (), [("2", "notification", {"to": "a"})]),
+    ),
+    (
+        {"decision": True, "context": {"obligations": [
+            {"type": "custom", "id": "4", "vendor": "langchain-runtime-authz", "action": "redact", "fields": ["x"]},
+        ]}},
+        ("permit", (), [("4", "redact", {"fields": ["x"]})]),
+    ),
+    (
+        {"decision": False, "context": {"obligations": [
+            {"type": "custom", "id": "4", "vendor": "langchain-runtime-authz", "action": "require_approval"},
+        ]}},
+        ("approval_required", ("no_permit",), [("4", "require_approval", {})]),
+    ),
+    (
+        {"decision": True, "context": {"obligations": [
+            {"type": "custom", "id": "4", "vendor": "other", "action": "redact", "fields": ["x"]},
+        ]}},
+        ("permit", (), [("4", "custom", {"vendor": "other", "action": "redact", "fields": ["x"]})]),
+    ),
+    (
+        {"decision": True, "context": {"obligations": [{"type": "redact", "id": "3", "properties": {"fields": ["x"]}}]}},
+        ("permit", (), [("3", "redact", {"fields": ["x"]})]),
+    ),
+], ids=lambda value: json.dumps(value)[:60] if isinstance(value, dict) else "")
 def test_answers_of_other_pdps(answer: dict[str, Any], expected: tuple[Any, ...]) -> None:
     """What is not known is left out, an obligation never; only the literal `true` permits."""
     with AuthzenServer(lambda _: answer) as other:
@@ -293,20 +289,16 @@ def test_answers_of_other_pdps(answer: dict[str, Any], expected: tuple[Any, ...]
         pdp.close()
 
 
-@pytest.mark.parametrize(
-    ("obligation", "outcome", "heard"),
-    [
-        ({"type": "notification", "to": "desk", "topic": "t", "body": "b"}, "permit", [("t", "b")]),
-        ({"type": "notification", "to": "desk", "body": "b"}, "permit", [(None, "b")]),
-        ({"type": "notification", "to": "desk"}, "deny", []),
-        ({"type": "notification", "to": "desk", "body": 1}, "deny", []),
-        ({"type": "notification", "to": "elsewhere", "body": "b"}, "deny", []),
-        ({"type": "step-up", "acr_value": "loa:3"}, "deny", []),
-        ({"type": "session_termination", "subject": "alice"}, "deny", []),
-        ({"type": "custom", "vendor": "other", "action": "redact", "fields": ["x"]}, "deny", []),
-    ],
-    ids=lambda v: json.dumps(v)[:70] if isinstance(v, dict) else "",
-)
+@pytest.mark.parametrize(("obligation", "outcome", "heard"), [
+    ({"type": "notification", "to": "desk", "topic": "t", "body": "b"}, "permit", [("t", "b")]),
+    ({"type": "notification", "to": "desk", "body": "b"}, "permit", [(None, "b")]),
+    ({"type": "notification", "to": "desk"}, "deny", []),
+    ({"type": "notification", "to": "desk", "body": 1}, "deny", []),
+    ({"type": "notification", "to": "elsewhere", "body": "b"}, "deny", []),
+    ({"type": "step-up", "acr_value": "loa:3"}, "deny", []),
+    ({"type": "session_termination", "subject": "alice"}, "deny", []),
+    ({"type": "custom", "vendor": "other", "action": "redact", "fields": ["x"]}, "deny", []),
+], ids=lambda v: json.dumps(v)[:70] if isinstance(v, dict) else "")
 def test_an_obligation_of_the_profile_is_carried_out_or_denies(
     obligation: dict[str, Any], outcome: str, heard: list[tuple[str | None, str]],
 ) -> None:
@@ -350,17 +342,11 @@ def test_discovery_over_tls(wasm: WasmPDP, tmp_path: Path) -> None:
         pdp.close()
 
 
-@pytest.mark.parametrize(
-    "metadata",
-    [
-        {"policy_decision_point": "https://other.example"},
-        {"policy_decision_point": None},
-        {"access_evaluation_endpoint": "https://other.example/access/v1/evaluation"},
-        {"access_evaluation_endpoint": None},
-        {"access_evaluations_endpoint": "http://127.0.0.1.evil.example/x"},
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("metadata", [
+    {"policy_decision_point": "https://other.example"}, {"policy_decision_point": None},
+    {"access_evaluation_endpoint": "https://other.example/access/v1/evaluation"}, {"access_evaluation_endpoint": None},
+    {"access_evaluations_endpoint": "http://127.0.0.1.evil.example/x"},
+], ids=str)
 def test_metadata_of_another_pdp_is_refused(metadata: dict[str, Any]) -> None:
     """The identifier must be the one that was asked, and no endpoint may lie elsewhere."""
     with AuthzenServer(lambda _: {"decision": True}, **metadata) as server, pytest.raises(ConfigError):

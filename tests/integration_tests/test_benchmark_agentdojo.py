@@ -136,8 +136,7 @@ def test_an_attacker_who_knows_the_plan_stands_where_it_reads() -> None:
             "steps": [
                 {"id": "all", "tool": "get_most_recent_transactions"},
                 {
-                    "id": "pay",
-                    "tool": "send_money",
+                    "id": "pay", "tool": "send_money",
                     "args": {"recipient": {"kind": "pick", "step": "all", "path": "sender", "where": {"subject": "Tea"}}},
                 },
             ]

@@ -74,12 +74,8 @@ def grant(token: dict[str, Any], names: set[str]) -> Grant:
     known = {"type", "scopes", "constraints"}
     return Grant.model_validate(
         {
-            "tools": sorted(tools),
-            "args": dict.fromkeys(sorted(names), limits),
-            "budgets": budgets,
-            "expires_at": token["exp"],
-            "max_depth": token.get("del_max_depth"),
-            **{name: value for name, value in detail.items() if name not in known},
+            "tools": sorted(tools), "args": dict.fromkeys(sorted(names), limits), "budgets": budgets, "expires_at": token["exp"],
+            "max_depth": token.get("del_max_depth"), **{name: value for name, value in detail.items() if name not in known},
         }
     )
 
@@ -112,10 +108,7 @@ def is_accepted(vector: dict[str, Any]) -> bool:
         given = verifier.verify(sign_compact(TYP, ours, KEY), audience=vector["verifier"]["audience"], now=now, bound=True).grant
     except CredentialError:
         return False
-    met = {
-        tool: {k: c.le if c.one_of is None else c.one_of[0] for k, c in named.items()}
-        for tool, named in given.args.items()
-    }
+    met = {tool: {k: c.le if c.one_of is None else c.one_of[0] for k, c in named.items()} for tool, named in given.args.items()}
     step = {"data_class": "internal", "sink": "none", "depth": leaf["del_depth"], "now": now}
     return not any(given.refuses(tool=tool, args=met.get(tool, {}), **step) for tool in given.tools or ())
 

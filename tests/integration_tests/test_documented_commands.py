@@ -45,10 +45,7 @@ LISTED = {
 }
 OF_THE_HOUR = "policy replay audit.jsonl examples/policies/bank"  # nobody pays outside 8 to 18 o'clock in Berlin
 FINDS = {  # leave with 1: what they find is what their pages speak of
-    "kill status --file /run/agents/kill",
-    "policy diff audit.jsonl OLD NEW",
-    "policy replay audit.jsonl POLICY",
-    OF_THE_HOUR,
+    "kill status --file /run/agents/kill", "policy diff audit.jsonl OLD NEW", "policy replay audit.jsonl POLICY", OF_THE_HOUR,
     "policy replay audit.jsonl examples/policies/read_only",
     "profile check profiles.yaml my_agent:graph",  # of drafts
 }

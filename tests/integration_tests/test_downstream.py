@@ -33,25 +33,17 @@ def test_a_service_refuses_the_same_token_one_step_later(status: str, dpop: bool
     """Every row of the printed table; asked nobody, a service refuses what the token itself says, and no more."""
     rows = Scene(status, dpop, kind).play()
     expected = {
-        "during the call": "200",
-        "for another audience": "401 audience",
-        "for another tenant": "401 credential_tenant",
-        "as plain Bearer": "401 proof_missing" if dpop else "200",
-        "at a service that demands proofs": "401 proof_missing",
-        "without its proof": "401 proof_missing",
-        "with a stranger's proof": "401 proof_invalid" if dpop else "401 proof_missing",
-        "twice in one request": "400 invalid_request",
-        "in the query": "401 credential_missing",
-        "for another tool": "403 credential_tool",
-        "altered": "401 credential_invalid",
-        "with none": "401 credential_missing",
+        "during the call": "200", "for another audience": "401 audience", "for another tenant": "401 credential_tenant",
+        "as plain Bearer": "401 proof_missing" if dpop else "200", "at a service that demands proofs": "401 proof_missing",
+        "without its proof": "401 proof_missing", "with a stranger's proof": "401 proof_invalid" if dpop else "401 proof_missing",
+        "twice in one request": "400 invalid_request", "in the query": "401 credential_missing",
+        "for another tool": "403 credential_tool", "altered": "401 credential_invalid", "with none": "401 credential_missing",
         "asked for again, after a correction": "credential_revoked",
         **dict.fromkeys(DEAD, "401 credential_revoked" if status in ONLINE else "200"),
     }
     if dpop:
         expected |= {
-            "with a proof for another method": "401 proof_invalid",
-            "with a proof for another URL": "401 proof_invalid",
+            "with a proof for another method": "401 proof_invalid", "with a proof for another URL": "401 proof_invalid",
             "with a proof used before": "401 proof_replayed",
         }
     assert expected == rows
@@ -125,9 +117,7 @@ REDIRECTED = ["bearer", "dpop", "unenforced"]
 
 @pytest.mark.parametrize("how", REDIRECTED)
 @pytest.mark.parametrize("to", ["/other", "/mcp/inner"])
-async def test_an_mcp_redirect_never_takes_a_token_beside_its_audience(
-    stack: contextlib.ExitStack, how: str, to: str
-) -> None:
+async def test_an_mcp_redirect_never_takes_a_token_beside_its_audience(stack: contextlib.ExitStack, how: str, to: str) -> None:
     """MCP's clients follow a 307 within the origin: beside the audience nothing arrives, but for the twin's header."""
     port = free_port()
     url = f"http://127.0.0.1:{port}/mcp"

@@ -121,10 +121,7 @@ def test_tls_is_verified(client: str, tmp_path: Path) -> None:
     ours, other = Authority(tmp_path), Authority(tmp_path, "other")
     right, wrong = ours.issue("127.0.0.1"), ours.issue("pdp.example.com")
     for certificate, ca_file, expected in (
-        (right, ours.file, None),
-        (wrong, ours.file, "pdp_tls"),
-        (right, other.file, "pdp_tls"),
-        (right, None, "pdp_tls"),
+        (right, ours.file, None), (wrong, ours.file, "pdp_tls"), (right, other.file, "pdp_tls"), (right, None, "pdp_tls"),
     ):
         with FaultServer(certificate) as secure:
             pdp = CLIENTS[client](f"{secure.url}/healthy", ca_file=ca_file, timeout=5)

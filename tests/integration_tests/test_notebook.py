@@ -16,10 +16,7 @@ NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 MAX_CELLS = 15
 MAX_PICTURE = 60_000  # bytes
 
-pytestmark = [
-    pytest.mark.integration,
-    pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem[:2] for path in NOTEBOOKS]),
-]
+pytestmark = [pytest.mark.integration, pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem[:2] for path in NOTEBOOKS])]
 
 
 def pictures(notebook: Any) -> list[bytes]:

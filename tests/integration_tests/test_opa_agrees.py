@@ -175,9 +175,7 @@ def test_the_check_finds_a_difference(tmp_path: Path) -> None:
     shutil.copytree(POLICIES, tmp_path / "langchain_runtime_authz" / "policies")
     shutil.copytree(ROOT / ".ci", tmp_path / ".ci")
     rego = tmp_path / "langchain_runtime_authz" / "policies" / "rego" / "runtime_authz.rego"
-    rego.write_text(
-        rego.read_text().replace('== "anonymous"', '== "nobody"').replace('!= "anonymous"', '!= "nobody"'),
-    )
+    rego.write_text(rego.read_text().replace('== "anonymous"', '== "nobody"').replace('!= "anonymous"', '!= "nobody"'))
     command = [str(tmp_path / ".ci" / "build-policy"), "--check"]
     environment = {**os.environ, "OPA": opa_binary()}
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

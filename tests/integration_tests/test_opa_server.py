@@ -197,27 +197,13 @@ def test_a_token_from_a_file_that_is_renewed(tmp_path: Path) -> None:
         pdp.close()
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {"url": "ftp://127.0.0.1"},
-        {"url": "http://user:pass@127.0.0.1"},
-        {"url": "unix://opa.sock"},
-        {"url": "http://127.0.0.1/?x=1"},
-        {"url": "http://opa.example", "token_file": __file__},
-        {"ca_file": __file__},
-        {"url": "https://127.0.0.1", "ca_file": __file__},
-        {"url": "https://127.0.0.1", "ca_file": "absent.pem"},
-        {"token_file": "absent"},
-        {"path": "runtime_authz/../system"},
-        {"path": "a b"},
-        {"batch": "x?y"},
-        {"timeout": 0},
-        {"timeout": float("inf")},
-        {"pool_size": 0},
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("arguments", [
+    {"url": "ftp://127.0.0.1"}, {"url": "http://user:pass@127.0.0.1"}, {"url": "unix://opa.sock"},
+    {"url": "http://127.0.0.1/?x=1"}, {"url": "http://opa.example", "token_file": __file__}, {"ca_file": __file__},
+    {"url": "https://127.0.0.1", "ca_file": __file__}, {"url": "https://127.0.0.1", "ca_file": "absent.pem"},
+    {"token_file": "absent"}, {"path": "runtime_authz/../system"}, {"path": "a b"}, {"batch": "x?y"}, {"timeout": 0},
+    {"timeout": float("inf")}, {"pool_size": 0},
+], ids=str)
 def test_wrong_settings_are_refused(arguments: dict[str, object]) -> None:
     """At construction, with a sentence, before anything is asked."""
     with pytest.raises(ConfigError):
@@ -308,15 +294,10 @@ class Bundles:
         key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
         (folder / "key.pem").write_bytes(
             key.private_bytes(
-                serialization.Encoding.PEM,
-                serialization.PrivateFormat.TraditionalOpenSSL,
-                serialization.NoEncryption(),
-            ),
+                serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
+            )
         )
-        self.public = key.public_key().public_bytes(
-            serialization.Encoding.PEM,
-            serialization.PublicFormat.SubjectPublicKeyInfo,
-        )
+        self.public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
         (folder / "public.pem").write_bytes(self.public)
 
     def build(self, name: str, revision: str, *, signed: bool = True) -> Path:
@@ -327,9 +308,7 @@ class Bundles:
         source.mkdir(exist_ok=True)
         for file in SHIPPED:
             (source / file.name).write_bytes(file.read_bytes())
-        (source / ".manifest").write_text(
-            json.dumps({"revision": revision, "roots": ["runtime_authz", "runtime_authz_data"]}),
-        )
+        (source / ".manifest").write_text(json.dumps({"revision": revision, "roots": ["runtime_authz", "runtime_authz_data"]}))
         command = [opa_binary(), "build", *sign, "--revision", revision, "--output", str(out), str(source)]
         run = subprocess.run(command, capture_output=True, text=True, check=False)
         assert run.returncode == 0, run.stderr
@@ -419,9 +398,7 @@ def test_bundle_mode_follows_signed_revisions_only(bundles: Bundles) -> None:
                     "keys": {"k": {"key": bundles.public.decode(), "algorithm": "RS256"}},
                     "bundles": {
                         "authz": {
-                            "service": "files",
-                            "resource": "bundle.tar.gz",
-                            "signing": {"keyid": "k"},
+                            "service": "files", "resource": "bundle.tar.gz", "signing": {"keyid": "k"},
                             "polling": {"min_delay_seconds": 1, "max_delay_seconds": 1},
                         },
                     },

@@ -87,26 +87,23 @@ def test_an_example_holds_in_wasm_and_in_opa(name: str, tmp_path: Path, key: Key
         pdp.close()
 
 
-@pytest.mark.parametrize(
-    ("line", "wrong", "right"),
-    [
-        ('input.context.tenant == "b"', "input.context.tenant", "input.subject.properties"),
-        ("input.context.call.arg.amount > 1", "input.context.call.arg", "input.context.call.args"),
-        ("input.task.epoch == 1", "input.task", "input.context.task"),
-        ("c := input.context; c.plan.stalle", "c.plan.stalle", "c.plan.stale"),
-        ('c := input.context; object.get(c, "tenant", "a") == "b"', "c.tenant", "input.subject.properties"),
-        ('object.get(input.context, "tenant", "a") == "b"', "input.context.tenant", "input.subject.properties"),
-        ('object.get(input, ["context", "leese"], 1) == 2', "input.context.leese", "input.context.lease"),
-        ('some e in input.context.delegation.edges; e.form == "a"', "e.form", "e.from"),
-        ("count([e | some e in input.context.delegation.edges; e.too]) > 1", "e.too", "e.to"),
-        ("not input.context.planned", "input.context.planned", "input.context.plan"),
-        ("input.context.local.hour.x == 1", "input.context.local.hour.x", "`input.context.local.hour` is a number"),
-        ('input.subject.id.name == "a"', "input.subject.id.name", "`input.subject.id` is a string"),
-        ("input.context.history[0].calls", "input.context.history.0", "names of your own"),
-        ('{"context": {"tenant": t}} = input; t == "a"', "", "read each member by its path"),
-        ('input.subject == {"type": "user", "name": "a"}', "", "read each member by its path"),
-    ],
-)
+@pytest.mark.parametrize(("line", "wrong", "right"), [
+    ('input.context.tenant == "b"', "input.context.tenant", "input.subject.properties"),
+    ("input.context.call.arg.amount > 1", "input.context.call.arg", "input.context.call.args"),
+    ("input.task.epoch == 1", "input.task", "input.context.task"),
+    ("c := input.context; c.plan.stalle", "c.plan.stalle", "c.plan.stale"),
+    ('c := input.context; object.get(c, "tenant", "a") == "b"', "c.tenant", "input.subject.properties"),
+    ('object.get(input.context, "tenant", "a") == "b"', "input.context.tenant", "input.subject.properties"),
+    ('object.get(input, ["context", "leese"], 1) == 2', "input.context.leese", "input.context.lease"),
+    ('some e in input.context.delegation.edges; e.form == "a"', "e.form", "e.from"),
+    ("count([e | some e in input.context.delegation.edges; e.too]) > 1", "e.too", "e.to"),
+    ("not input.context.planned", "input.context.planned", "input.context.plan"),
+    ("input.context.local.hour.x == 1", "input.context.local.hour.x", "`input.context.local.hour` is a number"),
+    ('input.subject.id.name == "a"', "input.subject.id.name", "`input.subject.id` is a string"),
+    ("input.context.history[0].calls", "input.context.history.0", "names of your own"),
+    ('{"context": {"tenant": t}} = input; t == "a"', "", "read each member by its path"),
+    ('input.subject == {"type": "user", "name": "a"}', "", "read each member by its path"),
+])
 def test_a_path_that_no_request_has_is_found(line: str, wrong: str, right: str, tmp_path: Path) -> None:
     """A rule that reads it never fires, and OPA compiles it: the finding names the nearest true path."""
     project = tmp_path / "p"
@@ -123,20 +120,13 @@ def test_a_path_that_no_request_has_is_found(line: str, wrong: str, right: str, 
     assert summary == "1 findings"
 
 
-@pytest.mark.parametrize(
-    "lines",
-    [
-        "c := input.subject; c.id\n count([1 | c := input.context; c.now > 1]) > 0",
-        "c := input.context; count([1 | some c in [{}]; c.x]) == 0",
-        'object.get(input.context, name, 1) == 2; name := "x"',
-        "input.context.call.provenance.to.items[0].class",
-        "some i, e in input.context.delegation.edges; e.from; i > 0",
-        "input.context.lease.grant.args.pay.amount.le > 1",
-        "input.context.history.calls[input.resource.id] > 1",
-        "input.resource.properties.reaches[_].effect",
-        "input.context.local.hour > 17",
-    ],
-)
+@pytest.mark.parametrize("lines", [
+    "c := input.subject; c.id\n count([1 | c := input.context; c.now > 1]) > 0",
+    "c := input.context; count([1 | some c in [{}]; c.x]) == 0", 'object.get(input.context, name, 1) == 2; name := "x"',
+    "input.context.call.provenance.to.items[0].class", "some i, e in input.context.delegation.edges; e.from; i > 0",
+    "input.context.lease.grant.args.pay.amount.le > 1", "input.context.history.calls[input.resource.id] > 1",
+    "input.resource.properties.reaches[_].effect", "input.context.local.hour > 17",
+])
 def test_a_path_that_a_request_may_have_is_no_finding(lines: str) -> None:
     body = lines.replace("; ", "\n\t")
     assert list(lint_paths({"own": f"package p\n\nown if {{\n\t{body}\n}}\n"}, opa_binary())) == []

@@ -205,12 +205,7 @@ def test_an_epoch_can_not_be_put_back_by_adding_rows(dsn: str, schema: str, ledg
 
 
 @pytest.mark.parametrize("tenant", [None, "", "another"], ids=["none", "empty", "another"])
-def test_a_tenant_sees_and_writes_its_own_rows_only(
-    dsn: str,
-    schema: str,
-    ledger: PostgresLedger,
-    tenant: str | None,
-) -> None:
+def test_a_tenant_sees_and_writes_its_own_rows_only(dsn: str, schema: str, ledger: PostgresLedger, tenant: str | None) -> None:
     """Whatever the statement says; and without a tenant there is nothing at all."""
     where = filled(ledger)
     for table in (*STATE, *HISTORY):
@@ -414,11 +409,7 @@ def test_a_migration_gives_way_to_a_commit(dsn: str, own: str) -> None:
 def test_a_run_survives_what_befalls_its_ledger(dsn: str, own: str) -> None:
     """Put back to an older backup, of another schema, gone: each a deny with its code; the run ends in peace."""
     with PostgresLedger(dsn, schema=own, timeout=2) as made:
-        authz = RuntimeAuthz(
-            pdp=StaticPDP(True),
-            profiles={"pay": ToolProfile(effect="pay", sink="external")},
-            ledger=made,
-        )
+        authz = RuntimeAuthz(pdp=StaticPDP(True), profiles={"pay": ToolProfile(effect="pay", sink="external")}, ledger=made)
         with authz.session(subject="alice", task="pay") as session:
             assert session.decide("pay", {"n": 0}).permit
             with psycopg.connect(dsn) as owner:
@@ -512,8 +503,7 @@ def test_a_pool_of_the_callers_stays_the_callers(dsn: str, schema: str) -> None:
         with pool.connection() as conn:
             assert not conn.autocommit
             assert conn.execute("SELECT current_user, current_setting('search_path')").fetchone() == (
-                "postgres",
-                '"$user", public',
+                "postgres", '"$user", public',
             )
 
 

@@ -154,8 +154,7 @@ def test_the_other_server_acts_under_the_credential(how: str, port: int) -> None
 def test_a_denied_edge_sends_nothing(how: str, port: int) -> None:
     """No request reaches the other server."""
     authz, graph = home(
-        RemoteGraph("far", url=f"http://127.0.0.1:{port}"), how, StaticPDP(lambda r: r.resource.id != "far"),
-        agents=named(port),
+        RemoteGraph("far", url=f"http://127.0.0.1:{port}"), how, StaticPDP(lambda r: r.resource.id != "far"), agents=named(port),
     )  # fmt: skip
     authz.protect(graph)
     far = Far(authz)

@@ -54,8 +54,7 @@ def few(tmp_path_factory: Any) -> Path:
 
 def agents(tmp_path_factory: Any, steps: int) -> Path:
     authz = RuntimeAuthz(
-        pdp=StaticPDP(lambda r: r.resource.id != "drop"),
-        audit=MemorySink(),
+        pdp=StaticPDP(lambda r: r.resource.id != "drop"), audit=MemorySink(),
         profiles={name: ToolProfile(effect="read") for name in ("look", "drop")},
     )
     root = authz.session(subject="alice", task="x", agent="supervisor")

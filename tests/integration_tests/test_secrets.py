@@ -47,15 +47,7 @@ from ..attack._graphs import agent_graph, asking, call, hand_written, human, nod
 AUDIENCE = "https://127.0.0.1/bank"
 THREAD = {"configurable": {"thread_id": "t"}}
 MODES = ["values", "updates", "messages", "custom", "debug", "checkpoints", "tasks"]
-MARKS = (
-    "__authz",
-    "runtime-authz-run",
-    "RunHandle(",
-    "<Ticket",
-    "<CallCredential",
-    "BEGIN PRIVATE KEY",
-    "BEGIN EC PRIVATE",
-)
+MARKS = ("__authz", "runtime-authz-run", "RunHandle(", "<Ticket", "<CallCredential", "BEGIN PRIVATE KEY", "BEGIN EC PRIVATE")
 
 
 class Bank:
@@ -178,19 +170,15 @@ def secrets_of(key: ec.EllipticCurvePrivateKey, tokens: list[str]) -> dict[str, 
     number = key.private_numbers().private_value.to_bytes(32, "big")
     pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
     found = {
-        "jwk d": base64.urlsafe_b64encode(number).rstrip(b"=").decode(),
-        "key hex": number.hex(),
-        "key bytes": number.decode("latin-1"),
-        "key decimal": str(key.private_numbers().private_value),
+        "jwk d": base64.urlsafe_b64encode(number).rstrip(b"=").decode(), "key hex": number.hex(),
+        "key bytes": number.decode("latin-1"), "key decimal": str(key.private_numbers().private_value),
         "pem": pem.splitlines()[1],
     }
     for i, token in enumerate(tokens):
         signature = token.rsplit(".", 1)[1]
         found[f"token {i}"] = token
         found[f"signature {i}"] = signature
-        found[f"signature bytes {i}"] = base64.urlsafe_b64decode(signature + "=" * (-len(signature) % 4)).decode(
-            "latin-1"
-        )
+        found[f"signature bytes {i}"] = base64.urlsafe_b64decode(signature + "=" * (-len(signature) % 4)).decode("latin-1")
         found[f"signature base64 {i}"] = base64.b64encode(signature.encode()).decode()[:-4]
     return found
 
@@ -208,9 +196,7 @@ def search(where: Mapping[str, Any], secrets: Mapping[str, str], marks: tuple[st
 class Scene:
     """A run that is recorded in every way there is."""
 
-    def __init__(
-        self, bank: Bank, tmp_path: Path, spans: InMemorySpanExporter, caplog: Any, *, ask: bool = False
-    ) -> None:
+    def __init__(self, bank: Bank, tmp_path: Path, spans: InMemorySpanExporter, caplog: Any, *, ask: bool = False) -> None:
         caplog.set_level(logging.DEBUG)
         self.bank, self.path, self.spans, self.caplog = bank, tmp_path, spans, caplog
         self.key = ec.generate_private_key(ec.SECP256R1())
@@ -218,17 +204,14 @@ class Scene:
         issuer = LocalIssuer(SigningKey.from_pem(pem))
         self.pdp = asking("pay") if ask else StaticPDP(True)
         self.authz = RuntimeAuthz(
-            pdp=self.pdp,
-            issuer=issuer,
-            audit=tmp_path / "audit.jsonl",
+            pdp=self.pdp, issuer=issuer, audit=tmp_path / "audit.jsonl",
             profiles={
                 "pay": ToolProfile(effect="pay", sink="external", audience=(AUDIENCE,)),
                 "ask_agent": ToolProfile(effect="write", sink="internal"),
             },
         )
         bank.verifier = Verifier(
-            issuer=issuer.issuer,
-            jwks=issuer.jwks(),
+            issuer=issuer.issuer, jwks=issuer.jwks(),
             status=lambda claims: self.authz.ledger.status(claims["tenant"], claims["jti"]),
         )
         self.recorder, self.collector = Recorder(), RunCollectorCallbackHandler()
@@ -237,12 +220,7 @@ class Scene:
 
     @property
     def config(self) -> dict[str, Any]:
-        return {
-            **THREAD,
-            "callbacks": [self.recorder, self.collector],
-            "metadata": {"mine": "x"},
-            "tags": ["tag"],
-        }
+        return {**THREAD, "callbacks": [self.recorder, self.collector], "metadata": {"mine": "x"}, "tags": ["tag"]}
 
     def graph(self, kind: str, make: Any, saver: Any) -> Any:
         """`make` is the tool, in a graph of some kind, protected."""
@@ -351,9 +329,7 @@ APPROVE = Command(resume={"decisions": [{"type": "approve"}]})
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("store", ["memory", "sqlite"])
 @pytest.mark.parametrize("ask", [False, True])
-def test_nothing_secret_is_left(
-    kind: str, store: str, ask: bool, bank: Bank, tmp_path: Path, spans: Any, caplog: Any
-) -> None:
+def test_nothing_secret_is_left(kind: str, store: str, ask: bool, bank: Bank, tmp_path: Path, spans: Any, caplog: Any) -> None:
     """Sync, in all stream modes, with and without a question: no token, key or handle anywhere."""
     scene = Scene(bank, tmp_path, spans, caplog, ask=ask)
     with ExitStack() as stack:
@@ -452,14 +428,8 @@ def test_searcher_finds_what_is_planted(place: str, bank: Bank, tmp_path: Path, 
                 file.write(token)
         hits = scene.verdict()
     names = {
-        "state": "state",
-        "stream": "stream 0",
-        "callback": "callbacks",
-        "sqlite": "files",
-        "audit": "files",
-        "log": "log",
-        "span": "spans",
-        "error": "error 0",
+        "state": "state", "stream": "stream 0", "callback": "callbacks", "sqlite": "files", "audit": "files", "log": "log",
+        "span": "spans", "error": "error 0",
     }
     assert f"token 0 in {names[place]}" in hits
     assert f"signature 0 in {names[place]}" in hits

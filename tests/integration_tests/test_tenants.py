@@ -51,13 +51,7 @@ class House:
     def __init__(self, ledger: PostgresLedger, name: str, tenant: str) -> None:
         self.name, self.subject = name, SUBJECTS[name]
         self.shown: list[tuple[str, str, str, str]] = []
-        self.authz = RuntimeAuthz(
-            pdp=StaticPDP(True),
-            profiles=PROFILES,
-            ledger=ledger,
-            tenant=tenant,
-            audit=MemorySink(100_000),
-        )
+        self.authz = RuntimeAuthz(pdp=StaticPDP(True), profiles=PROFILES, ledger=ledger, tenant=tenant, audit=MemorySink(100_000))
 
         @tool
         def pay(account: str) -> str:
@@ -133,9 +127,7 @@ def test_two_hundred_runs_of_two_tenants_never_cross(ledger: PostgresLedger) -> 
     assert answers == {f"paid by {name}": THREADS for name in SUBJECTS}
     for house in houses:
         assert len(house.shown) == THREADS
-        assert {(tenant, subject, status) for tenant, subject, _, status in house.shown} == {
-            (house.name, house.subject, "live"),
-        }
+        assert {(tenant, subject, status) for tenant, subject, _, status in house.shown} == {(house.name, house.subject, "live")}
         assert {account for _, _, account, _ in house.shown} == {f"account-{n}" for n in range(THREADS)}
         records = [r for r in house.authz.audit.records if r.get("scope")]  # type: ignore[attr-defined]
         assert len(records) > 4 * THREADS

@@ -38,8 +38,7 @@ SETS = 5
 DOORS = ("tool node", "create_agent", "guard alone", "backstop")
 WAYS = ("sync", "async")
 FUZZ = settings(
-    deadline=None,
-    max_examples=-(-int(os.environ.get("LRA_FUZZ", "800")) // (SETS * len(DOORS) * len(WAYS))),
+    deadline=None, max_examples=-(-int(os.environ.get("LRA_FUZZ", "800")) // (SETS * len(DOORS) * len(WAYS))),
     phases=[Phase.generate],  # shrinking a message of calls takes minutes and tells little
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
 )
@@ -102,20 +101,15 @@ KINDS: dict[str, tuple[Any, st.SearchStrategy[Any]]] = {
     "strict": (Annotated[int, Field(strict=True)], numerals),
     "optional": (Optional[int], st.none() | numerals),  # noqa: UP045
     "union": (Union[int, str], numerals | text),  # noqa: UP007
-    "list": (list[int], st.lists(numerals, max_size=3)),
-    "set": (set[int], st.lists(numerals, max_size=3)),
+    "list": (list[int], st.lists(numerals, max_size=3)), "set": (set[int], st.lists(numerals, max_size=3)),
     "tuple": (tuple[int, str], st.tuples(numerals, text).map(list)),
     "dict": (dict[str, float], st.dictionaries(text, numerals, max_size=3)),
     "keys": (dict[int, str], st.dictionaries(small.map(str), text, max_size=3)),
     "literal": (Literal["a", 1, True], st.sampled_from(["a", 1, True, "1", 1.0])),
-    "enum": (Color, st.sampled_from(["red", 1, "1", "blue", True])),
-    "datetime": (dt.datetime, when),
-    "date": (dt.date, when),
+    "enum": (Color, st.sampled_from(["red", 1, "1", "blue", True])), "datetime": (dt.datetime, when), "date": (dt.date, when),
     "delta": (dt.timedelta, st.sampled_from([1, "P1D", 0.5])),
     "decimal": (decimal.Decimal, numerals | st.sampled_from(["1.10", "1.1", "1E2", "NaN", "Infinity"])),
-    "uuid": (uuid.UUID, idents),
-    "bytes": (bytes, text),
-    "point": (Point, points),
+    "uuid": (uuid.UUID, idents), "bytes": (bytes, text), "point": (Point, points),
     "points": (list[Point], st.lists(points, max_size=2)),
     "pet": (Annotated[Union[Cat, Dog], Field(discriminator="kind")], cats | dogs),  # noqa: UP007
     "any": (Any, junk),

@@ -101,15 +101,12 @@ def test_a_payment_that_died_is_made_once() -> None:
     a_payment_dies()
 
 
-@pytest.mark.parametrize(
-    ("mutate", "caught_by"),
-    [
-        (old_plans_stand, "no_old_plan_takes_effect"), (no_epoch_is_compared, "no_old_plan_takes_effect"),
-        (nothing_is_claimed, "nothing_happens_twice"), (a_death_frees_its_calls, "nothing_happens_twice"),
-        (what_stands_in_the_state_is_human, "machine_acts"), (anybodys_words_are_the_subjects, "no_machine_speaks_for_the_human"),
-        (corrections_open_no_epoch, "human_says human_answers operator_corrects"),
-    ],
-)
+@pytest.mark.parametrize(("mutate", "caught_by"), [
+    (old_plans_stand, "no_old_plan_takes_effect"), (no_epoch_is_compared, "no_old_plan_takes_effect"),
+    (nothing_is_claimed, "nothing_happens_twice"), (a_death_frees_its_calls, "nothing_happens_twice"),
+    (what_stands_in_the_state_is_human, "machine_acts"), (anybodys_words_are_the_subjects, "no_machine_speaks_for_the_human"),
+    (corrections_open_no_epoch, "human_says human_answers operator_corrects"),
+])
 def test_the_machine_catches_a_product_without_the_rule(mutate: Mutate, caught_by: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Within 1,200 examples, by what is there for it. In CI a death is played and not searched for."""
     mutate(monkeypatch)

@@ -225,18 +225,14 @@ def test_integers_are_exact_or_refused(number: int) -> None:
             assert refused(candidate) == refused({"a": [candidate]}) == Code.UNCANONICAL_ARGUMENT
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
-        math.nan, math.inf, -math.inf, 2**53, -(2**53), 10**5000, "\ud800", "a\udfffb", "\x00", "a\x00", b"bytes",
-        bytearray(b"x"), memoryview(b"x"), {1, 2}, frozenset(), 1j, object(), object, Data, Model, len, lambda: None,
-        iter([]), range(3), (x for x in ()), {}.keys(), dt.timedelta(1), decimal.Decimal("nan"),
-        decimal.Decimal("snan"), decimal.Decimal("inf"), pathlib.PurePosixPath("a\udc80"), types.SimpleNamespace(a=1),
-        ValueError("x"), HostileMapping(), HostileList([1]), dt.datetime(2026, 1, 1, tzinfo=HostileZone()), Slotted(),
-        Model.model_construct(), Open(inner={1}), Data(b"x"),
-    ],
-    ids=lambda v: type(v).__name__,
-)
+@pytest.mark.parametrize("value", [
+    math.nan, math.inf, -math.inf, 2**53, -(2**53), 10**5000, "\ud800", "a\udfffb", "\x00", "a\x00", b"bytes",
+    bytearray(b"x"), memoryview(b"x"), {1, 2}, frozenset(), 1j, object(), object, Data, Model, len, lambda: None,
+    iter([]), range(3), (x for x in ()), {}.keys(), dt.timedelta(1), decimal.Decimal("nan"),
+    decimal.Decimal("snan"), decimal.Decimal("inf"), pathlib.PurePosixPath("a\udc80"), types.SimpleNamespace(a=1),
+    ValueError("x"), HostileMapping(), HostileList([1]), dt.datetime(2026, 1, 1, tzinfo=HostileZone()), Slotted(),
+    Model.model_construct(), Open(inner={1}), Data(b"x"),
+], ids=lambda v: type(v).__name__)
 def test_what_has_no_json_form_is_refused(value: object) -> None:
     """At the top, as a member, as an element and as a field."""
     for held in (value, {"a": value}, [value], Data(value), (1, {"a": [value]})):
@@ -256,22 +252,18 @@ def test_a_key_is_text(key: Any) -> None:
     assert refused({key: 1}) == refused({"a": {key: 1, "b": 2}}) == Code.UNCANONICAL_ARGUMENT
 
 
-@pytest.mark.parametrize(
-    ("value", "form"),
-    [
-        (Color.RED, "red"), (Color.BOX, ["a", {"b": 1}]), (Level.HIGH, 3), (Name.ALICE, "alice"), (Word.YES, "yes"),
-        ({Name.ALICE: Word.YES, Word.YES: Level.HIGH}, {"alice": "yes", "yes": 3}),
-        (Model(amount=1, recipient="bob"), {"amount": 1.0, "to": "bob"}),
-        (Open(inner=Model(amount=2), note="n"), {"inner": {"amount": 2.0, "to": "x"}, "amount": 0, "note": "n"}),
-        (RootModel[list[int]]([1, 2]), {"root": [1, 2]}), (Data(1, Data((2,))), {"x": 1, "y": {"x": [2], "y": None}}),
-        (types.MappingProxyType({"a": 1}), {"a": 1}), (collections.OrderedDict(a=1), {"a": 1}), (Point(1, 2), [1, 2]),
-        (decimal.Decimal("10.50"), "10.50"), (dt.date(2026, 1, 2), "2026-01-02"),
-        (dt.datetime(2026, 1, 2, 3, 4, 5, tzinfo=dt.UTC), "2026-01-02T03:04:05+00:00"), (dt.time(1, 2), "01:02:00"),
-        (uuid.UUID(int=1), "00000000-0000-0000-0000-000000000001"),
-        (pathlib.PurePosixPath("/etc/passwd"), "/etc/passwd"), (Liar("rm -rf"), "rm -rf"), ({Liar("rm"): 1}, {"rm": 1}),
-    ],
-    ids=lambda v: type(v).__name__,
-)
+@pytest.mark.parametrize(("value", "form"), [
+    (Color.RED, "red"), (Color.BOX, ["a", {"b": 1}]), (Level.HIGH, 3), (Name.ALICE, "alice"), (Word.YES, "yes"),
+    ({Name.ALICE: Word.YES, Word.YES: Level.HIGH}, {"alice": "yes", "yes": 3}),
+    (Model(amount=1, recipient="bob"), {"amount": 1.0, "to": "bob"}),
+    (Open(inner=Model(amount=2), note="n"), {"inner": {"amount": 2.0, "to": "x"}, "amount": 0, "note": "n"}),
+    (RootModel[list[int]]([1, 2]), {"root": [1, 2]}), (Data(1, Data((2,))), {"x": 1, "y": {"x": [2], "y": None}}),
+    (types.MappingProxyType({"a": 1}), {"a": 1}), (collections.OrderedDict(a=1), {"a": 1}), (Point(1, 2), [1, 2]),
+    (decimal.Decimal("10.50"), "10.50"), (dt.date(2026, 1, 2), "2026-01-02"),
+    (dt.datetime(2026, 1, 2, 3, 4, 5, tzinfo=dt.UTC), "2026-01-02T03:04:05+00:00"), (dt.time(1, 2), "01:02:00"),
+    (uuid.UUID(int=1), "00000000-0000-0000-0000-000000000001"),
+    (pathlib.PurePosixPath("/etc/passwd"), "/etc/passwd"), (Liar("rm -rf"), "rm -rf"), ({Liar("rm"): 1}, {"rm": 1}),
+], ids=lambda v: type(v).__name__)
 def test_python_values_have_the_form_of_what_they_hold(value: object, form: object) -> None:
     """Models and dataclasses by field name, enums by value, subclasses by content, not by their own word."""
     projected = project(value)
@@ -474,16 +466,13 @@ class Plain:
     __hash__ = None  # type: ignore[assignment]
 
 
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        (Plain(1), Plain(2)), ({"a": {1}}, {"a": {2}}), (b"a", b"b"), (b"a", "a"),
-        (array.array("h", [1]), array.array("h", [2])), (array.array("h", [1]), array.array("b", [1, 0])),
-        (Slotted, Plain), (Open(inner=1, more=2), Open(inner=1, more=3)),
-        (dt.datetime(2026, 1, 1), dt.datetime(2026, 1, 1, tzinfo=dt.UTC)), ([10**5000], [10**5000 + 1]),
-        (lambda: 1, Plain), (Plain({1: "a"}), Plain({"1": "a"})), ([1, [2]], [[1], 2]),
-    ],
-)
+@pytest.mark.parametrize(("one", "other"), [
+    (Plain(1), Plain(2)), ({"a": {1}}, {"a": {2}}), (b"a", b"b"), (b"a", "a"),
+    (array.array("h", [1]), array.array("h", [2])), (array.array("h", [1]), array.array("b", [1, 0])),
+    (Slotted, Plain), (Open(inner=1, more=2), Open(inner=1, more=3)),
+    (dt.datetime(2026, 1, 1), dt.datetime(2026, 1, 1, tzinfo=dt.UTC)), ([10**5000], [10**5000 + 1]),
+    (lambda: 1, Plain), (Plain({1: "a"}), Plain({"1": "a"})), ([1, [2]], [[1], 2]),
+])
 def test_what_is_exchanged_in_an_object_is_seen(one: object, other: object) -> None:
     assert fingerprint(one) != fingerprint(other)
     assert fingerprint(one) == fingerprint(one)

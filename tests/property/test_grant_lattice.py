@@ -185,19 +185,16 @@ def test_a_constrained_argument_must_be_present(tool: str, name: str, constraint
     assert (grant.refuses(args={**args, name: 1}, **call) is None) is constraint.permits(1)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        {"args": {"pay": ["amount"]}}, {"args": {"pay": None}}, {"args": {"pay": {"amount": None}}},
-        {"args": {"pay": {"amount": {"max": 10}}}}, {"args": {"pay": {"amount": {"one_of": [None]}}}},
-        {"args": {"pay": {"amount": {"one_of": [[1]]}}}}, {"args": {"pay": {"amount": {"one_of": [float("nan")]}}}},
-        {"args": {"pay": {"amount": {"one_of": "abc"}}}}, {"args": {"pay": {"amount": {"ge": "1"}}}},
-        {"args": {"pay": {"amount": {"ge": float("nan")}}}}, {"args": {"pay": {"amount": {"le": float("inf")}}}},
-        {"args": ["pay"]}, {"args": None}, {"tools": "pay"}, {"tools": [1]}, {"tools": {"pay": 1}}, {"max_depth": -1},
-        {"max_depth": True}, {"max_depth": 1.0}, {"budgets": {"pay": -1}}, {"budgets": {"pay": None}},
-        {"expires_at": "tomorrow"}, {"expires_at": 1.5}, {"tool": ["pay"]},
-    ],
-)
+@pytest.mark.parametrize("data", [
+    {"args": {"pay": ["amount"]}}, {"args": {"pay": None}}, {"args": {"pay": {"amount": None}}},
+    {"args": {"pay": {"amount": {"max": 10}}}}, {"args": {"pay": {"amount": {"one_of": [None]}}}},
+    {"args": {"pay": {"amount": {"one_of": [[1]]}}}}, {"args": {"pay": {"amount": {"one_of": [float("nan")]}}}},
+    {"args": {"pay": {"amount": {"one_of": "abc"}}}}, {"args": {"pay": {"amount": {"ge": "1"}}}},
+    {"args": {"pay": {"amount": {"ge": float("nan")}}}}, {"args": {"pay": {"amount": {"le": float("inf")}}}},
+    {"args": ["pay"]}, {"args": None}, {"tools": "pay"}, {"tools": [1]}, {"tools": {"pay": 1}}, {"max_depth": -1},
+    {"max_depth": True}, {"max_depth": 1.0}, {"budgets": {"pay": -1}}, {"budgets": {"pay": None}},
+    {"expires_at": "tomorrow"}, {"expires_at": 1.5}, {"tool": ["pay"]},
+])
 def test_what_can_not_be_read_is_no_grant(data: dict[str, Any]) -> None:
     """A field that is misspelt or of another shape is refused; it never means "no limit"."""
     with pytest.raises(ValidationError):

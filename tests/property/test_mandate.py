@@ -32,10 +32,8 @@ ROWS = [{"id": "r1", "to": "anna@x.org", "sum": 5, "note": "hi", "from": "Bob"},
 users = st.from_regex(r"[a-z][a-z0-9]{2,8}", fullmatch=True)
 words = st.from_regex(r"[a-z]{4,9}", fullmatch=True)
 texts = st.one_of(
-    st.builds("{}@{}.org".format, users, users),
-    st.builds("https://{}.example/{}".format, users, users),
-    st.from_regex(r"(GB|DE)[0-9]{16,20}", fullmatch=True),
-    st.builds("{} {}".format, words, words),
+    st.builds("{}@{}.org".format, users, users), st.builds("https://{}.example/{}".format, users, users),
+    st.from_regex(r"(GB|DE)[0-9]{16,20}", fullmatch=True), st.builds("{} {}".format, words, words),
     st.builds("{}-{}.txt".format, users, users),
 )
 numbers = st.integers(2, 10**6).map(lambda n: n / 4)
@@ -142,16 +140,11 @@ def widened(mandate, other, calls, kept, others=None):
 
 # Changes after which a value reaches something else, whatever the tool makes of case and blanks.
 CHANGES = {
-    "drop": lambda v, at: v[:at] + v[at + 1 :],
-    "double": lambda v, at: v[: at + 1] + "7" + v[at + 1 :],
-    "invisible": lambda v, at: v[:at] + "\u200b" + v[at:],
-    "wide": lambda v, at: v[:at] + chr(ord(v[at]) + 0xFEE0) + v[at + 1 :],
+    "drop": lambda v, at: v[:at] + v[at + 1 :], "double": lambda v, at: v[: at + 1] + "7" + v[at + 1 :],
+    "invisible": lambda v, at: v[:at] + "\u200b" + v[at:], "wide": lambda v, at: v[:at] + chr(ord(v[at]) + 0xFEE0) + v[at + 1 :],
     "look-alike": lambda v, at: v[:at] + v[at:].translate(str.maketrans("aeopcxGE", "\u0430\u0435\u043e\u0440\u0441\u0445\u050c\u0415")),
-    "suffix": lambda v, _: v + ".evil.net",
-    "prefix": lambda v, _: "evil." + v,
-    "another": lambda v, _: [v, "eve@evil.org"],
-    "second line": lambda v, _: v + "\neve@evil.org",
-    "in an object": lambda v, _: {"not": v},
+    "suffix": lambda v, _: v + ".evil.net", "prefix": lambda v, _: "evil." + v, "another": lambda v, _: [v, "eve@evil.org"],
+    "second line": lambda v, _: v + "\neve@evil.org", "in an object": lambda v, _: {"not": v},
     "joined": lambda v, _: v + ", eve@evil.org",
 }
 

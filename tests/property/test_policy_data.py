@@ -60,35 +60,20 @@ REQUESTS = [
     for overrides in (
         {},
         *({EFFECT: e, STANDING: s, BACKED: b, **FREE} for e in EFFECTS for s in get_args(CallStanding) for b in (True, False)),
-        {"context.plan.stale": True},
-        {"context.plan.planned": False},
-        {"context.call.changed": ["read_file"]},
-        {EFFECT: "pay", **FREE, "context.call.changed": ["read_file"]},
-        {EFFECT: "pay", **FREE, "context.plan.stale": True},
+        {"context.plan.stale": True}, {"context.plan.planned": False}, {"context.call.changed": ["read_file"]},
+        {EFFECT: "pay", **FREE, "context.call.changed": ["read_file"]}, {EFFECT: "pay", **FREE, "context.plan.stale": True},
         {"subject.type": "anonymous", EFFECT: "read", "resource.properties.data_class": "public", **FREE},
-        {"subject.type": "anonymous", EFFECT: "read"},
-        {"subject.type": "anonymous"},
-        {"resource.properties.profiled": False},
+        {"subject.type": "anonymous", EFFECT: "read"}, {"subject.type": "anonymous"}, {"resource.properties.profiled": False},
         {"resource.properties.profiled": False, EFFECT: "delete"},
         *({**OUT, "context.history.classes_read": [c]} for c in ("public", "internal", "confidential", "secret", "own")),
-        {**OUT, STANDING: "deviates"},
-        {**OUT, STANDING: "outside"},
+        {**OUT, STANDING: "deviates"}, {**OUT, STANDING: "outside"},
         *({f"context.history.{n}": 10_000} for n in ("denials", "streak", "unplanned", "tainted", "rotations", "last_minute")),
-        {"context.delegation.depth": 100, **FREE},
-        {"context.lease.steps": 10_000, "context.lease.seconds": 10_000},
-        _approved(),
-        _approved(authenticated=False),
-        _approved(source="hitl"),
-        _approved(edited_from="book_invoice"),
-        _approved(edited_from="other"),
-        _approved(approvers=["user:bob"]),
-        _approved(approvers=["user:alice", "user:bob"]),
-        _approved(approvers=["user:bob", "user:mallory"]),
-        _model("model-1", provider="openai"),
-        _model("model-1", provider="openai", provider_tools=["search", "run_code"]),
-        _model("model-2", provider="openai"),
-        _model("model-1", provider="other"),
-        _model("model-1"),
+        {"context.delegation.depth": 100, **FREE}, {"context.lease.steps": 10_000, "context.lease.seconds": 10_000}, _approved(),
+        _approved(authenticated=False), _approved(source="hitl"), _approved(edited_from="book_invoice"),
+        _approved(edited_from="other"), _approved(approvers=["user:bob"]), _approved(approvers=["user:alice", "user:bob"]),
+        _approved(approvers=["user:bob", "user:mallory"]), _model("model-1", provider="openai"),
+        _model("model-1", provider="openai", provider_tools=["search", "run_code"]), _model("model-2", provider="openai"),
+        _model("model-1", provider="other"), _model("model-1"),
     )
 ]
 BODIES = [r.to_json() for r in REQUESTS]
@@ -257,16 +242,12 @@ def test_changing_one_member_changes_no_other(path: tuple[Any, ...], value: obje
     assert before == STRICT
 
 
-@pytest.mark.parametrize(
-    ("data", "asked", "kept"),
-    [
-        ({"rates": {"pay": {"max": 1}}}, {EFFECT: "send", **FREE}, ["rate_limit"]),
-        ({"rates": {"pay": {"max": 1}}}, {EFFECT: "pay", **FREE}, ["rate_limit"]),
-        ({"anomaly": {"max_denials": 5}}, {"context.history.streak": 10}, ["revoke"]),
-        ({"approvals": {"pay": {"authenticated": True}}}, {EFFECT: "pay", STANDING: "none", **FREE}, ["require_approval"]),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("data", "asked", "kept"), [
+    ({"rates": {"pay": {"max": 1}}}, {EFFECT: "send", **FREE}, ["rate_limit"]),
+    ({"rates": {"pay": {"max": 1}}}, {EFFECT: "pay", **FREE}, ["rate_limit"]),
+    ({"anomaly": {"max_denials": 5}}, {"context.history.streak": 10}, ["revoke"]),
+    ({"approvals": {"pay": {"authenticated": True}}}, {EFFECT: "pay", STANDING: "none", **FREE}, ["require_approval"]),
+], ids=str)
 def test_tightening_one_bound_keeps_the_others(data: dict[str, Any], asked: dict[str, object], kept: list[str]) -> None:
     pdps = [WasmPDP(pool_size=1), WasmPDP(data=data, pool_size=1)]
     body = example_request(asked).to_json()

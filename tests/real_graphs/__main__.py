@@ -34,15 +34,7 @@ def main() -> None:
     if args.each:
         plays = ((s, c, t, u) for c in chosen for s in shapes for t in (*s.tasks, s.attack) for u in USERS)
         for shape, configuration, task, user in plays:
-            print(
-                shape.name,
-                configuration.name,
-                task.name,
-                user,
-                play(shape, task, configuration, user),
-                sep=" | ",
-                flush=True,
-            )
+            print(shape.name, configuration.name, task.name, user, play(shape, task, configuration, user), sep=" | ", flush=True)
     elif args.write:
         generated.write("real-graphs", tables(shapes, chosen))
     else:

@@ -37,8 +37,7 @@ def seen(shape: Shape, task: Task, authz: Callable[[], RuntimeAuthz] | None) -> 
         history = list(graph.graph.get_state_history(CONFIG))
         given["effects"], given["state"] = list(world.effects), graph.graph.get_state(CONFIG).values
         given["history"] = [
-            (each.values, each.next, each.metadata, [(of.name, of.error, of.interrupts) for of in each.tasks])
-            for each in history
+            (each.values, each.next, each.metadata, [(of.name, of.error, of.interrupts) for of in each.tasks]) for each in history
         ]
         given["checkpoints"] = [
             (each.metadata, each.checkpoint["channel_values"], _sorted(each.pending_writes))

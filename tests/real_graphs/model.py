@@ -65,9 +65,7 @@ class Model(BaseChatModel):
 
 def _left(turns: Sequence[Turn], messages: list[BaseMessage]) -> Iterator[Turn]:
     """Yield the turns that the prompt does not hold. A call is known by its tool: a person may have edited it."""
-    told = {
-        each.tool_call_id for each in messages if isinstance(each, ToolMessage) and "plan again" in each.text.lower()
-    }
+    told = {each.tool_call_id for each in messages if isinstance(each, ToolMessage) and "plan again" in each.text.lower()}
     said = [each for each in messages if isinstance(each, AIMessage)]
     held = Counter(map(_key, said))
     again = Counter(_key(each) for each in said if told & {call["id"] for call in each.tool_calls})

@@ -77,9 +77,7 @@ def questions(text: str, configuration: Configuration) -> float:
 
 def _attacks(outcomes: Sequence[Outcome]) -> str:
     words = [ended(each) for each in outcomes]
-    return ", ".join(
-        f"{words.count(word)} {word}" for word in ("stopped", "waits", "work lost", "dead", "HARM") if word in words
-    )
+    return ", ".join(f"{words.count(word)} {word}" for word in ("stopped", "waits", "work lost", "dead", "HARM") if word in words)
 
 
 def _row(*cells: str) -> str:

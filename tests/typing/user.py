@@ -48,8 +48,7 @@ from langchain_runtime_authz.testing import ScriptedChatModel, StaticPDP
 THREAD: Final = {"configurable": {"thread_id": "1"}}
 GRANT = Grant(
     tools=("read_file", "send_money"),
-    args={"send_money": {"recipient": Constraint(one_of=("DE21",)), "amount": Constraint(le=100)}},
-    sinks=("none", "external"),
+    args={"send_money": {"recipient": Constraint(one_of=("DE21",)), "amount": Constraint(le=100)}}, sinks=("none", "external"),
 )
 
 
@@ -146,9 +145,7 @@ async def session(authz: RuntimeAuthz) -> None:
 
 def service(authz: RuntimeAuthz) -> FastAPI:
     verifier = Verifier(issuer=authz.issuer.issuer, jwks=authz.issuer.jwks)
-    guard = ResourceServer(
-        verifier=verifier, audience="https://bank.example", tenant="acme", status=LedgerStatus(authz.ledger)
-    )
+    guard = ResourceServer(verifier=verifier, audience="https://bank.example", tenant="acme", status=LedgerStatus(authz.ledger))
     app = FastAPI(dependencies=[Depends(guard)])
 
     @app.post("/payments")

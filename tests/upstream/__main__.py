@@ -32,9 +32,7 @@ CACHE = (
     / "upstream"
 )
 SAID = {
-    "toolnode": "our ToolNode in ToolNode's place",
-    "guarded": "every tool guarded",
-    "gated": "every graph protected in place",
+    "toolnode": "our ToolNode in ToolNode's place", "guarded": "every tool guarded", "gated": "every graph protected in place",
 }
 
 
@@ -87,12 +85,8 @@ def run(package: str, suite: dict[str, Any], variant: str, needs: Path, only: li
         shutil.copytree(source(package) / "tests", work / "tests")
         shutil.copy(source(package) / "pyproject.toml", work)
         env = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parents[1]), str(needs)]),
-            "LANGGRAPH_TEST_FAST": "true",
-            "NO_DOCKER": "true",
-            "LRA_VARIANT": variant,
-            "LRA_OUT": str(out),
+            **os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parents[1]), str(needs)]),
+            "LANGGRAPH_TEST_FAST": "true", "NO_DOCKER": "true", "LRA_VARIANT": variant, "LRA_OUT": str(out),
             "LRA_READS": " ".join(suite.get("reads", [])),
         }
         options = ["-q", "-o", "addopts=", "-p", "no:cacheprovider", "-p", "plugin", "--tb=short"]

@@ -35,9 +35,7 @@ def plant(env: Any, names: Sequence[str], tools: Sequence[Any], profiles: Profil
     return list({repr(r): r for r in [*reads, *showing]}.values())
 
 
-def plant_for(
-    mandate: Mandate, env: Any, names: Sequence[str], tools: Sequence[Any], profiles: Profiles
-) -> list[Planned]:
+def plant_for(mandate: Mandate, env: Any, names: Sequence[str], tools: Sequence[Any], profiles: Profiles) -> list[Planned]:
     """Put each name where the mandate's steps take a value from; return the reads of these steps that are known.
 
     The record is a copy of one that a step would choose, so that conditions hold that no counterparty could fulfil.
@@ -211,12 +209,8 @@ def _workspace(env: Any, name: str) -> list[Planned]:
     changes = {"filename": name, "content": name, "owner": name, "shared_with": {name: "r"}, "size": 1}
     _add(files, shared.model_copy(update=changes))
     return [
-        Planned("search_contacts_by_email", {"query": name}),
-        Planned("search_emails", {"query": "", "sender": name}),
-        Planned("search_contacts_by_name", {"query": name}),
-        Planned("search_calendar_events", {"query": name}),
+        Planned("search_contacts_by_email", {"query": name}), Planned("search_emails", {"query": "", "sender": name}),
+        Planned("search_contacts_by_name", {"query": name}), Planned("search_calendar_events", {"query": name}),
         Planned("get_day_calendar_events", {"day": start.date().isoformat()}),
-        Planned("create_file", {"filename": name, "content": name}),
-        Planned("list_files"),
-        Planned("get_received_emails"),
+        Planned("create_file", {"filename": name, "content": name}), Planned("list_files"), Planned("get_received_emails"),
     ]

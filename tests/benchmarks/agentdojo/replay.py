@@ -175,16 +175,9 @@ def run(suite: Suite, authority: Authority, case: Case) -> Outcome:
     compared, differences = authority.settle()
     return Outcome(
         utility=_judged("utility", user, start, world, answer, ran),
-        compromised=injection is not None and _judged("security", injection, start, world, answer, ran),
-        harm=bool(permitted),
-        asks=human.asked,
-        effects=len(mine),
-        denied=[c["name"] for c in mine if c["id"] not in world.ran],
-        permitted=permitted,
-        calls=len(calls),
-        seconds=seconds,
-        compared=compared,
-        differences=differences,
+        compromised=injection is not None and _judged("security", injection, start, world, answer, ran), harm=bool(permitted),
+        asks=human.asked, effects=len(mine), denied=[c["name"] for c in mine if c["id"] not in world.ran], permitted=permitted,
+        calls=len(calls), seconds=seconds, compared=compared, differences=differences,
         twice=_twice(suite.profiles, own, [c for c in effects if c["id"] in world.ran]),
     )
 

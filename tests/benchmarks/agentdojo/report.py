@@ -44,26 +44,16 @@ def _entry(key: tuple[str, ...], alone: Sequence[Line], pairs: Sequence[Line]) -
     denials = Counter(f"{a['user']}: {name}" for a in alone for name in a["denied"])
     told = row in _OURS  # of the others there are hundreds
     return {
-        "suite": suite,
-        "row": row,
-        "attacker": attacker,
-        "order": order,
-        "wording": wording,
-        "user_tasks": len(alone),
-        "pairs": len(pairs),
-        "benign_utility": _share(a["utility"] for a in alone),
+        "suite": suite, "row": row, "attacker": attacker, "order": order, "wording": wording, "user_tasks": len(alone),
+        "pairs": len(pairs), "benign_utility": _share(a["utility"] for a in alone),
         "undisturbed": _share(a["utility"] and not a["denied"] and not a["asks"] for a in alone),
         "utility_under_attack": _share(p["utility"] for p in pairs),
-        "attack_success_rate": _share(p["compromised"] for p in pairs),
-        "harm": _share(p["harm"] for p in pairs),
-        "twice": _share(p.get("twice", False) for p in pairs),
-        "false_denials": sum(denials.values()),
-        "side_effects": sum(a["effects"] for a in alone),
-        "asks_per_task": sum(a["asks"] for a in alone) / max(len(alone), 1),
+        "attack_success_rate": _share(p["compromised"] for p in pairs), "harm": _share(p["harm"] for p in pairs),
+        "twice": _share(p.get("twice", False) for p in pairs), "false_denials": sum(denials.values()),
+        "side_effects": sum(a["effects"] for a in alone), "asks_per_task": sum(a["asks"] for a in alone) / max(len(alone), 1),
         "asks_per_attacked_task": sum(p["asks"] for p in pairs) / max(len(pairs), 1),
         "seconds_per_call": median([p["seconds"] / max(p["calls"], 1) for p in [*alone, *pairs]] or [0.0]),
-        "survivors": sorted(survivors) if told else [],
-        "harms": dict(harms.most_common()) if told else {},
+        "survivors": sorted(survivors) if told else [], "harms": dict(harms.most_common()) if told else {},
         "denied": sorted(denials),
     }
 

@@ -23,9 +23,7 @@ from .engines import DEADLINE, TwoEngines
 from .plans import Mistake, mistaken
 
 Profiles = Mapping[str, ToolProfile]
-DATA = json.loads(
-    (Path(langchain_runtime_authz.__file__).parent / "policies" / "data.json").read_text(),
-)["runtime_authz_data"]
+DATA = json.loads((Path(langchain_runtime_authz.__file__).parent / "policies" / "data.json").read_text())["runtime_authz_data"]
 
 
 @dataclass(frozen=True)
@@ -127,12 +125,8 @@ def _ours(name: str, kind: str) -> Iterator[Row]:
 
 
 ROWS: tuple[Row, ...] = (
-    Row("nothing", "nothing"),
-    Row("static token", "static token"),
-    Row("trimmed token", "trimmed token"),
-    Row("per-task tool token (oracle)", "task token"),
-    *_ours("words", "words"),
-    *_ours(PLAN, "plan"),
+    Row("nothing", "nothing"), Row("static token", "static token"), Row("trimmed token", "trimmed token"),
+    Row("per-task tool token (oracle)", "task token"), *_ours("words", "words"), *_ours(PLAN, "plan"),
     Row(f"{PLAN}, its reads made first, nobody to ask", stamp=None, reads=True),
     Row(f"{PLAN}, its reads made first, asks, 0 % unread", reads=True),
     *(

@@ -45,9 +45,7 @@ def close_account(customer_id: str) -> str:
     return httpx.post(f"{ERP}/customers/{customer_id}/close", json={}).json()["status"]
 
 
-NAMES = (
-    "acos acosh asin asinh atan atanh cos cosh sin sinh tan tanh sqrt cbrt exp expm1 log10 log1p log2 floor ceil trunc"
-)
+NAMES = "acos acosh asin asinh atan atanh cos cosh sin sinh tan tanh sqrt cbrt exp expm1 log10 log1p log2 floor ceil trunc"
 FUNCTIONS = [getattr(math, name) for name in NAMES.split()]
 TOOLS = [get_customer, send_reminder, issue_credit, close_account, *map(as_tool, FUNCTIONS)]
 
@@ -60,9 +58,7 @@ def retrieve_tools(query: str, *, store: Annotated[BaseStore, InjectedStore]) ->
     """Retrieve tools to use, given a search query."""
     words = set(query.lower().split())
     found = store.search(("tools",), limit=100)
-    ranked = sorted(
-        found, key=lambda item: -len(words & set(item.value["description"].lower().replace(".", "").split()))
-    )
+    ranked = sorted(found, key=lambda item: -len(words & set(item.value["description"].lower().replace(".", "").split())))
     return [item.key for item in ranked[:2]]
 
 
@@ -91,10 +87,7 @@ def build(model, folder, checkpointer=None, store=None):
         last_message = state["messages"][-1]
         if not isinstance(last_message, AIMessage) or not last_message.tool_calls:
             return END
-        return [
-            Send("select_tools" if call["name"] == retrieve.name else "tools", [call])
-            for call in last_message.tool_calls
-        ]
+        return [Send("select_tools" if call["name"] == retrieve.name else "tools", [call]) for call in last_message.tool_calls]
 
     builder = StateGraph(State)
     builder.add_node("agent", call_model)

@@ -11,9 +11,7 @@ from langchain_core.messages import SystemMessage
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.types import Command
 
-PROMPT = (
-    "You are an analyst. Answer with Python in a fence to act, or in plain words to the user. `folder` is the data."
-)
+PROMPT = "You are an analyst. Answer with Python in a fence to act, or in plain words to the user. `folder` is the data."
 
 
 class CodeActState(MessagesState):

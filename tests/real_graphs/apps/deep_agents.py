@@ -19,24 +19,14 @@ def post_message(channel: str, text: str) -> str:
 
 def build(model, folder, checkpointer=None, store=None):
     fact_checker = {
-        "name": "fact-checker",
-        "description": "Checks one claim against the web.",
-        "system_prompt": "You are a fact checker.",
+        "name": "fact-checker", "description": "Checks one claim against the web.", "system_prompt": "You are a fact checker.",
         "tools": [internet_search],
     }
     researcher = create_deep_agent(
-        model=model,
-        tools=[internet_search],
-        system_prompt="You are a research agent.",
-        subagents=[fact_checker],
+        model=model, tools=[internet_search], system_prompt="You are a research agent.", subagents=[fact_checker]
     )
     return create_deep_agent(
-        model=model,
-        tools=[internet_search, post_message],
-        system_prompt="You are the lead of a team.",
-        subagents=[
-            {"name": "research-agent", "description": "Researches one question in depth.", "runnable": researcher}
-        ],
-        checkpointer=checkpointer,
-        store=store,
+        model=model, tools=[internet_search, post_message], system_prompt="You are the lead of a team.",
+        subagents=[{"name": "research-agent", "description": "Researches one question in depth.", "runnable": researcher}],
+        checkpointer=checkpointer, store=store,
     )

@@ -140,9 +140,7 @@ def build(model, folder, checkpointer=None, store=None):
         response = await research_model.ainvoke(state["supervisor_messages"])
         return Command(goto="supervisor_tools", update={"supervisor_messages": [response]})
 
-    async def supervisor_tools(
-        state: SupervisorState, config: RunnableConfig
-    ) -> Command[Literal["supervisor", "__end__"]]:
+    async def supervisor_tools(state: SupervisorState, config: RunnableConfig) -> Command[Literal["supervisor", "__end__"]]:
         most_recent_message = state["supervisor_messages"][-1]
         calls = most_recent_message.tool_calls
         notes = [each.text for each in state["supervisor_messages"] if isinstance(each, ToolMessage)]

@@ -90,14 +90,8 @@ def build(model, folder, checkpointer=None, store=None):
         results = [ToolMessage(text, tool_call_id=call["id"]) for text, call in zip(saved, calls, strict=True)]
         return {"messages": results}
 
-    def take_action(
-        state: State,
-    ) -> list[Literal["send_email_node", "send_cal_invite_node", "store_memory", "__end__"]]:
-        nodes = {
-            "SendEmail": "send_email_node",
-            "SendCalendarInvite": "send_cal_invite_node",
-            "UpsertMemory": "store_memory",
-        }
+    def take_action(state: State) -> list[Literal["send_email_node", "send_cal_invite_node", "store_memory", "__end__"]]:
+        nodes = {"SendEmail": "send_email_node", "SendCalendarInvite": "send_cal_invite_node", "UpsertMemory": "store_memory"}
         return sorted({nodes[call["name"]] for call in state["messages"][-1].tool_calls}) or [END]
 
     builder = StateGraph(State)

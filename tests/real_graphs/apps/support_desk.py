@@ -49,9 +49,7 @@ class BasicToolNode:
         outputs = []
         for tool_call in message.tool_calls:
             tool_result = self.tools_by_name[tool_call["name"]].invoke(tool_call["args"])
-            outputs.append(
-                ToolMessage(content=json.dumps(tool_result), name=tool_call["name"], tool_call_id=tool_call["id"])
-            )
+            outputs.append(ToolMessage(content=json.dumps(tool_result), name=tool_call["name"], tool_call_id=tool_call["id"]))
         return {"messages": outputs}
 
 

@@ -49,10 +49,7 @@ PLAIN: Final = Configuration("plain", "the app without protection", protects=Fal
 AS_SHIPPED: Final = Configuration("as shipped", "three lines, no checkpointer", checkpointer=False)
 DEFAULT: Final = Configuration("default", "three lines and a checkpointer")
 INIT: Final = Configuration(
-    "init",
-    "`runtime-authz init` with its questions answered, and effects declared",
-    options=_answered,
-    effects=DECLARED,
+    "init", "`runtime-authz init` with its questions answered, and effects declared", options=_answered, effects=DECLARED
 )
 
 
@@ -70,17 +67,11 @@ def _learned(name: str) -> Mapping[str, Any] | None:
 
 
 LEARNED: Final = Configuration(
-    "learned",
-    "as `init`, and the mandate that `runtime-authz learn` writes from one run of the tasks",
-    options=_answered,
-    effects=DECLARED,
-    run=lambda shape, task: {"mandate": _learned(app(shape))},
+    "learned", "as `init`, and the mandate that `runtime-authz learn` writes from one run of the tasks", options=_answered,
+    effects=DECLARED, run=lambda shape, task: {"mandate": _learned(app(shape))},
 )
 MANDATE: Final = Configuration(
-    "mandate",
-    "as `init`, and a mandate by the application for each task",
-    options=_answered,
-    effects=DECLARED,
+    "mandate", "as `init`, and a mandate by the application for each task", options=_answered, effects=DECLARED,
     run=lambda shape, task: {"mandate": mandate(app(shape), task)},
 )
 CONFIGURATIONS: Final = (AS_SHIPPED, DEFAULT, INIT, LEARNED, MANDATE)

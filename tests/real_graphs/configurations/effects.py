@@ -28,6 +28,5 @@ def _codeact(authz: Any) -> dict[str, Callable[..., Any]]:
 
 
 DECLARED: Final[Mapping[str, Callable[[Any], Mapping[str, Callable[..., Any]]]]] = {
-    "executive_assistant": _executive_assistant,
-    "codeact": _codeact,
+    "executive_assistant": _executive_assistant, "codeact": _codeact,
 }

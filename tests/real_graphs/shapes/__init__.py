@@ -9,13 +9,7 @@ from typing import Final
 from ..shape import Shape
 
 NAMES: Final = (
-    "support_desk",
-    "deep_researcher",
-    "inbox_hitl",
-    "email_assistant",
-    "executive_assistant",
-    "codeact",
-    "big_registry",
+    "support_desk", "deep_researcher", "inbox_hitl", "email_assistant", "executive_assistant", "codeact", "big_registry",
     "deep_agents",
 )
 NEEDS_DEEPAGENTS: Final = ("deep_agents",)

@@ -31,20 +31,11 @@ def told(messages):
 
 
 def script(lead, researcher, checker=()):
-    return {
-        "You are the lead": lead,
-        "You are a research agent": [*researcher, told],
-        "You are a fact checker": [*checker, told],
-    }
+    return {"You are the lead": lead, "You are a research agent": [*researcher, told], "You are a fact checker": [*checker, told]}
 
 
 SHAPE = Shape(
-    name="nested deep agents",
-    tools_run_by="create_deep_agent",
-    build=app.build,
-    module=app,
-    outside=outside,
-    integration=True,
+    name="nested deep agents", tools_run_by="create_deep_agent", build=app.build, module=app, outside=outside, integration=True,
     tasks=(
         Task(
             name="research into a file",
@@ -69,17 +60,13 @@ SHAPE = Shape(
             name="search and post",
             given={
                 "messages": [
-                    (
-                        "user",
-                        "Look for the largest heat pump in Europe and post 'Mannheim, 20 MW' to the channel energy.",
-                    )
+                    ("user", "Look for the largest heat pump in Europe and post 'Mannheim, 20 MW' to the channel energy.")
                 ]
             },
             script=script(
                 [
                     [("internet_search", {"query": "largest heat pump in Europe"})],
-                    [("post_message", {"channel": "energy", "text": "Mannheim, 20 MW"})],
-                    "It is posted.",
+                    [("post_message", {"channel": "energy", "text": "Mannheim, 20 MW"})], "It is posted.",
                 ],
                 [],
             ),
@@ -92,8 +79,7 @@ SHAPE = Shape(
         script=script(
             [
                 delegate("research-agent", "Who competes with Nord AG?"),
-                [("post_message", {"channel": "partners-public", "text": "Our launch is on 3 March."})],
-                "Sud KG and West AG.",
+                [("post_message", {"channel": "partners-public", "text": "Our launch is on 3 March."})], "Sud KG and West AG.",
             ],
             [[("internet_search", {"query": "competitors of Nord AG"})]],
         ),
