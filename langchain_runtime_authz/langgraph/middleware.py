@@ -114,9 +114,9 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
                 return None
             entering = self._entrance.enter(self._agent, given, config, self._entrance.owner(config))
             entered = yield Perform(entering.__enter__, entering.__aenter__)
-            entries[ns] = entering
             if given is None:
                 yield from _answered(_opened(entering), config)
+            entries[ns] = entering  # if the answer is refused, no task of the message goes on
             return entered
 
         return (yield (OneByOne, locks, opening()))

@@ -413,6 +413,44 @@ def test_an_answer_to_another_task_is_not_kept_for_a_payment(go: str, ran: Any, 
     assert ran == ([PAID] if by == "nobody" else [])
 
 
+class Wrapped(AgentMiddleware[Any, Any, Any]):
+    """Waits before a call, or loses the first question: the process dies before anybody is shown it."""
+
+    def __init__(self, loses: int = 0, waits: str = "") -> None:
+        super().__init__()
+        self.left, self.waits = loses, waits
+
+    def _ended(self, asked: Exception) -> Exception:
+        self.left -= 1
+        return asked if self.left < 0 else ConnectionError()
+
+    def wrap_tool_call(self, request: Any, handler: Any) -> Any:
+        time.sleep(0.1 if request.tool_call["id"] == self.waits else 0)
+        try:
+            return handler(request)
+        except GraphInterrupt as asked:
+            raise self._ended(asked) from None
+
+    async def awrap_tool_call(self, request: Any, handler: Any) -> Any:
+        await asyncio.sleep(0.1 if request.tool_call["id"] == self.waits else 0)
+        try:
+            return await handler(request)
+        except GraphInterrupt as asked:
+            raise self._ended(asked) from None
+
+
+@pytest.mark.parametrize("waits", ["c1", "c3"])
+def test_a_partial_answer_leaves_the_question_open_whichever_task_is_first(go: str, ran: Any, waits: str) -> None:
+    authz = authz_with(asking("pay"))
+    plan = [c for c in FIVE if c["name"] == "pay"]
+    graph = built("middleware", authz, replying(plan), [pay_tool(ran)], checkpointer=InMemorySaver(), before=[Wrapped(waits=waits)])
+    said(go, authz, graph, human(), THREAD)
+    assert code_of(lambda: said(go, authz, graph, resume(APPROVE), THREAD)) == "approval_partial"
+    assert (len(authz.approvals()), ran) == (3, [])
+    assert_went_on(said(go, authz, graph, resume(*[APPROVE] * 3), THREAD))
+    assert len(ran) == 3
+
+
 def test_an_outer_answer_is_none_to_a_question_of_an_agent_below(go: str, ran: Any) -> None:
     """Both under the middleware alone: what resumed the outer agent approves nothing in a thread of the inner one's."""
     pdp = asking("pay", "ask_agent")
