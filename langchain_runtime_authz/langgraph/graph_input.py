@@ -21,7 +21,7 @@ from langchain_runtime_authz.langgraph.private_api import is_resume_map
 from langchain_runtime_authz.langgraph.task_answers import OURS
 from langchain_runtime_authz.ledger.base import Approval
 from langchain_runtime_authz.mandate.languages import Language, languages
-from langchain_runtime_authz.pep.approval_hitl import PLAIN, TAKES_ANY, approval_ids, remaining
+from langchain_runtime_authz.pep.approval_hitl import PLAIN, TAKES_ANY, approval_ids, remaining, shown
 from langchain_runtime_authz.pep.corrections import answer, reply
 from langchain_runtime_authz.pep.run import Flow, new_id
 from langchain_runtime_authz.pep.run_lifecycle import Entry
@@ -139,9 +139,7 @@ def resumed(entry: Entry, given: Command[Any], state: StateSnapshot, *, plain: b
     values: Any = given.resume if by_id else dict.fromkeys(waiting, given.resume)
     answered = {i: v for i, v in values.items() if i in questions}
     own = [a for a in entry.asks if a.allowed == TAKES_ANY]
-    asks = [a for a in entry.asks if a.interrupt_id in answered and a.allowed != TAKES_ANY]
-    # A node that was stopped may have asked more under this interrupt id. Only questions that it shows are answered.
-    asks = [a for a in asks if a.id in (approval_ids(questions[a.interrupt_id]) or [a.id] * (a.source == "hitl"))]
+    asks = shown(entry.asks, {i: questions[i] for i in answered})
     open_ids = {a.id for a in asks}
     try:
         left = {i: remaining(v, questions[i], open_ids) for i, v in answered.items()}
@@ -151,8 +149,8 @@ def resumed(entry: Entry, given: Command[Any], state: StateSnapshot, *, plain: b
         yield from answer(entry.run, asks, left)
     reviewed = {a.interrupt_id for a in asks if a.allowed != PLAIN}
     offered = {i.id: frozenset(_offered(getattr(i, "response_schema", None))) for i in state.interrupts}
-    shown = {i: " ".join(texts_in(v)) for i, v in questions.items()}
-    said = {i: _said_more(v, offered[i], shown[i]) for i, v in answered.items() if i not in reviewed}
+    words = {i: " ".join(texts_in(v)) for i, v in questions.items()}
+    said = {i: _said_more(v, offered[i], words[i]) for i, v in answered.items() if i not in reviewed}
     yield from reply(entry.run, questions, said, own)
     answered = {i: _marked(v, questions[i], i) for i, v in answered.items()}
     return given if plain and not by_id else replace(given, resume=answered)

@@ -38,6 +38,7 @@ from langchain_runtime_authz.langgraph.tool_batch import ToolCallPEP
 from langchain_runtime_authz.langgraph.tool_call_parsing import newest_plan
 from langchain_runtime_authz.langgraph.tool_execution import Locks, OneByOne, RunCode, waiting
 from langchain_runtime_authz.ledger.base import Query
+from langchain_runtime_authz.pep.approval_hitl import TAKES_ANY, shown
 from langchain_runtime_authz.pep.corrections import answer
 from langchain_runtime_authz.pep.decide_steps import decide_model, withheld
 from langchain_runtime_authz.pep.run import Flow, Load, Perform, Run, adrive, both, drive
@@ -211,20 +212,23 @@ def _answered(run: Run, config: Mapping[str, Any]) -> Flow[None]:
     value = heard.value
     if value is None:
         return
-    yield from _note_reviews(run, config, heard.checkpoint)
+    questions = yield from _shown(run, config, heard.checkpoint)
     snapshot = yield Load(run.scope, Query(asks=True))
-    ids = {a.interrupt_id for a in snapshot.asks}
+    asks = shown(snapshot.asks, questions)
+    ids = {a.interrupt_id for a in asks}
     named = ids & value.keys() if isinstance(value, Mapping) else set()
     if named or len(ids) == 1:
-        yield from answer(run, [a for a in snapshot.asks if not named or a.interrupt_id in named], value)
+        yield from answer(run, [a for a in asks if not named or a.interrupt_id in named], value)
+    elif not ids and any(a.allowed != TAKES_ANY for a in snapshot.asks):
+        run.keyed_thread = thread  # a question that nobody was shown takes no plain answer
 
 
-def _note_reviews(run: Run, config: Mapping[str, Any], checkpoint: str | None) -> Flow[None]:
-    """Record questions of reviews that paused the graph outside enforcement points."""
+def _shown(run: Run, config: Mapping[str, Any], checkpoint: str | None) -> Flow[dict[str, object]]:
+    """Return the shown questions, by interrupt id. Record those of reviews."""
     saver = private.checkpointer_of(config)
     thread = private.thread_of(config)
     if saver is None or thread is None:
-        return
+        return {}
     place = {"thread_id": thread, "checkpoint_ns": private.agent_ns(config)}
     if checkpoint is not None and not place["checkpoint_ns"]:
         place["checkpoint_id"] = checkpoint
@@ -232,9 +236,9 @@ def _note_reviews(run: Run, config: Mapping[str, Any], checkpoint: str | None) -
     asks = lambda found: any(write[1] == private.keys.INTERRUPT for write in found.pending_writes or ())  # noqa: E731
     found = yield find_checkpoint(saver, {"configurable": place}, asks, limit=MAX_STEPS)
     if found is None:
-        return
+        return {}
     message = newest_plan(found.checkpoint["channel_values"])
-    for task, channel, asked in found.pending_writes:
-        if channel == private.keys.INTERRUPT:
-            for question in asked:
-                yield from note_question(run, message, question, task)
+    asked = [(q, w[0]) for w in found.pending_writes if w[1] == private.keys.INTERRUPT for q in w[2]]
+    for question, task in asked:
+        yield from note_question(run, message, question, task)
+    return {question.id: question.value for question, _ in asked}

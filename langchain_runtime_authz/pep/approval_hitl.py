@@ -82,6 +82,13 @@ def approval_ids(value: object) -> list[str]:
     return ids if asked and all(ids) and len(ids) == len(asked) else []
 
 
+def shown(asks: Sequence[Approval], questions: Mapping[str, object]) -> list[Approval]:
+    """Return those of `asks` that interrupts show. `questions`: the values by id."""
+    # A node that was stopped may have asked more under an interrupt's id.
+    found = [a for a in asks if a.interrupt_id in questions and a.allowed != TAKES_ANY]
+    return [a for a in found if a.id in (approval_ids(questions[a.interrupt_id]) or [a.id] * (a.source == "hitl"))]
+
+
 def remaining(value: object, question: object, open_ids: Collection[str]) -> object:
     """Drop decisions on answered calls. Raises `ValueError` if one of them rejects."""
     decisions = value.get("decisions") if isinstance(value, Mapping) else value

@@ -439,6 +439,33 @@ class Wrapped(AgentMiddleware[Any, Any, Any]):
             raise self._ended(asked) from None
 
 
+@pytest.mark.parametrize("protected", [True, False])
+def test_an_answer_to_nothing_approves_no_question_that_nobody_saw(go: str, ran: Any, protected: bool) -> None:
+    """In the twin the tool asks by itself."""
+    authz = authz_with(asking("pay"))
+
+    @tool("pay")
+    def asks(to: str, amount: float) -> str:
+        """Ask, and pay."""
+        interrupt("Pay?")
+        return str(pay_tool(ran).invoke({"to": to, "amount": amount}))
+
+    options: Any = {"checkpointer": InMemorySaver()}
+    if protected:
+        graph = built("middleware", authz, replying([PAY]), [pay_tool(ran)], before=[Wrapped(loses=1)], **options)
+    else:
+        graph = create_agent(replying([PAY]), [asks], middleware=[Wrapped(loses=1)], **options)
+    with pytest.raises(ConnectionError):
+        said(go, authz, graph, human(), THREAD)
+    assert graph.get_state(THREAD).interrupts == ()
+    state = said(go, authz, graph, resume(APPROVE), THREAD)
+    assert ran == ([] if protected else [PAID])
+    if protected:
+        assert len(state["__interrupt__"]) == 1
+        assert_went_on(said(go, authz, graph, resume(APPROVE), THREAD))
+        assert ran == [PAID]
+
+
 @pytest.mark.parametrize("waits", ["c1", "c3"])
 def test_a_partial_answer_leaves_the_question_open_whichever_task_is_first(go: str, ran: Any, waits: str) -> None:
     authz = authz_with(asking("pay"))
