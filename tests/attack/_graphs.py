@@ -205,10 +205,8 @@ def answer_to(messages: Sequence[Any], call_id: str) -> ToolMessage:
 def assert_went_on(state: Any) -> None:
     """The run reached its end, and no call in its history is left without an answer."""
     messages = state["messages"]
-    assert isinstance(messages[-1], AIMessage)
-    assert not messages[-1].tool_calls
-    assert messages[-1].content == "done"
-    assert unanswered(messages) == []
+    assert isinstance(messages[-1], AIMessage) and not messages[-1].tool_calls
+    assert messages[-1].content == "done" and unanswered(messages) == []
 
 
 def chain(nodes: dict[str, Any], state: Any = MessagesState, *, retry_policy: Any = None, **compiled: Any) -> Any:

@@ -18,6 +18,8 @@ from ._kit import authz_with, in_loop, params, sync
 form = params("invoke", "ainvoke")
 kind = params("hand", "agent")
 go = params(sync, in_loop, ids=["sync", "async"])
+how = params("sync", "async")
+protected = params(True, False)
 
 # The detector of `langgraph dev` leaves these out too: importlib and tokenizers look at files, and thread pools at locks.
 # A lock of ours is held for a few lines of pure code, never across I/O.

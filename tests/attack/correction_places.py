@@ -78,8 +78,7 @@ class Elsewhere:
 
     def does(self, part: str, desk: Desk, road: Road) -> None:
         """Let it play `part` of a cell; take over what was paid there, and the leases that it had."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
+        assert self.process.stdin is not None and self.process.stdout is not None
         asked = {
             "part": part, "road": road.slug, "kind": desk.kind.name, "mode": desk.mode, "protected": desk.protected,
             "thread": desk.thread,
@@ -94,7 +93,6 @@ class Elsewhere:
             desk.jtis |= set(answer["jtis"])
 
     def close(self) -> None:
-        assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait(timeout=30)
 

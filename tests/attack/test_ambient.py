@@ -68,11 +68,9 @@ def test_what_was_decided_is_what_runs(mode: str, ran: Any, pdp: Any, authz: Any
     once(authz.protect(acting(lambda: pay.invoke(WRITTEN), lambda: pay.ainvoke(WRITTEN))), mode, authz=authz)
     assert ran == [PAID]
     (request,) = calls_of(pdp)
-    assert request.context.call is not None
     assert request.context.call.args == DECIDED
     assert request.resource.properties["target"] == {"recipient": "bob", "amount": 5.0}
-    assert request.resource.properties["profiled"] is True
-    assert request.subject.id == "alice"
+    assert request.resource.properties["profiled"] is True and request.subject.id == "alice"
     assert completions(authz) == ["done"]
 
 
@@ -84,8 +82,7 @@ def test_a_guarded_tool_is_asked_about_once(mode: str, ran: Any, pdp: Any, authz
     with authz.run(subject="alice"):
         once(graph, mode)
         once(other, mode)
-    assert ran == [PAID, PAID]
-    assert len(calls_of(pdp)) == 2
+    assert ran == [PAID, PAID] and len(calls_of(pdp)) == 2
 
 
 def test_calls_side_by_side_are_concluded_each(mode: str, ran: Any, pdp: Any, authz: Any) -> None:
@@ -151,8 +148,7 @@ def test_arguments_that_parse_differently_each_time_are_denied(mode: str, ran: A
     bare = beyond(write)
     graph = authz.protect(acting(lambda: bare().invoke({"text": "x"}), lambda: bare().ainvoke({"text": "x"})))
     assert code_of(lambda: once(graph, mode, authz=authz)) == "unrepeatable_arguments"
-    assert reasons(authz, "write") == ["unrepeatable_arguments"]
-    assert ran == []
+    assert reasons(authz, "write") == ["unrepeatable_arguments"] and ran == []
     assert calls_of(pdp) == []
 
 
@@ -164,8 +160,7 @@ def test_arguments_that_the_schema_refuses_are_denied(mode: str, caplog: pytest.
     bare = beyond(pay)
     graph = authz.protect(acting(lambda: bare().invoke({"to": "quoted"}), lambda: bare().ainvoke({"to": "quoted"})))
     assert code_of(lambda: once(graph, mode, authz=authz)) == "invalid_arguments"
-    assert "quoted" not in caplog.text
-    assert ran == []
+    assert "quoted" not in caplog.text and ran == []
     assert reasons(authz, "pay") == ["invalid_arguments"]
 
 
@@ -177,8 +172,7 @@ def test_an_obligation_to_redact_is_a_deny(mode: str, ran: Any) -> None:
     bare = beyond(pay)
     graph = authz.protect(acting(lambda: bare().invoke(WRITTEN), lambda: bare().ainvoke(WRITTEN)))
     assert code_of(lambda: once(graph, mode, authz=authz)) == "unknown_obligation"
-    assert ran == []
-    assert completions(authz) == ["released"]
+    assert ran == [] and completions(authz) == ["released"]
 
 
 def test_a_tool_that_announces_itself_is_denied(mode: str, ran: Any, authz: Any) -> None:
@@ -202,8 +196,7 @@ def test_a_tool_that_announces_itself_is_denied(mode: str, ran: Any, authz: Any)
     own = Own()
     graph = authz.protect(acting(lambda: own.invoke({}), lambda: own.ainvoke({})))
     assert code_of(lambda: once(graph, mode, authz=authz)) == "unknown_tool"
-    assert reasons(authz, "pay") == ["unknown_tool"]
-    assert ran == []
+    assert reasons(authz, "pay") == ["unknown_tool"] and ran == []
 
 
 def test_a_side_effect_that_ran_is_not_repeated(mode: str, ran: Any, authz: Any) -> None:
@@ -260,8 +253,7 @@ def test_a_tool_that_fails(mode: str, error: BaseException, state: str, authz: A
             seen.append(exc)
 
     once(authz.protect(acting(act, aact)), mode, authz=authz)
-    assert seen == [error]
-    assert completions(authz) == [state]
+    assert seen == [error] and completions(authz) == [state]
 
 
 def test_a_tool_that_asks_by_itself(mode: str, ran: Any, authz: Any) -> None:
@@ -279,8 +271,7 @@ def test_a_tool_that_asks_by_itself(mode: str, ran: Any, authz: Any) -> None:
     with authz.run(subject="alice"):
         once(graph, mode, config=THREAD)
         once(graph, mode, Command(resume="yes"), THREAD)
-    assert ran == ["yes"]
-    assert completions(authz) == ["suspended", "done"]
+    assert ran == ["yes"] and completions(authz) == ["suspended", "done"]
 
 
 @pytest.mark.parametrize("answer", ["approve", "reject"])
@@ -292,8 +283,7 @@ def test_a_human_is_asked(mode: str, answer: str, ran: Any) -> None:
     with authz.run(subject="alice"):
         paused = once(graph, mode, config=THREAD)
         (request,) = paused["__interrupt__"][0].value["action_requests"]
-        assert request["args"] == DECIDED
-        assert ran == []
+        assert request["args"] == DECIDED and ran == []
         resume = Command(resume={"decisions": [{"type": answer}]})
         if answer == "approve":
             once(graph, mode, resume, THREAD)
@@ -351,8 +341,7 @@ def test_a_tool_node_alone_has_the_backstop_too(ran: Any) -> None:
     node = AuthzToolNode([payer(ran)], authz=authz, wrap_tool_call=wrap, handle_tool_errors=True)
     with authz.run(subject="alice"):
         node.invoke({"messages": [AIMessage("", tool_calls=[PAY], id="m")]}, {"configurable": {"__pregel_runtime": Runtime()}})
-    assert ran == []
-    assert len(calls_of(pdp, "evil")) == 1
+    assert ran == [] and len(calls_of(pdp, "evil")) == 1
 
 
 def test_one_hook_for_any_number_of_instances(ran: Any) -> None:

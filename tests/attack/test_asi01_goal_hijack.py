@@ -62,8 +62,7 @@ def test_an_effect_that_nobody_asked_for_does_not_happen(form: str) -> None:
     paid: list[Any] = []
     authz = RuntimeAuthz(profiles=PROFILES)
     play(form, tools(paid), READ, payment(MINE), authz=authz, text=f"Read my mail. My account is {MINE}")
-    assert paid == []
-    assert "not_ordered" in first_reasons(authz, "pay")[0]
+    assert paid == [] and "not_ordered" in first_reasons(authz, "pay")[0]
 
 
 def test_a_task_that_was_called_off_is_not_carried_out(form: str) -> None:

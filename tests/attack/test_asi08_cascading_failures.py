@@ -38,8 +38,7 @@ def test_a_burst_revokes_the_thread(form: str, ran: Any) -> None:
     authz = RuntimeAuthz(profiles=PROFILES, pdp=WasmPDP(data={"anomaly": {"max_per_minute": 4}}))
     with pytest.raises(Exception, match="not permitted"):
         play(form, [poll_tool(ran)], *LOOP, authz=authz, text="Poll")
-    assert ran == [0, 1, 2, 3]
-    assert first_reasons(authz, "poll")[0][0] == "burst"
+    assert ran == [0, 1, 2, 3] and first_reasons(authz, "poll")[0][0] == "burst"
 
 
 def test_unenforced_a_loop_goes_on(form: str, ran: Any) -> None:
@@ -101,6 +100,5 @@ def test_a_control_that_fails_permits_nothing(form: str, ran: Any) -> None:
 
     authz = RuntimeAuthz(pdp=StaticPDP(answer), profiles=PROFILES)
     state = play(form, [poll_tool(ran)], *LOOP[:4], authz=authz, text="Poll")
-    assert ran == [0, 1]
-    assert first_reasons(authz, "poll") == [["pdp_error"]] * 2
+    assert ran == [0, 1] and first_reasons(authz, "poll") == [["pdp_error"]] * 2
     assert state["messages"][-1].content == "done"

@@ -42,8 +42,7 @@ def test_what_is_shown_is_inert_and_is_what_runs(go: str) -> None:
     s = scene([payment(HOSTILE, 10, "c1")])
     (request,) = asked(s.both(go)(human()))
     assert not set("\x1b\u202e\u202c<>*") & set(request["description"].replace("\\", "").partition("\n")[0])
-    assert "\x1b" not in request["description"]
-    assert "\u202e" not in request["description"]
+    assert "\x1b" not in request["description"] and "\u202e" not in request["description"]
     assert request["args"]["recipient"] == HOSTILE
     assert_went_on(s.both(go)(resume(APPROVE)))
     assert [r[0] for r in s.ran] == [HOSTILE]
@@ -92,8 +91,7 @@ def test_who_floods_a_human_is_not_asked_about(kind: str, go: str) -> None:
     """Twenty questions in one message where ten are borne: nobody is asked, nothing is paid."""
     s = scene([payment("ann", n, f"c{n}") for n in range(1, 21)], kind, asks={"run": 10})
     state = s.both(go)(human())
-    assert "__interrupt__" not in state
-    assert s.ran == []
+    assert "__interrupt__" not in state and s.ran == []
     assert {answer_to(state["messages"], f"c{n}").status for n in range(1, 21)} == {"error"}
     assert set(reasons(s.authz, "pay")) >= {"approval_capped"}
 

@@ -99,8 +99,7 @@ def test_a_state_without_a_declared_channel_is_watched_whole(channels: tuple[str
         else:
             graph.update_state(THREAD, {"chat": [HumanMessage("STOP")]}, as_node="agent")
             graph.invoke(None, THREAD)
-    assert ran == []
-    assert epoch_of(authz, "g") == 2
+    assert ran == [] and epoch_of(authz, "g") == 2
     assert authz.pdp.requests[0].context.task.text == ("Pay" if channels else "")
 
 
@@ -180,13 +179,11 @@ def test_another_subject_on_the_thread(kind: str, go: Any, given: Any) -> None:
     """`subject_mismatch`, before any node runs; the owner goes on as before."""
     ran: list[Any] = []
     authz, _, graph = built(kind, ran, interrupt_before=["tools"])
-    with authz.run(subject="alice"):
-        go(graph, human(), THREAD)
+    told(authz, graph, human(), THREAD, go=go)
     with authz.run(subject="mallory"):
         assert code_of(lambda: go(graph, given, THREAD)) == "subject_mismatch"
     assert ran == []
-    with authz.run(subject="alice"):
-        go(graph, None, THREAD)
+    told(authz, graph, None, THREAD, go=go)
     assert ran == [PAID]
 
 
@@ -204,8 +201,7 @@ def test_another_tenant_on_the_thread(ran: Any) -> None:
         graphs[0].invoke(human(), THREAD)
     with theirs.run(subject="alice"):
         asyncio.run(graphs[1].ainvoke(None, THREAD))
-    assert ran == []
-    assert reasons(theirs, "pay")
+    assert ran == [] and reasons(theirs, "pay")
 
 
 @pytest.mark.parametrize("items", [1000, 1001])

@@ -43,8 +43,7 @@ def test_what_is_no_exception_leaves_the_outcome_unknown(error: type[BaseExcepti
         ran.append(text)
         raise error
 
-    authz = authz_with(pdp, profiles=PROFILES)
-    graph = authz.protect(hand_written(replying([CALL]), [probing(act)], checkpointer=InMemorySaver()))
+    authz, graph = protecting(hand_written(replying([CALL]), [probing(act)], checkpointer=InMemorySaver()), pdp, profiles=PROFILES)
     with authz.run(subject="alice"), pytest.raises(error):
         graph.invoke(human(), THREAD)
     assert ends(authz) == ["unknown"]
@@ -74,8 +73,7 @@ async def test_a_tool_that_does_not_return_in_time(ran: Any, pdp: Any) -> None:
     go.set()
     while not ends(authz):
         await asyncio.sleep(0.01)
-    assert got == ["credential_unavailable", "lease_ended"]
-    assert ran == []
+    assert got == ["credential_unavailable", "lease_ended"] and ran == []
     assert ends(authz) == ["done"]  # it was permitted, and it came back in the end
 
 
@@ -121,8 +119,7 @@ def test_what_a_tool_starts_and_leaves_behind(shape: str, ran: Any) -> None:
             left[0].join()
         else:
             asyncio.run(play())
-    assert got == ["credential_unavailable", "lease_ended"]
-    assert ran == []
+    assert got == ["credential_unavailable", "lease_ended"] and ran == []
 
 
 class Odd:
@@ -181,8 +178,7 @@ def test_odd_results_come_through_as_without_us(result: str, artifact: bool, go:
     authz, graph = protecting(hand_written(replying([CALL]), [probing(act, **options)]), pdp, profiles=PROFILES)
     with authz.run(subject="alice"):
         ours = _outcome(graph, go)
-    assert ours == stock
-    assert len(calls_of(pdp)) == 1
+    assert ours == stock and len(calls_of(pdp)) == 1
     assert len(ends(authz)) == 1
 
 
@@ -193,8 +189,7 @@ def test_a_tool_that_handles_its_own_error(handled: Any) -> None:
     def act(text: str) -> str:
         raise ToolException("boom")
 
-    authz = authz_with(StaticPDP(True), profiles=PROFILES)
-    graph = authz.protect(hand_written(replying([CALL]), [probing(act, handle_tool_error=handled)]))
+    authz, graph = protecting(hand_written(replying([CALL]), [probing(act, handle_tool_error=handled)]), StaticPDP(True), profiles=PROFILES)
     state = told(authz, graph, human())
     assert answer_to(state["messages"], "call-probe").status == "error"
     assert ends(authz) == ["failed"]

@@ -129,8 +129,7 @@ def test_an_emulated_call_is_given_back(ran: Any, authz: Any) -> None:
     """It was permitted and did not run: nothing of it is kept as done."""
     graph = built("protect", authz, seeing([PAY]), [pay_tool(ran)], before=[builtin.LLMToolEmulator(tools=["pay"], model=aside("Paid."))])
     state = said("sync", authz, graph, human())
-    assert answer_to(state["messages"], "call-pay").text == "Paid."
-    assert ran == []
+    assert answer_to(state["messages"], "call-pay").text == "Paid." and ran == []
     assert [r["state"] for r in authz.audit.records if r["kind"] == "completion"] == ["released"]  # type: ignore[attr-defined]
 
 

@@ -57,11 +57,8 @@ def test_code_called_by_hand_is_decided(road: str, positional: bool, permit: boo
         else:
             assert code_of(lambda: by_hand(pay, road, "bob", **{k: v for k, v in ARGS.items() if k != "recipient"})) == "no_permit"
     (request,) = calls_of(pdp, "pay")
-    assert request.subject.id == "alice"
-    assert request.context.call is not None
-    assert request.context.call.args == ARGS
+    assert request.subject.id == "alice" and request.context.call.args == ARGS
     assert request.resource.properties["target"] == {"recipient": "bob", "amount": 5.0}
-    assert request.context.plan is not None
     assert not request.context.plan.planned
     assert ran == ([PAID] if permit else [])
     if permit:
@@ -80,7 +77,6 @@ def test_arguments_are_decided_as_the_code_receives_them(road: str, ran: Any, pd
     with authz.run(subject="alice"):
         by_hand(pay, road, recipient="bob", amount="5")
     (request,) = calls_of(pdp)
-    assert request.context.call is not None
     assert request.context.call.args == {"recipient": "bob", "amount": "5"}
     assert ran == [("bob", "5", "EUR")]
 
@@ -89,8 +85,7 @@ def test_code_called_by_hand_outside_a_run_is_denied(road: str, ran: Any, pdp: A
     """Without a run: `no_run`, and the PDP is not asked."""
     pay = authz_with(pdp).guard(payer(ran))
     assert code_of(lambda: by_hand(pay, road, **ARGS)) == "no_run"
-    assert ran == []
-    assert pdp.requests == []
+    assert ran == [] and pdp.requests == []
 
 
 @pytest.mark.parametrize("road", ["func", "_run", "run"])
@@ -171,7 +166,6 @@ def test_injected_arguments_are_no_part_of_the_decision(pdp: Any) -> None:
         guarded.func("bob", user=object(), config={"tags": []})
     assert got[0][0] == "bob"
     (request,) = calls_of(pdp)
-    assert request.context.call is not None
     assert request.context.call.args == {"recipient": "bob"}
 
 
@@ -228,8 +222,7 @@ def test_a_function_that_is_replaced_is_not_what_was_reviewed(ran: Any) -> None:
             pay.run(ARGS)
         pay.func = own
         pay.invoke(ARGS)
-    assert ran == [PAID, PAID]
-    assert evil == []
+    assert ran == [PAID, PAID] and evil == []
 
 
 def test_a_tool_that_is_renamed_after_its_decision_is_decided_again(ran: Any) -> None:
@@ -241,8 +234,7 @@ def test_a_tool_that_is_renamed_after_its_decision_is_decided_again(ran: Any) ->
 
     graph = authz.protect(hand_written(replying([PAY]), ToolNode([pay_tool(ran)], wrap_tool_call=wrap)))
     state = told(authz, graph, human())
-    assert ran == []
-    assert answer_to(state["messages"], "call-pay").status == "error"
+    assert ran == [] and answer_to(state["messages"], "call-pay").status == "error"
     assert reasons(authz, "other") == ["plan_changed"]
 
 
@@ -251,10 +243,8 @@ def test_a_single_input_tool_by_hand(ran: Any, pdp: Any) -> None:
     authz = authz_with(pdp, profiles=BARE)
     say: Any = authz.guard(Tool("pay", lambda text: ran.append(text) or "said", "Say."))
     with authz.run(subject="alice"):
-        assert say.func("hello") == "said"
-        assert say.run("hello") == "said"
-    assert ran == ["hello", "hello"]
-    assert len(calls_of(pdp)) == 2
+        assert say.func("hello") == "said" and say.run("hello") == "said"
+    assert ran == ["hello", "hello"] and len(calls_of(pdp)) == 2
 
 
 def test_credentials_and_leaks_by_hand() -> None:
@@ -271,8 +261,7 @@ def test_credentials_and_leaks_by_hand() -> None:
     guarded: Any = authz.guard(StructuredTool.from_function(pay, name="pay"))
     with authz.run(subject="alice"):
         out = guarded.func("bob")
-    assert tokens
-    assert tokens[0] not in out
+    assert tokens and tokens[0] not in out
 
 
 def test_the_original_function_is_out_of_reach_of_the_guard(ran: Any) -> None:
@@ -304,8 +293,7 @@ def test_a_wrapper_that_calls_a_tool_beside_the_planned_one(guarded: bool, permi
     assert ran == [PAID if permit else "no_permit", ("read", "a")]
     assert answer_to(state["messages"], "call-read").status == "success"
     planned = {r.resource.id: r.context.plan.planned for r in calls_of(pdp) if r.context.plan is not None}
-    assert planned == {"read": True, "pay": False}
-    assert len(calls_of(pdp)) == 2
+    assert planned == {"read": True, "pay": False} and len(calls_of(pdp)) == 2
 
 
 # --- a tool class with an `invoke` of its own -------------------------------------------------------
@@ -374,8 +362,7 @@ def test_an_invoke_of_ones_own_in_a_tool_node(go: str, ran: Any, pdp: Any) -> No
     authz, graph = protecting(agent_graph(replying([PLAIN]), [OwnInvoke(onward=True, ran=ran)]), pdp, profiles=BARE)
     with authz.run(subject="alice"):
         state = graph.invoke(human()) if go == "sync" else asyncio.run(graph.ainvoke(human()))
-    assert ran == ["invoke", "run"]
-    assert len(calls_of(pdp)) == 1
+    assert ran == ["invoke", "run"] and len(calls_of(pdp)) == 1
     assert answer_to(state["messages"], "p").text == "paid"
 
 

@@ -273,10 +273,8 @@ def played(how: str, kind: str, protected: bool, capsys: Any, caplog: Any) -> tu
 def test_a_careless_tool_gives_nothing_away(how: str, kind: str, capsys: Any, caplog: Any) -> None:
     """Redacted where it would have stood; the agent revoked; the operator alerted; nothing in any sink."""
     left, token, authz = played(how, kind, True, capsys, caplog)
-    assert token != STATIC
-    assert token not in left
-    assert token.rpartition(".")[2] not in left
-    assert token.rpartition(".")[2][-30:] not in left
+    assert token != STATIC and token not in left
+    assert token.rpartition(".")[2] not in left and token.rpartition(".")[2][-30:] not in left
     assert "[redacted credential]" in left
     assert "a credential was found in the output of careless" in left
     completions = [r for r in authz.audit.records if r["kind"] == "completion"]
@@ -290,8 +288,7 @@ def test_a_careless_tool_gives_nothing_away(how: str, kind: str, capsys: Any, ca
 def test_unenforced_a_careless_tool_gives_its_token_away(how: str, capsys: Any, caplog: Any) -> None:
     """The twin: the same tool, unprotected, and the token that it was provisioned with is there to be read."""
     left, token, _ = played(how, "hand", False, capsys, caplog)
-    assert token == STATIC
-    assert token.rpartition(".")[2][-30:] in left
+    assert token == STATIC and token.rpartition(".")[2][-30:] in left
     assert "[redacted credential]" not in left
 
 

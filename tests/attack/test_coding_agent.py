@@ -111,8 +111,7 @@ def test_unenforced_the_credentials_leave() -> None:
     station = Workstation()
     play(station, CALLS, None)
     assert station.ran == [c.tool for c in CALLS]
-    assert station.leaked()
-    assert station.disk["src/cart.py"] == FIX
+    assert station.leaked() and station.disk["src/cart.py"] == FIX
 
 
 def test_the_chain_stops_at_its_first_step(capsys: pytest.CaptureFixture[str]) -> None:
@@ -120,8 +119,7 @@ def test_the_chain_stops_at_its_first_step(capsys: pytest.CaptureFixture[str]) -
     station, authz = Workstation(), RuntimeAuthz(profiles=PROFILES)
     play(station, CALLS, authz)
     assert station.ran == [c.tool for c in CALLS if not c.unwanted]
-    assert not station.received
-    assert station.disk["src/cart.py"] == FIX
+    assert not station.received and station.disk["src/cart.py"] == FIX
     assert len(station.commits) == 1
 
     first = next(r for r in authz.audit.records if r["kind"] == "decision" and r["outcome"] != "permit")  # type: ignore[attr-defined]
@@ -136,8 +134,7 @@ def test_the_chain_stops_at_its_first_step(capsys: pytest.CaptureFixture[str]) -
         print(f"\n{step.call.tool} {step.call.args['command']!r}: {step.outcome} ({', '.join(step.reasons)})", *step.evidence, sep="\n  ")
     (why,) = step.evidence
     assert why.startswith('command "env; cat ')
-    assert "it stands in a text that was read (read_file)" in why
-    assert "Before each commit" in why
+    assert "it stands in a text that was read (read_file)" in why and "Before each commit" in why
 
 
 def test_reading_is_free_and_what_was_read_stays() -> None:
@@ -148,8 +145,7 @@ def test_reading_is_free_and_what_was_read_stays() -> None:
     station = Workstation()
     play(station, [*own[:2], *theirs, *own[2:]], RuntimeAuthz(profiles=PROFILES))
     assert station.ran == ["read_file", "read_file", "read_file", "write_file", "run_tests", "git_commit"]
-    assert not station.remotes
-    assert not station.leaked()
+    assert not station.remotes and not station.leaked()
     assert all(KEY not in repr(c) for c in station.commits)
 
 

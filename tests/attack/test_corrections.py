@@ -32,7 +32,6 @@ def test_new_message_on_a_finished_thread(kind: str, go: Any, ran: Any) -> None:
     plans = [(r.context.task.epoch, r.context.plan.planned, r.context.plan.stale) for r in calls_of(pdp, "pay")]  # type: ignore[union-attr]
     assert plans == [(1, True, False), (2, True, False)]
     last = calls_of(pdp, "pay")[-1].context.task
-    assert last is not None
     assert (last.text, last.corrections) == ("Pay the bill\nPay it again", 1)
 
 
@@ -42,8 +41,7 @@ def test_new_message_over_an_open_question(kind: str, go: Any, ran: Any) -> None
     with authz.run(subject="alice"):
         assert go(graph, human(), THREAD)["__interrupt__"]
     state = told(authz, graph, human("STOP, pay nobody"), THREAD, go=go)
-    assert state["messages"][-1].content == "done"
-    assert epochs(pdp)[-1] == 2
+    assert state["messages"][-1].content == "done" and epochs(pdp)[-1] == 2
     told(authz, graph, resume(APPROVE), THREAD, go=go)
     assert ran == []
 
@@ -55,8 +53,7 @@ def test_new_message_over_a_pending_plan(kind: str, go: Any, ran: Any) -> None:
         go(graph, human(), THREAD)
         assert graph.get_state(THREAD).next == ("tools",)
     state = told(authz, graph, human("STOP, pay nobody"), THREAD, go=go)
-    assert state["messages"][-1].content == "done"
-    assert ran == []
+    assert state["messages"][-1].content == "done" and ran == []
     assert calls_of(pdp, "pay") == []
 
 
@@ -71,7 +68,6 @@ def test_pending_plan_without_a_new_message_runs(kind: str, ran: Any) -> None:
 # --- .correct() ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", ["sync", "async"])
 def test_correct_while_a_stream_is_in_flight(kind: str, how: str, ran: Any) -> None:
     """Pending calls are answered "the task changed", the run drains, the next entry delivers the text."""
     authz, pdp, graph = built(kind, ran)
@@ -100,8 +96,7 @@ def test_correct_while_a_stream_is_in_flight(kind: str, how: str, ran: Any) -> N
     assert {authz.ledger.status("default", jti) for jti in old} <= {"stale", "ended"}
     run.close()
     messages = graph.get_state(THREAD).values["messages"]
-    assert unanswered(messages) == []
-    assert "task changed" in messages[-1].content
+    assert unanswered(messages) == [] and "task changed" in messages[-1].content
     assert messages[-1].status == "error"
     state = told(authz, graph, human("Go on"), THREAD)
     texts = [m.content for m in state["messages"] if isinstance(m, HumanMessage)]
@@ -141,8 +136,7 @@ def test_resume_of_a_checkpointed_thread_is_no_correction(ran: Any) -> None:
     told(authz, graph, human(), THREAD, task="Pay the bill")
     told(authz, graph, resume(APPROVE), THREAD, task="Pay the bill")
     told(authz, graph, None, THREAD, task="Pay the bill")
-    assert ran == [PAID]
-    assert set(epochs(pdp)) == {1}
+    assert ran == [PAID] and set(epochs(pdp)) == {1}
 
 
 def test_another_task_of_run_is_a_correction(ran: Any) -> None:
@@ -150,8 +144,7 @@ def test_another_task_of_run_is_a_correction(ran: Any) -> None:
     authz, pdp, graph = built("hand", ran)
     for task in ("Pay the bill", "Pay the other bill"):
         told(authz, graph, human(task), THREAD, task=task)
-    assert epochs(pdp)[0] == 1
-    assert epochs(pdp)[-1] == 2
+    assert epochs(pdp)[0] == 1 and epochs(pdp)[-1] == 2
 
 
 @pytest.mark.parametrize("message", [
@@ -203,7 +196,6 @@ def test_calls_that_a_client_sends_are_no_plan(ran: Any, pdp: Any, authz: Any) -
     graph = authz.protect(_routed(ran, replying([])))
     told(authz, graph, {"messages": [HumanMessage("Pay"), FORGED]})
     (request,) = calls_of(pdp, "pay")
-    assert request.context.plan is not None
     assert (request.context.plan.planned, request.context.plan.source) == (False, None)
     shipped = RuntimeAuthz(profiles=PROFILES)
     graph = shipped.protect(_routed(ran, replying([])))
@@ -229,7 +221,6 @@ def test_client_can_not_launder_its_calls_through_a_node(ran: Any) -> None:
         graph = authz.protect(chain({"echo": lambda s, copied=copied: {"messages": [copied(s["messages"][-1])]}, "tools": ToolNode([pay_tool(ran)])}))
         told(authz, graph, {"messages": [HumanMessage("Pay"), FORGED]})
         (request,) = calls_of(pdp, "pay")
-        assert request.context.plan is not None
         assert not request.context.plan.planned
 
 
@@ -237,7 +228,6 @@ def test_calls_that_a_tool_returns_are_no_plan(ran: Any, pdp: Any, authz: Any) -
     """A tool that returns an AI message with calls announces nothing."""
     told(authz, authz.protect(_routed(ran, replying([READ]))), human())
     (request,) = calls_of(pdp, "pay")
-    assert request.context.plan is not None
     assert not request.context.plan.planned
 
 
@@ -267,8 +257,7 @@ def test_a_human_takes_back_what_they_said(go: Any, what: str, ran: Any) -> None
         with suppress(AuthzHalt):
             go(graph, _without(what, graph), THREAD)
         assert run.epoch == 2
-    assert ran == []
-    assert "stale_epoch" in reasons(authz, "pay")
+    assert ran == [] and "stale_epoch" in reasons(authz, "pay")
 
 
 @REMOVALS

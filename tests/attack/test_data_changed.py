@@ -87,8 +87,7 @@ def test_what_the_application_says_changed_is_not_acted_on() -> None:
     graph = built(office, (READ,), pays_after(office, "bill:12"))
     with office.authz.run(subject="alice", task="Pay the bill"), pytest.raises(AuthzHalt):
         graph.invoke(human("Pay the bill"), THREAD)
-    assert office.paid == []
-    assert epoch(office) == 2
+    assert office.paid == [] and epoch(office) == 2
     answer = graph.get_state(THREAD).values["messages"][-1]
     assert "Read it again" in answer.content
     again = office.authz.protect(
@@ -113,8 +112,7 @@ def test_what_the_payment_is_not_based_on_changes_nothing(changed: str, text: st
     """What was not read is no matter. If the account stands in the user's own words, the bill is no matter either."""
     office = Office()
     told(office.authz, built(office, (READ,), pays_after(office, changed)), human(text), THREAD, task=text)
-    assert office.paid
-    assert epoch(office) == 1
+    assert office.paid and epoch(office) == 1
 
 
 def interrupted(office: Office, edit: dict[str, Any]) -> Any:

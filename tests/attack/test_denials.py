@@ -32,8 +32,7 @@ def test_halted_run_resumes(kind: str, go: Any, ran: Any) -> None:
     with authz.run(subject="alice", task="x"):
         with pytest.raises(AuthzHalt):
             go(graph, human(), THREAD)
-        assert ran == []
-        assert graph.get_state(THREAD).next == ("tools",)
+        assert ran == [] and graph.get_state(THREAD).next == ("tools",)
         halting.open = True
         state = go(graph, None, THREAD)
     assert ran == [PAID]
@@ -77,8 +76,7 @@ def test_halt_is_neither_retried_nor_handled(go: Any, ran: Any) -> None:
     )
     with authz.run(subject="alice", task="x"), pytest.raises(AuthzHalt):
         go(graph, human(), THREAD)
-    assert halting.seen == 1
-    assert ran == []
+    assert halting.seen == 1 and ran == []
 
 
 # --- what handles errors -------------------------------------------------------------------------
@@ -98,8 +96,7 @@ def test_handle_tool_errors_and_retry_policy_change_nothing(handled: Any, retrie
     node = ToolNode([pay_tool(ran), writing_tool(ran)], handle_tool_errors=handled)
     graph = authz.protect(hand_written(replying([PAY, write_call("1")]), node, retry_policy=policy))
     state = told(authz, graph, human(), go=go, task="x")
-    assert ran == [("write", "1")]
-    assert answer_to(state["messages"], "call-pay").status == "error"
+    assert ran == [("write", "1")] and answer_to(state["messages"], "call-pay").status == "error"
     assert "not permitted" in answer_to(state["messages"], "call-pay").content
     assert len(calls_of(pdp, "pay")) == 1
     assert_went_on(state)
@@ -128,11 +125,9 @@ def _erring() -> AgentMiddleware:
 def test_retry_and_error_middleware_change_nothing(make: Any, go: Any, ran: Any) -> None:
     """ToolRetryMiddleware and ToolErrorMiddleware, in any order: denied once, never run."""
     pdp = deny_only("pay")
-    authz = authz_with(pdp)
-    graph = authz.protect(agent_graph(replying([PAY, write_call("1")]), [pay_tool(ran), writing_tool(ran)], middleware=make()))
+    authz, graph = protecting(agent_graph(replying([PAY, write_call("1")]), [pay_tool(ran), writing_tool(ran)], middleware=make()), pdp)
     state = told(authz, graph, human(), go=go, task="x")
-    assert ran == [("write", "1")]
-    assert answer_to(state["messages"], "call-pay").status == "error"
+    assert ran == [("write", "1")] and answer_to(state["messages"], "call-pay").status == "error"
     assert len(calls_of(pdp, "pay")) == 1
     assert_went_on(state)
 
@@ -151,8 +146,7 @@ def _failing(ran: list[Any]) -> Any:
 def test_failed_side_effect_is_repeated_only_where_the_profile_says_so(idempotent: bool, go: Any, pdp: Any, ran: Any):
     """ToolRetryMiddleware repeats a failed idempotent call; any other fails once, outcome unknown."""
     profiles = {"write": ToolProfile(effect="write", sink="internal", idempotent=idempotent)}
-    authz = authz_with(pdp, profiles=profiles)
-    graph = authz.protect(agent_graph(replying([write_call("1")]), [_failing(ran)], middleware=[_retrying()]))
+    authz, graph = protecting(agent_graph(replying([write_call("1")]), [_failing(ran)], middleware=[_retrying()]), pdp, profiles=profiles)
     state = told(authz, graph, human(), go=go, task="x")
     assert len(ran) == (4 if idempotent else 1)
     assert answer_to(state["messages"], "call-1").status == "error"
@@ -208,8 +202,7 @@ def test_malformed_resume_denies(kind: str, value: Any, ran: Any) -> None:
     with authz.run(subject="alice", task="x"):
         graph.invoke(human(), THREAD)
         state = graph.invoke(Command(resume=value), THREAD)
-    assert ran == []
-    assert reasons(authz, "write")[-2:] == ["approval_malformed"] * 2
+    assert ran == [] and reasons(authz, "write")[-2:] == ["approval_malformed"] * 2
     assert_went_on(state)
 
 
@@ -217,8 +210,7 @@ def test_without_checkpointer_asking_is_a_denial(kind: str, go: Any, ran: Any) -
     """Nobody can be asked without a checkpointer: `approval_unavailable`, and the run goes on."""
     authz, graph = protecting(BUILDERS[kind](replying([PAY, READ]), [pay_tool(ran), read_tool(ran)]), asking("pay"))
     state = told(authz, graph, human(), go=go, task="x")
-    assert ran == [("read", "a")]
-    assert reasons(authz, "pay")[-1] == "approval_unavailable"
+    assert ran == [("read", "a")] and reasons(authz, "pay")[-1] == "approval_unavailable"
     assert_went_on(state)
 
 
@@ -253,8 +245,7 @@ def test_tool_that_asks_itself_gets_its_own_answer(kind: str, go: Any, stops: bo
         assert "action_requests" in gate.value
         asks[0] = not stops
         (own,) = enter(graph, resume(APPROVE), THREAD)["__interrupt__"]
-        assert own.value["which colour"] == "1"
-        assert ran == []
+        assert own.value["which colour"] == "1" and ran == []
         state = enter(graph, Command(resume="blue"), THREAD)
     assert ran == [("1", "blue")]
     assert_went_on(state)
@@ -335,8 +326,7 @@ def test_approval_that_does_not_suffice_is_not_asked_for_ever(kind: str, ran: An
     with authz.run(subject="alice", task="x"):
         graph.invoke(human(), THREAD)
         state = graph.invoke(resume(APPROVE), THREAD)
-    assert ran == []
-    assert reasons(authz, "pay")[-1] == "approval_void"
+    assert ran == [] and reasons(authz, "pay")[-1] == "approval_void"
     assert_went_on(state)
 
 
@@ -378,8 +368,7 @@ def test_node_that_is_retried_does_not_repeat_the_calls_of_its_code(go: Any, ran
 
     policy = RetryPolicy(max_attempts=4, initial_interval=0.001, jitter=False, retry_on=lambda _: True)
     state = told(authz, authz.protect(node_graph(step, retry_policy=policy)), human(), go=go, task="x")
-    assert len(attempts) == 3
-    assert len(ran) == 2
+    assert len(attempts) == 3 and len(ran) == 2
     assert state["messages"][-1].content == "paid paid"
 
 
@@ -464,7 +453,6 @@ def test_gate_does_not_take_the_answer_to_a_tool(go: Any, by_id: bool, ran: Any)
         # An answer that would read as an approval.
         value: Any = {"decisions": [APPROVE]}
         state = go(graph, Command(resume={own.id: value} if by_id else value), THREAD)
-    assert ran == [("1", value)]
-    assert answer_to(state["messages"], "call-2").status == "error"
+    assert ran == [("1", value)] and answer_to(state["messages"], "call-2").status == "error"
     assert reasons(authz, "write")[-1] == "approval_void"
     assert_went_on(state)

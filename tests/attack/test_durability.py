@@ -63,7 +63,6 @@ def test_who_asks_for_another_durability_gets_it() -> None:
 
 
 @pytest.mark.parametrize("protected", [True, False], ids=["protected", "twin"])
-@pytest.mark.parametrize("how", ["sync", "async"])
 def test_a_graph_that_keeps_nothing_runs_in_one_that_does(how: str, protected: bool) -> None:
     """Also if it is made in a node. LangGraph gives it the durability of its caller, and waits for its checkpoints."""
     child = hand_written(replying(), [], checkpointer=False)
@@ -80,7 +79,6 @@ def test_a_graph_that_keeps_nothing_runs_in_one_that_does(how: str, protected: b
 
 
 @pytest.mark.parametrize("protected", [True, False], ids=["protected", "twin"])
-@pytest.mark.parametrize("how", ["sync", "async"])
 def test_a_parent_decides_for_a_graph_in_its_node(how: str, protected: bool) -> None:
     """A parent without a checkpointer lends none, whatever the graph below has; its own caller's choice holds there too."""
 

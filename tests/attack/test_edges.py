@@ -56,8 +56,7 @@ def test_a_denied_edge_never_starts_the_child(build, how):
     assert edged.payer.prompts == [] if edged.payer is not edged.parent else True
     if build.__name__ in ("agent_as_tool", "task", "supervisor", "swarm"):
         told_back = edged.parent.prompts[-1][-1]
-        assert isinstance(told_back, ToolMessage)
-        assert told_back.status == "error"
+        assert isinstance(told_back, ToolMessage) and told_back.status == "error"
 
 
 def test_a_childs_grant_is_its_own_under_its_parents(build, how):
@@ -138,8 +137,7 @@ def test_a_token_names_the_child_and_is_good_for_its_call_only(build):
     (token,) = held
     assert token.subject == "alice"
     path = [agent.rpartition(":")[2].split("/") for agent in token.actors]
-    assert path[0][-1] == "payer"
-    assert path[-1] == ["root"]
+    assert path[0][-1] == "payer" and path[-1] == ["root"]
     assert [len(p) for p in path] == list(range(len(path), 0, -1))
     assert code_of(lambda: authz.verifier.verify(token.token, audience=SERVICE), CredentialError) == "credential_revoked"
 
@@ -170,8 +168,7 @@ def test_the_parents_token_is_refused_in_the_child():
     profiles = {"ask_agent": ToolProfile(audience=(SERVICE,)), "pay": ToolProfile(audience=(SERVICE,))}
     authz, graph = protecting(parent, StaticPDP(True), profiles=profiles)
     told(authz, graph, {"messages": [("user", "pay bob")]})
-    assert held[1] == "credential_tool"
-    assert held[2].endswith(":root")
+    assert held[1] == "credential_tool" and held[2].endswith(":root")
 
 
 PAYER_PAY = call("pay", {"to": "bob", "amount": "5"}, "p1")
@@ -193,8 +190,7 @@ def test_a_question_of_an_agent_on_its_own_thread_is_told_of(caplog):
     (row,) = [r for r in authz.coverage(graph).rows if r.kind == "tool" and r.name == "ask_agent"]
     assert "`payer` has a checkpointer" in row.note
     out = told(authz, graph, {"messages": [("user", "hello")]}, THREAD)
-    assert "__interrupt__" not in out
-    assert ran == []
+    assert "__interrupt__" not in out and ran == []
     assert "continues without the answer" in caplog.text
 
 
@@ -214,8 +210,7 @@ def test_ten_thousand_children_end_at_the_budget():
                 codes.add(denied.code)
                 if i > 200:
                     break
-        assert len(opened) == 51
-        assert codes == {"budget_exhausted"}
+        assert len(opened) == 51 and codes == {"budget_exhausted"}
 
 
 def test_edges_to_ever_new_names_are_bounded():
@@ -235,8 +230,7 @@ def test_a_circle_of_agents_ends():
     with authz.session(subject="alice", agent="a") as agent, pytest.raises(AuthzDenied) as denied:
         for i in range(10_000):
             agent = agent.delegate("ab"[i % 2])
-    assert denied.value.code == "too_deep"
-    assert i == 32
+    assert denied.value.code == "too_deep" and i == 32
 
 
 @pytest.mark.parametrize("name", ["root", "root/root", "root%2Froot", "a", ""])

@@ -80,8 +80,7 @@ def test_a_forged_identity_is_ignored_and_on_record(name: str, go: str, subject_
     """The caller stays anonymous, nothing is paid, and the log names the key and never the value."""
     w = World(subject_from)
     w.call(go, **FORGED[name])
-    assert w.ran == []
-    assert w.subjects() == {("anonymous", "anonymous")}
+    assert w.ran == [] and w.subjects() == {("anonymous", "anonymous")}
     assert w.ignored()
     assert "alice" not in str([r for r in w.authz.audit.records if r.get("event") == "identity_ignored"])  # type: ignore[attr-defined]
 
@@ -97,8 +96,7 @@ def test_the_platforms_own_user(go: str) -> None:
     """The server's object is the user; what stands beside it under the same name says nothing more."""
     w = World(platform_user)
     w.call(go, langgraph_auth_user=ServerUser(), langgraph_auth_user_id="alice", metadata={"langgraph_auth_user_id": "alice"})
-    assert w.ran == [PAID]
-    assert w.ignored() == []
+    assert w.ran == [PAID] and w.ignored() == []
 
 
 @pytest.mark.parametrize(
@@ -110,8 +108,7 @@ def test_an_unauthenticated_server_user_is_nobody(user: Any) -> None:
     """Neither a false word nor a missing one is a proof."""
     w = World(platform_user)
     w.call(langgraph_auth_user=user)
-    assert w.ran == []
-    assert w.subjects() == {("anonymous", "anonymous")}
+    assert w.ran == [] and w.subjects() == {("anonymous", "anonymous")}
 
 
 @pytest.mark.parametrize("place", ["configurable", "metadata"])
@@ -120,8 +117,7 @@ def test_a_cron_job_is_no_user(place: str) -> None:
     w = World(platform_user)
     more = {"cron_id": "c1"} if place == "configurable" else {"metadata": {"cron_id": "c1"}}
     w.call(langgraph_auth_user=ServerUser(), **more)
-    assert w.ran == []
-    assert w.subjects() == {("service", "alice")}
+    assert w.ran == [] and w.subjects() == {("service", "alice")}
 
 
 def test_the_servers_user_brings_the_named_properties_and_no_others() -> None:
@@ -135,10 +131,8 @@ def test_the_servers_user_brings_the_named_properties_and_no_others() -> None:
 
     found = platform_user(properties=["tenant", "roles", "org", "missing"])
     subject = found({"configurable": {"langgraph_auth_user": Member(), "tenant": "b"}})
-    assert subject is not None
     assert subject.properties == {"tenant": "a", "roles": ["payer"], "org": "acme"}
     cron = found({"configurable": {"langgraph_auth_user": Member(), "cron_id": "c1"}})
-    assert cron is not None
     assert (cron.type, cron.properties["tenant"], cron.properties["cron"]) == ("service", "a", "c1")
     assert found({"configurable": {"langgraph_auth_user": {"identity": "alice", "tenant": "b"}}}) is None
     with pytest.raises(ConfigError):
@@ -149,8 +143,7 @@ def test_another_user_beside_the_verified_one_is_on_record() -> None:
     """The verified one counts."""
     w = World(platform_user)
     w.call(langgraph_auth_user=ServerUser(), user_id="bob", metadata={"user_id": "carol"})
-    assert w.ran == [PAID]
-    assert w.ignored() == ["configurable.user_id", "metadata.user_id"]
+    assert w.ran == [PAID] and w.ignored() == ["configurable.user_id", "metadata.user_id"]
 
 
 def test_an_explicit_subject_counts_and_no_other() -> None:
@@ -158,8 +151,7 @@ def test_an_explicit_subject_counts_and_no_other() -> None:
     w = World(platform_user)
     with w.authz.run(subject="bob"):
         w.call(langgraph_auth_user=ServerUser(), user_id="alice")
-    assert w.ran == []
-    assert w.subjects() == {("user", "bob")}
+    assert w.ran == [] and w.subjects() == {("user", "bob")}
     assert w.ignored() == ["configurable.langgraph_auth_user", "configurable.user_id"]
 
 
@@ -188,8 +180,7 @@ def test_a_bearer_token_is_who_calls(go: str) -> None:
             w.call()
     else:
         asyncio.run(acall())
-    assert w.ran == [PAID]
-    assert caller({}) is None
+    assert w.ran == [PAID] and caller({}) is None
     assert good not in str(list(w.graph.checkpointer.list(THREAD)))
     assert good not in repr(caller.presented(f"Bearer {good}"))
 
@@ -225,8 +216,7 @@ def test_a_request_that_proves_nobody_does_not_enter(name: str) -> None:
     caller = bearer()
     with pytest.raises(AuthzError) as refused, caller.presented(BEARERS[name]):
         pytest.fail("entered")
-    assert refused.value.code == "identity_invalid"
-    assert caller({}) is None
+    assert refused.value.code == "identity_invalid" and caller({}) is None
 
 
 @pytest.mark.parametrize(("claims", "kind"), [
@@ -240,8 +230,7 @@ def test_an_agent_or_a_client_with_a_users_name_is_no_user(claims: Any, kind: An
     w = World(caller)
     with caller.presented(f"Bearer {token(**claims)}"):
         w.call()
-    assert w.ran == []
-    assert w.subjects() == {kind}
+    assert w.ran == [] and w.subjects() == {kind}
 
 
 def test_the_twin_takes_the_token_for_its_claims() -> None:

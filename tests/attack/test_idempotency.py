@@ -98,7 +98,6 @@ def test_a_payment_whose_answer_was_lost_is_not_repeated() -> None:
     assert next(m for m in out["messages"] if isinstance(m, ToolMessage)).status == "error"
 
 
-@pytest.mark.parametrize("protected", [True, False])
 def test_a_copy_of_the_thread_has_the_same_key(protected: bool) -> None:
     """Another thread, another epoch, the same message: the same intent. Without a key it books twice."""
     house = House(protected=protected)

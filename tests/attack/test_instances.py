@@ -161,8 +161,7 @@ def test_a_graphs_transformers_are_found_as_they_were_given() -> None:
     authz = authz_with(deny_only("pay"))
     for _ in range(2):
         kept = list(authz.protect(graph).stream_transformers)
-        assert kept == given
-        assert {*kept} == {*given}
+        assert kept == given and {*kept} == {*given}
         assert [kept.index(factory) for factory in given] == [*range(len(given))]
 
 
@@ -287,8 +286,7 @@ def test_reloads_open_no_door(tmp_path: Path) -> None:
         """,
     )
     once, alone = outcome
-    assert once == [ONCE] * 7
-    assert len(alone) > 30
+    assert once == [ONCE] * 7 and len(alone) > 30
     assert [name for name, paid in alone.items() if paid] == []
 
 
@@ -366,8 +364,7 @@ def test_fork_within_a_run(ran: Any) -> None:
         return [[r[0] for r in ran], sorted({r.subject.id for r in calls_of(pdp)}), len(calls_of(pdp))]
 
     with authz.run(subject="alice"):
-        assert forked(work) == [["read"], ["alice"], 2]
-        assert work() == [["read"], ["alice"], 2]
+        assert forked(work) == [["read"], ["alice"], 2] and work() == [["read"], ["alice"], 2]
 
 
 @needs_fork

@@ -21,8 +21,7 @@ def test_a_run_does_not_start(tmp_path: Path, ran: Any) -> None:
     graph = paying(authz, ran)
     KillSwitch(tmp_path / "kill").engage("drill")
     assert code_of(lambda: told(authz, graph, human())) == "killed"
-    assert ran == []
-    assert KillSwitch(tmp_path / "kill").release() is True
+    assert ran == [] and KillSwitch(tmp_path / "kill").release() is True
     told(authz, graph, human())
     assert ran == [PAID]
 
@@ -36,8 +35,7 @@ def test_a_node_that_asks_its_model_again_is_stopped(tmp_path: Path) -> None:
             answers.append(model.invoke(state["messages"]))
             (tmp_path / "kill").touch()
 
-    authz = authz_with(StaticPDP(True), kill_switch=tmp_path / "kill")
-    graph = authz.protect(node_graph(loop))
+    authz, graph = protecting(node_graph(loop), StaticPDP(True), kill_switch=tmp_path / "kill")
     assert code_of(lambda: told(authz, graph, human())) == "killed"
     assert len(answers) == 1
 
@@ -51,12 +49,10 @@ def test_it_is_engaged_between_judgement_and_claim(tmp_path: Path, ran: Any) -> 
             switch.touch()
         return True
 
-    authz = authz_with(StaticPDP(permit), kill_switch=switch)
-    graph = authz.protect(hand_written(replying([READ], [PAY]), [pay_tool(ran), read_tool([])]))
+    authz, graph = protecting(hand_written(replying([READ], [PAY]), [pay_tool(ran), read_tool([])]), StaticPDP(permit), kill_switch=switch)
     with authz.run(subject="alice"), pytest.raises(AuthzDenied):
         graph.invoke(human())
-    assert ran == []
-    assert reasons(authz, "pay") == ["killed"]
+    assert ran == [] and reasons(authz, "pay") == ["killed"]
 
 
 def test_tokens_are_dead_while_it_is_engaged(tmp_path: Path) -> None:

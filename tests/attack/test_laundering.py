@@ -257,8 +257,7 @@ def test_it_is_never_a_humans_and_never_paid(road: str, how: str, policy: str) -
     """Under the shipped policy: the account is nothing that the human said, and the payment waits or is denied."""
     office = Office(protected=True, policy=policy)
     graph = ROADS[road](office, how)
-    assert office.paid == []
-    assert EVIL not in office.pinned("office")
+    assert office.paid == [] and EVIL not in office.pinned("office")
     assert TASK in office.pinned("office")
     records = office.authz.audit.records  # type: ignore[attr-defined]
     asked = [r for r in records if r["kind"] == "decision" and r["resource"] == "pay"]

@@ -116,7 +116,6 @@ def test_an_equal_call_is_the_next_one_of_the_message(go: str) -> None:
     assert made.ran == [PAID, PAID]
 
 
-@pytest.mark.parametrize("protected", [True, False])
 def test_a_call_that_is_made_twice_is_planned_once(protected: bool) -> None:
     """The second is unplanned; unenforced it pays twice."""
     made = Loop([PAY], again=True, pdp=rules_that_permit(), protected=protected)
@@ -134,7 +133,6 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("protected", [True, False])
 def test_arguments_that_code_changes_are_not_the_planned_ones(go: str, change: str, protected: bool) -> None:
     """Unplanned under the shipped rules; unenforced they run."""
     made = Loop([PAY], send=CHANGES[change], pdp=rules_that_permit(), protected=protected)
@@ -183,8 +181,7 @@ def test_a_message_that_the_client_sent_plans_nothing(go: str) -> None:
     alone = chain({"tools": made.builder.nodes["tools"].runnable}, checkpointer=InMemorySaver(), name="loop")
     made.graph = made.authz.protect(alone)
     made.go({"messages": [HumanMessage("hello"), says(PAY)]}, go)
-    assert made.ran == []
-    assert reasons(made.authz, "pay") == ["unplanned"]
+    assert made.ran == [] and reasons(made.authz, "pay") == ["unplanned"]
 
 
 def test_another_agents_message_plans_nothing(go: str) -> None:
@@ -194,8 +191,7 @@ def test_another_agents_message_plans_nothing(go: str) -> None:
     both = chain({"agent": agent, "child": chain({"tools": tools}, name="child")}, checkpointer=InMemorySaver(), name="loop")
     made.graph = made.authz.protect(both)
     made.go(human(), go)
-    assert made.ran == []
-    assert reasons(made.authz, "pay") == ["unplanned"]
+    assert made.ran == [] and reasons(made.authz, "pay") == ["unplanned"]
 
 
 def test_a_plan_of_before_the_correction_is_stale(go: str) -> None:
@@ -205,8 +201,7 @@ def test_a_plan_of_before_the_correction_is_stale(go: str) -> None:
     made.go(human(), go)
     made.authz.correct("t", "Do not pay.")
     made.go(None, go)
-    assert made.ran == []
-    assert reasons(made.authz, "pay") == ["stale_epoch"]
+    assert made.ran == [] and reasons(made.authz, "pay") == ["stale_epoch"]
 
 
 @pytest.mark.parametrize("how", ["args", "call"])
@@ -262,8 +257,7 @@ def test_a_denial_reaches_the_model(go: str, returns: Any, hidden: bool, caplog:
         state = made.go(human(), go)
     assert_went_on(state)
     denied = answer_to(state["messages"], "call-pay")
-    assert "not permitted" in denied.text
-    assert "decision" in denied.text
+    assert "not permitted" in denied.text and "decision" in denied.text
     assert ("read", "a") in made.ran or hidden
     assert PAID not in made.ran
     if not hidden:
@@ -377,16 +371,14 @@ def test_a_question_below_is_not_swallowed_above(go: str) -> None:
     inner.graph = inner.authz.protect(node_graph(step, checkpointer=InMemorySaver()))
     assert inner.go(human())["__interrupt__"]
     state = inner.go(Command(resume=APPROVAL))
-    assert state["messages"][-1].text == "done"
-    assert inner.ran == [PAID]
+    assert state["messages"][-1].text == "done" and inner.ran == [PAID]
 
 
 def test_a_tool_outside_every_run_is_as_it_was(go: str, ran: Any) -> None:
     """What a protected graph's node holds is guarded inside runs only: other code calls it as before."""
     pay = bill(ran)
     authz, graph = protecting(node_graph(in_run(lambda: pay.invoke({"to": "bob", "amount": 5}))), deny_only("pay"))
-    assert type(pay).__name__ == "StructuredTool"
-    assert isinstance(pay, StructuredTool)
+    assert type(pay).__name__ == "StructuredTool" and isinstance(pay, StructuredTool)
     given = {"to": "bob", "amount": 5}
     assert (pay.invoke(given) if go == "sync" else asyncio.run(pay.ainvoke(given))) == "paid"
     assert pay.func(recipient="ann", amount=1.0) == "paid"

@@ -66,7 +66,6 @@ def test_threads_of_a_node_may_each_have_a_loop() -> None:
 
 
 @pytest.mark.parametrize("begun", [True, False])
-@pytest.mark.parametrize("protected", [True, False])
 def test_what_a_denial_says_of_the_calls_beside_it_is_true(protected: bool, begun: bool) -> None:
     """A task outlives its node. If the model was told to plan its call again, it does not run; else it was told of it.
 
@@ -106,7 +105,6 @@ def test_what_a_denial_says_of_the_calls_beside_it_is_true(protected: bool, begu
         assert ("paid" in answer_to(state["messages"], "bob").text) is begun
 
 
-@pytest.mark.parametrize("protected", [True, False])
 def test_an_error_of_the_app_waits_for_nobody(protected: bool) -> None:
     """As unenforced: what still runs beside it does not delay it."""
 
@@ -138,8 +136,6 @@ def test_an_error_of_the_app_waits_for_nobody(protected: bool) -> None:
         asyncio.run(once())
 
 
-@pytest.mark.parametrize("protected", [True, False])
-@pytest.mark.parametrize("how", ["sync", "async"])
 def test_a_swallowed_question_of_a_block_is_asked(how: str, protected: bool, ran: Any) -> None:
     """A declared effect in a `try` that catches everything; unenforced it acts at once."""
     authz = RuntimeAuthz()
@@ -193,7 +189,6 @@ class Owned(BaseModel):
     amount: float
 
 
-@pytest.mark.parametrize("protected", [True, False])
 def test_a_model_does_not_overrule_what_code_adds_undecided(protected: bool) -> None:
     """It writes the injected argument under its alias: that is the model's value, and the policy sees it."""
 
@@ -345,8 +340,7 @@ def test_a_call_that_failed_is_tried_again_after_an_answer(retry: Any) -> None:
     else:
         graph = create_agent(model, [save], middleware=[retry], checkpointer=InMemorySaver())
     state = approved(authz, authz.protect(graph), human(), 3)
-    assert answer_to(state["messages"], "c1").text == "saved"
-    assert tried == ["n.txt"] * 3
+    assert answer_to(state["messages"], "c1").text == "saved" and tried == ["n.txt"] * 3
 
 
 def test_each_task_of_the_functional_api_asks_by_itself() -> None:
@@ -377,7 +371,6 @@ def test_each_task_of_the_functional_api_asks_by_itself() -> None:
     assert sorted(ran) == ["a", "b"]
 
 
-@pytest.mark.parametrize("how", ["sync", "async"])
 def test_each_attempt_of_langgraphs_retry_has_its_own_answer(how: str) -> None:
     """The tool pays, then its connection fails. Without protection it pays three times unasked."""
     paid: list[str] = []

@@ -136,8 +136,7 @@ def test_a_misplaced_middleware_says_so_once(stack: str, go: str, shipped: bool,
         assert_went_on(said(go, authz, graph, human()))
     assert len([w for w in caught if "not the innermost" in str(w.message)]) == 1
     if shipped:
-        assert ran == []
-        assert set(reasons(authz, "pay")) == {"plan_changed"}
+        assert ran == [] and set(reasons(authz, "pay")) == {"plan_changed"}
         return
     assert ran == [("eve", 9.0, "USD")] * 2
     final = [r.context for r in calls_of(pdp) if r.context.plan.changed]
@@ -148,8 +147,7 @@ def test_a_rewriter_in_front(stack: str, go: str, ran: Any) -> None:
     """The same where ours is the innermost: one decision, on what would really run, and no warning of ours."""
     authz = authz_with(rules_that_permit())
     assert_went_on(said(go, authz, built(stack, authz, replying([PAY]), [pay_tool(ran)], before=[rewrites()]), human()))
-    assert ran == []
-    assert reasons(authz, "pay") == ["plan_changed"]
+    assert ran == [] and reasons(authz, "pay") == ["plan_changed"]
 
 
 def test_a_swapped_tool_is_decided_as_what_it_is(stack: str, go: str, ran: Any) -> None:
@@ -212,8 +210,7 @@ def test_a_plan_that_is_rewritten_after_the_models_step_is_another(stack: str, p
     state = quietly(go, authz, graph, human(), THREAD)
     if review:
         state = quietly(go, authz, graph, resume(APPROVE), THREAD)
-    assert ran == []
-    assert reasons(authz, "pay") == ["plan_changed"]
+    assert ran == [] and reasons(authz, "pay") == ["plan_changed"]
     assert_went_on(state)
 
 
@@ -253,8 +250,7 @@ def test_a_plan_that_can_not_be_recorded_is_not_carried_out(go: str, ran: Any, a
 
     authz.ledger.commit = failing  # type: ignore[method-assign]
     assert code_of(lambda: said(go, authz, graph, human(), THREAD), AuthzHalt) == "ledger_unavailable"
-    assert ran == []
-    assert graph.get_state(THREAD).next == ("model",)
+    assert ran == [] and graph.get_state(THREAD).next == ("model",)
 
 
 MODES = ("batched", "per_call")
@@ -344,8 +340,7 @@ def test_after_an_answer_to_the_application_an_agent_below_asks(go: str, ran: An
     graph = chain({"ask": calling(agent, first=ask)}, name="outer", checkpointer=InMemorySaver())
     assert said(go, authz, graph, human(), THREAD)["__interrupt__"][0].value == "Which account?"
     state = said(go, authz, graph, Command(resume="checking"), THREAD)
-    assert state["__interrupt__"][0].value["action_requests"][0]["name"] == "pay"
-    assert ran == []
+    assert state["__interrupt__"][0].value["action_requests"][0]["name"] == "pay" and ran == []
     assert_went_on(said(go, authz, graph, resume(APPROVE), THREAD))
     assert ran == [PAID]
 
@@ -560,8 +555,7 @@ def test_a_call_that_a_review_lets_pass_is_ours_to_ask_about(stack: str, first: 
     review = {"pay": {"allowed_decisions": ["approve"], "when": lambda request: False}}
     graph = reviewing(stack, "per_call", first, authz, replying([plain(PAY)]), ran, review)
     (asked,) = quietly(go, authz, graph, human(), THREAD)["__interrupt__"]
-    assert asked.value["action_requests"][0]["type"] == "tool_approval"
-    assert ran == []
+    assert asked.value["action_requests"][0]["type"] == "tool_approval" and ran == []
     assert_went_on(quietly(go, authz, graph, resume(APPROVE), THREAD))
     assert ran == [PAID]
 
@@ -672,8 +666,7 @@ def test_a_provider_tool_without_middleware_halts(go: str, ran: Any) -> None:
     model = seeing([READ])
     graph = built("protect", authz, model, [read_tool(ran), SEARCH], checkpointer=InMemorySaver())
     assert code_of(lambda: said(go, authz, graph, human(), THREAD), AuthzHalt) == "provider_tool"
-    assert model.prompts == []
-    assert graph.get_state(THREAD).next == ("model",)
+    assert model.prompts == [] and graph.get_state(THREAD).next == ("model",)
     models = {"providers": None, "names": None, "provider_tools": ["web_search_20250305"]}
     allowed = RuntimeAuthz(pdp=WasmPDP(data={"models": models}), profiles=PROFILES)
     graph = built("protect", allowed, seeing([READ]), [read_tool(ran), SEARCH])
@@ -735,8 +728,7 @@ def test_a_provider_tool_that_comes_in_after_ours_halts(go: str) -> None:
     with pytest.raises(AuthzHalt) as halted, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         said(go, authz, graph, human())
-    assert halted.value.code == "provider_tool"
-    assert model.prompts == []
+    assert halted.value.code == "provider_tool" and model.prompts == []
 
 
 @pytest.mark.parametrize("listed", [{"names": ["seeing-1"]}, {"names": ["other"]}, {"providers": ["acme"]}, {"providers": []}])
@@ -774,8 +766,7 @@ def test_a_model_in_a_hand_written_node_is_decided(go: str) -> None:
     graph = authz.protect(hand_written(model, [pay_tool([])]))
     with pytest.raises(AuthzHalt):
         said(go, authz, graph, human())
-    assert model.prompts == []
-    assert model.invoke([HumanMessage("hello")]).tool_calls
+    assert model.prompts == [] and model.invoke([HumanMessage("hello")]).tool_calls
 
 
 def test_another_model_in_the_same_node_is_another_call(go: str) -> None:
@@ -816,6 +807,4 @@ def test_an_agent_behind_a_tool_holds_its_own_middleware(stack: str, ran: Any, p
     assert_went_on(said("sync", authz, graph, human()))
     assert ran == [PAID]
     (request,) = calls_of(pdp, "pay")
-    assert request.context.agent.path == ["agent", "inner"]
-    assert request.context.plan is not None
-    assert request.context.plan.planned
+    assert request.context.agent.path == ["agent", "inner"] and request.context.plan.planned

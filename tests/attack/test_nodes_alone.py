@@ -31,8 +31,7 @@ def test_inside_a_run(kind: str, go: Any, ran: Any) -> None:
     authz, graph = protecting(_graph(kind, ran), pdp)
     with authz.run(subject="alice", task="x"):
         state = go(graph.nodes["tools"], GIVEN, RUNTIME)
-    assert ran == [PAID]
-    assert answer_to(state["messages"], "call-pay").content == "paid"
+    assert ran == [PAID] and answer_to(state["messages"], "call-pay").content == "paid"
     assert [r.resource.id for r in pdp.requests if r.action.name == "node/enter"] == ["tools"]
     assert len(calls_of(pdp, "pay")) == 1
 

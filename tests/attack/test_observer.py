@@ -76,8 +76,7 @@ def test_a_nodes_effect_is_recorded_and_named(kind: str, tmp_path: Path, port: i
     assert ("node step", kind) in seen(authz)
     assert all(r["name"].startswith("sha256:") for r in authz.audit.records if r["kind"] == "observation")  # type: ignore[attr-defined]
     (row,) = [r for r in authz.coverage(graph).rows if r.kind == "effect"]
-    assert not row.governed
-    assert f"observed: {kind} " in row.note
+    assert not row.governed and f"observed: {kind} " in row.note
     with pytest.raises(ConfigError, match="observed"):
         authz.coverage(graph).raise_if_ungoverned()
 
@@ -162,8 +161,7 @@ def test_an_honest_agent_is_no_finding(how: str, tmp_path: Path, ran: Any) -> No
     authz = observing(strict=True, ledger=SqliteLedger(tmp_path / "l.db"), audit=tmp_path / "audit.jsonl")
     graph = authz.protect(hand_written(replying([PAY]), [pay_tool(ran)], checkpointer=InMemorySaver()))
     assert_went_on(run_as(authz, graph, human(), THREAD, how=how))
-    assert ran == [PAID]
-    assert not authz._engine.observer.seen
+    assert ran == [PAID] and not authz._engine.observer.seen
 
 
 def test_a_thread_without_the_run_is_nobodys(tmp_path: Path) -> None:
@@ -178,8 +176,7 @@ def test_a_thread_without_the_run_is_nobodys(tmp_path: Path) -> None:
 
     graph = authz.protect(node_graph(in_run(act)))
     told(authz, graph, human())
-    assert (tmp_path / "x").exists()
-    assert seen(authz) == [("thread (unattributed)", "write")]
+    assert (tmp_path / "x").exists() and seen(authz) == [("thread (unattributed)", "write")]
     assert "threads without a run: write" in str(authz.coverage(graph)).replace("\n", " ").replace("        ", "")
 
 

@@ -37,11 +37,9 @@ def test_what_it_orders_runs_unasked_and_the_rest_does_not(go: Any) -> None:
     for steps, ran in (((MAIL, pay()), [("pay", BOB, 45.0)]), (hijacked, [])):
         house = House()
         state = run(ours(planner=planner(answer(order()))), house, *steps, go=go)
-        assert house.ran == ran
-        assert bool(asked(state)) is not bool(ran)
+        assert house.ran == ran and bool(asked(state)) is not bool(ran)
         house = House()
-        assert asked(run(ours(), house, *steps, go=go))
-        assert house.ran == []
+        assert asked(run(ours(), house, *steps, go=go)) and house.ran == []
     assert done(TASK, *hijacked, go=go, protected=False) == [("pay", EVE, 500.0), ("pay", BOB, 45.0)]
 
 
@@ -64,8 +62,7 @@ def test_a_broken_planner_orders_nothing(caplog: pytest.LogCaptureFixture, go: A
     """The run goes on and asks. The operator is told."""
     house = House()
     state = run(ours(planner=planner()), house, pay(), go=go)
-    assert "not_ordered" in asked(state)[0]
-    assert house.ran == []
+    assert "not_ordered" in asked(state)[0] and house.ran == []
     assert "the planner failed" in caplog.text
 
 
@@ -76,10 +73,8 @@ def test_it_sees_the_users_words_and_the_profiles_alone(go: Any) -> None:
     run(authz, house, MAIL, saver=saver, go=go)
     run(authz, house, MAIL, said="und mehr\n> PASTED", saver=saver, go=go)
     shown = ["\n".join(m.text for m in prompt) for prompt in asking.prompts]
-    assert len(shown) == 2
-    assert TASK in shown[0]
-    assert "read_mail" in shown[0]
-    assert "und mehr" in shown[1]
+    assert len(shown) == 2 and TASK in shown[0]
+    assert "read_mail" in shown[0] and "und mehr" in shown[1]
     assert not any(word in text for text in shown for word in ("SECRET-OUTPUT", "PASTED"))
 
 
@@ -111,16 +106,14 @@ def test_a_subject_that_is_not_a_user_has_no_words_to_plan_by(pdp: Any) -> None:
     """The planner is not asked."""
     asking = planner(answer(order()))
     run(ours(planner=asking, pdp=pdp), House(), pay(), subject={"type": "service", "id": "cron"}, task=TASK)
-    assert asking.prompts == []
-    assert planned(pdp) == [("none", None)]
+    assert asking.prompts == [] and planned(pdp) == [("none", None)]
 
 
 def test_an_applications_mandate_is_not_planned(pdp: Any) -> None:
     """The application knows what its task orders, so nobody is asked."""
     asking = planner(answer())
     run(ours(planner=asking, pdp=pdp), House(), pay(), mandate={"steps": [order()]})
-    assert asking.prompts == []
-    assert planned(pdp) == [("covered", "application")]
+    assert asking.prompts == [] and planned(pdp) == [("covered", "application")]
 
 
 def test_a_message_cannot_plan_for_the_planner(pdp: Any) -> None:

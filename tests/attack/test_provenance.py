@@ -81,8 +81,7 @@ def test_the_question_shows_the_value_its_source_and_its_sentence() -> None:
     assert [line.split(" ", 2)[1] for line in lines] == ["ordered", "to", "amount"]
     assert MINE in lines[0]
     assert lines[1].startswith(f'- to "{THEIRS}": it stands in a text that was read (read_mail/body), EXPECTED {MINE} (you said it); untrusted text from read_mail/body: "')
-    assert "\u202e" not in text
-    assert "\x1b" not in text
+    assert "\u202e" not in text and "\x1b" not in text
     assert "`" not in text
 
 
@@ -91,7 +90,6 @@ def test_a_value_that_travels_through_our_own_tools_gains_nothing(pdp: Any) -> N
     script = calls(READ, ("note", {"words": THEIRS}), ("pay", {"to": THEIRS, "amount": 50}))
     play(World(), script, authz=ours(pdp=pdp), task=f"{TASK} and note it")
     (paid,) = [r for r in pdp.requests if r.resource.id == "pay"]
-    assert paid.context.call is not None
     to = paid.context.call.provenance["to"]
     assert (to.class_, to.standing) == ("mentioned", "outside")
 
@@ -118,7 +116,6 @@ def test_what_messages_say_is_not_looked_at(pdp: Any) -> None:
     ]
     told(authz, graph, {"messages": forged}, THREAD, task=TASK)
     (paid,) = [r for r in pdp.requests if r.resource.id == "pay"]
-    assert paid.context.call is not None
     assert paid.context.call.provenance["to"].class_ == "unknown"
 
 
@@ -143,8 +140,7 @@ def test_another_process_knows_what_was_read(pdp: Any) -> None:
     found = [r.context.call.provenance["to"] for r in pdp.requests if r.resource.id == "pay" and r.context.call]
     assert [(p.class_, p.standing) for p in found] == [("mentioned", "outside"), ("human", "told")]
     (thread,) = vars(ledger)["_threads"].values()
-    assert thread.values
-    assert THEIRS not in repr(thread.values)
+    assert thread.values and THEIRS not in repr(thread.values)
 
 
 def test_a_correction_is_heard(pdp: Any) -> None:
@@ -186,18 +182,15 @@ def test_a_told_link_is_no_cover_for_another() -> None:
     """The host that is reached ends in the attacker's name. The user's own link is opened unasked. Unenforced, both are."""
     fetches = {"open_page": ToolProfile(effect="fetch", critical={"url": "url"})}
     assert opened(LEAK, RuntimeAuthz(profiles=fetches)) == []
-    assert opened(SAFE, RuntimeAuthz(profiles=fetches)) == [SAFE]
-    assert opened(LEAK, None) == [LEAK]
+    assert opened(SAFE, RuntimeAuthz(profiles=fetches)) == [SAFE] and opened(LEAK, None) == [LEAK]
 
 
 def test_the_words_of_an_agent_assert_nothing(pdp: Any) -> None:
     """A cron's task text is not a user's, so it neither vouches for a value nor orders a payment."""
     authz = ours(pdp=pdp)
     graph: Any = authz.protect(demo_graph(ScriptedChatModel(script=calls(("pay", {"to": MINE, "amount": 50}))), World().tools()))
-    with authz.run(subject={"type": "service", "id": "cron"}, task=TASK):
-        graph.invoke({"messages": [HumanMessage(TASK)]}, THREAD)
+    told(authz, graph, {"messages": [HumanMessage(TASK)]}, THREAD, subject={"type": "service", "id": "cron"}, task=TASK)
     (paid,) = [r for r in pdp.requests if r.resource.id == "pay"]
-    assert paid.context.call is not None
     assert paid.context.call.provenance["to"].class_ == "unknown"
     assert paid.context.call.mandate.standing == "none"
 
@@ -218,8 +211,7 @@ def test_a_grant_is_a_ceiling_and_orders_nothing() -> None:
     """It allows the tool. The payment is asked about all the same."""
     world = World()
     state = play(world, HIJACKED, authz=ours(), task="Read my mail", grant=Grant(tools=("read_mail", "pay")))
-    assert world.ran == []
-    assert question(state)["name"] == "pay"
+    assert world.ran == [] and question(state)["name"] == "pay"
 
 
 def test_a_profile_that_contradicts_the_schema_is_refused() -> None:

@@ -117,8 +117,7 @@ def test_the_deployment_itself_accepts_it(how: str) -> None:
         far = remote(PAYER, lambda request, serving=serving: serving[0](request))
         authz, graph = home(far, agents={"far": {"url": PAYER, **extra}})
         serving.append(Deployment(authz, audience))
-        assert go(authz, graph, how) == ""
-        assert serving[0].ran == [PAID]
+        assert go(authz, graph, how) == "" and serving[0].ran == [PAID]
 
 
 @pytest.mark.parametrize("url", [
@@ -129,8 +128,7 @@ def test_a_client_of_another_url_sends_nothing(url: str, how: str) -> None:
     """Another path, host, port or scheme: the edge is refused with a code, on record, and no request leaves."""
     seen: list[Any] = []
     authz, graph = home(remote(url, lambda request: seen.append(request) or httpx.Response(500)))
-    assert go(authz, graph, how) == "remote_url"
-    assert seen == []
+    assert go(authz, graph, how) == "remote_url" and seen == []
     assert "remote_url" in str([r for r in authz.audit.records if r.get("action") == "agent/invoke"])
 
 
@@ -244,5 +242,4 @@ def test_events_of_a_remote_graph_are_refused_in_a_run_only() -> None:
     """In a run, nothing decides them. Outside of every run, the application acts itself."""
     far = remote(PAYER, lambda request: httpx.Response(500))
     authz, graph = home(far, lambda state: far.stream_events({}, version="v3") and {})
-    assert go(authz, graph) == "config"
-    assert far.stream_events({}, version="v3") is not None
+    assert go(authz, graph) == "config" and far.stream_events({}, version="v3") is not None

@@ -48,7 +48,6 @@ def remembering(find: Any, store: Any, act: Any = None, how: str = "sync") -> An
     return node_graph(step if how == "sync" else astep, checkpointer=InMemorySaver(), store=store)
 
 
-@pytest.mark.parametrize("how", ["sync", "async"])
 @pytest.mark.parametrize("find", [by_runtime, by_closure, by_get_store])
 def test_a_poisoned_memory_is_asked_about(find: Any, how: str, declared: bool) -> None:
     """A stranger's text reaches the store by a plain node. Undeclared, it is there; declared, a user reads it first."""
@@ -101,7 +100,6 @@ WRITES: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("how", ["sync", "async"])
 @pytest.mark.parametrize("write", sorted(WRITES))
 @pytest.mark.parametrize("permit", [True, False])
 def test_every_way_to_write(write: str, how: str, permit: bool, tmp_path: Path) -> None:

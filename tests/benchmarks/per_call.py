@@ -338,8 +338,7 @@ def start(tree: Path, *command: str, python: str = sys.executable) -> subprocess
 
 def ask(process: subprocess.Popen[str], line: str = "") -> str:
     """Send a line, if there is one, and return the answer."""
-    assert process.stdin is not None
-    assert process.stdout is not None
+    assert process.stdin is not None and process.stdout is not None
     if line:
         print(line, file=process.stdin, flush=True)
     answer = process.stdout.readline()

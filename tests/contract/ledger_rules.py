@@ -199,8 +199,7 @@ class LedgerRules(LedgerHarness):
         self.do(OpenThread("user:alice"), AdvanceEpoch(1, (own,), first=True))
         self.do(AdvanceEpoch(1, (other,), deliver=True))
         seen = self.load(log=True)
-        assert seen.log == (own, other)
-        assert seen.pending == (other,)
+        assert seen.log == (own, other) and seen.pending == (other,)
         assert (seen.task.text, seen.task.corrections) == ("pay", 1)
 
     def test_a_text_belongs_to_the_epoch_that_it_opened(self) -> None:
@@ -270,10 +269,8 @@ class LedgerRules(LedgerHarness):
         """With its grant and its parent; another jti is not it."""
         root = self.lease(grant=GRANT)
         child = self.lease(("root", "child"), parent=root)
-        assert self.load(jti=root.jti).lease == root
-        assert self.load(jti=child.jti).lease == child
-        assert self.load(jti="another").lease is None
-        assert self.load().lease is None
+        assert self.load(jti=root.jti).lease == root and self.load(jti=child.jti).lease == child
+        assert self.load(jti="another").lease is None and self.load().lease is None
 
     def test_a_lease_is_taken_at_this_epoch_below_a_living_parent(self) -> None:
         """Neither an older one nor one to come, and below a living parent only."""
@@ -807,8 +804,7 @@ class LedgerRules(LedgerHarness):
         self.clock.tick(TTL)
         assert self.claimed("new") == Code.IN_DOUBT
         self.clock.tick(LASTS)
-        assert self.doubted(deeds=("pay:x",)) == []
-        assert self.claimed("new") is None
+        assert self.doubted(deeds=("pay:x",)) == [] and self.claimed("new") is None
 
     def test_only_the_newest_void_calls_are_read(self) -> None:
         """A later call of the deed commits to the thread of each."""
@@ -930,8 +926,6 @@ class LedgerRules(LedgerHarness):
 
         def ends_late() -> None:
             late = self.refuse(Code.ENDED_LATE, ConcludeCall("k", "done", jti=first.jti)).row
-            assert late is not None
-            assert late.about is not None
             assert (late.about["resolved"]["author"], late.about["run"]) == ("user:carol", "run-1")
 
         self.do(claim)
@@ -939,9 +933,7 @@ class LedgerRules(LedgerHarness):
         self.do(RepeatCall("k", self.clock()))
         self.do(ReleaseCall("k"))
         ((_, _, row),) = cast("Doubted", self.ledger).doubts(self.scope.tenant, "k")
-        assert (row.state, row.jti, row.at) == ("void", first.jti, at)
-        assert row.about is not None
-        assert row.about["again"]
+        assert (row.state, row.jti, row.at) == ("void", first.jti, at) and row.about["again"]
         ends_late()
         for state in ("suspended", "unknown", "done"):
             self.do(replace(claim, repeatable=True))
@@ -987,7 +979,6 @@ class LedgerRules(LedgerHarness):
         assert self.doubted(deeds=("pay:x",)) == [("did-not", "void")]
         assert not store.doubts(self.scope.tenant)
         refused = self.refuse(Code.OUTCOME_UNKNOWN, ClaimCall("did", lease.jti, repeatable=False)).row
-        assert refused is not None
         assert refused.state == "done"
         self.do(ClaimCall("did-not", lease.jti, repeatable=False))
         ((_, _, row),) = store.doubts(self.scope.tenant, "did")

@@ -105,8 +105,7 @@ def test_it_decides_by_its_own_policy(cerbos: str, case: str) -> None:
     body, known = example_request(changes).to_json(), example_request().to_json()
     with closing(AuthzenPDP.discover(cerbos, timeout=5)) as pdp:
         decision = pdp.evaluate(body)
-        assert isinstance(decision, Decision)
-        assert decision.permit is permit
+        assert isinstance(decision, Decision) and decision.permit is permit
         assert [d.permit for d in pdp.evaluate_batch([known, body, known])] == [True, permit, True]
 
 

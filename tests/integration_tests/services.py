@@ -89,18 +89,15 @@ class OpaServer:
 
     def ended(self) -> int:
         """Wait until it ends by itself; its exit code."""
-        assert self._process is not None
         return self._process.wait(20)
 
     def pause(self) -> None:
         """Connections stay open and nothing answers."""
-        assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
         os.waitpid(self._process.pid, os.WUNTRACED)  # a busy process goes on for a moment
 
     def resume(self) -> None:
         """Go on."""
-        assert self._process is not None
         self._process.send_signal(signal.SIGCONT)
 
     def get(self, path: str) -> tuple[int, bytes]:

@@ -34,7 +34,6 @@ class Process:
         self.first = self._read()
 
     def ask(self, *command: str) -> dict[str, Any]:
-        assert self.process.stdin is not None
         self.process.stdin.write(" ".join(command) + "\n")
         self.process.stdin.flush()
         return self._read()
@@ -50,7 +49,6 @@ class Process:
             time.sleep(0.1)
 
     def _read(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
         line = self.process.stdout.readline()
         assert line, self.errors.read_text()
         return json.loads(line)  # type: ignore[no-any-return]

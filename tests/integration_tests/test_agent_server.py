@@ -150,8 +150,7 @@ def texted(server: Server, graph: str, strategy: str, **options: Any) -> Scene:
 def test_a_run_that_gave_way_pays_nothing(server: Server, strategy: str, graph: str) -> None:
     """Its model answers after the second run's correction is committed: the plan is void, the agent is done."""
     scene = texted(server, graph, strategy)
-    assert scene.paid == []
-    assert scene.epoch == 2
+    assert scene.paid == [] and scene.epoch == 2
     assert {scene.status(jti) for jti in scene.leases(1)} <= {"stale", "ended"}
     assert scene.leases(2)
     assert not scene.leases(1) & scene.leases(2)
@@ -174,8 +173,7 @@ def test_a_run_in_the_queue_counts_when_the_application_tells(server: Server, gr
     assert scene.paid == []
     assert scene.epoch == 3  # told, and said
     assert {scene.status(jti) for jti in scene.leases(1)} <= {"stale", "ended"}
-    assert scene.said[-1] == "done"
-    assert scene.said.count("STOP, pay nobody") == 1
+    assert scene.said[-1] == "done" and scene.said.count("STOP, pay nobody") == 1
 
 
 @pytest.mark.parametrize("graph", ["loop", "desk", "raw_loop", "raw_desk"])
@@ -185,8 +183,7 @@ def test_a_run_in_the_queue_is_no_correction_yet(server: Server, graph: str) -> 
     assert [p["to"] for p in scene.paid] == ["bob"]
     assert scene.said[-1] == "done"
     if not graph.startswith("raw"):
-        assert scene.paid[0]["epoch"] == 1
-        assert scene.epoch == 2
+        assert scene.paid[0]["epoch"] == 1 and scene.epoch == 2
 
 
 def test_a_rejected_run_changes_nothing(server: Server) -> None:
@@ -217,10 +214,8 @@ def test_a_cancelled_run_pays_nothing(server: Server, action: str, graph: str) -
     assert scene.paid == []
     scene.ask(STOP)
     scene.over()
-    assert scene.paid == []
-    assert scene.epoch == 2
-    assert scene.said[-1] == "done"
-    assert ("Pay the bill" in scene.said) == (action == "interrupt")
+    assert scene.paid == [] and scene.epoch == 2
+    assert scene.said[-1] == "done" and ("Pay the bill" in scene.said) == (action == "interrupt")
 
 
 @pytest.mark.parametrize("action", ["interrupt", "rollback"])

@@ -152,8 +152,7 @@ def test_the_documented_client_pays_what_it_approves(thread: Thread, capsys: pyt
     (code,) = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
     assert code.count("http://127.0.0.1:2024") == 1
     exec(code.replace("2024", str(thread.bank.port)), {})
-    assert "send_money" in capsys.readouterr().out
-    assert thread.paid == ["98.70 DE99"]
+    assert "send_money" in capsys.readouterr().out and thread.paid == ["98.70 DE99"]
 
 
 def test_told_is_paid_once(thread: Thread) -> None:
@@ -167,8 +166,7 @@ def test_told_is_paid_once(thread: Thread) -> None:
 def test_a_bill_asks_and_the_answer_counts(thread: Thread, decision: dict[str, Any], paid: list[str]) -> None:
     asked = thread.told("See to the bill")
     assert asked["__interrupt__"][0]["value"]["action_requests"][0]["name"] == "send_money"
-    assert thread.client.threads.get(thread.id)["status"] == "interrupted"
-    assert thread.paid == []
+    assert thread.client.threads.get(thread.id)["status"] == "interrupted" and thread.paid == []
     thread.answered(decision)
     assert thread.paid == paid
 
@@ -176,8 +174,7 @@ def test_a_bill_asks_and_the_answer_counts(thread: Thread, decision: dict[str, A
 @pytest.mark.parametrize("mode", ["values", "messages-tuple"])
 def test_streams_are_whole(thread: Thread, mode: Any) -> None:
     events = [e.event for e in thread.client.runs.stream(thread.id, "bank", input=say("Pay 7 to DE21"), stream_mode=mode)]
-    assert "error" not in events
-    assert thread.paid == ["7.00 DE21"]
+    assert "error" not in events and thread.paid == ["7.00 DE21"]
 
 
 @pytest.mark.parametrize("strategy", ["interrupt", "rollback", "enqueue"])

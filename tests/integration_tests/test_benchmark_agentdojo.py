@@ -280,5 +280,4 @@ def test_the_report_counts() -> None:
     (entry,) = summary(lines)
     assert (entry["benign_utility"], entry["undisturbed"], entry["attack_success_rate"], entry["harm"]) == (1.0, 0.0, 1.0, 1.0)
     assert (entry["survivors"], entry["denied"], entry["harms"]) == (["u1 × i1"], ["u1: pay"], {"i1: pay": 1})
-    assert "| 100.0% | 0.0% |" in table([entry])
-    assert picture([entry]).count("<rect") >= 4
+    assert "| 100.0% | 0.0% |" in table([entry]) and picture([entry]).count("<rect") >= 4

@@ -207,13 +207,11 @@ def test_a_legacy_service_gets_the_bearer_token_it_expects(stack: contextlib.Exi
         graph.invoke(human(), config) if road == "sync" else asyncio.run(graph.ainvoke(human(), config))
     assert [a.status_code for a in answers] == [200, 401]
     told = answers[0].json()
-    assert (told["for"], told["scheme"]) == ("alice", "Bearer")
-    assert told["by"].endswith(":hand")
+    assert (told["for"], told["scheme"]) == ("alice", "Bearer") and told["by"].endswith(":hand")
     assert seen[0]["resource"] == crm
     echoed = told["echo"]
     message = str(answer_to(graph.get_state(config).values["messages"], "c1").content)
-    assert echoed not in message
-    assert "[redacted credential]" in message
+    assert echoed not in message and "[redacted credential]" in message
     assert [r["leaked"] for r in world.authz.audit.records if r["kind"] == "completion"] == [True]
 
 

@@ -164,8 +164,7 @@ async def test_an_async_sub_agent_is_started_by_a_decided_call(mode, monkeypatch
     graph = authz.protect(delegating())
     with authz.run(subject="alice", task="Pay bob"):
         out = await play(graph, mode)
-    assert server.sent == []
-    assert out["messages"][-1].content == "done"
+    assert server.sent == [] and out["messages"][-1].content == "done"
     (asked,) = [r for r in pdp.requests if r.resource.id == "start_async_task"]
     assert asked.resource.properties["profiled"] is False
     assert asked.context.call.args == {"description": "pay eve", "subagent_type": "far"}
@@ -188,5 +187,4 @@ def test_deepagents_marks_its_notices_as_we_know_them():
 
     update = {"task_id": "t", "agent_name": "far", "status": "success", "result": [{"type": "text", "text": "x"}]}
     (notice,) = convert_to_messages([_notification_message(update)])
-    assert isinstance(notice, HumanMessage)
-    assert not is_human(notice)
+    assert isinstance(notice, HumanMessage) and not is_human(notice)

@@ -29,8 +29,7 @@ pytestmark = pytest.mark.skipif(not BINARY, reason="LRA_JAEGER names no Jaeger; 
 
 def example(name: str) -> Any:
     spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / "jaeger" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
+    assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -73,8 +72,7 @@ def test_each_entry_is_one_trace(day: list[Shown]) -> None:
     assert len({s.trace for s in day}) == 3
     for span in day:
         assert span.attributes["gen_ai.conversation.id"] == "day"
-        assert span.attributes["runtime_authz.run.id"]
-        assert span.attributes["gen_ai.agent.name"]
+        assert span.attributes["runtime_authz.run.id"] and span.attributes["gen_ai.agent.name"]
 
 
 def test_the_page_shows_this_day(day: list[Shown]) -> None:
@@ -110,16 +108,14 @@ def test_links(day: list[Shown]) -> None:
     permit = one(day, "authorize send_money", decision="permit")
     resume = next(s for s in day if s.parent is None and s.trace == permit.trace)
     assert resume.links == ((question.trace, question.id),)
-    assert (question.trace, question.id) in permit.links
-    assert question.trace != permit.trace
+    assert (question.trace, question.id) in permit.links and question.trace != permit.trace
 
 
 def test_a_denial_and_its_reasons(day: list[Shown]) -> None:
     """A denied call has no `execute_tool` span, is not an error, and gives all its reasons."""
     denied = one(day, "authorize delete_account")
     assert denied.attributes["runtime_authz.decision"] == "deny"
-    assert denied.attributes["runtime_authz.reasons"]
-    assert "error" not in denied.attributes
+    assert denied.attributes["runtime_authz.reasons"] and "error" not in denied.attributes
     assert not [s for s in day if s.name == "execute_tool delete_account"]
 
 
@@ -148,5 +144,4 @@ def test_the_demo_can_be_looked_at() -> None:
             served.terminate()  # a shell's background job ignores SIGINT
     assert {s.name for s in found} >= {"invoke_agent LangGraph", "execute_tool send_money"}
     gone = subprocess.run([*demo, otlp], cwd=ROOT, check=False, capture_output=True, text=True, timeout=300)
-    assert gone.returncode == 2
-    assert f"traces did not reach {otlp}" in gone.stderr.replace("\n", " ")
+    assert gone.returncode == 2 and f"traces did not reach {otlp}" in gone.stderr.replace("\n", " ")

@@ -60,11 +60,9 @@ async def test_a_permitted_call_runs_once_with_the_arguments_that_were_decided(t
         state = await graph.ainvoke(human())
     assert paid(tmp_path / "ran") == ["5.0"]
     (request,) = calls_of(pdp)
-    assert request.context.call is not None
     assert request.context.call.args == ARGS
     answer = answer_to(state["messages"], "call-pay")
-    assert answer.status == "success"
-    assert "paid" in str(answer.content)
+    assert answer.status == "success" and "paid" in str(answer.content)
 
 
 async def test_its_coroutine_called_by_hand_is_decided(tmp_path: Path) -> None:
@@ -205,7 +203,6 @@ async def test_a_call_of_a_session_that_has_closed() -> None:
         async with authz.run(subject="alice"):
             state = await graph.ainvoke(human())
         assert_went_on(state)
-        assert answer_to(state["messages"], "call-pay").status == "error"
-        assert bank.paid == []
+        assert answer_to(state["messages"], "call-pay").status == "error" and bank.paid == []
     ended = [r["state"] for r in authz.audit.records if r["kind"] == "completion"]  # type: ignore[attr-defined]
     assert ended == ["failed"]

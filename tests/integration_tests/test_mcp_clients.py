@@ -260,8 +260,7 @@ if SDK == 2:  # by SDK 1 the application's own function answers, and no run wait
         async with bank.authz.run(subject="alice", task="Pay bob"):
             asked = await graph.ainvoke(human(), config)
             (question,) = asked["__interrupt__"]
-            assert question.value["type"] == "mcp_elicitation"
-            assert bank.served == []
+            assert question.value["type"] == "mcp_elicitation" and bank.served == []
             responses = {r["key"]: answer for r in question.value["requests"]}
             await graph.ainvoke(Command(resume={"responses": responses}), config)
         assert bank.served == served

@@ -30,8 +30,7 @@ def test_it_is_stored_as_executed(path: Path) -> None:
     notebook = nbformat.read(path, as_version=nbformat.NO_CONVERT)
     nbformat.validate(notebook)
     assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
-    assert notebook.metadata.kernelspec.name == "python3"
-    assert len(notebook.cells) <= MAX_CELLS
+    assert notebook.metadata.kernelspec.name == "python3" and len(notebook.cells) <= MAX_CELLS
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     (picture,) = pictures(notebook)

@@ -144,8 +144,7 @@ def test_nothing_doubles(form: str, exporter: InMemorySpanExporter, receiver: An
     _, alone, nobody, nothing = played(protected=True, theirs=False)
     assert nobody == nothing == []
     (ours, others), with_others, beside_ours, smith_beside_ours = played(protected=True, theirs=True)
-    assert beside_ours == inference
-    assert smith_beside_ours == smith
+    assert beside_ours == inference and smith_beside_ours == smith
     assert with_others == alone
     tools = {"pay": 1, "ask_agent": 1, "read": 2}
     for operation in ("authorize", "execute_tool"):

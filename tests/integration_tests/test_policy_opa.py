@@ -116,8 +116,7 @@ def test_a_path_that_no_request_has_is_found(line: str, wrong: str, right: str, 
     found, summary = done.stdout.strip().splitlines()
     assert found.startswith("rego/own.rego:")
     assert not wrong or f"{wrong}` is not in a request" in found
-    assert right in found
-    assert summary == "1 findings"
+    assert right in found and summary == "1 findings"
 
 
 @pytest.mark.parametrize("lines", [
@@ -161,8 +160,7 @@ def test_four_eyes_by_amount_asks_two_people(tmp_path: Path) -> None:
         (asked,) = authz.approvals()
         with pytest.raises(AuthzError):
             authz.approve(asked.id, by="alice")
-        assert authz.approve(asked.id, by="bob") == 1
-        assert paid == []
+        assert authz.approve(asked.id, by="bob") == 1 and paid == []
         assert authz.approve(asked.id, by="carol") == 0
         with authz.run(subject="alice"):
             graph.invoke(None, config)
@@ -246,8 +244,7 @@ def test_a_policy_that_permits_nothing_being_asked_is_refused(tmp_path: Path) ->
     (tmp_path / "rego").mkdir()
     (tmp_path / "rego" / "mine.rego").write_text('package mine\n\nanswer := {"decision": true, "context": {}}\n')
     failed = CliRunner().invoke(app, ["policy", "build", str(tmp_path), "-o", str(tmp_path / "b.tar.gz")])
-    assert failed.exit_code == 2
-    assert "permits an empty request" in failed.stderr
+    assert failed.exit_code == 2 and "permits an empty request" in failed.stderr
     (tmp_path / "b.tar.gz").write_bytes(pack(bundle_files(open_policy(tmp_path), 3)))
     with pytest.raises(ConfigError, match="permits an empty request"):
         ReloadingPDP(tmp_path / "b.tar.gz")
@@ -287,5 +284,4 @@ def test_a_trace_is_decided_by_rego_from_a_directory(tmp_path: Path) -> None:
     assert json.loads(edited.stdout)["stopped"] == len(json.loads(edited.stdout)["steps"])
     (tmp_path / "own.rego").write_text("package runtime_authz\n\nthis is no rule\n")
     broken = CliRunner().invoke(app, [*trace, "--policy", str(tmp_path)])
-    assert (broken.exit_code, broken.stdout) == (2, "")
-    assert "own.rego" in broken.stderr
+    assert (broken.exit_code, broken.stdout) == (2, "") and "own.rego" in broken.stderr

@@ -16,10 +16,8 @@ def test_proposed_beside_an_authors_facts(name: str) -> None:
     """Most facts are proposed, in force or as a doubt; none lowers a risk, as it stands or once accepted unread."""
     found = compare(name)
     calls = found.of("what a call does")
-    assert found.tools >= 9
-    assert found.lowered == 0
-    assert found.milder == 0
-    assert 1 - calls[-1] / sum(calls) >= LEAST
+    assert found.tools >= 9 and found.lowered == 0
+    assert found.milder == 0 and 1 - calls[-1] / sum(calls) >= LEAST
     assert len(found.wrong) <= sum(calls) / 6
 
 

@@ -118,8 +118,7 @@ def test_the_unenforced_twin_pays(how: str, port: int) -> None:
     with serving(far.app, port) as url:
         _, graph = home(RemoteGraph("far", url=url), how)
         graph.invoke(INPUT)
-    assert far.paid == [("bob", 5.0)]
-    assert far.headers == [None]
+    assert far.paid == [("bob", 5.0)] and far.headers == [None]
 
 
 @pytest.mark.parametrize("how", PLACES)
@@ -135,8 +134,7 @@ def test_the_other_server_acts_under_the_credential(how: str, port: int) -> None
     asked = next(r for r in far.pdp.requests if r.resource.id == "pay")
     above = far.tokens[0].actors
     assert (asked.subject.type, asked.subject.id) == ("user", "alice")
-    assert above[0].endswith(":payer")
-    assert above[-1].endswith(":home")
+    assert above[0].endswith(":payer") and above[-1].endswith(":home")
     assert asked.context.delegation.depth == len(above) - 1
     assert [(e.from_, e.to, e.kind) for e in asked.context.delegation.edges] == [(above[1], "payer", "remote")]
     assert asked.context.lease.grant["tools"] == ["pay"]
@@ -182,8 +180,7 @@ def test_no_url_no_credential(port: int) -> None:
     with serving(far.app, port):
         with authz.run(subject="alice"), contextlib.suppress(Exception):
             graph.invoke(INPUT)
-    assert far.headers == [None]
-    assert far.refused == ["identity_invalid"]
+    assert far.headers == [None] and far.refused == ["identity_invalid"]
     assert [r.layers for r in authz.coverage(graph).rows if r.kind == "remote graph"] == [()]
 
 
@@ -229,6 +226,5 @@ def test_the_other_server_refuses_a_bad_chain(token: str, port: int) -> None:
     made.protect(outer)
     with serving(far.app, port), made.run(subject="alice"), contextlib.suppress(Exception):
         outer.invoke({"messages": [("user", "pay bob")]})
-    assert len(sent) == 1
-    assert far.paid == []
+    assert len(sent) == 1 and far.paid == []
     assert far.refused == [BAD[token]]

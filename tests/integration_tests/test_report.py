@@ -62,8 +62,7 @@ def agents(tmp_path_factory: Any, steps: int) -> Path:
     for i in range(steps):
         team[i % 5].decide("drop" if i % 7 == 0 else "look", {})
     story = tell(authz.audit.records, lambda s: s.kind != "check")  # type: ignore[attr-defined]
-    assert len(story.lanes) == 5
-    assert story.total >= steps + 5
+    assert len(story.lanes) == 5 and story.total >= steps + 5
     return written(tmp_path_factory.mktemp("many") / "run.html", story)
 
 
@@ -125,8 +124,7 @@ def test_a_keyboard_is_enough(browser: Browser, demo: Path) -> None:
     shown.keyboard.press("Home")
     assert focus("href") == first
     shown.keyboard.press("Enter")
-    assert "started" in shown.locator("#why").inner_text()
-    assert last != first
+    assert "started" in shown.locator("#why").inner_text() and last != first
     shown.locator("fieldset input").first.focus()
     shown.keyboard.press("Space")
     rows = shown.locator("tr.k").count()
@@ -158,8 +156,7 @@ def test_without_script_it_is_whole(browser: Browser, demo: Path) -> None:
     """The marks are links to rows that open by themselves."""
     shown = browser.new_context(java_script_enabled=False).new_page()
     shown.goto(demo.as_uri())
-    assert not shown.locator("fieldset").is_visible()
-    assert shown.locator("tr.k:visible").count() > 0
+    assert not shown.locator("fieldset").is_visible() and shown.locator("tr.k:visible").count() > 0
 
 
 def test_five_agents_and_300_steps_open_at_once(browser: Browser, many: Path) -> None:
@@ -172,8 +169,7 @@ def test_five_agents_and_300_steps_open_at_once(browser: Browser, many: Path) ->
     took = shown.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd")
     cpu = {m["name"]: m["value"] for m in devtools.send("Performance.getMetrics")["metrics"]}["TaskDuration"]
     print(f"5 agents, {shown.locator('tr.k').count()} steps: open in {took / 1000:.2f} s, {cpu:.2f} s of CPU")
-    assert seen == []
-    assert shown.get_by_role("row").count() > 300
+    assert seen == [] and shown.get_by_role("row").count() > 300
 
 
 def test_hostile_texts_do_nothing(browser: Browser, tmp_path: Path) -> None:
@@ -187,6 +183,5 @@ def test_hostile_texts_do_nothing(browser: Browser, tmp_path: Path) -> None:
     shown, seen = opened(browser, written(tmp_path / "run.html", tell(records)))
     for mark in shown.locator(".mark").all():
         mark.dispatch_event("click")
-    assert seen == []
-    assert shown.locator("img, iframe, b, a:not(.mark)").count() == 0
+    assert seen == [] and shown.locator("img, iframe, b, a:not(.mark)").count() == 0
     assert shown.locator("script").count() == 1

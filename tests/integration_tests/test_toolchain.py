@@ -130,8 +130,7 @@ def test_the_second_service_sees_chain_and_step() -> None:
     chain, said = play("index", protected=True)
     assert "data of index" in said
     (claims,) = chain.seen
-    assert claims["sub"] == "alice"
-    assert claims["act"]["sub"] == "search"
+    assert claims["sub"] == "alice" and claims["act"]["sub"] == "search"
     assert claims["act"]["act"]["sub"].endswith(":hand")
     step = claims["authorization_details"][1]
     assert (step["identifier"], step["reaches"]) == ("search", [chain.index])
@@ -141,8 +140,7 @@ def test_the_second_service_sees_chain_and_step() -> None:
 def test_what_does_not_lie_behind_the_tool_is_refused(source: str) -> None:
     """Outside `reaches`, or outside the grant of the run: the endpoint issues nothing, and nothing is read."""
     chain, said = play(source, protected=True, narrow=source == "index")
-    assert "data of" not in said
-    assert chain.seen == []
+    assert "data of" not in said and chain.seen == []
     assert chain.refused == ["invalid_target"]
 
 

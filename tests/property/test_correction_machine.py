@@ -148,9 +148,7 @@ class CorrectionMachine(RuleBasedStateMachine):
 
     def effect(self, answer: Any = None) -> str:
         ticket = current_ticket()
-        assert ticket is not None
-        assert ticket.idempotency_key is not None
-        assert ticket.call_id is not None
+        assert ticket.idempotency_key is not None and ticket.call_id is not None
         good_in = self.answered.get(answer, self.good_in.get(ticket.call_id))
         self.ran.append(Effect(ticket.call_id, ticket.idempotency_key, ticket.epoch, good_in, self.epoch))
         if self.dies:

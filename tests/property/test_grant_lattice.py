@@ -48,8 +48,7 @@ def permitted(constraint: Constraint) -> list[bool]:
 @given(a=grants, b=grants, c=grants)
 def test_meet_is_a_semilattice(a: Grant, b: Grant, c: Grant) -> None:
     """Idempotent, commutative, associative, with `Grant()` at the top."""
-    assert a.meet(a) == a
-    assert a.meet(b) == b.meet(a)
+    assert a.meet(a) == a and a.meet(b) == b.meet(a)
     assert a.meet(b).meet(c) == a.meet(b.meet(c))
     assert a.meet(Grant()) == Grant().meet(a) == a
 
@@ -59,12 +58,10 @@ def test_meet_is_a_semilattice(a: Grant, b: Grant, c: Grant) -> None:
 def test_meet_is_monotone(a: Grant, b: Grant, c: Grant) -> None:
     """A smaller grant gives a smaller meet; and the meet is the greatest that both cover."""
     smaller = a.meet(b)
-    assert a.meet(c).covers(smaller.meet(c))
-    assert a.covers(smaller)
+    assert a.meet(c).covers(smaller.meet(c)) and a.covers(smaller)
     assert b.covers(smaller)
     below_both = smaller.meet(c)
-    assert a.covers(below_both)
-    assert b.covers(below_both)
+    assert a.covers(below_both) and b.covers(below_both)
     assert smaller.covers(below_both)
     if a.covers(c) and b.covers(c):
         assert smaller.covers(c)
@@ -74,14 +71,12 @@ def test_meet_is_monotone(a: Grant, b: Grant, c: Grant) -> None:
 @given(a=grants, b=grants, c=grants)
 def test_covers_is_a_partial_order(a: Grant, b: Grant, c: Grant) -> None:
     """Reflexive, antisymmetric and transitive."""
-    assert a.covers(a)
-    assert Grant().covers(a)
+    assert a.covers(a) and Grant().covers(a)
     assert (a.covers(b) and b.covers(a)) is (a == b)
     if a.covers(b) and b.covers(c):
         assert a.covers(c)
     chain = (a, a.meet(b), a.meet(b).meet(c))
-    assert chain[0].covers(chain[1])
-    assert chain[1].covers(chain[2])
+    assert chain[0].covers(chain[1]) and chain[1].covers(chain[2])
     assert chain[0].covers(chain[2])
 
 
@@ -109,8 +104,7 @@ def test_attenuation_never_widens(parent: Grant, request: Grant | None, further:
     """Over any number of delegations, whatever is asked for; asking for nothing gives the parent's."""
     child = parent.attenuate(request)
     grandchild = child.attenuate(further)
-    assert parent.covers(child)
-    assert parent.covers(grandchild)
+    assert parent.covers(child) and parent.covers(grandchild)
     assert parent.attenuate(None) == parent
     assert request is None or request.covers(child)
     if grandchild.refuses(**call) is None:
@@ -166,8 +160,7 @@ def test_a_constraint_permits_what_it_says(one_of: list[Any], ge: float | None, 
 def test_booleans_are_not_numbers(number: float, flag: bool) -> None:
     """Neither as a value within bounds, nor in a list, nor as a bound."""
     assert not Constraint(ge=number - 10, le=number + 10).permits(flag)
-    assert not Constraint(one_of=[0, 1]).permits(flag)
-    assert Constraint(one_of=[flag]).permits(flag)
+    assert not Constraint(one_of=[0, 1]).permits(flag) and Constraint(one_of=[flag]).permits(flag)
     assert not Constraint(one_of=[flag]).permits(int(flag))
     assert Constraint(one_of=[flag]).meet(Constraint(one_of=[int(flag)])) == Constraint(one_of=[])
     for bound in ("ge", "le"):

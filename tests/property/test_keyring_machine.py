@@ -51,8 +51,7 @@ class Ring(RuleBasedStateMachine):
         try:
             assert self.ring.rotate().kid == upcoming.kid
         except ConfigError:
-            assert self.now < upcoming.since + CACHE_AGE
-            assert self.ring.infos() == before
+            assert self.now < upcoming.since + CACHE_AGE and self.ring.infos() == before
 
     @rule(data=st.data())
     def compromise(self, data: st.DataObject) -> None:
@@ -85,8 +84,7 @@ class Ring(RuleBasedStateMachine):
                 assert self.now < expires + 5
                 if kid in self.withdrawn:
                     # INVARIANT: no withdrawn key is believed after the moment that was told.
-                    assert not fresh
-                    assert self.now < self.withdrawn[kid]
+                    assert not fresh and self.now < self.withdrawn[kid]
 
     def _is_old(self, token: str) -> bool:
         return next(self.now - at for t, _, at in self.tokens if t == token) >= 60
@@ -101,8 +99,7 @@ class Ring(RuleBasedStateMachine):
     @invariant()
     def what_is_published(self) -> None:
         published = usable_keys(self.ring.jwks())
-        assert published is not None
-        assert self.ring.active.kid in published
+        assert published is not None and self.ring.active.kid in published
         assert not set(self.withdrawn) & set(published)
         for kid in self.withdrawn:
             assert self.ring.get(kid) is None

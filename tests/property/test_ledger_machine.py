@@ -85,8 +85,7 @@ class LedgerMachine(RuleBasedStateMachine):
         if expected is None:
             assert isinstance(done, Committed), done
         else:
-            assert isinstance(done, Conflict)
-            assert done.code == expected
+            assert isinstance(done, Conflict) and done.code == expected
         return done
 
     def stands(self, key: str) -> str:
@@ -309,7 +308,6 @@ class LedgerMachine(RuleBasedStateMachine):
             if state == "never":
                 assert (lease, status) == (None, "unknown")
                 continue
-            assert lease is not None
             assert (lease.state, lease.epoch, lease.expires_at) == (state, epoch, expiry)
             if state == "revoked" or self.is_revoked(agent):
                 assert status == "revoked"

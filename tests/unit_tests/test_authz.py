@@ -59,8 +59,7 @@ def test_production_takes_parts_that_last(tmp_path: Path) -> None:
 def test_production_refuses_one(part: dict[str, Any], word: str, tmp_path: Path) -> None:
     """Each alone, however deep an observer is hidden."""
     text = refused(**{**lasting(tmp_path), **part})
-    assert word in text
-    assert text.count("; give") == 1
+    assert word in text and text.count("; give") == 1
 
 
 def test_a_key_from_a_file_lasts(tmp_path: Path) -> None:
@@ -93,11 +92,9 @@ def test_each_operation_has_two_roads() -> None:
     names = ["session", "correct", "approvals", "approve", "deny_approval", "data_changed", "revoke", "reinstate"]
     for name in names:
         one, other = getattr(RuntimeAuthz, name), getattr(RuntimeAuthz, f"a{name}")
-        assert inspect.iscoroutinefunction(other)
-        assert not inspect.iscoroutinefunction(one)
+        assert inspect.iscoroutinefunction(other) and not inspect.iscoroutinefunction(one)
         assert (one.__name__, other.__name__) == (name, f"a{name}")
-        assert inspect.signature(one) == inspect.signature(other)
-        assert one.__doc__
+        assert inspect.signature(one) == inspect.signature(other) and one.__doc__
         assert other.__doc__
     signature = inspect.signature(RuntimeAuthz.production)
     assert {**signature.parameters}.keys() == {**inspect.signature(RuntimeAuthz).parameters}.keys()

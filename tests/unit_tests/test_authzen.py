@@ -156,8 +156,7 @@ def at(path: tuple[str | int, ...]) -> Any:
 
 def test_the_fields_of_version_2_stand() -> None:
     """Names, types, defaults and optionality are those that policies were written for."""
-    assert SCHEMA_VERSION == 2
-    assert fields_of(EvaluationRequest) == REQUEST_V2
+    assert SCHEMA_VERSION == 2 and fields_of(EvaluationRequest) == REQUEST_V2
 
 
 def test_the_actions_are_the_pinned_ones() -> None:
@@ -234,8 +233,7 @@ def test_a_subject_is_a_name_or_a_full_one() -> None:
     """A bare string is a user; a mapping says its type; nothing else is guessed."""
     assert Subject.of("alice") == Subject(type="user", id="alice", properties={})
     service = Subject.of({"type": "service", "id": "cron", "properties": {"tenant": "acme"}})
-    assert (service.type, service.id) == ("service", "cron")
-    assert Subject.of(service) is service
+    assert (service.type, service.id) == ("service", "cron") and Subject.of(service) is service
     for wrong in (
         {"id": "alice"}, {"type": "user"}, {"type": "user", "id": 7}, {"type": "user", "id": "a", "role": "x"},
         {"type": "", "id": "alice"},

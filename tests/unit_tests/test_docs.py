@@ -71,18 +71,15 @@ WITH_CODE = sorted(page for page in PAGES if _python(TEXTS[page]))
 
 
 def test_files_stay_short() -> None:
-    assert len(README.splitlines()) <= 200
-    assert len(TEXTS["CHANGELOG.md"].splitlines()) <= 60
+    assert len(README.splitlines()) <= 200 and len(TEXTS["CHANGELOG.md"].splitlines()) <= 60
 
 
 @pytest.mark.parametrize("heading", ["Run it", "Test it"])
 def test_first_block_is_one_line(heading: str) -> None:
     """The first block under each heading is one line that starts from nothing."""
     section = re.search(rf"^## {heading}\n(.*?)(?=^## )", README, re.MULTILINE | re.DOTALL)
-    assert section is not None
     first = _blocks("bash", section[1])[0]
-    assert first.count("\n") == 1
-    assert first.startswith("python3 -m venv .venv && ")
+    assert first.count("\n") == 1 and first.startswith("python3 -m venv .venv && ")
     assert "-c constraints.txt" in first
 
 

@@ -58,20 +58,16 @@ def test_every_code_has_a_sentence() -> None:
         assert text.count("; ") == 1
         assert not re.search(r"can not|human|whoever|beside|is no |; look", text)
         assert text == sentence(str(code)) == f"{code.meaning}; {code.remedy}"
-        assert "the policy gave the reason" not in text
-        assert text.strip() == text
-        assert "\n" not in text
-        assert not text.endswith(".")
+        assert "the policy gave the reason" not in text and text.strip() == text
+        assert "\n" not in text and not text.endswith(".")
     assert len({*map(sentence, Code)}) == len(Code)
 
 
 def test_every_code_has_a_cause_and_says_whether_to_retry() -> None:
     """A plain cause, another text than the meaning; and one of the answers to whether to retry."""
     for code in Code:
-        assert code.cause == code.cause.strip(" .")
-        assert len(code.cause.split()) > 2
-        assert code.cause != code.meaning
-        assert code.retry in RETRY
+        assert code.cause == code.cause.strip(" .") and len(code.cause.split()) > 2
+        assert code.cause != code.meaning and code.retry in RETRY
 
 
 def test_every_code_is_in_the_page() -> None:
@@ -81,16 +77,14 @@ def test_every_code_is_in_the_page() -> None:
     assert all(f"`{code}`" in printed for code in Code)
     assert set(GROUPS) <= set(Code)
     one = CliRunner().invoke(app, ["codes", "pdp_timeout"])
-    assert one.exit_code == 0
-    assert Code.PDP_TIMEOUT.cause in one.output
+    assert one.exit_code == 0 and Code.PDP_TIMEOUT.cause in one.output
     assert CliRunner().invoke(app, ["codes", "pdp_timeot"]).exit_code == 2
 
 
 def test_codes_are_unique_and_plain() -> None:
     """snake_case, named after themselves, and short enough for a metric label."""
     for name, code in Code.__members__.items():
-        assert re.fullmatch(r"[a-z]+(_[a-z]+)*", code)
-        assert name == code.upper()
+        assert re.fullmatch(r"[a-z]+(_[a-z]+)*", code) and name == code.upper()
         assert len(code) <= 32
     assert len(set(map(str, Code.__members__.values()))) == len(Code.__members__)
 
@@ -114,8 +108,7 @@ def test_an_error_says_code_detail_and_what_to_do() -> None:
     plain, detailed = AuthzError(Code.NO_RUN), AuthzError("four_eyes", "tool `pay`")
     assert str(plain) == f"no_run: {sentence(Code.NO_RUN)}"
     assert str(detailed) == "four_eyes: tool `pay`: the policy gave the reason `four_eyes`"
-    assert (plain.code, detailed.code) == ("no_run", "four_eyes")
-    assert type(plain.code) is str
+    assert (plain.code, detailed.code) == ("no_run", "four_eyes") and type(plain.code) is str
 
 
 def test_a_denial_tells_a_model_nothing() -> None:
@@ -126,8 +119,7 @@ def test_a_denial_tells_a_model_nothing() -> None:
         assert f"{code}: {sentence(code)}" in shown, "a developer's traceback says why"
         assert str(denied) == "not permitted (decision d-1)"
         for text in (str(denied), repr(denied), str(denied.args)):
-            assert str(code) not in text
-            assert sentence(code) not in text
+            assert str(code) not in text and sentence(code) not in text
         assert (denied.code, denied.decision_id) == (str(code), "d-1")
 
 

@@ -58,8 +58,7 @@ def test_a_run_is_counted(reader: InMemoryMetricReader) -> None:
     assert ({"action": "tools/call", "decision": "permit", "reason": "", "subject.type": "anonymous"}, 1) in decided
     assert ({"action": "tools/call", "decision": "approval_required", "reason": "effect", "subject.type": "anonymous"}, 1) in decided
     (_, asked), = [p for p in points(reader, "decision.duration") if p[0]["action"] == "tools/call"]
-    assert asked == 2
-    assert points(reader, "engine.duration")[0][0] == {"pdp": "static"}
+    assert asked == 2 and points(reader, "engine.duration")[0][0] == {"pdp": "static"}
     events = {about["event"]: count for about, count in points(reader, "events")}
     assert events["started"] == events["asked"] == events["suspended"] == 1
     assert sum(count for _, count in points(reader, "leases")) == 0
@@ -117,5 +116,4 @@ def test_log_records_carry_ids(caplog: pytest.LogCaptureFixture, monkeypatch: py
             hand_written(replying([READ]), [read_tool([])], checkpointer=InMemorySaver())
         ).invoke(human(), THREAD)
     (record,) = [r for r in caplog.records if r.message.startswith("PDP")]
-    assert vars(record)["thread_id"] == "t1"
-    assert len(vars(record)["trace_id"]) == 32
+    assert vars(record)["thread_id"] == "t1" and len(vars(record)["trace_id"]) == 32

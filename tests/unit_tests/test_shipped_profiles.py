@@ -91,8 +91,7 @@ def test_a_set_loads_and_claims_nothing_mild(name: str) -> None:
         assert one.arguments is not None
         assert {*one.critical, *one.when, *one.text, *one.free} <= set(one.arguments), tool
         assert (one.origin is None) is name.startswith("mcp-")  # nothing that comes over the wire can prove where it is from
-        assert one.trust in ("external", "internal")
-        assert (one.draft, one.verdict) == (False, None)
+        assert one.trust in ("external", "internal") and (one.draft, one.verdict) == (False, None)
         if {"command", "commands", "code"} & one.critical.keys() or "ython" in tool:
             assert (one.effect, one.sink) == ("admin", "external")
         if one.effect == "fetch":

@@ -109,12 +109,10 @@ def test_a_permit_is_a_span(exporter: InMemorySpanExporter) -> None:
         "runtime_authz.obligation.types": ("rate_limit", "redact"), "runtime_authz.subject.type": "user",
         "runtime_authz.actor.id": "agent-id", "runtime_authz.delegation.depth": 1, "runtime_authz.credential.epoch": 3, **OF_RUN,
     }
-    assert expected == got
-    assert len(digest) == 64
+    assert expected == got and len(digest) == 64
     done = only(exporter)
     assert (done.name, done.kind, done.status.status_code) == ("authorize pay", trace.SpanKind.INTERNAL, StatusCode.UNSET)
-    assert done.start_time == 1
-    assert "SECRET" not in done.to_json()
+    assert done.start_time == 1 and "SECRET" not in done.to_json()
     assert "alice" not in done.to_json()
 
 
@@ -147,8 +145,7 @@ def test_a_step_without_a_request_has_a_name(exporter: InMemorySpanExporter) -> 
     """A refusal before any question still says of what. A tool name that a model made up cannot bloat span names."""
     decided(deny("revoked"), None, "graph", action="run/start")
     span = only(exporter)
-    assert span.name == "authorize graph"
-    assert "gen_ai.tool.name" not in attributes(span)
+    assert span.name == "authorize graph" and "gen_ai.tool.name" not in attributes(span)
     decided(deny("unknown_tool"), None, "x" * 5000)
     assert len(exporter.get_finished_spans()[-1].name) < 200
 
@@ -164,8 +161,7 @@ def test_a_tool_run_is_a_span(exporter: InMemorySpanExporter) -> None:
         "gen_ai.operation.name": "execute_tool", "gen_ai.tool.type": "function", "gen_ai.tool.name": "pay",
         "gen_ai.tool.call.id": "call_1", "runtime_authz.decision.id": "d-1", **OF_RUN,
     }
-    assert expected == attributes(full)
-    assert full.name == "execute_tool pay"
+    assert expected == attributes(full) and full.name == "execute_tool pay"
     assert set(attributes(bare)) == {"gen_ai.operation.name", "gen_ai.tool.type", "gen_ai.tool.name", *OF_RUN}
 
 
@@ -175,8 +171,7 @@ def test_a_failing_tool_tells_its_type_only(exporter: InMemorySpanExporter) -> N
         raise ValueError("SECRET")
     span = only(exporter)
     assert attributes(span)["error.type"] == "ValueError"
-    assert span.status.status_code is StatusCode.ERROR
-    assert not span.events
+    assert span.status.status_code is StatusCode.ERROR and not span.events
     assert "SECRET" not in span.to_json()
 
 
@@ -248,8 +243,7 @@ def test_a_broken_tracer_stops_nothing(monkeypatch: pytest.MonkeyPatch, at: str)
     with pytest.raises(ValueError, match="mine"), execute_tool_span(Run(), "pay"):
         raise ValueError("mine")
     decided(deny("pdp_error", "pdp"))
-    assert done == [1]
-    assert otel_context.get_current() == before
+    assert done == [1] and otel_context.get_current() == before
 
 
 @pytest.mark.parametrize("tracer", [trace.NoOpTracer(), trace.ProxyTracer("x")])

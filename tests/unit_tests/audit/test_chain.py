@@ -72,8 +72,7 @@ def test_a_decision_record_says_what_was_decided_and_by_whom() -> None:
         "request_digest": "sha256:" + hashlib.sha256(request.to_json()).hexdigest(),
         "erased": [f"/{p}" for p in ("context/call/args", "context/task/text", "context/lease/grant/args", "resource/properties/target")],
     }
-    assert expected == record
-    assert "SECRET" not in json.dumps(asked)
+    assert expected == record and "SECRET" not in json.dumps(asked)
     assert asked["context"]["call"]["args_digest"].startswith("sha256:")
     assert asked["resource"]["properties"] == {"effect": "pay"}
 
@@ -81,8 +80,7 @@ def test_a_decision_record_says_what_was_decided_and_by_whom() -> None:
 def test_contents_are_kept_on_demand() -> None:
     """A sink that wants contents gets them all, and nothing is named as erased."""
     record = a_record(a_request(), content=True)
-    assert record["request"] == json.loads(a_request().to_json())
-    assert record["erased"] == []
+    assert record["request"] == json.loads(a_request().to_json()) and record["erased"] == []
 
 
 def test_a_refusal_without_a_request_is_a_record_too() -> None:
@@ -118,8 +116,7 @@ def test_memory_keeps_the_last() -> None:
     assert isinstance(sink, AuditSink)
     for n in range(3):
         sink.write({"n": n})
-    assert sink.records == [{"n": 1}, {"n": 2}]
-    assert (sink.content, sink.waits) == (False, False)
+    assert sink.records == [{"n": 1}, {"n": 2}] and (sink.content, sink.waits) == (False, False)
 
 
 def test_memory_builds_a_record_when_it_is_read() -> None:
@@ -217,8 +214,7 @@ def test_a_chain_shows_every_change(path: Path, name: str) -> None:
     if name == "append":
         assert (report.ok, report.later) == (True, 1)
         return
-    assert not report.ok
-    assert report.error
+    assert not report.ok and report.error
     assert report.error_line is not None
     assert verify_chain(path).ok is (name in ("edit last", "truncate", "empty", "append", "forged torn"))
 
@@ -231,10 +227,8 @@ def test_a_pinned_head_is_found_in_a_log_that_grew(path: Path) -> None:
         sink.write({"v": 1, "kind": "decision", "ts": 1.0, "n": number})
         heads.append(sink.head)
     later = [verify_log(path, head).later for head in heads]
-    assert later[-1] == 0
-    assert later == sorted(map(int, later), reverse=True)
-    assert len(log_files(path)) > 2
-    assert not verify_log(path, "a" * 64).ok
+    assert later[-1] == 0 and later == sorted(map(int, later), reverse=True)
+    assert len(log_files(path)) > 2 and not verify_log(path, "a" * 64).ok
     assert not verify_log(path, GENESIS).ok
 
 
@@ -262,8 +256,7 @@ def test_a_record_can_not_forge_its_place(path: Path) -> None:
     sink = FileSink(path)
     record = {"seq": 99, "prev": "f" * 64}
     sink.write(record)
-    assert record == {"seq": 99, "prev": "f" * 64}
-    assert verify_chain(path, sink.head).ok
+    assert record == {"seq": 99, "prev": "f" * 64} and verify_chain(path, sink.head).ok
 
 
 def test_a_sink_that_can_not_write_says_so(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,8 +296,7 @@ def test_a_torn_end_stays_and_is_named(path: Path, cut: int) -> None:
     assert not verify_chain(path).ok
     sink = filled(path, 2)
     after = path.read_bytes()
-    assert after.startswith(whole[:-cut])
-    assert verify_chain(path, sink.head).ok
+    assert after.startswith(whole[:-cut]) and verify_chain(path, sink.head).ok
     kinds = [json.loads(line).get("kind") for line in after.splitlines() if line.endswith(b"}")]
     # Only the newline was missing: the record is whole, there is nothing to tell.
     assert kinds.count("torn") == (0 if cut == 1 else 1)
@@ -437,8 +429,7 @@ def test_a_killed_writer_leaves_a_chain(path: Path) -> None:
     worker.join(30)
     sink = filled(path, 1)
     report = verify_chain(path, sink.head)
-    assert report.ok
-    assert report.records > 20
+    assert report.ok and report.records > 20
 
 
 def test_a_lock_is_not_waited_for_for_ever(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

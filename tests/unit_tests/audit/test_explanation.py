@@ -153,8 +153,7 @@ def test_no_road_takes_the_reason_to_the_model(handle: Any) -> None:
     told = "".join(m.text for m in out["messages"] if m.type == "tool")
     assert inner.decision_id in told
     for code in Code:
-        assert sentence(code) not in told
-        assert code.remedy not in told
+        assert sentence(code) not in told and code.remedy not in told
     for reason in inner.reasons:
         assert reason.code not in told
 
@@ -212,8 +211,7 @@ def test_what_is_remembered_is_bounded(tmp_path: Any, monkeypatch: pytest.Monkey
         graph.invoke(_said("Pay Bob 45 EUR"), CONFIG)
         assert len(run.decisions) == 4
         asked = run.decisions[-1]
-    assert asked.outcome == "approval_required"
-    assert asked.arguments == ()
+    assert asked.outcome == "approval_required" and asked.arguments == ()
 
 
 def test_a_full_audit_disk_is_not_called_a_broken_ledger(tmp_path: Any) -> None:

@@ -92,8 +92,7 @@ def test_damage_shows(log: Path, name: str) -> None:
     DAMAGE[name](log)
     assert not verify_log(log).ok
     told = CliRunner().invoke(app, ["audit", "verify", str(log)])
-    assert told.exit_code == 1
-    assert "audit.jsonl" in told.stderr
+    assert told.exit_code == 1 and "audit.jsonl" in told.stderr
     with pytest.raises(AuditError, match="chain_broken"):
         drop_segments(log, 1e12)
 
@@ -102,8 +101,7 @@ def test_a_rotation_during_a_verification_is_no_damage(log: Path, monkeypatch: p
     """The files were listed before a writer closed one, so they are listed again."""
     seen = [[f for f in log_files(log) if f != log_files(log)[-2]]]
     monkeypatch.setattr(chain, "log_files", lambda path: seen.pop() if seen else log_files(path))
-    assert verify_log(log).ok
-    assert seen == []
+    assert verify_log(log).ok and seen == []
 
 
 def test_a_file_is_closed_by_its_age(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,14 +124,12 @@ def test_old_segments_go_on_record(log: Path, tmp_path: Path) -> None:
     assert drop_segments(log, ends[0]) == []
     assert drop_segments(log, ends[1] + 1) == ["audit.jsonl.000001", "audit.jsonl.000002"]
     report = verify_log(log)
-    assert report.ok
-    assert report.records < before
+    assert report.ok and report.records < before
     last = log_files(log)[-2].name
     assert drop_segments(log, 1e12)[-1] == last
     assert (len(log_files(log)), verify_log(log).ok) == (1, True)
     write(log, 20)
-    assert log_files(log)[0].name == f"audit.jsonl.{int(last[-6:]) + 1:06d}"
-    assert verify_log(log).ok
+    assert log_files(log)[0].name == f"audit.jsonl.{int(last[-6:]) + 1:06d}" and verify_log(log).ok
     assert "removed" in CliRunner().invoke(app, ["audit", "prune", "--log", str(log), "--older-than", "0"]).stdout
     assert verify_log(log).ok
     lines = log.read_bytes().splitlines(keepends=True)
@@ -213,8 +209,7 @@ def test_a_file_that_could_not_be_closed_is_tried_again(tmp_path: Path, monkeypa
     monkeypatch.setattr(sink, "_closes_again", 0.0)  # a minute has passed
     for n in range(20):
         sink.write({"v": 1, "kind": "x", "n": n})
-    assert len(log_files(path)) > 1
-    assert verify_log(path).ok
+    assert len(log_files(path)) > 1 and verify_log(path).ok
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -227,8 +222,7 @@ def test_processes_share_and_rotate_one_log(tmp_path: Path) -> None:
     for worker in workers:
         worker.join(120)
         assert worker.exitcode == 0
-    assert verify_log(path).ok
-    assert len(log_files(path)) > 5
+    assert verify_log(path).ok and len(log_files(path)) > 5
     for who in range(3):
         assert [r["n"] for r in records(path) if r["who"] == who] == list(range(150))
 
@@ -249,8 +243,7 @@ def test_a_writer_that_dies_in_a_rotation_leaves_a_whole_log(tmp_path: Path, ste
         write(path, 1, max_bytes=10)
         os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
-    assert verify_log(path).ok
-    assert len(records(path)) == 3
+    assert verify_log(path).ok and len(records(path)) == 3
     write(path, 2, max_bytes=10)
     assert verify_log(path).ok
     assert [r["n"] for r in records(path)] == [0, 1, 2, 0, 1]
@@ -260,8 +253,7 @@ def test_a_log_that_cannot_rotate_is_written_on(log: Path, monkeypatch: pytest.M
     """A file system without links costs the rotation, and no record and no decision."""
     monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(95, "Operation not supported")))
     write(log, 30)
-    assert verify_log(log).ok
-    assert len(records(log)) == 80
+    assert verify_log(log).ok and len(records(log)) == 80
     assert "grows on" in caplog.text
 
 
@@ -304,8 +296,7 @@ def test_a_removed_segment_leaves_the_newest_anchors(tmp_path: Path) -> None:
     for n, anchor in enumerate(anchors):
         sink.write({"v": 1, "kind": "ledger", "ts": 1.0 + n, "ledger": anchor})
         write(log, 15)
-    assert len(drop_segments(log, 1e9)) > 3
-    assert verify_log(log).ok
+    assert len(drop_segments(log, 1e9)) > 3 and verify_log(log).ok
     assert [FileSink(log).anchor(tenant) for tenant in ("a", "b", "c")] == [anchors[2], anchors[1], None]
     assert [r["ledger"]["position"] for r in read_log(log, "ledger") if r and r["kind"] == "ledger"].count(2) == 1
 
@@ -324,5 +315,4 @@ def test_a_segment_that_is_removed_meanwhile_does_not_end_rotation(log: Path, mo
     monkeypatch.setattr(Path, "samefile", removed)
     for n in range(50):
         sink.write({"v": 1, "kind": "completion", "ts": 1.0, "n": n, "pad": "x" * 20})
-    assert not first.exists()
-    assert len(log_files(log)) > before + 3
+    assert not first.exists() and len(log_files(log)) > before + 3

@@ -71,8 +71,7 @@ def test_what_was_ordered_stands_beside_what_was_done() -> None:
     session.decide("pay", {"to": "eve", "amount": 1})
     story = tell(authz.audit.records)  # type: ignore[attr-defined]
     assert [done.partition(" s ")[2] or done for _, _, done in story.ordered()] == ["pay", "not done", "pay"]
-    assert len(story.unordered) == 1
-    assert "not done" in str(story)
+    assert len(story.unordered) == 1 and "not done" in str(story)
     assert "not done" in page(story)
 
 
@@ -82,8 +81,7 @@ def test_delegation_is_a_tree() -> None:
     session.delegate("payer").delegate("auditor").decide("look", {})
     story = tell(authz.audit.records)  # type: ignore[attr-defined]
     assert [lane.agent for lane in sorted(story.lanes)] == [("session",), ("session", "payer"), ("session", "payer", "auditor")]
-    assert "    payer (subgraph)" in str(story)
-    assert "<ul><li>session <ul>" in page(story)
+    assert "    payer (subgraph)" in str(story) and "<ul><li>session <ul>" in page(story)
 
 
 def test_a_long_story_keeps_the_newest_and_counts_all() -> None:
@@ -216,11 +214,9 @@ def test_notebooks_show_runs_decisions_and_logs(tmp_path: Any) -> None:
         "mandate": Mandate.model_validate({"steps": [{"id": "1", "tool": "<b>", "args": {"to": "\u202e"}}]})._repr_html_(),
     }
     for text in shown.values():
-        assert "<script" not in text
-        assert "<b>" not in text
+        assert "<script" not in text and "<b>" not in text
         assert "\u202e" not in text
-    assert "incident 42" in shown["log"]
-    assert "look" in shown["file"]
+    assert "incident 42" in shown["log"] and "look" in shown["file"]
     assert "nothing on record" in shown["run"]
 
 

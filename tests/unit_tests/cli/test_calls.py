@@ -45,15 +45,13 @@ def test_a_call_in_doubt_is_listed_shown_and_resolved(file: str, tmp_path: Path)
     mistyped = cli(*args)
     assert (mistyped.exit_code, log.exists(), cli("list", file).stdout.count("1 in doubt")) == (2, False, 1)
     log.touch()
-    assert cli(*args).exit_code == 0
-    assert cli("list", file).stdout == "0 in doubt\n"
+    assert cli(*args).exit_code == 0 and cli("list", file).stdout == "0 in doubt\n"
     shown = json.loads(cli("show", file, key, "--json").stdout)
     assert (shown["state"], shown["resolved"]["author"], shown["resolved"]["reason"]) == ("void", "user:carol", "asked")
     record = json.loads(log.read_text().splitlines()[-1])
     assert (record["event"], record["detail"]["author"], record["detail"]["happened"]) == ("resolved", "user:carol", False)
     again = cli(*args)
-    assert again.exit_code == 2
-    assert again.stderr.startswith("error: not_in_doubt:")
+    assert again.exit_code == 2 and again.stderr.startswith("error: not_in_doubt:")
 
 
 def test_a_downgrade_does_not_forget_a_call_in_doubt_unasked(file: str) -> None:

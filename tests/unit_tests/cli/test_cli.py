@@ -116,8 +116,7 @@ def test_help_and_version(run: Callable[..., Any]) -> None:
 def test_demo_plays(run: Callable[..., Any]) -> None:
     """`demo` runs offline and prints what the twin lost."""
     result = run("demo")
-    assert result.exit_code == 0
-    assert "ordered in your words" in result.output
+    assert result.exit_code == 0 and "ordered in your words" in result.output
     assert "alice rejects it" in result.output
     assert "Without protection" in " ".join(result.output.split())
 
@@ -126,8 +125,7 @@ def test_demo_options_belong_together(run: Callable[..., Any]) -> None:
     """Options of the replay without `--agentdojo` are a usage error."""
     for options in (["--limit", "3"], ["--json", "x.json"], ["--rubber-stamp", "0.5"]):
         result = run("demo", *options)
-        assert result.exit_code == 2
-        assert "--agentdojo" in result.stderr
+        assert result.exit_code == 2 and "--agentdojo" in result.stderr
 
 
 @pytest.mark.parametrize(("line", "says"), [
@@ -178,8 +176,7 @@ def test_demo_says_which_extra_is_missing(run: Callable[..., Any], monkeypatch: 
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "agentdojo", None)
     result = run("demo", "--agentdojo")
-    assert result.exit_code == 2
-    assert "langchain-runtime-authz[agentdojo]" in _error(result)
+    assert result.exit_code == 2 and "langchain-runtime-authz[agentdojo]" in _error(result)
 
 
 def test_inspect_shows_both_states(run: Callable[..., Any]) -> None:
@@ -187,8 +184,7 @@ def test_inspect_shows_both_states(run: Callable[..., Any]) -> None:
     result = run("inspect", "a_module:graph")
     assert result.exit_code == 0
     before, after = result.stdout.split("Under `authz.protect(graph)`")
-    assert "0 governed, 5 not" in before
-    assert "5 governed, 0 not" in after
+    assert "0 governed, 5 not" in before and "5 governed, 0 not" in after
     assert "a module may print" not in result.stdout
 
 
@@ -233,8 +229,7 @@ def test_inspect_fails_on_effects_that_nobody_declared(run: Callable[..., Any], 
     assert "effect send (mail (smtplib.SMTP): declare it with `authz.effect`)" in _error(result)
     assert "1 node has effects that nobody declared" in result.stdout
     assert "2 nodes run code that is not seen" in result.stdout
-    assert "No tool was found" in result.stdout
-    assert max(map(len, result.stdout.splitlines())) <= 80
+    assert "No tool was found" in result.stdout and max(map(len, result.stdout.splitlines())) <= 80
     run("inspect", "a_mailer:graph", "--write-baseline", "base.json")
     assert run("inspect", "a_mailer:graph", "--fail-ungoverned", "--baseline", "base.json").exit_code == 0
     for command in (("profile", "suggest", "a_mailer:graph"), ("init", "a_mailer:graph", "--yes")):
@@ -262,8 +257,7 @@ def test_inspect_uses_given_profiles(run: Callable[..., Any], tmp_path: Path) ->
     """With profiles for every tool there is nothing to propose."""
     (tmp_path / "profiles.yaml").write_text(yaml.safe_dump({"tools": PROFILES}))
     result = run("inspect", "a_module:graph", "--profiles", "profiles.yaml")
-    assert result.exit_code == 0
-    assert "DOUBT" not in result.stdout
+    assert result.exit_code == 0 and "DOUBT" not in result.stdout
     assert json.loads(run("inspect", "a_module:build", "--json", "--profiles", "profiles.yaml").stdout)["unprofiled"] == {}
 
 
@@ -274,13 +268,11 @@ def test_inspect_respects_the_modules_own_protection(run: Callable[..., Any], tm
         f"graph = RuntimeAuthz(profiles={PROFILES!r}).protect(build())\n",
     )
     document = json.loads(run("inspect", "protected_module:graph", "--json").stdout)
-    assert document["protected_by_module"]
-    assert document["before"] is None
+    assert document["protected_by_module"] and document["before"] is None
     assert document["unprofiled"] == {}
     (tmp_path / "profiles.yaml").write_text(yaml.safe_dump({"tools": PROFILES}))
     result = run("inspect", "protected_module:graph", "--profiles", "profiles.yaml")
-    assert result.exit_code == 2
-    assert "--profiles" in _error(result)
+    assert result.exit_code == 2 and "--profiles" in _error(result)
 
 
 UNGOVERNED = """
@@ -337,28 +329,24 @@ def test_baseline_accepts_what_it_holds_and_nothing_new(run: Callable[..., Any],
     options = ("--fail-ungoverned", "--baseline", "base.json")
     assert run("inspect", "a_gap:one", *options).exit_code == 0
     result = run("inspect", "a_gap:two", *options)
-    assert result.exit_code == 1
-    assert "provider tool web_fetch" in _error(result)
+    assert result.exit_code == 1 and "provider tool web_fetch" in _error(result)
     assert "web_search" not in _error(result)
     seen = json.loads(run("inspect", "a_gap:two", "--json", *options).stdout)
-    assert seen["new"] == ["provider-tool/agent/web_fetch/fetch"]
-    assert seen["fixed"] == []
+    assert seen["new"] == ["provider-tool/agent/web_fetch/fetch"] and seen["fixed"] == []
     for file in ("base.json", "again.json"):
         assert run("inspect", "a_gap:two", "--write-baseline", file).exit_code == 0
     assert (tmp_path / "base.json").read_bytes() == (tmp_path / "again.json").read_bytes()
     ids = [row["id"] for row in json.loads((tmp_path / "base.json").read_text())["ungoverned"]]
     assert (ids, len(ids)) == (sorted(ids), 2)
     back = run("inspect", "a_gap:one", *options)
-    assert back.exit_code == 0
-    assert "base.json: 1 accepted, 0 new, 1 fixed." in back.stdout
+    assert back.exit_code == 0 and "base.json: 1 accepted, 0 new, 1 fixed." in back.stdout
     assert "fixed: provider-tool/agent/web_fetch/fetch" in back.stdout
 
 
 def test_a_baseline_replaces_no_other_file(run: Callable[..., Any], ungoverned: None, tmp_path: Path) -> None:
     (tmp_path / "profiles.yaml").write_text("tools: {}\n")
     refused = run("inspect", "a_gap:one", "--write-baseline", "profiles.yaml")
-    assert refused.exit_code == 2
-    assert "profiles.yaml: not a JSON object" in _error(refused)
+    assert refused.exit_code == 2 and "profiles.yaml: not a JSON object" in _error(refused)
     assert (tmp_path / "profiles.yaml").read_text() == "tools: {}\n"
 
 
@@ -374,15 +362,13 @@ def test_baseline_that_is_none(run: Callable[..., Any], ungoverned: None, tmp_pa
     """A malformed baseline, or one of another graph, is exit code 2 with a stable code; it accepts nothing."""
     (tmp_path / "base.json").write_bytes(text.encode("utf-8", "surrogatepass"))
     result = run("inspect", "a_gap:one", "--fail-ungoverned", "--baseline", "base.json")
-    assert result.exit_code == 2
-    assert _error(result).startswith("error: baseline_invalid: ")
+    assert result.exit_code == 2 and _error(result).startswith("error: baseline_invalid: ")
 
 
 def test_baseline_that_is_alone(run: Callable[..., Any], ungoverned: None) -> None:
     """A baseline that nothing compares with is exit code 2."""
     result = run("inspect", "a_gap:one", "--baseline", "no.json")
-    assert result.exit_code == 2
-    assert "--fail-ungoverned" in _error(result)
+    assert result.exit_code == 2 and "--fail-ungoverned" in _error(result)
 
 
 @pytest.mark.parametrize(("target", "expected"), [
@@ -403,8 +389,7 @@ def test_inspect_says_what_is_wrong(run: Callable[..., Any], target: str, expect
     result = run("inspect", target)
     assert result.exit_code == 2
     error = _error(result)
-    assert error.startswith("error: config: ")
-    assert expected in error
+    assert error.startswith("error: config: ") and expected in error
 
 
 @pytest.fixture
@@ -431,8 +416,7 @@ def test_verify_names_the_broken_line(run: Callable[..., Any], log: tuple[Path, 
     path, _ = log
     path.write_bytes(path.read_bytes().replace(b'"number":1', b'"number":7'))
     result = run("audit", "verify", path)
-    assert result.exit_code == 1
-    assert "BROKEN at line 3" in result.stdout
+    assert result.exit_code == 1 and "BROKEN at line 3" in result.stdout
     error = _error(result)
     assert error.startswith("error: chain_broken: audit.jsonl, line 3: ")
     assert "keep it as evidence" in error
@@ -485,8 +469,7 @@ def test_keys_are_made_listed_rotated_and_withdrawn(tmp_path: Path) -> None:
     runner = CliRunner()
     assert runner.invoke(app, ["keys", "list", keys]).exit_code == 2
     made = runner.invoke(app, ["keys", "generate", keys, "--alg", "EdDSA"])
-    assert made.exit_code == 0
-    assert runner.invoke(app, ["keys", "generate", keys]).exit_code == 2
+    assert made.exit_code == 0 and runner.invoke(app, ["keys", "generate", keys]).exit_code == 2
     first, second = (line.split()[0] for line in made.stdout.splitlines())
     assert [line.split()[1:3] for line in made.stdout.splitlines()] == [["EdDSA", "active"], ["EdDSA", "next"]]
     jwks = json.loads(runner.invoke(app, ["keys", "list", keys, "--jwks"]).stdout)
@@ -502,8 +485,7 @@ def test_keys_are_made_listed_rotated_and_withdrawn(tmp_path: Path) -> None:
     file.write_text(json.dumps(document))
     assert runner.invoke(app, ["keys", "rotate", keys]).stdout.split()[:3] == [second, "EdDSA", "active"]
     gone = runner.invoke(app, ["keys", "compromise", keys, second])
-    assert gone.exit_code == 0
-    assert f"withdrawn  {second}" in gone.stdout
+    assert gone.exit_code == 0 and f"withdrawn  {second}" in gone.stdout
     assert "refused    at once" in gone.stdout
     assert f"{second}  EdDSA  compromised" in runner.invoke(app, ["keys", "list", keys]).stdout
     assert runner.invoke(app, ["keys", "compromise", keys, "nobody"]).exit_code == 2
@@ -516,8 +498,7 @@ def test_a_key_password_comes_from_the_environment(tmp_path: Path) -> None:
     assert runner.invoke(app, ["keys", "list", keys], env={"RUNTIME_AUTHZ_KEY_PASSWORD": "word"}).exit_code == 0
     for env in ({}, {"RUNTIME_AUTHZ_KEY_PASSWORD": "another"}):
         refused = runner.invoke(app, ["keys", "list", keys], env=env)
-        assert refused.exit_code == 2
-        assert refused.stderr.count("\n") == 1
+        assert refused.exit_code == 2 and refused.stderr.count("\n") == 1
         assert "PRIVATE" not in refused.output
 
 

@@ -42,8 +42,7 @@ def lines(*args: str) -> tuple[int, dict[str, Any]]:
 
 def test_a_bare_environment_is_usable() -> None:
     code, seen = lines()
-    assert code == 0
-    assert seen["engine"]["state"] == "ok"
+    assert code == 0 and seen["engine"]["state"] == "ok"
     assert seen["dependencies"]["found"].startswith("langchain-core ")
     assert [what for what, line in seen.items() if line["state"] == "note"] == ["ledger", "audit log", "keys", "kill switch", "tracing"]
     assert list(Path().iterdir()) == []
@@ -86,16 +85,14 @@ def test_the_log_is_opened_and_held_against_the_ledger() -> None:
 def test_a_failing_line_says_what_to_do(args: tuple[str, ...], what: str, do: str) -> None:
     Path("junk.db").write_text("this is not a database, whatever its name says" * 40)
     code, seen = lines(*args)
-    assert code == 1
-    assert seen[what]["state"] == "fail"
+    assert code == 1 and seen[what]["state"] == "fail"
     assert do in seen[what]["do"]
 
 
 def test_a_graph_without_a_checkpointer_gets_a_hint() -> None:
     Path("agent.py").write_text(GRAPH)
     code, seen = lines("agent.py:graph")
-    assert (code, seen["graph"]["state"]) == (0, "note")
-    assert "checkpointer" in seen["graph"]["do"]
+    assert (code, seen["graph"]["state"]) == (0, "note") and "checkpointer" in seen["graph"]["do"]
 
 
 def test_an_engaged_kill_switch_and_a_missing_exporter_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,5 +108,4 @@ def test_a_dependency_outside_its_range_fails(monkeypatch: pytest.MonkeyPatch) -
     found = command._version
     monkeypatch.setattr(command, "_version", lambda name: "0.1" if name == "langgraph" else found(name))
     code, seen = lines()
-    assert code == 1
-    assert "langgraph 0.1, wanted" in seen["dependencies"]["found"]
+    assert code == 1 and "langgraph 0.1, wanted" in seen["dependencies"]["found"]

@@ -123,8 +123,7 @@ def test_a_person_is_asked_at_most_three_questions_a_tool(run: Callable[..., Any
     search = found["web_search"]
     assert (search.effect, search.critical, search.text, search.data_class) == ("fetch", {}, ("query",), "public")
     assert (found["send_mail"].effect, found["send_mail"].critical, found["send_mail"].text) == ("send", {"to": "principal"}, ("body",))
-    assert found["send_mail"].digest is not None
-    assert found["add"].verdict == "ask"
+    assert found["send_mail"].digest is not None and found["add"].verdict == "ask"
     assert result.output.count("What does a call do?") == 4  # three tools, and one answer that is none
 
 
@@ -137,8 +136,7 @@ def test_a_review_is_kept(run: Callable[..., Any], tmp_path: Path) -> None:
     again = (tmp_path / "authz.yaml").read_text()
     assert [line for line in again.splitlines() if line not in text.splitlines()] == ["  add: ask", "  - {tool: add, args: {a: 1, b: 1}, expect: ask}"]
     assert [line for line in text.splitlines() if line not in again.splitlines()] == []
-    assert run("init", "--yes").exit_code == 0
-    assert (tmp_path / "authz.yaml").read_text() == again
+    assert run("init", "--yes").exit_code == 0 and (tmp_path / "authz.yaml").read_text() == again
 
 
 @pytest.mark.parametrize(("config", "args", "says"), [
@@ -153,8 +151,7 @@ def test_what_can_not_be_done_is_one_sentence(run: Callable[..., Any], tmp_path:
     if config is not None:
         (tmp_path / "langgraph.json").write_text(config)
     result = run("init", *args)
-    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
-    assert says in result.stderr
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1) and says in result.stderr
     assert not (tmp_path / "authz.yaml").exists()
 
 
@@ -232,8 +229,7 @@ def test_what_a_stranger_wrote_is_not_learned(run: Callable[..., Any], tmp_path:
     ]
     (tmp_path / "trace.jsonl").write_text("".join(json.dumps(line) + "\n" for line in trace))
     result = run("learn", "trace.jsonl", "--profiles", "new.yaml")
-    assert "add:" in result.stdout
-    assert "eve@" not in result.stdout
+    assert "add:" in result.stdout and "eve@" not in result.stdout
 
     (tmp_path / "authz.yaml").write_text("tools:\n  read: {effect: read, sink: none, critical: {key: object}}\n" + ANSWERS.replace("\ntools:\n", ""))
     authz = RuntimeAuthz(profiles="authz.yaml", audit=FileSink("audit.jsonl", content=True))
@@ -298,5 +294,4 @@ def test_names_that_a_model_or_a_server_wrote_add_nothing(run: Callable[..., Any
 def test_a_log_that_can_not_be_learned_from(run: Callable[..., Any], tmp_path: Path, text: str, says: str) -> None:
     (tmp_path / "log.jsonl").write_text(text, errors="surrogateescape")
     result = run("learn", "log.jsonl")
-    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
-    assert says in result.stderr
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1) and says in result.stderr

@@ -64,8 +64,7 @@ def test_a_ledger_is_made_looked_at_taken_back_and_made_again(file: str) -> None
     assert ledger("downgrade", file, "--to", "1", "--yes").exit_code == 0
     old = ledger("status", file)
     assert (old.exit_code, "result   unusable: ledger_schema" in old.stdout) == (1, True)
-    assert ledger("migrate", file).exit_code == 0
-    assert ledger("status", file).exit_code == 0
+    assert ledger("migrate", file).exit_code == 0 and ledger("status", file).exit_code == 0
 
 
 @pytest.mark.parametrize("command", [("ledger", "status"), ("ledger", "clock", "--yes"), ("approvals", "list"), ("calls", "list")])
@@ -144,8 +143,7 @@ def test_what_is_no_ledger_is_named(tmp_path: Path) -> None:
         (empty, f"error: config: there is no ledger at {empty}; "),
     ):
         found = ledger("status", str(where))
-        assert found.exit_code == 2
-        assert found.stderr.startswith(expected)
+        assert found.exit_code == 2 and found.stderr.startswith(expected)
         assert found.stderr.count("\n") == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == ["empty.db", "notes.txt"]
 

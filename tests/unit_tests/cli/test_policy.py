@@ -131,8 +131,7 @@ def test_an_edit_is_listed_before_it_ships(run: Command, log: Path, project: Pat
     (edited / "cases.yaml").write_text("cases:\n  - {name: writes go on, expect: permit}\n")
     listed = run("diff", log, project, edited)
     paid = [i for i, what in decisions(run, log).items() if "): permit" in what and "send_money(" in what]
-    assert listed.exit_code == 1
-    assert len(paid) == 2
+    assert listed.exit_code == 1 and len(paid) == 2
     assert all(re.search(rf"flip  {i}  tools/call send_money\(.*\): permit -> deny \(effect\b", listed.stdout) for i in paid)
     assert "get_transactions" not in listed.stdout
     told = json.loads(run("diff", log, project, edited, "--json").stdout)
@@ -147,10 +146,8 @@ def test_an_edit_is_listed_before_it_ships(run: Command, log: Path, project: Pat
     try:
         before = pdp.revision
         assert run("build", edited, "-o", out, "--key", pem, "--revision", 2).exit_code == 0
-        assert pdp.reload()
-        assert before.startswith("1@")
-        assert pdp.revision.startswith("2@")
-        assert run("diff", log, edited, out).exit_code == 0
+        assert pdp.reload() and before.startswith("1@")
+        assert pdp.revision.startswith("2@") and run("diff", log, edited, out).exit_code == 0
     finally:
         pdp.close()
 
@@ -171,8 +168,7 @@ def test_an_edit_that_takes_a_duty_away_is_listed(run: Command, log: Path, proje
     assert [f["after"]["obligations"] for f in told["obliged_otherwise"]] == [[], []]
     assert run("replay", log, looser).exit_code == 0  # a record holds the type
     replayed = run("replay", log, none)
-    assert replayed.exit_code == 1
-    assert "obliges to rate_limit -> nothing" in replayed.stdout
+    assert replayed.exit_code == 1 and "obliges to rate_limit -> nothing" in replayed.stdout
 
 
 def test_an_edit_of_a_profile_is_told_to_be_beyond_a_log(run: Command, log: Path, project: Path, tmp_path: Path) -> None:
@@ -197,8 +193,7 @@ def test_what_can_not_be_replayed_is_told(run: Command, tmp_path: Path) -> None:
         if record["kind"] == "decision":
             bare.write({**record, "erased": ["/context/task/text"]})
     failed = run("replay", path)
-    assert failed.exit_code == 2
-    assert "content=True" in failed.stderr
+    assert failed.exit_code == 2 and "content=True" in failed.stderr
 
 
 # --- a project ------------------------------------------------------------------------------------
@@ -238,8 +233,7 @@ def test_an_example_without_rego_needs_no_opa(run: Command, name: str) -> None:
 @pytest.mark.parametrize("command", ["check", "test"])
 def test_rego_without_opa_says_what_to_do(run: Command, command: str) -> None:
     failed = run(command, EXAMPLES / "four_eyes")
-    assert failed.exit_code == 2
-    assert "--opa" in failed.stderr
+    assert failed.exit_code == 2 and "--opa" in failed.stderr
 
 
 WRONG: dict[str, tuple[str, str]] = {
@@ -343,8 +337,7 @@ def test_what_stands_in_the_wrong_place_is_not_passed_over(run: Command, project
     assert (checked.exit_code, f"`{file}` is not read" in checked.stdout, belongs in checked.stdout) == (1, True, True)
     for command in (("test", project), ("build", project, "-o", tmp_path / "b.tar.gz")):
         failed = run(*command)
-        assert failed.exit_code == 2
-        assert failed.stderr.startswith("error: policy_invalid: ")
+        assert failed.exit_code == 2 and failed.stderr.startswith("error: policy_invalid: ")
         assert f"`{file}` is not read" in failed.stderr
     assert not (tmp_path / "b.tar.gz").exists()
 
@@ -394,8 +387,7 @@ def test_a_wrong_argument_is_one_line(
     (at / "data.json").write_text("{}")
     failed = run(*arguments)
     assert failed.exit_code == 2, failed.output
-    assert failed.stderr.startswith(f"error: {code}: ")
-    assert len(failed.stderr.splitlines()) == 1
+    assert failed.stderr.startswith(f"error: {code}: ") and len(failed.stderr.splitlines()) == 1
     assert not (at / "x.tar.gz").exists()
 
 
@@ -413,8 +405,7 @@ def test_what_the_enforcement_point_refused_has_no_rule(run: Command, log: Path)
 
 
 def test_the_shipped_policy_is_in_order(run: Command) -> None:
-    assert run("check").exit_code == 0
-    assert list(lint_rego({"r": shipped_rego()})) == []
+    assert run("check").exit_code == 0 and list(lint_rego({"r": shipped_rego()})) == []
     assert wrong_data(DATA) == []
 
 
@@ -455,8 +446,7 @@ def test_data_of_another_shape_is_found(run: Command, tmp_path: Path, data: dict
     for given in (data, {DATA_ROOT: data}):
         (tmp_path / "data.json").write_text(json.dumps(given))
         found = run("check", tmp_path / "data.json")
-        assert found.exit_code == 1
-        assert at in found.stdout
+        assert found.exit_code == 1 and at in found.stdout
 
 
 # --- the request's schema -------------------------------------------------------------------------
@@ -465,8 +455,7 @@ def test_data_of_another_shape_is_found(run: Command, tmp_path: Path, data: dict
 def test_the_committed_schema_is_the_request(run: Command) -> None:
     """To renew it: `runtime-authz policy schema > langchain_runtime_authz/policies/request.schema.json`."""
     committed = (POLICIES / "request.schema.json").read_text(encoding="utf-8")
-    assert committed == run("schema").stdout
-    assert json.loads(committed) == request_schema()
+    assert committed == run("schema").stdout and json.loads(committed) == request_schema()
 
 
 def test_the_schema_says_what_the_parser_does(run: Command) -> None:
@@ -496,8 +485,7 @@ def cedar(tmp_path: Path, run: Command) -> Path:
 
 def test_a_new_cedar_project_is_in_order_and_decides_in_its_bundle(run: Command, cedar: Path, tmp_path: Path) -> None:
     """`check`, `test` and `build` without OPA; the bundle decides what the project did, under its revision."""
-    assert run("check", cedar).exit_code == 0
-    assert "3 of 3 cases" in run("test", cedar).stdout
+    assert run("check", cedar).exit_code == 0 and "3 of 3 cases" in run("test", cedar).stdout
     key = Key()
     (tmp_path / "key.pem").write_bytes(key.private)
     built = run("build", EXAMPLES / "bank_cedar", "-o", tmp_path / "b.tar.gz", "--key", tmp_path / "key.pem", "--revision", 7)
@@ -507,8 +495,7 @@ def test_a_new_cedar_project_is_in_order_and_decides_in_its_bundle(run: Command,
         assert (pdp.name, pdp.revision.partition("@")[0]) == ("cedar", "7")
         for case in open_policy(tmp_path / "b.tar.gz").cases:
             (decided,) = Evaluator(pdp).evaluate([case.request.to_json()])
-            assert case.unlike(decided) == ""
-            assert decided.policy_revision == pdp.revision
+            assert case.unlike(decided) == "" and decided.policy_revision == pdp.revision
         declared = example_request({"resource.id": "send_money"})  # another effect than the bundle's profile
         (decided,) = Evaluator(pdp).evaluate([declared.to_json()])
         assert decided.reasons == (Code.POLICY_CHANGED,)
@@ -537,8 +524,7 @@ def test_a_wrong_cedar_file_is_one_line(run: Command, cedar: Path, name: str, te
     (cedar / name).write_text(text)
     for command in ("check", "test"):
         failed = run(command, cedar)
-        assert failed.exit_code in (1, 2)
-        assert says in failed.output.splitlines()[0]
+        assert failed.exit_code in (1, 2) and says in failed.output.splitlines()[0]
 
 
 def test_a_recorded_log_is_replayed_under_cedar(run: Command, log: Path, cedar: Path) -> None:

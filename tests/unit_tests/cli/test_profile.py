@@ -94,15 +94,13 @@ def test_a_proposal_is_a_draft_with_doubts_and_a_profile_once_it_is_reviewed(run
     assert 'nothing is known of "retries"' in text
 
     drafts = run("check", "p.yaml", "mail_agent:graph")
-    assert drafts.exit_code == 1
-    assert drafts.stderr.count("it is a draft") == 3
+    assert drafts.exit_code == 1 and drafts.stderr.count("it is a draft") == 3
     assert all(line.startswith("error: profile_invalid: ") for line in drafts.stderr.splitlines() if "print" not in line)
 
     unread = "\n".join(line for line in text.splitlines() if "draft: true" not in line)
     (tmp_path / "p.yaml").write_text(unread)
     accepted = run("check", "p.yaml", "mail_agent:graph")
-    assert accepted.exit_code == 1
-    assert accepted.stderr.count("marks DOUBT were left") == 3
+    assert accepted.exit_code == 1 and accepted.stderr.count("marks DOUBT were left") == 3
 
     (tmp_path / "p.yaml").write_text("\n".join(line.partition("# ")[0] for line in unread.splitlines()))
     clean = run("check", "p.yaml", "mail_agent:graph")
@@ -123,8 +121,7 @@ def test_a_graph_without_tools_is_told(run: Callable[..., Any], tmp_path: Path) 
         "graph = StateGraph(MessagesState).add_node('a', lambda s: s).add_edge(START, 'a').compile()\n"
     )
     result = run("suggest", "mail_agent:graph", "--write", "p.yaml")
-    assert result.exit_code == 2
-    assert "has no tool" in result.stderr
+    assert result.exit_code == 2 and "has no tool" in result.stderr
     assert not (tmp_path / "p.yaml").exists()
 
 
@@ -176,8 +173,7 @@ def test_arguments_by_name_type_and_format() -> None:
         "file_path": "object", "channel": "channel", "contact": "principal", "city": "place",
         "password": "value", "attachments.file_id": "object", "link": "url",
     }  # fmt: skip
-    assert seen.facts["when"] == ["day"]
-    assert seen.facts["text"] == ["subject"]
+    assert seen.facts["when"] == ["day"] and seen.facts["text"] == ["subject"]
     assert seen.silent == ("to_all", "limit", "mode")
     assert parsed(seen).critical == seen.facts["critical"]
 
@@ -211,8 +207,7 @@ def test_no_proposal_lowers_a_risk(name: str, description: str, metadata: dict[s
     assert loaded.draft
     looks = (loaded.effect, least.effect) == ("fetch", "write")
     assert looks or EFFECTS.index(loaded.effect) >= EFFECTS.index(least.effect)
-    assert SINKS.index(loaded.sink) >= SINKS.index(least.sink)
-    assert loaded.trust == "external"
+    assert SINKS.index(loaded.sink) >= SINKS.index(least.sink) and loaded.trust == "external"
     assert loaded.data_class in ("internal", "confidential")
     assert loaded.intent == loaded.counterparty == loaded.reaches == loaded.audience == ()
     assert not loaded.idempotent
@@ -283,8 +278,7 @@ def test_each_finding_is_one_line_and_exit_code_1(run: Callable[..., Any], tmp_p
     result = run("check", "p.yaml", "mail_agent:graph")
     assert result.exit_code == 1
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("error")]
-    assert line.startswith("error: profile_invalid: ")
-    assert expected in line
+    assert line.startswith("error: profile_invalid: ") and expected in line
 
 
 UNUSABLE = {
@@ -301,8 +295,7 @@ def test_a_file_that_can_not_be_used(run: Callable[..., Any], tmp_path: Path, na
         (tmp_path / "p.yaml").write_text(text)
     result = run("check", "p.yaml")
     assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr.startswith("error: profile_invalid: ")
-    assert result.stderr.count("\n") == 1
+    assert result.stderr.startswith("error: profile_invalid: ") and result.stderr.count("\n") == 1
 
 
 # --- ready profiles

@@ -87,8 +87,7 @@ def test_a_stopped_calls_output_is_not_believed(write: Write) -> None:
     assert found[0].ran  # asked, and nothing marks it as unwanted
     lines = (lines[0], call("1", "look", unwanted=True), *lines[2:])
     stopped = replayed(write(*lines), profiles=profiles).steps
-    assert not stopped[0].ran
-    assert "nobody was seen to say it" in stopped[1].evidence[0]
+    assert not stopped[0].ran and "nobody was seen to say it" in stopped[1].evidence[0]
     assert "nobody was seen to say it" not in (found[1].evidence or ("",))[0]
 
 
@@ -136,8 +135,7 @@ def test_a_malformed_line_is_named(write: Write, tmp_path: Path, name: str) -> N
     result = CliRunner().invoke(app, ["replay-trace", str(write(*lines)), "--profiles", str(profiles)])
     assert result.exit_code == 2
     assert result.stderr.startswith(f"error: config: trace.jsonl, line {number}: ")
-    assert result.stderr.count("\n") == 1
-    assert result.stdout == ""
+    assert result.stderr.count("\n") == 1 and result.stdout == ""
 
 
 @pytest.mark.parametrize(
@@ -182,8 +180,7 @@ def test_the_command_prints_json_and_tells_what_got_through(write: Write, tmp_pa
 
     data.write_text(json.dumps({"effects": {"read": "deny"}}))
     strict = CliRunner().invoke(app, [*args, "--policy-data", str(data), "--json"])
-    assert strict.exit_code == 0
-    assert json.loads(strict.stdout)["stopped"] == 1
+    assert strict.exit_code == 0 and json.loads(strict.stdout)["stopped"] == 1
 
     for wrong in (["--policy-data", str(tmp_path / "none")], ["--profiles", str(tmp_path / "none")]):
         refused = CliRunner().invoke(app, [*args, *wrong])
@@ -243,5 +240,4 @@ def test_data_beside_a_policy_is_refused(write: Write, tmp_path: Path) -> None:
     """Two sources of data would leave open which one counts."""
     both = ["--policy", str(bare(tmp_path / "p", {})), "--policy-data", str(tmp_path / "p" / "data.json")]
     result = CliRunner().invoke(app, ["replay-trace", str(write()), "--profiles", "langchain", *both])
-    assert result.exit_code == 2
-    assert "leave out `--policy-data`" in result.stderr
+    assert result.exit_code == 2 and "leave out `--policy-data`" in result.stderr

@@ -53,8 +53,7 @@ def test_a_run_in_flight_is_stopped_until_it_is_reinstated(file: str, agent: tup
     run.close()
     with house.authz.run(subject="alice"), pytest.raises(AuthzDenied) as denied:
         house.graph.invoke({"messages": [HumanMessage("again")]}, THREAD)
-    assert denied.value.code == "revoked"
-    assert house.ran == []
+    assert denied.value.code == "revoked" and house.ran == []
     assert cli("reinstate", file, "t", "--graph", "hand", *agent).exit_code == 0
     with house.authz.run(subject="alice"):
         house.graph.invoke({"messages": [HumanMessage("once more")]}, THREAD)

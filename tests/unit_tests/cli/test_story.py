@@ -39,11 +39,9 @@ def listed(*args: object) -> list[dict[str, Any]]:
 def test_the_four_questions_of_an_auditor(log: Path) -> None:
     """Who approved it, under which policy, what was tried before, and why was that denied: by commands alone."""
     (approved,) = [a for a in listed("audit", "who-approved", "--log", log, "--tool", "pay") if a["what"].startswith("approve")]
-    assert "by user:alice" in approved["what"]
-    assert approved["end"] == "ran"
+    assert "by user:alice" in approved["what"] and approved["end"] == "ran"
     why = cli("audit", "explain", approved["decision_id"], "--log", log)
-    assert why.exit_code == 0
-    assert "effect" in why.stdout
+    assert why.exit_code == 0 and "effect" in why.stdout
     assert "approve pay" in why.stdout
     tried = listed("audit", "show", "--log", log, "--thread", "t", "--outcome", "deny")
     assert [t["reasons"][0] for t in tried] == ["approval_rejected"] * 2
@@ -75,8 +73,7 @@ def test_a_report_and_a_story_of_one_thread(log: Path, tmp_path: Path) -> None:
     assert "clerk" not in page.read_text()
     assert "clerk" in cli("report", log, "-o", page).output + page.read_text()
     text = cli("audit", "story", "t", "--log", log).stdout
-    assert "revoked by user:carol: incident 42" in text
-    assert "chain     whole" in text
+    assert "revoked by user:carol: incident 42" in text and "chain     whole" in text
     assert all(len(line) <= 80 for line in text.splitlines())
 
 
@@ -89,8 +86,7 @@ def test_a_report_never_replaces_its_log(log: Path, tmp_path: Path) -> None:
     for file in (log, segment):
         before = file.read_bytes()
         refused = cli("report", log, "-o", file)
-        assert refused.exit_code == 2
-        assert "is the log; name another file" in refused.stderr
+        assert refused.exit_code == 2 and "is the log; name another file" in refused.stderr
         assert file.read_bytes() == before
 
 
@@ -113,10 +109,8 @@ def test_what_cannot_be_done_is_one_sentence(log: Path, name: str, tmp_path: Pat
     monkeypatch.setenv("RUNTIME_AUTHZ_AUDIT", str(log))
     args, says = WRONG[name]
     done = CliRunner().invoke(app, list(args))
-    assert done.exit_code == 2
-    assert says in done.stderr
-    assert len(done.stderr.splitlines()) == 1
-    assert not list(tmp_path.iterdir())
+    assert done.exit_code == 2 and says in done.stderr
+    assert len(done.stderr.splitlines()) == 1 and not list(tmp_path.iterdir())
 
 
 CUTS = {
@@ -131,8 +125,7 @@ CUTS = {
 def test_a_damaged_log_still_opens_and_says_so(log: Path, cut: str, tmp_path: Path) -> None:
     path, page = tmp_path / "audit.jsonl", tmp_path / "run.html"
     path.write_bytes(b"".join(CUTS[cut](log.read_bytes().splitlines(keepends=True))))
-    assert cli("report", path, "-o", page).exit_code == 0
-    assert "BROKEN at line" in page.read_text()
+    assert cli("report", path, "-o", page).exit_code == 0 and "BROKEN at line" in page.read_text()
     assert cli("audit", "show", "--log", path).exit_code == 0
     assert cli("audit", "pack", "--log", path, "-o", tmp_path / "evidence.zip").exit_code == 2
 
@@ -201,8 +194,7 @@ def test_a_changed_pack_is_found(log: Path, tmp_path: Path, name: str) -> None:
     path = packed(log, tmp_path / "evidence.zip")
     rewritten(path, FORGED[name])
     done = cli("audit", "verify", path)
-    assert done.exit_code == 2
-    assert "chain_broken: evidence.zip" in done.stderr
+    assert done.exit_code == 2 and "chain_broken: evidence.zip" in done.stderr
 
 
 def test_a_pack_behind_a_rewritten_log_is_not_read(log: Path, tmp_path: Path) -> None:
@@ -227,5 +219,4 @@ def test_a_log_of_a_killed_writer_is_told(tmp_path: Path) -> None:
         file.write(b'{"v":1,"kind":"ru')
     FileSink(path).write({"v": 1, "kind": "run", "event": "ended", "ts": 2.0, "scope": {"thread": "t"}, "agent": ["a"]})
     text = cli("audit", "story", "t", "--log", path).stdout
-    assert "started" in text
-    assert "ended" in text
+    assert "started" in text and "ended" in text

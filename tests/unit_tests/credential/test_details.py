@@ -60,8 +60,7 @@ def test_a_token_says_step_and_arguments() -> None:
         },
     }
     (read,) = call_details({"q": "x", "id": 1}, ToolProfile(effect="read", critical={"id": "object"}))
-    assert set(read["argument_digests"]) == {"id"}
-    assert "open_arguments" not in read
+    assert set(read["argument_digests"]) == {"id"} and "open_arguments" not in read
 
 
 def test_a_profile_may_show_the_values() -> None:

@@ -55,12 +55,10 @@ def test_a_key_is_published_before_it_signs_and_after() -> None:
     assert published(ring) == {first, second}
     clock.now += 60
     assert ring.rotate().kid == second == ring.active.kid
-    assert states(ring) == ["active", "next", "retired"]
-    assert first in published(ring)
+    assert states(ring) == ["active", "next", "retired"] and first in published(ring)
     assert len(published(ring)) == 3
     clock.now += KEEP_RETIRED
-    assert first not in published(ring)
-    assert ring.get(first) is None
+    assert first not in published(ring) and ring.get(first) is None
     assert isinstance(ring, KeySource)
 
 
@@ -89,8 +87,7 @@ async def test_a_compromised_key_is_gone_at_once(state: str) -> None:
     done = ring.compromise(victim)
     assert (done.kid, done.refused_by) == (victim, clock.now + 60)
     assert done.active == ring.active.kid != victim
-    assert victim not in published(ring)
-    assert sorted(states(ring))[:1] == ["active"]
+    assert victim not in published(ring) and sorted(states(ring))[:1] == ["active"]
     assert {"active", "next", "compromised"} <= set(states(ring))
     if state == "active":
         with pytest.raises(CredentialError, match="credential_key: "):
@@ -115,8 +112,7 @@ def test_a_signer_elsewhere_fits() -> None:
     for wrong in (None, first, second):
         with pytest.raises(ConfigError):
             ring.rotate(wrong)
-    assert ring.infos() == before
-    assert ring.rotate(third).kid == second.kid
+    assert ring.infos() == before and ring.rotate(third).kid == second.kid
     with pytest.raises(ConfigError):
         KeyRing(Kms())
     with pytest.raises(ConfigError):
@@ -154,8 +150,7 @@ def test_a_ring_remembers_a_bounded_past() -> None:
     for _ in range(200):
         clock.now += KEEP_RETIRED
         ring.rotate()
-    assert len(ring.infos()) <= module.MAX_KEPT + 2
-    assert ring.infos()[-1].kid == bad
+    assert len(ring.infos()) <= module.MAX_KEPT + 2 and ring.infos()[-1].kid == bad
 
 
 def test_a_ring_shows_no_key() -> None:
@@ -228,12 +223,10 @@ def test_a_rotation_elsewhere_is_seen(directory: Path) -> None:
     old = here.active.kid
     there.rotate()
     assert seen_again(here).active.kid == there.active.kid != old
-    assert here.get(old) is not None
-    assert not (directory / f"{old}.pem").exists()
+    assert here.get(old) is not None and not (directory / f"{old}.pem").exists()
     here.rotate()
     there.rotate()  # takes up the other's change first
-    assert states(there).count("retired") == 3
-    assert states(seen_again(here)) == states(there)
+    assert states(there).count("retired") == 3 and states(seen_again(here)) == states(there)
 
 
 def test_a_compromise_elsewhere_is_seen(directory: Path) -> None:
@@ -241,8 +234,7 @@ def test_a_compromise_elsewhere_is_seen(directory: Path) -> None:
     here, there = opened(directory), opened(directory)
     bad = here.active.kid
     there.compromise(bad)
-    assert seen_again(here).get(bad) is None
-    assert here.active.kid == there.active.kid
+    assert seen_again(here).get(bad) is None and here.active.kid == there.active.kid
     assert bad in json.dumps(json.loads((directory / "ring.json").read_text()))
     assert not (directory / f"{bad}.pem").exists()
 
@@ -262,15 +254,13 @@ def test_a_compromise_by_the_command_line_reaches_the_ledger(directory: Path) ->
 
     first, second = (info.kid for info in here.infos())
     there.compromise(first)
-    assert not revoked(first)
-    assert seen_again(here).active.kid == second
+    assert not revoked(first) and seen_again(here).active.kid == second
     deadline = time.monotonic() + 60
     while not revoked(first) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert revoked(first)
     authz.compromise_key(second)
-    assert revoked(second)
-    assert not revoked(here.active.kid)
+    assert revoked(second) and not revoked(here.active.kid)
 
 
 def _drop(path: Path) -> None:

@@ -86,8 +86,7 @@ def test_an_audience_is_the_profiles() -> None:
     """Only audiences of the profile; left out only where there is exactly one."""
     with ticket_scope(a_ticket(audiences=(BANK, MAIL))) as ticket:
         ticket.redeem()
-        assert refusal() == "audience"
-        assert refusal("https://evil.example") == "audience"
+        assert refusal() == "audience" and refusal("https://evil.example") == "audience"
         assert {current_call().credential(a).audience for a in (BANK, MAIL)} == {BANK, MAIL}
         assert len(ticket.minted_tokens()) == 2
     with ticket_scope(a_ticket(audiences=(), mint=None)) as ticket:
@@ -109,8 +108,7 @@ def test_a_failed_mint_mints_nothing() -> None:
 
     with ticket_scope(a_ticket(mint=flaky)) as ticket:
         ticket.redeem()
-        assert refusal() == "credential_unavailable"
-        assert ticket.minted_tokens() == ()
+        assert refusal() == "credential_unavailable" and ticket.minted_tokens() == ()
         assert current_call().credential().audience == BANK
 
 
@@ -136,8 +134,7 @@ def test_a_token_minted_across_the_end_is_listed_and_kept_back() -> None:
 
     with ticket_scope(a_ticket(mint=slow)) as ticket:
         ticket.redeem()
-        assert refusal() == "credential_unavailable"
-        assert len(ticket.minted_tokens()) == 1
+        assert refusal() == "credential_unavailable" and len(ticket.minted_tokens()) == 1
 
 
 def test_a_ticket_holds_nothing_a_serialiser_could_print() -> None:
@@ -150,10 +147,8 @@ def test_a_ticket_holds_nothing_a_serialiser_could_print() -> None:
         texts = [repr(value), str(value), repr(pickle.dumps(value)), json.dumps(value, default=str)]
         texts.append(orjson.dumps(value, default=str, option=orjson.OPT_SERIALIZE_NUMPY).decode())
         assert not any(secret in text for text in texts for secret in secrets)
-        assert isinstance(pickle.loads(pickle.dumps(value)), str)
-        assert copy.copy(value) is value
-        assert copy.deepcopy({"a": [value]})["a"][0] is value
-        assert not hasattr(value, "__dict__")
+        assert isinstance(pickle.loads(pickle.dumps(value)), str) and copy.copy(value) is value
+        assert copy.deepcopy({"a": [value]})["a"][0] is value and not hasattr(value, "__dict__")
         for dump in (json.dumps, orjson.dumps):
             with pytest.raises(TypeError):
                 dump(value)
@@ -245,7 +240,6 @@ def test_what_was_exchanged_is_searched_for_too() -> None:
     """A secret that the call got for its own is one of its tokens."""
     ticket = a_ticket()
     ticket.track("opaque")
-    assert ticket.minted_tokens() == ("opaque",)
-    assert not ticket.leaked
+    assert ticket.minted_tokens() == ("opaque",) and not ticket.leaked
     ticket.leaked = True
     assert ticket.leaked

@@ -47,8 +47,7 @@ def verifier(**changes: Any) -> Verifier:
 def refused(token: Any, *, now: int = NOW, tenant: str | None = None, audience: str = BANK, **setup: Any) -> str:
     with pytest.raises(CredentialError) as caught:
         verifier(**setup).verify(token, audience=audience, tenant=tenant, now=now)
-    assert caught.value.__cause__ is None
-    assert caught.value.__context__ is None
+    assert caught.value.__cause__ is None and caught.value.__context__ is None
     if isinstance(token, str) and len(token) > 40:
         shown = "".join(traceback.format_exception(caught.value))
         assert not any(part and part in shown for part in token.split("."))
@@ -100,8 +99,7 @@ def test_what_was_issued_verifies(alg: Any) -> None:
     assert (got.subject, got.tenant, got.audience, got.jti, got.txn, got.epoch, got.expires_at) == (
         "alice", "acme", BANK, "j-1", "run-1", 2, NOW + 60,
     )  # fmt: skip
-    assert got.actor == "urn:langchain-runtime-authz:agent:supervisor/payer"
-    assert got.token == token
+    assert got.actor == "urn:langchain-runtime-authz:agent:supervisor/payer" and got.token == token
     assert refused(token, jwks=issuer.jwks()) == "proof_missing"  # unless the caller says that it checks the proof
     assert got.claims["cnf"]["jkt"] == got.jkt == "thumb"
     assert got.actors == (got.actor, "urn:langchain-runtime-authz:agent:supervisor")
@@ -227,10 +225,8 @@ def test_a_credential_never_shows_its_token() -> None:
     texts = [repr(got), str(got), f"{got}", json.dumps(got, default=str), repr(pickle.dumps(got))]
     texts.append(orjson.dumps(got, default=repr).decode())
     assert not any(secret in text or got.token[:20] in text for text in texts)
-    assert copy.copy(got) is got
-    assert copy.deepcopy([got])[0] is got
-    assert pickle.loads(pickle.dumps(got)) == "[credential]"
-    assert not hasattr(got, "__dict__")
+    assert copy.copy(got) is got and copy.deepcopy([got])[0] is got
+    assert pickle.loads(pickle.dumps(got)) == "[credential]" and not hasattr(got, "__dict__")
     with pytest.raises(TypeError):
         json.dumps(got)
     with pytest.raises(TypeError):
@@ -278,8 +274,7 @@ class Remote:
 async def test_a_remote_issuer_is_verified() -> None:
     """Its answer is believed after verification, sync and async, and not without a verifier."""
     remote: Issuer = Remote()
-    assert isinstance(remote, Issuer)
-    assert isinstance(ISSUER, Issuer)
+    assert isinstance(remote, Issuer) and isinstance(ISSUER, Issuer)
     assert mint(remote, a_request(), verifier=verifier()).jti == "j-1"
     assert (await amint(remote, a_request(), verifier=verifier())).jti == "j-1"
     assert (await amint(ISSUER, a_request())).jti == "j-1"

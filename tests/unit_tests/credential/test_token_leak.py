@@ -83,11 +83,9 @@ FORMS = {
 def test_a_token_is_found_in_any_common_form(form: str, shape: Any) -> None:
     """Plain, in base64 at any alignment, percent-encoded, wrapped, whole or its signature alone."""
     clean, found = scrub(shape(form), [TOKEN])
-    assert found
-    assert type(clean) is type(shape(form))
+    assert found and type(clean) is type(shape(form))
     text = clean if isinstance(clean, str) else bytes(clean).decode()
-    assert REDACTED in text
-    assert SIGNATURE[:20] not in text
+    assert REDACTED in text and SIGNATURE[:20] not in text
     assert scrub(clean, [TOKEN]) == (clean, False)
 
 
@@ -110,8 +108,7 @@ def test_containers_are_searched() -> None:
         MappingProxyType({"a": TOKEN}),
     ):
         clean, found = scrub(value, [TOKEN])
-        assert found
-        assert SIGNATURE not in repr(clean)
+        assert found and SIGNATURE not in repr(clean)
         assert REDACTED in repr(clean)
         assert isinstance(clean, dict if isinstance(value, MappingProxyType) else type(value))
 
@@ -122,8 +119,7 @@ def test_what_is_clean_is_the_same_object() -> None:
     value["b"] = value["c"] = ["%41" * 100, "50% of\n" * 100]  # twice the same is no cycle
     assert scrub(value, [TOKEN])[0] is value
     leaky = [TOKEN]
-    assert scrub(leaky, []) == (leaky, False)
-    assert scrub(leaky, [""])[0] is leaky
+    assert scrub(leaky, []) == (leaky, False) and scrub(leaky, [""])[0] is leaky
 
 
 class Stubborn(Exception):
@@ -144,10 +140,8 @@ def test_an_exception_keeps_its_type_and_loses_the_token() -> None:
         exc.add_note(f"note {TOKEN}")
         exc.sent = {"headers": TOKEN}  # type: ignore[attr-defined]
         clean, found = scrub(exc, [TOKEN])
-    assert found
-    assert isinstance(clean, KeyError)
-    assert clean.args == (f"refused {REDACTED}",)
-    assert SIGNATURE not in repr(vars(clean))
+    assert found and isinstance(clean, KeyError)
+    assert clean.args == (f"refused {REDACTED}",) and SIGNATURE not in repr(vars(clean))
     assert clean.__cause__ is clean.__context__ is None
 
 
@@ -168,8 +162,7 @@ def test_a_clean_exception_keeps_its_chain() -> None:
     inner = ValueError("inner")
     outer = RuntimeError("outer")
     outer.__cause__ = inner
-    assert scrub(outer, [TOKEN]) == (outer, False)
-    assert outer.__cause__ is inner
+    assert scrub(outer, [TOKEN]) == (outer, False) and outer.__cause__ is inner
 
 
 def test_an_exception_that_still_shows_a_token_is_replaced() -> None:
@@ -177,13 +170,10 @@ def test_an_exception_that_still_shows_a_token_is_replaced() -> None:
     stubborn: tuple[Exception, ...] = (Stubborn(), ExceptionGroup("group", [Stubborn(), ValueError("x")]))
     for exc in stubborn:
         clean, found = scrub(exc, [TOKEN])
-        assert found
-        assert type(clean) is RuntimeError
-        assert SIGNATURE not in str(clean)
-        assert type(exc).__name__ in str(clean)
+        assert found and type(clean) is RuntimeError
+        assert SIGNATURE not in str(clean) and type(exc).__name__ in str(clean)
     group, found = scrub(ExceptionGroup("group", [ValueError(TOKEN)]), [TOKEN])
-    assert found
-    assert group.exceptions[0].args == (REDACTED,)
+    assert found and group.exceptions[0].args == (REDACTED,)
 
 
 def test_what_can_not_be_searched_is_not_passed_on() -> None:
@@ -195,8 +185,7 @@ def test_what_can_not_be_searched_is_not_passed_on() -> None:
     for _ in range(500):
         deep = [deep]
     clean, found = scrub(deep, [TOKEN])
-    assert not found
-    assert SIGNATURE not in repr(clean)
+    assert not found and SIGNATURE not in repr(clean)
     assert UNSEARCHED in repr(clean)
 
 
@@ -337,8 +326,7 @@ def test_nothing_that_is_written_of_an_object_holds_a_token(value: Any) -> None:
     """
     search = Search([TOKEN])
     clean = search.clean(value)
-    assert search.found
-    assert not search.withheld
+    assert search.found and not search.withheld
     assert not any(SIGNATURE.encode() in data for data in stored(clean))
 
 
@@ -379,8 +367,7 @@ def test_what_can_not_be_taken_apart_is_withheld(value: Any, monkeypatch: pytest
     """A constant takes its place, others stay, and nobody is accused."""
     monkeypatch.setattr(token_leak, "MAX_NODES", 10_000)
     search = Search([TOKEN])
-    assert search.clean({"a": value, "b": "x"}) == {"a": UNSEARCHED, "b": "x"}
-    assert search.withheld
+    assert search.clean({"a": value, "b": "x"}) == {"a": UNSEARCHED, "b": "x"} and search.withheld
     assert not search.found
 
 
@@ -400,16 +387,13 @@ def test_harmless_objects_pass() -> None:
     parent.child = SimpleNamespace(parent=parent)
     values = [Private(a=1), a_function, Model, len, json, parent, PurePosixPath("/a"), Kind, Slots(None), object(), ...]
     search = Search([TOKEN])
-    assert search.clean(values) is values
-    assert (search.found, search.withheld) == (False, False)
+    assert search.clean(values) is values and (search.found, search.withheld) == (False, False)
 
 
 def test_what_an_error_that_is_raised_refers_to_is_not_its_text() -> None:
     """An HTTP error holds the request that it was about, and that its token; what is written is the error's text."""
     exc = ValueError("refused")
     exc.request = SimpleNamespace(headers={"Authorization": TOKEN})  # type: ignore[attr-defined]
-    assert scrub(exc, [TOKEN]) == (exc, False)
-    assert scrub([exc], [TOKEN]) == ([REDACTED], True)
+    assert scrub(exc, [TOKEN]) == (exc, False) and scrub([exc], [TOKEN]) == ([REDACTED], True)
     exc.sent = TOKEN  # type: ignore[attr-defined]
-    assert scrub(exc, [TOKEN]) == (exc, True)
-    assert vars(exc)["sent"] == REDACTED
+    assert scrub(exc, [TOKEN]) == (exc, True) and vars(exc)["sent"] == REDACTED

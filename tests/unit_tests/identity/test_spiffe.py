@@ -104,8 +104,7 @@ def test_what_does_not_prove_the_workload(name: str, api: WorkloadApi, identify:
     svid, why = UNPROVEN[name]
     api.give(svid())
     until(lambda: not identity.attested)
-    assert why in str(identity.why)
-    assert identity.expires_at == 0
+    assert why in str(identity.why) and identity.expires_at == 0
     with pytest.raises(AuthzError) as refused:
         identity.jwt_svid(API)
     assert refused.value.code == "workload_unproven"
@@ -159,16 +158,14 @@ def test_nothing_outlives_the_proof(api: WorkloadApi, identify: Callable[..., Sp
     authz = RuntimeAuthz(pdp=pdp, identity=identity)
     guarded = authz.guard(look)
     with authz.run(subject="alice") as run:
-        assert guarded.invoke({}) == "seen"
-        assert seen[-1]["exp"] <= identity.expires_at
+        assert guarded.invoke({}) == "seen" and seen[-1]["exp"] <= identity.expires_at
         assert seen[-1]["act"]["sub"].startswith(PAYER + "#")
         asked = pdp.requests[-1].context
         assert (asked.agent.attested, asked.lease.exp <= identity.expires_at) == (True, True)
         api.give(ELSE.svid("/payer"))
         until(lambda: not identity.attested)
         denied = guarded.invoke({"type": "tool_call", "id": "1", "name": "look", "args": {}})
-        assert denied.status == "error"
-        assert run.decisions[-1].reasons[0].code == "workload_unproven"
+        assert denied.status == "error" and run.decisions[-1].reasons[0].code == "workload_unproven"
     with pytest.raises(AuthzDenied) as refused, authz.run(subject="alice"):
         guarded.invoke({})
     assert refused.value.code == "workload_unproven"
@@ -224,8 +221,7 @@ def test_an_svid_that_proves_nothing(name: str) -> None:
     token = BAD_SVIDS[name]()  # it expires, so it is made when it is used
     with pytest.raises(AuthzError) as refused:
         VERIFIER.verify(token)
-    assert refused.value.code == "identity_invalid"
-    assert token not in str(refused.value)
+    assert refused.value.code == "identity_invalid" and token not in str(refused.value)
 
 
 def test_an_svid_that_does() -> None:

@@ -59,8 +59,7 @@ def test_records_bear_the_newest_commit_that_was_seen(house: House) -> None:
     """Those that follow a commit, in growing order; and the chain verifies with them."""
     authz = house.work()
     positions = [r["ledger"]["position"] for line in house.log.read_text().splitlines() if "ledger" in (r := json.loads(line))]
-    assert len(positions) >= 3
-    assert positions == sorted(positions)
+    assert len(positions) >= 3 and positions == sorted(positions)
     assert verify_chain(house.log).ok
     anchor = authz.ledger.anchor("default")  # type: ignore[attr-defined]
     assert FileSink(house.log).anchor("default") == {"tenant": "default", **anchor._asdict()}
@@ -124,8 +123,7 @@ def test_the_anchor_goes_along_with_a_file_that_was_moved_away(house: House) -> 
     sink = authz.audit
     sink.write({"kind": "filler"})
     kinds = [json.loads(line)["kind"] for line in house.log.read_text().splitlines()]
-    assert kinds == ["continued", "ledger", "filler"]
-    assert verify_chain(house.log).ok
+    assert kinds == ["continued", "ledger", "filler"] and verify_chain(house.log).ok
     house.stop(authz)
     house.refused(lambda: house.start(ledger=MemoryLedger()))
 

@@ -98,8 +98,7 @@ def test_only_what_ended_long_ago_is_forgotten(path: Path) -> None:
         ledger.commit(scopes["ended"], None, [AdvanceEpoch(1, (HumanText("d", "a secret"),))])
         clock.tick(100 * DAY)
         ledger.commit(scopes["fresh"], None, [RecordStep()])
-        assert pruned(path, clock, 200)[0] == 0
-        assert pruned(path, clock, 90)[0] == 2
+        assert pruned(path, clock, 200)[0] == 0 and pruned(path, clock, 90)[0] == 2
         seen = {n: ledger.load(s, Query(calls=("k",), plan=(("root",), "m1"), agent=("root", "bad"))) for n, s in scopes.items()}
         assert {n for n, s in seen.items() if s.exists} == {"live", "revoked", "fresh"}
         assert [n for n, s in seen.items() if s.revoked] == ["revoked"]
@@ -111,8 +110,7 @@ def test_only_what_ended_long_ago_is_forgotten(path: Path) -> None:
         assert (seen["ended"].epoch, seen["ended"].task.text) == (2, "")
         said = HumanText("e", "again")
         again = ledger.commit(scopes["ended"], None, [OpenThread("user:bob"), AdvanceEpoch(2, (said,), first=True)])
-        assert isinstance(again, Committed)
-        assert again.epoch == 2
+        assert isinstance(again, Committed) and again.epoch == 2
         assert ledger.load(scopes["ended"], Query(log=True)).log == (said,)
 
 
@@ -150,8 +148,7 @@ def test_a_silent_run_that_lapsed_counts_as_ended(path: Path) -> None:
     with aged(path, clock) as ledger:
         ledger.commit(SCOPE, None, [OpenThread("user:alice"), TakeLease(lease("j", clock.now + 60))])
         clock.tick(100 * DAY)
-        assert pruned(path, clock, 90)[0] == 1
-        assert not ledger.load(SCOPE, Query()).exists
+        assert pruned(path, clock, 90)[0] == 1 and not ledger.load(SCOPE, Query()).exists
 
 
 def test_the_journal_keeps_what_tells_an_older_copy(path: Path) -> None:
@@ -165,10 +162,8 @@ def test_the_journal_keeps_what_tells_an_older_copy(path: Path) -> None:
             assert found is not None
             anchors.append(found)
         clock.tick(100 * DAY)
-        assert pruned(path, clock, 90) == (2, 1)
-        assert ledger.holds("acme", anchors[0])
-        assert ledger.holds("acme", anchors[1])
-        assert ledger.holds("other", anchors[2])
+        assert pruned(path, clock, 90) == (2, 1) and ledger.holds("acme", anchors[0])
+        assert ledger.holds("acme", anchors[1]) and ledger.holds("other", anchors[2])
         assert not ledger.holds("acme", anchors[1]._replace(nonce="another"))
         assert not ledger.holds("acme", anchors[2]._replace(position=anchors[2].position + 1))
         ledger.commit(SCOPE, None, [RecordStep()])

@@ -107,9 +107,7 @@ def test_results_are_not_remembered_and_are_read_again(ledger: SqliteLedger) -> 
     assert (held.thread.calls, held.without) == ({}, {"k"})
     assert ledger.load(SCOPE, Query(calls=("k",))).calls["k"].result == '"paid"'
     refused = ledger.commit(SCOPE, Guard("jti", 1), [ClaimCall("k", "jti", repeatable=False)])
-    assert isinstance(refused, Conflict)
-    assert refused.row is not None
-    assert refused.row.result == '"paid"'
+    assert isinstance(refused, Conflict) and refused.row.result == '"paid"'
 
 
 def test_a_long_thread_is_read_as_before(ledger: SqliteLedger, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,12 +62,10 @@ def test_a_new_revision_decides_and_is_named(source: Path, following: Callable[.
     pdp = following()
     assert isinstance(pdp, BatchPDP)
     first = ask(pdp)
-    assert first.permit
-    assert first.policy_revision == pdp.revision
+    assert first.permit and first.policy_revision == pdp.revision
     assert pdp.revision.startswith("1@")
     put(source, files(2, DENY_WRITES))
-    assert pdp.reload()
-    assert not pdp.reload()
+    assert pdp.reload() and not pdp.reload()
     second = ask(pdp)
     assert (second.outcome, second.policy_revision) == ("deny", pdp.revision)
     assert pdp.revision.startswith("2@")
@@ -92,11 +90,9 @@ def test_a_mounted_config_map_is_followed(tmp_path: Path, following: Callable[..
     policies = tmp_path / "policies"
     mount(policies, {**files(1, key=KEY)}, "2026_1")
     pdp = following(policies, keys={"default": KEY.public})
-    assert ask(pdp).permit
-    assert not pdp.reload()
+    assert ask(pdp).permit and not pdp.reload()
     mount(policies, files(2, DENY_WRITES, key=KEY), "2026_2")
-    assert pdp.reload()
-    assert (ask(pdp).outcome, pdp.revision[:2]) == ("deny", "2@")
+    assert pdp.reload() and (ask(pdp).outcome, pdp.revision[:2]) == ("deny", "2@")
     mount(policies, files(1, key=KEY), "2026_3")  # rolled back
     with pytest.raises(ConfigError, match="policy_older"):
         pdp.reload()
@@ -130,8 +126,7 @@ def test_a_link_to_the_newest_release_is_followed(tmp_path: Path, following: Cal
     assert ask(pdp).permit
     new.symlink_to("release-2")
     new.replace(current)
-    assert pdp.reload()
-    assert ask(pdp).outcome == "deny"
+    assert pdp.reload() and ask(pdp).outcome == "deny"
 
 
 REFUSED: dict[str, tuple[dict[str, bytes] | bytes | None, Code]] = {
@@ -183,8 +178,7 @@ def test_what_is_refused_changes_nothing(source: Path, following: Callable[..., 
     assert str(code) in pdp.status.refused
     assert (ask(pdp).permit, ask(pdp).policy_revision) == (True, before)
     put(source, files(7, DENY_WRITES, key=KEY))
-    assert pdp.reload()
-    assert (pdp.status.refused, pdp.status.signed_by) == ("", "default")
+    assert pdp.reload() and (pdp.status.refused, pdp.status.signed_by) == ("", "default")
     assert not ask(pdp).permit
 
 
@@ -223,8 +217,7 @@ def test_what_was_refused_is_read_again_only_where_it_changed(
     late[0] = 601
     assert ask(pdp).reasons == (Code.POLICY_STALE,)
     put(source, files(6, DENY_WRITES))
-    assert pdp.reload(again=False)
-    assert (ask(pdp).reason, pdp.status.refused) == (Code.EFFECT, "")
+    assert pdp.reload(again=False) and (ask(pdp).reason, pdp.status.refused) == (Code.EFFECT, "")
 
 
 def test_what_could_not_be_read_is_read_again(
@@ -247,8 +240,7 @@ def test_what_could_not_be_read_is_read_again(
             broken.setattr(f"langchain_runtime_authz.{place}", fault)
             with pytest.raises(ConfigError):
                 pdp.reload(again=False)
-    assert pdp.reload(again=False)
-    assert pdp.revision.startswith("2@")
+    assert pdp.reload(again=False) and pdp.revision.startswith("2@")
 
 
 def test_a_state_that_was_restored_is_looked_at(source: Path, following: Callable[..., ReloadingPDP]) -> None:
@@ -354,8 +346,7 @@ OLDER = {"an older one": files(4), "another of the same number": files(5, DENY_W
 def test_a_restart_does_not_go_back(tmp_path: Path, made: dict[str, bytes]) -> None:
     """What an earlier process used is the least that a later one takes."""
     source = put(tmp_path / "p.tar.gz", files(5))
-    assert start(source) == "5"
-    assert start(source) == "5"
+    assert start(source) == "5" and start(source) == "5"
     put(source, made)
     with pytest.raises(ConfigError, match=Code.POLICY_OLDER):
         start(source)
@@ -372,8 +363,7 @@ def test_without_what_is_kept_a_restart_goes_back(tmp_path: Path, caplog: pytest
     with pytest.raises(ConfigError, match=Code.POLICY_OLDER):
         start(source, at_least=5)
     caplog.clear()
-    assert start(source) == "4"
-    assert "first start" in caplog.text
+    assert start(source) == "4" and "first start" in caplog.text
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"v":1,"number":"9","digest":"x"}', '{"v":2,"number":9,"digest":"x"}', "5"])
@@ -404,8 +394,7 @@ def test_one_that_was_removed_meanwhile_is_written_anew(source: Path, following:
     pdp = following()
     kept = source.with_name(source.name + ".highest")
     kept.unlink()
-    assert not pdp.reload()
-    assert json.loads(kept.read_bytes())["number"] == 1
+    assert not pdp.reload() and json.loads(kept.read_bytes())["number"] == 1
 
 
 def test_one_that_did_not_see_the_newer_takes_nothing_between(source: Path, following: Callable[..., ReloadingPDP]) -> None:

@@ -167,11 +167,8 @@ def test_long_revisions_that_differ_at_their_ends_are_two() -> None:
         authzen._decision({"decision": True, "context": {"policy": {"revision": "r" * 300 + last}}}, "") for last in "12"
     ]
     for one, other in (by_opa, by_authzen):
-        assert one is not None
-        assert other is not None
-        assert one.permit
-        assert other.permit
-        assert one.policy_revision != other.policy_revision
+        assert other is not None and one.permit
+        assert other.permit and one.policy_revision != other.policy_revision
 
 
 @pytest.mark.parametrize("missing", ["", None])
@@ -377,7 +374,6 @@ def test_a_forgotten_link_ends_its_thread_and_waits_for_nothing() -> None:
     before = set(threading.enumerate())
     for forgotten in (True, False):
         link: Link | None = Link("http://127.0.0.1:9", timeout=60)
-        assert link is not None
         link.run(nothing)
         (thread,) = set(threading.enumerate()) - before
         if forgotten:

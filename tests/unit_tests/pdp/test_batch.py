@@ -71,8 +71,7 @@ def test_one_question_and_each_its_answer() -> None:
     assert [d.reason or d.outcome for d in given] == [
         "permit", "no_permit", "permit", Code.PDP_STATUS, Code.PDP_TIMEOUT, Code.PDP_ERROR, Code.PDP_MALFORMED,
     ]  # fmt: skip
-    assert given[2].policy_revision == "r9"
-    assert pdp.asked == [7, 7]
+    assert given[2].policy_revision == "r9" and pdp.asked == [7, 7]
 
 
 @pytest.mark.parametrize("answers", [[], [PERMIT], [PERMIT] * 3, None, True, "permit", PERMIT, {0: PERMIT, 1: PERMIT}], ids=repr)
@@ -114,8 +113,7 @@ def test_what_can_not_be_asked_is_left_out() -> None:
 def test_a_single_request_is_asked_alone() -> None:
     """A batch of one is none."""
     pdp = Batch(RuntimeError())
-    assert decide(pdp, [REQUEST])[0].permit
-    assert decide(pdp, []) == []
+    assert decide(pdp, [REQUEST])[0].permit and decide(pdp, []) == []
 
 
 def test_a_late_batch_is_thrown_away() -> None:

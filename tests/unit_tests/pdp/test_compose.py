@@ -83,8 +83,7 @@ def test_reasons_and_obligations_are_of_those_that_decided() -> None:
     (decision,) = decide(DenyOverrides(says(True, RATE, name="a"), says(False, code="x", name="b")))
     assert (decision.reasons, decision.obligations) == (("x",), ())
     (decision,) = decide(DenyOverrides(says(False, code="y", name="a"), says(False, code="x", name="b")))
-    assert decision.reasons == ("y", "x")
-    assert decision.policy_revision == "a=static,b=static"
+    assert decision.reasons == ("y", "x") and decision.policy_revision == "a=static,b=static"
 
 
 def test_deny_overrides_is_one_batch_to_each() -> None:
@@ -171,8 +170,7 @@ def test_a_difference_is_told(caplog: pytest.LogCaptureFixture) -> None:
         drained(pdp)
     assert f"would flip: decision {decided[1].decision_id}: " in caplog.text
     assert told == [("book_invoice", "permit", "deny")]
-    assert pdp.counts == {"same": 2, "permit>deny": 1}
-    assert caplog.text.count("would flip") == 1
+    assert pdp.counts == {"same": 2, "permit>deny": 1} and caplog.text.count("would flip") == 1
     assert "UK12" not in caplog.text  # no content
     pdp.close()
     pdp.close()
@@ -219,8 +217,7 @@ def test_close_drops_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     Evaluator(pdp).evaluate([REQUEST.to_json()])
     assert asked.wait(60)
     Evaluator(pdp).evaluate([REQUEST.to_json()] * 3)
-    assert pdp.close() == 4
-    assert pdp.close() == 4
+    assert pdp.close() == 4 and pdp.close() == 4
     hold.set()
     drained(pdp)
     assert (pdp.counts, told) == ({"dropped": 4}, [])
@@ -230,8 +227,7 @@ def test_after_close_nothing_is_compared_and_the_real_one_still_counts() -> None
     """No thread comes back to life, and the candidate is not asked."""
     candidate = StaticPDP(False, name="next")
     pdp = CandidatePDP(StaticPDP(True), candidate)
-    assert pdp.close() == 0
-    assert Evaluator(pdp).evaluate([REQUEST.to_json()])[0].permit
+    assert pdp.close() == 0 and Evaluator(pdp).evaluate([REQUEST.to_json()])[0].permit
     assert asyncio.run(Evaluator(pdp).aevaluate([REQUEST.to_json(), REQUEST.to_json()]))[1].permit
     drained(pdp)
     assert (candidate.requests, pdp.counts, pdp._thread) == ([], {}, None)
@@ -266,8 +262,7 @@ def test_one_that_is_forgotten_while_it_compares_ends_its_thread() -> None:
     gc.collect()
     hold.set()
     threads[0].join(30)
-    assert not threads[0].is_alive()
-    assert len(threads) == 1
+    assert not threads[0].is_alive() and len(threads) == 1
 
 
 def test_the_callback_may_close() -> None:
@@ -325,8 +320,7 @@ def test_the_breaker_opens_denies_and_recovers(fault: object, asynchronous: bool
     assert once().permit
     real.answer = fault
     for _ in range(3):
-        assert breaker.state == "closed"
-        assert once().failure == "pdp"
+        assert breaker.state == "closed" and once().failure == "pdp"
     assert breaker.state == "open"
     asked = real.asked
     real.answer = {"decision": True}  # even now that it would permit
@@ -338,12 +332,10 @@ def test_the_breaker_opens_denies_and_recovers(fault: object, asynchronous: bool
     assert breaker.state == "half-open"
     real.answer = fault
     assert once().reason != Code.PDP_CIRCUIT_OPEN  # the probe
-    assert breaker.state == "open"
-    assert once().reason == Code.PDP_CIRCUIT_OPEN
+    assert breaker.state == "open" and once().reason == Code.PDP_CIRCUIT_OPEN
     clock.tick(5)
     real.answer = {"decision": True}
-    assert once().permit
-    assert breaker.state == "closed"
+    assert once().permit and breaker.state == "closed"
 
 
 @pytest.mark.parametrize("answers", [({"decision": False},), (RuntimeError(), {"decision": True})], ids=["denials", "not in a row"])

@@ -88,8 +88,7 @@ def test_an_answer_that_is_no_decision_document_is_nothing(name: str) -> None:
     except (TypeError, ValueError, RecursionError):
         return
     if not isinstance(answer, str):
-        assert parse_answer(text) is None
-        assert parse_answer(text.encode()) is None
+        assert parse_answer(text) is None and parse_answer(text.encode()) is None
 
 
 def test_a_python_answer_holds_json_types_only() -> None:
@@ -119,7 +118,6 @@ def test_an_answer_has_one_of_four_outcomes(answer: Any, outcome: str, reasons: 
     """As text, as bytes and parsed; an approval and a halt travel as denials."""
     for form in (answer, json.dumps(answer), json.dumps(answer).encode(), bytearray(json.dumps(answer).encode())):
         decision = parse_answer(form)
-        assert decision is not None
         assert (decision.outcome, decision.reasons, decision.failure) == (outcome, reasons, None)
         assert decision.permit is (outcome == "permit") is (answer["decision"] is True)
         assert decision.reason == (reasons[0] if reasons else "")
@@ -129,12 +127,10 @@ def test_an_answer_is_carried_over_whole() -> None:
     """Obligations, ttl and revision; and every decision has an id of its own."""
     document = answered(obligations=[{**OBLIGED, "properties": {"fields": ["iban"]}}], ttl=30, policy={"revision": "r1"})
     first, second = parse_answer(document), parse_answer(document)
-    assert first is not None
     assert second is not None
     assert first.obligations == (Obligation(id="1", type="redact", properties={"fields": ["iban"]}),)
     assert (first.ttl, first.policy_revision) == (30, "r1")
-    assert len({first.decision_id, second.decision_id}) == 2
-    assert len(first.decision_id) == 32
+    assert len({first.decision_id, second.decision_id}) == 2 and len(first.decision_id) == 32
 
 
 def test_a_deny_of_our_own_says_which_failure_it_is() -> None:

@@ -88,8 +88,7 @@ def test_text_of_the_request_is_never_echoed(pdp: WasmPDP) -> None:
 def test_garbage_denies(pdp: WasmPDP, body: bytes) -> None:
     """Bytes that are no request, or no JSON, get the same one answer: no."""
     answer = pdp.document(body)
-    assert isinstance(answer, dict)
-    assert answer["decision"] is False
+    assert isinstance(answer, dict) and answer["decision"] is False
     assert answer["context"]["reasons"]
 
 
@@ -148,8 +147,7 @@ def test_the_revision_follows_the_data(pdp: WasmPDP) -> None:
     """Equal policy and data have an equal fingerprint, others another."""
     same, other = WasmPDP(data={"rates": {}}, pool_size=1), WasmPDP(data={"rates": {"pay": None}}, pool_size=1)
     assert pdp.revision == same.revision != other.revision
-    assert pdp.revision.startswith("sha256:")
-    assert len(pdp.revision) == len("sha256:") + 16
+    assert pdp.revision.startswith("sha256:") and len(pdp.revision) == len("sha256:") + 16
     same.close()
     other.close()
 
@@ -180,8 +178,7 @@ def test_wrong_data_is_refused(data: object, says: str) -> None:
     """Wrong data is a `ConfigError` that names the fault."""
     with pytest.raises(ConfigError) as caught:
         WasmPDP(data=data)  # type: ignore[arg-type]
-    assert caught.value.code == Code.POLICY_INVALID
-    assert says in str(caught.value)
+    assert caught.value.code == Code.POLICY_INVALID and says in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["{", "", "null", "[]", '{"rates": NaN}', '{"rates": {}, "rates": {}}', "{" * 100_000, "\0"])
@@ -271,8 +268,7 @@ def test_what_can_not_run_is_refused(wasm: str | bytes, entrypoint: str, says: s
     """A missing file, another format, another rule and host functions are told apart."""
     with pytest.raises(ConfigError) as caught:
         WasmPDP(wasm=wasm, entrypoint=entrypoint)
-    assert caught.value.code == Code.POLICY_INVALID
-    assert says in str(caught.value)
+    assert caught.value.code == Code.POLICY_INVALID and says in str(caught.value)
 
 
 def test_a_refused_policy_leaves_no_thread() -> None:

@@ -99,8 +99,7 @@ def test_a_remote_issuer_signs_the_tokens_of_calls(road: str, dpop: bool) -> Non
     assert got.claims["iss"] == "https://issuer.example"
     assert issuer.roads == (["async"] if road == "async" else ["sync in thread"])
     (minted,) = [r for r in authz.audit.records if r["kind"] == "mint"]  # type: ignore[attr-defined]
-    assert minted["jti"] == got.claims["jti"]
-    assert minted["audience"] == BANK
+    assert minted["jti"] == got.claims["jti"] and minted["audience"] == BANK
     assert minted["kid"] == issuer._there.ring.active.kid  # type: ignore[union-attr]
     assert minted["jkt"] == (got.claims["cnf"]["jkt"] if dpop else None)
     assert authz.ledger.status("default", minted["jti"]) == "ended"
@@ -161,8 +160,7 @@ def test_a_long_call_gets_a_token_that_has_not_expired(monkeypatch: pytest.Monke
     with authz.run(subject="alice", task="Pay"):
         graph.invoke(human())
     first, second, third = got
-    assert first is second
-    assert third.claims["iat"] >= first.claims["iat"] + 70
+    assert first is second and third.claims["iat"] >= first.claims["iat"] + 70
     assert third.expires_at > first.expires_at
     records = [r for r in authz.audit.records if r["kind"] == "mint"]  # type: ignore[attr-defined]
     assert [r["expires_at"] for r in records] == [first.expires_at, third.expires_at]
@@ -226,5 +224,4 @@ def test_a_token_says_how_its_call_stands_to_the_mandate(
     assert detail.get("approved") == (True if ask else None)
     assert detail["mandate"] == first["task"]["mandate"] == load_mandate(mandate).digest
     assert set(detail["argument_digests"]) == {"recipient", "amount"}
-    assert detail["salt"] != other["salt"]
-    assert len(detail["salt"]) == 22
+    assert detail["salt"] != other["salt"] and len(detail["salt"]) == 22

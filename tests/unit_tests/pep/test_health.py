@@ -76,8 +76,7 @@ def test_a_whole_instance_is_ready(tmp_path: Path) -> None:
     """Under the shipped policy, and without a record of the look."""
     authz = RuntimeAuthz(audit=tmp_path / "audit.jsonl")
     found = authz.health()
-    assert (found.parts, found.ready) == (UP, True)
-    assert found.revision.startswith("sha256:")
+    assert (found.parts, found.ready) == (UP, True) and found.revision.startswith("sha256:")
     assert (tmp_path / "audit.jsonl").read_text() == ""
     assert get(authz, "/health/ready") == (200, {"ready": True, "down": {}, "parts": UP, "revision": found.revision, "age": None})
     assert get(authz, "/health/live") == (200, {"live": True})
@@ -109,8 +108,7 @@ def test_what_is_down_is_named(tmp_path: Path, part: str, code: Code, options: d
     authz = RuntimeAuthz(**options)
     assert {name: value for name, value in authz.health().parts.items() if value} == {part: code}
     status, body = get(authz, "/ready")
-    assert (status, body["down"]) == (503, {part: code})
-    assert get(authz, "/live")[0] == 200
+    assert (status, body["down"]) == (503, {part: code}) and get(authz, "/live")[0] == 200
 
 
 def test_a_part_that_hangs_is_named_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,8 +120,7 @@ def test_a_part_that_hangs_is_named_in_time(monkeypatch: pytest.MonkeyPatch) -> 
     ledger.error, ledger.free = None, threading.Event()
     before, begun = threading.active_count(), time.monotonic()
     assert [authz.health().parts["ledger"] for _ in range(5)] == [Code.LEDGER_TIMEOUT] * 5
-    assert time.monotonic() - begun < 30
-    assert threading.active_count() <= before + 1
+    assert time.monotonic() - begun < 30 and threading.active_count() <= before + 1
     ledger.free.set()
     monkeypatch.setattr(health, "DEADLINE", 10)
     authz.health()

@@ -103,8 +103,7 @@ def test_the_log_is_always_a_channel(caplog: pytest.LogCaptureFixture) -> None:
     session, _ = opened(Answers(True, {**NOTIFY, "properties": {"channel": "log"}}))
     with caplog.at_level(logging.WARNING, "langchain_runtime_authz.notify"):
         decision = session.decide("pay", {})
-    assert decision.permit
-    assert decision.decision_id in caplog.text
+    assert decision.permit and decision.decision_id in caplog.text
     assert isinstance(LogNotifier(), Notifier)
 
 

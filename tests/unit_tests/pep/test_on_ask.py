@@ -71,8 +71,7 @@ def played(on_ask: Any, *, saver: bool = False, **options: Any) -> tuple[list[st
 def test_questions_are_answered_without_a_pause(on_ask: Any, expected: list[str], saver: bool) -> None:
     """Exactly what was approved runs; anything but a decision denies, and no graph pauses."""
     paid, out, authz = played(on_ask, saver=saver)
-    assert sorted(paid) == expected
-    assert "__interrupt__" not in out
+    assert sorted(paid) == expected and "__interrupt__" not in out
     assert out["messages"][-1].text == "done"
     assert ("not today" in str(out["messages"])) is (on_ask is rejecting)
     permitted = [r for r in authz.audit.records if r.get("resource") == "send_money" and r.get("outcome") == "permit"]

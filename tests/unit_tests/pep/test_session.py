@@ -126,9 +126,7 @@ def test_a_permitted_call_runs_and_is_observed(form: str) -> None:
     assert request.resource.properties["profiled"] is True
     assert request.resource.properties["target"] == PAY
     context = request.context
-    assert context.call is not None
-    assert context.plan is not None
-    assert (context.call.args, context.call.state) == (PAY, "new")
+    assert context.plan is not None and (context.call.args, context.call.state) == (PAY, "new")
     assert (context.plan.planned, context.plan.source, context.plan.of) == (True, "code", 1)
     assert (context.task.text, context.task.epoch, context.task.corrections) == ("Pay the December bill", 1, 0)
     assert (context.agent.path, context.lease.jti) == (["session"], session.session.jti)
@@ -142,8 +140,7 @@ def test_a_denied_call_is_not_claimed() -> None:
     assert (decision.outcome, decision.reasons) == ("deny", ("no_permit",))
     with pytest.raises(AuthzError, match="no_call: `pay`: no permitted call") as caught:
         session.observe("pay", PAY, "paid")
-    assert caught.value.code == Code.NO_CALL
-    assert session.decide("lookup", {"key": "x"}).permit
+    assert caught.value.code == Code.NO_CALL and session.decide("lookup", {"key": "x"}).permit
     assert calls(pdp)[-1].context.history.denials == 1
     assert calls(pdp)[-1].context.history.recent == ["deny:pay"]
 
@@ -291,8 +288,7 @@ def test_a_correction_from_beside_stops_the_session() -> None:
     assert authz.correct("t", "Stop", graph="session") == 2
     asked = len(pdp.requests)
     assert session.decide("lookup", {}).reason == "stale_epoch"
-    assert session.decide("pay", PAY).reason == "stale_epoch"
-    assert len(pdp.requests) == asked
+    assert session.decide("pay", PAY).reason == "stale_epoch" and len(pdp.requests) == asked
     with pytest.raises(AuthzDenied):
         session.delegate("child")
 
@@ -331,7 +327,6 @@ def test_an_approval_lifts_the_question() -> None:
     decision = session.approve(asked)
     assert decision.permit
     approval = calls(pdp)[-1].context.approval
-    assert approval is not None
     assert (approval.source, approval.approver, approval.authenticated) == ("application", "user:alice", True)
     session.observe("pay", PAY, "paid")
     assert session.approve(asked).reason == "approval_void"
@@ -382,16 +377,14 @@ def test_a_child_gets_the_parents_grant_narrowed() -> None:
     authz = authz_with(pdp)
     parent = opened(authz, grant=GRANT)
     child = parent.delegate("payer", Grant(tools=("pay", "note", "delete_all"), args={"pay": {"amount": Constraint(le=1000)}}))
-    assert child.jti != parent.jti
-    assert child.decide("pay", PAY).permit
+    assert child.jti != parent.jti and child.decide("pay", PAY).permit
     request = calls(pdp)[-1]
     assert request.context.agent.path == ["session", "payer"]
     assert request.context.delegation.depth == 1
     assert [(e.from_, e.to) for e in request.context.delegation.edges] == [("session", "payer")]
     assert request.context.lease.grant is not None
     granted = Grant.model_validate(request.context.lease.grant)
-    assert granted.tools == ("pay",)
-    assert GRANT.covers(granted)
+    assert granted.tools == ("pay",) and GRANT.covers(granted)
     invoked = next(r for r in pdp.requests if r.action.name == "agent/invoke")
     assert (invoked.resource.type, invoked.resource.id) == ("agent", "payer")
 
@@ -475,8 +468,7 @@ def test_a_denial_that_can_not_be_recorded_is_still_a_denial() -> None:
     """A failing sink never turns it into something else."""
     sink = BrokenSink(lambda r: r["kind"] == "decision" and r["outcome"] == "deny")
     session = opened(authz_with(StaticPDP(lambda r: r.resource.id != "pay"), audit=sink))
-    assert session.decide("pay", PAY).reason == "no_permit"
-    assert session.decide("lookup", {}).permit
+    assert session.decide("pay", PAY).reason == "no_permit" and session.decide("lookup", {}).permit
 
 
 @pytest.mark.parametrize(("part", "code"), [
@@ -489,8 +481,7 @@ def test_a_part_that_fails_lets_no_session_start(part: dict[str, Any], code: Cod
     """`AuthzDenied` with its code, whose text says nothing of the store."""
     with pytest.raises(AuthzDenied) as caught:
         opened(authz_with(**part))
-    assert caught.value.code == code
-    assert "hunter2" not in str(caught.value)
+    assert caught.value.code == code and "hunter2" not in str(caught.value)
 
 
 # --- time -----------------------------------------------------------------------------------------------
@@ -510,8 +501,7 @@ def test_a_living_session_outlives_its_lease_time() -> None:
         assert calls(pdp)[-1].context.now == int(clock.now)  # a policy reads the ledger's time
         assert status(authz, session) == "live"
     clock.tick(LEASE_TTL)
-    assert status(authz, session) == "ended"
-    assert session.decide("lookup", {}).permit
+    assert status(authz, session) == "ended" and session.decide("lookup", {}).permit
     assert status(authz, session) == "live"
 
 
@@ -523,14 +513,12 @@ def test_no_session_outlives_its_maximum() -> None:
     session = opened(authz)
     clock.tick(MAX_LIFETIME - 1)
     child = session.delegate("late")
-    assert session.decide("pay", PAY).permit
-    assert child.decide("lookup", {}).permit
+    assert session.decide("pay", PAY).permit and child.decide("lookup", {}).permit
     assert calls(pdp)[-1].context.lease.exp <= clock.now + 1
     clock.tick(1)
     asked = len(pdp.requests)
     assert session.decide("lookup", {}).reason == "lease_expired"
-    assert child.decide("lookup", {}).reason == "lease_expired"
-    assert len(pdp.requests) == asked
+    assert child.decide("lookup", {}).reason == "lease_expired" and len(pdp.requests) == asked
     assert status(authz, session) == "ended"
     session.observe("pay", PAY, "paid")
     assert opened(authz).decide("lookup", {}).permit
@@ -542,8 +530,7 @@ def test_no_session_outlives_its_maximum() -> None:
 def test_two_equal_calls_may_be_open_at_once() -> None:
     """The second asks, as the first may have been given up. Both are claimed, so both are observed."""
     session = opened(authz_with())
-    assert session.decide("pay", PAY).permit
-    assert session.approve(session.decide("pay", PAY)).permit
+    assert session.decide("pay", PAY).permit and session.approve(session.decide("pay", PAY)).permit
     for _ in range(2):
         session.observe("pay", PAY, "paid")
 

@@ -81,8 +81,7 @@ def test_words_are_the_users_own() -> None:
     found = memory.read_words(scope(), seen)
     told = {name for name in ("bob", "ann", "eve", "ida") if found.words.said(forms(f"{name}@x.org"))}
     assert (told, found.turn.texts, found.turns, found.digest) == ({"bob", "ida"}, ("and to ida@x.org",), 2, seen.task.digest)
-    assert memory.words[scope()] is found
-    assert found.compiled == ()
+    assert memory.words[scope()] is found and found.compiled == ()
 
 
 def test_texts_are_kept_in_bounds() -> None:
@@ -94,8 +93,7 @@ def test_texts_are_kept_in_bounds() -> None:
     kept = memory.memory(scope())
     assert sum(len(p.text) for p in kept.prose) <= MAX_PROSE
     assert [p.text.split(":")[0] for p in kept.mentions("pay eve")] == ["Text 11", "Text 10", "Text 9", "Text 8"]
-    assert list(kept.mentions("text 1:")) == []
-    assert memory.memory(scope()) is kept
+    assert list(kept.mentions("text 1:")) == [] and memory.memory(scope()) is kept
     assert memory.memory(scope("other")) is NO_MEMORY
 
 
@@ -143,5 +141,4 @@ def test_the_least_recently_used_thread_is_forgotten() -> None:
     memory.reached(scope("t0"), ["bob"])
     memory.read_words(scope("new"), seen)
     assert [scope(name) in memory.words for name in ("t0", "t1", "new")] == [True, False, True]
-    assert memory.payees(scope("t0"))
-    assert isinstance(memory.words[scope("new")], TaskWords)
+    assert memory.payees(scope("t0")) and isinstance(memory.words[scope("new")], TaskWords)

@@ -73,8 +73,7 @@ def test_a_refusal_names_what_is_wanted(name: str) -> None:
     """RFC 6750 §3.1 and RFC 9728 §5.1: the error, the scopes, and where a token can be had."""
     headers, status, said = REFUSED[name]
     answer = asked(crm(), headers())
-    assert answer.status_code == status
-    assert said in challenge(answer)
+    assert answer.status_code == status and said in challenge(answer)
     assert 'resource_metadata="https://bank.example/.well-known/oauth-protected-resource/api"' in challenge(answer)
 
 

@@ -134,8 +134,7 @@ def test_no_credential_is_told_what_is_wanted() -> None:
 def test_a_bad_request_is_answered_as_the_rfc_says(headers: Any, status: int, error: str) -> None:
     """Nothing is quoted, the answer is not kept by caches, and the challenge names the error."""
     answer = asked(app_of(server()), [(k, v.encode("latin-1")) for k, v in headers])
-    assert answer.status_code == status
-    assert f'error="{error}"' in challenge(answer)
+    assert answer.status_code == status and f'error="{error}"' in challenge(answer)
     assert answer.headers["cache-control"] == "no-store"
     assert "AAAA" not in answer.text + challenge(answer)
 
@@ -174,8 +173,7 @@ def test_too_many_proofs_of_one_key_are_one_callers_trouble() -> None:
     answers = [asked(app, proved(key)) for key in (keys[0], keys[0], keys[1])]
     assert [a.status_code for a in answers] == [200, 429, 200]
     assert answers[1].json() == {"detail": "proof_limit"}
-    assert answers[1].headers["retry-after"] == "1"
-    assert "www-authenticate" not in answers[1].headers
+    assert answers[1].headers["retry-after"] == "1" and "www-authenticate" not in answers[1].headers
 
 
 @pytest.mark.parametrize("case", ["bearer", "no proof", "no reader", "unbound", "as it should be"])
@@ -237,8 +235,7 @@ def test_a_service_without_proofs_serves_bearer_tokens() -> None:
     made = server(proofs=None)
     for app in (app_of(made), ProtectedApp(app_of(made), made)):
         answer = asked(app, {"Authorization": f"Bearer {token()}"})
-        assert answer.status_code == 200
-        assert "dpop-nonce" not in answer.headers
+        assert answer.status_code == 200 and "dpop-nonce" not in answer.headers
 
 
 def test_a_nonce_is_told_with_each_answer() -> None:
@@ -275,8 +272,7 @@ def test_the_guard_in_front_of_an_application() -> None:
         await socket.close()
 
     app = ProtectedApp(inner, server())
-    assert asked(app).json() == {"error": "credential_missing"}
-    assert reached == []
+    assert asked(app).json() == {"error": "credential_missing"} and reached == []
     with TestClient(app) as client:
         from starlette.websockets import WebSocketDisconnect
 
@@ -388,8 +384,7 @@ def test_a_request_without_the_arguments_is_invalid() -> None:
         assert asked(app, headers, "/pay", content=body).status_code in (400, 422)
     answer = asked(app, headers, "/pay", json={})
     assert (answer.status_code, answer.json()) == (400, {"detail": "invalid_request"})
-    assert asked(app, headers, "/query").status_code == 422
-    assert reached == []
+    assert asked(app, headers, "/query").status_code == 422 and reached == []
     assert asked(app, headers, "/query?amount=98.70").status_code == 200
     assert asked(app, headers, "/query?amount=98.71").status_code == 403
 
@@ -476,8 +471,7 @@ def test_a_listing_shows_nothing_that_cannot_be_read(case: str) -> None:
     app = ProtectedMcp(inner, server(), listing="granted")
     given = {"Authorization": f"Bearer {token(grant=Grant(tools=['pay']))}"}
     answer = asked(app, given, "/mcp", json={"method": "tools/list"})
-    assert answer.status_code == expected
-    assert "wipe" not in answer.text
+    assert answer.status_code == expected and "wipe" not in answer.text
     if expected == 200 and "error" not in answer.text:
         (data,) = [line.removeprefix("data: ") for line in answer.text.splitlines() if "result" in line]
         assert json.loads(data)["result"] == SHOWN
@@ -642,8 +636,7 @@ def test_what_is_no_token_is_inactive(bad: str) -> None:
 def test_who_may_not_ask_is_told_nothing(headers: Any, options: Any, status: int) -> None:
     """A caller is authenticated first; a body that is no form with one token is refused."""
     answer = asked(endpoint(), headers, "/", **options)
-    assert answer.status_code == status
-    assert set(answer.json()) == {"error"}
+    assert answer.status_code == status and set(answer.json()) == {"error"}
 
 
 def test_an_endpoint_that_can_not_tell_says_so() -> None:
