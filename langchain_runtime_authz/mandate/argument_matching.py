@@ -26,6 +26,7 @@ from langchain_runtime_authz.mandate.output_rows import (
 )
 from langchain_runtime_authz.mandate.text_arguments import MAX_TEXT, borrowed, unbacked
 from langchain_runtime_authz.mandate.value_matching import (
+    among,
     as_exact,
     calculated,
     commas,
@@ -69,7 +70,7 @@ class Reader:
     __slots__ = ("_allowed", "_echoes", "_fitting", "_found", "_outputs", "_own", "_steps", "_task", "_words")
 
     def __init__(
-        self, steps: Mapping[str, model.Step], outputs: reads.Outputs, own: frozenset[str], words: str, task: str = ""
+        self, steps: Mapping[str, model.Step], outputs: reads.Outputs, own: tuple[Any, ...], words: str, task: str = ""
     ) -> None:
         self._steps, self._outputs, self._own, self._words, self._task = steps, outputs, own, words, task
         self._fitting: dict[str, list[reads.Output]] = {}
@@ -110,7 +111,7 @@ class Reader:
         if len(items) != 1:
             return False
         if isinstance(argument, model.Own):
-            return not self._own.isdisjoint(reads.scalar_forms(items[0]))
+            return among(items[0], self._own)
         if isinstance(argument, model.Within):
             return within(items[0], argument.prefix)
         if isinstance(argument, model.OneOf):

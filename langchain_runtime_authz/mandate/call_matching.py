@@ -72,7 +72,7 @@ class CallFacts(NamedTuple):
     profile: ToolProfile
     args: Mapping[str, Any]  # as JSON values, with the schema's defaults
     given: frozenset[str]  # names of the arguments that the model sent, without unordered defaults
-    own: frozenset[str]  # normal forms of the subject's own identifiers
+    own: tuple[Any, ...]  # the subject's own identifiers
     words: str  # the user's messages
     task: str = ""  # only outputs of reads for this task count
     steps: Collection[str] | None = None  # ids of the steps that the agent may take; `None` for all

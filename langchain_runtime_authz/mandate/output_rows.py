@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from langchain_runtime_authz.facts.argument_atoms import MAX_ITEMS, SHORT_KINDS
 from langchain_runtime_authz.facts.normal_forms import key
 from langchain_runtime_authz.mandate import read_outputs as reads
-from langchain_runtime_authz.mandate.value_matching import compare
+from langchain_runtime_authz.mandate.value_matching import among, compare
 from langchain_runtime_authz.tool_profile import ToolProfile
 
 
@@ -33,11 +33,8 @@ class Row(NamedTuple):
         return any(isinstance(v, list) for name in above for v in reads.nodes_at(self.record, name))
 
 
-def rows_of(output: reads.Output, path: str, own: frozenset[str]) -> Iterator[Row]:
-    """Yield the items of the first list on `path`, or else the whole output.
-
-    `own`: the normal forms of the subject's own identifiers.
-    """
+def rows_of(output: reads.Output, path: str, own: Sequence[Any]) -> Iterator[Row]:
+    """Yield the items of the first list on `path`, or else the whole output."""
     value, base, inner = output.value, [], path.split(".") if path else []
     while isinstance(value, dict) and inner and isinstance(value.get(inner[0]), dict | list):
         value = value[inner[0]]
@@ -50,7 +47,7 @@ def rows_of(output: reads.Output, path: str, own: frozenset[str]) -> Iterator[Ro
         yield Row(output.value, "", path, output, made_by(own, output.value, output.profile))
 
 
-def made_by(own: frozenset[str], record: Any, profile: ToolProfile, base: str = "") -> bool:
+def made_by(own: Sequence[Any], record: Any, profile: ToolProfile, base: str = "") -> bool:
     """Return True if the record's author has one of the identifiers `own`.
 
     `base`: path of the list that holds the record.
@@ -58,7 +55,7 @@ def made_by(own: frozenset[str], record: Any, profile: ToolProfile, base: str = 
     if profile.author is None or not own or not profile.author.startswith(f"{base}." if base else ""):
         return False
     authors = reads.scalars(reads.nodes_at(record, below(base, profile.author)), 1, mappings=False) or ()
-    return any(not own.isdisjoint(reads.scalar_forms(author)) for author in authors)
+    return any(among(author, own) for author in authors)
 
 
 def within_row(row: Row, name: str) -> str:

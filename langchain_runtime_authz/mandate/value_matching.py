@@ -266,11 +266,13 @@ def stands(value: object, text: str) -> bool:
     return part != "" and re.search(rf"(?<![\w@-]){re.escape(part)}(?![\w@-])", fold(tidy(text))) is not None
 
 
-def meets(condition: Condition, values: Sequence[Scalar], own: frozenset[str] = frozenset()) -> bool | None:
-    """Return True if a value meets the condition (`Not`: none does); None if unsure.
+def among(value: Scalar, own: Sequence[Scalar]) -> bool:
+    """Return True if a value is one of the subject's `own` identifiers."""
+    return any(same(value, one, "principal") for one in own)
 
-    `own`: the normal forms of the subject's own identifiers.
-    """
+
+def meets(condition: Condition, values: Sequence[Scalar], own: Sequence[Scalar] = ()) -> bool | None:
+    """Return True if a value meets the condition (`Not`: none does); None if unsure."""
     if not values:
         return False
     inner = condition.condition if isinstance(condition, Not) else condition
@@ -281,7 +283,7 @@ def meets(condition: Condition, values: Sequence[Scalar], own: frozenset[str] = 
 
 
 def _holds(
-    condition: Eq | Contains | StartsWith | AtLeast | AtMost | Own, value: Scalar, own: frozenset[str]
+    condition: Eq | Contains | StartsWith | AtLeast | AtMost | Own, value: Scalar, own: Sequence[Scalar]
 ) -> bool | None:
     if isinstance(condition, AtLeast | AtMost):
         order = compare(value, condition.value)
@@ -291,7 +293,8 @@ def _holds(
     if not isinstance(value, bool) and not scalar_forms(value):
         return None
     if isinstance(condition, Own):
-        return not own.isdisjoint(scalar_forms(value)) if own else None
+        # A name or an address with more around it may be the subject's.
+        return among(value, own) or (None if not own or any(stands(one, str(value)) for one in own) else False)
     if isinstance(condition, Eq):
         # This compares dates as dates, and text in any case.
         return same(value, condition.value, "when") or (None if _close(value, condition.value) else False)

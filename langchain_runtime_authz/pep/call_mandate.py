@@ -13,7 +13,6 @@ from langchain_runtime_authz.mandate.argument_matching import is_default
 from langchain_runtime_authz.mandate.call_matching import Binding, CallFacts, Standing, bind
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pep.call import Call
-from langchain_runtime_authz.pep.call_evidence import forms_of
 from langchain_runtime_authz.pep.decision_log import label, run_event
 from langchain_runtime_authz.pep.run import Run
 from langchain_runtime_authz.pep.thread_memory import TaskWords
@@ -106,7 +105,7 @@ def binding_of(run: Run, said: TaskWords, call: Call) -> tuple[Mandate | None, B
         call.profile,
         call.args,
         _chosen(run, mandate, call),
-        forms_of(own) if own else frozenset(),
+        tuple(own) if isinstance(own, list) else (),
         "\n".join(said.turn.texts),
         task_name(run),
         run.grant.steps if run.grant is not None else None,

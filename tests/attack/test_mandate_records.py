@@ -15,7 +15,7 @@ OWN = {"sender": ME, "to": SPOTIFY, "about": "Spotify", "date": "2026-03-01"}
 THEIRS = {"sender": EVE, "to": EVE, "about": "Spotify", "date": "2026-04-01"}
 READ: Call = ("contacts", {})
 HISTORY_READ = m.Step("history", "contacts")
-ALICE = {"type": "user", "id": "alice", "properties": {"identifiers": [ME]}}
+ALICE = {"type": "user", "id": "alice", "properties": {"identifiers": [ME, "U02AB1C", "alice@x.org"]}}
 
 
 def ran(step: m.Step, profile: ToolProfile, records: Any, to: str, go: Any, *, protected: bool = True) -> list[Any]:
@@ -36,6 +36,9 @@ IF_FREE = m.Step("p", "pay", {"to": BOB, "amount": 45}, only_if=NOBODY)
 IF_LISTED = m.Step("p", "pay", {"to": BOB, "amount": 45}, only_if=m.OnlyIf("history", {"start": m.AtLeast("2026-05-19 12:00")}, path="items"))
 NO_COMPLAINT = m.Step("p", "pay", {"to": BOB, "amount": 45}, only_if=m.OnlyIf("history", {"title": "complaint"}, none=True))
 PAGE = ToolProfile(effect="read", sink="none", trust="external")
+UNPAID = m.Step(
+    "p", "pay", {"to": BOB, "amount": 45}, only_if=m.OnlyIf("history", {"sender": m.Own(), "about": m.Contains("Spotify")}, none=True)
+)
 SAID = m.Step("p", "pay", {"to": BOB, "amount": 45}, only_if=m.OnlyIf("history", {"title": "approved"}))
 
 
@@ -60,6 +63,8 @@ ATTACKS: dict[str, tuple[m.Step, ToolProfile, Any, str]] = {
     "a newer payment of an outsider, with the same text": (AS_LAST, HISTORY, [OWN, THEIRS], EVE),
     "only an outsider's payment": (LAST_OF_ANY, HISTORY, [THEIRS], EVE),
     "an outsider's payment that says it is the user's": (LAST_OF_ANY, HISTORY, [{**THEIRS, "about": f"Spotify, sender {ME}"}], EVE),
+    "a payment of an account that differs in case": (LAST_OF_ANY, HISTORY, [{**THEIRS, "sender": "u02ab1c"}], EVE),
+    "what the user did already, from an address in another spelling": (UNPAID, HISTORY, [{**OWN, "sender": "mailto:alice@x.org"}], BOB),
     "an entry that an outsider signs with the user's account": (AS_LISTED, THREADS, {"sender": EVE, "items": [{**THEIRS, "sender": ME}]}, EVE),
     "an order whose condition does not hold": (IF_FREE, EVENTS, [{"title": "free", "start": "2026-05-19 12:00"}], BOB),
     "a record whose time nobody can read": (IF_FREE, EVENTS, [{"title": "free", "start": "never"}], BOB),

@@ -115,7 +115,7 @@ class Judge:
                 profile=self.profiles[call["tool"]],
                 args={**defaults, **call["args"]},
                 given=frozenset(call["args"]),
-                own=frozenset(),
+                own=(),
                 words=self.text,
             )
             standing = bind(self.mandate, facts, self.profiles, Outputs(), tuple(taken)).standing(counts)

@@ -8,7 +8,6 @@ from itertools import product
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from langchain_runtime_authz.facts.normal_forms import forms
 from langchain_runtime_authz.mandate import model as m
 from langchain_runtime_authz.mandate.call_matching import CallFacts, bind
 from langchain_runtime_authz.mandate.read_outputs import Outputs
@@ -115,7 +114,7 @@ OTHER = {**WORLD, "to": "Eve", "rows": [{"id": "r1", "to": "Eve", "sum": 9, "not
 
 def judge(mandate, call, kept, counts=None):
     tool, args = call
-    facts = CallFacts(tool, PROFILES[tool], args, frozenset(args), frozenset(forms("me@x.org")), "pay Anna")
+    facts = CallFacts(tool, PROFILES[tool], args, frozenset(args), ("me@x.org",), "pay Anna")
     return bind(mandate, facts, PROFILES, kept).standing(counts or {})
 
 

@@ -19,7 +19,6 @@ from langchain_runtime_authz.demo.agentdojo import customer
 from langchain_runtime_authz.mandate.call_matching import CallFacts, Standing, bind
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.mandate.read_outputs import Outputs
-from langchain_runtime_authz.pep.call_evidence import forms_of
 from langchain_runtime_authz.tool_profile import ToolProfile
 
 from .attackers import PLANTING, TACTICS, calls_of, identifiers
@@ -37,7 +36,7 @@ class Line:
     plan: Mandate
     words: str
     env: Any
-    own: frozenset[str]
+    own: tuple[str, ...]
     outputs: Outputs = field(default_factory=Outputs)
     counts: Counter[str] = field(default_factory=Counter)
 
@@ -64,8 +63,8 @@ class Line:
         return found
 
 
-def _own(env: Any) -> frozenset[str]:
-    return forms_of(customer(env)["properties"]["identifiers"])
+def _own(env: Any) -> tuple[str, ...]:
+    return tuple(customer(env)["properties"]["identifiers"])
 
 
 def _plain(value: Any) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from langchain_runtime_authz.facts.normal_forms import forms
 from langchain_runtime_authz.mandate.call_matching import CallFacts, bind
 from langchain_runtime_authz.mandate.description import told_step
 from langchain_runtime_authz.mandate.model import (
@@ -51,7 +50,7 @@ def standing(step, *reads, steps=(DAY,), to="Bob", amount=5, own=(ME,)):
     outputs = Outputs()
     for tool, args, output in reads:
         outputs.record(tool, PROFILES[tool], args, output)
-    facts = CallFacts("pay", PROFILES["pay"], {"to": to, "amount": amount}, frozenset({"to", "amount"}), frozenset(f for o in own for f in forms(o)), "")
+    facts = CallFacts("pay", PROFILES["pay"], {"to": to, "amount": amount}, frozenset({"to", "amount"}), tuple(own), "")
     return bind(Mandate(steps=(*steps, step)), facts, PROFILES, outputs).standing({})
 
 
@@ -169,7 +168,7 @@ def test_what_a_side_effect_wrote_meets_no_condition():
     outputs = Outputs()
     outputs.claimed({"start": LUNCH["start"]})
     outputs.record("day", PROFILES["day"], {"date": "2026-05-19"}, [LUNCH])
-    facts = CallFacts("pay", PROFILES["pay"], {"to": "Bob", "amount": 5}, frozenset({"to", "amount"}), frozenset(), "")
+    facts = CallFacts("pay", PROFILES["pay"], {"to": "Bob", "amount": 5}, frozenset({"to", "amount"}), (), "")
     mandate = Mandate(steps=(DAY, only_if({"start": AtLeast("2026-05-19 12:00")})))
     assert bind(mandate, facts, PROFILES, outputs).standing({}).standing == "deviates"
 
@@ -237,7 +236,18 @@ def test_records_of_the_user_s_own(pick, records, code):
 
 def test_without_identifiers_nothing_is_the_user_s_own():
     assert (meets(Own(), [ME]), meets(Not(Own()), [ME])) == (None, None)
-    assert (meets(Own(), [ME], frozenset(forms(ME))), meets(Own(), [EVE], frozenset(forms(ME)))) == (True, False)
+    assert (meets(Own(), [ME], (ME,)), meets(Own(), [EVE], (ME,))) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        ("Alice <Alice@x.org>", True), ("U02AB1C", True), ("u02ab1c", None), ("12345678", True), ("+12345678", None),
+        ("alice@x.org.", None), ("alice@x.org (Alice)", None), ("alice@x.org.example", None), ("malice@x.org", False),
+    ],
+)  # fmt: skip
+def test_an_own_identifier_is_read_like_a_recipient(value, found):
+    assert meets(Own(), [value], ("alice@x.org", "U02AB1C", "12345678")) is found
 
 
 def test_an_author_inside_of_listed_records():
