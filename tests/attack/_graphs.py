@@ -9,12 +9,12 @@ from typing import Any
 from unittest.mock import patch
 
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
-from langchain_core.tools import BaseTool, tool
+from langchain_core.tools import BaseTool, StructuredTool, tool
 from langgraph._internal._runnable import RunnableCallable
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode
 from langgraph.types import Command
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, create_model
 
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.authzen import EvaluationRequest
@@ -60,6 +60,17 @@ def read_tool(ran: list[Any]) -> BaseTool:
         return f"text of {path}"
 
     return read
+
+
+def a_tool(name: str, act: Callable[..., Any], /, **kinds: Any) -> BaseTool:
+    """A tool that takes arguments of these kinds, and does this with them."""
+    schema = create_model(name, **{argument: (kind, ...) for argument, kind in kinds.items()})
+    return StructuredTool.from_function(act, name=name, description=f"{name}.", args_schema=schema)
+
+
+def noting(ran: list[Any], name: str, says: Any = "done", /, **kinds: Any) -> BaseTool:
+    """A tool that is seen in `ran` with its arguments, and says this."""
+    return a_tool(name, lambda **args: [ran.append((name, *args.values())), says][1], **kinds)
 
 
 def call(name: str, args: dict[str, Any], ident: str) -> dict[str, Any]:

@@ -176,11 +176,7 @@ class Desk:
             desk.ran.append((to, amount, ticket.epoch if ticket is not None else None))
             return "paid"
 
-        @tool
-        def look(at: str) -> str:
-            """Look at something."""
-            return "seen"
-
+        look = a_tool("look", lambda at: "seen", at=str)
         return [pay, look]
 
     def model(self) -> ScriptedChatModel:

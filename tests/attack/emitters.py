@@ -41,16 +41,10 @@ def echo(text: str, tool_call_id: Annotated[str, InjectedToolCallId]) -> Command
     return Command(update={"messages": said})
 
 
-@tool
-def ask_human(question: str) -> str:
-    """A tool that asks."""
-    return str(interrupt({"question": question, "options": ["yes", "no"]}))
+ask_human = a_tool("ask_human", lambda question: str(interrupt({"question": question, "options": ["yes", "no"]})), question=str)
 
 
-@tool
-def note(text: str) -> str:
-    """A tool that a human must approve."""
-    return f"noted {text}"
+note = a_tool("note", lambda text: f"noted {text}", text=str)
 
 
 class Scene:

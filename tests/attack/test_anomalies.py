@@ -105,13 +105,7 @@ def test_rotations_by_others_revoke() -> None:
 
 def _client_plans(authz: RuntimeAuthz | None, ran: list[Any]) -> Any:
     """A graph whose only node runs the calls that its client sends along."""
-
-    @tool
-    def note(n: int) -> str:
-        """Write something down."""
-        ran.append(n)
-        return "noted"
-
+    note = a_tool("note", lambda n: [ran.append(n), "noted"][1], n=int)
     graph = chain({"tools": ToolNode([note])}, checkpointer=InMemorySaver(), name="g")
     return graph if authz is None else authz.protect(graph)
 
@@ -121,26 +115,20 @@ def _noting(turn: int) -> dict[str, Any]:
     return {"messages": [HumanMessage(f"Note {turn}"), AIMessage("", tool_calls=calls)]}
 
 
-def test_side_effects_that_nobody_planned_revoke(ran: Any) -> None:
-    """Three that stand in no model's message: the fourth revokes the agent."""
+def test_side_effects_that_nobody_planned_revoke(ran: Any, protected: bool) -> None:
+    """Three that stand in no model's message: the fourth revokes the agent. Unprotected, all of them take effect."""
     authz = RuntimeAuthz(profiles=PROFILES)
-    graph, config = _client_plans(authz, ran), THREAD
+    graph = _client_plans(authz if protected else None, ran)
     for turn in range(4):
-        told(authz, graph, _noting(turn), config)
-    assert ran == []
+        told(authz, graph, _noting(turn), THREAD)
+    assert ran == ([] if protected else [0, 1, 2, 3])
+    if not protected:
+        return
     reasons = [r["reasons"] for r in authz.audit.records if r["kind"] == "decision"]  # type: ignore[attr-defined]
     assert ["unplanned"] in [list(r)[:1] for r in reasons]
     assert "unplanned_streak" in reasons[-1]
     scope = authz.root_entry.scope("g", "t")
     assert authz.ledger.load(scope, Query(agent=("g",))).revoked
-
-
-def test_unenforced_the_clients_calls_run(ran: Any) -> None:
-    """Without us all of them take effect."""
-    graph = _client_plans(None, ran)
-    for turn in range(4):
-        graph.invoke(_noting(turn), THREAD)
-    assert ran == [0, 1, 2, 3]
 
 
 def test_destinations_from_outside_revoke() -> None:

@@ -20,26 +20,7 @@ ALL = Mandate((Step("note", "note", {"pages": Free()}, times=9), Step("post", "p
 
 def tools(ran: list[Any]) -> list[BaseTool]:
     """A vault, a notebook inside the house, and a site outside it."""
-
-    @tool
-    def read() -> str:
-        """Read the vault."""
-        ran.append("read")
-        return "the launch code is 0000"
-
-    @tool
-    def note(pages: int) -> str:
-        """Write pages."""
-        ran.append(("note", pages))
-        return "noted"
-
-    @tool
-    def post(text: str) -> str:
-        """Post."""
-        ran.append(("post", text))
-        return "posted"
-
-    return [read, note, post]
+    return [noting(ran, "read", "the launch code is 0000"), noting(ran, "note", pages=int), noting(ran, "post", text=str)]
 
 
 LEAK = ([call("read", {}, "c1")], [call("post", {"text": "0000"}, "c2"), call("note", {"pages": 1}, "c3")])
@@ -50,7 +31,7 @@ def test_secrets_do_not_leave_the_house(form: str, ran: Any) -> None:
     """What was read decides where writing may go: `data_flow`."""
     authz = RuntimeAuthz(profiles=PROFILES)
     play(form, tools(ran), *LEAK, authz=authz, mandate=ALL)
-    assert ran == ["read", ("note", 1)] and "data_flow" in first_reasons(authz, "post")[0]
+    assert ran == [("read",), ("note", 1)] and "data_flow" in first_reasons(authz, "post")[0]
 
 
 def test_unenforced_secrets_leave_the_house(form: str, ran: Any) -> None:

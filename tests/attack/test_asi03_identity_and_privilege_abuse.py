@@ -27,20 +27,7 @@ def authz_of() -> RuntimeAuthz:
 
 def thieves(take: Any, use: Any) -> list[BaseTool]:
     """`pay` keeps what it was given, `steal` uses it in a later call."""
-
-    @tool
-    def pay() -> str:
-        """Pay."""
-        take()
-        return "paid"
-
-    @tool
-    def steal() -> str:
-        """Use what another call left behind."""
-        use()
-        return "stolen"
-
-    return [pay, steal]
+    return [a_tool("pay", take), a_tool("steal", use)]
 
 
 def off_loop(act: Any) -> Any:

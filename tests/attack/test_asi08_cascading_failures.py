@@ -16,13 +16,7 @@ LOOP = [[call("poll", {"n": n}, f"c{n}")] for n in range(9)]
 
 
 def poll_tool(ran: list[Any]) -> BaseTool:
-    @tool
-    def poll(n: int) -> str:
-        """Poll."""
-        ran.append(n)
-        return "not yet"
-
-    return poll
+    return a_tool("poll", lambda n: [ran.append(n), "not yet"][1], n=int)
 
 
 def test_a_loop_ends_with_its_budget(form: str, ran: Any) -> None:

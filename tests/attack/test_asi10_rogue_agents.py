@@ -19,27 +19,8 @@ DOORS = [*([call("wipe", {"n": n}, f"c{n}")] for n in range(4)), [call("look", {
 
 def tools(ran: list[Any], during: Any = lambda: None) -> list[BaseTool]:
     """`during` happens as `look` runs."""
-
-    @tool
-    def look(n: int) -> str:
-        """Look."""
-        ran.append(("look", n))
-        during()
-        return "seen"
-
-    @tool
-    def wipe(n: int) -> str:
-        """Wipe."""
-        ran.append(("wipe", n))
-        return "wiped"
-
-    @tool
-    def write(n: int) -> str:
-        """Write."""
-        ran.append(("write", n))
-        return "written"
-
-    return [look, wipe, write]
+    look = a_tool("look", lambda n: [ran.append(("look", n)), during()][0], n=int)
+    return [look, noting(ran, "wipe", n=int), noting(ran, "write", n=int)]
 
 
 def test_door_after_door_revokes(form: str, ran: Any) -> None:

@@ -20,20 +20,8 @@ class Office:
         self.authz = RuntimeAuthz(profiles=profiles, pdp=WasmPDP(data={"effects": EFFECTS}))
 
     def tools(self) -> list[Any]:
-        office = self
-
-        @tool
-        def read_bill(month: str) -> dict[str, Any]:
-            """Read a bill."""
-            return dict(office.bill)
-
-        @tool
-        def pay(iban: str, amount: int) -> str:
-            """Pay."""
-            office.paid.append((iban, amount))
-            return "paid"
-
-        return [read_bill, pay]
+        pay = a_tool("pay", lambda iban, amount: self.paid.append((iban, amount)), iban=str, amount=int)
+        return [a_tool("read_bill", lambda month: dict(self.bill), month=str), pay]
 
 
 def _effects() -> dict[str, Any]:

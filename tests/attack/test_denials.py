@@ -45,14 +45,7 @@ def test_sibling_task_of_a_halted_one_is_not_repeated(go: Any, ran: Any) -> None
     # A revision that changes keeps no permit, so that each task is asked about.
     revisions = iter(range(1000))
     authz = authz_with(type("Changing", (StaticPDP,), {"revision": property(lambda _: str(next(revisions)))})(halting))
-
-    @tool("write")
-    def slow(text: str) -> str:
-        """Write slowly."""
-        ran.append(text)
-        time.sleep(0.1)
-        return "ok"
-
+    slow = a_tool("write", lambda text: [ran.append(text), time.sleep(0.1), "ok"][2], text=str)
     graph = authz.protect(agent_graph(replying([write_call("1"), write_call("2")]), [slow], checkpointer=InMemorySaver()))
     with authz.run(subject="alice", task="x"):
         with pytest.raises(AuthzHalt):

@@ -368,13 +368,7 @@ def test_two_calls_of_one_message_run_side_by_side(world: World) -> None:
 def test_equal_calls_of_workers_run_side_by_side(world: World) -> None:
     """Each task of a fan-out invokes the same worker."""
     all_three = threading.Barrier(3)
-
-    @tool
-    def save(path: str) -> str:
-        """Save."""
-        all_three.wait(10)
-        return "saved"
-
+    save = a_tool("save", lambda path: [all_three.wait(10), "saved"][1], path=str)
     plan = {"name": "save", "args": {"path": "log"}, "id": "c1", "type": "tool_call"}
     agent = lambda _: {"messages": [AIMessage("", tool_calls=[plan])]}
     boss = StateGraph(MessagesState).add_node("worker", chain({"agent": agent, "tools": ToolNode([save])}, name="worker"))

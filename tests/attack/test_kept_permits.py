@@ -42,13 +42,7 @@ def test_a_stop_between_two_entries(stop: str, ttl: int, kind: str, go: Any) -> 
     """It counts at the next entry, whether a permit was kept or not."""
     act, code = STOPS[stop]
     authz = authz_with(StaticPDP(policy := Policy(ttl, until_called=False)))
-
-    @tool("read")
-    def stopping(path: str) -> str:
-        """Stop the run that calls it."""
-        act(authz, kind)
-        return "ok"
-
+    stopping = a_tool("read", lambda path: [act(authz, kind), "ok"][1], path=str)
     graph = authz.protect(BUILDERS[kind](replying([READ]), [stopping], checkpointer=InMemorySaver()))
     with authz.run(subject="alice", task="x"):
         assert code_of(lambda: go(graph, human(), THREAD)) == code

@@ -25,7 +25,7 @@ class Office:
     def __init__(self, *, protected: bool, policy: str = "shipped") -> None:
         self.paid: list[str] = []
         self.protected = protected
-        self.authz = RuntimeAuthz(profiles=PROFILES, pdp=WasmPDP(data=POLICIES[policy]))
+        self.authz = RuntimeAuthz(profiles=PROFILES, pdp=WasmPDP(data=POLICIES.get(policy)))
         self.iban = EVIL
         self.forwarded = False
 
@@ -45,17 +45,9 @@ class Office:
             """Read a file."""
             return [{"type": "text", "text": MAIL}, {"type": "image", "base64": "AAAA", "mime_type": "image/png"}]
 
-        @tool
-        def ask_human(draft: str) -> str:
-            """Show a draft to the user."""
-            return str(interrupt({"draft": draft, "options": ["send"]}))
+        ask_human = a_tool("ask_human", lambda draft: str(interrupt({"draft": draft, "options": ["send"]})), draft=str)
 
-        @tool
-        def pay(iban: str, amount: int) -> str:
-            """Pay."""
-            office.paid.append(iban)
-            return "paid"
-
+        pay = a_tool("pay", lambda iban, amount: [office.paid.append(iban), "paid"][1], iban=str, amount=int)
         return [read_mail, fetch_media, ask_human, pay]
 
     def model(self, *turns: Any) -> ScriptedChatModel:
@@ -252,11 +244,14 @@ roads = pytest.mark.parametrize("road", ROADS)
 
 @roads
 @ways
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", [*POLICIES, "unenforced"])
 def test_it_is_never_a_humans_and_never_paid(road: str, how: str, policy: str) -> None:
     """Under the shipped policy: the account is nothing that the human said, and the payment waits or is denied."""
-    office = Office(protected=True, policy=policy)
+    office = Office(protected=policy in POLICIES, policy=policy)
     graph = ROADS[road](office, how)
+    if not office.protected:
+        assert office.paid == [EVIL]
+        return
     assert office.paid == [] and EVIL not in office.pinned("office")
     assert TASK in office.pinned("office")
     records = office.authz.audit.records  # type: ignore[attr-defined]
@@ -264,14 +259,6 @@ def test_it_is_never_a_humans_and_never_paid(road: str, how: str, policy: str) -
     assert asked, "nobody tried to pay"
     assert {r["outcome"] for r in asked} <= {"approval_required", "deny"}
     assert graph.get_state(THREAD).values
-
-
-@roads
-def test_unenforced_it_is_paid(road: str) -> None:
-    """Without us the account in the mail is paid."""
-    office = Office(protected=False)
-    ROADS[road](office, "sync")
-    assert office.paid == [EVIL]
 
 
 @ways

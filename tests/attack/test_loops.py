@@ -328,13 +328,7 @@ def test_no_question_of_a_loop_is_lost(go: str, catch: bool, gather: bool, hidde
 def test_unenforced_a_swallowed_question_is_lost() -> None:
     """A tool that asks by itself in a `try`: nobody is asked."""
     def tools(ran: list[Any]) -> Any:
-        @tool
-        def pay(to: str, amount: str) -> str:
-            """Pay."""
-            interrupt("Pay?")
-            ran.append(to)
-            return "paid"
-
+        pay = a_tool("pay", lambda to, amount: [interrupt("Pay?"), ran.append(to), "paid"][2], to=str, amount=str)
         return [pay]
 
     made = Loop([PAY], tools=tools, catch=True, protected=False, profiles={})

@@ -347,12 +347,7 @@ def test_each_task_of_the_functional_api_asks_by_itself() -> None:
     """In either order: the answer to the one is not taken for the other's."""
     ran: list[str] = []
     first = threading.Event()
-
-    @tool
-    def look(what: str) -> str:
-        """Look."""
-        ran.append(what)
-        return what
+    look = a_tool("look", lambda what: [ran.append(what), what][1], what=str)
 
     @task
     def act(planned: Any) -> Any:
@@ -397,12 +392,7 @@ def test_each_attempt_of_langgraphs_retry_has_its_own_answer(how: str) -> None:
 def test_a_withdrawn_approval_stays_withdrawn_when_code_tries_again() -> None:
     """Approved from outside, then rejected in the graph: no attempt of the node runs."""
     ran: list[str] = []
-
-    @tool
-    def save(path: str) -> str:
-        """Save."""
-        ran.append(path)
-        return "saved"
+    save = a_tool("save", lambda path: [ran.append(path), "saved"][1], path=str)
 
     def tools(state: MessagesState) -> Any:
         (planned,) = state["messages"][-1].tool_calls

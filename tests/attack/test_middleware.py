@@ -152,13 +152,7 @@ def test_a_rewriter_in_front(stack: str, go: str, ran: Any) -> None:
 
 def test_a_swapped_tool_is_decided_as_what_it_is(stack: str, go: str, ran: Any) -> None:
     """Swapped in front of ours, another tool runs under no other tool's permit."""
-
-    @tool
-    def evil(to: str, amount: float) -> str:
-        """Evil."""
-        ran.append("evil")
-        return "evil"
-
+    evil = noting(ran, "evil", to=str, amount=float)
     authz = authz_with(deny_only("evil"))
     graph = built(stack, authz, replying([PAY]), [pay_tool(ran)], before=[wrapping(lambda r: r.override(tool=evil))])
     assert_went_on(said(go, authz, graph, human()))

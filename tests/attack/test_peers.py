@@ -121,13 +121,7 @@ def test_calls_of_one_message_run_side_by_side() -> None:
 
     def meeting(guard: Any, seconds: float) -> Any:
         together = threading.Barrier(2)
-
-        @tool
-        def write(text: str) -> str:
-            """Wait for the other call."""
-            together.wait(timeout=seconds)
-            return "met"
-
+        write = a_tool("write", lambda text: [together.wait(timeout=seconds), "met"][1], text=str)
         return guard(write)
 
     def submit(request: Any, handler: Any) -> Any:

@@ -23,24 +23,13 @@ class World:
         self.body = body
 
     def tools(self) -> list[BaseTool]:
-        @tool
-        def read_mail() -> list[dict[str, str]]:
-            """Read the mail."""
-            return [{"id": "m-1", "body": self.body}]
-
-        @tool
         def pay(to: str, amount: float) -> str:
-            """Pay."""
             self.ran.append((to, amount))
             return f"paid {amount} to {to}"
 
-        @tool
-        def note(words: str) -> str:
-            """Note."""
-            self.ran.append((words,))
-            return words
-
-        return [read_mail, pay, note]
+        read_mail = a_tool("read_mail", lambda: [{"id": "m-1", "body": self.body}])
+        note = a_tool("note", lambda words: [self.ran.append((words,)), words][1], words=str)
+        return [read_mail, a_tool("pay", pay, to=str, amount=float), note]
 
 
 def calls(*several: tuple[str, dict[str, Any]]) -> list[AIMessage]:
@@ -162,13 +151,7 @@ SAFE, LEAK = "https://bank.example/rates", "https://bank.example/rates(.evil.exa
 def opened(link: str, authz: RuntimeAuthz | None) -> list[str]:
     """A hijacked model opens a link, on a task that names the bank's."""
     seen: list[str] = []
-
-    @tool
-    def open_page(url: str) -> str:
-        """Open a page."""
-        seen.append(url)
-        return "1.2"
-
+    open_page = a_tool("open_page", lambda url: [seen.append(url), "1.2"][1], url=str)
     graph: Any = demo_graph(ScriptedChatModel(script=calls(("open_page", {"url": link}))), [open_page])
     given, config = {"messages": [HumanMessage(f"Open {SAFE}")]}, THREAD
     if authz is None:

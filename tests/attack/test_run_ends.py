@@ -20,10 +20,7 @@ class House:
     """An agent with one tool, `act`, that does what the test says."""
 
     def __init__(self, act: Any, ledger: Any = None) -> None:
-        @tool("act")
-        def now(to: str) -> str:
-            """Act."""
-            return str(act())
+        now = a_tool("act", lambda to: str(act()), to=str)
 
         @tool("act")
         async def later(to: str) -> str:

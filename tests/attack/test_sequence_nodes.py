@@ -36,12 +36,7 @@ def _pregel(ran: list[str]) -> Any:
 
 
 def _tool(ran: list[str]) -> Any:
-    @tool
-    def act(steps: list[str]) -> dict[str, list[str]]:
-        """Act."""
-        ran.extend(["first", "second"])
-        return {"steps": ["done"]}
-
+    act = a_tool("act", lambda steps: [ran.extend(["first", "second"]), {"steps": ["done"]}][1], steps=list[str])
     return chain({"act": act}, State, name="tool")
 
 

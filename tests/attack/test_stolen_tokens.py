@@ -63,13 +63,7 @@ def authz_of() -> RuntimeAuthz:
 
 def played(authz: RuntimeAuthz, inside: Any, *, dpop: bool) -> None:
     """One call of `pay`, in which `inside` is done with the call's credential."""
-
-    @tool
-    def pay() -> str:
-        """Pay."""
-        inside(current_call().credential(dpop=dpop))
-        return "paid"
-
+    pay = a_tool("pay", lambda: [inside(current_call().credential(dpop=dpop)), "paid"][1])
     graph = authz.protect(hand_written(replying([call("pay", {}, "c1")]), [pay], checkpointer=InMemorySaver(), name="bank"))
     with authz.run(subject="alice", task="Pay"), contextlib.suppress(Exception):
         graph.invoke(human(), THREAD)
