@@ -49,7 +49,8 @@ _FIXED: Final = (model.Const, model.Own, model.Field, model.Pick)  # a read with
 # Two reads that differ only in upper and lower case are the same read, of which the first output counts.
 _READ_AS: Final = {"value": "name", "": "name"}
 COUNTED: Final = ("amount", "value", "")  # kinds of arguments that a calculation may give
-_BOUND: Final = (*_FIXED, model.OneOf, model.Each)  # values that the mandate gives; the model chooses all others
+_CHOICES: Final = (*_FIXED, model.OneOf)
+_BOUND: Final = (*_CHOICES, model.Each)  # values that the mandate gives; the model chooses all others
 
 
 class Finding(NamedTuple):
@@ -269,7 +270,7 @@ class Reader:
         outputs, told = self.fitting(condition.step), holds(condition)
         if not outputs or not all(output.complete and output.value is not None for output in outputs):
             return Finding("unread", told)
-        if condition.none and not self._settled(condition.step):  # another read may show other records
+        if condition.none and not self._settled(condition.step, verbatim=True):  # another read may show other records
             return Finding("ambiguous", told)
         rows = [row for output in outputs for row in rows_of(output, condition.path, self._own)]
         met = [[self._met(condition, row, name) for name in condition.where] for row in rows]
@@ -322,37 +323,41 @@ class Reader:
             return chosen
         for name, sign in ((argument.max, 1), (argument.min, -1)):
             if name is not None:
-                best = extreme(chosen, name, sign) if self._whole(argument.step) else None
+                best = extreme(chosen, name, sign) if self._settled(argument.step, choices=1) else None
                 if best is None:
                     return "ambiguous"
                 chosen = best
         one = {record_key(row): row for row in chosen}
         return list(one.values()) if len(one) == 1 else "ambiguous"
 
-    def _whole(self, name: str) -> bool:
-        """Return True if all allowed reads were made, so that the greatest row is known."""
-        step = self._steps[name]
-        choices = [(n, a.values) for n, a in step.args.items() if isinstance(a, model.OneOf)]
-        if len(choices) > 1 or not all(isinstance(a, (*_FIXED, model.OneOf)) for a in step.args.values()):
-            return False
-        return all(
-            any(equal(reads.scalars(argument_of(o.args, n), 1) or (), (choice,), "value") for o in self.fitting(name))
-            for n, values in choices
-            for choice in values
-        )
+    def _settled(self, name: str, *, choices: int = 0, verbatim: bool = False) -> bool:
+        """Return True if the mandate, and not the model, chose all that a step reads.
 
-    def _settled(self, name: str) -> bool:
-        """Return True if the mandate, and not the model, chose all that a step reads."""
-        step, output = self._steps[name], self.fitting(name)[0]
-        exact = all(
-            as_exact(argument_of(output.args, n), a.value) if isinstance(a, model.Const) else len(self._own) == 1
-            for n, a in step.args.items()
-            if isinstance(a, model.Own) or (isinstance(a, model.Const) and n in output.profile.when)
-        )
+        `choices`: how many arguments may be a `OneOf`, of which all values were read.
+        """
+        step = self._steps[name]
+        several = [(n, one) for n, a in step.args.items() if isinstance(a, model.OneOf) for one in a.values]
+        if len({n for n, _ in several}) > choices or not all(isinstance(a, _CHOICES) for a in step.args.values()):
+            return False
+        settled = [output for output in self.fitting(name) if self._given(step, output, verbatim=verbatim)]
+        read = (any(as_exact(argument_of(o.args, n), one) for o in settled) for n, one in several)
+        return bool(settled) and all(read)
+
+    def _given(self, step: model.Step, output: reads.Output, *, verbatim: bool) -> bool:
+        """Return True if a read was given what the step names, and nothing else."""
+        for n, a in step.args.items():
+            named: Any = getattr(a, "value", self._own)
+            one = not isinstance(a, model.Own) or len(self._own) == 1
+            if isinstance(a, model.Field | model.Pick):
+                one = self._settled(a.step, choices=isinstance(a, model.Pick), verbatim=verbatim)
+                named = [reads.nodes_at(o.value, a.path) for o in self.fitting(a.step)]
+            exact = isinstance(a, model.OneOf) or not (verbatim or n in output.profile.when)
+            if not one or not (exact or as_exact(argument_of(output.args, n), named)):
+                return False
         given = {n: output.args.get(n) for n in output.given}
         empty = {n: 0 for n, v in given.items() if absent(v) and v is not None}  # it may leave out all records
         left = (path for n, v in {**given, **empty}.items() for path in loose(n, v, step.args))
-        return _fixed(step) and exact and next(left, None) is None
+        return next(left, None) is None
 
     def _calc(self, argument: model.Calc, items: Sequence[Any], kind: str) -> Finding:
         given = reading(items[0]) if len(items) == 1 and not commas(items[0]) else None

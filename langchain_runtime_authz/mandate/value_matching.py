@@ -14,7 +14,7 @@ from operator import sub, truediv
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
-from langchain_runtime_authz.facts.argument_atoms import DESTINATIONS, MAX_ITEMS, SHORT_KINDS
+from langchain_runtime_authz.facts.argument_atoms import DESTINATIONS, MAX_ARGUMENT_NODES, MAX_ITEMS, SHORT_KINDS
 from langchain_runtime_authz.facts.normal_forms import EXACT, MAX_VALUE, REMEMBERED, fold, forms, mentions, tidy
 from langchain_runtime_authz.mandate.model import AtLeast, AtMost, Condition, Contains, Eq, Not, Own, Scalar, StartsWith
 from langchain_runtime_authz.mandate.read_outputs import IDENTIFIERS, scalar_forms, scalars
@@ -92,10 +92,11 @@ def equal(items: Sequence[Any], ordered: Sequence[Any], kind: str) -> bool:
     )
 
 
-def as_exact(value: object, constant: object) -> bool:
-    """Return True if a value has no year, time or zone that the constant lacks."""
-    one, other = ({part for v in scalars(each, MAX_ITEMS) or () for part in _moments(v)} for each in (value, constant))
-    return one == other
+def as_exact(value: object, named: object) -> bool:
+    """Return True if a value is written as in `named`, or as the same ISO 8601 date."""
+    values, choices = (scalars(each, MAX_ARGUMENT_NODES) or () for each in (value, named))
+    moments = {part for one in choices for part in _moments(one)}
+    return all(v in choices or (_ISO.fullmatch(str(v)) and moments.issuperset(_moments(v))) for v in values)
 
 
 def _moments(value: object) -> Iterator[str]:

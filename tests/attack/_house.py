@@ -45,7 +45,7 @@ class House:
         ran: the tool and its arguments, of each side effect.
         mail: what the newest mail says.
         contacts: the address book.
-        bill: the bill of any month.
+        bill: the bill of any month, or a function of the month.
     """
 
     def __init__(self, *, mail: str = "", contacts: Any = None, bill: Any = None) -> None:
@@ -77,7 +77,7 @@ class House:
         @_tool
         def bill(month: str) -> Any:
             """Read a month's bill."""
-            return self.bill
+            return self.bill(month) if callable(self.bill) else self.bill
 
         @_tool
         def search_notes() -> list[dict[str, str]]:

@@ -18,11 +18,13 @@ HISTORY_READ = m.Step("history", "contacts")
 ALICE = {"type": "user", "id": "alice", "properties": {"identifiers": [ME, "U02AB1C", "alice@x.org"]}}
 
 
-def ran(step: m.Step, profile: ToolProfile, records: Any, to: str, go: Any, *, protected: bool = True) -> list[Any]:
-    house = House(contacts=records)
-    authz = RuntimeAuthz(profiles={**PROFILES, "contacts": profile}) if protected else None
-    more = {"subject": ALICE, "mandate": m.Mandate(steps=(HISTORY_READ, step))} if protected else {}
-    converse(house, ["Go"], READ, pay(to), go=go, authz=authz, **more)
+def ran(
+    step: m.Step, profile: ToolProfile, records: Any, to: str, go: Any, *, protected: bool = True, reads: Any = (HISTORY_READ,), read: Any = (READ,)
+) -> list[Any]:
+    house = House(contacts=records, bill=records)
+    authz = RuntimeAuthz(profiles={**PROFILES, read[0][0]: profile}) if protected else None
+    more = {"subject": ALICE, "mandate": m.Mandate(steps=(*reads, step))} if protected else {}
+    converse(house, ["Go"], *read, pay(to), go=go, authz=authz, **more)
     return house.ran
 
 
@@ -78,3 +80,35 @@ ATTACKS: dict[str, tuple[m.Step, ToolProfile, Any, str]] = {
 def test_what_outsiders_add_is_asked_about(step: m.Step, profile: ToolProfile, records: Any, to: str, go: Any) -> None:
     assert ran(step, profile, records, to, go) == []
     assert ran(step, profile, records, to, go, protected=False) == [("pay", to, 45.0)]
+
+
+def of_page(page: str) -> list[Any]:
+    """What a strict service returns: the newest records, older ones by page, and nothing for a page that it does not have."""
+    return {"1": [OWN], "2": [{**OWN, "to": BOB, "date": "2019-03-01"}], "Work": [{"start": "2026-05-19 12:00"}]}.get(page, [])
+
+
+def page(value: Any) -> m.Step:
+    return m.Step("history", "bill", {"month": value})
+
+
+PAGED, WORK = HISTORY.model_copy(update={"free": ("month",)}), page("Work")
+CHOSEN: dict[str, tuple[Sequence[m.Step], m.Step, ToolProfile, Sequence[str]]] = {
+    "an older page of a longer list": ((m.Step("history", "bill"),), BY_ME, PAGED, ["2"]),
+    "a name in another case, of which the service knows nothing": ((WORK,), IF_FREE, EVENTS, ["work"]),
+    "a name with a blank": ((WORK,), IF_FREE, EVENTS, ["Work "]),
+    "what one of two reads names": (
+        (m.Step("which", "bill", {"month": m.OneOf(("1", "2"))}), page(m.Field("which", "date"))), IF_FREE, HISTORY, ["2", "2019-03-01"]
+    ),
+}
+
+
+@pytest.mark.parametrize(("reads", "step", "profile", "pages"), CHOSEN.values(), ids=CHOSEN)
+def test_a_model_cannot_choose_which_records_are_seen(reads: Any, step: m.Step, profile: ToolProfile, pages: Sequence[str], go: Any) -> None:
+    read = [("bill", {"month": one}) for one in pages]
+    assert ran(step, profile, of_page, BOB, go, reads=reads, read=read) == []
+    assert ran(step, profile, of_page, BOB, go, reads=reads, read=read, protected=False) == [("pay", BOB, 45.0)]
+
+
+def test_records_that_the_mandate_chose_are_acted_on_unasked(go: Any) -> None:
+    assert ran(BY_ME, PAGED, of_page, SPOTIFY, go, reads=[page("1")], read=[("bill", {"month": "1"})]) == [("pay", SPOTIFY, 45.0)]
+    assert ran(IF_FREE, EVENTS, lambda _: [{"start": "2026-05-19 09:00"}], BOB, go, reads=[WORK], read=[("bill", {"month": "Work"})]) == [("pay", BOB, 45.0)]

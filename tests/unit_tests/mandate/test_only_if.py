@@ -34,7 +34,7 @@ PROFILES = {
     "pay": ToolProfile(effect="pay", critical={"to": "principal", "amount": "amount"}),
     "day": ToolProfile(effect="read", critical={"date": "value"}, free=("page_size",), trust={"": "internal", "about": "external"}),
     "history": ToolProfile(
-        effect="read", trust={"": "system", "about": "external"}, prose=("about",), counterparty=("sender", "items.sender"), author="sender"
+        effect="read", trust={"": "system", "about": "external"}, prose=("about",), counterparty=("sender", "items.sender"), author="sender", free=("n",)
     ),
     "when": ToolProfile(effect="read", when=("date",), trust="internal"),
     "notes": ToolProfile(effect="read", trust={"": "external", "sender": "system", "id": "system", "items.id": "system"}, author="sender"),
@@ -143,6 +143,9 @@ def test_no_record_meets_it_only_if_no_reading_does(condition, value, covered):
         ("2026-05-19 12:00", "2026-05-19 12:00+05:00", (), "ambiguous"),
         (Own(), "a@x.org", ("a@x.org",), ""),
         (Own(), "a@x.org", ("a@x.org", "b@x.org"), "ambiguous"),
+        ("2026-05-19", "19 May 2026", (), "ambiguous"),  # a service that does not read it finds nothing
+        ("the work", "The work", (), "ambiguous"),
+        (100, 100.0, (), ""),
     ],
 )
 def test_no_record_needs_a_read_of_which_the_model_chose_nothing(argument, value, own, code):
@@ -232,6 +235,19 @@ NEWER = {**THEIRS, "date": "2026-04-01"}
 def test_records_of_the_user_s_own(pick, records, code):
     assert [d.code for d in paid(pick, records).deviations] == ([code] if code else [])
     assert told_step(Step("do", "pay", {"to": BY_ME})).endswith("whose `sender` is your own and `about` contains Spotify, with the greatest `date`")
+
+
+@pytest.mark.parametrize(
+    ("args", "given", "own", "code"),
+    [
+        ({}, {}, (ME,), ""), ({}, {"n": 1}, (ME,), "ambiguous"), ({"n": 1}, {"n": 1}, (ME,), ""),
+        ({"n": OneOf((1, 2))}, {"n": 1}, (ME,), "ambiguous"), ({"n": Own()}, {"n": ME}, (ME, EVE), "ambiguous"), ({"n": Own()}, {"n": ME}, (ME,), ""),
+    ],
+)  # fmt: skip
+def test_the_greatest_is_of_all_records_that_the_mandate_names(args, given, own, code):
+    step = Step("do", "pay", {"to": BY_ME, "amount": 5})
+    found = standing(step, ("history", given, [OWN]), steps=(Step("history", "history", args),), own=own)
+    assert [d.code for d in found.deviations] == ([code] if code else [])
 
 
 def test_without_identifiers_nothing_is_the_user_s_own():
