@@ -99,7 +99,7 @@ def walk(
             if isinstance(value, _LEAVES) or key in walked:
                 continue
             inside = [(v, 0) for v in held_by(value, MAX_WALKED if deep else MAX_HELD) if type(v) not in _PLAIN]
-            further = [(v, depth + 1) for v in _attributes(value)] if deep and depth < MAX_DEPTH else []
+            inside += [(v, depth + 1) for v in _attributes(value)] if deep and depth < MAX_DEPTH else []
         except Exception:  # noqa: BLE001, S112  (a proxy without an object behind it)
             continue
         walked[key] = value
@@ -107,7 +107,6 @@ def walk(
         yield value
         if into_tools or not isinstance(value, BaseTool):
             todo.extend(inside)
-            todo.extend(further)
 
 
 def held_by(value: Any, limit: int = MAX_HELD) -> Iterable[Any]:
@@ -222,8 +221,8 @@ def functions_of(tool: BaseTool) -> list[Any]:
     """Return a tool's `func` and `coroutine`, and its class's own `_run` and `_arun`."""
     held = [getattr(f, _OF, f) for name in ("func", "coroutine") if callable(f := getattr(tool, name, None))]
     for name in ("_run", "_arun"):
-        origin: Any = unwrap(getattr(getattr(tool, name, None), "__func__", None))  # type: ignore[arg-type]
-        if isinstance(origin, FunctionType) and root_of(origin.__module__) not in LIBRARIES:
+        origin: Any = unwrap(getattr(type(tool), name))
+        if isinstance(origin, (FunctionType, MethodType)) and root_of(origin.__module__) not in LIBRARIES:
             held.append(MethodType(origin, tool))
     return held
 

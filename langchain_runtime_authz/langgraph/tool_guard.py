@@ -15,7 +15,7 @@ from typing import Any, Final, get_type_hints
 from langchain_core.callbacks import BaseCallbackManager
 from langchain_core.callbacks.manager import BaseRunManager
 from langchain_core.runnables.config import ensure_config
-from langchain_core.tools import BaseTool, StructuredTool, Tool
+from langchain_core.tools import BaseTool
 from pydantic import PrivateAttr
 
 from langchain_runtime_authz.credential.current_call import current_scope
@@ -64,7 +64,7 @@ def guard_in_place(tool: BaseTool) -> None:
 @kept
 def _in_place_class(base: type[BaseTool]) -> Any:
     """Return the cached subclass of a tool class that is guarded inside runs only."""
-    guarded = _make_guarded_class(base, every_stage=True)
+    guarded = _guarded_class(base)
     forms = ("run", "arun", "_run", "_arun", "_parse_input")
     own: dict[str, Any] = {name: _inside(base, guarded, name) for name in forms if name in vars(guarded)}
     return lookalike(base, {**_guard_field(), **own, IN_PLACE: base})
@@ -84,7 +84,8 @@ def _inside(base: Any, guarded: Any, name: str) -> Callable[..., Any]:
     return method
 
 
-def _make_guarded_class(base: type[BaseTool], *, every_stage: bool = False) -> Any:
+@kept
+def _guarded_class(base: type[BaseTool]) -> Any:
     def _parse_input(self: Any, tool_input: Any, tool_call_id: str | None) -> Any:
         execution = current_scope.get()
         if type(execution) is not ToolExecution or execution.call.tool_ref is not self or execution.stages:
@@ -95,15 +96,13 @@ def _make_guarded_class(base: type[BaseTool], *, every_stage: bool = False) -> A
 
     own: dict[str, Any] = {**_guard_field(), GUARDED: base, "_parse_input": _parse_input}
     own |= {"run": _decided_run(base, _call), "arun": _decided_run(base, _acall)}
-    # For a tool made from functions, LangChain's `_run` and `_arun` call the functions, which are guarded.
-    if every_stage or base._run not in (StructuredTool._run, Tool._run):
 
-        @_wraps(base._run)
-        def _run(self: Any, *args: Any, **kwargs: Any) -> Any:
-            return _called(_BLOCKS, self, guard_of(self), "_run", functools.partial(base._run, self), args, kwargs)
+    @_wraps(base._run)
+    def _run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return _called(_BLOCKS, self, guard_of(self), "_run", functools.partial(base._run, self), args, kwargs)
 
-        own["_run"] = _run
-    if base._arun not in ((BaseTool._arun,) if every_stage else (BaseTool._arun, StructuredTool._arun, Tool._arun)):
+    own["_run"] = _run
+    if base._arun is not BaseTool._arun:
 
         @_wraps(base._arun)
         async def _arun(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -115,9 +114,6 @@ def _make_guarded_class(base: type[BaseTool], *, every_stage: bool = False) -> A
 
         own["_arun"] = _arun
     return lookalike(base, {**own, **_own_forms(base)})
-
-
-_guarded_class: Final = kept(_make_guarded_class)  # cached per class
 
 
 def _call(tool: BaseTool, arrived: Arrival, code: Callable[[ToolExecution], Any]) -> Any:

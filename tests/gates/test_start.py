@@ -74,7 +74,7 @@ def test_a_graph_that_is_built_anew_costs_little() -> None:
     for these in (graph(tools), graph(tools)):
         with counted(counts):
             authz.protect(these)
-    assert (counts[1].python.total() / TOOLS <= 134, counts[1].c / TOOLS <= 245) == (True, True), counts[1]
+    assert (counts[1].python.total() / TOOLS <= 134, counts[1].c / TOOLS <= 241) == (True, True), counts[1]
 
 
 def _described(text: str) -> Callable[..., Any]:
