@@ -240,20 +240,20 @@ class Reader:
     def _spent_as(self, argument: model.Pick | model.Each, row: Row) -> str:
         """Return the key by which calls for a record are counted.
 
-        It has all fields of the record, or only those that the mandate uses if the read may be made in several ways:
-        the same record may then come back with another rank or score.
+        It has the fields that the mandate uses, and those of the system. If the read may be made in several ways, it has
+        none of these: the same record may then come back with another rank or score.
         """
-        if isinstance(argument, model.Pick) or _fixed(self._steps[argument.step]):
+        if isinstance(argument, model.Pick):
             return record_key(row)
         every = (a for step in self._steps.values() for a in step.args.values() if isinstance(a, model.Each))
-        paths = sorted({a.path for a in every if a.step == argument.step})
-        return key(json.dumps([values_of(row, within_row(row, path)) for path in paths]))
+        paths = sorted({within_row(row, a.path) for a in every if a.step == argument.step})
+        used = [values_of(row, path) for path in paths if row.worth(path)]
+        core = record_key(row._replace(mine=False)) if _fixed(self._steps[argument.step]) else ""
+        return key(json.dumps([used, core]))
 
     def _vouches(self, argument: model.Pick | model.Each, row: Row, values: Sequence[Any], least: int) -> bool:
         """Return True if trusted sources wrote the values and chose the record."""
-        profile = row.output.profile
-        worth = reads.worth(profile, joined(row.base, row.path), mine=row.owned(row.path))
-        return self._trusts(argument.step, row.output, worth, values, least) and all(
+        return self._trusts(argument.step, row.output, row.worth(row.path), values, least) and all(
             self._decides(argument, row, name) for name in choosing(argument)
         )
 

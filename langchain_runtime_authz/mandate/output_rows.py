@@ -26,6 +26,9 @@ class Row(NamedTuple):
         """Return True for a field of the subject's record that is not in a list."""
         return self.mine and not self.listed(path)
 
+    def worth(self, path: str) -> int:
+        return reads.worth(self.output.profile, joined(self.base, path), mine=self.owned(path))
+
     def listed(self, path: str) -> bool:
         """Return True for a field in a list inside of the record."""
         names = path.split(".")

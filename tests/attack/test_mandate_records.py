@@ -112,3 +112,18 @@ def test_a_model_cannot_choose_which_records_are_seen(reads: Any, step: m.Step, 
 def test_records_that_the_mandate_chose_are_acted_on_unasked(go: Any) -> None:
     assert ran(BY_ME, PAGED, of_page, SPOTIFY, go, reads=[page("1")], read=[("bill", {"month": "1"})]) == [("pay", SPOTIFY, 45.0)]
     assert ran(IF_FREE, EVENTS, lambda _: [{"start": "2026-05-19 09:00"}], BOB, go, reads=[WORK], read=[("bill", {"month": "Work"})]) == [("pay", BOB, 45.0)]
+
+
+TOLD = HISTORY.model_copy(update={"trust": {"": "external", "sender": "system", "to": "system"}})
+EACH_OF_MINE = m.Step("p", "pay", {"to": m.Each("history", "to", {"sender": m.Own()}), "amount": 45})
+
+
+@pytest.mark.parametrize("protected", [True, False], ids=["protected", "unenforced"])
+def test_a_record_that_outsiders_react_to_is_not_another_record(protected: bool, go: Any) -> None:
+    """When the same order is given again, only a new record is paid."""
+    house, authz = House(), RuntimeAuthz(profiles={**PROFILES, "contacts": TOLD}) if protected else None
+    more = {"subject": ALICE, "mandate": m.Mandate(steps=(HISTORY_READ, EACH_OF_MINE), key="May")} if protected else {}
+    for records in ([OWN], [{**OWN, "reactions": 1}, {**OWN, "to": BOB}]):
+        house.contacts = records
+        converse(house, ["Go"], READ, *(pay(one["to"]) for one in reversed(records)), go=go, authz=authz, **more)
+    assert house.ran == [("pay", SPOTIFY, 45.0), ("pay", BOB, 45.0), *([] if protected else [("pay", SPOTIFY, 45.0)])]
