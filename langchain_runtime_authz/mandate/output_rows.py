@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from langchain_runtime_authz.facts.argument_atoms import MAX_ITEMS, SHORT_KINDS
+from langchain_runtime_authz.facts.argument_atoms import MAX_ITEMS, SHORT_KINDS, absent
 from langchain_runtime_authz.facts.normal_forms import key
 from langchain_runtime_authz.mandate import read_outputs as reads
 from langchain_runtime_authz.mandate.value_matching import among, compare
@@ -103,8 +103,11 @@ def record_key(row: Row) -> str:
 
 
 def _core(value: Any, profile: ToolProfile, path: str, mine: bool) -> Any:
+    # What outsiders add leaves nothing, not even a name.
     if isinstance(value, dict):
-        return {name: _core(inner, profile, joined(path, name), mine) for name, inner in value.items()}
+        held = {name: _core(inner, profile, joined(path, name), mine) for name, inner in value.items()}
+        return {name: inner for name, inner in held.items() if not absent(inner)}
     if isinstance(value, list):
-        return [_core(inner, profile, path, mine and not isinstance(inner, dict)) for inner in value]
+        several = (_core(inner, profile, path, mine and not isinstance(inner, dict)) for inner in value)
+        return [inner for inner in several if not absent(inner)]
     return value if reads.worth(profile, path, mine=mine) else None

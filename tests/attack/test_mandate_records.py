@@ -120,10 +120,11 @@ EACH_OF_MINE = m.Step("p", "pay", {"to": m.Each("history", "to", {"sender": m.Ow
 
 @pytest.mark.parametrize("protected", [True, False], ids=["protected", "unenforced"])
 def test_a_record_that_outsiders_react_to_is_not_another_record(protected: bool, go: Any) -> None:
-    """When the same order is given again, only a new record is paid."""
-    house, authz = House(), RuntimeAuthz(profiles={**PROFILES, "contacts": TOLD}) if protected else None
-    more = {"subject": ALICE, "mandate": m.Mandate(steps=(HISTORY_READ, EACH_OF_MINE), key="May")} if protected else {}
+    """On a second thread for the same occasion, only a record of another payee is paid."""
+    house, authz = House(), RuntimeAuthz(profiles={**PROFILES, "contacts": TOLD})
     for records in ([OWN], [{**OWN, "reactions": 1}, {**OWN, "to": BOB}]):
         house.contacts = records
-        converse(house, ["Go"], READ, *(pay(one["to"]) for one in reversed(records)), go=go, authz=authz, **more)
+        graph, thread = graph_of(house, READ, *(pay(one["to"]) for one in reversed(records))), {"configurable": {"thread_id": str(records)}}
+        with authz.run(subject=ALICE, mandate=m.Mandate(steps=(HISTORY_READ, EACH_OF_MINE), key="May")) if protected else nullcontext():
+            go(authz.protect(graph) if protected else graph, human(), thread)
     assert house.ran == [("pay", SPOTIFY, 45.0), ("pay", BOB, 45.0), *([] if protected else [("pay", SPOTIFY, 45.0)])]

@@ -303,7 +303,7 @@ def test_the_name_of_the_user_chooses_own_records():
 def test_what_others_add_to_an_own_record_does_not_make_it_another_record():
     once = {**OWN, "replies": [{"about": "x"}]}
     output = Output(PROFILES["notes"], {}, frozenset(), [once], True, 0)
-    keys = {record_key(Row(r, "", "to", output, True)) for r in (once, {**once, "replies": [{"about": "y"}]})}
+    keys = {record_key(Row(r, "", "to", output, True)) for r in (once, {**once, "replies": [{"about": "y"}, {}], "react": {"like": [1]}})}
     assert len(keys) == 1
 
 
