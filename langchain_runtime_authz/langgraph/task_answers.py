@@ -79,23 +79,23 @@ def counting_questions(
     left = [n for n in asked if n < len(scratchpad.resume) and n not in heard] if asked else []
 
     def counted() -> int:
-        ids, number = _pausing.get(), len(scratchpad.resume)
-        if left:
-            heard.append(number := left.pop(0))
-        elif ids is not None and not strict:
-            number = counter()
-        for numbers in (asked, used):
-            if number not in numbers:
-                numbers.append(number)
-        if strict:
-            kept.append(number)
-        if ids is None or around:
-            return number
-        if number not in kept and all(fits(answer, ids) for answer in scratchpad.resume[number : number + 1]):
-            kept.append(number)
-            return number
-        private.keep_answers(config, scratchpad.resume[: number + 1])
-        return counted()
+        while True:  # not recursive, because the function would refer to itself, and so keep the config alive
+            ids, number = _pausing.get(), len(scratchpad.resume)
+            if left:
+                heard.append(number := left.pop(0))
+            elif ids is not None and not strict:
+                number = counter()
+            for numbers in (asked, used):
+                if number not in numbers:
+                    numbers.append(number)
+            if strict:
+                kept.append(number)
+            if ids is None or around:
+                return number
+            if number not in kept and all(fits(answer, ids) for answer in scratchpad.resume[number : number + 1]):
+                kept.append(number)
+                return number
+            private.keep_answers(config, scratchpad.resume[: number + 1])
 
     counted.of = of  # type: ignore[attr-defined]
     graphs = scratchpad.subgraph_counter

@@ -18,6 +18,7 @@ from functools import lru_cache
 from posixpath import normpath
 from typing import Any, Final, NamedTuple
 from urllib.parse import unquote
+from weakref import ref
 
 from langchain_runtime_authz.facts.argument_atoms import DESTINATIONS, SHORT_KINDS, absent, loose
 from langchain_runtime_authz.facts.normal_forms import MAX_VALUE, REMEMBERED, identifiers, key, skeleton, tidy
@@ -106,7 +107,7 @@ class _Index:
     __slots__ = ("by_tool", "mandate", "prefix", "steps", "totals")
 
     def __init__(self, mandate: Mandate) -> None:
-        self.mandate = mandate
+        self.mandate = ref(mandate)  # the mandate holds the index
         named = f"key {mandate.key}" if mandate.key else mandate.digest
         self.prefix = f"{MANDATE}{key(named)}:"
         self.steps = {step.id: step for step in mandate.steps}
@@ -214,7 +215,7 @@ def bind(
     if mandate is None:
         return _NO_MANDATE
     index = mandate.__dict__.get("_index")
-    if index is None or index.mandate is not mandate:  # a copied mandate has the index of the original
+    if index is None or index.mandate() is not mandate:  # a copied mandate has the index of the original
         index = mandate.__dict__["_index"] = _Index(mandate)
     effect = call.profile.effect
     if mandate.never and (forbidden := _forbidden(mandate, call)) is not None:

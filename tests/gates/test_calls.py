@@ -172,6 +172,16 @@ def test_calls(found: dict[str, Any]) -> None:
     assert {name: found[name] for name, limit in LIMITS.items() if found[name] > limit} == {}
 
 
+def test_an_invoke_leaves_no_cycles() -> None:
+    """Memory is freed at once: the garbage collector finds nothing."""
+    pair = Pair(agent_graph, StaticPDP(permit=True))
+    pair.invoke("protected", 2)
+    gc.collect()
+    with counted([]):  # no collection runs meanwhile
+        pair.invoke("protected", 2)
+        assert gc.collect() == 0
+
+
 @pytest.mark.parametrize("name", ["tool call", "tool call, C"])
 def test_the_gate_catches_a_tenth_more(found: dict[str, Any], name: str) -> None:
     """Planted on the road of each call: the budgets leave less room than that."""
