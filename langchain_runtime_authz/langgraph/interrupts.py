@@ -193,7 +193,9 @@ def _ask(
             raise GraphInterrupt(())
         if fresh and (here or (private.checkpointer_of(config) and not late)):
             yield from record_asks(run, fresh)
-            yield from approval_hitl.tell_changed(run, fresh, me)
+            last = yield from approval_hitl.tell_changed(run, fresh, me)
+            if had is not None and last == private.interrupt_id(config):
+                task_answers.pass_number(config)  # an answer by id to that question is none to this one
             opened = approval_hitl.questions(run, fresh, rounds, me, private.interrupt_id(config))
             if (here or not counted or rounds) and (yield from approval_hitl.over_cap(run, fresh)):
                 refused |= dict.fromkeys((j.key for j in fresh), Code.APPROVAL_CAPPED)

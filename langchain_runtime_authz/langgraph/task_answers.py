@@ -59,6 +59,13 @@ def take_answers(config: Mapping[str, Any], numbers: Sequence[int]) -> None:
             used.append(number)
 
 
+def pass_number(config: Mapping[str, Any]) -> None:
+    """Use up a node's next number, so that the next question has another interrupt id."""
+    resume = private.scratchpad_of(config).resume
+    resume.append({OURS: []})
+    take_answers(config, [len(resume) - 1])
+
+
 def counting_questions(
     config: dict[str, Any], place: int | None = None, mine: Sequence[int] | None = None
 ) -> tuple[dict[str, Any], list[int]]:

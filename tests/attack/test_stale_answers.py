@@ -20,13 +20,13 @@ class Bank:
 
     def __init__(self, protected: bool, tasks: Sequence[Sequence[str]], *, place: str = "root", how: str = "sync") -> None:
         self.ran: list[Any] = []
-        self.protected, self.how, self.fails = protected, how, False
+        self.protected, self.how, self.fails, self.instead = protected, how, False, ""
         pay = pay_tool(self.ran)
 
         def work(state: Any) -> Any:
             if self.fails:
                 raise ConnectionError
-            for name in state["names"]:
+            for name in [self.instead] if self.instead else state["names"]:
                 if name == "own" or not protected:
                     interrupt({"action_requests": [{"args": {"recipient": name}}]})
                 if name != "own":
@@ -111,6 +111,25 @@ def test_an_answer_from_before_a_correction_is_kept_for_nothing(protected: bool,
     if protected:
         assert not bank.enter(Command(resume={left["ann"].id: YES}))
         assert bank.ran == [ANN]
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
+@pytest.mark.parametrize("by", ["another payee", "a correction"])
+def test_an_answer_by_id_is_for_the_question_that_had_this_id_first(protected: bool, how: str, by: str) -> None:
+    """The node was entered again meanwhile, and LangGraph numbers its new question as the old one."""
+    bank = Bank(protected, [["ann"]], how=how)
+    (asked,) = bank.enter(human()).values()
+    if by == "another payee":
+        bank.instead = "bob"
+    elif protected:
+        bank.authz.correct("t", "Pay the other bill", graph=bank.graph)
+    (payee,) = bank.enter()
+    left = bank.enter(Command(resume={asked.id: YES}))
+    assert [*left] == ([payee] if protected else [])
+    assert (bank.ran == []) is protected
+    if protected:
+        assert not bank.enter(Command(resume={left[payee].id: YES}))
+        assert bank.ran == [BOB if payee == "bob" else ANN]
 
 
 def test_of_two_tasks_one_is_settled_outside(protected: bool) -> None:
