@@ -46,10 +46,7 @@ def test_a_stolen_token_is_dead_with_its_call(form: str) -> None:
     def take() -> None:
         kept.append(current_call().credential().headers("POST", BANK + "/pay"))
         use()
-
-    def use() -> None:
-        answers.append(off_loop(lambda: sent(app, kept[0])))
-
+    use = lambda: answers.append(off_loop(lambda: sent(app, kept[0])))
     play(form, thieves(take, use), PAY, STEAL, authz=authz)
     use()
     assert answers == [200, 401, 401]
@@ -59,10 +56,7 @@ def test_unenforced_a_stolen_token_lives_on(form: str) -> None:
     """The twin's token serves whoever finds it."""
     answers: list[int] = []
     app = naive_service("static")
-
-    def use() -> None:
-        answers.append(off_loop(lambda: sent(app, {"Authorization": "Bearer static"})))
-
+    use = lambda: answers.append(off_loop(lambda: sent(app, {"Authorization": "Bearer static"})))
     play(form, thieves(use, use), PAY, STEAL)
     use()
     assert answers == [200, 200, 200]
@@ -177,10 +171,7 @@ def test_a_client_that_sends_elsewhere_is_on_record(form: str) -> None:
 def test_an_audience_outside_the_grant_is_refused_and_on_record(form: str, granted: bool) -> None:
     """The profile names it, the grant does not."""
     authz, codes = authz_of(), []
-
-    def take() -> None:
-        codes.append(said_by(lambda: current_call().credential(BANK) and "minted"))
-
+    take = lambda: codes.append(said_by(lambda: current_call().credential(BANK) and "minted"))
     play(form, thieves(take, take), PAY, authz=authz, grant=Grant(audiences=(BANK,) if granted else (MAIL,)))
     assert codes == ["minted" if granted else "audience"]
     assert [(r["reason"], r["audience"]) for r in refusals(authz)] == ([] if granted else [("outside_grant", BANK)])

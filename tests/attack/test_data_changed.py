@@ -105,10 +105,7 @@ def test_what_the_payment_is_not_based_on_changes_nothing(changed: str, text: st
 
 def interrupted(office: Office, edit: dict[str, Any]) -> Any:
     """The plan [read again, pay] waits; the bill is edited; then both are carried out, one after the other."""
-
-    def both() -> AIMessage:
-        return says(AGAIN, PAY)
-
+    both = lambda: says(AGAIN, PAY)
     model = playing((READ,), both)
     builder = StateGraph(MessagesState)
     read, pay = office.tools()

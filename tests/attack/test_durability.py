@@ -66,10 +66,7 @@ def test_who_asks_for_another_durability_gets_it() -> None:
 def test_a_graph_that_keeps_nothing_runs_in_one_that_does(how: str, protected: bool) -> None:
     """Also if it is made in a node. LangGraph gives it the durability of its caller, and waits for its checkpoints."""
     child = hand_written(replying(), [], checkpointer=False)
-
-    def made(state: Any) -> Any:
-        return hand_written(replying(), [], checkpointer=False).invoke(state)
-
+    made = lambda state: hand_written(replying(), [], checkpointer=False).invoke(state)
     builder = StateGraph(MessagesState).add_sequence([("child", child), ("made", made)]).add_edge(START, "child")
     parent = builder.compile(checkpointer=InMemorySaver())
     if protected:

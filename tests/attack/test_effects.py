@@ -165,11 +165,7 @@ def test_effects_at_once_ask_one_after_the_other(catch: bool, ran: Any) -> None:
 def test_a_question_of_the_nodes_own_does_not_answer_ours(ran: Any) -> None:
     """The node asks first, then acts: the answer to its question approves nothing."""
     authz = RuntimeAuthz()
-
-    @authz.effect("send_mail", profile=BARE)
-    def send(to: str) -> None:
-        ran.append(to)
-
+    send = authz.effect("send_mail", profile=BARE)(lambda to: ran.append(to))
     graph = authz.protect(node_graph(in_run(lambda: (interrupt("sure?"), send(STRANGER))), checkpointer=InMemorySaver()))
     told(authz, graph, human(), THREAD)
     state = told(authz, graph, resume(APPROVE), THREAD)
@@ -183,11 +179,7 @@ def test_a_node_that_is_retried_acts_once(ran: Any) -> None:
     """An effect that happened is not repeated when its node fails afterwards and is tried again."""
     authz = RuntimeAuthz(pdp=StaticPDP(True))
     tries: list[Any] = []
-
-    @authz.effect("send_mail", profile=BARE)
-    def send(to: str) -> None:
-        ran.append(to)
-
+    send = authz.effect("send_mail", profile=BARE)(lambda to: ran.append(to))
     def step(state: MessagesState) -> dict[str, Any]:
         send(STRANGER)
         tries.append(1)

@@ -52,10 +52,7 @@ class Office:
 
     def model(self, *turns: Any) -> ScriptedChatModel:
         left = [*turns, says(call("pay", {"iban": self.iban, "amount": 45}, "call-pay"))]
-
-        def respond(messages: list[Any]) -> AIMessage:
-            return left.pop(0) if left else says(text="done")
-
+        respond = lambda messages: left.pop(0) if left else says(text="done")
         return ScriptedChatModel(script=[respond] * 30)
 
     def graph(self, model: ScriptedChatModel, launder: Callable[[Any], Any] | None = None) -> Any:

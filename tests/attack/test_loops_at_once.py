@@ -53,9 +53,7 @@ def test_threads_of_a_node_may_each_have_a_loop() -> None:
     """`asyncio.run` in each thread of a pool: none waits for a loop that is gone."""
 
     def act(tools: Any, calls: Any) -> Any:
-        def one(c: Any) -> Any:
-            return asyncio.run(asyncio.wait_for(tools[c["name"]].ainvoke(c["args"]), 20))
-
+        one = lambda c: asyncio.run(asyncio.wait_for(tools[c["name"]].ainvoke(c["args"]), 20))
         with ThreadPoolExecutor(len(calls)) as pool:
             made = [pool.submit(copy_context().run, one, c) for c in calls]
         return answers(calls, [m.result() for m in made])
@@ -139,10 +137,7 @@ def test_an_error_of_the_app_waits_for_nobody(protected: bool) -> None:
 def test_a_swallowed_question_of_a_block_is_asked(how: str, protected: bool, ran: Any) -> None:
     """A declared effect in a `try` that catches everything; unenforced it acts at once."""
     authz = RuntimeAuthz()
-
-    def opened() -> Any:
-        return authz.effect("send_mail", profile=MAIL, to="eve@x.example") if protected else nullcontext()
-
+    opened = lambda: authz.effect("send_mail", profile=MAIL, to="eve@x.example") if protected else nullcontext()
     def step(state: MessagesState) -> Any:
         with contextlib.suppress(Exception), opened():
             ran.append("eve")
@@ -171,10 +166,7 @@ def test_nodes_that_are_sent_equal_calls_make_each() -> None:
     def route(state: MessagesState) -> Any:
         calls = state["messages"][-1].tool_calls
         return [Send("tools", {**state, "call": c}) for c in calls] or END
-
-    def act(state: Any) -> Any:
-        return answers([state["call"]], [pay.invoke(state["call"]["args"])])
-
+    act = lambda state: answers([state["call"]], [pay.invoke(state["call"]["args"])])
     agent = lambda s: {"messages": [model.invoke(s["messages"])]}
     authz, graph = protecting(loop(agent, act, route, checkpointer=InMemorySaver(), name="sent"), rules_that_permit())
     assert_went_on(told(authz, graph, human(), THREAD))

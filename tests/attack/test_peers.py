@@ -66,10 +66,7 @@ def test_changed_policy_counts_at_once(go: Any, ran: Any) -> None:
             return text
 
         return drop_
-
-    def graph(tools: Any) -> Any:
-        return hand_written(replying(again[0], [call("drop", {}, "call-drop")], again[1]), tools)
-
+    graph = lambda tools: hand_written(replying(again[0], [call("drop", {}, "call-drop")], again[1]), tools)
     pep = _CachingPep(lambda: allowed[0])
     both = [pay_tool(ran), drop("dropped")]
     wrapped = ToolNode(both, wrap_tool_call=lambda r, h: h(r) if r.tool_call["name"] == "drop" else pep(r, h))

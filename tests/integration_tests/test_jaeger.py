@@ -77,10 +77,7 @@ def test_each_entry_is_one_trace(day: list[Shown]) -> None:
 
 def test_the_page_shows_this_day(day: list[Shown]) -> None:
     """The tree of `docs/tracing.md` has the same lines; what runs at once may come in another order."""
-
-    def lines(text: str) -> list[str]:
-        return sorted(re.sub(r"\[\d+\]", "[]", line) for line in text.splitlines())
-
+    lines = lambda text: sorted(re.sub(r"\[\d+\]", "[]", line) for line in text.splitlines())
     (shown,) = re.findall(r"^```text\n(.*?)^```$", (ROOT / "docs" / "tracing.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     assert lines(shown) == lines(tree(day))
 

@@ -234,10 +234,7 @@ def test_many_threads_and_loops_share_one_pool(pdp: OpaPDP) -> None:
     def asynchronous(_: int) -> list[bool]:
         evaluator = Evaluator(pdp, deadline=10)
         return [asyncio.run(evaluator.aevaluate([REQUEST.to_json()]))[0].permit for _ in range(5)]
-
-    def synchronous(_: int) -> list[bool]:
-        return [ask(pdp).permit for _ in range(5)]
-
+    synchronous = lambda _: [ask(pdp).permit for _ in range(5)]
     assert ask(pdp).permit
     before = our_threads()
     with ThreadPoolExecutor(8) as pool:

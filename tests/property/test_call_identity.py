@@ -184,10 +184,7 @@ def test_equal_names_in_two_nodes(way: str, plan: list[dict[str, Any]], routes: 
             return other
 
         return [named(n) for n in PROFILES]
-
-    def profiled(request: Any) -> bool:
-        return request.action.name != "tools/call" or request.resource.properties["profiled"]
-
+    profiled = lambda request: request.action.name != "tools/call" or request.resource.properties["profiled"]
     pdp = StaticPDP(profiled, deadline=60)
     authz = RuntimeAuthz(pdp=pdp, profiles=PROFILES)
     sent = lambda s: [Send(r, [c]) for r, c in zip(routes, s["messages"][-1].tool_calls, strict=False)]

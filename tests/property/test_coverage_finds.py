@@ -51,9 +51,7 @@ def specs(draw: st.DrawFn, depth: int = 2) -> Spec:
 
 
 def plain_tool(name: str, held: Any = ()) -> StructuredTool:
-    def act(x: str) -> str:
-        return str(held)
-
+    act = lambda x: str(held)
     return StructuredTool.from_function(act, name=name, description="x")
 
 

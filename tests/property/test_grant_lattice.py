@@ -144,10 +144,7 @@ def test_a_constraint_has_one_normal_form(a: Constraint, b: Constraint) -> None:
 @given(one_of=st.lists(scalars, max_size=4), ge=st.none() | numbers, le=st.none() | numbers, value=values)
 def test_a_constraint_permits_what_it_says(one_of: list[Any], ge: float | None, le: float | None, value: object) -> None:
     """By the plain reading of its fields: numbers by value, everything else by type and value."""
-
-    def same(x: object, y: object) -> bool:
-        return x == y and isinstance(x, bool) is isinstance(y, bool)
-
+    same = lambda x, y: x == y and isinstance(x, bool) is isinstance(y, bool)
     number = isinstance(value, int | float) and not isinstance(value, bool)
     within = number and (ge is None or value >= ge) and (le is None or value <= le)  # type: ignore[operator]
     bounded = ge is not None or le is not None

@@ -29,10 +29,7 @@ def without_roles() -> Iterator[None]:
         named = [a.value for a in several if isinstance(a, Const)] + [a.values for a in several if isinstance(a, OneOf)]
         known = [v for value in named for v in (value if isinstance(value, tuple) else (value,))]
         items = scalars(value, 100) or []
-
-        def said(item: Any) -> bool:
-            return any(same(item, k, kind) for k in known) or stands(item, self._words)
-
+        said = lambda item: any(same(item, k, kind) for k in known) or stands(item, self._words)
         return FITS if items and all(said(item) for item in items) else found
 
     with patch.object(Reader, "check", check):

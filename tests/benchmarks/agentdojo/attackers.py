@@ -241,10 +241,7 @@ PLANTING = ("adaptive", "plan-aware")
 
 def plain(wrapped: Texts) -> Texts:
     """The goal alone, as if it stood there by right."""
-
-    def texts(user: Any, injection: Any) -> dict[str, str]:
-        return dict.fromkeys(wrapped(user, injection), f"Note: {injection.GOAL}")
-
+    texts = lambda user, injection: dict.fromkeys(wrapped(user, injection), f"Note: {injection.GOAL}")
     return texts
 
 

@@ -266,9 +266,7 @@ def _graph(suite: Suite, authority: Authority) -> Any:
         world = World(suite.suite, next(iter(suite.suite.user_tasks.values())), {}, env)
 
         def stand_in(tool: Any) -> BaseTool:
-            def call(**args: Any) -> Any:
-                return stage.tools[tool.name].func(**args)
-
+            call = lambda **args: stage.tools[tool.name].func(**args)
             return StructuredTool(name=tool.name, description=tool.description, args_schema=tool.args_schema, func=call)
 
         graph = agent_graph(_Puppet(), [stand_in(t) for t in world.tools()])

@@ -71,10 +71,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..
     (tmp_path / "an_agent.py").write_text(AGENT)
     (tmp_path / "langgraph.json").write_text('{"dependencies": ["."], "graphs": {"agent": "./an_agent.py:graph"}}')
     (tmp_path / "answers.yaml").write_text(ANSWERS)
-
-    def invoke(*args: object, **options: Any) -> Any:
-        return CliRunner().invoke(app, [str(a) for a in args], **options)
-
+    invoke = lambda *args, **options: CliRunner().invoke(app, [str(a) for a in args], **options)
     yield invoke
     sys.path[:] = path
     sys.modules.pop("an_agent", None)

@@ -44,9 +44,7 @@ def _no_opa(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def run() -> Command:
-    def invoke(*arguments: object) -> Any:
-        return CliRunner().invoke(app, ["policy", *map(str, arguments)])
-
+    invoke = lambda *arguments: CliRunner().invoke(app, ["policy", *map(str, arguments)])
     return invoke
 
 

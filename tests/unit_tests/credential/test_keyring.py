@@ -248,10 +248,7 @@ def test_a_compromise_by_the_command_line_reaches_the_ledger(directory: Path) ->
 
     here, there = opened(directory), opened(directory)
     authz = RuntimeAuthz(pdp=StaticPDP(True), issuer=LocalIssuer(here, issuer="https://issuer.example"))
-
-    def revoked(kid: str) -> bool:
-        return authz.ledger.load(key_scope("default", "https://issuer.example", kid), Query()).revoked
-
+    revoked = lambda kid: authz.ledger.load(key_scope("default", "https://issuer.example", kid), Query()).revoked
     first, second = (info.kid for info in here.infos())
     there.compromise(first)
     assert not revoked(first) and seen_again(here).active.kid == second

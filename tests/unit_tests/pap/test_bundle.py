@@ -95,10 +95,7 @@ def hmac_signed(secret: bytes) -> str:
     import base64
     import hashlib
     import hmac
-
-    def part(value: bytes) -> str:
-        return base64.urlsafe_b64encode(value).rstrip(b"=").decode()
-
+    part = lambda value: base64.urlsafe_b64encode(value).rstrip(b"=").decode()
     head = part(b'{"alg":"HS256","kid":"default"}') + "." + part(b'{"files":[]}')
     return head + "." + part(hmac.new(secret, head.encode(), hashlib.sha256).digest())
 

@@ -109,10 +109,7 @@ def test_a_permit_is_kept_per_tool_set_epoch_and_revision() -> None:
     """Asked once; asked again when any of them changes. A denial is never kept."""
     pdp = StaticPDP(True)
     authz, run = entered(pdp)
-
-    def asked() -> int:
-        return len([r for r in pdp.requests if r.action.name == "model/call"])
-
+    asked = lambda: len([r for r in pdp.requests if r.action.name == "model/call"])
     for _ in range(3):
         assert drive(run.engine, decide_model(run, CALL)).permit
     assert asked() == 1

@@ -570,10 +570,7 @@ def test_a_permit_that_obliges_to_revoke_does_not_pass_unheeded() -> None:
 
 def test_sync_and_async_agree() -> None:
     """The same steps, the same requests, decisions and records, but for random ids."""
-
-    def told(request: EvaluationRequest) -> object:
-        return ask_for_pay(request) if request.resource.id != "note" else False
-
+    told = lambda request: ask_for_pay(request) if request.resource.id != "note" else False
     def walk(form: str) -> tuple[list[object], list[object], list[object]]:
         pdp = StaticPDP(told)
         authz = authz_with(pdp, ledger=MemoryLedger(clock=FrozenClock()))
