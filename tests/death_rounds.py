@@ -18,12 +18,10 @@ minute. People resolve the call as it was, or the bank is asked (`on_unknown`). 
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import os
 import random
-import sqlite3
 import tempfile
 import time
 import warnings
@@ -34,14 +32,12 @@ from typing import Any
 
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.tools import tool
-from langgraph.checkpoint.sqlite import SqliteSaver
-from langgraph.graph import END, START, MessagesState, StateGraph
-from langgraph.prebuilt import ToolNode, tools_condition
+from langgraph.graph import MessagesState
 
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.pdp.wasm import WasmPDP
-from tests.kill_rounds import World, forked
+from tests.kill_rounds import World, arguments, forked
 
 WORLD = 250  # rounds in one ledger
 LAPSE = 61.0
@@ -84,14 +80,7 @@ class Deaths(World):
             call = {"name": "pay", "args": {"recipient": "DE21", "amount": 45}, "id": f"c{len(state['messages'])}"}
             return {"messages": [AIMessage("", tool_calls=[{**call, "type": "tool_call"}])]}
 
-        builder = StateGraph(MessagesState)
-        builder.add_node("agent", agent)
-        builder.add_node("tools", ToolNode([pay]))
-        builder.add_edge(START, "agent")
-        builder.add_conditional_edges("agent", tools_condition, {"tools": "tools", END: END})
-        builder.add_edge("tools", "agent")
-        conn = sqlite3.connect(self.folder / f"checkpoints-{number}.db", check_same_thread=False, timeout=30)
-        return builder.compile(checkpointer=SqliteSaver(conn), name="bank")
+        return self.compiled(number, agent, [pay])
 
 
 def enter(
@@ -192,12 +181,7 @@ def rounds(world: Deaths, count: int, seed: int) -> dict[str, Any]:
 
 def main() -> None:
     """Run, print, judge."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--ledger", choices=("sqlite", "postgres"), default="sqlite")
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
-    parser.add_argument("--twin", action="store_true")
-    given = parser.parse_args()
+    given = arguments(__doc__, rounds=10)
     with closing(WasmPDP()) as engine:  # loaded once for all processes; once closed, it has no thread
         RuntimeAuthz(pdp=engine)
     broken = False

@@ -134,12 +134,12 @@ class World:
             ]
             return {"messages": [AIMessage("", tool_calls=calls)]}
 
-        builder = StateGraph(MessagesState)
-        builder.add_node("agent", agent)
-        builder.add_node("tools", ToolNode([pay, book]))
-        builder.add_edge(START, "agent")
-        builder.add_conditional_edges("agent", tools_condition, {"tools": "tools", END: END})
-        builder.add_edge("tools", "agent")
+        return self.compiled(number, agent, [pay, book])
+
+    def compiled(self, number: int, agent: Any, tools: list[Any]) -> Any:
+        """A graph of this agent and its tools, with a checkpointer of the round's own."""
+        builder = StateGraph(MessagesState).add_node("agent", agent).add_node("tools", ToolNode(tools)).add_edge(START, "agent")
+        builder.add_conditional_edges("agent", tools_condition, {"tools": "tools", END: END}).add_edge("tools", "agent")
         conn = sqlite3.connect(self.folder / f"checkpoints-{number}.db", check_same_thread=False, timeout=30)
         return builder.compile(checkpointer=SqliteSaver(conn), name="bank")
 
@@ -280,14 +280,20 @@ def rounds(world: World, count: int, seed: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def arguments(doc: str | None, *flags: str, **numbers: int) -> argparse.Namespace:
+    """Read what every program of rounds takes: a ledger, how many rounds, a seed, whether it is the twin, and its own."""
+    parser = argparse.ArgumentParser(description=doc)
+    parser.add_argument("--ledger", choices=("sqlite", "postgres"), default="sqlite")
+    for name, default in {**numbers, "seed": random.SystemRandom().randrange(10**6)}.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    for name in ("twin", *flags):
+        parser.add_argument(f"--{name}", action="store_true")
+    return parser.parse_args()
+
+
 def main() -> None:
     """Run, print, judge."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--ledger", choices=("sqlite", "postgres"), default="sqlite")
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
-    parser.add_argument("--twin", action="store_true")
-    given = parser.parse_args()
+    given = arguments(__doc__, rounds=30)
     with tempfile.TemporaryDirectory() as folder:
         world = World(Path(folder), given.ledger, os.environ.get("LRA_POSTGRES_DSN"), twin=given.twin)
         found = rounds(world, given.rounds, given.seed)

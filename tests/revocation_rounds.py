@@ -18,7 +18,6 @@ the last permit of all processes. `--twin` revokes another thread and makes anot
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import multiprocessing as mp
@@ -38,7 +37,7 @@ from langchain_runtime_authz import RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.errors import AuthzError, Code
 from langchain_runtime_authz.pep.kill_switch import KillSwitch
 from langchain_runtime_authz.testing import StaticPDP
-from tests.kill_rounds import World
+from tests.kill_rounds import World, arguments
 
 WORKERS, TREE_WORKERS, TREE_TRIALS = 8, 4, 10
 BRANCHES = LEAVES = 7  # below the root, and the agents of each branch with its head: 1 + 7 * 7 = 50
@@ -206,13 +205,7 @@ def rounds(world: World, count: int, seed: int, *, tree: bool) -> dict[str, Any]
 
 def main() -> None:
     """Run, print, judge."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--ledger", choices=("sqlite", "postgres"), default="sqlite")
-    parser.add_argument("--trials", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
-    parser.add_argument("--twin", action="store_true")
-    parser.add_argument("--tree", action="store_true")
-    given = parser.parse_args()
+    given = arguments(__doc__, "tree", trials=20)
     RuntimeAuthz()  # loads the libraries once for all processes
     with tempfile.TemporaryDirectory() as folder:
         world = World(Path(folder), given.ledger, os.environ.get("LRA_POSTGRES_DSN"), twin=given.twin)
