@@ -1,9 +1,11 @@
-"""Run work in threads at the same time."""
+"""Run work in threads at the same time, and wait for what others do."""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
+from typing import Any
 
 
 def together(work: Callable[[], object], times: int = 8) -> None:
@@ -13,3 +15,12 @@ def together(work: Callable[[], object], times: int = 8) -> None:
         thread.start()
     for thread in threads:
         thread.join()
+
+
+def until(what: Callable[[], Any], seconds: float = 60.0, told: Callable[[], str] = lambda: "it did not come in time") -> Any:
+    """Wait until it is so, and return what it is then. `told` is what a failure says."""
+    ends = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < ends, told()
+        time.sleep(0.01)
+    return found

@@ -9,12 +9,10 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from pathlib import Path
 
-import httpx
 import pytest
 
 from langchain_runtime_authz.authzen import Decision
@@ -26,7 +24,8 @@ from langchain_runtime_authz.pdp.wasm import WasmPDP
 from langchain_runtime_authz.testing.example_request import example_request
 from langchain_runtime_authz.testing.pdp_suite import PDPContract
 from tests.integration_tests.authzen_certification import CERBOS, KNOWN, ROWS, passes, play
-from tests.integration_tests.services import free_port
+from tests.integration_tests.services import answers, free_port
+from tests.threads import until
 
 POLICY = """
 apiVersion: api.cerbos.dev/v1
@@ -49,17 +48,12 @@ def serving(folder: Path, policy: str) -> Iterator[str]:
     server = {"httpListenAddr": f"127.0.0.1:{port}", "grpcListenAddr": f"127.0.0.1:{free_port()}"}
     disk = {"driver": "disk", "disk": {"directory": str(policies), "watchForChanges": False}}
     config.write_text(json.dumps({"server": server, "storage": disk, "telemetry": {"disabled": True}}))
-    url, ends = f"http://127.0.0.1:{port}", time.monotonic() + 60
+    url = f"http://127.0.0.1:{port}"
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen([os.environ["LRA_CERBOS"], "server", "--config", config], stdout=log, stderr=log)
     try:
-        while True:
-            assert process.poll() is None, (folder / "log").read_text()[-2000:]
-            assert time.monotonic() < ends, "Cerbos did not start"
-            with suppress(httpx.HTTPError):
-                httpx.get(f"{url}/_cerbos/health", trust_env=False).raise_for_status()
-                break
-            time.sleep(0.1)
+        until(lambda: process.poll() is not None or answers(f"{url}/_cerbos/health"), told=lambda: "Cerbos did not start")
+        assert process.poll() is None, (folder / "log").read_text()[-2000:]
         yield url
     finally:
         process.kill()

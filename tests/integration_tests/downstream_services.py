@@ -34,6 +34,7 @@ from langchain_runtime_authz.resource_server.introspection import (
 )
 from langchain_runtime_authz.resource_server.status import LedgerStatus, Offline
 from langchain_runtime_authz.testing import StaticPDP
+from tests.threads import until
 
 from .services import free_port
 
@@ -46,11 +47,8 @@ def serving(app: Any, port: int) -> Iterator[str]:
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning", access_log=False))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    deadline = time.monotonic() + 60
-    while not server.started:
-        if time.monotonic() > deadline or not thread.is_alive():
-            raise RuntimeError("the service did not start")
-        time.sleep(0.01)
+    until(lambda: server.started or not thread.is_alive(), told=lambda: "the service did not start")
+    assert server.started
     try:
         yield f"http://127.0.0.1:{port}"
     finally:

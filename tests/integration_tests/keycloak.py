@@ -7,15 +7,15 @@ import os
 import signal
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import httpx
 
 from langchain_runtime_authz.credential.signer import SigningKey
+from tests.threads import until
 
-from .services import free_port
+from .services import answers, free_port
 
 REALM, AGENT_API, USER, PASSWORD = "bank", "https://agent.example", "alice", "a password of a test"
 SECRETS = {name: f"the secret of {name}" for name in ("agent", "strict", "crm", "admin-api", "cron")}
@@ -41,7 +41,7 @@ class Keycloak:
         command = [self._home / "bin/kc.sh", "start", "--optimized", "--http-enabled=true", "--hostname-strict=false", "--http-host=127.0.0.1", f"--http-port={self.port}"]
         self._process = subprocess.Popen(command, stdout=self.log, stderr=self.log, env={**os.environ, **own}, start_new_session=True)
         try:
-            self._wait()
+            until(self._up, 400, lambda: "Keycloak did not start")
             self._make()
         except BaseException:
             self.__exit__()
@@ -53,17 +53,9 @@ class Keycloak:
         self._process.wait(30)
         self.http.close()
 
-    def _wait(self, seconds: float = 400.0) -> None:
-        ends = time.monotonic() + seconds
-        while True:
-            assert self._process.poll() is None, Path(self.log.name).read_text()[-2000:]
-            assert time.monotonic() < ends, "Keycloak did not start"
-            try:
-                if self.http.get(f"{self.url}/realms/master").status_code == 200:
-                    return
-            except httpx.HTTPError:
-                pass
-            time.sleep(0.5)
+    def _up(self) -> bool:
+        assert self._process.poll() is None, Path(self.log.name).read_text()[-2000:]
+        return answers(f"{self.url}/realms/master")
 
     def _make(self) -> None:
         form = {"grant_type": "password", "client_id": "admin-cli", "username": "admin", "password": "admin"}

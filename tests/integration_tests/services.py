@@ -11,16 +11,18 @@ import signal
 import socket
 import subprocess
 import threading
-import time
 import urllib.error
 import urllib.request
 from contextlib import suppress
 from pathlib import Path
 
+import httpx
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+
+from tests.threads import until
 
 POLICIES = Path(__file__).parents[2] / "langchain_runtime_authz" / "policies"
 SHIPPED = (POLICIES / "rego" / "runtime_authz.rego", POLICIES / "data.json")
@@ -31,6 +33,14 @@ def opa_binary() -> str:
     binary = os.environ.get("LRA_OPA") or shutil.which("opa")
     assert binary, "no OPA: set LRA_OPA to the binary or put `opa` on the PATH"
     return binary
+
+
+def answers(url: str) -> bool:
+    """Return True if a server says that it is well."""
+    try:
+        return httpx.get(url, trust_env=False).status_code == 200
+    except httpx.HTTPError:
+        return False
 
 
 def free_port() -> int:
@@ -68,11 +78,12 @@ class OpaServer:
         """Start it; return when it listens."""
         command = [opa_binary(), "run", "--server", "--addr", self.address, "--log-level", "error", *self._arguments]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        until = time.monotonic() + 60
-        while wait and not self._listens():
-            assert self._process.poll() is None, "OPA ended at once"
-            assert time.monotonic() < until, "OPA does not listen"
-            time.sleep(0.05)
+        if wait:
+            until(self._up, told=lambda: "OPA does not listen")
+
+    def _up(self) -> bool:
+        assert self._process.poll() is None, "OPA ended at once"
+        return self._listens()
 
     def _listens(self) -> bool:
         local = self.address.startswith("unix://")

@@ -6,9 +6,10 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
+
+from tests.threads import until
 
 from .services import free_port
 
@@ -71,7 +72,7 @@ class Spire:
             (self.home / name).mkdir(parents=True)
             (self.home / f"{name}.conf").write_text(text.format(home=self.home, port=self.port, domain=DOMAIN))
         self._spawn("server", "spire-server", "run", "-config", f"{self.home}/server.conf")
-        self._until(lambda: self.server("healthcheck").returncode == 0)
+        until(lambda: self.server("healthcheck").returncode == 0)
         (self.home / "bundle.pem").write_text(self.server("bundle", "show").stdout)
         token = self.server("token", "generate", "-spiffeID", NODE).stdout.split()[-1]
         self.start_agent("-joinToken", token)
@@ -84,7 +85,7 @@ class Spire:
     def start_agent(self, *options: str) -> None:
         self._spawn("agent", "spire-agent", "run", "-config", f"{self.home}/agent.conf", *options)
         command = (str(self.bin / "spire-agent"), "healthcheck", "-socketPath", f"{self.home}/agent.sock")
-        self._until(lambda: subprocess.run(command, capture_output=True, check=False).returncode == 0)
+        until(lambda: subprocess.run(command, capture_output=True, check=False).returncode == 0)
 
     def stop(self, name: str) -> None:
         process = self._running.pop(name, None)
@@ -119,13 +120,6 @@ class Spire:
     def _spawn(self, name: str, program: str, *arguments: str) -> None:
         out = (self.home / f"{name}.out").open("ab")
         self._running[name] = subprocess.Popen([self.bin / program, *arguments], stdout=out, stderr=out)
-
-    @staticmethod
-    def _until(true: Any, seconds: float = 60.0) -> None:
-        ends = time.monotonic() + seconds
-        while not true():
-            assert time.monotonic() < ends, "SPIRE did not start"
-            time.sleep(0.1)
 
 
 def workload_user(number: int) -> dict[str, Any]:

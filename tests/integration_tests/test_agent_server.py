@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from langgraph_sdk import get_sync_client
 from langgraph_sdk.errors import ConflictError
@@ -26,7 +25,8 @@ from langchain_runtime_authz.credential.issuer import LocalIssuer
 from langchain_runtime_authz.ledger.base import Query, Scope
 from langchain_runtime_authz.ledger.sqlite import SqliteLedger
 
-from .services import free_port
+from ..threads import until
+from .services import answers, free_port
 
 ROOT = Path(__file__).parents[2]
 PAY = {"messages": [{"role": "user", "content": "Pay the bill"}]}
@@ -52,10 +52,7 @@ class Server:
 
     def _up(self) -> bool:
         assert self.process.poll() is None, (self.folder / "log").read_text()
-        try:
-            return httpx.get(f"http://127.0.0.1:{self.port}/ok", trust_env=False).status_code == 200
-        except httpx.TransportError:
-            return False
+        return answers(f"http://127.0.0.1:{self.port}/ok")
 
     def close(self) -> None:
         self.process.terminate()
@@ -63,11 +60,7 @@ class Server:
         self.log.close()
 
     def wait(self, what: Callable[[], Any], seconds: float = 90) -> Any:
-        until = time.monotonic() + seconds
-        while not (found := what()):
-            assert time.monotonic() < until, (self.folder / "log").read_text()[-4000:]
-            time.sleep(0.02)
-        return found
+        return until(what, seconds, lambda: (self.folder / "log").read_text()[-4000:])
 
     def lines(self, name: str) -> list[dict[str, Any]]:
         """What the graphs wrote down under a name."""

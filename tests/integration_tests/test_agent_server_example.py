@@ -19,7 +19,8 @@ import pytest
 from langgraph_sdk import get_sync_client
 from langgraph_sdk.errors import ConflictError
 
-from .services import free_port
+from ..threads import until
+from .services import answers, free_port
 
 ROOT = Path(__file__).parents[2]
 # The model thinks while the test holds it. Everything else is the example as it stands.
@@ -66,20 +67,13 @@ class Bank:
 
     def _up(self) -> bool:
         assert self.process.poll() is None, self.log.read_text()[-4000:]
-        try:
-            return httpx.get(f"http://127.0.0.1:{self.port}/ok", trust_env=False).status_code == 200
-        except httpx.TransportError:
-            return False
+        return answers(f"http://127.0.0.1:{self.port}/ok")
 
     def client(self, name: str = "alice") -> Any:
         return get_sync_client(url=f"http://127.0.0.1:{self.port}", headers={"authorization": f"Bearer {name}"})
 
     def wait(self, what: Callable[[], Any], seconds: float = 120) -> Any:
-        until = time.monotonic() + seconds
-        while not (found := what()):
-            assert time.monotonic() < until, self.log.read_text()[-4000:]
-            time.sleep(0.05)
-        return found
+        return until(what, seconds, lambda: self.log.read_text()[-4000:])
 
     @property
     def paid(self) -> list[str]:

@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from langgraph.types import Command
 
 from langchain_runtime_authz import Grant, current_call
 from langchain_runtime_authz.errors import ConfigError
+from tests.threads import until
 
 from ..attack._graphs import answer_to, call, hand_written, human, replying
 from .downstream_services import World, serving
@@ -63,14 +63,14 @@ class Bank:
         with self._printed.open("wb") as out:
             process = self.stack.enter_context(subprocess.Popen(command, stdout=out, cwd=Path(__file__).parents[2]))
         self.stack.callback(process.kill)
-        ends = time.monotonic() + 180
-        while True:
-            assert process.poll() is None, "the other server did not start"
-            assert time.monotonic() < ends
-            with contextlib.suppress(httpx.HTTPError):
-                httpx.get(self.url, trust_env=False)
-                return
-            time.sleep(0.1)
+        until(lambda: process.poll() is not None or self._answers(), 180)
+        assert process.poll() is None, "the other server did not start"
+
+    def _answers(self) -> bool:
+        """Whatever it says."""
+        with contextlib.suppress(httpx.HTTPError):
+            return bool(httpx.get(self.url, trust_env=False).status_code)
+        return False
 
     @property
     def served(self) -> list[str]:

@@ -19,6 +19,7 @@ from langchain_runtime_authz.pdp.compose import CircuitBreaker
 from langchain_runtime_authz.pdp.opa import OpaPDP
 from langchain_runtime_authz.testing.example_request import example_request
 from tests.integration_tests.services import OpaServer, our_threads
+from tests.threads import until
 
 SECONDS = float(os.environ.get("LRA_OUTAGE_SECONDS", "5"))
 TIMEOUT = 0.3
@@ -82,14 +83,6 @@ class Load:
         return sum(a.outcome == "permit" for a in list(self.asked) if a.began > moment)
 
 
-def wait_until(check, seconds: float = 60) -> None:
-    """Wait for it."""
-    end = time.monotonic() + seconds
-    while not check():
-        assert time.monotonic() < end, "no recovery"
-        time.sleep(0.01)
-
-
 @pytest.mark.parametrize("breaker", [False, True], ids=["plain", "breaker"])
 def test_no_permit_while_down_and_recovery_by_itself(breaker: bool) -> None:
     """Killed, started again, paused, resumed, for as long as it takes, with eight threads asking."""
@@ -104,7 +97,7 @@ def test_no_permit_while_down_and_recovery_by_itself(breaker: bool) -> None:
             cycle = 0
             while time.monotonic() < end or cycle < 2:
                 began = time.monotonic()
-                wait_until(lambda began=began: load.permits_since(began) >= 50)
+                until(lambda began=began: load.permits_since(began) >= 50)
                 recoveries.append(time.monotonic() - began)
                 stop, go = ((server.kill, server.start), (server.pause, server.resume))[cycle % 2]
                 stop()
@@ -114,7 +107,7 @@ def test_no_permit_while_down_and_recovery_by_itself(breaker: bool) -> None:
                 go()
                 cycle += 1
             began = time.monotonic()
-            wait_until(lambda: load.permits_since(began) >= 50)
+            until(lambda: load.permits_since(began) >= 50)
         opa.close()
     assert load.errors == []
     denied = Counter(a.reason for a in load.asked if a.outcome != "permit")

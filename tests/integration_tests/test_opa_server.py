@@ -27,6 +27,7 @@ from langchain_runtime_authz.testing.example_request import example_request
 from langchain_runtime_authz.testing.pdp_suite import PDPContract
 from tests.integration_tests.faulted_graph import run_graph
 from tests.integration_tests.services import SHIPPED, Authority, OpaServer, free_port, opa_binary, our_threads
+from tests.threads import until
 
 REQUEST = example_request()
 DENIED = example_request({"context.lease.exp": 1})
@@ -369,14 +370,6 @@ def serving(folder: Path) -> Iterator[Counting]:
         threading.Thread(target=files.serve_forever, args=(0.02,), daemon=True).start()
         yield files
         files.shutdown()
-
-
-def until(check, seconds: float = 60) -> None:
-    """Wait for it."""
-    end = time.monotonic() + seconds
-    while not check():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.1)
 
 
 def test_bundle_mode_follows_signed_revisions_only(bundles: Bundles) -> None:

@@ -14,7 +14,6 @@ import secrets
 import subprocess
 import sys
 import tarfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from psycopg import sql
 
 from langchain_runtime_authz.audit.chain import verify_chain
 from langchain_runtime_authz.ledger.schema import MIGRATIONS, SCHEMA
+from tests.threads import until
 
 ROOT = Path(__file__).parents[2]
 SCHEMA_FILE = "langchain_runtime_authz/ledger/schema.py"
@@ -140,11 +140,8 @@ class Worker:
 
     def go_on(self, calls: int = 5) -> None:
         """Wait until it has had this many more calls permitted."""
-        until = self.ask("counts")["own"] + calls
-        deadline = time.monotonic() + 60
-        while (seen := self.ask("counts"))["own"] < until:
-            assert time.monotonic() < deadline, seen
-            time.sleep(0.05)
+        enough = self.ask("counts")["own"] + calls
+        until(lambda: self.ask("counts")["own"] >= enough)
 
     def stop(self, *allowed: str) -> dict[str, Any]:
         said = self.ask("stop")
@@ -236,9 +233,7 @@ def test_an_upgrade_and_a_rollback_under_load_lose_nothing(store: Store, older: 
     again = new.start()
     again.go_on()
     assert [again.ask(f"pay {thread}") for thread in ("first", "second")] == ["revoked", "revoked"]
-    deadline = time.monotonic() + 60
-    while running.ask("counts")["purse"] + again.ask("counts")["purse"] + spent < BUDGET:
-        assert time.monotonic() < deadline
+    until(lambda: running.ask("counts")["purse"] + again.ask("counts")["purse"] + spent >= BUDGET)
     again.go_on()
     assert running.stop(*late)["purse"] + again.stop()["purse"] + spent == BUDGET
     assert all(verify_chain(package.log).ok for package in (old, new))

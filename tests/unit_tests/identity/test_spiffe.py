@@ -25,18 +25,11 @@ from langchain_runtime_authz.identity.workload import Identity
 from langchain_runtime_authz.pdp.opa import OpaPDP
 from langchain_runtime_authz.pdp.wasm import WasmPDP
 from langchain_runtime_authz.testing import StaticPDP
+from tests.threads import until
 from tests.workload_api import Authority, WorkloadApi
 
 BANK, ELSE, API = Authority("bank.example"), Authority("else.example"), "https://agent.example"
 PAYER = "spiffe://bank.example/payer"
-
-
-def until(true: Callable[[], Any], seconds: float = 15.0) -> None:
-    """Wait for another thread."""
-    ends = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < ends, "it did not come"
-        time.sleep(0.01)
 
 
 @pytest.fixture

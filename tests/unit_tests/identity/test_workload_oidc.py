@@ -11,8 +11,8 @@ import pytest
 
 from langchain_runtime_authz.errors import AuthzError, ConfigError
 from langchain_runtime_authz.identity.oidc import TokenFileIdentity
+from tests.threads import until
 from tests.unit_tests.identity.test_oidc import APP, IDP, KEY, OTHER, Provider, token, verifier
-from tests.unit_tests.identity.test_spiffe import until
 
 ACCOUNT = "system:serviceaccount:bank:payer"
 

@@ -28,6 +28,7 @@ from langchain_runtime_authz.pdp.compose import CandidatePDP, CircuitBreaker, De
 from langchain_runtime_authz.testing.example_request import example_request
 from langchain_runtime_authz.testing.static_pdp import StaticPDP
 from tests.bundles import Key, files, mount, put
+from tests.threads import until
 
 KEY = Key()
 DENY_WRITES = {"effects": {"write": "deny"}}
@@ -78,10 +79,7 @@ def test_a_new_revision_decides_and_is_named(source: Path, following: Callable[.
 def test_the_watch_finds_it(source: Path, following: Callable[..., ReloadingPDP]) -> None:
     pdp = following(poll=0.01)
     put(source, files(2, DENY_WRITES))
-    until = time.monotonic() + 30
-    while not pdp.revision.startswith("2@"):
-        assert time.monotonic() < until
-        time.sleep(0.01)
+    until(lambda: pdp.revision.startswith("2@"))
     assert not ask(pdp).permit
 
 
@@ -460,7 +458,4 @@ def test_one_that_is_forgotten_stops_watching(source: Path) -> None:
     pdp = ReloadingPDP(source, poll=0.01)
     del pdp
     gc.collect()
-    until = time.monotonic() + 30
-    while threading.active_count() > before:
-        assert time.monotonic() < until
-        time.sleep(0.01)
+    until(lambda: threading.active_count() <= before)
