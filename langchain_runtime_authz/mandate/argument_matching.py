@@ -75,9 +75,8 @@ class Reader:
     ) -> None:
         self._steps, self._outputs, self._own, self._words, self._task = steps, outputs, own, words, task
         self._fitting: dict[str, list[reads.Output]] = {}
-        self._found: dict[
-            tuple[int, bool], list[Row] | str
-        ] = {}  # by `id()` of the argument, which the mandate keeps alive
+        # By `id()` of the argument, which the mandate keeps alive.
+        self._found: dict[tuple[int, bool], list[Row] | str] = {}
         self._allowed: dict[int, str] = {}
         self._echoes: dict[tuple[str, int], set[str | None]] = {}  # outputs of `_fitting`, which keeps them alive
 
@@ -195,8 +194,7 @@ class Reader:
     def _field(self, argument: model.Field, items: Sequence[Any], kind: str) -> Finding:
         where = f"`{argument.path or 'the output'}` of step `{argument.step}`"
         least = 2 if kind in DESTINATIONS else 1
-        known = ""
-        code = "unread"
+        code, known = "unread", ""
         for output in self.fitting(argument.step):
             values = reads.scalars(reads.nodes_at(output.value, argument.path), MAX_ITEMS, mappings=False)
             if not output.complete or not values:
@@ -214,9 +212,8 @@ class Reader:
 
     def _record(self, argument: model.Pick | model.Each, items: Sequence[Any], kind: str) -> Finding:
         one = "the" if isinstance(argument, model.Pick) else "a"
-        where = (
-            f"`{argument.path or 'the item'}` of {one} record that the conditions choose from step `{argument.step}`"
-        )
+        where = f"`{argument.path or 'the item'}` of {one} record"
+        where += f" that the conditions choose from step `{argument.step}`"
         found = self._chosen(argument)
         if isinstance(found, str):
             return Finding(found, where)
@@ -262,8 +259,10 @@ class Reader:
         path = within_row(row, name)
         found = values_of(row, path)
         conditions = choice.where.get(name, ()) if len(found) == 1 else ()  # an outsider may list somebody else too
-        worth = reads.chosen_by(row.output.profile, joined(row.base, path), conditions, mine=row.owned(path))
-        return self._trusts(choice.step, row.output, worth, found, 1, whole=False)
+        worth = row.worth(path, conditions)
+        # A long text of the user's own may quote somebody else.
+        whole = row.worth(path) > row._replace(mine=False).worth(path)
+        return self._trusts(choice.step, row.output, worth, found, 1, whole=whole)
 
     def condition(self, condition: model.OnlyIf) -> Finding:
         """Return a finding with a code unless the condition surely holds."""

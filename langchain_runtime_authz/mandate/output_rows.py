@@ -26,8 +26,8 @@ class Row(NamedTuple):
         """Return True for a field of the subject's record that is not in a list."""
         return self.mine and not self.listed(path)
 
-    def worth(self, path: str) -> int:
-        return reads.worth(self.output.profile, joined(self.base, path), mine=self.owned(path))
+    def worth(self, path: str, conditions: Sequence[object] = ()) -> int:
+        return reads.chosen_by(self.output.profile, joined(self.base, path), conditions, mine=self.owned(path))
 
     def listed(self, path: str) -> bool:
         """Return True for a field in a list inside of the record."""
@@ -51,14 +51,15 @@ def rows_of(output: reads.Output, path: str, own: Sequence[Any]) -> Iterator[Row
 
 
 def made_by(own: Sequence[Any], record: Any, profile: ToolProfile, base: str = "") -> bool:
-    """Return True if the record's author has one of the identifiers `own`.
+    """Return True if the record's only author has one of the identifiers `own`.
 
     `base`: path of the list that holds the record.
     """
     if profile.author is None or not own or not profile.author.startswith(f"{base}." if base else ""):
         return False
-    authors = reads.scalars(reads.nodes_at(record, below(base, profile.author)), 1, mappings=False) or ()
-    return any(among(author, own) for author in authors)
+    authors = reads.nodes_at(record, below(base, profile.author))
+    authors = authors[0] if len(authors) == 1 and isinstance(authors[0], list) else authors
+    return len(authors) == 1 and among(authors[0], own)
 
 
 def within_row(row: Row, name: str) -> str:

@@ -206,6 +206,7 @@ BY_TEXT = Pick("history", "to", {"about": Contains("Spotify")}, max="date")
 @pytest.mark.parametrize(("pick", "records", "code"), [
     (BY_TEXT, [OWN, THEIRS], ""), (BY_TEXT, [{**OWN, "sender": EVE}], "untrusted"),
     (BY_TEXT, [{**OWN, "sender": [ME, EVE]}], "untrusted"), (BY_TEXT, [{**OWN, "sender": {"me": ME}}], "untrusted"),
+    (BY_TEXT, [{**OWN, "sender": [ME]}], ""), (BY_TEXT, [{**OWN, "sender": [ME, ""]}], "untrusted"), (BY_TEXT, [{**OWN, "about": "Spotify " * 30}], "untrusted"),
     (BY_TEXT, [{k: v for k, v in OWN.items() if k != "sender"}], "untrusted"),
     (BY_TEXT, [OWN, {**THEIRS, "date": "2026-04-01", "to": "Bob"}], "untrusted"),  # the outsider's is the newest
     (Each("history", "to", {"about": Contains("Spotify")}), [OWN, THEIRS], ""),
