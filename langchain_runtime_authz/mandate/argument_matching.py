@@ -174,20 +174,22 @@ class Reader:
         return True
 
     def _trusts(
-        self, step: str, output: reads.Output, worth: int, values: Sequence[Any], least: int, *, whole: bool = True
+        self, step: str, output: reads.Output, values: Sequence[Any], where: Sequence[object] | None = None
     ) -> bool:
-        """Return True if a trusted source, not the model, wrote the values of a field."""
-        if worth < least:
-            return False
+        """Return True if the model did not write the values of a trusted field.
+
+        `where`: the conditions by which the user's own text chooses the record; empty for another choosing field.
+        """
         if (echo := self._echoes.get((step, id(output)))) is None:
             bound = {n for n, a in self._steps[step].args.items() if isinstance(a, _BOUND)}
             chosen = [v for n, v in output.args.items() if n in output.given and n not in bound]
             echo = self._echoes[step, id(output)] = set(reads.told(chosen))  # with None if there is too much
         for value in values:
-            if whole and isinstance(value, str) and (len(value) > SHORT or "\n" in value):  # prose
+            # A long text is prose, and one of the user's own may quote somebody else.
+            if where != () and isinstance(value, str) and (len(value) > SHORT or "\n" in value):
                 return False
             echoes = None in echo or not echo.isdisjoint(reads.scalar_forms(value))
-            if echoes or self._outputs.written(value, output.turn):
+            if echoes or self._outputs.written(value, output.turn, where or ()):
                 return False
         return True
 
@@ -199,7 +201,7 @@ class Reader:
             values = reads.scalars(reads.nodes_at(output.value, argument.path), MAX_ITEMS, mappings=False)
             if not output.complete or not values:
                 continue
-            trusted = self._trusts(argument.step, output, self._worth(output, argument.path), values, least)
+            trusted = self._worth(output, argument.path) >= least and self._trusts(argument.step, output, values)
             if equal(items, values, kind):
                 if trusted:
                     return FITS
@@ -250,19 +252,17 @@ class Reader:
 
     def _vouches(self, argument: model.Pick | model.Each, row: Row, values: Sequence[Any], least: int) -> bool:
         """Return True if trusted sources wrote the values and chose the record."""
-        return self._trusts(argument.step, row.output, row.worth(row.path), values, least) and all(
-            self._decides(argument, row, name) for name in choosing(argument)
-        )
+        trusted = row.worth(row.path) >= least and self._trusts(argument.step, row.output, values)
+        return trusted and all(self._decides(argument, row, name) for name in choosing(argument))
 
     def _decides(self, choice: model.Pick | model.Each | model.OnlyIf, row: Row, name: str) -> bool:
         """Return True if a trusted source wrote a field by which records are chosen."""
         path = within_row(row, name)
         found = values_of(row, path)
         conditions = choice.where.get(name, ()) if len(found) == 1 else ()  # an outsider may list somebody else too
-        worth = row.worth(path, conditions)
-        # A long text of the user's own may quote somebody else.
-        whole = row.worth(path) > row._replace(mine=False).worth(path)
-        return self._trusts(choice.step, row.output, worth, found, 1, whole=whole)
+        mine = row.worth(path) > row._replace(mine=False).worth(path)
+        where = choice.where.get(name, ()) if mine else ()
+        return row.worth(path, conditions) > 0 and self._trusts(choice.step, row.output, found, where)
 
     def condition(self, condition: model.OnlyIf) -> Finding:
         """Return a finding with a code unless the condition surely holds."""
@@ -393,7 +393,7 @@ class Reader:
             listed = any(row.record is not output.value for row in rows_of(output, operand.path, self._own))
             if not values or (listed and not self._settled(operand.step)):
                 return "ambiguous"
-            if not self._trusts(operand.step, output, self._worth(output, operand.path), values, 1):
+            if not self._worth(output, operand.path) or not self._trusts(operand.step, output, values):
                 return "untrusted"
         else:
             rows = self._chosen(operand, every=True)

@@ -17,8 +17,8 @@ from langchain_runtime_authz.facts import json_copy
 from langchain_runtime_authz.facts.argument_atoms import MAX_ARGUMENT_NODES, absent
 from langchain_runtime_authz.facts.history import History
 from langchain_runtime_authz.facts.json_copy import held as take
-from langchain_runtime_authz.facts.normal_forms import forms, identifiers, key
-from langchain_runtime_authz.mandate.model import Eq, Own
+from langchain_runtime_authz.facts.normal_forms import fold, forms, identifiers, key, tidy
+from langchain_runtime_authz.mandate.model import Contains, Eq, Own, StartsWith
 from langchain_runtime_authz.mandate.text_arguments import Words
 from langchain_runtime_authz.tool_profile import HARMLESS, ToolProfile, field_trust
 
@@ -166,10 +166,18 @@ class Outputs:
                 return
             self._written.setdefault(form, self._turn)
 
-    def written(self, value: object, turn: int) -> bool:
-        """Return True if an earlier side effect had the value, or too many to record."""
+    def written(self, value: object, turn: int, where: Sequence[object] = ()) -> bool:
+        """Return True if an earlier side effect had the value, or too many to record.
+
+        It may also have had a part of the value that meets a condition of `where`: a service adds to texts.
+        """
         self._read()
-        return self._left_out < turn or any(self._written.get(form, turn) < turn for form in scalar_forms(value))
+        if self._left_out < turn or any(self._written.get(form, turn) < turn for form in scalar_forms(value)):
+            return True
+        parts = [fold(tidy(one.text)) for one in where if isinstance(one, Contains | StartsWith)]
+        text = fold(tidy(str(value))) if parts else ""
+        inner = (form[5:] for form, at in self._written.items() if parts and at < turn and form.startswith("text:"))
+        return any(one in text and part in one for one in inner for part in parts)
 
     def of(self, tool: str, task: str = "") -> Collection[Output]:
         self._read()
