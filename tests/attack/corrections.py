@@ -108,8 +108,7 @@ def _deep(desk: Desk) -> Any:
 KINDS: Final = {
     k.name: k
     for k in (
-        Kind("hand-written", _hand),
-        Kind("create_agent", _agent, "model", needs="langchain"),
+        Kind("hand-written", _hand), Kind("create_agent", _agent, "model", needs="langchain"),
         Kind("supervisor", _supervisor, "model", below="payer", needs="langgraph_supervisor"),
         Kind("swarm", _swarm, "model", below="payer", needs="langgraph_swarm"),
         Kind("deepagents", _deep, "model", needs="deepagents"),

@@ -183,8 +183,7 @@ def test_delegation_too_deep_is_denied() -> None:
         session = session.delegate(f"agent-{level}")
     assert session.decide("look", {}).permit
     deeper = session.delegate("agent-7")
-    assert deeper.decide("look", {}).reason == "too_deep"
-    assert session.decide("look", {"again": 1}).permit
+    assert deeper.decide("look", {}).reason == "too_deep" and session.decide("look", {"again": 1}).permit
 
 
 @pytest.mark.parametrize(("bound", "code"), [("max_steps", "step_budget"), ("max_seconds", "time_budget")])

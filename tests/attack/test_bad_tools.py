@@ -48,8 +48,7 @@ def test_what_is_no_exception_leaves_the_outcome_unknown(error: type[BaseExcepti
         graph.invoke(human(), THREAD)
     assert ends(authz) == ["unknown"]
     state = told(authz, graph, None, THREAD)
-    assert ran == ["x"]
-    assert "outcome is unknown" in answer_to(state["messages"], "call-probe").content
+    assert ran == ["x"] and "outcome is unknown" in answer_to(state["messages"], "call-probe").content
 
 
 async def test_a_tool_that_does_not_return_in_time(ran: Any, pdp: Any) -> None:
@@ -191,8 +190,7 @@ def test_a_tool_that_handles_its_own_error(handled: Any) -> None:
 
     authz, graph = protecting(hand_written(replying([CALL]), [probing(act, handle_tool_error=handled)]), StaticPDP(True), profiles=PROFILES)
     state = told(authz, graph, human())
-    assert answer_to(state["messages"], "call-probe").status == "error"
-    assert ends(authz) == ["failed"]
+    assert answer_to(state["messages"], "call-probe").status == "error" and ends(authz) == ["failed"]
 
 
 @pytest.mark.parametrize("sequence", [["probe", "probe", "probe"], ["probe", "other", "probe"]])

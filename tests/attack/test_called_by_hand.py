@@ -77,8 +77,7 @@ def test_arguments_are_decided_as_the_code_receives_them(road: str, ran: Any, pd
     with authz.run(subject="alice"):
         by_hand(pay, road, recipient="bob", amount="5")
     (request,) = calls_of(pdp)
-    assert request.context.call.args == {"recipient": "bob", "amount": "5"}
-    assert ran == [("bob", "5", "EUR")]
+    assert request.context.call.args == {"recipient": "bob", "amount": "5"} and ran == [("bob", "5", "EUR")]
 
 
 def test_code_called_by_hand_outside_a_run_is_denied(road: str, ran: Any, pdp: Any) -> None:
@@ -178,8 +177,7 @@ def test_signatures_are_what_they_were(ran: Any) -> None:
         assert (ours.__name__, ours.__doc__, ours.__module__) == (theirs.__name__, theirs.__doc__, theirs.__module__)
         assert inspect.iscoroutinefunction(ours) == inspect.iscoroutinefunction(theirs)
         assert ours.__wrapped__ is not ours
-    assert inspect.signature(guarded._run) == inspect.signature(plain._run)
-    assert guarded.args == plain.args
+    assert inspect.signature(guarded._run) == inspect.signature(plain._run) and guarded.args == plain.args
 
 
 def test_arguments_that_do_not_fit_are_a_type_error(pdp: Any, authz: Any) -> None:

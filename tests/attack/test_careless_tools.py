@@ -275,8 +275,7 @@ def test_a_careless_tool_gives_nothing_away(how: str, kind: str, capsys: Any, ca
     left, token, authz = played(how, kind, True, capsys, caplog)
     assert token != STATIC and token not in left
     assert token.rpartition(".")[2] not in left and token.rpartition(".")[2][-30:] not in left
-    assert "[redacted credential]" in left
-    assert "a credential was found in the output of careless" in left
+    assert "[redacted credential]" in left and "a credential was found in the output of careless" in left
     completions = [r for r in authz.audit.records if r["kind"] == "completion"]
     assert [r["leaked"] for r in completions] == [True]
     with authz.run(subject="alice", task="Pay again"), pytest.raises(Exception, match="not permitted"):

@@ -48,13 +48,10 @@ class Workstation:
             self.received[self.remotes[remote]] = repr([*self.commits, self.disk])
 
         does: dict[str, Callable[..., Any]] = {
-            "read_file": lambda path: self.disk[path],
-            "write_file": lambda path, content: self.disk.update({path: content}),
+            "read_file": lambda path: self.disk[path], "write_file": lambda path, content: self.disk.update({path: content}),
             "run_tests": run_tests,
             "run_shell": lambda command: "\n".join(text for path, text in self.disk.items() if path in command),
-            "git_commit": git_commit,
-            "git_remote_add": lambda name, url: self.remotes.update({name: url}),
-            "git_push": git_push,
+            "git_commit": git_commit, "git_remote_add": lambda name, url: self.remotes.update({name: url}), "git_push": git_push,
         }
 
         def made(name: str) -> BaseTool:

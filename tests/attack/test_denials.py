@@ -111,8 +111,7 @@ def _erring() -> AgentMiddleware:
 
 
 @pytest.mark.parametrize(
-    "make",
-    [lambda: [_retrying()], lambda: [_erring()], lambda: [_retrying(), _erring()], lambda: [_erring(), _retrying()]],
+    "make", [lambda: [_retrying()], lambda: [_erring()], lambda: [_retrying(), _erring()], lambda: [_erring(), _retrying()]],
     ids=["retry", "error", "retry+error", "error+retry"],
 )
 def test_retry_and_error_middleware_change_nothing(make: Any, go: Any, ran: Any) -> None:
@@ -424,8 +423,7 @@ def test_question_does_not_take_a_tools_answer(go: Any, ran: Any) -> None:
         state = go(graph, Command(resume={gate.id: {"decisions": [APPROVE]}}), THREAD)
         (own,) = state["__interrupt__"]
         state = go(graph, Command(resume={own.id: "red"}), THREAD)
-    assert ran == [("1", "blue"), ("2", "red")]
-    assert "approval_malformed" not in reasons(authz, "write")
+    assert ran == [("1", "blue"), ("2", "red")] and "approval_malformed" not in reasons(authz, "write")
     assert_went_on(state)
 
 

@@ -54,8 +54,7 @@ def test_a_plain_function_mails_a_stranger(declared: bool, how: str, ran: Any, e
         assert ran == [(STRANGER, "hello")]
         return
     (asked,) = state["__interrupt__"]
-    assert asked.value["action_requests"][0]["args"] == {"to": STRANGER, "body": "hello"}
-    assert ran == []
+    assert asked.value["action_requests"][0]["args"] == {"to": STRANGER, "body": "hello"} and ran == []
     with pytest.raises(AuthzDenied):
         run_as(authz, graph, resume(REJECT), THREAD, how=how)
     assert ran == []
@@ -101,8 +100,7 @@ def test_code_that_a_model_wrote_is_shown_before_it_runs(declared: bool, ran: An
     if not declared:
         assert ran == [("eve", 500)]
         return
-    assert code in state["__interrupt__"][0].value["action_requests"][0]["description"]
-    assert ran == []
+    assert code in state["__interrupt__"][0].value["action_requests"][0]["description"] and ran == []
     told(authz, graph, resume(APPROVE), THREAD)
     assert ran == [("eve", 500)]
 
@@ -169,8 +167,7 @@ def test_a_question_of_the_nodes_own_does_not_answer_ours(ran: Any) -> None:
     graph = authz.protect(node_graph(in_run(lambda: (interrupt("sure?"), send(STRANGER))), checkpointer=InMemorySaver()))
     told(authz, graph, human(), THREAD)
     state = told(authz, graph, resume(APPROVE), THREAD)
-    assert state["__interrupt__"][0].value["action_requests"][0]["name"] == "send_mail"
-    assert ran == []
+    assert state["__interrupt__"][0].value["action_requests"][0]["name"] == "send_mail" and ran == []
     told(authz, graph, resume(APPROVE), THREAD)
     assert ran == [STRANGER]
 

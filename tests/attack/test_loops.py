@@ -238,8 +238,7 @@ def test_a_loop_of_the_functional_api() -> None:
         return [act(c).result() for c in think(messages).result().tool_calls]
 
     authz = authz_with(rules_that_permit())
-    assert told(authz, authz.protect(agent), human()["messages"], THREAD) == ["paid"]
-    assert ran == [PAID]
+    assert told(authz, authz.protect(agent), human()["messages"], THREAD) == ["paid"] and ran == [PAID]
 
 
 # --- denials ----------------------------------------------------------------------------------------
@@ -345,8 +344,7 @@ def test_a_rejection_in_a_loop_is_heard(go: str) -> None:
     made.go(human(), go)
     made.go(resume(REJECT), go)
     state = made.go(Command(resume=APPROVAL), go)
-    assert made.ran == [("bob", 5.0, "USD")]
-    assert "rejected" in answer_to(state["messages"], "ann").text
+    assert made.ran == [("bob", 5.0, "USD")] and "rejected" in answer_to(state["messages"], "ann").text
     assert_went_on(state)
 
 

@@ -63,8 +63,7 @@ def test_a_message_is_decided_in_one_batch(stack: str, go: str, pdp: Any, authz:
     plans = [r.context.plan for r in calls_of(pdp)]
     assert {(p.planned, p.source, p.stale) for p in plans if p is not None} == {(True, "model", False)}
     starts = [r for r in pdp.requests if r.action.name == "run/start"]
-    assert len(starts) == 1
-    assert authz.ledger.status("default", starts[0].context.lease.jti) == "ended"
+    assert len(starts) == 1 and authz.ledger.status("default", starts[0].context.lease.jti) == "ended"
 
 
 def test_asked_calls_are_one_question(stack: str, go: str, ran: Any) -> None:
@@ -75,8 +74,7 @@ def test_asked_calls_are_one_question(stack: str, go: str, ran: Any) -> None:
     assert [a["args"]["recipient"] for a in asked.value["action_requests"]] == ["ann", "bob", "eve"]
     assert sorted(ran) == sorted([TWO, FOUR])
     state = said(go, authz, graph, resume(APPROVE, edit("bob", "2"), REJECT), THREAD)
-    assert "__interrupt__" not in state
-    assert sorted(ran) == sorted([ANN, ("bob", 2.0, "USD"), TWO, FOUR])
+    assert "__interrupt__" not in state and sorted(ran) == sorted([ANN, ("bob", 2.0, "USD"), TWO, FOUR])
     assert_went_on(state)
     said(go, authz, graph, resume(APPROVE, APPROVE, APPROVE), THREAD)
     assert len(ran) == 4
@@ -308,8 +306,7 @@ def test_langchains_review_and_ours_ask_once(stack: str, first: str, mode: str, 
     assert [r for r in ran if r[0] != "write"] == []
     decisions = {"c1": APPROVE, "c3": plain(edit("bob", "2")), "c5": REJECT, "c6": {"type": "respond", "message": "zoe was paid"}}
     state = quietly(go, authz, graph, answering(asked, decisions), THREAD)
-    assert "__interrupt__" not in state
-    assert sorted(ran) == sorted([ANN, ("bob", 2.0, "USD"), TWO, FOUR])
+    assert "__interrupt__" not in state and sorted(ran) == sorted([ANN, ("bob", 2.0, "USD"), TWO, FOUR])
     final = {r.context.call.id: r.context for r in calls_of(pdp, "pay") if r.context.approval is not None}
     assert {i: (c.call.args["recipient"], c.approval.source, c.plan.planned) for i, c in final.items()} == {
         "c1": ("ann", "hitl", True), "c3": ("bob", "hitl", True),
@@ -368,8 +365,7 @@ def test_below_an_unprotected_graph_each_question_takes_a_plain_answer(stack: st
         [a["args"]["recipient"] for i in said(go, authz, graph, given, THREAD).get("__interrupt__", ()) for a in i.value["action_requests"]]
         for given in (human(), resume(APPROVE), *([None] * again), resume(APPROVE))
     ]
-    assert asked == [["bob"], ["eve"], *([["eve"]] * again), []]
-    assert ran == [PAID, ("eve", 1.0, "USD")]
+    assert asked == [["bob"], ["eve"], *([["eve"]] * again), []] and ran == [PAID, ("eve", 1.0, "USD")]
 
 
 @pytest.mark.parametrize("by", ["guard", "agent", "nobody"])

@@ -195,5 +195,4 @@ def test_the_report_names_what_an_observation_cannot_see() -> None:
     graph = authz.protect(node_graph(in_run(lambda: None)))
     told(authz, graph, human())
     shown = str(authz.coverage(graph))
-    assert "not seen: pooled connections, C libraries, child processes" in shown
-    assert "none" not in shown
+    assert "not seen: pooled connections, C libraries, child processes" in shown and "none" not in shown

@@ -117,12 +117,9 @@ def main() -> None:
     with OpaServer() as server, AuthzenServer(lambda r: wasm.document(json.dumps(r).encode())) as conforming:  # type: ignore[arg-type,return-value]
         opa, authzen = OpaPDP(server.url, timeout=30), AuthzenPDP(conforming.url, timeout=30)
         rows = [
-            engine("StaticPDP", StaticPDP(True), request),
-            engine("WasmPDP (default)", wasm, request),
-            engine("CedarPDP", cedar, request),
-            Row("http.client to OPA, raw", raw(server.address, b'{"input":' + body + b"}")),
-            engine("OpaPDP", opa, request),
-            Row("OpaPDP, async", asynchronous(opa, request, loop)),
+            engine("StaticPDP", StaticPDP(True), request), engine("WasmPDP (default)", wasm, request),
+            engine("CedarPDP", cedar, request), Row("http.client to OPA, raw", raw(server.address, b'{"input":' + body + b"}")),
+            engine("OpaPDP", opa, request), Row("OpaPDP, async", asynchronous(opa, request, loop)),
             Row("http.client to AuthZEN, raw", raw(conforming.url.removeprefix("http://"), body, "/access/v1/evaluation")),
             engine("AuthzenPDP (over WasmPDP)", authzen, request),
             engine("CircuitBreaker(WasmPDP)", CircuitBreaker(wasm), request),

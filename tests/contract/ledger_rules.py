@@ -136,8 +136,7 @@ class LedgerRules(LedgerHarness):
         assert self.do(AdvanceEpoch(1, texts, first=True)).epoch == 1
         seen = self.load(log=True)
         assert (seen.epoch, seen.log, seen.pending) == (1, texts, ())
-        assert seen.task == extend(Task(), texts, correction=False)
-        assert self.states(lease) == ["live"]
+        assert seen.task == extend(Task(), texts, correction=False) and self.states(lease) == ["live"]
         self.refuse(Code.STALE_EPOCH, AdvanceEpoch(1, (_said("again"),), first=True))
         assert self.load(log=True).log == texts
 
@@ -149,8 +148,7 @@ class LedgerRules(LedgerHarness):
         seen = self.load(log=True)
         assert (seen.epoch, [t.text for t in seen.log]) == (3, ["pay", "never above 10"])
         task = extend(Task(), (_said("pay"),), correction=False)
-        assert seen.task == extend(task, (_said("never above 10"),), correction=True)
-        assert self.load().log == ()
+        assert seen.task == extend(task, (_said("never above 10"),), correction=True) and self.load().log == ()
 
     def test_an_epoch_is_advanced_from_the_one_expected(self) -> None:
         """Neither from an older one nor from one to come, and once a commit: it never decreases."""
@@ -189,8 +187,7 @@ class LedgerRules(LedgerHarness):
         self.do(Redeliver((_said("one"),)))
         self.do(Redeliver((_said("one"), _said("two", "c2"))))
         seen = self.load(log=True)
-        assert seen.pending == (_said("one"), _said("two", "c2"))
-        assert (len(seen.log), seen.epoch) == (2, 2)
+        assert seen.pending == (_said("one"), _said("two", "c2")) and (len(seen.log), seen.epoch) == (2, 2)
 
     def test_a_text_keeps_who_said_it(self) -> None:
         """Its author, its key, and whether it is the subject's own: only own words are the task's."""
@@ -216,8 +213,7 @@ class LedgerRules(LedgerHarness):
         """A snapshot holds the counts of the budgets that are asked for, and each thread has its own."""
         self.do(SpendBudget("same", 9), SpendBudget("other", 9))
         self.do(SpendBudget("same", 9))
-        assert self.load(counters=("same", "missing")).counters == {"same": 2}
-        assert self.load().counters == {}
+        assert self.load(counters=("same", "missing")).counters == {"same": 2} and self.load().counters == {}
         self.do(ReleaseCall("never", (("same", 1),)))
         assert self.load(counters=("same",)).counters == {"same": 2}
         self.scope = self.scope._replace(thread=unique("thread"))
@@ -230,13 +226,11 @@ class LedgerRules(LedgerHarness):
         """
         self.do(SetMark("mandate", "1", once=True), SetMark("mandate", "2", once=True))
         self.do(SetMark("mandate", "3", "lookup", once=True))
-        assert self.load(marks=("mandate",)).marks == {"mandate": "1"}
-        assert self.load().history.changed == {}
+        assert self.load(marks=("mandate",)).marks == {"mandate": "1"} and self.load().history.changed == {}
         self.do(SetMark("mandate", "4"))
         assert self.load(marks=("mandate",)).marks == {"mandate": "4"}
         self.do(DeleteMarks("mandate"), SetMark("mandate", "5", once=True))
-        assert self.load(marks=("mandate", "missing")).marks == {"mandate": "5"}
-        assert self.load().marks == {}
+        assert self.load(marks=("mandate", "missing")).marks == {"mandate": "5"} and self.load().marks == {}
         self.scope = self.scope._replace(thread=unique("thread"))
         assert self.load(marks=("mandate",)).marks == {}
 
@@ -291,8 +285,7 @@ class LedgerRules(LedgerHarness):
         """And its changes are applied. Snapshots and commits bear the time of the ledger's clock."""
         lease = self.lease()
         done = self.do(RecordStep(call="pay"), guard=_guard(lease))
-        assert (done.now, done.epoch) == (self.clock(), 1)
-        assert self.load().history.calls == {"pay": 1}
+        assert (done.now, done.epoch) == (self.clock(), 1) and self.load().history.calls == {"pay": 1}
         for seconds in (0.0, 1.5, 3600.0):
             self.clock.tick(seconds)
             assert self.load().now == self.do(RecordStep()).now == self.clock()
@@ -348,8 +341,7 @@ class LedgerRules(LedgerHarness):
         self.do(RecordPlan(_plan("m2", epoch=2, tool="send")))
         assert self.load(planned_call=(ROOT, "call_1")).plan == _plan("m2", epoch=2, tool="send")
         assert self.load(plan=(ROOT, "m1")).plan == _plan("m1", epoch=2, tool="wire")
-        assert self.load(planned_call=(("root", "child"), "call_1")).plan is None
-        assert self.load().plan is None
+        assert self.load(planned_call=(("root", "child"), "call_1")).plan is None and self.load().plan is None
 
     def test_an_edge_is_recorded_once(self) -> None:
         """In the order in which they came; another kind is another edge."""
@@ -512,8 +504,7 @@ class LedgerRules(LedgerHarness):
         self.do(_ask("old"))  # by a version that named no question
         assert sorted((s, a.id) for s, a in self.ledger.asked(tenant)) == [(self.scope, "q-1"), (self.scope, "q-2")]
         assert [a.call_key for _, a in self.ledger.asked(tenant, "q-2")] == ["l"]
-        assert list(self.ledger.asked(tenant, "q-3")) == []
-        assert list(self.ledger.asked("somebody else")) == []
+        assert list(self.ledger.asked(tenant, "q-3")) == [] and list(self.ledger.asked("somebody else")) == []
         assert [a.id for _, a in asyncio.run(self.ledger.aasked(tenant, "q-1"))] == ["q-1"]
         self.do(_answer("k", approver="user:bob"))
         assert [a.id for _, a in self.ledger.asked(tenant)] == ["q-2"]
@@ -976,8 +967,7 @@ class LedgerRules(LedgerHarness):
         self.do(ResolveCall("did-not", happened=False, author="user:carol"))
         for key in ("did", "did-not"):
             self.refuse(Code.NOT_IN_DOUBT, ResolveCall(key, happened=True, author="user:mallory"))
-        assert self.doubted(deeds=("pay:x",)) == [("did-not", "void")]
-        assert not store.doubts(self.scope.tenant)
+        assert self.doubted(deeds=("pay:x",)) == [("did-not", "void")] and not store.doubts(self.scope.tenant)
         refused = self.refuse(Code.OUTCOME_UNKNOWN, ClaimCall("did", lease.jti, repeatable=False)).row
         assert refused.state == "done"
         self.do(ClaimCall("did-not", lease.jti, repeatable=False))

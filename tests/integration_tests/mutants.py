@@ -32,8 +32,7 @@ PLAUSIBLE: dict[str, list[object]] = {
     "context.call.mandate.backed": [True, "true", 1],
     "context.call.mandate.deviations": [[{"argument": "amount", "code": "value"}], [{"argument": "amount"}], None],
     "context.call.mandate": [
-        None,
-        {"standing": "covered"},
+        None, {"standing": "covered"},
         {"standing": "none", "backed": True, "source": None, "step": None, "digest": None, "deviations": []},
         {"standing": "outside", "backed": False, "source": "words", "step": None, "digest": DIGEST, "deviations": []},
     ],

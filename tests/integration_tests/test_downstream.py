@@ -122,8 +122,7 @@ async def test_an_mcp_redirect_never_takes_a_token_beside_its_audience(stack: co
     port = free_port()
     url = f"http://127.0.0.1:{port}/mcp"
     profiles = {
-        "pay": ToolProfile(effect="pay", sink="external", audience=(url,)),
-        "wipe": ToolProfile(effect="read", sink="none"),
+        "pay": ToolProfile(effect="pay", sink="external", audience=(url,)), "wipe": ToolProfile(effect="read", sink="none"),
     }
     world = World(stack, profiles, (url,))
     served: list[str] = []

@@ -84,8 +84,7 @@ def test_hand_overs_are_not_asked_about_and_children_hold_their_own_lease(build)
     with authz.run(subject="alice", task="Pay bob"):
         graph.invoke({"messages": [("user", "Pay bob")]})
     first = next(r for r in pdp.requests if r.resource.id in ("task", "transfer_to_payer"))
-    assert first.resource.properties["profiled"] is True
-    assert first.resource.properties["effect"] == "read"
+    assert first.resource.properties["profiled"] is True and first.resource.properties["effect"] == "read"
     jtis = {tuple(r.context.agent.path): r.context.lease.jti for r in pdp.requests if r.action.name == "tools/call"}
     assert len(set(jtis.values())) == len(jtis) > 1
     assert {authz.ledger.status("default", j) for j in jtis.values()} == {"ended"}

@@ -81,8 +81,7 @@ def test_an_example_holds_in_wasm_and_in_opa(name: str, tmp_path: Path, key: Key
             (answer,) = (e["value"] for r in result["result"] for e in r["expressions"])
             mine = pdp.evaluate(body)
             assert [r["code"] for r in answer["context"]["reasons"]] == list(mine.reasons if mine.reason else [])
-            assert answer["decision"] == mine.permit
-            assert answer["context"]["policy"]["revision"] == "1"
+            assert answer["decision"] == mine.permit and answer["context"]["policy"]["revision"] == "1"
     finally:
         pdp.close()
 
@@ -233,8 +232,7 @@ def test_what_opa_refuses_is_told_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "rego").mkdir()
     (tmp_path / "rego" / "own.rego").write_text("package runtime_authz\n\ndenied contains x if {\n")
     failed = CliRunner().invoke(app, ["policy", "test", str(tmp_path)])
-    assert failed.exit_code == 2
-    assert failed.stderr.startswith("error: policy_invalid: `opa check` says: ")
+    assert failed.exit_code == 2 and failed.stderr.startswith("error: policy_invalid: `opa check` says: ")
     assert len(failed.stderr.splitlines()) == 1
 
 

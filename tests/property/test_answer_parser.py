@@ -45,8 +45,7 @@ def by_authzen(body: bytes) -> Decision | None:
 
 
 READERS: dict[str, tuple[Callable[[bytes], Decision | None], Callable[[Any], Any]]] = {
-    "ours": (parse_answer, lambda document: document),
-    "opa": (by_opa, lambda document: {"result": document, "decision_id": "d"}),
+    "ours": (parse_answer, lambda document: document), "opa": (by_opa, lambda document: {"result": document, "decision_id": "d"}),
     "authzen": (by_authzen, lambda document: document),
 }
 

@@ -92,11 +92,8 @@ idents = st.uuids().map(str) | st.uuids().map(lambda u: u.hex) | st.uuids().map(
 
 # Annotation, and what a model would plausibly write.
 KINDS: dict[str, tuple[Any, st.SearchStrategy[Any]]] = {
-    "int": (int, numerals),
-    "bounded": (Annotated[int, Field(ge=0, le=5)], numerals),
-    "float": (float, numerals | st.floats()),
-    "bool": (bool, st.booleans() | st.sampled_from(["true", "off", "yes", 0, 1, "1", 1.0])),
-    "str": (str, text),
+    "int": (int, numerals), "bounded": (Annotated[int, Field(ge=0, le=5)], numerals), "float": (float, numerals | st.floats()),
+    "bool": (bool, st.booleans() | st.sampled_from(["true", "off", "yes", 0, 1, "1", 1.0])), "str": (str, text),
     "stripped": (Annotated[str, BeforeValidator(lambda v: v.strip().upper() if isinstance(v, str) else v)], text),
     "strict": (Annotated[int, Field(strict=True)], numerals),
     "optional": (Optional[int], st.none() | numerals),  # noqa: UP045

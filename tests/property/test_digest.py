@@ -191,8 +191,7 @@ def test_a_digest_is_of_rfc_8785(value: dict[str, Any]) -> None:
     assert digest(value) == expected
     if "\x00" not in json.dumps(value, ensure_ascii=False).replace("\\u0000", "\x00"):
         projected = project(value)
-        assert projected == value
-        assert list(map(type, projected.values())) == list(map(type, value.values()))
+        assert projected == value and list(map(type, projected.values())) == list(map(type, value.values()))
         assert digest(projected) == expected
 
 

@@ -159,8 +159,7 @@ def test_start_pages_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
         monkeypatch.delitem(sys.modules, Path(name).stem, raising=False)  # of another page
         (tmp_path / name).write_text(content, encoding="utf-8")
     install, *rest = pages.commands(text)
-    assert install.startswith("python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt ")
-    assert rest
+    assert install.startswith("python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt ") and rest
     for line in "".join(rest).splitlines():
         program, *args = shlex.split(line)
         if program == ".venv/bin/python":

@@ -61,8 +61,7 @@ OF_CODE = {
     },
 }  # fmt: skip
 OF_PEOPLE = {  # a person's time, and the law's
-    "README.md": ("first ten minutes",),
-    "docs/audit.md": ("six months",),
+    "README.md": ("first ten minutes",), "docs/audit.md": ("six months",),
     "docs/start.md": ("about ten minutes", "1 minute", "20 seconds a tool", "10 seconds", "2 minutes"),
 }
 

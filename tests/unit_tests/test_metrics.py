@@ -108,8 +108,7 @@ def test_log_records_carry_ids(caplog: pytest.LogCaptureFixture, monkeypatch: py
         graph.invoke(human(), THREAD)
     (record,) = [r for r in caplog.records if r.message.startswith("ledger failed: ledger_unavailable")]
     about = vars(record)
-    assert (about["thread_id"], about["decision_id"]) == ("t1", denied.value.decision_id)
-    assert about["run_id"]
+    assert (about["thread_id"], about["decision_id"]) == ("t1", denied.value.decision_id) and about["run_id"]
     caplog.clear()
     with caplog.at_level(logging.WARNING, "langchain_runtime_authz"):
         authz_with(StaticPDP(lambda r: r.action.name != "tools/call" or 1 / 0)).protect(

@@ -14,15 +14,11 @@ PACKAGE = ROOT / "langchain_runtime_authz"
 
 # Regular expression → what to write instead.
 BANNED = {
-    r"\bcan not\b": "cannot",
-    r"(?<!there )\b(is|are|was|were) no\b(?! longer\b| more\b)": "negate the verb: is not a",
-    r"\bbeside\b": "name the relation: outside, next to, in addition to",
-    r"\b(who|which)ever\b": "if somebody …, any",
+    r"\bcan not\b": "cannot", r"(?<!there )\b(is|are|was|were) no\b(?! longer\b| more\b)": "negate the verb: is not a",
+    r"\bbeside\b": "name the relation: outside, next to, in addition to", r"\b(who|which)ever\b": "if somebody …, any",
     r"\b(the|a|no|any|each|every|one|another) humans?\b(?!-)": "user, subject or approver",
-    r"\bhuman's\b": "the user's, the subject's or the approver's",
-    r"\bhow manieth\b": "its zero-based index",
-    r"\bof (theirs|yours|his|hers)\b": "their …",
-    r"\bin every writing\b": "in every form",
+    r"\bhuman's\b": "the user's, the subject's or the approver's", r"\bhow manieth\b": "its zero-based index",
+    r"\bof (theirs|yours|his|hers)\b": "their …", r"\bin every writing\b": "in every form",
 }
 LONGEST = 80  # characters of a docstring's first line
 # A docstring does not begin with a clause as its subject.

@@ -16,17 +16,12 @@ from langchain_runtime_authz.tool_profile import SHIPPED, ToolProfile, load_prof
 
 # Where a set's tools are defined. A package that is not installed is not checked.
 MODULES = {
-    "exa": ["langchain_exa.tools"],
-    "files": ["langchain_community.tools.file_management"],
-    "gmail": ["langchain_google_community.gmail"],
-    "google-calendar": ["langchain_google_community.calendar"],
+    "exa": ["langchain_exa.tools"], "files": ["langchain_community.tools.file_management"],
+    "gmail": ["langchain_google_community.gmail"], "google-calendar": ["langchain_google_community.calendar"],
     "google-search": [f"langchain_google_community.{m}" for m in ("search", "places_api", "geocoding")],
-    "google-sheets": ["langchain_google_community.sheets"],
-    "google-tasks": ["langchain_google_community.tasks"],
-    "office365": ["langchain_community.tools.office365"],
-    "playwright": ["langchain_community.tools.playwright"],
-    "python": ["langchain_experimental.tools.python.tool"],
-    "requests": ["langchain_community.tools.requests.tool"],
+    "google-sheets": ["langchain_google_community.sheets"], "google-tasks": ["langchain_google_community.tasks"],
+    "office365": ["langchain_community.tools.office365"], "playwright": ["langchain_community.tools.playwright"],
+    "python": ["langchain_experimental.tools.python.tool"], "requests": ["langchain_community.tools.requests.tool"],
     "search": [
         *(f"langchain_community.tools.{m}.tool" for m in ("ddg_search", "wikipedia", "arxiv", "pubmed", "brave_search", "searchapi")),
         *(f"langchain_community.tools.{m}.tool" for m in ("google_serper", "searx_search", "tavily_search", "you", "stackexchange")),

@@ -19,8 +19,7 @@ def step(tool: str, **args: Any) -> dict[str, Any]:
 ORDERS: Final[Mapping[str, Mapping[str, list[dict[str, Any]]]]] = {
     "support_desk": {
         "refund and message": [
-            step("refund_order", order_id="A-17", amount=20.0),
-            step("message_customer", email="kim@customer.example", text=TEXT),
+            step("refund_order", order_id="A-17", amount=20.0), step("message_customer", email="kim@customer.example", text=TEXT),
         ]
     },
     "deep_researcher": {

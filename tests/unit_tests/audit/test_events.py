@@ -76,8 +76,7 @@ def test_a_question_and_its_answer(verdict: str, how: str) -> None:
         k: question[k] for k in ("approval", "call_key", "args_digest")
     }
     assert (answer["verdict"], answer["approver"], answer["authenticated"]) == (verdict, "user:alice", True)
-    assert "message" not in answer
-    assert ("message_digest" in answer) is (verdict in ("reject", "respond"))
+    assert "message" not in answer and ("message_digest" in answer) is (verdict in ("reject", "respond"))
     rotates = verdict in ("edit", "reject", "respond")
     assert [d["author"] for d in details(s.authz, "corrected")] == ["user:alice"] * rotates
     for rotated in events(s.authz, "rotated"):
@@ -113,8 +112,7 @@ def test_a_plan_is_on_record_once() -> None:
     s.say(human())
     s.say(Command(resume={"decisions": [{"type": "approve"}] * 3}))
     (planned,) = details(s.authz, "planned")
-    assert planned["source"] == "model"
-    assert planned["tools"] == ["pay", "write", "pay", "write", "pay"]
+    assert planned["source"] == "model" and planned["tools"] == ["pay", "write", "pay", "write", "pay"]
 
 
 def test_what_the_task_orders_is_on_record() -> None:

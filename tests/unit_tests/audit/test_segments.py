@@ -126,8 +126,7 @@ def test_old_segments_go_on_record(log: Path, tmp_path: Path) -> None:
     report = verify_log(log)
     assert report.ok and report.records < before
     last = log_files(log)[-2].name
-    assert drop_segments(log, 1e12)[-1] == last
-    assert (len(log_files(log)), verify_log(log).ok) == (1, True)
+    assert drop_segments(log, 1e12)[-1] == last and (len(log_files(log)), verify_log(log).ok) == (1, True)
     write(log, 20)
     assert log_files(log)[0].name == f"audit.jsonl.{int(last[-6:]) + 1:06d}" and verify_log(log).ok
     assert "removed" in CliRunner().invoke(app, ["audit", "prune", "--log", str(log), "--older-than", "0"]).stdout
@@ -192,8 +191,7 @@ def test_a_moved_log_is_named(tmp_path: Path, rotated: bool) -> None:
 def test_a_pack_holds_all_segments(log: Path, tmp_path: Path) -> None:
     assert CliRunner().invoke(app, ["audit", "pack", "--log", str(log), "-o", str(tmp_path / "e.zip")]).exit_code == 0
     whole = verify_log(log)
-    assert whole.records == 49 + len(log_files(log))
-    assert verify_pack(tmp_path / "e.zip", whole.head)[0] == whole
+    assert whole.records == 49 + len(log_files(log)) and verify_pack(tmp_path / "e.zip", whole.head)[0] == whole
 
 
 def test_a_file_that_could_not_be_closed_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,8 +276,7 @@ def test_a_file_of_another_owner_is_one_sentence_and_a_code(tmp_path: Path) -> N
     os.waitpid(pid, 0)
     os.close(out)
     told = os.read(read, 500).decode()
-    assert told.startswith("audit_unavailable: ")
-    assert "it belongs to user 0 and cannot be written" in told
+    assert told.startswith("audit_unavailable: ") and "it belongs to user 0 and cannot be written" in told
 
 
 @pytest.mark.parametrize("settings", [{"max_bytes": 0}, {"max_bytes": "1"}, {"max_age": 0}, {"max_age": float("nan")}], ids=str)

@@ -209,8 +209,7 @@ def test_notebooks_show_runs_decisions_and_logs(tmp_path: Any) -> None:
     shown = {
         "log": s.authz.audit._repr_html_(),  # type: ignore[attr-defined]
         "file": other.audit._repr_html_(),  # type: ignore[attr-defined]
-        "run": run._repr_html_(),
-        "decision": deny("<b>")._repr_html_(),
+        "run": run._repr_html_(), "decision": deny("<b>")._repr_html_(),
         "mandate": Mandate.model_validate({"steps": [{"id": "1", "tool": "<b>", "args": {"to": "\u202e"}}]})._repr_html_(),
     }
     for text in shown.values():

@@ -117,8 +117,7 @@ def test_demo_plays(run: Callable[..., Any]) -> None:
     """`demo` runs offline and prints what the twin lost."""
     result = run("demo")
     assert result.exit_code == 0 and "ordered in your words" in result.output
-    assert "alice rejects it" in result.output
-    assert "Without protection" in " ".join(result.output.split())
+    assert "alice rejects it" in result.output and "Without protection" in " ".join(result.output.split())
 
 
 def test_demo_options_belong_together(run: Callable[..., Any]) -> None:
@@ -372,17 +371,12 @@ def test_baseline_that_is_alone(run: Callable[..., Any], ungoverned: None) -> No
 
 
 @pytest.mark.parametrize(("target", "expected"), [
-    ("a_module", "`a_module` must be `module:graph`"),
-    ("a_module:", "must be `module:graph`"),
-    ("./sub/a_module.py:graph", "there is no file `./sub/a_module.py`"),
-    ("langgraph.json", "names no graphs"),
+    ("a_module", "`a_module` must be `module:graph`"), ("a_module:", "must be `module:graph`"),
+    ("./sub/a_module.py:graph", "there is no file `./sub/a_module.py`"), ("langgraph.json", "names no graphs"),
     ("a_missing_module:graph", "`a_missing_module` cannot be imported: ModuleNotFoundError"),
-    ("a_module:grpah", "has no `grpah`; did you mean `graph`?"),
-    ("a_module:zzz", "has no `zzz`; its graphs are graph"),
-    ("a_module:send_mail", "is not a graph but StructuredTool"),
-    ("a_module:needs", "needs `model`"),
-    ("a_module:fails", "`a_module:fails` failed: ValueError: two lines (a_module.py:"),
-    ("a_module:leaves", "failed: SystemExit"),
+    ("a_module:grpah", "has no `grpah`; did you mean `graph`?"), ("a_module:zzz", "has no `zzz`; its graphs are graph"),
+    ("a_module:send_mail", "is not a graph but StructuredTool"), ("a_module:needs", "needs `model`"),
+    ("a_module:fails", "`a_module:fails` failed: ValueError: two lines (a_module.py:"), ("a_module:leaves", "failed: SystemExit"),
 ])
 def test_inspect_says_what_is_wrong(run: Callable[..., Any], target: str, expected: str) -> None:
     """A wrong target is one line with a stable code and exit code 2, never a traceback."""
@@ -405,8 +399,7 @@ def test_verify_accepts_a_whole_chain(run: Callable[..., Any], log: tuple[Path, 
     """A whole chain is exit code 0, with its records and its head; the pinned head is compared."""
     path, head = log
     result = run("audit", "verify", path)
-    assert result.exit_code == 0
-    assert result.stdout.splitlines()[:2] == ["records  3", f"head     {head}"]
+    assert result.exit_code == 0 and result.stdout.splitlines()[:2] == ["records  3", f"head     {head}"]
     assert "its end is not verified" in result.stdout
     assert "pinned head" in run("audit", "verify", path, "--head", head).stdout
 
@@ -418,8 +411,7 @@ def test_verify_names_the_broken_line(run: Callable[..., Any], log: tuple[Path, 
     result = run("audit", "verify", path)
     assert result.exit_code == 1 and "BROKEN at line 3" in result.stdout
     error = _error(result)
-    assert error.startswith("error: chain_broken: audit.jsonl, line 3: ")
-    assert "keep it as evidence" in error
+    assert error.startswith("error: chain_broken: audit.jsonl, line 3: ") and "keep it as evidence" in error
 
 
 def test_verify_usage_errors(run: Callable[..., Any], log: tuple[Path, str]) -> None:
@@ -430,8 +422,7 @@ def test_verify_usage_errors(run: Callable[..., Any], log: tuple[Path, str]) -> 
         result = run("audit", "verify", other, *options)
         assert (result.exit_code, "no line is a record" in _error(result)) == (1, True)
     result = run("audit", "verify", "missing.jsonl")
-    assert result.exit_code == 2
-    assert _error(result) == "error: config: missing.jsonl: No such file or directory"
+    assert result.exit_code == 2 and _error(result) == "error: config: missing.jsonl: No such file or directory"
     assert run("audit", "verify", log[0], "--head", "abc").exit_code == 2
 
 

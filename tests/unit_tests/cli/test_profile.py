@@ -89,8 +89,7 @@ def test_a_proposal_is_a_draft_with_doubts_and_a_profile_once_it_is_reviewed(run
     assert mail.draft
     assert (mail.effect, mail.sink, mail.data_class, mail.trust) == ("send", "external", "confidential", "external")
     assert (mail.critical, mail.text) == ({"to": "principal"}, ("body",))
-    assert found["get_page"].effect == "write"
-    assert "# effect: fetch  # DOUBT: its name begins with" in text
+    assert found["get_page"].effect == "write" and "# effect: fetch  # DOUBT: its name begins with" in text
     assert 'nothing is known of "retries"' in text
 
     drafts = run("check", "p.yaml", "mail_agent:graph")
@@ -136,8 +135,7 @@ def test_nothing_is_written_over_a_review(run: Callable[..., Any], tmp_path: Pat
     """A file that exists stays what it is."""
     (tmp_path / "p.yaml").write_text("mine")
     result = run("suggest", "mail_agent:graph", "--write", "p.yaml")
-    assert result.exit_code == 2
-    assert result.stderr.splitlines()[-1].startswith("error: config: p.yaml: ")
+    assert result.exit_code == 2 and result.stderr.splitlines()[-1].startswith("error: config: p.yaml: ")
     assert (tmp_path / "p.yaml").read_text() == "mine"
 
 
@@ -174,8 +172,7 @@ def test_arguments_by_name_type_and_format() -> None:
         "password": "value", "attachments.file_id": "object", "link": "url",
     }  # fmt: skip
     assert seen.facts["when"] == ["day"] and seen.facts["text"] == ["subject"]
-    assert seen.silent == ("to_all", "limit", "mode")
-    assert parsed(seen).critical == seen.facts["critical"]
+    assert seen.silent == ("to_all", "limit", "mode") and parsed(seen).critical == seen.facts["critical"]
 
 
 def test_hints_raise_and_never_lower() -> None:

@@ -105,23 +105,15 @@ def test_times_are_the_traces_own(write: Write) -> None:
 
 
 BAD: dict[str, tuple[list[Any], int]] = {
-    "no-json": (["{"], 2),
-    "no-object": (["[]"], 2),
-    "unknown-type": ([{"type": "tool"}], 2),
-    "unknown-field": ([user("a", colour=1)], 2),
-    "wrong-type": ([user("a"), call("1", "t") | {"args": []}], 3),
-    "output-of-nothing": ([output("1")], 2),
-    "second-output": ([call("1", "t"), output("1"), output("1")], 4),
-    "id-twice": ([call("1", "t"), call("1", "t")], 3),
-    "unknown-agent": ([call("1", "t", agent="nobody")], 2),
+    "no-json": (["{"], 2), "no-object": (["[]"], 2), "unknown-type": ([{"type": "tool"}], 2),
+    "unknown-field": ([user("a", colour=1)], 2), "wrong-type": ([user("a"), call("1", "t") | {"args": []}], 3),
+    "output-of-nothing": ([output("1")], 2), "second-output": ([call("1", "t"), output("1"), output("1")], 4),
+    "id-twice": ([call("1", "t"), call("1", "t")], 3), "unknown-agent": ([call("1", "t", agent="nobody")], 2),
     "unknown-parent": ([{"type": "delegate", "agent": "a", "parent": "b"}], 2),
-    "agent-twice": ([{"type": "delegate", "agent": "main"}], 2),
-    "main-ends": ([{"type": "end", "agent": "main"}], 2),
+    "agent-twice": ([{"type": "delegate", "agent": "main"}], 2), "main-ends": ([{"type": "end", "agent": "main"}], 2),
     "after-its-end": ([{"type": "delegate", "agent": "a"}, {"type": "end", "agent": "a"}, call("1", "t", agent="a")], 4),
-    "neither": ([call("1", "t"), {"type": "tool_output", "id": "1"}], 3),
-    "time-back": ([user("a", at=2), user("b", at=1)], 3),
-    "time-infinite": (['{"type": "user", "text": "a", "at": Infinity}'], 2),
-    "empty-line-counts": (["", "nonsense"], 3),
+    "neither": ([call("1", "t"), {"type": "tool_output", "id": "1"}], 3), "time-back": ([user("a", at=2), user("b", at=1)], 3),
+    "time-infinite": (['{"type": "user", "text": "a", "at": Infinity}'], 2), "empty-line-counts": (["", "nonsense"], 3),
     "deep": (["[" * 200_000], 2),
 }
 
@@ -133,8 +125,7 @@ def test_a_malformed_line_is_named(write: Write, tmp_path: Path, name: str) -> N
     profiles = tmp_path / "p.yaml"
     profiles.write_text("tools: {}")
     result = CliRunner().invoke(app, ["replay-trace", str(write(*lines)), "--profiles", str(profiles)])
-    assert result.exit_code == 2
-    assert result.stderr.startswith(f"error: config: trace.jsonl, line {number}: ")
+    assert result.exit_code == 2 and result.stderr.startswith(f"error: config: trace.jsonl, line {number}: ")
     assert result.stderr.count("\n") == 1 and result.stdout == ""
 
 
@@ -232,8 +223,7 @@ def test_what_is_no_policy_decides_nothing(write: Write, tmp_path: Path, name: s
     spoil(policy)
     trace = str(write(user("look"), call("1", "read")))
     result = CliRunner().invoke(app, ["replay-trace", trace, "--profiles", str(profiles), "--policy", str(policy), "--opa", "/no/opa"])
-    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
-    assert says in result.stderr
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1) and says in result.stderr
 
 
 def test_data_beside_a_policy_is_refused(write: Write, tmp_path: Path) -> None:

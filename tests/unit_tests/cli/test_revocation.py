@@ -98,5 +98,4 @@ def test_a_mistyped_name_is_no_success(file: str, command: str, tmp_path: Path) 
         done = cli(command, file, *wrong)
         assert (done.exit_code, "knows no thread" in done.stderr) == (2, True)
     missing = tmp_path / "none.db"
-    assert cli(command, str(missing), "t", "--graph", "hand").exit_code == 2
-    assert not missing.exists()
+    assert cli(command, str(missing), "t", "--graph", "hand").exit_code == 2 and not missing.exists()

@@ -49,8 +49,7 @@ def test_each_act(protected: Performance, step: int, tool: str, decision: str, r
     """Each step is decided for the reason that the act is about, at the epoch of its time."""
     row = protected.rows[step - 1]
     assert (step, decision, reason, epoch) == (row.step, row.decision, row.reason, row.epoch)
-    assert row.tried.startswith(f"{tool}(")
-    assert (row.happened == "not carried out") == decision.endswith("deny")
+    assert row.tried.startswith(f"{tool}(") and (row.happened == "not carried out") == decision.endswith("deny")
 
 
 def test_nothing_else_was_tried(protected: Performance) -> None:
@@ -72,8 +71,7 @@ def test_the_user_sees_the_exact_arguments_and_who_says_them() -> None:
     console = Console(file=io.StringIO(), width=200)
     bank.perform(protected=True, console=console)
     asked = [line for line in console.file.getvalue().splitlines() if "ask:" in line]  # type: ignore[attr-defined]
-    assert len(asked) == 2
-    assert f"recipient='{ATTACKER}', amount=95.0, subject='verification'" in asked[0]
+    assert len(asked) == 2 and f"recipient='{ATTACKER}', amount=95.0, subject='verification'" in asked[0]
     assert "it stands in a text that was read (read_file)" in console.file.getvalue()  # type: ignore[attr-defined]
 
 

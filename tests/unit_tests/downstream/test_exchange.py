@@ -104,8 +104,7 @@ def test_a_token_near_its_end_is_exchanged_again() -> None:
 
 
 ENDS = {
-    "correct": lambda epoch: [AdvanceEpoch(epoch, (HumanText("d", "no", "k"),))],
-    "revoke": lambda _: [Revoke(())],
+    "correct": lambda epoch: [AdvanceEpoch(epoch, (HumanText("d", "no", "k"),))], "revoke": lambda _: [Revoke(())],
 }  # fmt: skip
 
 

@@ -71,9 +71,7 @@ def refusal(given: Any, **options: Any) -> str:
 
 
 USERS = {
-    "an access token": token(),
-    "an id token": id_token(),
-    "an id token that says so": id_token(typ="JWT"),
+    "an access token": token(), "an id token": id_token(), "an id token that says so": id_token(typ="JWT"),
     "for several audiences": id_token(aud=[APP, "other"], azp=APP),
     "with a nonce that only the client can check": id_token(nonce="n-0S6_WzA2Mj"),
     "with fractions of seconds": token(iat=NOW + 0.5, exp=NOW + 300.5),

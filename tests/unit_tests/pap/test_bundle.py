@@ -52,8 +52,7 @@ def test_everything_is_in_it(tmp_path: Path) -> None:
     packed = read_bundle(put(tmp_path / "b.tar.gz", made), {"default": KEY.public})
     assert packed == read_bundle(tmp_path / "d", {"default": KEY.public})
     assert (packed.number, packed.signed_by) == (7, "default") and packed.revision.startswith("7@")
-    assert packed.profiles == {"t": ToolProfile(effect="read")}
-    assert packed.grants == {"g": Grant(tools=("t",))}
+    assert packed.profiles == {"t": ToolProfile(effect="read")} and packed.grants == {"g": Grant(tools=("t",))}
     assert packed.cases == (Case("c", example_request(), "permit", ()),)
     assert packed.data["runtime_authz_data"]["redact"] == {"t": ["iban"]}
 

@@ -228,8 +228,7 @@ MADE: list[tuple[Callable[..., Any], dict[str, Any], set[str]]] = [
 
 
 @pytest.mark.parametrize(
-    ("make", "given", "name"),
-    [(make, given, name) for make, given, names in MADE for name in sorted(names)],
+    ("make", "given", "name"), [(make, given, name) for make, given, names in MADE for name in sorted(names)],
     ids=lambda v: v if isinstance(v, str) else getattr(v, "__qualname__", ""),
 )
 def test_an_odd_setting_is_a_configuration_error(make: Callable[..., Any], given: dict[str, Any], name: str) -> None:
@@ -362,8 +361,7 @@ def test_an_observer_of_ones_own_is_asked() -> None:
         async def aevaluate(self, body: bytes) -> object:
             return await self.real.aevaluate(body)
 
-    assert decide(ObserveOnly(StaticPDP(False))).permit
-    assert not decide(DeniesAll(StaticPDP(False))).permit
+    assert decide(ObserveOnly(StaticPDP(False))).permit and not decide(DeniesAll(StaticPDP(False))).permit
 
 
 def test_a_forgotten_link_ends_its_thread_and_waits_for_nothing() -> None:

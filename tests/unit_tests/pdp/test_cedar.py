@@ -209,16 +209,11 @@ def test_what_else_an_asking_policy_obliges_to_stays_under_a_denial() -> None:
 
 @pytest.mark.parametrize(("terms", "approvers", "outcome"), [
     ({"who": ["user:bob"]}, ["user:alice"], "approval_required"),
-    ({"who": ["user:bob"]}, ["user:bob", "user:mallory"], "approval_required"),
-    ({"who": ["user:bob"]}, ["user:bob"], "permit"),
-    ({"who": []}, ["user:bob"], "approval_required"),
-    ({"min": 2}, ["user:bob"], "approval_required"),
-    ({"min": 2}, ["user:bob", "user:carol"], "permit"),
-    ({"distinct_from_subject": True}, ["user:alice"], "approval_required"),
-    ({"distinct_from_subject": True}, ["user:bob"], "permit"),
-    ({"who": ["user:bob"]}, [], "approval_required"),
-    ({"distinct_from_subject": True}, [], "approval_required"),
-    ({}, [], "approval_required"),
+    ({"who": ["user:bob"]}, ["user:bob", "user:mallory"], "approval_required"), ({"who": ["user:bob"]}, ["user:bob"], "permit"),
+    ({"who": []}, ["user:bob"], "approval_required"), ({"min": 2}, ["user:bob"], "approval_required"),
+    ({"min": 2}, ["user:bob", "user:carol"], "permit"), ({"distinct_from_subject": True}, ["user:alice"], "approval_required"),
+    ({"distinct_from_subject": True}, ["user:bob"], "permit"), ({"who": ["user:bob"]}, [], "approval_required"),
+    ({"distinct_from_subject": True}, [], "approval_required"), ({}, [], "approval_required"),
 ])
 def test_an_approval_meets_the_terms_of_its_question(terms: dict[str, object], approvers: list[str], outcome: str) -> None:
     """Also if the rule itself asks only whether there is an approval."""

@@ -53,10 +53,8 @@ def decide(pdp: Any, n: int = 1) -> list[Decision]:
 ANSWERS: dict[str, Any] = {
     "permit": lambda: says(True),
     "approval_required": lambda: says(False, {"id": "a", "type": "require_approval"}, code="effect"),
-    "deny": lambda: says(False, code="no"),
-    "halt": lambda: says(False, {"id": "x", "type": "revoke"}, code="streak"),
-    "malformed": lambda: StaticPDP(lambda _: {"decision": "true"}),
-    "raises": lambda: fails(RuntimeError()),
+    "deny": lambda: says(False, code="no"), "halt": lambda: says(False, {"id": "x", "type": "revoke"}, code="streak"),
+    "malformed": lambda: StaticPDP(lambda _: {"decision": "true"}), "raises": lambda: fails(RuntimeError()),
     "late": lambda: fails(TimeoutError()),
 }
 GRAVITY = ["permit", "approval_required", "deny", "halt"]
@@ -70,8 +68,7 @@ def test_the_gravest_outcome_stands(kinds: tuple[str, str]) -> None:
         pdp.name = name
     graver = max((GRAVITY.index(k) if k in GRAVITY else GRAVITY.index("deny")) for k in kinds)
     (decision,) = decide(DenyOverrides(*pdps))
-    assert decision.outcome == GRAVITY[graver]
-    assert decision.permit == (kinds == ("permit", "permit"))
+    assert decision.outcome == GRAVITY[graver] and decision.permit == (kinds == ("permit", "permit"))
     assert decision.permit or decision.reasons
 
 
@@ -105,8 +102,7 @@ def test_one_whose_turn_comes_too_late_is_not_asked() -> None:
     second = StaticPDP(True, name="b")
     pdp = DenyOverrides(StaticPDP(slow, name="a"), second, deadline=0.02)
     (decision,) = Evaluator(pdp).evaluate([REQUEST.to_json()])
-    assert (decision.outcome, decision.reason) == ("deny", Code.PDP_TIMEOUT)
-    assert second.requests == []
+    assert (decision.outcome, decision.reason) == ("deny", Code.PDP_TIMEOUT) and second.requests == []
 
 
 @pytest.mark.parametrize("n", [1, 3], ids=["one", "a batch"])
@@ -161,8 +157,7 @@ def test_a_difference_is_told(caplog: pytest.LogCaptureFixture) -> None:
     told: list[tuple[str, str, str]] = []
     answers = iter([True, False, True])
     pdp = CandidatePDP(
-        StaticPDP(True),
-        StaticPDP(lambda _: next(answers), name="next"),
+        StaticPDP(True), StaticPDP(lambda _: next(answers), name="next"),
         on_difference=lambda request, ours, theirs: told.append((request.resource.id, ours.outcome, theirs.outcome)),
     )
     with caplog.at_level(logging.WARNING):

@@ -63,8 +63,7 @@ def test_the_example_is_permitted(pdp: WasmPDP) -> None:
     """The answer is literally a permit, and carries the PDP's revision."""
     request = example_request()
     assert pdp.document(request.to_json()) == {
-        "decision": True,
-        "context": {"reasons": [], "obligations": [], "ttl": 0, "policy": {"revision": pdp.revision}},
+        "decision": True, "context": {"reasons": [], "obligations": [], "ttl": 0, "policy": {"revision": pdp.revision}},
     }
 
 
@@ -163,16 +162,12 @@ def test_later_changes_of_the_mapping_do_nothing() -> None:
 
 @pytest.mark.parametrize(("data", "says"), [
     ({"efects": {}}, "`efects` (did you mean `effects`?); it has: anomaly, anonymous, "),
-    ({"whatever": {}}, "`whatever`; it has: "),
-    ({"rates": {"pay": {"max": float("nan")}}}, "no exact JSON form"),
-    ({"rates": float("inf")}, "no exact JSON form"),
-    ({"rates": {"pay": {"window": 2**53, "max": 1}}}, "`rates.pay.window`"),
+    ({"whatever": {}}, "`whatever`; it has: "), ({"rates": {"pay": {"max": float("nan")}}}, "no exact JSON form"),
+    ({"rates": float("inf")}, "no exact JSON form"), ({"rates": {"pay": {"window": 2**53, "max": 1}}}, "`rates.pay.window`"),
     ({"budget": {"effects": {"pay": {"max": 2**53}}}}, "`budget.effects.pay.max`"),
     ({"anomaly": {"max_per_minute": TIMES + 1}}, f"`max_per_minute` must be at most {TIMES}"),
-    ({"rates": {1, 2}}, "no exact JSON form"),
-    ([], "must be an object, not list"),
-    ({DATA_ROOT: []}, "must be an object, not list"),
-    ("absent.json", "`absent.json` cannot be read"),
+    ({"rates": {1, 2}}, "no exact JSON form"), ([], "must be an object, not list"),
+    ({DATA_ROOT: []}, "must be an object, not list"), ("absent.json", "`absent.json` cannot be read"),
 ], ids=shown)
 def test_wrong_data_is_refused(data: object, says: str) -> None:
     """Wrong data is a `ConfigError` that names the fault."""

@@ -102,8 +102,7 @@ def test_a_remote_issuer_signs_the_tokens_of_calls(road: str, dpop: bool) -> Non
     assert minted["jti"] == got.claims["jti"] and minted["audience"] == BANK
     assert minted["kid"] == issuer._there.ring.active.kid  # type: ignore[union-attr]
     assert minted["jkt"] == (got.claims["cnf"]["jkt"] if dpop else None)
-    assert authz.ledger.status("default", minted["jti"]) == "ended"
-    assert got.token not in json.dumps(minted)
+    assert authz.ledger.status("default", minted["jti"]) == "ended" and got.token not in json.dumps(minted)
 
 
 @pytest.mark.parametrize("road", ["sync", "async"])

@@ -93,8 +93,7 @@ def test_the_age_of_a_policy_that_is_followed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("part", "code", "options"), [
     ("ledger", Code.LEDGER_ROLLED_BACK, {"ledger": Broken()}),
-    ("engine", Code.PDP_ERROR, {"pdp": StaticPDP(lambda request: 1 / 0)}),
-    ("audit", Code.AUDIT_UNAVAILABLE, {"audit": Full}),
+    ("engine", Code.PDP_ERROR, {"pdp": StaticPDP(lambda request: 1 / 0)}), ("audit", Code.AUDIT_UNAVAILABLE, {"audit": Full}),
     ("kill_switch", Code.KILLED, {"kill_switch": "engaged"}),
 ])
 def test_what_is_down_is_named(tmp_path: Path, part: str, code: Code, options: dict[str, Any]) -> None:

@@ -209,8 +209,7 @@ def test_a_nodes_permit_is_of_its_node_and_run() -> None:
 
 NOTICE = [{"id": "1", "type": "notify", "properties": {"channel": "log"}}]
 UNKEPT: dict[str, tuple[StaticPDP, dict[str, Any]]] = {
-    "no ttl": (lasting(0), {}),
-    "obligation": (lasting(3600, obligations=NOTICE), {}),
+    "no ttl": (lasting(0), {}), "obligation": (lasting(3600, obligations=NOTICE), {}),
     "a grant that ends": (lasting(3600), {"grant": Grant(expires_at=int(time.time()) + 3600)}),
     "another revision": (lasting(3600, policy={"revision": "old"}), {}),
 }
@@ -346,8 +345,7 @@ def test_what_is_withheld() -> None:
     answer = {"decision": True, "context": {"obligations": [{"id": "w", "type": "withhold_tools", "properties": props}]}}
     authz, run = entered(StaticPDP(lambda r: answer if r.action.name == "model/call" else True))
     decision = drive(run.engine, decide_model(run, CALL))
-    assert withheld(decision) == ({"look"}, {"web"})
-    assert shown(decision, CALL).reason == "provider_tool"
+    assert withheld(decision) == ({"look"}, {"web"}) and shown(decision, CALL).reason == "provider_tool"
     assert shown(decision, CALL).decision_id == decision.decision_id
     assert shown(decision, ModelCall("m", "p", ("look",), (), None)).permit
 

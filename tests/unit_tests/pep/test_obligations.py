@@ -66,8 +66,7 @@ def test_a_path_is_redacted_by_its_last_name() -> None:
     """Profiles name fields by their paths, so a policy may: nothing of it stays, and rather too much goes."""
     fields = obliged_fields([obligation("redact", fields=["account.iban", "pin"]), obligation("redact", fields=["a.b.c"])])
     value = {"account": {"iban": SECRET, "name": "bob"}, "pin": SECRET, "b": [{"c": SECRET}], "account.iban": SECRET}
-    assert SECRET not in repr(redact(value, fields))
-    assert redact(value, fields)["account"]["name"] == "bob"
+    assert SECRET not in repr(redact(value, fields)) and redact(value, fields)["account"]["name"] == "bob"
     assert redact(alike := {"IBAN": "x", "iban2": "y", "note": "iban"}, ["iban"]) == alike
     assert redact(value, []) is value
 

@@ -122,8 +122,7 @@ def test_a_permitted_call_runs_and_is_observed(form: str) -> None:
     (request,) = calls(pdp)
     assert (request.subject.type, request.subject.id) == ("user", "alice")
     assert (request.resource.type, request.resource.id) == ("tool", "pay")
-    assert request.resource.properties["effect"] == "pay"
-    assert request.resource.properties["profiled"] is True
+    assert request.resource.properties["effect"] == "pay" and request.resource.properties["profiled"] is True
     assert request.resource.properties["target"] == PAY
     context = request.context
     assert context.plan is not None and (context.call.args, context.call.state) == (PAY, "new")
@@ -141,8 +140,7 @@ def test_a_denied_call_is_not_claimed() -> None:
     with pytest.raises(AuthzError, match="no_call: `pay`: no permitted call") as caught:
         session.observe("pay", PAY, "paid")
     assert caught.value.code == Code.NO_CALL and session.decide("lookup", {"key": "x"}).permit
-    assert calls(pdp)[-1].context.history.denials == 1
-    assert calls(pdp)[-1].context.history.recent == ["deny:pay"]
+    assert calls(pdp)[-1].context.history.denials == 1 and calls(pdp)[-1].context.history.recent == ["deny:pay"]
 
 
 def test_a_call_is_observed_once() -> None:
@@ -181,8 +179,7 @@ def test_a_closed_session_is_over(form: str) -> None:
     assert status(authz, session.session) == "live"
     session.close()
     session.close()
-    assert status(authz, session.session) == "ended"
-    assert session.decide("lookup", {}).reason == "lease_ended"
+    assert status(authz, session.session) == "ended" and session.decide("lookup", {}).reason == "lease_ended"
     with pytest.raises(AuthzDenied):
         session.delegate("child")
 
@@ -210,8 +207,7 @@ def test_a_session_that_may_not_start_is_refused() -> None:
         opened(authz)
     assert (caught.value.code, "no_permit" in str(caught.value)) == ("no_permit", False)
     (started,) = [r for r in records(authz) if r["kind"] == "decision"]
-    assert started["decision_id"] == caught.value.decision_id
-    assert status(authz, started["jti"]) == "ended"
+    assert started["decision_id"] == caught.value.decision_id and status(authz, started["jti"]) == "ended"
     authz = authz_with()
     opened(authz, thread="t1")
     opened(authz, thread="t1")
@@ -232,8 +228,7 @@ def test_sessions_do_not_meet() -> None:
     third, fourth = opened(authz, thread="t"), opened(authz, thread="t")
     third.decide("pay", PAY)
     fourth.decide("lookup", {})
-    assert calls(pdp)[-1].context.history.calls == {"pay": 1}
-    assert (third.epoch, fourth.epoch) == (1, 1)
+    assert calls(pdp)[-1].context.history.calls == {"pay": 1} and (third.epoch, fourth.epoch) == (1, 1)
 
 
 @BOTH
@@ -379,8 +374,7 @@ def test_a_child_gets_the_parents_grant_narrowed() -> None:
     child = parent.delegate("payer", Grant(tools=("pay", "note", "delete_all"), args={"pay": {"amount": Constraint(le=1000)}}))
     assert child.jti != parent.jti and child.decide("pay", PAY).permit
     request = calls(pdp)[-1]
-    assert request.context.agent.path == ["session", "payer"]
-    assert request.context.delegation.depth == 1
+    assert request.context.agent.path == ["session", "payer"] and request.context.delegation.depth == 1
     assert [(e.from_, e.to) for e in request.context.delegation.edges] == [("session", "payer")]
     assert request.context.lease.grant is not None
     granted = Grant.model_validate(request.context.lease.grant)
@@ -427,8 +421,7 @@ def test_a_ledger_that_fails_denies(form: str, verb: str, caplog: pytest.LogCapt
     ledger.broken = lambda used, changes: any(isinstance(c, ClaimCall) for c in changes) if claims else used == verb
     with caplog.at_level(logging.ERROR):
         decision = session.decide("pay", PAY)
-    assert (decision.outcome, decision.reason) == ("deny", "ledger_unavailable")
-    assert len(calls(pdp)) == claims
+    assert (decision.outcome, decision.reason) == ("deny", "ledger_unavailable") and len(calls(pdp)) == claims
     with pytest.raises(AuthzError):
         session.observe("pay", PAY, "paid")
     ledger.broken = lambda _, __: False

@@ -135,8 +135,7 @@ def test_a_bad_request_is_answered_as_the_rfc_says(headers: Any, status: int, er
     """Nothing is quoted, the answer is not kept by caches, and the challenge names the error."""
     answer = asked(app_of(server()), [(k, v.encode("latin-1")) for k, v in headers])
     assert answer.status_code == status and f'error="{error}"' in challenge(answer)
-    assert answer.headers["cache-control"] == "no-store"
-    assert "AAAA" not in answer.text + challenge(answer)
+    assert answer.headers["cache-control"] == "no-store" and "AAAA" not in answer.text + challenge(answer)
 
 
 @pytest.mark.parametrize(("options", "changes", "status", "code"), [
@@ -281,8 +280,7 @@ def test_the_guard_in_front_of_an_application() -> None:
         assert reached == []
         with client.websocket_connect("/ws", headers={"Authorization": f"Bearer {token()}"}) as socket:
             assert socket.receive_text() == "alice"
-    assert asked(app, {"Authorization": f"Bearer {token()}"}).status_code == 200
-    assert reached == ["ws", "pay"]
+    assert asked(app, {"Authorization": f"Bearer {token()}"}).status_code == 200 and reached == ["ws", "pay"]
 
 
 @pytest.mark.parametrize("options", [{"audience": ""}, {"status": None}, {"proofs": None, "require_proof": True}], ids=str)
@@ -430,8 +428,7 @@ def test_an_mcp_call_has_the_arguments_of_its_token(arguments: Any, facts: Any, 
     details = () if facts is None else call_details(tool="bank_send_money", **facts)
     headers = {"Authorization": f"Bearer {token(tool='bank_send_money', details=details)}"}
     body = {"method": "tools/call", "params": {"name": "send_money", "arguments": arguments}}
-    assert asked(app, headers, "/mcp", json=body).status_code == status
-    assert len(reached) == (status == 200)
+    assert asked(app, headers, "/mcp", json=body).status_code == status and len(reached) == (status == 200)
 
 
 LISTED = {"jsonrpc": "2.0", "id": 1, "result": {"tools": [{"name": "pay"}, {"name": "wipe"}], "ttlMs": 9, "cacheScope": "public"}}
@@ -579,8 +576,7 @@ def test_an_id_of_a_session_names_one_stream(named: Any) -> None:
 
 def endpoint(status: Any = None, **clients: IntrospectionClient) -> IntrospectionEndpoint:
     return IntrospectionEndpoint(
-        verifier=Verifier(issuer=ISSUER.issuer, jwks=ISSUER.jwks()),
-        status=status or Says(),
+        verifier=Verifier(issuer=ISSUER.issuer, jwks=ISSUER.jwks()), status=status or Says(),
         clients={"bank": IntrospectionClient(SECRET, audiences=(BANK,), tenant="acme"), **clients},
     )
 
@@ -625,13 +621,9 @@ def test_what_is_no_token_is_inactive(bad: str) -> None:
     ({"Authorization": "Basic /w=="}, {"data": {"token": "x"}}, 401),
     ({"Authorization": f"Bearer {SECRET}"}, {"data": {"token": "x"}}, 401),
     ({"Authorization": basic("bank", SECRET).replace("Basic", "Bearer")}, {"data": {"token": "x"}}, 401),
-    (BASIC, {"json": {"token": "x"}}, 400),
-    ({**BASIC, "Content-Type": "text/plain"}, {"content": "token=x"}, 400),
-    (BASIC, {"content": "token=x"}, 400),
-    (BASIC, {"data": {}}, 400),
-    (BASIC, {"data": {"token": ["x", "y"]}}, 400),
-    (BASIC, {"data": {"token": "x" * 30_000}}, 400),
-    (BASIC, {"data": {f"a{i}": "1" for i in range(50)}}, 400),
+    (BASIC, {"json": {"token": "x"}}, 400), ({**BASIC, "Content-Type": "text/plain"}, {"content": "token=x"}, 400),
+    (BASIC, {"content": "token=x"}, 400), (BASIC, {"data": {}}, 400), (BASIC, {"data": {"token": ["x", "y"]}}, 400),
+    (BASIC, {"data": {"token": "x" * 30_000}}, 400), (BASIC, {"data": {f"a{i}": "1" for i in range(50)}}, 400),
 ], ids=lambda v: ascii(v)[:40] if not isinstance(v, int) else str(v))
 def test_who_may_not_ask_is_told_nothing(headers: Any, options: Any, status: int) -> None:
     """A caller is authenticated first; a body that is no form with one token is refused."""
@@ -675,8 +667,7 @@ def test_the_client_asks_as_the_rfc_says() -> None:
         asked_with.append(request)
         return httpx.Response(200, json={"active": True, "jti": "j-1"})
 
-    assert seen_by(respond) == "live"
-    assert asked_with[0].headers["authorization"] == BASIC["Authorization"]
+    assert seen_by(respond) == "live" and asked_with[0].headers["authorization"] == BASIC["Authorization"]
     assert asked_with[0].headers["content-type"] == "application/x-www-form-urlencoded"
     assert b"token_type_hint=access_token" in asked_with[0].content
     assert seen_by(httpx.Response(200, json={"active": False})) == "ended"

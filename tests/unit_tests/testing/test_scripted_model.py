@@ -49,12 +49,10 @@ def test_plays_in_a_streaming_graph() -> None:
 
 
 WHOLE = AIMessage(
-    "Well then",
-    id="m-1",
+    "Well then", id="m-1",
     tool_calls=[{"name": "add", "args": {"a": 1, "b": [None, "ü"]}, "id": "c-1"}, {"name": "add", "args": {}, "id": "c-2"}],
     invalid_tool_calls=[{"name": "add", "args": "oops", "id": "c-3", "error": None, "type": "invalid_tool_call"}],
-    additional_kwargs={"refusal": None},
-    response_metadata={"model_name": "none"},
+    additional_kwargs={"refusal": None}, response_metadata={"model_name": "none"},
     usage_metadata={"input_tokens": 1, "output_tokens": 2, "total_tokens": 3},
 )
 
@@ -98,8 +96,7 @@ def test_an_exhausted_script_says_so() -> None:
 def test_a_shallow_copy_goes_on_where_the_model_is() -> None:
     """Binding, copying or configuring a model never starts the script again."""
     model = ScriptedChatModel(script=[AIMessage("1"), AIMessage("2")])
-    assert model.bind_tools([add]).invoke("go").text == "1"
-    assert model.model_copy().invoke("go").text == "2"
+    assert model.bind_tools([add]).invoke("go").text == "1" and model.model_copy().invoke("go").text == "2"
 
 
 def test_a_process_wide_cache_does_not_answer() -> None:
