@@ -681,15 +681,6 @@ def test_no_recipient_hides_in_a_list() -> None:
     assert "sha256" in quoted(deep) and len(quoted(deep)) < 320
 
 
-def test_the_question_names_every_bound_argument() -> None:
-    """As the tool will receive them, defaults included; nothing that the model says beside them."""
-    (asked,) = scene("hand").say(human())["__interrupt__"]
-    assert asked.value["action_requests"][0]["args"] == {"recipient": "ann", "amount": 10.0, "currency": "USD"}
-    text = asked.value["action_requests"][0]["description"]
-    for shown in ('recipient "ann"', 'amount "10.0"', 'currency "USD"'):
-        assert shown in text
-
-
 def test_a_payee_that_only_looks_like_a_known_one_is_marked() -> None:
     """A homoglyph of somebody who was paid before, and letters of two scripts in one name."""
     s = scene("hand", plan=[payment("ann", 10, "c1")])

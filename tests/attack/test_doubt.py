@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import secrets
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from weakref import ref
 
 from langchain.agents import create_agent
@@ -19,6 +19,7 @@ from langchain_runtime_authz.ledger.call_changes import ClaimCall, ConcludeCall
 from langchain_runtime_authz.pep import calls_in_doubt
 from langchain_runtime_authz.pep.calls_in_doubt import LOST_ENDS
 from langchain_runtime_authz.testing import FrozenClock
+from tests.threads import until
 
 from ._kit import *
 
@@ -540,7 +541,7 @@ def test_a_lost_end_is_recorded_once(world: World, monkeypatch: Any) -> None:
     monkeypatch.setattr(world.ledger, "commit", slow)
     with ThreadPoolExecutor() as pool:
         begun = [pool.submit(other.decide, "save", {"path": "a"}) for other in others]
-        assert len(wait(begun, 1).done) == 3
+        until(lambda: sum(one.done() for one in begun) == 3)
         all_began.set()
         assert all(one.result().permit for one in begun)
     assert [r["state"] for r in authz.audit.records if r["kind"] == "completion"] == ["done"]

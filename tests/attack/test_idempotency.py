@@ -97,23 +97,14 @@ def test_a_payment_whose_answer_was_lost_is_not_repeated() -> None:
     assert next(m for m in out["messages"] if isinstance(m, ToolMessage)).status == "error"
 
 
-def test_a_copy_of_the_thread_has_the_same_key(protected: bool) -> None:
-    """Another thread, another epoch, the same message: the same intent. Without a key it books twice."""
+@pytest.mark.parametrize(("protected", "subject", "booked"), [(True, "alice", 1), (True, "bob", 2), (False, "alice", 2)])
+def test_a_copy_of_the_thread_has_the_same_key(protected: bool, subject: str, booked: int) -> None:
+    """Another thread, another epoch, the same message: the same intent. Somebody else's is another. Without a key it books twice."""
     house = House(protected=protected)
     house.go(human())
     house.copy("t", "copy")
-    house.go(None, "copy")
-    assert len(house.bank.asked) == 2
-    assert len(house.bank.booked) == (1 if protected else 2)
-
-
-def test_somebody_elses_copy_is_another_intent() -> None:
-    """Two subjects never share a key, whatever their messages are called."""
-    house = House()
-    house.go(human())
-    house.copy("t", "copy")
-    house.go(None, "copy", subject="bob")
-    assert len(house.bank.booked) == 2
+    house.go(None, "copy", subject=subject)
+    assert (len(house.bank.asked), len(house.bank.booked)) == (2, booked)
 
 
 def test_a_replay_gets_the_recorded_result() -> None:

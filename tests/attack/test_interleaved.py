@@ -382,15 +382,6 @@ async def test_cancelled_in_a_tool(kind: str, ran: Any, pdp: Any) -> None:
     assert states.count("unknown") == 1
 
 
-async def test_timed_out(kind: str, ran: Any, pdp: Any) -> None:
-    """`asyncio.timeout` around a run leaves nothing alive."""
-    authz, graph = hanging_graph(kind, pdp, ran, lambda: limit.reschedule(asyncio.get_running_loop().time()))
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(None) as limit, authz.run(subject="alice"):
-            await graph.ainvoke(human("alice"))
-    assert ran == [] and dead(authz, pdp)
-
-
 def test_run_closed_in_the_middle_of_its_stream(kind: str, ran: Any) -> None:
     """The next gate after `run.close()` halts; no tool runs but one that was under way already."""
     authz, pdp, graph = build(kind, ran)

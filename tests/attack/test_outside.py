@@ -114,7 +114,11 @@ def noop_none(house: House, writer: Any) -> None:
     writer.update_state(THREAD, {"messages": []}, as_node="agent")
 
 
-@pytest.mark.parametrize("act", [noop_same, noop_none], ids=lambda a: a.__name__)
+def noop_empty(house: House, writer: Any) -> None:
+    writer.update_state(THREAD, {}, as_node="agent")
+
+
+@pytest.mark.parametrize("act", [noop_same, noop_none, noop_empty], ids=lambda a: a.__name__)
 def test_an_edit_that_says_the_same_is_no_correction(act: Any, by: str) -> None:
     """The plan that waited still runs."""
     house = House.waiting()
@@ -240,14 +244,6 @@ def test_a_plan_that_somebody_drops_is_void(drop: Any, by: str) -> None:
     assert (house.epoch, house.ran) == (2, [])
     house.go(None)
     assert house.epoch == 2
-
-
-def test_an_update_without_a_word_drops_nothing(by: str) -> None:
-    """What waited still does, and runs."""
-    house = House.waiting()
-    house.writer(by).update_state(THREAD, {}, as_node="agent")
-    house.go(None)
-    assert (house.epoch, house.ran) == (1, [PAID])
 
 
 # --- what a tool brought, beside its words ---
