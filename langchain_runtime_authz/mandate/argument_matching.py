@@ -26,7 +26,6 @@ from langchain_runtime_authz.mandate.output_rows import (
 )
 from langchain_runtime_authz.mandate.text_arguments import MAX_TEXT, borrowed, unbacked
 from langchain_runtime_authz.mandate.value_matching import (
-    among,
     as_exact,
     calculated,
     commas,
@@ -111,7 +110,7 @@ class Reader:
         if len(items) != 1:
             return False
         if isinstance(argument, model.Own):
-            return among(items[0], self._own)
+            return any(same(items[0], one, kind if kind in DESTINATIONS else "name") for one in self._own)
         if isinstance(argument, model.Within):
             return within(items[0], argument.prefix)
         if isinstance(argument, model.OneOf):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
+from langchain_runtime_authz.mandate.argument_matching import Reader
 from langchain_runtime_authz.mandate.call_matching import CallFacts, bind
 from langchain_runtime_authz.mandate.description import told_step
 from langchain_runtime_authz.mandate.model import (
@@ -265,6 +266,12 @@ def test_without_identifiers_nothing_is_the_user_s_own():
 )  # fmt: skip
 def test_an_own_identifier_is_read_like_a_recipient(value, found):
     assert meets(Own(), [value], ("alice@x.org", "U02AB1C", "12345678")) is found
+
+
+@pytest.mark.parametrize(("kind", "fits"), [("principal", True), ("", False), ("value", False)])
+def test_only_a_recipient_may_have_a_name_around_the_user_s_address(kind, fits):
+    found = [Reader({}, Outputs(), ("me@x.org",), "").check(Own(), one, kind).code for one in ("ME@x.org", "Do it <me@x.org>")]
+    assert found == ["", "" if fits else "value"]
 
 
 def test_an_author_inside_of_listed_records():
