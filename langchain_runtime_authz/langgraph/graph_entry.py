@@ -246,14 +246,12 @@ class _Root(Entering[tuple[Any, Any]]):
         below = bool(self.config["configurable"].get("checkpoint_ns")) if resumes else False
         if not below:
             entry.run.keyed_thread = private.thread_of(self.config)
-        if self.saver is not None and place is not None and (resumes or given is None or entry.pending):
+        if self.saver is not None and place is not None and (resumes or entry.pending):
             # If the config names the newest checkpoint, read it without its id: only then are answered questions left out.
             state = yield checkpoints.read_state(self.graph, self.config if older else place)
         if state is not None and resumes:
             plain = below or entry.anew in {i.id for i in state.interrupts if not approval_ids(i.value)}
             given = yield from inputs.resumed(entry, given, state, plain=plain, older=older)
-        elif state is not None and given is None and not older:
-            given = inputs.answered_elsewhere(entry, state)
         if entry.pending:
             asked = [i.id for i in state.interrupts] if state is not None else []
             given = inputs.delivered(entry, given, state.values if state is not None else None, asked)

@@ -84,12 +84,6 @@ def others(channels: Sequence[str]) -> list[str]:
     return [name for name in dict.fromkeys((*channels, *WATCHED)) if name != "messages"]
 
 
-def answered_elsewhere(entry: Entry, state: StateSnapshot) -> Any:
-    """Return a resume for questions answered outside the graph, or `None`."""
-    ours = [i for i in state.interrupts if i not in open_questions(state, entry.asks, entry.now)]
-    return Command(resume={i.id: _marked([], i.value, i.id) for i in ours}) if ours else None
-
-
 def open_questions(state: StateSnapshot, asks: Sequence[Approval], now: float) -> tuple[Interrupt, ...]:
     """Return a state's open interrupts: ours only while they wait in the ledger."""
     waiting = {a.interrupt_id for a in asks if not 0 < a.expires_at <= now}

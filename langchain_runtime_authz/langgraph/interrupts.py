@@ -166,7 +166,7 @@ def _ask(
         heard, withdrawn = private.of_execution(run.heard, config)  # questions answered, and calls withdrawn, so far
         for number in range(max((a.round + 1 for a, _ in before if a.id in heard), default=0), rounds):
             again = [(j, a) for a, j in before if a.round == number]
-            answer = yield from _answered(config, approval_hitl.payload(again), again[0][1] if again else None)
+            answer = yield from _answered(config, again)
             heard.update(ids := {a.id for _, a in again})
             yield from _resolve(run, ids, answer)
             approved = [a for _, a in again if a.state == "approved"]
@@ -200,8 +200,8 @@ def _ask(
             if (here or not counted or rounds) and (yield from approval_hitl.over_cap(run, fresh)):
                 refused |= dict.fromkeys((j.key for j in fresh), Code.APPROVAL_CAPPED)
             elif (yield from approval_hitl.open_questions(run, fresh, opened)):
-                shown = approval_hitl.payload(list(zip(fresh, opened, strict=True)))
-                answer = yield from _answered(config, shown, opened[0], AskHere if here else Interrupt)
+                shown = list(zip(fresh, opened, strict=True))
+                answer = yield from _answered(config, shown, AskHere if here else Interrupt)
                 heard.update(ids := {a.id for a in opened})
                 yield from _resolve(run, ids, answer)
             judged = yield from decide_calls(run, calls)  # this reports a run that has ended
@@ -216,22 +216,28 @@ def _ask(
 
 
 def _answered(
-    config: Mapping[str, Any], question: object, asked: Approval | None, pause: Effect = Interrupt
+    config: Mapping[str, Any], asked: Sequence[tuple[DecidedCall, Approval]], pause: Effect = Interrupt
 ) -> Flow[object]:
-    """Return the answer to `question`, and skip answers to earlier questions."""
+    """Return the answer to a question, and skip answers to earlier questions."""
     scratchpad, kept_here = private.scratchpad_of(config), task_answers.kept_answers(config)
-    if asked is None:  # its calls are not made again; LangGraph's own counter needs the place
+    question = approval_hitl.payload(asked)
+    if not asked:  # its calls are not made again; LangGraph's own counter needs the place
         return None if kept_here is not None else (yield pause(question))
+    ids, own = approval_hitl.approval_ids(question), asked[0][1].interrupt_id
+    settled = all(a.state != "asked" or 0 < a.expires_at <= j.now for j, a in asked)
     while True:
         for number, given in enumerate(scratchpad.resume if scratchpad is not None else ()):
-            if private.interrupt_id(config, number) == asked.interrupt_id:
+            if private.interrupt_id(config, number) == own:
                 taken = kept_here is not None and number in kept_here
-                if taken or not task_answers.fits(given, approval_hitl.approval_ids(question)):
-                    return (yield (AskAgain, question))
+                if taken or not task_answers.fits(given, ids):
+                    return None if settled and kept_here is not None else (yield (AskAgain, question))
                 task_answers.take_answers(config, [number])
                 return given
+        if settled and private.interrupt_id(config) == own and private.unused_answer(config) is None:
+            scratchpad.resume.append({task_answers.OURS: ids})  # it was answered outside the graph
+            continue
         answer = yield pause(question)
-        if not asked.interrupt_id or scratchpad is None:
+        if not own or scratchpad is None:
             return answer
 
 

@@ -254,6 +254,26 @@ def test_an_approval_for_an_older_task_answers_no_question_of_the_node(how: str,
     assert (node.ran, node.heard) == ([BOB], [WORDS])
 
 
+@pytest.mark.parametrize("outside", [True, False])
+def test_a_question_that_is_shown_again_waits_for_its_answer(how: str, outside: bool) -> None:
+    """The node was entered again while one call was asked about, and asks about the other first."""
+    payees = ["ann"]
+
+    def act(tools: Any, _: Any) -> None:
+        for to in payees:
+            tools["pay"].invoke({"to": to, "amount": 1})
+
+    node = Node(act)
+    assert node.asked(human(), how=how) == ["pay"]
+    payees.insert(0, "bob")
+    assert node.asked(None, YES, None, None, how=how) == ["pay"] * 4
+    assert node.ran == [BOB]
+    if outside:
+        node.authz.approve(node.authz.approvals()[0].id, by="carol")
+    assert node.asked(None if outside else YES, *WORDS, how=how) == ["first", "second"]
+    assert (node.ran, node.heard) == ([BOB, ("ann", 1.0, "USD")], [WORDS])
+
+
 def test_an_answer_that_a_node_passes_on_is_its_own(how: str) -> None:
     """A node may show the question of another graph as its own, which no approval of its task answers."""
     shown = {"action_requests": [{"name": "pay", "args": {}, "approval_id": "a", "description": ""}], "interrupt_id": "b"}

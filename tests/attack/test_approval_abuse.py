@@ -14,9 +14,11 @@ from html.parser import HTMLParser
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from langchain.agents import create_agent
 from markdown_it import MarkdownIt
 from rich.console import Console
 
+from langchain_runtime_authz import AuthzMiddleware
 from langchain_runtime_authz._display import inert, quoted
 from langchain_runtime_authz.credential.approval_statement import HERE, Approvers, Question, sign_statement
 from langchain_runtime_authz.credential.keyring import KeyRing
@@ -90,6 +92,37 @@ def test_an_approval_beside_the_graph_is_not_asked_for_again(kind: str, go: str,
     assert_went_on(state)
     s.both(go)(None)
     assert s.ran == [ANN]
+
+
+def _deep(authz: RuntimeAuthz, place: str, ran: list[Any]) -> Any:
+    """A graph whose question is not asked by a tool node of a protected root."""
+    agent = agent_graph(replying(PLAN), [pay_tool(ran)])
+
+    @tool
+    def ask_agent(request: str) -> str:
+        """Hand work to another agent."""
+        return str(agent.invoke(human())["messages"][-1].text)
+
+    if place == "tool":
+        plan, tools = [call("ask_agent", {"request": "pay"}, "c0")], [ask_agent]
+        return authz.protect(hand_written(replying(plan), tools, checkpointer=InMemorySaver()))
+    if place == "tool node alone":
+        return hand_written(replying(PLAN), AuthzToolNode([pay_tool(ran)], authz=authz), checkpointer=InMemorySaver())
+    if place == "below another graph":
+        return chain({"agent": authz.protect(agent)}, name="outer", checkpointer=InMemorySaver())
+    return create_agent(replying(PLAN), [pay_tool(ran)], middleware=[AuthzMiddleware(authz)], checkpointer=InMemorySaver())
+
+
+@pytest.mark.parametrize("place", ["tool", "tool node alone", "below another graph", "middleware alone"])
+@pytest.mark.parametrize("verdict", ["approve", "deny_approval"])
+def test_so_it_is_wherever_the_question_was_asked(place: str, verdict: str, go: str, ran: Any) -> None:
+    authz = authz_with(asking("pay"))
+    graph = _deep(authz, place, ran)
+    (ask_id,) = ids(run_as(authz, graph, human(), THREAD, how=go))
+    assert ids(run_as(authz, graph, None, THREAD, how=go)) == [ask_id]
+    getattr(authz, verdict)(ask_id, by="bob")
+    assert_went_on(run_as(authz, graph, None, THREAD, how=go))
+    assert ran == ([ANN] if verdict == "approve" else [])
 
 
 @pytest.fixture(params=["memory", "sqlite"])
