@@ -50,6 +50,20 @@ def pay_tool(ran: list[Any]) -> BaseTool:
     return pay
 
 
+def payer(ran: list[Any], name: str = "pay", args_schema: Any = PayArgs) -> BaseTool:
+    """A side effect with both functions, behind a schema that coerces, renames and fills in."""
+
+    def pay(recipient: str, amount: float, currency: str = "unset") -> str:
+        """Pay somebody."""
+        ran.append((recipient, amount, currency))
+        return "paid"
+
+    async def apay(recipient: str, amount: float, currency: str = "unset") -> str:
+        return pay(recipient, amount, currency)
+
+    return StructuredTool.from_function(pay, apay, name=name, args_schema=args_schema)
+
+
 def read_tool(ran: list[Any]) -> BaseTool:
     """A tool without a side effect, seen in `ran` all the same."""
 

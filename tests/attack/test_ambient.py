@@ -25,19 +25,6 @@ DECIDED = {"recipient": "bob", "amount": 5.0, "currency": "USD"}
 mode = params(["sync", "async"])
 
 
-def payer(ran: list[Any], name: str = "pay") -> BaseTool:
-    """A side effect behind a schema that coerces, renames and fills in."""
-
-    def pay(recipient: str, amount: float, currency: str = "unset") -> str:
-        ran.append((recipient, amount, currency))
-        return "paid"
-
-    async def apay(recipient: str, amount: float, currency: str = "unset") -> str:
-        return pay(recipient, amount, currency)
-
-    return StructuredTool.from_function(pay, apay, name=name, description="Pay somebody.", args_schema=PayArgs)
-
-
 def beyond(made: BaseTool) -> Callable[[], Any]:
     """Return what gives the tool to a node's code, and shows it to nobody who looks for tools there."""
     return weakref.ref(made)

@@ -17,20 +17,6 @@ ROADS = ("func", "coroutine", "_run", "_arun")
 road = params(ROADS)
 
 
-def payer(ran: list[Any]) -> BaseTool:
-    """A tool with both functions."""
-
-    def pay(recipient: str, amount: float, currency: str = "EUR") -> str:
-        """Pay somebody."""
-        ran.append((recipient, amount, currency))
-        return "paid"
-
-    async def apay(recipient: str, amount: float, currency: str = "EUR") -> str:
-        return pay(recipient, amount, currency)
-
-    return StructuredTool.from_function(pay, apay, name="pay")
-
-
 def by_hand(made: Any, road: str, *args: Any, **kwargs: Any) -> Any:
     """Call one of a tool's functions."""
     if road.startswith("_"):
@@ -49,7 +35,7 @@ def test_code_called_by_hand_is_decided(road: str, positional: bool, permit: boo
     """One decision on exactly what it receives, under the arguments' names; a deny is `AuthzDenied`."""
     pdp = StaticPDP(True) if permit else deny_only("pay")
     authz = authz_with(pdp)
-    pay = authz.guard(payer(ran))
+    pay = authz.guard(payer(ran, args_schema=None))
     with authz.run(subject="alice", task="Pay"):
         if permit:
             given = ("bob", 5.0, "USD") if positional else ()
@@ -67,22 +53,22 @@ def test_code_called_by_hand_is_decided(road: str, positional: bool, permit: boo
 
 def test_the_unenforced_twin_runs(road: str, ran: Any) -> None:
     """The same call of a tool that nobody guarded happens."""
-    by_hand(payer(ran), road, **ARGS)
+    by_hand(payer(ran, args_schema=None), road, **ARGS)
     assert ran == [PAID]
 
 
 def test_arguments_are_decided_as_the_code_receives_them(road: str, ran: Any, pdp: Any, authz: Any) -> None:
     """Past `run` nothing is parsed: a text stays a text, in the request as in the function."""
-    pay = authz.guard(payer(ran))
+    pay = authz.guard(payer(ran, args_schema=None))
     with authz.run(subject="alice"):
         by_hand(pay, road, recipient="bob", amount="5")
     (request,) = calls_of(pdp)
-    assert request.context.call.args == {"recipient": "bob", "amount": "5"} and ran == [("bob", "5", "EUR")]
+    assert request.context.call.args == {"recipient": "bob", "amount": "5"} and ran == [("bob", "5", "unset")]
 
 
 def test_code_called_by_hand_outside_a_run_is_denied(road: str, ran: Any, pdp: Any) -> None:
     """Without a run: `no_run`, and the PDP is not asked."""
-    pay = authz_with(pdp).guard(payer(ran))
+    pay = authz_with(pdp).guard(payer(ran, args_schema=None))
     assert code_of(lambda: by_hand(pay, road, **ARGS)) == "no_run"
     assert ran == [] and pdp.requests == []
 
@@ -170,7 +156,7 @@ def test_injected_arguments_are_no_part_of_the_decision(pdp: Any) -> None:
 
 def test_signatures_are_what_they_were(ran: Any) -> None:
     """Inspection sees the user's function: name, documentation, parameters."""
-    plain, guarded = payer(ran), authz_with(StaticPDP(True)).guard(payer(ran))
+    plain, guarded = payer(ran, args_schema=None), authz_with(StaticPDP(True)).guard(payer(ran, args_schema=None))
     for name in ("func", "coroutine"):
         ours, theirs = getattr(guarded, name), getattr(plain, name)
         assert inspect.signature(ours) == inspect.signature(theirs)
@@ -182,7 +168,7 @@ def test_signatures_are_what_they_were(ran: Any) -> None:
 
 def test_arguments_that_do_not_fit_are_a_type_error(pdp: Any, authz: Any) -> None:
     """Python's own error, before anything is decided."""
-    pay: Any = authz.guard(payer([]))
+    pay: Any = authz.guard(payer([], args_schema=None))
     with authz.run(subject="alice"), pytest.raises(TypeError):
         pay.func("bob", 5.0, "USD", "too many")
     assert calls_of(pdp) == []
@@ -192,7 +178,7 @@ def test_arguments_that_do_not_fit_are_a_type_error(pdp: Any, authz: Any) -> Non
 def test_copies_keep_the_guard(how: str, ran: Any) -> None:
     """A copy, and a tool that is built of a guarded one's fields, is decided on each road."""
     authz = authz_with(deny_only("pay"))
-    pay: Any = authz.guard(payer(ran))
+    pay: Any = authz.guard(payer(ran, args_schema=None))
     made: Any = {
         "model_copy": lambda: pay.model_copy(), "deep": lambda: pay.model_copy(deep=True),
         "copy": lambda: copy.copy(pay), "deepcopy": lambda: copy.deepcopy(pay),
@@ -211,7 +197,7 @@ def test_a_function_that_is_replaced_is_not_what_was_reviewed(ran: Any) -> None:
     """Decide a guarded tool with another function as a tool without a profile."""
     evil: list[Any] = []
     authz = authz_with(StaticPDP(lambda r: r.action.name != "tools/call" or r.resource.properties["profiled"]))
-    pay: Any = authz.guard(payer(ran))
+    pay: Any = authz.guard(payer(ran, args_schema=None))
     with authz.run(subject="alice"):
         pay.invoke(ARGS)
         own = pay.func
@@ -265,7 +251,7 @@ def test_credentials_and_leaks_by_hand() -> None:
 def test_the_original_function_is_out_of_reach_of_the_guard(ran: Any) -> None:
     """`__wrapped__` is the process's own way round: stated, not hidden."""
     authz = authz_with(deny_only("pay"))
-    pay: Any = authz.guard(payer(ran))
+    pay: Any = authz.guard(payer(ran, args_schema=None))
     with authz.run(subject="alice"):
         pay.func.__wrapped__(**ARGS)
     assert ran == [PAID]
@@ -277,7 +263,7 @@ def test_a_wrapper_that_calls_a_tool_beside_the_planned_one(guarded: bool, permi
     """It is a call of its own, unplanned; the planned one still runs under the gate's one decision."""
     pdp = StaticPDP(True) if permit else deny_only("pay")
     authz = authz_with(pdp)
-    pay = authz.guard(payer(ran)) if guarded else payer(ran)
+    pay = authz.guard(payer(ran, args_schema=None)) if guarded else payer(ran, args_schema=None)
 
     def wrap(request: Any, handler: Any) -> Any:
         try:

@@ -13,7 +13,7 @@ import threading
 import traceback
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -106,8 +106,7 @@ def bank() -> Iterator[Bank]:
 @pytest.fixture
 def spans(monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
     # Not the process's provider, which can be set once only.
-    exporter = InMemorySpanExporter()
-    provider = TracerProvider()
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     monkeypatch.setattr(telemetry, "_tracer", provider.get_tracer("test"))
     return exporter
@@ -324,35 +323,23 @@ KINDS = ["hand", "agent", "subgraph", "agent_as_tool"]
 APPROVE = Command(resume={"decisions": [{"type": "approve"}]})
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("how", "kind"), [*(("sync", kind) for kind in KINDS), *(("async", kind) for kind in KINDS[:3])])
 @pytest.mark.parametrize("store", ["memory", "sqlite"])
 @pytest.mark.parametrize("ask", [False, True])
-def test_nothing_secret_is_left(kind: str, store: str, ask: bool, bank: Bank, tmp_path: Path, spans: Any, caplog: Any) -> None:
-    """Sync, in all stream modes, with and without a question: no token, key or handle anywhere."""
-    scene = Scene(bank, tmp_path, spans, caplog, ask=ask)
-    with ExitStack() as stack:
-        saver: Any = InMemorySaver()
-        if store == "sqlite":
-            saver = stack.enter_context(SqliteSaver.from_conn_string(str(tmp_path / "c.db")))
-        scene.play(scene.graph(kind, paying(bank), saver), [human(), *([APPROVE] if ask else [])])
-        assert scene.verdict(saver) == []
-    assert not [k for k in scene.left if k.startswith("error")]
-    scene.assert_used()
-
-
-@pytest.mark.parametrize("kind", KINDS[:3])
-@pytest.mark.parametrize("store", ["memory", "sqlite"])
-@pytest.mark.parametrize("ask", [False, True])
-async def test_nothing_secret_is_left_async(
-    kind: str, store: str, ask: bool, bank: Bank, tmp_path: Path, spans: Any, caplog: Any
-) -> None:
-    """The same on the asynchronous road, with an asynchronous tool and `astream_events`."""
-    scene = Scene(bank, tmp_path, spans, caplog, ask=ask)
+async def test_nothing_secret_is_left(how: str, kind: str, store: str, ask: bool, bank: Bank, tmp_path: Path, spans: Any, caplog: Any) -> None:
+    """In all stream modes, with and without a question: no token, key or handle anywhere."""
+    scene, file = Scene(bank, tmp_path, spans, caplog, ask=ask), str(tmp_path / "c.db")
+    given = [human(), *([APPROVE] if ask else [])]
     async with AsyncExitStack() as stack:
         saver: Any = InMemorySaver()
-        if store == "sqlite":
-            saver = await stack.enter_async_context(AsyncSqliteSaver.from_conn_string(str(tmp_path / "c.db")))
-        await scene.aplay(scene.graph(kind, apaying(bank), saver), [human(), *([APPROVE] if ask else [])])
+        if store == "sqlite" and how == "sync":
+            saver = stack.enter_context(SqliteSaver.from_conn_string(file))
+        elif store == "sqlite":
+            saver = await stack.enter_async_context(AsyncSqliteSaver.from_conn_string(file))
+        if how == "sync":
+            await asyncio.to_thread(lambda: scene.play(scene.graph(kind, paying(bank), saver), given))
+        else:
+            await scene.aplay(scene.graph(kind, apaying(bank), saver), given)
         assert scene.verdict(saver) == []
     assert not [k for k in scene.left if k.startswith("error")]
     scene.assert_used()

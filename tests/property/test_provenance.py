@@ -21,12 +21,13 @@ from langchain_runtime_authz.facts import user_words as words_module
 from langchain_runtime_authz.facts.argument_atoms import atoms_of
 from langchain_runtime_authz.facts.json_copy import held
 from langchain_runtime_authz.facts.normal_forms import forms, mentions
-from langchain_runtime_authz.facts.output_reading import Sighting, observe_output
+from langchain_runtime_authz.facts.output_reading import observe_output
 from langchain_runtime_authz.facts.provenance import Evidence, Memory, Provenance
 from langchain_runtime_authz.facts.provenance import trace as trace_atoms
 from langchain_runtime_authz.facts.user_words import UserWords
 from langchain_runtime_authz.mandate.places import stated
 from langchain_runtime_authz.tool_profile import FieldTrust, ToolProfile
+from tests.unit_tests.facts.test_provenance import index
 
 TRUSTED = ("told", "known")
 SYSTEM = ToolProfile(effect="read", trust={"": "system", "note": "external"}, prose=("note",), counterparty=("from",))
@@ -73,14 +74,6 @@ def formatted(value: str | float, how: list[str]) -> str | float:
     for name in how:
         value = FORMATTINGS[name](str(value))
     return value
-
-
-def index(*several: Any) -> dict[str, list[Sighting]]:
-    found: dict[str, list[Sighting]] = {}
-    for one in several:
-        for seen in one.sightings:
-            found.setdefault(seen.key, []).append(seen)
-    return found
 
 
 def trace(profile: ToolProfile, args: dict[str, Any], evidence: Evidence) -> dict[str, Provenance]:

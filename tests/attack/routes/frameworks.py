@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .._kit import *
+from ..corrections import _react
 from . import Bank, Kit, Play, Route, graph_play
 from .parts import PAY
 
@@ -12,14 +13,6 @@ def scripted(*turns: Any) -> ScriptedChatModel:
     said = [t if isinstance(t, str) else [t] for t in turns]
     messages = [AIMessage(t) if isinstance(t, str) else AIMessage("", tool_calls=t) for t in said]
     return ScriptedChatModel(script=[*messages, *[AIMessage("done") for _ in range(20)]])
-
-
-def _react(model: Any, tools: Any, name: str) -> Any:
-    from langgraph.prebuilt import create_react_agent
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return create_react_agent(model, tools, name=name)
 
 
 HANDOFF = call("transfer_to_payer", {}, "call-handoff")
