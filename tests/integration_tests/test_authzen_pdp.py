@@ -224,60 +224,37 @@ def test_an_answer_to_another_request_denies() -> None:
 # --- what other PDPs say ----------------------------------------------------------------------------
 
 
+def obliged(decision: bool, **obligation: Any) -> dict[str, Any]:
+    return {"decision": decision, "context": {"obligations": [obligation]}}
+
+
+OURS = {"type": "custom", "id": "4", "vendor": "langchain-runtime-authz"}
+REDACT = {"action": "redact", "fields": ["x"]}
+DENIED_AS = {
+    "no_permit": [{"reason": "no words here"}, {"reasons": "text"}, {"error": {"status": 404}}], "policy_denied": [{"reason": "policy_denied"}],
+}
+MALFORMED: list[Any] = [
+    {"decision": "true"}, {"allow": True}, {"decision": True, "context": []}, {"decision": True, "context": None},
+    {"decision": True, "obligations": []}, {"decision": True, "context": {"obligation": {}}},
+    {"decision": True, "context": {"obligations": {}}}, {"decision": True, "context": {"obligations": ["watermark"]}},
+    obliged(True, type="custom"),
+]
+
+
 @pytest.mark.parametrize(("answer", "expected"), [
-    ({"decision": True}, ("permit", (), [])),
-    ({"decision": True, "context": {}}, ("permit", (), [])),
+    ({"decision": True}, ("permit", (), [])), ({"decision": True, "evaluation_id": "7"}, ("permit", (), [])),
     ({"decision": True, "context": {"id": "0", "reason_admin": {"en": "x"}}}, ("permit", (), [])),
-    ({"decision": True, "evaluation_id": "7"}, ("permit", (), [])),
     ({"decision": False}, ("deny", ("no_permit",), [])),
-    ({"decision": False, "context": {"reason": "policy_denied"}}, ("deny", ("policy_denied",), [])),
-    ({"decision": False, "context": {"reason": "no words here"}}, ("deny", ("no_permit",), [])),
-    ({"decision": False, "context": {"reasons": "text"}}, ("deny", ("no_permit",), [])),
-    ({"decision": False, "context": {"error": {"status": 404}}}, ("deny", ("no_permit",), [])),
-    ({"decision": "true"}, ("deny", ("pdp_malformed",), [])),
-    ({"decision": 1}, ("deny", ("pdp_malformed",), [])),
-    ({"allow": True}, ("deny", ("pdp_malformed",), [])),
-    ({"decision": True, "context": []}, ("deny", ("pdp_malformed",), [])),
-    ({"decision": True, "context": None}, ("deny", ("pdp_malformed",), [])),
-    ({"decision": True, "obligations": []}, ("deny", ("pdp_malformed",), [])),
-    ({"decision": True, "context": {"obligation": {}}}, ("deny", ("pdp_malformed",), [])),
-    ({"decision": True, "context": {"obligations": {}}}, ("deny", ("pdp_malformed",), [])),
-    ({"decision": True, "context": {"obligations": ["watermark"]}}, ("deny", ("pdp_malformed",), [])),
-    ({"decision": True, "context": {"obligations": [{"type": "custom"}]}}, ("deny", ("pdp_malformed",), [])),
-    (
-        {"decision": True, "context": {"obligations": [{"type": "step-up", "id": "1", "acr_value": "loa:3"}]}},
-        ("permit", (), [("1", "step-up", {"acr_value": "loa:3"})]),
-    ),
-    (
-        {"decision": False, "context": {"obligations": [{"type": "notification", "id": "2", "to": "a", "body": "b"}]}},
-        ("deny", ("no_permit",), [("2", "notify", {"channel": "a", "body": "b"})]),
-    ),
-    (  # `body` is required: what is not a notification is not understood later
-        {"decision": True, "context": {"obligations": [{"type": "notification", "id": "2", "to": "a"}]}},
-        ("permit", (), [("2", "notification", {"to": "a"})]),
-    ),
-    (
-        {"decision": True, "context": {"obligations": [
-            {"type": "custom", "id": "4", "vendor": "langchain-runtime-authz", "action": "redact", "fields": ["x"]},
-        ]}},
-        ("permit", (), [("4", "redact", {"fields": ["x"]})]),
-    ),
-    (
-        {"decision": False, "context": {"obligations": [
-            {"type": "custom", "id": "4", "vendor": "langchain-runtime-authz", "action": "require_approval"},
-        ]}},
-        ("approval_required", ("no_permit",), [("4", "require_approval", {})]),
-    ),
-    (
-        {"decision": True, "context": {"obligations": [
-            {"type": "custom", "id": "4", "vendor": "other", "action": "redact", "fields": ["x"]},
-        ]}},
-        ("permit", (), [("4", "custom", {"vendor": "other", "action": "redact", "fields": ["x"]})]),
-    ),
-    (
-        {"decision": True, "context": {"obligations": [{"type": "redact", "id": "3", "properties": {"fields": ["x"]}}]}},
-        ("permit", (), [("3", "redact", {"fields": ["x"]})]),
-    ),
+    *(({"decision": False, "context": each}, ("deny", (code,), [])) for code, several in DENIED_AS.items() for each in several),
+    *((each, ("deny", ("pdp_malformed",), [])) for each in MALFORMED),
+    (obliged(True, type="step-up", id="1", acr_value="loa:3"), ("permit", (), [("1", "step-up", {"acr_value": "loa:3"})])),
+    (obliged(False, type="notification", id="2", to="a", body="b"), ("deny", ("no_permit",), [("2", "notify", {"channel": "a", "body": "b"})])),
+    # `body` is required: what is not a notification is not understood later
+    (obliged(True, type="notification", id="2", to="a"), ("permit", (), [("2", "notification", {"to": "a"})])),
+    (obliged(True, **OURS, **REDACT), ("permit", (), [("4", "redact", {"fields": ["x"]})])),
+    (obliged(False, **OURS, action="require_approval"), ("approval_required", ("no_permit",), [("4", "require_approval", {})])),
+    (obliged(True, **{**OURS, "vendor": "other"}, **REDACT), ("permit", (), [("4", "custom", {"vendor": "other", **REDACT})])),
+    (obliged(True, type="redact", id="3", properties={"fields": ["x"]}), ("permit", (), [("3", "redact", {"fields": ["x"]})])),
 ], ids=lambda value: json.dumps(value)[:60] if isinstance(value, dict) else "")
 def test_answers_of_other_pdps(answer: dict[str, Any], expected: tuple[Any, ...]) -> None:
     """What is not known is left out, an obligation never; only the literal `true` permits."""
