@@ -197,7 +197,7 @@ def interrupt_id(config: Mapping[str, Any], number: int | None = None) -> str:
 def of_execution(heard: dict[str, Any], config: Mapping[str, Any]) -> tuple[set[str], set[str]]:
     """Return two sets that last for one execution, because a retry counts anew."""
     counter = getattr(scratchpad_of(config), "interrupt_counter", None)
-    counter = getattr(counter, "of", (counter,))[0]
+    counter = getattr(getattr(counter, "of", None), "counter", counter)
     known = heard.get(key := task_id(config))
     if known is None or known[0] is not counter:
         known = heard[key] = (counter, set[str](), set[str]())

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextvars import ContextVar
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from langgraph.config import get_config
 from langgraph.types import interrupt
@@ -37,14 +37,19 @@ def pause(value: Mapping[str, Any], ids: Collection[str] | None = None) -> Any:
         _pausing.reset(before)
 
 
-# LangGraph's counter of a node's task, and numbers of answers: used up, kept for one question, heard by a tool.
-_Answers = tuple[Callable[[], int], list[int], list[int], list[int]]
+class _Answers(NamedTuple):
+    """LangGraph's counter of a node's task, and lists of its answers' numbers."""
+
+    counter: Callable[[], int]
+    used: list[int]
+    kept: list[int]  # each for one question
+    heard: list[int]  # by a tool
 
 
 def kept_answers(config: Mapping[str, Any]) -> list[int] | None:
     """Return the numbers that belong to one question, or `None` outside such a node."""
     of = getattr(getattr(private.scratchpad_of(config), "interrupt_counter", None), "of", None)
-    return of[2] if of is not None else None
+    return of.kept if of is not None else None
 
 
 def take_answers(config: Mapping[str, Any], numbers: Sequence[int]) -> None:
@@ -55,7 +60,7 @@ def take_answers(config: Mapping[str, Any], numbers: Sequence[int]) -> None:
             private.keep_answers(config, pad.resume[: pad.interrupt_counter() + 1])
             continue
         kept.append(number)
-        if number not in (used := pad.interrupt_counter.of[1]):
+        if number not in (used := pad.interrupt_counter.of.used):
             used.append(number)
 
 
@@ -81,26 +86,25 @@ def counting_questions(
     around: _Answers | None = getattr(counter, "of", None)  # of a node's config, for a tool's
     strict = mine is not None and around is not None
     asked = [*mine] if mine and strict else []
-    of = around or (counter, asked, [], [])
-    _, used, kept, heard = of
-    left = [n for n in asked if n < len(scratchpad.resume) and n not in heard] if asked else []
+    of = around or tuple.__new__(_Answers, (counter, asked, [], []))  # without a call of a Python function
+    left = [n for n in asked if n < len(scratchpad.resume) and n not in of.heard] if asked else []
 
     def counted() -> int:
         while True:  # not recursive, because the function would refer to itself, and so keep the config alive
             ids, number = _pausing.get(), len(scratchpad.resume)
             if left:
-                heard.append(number := left.pop(0))
+                of.heard.append(number := left.pop(0))
             elif ids is not None and not strict:
                 number = counter()
-            for numbers in (asked, used):
+            for numbers in (asked, of.used):
                 if number not in numbers:
                     numbers.append(number)
             if strict:
-                kept.append(number)
+                of.kept.append(number)
             if ids is None or around:
                 return number
-            if number not in kept and all(fits(answer, ids) for answer in scratchpad.resume[number : number + 1]):
-                kept.append(number)
+            if number not in of.kept and all(fits(answer, ids) for answer in scratchpad.resume[number : number + 1]):
+                of.kept.append(number)
                 return number
             private.keep_answers(config, scratchpad.resume[: number + 1])
 
