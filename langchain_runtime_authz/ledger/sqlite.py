@@ -11,11 +11,13 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
+from orjson import dumps
+
 from langchain_runtime_authz.errors import Code, ConfigError, LedgerError
 from langchain_runtime_authz.ledger.admin import Admin, migrate, version
 from langchain_runtime_authz.ledger.schema import Dialect
 from langchain_runtime_authz.ledger.sql_ledger import SqlLedger
-from langchain_runtime_authz.ledger.sql_rows import DROPS, PUTS, THREAD, Fetch, Kept, Row, Statement, encoded
+from langchain_runtime_authz.ledger.sql_rows import DROPS, PUTS, THREAD, Fetch, Kept, Row, Statement
 
 TIMEOUT: Final = 5.0  # seconds to wait for the lock of the file
 OLDEST: Final = (3, 35, 0)  # RETURNING
@@ -149,8 +151,10 @@ class _Tx:
     def keep(self, found: Fetch, kept: Kept, nonce: str, now: float) -> tuple[int, str] | None:
         """See `Tx.keep`. One statement writes all rows, by triggers of the view `_VIEW`."""
         several = [*map(kept.puts.get, PUTS), *map(kept.drops.get, DROPS)]
-        given = [found.tenant, found.key, *kept.thread, nonce, *[encoded(some) if some else None for some in several]]
-        given += (found.version.version, found.nonce, bool(found.seen))
+        given = [found.tenant, found.key, *kept.thread, nonce]
+        # 0 stands for no rows, because Python would look for an adapter for each `None`.
+        given += [dumps(some).decode() if some else 0 for some in several]
+        given += (found.version.version, found.nonce, int(bool(found.seen)))
         written = self.conn.execute(_KEEP, given).fetchall()
         if self.conn.in_transaction:
             self.conn.execute("COMMIT")
@@ -165,6 +169,7 @@ _GIVEN: Final = (
     *(f"drop_{name}" for name in DROPS),
 )
 _VIEW: Final = f"CREATE TEMP VIEW kept AS SELECT {', '.join(f'NULL AS {name}' for name in _GIVEN)}"
+_EACH: Final = "FROM json_each(NEW.{0}) WHERE NEW.{0} <> 0"
 _TRIGGER: Final = "CREATE TEMP TRIGGER keep_{} INSTEAD OF INSERT ON kept WHEN {} BEGIN {}; END"
 
 
@@ -176,13 +181,13 @@ def _triggers() -> Iterator[str]:
     yield _TRIGGER.format("thread", "true", f"{row}; {entry}")
     for name, write in PUTS.items():
         columns = ", ".join(f"json_extract(value, '$[{place}]')" for place in range(len(write.columns)))
-        sql = write.sql(f"SELECT {of}, {columns} FROM json_each(NEW.put_{name}) WHERE true")
-        when = f"NEW.put_{name} IS NOT NULL"
+        sql = write.sql(f"SELECT {of}, {columns} {_EACH.format(f'put_{name}')}")
+        when = f"NEW.put_{name} <> 0"
         if name in DROPS:
             table, column = DROPS[name]
-            keys = f"SELECT value FROM json_each(NEW.drop_{name})"
+            keys = f"SELECT value {_EACH.format(f'drop_{name}')}"
             sql = f"DELETE FROM {table} WHERE {same} AND {column} IN ({keys}); {sql}"
-            when += f" OR NEW.drop_{name} IS NOT NULL"
+            when += f" OR NEW.drop_{name} <> 0"
         yield _TRIGGER.format(name, when, sql)
 
 
