@@ -204,19 +204,21 @@ class Reader:
             if equal(items, values, kind):
                 if trusted:
                     return FITS
-                code = "untrusted"
+                code, known = "untrusted", self._doubt(output, values, ", if a trusted source wrote it")
             elif code != "untrusted":
                 code, known = "value", f": {quoted(tuple(values))}" if trusted else ""
-        if code == "untrusted":
-            return Finding(code, f"{where}, if a trusted source wrote it")
         return Finding(code, where + known)
+
+    def _doubt(self, output: reads.Output, values: Sequence[Any], otherwise: str) -> str:
+        """Return why the values are not trusted, for the approver."""
+        used = any(self._outputs.written(value, output.turn) for value in values)
+        return ", which an earlier call of the agent may have used on this thread" if used else otherwise
 
     def _record(self, argument: model.Pick | model.Each, items: Sequence[Any], kind: str) -> Finding:
         one = "the" if isinstance(argument, model.Pick) else "a"
         where = f"`{argument.path or 'the item'}` of {one} record"
         where += f" that the conditions choose from step `{argument.step}`"
-        found = self._chosen(argument)
-        if isinstance(found, str):
+        if isinstance(found := self._chosen(argument), str):
             return Finding(found, where)
         least = 2 if kind in DESTINATIONS else 1
         keys, code, known = set(), "value", ""
@@ -226,14 +228,14 @@ class Reader:
                 continue
             trusted = self._vouches(argument, row, values, least)
             if not equal(items, values, kind):
-                known = f": {quoted(tuple(values))}" if trusted else ""
+                known = known if code != "value" else f": {quoted(tuple(values))}" if trusted else ""
             elif trusted:
                 keys.add(self._spent_as(argument, row))
             else:
-                code = "untrusted"
+                code, known = "untrusted", self._doubt(row.output, values, ", if trusted sources wrote its fields")
         if keys:
             return Finding("", where, argument.step, frozenset(keys))
-        return Finding(code, where + known if code == "value" else f"{where}, if trusted sources wrote its fields")
+        return Finding(code, where + known)
 
     def _spent_as(self, argument: model.Pick | model.Each, row: Row) -> str:
         """Return the key by which calls for a record are counted.

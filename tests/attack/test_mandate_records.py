@@ -142,3 +142,17 @@ def test_a_record_that_outsiders_react_to_is_not_another_record(protected: bool,
         with authz.run(subject=ALICE, mandate=m.Mandate(steps=(HISTORY_READ, EACH_OF_MINE), key="May")) if protected else nullcontext():
             go(authz.protect(graph) if protected else graph, human(), thread)
     assert house.ran == [("pay", SPOTIFY, 45.0), ("pay", BOB, 45.0), *([] if protected else [("pay", SPOTIFY, 45.0)])]
+
+
+@pytest.mark.parametrize("payee", [m.Field("history", "to"), m.Pick("history", "to", {"sender": m.Own()})], ids=["field", "pick"])
+def test_a_question_says_that_the_agent_used_the_value_before(payee: Any, go: Any) -> None:
+    """A cron pays the same payee each month, on one thread."""
+    records = OWN if isinstance(payee, m.Field) else [OWN]
+    house, authz = House(contacts=records), RuntimeAuthz(profiles={**PROFILES, "contacts": HISTORY})
+    graph = authz.protect(graph_of(house, READ, pay(SPOTIFY), AIMessage("done"), READ, pay(SPOTIFY)))
+    for month in ("May", "June"):
+        mandate = m.Mandate(steps=(HISTORY_READ, m.Step("p", "pay", {"to": payee, "amount": 45})), key=month)
+        state = told(authz, graph, human(month), THREAD, go=go, subject=ALICE, mandate=mandate)
+    (question,) = asked(state)
+    assert ", which an earlier call of the agent may have used on this thread" in question
+    assert house.ran == [("pay", SPOTIFY, 45.0)]

@@ -353,7 +353,9 @@ def test_a_value_that_the_model_wrote_does_not_vouch_for_itself():
     kept.claimed({"text": ["anna@x.org"]})
     kept.record("contacts", PROFILES["contacts"], {}, CONTACTS)
     mandate = one("send", {"to": Pick("contacts", "email", {"name": "Anna"})})
-    assert codes(judge(mandate, "send", {"to": "anna@x.org"}, kept=kept)) == [("to", "untrusted")]
+    (differs,) = judge(mandate, "send", {"to": "anna@x.org"}, kept=kept).deviations
+    assert (differs.argument, differs.code) == ("to", "untrusted")
+    assert differs.expected.endswith(", which an earlier call of the agent may have used on this thread")
     later = outputs()
     later.claimed({"text": ["anna@x.org"]})
     assert judge(mandate, "send", {"to": "anna@x.org"}, kept=later).standing == "covered"
