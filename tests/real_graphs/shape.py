@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,8 +16,6 @@ from unittest.mock import patch
 
 import httpx
 from langgraph.store.memory import InMemoryStore
-
-from .model import Turn
 
 
 @dataclass
@@ -53,8 +51,8 @@ class Task:
 
     Attributes:
         name: what is asked, in a few words.
-        given: the input of the graph.
-        script: what the model says (see `Model`).
+        given: the input of the graph, or what the user says.
+        script: what the model says (see `Model`), or the turns of the only one.
         done: whether the work was done, by the world and the last state.
         bad: what a careful user refuses to see in a question: a regular expression.
         answer: what the user answers to a question that the app asks by itself.
@@ -63,13 +61,20 @@ class Task:
     """
 
     name: str
-    given: Mapping[str, Any]
-    script: Mapping[str, Sequence[Turn]]
+    given: Any
+    script: Any
     done: Callable[[World, Mapping[str, Any]], bool]
     bad: str = r"(?!)"
     answer: Callable[[Any], Any] | None = None
     harm: Callable[[World], bool] = lambda world: False
     files: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Take a text for what the user says, and a list of turns for those of the only model."""
+        if isinstance(self.given, str):
+            object.__setattr__(self, "given", {"messages": [("user", self.given)]})
+        if isinstance(self.script, list):
+            object.__setattr__(self, "script", {"": self.script})
 
     def approves(self, args: Any) -> bool:
         """Return True if a careful user approves a call with these arguments."""
