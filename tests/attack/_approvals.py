@@ -36,8 +36,7 @@ def react_v2(model: ScriptedChatModel, tools: Any, **options: Any) -> Any:
 def _react(version: Any, model: Any, tools: Any, **options: Any) -> Any:
     from langgraph.prebuilt import create_react_agent
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet():
         return create_react_agent(model, list(tools), version=version, **{"name": "react", **options})
 
 
@@ -47,8 +46,7 @@ def supervised(model: ScriptedChatModel, tools: Any, *, checkpointer: Any = None
 
     child = react_v2(model, tools, name="payer")
     hand_over = _once(call("transfer_to_payer", {}, "h1"))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet():
         return create_supervisor([child], model=hand_over).compile(checkpointer=checkpointer, **options)
 
 
@@ -98,8 +96,7 @@ class Scene:
         """A new process: new graph, new instance; the ledger and the checkpoints are what is left."""
         profiles = {**PROFILES, **{n: ToolProfile(effect="read") for n in ("task", "transfer_to_payer")}}
         self.authz = RuntimeAuthz(pdp=self.pdp, ledger=self.ledger, profiles=profiles, **self.options)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet():
             self.graph = self.authz.protect(self.build())
 
     def say(self, given: Any, config: Any = None, *, how: str = "sync") -> Any:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 from unittest.mock import patch
 
@@ -74,6 +75,14 @@ def read_tool(ran: list[Any]) -> BaseTool:
         return f"text of {path}"
 
     return read
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Ignore warnings."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def a_tool(name: str, act: Callable[..., Any], /, **kinds: Any) -> BaseTool:

@@ -96,6 +96,11 @@ def protecting(graph: Any, *pdp: Any, **options: Any) -> tuple[RuntimeAuthz, Any
     return authz, authz.protect(graph)
 
 
+def completions(authz: RuntimeAuthz) -> list[str]:
+    """Return how the permitted calls ended."""
+    return [r["state"] for r in authz.audit.records if r["kind"] == "completion"]  # type: ignore[attr-defined]
+
+
 def said_by(act: Callable[[], Any]) -> Any:
     """Return what an act returns, or the code with which it is refused."""
     try:

@@ -69,8 +69,7 @@ def _agent(desk: Desk, name: str = "desk", **kept: Any) -> Any:
 def _react(model: Any, tools: list[BaseTool], name: str) -> Any:
     from langgraph.prebuilt import create_react_agent
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet():
         return create_react_agent(model, tools, name=name)
 
 
@@ -98,8 +97,7 @@ def _deep(desk: Desk) -> Any:
         todos: list[dict[str, str]]
         instructions: str
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet():
         return create_deep_agent(
             model=desk.model(), tools=desk.tools, state_schema=Noted, checkpointer=desk.saver, store=desk.store, name="desk"
         )
@@ -150,8 +148,7 @@ class Desk:
         self.raw = self.graph
         if self.protected:
             self.raw = self.kind.build(self)  # another process, which does not protect it
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with quiet():
                 self.authz.protect(self.graph)
         self.jtis: set[str] = set()
         self.paid_before = 0

@@ -41,11 +41,6 @@ def once(graph: Any, mode: str, given: Any = None, config: Any = None, authz: An
         return (sync if mode == "sync" else in_loop)(graph, human() if given is None else given, config)
 
 
-def completions(authz: RuntimeAuthz) -> list[str]:
-    """How the permitted calls ended."""
-    return [r["state"] for r in authz.audit.records if r["kind"] == "completion"]  # type: ignore[attr-defined]
-
-
 # --- one decision, on what runs ---------------------------------------------------------------------
 
 

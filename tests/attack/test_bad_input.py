@@ -120,8 +120,7 @@ def test_a_call_that_a_wrapper_makes_in_another_way_runs_once(wrapped: str, ran:
     authz, graph = protecting(hand_written(replying([PAY]), ToolNode([pay_tool(ran)], wrap_tool_call=wrap)), rules_that_permit())
     state = told(authz, graph, human(), task="x")
     assert ran == [PAID] and answer_to(state["messages"], "call-pay").status == "success"
-    states = [r["state"] for r in authz.audit.records if r["kind"] == "completion"]  # type: ignore[attr-defined]
-    assert states == ["released", "done"]
+    assert completions(authz) == ["released", "done"]
 
 
 @pytest.mark.parametrize("shipped", [True, False])
@@ -283,9 +282,7 @@ def test_raising_tool(kind: str, go: Any, error: Exception, ran: Any) -> None:
         graph = authz.protect(agent_graph(replying(plan), [probe, read_tool(ran)]))
         with authz.run(subject="alice", task="x"), pytest.raises(type(error)):
             go(graph, human())
-    assert ran.count("x") == 1
-    states = [r["state"] for r in authz.audit.records if r["kind"] == "completion"]  # type: ignore[attr-defined]
-    assert sorted(states) == ["done", "failed"]
+    assert ran.count("x") == 1 and sorted(completions(authz)) == ["done", "failed"]
 
 
 class _Fresh(BaseModel):

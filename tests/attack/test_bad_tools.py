@@ -30,11 +30,6 @@ def probing(act: Any, name: str = "probe", **options: Any) -> BaseTool:
     return StructuredTool.from_function(sync, aact, name=name, description="Probe.", **options)
 
 
-def ends(authz: Any) -> list[str]:
-    """How permitted calls ended."""
-    return [r["state"] for r in authz.audit.records if r["kind"] == "completion"]
-
-
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, GeneratorExit])
 def test_what_is_no_exception_leaves_the_outcome_unknown(error: type[BaseException], ran: Any, pdp: Any) -> None:
     """It passes through as it is, the call is recorded as `unknown`, and the next try does not run it again."""
@@ -46,7 +41,7 @@ def test_what_is_no_exception_leaves_the_outcome_unknown(error: type[BaseExcepti
     authz, graph = protecting(hand_written(replying([CALL]), [probing(act)], checkpointer=InMemorySaver()), pdp, profiles=PROFILES)
     with authz.run(subject="alice"), pytest.raises(error):
         graph.invoke(human(), THREAD)
-    assert ends(authz) == ["unknown"]
+    assert completions(authz) == ["unknown"]
     state = told(authz, graph, None, THREAD)
     assert ran == ["x"] and "outcome is unknown" in answer_to(state["messages"], "call-probe").content
 
@@ -70,10 +65,10 @@ async def test_a_tool_that_does_not_return_in_time(ran: Any, pdp: Any) -> None:
         with pytest.raises(TimeoutError):
             await graph.ainvoke(human())
     go.set()
-    while not ends(authz):
+    while not completions(authz):
         await asyncio.sleep(0.01)
     assert got == ["credential_unavailable", "lease_ended"] and ran == []
-    assert ends(authz) == ["done"]  # it was permitted, and it came back in the end
+    assert completions(authz) == ["done"]  # it was permitted, and it came back in the end
 
 
 @pytest.mark.parametrize("shape", ["thread", "task"])
@@ -178,7 +173,7 @@ def test_odd_results_come_through_as_without_us(result: str, artifact: bool, go:
     with authz.run(subject="alice"):
         ours = _outcome(graph, go)
     assert ours == stock and len(calls_of(pdp)) == 1
-    assert len(ends(authz)) == 1
+    assert len(completions(authz)) == 1
 
 
 @pytest.mark.parametrize("handled", [True, "sorry", lambda e: "handled"], ids=["true", "text", "function"])
@@ -190,7 +185,7 @@ def test_a_tool_that_handles_its_own_error(handled: Any) -> None:
 
     authz, graph = protecting(hand_written(replying([CALL]), [probing(act, handle_tool_error=handled)]), StaticPDP(True), profiles=PROFILES)
     state = told(authz, graph, human())
-    assert answer_to(state["messages"], "call-probe").status == "error" and ends(authz) == ["failed"]
+    assert answer_to(state["messages"], "call-probe").status == "error" and completions(authz) == ["failed"]
 
 
 @pytest.mark.parametrize("sequence", [["probe", "probe", "probe"], ["probe", "other", "probe"]])

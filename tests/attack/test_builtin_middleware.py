@@ -130,7 +130,7 @@ def test_an_emulated_call_is_given_back(ran: Any, authz: Any) -> None:
     graph = built("protect", authz, seeing([PAY]), [pay_tool(ran)], before=[builtin.LLMToolEmulator(tools=["pay"], model=aside("Paid."))])
     state = said("sync", authz, graph, human())
     assert answer_to(state["messages"], "call-pay").text == "Paid." and ran == []
-    assert [r["state"] for r in authz.audit.records if r["kind"] == "completion"] == ["released"]  # type: ignore[attr-defined]
+    assert completions(authz) == ["released"]
 
 
 def test_a_call_over_the_limit_is_no_call(go: str, ran: Any, pdp: Any, authz: Any) -> None:

@@ -65,8 +65,7 @@ class Office:
     def guard(self, graph: Any) -> Any:
         if not self.protected:
             return graph
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet():
             return self.authz.protect(graph)
 
     def go(self, graph: Any, given: Any, how: str) -> Any:

@@ -32,8 +32,7 @@ def built(
 ) -> Any:  # fmt: skip
     ours = [AuthzMiddleware(authz)] if stack != "protect" else []
     graph = create_agent(model, list(tools), middleware=[*before, *ours, *after], name=named, **options)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet():
         return authz.protect(graph) if stack != "middleware" else graph
 
 
@@ -627,8 +626,7 @@ def test_tools_are_taken_out_of_the_models_request(stack: str, go: str, ran: Any
     model = seeing([READ])
     authz = RuntimeAuthz(profiles=PROFILES)
     graph = built(stack, authz, model, [pay_tool(ran), read_tool(ran), SEARCH], **watching(seen), system_prompt="Be good")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet():
         state = said(go, authz, graph, human(), grant=Grant(tools=("read",)))
     assert_went_on(state)
     assert [[getattr(t, "name", t) for t in b] for b in model.bound] == [["read"], ["read"]]
@@ -644,8 +642,7 @@ def test_nothing_to_take_out_leaves_the_request_alone(go: str, ran: Any) -> None
 
     authz = RuntimeAuthz(profiles=PROFILES)
     graph = built("both", authz, seeing([READ]), [read_tool(ran)], **watching(seen))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet():
         said(go, authz, graph, human())
     assert seen[0] is seen[1]
 
@@ -715,8 +712,7 @@ def test_a_provider_tool_that_comes_in_after_ours_halts(go: str) -> None:
     authz = RuntimeAuthz(profiles=PROFILES)
     model = seeing([READ])
     graph = built("both", authz, model, [read_tool([])], after=[adds])
-    with pytest.raises(AuthzHalt) as halted, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with pytest.raises(AuthzHalt) as halted, quiet():
         said(go, authz, graph, human())
     assert halted.value.code == "provider_tool" and model.prompts == []
 
@@ -775,8 +771,7 @@ def test_another_model_in_the_same_node_is_another_call(go: str) -> None:
 
     authz = authz_with(StaticPDP(lambda r: r.resource.id != "other-2"))
     graph = built("both", authz, seeing([READ]), [read_tool([])], after=[Asks()])
-    with pytest.raises(AuthzHalt), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with pytest.raises(AuthzHalt), quiet():
         said(go, authz, graph, human())
     assert other.prompts == []
 

@@ -45,8 +45,7 @@ def _swarm(kit: Kit, bank: Bank) -> Play:
 def _deep(kit: Kit, model: Any, tools: list[BaseTool], **options: Any) -> Play:
     from deepagents import create_deep_agent
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet():
         return graph_play(kit.graph(create_deep_agent(model=model, tools=tools, **options)))
 
 

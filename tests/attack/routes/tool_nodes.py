@@ -19,13 +19,11 @@ def _create_agent(kit: Kit, bank: Bank) -> Play:
 
 
 def _react_agent(kit: Kit, bank: Bank, version: str) -> Play:
-    import warnings
 
     from langgraph.prebuilt import create_react_agent
 
     tools = kit.tool_node(kit.tools(bank.tool()))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet():
         return graph_play(kit.graph(create_react_agent(replying([PAY]), tools, version=version)))
 
 
