@@ -27,8 +27,7 @@ def held(said: str | Sequence[Any], *steps: Any, go: Any, ran: Sequence[Any] = (
 def test_the_ordered_deed_runs_unasked(go: Any) -> None:
     house = House()
     state = converse(house, [TASK], MAIL, pay(), go=go, authz=ours())
-    assert house.ran == [PAID]
-    assert asked(state) == []
+    assert house.ran == [PAID] and asked(state) == []
 
 
 # --- another value ---------------------------------------------------------------------------------------
@@ -237,8 +236,7 @@ def test_an_approval_covers_exactly_what_was_shown(go: Any) -> None:
     """The approved call runs once. The next one like it asks again."""
     house = House()
     state = converse(house, ["Read my mail", resume(APPROVE)], pay(EVE, 500), pay(EVE, 500), go=go, authz=ours())
-    assert house.ran == [("pay", EVE, 500.0)]
-    assert "DONE BEFORE" in asked(state)[0]
+    assert house.ran == [("pay", EVE, 500.0)] and "DONE BEFORE" in asked(state)[0]
 
 
 # --- what leaves in a text ---------------------------------------------------------------------------------------

@@ -165,8 +165,7 @@ def test_a_question_about_a_value_in_a_text_shows_it() -> None:
     house = House()
     mandate = pays(m.Extract("mail"), 500, m.Step("mail", "read_mail"))
     state = converse(house, ["Go"], MAIL, pay(EVE, 500), authz=ours(), mandate=mandate)
-    assert EVE in asked(state)[0]
-    assert house.ran == []
+    assert EVE in asked(state)[0] and house.ran == []
 
 
 # --- what is forbidden, limited or confirmed ------------------------------------------------------------------
@@ -233,8 +232,7 @@ def test_what_is_to_be_confirmed_is_asked_once(confirm: str, go: Any) -> None:
     assert "deviates" in asked(converse(house, ["Go"], pay(), go=go, authz=ours(), mandate=mandate))[0]
     assert house.ran == []
     state = converse(house, ["Go", resume(APPROVE)], pay(), pay(), go=go, authz=ours(), mandate=mandate)
-    assert house.ran == [("pay", BOB, 45.0)]
-    assert asked(state)
+    assert house.ran == [("pay", BOB, 45.0)] and asked(state)
 
 
 def test_a_step_waits_for_the_one_before_it(go: Any) -> None:

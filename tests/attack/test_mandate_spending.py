@@ -25,8 +25,7 @@ def test_another_spelling_or_tool_is_the_same_deed(again: Call, go: Any) -> None
     """A hijacked model that repeats the user's own payment is asked about. Unenforced it pays twice."""
     house = House()
     state = converse(house, [TASK], pay(), again, go=go, authz=ours())
-    assert house.ran == [PAID]
-    assert len(asked(state)) == 1
+    assert house.ran == [PAID] and len(asked(state)) == 1
     assert len(done(TASK, pay(), again, go=go, protected=False)) == 2
 
 
@@ -72,8 +71,7 @@ def test_two_processes_with_one_ledger_pay_once(tmp_path: Path, go: Any) -> None
             authz = ours(ledger=ledger, issuer=issuer)
             graph = authz.protect(graph_of(house, pay(), saver=saver))
             state = told(authz, graph, {"messages": [HumanMessage(TASK, id="1")]}, THREAD, go=go)
-    assert house.ran == [PAID]
-    assert asked(state)
+    assert house.ran == [PAID] and asked(state)
 
 
 def test_processes_that_claim_at_once_pay_once(tmp_path: Path) -> None:
@@ -113,8 +111,7 @@ def test_a_key_is_spent_once_for_all_threads_of_a_subject(go: Any) -> None:
         return told(authz, graph, SAID, {"configurable": {"thread_id": thread}}, go=go, subject=subject, mandate=mandate)
 
     fire("a", "december")
-    assert asked(fire("b", "december"))
-    assert asked(fire("a", "december"))
+    assert asked(fire("b", "december")) and asked(fire("a", "december"))
     assert house.ran == [PAID]
     fire("c", "january")
     fire("d", "january", "bob")
@@ -138,8 +135,7 @@ def test_one_run_that_enters_two_threads_pays_once(key: str, go: Any) -> None:
     threads: list[Any] = [{"configurable": {"thread_id": name}} for name in "abc"]
     mandate = {**MANDATE, "key": key}
     with authz.run(subject="alice", mandate=mandate):
-        assert not asked(go(graph, SAID, threads[0]))
-        assert asked(go(graph, SAID, threads[1]))
+        assert not asked(go(graph, SAID, threads[0])) and asked(go(graph, SAID, threads[1]))
     assert house.ran == [PAID]
     told(authz, graph, SAID, threads[2], go=go, mandate=mandate)
     assert house.ran == ([PAID] if key else [PAID, PAID])
@@ -168,8 +164,7 @@ def test_a_run_that_is_reopened_without_its_mandate_goes_on_with_it(reopened: st
     told(authz, graph, {"messages": [HumanMessage(TASK, id="1")]}, THREAD, go=go, mandate=MANDATE, task=TASK)
     value = resume(REJECT) if reopened == "resume" else {"messages": [HumanMessage(TASK, id="1")]}
     state = told(authz, graph, value, THREAD, go=go)
-    assert "expected: step 'rent' not to be taken again" in asked(state)[0]
-    assert house.ran == [PAID]
+    assert "expected: step 'rent' not to be taken again" in asked(state)[0] and house.ran == [PAID]
 
 
 @pytest.mark.parametrize("how", ["message", "correct", "edit"])
@@ -187,8 +182,7 @@ def test_a_correction_suspends_the_applications_mandate(how: str, go: Any) -> No
         else:
             graph.update_state(THREAD, {"messages": [HumanMessage("Stop")]}, as_node=START)
         state = go(graph, value, THREAD)
-    assert house.ran == []
-    assert "not_ordered" in asked(state)[0]
+    assert house.ran == [] and "not_ordered" in asked(state)[0]
     assert done(["Go", "Stop"], AIMessage("Shall I?"), pay(), go=go, protected=False) == [PAID]
     with authz.run(subject="alice", mandate=MANDATE):
         go(graph, resume(REJECT), THREAD)
@@ -259,6 +253,5 @@ def test_what_is_counted_names_nobody(tmp_path: Path) -> None:
     with contextlib.closing(sqlite3.connect(path)) as db:
         names = [n for (n,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
         text = repr([db.execute(f"SELECT * FROM {n}").fetchall() for n in names if "budget" in n])
-    assert "mandate:" in text
-    assert "secret-occasion" not in text
+    assert "mandate:" in text and "secret-occasion" not in text
     assert BOB not in text

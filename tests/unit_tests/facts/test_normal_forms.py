@@ -70,8 +70,7 @@ def test_a_value_that_cannot_be_known_has_no_form(value: object) -> None:
 def test_numbers_have_one_writing() -> None:
     """Trailing zeros and signs of zero are no difference; a comma may mean two things."""
     assert canonical(Decimal("98.70")) == canonical(Decimal("98.7")) == "98.7"
-    assert canonical(Decimal("-0.0")) == "0"
-    assert canonical(Decimal("1E+3")) == "1000"
+    assert canonical(Decimal("-0.0")) == "0" and canonical(Decimal("1E+3")) == "1000"
     assert {canonical(d) for d in decimals("1,200")} == {"1.2", "1200"}
     assert {canonical(d) for d in decimals("1.234.567,89")} == {"1234567.89"}
 
@@ -152,8 +151,7 @@ def test_repetition_ends(text: str) -> None:
     """A pattern that backtracks would not come back from this."""
     began = time.process_time()
     mentions(text)
-    assert not UserWords([text, text]).said(("text:nowhere",))
-    assert time.process_time() - began < 2
+    assert not UserWords([text, text]).said(("text:nowhere",)) and time.process_time() - began < 2
 
 
 @pytest.mark.parametrize("text", ["\u0301\u0323" * 50_000, "\uff9e\u0301" * 50_000, "\u0f73\u0301" * 50_000], ids=ascii)

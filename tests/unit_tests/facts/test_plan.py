@@ -65,8 +65,7 @@ def test_arguments_that_are_not_json_never_match(args: object) -> None:
     """Not even themselves."""
     assert raw_digest(args) == "uncanonical"
     plan = PlanRecord("m1", ("root",), 2, "model", plan_calls([{"id": "c1", "name": "pay", "args": args}]))
-    assert held(plan, args=args).changed
-    assert held(plan, args="uncanonical").changed
+    assert held(plan, args=args).changed and held(plan, args="uncanonical").changed
 
 
 # --- an approver's answer ---
@@ -83,12 +82,10 @@ def test_a_carried_plan_holds_what_the_approver_left() -> None:
     def stands(position: int, tool: str, args: object) -> Match:
         return match(left, 3, position, f"c{position}", tool, args)
 
-    assert stands(0, "pay", {"amount": 0}).planned
-    assert stands(2, "wire", {"amount": 7}).planned
+    assert stands(0, "pay", {"amount": 0}).planned and stands(2, "wire", {"amount": 7}).planned
     assert (stands(2, "wire", {"amount": 7}).position, stands(2, "wire", {"amount": 7}).of) == (2, 2)
     for refused in (stands(1, "pay", {"amount": 1}), stands(2, "pay", {"amount": 2}), stands(2, "wire", {"amount": 8})):
-        assert refused.changed
-        assert not refused.planned
+        assert refused.changed and not refused.planned
     # Carried on, the calls' keys still come from where they were planned.
     assert carry(left, 9, {}).origin == 2
     # However often it was edited, what the model announced can stand again; what was rejected cannot.

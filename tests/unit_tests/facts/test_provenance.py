@@ -213,8 +213,7 @@ TARGETS: list[tuple[dict[str, Any], dict[str, Any], bool]] = [
 @pytest.mark.parametrize(("one", "other", "same"), TARGETS)
 def test_what_hits_the_same_has_one_target(one: dict[str, Any], other: dict[str, Any], same: bool) -> None:
     """However it is written; a call of nobody and nothing has none."""
-    assert (effect_target(SEND, one) == effect_target(SEND, other)) is same
-    assert effect_target(SEND, one)
+    assert (effect_target(SEND, one) == effect_target(SEND, other)) is same and effect_target(SEND, one)
     assert effect_target(SEND, {"to": [], "note": "x"}) == effect_target(ToolProfile(), one) == ""
 
 
@@ -223,8 +222,7 @@ def test_a_call_is_told_what_it_is_given_and_where_it_goes() -> None:
     profile = ToolProfile(critical={"to": "principal", "files.id": "object"}, when=("at",))
     given = atoms_of(profile, {"files": [{"id": "f-1"}], "to": None, "at": "May 26", "note": "x"})
     assert (given.target, sorted(given.bound)) == ({"to": None, "files.id": ["f-1"]}, ["files", "to"])
-    assert given.effective_sink("external") == "none"
-    assert given.destinations() == []
+    assert given.effective_sink("external") == "none" and given.destinations() == []
     sent = atoms_of(profile, {"to": ["bob@x.org", "", 7]})
     assert (sent.target, sent.effective_sink("external"), sent.destinations()) == ({"to": ["bob@x.org", "", 7]}, "external", ["bob@x.org"])
     nobody = atoms_of(ToolProfile(), {"to": "bob@x.org"})
@@ -331,8 +329,7 @@ def test_wanted_names_all_that_trace_reads() -> None:
     whole = known(observed)
     keys = set(atoms_of(SEND, args).keys)
     part = Evidence(whole.words, whole.own, {k: v for k, v in whole.seen.items() if k in keys}, whole.memory)
-    assert trace(SEND, args, part) == trace(SEND, args, whole)
-    assert key("email:m@x.org") in keys
+    assert trace(SEND, args, part) == trace(SEND, args, whole) and key("email:m@x.org") in keys
 
 
 def test_keys_that_an_attacker_makes_up_are_not_names() -> None:

@@ -44,8 +44,7 @@ def test_the_words_of_a_content(content: object, text: str) -> None:
 @given(content=st.recursive(st.none() | st.text() | st.integers(), lambda i: st.lists(i) | st.dictionaries(st.text(), i)))
 def test_any_content_has_words_and_a_digest(content: Any) -> None:
     """Also one that no message should have."""
-    assert isinstance(content_text(content), str)
-    assert content_digest(content).startswith("sha256:")
+    assert isinstance(content_text(content), str) and content_digest(content).startswith("sha256:")
     assert content_digest(content) == content_digest(content)
 
 
@@ -98,11 +97,9 @@ def test_the_newest_words_travel() -> None:
     """The text in a request is bounded and keeps its end; the digest is of all of it."""
     long = said("x" * MAX_TASK_TEXT + "y")
     task = extend(Task(), [long], correction=False)
-    assert len(task.text) == MAX_TASK_TEXT
-    assert task.text.startswith("…x")
+    assert len(task.text) == MAX_TASK_TEXT and task.text.startswith("…x")
     task = extend(task, [said("never above 10")], correction=True)
-    assert len(task.text) == MAX_TASK_TEXT
-    assert task.text.endswith("xy\nnever above 10")
+    assert len(task.text) == MAX_TASK_TEXT and task.text.endswith("xy\nnever above 10")
     other = extend(Task(), [said("z" + long.text)], correction=False)
     assert extend(other, [said("never above 10")], correction=True).digest != task.digest
     exact = extend(Task(), [said("x" * MAX_TASK_TEXT)], correction=False)

@@ -85,8 +85,7 @@ def test_ids_are_stable_and_unique() -> None:
     """An id is `kind/graph/name/route` with every part escaped; two graphs built alike have the same ids."""
     ids = [r.id for r in covered(agent()).rows]
     assert ids == [r.id for r in covered(agent()).rows]
-    assert len(set(ids)) == len(ids)
-    assert "tool/inner/pay/tools" in ids
+    assert len(set(ids)) == len(ids) and "tool/inner/pay/tools" in ids
 
     @tool("a/b c")
     def odd(x: str) -> str:
@@ -240,12 +239,9 @@ OPENAI_FUNCTION = {"type": "function", "function": {"name": "pay", "parameters":
 @pytest.mark.parametrize(("bound", "name"), [
     ({"type": "web_search"}, "web_search"),
     ({"type": "web_search_20250305", "name": "web_search", "max_uses": 3}, "web_search_20250305"),
-    ({"type": "mcp", "server_label": "x", "server_url": "https://mcp.example"}, "mcp"),
-    ({"google_search": {}}, "google_search"),
-    (OPENAI_FUNCTION, None),
-    ({"name": "pay", "description": "x", "input_schema": {"type": "object"}}, None),
-    ({"title": "Pay", "type": "object", "properties": {}}, None),
-    ({"type": "custom", "custom": {"name": "x"}}, None),
+    ({"type": "mcp", "server_label": "x", "server_url": "https://mcp.example"}, "mcp"), ({"google_search": {}}, "google_search"),
+    (OPENAI_FUNCTION, None), ({"name": "pay", "description": "x", "input_schema": {"type": "object"}}, None),
+    ({"title": "Pay", "type": "object", "properties": {}}, None), ({"type": "custom", "custom": {"name": "x"}}, None),
 ], ids=shown)
 def test_provider_tools_are_named(bound: dict[str, Any], name: str | None) -> None:
     """A tool that runs at the provider is named wherever a model is bound to it; descriptions of own tools are not."""
@@ -320,8 +316,7 @@ def test_tools_that_act_in_a_way_of_their_own_are_no_ambient_hooks() -> None:
         authz = authz_with(StaticPDP(True), profiles={})
         graph = authz.protect(node_graph(lambda state, pay=pay: pay.invoke({"to": "x"})))
         (row,) = [r for r in authz.coverage(graph).rows if r.kind == "tool"]
-        assert row.governed is not named
-        assert ("without callbacks" in row.note) is named
+        assert row.governed is not named and ("without callbacks" in row.note) is named
 
 
 def test_functions_of_tools_that_code_holds_are_named() -> None:
@@ -461,8 +456,7 @@ def test_secrets_are_named_by_their_place(case: str) -> None:
     report = covered(hand_written(replying(), [held]))
     assert [(r.kind, r.route) for r in report.ungoverned] == [("secret", f"tools/{p}") for p in places]
     text = json.dumps(report.to_dict()) + str(report) + report._repr_html_()
-    assert SECRET not in text
-    assert KEY not in text
+    assert SECRET not in text and KEY not in text
     assert "ghp_" not in text
 
 
@@ -515,20 +509,17 @@ def test_seen_is_compared_with_the_static_picture() -> None:
     authz = authz_with(StaticPDP(lambda r: r.resource.id != "pay"))
     graph = authz.protect(agent_graph(replying([PAY, READ]), [pay_tool(ran), idle], middleware=[Brings()]))
     before = authz.coverage(graph)
-    assert (before.ran, before.unseen) == (False, ())
-    assert "decided, " not in str(before)
+    assert (before.ran, before.unseen) == (False, ()) and "decided, " not in str(before)
     assert "<th>seen</th>" not in before._repr_html_()
     with authz.run(subject="alice"):
         graph.invoke(human())
     report = authz.coverage(graph)
     assert report.ran
     seen = {r.name: tuple(r.seen) for r in report.rows if r.kind == "tool"}
-    assert seen["pay"] == (1, 0)
-    assert seen["idle"] == (0, 0)
+    assert seen["pay"] == (1, 0) and seen["idle"] == (0, 0)
     assert [r.name for r in report.unseen] == ["idle"]
     assert [(r.kind, r.name, r.graph) for r in report.dynamic] == [("tool", "read", "agent")]
-    assert report.dynamic[0].governed
-    assert report.dynamic[0].seen.ran == 1
+    assert report.dynamic[0].governed and report.dynamic[0].seen.ran == 1
     document = report.to_dict()
     assert document["unseen"] == [r.id for r in report.unseen]
     assert document["dynamic"] == [r.id for r in report.dynamic]
@@ -545,8 +536,7 @@ def test_seen_belongs_to_one_root_and_one_instance() -> None:
     third = other.protect(agent_graph(replying([PAY]), [pay_tool([])], name="one"))
     with authz.run(subject="alice"):
         one.invoke(human())
-    assert authz.coverage(one).ran
-    assert not authz.coverage(two).ran
+    assert authz.coverage(one).ran and not authz.coverage(two).ran
     assert not other.coverage(third).ran
 
 
@@ -569,8 +559,7 @@ def test_tally_is_exact_under_threads_and_bounded() -> None:
     assert list(tally.of("g").values()) == [Counted(4000, 0)]
     for i in range(module.MAX_KEYS + 5):
         tally.count(run, "tool", f"t{i}", "l", ran=1)
-    assert len(tally.of("g")) == module.MAX_KEYS
-    assert tally.dropped == 6
+    assert len(tally.of("g")) == module.MAX_KEYS and tally.dropped == 6
 
 
 def test_names_that_a_model_made_up_are_not_counted() -> None:

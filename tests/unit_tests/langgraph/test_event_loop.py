@@ -140,5 +140,4 @@ def test_schemas_are_derived_beside_the_loop(monkeypatch: pytest.MonkeyPatch) ->
     graph = authz.protect(create_agent(model, [tool(write), tool(look)], checkpointer=InMemorySaver()))
     threads.clear()
     asyncio.run(_played(authz, graph, "first"))
-    assert len(threads) == 2
-    assert threading.get_ident() not in threads
+    assert len(threads) == 2 and threading.get_ident() not in threads

@@ -349,8 +349,7 @@ def test_graph_runs_what_its_nodes_are_bound_to() -> None:
     """A node's `bound`, exchanged in place on a compiled graph, is what runs; its cache can be reset."""
     graph = _graph(lambda _: {"messages": [AIMessage("old")]})
     node = graph.nodes["node"]
-    assert isinstance(graph, Pregel)
-    assert isinstance(node, private.PregelNode)
+    assert isinstance(graph, Pregel) and isinstance(node, private.PregelNode)
     assert node.bound is not private.DEFAULT_BOUND
     assert graph.nodes["__start__"].bound is private.DEFAULT_BOUND or graph.nodes["__start__"].bound is not None
     assert node.node is not None

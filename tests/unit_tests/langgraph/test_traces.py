@@ -131,8 +131,7 @@ def test_every_span_names_its_thread_run_and_agent(exporter: InMemorySpanExporte
     found = spans(exporter)
     for span in found:
         assert span.attributes["gen_ai.conversation.id"] == "t1"
-        assert span.attributes["gen_ai.agent.name"] == "hand"
-        assert span.attributes["gen_ai.agent.id"]
+        assert span.attributes["gen_ai.agent.name"] == "hand" and span.attributes["gen_ai.agent.id"]
     assert len({s.attributes["runtime_authz.run.id"] for s in found}) == 1
     assert named(exporter, "authorize pay").attributes["runtime_authz.reasons"]
     told = " ".join(s.to_json() for s in exporter.get_finished_spans())
@@ -256,8 +255,7 @@ def test_a_ledger_can_not_break_a_resume_by_its_trace(exporter: InMemorySpanExpo
             object.__setattr__(question, "trace", "00-ff\r\nSet-Cookie: x-zz-01")
     exporter.clear()
     graph.invoke(APPROVE, THREAD)
-    assert named(exporter, "invoke_agent hand").links == ()
-    assert named(exporter, "execute_tool pay")
+    assert named(exporter, "invoke_agent hand").links == () and named(exporter, "execute_tool pay")
 
 
 def test_what_happens_to_a_thread_is_an_event(exporter: InMemorySpanExporter) -> None:
@@ -342,8 +340,7 @@ def test_credentials_and_anomalies_are_events(exporter: InMemorySpanExporter) ->
     assert (told["anomaly"]["reason"], told["anomaly"]["decision_id"]) == ("too_many", denied)
     assert "revoked" in events
     whole = " ".join(s.to_json() for s in exporter.get_finished_spans())
-    assert tokens[0] not in whole
-    assert "SECRET" not in whole
+    assert tokens[0] not in whole and "SECRET" not in whole
 
 
 @pytest.mark.parametrize("asked", ["", "NO_CONTENT", "EVENT_ONLY", "true", "SPAN_ONLY", "span_and_event"])
