@@ -34,6 +34,8 @@ def normalize(form: Literal["NFC", "NFKC", "NFKD"], text: str) -> str:
     A long run takes quadratic time. Pieces stay equivalent, so texts become equal only if Unicode calls them
     equivalent.
     """
+    if text.isascii():
+        return text
     cuts = [at for run in _SIGNS.finditer(text) for at in range(run.start() + _MOST, run.end(), _MOST)]
     return "".join(unicodedata.normalize(form, text[start:end]) for start, end in pairwise((0, *cuts, len(text))))
 
