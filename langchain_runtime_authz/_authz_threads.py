@@ -106,7 +106,7 @@ class Threads:
     approvals, aapprovals = both(_approvals)
 
     def question(self, approval_id: str) -> Question:
-        """Return the question `approval_id`, for `approval_statement.sign_statement`.
+        """Return an open question: its graph, thread, tool and digest of arguments.
 
         Raises:
             AuthzError: `approval_void`: no such question is open.
