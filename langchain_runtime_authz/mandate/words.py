@@ -5,7 +5,7 @@ Every word of the turn must be understood. A condition, a question, a negation, 
 the whole turn without a mandate. An approver is then asked about each side effect.
 
 A clause begins with a verb of a tool: a word of the profile's `intent`, or else of the tool's name. Only one tool may
-fit (`mandate.clause` tells when a tool fits). The words of a language are data.
+fit (`mandate.assignment` tells when a tool fits). The words of a language are data.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from typing import Any, Final
 
 from langchain_runtime_authz._regex import normalize
 from langchain_runtime_authz.facts.task import content_digest
-from langchain_runtime_authz.mandate.clause import MAX_NAME, TARGETS, Clause, Tool
+from langchain_runtime_authz.mandate.clause import Clause
 from langchain_runtime_authz.mandate.languages import Language, Token, languages, singular, words_of
 from langchain_runtime_authz.mandate.model import Compiled, Dropped, Mandate, Step
+from langchain_runtime_authz.mandate.vocabulary import MAX_NAME, TARGETS, Tool
 from langchain_runtime_authz.tool_profile import ToolProfile
 
 MAX_TEXT: Final = 2_000  # characters of a turn; a longer turn is not read
@@ -35,6 +36,7 @@ _MATERIAL: Final = re.compile(
     r"^[ \t]*(?:```|~~~|>|\||[-_=*]{4,}|(?:from|to|cc|date|sent|subject|reply-to):)", re.IGNORECASE | re.MULTILINE
 )
 _POINTS: Final = re.compile(r"^[ \t]*(?![-*•])\S[^\n]*[^:\s][ \t]*\n+[ \t]*[-*•][ \t]", re.MULTILINE)  # not under ":"
+_POINT: Final = frozenset({"id", "email", "quote", "hash", "handle"})  # kinds of a list's values
 _LATIN: Final = re.compile("[\u00c0-\u024f\u1e00-\u1eff]")
 _LONG: Final = "it is too long for an order"
 _SAME: Final = "two orders concern the same target"
@@ -148,7 +150,7 @@ class _Turn:
 
     def _framed(self) -> list[Token]:
         """Return the tokens; all text behind "this query:" or "Body:" is one quotation."""
-        tokens, end = list(self.language.tokens(self.text)), len(self.text.rstrip())
+        tokens, end = self._listed(list(self.language.tokens(self.text))), len(self.text.rstrip())
         for at, colon in enumerate(tokens[1:-1], 2):
             if colon.kind != "colon" or singular(tokens[at - 2].lower) not in self.language.framed:
                 continue
@@ -159,6 +161,21 @@ class _Turn:
                 break
             return [*tokens[:at], Token("quote", self.text[start:end], start, end)]
         return tokens
+
+    def _listed(self, tokens: list[Token]) -> list[Token]:
+        """Join points of one value each: "Delete these files:", a.txt and b.txt."""
+        at = next((n for n, t in enumerate(tokens) if t.kind == "colon"), len(tokens))
+        points, ends = tokens[at + 2 :: 2], tokens[at + 1 :: 2]
+        plain = all(t.kind == "end" and "\n" in t.text for t in ends) and all(t.kind in _POINT for t in points)
+        return (
+            [
+                t._replace(kind="sep", text=",") if n > at and t in ends else t
+                for n, t in enumerate(tokens)
+                if n != at + 1
+            ]
+            if plain and points
+            else tokens
+        )
 
     def _sentence(self, tokens: list[Token], mark: str) -> None:
         language, opened = self.language, self._opened(tokens)
@@ -222,14 +239,16 @@ class _Turn:
         tokens = self._untailed(tokens[self._opened(tokens) :])
         if self._opened(tokens, 0, "courtesies") == len(tokens):
             return
-        to, shapes = self.data["setting"][0], [re.sub(r"\d+", "0", t.text) for t in tokens]
+        to = self.data["setting"][0]
+        shapes = ["" if t.kind == "date" else re.sub(r"\d+", "0", t.text) for t in tokens]
+        paid = any(t.kind == "money" for t in tokens)  # "Transfer 45 EUR from ACC-1 to ACC-2"
         ranges = zip(shapes, tokens[1:], shapes[2:], strict=False)
         spoken = next((n for n in range(1, len(tokens)) if self.language.match("dictation", tokens, n)), len(tokens))
         telling = tokens[0].lower in {*self.data["tellings"], *self.data["asking"]}
         others = (one.lower == to and after.lower in self.verbs for one, after in pairwise(tokens[:spoken]))
         doubts = {
             "it may be a title": all(t.kind in {"name", "word"} and t.text.istitle() for t in tokens),
-            "it may be a range": any("0" in one == two and word.lower == to for one, word, two in ranges),
+            "it may be a range": not paid and any("0" in one == two and w.lower == to for one, w, two in ranges),
             "it tells somebody else to do it": telling and any(others),
             "it is not clear whether it belongs to the dictated words": self.open,
         }
@@ -267,10 +286,15 @@ class _Turn:
         self.kept.append((tool, step))
 
     def _untailed(self, tokens: list[Token]) -> list[Token]:
-        """Return the tokens without the polite words at their end."""
+        """Return the tokens without polite words at their end; dictated words keep them."""
+        spoken = next((n for n in range(1, len(tokens)) if self.language.match("dictation", tokens, n)), len(tokens))
+        spoken = len(tokens) if any(t.kind == "quote" for t in tokens[spoken:]) else spoken
         for at in range(max(0, len(tokens) - MAX_TAIL), len(tokens)):
             capital = any(t.text[:1].isupper() for t in tokens[at:])  # "the page Shop Now"
-            if not capital and self.language.match("tails", tokens, at) == len(tokens) - at:
+            if (
+                not (capital or (at > spoken and tokens[at - 1].kind != "sep"))
+                and self.language.match("tails", tokens, at) == len(tokens) - at
+            ):
                 return self._untailed(tokens[: at - bool(at and tokens[at - 1].kind == "sep")])
         return tokens
 
@@ -298,8 +322,8 @@ class _Turn:
         away = self.language.prepositions if acts else self.data["parting"]  # "Run to the shop", "Start with Bob"
         if not taken or not rest or rest[0].lower in away:
             return []  # in "Transfer of 45 EUR", the word is a noun
-        unnamed = not (tool.profile.intent or _spoken(tokens).issuperset(tool.nouns))
         tool.prepare()
+        unnamed = not (tool.profile.intent or _spoken(tokens).issuperset(tool.nouns) or _plain(tool, rest))
         parts: list[list[Token]] = [[]]
         at = 0
         while at < len(rest):
@@ -312,7 +336,7 @@ class _Turn:
         def read(part: list[Token]) -> list[Step]:
             clause = Clause(tool, tokens[0].lower, part, self.text, self.nouns, single=single)
             steps = clause.steps(self.digest)
-            self.rivals |= {tool} if part is rest and (clause.lacks or (steps and unnamed)) else set()
+            self.rivals |= {tool} if part is rest and (clause.assignment.lacks or (steps and unnamed)) else set()
             self.open |= not unnamed and any(p.kind == "open" for p in clause.found if p.values)
             return steps
 
@@ -331,6 +355,14 @@ class _Turn:
 
 def _spoken(tokens: Sequence[Token]) -> set[str]:
     return {singular(t.lower) for t in tokens if t.kind in {"word", "name"}}
+
+
+def _plain(tool: Tool, rest: Sequence[Token]) -> bool:
+    """Return True if a value may tell the tool: "Move a.txt", "Archive #ops"."""
+    if any(t.kind == "hash" for t in rest):
+        return any(a.kind == "channel" and a.words >= tool.nouns for a in tool.arguments)
+    file = rest[0].kind == "id" and re.search(r"\w\.\w{1,5}$", rest[0].text)
+    return bool(file) and "file" in tool.nouns and tool.effect in {"write", "admin", "read"}
 
 
 def _said(step: Step) -> dict[str, str]:

@@ -43,7 +43,7 @@ Phrases = Mapping[str, Sequence[tuple[str, ...]]]
 class Token(NamedTuple):
     """A stretch of a text, of one kind."""
 
-    kind: str  # quote date money number url email id handle hash name word version sep colon end odd
+    kind: str  # quote date money number url email id handle hash name word version own sep colon end odd
     text: str
     start: int
     end: int
@@ -142,10 +142,17 @@ class Language:
                 kind = "odd" if dates[0][0] == "-" or date.fromisoformat(dates[0]).weekday() != weekday else kind
         elif kind == "money":
             number = re.search(NUMBER, said)
-            kind = kind if number and read_number(number[0]) is not None else "odd"
+            kind = kind if number and read_number(number[0], money=True) is not None else "odd"
         elif kind == "rest":
             said = self.data["spellings"].get(said.lower(), said)
             kind = self.kind(said)
+            if (
+                kind == "odd"
+                and re.search("['’]s$", said)
+                and (owner := self.kind(said[:-2])) in {"name", "id", "word"}
+            ):
+                yield Token(owner, said[:-2], start, end - 2)
+                kind, start, said = "own", end - 2, said[-2:]
             if kind == "hash" and re.fullmatch(r"#\d+", said):
                 kind, start, said = "id", start + 1, said[1:]
         yield Token(kind, said, start, end)
@@ -162,7 +169,11 @@ class Language:
             return "name"
         if _WORD.fullmatch(said):
             return (
-                "id" if "-" in said and said.isascii() and self.closed.isdisjoint(said.lower().split("-")) else "word"
+                "id"
+                if "-" in said
+                and said.isascii()
+                and not any(len(w) > 1 and w in self.closed for w in said.lower().split("-"))
+                else "word"
             )
         if re.fullmatch(r"v?\d+(?:\.\d+){1,3}", said):
             return "version"
@@ -209,7 +220,7 @@ class Language:
         """Return True if a token may be a value; callers restrict common words further."""
         if token.kind in {"name", "word"}:
             return not (token.lower in self.closed or token.lower in self.months or self.stopped(token.lower))
-        return token.kind not in {"odd", "sep", "colon", "end"}
+        return token.kind not in {"odd", "own", "sep", "colon", "end"}
 
 
 @lru_cache(maxsize=1)
@@ -218,8 +229,13 @@ def languages() -> tuple[Language, ...]:
     return tuple(Language(json.loads(f.read_text(encoding="utf-8"))) for f in files)
 
 
-def read_number(number: str) -> int | float | None:
-    """Return the value of a written number; None if it is ambiguous, unreadable or 0."""
+def read_number(number: str, *, money: bool = False) -> int | float | None:
+    """Return the value of a written number; None if it is ambiguous, unreadable or 0.
+
+    `money`: nobody writes 1.25 EUR as 1,250 EUR.
+    """
+    if money and re.fullmatch(r"[1-9]\d{0,2},\d{3}", number):
+        return int(number.replace(",", ""))
     readings = decimals(number) if _PLAIN.fullmatch(number) else ()
     if len(readings) != 1 or not readings[0]:
         return None

@@ -2,6 +2,7 @@
 
 import datetime
 import itertools
+import json
 import re
 import unicodedata
 from collections import Counter
@@ -11,8 +12,9 @@ import jsonschema
 import pytest
 from rich.console import Console
 
-from langchain_runtime_authz.tool_profile import check_arguments
-from tests.benchmarks.mandate_words import CORPORA, SPLITS, load, measure, tools
+from langchain_runtime_authz.mandate.words import compile_words
+from langchain_runtime_authz.tool_profile import ToolProfile, check_arguments
+from tests.benchmarks.mandate_words import CORPORA, DATA, SPLITS, load, measure, tools
 
 ROWS = {name: (load("orders", name), load("nonorders", name)) for name in CORPORA}
 every_corpus = pytest.mark.parametrize("corpus", CORPORA)
@@ -94,3 +96,14 @@ def test_nothing_that_was_not_ordered_is_permitted(corpus):
     found = measure(corpus, "all", "wrong", Console(), plan=False)
     wrong = [(of.wrong[0], of.changed[0]) for (kind, _, _), of in found.items() if kind == "all"]
     assert wrong and set(wrong) == {(0, 0)}
+
+
+DOUBTS = [json.loads(line) for line in (DATA / "doubts.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.parametrize("row", DOUBTS, ids=lambda row: "-".join(row["tools"]))
+def test_what_may_mean_something_else_orders_nothing(row):
+    """Each text was once read as an order that an impartial reader would not see in it."""
+    profiles = {name: ToolProfile(**tool["profile"]) for name, tool in row["tools"].items()}
+    schemas = {name: tool["schema"] for name, tool in row["tools"].items()}
+    assert [text for text in row["texts"] if compile_words([text], profiles, schemas).mandate] == []

@@ -90,10 +90,10 @@ def orders(text: str) -> list[str]:
     )),
     # A number before a noun is how many, and names nothing.
     ("Feed the animal Rex 3 portions", ["feed Rex 3"]), ("Scrap engine 12", ["scrap_engine 12"]), ("Repay claim 12 45 EUR", ["repay_claim 12 45"]),
-    ("Scrap engines 12 and 13", ["scrap_engine 12", "scrap_engine 13"]),
+    ("Scrap engines 12 and 13", ["scrap_engine 12", "scrap_engine 13"]), ("Seal port 4 on the ship Aida", ["seal_port Aida 4"]),
     *((text, []) for text in (
         "Scrap 2 engines", "Could you scrap 3 engines?", "Scrap the 12 engines", "Scrap the 2026 engine", "Scrap 2", "Repay my 2 claims", "Repay 2 of 3 claims",
-        "Repay claim 5 of 12", "Repay claim 5 for 12", "Seal 4 ports on the ship Aida", "Seal port 4 on the ship Aida", "Feed 2 animals 3 portions", "Feed the 2 animals 3 portions", "Scrap the Volvo engines",
+        "Repay claim 5 of 12", "Repay claim 5 for 12", "Seal 4 ports on the ship Aida", "Feed 2 animals 3 portions", "Feed the 2 animals 3 portions", "Scrap the Volvo engines",
     )),
     # An order to tell is complete with what is told.
     ("Brief Kim 'all is well' and scrap engine 12", ["brief_crew Kim all is well", "scrap_engine 12"]), ("Ping the nurse Kim 'hi'", ["ping_nurse Kim hi"]),

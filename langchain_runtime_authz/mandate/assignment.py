@@ -1,0 +1,249 @@
+"""Assign a clause's phrases to a tool's arguments: which value is which argument.
+
+Exactly one assignment may give each phrase an argument and each required argument a phrase. A phrase with a noun of
+an argument is for that argument. Without one, its preposition and the kind of its value decide.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+from math import prod
+from typing import Final, NamedTuple
+
+from langchain_runtime_authz.facts.normal_forms import forms
+from langchain_runtime_authz.mandate.languages import Token, singular, words_of
+from langchain_runtime_authz.mandate.vocabulary import TARGETS, Argued, Tool
+
+PATH: Final = re.compile(r"[/\\]|\.[a-z]{2,4}$")
+_TRIES: Final = 2000  # assignments of phrases to arguments that are compared
+_REGION: Final = 3  # letters of a word; fewer are a region's
+_COUNTS: Final = frozenset({"number", "integer", "boolean", "null"})  # JSON types that a text cannot have
+
+
+class Phrase(NamedTuple):
+    """A preposition, nouns, and a value or a list of values."""
+
+    marker: str
+    nouns: tuple[str, ...]
+    values: tuple[Token, ...]
+    first: bool = False
+
+    @property
+    def kind(self) -> str:
+        return self.values[0].kind if self.values else ""
+
+
+class Assignment:
+    """Find which phrase (of `found`, behind `verb`) is which argument of `tool`."""
+
+    def __init__(self, tool: Tool, verb: str, found: Sequence[Phrase]) -> None:
+        self.tool, self.verb, self.found, self.data = tool, singular(verb), found, tool.language.data
+        data = self.data
+        self.to, self.of, self.where = data["setting"][0], data["parting"][0], data["where"]
+        self.told, self.relative = verb in data["tellings"], verb in data["relative"]
+        self.moving, self.dative = verb in data["moving"], verb in data["datives"]
+        self.doing = next((doing for doing, verbs in data["doings"].items() if verb in verbs), tool.effect)
+        self.pending: set[str] = set()  # arguments that wait for a new value: "the price of …"
+        self.lacks = False  # only an argument is missing
+
+    def ways(self) -> list[dict[str, Phrase]]:
+        """Return the assignments, one for each listed object; none if they are not clear.
+
+        The key "" is the dictated text. A list for a single value gives one assignment each, but none with an amount.
+        """
+        tool, idle = self.tool, [p for p in self.found if not p.values]
+        used, arguments = [p for p in self.found if p.values], {a.name: a for a in self.tool.arguments}
+        self.pending = {a.name for p in idle for a in self._named(p) if a.kind != "text"}
+        (head, *more) = self.found or [Phrase("", (), ())]
+        nouns = {*head.nouns, *(n for p in more[:1] if not head.values and p.marker == self.of for n in p.nouns)}
+        # "Order the item X" names the tool by its verb, and "Run the query X" has nothing else to run.
+        other = tool.nouns - {self.verb} if any(a.kind in TARGETS for a in tool.arguments) else ()
+        if tool.nested or (head.nouns and not head.marker and other and nouns.isdisjoint(tool.nouns)):
+            return []  # "Publish the course" does not publish its grades, but "the heat of the oven" is of the oven
+        options = [[a.name for a in tool.arguments if self._fits(a, p)] for p in used]
+        for n, phrase in enumerate(used):
+            quote = phrase.kind == "quote" and len(phrase.values) == 1 and phrase.marker in {"dictation", ""}
+            quote = quote and not self._named(phrase) and tool.core.issuperset(phrase.nouns)
+            options[n] += [""] if phrase.kind == "open" or (quote and len(tool.mains) == 1) else []
+        # A payment needs no text. A clause that tells somebody needs one.
+        needed = {a.name for a in tool.arguments if a.required and (a.kind != "text" or tool.effect != "pay")}
+        needed |= self.pending | (tool.texts if self.told else set())
+        ways = [w for w in product(*options) if len({*w}) == len(w)] if prod(map(len, options)) <= _TRIES else []
+        full = [way for way in ways if (needed - tool.texts if "" in way else needed).issubset(way)]
+        self.lacks = bool(ways) and not full
+        if len(full) != 1:
+            return []
+        found = dict(zip(full[0], used, strict=True))
+        bare = {n for p in idle if not any(a.name in found for a in self._named(p)) for n in p.nouns}
+        if not bare <= (tool.core if used else {*words_of(tool.name)} & tool.core):
+            return []  # "Ping Kim the note" does not say which
+        self.lacks = self._lacks(found, idle)
+        if self.lacks or self._swapped(found):
+            return []  # "Export my data" does not mean all of it
+        several = [n for n, p in found.items() if len(p.values) > 1 and "array" not in arguments[n].types]
+        kinds = {arguments[n].kind for n in found if n} if several else set()
+        if len(several) > 1 or "amount" in kinds or not {arguments[n].kind for n in several} <= TARGETS:
+            return []  # one event is not at two places
+        return [{**found, n: found[n]._replace(values=(v,))} for n in several for v in found[n].values] or [found]
+
+    def _lacks(self, found: Mapping[str, Phrase], idle: Sequence[Phrase]) -> bool:
+        """Return True if whom or what is not said, though the schema has a default."""
+        arguments, effect = [a for a in self.tool.arguments if a.role not in {"named_only", "source"}], self.tool.effect
+        targets = [a for a in arguments if a.kind in TARGETS]
+        people = [a for a in targets if a.kind in {"principal", "channel"}] if effect == "send" else []
+        needed, said = people or targets, [a for a in targets if a.name in found]
+        if needed and not any(a in said for a in needed):
+            return effect == "send" or "" not in found
+        unsaid = [a for a in targets if a.kind in {"object", "name"} and a not in said]
+        headed = bool(idle) and idle[0] is self.found[0] and "" not in found  # "Forward this email to Ana"
+        headed = headed and all(found[a.name].marker for a in said)
+        goals = [a for a in arguments if a.role == "goal" or a.kind == "place"]
+        away = (self.moving or self.doing == "bring") and any(a.name not in found for a in goals)
+        told = effect == "send" and self.tool.texts.isdisjoint(found) and "" not in found  # "Send it to Kim"
+        return away or (bool(unsaid) and (effect == "delete" or headed or told))
+
+    def _swapped(self, found: Mapping[str, Phrase]) -> bool:
+        """Return True for "Move the folder docs to the file a.zip": the file goes there."""
+        order = [
+            found[a.name] for a in self.tool.arguments if a.name in found and a.kind in {"object", "name", "place"}
+        ]
+        inward = [n for n, p in enumerate(order) if p.marker in {self.to, "into"}]
+        moves = self.doing == "bring" or self.verb in self.data["adding"]
+        return moves and any(not p.marker for n, p in enumerate(order) for at in inward if n > at)
+
+    def _named(self, phrase: Phrase) -> list[Argued]:
+        return self.tool.argued(phrase, relative=self.relative)
+
+    def _fits(self, argument: Argued, phrase: Phrase) -> bool:
+        """Return True if an argument may take a phrase, by its nouns, kind and marker."""
+        data, marker, kind, role, effect = self.data, phrase.marker, argument.kind, argument.role, self.tool.effect
+        texts, named = {v.text for v in phrase.values}, argument in self._named(phrase)
+        new = bool(self.pending) and marker in data["setting"] and not phrase.nouns
+        if new != (argument.name in self.pending) or (new and (kind in TARGETS or self.dative)):
+            return False  # a new value belongs to the argument that waits for it
+        if (phrase.nouns and not named) or (argument.choices and not texts <= argument.choices):
+            return False
+        if phrase.kind == "choice":
+            return bool(argument.choices)
+        if any(self._doubts(argument, phrase)):
+            return False
+        if phrase.kind == "counted":
+            return kind == "object" and not role and self.tool.counts
+        if phrase.kind not in {"number", "money"} and argument.types and argument.types <= _COUNTS:
+            return False
+        kinds = [data["kinds"][kind], data["kinds"].get(role, ""), data["named"].get(kind, "") if named or new else ""]
+        if not {*" ".join(kinds).split()}.issuperset(v.kind for v in phrase.values):
+            return False
+        if named and self.relative and not marker and (kind == "value" or not phrase.first):
+            return False  # a new value stands behind "to"
+        if kind == "amount" and not self._measured(argument, phrase, named=named, new=new):
+            return False
+        if self.relative and kind in TARGETS and marker in data["setting"] and not phrase.nouns:
+            return False  # "Change the manager Ana to Bob" changes nothing of Bob's
+        if new or (kind in TARGETS and role != "goal" and marker == self.of):
+            receives = effect in {"pay", "send"} or not argument.words.isdisjoint(data["receivers"])
+            return new or (argument.required and not (kind == "principal" and receives))
+        if not named and not self._meant(argument, phrase):
+            return False
+        markers = {p.marker for p in self.found} if self.moving else {marker}
+        if kind == "when" and marker in data["span"] and not self.moving:  # "from 3 June to 6 June"
+            return marker == data["span"][role == "end"] and role in {"start", "end"} and self._spans()
+        if marker in data["beginning"] and argument.words.isdisjoint(data["roles"]["start"][1]):
+            return False  # "Approve the leave L-1 starting 3 June 2027"
+        stays = self.relative and not self.moving and marker != self.to
+        if role == "start" and (stays or (self.to in markers) != self.moving):
+            return False  # "Move the meeting M-1 on 4 June 2027" does not say to when
+        place = marker or ("first" if phrase.first or phrase.nouns else "later")
+        labels = [*self._places("labelled", "goal" if role == "goal" else kind), *data["naming"]] if named else []
+        labels = [] if role == "source" else labels
+        return place in [*self._places(role, kind), *labels]
+
+    def _doubts(self, argument: Argued, phrase: Phrase) -> Iterator[bool]:
+        """Yield True if a value looks like something else than the argument."""
+        value, kind, bare = phrase.values[0], argument.kind, not (phrase.marker or phrase.nouns)
+        last, others = singular(value.lower.split()[-1]), [p for p in self.found if p.values and p is not phrase]
+        plain = phrase.kind in {"word", "run"}
+        yield kind in TARGETS and plain and not (bare or phrase.marker or last in argument.words)  # "the service desk"
+        yield kind == "principal" and plain and (last != value.lower or last in self.data["collectives"])  # "the staff"
+        yield (
+            kind in {"principal", "place"} and phrase.kind == "name" and last.isdigit() and not phrase.nouns
+        )  # "Sprint 3"
+        yield kind != "principal" and phrase.kind == "name" and len(phrase.values) > 1  # "Salt Lake and Pepper Hill"
+        alone = not any(p.kind not in {"", "date"} for p in others)
+        yield kind == "object" and alone and phrase.marker in {*self.where, "into"}  # "Publish in page P-5"
+        yield kind != "channel" and phrase.kind == "hash" and any(a.kind == "channel" for a in self.tool.arguments)
+        several = bare and any(
+            not (p.marker or p.nouns) and p.kind not in {"choice", "number", "money"} for p in others
+        )
+        yield kind == "name" and several  # "Label M-1 Taxes"
+
+    def _spans(self) -> bool:
+        """Return True for two dates behind a verb like "book": "from 3 June to 6 June"."""
+        dates = [p.marker for p in self.found if p.kind == "date"] == self.data["span"]
+        return dates and self.verb in self.data["lasting"] and all(p.values or p.first for p in self.found)
+
+    def _measured(self, argument: Argued, phrase: Phrase, *, named: bool, new: bool) -> bool:
+        """Return True if a number may be this amount: a new value, a count or a payment."""
+        new |= named and phrase.marker == self.to
+        if len(phrase.values) > 1 or (phrase.kind == "money" and argument.words.isdisjoint(self.data["moneyed"])):
+            return False
+        if new or self.tool.effect == "pay":
+            return new or named or phrase.first or phrase.kind == "money"
+        guests = self.verb in self.data["lasting"] and self.tool.counted.issuperset(phrase.nouns)  # "for 2 guests"
+        plain = not phrase.marker or guests
+        return named and plain and phrase.kind == "number" and not self.relative
+
+    def _meant(self, argument: Argued, phrase: Phrase) -> bool:
+        """Return True if a value without a noun may be this argument."""
+        data, kind, role, marker = self.data, argument.kind, argument.role, phrase.marker
+        where, said, effect = marker in data["where"], phrase.values[0].text, self.tool.effect
+        identified = phrase.kind == "id"
+        if kind == "channel":
+            said_so = bool(marker) and phrase.kind != "word" and (not where or phrase.kind == "handle")
+            return said_so or (phrase.kind == "hash" and (bool(marker) or phrase.first))
+        if where and (kind == "place" or role == "venue"):
+            parts = {p for p in said.lower().split("-") if len(p) >= _REGION and not p.isdigit()}  # "prod-eu"
+            known = role == "environment" and bool(parts) and parts <= {*data["environments"]}
+            before = self.found[
+                self.found.index(phrase) - 1
+            ].kind  # "Women in Tech", "Ana at Acme", "the Hilton in Rome"
+            return (
+                known or (role == "venue" and phrase.kind != "word" and said not in data["no_places"])
+            ) and before not in {
+                "name",
+                "run",
+                "word",
+            }
+        if role == "container":
+            return bool(marker) and any(p.nouns for p in self.found)
+        if effect == "read" and kind in TARGETS:  # other tools may know a thing with the same name
+            return role == "file" and all(re.search(r"[./\\]", v.text) for v in phrase.values)
+        if kind == "object" and marker and role != "source" and not identified:
+            return False  # "port 80 on web-3"
+        if kind == "object" and "id" in argument.words and identified and PATH.search(said):
+            return False
+        if kind == "principal":
+            person = {"email", "handle", "name"} if marker == data["companion"] else {*data["kinds"][kind].split()}
+            person -= {"word"} if effect not in {"pay", "send"} else set()
+            numbered = identified and effect != "pay" and re.search(r"\d", said)  # "Add S-4 to P-4"
+            if phrase.kind not in person or numbered or (effect == "pay" and not argument.required):
+                return False
+        told = kind in {"principal", "object"} and (self.tool.apart or (kind, effect) == ("object", "pay"))
+        return not told or all(_somebody(v) == (kind == "principal") for v in phrase.values)
+
+    def _places(self, *names: str) -> Sequence[str]:
+        """Return the positions: of the first name with the verb, the effect or alone."""
+        places = self.data["places"]
+        keys = (
+            f"{key}{of}" for key in (" ".join(names), *names) for of in (f" {self.doing}", f" {self.tool.effect}", "")
+        )
+        return next(places[key].split() for key in keys if key in places)
+
+
+def _somebody(token: Token) -> bool:
+    """Return True if a value looks like a person's or firm's name or account."""
+    if token.kind == "id":
+        return token.text.replace("_", "").isalpha() or any(f.startswith("iban:") for f in forms(token.text))
+    return token.kind in {"email", "name", "word", "handle"}
