@@ -213,7 +213,8 @@ def wrong_field(exc: ValidationError, whole: str = "") -> str:
     first = exc.errors()[0]
     # Skip a union's own parts: they are not names of a field.
     name = ".".join(part for part in map(str, first["loc"]) if "[" not in part) or whole
-    return f"`{name}`: {first['msg']}" if name else first["msg"]
+    why = first["msg"].removeprefix("Value error, ")
+    return f"`{name}`: {why}" if name else why
 
 
 def unreadable(exc: Exception) -> str:

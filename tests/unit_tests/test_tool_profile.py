@@ -143,12 +143,14 @@ def test_an_undeclared_field_means_the_risky_thing() -> None:
     ({"audience": "https://bank.example"}, "audience"), ({"audience": [1]}, "audience.0"),
     ({"idempotent": "yes"}, "idempotent"), ({"idempotent": 1}, "idempotent"), ({"digest": 5}, "digest"),
     ({"idempotant": True}, "idempotant"), ("read", "read"), (None, "profile"), (["read"], "profile"),
+    ({"effect": "read", "author": "sender", "trust": "external"}, "profile"),
 ])
 def test_a_wrong_field_is_named(tmp_path: Path, fields: Any, field: str) -> None:
     """With the tool, and the file where there is one."""
     import yaml
 
-    assert f"profiles: pay: `{field}`" in refused({"lookup": {"effect": "read"}, "pay": fields})
+    said = refused({"lookup": {"effect": "read"}, "pay": fields})
+    assert f"profiles: pay: `{field}`" in said and "Value error" not in said
     path = tmp_path / "bank.yaml"
     path.write_text(yaml.safe_dump({"tools": {"lookup": {"effect": "read"}, "pay": fields}}))
     assert f"bank.yaml: pay: `{field}`" in refused(path)
