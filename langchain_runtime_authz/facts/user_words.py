@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Final
 
 from langchain_runtime_authz.facts.normal_forms import fold, forms, mentions, skeleton, tidy
@@ -28,21 +28,12 @@ _HOST: Final = re.compile(
 
 class UserWords:
     def __init__(self, texts: Sequence[str]) -> None:
-        self.said = lru_cache(maxsize=MAX_KNOWN)(self._said)
         # If there are too many words, the newest count.
         said = "\n".join(texts)[-MAX_TEXT:]
         hosts = (f for h in _HOST.finditer(said) for f in forms(f"https://{h[1].rstrip('.,;:!?*_')}"))
-        self._tokens = frozenset((*mentions(said), *hosts))
         self._text = fold(tidy(said))
+        self.said = lru_cache(maxsize=MAX_KNOWN)(partial(_said, frozenset((*mentions(said), *hosts)), self._text))
         self._looks: str | None = None
-
-    def _said(self, value_forms: tuple[str, ...]) -> bool:
-        """Return True if the user said the value; of a text, only whole words count."""
-        for form in value_forms:
-            kind, _, text = form.partition(":")
-            if form in self._tokens if kind != "text" else len(text) >= _SHORTEST and _within(text, self._text):
-                return True
-        return False
 
     def resembles(self, value: str) -> bool:
         """Return True if `value` looks like something the user said, but differs."""
@@ -52,6 +43,15 @@ class UserWords:
         if self._looks is None:
             self._looks = "".join(skeleton(self._text[i : i + 1024]) for i in range(0, len(self._text), 1024))
         return _within(look, self._looks)
+
+
+def _said(tokens: frozenset[str], words: str, value_forms: tuple[str, ...]) -> bool:
+    """Return True if the user said the value; of a text, only whole words count."""
+    for form in value_forms:
+        kind, _, text = form.partition(":")
+        if form in tokens if kind != "text" else len(text) >= _SHORTEST and _within(text, words):
+            return True
+    return False
 
 
 def _within(phrase: str, text: str) -> bool:
