@@ -15,12 +15,14 @@ from langgraph.errors import GraphBubbleUp, GraphInterrupt
 
 from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.errors import Code
+from langchain_runtime_authz.facts.checkpoint_head import OF_TASK
 from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph import task_answers
 from langchain_runtime_authz.langgraph.messages import kept
 from langchain_runtime_authz.langgraph.tool_call_parsing import parses_alike
 from langchain_runtime_authz.langgraph.tool_execution import Pending
 from langchain_runtime_authz.ledger.base import Approval, Committed, Conflict, Query
+from langchain_runtime_authz.ledger.changes import SetMark
 from langchain_runtime_authz.pep import approval_hitl
 from langchain_runtime_authz.pep.call import Call, DecidedCall
 from langchain_runtime_authz.pep.claim_calls import claim_again, claim_call, claim_once
@@ -166,7 +168,7 @@ def _ask(
         heard, withdrawn = private.of_execution(run.heard, config)  # questions answered, and calls withdrawn, so far
         for number in range(max((a.round + 1 for a, _ in before if a.id in heard), default=0), rounds):
             again = [(j, a) for a, j in before if a.round == number]
-            answer = yield from _answered(config, again)
+            answer = yield from _answered(run, config, again)
             heard.update(ids := {a.id for _, a in again})
             yield from _resolve(run, ids, answer)
             approved = [a for _, a in again if a.state == "approved"]
@@ -193,15 +195,14 @@ def _ask(
             raise GraphInterrupt(())
         if fresh and (here or (private.checkpointer_of(config) and not late)):
             yield from record_asks(run, fresh)
-            last = yield from approval_hitl.tell_changed(run, fresh, me)
-            if had is not None and last == private.interrupt_id(config):
-                task_answers.pass_number(config)  # an answer by id to that question is none to this one
+            yield from approval_hitl.tell_changed(run, fresh, me)
+            yield from _pass_others(run, config)
             opened = approval_hitl.questions(run, fresh, rounds, me, private.interrupt_id(config))
             if (here or not counted or rounds) and (yield from approval_hitl.over_cap(run, fresh)):
                 refused |= dict.fromkeys((j.key for j in fresh), Code.APPROVAL_CAPPED)
             elif (yield from approval_hitl.open_questions(run, fresh, opened)):
                 shown = list(zip(fresh, opened, strict=True))
-                answer = yield from _answered(config, shown, AskHere if here else Interrupt)
+                answer = yield from _answered(run, config, shown, AskHere if here else Interrupt)
                 heard.update(ids := {a.id for a in opened})
                 yield from _resolve(run, ids, answer)
             judged = yield from decide_calls(run, calls)  # this reports a run that has ended
@@ -215,8 +216,20 @@ def _ask(
         return [replace(j, decision=run.engine.deny_for_failure(exc, run)) for j in first]
 
 
+def _pass_others(run: Run, config: Mapping[str, Any], own: str = "") -> Flow[None]:
+    """Use up a node's numbers whose interrupt ids showed questions other than `own`."""
+    # An answer by id to such a question does not count for another one.
+    while task_answers.kept_answers(config) is not None and run.engine.on_ask is None:
+        mark = f"{OF_TASK}{private.interrupt_id(config)}"
+        if (held := (yield Load(run.scope, Query(marks=(mark,)))).marks.get(mark)) in (None, own):
+            if own and held is None:
+                yield Commit(run.scope, run.guard, [SetMark(mark, own)])
+            return
+        task_answers.pass_number(config)
+
+
 def _answered(
-    config: Mapping[str, Any], asked: Sequence[tuple[DecidedCall, Approval]], pause: Effect = Interrupt
+    run: Run, config: Mapping[str, Any], asked: Sequence[tuple[DecidedCall, Approval]], pause: Effect = Interrupt
 ) -> Flow[object]:
     """Return the answer to a question, and skip answers to earlier questions."""
     scratchpad, kept_here = private.scratchpad_of(config), task_answers.kept_answers(config)
@@ -228,16 +241,18 @@ def _answered(
     while True:
         for number, given in enumerate(scratchpad.resume if scratchpad is not None else ()):
             if private.interrupt_id(config, number) == own:
-                taken = kept_here is not None and number in kept_here
-                if taken or not task_answers.fits(given, ids):
-                    return None if settled and kept_here is not None else (yield (AskAgain, question))
-                task_answers.take_answers(config, [number])
-                return given
+                if task_answers.fits(given, ids) and not (kept_here and number in kept_here):
+                    task_answers.take_answers(config, [number])
+                    return given
+                if settled and kept_here is not None:
+                    return None
+                pause = AskAgain
+        yield from _pass_others(run, config, ids[0])
         if settled and private.interrupt_id(config) == own and private.unused_answer(config) is None:
             scratchpad.resume.append({task_answers.OURS: ids})  # it was answered outside the graph
             continue
         answer = yield pause(question)
-        if not own or scratchpad is None:
+        if pause is AskAgain or not own or scratchpad is None:
             return answer
 
 

@@ -173,23 +173,21 @@ def over_cap(run: Run, asked: Sequence[DecidedCall]) -> Flow[bool]:
     return False
 
 
-def tell_changed(run: Run, asked: Sequence[DecidedCall], task_id: str) -> Flow[str]:
-    """Hint at an unused approval of the task. Return the id of its last interrupt."""
+def tell_changed(run: Run, asked: Sequence[DecidedCall], task_id: str) -> Flow[None]:
+    """Add a hint if the LangGraph task has an unused approval with other arguments."""
     marks = [f"{OF_TASK}{task_id}:{j.call.tool}" for j in asked]
-    last = {**(yield Load(run.scope, Query(marks=(*marks, f"{OF_TASK}{task_id}")))).marks}
-    shown_last: str = last.pop(f"{OF_TASK}{task_id}", "")
+    last = (yield Load(run.scope, Query(marks=tuple(marks)))).marks
     held = (yield Load(run.scope, Query(calls=tuple(last.values())))).approvals if last else {}
     for j, mark in zip(asked, marks, strict=True):
         before = held.get(last.get(mark, ""))
         if before is not None and before.state == "approved" and before.call_key != j.key:
             j.evidence = (_CHANGED, *j.evidence)
-    return shown_last
 
 
 def open_questions(run: Run, asked: Sequence[DecidedCall], opened: Sequence[Approval]) -> Flow[bool]:
     """Record questions. Return False if the run has ended. Raises `AuditError`."""
     marks = [SetMark(f"{OF_TASK}{q.task_id}:{q.tool}", q.call_key) for q in opened if q.interrupt_id]
-    marks += [SetMark(f"{OF_TASK}{q.task_id}", q.interrupt_id) for q in opened[:1] if q.interrupt_id]
+    marks += [SetMark(f"{OF_TASK}{q.interrupt_id}", q.id) for q in opened[:1] if q.interrupt_id]
     done = yield Commit(run.scope, run.guard, [*map(AskApproval, opened), *marks])
     if isinstance(done, Conflict):
         return False

@@ -6,6 +6,8 @@ the tool asks by itself, and nobody protects the graph.
 
 from __future__ import annotations
 
+from unittest.mock import patch
+
 from langgraph.types import Send
 
 from ._kit import *
@@ -130,6 +132,42 @@ def test_an_answer_by_id_is_for_the_question_that_had_this_id_first(protected: b
     if protected:
         assert not bank.enter(Command(resume={left[payee].id: YES}))
         assert bank.ran == [BOB if payee == "bob" else ANN]
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
+def test_so_it_is_if_an_older_question_is_shown_again(protected: bool, how: str) -> None:
+    bank = Bank(protected, [["ann"]], how=how)
+    bank.enter(human())
+    bank.instead = "bob"
+    (other,) = bank.enter().values()
+    bank.instead = ""
+    assert [*bank.enter()] == ["ann"]
+    left = bank.enter(Command(resume={other.id: YES}))
+    assert bank.ran == ([] if protected else [ANN])
+    if protected:
+        assert [i.id for i in bank.enter().values()] == [left["ann"].id]
+        assert not bank.enter(Command(resume={left["ann"].id: YES}))
+        assert bank.ran == [ANN]
+
+
+@pytest.mark.parametrize("then", ["eve", "outside", "plain", "by id"])
+def test_so_it_is_if_the_process_dies_with_the_second_question(protected: bool, then: str) -> None:
+    """LangGraph then numbers a third one as the first. The second, shown again, needs one answer."""
+    bank = Bank(protected, [["ann"]])
+    (first,) = bank.enter(human()).values()
+    bank.instead = "bob"
+    with pytest.raises(OSError), patch.object(InMemorySaver, "put_writes", side_effect=OSError):
+        bank.enter()
+    bank.instead = "eve" if then == "eve" else "bob"
+    (asked,) = bank.enter().values()
+    if then == "outside":
+        bank.approve(asked)
+    answer = {first.id if then == "eve" else asked.id: YES}
+    left = bank.enter(None if then == "outside" else Command(resume=YES if then == "plain" else answer))
+    if then == "eve":
+        assert bank.ran == ([] if protected else [EVE])
+    elif protected:
+        assert (bank.ran, left) == ([BOB], {})
 
 
 def test_of_two_tasks_one_is_settled_outside(protected: bool) -> None:
