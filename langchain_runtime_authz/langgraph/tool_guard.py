@@ -147,21 +147,21 @@ def _decided_run(base: Any, call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _wraps(code: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
-    """Wrap as `functools.wraps` does, with annotations that are resolved once."""
+    """Wrap as `functools.wraps` does, with signature and annotations resolved once."""
 
     def wrap(function: Callable[..., Any]) -> Any:
-        wrapped = functools.wraps(code)(function)
-        if (hints := _hints(code)) is not None:
-            wrapped.__annotations__ = dict(hints)
+        wrapped: Any = functools.wraps(code)(function)
+        if (found := _resolved(code)) is not None:
+            wrapped.__signature__, wrapped.__annotations__ = found[0], dict(found[1])
         return wrapped
 
     return wrap
 
 
 @kept
-def _hints(code: Callable[..., Any]) -> dict[str, Any] | None:
+def _resolved(code: Callable[..., Any]) -> tuple[inspect.Signature, dict[str, Any]] | None:
     try:
-        return get_type_hints(code, include_extras=True)
+        return inspect.signature(code), get_type_hints(code, include_extras=True)
     except Exception:  # noqa: BLE001  (LangChain goes without them too)
         return None
 
