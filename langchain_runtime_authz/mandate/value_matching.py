@@ -96,7 +96,7 @@ def as_exact(value: object, named: object) -> bool:
     """Return True if a value is written as in `named`, or as the same ISO 8601 date."""
     values, choices = (scalars(each, MAX_ARGUMENT_NODES) or () for each in (value, named))
     moments = {part for one in choices for part in _moments(one)}
-    return all(v in choices or (_ISO.fullmatch(str(v)) and moments.issuperset(_moments(v))) for v in values)
+    return all(v in choices or (reading(v) and set() < {*_moments(v)} <= moments) for v in values)
 
 
 def _moments(value: object) -> Iterator[str]:

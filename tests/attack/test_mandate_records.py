@@ -110,6 +110,7 @@ CHOSEN: dict[str, tuple[Sequence[m.Step], m.Step, ToolProfile, Sequence[str]]] =
     "an older page of a longer list": ((m.Step("history", "bill"),), BY_ME, PAGED, ["2"]),
     "a name in another case, of which the service knows nothing": ((WORK,), IF_FREE, EVENTS, ["work"]),
     "a name with a blank": ((WORK,), IF_FREE, EVENTS, ["Work "]),
+    "a time in another zone": ((page("2026-05-19 12:00"),), IF_FREE, EVENTS, ["2026-05-19 12:00+05"]),
     "what one of two reads names": (
         (m.Step("which", "bill", {"month": m.OneOf(("1", "2"))}), page(m.Field("which", "date"))), IF_FREE, HISTORY, ["2", "2019-03-01"]
     ),

@@ -142,6 +142,9 @@ def test_no_record_meets_it_only_if_no_reading_does(condition, value, covered):
         ("2026-05-19", "2026-05-19 23:59", (), "ambiguous"),
         ("19 May", "2020-05-19", (), "ambiguous"),
         ("2026-05-19 12:00", "2026-05-19 12:00+05:00", (), "ambiguous"),
+        ("2026-05-19 12:00", "2026-05-19 12:00+05", (), "ambiguous"),
+        ("2026-05-19 12:00", "2026-05-19T12:00:00,0+05:00", (), "ambiguous"),
+        ("2026-05-19 00:00", "2026-05-19 12:00 am", (), "ambiguous"),
         (Own(), "a@x.org", ("a@x.org",), ""),
         (Own(), "a@x.org", ("a@x.org", "b@x.org"), "ambiguous"),
         ("2026-05-19", "19 May 2026", (), "ambiguous"),  # a service that does not read it finds nothing
