@@ -21,6 +21,7 @@ from langchain_runtime_authz.authzen import Decision, deny
 from langchain_runtime_authz.credential.current_call import current_scope
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import AuthzDenied, Code
+from langchain_runtime_authz.facts.checkpoint_head import OF_TASK
 from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph import tool_batch
 from langchain_runtime_authz.langgraph.callback_backstop import install
@@ -33,8 +34,10 @@ from langchain_runtime_authz.langgraph.tool_call_parsing import newest_plan
 from langchain_runtime_authz.langgraph.tool_execution import RunCode
 from langchain_runtime_authz.langgraph.tool_guard import guard_tool
 from langchain_runtime_authz.langgraph.tool_lookup import GUARDED, Profiles, is_guarded
+from langchain_runtime_authz.ledger.changes import SetMark
+from langchain_runtime_authz.pep.approval_hitl import approval_ids
 from langchain_runtime_authz.pep.decide_steps import ENTER, Entry, ToolNodeEntry, enter_node, kept
-from langchain_runtime_authz.pep.run import Effect, Engine, Flow, Run, adrive, drive
+from langchain_runtime_authz.pep.run import Commit, Effect, Engine, Flow, Run, adrive, drive
 
 
 def is_gated(bound: object) -> bool:
@@ -164,8 +167,11 @@ def _ended(run: Run, node: NodeCalls, input: Any, failed: BaseException | None, 
     if isinstance(failed, GraphInterrupt):
         own = private.interrupt_id(node.config)
         asked = [i for i in (failed.args[0] if failed.args else ()) if i.id == own]
-        if len(asked) == 1:  # the node is a review, which asks about the calls of the newest message
+        if len(asked) == 1:
+            # The node may be a review, which asks about the calls of the newest message.
             yield from note_question(run, newest_plan(input), asked[0])
+            if not approval_ids(asked[0].value):
+                yield Commit(run.scope, None, [SetMark(f"{OF_TASK}{own}", "own")])
     denied = isinstance(failed, AuthzDenied) and not isinstance(failed, AuthzHalt)
     if denied and (update := node.answered(cast("AuthzDenied", failed), channels)) is not None:
         return update
