@@ -67,7 +67,7 @@ FITS: Final = Finding("", "")
 class Reader:
     """Compare one call's values with a mandate's arguments. Results are cached."""
 
-    __slots__ = ("_allowed", "_echoes", "_fitting", "_found", "_outputs", "_own", "_steps", "_task", "_words")
+    __slots__ = ("_allowed", "_echoes", "_fitting", "_found", "_outputs", "_own", "_steps", "_sure", "_task", "_words")
 
     def __init__(
         self, steps: Mapping[str, model.Step], outputs: reads.Outputs, own: tuple[Any, ...], words: str, task: str = ""
@@ -78,6 +78,7 @@ class Reader:
         self._found: dict[tuple[int, bool], list[Row] | str] = {}
         self._allowed: dict[int, str] = {}
         self._echoes: dict[tuple[str, int], set[str | None]] = {}  # outputs of `_fitting`, which keeps them alive
+        self._sure: dict[tuple[str, int, bool], list[reads.Output]] = {}
 
     def check(self, argument: model.Argument, value: object, kind: str) -> Finding:
         """Compare a value, for an argument of the kind `kind`, with what the step orders."""
@@ -307,6 +308,8 @@ class Reader:
         outputs = self.fitting(argument.step)
         if not outputs or not all(output.complete for output in outputs):
             return "unread"
+        if isinstance(argument, model.Pick) and (argument.max or argument.min):
+            outputs = self._settled(argument.step, choices=1)  # another read may show other records
         chosen: list[Row] = []
         for output in outputs:
             for row in rows_of(output, argument.path, self._own):
@@ -322,37 +325,34 @@ class Reader:
         if isinstance(argument, model.Each):
             return chosen
         for name, sign in ((argument.max, 1), (argument.min, -1)):
-            if name is not None:
-                best = extreme(chosen, name, sign) if self._settled(argument.step, choices=1) else None
-                if best is None:
-                    return "ambiguous"
-                chosen = best
+            chosen = extreme(chosen, name, sign) if name is not None else chosen
         one = {record_key(row): row for row in chosen}
         return list(one.values()) if len(one) == 1 else "ambiguous"
 
-    def _settled(self, name: str, *, choices: int = 0, verbatim: bool = False) -> bool:
-        """Return True if the mandate, and not the model, chose all that a step reads.
+    def _settled(self, name: str, *, choices: int = 0, verbatim: bool = False) -> list[reads.Output]:
+        """Return a step's reads if the mandate, not the model, chose all of them.
 
         `choices`: how many arguments may be a `OneOf`, of which all values were read.
         """
-        step = self._steps[name]
-        several = [(n, one) for n, a in step.args.items() if isinstance(a, model.OneOf) for one in a.values]
-        if len({n for n, _ in several}) > choices or not all(isinstance(a, _CHOICES) for a in step.args.values()):
-            return False
-        settled = [output for output in self.fitting(name) if self._given(step, output, verbatim=verbatim)]
-        read = (any(as_exact(argument_of(o.args, n), one) for o in settled) for n, one in several)
-        return bool(settled) and all(read)
+        step, sought = self._steps[name], (name, choices, verbatim)
+        if sought not in self._sure:
+            several = [(n, one) for n, a in step.args.items() if isinstance(a, model.OneOf) for one in a.values]
+            few = len({n for n, _ in several}) <= choices and all(isinstance(a, _CHOICES) for a in step.args.values())
+            settled = [output for output in self.fitting(name) if few and self._given(step, output, verbatim=verbatim)]
+            read = (any(as_exact(argument_of(o.args, n), one) for o in settled) for n, one in several)
+            self._sure[sought] = settled if all(read) else []
+        return self._sure[sought]
 
     def _given(self, step: model.Step, output: reads.Output, *, verbatim: bool) -> bool:
         """Return True if a read was given what the step names, and nothing else."""
         for n, a in step.args.items():
-            named: Any = getattr(a, "value", self._own)
             one = not isinstance(a, model.Own) or len(self._own) == 1
+            named: Any = a.values if isinstance(a, model.OneOf) else getattr(a, "value", self._own)
             if isinstance(a, model.Field | model.Pick):
-                one = self._settled(a.step, choices=isinstance(a, model.Pick), verbatim=verbatim)
+                one = bool(self._settled(a.step, choices=isinstance(a, model.Pick), verbatim=verbatim))
                 named = [reads.nodes_at(o.value, a.path) for o in self.fitting(a.step)]
-            exact = isinstance(a, model.OneOf) or not (verbatim or n in output.profile.when)
-            if not one or not (exact or as_exact(argument_of(output.args, n), named)):
+            exact = verbatim or n in output.profile.when or isinstance(a, model.OneOf)
+            if not one or (exact and not as_exact(argument_of(output.args, n), named)):
                 return False
         given = {n: output.args.get(n) for n in output.given}
         empty = {n: 0 for n, v in given.items() if absent(v) and v is not None}  # it may leave out all records

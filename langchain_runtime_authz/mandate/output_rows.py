@@ -81,16 +81,16 @@ def values_of(row: Row, path: str) -> list[Any]:
     return [None] if (found := reads.scalars(nodes, MAX_ITEMS, mappings=False)) is None else found
 
 
-def extreme(rows: Sequence[Row], name: str, sign: int) -> list[Row] | None:
-    """Return the greatest (`sign` 1) or least (-1) rows; None if not comparable."""
+def extreme(rows: Sequence[Row], name: str, sign: int) -> list[Row]:
+    """Return the greatest (`sign` 1) or least (-1) rows; none if not comparable."""
     best: list[Row] = []
     for row in rows:
         values = values_of(row, within_row(row, name))
         if len(values) != 1 or compare(values[0], values[0]) is None:
-            return None
+            return []
         order = compare(values[0], values_of(best[0], within_row(best[0], name))[0]) if best else 1 * sign
         if order is None:
-            return None
+            return []
         if order * sign > 0:
             best = [row]
         elif order == 0:

@@ -98,19 +98,21 @@ def test_what_a_service_adds_to_a_text_of_the_agent_s_does_not_make_it_the_user_
 
 def of_page(page: str) -> list[Any]:
     """What a strict service returns: the newest records, older ones by page, and nothing for a page that it does not have."""
-    return {"1": [OWN], "2": [{**OWN, "to": BOB, "date": "2019-03-01"}], "Work": [{"start": "2026-05-19 12:00"}]}.get(page, [])
+    newer = [{**OWN, "to": BOB, "date": "2026-05-01"}]
+    return {"1": [OWN], "2": [{**OWN, "to": BOB, "date": "2019-03-01"}], "2026-05-01": [OWN], "2026-05-01 23:00": newer, "Work": [{"start": "2026-05-19 12:00"}]}.get(page, [])
 
 
 def page(value: Any) -> m.Step:
     return m.Step("history", "bill", {"month": value})
 
 
-PAGED, WORK = HISTORY.model_copy(update={"free": ("month",)}), page("Work")
+PAGED, DATED, WORK = HISTORY.model_copy(update={"free": ("month",)}), HISTORY.model_copy(update={"when": ("month",)}), page("Work")
 CHOSEN: dict[str, tuple[Sequence[m.Step], m.Step, ToolProfile, Sequence[str]]] = {
     "an older page of a longer list": ((m.Step("history", "bill"),), BY_ME, PAGED, ["2"]),
     "a name in another case, of which the service knows nothing": ((WORK,), IF_FREE, EVENTS, ["work"]),
     "a name with a blank": ((WORK,), IF_FREE, EVENTS, ["Work "]),
     "a time in another zone": ((page("2026-05-19 12:00"),), IF_FREE, EVENTS, ["2026-05-19 12:00+05"]),
+    "a part of a day next to the days that the mandate names": ((page(m.OneOf(("2026-05-01",))),), BY_ME, DATED, ["2026-05-01", "2026-05-01 23:00"]),
     "what one of two reads names": (
         (m.Step("which", "bill", {"month": m.OneOf(("1", "2"))}), page(m.Field("which", "date"))), IF_FREE, HISTORY, ["2", "2019-03-01"]
     ),
