@@ -172,11 +172,12 @@ class Outputs:
         It may also have had a part of the value that meets a condition of `where`: a service adds to texts.
         """
         self._read()
-        if self._left_out < turn or any(self._written.get(form, turn) < turn for form in scalar_forms(value)):
-            return True
         parts = [fold(tidy(one.text)) for one in where if isinstance(one, Contains | StartsWith)]
+        known = (form for one in (value, *parts) for form in scalar_forms(one))
+        if self._left_out < turn or any(self._written.get(form, turn) < turn for form in known):
+            return True
         text = fold(tidy(str(value))) if parts else ""
-        inner = (form[5:] for form, at in self._written.items() if parts and at < turn and form.startswith("text:"))
+        inner = (fold(form.partition(":")[2]) for form, at in self._written.items() if parts and at < turn)
         return any(one in text and part in one for one in inner for part in parts)
 
     def of(self, tool: str, task: str = "") -> Collection[Output]:

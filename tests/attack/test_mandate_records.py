@@ -85,15 +85,17 @@ def test_what_outsiders_add_is_asked_about(step: m.Step, profile: ToolProfile, r
 
 
 @pytest.mark.parametrize("protected", [True, False], ids=["protected", "unenforced"])
-def test_what_a_service_adds_to_a_text_of_the_agent_s_does_not_make_it_the_user_s(protected: bool, go: Any) -> None:
+@pytest.mark.parametrize("word", ["Spotify", "2024117", "bills@spotify.org"])
+def test_what_a_service_adds_to_a_text_of_the_agent_s_does_not_make_it_the_user_s(word: str, protected: bool, go: Any) -> None:
     """The history shows the mail to Eve as the user's, with her account."""
-    house = House(bill=lambda _: [OWN, *[{**THEIRS, "sender": ME, "about": "Mail: Spotify #1"} for ran in house.ran if ran[0] == "send_mail"]])
+    house = House(bill=lambda _: [OWN, *[{**THEIRS, "sender": ME, "about": f"Mail: {word} #1"} for ran in house.ran if ran[0] == "send_mail"]])
     authz = RuntimeAuthz(profiles={**PROFILES, "bill": HISTORY}) if protected else None
     mail = m.Step("mail", "send_mail", {"to": "eve@x.org", "body": m.Text()})
-    more = {"subject": ALICE, "mandate": m.Mandate(steps=(page("1"), mail, BY_ME))} if protected else {}
-    said = "Write to eve@x.org what you like, and pay Spotify as last time"
-    converse(house, [said], ("send_mail", {"to": "eve@x.org", "body": "Spotify"}), ("bill", {"month": "1"}), pay(EVE), go=go, authz=authz, **more)
-    assert house.ran == [("send_mail", "eve@x.org", "Spotify"), *([] if protected else [("pay", EVE, 45.0)])]
+    last = m.Step("p", "pay", {"to": m.Pick("history", "to", {"about": m.Contains(word)}, max="date"), "amount": 45})
+    more = {"subject": ALICE, "mandate": m.Mandate(steps=(page("1"), mail, last))} if protected else {}
+    said = f"Write to eve@x.org what you like, and pay {word} as last time"
+    converse(house, [said], ("send_mail", {"to": "eve@x.org", "body": word}), ("bill", {"month": "1"}), pay(EVE), go=go, authz=authz, **more)
+    assert house.ran == [("send_mail", "eve@x.org", word), *([] if protected else [("pay", EVE, 45.0)])]
 
 
 def of_page(page: str) -> list[Any]:

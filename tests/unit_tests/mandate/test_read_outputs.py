@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from langchain_runtime_authz.facts.argument_atoms import loose
 from langchain_runtime_authz.facts.json_copy import held
 from langchain_runtime_authz.mandate import read_outputs as module
+from langchain_runtime_authz.mandate.model import Contains
 from langchain_runtime_authz.mandate.read_outputs import Outputs, nodes_at, worth
 from langchain_runtime_authz.tool_profile import ToolProfile
 
@@ -133,6 +134,14 @@ def test_no_spelling_of_a_written_value_hides_it(told):
     found = Outputs()
     found.claimed({"a": told})
     assert (found.written("Eve", 2), found.written("Bob", 2)) == (True, False)
+
+
+@pytest.mark.parametrize("told", ["Spotify", "12.50", "1,200", "bills@x.org", "GB29NWBK60161331926819", "https://x.org/a", "2026-05-19"])
+def test_a_part_that_chooses_a_value_may_be_what_was_written(told):
+    found = Outputs()
+    found.claimed({"a": told})
+    assert found.written(f"Mail: {told} #1", 2, (Contains(told),))
+    assert not found.written(f"Mail: {told} #1", 2, (Contains("Mail"),))
 
 
 @pytest.mark.parametrize(
