@@ -295,7 +295,9 @@ def _holds(
         return None
     if isinstance(condition, Own):
         # A name or an address with more around it may be the subject's.
-        return among(value, own) or (None if not own or any(stands(one, str(value)) for one in own) else False)
+        shown = mentions(str(value)).keys()
+        unsure = not own or any(stands(one, str(value)) or not shown.isdisjoint(scalar_forms(one)) for one in own)
+        return among(value, own) or (None if unsure else False)
     if isinstance(condition, Eq):
         # This compares dates as dates, and text in any case.
         return same(value, condition.value, "when") or (None if _close(value, condition.value) else False)

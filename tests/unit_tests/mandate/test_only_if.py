@@ -281,10 +281,11 @@ def test_without_identifiers_nothing_is_the_user_s_own():
     [
         ("Alice <Alice@x.org>", True), ("U02AB1C", True), ("u02ab1c", None), ("12345678", True), ("+12345678", None),
         ("alice@x.org.", None), ("alice@x.org (Alice)", None), ("alice@x.org.example", None), ("malice@x.org", False),
+        ("IBAN: DE89 3704 0044 0532 0130 00", None), ("tel:+442079460000", None), ("IBAN: DE21 5001 0517 9625 8629 11", False),
     ],
 )  # fmt: skip
 def test_an_own_identifier_is_read_like_a_recipient(value, found):
-    assert meets(Own(), [value], ("alice@x.org", "U02AB1C", "12345678")) is found
+    assert meets(Own(), [value], ("alice@x.org", "U02AB1C", "12345678", ME, "+44 20 7946 0000")) is found
 
 
 @pytest.mark.parametrize(("kind", "fits"), [("principal", True), ("", False), ("value", False)])
