@@ -217,7 +217,7 @@ def _answered(run: Run, config: Mapping[str, Any]) -> Flow[None]:
     asks = shown(snapshot.asks, questions)
     ids = {a.interrupt_id for a in asks}
     named = ids & value.keys() if isinstance(value, Mapping) else set()
-    if named or len(ids) == 1:
+    if named or (len(ids) == 1 and not private.is_resume_map(value)):
         yield from answer(run, [a for a in asks if not named or a.interrupt_id in named], value)
     elif not ids and any(a.allowed != TAKES_ANY for a in snapshot.asks):
         run.keyed_thread = thread  # a question that nobody was shown takes no plain answer

@@ -462,6 +462,22 @@ def test_a_partial_answer_leaves_the_question_open_whichever_task_is_first(go: s
     assert len(ran) == 3
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_an_answer_by_id_leaves_the_question_of_an_agent_beside_open(go: str, ran: Any, first: int) -> None:
+    authz, builder = authz_with(asking("pay")), StateGraph(MessagesState)
+    for to in ("ann", "bob"):
+        agent = built("middleware", authz, replying([call("pay", {"to": to, "amount": 1}, to)]), [pay_tool(ran)], named=to)
+        builder.add_node(to, agent).add_edge(START, to)
+    graph = builder.compile(checkpointer=InMemorySaver())
+    asked = said(go, authz, graph, human(), THREAD)["__interrupt__"]
+    for left in (asked[1 - first :][:1], []):
+        given = {i.id: {"decisions": [APPROVE]} for i in asked if i not in left}
+        state = said(go, authz, graph, Command(resume=given), THREAD)
+        assert [i.id for i in state.get("__interrupt__", ())] == [i.id for i in left]
+        asked = left
+    assert sorted(to for to, *_ in ran) == ["ann", "bob"]
+
+
 def test_an_outer_answer_is_none_to_a_question_of_an_agent_below(go: str, ran: Any) -> None:
     """Both under the middleware alone: what resumed the outer agent approves nothing in a thread of the inner one's."""
     pdp = asking("pay", "ask_agent")
