@@ -13,7 +13,7 @@ from math import prod
 from typing import Final, NamedTuple
 
 from langchain_runtime_authz.facts.normal_forms import forms
-from langchain_runtime_authz.mandate.languages import Token, singular, words_of
+from langchain_runtime_authz.mandate.languages import NUMBER, Token, singular, words_of
 from langchain_runtime_authz.mandate.vocabulary import TARGETS, Argued, Tool
 
 PATH: Final = re.compile(r"[/\\]|\.[a-z]{2,4}$")
@@ -110,6 +110,11 @@ class Assignment:
             found[a.name] for a in self.tool.arguments if a.name in found and a.kind in {"object", "name", "place"}
         ]
         inward = [n for n, p in enumerate(order) if p.marker in {self.to, "into"}]
+        people = [
+            found[a.name] for a in self.tool.arguments if a.name in found and a.kind == "principal" and a.receives
+        ]
+        if any(not p.marker for p in people) and any(p.marker == self.to for p in found.values()):
+            return True  # "Reassign Ana to the lead L-5"
         moves = self.doing == "bring" or self.verb in self.data["adding"]
         return moves and any(not p.marker for n, p in enumerate(order) for at in inward if n > at)
 
@@ -130,7 +135,8 @@ class Assignment:
         if any(self._doubts(argument, phrase)):
             return False
         if phrase.kind == "counted":
-            return kind == "object" and not role and self.tool.counts
+            own = {*data["counted"], singular(phrase.values[0].lower.split()[-1])}
+            return kind == "object" and not role and self.tool.counts and not argument.words.isdisjoint(own)
         if phrase.kind not in {"number", "money"} and argument.types and argument.types <= _COUNTS:
             return False
         kinds = [data["kinds"][kind], data["kinds"].get(role, ""), data["named"].get(kind, "") if named or new else ""]
@@ -140,10 +146,12 @@ class Assignment:
             return False  # a new value stands behind "to"
         if kind == "amount" and not self._measured(argument, phrase, named=named, new=new):
             return False
+        if kind == "principal" and not marker and self.verb in data["replacing"]:
+            return False  # "Replace the teacher Ana in class C-5"
         if self.relative and kind in TARGETS and marker in data["setting"] and not phrase.nouns:
             return False  # "Change the manager Ana to Bob" changes nothing of Bob's
         if new or (kind in TARGETS and role != "goal" and marker == self.of):
-            receives = effect in {"pay", "send"} or not argument.words.isdisjoint(data["receivers"])
+            receives = effect in {"pay", "send"} or argument.receives
             return new or (argument.required and not (kind == "principal" and receives))
         if not named and not self._meant(argument, phrase):
             return False
@@ -156,7 +164,8 @@ class Assignment:
         if role == "start" and (stays or (self.to in markers) != self.moving):
             return False  # "Move the meeting M-1 on 4 June 2027" does not say to when
         place = marker or ("first" if phrase.first or phrase.nouns else "later")
-        labels = [*self._places("labelled", "goal" if role == "goal" else kind), *data["naming"]] if named else []
+        whose = role if f"labelled {role}" in data["places"] else kind
+        labels = [*self._places("labelled", whose), *data["naming"]] if named else []
         labels = [] if role == "source" else labels
         return place in [*self._places(role, kind), *labels]
 
@@ -178,6 +187,11 @@ class Assignment:
             not (p.marker or p.nouns) and p.kind not in {"choice", "number", "money"} for p in others
         )
         yield kind == "name" and several  # "Label M-1 Taxes"
+        yield kind == "object" and phrase.kind == "email" and not argument.words.isdisjoint(self.data["letters"])
+        if plain and kind in TARGETS and not phrase.nouns:
+            words = value.lower.split()
+            yield last != words[-1] or any(w.endswith(("est", "ed", "ly")) or w in self.data["manners"] for w in words)
+            yield phrase.kind == "run" and self.tool.effect in {"delete", "admin"} and last not in self.tool.labels
 
     def _spans(self) -> bool:
         """Return True for two dates behind a verb like "book": "from 3 June to 6 June"."""
@@ -187,6 +201,10 @@ class Assignment:
     def _measured(self, argument: Argued, phrase: Phrase, *, named: bool, new: bool) -> bool:
         """Return True if a number may be this amount: a new value, a count or a payment."""
         new |= named and phrase.marker == self.to
+        code = re.sub(NUMBER, "", phrase.values[0].text).strip()
+        coins = argument.words & {*(c.lower() for c in self.data["currencies"].values()), *self.data["minor"]}
+        if coins and phrase.kind == "money" and coins != {self.data["currencies"][code].lower()}:
+            return False  # "Pay Bob 45 USD" fills no `amount_eur`
         if len(phrase.values) > 1 or (phrase.kind == "money" and argument.words.isdisjoint(self.data["moneyed"])):
             return False
         if new or self.tool.effect == "pay":
@@ -225,9 +243,16 @@ class Assignment:
         if kind == "object" and "id" in argument.words and identified and PATH.search(said):
             return False
         if kind == "principal":
+            behind = self.found[self.found.index(phrase) - 1] if phrase is not self.found[0] else phrase
+            gives = self.dative or self.doing in {"bring", "share"} or self.verb in {*data["asking"], *data["tellings"]}
+            if marker == self.to and not (behind.values or gives or effect == "pay"):
+                return False  # "Cancel my subscription to Netflix"
             person = {"email", "handle", "name"} if marker == data["companion"] else {*data["kinds"][kind].split()}
-            person -= {"word"} if effect not in {"pay", "send"} else set()
-            numbered = identified and effect != "pay" and re.search(r"\d", said)  # "Add S-4 to P-4"
+            person -= set() if effect == "send" and marker else {"word"}  # "Pay rent 900 EUR", "Message received: hi"
+            acronym = effect != "pay" and said.isupper() and not re.search(r"\s", said)  # "Disable SSO"
+            numbered = acronym or (
+                identified and re.search(r"[/\\.]" if effect == "pay" else r"[/\\.\d_-]", said)
+            )  # "Add S-4 to P-4"
             if phrase.kind not in person or numbered or (effect == "pay" and not argument.required):
                 return False
         told = kind in {"principal", "object"} and (self.tool.apart or (kind, effect) == ("object", "pay"))

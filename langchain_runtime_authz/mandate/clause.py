@@ -64,12 +64,17 @@ class Clause:
         if rest[0].kind == "quote":
             self.at = behind + 1
             return self._add("dictation", (), rest[0])
+        told = {*self.data["tellings"], *self.data["asking"], *self.data["noting"], *self.data["answering"]}
+        if token.lower in self.data["relatives"] and self.verb not in told:
+            return False  # "Cancel the order O-5 that was late"
         polite = self.language.match("tails", rest, 1) + 1 == len(rest)
         if token.lower in self.data["relatives"] and (polite or rest[1].lower in self.language.prepositions):
             return False  # "Email Ana that report"
         colon = self.tokens[behind - 1].kind == "colon"
         aside = any(not re.search(r"\w|," if colon else r"\w", t.text[:2]) for t in rest)
         timed = not colon and any(t.kind == "date" or t.lower in self.data["times"] for t in rest[-2:])
+        about = {singular(t.lower) for t in rest if t.lower not in self.language.prepositions}
+        aside |= not about.isdisjoint({*self.data["about"], *(self.tool.labels - self.tool.spoken)})
         if aside or timed or self.tool.effect not in {"send", "write"} or not self.tool.texts:
             return False
         self.at = len(self.tokens) - 1
@@ -249,9 +254,9 @@ class Clause:
         labels, (first, *_), capitals = self.tool.labels, words, [t.kind == "name" for t in words]
         inner = words if self.language.value(behind) else words[:-1]
         strange = not all(capitals) and singular(first.lower) in self.strange
-        return (
-            labels.isdisjoint(singular(t.lower) for t in inner) and not strange and capitals == sorted(capitals)[::-1]
-        )
+        mixed = any(capitals) and not all(capitals) and singular(words[-1].lower) not in labels  # "Netflix temporarily"
+        strange = strange or mixed or capitals != sorted(capitals)[::-1]
+        return labels.isdisjoint(singular(t.lower) for t in inner) and not strange
 
     def _step(self, bound: Mapping[str, Phrase], digest: str) -> Step:
         """Return the step. A quotation without a label is the whole main text."""

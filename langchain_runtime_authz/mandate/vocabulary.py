@@ -27,6 +27,7 @@ class Argued:
     required: bool
     choices: frozenset[str]
     types: frozenset[str]  # JSON types; empty if the schema has none
+    receives: bool  # or does it: its value is never an owner, as in "Ana's tickets"
 
 
 def _listed(value: object) -> Sequence[Any] | None:
@@ -37,9 +38,20 @@ def _mapped(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-class Labelled(Protocol):
-    """A phrase: nouns that may name an argument, and maybe values."""
+def _closest(named: list[Argued], phrase: Labelled) -> list[Argued]:
+    """Keep the arguments that the nouns name best: "new server" is `new_server`."""
+    nouns = {*phrase.nouns}
+    most = max((len(a.words & nouns) for a in named), default=0)
+    named = [a for a in named if len(a.words & nouns) == most]
+    least = min((len(a.words - nouns) for a in named), default=0)
+    return [a for a in named if phrase.marker or not phrase.values or len(a.words - nouns) == least]
 
+
+class Labelled(Protocol):
+    """A phrase: a preposition or "", nouns that may name an argument, and values."""
+
+    @property
+    def marker(self) -> str: ...
     @property
     def nouns(self) -> Sequence[str]: ...
     @property
@@ -100,7 +112,7 @@ class Tool:
     def argued(self, phrase: Labelled, *, relative: bool) -> list[Argued]:
         """Return the arguments that nouns name. `relative`: a verb that changes a value."""
         nouns = {*phrase.nouns}
-        named = [a for a in self.arguments if a.words & nouns]
+        named = _closest([a for a in self.arguments if a.words & nouns], phrase)
         if named or not nouns or nouns != self.nouns:
             return named
         if not phrase.values:
@@ -111,11 +123,15 @@ class Tool:
     def _argued(self, name: str, kind: str, needed: Sequence[Any] | None) -> Argued:
         data, words = self.language.data, {*words_of(name)}
         roles = [r for r, (of, said) in data["roles"].items() if kind in (of or kind).split() and words & {*said}]
-        role = roles[0] if roles else "start" if kind == "when" and len(self.profile.when) == 1 else ""
+        role = roles[0] if roles else ""
+        if kind == "when" and not role:  # "on 3 June" tells when it is done, and not `return_date`
+            own = words - {*data["moments"]} <= self.nouns.union(*self.entries)
+            role = "end" if not own else "start" if len(self.profile.when) == 1 else ""
         role = "" if role == "container" and self.alone else role
         given = _mapped(self.properties.get(name))
         options = [given, *map(_mapped, _listed(given.get("anyOf")) or ())]
         types = frozenset(t for o in options if isinstance(t := o.get("type"), str))
         required = name in needed if needed is not None else kind not in {"when", "text"} and role != "named_only"
         choices = frozenset(c for c in _listed(given.get("enum")) or () if isinstance(c, str))
-        return Argued(name, kind, frozenset((*words, kind)), role, required, choices, types)
+        receives = not words.isdisjoint(data["receivers"])
+        return Argued(name, kind, frozenset((*words, kind)), role, required, choices, types, receives)
