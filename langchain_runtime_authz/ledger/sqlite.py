@@ -155,10 +155,10 @@ class _Tx:
         # 0 stands for no rows, because Python would look for an adapter for each `None`.
         given += [dumps(some).decode() if some else 0 for some in several]
         given += (found.version.version, found.nonce, int(bool(found.seen)))
-        written = self.conn.execute(_KEEP, given).fetchall()
+        ((position,),) = self.conn.execute(_KEEP, given).fetchall()
         if self.conn.in_transaction:
             self.conn.execute("COMMIT")
-        return (int(written[0][0]), SEEN) if written else None
+        return (position, SEEN) if position is not None else None
 
 
 # Only triggers let one statement write to several tables. The triggers are temporary, so no other program fires them.
@@ -168,36 +168,45 @@ _GIVEN: Final = (
     *(f"put_{name}" for name in PUTS),
     *(f"drop_{name}" for name in DROPS),
 )
-_VIEW: Final = f"CREATE TEMP VIEW kept AS SELECT {', '.join(f'NULL AS {name}' for name in _GIVEN)}"
-_EACH: Final = "FROM json_each(NEW.{0}) WHERE NEW.{0} <> 0"
-_TRIGGER: Final = "CREATE TEMP TRIGGER keep_{} INSTEAD OF INSERT ON kept WHEN {} BEGIN {}; END"
+_VIEW: Final = f"CREATE TEMP VIEW kept AS SELECT {', '.join(f'NULL AS {name}' for name in (*_GIVEN, 'fresh'))}"
+_OFTEN: Final = (
+    "plan",
+    "by_call",
+    "calls",
+    "budgets",
+    "values",
+)  # a turn writes these; they share a trigger, because each one costs time
 
 
 def _triggers() -> Iterator[str]:
-    """Yield the SQL of a trigger for each table. The triggers may fire in any order."""
+    """Yield the SQL of the triggers, which may fire in any order."""
     of, same = "NEW.tenant, NEW.thread", "tenant = NEW.tenant AND thread = NEW.thread"
     row = THREAD.sql(f"VALUES ({of}, {', '.join(f'NEW.{name}' for name in THREAD.columns)})")
     entry = f"INSERT INTO journal (tenant, thread, nonce, at) VALUES ({of}, NEW.nonce, NEW.at)"
-    yield _TRIGGER.format("thread", "true", f"{row}; {entry}")
-    for name, write in PUTS.items():
-        columns = ", ".join(f"json_extract(value, '$[{place}]')" for place in range(len(write.columns)))
-        sql = write.sql(f"SELECT {of}, {columns} {_EACH.format(f'put_{name}')}")
-        when = f"NEW.put_{name} <> 0"
-        if name in DROPS:
-            table, column = DROPS[name]
-            keys = f"SELECT value {_EACH.format(f'drop_{name}')}"
-            sql = f"DELETE FROM {table} WHERE {same} AND {column} IN ({keys}); {sql}"
-            when += f" OR NEW.drop_{name} <> 0"
-        yield _TRIGGER.format(name, when, sql)
+    seldom = [name for name in PUTS if name not in _OFTEN]
+    some = " OR ".join(f"NEW.{name} <> 0" for name in _GIVEN if name.partition("_")[2] in seldom)
+    for names, when, sql in ((_OFTEN, "true", [row, entry]), (seldom, some, [])):
+        for name in names:
+            if name in DROPS:
+                table, column = DROPS[name]
+                keys = f"NEW.drop_{name} <> 0 AND {column} IN (SELECT value FROM json_each(NEW.drop_{name}))"
+                sql.append(f"DELETE FROM {table} WHERE {same} AND {keys}")
+            columns = ", ".join(f"json_extract(value, '$[{place}]')" for place in range(len(PUTS[name].columns)))
+            sql.append(
+                PUTS[name].sql(f"SELECT {of}, {columns} FROM json_each(NEW.put_{name}) WHERE NEW.put_{name} <> 0")
+            )
+        on = f"INSTEAD OF INSERT ON kept WHEN NEW.fresh AND ({when})"
+        yield f"CREATE TEMP TRIGGER keep_{names[0]} {on} BEGIN {'; '.join(sql)}; END"
 
 
 _NEWEST: Final = "FROM journal WHERE tenant = ?1 ORDER BY position DESC LIMIT 1"
 # Write only if since the read nobody has committed for the tenant, removed the thread or changed the schema.
 _KEEP: Final = (
-    f"INSERT INTO kept SELECT {', '.join(f'?{number + 1}' for number in range(len(_GIVEN)))} WHERE"
+    f"INSERT INTO kept VALUES ({', '.join(f'?{number + 1}' for number in range(len(_GIVEN)))},"
     f" ((SELECT max(version) FROM migration), coalesce((SELECT nonce {_NEWEST}), ''),"
     " (SELECT count(*) FROM thread WHERE tenant = ?1 AND thread = ?2)) ="
-    f" (?{len(_GIVEN) + 1}, ?{len(_GIVEN) + 2}, ?{len(_GIVEN) + 3}) RETURNING (SELECT position {_NEWEST})"
+    f" (?{len(_GIVEN) + 1}, ?{len(_GIVEN) + 2}, ?{len(_GIVEN) + 3}))"
+    f" RETURNING CASE WHEN fresh THEN (SELECT position {_NEWEST}) END"
 )
 
 
