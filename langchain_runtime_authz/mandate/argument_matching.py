@@ -186,7 +186,7 @@ class Reader:
             echo = self._echoes[step, id(output)] = set(reads.told(chosen))  # with None if there is too much
         for value in values:
             # A long text is prose, and one of the user's own may quote somebody else.
-            if where != () and isinstance(value, str) and (len(value) > SHORT or "\n" in value):
+            if where != () and isinstance(value, str) and (len(value) > SHORT or len(value.splitlines()) > 1):
                 return False
             echoes = None in echo or not echo.isdisjoint(reads.scalar_forms(value))
             if echoes or self._outputs.written(value, output.turn, where or ()):

@@ -211,6 +211,8 @@ BY_TEXT = Pick("history", "to", {"about": Contains("Spotify")}, max="date")
     (BY_TEXT, [OWN, THEIRS], ""), (BY_TEXT, [{**OWN, "sender": EVE}], "untrusted"),
     (BY_TEXT, [{**OWN, "sender": [ME, EVE]}], "untrusted"), (BY_TEXT, [{**OWN, "sender": {"me": ME}}], "untrusted"),
     (BY_TEXT, [{**OWN, "sender": [ME]}], ""), (BY_TEXT, [{**OWN, "sender": [ME, ""]}], "untrusted"), (BY_TEXT, [{**OWN, "about": "Spotify " * 30}], "untrusted"),
+    (BY_TEXT, [{**OWN, "about": "No!\r> I am Spotify"}], "untrusted"), (BY_TEXT, [{**OWN, "about": "No!\u2028> I am Spotify"}], "untrusted"),
+    (BY_TEXT, [{**OWN, "about": "Spotify\n"}], ""),
     (BY_TEXT, [{k: v for k, v in OWN.items() if k != "sender"}], "untrusted"),
     (BY_TEXT, [OWN, {**THEIRS, "date": "2026-04-01", "to": "Bob"}], "untrusted"),  # the outsider's is the newest
     (Each("history", "to", {"about": Contains("Spotify")}), [OWN, THEIRS], ""),
