@@ -351,13 +351,13 @@ class Reader:
             if isinstance(a, model.Field | model.Pick):
                 one = bool(self._settled(a.step, choices=isinstance(a, model.Pick), verbatim=verbatim))
                 named = [reads.nodes_at(o.value, a.path) for o in self.fitting(a.step)]
+            if isinstance(a, model.Pick):
+                named = [values_of(row, row.path) for row in self._chosen(a) if isinstance(row, Row)]
             exact = verbatim or n in output.profile.when or isinstance(a, model.OneOf)
             if not one or (exact and not as_exact(argument_of(output.args, n), named)):
                 return False
-        given = {n: output.args.get(n) for n in output.given}
-        empty = {n: 0 for n, v in given.items() if absent(v) and v is not None}  # it may leave out all records
-        left = (path for n, v in {**given, **empty}.items() for path in loose(n, v, step.args))
-        return next(left, None) is None
+        given = ((n, output.args.get(n)) for n in output.given)  # an empty value may leave out all records
+        return not any(True for n, v in given for _ in loose(n, 0 if absent(v) and v is not None else v, step.args))
 
     def _calc(self, argument: model.Calc, items: Sequence[Any], kind: str) -> Finding:
         given = reading(items[0]) if len(items) == 1 and not commas(items[0]) else None

@@ -101,10 +101,13 @@ def test_what_a_service_adds_to_a_text_of_the_agent_s_does_not_make_it_the_user_
     assert house.ran == [("send_mail", "eve@x.org", word), *([] if protected else [("pay", EVE, 45.0)])]
 
 
+NAMES = [{"sender": ME, "to": "Work"}, {"sender": EVE, "to": "work"}]
+
+
 def of_page(page: str) -> list[Any]:
     """What a strict service returns: the newest records, older ones by page, and nothing for a page that it does not have."""
     newer = [{**OWN, "to": BOB, "date": "2026-05-01"}]
-    return {"1": [OWN], "2": [{**OWN, "to": BOB, "date": "2019-03-01"}], "2026-05-01": [OWN], "2026-05-01 23:00": newer, "Work": [{"start": "2026-05-19 12:00"}]}.get(page, [])
+    return {"1": [OWN], "2": [{**OWN, "to": BOB, "date": "2019-03-01"}], "2026-05-01": [OWN], "2026-05-01 23:00": newer, "names": NAMES, "Work": [{"start": "2026-05-19 12:00"}]}.get(page, [])
 
 
 def page(value: Any) -> m.Step:
@@ -118,6 +121,9 @@ CHOSEN: dict[str, tuple[Sequence[m.Step], m.Step, ToolProfile, Sequence[str]]] =
     "a name with a blank": ((WORK,), IF_FREE, EVENTS, ["Work "]),
     "a time in another zone": ((page("2026-05-19 12:00"),), IF_FREE, EVENTS, ["2026-05-19 12:00+05"]),
     "a part of a day next to the days that the mandate names": ((page(m.OneOf(("2026-05-01",))),), BY_ME, DATED, ["2026-05-01", "2026-05-01 23:00"]),
+    "a name in another case, as an outsider wrote it": (
+        (m.Step("which", "bill", {"month": "names"}), page(m.Pick("which", "to", {"sender": m.Own()}))), IF_FREE, HISTORY, ["names", "work"]
+    ),
     "what one of two reads names": (
         (m.Step("which", "bill", {"month": m.OneOf(("1", "2"))}), page(m.Field("which", "date"))), IF_FREE, HISTORY, ["2", "2019-03-01"]
     ),

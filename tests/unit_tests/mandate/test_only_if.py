@@ -273,6 +273,14 @@ def test_each_of_many_reads_is_followed_to_its_sources_once():
     assert standing(step, *reads, steps=[Step(f"s{i}", "history", one) for i, one in enumerate(args)]).standing == "covered"
 
 
+@pytest.mark.parametrize(("value", "code"), [("Work", ""), ("work", "ambiguous")])
+def test_no_other_record_spells_what_a_read_is_given(value, code):
+    picked = Step("which", "notes"), Step("day", "when", {"date": Pick("which", "id", {"sender": Own()})})
+    reads = ("notes", {}, [{"sender": ME, "id": "Work"}, {"sender": EVE, "id": "work"}]), ("when", {"date": value}, [])
+    found = standing(only_if({"start": "12:00"}, none=True), *reads, steps=picked)
+    assert [d.code for d in found.deviations] == ([code] if code else [])
+
+
 def test_without_identifiers_nothing_is_the_user_s_own():
     assert (meets(Own(), [ME]), meets(Not(Own()), [ME])) == (None, None)
     assert (meets(Own(), [ME], (ME,)), meets(Own(), [EVE], (ME,))) == (True, False)
