@@ -246,12 +246,15 @@ class _Root(Entering[tuple[Any, Any]]):
         below = bool(self.config["configurable"].get("checkpoint_ns")) if resumes else False
         if not below:
             entry.run.keyed_thread = private.thread_of(self.config)
-        if self.saver is not None and place is not None and (resumes or entry.pending):
+        again = given is None and not older and bool((self.config.get("configurable") or {}).get("checkpoint_id"))
+        if self.saver is not None and place is not None and (resumes or again or entry.pending):
             # If the config names the newest checkpoint, read it without its id: only then are answered questions left out.
             state = yield checkpoints.read_state(self.graph, self.config if older else place)
         if state is not None and resumes:
             plain = below or entry.anew in {i.id for i in state.interrupts if not approval_ids(i.value)}
             given = yield from inputs.resumed(entry, given, state, plain=plain, older=older)
+        elif state is not None and again and inputs.open_questions(state, entry.asks, entry.now) != state.interrupts:
+            given = Command(resume={})  # somebody answered outside the graph, and a replay would ask anew
         if entry.pending:
             asked = [i.id for i in state.interrupts] if state is not None else []
             given = inputs.delivered(entry, given, state.values if state is not None else None, asked)

@@ -321,6 +321,18 @@ def test_a_replay_takes_the_answer_with_the_checkpoint_that_was_replayed(how: st
 
 
 @pytest.mark.parametrize("how", ["sync", "async"])
+def test_at_the_newest_checkpoint_an_approval_outside_the_graph_counts(how: str) -> None:
+    bank = Bank(True, [["ann"], ["bob"]], how=how)
+    asked = bank.enter(human())
+    named = bank.graph.get_state(THREAD).config
+    bank.approve(asked["ann"])
+    assert [*bank.enter(None, named)] == ["bob"]
+    bank.approve(asked["bob"])
+    assert not bank.enter(None, named)
+    assert sorted(bank.ran) == [ANN, BOB]
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
 def test_an_answer_with_a_checkpoint_is_for_what_that_asked(protected: bool, how: str) -> None:
     """The replay asks about another payment, which the one who answers has not seen."""
     ran: list[Any] = []
