@@ -11,7 +11,6 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langgraph.graph.message import REMOVE_ALL_MESSAGES
 from langgraph.types import Command, Interrupt, StateSnapshot
 
-from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.facts.interrupt_answers import CLOSED, MAX_DEPTH, texts_in
 from langchain_runtime_authz.facts.plan import raw_digest
 from langchain_runtime_authz.facts.task import ANSWER, HumanText, content_digest, content_text
@@ -21,9 +20,9 @@ from langchain_runtime_authz.langgraph.private_api import is_resume_map
 from langchain_runtime_authz.langgraph.task_answers import OURS
 from langchain_runtime_authz.ledger.base import Approval
 from langchain_runtime_authz.mandate.languages import Language, languages
-from langchain_runtime_authz.pep.approval_hitl import PLAIN, TAKES_ANY, approval_ids, remaining, shown
+from langchain_runtime_authz.pep.approval_hitl import PLAIN, TAKES_ANY, approval_ids, shown
 from langchain_runtime_authz.pep.corrections import answer, reply
-from langchain_runtime_authz.pep.run import Flow, new_id
+from langchain_runtime_authz.pep.run import Flow
 from langchain_runtime_authz.pep.run_lifecycle import Entry
 
 MAX_CONSENT: Final = 200  # characters; a longer answer says more than yes
@@ -134,13 +133,7 @@ def resumed(entry: Entry, given: Command[Any], state: StateSnapshot, *, plain: b
     answered = {i: v for i, v in values.items() if i in questions}
     own = [a for a in entry.asks if a.allowed == TAKES_ANY]
     asks = shown(entry.asks, {i: questions[i] for i in answered})
-    open_ids = {a.id for a in asks}
-    try:
-        left = {i: remaining(v, questions[i], open_ids) for i, v in answered.items()}
-    except ValueError:
-        raise AuthzDenied(Code.APPROVAL_SETTLED, new_id()) from None
-    if asks:
-        yield from answer(entry.run, asks, left)
+    yield from answer(entry.run, asks, answered, questions)
     reviewed = {a.interrupt_id for a in asks if a.allowed != PLAIN}
     offered = {i.id: frozenset(_offered(getattr(i, "response_schema", None))) for i in state.interrupts}
     words = {i: " ".join(texts_in(v)) for i, v in questions.items()}

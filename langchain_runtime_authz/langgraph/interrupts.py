@@ -7,7 +7,8 @@ between the tool node and the tool, the tool's guard decides the call after the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final
 
@@ -169,8 +170,8 @@ def _ask(
         for number in range(max((a.round + 1 for a, _ in before if a.id in heard), default=0), rounds):
             again = [(j, a) for a, j in before if a.round == number]
             answer = yield from _answered(run, config, again)
-            heard.update(ids := {a.id for _, a in again})
-            yield from _resolve(run, ids, answer)
+            heard.update(a.id for _, a in again)
+            yield from _resolve(run, again, answer)
             approved = [a for _, a in again if a.state == "approved"]
             said = approval_hitl.answers([a for _, a in again], answer, run.subject) if approved else []
             withdrawn |= {a.call_key for a in said if a.state == "rejected"}.intersection(a.call_key for a in approved)
@@ -203,8 +204,8 @@ def _ask(
             elif (yield from approval_hitl.open_questions(run, fresh, opened)):
                 shown = list(zip(fresh, opened, strict=True))
                 answer = yield from _answered(run, config, shown, AskHere if here else Interrupt)
-                heard.update(ids := {a.id for a in opened})
-                yield from _resolve(run, ids, answer)
+                heard.update(a.id for a in opened)
+                yield from _resolve(run, shown, answer)
             judged = yield from decide_calls(run, calls)  # this reports a run that has ended
         # This call still asks: there is nobody to ask, or the answer does not suffice.
         code = Code.APPROVAL_VOID if here or private.checkpointer_of(config) else Code.APPROVAL_UNAVAILABLE
@@ -284,13 +285,15 @@ def _askable(judged: DecidedCall) -> bool:
     return judged.asks and not _left(judged) and parses_alike(judged.call)
 
 
-def _resolve(run: Run, shown: Collection[str], answer: object) -> Flow[None]:
+def _resolve(run: Run, asked: Sequence[tuple[DecidedCall, Approval]], answer: object) -> Flow[None]:
     """Record the answer, unless the root entry has recorded it."""
     # It has not if a child runs on its own thread.
-    snapshot = yield Load(run.scope, Query(asks=True))
+    snapshot, shown = (yield Load(run.scope, Query(asks=True))), {a.id for _, a in asked}
     # An answer that came too late does not count.
     still = [a for a in snapshot.asks if a.id in shown and not 0 < a.expires_at <= snapshot.now]
     if still:
+        with suppress(ValueError):  # otherwise no decision fits
+            answer = approval_hitl.remaining(answer, approval_hitl.payload(asked), {a.id for a in still})
         # Only an entry can open an epoch, so a correction does not count as an answer here.
         given = approval_hitl.answers(still, answer, run.subject)
         plain = [replace(a, state="malformed", edited="") if a.edited or a.state == "answered" else a for a in given]

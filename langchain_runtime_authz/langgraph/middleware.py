@@ -209,7 +209,7 @@ def _answered(run: Run, config: Mapping[str, Any]) -> Flow[None]:
     thread = private.thread_of(config)
     mine = [h for h in heard_in(config) if h.thread == thread] or [Heard(private.answer_given(config), thread, None)]
     heard = next((h for h in mine if h.value is not None), mine[0])
-    value = heard.value
+    value: Any = heard.value
     if value is None:
         return
     questions = yield from _shown(run, config, heard.checkpoint)
@@ -218,7 +218,8 @@ def _answered(run: Run, config: Mapping[str, Any]) -> Flow[None]:
     ids = {a.interrupt_id for a in asks}
     named = ids & value.keys() if isinstance(value, Mapping) else set()
     if named or (len(ids) == 1 and not private.is_resume_map(value)):
-        yield from answer(run, [a for a in asks if not named or a.interrupt_id in named], value)
+        given = {i: value[i] for i in named} if named else dict.fromkeys(ids, value)
+        yield from answer(run, [a for a in asks if a.interrupt_id in given], given, questions)
     elif not ids and any(a.allowed != TAKES_ANY for a in snapshot.asks):
         run.keyed_thread = thread  # a question that nobody was shown takes no plain answer
 

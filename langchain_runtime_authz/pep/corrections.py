@@ -19,7 +19,14 @@ from langchain_runtime_authz.facts.task import ANSWER, HumanText, changed, conte
 from langchain_runtime_authz.ledger.base import Approval, Committed, Conflict, Query, Scope, Snapshot
 from langchain_runtime_authz.ledger.call_changes import AnswerApproval
 from langchain_runtime_authz.ledger.changes import AdvanceEpoch, Change, RecordPlan, Reinstate, Revoke, SetMark
-from langchain_runtime_authz.pep.approval_hitl import answers, corrections, edited_action, is_partial, record_answers
+from langchain_runtime_authz.pep.approval_hitl import (
+    answers,
+    corrections,
+    edited_action,
+    is_partial,
+    record_answers,
+    remaining,
+)
 from langchain_runtime_authz.pep.decide_calls import data_scope
 from langchain_runtime_authz.pep.decision_log import change_task, corrected, recorded, run_event, unrecorded
 from langchain_runtime_authz.pep.run import Commit, Flow, Load, Run, new_id
@@ -28,14 +35,23 @@ from langchain_runtime_authz.pep.run_lifecycle import take_lease
 _NOT_THEIRS = (Code.APPROVAL_APPROVER, Code.APPROVAL_NOT_DISTINCT)
 
 
-def answer(run: Run, asks: Sequence[Approval], value: object) -> Flow[None]:
-    """Record a resume value in one commit, before any LangGraph task starts.
+def answer(
+    run: Run, asks: Sequence[Approval], given: Mapping[str, object], questions: Mapping[str, object]
+) -> Flow[None]:
+    """Record answers by interrupt id in one commit, before any LangGraph task starts.
 
     Plain answers do not change the task. An edit, a response or a rejection with a reason changes it: the same commit
     advances the epoch and carries the plans over, without rejected calls and with edited ones replaced. Parent agents
     that wait for these calls continue. Raises `AuthzDenied`: others changed the task, the subject may not answer,
-    `approval_partial`, or `approval_waits` (for other approvers).
+    `approval_settled`, `approval_partial`, or `approval_waits` (for other approvers).
     """
+    open_ids = {a.id for a in asks}
+    try:
+        value = {i: remaining(said, questions[i], open_ids) for i, said in given.items()}
+    except ValueError:
+        raise AuthzDenied(Code.APPROVAL_SETTLED, new_id()) from None
+    if not asks:
+        return
     if is_partial(asks, value):
         raise AuthzDenied(Code.APPROVAL_PARTIAL, new_id())
     answered = answers(asks, value, run.subject)

@@ -94,9 +94,9 @@ def test_an_approval_beside_the_graph_is_not_asked_for_again(kind: str, go: str,
     assert s.ran == [ANN]
 
 
-def _deep(authz: RuntimeAuthz, place: str, ran: list[Any]) -> Any:
+def _deep(authz: RuntimeAuthz, place: str, ran: list[Any], asks: Any = PLAN) -> Any:
     """A graph whose question is not asked by a tool node of a protected root."""
-    agent = agent_graph(replying(PLAN), [pay_tool(ran)])
+    agent = agent_graph(replying(asks), [pay_tool(ran)])
 
     @tool
     def ask_agent(request: str) -> str:
@@ -107,10 +107,10 @@ def _deep(authz: RuntimeAuthz, place: str, ran: list[Any]) -> Any:
         plan, tools = [call("ask_agent", {"request": "pay"}, "c0")], [ask_agent]
         return authz.protect(hand_written(replying(plan), tools, checkpointer=InMemorySaver()))
     if place == "tool node alone":
-        return hand_written(replying(PLAN), AuthzToolNode([pay_tool(ran)], authz=authz), checkpointer=InMemorySaver())
+        return hand_written(replying(asks), AuthzToolNode([pay_tool(ran)], authz=authz), checkpointer=InMemorySaver())
     if place == "below another graph":
         return chain({"agent": authz.protect(agent)}, name="outer", checkpointer=InMemorySaver())
-    return create_agent(replying(PLAN), [pay_tool(ran)], middleware=[AuthzMiddleware(authz)], checkpointer=InMemorySaver())
+    return create_agent(replying(asks), [pay_tool(ran)], middleware=[AuthzMiddleware(authz)], checkpointer=InMemorySaver())
 
 
 @pytest.mark.parametrize("place", ["tool", "tool node alone", "below another graph", "middleware alone"])
@@ -123,6 +123,19 @@ def test_so_it_is_wherever_the_question_was_asked(place: str, verdict: str, go: 
     getattr(authz, verdict)(ask_id, by="bob")
     assert_went_on(run_as(authz, graph, None, THREAD, how=go))
     assert ran == ([ANN] if verdict == "approve" else [])
+
+
+@pytest.mark.parametrize("place", ["tool node alone", "middleware alone"])
+@pytest.mark.parametrize("verdict", ["approve", "deny_approval"])
+@pytest.mark.parametrize("by_id", [True, False])
+def test_a_list_answers_what_nobody_answered_outside(place: str, verdict: str, by_id: bool, go: str, ran: Any) -> None:
+    authz = authz_with(asking("pay"))
+    graph = _deep(authz, place, ran, [*PLAN, payment("bob", 20, "c2")])
+    state = run_as(authz, graph, human(), THREAD, how=go)
+    getattr(authz, verdict)(ids(state)[0], by="carol")
+    given = {"decisions": [APPROVE] * 2}
+    assert_went_on(run_as(authz, graph, Command(resume={state["__interrupt__"][0].id: given} if by_id else given), THREAD, how=go))
+    assert sorted(ran) == ([ANN, BOB] if verdict == "approve" else [BOB])
 
 
 @pytest.fixture(params=["memory", "sqlite"])
