@@ -24,7 +24,7 @@ from langgraph.errors import GraphInterrupt
 
 from langchain_runtime_authz.authzen import Decision, deny
 from langchain_runtime_authz.credential.current_call import current_scope
-from langchain_runtime_authz.errors import Code
+from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph.callback_backstop import call_of_request, decided_scope, tool_names
 from langchain_runtime_authz.langgraph.checkpoints import find_checkpoint
@@ -70,9 +70,7 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
         self._agent = agent
         self._gate = ToolCallPEP(authz.profiles)
         # By stream writer: the nodes of one invocation share this object, and other invocations have another.
-        self._invocations: weakref.WeakKeyDictionary[Any, tuple[Locks, dict[str, Entering[Any]]]] = (
-            weakref.WeakKeyDictionary()
-        )
+        self._invocations: weakref.WeakKeyDictionary[Any, tuple[Locks, dict[str, Any]]] = weakref.WeakKeyDictionary()
         self._warned = False
 
     def _before_agent(self, state: Any, runtime: Any) -> Flow[dict[str, Any] | None]:
@@ -115,14 +113,17 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
                 return None
             entering = self._entrance.enter(self._agent, given, config, self._entrance.owner(config))
             entered = yield Perform(entering.__enter__, entering.__aenter__)
-            if given is None:
-                yield from _answered(_opened(entering), config)
-            entries[ns] = entering  # if the answer is refused, no task of the message goes on
+            entries[ns] = entering
+            try:
+                yield from _answered(_opened(entering), config) if given is None else ()
+            except AuthzDenied as refused:  # no task of the message goes on, or answers again
+                entries[ns] = refused
+                raise
             return entered
 
         return (yield (OneByOne, locks, opening()))
 
-    def _entries(self, runtime: Any) -> tuple[Locks, dict[str, Entering[Any]]]:
+    def _entries(self, runtime: Any) -> tuple[Locks, dict[str, Any]]:
         return self._invocations.setdefault(runtime.stream_writer, ((threading.Lock(), threading.Lock()), {}))
 
     def _wrap_model_call(self, request: Any, handler: Callable[[Any], Any]) -> Flow[Any]:
@@ -168,7 +169,9 @@ def _gated_run(config: Mapping[str, Any]) -> Run | None:
     return find_run(config) if private.task_id(config) == current_scope.get().task else None
 
 
-def _opened(entering: Entering[Any]) -> Run:
+def _opened(entering: Entering[Any] | AuthzDenied) -> Run:
+    if isinstance(entering, AuthzDenied):
+        raise entering
     if entering.run is None:
         raise AuthzHalt(Code.NO_RUN, deny(Code.NO_RUN).decision_id)
     return entering.run

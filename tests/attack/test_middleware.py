@@ -462,6 +462,19 @@ def test_a_partial_answer_leaves_the_question_open_whichever_task_is_first(go: s
     assert len(ran) == 3
 
 
+def test_an_answer_of_one_of_two_approvers_is_recorded_once(go: str, ran: Any) -> None:
+    """Each call of the message has a task of its own."""
+    two = {"id": "approval", "type": "require_approval", "properties": {"approvers": {"min": 2, "distinct_from_subject": False}}}
+    ask: Any = {"decision": False, "context": {"reasons": [{"code": "effect"}], "obligations": [two]}}
+    pdp = StaticPDP(lambda r: ask if r.action.name == "tools/call" and r.context.approval is None else True)
+    authz = authz_with(pdp)
+    graph = built("middleware", authz, replying([c for c in FIVE if c["name"] == "pay"]), [pay_tool(ran)], checkpointer=InMemorySaver())
+    said(go, authz, graph, human(), THREAD)
+    assert code_of(lambda: said(go, authz, graph, resume(*[APPROVE] * 3), THREAD)) == "approval_waits"
+    assert [r["event"] for r in authz.audit.records if r["kind"] == "run"].count("approval") == 3  # type: ignore[attr-defined]
+    assert ran == []
+
+
 @pytest.mark.parametrize("first", [0, 1])
 def test_an_answer_by_id_leaves_the_question_of_an_agent_beside_open(go: str, ran: Any, first: int) -> None:
     authz, builder = authz_with(asking("pay")), StateGraph(MessagesState)
