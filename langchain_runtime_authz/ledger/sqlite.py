@@ -169,13 +169,8 @@ _GIVEN: Final = (
     *(f"drop_{name}" for name in DROPS),
 )
 _VIEW: Final = f"CREATE TEMP VIEW kept AS SELECT {', '.join(f'NULL AS {name}' for name in (*_GIVEN, 'fresh'))}"
-_OFTEN: Final = (
-    "plan",
-    "by_call",
-    "calls",
-    "budgets",
-    "values",
-)  # a turn writes these; they share a trigger, because each one costs time
+# The tables that a turn writes share a trigger, because each one costs time.
+_OFTEN: Final = ("plan", "by_call", "calls", "budgets", "values")
 
 
 def _triggers() -> Iterator[str]:
