@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
+from contextlib import aclosing
 from functools import partial
 from itertools import count
 from types import SimpleNamespace
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import ormsgpack
 from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, ToolMessage
@@ -38,6 +39,7 @@ from langchain_runtime_authz.pep.run_lifecycle import edited
 
 WATCHED: Final = ("messages", "todos", "files")
 MAX_ITEMS: Final = 1000  # items of a store's namespace that are compared
+MAX_LISTED: Final = 16  # checkpoints of a thread that are listed without a filter
 
 
 def read_state(graph: Any, config: Mapping[str, Any] | None, *, subgraphs: bool = False) -> tuple[Any, ...]:
@@ -237,7 +239,13 @@ def updates_during(
 
 def _update_at(run: Run, graph: Any, place: Mapping[str, Any], channels: Sequence[str]) -> Flow[list[HumanText]]:
     frames = _frames(saver_of(graph))
-    found: CheckpointTuple | None = yield find_checkpoint(frames, place, filter={"source": "update"}, limit=1)
+    found: CheckpointTuple | None = None
+    if any(base.__module__.startswith("langgraph.checkpoint.sqlite") for base in type(frames).__mro__):
+        # To filter a thread, SQLite reads all of its checkpoints in full.
+        later = lambda one: one.checkpoint["id"] <= run.loaded or one.metadata.get("source") == "update"  # noqa: E731
+        found = yield find_checkpoint(frames, place, later, limit=MAX_LISTED)
+    if found is None:
+        found = yield find_checkpoint(frames, place, filter={"source": "update"}, limit=1)
     if found is None or found.checkpoint["id"] <= run.loaded:
         return []
     mark = mark_of(place, graph.get_name())
@@ -269,7 +277,11 @@ def find_checkpoint(
     saver: BaseCheckpointSaver[Any], place: Any, wanted: Callable[[CheckpointTuple], bool] = bool, **options: Any
 ) -> tuple[Any, ...]:
     async def first() -> CheckpointTuple | None:
-        return next(filter(wanted, [found async for found in saver.alist(place, **options)]), None)
+        async with aclosing(cast("AsyncGenerator[CheckpointTuple]", saver.alist(place, **options))) as listed:
+            async for found in listed:
+                if wanted(found):
+                    return found
+        return None
 
     return Perform(lambda: next(filter(wanted, saver.list(place, **options)), None), first)
 

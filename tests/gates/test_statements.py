@@ -11,6 +11,8 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+from langgraph.checkpoint.sqlite import SqliteSaver
+from langgraph.graph import START, MessagesState, StateGraph
 
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.ledger import sqlite
@@ -108,3 +110,18 @@ def test_the_gate_catches_a_tenth_more(tmp_path: Path, seen: list[str]) -> None:
     with Wasteful(tmp_path / "ledger.db") as ledger:
         turn, _ = turn_and_invoke(ledger, seen)
     assert len(turn) > SQLITE
+
+
+def test_a_long_thread_is_left_as_fast_as_a_short_one(tmp_path: Path) -> None:
+    """SQLite's own instructions are counted: they grow if an entry reads all checkpoints of its thread."""
+    taken: list[int] = []
+    with SqliteSaver.from_conn_string(str(tmp_path / "graph.db")) as saver:
+        graph = StateGraph(MessagesState).add_node("say", lambda _: {}).add_edge(START, "say").compile(checkpointer=saver)
+        authz = RuntimeAuthz(pdp=StaticPDP(permit=True))
+        protected = authz.protect(graph)
+        for _ in range(8):
+            seen: list[None] = []
+            saver.conn.set_progress_handler(partial(seen.append, None), 1)
+            protected.invoke({"messages": [("user", "x")]}, authz.run(subject="alice").config({"configurable": {"thread_id": "t"}}))
+            taken.append(len(seen))
+    assert taken[-1] == taken[-2]
