@@ -109,7 +109,7 @@ class Assignment:
         order = [
             found[a.name] for a in self.tool.arguments if a.name in found and a.kind in {"object", "name", "place"}
         ]
-        inward = [n for n, p in enumerate(order) if p.marker in {self.to, "into"}]
+        inward = [n for n, p in enumerate(order) if p.marker in self.data["inward"]]
         people = [
             found[a.name] for a in self.tool.arguments if a.name in found and a.kind == "principal" and a.receives
         ]
@@ -181,7 +181,9 @@ class Assignment:
         )  # "Sprint 3"
         yield kind != "principal" and phrase.kind == "name" and len(phrase.values) > 1  # "Salt Lake and Pepper Hill"
         alone = not any(p.kind not in {"", "date"} for p in others)
-        yield kind == "object" and alone and phrase.marker in {*self.where, "into"}  # "Publish in page P-5"
+        yield (
+            kind == "object" and alone and phrase.marker in {*self.where, *self.data["inward"][1:]}
+        )  # "Publish in page P-5"
         yield kind != "channel" and phrase.kind == "hash" and any(a.kind == "channel" for a in self.tool.arguments)
         several = bare and any(
             not (p.marker or p.nouns) and p.kind not in {"choice", "number", "money"} for p in others
@@ -189,8 +191,8 @@ class Assignment:
         yield kind == "name" and several  # "Label M-1 Taxes"
         yield kind == "object" and phrase.kind == "email" and not argument.words.isdisjoint(self.data["letters"])
         if plain and kind in TARGETS and not phrase.nouns:
-            words = value.lower.split()
-            yield last != words[-1] or any(w.endswith(("est", "ed", "ly")) or w in self.data["manners"] for w in words)
+            words, endings = value.lower.split(), tuple(self.data["endings"])
+            yield last != words[-1] or any(w.endswith(endings) or w in self.data["manners"] for w in words)
             yield phrase.kind == "run" and self.tool.effect in {"delete", "admin"} and last not in self.tool.labels
 
     def _spans(self) -> bool:
