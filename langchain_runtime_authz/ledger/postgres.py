@@ -107,7 +107,7 @@ class PostgresLedger(SqlLedger):
         LedgerError: the database cannot be reached or used.
     """
 
-    _dialect = ("json_build_array", _NOW, _STATE)
+    _dialect = ("json_build_array", _NOW, _STATE, "")
     _by_thread = True
 
     def __init__(

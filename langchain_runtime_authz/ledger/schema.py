@@ -138,7 +138,7 @@ ASKING: Final = (  # selects the same calls as `thread_state.opened`
     f" CASE WHEN nth = {NEWEST} AND state = 'unknown' THEN NULL ELSE about END FROM"
     f" (SELECT CASE WHEN c.state = 'claimed' OR substr(c.deed, length(c.deed) - {len(SEVERAL)}) = ':{SEVERAL}' THEN 0"
     " ELSE row_number() OVER (PARTITION BY c.deed, c.state ORDER BY c.at DESC, c.key DESC) END AS nth,"
-    f" {DOUBTS}{{}}) AS found WHERE nth <= {NEWEST}"
+    f" {DOUBTS.replace('call c', 'call c{index}')}{{}}) AS found WHERE nth <= {NEWEST}"
 )
 
 

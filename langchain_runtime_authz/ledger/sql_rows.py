@@ -93,13 +93,14 @@ class Fetch:
     def __post_init__(self) -> None:
         self.thread = Thread() if self.known is None else self.known.thread
 
-    def statement(self, row: str, clock: str, seen: str) -> Statement:
+    def statement(self, row: str, clock: str, seen: str, index: str) -> Statement:
         """Return a statement whose rows hold: index of the taker, order, columns as JSON.
 
         Args:
             row: the store's SQL function that makes a JSON list.
             clock: an SQL expression for the time.
             seen: an SQL expression over the thread's row, whose value changes with each commit of the thread.
+            index: a clause that makes the store search open calls by their index `call_open`, if it must be told.
         """
         n, known, of = self.needs, self.known, (self.tenant, self.key)
         parts, given = list[tuple[str, str]](), [*of, self.tenant]
@@ -123,7 +124,7 @@ class Fetch:
             add(self._lease, f"{_LEASE}jti IN ({holders})", *of, *keys)
         if n.deeds:
             whose = f"t.subject = (SELECT subject FROM thread WHERE {_OF}) AND c.deed IN {marks(len(n.deeds))}"
-            sql = ASKING.format(f"{OPEN} AND (c.state <> 'unknown' OR c.at > ?) AND {whose}")
+            sql = ASKING.format(f"{OPEN} AND (c.state <> 'unknown' OR c.at > ?) AND {whose}", index=index)
             add(self._doubt, sql, self.tenant, self.since, *of, *sorted(n.deeds), place="at")
         for name in self.turns:
             add(self.turns.__setitem__, f"{_MARK}name = ?", self.tenant, b"", name)

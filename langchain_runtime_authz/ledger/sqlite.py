@@ -42,7 +42,7 @@ class SqliteLedger(SqlLedger):
         LedgerError: the file cannot be used.
     """
 
-    _dialect = ("json_array", "0.0", f"'{SEEN}'")
+    _dialect = ("json_array", "0.0", f"'{SEEN}'", " INDEXED BY call_open")
 
     def __init__(self, path: str | Path, *, timeout: float = TIMEOUT, clock: Callable[[], float] = time.time) -> None:
         super().__init__(clock)

@@ -355,3 +355,11 @@ def test_a_commit_does_not_outrun_what_another_process_commits(
         except LedgerError as exc:
             done = exc
     assert (getattr(done, "code", None), calls) == (code, [1])
+
+
+def test_a_call_is_compared_with_the_open_calls_of_its_deeds_only(tmp_path: Path) -> None:
+    """SQLite does not search all calls that the tenant ever made."""
+    with SqliteLedger(tmp_path / "l.db") as ledger, ledger._reading("t") as tx:
+        sql, values = sql_rows.Fetch("t", b"k", sql_rows.Needs(deeds={"pay:a", "pay:b", "pay:several"})).statement(*ledger._dialect)
+        plan = [row[3] for row in tx.batch([(f"EXPLAIN QUERY PLAN {sql}", values)])[0]]
+    assert "SEARCH c USING INDEX call_open (tenant=? AND deed=?)" in plan
