@@ -240,7 +240,7 @@ def updates_during(
 def _update_at(run: Run, graph: Any, place: Mapping[str, Any], channels: Sequence[str]) -> Flow[list[HumanText]]:
     frames = _frames(saver_of(graph))
     found: CheckpointTuple | None = None
-    if any(base.__module__.startswith("langgraph.checkpoint.sqlite") for base in type(frames).__mro__):
+    if run.loaded and any(c.__module__.startswith("langgraph.checkpoint.sqlite") for c in type(frames).__mro__):
         # To filter a thread, SQLite reads all of its checkpoints in full.
         later = lambda one: one.checkpoint["id"] <= run.loaded or one.metadata.get("source") == "update"  # noqa: E731
         found = yield find_checkpoint(frames, place, later, limit=MAX_LISTED)
