@@ -95,12 +95,12 @@ class Assignment:
         people = [a for a in targets if a.kind in {"principal", "channel"}] if effect == "send" else []
         needed, said = people or targets, [a for a in targets if a.name in found]
         if needed and not any(a in said for a in needed):
-            return effect == "send" or "" not in found
+            other = "" in found or any(a.kind in {"place", "url"} and a.name in found for a in arguments)
+            return effect == "send" or not other
         unsaid = [a for a in targets if a.kind in {"object", "name"} and a not in said]
         headed = bool(idle) and idle[0] is self.found[0] and "" not in found  # "Forward this email to Ana"
         headed = headed and all(found[a.name].marker for a in said)
-        goals = [a for a in arguments if a.role == "goal" or a.kind == "place"]
-        away = (self.moving or self.doing == "bring") and any(a.name not in found for a in goals)
+        away = self.moving and any(a.role == "goal" and a.name not in found for a in arguments)
         told = effect == "send" and self.tool.texts.isdisjoint(found) and "" not in found  # "Send it to Kim"
         return away or (bool(unsaid) and (effect == "delete" or headed or told))
 
