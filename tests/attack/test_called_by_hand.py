@@ -66,6 +66,28 @@ def test_arguments_are_decided_as_the_code_receives_them(road: str, ran: Any, pd
     assert request.context.call.args == {"recipient": "bob", "amount": "5"} and ran == [("bob", "5", "unset")]
 
 
+@pytest.mark.parametrize("guarded", [True, False])
+def test_a_coroutine_is_decided_by_its_own_arguments(guarded: bool, ran: Any) -> None:
+    """Also where the function of the same tool takes them in another order. Without the guard it runs."""
+
+    def pay(recipient: str, account: str) -> None:
+        ran.append(recipient)
+
+    async def apay(account: str, recipient: str) -> None:
+        ran.append(recipient)
+
+    made = StructuredTool.from_function(func=pay, coroutine=apay, name="send", description="Send.")
+    authz = authz_with(StaticPDP(lambda r: r.action.name != "tools/call" or r.context.call.args["recipient"] == "alice"))
+    tool = authz.guard(made) if guarded else made
+    with authz.run(subject="alice"):
+        if guarded:
+            assert code_of(lambda: by_hand(tool, "_arun", "alice", "mallory")) == "no_permit"
+            by_hand(tool, "_run", "alice", "mallory")
+        else:
+            by_hand(tool, "_arun", "alice", "mallory")
+    assert ran == ["alice" if guarded else "mallory"]
+
+
 def test_code_called_by_hand_outside_a_run_is_denied(road: str, ran: Any, pdp: Any) -> None:
     """Without a run: `no_run`, and the PDP is not asked."""
     pay = authz_with(pdp).guard(payer(ran, args_schema=None))
