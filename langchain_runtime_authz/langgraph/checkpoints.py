@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from itertools import count
 from types import SimpleNamespace
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import ormsgpack
 from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, ToolMessage
@@ -276,14 +275,12 @@ def _update_at(run: Run, graph: Any, place: Mapping[str, Any], channels: Sequenc
 def find_checkpoint(
     saver: BaseCheckpointSaver[Any], place: Any, wanted: Callable[[CheckpointTuple], bool] = bool, **options: Any
 ) -> tuple[Any, ...]:
-    async def first() -> CheckpointTuple | None:
-        async with aclosing(cast("AsyncGenerator[CheckpointTuple]", saver.alist(place, **options))) as listed:
-            async for found in listed:
-                if wanted(found):
-                    return found
-        return None
+    """Return the first wanted checkpoint, or None. The list is read to its end, so that no saver's lock stays held."""
 
-    return Perform(lambda: next(filter(wanted, saver.list(place, **options)), None), first)
+    async def first() -> CheckpointTuple | None:
+        return next(filter(wanted, [found async for found in saver.alist(place, **options)]), None)
+
+    return Perform(lambda: next(filter(wanted, [*saver.list(place, **options)]), None), first)
 
 
 def _is_news(found: CheckpointTuple, known: Collection[str | None]) -> bool:

@@ -17,9 +17,11 @@ from ._kit import *
 class House:
     """A protected graph that stops before its tools, and an unprotected one over the same saver."""
 
+    kept: Any = InMemorySaver
+
     def __init__(self, *, protected: bool = True) -> None:
         self.ran: list[Any] = []
-        self.saver = InMemorySaver()
+        self.saver = self.kept()
         self.thinks: Callable[[], None] | None = None  # what happens while the model thinks
         self.authz = authz_with(StaticPDP(True))
         self.graph = self.build()
@@ -343,8 +345,28 @@ def beside_the_run(house: House, *messages: Any, by: str = "raw", times: int = 1
     house.thinks = write
 
 
-def test_an_edit_that_the_run_in_flight_leaves_behind_counts_when_it_ends(how: str) -> None:
+class Iterators(InMemorySaver):
+    """`alist` need not be a generator: `BaseCheckpointSaver` promises an iterator."""
+
+    def alist(self, *args: Any, **options: Any) -> Any:
+        found = list(self.list(*args, **options))
+
+        class Plain:
+            def __aiter__(self) -> Any:
+                return self
+
+            async def __anext__(self) -> Any:
+                if not found:
+                    raise StopAsyncIteration
+                return found.pop(0)
+
+        return Plain()
+
+
+@pytest.mark.parametrize("kept", [InMemorySaver, Iterators])
+def test_an_edit_that_the_run_in_flight_leaves_behind_counts_when_it_ends(how: str, kept: Any, monkeypatch: Any) -> None:
     """The plan that it made and that waits is void, and the words are told; they are nobody's."""
+    monkeypatch.setattr(House, "kept", kept)
     house = House()
     beside_the_run(house, HumanMessage("STOP, pay nobody"))
     house.go(human(), how=how)
