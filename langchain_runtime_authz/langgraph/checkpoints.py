@@ -275,7 +275,10 @@ def _update_at(run: Run, graph: Any, place: Mapping[str, Any], channels: Sequenc
 def find_checkpoint(
     saver: BaseCheckpointSaver[Any], place: Any, wanted: Callable[[CheckpointTuple], bool] = bool, **options: Any
 ) -> tuple[Any, ...]:
-    """Return the first wanted checkpoint, or None. The list is read to its end, so that no saver's lock stays held."""
+    """Return the first wanted checkpoint, or None.
+
+    The list is read to its end, since a saver may hold a lock until then.
+    """
 
     async def first() -> CheckpointTuple | None:
         return next(filter(wanted, [found async for found in saver.alist(place, **options)]), None)

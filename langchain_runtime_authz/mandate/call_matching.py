@@ -121,6 +121,9 @@ class _Index:
             total = math.floor(Fraction(repr(limit.total)) * 100)
             self.totals[limit.effect] = min(total, self.totals.get(limit.effect, total))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()  # a pickled mandate makes its own
+
 
 class _Match(NamedTuple):
     """The comparison of a call with one step, before the counts are known."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import decimal
+import pickle
 import sys
 import time
 from collections import Counter
@@ -84,6 +85,11 @@ def test_no_mandate_and_no_step():
 
 
 PAY = one("pay", {"recipient": "Bob", "amount": 45})
+
+
+def test_a_mandate_that_was_used_can_be_pickled():
+    before = judge(PAY, "pay", {"recipient": "Bob", "amount": 45})
+    assert judge(pickle.loads(pickle.dumps(PAY)), "pay", {"recipient": "Bob", "amount": 45}) == before
 
 
 @pytest.mark.parametrize(("args", "expected"), [
