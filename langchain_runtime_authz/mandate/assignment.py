@@ -41,7 +41,7 @@ class Assignment:
     def __init__(self, tool: Tool, verb: str, found: Sequence[Phrase]) -> None:
         self.tool, self.verb, self.found, self.data = tool, singular(verb), found, tool.language.data
         data = self.data
-        self.to, self.of, self.where = data["setting"][0], data["parting"][0], data["where"]
+        self.to, self.of = data["setting"][0], data["parting"][0]
         self.told, self.relative = verb in data["tellings"], verb in data["relative"]
         self.moving, self.dative = verb in data["moving"], verb in data["datives"]
         self.doing = next((doing for doing, verbs in data["doings"].items() if verb in verbs), tool.effect)
@@ -182,7 +182,7 @@ class Assignment:
         yield kind != "principal" and phrase.kind == "name" and len(phrase.values) > 1  # "Salt Lake and Pepper Hill"
         alone = not any(p.kind not in {"", "date"} for p in others)
         yield (
-            kind == "object" and alone and phrase.marker in {*self.where, *self.data["inward"][1:]}
+            kind == "object" and alone and phrase.marker in {*self.data["where"], *self.data["inward"][1:]}
         )  # "Publish in page P-5"
         yield kind != "channel" and phrase.kind == "hash" and any(a.kind == "channel" for a in self.tool.arguments)
         several = bare and any(

@@ -243,9 +243,10 @@ class _Turn:
         shapes = ["" if t.kind == "date" else re.sub(r"\d+", "0", t.text) for t in tokens]
         paid = any(t.kind == "money" for t in tokens)  # "Transfer 45 EUR from ACC-1 to ACC-2"
         ranges = zip(shapes, tokens[1:], shapes[2:], strict=False)
-        spoken = next((n for n in range(1, len(tokens)) if self.language.match("dictation", tokens, n)), len(tokens))
         telling = tokens[0].lower in {*self.data["tellings"], *self.data["asking"]}
-        others = (one.lower == to and after.lower in self.verbs for one, after in pairwise(tokens[:spoken]))
+        others = (
+            one.lower == to and after.lower in self.verbs for one, after in pairwise(tokens[: self._dictated(tokens)])
+        )
         doubts = {
             "it may be a title": all(t.kind in {"name", "word"} and t.text.istitle() for t in tokens),
             "it may be a range": not paid and any("0" in one == two and w.lower == to for one, w, two in ranges),
@@ -285,9 +286,13 @@ class _Turn:
                 raise _UnclearError(_SAME if other is tool else _FIRST)
         self.kept.append((tool, step))
 
+    def _dictated(self, tokens: Sequence[Token]) -> int:
+        """Return the index at which words are dictated; without any, the number of tokens."""
+        return next((n for n in range(1, len(tokens)) if self.language.match("dictation", tokens, n)), len(tokens))
+
     def _untailed(self, tokens: list[Token]) -> list[Token]:
         """Return the tokens without polite words at their end; dictated words keep them."""
-        spoken = next((n for n in range(1, len(tokens)) if self.language.match("dictation", tokens, n)), len(tokens))
+        spoken = self._dictated(tokens)
         spoken = len(tokens) if any(t.kind == "quote" for t in tokens[spoken:]) else spoken
         for at in range(max(0, len(tokens) - MAX_TAIL), len(tokens)):
             capital = any(t.text[:1].isupper() for t in tokens[at:])  # "the page Shop Now"

@@ -246,7 +246,7 @@ def _without(what: str, graph: Any) -> Any:
 
 @pytest.mark.parametrize("what", ["one", "mapping", "all, and the plan again"])
 def test_a_human_takes_back_what_they_said(go: Any, what: str, ran: Any, protected: bool) -> None:
-    """A client removes the human's message: the task changed, and what was planned for it is not carried out. The twin pays."""
+    """A client removes the user's message: the task changed, and what was planned for it is not carried out. The twin pays."""
     authz, _, graph = built("hand", ran, interrupt_before=["tools"], protected=protected)
     with authz.run(subject="alice") as run:
         graph.invoke(human(), THREAD)

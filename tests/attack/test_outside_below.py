@@ -133,14 +133,14 @@ def test_what_a_child_keeps_is_void_once_it_was_edited(kind: str, change: Any, b
     if by == "twin":
         assert [x for x in family.ran if x[0] in ("bob", "eve")]
         return
-    # Of `tool-own` the human speaks once more.
+    # Of `tool-own` the user writes once more.
     assert (family.ran, family.epoch) == ([], 3 if kind == "tool-own" else 2)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("by", ["protected", "raw", "nobody"])
 def test_an_edit_that_says_the_same_is_no_correction(kind: str, by: str) -> None:
-    """The plan that waited still runs, as if nobody had edited anything. Of `tool-own` the human speaks once more."""
+    """The plan that waited still runs, as if nobody had edited anything. Of `tool-own` the user writes once more."""
     family = Family.waiting(kind)
     if by != "nobody":
         family.change(to_the_same, by)
