@@ -200,10 +200,11 @@ def _by_hand(
     """Return the `Arrival` of a direct call, with its arguments by name."""
     named = {k: v for k, v in kwargs.items() if not isinstance(v, BaseCallbackManager | BaseRunManager)}
     config = ensure_config(named.pop(config_parameter(code) or "", None))
-    functions = guard.functions[::-1] if stage == "_arun" else guard.functions  # a tool's own code may differ by road
-    function = next((f for f in functions if f is not None), None)
-    # `_run(*args, **kwargs)` of a tool made from a function: the names are the function's.
-    signature = inspect.signature(code if stage == FUNCTION or not callable(function) else function)
+    signature = inspect.signature(code)
+    if stage != FUNCTION and any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in signature.parameters.values()):
+        # `_run(*args, **kwargs)` of a tool made from a function: the names are the function's.
+        held = tool_lookup.functions_held(tool)[:: -1 if stage == "_arun" else 1]  # `func` and `coroutine` may differ
+        signature = next((inspect.signature(f) for f in held if callable(f)), signature)
     for name, value in signature.bind_partial(*args, **named).arguments.items():
         if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
             named |= value

@@ -163,7 +163,7 @@ def foreign(tool: BaseTool, declared: ToolProfile) -> str:
 
 def package_of(tool: BaseTool) -> str:
     """Return the top-level package of a tool's function, or else of its class."""
-    function = next((f for f in _functions(tool) if f is not None), None)
+    function = next((f for f in functions_held(tool) if f is not None), None)
     made = getattr(type(tool), GUARDED, type(tool)) if function is None else function
     return str(getattr(made, "__module__", "")).partition(".")[0]
 
@@ -266,7 +266,7 @@ class Guard:
 
     def __init__(self, profiles: Profiles, tool: BaseTool, wrap: Wrap | None) -> None:
         self.profiles, self.wrap = profiles, wrap
-        self.functions = _functions(tool)
+        self.functions = functions_held(tool)
         kind = getattr(type(tool), IN_PLACE, type(tool))
         self.stock = kind.run is BaseTool.run and kind.arun is BaseTool.arun  # `run` is LangChain's
         self.seen: tuple[tuple[object, ...], ToolFacts] | None = None
@@ -280,7 +280,7 @@ class Guard:
         if self.seen is not None and all(map(operator.is_, self.seen[0], key)):
             return self.seen[1]
         profiled = self.profiles.of(tool)
-        if profiled.declared and _functions(tool) != self.functions:
+        if profiled.declared and functions_held(tool) != self.functions:
             profiled = self.profiles.unprofiled(tool, "its function was replaced", as_unprofiled(profiled.profile))
         for function in FUNCTIONS:
             raw = held.get(function)
@@ -327,7 +327,7 @@ def guard_of(tool: BaseTool) -> Guard:
     return guard  # type: ignore[no-any-return]
 
 
-def _functions(tool: BaseTool) -> tuple[object, object]:
+def functions_held(tool: BaseTool) -> tuple[object, object]:
     """Return a tool's original functions, without our wrappers."""
     held = tool.__dict__
     func, coroutine = held.get("func"), held.get("coroutine")

@@ -66,9 +66,15 @@ def test_arguments_are_decided_as_the_code_receives_them(road: str, ran: Any, pd
     assert request.context.call.args == {"recipient": "bob", "amount": "5"} and ran == [("bob", "5", "unset")]
 
 
+class _OwnRun(StructuredTool):
+    def _run(self, account: str, recipient: str, config: RunnableConfig) -> Any:  # type: ignore[override]
+        return self.func(recipient, account)  # type: ignore[misc]
+
+
 @pytest.mark.parametrize("guarded", [True, False])
-def test_a_coroutine_is_decided_by_its_own_arguments(guarded: bool, ran: Any) -> None:
-    """Also where the function of the same tool takes them in another order. Without the guard it runs."""
+@pytest.mark.parametrize("how", ["coroutine", "own", "replaced"])
+def test_code_is_decided_by_its_own_arguments(how: str, guarded: bool, ran: Any) -> None:
+    """Also where other code of the tool takes them in another order. Without the guard it runs."""
 
     def pay(recipient: str, account: str) -> None:
         ran.append(recipient)
@@ -76,16 +82,39 @@ def test_a_coroutine_is_decided_by_its_own_arguments(guarded: bool, ran: Any) ->
     async def apay(account: str, recipient: str) -> None:
         ran.append(recipient)
 
-    made = StructuredTool.from_function(func=pay, coroutine=apay, name="send", description="Send.")
+    kind = _OwnRun if how == "own" else StructuredTool
+    made = kind.from_function(func=pay, coroutine=apay, name="send", description="Send.")
     authz = authz_with(StaticPDP(lambda r: r.action.name != "tools/call" or r.context.call.args["recipient"] == "alice"))
-    tool = authz.guard(made) if guarded else made
+    tool: Any = authz.guard(made) if guarded else made
+    if how == "replaced":
+        tool.func = lambda account, recipient: pay(recipient, account)
+    road = "_arun" if how == "coroutine" else "_run"
     with authz.run(subject="alice"):
         if guarded:
-            assert code_of(lambda: by_hand(tool, "_arun", "alice", "mallory")) == "no_permit"
-            by_hand(tool, "_run", "alice", "mallory")
+            assert code_of(lambda: by_hand(tool, road, "alice", "mallory")) == "no_permit"
+            by_hand(tool, road, "mallory", "alice")
         else:
-            by_hand(tool, "_arun", "alice", "mallory")
+            by_hand(tool, road, "alice", "mallory")
     assert ran == ["alice" if guarded else "mallory"]
+
+
+def test_a_function_that_a_class_only_uses_names_no_arguments(pdp: Any, ran: Any) -> None:
+    """The names are those of the class's `_run`."""
+
+    class Posts(BaseTool):
+        name: str = "pay"
+        description: str = "Pay somebody."
+        func: Any = None
+
+        def _run(self, recipient: str) -> None:
+            self.func("bank", recipient)
+
+    authz = authz_with(pdp, profiles=BARE)
+    tool = authz.guard(Posts(func=lambda service, payee: ran.append(payee)))
+    with authz.run(subject="alice"):
+        tool._run("bob")
+        tool._run(recipient="bob")
+    assert ran == ["bob", "bob"] and [r.context.call.args for r in calls_of(pdp)] == [{"recipient": "bob"}] * 2
 
 
 def test_code_called_by_hand_outside_a_run_is_denied(road: str, ran: Any, pdp: Any) -> None:
