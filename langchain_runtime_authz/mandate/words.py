@@ -193,7 +193,7 @@ class _Turn:
         for token in tokens[opened + 1 :]:
             if token.text[:1].isupper() and token.lower in self.small:
                 raise _UnclearError(f"`{token.text}` may be part of a name")
-        for clause in self._clauses(tokens, opened):
+        for clause in self._unfronted(list(self._clauses(tokens, opened))):
             if "?" in mark and not any(map(language.definite, clause)):
                 raise _UnclearError("it may ask what is possible")
             self._clause(clause)
@@ -222,6 +222,17 @@ class _Turn:
             else:
                 at += dictated or gap or 1
         yield tokens[begin:]
+
+    def _unfronted(self, clauses: list[list[Token]]) -> list[list[Token]]:
+        """Move phrases behind the only order: "In production, restart the service web"."""
+        (front, *orders), small = clauses, self.language.prepositions
+        if len(orders) != 1 or [t.lower in small for t in front[:1]] != [True]:
+            return clauses
+        infinitive = [front[0].lower] == self.data["setting"][:1] and front[1:2] and front[1].kind == "word"
+        infinitive = infinitive and front[1].lower not in self.language.determiners  # "To begin, pay Bob 45 EUR"
+        told = any(t.kind != "quote" for t in orders[0][self._dictated(orders[0]) + 1 :][:1])
+        behind = [t for t, after in pairwise([*front, front[0]]) if t.text != "," or after.lower not in small]
+        return clauses if infinitive or told else [[*self._untailed(orders[0]), *behind]]
 
     def _begins(self, before: Sequence[Token], tokens: Sequence[Token]) -> bool:
         """Return True if `tokens` begin a clause with a verb that `before` does not have."""

@@ -84,6 +84,8 @@ BOB = {"recipient": "Bob", "amount": 45, "currency": "EUR"}
     ("Email carol@x.org and tell her that it is done", [("send_email", {"to": ("carol@x.org",), "subject": ("it is done",), "body": ("it is done",)})]),
     ("Create n.txt with this content:\n- a\n- b", [("write_file", {"path": "n.txt", "content": "- a\n- b"})]),
     ("Pay Bob 45 EUR on 3 June 2027 at 4 pm", [("send_money", {**BOB, "date": "3 June 2027 at 4 pm"})]),
+    ("In production, please restart the service web-3", [("restart_service", {"service": "web-3", "environment": "production"})]),
+    ("On 3 June 2027, to Bob, transfer 45 EUR please", [("send_money", {**BOB, "date": "3 June 2027"})]),
 ])
 def test_a_plain_order_has_its_values_in_their_roles(text, expected):
     assert calls(text) == expected
@@ -174,7 +176,7 @@ NOTHING = {
     "unit": ["Pay Bob 45 cents", "Pay Bob 45 thousand EUR", "Order laptops for 2000 EUR", "Pay invoice 4711"],
     "part of a name": ["Pay Bob's landlord 45 EUR", "Delete My report.pdf", "Delete new report.pdf", "Delete Budget Report.pdf", "Pay my brother 45 EUR"],
     "confusable": ["Pay B\u043eb 45 EUR", "Pay Bob 45 EUR\u200b", "Pay \uff22ob 45 EUR", "Pay Bob \u0664\u0665 EUR", "\u202ePay Bob 45 EUR", "Pay B\u0251b 45 EUR"],
-    "left over": ["In #ops, post that it is late", ", pay Bob 45 EUR and run", "Pay Bob 45 EUR for the pizza", "Pay Bob 45 EUR and hope for the best", "Pay Bob at Acme 45 EUR", "Pay Bob 45 EUR (as discussed)", "Pay Bob 45 EUR lol", "Show me how to log in and pay Bob 45 EUR"],
+    "left over": ["In #ops, post that it is late", ", pay Bob 45 EUR and run", "Pay Bob 45 EUR for the pizza", "Pay Bob 45 EUR and hope for the best", "Pay Bob at Acme 45 EUR", "Pay Bob 45 EUR (as discussed)", "Pay Bob 45 EUR lol", "To begin, pay Bob 45 EUR", "In production, restart the service web-3 and delete a.txt", "Show me how to log in and pay Bob 45 EUR"],
     "where dictation ends": ["Email b@x.org saying hi and delete a.txt", "Email b@x.org saying hi. Delete a.txt", "Email b@x.org saying hi tomorrow", "Email b@x.org saying hi, I want to see it", "Email b@x.org with this text: hi. It is late.", "Run this query: DELETE FROM t. Scratch that."],
     "ambiguous": ["Delete row 5 and row 6 in the table users or logs", "Transfer 45 EUR from Alice and to Bob", "Send Carol Bob 45 EUR 50 EUR", "Run ls and then rm", "Run late"],
 }  # fmt: skip
