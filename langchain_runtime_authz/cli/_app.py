@@ -18,7 +18,7 @@ import typer
 from typer import Option
 from typer.core import TyperGroup
 
-from langchain_runtime_authz._display import printable
+from langchain_runtime_authz._display import inert, printable
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError, sentence, unreadable
 
 FINDING: Final = 1
@@ -60,6 +60,15 @@ def echo(text: str, *, err: bool = False) -> None:
 
 def moment(at: float) -> str:
     return dt.datetime.fromtimestamp(at, dt.UTC).isoformat(timespec="seconds")
+
+
+def seconds_of(text: str, zone: dt.tzinfo = dt.UTC) -> float:
+    """Return epoch seconds of an ISO 8601 time, in `zone` if it names none."""
+    try:
+        at = dt.datetime.fromisoformat(text)
+    except ValueError:
+        raise ConfigError(f"`{inert(text[:60])}` is not a time; write it like 2026-11-27 18:30") from None
+    return (at if at.tzinfo is not None else at.replace(tzinfo=zone)).timestamp()
 
 
 def lines(document: Mapping[str, Any]) -> list[str]:

@@ -22,10 +22,9 @@ from typer import Argument, Option
 
 from langchain_runtime_authz._validate import read_yaml
 from langchain_runtime_authz.audit.story import MAX_STEPS, SIGNS, Step, Story, shown, tell
-from langchain_runtime_authz.cli._app import Answer, App, Key, lines
+from langchain_runtime_authz.cli._app import Answer, App, Key, lines, seconds_of
 from langchain_runtime_authz.cli.policy.commands import Opa
 from langchain_runtime_authz.errors import AuditError, Code, ConfigError
-from langchain_runtime_authz.facts.local_time import seconds_of
 
 if TYPE_CHECKING:
     from langchain_runtime_authz.audit.chain import ChainReport

@@ -271,10 +271,10 @@ Unfinished = tuple[dict[str, Any], "Doubt | None"]  # a call as the command prin
 
 
 def _logged(files: list[Path]) -> tuple[list[tuple[Scope, tuple[str, ...]]], list[Unfinished]]:
-    """Return a pair of what the logs show and a backup may lack.
+    """Return revoked agents and unfinished calls, which a backup may lack.
 
-    (1) The agents whose last event is a revocation, (2) the calls with a side effect that have a permit and no outcome.
-    A reinstatement that the backup lacks is not repeated.
+    An agent counts if its last event in the logs is a revocation. A call with a side effect counts if it has a permit
+    and no outcome. A reinstatement that the backup lacks is not repeated.
     """
     from langchain_runtime_authz.audit.chain import read_log, verified
     from langchain_runtime_authz.ledger.base import LASTS, Scope

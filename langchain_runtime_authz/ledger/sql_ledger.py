@@ -24,7 +24,7 @@ from langchain_runtime_authz.ledger import sql_rows as rows
 from langchain_runtime_authz.ledger.changes import Change, Revoke, apply, needs
 from langchain_runtime_authz.ledger.schema import DOUBTS, OPEN, Version, check
 from langchain_runtime_authz.ledger.sql_rows import Fetch, Kept, Row, Statement
-from langchain_runtime_authz.ledger.thread_cache import MAX_KNOWN, Known, copied, known
+from langchain_runtime_authz.ledger.thread_cache import MAX_KNOWN, Known, known
 from langchain_runtime_authz.ledger.thread_state import Needs, Thread, ledger_time, snapshot, status
 
 WORKERS: Final = 8  # threads for the async methods
@@ -103,7 +103,7 @@ class SqlLedger(b.Awaited):
                 found.turns = dict.fromkeys(turns, "")
                 recalled = self._recalled(found, seen) if trust else None
                 found, now = recalled or self._found(tx, found, seen)
-                found.before, found.thread = found.thread, copied(found.thread)
+                found.before, found.thread = found.thread, found.thread.copied()
                 found.thread.scope, found.thread.open = scope, _opened(found.doubts, now)
                 refused = apply(found.thread, guard, changes, now)
                 if refused is None and (done := tx.keep(found, rows.keep(found, scope, now), nonce, now)) is not None:

@@ -23,7 +23,7 @@ from langchain_runtime_authz.facts.task import HumanText, Task
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.ledger import base as b
 from langchain_runtime_authz.ledger.schema import ASKING, OPEN, Version
-from langchain_runtime_authz.ledger.thread_cache import Known, copied
+from langchain_runtime_authz.ledger.thread_cache import Known
 from langchain_runtime_authz.ledger.thread_state import Needs, Thread
 
 Statement = tuple[str, Sequence[Any]]
@@ -115,7 +115,7 @@ class Fetch:
         if known is None:
             self._rows(add)
         elif calls or n.log or n.pending:
-            self.thread = copied(known.thread)
+            self.thread = known.thread.copied()
         t = self.thread
         if calls:
             keys = (*of, *map(encoded, calls))

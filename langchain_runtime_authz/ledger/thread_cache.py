@@ -6,18 +6,13 @@ This module is pure. Each load, and each commit in the statement that writes, ch
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 from langchain_runtime_authz.ledger.schema import Version
-from langchain_runtime_authz.ledger.thread_state import Needs, Thread
+from langchain_runtime_authz.ledger.thread_state import ROWS, Needs, Thread
 
 MAX_KNOWN: Final = 256  # threads
 MAX_ROWS: Final = 1024  # of one thread
-_ROWS: Final = attrgetter(  # in the order of `Thread`
-    *("log", "pending", "marks", "revoked", "leases", "plans", "by_call", "calls", "approvals", "edges"),
-    *("budgets", "rates", "values"),
-)
 
 
 class Known(NamedTuple):
@@ -45,11 +40,6 @@ class Known(NamedTuple):
         return next((rows for nonce, deeds, rows in looked if nonce == newest and n.deeds <= deeds), None)
 
 
-def copied(t: Thread) -> Thread:
-    """Return a copy of `t` whose rows can be changed independently."""
-    return Thread(t.exists, t.subject, t.epoch, t.task, t.history, *[rows.copy() for rows in _ROWS(t)])
-
-
 def known(t: Thread, before: Known | None, seen: str, position: int, version: Version) -> Known | None:
     """Turn `t` into rows to cache after a commit. Return None if there are too many."""
     without = before.without if before is not None else frozenset()
@@ -58,7 +48,7 @@ def known(t: Thread, before: Known | None, seen: str, position: int, version: Ve
         without = without.union(over)
         for key in over:
             del t.calls[key]
-    if sum(map(len, (*_ROWS(t), without))) > MAX_ROWS:
+    if sum(map(len, (*ROWS(t), without))) > MAX_ROWS:
         return None
     t.log, t.pending, t.issued, t.open = [], [], [], {}
     return Known(t, without, seen, position, version, [])

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from heapq import nlargest
+from operator import attrgetter
 from struct import unpack
 from typing import Final, TypeVar
 
@@ -24,6 +25,10 @@ from langchain_runtime_authz.ledger.schema import NEWEST, SEVERAL
 
 CLOCK_SLACK: Final = 5.0  # seconds by which a clock may be set back; ledger time then stands still
 _NO_TASK: Final = Task()
+ROWS: Final = attrgetter(  # the collections of rows, in the order of `Thread`
+    *("log", "pending", "marks", "revoked", "leases", "plans", "by_call", "calls", "approvals", "edges"),
+    *("budgets", "rates", "values"),
+)
 
 EdgeKey = tuple[str, str, str]
 PlanKey = tuple[b.AgentPath, str]
@@ -85,6 +90,10 @@ class Thread:
     open: dict[str, dict[str, Thread]] = field(default_factory=dict)
     forgotten: Forgotten | None = None
     at: float = 0.0  # ledger time of the last commit, in a store in memory
+
+    def copied(self) -> Thread:
+        """Return a copy whose rows can be changed independently."""
+        return Thread(self.exists, self.subject, self.epoch, self.task, self.history, *[r.copy() for r in ROWS(self)])
 
     def is_revoked(self, agent: b.AgentPath) -> bool:
         """Return True if `agent`, or an agent above it, is revoked."""
@@ -169,7 +178,10 @@ class Needs:
 def opened(
     found: Mapping[str, Mapping[str, Thread]], tenant: str, deed: str, now: float, subject: str | None = None
 ) -> tuple[b.Doubt, ...]:
-    """Return a deed's `OPEN` calls, or those that may make a call of `subject` ask."""
+    """Return a deed's `OPEN` calls.
+
+    With `subject`, return only those about which a call of that subject asks.
+    """
     kinds: dict[str, list[b.Doubt]] = {"claimed": [], "unknown": [], "void": []}
     for key, t in found[deed].items():
         if t.scope is None or t.scope.tenant != tenant or subject not in (None, t.subject):

@@ -1,4 +1,4 @@
-"""Add the ids of span, thread, run and decision to the package's log records.
+"""Add ids to the package's log records, and limit the lines of one code.
 
 `trace_id`, `span_id`, `thread_id`, `run_id` and `decision_id` are attributes of each record, empty if unknown. A call
 site may pass other values as `extra`.

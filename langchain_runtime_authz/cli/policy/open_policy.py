@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
+from datetime import UTC
 from pathlib import Path
 from typing import Any, Final
 from zoneinfo import ZoneInfo
@@ -28,8 +29,9 @@ from pydantic import ValidationError
 
 from langchain_runtime_authz._validate import read_yaml
 from langchain_runtime_authz.authzen import strict_json
+from langchain_runtime_authz.cli._app import seconds_of
 from langchain_runtime_authz.errors import Code, ConfigError, unreadable, wrong_field
-from langchain_runtime_authz.facts.local_time import checked_zone, local_time, seconds_of
+from langchain_runtime_authz.facts.local_time import checked_zone, local_time
 from langchain_runtime_authz.pap.bundle import (
     CEDAR,
     DATA,
@@ -209,7 +211,7 @@ def patched(cases: list[Any], zone: ZoneInfo | None) -> list[Any]:
             raise invalid(f"cases.yaml: case {i} must be a mapping, and its `request` a mapping of path to value")
         try:
             given = case.get("request") or {}
-            now = NOW if "at" not in case else int(seconds_of(str(case["at"]), zone))
+            now = NOW if "at" not in case else int(seconds_of(str(case["at"]), zone or UTC))
             request = example_request(given, now=now)
             if zone is not None and not any(path.startswith("context.local") for path in given):
                 request = example_request({**given, "context.local": local_time(zone, request.context.now)}, now=now)
