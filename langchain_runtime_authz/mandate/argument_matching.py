@@ -308,7 +308,7 @@ class Reader:
         outputs = self.fitting(argument.step)
         if not outputs or not all(output.complete for output in outputs):
             return "unread"
-        if isinstance(argument, model.Pick) and (argument.max or argument.min):
+        if isinstance(argument, model.Pick):
             outputs = self._settled(argument.step, choices=1)  # another read may show other records
         chosen: list[Row] = []
         for output in outputs:

@@ -104,7 +104,7 @@ def binding_of(run: Run, said: TaskWords, call: Call) -> tuple[Mandate | None, B
         call.tool,
         call.profile,
         call.args,
-        _chosen(run, mandate, call),
+        chosen(run, mandate, call),
         tuple(own) if isinstance(own, list) else (),
         "\n".join(said.turn.texts),
         task_name(run),
@@ -115,12 +115,11 @@ def binding_of(run: Run, said: TaskWords, call: Call) -> tuple[Mandate | None, B
     return mandate, bind(mandate, facts, run.engine.tools.declared, memory.outputs(run.scope))
 
 
-def _chosen(run: Run, mandate: Mandate | None, call: Call) -> frozenset[str]:
+def chosen(run: Run, mandate: Mandate | None, call: Call) -> frozenset[str]:
     """Return arguments that the model sent, without defaults that no step orders."""
-    given = call.given
+    given = more = call.given
     if mandate is None:
         return given
-    more = given.difference(call.profile.free)
     for step in mandate.steps:
         if step.tool == call.tool:
             more = more.difference(step.args)

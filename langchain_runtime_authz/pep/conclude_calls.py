@@ -23,7 +23,7 @@ from langchain_runtime_authz.pep import calls_in_doubt, decision_log
 from langchain_runtime_authz.pep.approval_hitl import own_question
 from langchain_runtime_authz.pep.call import Call, DecidedCall, Denial
 from langchain_runtime_authz.pep.call_evidence import SMALL, observe
-from langchain_runtime_authz.pep.call_mandate import occasion, task_name
+from langchain_runtime_authz.pep.call_mandate import chosen, occasion, task_name
 from langchain_runtime_authz.pep.obligations import owed
 from langchain_runtime_authz.pep.run import Block, Commit, Run, Write
 from langchain_runtime_authz.telemetry.logs import logger
@@ -172,7 +172,8 @@ def _remember(run: Run, call: Call, found: Observation, output: object, *, done:
         memory.keep(scope, found)
     outputs = memory.reached(scope, call.atoms.destinations() if done and call.profile.side_effect else ())
     kept, about = output if found.held is None else found.held, (call.tool, call.profile, call.args)
-    outputs.record(*about, kept, given=call.given, task=task_name(run), words=not (done and call.profiled))
+    given = call.given if call.profile.side_effect else chosen(run, run.mandate or run.planned, call)
+    outputs.record(*about, kept, given=given, task=task_name(run), words=not (done and call.profiled))
 
 
 def _read(run: Run, ticket: Ticket, call: Call, state: str) -> tuple[str, str, str] | None:

@@ -75,7 +75,7 @@ class House:
             return self.contacts
 
         @_tool
-        def bill(month: str) -> Any:
+        def bill(month: str = "1") -> Any:
             """Read a month's bill."""
             return self.bill(month) if callable(self.bill) else self.bill
 

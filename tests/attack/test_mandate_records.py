@@ -114,8 +114,11 @@ def page(value: Any) -> m.Step:
     return m.Step("history", "bill", {"month": value})
 
 
+OF_ANY_DATE = m.Step("p", "pay", {"to": m.Pick("history", "to", {"sender": m.Own(), "about": m.Contains("Spotify")}), "amount": 45})
 PAGED, DATED, WORK = HISTORY.model_copy(update={"free": ("month",)}), HISTORY.model_copy(update={"when": ("month",)}), page("Work")
 CHOSEN: dict[str, tuple[Sequence[m.Step], m.Step, ToolProfile, Sequence[str]]] = {
+    "the one record of an older page": ((m.Step("history", "bill"),), OF_ANY_DATE, PAGED, ["2"]),
+    "the one record of a page that the mandate leaves open": ((page(m.OneOf(("1", "2"))),), OF_ANY_DATE, PAGED, ["2"]),
     "an older page of a longer list": ((m.Step("history", "bill"),), BY_ME, PAGED, ["2"]),
     "a name in another case, of which the service knows nothing": ((WORK,), IF_FREE, EVENTS, ["work"]),
     "a name with a blank": ((WORK,), IF_FREE, EVENTS, ["Work "]),
@@ -139,6 +142,8 @@ def test_a_model_cannot_choose_which_records_are_seen(reads: Any, step: m.Step, 
 
 def test_records_that_the_mandate_chose_are_acted_on_unasked(go: Any) -> None:
     assert ran(BY_ME, PAGED, of_page, SPOTIFY, go, reads=[page("1")], read=[("bill", {"month": "1"})]) == [("pay", SPOTIFY, 45.0)]
+    for profile in (HISTORY, PAGED):  # a model may send a default
+        assert ran(BY_ME, profile, of_page, SPOTIFY, go, reads=[m.Step("history", "bill")], read=[("bill", {"month": "1"})]) == [("pay", SPOTIFY, 45.0)]
     assert ran(IF_FREE, EVENTS, lambda _: [{"start": "2026-05-19 09:00"}], BOB, go, reads=[WORK], read=[("bill", {"month": "Work"})]) == [("pay", BOB, 45.0)]
 
 
