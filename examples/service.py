@@ -16,7 +16,7 @@ from langchain_runtime_authz.resource_server.status import LedgerStatus
 
 BANK, PATH, stolen = "https://bank.example", "/balance", []
 authz, app = RuntimeAuthz(), FastAPI()
-asks = {"status": LedgerStatus(authz.ledger), "proofs": ProofVerifier(origin=BANK)}
+asks = {"status": LedgerStatus(authz.ledger), "proofs": ProofVerifier(public_url=BANK)}
 server = ResourceServer(verifier=authz.verifier, audience=BANK, tenant="default", **asks)
 client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=BANK, auth=CallAuth(dpop=True))
 

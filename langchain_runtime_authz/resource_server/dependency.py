@@ -18,7 +18,6 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from langchain_runtime_authz._url import normal_target
 from langchain_runtime_authz.credential.details import ORDERED, check_call
 from langchain_runtime_authz.credential.token import Credential
 from langchain_runtime_authz.credential.verifier import Verifier
@@ -141,10 +140,6 @@ class ResourceServer(BearerServer[Credential]):
         proofs: verifies DPoP proofs. Without it, tokens that are bound to a key are refused.
         require_proof: refuse tokens that are not bound to a key.
         metadata: this service's metadata (RFC 9728), whose URL stands in each challenge.
-        public_url: the URL that clients use for this process's `/`, if a proxy removes a prefix from the path:
-            `https://bank.example/api`. A DPoP proof must name this URL followed by the path that arrives here. Headers
-            like `Host` or `X-Forwarded-Prefix` are not read instead, because the sender chooses them. Leave out the
-            prefix of a `Mount` or of `uvicorn --root-path`, because the path that arrives here contains it.
     """
 
     def __init__(
@@ -156,7 +151,6 @@ class ResourceServer(BearerServer[Credential]):
         status: Status,
         proofs: ProofVerifier | None = None,
         require_proof: bool = False,
-        public_url: str | None = None,
         metadata: ResourceMetadata | None = None,
     ) -> None:
         if not audience or not isinstance(status, Status):
@@ -166,7 +160,6 @@ class ResourceServer(BearerServer[Credential]):
             raise ConfigError("`require_proof` needs `proofs`")
         super().__init__(metadata)
         self.audience = audience
-        self._prefix = _prefix(public_url, proofs)
         self._verifier, self._tenant, self._status = verifier, tenant, status
         self._proofs, self._require_proof = proofs, require_proof
         self._tools: frozenset[str] | None = None
@@ -231,8 +224,7 @@ class ResourceServer(BearerServer[Credential]):
             return
         if scheme != "dpop" or not shown or self._proofs is None:
             raise CredentialError(Code.PROOF_MISSING)
-        sent = self._prefix + path if path.startswith("/") else path  # a prefix must not turn the rest into a path
-        self._proofs.verify(shown[0], method=method, path=sent, token=credential.token, jkt=jkt)
+        self._proofs.verify(shown[0], method=method, path=path, token=credential.token, jkt=jkt)
 
     async def _check_live(self, credential: Credential) -> None:
         try:
@@ -347,17 +339,6 @@ def bearer_token(given: list[str]) -> tuple[str, str]:
     if len(given) > 1 or not token or scheme not in ("bearer", "dpop"):
         raise CredentialError(BAD_REQUEST)
     return scheme, token
-
-
-def _prefix(public_url: str | None, proofs: ProofVerifier | None) -> str:
-    """Return the prefix that a proxy removed from the path."""
-    if public_url is None:
-        return ""
-    target = normal_target(public_url)
-    plain = target is not None and not any(mark in public_url for mark in "?#")
-    if proofs is None or not plain or not f"{target}/".startswith(f"{proofs.origin}/"):
-        raise ConfigError("`public_url` is an absolute URL without a query, under the `origin` of `proofs`")
-    return str(target).removeprefix(proofs.origin).rstrip("/")
 
 
 async def refuse(refused: Refusal, scope: Scope, send: Send) -> None:

@@ -114,8 +114,10 @@ class ProofVerifier:
     """Accepts each DPoP proof once.
 
     Args:
-        origin: scheme and authority of the service as its clients know it. A proof is compared with
-            this, never with a `Host` header, which the sender chooses.
+        public_url: the URL that clients use for this process's `/`: `https://bank.example`, or with the prefix that a
+            proxy removes from the path. A proof must name this URL followed by the path that arrives here. Headers
+            like `Host` are not read, because the sender chooses them. Leave out the prefix of a `Mount` or of
+            `uvicorn --root-path`, because the path that arrives here contains it.
         nonces: makes server nonces. If given, a proof must hold a current nonce; else only `iat` bounds a proof's age.
         replays: remembers used proofs.
         algorithms: signature algorithms that are accepted.
@@ -125,18 +127,18 @@ class ProofVerifier:
     def __init__(
         self,
         *,
-        origin: str,
+        public_url: str,
         nonces: Nonces | None = None,
         replays: Replays | None = None,
         algorithms: Sequence[str] = ALGORITHMS,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        target = normal_target(origin)
-        if target is None or not target.endswith("/") or target.count("/") != 3:  # noqa: PLR2004  (scheme://host/)
-            raise ConfigError("`origin` must be scheme and authority, such as https://bank.example")
+        target = normal_target(public_url)
+        if target is None or any(mark in public_url for mark in "?#"):
+            raise ConfigError("`public_url` must be an absolute URL without a query, such as https://bank.example")
         checked_algorithms(algorithms)
         self.algorithms = tuple(algorithms)
-        self.origin = target.removesuffix("/")
+        self._url = target.rstrip("/")
         self._nonces, self._clock = nonces, clock
         self._replays: Replays = replays if replays is not None else MemoryReplays()
 
@@ -146,7 +148,7 @@ class ProofVerifier:
         if not path.startswith("/"):
             raise CredentialError(Code.PROOF_INVALID, "the request is for no path of this service")
         now, nonces = self._clock(), self._nonces
-        request: Any = {"htm": method, "htu": self.origin + path, "token": token, "jkt": jkt}
+        request: Any = {"htm": method, "htu": self._url + path, "token": token, "jkt": jkt}
         limits: Any = {"now": now, "algorithms": self.algorithms}
         if nonces is not None:
             limits["is_nonce"] = lambda nonce: nonces.accepts(nonce, now)

@@ -96,7 +96,7 @@ class Service:
         self.codes: list[str] = []
         self.server = ResourceServer(
             verifier=verifier or Verifier(issuer=ISSUER.issuer, jwks=ISSUER.jwks()), audience=BANK, tenant="acme",
-            status=status or LedgerStatus(Calls()), proofs=ProofVerifier(origin=BANK),
+            status=status or LedgerStatus(Calls()), proofs=ProofVerifier(public_url=BANK),
         )
         routes = [Route("/pay", self._pay, methods=["POST"]), Route("/other", self._pay, methods=["POST"])]
         self.app = Starlette(routes=[*routes, Route("/health", self._health)])

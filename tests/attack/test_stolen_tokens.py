@@ -34,7 +34,7 @@ def service(authz: RuntimeAuthz) -> Any:
 
     server = ResourceServer(
         verifier=Verifier(issuer=authz.issuer.issuer, jwks=authz.issuer.jwks), audience=BANK, tenant="default",
-        status=LedgerStatus(authz.ledger), proofs=ProofVerifier(origin=BANK),
+        status=LedgerStatus(authz.ledger), proofs=ProofVerifier(public_url=BANK),
     )
     return ProtectedApp(Starlette(routes=[Route("/pay", served, methods=["POST"])]), server)
 

@@ -155,7 +155,7 @@ def _served(calls: int) -> list[tuple[str, float, float | None]]:
     out: list[tuple[str, float, float | None]] = []
     for name, status in (("offline", Offline()), ("ledger", LedgerStatus(authz.ledger))):
         server = ResourceServer(
-            verifier=verifier, audience=BANK, tenant="default", status=status, proofs=ProofVerifier(origin=BANK)
+            verifier=verifier, audience=BANK, tenant="default", status=status, proofs=ProofVerifier(public_url=BANK)
         )
         proofs = iter([credential.headers("POST", URL) for _ in range(calls + 20)])
 

@@ -115,7 +115,7 @@ def resource_server(
     return ResourceServer(
         verifier=Verifier(issuer=authz.issuer.issuer, jwks=JwksClient(f"{issuer_url}/jwks", min_refresh=0.05, timeout=30)),
         audience=audience, tenant=tenant, status=statuses[status](),
-        proofs=ProofVerifier(origin=origin or audience, nonces=Nonces() if nonces else None), **options,
+        proofs=ProofVerifier(public_url=origin or audience, nonces=Nonces() if nonces else None), **options,
     )
 
 

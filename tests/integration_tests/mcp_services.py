@@ -122,7 +122,7 @@ def main(port: str, issuer_url: str) -> None:
         verifier=Verifier(issuer="https://issuer.example", jwks=JwksClient(f"{issuer_url}/jwks")), audience=f"{origin}/mcp",
         tenant="default",
         status=Introspection(f"{issuer_url}/introspect/", client_id="service", client_secret=SECRET, timeout=30),
-        proofs=ProofVerifier(origin=origin),
+        proofs=ProofVerifier(public_url=origin),
     )
     uvicorn.run(mcp_app(server, Lines()), host="127.0.0.1", port=int(port), log_level="warning")
 

@@ -163,7 +163,7 @@ headers = st.lists(
 def test_any_request_has_an_answer(given_headers: list[tuple[str, str]], path: str) -> None:
     """Whatever is sent: refused with a code that has an HTTP answer of plain ASCII headers."""
     server = ResourceServer(
-        verifier=VERIFIER, audience=BANK, tenant=None, status=Offline(), proofs=ProofVerifier(origin=BANK, nonces=Nonces())
+        verifier=VERIFIER, audience=BANK, tenant=None, status=Offline(), proofs=ProofVerifier(public_url=BANK, nonces=Nonces())
     )
     try:
         asyncio.run(server.authenticate(method="POST", path=path, headers=given_headers))

@@ -173,7 +173,7 @@ def test_a_proof_is_of_an_algorithm_that_is_allowed(algorithms: tuple[str, ...])
 
 
 def verifier(clock: FrozenClock | None = None, **options: Any) -> ProofVerifier:
-    return ProofVerifier(**{"origin": "https://bank.example", "clock": clock or FrozenClock(), **options})
+    return ProofVerifier(**{"public_url": "https://bank.example", "clock": clock or FrozenClock(), **options})
 
 
 def check(server: ProofVerifier, proof: str, **changes: Any) -> Proof:
@@ -321,8 +321,9 @@ def test_a_nonce_is_the_servers_and_fresh() -> None:
 
 
 @pytest.mark.parametrize("make", [
-    lambda: verifier(origin="bank.example"), lambda: verifier(origin="https://bank.example/a"),
-    lambda: verifier(origin="https://bank.example/a/"), lambda: verifier(origin=""), lambda: verifier(algorithms=()),
+    *(lambda url=url: verifier(public_url=url) for url in (
+        "", "/api", "bank.example/api", "https://bank.example/api?x=1", "https://bank.example/api#x", "https://u@bank.example/api",
+    )), lambda: verifier(algorithms=()),
     lambda: verifier(algorithms=("HS256",)), lambda: Nonces(b"short"), lambda: MemoryReplays(0),
     lambda: MemoryReplays(10, max_per_key=0), lambda: MemoryReplays(10, max_per_key=11),
 ])
