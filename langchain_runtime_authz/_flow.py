@@ -1,21 +1,26 @@
 """Drive flows: generators that yield effects, sync or async.
 
 A flow receives the results of its effects, and does no I/O of its own. `drive` and `adrive` are the only two
-interpreters. The effects of `pep` are in `pep/run.py`.
+interpreters. `adrive` goes on in a thread from an effect that blocks. The effects of `pep` are in `pep/run.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine, Generator
-from concurrent.futures import Future
-from contextvars import Context
-from functools import partial, wraps
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from contextvars import Context, copy_context
+from functools import cache, partial, wraps
 from operator import attrgetter
-from threading import Thread
-from typing import Any, Final, ParamSpec, TypeVar
+from threading import Event, Thread
+from typing import Any, Final, ParamSpec, TypeVar, cast
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+THREADS: Final = 32  # for the flows of event loops that block
 
 
 class Effect:
@@ -73,11 +78,16 @@ def drive(engine: Any, flow: Flow[T]) -> T:
 
 
 async def adrive(engine: Any, flow: Flow[T]) -> T:
-    prompt = engine.prompt if engine is not None else ()
+    prompt, blocking = (engine.prompt, engine.blocking) if engine is not None else ((), ())
     try:
         effect, *arguments = next(flow)
         while True:
             try:
+                if effect in blocking:
+                    effect, *arguments = await _drive_in_thread(engine, flow, effect, arguments)
+                    if effect is None:
+                        return arguments[0]  # type: ignore[no-any-return]
+                    continue
                 if effect.ado is not None and effect not in prompt:
                     value = await effect.ado(engine, *arguments)
                 elif effect.method is not None:
@@ -92,6 +102,55 @@ async def adrive(engine: Any, flow: Flow[T]) -> T:
         return stop.value  # type: ignore[no-any-return]
 
 
+async def _drive_in_thread(engine: Any, flow: Flow[Any], effect: Effect, arguments: Sequence[Any]) -> Sequence[Any]:
+    """Drive a flow in a thread, up to its next effect that needs the event loop.
+
+    So a decision changes threads once, however often it reads and writes. Return that next effect, or `None` and the
+    flow's value. If the caller is cancelled, the thread ends the effect that it performs, and the flow gets the
+    cancellation in place of the result.
+    """
+    context, cancelled = copy_context(), Event()
+    job = _threads().submit(context.run, _drive_blocking, engine, flow, effect, arguments, cancelled)
+    try:
+        found = await asyncio.wrap_future(job)
+    except asyncio.CancelledError:
+        cancelled.set()
+        while not job.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([asyncio.wrap_future(job)])
+        if job.cancelled() or job.exception() is not None or job.result()[0] is not None:
+            raise
+        # The flow ended meanwhile. Its value counts (it may be claimed calls), so the caller's next `await` raises.
+        found, task = job.result(), cast("asyncio.Task[Any]", asyncio.current_task())
+        task.uncancel()
+        task.cancel()
+    for variable, value in context.items():
+        if variable.get(None) is not value:
+            variable.set(value)
+    return found
+
+
+def _drive_blocking(
+    engine: Any, flow: Flow[Any], effect: Any, arguments: Sequence[Any], cancelled: Event
+) -> Sequence[Any]:
+    try:
+        while effect.ado is None or effect in engine.blocking or effect in engine.prompt:
+            try:
+                method = effect.method
+                value = method(engine)(*arguments) if method is not None else effect.do(engine, *arguments)
+            except BaseException as exc:  # noqa: BLE001  (handed to the flow, which decides)
+                if cancelled.is_set():
+                    break
+                effect, *arguments = flow.throw(exc)
+            else:
+                if cancelled.is_set():
+                    break
+                effect, *arguments = flow.send(value)
+    except StopIteration as stop:
+        return None, stop.value
+    return effect, *arguments
+
+
 def both(flow: Callable[P, Flow[T]]) -> tuple[Callable[P, T], Callable[P, Coroutine[Any, Any, T]]]:
     """Return the blocking and the async function that run a flow without an engine."""
 
@@ -104,6 +163,14 @@ def both(flow: Callable[P, Flow[T]]) -> tuple[Callable[P, T], Callable[P, Corout
         return await adrive(None, flow(*args, **kwargs))
 
     return run, arun
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(THREADS, thread_name_prefix="runtime-authz")
+
+
+os.register_at_fork(after_in_child=_threads.cache_clear)
 
 
 def begun(function: Callable[[], T], name: str) -> Future[T]:

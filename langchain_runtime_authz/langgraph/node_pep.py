@@ -121,16 +121,19 @@ def _step(
     node = None if channels is None else NodeCalls(input, config or {})
     own: Any = config or {} if node is None else node.config
     output, failed = None, None
-    scope, entering = current_scope.set(run_scope(run, private.task_id(own), node)), _entry.set(entry)
-    ambient = var_child_runnable_config.set(own)  # so questions of code that passes no config are counted too
+    # Restored without tokens, because the flow may go on in a copy of its context.
+    ambient, scope, entering = var_child_runnable_config.get(), current_scope.get(), _entry.get()
+    current_scope.set(run_scope(run, private.task_id(own), node))
+    _entry.set(entry)
+    var_child_runnable_config.set(own)  # so questions of code that passes no config are counted too
     try:
         output = yield (RunCode, code, input, own)
     except BaseException as exc:  # noqa: BLE001  (raised below, unless the node's calls can be answered)
         failed = exc
     finally:
-        var_child_runnable_config.reset(ambient)
-        current_scope.reset(scope)
-        _entry.reset(entering)
+        var_child_runnable_config.set(ambient)
+        current_scope.set(scope)
+        _entry.set(entering)
     try:
         if run.engine.observer is not None:
             yield from run.engine.observer.conclude(run, private.task_id(own))

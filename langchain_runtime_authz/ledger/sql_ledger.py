@@ -56,6 +56,7 @@ class Tx(Protocol):
 
 
 class SqlLedger(b.Awaited):
+    waits: Final = True  # for a disk, network or lock
     _dialect: ClassVar[tuple[str, str, str, str]]  # see `Fetch.statement`
     # True if a commit excludes only other commits of its thread. A commit must then also take the locks in `turns`.
     _by_thread = False

@@ -138,6 +138,7 @@ class Evaluator:
         while type(pdp) is ObserveOnly:
             pdp = pdp.real
         self._asked = pdp
+        self.waits = isinstance(pdp, RemotePDP)
         self._batch = pdp if isinstance(pdp, BatchPDP) else None
 
     @property

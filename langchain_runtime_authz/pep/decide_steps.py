@@ -20,11 +20,10 @@ from langchain_runtime_authz.pep.decision_log import is_judgement, obliged_event
 from langchain_runtime_authz.pep.lease import lease_refusal, renewed
 from langchain_runtime_authz.pep.obligations import keepable, owed, understood
 from langchain_runtime_authz.pep.request_builder import request_json
-from langchain_runtime_authz.pep.run import Commit, Effect, Evaluate, Flow, Load, Run
+from langchain_runtime_authz.pep.run import Commit, Evaluate, Flow, Load, Run, Status
 
 MAX_KEPT: Final = 256  # permits that are cached per agent and root entry
 ENTER: Final = "node/enter"
-Status: Final = Effect(method="ledger.status")  # tenant, jti → `TokenStatus`
 
 _OBLIGATIONS: Final = frozenset(("require_approval", "rate_limit", "budget", "notify", "revoke"))
 _MODEL_OBLIGATIONS: Final = _OBLIGATIONS | {"withhold_tools"}

@@ -181,19 +181,27 @@ class Engine:
     """Writes one audit record, given the function that builds it."""
     prompt: frozenset[Effect] = field(init=False)
     """The effects that never wait here, which an async flow performs in place."""
+    blocking: frozenset[Effect] = field(init=False)
+    """The effects that wait, for which an async flow goes on in a thread."""
 
     def __post_init__(self) -> None:
         observe_ledger(self.ledger, self.tenant)
         audit = self.audit
         object.__setattr__(self, "recent", RecentDecisions(audit))
         object.__setattr__(self, "write", audit.defer if isinstance(audit, MemorySink) else partial(_write, self))
-        prompt = {
-            Load: type(self.ledger) is MemoryLedger,
-            Commit: type(self.ledger) is MemoryLedger,
-            Evaluate: self.evaluator.in_process,
-            Write: not getattr(audit, "waits", False),
+        quick, waits = type(self.ledger) is MemoryLedger, getattr(self.ledger, "waits", False)
+        writes = getattr(audit, "waits", False)
+        prompt = {Load: quick, Commit: quick, Evaluate: self.evaluator.in_process, Write: not writes}
+        blocking = {
+            Load: waits,
+            Commit: waits,
+            Status: waits,
+            Evaluate: self.evaluator.waits,
+            Write: writes,
+            Block: True,
         }
-        object.__setattr__(self, "prompt", frozenset(effect for effect, quick in prompt.items() if quick))
+        object.__setattr__(self, "prompt", frozenset(effect for effect, so in prompt.items() if so))
+        object.__setattr__(self, "blocking", frozenset(effect for effect, so in blocking.items() if so))
 
     @property
     def killed(self) -> bool:
@@ -384,6 +392,7 @@ def _notify(engine: Engine, channel: str, notification: Mapping[str, Any]) -> No
 Block: Final = Effect(lambda _, do, *given: do(*given), lambda _, do, *given: asyncio.to_thread(do, *given))
 Load: Final = Effect(method="ledger.load")  # scope, query → `Snapshot`
 Commit: Final = Effect(method="ledger.commit")  # scope, guard, changes → `Committed` or `Conflict`; one transaction
+Status: Final = Effect(method="ledger.status")  # tenant, jti → `TokenStatus`
 Evaluate: Final = Effect(method="evaluator.evaluate")  # requests as JSON → decisions; one batch
 Notify: Final = Effect(_notify)  # channel, notification → `None` at once
 # A function that builds one audit record, from values that do not change.
