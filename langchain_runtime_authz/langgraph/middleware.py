@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import threading
 import warnings
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, Final
@@ -69,8 +68,6 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
         self._engine = authz.root_entry.engine
         self._agent = agent
         self._gate = ToolCallPEP(authz.profiles)
-        # By stream writer: the nodes of one invocation share this object, and other invocations have another.
-        self._invocations: weakref.WeakKeyDictionary[Any, tuple[Locks, dict[str, Any]]] = weakref.WeakKeyDictionary()
         self._warned = False
 
     def _before_agent(self, state: Any, runtime: Any) -> Flow[dict[str, Any] | None]:
@@ -124,7 +121,9 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
         return (yield (OneByOne, locks, opening()))
 
     def _entries(self, runtime: Any) -> tuple[Locks, dict[str, Any]]:
-        return self._invocations.setdefault(runtime.stream_writer, ((threading.Lock(), threading.Lock()), {}))
+        # The nodes of one invocation share this function, which no other invocation has.
+        found: Any = vars(runtime.stream_writer).setdefault(self, ((threading.Lock(), threading.Lock()), {}))
+        return found  # type: ignore[no-any-return]
 
     def _wrap_model_call(self, request: Any, handler: Callable[[Any], Any]) -> Flow[Any]:
         """Decide `model/call`, and remove withheld tools from the request."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+from weakref import ref
+
 from langchain.agents import create_agent
 from langchain.agents.middleware import AgentMiddleware, HumanInTheLoopMiddleware
 from langgraph.errors import GraphInterrupt
@@ -9,6 +12,7 @@ from langgraph.errors import GraphInterrupt
 from langchain_runtime_authz import AuthzMiddleware
 from langchain_runtime_authz.authzen import parse_request
 from langchain_runtime_authz.facts.task import content_digest
+from tests.threads import until
 
 from ._approvals import ANN, FIVE, FOUR, TWO, edit
 from ._kit import *
@@ -460,6 +464,20 @@ def test_a_partial_answer_leaves_the_question_open_whichever_task_is_first(go: s
     assert (len(authz.approvals()), ran) == (3, [])
     assert_went_on(said(go, authz, graph, resume(*[APPROVE] * 3), THREAD))
     assert len(ran) == 3
+
+
+def test_a_pause_keeps_nothing_of_its_invocation(go: str, ran: Any) -> None:
+    """A server with one agent for all threads does not grow by questions that nobody answers."""
+    gone: list[Any] = []
+
+    class Notes(AgentMiddleware):  # type: ignore[type-arg]
+        def after_model(self, state: Any, runtime: Any) -> None:
+            gone.append(ref(runtime.stream_writer))
+
+    authz = authz_with(asking("pay"))
+    graph = built("middleware", authz, replying(FIVE), [pay_tool(ran), writing_tool(ran)], before=[Notes()], checkpointer=InMemorySaver())
+    assert "__interrupt__" in said(go, authz, graph, human(), THREAD)
+    until(lambda: gc.collect() is not None and [one() for one in gone] == [None], 5)  # a task may end after the graph
 
 
 def test_an_answer_of_one_of_two_approvers_is_recorded_once(go: str, ran: Any) -> None:
