@@ -41,8 +41,8 @@ class ScriptedChatModel(BaseChatModel):
         prompts: the messages of each call, in the order of the turns.
     """
 
-    # Unvalidated: AIMessage's own validator fails on a function.
-    script: Annotated[Sequence[Turn], SkipValidation]
+    # Unvalidated: AIMessage's own validator fails on a function. LangChain makes the `repr` of each model that it calls.
+    script: Annotated[Sequence[Turn], SkipValidation] = Field(repr=False)
     prompts: list[list[BaseMessage]] = Field(default_factory=list, exclude=True)
     # A process-wide LLM cache would answer instead of the script.
     cache: BaseCache | bool | None = Field(default=False, exclude=True)

@@ -123,3 +123,9 @@ def test_what_the_model_saw_is_kept() -> None:
     model = ScriptedChatModel(script=[AIMessage("1")])
     model.invoke([HumanMessage("secret?")])
     assert [[m.text for m in prompt] for prompt in model.prompts] == [["secret?"]]
+
+
+def test_a_long_script_is_not_in_the_models_name_for_traces() -> None:
+    model = ScriptedChatModel(script=[AIMessage("a word")] * 1000)
+    model.invoke("go")
+    assert "a word" not in model._serialized["repr"]
