@@ -6,14 +6,14 @@ import json
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 from typer import Argument, Option
 
 from langchain_runtime_authz.cli._app import Answer
 from langchain_runtime_authz.cli.mandate import Profiles
 from langchain_runtime_authz.cli.policy.commands import Opa
-from langchain_runtime_authz.errors import ConfigError, sentence
+from langchain_runtime_authz.errors import sentence
 
 if TYPE_CHECKING:
     from langchain_runtime_authz.cli._recorded_run import Replayed, Step
@@ -28,11 +28,7 @@ def replay_trace(
     mandate: Annotated[
         Path | None, Option(metavar="FILE", help="What the task orders (YAML); default: its words.")
     ] = None,
-    policy_data: Annotated[Path | None, Option(metavar="FILE", help="Keys of data.json to replace.")] = None,
-    policy: Annotated[
-        Path | None,
-        Option(metavar="DIR", help="The policy: a directory of Rego with its data.json, a project, a bundle."),
-    ] = None,
+    policy: Annotated[Path | None, Option(metavar="POLICY", help="Project, bundle or data.json.")] = None,
     opa: Opa = None,
 ) -> Answer:
     """Show which calls of a recorded trace would be stopped or asked. Nothing runs.
@@ -52,19 +48,15 @@ def replay_trace(
     failed call. A question is approved unless its call is unwanted. Version 1 is a closed format: an unknown field or
     version is an error that names its line.
 
-    Without --policy the shipped policy decides. Rego is compiled first, which needs OPA.
+    Without --policy the shipped policy decides. A project's Rego is compiled first, which needs OPA.
 
     Exit codes: 0; 1 if an unwanted call would have run; 2 for a file that cannot be used.
     """
     from langchain_runtime_authz.cli import _recorded_run as traces
     from langchain_runtime_authz.cli.policy.open_policy import open_policy
-    from langchain_runtime_authz.pdp.wasm import WasmPDP
 
-    if policy is not None and policy_data is not None:
-        raise ConfigError("`--policy` brings its own data; leave out `--policy-data`")
     trace = traces.read_trace(file)
-    engine: Any = WasmPDP(data=policy_data) if policy is None else open_policy(policy, opa).pdp()
-    with closing(engine) as pdp:
+    with closing(open_policy(policy, opa).pdp()) as pdp:
         result = traces.replay_trace(trace, profiles=profiles, pdp=pdp, mandate=mandate)
     return Answer(result.to_dict(), _text(result), bool(result.let_through))
 

@@ -4,9 +4,6 @@ A project is a directory with `policy.yaml` (`revision`; `zone` for `context.loc
 with an `entrypoint` for a policy that does not build on the shipped one). The project may also hold `data.json`,
 `profiles.yaml` (`tools:`), `grants.yaml` (`grants:`), `cases.yaml` (`cases:`) and `rego/*.rego`. With `engine: cedar`,
 it holds `cedar/*.cedar`, `obligations.json` and `entities.json` instead of Rego and data.
-
-A directory without `policy.yaml` is a policy if it has `*.rego` (or `rego/*.rego`) with their whole `data.json`; or,
-without Rego, a `policy.wasm` with its `data.json`.
 """
 
 from __future__ import annotations
@@ -93,7 +90,8 @@ def open_policy(source: Path | None, opa: str | None = None) -> Policy:
     if source.suffix == ".json" and source.is_file():
         return Policy(name=source.name, data=_json(source), rego={SHIPPED_REGO: shipped_rego()})
     if source.is_dir() and not (source / MANIFEST).is_file():
-        return _bare(source, opa)
+        wants = f"it holds no {PROJECT} and no {MANIFEST}; `runtime-authz policy init DIR` starts a project"
+        raise invalid(f"`{source.name}` is not a policy: {wants}")
     files = read_files(source)
     bundle = parse_bundle(files, source.name, None)
     rego = {n: c.decode(errors="replace") for n, c in files.items() if n.endswith((".rego", ".cedar"))}
@@ -101,13 +99,10 @@ def open_policy(source: Path | None, opa: str | None = None) -> Policy:
 
 
 def unread(source: Path) -> list[str]:
-    """Return a sentence for each misplaced file of a policy, which would not be read."""
-    if not source.is_dir() or (not (source / PROJECT).is_file() and (source / MANIFEST).is_file()):
+    """Return a sentence for each misplaced file of a project, which would not be read."""
+    if not (source / PROJECT).is_file():
         return []
-    own = (source / PROJECT).is_file()
-    if not own and not any(any(at.glob("*.rego")) for at in (source, source / "rego")):
-        return []  # not a policy: `open_policy` reports that
-    cedar = own and _yaml(source / PROJECT).get("engine") == "cedar"
+    cedar = _yaml(source / PROJECT).get("engine") == "cedar"
     found = []
     for file in sorted(source.rglob("*")):
         at = file.relative_to(source)
@@ -118,7 +113,7 @@ def unread(source: Path) -> list[str]:
             # Without an error the file would count as absent, and the shipped data or no rule would be used.
             if not file.exists():
                 found.append(f"{name} is not read; the link leads nowhere")
-            elif own and where == "." and file.name in _PARTS.values():
+            elif where == "." and file.name in _PARTS.values():
                 found.append(f"{name} is not read; it is not a file")
             continue
         if file.suffix.lower() == ".cedar" and (where != "cedar" or not cedar):
@@ -126,13 +121,11 @@ def unread(source: Path) -> list[str]:
         elif cedar and (file.suffix.lower() == ".rego" or (where, file.name) == (".", DATA)):
             found.append(f"{name} is not read, because {PROJECT} says `engine: cedar`")
         elif file.suffix.lower() == ".rego":
-            if file.suffix != ".rego" or where not in (("rego",) if own else (".", "rego")):
+            if file.suffix != ".rego" or where != "rego":
                 found.append(f"{name} is not read; rules and their tests belong in rego/, as `rego/{file.stem}.rego`")
-            elif where == "rego" and not own and (source / file.name).is_file():
-                found.append(f"{name} is not read, because `{file.name}` is outside rego/ too; rename one of them")
-        elif own and where == "." and file.stem in _PARTS and file.name != _PARTS[file.stem]:
+        elif where == "." and file.stem in _PARTS and file.name != _PARTS[file.stem]:
             found.append(f"{name} is not read; its name is `{_PARTS[file.stem]}`")
-        elif own and where == "rego" and file.stem == "data":
+        elif where == "rego" and file.stem == "data":
             found.append(f"{name} is not read; it belongs next to {PROJECT}, as `{DATA}`")
     return found
 
@@ -146,19 +139,6 @@ def _unreached(rules: Mapping[str, str], entrypoint: str) -> Iterator[str]:
         root = "data." + (package[1] if package[1].startswith(asked + ".") else package[1].partition(".")[0])
         if not any(root in other for n, other in rules.items() if n != name):
             yield f"`{name}` is `package {package[1]}`, which is never evaluated; the decision is made in `package {asked}`"
-
-
-def _bare(path: Path, opa: str | None) -> Policy:
-    """Return a policy that is not a project. Rego takes precedence over `policy.wasm`."""
-    found = {f.name: read_rego(f) for at in (path, path / "rego") for f in sorted(at.glob("*.rego"))}
-    rego = {n: t for n, t in found.items() if not n.endswith("_test.rego")}
-    if not rego and not (path / WASM).is_file():
-        wants = f"it holds no {PROJECT}, no Rego and no {WASM}"
-        raise invalid(f"`{path.name}` is not a policy: {wants}; `runtime-authz policy init DIR` starts one")
-    if not (path / DATA).is_file():
-        raise invalid(f"`{path.name}` holds no {DATA}; the rules read it, `{{}}` if they read nothing")
-    wasm = compile_rego(rego, ENTRYPOINT, opa) if rego else (path / WASM).read_bytes()
-    return Policy(name=path.name, wasm=wasm, data=_json(path / DATA), rego=rego)
 
 
 def read_rego(file: Path) -> str:

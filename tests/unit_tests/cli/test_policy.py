@@ -275,12 +275,9 @@ UNREAD: dict[str, tuple[str, str, str]] = {
 }
 
 
-@pytest.mark.parametrize("part", ["policy.yaml", "data.json", "profiles.yaml", "grants.yaml", "cases.yaml", "rego"])
+@pytest.mark.parametrize("part", ["data.json", "profiles.yaml", "grants.yaml", "cases.yaml", "rego"])
 def test_a_link_that_leads_nowhere_is_no_absent_file(run: Command, project: Path, part: str) -> None:
     """Else the shipped data, or no rule, would stand in the place of what was meant."""
-    if part == "policy.yaml":  # without it a directory is a policy by its rules
-        (project / "rego").mkdir()
-        (project / "rego" / "own.rego").write_text(RULE)
     (project / part).unlink(missing_ok=True)
     (project / part).symlink_to(project / "gone")
     checked = run("check", project)
@@ -334,19 +331,6 @@ def test_a_package_that_nothing_asks_for_is_not_passed_over(run: Command, projec
     assert (failed.exit_code, "the decision is made in `package runtime_authz`" in failed.stderr) == (2, True)
     (project / "rego" / "uses.rego").write_text("package runtime_authz\n\nimport data.my_rules\n")
     assert "was not found" in run("test", project).stderr  # on to OPA
-
-
-def test_a_bare_policy_reads_two_places(run: Command, tmp_path: Path) -> None:
-    (tmp_path / "data.json").write_text("{}")
-    (tmp_path / "rego" / "deep").mkdir(parents=True)
-    for file in ("a.rego", "rego/a.rego", "rego/deep/b.rego", ".git/c.rego"):
-        (tmp_path / file).parent.mkdir(exist_ok=True)
-        (tmp_path / file).write_text(RULE)
-    found = run("check", tmp_path)
-    assert found.exit_code == 1
-    assert sorted(line.split("`")[1] for line in found.stdout.splitlines() if line.startswith("`")) == [
-        "rego/a.rego", "rego/deep/b.rego",
-    ]
 
 
 @pytest.mark.parametrize(("arguments", "code"), [

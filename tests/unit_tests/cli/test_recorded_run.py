@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -170,64 +169,22 @@ def test_the_command_prints_json_and_tells_what_got_through(write: Write, tmp_pa
     assert "\x1b" not in CliRunner().invoke(app, args).stdout
 
     data.write_text(json.dumps({"effects": {"read": "deny"}}))
-    strict = CliRunner().invoke(app, [*args, "--policy-data", str(data), "--json"])
+    strict = CliRunner().invoke(app, [*args, "--policy", str(data), "--json"])
     assert strict.exit_code == 0 and json.loads(strict.stdout)["stopped"] == 1
 
-    for wrong in (["--policy-data", str(tmp_path / "none")], ["--profiles", str(tmp_path / "none")]):
+    for wrong in (["--policy", str(tmp_path / "none")], ["--profiles", str(tmp_path / "none")]):
         refused = CliRunner().invoke(app, [*args, *wrong])
         assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
 
 
-def bare(at: Path, data: dict[str, Any]) -> Path:
-    """A policy directory as somebody's build leaves it: compiled rules and the data that they read."""
-    shipped = resources.files("langchain_runtime_authz") / "policies"
-    at.mkdir()
-    (at / "policy.wasm").write_bytes((shipped / "policy.wasm").read_bytes())
-    whole = json.loads((shipped / "data.json").read_text())
-    (at / "data.json").write_text(json.dumps({"runtime_authz_data": {**whole["runtime_authz_data"], **data}}))
-    return at
-
-
-def test_a_policy_of_ones_own_decides(write: Write, tmp_path: Path) -> None:
-    """`--policy DIR`: the compiled rules and the data in it, and nothing of the shipped data."""
-    profiles = tmp_path / "p.yaml"
-    profiles.write_text(json.dumps({"tools": PROFILES}))
-    args = ["replay-trace", str(write(user("look"), call("1", "read"))), "--profiles", str(profiles), "--json"]
-    for name, verdict, stopped in (("a", "permit", 0), ("b", "deny", 1)):
-        policy = bare(tmp_path / name, {"effects": {"read": verdict}})
-        result = CliRunner().invoke(app, [*args, "--policy", str(policy)])
-        assert result.exit_code == 0, result.stderr
-        assert json.loads(result.stdout)["stopped"] == stopped
-
-
-WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
-    "nothing-there": (lambda p: p.rmdir(), "policy"),
-    "empty": (lambda p: None, "holds no policy.yaml, no Rego and no policy.wasm"),
-    "only-tests": (lambda p: (p / "x_test.rego").write_text("package x"), "holds no policy.yaml, no Rego"),
-    "no-data": (lambda p: (p / "policy.wasm").write_bytes(b""), "holds no data.json"),
-    "no-wasm": (lambda p: [(p / n).write_text("{}") for n in ("policy.wasm", "data.json")], "policy"),
-    "no-opa": (
-        lambda p: [(p / n).write_text(t) for n, t in (("p.rego", "package runtime_authz"), ("data.json", "{}"))],
-        "rules in Rego need OPA, and `/no/opa` was not found",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", WRONG)
-def test_what_is_no_policy_decides_nothing(write: Write, tmp_path: Path, name: str) -> None:
-    """Exit code 2 and one line that says what is missing; never the shipped policy in its place."""
-    profiles, policy = tmp_path / "p.yaml", tmp_path / "policy"
-    profiles.write_text("tools: {}")
-    policy.mkdir()
-    spoil, says = WRONG[name]
-    spoil(policy)
+@pytest.mark.parametrize("files", [(), ("policy.wasm", "data.json"), ("rego/own.rego", "data.json")])
+def test_a_directory_that_is_no_project_decides_nothing(write: Write, tmp_path: Path, files: tuple[str, ...]) -> None:
+    """Exit code 2 and one line; never the shipped policy in its place."""
+    policy = tmp_path / "policy"
+    (policy / "rego").mkdir(parents=True)
+    for name in files:
+        (policy / name).write_text("{}")
     trace = str(write(user("look"), call("1", "read")))
-    result = CliRunner().invoke(app, ["replay-trace", trace, "--profiles", str(profiles), "--policy", str(policy), "--opa", "/no/opa"])
-    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1) and says in result.stderr
-
-
-def test_data_beside_a_policy_is_refused(write: Write, tmp_path: Path) -> None:
-    """Two sources of data would leave open which one counts."""
-    both = ["--policy", str(bare(tmp_path / "p", {})), "--policy-data", str(tmp_path / "p" / "data.json")]
-    result = CliRunner().invoke(app, ["replay-trace", str(write()), "--profiles", "langchain", *both])
-    assert result.exit_code == 2 and "leave out `--policy-data`" in result.stderr
+    result = CliRunner().invoke(app, ["replay-trace", trace, "--profiles", "langchain", "--policy", str(policy)])
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert "`policy` is not a policy" in result.stderr
