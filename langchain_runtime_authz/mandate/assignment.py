@@ -56,7 +56,7 @@ class Assignment:
         tool, idle = self.tool, [p for p in self.found if not p.values]
         used, arguments = [p for p in self.found if p.values], {a.name: a for a in self.tool.arguments}
         self.pending = {a.name for p in idle for a in self._named(p) if a.kind != "text"}
-        (head, *more) = self.found or [Phrase("", (), ())]
+        (head, *more) = [p for p in self.found if p.kind != "choice"] or [Phrase("", (), ())]
         nouns = {*head.nouns, *(n for p in more[:1] if not head.values and p.marker == self.of for n in p.nouns)}
         # "Order the item X" names the tool by its verb, and "Run the query X" has nothing else to run.
         other = tool.nouns - {self.verb} if any(a.kind in TARGETS for a in tool.arguments) else ()
@@ -98,7 +98,8 @@ class Assignment:
             other = "" in found or any(a.kind in {"place", "url"} and a.name in found for a in arguments)
             return effect == "send" or not other
         unsaid = [a for a in targets if a.kind in {"object", "name"} and a not in said]
-        headed = bool(idle) and idle[0] is self.found[0] and "" not in found  # "Forward this email to Ana"
+        spoken = [p for p in self.found if p.kind != "choice"]
+        headed = bool(idle) and idle[0] is spoken[0] and "" not in found  # "Forward this email to Ana"
         headed = headed and all(found[a.name].marker for a in said)
         away = self.moving and any(a.role == "goal" and a.name not in found for a in arguments)
         told = effect == "send" and self.tool.texts.isdisjoint(found) and "" not in found  # "Send it to Kim"
@@ -165,15 +166,17 @@ class Assignment:
             return False  # "Move the meeting M-1 on 4 June 2027" does not say to when
         place = marker or ("first" if phrase.first or phrase.nouns else "later")
         whose = role if f"labelled {role}" in data["places"] else kind
-        labels = [*self._places("labelled", whose), *data["naming"]] if named else []
+        labels = [*self.places("labelled", whose), *data["naming"]] if named else []
         labels = [] if role == "source" else labels
-        return place in [*self._places(role, kind), *labels]
+        return place in [*self.places(role, kind), *labels]
 
     def _doubts(self, argument: Argued, phrase: Phrase) -> Iterator[bool]:
         """Yield True if a value looks like something else than the argument."""
         value, kind, bare = phrase.values[0], argument.kind, not (phrase.marker or phrase.nouns)
         last, others = singular(value.lower.split()[-1]), [p for p in self.found if p.values and p is not phrase]
         plain = phrase.kind in {"word", "run"}
+        taken = kind == "principal" and phrase.marker == self.data["span"][0] and self.doing == "deprive"
+        yield taken and self.found[self.found.index(phrase) - 1].kind != "choice"  # "Revoke the offer from Ana"
         yield kind in TARGETS and plain and not (bare or phrase.marker or last in argument.words)  # "the service desk"
         yield kind == "principal" and plain and (last != value.lower or last in self.data["collectives"])  # "the staff"
         yield (
@@ -260,7 +263,7 @@ class Assignment:
         told = kind in {"principal", "object"} and (self.tool.apart or (kind, effect) == ("object", "pay"))
         return not told or all(_somebody(v) == (kind == "principal") for v in phrase.values)
 
-    def _places(self, *names: str) -> Sequence[str]:
+    def places(self, *names: str) -> Sequence[str]:
         """Return the positions: of the first name with the verb, the effect or alone."""
         places = self.data["places"]
         keys = (

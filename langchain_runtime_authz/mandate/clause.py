@@ -95,6 +95,16 @@ class Clause:
         determiner = lower if (lower := self.tokens[self.at].lower) in self.language.determiners else ""
         self.at += bool(determiner)
         self.at += bool(determiner) and self.tokens[self.at].lower == data["listing"]
+        fresh = (
+            determiner in data["indefinite"] and begin == 0 and self.tokens[self.at].lower not in self.language.closed
+        )
+        if (
+            fresh
+            and singular(self.tokens[self.at + 1].lower) in tool.core
+            and (kept := self._choice(self.tokens[self.at]))
+        ):
+            self._add("", (), self.tokens[self.at]._replace(kind="choice", text=kept))  # "an urgent ticket"
+            self.at += 1
         nouns: list[str] = []
         while self._noun(self.tokens[self.at]):
             nouns.append(singular(self.tokens[self.at].lower))
@@ -160,6 +170,23 @@ class Clause:
         named = token.kind not in {"word", "name"} or (token.text[:1].isupper() and not token.text.isupper())
         return "" if named else self.tool.choices.get(token.lower, self.tool.choices.get(singular(token.lower), ""))
 
+    def _chosen(self, at: int, marker: str, determined: bool) -> bool:
+        """Return True if a choice stands where its argument may: "the editor role"."""
+        data, before, behind = self.data, self.tokens[at - 1].lower, self.tokens[at + 1]
+        indefinite, relative = before in data["indefinite"], self.assignment.relative
+        if marker == data["acting"]:
+            return self.verb in data["marking"] and (indefinite or not determined)  # "Mark J-1 as done"
+        if marker == self.to and not determined:
+            return True
+        if marker in self.assignment.places("environment") and self.tokens[at].lower in data["environments"]:
+            return True
+        made = indefinite and not marker and self.verb in data["making"]
+        if made and behind.kind == "end":  # "make Ana an editor"
+            return True
+        labels = self.tool.offering
+        named = before in labels or singular(behind.lower) in labels
+        return named and marker in {"", data["companion"]} and not relative
+
     def _trailing(self, values: Sequence[Token], nouns: list[str], *, determined: bool) -> bool:
         """Read the noun behind a value: "the C-1 car". Return False for "22 ports"."""
         token, kind = self.tokens[self.at], values[0].kind
@@ -171,6 +198,8 @@ class Clause:
             return True
         nouns.append(noun)
         self.at += 1
+        if kind == "choice":
+            return noun in self.tool.offering
         fits = determined and noun == token.lower and noun not in self.tool.spoken
         return noun in self.tool.counted if kind == "number" else fits
 
@@ -222,10 +251,9 @@ class Clause:
     def _value(self, at: int, marker: str, *, labelled: bool, determined: bool) -> tuple[Token | None, int]:
         token, pay = self.tokens[at], self.tool.effect == "pay"
         if choice := self._choice(token):
-            made = self.tokens[at - 1].lower in self.data["indefinite"] and self.verb in self.data["making"]
-            fits = made and not marker and self.tokens[at + 1].kind == "end"  # "make Ana an editor"
-            fits |= marker == self.to and not determined
-            return (token._replace(kind="choice", text=choice) if fits else None), at + 1
+            return (
+                token._replace(kind="choice", text=choice) if self._chosen(at, marker, determined) else None
+            ), at + 1
         told = labelled or (marker and marker not in self.data["setting"])
         if not self.language.value(token) or not (told or token.kind != "word" or self._plain(token)):
             return None, at

@@ -104,6 +104,7 @@ class Tool:
         self.spoken = frozenset[str]().union(*(a.words for a in self.arguments if a.kind == "text"))
         small = self.language.stops | self.language.determiners | self.language.prepositions
         self.choices = {word: choice for word, choice in self.offers.items() if word not in small}
+        self.offering = frozenset[str]().union(*({*words_of(a.name)} for a in self.arguments if a.choices))
         self.counts = any(a.role == "count" for a in self.arguments)
         # "5 replicas" is the amount `replicas`, but "22 ports" is not the port 22.
         counted = (a for a in self.arguments if a.kind == "amount" and (a.name.endswith("s") or a.role == "count"))

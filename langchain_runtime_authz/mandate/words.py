@@ -228,11 +228,12 @@ class _Turn:
         (front, *orders), small = clauses, self.language.prepositions
         if len(orders) != 1 or [t.lower in small for t in front[:1]] != [True]:
             return clauses
+        role = front[0].lower == self.data["acting"]  # "As an editor, share plan.md" may say who shares
         infinitive = [front[0].lower] == self.data["setting"][:1] and front[1:2] and front[1].kind == "word"
         infinitive = infinitive and front[1].lower not in self.language.determiners  # "To begin, pay Bob 45 EUR"
         told = any(t.kind != "quote" for t in orders[0][self._dictated(orders[0]) + 1 :][:1])
         behind = [t for t, after in pairwise([*front, front[0]]) if t.text != "," or after.lower not in small]
-        return clauses if infinitive or told else [[*self._untailed(orders[0]), *behind]]
+        return clauses if role or infinitive or told else [[*self._untailed(orders[0]), *behind]]
 
     def _begins(self, before: Sequence[Token], tokens: Sequence[Token]) -> bool:
         """Return True if `tokens` begin a clause with a verb that `before` does not have."""

@@ -125,7 +125,7 @@ def orders(text: str) -> list[str]:
         "Tip Kim 5 EUR for instance", "For instance, tip Kim 5 EUR", "Tip Kim 5 EUR for practice", "Repay claim 12 45 EUR for simulation", "For testing purposes, raze the barn B-1",
     )),
     # Who pays is not paid, and what a thing comes from is not what it becomes.
-    ("Fund the account K-1 5 EUR", ["top_up K-1 5"]), ("Move the job J-1 to done", ["move_job J-1 done"]), ("Mark the job J-1 as done", []),
+    ("Fund the account K-1 5 EUR", ["top_up K-1 5"]), ("Move the job J-1 to done", ["move_job J-1 done"]), ("Mark the job J-1 as done", ["move_job J-1 done"]),
     *((text, []) for text in (
         "Fund 5 EUR with the account K-1", "Fund 5 EUR of the account K-1", "Fund 5 EUR by the account K-1", "Fund 5 EUR from the account K-1", "Fund 5 EUR at the account K-1",
         "Move the job J-1 from done", "Mark the job J-1 of done", "Move the job J-1 for done", "Move the job J-1 by done",
@@ -176,7 +176,7 @@ def orders(text: str) -> list[str]:
     )),
     # Nothing but courtesies stands before the verb or behind the order.
     *((text, []) for text in (
-        "In the memo 12, tip Kim 5 EUR", "As done, move the job J-1", "Scrap engine 12. That worked.", "Scrap engine 12. Well done.", "Todo:\n- scrap engine 12",
+        "In the memo 12, tip Kim 5 EUR", "As done, move the job J-1", "As done, mark the job J-1", "Mark the job J-1 as the done", "Scrap engine 12. That worked.", "Scrap engine 12. Well done.", "Todo:\n- scrap engine 12",
         "Raze the barn B-1\n- scrap engine 12", "Open a ward called East and scrap engine 12",
     )),
     # A range is no goal, a text that is there is no new one, and a question may ask what is possible.

@@ -276,6 +276,10 @@ HOME = {
     "book_hotel": (ToolProfile(effect="pay", critical={"hotel": "object", "guests": "amount"}, when=("check_in", "check_out")), {"hotel": {"type": "string"}, "guests": {"type": "integer"}}),
     "set_role": (ToolProfile(effect="admin", critical={"user": "principal", "role": "value"}, intent=("make",)), {"user": {"type": "string"}, "role": {"enum": ["viewer", "editor"]}}),
     "freeze_card": (ToolProfile(effect="admin", critical={"card": "object"}), {"card": {"type": "string"}}),
+    "revoke_role": (ToolProfile(effect="admin", critical={"user": "principal", "role": "value"}), {"user": {"type": "string"}, "role": {"enum": ["viewer", "editor"]}}),
+    "restart_app": (ToolProfile(effect="admin", critical={"app": "object", "environment": "value"}), {"app": {"type": "string"}, "environment": {"enum": ["staging", "production"]}}),
+    "open_ticket": (ToolProfile(effect="write", critical={"title": "name", "priority": "value"}), {"title": {"type": "string"}, "priority": {"enum": ["low", "urgent"]}}),
+    "share_plan": (ToolProfile(effect="send", critical={"plan": "object", "user": "principal", "role": "value"}), {"plan": {"type": "string"}, "user": {"type": "string"}, "role": {"enum": ["viewer", "editor"]}}),
     "set_salary": (ToolProfile(effect="admin", critical={"employee": "principal", "salary": "amount"}), {"employee": {"type": "string"}, "salary": {"type": "number"}}),
 }  # fmt: skip
 
@@ -290,11 +294,16 @@ HOME = {
     ("Open port 80 on web-3", {"instance": "web-3", "port": 80}),
     ("Book hotel Astoria from 3 June 2027 to 6 June 2027 for 2 guests", {"hotel": "Astoria", "check_in": "3 June 2027", "check_out": "6 June 2027", "guests": 2}),
     ("Make Ana Lee an editor", {"user": "Ana Lee", "role": "editor"}),
+    ("Revoke the editor role from Ana Lee", {"user": "Ana Lee", "role": "editor"}),
+    ("Restart app web-3 in staging", {"app": "web-3", "environment": "staging"}),
+    ('Open an urgent ticket called "Crash"', {"title": "Crash", "priority": "urgent"}),
+    ("Share plan P-5 with Ana Lee as an editor", {"plan": "P-5", "user": "Ana Lee", "role": "editor"}),
     *((text, None) for text in (
         "Switch on the ceiling fan, because the old one broke", "Cancel the card with Bob", "Freeze the card of Bob", "Raise the salary of Ana Lee 500", "Freeze the open card Visa", "Freeze the card On Fire", "Freeze the card Sales And More", "Freeze on Bob", "Freeze the travel card for me", "Freeze the travel card today", "Freeze a travel card", "Turn the light for Bob off",
         "Send 3 BTC to the partner of Ana", "Open port 80 for 5 EUR on web-3", "Set Bob's friend's salary to 5000", "Switch the off light Garage on",
         "Turn off the porch light as Bob did", "Turn off the idea of dinner", "Open port 80 on web-3 on Friday", "Send 3 of 5 BTC to Ana",
-        "Send 3 BTC to Ana because Bob said to send 5", "Set Ana Lee's boss's salary to 5000", "Open port 80 on web-3 and web-4", "Freeze card 1 or 2",
+        "Revoke the role from Ana Lee as an editor", "Revoke the editor from Ana Lee", "Restart app web-3 from staging", 'Open the urgent ticket called "Crash"', 'Open an urgent gate called "Crash"',
+        "Share plan P-5 with Ana Lee as the editor", "Share plan P-5 with the editor Ana Lee", "Make the editor role Ana Lee", "Send 3 BTC to Ana because Bob said to send 5", "Set Ana Lee's boss's salary to 5000", "Open port 80 on web-3 and web-4", "Freeze card 1 or 2",
     )),
 ])
 def test_tools_of_any_kind_are_read_by_their_schemas(text, expected):
