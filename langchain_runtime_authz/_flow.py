@@ -103,7 +103,7 @@ async def adrive(engine: Any, flow: Flow[T]) -> T:
 
 
 async def _drive_in_thread(engine: Any, flow: Flow[Any], effect: Effect, arguments: Sequence[Any]) -> Sequence[Any]:
-    """Drive a flow in a thread, up to its next effect that needs the event loop.
+    """Drive a flow in a thread, up to its next effect that belongs on the event loop.
 
     So a decision changes threads once, however often it reads and writes. Return that next effect, or `None` and the
     flow's value. If the caller is cancelled, the thread ends the effect that it performs, and the flow gets the
@@ -134,7 +134,7 @@ def _drive_blocking(
     engine: Any, flow: Flow[Any], effect: Any, arguments: Sequence[Any], cancelled: Event
 ) -> Sequence[Any]:
     try:
-        while effect.ado is None or effect in engine.blocking or effect in engine.prompt:
+        while effect in engine.threaded:
             try:
                 method = effect.method
                 value = method(engine)(*arguments) if method is not None else effect.do(engine, *arguments)

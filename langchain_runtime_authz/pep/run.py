@@ -183,25 +183,21 @@ class Engine:
     """The effects that never wait here, which an async flow performs in place."""
     blocking: frozenset[Effect] = field(init=False)
     """The effects that wait, for which an async flow goes on in a thread."""
+    threaded: frozenset[Effect] = field(init=False)
+    """The effects with which it stays there. The others call foreign code, which may expect its event loop."""
 
     def __post_init__(self) -> None:
         observe_ledger(self.ledger, self.tenant)
         audit = self.audit
         object.__setattr__(self, "recent", RecentDecisions(audit))
         object.__setattr__(self, "write", audit.defer if isinstance(audit, MemorySink) else partial(_write, self))
-        quick, waits = type(self.ledger) is MemoryLedger, getattr(self.ledger, "waits", False)
-        writes = getattr(audit, "waits", False)
-        prompt = {Load: quick, Commit: quick, Evaluate: self.evaluator.in_process, Write: not writes}
-        blocking = {
-            Load: waits,
-            Commit: waits,
-            Status: waits,
-            Evaluate: self.evaluator.waits,
-            Write: writes,
-            Block: True,
-        }
-        object.__setattr__(self, "prompt", frozenset(effect for effect, so in prompt.items() if so))
-        object.__setattr__(self, "blocking", frozenset(effect for effect, so in blocking.items() if so))
+        memory, waits = type(self.ledger) is MemoryLedger, getattr(self.ledger, "waits", False)
+        writes, quick, slow = getattr(audit, "waits", False), self.evaluator.in_process, self.evaluator.waits
+        own = _those({Load: memory, Commit: memory, Evaluate: quick, Write: isinstance(audit, MemorySink)})
+        blocking = _those({Load: waits, Commit: waits, Status: waits, Evaluate: slow, Write: writes, Block: True})
+        object.__setattr__(self, "prompt", own if writes else own | {Write})
+        object.__setattr__(self, "blocking", blocking)
+        object.__setattr__(self, "threaded", blocking | own)
 
     @property
     def killed(self) -> bool:
@@ -352,6 +348,10 @@ def both(
     run.__qualname__, arun.__qualname__ = f"{owner}.{name}", f"{owner}.a{name}"
     arun.__doc__ = f"Do what `{name}` does, without blocking the event loop."
     return run, arun
+
+
+def _those(effects: Mapping[Effect, bool]) -> frozenset[Effect]:
+    return frozenset(effect for effect, chosen in effects.items() if chosen)
 
 
 def agent_id(identity: Identity, path: tuple[str, ...]) -> str:

@@ -18,7 +18,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langchain_runtime_authz import RuntimeAuthz, _flow, profile
 from langchain_runtime_authz._flow import Effect, Flow, adrive, drive
 from langchain_runtime_authz.ledger import SqliteLedger
-from langchain_runtime_authz.testing import ScriptedChatModel
+from langchain_runtime_authz.testing import ScriptedChatModel, StaticPDP
 
 var: ContextVar[str] = ContextVar("var", default="outside")
 
@@ -31,8 +31,8 @@ async def aact(_: object, do: Any) -> Any:
     return do()
 
 
-BLOCKS, LOOPS, QUICK = Effect(act, aact), Effect(act, aact), Effect(act)
-ENGINE = SimpleNamespace(prompt=frozenset(), blocking=frozenset((BLOCKS,)))
+BLOCKS, LOOPS, QUICK, FOREIGN = Effect(act, aact), Effect(act, aact), Effect(act), Effect(act)
+ENGINE = SimpleNamespace(prompt=frozenset((QUICK,)), blocking=frozenset((BLOCKS,)), threaded=frozenset((BLOCKS, QUICK)))
 
 
 def thread() -> str:
@@ -41,16 +41,14 @@ def thread() -> str:
 
 def test_effects_that_block_share_a_thread_until_one_needs_the_loop() -> None:
     def flow() -> Flow[list[Any]]:
-        order = (BLOCKS, BLOCKS, QUICK, BLOCKS, LOOPS, QUICK, BLOCKS)
+        order = (BLOCKS, QUICK, BLOCKS, LOOPS, QUICK, BLOCKS, FOREIGN, BLOCKS)
         found = []
         for effect in order:
             found.append((yield effect(thread)))
         return [*found, thread()]
 
-    ran, here = [], threading.current_thread().name
-    _flow._threads().submit(ran.append, 1).result()
-    ours = "runtime-authz"
-    assert asyncio.run(adrive(ENGINE, flow())) == [ours, ours, ours, ours, here, here, ours, ours]
+    ours, here = "runtime-authz", threading.current_thread().name
+    assert asyncio.run(adrive(ENGINE, flow())) == [ours, ours, ours, here, here, ours, here, ours, ours]
     assert set(drive(ENGINE, flow())) == {here}
 
 
@@ -153,25 +151,53 @@ def test_a_flow_that_has_ended_keeps_its_value_and_its_caller_is_cancelled_next(
     assert got == ["done"]
 
 
-def test_a_run_with_files_changes_threads_once_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def statuses(authz: RuntimeAuthz) -> list[str]:
+    """Of the tool calls of one async run."""
+
     @profile(effect="read", sink="none")
     @tool
-    def look() -> str:
+    async def look() -> str:
         """Look."""
         return "seen"
 
     script = [AIMessage("", tool_calls=[{"name": "look", "args": {}, "id": "c1"}]), AIMessage("done")]
-    authz = RuntimeAuthz(ledger=SqliteLedger(tmp_path / "ledger"), audit=tmp_path / "audit")
     agent = authz.protect(create_agent(ScriptedChatModel(script=script), [look], checkpointer=InMemorySaver()))
+
+    async def main() -> list[str]:
+        with authz.run(subject="alice"):
+            state = await agent.ainvoke({"messages": [("user", "Look")]}, {"configurable": {"thread_id": "1"}})
+        return [m.status for m in state["messages"] if m.type == "tool"]
+
+    return asyncio.run(main())
+
+
+def test_a_run_with_files_changes_threads_once_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    authz = RuntimeAuthz(ledger=SqliteLedger(tmp_path / "ledger"), audit=tmp_path / "audit")
     pool, jobs = _flow._threads(), []
     submit = pool.submit
     monkeypatch.setattr(pool, "submit", lambda *job: (jobs.append(job), submit(*job))[1])
+    assert statuses(authz) == ["success"]
+    # The run's start, the model's node, the model, its plan, the call, its end, the node again, and the end.
+    assert len(jobs) == 8
 
-    async def main() -> None:
-        with authz.run(subject="alice"):
-            state = await agent.ainvoke({"messages": [("user", "Look")]}, {"configurable": {"thread_id": "1"}})
-        assert [m.status for m in state["messages"] if m.type == "tool"] == ["success"]
 
-    asyncio.run(main())
-    # The run's start, the model's node, the model, its plan, the call, the node again, and the run's end.
-    assert len(jobs) == 7
+def test_a_sink_and_a_notifier_that_need_the_event_loop_have_it(tmp_path: Path) -> None:
+    """Parts that do not wait are called on it, even if the ledger waits."""
+    kinds, told = [], []
+
+    class Queued:
+        content = False
+
+        def write(self, record: dict[str, Any]) -> None:
+            asyncio.get_running_loop().call_soon(kinds.append, record["kind"])
+
+    class Desk:
+        def send(self, notification: Any) -> None:
+            asyncio.get_running_loop().call_soon(told.append, notification["resource"])
+
+    tell = {"id": "n", "type": "notify", "properties": {"channel": "desk"}}
+    answer = {"decision": True, "context": {"obligations": [tell]}}
+    pdp = StaticPDP(lambda request: answer if request.resource.type == "tool" else True)
+    authz = RuntimeAuthz(ledger=SqliteLedger(tmp_path / "ledger"), audit=Queued(), pdp=pdp, notify={"desk": Desk()})
+    assert statuses(authz) == ["success"]
+    assert told == ["look"] and {"run", "decision", "completion"} <= set(kinds)
