@@ -94,6 +94,6 @@ def _opened(directory: Path, password: str | None) -> KeyDirectory:
 
 
 def _told(ring: KeyDirectory, *more: str, **done: Any) -> Answer:
-    keys = [{"kid": k.kid, "alg": k.alg, "state": k.state, "since": moment(k.since)} for k in ring.infos()]
+    keys = [{"kid": k.kid, "alg": k.alg, "state": k.state, "since": moment(k.since)} for k in ring.all_keys()]
     lines = [f"{k['kid']}  {k['alg']:<5}  {k['state']:<11}  since {k['since']}" for k in keys]
     return Answer({**done, "keys": keys}, [*lines, *more])

@@ -20,8 +20,7 @@ from typing import Any, Final, Literal, NamedTuple, Self, get_args
 
 from langchain_runtime_authz._locks import file_lock
 from langchain_runtime_authz._renewed_files import replace_file, stamp
-from langchain_runtime_authz.credential.jws import public_key
-from langchain_runtime_authz.credential.signer import Alg, Secret, Signer, SigningKey, thumbprint
+from langchain_runtime_authz.credential.signer import Alg, Secret, SigningKey
 from langchain_runtime_authz.credential.token import MAX_TTL
 from langchain_runtime_authz.digest import parse_object
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
@@ -35,16 +34,8 @@ LOOK_AGAIN: Final = 1.0  # seconds between two checks of a directory
 VERSION: Final = 1
 RING: Final = "ring.json"
 LOCK: Final = "ring.lock"
+_STORED: Final = ("kid", "alg", "state", "since")
 _KID: Final = re.compile(r"[A-Za-z0-9_-]+")  # it is a file name
-
-
-class KeyInfo(NamedTuple):
-    """One key of a ring: RFC 7638 thumbprint, JWS algorithm, state and since when."""
-
-    kid: str
-    alg: str
-    state: KeyState
-    since: float
 
 
 class Withdrawal(NamedTuple):
@@ -60,19 +51,25 @@ class Withdrawal(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class _Key:
+class Key:
+    """One key of a ring: RFC 7638 thumbprint, JWS algorithm, state and since when.
+
+    Only the active and the next key have a `signer`.
+    """
+
     kid: str
     alg: str
     state: KeyState
     since: float
     jwk: Mapping[str, str]
-    signer: Signer | None = None  # of the active and the next key
+    signer: SigningKey | None = None
 
-    @property
-    def info(self) -> KeyInfo:
-        return KeyInfo(self.kid, self.alg, self.state, self.since)
+    @classmethod
+    def new(cls, alg: str, state: KeyState, now: float) -> Key:
+        signer = SigningKey.generate(alg)  # type: ignore[arg-type]  # checked there
+        return cls(signer.kid, alg, state, now, MappingProxyType(signer.public_jwk()), signer)
 
-    def moved(self, state: KeyState, now: float) -> _Key:
+    def moved(self, state: KeyState, now: float) -> Key:
         return replace(self, state=state, since=now, signer=self.signer if state == "active" else None)
 
     def is_published(self, now: float) -> bool:
@@ -84,9 +81,7 @@ class KeyRing(Secret):
     """Keys in this process. Safe to use from many threads.
 
     Args:
-        active: the key that signs now; a new ES256 key by default.
-        following: the key that signs after the next rotation; a new key of the same algorithm by default.
-            It is required if `active` is a signer outside this process (KMS, PKCS #11).
+        alg: the algorithm of every key.
         cache_age: seconds for which verifiers may keep a copy of the key set. A rotation is refused until the next
             key has been published for `cache_age` seconds.
         clock: epoch seconds.
@@ -95,17 +90,11 @@ class KeyRing(Secret):
     _lag = 0.0  # seconds until all processes that publish the ring see a change
 
     def __init__(
-        self,
-        active: Signer | None = None,
-        following: Signer | None = None,
-        *,
-        cache_age: float = CACHE_AGE,
-        clock: Callable[[], float] = time.time,
+        self, alg: Alg = "ES256", *, cache_age: float = CACHE_AGE, clock: Callable[[], float] = time.time
     ) -> None:
-        first = active if active is not None else SigningKey.generate()
-        self._begin(_pair(first, following, clock()), cache_age, clock)
+        self._begin(_pair(alg, clock()), cache_age, clock)
 
-    def _begin(self, keys: tuple[_Key, ...], cache_age: float, clock: Callable[[], float]) -> None:
+    def _begin(self, keys: tuple[Key, ...], cache_age: float, clock: Callable[[], float]) -> None:
         if cache_age < 0:
             raise ConfigError("`cache_age` must not be negative")
         self._clock, self._cache_age = clock, cache_age
@@ -114,16 +103,16 @@ class KeyRing(Secret):
         self._keys = keys
 
     @property
-    def active(self) -> Signer:
+    def active(self) -> SigningKey:
         for key in self._current():
             if key.state == "active" and key.signer is not None:
                 return key.signer
         raise CredentialError(Code.KEYS_UNAVAILABLE)
 
-    def infos(self) -> tuple[KeyInfo, ...]:
+    def all_keys(self) -> tuple[Key, ...]:
         """Return every remembered key, the active one first."""
         order = ("active", *get_args(KeyState))
-        return tuple(sorted((key.info for key in self._current()), key=lambda i: (order.index(i.state), -i.since)))
+        return tuple(sorted(self._current(), key=lambda key: (order.index(key.state), -key.since)))
 
     def jwks(self) -> dict[str, Any]:
         """Return the next key, the active key, and retired keys of unexpired tokens."""
@@ -137,19 +126,18 @@ class KeyRing(Secret):
     async def aget(self, kid: str) -> Mapping[str, Any] | None:
         return self.get(kid)
 
-    def rotate(self, following: Signer | None = None) -> KeyInfo:
+    def rotate(self) -> Key:
         """Retire the active key, sign with the next key, and publish a new next key.
 
-        `following`: the new next key. Raises `ConfigError`: the next key was published less than `cache_age` seconds
-        ago, or `following` is not new.
+        Raises `ConfigError`: the next key was published less than `cache_age` seconds ago.
         """
         with self._changing() as now:
             wait = self._one("next").since + self._cache_age + self._lag - now
             if wait > 0:
                 msg = f"verifiers may not know the next key yet; rotate in {wait:.0f} s, or withdraw the active key"
                 raise ConfigError(msg)
-            self._replace(self._one("active"), "retired", now, following)
-            return self._one("active").info
+            self._replace(self._one("active"), "retired", now)
+            return self._one("active")
 
     def compromise(self, kid: str) -> Withdrawal:
         """Withdraw a key for good, at once. Raises `ConfigError` for an unknown key."""
@@ -172,7 +160,7 @@ class KeyRing(Secret):
             for listener in tuple(self._listeners):
                 listener(kid)
 
-    def _replace(self, key: _Key, state: KeyState, now: float, following: Signer | None = None) -> None:
+    def _replace(self, key: Key, state: KeyState, now: float) -> None:
         """Move a key to `state`. If it was active, the next key signs. Add a new next key."""
         keys = [other.moved(state, now) if other is key else other for other in self._keys]
         past = [old for old in keys if old.state == "retired" and not old.is_published(now)]
@@ -180,19 +168,16 @@ class KeyRing(Secret):
         for old in sorted(past, key=lambda old: old.since)[: max(len(keys) - MAX_KEPT, 0)]:
             keys.remove(old)
         if key.state in ("active", "next"):
-            signer = following or _like(self._one("active").signer)
-            if any(old.kid == signer.kid for old in self._keys):
-                raise ConfigError(f"the key `{signer.kid}` is or was one of the ring's")
             if key.state == "active":
                 keys = [other.moved("active", now) if other.state == "next" else other for other in keys]
-            keys.append(_published(signer, "next", now))
+            keys.append(Key.new(key.alg, "next", now))
         self._keys = tuple(keys)
         self._save()
 
-    def _one(self, state: KeyState) -> _Key:
+    def _one(self, state: KeyState) -> Key:
         return next(key for key in self._keys if key.state == state)
 
-    def _current(self) -> tuple[_Key, ...]:
+    def _current(self) -> tuple[Key, ...]:
         return self._keys
 
     @contextmanager
@@ -209,7 +194,7 @@ class KeyRing(Secret):
         """Store the change. For subclasses."""
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {', '.join(f'{i.state} {i.kid}' for i in self.infos()[:3])}>"
+        return f"<{type(self).__name__} {', '.join(f'{i.state} {i.kid}' for i in self.all_keys()[:3])}>"
 
 
 class KeyDirectory(KeyRing):
@@ -243,7 +228,7 @@ class KeyDirectory(KeyRing):
 
         Raises `ConfigError`: there is a ring already, or the algorithm is unknown.
         """
-        path, keys = Path(path), _pair(SigningKey.generate(alg), None, time.time())
+        path, keys = Path(path), _pair(alg, time.time())
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         with file_lock(path / LOCK):
             if (path / RING).exists():
@@ -251,7 +236,7 @@ class KeyDirectory(KeyRing):
             _write(path, keys, password)
         return cls(path, password)
 
-    def _current(self) -> tuple[_Key, ...]:
+    def _current(self) -> tuple[Key, ...]:
         if time.monotonic() - self._looked >= LOOK_AGAIN:
             with self._lock:
                 if time.monotonic() - self._looked >= LOOK_AGAIN:
@@ -294,32 +279,16 @@ class KeyDirectory(KeyRing):
         self._stamp = stamp(self._path / RING)
 
 
-def _pair(active: Signer, following: Signer | None, now: float) -> tuple[_Key, ...]:
-    return _published(active, "active", now), _published(following or _like(active), "next", now)
+def _pair(alg: str, now: float) -> tuple[Key, ...]:
+    return Key.new(alg, "active", now), Key.new(alg, "next", now)
 
 
-def _published(signer: Signer, state: KeyState, now: float) -> _Key:
-    if not isinstance(signer, Signer):
-        raise ConfigError("a key is a `Signer`: alg, kid, sign and public_jwk")
-    jwk = {**signer.public_jwk(), "kid": signer.kid, "alg": signer.alg, "use": "sig"}
-    if public_key(jwk, signer.alg) is None or thumbprint(jwk) != signer.kid:
-        msg = f"`public_jwk` of the key `{signer.kid}` must be its public key, and `kid` its RFC 7638 thumbprint"
-        raise ConfigError(msg)
-    return _Key(signer.kid, signer.alg, state, now, MappingProxyType(jwk), signer)
-
-
-def _like(signer: Signer | None) -> SigningKey:
-    if not isinstance(signer, SigningKey):
-        raise ConfigError("a signer outside this process needs the next one: pass `following=`")
-    return SigningKey.generate(signer.alg)
-
-
-def _write(path: Path, keys: tuple[_Key, ...], password: bytes | None) -> None:
+def _write(path: Path, keys: tuple[Key, ...], password: bytes | None) -> None:
     signing = {path / f"{key.kid}.pem": key.signer for key in keys if key.signer is not None}
     for file, signer in signing.items():
-        if isinstance(signer, SigningKey) and not file.exists():
+        if not file.exists():
             replace_file(file, signer.to_pem(password), 0o600)
-    rows = [{**key.info._asdict(), "jwk": dict(key.jwk)} for key in keys]
+    rows = [{**{name: getattr(key, name) for name in _STORED}, "jwk": dict(key.jwk)} for key in keys]
     replace_file(path / RING, json.dumps({"v": VERSION, "keys": rows}, indent=1).encode(), 0o600)
     # A private key is deleted only after the ring says that it does not sign any more.
     for file in path.glob("*.pem"):
@@ -327,13 +296,13 @@ def _write(path: Path, keys: tuple[_Key, ...], password: bytes | None) -> None:
             file.unlink(missing_ok=True)
 
 
-def _read(path: Path, password: bytes | None) -> tuple[_Key, ...]:
-    keys: list[_Key] = []
+def _read(path: Path, password: bytes | None) -> tuple[Key, ...]:
+    keys: list[Key] = []
     with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         document, found = parse_object((path / RING).read_bytes()), []
         for row in document["keys"]:
             jwk = MappingProxyType({str(k): str(v) for k, v in row["jwk"].items()})
-            found.append(_Key(str(row["kid"]), str(row["alg"]), row["state"], float(row["since"]), jwk))
+            found.append(Key(str(row["kid"]), str(row["alg"]), row["state"], float(row["since"]), jwk))
         sound = all(key.state in get_args(KeyState) and _KID.fullmatch(key.kid) for key in found)
         keys = found if sound and document.get("v") == VERSION else []
     states = [key.state for key in keys]
@@ -343,7 +312,7 @@ def _read(path: Path, password: bytes | None) -> tuple[_Key, ...]:
     return tuple(replace(key, signer=_signer(path, key, password)) if key.state in signing else key for key in keys)
 
 
-def _signer(path: Path, key: _Key, password: bytes | None) -> SigningKey:
+def _signer(path: Path, key: Key, password: bytes | None) -> SigningKey:
     file = path / f"{key.kid}.pem"
     try:
         pem, mode = file.read_bytes(), file.stat().st_mode

@@ -268,18 +268,20 @@ def test_a_policy_wholly_of_ones_own(tmp_path: Path) -> None:
         pdp.close()
 
 
-def test_a_trace_is_decided_by_rego_from_a_directory(tmp_path: Path) -> None:
-    """`replay-trace --policy DIR` compiles the Rego: the shipped source says what the shipped Wasm says, an edit counts."""
+def test_a_trace_is_decided_by_rego_of_a_project(tmp_path: Path) -> None:
+    """`replay-trace --policy PROJECT` compiles the Rego: the shipped source says what the shipped Wasm says, an edit counts."""
     examples = EXAMPLES.parent
     trace = ["replay-trace", str(examples / "coding_agent.jsonl"), "--profiles", str(examples / "coding_agent.yaml"), "--json"]
+    (tmp_path / "policy.yaml").write_text("shipped: false\n")
+    (tmp_path / "rego").mkdir()
     for file in SHIPPED:
-        (tmp_path / file.name).write_bytes(file.read_bytes())
+        (tmp_path / ("rego" if file.suffix == ".rego" else ".") / file.name).write_bytes(file.read_bytes())
     shipped = CliRunner().invoke(app, trace)
     same = CliRunner().invoke(app, [*trace, "--policy", str(tmp_path)])
     assert (same.exit_code, same.stdout) == (0, shipped.stdout)
-    (tmp_path / "own.rego").write_text('package runtime_authz\n\ndenied contains "frozen" if input.action.name == "tools/call"\n')
+    (tmp_path / "rego" / "own.rego").write_text('package runtime_authz\n\ndenied contains "frozen" if input.action.name == "tools/call"\n')
     edited = CliRunner().invoke(app, [*trace, "--policy", str(tmp_path)])
     assert json.loads(edited.stdout)["stopped"] == len(json.loads(edited.stdout)["steps"])
-    (tmp_path / "own.rego").write_text("package runtime_authz\n\nthis is no rule\n")
+    (tmp_path / "rego" / "own.rego").write_text("package runtime_authz\n\nthis is no rule\n")
     broken = CliRunner().invoke(app, [*trace, "--policy", str(tmp_path)])
     assert (broken.exit_code, broken.stdout) == (2, "") and "own.rego" in broken.stderr

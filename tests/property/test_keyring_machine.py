@@ -46,16 +46,16 @@ class Ring(RuleBasedStateMachine):
 
     @rule()
     def rotate(self) -> None:
-        upcoming = next(i for i in self.ring.infos() if i.state == "next")
-        before = self.ring.infos()
+        upcoming = next(i for i in self.ring.all_keys() if i.state == "next")
+        before = self.ring.all_keys()
         try:
             assert self.ring.rotate().kid == upcoming.kid
         except ConfigError:
-            assert self.now < upcoming.since + CACHE_AGE and self.ring.infos() == before
+            assert self.now < upcoming.since + CACHE_AGE and self.ring.all_keys() == before
 
     @rule(data=st.data())
     def compromise(self, data: st.DataObject) -> None:
-        kid = data.draw(st.sampled_from([i.kid for i in self.ring.infos()]))
+        kid = data.draw(st.sampled_from([i.kid for i in self.ring.all_keys()]))
         done = self.ring.compromise(kid)
         assert done.active != kid
         self.withdrawn.setdefault(kid, done.refused_by)
@@ -91,10 +91,10 @@ class Ring(RuleBasedStateMachine):
 
     @invariant()
     def one_signs_and_one_will(self) -> None:
-        states = [i.state for i in self.ring.infos()]
+        states = [i.state for i in self.ring.all_keys()]
         assert states.count("active") == states.count("next") == 1
         assert states[0] == "active"
-        assert len({i.kid for i in self.ring.infos()}) == len(states)
+        assert len({i.kid for i in self.ring.all_keys()}) == len(states)
 
     @invariant()
     def what_is_published(self) -> None:

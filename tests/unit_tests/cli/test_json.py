@@ -82,7 +82,7 @@ def _made(path: Path, command: str, monkeypatch: pytest.MonkeyPatch) -> list[str
         command = command.replace("DOUBT", one.row.key)
     if " keys" in command:
         ring = keyring.KeyDirectory.create("keys")
-        command = command.replace("KID", next(k.kid for k in ring.infos() if k.state == "active"))
+        command = command.replace("KID", next(k.kid for k in ring.all_keys() if k.state == "active"))
         document = json.loads(Path("keys", "ring.json").read_text())
         for key in document["keys"]:
             key["since"] -= 2 * keyring.CACHE_AGE

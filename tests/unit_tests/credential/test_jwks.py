@@ -51,7 +51,7 @@ async def test_a_key_is_fetched_once_and_found(road: str) -> None:
     endpoint = Endpoint(lambda _: ring.jwks())
     client = client_of(endpoint)
     for _ in range(3):
-        for kid in (ring.active.kid, ring.infos()[1].kid):
+        for kid in (ring.active.kid, ring.all_keys()[1].kid):
             found = client.get(kid) if road == "sync" else await client.aget(kid)
             assert found["kid"] == kid
     assert endpoint.asked == 1
@@ -87,7 +87,7 @@ def test_a_withdrawn_key_is_gone_with_the_next_copy(monkeypatch: pytest.MonkeyPa
     assert client.get(old) is not None
     ring.compromise(old)
     clock.now += 1
-    assert client.get(ring.infos()[1].kid) is not None and client.get(old) is None
+    assert client.get(ring.all_keys()[1].kid) is not None and client.get(old) is None
 
 
 def test_strangers_do_not_make_it_fetch(monkeypatch: pytest.MonkeyPatch) -> None:
