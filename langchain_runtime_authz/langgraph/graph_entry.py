@@ -23,7 +23,7 @@ from langchain_runtime_authz.identity.subjects import ANONYMOUS, DEVELOPER, NO_S
 from langchain_runtime_authz.langgraph import checkpoints, run_context
 from langchain_runtime_authz.langgraph import graph_input as inputs
 from langchain_runtime_authz.langgraph import private_api as private
-from langchain_runtime_authz.langgraph.heard_answers import drop_old_answer
+from langchain_runtime_authz.langgraph.heard_answers import drop_old_answer, record_answer
 from langchain_runtime_authz.langgraph.messages import foreign_plans, human_texts, written
 from langchain_runtime_authz.langgraph.object_graph import is_workflow, label_of
 from langchain_runtime_authz.ledger.base import Scope
@@ -178,7 +178,8 @@ class _Root(Entering[tuple[Any, Any]]):
         self.run_id = handle.run_id
         if handle.closed:
             raise AuthzDenied(Code.LEASE_ENDED, deny(Code.LEASE_ENDED).decision_id)
-        thread = (config.get("configurable") or {}).get("thread_id")
+        configurable = config.get("configurable") or {}
+        thread = configurable.get("thread_id")
         saver, update = self.saver, written(self.input)
         if saver is not None:
             config = self.config = yield from checkpoints.at_replay(graph, config, self.input)
@@ -214,6 +215,14 @@ class _Root(Entering[tuple[Any, Any]]):
         engine.tally.count(run, "entry", self.name, "root entry", decided=1, ran=1)
         self.run = run
         given = self.input
+        if private.keys.CONFIG_KEY_TASK_ID in configurable:  # a task of an unprotected graph
+            namespace: str | None = private.agent_ns(config)
+            if graph is not None:
+                config, number = private.counted_graph(config)
+                place = private.place_below(graph, config, number)
+                namespace = place.config["configurable"]["checkpoint_ns"] if place is not None else None
+            if namespace is not None:
+                yield from record_answer(run, config, namespace)
         if saver is not None or entry.pending:
             given = yield from self._told(entry)
         return given, run_context.with_run(config, run)

@@ -8,13 +8,22 @@ callbacks holds the value with which the graph was resumed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.runnables.config import var_child_runnable_config
 
 from langchain_runtime_authz.langgraph import private_api as private
+from langchain_runtime_authz.langgraph.checkpoints import find_checkpoint
+from langchain_runtime_authz.langgraph.review_questions import note_question
+from langchain_runtime_authz.langgraph.tool_call_parsing import newest_plan
+from langchain_runtime_authz.ledger.base import Query
+from langchain_runtime_authz.pep.approval_hitl import TAKES_ANY, shown
+from langchain_runtime_authz.pep.corrections import answer
+from langchain_runtime_authz.pep.run import Flow, Load, Run
+
+MAX_STEPS: Final = 10  # checkpoints to search for the one that was resumed
 
 
 class Heard(BaseCallbackHandler):
@@ -70,3 +79,45 @@ def drop_old_answer(config: Mapping[str, Any]) -> None:
     given = pad.get_null_resume(False) if pad is not None else None
     if given is not None and not any(h.value is given for h in heard_in(config)):
         private.drop_plain_answer(config)
+
+
+def record_answer(run: Run, config: Mapping[str, Any], namespace: str) -> Flow[None]:
+    """Record the graph's resume value, as a protected root entry does."""
+    # A graph that a tool calls on its own thread inherits the handler, but was not resumed with this value.
+    thread = private.thread_of(config)
+    mine = [h for h in heard_in(config) if h.thread == thread] or [Heard(private.answer_given(config), thread, None)]
+    heard = next((h for h in mine if h.value is not None), mine[0])
+    value: Any = heard.value
+    if value is None:
+        return
+    questions = yield from _shown(run, config, namespace, heard.checkpoint)
+    snapshot = yield Load(run.scope, Query(asks=True))
+    asks = shown(snapshot.asks, questions)
+    ids = {a.interrupt_id for a in asks}
+    named = ids & value.keys() if isinstance(value, Mapping) else set()
+    if named or (len(ids) == 1 and not private.is_resume_map(value)):
+        given = {i: value[i] for i in named} if named else dict.fromkeys(ids, value)
+        yield from answer(run, [a for a in asks if a.interrupt_id in given], given, questions)
+    elif not ids and any(a.allowed != TAKES_ANY for a in snapshot.asks):
+        run.keyed_thread = thread  # a question that nobody was shown takes no plain answer
+
+
+def _shown(run: Run, config: Mapping[str, Any], namespace: str, checkpoint: str | None) -> Flow[dict[str, object]]:
+    """Return the shown questions, by interrupt id. Record those of reviews."""
+    saver = private.checkpointer_of(config)
+    thread = private.thread_of(config)
+    if saver is None or thread is None:
+        return {}
+    place = {"thread_id": thread, "checkpoint_ns": namespace}
+    if checkpoint is not None and not namespace:
+        place["checkpoint_id"] = checkpoint
+    # Checkpoints of later steps may not be written yet. The one with the pause was written before the resume.
+    asks = lambda found: any(write[1] == private.keys.INTERRUPT for write in found.pending_writes or ())  # noqa: E731
+    found = yield find_checkpoint(saver, {"configurable": place}, asks, limit=MAX_STEPS)
+    if found is None:
+        return {}
+    message = newest_plan(found.checkpoint["channel_values"])
+    asked = [(q, w[0]) for w in found.pending_writes if w[1] == private.keys.INTERRUPT for q in w[2]]
+    for question, task in asked:
+        yield from note_question(run, message, question, task)
+    return {question.id: question.value for question, _ in asked}

@@ -3,9 +3,7 @@
 In a protected graph there is a run, and an earlier enforcement point has decided the tool calls. In an unprotected
 graph, the middleware opens a run and decides a message's calls in one batch, as a protected tool node does.
 
-An unprotected graph has no root entry that records a resume value before any task starts. So the middleware's hooks find
-the value in a handler among the graph's callbacks (`Heard`). The handler also observes the end of the model's node, whose
-output is the plan.
+A handler among the graph's callbacks (`Heard`) observes the end of the model's node, whose output is the plan.
 """
 
 from __future__ import annotations
@@ -26,23 +24,16 @@ from langchain_runtime_authz.credential.current_call import current_scope
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph.callback_backstop import call_of_request, decided_scope, tool_names
-from langchain_runtime_authz.langgraph.checkpoints import find_checkpoint
 from langchain_runtime_authz.langgraph.graph_entry import Entering
-from langchain_runtime_authz.langgraph.heard_answers import Heard, heard_in
+from langchain_runtime_authz.langgraph.heard_answers import heard_in
 from langchain_runtime_authz.langgraph.messages import ai_messages, record_plans
 from langchain_runtime_authz.langgraph.node_pep import AuthzParts
-from langchain_runtime_authz.langgraph.review_questions import note_question
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt, find_run, run_scope
 from langchain_runtime_authz.langgraph.tool_batch import ToolCallPEP
-from langchain_runtime_authz.langgraph.tool_call_parsing import newest_plan
 from langchain_runtime_authz.langgraph.tool_execution import Locks, OneByOne, RunCode, waiting
-from langchain_runtime_authz.ledger.base import Query
-from langchain_runtime_authz.pep.approval_hitl import TAKES_ANY, shown
-from langchain_runtime_authz.pep.corrections import answer
 from langchain_runtime_authz.pep.decide_steps import decide_model, withheld
-from langchain_runtime_authz.pep.run import Flow, Load, Perform, Run, adrive, both, drive
+from langchain_runtime_authz.pep.run import Flow, Perform, Run, adrive, both, drive
 
-MAX_STEPS: Final = 10  # checkpoints to search for the one that was resumed
 _MISPLACED: Final = (
     "AuthzMiddleware is not the innermost middleware: middleware listed after it may change a call that it has decided, "
     "and the call is then decided again as it really runs. List it last"
@@ -109,13 +100,13 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
             if ns in entries and given is None:
                 return None
             entering = self._entrance.enter(self._agent, given, config, self._entrance.owner(config))
-            entered = yield Perform(entering.__enter__, entering.__aenter__)
-            entries[ns] = entering
             try:
-                yield from _answered(_opened(entering), config) if given is None else ()
-            except AuthzDenied as refused:  # no task of the message goes on, or answers again
-                entries[ns] = refused
+                entered = yield Perform(entering.__enter__, entering.__aenter__)
+            except AuthzDenied as refused:
+                if entering.run is not None:  # an answer was refused: no task of the message goes on, or answers again
+                    entries[ns] = refused
                 raise
+            entries[ns] = entering
             return entered
 
         return (yield (OneByOne, locks, opening()))
@@ -203,45 +194,3 @@ def _planned_by(run: Run, request: Any, response: Any) -> Flow[None]:
         drive(run.engine, record_plans(run, request.state, returned if ai_messages(returned) else messages))
 
     heard.waits[node] = record
-
-
-def _answered(run: Run, config: Mapping[str, Any]) -> Flow[None]:
-    """Record the graph's resume value, as a protected root entry does."""
-    # A graph that a tool calls on its own thread inherits the handler, but was not resumed with this value.
-    thread = private.thread_of(config)
-    mine = [h for h in heard_in(config) if h.thread == thread] or [Heard(private.answer_given(config), thread, None)]
-    heard = next((h for h in mine if h.value is not None), mine[0])
-    value: Any = heard.value
-    if value is None:
-        return
-    questions = yield from _shown(run, config, heard.checkpoint)
-    snapshot = yield Load(run.scope, Query(asks=True))
-    asks = shown(snapshot.asks, questions)
-    ids = {a.interrupt_id for a in asks}
-    named = ids & value.keys() if isinstance(value, Mapping) else set()
-    if named or (len(ids) == 1 and not private.is_resume_map(value)):
-        given = {i: value[i] for i in named} if named else dict.fromkeys(ids, value)
-        yield from answer(run, [a for a in asks if a.interrupt_id in given], given, questions)
-    elif not ids and any(a.allowed != TAKES_ANY for a in snapshot.asks):
-        run.keyed_thread = thread  # a question that nobody was shown takes no plain answer
-
-
-def _shown(run: Run, config: Mapping[str, Any], checkpoint: str | None) -> Flow[dict[str, object]]:
-    """Return the shown questions, by interrupt id. Record those of reviews."""
-    saver = private.checkpointer_of(config)
-    thread = private.thread_of(config)
-    if saver is None or thread is None:
-        return {}
-    place = {"thread_id": thread, "checkpoint_ns": private.agent_ns(config)}
-    if checkpoint is not None and not place["checkpoint_ns"]:
-        place["checkpoint_id"] = checkpoint
-    # Checkpoints of later steps may not be written yet. The one with the pause was written before the resume.
-    asks = lambda found: any(write[1] == private.keys.INTERRUPT for write in found.pending_writes or ())  # noqa: E731
-    found = yield find_checkpoint(saver, {"configurable": place}, asks, limit=MAX_STEPS)
-    if found is None:
-        return {}
-    message = newest_plan(found.checkpoint["channel_values"])
-    asked = [(q, w[0]) for w in found.pending_writes if w[1] == private.keys.INTERRUPT for q in w[2]]
-    for question, task in asked:
-        yield from note_question(run, message, question, task)
-    return {question.id: question.value for question, _ in asked}

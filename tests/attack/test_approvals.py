@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from ._approvals import ANN, BOB, BUILDERS, EVE, FOUR, ONE_TASK, TWO, Scene, edit, payment
+from langchain.agents import create_agent
+
+from langchain_runtime_authz import AuthzMiddleware
+
+from ._approvals import ANN, BOB, BUILDERS, EVE, FIVE, FOUR, ONE_TASK, TWO, Scene, edit, payment, react_v2
 from ._kit import *
 
 kind = params(list(BUILDERS))
@@ -75,6 +79,33 @@ def test_a_plain_answer_is_no_correction(kind: str, go: str) -> None:
     s.both(go)(resume(APPROVE, REJECT, APPROVE))
     assert {r.context.task.epoch for r in s.pdp.requests} == {1}
     assert sorted(s.ran) == sorted([ANN, EVE, TWO, FOUR])
+
+
+def below(authz: RuntimeAuthz, ran: list[Any], place: str) -> Any:
+    """An unprotected graph, with a protected agent or with one enforcement point of ours."""
+    model, tools = replying([c for c in FIVE if c["name"] == "pay"]), [pay_tool(ran)]
+    if place == "alone":
+        return hand_written(model, AuthzToolNode(tools, authz=authz), checkpointer=InMemorySaver())
+    if place == "middleware":
+        return create_agent(model, tools, middleware=[AuthzMiddleware(authz)], checkpointer=InMemorySaver())
+    with quiet():
+        agent = authz.protect(react_v2(model, tools))
+    return chain({"pay": agent if place == "node" else calling(agent)}, checkpointer=InMemorySaver())
+
+
+@pytest.mark.parametrize("place", ["node", "call", "alone", "middleware"])
+def test_below_an_unprotected_graph_each_answer_is_recorded_before_a_task_runs(place: str, go: str, ran: list[Any]) -> None:
+    """A list that answers only some of the questions leaves all of them open; the run that was refused is over."""
+    authz = authz_with(asking("pay"))
+    graph = below(authz, ran, place)
+    say = lambda given: run_as(authz, graph, given, THREAD, how=go, task="x")
+    (question,) = say(human())["__interrupt__"]
+    with authz.run(subject="alice") as run:
+        assert code_of(lambda: (sync if go == "sync" else in_loop)(graph, resume(APPROVE), THREAD)) == "approval_partial"
+        assert authz.ledger.status("default", run.jti) == "ended"
+    assert (len(authz.approvals()), ran) == (3, [])
+    assert_went_on(say(Command(resume={question.id: {"decisions": [APPROVE, edit("bob", "2"), REJECT]}})))
+    assert sorted(ran) == [ANN, ("bob", 2.0, "USD")]
 
 
 @pytest.mark.parametrize("answer", ["respond", "reject"])
