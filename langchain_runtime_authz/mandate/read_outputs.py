@@ -177,7 +177,8 @@ class Outputs:
         if self._left_out < turn or any(self._written.get(form, turn) < turn for form in known):
             return True
         text = fold(tidy(str(value))) if parts else ""
-        inner = (fold(form.partition(":")[2]) for form, at in self._written.items() if parts and at < turn)
+        earlier = [*self._written.items()] if parts else []  # a copy: another thread may add one
+        inner = (fold(form.partition(":")[2]) for form, at in earlier if at < turn)
         return any(one in text and part in one for one in inner for part in parts)
 
     def of(self, tool: str, task: str = "") -> Collection[Output]:

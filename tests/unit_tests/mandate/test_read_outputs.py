@@ -174,3 +174,16 @@ def test_loose_members():
     covered = {"a.b", "a.b.c"}
     assert list(loose("a", {"b": {"c": 1}}, covered)) == []
     assert list(loose("a", {"b.c": 1}, covered)) == list(loose("a.b.c", 1, covered)) == ["a.b.c"]
+
+
+def test_another_thread_may_claim_a_call_while_values_are_compared(monkeypatch):
+    kept, fold = Outputs(), module.fold
+
+    def meanwhile(text):
+        kept.claimed({"note": f"{text} again"})
+        return [kept.of("read"), fold(text)][1]
+
+    monkeypatch.setattr(module, "fold", meanwhile)
+    kept.claimed({"note": "rent"})
+    kept.claimed({"note": "food"})
+    assert not kept.written("my bus, 5 EUR", 99, (Contains("bus"),))
