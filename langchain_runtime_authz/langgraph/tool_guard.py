@@ -161,7 +161,8 @@ def _wraps(code: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
 @kept
 def _resolved(code: Callable[..., Any]) -> tuple[inspect.Signature, dict[str, Any]] | None:
     try:
-        return inspect.signature(code), get_type_hints(code, include_extras=True)
+        typed = code.func if isinstance(code, functools.partial) else code
+        return inspect.signature(code), get_type_hints(typed, include_extras=True)
     except Exception:  # noqa: BLE001  (LangChain goes without them too)
         return None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from functools import partial
 
 from langchain_core.callbacks import CallbackManagerForToolRun
 from langchain_core.runnables import ConfigurableField
@@ -185,6 +186,20 @@ def test_config_and_callbacks_are_injected_as_before(pdp: Any) -> None:
         plain._run("bob", config={"tags": ["y"]})
     assert plain.got == [("bob", ["x"], True), ("bob", ["y"], False)]
     assert [r.context.call.args for r in calls_of(pdp) if r.context.call is not None] == [{"recipient": "bob"}] * 2
+
+
+def test_a_partial_function_is_given_the_config(pdp: Any, ran: Any) -> None:
+    """LangChain reads the annotations of the function inside."""
+
+    def pay(client: str, recipient: str, config: RunnableConfig) -> None:
+        ran.append((client, recipient, config["tags"]))
+
+    made = StructuredTool(name="pay", description="Pay.", func=partial(pay, "bank"), args_schema={"properties": {"recipient": {"type": "string"}}})
+    authz = authz_with(pdp, profiles=BARE)
+    with authz.run(subject="alice"):
+        for each in (made, authz.guard(made)):
+            each.invoke({"recipient": "bob"}, {"tags": ["x"]})
+    assert ran == [("bank", "bob", ["x"])] * 2
 
 
 def test_injected_arguments_are_no_part_of_the_decision(pdp: Any) -> None:
