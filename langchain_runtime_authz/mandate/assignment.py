@@ -60,7 +60,9 @@ class Assignment:
         nouns = {*head.nouns, *(n for p in more[:1] if not head.values and p.marker == self.of for n in p.nouns)}
         # "Order the item X" names the tool by its verb, and "Run the query X" has nothing else to run.
         other = tool.nouns - {self.verb} if any(a.kind in TARGETS for a in tool.arguments) else ()
-        if tool.nested or (head.nouns and not head.marker and other and nouns.isdisjoint(tool.nouns)):
+        if tool.nested or (
+            head.nouns and not head.marker and other and tool.alike(nouns).isdisjoint(tool.alike(tool.nouns))
+        ):
             return []  # "Publish the course" does not publish its grades, but "the heat of the oven" is of the oven
         options = [[a.name for a in tool.arguments if self._fits(a, p)] for p in used]
         for n, phrase in enumerate(used):

@@ -5,7 +5,7 @@ A user asks for a tool by a word of its profile's `intent`, or by its own name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -77,6 +77,9 @@ class Tool:
         self.entries = {e for e in entries if e[0] not in data["not_verbs"]}
         small = language.prepositions.union(language.determiners, data["particles"])
         self.nouns = {singular(w) for w in parts[1:]} - small
+        # An email that is there is a message too. A new message may be no email.
+        old = "object" in profile.critical.values() and {e[0] for e in self.entries}.isdisjoint(data["asking"])
+        self.letters = {*data["letters"]} if old and self.nouns & {*data["letters"][:-1]} else set[str]()
         # If the tool tells or notes something, the words behind its clause may be the text.
         texts = self.effect == "send" or (self.effect == "write" and (profile.text or profile.free))
         self.tells = bool(texts) or not {*parts, *(w for e in self.entries for w in e)}.isdisjoint(data["noting"])
@@ -96,7 +99,7 @@ class Tool:
         self.nested = any(n in (needed or ()) for n in inner) or any(len(n) > MAX_NAME for n in kinds)  # orders nothing
         self.core = self.nouns.union(*(map(singular, e[1:]) for e in self.entries)) - self.language.closed
         self.labels = frozenset[str]().union(*(a.words for a in self.arguments))
-        self.words = (self.core | self.labels) - self.language.closed
+        self.words = (self.core | self.labels | self.letters) - self.language.closed
         self.numbers = any(a.kind == "amount" or a.types & {"number", "integer"} for a in self.arguments)
         self.coin = [word for word in data["coins"] if word in self.labels][:1]
         self.texts = {a.name for a in self.arguments if a.kind == "text"}
@@ -114,12 +117,17 @@ class Tool:
         """Return the arguments that nouns name. `relative`: a verb that changes a value."""
         nouns = {*phrase.nouns}
         named = _closest([a for a in self.arguments if a.words & nouns], phrase)
-        if named or not nouns or nouns != self.nouns:
+        if named or not nouns or self.alike(nouns) != self.alike(self.nouns):
             return named
         if not phrase.values:
             return [a for a in self.arguments if relative and a.kind == "amount"]  # "set the salary of Ana to …"
-        own = nouns.union(self.language.data["generic"])  # "the leave 12" is its id, and "the backup B-1" no server
-        return [a for a in self.arguments if self.alone and a.kind in {"object", "name"} and a.words - {a.kind} <= own]
+        own = self.alike(nouns.union(self.language.data["generic"]))  # "the leave 12" is its id
+        its = [a for a in self.arguments if a.kind in {"object", "name"} and self.alike(a.words - {a.kind}) <= own]
+        return its if len(its) == 1 else []
+
+    def alike(self, nouns: Iterable[str]) -> set[str]:
+        """Return the nouns, with one word for all that may name an email."""
+        return {"" if n in self.letters else n for n in nouns}
 
     def _argued(self, name: str, kind: str, needed: Sequence[Any] | None) -> Argued:
         data, words = self.language.data, {*words_of(name)}

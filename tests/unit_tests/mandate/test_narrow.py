@@ -69,6 +69,9 @@ TOOLS = {
     "inform_doctor": tool("send", "inform", doctor="principal", text="text", optional="text"),
     "grease": tool("pay", "grease", clerk="principal", amount="amount", text="reason"),
     "shoo_guests": tool("admin", tenant="principal", optional="tenant"),
+    "shelve_email": tool("write", "shelve", email_id="object", rack="place"),
+    "shred_message": tool("delete", "shred", message="object"),
+    "copy_crate": tool("write", source="object", destination="object"),
     "wire": tool("write", "wire", **{f"port_{c}": "object" for c in "abcdefghijklmnopqrst"}),
 }  # fmt: skip
 
@@ -144,6 +147,9 @@ def orders(text: str) -> list[str]:
     *((text, []) for text in (
         "Eject the tape 12", "Eject the reel 12", "Eject the tape of the reel 12", "Remove the tape reel 12", "Eject the tape spool 12", "Bind the novel Emma", "Release the course Math",
     )),
+    # The tool's own noun is what the call acts on, and an email is a message; a message may be no email.
+    ("Copy the crate C-1 to K-2", ["copy_crate C-1 K-2"]), ("Shelve the message M-1 to R-2", ["shelve_email M-1 R-2"]), ("Shred the message M-1", ["shred_message M-1"]),
+    *((text, []) for text in ("Copy the crate C-1 from K-2", "Copy to the crate C-1 K-2", "Shred the email M-1", "Shelve the letter M-1 to R-2", "Shelve the message board M-1 to R-2")),
     # Two tools that fit order nothing.
     ("Polish the car C-1", ["polish_car C-1"]), ("Polish C-1", []),
     # A target that is not named is not all of them.
