@@ -106,8 +106,8 @@ def _guarded_class(base: type[BaseTool]) -> Any:
 
         @_wraps(base._arun)
         async def _arun(self: Any, *args: Any, **kwargs: Any) -> Any:
-            # A tool without a coroutine continues with `_run`, which opens the execution.
-            if getattr(self, "coroutine", True) is None:
+            # LangChain's `_arun` continues without a coroutine with `_run`, which opens the execution.
+            if getattr(self, "coroutine", True) is None and not _is_own(base, "_arun"):
                 return await base._arun(self, *args, **kwargs)
             code = functools.partial(base._arun, self)
             return await _called(_AWAITS, self, guard_of(self), "_arun", code, args, kwargs)

@@ -71,9 +71,12 @@ class _OwnRun(StructuredTool):
     def _run(self, account: str, recipient: str, config: RunnableConfig) -> Any:  # type: ignore[override]
         return self.func(recipient, account)  # type: ignore[misc]
 
+    async def _arun(self, account: str, recipient: str, config: RunnableConfig) -> Any:  # type: ignore[override]
+        return inspect.unwrap(self.func)(recipient, account)  # type: ignore[arg-type]
+
 
 @pytest.mark.parametrize("guarded", [True, False])
-@pytest.mark.parametrize("how", ["coroutine", "own", "replaced"])
+@pytest.mark.parametrize("how", ["coroutine", "own", "own coroutine", "replaced"])
 def test_code_is_decided_by_its_own_arguments(how: str, guarded: bool, ran: Any) -> None:
     """Also where other code of the tool takes them in another order. Without the guard it runs."""
 
@@ -83,13 +86,13 @@ def test_code_is_decided_by_its_own_arguments(how: str, guarded: bool, ran: Any)
     async def apay(account: str, recipient: str) -> None:
         ran.append(recipient)
 
-    kind = _OwnRun if how == "own" else StructuredTool
-    made = kind.from_function(func=pay, coroutine=apay, name="send", description="Send.")
+    kind = _OwnRun if "own" in how else StructuredTool
+    made = kind.from_function(func=pay, coroutine=apay if how == "coroutine" else None, name="send", description="Send.")
     authz = authz_with(StaticPDP(lambda r: r.action.name != "tools/call" or r.context.call.args["recipient"] == "alice"))
     tool: Any = authz.guard(made) if guarded else made
     if how == "replaced":
         tool.func = lambda account, recipient: pay(recipient, account)
-    road = "_arun" if how == "coroutine" else "_run"
+    road = "_arun" if "coroutine" in how else "_run"
     with authz.run(subject="alice"):
         if guarded:
             assert code_of(lambda: by_hand(tool, road, "alice", "mallory")) == "no_permit"
