@@ -57,7 +57,9 @@ def take_answers(config: Mapping[str, Any], numbers: Sequence[int]) -> None:
     pad, kept = private.scratchpad_of(config), kept_answers(config)
     for number in [n for n in numbers if pad is not None and n < len(pad.resume)]:
         if kept is None:  # LangGraph's own counter gives the numbers in order
-            private.keep_answers(config, pad.resume[: pad.interrupt_counter() + 1])
+            while pad.interrupt_counter() < number:
+                pass
+            private.keep_answers(config, pad.resume[: number + 1])
             continue
         kept.append(number)
         if number not in (used := pad.interrupt_counter.of.used):

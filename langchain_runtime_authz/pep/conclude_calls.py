@@ -12,6 +12,7 @@ from langchain_runtime_authz._flow import Flow
 from langchain_runtime_authz.audit.record import completion_record
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import AuditError, Code
+from langchain_runtime_authz.facts.checkpoint_head import OF_TASK
 from langchain_runtime_authz.facts.output_reading import Observation
 from langchain_runtime_authz.facts.resource_version import content_version, read_mark, resource_of
 from langchain_runtime_authz.facts.task import HumanText
@@ -127,8 +128,9 @@ def conclude(
         ended = "failed" if state == "denied" else state
         kept, result = ended if side_effect or state == "suspended" else None, result if side_effect else None
         changes.append(ConcludeCall(ticket.call_key, kept, result, jti=ticket.jti, denied=ended != state))
-        if question and side_effect:
-            changes.append(own_question(run, ticket.call_key, call, question))
+        if question:  # an answer to it is for no later question of the task
+            changes.append(ledger.SetMark(f"{OF_TASK}{question}", "own", once=True))
+            changes += [own_question(run, ticket.call_key, call, question)] if side_effect else []
         resource = _read(run, ticket, call, state) if profile.resource is not None else None
         changes.append(ledger.RecordStep(data_class=profile.data_class, resource=resource, agent=run.agent))
     if output is not None and state in ("done", "failed", "unknown"):

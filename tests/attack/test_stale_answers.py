@@ -10,6 +10,7 @@ from unittest.mock import patch
 
 from langgraph.types import Send
 
+from ._approvals import react_v2
 from ._kit import *
 
 YES: Any = {"decisions": [APPROVE]}
@@ -415,3 +416,40 @@ def test_a_question_that_was_shown_again_after_an_edit_can_be_approved(by_id: bo
     (asked,) = told(authz, graph, None, THREAD)["__interrupt__"]
     assert "__interrupt__" not in told(authz, graph, Command(resume={asked.id: YES} if by_id else YES), THREAD)
     assert len(ran) == 1
+
+
+REVIEW = {"action_requests": [{"name": "other", "args": {}}], "review_configs": [{"action_name": "other", "allowed_decisions": ["approve"]}]}
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
+@pytest.mark.parametrize(("build", "inside"), [(hand_written, True), (hand_written, False), (react_v2, True)])
+def test_an_answer_to_a_tools_own_question_approves_no_later_one_of_its_task(
+    protected: bool, how: str, build: Any, inside: bool, ran: list[Any]
+) -> None:
+    """The tool asks only at its first run. At its second, the tool pays, or the policy asks about a call beside it."""
+    pay, again = pay_tool(ran), []
+
+    def act() -> str:
+        if not again:
+            interrupt(REVIEW)
+        if inside and not protected:
+            interrupt("pay?")
+        return pay.invoke({"to": "bob", "amount": 1}) if inside else "done"
+
+    def decide(request: Any) -> object:
+        asks = again and request.action.name == "tools/call" and request.resource.id in ("pay", "read")
+        return ASK if asks and request.context.approval is None else True
+
+    plan = [call("act", {}, "a"), *([] if inside else [{**READ, "id": "r"}])]
+    graph = build(replying(plan), [a_tool("act", act), read_tool(ran)], checkpointer=InMemorySaver())
+    authz = authz_with(StaticPDP(decide), profiles={**PROFILES, "act": ToolProfile(effect="write", sink="internal")})
+    graph = authz.protect(graph) if protected else graph
+    (own,) = run_as(authz, graph, human(), THREAD, how=how)["__interrupt__"]
+    ran.clear()
+    again.append(True)
+    asked = run_as(authz, graph, None, THREAD, how=how).get("__interrupt__", ())
+    left = run_as(authz, graph, Command(resume={own.id: YES}), THREAD, how=how).get("__interrupt__", ())
+    assert (ran == [], [i.id for i in left]) == ((True, [i.id for i in asked]) if protected else (False, []))
+    if protected:
+        assert_went_on(run_as(authz, graph, Command(resume={left[0].id: YES}), THREAD, how=how))
+        assert ran == [BOB if inside else ("read", "a")]
