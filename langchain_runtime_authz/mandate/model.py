@@ -14,7 +14,7 @@ Evolution rule: kinds of argument and fields may be added. A new field's default
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property, lru_cache
 from typing import Annotated, Any, Final, Literal, NamedTuple, Self, TypeVar
 
@@ -401,8 +401,12 @@ class Mandate(_Frozen):
         """Return a copy with another source and key."""
         if (source, key) == (self.source, self.key):
             return self
+        return self.model_copy(update={"source": source, "key": key})
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return a copy, which is validated and has its own digest."""
         same = {name: getattr(self, name) for name in type(self).model_fields}
-        return Mandate(**{**same, "source": source, "key": key})
+        return type(self)(**{**same, **(update or {})})
 
 
 @lru_cache(maxsize=256)  # runs of a workflow share a mandate

@@ -661,6 +661,9 @@ def test_a_copy_of_a_mandate_is_another_mandate():
     judge(PAY, "pay", {})
     other = PAY.model_copy(update={"steps": (Step("do", "pay", {"recipient": "Carol", "amount": 45}),)})
     assert judge(other, "pay", {"recipient": "Carol", "amount": 45}).standing == "covered"
+    assert other.digest == Mandate(steps=other.steps).digest != PAY.digest  # an approval of the one confirms the one
+    with pytest.raises(ValueError, match="two steps"):
+        PAY.model_copy(update={"steps": other.steps * 2})
 
 
 @pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="the count is CPython 3.11's")
