@@ -275,15 +275,18 @@ def _update_at(run: Run, graph: Any, place: Mapping[str, Any], channels: Sequenc
 def find_checkpoint(
     saver: BaseCheckpointSaver[Any], place: Any, wanted: Callable[[CheckpointTuple], bool] = bool, **options: Any
 ) -> tuple[Any, ...]:
-    """Return the first wanted checkpoint, or None.
+    """Return the newest wanted checkpoint, or None.
 
     The list is read to its end, since a saver may hold a lock until then.
     """
 
-    async def first() -> CheckpointTuple | None:
-        return next(filter(wanted, [found async for found in saver.alist(place, **options)]), None)
+    def newest(listed: Sequence[CheckpointTuple]) -> CheckpointTuple | None:
+        return max(filter(wanted, listed), key=lambda found: found.checkpoint["id"], default=None)
 
-    return Perform(lambda: next(filter(wanted, [*saver.list(place, **options)]), None), first)
+    async def search() -> CheckpointTuple | None:
+        return newest([found async for found in saver.alist(place, **options)])
+
+    return Perform(lambda: newest([*saver.list(place, **options)]), search)
 
 
 def _is_news(found: CheckpointTuple, known: Collection[str | None]) -> bool:

@@ -218,7 +218,7 @@ def _ask(
 
 
 def _pass_others(run: Run, config: Mapping[str, Any], own: str = "") -> Flow[None]:
-    """Use up a node's numbers whose interrupt ids showed questions other than `own`."""
+    """Use up a task's numbers whose interrupt ids showed questions other than `own`."""
     # An answer by id to such a question does not count for another one.
     while private.scratchpad_of(config) is not None and run.engine.on_ask is None:
         mark = f"{OF_TASK}{private.interrupt_id(config)}"

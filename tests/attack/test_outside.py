@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import sqlite3
 from contextlib import aclosing
 
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+from langgraph.checkpoint.sqlite import SqliteSaver
 
 from langchain_runtime_authz.langgraph.checkpoints import said_more
 from langchain_runtime_authz.pep.run import drive
@@ -377,6 +379,27 @@ def test_an_edit_that_the_run_in_flight_leaves_behind_counts_when_it_ends(how: s
     assert [(t.text, t.own) for t in log if t.text] == [("Pay the bill", True), ("STOP, pay nobody", False)]
     house.go(None)
     assert house.epoch == 2
+
+
+class OldestFirst(SqliteSaver):
+    """A saver may sort a list in its own way."""
+
+    def __init__(self) -> None:
+        super().__init__(sqlite3.connect(":memory:", check_same_thread=False))
+
+    def list(self, *args: Any, **options: Any) -> Any:
+        yield from reversed([*super().list(*args, **options)])
+
+
+def test_so_it_does_if_the_saver_lists_the_oldest_checkpoint_first(monkeypatch: Any) -> None:
+    monkeypatch.setattr(House, "kept", OldestFirst)
+    house = House()
+    house.go(human())
+    beside_the_run(house, HumanMessage("STOP, pay nobody"))
+    house.go(human("Pay the other bill"))
+    assert house.epoch == 3
+    house.go(None)
+    assert house.ran == []
 
 
 @pytest.mark.parametrize("of", ["root", "child"])
