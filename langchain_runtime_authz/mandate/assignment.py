@@ -208,17 +208,21 @@ class Assignment:
     def _measured(self, argument: Argued, phrase: Phrase, *, named: bool, new: bool) -> bool:
         """Return True if a number may be this amount: a new value, a count or a payment."""
         new |= named and phrase.marker == self.to
-        code = re.sub(NUMBER, "", phrase.values[0].text).strip()
-        coins = argument.words & {*(c.lower() for c in self.data["currencies"].values()), *self.data["minor"]}
-        if coins and phrase.kind == "money" and coins != {self.data["currencies"][code].lower()}:
-            return False  # "Pay Bob 45 USD" fills no `amount_eur`
-        if len(phrase.values) > 1 or (phrase.kind == "money" and argument.words.isdisjoint(self.data["moneyed"])):
+        if len(phrase.values) > 1 or (phrase.kind == "money" and not self._paid_in(argument, phrase.values[0].text)):
             return False
         if new or self.tool.effect == "pay":
             return new or named or phrase.first or phrase.kind == "money"
         guests = self.verb in self.data["lasting"] and self.tool.counted.issuperset(phrase.nouns)  # "for 2 guests"
         plain = not phrase.marker or guests
         return named and plain and phrase.kind == "number" and not self.relative
+
+    def _paid_in(self, argument: Argued, money: str) -> bool:
+        """Return True if an argument is an amount of this money, unlike `hours`."""
+        data, words, called = self.data, {*words_of(argument.name)}, {*words_of(self.tool.name)}
+        code = data["currencies"][re.sub(NUMBER, "", money).strip()].lower()
+        foreign = {c.lower() for c in (*data["currencies"].values(), *data["tickers"])} - {code}
+        known = {*data["moneyed"], *data["sizing"], code} | called | self.tool.language.prepositions
+        return foreign.isdisjoint(words | called) and words <= known and not words.isdisjoint({code, *data["moneyed"]})
 
     def _meant(self, argument: Argued, phrase: Phrase) -> bool:
         """Return True if a value without a noun may be this argument."""

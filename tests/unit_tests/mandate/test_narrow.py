@@ -72,6 +72,12 @@ TOOLS = {
     "shelve_email": tool("write", "shelve", email_id="object", rack="place"),
     "shred_message": tool("delete", "shred", message="object"),
     "copy_crate": tool("write", source="object", destination="object"),
+    "hire_guide": tool("pay", "hire", guide="principal", hours="amount"),
+    "rebate": tool("pay", order="object", percent="amount"),
+    "stake": tool("pay", player="principal", amount_btc="amount"),
+    "lend_usd": tool("pay", "lend", debtor="principal", amount="amount"),
+    "chill": tool("admin", "set", cellar="object", chill_kelvin="amount"),
+    "set_fee": tool("admin", "set", court="object", new_fee_eur="amount"),
     "wire": tool("write", "wire", **{f"port_{c}": "object" for c in "abcdefghijklmnopqrst"}),
 }  # fmt: skip
 
@@ -116,6 +122,12 @@ def orders(text: str) -> list[str]:
         "Staff the shift S-2 by 5 guards", "Staff the shift S-2 plus 5 guards", "Staff the shift S-2 for 5 guards", "Staff the shift S-2 with 5 guards", "Change the wage of Kim by 50 EUR",
         "Change the wage of Kim of 50 EUR", "Change the wage of Kim. The wage is 50 EUR.", "Change the 50 EUR wage of Kim", "Hike the wage of Kim 50 EUR", "Change the wage 50 EUR of Kim",
         "Tune the oven O-3 to 20 percent", "Tune the heat 20 of the oven O-3", "Tune the oven O-3 by 20", "Tune the oven O-3 from 20",
+    )),
+    # Money is no number of something else, and no other money.
+    ("Set the fee of the court C-1 to 45 EUR", ["set_fee C-1 45"]), ("Set the chill of the cellar C-1 to 45", ["chill C-1 45"]), ("Lend Kim 45 USD", ["lend_usd Kim 45"]),
+    *((text, []) for text in (
+        "Hire Kim 45 EUR", "Hire Kim with 45 EUR", "Hire Kim the hours 45 EUR", "Rebate the order O-1 45 EUR", "Rebate 45 EUR for the order O-1", "Stake Kim 45 EUR",
+        "Set the chill of the cellar C-1 to 45 EUR", "Set the fee of the court C-1 to 45 USD", "Lend Kim 45 EUR",
     )),
     # Names joined by "and" may be one name, and a joined phrase has no role of its own.
     ("Raze 'North' and 'South'", ["raze North", "raze South"]), ("Tip Kim 5 EUR and Lee 6 EUR", ["tip Kim 5", "tip Lee 6"]),
