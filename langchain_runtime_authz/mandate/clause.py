@@ -239,7 +239,8 @@ class Clause:
             gap = self._match("separators")
             gap += self._match("separators", gap) if gap else 0
             people = token.kind == "name" and " " in token.text and self.tokens[self.at].kind == "word"
-            if gap and token.kind in {"name", "run", "word", "choice"} and not people:
+            single = token.kind == "name" and " " not in token.text and len(values) > 1  # "Ana Lee and Sons"
+            if single or (gap and token.kind in {"name", "run", "word", "choice"} and not people):
                 return []
         return values
 

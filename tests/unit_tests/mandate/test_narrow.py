@@ -78,6 +78,7 @@ TOOLS = {
     "lend_usd": tool("pay", "lend", debtor="principal", amount="amount"),
     "chill": tool("admin", "set", cellar="object", chill_kelvin="amount"),
     "set_fee": tool("admin", "set", court="object", new_fee_eur="amount"),
+    "disband": tool("admin", crew="principal"),
     "wire": tool("write", "wire", **{f"port_{c}": "object" for c in "abcdefghijklmnopqrst"}),
 }  # fmt: skip
 
@@ -135,6 +136,8 @@ def orders(text: str) -> list[str]:
         "Raze Salt and Pepper", "Raze the barn Salt and Pepper", "Raze Salt & Pepper", "Raze Salt, Pepper and Sons", "Raze salt and pepper", "Discard Rise and Fall", "Tip Salt and Pepper 5 EUR",
         "Repay claim 12 and the amount 45", "Seal Aida and port 4", "Change Kim and the wage to 50 EUR",
     )),
+    ("Disband the crews Ana Lee and Bob Ray", ["disband Ana Lee", "disband Bob Ray"]),
+    *((text, []) for text in ("Disband the crew Ernst Lee and Sons", "Disband the crew Ernst Lee and Co", "Disband the crew Ernst Lee & Sons", "Disband the crew Ernst Lee and Poe")),
     # What is "for" something may be a sample.
     *((text, []) for text in (
         "Tip Kim 5 EUR for instance", "For instance, tip Kim 5 EUR", "Tip Kim 5 EUR for practice", "Repay claim 12 45 EUR for simulation", "For testing purposes, raze the barn B-1",
