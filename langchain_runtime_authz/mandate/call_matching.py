@@ -26,7 +26,7 @@ from langchain_runtime_authz.mandate.argument_matching import Reader, kind_of
 from langchain_runtime_authz.mandate.description import quoted
 from langchain_runtime_authz.mandate.model import Argument, Const, Each, Free, Mandate, Pick, Scalar, Step, Text
 from langchain_runtime_authz.mandate.read_outputs import Outputs, scalar_forms, scalars
-from langchain_runtime_authz.mandate.value_matching import SEVERAL, commas, known_same, same, upcoming, yearless
+from langchain_runtime_authz.mandate.value_matching import SEVERAL, commas, dates, known_same, same, upcoming
 from langchain_runtime_authz.tool_profile import ToolProfile, argument
 
 MAX_VALUES: Final = 1000  # values of one argument that are compared with prohibitions, or added up
@@ -100,7 +100,7 @@ class _Shape(NamedTuple):
     settled: frozenset[str]  # arguments that `_open` need not check
     counts: bool  # each call uses up the step once
     rows: tuple[_Member, ...]  # the dotted members, if the step names several members of one argument
-    days: frozenset[str]  # arguments whose ordered day has no year
+    days: Mapping[str, Sequence[str]]  # argument → its ordered days
 
 
 class _Index:
@@ -277,7 +277,7 @@ def _shape(step: Step, profile: ToolProfile) -> _Shape:
     fetch = profile.effect == "fetch" and not all(isinstance(what, _FIXED) for what in step.args.values())
     roots = [name.partition(".")[0] for name, _, _, dotted in named if dotted]
     rows = tuple((n, what, kind) for n, what, kind, dotted in named if dotted and roots.count(n.partition(".")[0]) > 1)
-    days = frozenset(n for n, what, *_ in named if isinstance(what, Const) and yearless(what.value))
+    days = {n: found for n, what, *_ in named if isinstance(what, Const) and (found := dates(what.value))}
     return _Shape(profile, tuple(named), settled, profile.side_effect or fetch, rows, days)
 
 
@@ -289,7 +289,7 @@ def _compare(shape: _Shape, call: CallFacts, reader: Reader) -> tuple[list[Devia
     args = call.args
     for name, what, kind, dotted in shape.named:
         value = argument(args, name) if dotted else args.get(name)
-        if call.now is not None and name in shape.days and not upcoming(value, call.now):
+        if call.now is not None and name in shape.days and not upcoming([*shape.days[name], *dates(value)], call.now):
             deviations.append(Deviation(name, "value", f"the next {quoted(getattr(what, 'value', ''))}"))
             continue
         if type(what) is Const and type(value) in SHORT_KINDS and type(what.value) in SHORT_KINDS:

@@ -147,20 +147,20 @@ def _same_moment(value: Any, constant: Any, own: Sequence[str], said: Sequence[s
     return not times or (seconds and times == {f for f in own if f.startswith("time:")})
 
 
-def yearless(constant: object) -> bool:
-    """Return True if a constant names a day without its year."""
-    said = scalars(constant, MAX_ITEMS) or ()
-    return any(f.startswith("date:-") for one in said for f in scalar_forms(one, said=True))
+def dates(value: object) -> list[str]:
+    """Return all dates of a value; one without a year begins with "-"."""
+    found = (f for one in scalars(value, MAX_ITEMS) or () for f in scalar_forms(one, said=True))
+    return [f[5:] for f in found if f.startswith("date:")]
 
 
-def upcoming(value: object, now: float) -> bool:
-    """Return True if all dates with a year are in the year that begins one day ago.
+def upcoming(days: Sequence[str], now: float) -> bool:
+    """Return True if a day without a year, and so all days, are the next ones.
 
-    That day may still be today in the user's zone.
+    They are in the year that begins one day ago: that day may still be today in the user's zone.
     """
     first = datetime.datetime.fromtimestamp(now, datetime.UTC).date() - datetime.timedelta(days=1)
-    dates = (f for one in scalars(value, MAX_ITEMS) or () for f in scalar_forms(one, said=True) if f[:5] == "date:")
-    return all(f[5] == "-" or 0 <= (datetime.date.fromisoformat(f[5:]) - first).days <= _YEAR for f in dates)
+    full = [day for day in days if day[0] != "-"]
+    return full == [*days] or all(0 <= (datetime.date.fromisoformat(day) - first).days <= _YEAR for day in full)
 
 
 def reading(value: object) -> Decimal | datetime.datetime | None:

@@ -8,7 +8,7 @@ import pytest
 
 from langchain_runtime_authz.mandate.model import AtLeast, AtMost, Contains, Eq, Not, StartsWith
 from langchain_runtime_authz.mandate.text_arguments import Words, borrowed, unbacked
-from langchain_runtime_authz.mandate.value_matching import compare, meets, same, upcoming, within
+from langchain_runtime_authz.mandate.value_matching import compare, dates, meets, same, upcoming, within
 
 
 @pytest.mark.parametrize(("kind", "constant", "equal", "other"), [
@@ -72,8 +72,10 @@ def test_same(kind, constant, equal, other):
 ])
 def test_a_day_without_a_year_comes_next(today, next_ones, others):
     now = datetime.datetime.fromisoformat(f"{today}T12:00Z").timestamp()
-    assert [v for v in next_ones if not upcoming(v, now)] == []
-    assert [v for v in others if upcoming(v, now)] == []
+    day = dates("3 June")
+    assert [v for v in next_ones if not upcoming([*day, *dates(v)], now)] == []
+    assert [v for v in others if upcoming([*dates(v), *day], now)] == []
+    assert upcoming(dates("2099-06-03"), now)  # a day with a year is that day
 
 
 @pytest.mark.parametrize(("prefix", "inside", "outside"), [
