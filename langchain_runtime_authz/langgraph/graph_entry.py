@@ -261,7 +261,8 @@ class _Root(Entering[tuple[Any, Any]]):
             state = yield checkpoints.read_state(self.graph, self.config if older else place)
         if state is not None and resumes:
             plain = below or entry.anew in {i.id for i in state.interrupts if not approval_ids(i.value)}
-            given = yield from inputs.resumed(entry, given, state, plain=plain, older=older)
+            strict = private.resumes_strictly(self.config)
+            given = yield from inputs.resumed(entry, given, state, plain=plain, older=older, strict=strict)
         elif state is not None and again and inputs.open_questions(state, entry.asks, entry.now) != state.interrupts:
             given = Command(resume={})  # somebody answered outside the graph, and a replay would ask anew
         if entry.pending:

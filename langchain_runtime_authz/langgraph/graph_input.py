@@ -114,7 +114,9 @@ def delivered(entry: Entry, input: Any, state: Any, asked: Collection[str] = ())
     return replace(input, update=merged) if isinstance(input, Command) else Command(update=merged)
 
 
-def resumed(entry: Entry, given: Command[Any], state: StateSnapshot, *, plain: bool, older: bool) -> Flow[Any]:
+def resumed(
+    entry: Entry, given: Command[Any], state: StateSnapshot, *, plain: bool, older: bool, strict: bool
+) -> Flow[Any]:
     """Record the answers in a resume value, and return the input to run with.
 
     The answers are recorded before any task starts. A plain value is keyed by its question's interrupt id, because
@@ -130,6 +132,8 @@ def resumed(entry: Entry, given: Command[Any], state: StateSnapshot, *, plain: b
     if not (by_id := is_resume_map(given.resume)) and len(waiting) != 1:
         return given  # no question waits, or several, for which LangGraph refuses a plain value
     values: Any = given.resume if by_id else dict.fromkeys(waiting, given.resume)
+    if strict and by_id and not older and not waiting.issuperset(values):
+        return given  # LangGraph refuses all of it
     answered = {i: v for i, v in values.items() if i in questions}
     own = [a for a in entry.asks if a.allowed == TAKES_ANY]
     asks = shown(entry.asks, {i: questions[i] for i in answered})

@@ -123,6 +123,11 @@ def task_id(config: Mapping[str, Any]) -> str:
     return str((config.get("configurable") or {}).get(keys.CONFIG_KEY_TASK_ID) or "")
 
 
+def resumes_strictly(config: Mapping[str, Any]) -> bool:
+    """Return True if LangGraph refuses answers to questions that do not wait."""
+    return bool(_given(config).get(keys.CONFIG_KEY_STRICT_RESUME))
+
+
 def lent(config: Mapping[str, Any]) -> dict[str, Any]:
     return {keys.CONFIG_KEY_CHECKPOINTER: saver} if (saver := checkpointer_of(config)) else {}
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from unittest.mock import patch
 
+from langgraph.errors import UnknownInterruptError
 from langgraph.types import Send
 
 from ._approvals import react_v2
@@ -85,6 +86,21 @@ def test_an_answer_is_not_taken_for_the_next_question(protected: bool, place: st
     if protected:  # an answer to the question that is shown counts
         assert not bank.enter(Command(resume={left["bob"].id: YES}))
         assert bank.ran == [ANN, BOB][first == "own" :]
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
+@pytest.mark.parametrize("also", ["ann", ""])
+def test_a_strict_resume_is_refused_as_a_whole(protected: bool, how: str, also: str) -> None:
+    """LangGraph names the question that does not wait, and no answer beside it is recorded."""
+    bank = Bank(protected, [["ann"], ["bob"]], how=how)
+    asked, unknown = bank.enter(human()), "0" * 32
+    strict = {"configurable": {**THREAD["configurable"], "__pregel_strict_resume": True}}
+    with pytest.raises(UnknownInterruptError) as refused:
+        bank.enter(Command(resume={unknown: YES, **({asked[also].id: YES} if also else {})}), strict)
+    assert (refused.value.reason, refused.value.interrupt_ids) == ("not_pending", (unknown,))
+    assert bank.enter().keys() == {"ann", "bob"} and not bank.ran
+    assert not bank.enter(Command(resume={i.id: YES for i in asked.values()}), strict)
+    assert sorted(bank.ran) == [ANN, BOB]
 
 
 @pytest.mark.parametrize("place", ["root", "node", "call"])
