@@ -19,7 +19,7 @@ from difflib import get_close_matches
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Final, Literal, NamedTuple, Self, TypeVar
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -200,6 +200,13 @@ class ToolProfile(BaseModel):
     def ordered(self) -> bool:
         """True if a call is compared with the mandate: not for `compute` and `read`."""
         return self.effect not in ("compute", "read")
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return a copy without what was computed from the original's fields."""
+        copied = super().model_copy(update=update, deep=deep)
+        for name in ("side_effect", "ordered"):
+            copied.__dict__.pop(name, None)
+        return copied
 
 
 UNPROFILED: Final = ToolProfile()

@@ -136,6 +136,14 @@ def test_an_undeclared_field_means_the_risky_thing() -> None:
     assert [e for e in EFFECTS if not ToolProfile(effect=e).side_effect] == ["compute", "read", "fetch"]
 
 
+def test_a_copy_that_pays_is_a_side_effect() -> None:
+    """Also where the original, a read, was asked before."""
+    read = ToolProfile(effect="read")
+    assert (read.side_effect, read.ordered) == (False, False)
+    pays = read.model_copy(update={"effect": "pay"})
+    assert (pays.side_effect, pays.ordered) == (True, True)
+
+
 @pytest.mark.parametrize(("fields", "field"), [
     ({"effect": "delet"}, "effect"), ({"effect": None}, "effect"), ({"sink": "outside"}, "sink"),
     ({"critical": ["to"]}, "critical"), ({"critical": {"to": "person"}}, "critical.to"),
