@@ -109,25 +109,30 @@ async def _drive_in_thread(engine: Any, flow: Flow[Any], effect: Effect, argumen
     flow's value. If the caller is cancelled, the thread ends the effect that it performs, and the flow gets the
     cancellation in place of the result.
     """
-    context, cancelled = copy_context(), Event()
+    before, cancelled = copy_context(), Event()
+    context = before.copy()
     job = _threads().submit(context.run, _drive_blocking, engine, flow, effect, arguments, cancelled)
     try:
-        found = await asyncio.wrap_future(job)
-    except asyncio.CancelledError:
+        return await asyncio.wrap_future(job)
+    except asyncio.CancelledError as exc:
         cancelled.set()
-        while not job.done():
+        ended = asyncio.wrap_future(job)
+        while not ended.done():
             with suppress(asyncio.CancelledError):
-                await asyncio.wait([asyncio.wrap_future(job)])
-        if job.cancelled() or job.exception() is not None or job.result()[0] is not None:
+                await asyncio.wait([ended])
+        if ended.cancelled() or ended.exception() is not None or (found := ended.result())[0] is not None:
             raise
         # The flow ended meanwhile. Its value counts (it may be claimed calls), so the caller's next `await` raises.
-        found, task = job.result(), cast("asyncio.Task[Any]", asyncio.current_task())
+        task = cast("asyncio.Task[Any]", asyncio.current_task())
         task.uncancel()
-        task.cancel()
-    for variable, value in context.items():
-        if variable.get(None) is not value:
-            variable.set(value)
-    return found
+        task.cancel(*exc.args)
+        return found
+    finally:
+        cancelled.set()  # a closed coroutine does not wait for its thread
+        job = ended = None  # type: ignore[assignment]  # an exception's traceback holds this frame
+        for variable, value in context.items():
+            if variable not in before or before[variable] is not value:  # other tasks may share this context
+                variable.set(value)
 
 
 def _drive_blocking(

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
-from contextvars import ContextVar
+import weakref
+from contextlib import suppress
+from contextvars import ContextVar, copy_context
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import anyio
 import pytest
 from langchain.agents import create_agent
 from langchain_core.messages import AIMessage
@@ -52,21 +56,69 @@ def test_effects_that_block_share_a_thread_until_one_needs_the_loop() -> None:
     assert set(drive(ENGINE, flow())) == {here}
 
 
-def test_what_a_flow_makes_current_in_a_thread_is_current_afterwards() -> None:
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_a_flow_makes_current_in_a_thread_is_current_afterwards(fails: bool) -> None:
     def flow() -> Flow[list[str]]:
-        yield BLOCKS(thread)
+        yield LOOPS(thread)
         before = var.get()
         var.set("inside")
         try:
-            return [before, (yield LOOPS(var.get)), (yield BLOCKS(var.get))]
+            found = [before, (yield LOOPS(var.get)), (yield BLOCKS(var.get))]
+            if fails:
+                raise LookupError
+            return found
         finally:
             var.set(before)
 
     async def main() -> None:
-        assert await adrive(ENGINE, flow()) == ["outside", "inside", "inside"]
+        if fails:
+            with pytest.raises(LookupError):
+                await adrive(ENGINE, flow())
+        else:
+            assert await adrive(ENGINE, flow()) == ["outside", "inside", "inside"]
         assert var.get() == "outside"
 
     asyncio.run(main())
+
+
+def test_what_another_task_makes_current_meanwhile_stays() -> None:
+    context, slow = copy_context(), Slow()
+    context.run(var.set, "before")
+
+    def flow() -> Flow[None]:
+        yield BLOCKS(slow)
+
+    async def main() -> None:
+        task = asyncio.create_task(adrive(ENGINE, flow()), context=context)
+        await asyncio.to_thread(slow.began.wait, 5)
+        context.run(var.set, "meanwhile")
+        slow.ends.set()
+        await task
+
+    asyncio.run(main())
+    assert context[var] == "meanwhile"
+
+
+def test_an_exception_from_a_thread_is_freed_at_once() -> None:
+    held = weakref.WeakSet[Slow]()
+
+    def flow() -> Flow[None]:
+        yield BLOCKS(thread)
+        held.add(one := Slow())  # noqa: F841  (its frame holds it)
+        raise LookupError
+
+    async def main() -> None:
+        with suppress(LookupError):
+            await adrive(ENGINE, flow())
+        for _ in range(100):  # until the thread, too, has let go of it
+            await asyncio.sleep(0.001 * len(held))
+        assert not held
+
+    gc.disable()
+    try:
+        asyncio.run(main())
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("then", [BLOCKS, LOOPS])
@@ -149,6 +201,46 @@ def test_a_flow_that_has_ended_keeps_its_value_and_its_caller_is_cancelled_next(
 
     asyncio.run(main())
     assert got == ["done"]
+
+
+def test_a_scope_of_anyio_ends_a_flow_that_it_cancels() -> None:
+    slow = Slow()
+
+    def flow() -> Flow[None]:
+        yield BLOCKS(thread)
+        slow()
+
+    async def main() -> bool:
+        asyncio.get_running_loop().call_later(0.2, slow.ends.set)
+        with anyio.move_on_after(0.05) as scope:
+            await adrive(ENGINE, flow())
+            await anyio.sleep(5)
+        return scope.cancelled_caught
+
+    assert asyncio.run(main())
+
+
+def test_a_closed_flow_performs_no_further_effect() -> None:
+    slow, seen = Slow(), []
+
+    def flow() -> Flow[None]:
+        yield BLOCKS(thread)
+        slow()
+        for _ in range(2):
+            yield BLOCKS(lambda: seen.append(thread()))
+
+    async def main() -> None:
+        driven = adrive(ENGINE, flow())
+        driven.send(None)
+        assert slow.began.wait(5)
+        with suppress(ValueError):  # the thread runs the flow
+            driven.close()
+        slow.ends.set()
+        _flow._threads().shutdown()
+
+    asyncio.run(main())
+    _flow._threads.cache_clear()
+    assert len(seen) <= 1
 
 
 def statuses(authz: RuntimeAuthz) -> list[str]:
