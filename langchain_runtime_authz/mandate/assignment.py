@@ -155,7 +155,9 @@ class Assignment:
             return False  # "Change the manager Ana to Bob" changes nothing of Bob's
         if new or (kind in TARGETS and role != "goal" and marker == self.of):
             receives = effect in {"pay", "send"} or argument.receives
-            return new or (argument.required and not (kind == "principal" and receives))
+            whole = self.found[self.found.index(phrase) - 1]
+            known = kind == "principal" or named or whole.kind == "number" or self._named(whole)
+            return new or (argument.required and bool(known) and not (kind == "principal" and receives))
         if not named and not self._meant(argument, phrase):
             return False
         markers = {p.marker for p in self.found} if self.moving else {marker}

@@ -95,16 +95,10 @@ class Clause:
         determiner = lower if (lower := self.tokens[self.at].lower) in self.language.determiners else ""
         self.at += bool(determiner)
         self.at += bool(determiner) and self.tokens[self.at].lower == data["listing"]
-        fresh = (
-            determiner in data["indefinite"] and begin == 0 and self.tokens[self.at].lower not in self.language.closed
-        )
-        if (
-            fresh
-            and singular(self.tokens[self.at + 1].lower) in tool.core
-            and (kept := self._choice(self.tokens[self.at]))
-        ):
-            self._add("", (), self.tokens[self.at]._replace(kind="choice", text=kept))  # "an urgent ticket"
-            self.at += 1
+        kind, new = self.tokens[self.at], begin == 0 and determiner in data["indefinite"]
+        fresh = new and kind.lower not in self.language.closed and singular(self.tokens[self.at + 1].lower) in tool.core
+        if fresh and (choice := self._choice(kind)):  # "an urgent ticket"
+            self.at += self._add("", (), kind._replace(kind="choice", text=choice))
         nouns: list[str] = []
         while self._noun(self.tokens[self.at]):
             nouns.append(singular(self.tokens[self.at].lower))
@@ -128,12 +122,16 @@ class Clause:
             plain = not re.search(r"\d", values[0].text)
             owner = values[0]._replace(kind="owner" if plain else values[0].kind)
             quoted = self.tokens[self.at].kind == "quote"  # in 'Ana's note "hi"', the note is hers
-            new = own and singular(own[-1]) == own[-1] and not (marker or nouns or idle or quoted)
-            return bool(new) and self._add("", own) and self._add(self.of, (), owner)
+            one = own and singular(own[-1]) == own[-1] and not (marker or nouns or idle or quoted)
+            return bool(one) and self._add("", own) and self._add(self.of, (), owner)
+        if new and nouns and values[0].kind == "quote" and not tool.texts and tool.labels.isdisjoint(nouns):
+            nouns += data["naming"]["called"]  # 'Create an event "Lunch"'
         heading = begin == 0 and labelled and not determiner and self.tokens[behind].kind == "colon"
         if heading and values[0].kind != "quote":
             return False  # "Open tickets: T-1, T-2"
-        if (idle and not (marker or nouns)) or (marker == self.of and (len(values) > 1 or not self._part(idle, nouns))):
+        if (idle and not (marker or nouns)) or (
+            marker == self.of and (len(values) > 1 or not self._part(idle, nouns, values[0]))
+        ):
             return False  # "the report R-1 of Bob" tells which one, and not to whom
         if labelled and values[0].kind == "number" and self.tokens[behind - 1].lower in tool.counted:
             return False  # "seat 12" is one seat
@@ -146,11 +144,15 @@ class Clause:
             and self._counted(self.found[-1])
         )
 
-    def _part(self, idle: Phrase | None, nouns: Sequence[str]) -> bool:
+    def _part(self, idle: Phrase | None, nouns: Sequence[str], value: Token) -> bool:
         """Return True if "of" may follow: "the price of", "Pay 45 EUR of the order"."""
         if idle is not None:
-            return bool(self.tool.argued(idle, relative=self.assignment.relative))
+            person = value.kind == "email" or (value.kind == "name" and " " in value.text)  # "Netflix" may be no user
+            own = person and {*idle.nouns} == self.tool.nouns and self.verb in self.data["ending"]
+            return own or bool(self.tool.argued(idle, relative=self.assignment.relative))
         last = self.found[-1] if self.found else Phrase("", (), ())
+        if value.kind == "id" and last.kind == "number" and self.tool.counts and not last.marker:
+            return True  # "Order 20 of SKU-118"
         named = self.tool.argued(last, relative=self.assignment.relative)
         counted = (
             last.nouns
@@ -196,6 +198,8 @@ class Clause:
         noun = singular(token.lower)
         if token.kind != "word" or noun not in self.tool.words | self.tool.counted:
             return True
+        if noun in self.data["roles"]["version"][1] and self.tokens[self.at + 1].kind in {"number", "version"}:
+            return True  # "Deploy web-3 version 1.2"
         nouns.append(noun)
         self.at += 1
         if kind == "choice":
@@ -220,7 +224,10 @@ class Clause:
         elif not (phrase.marker or phrase.nouns):
             while self.tokens[self.at].kind == "word" and self.language.value(self.tokens[self.at]):
                 self.at += 1
-            if counted := [t.lower for t in self.tokens[begin : self.at]]:
+            counted = [t.lower for t in self.tokens[begin : self.at]]
+            if len(counted) == 1 and self.tokens[self.at].lower == self.of and counted[0] in data["roles"]["count"][1]:
+                return self.tool.counts  # "20 units of SKU-118"
+            if counted:
                 self._add("", (), self._quote(begin, self.at, "counted"))
                 plural = money.text == "1" or singular(counted[-1]) != counted[-1]  # "Order 12 late" is a report
                 other = self.language.verbs.union(data["units"])  # "Order 27 inch monitors" does not say how many

@@ -79,6 +79,10 @@ TOOLS = {
     "chill": tool("admin", "set", cellar="object", chill_kelvin="amount"),
     "set_fee": tool("admin", "set", court="object", new_fee_eur="amount"),
     "disband": tool("admin", crew="principal"),
+    "suspend_badge": tool("admin", "suspend|lend", worker="principal"),
+    "stock_bolts": tool("pay", "stock", sku="object", quantity="amount"),
+    "ship_build": tool("admin", "launch", build="object", version="value"),
+    "plan_picnic": tool("write", "plan", title="name"),
     "wire": tool("write", "wire", **{f"port_{c}": "object" for c in "abcdefghijklmnopqrst"}),
 }  # fmt: skip
 
@@ -165,6 +169,13 @@ def orders(text: str) -> list[str]:
     # The tool's own noun is what the call acts on, and an email is a message; a message may be no email.
     ("Copy the crate C-1 to K-2", ["copy_crate C-1 K-2"]), ("Shelve the message M-1 to R-2", ["shelve_email M-1 R-2"]), ("Shred the message M-1", ["shred_message M-1"]),
     *((text, []) for text in ("Copy the crate C-1 from K-2", "Copy to the crate C-1 K-2", "Shred the email M-1", "Shelve the letter M-1 to R-2", "Shelve the message board M-1 to R-2")),
+    # A noun before "of" tells whose the call ends, and a count of what. A label behind a value is of the next one.
+    ("Suspend the badge of Ana Lee", ["suspend_badge Ana Lee"]), ("Stock 20 of S-1", ["stock_bolts S-1 20"]), ("Stock 20 units of S-1", ["stock_bolts S-1 20"]),
+    ("Launch B-1 version 1.2", ["ship_build B-1 1.2"]), ('Plan a picnic "Lunch"', ["plan_picnic Lunch"]),
+    *((text, []) for text in (
+        "Lend the badge of Ana Lee", "Suspend the badge of Netflix", "Suspend the badge of web-3", "Stock 20 of S-1 and S-2", "Stock 20 of 30 S-1", "Stock 20 pounds of S-1", "Scrap 2 of E-1",
+        "Launch B-1 build 1.2", "Launch version 1.2 of B-1 version 1.3", 'Plan the picnic "Lunch"', 'Plan a picnic for "Lunch"', 'Plan a picnic basket "Lunch"',
+    )),
     # Two tools that fit order nothing.
     ("Polish the car C-1", ["polish_car C-1"]), ("Polish C-1", []),
     # A target that is not named is not all of them.
