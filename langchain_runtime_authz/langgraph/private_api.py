@@ -65,19 +65,27 @@ for _class in (_loop.SyncPregelLoop, _loop.AsyncPregelLoop):
 
 
 def kept(look: Callable[[Any], T]) -> Callable[[Any], T]:
-    """Cache the result of `look` for each class or function, while that lives."""
-    found: weakref.WeakKeyDictionary[Any, T] = weakref.WeakKeyDictionary()
+    """Cache the result of `look` for each class or function, while that lives.
+
+    A class is cached while it is in use, because it may keep its base alive.
+    """
+    found: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
     @functools.wraps(look)
-    def known(thing: Any) -> T:
+    def remembered(thing: Any) -> T:
         if not isinstance(thing, (type, FunctionType)):
             return look(thing)
         try:
-            return found[thing]
+            known = found[thing]
+            known = known() if known.__class__ is weakref.ref else known
         except KeyError:
-            return found.setdefault(thing, look(thing))
+            known = None
+        if known is None:
+            known = look(thing)
+            found[thing] = weakref.ref(known) if isinstance(known, type) else known
+        return known  # type: ignore[no-any-return]
 
-    return known
+    return remembered
 
 
 def lookalike(base: Any, members: Mapping[str, Any], *before: type) -> Any:

@@ -18,6 +18,7 @@ from packaging.requirements import Requirement
 
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.langgraph import tool_lookup
+from langchain_runtime_authz.langgraph.tool_guard import guard_in_place
 from langchain_runtime_authz.testing import StaticPDP
 from tests.benchmarks.dependencies import WHY
 from tests.benchmarks.per_call import TREE
@@ -120,6 +121,24 @@ def test_nothing_keeps_the_schema_classes_of_a_request(monkeypatch: pytest.Monke
         del again
     gc.collect()
     assert [ref() for ref in gone] == [None] * 3
+
+
+@pytest.mark.parametrize("guard", [RuntimeAuthz(pdp=StaticPDP(permit=True)).guard, guard_in_place])
+def test_nothing_keeps_the_tool_classes_of_a_request(guard: Callable[[BaseTool], object]) -> None:
+    """Also not the class that guards them."""
+
+    class Add(BaseTool):
+        name: str = "add"
+        description: str = "Add."
+
+        def _run(self, a: int) -> int:
+            return a
+
+    guard(Add())
+    gone = weakref.ref(Add)
+    del Add
+    gc.collect()
+    assert gone() is None
 
 
 def loaded(code: str) -> set[str]:
