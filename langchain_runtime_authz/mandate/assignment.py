@@ -38,11 +38,11 @@ class Phrase(NamedTuple):
 class Assignment:
     """Find which phrase (of `found`, behind `verb`) is which argument of `tool`."""
 
-    def __init__(self, tool: Tool, verb: str, found: Sequence[Phrase]) -> None:
+    def __init__(self, tool: Tool, verb: str, found: Sequence[Phrase], *, new: bool) -> None:
         self.tool, self.verb, self.found, self.data = tool, singular(verb), found, tool.language.data
         data = self.data
         self.to, self.of = data["setting"][0], data["parting"][0]
-        self.told, self.relative = verb in data["tellings"], verb in data["relative"]
+        self.told, self.relative = verb in data["tellings"], verb in data["relative"] and not new
         self.moving, self.dative = verb in data["moving"], verb in data["datives"]
         self.doing = next((doing for doing, verbs in data["doings"].items() if verb in verbs), tool.effect)
         self.pending: set[str] = set()  # arguments that wait for a new value: "the price of …"

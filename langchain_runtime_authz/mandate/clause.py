@@ -33,7 +33,8 @@ class Clause:
         self.strange = strange - tool.words  # "to my notebook Home" names nobody
         self.tokens, self.at = [*tokens, Token("end", "", 0, 0)], 0
         self.found: list[Phrase] = []
-        self.assignment = Assignment(tool, verb, self.found)
+        self.new = self.tokens[0].lower in self.data["indefinite"]  # "Set up a standing order" changes nothing
+        self.assignment = Assignment(tool, verb, self.found, new=self.new)
 
     def steps(self, digest: str) -> list[Step]:
         """Return the steps, one for each listed object; none if a word fits no phrase."""
@@ -95,8 +96,9 @@ class Clause:
         determiner = lower if (lower := self.tokens[self.at].lower) in self.language.determiners else ""
         self.at += bool(determiner)
         self.at += bool(determiner) and self.tokens[self.at].lower == data["listing"]
-        kind, new = self.tokens[self.at], begin == 0 and determiner in data["indefinite"]
-        fresh = new and kind.lower not in self.language.closed and singular(self.tokens[self.at + 1].lower) in tool.core
+        kind, new = self.tokens[self.at], begin == 0 and self.new
+        rated = kind.lower not in self.language.closed or kind.lower.endswith(data["endings"][-1])  # "monthly"
+        fresh = new and rated and singular(self.tokens[self.at + 1].lower) in tool.core
         if fresh and (choice := self._choice(kind)):  # "an urgent ticket"
             self.at += self._add("", (), kind._replace(kind="choice", text=choice))
         nouns: list[str] = []
@@ -149,6 +151,9 @@ class Clause:
         if idle is not None:
             person = value.kind == "email" or (value.kind == "name" and " " in value.text)  # "Netflix" may be no user
             own = person and {*idle.nouns} == self.tool.nouns and self.verb in self.data["ending"]
+            own |= (
+                self.new and value.kind == "money" and self.tool.nouns.issuperset(idle.nouns)
+            )  # "a payment of 45 EUR"
             return own or bool(self.tool.argued(idle, relative=self.assignment.relative))
         last = self.found[-1] if self.found else Phrase("", (), ())
         if value.kind == "id" and last.kind == "number" and self.tool.counts and not last.marker:

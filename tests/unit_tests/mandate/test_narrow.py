@@ -83,6 +83,7 @@ TOOLS = {
     "stock_bolts": tool("pay", "stock", sku="object", quantity="amount"),
     "ship_build": tool("admin", "launch", build="object", version="value"),
     "plan_picnic": tool("write", "plan", title="name"),
+    "make_standing_gift": tool("pay", "set up|make", payee="principal", amount="amount", interval=["weekly", "monthly"]),
     "wire": tool("write", "wire", **{f"port_{c}": "object" for c in "abcdefghijklmnopqrst"}),
 }  # fmt: skip
 
@@ -169,6 +170,12 @@ def orders(text: str) -> list[str]:
     # The tool's own noun is what the call acts on, and an email is a message; a message may be no email.
     ("Copy the crate C-1 to K-2", ["copy_crate C-1 K-2"]), ("Shelve the message M-1 to R-2", ["shelve_email M-1 R-2"]), ("Shred the message M-1", ["shred_message M-1"]),
     *((text, []) for text in ("Copy the crate C-1 from K-2", "Copy to the crate C-1 K-2", "Shred the email M-1", "Shelve the letter M-1 to R-2", "Shelve the message board M-1 to R-2")),
+    # "A payment of 45 EUR" is a new one, and sets nothing that is there.
+    ("Set up a weekly standing gift of 25 EUR to Kim", ["make_standing_gift Kim 25 weekly"]),
+    *((text, []) for text in (
+        "Set up the weekly standing gift of 25 EUR to Kim", "Set up a standing gift of 25 EUR to Kim", "Set up a daily standing gift of 25 EUR to Kim",
+        "Set up a weekly standing gift of 25 EUR of 60 EUR to Kim", "Set up a weekly standing gift of Kim of 25 EUR", "Set up a weekly basket of 25 EUR to Kim",
+    )),
     # A noun before "of" tells whose the call ends, and a count of what. A label behind a value is of the next one.
     ("Suspend the badge of Ana Lee", ["suspend_badge Ana Lee"]), ("Stock 20 of S-1", ["stock_bolts S-1 20"]), ("Stock 20 units of S-1", ["stock_bolts S-1 20"]),
     ("Launch B-1 version 1.2", ["ship_build B-1 1.2"]), ('Plan a picnic "Lunch"', ["plan_picnic Lunch"]),
