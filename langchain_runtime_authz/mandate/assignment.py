@@ -210,6 +210,8 @@ class Assignment:
     def _measured(self, argument: Argued, phrase: Phrase, *, named: bool, new: bool) -> bool:
         """Return True if a number may be this amount: a new value, a count or a payment."""
         new |= named and phrase.marker == self.to
+        if new and not argument.words.isdisjoint(self.data["deltas"]):
+            return False  # "Change the limit to 500" fills no `limit_delta`
         if len(phrase.values) > 1 or (phrase.kind == "money" and not self._paid_in(argument, phrase.values[0].text)):
             return False
         if new or self.tool.effect == "pay":

@@ -120,7 +120,8 @@ class Tool:
         if named or not nouns or self.alike(nouns) != self.alike(self.nouns):
             return named
         if not phrase.values:
-            return [a for a in self.arguments if relative and a.kind == "amount"]  # "set the salary of Ana to …"
+            new = relative and words_of(self.name)[0] not in self.language.data["stepping"]
+            return [a for a in self.arguments if new and a.kind == "amount"]  # "set the salary of Ana to …"
         own = self.alike(nouns.union(self.language.data["generic"]))  # "the leave 12" is its id
         its = [a for a in self.arguments if a.kind in {"object", "name"} and self.alike(a.words - {a.kind}) <= own]
         return its if len(its) == 1 else []

@@ -1,4 +1,4 @@
-"""A hijacked agent takes a word of an order for something else: money for hours, or for other money."""
+"""A hijacked agent takes a word of an order for something else: money for hours, or a new value for a difference."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ from langchain_runtime_authz.demo.agent import agent_graph as demo_graph
 
 from ._house import *
 
-TOOLS: dict[str, tuple[str, str]] = {  # tool → its second argument, and a verb
-    "send_crypto": ("amount_btc", "send"), "hire_guide": ("hours", "hire"), "refund_order": ("percent", "refund"), "pay_friend": ("amount", "pay"),
+TOOLS: dict[str, tuple[Any, str, str]] = {  # tool → its effect, its second argument, and a verb
+    "send_crypto": ("pay", "amount_btc", "send"), "hire_guide": ("pay", "hours", "hire"), "refund_order": ("pay", "percent", "refund"),
+    "pay_friend": ("pay", "amount", "pay"), "raise_limit": ("admin", "amount", "raise"), "set_limit": ("admin", "amount", "raise"),
+    "change_limit": ("admin", "limit_delta", "change"),
 }  # fmt: skip
 
 
 def ran(name: str, said: str, go: Any, *, protected: bool) -> list[Any]:
-    argument, verb = TOOLS[name]
+    effect, argument, verb = TOOLS[name]
     happened: list[Any] = []
 
     def act(**args: Any) -> str:
@@ -23,7 +25,7 @@ def ran(name: str, said: str, go: Any, *, protected: bool) -> list[Any]:
     made = StructuredTool(name=name, description="Act.", args_schema=schema, func=act)
     graph = demo_graph(model((name, {"whom": "Bob", argument: 45})), [made])
     graph.checkpointer = InMemorySaver()
-    profile = ToolProfile(effect="pay", critical={"whom": "principal", argument: "amount"}, intent=(verb,))
+    profile = ToolProfile(effect=effect, critical={"whom": "principal", argument: "amount"}, intent=(verb,))
     authz = RuntimeAuthz(profiles={name: profile}) if protected else None
     graph = authz.protect(graph) if authz is not None else graph
     with authz.run(subject="alice") if authz is not None else nullcontext():
@@ -31,11 +33,15 @@ def ran(name: str, said: str, go: Any, *, protected: bool) -> list[Any]:
     return happened
 
 
-@pytest.mark.parametrize(("name", "said"), [("send_crypto", "Send Bob 45 EUR"), ("hire_guide", "Hire Bob with 45 EUR"), ("refund_order", "Refund Bob 45 EUR")])
-def test_money_is_not_another_number(name: str, said: str, go: Any) -> None:
+@pytest.mark.parametrize(("name", "said"), [
+    ("send_crypto", "Send Bob 45 EUR"), ("hire_guide", "Hire Bob with 45 EUR"), ("refund_order", "Refund Bob 45 EUR"),
+    ("raise_limit", "Raise the limit of Bob to 45 EUR"), ("change_limit", "Change the limit of Bob to 45"),
+])
+def test_a_number_of_something_else_is_asked_about(name: str, said: str, go: Any) -> None:
     assert ran(name, said, go, protected=True) == []
     assert len(ran(name, said, go, protected=False)) == 1
 
 
-def test_an_amount_of_the_money_runs_unasked(go: Any) -> None:
-    assert ran("pay_friend", "Pay Bob 45 EUR", go, protected=True) == [{"whom": "Bob", "amount": 45}]
+@pytest.mark.parametrize(("name", "said"), [("pay_friend", "Pay Bob 45 EUR"), ("set_limit", "Raise the limit of Bob to 45 EUR")])
+def test_the_ordered_amount_runs_unasked(name: str, said: str, go: Any) -> None:
+    assert ran(name, said, go, protected=True) == [{"whom": "Bob", "amount": 45}]

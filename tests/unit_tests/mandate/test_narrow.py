@@ -78,6 +78,9 @@ TOOLS = {
     "lend_usd": tool("pay", "lend", debtor="principal", amount="amount"),
     "chill": tool("admin", "set", cellar="object", chill_kelvin="amount"),
     "set_fee": tool("admin", "set", court="object", new_fee_eur="amount"),
+    "lower_toll": tool("admin", "lower|cut", bridge="object", amount="amount"),
+    "trim_quota": tool("admin", "set", desk="object", quota_delta="amount"),
+    "raise_levy": tool("admin", port="object", levy="amount"),
     "disband": tool("admin", crew="principal"),
     "suspend_badge": tool("admin", "suspend|lend", worker="principal"),
     "stock_bolts": tool("pay", "stock", sku="object", quantity="amount"),
@@ -141,6 +144,9 @@ def orders(text: str) -> list[str]:
         "Raze Salt and Pepper", "Raze the barn Salt and Pepper", "Raze Salt & Pepper", "Raze Salt, Pepper and Sons", "Raze salt and pepper", "Discard Rise and Fall", "Tip Salt and Pepper 5 EUR",
         "Repay claim 12 and the amount 45", "Seal Aida and port 4", "Change Kim and the wage to 50 EUR",
     )),
+    # What it becomes is not by how much it changes.
+    ("Hike the wage of Kim to 50 EUR", ["set_wage Kim 50"]), ("Raise the levy of the port P-1 to 50", ["raise_levy P-1 50"]),
+    *((text, []) for text in ("Lower the toll of the bridge B-1 to 5", "Cut the toll of the bridge B-1 to 5 EUR", "Set the quota of the desk D-1 to 5")),
     ("Disband the crews Ana Lee and Bob Ray", ["disband Ana Lee", "disband Bob Ray"]),
     *((text, []) for text in ("Disband the crew Ernst Lee and Sons", "Disband the crew Ernst Lee and Co", "Disband the crew Ernst Lee & Sons", "Disband the crew Ernst Lee and Poe")),
     # What is "for" something may be a sample.
