@@ -85,6 +85,7 @@ BOB = {"recipient": "Bob", "amount": 45, "currency": "EUR"}
     ("Create n.txt with this content:\n- a\n- b", [("write_file", {"path": "n.txt", "content": "- a\n- b"})]),
     ("Pay Bob 45 EUR on 3 June 2027 at 4 pm", [("send_money", {**BOB, "date": "3 June 2027 at 4 pm"})]),
     ("In production, please restart the service web-3", [("restart_service", {"service": "web-3", "environment": "production"})]),
+    ("Please be so kind and pay Bob 45 EUR", [("send_money", BOB)]),
     ("On 3 June 2027, to Bob, transfer 45 EUR please", [("send_money", {**BOB, "date": "3 June 2027"})]),
 ])
 def test_a_plain_order_has_its_values_in_their_roles(text, expected):
