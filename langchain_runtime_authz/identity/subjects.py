@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextvars import ContextVar
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, overload
+from typing import TYPE_CHECKING, Any, Final, Protocol, overload
 
 from langchain_runtime_authz._flow import Flow, Perform, both
 from langchain_runtime_authz._validate import checked_names
@@ -20,8 +20,6 @@ from langchain_runtime_authz.errors import AuthzError, Code, ConfigError, Creden
 
 if TYPE_CHECKING:  # its module loads the signing library
     from langchain_runtime_authz.credential.verifier import Verifier
-    from langchain_runtime_authz.identity.oidc import OidcVerifier
-    from langchain_runtime_authz.identity.spiffe import SvidVerifier
 
 PLATFORM_USER: Final = "langgraph_auth_user"
 CRON: Final = ("cron_id", "langgraph_cron_id")
@@ -108,22 +106,30 @@ def _part(config: Mapping[str, Any], name: str) -> Mapping[Any, Any]:
     return part if isinstance(part, (dict, Mapping)) else {}
 
 
+class TokenVerifier(Protocol):
+    """Verifies a token: `OidcVerifier`, `SvidVerifier`."""
+
+    def verify(self, token: str) -> Subject:
+        """Return the subject of a token. Raises `AuthzError`."""
+
+    async def averify(self, token: str) -> Subject:
+        """Verify like `verify`, without blocking the event loop."""
+
+
 class BearerSubject:
     """Takes the subject from the bearer token (RFC 6750) of the current request.
 
     `presented` holds the token. The token never reaches a config, because LangGraph stores configs.
 
     Args:
-        verifier: verifies the users' tokens (`OidcVerifier`) or workloads' (`SvidVerifier`). If it is a `credential.verifier.Verifier`, the callers are agents of
+        verifier: verifies the users' tokens. If it is a `credential.verifier.Verifier`, the callers are agents of
             another server, and the run takes over the credential's subject, grant and chain of agents.
         audience: this server's URL or URLs, as in `aud` of such agents' credentials.
 
     Raises `ConfigError`: a `credential.verifier.Verifier` without `audience`.
     """
 
-    def __init__(
-        self, verifier: OidcVerifier | SvidVerifier | Verifier, *, audience: str | Collection[str] | None = None
-    ) -> None:
+    def __init__(self, verifier: TokenVerifier | Verifier, *, audience: str | Collection[str] | None = None) -> None:
         from langchain_runtime_authz.credential.verifier import Verifier
 
         if isinstance(verifier, Verifier) and not audience:

@@ -12,7 +12,6 @@ import pytest
 
 from langchain_runtime_authz.authzen import CallStanding, Decision
 from langchain_runtime_authz.errors import Code, ConfigError
-from langchain_runtime_authz.pdp import cedar
 from langchain_runtime_authz.pdp.base import Evaluator
 from langchain_runtime_authz.pdp.cedar import CedarPDP, cedar_request
 from langchain_runtime_authz.pdp.wasm import WasmPDP
@@ -171,16 +170,18 @@ def test_a_policy_that_errs_denies() -> None:
     assert (decision.outcome, decision.reason, decision.failure) == ("deny", Code.PDP_ERROR, "pdp")
 
 
-def test_no_decision_denies(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_decision_denies() -> None:
     """A number beyond Cedar's, or a context that does not fit the schema, is no decision and a deny."""
     permissive = CedarPDP(policies=ALL, schema=SCHEMA)
     assert ask(permissive).permit
     for overrides in ({"context.now": 2**63}, {"resource.type": "agent"}):
         assert ask(permissive, overrides).reason == Code.PDP_ERROR
     for broken in ({"now": None}, {"now": 1.5}, {"more": True}):
-        asked = lambda r, broken=broken: {**cedar_request(r), "context": {**cedar_request(r)["context"], **broken}}
-        monkeypatch.setattr(cedar, "cedar_request", asked)
-        assert ask(permissive).reason == Code.PDP_ERROR, broken
+        pdp = CedarPDP(
+            policies=ALL, schema=SCHEMA,
+            to_cedar=lambda r, broken=broken: {**cedar_request(r), "context": {**cedar_request(r)["context"], **broken}},  # type: ignore[misc]
+        )
+        assert ask(pdp).reason == Code.PDP_ERROR, broken
 
 
 def test_one_failure_in_a_batch_leaves_the_others_alone(sample: CedarPDP) -> None:
