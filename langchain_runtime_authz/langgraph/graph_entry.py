@@ -23,7 +23,7 @@ from langchain_runtime_authz.identity.subjects import ANONYMOUS, DEVELOPER, NO_S
 from langchain_runtime_authz.langgraph import checkpoints, run_context
 from langchain_runtime_authz.langgraph import graph_input as inputs
 from langchain_runtime_authz.langgraph import private_api as private
-from langchain_runtime_authz.langgraph.heard_answers import drop_old_answer, record_answer
+from langchain_runtime_authz.langgraph.heard_answers import drop_old_answer, keyed, record_answer
 from langchain_runtime_authz.langgraph.messages import foreign_plans, human_texts, written
 from langchain_runtime_authz.langgraph.object_graph import is_workflow, label_of
 from langchain_runtime_authz.ledger.base import Scope
@@ -221,8 +221,12 @@ class _Root(Entering[tuple[Any, Any]]):
                 config, number = private.counted_graph(config)
                 place = private.place_below(graph, config, number)
                 namespace = place.config["configurable"]["checkpoint_ns"] if place is not None else None
-            if namespace is not None:
-                yield from record_answer(run, config, namespace)
+            answers = (yield from record_answer(run, config, namespace)) if namespace is not None else None
+            if answers is not None and graph is not None:
+                config = private.with_answers(config, answers)
+                private.drop_plain_answer(config)
+            elif answers is not None:
+                keyed(config, answers)
         if saver is not None or entry.pending:
             given = yield from self._told(entry)
         return given, run_context.with_run(config, run)

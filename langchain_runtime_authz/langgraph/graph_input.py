@@ -143,11 +143,11 @@ def resumed(
     words = {i: " ".join(texts_in(v)) for i, v in questions.items()}
     said = {i: _said_more(v, offered[i], words[i]) for i, v in answered.items() if i not in reviewed}
     yield from reply(entry.run, questions, said, own)
-    answered = {i: _marked(v, questions[i], i) for i, v in answered.items()}
+    answered = {i: marked(v, questions[i], i) for i, v in answered.items()}
     return given if plain and not by_id else replace(given, resume=answered)
 
 
-def _marked(answer: object, question: Any, interrupt_id: str) -> object:
+def marked(answer: object, question: Any, interrupt_id: str) -> object:
     """Mark an answer to a question of ours, so that no question of a node takes it."""
     # A node may show a child graph's question as its own. Its interrupt has another id.
     if not (ids := approval_ids(question)) or question.get("interrupt_id") != interrupt_id:

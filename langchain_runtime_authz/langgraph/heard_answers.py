@@ -16,6 +16,7 @@ from langchain_core.runnables.config import var_child_runnable_config
 
 from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph.checkpoints import find_checkpoint
+from langchain_runtime_authz.langgraph.graph_input import marked
 from langchain_runtime_authz.langgraph.review_questions import note_question
 from langchain_runtime_authz.langgraph.tool_call_parsing import newest_plan
 from langchain_runtime_authz.ledger.base import Query
@@ -81,25 +82,42 @@ def drop_old_answer(config: Mapping[str, Any]) -> None:
         private.drop_plain_answer(config)
 
 
-def record_answer(run: Run, config: Mapping[str, Any], namespace: str) -> Flow[None]:
-    """Record the graph's resume value, as a protected root entry does."""
+def record_answer(run: Run, config: Mapping[str, Any], namespace: str) -> Flow[dict[str, object] | None]:
+    """Record the graph's resume value, as a protected root entry does.
+
+    Return the answers to shown questions by interrupt id, ours marked, or `None` for a plain value that is not for one.
+    """
     # A graph that a tool calls on its own thread inherits the handler, but was not resumed with this value.
     thread = private.thread_of(config)
     mine = [h for h in heard_in(config) if h.thread == thread] or [Heard(private.answer_given(config), thread, None)]
     heard = next((h for h in mine if h.value is not None), mine[0])
     value: Any = heard.value
     if value is None:
-        return
+        return None
     questions = yield from _shown(run, config, namespace, heard.checkpoint)
     snapshot = yield Load(run.scope, Query(asks=True))
     asks = shown(snapshot.asks, questions)
     ids = {a.interrupt_id for a in asks}
-    named = ids & value.keys() if isinstance(value, Mapping) else set()
-    if named or (len(ids) == 1 and not private.is_resume_map(value)):
-        given = {i: value[i] for i in named} if named else dict.fromkeys(ids, value)
+    by_id = private.is_resume_map(value)
+    given: dict[str, object] = {i: v for i, v in value.items() if i in questions} if by_id else {}
+    given = dict.fromkeys(ids, value) if not by_id and len(ids) == 1 else given
+    if ids & given.keys():
         yield from answer(run, [a for a in asks if a.interrupt_id in given], given, questions)
     elif not ids and any(a.allowed != TAKES_ANY for a in snapshot.asks):
         run.keyed_thread = thread  # a question that nobody was shown takes no plain answer
+    return {i: marked(v, questions[i], i) for i, v in given.items()} if given or by_id else None
+
+
+def keyed(config: Mapping[str, Any], answers: Mapping[str, object]) -> None:
+    """Give a running task these answers alone, by the numbers of their questions."""
+    pad = private.scratchpad_of(config)
+    if private.unused_answer(config) is not None and private.interrupt_id(config) in answers:
+        private.drop_plain_answer(config)
+        pad.resume.append(None)
+    for number in range(len(pad.resume)):
+        pad.resume[number] = answers.get(private.interrupt_id(config, number), pad.resume[number])
+    if private.answered_by_first_id(config):  # LangGraph takes that answer for the last question
+        pad.resume.pop()
 
 
 def _shown(run: Run, config: Mapping[str, Any], namespace: str, checkpoint: str | None) -> Flow[dict[str, object]]:

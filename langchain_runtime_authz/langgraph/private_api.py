@@ -226,6 +226,17 @@ def answer_given(config: Mapping[str, Any]) -> object:
     return _given(config).get(keys.CONFIG_KEY_RESUME_MAP) or unused_answer(config)
 
 
+def with_answers(config: Mapping[str, Any], answers: Mapping[str, object]) -> dict[str, Any]:
+    """Return a config whose graph is resumed with these answers by interrupt id alone."""
+    return {**config, "configurable": {**_given(config), keys.CONFIG_KEY_RESUME_MAP: answers}}
+
+
+def answered_by_first_id(config: Mapping[str, Any]) -> bool:
+    """Return True if a task's newest answer was given to its first question."""
+    named, last = _given(config).get(keys.CONFIG_KEY_RESUME_MAP) or {}, len(scratchpad_of(config).resume) - 1
+    return last > 0 and interrupt_id(config, 0) in named and interrupt_id(config, last) not in named
+
+
 def unused_answer(config: Mapping[str, Any]) -> object:
     """Return the plain resume value if no question has taken it, or `None`."""
     # LangGraph's `get_null_resume(False)` returns a taken value too.

@@ -57,9 +57,7 @@ def take_answers(config: Mapping[str, Any], numbers: Sequence[int]) -> None:
     pad, kept = private.scratchpad_of(config), kept_answers(config)
     for number in [n for n in numbers if pad is not None and n < len(pad.resume)]:
         if kept is None:  # LangGraph's own counter gives the numbers in order
-            while pad.interrupt_counter() < number:
-                pass
-            private.keep_answers(config, pad.resume[: number + 1])
+            private.keep_answers(config, pad.resume[: max(number, pad.interrupt_counter()) + 1])
             continue
         kept.append(number)
         if number not in (used := pad.interrupt_counter.of.used):
@@ -71,6 +69,7 @@ def pass_number(config: Mapping[str, Any]) -> None:
     resume = private.scratchpad_of(config).resume
     resume.append({OURS: []})
     take_answers(config, [len(resume) - 1])
+    private.keep_answers(config, resume)
 
 
 def counting_questions(

@@ -6,7 +6,7 @@ from langchain.agents import create_agent
 
 from langchain_runtime_authz import AuthzMiddleware
 
-from ._approvals import ANN, BOB, BUILDERS, EVE, FIVE, FOUR, ONE_TASK, TWO, Scene, edit, payment, react_v2
+from ._approvals import ANN, BOB, BUILDERS, EVE, FIVE, FOUR, ONE_TASK, TWO, Scene, edit, payment, react_v1, react_v2
 from ._kit import *
 
 kind = params(list(BUILDERS))
@@ -81,15 +81,17 @@ def test_a_plain_answer_is_no_correction(kind: str, go: str) -> None:
     assert sorted(s.ran) == sorted([ANN, EVE, TWO, FOUR])
 
 
-def below(authz: RuntimeAuthz, ran: list[Any], place: str) -> Any:
+def below(authz: RuntimeAuthz, ran: list[Any], place: str, build: Any = react_v2, *plan: Any) -> Any:
     """An unprotected graph, with a protected agent or with one enforcement point of ours."""
-    model, tools = replying([c for c in FIVE if c["name"] == "pay"]), [pay_tool(ran)]
+    model = replying(plan or [c for c in FIVE if c["name"] == "pay"])
+    pay = pay_tool(ran)
+    tools = [pay, a_tool("buy", lambda: pay.invoke(PAY["args"])), a_tool("ask", lambda: ran.append(interrupt("How much?")))]
     if place == "alone":
         return hand_written(model, AuthzToolNode(tools, authz=authz), checkpointer=InMemorySaver())
     if place == "middleware":
         return create_agent(model, tools, middleware=[AuthzMiddleware(authz)], checkpointer=InMemorySaver())
     with quiet():
-        agent = authz.protect(react_v2(model, tools))
+        agent = authz.protect(build(model, tools))
     return chain({"pay": agent if place == "node" else calling(agent)}, checkpointer=InMemorySaver())
 
 
@@ -106,6 +108,22 @@ def test_below_an_unprotected_graph_each_answer_is_recorded_before_a_task_runs(p
     assert (len(authz.approvals()), ran) == (3, [])
     assert_went_on(say(Command(resume={question.id: {"decisions": [APPROVE, edit("bob", "2"), REJECT]}})))
     assert sorted(ran) == [ANN, ("bob", 2.0, "USD")]
+
+
+@pytest.mark.parametrize("place", ["node", "call", "alone"])
+@pytest.mark.parametrize("by_id", [True, False])
+def test_below_an_unprotected_graph_an_approval_answers_no_question_of_a_tool(place: str, by_id: bool, go: str, ran: list[Any]) -> None:
+    """Both calls of the message run in one task. The first pays in its code."""
+    authz = authz_with(asking("pay"), profiles={**PROFILES, **dict.fromkeys(("ask", "buy"), ToolProfile(effect="write", sink="internal"))})
+    graph = below(authz, ran, place, react_v1, call("buy", {}, "b"), call("ask", {}, "a"))
+    say = lambda given: run_as(authz, graph, given, THREAD, how=go, task="x")
+    state = say(human())
+    for _ in range(2):  # either may ask first
+        (asked,) = state["__interrupt__"]
+        answer = 7 if asked.value == "How much?" else {"decisions": [APPROVE]}
+        state = say(Command(resume={asked.id: answer} if by_id else answer))
+    assert_went_on(state)
+    assert sorted(ran, key=str) == [PAID, 7]
 
 
 @pytest.mark.parametrize("answer", ["respond", "reject"])

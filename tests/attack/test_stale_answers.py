@@ -44,14 +44,16 @@ class Bank:
             builder.add_edge("work", END)
             return builder.compile(**options)
 
-        built = graph(work, lambda _: [Send("work", {"names": names}) for names in tasks], **self._kept(place == "root"))
-        if place == "node":
-            built = graph(built, lambda _: "work", **self._kept(True))
-        elif place == "call":
-            inner = built
-            built = graph(lambda s, config: inner.invoke(s, config), lambda _: "work", **self._kept(True))
         self.authz = authz_with(asking("pay"))
-        self.graph = self.authz.protect(built) if protected else built
+        protect = self.authz.protect if protected else lambda graph: graph
+        built = graph(work, lambda _: [Send("work", {"names": names}) for names in tasks], **self._kept(place == "root"))
+        below = place.startswith("below")  # an unprotected graph
+        inner = protect(built) if below else built
+        if place.endswith("node"):
+            built = graph(inner, lambda _: "work", **self._kept(True))
+        elif place.endswith("call"):
+            built = graph(lambda s, config: inner.invoke(s, config), lambda _: "work", **self._kept(True))
+        self.graph = built if below else protect(built)
 
     @staticmethod
     def _kept(outermost: bool) -> dict[str, Any]:
@@ -68,7 +70,7 @@ class Bank:
             self.authz.approve(asked.value["action_requests"][0]["approval_id"], by="carol")
 
 
-@pytest.mark.parametrize("place", ["root", "node", "call"])
+@pytest.mark.parametrize("place", ["root", "node", "call", "below node", "below call"])
 @pytest.mark.parametrize("how", ["sync", "async"])
 @pytest.mark.parametrize("by", ["nothing", "the old id", "the old id, settled"])
 @pytest.mark.parametrize("first", ["ann", "own"])
