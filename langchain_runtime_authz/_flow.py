@@ -15,7 +15,7 @@ from contextvars import Context, copy_context
 from functools import cache, partial, wraps
 from operator import attrgetter
 from threading import Event, Thread
-from typing import Any, Final, ParamSpec, TypeVar, cast
+from typing import Any, Final, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -106,29 +106,24 @@ async def _drive_in_thread(engine: Any, flow: Flow[Any], effect: Effect, argumen
     """Drive a flow in a thread, up to its next effect that belongs on the event loop.
 
     So a decision changes threads once, however often it reads and writes. Return that next effect, or `None` and the
-    flow's value. If the caller is cancelled, the thread ends the effect that it performs, and the flow gets the
-    cancellation in place of the result.
+    flow's value. If the caller is cancelled, the flow gets the cancellation in place of that effect, so it knows what
+    the thread has done. The value of a flow that ended is lost.
     """
-    before, cancelled = copy_context(), Event()
+    before, closed = copy_context(), Event()
     context = before.copy()
-    job = _threads().submit(context.run, _drive_blocking, engine, flow, effect, arguments, cancelled)
+    job = _threads().submit(context.run, _drive_blocking, engine, flow, effect, arguments, closed)
     try:
         return await asyncio.wrap_future(job)
-    except asyncio.CancelledError as exc:
-        cancelled.set()
+    except asyncio.CancelledError:
         ended = asyncio.wrap_future(job)
         while not ended.done():
             with suppress(asyncio.CancelledError):
                 await asyncio.wait([ended])
-        if ended.cancelled() or ended.exception() is not None or (found := ended.result())[0] is not None:
-            raise
-        # The flow ended meanwhile. Its value counts (it may be claimed calls), so the caller's next `await` raises.
-        task = cast("asyncio.Task[Any]", asyncio.current_task())
-        task.uncancel()
-        task.cancel(*exc.args)
-        return found
+        if not ended.cancelled():
+            ended.exception()  # otherwise asyncio logs that nobody asked
+        raise
     finally:
-        cancelled.set()  # a closed coroutine does not wait for its thread
+        closed.set()  # a closed coroutine cannot wait for its thread
         job = ended = None  # type: ignore[assignment]  # an exception's traceback holds this frame
         for variable, value in context.items():
             if variable not in before or before[variable] is not value:  # other tasks may share this context
@@ -136,20 +131,16 @@ async def _drive_in_thread(engine: Any, flow: Flow[Any], effect: Effect, argumen
 
 
 def _drive_blocking(
-    engine: Any, flow: Flow[Any], effect: Any, arguments: Sequence[Any], cancelled: Event
+    engine: Any, flow: Flow[Any], effect: Any, arguments: Sequence[Any], closed: Event
 ) -> Sequence[Any]:
     try:
-        while effect in engine.threaded:
+        while effect in engine.threaded and not closed.is_set():
             try:
                 method = effect.method
                 value = method(engine)(*arguments) if method is not None else effect.do(engine, *arguments)
             except BaseException as exc:  # noqa: BLE001  (handed to the flow, which decides)
-                if cancelled.is_set():
-                    break
                 effect, *arguments = flow.throw(exc)
             else:
-                if cancelled.is_set():
-                    break
                 effect, *arguments = flow.send(value)
     except StopIteration as stop:
         return None, stop.value

@@ -219,14 +219,19 @@ class _Gate(private.ToolNode):
 
     async def _afunc(self, input: Any, config: RunnableConfig, runtime: Any, *, standalone: bool = False) -> Any:
         run, message = self._message(input, config, runtime, standalone)
-        waiting, before = await adrive(run.engine, message.decide(run)), _turns.get()
-        try:
-            _turns.set(tool_batch.Turns(message.config, message.calls, waiting, "tool node gate"))
-            return await super()._afunc(input, config, runtime)
-        finally:
-            _turns.set(before)
-            if tool_batch.open_tickets(waiting):
-                await adrive(run.engine, tool_batch.give_back(waiting))
+        code = partial(super()._afunc, input, config, runtime)
+
+        def flow() -> Flow[Any]:  # one flow, because a cancelled flow's value is lost: here, the tickets
+            waiting, before = (yield from message.decide(run)), _turns.get()
+            try:
+                _turns.set(tool_batch.Turns(message.config, message.calls, waiting, "tool node gate"))
+                return (yield (RunCode, code))
+            finally:
+                _turns.set(before)
+                if tool_batch.open_tickets(waiting):
+                    yield from tool_batch.give_back(waiting)
+
+        return await adrive(run.engine, flow())
 
     def _message(
         self, input: Any, config: RunnableConfig, runtime: Any, standalone: bool

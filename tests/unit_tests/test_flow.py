@@ -22,6 +22,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langchain_runtime_authz import RuntimeAuthz, _flow, profile
 from langchain_runtime_authz._flow import Effect, Flow, adrive, drive
 from langchain_runtime_authz.ledger import SqliteLedger
+from langchain_runtime_authz.ledger.call_changes import ClaimCall
 from langchain_runtime_authz.testing import ScriptedChatModel, StaticPDP
 
 var: ContextVar[str] = ContextVar("var", default="outside")
@@ -155,13 +156,17 @@ class Slow:
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_a_cancelled_flow_ends_the_effect_and_hears_of_it_there(fails: bool) -> None:
+def test_a_cancelled_flow_goes_on_to_the_event_loop_and_hears_of_it_there(fails: bool) -> None:
     slow, seen = Slow(), []
 
     def flow() -> Flow[None]:
         try:
             yield BLOCKS(lambda: slow() and fails and 1 / 0)
-            seen.append("went on")
+        except ZeroDivisionError as exc:
+            seen.append(type(exc))
+        seen.append((yield BLOCKS(thread)))
+        try:
+            yield LOOPS(lambda: seen.append("went on"))
         except BaseException as exc:
             seen.append(type(exc))
             seen.append((yield BLOCKS(thread)))
@@ -174,33 +179,31 @@ def test_a_cancelled_flow_ends_the_effect_and_hears_of_it_there(fails: bool) -> 
             await task
 
     asyncio.run(main())
-    assert seen == [asyncio.CancelledError, "runtime-authz"]
+    failure = [ZeroDivisionError] if fails else []
+    assert seen == [*failure, "runtime-authz", asyncio.CancelledError, "runtime-authz"]
 
 
-def test_a_flow_that_has_ended_keeps_its_value_and_its_caller_is_cancelled_next() -> None:
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_timeout_that_passes_while_a_flow_ends_is_raised_there_and_nowhere_else(fails: bool) -> None:
     slow, got = Slow(), []
 
-    def flow() -> Flow[str]:
+    def flow() -> Flow[None]:
         yield BLOCKS(thread)
-        return slow()
-
-    async def caller() -> None:
-        try:
-            async with asyncio.timeout(30):
-                got.append(await adrive(ENGINE, flow()))
-                await asyncio.sleep(0)
-                got.append("went on")
-        except TimeoutError:
-            got.append("timeout")
+        if slow() and fails:
+            raise LookupError
 
     async def main() -> None:
-        task = asyncio.create_task(caller())
-        await slow.cancel(task)
-        with pytest.raises(asyncio.CancelledError):
-            await task
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: got.append(context["message"]))
+        loop.call_later(0.2, slow.ends.set)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await adrive(ENGINE, flow())
+        await asyncio.sleep(0.01)
 
     asyncio.run(main())
-    assert got == ["done"]
+    gc.collect()
+    assert not got
 
 
 def test_a_scope_of_anyio_ends_a_flow_that_it_cancels() -> None:
@@ -261,6 +264,45 @@ def statuses(authz: RuntimeAuthz) -> list[str]:
         return [m.status for m in state["messages"] if m.type == "tool"]
 
     return asyncio.run(main())
+
+
+def test_a_call_whose_claim_is_cancelled_is_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise its outcome counts as unknown, and a person has to look."""
+    ledger, slow, sent = SqliteLedger(tmp_path / "ledger"), Slow(), []
+    commit = ledger.commit
+
+    def claims(scope: Any, guard: Any, changes: Any) -> Any:
+        done = commit(scope, guard, changes)
+        if any(type(change) is ClaimCall for change in changes):
+            slow()
+        return done
+
+    @profile(effect="send", sink="internal")
+    @tool
+    async def post() -> str:
+        """Post."""
+        sent.append(1)
+        return "posted"
+
+    monkeypatch.setattr(ledger, "commit", claims)
+    authz = RuntimeAuthz(ledger=ledger, audit=tmp_path / "audit", pdp=StaticPDP(True))
+    script = [AIMessage("", tool_calls=[{"name": "post", "args": {}, "id": "c1"}]), AIMessage("done")]
+    agent = authz.protect(create_agent(ScriptedChatModel(script=script), [post], checkpointer=InMemorySaver()))
+
+    async def run(given: Any) -> Any:
+        with authz.run(subject="alice"):
+            return await agent.ainvoke(given, {"configurable": {"thread_id": "1"}})
+
+    async def main() -> None:
+        task = asyncio.create_task(run({"messages": [("user", "Post")]}))
+        await slow.cancel(task)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not sent
+        assert [m.content for m in (await run(None))["messages"] if m.type == "tool"] == ["posted"]
+
+    asyncio.run(main())
+    assert sent == [1]
 
 
 def test_a_run_with_files_changes_threads_once_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
