@@ -212,21 +212,24 @@ class Assignment:
         new |= named and phrase.marker == self.to
         if new and not argument.words.isdisjoint(self.data["deltas"]):
             return False  # "Change the limit to 500" fills no `limit_delta`
-        if len(phrase.values) > 1 or (phrase.kind == "money" and not self._paid_in(argument, phrase.values[0].text)):
+        paid = self._paid_in(argument, phrase.values[0].text)
+        if len(phrase.values) > 1 or (phrase.kind == "money" and not paid):
             return False
-        if new or self.tool.effect == "pay":
-            return new or named or phrase.first or phrase.kind == "money"
+        if new or self.tool.effect == "pay":  # "Send 45 to Bob" fills no `hours`
+            return new or named or phrase.kind == "money" or (phrase.first and (paid or argument.role == "count"))
         guests = self.verb in self.data["lasting"] and self.tool.counted.issuperset(phrase.nouns)  # "for 2 guests"
         plain = not phrase.marker or guests
         return named and plain and phrase.kind == "number" and not self.relative
 
     def _paid_in(self, argument: Argued, money: str) -> bool:
-        """Return True if an argument is an amount of this money, unlike `hours`."""
+        """Return True if an argument is an amount of this money, or of any: no code."""
         data, words, called = self.data, {*words_of(argument.name)}, {*words_of(self.tool.name)}
-        code = data["currencies"][re.sub(NUMBER, "", money).strip()].lower()
-        foreign = {c.lower() for c in (*data["currencies"].values(), *data["tickers"])} - {code}
-        known = {*data["moneyed"], *data["sizing"], code} | called | self.tool.language.prepositions
-        return foreign.isdisjoint(words | called) and words <= known and not words.isdisjoint({code, *data["moneyed"]})
+        coins, code = {c.lower() for c in data["currencies"].values()}, re.sub(NUMBER, "", money).strip()
+        told = {data["currencies"][code].lower()} if code else coins
+        foreign = coins.union(c.lower() for c in data["tickers"]) - told
+        named = told.union(data["moneyed"])
+        known = named.union(data["sizing"], called, self.tool.language.prepositions)
+        return foreign.isdisjoint(words | called) and words <= known and not words.isdisjoint(named)
 
     def _meant(self, argument: Argued, phrase: Phrase) -> bool:
         """Return True if a value without a noun may be this argument."""

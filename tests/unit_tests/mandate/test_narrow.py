@@ -135,7 +135,7 @@ def orders(text: str) -> list[str]:
     # Money is no number of something else, and no other money.
     ("Set the fee of the court C-1 to 45 EUR", ["set_fee C-1 45"]), ("Set the chill of the cellar C-1 to 45", ["chill C-1 45"]), ("Lend Kim 45 USD", ["lend_usd Kim 45"]),
     *((text, []) for text in (
-        "Hire Kim 45 EUR", "Hire Kim with 45 EUR", "Hire Kim the hours 45 EUR", "Rebate the order O-1 45 EUR", "Rebate 45 EUR for the order O-1", "Stake Kim 45 EUR",
+        "Hire 45 to Kim", "Stake 45 to Kim", "Rebate 45 for the order O-1", "Hire Kim 45 EUR", "Hire Kim with 45 EUR", "Hire Kim the hours 45 EUR", "Rebate the order O-1 45 EUR", "Rebate 45 EUR for the order O-1", "Stake Kim 45 EUR",
         "Set the chill of the cellar C-1 to 45 EUR", "Set the fee of the court C-1 to 45 USD", "Lend Kim 45 EUR",
     )),
     # Names joined by "and" may be one name, and a joined phrase has no role of its own.
