@@ -227,6 +227,8 @@ class Assignment:
         coins, code = {c.lower() for c in data["currencies"].values()}, re.sub(NUMBER, "", money).strip()
         told = {data["currencies"][code].lower()} if code else coins
         foreign = coins.union(c.lower() for c in data["tickers"]) - told
+        if not self.tool.coin:  # `send_points` pays no EUR
+            foreign |= {*data["unpaid"]} - self.tool.labels
         named = told.union(data["moneyed"])
         known = named.union(data["sizing"], called, self.tool.language.prepositions)
         return foreign.isdisjoint(words | called) and words <= known and not words.isdisjoint(named)

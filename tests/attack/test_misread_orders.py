@@ -9,7 +9,7 @@ from ._house import *
 TOOLS: dict[str, tuple[Any, str, str]] = {  # tool → its effect, its second argument, and a verb
     "send_crypto": ("pay", "amount_btc", "send"), "hire_guide": ("pay", "hours", "hire"), "refund_order": ("pay", "percent", "refund"),
     "pay_friend": ("pay", "amount", "pay"), "raise_limit": ("admin", "amount", "raise"), "set_limit": ("admin", "amount", "raise"),
-    "change_limit": ("admin", "limit_delta", "change"),
+    "send_points": ("pay", "amount", "send"), "change_limit": ("admin", "limit_delta", "change"),
 }  # fmt: skip
 
 
@@ -35,7 +35,7 @@ def ran(name: str, said: str, go: Any, *, protected: bool) -> list[Any]:
 
 @pytest.mark.parametrize(("name", "said"), [
     ("send_crypto", "Send Bob 45 EUR"), ("hire_guide", "Hire Bob with 45 EUR"), ("refund_order", "Refund Bob 45 EUR"),
-    ("send_crypto", "Send 45 to Bob"), ("raise_limit", "Raise the limit of Bob to 45 EUR"), ("change_limit", "Change the limit of Bob to 45"),
+    ("send_crypto", "Send 45 to Bob"), ("send_points", "Send Bob 45 EUR"), ("raise_limit", "Raise the limit of Bob to 45 EUR"), ("change_limit", "Change the limit of Bob to 45"),
 ])
 def test_a_number_of_something_else_is_asked_about(name: str, said: str, go: Any) -> None:
     assert ran(name, said, go, protected=True) == []

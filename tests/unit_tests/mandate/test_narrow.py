@@ -75,6 +75,8 @@ TOOLS = {
     "hire_guide": tool("pay", "hire", guide="principal", hours="amount"),
     "rebate": tool("pay", order="object", percent="amount"),
     "stake": tool("pay", player="principal", amount_btc="amount"),
+    "gift_points": tool("pay", "gift", player="principal", amount="amount"),
+    "gild_item": tool("pay", "gild", item="object", amount="amount"),
     "lend_usd": tool("pay", "lend", debtor="principal", amount="amount"),
     "chill": tool("admin", "set", cellar="object", chill_kelvin="amount"),
     "set_fee": tool("admin", "set", court="object", new_fee_eur="amount"),
@@ -133,6 +135,7 @@ def orders(text: str) -> list[str]:
         "Tune the oven O-3 to 20 percent", "Tune the heat 20 of the oven O-3", "Tune the oven O-3 by 20", "Tune the oven O-3 from 20",
     )),
     # Money is no number of something else, and no other money.
+    ("Gild the item I-1 45 EUR", ["gild_item I-1 45"]), ("Gift Kim 45 EUR", []), ("Gift 45 to Kim", []),
     ("Set the fee of the court C-1 to 45 EUR", ["set_fee C-1 45"]), ("Set the chill of the cellar C-1 to 45", ["chill C-1 45"]), ("Lend Kim 45 USD", ["lend_usd Kim 45"]),
     *((text, []) for text in (
         "Hire 45 to Kim", "Stake 45 to Kim", "Rebate 45 for the order O-1", "Hire Kim 45 EUR", "Hire Kim with 45 EUR", "Hire Kim the hours 45 EUR", "Rebate the order O-1 45 EUR", "Rebate 45 EUR for the order O-1", "Stake Kim 45 EUR",
