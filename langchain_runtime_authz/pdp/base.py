@@ -138,7 +138,6 @@ class Evaluator:
         while type(pdp) is ObserveOnly:
             pdp = pdp.real
         self._asked = pdp
-        self.waits = isinstance(pdp, RemotePDP)
         self._batch = pdp if isinstance(pdp, BatchPDP) else None
 
     @property

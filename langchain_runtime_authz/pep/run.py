@@ -21,7 +21,7 @@ from langchain_runtime_authz.authzen import Decision, Edge, Subject, deny
 from langchain_runtime_authz.errors import AuditError, AuthzError, Code, CredentialError, failure_code
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.identity.workload import Identity
-from langchain_runtime_authz.ledger.base import Guard, Ledger, Scope
+from langchain_runtime_authz.ledger.base import Awaited, Guard, Ledger, Scope
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pdp.base import Evaluator
@@ -182,7 +182,7 @@ class Engine:
     prompt: frozenset[Effect] = field(init=False)
     """The effects that never wait here, which an async flow performs in place."""
     blocking: frozenset[Effect] = field(init=False)
-    """The effects that wait, for which an async flow goes on in a thread."""
+    """The effects that wait for a ledger or disk, for which an async flow goes on in a thread."""
     threaded: frozenset[Effect] = field(init=False)
     """The effects with which it stays there. The others call foreign code, which may expect its event loop."""
 
@@ -191,10 +191,14 @@ class Engine:
         audit = self.audit
         object.__setattr__(self, "recent", RecentDecisions(audit))
         object.__setattr__(self, "write", audit.defer if isinstance(audit, MemorySink) else partial(_write, self))
-        memory, waits = type(self.ledger) is MemoryLedger, getattr(self.ledger, "waits", False)
-        writes, quick, slow = getattr(audit, "waits", False), self.evaluator.in_process, self.evaluator.waits
-        own = _those({Load: memory, Commit: memory, Evaluate: quick, Write: isinstance(audit, MemorySink)})
-        blocking = _those({Load: waits, Commit: waits, Status: waits, Evaluate: slow, Write: writes, Block: True})
+        ledger, writes = self.ledger, getattr(audit, "waits", False)
+        memory, waits = type(ledger) is MemoryLedger, getattr(ledger, "waits", False)
+        quick, kept = self.evaluator.in_process, isinstance(audit, MemorySink)
+        own = _those({Load: memory, Commit: memory, Evaluate: quick, Write: kept})
+        # An async method of another class may do more than the blocking one, so it is awaited.
+        forms = {Load: "aload", Commit: "acommit", Status: "astatus"} if waits else {}
+        plain = {e: getattr(getattr(ledger, n), "__func__", None) is getattr(Awaited, n) for e, n in forms.items()}
+        blocking = _those({**plain, Write: writes, Block: True})
         object.__setattr__(self, "prompt", own if writes else own | {Write})
         object.__setattr__(self, "blocking", blocking)
         object.__setattr__(self, "threaded", blocking | own)

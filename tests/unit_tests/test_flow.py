@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import socket
 import threading
 import weakref
 from contextlib import suppress
@@ -23,6 +24,7 @@ from langchain_runtime_authz import RuntimeAuthz, _flow, profile
 from langchain_runtime_authz._flow import Effect, Flow, adrive, drive
 from langchain_runtime_authz.ledger import SqliteLedger
 from langchain_runtime_authz.ledger.call_changes import ClaimCall
+from langchain_runtime_authz.pdp.opa import OpaPDP
 from langchain_runtime_authz.testing import ScriptedChatModel, StaticPDP
 
 var: ContextVar[str] = ContextVar("var", default="outside")
@@ -246,8 +248,8 @@ def test_a_closed_flow_performs_no_further_effect() -> None:
     assert len(seen) <= 1
 
 
-def statuses(authz: RuntimeAuthz) -> list[str]:
-    """Of the tool calls of one async run."""
+async def look_at(authz: RuntimeAuthz) -> list[str]:
+    """Return the statuses of one run's tool calls."""
 
     @profile(effect="read", sink="none")
     @tool
@@ -257,13 +259,13 @@ def statuses(authz: RuntimeAuthz) -> list[str]:
 
     script = [AIMessage("", tool_calls=[{"name": "look", "args": {}, "id": "c1"}]), AIMessage("done")]
     agent = authz.protect(create_agent(ScriptedChatModel(script=script), [look], checkpointer=InMemorySaver()))
+    with authz.run(subject="alice"):
+        state = await agent.ainvoke({"messages": [("user", "Look")]}, {"configurable": {"thread_id": "1"}})
+    return [m.status for m in state["messages"] if m.type == "tool"]
 
-    async def main() -> list[str]:
-        with authz.run(subject="alice"):
-            state = await agent.ainvoke({"messages": [("user", "Look")]}, {"configurable": {"thread_id": "1"}})
-        return [m.status for m in state["messages"] if m.type == "tool"]
 
-    return asyncio.run(main())
+def statuses(authz: RuntimeAuthz) -> list[str]:
+    return asyncio.run(look_at(authz))
 
 
 def test_a_call_whose_claim_is_cancelled_is_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,6 +315,47 @@ def test_a_run_with_files_changes_threads_once_a_step(tmp_path: Path, monkeypatc
     assert statuses(authz) == ["success"]
     # The run's start, the model's node, the model, its plan, the call, its end, the node again, and the end.
     assert len(jobs) == 8
+
+
+def test_own_async_methods_of_a_ledger_and_a_pdp_are_awaited(tmp_path: Path) -> None:
+    called = []
+
+    class Told(SqliteLedger):
+        async def acommit(self, scope: Any, guard: Any, changes: Any) -> Any:
+            called.append("commit")
+            return await super().acommit(scope, guard, changes)
+
+    class Asked(OpaPDP):
+        async def aevaluate(self, body: bytes) -> Any:
+            called.append("evaluate")
+            return {"decision": True}
+
+        async def aevaluate_batch(self, bodies: Any) -> Any:
+            return [await self.aevaluate(body) for body in bodies]
+
+    authz = RuntimeAuthz(ledger=Told(tmp_path / "ledger"), audit=tmp_path / "audit", pdp=Asked("http://127.0.0.1:9"))
+    assert statuses(authz) == ["success"]
+    assert {"commit", "evaluate"} == set(called)
+
+
+def test_a_pdp_that_hangs_holds_no_thread(tmp_path: Path) -> None:
+    """Otherwise it would stop the other instances of the process, which share them."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        pdp = OpaPDP(f"http://127.0.0.1:{server.getsockname()[1]}", timeout=5, deadline=5)
+        asks = RuntimeAuthz(ledger=SqliteLedger(tmp_path / "ledger"), pdp=pdp)
+        works = RuntimeAuthz(ledger=SqliteLedger(tmp_path / "other"), audit=tmp_path / "audit", pdp=StaticPDP(True))
+
+        async def main() -> None:
+            slow = [asyncio.create_task(look_at(asks)) for _ in range(_flow.THREADS)]
+            await asyncio.sleep(1)
+            assert await asyncio.wait_for(look_at(works), 3) == ["success"]
+            for task in slow:
+                task.cancel()
+            await asyncio.wait(slow, timeout=3)
+            assert all(task.done() for task in slow)
+
+        asyncio.run(main())
+        pdp.close()
 
 
 def test_a_sink_and_a_notifier_that_need_the_event_loop_have_it(tmp_path: Path) -> None:
