@@ -131,6 +131,11 @@ def task_id(config: Mapping[str, Any]) -> str:
     return str((config.get("configurable") or {}).get(keys.CONFIG_KEY_TASK_ID) or "")
 
 
+def superstep(config: Mapping[str, Any]) -> object:
+    """Return the checkpoints at which a task runs, the same for a superstep's tasks."""
+    return _given(config).get(keys.CONFIG_KEY_CHECKPOINT_MAP)
+
+
 def resumes_strictly(config: Mapping[str, Any]) -> bool:
     """Return True if LangGraph refuses answers to questions that do not wait."""
     return bool(_given(config).get(keys.CONFIG_KEY_STRICT_RESUME))

@@ -291,7 +291,8 @@ class Run:
     handed: dict[str, Edge] = field(default_factory=dict)  # agent → hand-off to it in this root entry
     children: set[str] = field(default_factory=set)  # jtis of this entry's child agents that have not ended
     kept: dict[tuple[Any, ...], tuple[Decision, float]] = field(default_factory=dict)  # permits, and until when
-    entry: str = field(init=False)  # the jti with which the root entry began; its child agents have it too
+    # The jti with which the root entry began, or its superstep in an unprotected graph; its child agents have it too.
+    entry: str = field(init=False)
     batches: dict[Any, Any] = field(default_factory=dict)  # decisions of a message, by the first of its tasks
     versions: dict[str, str] = field(default_factory=dict)  # call key → version of its resource, noted before the read
     lock: threading.Lock = field(default_factory=threading.Lock)

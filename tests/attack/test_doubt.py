@@ -158,7 +158,8 @@ def test_a_known_call_asks_too(world: World, rule: bool, known: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("first", "by", "wait"), [*itertools.product(("resolved", "paid"), ("people", "service"), (61,)), ("resolved", "people", 3 * base.LASTS)]
+    ("first", "by", "wait"),
+    [*itertools.product(("resolved", "paid"), ("people", "service"), (61,)), ("resolved", "people", 3 * base.LASTS)],
 )
 def test_what_was_ordered_again_meanwhile_asks(world: World, rule: bool, first: str, by: str, wait: float) -> None:
     """A payment that did not happen was made on another thread, before that was known or after."""
@@ -194,9 +195,12 @@ def test_the_question_of_an_unknown_call_says_that_it_was_begun_again(world: Wor
 
 @pytest.mark.parametrize("lapse", [0, 61])
 @pytest.mark.parametrize(
-    ("beside", "given", "kind"), [(True, None, "hand"), (True, APPROVE, "hand"), (True, APPROVE, "middleware"), (False, APPROVE, "hand")]
+    ("beside", "given", "kind"),
+    [(True, None, "hand"), (True, APPROVE, "hand"), (True, APPROVE, "middleware"), (False, APPROVE, "hand")],
 )
-def test_an_approval_counts_for_the_doubts_that_its_question_names(world: World, rule: bool, lapse: int, beside: bool, given: Any, kind: str):
+def test_an_approval_counts_for_the_doubts_that_its_question_names(
+    world: World, rule: bool, lapse: int, beside: bool, given: Any, kind: str
+):
     """A doubt that arises between question and approval was not approved, and is asked about."""
     world.kind = kind
     asked = world.order("t", "Hello")
@@ -235,10 +239,16 @@ def test_of_two_that_decide_at_once_one_asks(world: World, rule: bool, kind: str
     assert world.booked == world.saved == 1
 
 
-@pytest.mark.parametrize(("tool", "args"), [
-    ("pay", {**PAY, "amount": 45.5}), ("pay", {**PAY, "recipient": "DE\u200b21"}), ("pay", {**PAY, "recipient": "ＤＥ21"}),
-    ("pay", {**PAY, "recipient": "de 21"}), ("wire", {"iban": "DE21", "sum": 45}),
-])
+@pytest.mark.parametrize(
+    ("tool", "args"),
+    [
+        ("pay", {**PAY, "amount": 45.5}),
+        ("pay", {**PAY, "recipient": "DE\u200b21"}),
+        ("pay", {**PAY, "recipient": "ＤＥ21"}),
+        ("pay", {**PAY, "recipient": "de 21"}),
+        ("wire", {"iban": "DE21", "sum": 45}),
+    ],
+)
 def test_the_same_deed_is_its_effect_and_target(world: World, rule: bool, tool: str, args: Any) -> None:
     """However the payee is written, whatever the argument is called, whatever the sum."""
     permits = StaticPDP(permit=True)
@@ -345,7 +355,8 @@ def test_a_call_that_its_caller_gave_up_is_in_doubt_while_it_runs(world: World, 
     assert began == world.booked == (1 if rule else 2)
 
 
-def test_two_calls_of_one_message_run_side_by_side(world: World) -> None:
+@pytest.mark.parametrize("alone", [False, True])
+def test_two_calls_of_one_message_run_side_by_side(world: World, alone: bool) -> None:
     """The twin: the user's two equal payments are not a repetition."""
     both = threading.Barrier(2)
 
@@ -357,8 +368,21 @@ def test_two_calls_of_one_message_run_side_by_side(world: World) -> None:
         return "paid"
 
     authz = world.worker(pdp=StaticPDP(permit=True))
-    plan = lambda _: {"messages": [AIMessage("", tool_calls=[pay_call(0), pay_call(1)])]}
-    graph = authz.protect(chain({"agent": plan, "tools": ToolNode([pay])}, checkpointer=world.saver, name="bank"))
+    planned = AIMessage("", tool_calls=[pay_call(0), pay_call(1)])
+    if alone:  # `create_agent` makes a task of each call
+        model = ScriptedChatModel(script=[planned, AIMessage("done")])
+        node = AuthzToolNode([pay], authz=authz)
+        builder = StateGraph(MessagesState).add_node("agent", lambda s: {"messages": [model.invoke(s["messages"])]})
+        builder.add_node("tools", node).add_edge(START, "agent")
+        each = lambda s: [Send("tools", [call]) for call in s["messages"][-1].tool_calls] or END
+        graph = (
+            builder.add_conditional_edges("agent", each, ["tools", END])
+            .add_edge("tools", "agent")
+            .compile(checkpointer=world.saver)
+        )
+    else:
+        plan = lambda _: {"messages": [planned]}
+        graph = authz.protect(chain({"agent": plan, "tools": ToolNode([pay])}, checkpointer=world.saver, name="bank"))
     with authz.run(subject="alice"):
         assert not world.enter(graph, "t", ORDER)
     assert world.booked == 2
@@ -370,7 +394,9 @@ def test_equal_calls_of_workers_run_side_by_side(world: World) -> None:
     save = a_tool("save", lambda path: [all_three.wait(10), "saved"][1], path=str)
     plan = {"name": "save", "args": {"path": "log"}, "id": "c1", "type": "tool_call"}
     agent = lambda _: {"messages": [AIMessage("", tool_calls=[plan])]}
-    boss = StateGraph(MessagesState).add_node("worker", chain({"agent": agent, "tools": ToolNode([save])}, name="worker"))
+    boss = StateGraph(MessagesState).add_node(
+        "worker", chain({"agent": agent, "tools": ToolNode([save])}, name="worker")
+    )
     boss.add_conditional_edges(START, lambda state: [Send("worker", state)] * 3, ["worker"])
     authz = world.worker(pdp=StaticPDP(permit=True))
     graph = authz.protect(boss.compile(checkpointer=world.saver, name="boss"))
@@ -438,7 +464,9 @@ def test_a_cached_message_is_another_one(world: World, rule: bool) -> None:
 
 @pytest.mark.parametrize("back", [True, False], ids=["tried again", "lost"])
 @pytest.mark.parametrize("thread", ["t", "other"])
-def test_a_lost_end_is_in_doubt_while_its_run_lives(world: World, rule: bool, monkeypatch: Any, thread: str, back: bool) -> None:
+def test_a_lost_end_is_in_doubt_while_its_run_lives(
+    world: World, rule: bool, monkeypatch: Any, thread: str, back: bool
+) -> None:
     """The bank's answer and the ledger fail together. For the ledger, the call is still under way."""
     authz = world.worker(pdp=StaticPDP(permit=True))
     run = authz.session(subject="alice", task=ORDER, thread="t")
@@ -477,9 +505,14 @@ def test_a_lost_end_is_recorded_when_its_run_ends(world: World, rule: bool, monk
 def test_lost_ends_are_bounded(world: World, monkeypatch: Any, caplog: Any, most: int) -> None:
     """The oldest end of a ledger is dropped, with a line of the log, and its call is in doubt. The twin has room."""
     monkeypatch.setattr(calls_in_doubt, "MAX_LOST", most)
-    authz, others = world.worker(pdp=StaticPDP(permit=True)), RuntimeAuthz(profiles=PROFILES, pdp=StaticPDP(permit=True))
+    authz, others = (
+        world.worker(pdp=StaticPDP(permit=True)),
+        RuntimeAuthz(profiles=PROFILES, pdp=StaticPDP(permit=True)),
+    )
     runs = [one.session(subject="alice", task=ORDER, thread="t") for one in (others, authz)]
-    calls = [(run, {**PAY, "recipient": f"DE{n}"}) for run, count in zip(runs, (1, 3), strict=True) for n in range(count)]
+    calls = [
+        (run, {**PAY, "recipient": f"DE{n}"}) for run, count in zip(runs, (1, 3), strict=True) for n in range(count)
+    ]
     for run, args in calls:
         assert run.decide("pay", args).permit
     with monkeypatch.context() as down:
@@ -569,10 +602,15 @@ def test_a_lost_end_of_an_earlier_claim_is_forgotten(world: World, monkeypatch: 
 @pytest.mark.parametrize("error", [RuntimeError("429"), TimeoutError()], ids=["failed", "lost"])
 @pytest.mark.parametrize(
     ("name", "args", "other"),
-    [("save", {"path": "a.txt"}, {"path": "b.txt"}), ("notify", {"channel": "#ops", "text": "1"}, {"channel": "#ops", "text": "2"})],
+    [
+        ("save", {"path": "a.txt"}, {"path": "b.txt"}),
+        ("notify", {"channel": "#ops", "text": "1"}, {"channel": "#ops", "text": "2"}),
+    ],
 )
 @pytest.mark.parametrize("down", [True, False])
-def test_a_failed_call_counts_for_equal_ones(world: World, rule: bool, monkeypatch: Any, name: str, args: Any, other: Any, error: Any, down: bool):
+def test_a_failed_call_counts_for_equal_ones(
+    world: World, rule: bool, monkeypatch: Any, name: str, args: Any, other: Any, error: Any, down: bool
+):
     """A corrected write goes on. A lost call counts for its target, and without one for its tool.
 
     If the ledger was down at the call's end, the process records the end as soon as it answers.
@@ -687,11 +725,20 @@ def test_a_call_that_was_made_twice_is_on_record(world: World, goes_on: bool) ->
     assert [r["detail"]["author"] for r in authz.audit.records if r.get("event") == "ended_late"] == ["user:carol"]
 
 
-@pytest.mark.parametrize(("happened", "by", "reason"), [
-    ("no", "user:carol", "asked"), (0, "user:carol", "asked"), (True, "", "asked"), (True, "carol", "asked"), (True, None, "asked"),
-    (True, "user:x\n\x1b[2J", "asked"), (True, "user:carol", " "), (True, "user:carol", "line\nline"),
-    (True, "user:carol", "asked"),  # the twin
-])
+@pytest.mark.parametrize(
+    ("happened", "by", "reason"),
+    [
+        ("no", "user:carol", "asked"),
+        (0, "user:carol", "asked"),
+        (True, "", "asked"),
+        (True, "carol", "asked"),
+        (True, None, "asked"),
+        (True, "user:x\n\x1b[2J", "asked"),
+        (True, "user:carol", " "),
+        (True, "user:carol", "line\nline"),
+        (True, "user:carol", "asked"),  # the twin
+    ],
+)
 def test_a_resolution_says_who_and_why(world: World, happened: Any, by: Any, reason: str) -> None:
     world.cut("t", paid=False, pdp=StaticPDP(permit=True))
     authz = world.worker()
@@ -703,7 +750,9 @@ def test_a_resolution_says_who_and_why(world: World, happened: Any, by: Any, rea
 
 @pytest.mark.parametrize("form", ["sync", "async"])
 @pytest.mark.parametrize("answer", ["hangs", "hangs on", "exits", "exits later", "is cancelled"])
-def test_a_service_that_fails_costs_one_deadline(world: World, monkeypatch: Any, rule: bool, answer: str, form: str) -> None:
+def test_a_service_that_fails_costs_one_deadline(
+    world: World, monkeypatch: Any, rule: bool, answer: str, form: str
+) -> None:
     """However many calls are in doubt; what ends its thread does not end ours."""
     monkeypatch.setattr("langchain_runtime_authz.pep.calls_in_doubt.DEADLINE", 0.4)
     permits, over = StaticPDP(permit=True), threading.Event()
