@@ -340,7 +340,8 @@ class _Turn:
         if not taken or not rest or rest[0].lower in away:
             return []  # in "Transfer of 45 EUR", the word is a noun
         tool.prepare()
-        unnamed = not (tool.profile.intent or _spoken(tokens).issuperset(tool.nouns) or _plain(tool, rest))
+        told = _spoken(tokens).union(self.data["cash"] if any(t.kind == "money" for t in rest) else ())
+        unnamed = not (tool.profile.intent or told.issuperset(tool.nouns) or _plain(tool, rest))
         parts: list[list[Token]] = [[]]
         at = 0
         while at < len(rest):

@@ -77,6 +77,9 @@ TOOLS = {
     "stake": tool("pay", player="principal", amount_btc="amount"),
     "gift_points": tool("pay", "gift", player="principal", amount="amount"),
     "gild_item": tool("pay", "gild", item="object", amount="amount"),
+    "beam_money": tool("pay", payee="principal", amount="amount"),
+    "dole_cash": tool("pay", payee="principal", amount="amount"),
+    "dole_prize": tool("pay", payee="principal", amount="amount"),
     "lend_usd": tool("pay", "lend", debtor="principal", amount="amount"),
     "chill": tool("admin", "set", cellar="object", chill_kelvin="amount"),
     "set_fee": tool("admin", "set", court="object", new_fee_eur="amount"),
@@ -134,6 +137,8 @@ def orders(text: str) -> list[str]:
         "Change the wage of Kim of 50 EUR", "Change the wage of Kim. The wage is 50 EUR.", "Change the 50 EUR wage of Kim", "Hike the wage of Kim 50 EUR", "Change the wage 50 EUR of Kim",
         "Tune the oven O-3 to 20 percent", "Tune the heat 20 of the oven O-3", "Tune the oven O-3 by 20", "Tune the oven O-3 from 20",
     )),
+    # An amount of money says "money", and no number does. Another tool with the verb may be meant.
+    ("Beam 45 EUR to Kim", ["beam_money Kim 45"]), ("Beam 45 to Kim", []), ("Dole 45 EUR to Kim", []), ("Dole Kim 45 EUR", []),
     # Money is no number of something else, and no other money.
     ("Gild the item I-1 45 EUR", ["gild_item I-1 45"]), ("Gift Kim 45 EUR", []), ("Gift 45 to Kim", []),
     ("Set the fee of the court C-1 to 45 EUR", ["set_fee C-1 45"]), ("Set the chill of the cellar C-1 to 45", ["chill C-1 45"]), ("Lend Kim 45 USD", ["lend_usd Kim 45"]),
