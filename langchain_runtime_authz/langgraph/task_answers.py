@@ -69,7 +69,6 @@ def pass_number(config: Mapping[str, Any]) -> None:
     resume = private.scratchpad_of(config).resume
     resume.append({OURS: []})
     take_answers(config, [len(resume) - 1])
-    private.keep_answers(config, resume)
 
 
 def counting_questions(

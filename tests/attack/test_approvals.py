@@ -110,8 +110,7 @@ def test_below_an_unprotected_graph_each_answer_is_recorded_before_a_task_runs(p
     assert sorted(ran) == [ANN, ("bob", 2.0, "USD")]
 
 
-@pytest.mark.parametrize("place", ["node", "call", "alone"])
-@pytest.mark.parametrize("by_id", [True, False])
+@pytest.mark.parametrize(("place", "by_id"), [("node", True), ("node", False), ("call", True), ("call", False), ("alone", True)])
 def test_below_an_unprotected_graph_an_approval_answers_no_question_of_a_tool(place: str, by_id: bool, go: str, ran: list[Any]) -> None:
     """Both calls of the message run in one task. The first pays in its code."""
     authz = authz_with(asking("pay"), profiles={**PROFILES, **dict.fromkeys(("ask", "buy"), ToolProfile(effect="write", sink="internal"))})
