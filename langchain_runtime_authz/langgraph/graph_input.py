@@ -144,6 +144,8 @@ def resumed(
     said = {i: _said_more(v, offered[i], words[i]) for i, v in answered.items() if i not in reviewed}
     yield from reply(entry.run, questions, said, own)
     answered = {i: marked(v, questions[i], i) for i, v in answered.items()}
+    # Tasks that `goto` sends instead of the waiting ones have other interrupt ids.
+    plain = plain or (bool(given.goto) and not any(approval_ids(questions[i]) for i in waiting))
     return given if plain and not by_id else replace(given, resume=answered)
 
 

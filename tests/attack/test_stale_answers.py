@@ -91,6 +91,17 @@ def test_an_answer_is_not_taken_for_the_next_question(protected: bool, place: st
 
 
 @pytest.mark.parametrize("how", ["sync", "async"])
+@pytest.mark.parametrize("sent", [["own"], ["bob"]])
+def test_an_answer_goes_with_the_tasks_that_replace_the_one_that_asked(protected: bool, how: str, sent: list[str]) -> None:
+    """As in LangGraph, but it approves no call of ours."""
+    bank = Bank(protected, [["own"]], how=how)
+    bank.enter(human())
+    left = bank.enter(Command(resume=YES, goto=[Send("work", {"names": sent})]))
+    assert [*left] == (["bob"] if protected and sent == ["bob"] else [])
+    assert bank.ran == ([BOB] if sent == ["bob"] and not protected else [])
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
 @pytest.mark.parametrize("also", ["ann", ""])
 def test_a_strict_resume_is_refused_as_a_whole(protected: bool, how: str, also: str) -> None:
     """LangGraph names the question that does not wait, and no answer beside it is recorded."""
