@@ -133,8 +133,8 @@ class Assignment:
             return False  # a new value belongs to the argument that waits for it
         if (phrase.nouns and not named) or (argument.choices and not texts <= argument.choices):
             return False
-        if phrase.kind == "choice":
-            return bool(argument.choices)
+        if phrase.kind == "choice":  # "Transfer 45 EUR from savings"
+            return bool(argument.choices) and (role == "source") == (marker == data["span"][0])
         if any(self._doubts(argument, phrase)):
             return False
         if phrase.kind == "counted":

@@ -183,7 +183,7 @@ class Clause:
         indefinite, relative = before in data["indefinite"], self.assignment.relative
         if marker == data["acting"]:
             return self.verb in data["marking"] and (indefinite or not determined)  # "Mark J-1 as done"
-        if marker == self.to and not determined:
+        if marker in data["span"] and not determined:
             return True
         if marker in self.assignment.places("environment") and self.tokens[at].lower in data["environments"]:
             return True

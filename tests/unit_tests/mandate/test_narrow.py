@@ -43,6 +43,8 @@ TOOLS = {
     "staff_shift": tool("admin", "staff", shift="object", guards="amount"),
     "tune_oven": tool("write", "tune|change", oven="object", heat="amount"),
     "raze": tool("delete", "raze", barn="object"),
+    "bank_gold": tool("pay", "bank", sum="amount", from_vault=["east", "west"], to_vault=["east", "west"], optional="from_vault to_vault"),
+    "advance_build": tool("admin", "advance", build="object", from_stage=["beta", "live"]),
     "move_job": tool("write", "move|mark", job="object", stage=["queued", "done"]),
     "top_up": tool("pay", "top up|fund", account="principal", amount="amount"),
     "call_off": tool("delete", "scratch|nix", race="object", when="date", optional="date"),
@@ -162,6 +164,8 @@ def orders(text: str) -> list[str]:
         "Tip Kim 5 EUR for instance", "For instance, tip Kim 5 EUR", "Tip Kim 5 EUR for practice", "Repay claim 12 45 EUR for simulation", "For testing purposes, raze the barn B-1",
     )),
     # Who pays is not paid, and what a thing comes from is not what it becomes.
+    ("Bank 5 EUR from east", ["bank_gold 5 east"]), ("Bank 5 EUR from east to west", ["bank_gold 5 east west"]), ("Advance the build B-1 from beta", ["advance_build B-1 beta"]),
+    *((text, []) for text in ("Advance the build B-1 to live", "Advance the build B-1 in live", "Advance the build B-1 from the beta", "Bank 5 EUR from east and west", "Move the job J-1 from queued to done")),
     ("Fund the account K-1 5 EUR", ["top_up K-1 5"]), ("Move the job J-1 to done", ["move_job J-1 done"]), ("Mark the job J-1 as done", ["move_job J-1 done"]),
     *((text, []) for text in (
         "Fund 5 EUR with the account K-1", "Fund 5 EUR of the account K-1", "Fund 5 EUR by the account K-1", "Fund 5 EUR from the account K-1", "Fund 5 EUR at the account K-1",
