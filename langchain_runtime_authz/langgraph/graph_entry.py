@@ -12,7 +12,6 @@ from typing import Any, Final, TypeVar
 from langgraph.errors import GraphInterrupt
 from langgraph.types import Command, StateSnapshot
 
-from langchain_runtime_authz._locks import PROCESS
 from langchain_runtime_authz.authzen import Subject, deny
 from langchain_runtime_authz.credential.current_call import current_ticket
 from langchain_runtime_authz.errors import AuditError, AuthzDenied, Code, ConfigError, LedgerError
@@ -217,9 +216,9 @@ class _Root(Entering[tuple[Any, Any]]):
         self.run = run
         given = self.input
         if private.keys.CONFIG_KEY_TASK_ID in configurable:  # a task of an unprotected graph
-            opened = handle.run_id if self.opener is not None else ""
-            # The calls of one message may be tasks of one superstep, and are not in doubt for each other.
-            run.entry = raw_digest([PROCESS[0], opened, private.superstep(config)])
+            if (together := private.superstep(config)) is not None:
+                # The calls of one message may be tasks of one superstep, and are not in doubt for each other.
+                run.entry = f"{together} {handle.run_id if self.opener is not None else ''}"
             namespace: str | None = private.agent_ns(config)
             if graph is not None:
                 config, number = private.counted_graph(config)

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import inspect
 import operator
+import secrets
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -131,9 +132,11 @@ def task_id(config: Mapping[str, Any]) -> str:
     return str((config.get("configurable") or {}).get(keys.CONFIG_KEY_TASK_ID) or "")
 
 
-def superstep(config: Mapping[str, Any]) -> object:
-    """Return the checkpoints at which a task runs, the same for a superstep's tasks."""
-    return _given(config).get(keys.CONFIG_KEY_CHECKPOINT_MAP)
+def superstep(config: Mapping[str, Any]) -> str | None:
+    """Return a name for the tasks that run together, a new one if they start again."""
+    futures: Any = getattr(_given(config).get(keys.CONFIG_KEY_CALL), "keywords", {}).get("futures")
+    together = futures() if futures is not None else None
+    return vars(together).setdefault("runtime_authz", secrets.token_hex(16)) if together is not None else None
 
 
 def resumes_strictly(config: Mapping[str, Any]) -> bool:

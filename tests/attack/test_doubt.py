@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import secrets
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from weakref import ref
 
 from langchain.agents import create_agent
@@ -386,6 +387,38 @@ def test_two_calls_of_one_message_run_side_by_side(world: World, alone: bool) ->
     with authz.run(subject="alice"):
         assert not world.enter(graph, "t", ORDER)
     assert world.booked == 2
+
+
+@pytest.mark.parametrize("opened", [True, False], ids=["in one run", "by itself"])
+def test_a_superstep_that_is_entered_again_asks(world: World, rule: bool, opened: bool) -> None:
+    """The bank is slow, and the user enters again. The model plans anew at the same checkpoint, with another amount."""
+    begun, over, amounts = threading.Event(), threading.Event(), iter((45, 45.5))
+
+    @tool
+    def pay(recipient: str, amount: float) -> str:
+        """Pay."""
+        world.booked += 1
+        if amount == 45:
+            begun.set()
+            over.wait(10)
+        return "paid"
+
+    authz = world.worker(pdp=StaticPDP(permit=True))
+    node = AuthzToolNode([pay], authz=authz)
+
+    def work(state: MessagesState, config: RunnableConfig) -> Any:
+        planned = AIMessage("", tool_calls=[{**pay_call(0), "args": {**PAY, "amount": next(amounts)}}])
+        return node.invoke({"messages": [*state["messages"], planned]}, config)
+
+    graph = chain({"work": work}, checkpointer=world.saver)
+    with authz.run(subject="alice") if opened else nullcontext(), ThreadPoolExecutor() as pool:
+        first = pool.submit(copy_context().run, world.enter, graph, "t", ORDER)
+        assert begun.wait(10)
+        asked = world.enter(graph, "t")
+        over.set()
+        assert not first.result()
+    assert ("IN DOUBT" in asked) == rule
+    assert world.booked == (1 if rule else 2)
 
 
 def test_equal_calls_of_workers_run_side_by_side(world: World) -> None:
