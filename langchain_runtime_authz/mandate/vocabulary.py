@@ -137,7 +137,8 @@ class Tool:
         if kind == "when" and not role:  # "on 3 June" tells when it is done, and not `return_date`
             own = words - {*data["moments"]} <= self.nouns.union(*self.entries)
             role = "end" if not own else "start" if len(self.profile.when) == 1 else ""
-        role = "" if role == "container" and self.alone else role
+        ordinal = role == "count" and words_of(name)[-1] in data["ordinals"]  # "3 pages" is not `page_number` 3
+        role = "" if ordinal or (role == "container" and self.alone) else role
         given = _mapped(self.properties.get(name))
         options = [given, *map(_mapped, _listed(given.get("anyOf")) or ())]
         types = frozenset(t for o in options if isinstance(t := o.get("type"), str))

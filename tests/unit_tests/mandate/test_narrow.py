@@ -42,6 +42,8 @@ TOOLS = {
     "set_wage": tool("admin", "set|change|hike", worker="principal", wage="amount"),
     "staff_shift": tool("admin", "staff", shift="object", guards="amount"),
     "tune_oven": tool("write", "tune|change", oven="object", heat="amount"),
+    "tear_page": tool("delete", "tear", atlas="object", page_number="amount"),
+    "seat_guests": tool("write", "seat", inn="object", number_of_guests="amount"),
     "raze": tool("delete", "raze", barn="object"),
     "bank_gold": tool("pay", "bank", sum="amount", from_vault=["east", "west"], to_vault=["east", "west"], optional="from_vault to_vault"),
     "advance_build": tool("admin", "advance", build="object", from_stage=["beta", "live"]),
@@ -114,6 +116,8 @@ def orders(text: str) -> list[str]:
         "Find the member of the board, then erase the disk D-7", "Get the report. Tip Kim 5 EUR.",
     )),
     # A number before a noun is how many, and names nothing.
+    ("Seat 3 guests of the inn I-1", ["seat_guests I-1 3"]), ("Tear page 3 of the atlas A-1", ["tear_page A-1 3"]),
+    *((text, []) for text in ("Tear 3 pages of the atlas A-1", "Tear 3 of the atlas A-1", "Tear 3 of A-1", "Tear the 3 pages of A-1")),
     ("Feed the animal Rex 3 portions", ["feed Rex 3"]), ("Scrap engine 12", ["scrap_engine 12"]), ("Repay claim 12 45 EUR", ["repay_claim 12 45"]),
     ("Scrap engines 12 and 13", ["scrap_engine 12", "scrap_engine 13"]), ("Seal port 4 on the ship Aida", ["seal_port Aida 4"]),
     *((text, []) for text in (
