@@ -126,8 +126,9 @@ class Clause:
             quoted = self.tokens[self.at].kind == "quote"  # in 'Ana's note "hi"', the note is hers
             one = own and singular(own[-1]) == own[-1] and not (marker or nouns or idle or quoted)
             return bool(one) and self._add("", own) and self._add(self.of, (), owner)
-        if new and nouns and values[0].kind == "quote" and not tool.texts and tool.labels.isdisjoint(nouns):
-            nouns += data["naming"]["called"]  # 'Create an event "Lunch"'
+        titles, unsaid = data["naming"]["called"], not tool.texts and tool.labels.isdisjoint(nouns)
+        if new and nouns and values[0].kind == "quote" and unsaid:  # 'Create an event "Lunch"' names no host
+            nouns += titles if any(a.words <= {a.kind, *titles} for a in tool.arguments) else ()
         heading = begin == 0 and labelled and not determiner and self.tokens[behind].kind == "colon"
         if heading and values[0].kind != "quote":
             return False  # "Open tickets: T-1, T-2"

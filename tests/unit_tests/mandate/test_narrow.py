@@ -95,6 +95,8 @@ TOOLS = {
     "stock_bolts": tool("pay", "stock", sku="object", quantity="amount"),
     "ship_build": tool("admin", "launch", build="object", version="value"),
     "plan_picnic": tool("write", "plan", title="name"),
+    "plan_feast": tool("write", "plan", host_name="name"),
+    "print_stamp": tool("write", "print", printer_name="object"),
     "make_standing_gift": tool("pay", "set up|make", payee="principal", amount="amount", interval=["weekly", "monthly"]),
     "wire": tool("write", "wire", **{f"port_{c}": "object" for c in "abcdefghijklmnopqrst"}),
 }  # fmt: skip
@@ -203,7 +205,7 @@ def orders(text: str) -> list[str]:
     ("Launch B-1 version 1.2", ["ship_build B-1 1.2"]), ('Plan a picnic "Lunch"', ["plan_picnic Lunch"]),
     *((text, []) for text in (
         "Lend the badge of Ana Lee", "Suspend the badge of Netflix", "Suspend the badge of web-3", "Stock 20 of S-1 and S-2", "Stock 20 of 30 S-1", "Stock 20 pounds of S-1", "Scrap 2 of E-1",
-        "Launch B-1 build 1.2", "Launch version 1.2 of B-1 version 1.3", 'Plan the picnic "Lunch"', 'Plan a picnic for "Lunch"', 'Plan a picnic basket "Lunch"',
+        "Launch B-1 build 1.2", "Launch version 1.2 of B-1 version 1.3", 'Plan the picnic "Lunch"', 'Plan a picnic for "Lunch"', 'Plan a picnic basket "Lunch"', 'Plan a feast "Lunch"', 'Print a stamp "Paid"',
     )),
     # Two tools that fit order nothing.
     ("Polish the car C-1", ["polish_car C-1"]), ("Polish C-1", []),
