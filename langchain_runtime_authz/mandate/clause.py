@@ -33,8 +33,9 @@ class Clause:
         self.strange = strange - tool.words  # "to my notebook Home" names nobody
         self.tokens, self.at = [*tokens, Token("end", "", 0, 0)], 0
         self.found: list[Phrase] = []
-        self.new = self.tokens[0].lower in self.data["indefinite"]  # "Set up a standing order" changes nothing
-        self.assignment = Assignment(tool, verb, self.found, new=self.new)
+        self.new = self.tokens[0].lower in self.data["indefinite"]
+        self.made = self.new and verb in self.data["creating"]  # "Set up a standing order" changes nothing
+        self.assignment = Assignment(tool, verb, self.found, new=self.made)
 
     def steps(self, digest: str) -> list[Step]:
         """Return the steps, one for each listed object; none if a word fits no phrase."""
@@ -153,8 +154,8 @@ class Clause:
             person = value.kind == "email" or (value.kind == "name" and " " in value.text)  # "Netflix" may be no user
             own = person and {*idle.nouns} == self.tool.nouns and self.verb in self.data["ending"]
             own |= (
-                self.new and value.kind == "money" and self.tool.nouns.issuperset(idle.nouns)
-            )  # "a payment of 45 EUR"
+                self.made and value.kind == "money" and self.tool.nouns.issuperset(idle.nouns)
+            )  # "Make a payment of 45 EUR"
             return own or bool(self.tool.argued(idle, relative=self.assignment.relative))
         last = self.found[-1] if self.found else Phrase("", (), ())
         if value.kind == "id" and last.kind == "number" and self.tool.counts and not last.marker:

@@ -97,7 +97,7 @@ TOOLS = {
     "plan_picnic": tool("write", "plan", title="name"),
     "plan_feast": tool("write", "plan", host_name="name"),
     "print_stamp": tool("write", "print", printer_name="object"),
-    "make_standing_gift": tool("pay", "set up|make", payee="principal", amount="amount", interval=["weekly", "monthly"]),
+    "make_standing_gift": tool("pay", "set up|make|change|double|return", payee="principal", amount="amount", interval=["weekly", "monthly"]),
     "wire": tool("write", "wire", **{f"port_{c}": "object" for c in "abcdefghijklmnopqrst"}),
 }  # fmt: skip
 
@@ -199,6 +199,7 @@ def orders(text: str) -> list[str]:
     *((text, []) for text in (
         "Set up the weekly standing gift of 25 EUR to Kim", "Set up a standing gift of 25 EUR to Kim", "Set up a daily standing gift of 25 EUR to Kim",
         "Set up a weekly standing gift of 25 EUR of 60 EUR to Kim", "Set up a weekly standing gift of Kim of 25 EUR", "Set up a weekly basket of 25 EUR to Kim",
+        *(f"{verb} a weekly standing gift of 25 EUR to Kim" for verb in ("Change", "Double", "Return")),
     )),
     # A noun before "of" tells whose the call ends, and a count of what. A label behind a value is of the next one.
     ("Suspend the badge of Ana Lee", ["suspend_badge Ana Lee"]), ("Stock 20 of S-1", ["stock_bolts S-1 20"]), ("Stock 20 units of S-1", ["stock_bolts S-1 20"]),
