@@ -151,8 +151,9 @@ class Clause:
     def _part(self, idle: Phrase | None, nouns: Sequence[str], value: Token) -> bool:
         """Return True if "of" may follow: "the price of", "Pay 45 EUR of the order"."""
         if idle is not None:
-            person = value.kind == "email" or (value.kind == "name" and " " in value.text)  # "Netflix" may be no user
-            own = person and {*idle.nouns} == self.tool.nouns and self.verb in self.data["ending"]
+            held = idle.nouns[-1] in self.data["held"]  # "the order of Green Tea" may be an order for tea
+            person = value.kind == "email" or (held and value.kind == "name" and " " in value.text)
+            own = person and not self.new and {*idle.nouns} == self.tool.nouns and self.verb in self.data["ending"]
             own |= (
                 self.made and value.kind == "money" and self.tool.nouns.issuperset(idle.nouns)
             )  # "Make a payment of 45 EUR"

@@ -92,6 +92,7 @@ TOOLS = {
     "raise_levy": tool("admin", port="object", levy="amount"),
     "disband": tool("admin", crew="principal"),
     "suspend_badge": tool("admin", "suspend|lend", worker="principal"),
+    "cancel_lunch": tool("delete", "cancel", guest="principal"),
     "stock_bolts": tool("pay", "stock", sku="object", quantity="amount"),
     "ship_build": tool("admin", "launch", build="object", version="value"),
     "plan_picnic": tool("write", "plan", title="name"),
@@ -202,9 +203,10 @@ def orders(text: str) -> list[str]:
         *(f"{verb} a weekly standing gift of 25 EUR to Kim" for verb in ("Change", "Double", "Return")),
     )),
     # A noun before "of" tells whose the call ends, and a count of what. A label behind a value is of the next one.
-    ("Suspend the badge of Ana Lee", ["suspend_badge Ana Lee"]), ("Stock 20 of S-1", ["stock_bolts S-1 20"]), ("Stock 20 units of S-1", ["stock_bolts S-1 20"]),
+    ("Suspend the badge of Ana Lee", ["suspend_badge Ana Lee"]), ("Cancel the lunch of a@x.org", ["cancel_lunch a@x.org"]), ("Stock 20 of S-1", ["stock_bolts S-1 20"]), ("Stock 20 units of S-1", ["stock_bolts S-1 20"]),
     ("Launch B-1 version 1.2", ["ship_build B-1 1.2"]), ('Plan a picnic "Lunch"', ["plan_picnic Lunch"]),
     *((text, []) for text in (
+        "Cancel the lunch of Green Tea", "Suspend a badge of Ana Lee", "Cancel a lunch of a@x.org",
         "Lend the badge of Ana Lee", "Suspend the badge of Netflix", "Suspend the badge of web-3", "Stock 20 of S-1 and S-2", "Stock 20 of 30 S-1", "Stock 20 pounds of S-1", "Scrap 2 of E-1",
         "Launch B-1 build 1.2", "Launch version 1.2 of B-1 version 1.3", 'Plan the picnic "Lunch"', 'Plan a picnic for "Lunch"', 'Plan a picnic basket "Lunch"', 'Plan a feast "Lunch"', 'Print a stamp "Paid"',
     )),
