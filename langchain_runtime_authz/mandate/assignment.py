@@ -55,7 +55,8 @@ class Assignment:
         """
         tool, idle = self.tool, [p for p in self.found if not p.values]
         used, arguments = [p for p in self.found if p.values], {a.name: a for a in self.tool.arguments}
-        self.pending = {a.name for p in idle for a in self._named(p) if a.kind != "text"}
+        quoted = any(p.kind == "quote" and p.marker == self.to for p in used) and self.relative
+        self.pending = {a.name for p in idle for a in self._named(p) if a.kind != "text" or quoted}
         (head, *more) = [p for p in self.found if p.kind != "choice"] or [Phrase("", (), ())]
         nouns = {*head.nouns, *(n for p in more[:1] if not head.values and p.marker == self.of for n in p.nouns)}
         # "Order the item X" names the tool by its verb, and "Run the query X" has nothing else to run.
@@ -156,8 +157,12 @@ class Assignment:
         if new or (kind in TARGETS and role != "goal" and marker == self.of):
             receives = effect in {"pay", "send"} or argument.receives
             whole = self.found[self.found.index(phrase) - 1]
-            known = kind == "principal" or named or whole.kind == "number" or self._named(whole)
-            return new or (argument.required and bool(known) and not (kind == "principal" and receives))
+            known = named or whole.kind == "number" or self._named(whole) or self._whose(argument, phrase)
+            known = known or (kind == "principal" and phrase.kind != "id")
+            mine = named and bool(phrase.nouns) and kind != "principal"  # "the volume of the speaker Kitchen"
+            return new or ((argument.required or mine) and bool(known) and not (kind == "principal" and receives))
+        if marker == data["parting"][1] and argument.required and self._whose(argument, phrase):
+            return True
         if not named and not self._meant(argument, phrase):
             return False
         markers = {p.marker for p in self.found} if self.moving else {marker}
@@ -201,6 +206,13 @@ class Assignment:
             words, endings = value.lower.split(), tuple(self.data["endings"])
             yield last != words[-1] or any(w.endswith(endings) or w in self.data["manners"] for w in words)
             yield phrase.kind == "run" and self.tool.effect in {"delete", "admin"} and last not in self.tool.labels
+
+    def _whose(self, argument: Argued, phrase: Phrase) -> bool:
+        """Return True for S-1 in "the results of S-1", if the tool is about results."""
+        before, own = self.found[self.found.index(phrase) - 1], argument.words - {argument.kind, *self.data["generic"]}
+        plain = argument.kind == "object" and not argument.role and bool(own) and own.isdisjoint(self.tool.nouns)
+        about = before.first and not before.values and {*before.nouns} == self.tool.nouns
+        return plain and about and (bool(phrase.nouns) or phrase.kind == "id")
 
     def _spans(self) -> bool:
         """Return True for two dates behind a verb like "book": "from 3 June to 6 June"."""

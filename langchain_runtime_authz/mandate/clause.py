@@ -157,6 +157,7 @@ class Clause:
             own |= (
                 self.made and value.kind == "money" and self.tool.nouns.issuperset(idle.nouns)
             )  # "Make a payment of 45 EUR"
+            own |= {*idle.nouns} == self.tool.nouns and (bool(nouns) or value.kind == "id")  # "the results of S-1"
             return own or bool(self.tool.argued(idle, relative=self.assignment.relative))
         last = self.found[-1] if self.found else Phrase("", (), ())
         if value.kind == "id" and last.kind == "number" and self.tool.counts and not last.marker:

@@ -97,9 +97,10 @@ class Tool:
         self.alone = sum(kind in TARGETS for kind in kinds.values()) == 1
         self.arguments = [self._argued(name, kind, needed) for name, kind in kinds.items()]
         self.nested = any(n in (needed or ()) for n in inner) or any(len(n) > MAX_NAME for n in kinds)  # orders nothing
-        self.core = self.nouns.union(*(map(singular, e[1:]) for e in self.entries)) - self.language.closed
+        closed = self.language.closed.difference(data["nominal"])  # "Delete the review R-1"
+        self.core = self.nouns.union(*(map(singular, e[1:]) for e in self.entries)) - closed
         self.labels = frozenset[str]().union(*(a.words for a in self.arguments))
-        self.words = (self.core | self.labels | self.letters) - self.language.closed
+        self.words = (self.core | self.labels | self.letters) - closed
         self.numbers = any(a.kind == "amount" or a.types & {"number", "integer"} for a in self.arguments)
         self.coin = [word for word in data["coins"] if word in self.labels][:1]
         self.texts = {a.name for a in self.arguments if a.kind == "text"}

@@ -112,7 +112,6 @@ class _Turn:
         self.small = {*language.prepositions, *language.determiners, *self.data["numerals"], "and"}
         self.kept: list[tuple[Tool, Step]] = []
         self.checked = False  # a clause checks something, on which later orders may depend
-        self.orders = 0  # number of clauses that order something
         self.untold = False  # a clause orders to tell or note something, without saying what
         self.open = False  # a clause dictates words without quotes, so what follows may belong to them
         self.rivals: set[Tool] = set()  # tools that the clause may mean, but does not name or lacks an argument of
@@ -278,14 +277,13 @@ class _Turn:
             raise _UnclearError("more than one tool may be meant")
         if ways and self.checked:
             raise _UnclearError(_FIRST)
+        if ways and self.untold:
+            raise _UnclearError("what follows may be what is to be told")
         for tool, steps in ways or looks:
             for step in steps:
                 self._keep(tool, step)
-            self.untold |= tool.tells and tool.texts.isdisjoint(steps[0].args)
+            self.untold |= bool(ways) and tool.tells and tool.texts.isdisjoint(steps[0].args)
         self.checked |= bool(looks) and tokens[0].lower not in self.data["reads"]
-        self.orders += len(ways)
-        if self.untold and self.orders > 1:
-            raise _UnclearError("what follows may be what is to be told")
         if len(self.kept) > MAX_CLAUSES:
             raise _UnclearError("it has too many orders")
 

@@ -99,6 +99,10 @@ TOOLS = {
     "plan_feast": tool("write", "plan", host_name="name"),
     "print_stamp": tool("write", "print", printer_name="object"),
     "make_standing_gift": tool("pay", "set up|make|change|double|return", payee="principal", amount="amount", interval=["weekly", "monthly"]),
+    "bin_review": tool("delete", review_id="object"),
+    "mail_findings": tool("send", "mail findings", sample_id="object", reader="principal"),
+    "set_motto": tool("write", "set motto", text="motto", flyer="object"),
+    "set_gain": tool("write", "set gain", gain="amount", horn="object", optional="horn"),
     "wire": tool("write", "wire", **{f"port_{c}": "object" for c in "abcdefghijklmnopqrst"}),
 }  # fmt: skip
 
@@ -210,6 +214,22 @@ def orders(text: str) -> list[str]:
         "Lend the badge of Ana Lee", "Suspend the badge of Netflix", "Suspend the badge of web-3", "Stock 20 of S-1 and S-2", "Stock 20 of 30 S-1", "Stock 20 pounds of S-1", "Scrap 2 of E-1",
         "Launch B-1 build 1.2", "Launch version 1.2 of B-1 version 1.3", 'Plan the picnic "Lunch"', 'Plan a picnic for "Lunch"', 'Plan a picnic basket "Lunch"', 'Plan a feast "Lunch"', 'Print a stamp "Paid"',
     )),
+    # A thing may have the name of an act, and what a tool is about may be of something else.
+    ("Bin review R-1", ["bin_review R-1"]), ("Mail the findings of the sample S-1 to Kim", ["mail_findings S-1 Kim"]), ("Mail the findings for S-1 to Kim", ["mail_findings S-1 Kim"]),
+    ("Set the gain of the horn H-1 to 6", ["set_gain 6 H-1"]), ("Suspend the badge of the worker W-3", ["suspend_badge W-3"]),
+    *((text, []) for text in (
+        "Bin the photo of review R-1", "Bin the review draft R-1", "Review R-1 and bin it", "Bin the reviews", "Bin the review", "Bin a review R-1", "Bin R-1 review", "Check R-1, bin the review R-1",
+        "Mail the findings of the report S-1 to Kim", "Mail the findings of Lee to Kim", "Mail the summary of the sample S-1 to Kim", "Mail the findings of samples to Kim", "Mail the findings for Lee to Kim",
+        "Mail half the findings of S-1 to Kim", "Mail the sample S-1 of the findings to Kim", "Mail the findings of S-1 for Kim", "Set the gain of the room H-1 to 6",
+        "Set the gain of the horn H-1 by 6", "Set the gain of H-1 to 6 of 10", "Suspend the badge of the door W-3",
+    )),
+    ("Set the motto of F-1 to 'Sale'", ["set_motto F-1 Sale"]),
+    *((text, []) for text in (
+        "Set the motto of F-1 to Sale", "Set the motto of F-1 by 'Sale'", "Set F-1 to 'Sale'", "Set the motto 'Old' of F-1 to 'New'", "Set the font of F-1 to 'Sale'",
+        "Set the motto of F-1 to 'Sale' for Kim",
+    )),
+    # Words behind an order to tell may be what is told. Words before it are not.
+    ("Scrap engine 12 and convey the log L-1 to Kim", ["scrap_engine 12", "convey_log L-1 Kim"]), ("Convey the log L-1 to Kim and scrap engine 12", []),
     # Two tools that fit order nothing.
     ("Polish the car C-1", ["polish_car C-1"]), ("Polish C-1", []),
     # A target that is not named is not all of them.
