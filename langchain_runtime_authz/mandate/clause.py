@@ -211,8 +211,9 @@ class Clause:
             return True  # "Deploy web-3 version 1.2"
         nouns.append(noun)
         self.at += 1
-        if kind == "choice":
-            return noun in self.tool.offering
+        if kind == "choice":  # in "the high priority ticket T-1", it tells which ticket
+            of = self.tokens[self.at]
+            return noun in self.tool.offering and (self.made or not (self._noun(of) or self.language.value(of)))
         fits = determined and noun == token.lower and noun not in self.tool.spoken
         return noun in self.tool.counted if kind == "number" else fits
 

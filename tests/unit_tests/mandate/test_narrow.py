@@ -66,6 +66,7 @@ TOOLS = {
     "prime_pump": tool("admin", "prime", pump="object"),
     "drain_pump": tool("write", "drain", pump="object"),
     "pack_item": tool("write", "pack", item="name", trunk="object"),
+    "hang_sign": tool("write", "hang|place", sign="object", wall="place", size=["small", "large"]),
     "grant_visa": tool("admin", "approve", visa="object"),
     "bind_novel_draft": tool("write", draft_id="object"),
     "hedge": tool("pay", "hedge", symbol="object", amount="amount"),
@@ -244,6 +245,9 @@ def orders(text: str) -> list[str]:
     # Words behind an order to tell, without what is told, may be what.
     ("Convey the log L-1 to Kim. Scrap engine 12.", []), ("Pack 'Milk' to the trunk T-1, scrap engine 12", []), ("Ping the nurse Kim. Scrap engine 12.", []),
     ("Ping the nurse Kim 'hi'. Scrap engine 12.", ["ping_nurse Kim hi", "scrap_engine 12"]),
+    # A choice in front of a noun tells which thing is meant.
+    ("Hang the sign S-1 to Rome with a large size", ["hang_sign S-1 Rome large"]),
+    *((text, []) for text in ("Hang the large size sign S-1 to Rome", "Hang large size sign S-1 to Rome", "Place the large size S-1 to Rome", "Hang the sign S-1 to the large size wall Rome")),
     # A recipient, a goal and a new value stand behind "to".
     ("Loan the book B-1 to Kim", ["loan_book B-1 Kim"]), ("Reroute the bus B-1 to Rome", ["reroute_bus B-1 Rome"]), ("Retitle the page Home to Start", ["retitle_page Home Start"]),
     ("Switch the tier of the plan P-1 to 'gold'", ["switch_tier P-1 gold"]), ("Switch the tier 'gold' of the plan P-1", []), ("Switch the plan P-1 with the tier 'gold'", []),
