@@ -103,6 +103,10 @@ class _Turn:
             for name, profile in profiles.items()
             if not profile.draft and len(name) <= MAX_NAME
         ]
+        chats = [t for t in tools if not t.letters and t.nouns & {*self.data["chats"]}]
+        if any("object" in t.profile.critical.values() for t in chats):
+            for tool in tools:  # if a tool acts on chats, a message may be no email
+                tool.letters -= {*self.data["chats"]}
         self.tools = [tool for tool in tools if tool.profile.ordered]
         self.reads = [tool for tool in tools if tool.effect == "read"]
         self.verbs = language.verbs.union(self.data["reads"], (e[0] for t in self.tools for e in t.entries))

@@ -198,8 +198,8 @@ def orders(text: str) -> list[str]:
         "Eject the tape 12", "Eject the reel 12", "Eject the tape of the reel 12", "Remove the tape reel 12", "Eject the tape spool 12", "Bind the novel Emma", "Release the course Math",
     )),
     # The tool's own noun is what the call acts on, and an email is a message; a message may be no email.
-    ("Copy the crate C-1 to K-2", ["copy_crate C-1 K-2"]), ("Shelve the message M-1 to R-2", ["shelve_email M-1 R-2"]), ("Shred the message M-1", ["shred_message M-1"]),
-    *((text, []) for text in ("Copy the crate C-1 from K-2", "Copy to the crate C-1 K-2", "Shred the email M-1", "Shelve the letter M-1 to R-2", "Shelve the message board M-1 to R-2")),
+    ("Copy the crate C-1 to K-2", ["copy_crate C-1 K-2"]), ("Shred the message M-1", ["shred_message M-1"]),
+    *((text, []) for text in ("Copy the crate C-1 from K-2", "Copy to the crate C-1 K-2", "Shred the email M-1", "Shelve the letter M-1 to R-2", "Shelve the message M-1 to R-2", "Shelve the message board M-1 to R-2")),
     # "A payment of 45 EUR" is a new one, and sets nothing that is there.
     ("Set up a weekly standing gift of 25 EUR to Kim", ["make_standing_gift Kim 25 weekly"]),
     *((text, []) for text in (
@@ -277,3 +277,10 @@ def orders(text: str) -> list[str]:
 ])
 def test_orders(text: str, expected: list[str]) -> None:
     assert orders(text) == expected
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("object", []), ("channel", ["wipe_email"])])
+def test_a_message_is_an_email_unless_a_tool_acts_on_other_messages(kind: str, expected: list[str]) -> None:
+    tools = {"wipe_email": tool("delete", "wipe", email_id="object"), "pin_message": tool("write", "pin", where=kind)}
+    mandate = compile_words(["Wipe the message M-1"], {n: p for n, (p, _) in tools.items()}, {n: s for n, (_, s) in tools.items()}).mandate
+    assert [s.tool for s in (mandate.steps if mandate else ())] == expected
