@@ -163,6 +163,8 @@ class Assignment:
             return new or ((argument.required or mine) and bool(known) and not (kind == "principal" and receives))
         if marker == data["parting"][1] and argument.required and self._whose(argument, phrase):
             return True
+        if not named and self._beside(argument, phrase):
+            return True
         if not named and not self._meant(argument, phrase):
             return False
         markers = {p.marker for p in self.found} if self.moving else {marker}
@@ -213,6 +215,28 @@ class Assignment:
         plain = argument.kind == "object" and not argument.role and bool(own) and own.isdisjoint(self.tool.nouns)
         about = before.first and not before.values and {*before.nouns} == self.tool.nouns
         return plain and about and (bool(phrase.nouns) or phrase.kind == "id")
+
+    def _beside(self, argument: Argued, phrase: Phrase) -> bool:
+        """Return True for the list in 'Add "Africa" to "Road Trip"' of `add_track`."""
+        targets = [a for a in self.tool.arguments if a.required and a.kind in TARGETS]
+        first, data, nouns = self.found[0], self.data, self.tool.nouns
+        if argument not in targets or not targets[1:] or targets[2:] or argument.role not in {"", "container"}:
+            return False
+        head = targets[argument is targets[0]]
+        told = argument.words.isdisjoint(nouns) and not head.words.isdisjoint(nouns)
+        told |= head.kind == "principal" and first.kind in {"email", "name"}
+        takes = self.doing == "delete" or self.tool.effect == "delete"
+        markers = (
+            [data["span"][0]]
+            if takes
+            else [*data["inward"], *data["where"][:2]]
+            if phrase.kind == "quote"
+            else [self.to]
+        )
+        named = phrase.kind == "name" and (takes or self.verb in data["adding"])
+        plain = argument.kind == "object" and not (self.relative or head.role or first.marker or phrase.nouns)
+        acts = self.tool.effect in {"write", "admin", "delete"} and first.first and bool(first.values)
+        return plain and told and acts and phrase.marker in markers and (named or phrase.kind in {"quote", "id"})
 
     def _spans(self) -> bool:
         """Return True for two dates behind a verb like "book": "from 3 June to 6 June"."""

@@ -100,6 +100,9 @@ TOOLS = {
     "plan_feast": tool("write", "plan", host_name="name"),
     "print_stamp": tool("write", "print", printer_name="object"),
     "make_standing_gift": tool("pay", "set up|make|change|double|return", payee="principal", amount="amount", interval=["weekly", "monthly"]),
+    "pin_photo": tool("write", "pin|change|add", photo="object", album="object"),
+    "unpin_photo": tool("delete", "unpin", photo="object", album="object"),
+    "seat_guest": tool("write", "seat", guest="principal", feast="object"),
     "bin_review": tool("delete", review_id="object"),
     "mail_findings": tool("send", "mail findings", sample_id="object", reader="principal"),
     "set_motto": tool("write", "set motto", text="motto", flyer="object"),
@@ -228,6 +231,13 @@ def orders(text: str) -> list[str]:
     *((text, []) for text in (
         "Set the motto of F-1 to Sale", "Set the motto of F-1 by 'Sale'", "Set F-1 to 'Sale'", "Set the motto 'Old' of F-1 to 'New'", "Set the font of F-1 to 'Sale'",
         "Set the motto of F-1 to 'Sale' for Kim",
+    )),
+    # A tool that pins photos pins the photo that stands behind the verb, and the other one says where.
+    ('Pin "Rio" to "Trip"', ["pin_photo Rio Trip"]), ('Unpin "Rio" from "Trip"', ["unpin_photo Rio Trip"]), ("Add A-1 to B-2", ["pin_photo A-1 B-2"]), ('Seat Ana Lee in "Gala"', ["seat_guest Ana Lee Gala"]),
+    *((text, []) for text in (
+        'Pin "Rio" "Trip"', 'Pin "Rio" to "Trip" or "Day"', 'Pin "Rio" from "Trip"', 'Pin "Rio" for "Trip"', 'Pin "Rio" with "Trip"', 'Pin "Rio" by "Trip" to "Day"', 'Pin to "Trip" "Rio"', 'Pin the frame of "Rio" to "Trip"', 'Pin "Rio" next to "Trip"',
+        'Pin "Rio" to "Trip" to "Day"', 'Pin the album "Rio" to "Trip"', 'Change "Rio" to "Trip"', 'Unpin "Rio" to "Trip"', 'Unpin "Rio" in "Trip"', 'Unpin "Rio" for "Trip"', 'Unpin from "Trip"', 'Unpin "Rio"',
+        'Unpin all from "Trip"', 'Unpin the frame of "Rio" from "Trip"', "Seat Ana Lee in Berlin", "Seat Ana Lee to Berlin", 'Seat Ana Lee from "Gala"', "Pin A-1 with B-2", "Pin A-1 on B-2",
     )),
     # Words behind an order to tell may be what is told. Words before it are not.
     ("Scrap engine 12 and convey the log L-1 to Kim", ["scrap_engine 12", "convey_log L-1 Kim"]), ("Convey the log L-1 to Kim and scrap engine 12", []),
