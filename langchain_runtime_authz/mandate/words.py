@@ -232,11 +232,13 @@ class _Turn:
         if len(orders) != 1 or [t.lower in small for t in front[:1]] != [True]:
             return clauses
         role = front[0].lower == self.data["acting"]  # "As an editor, share plan.md" may say who shares
-        infinitive = [front[0].lower] == self.data["setting"][:1] and front[1:2] and front[1].kind == "word"
-        infinitive = infinitive and front[1].lower not in self.language.determiners  # "To begin, pay Bob 45 EUR"
+        infinitive = front[1:2] and front[1].kind == "word" and front[1].lower not in self.language.determiners
+        between = self.text[front[-1].end : orders[0][0].start].strip(", ")
+        # "To begin, pay Bob 45 EUR" does not say to whom, and "To Ana, please send it" is a letter to her.
+        role |= front[0].lower == self.data["setting"][0] and bool(infinitive or between)
         told = any(t.kind != "quote" for t in orders[0][self._dictated(orders[0]) + 1 :][:1])
         behind = [t for t, after in pairwise([*front, front[0]]) if t.text != "," or after.lower not in small]
-        return clauses if role or infinitive or told else [[*self._untailed(orders[0]), *behind]]
+        return clauses if role or told else [[*self._untailed(orders[0]), *behind]]
 
     def _begins(self, before: Sequence[Token], tokens: Sequence[Token]) -> bool:
         """Return True if `tokens` begin a clause with a verb that `before` does not have."""

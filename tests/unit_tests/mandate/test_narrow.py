@@ -274,6 +274,8 @@ def orders(text: str) -> list[str]:
     *((text, []) for text in (
         "Raze the barn Shop Now", "Tip Motel 6", "Tip Kim 6", "Restock 50 Shades", "Nix the race R-1 on 3 June 27", "Raze Party", "Hedge 45 USD",
     )),
+    # "To Kim" in front of a courtesy opens a letter to Kim.
+    ("To Kim, tip 5 EUR", ["tip Kim 5"]), *((text, []) for text in ("To Kim, please tip 5 EUR", "To Kim and tip 5 EUR", "To Kim: tip 5 EUR")),
     # Nothing but courtesies stands before the verb or behind the order.
     *((text, []) for text in (
         "In the memo 12, tip Kim 5 EUR", "As done, move the job J-1", "As done, mark the job J-1", "Mark the job J-1 as the done", "Scrap engine 12. That worked.", "Scrap engine 12. Well done.", "Todo:\n- scrap engine 12",
