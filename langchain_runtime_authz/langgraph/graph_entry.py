@@ -6,6 +6,7 @@ Outside `authz.run(...)` a root graph opens an implicit run. Its subject comes f
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -187,6 +188,11 @@ class _Root(Entering[tuple[Any, Any]]):
         self.head = head
         watch = owner.watch(graph) if head is not None else ()
         texts, shown = (yield from self._texts(update, head)) if handle.human and update is not None else NOTHING
+        task, number = configurable.get(private.keys.CONFIG_KEY_TASK_ID), 0
+        if task and graph is not None:
+            config, number = private.counted_graph(config)
+        if task:  # of an unprotected graph, which repeats the input if it runs again
+            texts = [t if t.key is not None else replace(t, key=f"{task} {number} {i}") for i, t in enumerate(texts)]
         entry: Entry = yield from open_entry(
             engine,
             owner.scope(self.name, f"run:{new_id()}" if thread is None else str(thread)),
@@ -215,13 +221,12 @@ class _Root(Entering[tuple[Any, Any]]):
         engine.tally.count(run, "entry", self.name, "root entry", decided=1, ran=1)
         self.run = run
         given = self.input
-        if private.keys.CONFIG_KEY_TASK_ID in configurable:  # a task of an unprotected graph
+        if task:
             if (together := private.superstep(config)) is not None:
                 # The calls of one message may be tasks of one superstep, and are not in doubt for each other.
                 run.entry = f"{together} {handle.run_id if self.opener is not None else ''}"
             namespace: str | None = private.agent_ns(config)
             if graph is not None:
-                config, number = private.counted_graph(config)
                 place = private.place_below(graph, config, number)
                 namespace = place.config["configurable"]["checkpoint_ns"] if place is not None else None
             answers = (yield from record_answer(run, config, namespace)) if namespace is not None else None

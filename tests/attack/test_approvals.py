@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from langchain.agents import create_agent
+from langchain_core.runnables import RunnableLambda
 
 from langchain_runtime_authz import AuthzMiddleware
 
@@ -92,10 +93,12 @@ def below(authz: RuntimeAuthz, ran: list[Any], place: str, build: Any = react_v2
         return create_agent(model, tools, middleware=[AuthzMiddleware(authz)], checkpointer=InMemorySaver())
     with quiet():
         agent = authz.protect(build(model, tools))
+    if place == "call anew":  # if the node runs again, it writes the message again
+        agent = RunnableLambda(lambda _: human()) | agent
     return chain({"pay": agent if place == "node" else calling(agent)}, checkpointer=InMemorySaver())
 
 
-@pytest.mark.parametrize("place", ["node", "call", "alone", "middleware"])
+@pytest.mark.parametrize("place", ["node", "call", "call anew", "alone", "middleware"])
 def test_below_an_unprotected_graph_each_answer_is_recorded_before_a_task_runs(place: str, go: str, ran: list[Any]) -> None:
     """A list that answers only some of the questions leaves all of them open; the run that was refused is over."""
     authz = authz_with(asking("pay"))
