@@ -264,7 +264,7 @@ class Assignment:
         told = {data["currencies"][code].lower()} if code else coins
         foreign = coins.union(c.lower() for c in data["tickers"]) - told
         if not self.tool.coin:  # `send_points` pays no EUR
-            foreign |= {*data["unpaid"]} - self.tool.labels
+            foreign |= {*data["unpaid"]}.difference(*(a.words for a in self.tool.arguments if a.kind != "amount"))
         named = told.union(data["moneyed"])
         known = named.union(data["sizing"], called, self.tool.language.prepositions)
         return foreign.isdisjoint(words | called) and words <= known and not words.isdisjoint(named)

@@ -45,7 +45,7 @@ TOOLS = {
     "tear_page": tool("delete", "tear", atlas="object", page_number="amount"),
     "seat_guests": tool("write", "seat", inn="object", number_of_guests="amount"),
     "raze": tool("delete", "raze", barn="object"),
-    "bank_gold": tool("pay", "bank", sum="amount", from_vault=["east", "west"], to_vault=["east", "west"], optional="from_vault to_vault"),
+    "bank_cash": tool("pay", "bank", sum="amount", from_vault=["east", "west"], to_vault=["east", "west"], optional="from_vault to_vault"),
     "advance_build": tool("admin", "advance", build="object", from_stage=["beta", "live"]),
     "move_job": tool("write", "move|mark", job="object", stage=["queued", "done"]),
     "top_up": tool("pay", "top up|fund", account="principal", amount="amount"),
@@ -81,6 +81,8 @@ TOOLS = {
     "rebate": tool("pay", order="object", percent="amount"),
     "stake": tool("pay", player="principal", amount_btc="amount"),
     "gift_points": tool("pay", "gift", player="principal", amount="amount"),
+    "swap_miles": tool("pay", "swap", player="principal", miles_amount="amount"),
+    "credit_hour": tool("pay", "credit", player="principal", amount="amount"),
     "gild_item": tool("pay", "gild", item="object", amount="amount"),
     "beam_money": tool("pay", payee="principal", amount="amount"),
     "dole_cash": tool("pay", payee="principal", amount="amount"),
@@ -157,7 +159,7 @@ def orders(text: str) -> list[str]:
     # An amount of money says "money", and no number does. Another tool with the verb may be meant.
     ("Beam 45 EUR to Kim", ["beam_money Kim 45"]), ("Beam 45 to Kim", []), ("Dole 45 EUR to Kim", []), ("Dole Kim 45 EUR", []),
     # Money is no number of something else, and no other money.
-    ("Gild the item I-1 45 EUR", ["gild_item I-1 45"]), ("Gift Kim 45 EUR", []), ("Gift 45 to Kim", []),
+    ("Gild the item I-1 45 EUR", ["gild_item I-1 45"]), ("Gift Kim 45 EUR", []), ("Swap Kim 45 EUR", []), ("Credit Kim 45 EUR", []), ("Gift 45 to Kim", []),
     ("Set the fee of the court C-1 to 45 EUR", ["set_fee C-1 45"]), ("Set the chill of the cellar C-1 to 45", ["chill C-1 45"]), ("Lend Kim 45 USD", ["lend_usd Kim 45"]),
     *((text, []) for text in (
         "Hire 45 to Kim", "Stake 45 to Kim", "Rebate 45 for the order O-1", "Hire Kim 45 EUR", "Hire Kim with 45 EUR", "Hire Kim the hours 45 EUR", "Rebate the order O-1 45 EUR", "Rebate 45 EUR for the order O-1", "Stake Kim 45 EUR",
@@ -179,7 +181,7 @@ def orders(text: str) -> list[str]:
         "Tip Kim 5 EUR for instance", "For instance, tip Kim 5 EUR", "Tip Kim 5 EUR for practice", "Repay claim 12 45 EUR for simulation", "For testing purposes, raze the barn B-1",
     )),
     # Who pays is not paid, and what a thing comes from is not what it becomes.
-    ("Bank 5 EUR from east", ["bank_gold 5 east"]), ("Bank 5 EUR from east to west", ["bank_gold 5 east west"]), ("Advance the build B-1 from beta", ["advance_build B-1 beta"]),
+    ("Bank 5 EUR from east", ["bank_cash 5 east"]), ("Bank 5 EUR from east to west", ["bank_cash 5 east west"]), ("Advance the build B-1 from beta", ["advance_build B-1 beta"]),
     *((text, []) for text in ("Advance the build B-1 to live", "Advance the build B-1 in live", "Advance the build B-1 from the beta", "Bank 5 EUR from east and west", "Move the job J-1 from queued to done")),
     ("Fund the account K-1 5 EUR", ["top_up K-1 5"]), ("Move the job J-1 to done", ["move_job J-1 done"]), ("Mark the job J-1 as done", ["move_job J-1 done"]),
     *((text, []) for text in (
