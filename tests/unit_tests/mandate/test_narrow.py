@@ -97,7 +97,7 @@ TOOLS = {
     "suspend_badge": tool("admin", "suspend|lend", worker="principal"),
     "cancel_lunch": tool("delete", "cancel", guest="principal"),
     "stock_bolts": tool("pay", "stock", sku="object", quantity="amount"),
-    "ship_build": tool("admin", "launch", build="object", version="value"),
+    "ship_build": tool("admin", "launch|upgrade|revert", build="object", version="value"),
     "plan_picnic": tool("write", "plan", title="name"),
     "plan_feast": tool("write", "plan", host_name="name"),
     "print_stamp": tool("write", "print", printer_name="object"),
@@ -214,7 +214,9 @@ def orders(text: str) -> list[str]:
     )),
     # A noun before "of" tells whose the call ends, and a count of what. A label behind a value is of the next one.
     ("Suspend the badge of Ana Lee", ["suspend_badge Ana Lee"]), ("Cancel the lunch of a@x.org", ["cancel_lunch a@x.org"]), ("Stock 20 of S-1", ["stock_bolts S-1 20"]), ("Stock 20 units of S-1", ["stock_bolts S-1 20"]),
-    ("Launch B-1 version 1.2", ["ship_build B-1 1.2"]), ('Plan a picnic "Lunch"', ["plan_picnic Lunch"]),
+    ("Launch B-1 version 1.2", ["ship_build B-1 1.2"]), ("Upgrade B-1 to version 1.2", ["ship_build B-1 1.2"]),
+    ("Upgrade B-1 version 1.2", []), ("Revert B-1 version 1.2", []),  # which one is there, or which one comes
+    ('Plan a picnic "Lunch"', ["plan_picnic Lunch"]),
     *((text, []) for text in (
         "Cancel the lunch of Green Tea", "Suspend a badge of Ana Lee", "Cancel a lunch of a@x.org",
         "Lend the badge of Ana Lee", "Suspend the badge of Netflix", "Suspend the badge of web-3", "Stock 20 of S-1 and S-2", "Stock 20 of 30 S-1", "Stock 20 pounds of S-1", "Scrap 2 of E-1",
