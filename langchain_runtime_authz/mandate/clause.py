@@ -189,10 +189,13 @@ class Clause:
             return self.verb in data["marking"] and (indefinite or not determined)  # "Mark J-1 as done"
         if marker in data["span"] and not determined:
             return True
+        means = marker in data["by"] and not self.tool.offered(self.tokens[at].lower).isdisjoint(data["means"])
+        if means and not determined:
+            return True  # "Ship the order O-5 by UPS"
         if marker in self.assignment.places("environment") and self.tokens[at].lower in data["environments"]:
             return True
         made = indefinite and not marker and self.verb in data["making"]
-        if made and behind.kind == "end":  # "make Ana an editor"
+        if made and (behind.kind == "end" or behind.lower in data["where"]):  # "make Ana an editor"
             return True
         labels = self.tool.offering
         named = before in labels or singular(behind.lower) in labels

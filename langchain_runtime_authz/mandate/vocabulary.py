@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from langchain_runtime_authz.mandate.languages import PARTS, Language, singular, words_of
+from langchain_runtime_authz.mandate.languages import PARTS, Language, Token, singular, words_of
 from langchain_runtime_authz.tool_profile import ToolProfile
 
 MAX_NAME: Final = 128  # characters of a tool's or an argument's name
@@ -113,6 +113,16 @@ class Tool:
         # "5 replicas" is the amount `replicas`, but "22 ports" is not the port 22.
         counted = (a for a in self.arguments if a.kind == "amount" and (a.name.endswith("s") or a.role == "count"))
         self.counted = frozenset[str]().union(*(a.words for a in counted))
+
+    def begun(self, tokens: Sequence[Token], *entries: tuple[str, ...]) -> int:
+        """Return the number of the first tokens that are a whole `intent`."""
+        said = tuple(t.lower for t in tokens)
+        return max((len(e) for e in entries or self.entries if said[: len(e)] == e), default=0)
+
+    def offered(self, word: str) -> set[str]:
+        """Return the words of the arguments that have a word as a choice."""
+        enums = ((n, _listed(_mapped(p).get("enum")) or ()) for n, p in self.properties.items() if word in self.offers)
+        return {w for n, enum in enums if self.offers[word] in enum for w in words_of(n)}
 
     def argued(self, phrase: Labelled, *, relative: bool) -> list[Argued]:
         """Return the arguments that nouns name. `relative`: a verb that changes a value."""

@@ -191,7 +191,8 @@ class _Turn:
             return
         if len(tokens) > MAX_WORDS:
             raise _UnclearError(_LONG)
-        if stop := language.stop(tokens):
+        begun = opened + max(tool.begun(tokens[opened:]) for tool in self.tools) if self.tools else opened
+        if stop := language.stop([*tokens[:opened], *tokens[begun:]]):  # a tool may stop or hold something
             raise _UnclearError(f"`{stop}` leaves open whether it is an order")
         for token in tokens[opened + 1 :]:
             if token.text[:1].isupper() and token.lower in self.small:
@@ -322,6 +323,8 @@ class _Turn:
     def _verb(self, tool: Tool, tokens: Sequence[Token]) -> int:
         """Return the number of the verb's tokens; 0 if the clause does not ask for `tool`."""
         said, rest = tokens[0].lower, _spoken(tokens[1:])
+        to = [t.lower for t in tokens[-2:-1]] == self.data["setting"][:1] and said in self.data["relative"]
+        rest |= tool.offered(tokens[-1].lower) if to else set()  # "Set the deal D-1 to won" sets a stage
         behind, (named, *nouns) = [t.lower for t in tokens[1:2]], [*words_of(tool.name), ""]
         # "Open the ticket" only reads it. "Open a ticket" acts, and so does "Open gate G-7" for a tool `open_gate`.
         looks = said in self.data["reads"] and tool.profile.side_effect and not {*behind} & {*self.data["indefinite"]}
@@ -333,6 +336,8 @@ class _Turn:
             particle = not particles.isdisjoint(nouns[:1])
             if verb == said and rest.issuperset(map(singular, nouns)) and (not particle or behind == nouns[:1]):
                 taken.append(1 + particle)
+            if not particles.isdisjoint(nouns[-1:]):
+                taken.append(tool.begun(tokens, (verb, *nouns)))  # "put a hold on"
         return max(taken)
 
     def _ordered(self, tool: Tool, tokens: list[Token]) -> list[Step]:

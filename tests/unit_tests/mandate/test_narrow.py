@@ -105,6 +105,9 @@ TOOLS = {
     "pin_photo": tool("write", "pin|change|add", photo="object", album="object"),
     "unpin_photo": tool("delete", "unpin", photo="object", album="object"),
     "seat_guest": tool("write", "seat", guest="principal", feast="object"),
+    "haul_crate": tool("write", "haul", crate="object", carrier=["dhl", "ups"], optional="carrier"),
+    "edit_site_phase": tool("write", "edit phase", site="object", phase=["early", "built"]),
+    "halt_belt": tool("delete", "stop|hold|put a hold on", belt="object"),
     "bin_review": tool("delete", review_id="object"),
     "mail_findings": tool("send", "mail findings", sample_id="object", reader="principal"),
     "set_motto": tool("write", "set motto", text="motto", flyer="object"),
@@ -242,6 +245,19 @@ def orders(text: str) -> list[str]:
         'Pin "Rio" "Trip"', 'Pin "Rio" to "Trip" or "Day"', 'Pin "Rio" from "Trip"', 'Pin "Rio" for "Trip"', 'Pin "Rio" with "Trip"', 'Pin "Rio" by "Trip" to "Day"', 'Pin to "Trip" "Rio"', 'Pin the frame of "Rio" to "Trip"', 'Pin "Rio" next to "Trip"',
         'Pin "Rio" to "Trip" to "Day"', 'Pin the album "Rio" to "Trip"', 'Change "Rio" to "Trip"', 'Unpin "Rio" to "Trip"', 'Unpin "Rio" in "Trip"', 'Unpin "Rio" for "Trip"', 'Unpin from "Trip"', 'Unpin "Rio"',
         'Unpin all from "Trip"', 'Unpin the frame of "Rio" from "Trip"', "Seat Ana Lee in Berlin", "Seat Ana Lee to Berlin", 'Seat Ana Lee from "Gala"', "Pin A-1 with B-2", "Pin A-1 on B-2",
+    )),
+    # A choice tells its argument behind a new "to", and by what means something is done.
+    ("Edit the site S-1 to built", ["edit_site_phase S-1 built"]), ("Haul the crate C-1 by UPS", ["haul_crate C-1 ups"]), ("Haul the crate C-1 with DHL", ["haul_crate C-1 dhl"]),
+    *((text, []) for text in (
+        "Edit the site S-1 to build", "Edit the owner of the site S-1 to built", "Edit the site S-1 from built", "Edit the site S-1 by built", "Edit the site S-1 to built or early", "Mark the site S-1 to built",
+        "Edit the site S-1 built", "Edit the site to built", "Edit S-1 to the built", "Haul the crate C-1 by UPS or DHL", "Haul the crate C-1 by the UPS", "Haul the crate C-1 for UPS", "Haul the crate C-1 of UPS",
+        "Haul the crate C-1 by Kim", "Haul the crate C-1 with the UPS label", "Haul the crate C-1 under UPS", "Haul the crate C-1 without UPS", "Haul the crate C-1 by UPS pallets", "Haul the crate C-1 by built",
+    )),
+    # A tool may stop something. Without a thing, the word takes orders back.
+    ("Stop the belt B-1", ["halt_belt B-1"]), ("Please hold the belt B-1", ["halt_belt B-1"]), ("Put a hold on the belt B-1", ["halt_belt B-1"]),
+    *((text, []) for text in (
+        "Stop", "Stop it", "Stop, raze the barn B-1", "Hold on, raze the barn B-1", "Raze the barn B-1. Stop.", "Raze the barn B-1, stop", "Stop razing the barn B-1", "Stop the belt B-1 until noon", "Hold it",
+        "Stop the belt B-1 if it burns", "Don't stop the belt B-1", "Stop all, then raze the barn B-1", "Hold, raze the barn B-1", "Put a stop on the belt B-1", "Put a hold over the belt B-1", "Put a hold on",
     )),
     # Words behind an order to tell may be what is told. Words before it are not.
     ("Scrap engine 12 and convey the log L-1 to Kim", ["scrap_engine 12", "convey_log L-1 Kim"]), ("Convey the log L-1 to Kim and scrap engine 12", []),
