@@ -153,11 +153,12 @@ class Clause:
         if idle is not None:
             held = idle.nouns[-1] in self.data["held"]  # "the order of Green Tea" may be an order for tea
             person = value.kind == "email" or (held and value.kind == "name" and " " in value.text)
-            own = person and not self.new and {*idle.nouns} == self.tool.nouns and self.verb in self.data["ending"]
+            known = {*idle.nouns} == self.tool.nouns and not self.new  # not "a photo of A-1", which is one of many
+            own = person and known and self.verb in self.data["ending"]
             own |= (
                 self.made and value.kind == "money" and self.tool.nouns.issuperset(idle.nouns)
             )  # "Make a payment of 45 EUR"
-            own |= {*idle.nouns} == self.tool.nouns and (bool(nouns) or value.kind == "id")  # "the results of S-1"
+            own |= known and (bool(nouns) or value.kind == "id")  # "the results of S-1"
             return own or bool(self.tool.argued(idle, relative=self.assignment.relative))
         last = self.found[-1] if self.found else Phrase("", (), ())
         if value.kind == "id" and last.kind == "number" and self.tool.counts and not last.marker:

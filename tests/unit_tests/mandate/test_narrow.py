@@ -95,6 +95,7 @@ TOOLS = {
     "raise_levy": tool("admin", port="object", levy="amount"),
     "disband": tool("admin", crew="principal"),
     "suspend_badge": tool("admin", "suspend|lend", worker="principal"),
+    "cut_scene": tool("delete", "cut", film_id="object"),
     "cancel_lunch": tool("delete", "cancel", guest="principal"),
     "stock_bolts": tool("pay", "stock", sku="object", quantity="amount"),
     "ship_build": tool("admin", "launch|upgrade|revert", build="object", version="value"),
@@ -216,7 +217,9 @@ def orders(text: str) -> list[str]:
         *(f"{verb} a weekly standing gift of 25 EUR to Kim" for verb in ("Change", "Double", "Return")),
     )),
     # A noun before "of" tells whose the call ends, and a count of what. A label behind a value is of the next one.
-    ("Suspend the badge of Ana Lee", ["suspend_badge Ana Lee"]), ("Cancel the lunch of a@x.org", ["cancel_lunch a@x.org"]), ("Stock 20 of S-1", ["stock_bolts S-1 20"]), ("Stock 20 units of S-1", ["stock_bolts S-1 20"]),
+    ("Suspend the badge of Ana Lee", ["suspend_badge Ana Lee"]), ("Cancel the lunch of a@x.org", ["cancel_lunch a@x.org"]),
+    ("Cut the scene of F-1", ["cut_scene F-1"]), ("Cut a scene of F-1", []),  # one of many
+    ("Stock 20 of S-1", ["stock_bolts S-1 20"]), ("Stock 20 units of S-1", ["stock_bolts S-1 20"]),
     ("Launch B-1 version 1.2", ["ship_build B-1 1.2"]), ("Upgrade B-1 to version 1.2", ["ship_build B-1 1.2"]),
     ("Upgrade B-1 version 1.2", []), ("Revert B-1 version 1.2", []),  # which one is there, or which one comes
     ('Plan a picnic "Lunch"', ["plan_picnic Lunch"]),
