@@ -47,6 +47,7 @@ class Assignment:
         self.doing = next((doing for doing, verbs in data["doings"].items() if verb in verbs), tool.effect)
         self.pending: set[str] = set()  # arguments that wait for a new value: "the price of …"
         self.lacks = False  # only an argument is missing
+        self.numbered = False  # the tool's noun stands alone, as the tool's name writes it
 
     def ways(self) -> list[dict[str, Phrase]]:
         """Return the assignments, one for each listed object; none if they are not clear.
@@ -214,6 +215,7 @@ class Assignment:
         before, own = self.found[self.found.index(phrase) - 1], argument.words - {argument.kind, *self.data["generic"]}
         plain = argument.kind == "object" and not argument.role and bool(own) and own.isdisjoint(self.tool.nouns)
         about = before.first and not before.values and {*before.nouns} == self.tool.nouns
+        about = about and self.numbered  # "the result" may be one of several
         return plain and about and (bool(phrase.nouns) or phrase.kind == "id")
 
     def _beside(self, argument: Argued, phrase: Phrase) -> bool:
@@ -233,10 +235,9 @@ class Assignment:
             if phrase.kind == "quote"
             else [self.to]
         )
-        named = phrase.kind == "name" and (takes or self.verb in data["adding"])
         plain = argument.kind == "object" and not (self.relative or head.role or first.marker or phrase.nouns)
         acts = self.tool.effect in {"write", "admin", "delete"} and first.first and bool(first.values)
-        return plain and told and acts and phrase.marker in markers and (named or phrase.kind in {"quote", "id"})
+        return plain and told and acts and phrase.marker in markers and phrase.kind in {"quote", "id"}
 
     def _spans(self) -> bool:
         """Return True for two dates behind a verb like "book": "from 3 June to 6 June"."""

@@ -118,6 +118,7 @@ class Clause:
         values = self._values(marker, labelled=labelled, determined=bool(determiner))
         if not values:
             self.at = behind
+            self.assignment.numbered |= labelled and self.tokens[behind - 1].lower in self.tool.parts
             return labelled and not marker and self._add("", nouns, first=begin == 0)
         if self.tokens[self.at].kind == "own":  # "Ana's salary" is the salary of Ana
             own = [t.lower for t in takewhile(self._noun, self.tokens[self.at + 1 :])]
@@ -158,7 +159,8 @@ class Clause:
             own |= (
                 self.made and value.kind == "money" and self.tool.nouns.issuperset(idle.nouns)
             )  # "Make a payment of 45 EUR"
-            own |= known and (bool(nouns) or value.kind == "id")  # "the results of S-1"
+            whose = self.assignment.numbered and known
+            own |= whose and (bool(nouns) or value.kind == "id")  # "the results of S-1"
             return own or bool(self.tool.argued(idle, relative=self.assignment.relative))
         last = self.found[-1] if self.found else Phrase("", (), ())
         if value.kind == "id" and last.kind == "number" and self.tool.counts and not last.marker:

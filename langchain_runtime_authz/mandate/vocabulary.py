@@ -68,7 +68,7 @@ class Tool:
         self.properties = _mapped(schema.get("properties"))
         enums = (p["enum"] for p in self.properties.values() if isinstance(p, Mapping) and _listed(p.get("enum")))
         self.offers = {c.lower(): c for enum in enums for c in enum if isinstance(c, str)}
-        parts = [w.lower() for w in PARTS.findall(name)]
+        self.parts = parts = [w.lower() for w in PARTS.findall(name)]
         verbs = parts[:1]  # a name begins with its verb: "loan_book" books nothing
         if verbs == [data["carrier"]]:  # both words of "send_email" may ask for the tool
             verbs += [w for w in parts[1:2] if w in language.verbs]

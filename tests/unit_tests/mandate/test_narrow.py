@@ -233,7 +233,7 @@ def orders(text: str) -> list[str]:
     ("Set the gain of the horn H-1 to 6", ["set_gain 6 H-1"]), ("Suspend the badge of the worker W-3", ["suspend_badge W-3"]),
     *((text, []) for text in (
         "Bin the photo of review R-1", "Bin the review draft R-1", "Review R-1 and bin it", "Bin the reviews", "Bin the review", "Bin a review R-1", "Bin R-1 review", "Check R-1, bin the review R-1",
-        "Mail the findings of the report S-1 to Kim", "Mail the findings of Lee to Kim", "Mail the summary of the sample S-1 to Kim", "Mail the findings of samples to Kim", "Mail the findings for Lee to Kim",
+        "Mail the findings of the report S-1 to Kim", "Mail the findings of Lee to Kim", "Mail the finding of the sample S-1 to Kim", "Mail a finding for S-1 to Kim", "Mail the summary of the sample S-1 to Kim", "Mail the findings of samples to Kim", "Mail the findings for Lee to Kim",
         "Mail half the findings of S-1 to Kim", "Mail the sample S-1 of the findings to Kim", "Mail the findings of S-1 for Kim", "Set the gain of the room H-1 to 6",
         "Set the gain of the horn H-1 by 6", "Set the gain of H-1 to 6 of 10", "Suspend the badge of the door W-3",
     )),
@@ -246,7 +246,7 @@ def orders(text: str) -> list[str]:
     ('Pin "Rio" to "Trip"', ["pin_photo Rio Trip"]), ('Unpin "Rio" from "Trip"', ["unpin_photo Rio Trip"]), ("Add A-1 to B-2", ["pin_photo A-1 B-2"]), ('Seat Ana Lee in "Gala"', ["seat_guest Ana Lee Gala"]),
     *((text, []) for text in (
         'Pin "Rio" "Trip"', 'Pin "Rio" to "Trip" or "Day"', 'Pin "Rio" from "Trip"', 'Pin "Rio" for "Trip"', 'Pin "Rio" with "Trip"', 'Pin "Rio" by "Trip" to "Day"', 'Pin to "Trip" "Rio"', 'Pin the frame of "Rio" to "Trip"', 'Pin "Rio" next to "Trip"',
-        'Pin "Rio" to "Trip" to "Day"', 'Pin the album "Rio" to "Trip"', 'Change "Rio" to "Trip"', 'Unpin "Rio" to "Trip"', 'Unpin "Rio" in "Trip"', 'Unpin "Rio" for "Trip"', 'Unpin from "Trip"', 'Unpin "Rio"',
+        'Pin "Rio" to "Trip" to "Day"', 'Pin the album "Rio" to "Trip"', 'Change "Rio" to "Trip"', 'Unpin "Rio" to "Trip"', "Unpin Rio from Berlin", "Add Rio Grande to Berlin", 'Unpin "Rio" in "Trip"', 'Unpin "Rio" for "Trip"', 'Unpin from "Trip"', 'Unpin "Rio"',
         'Unpin all from "Trip"', 'Unpin the frame of "Rio" from "Trip"', "Seat Ana Lee in Berlin", "Seat Ana Lee to Berlin", 'Seat Ana Lee from "Gala"', "Pin A-1 with B-2", "Pin A-1 on B-2",
     )),
     # A choice tells its argument behind a new "to", and by what means something is done.
