@@ -18,6 +18,7 @@ from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph.checkpoints import find_checkpoint
 from langchain_runtime_authz.langgraph.graph_input import marked
 from langchain_runtime_authz.langgraph.review_questions import note_question
+from langchain_runtime_authz.langgraph.task_answers import OURS
 from langchain_runtime_authz.langgraph.tool_call_parsing import newest_plan
 from langchain_runtime_authz.ledger.base import Query
 from langchain_runtime_authz.pep.approval_hitl import TAKES_ANY, shown
@@ -111,9 +112,11 @@ def record_answer(run: Run, config: Mapping[str, Any], namespace: str) -> Flow[d
 def keyed(config: Mapping[str, Any], answers: Mapping[str, object]) -> None:
     """Give a running task these answers alone, by the numbers of their questions."""
     pad = private.scratchpad_of(config)
-    if private.unused_answer(config) is not None and private.interrupt_id(config) in answers:
-        private.drop_plain_answer(config)
-        pad.resume.append(None)
+    if private.unused_answer(config) is not None:
+        mine = private.interrupt_id(config) in answers
+        if mine or any(isinstance(a, Mapping) and OURS in a for a in answers.values()):
+            private.drop_plain_answer(config)  # the ledger has an answer to a question of ours
+        pad.resume.extend([None] * mine)
     for number in range(len(pad.resume)):
         pad.resume[number] = answers.get(private.interrupt_id(config, number), pad.resume[number])
     if private.answered_by_first_id(config):  # LangGraph takes that answer for the last question
