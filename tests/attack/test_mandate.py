@@ -62,7 +62,7 @@ def test_a_day_without_a_year_is_the_next_one(years: int, go: Any) -> None:
 
 @pytest.mark.parametrize(("years", "ran"), [(0, [("schedule", "Bob", 45.0)]), (2, [])])
 def test_a_day_that_lacks_the_ordered_year_is_the_next_one(years: int, ran: list[Any], go: Any) -> None:
-    """A tool takes "3 June" for the next one, whichever year was ordered."""
+    """A tool takes "3 June" for the next one, even if another year was ordered."""
     soon = datetime.now(UTC) + timedelta(days=30)
     call = ("schedule", {"to": "Bob", "amount": 45, "date": f"{soon:%-d %B}"})
     held(f"Schedule 45 EUR to Bob on {soon:%-d %B} {soon.year + years}", MAIL, call, go=go, ran=ran)

@@ -104,7 +104,7 @@ def test_an_answer_goes_with_the_tasks_that_replace_the_one_that_asked(protected
 @pytest.mark.parametrize("how", ["sync", "async"])
 @pytest.mark.parametrize("also", ["ann", ""])
 def test_a_strict_resume_is_refused_as_a_whole(protected: bool, how: str, also: str) -> None:
-    """LangGraph names the question that does not wait, and no answer beside it is recorded."""
+    """LangGraph names the question that does not wait, and the other answers are not recorded."""
     bank = Bank(protected, [["ann"], ["bob"]], how=how)
     asked, unknown = bank.enter(human()), "0" * 32
     strict = {"configurable": {**THREAD["configurable"], "__pregel_strict_resume": True}}
@@ -455,7 +455,7 @@ REVIEW = {"action_requests": [{"name": "other", "args": {}}], "review_configs": 
 def test_an_answer_to_a_tools_own_question_approves_no_later_one_of_its_task(
     protected: bool, how: str, build: Any, inside: bool, ran: list[Any]
 ) -> None:
-    """The tool asks only at its first run. At its second, the tool pays, or the policy asks about a call beside it."""
+    """The tool asks only at its first run. At its second, the tool pays, or the policy asks about another call of its message."""
     pay, again = pay_tool(ran), []
 
     def act() -> str:

@@ -162,7 +162,7 @@ def orders(text: str) -> list[str]:
     )),
     # An amount of money says "money", and no number does. Another tool with the verb may be meant.
     ("Beam 45 EUR to Kim", ["beam_money Kim 45"]), ("Beam 45 to Kim", []), ("Dole 45 EUR to Kim", []), ("Dole Kim 45 EUR", []),
-    # Money is no number of something else, and no other money.
+    # Money is not a number of something else, nor other money.
     ("Gild the item I-1 45 EUR", ["gild_item I-1 45"]), ("Gift Kim 45 EUR", []), ("Swap Kim 45 EUR", []), ("Credit Kim 45 EUR", []), ("Gift 45 to Kim", []),
     ("Set the fee of the court C-1 to 45 EUR", ["set_fee C-1 45"]), ("Set the chill of the cellar C-1 to 45", ["chill C-1 45"]), ("Lend Kim 45 USD", ["lend_usd Kim 45"]),
     *((text, []) for text in (
