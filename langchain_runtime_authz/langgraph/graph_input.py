@@ -20,7 +20,7 @@ from langchain_runtime_authz.langgraph.private_api import is_resume_map
 from langchain_runtime_authz.langgraph.task_answers import OURS
 from langchain_runtime_authz.ledger.base import Approval
 from langchain_runtime_authz.mandate.languages import Language, languages
-from langchain_runtime_authz.pep.approval_hitl import PLAIN, TAKES_ANY, approval_ids, shown
+from langchain_runtime_authz.pep.approval_hitl import PLAIN, TAKES_ANY, approval_ids, is_shown_by, shown
 from langchain_runtime_authz.pep.corrections import answer, reply
 from langchain_runtime_authz.pep.run import Flow
 from langchain_runtime_authz.pep.run_lifecycle import Entry
@@ -85,7 +85,8 @@ def others(channels: Sequence[str]) -> list[str]:
 
 def open_questions(state: StateSnapshot, asks: Sequence[Approval], now: float) -> tuple[Interrupt, ...]:
     """Return a state's open interrupts: ours only while they wait in the ledger."""
-    waiting = {a.interrupt_id for a in asks if not 0 < a.expires_at <= now}
+    waits = [a for a in asks if not 0 < a.expires_at <= now]
+    waiting = {a.interrupt_id for a in shown(waits, {i.id: i.value for i in state.interrupts})}
     return tuple(i for i in state.interrupts if not approval_ids(i.value) or i.id in waiting)
 
 
@@ -151,10 +152,9 @@ def resumed(
 
 def marked(answer: object, question: Any, interrupt_id: str) -> object:
     """Mark an answer to a question of ours, so that no question of a node takes it."""
-    # A node may show a child graph's question as its own. Its interrupt has another id.
-    if not (ids := approval_ids(question)) or question.get("interrupt_id") != interrupt_id:
+    if not is_shown_by(question, interrupt_id):
         return answer
-    return {**(answer if isinstance(answer, Mapping) else {"decisions": answer}), OURS: ids}
+    return {**(answer if isinstance(answer, Mapping) else {"decisions": answer}), OURS: approval_ids(question)}
 
 
 def _offered(schema: object) -> Iterator[object]:

@@ -186,9 +186,11 @@ def _ask(
         # by code that never ran comes after all answered questions.
         before_answers = had is not None or any(j.row is not None or not j.call.by_code for j in fresh)
         # A review in this task received its answer before the code that asks now.
-        answered = (
-            had() if had else rounds + sum(bool(_asked_in(j, me, review=True)) and not j.call.reviewed for j in judged)
-        )
+        answered = rounds + sum(bool(_asked_in(j, me, review=True)) and not j.call.reviewed for j in judged)
+        if had:
+            answered = had()
+        elif task_answers.kept_answers(config) is not None:  # then a new question comes after all of them
+            answered = len(private.scratchpad_of(config).resume)
         late = before_answers and task_answers.answers_left(config, answered, plain=plain)
         refused: dict[str, Code] = dict.fromkeys(unrepeatable, Code.UNREPEATABLE_ARGUMENTS)
         here = run.engine.on_ask is not None

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, Final, NamedTuple
 
-from langgraph.config import get_config
+from langgraph.errors import GraphInterrupt
 from langgraph.types import interrupt
 
 from langchain_runtime_authz.langgraph import private_api as private
@@ -30,9 +30,12 @@ def fits(answer: object, ids: Collection[str]) -> bool:
 
 def pause(value: Mapping[str, Any], ids: Collection[str] | None = None) -> Any:
     """Ask a question of ours, or take the next answer, with `ids` one that fits them."""
-    before = _pausing.set(ids)
+    before, shown = _pausing.set(ids), dict(value)
     try:
-        return interrupt({**value, "interrupt_id": private.interrupt_id(get_config())})
+        return interrupt(shown)
+    except GraphInterrupt as exc:  # its id is known now, not before: the task's other calls may pause at once
+        shown["interrupt_id"] = exc.args[0][0].id
+        raise
     finally:
         _pausing.reset(before)
 

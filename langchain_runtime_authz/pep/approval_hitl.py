@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from langchain_runtime_authz._display import inert, quoted
@@ -83,10 +84,22 @@ def approval_ids(value: object) -> list[str]:
 
 
 def shown(asks: Sequence[Approval], questions: Mapping[str, object]) -> list[Approval]:
-    """Return those of `asks` that interrupts show. `questions`: the values by id."""
-    # A node that was stopped may have asked more under an interrupt's id.
-    found = [a for a in asks if a.interrupt_id in questions and a.allowed != TAKES_ANY]
-    return [a for a in found if a.id in (approval_ids(questions[a.interrupt_id]) or [a.id] * (a.source == "hitl"))]
+    """Return those of `asks` that interrupts show, with the ids of these interrupts.
+
+    `questions`: the interrupts' values by id. If a task was stopped or asked twice at once, the ledger has older ids.
+    """
+    ours = {a: i for i, q in questions.items() if is_shown_by(q, i) for a in approval_ids(q)}
+    found = [replace(a, interrupt_id=ours[a.id]) for a in asks if a.id in ours]
+    others = [a for a in asks if a.interrupt_id in questions and a.source == "hitl" and a.allowed != TAKES_ANY]
+    return found + [a for a in others if not approval_ids(questions[a.interrupt_id])]
+
+
+def is_shown_by(question: object, interrupt_id: str) -> bool:
+    """Return True if the interrupt shows a question of ours by itself.
+
+    A node may show a child graph's question as its own. Its interrupt has another id.
+    """
+    return bool(approval_ids(question)) and question.get("interrupt_id") == interrupt_id  # type: ignore[attr-defined]
 
 
 def remaining(value: object, question: object, open_ids: Collection[str]) -> object:

@@ -113,24 +113,34 @@ def test_below_an_unprotected_graph_each_answer_is_recorded_before_a_task_runs(p
     assert sorted(ran) == [ANN, ("bob", 2.0, "USD")]
 
 
+@pytest.mark.parametrize("together", [True, False], ids=["together", "in turn"])
+@pytest.mark.parametrize("by_id", [True, False], ids=["by id", "plain"])
 @pytest.mark.parametrize("enforced", [True, False], ids=["enforced", "twin"])
-def test_one_answer_does_not_approve_what_two_tools_of_a_task_pay(enforced: bool, go: str, ran: list[Any]) -> None:
-    """Only the first question is shown. In the twin, nobody asks."""
+def test_one_answer_does_not_approve_what_two_tools_of_a_task_pay(
+    together: bool, by_id: bool, enforced: bool, go: str, ran: list[Any]
+) -> None:
+    """Only one question is shown at a time. In the twin, nobody asks."""
     authz = authz_with(asking("pay"), profiles={**PROFILES, **dict.fromkeys("ab", ToolProfile(effect="write", sink="internal"))})
-    pay = pay_tool(ran)
-    tools = [pay, *[a_tool(name, lambda name=name: pay.invoke({"to": name, "amount": 1})) for name in "ab"]]
+    pay, begun = pay_tool(ran), [threading.Event(), threading.Event()]
+
+    def through(place: int, name: str) -> Any:
+        begun[place].set()
+        assert not together or begun[1 - place].wait(5)
+        return pay.invoke({"to": name, "amount": 1})
+
+    tools = [pay, a_tool("a", lambda: through(0, "a")), a_tool("b", lambda: through(1, "b"))]
     node = AuthzToolNode(tools, authz=authz) if enforced else ToolNode(tools)
     graph = hand_written(replying([call("a", {}, "c0"), call("b", {}, "c1")]), node, checkpointer=InMemorySaver())
     state = run_as(authz, graph, human(), THREAD, how=go)
-    if enforced:
-        assert not ran
-        (asked,) = run_as(authz, graph, resume(APPROVE), THREAD, how=go)["__interrupt__"]
-        assert len(ran) == 1
-        state = run_as(authz, graph, Command(resume={asked.id: {"decisions": [APPROVE]}}), THREAD, how=go)
+    for paid in range(2 * enforced):
+        assert len(ran) == paid
+        (asked,) = state["__interrupt__"]
+        given = Command(resume={asked.id: {"decisions": [APPROVE]}}) if by_id else resume(APPROVE)
+        state = run_as(authz, graph, given, THREAD, how=go)
     assert len(ran) == 2 and not state.get("__interrupt__")
 
 
-@pytest.mark.parametrize(("place", "by_id"), [("node", True), ("node", False), ("call", True), ("call", False), ("alone", True)])
+@pytest.mark.parametrize(("place", "by_id"), [("node", True), ("node", False), ("call", True), ("call", False), ("alone", True), ("alone", False)])
 def test_below_an_unprotected_graph_an_approval_answers_no_question_of_a_tool(place: str, by_id: bool, go: str, ran: list[Any]) -> None:
     """Both calls of the message run in one task. The first pays in its code."""
     authz = authz_with(asking("pay"), profiles={**PROFILES, **dict.fromkeys(("ask", "buy"), ToolProfile(effect="write", sink="internal"))})
