@@ -1,7 +1,5 @@
 """Count the Python functions that some work calls."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 

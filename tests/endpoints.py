@@ -1,7 +1,5 @@
 """Endpoints without a network: a handler, as of `httpx.MockTransport`, answers what a link sends."""
 
-from __future__ import annotations
-
 import asyncio
 import inspect
 from collections.abc import AsyncIterator, Callable

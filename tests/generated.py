@@ -1,7 +1,5 @@
 """Read and write the tables that commands generate into `docs/_generated`, between two marks in each file."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Final
 

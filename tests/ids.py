@@ -1,7 +1,5 @@
 """Names of parametrised cases that are the same in every process."""
 
-from __future__ import annotations
-
 import re
 
 

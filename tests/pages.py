@@ -8,8 +8,6 @@ Beside the machine's time it prints an estimate of a person's: every word of the
 is pasted, as one more thought (Card, Moran and Newell 1980). Nobody was timed.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

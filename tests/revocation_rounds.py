@@ -16,8 +16,6 @@ The figures are milliseconds from the moment at which the revocation returned (`
 the last permit of all processes. `--twin` revokes another thread and makes another file: the calls go on being permitted.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import multiprocessing as mp

@@ -1,7 +1,5 @@
 """Run work in threads at the same time, and wait for what others do."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """How much is played: the profile `ci` plays a part of what the long tier plays."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from typing import Final, TypeVar

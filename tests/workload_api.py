@@ -1,7 +1,5 @@
 """A SPIFFE Workload API in this process: certificates, JWT-SVIDs and a socket like SPIRE's, to be bent by tests."""
 
-from __future__ import annotations
-
 import base64
 import datetime
 import json

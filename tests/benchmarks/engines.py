@@ -5,8 +5,6 @@ PATH) for the rows with a server. Prints medians with the machine they were meas
 but that every engine permits.
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import gc

@@ -5,8 +5,6 @@ the machine they were measured on; asserts nothing. Flat: the last hundred steps
 a new one, step by step in turns, so that whatever else the machine does meets both alike. Figures are wall time, because what counts is the wait for the disk.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import secrets

@@ -4,8 +4,6 @@ Run from the repository's root: `python -m tests.benchmarks.provenance`. CPU tim
 a busy machine tells the same; printed, never judged.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

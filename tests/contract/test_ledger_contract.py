@@ -1,7 +1,5 @@
 """The ledger contract, kept by the ledgers that need no service."""
 
-from __future__ import annotations
-
 import sys
 from collections import Counter
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The PDP contract, kept by the PDPs that need no service."""
 
-from __future__ import annotations
-
 import json
 from importlib import resources
 

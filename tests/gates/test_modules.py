@@ -3,8 +3,6 @@
 `python -m tests.gates.test_modules` writes the page anew.
 """
 
-from __future__ import annotations
-
 import ast
 from pathlib import Path
 

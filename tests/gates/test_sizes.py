@@ -1,7 +1,5 @@
 """Hold the size and the complexity of the package. Lower a limit when the code allows it; never raise one."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -5,8 +5,6 @@ against Cerbos if `LRA_CERBOS` names it. The scenario certifies PDPs; here it sh
 accept, and reads what a PDP must answer. The client does not search, so the rows of Search are not played.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import os

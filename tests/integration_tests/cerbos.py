@@ -4,8 +4,6 @@ Cerbos gives its policies the subject, the action and the resource of a request,
 that decides by the context.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

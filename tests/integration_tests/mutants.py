@@ -1,7 +1,5 @@
 """Requests made from a good one: of the same types, or of any shape at all."""
 
-from __future__ import annotations
-
 import json
 import random
 from typing import Any

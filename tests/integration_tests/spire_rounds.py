@@ -3,8 +3,6 @@
 `python -m tests.integration_tests.spire_rounds [SECONDS]` prints what was seen, and fails if it is not as it should be.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

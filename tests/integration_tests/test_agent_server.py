@@ -6,8 +6,6 @@ strategies (`multitask_strategy`), and a run is cancelled and rolled back. The s
 authentication found.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

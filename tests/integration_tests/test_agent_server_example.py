@@ -1,7 +1,5 @@
 """`examples/agent_server` on `langgraph dev`, started as its README says: with its blocking-call detector, SQLite and audit."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

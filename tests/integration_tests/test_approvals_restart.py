@@ -1,7 +1,5 @@
 """Approvals over a restart on SQLite, in every kind of agent: approved once, edited as edited, rejected never."""
 
-from __future__ import annotations
-
 import asyncio
 import warnings
 from collections.abc import Callable, Iterator

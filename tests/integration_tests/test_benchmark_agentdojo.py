@@ -1,7 +1,5 @@
 """The AgentDojo benchmark's own machinery, on a few cases of each suite."""
 
-from __future__ import annotations
-
 import copy
 import json
 from collections.abc import Iterator

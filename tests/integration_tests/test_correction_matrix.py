@@ -1,7 +1,5 @@
 """The cells of the correction matrix that need supervisor, swarm or deepagents."""
 
-from __future__ import annotations
-
 from tests.attack.corrections import MODES, Kind, Road, check, harm
 from tests.attack.test_correction_matrix import cells, modes
 

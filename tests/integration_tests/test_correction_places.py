@@ -4,8 +4,6 @@ On SQLite one process plans and another, new to the thread, corrects it and goes
 SQLite where a run is in flight, the process that plans lives on, thinks or waits, while another one corrects.
 """
 
-from __future__ import annotations
-
 import os
 import secrets
 from collections.abc import Iterator

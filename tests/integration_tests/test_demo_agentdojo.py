@@ -1,7 +1,5 @@
 """The AgentDojo replay: the attacks succeed under a static token, and not under a runtime decision."""
 
-from __future__ import annotations
-
 import importlib
 import io
 import json

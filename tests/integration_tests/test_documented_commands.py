@@ -5,8 +5,6 @@ a folder of their own. Text may name a command without what it needs: then its h
 `PLAYED` of `test_docs.py` names what plays the lines of other programs.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

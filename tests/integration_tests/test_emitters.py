@@ -1,7 +1,5 @@
 """What machines write, over three checkpointers and three ledgers: memory, an SQLite file, PostgreSQL."""
 
-from __future__ import annotations
-
 import os
 import secrets
 import time

@@ -1,7 +1,5 @@
 """A PDP that misbehaves in every way: no tool runs, every denial is in time and says which, nothing leaks."""
 
-from __future__ import annotations
-
 import asyncio
 import socket
 import time

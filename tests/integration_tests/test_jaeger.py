@@ -3,8 +3,6 @@
 `LRA_JAEGER=… pytest tests/integration_tests/test_jaeger.py -s` prints the tree that `docs/tracing.md` shows.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import os

@@ -3,8 +3,6 @@
 `.ci/long` runs a thousand rounds on SQLite and two hundred on PostgreSQL.
 """
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

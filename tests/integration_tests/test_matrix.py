@@ -1,7 +1,5 @@
 """The rows of the bypass matrix that need supervisor, swarm or deepagents."""
 
-from __future__ import annotations
-
 import pytest
 
 from tests.attack.routes import MODES, ROUTES, Route

@@ -1,7 +1,5 @@
 """Each notebook runs offline from top to bottom, and is stored with what it showed."""
 
-from __future__ import annotations
-
 import base64
 import os
 import runpy

@@ -1,7 +1,5 @@
 """`OpaPDP` against a real OPA: every way to reach it, bundles, and what a broken policy gives."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import http.server

@@ -1,7 +1,5 @@
 """Hot reload under load: every decision is one revision's, and nothing is left behind. `LRA_RELOADS` says how many."""
 
-from __future__ import annotations
-
 import gc
 import json
 import os

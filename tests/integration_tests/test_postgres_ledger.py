@@ -1,7 +1,5 @@
 """The ledger contract on PostgreSQL, and what is that store's own: roles, tenants, its clock, its failures."""
 
-from __future__ import annotations
-
 import asyncio
 import itertools
 import os

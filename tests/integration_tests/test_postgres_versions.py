@@ -1,7 +1,5 @@
 """The schema on PostgreSQL: up and down, two package versions on one database, and a database put back in time."""
 
-from __future__ import annotations
-
 import os
 import secrets
 from collections.abc import Iterator

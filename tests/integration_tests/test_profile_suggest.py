@@ -1,7 +1,5 @@
 """`profile suggest` on three real graphs, beside what a careful author wrote for the same tools."""
 
-from __future__ import annotations
-
 import pytest
 
 from tests import generated

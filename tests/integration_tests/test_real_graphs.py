@@ -1,7 +1,5 @@
 """The shapes whose packages the unit tier does not have."""
 
-from __future__ import annotations
-
 import pytest
 
 from tests import generated

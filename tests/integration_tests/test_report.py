@@ -1,7 +1,5 @@
 """The report in a browser: read by people, by keyboard and by screen readers, in both themes, whatever it holds."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The units in deploy/systemd, as systemd itself reads them."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 from pathlib import Path

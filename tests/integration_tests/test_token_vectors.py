@@ -1,7 +1,5 @@
 """The published call tokens, checked by a service in JavaScript: `jose` and what docs/credentials.md says."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

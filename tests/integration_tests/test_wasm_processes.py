@@ -1,7 +1,5 @@
 """The embedded engine across processes, and replaced while it is asked."""
 
-from __future__ import annotations
-
 import json
 import multiprocessing
 import os

@@ -1,7 +1,5 @@
 """The recipe for a webhook: its code, against a server on loopback."""
 
-from __future__ import annotations
-
 import json
 import re
 import threading

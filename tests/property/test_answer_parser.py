@@ -3,8 +3,6 @@
 The judge is independent of the parser: it reads the same bytes as pairs and looks for the literal.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from typing import Any

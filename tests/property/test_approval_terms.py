@@ -1,7 +1,5 @@
 """Terms of approvals joined: an approver must satisfy both."""
 
-from __future__ import annotations
-
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -1,7 +1,5 @@
 """The call in a token: any other argument is refused, no value is shown, nothing is equated that the gate tells apart."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The correction machine can fail: of each rule that it watches, a product without it is caught."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Delegation only attenuates: along every path of a tree, and for budgets over the whole tree."""
 
-from __future__ import annotations
-
 from collections import Counter
 
 from hypothesis import given, settings

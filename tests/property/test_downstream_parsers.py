@@ -1,7 +1,5 @@
 """Every parser of a service's side against arbitrary input: an answer or a refusal, never anything else."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import posixpath

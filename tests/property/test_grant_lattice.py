@@ -1,7 +1,5 @@
 """Grants form a lattice: everything that delegation relies on follows from `meet`."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

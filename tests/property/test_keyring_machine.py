@@ -1,7 +1,5 @@
 """A key ring through any history: what must always hold of the keys, and of the tokens that they signed."""
 
-from __future__ import annotations
-
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule

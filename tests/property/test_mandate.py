@@ -1,7 +1,5 @@
 """Nothing that a model or an outsider writes makes a call covered; nothing is covered more often than it was ordered."""
 
-from __future__ import annotations
-
 from collections import Counter
 from itertools import product
 

@@ -4,8 +4,6 @@ The judge does not read material as the check does. The texts are built of own w
 which, and looks for each value among the own words.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What the words compiler reads stands in the text, in one clause, once; and a text beside it adds nothing."""
 
-from __future__ import annotations
-
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

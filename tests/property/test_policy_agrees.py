@@ -1,7 +1,5 @@
 """The shipped policy decides as `Grant` and the rows of `effects` in Python, and no mutation permits without a lease."""
 
-from __future__ import annotations
-
 import copy
 import json
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Data of another shape never widens what the shipped policy permits, and is refused before it decides anything."""
 
-from __future__ import annotations
-
 import copy
 import json
 from collections.abc import Iterator

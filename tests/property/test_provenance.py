@@ -1,7 +1,5 @@
 """No formatting makes a value trusted that only an outsider asserted; a mention is never an assertion."""
 
-from __future__ import annotations
-
 import json
 import re
 import unicodedata

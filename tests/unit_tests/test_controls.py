@@ -1,7 +1,5 @@
 """Which published control a rule helps with: nothing is claimed that no rule and no test shows."""
 
-from __future__ import annotations
-
 import ast
 import json
 import os

@@ -1,7 +1,5 @@
 """What `deploy/` ships: the chart's values, the compose file and the systemd units."""
 
-from __future__ import annotations
-
 import copy
 import json
 import re

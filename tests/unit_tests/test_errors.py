@@ -1,7 +1,5 @@
 """Codes are stable and speak to operators; what a model may read is neutral."""
 
-from __future__ import annotations
-
 import re
 import traceback
 from importlib import resources

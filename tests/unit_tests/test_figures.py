@@ -1,7 +1,5 @@
 """Each figure in the prose of README and docs is that of the code, or stands in a table that a command writes."""
 
-from __future__ import annotations
-
 import json
 import re
 from importlib.resources import files

@@ -1,7 +1,5 @@
 """The language of docstrings, comments, messages and docs: phrases that a reader would have to solve are not used."""
 
-from __future__ import annotations
-
 import ast
 import io
 import re

@@ -1,7 +1,5 @@
 """Eight apps as strangers write them, without protection and with it."""
 
-from __future__ import annotations
-
 from itertools import product
 
 import pytest

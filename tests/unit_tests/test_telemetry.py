@@ -1,7 +1,5 @@
 """Spans: what they say, what they never say, and that they stop nothing."""
 
-from __future__ import annotations
-
 import contextvars
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Remove one part of the comparison with the mandate, in this process, to see what it is worth."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any

@@ -1,7 +1,5 @@
 """The benchmark's report: JSON, a Markdown table, a picture."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence

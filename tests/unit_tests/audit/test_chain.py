@@ -1,7 +1,5 @@
 """The decision log: what a record holds, and that a chain shows every change."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import multiprocessing

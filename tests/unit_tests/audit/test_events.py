@@ -1,7 +1,5 @@
 """What happens to a run is on record: the plan, the order, questions and answers, changes of the task, delegation."""
 
-from __future__ import annotations
-
 from contextlib import nullcontext
 from typing import Any, get_args
 

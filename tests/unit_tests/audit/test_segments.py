@@ -1,7 +1,5 @@
 """A log that rotates: its segments are one chain, and one that is missing, swapped or cut shows."""
 
-from __future__ import annotations
-
 import json
 import multiprocessing
 import os

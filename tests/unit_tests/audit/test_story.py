@@ -1,7 +1,5 @@
 """What a story tells of a run, and that no text in a record is more than text in it."""
 
-from __future__ import annotations
-
 import json
 import unicodedata
 from html.parser import HTMLParser

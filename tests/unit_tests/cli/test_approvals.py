@@ -1,7 +1,5 @@
 """`runtime-authz approvals`: what waits, and a person's signed answer, over a ledger that processes share."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """`runtime-authz calls` on a ledger in which a process died during a payment."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

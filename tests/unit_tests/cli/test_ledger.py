@@ -1,7 +1,5 @@
 """`runtime-authz ledger`."""
 
-from __future__ import annotations
-
 import sqlite3
 import sys
 import time

@@ -1,7 +1,5 @@
 """`runtime-authz policy`: used as a security engineer would, on a recorded run of the demo."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os

@@ -1,7 +1,5 @@
 """Recorded traces: their format, and what a replay decides."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

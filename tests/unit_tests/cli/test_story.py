@@ -1,7 +1,5 @@
 """An auditor's commands, on the log that the documented `audit="audit.jsonl"` writes: without contents."""
 
-from __future__ import annotations
-
 import json
 import zipfile
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The call in a token: what it says of step and arguments, and which demands it meets."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

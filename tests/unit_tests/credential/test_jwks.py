@@ -1,7 +1,5 @@
 """The key set of an issuer: slow, lying, rotating, and asked for by strangers."""
 
-from __future__ import annotations
-
 import asyncio
 import base64
 import gzip

@@ -1,7 +1,5 @@
 """Keys over time: rotation without downtime, withdrawal at once, and a directory that others share."""
 
-from __future__ import annotations
-
 import copy
 import fcntl
 import json

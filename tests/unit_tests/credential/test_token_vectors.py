@@ -1,7 +1,5 @@
 """The published call tokens: the file is what its script makes, and it says what this package decides."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 

@@ -1,7 +1,5 @@
 """Requests for tokens, and tokens that a key really signed, whatever they say."""
 
-from __future__ import annotations
-
 import base64
 import json
 from collections.abc import Iterator

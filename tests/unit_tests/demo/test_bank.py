@@ -1,7 +1,5 @@
 """The bank demonstration: what protection stops is what happens without it."""
 
-from __future__ import annotations
-
 import io
 from types import SimpleNamespace
 

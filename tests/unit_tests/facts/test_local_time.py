@@ -1,7 +1,5 @@
 """The local time of a request: of the zone, with its summer time."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime
 
 import pytest

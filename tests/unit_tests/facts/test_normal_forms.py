@@ -1,7 +1,5 @@
 """Normal forms: what is the same value, and what only looks like it."""
 
-from __future__ import annotations
-
 import time
 import unicodedata
 from collections.abc import Callable

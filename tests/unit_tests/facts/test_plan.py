@@ -1,7 +1,5 @@
 """A call is held against what was announced, and every call has a key of its own."""
 
-from __future__ import annotations
-
 import itertools
 import json
 from typing import Any

@@ -1,7 +1,5 @@
 """The task only grows, and only by what a human says for the first time."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """Whom a provider's token speaks for, and which tokens prove nothing; without a network."""
 
-from __future__ import annotations
-
 import asyncio
 import base64
 import json

@@ -3,8 +3,6 @@
 The tokens are made here, after the providers' documentation (Keycloak: after 26.7 itself). They are nobody's real tokens.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """A workload by a projected token: a file that the platform replaces, as Kubernetes does with a symbolic link."""
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 from typing import Any

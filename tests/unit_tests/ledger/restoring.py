@@ -1,7 +1,5 @@
 """The drill: a ledger is backed up in use, lost, and put back. The tests that each SQL store passes."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 from pathlib import Path

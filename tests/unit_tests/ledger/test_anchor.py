@@ -1,7 +1,5 @@
 """A ledger that is older than its audit chain says is refused: what it revoked since would live again."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable

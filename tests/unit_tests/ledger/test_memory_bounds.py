@@ -1,7 +1,5 @@
 """What a ledger in memory keeps of long threads and of many, and that what it drops denies."""
 
-from __future__ import annotations
-
 import tracemalloc
 
 import pytest

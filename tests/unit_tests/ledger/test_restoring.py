@@ -1,7 +1,5 @@
 """The drill on an SQLite file."""
 
-from __future__ import annotations
-
 import subprocess
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The SQLite ledger's schema: migrations, two package versions on one ledger, and retention."""
 
-from __future__ import annotations
-
 import sqlite3
 from pathlib import Path
 from typing import Any

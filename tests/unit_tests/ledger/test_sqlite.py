@@ -1,7 +1,5 @@
 """The SQLite ledger when its file is gone, held, full, older, or something else: a deny with a code, and nothing lost."""
 
-from __future__ import annotations
-
 import asyncio
 import shutil
 import sqlite3

@@ -1,7 +1,5 @@
 """A SQL ledger remembers the threads that it began. What it remembers holds only while the file says that nobody else was there."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sqlite3

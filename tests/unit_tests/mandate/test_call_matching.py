@@ -1,7 +1,5 @@
 """A call is covered only if one unspent step orders all that it says; every other call says what deviates."""
 
-from __future__ import annotations
-
 import decimal
 import pickle
 import sys

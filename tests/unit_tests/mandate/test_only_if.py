@@ -1,7 +1,5 @@
 """A condition holds only if complete reads and trusted fields show it; a record's author decides who chose its fields."""
 
-from __future__ import annotations
-
 import pytest
 from pydantic import ValidationError
 

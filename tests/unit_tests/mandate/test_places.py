@@ -1,7 +1,5 @@
 """What the user states: own words, without material and without what is forbidden."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """What of a planner's mandate is kept: only what the user's own words back, and nothing is repaired."""
 
-from __future__ import annotations
-
 import time
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Two ways to write a value are one only where they reach the same; what can be read in two ways equals nothing else."""
 
-from __future__ import annotations
-
 import datetime
 
 import pytest

@@ -1,7 +1,5 @@
 """A policy that changes while it decides: whole, forward, and never to something worse."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import errno

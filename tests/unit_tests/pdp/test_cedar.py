@@ -1,7 +1,5 @@
 """Cedar's answers as decisions: errors deny, annotations are reasons and obligations."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from importlib import resources

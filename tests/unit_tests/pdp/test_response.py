@@ -1,7 +1,5 @@
 """An answer of a PDP is a decision document or nothing."""
 
-from __future__ import annotations
-
 import json
 import math
 import types

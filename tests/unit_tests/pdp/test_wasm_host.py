@@ -1,7 +1,5 @@
 """The host of compiled Rego against modules that misbehave: each fails, none is believed, none harms the next."""
 
-from __future__ import annotations
-
 import asyncio
 import ctypes
 import gc

@@ -1,7 +1,5 @@
 """Calls in doubt: asked about in every order, resolved by people or by the service, never repeated unasked."""
 
-from __future__ import annotations
-
 import asyncio
 import datetime as dt
 import secrets

@@ -1,7 +1,5 @@
 """Obligations are a must: nobody is told, nothing runs; and a denial's obligations are carried out too."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import logging

@@ -1,7 +1,5 @@
 """The task's words and the tools' outputs of a thread, remembered in this process."""
 
-from __future__ import annotations
-
 import pytest
 
 from langchain_runtime_authz.facts.normal_forms import forms
