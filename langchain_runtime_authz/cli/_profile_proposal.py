@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -20,7 +20,7 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from langchain_runtime_authz.cli._app import flow, scalar
 from langchain_runtime_authz.langgraph.private_api import injected_names
 from langchain_runtime_authz.langgraph.tool_lookup import digest_of
-from langchain_runtime_authz.tool_profile import EFFECTS, UNPROFILED, Effect, raise_by_hints
+from langchain_runtime_authz.tool_profile import EFFECTS, HARMLESS, UNPROFILED, Effect, raise_by_hints
 
 MAX_DEPTH: Final = 4
 
@@ -47,40 +47,41 @@ class Proposal:
         for fact, value in self.facts.items():
             why = self.why.get(fact)
             lines.append(f"    {fact}: {flow(value)}" + (f"  # DOUBT: {why}" if why else ""))
-        lines += [f"    # {d.fact}: {flow(d.value)}  # DOUBT: {d.why}" for d in self.doubts]
+            lines += [
+                f"    # {fact}: {flow(d.value)}  # DOUBT: or this, {d.why}" for d in self.doubts if d.fact == fact
+            ]
+        new = (d for d in self.doubts if d.fact not in self.facts)
+        lines += [f"    # {d.fact}: {flow(d.value)}  # DOUBT: {d.why}" for d in new]
         if self.silent:
             lines.append(f"    # DOUBT: nothing is known of {', '.join(json.dumps(s) for s in self.silent)}")
         return "\n".join(lines)
 
 
-def propose(tool: BaseTool) -> Proposal:
-    """Guess the profile of `tool`, from its declaration alone."""
-    schema = _schema(tool)
-    paths = dict(_paths(schema.get("properties", {}), set(injected_names(tool))))
-    words = _words(tool.name)
-    critical = {p: _new(kind, p, words) for p, s in paths.items() if (kind := _kind(p, s)) is not None}
-    timed = (p for p, s in paths.items() if _formats(s) & {"date", "date-time", "time"} or _is_text(p, s, _TIMES))
-    when = [p for p in timed if p not in critical]
-    text = _top([p for p, s in paths.items() if p not in critical and p not in when and _is_text(p, s, _TEXTS)])
-    text = [t for t in text if t not in {p.split(".")[0] for p in (*critical, *when)}]
-    named = {p.split(".")[0] for p in (*critical, *when, *text)}
-
-    hinted = raise_by_hints(UNPROFILED, tool.metadata, tool.name)
-    said = raise_by_hints(hinted, None, _verb(tool.description))
-    by_words = "its description begins so" if said.effect != UNPROFILED.effect else "nothing says more"
-    if hinted.effect != UNPROFILED.effect:
-        annotated = (tool.metadata or {}).get("destructiveHint") is True
-        by_words = "its annotations say so" if annotated else "its name says so"
-    # The riskiest of its words and its arguments.
-    by_arguments = _by_arguments(words, critical)
-    effect, why_effect = max(((said.effect, by_words), *by_arguments), key=lambda e: EFFECTS.index(e[0]))
-    searches = set(words) & _SEARCHES and not set(words) & (_WRITES | _CODE)
+def propose(tool: BaseTool, tools: Sequence[BaseTool] = ()) -> Proposal:
+    """Guess the profile of `tool`, one of its graph's `tools`, from its declaration."""
+    paths = dict(_paths(_schema(tool).get("properties", {}), set(injected_names(tool))))
+    words = _named(tool.name)
+    kinds = {p: _new(kind, p, words) for p, s in paths.items() if (kind := _kind(p, s)) is not None}
+    effect, why_effect = max(_effects(tool, words, kinds), key=lambda e: EFFECTS.index(e[0]))
+    searches = words[0] in _SEARCHES and not set(words) & (_WRITES | _CODE)
     if effect == UNPROFILED.effect and searches:  # as risky as a search can be
         effect, why_effect = "fetch", "it searches, by its name; `write` if it changes anything"
+    doubts = tuple(_milder(tool, words, kinds, effect))
+    acts = effect not in HARMLESS and not any(d.fact == "effect" for d in doubts)
+    silent = {p: _unknown(s) for p, s in paths.items() if p not in kinds}
+    unknown = tuple(n for n in _top(silent) if n not in _top(kinds))
+    if acts:  # what nothing is known of decides, unless it is a switch
+        kinds |= {p: kind for p, kind in silent.items() if kind}
+    if effect in ("send", "pay"):
+        kinds |= {p: "principal" for p, kind in kinds.items() if kind == "object" and _last(p)[-1] in _ENDS}
+    when = [p for p, kind in kinds.items() if kind == "when"]
+    text = [p for p, kind in kinds.items() if kind == "text"]
+    critical = {p: kind for p, kind in kinds.items() if kind not in ("when", "text")}
     if effect == "fetch":  # the free words of a search decide nothing, but its address does
-        text = list(dict.fromkeys([*text, *_top(p for p, kind in critical.items() if kind == "value")]))
+        text += [p for p, kind in critical.items() if kind == "value"]
         critical = {p: kind for p, kind in critical.items() if kind != "value"}
-    confidential = set(words) & _CONFIDENTIAL
+    text = [t for t in _top(text) if t not in _top([*critical, *when])]
+    confidential = _CONFIDENTIAL.intersection(_words(tool.name))
     facts = {
         "effect": effect,
         "sink": UNPROFILED.sink,
@@ -89,7 +90,7 @@ def propose(tool: BaseTool) -> Proposal:
         "text": text,
         "class": "confidential" if confidential else UNPROFILED.data_class,
         "trust": UNPROFILED.trust,
-        "prose": [""] if set(words) & _PROSE else None,
+        "prose": [""] if _PROSE.intersection(_words(tool.name)) else None,
         "digest": digest_of(tool),
     }
     facts = {fact: value for fact, value in facts.items() if value}
@@ -101,40 +102,81 @@ def propose(tool: BaseTool) -> Proposal:
         "trust": "who writes its output? By field, if that differs",
         "prose": "free text by its name; name the fields, if it has any",
     }
-    doubts = tuple(_milder(tool, words, critical, effect))
-    asks = words[0] and words[0] not in _READS and effect not in ("read", "fetch")
-    if asks and not (doubts and doubts[0].fact == "effect"):
-        doubts += (Doubt("intent", [words[0]], "the words by which a user asks for it"),)
-    return Proposal(tool.name, facts, why, doubts, tuple(n for n in _top(paths) if n not in named))
+    if acts and (intent := _intent(tool, words, tools)):
+        doubts += (Doubt("intent", intent, "words by which a user orders it"),)
+    return Proposal(tool.name, facts, why, doubts, unknown)
 
 
-def _by_arguments(words: list[str], critical: Mapping[str, str]) -> Iterator[tuple[Effect, str]]:
-    kinds = set(critical.values())
-    if words[0] not in _READS and "principal" in kinds:
-        yield ("pay", "it takes an amount and whom it is for") if "amount" in kinds else ("send", "it takes people")
-    if words[0] in _CODE | {"run"} and critical.keys() & _CODE:
+def _effects(tool: BaseTool, words: list[str], kinds: Mapping[str, str]) -> Iterator[tuple[Effect, str]]:
+    """Yield the effects that the declaration hints at, with reasons."""
+    yield UNPROFILED.effect, "its name tells nothing worse"
+    hinted = raise_by_hints(UNPROFILED, tool.metadata, tool.name).effect
+    if hinted != UNPROFILED.effect:
+        annotated = (tool.metadata or {}).get("destructiveHint") is True
+        yield hinted, "its annotations say so" if annotated else "its name says so"
+    said = _verb(tool.description)
+    yield raise_by_hints(UNPROFILED, None, said).effect, "its description begins so"
+    for effect, verbs in _EFFECTS.items():
+        if words[0] in verbs or (words[0] in _MAKES | _VAGUE and verbs.intersection(words[1:])):
+            yield effect, "its name says so"
+        if said in verbs:
+            yield effect, "its description begins so"
+    if words[0] in _READS - _RUNS:
+        return
+    if any(kind == "principal" and _last(p)[-1] not in _WEAK for p, kind in kinds.items()):
+        paid = any(kind == "amount" and _MONEY.intersection(_last(p)) for p, kind in kinds.items())
+        yield ("pay", "it takes an amount and whom it is for") if paid else ("send", "it takes people")
+    taken = {w for p in kinds for w in _last(p)}
+    runs = words[0] in _RUNS | _CODE and (taken | {*_words(tool.name)}) & (_CODE | _PROGRAMS)
+    if runs or (taken & _CODE and words[0] not in _WRITES):
         yield "admin", "it runs what an argument says"
 
 
-def _milder(tool: BaseTool, words: list[str], critical: Mapping[str, str], effect: Effect) -> Iterator[Doubt]:
-    if effect not in (UNPROFILED.effect, "fetch"):
-        if effect in ("delete", "admin"):
-            yield Doubt("sink", "internal", "if its arguments stay in the organisation")
-        return
-    hint = (tool.metadata or {}).get("readOnlyHint") is True
-    if hint or words[0] in _READS:
+def _milder(tool: BaseTool, words: list[str], kinds: Mapping[str, str], effect: Effect) -> Iterator[Doubt]:
+    said, hints = _verb(tool.description), tool.metadata or {}
+    more = _PARTICLES.intersection(words[1:2]) or {"and", "or"}.intersection(words) or said in _VERBS - _READS
+    looks = (words[0] in _READS and not more) or words[:2] == ["look", "up"]
+    hint = hints.get("readOnlyHint") is True
+    acts = raise_by_hints(UNPROFILED, hints, " ".join(w for w in words if w not in _NOUNS)).effect
+    mild = effect in (UNPROFILED.effect, "fetch") or (looks and acts == UNPROFILED.effect and effect != "admin")
+    numbers = all(_unknown(s) == "amount" for s in _schema(tool).get("properties", {}).values())
+    if mild and (looks or hint):
         why = "an annotation says that it only reads" if hint else f"its name begins with {json.dumps(words[0])}"
-        out = "url" in critical.values() or (tool.metadata or {}).get("openWorldHint") is True or set(words) & _WEB
-        if out:
-            if effect != "fetch":
-                yield Doubt("effect", "fetch", f"{why}; the address is seen outside")
-            return
-        yield Doubt("effect", "read", f"{why}, if it looks into nothing outside")
-        yield Doubt("sink", "none", "a read that sends nothing outside")
-    elif words[0] in _COMPUTES:
+        outside = hints.get("openWorldHint") is True or _WEB.intersection(_words(tool.name))
+        out = outside or "url" in kinds.values()
+        if out and effect != "fetch":
+            yield Doubt("effect", "fetch", f"as the address is seen outside: {why}")
+        elif not out:
+            yield Doubt("effect", "read", f"if it looks into nothing outside: {why}")
+            yield Doubt("sink", "none", "if it is a read that sends nothing outside")
+    elif effect == UNPROFILED.effect and words[0] in _COMPUTES and (words[0] not in _WRITES or numbers):
         yield Doubt("effect", "compute", "if it works on its arguments alone; then without `sink`")
-    elif words[0] in _WRITES:
+    elif effect in ("write", "delete") and not {"url", "channel"}.intersection(kinds.values()):
         yield Doubt("sink", "internal", "if its data stays in the organisation")
+
+
+def _intent(tool: BaseTool, words: list[str], tools: Sequence[BaseTool]) -> list[str]:
+    """Return words by which a user orders the tool, with nouns for a shared verb."""
+    own, nouns = _orders(words)
+    rivals = [one for t in tools if t.name != tool.name for one in [_orders(_named(t.name))] if {*own} & {*one[0]}]
+    if any({*nouns} <= {*named} for _, named in rivals):
+        return []
+    shared = {verb for verbs, _ in rivals for verb in verbs} | _VAGUE
+    return [" ".join([verb, *nouns]) if verb in shared else verb for verb in own]
+
+
+def _orders(words: list[str]) -> tuple[list[str], list[str]]:
+    """Return the verbs that order a tool, and its nouns up to a preposition."""
+    if words[0] not in _VERBS or words[0] in _READS:
+        return [], []
+    verb, *nouns = words
+    particle = "".join(f" {n}" for n in nouns[:1] if n in _PARTICLES)
+    nouns = nouns[bool(particle) :]
+    end = next((n for n, w in enumerate(nouns) if n and w in _SMALL), None)
+    nouns = [n for n in nouns[:end] if n not in _SMALL]
+    groups = [g for of, groups in _SYNONYMS.items() for g in groups if not of or {*of.split()} & {*nouns}]
+    said = [w for g in groups if verb in g.split() or {*g.split()} & {*nouns} for w in g.split()]
+    return [w + particle for w in dict.fromkeys([verb, *said])], nouns
 
 
 def _schema(tool: BaseTool) -> Mapping[str, Any]:
@@ -176,35 +218,53 @@ def _types(schema: Mapping[str, Any]) -> set[str]:
     return {kind for one in named for kind in (one if isinstance(one, list) else [one]) if isinstance(kind, str)}
 
 
-def _formats(schema: Mapping[str, Any]) -> set[str]:
-    return {f for part in _alternatives(schema) if isinstance(f := part.get("format"), str)}
-
-
 def _kind(path: str, schema: Mapping[str, Any]) -> str | None:
-    """Return a critical argument's kind, by format or the last known word of its name."""
-    if by_format := _formats(schema) & _FORMAT_KINDS.keys():
-        return _FORMAT_KINDS[min(by_format)]
+    """Return a critical kind, `when` or `text`: by format, name or description."""
+    formats = [
+        _FORMAT_KINDS[f] for p in _alternatives(schema) if isinstance(f := p.get("format"), str) and f in _FORMAT_KINDS
+    ]
+    if formats:
+        return min(formats)
     types = _types(schema)
     if types and types <= {"boolean", "null"}:
         return None
-    words = _last(path)
-    numeric = bool(types & {"number", "integer"}) and "string" not in types
+    kind = _by_name(_last(path), numeric=bool(types & {"number", "integer"}) and "string" not in types)
+    said = " ".join(str(part.get("description", "")) for part in _alternatives(schema)).lower()
+    marked = (k for mark, k in _MARKS.items() if re.search(rf"\b{mark}\b", said))
+    return next(marked, kind) if kind in (None, "object", "value") else kind
+
+
+def _by_name(words: list[str], *, numeric: bool) -> str | None:
+    """Return the kind of the last known word.
+
+    `user_id` is a user, but `email_id` is the id of an email.
+    """
+    weak = None
     for word in reversed(words):
-        for kind, names in _KINDS:
-            if word in names and (not numeric or kind in ("amount", "object")):
-                return kind
-    return None
+        kind = next((kind for kind, names in _KINDS if word in names), None)
+        if kind is None or (numeric and weak is None and kind not in ("amount", "object")):
+            continue
+        if word in _WEAK:
+            weak = weak or kind
+        elif weak is not None:
+            theirs = kind in ("principal", "channel") and not (word in _LETTERS and weak == "object")
+            return kind if theirs or (weak == "place" and kind == "url") else weak
+        elif kind != "text" or word == words[-1]:
+            return kind
+    return weak
+
+
+def _unknown(schema: Mapping[str, Any]) -> str | None:
+    """Return the kind of an argument of unknown meaning; a switch has none."""
+    types = _types(schema) - {"null"}
+    return None if types == {"boolean"} else "amount" if types and types <= {"number", "integer"} else "value"
 
 
 def _new(kind: str, path: str, words: list[str]) -> str:
     """Return `name` instead of `object` for an object that the tool has yet to make."""
     if kind != "object" or words[0] not in _MAKES:
         return kind
-    return "name" if set(_last(path)) & {"filename", "path", *words[1:]} else kind
-
-
-def _is_text(path: str, schema: Mapping[str, Any], lexicon: frozenset[str]) -> bool:
-    return bool(set(_last(path)) & lexicon) and "string" in (_types(schema) or {"string"})
+    return "name" if set(_last(path)) & {"filename", "path", "name", *words[1:]} - {"id"} else kind
 
 
 def _verb(description: str) -> str:
@@ -217,6 +277,12 @@ def _last(path: str) -> list[str]:
     return _words(path.rsplit(".", 1)[-1])
 
 
+def _named(name: str) -> list[str]:
+    """Return a name's words from its verb on: `slack_post_message` posts."""
+    words = _words(name)
+    return words[next((n for n, w in enumerate(words) if w in _VERBS), 0) :]
+
+
 def _words(name: str) -> list[str]:
     return [w.lower() for w in _WORD.findall(name[:200])] or [""]
 
@@ -225,10 +291,19 @@ _WORD: Final = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 # The words of names and descriptions, in English. `_KINDS` is in the order in which they are tried.
 _KNOWN: Final = json.loads(Path(__file__).with_name("proposal_words.json").read_text("utf-8"))
 _FORMAT_KINDS: Final[Mapping[str, str]] = _KNOWN["formats"]
-_KINDS: Final[list[tuple[str, frozenset[str]]]] = [
-    (kind, frozenset(words.split())) for kind, words in _KNOWN["kinds"].items()
-]
-_READS, _SEARCHES, _COMPUTES, _WRITES, _MAKES, _WEB, _CODE, _PROSE, _CONFIDENTIAL, _TIMES, _TEXTS = (
+_KINDS: Final[list[tuple[str, frozenset[str]]]] = [(kind, frozenset(w.split())) for kind, w in _KNOWN["kinds"].items()]
+_EFFECTS: Final[Mapping[Effect, frozenset[str]]] = {
+    effect: frozenset(words.split()) for effect, words in _KNOWN["effects"].items()
+}
+_SYNONYMS: Final[Mapping[str, list[str]]] = _KNOWN["synonyms"]
+_MARKS: Final[Mapping[str, str]] = _KNOWN["marks"]
+_READS, _SEARCHES, _COMPUTES, _WRITES, _MAKES, _VAGUE, _RUNS, _CODE, _PROGRAMS, _WEB, _PROSE, _CONFIDENTIAL = (
     frozenset[str](_KNOWN[name].split())
-    for name in "reads searches computes writes makes web code prose confidential times texts".split()  # noqa: SIM905
+    for name in "reads searches computes writes makes vague runs code programs web prose confidential".split()  # noqa: SIM905
 )
+_NOUNS, _WEAK, _MONEY, _ENDS, _SMALL, _PARTICLES = (
+    frozenset[str](_KNOWN[name].split())
+    for name in "nouns weak money ends small particles".split()  # noqa: SIM905
+)
+_LETTERS: Final = frozenset({"email", "mail"})
+_VERBS: Final = frozenset({*_READS, *_COMPUTES, *_WRITES, *_RUNS}).union(*_EFFECTS.values())

@@ -132,7 +132,7 @@ def drafts(tools: list[BaseTool]) -> Iterator[str]:
 
     for name, values in (("effect", EFFECTS), ("sink", SINKS), ("trust", ("system", "internal", "external"))):
         yield f"# {name}: {', '.join(values)}"
-    yield from ("tools:", *(propose(t).yaml() for t in tools)) if tools else ("tools: {}",)
+    yield from ("tools:", *(propose(t, tools).yaml() for t in tools)) if tools else ("tools: {}",)
 
 
 def tools_of(graph: Graph) -> Iterator[BaseTool]:

@@ -49,7 +49,8 @@ def suggest(
     open_ = [t for t in graph_tools(target) if t.name not in declared and not held.of(t).declared]
     text = [
         "# Proposed by `runtime-authz profile suggest`; DOUBT marks a guess, not a fact about the tool. Review",
-        "# each stanza: correct each guess, remove its mark, uncomment what is true, and remove the `draft` line.",
+        "# each stanza: correct each guess, remove its mark, and remove the `draft` line. If a line in a comment is true,",
+        "# uncomment it, and remove the line of the same field above it.",
         "# The kinds of `critical` are explained in docs/profiles.md.",
         *drafts(open_),
     ]

@@ -88,8 +88,8 @@ def test_a_proposal_is_a_draft_with_doubts_and_a_profile_once_it_is_reviewed(run
     mail = found["send_mail"]
     assert mail.draft
     assert (mail.effect, mail.sink, mail.data_class, mail.trust) == ("send", "external", "confidential", "external")
-    assert (mail.critical, mail.text) == ({"to": "principal"}, ("body",))
-    assert found["get_page"].effect == "write" and "# effect: fetch  # DOUBT: its name begins with" in text
+    assert (mail.critical, mail.when, mail.text) == ({"to": "principal"}, ("send_at",), ("body",))
+    assert found["get_page"].effect == "write" and "    # effect: fetch  # DOUBT: or this, as the address" in text
     assert 'nothing is known of "retries"' in text
 
     drafts = run("check", "p.yaml", "mail_agent:graph")
@@ -170,9 +170,10 @@ def test_arguments_by_name_type_and_format() -> None:
         "recipient": "principal", "iban": "principal", "webhook_url": "url", "amount": "amount",
         "file_path": "object", "channel": "channel", "contact": "principal", "city": "place",
         "password": "value", "attachments.file_id": "object", "link": "url",
+        "limit": "amount", "mode": "value",
     }  # fmt: skip
     assert seen.facts["when"] == ["day"] and seen.facts["text"] == ["subject"]
-    assert seen.silent == ("to_all", "limit", "mode") and parsed(seen).critical == seen.facts["critical"]
+    assert seen.silent == ("to_all", "limit") and parsed(seen).critical == seen.facts["critical"]
 
 
 def test_hints_raise_and_never_lower() -> None:
@@ -184,6 +185,56 @@ def test_hints_raise_and_never_lower() -> None:
     assert (liar.facts["effect"], [d for d in liar.doubts if d.fact == "effect"]) == ("delete", [])
     assert propose(made("touch", metadata={"destructiveHint": True})).facts["effect"] == "delete"
     assert propose(made("run_python", code=str)).facts["effect"] == "admin"
+
+
+def guess(called: str, tools: tuple[BaseTool, ...] = (), **args: Any) -> dict[str, Any]:
+    """Return what a reviewer gets who takes the milder guess wherever one is offered."""
+    schema = create_model("Args", **{n: a if isinstance(a, tuple) else (a, ...) for n, a in args.items()})
+    proposal = propose(StructuredTool(name=called, description="Something.", args_schema=schema, func=lambda **_: ""), tools)
+    return proposal.facts | {d.fact: d.value for d in proposal.doubts}
+
+
+EFFECT = {
+    "get_invoice": "read", "kubectl_describe": "read", "find_id_by_email": "read", "look_up_fare": "read", "get_and_delete": "delete",
+    "check_out": "write", "find_or_create": "write", "log_visit": "write", "acme_post_note": "send", "add_comment": "send", "reserve_seat": "pay", "create_order": "pay",
+    "clear_queue": "delete", "uninstall_chart": "admin",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EFFECT)
+def test_the_verb_of_a_name_says_the_effect(name: str) -> None:
+    """Also behind the name of a server, and if a noun of a reading tool sounds like an act."""
+    assert guess(name)["effect"] == EFFECT[name]
+
+
+def test_what_runs_an_argument_is_admin() -> None:
+    """A command, or a query of a database; a text that is only stored is none."""
+    for name, argument in (("acme_generic", "command"), ("sql_db_query", "query"), ("call_service", "name"), ("query_db", "sql")):
+        assert guess(name, **{argument: str})["effect"] == "admin", name
+    assert guess("save_script", script=str)["effect"] == "write"
+
+
+def test_ids_dates_and_descriptions_say_the_kind() -> None:
+    """The id of a person is a person, the end of a period is a date, and what nothing is known of decides."""
+    link = (str, Field(description="The URL of the chart."))
+    found = guess("move_stay", to_date=str, user_id=int, email_id=str, email_address=str, ip_address=str, thread_id=str, chart=link, size=int, force=bool)
+    assert found["when"] == ["to_date"] and found["critical"] == {
+        "user_id": "principal", "email_id": "object", "email_address": "principal", "ip_address": "url", "thread_id": "object",
+        "chart": "url", "size": "amount",
+    }  # fmt: skip
+    assert guess("create_payout", amount=int, destination=str)["critical"]["destination"] == "principal"
+
+
+def test_words_of_intent_name_no_other_tool_of_the_graph() -> None:
+    """A shared verb needs its nouns; if another tool has them too, no words are proposed."""
+    alone, flight, order, item = made("cancel_flight"), made("book_flight"), made("cancel_order"), made("cancel_order_item")
+    assert guess("cancel_flight")["intent"] == ["cancel"]
+    assert guess("book_flight", (alone, flight))["intent"] == ["book", "reserve"]
+    assert guess("cancel_flight", (alone, order))["intent"] == ["cancel flight"]
+    assert "intent" not in guess("cancel_order", (order, item))
+    assert guess("acme_turn_on_light", (made("acme_turn_off_light"),))["intent"] == ["turn on", "switch on"]
+    assert guess("process_refund")["intent"] == ["process refund", "refund"]
+    assert "intent" not in guess("get_flight") and "intent" not in guess("kubectl_generic")
 
 
 names = st.text(min_size=1, max_size=30)
