@@ -1,4 +1,4 @@
-"""`runtime-authz init`: make a profile file by at most three questions a tool."""
+"""`runtime-authz init`: make a profile file by at most four questions a tool."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, get_args
 
 import typer
 from typer import Argument, Option
@@ -60,7 +60,10 @@ _NEXT: Final = """\
   authz = RuntimeAuthz(profiles="{file}")
   graph = authz.protect(graph)  # compiled with a checkpointer, so that questions can wait
 
-and call it inside `with authz.run(subject="alice"):`. See docs/start.md."""
+and call it inside `with authz.run(subject="alice"):`. See docs/start.md. A person answers a question by
+`graph.invoke(Command(resume={{"decisions": [{{"type": "approve"}}]}}), config)`. This shows what a text orders:
+
+  runtime-authz mandate explain "What the user says" --profiles {file}"""
 
 
 def init(
@@ -81,8 +84,9 @@ def init(
     """Write authz.yaml for a graph: profiles, a mandate as an example, and tests.
 
     The module is imported, so its code runs; the graph is not invoked. Tools of known packages get the ready profile
-    that is made for them. For each other tool you are asked what it does, where its arguments go, and which arguments
-    decide whom or what a call affects. Enter takes the default, which asks about each call. Entries of FILE are kept.
+    that is made for them. For each other tool you are asked what it does, where its arguments go, which arguments decide
+    whom or what a call affects, and by which words a user orders it. Enter takes what is in brackets; for what a tool
+    does that is `ask`, which asks about each call. Entries of FILE are kept.
 
     runtime-authz init
     runtime-authz init my_agent.py:graph
@@ -99,7 +103,9 @@ def init(
     tools = graph_tools(target)
     new = [t for t in tools if t.name not in kept]
     _check_answers(answers, given, tools)
-    facts = {t.name: _profile(t, given, yes=yes or answers is not None) for t in new}
+    if new and not (yes or answers):
+        _explain()
+    facts = {t.name: _profile(t, given, tools, yes=yes or answers is not None) for t in new}
     declared = load_profiles({**kept, **facts})
     told = outcomes(declared, [(t.name, example_args(t)) for t in new])
     stanzas = {n: f"  {flow(n)}: {flow(f)}\n" for n, f in facts.items()}
@@ -131,14 +137,14 @@ def _interactive() -> bool:
     return sys.stdin.isatty()
 
 
-def _profile(tool: BaseTool, given: Mapping[str, ToolProfile], *, yes: bool) -> Any:
+def _profile(tool: BaseTool, given: Mapping[str, ToolProfile], tools: list[BaseTool], *, yes: bool) -> Any:
     from langchain_runtime_authz.langgraph.tool_lookup import digest_of
 
     if tool.name not in given and (ready := _ready(tool)) is not None:
         name, fields = ready
         typer.echo(f"{tool.name}: taken from the ready set `{name}`.", err=True)
         return fields
-    facts = _fields(given[tool.name]) if tool.name in given else "ask" if yes else _asked(tool)
+    facts = _fields(given[tool.name]) if tool.name in given else "ask" if yes else _asked(tool, tools)
     if isinstance(facts, str):
         return facts
     digest = digest_of(tool)
@@ -171,22 +177,31 @@ def _ready_sets() -> Mapping[str, Mapping[str, ToolProfile]]:
     return {name: load_profiles(path) for name, path in SHIPPED.items()}
 
 
-def _asked(tool: BaseTool) -> Any:
-    from langchain_runtime_authz.cli._profile_proposal import propose
-    from langchain_runtime_authz.langgraph.tool_lookup import arguments_of
-    from langchain_runtime_authz.tool_profile import EFFECTS, check_arguments, load_profiles
+def _explain() -> None:
+    from langchain_runtime_authz.tool_profile import Kind
 
-    proposal = propose(tool)
-    typer.echo("\n" + inert(f"{tool.name}({', '.join(arguments_of(tool))}): {tool.description.strip()[:90]}"))
+    typer.echo("What a call does:")
     for i, (word, says) in enumerate(_DOES.items(), 1):
         typer.echo(f"  {i:>2} {word:<9} {says}")
-    hint = f" ({proposal.why['effect']}: {proposal.facts['effect']})"
-    does = _choice(f"  What does a call do?{hint}", list(_DOES))
+    typer.echo(f"Kinds of arguments: {', '.join(get_args(Kind))}. They are explained in docs/profiles.md.")
+    typer.echo("Arguments that other organisations or people outside can see go `external`.")
+
+
+def _asked(tool: BaseTool, tools: list[BaseTool]) -> Any:
+    from langchain_runtime_authz.cli._profile_proposal import propose
+    from langchain_runtime_authz.langgraph.tool_lookup import arguments_of
+    from langchain_runtime_authz.tool_profile import EFFECTS, HARMLESS, check_arguments, load_profiles
+
+    proposal = propose(tool, tools)
+    guessed = {d.fact: (d.value, d.why) for d in proposal.doubts}
+    effect, why = guessed.get("effect", (proposal.facts["effect"], proposal.why["effect"]))
+    guess = {"read": "reads", "compute": "computes"}.get(effect, effect)
+    typer.echo("\n" + inert(f"{tool.name}({', '.join(arguments_of(tool))}): {tool.description.strip()[:90]}"))
+    does = _choice(f"  What does a call do? Perhaps {guess}, {why}.", list(_DOES))
     if does not in EFFECTS:
         return does
     facts: dict[str, Any] = {"effect": does, "sink": "external"}
     if does != "fetch":
-        typer.echo("  Arguments that other organisations or people outside can see are `external`.")
         facts["sink"] = _choice("  Where do its arguments go?", ["external", "internal"])
     critical = proposal.facts.get("critical", {})
     if does == "fetch":  # free words of a search decide nothing
@@ -199,14 +214,18 @@ def _asked(tool: BaseTool) -> Any:
         try:
             (declared,) = load_profiles({tool.name: facts}).values()
             check_arguments(tool.name, declared, arguments_of(tool))
+            break
         except ConfigError as exc:
             typer.echo(f"  {exc}", err=True)
-            continue
-        for fact in ("text", "when"):
-            if left := [n for n in proposal.facts.get(fact, []) if n not in facts["critical"]]:
-                facts[fact] = left
-        # What anybody can look up outside is public.
-        return {**facts, "class": "public" if does == "fetch" else proposal.facts["class"]}
+    for fact in ("text", "when"):
+        if left := [n for n in proposal.facts.get(fact, []) if n not in facts["critical"]]:
+            facts[fact] = left
+    if "intent" in guessed and does not in HARMLESS:
+        shown = ", ".join(guessed["intent"][0])
+        said = typer.prompt("  By which words may a user order it, without a question?", default=shown)
+        facts["intent"] = [w.strip() for w in said.split(",") if w.strip() not in ("", "none")]
+    # What anybody can look up outside is public.
+    return {**facts, "class": "public" if does == "fetch" else proposal.facts["class"]}
 
 
 def _choice(question: str, choices: list[str]) -> str:

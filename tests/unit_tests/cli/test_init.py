@@ -109,18 +109,20 @@ def test_from_nothing_to_a_protected_graph(run: Callable[..., Any], tmp_path: Pa
     assert expected == {"write_todos": "permit", "web_search": "permit", "send_mail": "ask", "add": "permit"}
 
 
-def test_a_person_is_asked_at_most_three_questions_a_tool(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_person_is_asked_at_most_four_questions_a_tool(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """By name or number, with a default; a wrong answer is asked again; Enter takes what asks."""
     monkeypatch.setattr("langchain_runtime_authz.cli.init._interactive", lambda: True)
-    said = ["4", "", "nonsense", "send", "external", "to=person", "to=principal", ""]
+    said = ["4", "", "nonsense", "send", "external", "to=person", "to=principal", "", ""]
     result = run("init", input="".join(f"{line}\n" for line in said))
     assert result.exit_code == 0, result.output
     found = load_profiles("authz.yaml")
     search = found["web_search"]
     assert (search.effect, search.critical, search.text, search.data_class) == ("fetch", {}, ("query",), "public")
     assert (found["send_mail"].effect, found["send_mail"].critical, found["send_mail"].text) == ("send", {"to": "principal"}, ("body",))
+    assert found["send_mail"].intent == ("send", "write mail", "email", "mail")
     assert found["send_mail"].digest is not None and found["add"].verdict == "ask"
     assert result.output.count("What does a call do?") == 4  # three tools, and one answer that is none
+    assert result.output.count("What a call does:") == 1 and "Perhaps computes, if it works on its arguments" in result.output
 
 
 def test_a_review_is_kept(run: Callable[..., Any], tmp_path: Path) -> None:
