@@ -262,9 +262,9 @@ def _unknown(schema: Mapping[str, Any]) -> str | None:
 
 def _new(kind: str, path: str, words: list[str]) -> str:
     """Return `name` instead of `object` for an object that the tool has yet to make."""
-    if kind != "object" or words[0] not in _MAKES:
-        return kind
-    return "name" if set(_last(path)) & {"filename", "path", "name", *words[1:]} - {"id"} else kind
+    named = _last(path)
+    there = kind != "object" or words[0] not in _MAKES or named[-1] in _WEAK - {"name", "names"}
+    return "name" if not there and {"filename", "path", "name", *words[1:]}.intersection(named) else kind
 
 
 def _verb(description: str) -> str:

@@ -129,6 +129,7 @@ def test_what_a_tool_makes_is_there_for_the_first_time() -> None:
     made_here = parsed(propose(made("create_file", filename=str, folder=str)))
     assert made_here.critical == {"filename": "name", "folder": "object"}
     assert parsed(propose(made("edit_file", filename=str))).critical == {"filename": "object"}
+    assert parsed(propose(made("add_issue_comment", issue_number=int))).critical == {"issue_number": "object"}
 
 
 def test_nothing_is_written_over_a_review(run: Callable[..., Any], tmp_path: Path) -> None:
@@ -234,6 +235,7 @@ def test_words_of_intent_name_no_other_tool_of_the_graph() -> None:
     assert "intent" not in guess("cancel_order", (order, item))
     assert guess("acme_turn_on_light", (made("acme_turn_off_light"),))["intent"] == ["turn on", "switch on"]
     assert guess("process_refund")["intent"] == ["process refund", "refund"]
+    assert guess("change_rate")["intent"] == ["change", "update", "modify", "edit"]
     assert "intent" not in guess("get_flight") and "intent" not in guess("kubectl_generic")
 
 
