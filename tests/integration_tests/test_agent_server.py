@@ -222,15 +222,6 @@ def test_unenforced_a_cancelled_run_pays(server: Server, action: str) -> None:
     assert [p["to"] for p in scene.paid] == ["bob"]
 
 
-def test_the_servers_user_is_the_subject_and_no_other(server: Server) -> None:
-    """What a client writes into `configurable` names nobody; another user's words stop, and give no authority."""
-    scene = Scene(server, "desk")
-    scene.go()
-    scene.ask(PAY, config={"configurable": {"user_id": "mallory", "langgraph_auth_user": {"identity": "mallory"}}})
-    scene.over()
-    assert {d["subject"] for d in server.lines("decisions")} == {"user:alice"}
-
-
 def _edited(server: Server, graph: str) -> Scene:
     """A plan that waits, edited through the server, which then goes on."""
     scene = Scene(server, graph)

@@ -15,7 +15,6 @@ from typing import Any
 import httpx
 import pytest
 from langgraph_sdk import get_sync_client
-from langgraph_sdk.errors import ConflictError
 
 from ..threads import until
 from .services import answers, free_port
@@ -175,14 +174,6 @@ def test_a_second_text_stops_what_was_planned(thread: Thread, strategy: Any) -> 
     thread.begin("Stop, pay nothing", multitask_strategy=strategy)
     thread.hold.unlink()
     assert thread.over() == []
-
-
-def test_a_rejected_second_text_changes_nothing(thread: Thread) -> None:
-    thread.thinking("Pay 45 to DE21")
-    with pytest.raises(ConflictError):
-        thread.begin("Stop, pay nothing", multitask_strategy="reject")
-    thread.hold.unlink()
-    assert thread.over() == ["45.00 DE21"]
 
 
 def test_a_cancelled_run_pays_nothing_and_the_thread_goes_on(thread: Thread) -> None:

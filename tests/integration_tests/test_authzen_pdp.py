@@ -190,14 +190,6 @@ def test_another_number_of_answers_denies_all(count: int) -> None:
         pdp.close()
 
 
-def test_a_pdp_without_evaluations_is_asked_side_by_side(server: AuthzenServer) -> None:
-    """The endpoint is optional."""
-    pdp = AuthzenPDP(server.url, evaluations=None, timeout=5)
-    assert [d.permit for d in decisions(pdp, [REQUEST, DENIED])] == [True, False]
-    assert {path for path, _, _ in server.asked} == {"/access/v1/evaluation"}
-    pdp.close()
-
-
 # --- request id -------------------------------------------------------------------------------------
 
 

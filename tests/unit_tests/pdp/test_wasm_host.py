@@ -11,7 +11,6 @@ import pytest
 import wasmtime
 from wasmtime import _ffi
 
-from langchain_runtime_authz.errors import PDPError
 from langchain_runtime_authz.pdp import _wasm_host
 from langchain_runtime_authz.pdp._wasm_host import PolicyFailed, Program
 
@@ -155,14 +154,6 @@ def test_an_event_loop_waits_for_no_instance() -> None:
         for answer in waiting:
             with pytest.raises(PolicyFailed):
                 answer.result(60)
-
-
-def test_undefined_is_told_apart() -> None:
-    """An empty set says that the rule has no value."""
-    policy = program(module(text="[]"))
-    with pytest.raises(PDPError, match="pdp_undefined"):
-        policy.evaluate(b"x", "a/b")
-    policy.close()
 
 
 def test_memory_is_bounded() -> None:

@@ -28,7 +28,6 @@ PROFILES = {
     "send_money": ToolProfile(
         effect="pay", sink="external", critical={"recipient": "principal", "amount": "amount"}, intent=("pay",)
     ),
-    "wire": ToolProfile(effect="pay", sink="external", critical={"recipient": "principal", "amount": "amount"}),
     "batch": ToolProfile(effect="pay", sink="external", critical={"to": "principal"}),
     "settle": ToolProfile(effect="pay", sink="external", critical={"to": "principal", "invoice": "object"}),
     "send_mail": ToolProfile(effect="send", sink="external", critical={"to": "principal"}),
@@ -202,17 +201,6 @@ def test_one_target_in_common_is_the_same_deed(world: World, first: Any, then: A
     world.clock.tick(LAPSED)
     decision = world.worker(pdp=permits).session(subject="alice", task=AGAIN, thread="other").decide(*then)
     assert decision.permit != asks
-
-
-@pytest.mark.parametrize("args", [PAY, {**PAY, "amount": 45.0}])
-def test_another_tool_with_the_same_effect_asks(world: World, args: Any) -> None:
-    """The deed is its effect and target, not the tool's name or the spelling of a number. No engine permits it."""
-    permits = StaticPDP(permit=True)
-    world.die(pdp=permits)
-    session = world.worker(pdp=permits).session(subject="alice", task=TASK, thread="other")
-    decision = session.decide("wire", args)
-    assert (decision.outcome, decision.reasons) == ("approval_required", (Code.IN_DOUBT,))
-    assert session.approve(decision).permit
 
 
 def test_calls_side_by_side_are_not_in_doubt(world: World) -> None:
