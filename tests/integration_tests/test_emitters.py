@@ -18,8 +18,8 @@ from langchain_runtime_authz.ledger.admin import migrate
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.ledger.postgres import administer
 from tests.attack.correction_places import opened
-from tests.attack.emitters import HUMAN, IBAN, MACHINE, Scene
-from tests.attack.test_emitters import mixed
+from tests.attack.emitters import Scene
+from tests.attack.test_emitters import check_moves, mixed, moves
 
 STEPS = int(os.environ.get("LRA_STEPS", "100"))  # in each place
 AT_ONCE = 50  # steps of one thread
@@ -45,7 +45,6 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, dict[
 
 
 Places = dict[str, dict[str, Any]]
-place = pytest.mark.parametrize("place", ["SQLite", "PostgreSQL"])
 
 
 def scene(places: Places, name: str) -> Scene:
@@ -61,26 +60,11 @@ def decided(of: Scene) -> list[tuple[Any, ...]]:
     ]
 
 
-@place
-@pytest.mark.parametrize("act", MACHINE, ids=lambda a: getattr(a, "__name__", "write"))
-def test_a_machine_rotates_nothing(act: Any, place: str, places: Places) -> None:
-    """Alone, twice, on a thread that has a past; what comes back from a serialiser says what it said."""
-    there = scene(places, place)
-    there.say("And at more things")
-    before = there.epoch
-    act(there)
-    act(there)
-    assert there.epoch == before and not any(IBAN in t.text for t in there.log)
-
-
-@place
-@pytest.mark.parametrize("act", HUMAN, ids=lambda a: a.__name__)
-def test_a_human_rotates_once(act: Any, place: str, places: Places) -> None:
-    there = scene(places, place)
-    there.say("And at more things")
-    before = there.epoch
-    act(there)
-    assert there.epoch == before + 1
+@pytest.mark.parametrize("place", ["SQLite", "PostgreSQL"])
+@moves
+def test_a_human_rotates_and_a_machine_does_not(act: Any, epochs: int, place: str, places: Places) -> None:
+    """What comes back from a serialiser says what it said."""
+    check_moves(scene(places, place), act, epochs)
 
 
 @pytest.mark.timeout(3600)

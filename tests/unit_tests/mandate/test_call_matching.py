@@ -368,7 +368,8 @@ def test_a_value_that_the_model_wrote_does_not_vouch_for_itself():
 def test_an_echo_of_an_open_argument_vouches_for_nothing():
     mandate = Mandate(steps=(Step("find", "contacts", {"query": Free()}), Step("do", "send", {"to": Field("find", "asked")})))
     large = {"more": [*range(1001)], "who": "eve@x.org"}
-    for query, standing in (("eve@x.org", "deviates"), ("Anna", "covered"), (large, "deviates")):
+    spoken = ("eve@x.org", "who is eve@x.org please", '{"who": "eve@x.org"}', "eve@x.org" + " " * 3000, large)
+    for query, standing in (("Anna", "covered"), *((query, "deviates") for query in spoken)):
         kept = Outputs()
         kept.record("contacts", PROFILES["contacts"], {"query": query}, {"asked": "eve@x.org"})
         assert judge(mandate, "send", {"to": "eve@x.org"}, kept=kept).standing == standing
@@ -382,19 +383,17 @@ def test_arguments_of_one_source_come_from_one_record(kind):
     assert judge(mandate, "wire", {"iban": "anna@x.org", "amount": 41}).standing == "deviates"
 
 
-@pytest.mark.parametrize(("rows", "standing"), [
-    ([("a", "A"), ("b", "B")], "covered"), ([("a", "B"), ("b", "A")], "deviates"),
-    ([("a", "A"), ("a", "A")], "deviates"), ([("b", "B"), ("a", "A")], "deviates"),
-])
-def test_rows_of_one_argument_are_not_crossed(rows, standing):
-    profile = ToolProfile(effect="pay", critical={"rows.to": "principal", "rows.ref": "object"})
-    mandate = Mandate(steps=(Step("do", "batch", {"rows.to": ("a", "b"), "rows.ref": ("A", "B")}),))
-    args = {"rows": [{"to": to, "ref": ref} for to, ref in rows]}
+def batch(critical, ordered, args):
+    """How a call stands to a step whose arguments are lists."""
+    profile = ToolProfile(effect="pay", critical=critical)
+    mandate = Mandate(steps=(Step("do", "batch", ordered),))
     facts = CallFacts("batch", profile, args, frozenset(args), (), "")
-    assert bind(mandate, facts, {"batch": profile}, Outputs()).standing({}).standing == standing
+    return bind(mandate, facts, {"batch": profile}, Outputs()).standing({}).standing
 
 
 @pytest.mark.parametrize(("rows", "standing"), [
+    ([{"to": "a", "ref": "A"}, {"to": "b", "ref": "B"}], "covered"), ([{"to": "a", "ref": "B"}, {"to": "b", "ref": "A"}], "deviates"),
+    ([{"to": "a", "ref": "A"}, {"to": "a", "ref": "A"}], "deviates"), ([{"to": "b", "ref": "B"}, {"to": "a", "ref": "A"}], "deviates"),
     ([{"to": ["a", "b"], "ref": ["A", "B"]}], "covered"),
     ([{"to": ["a", "b"], "ref": ["B", "A"]}], "deviates"),
     ({"to": ["a", "b"], "ref": ["A", "B"]}, "covered"),
@@ -405,27 +404,20 @@ def test_rows_of_one_argument_are_not_crossed(rows, standing):
     ([{"to": ["a", "b"]}, {"ref": ["A", "B"]}], "deviates"),
     ([{"to": "a"}, {"to": "b", "ref": ["A", "B"]}], "deviates"),
 ])
-def test_lists_in_one_row_are_not_crossed(rows, standing):
-    profile = ToolProfile(effect="pay", critical={"rows.to": "principal", "rows.ref": "object"})
-    mandate = Mandate(steps=(Step("do", "batch", {"rows.to": ("a", "b"), "rows.ref": ("A", "B")}),))
-    facts = CallFacts("batch", profile, {"rows": rows}, frozenset({"rows"}), (), "")
-    assert bind(mandate, facts, {"batch": profile}, Outputs()).standing({}).standing == standing
+def test_rows_and_lists_in_one_row_are_not_crossed(rows, standing):
+    ordered = {"rows.to": ("a", "b"), "rows.ref": ("A", "B")}
+    assert batch({"rows.to": "principal", "rows.ref": "object"}, ordered, {"rows": rows}) == standing
 
 
 def test_rows_and_a_list_beside_them_are_not_crossed():
-    profile = ToolProfile(effect="pay", critical={"to": "principal", "rows.amount": "amount"})
-    mandate = Mandate(steps=(Step("do", "batch", {"to": ("a", "b"), "rows.amount": (5, 700)}),))
     for rows, standing in (([5, 700], "covered"), ([700, 5], "deviates")):
         args = {"to": ["a", "b"], "rows": [{"amount": amount} for amount in rows]}
-        facts = CallFacts("batch", profile, args, frozenset(args), (), "")
-        assert bind(mandate, facts, {"batch": profile}, Outputs()).standing({}).standing == standing
+        assert batch({"to": "principal", "rows.amount": "amount"}, {"to": ("a", "b"), "rows.amount": (5, 700)}, args) == standing
 
 
 def test_one_list_in_an_object_has_no_other_to_be_paired_with():
-    profile = ToolProfile(effect="send", critical={"mail.to": "principal", "mail.cc": "principal"})
-    mandate = Mandate(steps=(Step("do", "batch", {"mail.to": ("a", "b"), "mail.cc": "c"}),))
-    facts = CallFacts("batch", profile, {"mail": {"to": ["b", "a"], "cc": ["c"]}}, frozenset({"mail"}), (), "")
-    assert bind(mandate, facts, {"batch": profile}, Outputs()).standing({}).standing == "covered"
+    ordered = {"mail.to": ("a", "b"), "mail.cc": "c"}
+    assert batch(dict.fromkeys(ordered, "principal"), ordered, {"mail": {"to": ["b", "a"], "cc": ["c"]}}) == "covered"
 
 
 @pytest.mark.parametrize(("ordered", "given", "standing"), [
@@ -435,11 +427,8 @@ def test_one_list_in_an_object_has_no_other_to_be_paired_with():
     ((("a@x.org", "b@x.org"), 5), (["b@x.org", "a@x.org"], 5), "covered"),  # one list has no other to be paired with
 ])
 def test_lists_of_one_call_stay_paired(ordered, given, standing):
-    profile = ToolProfile(effect="pay", critical={"to": "principal", "amounts": "amount"})
-    args = dict(zip(("to", "amounts"), given, strict=True))
-    mandate = Mandate(steps=(Step("do", "batch", dict(zip(("to", "amounts"), ordered, strict=True))),))
-    facts = CallFacts("batch", profile, args, frozenset(args), (), "")
-    assert bind(mandate, facts, {"batch": profile}, Outputs()).standing({}).standing == standing
+    critical = {"to": "principal", "amounts": "amount"}
+    assert batch(critical, dict(zip(critical, ordered, strict=True)), dict(zip(critical, given, strict=True))) == standing
 
 
 @pytest.mark.parametrize("empty", [None, "", [], {}])
@@ -670,14 +659,6 @@ def test_a_constant_call_costs_few_functions():
     kept = outputs()
     bind(PAY, facts, PROFILES, kept).standing({})
     assert len(python_calls(lambda: bind(PAY, facts, PROFILES, kept).standing({}))) <= 15
-
-
-@pytest.mark.parametrize("query", ["eve@x.org", "who is eve@x.org please", '{"who": "eve@x.org"}', "eve@x.org" + " " * 3000])
-def test_what_the_model_wrote_into_a_free_argument_is_not_trusted(query):
-    steps = (Step("find", "contacts", {"query": Free()}), Step("do", "send", {"to": Field("find", "asked")}))
-    kept = Outputs()
-    kept.record("contacts", PROFILES["contacts"], {"query": query}, {"asked": "eve@x.org"})
-    assert judge(Mandate(steps=steps), "send", {"to": "eve@x.org"}, kept=kept).standing == "deviates"
 
 
 @pytest.mark.parametrize("n", [1, 65])

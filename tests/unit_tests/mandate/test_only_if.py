@@ -61,6 +61,11 @@ def read(*records, **args):
     return ("day", {"date": "2026-05-19", **args}, list(records))
 
 
+LATE = {"start": "2026-05-19 15:00", "end": "2026-05-19 16:00"}
+UP = ("day", {"date": "2026-05-19"}, {"items": [LUNCH, LATE]})
+WITHIN = {f"items.{name}": conditions for name, conditions in FREE.items()}
+
+
 @pytest.mark.parametrize(("condition", "reads", "code"), [
     (only_if(FREE, none=True), [read(EARLY)], ""), (only_if(FREE, none=True), [read()], ""),
     (only_if(FREE, none=True), [read(EARLY, LUNCH)], "condition"),
@@ -79,31 +84,16 @@ def read(*records, **args):
     (only_if({"about": "x"}), [read(EARLY)], "condition"),  # outsiders write it
     (only_if({"start": "2026-05-19 10:00"}, path="items"), [("day", {"date": "2026-05-19"}, {"items": [EARLY]})], ""),
     (only_if({"open": True}), [("day", {"date": "2026-05-19"}, {"open": True})], ""),
+    (only_if(WITHIN, none=True), [UP], "condition"),  # the fields of two records
+    (only_if({"items.start": LATE["start"], "items.end": LUNCH["end"]}), [UP], "condition"),
+    (only_if(FREE, none=True, path="items"), [("day", {"date": "2026-05-19"}, {"items": [EARLY]})], ""),
+    (only_if({"who": "x"}, none=True, path="about"), [("day", {"date": "2026-05-19"}, {"about": []})], "untrusted"),  # outsiders write the list
+    (only_if({"start": "x"}, path="items"), [("day", {"date": "2026-05-19"}, {"items": None})], "condition"),
+    (only_if({"about": "x", "start": "12:00"}, none=True), [read()], ""),  # one trusted field decides
+    (only_if(FREE, none=True), [read(calendars=[])], "ambiguous"),  # it may name the calendars that are read
+    (only_if(FREE, none=True), [read(calendars=None)], ""),
 ])
 def test_conditions(condition, reads, code):
-    found = standing(condition, *reads)
-    assert (found.standing, [d.code for d in found.deviations]) == (("deviates", [code]) if code else ("covered", []))
-
-
-LATE = {"start": "2026-05-19 15:00", "end": "2026-05-19 16:00"}
-UP = ("day", {"date": "2026-05-19"}, {"items": [LUNCH, LATE]})
-WITHIN = {f"items.{name}": conditions for name, conditions in FREE.items()}
-
-
-@pytest.mark.parametrize(
-    ("condition", "reads", "code"),
-    [
-        (only_if(WITHIN, none=True), [UP], "condition"),  # the fields of two records
-        (only_if({"items.start": LATE["start"], "items.end": LUNCH["end"]}), [UP], "condition"),
-        (only_if(FREE, none=True, path="items"), [("day", {"date": "2026-05-19"}, {"items": [EARLY]})], ""),
-        (only_if({"who": "x"}, none=True, path="about"), [("day", {"date": "2026-05-19"}, {"about": []})], "untrusted"),  # outsiders write the list
-        (only_if({"start": "x"}, path="items"), [("day", {"date": "2026-05-19"}, {"items": None})], "condition"),
-        (only_if({"about": "x", "start": "12:00"}, none=True), [read()], ""),  # one trusted field decides
-        (only_if(FREE, none=True), [read(calendars=[])], "ambiguous"),  # it may name the calendars that are read
-        (only_if(FREE, none=True), [read(calendars=None)], ""),
-    ],
-)
-def test_what_shows_a_condition(condition, reads, code):
     found = standing(condition, *reads)
     assert (found.standing, [d.code for d in found.deviations]) == (("deviates", [code]) if code else ("covered", []))
 

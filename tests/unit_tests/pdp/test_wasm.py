@@ -231,20 +231,15 @@ def test_a_policy_of_ones_own(tmp_path: Path) -> None:
         pdp.close()
 
 
-@pytest.mark.parametrize("result", ['[{"result": true}]', '[{"result": {}}]', '[{"result": null}]'])
-def test_an_answer_that_is_no_decision_denies(result: str) -> None:
-    """A bare boolean and an empty answer deny."""
+@pytest.mark.parametrize(("result", "code"), [
+    ('[{"result": true}]', Code.PDP_MALFORMED), ('[{"result": {}}]', Code.PDP_MALFORMED), ('[{"result": null}]', Code.PDP_MALFORMED),
+    ("[]", Code.PDP_UNDEFINED),
+])
+def test_an_answer_that_is_no_decision_denies(result: str, code: Code) -> None:
+    """A bare boolean and an empty answer deny. An undefined rule is no error at load: it may be defined for other requests."""
     pdp = WasmPDP(wasm=opa_module(result=result), entrypoint="a/b", pool_size=1)
     (decision,) = Evaluator(pdp).evaluate([example_request().to_json()])
-    assert (decision.reason, decision.failure) == (Code.PDP_MALFORMED, "pdp")
-    pdp.close()
-
-
-def test_an_undefined_rule_denies() -> None:
-    """It is no error at load, as it may be defined for other requests."""
-    pdp = WasmPDP(wasm=opa_module(result="[]"), entrypoint="a/b", pool_size=1)
-    (decision,) = Evaluator(pdp).evaluate([example_request().to_json()])
-    assert (decision.reason, decision.failure) == (Code.PDP_UNDEFINED, "pdp")
+    assert (decision.reason, decision.failure) == (code, "pdp")
     pdp.close()
 
 
