@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typer.testing import CliRunner
-
-from langchain_runtime_authz.cli import app
 from langchain_runtime_authz.pep.kill_switch import KILL_SWITCH, KillSwitch
+from tests.cli import cli
 
 from ._kit import *
 
@@ -130,21 +128,20 @@ def test_the_environment_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_the_command_line(tmp_path: Path) -> None:
     """Engage keeps the first reason; status tells by its exit code; release lifts it."""
     file = ["--file", str(tmp_path / "kill")]
-    runner = CliRunner()
-    assert runner.invoke(app, ["kill", "status", *file]).exit_code == 0
-    assert "incident 42" in runner.invoke(app, ["kill", "engage", *file, "--reason", "incident 42"]).output
-    assert "incident 42" in runner.invoke(app, ["kill", "engage", *file, "--reason", "other"]).output
-    status = runner.invoke(app, ["kill", "status", *file])
+    assert cli("kill", "status", *file).exit_code == 0
+    assert "incident 42" in cli("kill", "engage", *file, "--reason", "incident 42").output
+    assert "incident 42" in cli("kill", "engage", *file, "--reason", "other").output
+    status = cli("kill", "status", *file)
     assert (status.exit_code, "incident 42" in status.output) == (1, True)
-    assert "released" in runner.invoke(app, ["kill", "release", *file]).output
-    assert "not engaged" in runner.invoke(app, ["kill", "release", *file]).output
+    assert "released" in cli("kill", "release", *file).output
+    assert "not engaged" in cli("kill", "release", *file).output
     for held in (b"", b"2026-11-28T19:35:23Z why\n"):  # by `touch`; by `engage`
         (tmp_path / "kill").write_bytes(held)
-        assert "released" in runner.invoke(app, ["kill", "release", *file]).output
+        assert "released" in cli("kill", "release", *file).output
     for held in (b"tools: {}\n", b"\xff\x00", b"2026-11-28", b"{" * 10_000):
         (tmp_path / "kill").write_bytes(held)
-        refused = runner.invoke(app, ["kill", "release", *file])
+        refused = cli("kill", "release", *file)
         assert (refused.exit_code, "is not the file of a kill switch" in refused.output) == (2, True)
         assert (tmp_path / "kill").read_bytes() == held
-    missing = runner.invoke(app, ["kill", "engage", "--file", str(tmp_path / "no" / "kill")])
+    missing = cli("kill", "engage", "--file", str(tmp_path / "no" / "kill"))
     assert (missing.exit_code, missing.output.startswith("error: config")) == (2, True)

@@ -15,11 +15,9 @@ from langchain.agents import create_agent
 from langchain_core.messages import AIMessage
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
-from typer.testing import CliRunner
 
 from langchain_runtime_authz import AuthzError, Mandate, RuntimeAuthz
 from langchain_runtime_authz.audit.sinks import FileSink
-from langchain_runtime_authz.cli import app
 from langchain_runtime_authz.cli.policy.open_policy import bundle_files, open_policy
 from langchain_runtime_authz.cli.policy.rego_lint import lint_paths
 from langchain_runtime_authz.errors import Code, ConfigError
@@ -28,6 +26,7 @@ from langchain_runtime_authz.pap.bundle import pack, read_bundle
 from langchain_runtime_authz.pap.reloading import ReloadingPDP
 from langchain_runtime_authz.testing import FrozenClock, ScriptedChatModel
 from tests.bundles import Key
+from tests.cli import cli
 from tests.integration_tests.services import SHIPPED, opa_binary
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "policies"
@@ -41,7 +40,7 @@ def opa(*arguments: object, given: str | None = None) -> str:
 
 
 def policy(*arguments: object) -> str:
-    done = CliRunner().invoke(app, ["policy", *map(str, arguments)])
+    done = cli("policy", *arguments)
     assert done.exit_code == 0, done.output
     return done.stdout
 
@@ -110,7 +109,7 @@ def test_a_path_that_no_request_has_is_found(line: str, wrong: str, right: str, 
     (project / "rego").mkdir()
     own = project / "rego" / "own.rego"
     own.write_text(f'package runtime_authz\n\ndenied contains "own" if {{\n\t{line.replace("; ", chr(10))}\n}}\n')
-    done = CliRunner().invoke(app, ["policy", "check", str(project)])
+    done = cli("policy", "check", str(project))
     assert done.exit_code == 1, done.output
     found, summary = done.stdout.strip().splitlines()
     assert found.startswith("rego/own.rego:")
@@ -185,12 +184,12 @@ def test_yesterdays_log_flips_alike_in_rego_and_in_cedar(tmp_path: Path) -> None
     flips = {}
     for name in ("bank", "bank_cedar"):
         arguments = ("replay", tmp_path / "a.jsonl", EXAMPLES / name, "--key", tmp_path / "key.pem", "--json")
-        done = CliRunner().invoke(app, ["policy", *map(str, arguments)])
+        done = cli("policy", *arguments)
         assert done.exit_code == 1, done.output
         flips[name] = [(f["decision_id"], f["after"]["outcome"], f["after"]["reasons"]) for f in json.loads(done.stdout)["flips"]]
     assert flips["bank"] == flips["bank_cedar"]
     diff = ("diff", tmp_path / "a.jsonl", EXAMPLES / "bank", EXAMPLES / "bank_cedar", "--key", tmp_path / "key.pem", "--json")
-    done = CliRunner().invoke(app, ["policy", *map(str, diff)])
+    done = cli("policy", *diff)
     found = json.loads(done.stdout)
     assert (done.exit_code, found["flips"], found["obliged_otherwise"]) == (0, [], [])
     assert Counter(r for _, _, (r, *_) in flips["bank"]) == {"four_eyes": 4, "after_hours": 4, "tenant_tool": 6}
@@ -231,7 +230,7 @@ def test_what_opa_refuses_is_told_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "policy.yaml").write_text("revision: 1\n")
     (tmp_path / "rego").mkdir()
     (tmp_path / "rego" / "own.rego").write_text("package runtime_authz\n\ndenied contains x if {\n")
-    failed = CliRunner().invoke(app, ["policy", "test", str(tmp_path)])
+    failed = cli("policy", "test", str(tmp_path))
     assert failed.exit_code == 2 and failed.stderr.startswith("error: policy_invalid: `opa check` says: ")
     assert len(failed.stderr.splitlines()) == 1
 
@@ -241,7 +240,7 @@ def test_a_policy_that_permits_nothing_being_asked_is_refused(tmp_path: Path) ->
     (tmp_path / "policy.yaml").write_text("{revision: 3, shipped: false, entrypoint: mine/answer}\n")
     (tmp_path / "rego").mkdir()
     (tmp_path / "rego" / "mine.rego").write_text('package mine\n\nanswer := {"decision": true, "context": {}}\n')
-    failed = CliRunner().invoke(app, ["policy", "build", str(tmp_path), "-o", str(tmp_path / "b.tar.gz")])
+    failed = cli("policy", "build", str(tmp_path), "-o", str(tmp_path / "b.tar.gz"))
     assert failed.exit_code == 2 and "permits an empty request" in failed.stderr
     (tmp_path / "b.tar.gz").write_bytes(pack(bundle_files(open_policy(tmp_path), 3)))
     with pytest.raises(ConfigError, match="permits an empty request"):
@@ -276,12 +275,12 @@ def test_a_trace_is_decided_by_rego_of_a_project(tmp_path: Path) -> None:
     (tmp_path / "rego").mkdir()
     for file in SHIPPED:
         (tmp_path / ("rego" if file.suffix == ".rego" else ".") / file.name).write_bytes(file.read_bytes())
-    shipped = CliRunner().invoke(app, trace)
-    same = CliRunner().invoke(app, [*trace, "--policy", str(tmp_path)])
+    shipped = cli(*trace)
+    same = cli(*trace, "--policy", str(tmp_path))
     assert (same.exit_code, same.stdout) == (0, shipped.stdout)
     (tmp_path / "rego" / "own.rego").write_text('package runtime_authz\n\ndenied contains "frozen" if input.action.name == "tools/call"\n')
-    edited = CliRunner().invoke(app, [*trace, "--policy", str(tmp_path)])
+    edited = cli(*trace, "--policy", str(tmp_path))
     assert json.loads(edited.stdout)["stopped"] == len(json.loads(edited.stdout)["steps"])
     (tmp_path / "rego" / "own.rego").write_text("package runtime_authz\n\nthis is no rule\n")
-    broken = CliRunner().invoke(app, [*trace, "--policy", str(tmp_path)])
+    broken = cli(*trace, "--policy", str(tmp_path))
     assert (broken.exit_code, broken.stdout) == (2, "") and "own.rego" in broken.stderr

@@ -11,15 +11,14 @@ from typing import Any
 
 import pytest
 import yaml
-from typer.testing import CliRunner
 
-from langchain_runtime_authz.cli import app
 from langchain_runtime_authz.cli.audit import OWN_TEST, POLICIES, rule_lines
 from langchain_runtime_authz.cli.policy.open_policy import shipped_rego
 from langchain_runtime_authz.pdp.base import Evaluator
 from langchain_runtime_authz.pdp.wasm import WasmPDP
 from langchain_runtime_authz.testing.example_request import NOW, example_request
 from tests.bundles import DATA
+from tests.cli import cli
 
 ROOT = Path(__file__).parents[2]
 MAPPING: dict[str, Any] = yaml.safe_load((POLICIES / "controls.yaml").read_text())
@@ -136,7 +135,7 @@ def test_the_crosswalk_is_marked_as_ours() -> None:
     known = {c for f in mapping["frameworks"].values() for c in f["controls"]}
     assert {c["id"] for c in mapping["crosswalk"]} == {"OWASP A1", "MAESTRO MT-3", "GOVERN"}
     assert all(c["by"] == "this project" and set(c["controls"]) <= known for c in mapping["crosswalk"])
-    assert "this project's own" in CliRunner().invoke(app, ["controls"]).stdout
+    assert "this project's own" in cli("controls").stdout
 
 
 def attacks() -> dict[str, list[str]]:
@@ -162,7 +161,7 @@ def test_an_attack_that_succeeds_is_a_finding(tmp_path: Path) -> None:
         path = report(tmp_path, case.format(body))
         (control,) = (c for f in told("--results", path)["frameworks"] for c in f["controls"] if c["id"] == "ASI10")
         assert {t["test"].partition("::")[2]: t["result"] for t in control["attacks"]}["test_door_after_door_revokes"] == result
-        shown = CliRunner().invoke(app, ["controls", "--results", str(path)])
+        shown = cli("controls", "--results", str(path))
         assert (shown.exit_code, "test_door_after_door_revokes" in shown.stdout) == (code, True)
 
 
@@ -184,7 +183,7 @@ def report(tmp_path: Path, body: str) -> Path:
 
 
 def told(*arguments: object) -> dict[str, Any]:
-    return json.loads(CliRunner().invoke(app, ["controls", "--json", *map(str, arguments)]).stdout)
+    return json.loads(cli("controls", "--json", *arguments).stdout)
 
 
 def rule(document: dict[str, Any], control: str, reason: str) -> dict[str, Any]:
@@ -203,7 +202,7 @@ ATTACK = '<testcase classname="tests.attack.test_anomalies" name="test_a_burst_r
     (OWN.format("<error/>") + ATTACK.format("a", ""), "failed", 1),
 ], ids=["nothing", "one of two", "all", "a parameter failed", "skipped", "error"])
 def test_the_last_result_is_the_worst(tmp_path: Path, body: str, result: str, code: int) -> None:
-    shown = CliRunner().invoke(app, ["controls", "--json", "--results", str(report(tmp_path, body))])
+    shown = cli("controls", "--json", "--results", str(report(tmp_path, body)))
     assert (shown.exit_code, rule(json.loads(shown.stdout), "ASI10", "burst")["result"]) == (code, result)
 
 
@@ -229,6 +228,6 @@ def test_a_report_of_pytest_itself(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["no", "<html/>", ""])
 def test_what_is_no_report_is_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "r.xml").write_text(text)
-    failed = CliRunner().invoke(app, ["controls", "--results", str(tmp_path / "r.xml")])
+    failed = cli("controls", "--results", str(tmp_path / "r.xml"))
     assert (failed.exit_code, len(failed.stderr.splitlines())) == (2, 1)
     assert failed.stderr.startswith("error: config: ")

@@ -19,7 +19,6 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode, tools_condition
 from typer.main import get_command
-from typer.testing import CliRunner
 
 from langchain_runtime_authz import RuntimeAuthz, current_call, profile
 from langchain_runtime_authz.cli import app
@@ -29,6 +28,7 @@ from langchain_runtime_authz.mandate.mandate_file import load_mandate
 from langchain_runtime_authz.testing import ScriptedChatModel
 from langchain_runtime_authz.tool_profile import load_profiles
 from tests import pages
+from tests.cli import cli
 from tests.gates.test_calls import BUDGETS
 
 ROOT = Path(__file__).parents[2]
@@ -166,7 +166,7 @@ def test_start_pages_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
             runpy.run_path(args[0], run_name="__main__")
         else:
             assert program == ".venv/bin/runtime-authz"
-            result = CliRunner().invoke(app, args)
+            result = cli(*args)
             assert result.exit_code == 0, result.output
 
 

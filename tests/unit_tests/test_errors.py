@@ -5,10 +5,7 @@ import traceback
 from importlib import resources
 from pathlib import Path
 
-from typer.testing import CliRunner
-
 from langchain_runtime_authz import errors
-from langchain_runtime_authz.cli import app
 from langchain_runtime_authz.errors import (
     GROUPS,
     RETRY,
@@ -24,6 +21,7 @@ from langchain_runtime_authz.errors import (
     PDPError,
     sentence,
 )
+from tests.cli import cli
 
 # A code is never renamed and never taken away: dashboards and runbooks search for it. New ones are added here.
 PINNED = {
@@ -69,13 +67,13 @@ def test_every_code_has_a_cause_and_says_whether_to_retry() -> None:
 
 def test_every_code_is_in_the_page() -> None:
     """`docs/codes.md` is what `runtime-authz codes` prints; one code can be asked for."""
-    printed = CliRunner().invoke(app, ["codes"]).output
+    printed = cli("codes").output
     assert (Path(__file__).parents[2] / "docs/codes.md").read_text() == printed
     assert all(f"`{code}`" in printed for code in Code)
     assert set(GROUPS) <= set(Code)
-    one = CliRunner().invoke(app, ["codes", "pdp_timeout"])
+    one = cli("codes", "pdp_timeout")
     assert one.exit_code == 0 and Code.PDP_TIMEOUT.cause in one.output
-    assert CliRunner().invoke(app, ["codes", "pdp_timeot"]).exit_code == 2
+    assert cli("codes", "pdp_timeot").exit_code == 2
 
 
 def test_codes_are_unique_and_plain() -> None:

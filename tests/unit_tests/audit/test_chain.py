@@ -15,7 +15,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
 from langchain_runtime_authz.audit import chain, sinks
 from langchain_runtime_authz.audit.chain import (
@@ -31,11 +30,11 @@ from langchain_runtime_authz.audit.chain import (
 from langchain_runtime_authz.audit.record import completion_record, decision_record, mint_record, run_record
 from langchain_runtime_authz.audit.sinks import AuditSink, FileSink, MemorySink
 from langchain_runtime_authz.authzen import Decision, EvaluationRequest, Obligation, deny
-from langchain_runtime_authz.cli import app
 from langchain_runtime_authz.errors import AuditError, ConfigError
 from langchain_runtime_authz.identity.workload import Identity, StaticIdentity
 from langchain_runtime_authz.pep.run import Write
 from langchain_runtime_authz.testing.example_request import example_request
+from tests.cli import cli
 from tests.counted import python_calls
 
 NASTY = 'x"\n\r\u2028\u0085\x00\ud800\\","prev":"0"}\n{"seq":0}'
@@ -475,7 +474,7 @@ def test_a_line_without_end_is_not_read_whole(tmp_path: Path, monkeypatch: pytes
     with path.open("rb") as file, pytest.raises(ConfigError, match="a line has more than"):
         read += read_lines(file)
     assert len(read) == 1 + begun
-    done = CliRunner().invoke(app, ["audit", "verify", str(path)])
+    done = cli("audit", "verify", str(path))
     assert (done.exit_code, "a line has more than" in done.stderr, done.stderr.count("\n")) == (2 - begun, True, 1)
     for command in (["learn", str(path)], ["replay-trace", str(path), "--profiles", "langchain"]):
-        assert CliRunner().invoke(app, command).exit_code == 2
+        assert cli(*command).exit_code == 2

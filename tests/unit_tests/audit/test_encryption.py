@@ -15,20 +15,19 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa, x25519
 from joserfc import jwe
 from joserfc.jwk import OKPKey
 from langchain_core.tools import StructuredTool
-from typer.testing import CliRunner
 
 from langchain_runtime_authz import RuntimeAuthz
 from langchain_runtime_authz.audit.chain import GENESIS, line_hash, log_files, make_line, read_log, verify_log
 from langchain_runtime_authz.audit.encryption import opener, sealer
 from langchain_runtime_authz.audit.record import observation_record, run_record
 from langchain_runtime_authz.audit.sinks import FileSink
-from langchain_runtime_authz.cli import app
 from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.pep import decide_calls
 from langchain_runtime_authz.pep.corrections import content_digest
 from langchain_runtime_authz.testing import StaticPDP
 from langchain_runtime_authz.tool_profile import ToolProfile
 from tests.attack._graphs import call, hand_written, human, replying
+from tests.cli import cli
 from tests.unit_tests.audit.test_chain import a_record, a_request
 
 SECRETS = ("DE21-ARG", "4711.5", "Pay the rent, please", "Not this one", "ledger/rows")
@@ -91,16 +90,16 @@ def test_the_auditor_reads_it(tmp_path: Path, key: Path) -> None:
     (decision,) = {r["decision_id"] for r in read_log(log) if r and r.get("action") == "tools/call"}
     thread = next(r["scope"]["thread"] for r in read_log(log) if r and r.get("scope"))
     for command in (["explain", decision], ["show", "--all"], ["story", thread], ["who-approved"]):
-        run = CliRunner().invoke(app, ["audit", *command, "--log", str(log), "--key", str(key)])
-        bare = CliRunner().invoke(app, ["audit", *command, "--log", str(log)])
+        run = cli("audit", *command, "--log", str(log), "--key", str(key))
+        bare = cli("audit", *command, "--log", str(log))
         assert (run.exit_code, bare.exit_code) == (0, 0), run.output
         assert "DE21-ARG" not in bare.output
-    told = CliRunner().invoke(app, ["audit", "explain", decision, "--log", str(log), "--key", str(key)]).output
+    told = cli("audit", "explain", decision, "--log", str(log), "--key", str(key)).output
     assert "DE21-ARG" in told
-    replayed = CliRunner().invoke(app, ["policy", "replay", str(log), "--key", str(key)])
+    replayed = cli("policy", "replay", str(log), "--key", str(key))
     assert replayed.exit_code == 0, replayed.output
     assert "0 of" in replayed.output
-    bare = CliRunner().invoke(app, ["policy", "replay", str(log)])
+    bare = cli("policy", "replay", str(log))
     assert (bare.exit_code, "key" in bare.stderr) == (2, True)
 
 
@@ -136,7 +135,7 @@ def test_a_wrong_key_is_one_sentence(tmp_path: Path, other: bytes) -> None:
     FileSink(log, seal_to=PUBLIC).write(a_record(a_request(), content=True))
     wrong.write_bytes(other)
     for key in (wrong, tmp_path / "missing.pem"):
-        told = CliRunner().invoke(app, ["audit", "show", "--all", "--log", str(log), "--key", str(key)])
+        told = cli("audit", "show", "--all", "--log", str(log), "--key", str(key))
         assert (told.exit_code, told.stderr.count("\n")) == (2, 1) and "key" in told.stderr
 
 
@@ -202,8 +201,8 @@ def test_a_log_outlives_its_auditor_s_key(tmp_path: Path) -> None:
         (tmp_path / f"{number}.pem").write_bytes(private)
         FileSink(log, seal_to=public).write(a_record(a_request(), run_id=f"r{number}", content=True))
     show, both = ["audit", "show", "--all", "--json", "--log", str(log)], [str(tmp_path / f"{n}.pem") for n in (1, 0)]
-    assert CliRunner().invoke(app, [*show, "--key", both[0]]).exit_code == 2
-    shown = CliRunner().invoke(app, [*show, "--key", both[0], "--key", both[1]])
+    assert cli(*show, "--key", both[0]).exit_code == 2
+    shown = cli(*show, "--key", both[0], "--key", both[1])
     assert shown.exit_code == 0, shown.stderr
     assert all("sealed" not in (r or {}) or r["request"] for r in read_log(log, opened=opener(*both)))
 

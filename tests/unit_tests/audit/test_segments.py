@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
 from langchain_runtime_authz.audit import chain
 from langchain_runtime_authz.audit.chain import log_files, read_log, verify_chain, verify_log
 from langchain_runtime_authz.audit.sinks import FileSink, drop_segments
-from langchain_runtime_authz.cli import app
 from langchain_runtime_authz.cli.audit import verify_pack
 from langchain_runtime_authz.errors import AuditError, Code, ConfigError
+from tests.cli import cli
 
 
 @pytest.fixture
@@ -89,7 +88,7 @@ def test_damage_shows(log: Path, name: str) -> None:
     """Without a pinned head too, the command names the place and exits with 1."""
     DAMAGE[name](log)
     assert not verify_log(log).ok
-    told = CliRunner().invoke(app, ["audit", "verify", str(log)])
+    told = cli("audit", "verify", str(log))
     assert told.exit_code == 1 and "audit.jsonl" in told.stderr
     with pytest.raises(AuditError, match="chain_broken"):
         drop_segments(log, 1e12)
@@ -127,7 +126,7 @@ def test_old_segments_go_on_record(log: Path, tmp_path: Path) -> None:
     assert drop_segments(log, 1e12)[-1] == last and (len(log_files(log)), verify_log(log).ok) == (1, True)
     write(log, 20)
     assert log_files(log)[0].name == f"audit.jsonl.{int(last[-6:]) + 1:06d}" and verify_log(log).ok
-    assert "removed" in CliRunner().invoke(app, ["audit", "prune", "--log", str(log), "--older-than", "0"]).stdout
+    assert "removed" in cli("audit", "prune", "--log", str(log), "--older-than", "0").stdout
     assert verify_log(log).ok
     lines = log.read_bytes().splitlines(keepends=True)
     log.write_bytes(lines[0])  # without the records of what was dropped
@@ -141,12 +140,12 @@ def test_a_head_in_a_removed_segment_cannot_be_checked(log: Path, tmp_path: Path
     report = verify_log(log, head)
     assert (report.ok, report.code, verify_log(log, verify_chain(log).head).ok) == (False, Code.CHAIN_PRUNED, True)
     pack = str(tmp_path / "evidence.zip")
-    assert CliRunner().invoke(app, ["audit", "pack", "--log", str(log), "-o", pack]).exit_code == 0
+    assert cli("audit", "pack", "--log", str(log), "-o", pack).exit_code == 0
     for file in (str(log), pack):
-        done = CliRunner().invoke(app, ["audit", "verify", file, "--head", head])
+        done = cli("audit", "verify", file, "--head", head)
         assert (done.exit_code, "BROKEN" in done.stdout, "up to the pinned head cannot be checked" in done.stdout) == (1, False, True)
         assert "chain_pruned" in done.stderr and "segments before audit.jsonl.000003 were removed" in done.stderr
-        assert json.loads(CliRunner().invoke(app, ["audit", "verify", file, "--head", head, "--json"]).stdout)["ok"] is None
+        assert json.loads(cli("audit", "verify", file, "--head", head, "--json").stdout)["ok"] is None
     log.write_bytes(log.read_bytes().replace(b'"who":0', b'"who":7', 1))
     assert verify_log(log, head).code == Code.CHAIN_BROKEN
 
@@ -174,20 +173,20 @@ def test_a_moved_log_is_named(tmp_path: Path, rotated: bool) -> None:
     log, moved = tmp_path / "audit.jsonl", tmp_path / "moved.jsonl"
     sink = write(log, 5, max_bytes=None)
     old = sink.head
-    assert "moved" not in CliRunner().invoke(app, ["audit", "verify", str(log), "--head", old]).stdout
+    assert "moved" not in cli("audit", "verify", str(log), "--head", old).stdout
     log.rename(moved)
     sink.write({"kind": "x", "ts": 1.0})
     if rotated:
         write(log, 20)
     for head in ([], ["--head", verify_chain(log).head]):
-        told = CliRunner().invoke(app, ["audit", "verify", str(log), *head])
+        told = cli("audit", "verify", str(log), *head)
         assert (told.exit_code, f"verify that file with --head {old}" in told.stdout) == (0, True)
     assert verify_log(log, old).code == Code.CHAIN_BROKEN
-    assert CliRunner().invoke(app, ["audit", "verify", str(moved), "--head", old]).exit_code == 0
+    assert cli("audit", "verify", str(moved), "--head", old).exit_code == 0
 
 
 def test_a_pack_holds_all_segments(log: Path, tmp_path: Path) -> None:
-    assert CliRunner().invoke(app, ["audit", "pack", "--log", str(log), "-o", str(tmp_path / "e.zip")]).exit_code == 0
+    assert cli("audit", "pack", "--log", str(log), "-o", str(tmp_path / "e.zip")).exit_code == 0
     whole = verify_log(log)
     assert whole.records == 49 + len(log_files(log)) and verify_pack(tmp_path / "e.zip", whole.head)[0] == whole
 

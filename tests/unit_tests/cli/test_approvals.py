@@ -1,25 +1,23 @@
 """`runtime-authz approvals`: what waits, and a person's signed answer, over a ledger that processes share."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from langgraph.checkpoint.memory import InMemorySaver
-from typer.testing import CliRunner
 
 from langchain_runtime_authz._display import inert
-from langchain_runtime_authz.cli import app
 from langchain_runtime_authz.credential.signer import SigningKey
 from langchain_runtime_authz.ledger import base
 from langchain_runtime_authz.ledger.call_changes import AskApproval
 from langchain_runtime_authz.ledger.sqlite import SqliteLedger
 from tests.attack._approvals import ANN, Scene, human, payment
 from tests.attack.test_approval_abuse import FOUR_EYES, policy
+from tests.cli import WIDE, cli
 
-
-def approvals(*args: Any) -> Any:
-    return CliRunner().invoke(app, ["approvals", *map(str, args)], env={"COLUMNS": "120"})
+approvals = partial(cli, "approvals", env=WIDE)
 
 
 class Desk:

@@ -1,24 +1,23 @@
 """`runtime-authz calls` on a ledger in which a process died during a payment."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.audit.sinks import MemorySink
-from langchain_runtime_authz.cli import app
 from langchain_runtime_authz.errors import AuditError, Code
 from langchain_runtime_authz.ledger.sqlite import SqliteLedger
 from langchain_runtime_authz.testing import StaticPDP
+from tests.cli import WIDE, cli
 
 PROFILES = {"pay": ToolProfile(effect="pay", sink="external")}
 
 
-def cli(*args: str) -> Any:
-    return CliRunner().invoke(app, ["calls", *args], env={"COLUMNS": "120"})
+calls = partial(cli, "calls", env=WIDE)
 
 
 @pytest.fixture
@@ -32,33 +31,33 @@ def file(tmp_path: Path) -> str:
 
 def test_a_call_in_doubt_is_listed_shown_and_resolved(file: str, tmp_path: Path) -> None:
     """The audit file says who resolved it and why; nobody can twice."""
-    (told,) = json.loads(cli("list", file, "--json").stdout)
+    (told,) = json.loads(calls("list", file, "--json").stdout)
     key, log = told["call"], tmp_path / "audit.jsonl"
     known = (told["tool"], told["subject"], told["state"], told["resolved"])
     assert known == ("pay", "user:alice", "unknown", None)
-    text = cli("list", file).stdout
+    text = calls("list", file).stdout
     assert key in text and "1 in doubt" in text and "\x1b" not in text
-    assert "\x1b" not in cli("show", file, key).stdout
+    assert "\x1b" not in calls("show", file, key).stdout
     args = ("resolve", file, key, "--did-not-happen", "--by", "user:carol", "--reason", "asked", "--audit", str(log))
-    mistyped = cli(*args)
-    assert (mistyped.exit_code, log.exists(), cli("list", file).stdout.count("1 in doubt")) == (2, False, 1)
+    mistyped = calls(*args)
+    assert (mistyped.exit_code, log.exists(), calls("list", file).stdout.count("1 in doubt")) == (2, False, 1)
     log.touch()
-    assert cli(*args).exit_code == 0 and cli("list", file).stdout == "0 in doubt\n"
-    shown = json.loads(cli("show", file, key, "--json").stdout)
+    assert calls(*args).exit_code == 0 and calls("list", file).stdout == "0 in doubt\n"
+    shown = json.loads(calls("show", file, key, "--json").stdout)
     assert (shown["state"], shown["resolved"]["author"], shown["resolved"]["reason"]) == ("void", "user:carol", "asked")
     record = json.loads(log.read_text().splitlines()[-1])
     assert (record["event"], record["detail"]["author"], record["detail"]["happened"]) == ("resolved", "user:carol", False)
-    again = cli(*args)
+    again = calls(*args)
     assert again.exit_code == 2 and again.stderr.startswith("error: not_in_doubt:")
 
 
 def test_a_downgrade_does_not_forget_a_call_in_doubt_unasked(file: str) -> None:
     """An earlier version has no place for it, and the payment would be made again."""
     down = ("ledger", "downgrade", file, "--to", "2", "--yes")
-    refused = CliRunner().invoke(app, down)
+    refused = cli(*down)
     assert (refused.exit_code, "calls resolve" in refused.stderr) == (2, True)
-    assert cli("list", file).stdout.endswith("1 in doubt\n")
-    assert CliRunner().invoke(app, (*down, "--forget-doubts")).exit_code == 0
+    assert calls("list", file).stdout.endswith("1 in doubt\n")
+    assert cli(*down, "--forget-doubts").exit_code == 0
 
 
 def test_a_call_of_any_tenant_is_listed_and_resolved(tmp_path: Path) -> None:
@@ -68,15 +67,15 @@ def test_a_call_of_any_tenant_is_listed_and_resolved(tmp_path: Path) -> None:
         ledger = SqliteLedger(path, clock=lambda at=at: float(at))
         authz = RuntimeAuthz(pdp=StaticPDP(True), ledger=ledger, profiles=PROFILES, tenant=tenant)
         assert authz.session(subject=f"user-{at}").decide("pay", {"n": at}).permit
-    listed = json.loads(cli("list", path, "--json").stdout)
+    listed = json.loads(calls("list", path, "--json").stdout)
     assert [one["tenant"] for one in listed] == ["acme", "acme", "other"]
     assert listed[0]["permitted_at"] > listed[1]["permitted_at"]
-    assert len(json.loads(cli("list", path, "--tenant", "other", "--json").stdout)) == 1
+    assert len(json.loads(calls("list", path, "--tenant", "other", "--json").stdout)) == 1
     key = listed[2]["call"]
-    assert cli("show", path, key, "--tenant", "acme").exit_code == 2
-    done = cli("resolve", path, key, "--happened", "--by", "user:carol", "--reason", "seen")
+    assert calls("show", path, key, "--tenant", "acme").exit_code == 2
+    done = calls("resolve", path, key, "--happened", "--by", "user:carol", "--reason", "seen")
     assert (done.exit_code, "no audit log records this" in done.stderr) == (0, True)
-    assert json.loads(cli("show", path, key, "--json").stdout)["state"] == "done"
+    assert json.loads(calls("show", path, key, "--json").stdout)["state"] == "done"
 
 
 def test_a_resolution_goes_into_the_log_of_its_tenant(tmp_path: Path) -> None:
@@ -87,16 +86,16 @@ def test_a_resolution_goes_into_the_log_of_its_tenant(tmp_path: Path) -> None:
         with authz.session(subject="alice") as session:
             assert session.decide("pay", {"n": 1}).permit
     before = logs["acme"].read_bytes()
-    (told,) = json.loads(cli("list", path, "--tenant", "other", "--json").stdout)
+    (told,) = json.loads(calls("list", path, "--tenant", "other", "--json").stdout)
     said = ("--happened", "--by", "user:carol", "--reason", "seen", "--audit")
-    wrong = cli("resolve", path, told["call"], *said, str(logs["acme"]))
+    wrong = calls("resolve", path, told["call"], *said, str(logs["acme"]))
     assert (wrong.exit_code, wrong.stderr) == (
         2, "error: config: acme.jsonl is the log of tenant 'acme'; name the one of tenant 'other'\n"
     )  # fmt: skip
     assert logs["acme"].read_bytes() == before
-    assert cli("list", path, "--tenant", "other").stdout.endswith("1 in doubt\n")
+    assert calls("list", path, "--tenant", "other").stdout.endswith("1 in doubt\n")
     RuntimeAuthz(ledger=SqliteLedger(path), tenant="other", audit=logs["acme"]).revoke("t", graph="g")
-    assert cli("resolve", path, told["call"], *said, str(logs["acme"])).exit_code == 0
+    assert calls("resolve", path, told["call"], *said, str(logs["acme"])).exit_code == 0
 
 
 def test_a_resolution_that_is_not_on_record_is_none(file: str) -> None:
@@ -108,7 +107,7 @@ def test_a_resolution_that_is_not_on_record_is_none(file: str) -> None:
         def write(self, record: Any) -> None:
             raise AuditError(Code.AUDIT_UNAVAILABLE, "the disk is full")
 
-    (told,) = json.loads(cli("list", file, "--json").stdout)
+    (told,) = json.loads(calls("list", file, "--json").stdout)
     with SqliteLedger(file) as ledger:
         with pytest.raises(AuditError):
             RuntimeAuthz(ledger=ledger, audit=Sink()).resolve_call(told["call"], happened=False, by="user:carol", reason="seen")
@@ -121,6 +120,6 @@ def test_a_resolution_that_is_not_on_record_is_none(file: str) -> None:
 @pytest.mark.parametrize("args", [("show", "no"), ("resolve", "no", "--happened", "--by", "user:c", "--reason", "r")])
 def test_a_mistyped_call_is_refused(file: str, args: tuple[str, ...]) -> None:
     """In one line, before anything is written."""
-    done = cli(args[0], file, *args[1:])
+    done = calls(args[0], file, *args[1:])
     assert done.exit_code == 2
     assert done.stderr.startswith("error:") and done.stderr.count("\n") == 1

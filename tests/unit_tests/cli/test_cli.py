@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import yaml
 from typer.main import get_command
-from typer.testing import CliRunner
 
 import langchain_runtime_authz
 from langchain_runtime_authz.audit.sinks import FileSink
 from langchain_runtime_authz.cli import app
 from langchain_runtime_authz.tool_profile import load_profiles
+from tests.cli import cli
 from tests.ids import shown
 
 MODULE = """
@@ -73,7 +73,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..
     monkeypatch.chdir(tmp_path)
     before, path = set(sys.modules), list(sys.path)
     (tmp_path / "a_module.py").write_text(MODULE)
-    yield lambda *args: CliRunner().invoke(app, [str(a) for a in args])
+    yield cli
     sys.path[:] = path
     for name in set(sys.modules) - before:
         if name.startswith(("a_", "protected_")):
@@ -151,12 +151,12 @@ def test_an_option_without_its_value(run: Callable[..., Any]) -> None:
 @pytest.mark.parametrize("line", ["explain 296e3f65", "audit replay audit.jsonl", "kill show"])
 def test_a_command_of_another_group_is_named(line: str) -> None:
     """Every one that has the name, as it is called."""
-    result = CliRunner().invoke(app, line.split(), prog_name="runtime-authz", env={"COLUMNS": "200"})
+    result = cli(*line.split(), prog_name="runtime-authz", env={"COLUMNS": "200"})
     assert result.exit_code == 2
     named = re.findall(r"`(?:runtime-authz )?([\w -]+)`", result.output)
     assert named
     for command in named:
-        assert CliRunner().invoke(app, [*command.split(), "--help"]).exit_code == 0
+        assert cli(*command.split(), "--help").exit_code == 0
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9", "localhost:4318", "http://[::1"])
@@ -457,16 +457,15 @@ def test_keys_are_made_listed_rotated_and_withdrawn(tmp_path: Path) -> None:
     from langchain_runtime_authz.credential import keyring
 
     keys = str(tmp_path / "keys")
-    runner = CliRunner()
-    assert runner.invoke(app, ["keys", "list", keys]).exit_code == 2
-    made = runner.invoke(app, ["keys", "generate", keys, "--alg", "EdDSA"])
-    assert made.exit_code == 0 and runner.invoke(app, ["keys", "generate", keys]).exit_code == 2
+    assert cli("keys", "list", keys).exit_code == 2
+    made = cli("keys", "generate", keys, "--alg", "EdDSA")
+    assert made.exit_code == 0 and cli("keys", "generate", keys).exit_code == 2
     first, second = (line.split()[0] for line in made.stdout.splitlines())
     assert [line.split()[1:3] for line in made.stdout.splitlines()] == [["EdDSA", "active"], ["EdDSA", "next"]]
-    jwks = json.loads(runner.invoke(app, ["keys", "list", keys, "--jwks"]).stdout)
+    jwks = json.loads(cli("keys", "list", keys, "--jwks").stdout)
     assert [jwk["kid"] for jwk in jwks["keys"]] == [first, second]
     assert not any("d" in jwk for jwk in jwks["keys"])
-    early = runner.invoke(app, ["keys", "rotate", keys])
+    early = cli("keys", "rotate", keys)
     assert early.exit_code == 2
     assert early.stderr.startswith("error: config: verifiers may not know the next key yet")
     file = tmp_path / "keys" / "ring.json"
@@ -474,21 +473,21 @@ def test_keys_are_made_listed_rotated_and_withdrawn(tmp_path: Path) -> None:
     for key in document["keys"]:
         key["since"] -= 2 * keyring.CACHE_AGE
     file.write_text(json.dumps(document))
-    assert runner.invoke(app, ["keys", "rotate", keys]).stdout.split()[:3] == [second, "EdDSA", "active"]
-    gone = runner.invoke(app, ["keys", "compromise", keys, second])
+    assert cli("keys", "rotate", keys).stdout.split()[:3] == [second, "EdDSA", "active"]
+    gone = cli("keys", "compromise", keys, second)
     assert gone.exit_code == 0 and f"withdrawn  {second}" in gone.stdout
     assert "refused    at once" in gone.stdout
-    assert f"{second}  EdDSA  compromised" in runner.invoke(app, ["keys", "list", keys]).stdout
-    assert runner.invoke(app, ["keys", "compromise", keys, "nobody"]).exit_code == 2
+    assert f"{second}  EdDSA  compromised" in cli("keys", "list", keys).stdout
+    assert cli("keys", "compromise", keys, "nobody").exit_code == 2
 
 
 def test_a_key_password_comes_from_the_environment(tmp_path: Path) -> None:
     """And without it, or with another, one line says so and no key is shown."""
-    keys, runner = str(tmp_path / "keys"), CliRunner()
-    assert runner.invoke(app, ["keys", "generate", keys], env={"RUNTIME_AUTHZ_KEY_PASSWORD": "word"}).exit_code == 0
-    assert runner.invoke(app, ["keys", "list", keys], env={"RUNTIME_AUTHZ_KEY_PASSWORD": "word"}).exit_code == 0
+    keys = str(tmp_path / "keys")
+    assert cli("keys", "generate", keys, env={"RUNTIME_AUTHZ_KEY_PASSWORD": "word"}).exit_code == 0
+    assert cli("keys", "list", keys, env={"RUNTIME_AUTHZ_KEY_PASSWORD": "word"}).exit_code == 0
     for env in ({}, {"RUNTIME_AUTHZ_KEY_PASSWORD": "another"}):
-        refused = runner.invoke(app, ["keys", "list", keys], env=env)
+        refused = cli("keys", "list", keys, env=env)
         assert refused.exit_code == 2 and refused.stderr.count("\n") == 1
         assert "PRIVATE" not in refused.output
 

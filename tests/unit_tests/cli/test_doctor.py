@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
 from langchain_runtime_authz import RuntimeAuthz
-from langchain_runtime_authz.cli import app
 from langchain_runtime_authz.cli import doctor as command
 from langchain_runtime_authz.credential.keyring import KeyDirectory
 from langchain_runtime_authz.ledger import SqliteLedger
+from tests.cli import cli
 
 GRAPH = """
 from langgraph.checkpoint.memory import InMemorySaver
@@ -33,7 +32,7 @@ def _clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def lines(*args: str) -> tuple[int, dict[str, Any]]:
-    result = CliRunner().invoke(app, ["doctor", *args, "--json"])
+    result = cli("doctor", *args, "--json")
     document = json.loads(result.stdout)
     assert document["ok"] is (result.exit_code == 0)
     assert all(line["do"] for line in document["lines"] if line["state"] != "ok")

@@ -12,17 +12,16 @@ import pytest
 import yaml
 from langchain_core.messages import HumanMessage
 from langgraph.checkpoint.memory import InMemorySaver
-from typer.testing import CliRunner
 
 from langchain_runtime_authz import RuntimeAuthz
 from langchain_runtime_authz.audit.sinks import FileSink
-from langchain_runtime_authz.cli import app
 from langchain_runtime_authz.cli._app import flow
 from langchain_runtime_authz.langgraph.tool_lookup import Profiles
 from langchain_runtime_authz.mandate.mandate_file import load_mandate
 from langchain_runtime_authz.pdp.base import ObserveOnly
 from langchain_runtime_authz.pdp.wasm import WasmPDP
 from langchain_runtime_authz.tool_profile import UNPROFILED, load_profiles
+from tests.cli import cli
 
 AGENT = """
 from langchain.agents import create_agent
@@ -71,8 +70,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..
     (tmp_path / "an_agent.py").write_text(AGENT)
     (tmp_path / "langgraph.json").write_text('{"dependencies": ["."], "graphs": {"agent": "./an_agent.py:graph"}}')
     (tmp_path / "answers.yaml").write_text(ANSWERS)
-    invoke = lambda *args, **options: CliRunner().invoke(app, [str(a) for a in args], **options)
-    yield invoke
+    yield cli
     sys.path[:] = path
     sys.modules.pop("an_agent", None)
 

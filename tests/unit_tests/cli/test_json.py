@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from typer.main import get_command
-from typer.testing import CliRunner
 
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.audit.sinks import FileSink
@@ -18,6 +17,7 @@ from langchain_runtime_authz.credential import keyring
 from langchain_runtime_authz.ledger import SqliteLedger
 from langchain_runtime_authz.ledger.schema import SCHEMA
 from langchain_runtime_authz.testing import StaticPDP
+from tests.cli import cli
 from tests.unit_tests.cli.test_approvals import Desk
 
 GRAPH = """
@@ -134,12 +134,12 @@ def test_a_command_prints_one_document(
 ) -> None:
     """For programs, and another text for people. No private key is in it."""
     words = _made(tmp_path / "json", command, monkeypatch)
-    result = CliRunner().invoke(app, [*words, "--json"])
+    result = cli(*words, "--json")
     assert result.exit_code == code, result.output
     document = json.loads(result.stdout)
     assert {name: document[name] for name in said} == {name: words[-1] if value == "KID" else value for name, value in said.items()}
     assert "PRIVATE" not in result.output
-    plain = CliRunner().invoke(app, _made(tmp_path / "plain", command, monkeypatch))
+    plain = cli(*_made(tmp_path / "plain", command, monkeypatch))
     assert plain.exit_code == code, plain.output
     assert not plain.stdout.startswith("{")
 
@@ -148,6 +148,6 @@ def test_a_command_prints_one_document(
 def test_nobody_is_asked(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A command that would ask names the option that answers."""
     monkeypatch.setattr("langchain_runtime_authz.cli.init._interactive", lambda: True)
-    refused = CliRunner().invoke(app, [*_made(tmp_path / "json", command, monkeypatch), "--json"], input="y\n")
+    refused = cli(*_made(tmp_path / "json", command, monkeypatch), "--json", input="y\n")
     assert (refused.exit_code, refused.stdout, refused.stderr.count("\n")) == (2, "", 1)
     assert "`--json` asks nothing; give `--yes`" in refused.stderr

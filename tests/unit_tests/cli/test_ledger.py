@@ -5,26 +5,25 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
 import langchain_runtime_authz.ledger
-from langchain_runtime_authz.cli import app
 from langchain_runtime_authz.cli.ledger import Store
 from langchain_runtime_authz.errors import Code, LedgerError
 from langchain_runtime_authz.ledger.base import Lease, Query, Scope
 from langchain_runtime_authz.ledger.changes import AdvanceEpoch, OpenThread, RecordStep, TakeLease
 from langchain_runtime_authz.ledger.schema import SCHEMA
 from langchain_runtime_authz.ledger.sqlite import SqliteLedger
+from tests.cli import WIDE, cli
 
 SCOPE = Scope("acme", "issuer", "graph", "thread")
 
 
-def ledger(*args: str, given: str | None = None) -> Any:
-    return CliRunner().invoke(app, ["ledger", *args], input=given, env={"COLUMNS": "120"})
+ledger = partial(cli, "ledger", env=WIDE)
 
 
 @pytest.fixture
@@ -49,7 +48,7 @@ def test_a_migration_that_meets_a_deadlock_is_tried_again(
                 raise LedgerError(Code.LEDGER_TIMEOUT, "deadlock detected")
 
     monkeypatch.setattr(Store, "administered", administered)
-    assert ledger(*command, file, given="y\n").exit_code == code
+    assert ledger(*command, file, input="y\n").exit_code == code
 
 
 def test_a_ledger_is_made_looked_at_taken_back_and_made_again(file: str) -> None:
@@ -76,7 +75,7 @@ def test_a_ledger_that_lacks_a_table_is_refused_in_one_sentence(file: str, comma
         conn.execute(foreign if table in ("foreign", "both") else f"DROP TABLE {table}")
         if table == "both":
             conn.execute("CREATE TABLE meta (a)")
-    refused = CliRunner().invoke(app, [*command[:2], file, *command[2:]])
+    refused = cli(*command[:2], file, *command[2:])
     assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
     assert refused.stderr.startswith("error: ledger_schema: it ")
 
@@ -84,12 +83,12 @@ def test_a_ledger_that_lacks_a_table_is_refused_in_one_sentence(file: str, comma
 def test_a_downgrade_asks_first(file: str) -> None:
     """And does nothing without a yes."""
     ledger("migrate", file)
-    refused = ledger("downgrade", file, "--to", "0", given="n\n")
+    refused = ledger("downgrade", file, "--to", "0", input="n\n")
     assert (refused.exit_code, "Drop what versions 1 to" in refused.output) == (1, True)
     assert ledger("status", file).exit_code == 0
     up = ledger("downgrade", file, "--to", str(SCHEMA + 1), "--yes")
     assert (up.exit_code, "goes up" in up.stderr) == (2, True)
-    assert ledger("downgrade", file, "--to", "0", given="y\n").exit_code == 0
+    assert ledger("downgrade", file, "--to", "0", input="y\n").exit_code == 0
     assert "schema   none" in ledger("status", file).stdout
 
 
@@ -116,8 +115,8 @@ def test_a_clock_that_ran_ahead_is_set_right(file: str) -> None:
     with SqliteLedger(file) as right:
         with pytest.raises(LedgerError, match=Code.LEDGER_CLOCK):
             right.load(SCOPE, Query())
-        assert ledger("clock", file, given="n\n").exit_code == 1
-        assert ledger("clock", file, given="y\n").stdout.endswith("leases   1 ended\n")
+        assert ledger("clock", file, input="n\n").exit_code == 1
+        assert ledger("clock", file, input="y\n").stdout.endswith("leases   1 ended\n")
         assert right.status("acme", "j") == "ended"
         assert right.load(SCOPE, Query()).now == pytest.approx(time.time(), abs=60)
 

@@ -10,10 +10,9 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
-from langchain_runtime_authz.cli import app
 from langchain_runtime_authz.mandate.model import Compiled, Dropped, Mandate, Step
+from tests.cli import cli
 
 PROFILES = """
 tools:
@@ -62,7 +61,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     path = list(sys.path)
     (tmp_path / "pay_models.py").write_text(MODULE)
     (tmp_path / "profiles.yaml").write_text(PROFILES)
-    yield lambda *args, stdin=None: CliRunner().invoke(app, ["mandate", *(str(a) for a in args)], input=stdin)
+    yield lambda *args, stdin=None: cli("mandate", *args, input=stdin)
     sys.path[:] = path
     sys.modules.pop("pay_models", None)
 

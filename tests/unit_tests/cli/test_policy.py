@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,11 +14,9 @@ from typing import Any
 
 import jsonschema
 import pytest
-from typer.testing import CliRunner
 
 from langchain_runtime_authz.audit.sinks import FileSink
 from langchain_runtime_authz.authzen import EvaluationRequest, request_schema
-from langchain_runtime_authz.cli import app
 from langchain_runtime_authz.cli.policy.open_policy import SHIPPED_REGO, open_policy, shipped_rego
 from langchain_runtime_authz.cli.policy.rego_lint import lint_rego
 from langchain_runtime_authz.demo.bank import perform
@@ -28,6 +27,7 @@ from langchain_runtime_authz.pdp.policy_data import wrong_data
 from langchain_runtime_authz.pdp.wasm import DATA_ROOT
 from langchain_runtime_authz.testing.example_request import example_request
 from tests.bundles import DATA, Key, files, put
+from tests.cli import cli
 
 POLICIES = resources.files("langchain_runtime_authz") / "policies"
 EXAMPLES = Path(__file__).parents[3] / "examples" / "policies"
@@ -42,8 +42,7 @@ def _no_opa(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def run() -> Command:
-    invoke = lambda *arguments: CliRunner().invoke(app, ["policy", *map(str, arguments)])
-    return invoke
+    return partial(cli, "policy")
 
 
 @pytest.fixture(scope="module")
@@ -71,10 +70,10 @@ def decisions(run: Command, log: Path) -> dict[str, str]:
 
 def test_demo_writes_the_log(tmp_path: Path) -> None:
     """`demo --audit` is the record that the policy commands are shown on."""
-    result = CliRunner().invoke(app, ["demo", "--audit", str(tmp_path / "a.jsonl")])
+    result = cli("demo", "--audit", str(tmp_path / "a.jsonl"))
     assert result.exit_code == 0
-    assert CliRunner().invoke(app, ["audit", "verify", str(tmp_path / "a.jsonl")]).exit_code == 0
-    assert CliRunner().invoke(app, ["demo", "--agentdojo", "--audit", "a"]).exit_code == 2
+    assert cli("audit", "verify", str(tmp_path / "a.jsonl")).exit_code == 0
+    assert cli("demo", "--agentdojo", "--audit", "a").exit_code == 2
 
 
 # --- explain, replay, diff ------------------------------------------------------------------------

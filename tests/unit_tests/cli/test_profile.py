@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,14 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.tools import BaseTool, StructuredTool, tool
 from pydantic import BaseModel, Field, WithJsonSchema, create_model
-from typer.testing import CliRunner
 
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
-from langchain_runtime_authz.cli import app
 from langchain_runtime_authz.cli._profile_proposal import Proposal, propose
 from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.langgraph.tool_lookup import Profiles
 from langchain_runtime_authz.tool_profile import EFFECTS, SINKS, UNPROFILED, load_profiles, raise_by_hints
+from tests.cli import cli
 
 MODULE = """
 from langchain_core.tools import tool
@@ -56,7 +56,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..
     monkeypatch.chdir(tmp_path)
     path = list(sys.path)
     (tmp_path / "mail_agent.py").write_text(MODULE)
-    yield lambda *args: CliRunner().invoke(app, ["profile", *(str(a) for a in args)])
+    yield partial(cli, "profile")
     sys.path[:] = path
     sys.modules.pop("mail_agent", None)
 

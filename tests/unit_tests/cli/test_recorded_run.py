@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from typer.testing import CliRunner
 
-from langchain_runtime_authz.cli import app
 from langchain_runtime_authz.cli._recorded_run import Replayed, read_trace, replay_trace
 from langchain_runtime_authz.errors import ConfigError
+from tests.cli import cli
 
 HEADER: dict[str, Any] = {"trace": "runtime-authz", "version": 1, "subject": "alice"}
 PROFILES: dict[str, Any] = {
@@ -121,7 +120,7 @@ def test_a_malformed_line_is_named(write: Write, tmp_path: Path, name: str) -> N
     lines, number = BAD[name]
     profiles = tmp_path / "p.yaml"
     profiles.write_text("tools: {}")
-    result = CliRunner().invoke(app, ["replay-trace", str(write(*lines)), "--profiles", str(profiles)])
+    result = cli("replay-trace", str(write(*lines)), "--profiles", str(profiles))
     assert result.exit_code == 2 and result.stderr.startswith(f"error: config: trace.jsonl, line {number}: ")
     assert result.stderr.count("\n") == 1 and result.stdout == ""
 
@@ -160,18 +159,18 @@ def test_the_command_prints_json_and_tells_what_got_through(write: Write, tmp_pa
     profiles.write_text(json.dumps({"tools": PROFILES}))
     path = write(user("look"), call("1", "read", {"x": "\x1b[31m"}, unwanted=True))
     args = ["replay-trace", str(path), "--profiles", str(profiles)]
-    result = CliRunner().invoke(app, [*args, "--json"])
+    result = cli(*args, "--json")
     assert result.exit_code == 1
     document = json.loads(result.stdout)
     assert document["let_through"] == document["permitted"] == document["calls"] == 1
-    assert "\x1b" not in CliRunner().invoke(app, args).stdout
+    assert "\x1b" not in cli(*args).stdout
 
     data.write_text(json.dumps({"effects": {"read": "deny"}}))
-    strict = CliRunner().invoke(app, [*args, "--policy", str(data), "--json"])
+    strict = cli(*args, "--policy", str(data), "--json")
     assert strict.exit_code == 0 and json.loads(strict.stdout)["stopped"] == 1
 
     for wrong in (["--policy", str(tmp_path / "none")], ["--profiles", str(tmp_path / "none")]):
-        refused = CliRunner().invoke(app, [*args, *wrong])
+        refused = cli(*args, *wrong)
         assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
 
 
@@ -183,6 +182,6 @@ def test_a_directory_that_is_no_project_decides_nothing(write: Write, tmp_path: 
     for name in files:
         (policy / name).write_text("{}")
     trace = str(write(user("look"), call("1", "read")))
-    result = CliRunner().invoke(app, ["replay-trace", trace, "--profiles", "langchain", "--policy", str(policy)])
+    result = cli("replay-trace", trace, "--profiles", "langchain", "--policy", str(policy))
     assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
     assert "`policy` is not a policy" in result.stderr

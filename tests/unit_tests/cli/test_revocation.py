@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from langchain_core.messages import HumanMessage
 from langgraph.checkpoint.memory import InMemorySaver
-from typer.testing import CliRunner
 
 from langchain_runtime_authz import AuthzDenied
-from langchain_runtime_authz.cli import app
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt
 from langchain_runtime_authz.ledger.sqlite import SqliteLedger
 from langchain_runtime_authz.testing import StaticPDP
 from tests.attack._graphs import PAID, PAY, authz_with, hand_written, human, pay_tool, replying
+from tests.cli import WIDE, cli
 
 THREAD = {"configurable": {"thread_id": "t"}}
 
 
-def cli(*args: str) -> Any:
-    return CliRunner().invoke(app, list(args), env={"COLUMNS": "120"})
+wide = partial(cli, env=WIDE)
 
 
 class House:
@@ -47,14 +46,14 @@ def test_a_run_in_flight_is_stopped_until_it_is_reinstated(file: str, agent: tup
     run = house.authz.run(subject="alice")
     stream = house.graph.stream(human(), run.config(THREAD))
     next(stream)
-    assert cli("revoke", file, "t", "--graph", "hand", *agent).exit_code == 0
+    assert wide("revoke", file, "t", "--graph", "hand", *agent).exit_code == 0
     with pytest.raises(AuthzHalt):
         list(stream)
     run.close()
     with house.authz.run(subject="alice"), pytest.raises(AuthzDenied) as denied:
         house.graph.invoke({"messages": [HumanMessage("again")]}, THREAD)
     assert denied.value.code == "revoked" and house.ran == []
-    assert cli("reinstate", file, "t", "--graph", "hand", *agent).exit_code == 0
+    assert wide("reinstate", file, "t", "--graph", "hand", *agent).exit_code == 0
     with house.authz.run(subject="alice"):
         house.graph.invoke({"messages": [HumanMessage("once more")]}, THREAD)
     assert house.ran == [PAID]
@@ -76,14 +75,14 @@ def test_what_an_operator_did_is_on_record(file: str, tmp_path: Path) -> None:
     with house.authz.run(subject="alice"):
         house.graph.invoke(human(), THREAD)
     where, said = (file, "t", "--graph", "hand"), ("--by", "user:carol", "--reason", "incident 42")
-    assert cli("revoke", *where, "--audit", str(tmp_path)).exit_code == 2
-    assert cli("revoke", *where, "--agent", "hand/payer", "--audit", str(log), *said).exit_code == 0
-    assert cli("reinstate", *where, "--audit", str(log)).exit_code == 0
+    assert wide("revoke", *where, "--audit", str(tmp_path)).exit_code == 2
+    assert wide("revoke", *where, "--agent", "hand/payer", "--audit", str(log), *said).exit_code == 0
+    assert wide("reinstate", *where, "--audit", str(log)).exit_code == 0
     records = [json.loads(line) for line in log.read_text().splitlines()]
     assert [(r["event"], r["agent"]) for r in records] == [("revoked", ["hand", "payer"]), ("reinstated", [])]
     assert records[0]["detail"] == {"author": "user:carol", "reason": "incident 42"}
     assert records[0]["ledger"]["position"] < records[1]["ledger"]["position"]
-    assert cli("audit", "verify", str(log)).exit_code == 0
+    assert wide("audit", "verify", str(log)).exit_code == 0
     with house.authz.run(subject="alice"):  # neither is it revoked by the command that could not record it
         house.graph.invoke({"messages": [HumanMessage("again")]}, THREAD)
 
@@ -95,7 +94,7 @@ def test_a_mistyped_name_is_no_success(file: str, command: str, tmp_path: Path) 
     with house.authz.run(subject="alice"):
         house.graph.invoke(human(), THREAD)
     for wrong in (("other", "--graph", "hand"), ("t", "--graph", "hnad"), ("t", "--graph", "hand", "--tenant", "acme")):
-        done = cli(command, file, *wrong)
+        done = wide(command, file, *wrong)
         assert (done.exit_code, "knows no thread" in done.stderr) == (2, True)
     missing = tmp_path / "none.db"
-    assert cli(command, str(missing), "t", "--graph", "hand").exit_code == 2 and not missing.exists()
+    assert wide(command, str(missing), "t", "--graph", "hand").exit_code == 2 and not missing.exists()

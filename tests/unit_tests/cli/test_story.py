@@ -2,15 +2,15 @@
 
 import json
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
 from langchain_runtime_authz.audit.sinks import FileSink
-from langchain_runtime_authz.cli import app
 from langchain_runtime_authz.errors import sentence
+from tests.cli import WIDE, cli
 
 from ..audit.test_story import played
 
@@ -24,12 +24,11 @@ def log(tmp_path_factory: Any) -> Path:
     return path
 
 
-def cli(*args: object) -> Any:
-    return CliRunner().invoke(app, [str(a) for a in args], env={"COLUMNS": "120"})
+wide = partial(cli, env=WIDE)
 
 
 def listed(*args: object) -> list[dict[str, Any]]:
-    done = cli(*args, "--json")
+    done = wide(*args, "--json")
     assert done.exit_code == 0, done.output
     return json.loads(done.stdout)["steps"]
 
@@ -38,12 +37,12 @@ def test_the_four_questions_of_an_auditor(log: Path) -> None:
     """Who approved it, under which policy, what was tried before, and why was that denied: by commands alone."""
     (approved,) = [a for a in listed("audit", "who-approved", "--log", log, "--tool", "pay") if a["what"].startswith("approve")]
     assert "by user:alice" in approved["what"] and approved["end"] == "ran"
-    why = cli("audit", "explain", approved["decision_id"], "--log", log)
+    why = wide("audit", "explain", approved["decision_id"], "--log", log)
     assert why.exit_code == 0 and "effect" in why.stdout
     assert "approve pay" in why.stdout
     tried = listed("audit", "show", "--log", log, "--thread", "t", "--outcome", "deny")
     assert [t["reasons"][0] for t in tried] == ["approval_rejected"] * 2
-    assert sentence("approval_rejected").split(";")[0] in cli("audit", "explain", tried[0]["decision_id"][:12], "--log", log).stdout
+    assert sentence("approval_rejected").split(";")[0] in wide("audit", "explain", tried[0]["decision_id"][:12], "--log", log).stdout
 
 
 FILTERS = {
@@ -65,9 +64,9 @@ def test_filters(log: Path, name: str) -> None:
 
 def test_a_report_and_a_story_of_one_thread(log: Path, tmp_path: Path) -> None:
     page = tmp_path / "run.html"
-    assert cli("report", "t", "--log", log, "-o", page).exit_code == 0 and "clerk" not in page.read_text()
-    assert "clerk" in cli("report", log, "-o", page).output + page.read_text()
-    text = cli("audit", "story", "t", "--log", log).stdout
+    assert wide("report", "t", "--log", log, "-o", page).exit_code == 0 and "clerk" not in page.read_text()
+    assert "clerk" in wide("report", log, "-o", page).output + page.read_text()
+    text = wide("audit", "story", "t", "--log", log).stdout
     assert "revoked by user:carol: incident 42" in text and "chain     whole" in text
     assert all(len(line) <= 80 for line in text.splitlines())
 
@@ -80,7 +79,7 @@ def test_a_report_never_replaces_its_log(log: Path, tmp_path: Path) -> None:
     log.write_bytes(segment.read_bytes())
     for file in (log, segment):
         before = file.read_bytes()
-        refused = cli("report", log, "-o", file)
+        refused = wide("report", log, "-o", file)
         assert refused.exit_code == 2 and "is the log; name another file" in refused.stderr
         assert file.read_bytes() == before
 
@@ -103,7 +102,7 @@ def test_what_cannot_be_done_is_one_sentence(log: Path, name: str, tmp_path: Pat
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RUNTIME_AUTHZ_AUDIT", str(log))
     args, says = WRONG[name]
-    done = CliRunner().invoke(app, list(args))
+    done = cli(*args)
     assert done.exit_code == 2 and says in done.stderr
     assert len(done.stderr.splitlines()) == 1 and not list(tmp_path.iterdir())
 
@@ -120,9 +119,9 @@ CUTS = {
 def test_a_damaged_log_still_opens_and_says_so(log: Path, cut: str, tmp_path: Path) -> None:
     path, page = tmp_path / "audit.jsonl", tmp_path / "run.html"
     path.write_bytes(b"".join(CUTS[cut](log.read_bytes().splitlines(keepends=True))))
-    assert cli("report", path, "-o", page).exit_code == 0 and "BROKEN at line" in page.read_text()
-    assert cli("audit", "show", "--log", path).exit_code == 0
-    assert cli("audit", "pack", "--log", path, "-o", tmp_path / "evidence.zip").exit_code == 2
+    assert wide("report", path, "-o", page).exit_code == 0 and "BROKEN at line" in page.read_text()
+    assert wide("audit", "show", "--log", path).exit_code == 0
+    assert wide("audit", "pack", "--log", path, "-o", tmp_path / "evidence.zip").exit_code == 2
 
 
 def test_a_large_log_says_how_much_of_it_is_shown(tmp_path: Path) -> None:
@@ -130,18 +129,18 @@ def test_a_large_log_says_how_much_of_it_is_shown(tmp_path: Path) -> None:
     path, page = tmp_path / "audit.jsonl", tmp_path / "run.html"
     line = '{"kind":"run","event":"started","ts":%d,"scope":{"thread":"t"},"agent":["a"],"seq":%d,"prev":""}\n'
     path.write_text("".join(line % (i, i) for i in range(20_000)))
-    done = cli("report", path, "-o", page)
+    done = wide("report", path, "-o", page)
     assert "2000 of 20000 steps" in done.stdout and "20000, the newest 2000 are shown" in page.read_text()
     empty = tmp_path / "empty.jsonl"
     empty.touch()
-    assert "empty.jsonl has no record of any thread\n" in cli("report", empty, "-o", page).stderr
+    assert "empty.jsonl has no record of any thread\n" in wide("report", empty, "-o", page).stderr
 
 
 # --- evidence packs -----------------------------------------------------------------------------------------
 
 
 def packed(log: Path, path: Path) -> Path:
-    done = cli("audit", "pack", "--log", log, "-o", path)
+    done = wide("audit", "pack", "--log", log, "-o", path)
     assert done.exit_code == 0, done.output
     return path
 
@@ -149,14 +148,14 @@ def packed(log: Path, path: Path) -> Path:
 def test_an_evidence_pack_verifies_elsewhere(log: Path, tmp_path: Path) -> None:
     """With the same head and manifest as when it was made, and with what decided in it."""
     path = tmp_path / "evidence.zip"
-    made = cli("audit", "pack", "--log", log, "-o", path).stdout
-    verified = cli("audit", "verify", path)
+    made = wide("audit", "pack", "--log", log, "-o", path).stdout
+    verified = wide("audit", "verify", path)
     assert verified.exit_code == 0
     facts = dict(line.split(None, 1) for line in made.splitlines())
     for fact in ("head", "manifest", "records"):
         assert facts[fact] in verified.stdout
-    assert cli("audit", "verify", path, "--head", facts["head"]).exit_code == 0
-    assert cli("audit", "verify", path, "--head", "0" * 64).exit_code == 1
+    assert wide("audit", "verify", path, "--head", facts["head"]).exit_code == 0
+    assert wide("audit", "verify", path, "--head", "0" * 64).exit_code == 1
     with zipfile.ZipFile(path) as archive:
         assert archive.read("audit.jsonl") == log.read_bytes()
         manifest = json.loads(archive.read("manifest.json"))
@@ -187,7 +186,7 @@ FORGED = {
 def test_a_changed_pack_is_found(log: Path, tmp_path: Path, name: str) -> None:
     path = packed(log, tmp_path / "evidence.zip")
     rewritten(path, FORGED[name])
-    done = cli("audit", "verify", path)
+    done = wide("audit", "verify", path)
     assert done.exit_code == 2 and "chain_broken: evidence.zip" in done.stderr
 
 
@@ -196,13 +195,13 @@ def test_a_pack_behind_a_rewritten_log_is_not_read(log: Path, tmp_path: Path) ->
     pack, both = packed(log, tmp_path / "evidence.zip"), tmp_path / "audit.jsonl"
     both.write_bytes(log.read_bytes().replace(b"user:carol", b"user:mallory") + pack.read_bytes())
     assert zipfile.is_zipfile(both)
-    done = cli("audit", "verify", both)
+    done = wide("audit", "verify", both)
     assert (done.exit_code, "BROKEN" in done.stdout) == (1, True)
     both = both.replace(tmp_path / "both.zip")
-    assert cli("audit", "verify", both).exit_code == 0
+    assert wide("audit", "verify", both).exit_code == 0
     for command in (("show", "--log", both), ("pack", "--log", both, "-o", pack)):
-        assert "both.zip is an evidence pack" in cli("audit", *command).stderr
-    assert cli("audit", "pack", "--log", log, "-o", tmp_path / "evidence").exit_code == 2
+        assert "both.zip is an evidence pack" in wide("audit", *command).stderr
+    assert wide("audit", "pack", "--log", log, "-o", tmp_path / "evidence").exit_code == 2
 
 
 def test_a_log_of_a_killed_writer_is_told(tmp_path: Path) -> None:
@@ -212,5 +211,5 @@ def test_a_log_of_a_killed_writer_is_told(tmp_path: Path) -> None:
     with path.open("ab") as file:
         file.write(b'{"v":1,"kind":"ru')
     FileSink(path).write({"v": 1, "kind": "run", "event": "ended", "ts": 2.0, "scope": {"thread": "t"}, "agent": ["a"]})
-    text = cli("audit", "story", "t", "--log", path).stdout
+    text = wide("audit", "story", "t", "--log", path).stdout
     assert "started" in text and "ended" in text

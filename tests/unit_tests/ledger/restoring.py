@@ -6,17 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.audit.chain import verify_chain
 from langchain_runtime_authz.audit.record import decision_record
 from langchain_runtime_authz.audit.sinks import FileSink
 from langchain_runtime_authz.authzen import Decision
-from langchain_runtime_authz.cli import app
 from langchain_runtime_authz.errors import AuthzDenied, AuthzError, Code, LedgerError
 from langchain_runtime_authz.ledger.base import Scope
 from langchain_runtime_authz.testing import StaticPDP
+from tests.cli import cli
 
 APP = Path(__file__).parents[3] / "deploy" / "app"
 PROFILES = {"pay": ToolProfile(effect="pay", sink="external")}
@@ -42,7 +41,7 @@ class Place:
             raise
 
     def cli(self, *args: str) -> Any:
-        return CliRunner().invoke(app, ["ledger", *args], env={"COLUMNS": "120"})
+        return cli("ledger", *args, env={"COLUMNS": "120"})
 
     def accept(self, *logs: str) -> Any:
         options = [f for log in logs or ("audit.jsonl",) for f in ("--audit", str(self.folder / log))]

@@ -5,9 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
-from langchain_runtime_authz.cli import app
 from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord
 from langchain_runtime_authz.facts.task import HumanText
 from langchain_runtime_authz.ledger import admin as admin_module
@@ -26,6 +24,7 @@ from langchain_runtime_authz.ledger.changes import (
 )
 from langchain_runtime_authz.ledger.sqlite import SqliteLedger, administer
 from langchain_runtime_authz.testing import FrozenClock
+from tests.cli import cli
 from tests.unit_tests.ledger.versions import SCOPE, Store, Versions, lease
 
 DAY = 86400
@@ -119,7 +118,7 @@ def test_much_is_forgotten_in_several_transactions(path: Path, monkeypatch: pyte
     with SqliteLedger(path, clock=lambda: 1_000_000_000.0) as ledger:
         for number in range(5):
             ledger.commit(SCOPE._replace(thread=str(number)), None, [OpenThread("user:alice")])
-    found = CliRunner().invoke(app, ["ledger", "prune", str(path), "--older-than", "90d"])
+    found = cli("ledger", "prune", str(path), "--older-than", "90d")
     assert found.stdout.split() == ["threads", "5", "commits", "4", "in_doubt", "0"]
 
 
@@ -132,7 +131,7 @@ def test_a_call_in_doubt_keeps_its_thread(path: Path) -> None:
             claim = ClaimCall(key, "j", repeatable=False, subject="user:alice", deed=deed, about=about)
             ledger.commit(SCOPE._replace(thread=thread), None, [claim])
     prune = ["ledger", "prune", str(path), "--older-than", "90d"]
-    assert CliRunner().invoke(app, prune).stdout.split() == ["threads", "2", "commits", "5", "in_doubt", "1"]
+    assert cli(*prune).stdout.split() == ["threads", "2", "commits", "5", "in_doubt", "1"]
     with SqliteLedger(path) as ledger:
         (doubt,) = ledger.doubts("acme")
         ledger.commit(doubt.scope, None, [ResolveCall("k", happened=True, author="user:carol", reason="paid")])

@@ -18,11 +18,9 @@ import httpx
 import pytest
 import yaml
 from langchain_core.tools import StructuredTool
-from typer.testing import CliRunner
 
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.audit.sinks import FileSink
-from langchain_runtime_authz.cli import app
 from langchain_runtime_authz.credential.issuer import LocalIssuer
 from langchain_runtime_authz.credential.keyring import KeyDirectory
 from langchain_runtime_authz.errors import AuditError, AuthzDenied, Code, CredentialError, LedgerError
@@ -36,6 +34,7 @@ from langchain_runtime_authz.telemetry.logs import lines_left_out
 from langchain_runtime_authz.testing import StaticPDP
 from tests.attack._graphs import call, hand_written, human, replying
 from tests.bundles import files
+from tests.cli import cli
 
 UP = {"ledger": "", "engine": "", "audit": "", "credentials": "", "kill_switch": ""}
 ROOT = Path(__file__).parents[3]
@@ -171,7 +170,7 @@ def test_a_ledger_that_can_only_be_read_is_not_ready(tmp_path: Path, monkeypatch
         monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=0))
     code = Code.LEDGER_TIMEOUT if why == "locked" else Code.LEDGER_UNAVAILABLE
     assert authz.health().parts == {**UP, "ledger": code}
-    told = CliRunner().invoke(app, ["ledger", "status", str(tmp_path / "l.db")])
+    told = cli("ledger", "status", str(tmp_path / "l.db"))
     assert (told.exit_code, f"unusable: {code}" in told.stdout) == (1, True)
     other.close()
 
