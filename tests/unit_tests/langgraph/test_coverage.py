@@ -30,18 +30,7 @@ from langchain_runtime_authz.langgraph.coverage.code_scan import secrets_of
 from langchain_runtime_authz.langgraph.coverage.report import Baseline
 from langchain_runtime_authz.langgraph.object_graph import loaded, walk
 from langchain_runtime_authz.testing import StaticPDP
-from tests.attack._graphs import (
-    PAY,
-    READ,
-    agent_graph,
-    authz_with,
-    hand_written,
-    human,
-    node_graph,
-    pay_tool,
-    read_tool,
-    replying,
-)
+from tests.attack._graphs import *
 from tests.ids import shown
 
 

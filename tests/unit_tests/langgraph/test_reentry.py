@@ -20,21 +20,7 @@ from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.testing import StaticPDP
 from langchain_runtime_authz.testing.frozen_clock import FrozenClock
 
-from ...attack._graphs import (
-    ASK,
-    PAID,
-    PAY,
-    PROFILES,
-    READ,
-    authz_with,
-    call,
-    hand_written,
-    human,
-    ledger_down,
-    pay_tool,
-    read_tool,
-    replying,
-)
+from ...attack._graphs import *
 
 THREAD = {"configurable": {"thread_id": "t"}}
 

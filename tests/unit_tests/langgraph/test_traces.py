@@ -35,25 +35,7 @@ from langchain_runtime_authz.telemetry import spans as telemetry
 from langchain_runtime_authz.testing import StaticPDP
 from langchain_runtime_authz.tool_profile import profile
 
-from ...attack._graphs import (
-    FORMS,
-    PAY,
-    READ,
-    agent_graph,
-    asking,
-    authz_with,
-    call,
-    chain,
-    deny_only,
-    drive_form,
-    hand_written,
-    human,
-    in_run,
-    node_graph,
-    pay_tool,
-    read_tool,
-    replying,
-)
+from ...attack._graphs import *
 from ...traces import Shown, of_sdk, tree
 
 THREAD = {"configurable": {"thread_id": "t1"}}
