@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import http.server
 import os
 import subprocess
 import sys
 
 import httpx
+
+from tests.threads import serving
 
 from ._kit import *
 
@@ -19,20 +20,8 @@ how = params("sync", "async")
 @pytest.fixture
 def port() -> Iterator[int]:
     """The port of a server on loopback that answers everything."""
-
-    class Answers(http.server.BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *args: Any) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers)
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    yield server.server_port
-    server.shutdown()
-    server.server_close()
+    with serving(lambda *_: 200) as server:
+        yield server.server_port
 
 
 def observing(strict: bool = False, **options: Any) -> RuntimeAuthz:

@@ -68,23 +68,15 @@ def ledgers() -> Iterator[dict[str, Any]]:
     """Those that can be had here."""
     with tempfile.TemporaryDirectory() as folder:
         found: dict[str, Any] = {"memory": MemoryLedger(), "SQLite (file, fsync)": SqliteLedger(Path(folder) / "ledger.db")}
-        dsn = os.environ.get("LRA_POSTGRES_DSN")
-        if dsn is None:
+        if os.environ.get("LRA_POSTGRES_DSN") is None:
             yield found
             return
-        import psycopg
+        from langchain_runtime_authz.ledger.postgres import PostgresLedger
+        from tests.integration_tests.services import ledger_schema
 
-        from langchain_runtime_authz.ledger.admin import migrate
-        from langchain_runtime_authz.ledger.postgres import PostgresLedger, administer
-
-        schema = f"bench_{secrets.token_hex(4)}"
-        with administer(dsn, schema=schema, create=True) as admin:
-            migrate(admin)
-        with PostgresLedger(dsn, schema=schema, timeout=60) as made:
+        with ledger_schema() as (dsn, schema), PostgresLedger(dsn, schema=schema, timeout=60) as made:
             found["PostgreSQL (socket, fsync)"] = made
             yield found
-        with psycopg.connect(dsn) as conn:
-            conn.execute(f"DROP SCHEMA {schema} CASCADE")
 
 
 def fsync_us(n: int = 50) -> float:

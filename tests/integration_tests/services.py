@@ -13,7 +13,8 @@ import subprocess
 import threading
 import urllib.error
 import urllib.request
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -52,6 +53,25 @@ def free_port() -> int:
         port = 15_000 + secrets.randbelow(17_000)
         with suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return port
+
+
+@contextmanager
+def ledger_schema(*, graphs: bool = False) -> Iterator[tuple[str, str]]:
+    """The address of the PostgreSQL that `.ci/services` starts, and a schema of its own; with `graphs`, one for checkpoints too."""
+    import psycopg
+
+    from langchain_runtime_authz.ledger.admin import migrate
+    from langchain_runtime_authz.ledger.postgres import administer
+
+    dsn, schema = os.environ["LRA_POSTGRES_DSN"], f"t_{secrets.token_hex(4)}"
+    with administer(dsn, schema=schema, create=True) as admin:
+        migrate(admin)
+    with psycopg.connect(dsn) as conn:
+        if graphs:
+            conn.execute(f"CREATE SCHEMA {schema}_graphs")
+    yield dsn, schema
+    with psycopg.connect(dsn) as conn:
+        conn.execute(f"DROP SCHEMA IF EXISTS {schema}, {schema}_graphs CASCADE")
 
 
 class OpaServer:

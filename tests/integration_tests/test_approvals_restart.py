@@ -1,16 +1,12 @@
 """Approvals over a restart on SQLite, in every kind of agent: approved once, edited as edited, rejected never."""
 
 import asyncio
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack, ExitStack
 from typing import Any
 
 import pytest
 from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 
-from langchain_runtime_authz.ledger.base import Ledger
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from tests.attack._approvals import (
     ANN,
@@ -33,42 +29,28 @@ KINDS = [*BUILDERS, *FRAMEWORKS]
 EDITED = ("bob", 2.0, "USD")
 
 
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-@pytest.fixture(params=["memory"])
-def ledger(request: Any, tmp_path: Any) -> Callable[[], Ledger]:
-    """Opens the ledger that a process works with; another process opens the same one."""
-    kept = MemoryLedger()
-    return lambda: kept
-
-
-def _play(kind: str, path: str, ledger: Callable[[], Ledger], *turns: Any) -> tuple[list[Any], list[Any]]:
-    """One process per turn: every store is opened anew. What ran, and what each turn came back with."""
-    ran: list[Any] = []
-    states = []
+def _play(kind: str, path: str, *turns: Any) -> tuple[list[Any], list[Any]]:
+    """One process per turn: the checkpoints are opened anew. What ran, and what each turn came back with."""
+    ran, states, ledger = [], [], MemoryLedger()
     for given in turns:
-        with ExitStack() as stack:
-            saver = stack.enter_context(SqliteSaver.from_conn_string(path))
-            s = Scene(kind, lambda saver=saver: saver, ledger=ledger())
+        with SqliteSaver.from_conn_string(path) as saver:
+            s = Scene(kind, lambda saver=saver: saver, ledger=ledger)
             s.ran = ran
             s.start()
             states.append(s.say(given))
     return ran, states
 
 
-def _aplay(kind: str, path: str, ledger: Callable[[], Ledger], *turns: Any) -> tuple[list[Any], list[Any]]:
+def _aplay(kind: str, path: str, *turns: Any) -> tuple[list[Any], list[Any]]:
     """The same on the asynchronous road."""
-    ran: list[Any] = []
+    ran, ledger = [], MemoryLedger()
 
     async def one(given: Any) -> Any:
-        async with AsyncExitStack() as stack:
-            saver = await stack.enter_async_context(AsyncSqliteSaver.from_conn_string(path))
-            s = Scene(kind, lambda: saver, ledger=ledger())
+        async with AsyncSqliteSaver.from_conn_string(path) as saver:
+            s = Scene(kind, lambda: saver, ledger=ledger)
             s.ran = ran
             s.start()
             async with s.authz.run(subject="alice", task="x"):
@@ -83,12 +65,11 @@ kinds = pytest.mark.parametrize("kind", KINDS)
 
 @kinds
 @ways
-def test_three_asked_payments_of_five_calls(kind: str, play: Any, tmp_path: Any, ledger: Any) -> None:
+def test_three_asked_payments_of_five_calls(kind: str, play: Any, tmp_path: Any) -> None:
     """Each approved call runs once, the edited one as edited, the rejected never, and no answer counts twice."""
-    path = str(tmp_path / "checkpoints.db")
     answer = resume(APPROVE, edit("bob", "2"), REJECT)
     again = resume(APPROVE, APPROVE, APPROVE)
-    ran, states = play(kind, path, ledger, human(), answer, again, None)
+    ran, states = play(kind, str(tmp_path / "checkpoints.db"), human(), answer, again, None)
     (asked,) = states[0]["__interrupt__"]
     assert [a["args"]["recipient"] for a in asked.value["action_requests"]] == ["ann", "bob", "eve"]
     assert "__interrupt__" not in states[1]
@@ -99,8 +80,7 @@ def test_three_asked_payments_of_five_calls(kind: str, play: Any, tmp_path: Any,
 @kinds
 def test_the_unenforced_twin(kind: str, tmp_path: Any) -> None:
     """Without us nobody is asked and everybody is paid."""
-    saver_path = str(tmp_path / "checkpoints.db")
-    with SqliteSaver.from_conn_string(saver_path) as saver:
+    with SqliteSaver.from_conn_string(str(tmp_path / "checkpoints.db")) as saver:
         s = Scene(kind, lambda: saver)
         s.build().invoke(human(), THREAD)
     assert sorted(s.ran) == sorted([ANN, BOB, EVE, TWO, FOUR])

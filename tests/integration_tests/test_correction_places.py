@@ -4,19 +4,15 @@ On SQLite one process plans and another, new to the thread, corrects it and goes
 SQLite where a run is in flight, the process that plans lives on, thinks or waits, while another one corrects.
 """
 
-import os
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
 
-from langchain_runtime_authz.ledger.admin import migrate
-from langchain_runtime_authz.ledger.postgres import administer
 from tests.attack.correction_places import Elsewhere, check, corrected_elsewhere, opened, planned_elsewhere
 from tests.attack.corrections import KINDS, MODES, ROADS, Kind, Road
+from tests.integration_tests.services import ledger_schema
 
 Place = tuple[dict[str, Any], Elsewhere]
 
@@ -48,14 +44,8 @@ def sqlite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 @pytest.fixture(scope="module")
 def postgres() -> Iterator[Place]:
-    dsn, schema = os.environ["LRA_POSTGRES_DSN"], f"t_{secrets.token_hex(4)}"
-    with administer(dsn, schema=schema, create=True) as admin:
-        migrate(admin)
-    with psycopg.connect(dsn) as conn:
-        conn.execute(f"CREATE SCHEMA {schema}_graphs")
-    yield from _both({"dsn": dsn, "schema": schema})
-    with psycopg.connect(dsn) as conn:
-        conn.execute(f"DROP SCHEMA {schema}, {schema}_graphs CASCADE")
+    with ledger_schema(graphs=True) as (dsn, schema):
+        yield from _both({"dsn": dsn, "schema": schema})
 
 
 @once(WAITING)

@@ -1,7 +1,6 @@
 """What machines write, over three checkpointers and three ledgers: memory, an SQLite file, PostgreSQL."""
 
 import os
-import secrets
 import time
 import uuid
 from collections import Counter
@@ -10,16 +9,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
 from langgraph.checkpoint.memory import InMemorySaver
 
-from langchain_runtime_authz.ledger.admin import migrate
 from langchain_runtime_authz.ledger.memory import MemoryLedger
-from langchain_runtime_authz.ledger.postgres import administer
 from tests.attack.correction_places import opened
 from tests.attack.emitters import Scene
 from tests.attack.test_emitters import check_moves, mixed, moves
+from tests.integration_tests.services import ledger_schema
 
 STEPS = int(os.environ.get("LRA_STEPS", "100"))  # in each place
 AT_ONCE = 50  # steps of one thread
@@ -29,19 +26,12 @@ AT_ONCE = 50  # steps of one thread
 def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, dict[str, Any]]]:
     """Checkpointer and ledger of each."""
     path: Path = tmp_path_factory.mktemp("emitters") / "ledger.sqlite"
-    dsn, schema = os.environ["LRA_POSTGRES_DSN"], f"t_{secrets.token_hex(4)}"
-    with administer(dsn, schema=schema, create=True) as admin:
-        migrate(admin)
-    with psycopg.connect(dsn) as conn:
-        conn.execute(f"CREATE SCHEMA {schema}_graphs")
-    with ExitStack() as stack:
+    with ledger_schema(graphs=True) as (dsn, schema), ExitStack() as stack:
         yield {
             "memory": {"saver": InMemorySaver(), "ledger": MemoryLedger()},
             "SQLite": stack.enter_context(opened({"file": str(path)})),
             "PostgreSQL": stack.enter_context(opened({"dsn": dsn, "schema": schema})),
         }
-    with psycopg.connect(dsn) as conn:
-        conn.execute(f"DROP SCHEMA {schema}, {schema}_graphs CASCADE")
 
 
 Places = dict[str, dict[str, Any]]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
 from contextlib import AsyncExitStack, nullcontext
 from pathlib import Path
 from typing import Any
@@ -32,12 +30,7 @@ from tests.attack._graphs import (
 from tests.attack.routes.mcp import connection
 from tests.attack.routes.parts import ARGS, PAY
 
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 async def tool_of(ran: Path, **options: Any) -> Any:

@@ -7,11 +7,9 @@ import logging
 import os
 import subprocess
 import sys
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +43,7 @@ from ..attack._graphs import (
     read_tool,
     replying,
 )
+from ..threads import serving
 from ..traces import of_sdk
 from ..unit_tests.test_docs import _blocks as blocks
 
@@ -58,24 +57,8 @@ Nested = tuple[str, tuple[Any, ...]]
 def receiver() -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
     """An HTTP receiver on loopback: its address, and what it was sent (path, body)."""
     heard: list[tuple[str, bytes]] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            heard.append((self.path, self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(200)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        do_PATCH = do_POST
-
-        def log_message(self, *_: Any) -> None:
-            """Print nothing."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", heard
-    server.shutdown()
-    server.server_close()
+    with serving(lambda request, body: heard.append((request.path, body)) or b"") as server:
+        yield f"http://127.0.0.1:{server.server_port}", heard
 
 
 @pytest.fixture

@@ -16,11 +16,9 @@ import psycopg
 import pytest
 from psycopg import sql
 from psycopg_pool import ConnectionPool
-from typer.testing import CliRunner
 
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.authzen import Edge
-from langchain_runtime_authz.cli import app
 from langchain_runtime_authz.errors import Code, LedgerError
 from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord
 from langchain_runtime_authz.facts.task import HumanText
@@ -42,8 +40,10 @@ from langchain_runtime_authz.ledger.schema import HISTORY, STATE
 from langchain_runtime_authz.pep.kill_switch import KillSwitch
 from langchain_runtime_authz.testing import StaticPDP
 from langchain_runtime_authz.testing.ledger_suite import DurableLedgerContract
+from tests.cli import cli
 from tests.contract.ledger_rules import LedgerRules
 from tests.gates.test_statements import POSTGRES, seen_by_postgres, turn_and_invoke, writes
+from tests.integration_tests.services import ledger_schema
 
 
 @pytest.fixture(scope="session")
@@ -55,12 +55,8 @@ def dsn() -> str:
 @pytest.fixture(scope="session")
 def schema(dsn: str) -> Iterator[str]:
     """A schema for this process alone."""
-    name = f"t_{secrets.token_hex(4)}"
-    with administer(dsn, schema=name, create=True) as admin:
-        migrate(admin)
-    yield name
-    with psycopg.connect(dsn) as conn:
-        conn.execute(f"DROP SCHEMA {name} CASCADE")
+    with ledger_schema() as (_, name):
+        yield name
 
 
 class TestPostgresLedger(LedgerRules, DurableLedgerContract):
@@ -330,29 +326,25 @@ def login(dsn: str) -> Iterator[str]:
 @pytest.fixture
 def own(dsn: str) -> Iterator[str]:
     """A schema that a test may spoil."""
-    name = f"t_{secrets.token_hex(4)}"
-    with administer(dsn, schema=name, create=True) as admin:
-        migrate(admin)
-    yield name
-    with psycopg.connect(dsn) as conn:
-        conn.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(name)))
+    with ledger_schema() as (_, name):
+        yield name
 
 
 def test_the_status_is_shown_to_the_applications_role(dsn: str, own: str) -> None:
     """An operator has that role on hand; a migration still needs the owner's."""
     with login(dsn) as name:
         mine = dsn.replace("user=postgres", f"user={name}")
-        shown = CliRunner().invoke(app, ["ledger", "status", mine, "--schema", own])
+        shown = cli("ledger", "status", mine, "--schema", own)
         assert (shown.exit_code, "usable" in shown.stdout) == (0, True), shown.output
-        assert CliRunner().invoke(app, ["ledger", "migrate", mine, "--schema", own]).exit_code == 2
+        assert cli("ledger", "migrate", mine, "--schema", own).exit_code == 2
         for command in (("prune", mine, "--older-than", "90d"), ("clock", mine, "--yes")):
-            refused = CliRunner().invoke(app, ["ledger", *command, "--schema", own])
+            refused = cli("ledger", *command, "--schema", own)
             assert refused.stderr.startswith("error: ledger_role: postgres owns schema"), refused.output
-        listed = CliRunner().invoke(app, ["calls", "list", mine, "--schema", own])
+        listed = cli("calls", "list", mine, "--schema", own)
         assert (listed.exit_code, "name others by --tenant" in listed.stderr) == (0, True), listed.output
         with psycopg.connect(dsn) as owner:
             owner.execute(sql.SQL("REVOKE {} FROM {}").format(sql.Identifier(ROLE), sql.Identifier(name)))
-        stranger = CliRunner().invoke(app, ["ledger", "status", mine, "--schema", own])
+        stranger = cli("ledger", "status", mine, "--schema", own)
         assert (stranger.exit_code, "ledger_unavailable: this role may not" in stranger.stderr) == (2, True)
 
 
@@ -390,7 +382,7 @@ def test_a_migration_gives_way_to_a_commit(dsn: str, own: str) -> None:
             owner.execute(f"ALTER TABLE {table} DISABLE ROW LEVEL SECURITY")
         commit.execute("SELECT 1 FROM thread")
         other.execute("SELECT 1 FROM budget")
-        migrated = workers.submit(CliRunner().invoke, app, ["ledger", "migrate", dsn, "--schema", own])
+        migrated = workers.submit(cli, "ledger", "migrate", dsn, "--schema", own)
         while not owner.execute(waiting).fetchone():
             time.sleep(0.01)
         committed = workers.submit(commit.execute, "SELECT 1 FROM approval")
@@ -528,7 +520,7 @@ def test_an_operator_makes_shows_prunes_and_takes_back(dsn: str) -> None:
     name = f"t_{secrets.token_hex(4)}"
 
     def run(command: str, *args: str) -> tuple[int, str]:
-        found = CliRunner().invoke(app, ["ledger", command, dsn, "--schema", name, *args])
+        found = cli("ledger", command, dsn, "--schema", name, *args)
         return found.exit_code, found.output
 
     assert run("status")[0] == 1
@@ -541,7 +533,7 @@ def test_an_operator_makes_shows_prunes_and_takes_back(dsn: str) -> None:
     assert run("downgrade", "--to", "0", "--yes", "--forget-doubts")[0] == 0 and run("status")[0] == 1
     with psycopg.connect(dsn) as owner:
         owner.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(name)))
-    missing = CliRunner().invoke(app, ["ledger", "status", "postgresql://nobody@127.0.0.1:1/none"])
+    missing = cli("ledger", "status", "postgresql://nobody@127.0.0.1:1/none")
     assert (missing.exit_code, missing.stderr.count("\n")) == (2, 1)
 
 
@@ -631,5 +623,5 @@ def test_a_commit_does_not_outrun_its_operator(
 
 def test_a_malformed_connection_string_is_not_an_outage() -> None:
     """And its password is not shown."""
-    found = CliRunner().invoke(app, ["ledger", "status", "postgresql://carol:secret@[bad"])
+    found = cli("ledger", "status", "postgresql://carol:secret@[bad")
     assert (found.exit_code, found.stderr) == (2, "error: config: the connection string of PostgreSQL is malformed\n")

@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import dataclasses
-import http.server
 import json
 import logging
 import pickle
-import threading
 import traceback
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
@@ -43,6 +41,7 @@ from langchain_runtime_authz.telemetry import spans as telemetry
 from langchain_runtime_authz.testing import StaticPDP
 
 from ..attack._graphs import agent_graph, asking, call, hand_written, human, node_graph, replying
+from ..threads import serving
 
 AUDIENCE = "https://127.0.0.1/bank"
 THREAD = {"configurable": {"thread_id": "t"}}
@@ -58,34 +57,16 @@ class Bank:
         self.verified: list[str] = []
         self.failures: list[BaseException] = []
         self.verifier: Verifier | None = None
-        bank = self
+        self.url = ""
 
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                token = self.headers["Authorization"].removeprefix("Bearer ")
-                bank.tokens.append(token)
-                try:
-                    bank.verified.append(bank.verifier.verify(token, audience=AUDIENCE, tenant="default").subject)
-                except BaseException as exc:
-                    bank.failures.append(exc)
-                body = f"you sent {token}".encode() if self.path == "/echo" else b'{"paid": true}'
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
-        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True)
-        self.thread.start()
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
-        self.thread.join()
+    def answer(self, request: Any, _: bytes) -> bytes:
+        token = request.headers["Authorization"].removeprefix("Bearer ")
+        self.tokens.append(token)
+        try:
+            self.verified.append(self.verifier.verify(token, audience=AUDIENCE, tenant="default").subject)
+        except BaseException as exc:
+            self.failures.append(exc)
+        return f"you sent {token}".encode() if request.path == "/echo" else b'{"paid": true}'
 
     def pay(self, path: str = "/pay") -> str:
         """What a tool does: ask for the credential of its call, send it, return the answer."""
@@ -99,8 +80,9 @@ class Bank:
 @pytest.fixture
 def bank() -> Iterator[Bank]:
     made = Bank()
-    yield made
-    made.close()
+    with serving(made.answer) as server:
+        made.url = f"http://127.0.0.1:{server.server_port}"
+        yield made
 
 
 @pytest.fixture

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import secrets
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import psycopg
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.tools import tool
@@ -21,10 +18,11 @@ from langgraph.prebuilt import ToolNode, tools_condition
 from langchain_runtime_authz import AuthzDenied, Grant, RuntimeAuthz, ToolProfile, current_call
 from langchain_runtime_authz.audit.sinks import MemorySink
 from langchain_runtime_authz.errors import Code
-from langchain_runtime_authz.ledger.admin import migrate
 from langchain_runtime_authz.ledger.base import Query
-from langchain_runtime_authz.ledger.postgres import PostgresLedger, administer
+from langchain_runtime_authz.ledger.postgres import PostgresLedger
 from langchain_runtime_authz.testing import StaticPDP
+
+from .services import ledger_schema
 
 BANK = "https://bank.example"
 THREADS = 100  # of each tenant
@@ -36,13 +34,8 @@ PROFILES = {"pay": ToolProfile(effect="pay", sink="external", audience=(BANK,))}
 @pytest.fixture
 def ledger() -> Iterator[PostgresLedger]:
     """One instance for all."""
-    dsn, schema = os.environ["LRA_POSTGRES_DSN"], f"t_{secrets.token_hex(4)}"
-    with administer(dsn, schema=schema, create=True) as admin:
-        migrate(admin)
-    with PostgresLedger(dsn, schema=schema, timeout=60) as made:
+    with ledger_schema() as (dsn, schema), PostgresLedger(dsn, schema=schema, timeout=60) as made:
         yield made
-    with psycopg.connect(dsn) as conn:
-        conn.execute(f"DROP SCHEMA {schema} CASCADE")
 
 
 class House:

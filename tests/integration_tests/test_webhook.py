@@ -4,7 +4,6 @@ import json
 import re
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 
 from langchain_runtime_authz.errors import AuditError, Code
 from langchain_runtime_authz.pep.run import Notifier
+from tests.threads import serving
 
 RECIPE = Path(__file__).parents[2] / "docs" / "recipes" / "webhook.md"
 
@@ -22,29 +22,21 @@ def test_the_recipe_delivers_in_order_until_each_is_taken(monkeypatch: pytest.Mo
     exec(re.findall(r"```python\n(.*?)```", RECIPE.read_text(), re.DOTALL)[0], namespace)
     answers, heard, finished = [500, 302], [], threading.Event()
 
-    class Hook(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            heard.append((body["decision_id"], self.headers["X-Request-ID"], self.headers["Authorization"]))
-            self.send_response(answers.pop(0) if answers else 204)
-            self.send_header("Location", "/elsewhere")
-            self.end_headers()
-            if body["decision_id"] == "2":
-                finished.set()
-
-        def log_message(self, *arguments: object) -> None:
-            pass
+    def hook(request: Any, body: bytes) -> int:
+        ident = json.loads(body)["decision_id"]
+        heard.append((ident, request.headers["X-Request-ID"], request.headers["Authorization"]))
+        if ident == "2":
+            finished.set()
+        return answers.pop(0) if answers else 204
 
     sleep = time.sleep
     monkeypatch.setattr(time, "sleep", lambda _: sleep(0.01))
-    with ThreadingHTTPServer(("127.0.0.1", 0), Hook) as server:
-        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    with serving(hook, Location="/elsewhere") as server:
         webhook = namespace["Webhook"](f"http://127.0.0.1:{server.server_port}/hook", "t")
         assert isinstance(webhook, Notifier)
         for n in range(3):
             webhook.send({"decision_id": str(n)})
         assert finished.wait(30)
-        server.shutdown()
     assert heard == [(i, i, "Bearer t") for i in ("0", "0", "0", "1", "2")]
     webhook._waiting.maxsize = 1
     with pytest.raises(AuditError, match=Code.NOTIFY_UNAVAILABLE):

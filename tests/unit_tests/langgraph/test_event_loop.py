@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import blockbuster
 import pytest
 from langchain.agents import create_agent
 from langchain_core.messages import AIMessage
@@ -22,10 +20,9 @@ from langchain_runtime_authz.langgraph import tool_lookup
 from langchain_runtime_authz.ledger import SqliteLedger
 from langchain_runtime_authz.pdp.wasm import WasmPDP
 from langchain_runtime_authz.testing import ScriptedChatModel, StaticPDP
+from tests.threads import nothing_blocks
 
 SLOW = 0.3  # seconds of the engine
-# As the detector of `langgraph dev`: importlib looks at files, and thread pools at locks.
-LOOKS = ("os.stat", "os.listdir", "os.remove", "threading.Lock.acquire", "threading.Lock.acquire_lock")
 
 
 class SlowEngine:
@@ -46,15 +43,7 @@ class SlowEngine:
         return self.inner.evaluate(body)
 
 
-@pytest.fixture
-def _detector() -> Iterator[None]:
-    detector = blockbuster.BlockBuster(scanned_modules=["langchain_runtime_authz"])
-    for name in list(detector.functions):
-        if name in LOOKS or name.startswith("os.path."):
-            del detector.functions[name]
-    detector.activate()
-    yield
-    detector.deactivate()
+_detector = pytest.fixture(nothing_blocks)
 
 
 def look(name: str) -> str:
