@@ -94,6 +94,7 @@ def record_answer(run: Run, config: Mapping[str, Any], namespace: str) -> Flow[d
     heard = next((h for h in mine if h.value is not None), mine[0])
     value: Any = heard.value
     if value is None:
+        run.keyed_thread = thread
         return None
     questions = yield from _shown(run, config, namespace, heard.checkpoint)
     snapshot = yield Load(run.scope, Query(asks=True))
@@ -104,7 +105,7 @@ def record_answer(run: Run, config: Mapping[str, Any], namespace: str) -> Flow[d
     given = dict.fromkeys(ids, value) if not by_id and len(ids) == 1 else given
     if ids & given.keys():
         yield from answer(run, [a for a in asks if a.interrupt_id in given], given, questions)
-    elif not ids and any(a.allowed != TAKES_ANY for a in snapshot.asks):
+    if given or by_id or (not ids and any(a.allowed != TAKES_ANY for a in snapshot.asks)):
         run.keyed_thread = thread  # a question that nobody was shown takes no plain answer
     return {i: marked(v, questions[i], i) for i, v in given.items()} if given or by_id else None
 

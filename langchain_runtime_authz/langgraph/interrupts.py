@@ -237,14 +237,17 @@ def _answered(
     """Return the answer to a question, and skip answers to earlier questions."""
     scratchpad, kept_here = private.scratchpad_of(config), task_answers.kept_answers(config)
     question = approval_hitl.payload(asked)
-    if not asked:  # its calls are not made again; LangGraph's own counter needs the place
-        return None if kept_here is not None else (yield pause(question))
+    if not asked:  # its calls are not made again; LangGraph's own counter needs the place, if it has an answer
+        with suppress(GraphInterrupt):
+            return None if kept_here is not None else (yield pause(question))
+        return None
     ids, own = approval_hitl.approval_ids(question), asked[0][1].interrupt_id
     settled = all(a.state != "asked" or 0 < a.expires_at <= j.now for j, a in asked)
+    plain = settled or not _keyed(run, config)
     while True:
         for number, given in enumerate(scratchpad.resume if scratchpad is not None else ()):
             if private.interrupt_id(config, number) == own:
-                if task_answers.fits(given, ids) and not (kept_here and number in kept_here):
+                if task_answers.fits(given, ids, plain=plain) and not (kept_here and number in kept_here):
                     task_answers.take_answers(config, [number])
                     return given
                 if settled and kept_here is not None:
@@ -261,10 +264,14 @@ def _answered(
 
 def _drop_plain_answer(run: Run, config: Mapping[str, Any]) -> bool:
     """Return True, and drop a plain answer, if the root entry keys answers by id."""
-    thread = private.thread_of(config)
-    if by_id := thread is not None and thread == run.keyed_thread:
+    if by_id := _keyed(run, config):
         private.drop_plain_answer(config)
     return by_id
+
+
+def _keyed(run: Run, config: Mapping[str, Any]) -> bool:
+    """Return True if the entry keyed the answers by interrupt id, and marked ours."""
+    return (thread := private.thread_of(config)) is not None and thread == run.keyed_thread
 
 
 def _asked_in(judged: DecidedCall, me: str, *, review: bool = False) -> Approval | None:

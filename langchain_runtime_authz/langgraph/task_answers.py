@@ -22,10 +22,10 @@ _GRAPHS_PER_TOOL: Final = 10_000
 _pausing: Final = ContextVar[Collection[str] | None]("langchain_runtime_authz.pausing", default=())
 
 
-def fits(answer: object, ids: Collection[str]) -> bool:
-    """Return True if an answer is not marked as that of other approvals."""
+def fits(answer: object, ids: Collection[str], *, plain: bool) -> bool:
+    """Return True if an answer is marked as that of `ids`. `plain`: also if unmarked."""
     marks = answer.get(OURS) if isinstance(answer, Mapping) else None
-    return not isinstance(marks, list) or not set(ids).isdisjoint(marks)
+    return not set(ids).isdisjoint(marks) if isinstance(marks, list) else plain
 
 
 def pause(value: Mapping[str, Any], ids: Collection[str] | None = None) -> Any:
@@ -106,7 +106,8 @@ def counting_questions(
                 of.kept.append(number)
             if ids is None or around:
                 return number
-            if number not in of.kept and all(fits(answer, ids) for answer in scratchpad.resume[number : number + 1]):
+            given = scratchpad.resume[number : number + 1]
+            if number not in of.kept and all(fits(answer, ids, plain=not ids) for answer in given):
                 of.kept.append(number)
                 return number
             private.keep_answers(config, scratchpad.resume[: number + 1])

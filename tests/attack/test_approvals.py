@@ -140,6 +140,45 @@ def test_one_answer_does_not_approve_what_two_tools_of_a_task_pay(
     assert len(ran) == 2 and not state.get("__interrupt__")
 
 
+@pytest.mark.parametrize("enforced", [True, False], ids=["enforced", "twin"])
+@pytest.mark.parametrize("place", ["root", "node", "call", "alone"])
+def test_the_answer_to_a_tools_own_question_pays_for_no_other_tool(place: str, enforced: bool, go: str, ran: list[Any]) -> None:
+    """Both ask at once, and only the tool's question is shown. In the twin, nobody asks for the payment."""
+    pdp = asking("pay") if enforced else StaticPDP(lambda _: True)
+    authz = authz_with(pdp, profiles={**PROFILES, **dict.fromkeys(("ask", "buy"), ToolProfile(effect="write", sink="internal"))})
+    pay, bought, heard = pay_tool(ran), threading.Event(), list[Any]()
+
+    def ask() -> None:
+        assert bought.wait(5)
+        heard.append(interrupt("How?"))
+
+    def buy() -> None:
+        try:
+            pay.invoke(PAY["args"])
+        finally:
+            bought.set()
+
+    model, tools = replying([call("ask", {}, "a"), call("buy", {}, "b")]), [pay, a_tool("ask", ask), a_tool("buy", buy)]
+    graph = one_task(authz, model, tools, place)
+    state = run_as(authz, graph, human(), THREAD, how=go)
+    for own in [True, False][: 1 + enforced]:
+        (asked,) = state["__interrupt__"]
+        assert ((asked.value == "How?"), len(ran)) == (own, not enforced)
+        state = run_as(authz, graph, Command(resume={asked.id: {"decisions": [APPROVE]}}), THREAD, how=go)
+    assert (ran, heard) == ([PAID], [{"decisions": [APPROVE]}])
+
+
+def one_task(authz: RuntimeAuthz, model: Any, tools: Any, place: str) -> Any:
+    """A graph that runs the calls of a message in one task: protected there or above, or with our tool node."""
+    if place == "alone":
+        return hand_written(model, AuthzToolNode(tools, authz=authz), checkpointer=InMemorySaver())
+    if place == "root":
+        return authz.protect(hand_written(model, tools, checkpointer=InMemorySaver()))
+    with quiet():
+        agent = authz.protect(hand_written(model, tools))
+    return chain({"pay": agent if place == "node" else calling(agent)}, checkpointer=InMemorySaver())
+
+
 @pytest.mark.parametrize(("place", "by_id"), [("node", True), ("node", False), ("call", True), ("call", False), ("alone", True), ("alone", False)])
 def test_below_an_unprotected_graph_an_approval_answers_no_question_of_a_tool(place: str, by_id: bool, go: str, ran: list[Any]) -> None:
     """Both calls of the message run in one task. The first pays in its code."""

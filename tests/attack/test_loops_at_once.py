@@ -283,7 +283,8 @@ def approved(authz: Any, graph: Any, given: Any, rounds: int) -> Any:
     for left in range(rounds, -1, -1):
         with authz.run(subject="alice"):
             state = graph.invoke(given, THREAD)
-        assert len(graph.get_state(THREAD).interrupts) == bool(left)
+        asked = graph.get_state(THREAD).interrupts
+        assert len(asked) == bool(left) and all(one.value["action_requests"] for one in asked)
         given = resume(APPROVE)
     return state
 
