@@ -224,8 +224,12 @@ class _Gate(private.ToolNode):
         def flow() -> Flow[Any]:  # one flow, because a cancelled flow's value is lost: here, the tickets
             waiting, before = (yield from message.decide(run)), _turns.get()
             try:
-                _turns.set(tool_batch.Turns(message.config, message.calls, waiting, "tool node gate"))
-                return (yield (RunCode, code))
+                _turns.set(turns := tool_batch.Turns(message.config, message.calls, waiting, "tool node gate"))
+                try:
+                    return (yield (RunCode, code))
+                except Exception:
+                    yield (Finish, turns)
+                    raise
             finally:
                 _turns.set(before)
                 if tool_batch.open_tickets(waiting):

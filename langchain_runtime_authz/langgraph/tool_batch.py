@@ -170,7 +170,13 @@ class Turns:
                 raise AuthzHalt(why.reason, why.decision_id)  # the thread can go on with this call later
             if layer and one.call.tool_ref is not None and not one.left:  # without a tool, the model invented the name
                 one.run.engine.tally.count(one.run, "tool", one.call.tool, layer, decided=1)
+        self.begun: set[int] = set()  # indexes of calls that run as coroutines
         self.done: set[int] = set()  # indexes of finished calls
+
+    async def finish(self) -> None:
+        """Wait for running calls, which a question or failure of another would cut off."""
+        while not self.done.issuperset(self.begun):  # noqa: ASYNC110
+            await asyncio.sleep(PAUSE)
 
 
 class Turn:
@@ -196,6 +202,7 @@ class Turn:
         return one
 
     async def __aenter__(self) -> Pending | None:
+        self._turns.begun.add(self._place)
         if self._turns.serial:
             await self._others()
         return self.__enter__()

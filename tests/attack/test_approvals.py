@@ -179,6 +179,30 @@ def one_task(authz: RuntimeAuthz, model: Any, tools: Any, place: str) -> Any:
     return chain({"pay": agent if place == "node" else calling(agent)}, checkpointer=InMemorySaver())
 
 
+@pytest.mark.parametrize("place", ["root", "node", "call", "alone"])
+def test_a_tool_that_runs_while_another_asks_is_not_cut_off(place: str, ran: list[Any]) -> None:
+    """It asks later, and each answer counts."""
+    authz = authz_with(asking("pay"), profiles={**PROFILES, **dict.fromkeys("ab", ToolProfile(effect="write", sink="internal"))})
+    pay = pay_tool(ran)
+
+    def paying(name: str) -> BaseTool:
+        async def act() -> str:
+            await asyncio.sleep(0.2 * (name == "b"))
+            with contextlib.suppress(AuthzDenied):
+                await pay.ainvoke({"to": name, "amount": 1})
+            return "done"
+
+        return StructuredTool.from_function(coroutine=act, name=name, description=name)
+
+    model, tools = replying([call("a", {}, "c0"), call("b", {}, "c1")]), [pay, paying("a"), paying("b")]
+    graph = one_task(authz, model, tools, place)
+    state = run_as(authz, graph, human(), THREAD, how="async")
+    while asked := state.get("__interrupt__"):
+        state = run_as(authz, graph, Command(resume={asked[0].id: {"decisions": [APPROVE]}}), THREAD, how="async")
+    assert_went_on(state)
+    assert sorted(to for to, *_ in ran) == ["a", "b"]
+
+
 @pytest.mark.parametrize(("place", "by_id"), [("node", True), ("node", False), ("call", True), ("call", False), ("alone", True), ("alone", False)])
 def test_below_an_unprotected_graph_an_approval_answers_no_question_of_a_tool(place: str, by_id: bool, go: str, ran: list[Any]) -> None:
     """Both calls of the message run in one task. The first pays in its code."""
