@@ -32,7 +32,7 @@ from langchain_runtime_authz.langgraph.run_context import AuthzHalt, RunHandle, 
 from langchain_runtime_authz.langgraph.tool_arrival import NodeCalls
 from langchain_runtime_authz.langgraph.tool_call_parsing import newest_plan
 from langchain_runtime_authz.langgraph.tool_execution import RunCode
-from langchain_runtime_authz.langgraph.tool_guard import guard_tool
+from langchain_runtime_authz.langgraph.tool_guard import guard_held_by, guard_tool
 from langchain_runtime_authz.langgraph.tool_lookup import GUARDED, Profiles, is_guarded
 from langchain_runtime_authz.ledger.changes import SetMark
 from langchain_runtime_authz.pep.approval_hitl import approval_ids
@@ -342,6 +342,7 @@ class AuthzToolNode(_Gate):
         self._authz = authz
         install(listens=True)
         _equip(self, authz.profiles)
+        guard_held_by(self)
 
     def _func(self, input: Any, config: RunnableConfig, runtime: Any, *, standalone: bool = True) -> Any:
         if find_run(config) is not None:

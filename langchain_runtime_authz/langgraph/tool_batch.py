@@ -29,7 +29,7 @@ from langchain_runtime_authz.langgraph.run_context import AuthzHalt, within
 from langchain_runtime_authz.langgraph.task_answers import take_answers
 from langchain_runtime_authz.langgraph.tool_call_parsing import answered_calls, describe, parse, unknown, without
 from langchain_runtime_authz.langgraph.tool_execution import PAUSE, Locks, OneByOne, Pending, RunCode
-from langchain_runtime_authz.langgraph.tool_guard import guard_tool
+from langchain_runtime_authz.langgraph.tool_guard import guard_held_by, guard_tool
 from langchain_runtime_authz.langgraph.tool_lookup import GUARDED, Profiles, guard_of
 from langchain_runtime_authz.pep.call import Call, DecidedCall, Denial, Replay
 from langchain_runtime_authz.pep.decide_steps import Entry
@@ -321,6 +321,7 @@ class ToolCallPEP:
                 if len(self._nodes) >= MAX_TOOL_SETS:
                     self._nodes.clear()
                 self._nodes[key] = (tools, ToolNode([guard_tool(t, self._profiles) for t in tools]))
+                guard_held_by(self._nodes[key][1])
             node = self._nodes[key][1]
         given = {"__type": "tool_call_with_context", "tool_call": call, "state": request.state}
         reviewed = review_questions.reviewed_tools(handler)

@@ -21,8 +21,9 @@ from pydantic import PrivateAttr
 from langchain_runtime_authz.credential.current_call import current_scope
 from langchain_runtime_authz.errors import AlreadyProtected
 from langchain_runtime_authz.langgraph import tool_lookup
+from langchain_runtime_authz.langgraph.object_graph import walk
 from langchain_runtime_authz.langgraph.output_filter import acleaned, cleaned, given
-from langchain_runtime_authz.langgraph.private_api import config_parameter, kept, lookalike
+from langchain_runtime_authz.langgraph.private_api import ToolNode, config_parameter, kept, lookalike
 from langchain_runtime_authz.langgraph.run_context import running
 from langchain_runtime_authz.langgraph.tool_arrival import Arrival, arrival, arrival_by_hand
 from langchain_runtime_authz.langgraph.tool_execution import FUNCTION, Stage, ToolExecution
@@ -59,6 +60,13 @@ def guard_in_place(tool: BaseTool) -> None:
     private = dict(tool.__pydantic_private__ or {})
     object.__setattr__(tool, "__class__", _in_place_class(type(tool)))
     object.__setattr__(tool, "__pydantic_private__", {**private, "_authz_guard": tool_lookup.Guards()})
+
+
+def guard_held_by(node: ToolNode) -> None:
+    """Guard the tools that the code of a node's tools holds, for calls inside runs."""
+    for held in walk([node]):
+        if isinstance(held, BaseTool):
+            guard_in_place(held)
 
 
 @kept

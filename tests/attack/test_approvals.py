@@ -203,6 +203,23 @@ def test_a_tool_that_runs_while_another_asks_is_not_cut_off(place: str, ran: lis
     assert sorted(to for to, *_ in ran) == ["a", "b"]
 
 
+@pytest.mark.parametrize("place", ["alone", "middleware"])
+def test_a_tool_of_one_enforcement_point_may_pay_twice(place: str, go: str, ran: list[Any]) -> None:
+    """The tool runs again with each answer, and the ledger gives it the result of what it has paid."""
+    authz = authz_with(asking("pay"), profiles={**PROFILES, "both": ToolProfile(effect="write", sink="internal")})
+    pay = pay_tool(ran)
+    model, both = replying([call("both", {}, "b")]), a_tool("both", lambda: [pay.invoke({"to": to, "amount": 1}) for to in "ab"])
+    if place == "alone":
+        graph = hand_written(model, AuthzToolNode([both], authz=authz), checkpointer=InMemorySaver())
+    else:
+        graph = create_agent(model, [both], middleware=[AuthzMiddleware(authz)], checkpointer=InMemorySaver())
+    state = run_as(authz, graph, human(), THREAD, how=go)
+    for _ in range(2):
+        state = run_as(authz, graph, resume(APPROVE), THREAD, how=go)
+    assert [to for to, *_ in ran] == ["a", "b"]
+    assert answer_to(state["messages"], "b").status == "success"
+
+
 @pytest.mark.parametrize(("place", "by_id"), [("node", True), ("node", False), ("call", True), ("call", False), ("alone", True), ("alone", False)])
 def test_below_an_unprotected_graph_an_approval_answers_no_question_of_a_tool(place: str, by_id: bool, go: str, ran: list[Any]) -> None:
     """Both calls of the message run in one task. The first pays in its code."""
