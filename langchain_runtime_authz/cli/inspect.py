@@ -66,14 +66,15 @@ def inspect(
     graph = load_graph(target)
     with redirect_stdout(sys.stderr):
         before, after, held = _look(graph, profiles)
-    unprofiled = {t.name: t for t in tools_of(graph) if t.name in after.unprofiled}
+    tools = [*tools_of(graph)]
+    unprofiled = {t.name: t for t in tools if t.name in after.unprofiled}
     ids = [r.id for r in after.ungoverned]
     new = sorted(accepted.new(after.graph, ids)) if accepted is not None else sorted(ids)
     fixed = accepted.fixed(ids) if accepted is not None else ()
     seen = {"before": before and before.to_dict(), "after": after.to_dict(), "new": new, "fixed": fixed}
     drawn = {n: held.of(t).profile.model_dump(include={"effect", "sink"}) for n, t in unprofiled.items()}
     document = {"target": target, "protected_by_module": before is None, **seen, "unprofiled": drawn}
-    text = list(_text(target, before, after, [*unprofiled.values()]))
+    text = list(_text(target, before, after, [*unprofiled.values()], tools))
     if accepted is not None:
         text.append(f"\n{baseline}: {len(ids) - len(new)} accepted, {len(new)} new, {len(fixed)} fixed.")
         text += [f"fixed: {i}; take it out with --write-baseline" for i in fixed]
@@ -108,7 +109,9 @@ def _look(graph: Graph, profiles: Path | None) -> tuple[CoverageReport | None, C
     return before, authz.coverage(graph), authz.profiles
 
 
-def _text(target: str, before: CoverageReport | None, after: CoverageReport, tools: list[BaseTool]) -> Iterator[str]:
+def _text(
+    target: str, before: CoverageReport | None, after: CoverageReport, tools: list[BaseTool], of: list[BaseTool]
+) -> Iterator[str]:
     if before is None:
         yield f"{target} is protected by its module.\n"
     else:
@@ -123,16 +126,17 @@ def _text(target: str, before: CoverageReport | None, after: CoverageReport, too
     yield 'Review the drafts, save them as profiles.yaml, and use RuntimeAuthz(profiles="profiles.yaml").'
     yield "A stanza has no effect until its `draft` line is removed.\n"
     yield "# DOUBT marks a guess of this command, not a fact about the tool."
-    yield from drafts(tools)
+    yield from drafts(tools, of)
 
 
-def drafts(tools: list[BaseTool]) -> Iterator[str]:
+def drafts(tools: list[BaseTool], of: list[BaseTool]) -> Iterator[str]:
+    """Yield a draft for each of the `tools`, which are some `of` a graph's."""
     from langchain_runtime_authz.cli._profile_proposal import propose
     from langchain_runtime_authz.tool_profile import EFFECTS, SINKS
 
     for name, values in (("effect", EFFECTS), ("sink", SINKS), ("trust", ("system", "internal", "external"))):
         yield f"# {name}: {', '.join(values)}"
-    yield from ("tools:", *(propose(t, tools).yaml() for t in tools)) if tools else ("tools: {}",)
+    yield from ("tools:", *(propose(t, of).yaml() for t in tools)) if tools else ("tools: {}",)
 
 
 def tools_of(graph: Graph) -> Iterator[BaseTool]:

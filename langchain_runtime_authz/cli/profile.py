@@ -46,13 +46,14 @@ def suggest(
 
     declared = load_profiles(profiles)
     held = Profiles(declared)
-    open_ = [t for t in graph_tools(target) if t.name not in declared and not held.of(t).declared]
+    tools = graph_tools(target)
+    open_ = [t for t in tools if t.name not in declared and not held.of(t).declared]
     text = [
         "# Proposed by `runtime-authz profile suggest`; DOUBT marks a guess, not a fact about the tool. Review",
         "# each stanza: correct each guess, remove its mark, and remove the `draft` line. If a line in a comment is true,",
         "# uncomment it, and remove the line of the same field above it.",
         "# The kinds of `critical` are explained in docs/profiles.md.",
-        *drafts(open_),
+        *drafts(open_, tools),
     ]
     proposed = "\n".join([*text, ""])
     told = {"drafts": [t.name for t in open_], "proposed": proposed}

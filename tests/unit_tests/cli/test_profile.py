@@ -149,6 +149,15 @@ def test_what_has_a_profile_is_not_proposed(run: Callable[..., Any], tmp_path: P
     assert load_profiles_text(run("suggest", "mail_agent:graph", "--profiles", "have.yaml").stdout) == {}
 
 
+def test_a_reviewed_tool_claims_its_words_too(run: Callable[..., Any], tmp_path: Path) -> None:
+    """Words that may mean a tool which has its profile already are not proposed for another one."""
+    module = (tmp_path / "mail_agent.py").read_text()
+    (tmp_path / "mail_agent.py").write_text(module.replace("get_page", "send_page"))
+    (tmp_path / "have.yaml").write_text('tools: {send_mail: {}, "no": {}}')
+    text = run("suggest", "mail_agent:graph", "--profiles", "have.yaml").stdout
+    assert '# intent: ["send page"]' in text
+
+
 class Attachment(BaseModel):
     file_id: str
     inline: bool = False
