@@ -23,6 +23,7 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, Self, TypeVar
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from langchain_runtime_authz._order_patterns import forms_of, name_in
 from langchain_runtime_authz._validate import read_yaml
 from langchain_runtime_authz.digest import digest, project
 from langchain_runtime_authz.errors import Code, ConfigError, wrong_field
@@ -88,7 +89,8 @@ class ToolProfile(BaseModel):
         counterparty: fields whose value the other side of a transaction chose.
         author: the field that says who made a record. If it names the subject (`Subject.properties["identifiers"]`), no
             outsider chose the fields next to it.
-        intent: words by which a user asks for the tool; only `mandate.words` reads them.
+        intent: words by which a user asks for the tool, or whole orders with arguments in braces, like
+            `book {room} [on {date}]`. Only `mandate.words` reads them.
         reaches: names of other declared tools that a call can start; the policy decides on the whole chain. Also
             audiences, as URLs, of the services behind the tool, for which a call's token may be exchanged.
         resource: the name of what a read returns, with arguments in braces: `file:{path}`. `RuntimeAuthz.data_changed`
@@ -154,8 +156,14 @@ class ToolProfile(BaseModel):
             raise ValueError("`decisions` holds `approve` and `reject`, and if you like `edit` and `respond`")
         if self.author is not None and field_trust(self, self.author)[:2] != ("system", False):
             raise ValueError(f"`author` names `{self.author}`, which the system must write: say so in `trust`")
-        self.named()
+        if free := {*self.free}.intersection(self.named()["intent"]):
+            raise ValueError(f"`{min(free)}` is in `free`, so no order in `intent` may name it")
         return self
+
+    @cached_property
+    def orders(self) -> tuple[str, ...]:
+        """The whole orders in `intent`."""
+        return tuple(said for said in self.intent if not {*"{}[]()|"}.isdisjoint(said))
 
     def _arguments_of(self, field: str) -> list[str]:
         fields = [f for _, f, _, _ in string.Formatter().parse(getattr(self, field) or "") if f is not None]
@@ -166,7 +174,9 @@ class ToolProfile(BaseModel):
     def named(self) -> dict[str, Sequence[str]]:
         """Return profile field → paths of the arguments that the field names."""
         worded = {field: self._arguments_of(field) for field in ("resource", "question")}
-        return {**{field: tuple(getattr(self, field)) for field in ("critical", "when", "text", "free")}, **worded}
+        ordered = {name_in(item) for said in self.orders for form in forms_of(said) for item in form if item[0] == "{"}
+        fields = ("critical", "when", "text", "free")
+        return {"intent": tuple(ordered), **{field: tuple(getattr(self, field)) for field in fields}, **worded}
 
     _chain: tuple[tuple[str, ToolProfile], ...] = ()
 
@@ -204,7 +214,7 @@ class ToolProfile(BaseModel):
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Return a copy without what was computed from the original's fields."""
         copied = super().model_copy(update=update, deep=deep)
-        for name in ("side_effect", "ordered"):
+        for name in ("side_effect", "ordered", "orders"):
             copied.__dict__.pop(name, None)
         return copied
 

@@ -13,13 +13,14 @@ from math import prod
 from typing import Final, NamedTuple
 
 from langchain_runtime_authz.facts.normal_forms import forms
-from langchain_runtime_authz.mandate.languages import NUMBER, Token, singular, words_of
+from langchain_runtime_authz.mandate.languages import NUMBER, Token, read_number, singular, words_of
+from langchain_runtime_authz.mandate.model import Argument, Const, OneOf, Span, Step, Text
 from langchain_runtime_authz.mandate.vocabulary import TARGETS, Argued, Tool
 
 PATH: Final = re.compile(r"[/\\]|\.[a-z]{2,4}$")
 _TRIES: Final = 2000  # assignments of phrases to arguments that are compared
 _REGION: Final = 3  # letters of a word; fewer are a region's
-_COUNTS: Final = frozenset({"number", "integer", "boolean", "null"})  # JSON types that a text cannot have
+COUNTS: Final = frozenset({"number", "integer", "boolean", "null"})  # JSON types that a text cannot have
 
 
 class Phrase(NamedTuple):
@@ -142,7 +143,7 @@ class Assignment:
         if phrase.kind == "counted":
             own = {*data["counted"], singular(phrase.values[0].lower.split()[-1])}
             return kind == "object" and not role and self.tool.counts and not argument.words.isdisjoint(own)
-        if phrase.kind not in {"number", "money"} and argument.types and argument.types <= _COUNTS:
+        if phrase.kind not in {"number", "money"} and argument.types and argument.types <= COUNTS:
             return False
         kinds = [data["kinds"][kind], data["kinds"].get(role, ""), data["named"].get(kind, "") if named or new else ""]
         if not {*" ".join(kinds).split()}.issuperset(v.kind for v in phrase.values):
@@ -249,7 +250,7 @@ class Assignment:
         new |= named and phrase.marker == self.to
         if new and not argument.words.isdisjoint(self.data["deltas"]):
             return False  # "Change the limit to 500" fills no `limit_delta`
-        paid = self._paid_in(argument, phrase.values[0].text)
+        paid = self.paid_in(argument, phrase.values[0].text)
         if len(phrase.values) > 1 or (phrase.kind == "money" and not paid):
             return False
         if new or self.tool.effect == "pay":  # "Send 45 to Bob" fills no `hours`
@@ -258,7 +259,7 @@ class Assignment:
         plain = not phrase.marker or guests
         return named and plain and phrase.kind == "number" and not self.relative
 
-    def _paid_in(self, argument: Argued, money: str) -> bool:
+    def paid_in(self, argument: Argued, money: str) -> bool:
         """Return True if an argument is an amount of this money, or of any: no code."""
         data, words, called = self.data, {*words_of(argument.name)}, {*words_of(self.tool.name)}
         coins, code = {c.lower() for c in data["currencies"].values()}, re.sub(NUMBER, "", money).strip()
@@ -329,3 +330,31 @@ def _somebody(token: Token) -> bool:
     if token.kind == "id":
         return token.text.replace("_", "").isalpha() or any(f.startswith("iban:") for f in forms(token.text))
     return token.kind in {"email", "name", "word", "handle"}
+
+
+def step_of(tool: Tool, bound: Mapping[str, Phrase], digest: str) -> Step:
+    """Return the step. A quotation without a label is the whole main text."""
+    args: dict[str, Argument] = {}
+    for argument in tool.arguments:
+        name, text = argument.name, argument.kind == "text"
+        if (phrase := bound.get(name, bound.get("") if text else None)) is not None:
+            free = text and (phrase.kind == "open" or (name not in bound and name not in tool.mains))
+            args[name] = Text(quote=(phrase.values[0].text,)) if free else _const(argument, phrase, digest)
+    return Step(id="?", tool=tool.name, args=args)
+
+
+def _const(argument: Argued, phrase: Phrase, digest: str) -> Const | OneOf:
+    """Return the value with its span, or both readings of "the garage door"."""
+    values, array = tuple(v.text for v in phrase.values), "array" in argument.types
+    if argument.kind == "amount":
+        number = re.findall(NUMBER, values[0])[0]
+        start = phrase.values[0].start + values[0].index(number)
+        return Const(
+            value=read_number(number, money=phrase.kind == "money") or 0, said=Span(digest, start, start + len(number))
+        )
+    if argument.types == {"boolean"}:
+        return Const(value=values[0] == "true", said=Span(digest, phrase.values[0].start, phrase.values[0].end))
+    said, _, noun = values[0].rpartition(" ")
+    if phrase.kind == "run" and singular(noun.lower()) in argument.words and not array:
+        return OneOf(values=(values[0], said))  # "garage door" and "garage"
+    return Const(value=values if array else values[0], said=Span(digest, phrase.values[0].start, phrase.values[-1].end))

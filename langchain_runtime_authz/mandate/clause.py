@@ -7,18 +7,27 @@ A clause orders calls if each word belongs to a phrase, and the phrases have one
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from itertools import takewhile
 from typing import Final
 
-from langchain_runtime_authz.mandate.assignment import Assignment, Phrase
-from langchain_runtime_authz.mandate.languages import NUMBER, Token, read_number, singular
-from langchain_runtime_authz.mandate.model import Argument, Const, OneOf, Span, Step, Text
-from langchain_runtime_authz.mandate.vocabulary import TARGETS, Argued, Tool
+from langchain_runtime_authz.mandate.assignment import Assignment, Phrase, step_of
+from langchain_runtime_authz.mandate.languages import NUMBER, Token, singular
+from langchain_runtime_authz.mandate.model import Step
+from langchain_runtime_authz.mandate.vocabulary import TARGETS, Tool
 
 _MAX_PHRASES: Final = 8  # of one clause
 _MAX_RUN: Final = 4  # words of one name
+
+
+def aside(tool: Tool, rest: Sequence[Token], *, colon: bool) -> bool:
+    """Return True if dictated words may hold something else: an aside, a final time."""
+    data, prepositions = tool.language.data, tool.language.prepositions
+    timed = not colon and any(t.kind == "date" or t.lower in data["times"] for t in rest[-2:])
+    about = {singular(t.lower) for t in rest if t.lower not in prepositions}
+    labelled = not about.isdisjoint({*data["about"], *(tool.labels - tool.spoken)})
+    return timed or labelled or any(not re.search(r"\w|," if colon else r"\w", t.text[:2]) for t in rest)
 
 
 class Clause:
@@ -43,7 +52,7 @@ class Clause:
             taken = self._spoken(said) if (said := self._match("dictation")) else self._phrase()
             if not taken or len(self.found) > _MAX_PHRASES:
                 return []
-        return [self._step(bound, digest) for bound in self.assignment.ways()]
+        return [step_of(self.tool, bound, digest) for bound in self.assignment.ways()]
 
     # --- phrases
 
@@ -73,11 +82,7 @@ class Clause:
         if token.lower in self.data["relatives"] and (polite or rest[1].lower in self.language.prepositions):
             return False  # "Email Ana that report"
         colon = self.tokens[behind - 1].kind == "colon"
-        aside = any(not re.search(r"\w|," if colon else r"\w", t.text[:2]) for t in rest)
-        timed = not colon and any(t.kind == "date" or t.lower in self.data["times"] for t in rest[-2:])
-        about = {singular(t.lower) for t in rest if t.lower not in self.language.prepositions}
-        aside |= not about.isdisjoint({*self.data["about"], *(self.tool.labels - self.tool.spoken)})
-        if aside or timed or self.tool.effect not in {"send", "write"} or not self.tool.texts:
+        if aside(self.tool, rest, colon=colon) or self.tool.effect not in {"send", "write"} or not self.tool.texts:
             return False
         self.at = len(self.tokens) - 1
         return self._add("dictation", (), self._quote(behind, self.at, "open"))
@@ -309,28 +314,3 @@ class Clause:
         mixed = any(capitals) and not all(capitals) and singular(words[-1].lower) not in labels  # "Netflix temporarily"
         strange = strange or mixed or capitals != sorted(capitals)[::-1]
         return labels.isdisjoint(singular(t.lower) for t in inner) and not strange
-
-    def _step(self, bound: Mapping[str, Phrase], digest: str) -> Step:
-        """Return the step. A quotation without a label is the whole main text."""
-        args: dict[str, Argument] = {}
-        for argument in self.tool.arguments:
-            name, text = argument.name, argument.kind == "text"
-            if (phrase := bound.get(name, bound.get("") if text else None)) is not None:
-                free = text and (phrase.kind == "open" or (name not in bound and name not in self.tool.mains))
-                args[name] = Text(quote=(phrase.values[0].text,)) if free else _const(argument, phrase, digest)
-        return Step(id="?", tool=self.tool.name, args=args)
-
-
-def _const(argument: Argued, phrase: Phrase, digest: str) -> Const | OneOf:
-    """Return the value with its span, or both readings of "the garage door"."""
-    values, array = tuple(v.text for v in phrase.values), "array" in argument.types
-    if argument.kind == "amount":
-        number = re.findall(NUMBER, values[0])[0]
-        start = phrase.values[0].start + values[0].index(number)
-        return Const(
-            value=read_number(number, money=phrase.kind == "money") or 0, said=Span(digest, start, start + len(number))
-        )
-    said, _, noun = values[0].rpartition(" ")
-    if phrase.kind == "run" and singular(noun.lower()) in argument.words and not array:
-        return OneOf(values=(values[0], said))  # "garage door" and "garage"
-    return Const(value=values if array else values[0], said=Span(digest, phrase.values[0].start, phrase.values[-1].end))

@@ -5,10 +5,11 @@ A user asks for a tool by a word of its profile's `intent`, or by its own name.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
+from langchain_runtime_authz._order_patterns import Tree, tree_of
 from langchain_runtime_authz.mandate.languages import PARTS, Language, Token, singular, words_of
 from langchain_runtime_authz.tool_profile import ToolProfile
 
@@ -36,6 +37,15 @@ def _listed(value: object) -> Sequence[Any] | None:
 
 def _mapped(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
+
+
+def _heads(tree: Tree, before: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Yield the words with which orders begin, up to their first argument."""
+    for item, behind in tree.items():
+        if item[:1] not in {"", "{"}:
+            yield from _heads(behind, (*before, item))
+        elif before:
+            yield before
 
 
 def _closest(named: list[Argued], phrase: Labelled) -> list[Argued]:
@@ -72,9 +82,12 @@ class Tool:
         verbs = parts[:1]  # a name begins with its verb: "loan_book" books nothing
         if verbs == [data["carrier"]]:  # both words of "send_email" may ask for the tool
             verbs += [w for w in parts[1:2] if w in language.verbs]
-        said = profile.intent or [v for v in verbs if v in language.verbs or v not in language.closed]
+        self.intent = [i for i in profile.intent if i not in profile.orders]
+        said = self.intent or [v for v in verbs if v in language.verbs or v not in language.closed]
         entries = {tuple(i.lower().split()) for i in said} - {()}
         self.entries = {e for e in entries if e[0] not in data["not_verbs"]}
+        self.tree = tree_of(profile.orders)
+        self.heads = self.entries.union(_heads(self.tree))
         small = language.prepositions.union(language.determiners, data["particles"])
         self.nouns = {singular(w) for w in parts[1:]} - small
         # An email that is there is a message too. A new message may be no email.
@@ -117,7 +130,7 @@ class Tool:
     def begun(self, tokens: Sequence[Token], *entries: tuple[str, ...]) -> int:
         """Return the number of the first tokens that are a whole `intent`."""
         said = tuple(t.lower for t in tokens)
-        return max((len(e) for e in entries or self.entries if said[: len(e)] == e), default=0)
+        return max((len(e) for e in entries or self.heads if said[: len(e)] == e), default=0)
 
     def offered(self, word: str) -> set[str]:
         """Return the words of the arguments that have a word as a choice."""

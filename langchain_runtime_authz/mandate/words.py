@@ -21,6 +21,7 @@ from typing import Any, Final
 from langchain_runtime_authz._regex import normalize
 from langchain_runtime_authz.facts.task import content_digest
 from langchain_runtime_authz.mandate.clause import Clause
+from langchain_runtime_authz.mandate.declared_orders import DeclaredOrders
 from langchain_runtime_authz.mandate.languages import Language, Token, languages, singular, words_of
 from langchain_runtime_authz.mandate.model import Compiled, Dropped, Mandate, Step
 from langchain_runtime_authz.mandate.vocabulary import MAX_NAME, TARGETS, Tool
@@ -109,7 +110,7 @@ class _Turn:
                 tool.letters -= {*self.data["chats"]}
         self.tools = [tool for tool in tools if tool.profile.ordered]
         self.reads = [tool for tool in tools if tool.effect == "read"]
-        self.verbs = language.verbs.union(self.data["reads"], (e[0] for t in self.tools for e in t.entries))
+        self.verbs = language.verbs.union(self.data["reads"], (e[0] for t in self.tools for e in t.heads))
         named = (n for t in self.tools for n in (*t.profile.critical, *t.profile.when, *t.profile.text))
         self.labels = frozenset(word for name in named for word in words_of(name)).union(self.data["headings"])
         self.nouns = self.labels.union(*(t.nouns for t in self.tools))
@@ -192,10 +193,14 @@ class _Turn:
         if len(tokens) > MAX_WORDS:
             raise _UnclearError(_LONG)
         begun = opened + max(tool.begun(tokens[opened:]) for tool in self.tools) if self.tools else opened
+        whole = self._untailed(tokens[opened:])
+        orders = (DeclaredOrders(tool, whole, self.text) for tool in self.tools)
+        if declared := any(one.found and not one.open for one in orders):
+            begun = len(tokens)  # "put {order} on hold"
         if stop := language.stop([*tokens[:opened], *tokens[begun:]]):  # a tool may stop or hold something
             raise _UnclearError(f"`{stop}` leaves open whether it is an order")
         for token in tokens[opened + 1 :]:
-            if token.text[:1].isupper() and token.lower in self.small:
+            if token.text[:1].isupper() and token.lower in self.small and not declared:
                 raise _UnclearError(f"`{token.text}` may be part of a name")
         for clause in self._unfronted(list(self._clauses(tokens, opened))):
             if "?" in mark and not any(map(language.definite, clause)):
@@ -265,17 +270,24 @@ class _Turn:
         others = (
             one.lower == to and after.lower in self.verbs for one, after in pairwise(tokens[: self._dictated(tokens)])
         )
+        orders = {tool: DeclaredOrders(tool, tokens, self.text) for tool in (*self.tools, *self.reads)}
+        declared = any(one.found for one in orders.values())
+        bounds = any("0" in one == two and w.lower == to for one, w, two in ranges)
         doubts = {
             "it may be a title": all(t.kind in {"name", "word"} and t.text.istitle() for t in tokens),
-            "it may be a range": not paid and any("0" in one == two and w.lower == to for one, w, two in ranges),
-            "it tells somebody else to do it": telling and any(others),
+            "it may be a range": bounds and not (paid or declared),
+            "it tells somebody else to do it": telling and any(others) and not declared,
             "it is not clear whether it belongs to the dictated words": self.open,
         }
         for why in (why for why, doubted in doubts.items() if doubted):
             raise _UnclearError(why)
         self.rivals.clear()
-        ways = [(tool, steps) for tool in self.tools if (steps := self._ordered(tool, tokens))]
-        looks = [] if ways else [(tool, steps) for tool in self.reads if (steps := self._ordered(tool, tokens))]
+
+        def read(tool: Tool) -> list[Step]:
+            return orders[tool].steps(self.digest) if orders[tool].found else self._ordered(tool, tokens)
+
+        ways = [(tool, steps) for tool in self.tools if (steps := read(tool))]
+        looks = [] if ways else [(tool, steps) for tool in self.reads if (steps := read(tool))]
         if not (ways or looks):
             raise _UnclearError("it is not understood as an order to a tool")
         named = {tool for tool in self.tools if _spoken(tokens).issuperset(words_of(tool.name))}
@@ -289,7 +301,10 @@ class _Turn:
         for tool, steps in ways or looks:
             for step in steps:
                 self._keep(tool, step)
-            self.untold |= bool(ways) and tool.tells and tool.texts.isdisjoint(steps[0].args)
+            self.open |= orders[tool].open
+            texts = {a.name for a in tool.arguments if a.required} & tool.texts if orders[tool].found else tool.texts
+            tells = bool(texts) if orders[tool].found else tool.tells
+            self.untold |= bool(ways) and tells and texts.isdisjoint(steps[0].args)
         self.checked |= bool(looks) and tokens[0].lower not in self.data["reads"]
         if len(self.kept) > MAX_CLAUSES:
             raise _UnclearError("it has too many orders")
@@ -350,7 +365,7 @@ class _Turn:
             return []  # in "Transfer of 45 EUR", the word is a noun
         tool.prepare()
         told = _spoken(tokens).union(self.data["cash"] if any(t.kind == "money" for t in rest) else ())
-        unnamed = not (tool.profile.intent or told.issuperset(tool.nouns) or _plain(tool, rest))
+        unnamed = not (tool.intent or told.issuperset(tool.nouns) or _plain(tool, rest))
         parts: list[list[Token]] = [[]]
         at = 0
         while at < len(rest):

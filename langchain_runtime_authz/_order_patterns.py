@@ -1,0 +1,92 @@
+"""Parse the orders that a profile declares: `book {room} [on {date}]`.
+
+Words stand for themselves and braces for an argument; `{state=off}` takes no words and gives the argument this value.
+Square brackets hold what may be left out, and round ones hold alternatives, as in speech grammars (JSGF). Optional parts
+next to each other may come in any order.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import permutations, product
+from typing import Final
+
+Form = tuple[str, ...]
+"""A way to say an order: words, and arguments in braces."""
+
+MAX_FORMS: Final = 2_000  # of one pattern
+MAX_OPTIONAL: Final = 5  # parts of a pattern next to each other
+_ITEM: Final = re.compile(r"\{[^{}]*\}|[\[\]()|]|[^\s\[\](){}|]+|[{}]")
+
+
+@lru_cache(maxsize=1024)
+def forms_of(pattern: str) -> tuple[Form, ...]:
+    """Return the ways to say an order, in lower case. Raises `ValueError`: malformed."""
+    try:
+        found = tuple(dict.fromkeys(_ways(iter([*_ITEM.findall(pattern), ""]), "")))
+        if not all(found) or any(form[0][0] == "{" for form in found):
+            raise ValueError("must begin with a word")
+    except ValueError as exc:
+        raise ValueError(f"the order `{pattern}` in `intent` {exc}") from None
+    return found
+
+
+Tree = dict[str, "Tree"]
+"""Forms by their first item; the item "" ends a form."""
+
+
+@lru_cache(maxsize=1024)
+def tree_of(patterns: tuple[str, ...]) -> Tree:
+    """Return the ways to say several orders. Raises `ValueError`: one is malformed."""
+    tree: Tree = {}
+    for form in (form for pattern in patterns for form in forms_of(pattern)):
+        at = tree
+        for item in (*form, ""):
+            at = at.setdefault(item, {})
+    return tree
+
+
+def name_in(item: str) -> str:
+    """Return the argument's name in braces."""
+    return item[1:-1].partition("=")[0].strip()
+
+
+def _ways(items: Iterator[str], end: str) -> list[Form]:
+    """Return the ways to say the items up to `end`."""
+    done: list[Form] = []
+    ways: list[Form] = [()]
+    optional: list[list[Form]] = []  # parts next to each other that may be left out
+    for item in items:
+        if item == "[":
+            optional.append(_ways(items, "]"))
+            continue
+        ways, optional = _joined(ways, _orders(optional)), []
+        if item == end:
+            return [*done, *ways]
+        if item == "|":
+            done, ways = [*done, *ways], [()]
+        elif item == "(":
+            ways = _joined(ways, _ways(items, ")"))
+        elif item[:1] == "{" and name_in(item).isidentifier():
+            ways = _joined(ways, [(item,)])
+        elif item and item not in "])}" and item[0] != "{":
+            ways = _joined(ways, [(item.lower(),)])
+        else:
+            break
+    raise ValueError("has half a bracket, or no argument's name in its braces")
+
+
+def _orders(optional: list[list[Form]]) -> list[Form]:
+    """Return all orders of some or all of the parts."""
+    if len(optional) > MAX_OPTIONAL:
+        raise ValueError(f"has more than {MAX_OPTIONAL} optional parts next to each other; write several orders")
+    several = (permutations(optional, n) for n in range(len(optional) + 1))
+    return [sum(way, ()) for chosen in several for parts in chosen for way in product(*parts)]
+
+
+def _joined(ways: list[Form], more: list[Form]) -> list[Form]:
+    if len(ways) * len(more) > MAX_FORMS:
+        raise ValueError(f"can be said in more than {MAX_FORMS:,} ways; write several orders")
+    return [one + other for one in ways for other in more]

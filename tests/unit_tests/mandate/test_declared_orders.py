@@ -1,0 +1,139 @@
+"""An order that the profile declares is read as it says; everything else in the clause leaves it unread."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from langchain_runtime_authz._order_patterns import MAX_FORMS, forms_of
+from langchain_runtime_authz.errors import ConfigError
+from langchain_runtime_authz.mandate.model import Const, OneOf, Text
+from langchain_runtime_authz.mandate.words import compile_words
+from langchain_runtime_authz.tool_profile import ToolProfile, check_arguments, load_profiles
+
+STRING, INTEGER = {"type": "string"}, {"type": "integer"}
+PROFILES = {
+    "enroll": ToolProfile(critical={"student": "principal", "course": "object"}, intent=("enroll {student} in {course}", "(add|sign up) {student} (to|for) {course}")),
+    "book_table": ToolProfile(
+        critical={"restaurant": "object", "guests": "amount"}, when=("day", "time"),
+        intent=("(book|reserve) [table] [at {restaurant}] [on {day}] [at {time}] [for {guests} (people|guests)]",),
+    ),
+    "send_money": ToolProfile(effect="pay", critical={"to": "principal", "amount": "amount"}, intent=("pay {to} {amount}", "send {amount} to {to}")),
+    "set_status": ToolProfile(
+        critical={"ticket": "object", "status": "value"}, intent=("(set|move) {ticket} to {status}", "close {ticket} {status=closed}", "put {ticket} {status=on_hold} on hold"),
+    ),
+    "switch": ToolProfile(critical={"device": "object"}, intent=("turn {device} off {on=false}", "turn {device} on {on=true}")),
+    "remind": ToolProfile(when=("at",), text=("text",), intent=("remind me [at {at}] to {text}", "note {text}")),
+    "heat": ToolProfile(critical={"room": "place", "degrees": "amount"}, intent=("set {room} to {degrees} degrees", "heize {room} auf {degrees} grad")),
+    "limit": ToolProfile(effect="admin", critical={"card": "object", "limit": "amount"}, intent=("set limit of {card} to {limit} [EUR]", "cut limit of {card} by {percent} %")),
+    "move_sample": ToolProfile(critical={"sample": "object"}, intent=("move {sample} from {source} to {target}",)),
+    "grade": ToolProfile(critical={"student": "principal", "course": "object", "grade": "value"}, intent=("give {student} {grade} in {course}", "tell {student}'s teacher to {text}"), text=("text",)),
+    "delete_file": ToolProfile(effect="delete", critical={"path": "object"}, intent=("delete [file] [{path}] now",)),
+}  # fmt: skip
+SIGNATURES = {
+    "book_table": {"properties": {"restaurant": STRING, "day": STRING, "time": STRING, "guests": INTEGER}},
+    "send_money": {"properties": {"to": STRING, "amount": {"type": "number"}, "currency": STRING}},
+    "set_status": {"properties": {"ticket": STRING, "status": {"type": "string", "enum": ["open", "in_progress", "on_hold", "closed"]}}},
+    "switch": {"properties": {"device": STRING, "on": {"type": "boolean"}}},
+    "limit": {"properties": {"card": STRING, "limit": INTEGER, "percent": INTEGER}},
+    "move_sample": {"properties": dict.fromkeys(("sample", "source", "target"), STRING)},
+    "grade": {"properties": {"student": STRING, "course": STRING, "text": STRING, "grade": {"type": "string", "enum": ["A", "B"]}}},
+}
+TABLE = {"restaurant": "Nobu", "day": "3 June 2027", "time": "17:30", "guests": 4}
+
+
+def calls(*texts: str) -> list[tuple[str, dict[str, object]]]:
+    mandate = compile_words(texts, PROFILES, SIGNATURES).mandate
+    plain = {Const: lambda a: a.value, Text: lambda a: a.quote, OneOf: lambda a: a.values}
+    return [(s.tool, {n: plain[type(a)](a) for n, a in s.args.items()}) for s in (mandate.steps if mandate else ())]
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ("Please enroll jdoe42 in CS-101", ("enroll", {"student": "jdoe42", "course": "CS-101"})),
+    ("Enroll the student jdoe42 in the CS-101 course, thanks", ("enroll", {"student": "jdoe42", "course": "CS-101"})),
+    ('Could you sign up Ana Lee for "Advanced Math"?', ("enroll", {"student": "Ana Lee", "course": "Advanced Math"})),
+    ("Book a table at Nobu on 3 June 2027 at 17:30 for 4 people", ("book_table", TABLE)),
+    ("Reserve a table for 4 guests, at Nobu, at 17:30 on 3 June 2027", ("book_table", TABLE)),
+    ("Book Nobu at 5 pm", None),
+    ("Pay Bob 45 EUR", ("send_money", {"to": "Bob", "amount": 45, "currency": "EUR"})),
+    ("Send 45 to Bob Lee", ("send_money", {"to": "Bob Lee", "amount": 45})),
+    ("Move T-5 to in progress", ("set_status", {"ticket": "T-5", "status": "in_progress"})),
+    ("Close the ticket T-5 please", ("set_status", {"ticket": "T-5", "status": "closed"})),
+    ("Put T-5 on hold", ("set_status", {"ticket": "T-5", "status": "on_hold"})),
+    ("Turn the desk lamp off", ("switch", {"device": "desk lamp", "on": False})),
+    ("Remind me at 5pm to call Ana", ("remind", {"at": "5pm", "text": ("call Ana",)})),
+    ('Note: "the order is late"', ("remind", {"text": "the order is late"})),
+    ("Set the kitchen to 21 degrees", ("heat", {"room": "kitchen", "degrees": 21})),
+    ("Set the limit of FC-3 to 1,500", ("limit", {"card": "FC-3", "limit": 1500})),
+    ("Set the limit of FC-3 to €1,500", ("limit", {"card": "FC-3", "limit": 1500})),
+    ("Set the limit of FC-3 to 1,500 EUR", ("limit", {"card": "FC-3", "limit": 1500})),
+    ("Set the limit of FC-3 to 1,500 USD", None),
+    ("Cut the limit of FC-3 by 20%", ("limit", {"card": "FC-3", "percent": "20"})),
+    ("Move the sample S-1 from F1 to F3", ("move_sample", {"sample": "S-1", "source": "F1", "target": "F3"})),
+    ("Give Lucy Okafor an A in Biology 2", ("grade", {"student": "Lucy Okafor", "grade": "A", "course": "Biology 2"})),
+    ("Tell Lucy's teacher to call me", ("grade", {"student": "Lucy", "text": ("call me",)})),
+    ("Book a table for six people at Nobu", ("book_table", {"guests": 6, "restaurant": "Nobu"})),
+    ("Heize Küche auf 21 Grad", ("heat", {"room": "Küche", "degrees": 21})),
+])  # fmt: skip
+def test_declared_orders(text, expected):
+    assert calls(text) == ([expected] if expected else [])
+
+
+def test_several_targets_are_one_order_each_but_no_amount_is_shared():
+    assert [args["student"] for _, args in calls("Enroll a1@x.org, b2@x.org and c3@x.org in CS-101")] == ["a1@x.org", "b2@x.org", "c3@x.org"]
+    assert calls("Pay a1@x.org and b2@x.org 45 EUR") == calls("Enroll Ana and Bob in CS-101") == []
+    assert [tool for tool, _ in calls("Enroll jdoe42 in CS-101 and pay Bob 45 EUR")] == ["enroll", "send_money"]
+
+
+@pytest.mark.parametrize("text", [
+    "Do not enroll jdoe42 in CS-101", "If Ana agrees, enroll jdoe42 in CS-101", "Should I enroll jdoe42 in CS-101?", "Enroll jdoe42 in CS-101 tomorrow",
+    "Bob said: enroll jdoe42 in CS-101", "Enroll jdoe42 in CS-101 unless it is full", "Enroll jdoe42 in a Math course", "Enroll everybody in CS-101",
+    "I will enroll jdoe42 in CS-101", "> Enroll jdoe42 in CS-101", "Enroll jdoe42 in CS-101 instead of CS-102", "Pay rent 900 EUR", "Pay Bob 1.250 EUR", "Pay Bob 45 EUR on hold",
+    "Set T-5 to done", "Put T-5 on hold, no wait", "Put T-5 on hold unless Ana objects", "Close T-5 or T-6", "Book a table for 4 cats at Nobu", "Turn the lamp",
+    "Remind me to call Ana tomorrow", "Remind me to call Ana and pay Bob 45 EUR", "Set the kitchen to 21", "Delete now", "Delete file now", "Delete all now",
+])  # fmt: skip
+def test_nothing_else_is_ordered(text):
+    assert calls(text) == []
+
+
+def test_two_readings_order_nothing():
+    two = {"label": ToolProfile(critical={"mail": "object", "label": "name"}, intent=("label {mail} {label}",))}
+    assert compile_words(["Label Rio Trip Home"], two).mandate is None
+    assert compile_words(['Label "Rio Trip" Home'], two).mandate is not None
+    both = {name: ToolProfile(critical={"item": "object"}, intent=("archive {item}",)) for name in ("archive_mail", "archive_chat")}
+    assert compile_words(["Archive M-1"], both).mandate is None
+
+
+WORD = st.from_regex(r"[A-Z]{2,4}-[1-9][0-9]{0,3}", fullmatch=True)
+
+
+@given(ticket=WORD, other=WORD, order=st.permutations(["at Nobu", "on 3 June 2027", "at 17:30", "for 4 people"]), left=st.integers(0, 3))
+def test_each_value_reaches_its_own_argument(ticket, other, order, left):
+    assert calls(f"Enroll {ticket} in {other}") == [("enroll", {"student": ticket, "course": other})]
+    said = {"at Nobu": "restaurant", "on 3 June 2027": "day", "at 17:30": "time", "for 4 people": "guests"}
+    kept = order[left:]
+    expected = {said[part]: TABLE[said[part]] for part in kept}
+    assert calls(f"Reserve a table {' '.join(kept)}") == ([("book_table", expected)] if "at Nobu" in kept else [])
+
+
+@pytest.mark.parametrize(("order", "said"), [
+    ("{ticket} closed", "begin with a word"), ("close {ticket", "bracket"), ("close [{ticket}", "bracket"), ("close {a b}", "bracket"), ("close ({ticket}]", "bracket"),
+    ("[close] {ticket}", "begin with a word"), ("close " + " ".join(f"[{w} {{ticket}}]" for w in "abcdefg"), "next to each other"), ("close (a|b) (c|d) (e|f) (g|h) (m|n) [i] [j] [k] [l] {ticket}", "ways"),("close {size}", "free"),
+])  # fmt: skip
+def test_a_malformed_order_is_refused(order, said):
+    with pytest.raises(ConfigError, match=said):
+        load_profiles({"close_ticket": {"critical": {"ticket": "object"}, "free": ["size"], "intent": [order]}})
+
+
+def test_an_order_names_arguments_of_the_tool():
+    with pytest.raises(ConfigError, match="`intent` names `tickets`"):
+        check_arguments("close_ticket", ToolProfile(intent=("close {tickets}",)), {"ticket": STRING})
+
+
+def test_optional_parts_come_in_any_order():
+    assert set(forms_of("go [to {x}] [by {y}]")) == {("go", *sum(p, ())) for n in range(3) for p in itertools.permutations([("to", "{x}"), ("by", "{y}")], n)}
+    assert forms_of("(call|cancel) {x}") == (("call", "{x}"), ("cancel", "{x}"))
+    assert len(forms_of("go [a] [b] [c] [d] [e]")) == 326 < MAX_FORMS
