@@ -53,11 +53,7 @@ def pay_tool(ran: list[Any]) -> BaseTool:
 
 def payer(ran: list[Any], name: str = "pay", args_schema: Any = PayArgs) -> BaseTool:
     """A side effect with both functions, behind a schema that coerces, renames and fills in."""
-
-    def pay(recipient: str, amount: float, currency: str = "unset") -> str:
-        """Pay somebody."""
-        ran.append((recipient, amount, currency))
-        return "paid"
+    pay: Any = pay_tool(ran).func  # type: ignore[attr-defined]
 
     async def apay(recipient: str, amount: float, currency: str = "unset") -> str:
         return pay(recipient, amount, currency)

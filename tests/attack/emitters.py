@@ -10,6 +10,7 @@ import random
 
 from langchain_core.load import dumpd, load
 
+from tests.attack import corrections
 from tests.attack.corrections import beside
 
 from ._kit import *
@@ -25,13 +26,10 @@ PROFILES = {
 }
 
 
-class State(MessagesState):
+class State(corrections.State):
     """Messages, and what else a human or a machine may write."""
 
-    todos: list[dict[str, str]]
-    files: Annotated[dict[str, str], lambda old, new: {**(old or {}), **new}]
     summary: str
-    instructions: str
 
 
 @tool

@@ -16,16 +16,14 @@ from langchain_runtime_authz.facts import normal_forms as forms_module
 from langchain_runtime_authz.facts import output_reading as observe_module
 from langchain_runtime_authz.facts import provenance as trace_module
 from langchain_runtime_authz.facts import user_words as words_module
-from langchain_runtime_authz.facts.argument_atoms import atoms_of
 from langchain_runtime_authz.facts.json_copy import held
 from langchain_runtime_authz.facts.normal_forms import forms, mentions
 from langchain_runtime_authz.facts.output_reading import observe_output
-from langchain_runtime_authz.facts.provenance import Evidence, Memory, Provenance
-from langchain_runtime_authz.facts.provenance import trace as trace_atoms
+from langchain_runtime_authz.facts.provenance import Evidence, Memory
 from langchain_runtime_authz.facts.user_words import UserWords
 from langchain_runtime_authz.mandate.places import stated
 from langchain_runtime_authz.tool_profile import FieldTrust, ToolProfile
-from tests.unit_tests.facts.test_provenance import index
+from tests.unit_tests.facts.test_provenance import index, trace
 
 TRUSTED = ("told", "known")
 SYSTEM = ToolProfile(effect="read", trust={"": "system", "note": "external"}, prose=("note",), counterparty=("from",))
@@ -72,10 +70,6 @@ def formatted(value: str | float, how: list[str]) -> str | float:
     for name in how:
         value = FORMATTINGS[name](str(value))
     return value
-
-
-def trace(profile: ToolProfile, args: dict[str, Any], evidence: Evidence) -> dict[str, Provenance]:
-    return trace_atoms(atoms_of(profile, args), evidence)
 
 
 def standing(value: Any, kind: str, *several: Any, words: UserWords) -> str:
