@@ -190,7 +190,7 @@ def _explain() -> None:
 def _asked(tool: BaseTool, tools: list[BaseTool]) -> Any:
     from langchain_runtime_authz.cli._profile_proposal import propose
     from langchain_runtime_authz.langgraph.tool_lookup import arguments_of
-    from langchain_runtime_authz.tool_profile import EFFECTS, HARMLESS, check_arguments, load_profiles
+    from langchain_runtime_authz.tool_profile import EFFECTS, HARMLESS
 
     proposal = propose(tool, tools)
     guessed = {d.fact: (d.value, d.why) for d in proposal.doubts}
@@ -211,21 +211,34 @@ def _asked(tool: BaseTool, tools: list[BaseTool]) -> Any:
         said = typer.prompt("  Which arguments decide whom or what it hits, and how much (name=kind)?", default=shown)
         pairs = [] if said.strip() == "none" else [p.strip().partition("=") for p in said.split(",")]
         facts["critical"] = {name.strip(): kind.strip() for name, _, kind in pairs}
-        try:
-            (declared,) = load_profiles({tool.name: facts}).values()
-            check_arguments(tool.name, declared, arguments_of(tool))
+        if _fits(tool, facts):
             break
-        except ConfigError as exc:
-            typer.echo(f"  {exc}", err=True)
     for fact in ("text", "when"):
         if left := [n for n in proposal.facts.get(fact, []) if n not in facts["critical"]]:
             facts[fact] = left
-    if "intent" in guessed and does not in HARMLESS:
-        shown = ", ".join(guessed["intent"][0])
-        said = typer.prompt("  By which words may a user order it, without a question?", default=shown)
+    shown = ", ".join(guessed["intent"][0]) if "intent" in guessed else ""
+    while shown and does not in HARMLESS:
+        words = "  By which words, or orders like `verb {argument}`, may a user order it without a question?"
+        said = typer.prompt(words, default=shown)
         facts["intent"] = [w.strip() for w in said.split(",") if w.strip() not in ("", "none")]
+        if _fits(tool, facts):
+            break
     # What anybody can look up outside is public.
     return {**facts, "class": "public" if does == "fetch" else proposal.facts["class"]}
+
+
+def _fits(tool: BaseTool, facts: dict[str, Any]) -> bool:
+    """Return True if the tool can have this profile; otherwise say why not."""
+    from langchain_runtime_authz.langgraph.tool_lookup import arguments_of
+    from langchain_runtime_authz.tool_profile import check_arguments, load_profiles
+
+    try:
+        (declared,) = load_profiles({tool.name: facts}).values()
+        check_arguments(tool.name, declared, arguments_of(tool))
+    except ConfigError as exc:
+        typer.echo(f"  {exc}", err=True)
+        return False
+    return True
 
 
 def _choice(question: str, choices: list[str]) -> str:
