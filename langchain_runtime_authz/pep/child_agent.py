@@ -30,7 +30,7 @@ INVOKE: Final = "agent/invoke"
 _OF_ENTRY: Final = (
     "engine", "scope", "subject", "run_id", "epoch", "started_at", "expires_at", "steps_before", "mandate", "spent_at",
     "planned", "upstream", "foreign", "handed", "children", "corrected", "seen_from_model", "keyed_thread",
-    "asked_anew",
+    "asked_anew", "opened",
 )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from operator import is_not
+from operator import attrgetter, is_not
 from typing import Any, Final
 
 from langchain_runtime_authz.authzen import Decision, deny
@@ -46,6 +46,7 @@ _BEGUN: Final[Mapping[CallState, Code]] = {
     "unknown": Code.OUTCOME_UNKNOWN,
     "void": Code.STALE_EPOCH,
 }
+_RESOURCE: Final = attrgetter("profile.resource")
 _UNDECIDED: Final = deny(Code.PDP_ERROR)  # a placeholder until there is a decision
 _REFUSED: Final[Mapping[str, Code]] = {
     "rejected": Code.APPROVAL_REJECTED,
@@ -104,10 +105,12 @@ def _look_up(run: Run, calls: Sequence[Call]) -> Flow[tuple[Any, ...]]:
     """Return calls, keys, comparisons, keys' epoch, words, snapshot and `_moved`."""
     if len(calls) == 1 and calls[0].plan_id is None and calls[0].call_id is not None:
         calls = yield from _located(run, calls[0])
-    words, origin = run.engine.memory.words.get(run.scope), run.epoch
-    keys = []
-    for call in calls:
-        keys.append(_key(run, call, origin))
+    memory, opened, origin = run.engine.memory, run.opened, run.epoch
+    words = memory.words.get(run.scope)
+    if anew := opened is not None and (words is None or words.digest != opened.task.digest):
+        words = memory.read_words(run.scope, opened)
+    run.opened = None
+    keys = [*map(partial(_key, run, epoch=origin), calls)]
     compared = _compared(run, words, calls)
     snapshot: Snapshot = yield (Load, run.scope, _query(run, calls, keys, origin, compared, log=words is None))
     recorded = snapshot.plan
@@ -115,10 +118,12 @@ def _look_up(run: Run, calls: Sequence[Call]) -> Flow[tuple[Any, ...]]:
         # The calls were planned at another epoch. Some may have run since, and their keys contain that epoch.
         keys, origin = [_key(run, c, planned) for c in calls], planned
         snapshot = yield (Load, run.scope, _query(run, calls, keys, origin, compared, log=words is None))
+    if anew:
+        memory.outputs(run.scope).missed(snapshot.history)
     if words is None or words.digest != snapshot.task.digest:
         words, compared, snapshot = yield from _reread(run, calls, keys, origin, compared, words, snapshot)
-    if (unread := run.engine.memory.unread) and run.scope in unread and wants_more(words, calls):
-        yield Block(run.engine.memory.read_on, run.scope)
+    if (unread := memory.unread) and run.scope in unread and wants_more(words, calls):
+        yield Block(memory.read_on, run.scope)
     if words.compiled and not words.recorded:
         words.recorded = True
         yield mandate_event(run, words.compiled)
@@ -131,10 +136,8 @@ def _look_up(run: Run, calls: Sequence[Call]) -> Flow[tuple[Any, ...]]:
             snapshot.counters = {**snapshot.counters, **elsewhere.counters}
             break
     moved: frozenset[str] = frozenset()
-    for call in calls:
-        if snapshot.history.resources or call.profile.resource is not None:
-            moved = yield from _moved(run, snapshot, calls, keys)
-            break
+    if snapshot.history.resources or {*map(_RESOURCE, calls)} != {None}:
+        moved = yield from _moved(run, snapshot, calls, keys)
     return calls, keys, compared, origin, words, snapshot, moved
 
 

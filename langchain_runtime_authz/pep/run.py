@@ -21,7 +21,7 @@ from langchain_runtime_authz.authzen import Decision, Edge, Subject, deny
 from langchain_runtime_authz.errors import AuditError, AuthzError, Code, CredentialError, failure_code
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.identity.workload import Identity
-from langchain_runtime_authz.ledger.base import Awaited, Guard, Ledger, Scope
+from langchain_runtime_authz.ledger.base import Awaited, Guard, Ledger, Scope, Snapshot
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pdp.base import Evaluator
@@ -303,6 +303,7 @@ class Run:
     run_part: tuple[Any, ...] = ()  # a request's subject, agent and grant, as JSON
     task_part: tuple[Any, ...] = ()  # the task, its epoch, and both as JSON
     schemas_read: bool = False  # the tools' schemas, for mandates
+    opened: Snapshot | None = None  # the thread as the root entry left it, with all texts
     invited: str = ""  # id of the decision that delegated to this run
     exchanged: tuple[Any, dict[Any, Any]] | None = None  # a lease, and a provider's tokens for it
     keyed_thread: Any = None  # the thread whose answers the root entry keys by interrupt id

@@ -92,8 +92,9 @@ def open_entry(
     run.span = run_span(run, workflow)
     try:
         entry, known = yield from _take_lease(run, task, ordered, given)
+        run.opened = known
         if engine.planner is not None and run.mandate is None:
-            run.planned = yield from _planned(run, engine.planner)
+            run.planned = yield from _planned(run, engine.planner, known)
         action = "run/resume" if given.resume else "run/start"
         resource = {"type": "run", "id": agent, "properties": {"graph": scope.graph}}
         decision = yield from decide_step(run, action, resource, known=known)
@@ -113,10 +114,9 @@ def open_entry(
         raise AuthzDenied(decision.reason, decision.decision_id) from exc
 
 
-def _planned(run: Run, planner: Planner) -> Flow[Mandate | None]:
+def _planned(run: Run, planner: Planner, known: Snapshot) -> Flow[Mandate | None]:
     """Return the planner's mandate for the newest turn, the same at each root entry."""
-    snapshot: Snapshot = yield Load(run.scope, Query(log=True))
-    texts, key = turn(snapshot.log)
+    texts, key = turn(known.log)
     if not texts:
         return None
     name = f"mandate:{key}"
@@ -210,6 +210,7 @@ def _after(before: Snapshot, changes: Sequence[ledger.Change], now: float) -> Sn
         change.apply(t, now)
     (before.lease,) = t.leases.values()
     before.now, before.exists, before.epoch, before.task, before.history = now, True, t.epoch, t.task, t.history
+    before.log = (*before.log, *t.log)
     return before
 
 
