@@ -114,7 +114,7 @@ class Fetch:
         calls = n.calls if known is None else n.calls & known.without
         if known is None:
             self._rows(add)
-        elif calls or n.log or n.pending:
+        elif calls or n.log:
             self.thread = known.thread.copied()
         t = self.thread
         if calls:
@@ -130,8 +130,6 @@ class Fetch:
             add(self.turns.__setitem__, f"{_MARK}name = ?", self.tenant, b"", name)
         if n.log:
             add(_texts(t.log), f"body FROM said WHERE {_OF}", *of, place=_SEQ)
-        if n.pending:
-            add(_texts(t.pending), f"body FROM delivery WHERE {_OF}", *of, place=_SEQ)
         return _union(tuple(parts), row, clock, seen), given
 
     def _rows(self, add: Callable[..., None]) -> None:
@@ -170,6 +168,8 @@ class Fetch:
         for counter, span in n.rates:
             sql = f"counter, span, times FROM rate WHERE {_OF} AND counter = ? AND span = ?"
             add(self._rate, sql, *of, encoded(counter), span)
+        if n.pending:
+            add(_texts(self.thread.pending), f"body FROM delivery WHERE {_OF}", *of, place=_SEQ)
         for prefix in n.unmarked:
             begin = encoded(prefix)[:-1]  # names are JSON strings: drop the closing quotation mark
             add(self._mark, f"{_MARK}substr(name, 1, ?) = ?", *of, len(begin), begin)

@@ -19,7 +19,7 @@ class Known(NamedTuple):
     """All rows of a thread after one commit. Shared, so they must not be changed.
 
     Attributes:
-        thread: the rows, except texts and the calls in `without` (keys of calls with a result).
+        thread: the rows, except pinned texts and the calls in `without` (keys of calls with a result).
         seen, version: as in `Fetch`.
         position: position of a commit up to which only this instance had changed the thread.
         doubts: what the last load of doubts read: (nonce of the tenant's newest commit, deeds, rows of their doubts).
@@ -34,7 +34,7 @@ class Known(NamedTuple):
 
     def recalled(self, n: Needs, newest: str) -> list[Sequence[Any]] | None:
         """Return cached doubts of the deeds in `n`; None if something in `n` must be read."""
-        if n.log or n.pending or not self.without.isdisjoint(n.calls):
+        if n.log or not self.without.isdisjoint(n.calls):
             return None
         looked = ((newest, set[str](), list[Any]()), *self.doubts)
         return next((rows for nonce, deeds, rows in looked if nonce == newest and n.deeds <= deeds), None)
@@ -50,5 +50,5 @@ def known(t: Thread, before: Known | None, seen: str, position: int, version: Ve
             del t.calls[key]
     if sum(map(len, (*ROWS(t), without))) > MAX_ROWS:
         return None
-    t.log, t.pending, t.issued, t.open = [], [], [], {}
+    t.log, t.issued, t.open = [], [], {}
     return Known(t, without, seen, position, version, [])
