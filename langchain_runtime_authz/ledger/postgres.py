@@ -51,14 +51,23 @@ _ROW: Final = (
 _LOCK: Final = "SELECT 1 FROM thread WHERE tenant = ? AND thread = ? FOR UPDATE"
 # Identifies the state of a thread's row, even if the server's clock was set back.
 _STATE: Final = "CAST(xmin AS TEXT) || ' ' || CAST(at AS TEXT)"
-# Update the thread's row only if row and schema are as they were read, no commit was lost, and the time is right.
-_HELD: Final = (
-    "UPDATE thread SET scope = ?, subject = ?, history = ?, at = ?"
-    f" WHERE tenant = ? AND thread = ? AND {_STATE} = ? AND (SELECT max(version) FROM migration) = ?"
+# Write the thread's row only if row and schema are as they were read, no commit was lost, and the time is right.
+_CHECKED: Final = (
+    " AND (SELECT max(version) FROM migration) = ?"
     " AND coalesce((SELECT max(position) FROM journal WHERE tenant = ?), 0) >= ?"
     # The newest commit must not have a later time, so that a clock that was ahead is reported.
     " AND coalesce((SELECT j.at FROM journal j WHERE j.tenant = ? ORDER BY position DESC LIMIT 1), 0) <= ?"
-    f" AND abs({_NOW} - CAST(? AS DOUBLE PRECISION)) < CAST(? AS DOUBLE PRECISION) RETURNING {_STATE} AS state"
+    f" AND abs({_NOW} - CAST(? AS DOUBLE PRECISION)) < CAST(? AS DOUBLE PRECISION)"
+)
+_HELD: Final = (
+    "UPDATE thread SET scope = ?, subject = ?, history = ?, at = ?"
+    f" WHERE tenant = ? AND thread = ? AND {_STATE} = ?{_CHECKED} RETURNING {_STATE} AS state"
+)
+# A thread that was begun and pruned since the read has another epoch, or no row at all.
+_BEGUN: Final = (
+    "INSERT INTO thread (scope, subject, history, at, tenant, thread) SELECT ?, ?, ?, ?, ?, ?"
+    " WHERE (SELECT coalesce(max(epoch), 1) FROM epoch WHERE tenant = ? AND thread = ?) = ?"
+    f"{_CHECKED} ON CONFLICT DO NOTHING RETURNING {_STATE} AS state"
 )
 # If the thread's row was not updated, `nonce` is NULL. The column forbids NULL, so the whole statement fails.
 _ENTRY: Final = (
@@ -91,7 +100,7 @@ class PostgresLedger(SqlLedger):
     """Keeps threads in PostgreSQL (14 or newer).
 
     A load is one statement. A commit reads with one statement and writes with another, which does nothing if the
-    thread's row changed meanwhile. Then, and for a new thread, the commit starts again with the row locked. Commits of
+    thread's row changed meanwhile. Then the commit starts again, at last with the row locked. Commits of
     different threads wait for each other only if they claim calls with one deed. Ledger time is the database's clock.
     Create the schema with `runtime-authz ledger migrate DSN`, under a role that may create it.
 
@@ -220,12 +229,11 @@ class _Tx:
 
     def keep(self, found: Fetch, kept: Kept, nonce: str, now: float) -> tuple[int, str] | None:
         """See `Tx.keep`. One statement writes all rows; its parts see the old rows."""
-        if not found.seen:  # a new thread has no row by which another commit would be noticed
-            return None
         of = (found.tenant, found.key)
         puts = [(name, some) for name, rows in kept.puts.items() for some in chunks(rows)]
         drops = [(name, some) for name, keys in kept.drops.items() for some in chunks(keys)]
-        values = [*kept.thread, *of, found.seen, found.version.version, found.tenant, found.position]
+        as_read = [found.seen] if found.seen else [*of, found.before.epoch]
+        values = [*kept.thread, *of, *as_read, found.version.version, found.tenant, found.position]
         values += [found.tenant, now + DRIFT, now, found.drift]
         for name, value in found.turns.items():
             values += [found.tenant, b"", name, nonce, value]  # unique: ledger time may stand still
@@ -234,7 +242,7 @@ class _Tx:
         for _, some in drops:
             values += [*of, *some]
         shape = [tuple([(name, len(some)) for name, some in chunked]) for chunked in (puts, drops)]
-        written = (_statement(len(found.turns), *shape), [*values, *of, nonce, now])
+        written = (_statement(_HELD if found.seen else _BEGUN, len(found.turns), *shape), [*values, *of, nonce, now])
         prelude = self.prelude
         try:
             ((position, state),) = self.batch([written, *([("COMMIT", ())] if self._commits else [])])[0]
@@ -248,9 +256,9 @@ class _Tx:
 
 
 @lru_cache(maxsize=1024)
-def _statement(turns: int, puts: Sequence[tuple[str, int]], drops: Sequence[tuple[str, int]]) -> str:
+def _statement(held: str, turns: int, puts: Sequence[tuple[str, int]], drops: Sequence[tuple[str, int]]) -> str:
     """Return a commit's statement for so many locks, written rows and deleted rows."""
-    parts = [f"held AS ({_HELD})", *(f"t{number} AS ({_TAKEN})" for number in range(turns))]
+    parts = [f"held AS ({held})", *(f"t{number} AS ({_TAKEN})" for number in range(turns))]
     for name, count in puts:
         write = PUTS[name]
         rows = ", ".join([marks(2 + len(write.columns))] * count)

@@ -77,8 +77,11 @@ class SqlLedger(b.Awaited):
     def load(self, scope: b.Scope, query: b.Query) -> b.Snapshot:
         key = rows.thread_key(scope)
         with self._reading(scope.tenant) as tx:
-            known, seen = self._recall(scope.tenant, key)
-            found, now = self._found(tx, Fetch(scope.tenant, key, Needs.of(query), known, self._latest - b.LASTS), seen)
+            held, seen = self._recall(scope.tenant, key)
+            found, now = self._found(tx, Fetch(scope.tenant, key, Needs.of(query), held, self._latest - b.LASTS), seen)
+        if not found.seen and found.known is None:  # a new thread's first commit needs no read
+            with self._lock:
+                self._cache(found, known(found.thread.copied(), None, "", found.position, found.version))
         if query.deeds and found.known is not None and not self._by_thread:
             found.known.doubts[:] = [(found.nonce, found.needs.deeds, found.doubts)]
         snap = snapshot(found.thread, query, now)
@@ -244,20 +247,23 @@ class SqlLedger(b.Awaited):
 
     def _remember(self, found: Fetch, done: b.Anchor) -> None:
         """Cache the thread after the commit `done`, if it was cached before or is new."""
-        place, tenant, made = (found.tenant, found.key), found.tenant, None
+        tenant, made = found.tenant, None
         if found.known is not None or not found.before.exists:
             made = known(found.thread, found.known, found.seen, done.position, found.version)
         with self._lock:
             head = self._seen.get(tenant, NONE)
             if head[1:] != (found.position, found.nonce):  # other commits came between, or this one was seen already
                 self._since[tenant] = max(done.position, self._since.get(tenant, 0))
-            self._known.pop(place, None)
             if done.position > head.position:
                 self._seen[tenant] = done
-            if made is not None:
-                self._known[place] = made
-                if len(self._known) > MAX_KNOWN:
-                    self._known.popitem(last=False)
+            self._cache(found, made)
+
+    def _cache(self, found: Fetch, made: Known | None) -> None:
+        self._known.pop((found.tenant, found.key), None)
+        if made is not None:
+            self._known[found.tenant, found.key] = made
+            if len(self._known) > MAX_KNOWN:
+                self._known.popitem(last=False)
 
     def _recognise(self) -> None:
         """Read the ledger's identity and check that this version can work on it."""

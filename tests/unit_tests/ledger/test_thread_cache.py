@@ -88,6 +88,9 @@ def test_a_forgotten_thread_is_not_remembered(ledger: SqliteLedger, clock: Froze
     assert ledger.commit(SCOPE, Guard("jti", 2), [RecordStep()]) == Conflict(Code.LEASE_ENDED)
     seen = ledger.load(SCOPE, Query(jti="jti"))
     assert (seen.exists, seen.lease, seen.epoch) == (False, None, 2)
+    with SqliteLedger(ledger.path, clock=clock) as theirs:
+        theirs.commit(SCOPE, None, [OpenThread("user:bob")])
+    assert ledger.commit(SCOPE, None, [OpenThread("user:alice")]) == Conflict(Code.SUBJECT_MISMATCH)
 
 
 def test_an_operator_ends_leases(ledger: SqliteLedger, clock: FrozenClock) -> None:
