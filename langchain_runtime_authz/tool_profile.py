@@ -23,7 +23,7 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, Self, TypeVar
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from langchain_runtime_authz._order_patterns import forms_of, name_in
+from langchain_runtime_authz._order_patterns import forms_of, given_in, name_in
 from langchain_runtime_authz._validate import read_yaml
 from langchain_runtime_authz.digest import digest, project
 from langchain_runtime_authz.errors import Code, ConfigError, wrong_field
@@ -347,6 +347,25 @@ def check_arguments(name: str, declared: ToolProfile, arguments: Mapping[str, ob
                 raise ConfigError(
                     f"{name}: `{fact}` names `{path}`, which the tool's schema does not have", Code.PROFILE_INVALID
                 )
+    for argument, value in sorted(given_in(declared.orders)):
+        if not _takes(arguments[argument], value):
+            raise ConfigError(
+                f"{name}: `intent` has `{{{argument}={value}}}`, which the schema refuses", Code.PROFILE_INVALID
+            )
+
+
+_WRITTEN: Final = {"boolean": "true|false", "integer": r"-?\d+", "number": r"-?\d+(?:\.\d+)?", "null": "(?!)"}
+
+
+def _takes(schema: object, value: str) -> bool:
+    """Return True if a value of this schema may be written like this."""
+    if not isinstance(schema, Mapping):
+        return True
+    if isinstance(choices := schema.get("enum"), list):
+        return value in map(str, choices)
+    if isinstance(options := schema.get("anyOf"), list):
+        return any(_takes(option, value) for option in options)
+    return re.fullmatch(_WRITTEN.get(f"{schema.get('type')}", ".*"), value) is not None
 
 
 def _leads(schema: object, steps: Sequence[str]) -> bool:

@@ -346,13 +346,13 @@ def step_of(tool: Tool, bound: Mapping[str, Phrase], digest: str) -> Step:
 def _const(argument: Argued, phrase: Phrase, digest: str) -> Const | OneOf:
     """Return the value with its span, or both readings of "the garage door"."""
     values, array = tuple(v.text for v in phrase.values), "array" in argument.types
-    if argument.kind == "amount":
+    if argument.kind == "amount" and phrase.kind != "choice":
         number = re.findall(NUMBER, values[0])[0]
         start = phrase.values[0].start + values[0].index(number)
         return Const(
             value=read_number(number, money=phrase.kind == "money") or 0, said=Span(digest, start, start + len(number))
         )
-    if argument.types == {"boolean"}:
+    if argument.types - {"null"} == {"boolean"}:
         return Const(value=values[0] == "true", said=Span(digest, phrase.values[0].start, phrase.values[0].end))
     said, _, noun = values[0].rpartition(" ")
     if phrase.kind == "run" and singular(noun.lower()) in argument.words and not array:

@@ -18,10 +18,11 @@ from langchain_runtime_authz.mandate.model import Step
 from langchain_runtime_authz.mandate.vocabulary import TARGETS, Argued, Tool
 
 _MAX_RUN: Final = 4  # words of one name, or of one choice
+_SHORT: Final = 2  # letters of a unit
 _LISTED: Final = frozenset({"id", "email", "quote", "hash", "handle"})  # kinds of a list's values
 _WORDS: Final = frozenset({"word", "number", "owner", "run"})  # kinds that name no person: "Pay rent 900 EUR"
 _CLOCK: Final = re.compile(
-    r"(?<![\d:])(?:(?:[01]?\d|2[0-3]):[0-5]\d(?: ?[ap]m)?|(?:0?\d|1[0-2]) ?[ap]m)(?!\w)", re.IGNORECASE
+    r"(?<![\d:])(?:(?:[01]?\d|2[0-3]):[0-5]\d(?! ?[ap]m)|(?:0?[1-9]|1[0-2])(?::[0-5]\d)? ?[ap]m)(?!\w)", re.IGNORECASE
 )
 _UNIT: Final = re.compile(rf"{NUMBER}(?:[%°][^\W\d_]?|[^\W\d_]{{1,3}})")  # "20%", "5km"
 _HIT: Final = frozenset({*TARGETS, "url", "place"})  # kinds of what an order affects
@@ -30,6 +31,11 @@ _Bound = dict[str, Phrase]
 
 def _open(bound: _Bound) -> bool:
     return any(phrase.kind == "open" for phrase in bound.values())
+
+
+def _alike(said: str, item: str) -> bool:
+    """Return True for the same word, or its plural: "5 ms" are not "5 m"."""
+    return said == item or (min(len(said), len(item)) > _SHORT and singular(said) == singular(item))
 
 
 class DeclaredOrders:
@@ -95,31 +101,28 @@ class DeclaredOrders:
                     cut.append(Token(kind, word[0], start + begin + word.start(), start + begin + word.end()))
         elif number is not None and (value := read_number(number[0], money=token.kind == "money")) is not None:
             begin, end = start + number.start(), start + number.end()
-            unit = Token("word", re.sub(NUMBER, "", said).strip(), end, token.end)
+            unit = Token("odd", re.sub(NUMBER, "", said).strip(), end, token.end)
             return [Token("number", f"{value}", begin, end), unit]  # also for "€20"
         return sorted(cut, key=lambda t: t.start) or [token]
 
     def _read(self, tree: Tree, at: int) -> Iterator[_Bound]:
         """Yield the arguments of each form in `tree` that fits the tokens behind `at`."""
         token, small = self.tokens[at], self.language.determiners
-        said = token.lower if token.kind in {"word", "name", "own"} else ""
+        said = token.lower if token.kind not in {"quote", "sep", "colon", "end"} else ""
+        listed = at and self.tokens[at - 1].kind == "sep"  # "Add milk, eggs" does not add milk to eggs
         if token.kind == "end" and "" in tree:
             yield {}
         if at and token.kind == "sep" and token.text == ",":
             yield from self._read(tree, at + 1)
         for item, behind in tree.items():
             if item[:1] == "{":
-                for phrases, after in self._fits(item[1:-1], at, last="" in behind):
+                for phrases, after in self._fits(item[1:-1], at, last="" in behind) if not listed else ():
                     for bound in self._read(behind, after):
                         if bound.keys().isdisjoint(phrases):
                             yield {**phrases, **bound}
             elif item in small:
                 yield from self._read(behind, at)  # users may leave an article out, or say one
-            elif (
-                item
-                and said
-                and (singular(said) == singular(item) or self.coins.get(said, "?") == self.coins.get(item))
-            ):
+            elif item and said and (_alike(said, item) or self.coins.get(said, "?") == self.coins.get(item)):
                 yield from self._read(behind, at + 1)
             elif item and at and token.text in small and singular(self.tokens[at + 1].lower) == singular(item):
                 yield from self._read(behind, at + 2)
@@ -173,7 +176,7 @@ class DeclaredOrders:
             kinds |= {*data["named"].get(kind, "").split()}
             kinds -= _WORDS if kind == "principal" else set()
             if argument.types and argument.types <= COUNTS:
-                kinds &= {"number", "money"}
+                kinds &= {"number", "money"} if argument.types & {"number", "integer"} else set()
             if (kind == "when" or "time" in argument.words) and (end := self._clock(at)):
                 yield self._one(at, end, "time"), end
             if "number" in kinds and (number := self._whole(argument, self.tokens[at])):
@@ -195,7 +198,8 @@ class DeclaredOrders:
         if spoken and spoken[0].kind == "quote":
             yield self._one(at + colon, at + colon + 1, "quote"), at + colon + 1
         quoted = any(t.kind == "quote" for t in spoken)
-        if last and spoken and not quoted and not aside(self.tool, spoken, colon=colon):
+        more = spoken and (spoken[0].kind in {"own", "odd"} or self._gap(at + colon))  # "email Bob's boss hello"
+        if last and spoken and not (quoted or more) and not aside(self.tool, spoken, colon=colon):
             yield self._one(at + colon, end, "open"), end
 
     def _listed(self, argument: Argued, kinds: set[str], at: int) -> Iterator[tuple[Phrase, int]]:
@@ -244,7 +248,8 @@ class DeclaredOrders:
 
     def _whole(self, argument: Argued, token: Token) -> str:
         """Return a whole number that is written as a word, or with commas."""
-        if token.lower in (names := self.data["numerals"]) and argument.types <= COUNTS:
+        counts = argument.types <= COUNTS if argument.types else argument.kind == "amount"
+        if counts and token.lower in (names := self.data["numerals"]):
             return f"{names.index(token.lower) + 1}"
         grouped = argument.types <= {"integer", "null"} and re.fullmatch(r"[1-9]\d{0,2}(?:,\d{3})+", token.text)
         return token.text.replace(",", "") if grouped and argument.types else ""

@@ -5,11 +5,11 @@ A user asks for a tool by a word of its profile's `intent`, or by its own name.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from langchain_runtime_authz._order_patterns import Tree, tree_of
+from langchain_runtime_authz._order_patterns import heads_of, tree_of
 from langchain_runtime_authz.mandate.languages import PARTS, Language, Token, singular, words_of
 from langchain_runtime_authz.tool_profile import ToolProfile
 
@@ -37,15 +37,6 @@ def _listed(value: object) -> Sequence[Any] | None:
 
 def _mapped(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
-
-
-def _heads(tree: Tree, before: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Yield the words with which orders begin, up to their first argument."""
-    for item, behind in tree.items():
-        if item[:1] not in {"", "{"}:
-            yield from _heads(behind, (*before, item))
-        elif before:
-            yield before
 
 
 def _closest(named: list[Argued], phrase: Labelled) -> list[Argued]:
@@ -87,7 +78,7 @@ class Tool:
         entries = {tuple(i.lower().split()) for i in said} - {()}
         self.entries = {e for e in entries if e[0] not in data["not_verbs"]}
         self.tree = tree_of(profile.orders)
-        self.heads = self.entries.union(_heads(self.tree))
+        self.heads = self.entries.union(heads_of(profile.orders))
         small = language.prepositions.union(language.determiners, data["particles"])
         self.nouns = {singular(w) for w in parts[1:]} - small
         # An email that is there is a message too. A new message may be no email.

@@ -120,6 +120,7 @@ class _Turn:
         self.untold = False  # a clause orders to tell or note something, without saying what
         self.open = False  # a clause dictates words without quotes, so what follows may belong to them
         self.rivals: set[Tool] = set()  # tools that the clause may mean, but does not name or lacks an argument of
+        self.orders: dict[tuple[Token, ...], dict[Tool, DeclaredOrders]] = {}  # of this message, by the tokens read
         self.text, self.digest = "", ""  # the message that is read now, and its digest
 
     def read(self, texts: Sequence[str]) -> Compiled:
@@ -127,6 +128,7 @@ class _Turn:
         dropped: list[Dropped] = []
         for self.text in texts:
             self.digest = content_digest(self.text)
+            self.orders.clear()
             at, tokens = 0, [*self._framed(), Token("end", "", len(self.text), len(self.text))]
             ends = [n for n, token in enumerate(tokens) if token.kind == "end"]
             if len([end for end in ends if end and tokens[end - 1].kind != "end"]) > MAX_LINES:
@@ -194,8 +196,8 @@ class _Turn:
             raise _UnclearError(_LONG)
         begun = opened + max(tool.begun(tokens[opened:]) for tool in self.tools) if self.tools else opened
         whole = self._untailed(tokens[opened:])
-        orders = (DeclaredOrders(tool, whole, self.text) for tool in self.tools)
-        if declared := any(one.found and not one.open for one in orders):
+        orders = self._declared(whole)
+        if declared := any(orders[tool].found and not orders[tool].open for tool in self.tools):
             begun = len(tokens)  # "put {order} on hold"
         if stop := language.stop([*tokens[:opened], *tokens[begun:]]):  # a tool may stop or hold something
             raise _UnclearError(f"`{stop}` leaves open whether it is an order")
@@ -206,6 +208,13 @@ class _Turn:
             if "?" in mark and not any(map(language.definite, clause)):
                 raise _UnclearError("it may ask what is possible")
             self._clause(clause)
+
+    def _declared(self, tokens: list[Token]) -> dict[Tool, DeclaredOrders]:
+        """Return what each tool's declared orders read."""
+        if (key := tuple(tokens)) not in self.orders:
+            tools = (*self.tools, *self.reads)
+            self.orders[key] = {tool: DeclaredOrders(tool, tokens, self.text) for tool in tools}
+        return self.orders[key]
 
     def _opened(self, tokens: Sequence[Token], at: int = 0, phrases: str = "openers") -> int:
         """Return the index at which the clause begins, behind greetings (`phrases`)."""
@@ -251,6 +260,11 @@ class _Turn:
         verb = tokens and tokens[0].kind == "word" and tokens[0].lower in self.verbs and not self._labelled(tokens)
         return bool(verb) and all(t.lower != tokens[0].lower for t in before)
 
+    def _retracts(self, tokens: Sequence[Token]) -> bool:
+        """Return True for "cancel the payment", but not for "cancel the order O-5"."""
+        ends = tokens[0].lower in self.data["retracting"] or self.language.stop(tokens)
+        return bool(ends) and all(t.kind == "word" for t in tokens[1:])
+
     def _labelled(self, tokens: Sequence[Token]) -> bool:
         """Return True if the first word is a label of what follows: "note: paid"."""
         kind = tokens[-1].kind if tokens else ""
@@ -270,7 +284,7 @@ class _Turn:
         others = (
             one.lower == to and after.lower in self.verbs for one, after in pairwise(tokens[: self._dictated(tokens)])
         )
-        orders = {tool: DeclaredOrders(tool, tokens, self.text) for tool in (*self.tools, *self.reads)}
+        orders = self._declared(tokens)
         declared = any(one.found for one in orders.values())
         bounds = any("0" in one == two and w.lower == to for one, w, two in ranges)
         doubts = {
@@ -278,13 +292,16 @@ class _Turn:
             "it may be a range": bounds and not (paid or declared),
             "it tells somebody else to do it": telling and any(others) and not declared,
             "it is not clear whether it belongs to the dictated words": self.open,
+            "it may take back an order before it": bool(self.kept) and self._retracts(tokens),
         }
         for why in (why for why, doubted in doubts.items() if doubted):
             raise _UnclearError(why)
         self.rivals.clear()
 
         def read(tool: Tool) -> list[Step]:
-            return orders[tool].steps(self.digest) if orders[tool].found else self._ordered(tool, tokens)
+            steps = orders[tool].steps(self.digest) if orders[tool].found else self._ordered(tool, tokens)
+            self.rivals |= {tool} if orders[tool].found and not steps else set()
+            return steps
 
         ways = [(tool, steps) for tool in self.tools if (steps := read(tool))]
         looks = [] if ways else [(tool, steps) for tool in self.reads if (steps := read(tool))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 
 import pytest
@@ -32,6 +33,12 @@ PROFILES = {
     "move_sample": ToolProfile(critical={"sample": "object"}, intent=("move {sample} from {source} to {target}",)),
     "grade": ToolProfile(critical={"student": "principal", "course": "object", "grade": "value"}, intent=("give {student} {grade} in {course}", "tell {student}'s teacher to {text}"), text=("text",)),
     "delete_file": ToolProfile(effect="delete", critical={"path": "object"}, intent=("delete [file] [{path}] now",)),
+    "craft": ToolProfile(
+        critical={"item": "object", "size": "amount"}, when=("time",),
+        intent=("order {count} {item} [at {time}]", "link {item} {other}", "bake {size} {item}", "chill {item} to {level} °C", "run {item} for {count} m", "keep wi-fi of {item} off {on=false}", "switch {item} {on}"),
+    ),
+    "post": ToolProfile(effect="send", critical={"to": "principal"}, text=("body",), intent=("post {to} {body}", "write to {to}: {body}")),
+    "drop": ToolProfile(critical={"item": "object"}, intent=("drop {item}", "cancel {item}", "stop {item}")),
 }  # fmt: skip
 SIGNATURES = {
     "book_table": {"properties": {"restaurant": STRING, "day": STRING, "time": STRING, "guests": INTEGER}},
@@ -39,6 +46,7 @@ SIGNATURES = {
     "set_status": {"properties": {"ticket": STRING, "status": {"type": "string", "enum": ["open", "in_progress", "on_hold", "closed"]}}},
     "switch": {"properties": {"device": STRING, "on": {"type": "boolean"}}},
     "limit": {"properties": {"card": STRING, "limit": INTEGER, "percent": INTEGER}},
+    "craft": {"properties": {"item": STRING, "other": STRING, "count": INTEGER, "level": INTEGER, "time": STRING, "size": {"type": "string", "enum": ["small", "large"]}, "on": {"anyOf": [{"type": "boolean"}, {"type": "null"}]}}},
     "move_sample": {"properties": dict.fromkeys(("sample", "source", "target"), STRING)},
     "grade": {"properties": {"student": STRING, "course": STRING, "text": STRING, "grade": {"type": "string", "enum": ["A", "B"]}}},
 }
@@ -77,6 +85,26 @@ def calls(*texts: str) -> list[tuple[str, dict[str, object]]]:
     ("Tell Lucy's teacher to call me", ("grade", {"student": "Lucy", "text": ("call me",)})),
     ("Book a table for six people at Nobu", ("book_table", {"guests": 6, "restaurant": "Nobu"})),
     ("Heize Küche auf 21 Grad", ("heat", {"room": "Küche", "degrees": 21})),
+    ("Order two milk at 5:30 pm", ("craft", {"count": "2", "item": "milk", "time": "5:30 pm"})),
+    ("Order 5k milk", None),
+    ("Order two milk at 17:30 am", None),
+    ("Link a.txt b.txt", ("craft", {"item": "a.txt", "other": "b.txt"})),
+    ("Link a.txt, b.txt", None),  # two files
+    ("Bake large pizza", ("craft", {"size": "large", "item": "pizza"})),
+    ("Chill soup to 4 °C", ("craft", {"item": "soup", "level": "4"})),
+    ("Run the mixer for 5m", ("craft", {"item": "mixer", "count": "5"})),
+    ("Run the mixer for 5 ms", None),
+    ("Keep wi-fi of Berlin off", ("craft", {"item": "Berlin", "on": False})),
+    ("Switch lamp 1", None),
+    ("Drop five", None),
+    ("Post Bob see you at lunch", ("post", {"to": "Bob", "body": ("see you at lunch",)})),
+    ("Write to Bob: see you", ("post", {"to": "Bob", "body": ("see you",)})),
+    ("Post Bob's boss see you", None),
+    ("Post Bob and Ana see you", None),
+    ("Post Bob (cc Ana) see you", None),
+    ("Drop the parcel", ("drop", {"item": "parcel"})),
+    ("Drop P-5. Cancel the payment", None),
+    ("Drop P-5. Stop the payment", None),
 ])  # fmt: skip
 def test_declared_orders(text, expected):
     assert calls(text) == ([expected] if expected else [])
@@ -103,6 +131,9 @@ def test_two_readings_order_nothing():
     two = {"label": ToolProfile(critical={"mail": "object", "label": "name"}, intent=("label {mail} {label}",))}
     assert compile_words(["Label Rio Trip Home"], two).mandate is None
     assert compile_words(['Label "Rio Trip" Home'], two).mandate is not None
+    other = {"file_mail": ToolProfile(critical={"mail": "object"}, intent=("label {mail}",))}
+    assert compile_words(["Label Rio Trip home"], other).mandate is not None
+    assert compile_words(["Label Rio Trip home"], {**two, **other}).mandate is None
     both = {name: ToolProfile(critical={"item": "object"}, intent=("archive {item}",)) for name in ("archive_mail", "archive_chat")}
     assert compile_words(["Archive M-1"], both).mandate is None
 
@@ -122,6 +153,8 @@ def test_each_value_reaches_its_own_argument(ticket, other, order, left):
 @pytest.mark.parametrize(("order", "said"), [
     ("{ticket} closed", "begin with a word"), ("close {ticket", "bracket"), ("close [{ticket}", "bracket"), ("close {a b}", "bracket"), ("close ({ticket}]", "bracket"),
     ("[close] {ticket}", "begin with a word"), ("close " + " ".join(f"[{w} {{ticket}}]" for w in "abcdefg"), "next to each other"), ("close (a|b) (c|d) (e|f) (g|h) (m|n) [i] [j] [k] [l] {ticket}", "ways"),("close {size}", "free"),
+    ("close {ticket} {ticket}", "twice"), ("close {ticket=}", "bracket"), ("close " * 100 + "{ticket}", "characters"), ("close " + "[" * 3000 + "{ticket}" + "]" * 3000, "characters"),
+    ("close " + 5 * ("[" + "|".join("abcdefghijklmnopqrstuvwxyz") + "] ") + "{ticket}", "ways"),
 ])  # fmt: skip
 def test_a_malformed_order_is_refused(order, said):
     with pytest.raises(ConfigError, match=said):
@@ -131,6 +164,20 @@ def test_a_malformed_order_is_refused(order, said):
 def test_an_order_names_arguments_of_the_tool():
     with pytest.raises(ConfigError, match="`intent` names `tickets`"):
         check_arguments("close_ticket", ToolProfile(intent=("close {tickets}",)), {"ticket": STRING})
+
+
+@pytest.mark.parametrize(("given", "right"), [
+    ("status=nope", False), ("status = open", True), ("on=maybe", False), ("on=true", True), ("count=many", False), ("count=-5", True), ("note=late", True), ("maybe=5", True), ("maybe=x", False),
+])  # fmt: skip
+def test_an_order_gives_only_values_of_the_schema(given, right):
+    maybe = {"anyOf": [INTEGER, {"type": "null"}]}
+    schemas = {"ticket": STRING, "status": {"enum": ["open"]}, "on": {"type": "boolean"}, "count": INTEGER, "note": STRING, "maybe": maybe}
+    profile = ToolProfile(critical={"ticket": "object", "count": "amount"}, intent=(f"close {{ ticket }}, {{{given}}}",))
+    with contextlib.nullcontext() if right else pytest.raises(ConfigError, match="which the schema refuses"):
+        check_arguments("close_ticket", profile, schemas)
+        mandate = compile_words(["Close T-5"], {"close_ticket": profile}, {"close_ticket": {"properties": schemas}}).mandate
+        assert mandate is not None
+        assert mandate.steps[0].args.keys() == {"ticket", given.partition("=")[0].strip()}
 
 
 def test_optional_parts_come_in_any_order():
