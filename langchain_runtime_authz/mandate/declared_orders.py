@@ -141,9 +141,11 @@ class DeclaredOrders:
 
     def _values(self, argument: Argued, at: int, *, last: bool) -> Iterator[tuple[_Bound, int]]:
         """Yield what an argument may be, and the index behind it."""
-        determiner = said if (said := self.tokens[at].text) in self.language.determiners else ""
+        dictated = argument.kind == "text" and all(t.kind != "quote" for t in self.tokens[at:])  # "to text the Lees"
+        determiner = said if not dictated and (said := self.tokens[at].text) in self.language.determiners else ""
         behind = begin = at + bool(determiner)
-        while singular(self.tokens[behind].lower) in argument.words and not self.tokens[behind].text.istitle():
+        labels = () if dictated else argument.words
+        while singular(self.tokens[behind].lower) in labels and not self.tokens[behind].text.istitle():
             behind += 1
         taken = [*self._taken(argument, behind, last=last)]
         for phrase, end in taken or self._taken(argument, begin, last=last):
@@ -259,5 +261,5 @@ class DeclaredOrders:
         if token.kind != "money":
             return True
         said = {item for order in self.tool.profile.orders for form in forms_of(order) for item in form}
-        declared = not said.isdisjoint(self.coins)  # "{limit} EUR" takes no USD
+        declared = not (self.coin or said.isdisjoint(self.coins))  # "{limit} EUR" takes no USD
         return not declared and Assignment(self.tool, "", (), new=False).paid_in(argument, token.text)

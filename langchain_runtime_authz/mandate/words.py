@@ -117,6 +117,7 @@ class _Turn:
         self.small = {*language.prepositions, *language.determiners, *self.data["numerals"], "and"}
         self.kept: list[tuple[Tool, Step]] = []
         self.checked = False  # a clause checks something, on which later orders may depend
+        self.alone = False  # the turn is one sentence, which is not the title of others
         self.untold = False  # a clause orders to tell or note something, without saying what
         self.open = False  # a clause dictates words without quotes, so what follows may belong to them
         self.rivals: set[Tool] = set()  # tools that the clause may mean, but does not name or lacks an argument of
@@ -131,7 +132,9 @@ class _Turn:
             self.orders.clear()
             at, tokens = 0, [*self._framed(), Token("end", "", len(self.text), len(self.text))]
             ends = [n for n, token in enumerate(tokens) if token.kind == "end"]
-            if len([end for end in ends if end and tokens[end - 1].kind != "end"]) > MAX_LINES:
+            sentences = len([end for end in ends if end and tokens[end - 1].kind != "end"])
+            self.alone = sentences == len(texts) == 1
+            if sentences > MAX_LINES:
                 return _nothing(self.text, _LONG)
             for end in ends:
                 sentence, mark = tokens[at:end], tokens[end].text
@@ -288,7 +291,8 @@ class _Turn:
         declared = any(one.found for one in orders.values())
         bounds = any("0" in one == two and w.lower == to for one, w, two in ranges)
         doubts = {
-            "it may be a title": all(t.kind in {"name", "word"} and t.text.istitle() for t in tokens),
+            "it may be a title": not (declared and self.alone)
+            and all(t.kind in {"name", "word"} and t.text.istitle() for t in tokens),
             "it may be a range": bounds and not (paid or declared),
             "it tells somebody else to do it": telling and any(others) and not declared,
             "it is not clear whether it belongs to the dictated words": self.open,
