@@ -96,7 +96,7 @@ class DeclaredOrders:
         if clock is not None:
             cut = [Token("odd", clock[0], start + clock.start(), start + clock.end())]
             for begin, part in ((0, said[: clock.start()]), (clock.end(), said[clock.end() :])):
-                for word in re.finditer(r"at\b|on\b|\S.*\d", part):
+                for word in re.finditer(r"at\b|on\b|\w.*?(?=T?,?(?: at)?\s*$)", part):
                     kind = "word" if word[0] in {"at", "on"} else "date"
                     cut.append(Token(kind, word[0], start + begin + word.start(), start + begin + word.end()))
         elif number is not None and (value := read_number(number[0], money=token.kind == "money")) is not None:
