@@ -14,13 +14,15 @@ from itertools import permutations, product, takewhile
 from math import prod
 from typing import Final
 
+from langchain_runtime_authz._regex import normalize
+
 Form = tuple[str, ...]
 """A way to say an order: words, and arguments in braces."""
 
 MAX_LENGTH: Final = 500  # characters of one pattern
 MAX_FORMS: Final = 2_000  # of one pattern
 MAX_OPTIONAL: Final = 5  # parts of a pattern next to each other
-_ITEM: Final = re.compile(r"\{[^{}]*\}|[\[\]()|]|[^\s\[\](){}|,:]+|[{}]")  # users may leave out "," and ":"
+_ITEM: Final = re.compile(r"\{[^{}]*\}|[\[\]()|]|[^\s\[\](){}|]+|[{}]")
 
 
 @lru_cache(maxsize=1024)
@@ -99,7 +101,8 @@ def _ways(items: Iterator[str], end: str) -> list[Form]:
         elif item[:1] == "{" and (argument := _argument(item)):
             ways = _joined(ways, [(argument,)])
         elif item and item not in "])}" and item[0] != "{":
-            ways = _joined(ways, [(item.lower(),)])
+            word = normalize("NFKC", item).lower().rstrip(".,:;!?")
+            ways = _joined(ways, [(word,) if word else ()])
         else:
             break
     raise ValueError("has half a bracket, or no argument's name in its braces")

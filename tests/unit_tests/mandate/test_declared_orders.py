@@ -192,5 +192,6 @@ def test_an_order_gives_only_values_of_the_schema(given, right):
 
 def test_optional_parts_come_in_any_order():
     assert set(forms_of("go [to {x}] [by {y}]")) == {("go", *sum(p, ())) for n in range(3) for p in itertools.permutations([("to", "{x}"), ("by", "{y}")], n)}
+    assert forms_of("Cafe\u0301: where is {x}, {y}?") == (("café", "where", "is", "{x}", "{y}"),)
     assert forms_of("(call|cancel) {x}") == (("call", "{x}"), ("cancel", "{x}"))
     assert len(forms_of("go [a] [b] [c] [d] [e]")) == 326 < MAX_FORMS
