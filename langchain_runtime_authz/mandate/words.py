@@ -323,8 +323,11 @@ class _Turn:
             for step in steps:
                 self._keep(tool, step)
             self.open |= orders[tool].open
-            texts = {a.name for a in tool.arguments if a.required} & tool.texts if orders[tool].found else tool.texts
-            tells = bool(texts) if orders[tool].found else tool.tells
+            texts, tells = tool.texts, tool.tells
+            if orders[tool].found:
+                spoken = tool.profile.named()["intent"] if tool.effect == "send" else ()
+                texts = {a.name for a in tool.arguments if a.required or a.name in spoken} & texts
+                tells = bool(texts)
             self.untold |= bool(ways) and tells and texts.isdisjoint(steps[0].args)
         self.checked |= bool(looks) and tokens[0].lower not in self.data["reads"]
         if len(self.kept) > MAX_CLAUSES:

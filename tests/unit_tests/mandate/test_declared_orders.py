@@ -38,6 +38,7 @@ PROFILES = {
         intent=("order {count} {item} [at {time}]", "link {item} {other}", "bake {size} {item}", "chill {item} to {level} °C", "run {item} for {count} m", "keep wi-fi of {item} off {on=false}", "switch {item} {on}"),
     ),
     "post": ToolProfile(effect="send", critical={"to": "principal"}, text=("body",), intent=("post {to} {body}", "write to {to}: {body}")),
+    "ping": ToolProfile(effect="send", critical={"to": "principal"}, text=("body",), intent=("ping {to} [saying {body}]",)),
     "drop": ToolProfile(critical={"item": "object"}, intent=("drop {item}", "cancel {item}", "stop {item}")),
 }  # fmt: skip
 SIGNATURES = {
@@ -47,6 +48,7 @@ SIGNATURES = {
     "switch": {"properties": {"device": STRING, "on": {"type": "boolean"}}},
     "limit": {"properties": {"card": STRING, "limit": INTEGER, "percent": INTEGER}},
     "craft": {"properties": {"item": STRING, "other": STRING, "count": INTEGER, "level": INTEGER, "time": STRING, "size": {"type": "string", "enum": ["small", "large"]}, "on": {"anyOf": [{"type": "boolean"}, {"type": "null"}]}}},
+    "ping": {"properties": {"to": STRING, "body": STRING}, "required": ["to"]},
     "move_sample": {"properties": dict.fromkeys(("sample", "source", "target"), STRING)},
     "grade": {"properties": {"student": STRING, "course": STRING, "text": STRING, "grade": {"type": "string", "enum": ["A", "B"]}}},
 }
@@ -102,6 +104,7 @@ def calls(*texts: str) -> list[tuple[str, dict[str, object]]]:
     ("Keep wi-fi of Berlin off", ("craft", {"item": "Berlin", "on": False})),
     ("Switch lamp 1", None),
     ("Drop five", None),
+    ("Ping b1@x.org. Drop P-5", None),  # this may be what to tell him
     ("Drop Netflix", ("drop", {"item": "Netflix"})),
     ("Drop Netflix\nDrop P-5", None),
     ("Remind me to text the Lees", ("remind", {"text": ("text the Lees",)})),
