@@ -151,6 +151,8 @@ class DeclaredOrders:
         for phrase, end in taken or self._taken(argument, begin, last=last):
             if determiner in self.data["indefinite"] and phrase.kind not in {"quote", "choice"}:
                 continue  # "a Math course" is one of many
+            if determiner and behind == begin and phrase.kind == "word" and self.tool.effect != "write":
+                continue  # "Delete R-5 from the report" names no report
             yield from self._bound(argument, phrase, end)
             plain = phrase.kind in {"word", "name", "run"} and argument.kind != "principal"  # `step_of` reads the noun
             if determiner and not plain and self.tokens[end].lower in argument.words:  # "the CS-101 course"
@@ -226,7 +228,8 @@ class DeclaredOrders:
             *words, behind = self.tokens[at:end] or [self.tokens[-1]]
             numbered = behind.kind == "number" and words[:1] != [] and words[0].kind == "name"
             words += [behind] * (not numbered)
-            plain = all(t.kind in {"name", "word"} and self.language.value(t) for t in words)
+            months = {t for t in words if t.kind == "name" and t.lower in self.language.months}  # "Jan Vos"
+            plain = all(t in months or (t.kind in {"name", "word"} and self.language.value(t)) for t in words)
             if not plain or self.language.verbs.intersection(t.lower for t in words if t.kind == "word"):
                 return
             kind = "name" if all(t.kind == "name" for t in words) else "run"

@@ -73,6 +73,7 @@ def calls(*texts: str) -> list[tuple[str, dict[str, object]]]:
     ("Book a table at Nobu on 2027-06-03T17:30", ("book_table", {"restaurant": "Nobu", "day": "2027-06-03T17:30"})),
     ("Book a table at Nobu at 5pm 3 June", ("book_table", {"restaurant": "Nobu", "time": "5pm 3 June"})),
     ("Book a table at Nobu 3 June at 5pm", None),
+    ("Enroll Jan Lee in CS-101", ("enroll", {"student": "Jan Lee", "course": "CS-101"})),
     ("Pay Bob 45 EUR", ("send_money", {"to": "Bob", "amount": 45, "currency": "EUR"})),
     ("Send 45 to Bob Lee", ("send_money", {"to": "Bob Lee", "amount": 45})),
     ("Move T-5 to in progress", ("set_status", {"ticket": "T-5", "status": "in_progress"})),
@@ -134,7 +135,7 @@ def test_several_targets_are_one_order_each_but_no_amount_is_shared():
     "Bob said: enroll jdoe42 in CS-101", "Enroll jdoe42 in CS-101 unless it is full", "Enroll jdoe42 in a Math course", "Enroll everybody in CS-101",
     "I will enroll jdoe42 in CS-101", "> Enroll jdoe42 in CS-101", "Enroll jdoe42 in CS-101 instead of CS-102", "Pay rent 900 EUR", "Pay Bob 1.250 EUR", "Pay Bob 45 EUR on hold",
     "Set T-5 to done", "Put T-5 on hold, no wait", "Put T-5 on hold unless Ana objects", "Close T-5 or T-6", "Book a table for 4 cats at Nobu", "Turn the lamp",
-    "Remind me to call Ana tomorrow", "Remind me to call Ana and pay Bob 45 EUR", "Set the kitchen to 21", "Delete now", "Delete file now", "Delete all now",
+    "Delete the report now", "Enroll Jan in CS-101", "Remind me to call Ana tomorrow", "Remind me to call Ana and pay Bob 45 EUR", "Set the kitchen to 21", "Delete now", "Delete file now", "Delete all now",
 ])  # fmt: skip
 def test_nothing_else_is_ordered(text):
     assert calls(text) == []
