@@ -236,7 +236,7 @@ def test_a_policy_of_ones_own(tmp_path: Path) -> None:
     ("[]", Code.PDP_UNDEFINED),
 ])
 def test_an_answer_that_is_no_decision_denies(result: str, code: Code) -> None:
-    """A bare boolean and an empty answer deny. An undefined rule is no error at load: it may be defined for other requests."""
+    """A bare boolean and an empty answer deny. An undefined rule is not an error at load: it may be defined for other requests."""
     pdp = WasmPDP(wasm=opa_module(result=result), entrypoint="a/b", pool_size=1)
     (decision,) = Evaluator(pdp).evaluate([example_request().to_json()])
     assert (decision.reason, decision.failure) == (code, "pdp")
