@@ -119,7 +119,7 @@ def _orders(optional: list[list[Form]]) -> list[Form]:
 
 def _check_number(ways: int) -> None:
     if ways > MAX_FORMS:
-        raise ValueError(f"can be said in more than {MAX_FORMS:,} ways; write several orders")
+        raise ValueError(f"has {ways:,} forms or more, and {MAX_FORMS:,} are allowed; write several orders")
 
 
 def _joined(ways: list[Form], more: list[Form]) -> list[Form]:

@@ -92,7 +92,7 @@ class RuntimeAuthz(Threads):
         zone: the IANA name of the time zone, like `Europe/Berlin`, in which policies read the time (`context.local`).
         planner: a chat model with structured output that compiles the user's message into a mandate. It is asked once
             per user turn, before anything runs. It sees only the user's message, and the tools' profiles and
-            signatures. If it fails, the turn has no mandate. Without a planner, `mandate.words` reads plain orders.
+            signatures. If it fails, the turn has no mandate. Without a planner, `mandate.words` reads declared orders.
         approvers: verifies the signed statements given to `approve` and `deny_approval`. The default accepts only
             approvers whom the application has authenticated (`by=`).
         on_ask: a callable that answers the policy's questions in this process, so that graphs neither pause nor need a

@@ -89,8 +89,8 @@ class ToolProfile(BaseModel):
         counterparty: fields whose value the other side of a transaction chose.
         author: the field that says who made a record. If it names the subject (`Subject.properties["identifiers"]`), no
             outsider chose the fields next to it.
-        intent: words by which a user asks for the tool, or whole orders with arguments in braces, like
-            `book {room} [on {date}]`. Only `mandate.words` reads them.
+        intent: orders by which a user asks for the tool, with arguments in braces, like `book {room} [on {date}]`; or
+            verbs, which suggest plain orders. Only `mandate.words` reads them.
         reaches: names of other declared tools that a call can start; the policy decides on the whole chain. Also
             audiences, as URLs, of the services behind the tool, for which a call's token may be exchanged.
         resource: the name of what a read returns, with arguments in braces: `file:{path}`. `RuntimeAuthz.data_changed`

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, get_args
@@ -216,15 +216,26 @@ def _asked(tool: BaseTool, tools: list[BaseTool]) -> Any:
     for fact in ("text", "when"):
         if left := [n for n in proposal.facts.get(fact, []) if n not in facts["critical"]]:
             facts[fact] = left
-    shown = ", ".join(guessed["intent"][0]) if "intent" in guessed else ""
+    shown = ", ".join(_orders(tool, facts, guessed["intent"][0])) if "intent" in guessed else ""
     while shown and does not in HARMLESS:
-        words = "  By which words, or orders like `verb {argument}`, may a user order it without a question?"
+        words = "  By which orders (words, and {arguments}) may a user have it without a question?"
         said = typer.prompt(words, default=shown)
         facts["intent"] = [w.strip() for w in said.split(",") if w.strip() not in ("", "none")]
         if _fits(tool, facts):
             break
     # What anybody can look up outside is public.
     return {**facts, "class": "public" if does == "fetch" else proposal.facts["class"]}
+
+
+def _orders(tool: BaseTool, facts: dict[str, Any], verbs: Sequence[str]) -> list[str]:
+    """Return plain orders that begin with one of the verbs; without any, the verbs."""
+    from langchain_runtime_authz.langgraph.tool_lookup import signature_of
+    from langchain_runtime_authz.mandate.languages import languages
+    from langchain_runtime_authz.mandate.vocabulary import Tool, suggested
+    from langchain_runtime_authz.tool_profile import ToolProfile
+
+    known = Tool(tool.name, ToolProfile.model_validate(facts), signature_of(tool), languages()[0])
+    return [*suggested(known, f"({'|'.join(verbs)})" if verbs[1:] else verbs[0])] or [*verbs]
 
 
 def _fits(tool: BaseTool, facts: dict[str, Any]) -> bool:

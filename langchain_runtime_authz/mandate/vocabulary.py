@@ -1,20 +1,35 @@
-"""Hold a tool's vocabulary: its verbs, nouns, and words for its arguments.
+"""Hold what the words compiler knows of a tool: its arguments and its orders.
 
-A user asks for a tool by a word of its profile's `intent`, or by its own name.
+A profile's `intent` declares orders like `book {room} [on {date}]`. A verb alone suggests plain ones: `cancel` for a tool
+with an argument `booking` is `cancel {booking}`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from functools import cached_property
+from typing import Any, Final
 
-from langchain_runtime_authz._order_patterns import heads_of, tree_of
-from langchain_runtime_authz.mandate.languages import PARTS, Language, Token, singular, words_of
+from langchain_runtime_authz._order_patterns import MAX_LENGTH, Tree, tree_of
+from langchain_runtime_authz.mandate.languages import PARTS, Language, singular, words_of
 from langchain_runtime_authz.tool_profile import ToolProfile
 
 MAX_NAME: Final = 128  # characters of a tool's or an argument's name
 TARGETS: Final = frozenset({"principal", "object", "name", "channel"})  # kinds that say whom or what a call affects
+_MAX_MORE: Final = 4  # arguments that a suggested order may name behind "with"
+_ROLE: Final = re.compile(r"<(\w+)>")
+_HITS: Final = frozenset({"principal", "object", "name", "channel", "url"})
+_WAYS: Final = {  # to say an order behind its verb, by the tool's effect; the first counts whose arguments the tool has
+    "pay": (("<to> <amount>", "<amount> to <to>"), ("<to>",), ("<what>",)),
+    "send": (
+        ("[to] <to> <saying>", "<text> (to|in) <to>"),
+        ("<what> (to|with) <to>", "<to> <what>"),
+        ("[to] <sole>",),
+    ),
+}
+_PLAIN: Final = (("<what> to <goal>",), ("<nouns> <what>",), ("<text>",))
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,140 +39,134 @@ class Argued:
     name: str
     kind: str  # by the profile: a critical kind, `when` or `text`; else `value`
     words: frozenset[str]
-    role: str
     required: bool
     choices: frozenset[str]
     types: frozenset[str]  # JSON types; empty if the schema has none
-    receives: bool  # or does it: its value is never an owner, as in "Ana's tickets"
 
 
-def _listed(value: object) -> Sequence[Any] | None:
-    return value if isinstance(value, list | tuple) else None
+def _listed(value: object) -> Sequence[Any]:
+    return value if isinstance(value, list | tuple) else ()
 
 
 def _mapped(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _closest(named: list[Argued], phrase: Labelled) -> list[Argued]:
-    """Keep the arguments that the nouns name best: "new server" is `new_server`."""
-    nouns = {*phrase.nouns}
-    most = max((len(a.words & nouns) for a in named), default=0)
-    named = [a for a in named if len(a.words & nouns) == most]
-    least = min((len(a.words - nouns) for a in named), default=0)
-    return [a for a in named if phrase.marker or not phrase.values or len(a.words - nouns) == least]
-
-
-class Labelled(Protocol):
-    """A phrase: a preposition or "", nouns that may name an argument, and values."""
-
-    @property
-    def marker(self) -> str: ...
-    @property
-    def nouns(self) -> Sequence[str]: ...
-    @property
-    def values(self) -> Sequence[object]: ...
-
-
 class Tool:
-    """A tool's verbs, nouns and arguments in one language."""
+    """A tool's arguments and orders in one language."""
 
     def __init__(self, name: str, profile: ToolProfile, schema: Mapping[str, Any], language: Language) -> None:
         self.name, self.profile, self.schema, self.language = name, profile, schema, language
-        self.effect, data = profile.effect, language.data
-        self.arguments: list[Argued] = []
-        self.properties = _mapped(schema.get("properties"))
-        enums = (p["enum"] for p in self.properties.values() if isinstance(p, Mapping) and _listed(p.get("enum")))
-        self.offers = {c.lower(): c for enum in enums for c in enum if isinstance(c, str)}
-        self.parts = parts = [w.lower() for w in PARTS.findall(name)]
-        verbs = parts[:1]  # a name begins with its verb: "loan_book" books nothing
-        if verbs == [data["carrier"]]:  # both words of "send_email" may ask for the tool
-            verbs += [w for w in parts[1:2] if w in language.verbs]
-        self.intent = [i for i in profile.intent if i not in profile.orders]
-        said = self.intent or [v for v in verbs if v in language.verbs or v not in language.closed]
-        entries = {tuple(i.lower().split()) for i in said} - {()}
-        self.entries = {e for e in entries if e[0] not in data["not_verbs"]}
-        self.tree = tree_of(profile.orders)
-        self.heads = self.entries.union(heads_of(profile.orders))
-        small = language.prepositions.union(language.determiners, data["particles"])
-        self.nouns = {singular(w) for w in parts[1:]} - small
-        # An email that is there is a message too. A new message may be no email.
-        old = "object" in profile.critical.values() and {e[0] for e in self.entries}.isdisjoint(data["asking"])
-        self.letters = {*data["letters"]} if old and self.nouns & {*data["letters"][:-1]} else set[str]()
-        # If the tool tells or notes something, the words behind its clause may be the text.
-        texts = self.effect == "send" or (self.effect == "write" and (profile.text or profile.free))
-        self.tells = bool(texts) or not {*parts, *(w for e in self.entries for w in e)}.isdisjoint(data["noting"])
+        self.effect = profile.effect
+        parts = [w.lower() for w in PARTS.findall(name)]
+        self.nouns = tuple(parts[1:])
+        own = [" ".join(parts)] if parts[:1] and parts[0] in language.verbs and not profile.intent else []
+        own += language.data["reads"] if profile.effect == "read" and not profile.intent else []
+        self.entries = [said for said in (*profile.intent, *own) if said.strip() and said not in profile.orders]
+        self.strict = not profile.orders  # what only verbs suggest takes no lower-case word as a name
+        self.verbs = {*tree_of(profile.orders), *(said.split()[0].lower() for said in self.entries)}
 
-    def prepare(self) -> None:
-        """Compute the arguments. This is done only for a tool whose verb fits."""
-        if self.arguments:
-            return
-        profile, data, needed = self.profile, self.language.data, _listed(self.schema.get("required"))
+    @cached_property
+    def arguments(self) -> dict[str, Argued]:
+        """The arguments by name, in the schema's order."""
+        profile, properties = self.profile, _mapped(self.schema.get("properties"))
         inner = {n.partition(".")[0] for n in profile.critical if "." in n}
-        kinds = {n: "value" for n in self.properties if isinstance(n, str) and n not in inner.union(profile.free)}
+        kinds = {n: "value" for n in properties if isinstance(n, str) and n not in inner.union(profile.free)}
         kinds |= {n: k for n, k in profile.critical.items() if "." not in n}
         kinds |= dict.fromkeys(profile.when, "when") | dict.fromkeys(profile.text, "text")
-        self.apart = {"principal", "object"} <= {*kinds.values()}
-        self.alone = sum(kind in TARGETS for kind in kinds.values()) == 1
-        self.arguments = [self._argued(name, kind, needed) for name, kind in kinds.items()]
-        self.nested = any(n in (needed or ()) for n in inner) or any(len(n) > MAX_NAME for n in kinds)  # orders nothing
-        closed = self.language.closed.difference(data["nominal"])  # "Delete the review R-1"
-        self.core = self.nouns.union(*(map(singular, e[1:]) for e in self.entries)) - closed
-        self.labels = frozenset[str]().union(*(a.words for a in self.arguments))
-        self.words = (self.core | self.labels | self.letters) - closed
-        self.numbers = any(a.kind == "amount" or a.types & {"number", "integer"} for a in self.arguments)
-        self.coin = [word for word in data["coins"] if word in self.labels][:1]
-        self.texts = {a.name for a in self.arguments if a.kind == "text"}
-        self.mains = {n for n in self.texts if {*words_of(n)}.isdisjoint(data["headings"])} or self.texts
-        self.spoken = frozenset[str]().union(*(a.words for a in self.arguments if a.kind == "text"))
-        small = self.language.stops | self.language.determiners | self.language.prepositions
-        self.choices = {word: choice for word, choice in self.offers.items() if word not in small}
-        self.offering = frozenset[str]().union(*({*words_of(a.name)} for a in self.arguments if a.choices))
-        self.counts = any(a.role == "count" for a in self.arguments)
-        # "5 replicas" is the amount `replicas`, but "22 ports" is not the port 22.
-        counted = (a for a in self.arguments if a.kind == "amount" and (a.name.endswith("s") or a.role == "count"))
-        self.counted = frozenset[str]().union(*(a.words for a in counted))
+        return {n: self._argued(n, k, _mapped(properties.get(n))) for n, k in kinds.items() if len(n) <= MAX_NAME}
 
-    def begun(self, tokens: Sequence[Token], *entries: tuple[str, ...]) -> int:
-        """Return the number of the first tokens that are a whole `intent`."""
-        said = tuple(t.lower for t in tokens)
-        return max((len(e) for e in entries or self.heads if said[: len(e)] == e), default=0)
+    @cached_property
+    def tree(self) -> Tree:
+        """The orders of the profile, and those that its verbs suggest."""
+        return tree_of((*self.profile.orders, *(order for verb in self.entries for order in suggested(self, verb))))
 
-    def offered(self, word: str) -> set[str]:
-        """Return the words of the arguments that have a word as a choice."""
-        enums = ((n, _listed(_mapped(p).get("enum")) or ()) for n, p in self.properties.items() if word in self.offers)
-        return {w for n, enum in enums if self.offers[word] in enum for w in words_of(n)}
+    @cached_property
+    def texts(self) -> set[str]:
+        """The free-text arguments."""
+        return {a.name for a in self.arguments.values() if a.kind == "text"}
 
-    def argued(self, phrase: Labelled, *, relative: bool) -> list[Argued]:
-        """Return the arguments that nouns name. `relative`: a verb that changes a value."""
-        nouns = {*phrase.nouns}
-        named = _closest([a for a in self.arguments if a.words & nouns], phrase)
-        if named or not nouns or self.alike(nouns) != self.alike(self.nouns):
-            return named
-        if not phrase.values:
-            new = relative and words_of(self.name)[0] not in self.language.data["stepping"]
-            return [a for a in self.arguments if new and a.kind == "amount"]  # "set the salary of Ana to …"
-        own = self.alike(nouns.union(self.language.data["generic"]))  # "the leave 12" is its id
-        its = [a for a in self.arguments if a.kind in {"object", "name"} and self.alike(a.words - {a.kind}) <= own]
-        return its if len(its) == 1 else []
+    @cached_property
+    def coin(self) -> str:
+        """The argument that names a currency, or ""."""
+        coins = self.language.data["coins"]
+        return next((a.name for a in self.arguments.values() if not a.words.isdisjoint(coins)), "")
 
-    def alike(self, nouns: Iterable[str]) -> set[str]:
-        """Return the nouns, with one word for all that may name an email."""
-        return {"" if n in self.letters else n for n in nouns}
+    def _argued(self, name: str, kind: str, schema: Mapping[str, Any]) -> Argued:
+        needed = self.schema.get("required")
+        options = [schema, *map(_mapped, _listed(schema.get("anyOf")))]
+        return Argued(
+            name=name,
+            kind=kind,
+            words=frozenset((*words_of(name), kind)),
+            required=name in _listed(needed) if needed is not None else kind not in {"when", "text"},
+            choices=frozenset(c for c in _listed(schema.get("enum")) if isinstance(c, str)),
+            types=frozenset(t for o in options if isinstance(t := o.get("type"), str)),
+        )
 
-    def _argued(self, name: str, kind: str, needed: Sequence[Any] | None) -> Argued:
-        data, words = self.language.data, {*words_of(name)}
-        roles = [r for r, (of, said) in data["roles"].items() if kind in (of or kind).split() and words & {*said}]
-        role = roles[0] if roles else ""
-        if kind == "when" and not role:  # "on 3 June" tells when it is done, and not `return_date`
-            own = words - {*data["moments"]} <= self.nouns.union(*self.entries)
-            role = "end" if not own else "start" if len(self.profile.when) == 1 else ""
-        ordinal = role == "count" and words_of(name)[-1] in data["ordinals"]  # "3 pages" is not `page_number` 3
-        role = "" if ordinal or (role == "container" and self.alone) else role
-        given = _mapped(self.properties.get(name))
-        options = [given, *map(_mapped, _listed(given.get("anyOf")) or ())]
-        types = frozenset(t for o in options if isinstance(t := o.get("type"), str))
-        required = name in needed if needed is not None else kind not in {"when", "text"} and role != "named_only"
-        choices = frozenset(c for c in _listed(given.get("enum")) or () if isinstance(c, str))
-        receives = not words.isdisjoint(data["receivers"])
-        return Argued(name, kind, frozenset((*words, kind)), role, required, choices, types, receives)
+
+# --- suggested orders
+
+
+def suggested(tool: Tool, verb: str) -> Iterator[str]:
+    """Yield orders that begin with a verb, by the tool's arguments."""
+    said = _roles(tool)
+    for ways in _WAYS.get(tool.effect, _PLAIN):
+        if said.keys() >= {*_ROLE.findall(" ".join(ways))}:
+            for way in ways:
+                order = _ROLE.sub(lambda role: said[role[1]], f"{verb} {way}")
+                left = [a for a in tool.arguments.values() if a.name.isidentifier() and f"{{{a.name}}}" not in order]
+                order = " ".join([order, *(_behind(tool, a) for a in left[:_MAX_MORE])])
+                if len(order) <= MAX_LENGTH and len([a for a in left[_MAX_MORE:] if a.required]) == 0:
+                    yield order
+            return
+
+
+def _roles(tool: Tool) -> dict[str, str]:
+    """Return role → how it is said. An argument for who gives (`sender`) has no role."""
+    data, nouns = tool.language.data, {*map(singular, tool.nouns)}
+    given = [a for a in tool.arguments.values() if a.name.isidentifier() and a.words.isdisjoint(data["givers"])]
+    own = nouns.union(data["generic"], data["headings"])
+    to = _only(a for a in given if a.kind == "principal") or _only(a for a in given if a.kind == "channel")
+    texts = [a for a in given if a.kind == "text"]
+    text = _only(a for a in texts if a.words.isdisjoint(data["headings"])) or _only(texts)
+    hits = [a for a in given if a.kind in _HITS and a is not to]
+    # The user in `delete_note` is not what is deleted.
+    what = _only(a for a in hits if a.required) if tool.effect == "send" else _only(a for a in hits if _words(a) <= own)
+    what = what or (to if tool.effect not in {"pay", "send"} else None)
+    goal = to if to is not None and to.kind == "principal" and what is not to and tool.effect != "delete" else None
+    goal = goal or _only(a for a in given if a is not what and a.words & {*data["goals"]})
+    sole = to if not hits else None
+    amount = _only(a for a in given if a.kind == "amount")
+    roles = {"amount": amount, "goal": goal, "sole": sole, "text": text, "to": to, "what": what}
+    said = {role: f"{{{argument.name}}}" for role, argument in roles.items() if argument is not None}
+    if text is not None:
+        said["saying"] = f"[saying] {said['text']}" if text.required else f"[[saying] {said['text']}]"
+    if what is not None:
+        named = what is to or not nouns.isdisjoint(what.words)  # the argument's own label says the noun
+        said["nouns"] = "" if named else f"[{' '.join(tool.nouns)}]"
+    return said
+
+
+def _only(arguments: Iterator[Argued] | list[Argued]) -> Argued | None:
+    found = [*arguments]
+    return found[0] if len(found) == 1 else None
+
+
+def _words(argument: Argued) -> frozenset[str]:
+    return argument.words - {argument.kind}
+
+
+def _behind(tool: Tool, argument: Argued) -> str:
+    """Return how another argument is said: `[with role {role}]`."""
+    words, value = words_of(argument.name), f"{{{argument.name}}}"
+    label = " ".join(words)
+    if {*words[:1]} & tool.language.prepositions:
+        way = f"{words[0]} {value}"
+    elif argument.kind == "when" and {*words} <= {*tool.language.data["moments"]}:
+        way = f"on {value}"
+    elif argument.choices:
+        way = f"([with] {label} {value}|as {value}|{value} {label})"
+    else:
+        way = f"with {label} {value}"
+    return way if argument.required and argument.kind in _HITS else f"[{way}]"

@@ -35,13 +35,13 @@ def ran(name: str, said: str, go: Any, *, protected: bool) -> list[Any]:
 
 @pytest.mark.parametrize(("name", "said"), [
     ("send_crypto", "Send Bob 45 EUR"), ("hire_guide", "Hire Bob with 45 EUR"), ("refund_order", "Refund Bob 45 EUR"),
-    ("send_crypto", "Send 45 to Bob"), ("send_points", "Send Bob 45 EUR"), ("raise_limit", "Raise the limit of Bob to 45 EUR"), ("change_limit", "Change the limit of Bob to 45"),
+    ("send_crypto", "Send 45 to Bob"), ("send_points", "Send Bob 45 EUR"),
 ])
 def test_a_number_of_something_else_is_asked_about(name: str, said: str, go: Any) -> None:
     assert ran(name, said, go, protected=True) == []
     assert len(ran(name, said, go, protected=False)) == 1
 
 
-@pytest.mark.parametrize(("name", "said"), [("pay_friend", "Pay Bob 45 EUR"), ("set_limit", "Raise the limit of Bob to 45 EUR")])
+@pytest.mark.parametrize(("name", "said"), [("pay_friend", "Pay Bob 45 EUR")])
 def test_the_ordered_amount_runs_unasked(name: str, said: str, go: Any) -> None:
     assert ran(name, said, go, protected=True) == [{"whom": "Bob", "amount": 45}]

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -38,9 +39,21 @@ def load(name: str, corpus: str) -> list[Row]:
 
 
 def tools(corpus: str) -> tuple[dict[str, ToolProfile], dict[str, dict[str, Any]]]:
-    """Return the profiles and the JSON schemas of the tools' arguments."""
+    """Return the profiles, with their orders, and the JSON schemas of the tools' arguments."""
     signatures = (DATA / corpus / "signatures.json").read_text(encoding="utf-8")
-    return load_profiles(DATA / corpus / "tools.yaml"), json.loads(signatures)
+    intents = yaml.safe_load((DATA / corpus / "intent.yaml").read_text(encoding="utf-8"))
+    profiles = load_profiles(DATA / corpus / "tools.yaml")
+    orders = {n: ToolProfile.model_validate({**profiles[n].model_dump(), "intent": (*said,)}) for n, said in intents.items()}
+    return {**profiles, **orders}, json.loads(signatures)
+
+
+def apps() -> Iterator[tuple[dict[str, ToolProfile], dict[str, Any], dict[str, list[Row]]]]:
+    """Yield the profiles, the schemas, and the orders and non-orders of each small application."""
+    for line in (DATA / "apps.jsonl").read_text(encoding="utf-8").splitlines():
+        app = json.loads(line)
+        profiles = {name: ToolProfile.model_validate(tool["profile"]) for name, tool in app["tools"].items()}
+        schemas = {name: tool["schema"] for name, tool in app["tools"].items()}
+        yield profiles, schemas, {"orders": app["orders"], "nonorders": app["nonorders"]}
 
 
 def changed(call: Call, calls: Sequence[Call], profile: ToolProfile, schema: Mapping[str, Any]) -> Iterator[Call]:
@@ -228,10 +241,11 @@ def measure(
     corpus: str, split: str, show: str | None, console: Console, *, plan: bool
 ) -> dict[tuple[str, str, str], Figures]:
     """Return the figures by kind of group, group and split; print the texts that `show` names."""
-    profiles, schemas = tools(corpus)
     figures: dict[tuple[str, str, str], Figures] = defaultdict(Figures)
-    for name in ("orders", "nonorders"):
-        for row in load(name, corpus):
+    one = (*tools(corpus), {name: load(name, corpus) for name in ("orders", "nonorders")}) if corpus != "apps" else None
+    for profiles, schemas, rows in [one] if one else apps():
+        for name, row in ((name, row) for name, several in rows.items() for row in several):
+            row = {"split": "dev", "lang": "en", "class": "apps", "id": "", **row}
             if split not in (row["split"], "all"):
                 continue
             found = judge(row, profiles, schemas, plan=plan)
@@ -262,7 +276,7 @@ def _print(console: Console, row: Row, lines: Sequence[str]) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", choices=CORPORA, default="office")
+    parser.add_argument("--corpus", choices=(*CORPORA, "apps"), default="office")
     parser.add_argument("--split", choices=(*SPLITS, "all"), default="all")
     parser.add_argument("--show", choices=("wrong", "missed"), help="do not use it on `held` while a rule is written")
     parser.add_argument("--plan", action="store_true", help="measure a hand-written mandate instead of the compiler")

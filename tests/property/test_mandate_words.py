@@ -11,15 +11,16 @@ from langchain_runtime_authz.mandate.words import compile_words
 from langchain_runtime_authz.tool_profile import ToolProfile
 
 PROFILES = {
-    "pay": ToolProfile(effect="pay", critical={"recipient": "principal", "amount": "amount", "currency": "value"}, text=("note",), intent=("pay", "send")),
-    "transfer": ToolProfile(effect="pay", critical={"source": "principal", "target": "principal", "amount": "amount"}),
-    "send_email": ToolProfile(effect="send", critical={"to": "principal"}, text=("body",), intent=("email", "send")),
-    "delete_file": ToolProfile(effect="delete", critical={"path": "object"}),
-    "move_file": ToolProfile(effect="write", critical={"source": "object", "destination": "place"}, intent=("move",)),
-    "remove_row": ToolProfile(effect="delete", critical={"table": "object", "row_id": "object"}),
-    "order": ToolProfile(effect="pay", critical={"item": "object", "quantity": "amount"}, intent=("order",)),
-    "run": ToolProfile(effect="admin", critical={"command": "value"}),
-    "fetch": ToolProfile(effect="fetch", critical={"url": "url"}),
+    "pay": ToolProfile(effect="pay", critical={"recipient": "principal", "amount": "amount", "currency": "value"}, intent=("(pay|send) {recipient} {amount}", "pay {amount} to {recipient}")),
+    "transfer": ToolProfile(effect="pay", critical={"source": "principal", "target": "principal", "amount": "amount"}, intent=("transfer {amount} from {source} to {target}",)),
+    "send_email": ToolProfile(effect="send", critical={"to": "principal"}, text=("body",), intent=("(email|send) {to} [saying {body}]",)),
+    "delete_file": ToolProfile(effect="delete", critical={"path": "object"}, intent=("delete {path}",)),
+    "move_file": ToolProfile(effect="write", critical={"source": "object", "destination": "place"}, intent=("move {source} to {destination}",)),
+    "remove_row": ToolProfile(effect="delete", critical={"table": "object", "row_id": "object"}, intent=("remove row {row_id} from {table}",)),
+    "order": ToolProfile(effect="pay", critical={"item": "object", "quantity": "amount"}, intent=("order {quantity} {item}",)),
+    "run": ToolProfile(effect="admin", critical={"command": "value"}, intent=("run",)),
+    "fetch": ToolProfile(effect="fetch", critical={"url": "url"}, intent=("fetch",)),
+    "cancel_plan": ToolProfile(effect="delete", critical={"plan_id": "object"}, intent=("cancel",)),
 }  # fmt: skip
 SIGNATURES = {
     "pay": {"required": ["recipient", "amount"], "properties": {"currency": {"default": "EUR"}}},
@@ -29,6 +30,7 @@ SIGNATURES = {
 CODES = ENGLISH.data["currencies"]
 
 someone = st.sampled_from(["Bob", "carol@x.org", "Bob Smith", "DE89 3704 0044 0532 0130 00", "dana", "O'Brien"])
+address = st.sampled_from(["carol@x.org", "bob@y.com", "dana@z.net"])
 money = st.sampled_from(["45 EUR", "$3000", "1,200.50 USD", "7 euros", "0.5 GBP"])
 file = st.sampled_from(["a.txt", "/tmp/b.pdf", '"My Notes"', "web-1", "Report_3.md"])
 orders = st.one_of(
@@ -40,7 +42,8 @@ orders = st.one_of(
     st.builds("Move {} to {}".format, file, file),
     st.builds("Remove row {} from the table {}".format, st.integers(1, 99), st.sampled_from(["users", "logs"])),
     st.builds("Order {} toner cartridges".format, st.integers(1, 99)),
-    st.builds('Email {} and {} saying "{}"'.format, someone, someone, st.sampled_from(["hi", "see you"])),
+    st.builds("Cancel {}".format, file),
+    st.builds('Email {} and {} saying "{}"'.format, address, address, st.sampled_from(["hi", "see you"])),
 )
 pieces = st.one_of(
     orders, someone, money, file,
@@ -65,6 +68,18 @@ def backed(constant: Const, text: str) -> bool:
     if isinstance(constant.value, tuple):
         return all(str(v) in stretch for v in constant.value)
     return CODES.get(stretch) == constant.value or bool(set(forms(stretch)) & set(forms(constant.value)))
+
+
+def test_most_generated_orders_are_read():
+    read: list[bool] = []
+
+    @settings(max_examples=300, derandomize=True, database=None)
+    @given(orders)
+    def each(order):
+        read.append(bool(steps(order)))
+
+    each()
+    assert sum(read) > len(read) / 2
 
 
 @settings(max_examples=400)

@@ -83,15 +83,14 @@ class Language:
         self.data = data
         self.phrases = {name: phrases_of(said(name)) for name in data["phrases"]}
         self.excused = phrases_of([*said("polite"), *said("tails")], least=2)
-        self.framed = frozenset((*data["speech"], *data["commands"]))
         named = ("determiners", "stops", "never_values")
         self.determiners, self.stops, never = (frozenset(data[n]) for n in named)
         self.months = frozenset(m.lower() for m in data["months"])
         self.verbs = frozenset(data["verbs"])
-        self.prepositions = frozenset((*data["prepositions"], *data["naming"]))
+        self.prepositions = frozenset(data["prepositions"])
         separating = self.phrases["separators"].keys()
-        currencies = frozenset(c.lower() for c in data["currencies"])
-        self.closed = never.union(currencies, self.stops, self.determiners, self.prepositions, separating)
+        self.coins = {written.lower(): code.lower() for written, code in data["currencies"].items()}
+        self.closed = never.union(self.coins, self.stops, self.determiners, self.prepositions, separating)
         month = "|".join(sorted(data["months"], key=len, reverse=True))
         code = "|".join(map(re.escape, sorted(data["currencies"], key=len, reverse=True)))
         day, year, time = r"\d{1,2}(?:st|nd|rd|th)?", r"(?:,? \d{4})?", r"\d{1,2}(?::\d\d(?: ?[ap]m)?| ?[ap]m)"
@@ -211,6 +210,11 @@ class Language:
         options = known.get(tokens[at].lower, ())
         said = tuple(t.lower for t in tokens[at : at + len(options[0])]) if options else ()
         return next((len(phrase) for phrase in options if phrase == said[: len(phrase)]), 0)
+
+    def gap(self, tokens: Sequence[Token], at: int) -> int:
+        """Return the length of the separators at `at`, like ", and"."""
+        gap = self.match("separators", tokens, at)
+        return gap and gap + self.match("separators", tokens, at + gap)
 
     def definite(self, token: Token) -> bool:
         """Return True if a token tells which thing is meant, like an article or a number."""

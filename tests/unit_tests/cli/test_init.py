@@ -117,7 +117,7 @@ def test_a_person_is_asked_at_most_four_questions_a_tool(run: Callable[..., Any]
     search = found["web_search"]
     assert (search.effect, search.critical, search.text, search.data_class) == ("fetch", {}, ("query",), "public")
     assert (found["send_mail"].effect, found["send_mail"].critical, found["send_mail"].text) == ("send", {"to": "principal"}, ("body",))
-    assert found["send_mail"].intent == ("send", "write mail", "email", "mail")
+    assert found["send_mail"].intent == ("(send|write mail|email|mail) [to] {to} [saying] {body}", "(send|write mail|email|mail) {body} (to|in) {to}")
     assert found["send_mail"].digest is not None and found["add"].verdict == "ask"
     assert result.output.count("What does a call do?") == 4  # three tools, and one answer that is none
     assert result.output.count("What a call does:") == 1 and "Perhaps computes, if it works on its arguments" in result.output

@@ -91,7 +91,7 @@ def test_values_of_an_order_stand_in_its_text():
                     assert dated(value, row["text"]), (row["id"], name, value)
 
 
-@every_corpus
+@pytest.mark.parametrize("corpus", [*CORPORA, "apps"])
 def test_nothing_that_was_not_ordered_is_permitted(corpus):
     found = measure(corpus, "all", "wrong", Console(), plan=False)
     wrong = [(of.wrong[0], of.changed[0]) for (kind, _, _), of in found.items() if kind == "all"]

@@ -38,7 +38,10 @@ PROFILES = {
         intent=("order {count} {item} [at {time}]", "link {item} {other}", "bake {size} {item}", "chill {item} to {level} °C", "run {item} for {count} m", "keep wi-fi of {item} off {on=false}", "switch {item} {on}"),
     ),
     "post": ToolProfile(effect="send", critical={"to": "principal"}, text=("body",), intent=("post {to} {body}", "write to {to}: {body}")),
-    "ping": ToolProfile(effect="send", critical={"to": "principal"}, text=("body",), intent=("ping {to} [saying {body}]",)),
+    "hire": ToolProfile(effect="pay", critical={"guide": "principal", "hours": "amount"}, intent=("hire {guide} {hours}",)),
+    "stake": ToolProfile(effect="pay", critical={"player": "principal", "amount_btc": "amount"}, intent=("stake {player} {amount_btc}",)),
+    "lend": ToolProfile(effect="pay", critical={"debtor": "principal", "amount": "amount"}, intent=("lend {debtor} {amount} USD",)),
+    "grant_points": ToolProfile(effect="pay", critical={"player": "principal", "amount": "amount"}, intent=("grant {player} {amount}",)),
     "drop": ToolProfile(critical={"item": "object"}, intent=("drop {item}", "cancel {item}", "stop {item}")),
 }  # fmt: skip
 SIGNATURES = {
@@ -48,7 +51,6 @@ SIGNATURES = {
     "switch": {"properties": {"device": STRING, "on": {"type": "boolean"}}},
     "limit": {"properties": {"card": STRING, "limit": INTEGER, "percent": INTEGER}},
     "craft": {"properties": {"item": STRING, "other": STRING, "count": INTEGER, "level": INTEGER, "time": STRING, "size": {"type": "string", "enum": ["small", "large"]}, "on": {"anyOf": [{"type": "boolean"}, {"type": "null"}]}}},
-    "ping": {"properties": {"to": STRING, "body": STRING}, "required": ["to"]},
     "move_sample": {"properties": dict.fromkeys(("sample", "source", "target"), STRING)},
     "grade": {"properties": {"student": STRING, "course": STRING, "text": STRING, "grade": {"type": "string", "enum": ["A", "B"]}}},
 }
@@ -65,80 +67,62 @@ def calls(*texts: str) -> list[tuple[str, dict[str, object]]]:
     ("Please enroll jdoe42 in CS-101", ("enroll", {"student": "jdoe42", "course": "CS-101"})),
     ("Enroll the student jdoe42 in the CS-101 course, thanks", ("enroll", {"student": "jdoe42", "course": "CS-101"})),
     ('Could you sign up Ana Lee for "Advanced Math"?', ("enroll", {"student": "Ana Lee", "course": "Advanced Math"})),
-    ("Book a table at Nobu on 3 June 2027 at 17:30 for 4 people", ("book_table", TABLE)),
-    ("Reserve a table for 4 guests, at Nobu, at 17:30 on 3 June 2027", ("book_table", TABLE)),
-    ("Book Nobu at 5 pm", None),
-    ("Book a table at Nobu on 3 June at 5pm", ("book_table", {"restaurant": "Nobu", "day": "3 June", "time": "5pm"})),
+    ("Book a table at Nobu on 3 June 2027 at 17:30 for 4 people", ("book_table", TABLE)), ("Reserve a table for 4 guests, at Nobu, at 17:30 on 3 June 2027", ("book_table", TABLE)),
+    ("Book Nobu at 5 pm", None), ("Book a table at Nobu on 3 June at 5pm", ("book_table", {"restaurant": "Nobu", "day": "3 June", "time": "5pm"})),
     ("Book a table at Nobu at 5pm on June 3rd", ("book_table", {"restaurant": "Nobu", "day": "June 3rd", "time": "5pm"})),
     ("Book a table at Nobu on 2027-06-03T17:30", ("book_table", {"restaurant": "Nobu", "day": "2027-06-03T17:30"})),
-    ("Book a table at Nobu at 5pm 3 June", ("book_table", {"restaurant": "Nobu", "time": "5pm 3 June"})),
-    ("Book a table at Nobu 3 June at 5pm", None),
-    ("Enroll Jan Lee in CS-101", ("enroll", {"student": "Jan Lee", "course": "CS-101"})),
-    ("Pay Bob 45 EUR", ("send_money", {"to": "Bob", "amount": 45, "currency": "EUR"})),
-    ("Send 45 to Bob Lee", ("send_money", {"to": "Bob Lee", "amount": 45})),
-    ("Move T-5 to in progress", ("set_status", {"ticket": "T-5", "status": "in_progress"})),
-    ("Close the ticket T-5 please", ("set_status", {"ticket": "T-5", "status": "closed"})),
-    ("Put T-5 on hold", ("set_status", {"ticket": "T-5", "status": "on_hold"})),
-    ("Turn the desk lamp off", ("switch", {"device": "desk lamp", "on": False})),
-    ("Remind me at 5pm to call Ana", ("remind", {"at": "5pm", "text": ("call Ana",)})),
-    ('Note: "the order is late"', ("remind", {"text": "the order is late"})),
-    ("Set the kitchen to 21 degrees", ("heat", {"room": "kitchen", "degrees": 21})),
-    ("Set the limit of FC-3 to 1,500", ("limit", {"card": "FC-3", "limit": 1500})),
-    ("Set the limit of FC-3 to €1,500", ("limit", {"card": "FC-3", "limit": 1500})),
-    ("Set the limit of FC-3 to 1,500 EUR", ("limit", {"card": "FC-3", "limit": 1500})),
-    ("Set the limit of FC-3 to 1,500 USD", None),
-    ("Cut the limit of FC-3 by 20%", ("limit", {"card": "FC-3", "percent": "20"})),
-    ("Move the sample S-1 from F1 to F3", ("move_sample", {"sample": "S-1", "source": "F1", "target": "F3"})),
+    ("Book a table at Nobu at 5pm 3 June", ("book_table", {"restaurant": "Nobu", "time": "5pm 3 June"})), ("Book a table at Nobu 3 June at 5pm", None),
+    ("Enroll Jan Lee in CS-101", ("enroll", {"student": "Jan Lee", "course": "CS-101"})), ("Pay Bob 45 EUR", ("send_money", {"to": "Bob", "amount": 45, "currency": "EUR"})),
+    ("Send 45 to Bob Lee", ("send_money", {"to": "Bob Lee", "amount": 45})), ("Move T-5 to in progress", ("set_status", {"ticket": "T-5", "status": "in_progress"})),
+    ("Close the ticket T-5 please", ("set_status", {"ticket": "T-5", "status": "closed"})), ("Put T-5 on hold", ("set_status", {"ticket": "T-5", "status": "on_hold"})),
+    ("Turn the desk lamp off", ("switch", {"device": "desk lamp", "on": False})), ("Remind me at 5pm to call Ana", ("remind", {"at": "5pm", "text": ("call Ana",)})),
+    ('Note: "the order is late"', ("remind", {"text": "the order is late"})), ("Set the kitchen to 21 degrees", ("heat", {"room": "kitchen", "degrees": 21})),
+    ("Set the limit of FC-3 to 1,500", ("limit", {"card": "FC-3", "limit": 1500})), ("Set the limit of FC-3 to €1,500", ("limit", {"card": "FC-3", "limit": 1500})),
+    ("Set the limit of FC-3 to 1,500 EUR", ("limit", {"card": "FC-3", "limit": 1500})), ("Set the limit of FC-3 to 1,500 USD", None),
+    ("Cut the limit of FC-3 by 20%", ("limit", {"card": "FC-3", "percent": "20"})), ("Move the sample S-1 from F1 to F3", ("move_sample", {"sample": "S-1", "source": "F1", "target": "F3"})),
     ("Give Lucy Okafor an A in Biology 2", ("grade", {"student": "Lucy Okafor", "grade": "A", "course": "Biology 2"})),
-    ("Tell Lucy's teacher to call me", ("grade", {"student": "Lucy", "text": ("call me",)})),
-    ("Book a table for six people at Nobu", ("book_table", {"guests": 6, "restaurant": "Nobu"})),
-    ("Heize Küche auf 21 Grad", ("heat", {"room": "Küche", "degrees": 21})),
-    ("Order two milk at 5:30 pm", ("craft", {"count": "2", "item": "milk", "time": "5:30 pm"})),
-    ("Order 5k milk", None),
-    ("Order two milk at 17:30 am", None),
-    ("Link a.txt b.txt", ("craft", {"item": "a.txt", "other": "b.txt"})),
+    ("Tell Lucy's teacher to call me", ("grade", {"student": "Lucy", "text": ("call me",)})), ("Book a table for six people at Nobu", ("book_table", {"guests": 6, "restaurant": "Nobu"})),
+    ("Heize Küche auf 21 Grad", ("heat", {"room": "Küche", "degrees": 21})), ("Order two milk at 5:30 pm", ("craft", {"count": "2", "item": "milk", "time": "5:30 pm"})), ("Order 5k milk", None),
+    ("Order two milk at 17:30 am", None), ("Link a.txt b.txt", ("craft", {"item": "a.txt", "other": "b.txt"})),
     ("Link a.txt, b.txt", None),  # two files
-    ("Bake large pizza", ("craft", {"size": "large", "item": "pizza"})),
-    ("Chill soup to 4 °C", ("craft", {"item": "soup", "level": "4"})),
-    ("Run the mixer for 5m", ("craft", {"item": "mixer", "count": "5"})),
-    ("Run the mixer for 5 ms", None),
-    ("Keep wi-fi of Berlin off", ("craft", {"item": "Berlin", "on": False})),
-    ("Switch lamp 1", None),
-    ("Drop five", None),
-    ("Ping b1@x.org. Drop P-5", None),  # this may be what to tell him
-    ("Drop Netflix", ("drop", {"item": "Netflix"})),
-    ("Drop Netflix\nDrop P-5", None),
-    ("Remind me to text the Lees", ("remind", {"text": ("text the Lees",)})),
-    ("Note a call from Bob", ("remind", {"text": ("a call from Bob",)})),
-    ("Pay Bob 45 USD", ("send_money", {"to": "Bob", "amount": 45, "currency": "USD"})),
-    ("Post Bob see you at lunch", ("post", {"to": "Bob", "body": ("see you at lunch",)})),
-    ("Write to Bob: see you", ("post", {"to": "Bob", "body": ("see you",)})),
-    ("Post Bob's boss see you", None),
-    ("Post Bob and Ana see you", None),
-    ("Post Bob (cc Ana) see you", None),
-    ("Drop the parcel", ("drop", {"item": "parcel"})),
-    ("Drop P-5. Cancel the payment", None),
-    ("Drop P-5. Stop the payment", None),
+    ("Bake large pizza", ("craft", {"size": "large", "item": "pizza"})), ("Chill soup to 4 °C", ("craft", {"item": "soup", "level": "4"})),
+    ("Run the mixer for 5m", ("craft", {"item": "mixer", "count": "5"})), ("Run the mixer for 5 ms", None), ("Keep wi-fi of Berlin off", ("craft", {"item": "Berlin", "on": False})),
+    ("Switch lamp 1", None), ("Drop five", None), ("Drop Netflix", ("drop", {"item": "Netflix"})), ("Drop the Netflix item", ("drop", {"item": ("Netflix item", "Netflix")})),
+    ('Drop "a"', ("drop", {"item": "a"})), ("Drop #12", ("drop", {"item": "12"})), ("Remind me to text the Lees", ("remind", {"text": ("text the Lees",)})),
+    ("Note a call from Bob", ("remind", {"text": ("a call from Bob",)})), ("Pay Bob 45 USD", ("send_money", {"to": "Bob", "amount": 45, "currency": "USD"})),
+    ("Post Bob see you at lunch", ("post", {"to": "Bob", "body": ("see you at lunch",)})), ("Write to Bob: see you", ("post", {"to": "Bob", "body": ("see you",)})), ("Post Bob's boss see you", None),
+    ("Post Bob and Ana see you", None), ("Post Bob (cc Ana) see you", None), ("Hire Bob 45", ("hire", {"guide": "Bob", "hours": 45})), ("Stake Bob 45", ("stake", {"player": "Bob", "amount_btc": 45})),
+    ("Lend Bob $45", ("lend", {"debtor": "Bob", "amount": 45})), ("Grant Bob 45", ("grant_points", {"player": "Bob", "amount": 45})), ("Drop the parcel", ("drop", {"item": "parcel"})),
 ])  # fmt: skip
 def test_declared_orders(text, expected):
     assert calls(text) == ([expected] if expected else [])
 
 
-def test_several_targets_are_one_order_each_but_no_amount_is_shared():
+def test_several_targets_are_one_order_each():
     assert [args["student"] for _, args in calls("Enroll a1@x.org, b2@x.org and c3@x.org in CS-101")] == ["a1@x.org", "b2@x.org", "c3@x.org"]
-    assert calls("Pay a1@x.org and b2@x.org 45 EUR") == calls("Enroll Ana and Bob in CS-101") == []
-    assert [tool for tool, _ in calls("Enroll jdoe42 in CS-101 and pay Bob 45 EUR")] == ["enroll", "send_money"]
+    assert calls("Drop 'North' and 'South'") == [("drop", {"item": "North"}), ("drop", {"item": "South"})]
 
 
-@pytest.mark.parametrize("text", [
-    "Do not enroll jdoe42 in CS-101", "If Ana agrees, enroll jdoe42 in CS-101", "Should I enroll jdoe42 in CS-101?", "Enroll jdoe42 in CS-101 tomorrow",
-    "Bob said: enroll jdoe42 in CS-101", "Enroll jdoe42 in CS-101 unless it is full", "Enroll jdoe42 in a Math course", "Enroll everybody in CS-101",
-    "I will enroll jdoe42 in CS-101", "> Enroll jdoe42 in CS-101", "Enroll jdoe42 in CS-101 instead of CS-102", "Pay rent 900 EUR", "Pay Bob 1.250 EUR", "Pay Bob 45 EUR on hold",
-    "Set T-5 to done", "Put T-5 on hold, no wait", "Put T-5 on hold unless Ana objects", "Close T-5 or T-6", "Book a table for 4 cats at Nobu", "Turn the lamp",
-    "Delete the report now", "Enroll Jan in CS-101", "Remind me to call Ana tomorrow", "Remind me to call Ana and pay Bob 45 EUR", "Set the kitchen to 21", "Delete now", "Delete file now", "Delete all now",
-])  # fmt: skip
-def test_nothing_else_is_ordered(text):
-    assert calls(text) == []
+NOTHING = {
+    "more than the order": ["Pay Bob 45 EUR for the pizza", "Pay Bob at Acme 45 EUR", "Drop the branch P-5 of prod", "Drop the first line of P-5", "Set the limit of FC-3 to 1,500 by Friday", "Book a table for 4 cats at Nobu"],
+    "less than the order": ["Turn the lamp", "Set the kitchen to 21", "Delete now", "Delete the file now", "Delete file now", "Pay Bob", "Pay 45 EUR", "Move S-1 to F3", "Enroll jdoe42"],
+    "many": ["Delete all now", "Enroll everybody in CS-101", "Enroll jdoe42 in a Math course", "Drop an Oak", "Drop a parcel", "Pay Bob 45 EUR each", "Pay Bob half of 45 EUR", "Pay Bob 45 EUR twice", "Drop the Volvo items", "Drop items a1 to a9"],
+    "or": ["Close T-5 or T-6", "Pay Bob 45 EUR or 50 EUR", "Drop P-5 and similar"],
+    "and": ["Drop Salt and Pepper", "Drop Salt & Pepper", "Drop salt and pepper", "Drop Salt, Pepper and Sons", "Drop P-5 and the item", "Pay Salt and Pepper 45 EUR", "Enroll Ana and Bob in CS-101", "Pay a1@x.org and b2@x.org 45 EUR"],
+    "nobody": ["Pay rent 900 EUR", "Pay him 45 EUR", "Pay 45 EUR from Bob", "Enroll Jan in CS-101"],
+    "part of a name": ["Pay Bob's landlord 45 EUR", "Drop Bob's parcel", "Drop Budget Report.pdf", "Drop the list Shop Now"],
+    "number": ["Pay Bob 1.250 EUR", "Pay Bob 1.5k EUR", "Pay Bob 5pm", "Pay Bob 45-50 EUR", "Pay Bob 3.4.2026", "Pay Bob 45%", "Pay Bob 007", "Pay Bob 3 May", "Pay Bob 45 30", "Pay Bob 45 EUR x2", "Send 3 of 5 EUR to Bob"],
+    "unit": ["Pay Bob 45 cents", "Pay Bob 45 thousand EUR", "Pay Bob 45 Tesla shares", "Grant Bob 45 EUR", "Hire Bob 45 EUR", "Stake Bob 45 EUR", "Lend Bob 45 EUR", "Lend Bob 45 EUR USD"],
+    "date": ["Book a table at Nobu on Friday, 3 June 2027", "Book a table at Nobu on Thursday, 3 June", "Book a table at Nobu until 3 June 2027", "Book a table at Nobu on 3 June 27", "Book a table at Nobu on Friday"],
+    "choice": ["Set T-5 to done", "Bake huge pizza", "Set T-5 to open or closed"],
+    "hold": ["Put T-5 over hold", "Put T-5 on a stop"],
+    "text": ["Delete the report now", "Remind me to call Ana tomorrow", "Remind me to call Ana and pay Bob 45 EUR"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "text"), [(k, t) for k, texts in NOTHING.items() for t in texts])
+def test_nothing_else_is_ordered(kind, text):
+    assert calls(text) == [], kind
 
 
 def test_two_readings_order_nothing():
@@ -148,8 +132,6 @@ def test_two_readings_order_nothing():
     other = {"file_mail": ToolProfile(critical={"mail": "object"}, intent=("label {mail}",))}
     assert compile_words(["Label Rio Trip home"], other).mandate is not None
     assert compile_words(["Label Rio Trip home"], {**two, **other}).mandate is None
-    both = {name: ToolProfile(critical={"item": "object"}, intent=("archive {item}",)) for name in ("archive_mail", "archive_chat")}
-    assert compile_words(["Archive M-1"], both).mandate is None
 
 
 WORD = st.from_regex(r"[A-Z]{2,4}-[1-9][0-9]{0,3}", fullmatch=True)
@@ -166,9 +148,9 @@ def test_each_value_reaches_its_own_argument(ticket, other, order, left):
 
 @pytest.mark.parametrize(("order", "said"), [
     ("{ticket} closed", "begin with a word"), ("close {ticket", "bracket"), ("close [{ticket}", "bracket"), ("close {a b}", "bracket"), ("close ({ticket}]", "bracket"),
-    ("[close] {ticket}", "begin with a word"), ("close " + " ".join(f"[{w} {{ticket}}]" for w in "abcdefg"), "next to each other"), ("close (a|b) (c|d) (e|f) (g|h) (m|n) [i] [j] [k] [l] {ticket}", "ways"),("close {size}", "free"),
+    ("[close] {ticket}", "begin with a word"), ("close " + " ".join(f"[{w} {{ticket}}]" for w in "abcdefg"), "next to each other"), ("close (a|b) (c|d) (e|f) (g|h) (m|n) [i] [j] [k] [l] {ticket}", "forms"),("close {size}", "free"),
     ("close {ticket} {ticket}", "twice"), ("close {ticket=}", "bracket"), ("close " * 100 + "{ticket}", "characters"), ("close " + "[" * 3000 + "{ticket}" + "]" * 3000, "characters"),
-    ("close " + 5 * ("[" + "|".join("abcdefghijklmnopqrstuvwxyz") + "] ") + "{ticket}", "ways"),
+    ("close " + 5 * ("[" + "|".join("abcdefghijklmnopqrstuvwxyz") + "] ") + "{ticket}", "forms"),
 ])  # fmt: skip
 def test_a_malformed_order_is_refused(order, said):
     with pytest.raises(ConfigError, match=said):
