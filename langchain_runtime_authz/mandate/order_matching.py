@@ -320,8 +320,10 @@ class Match:
         known = {*others}.union(self.language.verbs, self.nouns) if token.kind == "word" else ()
         account = argument.kind == "principal" and self.tool.effect == "pay" and not re.search(r"[/\\.]", token.text)
         account &= token.kind == "id"
-        acronym = self.tool.strict and argument.kind == "principal" and token.text.isupper()  # "Disable SSO"
-        fits = (account or (token.kind in kinds and not acronym)) and singular(token.lower) not in known
+        acronym = argument.kind == "principal" and token.text.isupper() and self.tool.effect != "pay"  # "Disable SSO"
+        fits = (account or (token.kind in kinds and not (acronym and self.tool.strict))) and singular(
+            token.lower
+        ) not in known
         fits = fits and self.language.value(token)
         flat = "id" in kinds and argument.kind != "principal" and re.fullmatch(r"\d{1,4}[A-Z]", token.text)  # "3B"
         if not (fits or flat) or (token.kind in {"money", "number"} and not self._paid(argument, token)):

@@ -6,6 +6,7 @@ is called and no model is asked, so each run prints the same. The authors' files
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -94,7 +95,7 @@ def doubts(proposal: Proposal, author: ToolProfile) -> set[Fact]:
     """What stands in comments. Intent counts where it has one of the author's words."""
     found = {(d.fact, d.value) for d in proposal.doubts if d.fact != "intent"}
     words = {w for d in proposal.doubts if d.fact == "intent" for w in d.value}
-    asked = {w for entry in author.intent for w in entry.split()}
+    asked = {w for entry in author.intent for w in re.findall(r"\w+", re.sub(r"{.*?}", "", entry))}
     return found | ({("intent", author.intent)} if words & asked else {("intent", w) for w in words})
 
 
