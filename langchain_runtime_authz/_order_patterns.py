@@ -8,61 +8,68 @@ next to each other may come in any order.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
-from itertools import permutations, product, takewhile
-from math import prod
-from typing import Final
+from typing import Final, NamedTuple
 
 from langchain_runtime_authz._regex import normalize
 
-Form = tuple[str, ...]
-"""A way to say an order: words, and arguments in braces."""
-
 MAX_LENGTH: Final = 500  # characters of one pattern
-MAX_FORMS: Final = 2_000  # of one pattern
-MAX_OPTIONAL: Final = 5  # parts of a pattern next to each other
 _ITEM: Final = re.compile(r"\{[^{}]*\}|[\[\]()|]|[^\s\[\](){}|]+|[{}]")
 
 
-@lru_cache(maxsize=1024)
-def forms_of(pattern: str) -> tuple[Form, ...]:
-    """Return the ways to say an order, in lower case. Raises `ValueError`: malformed."""
+class Choice(NamedTuple):
+    """One of these ways."""
+
+    ways: tuple[Pattern, ...]
+
+
+class Options(NamedTuple):
+    """None, some or all of these parts, in any order."""
+
+    parts: tuple[Pattern, ...]
+
+
+Pattern = tuple["str | Choice | Options", ...]
+"""Words, arguments in braces, choices and options, in this order."""
+
+
+@lru_cache(maxsize=4096)
+def parse(pattern: str) -> Pattern:
+    """Return what an order consists of, in lower case. Raises `ValueError`: malformed."""
     try:
         if len(pattern) > MAX_LENGTH:
             raise ValueError(f"has more than {MAX_LENGTH} characters; write several orders")
-        ways = dict.fromkeys(_ways(iter([*_ITEM.findall(pattern), ""]), ""))
-        named = {form: [name_in(item) for item in form if item[0] == "{"] for form in ways}
-        found = tuple(form for form in ways if len(named[form]) == len({*named[form]}))
-        if not found:
-            raise ValueError("names an argument twice")
-        if not all(found) or any(form[0][0] == "{" for form in found):
+        parsed = _sequence(iter([*_ITEM.findall(pattern), ""]), "")
+        if twice := [name for name, count in Counter(_always(parsed)).items() if count > 1]:
+            raise ValueError(f"names `{twice[0]}` twice")
+        if not parsed or any(word[:1] in {"", "{"} for word in firsts(parsed)):
             raise ValueError("must begin with a word")
-    except ValueError as exc:
-        raise ValueError(f"the order `{pattern}` in `intent` {exc}") from None
+    except (RecursionError, ValueError) as exc:
+        why = "has too many brackets" if isinstance(exc, RecursionError) else exc
+        raise ValueError(f"the order `{pattern}` in `intent` {why}") from None
+    return parsed
+
+
+def firsts(pattern: Pattern) -> set[str]:
+    """Return the items with which a pattern may begin; "" if it may be left out."""
+    found = {""}
+    for item in pattern:
+        ways = item.ways if isinstance(item, Choice) else item.parts if isinstance(item, Options) else ()
+        begin = {first for way in ways for first in firsts(way)} if ways else {item}
+        found = (found - {""}) | {first for first in begin if isinstance(first, str)}
+        if isinstance(item, Options):
+            found.add("")
+        if "" not in found:
+            break
     return found
 
 
-Tree = dict[str, "Tree"]
-"""Forms by their first item; the item "" ends a form."""
-
-
-@lru_cache(maxsize=1024)
-def tree_of(patterns: tuple[str, ...]) -> Tree:
-    """Return the ways to say several orders. Raises `ValueError`: one is malformed."""
-    tree: Tree = {}
-    for form in (form for pattern in patterns for form in forms_of(pattern)):
-        at = tree
-        for item in (*form, ""):
-            at = at.setdefault(item, {})
-    return tree
-
-
-@lru_cache(maxsize=1024)
-def heads_of(patterns: tuple[str, ...]) -> frozenset[Form]:
-    """Return the words with which orders begin, up to their first argument."""
-    forms = (form for pattern in patterns for form in forms_of(pattern))
-    return frozenset(tuple(takewhile(lambda item: item[0] != "{", form)) for form in forms)
+def items(*patterns: str) -> Iterator[str]:
+    """Yield all words and arguments of orders."""
+    for pattern in patterns:
+        yield from _items(parse(pattern))
 
 
 def name_in(item: str) -> str:
@@ -72,8 +79,27 @@ def name_in(item: str) -> str:
 
 def given_in(patterns: tuple[str, ...]) -> set[tuple[str, str]]:
     """Return the arguments to which orders give a value, and the value."""
-    items = {item for pattern in patterns for form in forms_of(pattern) for item in form if item[0] == "{"}
-    return {(name, value) for name, given, value in (item[1:-1].partition("=") for item in items) if given}
+    named = (item[1:-1].partition("=") for item in items(*patterns) if item[0] == "{")
+    return {(name, value) for name, given, value in named if given}
+
+
+def _items(pattern: Pattern) -> Iterator[str]:
+    for item in pattern:
+        if isinstance(item, str):
+            yield item
+        else:
+            for part in item[0]:
+                yield from _items(part)
+
+
+def _always(pattern: Pattern) -> Iterator[str]:
+    """Yield the arguments that each way to say a pattern names."""
+    for item in pattern:
+        if isinstance(item, Choice):
+            ways = [{*_always(way)} for way in item.ways]
+            yield from set.intersection(*ways)
+        elif isinstance(item, str) and item[0] == "{":
+            yield name_in(item)
 
 
 def _argument(item: str) -> str:
@@ -82,46 +108,28 @@ def _argument(item: str) -> str:
     return f"{{{name}{given}{value}}}" if name.isidentifier() and bool(given) == bool(value) else ""
 
 
-def _ways(items: Iterator[str], end: str) -> list[Form]:
-    """Return the ways to say the items up to `end`."""
-    done: list[Form] = []
-    ways: list[Form] = [()]
-    optional: list[list[Form]] = []  # parts next to each other that may be left out
-    for item in items:
-        if item == "[":
-            optional.append(_ways(items, "]"))
-            continue
-        ways, optional = _joined(ways, _orders(optional)), []
+def _sequence(written: Iterator[str], end: str) -> Pattern:
+    """Return what stands up to `end`."""
+    ways: list[list[str | Choice | Options]] = [[]]
+    for item in written:
         if item == end:
-            return [*done, *ways]
-        if item == "|":
-            done, ways = [*done, *ways], [()]
+            sequences = tuple(map(tuple, ways))
+            return sequences[0] if len(sequences) == 1 else (Choice(sequences),)
+        way = ways[-1]
+        if item == "[":
+            before = way[-1] if way else ""
+            parts = before.parts if isinstance(before, Options) else ()
+            way[len(way) - bool(parts) :] = [Options((*parts, _sequence(written, "]")))]
         elif item == "(":
-            ways = _joined(ways, _ways(items, ")"))
+            inner = _sequence(written, ")")
+            way.append(inner[0] if len(inner) == 1 and isinstance(inner[0], Choice) else Choice((inner,)))
+        elif item == "|":
+            ways.append([])
         elif item[:1] == "{" and (argument := _argument(item)):
-            ways = _joined(ways, [(argument,)])
+            way.append(argument)
         elif item and item not in "])}" and item[0] != "{":
             word = normalize("NFKC", item).lower().rstrip(".,:;!?")
-            ways = _joined(ways, [(word,) if word else ()])
+            way += [word] if word else []
         else:
             break
     raise ValueError("has half a bracket, or no argument's name in its braces")
-
-
-def _orders(optional: list[list[Form]]) -> list[Form]:
-    """Return all orders of some or all of the parts."""
-    if len(optional) > MAX_OPTIONAL:
-        raise ValueError(f"has more than {MAX_OPTIONAL} optional parts next to each other; write several orders")
-    several = [parts for n in range(len(optional) + 1) for parts in permutations(optional, n)]
-    _check_number(sum(prod(map(len, parts)) for parts in several))
-    return [sum(way, ()) for parts in several for way in product(*parts)]
-
-
-def _check_number(ways: int) -> None:
-    if ways > MAX_FORMS:
-        raise ValueError(f"has {ways:,} forms or more, and {MAX_FORMS:,} are allowed; write several orders")
-
-
-def _joined(ways: list[Form], more: list[Form]) -> list[Form]:
-    _check_number(len(ways) * len(more))
-    return [one + other for one in ways for other in more]

@@ -23,7 +23,7 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, Self, TypeVar
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from langchain_runtime_authz._order_patterns import forms_of, given_in, name_in
+from langchain_runtime_authz._order_patterns import given_in, items, name_in
 from langchain_runtime_authz._validate import read_yaml
 from langchain_runtime_authz.digest import digest, project
 from langchain_runtime_authz.errors import Code, ConfigError, wrong_field
@@ -174,7 +174,7 @@ class ToolProfile(BaseModel):
     def named(self) -> dict[str, Sequence[str]]:
         """Return profile field → paths of the arguments that the field names."""
         worded = {field: self._arguments_of(field) for field in ("resource", "question")}
-        ordered = {name_in(item) for said in self.orders for form in forms_of(said) for item in form if item[0] == "{"}
+        ordered = {name_in(item) for item in items(*self.orders) if item[0] == "{"}
         fields = ("critical", "when", "text", "free")
         return {"intent": tuple(ordered), **{field: tuple(getattr(self, field)) for field in fields}, **worded}
 

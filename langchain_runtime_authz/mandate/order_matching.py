@@ -5,41 +5,22 @@ An order must fit the whole clause. Only an article, a label ("the student jdoe"
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from functools import cached_property
-from itertools import chain, islice, pairwise
+from itertools import islice, pairwise
 from typing import Final
 
-from langchain_runtime_authz._order_patterns import Tree, forms_of
-from langchain_runtime_authz.mandate.languages import NUMBER, Token, read_number, singular, words_of
-from langchain_runtime_authz.mandate.model import Argument, Const, OneOf, Span, Step, Text
-from langchain_runtime_authz.mandate.vocabulary import TARGETS, Argued, Tool
+from langchain_runtime_authz._order_patterns import Choice, Options, Pattern
+from langchain_runtime_authz.mandate.languages import Token, singular
+from langchain_runtime_authz.mandate.model import Argument, Step
+from langchain_runtime_authz.mandate.order_values import Bound, Values, argument_of
+from langchain_runtime_authz.mandate.vocabulary import TARGETS, Tool
 
-_MAX_RUN: Final = 4  # words of one name, or of one choice
 _MAX_READINGS: Final = 50  # of one tool's orders
 _MAX_TRIES: Final = 2_000  # positions at which orders of one tool are tried
 _SHORT: Final = 2  # letters of a unit, digits of a number
-_COUNTS: Final = frozenset({"number", "integer", "boolean", "null"})  # JSON types that a text cannot have
 _PERSONAL: Final = frozenset({"name", "email", "handle"})  # kinds by which people are told from things
-_SHOWN: Final = frozenset({"money", "date", "hash", "handle", "email"})  # kinds that tell their argument
-_LISTED: Final = frozenset({"id", "email", "quote", "hash", "handle"})  # kinds of a list's values
-_NAMELESS: Final = frozenset({"word", "number", "run"})  # kinds that name no person: "Pay rent 900 EUR"
-_LOOSE: Final = {  # kinds that only an order takes which the profile writes out: "Disable node_modules" names nobody
-    "principal": {"id", "quote", "word", "run"},
-    "object": {"email", "name", "word", "run"},
-    "channel": {"email", "name", "number", "quote", "word", "run"},
-}
-_LOWER: Final = {"word", "run"}
-_GRAVE: Final = frozenset({"pay", "delete", "admin"})  # effects of which lower-case words name no object
-_CLOCK: Final = re.compile(
-    r"(?<![\d:])(?:(?:[01]?\d|2[0-3]):[0-5]\d(?! ?[ap]m)|(?:0?[1-9]|1[0-2])(?::[0-5]\d)? ?[ap]m)(?!\w)", re.IGNORECASE
-)
-_UNIT: Final = re.compile(rf"{NUMBER}(?:[%°][^\W\d_]?|[^\W\d_]{{1,3}})")  # "20%", "5km"
 _HIT: Final = frozenset({*TARGETS, "url", "place"})  # kinds of what an order affects
-Bound = dict[str, tuple[Token, ...]]
-"""Argument → its value, or a list of values."""
 
 
 def _open(bound: Bound) -> bool:
@@ -56,64 +37,32 @@ def _alike(said: str, item: str) -> bool:
     return said == item or (min(len(said), len(item)) > _SHORT and singular(said) == singular(item))
 
 
-def cuts(tokens: Sequence[Token]) -> list[list[Token]]:
-    """Return the tokens, with times cut from dates and units from numbers or not."""
-    several = [(timed, united) for timed in (True, False) for united in (False, True)]
-    ways = [[*chain.from_iterable(_cut(t, timed=timed, united=united) for t in tokens)] for timed, united in several]
-    return [way for n, way in enumerate(ways) if way not in ways[:n]]
-
-
-def _cut(token: Token, *, timed: bool, united: bool) -> list[Token]:
-    if token.kind in {"word", "name", "sep"}:
-        return [token]
-    said, start, cut = token.text, token.start, list[Token]()
-    clock = _CLOCK.search(said) if timed and token.kind == "date" else None
-    number = re.search(NUMBER, said) if united and (token.kind == "money" or _UNIT.fullmatch(said)) else None
-    if clock is not None:
-        cut = [Token("odd", clock[0], start + clock.start(), start + clock.end())]
-        for begin, part in ((0, said[: clock.start()]), (clock.end(), said[clock.end() :])):
-            for word in re.finditer(r"at\b|on\b|\w.*?(?=T?,?(?: at)?\s*$)", part):
-                kind = "word" if word[0] in {"at", "on"} else "date"
-                cut.append(Token(kind, word[0], start + begin + word.start(), start + begin + word.end()))
-    elif number is not None and (value := read_number(number[0], money=token.kind == "money")) is not None:
-        begin, end = start + number.start(), start + number.end()
-        unit = Token("odd", re.sub(NUMBER, "", said).strip(), end, token.end)
-        return [Token("number", f"{value}", begin, end), unit]  # also for "€20"
-    return sorted(cut, key=lambda t: t.start) or [token]
-
-
 class Match:
-    """The ways to read a clause, in the ways to cut it, by the orders of one tool.
-
-    `nouns` are of any tool, so none is a value.
-    """
+    """The ways to read a clause, in the ways to cut it, by the orders of one tool."""
 
     def __init__(self, tool: Tool, ways: Sequence[list[Token]], text: str, nouns: AbstractSet[str]) -> None:
-        self.tool, self.language, self.text, self.nouns = tool, tool.language, text, nouns
-        self.data, self.coins = tool.language.data, tool.language.coins
-        self.loose, self.tries = False, 0
+        self.tool, self.values = tool, Values(tool, text, nouns)
         self.found: list[Bound] = next(filter(None, map(self._readings, ways)), [])
         values = [v for bound in self.found for (v, *_) in bound.values()]
-        self.dictates = min(
-            (v.start for v in values if v.kind == "open"), default=0
-        )  # where a text without quotes begins
+        begun = [v.start for v in values if v.kind == "open"]
+        self.dictates = min(begun, default=0)  # where a text without quotes begins
         self.open = any(v.kind == "open" and v.end == ways[0][-1].end for v in values)  # it may go on behind the clause
 
     def _readings(self, tokens: list[Token]) -> list[Bound]:
         """Return the readings that spend most of the orders' own words."""
-        self.tokens, self.loose = [*tokens, Token("end", "", 0, 0)], False
-        read = [*islice(self._read(self.tool.tree, 0), _MAX_READINGS)]
+        self.values.tokens, self.values.loose = [*tokens, Token("end", "", 0, 0)], False
+        read = [*islice(self._all(), _MAX_READINGS)]
         read = [bound for bound in read if not _open(bound)] or read
         read = [*{_told(bound): bound for bound in reversed(read)}.values()]
         most = max(map(self._spent, read), default=0)
         read = [bound for bound in read if not _open(bound) or self._spent(bound) == most]
-        joined = {t.start for before, t in pairwise(self.tokens) if before.kind == t.kind == "name"}
+        joined = {t.start for before, t in pairwise(self.values.tokens) if before.kind == t.kind == "name"}
         if any(v.kind == "open" and v.start in joined for bound in read for (v, *_) in bound.values()):
             return []  # in "Tell Bob Ann left", the name may go on
         people = {n for n, a in self.tool.arguments.items() if a.kind == "principal"}
         if read and not _open(read[0]) and not people.isdisjoint(read[0]):
-            self.loose = True  # "Assign T-1 to the support team" assigns nobody called T-1
-            again = {_told(b): b for b in islice(self._read(self.tool.tree, 0), _MAX_READINGS) if not _open(b)}
+            self.values.loose = True  # "Assign T-1 to the support team" assigns nobody called T-1
+            again = {_told(b): b for b in islice(self._all(), _MAX_READINGS) if not _open(b)}
             read = [*{**again, **{_told(bound): bound for bound in read}}.values()]
         return [bound for bound in read if self._natural(bound)] or read
 
@@ -125,11 +74,11 @@ class Match:
     def _spent(self, bound: Bound) -> int:
         """Return the number of tokens that are of no value."""
         spans = [(v.start, v.end) for values in bound.values() for v in values]
-        return sum(not any(start <= t.start < end for start, end in spans) for t in self.tokens)
+        return sum(not any(start <= t.start < end for start, end in spans) for t in self.values.tokens)
 
     def steps(self, digest: str) -> list[Step]:
         """Return the steps, one for each listed object; none if no or two readings fit."""
-        if len(self.found) != 1 or self.tries > _MAX_TRIES or not self._hits(bound := self.found[0]):
+        if len(self.found) != 1 or self.values.tries > _MAX_TRIES or not self._hits(bound := self.found[0]):
             return []
         arguments = self.tool.arguments
         several = [n for n, values in bound.items() if len(values) > 1 and "array" not in arguments[n].types]
@@ -150,7 +99,7 @@ class Match:
         return bool(texts) and texts.isdisjoint(step.args)
 
     def _args(self, bound: Bound, digest: str) -> dict[str, Argument]:
-        return {n: _argument(self.tool.arguments[n], bound[n], digest) for n in self.tool.arguments if n in bound}
+        return {n: argument_of(self.tool.arguments[n], bound[n], digest) for n in self.tool.arguments if n in bound}
 
     def _hits(self, bound: Bound) -> bool:
         """Return True if the order says whom or what it affects."""
@@ -160,32 +109,48 @@ class Match:
 
     # --- an order's words
 
-    def _read(self, tree: Tree, at: int) -> Iterator[Bound]:
-        """Yield the arguments of each order in `tree` that fits the tokens behind `at`."""
-        self.tries += 1
-        if self.tries > _MAX_TRIES:
+    def _all(self) -> Iterator[Bound]:
+        for order in self.tool.orders:
+            yield from self._read(order, 0)
+
+    def _read(self, order: Pattern, at: int) -> Iterator[Bound]:
+        """Yield the arguments by which the tokens behind `at` fit the rest of an order."""
+        self.values.tries += 1
+        token = self.values.tokens[at]
+        if self.values.tries > _MAX_TRIES or not order:
+            yield from [{}] if token.kind == "end" and not order else []
             return
-        token, small = self.tokens[at], self.language.determiners
+        item, rest = order[0], order[1:]
+        if isinstance(item, Choice):
+            for way in item.ways:
+                yield from self._read((*way, *rest), at)
+        elif isinstance(item, Options):
+            yield from self._read(rest, at)
+            for n, part in [(n, part) for n, part in enumerate(item.parts) if part not in item.parts[:n]]:
+                left = (*item.parts[:n], *item.parts[n + 1 :])
+                yield from self._read((*part, *([Options(left)] if left else []), *rest), at)
+        else:
+            yield from self._said(item, rest, at)
+            if at and token.kind == "sep" and token.text == "," and not self.tool.strict:
+                yield from self._said(item, rest, at + 1)
+
+    def _said(self, item: str, rest: Pattern, at: int) -> Iterator[Bound]:
+        """Yield the arguments if a word or an argument of an order stands at `at`."""
+        token, small = self.values.tokens[at], self.tool.language.determiners
         said = token.lower if token.kind not in {"quote", "sep", "colon", "end"} else ""
-        listed = at and self.tokens[at - 1].kind == "sep"  # "Add milk, eggs" does not add milk to eggs
-        if token.kind == "end" and "" in tree:
-            yield {}
-        if at and token.kind == "sep" and token.text == "," and not self.tool.strict:
-            yield from self._read(tree, at + 1)
-        for item, behind in tree.items():
-            if item[:1] == "{":
-                for values, after in self._fits(item[1:-1], at) if not listed else ():
-                    for bound in self._read(behind, after):
-                        if bound.keys().isdisjoint(values):
-                            yield {**values, **bound}
-            elif item in small:
-                yield from self._read(behind, at)  # users may leave an article out, or say one
-            elif item and said and (_alike(said, item) or self.coins.get(said, "?") == self.coins.get(item)):
-                yield from self._read(behind, at + 1)
-            elif item in self.language.prepositions:
-                continue  # "Get this to Ann" orders no ride
-            elif item and at and token.text in small and singular(self.tokens[at + 1].lower) == singular(item):
-                yield from self._read(behind, at + 2)
+        if item[:1] == "{":
+            listed = at and self.values.tokens[at - 1].kind == "sep"  # "Add milk, eggs" does not add milk to eggs
+            for values, after in self._fits(item[1:-1], at) if not listed else ():
+                for bound in self._read(rest, after):
+                    if bound.keys().isdisjoint(values):
+                        yield {**values, **bound}
+        elif item in small:
+            yield from self._read(rest, at)  # users may leave an article out, or say one
+        elif said and (_alike(said, item) or self.values.coins.get(said, "?") == self.values.coins.get(item)):
+            yield from self._read(rest, at + 1)
+        elif token.text in small and item not in self.tool.language.prepositions:  # "Get this to Ann" orders no ride
+            behind = self.values.tokens[at + 1 : at + 2] if at else []
+            yield from self._read(rest, at + 2) if [singular(t.lower) for t in behind] == [singular(item)] else ()
 
     def _fits(self, item: str, at: int) -> Iterator[tuple[Bound, int]]:
         """Yield what the argument `item` may be, and the index behind it."""
@@ -193,212 +158,8 @@ class Match:
         if (argument := self.tool.arguments.get(name)) is None:
             return
         if not fixed:
-            yield from self._labelled(argument, at)
+            yield from self.values.suiting(argument, at)
         elif not argument.choices or value in argument.choices:
-            yield {name: self._one(0, 1, "choice", value)}, at
+            yield {name: self.values.one(0, 1, "choice", value)}, at
 
     # --- the value of one argument
-
-    def _labelled(self, argument: Argued, at: int) -> Iterator[tuple[Bound, int]]:
-        """Yield what an argument may be, with its article and label."""
-        dictated = argument.kind == "text" and all(t.kind != "quote" for t in self.tokens[at:])  # "to text the Lees"
-        said = self.tokens[at].text if self.tokens[at].kind == "word" and not dictated else ""
-        determiner = said if said in self.language.determiners else ""
-        behind = begin = at + bool(determiner)
-        labels = () if dictated else argument.words
-        while singular(self.tokens[behind].lower) in labels and not self.tokens[behind].text.istitle():
-            behind += 1
-        taken = [*self._values(argument, behind)]
-        for values, end in taken or self._values(argument, begin):
-            kind, labelled, label = values[0].kind, behind > begin, self.tokens[behind - 1].lower
-            named = kind in {"word", "name", "run"} and argument.kind != "principal"  # `_argument` reads the noun
-            first = begin == 1 and not labelled and argument.kind in TARGETS
-            doubts = (  # each for the words in its quotation marks
-                determiner in self.data["indefinite"] and kind not in {"quote", "choice"},  # "a Math course"
-                determiner and not labelled and kind == "word" and self.tool.effect != "write",  # "R-5 from the report"
-                first and kind in _LOWER and self.tool.effect in _GRAVE,  # "Refund policy"
-                labelled and singular(label) != label and len(values) == 1,  # "the pages p1 to p9"
-                first and kind == "number" and len(values[0].text) <= _SHORT,  # "Scrap 2"
-            )
-            if any(doubts):
-                continue
-            yield self._bound(argument, values), end
-            if determiner and not named and kind != "number" and self.tokens[end].lower in argument.words:
-                yield self._bound(argument, values), end + 1  # "the CS-101 course"
-
-    def _bound(self, argument: Argued, values: tuple[Token, ...]) -> Bound:
-        """Return the argument's value, and with money its currency."""
-        if values[0].kind != "money" or not self.tool.coin:
-            return {argument.name: values}
-        code = re.sub(NUMBER, "", (money := values[0]).text).strip()
-        start = money.start + money.text.index(code)
-        coin = Token("word", self.data["currencies"][code], start, start + len(code))
-        return {argument.name: values, self.tool.coin: (coin,)}
-
-    def _values(self, argument: Argued, at: int) -> Iterator[tuple[tuple[Token, ...], int]]:
-        """Yield the values that suit an argument, without articles and labels."""
-        if argument.choices:
-            yield from self._choices(argument, at)
-            return
-        if argument.kind == "text":
-            yield from self._texts(argument, at)
-            return
-        kinds = {*self.data["kinds"][argument.kind].split()}
-        kinds -= _LOOSE.get(argument.kind, _LOWER) if self.tool.strict else set()
-        kinds -= _LOWER if argument.name == self.tool.coin else set()
-        kinds |= {"run"} if self.loose else set()
-        if argument.kind == "principal" and not self.loose:  # "Send 45 EUR to bob", but not "Pay rent 900 EUR"
-            kinds -= _NAMELESS - ({"word"} if self.tokens[at - 1].text in self.data["persons"] else set())
-        if argument.types and argument.types <= _COUNTS:
-            kinds &= {"number", "money"} if argument.types & {"number", "integer"} else set()
-        timed, dated = "time" in argument.words, not argument.words.isdisjoint(("date", "day"))
-        if (timed or (argument.kind == "when" and not dated)) and (end := self._clock(at)):
-            yield self._one(at, end, "time"), end
-        if timed and not dated and not _CLOCK.search(self.tokens[at].text):
-            kinds -= {"date"}
-        if "number" in kinds and (number := self._whole(argument, self.tokens[at])):
-            yield self._one(at, at + 1, "number", number), at + 1
-        yield from self._listed(argument, kinds, at)
-        yield from self._names(argument, kinds, at)
-
-    def _choices(self, argument: Argued, at: int) -> Iterator[tuple[tuple[Token, ...], int]]:
-        offered = {re.sub(r"[\W_]+", " ", c).lower(): c for c in argument.choices}
-        for end in range(at + 1, min(at + _MAX_RUN, len(self.tokens) - 1) + 1):
-            said = re.sub(r"[\W_]+", " ", " ".join(t.lower for t in self.tokens[at:end]))
-            if said in offered:
-                yield self._one(at, end, "choice", offered[said]), end
-
-    def _texts(self, argument: Argued, at: int) -> Iterator[tuple[tuple[Token, ...], int]]:
-        """Yield a quotation, or words without quotes; at the end, all that are left."""
-        colon, end = self.tokens[at].kind == "colon", len(self.tokens) - 1
-        spoken = self.tokens[at + colon : end]
-        if spoken and spoken[0].kind == "quote":
-            yield self._one(at + colon, at + colon + 1, "quote"), at + colon + 1
-        begin = self.tokens[at + colon]
-        told = colon or not self.tool.strict or self.tokens[at - 1].lower == self.data["dictating"]
-        barred = begin.kind in {"own", "odd"} or begin.lower == self.data["dictating"]  # "email Bob's boss hello"
-        if not told or barred or any(t.kind == "quote" for t in spoken) or self.language.gap(self.tokens, at + colon):
-            return
-        own = {*self.language.determiners, *self.tool.nouns, *argument.words}
-        said = False  # more than "a comment"
-        for stop in range(at + colon + 1, end + 1):
-            self.tries += 1
-            token = self.tokens[stop - 1]
-            if self._barred(token, colon=colon):
-                return
-            said |= singular(token.lower) not in own
-            if said and (colon or not self._timed(self.tokens[at + colon : stop])):
-                yield self._one(at + colon, stop, "open"), stop
-
-    def _timed(self, spoken: Sequence[Token]) -> bool:
-        """Return True if words end with a time, which may say when they are to be told."""
-        at = [t.lower for t in spoken[-2:-1]] == ["at"] and spoken[-1].lower in self.data["numerals"]
-        return (
-            at
-            or any(t.kind == "date" or t.lower in self.data["times"] for t in spoken[-2:])
-            or bool(_CLOCK.fullmatch(spoken[-1].text))
-        )
-
-    @cached_property
-    def _others(self) -> tuple[AbstractSet[str], AbstractSet[str]]:
-        """The names of the other arguments, and kinds of their values."""
-        others = [a for a in self.tool.arguments.values() if a.kind != "text"]
-        kinds = {kind for a in others for kind in self.data["kinds"][a.kind].split()}
-        return {w for a in others for w in a.words}.union(self.data["about"]), kinds & _SHOWN
-
-    def _barred(self, token: Token, *, colon: bool) -> bool:
-        """Return True if a token is not of a text, but of another argument or an aside."""
-        labels, kinds = self._others
-        label = singular(token.lower) in labels and token.lower not in self.language.prepositions
-        odd = not re.search(r"\w|," if colon else r"\w", token.text[:2])
-        return odd or label or (not colon and token.kind in kinds)
-
-    def _listed(self, argument: Argued, kinds: set[str], at: int) -> Iterator[tuple[tuple[Token, ...], int]]:
-        """Yield a value of one token, and a list of such values."""
-        token, end = self.tokens[at], at + 1
-        others = (w for a in self.tool.arguments.values() for w in (*a.words, *map(str.lower, a.choices)))
-        known = {*others}.union(self.language.verbs, self.nouns) if token.kind == "word" else ()
-        account = argument.kind == "principal" and self.tool.effect == "pay" and not re.search(r"[/\\.]", token.text)
-        account &= token.kind == "id"
-        acronym = argument.kind == "principal" and token.text.isupper() and self.tool.effect != "pay"  # "Disable SSO"
-        fits = (account or (token.kind in kinds and not (acronym and self.tool.strict))) and singular(
-            token.lower
-        ) not in known
-        fits = fits and self.language.value(token)
-        flat = "id" in kinds and argument.kind != "principal" and re.fullmatch(r"\d{1,4}[A-Z]", token.text)  # "3B"
-        if not (fits or flat) or (token.kind in {"money", "number"} and not self._paid(argument, token)):
-            return
-        yield (token,), end
-        values = [token]
-        while (
-            token.kind in _LISTED
-            and (gap := self.language.gap(self.tokens, end))
-            and self.tokens[end + gap].kind == token.kind
-        ):
-            values.append(self.tokens[end + gap])
-            end += gap + 1
-        if len(values) > 1:
-            yield tuple(values), end
-
-    def _names(self, argument: Argued, kinds: set[str], at: int) -> Iterator[tuple[tuple[Token, ...], int]]:
-        """Yield names of several words: "Ana Lee", "desk lamp", "Biology 2"."""
-        for end in range(at + 2, at + _MAX_RUN + 1):
-            *words, behind = self.tokens[at:end] or [self.tokens[-1]]
-            numbered = behind.kind == "number" and [t.kind for t in words[:1]] == ["name"] and not self.tool.strict
-            words += [behind] * (not numbered)
-            months = {t for t in words if t.kind == "name" and t.lower in self.language.months}  # "Jan Vos"
-            plain = all(t in months or (t.kind in {"name", "word"} and self.language.value(t)) for t in words)
-            if not plain or self.language.verbs.intersection(t.lower for t in words if t.kind == "word"):
-                return
-            kind = "name" if all(t.kind == "name" for t in words) else "run"
-            several = singular(last := words[-1].lower) != last and singular(last) in argument.words  # "Volvo items"
-            if kind in kinds and not several and not (numbered and argument.kind == "principal"):
-                yield self._one(at, end, kind), end
-
-    def _one(self, begin: int, end: int, kind: str, text: str = "") -> tuple[Token, ...]:
-        start, stop = self.tokens[begin].start, self.tokens[end - 1].end
-        return (Token(kind, text or self.text[start:stop], start, stop),)
-
-    def _clock(self, at: int) -> int:
-        """Return the index behind a time of day, or 0."""
-        for end in (at + 2, at + 1):
-            if _CLOCK.fullmatch(" ".join(t.text for t in self.tokens[at:end])):
-                return end
-        return 0
-
-    def _whole(self, argument: Argued, token: Token) -> str:
-        """Return a whole number that is written as a word, or with commas."""
-        counts = argument.types <= _COUNTS if argument.types else argument.kind == "amount"
-        if counts and token.lower in (names := self.data["numerals"]):
-            return f"{names.index(token.lower) + 1}"
-        grouped = argument.types <= {"integer", "null"} and re.fullmatch(r"[1-9]\d{0,2}(?:,\d{3})+", token.text)
-        return token.text.replace(",", "") if grouped and argument.types else ""
-
-    def _paid(self, argument: Argued, amount: Token) -> bool:
-        """Return True if an argument may be this amount: "{limit} EUR" takes no USD."""
-        code, words = re.sub(NUMBER, "", amount.text).strip().lower(), {*words_of(argument.name)}
-        if argument.kind != "amount" or not (code or (self.tool.strict and self.tool.effect == "pay")):
-            return True
-        written = {item for order in self.tool.profile.orders for form in forms_of(order) for item in form}
-        if coins := words.intersection(self.coins):
-            return coins == {self.coins.get(code, "")}
-        priced = words <= {*self.data["moneyed"]} and {*self.data["unpaid"]}.isdisjoint(map(singular, self.tool.nouns))
-        return bool(self.tool.coin) or (priced and written.isdisjoint(self.coins))
-
-
-def _argument(argument: Argued, values: tuple[Token, ...], digest: str) -> Argument:
-    """Return the value with its span, or both readings of "the garage door"."""
-    texts, first, array = tuple(v.text for v in values), values[0], "array" in argument.types
-    if first.kind == "open":
-        return Text(quote=texts)
-    if argument.kind == "amount" and first.kind != "choice":
-        number = re.findall(NUMBER, texts[0])[0]
-        start = first.start + texts[0].index(number)
-        value = read_number(number, money=first.kind == "money") or 0
-        return Const(value=value, said=Span(digest, start, start + len(number)))
-    if argument.types - {"null"} == {"boolean"}:
-        return Const(value=texts[0] == "true", said=Span(digest, first.start, first.end))
-    said, _, noun = texts[0].rpartition(" ")
-    if first.kind == "run" and singular(noun.lower()) in argument.words and not array:
-        return OneOf(values=(texts[0], said))
-    return Const(value=texts if array else texts[0], said=Span(digest, first.start, values[-1].end))

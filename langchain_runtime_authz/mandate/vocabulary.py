@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
-from langchain_runtime_authz._order_patterns import MAX_LENGTH, Tree, tree_of
+from langchain_runtime_authz._order_patterns import MAX_LENGTH, Pattern, firsts, parse
 from langchain_runtime_authz.mandate.languages import PARTS, Language, singular, words_of
 from langchain_runtime_authz.tool_profile import ToolProfile
 
@@ -64,7 +64,8 @@ class Tool:
         own += language.data["reads"] if profile.effect == "read" and not profile.intent else []
         self.entries = [said for said in (*profile.intent, *own) if said.strip() and said not in profile.orders]
         self.strict = not profile.orders  # what only verbs suggest takes no lower-case word as a name
-        self.verbs = {*tree_of(profile.orders), *(said.split()[0].lower() for said in self.entries)}
+        begun = (first for order in profile.orders for first in firsts(parse(order)))
+        self.verbs = {*begun, *(said.split()[0].lower() for said in self.entries)}
 
     @cached_property
     def arguments(self) -> dict[str, Argued]:
@@ -77,9 +78,10 @@ class Tool:
         return {n: self._argued(n, k, _mapped(properties.get(n))) for n, k in kinds.items() if len(n) <= MAX_NAME}
 
     @cached_property
-    def tree(self) -> Tree:
+    def orders(self) -> tuple[Pattern, ...]:
         """The orders of the profile, and those that its verbs suggest."""
-        return tree_of((*self.profile.orders, *(order for verb in self.entries for order in suggested(self, verb))))
+        plain = (order for verb in self.entries for order in suggested(self, verb))
+        return tuple(map(parse, (*self.profile.orders, *plain)))
 
     @cached_property
     def texts(self) -> set[str]:

@@ -20,7 +20,8 @@ from langchain_runtime_authz._regex import normalize
 from langchain_runtime_authz.facts.task import content_digest
 from langchain_runtime_authz.mandate.languages import Language, Token, languages, singular, words_of
 from langchain_runtime_authz.mandate.model import Compiled, Dropped, Mandate, Step
-from langchain_runtime_authz.mandate.order_matching import Match, cuts
+from langchain_runtime_authz.mandate.order_matching import Match
+from langchain_runtime_authz.mandate.order_values import cuts
 from langchain_runtime_authz.mandate.vocabulary import MAX_NAME, TARGETS, Tool
 from langchain_runtime_authz.tool_profile import ToolProfile
 
@@ -165,7 +166,7 @@ class _Turn:
         if stop := language.stop([*tokens[:opened], *([] if whole else tokens[begun:])]):  # "put {order} on hold"
             raise _UnclearError(f"`{stop}` leaves open whether it is an order")
         for clause in self._unfronted([*self._clauses(tokens, opened)]):
-            if "?" in mark and not any(map(language.definite, clause)):
+            if "?" in mark and not whole and not any(map(language.definite, clause)):
                 raise _UnclearError("it may ask what is possible")
             self._clause(clause)
 
@@ -188,7 +189,7 @@ class _Turn:
             ways, found = cuts(tokens) if tools else [], []
             for tool in tools:
                 found.append(match := Match(tool, ways, self.text, self.nouns))
-                self.tries += match.tries
+                self.tries += match.values.tries
                 if self.tries > MAX_TRIES:
                     raise _UnclearError("it can be read in too many ways")
             self.matches[key] = [match for match in found if match.found]

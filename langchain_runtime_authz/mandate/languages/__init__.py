@@ -102,6 +102,7 @@ class Language:
             "money": rf"(?:{code}) ?{NUMBER}|{NUMBER} ?(?:{code})",
             "name": rf"(?:{'|'.join(data['titles'])})\. {_NAME.pattern}",
             "iban": r"[A-Z]{2}\d\d(?: [A-Z0-9]{4}){2,7}(?: [A-Z0-9]{1,3})?",
+            "phone": r"(?:\+\d{1,3}|0\d{2,4})(?: \d{2,7}){1,4}",
             "rest": r"\S+?",
         }
         marks = r"(?P<bullet>^[ \t]*(?:[-*•]|\d{1,2}[.)])[ \t]+)|(?P<end>\n+|[.!?;]+(?=\s|\Z))|(?P<sep>,(?=\s|\Z))|(?P<colon>:(?=\s|\Z))"
@@ -142,6 +143,8 @@ class Language:
         elif kind == "money":
             number = re.search(NUMBER, said)
             kind = kind if number and read_number(number[0], money=True) is not None else "odd"
+        elif kind == "phone":
+            kind = "id"
         elif kind == "rest":
             said = self.data["spellings"].get(said.lower(), said)
             kind = self.kind(said)

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from langchain_runtime_authz._order_patterns import MAX_FORMS, forms_of
 from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.mandate.model import Const, OneOf, Text
 from langchain_runtime_authz.mandate.words import compile_words
@@ -148,9 +147,8 @@ def test_each_value_reaches_its_own_argument(ticket, other, order, left):
 
 @pytest.mark.parametrize(("order", "said"), [
     ("{ticket} closed", "begin with a word"), ("close {ticket", "bracket"), ("close [{ticket}", "bracket"), ("close {a b}", "bracket"), ("close ({ticket}]", "bracket"),
-    ("[close] {ticket}", "begin with a word"), ("close " + " ".join(f"[{w} {{ticket}}]" for w in "abcdefg"), "next to each other"), ("close (a|b) (c|d) (e|f) (g|h) (m|n) [i] [j] [k] [l] {ticket}", "forms"),("close {size}", "free"),
+    ("[close] {ticket}", "begin with a word"), ("[close|] {ticket}", "begin with a word"), ("close ({ticket} a|{ticket} b) {ticket}", "twice"), ("close {size}", "free"),
     ("close {ticket} {ticket}", "twice"), ("close {ticket=}", "bracket"), ("close " * 100 + "{ticket}", "characters"), ("close " + "[" * 3000 + "{ticket}" + "]" * 3000, "characters"),
-    ("close " + 5 * ("[" + "|".join("abcdefghijklmnopqrstuvwxyz") + "] ") + "{ticket}", "forms"),
 ])  # fmt: skip
 def test_a_malformed_order_is_refused(order, said):
     with pytest.raises(ConfigError, match=said):
@@ -176,8 +174,30 @@ def test_an_order_gives_only_values_of_the_schema(given, right):
         assert mandate.steps[0].args.keys() == {"ticket", given.partition("=")[0].strip()}
 
 
-def test_optional_parts_come_in_any_order():
-    assert set(forms_of("go [to {x}] [by {y}]")) == {("go", *sum(p, ())) for n in range(3) for p in itertools.permutations([("to", "{x}"), ("by", "{y}")], n)}
-    assert forms_of("Cafe\u0301: where is {x}, {y}?") == (("café", "where", "is", "{x}", "{y}"),)
-    assert forms_of("(call|cancel) {x}") == (("call", "{x}"), ("cancel", "{x}"))
-    assert len(forms_of("go [a] [b] [c] [d] [e]")) == 326 < MAX_FORMS
+FARM = {
+    "move": ToolProfile(
+        critical={"crate": "object", "to": "place", "by": "principal"},
+        intent=("move {crate} [to {to}] [(by|for) {by}] [[very] carefully]", "roll {crate} ([to {to}]) ([by {by}])", "Cafe\u0301: {crate}, {to}?"),
+    ),
+    "call": ToolProfile(critical={"line": "principal", "gate": "object"}, intent=("call [line {line}] [{gate}]", "ring {line}")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    *((f"Move C-1 {' '.join(parts)}", {"crate": "C-1", "to": "Oslo", "by": "Ana"}) for parts in itertools.permutations(["to Oslo", "by Ana", "very carefully"])),
+    ("Roll C-1 to Oslo by Ana", {"crate": "C-1", "to": "Oslo", "by": "Ana"}), ("Roll C-1 by Ana to Oslo", None), ("Move C-1 very", None),
+    ("Café C-1 Oslo", {"crate": "C-1", "to": "Oslo"}), ("Move C-1 by Ana by Bob", None),
+    ("Move C-1 to 5 Harbour Street, Bristol for the Bank of Ohio", {"crate": "C-1", "to": "5 Harbour Street, Bristol", "by": "Bank of Ohio"}), ("Move C-1 to Oslo, Bergen", None),
+    ("Call line 12", {"line": "12"}), ("Ring 12", None), ("Ring +49 151 2233445", {"line": "+49 151 2233445"}), ("Ring 0151 700100", {"line": "0151 700100"}),
+    ("Could you ring Ana?", {"line": "Ana"}), ("Call gates 12 and 15", {"gate": "12"}), ("Call gates 12", None), ("Call 12 and 15", None),
+])  # fmt: skip
+def test_parts_and_values_of_an_order(text, expected):
+    mandate = compile_words([text], FARM, {"move": {"required": ["crate"]}, "call": {"required": []}}).mandate
+    found = {n: a.value for n, a in mandate.steps[0].args.items()} if mandate else None
+    assert found == expected
+
+
+def test_an_order_of_many_parts_is_read_in_bounded_work():
+    many = ToolProfile(critical={"item": "object"}, intent=("walk {item} " + " ".join(["[up on]"] * 40), "walk " + "[[up] on] " * 20 + "{item}"))
+    for text, read in (("walk T-1" + " up on" * 3, True), ("walk T-1" + " up on" * 46, False), ("walk" + " up" * 90, False)):
+        assert (compile_words([text], {"go": many}).mandate is not None) == read
