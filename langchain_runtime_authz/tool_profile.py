@@ -91,6 +91,7 @@ class ToolProfile(BaseModel):
             outsider chose the fields next to it.
         intent: orders by which a user asks for the tool, with arguments in braces, like `book {room} [on {date}]`; or
             verbs, which suggest plain orders. Only `mandate.words` reads them.
+        synonyms: argument → words of users → the value that they stand for, like `{environment: {prod: production}}`.
         reaches: names of other declared tools that a call can start; the policy decides on the whole chain. Also
             audiences, as URLs, of the services behind the tool, for which a call's token may be exchanged.
         resource: the name of what a read returns, with arguments in braces: `file:{path}`. `RuntimeAuthz.data_changed`
@@ -123,6 +124,7 @@ class ToolProfile(BaseModel):
     counterparty: Names = ()
     author: str | None = None
     intent: Names = ()
+    synonyms: dict[str, dict[str, str]] = {}
     reaches: Names = ()
     resource: str | None = None
     version: str | None = None
@@ -176,7 +178,12 @@ class ToolProfile(BaseModel):
         worded = {field: self._arguments_of(field) for field in ("resource", "question")}
         ordered = {name_in(item) for item in items(*self.orders) if item[0] == "{"}
         fields = ("critical", "when", "text", "free")
-        return {"intent": tuple(ordered), **{field: tuple(getattr(self, field)) for field in fields}, **worded}
+        return {
+            "intent": tuple(ordered),
+            "synonyms": tuple(self.synonyms),
+            **{field: tuple(getattr(self, field)) for field in fields},
+            **worded,
+        }
 
     _chain: tuple[tuple[str, ToolProfile], ...] = ()
 
@@ -347,10 +354,12 @@ def check_arguments(name: str, declared: ToolProfile, arguments: Mapping[str, ob
                 raise ConfigError(
                     f"{name}: `{fact}` names `{path}`, which the tool's schema does not have", Code.PROFILE_INVALID
                 )
-    for argument, value in sorted(given_in(declared.orders)):
+    given = {("intent", *pair) for pair in given_in(declared.orders)}
+    given |= {("synonyms", of, value) for of, words in declared.synonyms.items() for value in words.values()}
+    for field, argument, value in sorted(given):
         if not _takes(arguments[argument], value):
             raise ConfigError(
-                f"{name}: `intent` has `{{{argument}={value}}}`, which the schema refuses", Code.PROFILE_INVALID
+                f"{name}: `{field}` has `{argument}={value}`, which the schema refuses", Code.PROFILE_INVALID
             )
 
 

@@ -159,7 +159,7 @@ class Match:
             return
         if not fixed:
             yield from self.values.suiting(argument, at)
-        elif not argument.choices or value in argument.choices:
+        elif not argument.limited or value in argument.choices.values():
             yield {name: self.values.one(0, 1, "choice", value)}, at
 
     # --- the value of one argument

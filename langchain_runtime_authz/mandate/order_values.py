@@ -12,7 +12,7 @@ from typing import Final
 from langchain_runtime_authz._order_patterns import items
 from langchain_runtime_authz.mandate.languages import NUMBER, Token, read_number, singular, words_of
 from langchain_runtime_authz.mandate.model import Argument, Const, OneOf, Span, Text
-from langchain_runtime_authz.mandate.vocabulary import TARGETS, Argued, Tool
+from langchain_runtime_authz.mandate.vocabulary import TARGETS, Argued, Tool, plain
 
 _MAX_ADDRESS: Final = 9  # words and commas of an address
 _MAX_RUN: Final = 4  # words of one name, or of one choice
@@ -110,8 +110,8 @@ class Values:
 
     def _values(self, argument: Argued, at: int) -> Iterator[tuple[tuple[Token, ...], int]]:
         """Yield the values that suit an argument, without articles and labels."""
-        if argument.choices:
-            yield from self._choices(argument, at)
+        yield from (choices := [*self._choices(argument, at)])
+        if choices or argument.limited:
             return
         if argument.kind == "text":
             yield from self._texts(argument, at)
@@ -144,11 +144,9 @@ class Values:
         yield from self._addresses(at) if argument.kind == "place" and not self.tool.strict else ()
 
     def _choices(self, argument: Argued, at: int) -> Iterator[tuple[tuple[Token, ...], int]]:
-        offered = {re.sub(r"[\W_]+", " ", c).lower(): c for c in argument.choices}
         for end in range(at + 1, min(at + _MAX_RUN, len(self.tokens) - 1) + 1):
-            said = re.sub(r"[\W_]+", " ", " ".join(t.lower for t in self.tokens[at:end]))
-            if said in offered:
-                yield self.one(at, end, "choice", offered[said]), end
+            if choice := argument.choices.get(plain(" ".join(t.text for t in self.tokens[at:end]))):
+                yield self.one(at, end, "choice", choice), end
 
     def _texts(self, argument: Argued, at: int) -> Iterator[tuple[tuple[Token, ...], int]]:
         """Yield a quotation, or words without quotes; at the end, all that are left."""
@@ -198,7 +196,7 @@ class Values:
     def _listed(self, argument: Argued, kinds: set[str], at: int) -> Iterator[tuple[tuple[Token, ...], int]]:
         """Yield a value of one token, and a list of such values."""
         token, end = self.tokens[at], at + 1
-        others = (w for a in self.tool.arguments.values() for w in (*a.words, *map(str.lower, a.choices)))
+        others = (w for a in self.tool.arguments.values() for w in (*a.words, *a.choices))
         known = {*others}.union(self.language.verbs, self.nouns) if token.kind == "word" else ()
         account = argument.kind == "principal" and self.tool.effect == "pay" and not re.search(r"[/\\.]", token.text)
         account &= token.kind == "id"

@@ -40,8 +40,14 @@ class Argued:
     kind: str  # by the profile: a critical kind, `when` or `text`; else `value`
     words: frozenset[str]
     required: bool
-    choices: frozenset[str]
+    choices: Mapping[str, str]  # what users say, in lower case → the value
+    limited: bool  # to the choices
     types: frozenset[str]  # JSON types; empty if the schema has none
+
+
+def plain(words: str) -> str:
+    """Return words as they are compared with choices: `on_hold` is "on hold"."""
+    return re.sub(r"[\W_]+", " ", words).strip().lower()
 
 
 def _listed(value: object) -> Sequence[Any]:
@@ -96,13 +102,15 @@ class Tool:
 
     def _argued(self, name: str, kind: str, schema: Mapping[str, Any]) -> Argued:
         needed = self.schema.get("required")
+        enum = [c for c in _listed(schema.get("enum")) if isinstance(c, str)]
         options = [schema, *map(_mapped, _listed(schema.get("anyOf")))]
         return Argued(
             name=name,
             kind=kind,
             words=frozenset((*words_of(name), kind)),
             required=name in _listed(needed) if needed is not None else kind not in {"when", "text"},
-            choices=frozenset(c for c in _listed(schema.get("enum")) if isinstance(c, str)),
+            choices={plain(c): c for c in enum} | {plain(w): c for w, c in self.profile.synonyms.get(name, {}).items()},
+            limited=bool(enum),
             types=frozenset(t for o in options if isinstance(t := o.get("type"), str)),
         )
 
@@ -167,7 +175,7 @@ def _behind(tool: Tool, argument: Argued) -> str:
         way = f"{words[0]} {value}"
     elif argument.kind == "when" and {*words} <= {*tool.language.data["moments"]}:
         way = f"on {value}"
-    elif argument.choices:
+    elif argument.limited:
         way = f"([with] {label} {value}|as {value}|{value} {label})"
     else:
         way = f"with {label} {value}"

@@ -174,12 +174,18 @@ def test_an_order_gives_only_values_of_the_schema(given, right):
         assert mandate.steps[0].args.keys() == {"ticket", given.partition("=")[0].strip()}
 
 
+def test_a_synonym_stands_for_a_value_of_the_schema():
+    for words, said in (({"ticket": {"it": "T-5"}}, None), ({"status": {"done": "gone"}}, "`synonyms` has `status=gone`"), ({"state": {"done": "closed"}}, "`synonyms` names `state`")):
+        with contextlib.nullcontext() if said is None else pytest.raises(ConfigError, match=said):
+            check_arguments("close_ticket", ToolProfile(synonyms=words), {"ticket": STRING, "status": {"enum": ["closed"]}})
+
+
 FARM = {
     "move": ToolProfile(
         critical={"crate": "object", "to": "place", "by": "principal"},
-        intent=("move {crate} [to {to}] [(by|for) {by}] [[very] carefully]", "roll {crate} ([to {to}]) ([by {by}])", "Cafe\u0301: {crate}, {to}?"),
+        synonyms={"to": {"Yard": "Y-1"}}, intent=("move {crate} [to {to}] [(by|for) {by}] [[very] carefully]", "roll {crate} ([to {to}]) ([by {by}])", "Cafe\u0301: {crate}, {to}?"),
     ),
-    "call": ToolProfile(critical={"line": "principal", "gate": "object"}, intent=("call [line {line}] [{gate}]", "ring {line}")),
+    "call": ToolProfile(critical={"line": "principal", "gate": "object"}, intent=("call [line {line}] [{gate}]", "ring {line}"), synonyms={"line": {"front desk": "9"}}),
 }  # fmt: skip
 
 
@@ -189,6 +195,7 @@ FARM = {
     ("Café C-1 Oslo", {"crate": "C-1", "to": "Oslo"}), ("Move C-1 by Ana by Bob", None),
     ("Move C-1 to 5 Harbour Street, Bristol for the Bank of Ohio", {"crate": "C-1", "to": "5 Harbour Street, Bristol", "by": "Bank of Ohio"}), ("Move C-1 to Oslo, Bergen", None),
     ("Call line 12", {"line": "12"}), ("Ring 12", None), ("Ring +49 151 2233445", {"line": "+49 151 2233445"}), ("Ring 0151 700100", {"line": "0151 700100"}),
+    ("Ring the front desk", {"line": "9"}), ("Roll C-1 to the yard", {"crate": "C-1", "to": "Y-1"}),
     ("Could you ring Ana?", {"line": "Ana"}), ("Call gates 12 and 15", {"gate": "12"}), ("Call gates 12", None), ("Call 12 and 15", None),
 ])  # fmt: skip
 def test_parts_and_values_of_an_order(text, expected):
