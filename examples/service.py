@@ -10,8 +10,8 @@ from langchain_core.tools import tool
 from langchain_runtime_authz import RuntimeAuthz, current_call, profile
 from langchain_runtime_authz.credential.token import Credential
 from langchain_runtime_authz.downstream.httpx_auth import CallAuth
-from langchain_runtime_authz.resource_server.dependency import ResourceServer
 from langchain_runtime_authz.resource_server.dpop import ProofVerifier
+from langchain_runtime_authz.resource_server.server import ResourceServer
 from langchain_runtime_authz.resource_server.status import LedgerStatus
 
 BANK, PATH, stolen = "https://bank.example", "/balance", []

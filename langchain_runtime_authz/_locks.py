@@ -26,7 +26,7 @@ _taken: list[threading.Lock] = []
 def forkable_lock() -> threading.Lock:
     """Return a lock that is free in a forked child.
 
-    A thread that holds one such lock must not wait for another.
+    A fork waits for all of these locks, so a thread that holds one must not wait for another of them.
     """
     lock = threading.Lock()
     with _registry:

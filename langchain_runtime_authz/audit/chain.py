@@ -220,10 +220,10 @@ def verify_files(files: Sequence[tuple[str, Callable[[], Any]]], head: str | Non
 
 
 def read_log(path: str | Path, mark: str = "", opened: Opened | None = None) -> Iterator[dict[str, Any] | None]:
-    """Yield a log's records with the text `mark`, and all completions and mints.
+    """Yield a log's records that hold the text `mark`, and all completions and mints.
 
-    Nothing is verified. Yield `None` for a line that is not a record. `opened` adds sealed contents to a record
-    (`audit.encryption`). Raises `ConfigError`: the file is an evidence pack.
+    Nothing is verified, and "" is in every record. Yield `None` for a line that is not a record. `opened` adds sealed contents to a record
+    (`audit.encryption`). Raises `ConfigError` if the file is an evidence pack.
     """
     if Path(path).suffix == PACK:
         raise ConfigError(f"{Path(path).name} is an evidence pack; unpack it, and give the log in it")

@@ -110,10 +110,10 @@ class Approvers:
     def _verify(
         self, statement: str, question: Question, *, message: str = "", now: float | None = None
     ) -> Flow[Statement]:
-        """Verify a statement that answers `question` with `message`.
+        """Verify a statement that answers `question`, and gives `message` as its reason.
 
-        Raises `approval_statement`, `approval_approver` (not a user) or `keys_unavailable`. No error quotes the
-        statement.
+        Raises an error with the code `approval_statement`, `approval_approver` (not a user) or `keys_unavailable`. It
+        does not quote the statement.
         """
         jws = read(statement, typ=APPROVAL_TYP, algorithms=ALGORITHMS, code=_CODE)
         keys = self._keys_of(jws)

@@ -33,8 +33,8 @@ from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError
 from langchain_runtime_authz.facts.plan import calls_digest, plan_calls
 from langchain_runtime_authz.facts.task import content_digest
 from langchain_runtime_authz.langgraph import private_api as private
-from langchain_runtime_authz.langgraph.heard_answers import hear
 from langchain_runtime_authz.langgraph.object_graph import DECISIONS
+from langchain_runtime_authz.langgraph.resume_values import hear
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt, RunHandle, current_node, opened, running
 from langchain_runtime_authz.langgraph.tool_arrival import Arrival, arrival_unguarded
 from langchain_runtime_authz.langgraph.tool_call_parsing import unknown

@@ -11,13 +11,13 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langgraph.graph.message import REMOVE_ALL_MESSAGES
 from langgraph.types import Command, Interrupt, StateSnapshot
 
-from langchain_runtime_authz.facts.interrupt_answers import CLOSED, MAX_DEPTH, texts_in
+from langchain_runtime_authz.facts.answer_corrections import CLOSED, MAX_DEPTH, texts_in
 from langchain_runtime_authz.facts.plan import raw_digest
 from langchain_runtime_authz.facts.task import ANSWER, HumanText, content_digest, content_text
 from langchain_runtime_authz.langgraph import messages
+from langchain_runtime_authz.langgraph.answer_numbers import OURS
 from langchain_runtime_authz.langgraph.checkpoints import WATCHED, said
 from langchain_runtime_authz.langgraph.private_api import is_resume_map
-from langchain_runtime_authz.langgraph.task_answers import OURS
 from langchain_runtime_authz.ledger.base import Approval
 from langchain_runtime_authz.mandate.languages import Language, languages
 from langchain_runtime_authz.pep.approval_hitl import PLAIN, TAKES_ANY, approval_ids, is_shown_by, shown

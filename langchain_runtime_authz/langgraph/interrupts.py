@@ -17,8 +17,8 @@ from langgraph.errors import GraphBubbleUp, GraphInterrupt
 from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.facts.checkpoint_head import OF_TASK
+from langchain_runtime_authz.langgraph import answer_numbers
 from langchain_runtime_authz.langgraph import private_api as private
-from langchain_runtime_authz.langgraph import task_answers
 from langchain_runtime_authz.langgraph.messages import kept
 from langchain_runtime_authz.langgraph.tool_call_parsing import parses_alike
 from langchain_runtime_authz.langgraph.tool_execution import Pending
@@ -34,9 +34,9 @@ from langchain_runtime_authz.pep.on_ask import AskHere
 from langchain_runtime_authz.pep.run import Block, Commit, Effect, Flow, Load, Run
 
 # Pause for an approver. Raises `GraphInterrupt` until there is an answer, then returns it.
-Interrupt: Final = Effect(lambda _, value: task_answers.pause(value))
+Interrupt: Final = Effect(lambda _, value: answer_numbers.pause(value))
 # The same for a question that a stopped task replaced by another one, which has taken its number.
-AskAgain: Final = Effect(lambda _, value: task_answers.pause(value, approval_hitl.approval_ids(value)))
+AskAgain: Final = Effect(lambda _, value: answer_numbers.pause(value, approval_hitl.approval_ids(value)))
 
 
 def _decide(run: Run, calls: Sequence[Call], entry: Entry = None) -> Flow[list[DecidedCall]]:
@@ -72,7 +72,7 @@ def decide_together(
     decided = yield from _decide(run, calls, entry)
     for one in decided:
         if had is not None and one.row is not None:
-            task_answers.take_answers(config, kept(one.row.result).get("answers", ()))
+            answer_numbers.take_answers(config, kept(one.row.result).get("answers", ()))
         if one.approval is not None or one.decision.outcome == "approval_required":
             decided = yield from _ask(run, calls, decided, config, had=had, turn=turn)
             break
@@ -189,9 +189,9 @@ def _ask(
         answered = rounds + sum(bool(_asked_in(j, me, review=True)) and not j.call.reviewed for j in judged)
         if had:
             answered = had()
-        elif task_answers.kept_answers(config) is not None:  # then a new question comes after all of them
+        elif answer_numbers.kept_answers(config) is not None:  # then a new question comes after all of them
             answered = len(private.scratchpad_of(config).resume)
-        late = before_answers and task_answers.answers_left(config, answered, plain=plain)
+        late = before_answers and answer_numbers.answers_left(config, answered, plain=plain)
         refused: dict[str, Code] = dict.fromkeys(unrepeatable, Code.UNREPEATABLE_ARGUMENTS)
         here = run.engine.on_ask is not None
         if fresh and had and private.checkpointer_of(config) and not here and (late or not turn()):
@@ -228,14 +228,14 @@ def _pass_others(run: Run, config: Mapping[str, Any], own: str = "") -> Flow[Non
             if own and held is None:
                 yield Commit(run.scope, run.guard, [SetMark(mark, own)])
             return
-        task_answers.pass_number(config)
+        answer_numbers.pass_number(config)
 
 
 def _answered(
     run: Run, config: Mapping[str, Any], asked: Sequence[tuple[DecidedCall, Approval]], pause: Effect = Interrupt
 ) -> Flow[object]:
     """Return the answer to a question, and skip answers to earlier questions."""
-    scratchpad, kept_here = private.scratchpad_of(config), task_answers.kept_answers(config)
+    scratchpad, kept_here = private.scratchpad_of(config), answer_numbers.kept_answers(config)
     question = approval_hitl.payload(asked)
     if not asked:  # its calls are not made again; LangGraph's own counter needs the place, if it has an answer
         with suppress(GraphInterrupt):
@@ -247,15 +247,15 @@ def _answered(
     while True:
         for number, given in enumerate(scratchpad.resume if scratchpad is not None else ()):
             if private.interrupt_id(config, number) == own:
-                if task_answers.fits(given, ids, plain=plain) and not (kept_here and number in kept_here):
-                    task_answers.take_answers(config, [number])
+                if answer_numbers.fits(given, ids, plain=plain) and not (kept_here and number in kept_here):
+                    answer_numbers.take_answers(config, [number])
                     return given
                 if settled and kept_here is not None:
                     return None
                 pause = AskAgain
         yield from _pass_others(run, config, ids[0])
         if settled and private.interrupt_id(config) == own and private.unused_answer(config) is None:
-            scratchpad.resume.append({task_answers.OURS: ids})  # it was answered outside the graph
+            scratchpad.resume.append({answer_numbers.OURS: ids})  # it was answered outside the graph
             continue
         answer = yield pause(question)
         if pause is AskAgain or not own or scratchpad is None:

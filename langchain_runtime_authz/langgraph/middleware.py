@@ -25,9 +25,9 @@ from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph.callback_backstop import call_of_request, decided_scope, tool_names
 from langchain_runtime_authz.langgraph.graph_entry import Entering
-from langchain_runtime_authz.langgraph.heard_answers import heard_in
 from langchain_runtime_authz.langgraph.messages import ai_messages, record_plans
 from langchain_runtime_authz.langgraph.node_pep import AuthzParts
+from langchain_runtime_authz.langgraph.resume_values import heard_in
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt, find_run, run_scope
 from langchain_runtime_authz.langgraph.tool_batch import ToolCallPEP
 from langchain_runtime_authz.langgraph.tool_execution import Locks, OneByOne, RunCode, waiting

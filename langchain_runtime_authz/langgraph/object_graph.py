@@ -236,7 +236,7 @@ def root_of(module: str | None) -> str:
 
 
 def validators_of(schema: object) -> Iterator[tuple[str, Any]]:
-    """Yield a pydantic schema's own validators, as pairs of name and function."""
+    """Yield a pydantic schema's validators, inherited ones too: name and function."""
     decorators = getattr(schema, "__pydantic_decorators__", None)
     for kind in ("validators", "field_validators", "root_validators", "model_validators"):
         for name, found in getattr(decorators, kind, {}).items():

@@ -87,7 +87,7 @@ def _reopened(run: Run, call: Call) -> Flow[None]:
 
 
 def reviewed_tools(*wrappers: object) -> frozenset[str]:
-    """Return the tools about which a review in one of these wrapper chains asks."""
+    """Return the tools that a review among these wrappers, or inside one, asks about."""
     found, todo, seen = frozenset[str](), list(wrappers), set[int]()
     while todo and len(seen) < _MAX_WRAPPERS:
         value = todo.pop()

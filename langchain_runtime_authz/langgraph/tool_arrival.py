@@ -31,11 +31,11 @@ from langchain_runtime_authz.facts.plan import PlanRecord
 from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph import tool_call_parsing as parsing
 from langchain_runtime_authz.langgraph import tool_execution
-from langchain_runtime_authz.langgraph.heard_answers import drop_old_answer
+from langchain_runtime_authz.langgraph.answer_numbers import counting_questions, skip_answers, take_answers
 from langchain_runtime_authz.langgraph.interrupts import decide_together
 from langchain_runtime_authz.langgraph.messages import denial_message, record_plans, replay_message
+from langchain_runtime_authz.langgraph.resume_values import drop_old_answer
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt, RunHandle, current_node, find_run, opened
-from langchain_runtime_authz.langgraph.task_answers import counting_questions, skip_answers, take_answers
 from langchain_runtime_authz.langgraph.tool_execution import Pending, ToolExecution, answer
 from langchain_runtime_authz.langgraph.tool_lookup import Profiles, ToolFacts, facts_of
 from langchain_runtime_authz.ledger.base import Query

@@ -24,9 +24,9 @@ from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.facts.plan import calls_digest, plan_calls
 from langchain_runtime_authz.langgraph import interrupts, messages, review_questions
+from langchain_runtime_authz.langgraph.answer_numbers import take_answers
 from langchain_runtime_authz.langgraph.private_api import ToolNode
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt, within
-from langchain_runtime_authz.langgraph.task_answers import take_answers
 from langchain_runtime_authz.langgraph.tool_call_parsing import answered_calls, describe, parse, unknown, without
 from langchain_runtime_authz.langgraph.tool_execution import PAUSE, Locks, OneByOne, Pending, RunCode
 from langchain_runtime_authz.langgraph.tool_guard import guard_held_by, guard_tool

@@ -20,10 +20,10 @@ from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.credential.current_call import CodeScope, current_scope
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import AuthzDenied, Code
+from langchain_runtime_authz.langgraph.answer_numbers import counting_questions
 from langchain_runtime_authz.langgraph.messages import denial_message, kept, only_asked, recorded, replay_message, said
 from langchain_runtime_authz.langgraph.output_filter import Cleaner, watched_args, watched_callbacks, watched_config
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt
-from langchain_runtime_authz.langgraph.task_answers import counting_questions
 from langchain_runtime_authz.pep.call import Call, Denial, Replay, Verdict
 from langchain_runtime_authz.pep.call_credential import RefusedMints
 from langchain_runtime_authz.pep.calls_in_doubt import state_of

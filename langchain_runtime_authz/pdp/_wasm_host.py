@@ -118,7 +118,7 @@ class _Clock:
         self.forked()
 
     def forked(self) -> None:
-        """Start again in a forked child, without the parent's thread and locks."""
+        """Forget the parent's thread and locks, in a forked child."""
         self._lock = threading.RLock()  # reentrant: a finaliser may run at any time
         self._thread: threading.Thread | None = None
 

@@ -12,8 +12,8 @@ from typing import Any, cast
 
 from langchain_runtime_authz.audit.record import Event
 from langchain_runtime_authz.errors import AuthzDenied, Code, LedgerError
+from langchain_runtime_authz.facts.answer_corrections import free_text
 from langchain_runtime_authz.facts.checkpoint_head import BELOW, UNKNOWN, outside_key
-from langchain_runtime_authz.facts.interrupt_answers import free_text
 from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord, carry, raw_digest
 from langchain_runtime_authz.facts.task import ANSWER, HumanText, changed, content_digest
 from langchain_runtime_authz.ledger.base import Approval, Committed, Conflict, Query, Scope, Snapshot

@@ -237,7 +237,7 @@ def test_an_answer_to_the_nodes_question_is_none_to_ours(how: str, answer: Any, 
 
 
 @pytest.mark.parametrize("corrected", [1, 2, 3])
-def test_an_approval_for_an_older_task_answers_no_question_of_the_node(how: str, corrected: int, protected: bool) -> None:
+def test_an_approval_for_an_older_answer_numbers_no_question_of_the_node(how: str, corrected: int, protected: bool) -> None:
     """Each correction voids the approval that is pending, and its answer stays among the task's answers."""
     node = Node(pays, protected=protected)
     if not protected:

@@ -19,8 +19,8 @@ from langchain_runtime_authz.credential.jwks import JwksClient
 from langchain_runtime_authz.credential.signer import SigningKey
 from langchain_runtime_authz.credential.token import TYP, claims_of
 from langchain_runtime_authz.credential.verifier import Verifier
-from langchain_runtime_authz.resource_server.dependency import ResourceServer
 from langchain_runtime_authz.resource_server.dpop import ProofVerifier
+from langchain_runtime_authz.resource_server.server import ResourceServer
 from langchain_runtime_authz.resource_server.status import LedgerStatus, Offline
 
 from ..endpoints import answered

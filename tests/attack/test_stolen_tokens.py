@@ -13,8 +13,8 @@ from starlette.routing import Route
 
 from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.pep import claim_calls
-from langchain_runtime_authz.resource_server.dependency import ProtectedApp, ResourceServer
 from langchain_runtime_authz.resource_server.dpop import ProofVerifier
+from langchain_runtime_authz.resource_server.server import ProtectedApp, ResourceServer
 from langchain_runtime_authz.resource_server.status import LedgerStatus
 
 from ._kit import *

@@ -29,8 +29,8 @@ from langchain_runtime_authz.credential.signer import SigningKey
 from langchain_runtime_authz.credential.token import Task, TokenRequest, claims_of
 from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.grant import Constraint, Grant
-from langchain_runtime_authz.resource_server.dependency import ResourceServer
 from langchain_runtime_authz.resource_server.dpop import ProofVerifier
+from langchain_runtime_authz.resource_server.server import ResourceServer
 from langchain_runtime_authz.resource_server.status import LedgerStatus, Offline
 from langchain_runtime_authz.testing import StaticPDP
 from tests.unit_tests.credential.tokens import ticket_scope

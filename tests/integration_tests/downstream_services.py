@@ -25,13 +25,13 @@ from langchain_runtime_authz.credential.token import Credential
 from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.downstream.exchange import ACCESS_TOKEN, GRANT, JWT
 from langchain_runtime_authz.errors import CredentialError
-from langchain_runtime_authz.resource_server.dependency import ResourceServer
 from langchain_runtime_authz.resource_server.dpop import Nonces, ProofVerifier
 from langchain_runtime_authz.resource_server.introspection import (
     Introspection,
     IntrospectionClient,
     IntrospectionEndpoint,
 )
+from langchain_runtime_authz.resource_server.server import ResourceServer
 from langchain_runtime_authz.resource_server.status import LedgerStatus, Offline
 from langchain_runtime_authz.testing import StaticPDP
 from tests.threads import until
@@ -62,7 +62,7 @@ class Codes(logging.Handler):
     def __init__(self) -> None:
         super().__init__(logging.INFO)
         self.seen: list[str] = []
-        self.logger = logging.getLogger("langchain_runtime_authz.resource_server.dependency")
+        self.logger = logging.getLogger("langchain_runtime_authz.resource_server.server")
 
     def emit(self, record: logging.LogRecord) -> None:
         self.seen.append(str(record.args[0]) if record.args else record.getMessage())

@@ -23,10 +23,10 @@ from langchain_runtime_authz.downstream.httpx_auth import CallAuth
 from langchain_runtime_authz.errors import AuthzError, CredentialError
 from langchain_runtime_authz.identity.oidc import Caller, LoggedOut, OidcVerifier
 from langchain_runtime_authz.identity.subjects import BearerSubject
-from langchain_runtime_authz.resource_server.dependency import ProviderServer
 from langchain_runtime_authz.resource_server.introspection import Introspection
 from langchain_runtime_authz.resource_server.logout import BackchannelLogout
 from langchain_runtime_authz.resource_server.metadata import ResourceMetadata
+from langchain_runtime_authz.resource_server.server import ProviderServer
 from langchain_runtime_authz.testing import StaticPDP
 
 from ..attack._graphs import call, hand_written, human, replying

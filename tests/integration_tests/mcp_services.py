@@ -17,10 +17,10 @@ from pydantic import BaseModel
 from langchain_runtime_authz.credential.jwks import JwksClient
 from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.downstream.httpx_auth import CallAuth, httpx2_auth
-from langchain_runtime_authz.resource_server.dependency import ResourceServer
 from langchain_runtime_authz.resource_server.dpop import ProofVerifier
 from langchain_runtime_authz.resource_server.introspection import Introspection
 from langchain_runtime_authz.resource_server.mcp import ProtectedMcp
+from langchain_runtime_authz.resource_server.server import ResourceServer
 
 from .downstream_services import SECRET
 

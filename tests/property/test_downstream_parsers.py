@@ -22,9 +22,9 @@ from langchain_runtime_authz.credential.signer import SigningKey
 from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.downstream.exchange import TokenExchange
 from langchain_runtime_authz.errors import CredentialError
-from langchain_runtime_authz.resource_server.dependency import ResourceServer
 from langchain_runtime_authz.resource_server.dpop import Nonces, ProofVerifier
 from langchain_runtime_authz.resource_server.introspection import IntrospectionClient, IntrospectionEndpoint
+from langchain_runtime_authz.resource_server.server import ResourceServer
 from langchain_runtime_authz.resource_server.status import Offline
 from tests.endpoints import answered
 from tests.unit_tests.credential.tokens import BANK

@@ -41,7 +41,7 @@ from langchain_runtime_authz.pdp.cedar import CedarPDP
 from langchain_runtime_authz.pdp.compose import CandidatePDP, CircuitBreaker, DenyOverrides
 from langchain_runtime_authz.pdp.opa import OpaPDP
 from langchain_runtime_authz.pdp.wasm import WasmPDP
-from langchain_runtime_authz.resource_server.dependency import ProtectedApp, ResourceServer
+from langchain_runtime_authz.resource_server.server import ProtectedApp, ResourceServer
 from langchain_runtime_authz.resource_server.status import LedgerStatus, Offline
 from langchain_runtime_authz.testing import ScriptedChatModel, StaticPDP
 

@@ -14,10 +14,10 @@ from fastapi import Depends, FastAPI
 from langchain_runtime_authz._http import basic
 from langchain_runtime_authz.errors import AuthzError, ConfigError
 from langchain_runtime_authz.identity.oidc import Caller, LoggedOut
-from langchain_runtime_authz.resource_server.dependency import ProtectedApp, ProviderServer
 from langchain_runtime_authz.resource_server.introspection import Introspection
 from langchain_runtime_authz.resource_server.logout import BackchannelLogout
 from langchain_runtime_authz.resource_server.metadata import ResourceMetadata
+from langchain_runtime_authz.resource_server.server import ProtectedApp, ProviderServer
 from tests.endpoints import answered
 from tests.unit_tests.credential.tokens import BANK
 from tests.unit_tests.identity.test_oidc import APP, IDP, OTHER, Provider, id_token, token, verifier

@@ -30,7 +30,6 @@ from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.ledger.memory import MemoryLedger
-from langchain_runtime_authz.resource_server.dependency import ProtectedApp, ResourceServer
 from langchain_runtime_authz.resource_server.dpop import MemoryReplays, Nonces, ProofVerifier
 from langchain_runtime_authz.resource_server.introspection import (
     Introspection,
@@ -38,6 +37,7 @@ from langchain_runtime_authz.resource_server.introspection import (
     IntrospectionEndpoint,
 )
 from langchain_runtime_authz.resource_server.mcp import ProtectedMcp
+from langchain_runtime_authz.resource_server.server import ProtectedApp, ResourceServer
 from langchain_runtime_authz.resource_server.status import LedgerStatus
 from tests.endpoints import answered
 from tests.unit_tests.credential.tokens import BANK, PAYMENT, a_request, call_details

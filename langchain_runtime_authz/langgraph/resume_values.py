@@ -15,10 +15,10 @@ from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.runnables.config import var_child_runnable_config
 
 from langchain_runtime_authz.langgraph import private_api as private
+from langchain_runtime_authz.langgraph.answer_numbers import OURS
 from langchain_runtime_authz.langgraph.checkpoints import find_checkpoint
 from langchain_runtime_authz.langgraph.graph_input import marked
 from langchain_runtime_authz.langgraph.review_questions import note_question
-from langchain_runtime_authz.langgraph.task_answers import OURS
 from langchain_runtime_authz.langgraph.tool_call_parsing import newest_plan
 from langchain_runtime_authz.ledger.base import Query
 from langchain_runtime_authz.pep.approval_hitl import TAKES_ANY, shown
