@@ -12,6 +12,7 @@ digest is taken when the tool is first guarded. A tool that changes afterwards i
 
 from __future__ import annotations
 
+import json
 import re
 import string
 from collections.abc import Callable, Mapping, Sequence
@@ -371,7 +372,7 @@ def _takes(schema: object, value: str) -> bool:
     if not isinstance(schema, Mapping):
         return True
     if isinstance(choices := schema.get("enum"), list):
-        return value in map(str, choices)
+        return value in (c if isinstance(c, str) else json.dumps(c) for c in choices)
     if isinstance(options := schema.get("anyOf"), list):
         return any(_takes(option, value) for option in options)
     return re.fullmatch(_WRITTEN.get(f"{schema.get('type')}", ".*"), value) is not None

@@ -159,7 +159,7 @@ class Match:
             return
         if not fixed:
             yield from self.values.suiting(argument, at)
-        elif not argument.limited or value in argument.choices.values():
+        elif value in (argument.fixed or {value}):
             yield {name: self.values.one(0, 1, "choice", value)}, at
 
     # --- the value of one argument

@@ -9,7 +9,6 @@ from functools import cached_property
 from itertools import chain
 from typing import Final
 
-from langchain_runtime_authz._order_patterns import items
 from langchain_runtime_authz.mandate.languages import NUMBER, Token, read_number, singular, words_of
 from langchain_runtime_authz.mandate.model import Argument, Const, OneOf, Span, Text
 from langchain_runtime_authz.mandate.vocabulary import TARGETS, Argued, Tool, plain
@@ -118,7 +117,11 @@ class Values:
             return
         kinds = {*self.data["kinds"][argument.kind].split()}
         kinds -= _LOOSE.get(argument.kind, _LOWER) if self.tool.strict else set()
-        kinds -= _LOWER if argument.name == self.tool.coin else set()
+        token = self.tokens[at]
+        if argument.name == self.tool.coin:
+            coined = token.kind in {"word", "name"} and (token.text.isupper() or token.lower in self.coins)
+            yield from [((token,), at + 1)] if coined or token.kind == "quote" else ()
+            return
         kinds |= {"run"} if self.loose else set()
         if argument.kind == "principal" and not self.loose:  # "to bob", "paddle 12", but not "Pay rent 900 EUR"
             before = self.tokens[at - 1].text if at > 1 and self.tokens[at - 1].kind == "word" else ""
@@ -126,7 +129,7 @@ class Values:
                 {"word"}
                 if before in self.data["persons"]
                 else {"number"}
-                if before not in self.language.closed
+                if before.lower() not in self.language.closed
                 else set()
             )
             kinds -= _NAMELESS - (plain if before else set())
@@ -159,14 +162,14 @@ class Values:
         barred = begin.kind in {"own", "odd"} or begin.lower == self.data["dictating"]  # "email Bob's boss hello"
         if not told or barred or any(t.kind == "quote" for t in spoken) or self.language.gap(self.tokens, at + colon):
             return
-        own = {*self.language.determiners, *self.tool.nouns, *argument.words}
+        own = {*self.language.determiners, *self.language.prepositions, *self.tool.nouns, *argument.words}
         said = False  # more than "a comment"
         for stop in range(at + colon + 1, end + 1):
             self.tries += 1
             token = self.tokens[stop - 1]
             if self._barred(token, colon=colon):
                 return
-            said |= singular(token.lower) not in own
+            said |= singular(token.lower) not in own and token.kind != "id"
             if said and (colon or not self._timed(self.tokens[at + colon : stop])):
                 yield self.one(at + colon, stop, "open"), stop
 
@@ -180,6 +183,11 @@ class Values:
         )
 
     @cached_property
+    def _known(self) -> AbstractSet[str]:
+        """The words that cannot be values."""
+        return frozenset().union(self.nouns, self.tool.said, self.language.verbs, self.tool.named)
+
+    @cached_property
     def _others(self) -> tuple[AbstractSet[str], AbstractSet[str]]:
         """The names of the other arguments, and kinds of their values."""
         others = [a for a in self.tool.arguments.values() if a.kind != "text"]
@@ -190,14 +198,17 @@ class Values:
         """Return True if a token is not of a text, but of another argument or an aside."""
         labels, kinds = self._others
         label = singular(token.lower) in labels and token.lower not in self.language.prepositions
-        odd = not re.search(r"\w|," if colon else r"\w", token.text[:2])
+        # "Pay Bob 45 EUR for rent the moment he signs": an aside may be a condition.
+        aside = (
+            not colon and self.tool.effect in _GRAVE and token.kind == "word" and token.lower in self.language.asides
+        )
+        odd = aside or not re.search(r"\w|," if colon else r"\w", token.text[:2])
         return odd or label or (not colon and token.kind in kinds)
 
     def _listed(self, argument: Argued, kinds: set[str], at: int) -> Iterator[tuple[tuple[Token, ...], int]]:
         """Yield a value of one token, and a list of such values."""
         token, end = self.tokens[at], at + 1
-        others = (w for a in self.tool.arguments.values() for w in (*a.words, *a.choices))
-        known = {*others}.union(self.language.verbs, self.nouns) if token.kind == "word" else ()
+        known = self._known if token.kind == "word" else ()
         account = argument.kind == "principal" and self.tool.effect == "pay" and not re.search(r"[/\\.]", token.text)
         account &= token.kind == "id"
         acronym = argument.kind == "principal" and token.text.isupper() and self.tool.effect != "pay"  # "Disable SSO"
@@ -235,7 +246,10 @@ class Values:
             plain = (
                 t in months or t in inner or (t.kind in {"name", "word"} and self.language.value(t)) for t in words
             )
-            if not all(plain) or self.language.verbs.intersection(t.lower for t in words if t.kind == "word"):
+            called = (
+                words[0].kind == "word" and singular(words[0].lower) in self.tool.said
+            )  # "archive [project] {name}"
+            if called or not all(plain) or self.language.verbs.intersection(t.lower for t in words if t.kind == "word"):
                 return
             kind = "name" if all(t.kind == "name" or t in inner for t in words) else "run"
             if words[-1] in inner or (inner and kind == "run"):
@@ -246,15 +260,11 @@ class Values:
 
     def _addresses(self, at: int) -> Iterator[tuple[tuple[Token, ...], int]]:
         """Yield an address: "5 Harbour Street, Bristol"."""
-        end = at
-        while (
-            end < at + _MAX_ADDRESS
-            and self.tokens[end].kind in {"name", "number", "id", "sep"}
-            and self.tokens[end].lower != "and"
-        ):
-            end += 1
-            kinds = {t.kind for t in self.tokens[at:end]}
-            if kinds >= {"name", "number"} and self.tokens[end - 1].kind != "sep":
+        for end in range(at + 2, min(at + _MAX_ADDRESS, len(self.tokens))):
+            first, *more = "".join(t.kind[0] if t.text != "," else "," for t in self.tokens[at:end]).split(",")
+            plain = {*first} == {"n"} and not more[1:] and {*"".join(more)} <= {"n"} and all(more)
+            kinds = [t.kind for t in self.tokens[at:end] if t.text != ","]
+            if plain and {*kinds} == {"name", "number"}:
                 yield self.one(at, end, "address"), end
 
     def one(self, begin: int, end: int, kind: str, text: str = "") -> tuple[Token, ...]:
@@ -281,11 +291,10 @@ class Values:
         code, words = re.sub(NUMBER, "", amount.text).strip().lower(), {*words_of(argument.name)}
         if argument.kind != "amount" or not (code or (self.tool.strict and self.tool.effect == "pay")):
             return True
-        written = {*items(*self.tool.profile.orders)}
         if coins := words.intersection(self.coins):
             return coins == {self.coins.get(code, "")}
         priced = words <= {*self.data["moneyed"]} and {*self.data["unpaid"]}.isdisjoint(map(singular, self.tool.nouns))
-        return bool(self.tool.coin) or (priced and written.isdisjoint(self.coins))
+        return bool(self.tool.coin) or (priced and self.tool.said.isdisjoint(self.coins))
 
 
 def argument_of(argument: Argued, values: tuple[Token, ...], digest: str) -> Argument:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
-from langchain_runtime_authz._order_patterns import MAX_LENGTH, Pattern, firsts, parse
+from langchain_runtime_authz._order_patterns import MAX_LENGTH, Pattern, firsts, items, parse
 from langchain_runtime_authz.mandate.languages import PARTS, Language, singular, words_of
 from langchain_runtime_authz.tool_profile import ToolProfile
 
@@ -43,6 +43,7 @@ class Argued:
     choices: Mapping[str, str]  # what users say, in lower case → the value
     limited: bool  # to the choices
     types: frozenset[str]  # JSON types; empty if the schema has none
+    fixed: frozenset[str]  # the values that an order may give; empty for any
 
 
 def plain(words: str) -> str:
@@ -90,6 +91,16 @@ class Tool:
         return tuple(map(parse, (*self.profile.orders, *plain)))
 
     @cached_property
+    def said(self) -> frozenset[str]:
+        """The words of the profile's orders."""
+        return frozenset(singular(item) for item in items(*self.profile.orders) if item[0] != "{")
+
+    @cached_property
+    def named(self) -> frozenset[str]:
+        """The words of the arguments' names, and the choices."""
+        return frozenset(word for a in self.arguments.values() for word in (*a.words, *a.choices))
+
+    @cached_property
     def texts(self) -> set[str]:
         """The free-text arguments."""
         return {a.name for a in self.arguments.values() if a.kind == "text"}
@@ -104,6 +115,8 @@ class Tool:
         needed = self.schema.get("required")
         enum = [c for c in _listed(schema.get("enum")) if isinstance(c, str)]
         options = [schema, *map(_mapped, _listed(schema.get("anyOf")))]
+        several = (t for o in options for t in (o.get("type"), *_listed(o.get("type"))))
+        types = frozenset(t for t in several if isinstance(t, str))
         return Argued(
             name=name,
             kind=kind,
@@ -111,7 +124,8 @@ class Tool:
             required=name in _listed(needed) if needed is not None else kind not in {"when", "text"},
             choices={plain(c): c for c in enum} | {plain(w): c for w, c in self.profile.synonyms.get(name, {}).items()},
             limited=bool(enum),
-            types=frozenset(t for o in options if isinstance(t := o.get("type"), str)),
+            types=types,
+            fixed=frozenset(enum) or (frozenset(("true", "false")) if types - {"null"} == {"boolean"} else frozenset()),
         )
 
 
@@ -124,7 +138,7 @@ def suggested(tool: Tool, verb: str) -> Iterator[str]:
     for ways in _WAYS.get(tool.effect, _PLAIN):
         if said.keys() >= {*_ROLE.findall(" ".join(ways))}:
             for way in ways:
-                order = _ROLE.sub(lambda role: said[role[1]], f"{verb} {way}")
+                order = f"{verb} {_ROLE.sub(lambda role: said[role[1]], way)}"
                 left = [a for a in tool.arguments.values() if a.name.isidentifier() and f"{{{a.name}}}" not in order]
                 order = " ".join([order, *(_behind(tool, a) for a in left[:_MAX_MORE])])
                 if len(order) <= MAX_LENGTH and len([a for a in left[_MAX_MORE:] if a.required]) == 0:

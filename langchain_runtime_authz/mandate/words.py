@@ -153,7 +153,8 @@ class _Turn:
     def _sentence(self, tokens: list[Token], mark: str) -> None:
         language, opened = self.language, self._opened(tokens)
         asked = any(language.match("requests", tokens, at) for at in range(opened)) and opened < len(tokens)
-        if "?" in mark and not asked:
+        either = any(t.kind == "word" and t.lower in self.data["alternatives"] for t in tokens)
+        if "?" in mark and (either or not asked):
             raise _UnclearError("it is a question")
         if ".." in mark:
             raise _UnclearError("it trails off")
@@ -188,10 +189,10 @@ class _Turn:
             tools = [tool for tool in (*self.tools, *self.reads) if tokens and tokens[0].lower in tool.verbs]
             ways, found = cuts(tokens) if tools else [], []
             for tool in tools:
-                found.append(match := Match(tool, ways, self.text, self.nouns))
-                self.tries += match.values.tries
                 if self.tries > MAX_TRIES:
                     raise _UnclearError("it can be read in too many ways")
+                found.append(match := Match(tool, ways, self.text, self.nouns))
+                self.tries += match.values.tries
             self.matches[key] = [match for match in found if match.found]
         return self.matches[key]
 
@@ -280,7 +281,12 @@ class _Turn:
         gaps = [
             n + gap for n, t in enumerate(tokens) if t.start > match.dictates and (gap := self.language.gap(tokens, n))
         ]
-        return any(other.tool is match.tool for n in gaps for other in self._matched([*tokens[:1], *tokens[n:]]))
+        begun = min(v.start for bound in match.found for v, *_ in bound.values() if v.start > tokens[0].start)
+        led = sum(t.start < begun for t in tokens)
+        while led > 1 and tokens[led - 1].lower in self.language.prepositions:
+            led -= 1
+        again = ([*tokens[:head], *tokens[n:]] for n in gaps for head in {1, led})
+        return any(other.tool is match.tool for rest in again for other in self._matched(rest))
 
     def _elided(self, tokens: list[Token]) -> list[tuple[Match, list[Step]]]:
         """Return the orders that share a verb: "Pay Bob 45 EUR and Ann 30 EUR"."""

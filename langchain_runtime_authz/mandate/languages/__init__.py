@@ -91,6 +91,8 @@ class Language:
         separating = self.phrases["separators"].keys()
         self.coins = {written.lower(): code.lower() for written, code in data["currencies"].items()}
         self.closed = never.union(self.coins, self.stops, self.determiners, self.prepositions, separating)
+        told = self.prepositions.union(self.determiners, separating, data["times"])
+        self.asides = self.closed - told  # pronouns, auxiliary verbs and the like
         month = "|".join(sorted(data["months"], key=len, reverse=True))
         code = "|".join(map(re.escape, sorted(data["currencies"], key=len, reverse=True)))
         day, year, time = r"\d{1,2}(?:st|nd|rd|th)?", r"(?:,? \d{4})?", r"\d{1,2}(?::\d\d(?: ?[ap]m)?| ?[ap]m)"
@@ -102,7 +104,7 @@ class Language:
             "money": rf"(?:{code}) ?{NUMBER}|{NUMBER} ?(?:{code})",
             "name": rf"(?:{'|'.join(data['titles'])})\. {_NAME.pattern}",
             "iban": r"[A-Z]{2}\d\d(?: [A-Z0-9]{4}){2,7}(?: [A-Z0-9]{1,3})?",
-            "phone": r"(?:\+\d{1,3}|0\d{2,4})(?: \d{2,7}){1,4}",
+            "phone": r"(?:\+\d{1,3}|0\d{2,4})(?: \d{2,7}){0,3} \d{4,7}",
             "rest": r"\S+?",
         }
         marks = r"(?P<bullet>^[ \t]*(?:[-*•]|\d{1,2}[.)])[ \t]+)|(?P<end>\n+|[.!?;]+(?=\s|\Z))|(?P<sep>,(?=\s|\Z))|(?P<colon>:(?=\s|\Z))"

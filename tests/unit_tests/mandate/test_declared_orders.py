@@ -161,11 +161,11 @@ def test_an_order_names_arguments_of_the_tool():
 
 
 @pytest.mark.parametrize(("given", "right"), [
-    ("status=nope", False), ("status = open", True), ("on=maybe", False), ("on=true", True), ("count=many", False), ("count=-5", True), ("note=late", True), ("maybe=5", True), ("maybe=x", False),
+    ("status=nope", False), ("status = open", True), ("on=maybe", False), ("on=true", True), ("lock=True", False), ("lock=true", True), ("count=many", False), ("count=-5", True), ("note=late", True), ("maybe=5", True), ("maybe=x", False),
 ])  # fmt: skip
 def test_an_order_gives_only_values_of_the_schema(given, right):
     maybe = {"anyOf": [INTEGER, {"type": "null"}]}
-    schemas = {"ticket": STRING, "status": {"enum": ["open"]}, "on": {"type": "boolean"}, "count": INTEGER, "note": STRING, "maybe": maybe}
+    schemas = {"ticket": STRING, "status": {"enum": ["open"]}, "on": {"type": "boolean"}, "lock": {"type": "boolean", "enum": [True, False]}, "count": INTEGER, "note": STRING, "maybe": maybe}
     profile = ToolProfile(critical={"ticket": "object", "count": "amount"}, intent=(f"close {{ ticket }}, {{{given}}}",))
     with contextlib.nullcontext() if right else pytest.raises(ConfigError, match="which the schema refuses"):
         check_arguments("close_ticket", profile, schemas)
@@ -183,7 +183,7 @@ def test_a_synonym_stands_for_a_value_of_the_schema():
 FARM = {
     "move": ToolProfile(
         critical={"crate": "object", "to": "place", "by": "principal"},
-        synonyms={"to": {"Yard": "Y-1"}}, intent=("move {crate} [to {to}] [(by|for) {by}] [[very] carefully]", "roll {crate} ([to {to}]) ([by {by}])", "Cafe\u0301: {crate}, {to}?"),
+        synonyms={"to": {"Yard": "Y-1"}}, intent=("move {crate} [to {to}] [(by|for) {by}] [[very] carefully]", "roll {crate} ([to {to}]) ([by {by}])", "Cafe\u0301: {crate}, {to}?", "store [crate] {crate}"),
     ),
     "call": ToolProfile(critical={"line": "principal", "gate": "object"}, intent=("call [line {line}] [{gate}]", "ring {line}"), synonyms={"line": {"front desk": "9"}}),
 }  # fmt: skip
@@ -195,6 +195,7 @@ FARM = {
     ("Café C-1 Oslo", {"crate": "C-1", "to": "Oslo"}), ("Move C-1 by Ana by Bob", None),
     ("Move C-1 to 5 Harbour Street, Bristol for the Bank of Ohio", {"crate": "C-1", "to": "5 Harbour Street, Bristol", "by": "Bank of Ohio"}), ("Move C-1 to Oslo, Bergen", None),
     ("Call line 12", {"line": "12"}), ("Ring 12", None), ("Ring +49 151 2233445", {"line": "+49 151 2233445"}), ("Ring 0151 700100", {"line": "0151 700100"}),
+    ("Store crate C-1", {"crate": "C-1"}), ("Store the crate Apollo", {"crate": "Apollo"}), ("Store the crate", None),
     ("Ring the front desk", {"line": "9"}), ("Roll C-1 to the yard", {"crate": "C-1", "to": "Y-1"}),
     ("Could you ring Ana?", {"line": "Ana"}), ("Call gates 12 and 15", {"gate": "12"}), ("Call gates 12", None), ("Call 12 and 15", None),
 ])  # fmt: skip

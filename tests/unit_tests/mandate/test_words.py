@@ -164,7 +164,7 @@ def test_a_long_text_is_not_read_at_all(text, monkeypatch):
     assert len(compiled.dropped[0].what) <= 80
 
 
-@pytest.mark.parametrize("intent", ["pay", "pay {to} {amount}"])
+@pytest.mark.parametrize("intent", ["pay", "pay {to} {amount}", "pay <to>", "<x>"])
 def test_hostile_schemas_raise_nothing(intent):
     pay = {"pay": PROFILES["pay"].model_copy(update={"intent": (intent,)})}
     for schema in (3, {"properties": 3, "required": 4}, {"required": [{}, []]}, {"properties": {"to": {"enum": 3, "anyOf": 5, "type": []}, 7: None}}):
