@@ -276,7 +276,7 @@ def _print(console: Console, row: Row, lines: Sequence[str]) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", choices=(*CORPORA, "apps"), default="office")
+    parser.add_argument("--corpus", choices=(*CORPORA, "apps"), default="apps")
     parser.add_argument("--split", choices=(*SPLITS, "all"), default="all")
     parser.add_argument("--show", choices=("wrong", "missed"), help="do not use it on `held` while a rule is written")
     parser.add_argument("--plan", action="store_true", help="measure a hand-written mandate instead of the compiler")
