@@ -373,13 +373,17 @@ def test_fork_while_other_threads_decide(ran: Any) -> None:
     authz, graph = default_graph(ran)
     stop = threading.Event()
 
+    def decide() -> None:
+        own = authz.protect(child([]))
+        for _ in range(10):
+            with authz.run(subject="bob"):
+                own.invoke(human())
+
     def busy() -> None:
         while not stop.is_set():
-            own = authz.protect(child([]))
-            for _ in range(10):
-                with authz.run(subject="bob"):
-                    own.invoke(human())
+            decide()
 
+    decide()  # LangChain imports modules at its first call, and a child would wait for Python's lock of such an import
     threads = [threading.Thread(target=busy) for _ in range(3)]
     for thread in threads:
         thread.start()
