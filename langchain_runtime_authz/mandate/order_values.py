@@ -125,14 +125,8 @@ class Values:
         kinds |= {"run"} if self.loose else set()
         if argument.kind == "principal" and not self.loose:  # "to bob", "paddle 12", but not "Pay rent 900 EUR"
             before = self.tokens[at - 1].text if at > 1 and self.tokens[at - 1].kind == "word" else ""
-            plain = (
-                {"word"}
-                if before in self.data["persons"]
-                else {"number"}
-                if before.lower() not in self.language.closed
-                else set()
-            )
-            kinds -= _NAMELESS - (plain if before else set())
+            told = bool(before) and before.lower() not in self.language.closed
+            kinds -= _NAMELESS - {"word" if before in self.data["persons"] else "number" if told else ""}
         if argument.types and argument.types <= _COUNTS:
             kinds &= {"number", "money"} if argument.types & {"number", "integer"} else set()
         timed, dated = "time" in argument.words, not argument.words.isdisjoint(("date", "day"))

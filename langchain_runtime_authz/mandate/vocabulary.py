@@ -87,8 +87,8 @@ class Tool:
     @cached_property
     def orders(self) -> tuple[Pattern, ...]:
         """The orders of the profile, and those that its verbs suggest."""
-        plain = (order for verb in self.entries for order in suggested(self, verb))
-        return tuple(map(parse, (*self.profile.orders, *plain)))
+        more = (order for verb in self.entries for order in suggested(self, verb))
+        return tuple(map(parse, (*self.profile.orders, *more)))
 
     @cached_property
     def said(self) -> frozenset[str]:
