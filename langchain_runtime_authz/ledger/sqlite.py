@@ -20,6 +20,7 @@ from langchain_runtime_authz.ledger.sql_ledger import SqlLedger
 from langchain_runtime_authz.ledger.sql_rows import DROPS, PUTS, THREAD, Fetch, Kept, Row, Statement
 
 TIMEOUT: Final = 5.0  # seconds to wait for the lock of the file
+_PAUSE: Final = 0.01  # seconds between two tries to switch a new file to write-ahead mode
 OLDEST: Final = (3, 35, 0)  # RETURNING
 SEEN: Final = "seen"  # `Fetch.seen` of any thread that exists: the journal tells if a thread changed
 
@@ -253,13 +254,25 @@ def _connect(path: Path, timeout: float) -> sqlite3.Connection:
         uri, uri=True, timeout=timeout, isolation_level=None, check_same_thread=False, cached_statements=256
     )
     try:
-        if conn.execute("PRAGMA journal_mode").fetchone() != ("wal",):
-            conn.execute("PRAGMA journal_mode = WAL")
+        _write_ahead(conn, timeout)
         conn.execute("PRAGMA synchronous = FULL")
     except BaseException:
         conn.close()
         raise
     return conn
+
+
+def _write_ahead(conn: sqlite3.Connection, timeout: float) -> None:
+    """Switch the file to write-ahead mode. SQLite does not wait here for others, which may do the same."""
+    until = time.monotonic() + timeout
+    while conn.execute("PRAGMA journal_mode").fetchone() != ("wal",):
+        try:
+            conn.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as exc:
+            if exc.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+            time.sleep(_PAUSE)
 
 
 def _make(path: Path) -> None:

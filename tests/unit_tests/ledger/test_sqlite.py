@@ -267,6 +267,19 @@ def test_two_that_make_it_at_once_make_one(tmp_path: Path) -> None:
         assert ledger.load(SCOPE, Query()).history.steps == 8
 
 
+def test_a_new_file_that_another_process_prepares_is_waited_for(tmp_path: Path) -> None:
+    """SQLite itself refuses the switch to write-ahead mode at once."""
+    path = tmp_path / "ledger.db"
+    path.touch()
+    with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        assert code(lambda: SqliteLedger(path, timeout=0.1)) == Code.LEDGER_TIMEOUT
+        later = threading.Timer(0.2, other.execute, ["COMMIT"])
+        later.start()
+        SqliteLedger(path).close()
+        later.join()
+
+
 def test_what_is_no_ledger_is_refused(tmp_path: Path) -> None:
     """A text, another program's database, a folder, a folder that is not."""
     (tmp_path / "text").write_bytes(b"hello, this is no database at all" * 100)
