@@ -15,6 +15,7 @@ from langchain_runtime_authz.mandate.vocabulary import TARGETS, Argued, Tool, pl
 
 _MAX_ADDRESS: Final = 9  # words and commas of an address
 _MAX_RUN: Final = 4  # words of one name, or of one choice
+_MAX_PHRASE: Final = 2  # words of a text of a payment, without quotes: "for the December rent"
 _SHORT: Final = 2  # letters of a unit, digits of a number
 _COUNTS: Final = frozenset({"number", "integer", "boolean", "null"})  # JSON types that a text cannot have
 _SHOWN: Final = frozenset({"money", "date", "hash", "handle", "email"})  # kinds that tell their argument
@@ -152,16 +153,19 @@ class Values:
         if spoken and spoken[0].kind == "quote":
             yield self.one(at + colon, at + colon + 1, "quote"), at + colon + 1
         begin = self.tokens[at + colon]
-        told = colon or not self.tool.strict or self.tokens[at - 1].lower == self.data["dictating"]
+        before, grave = self.tokens[at - 1].lower, self.tool.effect in _GRAVE
+        marked = not grave or singular(before) in self.tool.said  # "Pay Bob 45 EUR Ann permitting"
+        told = (colon or before == self.data["dictating"]) if self.tool.strict else marked
         barred = begin.kind in {"own", "odd"} or begin.lower == self.data["dictating"]  # "email Bob's boss hello"
         if not told or barred or any(t.kind == "quote" for t in spoken) or self.language.gap(self.tokens, at + colon):
             return
         own = {*self.language.determiners, *self.language.prepositions, *self.tool.nouns, *argument.words}
-        said = False  # more than "a comment"
+        said, words = False, 0  # `said`: more than "a comment"
         for stop in range(at + colon + 1, end + 1):
             self.tries += 1
             token = self.tokens[stop - 1]
-            if self._barred(token, colon=colon):
+            words += token.kind != "own" and (words > 0 or token.lower not in self.language.determiners)
+            if self._barred(token, colon=colon) or (grave and not colon and words > _MAX_PHRASE):
                 return
             said |= singular(token.lower) not in own and token.kind != "id"
             if said and (colon or not self._timed(self.tokens[at + colon : stop])):
@@ -192,11 +196,9 @@ class Values:
         """Return True if a token is not of a text, but of another argument or an aside."""
         labels, kinds = self._others
         label = singular(token.lower) in labels and token.lower not in self.language.prepositions
-        # "Pay Bob 45 EUR for rent the moment he signs": an aside may be a condition.
-        aside = (
-            not colon and self.tool.effect in _GRAVE and token.kind == "word" and token.lower in self.language.asides
-        )
-        odd = aside or not re.search(r"\w|," if colon else r"\w", token.text[:2])
+        grave, plain = not colon and self.tool.effect in _GRAVE, token.text in self.language.determiners
+        aside = token.lower in self.language.closed and not plain  # "for rent the moment he signs", a condition
+        odd = (grave and (aside or token.kind == "odd")) or not re.search(r"\w|," if colon else r"\w", token.text[:2])
         return odd or label or (not colon and token.kind in kinds)
 
     def _listed(self, argument: Argued, kinds: set[str], at: int) -> Iterator[tuple[tuple[Token, ...], int]]:

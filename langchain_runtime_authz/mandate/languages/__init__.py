@@ -91,8 +91,6 @@ class Language:
         separating = self.phrases["separators"].keys()
         self.coins = {written.lower(): code.lower() for written, code in data["currencies"].items()}
         self.closed = never.union(self.coins, self.stops, self.determiners, self.prepositions, separating)
-        told = self.prepositions.union(self.determiners, separating, data["times"])
-        self.asides = self.closed - told  # pronouns, auxiliary verbs and the like
         month = "|".join(sorted(data["months"], key=len, reverse=True))
         code = "|".join(map(re.escape, sorted(data["currencies"], key=len, reverse=True)))
         day, year, time = r"\d{1,2}(?:st|nd|rd|th)?", r"(?:,? \d{4})?", r"\d{1,2}(?::\d\d(?: ?[ap]m)?| ?[ap]m)"

@@ -39,7 +39,7 @@ PROFILES = {
     "post": ToolProfile(effect="send", critical={"to": "principal"}, text=("body",), intent=("post {to} {body}", "write to {to}: {body}")),
     "hire": ToolProfile(effect="pay", critical={"guide": "principal", "hours": "amount"}, intent=("hire {guide} {hours}",)),
     "stake": ToolProfile(effect="pay", critical={"player": "principal", "amount_btc": "amount"}, intent=("stake {player} {amount_btc}",)),
-    "lend": ToolProfile(effect="pay", critical={"debtor": "principal", "amount": "amount"}, intent=("lend {debtor} {amount} USD",)),
+    "lend": ToolProfile(effect="pay", critical={"debtor": "principal", "amount": "amount"}, text=("why",), intent=("lend {debtor} {amount} USD [for {why}]",)),
     "grant_points": ToolProfile(effect="pay", critical={"player": "principal", "amount": "amount"}, intent=("grant {player} {amount}",)),
     "drop": ToolProfile(critical={"item": "object"}, intent=("drop {item}", "cancel {item}", "stop {item}")),
 }  # fmt: skip
@@ -91,7 +91,7 @@ def calls(*texts: str) -> list[tuple[str, dict[str, object]]]:
     ("Note a call from Bob", ("remind", {"text": ("a call from Bob",)})), ("Pay Bob 45 USD", ("send_money", {"to": "Bob", "amount": 45, "currency": "USD"})),
     ("Post Bob see you at lunch", ("post", {"to": "Bob", "body": ("see you at lunch",)})), ("Write to Bob: see you", ("post", {"to": "Bob", "body": ("see you",)})), ("Post Bob's boss see you", None),
     ("Post Bob and Ana see you", None), ("Post Bob (cc Ana) see you", None), ("Hire Bob 45", ("hire", {"guide": "Bob", "hours": 45})), ("Stake Bob 45", ("stake", {"player": "Bob", "amount_btc": 45})),
-    ("Lend Bob $45", ("lend", {"debtor": "Bob", "amount": 45})), ("Grant Bob 45", ("grant_points", {"player": "Bob", "amount": 45})), ("Drop the parcel", ("drop", {"item": "parcel"})),
+    ("Lend Bob $45", ("lend", {"debtor": "Bob", "amount": 45})), ("Lend Bob $45 for the June rent", ("lend", {"debtor": "Bob", "amount": 45, "why": ("the June rent",)})), ("Grant Bob 45", ("grant_points", {"player": "Bob", "amount": 45})), ("Drop the parcel", ("drop", {"item": "parcel"})),
 ])  # fmt: skip
 def test_declared_orders(text, expected):
     assert calls(text) == ([expected] if expected else [])
