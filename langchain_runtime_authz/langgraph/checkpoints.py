@@ -108,7 +108,7 @@ def at_replay(graph: Any, config: Mapping[str, Any], given: object) -> Flow[Mapp
 
 def _asked(state: StateSnapshot) -> list[object]:
     values = [i.value for i in state.interrupts]
-    return [[(a["name"], a["args"]) for a in v["action_requests"]] if approval_ids(v) else v for v in values]
+    return [[(a.get("name"), a.get("args")) for a in v["action_requests"]] if approval_ids(v) else v for v in values]
 
 
 def read_memory(store: BaseStore | None, namespaces: Sequence[tuple[str, ...]]) -> Flow[str | None]:

@@ -144,15 +144,15 @@ def resumed(
     words = {i: " ".join(texts_in(v)) for i, v in questions.items()}
     said = {i: _said_more(v, offered[i], words[i]) for i, v in answered.items() if i not in reviewed}
     yield from reply(entry.run, questions, said, own)
-    answered = {i: marked(v, questions[i], i) for i, v in answered.items()}
+    answered = {i: marked(v, questions[i], i, entry.asks) for i, v in answered.items()}
     # Tasks that `goto` sends instead of the waiting ones have other interrupt ids.
     plain = plain or (bool(given.goto) and not any(approval_ids(questions[i]) for i in waiting))
     return given if plain and not by_id else replace(given, resume=answered)
 
 
-def marked(answer: object, question: Any, interrupt_id: str) -> object:
+def marked(answer: object, question: Any, interrupt_id: str, asks: Sequence[Approval]) -> object:
     """Mark an answer to a question of ours, so that no question of a node takes it."""
-    if not is_shown_by(question, interrupt_id):
+    if not is_shown_by(question, interrupt_id, asks):
         return answer
     return {**(answer if isinstance(answer, Mapping) else {"decisions": answer}), OURS: approval_ids(question)}
 

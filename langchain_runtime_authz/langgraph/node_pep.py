@@ -34,10 +34,11 @@ from langchain_runtime_authz.langgraph.tool_call_parsing import newest_plan
 from langchain_runtime_authz.langgraph.tool_execution import RunCode
 from langchain_runtime_authz.langgraph.tool_guard import guard_held_by, guard_tool
 from langchain_runtime_authz.langgraph.tool_lookup import GUARDED, Profiles, is_guarded
+from langchain_runtime_authz.ledger.base import Query
 from langchain_runtime_authz.ledger.changes import SetMark
-from langchain_runtime_authz.pep.approval_hitl import approval_ids
+from langchain_runtime_authz.pep.approval_hitl import approval_ids, is_shown_by
 from langchain_runtime_authz.pep.decide_steps import ENTER, Entry, ToolNodeEntry, enter_node, kept
-from langchain_runtime_authz.pep.run import Commit, Effect, Engine, Flow, Run, adrive, drive
+from langchain_runtime_authz.pep.run import Commit, Effect, Engine, Flow, Load, Run, adrive, drive
 
 
 def is_gated(bound: object) -> bool:
@@ -173,8 +174,10 @@ def _ended(run: Run, node: NodeCalls, input: Any, failed: BaseException | None, 
         if len(asked) == 1:
             # The node may be a review, which asks about the calls of the newest message.
             yield from note_question(run, newest_plan(input), asked[0])
-            if not approval_ids(asked[0].value):
-                yield Commit(run.scope, None, [SetMark(f"{OF_TASK}{own}", "own")])
+            asks = (yield Load(run.scope, Query(asks=True))).asks if approval_ids(asked[0].value) else ()
+            # A question of ours has a mark, unless a node made up its ids.
+            known = is_shown_by(asked[0].value, own, asks)
+            yield Commit(run.scope, None, [SetMark(f"{OF_TASK}{own}", "own", once=known)])
     denied = isinstance(failed, AuthzDenied) and not isinstance(failed, AuthzHalt)
     if denied and (update := node.answered(cast("AuthzDenied", failed), channels)) is not None:
         return update

@@ -107,7 +107,7 @@ def record_answer(run: Run, config: Mapping[str, Any], namespace: str) -> Flow[d
         yield from answer(run, [a for a in asks if a.interrupt_id in given], given, questions)
     if given or by_id or (not ids and any(a.allowed != TAKES_ANY for a in snapshot.asks)):
         run.keyed_thread = thread  # a question that nobody was shown takes no plain answer
-    return {i: marked(v, questions[i], i) for i, v in given.items()} if given or by_id else None
+    return {i: marked(v, questions[i], i, snapshot.asks) for i, v in given.items()} if given or by_id else None
 
 
 def keyed(config: Mapping[str, Any], answers: Mapping[str, object]) -> None:

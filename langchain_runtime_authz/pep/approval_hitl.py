@@ -18,6 +18,8 @@ from typing import Any, Final
 
 from langchain_runtime_authz._display import inert, quoted
 from langchain_runtime_authz.authzen import Subject
+from langchain_runtime_authz.digest import digest
+from langchain_runtime_authz.errors import MappingError
 from langchain_runtime_authz.facts.checkpoint_head import OF_TASK
 from langchain_runtime_authz.facts.resource_version import filled
 from langchain_runtime_authz.facts.task import ANSWER, HumanText, content_digest
@@ -80,7 +82,7 @@ def approval_ids(value: object) -> list[str]:
     """Return the ledger ids of the questions in a `payload`; `[]` for other values."""
     asked = value.get("action_requests") if isinstance(value, Mapping) else None
     ids: list[Any] = [a.get("approval_id") for a in asked if isinstance(a, Mapping)] if isinstance(asked, list) else []
-    return ids if asked and all(ids) and len(ids) == len(asked) else []
+    return ids if asked and all(isinstance(i, str) and i for i in ids) and len(ids) == len(asked) else []
 
 
 def shown(asks: Sequence[Approval], questions: Mapping[str, object]) -> list[Approval]:
@@ -88,18 +90,30 @@ def shown(asks: Sequence[Approval], questions: Mapping[str, object]) -> list[App
 
     `questions`: the interrupts' values by id. If a task was stopped or asked twice at once, the ledger has older ids.
     """
-    ours = {a: i for i, q in questions.items() if is_shown_by(q, i) for a in approval_ids(q)}
+    ours = {a: i for i, q in questions.items() if is_shown_by(q, i, asks) for a in approval_ids(q)}
     found = [replace(a, interrupt_id=ours[a.id]) for a in asks if a.id in ours]
     others = [a for a in asks if a.interrupt_id in questions and a.source == "hitl" and a.allowed != TAKES_ANY]
     return found + [a for a in others if not approval_ids(questions[a.interrupt_id])]
 
 
-def is_shown_by(question: object, interrupt_id: str) -> bool:
+def is_shown_by(question: Any, interrupt_id: str, asks: Sequence[Approval]) -> bool:
     """Return True if the interrupt shows a question of ours by itself.
 
-    A node may show a child graph's question as its own. Its interrupt has another id.
+    A node may show a child graph's question as its own. Its interrupt has another id. A node may also copy the ids of
+    an open question (`asks`). Then it must show the same call.
     """
-    return bool(approval_ids(question)) and question.get("interrupt_id") == interrupt_id  # type: ignore[attr-defined]
+    if not (ids := approval_ids(question)) or question.get("interrupt_id") != interrupt_id:
+        return False
+    opened = {a.id: a for a in asks}
+    return all(_says(r, opened[i]) for r, i in zip(question["action_requests"], ids, strict=True) if i in opened)
+
+
+def _says(action: Mapping[str, Any], ask: Approval) -> bool:
+    try:
+        shown = (action["name"], digest(action["args"]), action["description"])
+    except (KeyError, MappingError):
+        return False
+    return shown == (ask.tool, ask.args_digest, ask.question)
 
 
 def remaining(value: object, question: object, open_ids: Collection[str]) -> object:
