@@ -5,9 +5,10 @@ An order must fit the whole clause. Only an article, a label ("the student jdoe"
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from itertools import islice, pairwise
+from itertools import islice, pairwise, permutations
 from typing import Final
 
 from langchain_runtime_authz._order_patterns import Choice, Options, Pattern
@@ -19,6 +20,7 @@ from langchain_runtime_authz.mandate.vocabulary import TARGETS, Tool
 _MAX_READINGS: Final = 50  # of one tool's orders
 _MAX_TRIES: Final = 2_000  # positions at which orders of one tool are tried
 _SHORT: Final = 2  # letters of a unit, digits of a number
+_YEAR: Final = re.compile(r"(?:19|20)\d\d")
 _PERSONAL: Final = frozenset({"name", "email", "handle"})  # kinds by which people are told from things
 _HIT: Final = frozenset({*TARGETS, "url", "place"})  # kinds of what an order affects
 
@@ -78,7 +80,12 @@ class Match:
 
     def steps(self, digest: str) -> list[Step]:
         """Return the steps, one for each listed object; none if no or two readings fit."""
-        if len(self.found) != 1 or self.values.tries > _MAX_TRIES or not self._hits(bound := self.found[0]):
+        if (
+            len(self.found) != 1
+            or self.values.tries > _MAX_TRIES
+            or not self._hits(bound := self.found[0])
+            or self._compound(bound)
+        ):
             return []
         arguments = self.tool.arguments
         several = [n for n, values in bound.items() if len(values) > 1 and "array" not in arguments[n].types]
@@ -87,6 +94,16 @@ class Match:
             return []
         ways = [{**bound, n: (value,)} for n in several for value in bound[n]] or [bound]
         return [Step(id="?", tool=self.tool.name, args=self._args(way, digest)) for way in ways]
+
+    def _compound(self, bound: Bound) -> bool:
+        """Return True if a number may count nothing: "2026 maps", "4 wheel drive"."""
+        values = [v for several in bound.values() for v in several if not v.text.isupper()]  # "2000 ETH"
+        for number, thing in permutations(values, 2):
+            if number.kind == "number" and self.values.text[number.end : thing.start].isspace():
+                single = number.text != "1" and thing.kind in {"word", "run"} and singular(thing.text) == thing.text
+                if single or (_YEAR.fullmatch(number.text) and thing.kind in {"word", "run", "name"}):
+                    return True
+        return False
 
     def untold(self, step: Step) -> bool:
         """Return True if the order tells something, but not what."""

@@ -11,7 +11,7 @@ from typing import Final
 
 from langchain_runtime_authz.mandate.languages import NUMBER, Token, read_number, singular, words_of
 from langchain_runtime_authz.mandate.model import Argument, Const, OneOf, Span, Text
-from langchain_runtime_authz.mandate.vocabulary import TARGETS, Argued, Tool, plain
+from langchain_runtime_authz.mandate.vocabulary import GRAVE, TARGETS, Argued, Tool, plain
 
 _MAX_ADDRESS: Final = 9  # words and commas of an address
 _MAX_RUN: Final = 4  # words of one name, or of one choice
@@ -27,7 +27,6 @@ _LOOSE: Final = {  # kinds that only an order takes which the profile writes out
     "channel": {"email", "name", "number", "quote", "word", "run"},
 }
 _LOWER: Final = {"word", "run"}
-_GRAVE: Final = frozenset({"pay", "delete", "admin"})  # effects of which lower-case words name no object
 _CLOCK: Final = re.compile(
     r"(?<![\d:])(?:(?:[01]?\d|2[0-3]):[0-5]\d(?! ?[ap]m)|(?:0?[1-9]|1[0-2])(?::[0-5]\d)? ?[ap]m)(?!\w)", re.IGNORECASE
 )
@@ -89,7 +88,7 @@ class Values:
             doubts = (  # each for the words in its quotation marks
                 determiner in self.data["indefinite"] and kind not in {"quote", "choice"},  # "a Math course"
                 determiner and not labelled and kind == "word" and self.tool.effect != "write",  # "R-5 from the report"
-                first and kind in _LOWER and self.tool.effect in _GRAVE,  # "Refund policy"
+                first and kind in _LOWER and self.tool.effect in GRAVE,  # "Refund policy"
                 labelled and singular(label) != label and len(values) == 1,  # "the pages p1 to p9"
                 first and kind == "number" and len(values[0].text) <= _SHORT,  # "Scrap 2"
             )
@@ -153,7 +152,7 @@ class Values:
         if spoken and spoken[0].kind == "quote":
             yield self.one(at + colon, at + colon + 1, "quote"), at + colon + 1
         begin = self.tokens[at + colon]
-        before, grave = self.tokens[at - 1].lower, self.tool.effect in _GRAVE
+        before, grave = self.tokens[at - 1].lower, self.tool.effect in GRAVE
         marked = not grave or singular(before) in self.tool.said  # "Pay Bob 45 EUR Ann permitting"
         told = (colon or before == self.data["dictating"]) if self.tool.strict else marked
         barred = begin.kind in {"own", "odd"} or begin.lower == self.data["dictating"]  # "email Bob's boss hello"
@@ -196,7 +195,7 @@ class Values:
         """Return True if a token is not of a text, but of another argument or an aside."""
         labels, kinds = self._others
         label = singular(token.lower) in labels and token.lower not in self.language.prepositions
-        grave, plain = not colon and self.tool.effect in _GRAVE, token.text in self.language.determiners
+        grave, plain = not colon and self.tool.effect in GRAVE, token.text in self.language.determiners
         aside = token.lower in self.language.closed and not plain  # "for rent the moment he signs", a condition
         odd = (grave and (aside or token.kind == "odd")) or not re.search(r"\w|," if colon else r"\w", token.text[:2])
         return odd or label or (not colon and token.kind in kinds)

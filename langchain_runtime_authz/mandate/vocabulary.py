@@ -18,6 +18,7 @@ from langchain_runtime_authz.tool_profile import ToolProfile
 
 MAX_NAME: Final = 128  # characters of a tool's or an argument's name
 TARGETS: Final = frozenset({"principal", "object", "name", "channel"})  # kinds that say whom or what a call affects
+GRAVE: Final = frozenset({"pay", "delete", "admin"})  # effects whose orders are read more strictly
 _MAX_MORE: Final = 4  # arguments that a suggested order may name behind "with"
 _ROLE: Final = re.compile(r"<(\w+)>")
 _HITS: Final = frozenset({"principal", "object", "name", "channel", "url"})

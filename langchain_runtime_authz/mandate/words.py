@@ -22,7 +22,7 @@ from langchain_runtime_authz.mandate.languages import Language, Token, languages
 from langchain_runtime_authz.mandate.model import Compiled, Dropped, Mandate, Step
 from langchain_runtime_authz.mandate.order_matching import Match
 from langchain_runtime_authz.mandate.order_values import cuts
-from langchain_runtime_authz.mandate.vocabulary import MAX_NAME, TARGETS, Tool
+from langchain_runtime_authz.mandate.vocabulary import GRAVE, MAX_NAME, TARGETS, Tool
 from langchain_runtime_authz.tool_profile import ToolProfile
 
 MAX_TEXT: Final = 2_000  # characters of a turn; a longer turn is not read
@@ -167,7 +167,7 @@ class _Turn:
         if stop := language.stop([*tokens[:opened], *([] if whole else tokens[begun:])]):  # "put {order} on hold"
             raise _UnclearError(f"`{stop}` leaves open whether it is an order")
         for clause in self._unfronted([*self._clauses(tokens, opened)]):
-            if "?" in mark and not whole and not any(map(language.definite, clause)):
+            if "?" in mark and not any(map(language.definite, clause)):
                 raise _UnclearError("it may ask what is possible")
             self._clause(clause)
 
@@ -243,8 +243,8 @@ class _Turn:
         if self._opened(tokens, 0, "courtesies") == len(tokens):
             return
         matches = self._matched(tokens)
-        sure = self.alone and any(not match.tool.strict for match in matches)
-        if not sure and all(t.kind in {"name", "word"} and t.text.istitle() for t in tokens):
+        sure = self.alone and any(not match.tool.strict and match.tool.effect not in GRAVE for match in matches)
+        if not sure and all(t.kind in {"name", "word"} and t.text[0].isupper() for t in tokens):
             raise _UnclearError("it may be a title")
         if self.open:
             raise _UnclearError("it is not clear whether it belongs to the dictated words")

@@ -221,7 +221,8 @@ class Language:
 
     def definite(self, token: Token) -> bool:
         """Return True if a token tells which thing is meant, like an article or a number."""
-        return token.lower in self.determiners or token.kind not in {"word", "name", "sep", "colon", "odd"}
+        telling = token.lower in self.determiners or token.lower in self.data["numerals"]
+        return telling or token.kind not in {"word", "name", "sep", "colon", "odd"}
 
     def value(self, token: Token) -> bool:
         """Return True if a token may be a value; callers restrict common words further."""

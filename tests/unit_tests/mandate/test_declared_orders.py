@@ -81,8 +81,8 @@ def calls(*texts: str) -> list[tuple[str, dict[str, object]]]:
     ("Cut the limit of FC-3 by 20%", ("limit", {"card": "FC-3", "percent": "20"})), ("Move the sample S-1 from F1 to F3", ("move_sample", {"sample": "S-1", "source": "F1", "target": "F3"})),
     ("Give Lucy Okafor an A in Biology 2", ("grade", {"student": "Lucy Okafor", "grade": "A", "course": "Biology 2"})),
     ("Tell Lucy's teacher to call me", ("grade", {"student": "Lucy", "text": ("call me",)})), ("Book a table for six people at Nobu", ("book_table", {"guests": 6, "restaurant": "Nobu"})),
-    ("Heize Küche auf 21 Grad", ("heat", {"room": "Küche", "degrees": 21})), ("Order two milk at 5:30 pm", ("craft", {"count": "2", "item": "milk", "time": "5:30 pm"})), ("Order 5k milk", None),
-    ("Order two milk at 17:30 am", None), ("Link a.txt b.txt", ("craft", {"item": "a.txt", "other": "b.txt"})),
+    ("Heize Küche auf 21 Grad", ("heat", {"room": "Küche", "degrees": 21})), ("Order two lamps at 5:30 pm", ("craft", {"count": "2", "item": "lamps", "time": "5:30 pm"})), ("Order 5k milk", None),
+    ("Order two lamps at 17:30 am", None), ("Link a.txt b.txt", ("craft", {"item": "a.txt", "other": "b.txt"})),
     ("Link a.txt, b.txt", None),  # two files
     ("Bake large pizza", ("craft", {"size": "large", "item": "pizza"})), ("Chill soup to 4 °C", ("craft", {"item": "soup", "level": "4"})),
     ("Run the mixer for 5m", ("craft", {"item": "mixer", "count": "5"})), ("Run the mixer for 5 ms", None), ("Keep wi-fi of Berlin off", ("craft", {"item": "Berlin", "on": False})),
@@ -197,7 +197,7 @@ FARM = {
     ("Call line 12", {"line": "12"}), ("Ring 12", None), ("Ring +49 151 2233445", {"line": "+49 151 2233445"}), ("Ring 0151 700100", {"line": "0151 700100"}),
     ("Store crate C-1", {"crate": "C-1"}), ("Store the crate Apollo", {"crate": "Apollo"}), ("Store the crate", None),
     ("Ring the front desk", {"line": "9"}), ("Roll C-1 to the yard", {"crate": "C-1", "to": "Y-1"}),
-    ("Could you ring Ana?", {"line": "Ana"}), ("Call gates 12 and 15", {"gate": "12"}), ("Call gates 12", None), ("Call 12 and 15", None),
+    ("Could you ring the front desk?", {"line": "9"}), ("Could you ring Ana?", None), ("Call gates 12 and 15", {"gate": "12"}), ("Call gates 12", None), ("Call 12 and 15", None),
 ])  # fmt: skip
 def test_parts_and_values_of_an_order(text, expected):
     mandate = compile_words([text], FARM, {"move": {"required": ["crate"]}, "call": {"required": []}}).mandate
