@@ -83,12 +83,27 @@ def _guard_field() -> dict[str, Any]:
 
 
 def _inside(base: Any, guarded: Any, name: str) -> Callable[..., Any]:
-    plain, decided = getattr(base, name), getattr(guarded, name)
+    plain, decided = _method(base, name), getattr(guarded, name)
 
     @functools.wraps(decided)
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
         return (plain if running() is None else decided)(self, *args, **kwargs)
 
+    return method
+
+
+def _method(base: type[BaseTool], name: str) -> Callable[..., Any]:
+    """Return a class's method, which takes the tool also if it is static."""
+    code: Any = getattr(base, name)
+    if not isinstance(inspect.getattr_static(base, name), staticmethod | classmethod):
+        return code  # type: ignore[no-any-return]
+
+    @functools.wraps(code)
+    def method(_: Any, *args: Any, **kwargs: Any) -> Any:
+        return code(*args, **kwargs)
+
+    own, tool = inspect.signature(code), inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    method.__signature__ = own.replace(parameters=[tool, *own.parameters.values()])  # type: ignore[attr-defined]
     return method
 
 
@@ -105,19 +120,21 @@ def _guarded_class(base: type[BaseTool]) -> Any:
     own: dict[str, Any] = {**_guard_field(), GUARDED: base, "_parse_input": _parse_input}
     own |= {"run": _decided_run(base, _call), "arun": _decided_run(base, _acall)}
 
-    @_wraps(base._run)
+    blocks, awaits = _method(base, "_run"), _method(base, "_arun")
+
+    @_wraps(blocks)
     def _run(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return _called(_BLOCKS, self, guard_of(self), "_run", functools.partial(base._run, self), args, kwargs)
+        return _called(_BLOCKS, self, guard_of(self), "_run", functools.partial(blocks, self), args, kwargs)
 
     own["_run"] = _run
     if base._arun is not BaseTool._arun:
 
-        @_wraps(base._arun)
+        @_wraps(awaits)
         async def _arun(self: Any, *args: Any, **kwargs: Any) -> Any:
             # LangChain's `_arun` continues without a coroutine with `_run`, which opens the execution.
             if getattr(self, "coroutine", True) is None and not _is_own(base, "_arun"):
-                return await base._arun(self, *args, **kwargs)
-            code = functools.partial(base._arun, self)
+                return await awaits(self, *args, **kwargs)
+            code = functools.partial(awaits, self)
             return await _called(_AWAITS, self, guard_of(self), "_arun", code, args, kwargs)
 
         own["_arun"] = _arun

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from contextvars import copy_context
+from typing import ClassVar
 
 from langchain.agents import create_agent
 from langchain_core.tools import ToolException
@@ -204,3 +206,44 @@ def test_a_tool_that_writes_into_its_arguments(sequence: list[str], ran: Any, pd
     told(authz, authz.protect(create_agent(replying(planned), tools)), human(), {"max_concurrency": 1})
     assert ran == [{"n": i} for i in range(3)]
     assert [r.context.call.args for r in calls_of(pdp)] == [{"rows": {"n": i}} for i in range(3)]  # type: ignore[union-attr]
+
+
+class StaticPay(BaseTool):
+    """Pays by methods that take no tool."""
+
+    name: str = "pay"
+    description: str = "Pay."
+    paid: ClassVar[list[Any]] = []
+
+    @staticmethod
+    def _run(to: str) -> str:
+        StaticPay.paid.append(to)
+        return "paid"
+
+    @classmethod
+    async def _arun(cls, to: str, **kwargs: Any) -> str:
+        cls.paid.append(to)
+        return "paid"
+
+
+@pytest.mark.parametrize("guarded", [None, True, False], ids=["twin", "permitted", "denied"])
+@pytest.mark.parametrize("held", [False, True], ids=["guard", "in place"])
+@pytest.mark.parametrize("road", ["invoke", "ainvoke", "_run", "_arun"])
+def test_a_tool_with_static_methods_works_and_is_decided(guarded: bool | None, held: bool, road: str) -> None:
+    """Whether the tool is guarded itself, or held by a node's code."""
+    StaticPay.paid.clear()
+    authz = authz_with(StaticPDP(True) if guarded else deny_only("pay"), profiles={"pay": PROFILES["probe"]})
+    pay: Any = StaticPay() if held or guarded is None else authz.guard(StaticPay())
+
+    async def pays() -> Any:
+        done = getattr(pay, road)(**{"input": {"to": "bob"}} if "invoke" in road else {"to": "bob"})
+        return await done if inspect.isawaitable(done) else done
+
+    def work(state: Any) -> Any:
+        assert pay.args["to"]["type"] == "string"
+        return {"messages": [AIMessage(asyncio.run(pays()))]}
+
+    graph = chain({"work": work}, name="root", checkpointer=InMemorySaver())
+    graph = authz.protect(graph) if guarded is not None else graph
+    said = said_by(lambda: run_as(authz, graph, human(), THREAD)["messages"][-1].text)
+    assert (said, StaticPay.paid) == (("no_permit", []) if guarded is False else ("paid", ["bob"]))
