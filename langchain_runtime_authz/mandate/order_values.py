@@ -13,7 +13,7 @@ from langchain_runtime_authz.mandate.languages import NUMBER, Token, read_number
 from langchain_runtime_authz.mandate.model import Argument, Const, OneOf, Span, Text
 from langchain_runtime_authz.mandate.vocabulary import GRAVE, TARGETS, Argued, Tool, plain
 
-_MAX_ADDRESS: Final = 9  # words and commas of an address
+_MAX_ADDRESS: Final = 9  # words of an address
 _MAX_RUN: Final = 4  # words of one name, or of one choice
 _MAX_PHRASE: Final = 2  # words of a text of a payment, without quotes: "for the December rent"
 _SHORT: Final = 2  # letters of a unit, digits of a number
@@ -254,12 +254,9 @@ class Values:
                 yield self.one(at, end, kind), end
 
     def _addresses(self, at: int) -> Iterator[tuple[tuple[Token, ...], int]]:
-        """Yield an address: "5 Harbour Street, Bristol"."""
+        """Yield an address: "5 Harbour Street". Behind a comma, "Ann" may be a person."""
         for end in range(at + 2, min(at + _MAX_ADDRESS, len(self.tokens))):
-            first, *more = "".join(t.kind[0] if t.text != "," else "," for t in self.tokens[at:end]).split(",")
-            plain = {*first} == {"n"} and not more[1:] and {*"".join(more)} <= {"n"} and all(more)
-            kinds = [t.kind for t in self.tokens[at:end] if t.text != ","]
-            if plain and {*kinds} == {"name", "number"}:
+            if {t.kind for t in self.tokens[at:end]} == {"name", "number"}:
                 yield self.one(at, end, "address"), end
 
     def one(self, begin: int, end: int, kind: str, text: str = "") -> tuple[Token, ...]:
