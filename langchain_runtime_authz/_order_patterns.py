@@ -16,6 +16,10 @@ from typing import Final, NamedTuple
 from langchain_runtime_authz._regex import normalize
 
 MAX_LENGTH: Final = 500  # characters of one pattern
+_IDLE: Final = frozenset(  # courtesies and articles, which the reader leaves out before an order
+    "a afternoon alright also an and do evening finally first go hello hey hi hiya just kindly lastly let's lets morning my "
+    "next now ok okay our please quickly second sure the then these third this yes".split()
+)
 _ITEM: Final = re.compile(r"\{[^{}]*\}|[\[\]()|]|[^\s\[\](){}|]+|[{}]")
 
 
@@ -44,8 +48,11 @@ def parse(pattern: str) -> Pattern:
         parsed = _sequence(iter([*_ITEM.findall(pattern), ""]), "")
         if twice := [name for name, count in Counter(_always(parsed)).items() if count > 1]:
             raise ValueError(f"names `{twice[0]}` twice")
-        if not parsed or any(word[:1] in {"", "{"} for word in firsts(parsed)):
+        begin = firsts(parsed)
+        if any(word[:1] in {"", "{"} for word in begin):
             raise ValueError("must begin with a word")
+        if begin <= _IDLE:
+            raise ValueError(f"never fits, because `{min(begin)}` is left out there; begin with the next word")
     except (RecursionError, ValueError) as exc:
         why = "has too many brackets" if isinstance(exc, RecursionError) else exc
         raise ValueError(f"the order `{pattern}` in `intent` {why}") from None

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from langchain_runtime_authz._order_patterns import _IDLE, parse
 from langchain_runtime_authz.errors import ConfigError
+from langchain_runtime_authz.mandate.languages import languages
 from langchain_runtime_authz.mandate.model import Const, OneOf, Text
 from langchain_runtime_authz.mandate.words import compile_words
 from langchain_runtime_authz.tool_profile import ToolProfile, check_arguments, load_profiles
@@ -148,11 +150,19 @@ def test_each_value_reaches_its_own_argument(ticket, other, order, left):
 @pytest.mark.parametrize(("order", "said"), [
     ("{ticket} closed", "begin with a word"), ("close {ticket", "bracket"), ("close [{ticket}", "bracket"), ("close {a b}", "bracket"), ("close ({ticket}]", "bracket"),
     ("[close] {ticket}", "begin with a word"), ("[close|] {ticket}", "begin with a word"), ("close ({ticket} a|{ticket} b) {ticket}", "twice"), ("close {size}", "free"),
+    ("please close {ticket}", "`please` is left out"), ("(the|a) {ticket}, close", "never fits"), ("Kindly [please] close {ticket}", "never fits"),
     ("close {ticket} {ticket}", "twice"), ("close {ticket=}", "bracket"), ("close " * 100 + "{ticket}", "characters"), ("close " + "[" * 3000 + "{ticket}" + "]" * 3000, "characters"),
 ])  # fmt: skip
 def test_a_malformed_order_is_refused(order, said):
     with pytest.raises(ConfigError, match=said):
         load_profiles({"close_ticket": {"critical": {"ticket": "object"}, "free": ["size"], "intent": [order]}})
+
+
+def test_only_what_no_order_can_begin_with_is_refused():
+    (english,) = languages()
+    alone = {w for w, phrases in english.phrases["openers"].items() if (w,) in phrases}
+    assert alone | english.determiners == _IDLE
+    assert parse("[please] close {ticket}")
 
 
 def test_an_order_names_arguments_of_the_tool():
