@@ -18,6 +18,7 @@ from typing import Any, Final
 import ormsgpack
 from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, ToolMessage
 from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
+from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.constants import START
 from langgraph.store.base import BaseStore, SearchItem
@@ -273,12 +274,15 @@ def _update_at(run: Run, graph: Any, place: Mapping[str, Any], channels: Sequenc
 
 
 def find_checkpoint(
-    saver: BaseCheckpointSaver[Any], place: Any, wanted: Callable[[CheckpointTuple], bool] = bool, **options: Any
+    saver: Any, place: Any, wanted: Callable[[CheckpointTuple], bool] = bool, **options: Any
 ) -> tuple[Any, ...]:
     """Return the newest wanted checkpoint, or None.
 
     The list is read to its end, since a saver may hold a lock until then.
     """
+    if type(saver).list is InMemorySaver.list:  # it fails if another thread writes meanwhile
+        thread, saver = place["configurable"]["thread_id"], copy.copy(saver)
+        saver.storage = {thread: dict(saver.storage[thread])}
 
     def newest(listed: Sequence[CheckpointTuple]) -> CheckpointTuple | None:
         return max(filter(wanted, listed), key=lambda found: found.checkpoint["id"], default=None)

@@ -92,3 +92,30 @@ def test_a_parent_decides_for_a_graph_in_its_node(how: str, protected: bool) -> 
 
     assert checkpoints(lends=False) == 0
     assert checkpoints(lends=True, durability="exit") < checkpoints(lends=True, durability="sync")
+
+
+class BusySaver(InMemorySaver):
+    """Has another thread write a child's checkpoint whenever a checkpoint is decoded."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.busy, self.shared = False, self.storage
+
+    def _load_blobs(self, thread_id: str, *args: Any) -> dict[str, Any]:
+        if self.busy:
+            there = self.shared[thread_id]
+            side_by_side(lambda: there[f"child:{len(there)}"])
+        return super()._load_blobs(thread_id, *args)
+
+
+def test_a_thread_may_be_written_while_its_checkpoints_are_listed(how: str, caplog: Any) -> None:
+    """LangGraph's saver in memory fails then, and an `update_state` during the run would not be noticed."""
+    saver = BusySaver()
+    graph = hand_written(replying(), [], checkpointer=saver)
+    run_as(authz := authz_with(StaticPDP(True)), authz.protect(graph), human(), THREAD, how=how)
+    graph.update_state(THREAD, human("edited"))
+    saver.busy = True
+    with pytest.raises(RuntimeError, match="changed size"):
+        list(saver.list(THREAD))
+    run_as(authz, graph, human(), THREAD, how=how)
+    assert "was not read" not in caplog.text
