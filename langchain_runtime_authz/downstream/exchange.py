@@ -269,7 +269,7 @@ class ExchangeAuth(TicketAuth):
         return exchanged  # type: ignore[no-any-return]
 
     def _kept(self) -> Generator[Any, Any, dict[Any, ExchangedToken]]:
-        """Return the lease's token cache, or `{}`. Raises `credential_revoked`."""
+        """Return the lease's token cache, or `{}`. Raises `CredentialError`."""
         run = current_scope.get().run
         if run is None or self._subject_token is None:
             return {}

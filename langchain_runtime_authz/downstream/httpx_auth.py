@@ -99,8 +99,8 @@ class CallAuth(TicketAuth):
         outside: what to do with a request outside any call. `refuse` raises. `anonymous` sends the request without
             a credential, for example to list an MCP server's tools.
 
-    Raises `ConfigError` if an audience's URL is neither https nor on this machine. A request raises `audience`, or
-    `credential_unavailable`.
+    Raises `ConfigError` if an audience's URL is neither https nor on this machine. A request raises `CredentialError`
+    (`audience` or `credential_unavailable`).
     """
 
     def __init__(

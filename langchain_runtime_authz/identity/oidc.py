@@ -106,7 +106,7 @@ class OidcVerifier:
     def _verify(self, token: str, *, now: float | None = None) -> Flow[Subject]:
         """Return the subject of a token. No error quotes the token.
 
-        Raises `identity_invalid` if the token is refused, or `identity_unavailable` if the provider cannot be asked.
+        Raises `AuthzError`: `identity_invalid` for a refused token, `identity_unavailable` if nobody can be asked.
         """
         return (yield from self._caller(token, now=now)).subject
 

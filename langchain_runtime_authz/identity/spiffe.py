@@ -80,7 +80,7 @@ class SpiffeIdentity(WorkloadIdentity):
         return self._jwt_keys.get(trust_domain)
 
     def jwt_svid(self, audience: str) -> str:
-        """Return a JWT-SVID for `audience` only; never log it. Raises `workload_unproven`."""
+        """Return a JWT-SVID for `audience`; never log it. Raises `AuthzError`."""
         client, own = self._client, self._id
         if client is None or own is None or not self.attested:
             self._unproven()
@@ -104,7 +104,8 @@ class SpiffeIdentity(WorkloadIdentity):
 
         This workload presents its X.509-SVID. The peer's SVID must name `peer` and chain to the bundle of its trust
         domain; the host name is not checked. Call the function for each connection, because SVIDs rotate. Raises
-        `ConfigError` if `peer` is not a SPIFFE id. The function raises `workload_unproven`, also without that bundle.
+        `ConfigError` if `peer` is not a SPIFFE id. The function raises `AuthzError` (`workload_unproven`), also without that
+        bundle.
         """
         domain = trust_domain_of(peer)
         if domain is None:
@@ -199,7 +200,7 @@ def _bundle(context: X509Context, trust_domain: str) -> set[Certificate]:
 
 
 def mutual_tls(svid: X509Svid, authorities: set[Certificate], peer: str) -> ssl.SSLContext:
-    """Return a TLS context of `svid` for `peer` only. Raises `workload_unproven`."""
+    """Return a TLS context of `svid` for `peer` only. Raises `AuthzError`."""
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
     if not authorities:
@@ -279,7 +280,7 @@ class SvidVerifier:
     def verify(self, token: str, *, now: float | None = None) -> Subject:
         """Return the workload that a token proves. No error quotes the token.
 
-        Raises `identity_invalid` if the token is refused, or `identity_unavailable` without the trust domain's bundle.
+        Raises `AuthzError`: `identity_invalid` for a refused token, `identity_unavailable` without the domain's bundle.
         """
         jws = read(token, typ=None, algorithms=self._algorithms, code=Code.IDENTITY_INVALID)
         if header_type(jws.header) not in TYPES:

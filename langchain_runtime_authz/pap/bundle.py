@@ -106,13 +106,13 @@ _CASE: Final = TypeAdapter(Case)
 def read_bundle(source: str | Path, keys: Keys | None = None) -> Bundle:
     """Return the bundle in a `.tar.gz` or a directory.
 
-    Raises `policy_invalid`, and with keys `policy_unsigned`.
+    Raises `ConfigError`: `policy_invalid`, and with keys `policy_unsigned`.
     """
     return parse_bundle(read_files(source), Path(source).name, keys)
 
 
 def read_files(source: str | Path) -> dict[str, bytes]:
-    """Return the files of a bundle by name, unverified. Raises `policy_invalid`."""
+    """Return the files of a bundle by name, unverified. Raises `ConfigError`."""
     path = Path(source)
     try:
         if not path.is_dir():
@@ -152,7 +152,7 @@ def real_root(path: Path) -> Path:
 
 
 def files_below(root: Path, name: str) -> list[Path]:
-    """Return a bundle's files, sorted. Raises `policy_invalid`, `OSError` (file gone)."""
+    """Return a bundle's files, sorted. Raises `ConfigError`, `OSError` (file gone)."""
     found = []
     for n, entry in enumerate(root.rglob("*")):
         if n >= 2 * MAX_FILES:  # to avoid reading a whole disk
@@ -326,7 +326,7 @@ def invalid(detail: str) -> ConfigError:
 
 
 def verified(files: Mapping[str, bytes], name: str, keys: Keys) -> str:
-    """Return the id of the key that signed these files. Raises `policy_unsigned`."""
+    """Return the id of the key that signed these files. Raises `ConfigError`."""
     import jwt
 
     try:

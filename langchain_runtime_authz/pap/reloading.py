@@ -250,7 +250,7 @@ class ReloadingPDP(InProcess):
             return True
 
     def evaluate(self, body: bytes) -> object:
-        """Answer one request. Raises `policy_stale`, or what the bundle's engine raises."""
+        """Answer one request. Raises `PDPError`: `policy_stale`, or the engine's own."""
         live = self._serving()
         return live.concluded(body, live.pdp.evaluate(body))
 
@@ -341,7 +341,7 @@ def engine_of(bundle: Bundle, name: str, label: str = "", **limits: Any) -> Wasm
 
 
 def self_test(pdp: WasmPDP | CedarPDP, bundle: Bundle) -> None:
-    """Test a policy on its cases and an empty request. Raises `policy_invalid`."""
+    """Test a policy on its cases and an empty request. Raises `ConfigError`."""
     with suppress(PDPError, RuntimeError, TimeoutError, KeyError):  # without an answer nothing is permitted
         decision = pdp.evaluate(b"{}")
         if isinstance(decision, Decision) and decision.permit:

@@ -218,7 +218,7 @@ class Program:
         self._free: deque[_Instance] = deque(maxlen=self._size)
 
     def evaluate(self, body: bytes, entrypoint: str) -> bytes:
-        """Return the answer. Raises `TimeoutError`, `pdp_undefined` or `PolicyFailed`.
+        """Return the answer. Raises `TimeoutError`, `PDPError` or `PolicyFailed`.
 
         On an event loop, it does not wait for a free instance of the pool but uses an additional one.
         """

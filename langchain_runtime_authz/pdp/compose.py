@@ -239,7 +239,7 @@ class CircuitBreaker(Composed):
 
     @contextmanager
     def _asking(self) -> Iterator[list[Decision]]:
-        """Yield a list for the decisions, and count failures. Raises `pdp_circuit_open`."""
+        """Yield a list for the decisions, and count failures. Raises `PDPError`."""
         with self._lock:
             probe = self._failed >= self._limit
             if probe and (self._probing or self._clock() < self._until):

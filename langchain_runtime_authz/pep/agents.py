@@ -37,7 +37,7 @@ class AgentProfile(BaseModel):
 
 
 def load_agents(agents: Mapping[str, AgentProfile | Mapping[str, Any]] | None) -> dict[str, AgentProfile]:
-    """Return agent profiles by name. Raises `profile_invalid` with agent and field."""
+    """Return agent profiles by name. Raises `ConfigError`, with agent and field."""
     try:
         found = TypeAdapter(dict[str, AgentProfile]).validate_python(dict(agents or {}))
     except ValidationError as exc:
