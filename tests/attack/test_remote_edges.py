@@ -8,13 +8,16 @@ import time
 from functools import partial
 
 import httpx
+from langchain.agents import create_agent
 from langchain_core.messages import message_to_dict
+from langgraph.config import get_config
 from langgraph.pregel.remote import RemoteGraph
 from langgraph_sdk.client import LangGraphClient, SyncLangGraphClient
 
 from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.errors import AuthzDenied, AuthzError
 from langchain_runtime_authz.identity.subjects import BearerSubject
+from langchain_runtime_authz.langgraph.middleware import AuthzMiddleware
 from tests.unit_tests.credential.tokens import a_request
 
 from ._kit import *
@@ -243,3 +246,29 @@ def test_events_of_a_remote_graph_are_refused_in_a_run_only() -> None:
     far = remote(PAYER, lambda request: httpx.Response(500))
     authz, graph = home(far, lambda state: far.stream_events({}, version="v3") and {})
     assert go(authz, graph) == "config" and far.stream_events({}, version="v3") is not None
+
+
+@pytest.mark.parametrize("kind", ["AuthzToolNode", "AuthzMiddleware", "protect"])
+def test_coverage_names_what_a_tools_own_code_calls(kind: str, ran: Any) -> None:
+    """The tools of its tool node are decided in any case. Of the two alone, neither decides its remote graph."""
+    reached: list[httpx.Request] = []
+    node, far = ToolNode([pay_tool(ran)]), remote(ADMIN, lambda request: reached.append(request) or httpx.Response(500))
+
+    def write(text: str) -> None:
+        """Call others."""
+        node.invoke({"messages": [AIMessage("", tool_calls=[PAYS])]}, get_config())
+        far.invoke({})
+
+    authz = authz_with(deny_only("pay"), agents={"far": {"url": PAYER}})
+    model, tools = replying([call("write", {"text": "x"}, "c1")]), [tool(write)]
+    if kind == "AuthzToolNode":
+        graph = hand_written(model, AuthzToolNode(tools, authz=authz))
+    elif kind == "AuthzMiddleware":
+        graph = create_agent(model, tools, middleware=[AuthzMiddleware(authz)])
+    else:
+        graph = authz.protect(hand_written(model, tools))
+    with contextlib.suppress(httpx.HTTPStatusError):
+        run_as(authz, graph, human())
+    assert (ran, bool(reached)) == ([], kind != "protect")
+    found = {(r.kind, r.name): r.governed for r in authz.coverage(graph).rows}
+    assert (found["tool", "pay"], found["remote graph", "far"]) == ((kind == "protect"),) * 2
