@@ -16,9 +16,9 @@ from typing import Final, NamedTuple
 from langchain_runtime_authz._regex import normalize
 
 MAX_LENGTH: Final = 500  # characters of one pattern
-_IDLE: Final = frozenset(  # courtesies and articles, which the reader leaves out before an order
-    "a afternoon alright also an and do evening finally first go hello hey hi hiya just kindly lastly let's lets morning my "
-    "next now ok okay our please quickly second sure the then these third this yes".split()
+_IDLE: Final = re.compile(  # courtesies and articles, which the reader leaves out before an order
+    "a|afternoon|alright|also|an|and|do|evening|finally|first|go|hello|hey|hi|hiya|just|kindly|lastly|let's|lets|"
+    "morning|my|next|now|ok|okay|our|please|quickly|second|sure|the|then|these|third|this|yes"
 )
 _ITEM: Final = re.compile(r"\{[^{}]*\}|[\[\]()|]|[^\s\[\](){}|]+|[{}]")
 
@@ -51,7 +51,7 @@ def parse(pattern: str) -> Pattern:
         begin = firsts(parsed)
         if any(word[:1] in {"", "{"} for word in begin):
             raise ValueError("must begin with a word")
-        if begin <= _IDLE:
+        if all(map(_IDLE.fullmatch, begin)):
             raise ValueError(f"never fits, because `{min(begin)}` is left out there; begin with the next word")
     except (RecursionError, ValueError) as exc:
         why = "has too many brackets" if isinstance(exc, RecursionError) else exc
