@@ -44,6 +44,7 @@ class Match:
 
     def __init__(self, tool: Tool, ways: Sequence[list[Token]], text: str, nouns: AbstractSet[str]) -> None:
         self.tool, self.values = tool, Values(tool, text, nouns)
+        self.whole = False  # an order that the profile writes out fits
         self.found: list[Bound] = next(filter(None, map(self._readings, ways)), [])
         values = [v for bound in self.found for (v, *_) in bound.values()]
         begun = [v.start for v in values if v.kind == "open"]
@@ -127,8 +128,11 @@ class Match:
     # --- an order's words
 
     def _all(self) -> Iterator[Bound]:
-        for order in self.tool.orders:
-            yield from self._read(order, 0)
+        for order, strict in self.tool.orders:
+            self.values.strict = strict
+            for bound in self._read(order, 0):
+                self.whole |= not strict
+                yield bound
 
     def _read(self, order: Pattern, at: int) -> Iterator[Bound]:
         """Yield the arguments by which the tokens behind `at` fit the rest of an order."""
@@ -148,7 +152,7 @@ class Match:
                 yield from self._read((*part, *([Options(left)] if left else []), *rest), at)
         else:
             yield from self._said(item, rest, at)
-            if at and token.kind == "sep" and token.text == "," and not self.tool.strict:
+            if at and token.kind == "sep" and token.text == "," and not self.values.strict:
                 yield from self._said(item, rest, at + 1)
 
     def _said(self, item: str, rest: Pattern, at: int) -> Iterator[Bound]:

@@ -68,6 +68,7 @@ class Values:
         self.tool, self.language, self.text, self.nouns = tool, tool.language, text, nouns
         self.data, self.coins = tool.language.data, tool.language.coins
         self.tokens: list[Token] = []
+        self.strict = False  # whether the order is one that a verb suggests: no lower-case word is a name
         self.loose = False  # whether words that name nobody may be a person
         self.tries = 0
 
@@ -116,7 +117,7 @@ class Values:
             yield from self._texts(argument, at)
             return
         kinds = {*self.data["kinds"][argument.kind].split()}
-        kinds -= _LOOSE.get(argument.kind, _LOWER) if self.tool.strict else set()
+        kinds -= _LOOSE.get(argument.kind, _LOWER) if self.strict else set()
         token = self.tokens[at]
         if argument.name == self.tool.coin:
             coined = token.kind in {"word", "name"} and (token.text.isupper() or token.lower in self.coins)
@@ -138,7 +139,7 @@ class Values:
             yield self.one(at, at + 1, "number", number), at + 1
         yield from self._listed(argument, kinds, at)
         yield from self._names(argument, kinds, at)
-        yield from self._addresses(at) if argument.kind == "place" and not self.tool.strict else ()
+        yield from self._addresses(at) if argument.kind == "place" and not self.strict else ()
 
     def _choices(self, argument: Argued, at: int) -> Iterator[tuple[tuple[Token, ...], int]]:
         for end in range(at + 1, min(at + _MAX_RUN, len(self.tokens) - 1) + 1):
@@ -154,7 +155,7 @@ class Values:
         begin = self.tokens[at + colon]
         before, grave = self.tokens[at - 1].lower, self.tool.effect in GRAVE
         marked = not grave or singular(before) in self.tool.said  # "Pay Bob 45 EUR Ann permitting"
-        told = (colon or before == self.data["dictating"]) if self.tool.strict else marked
+        told = (colon or before == self.data["dictating"]) if self.strict else marked
         barred = begin.kind in {"own", "odd"} or begin.lower == self.data["dictating"]  # "email Bob's boss hello"
         if not told or barred or any(t.kind == "quote" for t in spoken) or self.language.gap(self.tokens, at + colon):
             return
@@ -207,7 +208,7 @@ class Values:
         account = argument.kind == "principal" and self.tool.effect == "pay" and not re.search(r"[/\\.]", token.text)
         account &= token.kind == "id"
         acronym = argument.kind == "principal" and token.text.isupper() and self.tool.effect != "pay"  # "Disable SSO"
-        fits = (account or (token.kind in kinds and not (acronym and self.tool.strict))) and singular(
+        fits = (account or (token.kind in kinds and not (acronym and self.strict))) and singular(
             token.lower
         ) not in known
         fits = fits and self.language.value(token)
@@ -232,12 +233,10 @@ class Values:
         """Yield names of several words: "Ana Lee", "desk lamp", "Biology 2"."""
         for end in range(at + 2, at + _MAX_RUN + 1):
             *words, behind = self.tokens[at:end] or [self.tokens[-1]]
-            numbered = behind.kind == "number" and [t.kind for t in words[:1]] == ["name"] and not self.tool.strict
+            numbered = behind.kind == "number" and [t.kind for t in words[:1]] == ["name"] and not self.strict
             words += [behind] * (not numbered)
             months = {t for t in words if t.kind == "name" and t.lower in self.language.months}  # "Jan Vos"
-            inner = {
-                t for t in words[1:] if t.text in self.data["particles"] and not self.tool.strict
-            }  # "Bank of Ohio"
+            inner = {t for t in words[1:] if t.text in self.data["particles"] and not self.strict}  # "Bank of Ohio"
             plain = (
                 t in months or t in inner or (t.kind in {"name", "word"} and self.language.value(t)) for t in words
             )
@@ -281,7 +280,7 @@ class Values:
     def _paid(self, argument: Argued, amount: Token) -> bool:
         """Return True if an argument may be this amount: "{limit} EUR" takes no USD."""
         code, words = re.sub(NUMBER, "", amount.text).strip().lower(), {*words_of(argument.name)}
-        if argument.kind != "amount" or not (code or (self.tool.strict and self.tool.effect == "pay")):
+        if argument.kind != "amount" or not (code or (self.strict and self.tool.effect == "pay")):
             return True
         if coins := words.intersection(self.coins):
             return coins == {self.coins.get(code, "")}

@@ -71,7 +71,6 @@ class Tool:
         own = [" ".join(parts)] if parts[:1] and parts[0] in language.verbs and not profile.intent else []
         own += language.data["reads"] if profile.effect == "read" and not profile.intent else []
         self.entries = [said for said in (*profile.intent, *own) if said.strip() and said not in profile.orders]
-        self.strict = not profile.orders  # what only verbs suggest takes no lower-case word as a name
         begun = (first for order in profile.orders for first in firsts(parse(order)))
         self.verbs = {*begun, *(said.split()[0].lower() for said in self.entries)}
 
@@ -86,10 +85,10 @@ class Tool:
         return {n: self._argued(n, k, _mapped(properties.get(n))) for n, k in kinds.items() if len(n) <= MAX_NAME}
 
     @cached_property
-    def orders(self) -> tuple[Pattern, ...]:
-        """The orders of the profile, and those that its verbs suggest."""
+    def orders(self) -> list[tuple[Pattern, bool]]:
+        """The orders, and whether only a verb suggests them: those are read strictly."""
         more = (order for verb in self.entries for order in suggested(self, verb))
-        return tuple(map(parse, (*self.profile.orders, *more)))
+        return [*((parse(order), False) for order in self.profile.orders), *((parse(order), True) for order in more)]
 
     @cached_property
     def said(self) -> frozenset[str]:

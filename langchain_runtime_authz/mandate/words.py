@@ -162,7 +162,7 @@ class _Turn:
             return
         if len(tokens) > MAX_WORDS:
             raise _UnclearError(_LONG)
-        whole = [m for m in self._matched(self._untailed(tokens[opened:])) if not (m.dictates or m.tool.strict)]
+        whole = [m for m in self._matched(self._untailed(tokens[opened:])) if m.whole and not m.dictates]
         begun = opened + 1 if tokens[opened].lower in self.verbs else opened  # a tool may stop or hold something
         if stop := language.stop([*tokens[:opened], *([] if whole else tokens[begun:])]):  # "put {order} on hold"
             raise _UnclearError(f"`{stop}` leaves open whether it is an order")
@@ -243,7 +243,7 @@ class _Turn:
         if self._opened(tokens, 0, "courtesies") == len(tokens):
             return
         matches = self._matched(tokens)
-        sure = self.alone and any(not match.tool.strict and match.tool.effect not in GRAVE for match in matches)
+        sure = self.alone and any(match.whole and match.tool.effect not in GRAVE for match in matches)
         if not sure and all(t.kind in {"name", "word"} and t.text[0].isupper() for t in tokens):
             raise _UnclearError("it may be a title")
         if self.open:
