@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
+from langchain_runtime_authz._order_patterns import Options
 from langchain_runtime_authz._validate import read_yaml
 from langchain_runtime_authz.cli._app import Answer, App, echo
 from langchain_runtime_authz.cli.init import outcomes
@@ -17,6 +18,8 @@ from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
 if TYPE_CHECKING:
     from langchain_core.tools import BaseTool
 
+    from langchain_runtime_authz._order_patterns import Pattern
+    from langchain_runtime_authz.mandate.vocabulary import Tool
     from langchain_runtime_authz.tool_profile import ToolProfile
 
 app = App(help="Write and check tool profiles.")
@@ -80,6 +83,8 @@ def check(
     milder than the tool's name or annotations say, a test in the file with another outcome. A file that cannot be used
     is an error (exit code 2).
 
+    Orders of two tools that users say alike are a note: such a text asks.
+
     runtime-authz profile check profiles.yaml
     runtime-authz profile check profiles.yaml my_agent:graph
     """
@@ -99,11 +104,12 @@ def check(
     for finding in () if as_json else findings:
         echo(f"error: {Code.PROFILE_INVALID}: {finding}", err=True)
     idle = sorted(declared.keys() - {t.name for t in tools}) if target is not None and file not in SHIPPED else []
-    for name in () if as_json else idle:
-        echo(f"note: {name}: the graph has no such tool", err=True)
+    notes = [*(f"{name}: the graph has no such tool" for name in idle), *(alike := [*_alike(declared)])]
+    for note in () if as_json else notes:
+        echo(f"note: {note}", err=True)
     counts = {"profiles": len(declared), "tools": len(tools), "tests": len(loaded.get("tests", []))}
     text = ", ".join(f"{n} {of}" for of, n in {**counts, "findings": len(findings)}.items())
-    return Answer({**counts, "findings": findings, "idle": idle}, text, bool(findings))
+    return Answer({**counts, "findings": findings, "idle": idle, "alike": alike}, text, bool(findings))
 
 
 def _held_against(tool: BaseTool, declared: ToolProfile | None) -> list[str]:
@@ -126,6 +132,30 @@ def _held_against(tool: BaseTool, declared: ToolProfile | None) -> list[str]:
     if declared.digest is None and hinted != declared.effect:  # a pin means that exactly this tool was reviewed
         found.append(f"{tool.name}: `effect` is {declared.effect}, and the tool's name or annotations say {hinted}")
     return found
+
+
+def _alike(declared: Mapping[str, ToolProfile]) -> Iterator[str]:
+    """Yield which tools' orders have a shortest form in common, like `cancel …`."""
+    from langchain_runtime_authz.mandate.languages import languages
+    from langchain_runtime_authz.mandate.vocabulary import Tool
+
+    said: dict[str, set[str]] = {}
+    for tool in (Tool(n, p, {}, languages()[0]) for n, p in declared.items() if p.ordered):
+        for form in {form for order, _ in tool.orders for form in _forms(tool, order)}:
+            said.setdefault(form, set()).add(tool.name)
+    for form, names in sorted(said.items()):
+        if len(names) > 1:
+            yield f"{', '.join(sorted(names))}: `{form}` orders each, so it asks unless the user says more"
+
+
+def _forms(tool: Tool, order: Pattern) -> list[str]:
+    forms = [""]
+    for item in (item for item in order if not isinstance(item, Options)):
+        argument = tool.arguments.get(item[1:-1]) if isinstance(item, str) else None
+        plain = f"({argument.kind})" if argument and argument.kind in {"amount", "when"} else "…" if argument else item
+        said = [plain] if isinstance(plain, str) else [form for way in plain.ways for form in _forms(tool, way)]
+        forms = [f"{form} {more}".strip() for form in forms for more in said][:100]
+    return forms
 
 
 def _doubts(file: Path) -> dict[str, int]:
