@@ -141,12 +141,17 @@ def _shown_calls(value: object, schema: object) -> tuple[Sequence[Any], Sequence
 
 
 def _calls(value: object, depth: int) -> Iterator[dict[str, Any]]:
-    """Yield the parts of a question that name a tool and its arguments."""
+    """Yield the parts of a question that name a tool and its arguments.
+
+    A part inside the question needs the call's id, which a model does not choose: its other arguments may look alike.
+    """
     if isinstance(value, Mapping):
         tool = next((value[k] for k in _TOOL if isinstance(value.get(k), str)), None)
         args = next((value[k] for k in _ARGUMENTS if isinstance(value.get(k), Mapping)), None)
         if tool is not None and args is not None:
-            yield {"name": tool, "args": args, "tool_call_id": value.get("id", value.get("tool_call_id"))}
+            ident = value.get("id", value.get("tool_call_id"))
+            if depth == _DEPTH or ident is not None:
+                yield {"name": tool, "args": args, "tool_call_id": ident}
             return
     if depth and isinstance(value, Mapping | list | tuple):
         for item in value.values() if isinstance(value, Mapping) else value:

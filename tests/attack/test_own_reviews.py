@@ -150,3 +150,25 @@ def test_a_node_cannot_answer_for_the_user() -> None:
     with contextlib.suppress(AuthzDenied):
         told(desk.authz, outer, human())
     assert desk.ran == []
+
+
+@pytest.mark.parametrize("ident", [{}, {"id": None}, {"id": "call-0"}], ids=["none", "null", "guessed"])
+def test_an_argument_of_another_call_that_looks_like_a_call_is_no_review(protected: bool, ident: Any) -> None:
+    """The node asks about the address that the model wrote, and the user says yes to that."""
+    ran: list[Any] = []
+    address = {"tool": "pay", "args": PAY["args"], **ident}
+    moves = call("move", {"address": address}, "m1")
+
+    def ask(state: MessagesState) -> Any:
+        address = state["messages"][-1].tool_calls[-1]["args"]["address"]
+        interrupt({"question": "Is this your new address?", "address": address})
+
+    model, move = replying([PAY, moves]), a_tool("move", lambda address: "moved", address=dict[str, Any])
+    nodes = {"model": lambda s: {"messages": [model.invoke(s["messages"])]}, "ask": ask, "tools": ToolNode([pay_tool(ran), move])}
+    graph = chain(nodes, checkpointer=InMemorySaver())
+    authz = authz_with(asking("pay"), profiles={**PROFILES, "move": ToolProfile(effect="write", sink="internal")})
+    if protected:
+        authz.protect(graph)
+    told(authz, graph, human(), THREAD)
+    state = told(authz, graph, Command(resume=True), THREAD)
+    assert (ran == [], bool(state.get("__interrupt__"))) == (protected, protected)
