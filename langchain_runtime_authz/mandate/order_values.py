@@ -85,11 +85,14 @@ class Values:
         for values, end in taken or self._values(argument, begin):
             kind, labelled, label = values[0].kind, behind > begin, self.tokens[behind - 1].lower
             named = kind in {"word", "name", "run"} and argument.kind != "principal"  # `argument_of` reads the noun
+            plain = (
+                (kind == "run" or self.tool.effect == "write") and determiner in self.data["definite"] and not labelled
+            )
+            counted = self.tokens[begin - 1].kind == "number" or self.tokens[begin - 1].lower in self.data["numerals"]
             first = begin == 1 and not labelled and argument.kind in TARGETS
             doubts = (  # each for the words in its quotation marks
                 determiner in self.data["indefinite"] and kind not in {"quote", "choice"},  # "a Math course"
-                determiner and not labelled and kind == "word" and self.tool.effect != "write",  # "R-5 from the report"
-                first and kind in _LOWER and self.tool.effect in GRAVE,  # "Refund policy"
+                kind in _LOWER and not (counted or plain or self.loose),  # "Refund policy", "restart web-3 on error"
                 labelled and singular(label) != label and len(values) == 1,  # "the pages p1 to p9"
                 first and kind == "number" and len(values[0].text) <= _SHORT,  # "Scrap 2"
             )
@@ -124,10 +127,10 @@ class Values:
             yield from [((token,), at + 1)] if coined or token.kind == "quote" else ()
             return
         kinds |= {"run"} if self.loose else set()
-        if argument.kind == "principal" and not self.loose:  # "to bob", "paddle 12", but not "Pay rent 900 EUR"
+        if argument.kind == "principal" and not self.loose:  # "paddle 12", but not "Pay rent 900 EUR"
             before = self.tokens[at - 1].text if at > 1 and self.tokens[at - 1].kind == "word" else ""
             told = bool(before) and before.lower() not in self.language.closed
-            kinds -= _NAMELESS - {"word" if before in self.data["persons"] else "number" if told else ""}
+            kinds -= _NAMELESS - {"number" if told else ""}
         if argument.types and argument.types <= _COUNTS:
             kinds &= {"number", "money"} if argument.types & {"number", "integer"} else set()
         timed, dated = "time" in argument.words, not argument.words.isdisjoint(("date", "day"))

@@ -86,7 +86,7 @@ def calls(*texts: str) -> list[tuple[str, dict[str, object]]]:
     ("Heize Küche auf 21 Grad", ("heat", {"room": "Küche", "degrees": 21})), ("Order two lamps at 5:30 pm", ("craft", {"count": "2", "item": "lamps", "time": "5:30 pm"})), ("Order 5k milk", None),
     ("Order two lamps at 17:30 am", None), ("Link a.txt b.txt", ("craft", {"item": "a.txt", "other": "b.txt"})),
     ("Link a.txt, b.txt", None),  # two files
-    ("Bake large pizza", ("craft", {"size": "large", "item": "pizza"})), ("Chill soup to 4 °C", ("craft", {"item": "soup", "level": "4"})),
+    ("Bake large Calzone", ("craft", {"size": "large", "item": "Calzone"})), ("Chill the soup to 4 °C", ("craft", {"item": "soup", "level": "4"})),
     ("Run the mixer for 5m", ("craft", {"item": "mixer", "count": "5"})), ("Run the mixer for 5 ms", None), ("Keep wi-fi of Berlin off", ("craft", {"item": "Berlin", "on": False})),
     ("Switch lamp 1", None), ("Drop five", None), ("Drop Netflix", ("drop", {"item": "Netflix"})), ("Drop the Netflix item", ("drop", {"item": ("Netflix item", "Netflix")})),
     ('Drop "a"', ("drop", {"item": "a"})), ("Drop #12", ("drop", {"item": "12"})), ("Remind me to text the Lees", ("remind", {"text": ("text the Lees",)})),
@@ -115,7 +115,7 @@ NOTHING = {
     "number": ["Pay Bob 1.250 EUR", "Pay Bob 1.5k EUR", "Pay Bob 5pm", "Pay Bob 45-50 EUR", "Pay Bob 3.4.2026", "Pay Bob 45%", "Pay Bob 007", "Pay Bob 3 May", "Pay Bob 45 30", "Pay Bob 45 EUR x2", "Send 3 of 5 EUR to Bob"],
     "unit": ["Pay Bob 45 cents", "Pay Bob 45 thousand EUR", "Pay Bob 45 Tesla shares", "Grant Bob 45 EUR", "Hire Bob 45 EUR", "Stake Bob 45 EUR", "Lend Bob 45 EUR", "Lend Bob 45 EUR USD"],
     "date": ["Book a table at Nobu on Friday, 3 June 2027", "Book a table at Nobu on Thursday, 3 June", "Book a table at Nobu until 3 June 2027", "Book a table at Nobu on 3 June 27", "Book a table at Nobu on Friday"],
-    "choice": ["Set T-5 to done", "Bake huge pizza", "Set T-5 to open or closed"],
+    "choice": ["Set T-5 to done", "Bake huge Calzone", "Bake pizza", "Set T-5 to open or closed"],
     "hold": ["Put T-5 over hold", "Put T-5 on a stop"],
     "text": ["Delete the report now", "Remind me to call Ana tomorrow", "Remind me to call Ana and pay Bob 45 EUR"],
 }  # fmt: skip
@@ -131,8 +131,9 @@ def test_two_readings_order_nothing():
     assert compile_words(["Label Rio Trip Home"], two).mandate is None
     assert compile_words(['Label "Rio Trip" Home'], two).mandate is not None
     other = {"file_mail": ToolProfile(critical={"mail": "object"}, intent=("label {mail}",))}
-    assert compile_words(["Label Rio Trip home"], other).mandate is not None
-    assert compile_words(["Label Rio Trip home"], {**two, **other}).mandate is None
+    assert compile_words(["Label the trip Home"], other).mandate is not None
+    assert compile_words(["Label the trip Home"], two).mandate is not None
+    assert compile_words(["Label the trip Home"], {**two, **other}).mandate is None
 
 
 WORD = st.from_regex(r"[A-Z]{2,4}-[1-9][0-9]{0,3}", fullmatch=True)
