@@ -152,27 +152,33 @@ class Values:
     def _texts(self, argument: Argued, at: int) -> Iterator[tuple[tuple[Token, ...], int]]:
         """Yield a quotation, or words without quotes; at the end, all that are left."""
         colon, end = self.tokens[at].kind == "colon", len(self.tokens) - 1
-        spoken = self.tokens[at + colon : end]
+        before, said = self.tokens[at - 1].lower, {*self.data["dictating"]}
+        that = not colon and not self.strict and self.tokens[at].lower in said
+        grave, at = self.tool.effect in GRAVE and not colon, at + (colon or that)
+        spoken = self.tokens[at:end]
         if spoken and spoken[0].kind == "quote":
-            yield self.one(at + colon, at + colon + 1, "quote"), at + colon + 1
-        begin = self.tokens[at + colon]
-        before, grave = self.tokens[at - 1].lower, self.tool.effect in GRAVE
-        marked = not grave or singular(before) in self.tool.said  # "Pay Bob 45 EUR Ann permitting"
-        told = (colon or before == self.data["dictating"]) if self.strict else marked
-        barred = begin.kind in {"own", "odd"} or begin.lower == self.data["dictating"]  # "email Bob's boss hello"
-        if not told or barred or any(t.kind == "quote" for t in spoken) or self.language.gap(self.tokens, at + colon):
+            yield self.one(at, at + 1, "quote"), at + 1
+        said |= (
+            set() if self.strict else self.tool.said & {*self.data["leading"], *self.data["headings"], *argument.words}
+        )
+        told = colon or that or before in said  # not "Tell Ann the news"
+        barred = self.tokens[at].kind in {"own", "odd"} or self.tokens[at].lower in self.data["dictating"]
+        if not told or barred or any(t.kind == "quote" for t in spoken) or self.language.gap(self.tokens, at):
             return
         own = {*self.language.determiners, *self.language.prepositions, *self.tool.nouns, *argument.words}
-        said, words = False, 0  # `said`: more than "a comment"
-        for stop in range(at + colon + 1, end + 1):
+        content = False  # more than "a comment"
+        for stop in range(at + 1, end + 1):
             self.tries += 1
-            token = self.tokens[stop - 1]
-            words += token.kind != "own" and (words > 0 or token.lower not in self.language.determiners)
-            if self._barred(token, colon=colon) or (grave and not colon and words > _MAX_PHRASE):
+            if self._barred(self.tokens[stop - 1], colon=colon) or (grave and not self._brief(self.tokens[at:stop])):
                 return
-            said |= singular(token.lower) not in own and token.kind != "id"
-            if said and (colon or not self._timed(self.tokens[at + colon : stop])):
-                yield self.one(at + colon, stop, "open"), stop
+            content |= singular(self.tokens[stop - 1].lower) not in own and self.tokens[stop - 1].kind != "id"
+            if content and (colon or not self._timed(self.tokens[at:stop])):
+                yield self.one(at, stop, "open"), stop
+
+    def _brief(self, spoken: Sequence[Token]) -> bool:
+        """Return True for "the May rent" and "order 82000", not for "rent hopefully"."""
+        kinds = [t.kind for n, t in enumerate(spoken) if n or t.lower not in self.language.determiners]
+        return len(kinds) - kinds.count("own") <= _MAX_PHRASE and sum(k in {"word", "id"} for k in kinds) <= 1
 
     def _timed(self, spoken: Sequence[Token]) -> bool:
         """Return True if words end with a time, which may say when they are to be told."""

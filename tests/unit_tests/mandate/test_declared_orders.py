@@ -91,7 +91,7 @@ def calls(*texts: str) -> list[tuple[str, dict[str, object]]]:
     ("Switch lamp 1", None), ("Drop five", None), ("Drop Netflix", ("drop", {"item": "Netflix"})), ("Drop the Netflix item", ("drop", {"item": ("Netflix item", "Netflix")})),
     ('Drop "a"', ("drop", {"item": "a"})), ("Drop #12", ("drop", {"item": "12"})), ("Remind me to text the Lees", ("remind", {"text": ("text the Lees",)})),
     ("Note a call from Bob", ("remind", {"text": ("a call from Bob",)})), ("Pay Bob 45 USD", ("send_money", {"to": "Bob", "amount": 45, "currency": "USD"})),
-    ("Post Bob see you at lunch", ("post", {"to": "Bob", "body": ("see you at lunch",)})), ("Write to Bob: see you", ("post", {"to": "Bob", "body": ("see you",)})), ("Post Bob's boss see you", None),
+    ("Post Bob that lunch is cold", ("post", {"to": "Bob", "body": ("lunch is cold",)})), ("Post Bob saying: see you", None), ("Post Bob see you at lunch", None), ("Write to Bob: see you", ("post", {"to": "Bob", "body": ("see you",)})), ("Post Bob's boss see you", None),
     ("Post Bob and Ana see you", None), ("Post Bob (cc Ana) see you", None), ("Hire Bob 45", ("hire", {"guide": "Bob", "hours": 45})), ("Stake Bob 45", ("stake", {"player": "Bob", "amount_btc": 45})),
     ("Lend Bob $45", ("lend", {"debtor": "Bob", "amount": 45})), ("Lend Bob $45 for the June rent", ("lend", {"debtor": "Bob", "amount": 45, "why": ("the June rent",)})), ("Grant Bob 45", ("grant_points", {"player": "Bob", "amount": 45})), ("Drop the parcel", ("drop", {"item": "parcel"})),
 ])  # fmt: skip
