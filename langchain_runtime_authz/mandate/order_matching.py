@@ -5,10 +5,9 @@ An order must fit the whole clause. Only an article, a label ("the student jdoe"
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from itertools import islice, pairwise, permutations
+from itertools import islice, pairwise
 from typing import Final
 
 from langchain_runtime_authz._order_patterns import Choice, Options, Pattern
@@ -20,7 +19,6 @@ from langchain_runtime_authz.mandate.vocabulary import TARGETS, Tool
 _MAX_READINGS: Final = 50  # of one tool's orders
 _MAX_TRIES: Final = 2_000  # positions at which orders of one tool are tried
 _SHORT: Final = 2  # letters of a unit, digits of a number
-_YEAR: Final = re.compile(r"(?:19|20)\d\d")
 _PERSONAL: Final = frozenset({"name", "email", "handle"})  # kinds by which people are told from things
 _HIT: Final = frozenset({*TARGETS, "url", "place"})  # kinds of what an order affects
 
@@ -34,9 +32,10 @@ def _told(bound: Bound) -> frozenset[tuple[str, bool, str]]:
     return frozenset((name, v.kind == "open", v.text) for name, values in bound.items() for v in values)
 
 
-def _alike(said: str, item: str) -> bool:
-    """Return True for the same word, or its plural: "5 ms" are not "5 m"."""
-    return said == item or (min(len(said), len(item)) > _SHORT and singular(said) == singular(item))
+def _alike(said: str, item: str, before: Token) -> bool:
+    """Return True for the same word, or behind a number its plural, but not "5 ms"."""
+    same = singular(said) == singular(item) if before.kind == "number" else said == singular(item)
+    return said == item or (min(len(said), len(item)) > _SHORT and same)
 
 
 class Match:
@@ -59,20 +58,22 @@ class Match:
         read = [*{_told(bound): bound for bound in reversed(read)}.values()]
         most = max(map(self._spent, read), default=0)
         read = [bound for bound in read if not _open(bound) or self._spent(bound) == most]
-        joined = {t.start for before, t in pairwise(self.values.tokens) if before.kind == t.kind == "name"}
-        if any(v.kind == "open" and v.start in joined for bound in read for (v, *_) in bound.values()):
-            return []  # in "Tell Bob Ann left", the name may go on
+        joined = {t.start for before, t in pairwise(self.values.tokens[1:]) if before.kind == t.kind == "name"}
+        if any(v.start in joined for bound in read for (v, *_) in bound.values()):
+            return []  # in "Tag Ann Lee", the name may go on
         people = {n for n, a in self.tool.arguments.items() if a.kind == "principal"}
         if read and not _open(read[0]) and not people.isdisjoint(read[0]):
             self.values.loose = True  # "Assign T-1 to the support team" assigns nobody called T-1
             again = {_told(b): b for b in islice(self._all(), _MAX_READINGS) if not _open(b)}
             read = [*{**again, **{_told(bound): bound for bound in read}}.values()]
-        return [bound for bound in read if self._natural(bound)] or read
+        kinds = {id(bound): [*self._personal(bound)] for bound in read}
+        read = [b for b in read if not {(True, False), (False, True)} <= {*kinds[id(b)]}]  # "Assign Ann to T-1"
+        return [b for b in read if all(person == personal for person, personal in kinds[id(b)])] or read
 
-    def _natural(self, bound: Bound) -> bool:
-        """Return True if people have names or addresses, and things do not."""
+    def _personal(self, bound: Bound) -> Iterator[tuple[bool, bool]]:
+        """Yield whether a value is for a person, and whether it is a name or an address."""
         kinds = ((self.tool.arguments[name].kind, v.kind in _PERSONAL) for name, (v, *_) in bound.items())
-        return all(personal == (kind == "principal") for kind, personal in kinds if kind in {"principal", "object"})
+        yield from ((kind == "principal", personal) for kind, personal in kinds if kind in {"principal", "object"})
 
     def _spent(self, bound: Bound) -> int:
         """Return the number of tokens that are of no value."""
@@ -81,30 +82,18 @@ class Match:
 
     def steps(self, digest: str) -> list[Step]:
         """Return the steps, one for each listed object; none if no or two readings fit."""
-        if (
-            len(self.found) != 1
-            or self.values.tries > _MAX_TRIES
-            or not self._hits(bound := self.found[0])
-            or self._compound(bound)
-        ):
+        if len(self.found) != 1 or self.values.tries > _MAX_TRIES or not self._hits(bound := self.found[0]):
             return []
         arguments = self.tool.arguments
         several = [n for n, values in bound.items() if len(values) > 1 and "array" not in arguments[n].types]
         shared = {arguments[n].kind for n in bound}
+        others = {v.kind for n, (v, *_) in bound.items() if n not in several and arguments[n].kind in TARGETS}
+        if any(bound[n][0].kind in others and bound[n][-1].end == self.values.tokens[-2].end for n in several):
+            return []  # in "Enroll S-1 in CS-101 and S-2", S-2 may be a student
         if several and (several[1:] or "amount" in shared or arguments[several[0]].kind not in TARGETS):
             return []
         ways = [{**bound, n: (value,)} for n in several for value in bound[n]] or [bound]
         return [Step(id="?", tool=self.tool.name, args=self._args(way, digest)) for way in ways]
-
-    def _compound(self, bound: Bound) -> bool:
-        """Return True if a number may count nothing: "2026 maps", "4 wheel drive"."""
-        values = [v for several in bound.values() for v in several if not v.text.isupper()]  # "2000 ETH"
-        for number, thing in permutations(values, 2):
-            if number.kind == "number" and self.values.text[number.end : thing.start].isspace():
-                single = number.text != "1" and thing.kind in {"word", "run"} and singular(thing.text) == thing.text
-                if single or (_YEAR.fullmatch(number.text) and thing.kind in {"word", "run", "name"}):
-                    return True
-        return False
 
     def untold(self, step: Step) -> bool:
         """Return True if the order tells something, but not what."""
@@ -167,7 +156,10 @@ class Match:
                         yield {**values, **bound}
         elif item in small:
             yield from self._read(rest, at)  # users may leave an article out, or say one
-        elif said and (_alike(said, item) or self.values.coins.get(said, "?") == self.values.coins.get(item)):
+        elif said and (
+            _alike(said, item, self.values.tokens[at - 1])
+            or self.values.coins.get(said, "?") == self.values.coins.get(item)
+        ):
             yield from self._read(rest, at + 1)
         elif token.text in small and item not in self.tool.language.prepositions:  # "Get this to Ann" orders no ride
             behind = self.values.tokens[at + 1 : at + 2] if at else []

@@ -30,6 +30,8 @@ _LOWER: Final = {"word", "run"}
 _CLOCK: Final = re.compile(
     r"(?<![\d:])(?:(?:[01]?\d|2[0-3]):[0-5]\d(?! ?[ap]m)|(?:0?[1-9]|1[0-2])(?::[0-5]\d)? ?[ap]m)(?!\w)", re.IGNORECASE
 )
+_JOINED: Final = re.compile(r"[^\W\d_][+&]|\b[A-Z]\w*(?:-\d+)?/[A-Z]")  # "Bob+Ann", "T-1/T-2"
+_YEAR: Final = re.compile(r"(?:19|20)\d\d")
 _UNIT: Final = re.compile(rf"{NUMBER}(?:[%°][^\W\d_]?|[^\W\d_]{{1,3}})")  # "20%", "5km"
 Bound = dict[str, tuple[Token, ...]]
 """Argument → its value, or a list of values."""
@@ -88,11 +90,14 @@ class Values:
             plain = (
                 (kind == "run" or self.tool.effect == "write") and determiner in self.data["definite"] and not labelled
             )
-            counted = self.tokens[begin - 1].kind == "number" or self.tokens[begin - 1].lower in self.data["numerals"]
+            number, (*_, last) = self.tokens[begin - 1], values[-1].text.split()
+            counts = number.kind == "number" or number.lower in self.data["numerals"]
+            counted = counts and (number.lower in {"1", self.data["numerals"][0]} or singular(last) != last)
             first = begin == 1 and not labelled and argument.kind in TARGETS
             doubts = (  # each for the words in its quotation marks
                 determiner in self.data["indefinite"] and kind not in {"quote", "choice"},  # "a Math course"
                 kind in _LOWER and not (counted or plain or self.loose),  # "Refund policy", "restart web-3 on error"
+                kind in {"name", *_LOWER} and _YEAR.fullmatch(number.text) and not last.isupper(),  # "2026 maps"
                 labelled and singular(label) != label and len(values) == 1,  # "the pages p1 to p9"
                 first and kind == "number" and len(values[0].text) <= _SHORT,  # "Scrap 2"
             )
@@ -177,8 +182,9 @@ class Values:
 
     def _brief(self, spoken: Sequence[Token]) -> bool:
         """Return True for "the May rent" and "order 82000", not for "rent hopefully"."""
-        kinds = [t.kind for n, t in enumerate(spoken) if n or t.lower not in self.language.determiners]
-        return len(kinds) - kinds.count("own") <= _MAX_PHRASE and sum(k in {"word", "id"} for k in kinds) <= 1
+        words = [t for n, t in enumerate(spoken) if t.kind != "own" and (n or t.lower not in self.language.determiners)]
+        plain = all(t.kind != "odd" and t.text not in self.language.closed for t in words)  # "for rent from June"
+        return plain and len(words) <= _MAX_PHRASE and sum(t.kind in {"word", "id"} for t in words) <= 1
 
     def _timed(self, spoken: Sequence[Token]) -> bool:
         """Return True if words end with a time, which may say when they are to be told."""
@@ -205,10 +211,8 @@ class Values:
         """Return True if a token is not of a text, but of another argument or an aside."""
         labels, kinds = self._others
         label = singular(token.lower) in labels and token.lower not in self.language.prepositions
-        grave, plain = not colon and self.tool.effect in GRAVE, token.text in self.language.determiners
-        aside = token.lower in self.language.closed and not plain  # "for rent the moment he signs", a condition
-        odd = (grave and (aside or token.kind == "odd")) or not re.search(r"\w|," if colon else r"\w", token.text[:2])
-        return odd or label or (not colon and token.kind in kinds)
+        odd = not re.search(r"\w|," if colon else r"\w", token.text[:2])
+        return odd or label or (not colon and (token.kind in kinds or token.lower in self.data["alternatives"]))
 
     def _listed(self, argument: Argued, kinds: set[str], at: int) -> Iterator[tuple[tuple[Token, ...], int]]:
         """Yield a value of one token, and a list of such values."""
@@ -220,7 +224,7 @@ class Values:
         fits = (account or (token.kind in kinds and not (acronym and self.strict))) and singular(
             token.lower
         ) not in known
-        fits = fits and self.language.value(token)
+        fits = fits and self.language.value(token) and not (token.kind == "id" and _JOINED.search(token.text))
         flat = "id" in kinds and argument.kind != "principal" and re.fullmatch(r"\d{1,4}[A-Z]", token.text)  # "3B"
         if not (fits or flat) or (token.kind in {"money", "number"} and not self._paid(argument, token)):
             return
@@ -232,6 +236,7 @@ class Values:
             (token.kind in _LISTED or (several and token.kind == "number"))
             and (gap := self.language.gap(self.tokens, end))
             and self.tokens[end + gap].kind == token.kind
+            and bool(re.search(r"[\d.]", token.text)) == bool(re.search(r"[\d.]", self.tokens[end + gap].text))
         ):
             values.append(self.tokens[end + gap])
             end += gap + 1

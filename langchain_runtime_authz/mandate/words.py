@@ -22,7 +22,7 @@ from langchain_runtime_authz.mandate.languages import Language, Token, languages
 from langchain_runtime_authz.mandate.model import Compiled, Dropped, Mandate, Step
 from langchain_runtime_authz.mandate.order_matching import Match
 from langchain_runtime_authz.mandate.order_values import cuts
-from langchain_runtime_authz.mandate.vocabulary import GRAVE, MAX_NAME, TARGETS, Tool
+from langchain_runtime_authz.mandate.vocabulary import MAX_NAME, TARGETS, Tool
 from langchain_runtime_authz.tool_profile import ToolProfile
 
 MAX_TEXT: Final = 2_000  # characters of a turn; a longer turn is not read
@@ -110,7 +110,6 @@ class _Turn:
         self.labels = frozenset(word for name in named for word in words_of(name)).union(self.data["headings"])
         self.kept: list[tuple[Tool, Step]] = []
         self.checked = False  # a clause checks something, on which later orders may depend
-        self.alone = False  # the turn is one sentence, which is not the title of others
         self.untold = False  # a clause orders to tell something, without saying what
         self.open = False  # a clause dictates words without quotes, so what follows may belong to them
         self.tries = 0  # of reading this turn
@@ -126,7 +125,6 @@ class _Turn:
             at, tokens = 0, [*self.language.tokens(self.text), Token("end", "", len(self.text), len(self.text))]
             ends = [n for n, token in enumerate(tokens) if token.kind == "end"]
             sentences = len([end for end in ends if end and tokens[end - 1].kind != "end"])
-            self.alone = sentences == len(texts) == 1
             if sentences > MAX_LINES:
                 return _nothing(self.text, _LONG)
             for end in ends:
@@ -243,8 +241,7 @@ class _Turn:
         if self._opened(tokens, 0, "courtesies") == len(tokens):
             return
         matches = self._matched(tokens)
-        sure = self.alone and any(match.whole and match.tool.effect not in GRAVE for match in matches)
-        if not sure and all(t.kind in {"name", "word"} and t.text[0].isupper() for t in tokens):
+        if all(t.kind in {"name", "word"} and t.text[0].isupper() for t in tokens):
             raise _UnclearError("it may be a title")
         if self.open:
             raise _UnclearError("it is not clear whether it belongs to the dictated words")
@@ -290,13 +287,15 @@ class _Turn:
 
     def _elided(self, tokens: list[Token]) -> list[tuple[Match, list[Step]]]:
         """Return the orders that share a verb: "Pay Bob 45 EUR and Ann 30 EUR"."""
-        parts, at = [tokens[:1]], 1
+        parts, at, last = [tokens[:1]], 1, 0
         while at < len(tokens):
             gap = self.language.gap(tokens, at)
             parts += [tokens[:1]] if gap else []
             parts[-1] = [*parts[-1], *([] if gap else tokens[at : at + 1])]
+            last = at + gap if gap else last
             at += gap or 1
-        found = [self._matched(part) for part in parts] if 1 < len(parts) <= MAX_CLAUSES else []
+        sure = tokens[last - 1].text != "," and all(part[1:2] and part[1].lower != part[0].lower for part in parts)
+        found = [self._matched(part) for part in parts] if sure and 1 < len(parts) <= MAX_CLAUSES else []
         if not found or any(len(one) != 1 or one[0].tool is not found[0][0].tool for one in found):
             return []
         steps = [one[0].steps(self.digest) for one in found]

@@ -88,7 +88,7 @@ def calls(*texts: str) -> list[tuple[str, dict[str, object]]]:
     ("Link a.txt, b.txt", None),  # two files
     ("Bake large Calzone", ("craft", {"size": "large", "item": "Calzone"})), ("Chill the soup to 4 °C", ("craft", {"item": "soup", "level": "4"})),
     ("Run the mixer for 5m", ("craft", {"item": "mixer", "count": "5"})), ("Run the mixer for 5 ms", None), ("Keep wi-fi of Berlin off", ("craft", {"item": "Berlin", "on": False})),
-    ("Switch lamp 1", None), ("Drop five", None), ("Drop Netflix", ("drop", {"item": "Netflix"})), ("Drop the Netflix item", ("drop", {"item": ("Netflix item", "Netflix")})),
+    ("Switch lamp 1", None), ("Drop five", None), ("Drop Netflix", None), ("drop Netflix", ("drop", {"item": "Netflix"})), ("Drop the Netflix item", ("drop", {"item": ("Netflix item", "Netflix")})),
     ('Drop "a"', ("drop", {"item": "a"})), ("Drop #12", ("drop", {"item": "12"})), ("Remind me to text the Lees", ("remind", {"text": ("text the Lees",)})),
     ("Note a call from Bob", ("remind", {"text": ("a call from Bob",)})), ("Pay Bob 45 USD", ("send_money", {"to": "Bob", "amount": 45, "currency": "USD"})),
     ("Post Bob that lunch is cold", ("post", {"to": "Bob", "body": ("lunch is cold",)})), ("Post Bob saying: see you", None), ("Post Bob see you at lunch", None), ("Write to Bob: see you", ("post", {"to": "Bob", "body": ("see you",)})), ("Post Bob's boss see you", None),

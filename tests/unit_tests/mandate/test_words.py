@@ -69,7 +69,7 @@ def mail(body: object, *to: str) -> tuple[str, dict[str, object]]:
     ("Pay Bob 45 EUR and delete a.txt", [BOB, A]), ("- Pay Bob 45 EUR\n- delete the file a.txt", [BOB, A]), ("Two things: pay Bob 45 EUR, and then please delete a.txt", [BOB, A]), ("Pay Bob 45 EUR. Pay Bob 45 EUR.", [BOB]),
     ("Read the file notes.md. Then pay Bob 45 EUR.", [BOB]), ("Drain the service web-4, then restart the service web-3", [("drain", {"service": "web-4"}), WEB]), ("Restart web-3, then test web-3", [WEB]),
     # a shared verb
-    ("Pay Bob 45 EUR and Ana 30 EUR", [BOB, ANA]), ("Send 45 EUR to Bob and 30 EUR to Ana", [BOB, ANA]), ("Pay Bob 45 EUR, Ana 30 EUR", [BOB, ANA]),
+    ("Pay Bob 45 EUR and Ana 30 EUR", [BOB, ANA]), ("Send 45 EUR to Bob and 30 EUR to Ana", [BOB, ANA]), ("Pay Bob 45 EUR, Ana 30 EUR", []),
     # a phrase in front
     ("In eu-west-1, please restart web-3", [("restart", {"service": "web-3", "environment": "eu-west-1"})]), ("On 3 June 2027, pay Bob 45 EUR", [dated("3 June 2027")]), ("To Bob, pay 45 EUR", [BOB]),
     # dates
