@@ -18,7 +18,7 @@ from langchain_runtime_authz.mandate.vocabulary import TARGETS, Tool
 
 _MAX_READINGS: Final = 50  # of one tool's orders
 _MAX_TRIES: Final = 2_000  # positions at which orders of one tool are tried
-_SHORT: Final = 2  # letters of a unit, digits of a number
+_ROOT: Final = 3  # letters that a word and its plural share
 _PERSONAL: Final = frozenset({"name", "email", "handle"})  # kinds by which people are told from things
 _HIT: Final = frozenset({*TARGETS, "url", "place"})  # kinds of what an order affects
 
@@ -34,8 +34,10 @@ def _told(bound: Bound) -> frozenset[tuple[str, bool, str]]:
 
 def _alike(said: str, item: str, before: Token) -> bool:
     """Return True for the same word, or behind a number its plural, but not "5 ms"."""
+    if said == item or said[:_ROOT] != item[:_ROOT]:
+        return said == item
     same = singular(said) == singular(item) if before.kind == "number" else said == singular(item)
-    return said == item or (min(len(said), len(item)) > _SHORT and same)
+    return same and min(len(said), len(item)) >= _ROOT
 
 
 class Match:

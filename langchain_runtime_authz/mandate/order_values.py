@@ -150,7 +150,7 @@ class Values:
         yield from self._addresses(at) if argument.kind == "place" and not self.strict else ()
 
     def _choices(self, argument: Argued, at: int) -> Iterator[tuple[tuple[Token, ...], int]]:
-        for end in range(at + 1, min(at + _MAX_RUN, len(self.tokens) - 1) + 1):
+        for end in range(at + 1, min(at + _MAX_RUN, len(self.tokens) - 1) + 1) if argument.choices else ():
             if choice := argument.choices.get(plain(" ".join(t.text for t in self.tokens[at:end]))):
                 yield self.one(at, end, "choice", choice), end
 
