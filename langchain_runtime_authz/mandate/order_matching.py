@@ -5,82 +5,61 @@ An order must fit the whole clause. Only an article, a label ("the student jdoe"
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
-from collections.abc import Set as AbstractSet
 from itertools import islice, pairwise
 from typing import Final
 
 from langchain_runtime_authz._order_patterns import Choice, Options, Pattern
 from langchain_runtime_authz.mandate.languages import Token, singular
 from langchain_runtime_authz.mandate.model import Argument, Step
-from langchain_runtime_authz.mandate.order_values import Bound, Values, argument_of
+from langchain_runtime_authz.mandate.order_values import Bound, Values, alike, argument_of
 from langchain_runtime_authz.mandate.vocabulary import TARGETS, Tool
 
 _MAX_READINGS: Final = 50  # of one tool's orders
 _MAX_TRIES: Final = 2_000  # positions at which orders of one tool are tried
-_ROOT: Final = 3  # letters that a word and its plural share
+_ROOT: Final = 3  # letters that a word and its plural share: "5 ms" are not "5 m"
+_YEAR: Final = re.compile(r"(?:19|20)\d\d")
 _PERSONAL: Final = frozenset({"name", "email", "handle"})  # kinds by which people are told from things
 _HIT: Final = frozenset({*TARGETS, "url", "place"})  # kinds of what an order affects
 
 
-def _open(bound: Bound) -> bool:
-    return any(values[0].kind == "open" for values in bound.values())
-
-
-def _told(bound: Bound) -> frozenset[tuple[str, bool, str]]:
+def _told(bound: Bound) -> frozenset[tuple[str, str]]:
     """Return the values, wherever they stand."""
-    return frozenset((name, v.kind == "open", v.text) for name, values in bound.items() for v in values)
-
-
-def _alike(said: str, item: str, before: Token) -> bool:
-    """Return True for the same word, or behind a number its plural, but not "5 ms"."""
-    if said == item or said[:_ROOT] != item[:_ROOT]:
-        return said == item
-    same = singular(said) == singular(item) if before.kind == "number" else said == singular(item)
-    return same and min(len(said), len(item)) >= _ROOT
+    return frozenset((name, v.text) for name, values in bound.items() for v in values)
 
 
 class Match:
     """The ways to read a clause, in the ways to cut it, by the orders of one tool."""
 
-    def __init__(self, tool: Tool, ways: Sequence[list[Token]], text: str, nouns: AbstractSet[str]) -> None:
-        self.tool, self.values = tool, Values(tool, text, nouns)
+    def __init__(self, tool: Tool, ways: Sequence[list[Token]], text: str) -> None:
+        self.tool, self.values = tool, Values(tool, text)
         self.whole = False  # an order that the profile writes out fits
         self.found: list[Bound] = next(filter(None, map(self._readings, ways)), [])
-        values = [v for bound in self.found for (v, *_) in bound.values()]
-        begun = [v.start for v in values if v.kind == "open"]
-        self.dictates = min(begun, default=0)  # where a text without quotes begins
-        self.open = any(v.kind == "open" and v.end == ways[0][-1].end for v in values)  # it may go on behind the clause
 
     def _readings(self, tokens: list[Token]) -> list[Bound]:
-        """Return the readings that spend most of the orders' own words."""
-        self.values.tokens, self.values.loose = [*tokens, Token("end", "", 0, 0)], False
-        read = [*islice(self._all(), _MAX_READINGS)]
-        read = [bound for bound in read if not _open(bound)] or read
-        read = [*{_told(bound): bound for bound in reversed(read)}.values()]
-        most = max(map(self._spent, read), default=0)
-        read = [bound for bound in read if not _open(bound) or self._spent(bound) == most]
-        joined = {t.start for before, t in pairwise(self.values.tokens[1:]) if before.kind == t.kind == "name"}
-        if any(v.start in joined for bound in read for (v, *_) in bound.values()):
-            return []  # in "Tag Ann Lee", the name may go on
-        people = {n for n, a in self.tool.arguments.items() if a.kind == "principal"}
-        if read and not _open(read[0]) and not people.isdisjoint(read[0]):
-            self.values.loose = True  # "Assign T-1 to the support team" assigns nobody called T-1
-            again = {_told(b): b for b in islice(self._all(), _MAX_READINGS) if not _open(b)}
-            read = [*{**again, **{_told(bound): bound for bound in read}}.values()]
-        kinds = {id(bound): [*self._personal(bound)] for bound in read}
-        read = [b for b in read if not {(True, False), (False, True)} <= {*kinds[id(b)]}]  # "Assign Ann to T-1"
-        return [b for b in read if all(person == personal for person, personal in kinds[id(b)])] or read
+        """Return readings in which people have names and things do not, or others."""
+        self.values.tokens = [*tokens, Token("end", "", 0, 0)]
+        read = {_told(bound): bound for bound in islice(self._all(), _MAX_READINGS) if not self._touching(bound)}
+        return [bound for bound in read.values() if not self._odd(bound)] or [
+            bound
+            for bound in read.values()
+            if len(self._odd(bound)) == 1  # "Assign Ann to T-1" may be swapped
+        ]
 
-    def _personal(self, bound: Bound) -> Iterator[tuple[bool, bool]]:
-        """Yield whether a value is for a person, and whether it is a name or an address."""
+    def _odd(self, bound: Bound) -> set[str]:
+        """Return `principal` if one has no name or address, and `object` if one has."""
         kinds = ((self.tool.arguments[name].kind, v.kind in _PERSONAL) for name, (v, *_) in bound.items())
-        yield from ((kind == "principal", personal) for kind, personal in kinds if kind in {"principal", "object"})
+        return {kind for kind, named in kinds if kind in {"principal", "object"} and named != (kind == "principal")}
 
-    def _spent(self, bound: Bound) -> int:
-        """Return the number of tokens that are of no value."""
-        spans = [(v.start, v.end) for values in bound.values() for v in values]
-        return sum(not any(start <= t.start < end for start, end in spans) for t in self.values.tokens)
+    def _touching(self, bound: Bound) -> bool:
+        """Return True if two values may be one: "Call Ann Lee", "2026 Maps"."""
+        values = sorted((v for several in bound.values() for v in several), key=lambda v: v.start)
+        return any(
+            self.values.text[one.end : other.start].isspace()
+            and (one.kind == other.kind or (_YEAR.fullmatch(one.text) and not other.text.isupper()))  # not "2000 ETH"
+            for one, other in pairwise(values)
+        )
 
     def steps(self, digest: str) -> list[Step]:
         """Return the steps, one for each listed object; none if no or two readings fit."""
@@ -88,12 +67,11 @@ class Match:
             return []
         arguments = self.tool.arguments
         several = [n for n, values in bound.items() if len(values) > 1 and "array" not in arguments[n].types]
-        shared = {arguments[n].kind for n in bound}
-        others = {v.kind for n, (v, *_) in bound.items() if n not in several and arguments[n].kind in TARGETS}
-        if any(bound[n][0].kind in others and bound[n][-1].end == self.values.tokens[-2].end for n in several):
-            return []  # in "Enroll S-1 in CS-101 and S-2", S-2 may be a student
-        if several and (several[1:] or "amount" in shared or arguments[several[0]].kind not in TARGETS):
-            return []
+        for name in several:
+            others = [v for n, values in bound.items() for v in values if n != name]
+            shared = any(v.kind in {"money", "number"} or alike(v, bound[name][0]) for v in others)
+            if several[1:] or shared or arguments[name].kind not in TARGETS:
+                return []
         ways = [{**bound, n: (value,)} for n in several for value in bound[n]] or [bound]
         return [Step(id="?", tool=self.tool.name, args=self._args(way, digest)) for way in ways]
 
@@ -158,14 +136,21 @@ class Match:
                         yield {**values, **bound}
         elif item in small:
             yield from self._read(rest, at)  # users may leave an article out, or say one
-        elif said and (
-            _alike(said, item, self.values.tokens[at - 1])
-            or self.values.coins.get(said, "?") == self.values.coins.get(item)
-        ):
+        elif said and self._says(said, item, at):
             yield from self._read(rest, at + 1)
         elif token.text in small and item not in self.tool.language.prepositions:  # "Get this to Ann" orders no ride
             behind = self.values.tokens[at + 1 : at + 2] if at else []
             yield from self._read(rest, at + 2) if [singular(t.lower) for t in behind] == [singular(item)] else ()
+
+    def _says(self, said: str, item: str, at: int) -> bool:
+        """Return True for the same word or currency, and in a list for its plural."""
+        if said == item or self.values.coins.get(said, "?") == self.values.coins.get(item):
+            return True
+        if said[:_ROOT] != item[:_ROOT]:
+            return False
+        gaps = (self.tool.language.gap(self.values.tokens, n) for n in range(at + 2, len(self.values.tokens)))
+        several = self.values.tokens[at - 1].kind == "number" or any(gaps)  # "5 units", "lots 12 and 15"
+        return several and min(len(said), len(item)) >= _ROOT and singular(said) == singular(item)
 
     def _fits(self, item: str, at: int) -> Iterator[tuple[Bound, int]]:
         """Yield what the argument `item` may be, and the index behind it."""

@@ -18,7 +18,6 @@ from langchain_runtime_authz.tool_profile import ToolProfile
 
 MAX_NAME: Final = 128  # characters of a tool's or an argument's name
 TARGETS: Final = frozenset({"principal", "object", "name", "channel"})  # kinds that say whom or what a call affects
-GRAVE: Final = frozenset({"pay", "delete", "admin"})  # effects whose orders are read more strictly
 _MAX_MORE: Final = 4  # arguments that a suggested order may name behind "with"
 _ROLE: Final = re.compile(r"<(\w+)>")
 _HITS: Final = frozenset({"principal", "object", "name", "channel", "url"})
@@ -94,11 +93,6 @@ class Tool:
     def said(self) -> frozenset[str]:
         """The words of the profile's orders."""
         return frozenset(singular(item) for item in items(*self.profile.orders) if item[0] != "{")
-
-    @cached_property
-    def named(self) -> frozenset[str]:
-        """The words of the arguments' names, and the choices."""
-        return frozenset(word for a in self.arguments.values() for word in (*a.words, *a.choices))
 
     @cached_property
     def texts(self) -> set[str]:

@@ -12,13 +12,14 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from textwrap import shorten
 from types import MappingProxyType
 from typing import Any, Final
 
 from langchain_runtime_authz._regex import normalize
 from langchain_runtime_authz.facts.task import content_digest
-from langchain_runtime_authz.mandate.languages import Language, Token, languages, singular, words_of
+from langchain_runtime_authz.mandate.languages import Language, Token, languages, words_of
 from langchain_runtime_authz.mandate.model import Compiled, Dropped, Mandate, Step
 from langchain_runtime_authz.mandate.order_matching import Match
 from langchain_runtime_authz.mandate.order_values import cuts
@@ -104,14 +105,12 @@ class _Turn:
         ]
         self.tools = [tool for tool in tools if tool.profile.ordered]
         self.reads = [tool for tool in tools if tool.effect == "read"]
-        self.nouns = frozenset(singular(noun) for tool in self.tools for noun in tool.nouns)
         self.verbs = language.verbs.union(*(tool.verbs for tool in tools))
         named = (n for t in self.tools for n in (*t.profile.critical, *t.profile.when, *t.profile.text))
         self.labels = frozenset(word for name in named for word in words_of(name)).union(self.data["headings"])
         self.kept: list[tuple[Tool, Step]] = []
         self.checked = False  # a clause checks something, on which later orders may depend
         self.untold = False  # a clause orders to tell something, without saying what
-        self.open = False  # a clause dictates words without quotes, so what follows may belong to them
         self.tries = 0  # of reading this turn
         self.matches: dict[tuple[Token, ...], list[Match]] = {}  # of this message, by the tokens read
         self.text, self.digest = "", ""  # the message that is read now, and its digest
@@ -158,9 +157,14 @@ class _Turn:
             raise _UnclearError("it trails off")
         if not tokens or self._opened(tokens, 0, "courtesies") == len(tokens):
             return
+        letters = [t.text for t in tokens if t.kind in {"name", "word"}]
+        if letters[1:] and all(map(str.isupper, letters)):
+            raise _UnclearError("it is in capitals")
+        if any(one.kind == "number" and other.kind in {"number", "money"} for one, other in pairwise(tokens)):
+            raise _UnclearError("two numbers may be one")
         if len(tokens) > MAX_WORDS:
             raise _UnclearError(_LONG)
-        whole = [m for m in self._matched(self._untailed(tokens[opened:])) if m.whole and not m.dictates]
+        whole = [m for m in self._matched(self._untailed(tokens[opened:])) if m.whole]
         begun = opened + 1 if tokens[opened].lower in self.verbs else opened  # a tool may stop or hold something
         if stop := language.stop([*tokens[:opened], *([] if whole else tokens[begun:])]):  # "put {order} on hold"
             raise _UnclearError(f"`{stop}` leaves open whether it is an order")
@@ -177,9 +181,7 @@ class _Turn:
         between = self.text[front[-1].end : orders[0][0].start].strip()
         # "To begin, pay Bob 45 EUR" does not say to whom, and "To Ana, please send it" is a letter to her.
         whom = front[0].lower not in self.data["addressing"] or (between == "," and front[1].kind != "word")
-        moved = [*self._untailed(orders[0]), *front]
-        dictated = any(match.dictates for match in self._matched(moved))
-        return [moved] if whom and between[:1] == "," and not dictated else clauses
+        return [[*self._untailed(orders[0]), *front]] if whom and between[:1] == "," else clauses
 
     def _matched(self, tokens: list[Token]) -> list[Match]:
         """Return what the orders of each tool read."""
@@ -189,7 +191,7 @@ class _Turn:
             for tool in tools:
                 if self.tries > MAX_TRIES:
                     raise _UnclearError("it can be read in too many ways")
-                found.append(match := Match(tool, ways, self.text, self.nouns))
+                found.append(match := Match(tool, ways, self.text))
                 self.tries += match.values.tries
             self.matches[key] = [match for match in found if match.found]
         return self.matches[key]
@@ -203,19 +205,15 @@ class _Turn:
 
     def _clauses(self, tokens: list[Token], at: int) -> Iterator[list[Token]]:
         """Yield the clauses of a sentence. A new clause begins where a verb follows "and"."""
-        begin, unended = 0, False  # without quotes, the end of dictated words is not known
+        begin = 0
         while at < len(tokens):
             gap = self.language.match("separators", tokens, at)
             verb = self._opened(tokens, at + gap)
-            dictated = self.language.match("dictation", tokens, at) * (at > begin)
-            unended |= dictated > 0 and [t.kind for t in tokens[at + dictated : at + dictated + 1]] != ["quote"]
-            if gap and not dictated and self._begins(tokens[begin + 1 : at], tokens[verb : verb + 2]):
-                if unended:
-                    raise _UnclearError("it is not clear where the dictated words end")
+            if gap and self._begins(tokens[begin + 1 : at], tokens[verb : verb + 2]):
                 yield tokens[begin:at]
                 begin = at = verb
             else:
-                at += dictated or gap or 1
+                at += gap or 1
         yield tokens[begin:]
 
     def _begins(self, before: Sequence[Token], tokens: Sequence[Token]) -> bool:
@@ -243,23 +241,14 @@ class _Turn:
         matches = self._matched(tokens)
         if all(t.kind in {"name", "word"} and t.text[0].isupper() for t in tokens):
             raise _UnclearError("it may be a title")
-        if self.open:
-            raise _UnclearError("it is not clear whether it belongs to the dictated words")
         if self.kept and self._retracts(tokens):
             raise _UnclearError("it may take back an order before it")
-        matches = [match for match in matches if not match.dictates] or matches
-        if any(self._resumed(match, tokens) for match in matches if match.dictates):
-            raise _UnclearError("its words may be a second order")
         found = [(match, match.steps(self.digest)) for match in matches] or self._elided(tokens)
         acts = any(match.tool.profile.ordered for match, _ in found)
         if not any(steps for _, steps in found):
             raise _UnclearError("it is not understood as an order to a tool")
         if acts and len(found) > 1:
             raise _UnclearError("more than one tool may be meant")
-        if self.kept and any(
-            match.open and match.tool.effect not in {"read", "send"} for match in matches
-        ):  # "Note this is a joke"
-            raise _UnclearError("its words may be about the order before it")
         if acts and self.checked:
             raise _UnclearError(_FIRST)
         if acts and self.untold:
@@ -267,41 +256,30 @@ class _Turn:
         for match, steps in found:
             for step in steps:
                 self._keep(match.tool, step)
-            self.open |= match.open
             self.untold |= acts and match.untold(steps[0])
         self.checked |= not acts and tokens[0].lower not in self.data["reads"]
         if len(self.kept) > MAX_CLAUSES:
             raise _UnclearError("it has too many orders")
 
-    def _resumed(self, match: Match, tokens: list[Token]) -> bool:
-        """Return True for "Tell Bob I am late and Ann I am early"."""
-        gaps = [
-            n + gap for n, t in enumerate(tokens) if t.start > match.dictates and (gap := self.language.gap(tokens, n))
-        ]
-        begun = min(v.start for bound in match.found for v, *_ in bound.values() if v.start > tokens[0].start)
-        led = sum(t.start < begun for t in tokens)
-        while led > 1 and tokens[led - 1].lower in self.language.prepositions:
-            led -= 1
-        again = ([*tokens[:head], *tokens[n:]] for n in gaps for head in {1, led})
-        return any(other.tool is match.tool for rest in again for other in self._matched(rest))
-
     def _elided(self, tokens: list[Token]) -> list[tuple[Match, list[Step]]]:
         """Return the orders that share a verb: "Pay Bob 45 EUR and Ann 30 EUR"."""
-        parts, at, last = [tokens[:1]], 1, 0
+        parts, at, joined = [tokens[:1]], 1, ""
         while at < len(tokens):
             gap = self.language.gap(tokens, at)
+            joined = tokens[at + gap - 1].text if gap else joined
             parts += [tokens[:1]] if gap else []
             parts[-1] = [*parts[-1], *([] if gap else tokens[at : at + 1])]
-            last = at + gap if gap else last
             at += gap or 1
-        sure = tokens[last - 1].text != "," and all(part[1:2] and part[1].lower != part[0].lower for part in parts)
-        found = [self._matched(part) for part in parts] if sure and 1 < len(parts) <= MAX_CLAUSES else []
+        # "Pay Bob 45 EUR, Correction 50 EUR" pays nobody of this name.
+        found = [self._matched(part) for part in parts] if 1 < len(parts) <= MAX_CLAUSES and joined != "," else []
         if not found or any(len(one) != 1 or one[0].tool is not found[0][0].tool for one in found):
             return []
         steps = [one[0].steps(self.digest) for one in found]
-        alike = all(len(one) == 1 and one[0].args.keys() == steps[0][0].args.keys() for one in steps)
-        own = [v for v, *_ in found[0][0].found[0].values() if v.start > tokens[0].start] if alike else []
-        plain = alike and len(own) > 1 and not any(one[0].dictates for one in found)
+        if any(len(one) != 1 for one in steps):
+            return []
+        kinds = [{n: v.kind for n, (v, *_) in one[0].found[0].items()} for one in found]
+        own = [v for v, *_ in found[0][0].found[0].values() if v.start > tokens[0].start]
+        plain = len(own) > 1 and all(kind == kinds[0] for kind in kinds)
         return [(found[0][0], [step for one in steps for step in one])] if plain else []
 
     def _keep(self, tool: Tool, step: Step) -> None:
@@ -314,15 +292,10 @@ class _Turn:
         self.kept.append((tool, step))
 
     def _untailed(self, tokens: list[Token]) -> list[Token]:
-        """Return the tokens without polite words at their end; dictated words keep them."""
-        spoken = next((n for n in range(1, len(tokens)) if self.language.match("dictation", tokens, n)), len(tokens))
-        spoken = len(tokens) if any(t.kind == "quote" for t in tokens[spoken:]) else spoken
+        """Return the tokens without polite words at their end."""
         for at in range(max(0, len(tokens) - MAX_TAIL), len(tokens)):
             capital = any(t.text[:1].isupper() for t in tokens[at:])  # "the page Shop Now"
-            if (
-                not (capital or (at > spoken and tokens[at - 1].kind != "sep"))
-                and self.language.match("tails", tokens, at) == len(tokens) - at
-            ):
+            if not capital and self.language.match("tails", tokens, at) == len(tokens) - at:
                 return self._untailed(tokens[: at - bool(at and tokens[at - 1].kind == "sep")])
         return tokens
 

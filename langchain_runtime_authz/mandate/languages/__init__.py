@@ -23,12 +23,14 @@ _PLAIN: Final = re.compile(
     r"(?:0|[1-9]\d{0,14})(?:[.,]\d{1,2})?|[1-9]\d{0,2}(?:(?:,\d{3}){1,4}\.|(?:\.\d{3}){1,4},|(?:['’]\d{3}){1,4}\.)\d{1,2}"
     r"|[1-9]\d{0,2}(?:(?:,\d{3}){2,4}|(?:\.\d{3}){2,4}|(?:['’]\d{3}){1,4})"
 )
-_ID: Final = re.compile(r"(?:[#@~.]|--?(?!\d))?[/\\]?\w[\w./\\\-+=&~:]*")
+_ID: Final = re.compile(  # with a mark that tells it from words: "/tmp", "T-5", "Plan.pdf", "web-db"
+    r"(?:[#@~.]|--?(?!\d)|[/\\])[/\\]?\w[\w./\\\-+=~:]*|(?=.*[\d_])\w[\w./\\\-=:]*|\w[\w./\\\-~]*\.[a-z]\w{1,4}|[a-z]+(?:[./-][a-z]+)+"
+)
 _NAME: Final = re.compile(r"[^\W\d_a-z][^\W\d_]*(?:[-'’][^\W\d_]{2,})*")
 _WORD: Final = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
 _UNREAD: Final = re.compile(
-    r"[\d.,:/+'’\-]+|\d[\d.,'’]*\D{0,3}|.*[a-z]\.[A-Z][a-z].*|(?:[A-Za-z][./])+[A-Za-z]?"
-)  # "1.5k", "e.g"
+    r"[\d.,:/+'’\-]+|\d[\d.,'’]*\D{0,3}|.*[a-z]\.[A-Z][a-z].*|(?:[A-Za-z][./])+[A-Za-z]?|[\w-]*\d/[\w-]*\d|.*\w\.\..*"
+)  # "1.5k", "e.g", "T-1/T-2", "T-1..T-9"
 _WORDLIKE: Final = frozenset({"word", "name", "sep", "colon"})
 PARTS: Final = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 
@@ -171,20 +173,15 @@ class Language:
             return "sep"
         if _NAME.fullmatch(said) and not re.search(r"['’][sS]$", said):
             return "name"
-        if _WORD.fullmatch(said):
-            return (
-                "id"
-                if "-" in said
-                and said.isascii()
-                and not any(len(w) > 1 and w in self.closed for w in said.lower().split("-"))
-                else "word"
-            )
+        if _WORD.fullmatch(said) and "-" not in said:
+            return "word"
         if re.fullmatch(r"v?\d+(?:\.\d+){1,3}", said):
             return "version"
         form = next(iter(forms(said)), "").partition(":")[0]
         if form in {"email", "url"}:
             return form
-        if not said.isascii() or not _ID.fullmatch(said) or _UNREAD.fullmatch(said):
+        common = any(len(p) > 1 and p in self.closed for p in re.split("[-/]", said))  # "all-but-web-3"
+        if common or not said.isascii() or not _ID.fullmatch(said) or _UNREAD.fullmatch(said):
             return "odd"
         return {"#": "hash", "@": "handle"}.get(said[0], "id")
 

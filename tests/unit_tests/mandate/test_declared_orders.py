@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from langchain_runtime_authz._order_patterns import _IDLE, parse
 from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.mandate.languages import languages
-from langchain_runtime_authz.mandate.model import Const, OneOf, Text
 from langchain_runtime_authz.mandate.words import compile_words
 from langchain_runtime_authz.tool_profile import ToolProfile, check_arguments, load_profiles
 
@@ -60,8 +59,7 @@ TABLE = {"restaurant": "Nobu", "day": "3 June 2027", "time": "17:30", "guests": 
 
 def calls(*texts: str) -> list[tuple[str, dict[str, object]]]:
     mandate = compile_words(texts, PROFILES, SIGNATURES).mandate
-    plain = {Const: lambda a: a.value, Text: lambda a: a.quote, OneOf: lambda a: a.values}
-    return [(s.tool, {n: plain[type(a)](a) for n, a in s.args.items()}) for s in (mandate.steps if mandate else ())]
+    return [(s.tool, {n: a.value for n, a in s.args.items()}) for s in (mandate.steps if mandate else ())]
 
 
 @pytest.mark.parametrize(("text", "expected"), [
@@ -76,24 +74,23 @@ def calls(*texts: str) -> list[tuple[str, dict[str, object]]]:
     ("Enroll Jan Lee in CS-101", ("enroll", {"student": "Jan Lee", "course": "CS-101"})), ("Pay Bob 45 EUR", ("send_money", {"to": "Bob", "amount": 45, "currency": "EUR"})),
     ("Send 45 to Bob Lee", ("send_money", {"to": "Bob Lee", "amount": 45})), ("Move T-5 to in progress", ("set_status", {"ticket": "T-5", "status": "in_progress"})),
     ("Close the ticket T-5 please", ("set_status", {"ticket": "T-5", "status": "closed"})), ("Put T-5 on hold", ("set_status", {"ticket": "T-5", "status": "on_hold"})),
-    ("Turn the desk lamp off", ("switch", {"device": "desk lamp", "on": False})), ("Remind me at 5pm to call Ana", ("remind", {"at": "5pm", "text": ("call Ana",)})),
-    ('Note: "the order is late"', ("remind", {"text": "the order is late"})), ("Set the kitchen to 21 degrees", ("heat", {"room": "kitchen", "degrees": 21})),
+    ('Turn the "desk lamp" off', ("switch", {"device": "desk lamp", "on": False})), ('Remind me at 5pm to "call Ana"', ("remind", {"at": "5pm", "text": "call Ana"})),
+    ('Note: "the order is late"', ("remind", {"text": "the order is late"})), ("Set Room 2 to 21 degrees", ("heat", {"room": "Room 2", "degrees": 21})),
     ("Set the limit of FC-3 to 1,500", ("limit", {"card": "FC-3", "limit": 1500})), ("Set the limit of FC-3 to €1,500", ("limit", {"card": "FC-3", "limit": 1500})),
     ("Set the limit of FC-3 to 1,500 EUR", ("limit", {"card": "FC-3", "limit": 1500})), ("Set the limit of FC-3 to 1,500 USD", None),
     ("Cut the limit of FC-3 by 20%", ("limit", {"card": "FC-3", "percent": "20"})), ("Move the sample S-1 from F1 to F3", ("move_sample", {"sample": "S-1", "source": "F1", "target": "F3"})),
     ("Give Lucy Okafor an A in Biology 2", ("grade", {"student": "Lucy Okafor", "grade": "A", "course": "Biology 2"})),
-    ("Tell Lucy's teacher to call me", ("grade", {"student": "Lucy", "text": ("call me",)})), ("Book a table for six people at Nobu", ("book_table", {"guests": 6, "restaurant": "Nobu"})),
-    ("Heize Küche auf 21 Grad", ("heat", {"room": "Küche", "degrees": 21})), ("Order two lamps at 5:30 pm", ("craft", {"count": "2", "item": "lamps", "time": "5:30 pm"})), ("Order 5k milk", None),
-    ("Order two lamps at 17:30 am", None), ("Link a.txt b.txt", ("craft", {"item": "a.txt", "other": "b.txt"})),
-    ("Link a.txt, b.txt", None),  # two files
-    ("Bake large Calzone", ("craft", {"size": "large", "item": "Calzone"})), ("Chill the soup to 4 °C", ("craft", {"item": "soup", "level": "4"})),
-    ("Run the mixer for 5m", ("craft", {"item": "mixer", "count": "5"})), ("Run the mixer for 5 ms", None), ("Keep wi-fi of Berlin off", ("craft", {"item": "Berlin", "on": False})),
-    ("Switch lamp 1", None), ("Drop five", None), ("Drop Netflix", None), ("drop Netflix", ("drop", {"item": "Netflix"})), ("Drop the Netflix item", ("drop", {"item": ("Netflix item", "Netflix")})),
-    ('Drop "a"', ("drop", {"item": "a"})), ("Drop #12", ("drop", {"item": "12"})), ("Remind me to text the Lees", ("remind", {"text": ("text the Lees",)})),
-    ("Note a call from Bob", ("remind", {"text": ("a call from Bob",)})), ("Pay Bob 45 USD", ("send_money", {"to": "Bob", "amount": 45, "currency": "USD"})),
-    ("Post Bob that lunch is cold", ("post", {"to": "Bob", "body": ("lunch is cold",)})), ("Post Bob saying: see you", None), ("Post Bob see you at lunch", None), ("Write to Bob: see you", ("post", {"to": "Bob", "body": ("see you",)})), ("Post Bob's boss see you", None),
-    ("Post Bob and Ana see you", None), ("Post Bob (cc Ana) see you", None), ("Hire Bob 45", ("hire", {"guide": "Bob", "hours": 45})), ("Stake Bob 45", ("stake", {"player": "Bob", "amount_btc": 45})),
-    ("Lend Bob $45", ("lend", {"debtor": "Bob", "amount": 45})), ("Lend Bob $45 for the June rent", ("lend", {"debtor": "Bob", "amount": 45, "why": ("the June rent",)})), ("Grant Bob 45", ("grant_points", {"player": "Bob", "amount": 45})), ("Drop the parcel", ("drop", {"item": "parcel"})),
+    ("Tell Lucy's teacher to 'call me'", ("grade", {"student": "Lucy", "text": "call me"})), ("Book a table for six people at Nobu", ("book_table", {"guests": 6, "restaurant": "Nobu"})),
+    ("Heize Küche auf 21 Grad", ("heat", {"room": "Küche", "degrees": 21})), ('Order two "lamps" at 5:30 pm', ("craft", {"count": "2", "item": "lamps", "time": "5:30 pm"})), ("Order 5k milk", None),
+    ('Order two "lamps" at 17:30 am', None), ("Link a.txt Home", ("craft", {"item": "a.txt", "other": "Home"})),
+    ("Link a.txt b.txt", None), ("Link a.txt, b.txt", None),  # two files, or one
+    ("Bake large Calzone", ("craft", {"size": "large", "item": "Calzone"})), ("Chill Gazpacho to 4 °C", ("craft", {"item": "Gazpacho", "level": "4"})),
+    ("Run M-4 for 5m", ("craft", {"item": "M-4", "count": "5"})), ("Run M-4 for 5 ms", None), ("Keep wi-fi of Berlin off", ("craft", {"item": "Berlin", "on": False})),
+    ("Switch lamp 1", None), ("Drop five", None), ("Drop Netflix", None), ("drop Netflix", ("drop", {"item": "Netflix"})), ("Drop the Netflix item", ("drop", {"item": "Netflix"})),
+    ('Drop "a"', ("drop", {"item": "a"})), ("Drop #12", ("drop", {"item": "12"})),
+    ("Pay Bob 45 USD", ("send_money", {"to": "Bob", "amount": 45, "currency": "USD"})),
+    ('Post Bob "see you"', ("post", {"to": "Bob", "body": "see you"})), ('Post Bob: "see you"', ("post", {"to": "Bob", "body": "see you"})), ('Write to Bob: "see you"', ("post", {"to": "Bob", "body": "see you"})), ("Hire Bob 45", ("hire", {"guide": "Bob", "hours": 45})), ("Stake Bob 45", ("stake", {"player": "Bob", "amount_btc": 45})),
+    ("Lend Bob $45", ("lend", {"debtor": "Bob", "amount": 45})), ('Lend Bob $45 for "the June rent"', ("lend", {"debtor": "Bob", "amount": 45, "why": "the June rent"})), ("Grant Bob 45", ("grant_points", {"player": "Bob", "amount": 45})),
 ])  # fmt: skip
 def test_declared_orders(text, expected):
     assert calls(text) == ([expected] if expected else [])
@@ -117,7 +114,10 @@ NOTHING = {
     "date": ["Book a table at Nobu on Friday, 3 June 2027", "Book a table at Nobu on Thursday, 3 June", "Book a table at Nobu until 3 June 2027", "Book a table at Nobu on 3 June 27", "Book a table at Nobu on Friday"],
     "choice": ["Set T-5 to done", "Bake huge Calzone", "Bake pizza", "Set T-5 to open or closed"],
     "hold": ["Put T-5 over hold", "Put T-5 on a stop"],
-    "text": ["Delete the report now", "Remind me to call Ana tomorrow", "Remind me to call Ana and pay Bob 45 EUR"],
+    "text": ["Remind me to call Ana", "Post Bob see you", "Post Bob: see you", "Post Bob that lunch is cold", "Write to Bob: see you", 'Post Bob "hi" now and then', "Lend Bob $45 for rent", "Note a call from Bob"],
+    "common words": ["Drop the parcel", "Drop parcels", "Turn the desk lamp off", "Order two lamps", "Set the kitchen to 21 degrees", "Enroll anna in CS-101", "Drop pre-orders, P-5", "Drop a.txt, pre-approved"],
+    "two values or one": ["Link a.txt b.txt", "Grade Ana Lee", "Hire Bob 45 50", "HIRE BOB 45"],
+    "swapped": ["Enroll CS-101 in Ana"],
 }  # fmt: skip
 
 
@@ -130,10 +130,9 @@ def test_two_readings_order_nothing():
     two = {"label": ToolProfile(critical={"mail": "object", "label": "name"}, intent=("label {mail} {label}",))}
     assert compile_words(["Label Rio Trip Home"], two).mandate is None
     assert compile_words(['Label "Rio Trip" Home'], two).mandate is not None
-    other = {"file_mail": ToolProfile(critical={"mail": "object"}, intent=("label {mail}",))}
-    assert compile_words(["Label the trip Home"], other).mandate is not None
-    assert compile_words(["Label the trip Home"], two).mandate is not None
-    assert compile_words(["Label the trip Home"], {**two, **other}).mandate is None
+    other = {"file_mail": ToolProfile(critical={"mail": "object"}, intent=("label {mail} Home",))}
+    assert compile_words(['Label "Rio Trip" Home'], other).mandate is not None
+    assert compile_words(['Label "Rio Trip" Home'], {**two, **other}).mandate is None
 
 
 WORD = st.from_regex(r"[A-Z]{2,4}-[1-9][0-9]{0,3}", fullmatch=True)

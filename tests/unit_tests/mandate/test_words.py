@@ -74,10 +74,10 @@ def mail(body: object, *to: str) -> tuple[str, dict[str, object]]:
     ("In eu-west-1, please restart web-3", [("restart", {"service": "web-3", "environment": "eu-west-1"})]), ("On 3 June 2027, pay Bob 45 EUR", [dated("3 June 2027")]), ("To Bob, pay 45 EUR", [BOB]),
     # dates
     ("Pay Bob 45 EUR on Thursday, 3 June 2027", [dated("Thursday, 3 June 2027")]), ("Pay Bob 45 EUR on 3 June 2027 at 4 pm", [dated("3 June 2027 at 4 pm")]),
-    # dictated text
-    ("Email b@x.org and c@x.org saying we meet in room 4", [mail(("we meet in room 4",), "b@x.org", "c@x.org")]), ("Email b@x.org saying thanks", [mail(("thanks",))]), ("Write to b@x.org: see you", [mail(("see you",))]),
+    # texts
+    ('Email b@x.org and c@x.org saying "we meet in room 4"', [mail("we meet in room 4", "b@x.org", "c@x.org")]), ('Write to b@x.org: "see you"', [mail("see you")]),
     ('Email b@x.org saying "hi" and delete a.txt', [mail("hi"), A]), ('Email b@x.org with the subject "Hi" and the body "Bye"', [("email", {"to": ("b@x.org",), "subject": "Hi", "body": "Bye"})]),
-    ('Post "Deploy done" to #ops', [("post", {"channel": "#ops", "text": "Deploy done"})]), ("Tell #ops that it is late", [("post", {"channel": "#ops", "text": ("it is late",)})]), ("Delete a.txt and email b@x.org saying it is gone", [A, mail(("it is gone",))]),
+    ('Post "Deploy done" to #ops', [("post", {"channel": "#ops", "text": "Deploy done"})]), ('Delete a.txt and email b@x.org saying "it is gone"', [A, mail("it is gone")]),
     # a tool that stops something
     ("Stop the job J-1", [("halt", {"job": "J-1"})]), ("Please put J-1 on hold", [("halt", {"job": "J-1"})]), ("Delete a.txt. Cancel b.txt", [A, B]),
 ])
@@ -114,9 +114,7 @@ NOTHING = {
     "more of an order": ["Pay Bob 45 EUR. The amount is 50 EUR.", "Delete a.txt. Path: b.txt", "Pay Bob.\n\nThe amount is 45 EUR.", "Pay Bob 45 EUR, to Carol", "Pay Bob 45 EUR. Note: rent", 'Pay Bob 45 EUR.\nNote "rent"'],
     "left over": [", pay Bob 45 EUR and run", "Pay Bob 45 EUR and hope for the best", "Pay Bob 45 EUR (as discussed)", "Pay Bob 45 EUR lol", "To begin, pay Bob 45 EUR", "As agreed with Bob, delete a.txt", "Pay Bob 45 EUR and Carol", "Pay Bob 45 EUR. Thanks, Ana Lee Kim Poe wants that"],
     "confusable": ["Pay B\u043eb 45 EUR", "Pay Bob 45 EUR\u200b", "Pay \uff22ob 45 EUR", "Pay Bob \u0664\u0665 EUR", "\u202ePay Bob 45 EUR", "Pay B\u0251b 45 EUR"],
-    "where dictation ends": [
-        "Email b@x.org saying hi and delete a.txt", "Email b@x.org saying hi. Delete a.txt", "Email b@x.org saying hi\nDelete a.txt", "Email b@x.org saying hi tomorrow", "Email b@x.org saying", "Write to b@x.org: hi. It is late.", "Tell #ops that it is late. Delete a.txt",
-    ],
+    "text without quotes": ["Email b@x.org saying hi", "Write to b@x.org: hi", "Tell #ops that it is late", "Email b@x.org saying hi and delete a.txt"],
     "what to tell": ["Email b@x.org. Delete a.txt", "Email b@x.org, delete a.txt", "Email b@x.org\n- delete a.txt"],
     "what comes first may decide": ["Test web-3, then restart web-4", "Drain web-3, then restart web-3", "Read the room and delete a.txt", "Get a warrant and delete a.txt", "Pay Bob 45 EUR. Pay Bob 50 EUR", "Pay Bob 45 EUR and Bob 50 EUR"],
     "title": ["Stop\nPay Bob 45 EUR", "Delete Drafts\nDelete a.txt", "Delete Drafts. Delete a.txt"],
@@ -201,12 +199,12 @@ SUGGESTED = {
     "move_file": verb("write", "move", source="object", destination="place"),
     "tip_points": verb("pay", "tip", to="principal", amount="amount"),
 }  # fmt: skip
-CANCELLED, TOLD = ("cancel_booking", {"booking_id": "B-12"}), ("send_email", {"to": "b@x.org", "body": ("hi",)})
+CANCELLED, TOLD = ("cancel_booking", {"booking_id": "B-12"}), ("send_email", {"to": "b@x.org", "body": "hi"})
 
 
 @pytest.mark.parametrize(("text", "expected"), [
     ("Pay Bob Lee 45 EUR", ("send_money", {"to": "Bob Lee", "amount": 45})), ("Wire 45 EUR to Bob on 3 June 2027", ("send_money", {"to": "Bob", "amount": 45, "date": "3 June 2027"})),
-    ("Email b@x.org saying hi", TOLD), ("Email b@x.org: hi", TOLD), ('Email "hi" to b@x.org', ("send_email", {"to": "b@x.org", "body": "hi"})),
+    ('Email b@x.org saying "hi"', TOLD), ('Email b@x.org: "hi"', TOLD), ('Email "hi" to b@x.org', ("send_email", {"to": "b@x.org", "body": "hi"})),
     ("Share plan.md to Carol with role editor", ("share_file", {"path": "plan.md", "user": "Carol", "role": "editor"})),
     ("Please cancel the booking B-12", CANCELLED), ("Call off B-12", CANCELLED), ("Disable the user Bob", ("disable_user", {"user": "Bob"})), ("Disable b@x.org", ("disable_user", {"user": "b@x.org"})),
     *((text, None) for text in (
