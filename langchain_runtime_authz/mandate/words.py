@@ -168,20 +168,10 @@ class _Turn:
         begun = opened + 1 if tokens[opened].lower in self.verbs else opened  # a tool may stop or hold something
         if stop := language.stop([*tokens[:opened], *([] if whole else tokens[begun:])]):  # "put {order} on hold"
             raise _UnclearError(f"`{stop}` leaves open whether it is an order")
-        for clause in self._unfronted([*self._clauses(tokens, opened)]):
+        for clause in self._clauses(tokens, opened):
             if "?" in mark and not any(map(language.definite, clause)):
                 raise _UnclearError("it may ask what is possible")
             self._clause(clause)
-
-    def _unfronted(self, clauses: list[list[Token]]) -> list[list[Token]]:
-        """Move phrases behind the only order: "In production, restart web-3"."""
-        (front, *orders), small = clauses, self.language.prepositions
-        if len(orders) != 1 or not front[1:] or front[0].lower not in small or front[0].lower in self.data["acting"]:
-            return clauses
-        between = self.text[front[-1].end : orders[0][0].start].strip()
-        # "To begin, pay Bob 45 EUR" does not say to whom, and "To Ana, please send it" is a letter to her.
-        whom = front[0].lower not in self.data["addressing"] or (between == "," and front[1].kind != "word")
-        return [[*self._untailed(orders[0]), *front]] if whom and between[:1] == "," else clauses
 
     def _matched(self, tokens: list[Token]) -> list[Match]:
         """Return what the orders of each tool read."""

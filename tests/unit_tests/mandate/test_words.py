@@ -70,8 +70,6 @@ def mail(body: object, *to: str) -> tuple[str, dict[str, object]]:
     ("Read the file notes.md. Then pay Bob 45 EUR.", [BOB]), ("Drain the service web-4, then restart the service web-3", [("drain", {"service": "web-4"}), WEB]), ("Restart web-3, then test web-3", [WEB]),
     # a shared verb
     ("Pay Bob 45 EUR and Ana 30 EUR", [BOB, ANA]), ("Send 45 EUR to Bob and 30 EUR to Ana", [BOB, ANA]), ("Pay Bob 45 EUR, Ana 30 EUR", []),
-    # a phrase in front
-    ("In eu-west-1, please restart web-3", [("restart", {"service": "web-3", "environment": "eu-west-1"})]), ("On 3 June 2027, pay Bob 45 EUR", [dated("3 June 2027")]), ("To Bob, pay 45 EUR", [BOB]),
     # dates
     ("Pay Bob 45 EUR on Thursday, 3 June 2027", [dated("Thursday, 3 June 2027")]), ("Pay Bob 45 EUR on 3 June 2027 at 4 pm", [dated("3 June 2027 at 4 pm")]),
     # texts
