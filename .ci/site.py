@@ -69,7 +69,7 @@ def _cli() -> str:
 
 def _request() -> str:
     """Return the fields of the request that policies read."""
-    schema = import_module("langchain_runtime_authz.authzen").request_schema()
+    schema = import_module("langchain_runtime_authz.evaluation").request_schema()
     head = "A policy reads this as `input`. `runtime-authz policy schema` prints the JSON Schema."
     return "\n".join(["# Request", "", head, *_object("Request", schema), *(x for n, s in schema["$defs"].items() for x in _object(n, s))])
 

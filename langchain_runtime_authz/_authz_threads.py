@@ -11,8 +11,8 @@ from langgraph.types import Interrupt, StateSnapshot
 
 from langchain_runtime_authz._validate import of_kind
 from langchain_runtime_authz.audit.sinks import AuditSink
-from langchain_runtime_authz.authzen import Subject
 from langchain_runtime_authz.errors import Code, ConfigError, LedgerError
+from langchain_runtime_authz.evaluation import Subject
 from langchain_runtime_authz.facts.checkpoint_head import HEAD, UNKNOWN
 from langchain_runtime_authz.facts.task import ANSWER, CORRECTION, HumanText, content_digest
 from langchain_runtime_authz.langgraph.checkpoints import read_state, thread_config

@@ -30,8 +30,8 @@ from langchain_runtime_authz._flow import Flow, Perform, both
 from langchain_runtime_authz._renewed_files import bearer_token, tls_context
 from langchain_runtime_authz._url import checked_url, is_loopback, is_plain_url, split_url
 from langchain_runtime_authz._validate import checked_count, checked_seconds, wrong
-from langchain_runtime_authz.authzen import MAX_ANSWER_BYTES, strict_json
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError, PDPError
+from langchain_runtime_authz.evaluation import MAX_ANSWER_BYTES, strict_json
 
 if TYPE_CHECKING:
     import aiohttp

@@ -20,8 +20,8 @@ from langchain_runtime_authz._authz_threads import Threads
 from langchain_runtime_authz._flow import begun
 from langchain_runtime_authz._validate import checked_callable, checked_text, of_kind, wrong
 from langchain_runtime_authz.audit.sinks import AuditSink, FileSink, MemorySink, recorded
-from langchain_runtime_authz.authzen import Subject
 from langchain_runtime_authz.errors import ConfigError
+from langchain_runtime_authz.evaluation import Subject
 from langchain_runtime_authz.facts.local_time import checked_zone
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.identity.workload import Identity, StaticIdentity

@@ -25,8 +25,8 @@ from typing import Any, Final, cast
 import rfc8785
 from pydantic import BaseModel
 
-from langchain_runtime_authz.authzen import MAX_DEPTH, MAX_REQUEST_BYTES, strict_json
 from langchain_runtime_authz.errors import Code, MappingError
+from langchain_runtime_authz.evaluation import MAX_DEPTH, MAX_REQUEST_BYTES, strict_json
 
 Encoder = Callable[[object, int], Iterable[str]]
 MAX_INT: Final = 2**53 - 1  # RFC 8785 §3.2.2.3 / RFC 7493: larger integers may look alike

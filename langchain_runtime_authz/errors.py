@@ -1,6 +1,6 @@
 """Every stable code and every exception of the package.
 
-A denial that a message can carry is a *value* (`authzen.Decision`), not an exception.
+A denial that a message can carry is a *value* (`evaluation.Decision`), not an exception.
 """
 
 from __future__ import annotations

@@ -19,13 +19,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from langchain_runtime_authz.authzen import Subject
 from langchain_runtime_authz.credential.details import ORDERED, authorization_details, check_call
 from langchain_runtime_authz.credential.jws import sign_compact
 from langchain_runtime_authz.credential.signer import SigningKey
 from langchain_runtime_authz.credential.token import TYP, Task, TokenRequest, claims_of
 from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.errors import CredentialError
+from langchain_runtime_authz.evaluation import Subject
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.tool_profile import ToolProfile
 from tests.unit_tests.credential.tokens import b64

@@ -29,9 +29,9 @@ from typing import Any, Final
 
 import orjson
 
-from langchain_runtime_authz.authzen import strict_json
 from langchain_runtime_authz.digest import json_encoder
 from langchain_runtime_authz.errors import AuditError, Code, ConfigError
+from langchain_runtime_authz.evaluation import strict_json
 
 GENESIS: Final = "0" * 64
 TORN: Final = "torn"

@@ -49,7 +49,7 @@ from typing import Any, Final, Literal
 
 from pydantic_core import from_json
 
-from langchain_runtime_authz.authzen import Decision
+from langchain_runtime_authz.evaluation import Decision
 
 VERSION: Final = 1
 ERASED: Final = (

@@ -94,7 +94,7 @@ def _version(name: str) -> str | None:
 
 
 def _engine() -> Line:
-    from langchain_runtime_authz.authzen import Decision
+    from langchain_runtime_authz.evaluation import Decision
     from langchain_runtime_authz.pdp.wasm import WasmPDP
     from langchain_runtime_authz.testing.example_request import example_request
 

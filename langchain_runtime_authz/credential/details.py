@@ -171,7 +171,7 @@ def check_call(
         args: the arguments that the service will use, by their names in the tool's profile; `None` for a missing
             argument. If the token holds one digest over all arguments, give all; otherwise some are enough.
         step: id of the mandate's step that must cover the call, if the service demands one.
-        accept: accepted standings (`authzen.MandateContext`); `approved` stands for any call that an approver approved.
+        accept: accepted standings (`evaluation.MandateContext`); `approved` stands for any call that an approver approved.
             `None` accepts every standing.
 
     Raises `CredentialError`: `credential_tool` (another tool's token), `credential_call` (another step, standing or

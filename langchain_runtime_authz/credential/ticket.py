@@ -14,9 +14,9 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Protocol
 
 from langchain_runtime_authz._flow import Flow, Perform, both
-from langchain_runtime_authz.authzen import Obligation
 from langchain_runtime_authz.credential.token import ISSUED_AT, MARGIN, Credential, Sealed
 from langchain_runtime_authz.errors import AuthzError, Code, CredentialError
+from langchain_runtime_authz.evaluation import Obligation
 
 if TYPE_CHECKING:  # its module loads the signing library
     from langchain_runtime_authz.credential.dpop_proof import ProofKey

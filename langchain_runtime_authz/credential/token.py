@@ -18,9 +18,9 @@ from typing import Annotated, Any, ClassVar, Final, Literal, Self, final
 
 from pydantic import Field, JsonValue, ValidationError
 
-from langchain_runtime_authz.authzen import MAX_DEPTH, Model, Subject
 from langchain_runtime_authz.digest import parse_object
 from langchain_runtime_authz.errors import Code, CredentialError
+from langchain_runtime_authz.evaluation import MAX_DEPTH, Model, Subject
 from langchain_runtime_authz.grant import Grant
 
 TYP: Final = "runtime-authz+jwt"  # RFC 8725 §3.11: explicit typing, so that no other JWT is accepted as one

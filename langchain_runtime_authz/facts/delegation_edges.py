@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from langchain_runtime_authz.authzen import Edge, EdgeKind
+from langchain_runtime_authz.evaluation import Edge, EdgeKind
 
 HANDOFF_KEY = "__handoff_destination"  # set by langgraph-supervisor and langgraph-swarm on handoff tools
 

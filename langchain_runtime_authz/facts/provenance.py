@@ -44,7 +44,7 @@ _attribution_json: Final = lru_cache(maxsize=1024)(Attribution._asdict)
 
 
 class Provenance(NamedTuple):
-    """The source of one value (`authzen.ArgumentProvenance`). Items have no `kind`."""
+    """The source of one value (`evaluation.ArgumentProvenance`). Items have no `kind`."""
 
     class_: Any  # of `CLASSES`
     standing: Any  # of `STANDINGS`

@@ -25,13 +25,13 @@ from urllib.parse import quote
 from langchain_runtime_authz._flow import Flow, both
 from langchain_runtime_authz._http import Connection, Fetcher
 from langchain_runtime_authz._url import checked_url
-from langchain_runtime_authz.authzen import Subject
 from langchain_runtime_authz.credential import token as claim
 from langchain_runtime_authz.credential.jwks import CachedDocument, JwksClient
 from langchain_runtime_authz.credential.jws import is_signed_by, read
 from langchain_runtime_authz.credential.signer import ALGORITHMS, checked_algorithms
 from langchain_runtime_authz.credential.token import LEEWAY
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
+from langchain_runtime_authz.evaluation import Subject
 from langchain_runtime_authz.identity.providers import AUTHORIZED_PARTY as PARTY
 from langchain_runtime_authz.identity.providers import PAYLOAD_TYPE, PROVIDERS, Provider, header_type, name_of, shown
 from langchain_runtime_authz.identity.workload import Proof, WorkloadIdentity

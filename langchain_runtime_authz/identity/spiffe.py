@@ -14,13 +14,13 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from langchain_runtime_authz.authzen import Subject
 from langchain_runtime_authz.credential import token as claim
 from langchain_runtime_authz.credential.jwks import Keys, usable_keys
 from langchain_runtime_authz.credential.jws import is_signed_by, read
 from langchain_runtime_authz.credential.signer import ALGORITHMS, checked_algorithms
 from langchain_runtime_authz.credential.token import LEEWAY
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
+from langchain_runtime_authz.evaluation import Subject
 from langchain_runtime_authz.identity.oidc import audiences_of, check_times, refused
 from langchain_runtime_authz.identity.providers import header_type, shown
 from langchain_runtime_authz.identity.workload import Proof, WorkloadIdentity

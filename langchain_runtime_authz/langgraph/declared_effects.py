@@ -29,9 +29,9 @@ from langgraph.types import StreamWriter
 
 from langchain_runtime_authz._flow import both
 from langchain_runtime_authz._validate import checked_text, wrong
-from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.credential.current_call import CurrentCall, current_call, current_scope
 from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError
+from langchain_runtime_authz.evaluation import deny
 from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph import tool_execution
 from langchain_runtime_authz.langgraph.interrupts import decide_together

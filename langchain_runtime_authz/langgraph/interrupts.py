@@ -14,8 +14,8 @@ from typing import Any, Final
 
 from langgraph.errors import GraphBubbleUp, GraphInterrupt
 
-from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.errors import Code
+from langchain_runtime_authz.evaluation import deny
 from langchain_runtime_authz.facts.checkpoint_head import OF_TASK
 from langchain_runtime_authz.langgraph import answer_numbers
 from langchain_runtime_authz.langgraph import private_api as private

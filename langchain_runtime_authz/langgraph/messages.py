@@ -21,8 +21,8 @@ from langchain_core.tools import BaseTool
 from langgraph.graph.message import REMOVE_ALL_MESSAGES
 from langgraph.types import Command, Overwrite, Send
 
-from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.errors import Code
+from langchain_runtime_authz.evaluation import deny
 from langchain_runtime_authz.facts.plan import PlanRecord, calls_digest, plan_calls
 from langchain_runtime_authz.facts.task import HumanText, content_digest, content_text
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt

@@ -19,9 +19,9 @@ from langchain_core.messages import AIMessage
 from langgraph.config import get_config
 from langgraph.errors import GraphInterrupt
 
-from langchain_runtime_authz.authzen import Decision, deny
 from langchain_runtime_authz.credential.current_call import current_scope
 from langchain_runtime_authz.errors import AuthzDenied, Code
+from langchain_runtime_authz.evaluation import Decision, deny
 from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph.callback_backstop import call_of_request, decided_scope, tool_names
 from langchain_runtime_authz.langgraph.graph_entry import Entering

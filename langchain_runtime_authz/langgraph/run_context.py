@@ -20,10 +20,10 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.errors import GraphBubbleUp, GraphInterrupt
 
 from langchain_runtime_authz.audit.sinks import told
-from langchain_runtime_authz.authzen import Subject, deny
 from langchain_runtime_authz.credential.current_call import CodeScope, current_scope, tell_by
 from langchain_runtime_authz.credential.token import MAX_DELEGATORS, SUBJECT_TYPE, Credential, Sealed
 from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError, CredentialError
+from langchain_runtime_authz.evaluation import Subject, deny
 from langchain_runtime_authz.facts.task import HumanText, content_digest
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.ledger.base import Scope

@@ -18,10 +18,10 @@ from langgraph.errors import GraphBubbleUp, GraphInterrupt
 from langgraph.prebuilt import ToolRuntime
 
 from langchain_runtime_authz._locks import forkable_lock
-from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.credential.current_call import CodeScope, current_scope
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import Code
+from langchain_runtime_authz.evaluation import deny
 from langchain_runtime_authz.facts.plan import calls_digest, plan_calls
 from langchain_runtime_authz.langgraph import interrupts, messages, review_questions
 from langchain_runtime_authz.langgraph.answer_numbers import take_answers

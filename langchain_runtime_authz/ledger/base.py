@@ -16,8 +16,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
-from langchain_runtime_authz.authzen import Edge
 from langchain_runtime_authz.errors import Code
+from langchain_runtime_authz.evaluation import Edge
 from langchain_runtime_authz.facts.history import History
 from langchain_runtime_authz.facts.output_reading import Sighting
 from langchain_runtime_authz.facts.plan import PlanRecord

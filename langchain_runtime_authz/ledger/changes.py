@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from langchain_runtime_authz.authzen import Edge
 from langchain_runtime_authz.errors import Code
+from langchain_runtime_authz.evaluation import Edge
 from langchain_runtime_authz.facts.history import RESOURCES, Step, count, handed_down
 from langchain_runtime_authz.facts.output_reading import Sighting
 from langchain_runtime_authz.facts.plan import PlanRecord

@@ -14,8 +14,8 @@ from math import inf
 from operator import attrgetter
 from typing import Any, Final, NamedTuple, TypeVar
 
-from langchain_runtime_authz.authzen import Edge
 from langchain_runtime_authz.digest import json_encoder
+from langchain_runtime_authz.evaluation import Edge
 from langchain_runtime_authz.facts.history import History
 from langchain_runtime_authz.facts.output_reading import Sighting
 from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord

@@ -14,8 +14,8 @@ from operator import attrgetter
 from struct import unpack
 from typing import Final, TypeVar
 
-from langchain_runtime_authz.authzen import Edge
 from langchain_runtime_authz.errors import Code, LedgerError
+from langchain_runtime_authz.evaluation import Edge
 from langchain_runtime_authz.facts.history import History
 from langchain_runtime_authz.facts.output_reading import Sighting
 from langchain_runtime_authz.facts.plan import PlanRecord

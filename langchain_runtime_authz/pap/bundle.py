@@ -36,8 +36,8 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
-from langchain_runtime_authz.authzen import Decision, EvaluationRequest, Outcome, strict_json
 from langchain_runtime_authz.errors import Code, ConfigError, wrong_field
+from langchain_runtime_authz.evaluation import Decision, EvaluationRequest, Outcome, strict_json
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.pdp.wasm import read_json
 from langchain_runtime_authz.tool_profile import ToolProfile, load_profiles

@@ -23,8 +23,8 @@ from langchain_runtime_authz._display import printable
 from langchain_runtime_authz._locks import file_lock, in_child
 from langchain_runtime_authz._renewed_files import replace_file, stamp
 from langchain_runtime_authz._validate import checked_count, checked_path, checked_seconds
-from langchain_runtime_authz.authzen import Decision, deny, strict_json
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError
+from langchain_runtime_authz.evaluation import Decision, deny, strict_json
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.pap.bundle import CEDAR, Bundle, Keys, files_below, read_bundle, real_root, trusted
 from langchain_runtime_authz.pdp.base import DEFAULT_DEADLINE, InProcess

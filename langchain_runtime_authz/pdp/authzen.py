@@ -24,8 +24,8 @@ from urllib.parse import urlsplit
 
 from langchain_runtime_authz._http import Link, PDPConnection
 from langchain_runtime_authz._validate import wrong
-from langchain_runtime_authz.authzen import MAX_ANSWER_BYTES, REASON_CODE, Decision, deny
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError
+from langchain_runtime_authz.evaluation import MAX_ANSWER_BYTES, REASON_CODE, Decision, deny
 from langchain_runtime_authz.pdp.base import DEFAULT_DEADLINE, RemotePDP, bounded
 from langchain_runtime_authz.pdp.response import misspelt, parse_answer, parse_json
 

@@ -16,8 +16,8 @@ from typing import Any, Final, Protocol, Unpack, runtime_checkable
 
 from langchain_runtime_authz._http import Link, PDPConnection
 from langchain_runtime_authz._validate import checked_seconds
-from langchain_runtime_authz.authzen import MAX_REQUEST_BYTES, Decision, deny
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError
+from langchain_runtime_authz.evaluation import MAX_REQUEST_BYTES, Decision, deny
 from langchain_runtime_authz.pdp.response import parse_answer
 from langchain_runtime_authz.telemetry import metrics
 from langchain_runtime_authz.telemetry.logs import lines_left_out, logger
@@ -33,7 +33,7 @@ _STOPS: Final = (KeyboardInterrupt, SystemExit, GeneratorExit, asyncio.Cancelled
 class PDP(Protocol):
     """A policy decision point.
 
-    `evaluate` receives the JSON of an AuthZEN request, which `authzen.parse_request` parses. It returns JSON text, the
+    `evaluate` receives the JSON of an AuthZEN request, which `evaluation.parse_request` parses. It returns JSON text, the
     parsed document `{"decision": …, "context": {…}}`, or the `Decision` that `parse_answer` made of either. If it
     raises, the request is denied; a `PDPError` gives the deny its code. A synchronous `evaluate` cannot be stopped
     from outside, so it must keep a deadline itself. A request that is answered too late is denied.

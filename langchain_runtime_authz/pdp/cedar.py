@@ -24,8 +24,8 @@ from typing import Any, Final, NamedTuple
 from pydantic import ValidationError
 
 from langchain_runtime_authz._validate import checked_callable, checked_seconds, wrong
-from langchain_runtime_authz.authzen import REASON_CODE, Obligation, strict_json
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError
+from langchain_runtime_authz.evaluation import REASON_CODE, Obligation, strict_json
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.pdp.base import DEFAULT_DEADLINE, InProcess
 from langchain_runtime_authz.pdp.policy_data import ApprovalTerms, named_errors

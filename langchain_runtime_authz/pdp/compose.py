@@ -20,8 +20,8 @@ from typing import Final, Literal
 
 from langchain_runtime_authz._locks import forkable_lock, in_child
 from langchain_runtime_authz._validate import checked_callable, checked_count, checked_seconds
-from langchain_runtime_authz.authzen import Decision, EvaluationRequest, Obligation, Outcome, parse_request
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError
+from langchain_runtime_authz.evaluation import Decision, EvaluationRequest, Obligation, Outcome, parse_request
 from langchain_runtime_authz.pdp.base import PDP, Composed, bounded
 
 _log = logging.getLogger(__name__)

@@ -15,8 +15,8 @@ from typing import Any, Final, NamedTuple, Unpack
 
 from langchain_runtime_authz._http import Link, PDPConnection
 from langchain_runtime_authz._validate import wrong
-from langchain_runtime_authz.authzen import MAX_ANSWER_BYTES, Decision
 from langchain_runtime_authz.errors import Code, PDPError
+from langchain_runtime_authz.evaluation import MAX_ANSWER_BYTES, Decision
 from langchain_runtime_authz.pdp.base import DEFAULT_DEADLINE, RemotePDP, bounded
 from langchain_runtime_authz.pdp.response import parse_answer, parse_json
 

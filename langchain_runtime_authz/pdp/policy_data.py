@@ -11,8 +11,8 @@ from typing import Annotated, Any, Final, Generic, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from langchain_runtime_authz.authzen import CallStanding
 from langchain_runtime_authz.errors import Code, ConfigError
+from langchain_runtime_authz.evaluation import CallStanding
 from langchain_runtime_authz.facts.history import TIMES
 from langchain_runtime_authz.tool_profile import Effect, Verdict
 

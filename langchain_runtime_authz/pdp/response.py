@@ -8,7 +8,8 @@ from typing import Annotated, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from langchain_runtime_authz.authzen import (
+from langchain_runtime_authz.errors import Code, PDPError
+from langchain_runtime_authz.evaluation import (
     MAX_ANSWER_BYTES,
     REASON_CODE,
     Decision,
@@ -17,7 +18,6 @@ from langchain_runtime_authz.authzen import (
     Properties,
     strict_json,
 )
-from langchain_runtime_authz.errors import Code, PDPError
 
 
 class _Closed(BaseModel):

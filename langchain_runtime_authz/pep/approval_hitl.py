@@ -17,9 +17,9 @@ from dataclasses import replace
 from typing import Any, Final
 
 from langchain_runtime_authz._display import inert, quoted
-from langchain_runtime_authz.authzen import Subject
 from langchain_runtime_authz.digest import digest
 from langchain_runtime_authz.errors import MappingError
+from langchain_runtime_authz.evaluation import Subject
 from langchain_runtime_authz.facts.checkpoint_head import OF_TASK
 from langchain_runtime_authz.facts.resource_version import filled
 from langchain_runtime_authz.facts.task import ANSWER, HumanText, content_digest

@@ -21,8 +21,8 @@ from langchain_runtime_authz.pep.decision_log import confirmed, settle, unrecord
 from langchain_runtime_authz.pep.run import Commit, Effect, Engine, Flow, Load, Perform, new_id
 
 if TYPE_CHECKING:  # its module loads the signing library
-    from langchain_runtime_authz.authzen import Subject
     from langchain_runtime_authz.credential.approval_statement import Approvers, Question, Statement, Verdict
+    from langchain_runtime_authz.evaluation import Subject
     from langchain_runtime_authz.facts.plan import PlanRecord
     from langchain_runtime_authz.facts.task import HumanText
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any, Final, NamedTuple
 
-from langchain_runtime_authz.authzen import Decision
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import Code
+from langchain_runtime_authz.evaluation import Decision
 from langchain_runtime_authz.facts.argument_atoms import CallAtoms
 from langchain_runtime_authz.facts.plan import Match
 from langchain_runtime_authz.facts.provenance import Provenance

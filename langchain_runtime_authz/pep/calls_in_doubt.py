@@ -21,9 +21,9 @@ from weakref import ref
 from langchain_runtime_authz._display import inert
 from langchain_runtime_authz._flow import begun
 from langchain_runtime_authz._locks import PROCESS
-from langchain_runtime_authz.authzen import Decision
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import Code, ConfigError, LedgerError, failure_code
+from langchain_runtime_authz.evaluation import Decision
 from langchain_runtime_authz.facts.normal_forms import key as digest
 from langchain_runtime_authz.ledger.base import LASTS, Approval, CallRow, Conflict, Doubt, Query, Scope, Snapshot
 from langchain_runtime_authz.ledger.call_changes import ResolveCall

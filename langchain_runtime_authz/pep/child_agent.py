@@ -9,9 +9,9 @@ from __future__ import annotations
 import time
 from typing import Final, cast
 
-from langchain_runtime_authz.authzen import Decision, Edge, EdgeKind
 from langchain_runtime_authz.credential.token import MAX_DELEGATORS, Credential
 from langchain_runtime_authz.errors import AuditError, AuthzDenied, Code
+from langchain_runtime_authz.evaluation import Decision, Edge, EdgeKind
 from langchain_runtime_authz.facts.delegation_edges import edge
 from langchain_runtime_authz.facts.task import Task
 from langchain_runtime_authz.grant import Grant

@@ -14,9 +14,9 @@ from typing import Any, Final
 from weakref import ref
 
 from langchain_runtime_authz._flow import Flow
-from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import AuditError, Code
+from langchain_runtime_authz.evaluation import deny
 from langchain_runtime_authz.facts import plan
 from langchain_runtime_authz.facts.delegation_edges import handoff_edge
 from langchain_runtime_authz.ledger import changes as ledger

@@ -13,8 +13,8 @@ from functools import partial
 from operator import attrgetter, is_not
 from typing import Any, Final
 
-from langchain_runtime_authz.authzen import Decision, deny
 from langchain_runtime_authz.errors import Code
+from langchain_runtime_authz.evaluation import Decision, deny
 from langchain_runtime_authz.facts import plan
 from langchain_runtime_authz.facts.resource_version import UNREAD, resource_of
 from langchain_runtime_authz.ledger.base import Approval, CallRow, CallState, Query, Scope, Snapshot

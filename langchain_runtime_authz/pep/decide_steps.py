@@ -11,9 +11,9 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Final, NamedTuple
 
-from langchain_runtime_authz.authzen import Decision, deny
 from langchain_runtime_authz.digest import digest
 from langchain_runtime_authz.errors import AuditError, Code
+from langchain_runtime_authz.evaluation import Decision, deny
 from langchain_runtime_authz.ledger.base import Conflict, Query, Snapshot
 from langchain_runtime_authz.ledger.changes import Change, RecordStep, Revoke
 from langchain_runtime_authz.pep.decision_log import is_judgement, obliged_events, step_record, tell

@@ -10,8 +10,8 @@ from functools import partial
 from typing import Any, Final
 
 from langchain_runtime_authz.audit.record import Event, decision_record, run_record
-from langchain_runtime_authz.authzen import Decision
 from langchain_runtime_authz.errors import AuthzDenied, Code, LedgerError
+from langchain_runtime_authz.evaluation import Decision
 from langchain_runtime_authz.facts.checkpoint_head import UNRECORDED
 from langchain_runtime_authz.facts.task import HumanText
 from langchain_runtime_authz.ledger.base import Approval, Committed, Conflict, Query, Scope, Snapshot

@@ -12,8 +12,8 @@ from typing import Any, Final
 
 from langchain_runtime_authz._flow import begun
 from langchain_runtime_authz._locks import forkable_lock
-from langchain_runtime_authz.authzen import Subject
 from langchain_runtime_authz.errors import AuthzError, Code
+from langchain_runtime_authz.evaluation import Subject
 from langchain_runtime_authz.identity.workload import StaticIdentity
 from langchain_runtime_authz.ledger.base import Query, Scope
 from langchain_runtime_authz.ledger.thread_state import Thread, snapshot

@@ -24,8 +24,8 @@ from typing import Any, Final, Literal, NamedTuple
 
 from pydantic import ValidationError
 
-from langchain_runtime_authz.authzen import Decision, Obligation
 from langchain_runtime_authz.errors import Code
+from langchain_runtime_authz.evaluation import Decision, Obligation
 from langchain_runtime_authz.ledger.call_changes import SpendBudget, SpendRate
 from langchain_runtime_authz.ledger.changes import Change
 from langchain_runtime_authz.pdp.policy_data import ApprovalTerms

@@ -14,8 +14,8 @@ from typing import Any, Final
 
 from langchain_runtime_authz.audit.record import Scope, decision_record
 from langchain_runtime_authz.audit.sinks import AuditSink, MemorySink
-from langchain_runtime_authz.authzen import Decision
 from langchain_runtime_authz.errors import AuthzDenied, sentence
+from langchain_runtime_authz.evaluation import Decision
 from langchain_runtime_authz.telemetry.logs import lines_left_out, logger
 
 _log = logger("langchain_runtime_authz.decisions")

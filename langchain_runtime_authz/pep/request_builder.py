@@ -1,6 +1,6 @@
 """Build the evaluation request of a step as JSON, from the state of the run. Pure.
 
-A request has plain values in the order of `authzen.EvaluationRequest`. Constant parts are serialised once.
+A request has plain values in the order of `evaluation.EvaluationRequest`. Constant parts are serialised once.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from typing import Any, Final
 
 import orjson
 
-from langchain_runtime_authz.authzen import SCHEMA_VERSION
 from langchain_runtime_authz.digest import MAX_STRING, abbreviate
+from langchain_runtime_authz.evaluation import SCHEMA_VERSION
 from langchain_runtime_authz.facts import delegation_edges, history, plan
 from langchain_runtime_authz.facts.local_time import local_time
 from langchain_runtime_authz.facts.provenance import Provenance

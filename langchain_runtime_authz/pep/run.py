@@ -17,8 +17,8 @@ from langchain_runtime_authz._display import printable
 from langchain_runtime_authz._flow import Effect, Flow, Perform, adrive, drive  # noqa: F401  (handed on)
 from langchain_runtime_authz._locks import forkable_lock
 from langchain_runtime_authz.audit.sinks import AuditSink, MemorySink
-from langchain_runtime_authz.authzen import Decision, Edge, Subject, deny
 from langchain_runtime_authz.errors import AuditError, AuthzError, Code, CredentialError, failure_code
+from langchain_runtime_authz.evaluation import Decision, Edge, Subject, deny
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.identity.workload import Identity
 from langchain_runtime_authz.ledger.base import Awaited, Guard, Ledger, Scope, Snapshot

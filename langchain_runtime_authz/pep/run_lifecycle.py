@@ -11,8 +11,8 @@ from contextlib import suppress
 from functools import partial
 from typing import Literal, NamedTuple
 
-from langchain_runtime_authz.authzen import Subject
 from langchain_runtime_authz.errors import AuditError, AuthzDenied, Code
+from langchain_runtime_authz.evaluation import Subject
 from langchain_runtime_authz.facts import checkpoint_head as heads
 from langchain_runtime_authz.facts.delegation_edges import edge
 from langchain_runtime_authz.facts.task import HumanText, changed, content_digest

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Self
 
-from langchain_runtime_authz.authzen import Decision, deny
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.digest import digest, project
 from langchain_runtime_authz.errors import AuthzError, Code, MappingError
+from langchain_runtime_authz.evaluation import Decision, deny
 from langchain_runtime_authz.facts.argument_atoms import atoms_of
 from langchain_runtime_authz.facts.plan import PlanRecord, plan_calls
 from langchain_runtime_authz.facts.task import CORRECTION, HumanText, content_digest

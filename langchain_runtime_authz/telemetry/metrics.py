@@ -17,7 +17,7 @@ from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
 from langchain_runtime_authz._flow import begun
-from langchain_runtime_authz.authzen import Decision, Subject
+from langchain_runtime_authz.evaluation import Decision, Subject
 from langchain_runtime_authz.telemetry import semconv as n
 
 _ledgers: Final[WeakKeyDictionary[Any, set[str]]] = WeakKeyDictionary()  # ledger → its tenants

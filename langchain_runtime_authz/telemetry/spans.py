@@ -25,7 +25,7 @@ from opentelemetry import trace
 from opentelemetry.trace import Link, Span, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from langchain_runtime_authz.authzen import Decision
+from langchain_runtime_authz.evaluation import Decision
 from langchain_runtime_authz.telemetry import metrics
 from langchain_runtime_authz.telemetry import semconv as n
 

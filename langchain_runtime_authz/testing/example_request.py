@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from langchain_runtime_authz.authzen import EvaluationRequest
+from langchain_runtime_authz.evaluation import EvaluationRequest
 
 NOW: Final = 1764000000
 _EXAMPLE: Final = Path(__file__).with_name("request.json").read_text(encoding="utf-8")

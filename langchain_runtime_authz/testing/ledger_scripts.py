@@ -12,8 +12,8 @@ from dataclasses import astuple, fields
 from functools import cached_property
 from typing import Any, Final, NamedTuple, cast
 
-from langchain_runtime_authz.authzen import Edge
 from langchain_runtime_authz.errors import Code
+from langchain_runtime_authz.evaluation import Edge
 from langchain_runtime_authz.facts.output_reading import Sighting
 from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord
 from langchain_runtime_authz.facts.task import HumanText

@@ -15,8 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 
-from langchain_runtime_authz.authzen import MAX_REQUEST_BYTES, Decision, EvaluationRequest
 from langchain_runtime_authz.errors import Code
+from langchain_runtime_authz.evaluation import MAX_REQUEST_BYTES, Decision, EvaluationRequest
 from langchain_runtime_authz.pdp.base import PDP, Evaluator
 from langchain_runtime_authz.testing.example_request import example_request
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
-from langchain_runtime_authz.authzen import EvaluationRequest, parse_request
+from langchain_runtime_authz.evaluation import EvaluationRequest, parse_request
 
 
 class StaticPDP:

@@ -18,7 +18,7 @@ from langgraph.types import Command
 from pydantic import BaseModel, Field, create_model
 
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
-from langchain_runtime_authz.authzen import EvaluationRequest
+from langchain_runtime_authz.evaluation import EvaluationRequest
 from langchain_runtime_authz.pdp.wasm import WasmPDP
 from langchain_runtime_authz.testing import ScriptedChatModel, StaticPDP
 

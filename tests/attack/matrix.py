@@ -16,7 +16,7 @@ from typing import Final
 from unittest.mock import patch
 
 import langchain_runtime_authz
-from langchain_runtime_authz.authzen import EvaluationRequest
+from langchain_runtime_authz.evaluation import EvaluationRequest
 from langchain_runtime_authz.langgraph import callback_backstop as ambient
 from langchain_runtime_authz.langgraph import protect as root
 from langchain_runtime_authz.langgraph.coverage.report import CoverageReport, Row

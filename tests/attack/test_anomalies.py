@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from langchain_runtime_authz.authzen import Decision
 from langchain_runtime_authz.cli._recorded_run import read_trace, replay_trace
+from langchain_runtime_authz.evaluation import Decision
 from langchain_runtime_authz.ledger.changes import AdvanceEpoch
 from langchain_runtime_authz.pdp.base import Evaluator
 from langchain_runtime_authz.pep.session import Session

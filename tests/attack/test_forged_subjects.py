@@ -5,9 +5,9 @@ Each twin reads the identity from where the client wrote it, as examples on the 
 
 from __future__ import annotations
 
-from langchain_runtime_authz.authzen import Subject
 from langchain_runtime_authz.credential.signer import SigningKey
 from langchain_runtime_authz.errors import ConfigError
+from langchain_runtime_authz.evaluation import Subject
 from langchain_runtime_authz.identity.oidc import OidcVerifier
 from langchain_runtime_authz.identity.subjects import BearerSubject, claimed_identities, platform_user
 from tests.endpoints import answered

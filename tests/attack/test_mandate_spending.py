@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 
-from langchain_runtime_authz.authzen import parse_request
+from langchain_runtime_authz.evaluation import parse_request
 
 from ._house import *
 

@@ -10,7 +10,7 @@ from langchain.agents.middleware import AgentMiddleware, HumanInTheLoopMiddlewar
 from langgraph.errors import GraphInterrupt
 
 from langchain_runtime_authz import AuthzMiddleware
-from langchain_runtime_authz.authzen import parse_request
+from langchain_runtime_authz.evaluation import parse_request
 from langchain_runtime_authz.facts.task import content_digest
 from tests.threads import until
 

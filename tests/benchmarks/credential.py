@@ -21,13 +21,13 @@ from rich.console import Console
 from rich.table import Table
 
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
-from langchain_runtime_authz.authzen import Subject
 from langchain_runtime_authz.credential.dpop_proof import ProofKey, read_proof
 from langchain_runtime_authz.credential.issuer import LocalIssuer, mint
 from langchain_runtime_authz.credential.keyring import KeyRing
 from langchain_runtime_authz.credential.signer import SigningKey
 from langchain_runtime_authz.credential.token import Task, TokenRequest, claims_of
 from langchain_runtime_authz.credential.verifier import Verifier
+from langchain_runtime_authz.evaluation import Subject
 from langchain_runtime_authz.grant import Constraint, Grant
 from langchain_runtime_authz.resource_server.dpop import ProofVerifier
 from langchain_runtime_authz.resource_server.server import ResourceServer

@@ -9,8 +9,8 @@ from typing import Any, Final, cast
 
 import pytest
 
-from langchain_runtime_authz.authzen import Edge
 from langchain_runtime_authz.errors import Code
+from langchain_runtime_authz.evaluation import Edge
 from langchain_runtime_authz.facts.history import MAX_NAMES, RECENT, TIMES, History
 from langchain_runtime_authz.facts.output_reading import Sighting
 from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord

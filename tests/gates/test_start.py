@@ -158,8 +158,8 @@ def test_an_import_loads_nothing_that_only_some_use() -> None:
     ours = loaded("from langchain_runtime_authz import RuntimeAuthz") - host
     assert not {name for name in ours if name in UNUSED or name.partition(".")[0] in UNUSED}
     built = loaded(
-        "from langchain_runtime_authz import RuntimeAuthz, authzen\n"
-        "print(*(n for n, m in vars(authzen).items() if getattr(m, '__pydantic_complete__', False)))"
+        "from langchain_runtime_authz import RuntimeAuthz, evaluation\n"
+        "print(*(n for n, m in vars(evaluation).items() if getattr(m, '__pydantic_complete__', False)))"
     )
     assert {"Context", "EvaluationRequest", "CallContext"}.isdisjoint(built)
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from langchain_runtime_authz.authzen import Decision
 from langchain_runtime_authz.errors import Code
+from langchain_runtime_authz.evaluation import Decision
 from langchain_runtime_authz.pdp.authzen import AuthzenPDP
 from langchain_runtime_authz.pdp.base import PDP, Evaluator
 from langchain_runtime_authz.pdp.compose import DenyOverrides

@@ -13,8 +13,8 @@ from typing import Any, get_args
 import pytest
 
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
-from langchain_runtime_authz.authzen import ActionName, Decision
 from langchain_runtime_authz.errors import Code, ConfigError
+from langchain_runtime_authz.evaluation import ActionName, Decision
 from langchain_runtime_authz.pdp.authzen import AuthzenPDP
 from langchain_runtime_authz.pdp.base import PDP, Evaluator
 from langchain_runtime_authz.pdp.opa import OpaPDP

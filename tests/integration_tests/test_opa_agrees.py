@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from langchain_runtime_authz.authzen import EvaluationRequest
+from langchain_runtime_authz.evaluation import EvaluationRequest
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.pdp.base import Evaluator
 from langchain_runtime_authz.pdp.cedar import CedarPDP

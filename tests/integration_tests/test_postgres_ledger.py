@@ -18,8 +18,8 @@ from psycopg import sql
 from psycopg_pool import ConnectionPool
 
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
-from langchain_runtime_authz.authzen import Edge
 from langchain_runtime_authz.errors import Code, LedgerError
+from langchain_runtime_authz.evaluation import Edge
 from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord
 from langchain_runtime_authz.facts.task import HumanText
 from langchain_runtime_authz.ledger import sql_ledger as statements

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from langchain_runtime_authz.authzen import Decision
 from langchain_runtime_authz.errors import Code
+from langchain_runtime_authz.evaluation import Decision
 from langchain_runtime_authz.pdp.base import Evaluator
 from langchain_runtime_authz.pdp.wasm import WasmPDP
 from langchain_runtime_authz.testing.example_request import example_request

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from langchain_runtime_authz.authzen import Decision, strict_json
 from langchain_runtime_authz.errors import PDPError
+from langchain_runtime_authz.evaluation import Decision, strict_json
 from langchain_runtime_authz.pdp import authzen, opa
 from langchain_runtime_authz.pdp.response import parse_answer
 

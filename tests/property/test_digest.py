@@ -27,9 +27,9 @@ from langchain_core.documents import Document
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from pydantic import BaseModel, ConfigDict, Field, RootModel
 
-from langchain_runtime_authz.authzen import MAX_DEPTH, MAX_REQUEST_BYTES
 from langchain_runtime_authz.digest import MAX_INT, MAX_STRING, abbreviate, digest, fingerprint, project
 from langchain_runtime_authz.errors import Code, MappingError
+from langchain_runtime_authz.evaluation import MAX_DEPTH, MAX_REQUEST_BYTES
 
 MANY = settings(deadline=None, max_examples=300)
 

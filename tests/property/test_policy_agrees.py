@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from langchain_runtime_authz.authzen import CallStanding
+from langchain_runtime_authz.evaluation import CallStanding
 from langchain_runtime_authz.grant import Constraint, Grant
 from langchain_runtime_authz.pdp._wasm_host import PolicyFailed
 from langchain_runtime_authz.pdp.wasm import DATA_ROOT, WasmPDP

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from langchain_runtime_authz.authzen import CallStanding, Decision
 from langchain_runtime_authz.errors import ConfigError
+from langchain_runtime_authz.evaluation import CallStanding, Decision
 from langchain_runtime_authz.pdp.base import Evaluator
 from langchain_runtime_authz.pdp.policy_data import wrong_data
 from langchain_runtime_authz.pdp.wasm import DATA_ROOT, WasmPDP, merge_data

@@ -23,12 +23,12 @@ from langchain_runtime_authz import (
     current_call,
     profile,
 )
-from langchain_runtime_authz.authzen import parse_request
 from langchain_runtime_authz.credential.issuer import LocalIssuer
 from langchain_runtime_authz.credential.keyring import KeyDirectory
 from langchain_runtime_authz.credential.token import Credential
 from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.downstream.httpx_auth import CallAuth
+from langchain_runtime_authz.evaluation import parse_request
 from langchain_runtime_authz.identity.oidc import OidcVerifier
 from langchain_runtime_authz.identity.subjects import BearerSubject, platform_user
 from langchain_runtime_authz.langgraph.coverage.report import CoverageReport

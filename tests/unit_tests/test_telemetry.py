@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
 
-from langchain_runtime_authz.authzen import Decision, Obligation, deny
+from langchain_runtime_authz.evaluation import Decision, Obligation, deny
 from langchain_runtime_authz.ledger.base import Scope
 from langchain_runtime_authz.telemetry import semconv
 from langchain_runtime_authz.telemetry import spans as telemetry

@@ -310,7 +310,7 @@ def schema(
     runtime-authz policy schema > request.schema.json
     runtime-authz policy schema --example > request.json
     """
-    from langchain_runtime_authz.authzen import request_schema
+    from langchain_runtime_authz.evaluation import request_schema
     from langchain_runtime_authz.testing.example_request import example_request
 
     document = json.loads(example_request().to_json()) if example else request_schema()

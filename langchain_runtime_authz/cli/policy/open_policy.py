@@ -25,9 +25,9 @@ from zoneinfo import ZoneInfo
 from pydantic import ValidationError
 
 from langchain_runtime_authz._validate import read_yaml
-from langchain_runtime_authz.authzen import strict_json
 from langchain_runtime_authz.cli._app import seconds_of
 from langchain_runtime_authz.errors import Code, ConfigError, unreadable, wrong_field
+from langchain_runtime_authz.evaluation import strict_json
 from langchain_runtime_authz.facts.local_time import checked_zone, local_time
 from langchain_runtime_authz.pap.bundle import (
     CEDAR,

@@ -17,10 +17,10 @@ from pydantic import ValidationError
 from langchain_runtime_authz.audit.chain import read_log, verified
 from langchain_runtime_authz.audit.encryption import opener
 from langchain_runtime_authz.audit.record import erase, place
-from langchain_runtime_authz.authzen import Decision, EvaluationRequest, LocalContext, Obligation
 from langchain_runtime_authz.cli._app import Answer, Keys
 from langchain_runtime_authz.cli.policy.open_policy import Policy, open_policy
 from langchain_runtime_authz.errors import ConfigError, sentence, unreadable, wrong_field
+from langchain_runtime_authz.evaluation import Decision, EvaluationRequest, LocalContext, Obligation
 from langchain_runtime_authz.facts.local_time import local_time
 from langchain_runtime_authz.pdp.base import PDP, Evaluator
 

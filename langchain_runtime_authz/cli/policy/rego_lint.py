@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any, Final
 
-from langchain_runtime_authz.authzen import request_schema
 from langchain_runtime_authz.cli.policy.open_policy import SHIPPED_REGO, Policy, run_opa, written
+from langchain_runtime_authz.evaluation import request_schema
 from langchain_runtime_authz.pdp.policy_data import wrong_data
 from langchain_runtime_authz.pdp.wasm import DATA_ROOT, merge_shipped
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from langchain_runtime_authz.authzen import Decision, EvaluationRequest, parse_request
+from langchain_runtime_authz.evaluation import Decision, EvaluationRequest, parse_request
 from langchain_runtime_authz.pdp.base import Evaluator
 from langchain_runtime_authz.pdp.opa import OpaPDP
 from langchain_runtime_authz.pdp.wasm import WasmPDP

@@ -11,7 +11,7 @@ from typing import Any
 
 import langchain_runtime_authz
 from langchain_runtime_authz import Grant, RuntimeAuthz
-from langchain_runtime_authz.authzen import EvaluationRequest
+from langchain_runtime_authz.evaluation import EvaluationRequest
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pdp.opa import OpaPDP
 from langchain_runtime_authz.pdp.wasm import WasmPDP

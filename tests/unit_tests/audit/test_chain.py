@@ -29,8 +29,8 @@ from langchain_runtime_authz.audit.chain import (
 )
 from langchain_runtime_authz.audit.record import completion_record, decision_record, mint_record, run_record
 from langchain_runtime_authz.audit.sinks import AuditSink, FileSink, MemorySink
-from langchain_runtime_authz.authzen import Decision, EvaluationRequest, Obligation, deny
 from langchain_runtime_authz.errors import AuditError, ConfigError
+from langchain_runtime_authz.evaluation import Decision, EvaluationRequest, Obligation, deny
 from langchain_runtime_authz.identity.workload import Identity, StaticIdentity
 from langchain_runtime_authz.pep.run import Write
 from langchain_runtime_authz.testing.example_request import example_request

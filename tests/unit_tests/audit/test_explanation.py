@@ -17,8 +17,8 @@ from langgraph.prebuilt import ToolNode
 from langchain_runtime_authz import AuthzDenied, RuntimeAuthz, profile
 from langchain_runtime_authz.audit.explanation import DEVIATIONS, explain
 from langchain_runtime_authz.audit.sinks import FileSink, MemorySink
-from langchain_runtime_authz.authzen import DeviationCode
 from langchain_runtime_authz.errors import Code, ConfigError, sentence
+from langchain_runtime_authz.evaluation import DeviationCode
 from langchain_runtime_authz.pep import recent_decisions
 from langchain_runtime_authz.telemetry import logs
 from langchain_runtime_authz.testing import ScriptedChatModel

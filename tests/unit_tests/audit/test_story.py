@@ -16,7 +16,7 @@ from langchain_runtime_authz import Mandate, RuntimeAuthz
 from langchain_runtime_authz.audit.sinks import FileSink, MemorySink
 from langchain_runtime_authz.audit.story import SIGNS, Story, tell
 from langchain_runtime_authz.audit.story_html import fragment, page
-from langchain_runtime_authz.authzen import deny
+from langchain_runtime_authz.evaluation import deny
 from langchain_runtime_authz.testing import StaticPDP
 from langchain_runtime_authz.tool_profile import ToolProfile
 

@@ -16,11 +16,11 @@ import jsonschema
 import pytest
 
 from langchain_runtime_authz.audit.sinks import FileSink
-from langchain_runtime_authz.authzen import EvaluationRequest, request_schema
 from langchain_runtime_authz.cli.policy.open_policy import SHIPPED_REGO, open_policy, shipped_rego
 from langchain_runtime_authz.cli.policy.rego_lint import lint_rego
 from langchain_runtime_authz.demo.bank import perform
 from langchain_runtime_authz.errors import Code
+from langchain_runtime_authz.evaluation import EvaluationRequest, request_schema
 from langchain_runtime_authz.pap.reloading import ReloadingPDP
 from langchain_runtime_authz.pdp.base import Evaluator
 from langchain_runtime_authz.pdp.policy_data import wrong_data

@@ -12,13 +12,13 @@ import httpx
 import pytest
 
 from langchain_runtime_authz._http import Fetcher
-from langchain_runtime_authz.authzen import MAX_ANSWER_BYTES
 from langchain_runtime_authz.credential.issuer import LocalIssuer
 from langchain_runtime_authz.credential.jwks import JwksClient, usable_keys
 from langchain_runtime_authz.credential.keyring import KeyRing
 from langchain_runtime_authz.credential.signer import SigningKey
 from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.errors import ConfigError, CredentialError
+from langchain_runtime_authz.evaluation import MAX_ANSWER_BYTES
 from langchain_runtime_authz.testing.frozen_clock import FrozenClock
 from tests.endpoints import answered
 from tests.unit_tests.credential.tokens import BANK, NOW, a_request, b64

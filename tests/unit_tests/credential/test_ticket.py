@@ -14,12 +14,12 @@ import orjson
 import pytest
 
 from langchain_runtime_authz._flow import Perform
-from langchain_runtime_authz.authzen import Subject
 from langchain_runtime_authz.credential.current_call import current_call
 from langchain_runtime_authz.credential.issuer import LocalIssuer, mint
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.credential.token import Credential, Task, TokenRequest
 from langchain_runtime_authz.errors import AuthzError, CredentialError
+from langchain_runtime_authz.evaluation import Subject
 from tests.threads import together
 from tests.unit_tests.credential.tokens import ticket_scope
 

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from langchain_runtime_authz.authzen import Subject
 from langchain_runtime_authz.credential.current_call import CodeScope, current_scope
 from langchain_runtime_authz.credential.details import authorization_details
 from langchain_runtime_authz.credential.signer import SigningKey
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.credential.token import TYP, Task, TokenRequest, claims_of
+from langchain_runtime_authz.evaluation import Subject
 from langchain_runtime_authz.tool_profile import ToolProfile
 
 NOW = 1_764_000_000

@@ -16,7 +16,6 @@ from jwt import PyJWK
 from langchain_core.tools import tool
 
 from langchain_runtime_authz import RuntimeAuthz, profile
-from langchain_runtime_authz.authzen import Subject
 from langchain_runtime_authz.credential.current_call import current_scope
 from langchain_runtime_authz.credential.signer import SigningKey
 from langchain_runtime_authz.downstream.exchange import (
@@ -28,6 +27,7 @@ from langchain_runtime_authz.downstream.exchange import (
     private_key_jwt,
 )
 from langchain_runtime_authz.errors import CredentialError
+from langchain_runtime_authz.evaluation import Subject
 from langchain_runtime_authz.identity.subjects import BearerSubject
 from langchain_runtime_authz.ledger.base import HumanText
 from langchain_runtime_authz.ledger.changes import AdvanceEpoch, Revoke

@@ -7,7 +7,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from langchain_runtime_authz.authzen import HistoryContext
+from langchain_runtime_authz.evaluation import HistoryContext
 from langchain_runtime_authz.facts.history import (
     MAX_NAMES,
     History,

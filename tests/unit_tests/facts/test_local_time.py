@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 import pytest
 
 from langchain_runtime_authz import RuntimeAuthz
-from langchain_runtime_authz.authzen import LocalContext
 from langchain_runtime_authz.errors import ConfigError
+from langchain_runtime_authz.evaluation import LocalContext
 from langchain_runtime_authz.facts.local_time import checked_zone, local_time
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.testing.example_request import NOW

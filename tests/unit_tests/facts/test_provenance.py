@@ -12,7 +12,7 @@ from weakref import ref
 import pytest
 from pydantic import BaseModel
 
-from langchain_runtime_authz.authzen import ArgumentProvenance
+from langchain_runtime_authz.evaluation import ArgumentProvenance
 from langchain_runtime_authz.facts.argument_atoms import MAX_ITEMS, atoms_of
 from langchain_runtime_authz.facts.json_copy import MAX_CHARS
 from langchain_runtime_authz.facts.normal_forms import forms, key

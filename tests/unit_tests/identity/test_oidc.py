@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from langchain_runtime_authz.authzen import Subject
 from langchain_runtime_authz.credential.signer import SigningKey
 from langchain_runtime_authz.errors import AuthzError, ConfigError
+from langchain_runtime_authz.evaluation import Subject
 from langchain_runtime_authz.identity.oidc import OidcVerifier
 from langchain_runtime_authz.identity.providers import PROVIDERS
 from tests.endpoints import answered

@@ -11,8 +11,8 @@ from langchain_runtime_authz import RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.audit.chain import verify_chain
 from langchain_runtime_authz.audit.record import decision_record
 from langchain_runtime_authz.audit.sinks import FileSink
-from langchain_runtime_authz.authzen import Decision
 from langchain_runtime_authz.errors import AuthzDenied, AuthzError, Code, LedgerError
+from langchain_runtime_authz.evaluation import Decision
 from langchain_runtime_authz.ledger.base import Scope
 from langchain_runtime_authz.testing import StaticPDP
 from tests.cli import cli

@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from langchain_runtime_authz.authzen import deny
 from langchain_runtime_authz.errors import Code, ConfigError
+from langchain_runtime_authz.evaluation import deny
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.pap import bundle
 from langchain_runtime_authz.pap.bundle import Case, pack, parse_bundle, read_bundle, read_files, sign

@@ -17,8 +17,8 @@ import pytest
 
 from langchain_runtime_authz import RuntimeAuthz
 from langchain_runtime_authz._locks import file_lock
-from langchain_runtime_authz.authzen import Decision
 from langchain_runtime_authz.errors import Code, ConfigError
+from langchain_runtime_authz.evaluation import Decision
 from langchain_runtime_authz.pap.bundle import Bundle, read_bundle
 from langchain_runtime_authz.pap.reloading import ReloadingPDP
 from langchain_runtime_authz.pdp.base import PDP, BatchPDP, Evaluator, ObserveOnly

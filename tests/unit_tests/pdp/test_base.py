@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from langchain_runtime_authz._http import Link
-from langchain_runtime_authz.authzen import Decision, EvaluationRequest
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
+from langchain_runtime_authz.evaluation import Decision, EvaluationRequest
 from langchain_runtime_authz.pap.reloading import ReloadingPDP
 from langchain_runtime_authz.pdp import authzen, opa
 from langchain_runtime_authz.pdp.authzen import AuthzenPDP

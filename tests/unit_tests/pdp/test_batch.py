@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from langchain_runtime_authz.authzen import MAX_REQUEST_BYTES, Decision
 from langchain_runtime_authz.errors import Code, PDPError
+from langchain_runtime_authz.evaluation import MAX_REQUEST_BYTES, Decision
 from langchain_runtime_authz.pdp.base import BatchPDP, Evaluator, ObserveOnly
 from langchain_runtime_authz.pdp.response import parse_answer
 from langchain_runtime_authz.testing.example_request import example_request

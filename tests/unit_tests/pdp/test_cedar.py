@@ -8,8 +8,8 @@ from typing import Any, get_args
 import cedarpy
 import pytest
 
-from langchain_runtime_authz.authzen import CallStanding, Decision
 from langchain_runtime_authz.errors import Code, ConfigError
+from langchain_runtime_authz.evaluation import CallStanding, Decision
 from langchain_runtime_authz.pdp.base import Evaluator
 from langchain_runtime_authz.pdp.cedar import CedarPDP, cedar_request
 from langchain_runtime_authz.pdp.wasm import WasmPDP

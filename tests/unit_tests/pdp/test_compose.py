@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from langchain_runtime_authz.authzen import Decision
 from langchain_runtime_authz.errors import Code, ConfigError
+from langchain_runtime_authz.evaluation import Decision
 from langchain_runtime_authz.pdp import compose
 from langchain_runtime_authz.pdp.base import Evaluator
 from langchain_runtime_authz.pdp.compose import CandidatePDP, CircuitBreaker, DenyOverrides

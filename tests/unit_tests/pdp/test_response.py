@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from langchain_runtime_authz.authzen import Decision, Obligation, deny
+from langchain_runtime_authz.evaluation import Decision, Obligation, deny
 from langchain_runtime_authz.pdp.response import parse_answer
 
 PERMIT = {"decision": True, "context": {}}

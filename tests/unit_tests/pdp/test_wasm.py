@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import wasmtime
 
-from langchain_runtime_authz.authzen import Decision
 from langchain_runtime_authz.errors import Code, ConfigError
+from langchain_runtime_authz.evaluation import Decision
 from langchain_runtime_authz.facts.history import TIMES
 from langchain_runtime_authz.pdp._wasm_host import PolicyFailed
 from langchain_runtime_authz.pdp.base import Evaluator

@@ -18,7 +18,7 @@ from langgraph.types import Command
 from pydantic import ValidationError
 
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
-from langchain_runtime_authz.authzen import Subject
+from langchain_runtime_authz.evaluation import Subject
 from langchain_runtime_authz.ledger.base import Approval
 from langchain_runtime_authz.ledger.call_changes import AnswerApproval
 from langchain_runtime_authz.pep.approval_hitl import answers, corrections, edited_action

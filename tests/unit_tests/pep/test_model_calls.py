@@ -12,7 +12,7 @@ from langchain_core.messages import HumanMessage, SystemMessage
 from langchain_core.tools import tool
 
 from langchain_runtime_authz import RuntimeAuthz
-from langchain_runtime_authz.authzen import Decision, EvaluationRequest, Subject
+from langchain_runtime_authz.evaluation import Decision, EvaluationRequest, Subject
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.langgraph.callback_backstop import instructions_digest, tool_names
 from langchain_runtime_authz.ledger.base import HumanText, Scope

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from langchain_runtime_authz.authzen import Obligation
+from langchain_runtime_authz.evaluation import Obligation
 from langchain_runtime_authz.ledger.call_changes import SpendBudget, SpendRate
 from langchain_runtime_authz.pep.obligations import REDACTED, Terms, demands, obliged_fields, redact
 

@@ -13,8 +13,8 @@ import pytest
 
 from langchain_runtime_authz import RuntimeAuthz
 from langchain_runtime_authz.audit.sinks import MemorySink
-from langchain_runtime_authz.authzen import Decision, EvaluationRequest
 from langchain_runtime_authz.errors import AuditError, AuthzDenied, AuthzError, Code, ConfigError, LedgerError
+from langchain_runtime_authz.evaluation import Decision, EvaluationRequest
 from langchain_runtime_authz.grant import Constraint, Grant
 from langchain_runtime_authz.ledger.base import Committed, Conflict, Guard, Query, Scope, Snapshot
 from langchain_runtime_authz.ledger.call_changes import ClaimCall, ReleaseCall

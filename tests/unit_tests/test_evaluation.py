@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, JsonValue, ValidationError
 
-from langchain_runtime_authz.authzen import SCHEMA_VERSION, ActionName, EvaluationRequest, MandateContext, Subject
 from langchain_runtime_authz.errors import ConfigError
+from langchain_runtime_authz.evaluation import SCHEMA_VERSION, ActionName, EvaluationRequest, MandateContext, Subject
 from langchain_runtime_authz.testing.example_request import example_request
 
 # Request version 2. A line may be added, with a default; none is changed or taken away: somebody's
