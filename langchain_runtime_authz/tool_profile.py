@@ -177,7 +177,7 @@ class ToolProfile(BaseModel):
     def named(self) -> dict[str, Sequence[str]]:
         """Return profile field → paths of the arguments that the field names."""
         worded = {field: self._arguments_of(field) for field in ("resource", "question")}
-        ordered = {name_in(item) for item in items(*self.orders) if item[0] == "{"}
+        ordered = {name_in(item) for item in items(*filter(str.strip, self.intent)) if item[0] == "{"}
         fields = ("critical", "when", "text", "free")
         return {
             "intent": tuple(ordered),

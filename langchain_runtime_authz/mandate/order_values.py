@@ -17,6 +17,7 @@ from langchain_runtime_authz.mandate.vocabulary import TARGETS, Argued, Tool, pl
 
 _MAX_WORDS: Final = 4  # of one name, address or choice
 _SHORT: Final = 2  # digits of a number that may count
+_BRIEF: Final = 3  # letters of a choice that may be another word
 _COUNTS: Final = frozenset({"number", "integer", "boolean", "null"})  # JSON types that a text cannot have
 _LISTED: Final = frozenset({"id", "email", "quote", "hash", "handle"})  # kinds of a list's values
 _LOOSE: Final = {  # kinds that only an order takes which the profile writes out: "Disable node_modules" names nobody
@@ -80,12 +81,16 @@ class Values:
             kind, labelled, label = values[0].kind, behind > begin, self.tokens[behind - 1].lower
             others = [a for a in self.tool.arguments.values() if a is not argument]
             other = singular(label) not in argument.words and any(singular(label) in a.words for a in others)
-            count = kind == "number" and begin == 1 and len(values[0].text) <= _SHORT and argument.kind in TARGETS
+            behind_it = self.tokens[end]
+            thing = (
+                kind == "number" and argument.kind in TARGETS and not labelled and singular(label) not in argument.words
+            )
+            counted = behind_it.kind == "word" and behind_it.lower not in self.language.closed
             doubts = (  # each for the words in its quotation marks
                 determiner in self.data["indefinite"] and kind not in {"quote", "choice"},  # "a Math course"
                 labelled and singular(label) != label and len(values) == 1,  # "the pages p1 to p9"
                 kind == "number" and other,  # "Refund order 45": no amount
-                count and not labelled,  # "Scrap 2"
+                thing and (counted or determiner or len(values[0].text) <= _SHORT),  # "Cancel 250 orders", "Scrap 2"
             )
             if any(doubts):
                 continue
@@ -132,7 +137,13 @@ class Values:
 
     def _choices(self, argument: Argued, at: int) -> Iterator[tuple[tuple[Token, ...], int]]:
         for end in range(at + 1, min(at + _MAX_WORDS, len(self.tokens) - 1) + 1) if argument.choices else ():
-            if choice := argument.choices.get(plain(" ".join(t.text for t in self.tokens[at:end]))):
+            if self.tokens[end - 1].kind == "sep":
+                return
+            said = " ".join(t.text for t in self.tokens[at:end])
+            choice = argument.choices.get(said) or argument.choices.get(plain(said), "")
+            # "Ship it to us" names no country, "in it" no language; "Book R-5 never" orders nothing.
+            brief = len(said) <= _BRIEF and (said in self.language.vague or (choice.isupper() and not said.isupper()))
+            if choice and not brief and said not in self.language.stops:
                 yield self.one(at, end, "choice", choice), end
 
     def _listed(self, argument: Argued, kinds: set[str], at: int) -> Iterator[tuple[tuple[Token, ...], int]]:
@@ -208,6 +219,8 @@ class Values:
         code, words = re.sub(NUMBER, "", amount.text).strip().lower(), {*words_of(argument.name)}
         if argument.kind != "amount" or not (code or (self.strict and self.tool.effect == "pay")):
             return True
+        if code and not words.isdisjoint(self.data["multiples"]):
+            return False
         if coins := words.intersection(self.coins):
             return coins == {self.coins.get(code, "")}
         priced = words <= {*self.data["moneyed"]} and {*self.data["unpaid"]}.isdisjoint(map(singular, self.tool.nouns))

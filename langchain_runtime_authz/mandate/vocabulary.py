@@ -7,6 +7,7 @@ with an argument `booking` is `cancel {booking}`.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,7 +41,7 @@ class Argued:
     kind: str  # by the profile: a critical kind, `when` or `text`; else `value`
     words: frozenset[str]
     required: bool
-    choices: Mapping[str, str]  # what users say, in lower case → the value
+    choices: Mapping[str, str]  # what users say, as written or in lower case → the value
     limited: bool  # to the choices
     types: frozenset[str]  # JSON types; empty if the schema has none
     fixed: frozenset[str]  # the values that an order may give; empty for any
@@ -111,15 +112,18 @@ class Tool:
         options = [schema, *map(_mapped, _listed(schema.get("anyOf")))]
         several = (t for o in options for t in (o.get("type"), *_listed(o.get("type"))))
         types = frozenset(t for t in several if isinstance(t, str))
+        fixed = frozenset(enum) or frozenset(("true", "false") if types - {"null"} == {"boolean"} else ())
+        own, said = Counter(map(plain, enum)), self.profile.synonyms.get(name, {}).items()
+        choices = {plain(c): c for c in enum if own[plain(c)] == 1} | {plain(w): c for w, c in said}
         return Argued(
             name=name,
             kind=kind,
             words=frozenset((*words_of(name), kind)),
             required=name in _listed(needed) if needed is not None else kind not in {"when", "text"},
-            choices={plain(c): c for c in enum} | {plain(w): c for w, c in self.profile.synonyms.get(name, {}).items()},
+            choices={said: c for said, c in choices.items() if c in (fixed or {c})} | {c: c for c in enum},
             limited=bool(enum),
             types=types,
-            fixed=frozenset(enum) or (frozenset(("true", "false")) if types - {"null"} == {"boolean"} else frozenset()),
+            fixed=fixed,
         )
 
 

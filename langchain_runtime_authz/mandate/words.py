@@ -160,7 +160,8 @@ class _Turn:
         letters = [t.text for t in tokens if t.kind in {"name", "word"}]
         if letters[1:] and all(map(str.isupper, letters)):
             raise _UnclearError("it is in capitals")
-        if any(one.kind == "number" and other.kind in {"number", "money"} for one, other in pairwise(tokens)):
+        kinds = " ".join("to" if t.text in {"to", "and", "-"} else t.kind for t in tokens)
+        if re.search(r"\bnumber (?:number|money|to date)\b", kinds):  # "123 500 EUR", "3 to 5 June"
             raise _UnclearError("two numbers may be one")
         if len(tokens) > MAX_WORDS:
             raise _UnclearError(_LONG)
@@ -168,7 +169,10 @@ class _Turn:
         begun = opened + 1 if tokens[opened].lower in self.verbs else opened  # a tool may stop or hold something
         if stop := language.stop([*tokens[:opened], *([] if whole else tokens[begun:])]):  # "put {order} on hold"
             raise _UnclearError(f"`{stop}` leaves open whether it is an order")
-        for clause in self._clauses(tokens, opened):
+        clauses = [*self._clauses(tokens, opened)]
+        if any(self._matched([*before[:1], *clause]) for before, clause in pairwise(clauses)):
+            raise _UnclearError("a word behind the verb may be a thing")  # "Cancel booking B-5 and order O-6"
+        for clause in clauses:
             if "?" in mark and not any(map(language.definite, clause)):
                 raise _UnclearError("it may ask what is possible")
             self._clause(clause)
@@ -247,7 +251,7 @@ class _Turn:
             for step in steps:
                 self._keep(match.tool, step)
             self.untold |= acts and match.untold(steps[0])
-        self.checked |= not acts and tokens[0].lower not in self.data["reads"]
+        self.checked |= tokens[0].lower in self.data["checking"] if acts else tokens[0].lower not in self.data["reads"]
         if len(self.kept) > MAX_CLAUSES:
             raise _UnclearError("it has too many orders")
 

@@ -94,6 +94,7 @@ class Language:
         self.prepositions = frozenset(data["prepositions"])
         separating = self.phrases["separators"].keys()
         self.coins = {written.lower(): code.lower() for written, code in data["currencies"].items()}
+        self.vague = never.union(self.stops)
         self.closed = never.union(self.coins, self.stops, self.determiners, self.prepositions, separating)
         month = "|".join(sorted(data["months"], key=len, reverse=True))
         code = "|".join(map(re.escape, sorted(data["currencies"], key=len, reverse=True)))
