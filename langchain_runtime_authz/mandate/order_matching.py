@@ -150,7 +150,7 @@ class Match:
             return False
         gaps = (self.tool.language.gap(self.values.tokens, n) for n in range(at + 2, len(self.values.tokens)))
         several = self.values.tokens[at - 1].kind == "number" or any(gaps)  # "5 units", "lots 12 and 15"
-        return several and min(len(said), len(item)) >= _ROOT and singular(said) == singular(item)
+        return several and singular(said) == singular(item)
 
     def _fits(self, item: str, at: int) -> Iterator[tuple[Bound, int]]:
         """Yield what the argument `item` may be, and the index behind it."""
@@ -161,5 +161,3 @@ class Match:
             yield from self.values.suiting(argument, at)
         elif value in (argument.fixed or {value}):
             yield {name: self.values.one(0, 1, "choice", value)}, at
-
-    # --- the value of one argument

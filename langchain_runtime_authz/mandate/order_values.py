@@ -150,8 +150,7 @@ class Values:
         """Yield a value of one token, and a list of such values."""
         token, end = self.tokens[at], at + 1
         account = argument.kind == "principal" and self.tool.effect == "pay" and not re.search(r"[/\\.]", token.text)
-        acronym = argument.kind == "principal" and token.text.isupper() and self.tool.effect != "pay"  # "Disable SSO"
-        fits = token.kind in kinds and not (acronym and token.kind == "name" and self.strict)
+        fits = token.kind in kinds
         flat = "id" in kinds and argument.kind != "principal" and re.fullmatch(r"\d{1,4}[A-Z]", token.text)  # "3B"
         if not (fits or flat or (account and token.kind == "id")) or not (flat or self.language.value(token)):
             return
@@ -160,8 +159,6 @@ class Values:
             "-" in token.text and singular(token.text) != token.text,
         )
         if token.kind == "id" and compound and (argument.kind == "principal" or plural):  # "any-one", "pre-orders"
-            return
-        if token.kind == "name" and token.lower in self.tool.verbs:  # "Pay Bob 45 EUR and Pay Ann 30 EUR"
             return
         if token.kind in {"money", "number"} and not self._paid(argument, token):
             return
@@ -184,7 +181,7 @@ class Values:
             first, *inner, last = self.tokens[at:end]
             if not all(self._called(t) or t.text in self.data["particles"] for t in inner):
                 return
-            if self._called(first) and (self._called(last) or (last.kind == "number" and numbered and not self.strict)):
+            if self._called(first) and (self._called(last) or (last.kind == "number" and numbered)):
                 if "name" in kinds:
                     yield self.one(at, end, "name"), end
             elif first.kind == "number" and self._called(last) and "address" in kinds and not self.strict:

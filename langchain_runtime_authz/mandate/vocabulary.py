@@ -48,8 +48,8 @@ class Argued:
 
 
 def plain(words: str) -> str:
-    """Return words as they are compared with choices: `on_hold` is "on hold"."""
-    return re.sub(r"[\W_]+", " ", words).strip().lower()
+    """Return words to compare with choices: `on_hold` is "on hold", "-1" is not "1"."""
+    return re.sub(r"(?<=\w)[\s_-]+(?=[^\W_])", " ", words).lower()
 
 
 def _listed(value: object) -> Sequence[Any]:
@@ -115,6 +115,7 @@ class Tool:
         fixed = frozenset(enum) or frozenset(("true", "false") if types - {"null"} == {"boolean"} else ())
         own, said = Counter(map(plain, enum)), self.profile.synonyms.get(name, {}).items()
         choices = {plain(c): c for c in enum if own[plain(c)] == 1} | {plain(w): c for w, c in said}
+        choices |= {word: f"{n}" for n, word in enumerate(self.language.data["numerals"], 1) if f"{n}" in enum}
         return Argued(
             name=name,
             kind=kind,

@@ -101,7 +101,7 @@ class _Turn:
         tools = [
             Tool(name, profile, schema if isinstance(schema := signatures.get(name), Mapping) else {}, language)
             for name, profile in profiles.items()
-            if not profile.draft and len(name) <= MAX_NAME
+            if not profile.draft and 0 < len(name) <= MAX_NAME
         ]
         self.tools = [tool for tool in tools if tool.profile.ordered]
         self.reads = [tool for tool in tools if tool.effect == "read"]
@@ -150,8 +150,7 @@ class _Turn:
     def _sentence(self, tokens: list[Token], mark: str) -> None:
         language, opened = self.language, self._opened(tokens)
         asked = any(language.match("requests", tokens, at) for at in range(opened)) and opened < len(tokens)
-        either = any(t.kind == "word" and t.lower in self.data["alternatives"] for t in tokens)
-        if "?" in mark and (either or not asked):
+        if "?" in mark and not asked:
             raise _UnclearError("it is a question")
         if ".." in mark:
             raise _UnclearError("it trails off")
@@ -166,8 +165,7 @@ class _Turn:
         if len(tokens) > MAX_WORDS:
             raise _UnclearError(_LONG)
         whole = [m for m in self._matched(self._untailed(tokens[opened:])) if m.whole]
-        begun = opened + 1 if tokens[opened].lower in self.verbs else opened  # a tool may stop or hold something
-        if stop := language.stop([*tokens[:opened], *([] if whole else tokens[begun:])]):  # "put {order} on hold"
+        if stop := language.stop([*tokens[:opened], *([] if whole else tokens[opened:])]):  # "put {order} on hold"
             raise _UnclearError(f"`{stop}` leaves open whether it is an order")
         clauses = [*self._clauses(tokens, opened)]
         if any(self._matched([*before[:1], *clause]) for before, clause in pairwise(clauses)):
@@ -203,17 +201,17 @@ class _Turn:
         while at < len(tokens):
             gap = self.language.match("separators", tokens, at)
             verb = self._opened(tokens, at + gap)
-            if gap and self._begins(tokens[begin + 1 : at], tokens[verb : verb + 2]):
+            if gap and self._begins(tokens[verb : verb + 2]):
                 yield tokens[begin:at]
                 begin = at = verb
             else:
                 at += gap or 1
         yield tokens[begin:]
 
-    def _begins(self, before: Sequence[Token], tokens: Sequence[Token]) -> bool:
-        """Return True if `tokens` begin a clause with a verb that `before` does not have."""
-        verb = tokens and tokens[0].kind == "word" and tokens[0].lower in self.verbs and not self._labelled(tokens)
-        return bool(verb) and all(t.lower != tokens[0].lower for t in before)
+    def _begins(self, tokens: Sequence[Token]) -> bool:
+        """Return True if `tokens` begin with a verb, which is not a label."""
+        verb = [t.lower for t in tokens[:1] if t.kind == "word"]
+        return not self.verbs.isdisjoint(verb) and not self._labelled(tokens)
 
     def _retracts(self, tokens: Sequence[Token]) -> bool:
         """Return True for "cancel the payment", but not for "cancel the order O-5"."""
@@ -251,7 +249,8 @@ class _Turn:
             for step in steps:
                 self._keep(match.tool, step)
             self.untold |= acts and match.untold(steps[0])
-        self.checked |= tokens[0].lower in self.data["checking"] if acts else tokens[0].lower not in self.data["reads"]
+        verb, words = tokens[0].lower, {word for match, _ in found for word in words_of(match.tool.name)}
+        self.checked |= not {verb, *words}.isdisjoint(self.data["checking"]) if acts else verb not in self.data["reads"]
         if len(self.kept) > MAX_CLAUSES:
             raise _UnclearError("it has too many orders")
 

@@ -107,7 +107,7 @@ class Language:
             "money": rf"(?:{code}) ?{NUMBER}|{NUMBER} ?(?:{code})",
             "name": rf"(?:{'|'.join(data['titles'])})\. {_NAME.pattern}",
             "iban": r"[A-Z]{2}\d\d(?: [A-Z0-9]{4}){2,7}(?: [A-Z0-9]{1,3})?",
-            "phone": r"(?:\+\d{1,3}|0\d{2,4})(?: \d{2,7}){0,3} \d{4,7}",
+            "phone": r"(?:\+\d{1,3}|0\d{2,4})(?: \d{2,7}){0,3} \d{4,7}|\+\d{8,15}",
             "rest": r"\S+?",
         }
         marks = r"(?P<bullet>^[ \t]*(?:[-*•]|\d{1,2}[.)])[ \t]+)|(?P<end>\n+|[.!?;]+(?=\s|\Z))|(?P<sep>,(?=\s|\Z))|(?P<colon>:(?=\s|\Z))"
@@ -138,7 +138,7 @@ class Language:
         said, (start, end) = found[0], found.span()
         if kind == "quote":
             start, end, said = start + 1, end - 1, said[1:-1]
-            kind = "odd" if said != said.strip() or self.stopped(said.lower()) else kind
+            kind = "odd" if said != said.strip() else kind
         elif kind == "date":
             dates = [f.removeprefix("date:") for f in forms(said, said=True) if f.startswith("date:")]
             weekday = next((n for n, w in enumerate(self.data["weekdays"]) if said.startswith(w)), None)

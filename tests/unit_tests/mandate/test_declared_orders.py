@@ -87,7 +87,7 @@ def calls(*texts: str) -> list[tuple[str, dict[str, object]]]:
     ("Bake large Calzone", ("craft", {"size": "large", "item": "Calzone"})), ("Chill Gazpacho to 4 °C", ("craft", {"item": "Gazpacho", "level": "4"})),
     ("Run M-4 for 5m", ("craft", {"item": "M-4", "count": "5"})), ("Run M-4 for 5 ms", None), ("Keep wi-fi of Berlin off", ("craft", {"item": "Berlin", "on": False})),
     ("Switch lamp 1", None), ("Drop five", None), ("Drop Netflix", None), ("drop Netflix", ("drop", {"item": "Netflix"})), ("Drop the Netflix item", ("drop", {"item": "Netflix"})),
-    ('Drop "a"', ("drop", {"item": "a"})), ("Drop #12", ("drop", {"item": "12"})),
+    ('Drop "a"', ("drop", {"item": "a"})), ('Post +49301234567 "no"', ("post", {"to": "+49301234567", "body": "no"})), ("Drop #12", ("drop", {"item": "12"})),
     ("Pay Bob 45 USD", ("send_money", {"to": "Bob", "amount": 45, "currency": "USD"})),
     ('Post Bob "see you"', ("post", {"to": "Bob", "body": "see you"})), ('Post Bob: "see you"', ("post", {"to": "Bob", "body": "see you"})), ('Write to Bob: "see you"', ("post", {"to": "Bob", "body": "see you"})), ("Hire Bob 45", ("hire", {"guide": "Bob", "hours": 45})), ("Stake Bob 45", ("stake", {"player": "Bob", "amount_btc": 45})),
     ("Lend Bob $45", ("lend", {"debtor": "Bob", "amount": 45})), ('Lend Bob $45 for "the June rent"', ("lend", {"debtor": "Bob", "amount": 45, "why": "the June rent"})), ("Grant Bob 45", ("grant_points", {"player": "Bob", "amount": 45})),
@@ -127,7 +127,7 @@ def test_nothing_else_is_ordered(kind, text):
 
 
 @pytest.mark.parametrize(("text", "value"), [
-    ("Set Ann to A+", "A+"), ("Set Ann to a-", None), ("Set Ann to US", "US"), ("Set Ann to us", None), ("Set Ann to it", None), ("Set Ann to never", None), ("Set Ann to in progress", "in_progress"),
+    ("Set Ann to A+", "A+"), ("Set Ann to a-", None), ("Set Ann to !US", None), ("Set Ann to -US", None), ("Set Ann to US", "US"), ("Set Ann to us", None), ("Set Ann to it", None), ("Set Ann to never", None), ("Set Ann to in progress", "in_progress"),
 ])  # fmt: skip
 def test_a_choice_is_said_as_it_is_written_where_it_may_be_another(text, value):
     tools = {"set": ToolProfile(critical={"who": "principal", "state": "value"}, intent=("set {who} to {state}",))}
