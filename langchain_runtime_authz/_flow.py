@@ -28,7 +28,7 @@ class Effect:
 
     `do` blocks, and `ado` returns an awaitable. Without `ado`, the effect never waits.
     A flow yields `effect(*arguments)` or, on a hot path, `(effect, *arguments)`. `do` and `ado` get the engine first.
-    Or `method` names a method of one of the engine's parts, like `ledger.status`; `ledger.astatus` is then its async form.
+    Or `method` names a method of one of the engine's parts, like `ledger.load`; `ledger.aload` is then its async form.
     """
 
     __slots__ = ("ado", "do", "method")

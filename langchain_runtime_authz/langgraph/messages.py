@@ -7,7 +7,6 @@ calls are decided. AI messages of a node's input, a client, a hand-back or a too
 from __future__ import annotations
 
 import json
-import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -30,7 +29,6 @@ from langchain_runtime_authz.ledger.base import Committed, Conflict
 from langchain_runtime_authz.ledger.changes import RecordPlan
 from langchain_runtime_authz.pep.call import Call, Denial, Replay
 from langchain_runtime_authz.pep.decision_log import label, run_event
-from langchain_runtime_authz.pep.held_plans import HeldPlans
 from langchain_runtime_authz.pep.run import Commit, Flow, Run
 
 _LATER = "This action could not be checked, so it was not carried out. It may be possible later."
@@ -360,23 +358,18 @@ def plans_of(run: Run, given: object, returned: object) -> list[RecordPlan]:
 
 
 def record(run: Run, plans: Sequence[RecordPlan]) -> Flow[None]:
-    """Record plans, and those that are held.
-
-    After `AuthzHalt`, the node's output must not take effect.
-    """
-    done: Committed | Conflict | None = None
+    """Record plans. After `AuthzHalt`, the node's output must not take effect."""
     try:
-        if not (isinstance(store := run.engine.store, HeldPlans) and store.hold(run.scope, plans)):
-            done = yield (Commit, run.scope, None, plans)
+        done = yield (Commit, run.scope, None, plans)
         for record in plans:
             plan = record.plan
-            if not isinstance(done, Conflict) and plan.id not in run.recorded:
+            if isinstance(done, Committed) and plan.id not in run.recorded:
                 run.recorded.add(plan.id)
                 tools = []
                 for call in plan.calls[:_MAX_PLANNED]:
                     tools.append(label(call.tool))
                 detail = {"plan": plan.id, "source": plan.source, "model": plan.model, "tools": tools}
-                yield run_event(run, "planned", done.now if done is not None else time.time(), detail=detail)
+                yield run_event(run, "planned", done.now, detail=detail)
     except Exception as exc:
         decision = run.engine.deny_for_failure(exc, run)
         raise AuthzHalt(decision.reason, decision.decision_id) from exc

@@ -113,8 +113,6 @@ def _step(
     """
     # For a tool node, `channels` is `None`.
     check, entry = partial(_check, run, name, channels), None
-    if channels is not None and run.scope in getattr(run.engine.store, "held", ()):
-        yield from record(run, ())
     if not together:
         check((yield from enter_node(run, name, lasting=channels is None)))
     elif (permit := kept(run, ENTER, name, lasting=True)[0]) is not None:

@@ -26,7 +26,6 @@ from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pdp.base import Evaluator
 from langchain_runtime_authz.pep.agents import ANY, AgentProfile
-from langchain_runtime_authz.pep.held_plans import HeldPlans
 from langchain_runtime_authz.pep.kill_switch import KillSwitch
 from langchain_runtime_authz.pep.recent_decisions import RecentDecisions
 from langchain_runtime_authz.pep.thread_memory import ThreadMemory
@@ -172,8 +171,6 @@ class Engine:
     agents: Mapping[str, AgentProfile] = field(default_factory=dict)
     tally: Tally = field(default_factory=Tally)
     recent: RecentDecisions = field(init=False)
-    store: Ledger = field(init=False)
-    """The ledger; if a commit waits for a disk or network, with `HeldPlans`."""
     planner: Planner | None = None
     zone: ZoneInfo | None = None
     on_ask: Callable[[dict[str, Any]], Any] | None = None
@@ -196,7 +193,6 @@ class Engine:
         object.__setattr__(self, "write", audit.defer if isinstance(audit, MemorySink) else partial(_write, self))
         ledger, writes = self.ledger, getattr(audit, "waits", False)
         memory, waits = type(ledger) is MemoryLedger, getattr(ledger, "waits", False)
-        object.__setattr__(self, "store", HeldPlans(ledger) if waits else ledger)
         quick, kept = self.evaluator.in_process, isinstance(audit, MemorySink)
         own = _those({Load: memory, Commit: memory, Evaluate: quick, Write: kept})
         # An async method of another class may do more than the blocking one, so it is awaited.
@@ -400,8 +396,8 @@ def _notify(engine: Engine, channel: str, notification: Mapping[str, Any]) -> No
 
 # A blocking function and its arguments; on an event loop it runs in a thread.
 Block: Final = Effect(lambda _, do, *given: do(*given), lambda _, do, *given: asyncio.to_thread(do, *given))
-Load: Final = Effect(method="store.load")  # scope, query → `Snapshot`
-Commit: Final = Effect(method="store.commit")  # scope, guard, changes → `Committed` or `Conflict`; one transaction
+Load: Final = Effect(method="ledger.load")  # scope, query → `Snapshot`
+Commit: Final = Effect(method="ledger.commit")  # scope, guard, changes → `Committed` or `Conflict`; one transaction
 Status: Final = Effect(method="ledger.status")  # tenant, jti → `TokenStatus`
 Evaluate: Final = Effect(method="evaluator.evaluate")  # requests as JSON → decisions; one batch
 Notify: Final = Effect(_notify)  # channel, notification → `None` at once

@@ -48,7 +48,7 @@ OF_CODE = {
     "docs/identity.md": {"than its lease, a minute": run.LEASE_TTL},
     "docs/mandate.md": {"more than 400 characters": planner_mandate.LONG},
     "docs/operations.md": {
-        "SQLite sees 4 statements": statements.SQLITE, "PostgreSQL sees 5 statements": statements.POSTGRES,
+        "SQLite sees 5 statements": statements.SQLITE, "PostgreSQL sees 6 statements": statements.POSTGRES,
         "its lease lapses (a minute)": run.LEASE_TTL, "less than a minute ago": run.LEASE_TTL, "For 24 hours": base.LASTS,
         "It has five seconds": calls_in_doubt.DEADLINE, "at most five a minute and code; a later": logs.WINDOW,
         "at most five a minute and code. While": logs.WINDOW, "within two seconds": health.DEADLINE, "waits one second": metrics.WAIT,
