@@ -238,7 +238,7 @@ class _Turn:
         found = [(match, match.steps(self.digest)) for match in matches] or self._elided(tokens)
         acts = any(match.tool.profile.ordered for match, _ in found)
         if not any(steps for _, steps in found):
-            raise _UnclearError("it is not understood as an order to a tool")
+            raise _UnclearError("it fits no order of a tool; a value needs a capital, a digit or quotes")
         if acts and len(found) > 1:
             raise _UnclearError("more than one tool may be meant")
         if acts and self.checked:
