@@ -154,11 +154,9 @@ class Values:
         flat = "id" in kinds and argument.kind != "principal" and re.fullmatch(r"\d{1,4}[A-Z]", token.text)  # "3B"
         if not (fits or flat or (account and token.kind == "id")) or not (flat or self.language.value(token)):
             return
-        compound, plural = (
-            not re.search(r"[\d_.]", token.text),
-            "-" in token.text and singular(token.text) != token.text,
-        )
-        if token.kind == "id" and compound and (argument.kind == "principal" or plural):  # "any-one", "pre-orders"
+        plural = "-" in token.text and singular(token.text) != token.text
+        compound = token.kind == "id" and not re.search(r"[\d_.]", token.text)
+        if compound and (argument.kind == "principal" or plural):  # "any-one", "pre-orders"
             return
         if token.kind in {"money", "number"} and not self._paid(argument, token):
             return
