@@ -138,9 +138,8 @@ def as_planned(
     own = added & set(facts.profiled.profile.injected)
     # An argument equal to the model's is not added: the model used an alias.
     own = {k for k in own if describe(facts, {n: v for n, v in sent.items() if n != k}).args_digest != call.args_digest}
-    if own:
-        facts = facts._replace(injected=facts.injected | own)
-        call = describe(facts, given)
+    facts = facts._replace(injected=facts.injected | own)
+    call = describe(facts, given)
     handed = {k: v for k, v in sent.items() if supplied(k, v, facts.injected)}
     as_written = describe(facts, {**written, **handed})
     if call.error is None and as_written.error is None and as_written.args_digest == call.args_digest:

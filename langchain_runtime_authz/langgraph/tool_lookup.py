@@ -153,11 +153,8 @@ def foreign(tool: BaseTool, declared: ToolProfile) -> str:
     """Return why the profile is for another tool of this name, or an empty string."""
     if declared.origin is not None and declared.origin != (own := package_of(tool)):
         return f"its profile is for the tool of `{declared.origin}`, and this one is from `{own}`"
-    if declared.arguments is not None and (given := frozenset(arguments_of(tool)) - injected_names(tool)) != frozenset(
-        declared.arguments
-    ):
-        other = ", ".join(sorted(given ^ frozenset(declared.arguments)))
-        return f"its profile is for other arguments ({other})"
+    if declared.arguments is not None and (other := {*arguments_of(tool)} ^ {*declared.arguments}):
+        return f"its profile is for other arguments ({', '.join(sorted(other))})"
     return ""
 
 
@@ -168,11 +165,10 @@ def package_of(tool: BaseTool) -> str:
     return str(getattr(made, "__module__", "")).partition(".")[0]
 
 
-def arguments_of(tool: BaseTool) -> dict[str, Any]:
+def arguments_of(tool: BaseTool) -> Mapping[str, Any]:
     """Return name → JSON schema, for the arguments that a model gives to a tool."""
-    schema = tool.args_schema
-    own = {} if isinstance(schema, dict) and "properties" not in schema else tool.args
-    return {**own, **parameters_of(tool).get("properties", {})}
+    found: Mapping[str, Any] = parameters_of(tool).get("properties", {})
+    return found
 
 
 def _top_arguments(tool: BaseTool, declared: ToolProfile) -> Mapping[str, Any] | None:

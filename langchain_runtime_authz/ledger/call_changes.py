@@ -127,11 +127,11 @@ class ReleaseCall(Unrefusable):
 
     key: str
     refund: tuple[tuple[str, int], ...] = ()  # counters, with what the claim added to them
-    approval: str = ""  # key of the approval, if it is not the call's key
+    approval: str = ""  # key of the approval that the claim used, if any
 
     def needs(self, n: Needs) -> None:
         n.calls.add(self.key)
-        n.approvals.add(self.approval or self.key)
+        n.approvals.update([self.approval] if self.approval else ())
         n.budgets.update([counter for counter, _ in self.refund])
 
     def apply(self, t: Thread, now: float) -> None:
@@ -146,9 +146,8 @@ class ReleaseCall(Unrefusable):
             t.put(self.key, row._replace(state="void", **void))
         else:
             t.drop(self.key)
-        asked = self.approval or self.key
-        if (used := t.approvals.get(asked)) is not None and used.state == "spent":
-            t.approvals[asked] = replace(used, state="approved")
+        if (used := t.approvals.get(self.approval)) is not None and used.state == "spent":
+            t.approvals[self.approval] = replace(used, state="approved")
         for counter, by in self.refund:
             _spend(t, counter, -by)
 

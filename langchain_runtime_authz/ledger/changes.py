@@ -285,12 +285,10 @@ class EndLease(Unrefusable):
         n.below.add(self.jti)
 
     def apply(self, t: Thread, now: float) -> None:
-        doomed = {self.jti}
-        grew = True
-        while grew:  # rows are not sorted
-            below = {lease.jti for lease in t.leases.values() if lease.parent in doomed}
-            grew = not below <= doomed
+        doomed, below = set[str](), {self.jti}
+        while below:  # rows are not sorted
             doomed |= below
+            below = {lease.jti for lease in t.leases.values() if lease.parent in below} - doomed
         _end(t, self.state, lambda lease: lease.jti in doomed)
         # Nobody is expected to record the outcome of these calls any more.
         for key, row in list(t.calls.items()):

@@ -62,7 +62,7 @@ def observe(call: Call, output: object, failed: bool) -> Observation:
         # Without a reviewed profile, the output is untrusted.
         profile = profile.model_copy(update={"trust": "external"})
     try:
-        output = str(output) if failed and isinstance(output, BaseException) else output
+        output = str(output) if isinstance(output, BaseException) else output
         return observe_output(call.tool, profile, call.args, output, failed=failed)
     except Exception as exc:  # noqa: BLE001  (a foreign object's own code: what cannot be read was not seen)
         _log.warning("an output was not read for provenance: %s", type(exc).__name__)
@@ -95,12 +95,12 @@ def sentences(run: Run, decided: DecidedCall) -> tuple[str, ...]:
         if call.profile.critical.get(name) in DESTINATIONS:
             line += _resembling(value, payees)
         found = traced.get(name)
-        outside = found is not None and found.standing != "told"
-        if found is not None and outside:
-            line += _source(found)
+        outside = found if found is not None and found.standing != "told" else None
+        if outside is not None:
+            line += _source(outside)
         if name in differs:
             line += f", EXPECTED {differs[name]}"
-        if outside and (sentence := _sentence(value, memory)) is not None:
+        if outside is not None and (sentence := _sentence(value, memory)) is not None:
             line += f"; untrusted text from {sentence}"
         lines.append(line)
     return tuple(lines)

@@ -126,7 +126,7 @@ def conclude(
     else:
         # A read may always run again, so only its data class is kept.
         ended = "failed" if state == "denied" else state
-        kept, result = ended if side_effect or state == "suspended" else None, result if side_effect else None
+        kept = ended if side_effect or state == "suspended" else None
         changes.append(ConcludeCall(ticket.call_key, kept, result, jti=ticket.jti, denied=ended != state))
         if question:  # an answer to it is for no later question of the task
             changes.append(ledger.SetMark(f"{OF_TASK}{question}", "own", once=True))

@@ -300,9 +300,9 @@ def _approval(run: Run, snapshot: Snapshot, origin: int, call: Call, key: str) -
         review = snapshot.approvals.get(review_key(run, call, origin))
         if review is not None and _reviewed(review, call):
             own = review
-    if own is not None and own.epoch != run.epoch and (snapshot.plan is None or snapshot.plan.epoch != run.epoch):
-        # The answer belongs to the old task, and its plan was not carried into the present one. It stands for a call that
-        # is over or goes on, and for code that reads again in the same LangGraph task.
+    if own is not None and own.epoch != run.epoch:
+        # The answer belongs to the old task. It stands for a call that it refused, that is over or goes on, and for code
+        # that reads again in the same LangGraph task.
         done, spent = (row := snapshot.calls.get(key)) is not None and row.state == "done", own.state == "spent"
         stands = not spent or done or _goes_on(run, snapshot, key) if call.profile.side_effect else call.plan_id is None
         return replace(own, epoch=run.epoch) if stands and (spent or own.state in ("rejected", "answered")) else None

@@ -45,6 +45,18 @@ def test_one_message_with_the_same_call_twice_pays_once(go: Any, kind: str) -> N
         assert len(house.ran) == paid
 
 
+def test_a_step_that_may_be_taken_twice_is_taken_twice_in_one_message(go: Any) -> None:
+    """The calls of a message are counted together: neither the second of two asks, nor is a third let through."""
+    twice = {"steps": [{**MANDATE["steps"][0], "times": 2}]}
+    for wanted, outcome in ((2, (2, 0)), (3, (0, 1))):
+        house = House()
+        authz = ours()
+        graph = authz.protect(hand_written(model(at_once(*[pay()] * wanted)), house.tools(), checkpointer=InMemorySaver()))
+        with authz.run(subject="alice", mandate=twice):
+            state = go(graph, SAID, THREAD)
+        assert (len(house.ran), len(asked(state))) == outcome
+
+
 @pytest.mark.parametrize("idempotent", [False, True])
 def test_a_retry_spends_nothing_and_gains_nothing(idempotent: bool, go: Any) -> None:
     """LangGraph retries a call that timed out: an idempotent tool runs again within its limit, another does not."""

@@ -18,7 +18,7 @@ from langchain_runtime_authz.evaluation import Decision, EvaluationRequest
 from langchain_runtime_authz.grant import Constraint, Grant
 from langchain_runtime_authz.ledger.base import Committed, Conflict, Guard, Query, Scope, Snapshot
 from langchain_runtime_authz.ledger.call_changes import ClaimCall, ReleaseCall
-from langchain_runtime_authz.ledger.changes import Change
+from langchain_runtime_authz.ledger.changes import AdvanceEpoch, Change
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.pep.run import LEASE_TTL, MAX_LIFETIME
 from langchain_runtime_authz.pep.session import Session
@@ -254,6 +254,14 @@ def test_a_sink_that_is_empty_is_still_the_one_that_was_given() -> None:
     sink = Counting(lambda _: False)
     opened(authz_with(audit=sink)).decide("lookup", {})
     assert {r["kind"] for r in sink.records} == {"run", "decision"}
+
+
+def test_a_question_names_who_says_a_value() -> None:
+    session = opened(authz_with(StaticPDP(ask_for_pay)))
+    session.decide("lookup", {})
+    session.observe("lookup", {}, {"iban": "UK12"})
+    (to, _) = session.evidence(session.decide("pay", PAY))
+    assert to.endswith(": a system says it (lookup/iban)"), to
 
 
 # --- corrections --------------------------------------------------------------------------------------
@@ -531,14 +539,12 @@ def test_two_equal_calls_may_be_open_at_once() -> None:
 def test_a_corrected_child_is_still_a_child() -> None:
     """A correction narrows: it gives a delegated session neither the root's path nor freedom from its grant."""
     pdp = StaticPDP(True)
-    child = opened(authz_with(pdp)).delegate("reader", Grant(tools=("lookup",)))
-    try:
-        child.correct("Go on")
-    except AuthzDenied:
-        return
+    parent = opened(authz_with(pdp))
+    child = parent.delegate("reader", Grant(tools=("lookup",)))
+    assert child.correct("Go on") == child.epoch == parent.epoch == 2
     assert child.decide("pay", PAY).reason == "grant_exceeded"
-    child.decide("lookup", {})
-    assert calls(pdp)[-1].context.agent.path == ["session", "reader"]
+    assert child.decide("lookup", {}).permit and parent.decide("pay", PAY).permit
+    assert [c.context.agent.path for c in calls(pdp)[-2:]] == [["session", "reader"], ["session"]]
 
 
 def test_an_audit_sink_and_a_ledger_that_both_fail_deny() -> None:
@@ -556,6 +562,25 @@ def test_a_permit_that_obliges_to_revoke_does_not_pass_unheeded() -> None:
     session = opened(authz)
     decision = session.decide("pay", PAY)
     assert not decision.permit or status(authz, session) == "revoked"
+
+
+def test_a_denial_is_counted_if_the_task_changes_meanwhile() -> None:
+    """The denial obliges to rotate; somebody else did so just before."""
+
+    class Overtaken(MemoryLedger):
+        def commit(self, scope: Scope, guard: Guard | None, changes: Sequence[Change]) -> Committed | Conflict:
+            if any(isinstance(change, AdvanceEpoch) and not change.first for change in changes) and not others:
+                others.append(super().commit(scope, None, [AdvanceEpoch(1)]))
+            return super().commit(scope, guard, changes)
+
+    others: list[object] = []
+    rotates = {"decision": False, "context": {"obligations": [{"id": "x", "type": "rotate"}]}}
+    authz = authz_with(StaticPDP(lambda r: rotates if r.resource.id == "pay" else True), ledger=Overtaken())
+    session = opened(authz)
+    assert session.decide("pay", PAY).reason == "no_permit" and others
+    after = authz.ledger.load(session._run.scope, Query())
+    assert (after.epoch, after.history.denials) == (2, 1)
+    assert not [r for r in records(authz) if r.get("event") == "rotated"]
 
 
 # --- the two forms ----------------------------------------------------------------------------------------
