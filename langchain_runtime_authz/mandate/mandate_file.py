@@ -34,8 +34,6 @@ def load_mandate(source: Mandate | Mapping[str, Any] | str | Path) -> Mandate:
         raise ConfigError(f"{where}: it has no `steps`", Code.MANDATE_INVALID)
     try:
         return Mandate.model_validate(source)
-    except RecursionError as exc:
-        raise ConfigError(f"{where} is nested too deeply", Code.MANDATE_INVALID) from exc
     except ValidationError as exc:
         raise ConfigError(f"{where}: {wrong_field(exc)}", Code.MANDATE_INVALID) from exc
 

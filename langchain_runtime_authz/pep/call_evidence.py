@@ -57,13 +57,9 @@ def backed(traced: Mapping[str, tracing.Provenance]) -> bool:
 
 
 def observe(call: Call, output: object, failed: bool) -> Observation:
-    profile = call.profile
-    if not call.profiled and profile.trust != "external":
-        # Without a reviewed profile, the output is untrusted.
-        profile = profile.model_copy(update={"trust": "external"})
     try:
         output = str(output) if isinstance(output, BaseException) else output
-        return observe_output(call.tool, profile, call.args, output, failed=failed)
+        return observe_output(call.tool, call.profile, call.args, output, failed=failed)
     except Exception as exc:  # noqa: BLE001  (a foreign object's own code: what cannot be read was not seen)
         _log.warning("an output was not read for provenance: %s", type(exc).__name__)
         return Observation()

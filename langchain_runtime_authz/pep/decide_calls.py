@@ -107,21 +107,21 @@ def _look_up(run: Run, calls: Sequence[Call]) -> Flow[tuple[Any, ...]]:
         calls = yield from _located(run, calls[0])
     memory, opened, origin = run.engine.memory, run.opened, run.epoch
     words = memory.words.get(run.scope)
-    if anew := opened is not None and (words is None or words.digest != opened.task.digest):
-        words = memory.read_words(run.scope, opened)
+    if anew := words is None or (opened is not None and words.digest != opened.task.digest):
+        words = memory.read_words(run.scope, opened or (yield Load(run.scope, Query(log=True))))
     run.opened = None
     keys = [*map(partial(_key, run, epoch=origin), calls)]
     compared = _compared(run, words, calls)
-    snapshot: Snapshot = yield (Load, run.scope, _query(run, calls, keys, origin, compared, log=words is None))
+    snapshot: Snapshot = yield (Load, run.scope, _query(run, calls, keys, origin, compared))
     recorded = snapshot.plan
     if recorded is not None and (planned := recorded.origin or recorded.epoch) != run.epoch:
         # The calls were planned at another epoch. Some may have run since, and their keys contain that epoch.
         keys, origin = [_key(run, c, planned) for c in calls], planned
-        snapshot = yield (Load, run.scope, _query(run, calls, keys, origin, compared, log=words is None))
+        snapshot = yield (Load, run.scope, _query(run, calls, keys, origin, compared))
     if anew:
         memory.outputs(run.scope).missed(snapshot.history)
-    if words is None or words.digest != snapshot.task.digest:
-        words, compared, snapshot = yield from _reread(run, calls, keys, origin, compared, words, snapshot)
+    if words.digest != snapshot.task.digest:
+        words, compared, snapshot = yield from _reread(run, calls, keys, origin, compared)
     if (unread := memory.unread) and run.scope in unread and wants_more(words, calls):
         yield Block(memory.read_on, run.scope)
     if words.compiled and not words.recorded:
@@ -145,9 +145,7 @@ def _look_up(run: Run, calls: Sequence[Call]) -> Flow[tuple[Any, ...]]:
 _Compared = tuple[str, tuple[str, ...], Mandate | None, Binding | None]
 
 
-def _compared(run: Run, words: TaskWords | None, calls: Sequence[Call]) -> list[_Compared]:
-    if words is None:
-        return [("", (), None, None)] * len(calls)
+def _compared(run: Run, words: TaskWords, calls: Sequence[Call]) -> list[_Compared]:
     compared: list[_Compared] = []
     for call in calls:
         compared.append((*effect_names(words, call), *binding_of(run, words, call)))
@@ -209,21 +207,14 @@ def _described(
 
 
 def _reread(
-    run: Run,
-    calls: Sequence[Call],
-    keys: Sequence[str],
-    origin: int,
-    compared: list[_Compared],
-    words: TaskWords | None,
-    snapshot: Snapshot,
+    run: Run, calls: Sequence[Call], keys: Sequence[str], origin: int, compared: list[_Compared]
 ) -> Flow[tuple[TaskWords, list[_Compared], Snapshot]]:
     """Read the user's words from the ledger, and load the counters that need them."""
-    if words is not None:
-        snapshot = yield (Load, run.scope, _query(run, calls, keys, origin, compared, log=True))
+    snapshot: Snapshot = yield (Load, run.scope, _query(run, calls, keys, origin, compared, log=True))
     words = run.engine.memory.read_words(run.scope, snapshot)
     anew = _compared(run, words, calls)
     if any(counter or deeds for counter, deeds, _, _ in anew):
-        snapshot = yield (Load, run.scope, _query(run, calls, keys, origin, anew, log=False))
+        snapshot = yield (Load, run.scope, _query(run, calls, keys, origin, anew))
     return words, anew, snapshot
 
 
@@ -260,7 +251,13 @@ def review_key(run: Run, call: Call, epoch: int) -> str:
 
 
 def _query(
-    run: Run, calls: Sequence[Call], keys: Sequence[str], origin: int, compared: Sequence[_Compared], *, log: bool
+    run: Run,
+    calls: Sequence[Call],
+    keys: Sequence[str],
+    origin: int,
+    compared: Sequence[_Compared],
+    *,
+    log: bool = False,
 ) -> Query:
     plan_id = calls[0].plan_id
     values: list[str] = []
@@ -327,8 +324,6 @@ def _reviewed(review: Approval, call: Call) -> bool:
 
 def _amended(call: Call, approval: Approval | None) -> Call:
     if approval is None or not approval.edited or approval.call_key == call.amends or call.amend is None:
-        return call
-    if approval.state not in ("approved", "spent"):
         return call
     here: dict[str, Any] = {
         "call_id": call.call_id,

