@@ -415,8 +415,6 @@ class Reader:
     def _extract(self, argument: model.Extract, items: Sequence[Any]) -> Finding:
         where = f"a value in what step `{argument.step}` returned"
         outputs = self.fitting(argument.step)
-        if not outputs:
-            return Finding("unread", where)
         texts = [
             reads.text_of(node)[:_MAX_SEARCHED]
             for output in outputs[:_MAX_EXTRACT]

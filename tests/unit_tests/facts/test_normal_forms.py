@@ -71,6 +71,7 @@ def test_numbers_have_one_writing() -> None:
     assert canonical(Decimal("-0.0")) == "0" and canonical(Decimal("1E+3")) == "1000"
     assert {canonical(d) for d in decimals("1,200")} == {"1.2", "1200"}
     assert {canonical(d) for d in decimals("1.234.567,89")} == {"1234567.89"}
+    assert decimals("1.234,567.89") == ()
 
 
 def test_a_text_mentions_what_stands_in_it() -> None:

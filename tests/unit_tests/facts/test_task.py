@@ -63,6 +63,7 @@ def test_media_count_by_their_bytes() -> None:
     assert content_text(picture("AAAA")) == content_text(picture("BBBB"))
     assert content_digest(picture("AAAA")) != content_digest(picture("BBBB"))
     assert content_digest(picture("AAAA")) != content_digest("pay this\n[image]")
+    assert content_digest([{"type": "image", "data": b"A"}]) != content_digest([{"type": "image", "data": b"B"}])  # not JSON
 
 
 # --- pinning ---

@@ -333,6 +333,7 @@ def read(*calls):
 
 OTHER = {**BILLED, "iban": "DE02120300000000202051"}
 DECEMBER = {"month": "December"}
+MINUTES = "the board decided to close the plant in spring and to tell nobody before May"
 
 
 @pytest.mark.parametrize(("kept", "standing"), [
@@ -481,6 +482,23 @@ def test_the_greatest_of_several_reads_needs_all_of_them():
     assert judge(Mandate(steps=steps), "pay", {"recipient": BILLED["iban"]}, kept=kept).standing == "covered"
 
 
+def test_there_is_no_greatest_of_what_cannot_be_compared():
+    steps = (Step("contacts", "contacts"), Step("do", "send", {"to": Pick("contacts", "email", max="age")}))
+    for age, code in ((29, []), ("2025-05-26", [("to", "ambiguous")])):
+        kept = outputs(contacts=[CONTACTS[0], {**CONTACTS[2], "age": age}, CONTACTS[1]])
+        assert codes(judge(Mandate(steps=steps), "send", {"to": "lee@x.org"}, kept=kept)) == code
+
+
+@pytest.mark.parametrize(("query", "code"), [("who closes it", []), (f"who said that {MINUTES}?", []), ("ask evil.org", [("to", "unread")])])
+def test_words_of_the_model_may_search(query, code):
+    """They may quote what was read, and hold no identifier that the user did not say."""
+    steps = (Step("contacts", "contacts", {"query": Text()}), Step("do", "send", {"to": Field("contacts", "email")}))
+    kept = Outputs()
+    kept.record("bill", PROFILES["bill"], DECEMBER, MINUTES)
+    kept.record("contacts", PROFILES["contacts"], {"query": query}, {"email": "bob@x.org"})
+    assert codes(judge(Mandate(steps=steps), "send", {"to": "bob@x.org"}, kept=kept)) == code
+
+
 def test_an_answer_quotes_only_what_a_trusted_source_wrote():
     trusted = judge(FROM_BILL, "pay", {**PAID, "amount": 1}).deviations[0].expected
     outside = judge(one("send", {"to": Field("bill", "note")}), "send", {"to": "a@x.org"}).deviations[0].expected
@@ -489,8 +507,6 @@ def test_an_answer_quotes_only_what_a_trusted_source_wrote():
 
 
 # --- texts ---------------------------------------------------------------------------------------------
-
-MINUTES = "the board decided to close the plant in spring and to tell nobody before May"
 
 
 @pytest.mark.parametrize(("text", "body", "words", "standing"), [

@@ -178,6 +178,8 @@ def test_only_what_no_order_can_begin_with_is_refused():
 def test_an_order_names_arguments_of_the_tool():
     with pytest.raises(ConfigError, match="`intent` names `tickets`"):
         check_arguments("close_ticket", ToolProfile(intent=("close {tickets}",)), {"ticket": STRING})
+    both = {"close_ticket": ToolProfile(critical={"ticket": "object"}, intent=("close {ticket}", "close {tickets} now"))}
+    assert compile_words(["Close T-5"], both, {"close_ticket": {"properties": {"ticket": STRING}}}).mandate is not None
 
 
 @pytest.mark.parametrize(("given", "right"), [

@@ -44,7 +44,7 @@ PROFILES = load_profiles(
         "people": {"effect": "read", "trust": {"": "internal", "id": "system", "about": "internal"}, "prose": ["about"]},
         "bill": {"effect": "read", "critical": {"file": "object"}, "trust": {"": "external", "total": "system", "iban": "system"}, "counterparty": ["iban"]},
         "inbox": {"effect": "read", "critical": {"folder": "value"}, "trust": "external"},
-        "draft": {"effect": "pay", "draft": True},
+        "draft": {"effect": "pay", "draft": True}, "stamp": {"effect": "write", "critical": {"what": "name"}},
     }
 )
 SIGNATURES: dict[str, dict[str, Any]] = {
@@ -131,6 +131,7 @@ def test_a_later_text_forbids() -> None:
     ("Book lunch with Anna", [Step("b", "book", {"what": "lunch", "with": ("Anna", "Anna")})], []),
     ("Book lunch with Anna Ray", [Step("b", "book", {"what": "lunch", "with": OneOf(("Anna", "Anna Ray"))})], ["b"]),
     ("Mail Bob the report. Mail Carol 'Hi'", [Step("m", "mail", {"to": "Bob", "body": Text(("Hi",))}), Step("n", "mail", {"to": "Carol"})], []),
+    ("Mail Bob the report. Mail Carol 'Hi'. Mail Dan.", [Step("m", "mail", {"to": "Bob", "body": Text(("Hi",))}), Step("n", "mail", {"to": "Carol"}), Step("o", "mail", {"to": "Dan"}, after="m")], []),
 ])
 def test_a_place_backs_one_argument_of_one_step(text: str, steps: list[Step], left: list[str]) -> None:
     """Steps of one deed share their places: what one spends, all have spent."""
@@ -152,7 +153,7 @@ def test_choices_and_ranges_stand_next_to_each_other(text: str, step: Step, left
 @pytest.mark.parametrize(("text", "argument"), [
     ("Remove drafts/a.txt", "drafts"), ("Remove drafts/a.txt", "a.txt"), ("Remove *.txt", "txt"),
     ("Remove report-2.txt", "report-2"), ("Remove old.txt.bak", "old.txt"),
-    ('Remove "my old report.txt"', "report.txt"), ("Remove C:\\temp\\x", "temp"),
+    ('Remove "my old report.txt"', "report.txt"), ('Remove "my old" report.txt', 'old" report.txt'), ("Remove C:\\temp\\x", "temp"),
 ])
 def test_a_part_of_a_path_is_not_the_path(text: str, argument: str) -> None:
     assert kept(text, Step("r", "remove", {"path": argument})) == []
@@ -182,7 +183,7 @@ def test_a_date_holds_no_more_than_was_said(text: str, value: str, left: list[st
 
 @pytest.mark.parametrize(("step", "why"), [
     (Step("x", "sudo", {}), "no reviewed profile"),
-    (Step("x", "draft", {}), "no reviewed profile"),
+    (Step("x", "draft", {}), "no reviewed profile"), (Step("x", "stamp", {"what": "Bob"}), "arguments of `stamp` are not known"),
     (Step("x", "pay", {"to": "Bob", "amount": 45, "memo": "Bob"}), "no argument `memo`"),
     (Step("x", "pay", {"to": "Bob", "amount": Free()}), "cannot be free"),
     (Step("x", "mail", {"to": Free()}), "cannot be free"),
@@ -208,7 +209,7 @@ def test_a_step_that_says_too_much_is_dropped(step: Step, why: str) -> None:
 @pytest.mark.parametrize(("reads", "argument", "left"), [
     (["people"], Field("r0", "id"), ["r0", "p"]),
     (["people"], Pick("r0", "id", {"name": Eq("Bob")}), ["r0", "p"]),
-    (["people"], Pick("r0", "id", {"name": Not(Contains("Bob"))}), ["r0", "p"]),
+    (["people"], Pick("r0", "id", {"name": Not(Contains("Bob"))}), ["r0", "p"]), (["people"], Pick("r0", "id", {"name": Not(Own())}), ["r0", "p"]),
     (["people"], Pick("r0", "id", {"name": Eq("Mallory")}), ["r0"]),
     (["people"], Pick("r0", "id", {"about": Contains("Bob")}), ["r0"]),  # prose decides nothing
     (["people"], Pick("r0", "id", {}, max="about"), ["r0"]),
@@ -270,7 +271,7 @@ def test_a_fetch_opens_links_that_were_said() -> None:
     for text, link, left in (
         ("Read https://x.org/a", "https://x.org/a", ["o"]), ("Read x.org", "https://x.org", ["o"]),
         ("Is https://x.org down?", "https://x.org", ["o"]), ("Read https://x.org/a", "http://x.org/a", []),
-        ("Read https://x.org/a", "https://x.org/b", []), ("Do not open https://x.org/a", "https://x.org/a", []),
+        ("Read https://x.org/a", "https://x.org/b", []), ("Read it", "https://", []), ("Do not open https://x.org/a", "https://x.org/a", []),
     ):
         assert kept(text, Step("o", "open", {"link": link})) == left, text
 

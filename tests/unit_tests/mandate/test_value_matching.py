@@ -82,6 +82,7 @@ def test_a_day_without_a_year_comes_next(today, next_ones, others):
     ("https://x.org/a", ["https://x.org/a", "https://X.org/a/b?q=1"], ["http://x.org/a", "https://x.org/ab", "https://x.org/a/../b", "https://x.org/a/.. /b", "https://x.org/a/..%20/b", "https://x.org/a/./b", "https://x.org/a/%2E%2e/b", "https://x.org:8443/a", "https://me@x.org/a", "https://x.org.evil.net/a", "/a", "https://x.org"]),
     ("https://x.org", ["https://x.org", "https://x.org/a"], ["https://x.orga", "//x.org/a"]),
     ("https://x.org/a?q=1", ["https://x.org/a?q=1"], ["https://x.org/a", "https://x.org/a?q=1&r=2"]),
+    ("https://[x.org/a", [], ["https://x.org/a", "https://[x.org/a"]), ("https://x.org:port", [], ["https://x.org", "https://x.org:port"]),
 ])
 def test_within(prefix, inside, outside):
     assert [v for v in inside if not within(v, prefix)] == []

@@ -116,7 +116,7 @@ NOTHING = {
     "what to tell": ["Email b@x.org. Delete a.txt", "Email b@x.org, delete a.txt", "Email b@x.org\n- delete a.txt"],
     "what comes first may decide": ["Test web-3, then restart web-4", "Drain web-3, then restart web-3", "Read the room and delete a.txt", "Get a warrant and delete a.txt", "Pay Bob 45 EUR. Pay Bob 50 EUR", "Pay Bob 45 EUR and Bob 50 EUR"],
     "title": ["Stop\nPay Bob 45 EUR", "Delete Drafts\nDelete a.txt", "Delete Drafts. Delete a.txt"],
-    "too much": [f"delete {' '.join(['it'] * 100)}", "; ".join(f"delete f{n}.txt" for n in range(17)), "\n".join(["Delete a.txt"] * 22)],
+    "too much": [f"delete {' '.join(['it'] * 100)}", "; ".join(f"delete f{n}.txt" for n in range(17)), "Thanks! " * 20 + "Pay Bob 45 EUR", "\n".join(["Delete a.txt"] * 22)],
 }  # fmt: skip
 
 

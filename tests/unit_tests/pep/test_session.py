@@ -455,6 +455,27 @@ def test_a_permit_that_can_not_be_recorded_is_none() -> None:
     assert session.decide("pay", {**PAY, "n": 1}).reason == "budget_exhausted"
 
 
+@pytest.mark.parametrize("fails", ["record", "claim", "both"])
+def test_a_call_that_did_not_run_gives_its_step_back(fails: str) -> None:
+    """Also one that threads share. If nothing can be given back, it stays spent."""
+    sink, ledger = BrokenSink(lambda r: fails == "record" and is_permit(r)), BrokenLedger()
+    commit = ledger.commit
+
+    def claiming(scope: Scope, guard: Guard | None, changes: Sequence[Change]) -> Committed | Conflict:
+        if any(isinstance(c, ClaimCall) for c in changes):
+            ledger.broken = lambda *_: fails == "both"
+            return Conflict(Code.STALE_EPOCH)
+        return commit(scope, guard, changes)
+
+    ledger.commit = commit if fails == "record" else claiming  # type: ignore[method-assign]
+    ordered = {"key": "rent", "steps": [{"id": "rent", "tool": "pay", "args": PAY}]}
+    covered = StaticPDP(lambda r: r.context.call is None or r.context.call.mandate.standing == "covered")
+    session = opened(authz_with(covered, audit=sink, ledger=ledger), mandate=ordered)
+    assert not session.decide("pay", PAY).permit
+    sink.broken, ledger.broken, ledger.commit = lambda _: False, lambda *_: False, commit  # type: ignore[method-assign]
+    assert session.decide("pay", PAY).permit is (fails != "both")
+
+
 def test_an_approval_is_not_lost_with_the_record() -> None:
     """What was released can be approved and run once the sink is repaired."""
     sink = BrokenSink(is_permit)
