@@ -126,12 +126,3 @@ def answers_left(config: Mapping[str, Any], had: int, *, plain: bool = True) -> 
     """Return True if an answer by interrupt id or, if `plain`, any answer waits."""
     pad = private.scratchpad_of(config)
     return pad is not None and (len(pad.resume) > had or (plain and private.unused_answer(config) is not None))
-
-
-def skip_answers(config: Mapping[str, Any]) -> bool:
-    """Skip all answers by interrupt id. Return False if an unused plain one waits."""
-    scratchpad = private.scratchpad_of(config)
-    if scratchpad is None or answers_left(config, len(scratchpad.resume)):
-        return False
-    take_answers(config, range(len(scratchpad.resume)))
-    return True

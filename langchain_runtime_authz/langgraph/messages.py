@@ -21,11 +21,10 @@ from langgraph.graph.message import REMOVE_ALL_MESSAGES
 from langgraph.types import Command, Overwrite, Send
 
 from langchain_runtime_authz.errors import Code
-from langchain_runtime_authz.evaluation import deny
 from langchain_runtime_authz.facts.plan import PlanRecord, calls_digest, plan_calls
 from langchain_runtime_authz.facts.task import HumanText, content_digest, content_text
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt
-from langchain_runtime_authz.ledger.base import Committed, Conflict
+from langchain_runtime_authz.ledger.base import Committed
 from langchain_runtime_authz.ledger.changes import RecordPlan
 from langchain_runtime_authz.pep.call import Call, Denial, Replay
 from langchain_runtime_authz.pep.decision_log import label, run_event
@@ -77,7 +76,7 @@ def with_note(output: Any, note: str) -> Any:
         if isinstance(content, str):
             content = f"{note}\n\n{content}" if content else note
         else:
-            content = [note if all(isinstance(b, str) for b in content) else {"type": "text", "text": note}, *content]
+            content = [{"type": "text", "text": note}, *content]
         return output.model_copy(update={"content": content})
     if isinstance(output, Command) and isinstance(output.update, dict):
         return replace(output, update={k: with_note(v, note) for k, v in output.update.items()})
@@ -373,8 +372,6 @@ def record(run: Run, plans: Sequence[RecordPlan]) -> Flow[None]:
     except Exception as exc:
         decision = run.engine.deny_for_failure(exc, run)
         raise AuthzHalt(decision.reason, decision.decision_id) from exc
-    if isinstance(done, Conflict):
-        raise AuthzHalt(done.code, deny(done.code).decision_id)
 
 
 def _plan(run: Run, given: object, message: AIMessage) -> PlanRecord | None:

@@ -255,20 +255,18 @@ class _Gate(private.ToolNode):
         )
 
     def _run_one(self, call: Any, input_type: Any, tool_runtime: Any) -> Any:
-        if (turns := _turns.get()) is None:
-            return tool_batch.undecided(call)
+        turns: Any = _turns.get()
         with tool_batch.Turn(turns, call) as one:
-            if one is not None and type(one.verdict) is Ticket and not one.call.amends:
+            if type(one.verdict) is Ticket and not one.call.amends:
                 return super()._run_one(call, input_type, tool_runtime)
             if (answer := tool_batch.answer_of(one, call, turns.config)) is not None:
                 return answer
             return tool_batch.noted(one, super()._run_one(tool_batch.instead_of(one, call), input_type, tool_runtime))
 
     async def _arun_one(self, call: Any, input_type: Any, tool_runtime: Any) -> Any:
-        if (turns := _turns.get()) is None:
-            return tool_batch.undecided(call)
+        turns: Any = _turns.get()
         async with tool_batch.Turn(turns, call) as one:
-            if one is not None and type(one.verdict) is Ticket and not one.call.amends:
+            if type(one.verdict) is Ticket and not one.call.amends:
                 return await super()._arun_one(call, input_type, tool_runtime)
             if (answer := tool_batch.answer_of(one, call, turns.config)) is not None:
                 return answer

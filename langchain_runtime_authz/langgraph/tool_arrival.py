@@ -31,7 +31,7 @@ from langchain_runtime_authz.facts.plan import PlanRecord
 from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph import tool_call_parsing as parsing
 from langchain_runtime_authz.langgraph import tool_execution
-from langchain_runtime_authz.langgraph.answer_numbers import counting_questions, skip_answers, take_answers
+from langchain_runtime_authz.langgraph.answer_numbers import counting_questions, take_answers
 from langchain_runtime_authz.langgraph.interrupts import decide_together
 from langchain_runtime_authz.langgraph.messages import denial_message, record_plans, replay_message
 from langchain_runtime_authz.langgraph.resume_values import drop_old_answer
@@ -288,8 +288,6 @@ class NodeCalls:
             queries = [(Query(planned_call=(run.agent, c["id"])), {-1: c}) for c in parsing.sent_calls(self._given)]
         done = parsing.answered_calls(self._given)
         for query, calls in queries:
-            if not any(c["name"] == call.tool for c in calls.values()):
-                continue
             plan: PlanRecord | None = (yield Load(run.scope, query)).plan
             several = plan.calls if plan is not None else ()
             if len(several) > 1:  # a `Send` may pass one of the calls, together with the whole message
@@ -379,7 +377,8 @@ class NodeCalls:
         if not self.asks or isinstance(exc, AuthzHalt) or (exc is not None and not isinstance(exc, Exception)):
             return
         run.pause()
-        if self.question is None and skip_answers(self.config):
+        if self.question is None:
+            take_answers(self.config, range(len(private.scratchpad_of(self.config).resume)))
             for one in (yield from self._decided(run, self._held)):  # raises, unless it was answered elsewhere
                 yield from one.give_back()
         # INVARIANT: the node's output is not written while a question is open.

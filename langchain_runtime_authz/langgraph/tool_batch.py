@@ -18,10 +18,9 @@ from langgraph.errors import GraphBubbleUp, GraphInterrupt
 from langgraph.prebuilt import ToolRuntime
 
 from langchain_runtime_authz._locks import forkable_lock
-from langchain_runtime_authz.credential.current_call import CodeScope, current_scope
+from langchain_runtime_authz.credential.current_call import current_scope
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import Code
-from langchain_runtime_authz.evaluation import deny
 from langchain_runtime_authz.facts.plan import calls_digest, plan_calls
 from langchain_runtime_authz.langgraph import interrupts, messages, review_questions
 from langchain_runtime_authz.langgraph.answer_numbers import take_answers
@@ -150,10 +149,7 @@ class MessageCalls:
         same = ("context", "store", "stream_writer", "execution_info", "server_info")
         tools, given = list(self.node.tools_by_name.values()), {name: getattr(self.runtime, name) for name in same}
         own: Any = ToolRuntime(state=self.state, tool_call_id=call.get("id"), config=self.config, tools=tools, **given)
-        try:
-            return self.node._inject_tool_args(cast("ToolCall", dict(call)), own, tool)["args"]
-        except Exception:  # noqa: BLE001  (LangGraph raises the same error before the tool runs)
-            return call["args"]
+        return self.node._inject_tool_args(cast("ToolCall", dict(call)), own, tool)["args"]
 
 
 class Turns:
@@ -184,24 +180,20 @@ class Turn:
 
     def __init__(self, turns: Turns, call: Any) -> None:
         self._turns = turns
-        self.one: Pending | None
-        self._place, self.one = turns.waiting.get(id(call), (0, None))
-        self._engine = self.one.run.engine if self.one is not None else None
+        self._place, self.one = turns.waiting[id(call)]
+        self._engine = self.one.run.engine
 
-    def __enter__(self) -> Pending | None:
+    def __enter__(self) -> Pending:
         turns = self._turns
         while turns.serial and not turns.done.issuperset(range(self._place)):
             time.sleep(PAUSE)
         self._heard = not turns.asked  # True if no earlier call has asked
         one, self._before = self.one, (before := current_scope.get())
-        if one is None:  # the call was not decided
-            current_scope.set(CodeScope(before.ticket, before.refusals, before.run, before.counts, before.task))
-        else:
-            one.ticket, one.refusals, one.counts, one.task = before.ticket, before.refusals, before.counts, before.task
-            current_scope.set(one)
+        one.ticket, one.refusals, one.counts, one.task = before.ticket, before.refusals, before.counts, before.task
+        current_scope.set(one)
         return one
 
-    async def __aenter__(self) -> Pending | None:
+    async def __aenter__(self) -> Pending:
         self._turns.begun.add(self._place)
         if self._turns.serial:
             await self._others()
@@ -225,7 +217,7 @@ class Turn:
         """End the call's turn, and raise a question that code before the tool swallowed."""
         self._turns.done.add(self._place)
         swallowed = exc is None or (isinstance(exc, Exception) and not isinstance(exc, GraphBubbleUp))
-        if swallowed and self.one is not None and self.one.question is not None:
+        if swallowed and self.one.question is not None:
             raise self.one.question
 
     async def _others(self) -> None:
@@ -237,19 +229,12 @@ class Turn:
         one, turns = self.one, self._turns
         if isinstance(exc, GraphInterrupt):
             turns.asked = True
-        if one is not None and one.left and isinstance(exc, Exception):
+        if one.left and isinstance(exc, Exception):
             yield from review_questions.note_failed(one.run, one.call, exc, turns.config, heard=self._heard)
 
 
-def undecided(call: Any) -> ToolMessage:
-    denial = Denial(unknown(call["name"], None, None, None, {}), deny(Code.NO_RUN))
-    return messages.denial_message(denial, call.get("id"))
-
-
-def answer_of(one: Pending | None, call: Any, config: Any) -> ToolMessage | None:
+def answer_of(one: Pending, call: Any, config: Any) -> ToolMessage | None:
     """Return the message for a call that must not run, or `None` to go on."""
-    if one is None:
-        return undecided(call)
     verdict = one.verdict
     if one.left or isinstance(verdict, Ticket):
         return None
@@ -262,15 +247,15 @@ def answer_of(one: Pending | None, call: Any, config: Any) -> ToolMessage | None
     return None
 
 
-def instead_of(one: Pending | None, call: Any) -> Any:
-    if one is None or one.left or not one.call.amends:
+def instead_of(one: Pending, call: Any) -> Any:
+    if one.left or not one.call.amends:
         return call
     return {**call, "name": one.call.tool, "args": one.call.raw}
 
 
-def noted(one: Pending | None, output: Any) -> Any:
+def noted(one: Pending, output: Any) -> Any:
     """Return the output, with a note if an approver replaced the model's call."""
-    return output if one is None or not one.replaced else messages.with_note(output, messages.edit_note(one.call))
+    return output if not one.replaced else messages.with_note(output, messages.edit_note(one.call))
 
 
 def give_back(waiting: Sequence[Pending]) -> Flow[None]:
@@ -296,7 +281,7 @@ class ToolCallPEP:
         message = self._message(request, handler)
         call, waiting = message.calls[0], (yield from message.decide(run))
 
-        def code(one: Pending | None) -> Flow[Any]:
+        def code(one: Pending) -> Flow[Any]:
             if (answer := answer_of(one, call, message.config)) is not None:
                 return answer
             return noted(one, (yield (RunCode, handler, _request(one, request))))
@@ -328,7 +313,6 @@ class ToolCallPEP:
         return MessageCalls(node, self._profiles, given, runtime.config, runtime, reviewed=reviewed)
 
 
-def _request(one: Pending | None, request: Any) -> Any:
-    own = one.call.tool_ref if one is not None else None
-    tool = own if isinstance(own, BaseTool) else request.tool
+def _request(one: Pending, request: Any) -> Any:
+    tool = own if isinstance(own := one.call.tool_ref, BaseTool) else request.tool
     return request.override(tool=tool, tool_call=instead_of(one, request.tool_call))

@@ -85,8 +85,6 @@ def _decided(tool: BaseTool, parsed: Any, injected: frozenset[str]) -> tuple[dic
 
 
 def parses_alike(call: Call) -> bool:
-    if call.reread is None:
-        return True
     try:
         return call.reread() == call.args_digest
     except Exception:  # noqa: BLE001  (a failed parse is a change)
@@ -100,10 +98,7 @@ def unchanged(call: Call) -> bool:
         return True
     if _SCALARS.issuperset(map(type, parsed.values())):
         return True
-    try:
-        return digest(_decided(call.tool_ref, parsed, injected)[0]) == call.args_digest
-    except MappingError:
-        return False
+    return digest(_decided(call.tool_ref, parsed, injected)[0]) == call.args_digest
 
 
 def without(args: Mapping[str, Any], injected: frozenset[str]) -> dict[str, Any]:

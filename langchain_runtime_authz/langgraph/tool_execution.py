@@ -6,10 +6,11 @@ A `Pending` call carries its verdict to the tool's guard, whose `ToolExecution` 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final, Literal, get_type_hints
+from typing import Any, Final, Literal
 from uuid import UUID
 
 from langchain_core.messages import ToolMessage
@@ -24,7 +25,7 @@ from langchain_runtime_authz.langgraph.answer_numbers import counting_questions
 from langchain_runtime_authz.langgraph.messages import denial_message, kept, only_asked, recorded, replay_message, said
 from langchain_runtime_authz.langgraph.output_filter import Cleaner, watched_args, watched_callbacks, watched_config
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt
-from langchain_runtime_authz.pep.call import Call, Denial, Replay, Verdict
+from langchain_runtime_authz.pep.call import Call, Denial, Verdict
 from langchain_runtime_authz.pep.call_credential import RefusedMints
 from langchain_runtime_authz.pep.calls_in_doubt import state_of
 from langchain_runtime_authz.pep.conclude_calls import conclude
@@ -255,8 +256,8 @@ def _state_of(exc: BaseException, effect: str) -> State:
     return state_of(exc)
 
 
-def answer(verdict: Verdict, call_id: str | None, *, text: bool = False) -> Any:
-    """Return the message for a call that does not run."""
+def answer(verdict: Any, call_id: str | None, *, text: bool = False) -> Any:
+    """Return the message for a denial or replay: the call does not run."""
     # Without a call id, return plain content or raise the denial.
     if isinstance(verdict, Denial):
         # A call whose run has ended is decided again when the thread continues.
@@ -267,19 +268,14 @@ def answer(verdict: Verdict, call_id: str | None, *, text: bool = False) -> Any:
         if text:
             return denial_message(verdict, "").content
         raise AuthzDenied(verdict.decision.reason, verdict.decision.decision_id)
-    if isinstance(verdict, Replay):
-        if call_id is None and not verdict.message and "content" in (result := kept(verdict.result)):
-            return result["content"]
-        return replay_message(verdict, call_id) if call_id is not None else replay_message(verdict, None).content
-    raise TypeError("a ticket is not an answer")
+    if call_id is None and not verdict.message and "content" in (result := kept(verdict.result)):
+        return result["content"]
+    return replay_message(verdict, call_id) if call_id is not None else replay_message(verdict, None).content
 
 
 def returns_text(tool: BaseTool) -> bool:
     code: Any = getattr(tool, "func", None) or getattr(tool, "coroutine", None) or tool._run
-    try:
-        return tool.response_format == "content" and get_type_hints(code).get("return") is str
-    except Exception:  # noqa: BLE001  (annotations that cannot be resolved declare nothing)
-        return False
+    return tool.response_format == "content" and inspect.signature(code).return_annotation in (str, "str")
 
 
 def denied(call: Call, exc: AuthzDenied) -> Denial:

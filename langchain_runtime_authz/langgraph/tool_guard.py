@@ -131,9 +131,6 @@ def _guarded_class(base: type[BaseTool]) -> Any:
 
         @_wraps(awaits)
         async def _arun(self: Any, *args: Any, **kwargs: Any) -> Any:
-            # LangChain's `_arun` continues without a coroutine with `_run`, which opens the execution.
-            if getattr(self, "coroutine", True) is None and not _is_own(base, "_arun"):
-                return await awaits(self, *args, **kwargs)
             code = functools.partial(awaits, self)
             return await _called(_AWAITS, self, guard_of(self), "_arun", code, args, kwargs)
 

@@ -138,7 +138,8 @@ class Profiles:
             elif first is looks and declared.digest is None:
                 return f"more than {MAX_TOOLS} tools were seen"
         if declared.digest is None:
-            like = _alike(first, looks) or known_by_code(tool) or digest_of(tool) == digest_of(sample)
+            # Two tools without a digest are not known to be equal.
+            like = _alike(first, looks) or known_by_code(tool) or None is not digest_of(tool) == digest_of(sample)
         else:
             like = digest_of(tool) == declared.digest
         return "" if like else "changed since its profile was pinned"
@@ -293,9 +294,6 @@ class Guard:
 
 class Guards(weakref.WeakKeyDictionary[Profiles, Guard]):
     """The guards of a tool that is guarded in place, one for each `RuntimeAuthz`."""
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Guards:
-        return self
 
 
 def is_guarded(tool: object) -> bool:

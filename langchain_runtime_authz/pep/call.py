@@ -42,7 +42,7 @@ class Call:
     sent: Any = None
     injected: frozenset[str] = frozenset()  # arguments that the framework supplies
     supplied: bool = False
-    reread: Callable[[], str] | None = None  # parses the arguments again and returns their digest
+    reread: Callable[[], str] = str  # parses the arguments again and returns their digest
     tool_ref: object = None
     metadata: Mapping[str, Any] | None = None
     error: Code | None = None

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.tools import BaseTool, StructuredTool, tool
-from pydantic import BaseModel
+from pydantic import BaseModel, create_model
 
 from langchain_runtime_authz import RuntimeAuthz
 from langchain_runtime_authz.errors import Code, ConfigError
@@ -349,6 +349,12 @@ def test_a_tool_without_a_digest_is_neither_reviewed_nor_pinned() -> None:
     assert not Profiles({"lookup": reviewed}).of(odd).declared
     held = Profiles({"lookup": READ})
     assert [held.of(each).declared for each in (odd, make(), odd)] == [False, True, False]
+
+
+def test_without_a_digest_a_changed_tool_is_not_the_pinned_one() -> None:
+    """A default that JSON cannot hold leaves a schema without a digest. Then only an equal tool keeps the profile."""
+    held, schema = Profiles({"lookup": READ}), create_model("Args", limit=(float, float("nan")))
+    assert [held.of(make(description=told, schema=schema)).declared for told in ("a", "a", "b")] == [True, True, False]
 
 
 # --- hints ---
