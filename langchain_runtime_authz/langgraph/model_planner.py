@@ -95,10 +95,9 @@ class ModelPlanner:
     plan, aplan = both(_plan)
 
     def _compile(self, texts: Sequence[str]) -> Flow[Compiled]:
-        prompt = self._prompt(texts)
-        if prompt is None:
-            return _UNREAD
         try:
+            if (prompt := self._prompt(texts)) is None:
+                return _UNREAD
             answer = yield Perform(self._model.invoke, self._model.ainvoke, prompt, {"callbacks": []})
             if not isinstance(answer, Mapping):
                 raise TypeError(f"the answer is {type(answer).__name__}, not a mandate")

@@ -140,12 +140,9 @@ class ToolNodeEntry:
     def requests(self, known: Snapshot) -> Sequence[bytes | None]:
         """Return the request to evaluate, or nothing if `enter` decides."""
         began = time.time_ns()
-        try:
-            if lease_refusal(self._run, known) is not None:
-                return ()
-            body = request_json(self._run, known, {"name": ENTER}, self._node)
-        except Exception:  # noqa: BLE001  (`enter` fails in the same way, and denies)
+        if lease_refusal(self._run, known) is not None:
             return ()
+        body = request_json(self._run, known, {"name": ENTER}, self._node)
         self._asked = began, body
         self._facts: Any = {"known": known, "keep": kept(self._run, ENTER, self._name, lasting=True)[1]}
         return (body,)

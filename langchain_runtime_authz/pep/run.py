@@ -58,7 +58,7 @@ class Planner(Protocol):
     """Compiles a mandate from the user's texts only."""
 
     def plan(self, texts: Sequence[str]) -> Mandate | None:
-        """Return the mandate of texts sent at once. If this raises, there is none."""
+        """Return the mandate of texts sent at once. Never raises."""
         ...
 
     async def aplan(self, texts: Sequence[str]) -> Mandate | None: ...

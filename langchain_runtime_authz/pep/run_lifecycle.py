@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
 from typing import Literal, NamedTuple
 
 from langchain_runtime_authz.errors import AuditError, AuthzDenied, Code
@@ -27,11 +26,8 @@ from langchain_runtime_authz.pep.decide_steps import decide_step
 from langchain_runtime_authz.pep.decision_log import change_task, corrected, recorded, run_event, settle, unrecorded
 from langchain_runtime_authz.pep.run import ATTEMPTS, Commit, Engine, Flow, Load, Perform, Planner, Run, new_id
 from langchain_runtime_authz.pep.thread_memory import turn
-from langchain_runtime_authz.telemetry.logs import logger
 from langchain_runtime_authz.telemetry.metrics import count
 from langchain_runtime_authz.telemetry.spans import run_span
-
-_log = logger(__name__)
 
 
 class Entry(NamedTuple):
@@ -120,26 +116,15 @@ def _planned(run: Run, planner: Planner, known: Snapshot) -> Flow[Mandate | None
     if not texts:
         return None
     name = f"mandate:{key}"
-    for attempt in range(2):
-        kept: Snapshot = yield Load(run.scope, Query(marks=(name,)))
-        if name in kept.marks:
-            return Mandate.model_validate_json(kept.marks[name]) if kept.marks[name] else None
-        if attempt == 0:
-            found = yield from _ask(planner, texts)
-            if found is not None:
-                found = found.of("planner", name)
-                yield mandate_event(run, found)  # recorded before it counts, because later entries do not record it
-            yield Commit(run.scope, None, [ledger.SetMark(name, found.model_dump_json() if found else "", once=True)])
-    return None
-
-
-def _ask(planner: Planner, texts: Sequence[str]) -> Flow[Mandate | None]:
-    try:
-        found: Mandate | None = yield Perform(partial(planner.plan, texts), partial(planner.aplan, texts))
-    except Exception as exc:  # noqa: BLE001  (a foreign model: whatever it raises, nothing is granted)
-        _log.warning("the planner failed, so the task orders nothing: %s", type(exc).__name__)
-        return None
-    return found
+    kept: Snapshot = yield Load(run.scope, Query(marks=(name,)))
+    if name not in kept.marks:
+        found: Mandate | None = yield Perform(planner.plan, planner.aplan, texts)
+        if found is not None:
+            found = found.of("planner", name)
+            yield mandate_event(run, found)  # recorded before it counts, because later entries do not record it
+        yield Commit(run.scope, None, [ledger.SetMark(name, found.model_dump_json() if found else "", once=True)])
+        kept = yield Load(run.scope, Query(marks=(name,)))  # another process may have been first
+    return Mandate.model_validate_json(kept.marks[name]) if kept.marks[name] else None
 
 
 def _take_lease(

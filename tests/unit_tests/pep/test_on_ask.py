@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from langchain.agents import create_agent
 from langchain_core.messages import AIMessage
-from langchain_core.tools import tool
+from langchain_core.tools import StructuredTool, tool
 from langgraph.checkpoint.memory import InMemorySaver
 
 from langchain_runtime_authz import RuntimeAuthz, profile
-from langchain_runtime_authz.errors import ConfigError
+from langchain_runtime_authz.audit.sinks import MemorySink
+from langchain_runtime_authz.errors import AuthzDenied, ConfigError
 from langchain_runtime_authz.langgraph.run_context import running
 from langchain_runtime_authz.pep.on_ask import ask_in_terminal
 from langchain_runtime_authz.testing import ScriptedChatModel
@@ -79,8 +80,27 @@ def test_questions_are_answered_without_a_pause(on_ask: Any, expected: list[str]
     assert len(permitted) == len(expected)
 
 
-@pytest.mark.parametrize("on_ask", [approving, aapproving])
-async def test_an_asynchronous_run_takes_both_kinds(on_ask: Any) -> None:
+@pytest.mark.parametrize("content", [True, False])
+def test_a_reason_is_recorded_where_content_is(content: bool) -> None:
+    _, _, authz = played(rejecting, audit=MemorySink(content=content))
+    details = [r["detail"] for r in authz.audit.records if r.get("event") == "approval"]  # type: ignore[attr-defined]
+    assert [d.get("message") for d in details] == (["not today"] * 2 if content else [None] * 2)
+
+
+def test_a_question_says_what_it_leaves_out() -> None:
+    """An approver knows that they do not see all arguments, and can compare the digest."""
+    asked: list[Any] = []
+    schema = {"title": "send", "description": "Send.", "type": "object", "properties": {f"a{n}": {"type": "string"} for n in range(50)}}
+    authz = RuntimeAuthz(on_ask=asked.append)
+    send = authz.guard(StructuredTool.from_function(lambda **_: "sent", args_schema=schema, name="send", description="Send."))
+    with authz.run(subject="alice"), pytest.raises(AuthzDenied):
+        send.invoke({f"a{n}": "x" for n in range(50)})
+    (request,) = asked[0]["action_requests"]
+    assert len(request["args"]) == 50 and "and 10 more arguments; the call's digest is sha256:" in request["description"]
+
+
+@pytest.mark.parametrize("on_ask", [approving, aapproving, raising])
+async def test_an_asynchronous_run_takes_both_kinds(on_ask: Any, caplog: pytest.LogCaptureFixture) -> None:
     """A plain function does not block the event loop."""
     seen: list[Any] = []
 
@@ -102,7 +122,7 @@ async def test_an_asynchronous_run_takes_both_kinds(on_ask: Any) -> None:
     graph = authz.protect(create_agent(model, [send_money]))
     async with authz.run(subject="alice"):
         out = await graph.ainvoke({"messages": [("user", "See to the bills")]})
-    assert "sent" in [m.text for m in out["messages"]]
+    assert ("sent" in [m.text for m in out["messages"]]) is (on_ask is not raising) is ("`on_ask` failed" not in caplog.text)
     assert seen == [None], "it runs outside the graph"
 
 

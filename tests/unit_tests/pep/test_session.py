@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -232,14 +233,14 @@ def test_sessions_do_not_meet() -> None:
 
 
 @BOTH
-@pytest.mark.parametrize("act", ["revoke", "reinstate", "data_changed"])
+@pytest.mark.parametrize("act", ["revoke", "reinstate", "data_changed", "correct"])
 def test_what_a_ledger_did_not_keep_is_no_success(form: str, act: str) -> None:
     """A foreign ledger that refuses a revocation: the operator hears of it, and no record says that it happened."""
     ledger = BrokenLedger()
     ledger.commit = lambda *_: Conflict(Code.LEASE_ENDED)  # type: ignore[method-assign]
     authz = authz_with(ledger=ledger)
-    where = {} if act == "data_changed" else {"graph": "session"}
-    with pytest.raises(LedgerError):
+    where = {} if act == "data_changed" else {"graph": "session"} | ({"text": "Stop"} if act == "correct" else {})
+    with pytest.raises((LedgerError, AuthzDenied)):
         getattr(Forms(authz, form), act)("t", **where)
     assert records(authz) == []
 
@@ -260,8 +261,10 @@ def test_a_question_names_who_says_a_value() -> None:
     session = opened(authz_with(StaticPDP(ask_for_pay)))
     session.decide("lookup", {})
     session.observe("lookup", {}, {"iban": "UK12"})
-    (to, _) = session.evidence(session.decide("pay", PAY))
+    (to, _) = session.evidence(asked := session.decide("pay", PAY))
     assert to.endswith(": a system says it (lookup/iban)"), to
+    session.decide("lookup", PAY)
+    assert session.evidence(asked) == ()
 
 
 # --- corrections --------------------------------------------------------------------------------------
@@ -484,6 +487,25 @@ def test_an_approval_is_not_lost_with_the_record() -> None:
     assert session.approve(asked).reason == "audit_unavailable"
     sink.broken = lambda _: False
     assert session.approve(session.decide("pay", PAY)).permit
+
+
+def test_an_approval_that_is_not_kept_is_none() -> None:
+    ledger = BrokenLedger()
+    session = opened(authz_with(StaticPDP(ask_for_pay), ledger=ledger))
+    asked = session.decide("pay", PAY)
+    ledger.broken = lambda verb, _: verb == "commit"
+    assert session.approve(asked).reason == "ledger_unavailable"
+
+
+@pytest.mark.parametrize("given", [
+    {"task": "\ud800"}, {"tool": "\ud800"}, {"subject": {"type": "user", "id": "a", "properties": {"x": "\ud800"}}},
+], ids=lambda given: next(iter(given)))
+def test_what_cannot_be_written_to_the_policy_is_denied(given: dict[str, Any]) -> None:
+    pdp = StaticPDP(True)
+    tool = given.pop("tool", None)
+    with pytest.raises(AuthzDenied, check=lambda e: e.code == Code.UNCANONICAL_ARGUMENT) if tool is None else nullcontext():
+        assert opened(authz_with(pdp), **given).decide(tool, {}).reason == Code.UNCANONICAL_ARGUMENT
+    assert calls(pdp) == []
 
 
 def test_a_denial_that_can_not_be_recorded_is_still_a_denial() -> None:
