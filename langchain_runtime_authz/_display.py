@@ -147,3 +147,10 @@ def printable(text: str) -> str:
 
 def _cell(value: object) -> str:
     return html.escape(printable(str(value)[:MAX_CELL]))
+
+
+def error_text(exc: BaseException) -> str:
+    try:
+        return str(exc)
+    except Exception:  # noqa: BLE001  (a foreign `__str__` may fail in any way; then there is no text)
+        return ""

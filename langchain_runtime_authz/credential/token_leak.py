@@ -18,6 +18,8 @@ from types import FunctionType, MappingProxyType, ModuleType
 from typing import Any, Final, TypeVar
 from urllib.parse import unquote
 
+from langchain_runtime_authz._display import error_text
+
 REDACTED: Final = "[redacted credential]"
 UNSEARCHED: Final = "[not searched for credentials]"
 MAX_NODES: Final = 1_000_000
@@ -133,7 +135,7 @@ class Search:
                 self._walk(linked, depth)
         args = self._walk(exc.args, depth)
         state = {k: self._walk(v, depth) for k, v in vars(exc).items()}
-        self._text(_shown(exc))
+        self._text(error_text(exc))
         if self.found:
             exc.args = args
             for name, attribute in state.items():
@@ -143,7 +145,7 @@ class Search:
             regrown = isinstance(exc, BaseExceptionGroup) and any(
                 self._walk(member, depth) is not member for member in exc.exceptions
             )
-            if regrown or self._text(shown := _shown(exc)) is not shown:  # its text is not from its arguments
+            if regrown or self._text(shown := error_text(exc)) is not shown:  # its text is not from its arguments
                 exc = RuntimeError(f"{type(exc).__name__}: {REDACTED}")
         self.found, self._raised = self.found or outer, before
         return exc
@@ -212,13 +214,6 @@ def _parts(value: Any) -> Iterator[Any]:
         yield from (maker, arguments, state)
         yield from items or ()
         yield from chain.from_iterable(pairs or ())
-
-
-def _shown(exc: BaseException) -> str:
-    try:
-        return str(exc)
-    except Exception:  # noqa: BLE001  (a foreign `__str__` may fail in any way; then there is no text)
-        return ""
 
 
 def _unwrapped(text: str) -> str:

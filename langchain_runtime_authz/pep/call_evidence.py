@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from langchain_runtime_authz._display import inert, quoted, scripts
+from langchain_runtime_authz._display import error_text, inert, quoted, scripts
 from langchain_runtime_authz.facts import provenance as tracing
 from langchain_runtime_authz.facts.argument_atoms import DESTINATIONS
 from langchain_runtime_authz.facts.normal_forms import forms, skeleton, tidy
@@ -17,10 +17,7 @@ from langchain_runtime_authz.pep import calls_in_doubt
 from langchain_runtime_authz.pep.call import Call, DecidedCall
 from langchain_runtime_authz.pep.run import Run
 from langchain_runtime_authz.pep.thread_memory import TaskWords
-from langchain_runtime_authz.telemetry.logs import logger
 from langchain_runtime_authz.tool_profile import argument
-
-_log = logger(__name__)
 
 MAX_SENTENCE: Final = 240
 SMALL: Final = 20_000  # characters that are read without a separate thread
@@ -57,12 +54,8 @@ def backed(traced: Mapping[str, tracing.Provenance]) -> bool:
 
 
 def observe(call: Call, output: object, failed: bool) -> Observation:
-    try:
-        output = str(output) if isinstance(output, BaseException) else output
-        return observe_output(call.tool, call.profile, call.args, output, failed=failed)
-    except Exception as exc:  # noqa: BLE001  (a foreign object's own code: what cannot be read was not seen)
-        _log.warning("an output was not read for provenance: %s", type(exc).__name__)
-        return Observation()
+    output = error_text(output) if isinstance(output, BaseException) else output
+    return observe_output(call.tool, call.profile, call.args, output, failed=failed)
 
 
 def sentences(run: Run, decided: DecidedCall) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import Any, Final, Literal, NamedTuple
 from weakref import ref
 
-from langchain_runtime_authz._display import inert
+from langchain_runtime_authz._display import error_text, inert
 from langchain_runtime_authz._flow import begun
 from langchain_runtime_authz._locks import PROCESS
 from langchain_runtime_authz.credential.ticket import Ticket
@@ -158,7 +158,8 @@ def state_of(exc: BaseException) -> Literal["failed", "unknown"]:
     while several:
         one = several.pop()
         lost = not isinstance(one, Exception) or isinstance(one, TimeoutError | ConnectionError | EOFError | Cancelled)
-        if lost or any(_LOST.search(kind.__name__) for kind in type(one).__mro__) or "timed out" in str(one).lower():
+        lost = lost or "timed out" in error_text(one).lower()
+        if lost or any(_LOST.search(kind.__name__) for kind in type(one).__mro__):
             return "unknown"
         seen.add(id(one))
         causes = (one.__cause__, one.__context__, *(one.exceptions if isinstance(one, BaseExceptionGroup) else ()))

@@ -178,6 +178,21 @@ def test_odd_results_come_through_as_without_us(result: str, artifact: bool, go:
     assert len(completions(authz)) == 1
 
 
+def test_an_error_that_cannot_be_shown_passes_through(go: Any, pdp: Any) -> None:
+    """Its own `__str__` fails. The call ends on record all the same."""
+
+    class Unshown(Worse, Exception):
+        pass
+
+    def act(text: str) -> str:
+        raise Unshown
+
+    authz, graph = protecting(hand_written(replying([CALL]), ToolNode([probing(act)], handle_tool_errors=False)), pdp, profiles=PROFILES)
+    with authz.run(subject="alice"), pytest.raises(Unshown):
+        go(graph, human())
+    assert completions(authz) == ["failed"]
+
+
 @pytest.mark.parametrize("handled", [True, "sorry", lambda e: "handled"], ids=["true", "text", "function"])
 def test_a_tool_that_handles_its_own_error(handled: Any) -> None:
     """`handle_tool_error`: the answer is the tool's own, and the call counts as failed."""

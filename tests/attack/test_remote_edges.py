@@ -272,3 +272,16 @@ def test_coverage_names_what_a_tools_own_code_calls(kind: str, ran: Any) -> None
     assert (ran, bool(reached)) == ([], kind != "protect")
     found = {(r.kind, r.name): r.governed for r in authz.coverage(graph).rows}
     assert (found["tool", "pay"], found["remote graph", "far"]) == ((kind == "protect"),) * 2
+
+
+def test_a_grant_without_the_audience_reaches_no_deployment(how: str) -> None:
+    """Nothing leaves without a credential that the deployment could check."""
+    for audiences, code in (({PAYER}, ""), ({"https://other.example"}, "audience")):
+        serving: list[Any] = []
+        authz, graph = home(remote(PAYER, lambda request, serving=serving: serving[0](request)))
+        serving.append(Deployment(authz, PAYER))
+        try:
+            run_as(authz, graph, {"messages": [("user", "pay bob")]}, how=how, grant=Grant(audiences=audiences))
+        except AuthzError as exc:
+            assert exc.code == code
+        assert serving[0].ran == ([] if code else [PAID]) and bool(serving[0].seen) is not bool(code)

@@ -8,6 +8,8 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +21,8 @@ from langchain_runtime_authz import RuntimeAuthz, ToolProfile, current_call
 from langchain_runtime_authz.credential.issuer import LocalIssuer
 from langchain_runtime_authz.credential.keyring import KeyRing
 from langchain_runtime_authz.credential.token import TokenRequest
-from langchain_runtime_authz.errors import CredentialError, LedgerError
+from langchain_runtime_authz.errors import AuthzDenied, CredentialError, LedgerError
+from langchain_runtime_authz.langgraph.run_context import AuthzHalt
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.mandate.mandate_file import load_mandate
 from langchain_runtime_authz.testing import StaticPDP
@@ -135,6 +138,44 @@ def test_the_ledger_is_asked_before_a_mint(road: str, answer: Any, code: str | N
     assert getattr(got, "code", None) == code
     records = authz.audit.records  # type: ignore[attr-defined]
     assert [r["reason"] for r in records if r["kind"] == "mint_refused"] == ([code] if code else [])
+
+
+@pytest.mark.parametrize(("stopped", "code"), [("with a token", "killed"), ("at the status", "killed"), ("without proof", "workload_unproven")])
+def test_a_running_call_gets_no_token_after_a_stop(stopped: str, code: str, tmp_path: Path) -> None:
+    """The kill switch, and the end of the workload's proof, count for the calls that run."""
+
+    class Own:
+        attested, expires_at = True, None
+
+        def agent_id(self, path: tuple[str, ...]) -> str:
+            return "/".join(path)
+
+    class Watched(MemoryLedger):
+        def status(self, tenant: str, jti: str) -> Any:
+            if stopped == "at the status" and current_call() is not None:
+                (tmp_path / "kill").touch()
+            return super().status(tenant, jti)
+
+    profiles = {"pay": ToolProfile(effect="pay", audience=(BANK,))}
+    authz = RuntimeAuthz(pdp=StaticPDP(True), profiles=profiles, ledger=Watched(), identity=(own := Own()), kill_switch=tmp_path / "kill")
+    got: list[Any] = []
+
+    @tool
+    def pay() -> str:
+        """Pay."""
+        if stopped == "with a token":
+            current_call().credential()
+            (tmp_path / "kill").touch()
+        own.expires_at = 1.0 if stopped == "without proof" else None  # type: ignore[assignment]
+        with pytest.raises(CredentialError) as refused:
+            current_call().credential()
+        got.append(refused.value.code)
+        return "paid"
+
+    with authz.run(subject="alice", task="Pay"), suppress(AuthzHalt, AuthzDenied):
+        authz.protect(hand_written(replying([call("pay", {}, "c1")]), [pay])).invoke(human())
+    assert got == [code]
+    assert ("mint" in [r["kind"] for r in authz.audit.records]) is (stopped == "with a token")  # type: ignore[attr-defined]
 
 
 def test_a_long_call_gets_a_token_that_has_not_expired(monkeypatch: pytest.MonkeyPatch) -> None:

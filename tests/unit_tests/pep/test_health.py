@@ -43,8 +43,11 @@ ROOT = Path(__file__).parents[3]
 class Broken(MemoryLedger):
     """Fails, or hangs."""
 
-    error: Exception | None = LedgerError(Code.LEDGER_ROLLED_BACK)
     free = threading.Event()
+
+    def __init__(self, error: Exception | None = LedgerError(Code.LEDGER_ROLLED_BACK)) -> None:
+        super().__init__()
+        self.error = error
 
     def load(self, *args: Any) -> Any:
         if self.error is None:
@@ -91,7 +94,7 @@ def test_the_age_of_a_policy_that_is_followed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("part", "code", "options"), [
-    ("ledger", Code.LEDGER_ROLLED_BACK, {"ledger": Broken()}),
+    ("ledger", Code.LEDGER_ROLLED_BACK, {"ledger": Broken()}), ("ledger", Code.LEDGER_UNAVAILABLE, {"ledger": Broken(OSError("gone"))}),
     ("engine", Code.PDP_ERROR, {"pdp": StaticPDP(lambda request: 1 / 0)}), ("audit", Code.AUDIT_UNAVAILABLE, {"audit": Full}),
     ("kill_switch", Code.KILLED, {"kill_switch": "engaged"}),
 ])
