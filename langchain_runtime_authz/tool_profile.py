@@ -169,7 +169,8 @@ class ToolProfile(BaseModel):
         return tuple(said for said in self.intent if not {*"{}[]()|"}.isdisjoint(said))
 
     def _arguments_of(self, field: str) -> list[str]:
-        fields = [f for _, f, _, _ in string.Formatter().parse(getattr(self, field) or "") if f is not None]
+        parts = string.Formatter().parse(getattr(self, field) or "")
+        fields = [f + f"!{c}" * bool(c) + f":{s}" * bool(s) for _, f, s, c in parts if f is not None]
         if wrong := [f for f in fields if not f.isidentifier()]:
             raise ValueError(f"`{field}` names `{{{wrong[0]}}}`; put an argument's name in the braces")
         return fields

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import string
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -23,10 +22,10 @@ def resource_of(profile: ToolProfile, args: Mapping[str, Any]) -> str | None:
 
 
 def filled(template: str, args: Mapping[str, str]) -> str | None:
-    """Fill a template; None if it is malformed or an argument is missing."""
+    """Fill a template; None if an argument is missing."""
     try:
-        return string.Formatter().vformat(template, (), args)
-    except (KeyError, IndexError, ValueError):
+        return template.format_map(args)
+    except KeyError:
         return None
 
 

@@ -152,6 +152,7 @@ def test_a_copy_that_pays_is_a_side_effect() -> None:
     ({"idempotent": "yes"}, "idempotent"), ({"idempotent": 1}, "idempotent"), ({"digest": 5}, "digest"),
     ({"idempotant": True}, "idempotant"), ("read", "read"), (None, "profile"), (["read"], "profile"),
     ({"effect": "read", "author": "sender", "trust": "external"}, "profile"),
+    ({"question": "Pay {amount:.2f}?"}, "profile"), ({"resource": "file:{path!r}"}, "profile"),  # they would never be filled
 ])
 def test_a_wrong_field_is_named(tmp_path: Path, fields: Any, field: str) -> None:
     """With the tool, and the file where there is one."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -16,7 +16,11 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langchain_runtime_authz import RuntimeAuthz, profile
 from langchain_runtime_authz.audit.sinks import MemorySink
 from langchain_runtime_authz.errors import AuthzDenied, ConfigError
-from langchain_runtime_authz.langgraph.run_context import running
+from langchain_runtime_authz.langgraph.run_context import AuthzHalt, running
+from langchain_runtime_authz.ledger.base import Committed, Conflict, Guard, Scope
+from langchain_runtime_authz.ledger.call_changes import AskApproval
+from langchain_runtime_authz.ledger.changes import Change, Revoke
+from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.pep.on_ask import ask_in_terminal
 from langchain_runtime_authz.testing import ScriptedChatModel
 
@@ -87,15 +91,30 @@ def test_a_reason_is_recorded_where_content_is(content: bool) -> None:
     assert [d.get("message") for d in details] == (["not today"] * 2 if content else [None] * 2)
 
 
+def test_nobody_is_asked_in_a_run_that_ends_meanwhile() -> None:
+    asked: list[Any] = []
+
+    class Revoking(MemoryLedger):
+        def commit(self, scope: Scope, guard: Guard | None, changes: Sequence[Change]) -> Committed | Conflict:
+            if any(isinstance(change, AskApproval) for change in changes):
+                super().commit(scope, None, [Revoke(())])
+            return super().commit(scope, guard, changes)
+
+    with pytest.raises(AuthzHalt, match="revoked"):
+        played(asked.append, ledger=Revoking(), audit=(sink := MemorySink()))
+    assert asked == [] and "asked" not in [r.get("event") for r in sink.records]
+
+
 def test_a_question_says_what_it_leaves_out() -> None:
     """An approver knows that they do not see all arguments, and can compare the digest."""
     asked: list[Any] = []
-    schema = {"title": "send", "description": "Send.", "type": "object", "properties": {f"a{n}": {"type": "string"} for n in range(50)}}
-    authz = RuntimeAuthz(on_ask=asked.append)
+    schema = {"title": "send", "description": "Send.", "type": "object", "properties": {f"a{n}": {"type": "string"} for n in range(51)}}
+    authz = RuntimeAuthz(on_ask=asked.append, profiles={"send": {"effect": "send", "verdict": "ask", "question": "Send {a0} with {a50}?"}})
     send = authz.guard(StructuredTool.from_function(lambda **_: "sent", args_schema=schema, name="send", description="Send."))
     with authz.run(subject="alice"), pytest.raises(AuthzDenied):
         send.invoke({f"a{n}": "x" for n in range(50)})
     (request,) = asked[0]["action_requests"]
+    assert request["description"].startswith("Approve send?")  # an argument of the profile's own question is not given
     assert len(request["args"]) == 50 and "and 10 more arguments; the call's digest is sha256:" in request["description"]
 
 
