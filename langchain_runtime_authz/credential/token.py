@@ -289,8 +289,8 @@ def seal(token: str, claims: Mapping[str, Any]) -> Credential:
 
 
 def frozen(value: Any, depth: int = 0) -> Any:
-    """Return read-only mappings and tuples. Raises `ValueError` beyond 32 levels."""
-    if depth > MAX_DEPTH:
+    """Return read-only mappings and tuples. Raises `ValueError` beyond 34 levels."""
+    if depth > MAX_DELEGATORS + 2:  # a full `act` chain fits
         raise ValueError("nested too deeply")
     if isinstance(value, Mapping):
         return MappingProxyType({k: frozen(v, depth + 1) for k, v in value.items()})

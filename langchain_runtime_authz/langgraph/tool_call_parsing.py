@@ -126,8 +126,6 @@ def as_planned(
     # Arguments that code added are critical unless injected.
     if raw_digest(call.raw) == planned.args_digest:
         return replace(call, call_id=planned.call_id)
-    if raw_digest(written) != planned.args_digest:  # an approver replaced the planned call
-        return None
     sent = given if isinstance(given, Mapping) else {}
     added = {k for k in sent if k not in written and not supplied(k, sent[k], facts.injected)}
     own = added & set(facts.profiled.profile.injected)

@@ -9,6 +9,7 @@ from functools import partial
 from langchain_core.callbacks import CallbackManagerForToolRun
 from langchain_core.runnables import ConfigurableField
 from langchain_core.tools import InjectedToolArg, Tool
+from pydantic import create_model
 
 from ._kit import *
 
@@ -65,6 +66,15 @@ def test_arguments_are_decided_as_the_code_receives_them(road: str, ran: Any, pd
         by_hand(pay, road, recipient="bob", amount="5")
     (request,) = calls_of(pdp)
     assert request.context.call.args == {"recipient": "bob", "amount": "5"} and ran == [("bob", "5", "unset")]
+
+
+def test_free_arguments_are_decided_by_their_own_names(ran: Any, pdp: Any) -> None:
+    """What a function takes as `**more` stands beside its other arguments."""
+    authz = authz_with(pdp, profiles=BARE)
+    pay = authz.guard(StructuredTool.from_function(lambda recipient, **more: ran.append(more), name="pay", description="Pay."))
+    with authz.run(subject="alice"):
+        pay.func("bob", amount=5)
+    assert [r.context.call.args for r in calls_of(pdp)] == [{"recipient": "bob", "amount": 5}] and ran == [{"amount": 5}]
 
 
 class _OwnRun(StructuredTool):
@@ -126,6 +136,19 @@ def test_code_called_by_hand_outside_a_run_is_denied(road: str, ran: Any, pdp: A
     pay = authz_with(pdp).guard(payer(ran, args_schema=None))
     assert code_of(lambda: by_hand(pay, road, **ARGS)) == "no_run"
     assert ran == [] and pdp.requests == []
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_the_config_of_a_run_that_ended_opens_nothing(used: bool, ran: Any, pdp: Any, authz: Any) -> None:
+    """Whether or not its run had called a tool."""
+    pay = authz.guard(payer(ran, args_schema=None))
+    with authz.run(subject="alice") as run:
+        config = run.config()
+        if used:
+            pay.invoke(ARGS, config)
+    asked = len(pdp.requests)
+    assert code_of(lambda: pay.invoke(ARGS, config)) == "lease_ended"
+    assert len(pdp.requests) == asked and ran == [PAID] * used
 
 
 @pytest.mark.parametrize("road", ["func", "_run", "run"])
@@ -417,6 +440,17 @@ def test_an_invoke_of_ones_own_in_a_tool_node(go: str, ran: Any, pdp: Any) -> No
         state = graph.invoke(human()) if go == "sync" else asyncio.run(graph.ainvoke(human()))
     assert ran == ["invoke", "run"] and len(calls_of(pdp)) == 1
     assert answer_to(state["messages"], "p").text == "paid"
+
+
+def test_an_invoke_of_ones_own_does_not_see_what_the_schema_refuses(ran: Any, pdp: Any) -> None:
+    """It would act before LangChain parses. Its tool's `run` alone is decided as well."""
+    wrong, schema = {"recipient": "bob", "amount": "much"}, create_model("Args", recipient=str, amount=float)
+    tool = OwnInvoke(onward=True, ran=ran, args_schema=schema)
+    authz, graph = protecting(agent_graph(replying([call("pay", wrong, "p")]), [tool]), pdp, profiles=BARE)
+    with authz.run(subject="alice"):
+        assert answer_to(graph.invoke(human())["messages"], "p").status == "error" and ran == []
+        authz.guard(tool).run({**wrong, "amount": 5})
+    assert ran == ["run"] and calls_of(pdp)[-1].context.call.args["amount"] == 5
 
 
 @pytest.mark.parametrize("permit", [True, False])

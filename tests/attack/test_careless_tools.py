@@ -11,6 +11,7 @@ import pickle
 import traceback
 
 from langgraph.config import get_store, get_stream_writer
+from langgraph.errors import ParentCommand
 from langgraph.func import task
 from langgraph.graph.message import push_message
 from langgraph.prebuilt import InjectedStore
@@ -83,6 +84,14 @@ def careless_tools(place: Place) -> dict[str, Any]:
     @careless()
     def raises_what_is_written_of_its_own() -> str:
         raise FileNotFoundError(2, "no such key", place.mine())
+
+    @careless()
+    def asks() -> str:
+        return str(interrupt({"used": place.mine()}))
+
+    @careless()
+    def raises_a_command() -> str:
+        raise ParentCommand(Command(graph="above", update={"messages": [AIMessage(place.mine())]}))
 
     class Careless(BaseTool):
         name: str = "careless"

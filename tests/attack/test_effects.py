@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import traceback
+
 from langgraph.runtime import Runtime
 
 from langchain_runtime_authz.pdp.cedar import CedarPDP
@@ -267,6 +269,15 @@ def test_a_failure_is_on_record_and_passes(ran: Any) -> None:
             with pytest.raises(ValueError, match=STRANGER):
                 act()
     assert completions(authz) == ["failed"] * 2
+
+
+def test_a_blocks_error_does_not_hold_its_token() -> None:
+    """The token is over when the caller reads the error, and is not in it."""
+    authz = RuntimeAuthz(pdp=StaticPDP(True))
+    bank = {**BARE, "audience": ["https://bank.example"]}
+    with authz.run(subject="alice"), pytest.raises(ValueError, match="redacted") as failed, authz.effect("mail", profile=bank, to="b@x.org") as call:
+        raise ValueError(token := call.credential().token)
+    assert token not in "".join(traceback.format_exception(failed.value))
 
 
 class Mailer:

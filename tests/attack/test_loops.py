@@ -6,6 +6,7 @@ import logging
 
 from langgraph.func import entrypoint, task
 
+from ._approvals import edit
 from ._kit import *
 
 go = params(["sync", "async"])
@@ -346,6 +347,19 @@ def test_a_rejection_in_a_loop_is_heard(go: str) -> None:
     state = made.go(Command(resume=APPROVAL), go)
     assert made.ran == [("bob", 5.0, "USD")] and "rejected" in answer_to(state["messages"], "ann").text
     assert_went_on(state)
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["call", "arguments"])
+@pytest.mark.parametrize("name", ["pay", "wire"])
+def test_an_edit_in_a_loop(go: str, name: str, whole: bool) -> None:
+    """The edited call runs, however the node makes it. Of another tool nothing is known there, so nothing runs."""
+    made = Loop([PAY], pdp=asking("pay"), send=lambda args: {**PAY, "type": "tool_call"} if whole else args)
+    made.go(human(), go)
+    state = made.go(resume(edit("ann", 1, name=name)), go)
+    assert made.ran == ([("ann", 1.0, "USD")] if name == "pay" else [])
+    if name == "pay":
+        assert_went_on(state)
+        assert completions(made.authz) == ["done"]
 
 
 def test_a_question_below_is_not_swallowed_above(go: str) -> None:

@@ -170,6 +170,19 @@ def test_a_bound_credential_is_not_taken_as_a_bearer_token(checked: bool) -> Non
             assert who.subject == "alice"  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize(("minted", "code"), [
+    ({}, None), ({"action": "tools/call"}, "credential_tool"), ({"tenant": "other"}, "credential_tenant"),
+    ({"delegators": ("urn:above",) * 31}, None), ({"delegators": ("urn:above",) * 32}, "too_deep"),
+])  # fmt: skip
+def test_only_an_agents_credential_opens_a_run(minted: dict[str, Any], code: str | None) -> None:
+    """A tool's credential, one of another tenant, and one of a full chain of agents open none."""
+    authz, at = RuntimeAuthz(tenant="acme"), int(time.time())
+    asked = a_request(**{"action": "agent/invoke", "audience": PAYER, "issued_at": at, "expires_at": at + 60, **minted})
+    verifier = Verifier(issuer=authz.issuer.issuer, jwks=authz.issuer.jwks)
+    held = verifier.verify(authz.issuer.issue(asked), audience=PAYER)
+    assert said_by(lambda: authz.run(subject=held).close()) == code
+
+
 @pytest.mark.parametrize("target", [f"{ADMIN}/threads/t/runs/r/stream", "https://other.example/payer"])
 @pytest.mark.parametrize("by", ["redirect", "reconnect"])
 def test_a_redirect_does_not_carry_it(target: str, by: str, how: str) -> None:
