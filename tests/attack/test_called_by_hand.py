@@ -77,6 +77,23 @@ def test_free_arguments_are_decided_by_their_own_names(ran: Any, pdp: Any) -> No
     assert [r.context.call.args for r in calls_of(pdp)] == [{"recipient": "bob", "amount": 5}] and ran == [{"amount": 5}]
 
 
+def test_annotations_that_nobody_can_resolve_are_no_hindrance(ran: Any, pdp: Any, authz: Any) -> None:
+    """A module may import a type for its checker only. The tool is decided, and runs, as it did."""
+
+    class Pay(BaseTool):
+        name: str = "pay"
+        description: str = "Pay."
+        args_schema: Any = PayArgs
+
+        def _run(self, recipient: str, amount: float, currency: str, run_manager: Missing = None) -> str:  # type: ignore[name-defined]
+            ran.append((recipient, amount, currency))
+            return "paid"
+
+    with authz.run(subject="alice"):
+        assert authz.guard(Pay()).invoke(PAY["args"]) == "paid"
+    assert ran == [PAID] and len(calls_of(pdp)) == 1
+
+
 class _OwnRun(StructuredTool):
     def _run(self, account: str, recipient: str, config: RunnableConfig) -> Any:  # type: ignore[override]
         return self.func(recipient, account)  # type: ignore[misc]

@@ -38,6 +38,16 @@ class Receipt(BaseModel):
     by: Client
 
 
+class Parts:
+    """Holds a token in parts, and shows it whole."""
+
+    def __init__(self, token: str) -> None:
+        self.parts = list(token)
+
+    def __str__(self) -> str:
+        return "".join(self.parts)
+
+
 @dataclass
 class Update:
     """A state object."""
@@ -119,6 +129,14 @@ def careless_tools(place: Place) -> dict[str, Any]:
         return Command(update=Update(messages=[ToolMessage("done", tool_call_id=ident, used=Client(place.mine()))]))
 
     @careless()
+    def updates_state_by_a_list(ident: Annotated[str, InjectedToolCallId]) -> Any:
+        return [Command(update={"messages": [ToolMessage(place.mine(), tool_call_id=ident)]})]
+
+    @careless()
+    def returns_an_object_with_a_text() -> Any:
+        return Parts(place.mine())
+
+    @careless()
     def sends(ident: Annotated[str, InjectedToolCallId]) -> Any:
         message = ToolMessage("done", tool_call_id=ident)
         goto = [Send("agent", {"messages": [], "used": Client(place.mine())})]
@@ -136,6 +154,7 @@ def careless_tools(place: Place) -> dict[str, Any]:
 
     @careless()
     def stores_injected(store: Annotated[Any, InjectedStore()]) -> str:
+        assert store.index_config is None
         store.put(("keys", place.mine().rpartition(".")[2]), "bank", {"deep": [place.mine()]})
         return "done"
 

@@ -62,6 +62,25 @@ def test_shared_child_of_two_instances_is_refused(ran: Any) -> None:
         other.guard(list(shared.nodes["tools"].bound.tools_by_name.values()))
 
 
+def test_a_run_of_another_instance_opens_no_graph(ran: Any) -> None:
+    """The other's subject, grant and policy are not those of the graph's instance."""
+    mine, other = authz_with(StaticPDP(True)), authz_with(StaticPDP(True))
+    graph = mine.protect(child(ran))
+    assert code_of(lambda: told(other, graph, human()), ConfigError) == "config" and ran == []
+
+
+@pytest.mark.parametrize("protected", [True, False])
+def test_a_tool_that_is_added_to_a_protected_node_is_decided(protected: bool, ran: Any) -> None:
+    """The node's tools are a mapping that code may change at any time."""
+    graph = hand_written(replying([PAY]), [read_tool(ran)])
+    authz = authz_with(deny_only("pay"))
+    if protected:
+        authz.protect(graph)
+    graph.nodes["tools"].bound.tools_by_name["pay"] = pay_tool(ran)
+    told(authz, graph, human())
+    assert ran == ([] if protected else [PAID])
+
+
 COPIES = {
     "copy": lambda g: g.copy(), "copy of a copy": lambda g: g.copy().copy({"name": "other"}),
     "with_config": lambda g: g.with_config(tags=["x"]),

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import sqlite3
 from contextlib import aclosing
 
+from langchain_core.messages import ChatMessage
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.sqlite import SqliteSaver
 
-from langchain_runtime_authz.langgraph.checkpoints import said_more
+from langchain_runtime_authz.langgraph.checkpoints import said_more, watched
 from langchain_runtime_authz.pep.run import drive
 from tests.attack.corrections import beside
 
@@ -322,6 +324,16 @@ def test_what_a_tool_brought_may_be_written_back(bill: Any, by: str) -> None:
     house.edit(house.writer(by), name="reader", additional_kwargs={"seen": True})
     house.go(None)
     assert (house.epoch, house.ran) == (1, [PAID])
+
+
+@pytest.mark.parametrize(("before", "after"), [
+    ([HumanMessage("Pay bob")], [HumanMessage("Pay eve")]),  # a state of one value
+    ({"messages": [ChatMessage("Pay eve", role="assistant")]}, {"messages": [ChatMessage("Pay eve", role="user")]}),
+    ({"plan": {"pay": {"bob"}}}, {"plan": {"pay": {"eve"}}}), ({"plan": float("nan")}, {"plan": 1.0}),
+])  # fmt: skip
+def test_an_edit_is_seen_in_any_kind_of_state(before: Any, after: Any) -> None:
+    """A role is part of a message, and what JSON cannot hold is compared by its text."""
+    assert watched(before, ["plan"]) == watched(copy.deepcopy(before), ["plan"]) != watched(after, ["plan"])
 
 
 # --- what is written beside a run in flight, whose next checkpoint leaves it behind ---
