@@ -18,7 +18,7 @@ from langchain_runtime_authz.errors import AuditError, AuthzDenied, AuthzError, 
 from langchain_runtime_authz.evaluation import Decision, EvaluationRequest
 from langchain_runtime_authz.grant import Constraint, Grant
 from langchain_runtime_authz.ledger.base import Committed, Conflict, Guard, Query, Scope, Snapshot
-from langchain_runtime_authz.ledger.call_changes import ClaimCall, ReleaseCall
+from langchain_runtime_authz.ledger.call_changes import ClaimCall, ReleaseCall, SpendRate
 from langchain_runtime_authz.ledger.changes import AdvanceEpoch, Change
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.pep.run import LEASE_TTL, MAX_LIFETIME
@@ -513,6 +513,19 @@ def test_a_denial_that_can_not_be_recorded_is_still_a_denial() -> None:
     sink = BrokenSink(lambda r: r["kind"] == "decision" and r["outcome"] == "deny")
     session = opened(authz_with(StaticPDP(lambda r: r.resource.id != "pay"), audit=sink))
     assert session.decide("pay", PAY).reason == "no_permit" and session.decide("lookup", {}).permit
+
+
+def test_a_denial_whose_obligation_fails_is_still_a_denial() -> None:
+    limit = {"id": "r", "type": "rate_limit", "properties": {"counter": "pay", "window": 60, "max": 5}}
+    ledger = BrokenLedger(lambda _, changes: any(isinstance(c, SpendRate) for c in changes))
+    denies = StaticPDP(lambda r: r.resource.id != "pay" or {"decision": False, "context": {"obligations": [limit]}})
+    assert opened(authz_with(denies, ledger=ledger)).decide("pay", PAY).reason == "no_permit"
+
+
+def test_a_delegation_that_can_not_be_recorded_is_none() -> None:
+    with pytest.raises(AuthzDenied) as caught:
+        opened(authz_with(audit=BrokenSink(lambda r: r.get("event") == "delegated"))).delegate("payer")
+    assert caught.value.code == Code.AUDIT_UNAVAILABLE
 
 
 @pytest.mark.parametrize(("part", "code"), [
