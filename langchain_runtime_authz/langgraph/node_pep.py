@@ -200,7 +200,8 @@ def _outside(config: Any) -> tuple[Engine, Flow[Run]]:
 
 
 _entry: ContextVar[Entry] = ContextVar("langchain_runtime_authz.entry", default=None)
-_turns: ContextVar[tool_batch.Turns | None] = ContextVar("langchain_runtime_authz.turns", default=None)
+_NO_TURNS: Final = tool_batch.Turns(None, (), ())
+_turns = ContextVar("langchain_runtime_authz.turns", default=_NO_TURNS)
 
 
 class _Gate(private.ToolNode):
@@ -255,7 +256,7 @@ class _Gate(private.ToolNode):
         )
 
     def _run_one(self, call: Any, input_type: Any, tool_runtime: Any) -> Any:
-        turns: Any = _turns.get()
+        turns = _turns.get()
         with tool_batch.Turn(turns, call) as one:
             if type(one.verdict) is Ticket and not one.call.amends:
                 return super()._run_one(call, input_type, tool_runtime)
@@ -264,7 +265,7 @@ class _Gate(private.ToolNode):
             return tool_batch.noted(one, super()._run_one(tool_batch.instead_of(one, call), input_type, tool_runtime))
 
     async def _arun_one(self, call: Any, input_type: Any, tool_runtime: Any) -> Any:
-        turns: Any = _turns.get()
+        turns = _turns.get()
         async with tool_batch.Turn(turns, call) as one:
             if type(one.verdict) is Ticket and not one.call.amends:
                 return await super()._arun_one(call, input_type, tool_runtime)

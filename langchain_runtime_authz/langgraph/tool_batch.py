@@ -20,7 +20,8 @@ from langgraph.prebuilt import ToolRuntime
 from langchain_runtime_authz._locks import forkable_lock
 from langchain_runtime_authz.credential.current_call import current_scope
 from langchain_runtime_authz.credential.ticket import Ticket
-from langchain_runtime_authz.errors import Code
+from langchain_runtime_authz.errors import AuthzDenied, Code
+from langchain_runtime_authz.evaluation import deny
 from langchain_runtime_authz.facts.plan import calls_digest, plan_calls
 from langchain_runtime_authz.langgraph import interrupts, messages, review_questions
 from langchain_runtime_authz.langgraph.answer_numbers import take_answers
@@ -157,6 +158,7 @@ class Turns:
 
     def __init__(self, config: Any, calls: Sequence[Any], waiting: Sequence[Pending], layer: str = "") -> None:
         self.config = config
+        self._calls = calls
         self.waiting: dict[int, tuple[int, Pending]] = {}  # id of the call → its index and its decision
         self.asked = self.serial = False
         for call, one in zip(calls, waiting, strict=True):  # if a node sends one object twice, the first counts
@@ -169,6 +171,16 @@ class Turns:
         self.begun: set[int] = set()  # indexes of calls that run as coroutines
         self.done: set[int] = set()  # indexes of finished calls
 
+    def copied(self, call: Any) -> tuple[int, Pending]:
+        """Return the index and decision of the call that `call` is equal to.
+
+        A node of the user's may pass on copies.
+        """
+        for each in self._calls:
+            if each == call:
+                return self.waiting[id(each)]
+        raise AuthzDenied(Code.NO_RUN, deny(Code.NO_RUN).decision_id)
+
     async def finish(self) -> None:
         """Wait for running calls, which a question or failure of another would cut off."""
         while not self.done.issuperset(self.begun):  # noqa: ASYNC110
@@ -180,7 +192,7 @@ class Turn:
 
     def __init__(self, turns: Turns, call: Any) -> None:
         self._turns = turns
-        self._place, self.one = turns.waiting[id(call)]
+        self._place, self.one = turns.waiting.get(id(call)) or turns.copied(call)
         self._engine = self.one.run.engine
 
     def __enter__(self) -> Pending:
