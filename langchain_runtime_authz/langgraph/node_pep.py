@@ -244,9 +244,7 @@ class _Gate(private.ToolNode):
     def _message(
         self, input: Any, config: RunnableConfig, runtime: Any, standalone: bool
     ) -> tuple[Run, tool_batch.MessageCalls]:
-        run = find_run(config)
-        if run is None:
-            raise AuthzDenied(Code.NO_RUN, deny(Code.NO_RUN).decision_id)
+        run: Any = find_run(config)
         entry = _entry.get()
         _entry.set(None)  # tools may run further tool nodes
         wrappers = (self._wrap_tool_call, self._awrap_tool_call)

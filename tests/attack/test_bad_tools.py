@@ -178,6 +178,25 @@ def test_odd_results_come_through_as_without_us(result: str, artifact: bool, go:
     assert len(completions(authz)) == 1
 
 
+@pytest.mark.parametrize("form", ["message", "command", "list"])
+@pytest.mark.parametrize("hidden", [True, False])
+def test_a_hidden_field_is_hidden_in_any_form_of_result(hidden: bool, form: str) -> None:
+    """Also in a list of commands. Without the obligation the model reads it."""
+
+    @tool
+    def probe(ident: Annotated[str, InjectedToolCallId]) -> Any:
+        """Probe."""
+        found = ToolMessage('{"iban": "DE21", "name": "bob"}', tool_call_id=ident)
+        command = Command(update={"messages": [found]})
+        return {"message": found, "command": command, "list": [command]}[form]
+
+    obliged = {"decision": True, "context": {"obligations": [{"id": "r", "type": "redact", "properties": {"fields": ["iban"]}}]}}
+    pdp = StaticPDP(lambda r: obliged if hidden and r.action.name == "tools/call" else True)
+    authz, graph = protecting(hand_written(replying([call("probe", {}, "p")]), [probe]), pdp)
+    said = answer_to(told(authz, graph, human())["messages"], "p").text
+    assert "bob" in said and ("DE21" in said) is not hidden
+
+
 def test_an_error_that_cannot_be_shown_passes_through(go: Any, pdp: Any) -> None:
     """Its own `__str__` fails. The call ends on record all the same."""
 
