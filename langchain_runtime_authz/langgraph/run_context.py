@@ -41,7 +41,6 @@ T = TypeVar("T")
 HANDLE_KEY: Final = "__authz"
 SubjectLike = Subject | str | dict[str, Any]
 Caller = SubjectLike | Credential
-_PLACEHOLDER: Final = "runtime-authz-run"
 _GENERATORS: Final = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
 _OUTSIDE: Final = "guard"  # the agent's name for guarded tools called outside every protected graph
 
@@ -58,7 +57,7 @@ class Handle(Sealed):
     """Holds a run in a config. A pickled handle is read back as a plain string."""
 
     __slots__ = ("__weakref__", "target")
-    _pickled = _PLACEHOLDER
+    _pickled = "runtime-authz-run"
 
     def __init__(self, target: Run | RunHandle) -> None:
         self.target = target
@@ -192,7 +191,7 @@ def note_question(run: Run | None, exc: object) -> None:
         node.question = node.question or exc
 
 
-class RunHandle:
+class RunHandle(Sealed):
     """One run of the application, `with authz.run(...)`: subject, task and grant.
 
     Use it as a context manager, synchronous or asynchronous, or call `close`. Inside a generator, pass `run.config()`
@@ -203,6 +202,7 @@ class RunHandle:
         closed: true after `close`.
     """
 
+    _pickled = Handle._pickled
     agent: tuple[str, ...] = ()  # not an agent
 
     def __init__(
@@ -239,9 +239,6 @@ class RunHandle:
 
     def _repr_html_(self) -> str:
         return told(self.engine.audit, self.run_id)
-
-    def __reduce__(self) -> tuple[type[str], tuple[str]]:
-        return str, (_PLACEHOLDER,)
 
     @property
     def jti(self) -> str | None:

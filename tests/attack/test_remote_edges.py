@@ -83,6 +83,10 @@ def go(authz: RuntimeAuthz, graph: Any, way: str = "sync") -> str:
     return ""
 
 
+def out_of_reach(_: Any) -> str:
+    raise CredentialError("credential_unavailable")
+
+
 @pytest.mark.parametrize("bound", [True, False], ids=["bound to its url", "twin: one name for both"])
 def test_a_credential_for_one_deployment_is_refused_by_another(bound: bool) -> None:
     """A deployment that replays what it got is refused, since the audience is its own URL. By a shared name it pays."""
@@ -133,6 +137,14 @@ def test_a_client_of_another_url_sends_nothing(url: str, how: str) -> None:
     authz, graph = home(remote(url, lambda request: seen.append(request) or httpx.Response(500)))
     assert go(authz, graph, how) == "remote_url" and seen == []
     assert "remote_url" in str([r for r in authz.audit.records if r.get("action") == "agent/invoke"])
+
+
+def test_without_a_credential_nothing_is_sent(how: str) -> None:
+    """The issuer is out of reach: the edge is refused with its code, and no request leaves."""
+    seen: list[Any] = []
+    authz, graph = home(remote(PAYER, lambda request: seen.append(request) or httpx.Response(500)))
+    authz.issuer.issue = out_of_reach  # type: ignore[method-assign]
+    assert go(authz, graph, how) == "credential_unavailable" and seen == []
 
 
 @pytest.mark.parametrize("wrong", [

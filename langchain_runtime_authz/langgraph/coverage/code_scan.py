@@ -301,7 +301,8 @@ def _secret_in(where: str, name: str, value: Any, seen: dict[int, Any], depth: i
         yield where  # a client's object that adds a credential to each request
     elif depth < MAX_DEPTH and (ident := id(_function(value))) not in seen:
         if isinstance(value, _CODE) and where:
-            if object_graph.root_of(getattr(value, "__module__", None)) in object_graph.LIBRARIES:
+            own = not isinstance(value, partial) and object_graph.root_of(getattr(value, "__module__", None))
+            if own in object_graph.LIBRARIES:  # the arguments of a `partial` are the application's
                 return
             where = f"{where.removesuffix(' > ')} > "
         seen[ident] = value

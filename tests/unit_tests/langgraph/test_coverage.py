@@ -14,7 +14,7 @@ import pytest
 from langchain_core.runnables import RunnableLambda
 from langchain_core.tools import BaseTool, StructuredTool, tool
 from langgraph.cache.memory import InMemoryCache
-from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.checkpoint.memory import InMemorySaver, PersistentDict
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.func import entrypoint, task
@@ -369,12 +369,13 @@ class Unpickler:
 
 def test_checkpointers_that_run_what_they_read_are_named(tmp_path: Any) -> None:
     """Pickle, and a store from outside whose data may name any callable; not the safe ones."""
-    strict = JsonPlusSerializer(allowed_msgpack_modules=None)
+    strict, on_disk = JsonPlusSerializer(allowed_msgpack_modules=None), InMemorySaver()
+    on_disk.storage = PersistentDict(dict, filename=str(tmp_path / "pickled"))
     with SqliteSaver.from_conn_string(str(tmp_path / "x.db")) as saver:
         cases = [
             (InMemorySaver(), False), (InMemorySaver(serde=JsonPlusSerializer(pickle_fallback=True)), True),
             (InMemorySaver(serde=Unpickler()), True), (saver, True), (SqliteSaver(saver.conn, serde=strict), False),
-            (SqliteSaver(saver.conn, serde=Unpickler()), True),
+            (SqliteSaver(saver.conn, serde=Unpickler()), True), (on_disk, True),
         ]
         for checkpointer, named in cases:
             found = findings(node_graph(lambda s: {}, checkpointer=checkpointer))
@@ -390,6 +391,9 @@ class Client:
 
     def __init__(self) -> None:
         self._headers = {"X-Api-Key": SECRET}
+
+    def call(self) -> None:
+        """Call."""
 
 
 class KeyTool(BaseTool):
@@ -409,6 +413,8 @@ def _holding() -> dict[str, tuple[BaseTool, list[str]]]:
     signed = httpx.Client(auth=("user", SECRET))
     settings = {"db": {"password": SECRET}, SECRET: "x"}
     token = SECRET
+
+    bound, call = partial(print, KEY, token=SECRET), client.call
 
     def use() -> str:
         return KEY
@@ -431,6 +437,8 @@ def _holding() -> dict[str, tuple[BaseTool, list[str]]]:
         "default": (make(by_default), ["default of api_key"]),
         "constant": (make(lambda: "ghp_abcdefghijklmnopqrstuvwxyz012345"), ["constant in its code"]),
         "field": (KeyTool(), ["field api_key"]),
+        "partial": (make(lambda: bound), ["closure bound > argument 0", "closure bound > argument token"]),
+        "method": (make(lambda: call), ["closure call > self.headers[X-Api-Key]"]),
     }
 
 
