@@ -199,15 +199,13 @@ def test_a_hidden_field_is_hidden_in_any_form_of_result(hidden: bool, form: str)
 
 def test_an_error_that_cannot_be_shown_passes_through(go: Any, pdp: Any) -> None:
     """Its own `__str__` fails. The call ends on record all the same."""
-
-    class Unshown(Worse, Exception):
-        pass
+    error = type("Unshown", (Worse, Exception), {})
 
     def act(text: str) -> str:
-        raise Unshown
+        raise error
 
     authz, graph = protecting(hand_written(replying([CALL]), ToolNode([probing(act)], handle_tool_errors=False)), pdp, profiles=PROFILES)
-    with authz.run(subject="alice"), pytest.raises(Unshown):
+    with authz.run(subject="alice"), pytest.raises(error):
         go(graph, human())
     assert completions(authz) == ["failed"]
 

@@ -52,11 +52,6 @@ def test_a_stop_between_two_entries(stop: str, ttl: int, kind: str, go: Any) -> 
 def test_a_run_that_may_have_ended_uses_no_kept_permit(kind: str, go: Any) -> None:
     """The ledger cannot say whether it lives, so the policy is asked again."""
     authz = authz_with(StaticPDP(policy := Policy(30, until_called=False)))
-
-    def act(path: str) -> str:
-        authz.ledger.status = lambda *_: 1 / 0  # type: ignore[method-assign]
-        return "ok"
-
-    graph = authz.protect(BUILDERS[kind](replying([READ]), [a_tool("read", act, path=str)]))
-    told(authz, graph, human(), go=go)
+    read = a_tool("read", lambda path: [setattr(authz.ledger, "status", lambda *_: 1 / 0), "ok"][1], path=str)
+    told(authz, authz.protect(BUILDERS[kind](replying([READ]), [read])), human(), go=go)
     assert policy.entered == 2

@@ -140,42 +140,32 @@ def test_the_ledger_is_asked_before_a_mint(road: str, answer: Any, code: str | N
     assert [r["reason"] for r in records if r["kind"] == "mint_refused"] == ([code] if code else [])
 
 
-@pytest.mark.parametrize(("stopped", "code"), [("with a token", "killed"), ("at the status", "killed"), ("without proof", "workload_unproven")])
-def test_a_running_call_gets_no_token_after_a_stop(stopped: str, code: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("stop", "code"), [("with a token", "killed"), ("at the mint", "killed"), ("without proof", "workload_unproven")])
+def test_a_running_call_gets_no_token_after_a_stop(stop: str, code: str, tmp_path: Path) -> None:
     """The kill switch, and the end of the workload's proof, count for the calls that run."""
+    got, kill = list[Any](), tmp_path / "kill"
 
     class Own:
         attested, expires_at = True, None
 
         def agent_id(self, path: tuple[str, ...]) -> str:
-            return "/".join(path)
-
-    class Watched(MemoryLedger):
-        def status(self, tenant: str, jti: str) -> Any:
-            if stopped == "at the status" and current_call() is not None:
-                (tmp_path / "kill").touch()
-            return super().status(tenant, jti)
-
-    profiles = {"pay": ToolProfile(effect="pay", audience=(BANK,))}
-    authz = RuntimeAuthz(pdp=StaticPDP(True), profiles=profiles, ledger=Watched(), identity=(own := Own()), kill_switch=tmp_path / "kill")
-    got: list[Any] = []
+            return ["/".join(path), kill.touch() if got and stop == "at the mint" else None][0]  # type: ignore[return-value]
 
     @tool
     def pay() -> str:
         """Pay."""
-        if stopped == "with a token":
-            current_call().credential()
-            (tmp_path / "kill").touch()
-        own.expires_at = 1.0 if stopped == "without proof" else None  # type: ignore[assignment]
+        got.append([current_call().credential(), kill.touch()] if stop == "with a token" else stop)
+        own.expires_at = 1.0 if stop == "without proof" else None  # type: ignore[assignment]
         with pytest.raises(CredentialError) as refused:
             current_call().credential()
         got.append(refused.value.code)
         return "paid"
 
+    profiles = {"pay": ToolProfile(effect="pay", audience=(BANK,))}
+    authz = RuntimeAuthz(pdp=StaticPDP(True), profiles=profiles, identity=(own := Own()), kill_switch=kill)
     with authz.run(subject="alice", task="Pay"), suppress(AuthzHalt, AuthzDenied):
         authz.protect(hand_written(replying([call("pay", {}, "c1")]), [pay])).invoke(human())
-    assert got == [code]
-    assert ("mint" in [r["kind"] for r in authz.audit.records]) is (stopped == "with a token")  # type: ignore[attr-defined]
+    assert got[1:] == [code]
 
 
 def test_a_long_call_gets_a_token_that_has_not_expired(monkeypatch: pytest.MonkeyPatch) -> None:

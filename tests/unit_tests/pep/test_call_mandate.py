@@ -9,7 +9,6 @@ from langchain_core.tools import StructuredTool, ToolException, tool
 from langgraph.checkpoint.memory import InMemorySaver
 
 from langchain_runtime_authz import Mandate, RuntimeAuthz, ToolProfile
-from langchain_runtime_authz.mandate import words
 from langchain_runtime_authz.mandate.model import Field, Step, Text
 from tests.attack._graphs import call, hand_written, human, replying
 
@@ -33,18 +32,6 @@ def test_a_step_takes_a_value_from_what_a_side_effect_returned() -> None:
         assert session.decide("create_event", {"title": "Lunch"}).permit
         session.observe("create_event", {"title": "Lunch"}, returned)
         assert session.decide("invite", {"event": returned["id"], "who": "bob@x.org"}).outcome == outcome
-
-
-def test_words_that_cannot_be_read_order_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever goes wrong: a person is asked, and the run goes on."""
-    profiles = {"close": ToolProfile(effect="write", critical={"ticket": "object"}, intent=("close {ticket}",))}
-    outcomes: list[str] = []
-    for reads in (lambda *_: 1 / 0, words.compile_words):
-        with monkeypatch.context() as patched:
-            authz = RuntimeAuthz(profiles=profiles)
-            patched.setattr(words, "compile_words", reads)
-            outcomes.append(authz.session(subject="alice", task="Close T-5").decide("close", {"ticket": "T-5"}).outcome)
-    assert outcomes == ["approval_required", "permit"]
 
 
 PASSAGE = "the whole office will move to the harbour in spring"

@@ -15,7 +15,7 @@ from langchain_runtime_authz import RuntimeAuthz, ToolProfile, _locks
 from langchain_runtime_authz.audit.sinks import MemorySink
 from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError, LedgerError
 from langchain_runtime_authz.ledger.base import CallRow, Doubt, Scope
-from langchain_runtime_authz.ledger.call_changes import ClaimCall, ReleaseCall, ResolveCall
+from langchain_runtime_authz.ledger.call_changes import ClaimCall, ReleaseCall
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.ledger.sqlite import SqliteLedger
 from langchain_runtime_authz.pep import calls_in_doubt
@@ -362,23 +362,6 @@ def test_a_service_that_hangs_leaves_it_in_doubt(world: World, monkeypatch: pyte
     assert session.decide("send_money", PAY).outcome == "approval_required"
     assert asyncio.run(session.adecide("send_money", PAY)).outcome == "approval_required"
     hangs.set()
-
-
-def test_a_settlement_that_the_ledger_does_not_take_leaves_it_in_doubt(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A person is asked; the call is not denied for it."""
-    world.die()
-    world.clock.tick(LAPSED)
-    authz = world.worker(on_unknown=Bank(False))
-    session, commit = authz.session(subject="alice", task=AGAIN, thread="other"), authz.ledger.commit
-
-    def failing(scope: Any, guard: Any, changes: Any) -> Any:
-        if any(isinstance(change, ResolveCall) for change in changes):
-            raise LedgerError(Code.LEDGER_UNAVAILABLE, "the connection broke")
-        return commit(scope, guard, changes)
-
-    monkeypatch.setattr(authz.ledger, "commit", failing)
-    assert session.decide("send_money", PAY).outcome == "approval_required"
-    assert len(authz.unknown_calls()) == 1
 
 
 def test_on_unknown_is_checked() -> None:

@@ -43,11 +43,8 @@ ROOT = Path(__file__).parents[3]
 class Broken(MemoryLedger):
     """Fails, or hangs."""
 
+    error: Exception | None = LedgerError(Code.LEDGER_ROLLED_BACK)
     free = threading.Event()
-
-    def __init__(self, error: Exception | None = LedgerError(Code.LEDGER_ROLLED_BACK)) -> None:
-        super().__init__()
-        self.error = error
 
     def load(self, *args: Any) -> Any:
         if self.error is None:
@@ -94,7 +91,7 @@ def test_the_age_of_a_policy_that_is_followed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("part", "code", "options"), [
-    ("ledger", Code.LEDGER_ROLLED_BACK, {"ledger": Broken()}), ("ledger", Code.LEDGER_UNAVAILABLE, {"ledger": Broken(OSError("gone"))}),
+    ("ledger", Code.LEDGER_ROLLED_BACK, {"ledger": Broken()}), ("ledger", Code.LEDGER_UNAVAILABLE, {"ledger": type("", (Broken,), {"error": OSError("gone")})()}),
     ("engine", Code.PDP_ERROR, {"pdp": StaticPDP(lambda request: 1 / 0)}), ("audit", Code.AUDIT_UNAVAILABLE, {"audit": Full}),
     ("kill_switch", Code.KILLED, {"kill_switch": "engaged"}),
 ])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,11 +16,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langchain_runtime_authz import RuntimeAuthz, profile
 from langchain_runtime_authz.audit.sinks import MemorySink
 from langchain_runtime_authz.errors import AuthzDenied, ConfigError
-from langchain_runtime_authz.langgraph.run_context import AuthzHalt, running
-from langchain_runtime_authz.ledger.base import Committed, Conflict, Guard, Scope
-from langchain_runtime_authz.ledger.call_changes import AskApproval
-from langchain_runtime_authz.ledger.changes import Change, Revoke
-from langchain_runtime_authz.ledger.memory import MemoryLedger
+from langchain_runtime_authz.langgraph.run_context import running
 from langchain_runtime_authz.pep.on_ask import ask_in_terminal
 from langchain_runtime_authz.testing import ScriptedChatModel
 
@@ -89,20 +85,6 @@ def test_a_reason_is_recorded_where_content_is(content: bool) -> None:
     _, _, authz = played(rejecting, audit=MemorySink(content=content))
     details = [r["detail"] for r in authz.audit.records if r.get("event") == "approval"]  # type: ignore[attr-defined]
     assert [d.get("message") for d in details] == (["not today"] * 2 if content else [None] * 2)
-
-
-def test_nobody_is_asked_in_a_run_that_ends_meanwhile() -> None:
-    asked: list[Any] = []
-
-    class Revoking(MemoryLedger):
-        def commit(self, scope: Scope, guard: Guard | None, changes: Sequence[Change]) -> Committed | Conflict:
-            if any(isinstance(change, AskApproval) for change in changes):
-                super().commit(scope, None, [Revoke(())])
-            return super().commit(scope, guard, changes)
-
-    with pytest.raises(AuthzHalt, match="revoked"):
-        played(asked.append, ledger=Revoking(), audit=(sink := MemorySink()))
-    assert asked == [] and "asked" not in [r.get("event") for r in sink.records]
 
 
 def test_a_question_says_what_it_leaves_out() -> None:

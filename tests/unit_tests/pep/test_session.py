@@ -6,7 +6,6 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -458,25 +457,20 @@ def test_a_permit_that_can_not_be_recorded_is_none() -> None:
     assert session.decide("pay", {**PAY, "n": 1}).reason == "budget_exhausted"
 
 
-@pytest.mark.parametrize("fails", ["record", "claim", "both"])
+@pytest.mark.parametrize("fails", ["record", "claim"])
 def test_a_call_that_did_not_run_gives_its_step_back(fails: str) -> None:
-    """Also one that threads share. If nothing can be given back, it stays spent."""
-    sink, ledger = BrokenSink(lambda r: fails == "record" and is_permit(r)), BrokenLedger()
+    """Also one that threads share."""
+    sink, ledger = BrokenSink(lambda r: fails == "record" and is_permit(r)), MemoryLedger()
     commit = ledger.commit
-
-    def claiming(scope: Scope, guard: Guard | None, changes: Sequence[Change]) -> Committed | Conflict:
-        if any(isinstance(c, ClaimCall) for c in changes):
-            ledger.broken = lambda *_: fails == "both"
-            return Conflict(Code.STALE_EPOCH)
-        return commit(scope, guard, changes)
-
-    ledger.commit = commit if fails == "record" else claiming  # type: ignore[method-assign]
-    ordered = {"key": "rent", "steps": [{"id": "rent", "tool": "pay", "args": PAY}]}
+    if fails == "claim":
+        stale, claims = Conflict(Code.STALE_EPOCH), lambda changes: any(isinstance(c, ClaimCall) for c in changes)
+        ledger.commit = lambda *given: stale if claims(given[2]) else commit(*given)  # type: ignore[method-assign]
     covered = StaticPDP(lambda r: r.context.call is None or r.context.call.mandate.standing == "covered")
+    ordered = {"key": "rent", "steps": [{"id": "rent", "tool": "pay", "args": PAY}]}
     session = opened(authz_with(covered, audit=sink, ledger=ledger), mandate=ordered)
     assert not session.decide("pay", PAY).permit
-    sink.broken, ledger.broken, ledger.commit = lambda _: False, lambda *_: False, commit  # type: ignore[method-assign]
-    assert session.decide("pay", PAY).permit is (fails != "both")
+    sink.broken, ledger.commit = lambda _: False, commit  # type: ignore[method-assign]
+    assert session.decide("pay", PAY).permit
 
 
 def test_an_approval_is_not_lost_with_the_record() -> None:
@@ -497,15 +491,10 @@ def test_an_approval_that_is_not_kept_is_none() -> None:
     assert session.approve(asked).reason == "ledger_unavailable"
 
 
-@pytest.mark.parametrize("given", [
-    {"task": "\ud800"}, {"tool": "\ud800"}, {"subject": {"type": "user", "id": "a", "properties": {"x": "\ud800"}}},
-], ids=lambda given: next(iter(given)))
+@pytest.mark.parametrize("given", [{"task": "\ud800"}, {"subject": {"type": "user", "id": "a", "properties": {"x": "\ud800"}}}], ids=len)
 def test_what_cannot_be_written_to_the_policy_is_denied(given: dict[str, Any]) -> None:
-    pdp = StaticPDP(True)
-    tool = given.pop("tool", None)
-    with pytest.raises(AuthzDenied, check=lambda e: e.code == Code.UNCANONICAL_ARGUMENT) if tool is None else nullcontext():
-        assert opened(authz_with(pdp), **given).decide(tool, {}).reason == Code.UNCANONICAL_ARGUMENT
-    assert calls(pdp) == []
+    with pytest.raises(AuthzDenied, check=lambda e: e.code == Code.UNCANONICAL_ARGUMENT):
+        opened(authz_with(), **given)
 
 
 def test_a_denial_that_can_not_be_recorded_is_still_a_denial() -> None:
