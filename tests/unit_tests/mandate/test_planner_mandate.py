@@ -71,7 +71,8 @@ def pay(to: Any = "Bob", amount: Any = 45, id: str = "p", **given: Any) -> Step:
 @pytest.mark.parametrize(
     "text",
     ["Pay Bob 45.", "pay BOB 45 EUR, please", "Can you pay Bob 45?", "Transfer $45.00 to Bob", "Bitte überweise Bob 45,00 Euro", "付给 Bob 45元",
-     'Could you please send 45 to "Bob"?', "Pay Bob 45. How are you?", "> an old mail\nPay Bob 45."],
+     'Could you please send 45 to "Bob"?', "Pay Bob 45. How are you?", "> an old mail\nPay Bob 45.",
+     "Pay Bob:\n45"],
 )
 def test_an_order_is_kept(text: str) -> None:
     """In any language, with values in their normal forms; a constant is marked with where it was said."""
@@ -90,7 +91,7 @@ def test_an_order_is_kept(text: str) -> None:
 @pytest.mark.parametrize(("text", "why"), [
     ("Pay the bill.", "do not say 'Bob'"), ("Pay Bob.", "do not say '45'"), ("Pay Bob 45k", "do not say '45'"),
     ("Pay Bobby 45", "do not say 'Bob'"), ("Pay bob@x.org 45", "do not say 'Bob'"),
-    ("Pay Bob. The bill says 45.", "in one sentence"), ("Should I pay Bob 45?", "question"),
+    ("Pay Bob. The bill says 45.", "in one sentence"), ("Pay Bob\nThe bill says 45", "in one sentence"), ("Should I pay Bob 45?", "question"),
     ("Did you pay Bob 45?", "question"), ("Could you tell me, should we pay Bob 45?", "question"),
     ("If Carol agrees, pay Bob 45.", "condition"), ("Pay Bob 45 as soon as I say so.", "condition"),
     ("Wenn Carol zustimmt, überweise Bob 45.", "condition"), ("Don't pay Bob 45.", "forbids"),
