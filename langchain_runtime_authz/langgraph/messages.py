@@ -99,8 +99,6 @@ def recorded(output: object, asked: Sequence[int] = ()) -> str | None:
 
 def said(tool: BaseTool, returned: Any) -> Any:
     """Return the part of a tool's return value that a model reads."""
-    if type(returned) is str:
-        return returned
     if tool.response_format == "content_and_artifact" and isinstance(returned, tuple) and len(returned) == _PAIR:
         return _plain(returned[0])
     return _plain(returned)
@@ -303,7 +301,7 @@ def planned_message(state: Any, key: str, call: Mapping[str, Any] | None) -> tup
     """
     messages = state if isinstance(state, list) else state.get(key) if type(state) is dict else held(state, key)
     for message in reversed(messages) if call and isinstance(messages, list | tuple) else ():
-        ident, calls = (message.id, message.tool_calls) if type(message) is AIMessage else _calls_of(message)
+        ident, calls = (message.id, message.tool_calls) if isinstance(message, AIMessage) else (None, ())
         position = 0 if calls and calls[0] is call else place_of(call, dict(enumerate(calls)))
         if position is not None:
             return ident, calls, position
@@ -318,18 +316,6 @@ def place_of(call: Any, planned: Mapping[int, Any]) -> int | None:
     alike = [p for p, c in planned.items() if c == call]
     alike = alike or [p for p, c in planned.items() if c.get("id") == call.get("id")]
     return alike[0] if alike else None
-
-
-def _calls_of(message: object) -> tuple[str | None, Sequence[Any]]:
-    """Return an AI message's id and calls."""
-    # A resumed typed state may hold the message as a plain mapping.
-    if isinstance(message, AIMessage):
-        return message.id, message.tool_calls
-    if isinstance(message, Mapping) and message.get("type") in ("ai", "AIMessageChunk"):
-        ident, calls = message.get("id"), message.get("tool_calls")
-        if isinstance(calls, list) and all(isinstance(c, Mapping) and "name" in c and "args" in c for c in calls):
-            return ident if isinstance(ident, str) else None, calls
-    return None, ()
 
 
 def foreign_plans(run: Run, value: object) -> None:
