@@ -118,17 +118,10 @@ class Fresh(BaseModel):
     ident: str = Field(default_factory=lambda: uuid.uuid4().hex)
 
 
-def once_only() -> type[BaseModel]:
-    """Return a schema that can be used once."""
-    used: dict[str, str] = {"ident": "a"}
-    return create_model("Once", text=(str, ...), ident=(str, Field(default_factory=lambda: used.pop("ident"))))
-
-
-@pytest.mark.parametrize("schema", [lambda: Fresh, once_only], ids=["another", "none"])
-def test_arguments_that_parse_differently_each_time_are_denied(mode: str, schema: Any, ran: Any, pdp: Any, authz: Any) -> None:
+def test_arguments_that_parse_differently_each_time_are_denied(mode: str, ran: Any, pdp: Any, authz: Any) -> None:
     """The backstop cannot hand the tool what was decided."""
 
-    @tool("write", args_schema=schema())
+    @tool("write", args_schema=Fresh)
     def write(text: str, ident: str) -> str:
         """Write."""
         ran.append(ident)

@@ -53,25 +53,6 @@ def test_approved_edited_and_rejected_in_one_answer(kind: str, go: str, restart:
         assert s.ran == ran
 
 
-@pytest.mark.parametrize("form", ["blocks", "command", "list"])
-def test_the_model_is_told_of_an_edit_in_any_form_of_answer(form: str) -> None:
-    """Otherwise it repeats its own call."""
-
-    @tool
-    def pay(recipient: str, amount: float, ident: Annotated[str, InjectedToolCallId]) -> Any:
-        """Pay somebody."""
-        paid = ToolMessage([{"type": "text", "text": "paid"}], tool_call_id=ident)
-        command = Command(update={"messages": [paid]})
-        return {"blocks": paid, "command": command, "list": [command]}[form]
-
-    planned = call("pay", {"recipient": "bob", "amount": 5}, "p")
-    authz, graph = protecting(agent_graph(replying([planned]), [pay], checkpointer=InMemorySaver()), asking("pay"))
-    told(authz, graph, human(), THREAD)
-    edited = {"type": "edit", "edited_action": {"name": "pay", "args": {"recipient": "ann", "amount": 2}}}
-    answer = answer_to(told(authz, graph, resume(edited), THREAD)["messages"], "p")
-    assert "replaced" in answer.text and answer.text.endswith("paid")
-
-
 def test_the_unenforced_twin_pays_everybody(kind: str) -> None:
     """Without us nobody is asked and all five run."""
     s = scene(kind)

@@ -9,8 +9,6 @@ from langgraph.func import entrypoint
 from langgraph.types import Overwrite
 from typing_extensions import TypedDict
 
-from langchain_runtime_authz.langgraph.messages import human_texts
-
 from ._kit import *
 from .emitters import Scene
 from .test_corrections import built
@@ -61,12 +59,6 @@ def test_to_empty_a_list_is_an_edit(value: Any) -> None:
     scene.go({"messages": []}, lambda state: {"todos": [{"content": "pay"}]})
     scene.go({"messages": [], "todos": value})
     assert scene.epoch == 2
-
-
-@pytest.mark.parametrize("content", [{"text": "Stop"}, 5])
-def test_what_langchain_cannot_read_is_still_the_users_word(content: Any) -> None:
-    """A state whose reducer is its own may take such a message."""
-    assert [text.text for text in human_texts([{"role": "user", "content": content}])] == [str(content)]
 
 
 def test_what_a_client_overwrites_is_removed() -> None:

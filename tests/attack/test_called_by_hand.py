@@ -77,23 +77,6 @@ def test_free_arguments_are_decided_by_their_own_names(ran: Any, pdp: Any) -> No
     assert [r.context.call.args for r in calls_of(pdp)] == [{"recipient": "bob", "amount": 5}] and ran == [{"amount": 5}]
 
 
-def test_annotations_that_nobody_can_resolve_are_no_hindrance(ran: Any, pdp: Any, authz: Any) -> None:
-    """A module may import a type for its checker only. The tool is decided, and runs, as it did."""
-
-    class Pay(BaseTool):
-        name: str = "pay"
-        description: str = "Pay."
-        args_schema: Any = PayArgs
-
-        def _run(self, recipient: str, amount: float, currency: str, run_manager: Missing = None) -> str:  # type: ignore[name-defined]
-            ran.append((recipient, amount, currency))
-            return "paid"
-
-    with authz.run(subject="alice"):
-        assert authz.guard(Pay()).invoke(PAY["args"]) == "paid"
-    assert ran == [PAID] and len(calls_of(pdp)) == 1
-
-
 class _OwnRun(StructuredTool):
     def _run(self, account: str, recipient: str, config: RunnableConfig) -> Any:  # type: ignore[override]
         return self.func(recipient, account)  # type: ignore[misc]
@@ -153,19 +136,6 @@ def test_code_called_by_hand_outside_a_run_is_denied(road: str, ran: Any, pdp: A
     pay = authz_with(pdp).guard(payer(ran, args_schema=None))
     assert code_of(lambda: by_hand(pay, road, **ARGS)) == "no_run"
     assert ran == [] and pdp.requests == []
-
-
-@pytest.mark.parametrize("used", [False, True])
-def test_the_config_of_a_run_that_ended_opens_nothing(used: bool, ran: Any, pdp: Any, authz: Any) -> None:
-    """Whether or not its run had called a tool."""
-    pay = authz.guard(payer(ran, args_schema=None))
-    with authz.run(subject="alice") as run:
-        config = run.config()
-        if used:
-            pay.invoke(ARGS, config)
-    asked = len(pdp.requests)
-    assert code_of(lambda: pay.invoke(ARGS, config)) == "lease_ended"
-    assert len(pdp.requests) == asked and ran == [PAID] * used
 
 
 @pytest.mark.parametrize("road", ["func", "_run", "run"])

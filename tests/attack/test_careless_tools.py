@@ -129,10 +129,6 @@ def careless_tools(place: Place) -> dict[str, Any]:
         return Command(update=Update(messages=[ToolMessage("done", tool_call_id=ident, used=Client(place.mine()))]))
 
     @careless()
-    def updates_state_by_a_list(ident: Annotated[str, InjectedToolCallId]) -> Any:
-        return [Command(update={"messages": [ToolMessage(place.mine(), tool_call_id=ident)]})]
-
-    @careless()
     def returns_an_object_with_a_text() -> Any:
         return Parts(place.mine())
 
@@ -154,7 +150,6 @@ def careless_tools(place: Place) -> dict[str, Any]:
 
     @careless()
     def stores_injected(store: Annotated[Any, InjectedStore()]) -> str:
-        assert store.index_config is None
         store.put(("keys", place.mine().rpartition(".")[2]), "bank", {"deep": [place.mine()]})
         return "done"
 

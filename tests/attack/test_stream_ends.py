@@ -55,16 +55,3 @@ def test_call_without_a_thread_is_refused_by_langgraph(form: str, handed: bool, 
     with authz.run(subject="alice", task="x") as run, pytest.raises(ValueError, match="thread_id"):
         drive_form(form, graph, human(), run.config() if handed else None)
     assert ran == []
-
-
-@pytest.mark.parametrize("mode", ["debug", "checkpoints"])
-def test_a_stream_that_shows_configs_shows_no_run(mode: str, ran: Any, authz: Any) -> None:
-    """Its reader could act with the run."""
-    graph = authz.protect(hand_written(replying([READ]), [read_tool(ran)], checkpointer=InMemorySaver()))
-
-    async def read() -> list[Any]:
-        return [chunk async for chunk in graph.astream(human(), THREAD, stream_mode=[mode])]
-
-    with authz.run(subject="alice"):
-        shown = [*graph.stream(human(), THREAD, stream_mode=mode), *asyncio.run(read())]
-    assert "thread_id" in repr(shown) and "__authz" not in repr(shown)

@@ -14,7 +14,7 @@ import pytest
 from langchain_core.runnables import RunnableLambda
 from langchain_core.tools import BaseTool, StructuredTool, tool
 from langgraph.cache.memory import InMemoryCache
-from langgraph.checkpoint.memory import InMemorySaver, PersistentDict
+from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.func import entrypoint, task
@@ -369,13 +369,12 @@ class Unpickler:
 
 def test_checkpointers_that_run_what_they_read_are_named(tmp_path: Any) -> None:
     """Pickle, and a store from outside whose data may name any callable; not the safe ones."""
-    strict, on_disk = JsonPlusSerializer(allowed_msgpack_modules=None), InMemorySaver()
-    on_disk.storage = PersistentDict(dict, filename=str(tmp_path / "pickled"))
+    strict = JsonPlusSerializer(allowed_msgpack_modules=None)
     with SqliteSaver.from_conn_string(str(tmp_path / "x.db")) as saver:
         cases = [
             (InMemorySaver(), False), (InMemorySaver(serde=JsonPlusSerializer(pickle_fallback=True)), True),
             (InMemorySaver(serde=Unpickler()), True), (saver, True), (SqliteSaver(saver.conn, serde=strict), False),
-            (SqliteSaver(saver.conn, serde=Unpickler()), True), (on_disk, True),
+            (SqliteSaver(saver.conn, serde=Unpickler()), True),
         ]
         for checkpointer, named in cases:
             found = findings(node_graph(lambda s: {}, checkpointer=checkpointer))
