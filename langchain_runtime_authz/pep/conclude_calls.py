@@ -124,9 +124,9 @@ def conclude(
         changes.append(ReleaseCall(ticket.call_key, ticket.spent, ticket.approval_key))
         yield from refund(run, occasion(run, run.mandate), ticket.spent)
     else:
-        # A read may always run again, so only its data class is kept.
+        # A read may always run again, so only its data class is kept. It hears its answers in order when it does.
         ended = "failed" if state == "denied" else state
-        kept = ended if side_effect or state == "suspended" else None
+        kept, result = ended if side_effect or state == "suspended" else None, result if side_effect else None
         changes.append(ConcludeCall(ticket.call_key, kept, result, jti=ticket.jti, denied=ended != state))
         if question:  # an answer to it is for no later question of the task
             changes.append(ledger.SetMark(f"{OF_TASK}{question}", "own", once=True))

@@ -122,6 +122,17 @@ def test_a_read_is_approved_once_for_its_task(how: str) -> None:
     assert node.heard == [WORDS]
 
 
+def test_a_read_that_asks_twice_hears_each_answer(how: str, protected: bool) -> None:
+    """Each question is asked once, although the tool runs again from its beginning."""
+    ran: list[Any] = []
+    which = a_tool("which", lambda text: ran.append((interrupt("first"), interrupt("second"))), text=str)
+    graph = node_graph(lambda _: {"messages": [AIMessage(str(which.invoke({"text": "x"})))]}, checkpointer=InMemorySaver())
+    authz = authz_with(StaticPDP(True), profiles={"which": ToolProfile(effect="read", sink="none")})
+    graph = authz.protect(graph) if protected else graph
+    asked = [run_as(authz, graph, given, THREAD, how=how).get("__interrupt__", ()) for given in (human(), resumed("a"), resumed("b"))]
+    assert [[i.value for i in each] for each in asked] == [["first"], ["second"], []] and ran == [("a", "b")]
+
+
 def test_a_tool_that_asks_goes_on_with_its_answer(how: str) -> None:
     node = Node(lambda tools, _: tools["transfer"].invoke({"recipient": "bob", "amount": 1}))
     assert node.asked(human(), YES, "checking", *WORDS, how=how) == ["transfer", "account", "first", "second"]
