@@ -244,7 +244,9 @@ class _Gate(private.ToolNode):
     def _message(
         self, input: Any, config: RunnableConfig, runtime: Any, standalone: bool
     ) -> tuple[Run, tool_batch.MessageCalls]:
-        run: Any = find_run(config)
+        run = find_run(config)
+        if run is None:
+            raise AuthzDenied(Code.NO_RUN, deny(Code.NO_RUN).decision_id)
         entry = _entry.get()
         _entry.set(None)  # tools may run further tool nodes
         wrappers = (self._wrap_tool_call, self._awrap_tool_call)
@@ -255,7 +257,9 @@ class _Gate(private.ToolNode):
 
     def _run_one(self, call: Any, input_type: Any, tool_runtime: Any) -> Any:
         turns = _turns.get()
-        with tool_batch.Turn(turns, call) as one:
+        if (found := turns.waiting.get(id(call)) or turns.copied(call)) is None:
+            return tool_batch.undecided(call)
+        with tool_batch.Turn(turns, *found) as one:
             if type(one.verdict) is Ticket and not one.call.amends:
                 return super()._run_one(call, input_type, tool_runtime)
             if (answer := tool_batch.answer_of(one, call, turns.config)) is not None:
@@ -264,7 +268,9 @@ class _Gate(private.ToolNode):
 
     async def _arun_one(self, call: Any, input_type: Any, tool_runtime: Any) -> Any:
         turns = _turns.get()
-        async with tool_batch.Turn(turns, call) as one:
+        if (found := turns.waiting.get(id(call)) or turns.copied(call)) is None:
+            return tool_batch.undecided(call)
+        async with tool_batch.Turn(turns, *found) as one:
             if type(one.verdict) is Ticket and not one.call.amends:
                 return await super()._arun_one(call, input_type, tool_runtime)
             if (answer := tool_batch.answer_of(one, call, turns.config)) is not None:

@@ -20,7 +20,7 @@ from langgraph.prebuilt import ToolRuntime
 from langchain_runtime_authz._locks import forkable_lock
 from langchain_runtime_authz.credential.current_call import current_scope
 from langchain_runtime_authz.credential.ticket import Ticket
-from langchain_runtime_authz.errors import AuthzDenied, Code
+from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.evaluation import deny
 from langchain_runtime_authz.facts.plan import calls_digest, plan_calls
 from langchain_runtime_authz.langgraph import interrupts, messages, review_questions
@@ -150,7 +150,10 @@ class MessageCalls:
         same = ("context", "store", "stream_writer", "execution_info", "server_info")
         tools, given = list(self.node.tools_by_name.values()), {name: getattr(self.runtime, name) for name in same}
         own: Any = ToolRuntime(state=self.state, tool_call_id=call.get("id"), config=self.config, tools=tools, **given)
-        return self.node._inject_tool_args(cast("ToolCall", dict(call)), own, tool)["args"]
+        try:
+            return self.node._inject_tool_args(cast("ToolCall", dict(call)), own, tool)["args"]
+        except Exception:  # noqa: BLE001  (LangGraph raises it again before the tool runs, where a wrapper may handle it)
+            return call["args"]
 
 
 class Turns:
@@ -171,15 +174,16 @@ class Turns:
         self.begun: set[int] = set()  # indexes of calls that run as coroutines
         self.done: set[int] = set()  # indexes of finished calls
 
-    def copied(self, call: Any) -> tuple[int, Pending]:
-        """Return the index and decision of the call that `call` is equal to.
+    def copied(self, call: Any) -> tuple[int, Pending] | None:
+        """Return the index and decision of the call that `call` is equal to, if any.
 
         A node of the user's may pass on copies.
         """
         for each in self._calls:
             if each == call:
                 return self.waiting[id(each)]
-        raise AuthzDenied(Code.NO_RUN, deny(Code.NO_RUN).decision_id)
+        self.done.update(self.waiting[id(each)][0] for each in self._calls if each.get("id") == call.get("id"))
+        return None
 
     async def finish(self) -> None:
         """Wait for running calls, which a question or failure of another would cut off."""
@@ -190,9 +194,8 @@ class Turns:
 class Turn:
     """The scope of one call's execution, in which the guard finds the decision."""
 
-    def __init__(self, turns: Turns, call: Any) -> None:
-        self._turns = turns
-        self._place, self.one = turns.waiting.get(id(call)) or turns.copied(call)
+    def __init__(self, turns: Turns, place: int, one: Pending) -> None:
+        self._turns, self._place, self.one = turns, place, one
         self._engine = self.one.run.engine
 
     def __enter__(self) -> Pending:
@@ -243,6 +246,11 @@ class Turn:
             turns.asked = True
         if one.left and isinstance(exc, Exception):
             yield from review_questions.note_failed(one.run, one.call, exc, turns.config, heard=self._heard)
+
+
+def undecided(call: Any) -> ToolMessage:
+    denial = Denial(unknown(call["name"], None, None, None, {}), deny(Code.NO_RUN))
+    return messages.denial_message(denial, call.get("id"))
 
 
 def answer_of(one: Pending, call: Any, config: Any) -> ToolMessage | None:
@@ -299,7 +307,7 @@ class ToolCallPEP:
             return noted(one, (yield (RunCode, handler, _request(one, request))))
 
         try:
-            return (yield from within(Turn(Turns(message.config, message.calls, waiting), call), code))
+            return (yield from within(Turn(Turns(message.config, message.calls, waiting), 0, waiting[0]), code))
         finally:
             yield from give_back(waiting)
 

@@ -98,7 +98,10 @@ def unchanged(call: Call) -> bool:
         return True
     if _SCALARS.issuperset(map(type, parsed.values())):
         return True
-    return digest(_decided(call.tool_ref, parsed, injected)[0]) == call.args_digest
+    try:
+        return digest(_decided(call.tool_ref, parsed, injected)[0]) == call.args_digest
+    except MappingError:
+        return False
 
 
 def without(args: Mapping[str, Any], injected: frozenset[str]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ def test_outside_a_run(kind: str, go: Any, ran: Any) -> None:
     twin = _graph(kind, ran)
     authz_with(StaticPDP(True)).protect(graph)
     assert code_of(lambda: go(graph.nodes["tools"], GIVEN), AuthzHalt) == "no_run"
+    assert code_of(lambda: graph.nodes["tools"].bound._func(GIVEN, RUNTIME, Runtime())) == "no_run"
     assert ran == []
     go(twin.nodes["tools"], GIVEN, RUNTIME)
     assert ran == [PAID]

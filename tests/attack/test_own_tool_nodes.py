@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from langgraph.prebuilt import InjectedState
+
 from ._house import *
+
+WRITES = dict.fromkeys(("act", "ask"), ToolProfile(effect="write", sink="internal"))
+how = params(["sync", "async"])
 
 
 class Copying(ToolNode):
@@ -33,15 +38,80 @@ def test_a_node_may_pass_on_copies(go: Any) -> None:
 
 
 def test_a_call_that_was_not_decided_does_not_run(go: Any, protected: bool) -> None:
-    """It ends with a denial, not with a failure of ours."""
+    """The model reads a denial, and the graph goes on."""
     house, authz = House(), ours()
     node = Turning(house.tools())
     node.decided = int(protected)
     graph = hand_written(model(pay()), node, checkpointer=InMemorySaver())
-    if not protected:
-        go(graph, {"messages": [HumanMessage(f"Pay 45 EUR to {BOB}")]}, THREAD)
-    else:
+    if protected:
         authz.protect(graph)
-        with authz.run(subject="alice"), pytest.raises(AuthzDenied, match="no_run"):
-            go(graph, {"messages": [HumanMessage(f"Pay 45 EUR to {BOB}")]}, THREAD)
+    with authz.run(subject="alice") if protected else nullcontext():
+        state = go(graph, {"messages": [HumanMessage(f"Pay 45 EUR to {BOB}")]}, THREAD)
     assert house.ran == ([] if protected else [("pay", EVE, 45.0)])
+    assert state["messages"][-2].status == ("error" if protected else "success")
+
+
+def test_a_call_that_was_not_decided_holds_up_no_other(how: str) -> None:
+    """A tool asks, so calls wait for those before them, and the second was changed since the decision."""
+    ran: list[Any] = []
+
+    class Second(ToolNode):
+        looks = 0
+
+        def _parse_input(self, *args: Any, **options: Any) -> Any:
+            (first, second, *rest), kind = super()._parse_input(*args, **options)
+            self.looks += 1
+            return [first, second if self.looks % 2 else {**second, "args": {"text": "changed"}}, *rest], kind
+
+    tools = [a_tool("act", lambda text: ran.append(text), text=str), a_tool("ask", lambda text: ran.append(interrupt(text)), text=str)]
+    calls = [call(name, {"text": name}, ident) for name, ident in (("act", "c1"), ("act", "c2"), ("ask", "c3"))]
+    graph = hand_written(replying(calls), Second(tools), checkpointer=InMemorySaver())
+    authz, graph = protecting(graph, StaticPDP(True), profiles=WRITES)
+    last: list[Any] = []
+
+    def both() -> None:
+        last.extend(run_as(authz, graph, given, THREAD, how=how) for given in (human(), Command(resume="yes")))
+
+    thread = threading.Thread(target=both, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert ran == ["act", "yes"] and answer_to(last[1]["messages"], "c2").status == "error"
+
+
+def test_an_argument_that_cannot_be_injected_is_the_wrappers_to_handle(go: Any, protected: bool) -> None:
+    """The state has no such key: LangGraph's error reaches the wrapper, and the other call runs."""
+    ran: list[Any] = []
+
+    @tool
+    def act(text: str, key: Annotated[Any, InjectedState("missing")]) -> str:
+        """Act with a part of the state."""
+        return str(ran.append(text))
+
+    async def passes(request: Any, execute: Any) -> Any:
+        return await execute(request)
+
+    node = ToolNode([act, noting(ran, "ask", text=str)], wrap_tool_call=lambda r, e: e(r), awrap_tool_call=passes, handle_tool_errors=True)
+    graph = hand_written(replying([call("act", {"text": "x"}, "c1"), call("ask", {"text": "y"}, "c2")]), node)
+    authz = authz_with(StaticPDP(True), profiles=WRITES)
+    with authz.run(subject="alice"):
+        state = go(authz.protect(graph) if protected else graph, human())
+    assert "missing" in answer_to(state["messages"], "c1").content and len(ran) == 1
+
+
+def test_a_wrapper_that_spoils_an_argument_is_denied(go: Any) -> None:
+    """It changes a decided argument in place, to one that cannot be decided."""
+    ran: list[Any] = []
+
+    async def spoils(request: Any, execute: Any) -> Any:
+        request.tool_call["args"]["items"].append(2**60)
+        return await execute(request)
+
+    def spoils_too(request: Any, execute: Any) -> Any:
+        request.tool_call["args"]["items"].append(2**60)
+        return execute(request)
+
+    schema = {"type": "object", "properties": {"items": {"type": "array"}}}
+    act = StructuredTool.from_function(lambda items: ran.append(items), name="act", description="Act.", args_schema=schema)
+    node = ToolNode([act], wrap_tool_call=spoils_too, awrap_tool_call=spoils)
+    authz, graph = protecting(hand_written(replying([call("act", {"items": [1]}, "c1")]), node), StaticPDP(True), profiles=WRITES)
+    assert answer_to(told(authz, graph, human(), go=go)["messages"], "c1").status == "error" and ran == []
