@@ -22,6 +22,7 @@ from uuid import UUID
 from langchain_core.callbacks import BaseCallbackHandler, BaseCallbackManager
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.outputs import ChatGeneration, LLMResult
+from langchain_core.runnables import RunnableBinding
 from langchain_core.runnables.config import var_child_runnable_config
 from langchain_core.tools import BaseTool
 from langchain_core.tracers.context import register_configure_hook
@@ -334,6 +335,8 @@ def shown_by(params: Mapping[str, Any], depth: int = 3) -> list[Any]:
 
 def held_by_model(model: Any) -> list[Any]:
     """Return the tools in a model's own parameters, which no request can remove."""
+    if isinstance(model, RunnableBinding):
+        return [*shown_by(model.kwargs), *held_by_model(model.bound)]
     return shown_by({name: getattr(model, name, None) for name in (*_ACTS, *_NESTED)})
 
 

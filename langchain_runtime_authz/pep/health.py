@@ -134,6 +134,8 @@ def health_app(ahealth: Callable[[], Awaitable[Health]]) -> Callable[..., Awaita
     """
 
     async def app(scope: dict[str, Any], _receive: Any, send: Callable[[dict[str, Any]], Awaitable[None]]) -> None:
+        if scope["type"] != "http":
+            return
         told: dict[str, Any] = {"live": True}
         ready = True
         if not scope["path"].rstrip("/").endswith("/live"):

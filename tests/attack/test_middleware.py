@@ -753,6 +753,14 @@ def test_what_a_model_asks_of_its_provider_beside_its_tools_is_decided(stack: st
         assert {name} == {n for r in pdp.requests if r.action.name == "model/call" for n in r.resource.properties["provider_tools"]}
 
 
+def test_a_model_that_is_bound_to_a_provider_tool_is_decided_once(stack: str, go: str) -> None:
+    pdp = StaticPDP(True)
+    authz = authz_with(pdp)
+    model = Asking(script=[says(text="done")], bound=[]).bind(mcp_servers=SERVERS)
+    said(go, authz, built(stack, authz, model, []), human())
+    assert [r.resource.properties["provider_tools"] for r in pdp.requests if r.action.name == "model/call"] == [["mcp_servers"]]
+
+
 def test_a_provider_tool_that_comes_in_after_ours_halts(go: str) -> None:
     """Added by a middleware that stands after ours, it is met at the model."""
     adds = around_models("Adds", lambda request: request.override(tools=[*request.tools, SEARCH]))

@@ -81,6 +81,11 @@ def test_a_whole_instance_is_ready(tmp_path: Path) -> None:
     assert get(authz, "/health/live") == (200, {"live": True})
 
 
+def test_a_server_may_start_the_app_by_itself() -> None:
+    """It opens with the protocol's own message, of which the app knows nothing."""
+    asyncio.run(RuntimeAuthz().health_app()({"type": "lifespan"}, None, None))  # type: ignore[arg-type]
+
+
 def test_the_age_of_a_policy_that_is_followed(tmp_path: Path) -> None:
     """It says when its source was last found in order."""
     (tmp_path / "policy.tar.gz").write_bytes(pack(files(1)))
