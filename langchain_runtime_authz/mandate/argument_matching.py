@@ -420,8 +420,9 @@ class Reader:
             for output in outputs[:_MAX_EXTRACT]
             for node in reads.nodes_at(output.value, argument.path)[:_MAX_EXTRACT]
         ]
-        shown = len(items) <= _MAX_EXTRACT and all(any(stands(item, text) for text in texts) for item in items)
-        return Finding("extract", f"{where}, which a person confirms") if shown else Finding("value", where)
+        if len(items) <= _MAX_EXTRACT and all(any(stands(item, text) for text in texts) for item in items):
+            return Finding("extract", f"{where}, which a person confirms")
+        return Finding("value" if outputs else "unread", where)
 
 
 def choosing(argument: model.Pick | model.Each) -> set[str]:

@@ -163,6 +163,13 @@ def test_kinds_of_arguments(name):
             assert codes(judge(mandate, "send", {"to": value})) == [("to", code)], value
 
 
+@pytest.mark.parametrize("name", ["field", "pick", "each", "extract"])
+def test_what_was_not_read_gives_no_value(name):
+    argument, right, wrong = KINDS[name]
+    (value, *_) = right or wrong["extract"]
+    assert codes(judge(one("send", {"to": argument}), "send", {"to": value}, kept=Outputs())) == [("to", "unread")]
+
+
 @pytest.mark.parametrize(("argument", "right", "wrong"), [
     (Between(10, 20), [10, "20.0", 15.5], [9.99, 20.01, "x", True, "1.500", [11, 12]]),
     (Field("bill", "total"), [98.7, "98.70"], [98, 987]),
