@@ -6,11 +6,10 @@ A `Pending` call carries its verdict to the tool's guard, whose `ToolExecution` 
 from __future__ import annotations
 
 import asyncio
-import inspect
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_type_hints
 from uuid import UUID
 
 from langchain_core.messages import ToolMessage
@@ -275,7 +274,10 @@ def answer(verdict: Any, call_id: str | None, *, text: bool = False) -> Any:
 
 def returns_text(tool: BaseTool) -> bool:
     code: Any = getattr(tool, "func", None) or getattr(tool, "coroutine", None) or tool._run
-    return tool.response_format == "content" and inspect.signature(code).return_annotation in (str, "str")
+    try:
+        return tool.response_format == "content" and get_type_hints(code).get("return") is str
+    except Exception:  # noqa: BLE001  (annotations that cannot be resolved declare nothing)
+        return False
 
 
 def denied(call: Call, exc: AuthzDenied) -> Denial:

@@ -11,6 +11,7 @@ from ._kit import *
 
 go = params(["sync", "async"])
 APPROVAL = {"decisions": [APPROVE]}
+Text = str
 
 
 def bill(ran: list[Any], name: str = "pay", returns: Any = str) -> Any:
@@ -246,7 +247,7 @@ def test_a_loop_of_the_functional_api() -> None:
 
 
 @pytest.mark.parametrize("hidden", [False, True])
-@pytest.mark.parametrize("returns", [str, dict])
+@pytest.mark.parametrize("returns", [str, Annotated[str, "a receipt"], "Text", dict])
 def test_a_denial_reaches_the_model(go: str, returns: Any, hidden: bool, caplog: Any) -> None:
     """As a text where the tool returns one; else the node's enforcement point answers the message. No log of an error."""
     tools = lambda ran: [bill(ran, returns=returns), read_tool(ran)]
@@ -262,7 +263,7 @@ def test_a_denial_reaches_the_model(go: str, returns: Any, hidden: bool, caplog:
     assert PAID not in made.ran
     if not hidden:
         assert answer_to(state["messages"], "call-read").text == "text of a"
-        assert (answer_to(state["messages"], "c3").text == "text of b") is (returns is str)
+        assert (answer_to(state["messages"], "c3").text == "text of b") is (returns is not dict)
     assert "Error in" not in caplog.text
 
 
