@@ -154,7 +154,9 @@ def foreign(tool: BaseTool, declared: ToolProfile) -> str:
     """Return why the profile is for another tool of this name, or an empty string."""
     if declared.origin is not None and declared.origin != (own := package_of(tool)):
         return f"its profile is for the tool of `{declared.origin}`, and this one is from `{own}`"
-    if declared.arguments is not None and (other := {*arguments_of(tool)} ^ {*declared.arguments}):
+    if declared.arguments is not None and (
+        other := ({*arguments_of(tool)} ^ {*declared.arguments}) - injected_names(tool)
+    ):
         return f"its profile is for other arguments ({', '.join(sorted(other))})"
     return ""
 

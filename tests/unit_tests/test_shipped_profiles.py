@@ -129,6 +129,7 @@ def test_a_foreign_tool_of_the_name_is_not_believed(name: str) -> None:
         own = one.model_copy(update={"origin": package_of(foreign_tool(tool, ()))})
         other = Profiles({tool: own}).of(foreign_tool(tool, (*one.arguments, "more")))
         assert (other.declared, other.why) == (False, "its profile is for other arguments (more)")
+        assert Profiles({tool: own}).of(foreign_tool(tool, (*one.arguments, "config"))).declared  # LangChain supplies it
 
 
 def test_a_set_and_ones_own_profile_combine() -> None:
