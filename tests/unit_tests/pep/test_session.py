@@ -266,6 +266,15 @@ def test_a_question_names_who_says_a_value() -> None:
     assert session.evidence(asked) == ()
 
 
+@pytest.mark.parametrize(("identifiers", "standing"), [(["uk12"], "told"), (["UK13"], "outside"), ("UK12", "outside")], ids=str)
+def test_what_is_the_subjects_own_needs_no_words(identifiers: object, standing: str) -> None:
+    """An account that the application states of its user, in any spelling; a text in the place of the list states nothing."""
+    pdp = StaticPDP(True)
+    alice = {"type": "user", "id": "alice", "properties": {"identifiers": identifiers}}
+    authz_with(pdp).session(**{**OPENED, "subject": alice}).decide("pay", PAY)
+    assert calls(pdp)[-1].context.call.provenance["to"].standing == standing
+
+
 # --- corrections --------------------------------------------------------------------------------------
 
 
