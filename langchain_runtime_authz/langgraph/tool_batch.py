@@ -171,6 +171,7 @@ class Turns:
                 raise AuthzHalt(why.reason, why.decision_id)  # the thread can go on with this call later
             if layer and one.call.tool_ref is not None and not one.left:  # without a tool, the model invented the name
                 one.run.engine.tally.count(one.run, "tool", one.call.tool, layer, decided=1)
+        self.thread = threading.get_ident() if self.serial else 0  # a node that runs calls in it needs no order
         self.begun: set[int] = set()  # indexes of calls that run as coroutines
         self.done: set[int] = set()  # indexes of finished calls
 
@@ -200,7 +201,8 @@ class Turn:
 
     def __enter__(self) -> Pending:
         turns = self._turns
-        while turns.serial and not turns.done.issuperset(range(self._place)):
+        alone = not turns.serial or self._place in turns.begun or turns.thread == threading.get_ident()
+        while not alone and not turns.done.issuperset(range(self._place)):
             time.sleep(PAUSE)
         self._heard = not turns.asked  # True if no earlier call has asked
         one, self._before = self.one, (before := current_scope.get())
@@ -236,7 +238,8 @@ class Turn:
             raise self.one.question
 
     async def _others(self) -> None:
-        while not self._turns.done.issuperset(range(self._place)):  # noqa: ASYNC110
+        earlier = self._turns.begun.intersection(range(self._place))  # LangGraph begins all calls in order
+        while not self._turns.done.issuperset(earlier):  # noqa: ASYNC110
             await asyncio.sleep(PAUSE)
 
     def _note(self, exc: BaseException) -> Flow[None]:

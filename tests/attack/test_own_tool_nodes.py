@@ -78,6 +78,38 @@ def test_a_call_that_was_not_decided_holds_up_no_other(how: str) -> None:
     assert ran == ["act", "yes"] and answer_to(last[1]["messages"], "c2").status == "error"
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2)], ids=["as sent", "reversed", "without the first"])
+def test_a_node_runs_its_calls_in_an_order_of_its_own(how: str, order: tuple[int, ...]) -> None:
+    """One after the other, so that a call whose tool asks waits for none that comes later or never."""
+    ran: list[Any] = []
+
+    class Own(ToolNode):
+        def _own(self, given: Any, config: Any) -> list[Any]:
+            calls, kind = self._parse_input(given)
+            same: Any = {"state": given, "config": config, "context": None, "store": None, "stream_writer": lambda _: None}
+            return [(calls[i], kind, ToolRuntime(tool_call_id=calls[i]["id"], **same)) for i in order]
+
+        def _func(self, input: Any, config: RunnableConfig, runtime: Any) -> Any:
+            return {"messages": [self._run_one(*each) for each in self._own(input, config)]}
+
+        async def _afunc(self, input: Any, config: RunnableConfig, runtime: Any) -> Any:
+            return {"messages": [await self._arun_one(*each) for each in self._own(input, config)]}
+
+    tools = [a_tool("act", lambda text: ran.append(text), text=str), a_tool("ask", lambda text: ran.append(interrupt(text)), text=str)]
+    calls = [call(name, {"text": ident}, ident) for name, ident in (("act", "c1"), ("ask", "c2"), ("act", "c3"))]
+    graph = hand_written(replying(calls), Own(tools), checkpointer=InMemorySaver())
+    authz, graph = protecting(graph, StaticPDP(True), profiles=WRITES)
+
+    def both() -> None:
+        for given in (human(), Command(resume="yes")):
+            run_as(authz, graph, given, THREAD, how=how)
+
+    thread = threading.Thread(target=both, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert ran == [["c1", "yes", "c3"][i] for i in order]
+
+
 def test_an_argument_that_cannot_be_injected_is_the_wrappers_to_handle(go: Any, protected: bool) -> None:
     """The state has no such key: LangGraph's error reaches the wrapper, and the other call runs."""
     ran: list[Any] = []
