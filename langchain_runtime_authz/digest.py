@@ -230,7 +230,7 @@ def written(value: object) -> str:
     """Return a value as JSON, with `str` of other objects, or else its fingerprint."""
     try:
         return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
-    except (TypeError, ValueError, RecursionError):
+    except Exception:  # noqa: BLE001  (a foreign `items` or `__str__` may fail in any way)
         return fingerprint(value)
 
 

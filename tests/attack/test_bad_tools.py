@@ -210,6 +210,23 @@ def test_an_error_that_cannot_be_shown_passes_through(go: Any, pdp: Any) -> None
     assert completions(authz) == ["failed"]
 
 
+class Closed(dict[str, Any]):
+    """A mapping that does not say what it holds."""
+
+    def items(self) -> Any:
+        raise RuntimeError
+
+
+@pytest.mark.parametrize("effect", ["read", "write"])
+@pytest.mark.parametrize("output", [Closed(a=1), [Closed(a=1)]], ids=["it", "in a list"])
+def test_an_output_that_cannot_be_read_passes_through(output: Any, effect: Any, go: Any, pdp: Any) -> None:
+    profiles = {"probe": ToolProfile(effect=effect, sink="none")}
+    authz, graph = protecting(hand_written(replying([CALL]), [probing(lambda text: output)]), pdp, profiles=profiles)
+    with authz.run(subject="alice"):
+        answer = answer_to(go(graph, human())["messages"], "call-probe")
+    assert (answer.status, completions(authz)) == ("success", ["done"])
+
+
 @pytest.mark.parametrize("handled", [True, "sorry", lambda e: "handled"], ids=["true", "text", "function"])
 def test_a_tool_that_handles_its_own_error(handled: Any) -> None:
     """`handle_tool_error`: the answer is the tool's own, and the call counts as failed."""
