@@ -152,5 +152,5 @@ def _cell(value: object) -> str:
 def error_text(exc: BaseException) -> str:
     try:
         return str(exc)
-    except Exception:  # noqa: BLE001  (a foreign `__str__` may fail in any way; then there is no text)
+    except Exception:  # noqa: BLE001  (a foreign `__str__` may fail in any way; then the text is empty)
         return ""

@@ -169,11 +169,12 @@ class ToolProfile(BaseModel):
         return tuple(said for said in self.intent if not {*"{}[]()|"}.isdisjoint(said))
 
     def _arguments_of(self, field: str) -> list[str]:
-        parts = string.Formatter().parse(getattr(self, field) or "")
-        fields = [f + f"!{c}" * bool(c) + f":{s}" * bool(s) for _, f, s, c in parts if f is not None]
-        if wrong := [f for f in fields if not f.isidentifier()]:
-            raise ValueError(f"`{field}` names `{{{wrong[0]}}}`; put an argument's name in the braces")
-        return fields
+        names = []
+        for _, name, spec, conversion in string.Formatter().parse(getattr(self, field) or ""):
+            if name is not None and (spec or conversion or not name.isidentifier()):
+                raise ValueError(f"`{field}` has `{{{name}…}}`; put only an argument's name in the braces")
+            names += [name] if name is not None else []
+        return names
 
     def named(self) -> dict[str, Sequence[str]]:
         """Return profile field → paths of the arguments that the field names."""

@@ -179,7 +179,8 @@ def _open(arrived: Arrival, run_id: UUID | None) -> Flow[None]:
     if isinstance(verdict, Replay):
         verdict = Denial(call, deny(Code.OUTCOME_UNKNOWN))
     if run is None or isinstance(verdict, Denial):
-        return answer(verdict, None)  # type: ignore[no-any-return]  # raises
+        answer(verdict, None)  # raises
+        return
     if obliged_fields(verdict.obligations):
         yield from conclude(run, verdict, call, "released")
         raise AuthzDenied(Code.UNKNOWN_OBLIGATION, verdict.decision_id)

@@ -221,13 +221,15 @@ class DeclaredEffect(Together):
 
 def _begin(arrivals: Sequence[Arrival]) -> Flow[list[ToolExecution | Replay]]:
     first = arrivals[0]
-    run = first.run if first.run is not None else (yield from first.opener.outside_run())  # type: ignore[union-attr]
+    run = first.run if first.run is not None or first.opener is None else (yield from first.opener.outside_run())
     calls: list[Call] = []
     ahead: dict[str, int] = {}
     for one in arrivals:
         number = (one.counts or {}).get(one.equal, 0) + ahead.get(one.equal, 0)
         ahead[one.equal] = ahead.get(one.equal, 0) + 1
         calls.append(replace(one.call, place=f"{private.task_id(one.config)}:{number}"))
+    if run is None:
+        raise AuthzDenied(Code.NO_RUN, deny(Code.NO_RUN).decision_id)
     if first.node is None:
         waiting = yield from decide_together(run, calls, first.config)
     else:

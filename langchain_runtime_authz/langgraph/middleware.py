@@ -12,7 +12,7 @@ import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from langchain.agents.middleware import AgentMiddleware
 from langchain_core.messages import AIMessage
@@ -20,15 +20,15 @@ from langgraph.config import get_config
 from langgraph.errors import GraphInterrupt
 
 from langchain_runtime_authz.credential.current_call import current_scope
-from langchain_runtime_authz.errors import AuthzDenied
-from langchain_runtime_authz.evaluation import Decision
+from langchain_runtime_authz.errors import AuthzDenied, Code
+from langchain_runtime_authz.evaluation import Decision, deny
 from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph.callback_backstop import call_of_request, decided_scope, tool_names
 from langchain_runtime_authz.langgraph.graph_entry import Entering
 from langchain_runtime_authz.langgraph.messages import ai_messages, record_plans
 from langchain_runtime_authz.langgraph.node_pep import AuthzParts
 from langchain_runtime_authz.langgraph.resume_values import heard_in
-from langchain_runtime_authz.langgraph.run_context import find_run, run_scope
+from langchain_runtime_authz.langgraph.run_context import AuthzHalt, find_run, run_scope
 from langchain_runtime_authz.langgraph.tool_batch import ToolCallPEP
 from langchain_runtime_authz.langgraph.tool_execution import Locks, OneByOne, RunCode, waiting
 from langchain_runtime_authz.pep.decide_steps import decide_model, withheld
@@ -162,7 +162,9 @@ def _gated_run(config: Mapping[str, Any]) -> Run | None:
 def _opened(entering: Entering[Any] | AuthzDenied) -> Run:
     if isinstance(entering, AuthzDenied):
         raise entering
-    return cast("Run", entering.run)
+    if entering.run is None:
+        raise AuthzHalt(Code.NO_RUN, deny(Code.NO_RUN).decision_id)
+    return entering.run
 
 
 def _without(request: Any, decision: Decision) -> Any:

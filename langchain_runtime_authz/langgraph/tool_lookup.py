@@ -138,8 +138,9 @@ class Profiles:
             elif first is looks and declared.digest is None:
                 return f"more than {MAX_TOOLS} tools were seen"
         if declared.digest is None:
-            # Two tools without a digest are not known to be equal.
-            like = _alike(first, looks) or known_by_code(tool) or None is not digest_of(tool) == digest_of(sample)
+            like = _alike(first, looks) or known_by_code(tool)
+            # Tools without a digest are not known to be equal.
+            like = like or ((digest := digest_of(tool)) is not None and digest == digest_of(sample))
         else:
             like = digest_of(tool) == declared.digest
         return "" if like else "changed since its profile was pinned"

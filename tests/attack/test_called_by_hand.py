@@ -69,7 +69,7 @@ def test_arguments_are_decided_as_the_code_receives_them(road: str, ran: Any, pd
 
 
 def test_free_arguments_are_decided_by_their_own_names(ran: Any, pdp: Any) -> None:
-    """What a function takes as `**more` stands beside its other arguments."""
+    """A function's `**more` is decided with its other arguments."""
     authz = authz_with(pdp, profiles=BARE)
     pay = authz.guard(StructuredTool.from_function(lambda recipient, **more: ran.append(more), name="pay", description="Pay."))
     with authz.run(subject="alice"):
