@@ -37,6 +37,7 @@ from langchain_runtime_authz.pep.lease import OVER
 from langchain_runtime_authz.pep.run import Flow, Run, adrive, drive
 
 _SEVERAL: Final = 2  # calls of a message
+PATIENCE: Final = 5.0  # seconds that a call waits for an earlier one to begin, which the node may never run
 MAX_TOOL_SETS: Final = 64  # tool sets with a cached node, per middleware
 _Batch = tuple[Locks, list[DecidedCall]]  # of a message whose calls run in separate tasks; the first task fills it
 
@@ -173,6 +174,7 @@ class Turns:
                 one.run.engine.tally.count(one.run, "tool", one.call.tool, layer, decided=1)
         self.thread = threading.get_ident() if self.serial else 0  # a node that runs calls in it needs no order
         self.begun: set[int] = set()  # indexes of calls that run as coroutines
+        self.entered: set[int] = set()  # indexes of calls that have begun in threads
         self.done: set[int] = set()  # indexes of finished calls
 
     def copied(self, call: Any) -> tuple[int, Pending] | None:
@@ -202,7 +204,11 @@ class Turn:
     def __enter__(self) -> Pending:
         turns = self._turns
         alone = not turns.serial or self._place in turns.begun or turns.thread == threading.get_ident()
-        while not alone and not turns.done.issuperset(range(self._place)):
+        turns.entered.add(self._place)
+        until = time.monotonic() + PATIENCE
+        while not alone and (left := set(range(self._place)) - turns.done):
+            if left.isdisjoint(turns.entered) and time.monotonic() > until:
+                break
             time.sleep(PAUSE)
         self._heard = not turns.asked  # True if no earlier call has asked
         one, self._before = self.one, (before := current_scope.get())

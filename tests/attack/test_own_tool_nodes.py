@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from langchain_core.runnables.config import ContextThreadPoolExecutor
 from langgraph.prebuilt import InjectedState
+
+from langchain_runtime_authz.langgraph import tool_batch
 
 from ._house import *
 
@@ -79,8 +82,10 @@ def test_a_call_that_was_not_decided_holds_up_no_other(how: str) -> None:
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2)], ids=["as sent", "reversed", "without the first"])
-def test_a_node_runs_its_calls_in_an_order_of_its_own(how: str, order: tuple[int, ...]) -> None:
-    """One after the other, so that a call whose tool asks waits for none that comes later or never."""
+@pytest.mark.parametrize(("how", "workers"), [("sync", 0), ("sync", 1), ("sync", 2), ("async", 0)])
+def test_a_node_runs_its_calls_in_an_order_of_its_own(how: str, order: tuple[int, ...], workers: int, monkeypatch: Any) -> None:
+    """A call whose tool asks waits for ever for none that comes later or never."""
+    monkeypatch.setattr(tool_batch, "PATIENCE", 0.2)
     ran: list[Any] = []
 
     class Own(ToolNode):
@@ -90,7 +95,11 @@ def test_a_node_runs_its_calls_in_an_order_of_its_own(how: str, order: tuple[int
             return [(calls[i], kind, ToolRuntime(tool_call_id=calls[i]["id"], **same)) for i in order]
 
         def _func(self, input: Any, config: RunnableConfig, runtime: Any) -> Any:
-            return {"messages": [self._run_one(*each) for each in self._own(input, config)]}
+            own = self._own(input, config)
+            if not workers:
+                return {"messages": [self._run_one(*each) for each in own]}
+            with ContextThreadPoolExecutor(workers) as pool:
+                return {"messages": [*pool.map(self._run_one, *zip(*own, strict=True))]}
 
         async def _afunc(self, input: Any, config: RunnableConfig, runtime: Any) -> Any:
             return {"messages": [await self._arun_one(*each) for each in self._own(input, config)]}
@@ -107,7 +116,8 @@ def test_a_node_runs_its_calls_in_an_order_of_its_own(how: str, order: tuple[int
     thread = threading.Thread(target=both, daemon=True)
     thread.start()
     thread.join(20)
-    assert ran == [["c1", "yes", "c3"][i] for i in order]
+    told = [["c1", "yes", "c3"][i] for i in order]
+    assert ran == told if not workers else sorted(ran) == sorted(told)
 
 
 def test_an_argument_that_cannot_be_injected_is_the_wrappers_to_handle(go: Any, protected: bool) -> None:
