@@ -274,7 +274,8 @@ class FileSink:
             # If only the newline is missing, the record is whole: one byte cannot be torn.
             self._put(b"\n")
         seq = (0 if record is None else record["seq"] + 1) + len(fragments)
-        self._at = (os.fstat(self._fd).st_size, seq, fragments[-1] if fragments else after)
+        # With fragments, the size is one too small: until the `torn` record is written, the file's end is read again.
+        self._at = (os.fstat(self._fd).st_size - bool(fragments), seq, fragments[-1] if fragments else after)
         if fragments:
             self._append(_mark(chain.TORN, fragments=fragments, after=after))
 

@@ -314,6 +314,25 @@ def test_a_crash_in_the_repair_is_repaired(path: Path) -> None:
         assert verify_chain(path, sink.head).ok
 
 
+def test_a_repair_that_finds_no_room_is_made_later(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fragment is ended, and its `torn` record does not fit: the next record still follows that record."""
+    sink, real = filled(path, 2), os.write
+    with path.open("ab") as file:
+        file.write(b'{"kind":"x"')
+
+    def write(fd: int, data: bytes) -> int:
+        if len(data) > 1:
+            raise OSError(28, "No space left")
+        return real(fd, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", write)
+        with pytest.raises(AuditError):
+            sink.write({"kind": "x"})
+    sink.write({"kind": "x"})
+    assert verify_chain(path, sink.head).ok
+
+
 def test_zeros_after_a_power_loss_are_a_fragment(path: Path) -> None:
     """Blocks that a file system filled with zeros are kept and named, larger than a read or not."""
     for size in (10, 50_000):
