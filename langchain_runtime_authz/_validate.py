@@ -67,10 +67,19 @@ checked_callable = partial(of_kind, kind=Callable, wanted="something to call")
 
 
 def read_yaml(path: str | Path, code: Code) -> Any:
-    """Read a YAML file. Raises `ConfigError` with `code`; it names line and column."""
+    """Read a YAML file with unique names. Raises `ConfigError`; it names the line."""
     import yaml  # only where a file is read
 
+    class Unique(yaml.SafeLoader):
+        def compose_mapping_node(self, anchor: Any) -> Any:
+            node, names = super().compose_mapping_node(anchor), set[str]()
+            for key, _ in node.value:
+                if str(key.value) in names:  # PyYAML would keep the last one
+                    raise yaml.MarkedYAMLError(problem=f"{key.value!r} stands here twice", problem_mark=key.start_mark)
+                names.add(str(key.value))
+            return node
+
     try:
-        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        return yaml.load(Path(path).read_text(encoding="utf-8"), Unique)  # noqa: S506  (a safe loader)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as exc:
         raise ConfigError(f"{Path(path).name} cannot be read: {unreadable(exc)}", code) from exc
