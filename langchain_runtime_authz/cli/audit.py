@@ -8,6 +8,7 @@ import math
 import re
 import time
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
@@ -311,7 +312,7 @@ def verify_pack(path: Path, head: str | None = None) -> tuple[ChainReport, str]:
             if not same and (chain.ok or chain.code != Code.CHAIN_BROKEN):
                 raise _differs(path, "the log is not the one that its manifest names")
             return chain, hashlib.sha256(raw).hexdigest()
-    except (zipfile.BadZipFile, ValueError, KeyError, TypeError, EOFError, RuntimeError) as exc:
+    except (zipfile.BadZipFile, zlib.error, ValueError, KeyError, TypeError, EOFError, RuntimeError) as exc:
         raise _differs(path, "it is not an evidence pack that can be read") from exc
 
 

@@ -190,6 +190,16 @@ def test_a_changed_pack_is_found(log: Path, tmp_path: Path, name: str) -> None:
     assert done.exit_code == 2 and "chain_broken: evidence.zip" in done.stderr
 
 
+def test_a_damaged_pack_is_one_sentence(log: Path, tmp_path: Path) -> None:
+    """At each of 40 places, whether its digest or its compression shows it."""
+    path = packed(log, tmp_path / "evidence.zip")
+    whole = path.read_bytes()
+    for at in range(100, 1100, 25):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 255]) + whole[at + 1 :])
+        done = wide("audit", "verify", path)
+        assert done.exit_code == 2 and done.stderr.startswith("error: chain_broken: evidence.zip")
+
+
 def test_a_pack_behind_a_rewritten_log_is_not_read(log: Path, tmp_path: Path) -> None:
     """The file's name decides for all commands, so `verify` and `show` never see two different logs in one file."""
     pack, both = packed(log, tmp_path / "evidence.zip"), tmp_path / "audit.jsonl"
