@@ -387,10 +387,9 @@ def _file_hash(name: str, content: bytes) -> str:
     """Return a file's hash as OPA computes it: of JSON content, not of its layout."""
     if name.rpartition("/")[2] in (MANIFEST, DATA):
         try:
-            document = json.loads(content, parse_int=_Literal, parse_float=_Literal)
+            content = _walk(json.loads(content, parse_int=_Literal, parse_float=_Literal)).encode()
         except (ValueError, RecursionError):
             return ""
-        content = _walk(document).encode()
     return hashlib.sha256(content).hexdigest()
 
 

@@ -76,6 +76,8 @@ FORGED: dict[str, Callable[[Files], Files]] = {
     "data changed": lambda m: {**m, "data.json": m["data.json"].replace(b'"max": 20', b'"max": 21')},
     "policy changed": lambda m: {**m, "policy.wasm": m["policy.wasm"] + b"\0"},
     "manifest changed": lambda m: {**m, ".manifest": m[".manifest"].replace(b'"2"', b'"9"')},
+    "deep data": lambda m: {**m, "data.json": b'{"a":' * 500 + b"1" + b"}" * 500},
+    "half a character": lambda m: {**m, "data.json": b'{"a": "\\ud800"}'},
     "a file more": lambda m: {**m, "more.rego": b"package more"},
     "a file fewer": lambda m: {n: c for n, c in m.items() if n != "policy.wasm"},
     "not JSON": lambda m: {**m, ".signatures.json": b"{"},
