@@ -1,8 +1,8 @@
 """Find corrections in answers to questions that a tool or node asks by itself.
 
-A plain answer does not change the task: a boolean, a number, nothing, one of the options that the question offers, one
-of `CLOSED`, or a mapping or list of these. Every other answer is a correction. Parts of a form that come back unchanged
-are plain too: a machine wrote these parts, so they are never pinned as the user's words.
+A plain answer does not change the task. Plain are booleans, numbers, empty answers, the options that the question
+offers, the words in `CLOSED`, and mappings or lists of these. Every other answer is a correction. Parts of a form that
+come back unchanged are plain too: a machine wrote these parts, so they are never pinned as the user's words.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MAX_DEPTH: Final = 16
 
 
 def free_text(answer: object, question: object) -> str:
-    """Return the parts of an answer that are not plain, as text or canonical JSON."""
+    """Return the parts of an answer that correct the task, as text or JSON, else ""."""
     if isinstance(answer, str):
         return "" if _plain(answer) in CLOSED | _offered(question) else answer.strip()
     closed = CLOSED | _offered(question) | {_plain(t) for t in texts_in(question)}
@@ -37,7 +37,7 @@ def _plain(text: str) -> str:
 
 
 def _said(value: object, closed: frozenset[str], depth: int = 0) -> Any:
-    """Return the parts of an answer that are not plain, or `None`."""
+    """Return the parts of an answer that are neither numbers nor in `closed`, or None."""
     if value is None or isinstance(value, bool | int | float):
         return None
     if isinstance(value, str):

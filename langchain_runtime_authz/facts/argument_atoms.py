@@ -26,38 +26,38 @@ _BETWEEN: Final = re.compile(r"[,;\r\n]")
 
 
 class Item(NamedTuple):
-    """One scalar. `keys`: digests of the forms. A part without forms is untrusted."""
+    """One scalar of an argument. `keys`: the digests of all its forms."""
 
     value: Any
-    parts: tuple[tuple[str, ...], ...]
+    parts: tuple[tuple[str, ...], ...]  # the normal forms of each part; a part without forms is untrusted
     keys: tuple[str, ...]
 
 
 class Atom(NamedTuple):
-    """One argument. `items`: None if too many. `marks`: its target in any spelling."""
+    """One critical or date argument of a call."""
 
     name: str
     kind: Any
     value: Any
-    items: tuple[Item, ...] | None
-    marks: list[str]
+    items: tuple[Item, ...] | None  # `None` if there are more than `MAX_ITEMS`
+    marks: list[str]  # identify what the call acts on; equal for all spellings of it
 
 
 @dataclass(slots=True, eq=False, repr=False)
 class CallAtoms:
-    """The atoms of one call. `bound`: arguments that a request never cuts."""
+    """The critical and date arguments of one call."""
 
     atoms: Sequence[Atom]
-    keys: Sequence[str]  # `trace` needs their sightings
+    keys: Sequence[str]  # of all items; `trace` needs to know where they were seen
     target: dict[str, Any]
-    bound: Collection[str]
+    bound: Collection[str]  # names of arguments that a request never shortens
 
     def effect_targets(self) -> tuple[str, tuple[str, ...]]:
         """Return (1) the digest of the critical arguments, (2) a digest of each target.
 
-        The targets are the destinations or, without any, the objects. Next to a destination, an object does not count:
-        the same payment to Bob may once name the invoice and once leave it out. In doubt, two calls count as equal,
-        because that only costs a question.
+        The targets are the destinations or, without any, the objects. If there are destinations, objects do not count:
+        of two requests for one payment to Bob, one may name the invoice and the other may not. In doubt, two calls
+        count as equal, because that costs only a question.
         """
         hit, destinations, objects = [], set[str](), set[str]()
         for name, kind, _, _, marks in sorted(self.atoms):
@@ -68,7 +68,7 @@ class CallAtoms:
         return key(repr(hit)) if hit else "", tuple([key(mark) for mark in sorted(destinations or objects)])
 
     def effective_sink(self, declared: str) -> str:
-        """Return the declared sink, or "none" if all destination arguments are empty."""
+        """Return `declared`, or "none" if the call has destination arguments, all empty."""
         silent = False
         for _, kind, value, _, _ in self.atoms:
             if kind in DESTINATIONS:
@@ -135,7 +135,7 @@ def absent(value: object) -> bool:
 
 def loose(name: str, value: object, covered: Collection[str]) -> Iterator[str]:
     """Yield the dotted paths of those values of an argument that are not in `covered`."""
-    # A name with a dot would make the path of another value. So nothing covers what is below it.
+    # A member's name with a dot would look like the path of another value, so `covered` does not count below it.
     stack = [(name, "", value, "." in name)]
     for _ in range(MAX_ARGUMENT_NODES):
         if not stack:
@@ -153,13 +153,13 @@ def loose(name: str, value: object, covered: Collection[str]) -> Iterator[str]:
         elif isinstance(top, list | tuple):
             stack += [(path, member, held, dotted) for held in top]
         elif dotted or not any(known.startswith(f"{path}.") for known in covered):
-            # If `covered` has paths into an object, a scalar in place of the object counts for them (`argument`).
+            # If `covered` names members of an object, a scalar in the object's place counts as covered (`argument`).
             yield path
     yield name
 
 
 def _flat(value: object) -> list[Any] | None:
-    """Return an argument's scalars, and keys that may be values; None if too many."""
+    """Return an argument's scalars, and keys that may be values; `None` if too many."""
     flat: list[Any] = []
     stack: list[Any] = [value]
     while stack:
@@ -200,7 +200,7 @@ def _parts(value: object, kind: str) -> list[tuple[str, ...]]:
 
 
 def _places(value: str) -> Iterator[tuple[str, ...]]:
-    # Of an address with a name around it, only the address is the recipient.
+    # In `Bob <bob@x.org>`, only the address is the recipient.
     for part in _BETWEEN.split(value):
         if part.strip():
             shown = _SHOWN.fullmatch(part)
@@ -208,7 +208,7 @@ def _places(value: str) -> Iterator[tuple[str, ...]]:
 
 
 def _marks(value: object, kind: str) -> Iterator[str]:
-    """Yield a scalar's marks: a destination's addresses, an amount's largest number."""
+    """Yield what a scalar identifies: a destination's addresses, the largest amount."""
     if kind in DESTINATIONS and isinstance(value, int):
         value = str(value)  # an account number
     if isinstance(value, str):

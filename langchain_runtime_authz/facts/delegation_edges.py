@@ -19,13 +19,13 @@ def edge(parent: Sequence[str], child: str, kind: EdgeKind) -> Edge:
 
 
 def handoff_edge(agent: Sequence[str], metadata: Mapping[str, Any] | None) -> Edge | None:
-    """Return the edge that a handoff tool opens; `None` for other tools."""
+    """Return the edge that a handoff tool's metadata names; `None` for other tools."""
     destination = (metadata or {}).get(HANDOFF_KEY)
     return edge(agent, destination, "handoff") if isinstance(destination, str) else None
 
 
 def kind_of_child(tool: str | None, args: Mapping[str, Any] | None, *, sent: bool = False) -> EdgeKind:
-    """Return the edge kind of a nested protected graph."""
+    """Return the kind of the edge to a child graph. `tool`: the tool that calls it."""
     if tool is None:
         return "send" if sent else "subgraph"
     return "task" if tool == "task" and "subagent_type" in (args or {}) else "agent_as_tool"

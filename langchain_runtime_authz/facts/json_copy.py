@@ -23,10 +23,10 @@ _JSON: Final = json.JSONDecoder(parse_int=lambda digits: int(digits[:40]))  # a 
 
 
 class Held(NamedTuple):
-    """A copy of an output. `complete`: False if cut, None if not yet limited."""
+    """A copy of an output as JSON values. `weight`: its size, about, in characters."""
 
     value: Any
-    complete: bool | None
+    complete: bool | None  # False if it was cut; `None` for the JSON of a text, which no limit has cut yet
     weight: int
 
 
@@ -42,7 +42,7 @@ def held(output: object) -> Held:
 
 
 def parsed(output: object) -> object:
-    """Parse a JSON object or list; return `DEEP`, or any other value unchanged."""
+    """Parse a JSON object or list (too deep: `DEEP`). Return other values unchanged."""
     if isinstance(output, str):
         text = str.__str__(output)
         if len(text) <= MAX_JSON and text.lstrip()[:1] in ("{", "["):

@@ -10,7 +10,7 @@ from langchain_runtime_authz.errors import ConfigError
 
 
 def checked_zone(name: object) -> ZoneInfo:
-    """Return a time zone by its IANA name, like `Europe/Berlin`. Raises `ConfigError`."""
+    """Return the time zone of an IANA name. Raises `ConfigError` if there is none."""
     try:
         return ZoneInfo(name)  # type: ignore[arg-type]
     except (ZoneInfoNotFoundError, ValueError, TypeError, OSError):

@@ -39,7 +39,7 @@ _IBAN: Final = lazy(
 _TYPED_IBAN: Final = lazy(
     r"(?<![A-Za-z0-9])(?:[a-z]{2}\d\d|[A-Z]{2}\d\d(?=-))(?:[ \-]?[A-Za-z0-9]{4}){2,7}(?:[ \-]?[A-Za-z0-9]{1,3})?(?![A-Za-z0-9])"
 )
-_NATION: Final = lazy(r"\d(?<=[A-Za-z]{2}\d)\d")  # the check digits of both, with which the search begins
+_NATION: Final = lazy(r"\d(?<=[A-Za-z]{2}\d)\d")  # an IBAN's check digits, with which the search for both begins
 _SHORTEST_IBAN: Final = 15
 _PHONE: Final = lazy(r"[+\d](?<![\w.+].)(?:(?<=\+)\d|(?<=\d))[\d ().\-]{6,22}\d(?!\w)")
 _CURRENCY: Final = "(?i:EUR|USD|GBP|CHF|JPY|CNY|INR|CAD|AUD|SEK|NOK|DKK|PLN|BRL)"  # directly before or after a number
@@ -160,8 +160,8 @@ def decimals(text: str) -> tuple[Decimal, ...]:
 def forms(value: object, *, said: bool = False) -> tuple[str, ...]:
     """Return the normal forms of one scalar, or none if its meaning is not certain.
 
-    `said`: the value is of a trusted source. Then its date, if it has a year, does not match the day in another year.
-    If its date has no year, it matches the day in any year.
+    `said`: the value is of a trusted source. Then its date, if it has a year, matches the same day without a year, but
+    not in another year. If its date has no year, it matches the day in any year.
     """
     kind = type(value)
     if kind is float or kind is int or (kind is str and len(value) <= REMEMBERED):  # type: ignore[arg-type]
@@ -206,7 +206,7 @@ def said_forms(value: object, own: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _moment(text: str, *, said: bool) -> list[str]:
-    """Return the forms of a text that is a date, a time or both, and nothing more."""
+    """Return the forms of a text that is only a date, a time or both; else none."""
     text = _ZONE.sub("", text)
     several = list(_dates(text, said=said))
     spans = {span for _, span in several}
@@ -298,7 +298,7 @@ def located(text: str) -> Iterator[tuple[str, tuple[int, int]]]:
 
 
 def masked(text: str, spans: Sequence[tuple[int, int]], sign: str) -> str:
-    """Return the text, at the same length, with `sign` in all `spans`."""
+    """Return `text` with each character inside `spans` replaced by `sign`."""
     parts, at = [], 0
     for start, end in sorted(spans):
         parts += [text[at:start], sign * (end - max(at, start))]
@@ -307,7 +307,7 @@ def masked(text: str, spans: Sequence[tuple[int, int]], sign: str) -> str:
 
 
 def _dates(text: str, *, said: bool) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Yield the form and span of dates and times. Without a year: `date:-05-26`."""
+    """Yield (form, span) of dates and times. A date without a year is `date:-05-26`."""
     for pattern, order in ((_ISO, "ymd"), (_MDY, "mdy"), (_DMY, "dmy"), (_SLASH, "dmy"), (_SLASH, "mdy")):
         for found in pattern.finditer(text):
             given = dict(zip(order, found.groups(), strict=True))

@@ -1,10 +1,9 @@
 """Read a tool's output: values that fields assert, and values in texts.
 
 The value of a whole field is asserted by the field's writer, whom the profile names. A value *inside* a free text is
-only mentioned. A value that the call received as an argument is neither, because an echo proves nothing.
-
-The head of an output is read at once. The rest is read when an argument is traced that the user did not say. A value
-beyond a limit is unknown. A sighting never lowers trust, so a forgotten one can only lead to a question or a denial.
+only mentioned. A value that the call received as an argument is neither, because an echo proves nothing. The beginning
+of an output is read at once. The rest is read when an argument is traced that the user did not say. A value beyond a
+limit is unknown. To have seen a value never lowers trust, so a forgotten one can only lead to a question or a denial.
 """
 
 from __future__ import annotations
@@ -44,12 +43,12 @@ class Sighting(NamedTuple):
 
 
 class Prose(NamedTuple):
-    """A free text, to tell an approver where a value was mentioned."""
+    """A free text in an output. It tells an approver where a value was mentioned."""
 
     text: str
     origin: Trust
     source: str
-    folded: str = ""  # as `Memory` searches it
+    folded: str = ""  # `text` without case, in which `Memory` searches
 
 
 class Observation(NamedTuple):
@@ -57,7 +56,7 @@ class Observation(NamedTuple):
 
     sightings: tuple[Sighting, ...] = ()
     prose: tuple[Prose, ...] = ()
-    rest: Reading | None = None  # continues the reading
+    rest: Reading | None = None  # reads the rest of the output; `None` if all is read
     held: Held | None = None  # the output as JSON values
 
 
@@ -67,10 +66,10 @@ _NOTHING: Final = Observation()
 def observe_output(
     tool: str, profile: ToolProfile, args: Mapping[str, Any], output: object, *, failed: bool = False
 ) -> Observation:
-    """Read the head of a call's output.
+    """Read the beginning of a call's output, and return the values and texts in it.
 
     `failed`: the output is an error text, which is not trusted. Only a reviewed profile makes fields trusted. Of
-    objects, only JSON-like values, models and dataclasses are read.
+    objects, only JSON-like values, Pydantic models and dataclasses are read.
     """
     if type(output) is str and len(output) <= SHORT and not failed and "" not in profile.prose:
         plain = _plain(tool, profile, args, output)
@@ -103,7 +102,7 @@ def _plain(tool: str, profile: ToolProfile, args: Mapping[str, Any], output: str
 
 
 def _echo(args: Mapping[str, Any]) -> set[str] | None:
-    """Return the forms of all values in a call's arguments, or None if too large."""
+    """Return the forms of all values in a call's arguments; `None` if too large."""
     found, stack, left = set[str](), list[object]([args]), MAX_SENT
     while stack and left:
         left -= 1
@@ -136,7 +135,7 @@ class Reading:
         self._fields: dict[tuple[str, ...], tuple[FieldTrust, str]] = {}
 
     def read(self, nodes: int = MAX_NODES, chars: int = MAX_CHARS) -> Observation:
-        """Read on to `nodes` values or `chars` characters in all. Return new findings."""
+        """Read until `nodes` values or `chars` characters are read in all; return news."""
         before, self.prose = len(self.found), []
         while self._open and self.nodes < nodes and self.chars < chars:
             entry = next(self._open[-1], None)

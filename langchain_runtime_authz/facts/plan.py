@@ -16,12 +16,12 @@ from typing import Any, Final, Literal, NamedTuple
 
 from langchain_runtime_authz.digest import json_encoder
 
-_UNCANONICAL: Final = "uncanonical"
+_UNCANONICAL: Final = "uncanonical"  # the digest of arguments that are not JSON; such a call matches no plan
 _encode: Final = json_encoder(ascii_only=True)
 
 
 class PlannedCall(NamedTuple):
-    """One planned call. `was_tool` and `was_args`: as announced, if it was edited."""
+    """One planned call. `was_tool`, `was_args`: the model's own, if it was edited."""
 
     position: int  # index in the message
     call_id: str | None
@@ -42,9 +42,9 @@ class PlannedCall(NamedTuple):
 class PlanRecord:
     """The calls of one message of one agent at one epoch.
 
-    `at`: the thread's number of steps when the plan was recorded. `origin` is 0, except in a carried plan, which an
-    approver's answer took over from an older epoch: then it is that epoch. Call keys contain the epoch of the first
-    plan, so that a call that has run does not run again.
+    `at`: the thread's number of steps when the plan was recorded. `origin`: 0, or the first epoch of a carried plan. An
+    approver's answer carries a plan into the new epoch. Call keys contain the first epoch, so that a call that has run
+    does not run again.
     """
 
     id: str
@@ -76,7 +76,7 @@ _quoted: Final = json.encoder.encode_basestring_ascii
 
 
 def raw_digest(args: object) -> str:
-    """Digest arguments as the model wrote them. If not JSON, they match nothing."""
+    """Return the digest of arguments as the model wrote them, or `_UNCANONICAL`."""
     try:
         text = "".join(_encode(args, 0))
     except (TypeError, ValueError, RecursionError):
@@ -119,7 +119,7 @@ def match(
 
 
 def locate(plan: PlanRecord, call_id: str | None, tool: str, args: object) -> PlannedCall | None:
-    """Return the planned call with an id: of several, the equal one or the first."""
+    """Return the planned call with this id: of several, the equal or the first one."""
     found = [c for c in plan.calls if c.call_id == call_id]
     digest = raw_digest(args) if len(found) > 1 else ""
     return next((c for c in found if c.tool == tool and c.args_digest == digest), found[0] if found else None)
@@ -128,8 +128,8 @@ def locate(plan: PlanRecord, call_id: str | None, tool: str, args: object) -> Pl
 def carry(
     plan: PlanRecord, epoch: int, instead: Mapping[int, PlannedCall | None], announced: Collection[int] = ()
 ) -> PlanRecord:
-    """Carry the plan into `epoch`. `instead`: edits by position; None drops a call."""
-    # `announced`: positions at which edits are undone.
+    """Return the plan for `epoch`. `instead`: position → edited call, None to drop."""
+    # `announced`: positions of edited calls, which become what the model planned again.
     calls = []
     for call in plan.calls:
         other = instead.get(call.position, call)

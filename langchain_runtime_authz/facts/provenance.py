@@ -1,4 +1,4 @@
-"""Find each item's source among given words and outputs: *class* and *standing*.
+"""Find where each item of an argument comes from: its *class* and its *standing*.
 
 The standing is `told` for the classes human and principal, `known` for system and internal, and `outside` for all
 others. A list has the standing of its weakest item. Provenance is evidence for questions and policies, not an order.
@@ -44,7 +44,7 @@ _attribution_json: Final = lru_cache(maxsize=1024)(Attribution._asdict)
 
 
 class Provenance(NamedTuple):
-    """The source of one value (`evaluation.ArgumentProvenance`). Items have no `kind`."""
+    """The source of an argument or of one of its items. An item has no `kind`."""
 
     class_: Any  # of `CLASSES`
     standing: Any  # of `STANDINGS`
@@ -69,7 +69,7 @@ class Provenance(NamedTuple):
 
 
 class Memory:
-    """Texts that this process read, newest last, and sightings not in the ledger."""
+    """The texts that this process read, newest last, and values that the ledger lacks."""
 
     __slots__ = ("_folded", "_found", "prose")
 

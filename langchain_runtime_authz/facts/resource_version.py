@@ -12,7 +12,7 @@ from langchain_runtime_authz.facts.provenance import Provenance
 from langchain_runtime_authz.tool_profile import ToolProfile
 
 _PIECE: Final = 65_536  # characters encoded at a time
-READ: Final = "read:"  # prefix of the marks of reads
+READ: Final = "read:"  # prefix of the ledger's marks for calls that read
 UNREAD: Final = "0"  # the version of a resource without a reported change
 
 
@@ -22,7 +22,7 @@ def resource_of(profile: ToolProfile, args: Mapping[str, Any]) -> str | None:
 
 
 def filled(template: str, args: Mapping[str, str]) -> str | None:
-    """Fill a template; None if an argument is missing."""
+    """Return the filled template, or `None` if an argument is missing."""
     try:
         return template.format_map(args)
     except KeyError:
@@ -34,7 +34,7 @@ def read_mark(tool: str, args_digest: str) -> str:
 
 
 def content_version(profile: ToolProfile, output: object) -> str:
-    """Return a digest of the output's `version` field, or of the whole output."""
+    """Return a digest of the field that `profile.version` names, or of all output."""
     if profile.version is not None:
         record = parsed(output)
         output = record.get(profile.version, output) if isinstance(record, Mapping) else output
@@ -46,6 +46,6 @@ def content_version(profile: ToolProfile, output: object) -> str:
 
 
 def sources(traced: Mapping[str, Provenance]) -> set[str]:
-    """Return the tools that supplied critical arguments which are not `told`."""
+    """Return the tools whose outputs supplied arguments that the user did not say."""
     items = [i for a in traced.values() if a.standing != "told" for i in (a, *a.items)]
     return {by.source.split("/", 1)[0] for i in items for by in (*i.asserted_by, *i.mentioned_by) if by.source}

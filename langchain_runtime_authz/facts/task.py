@@ -23,9 +23,9 @@ MAX_TASK_TEXT: Final = 4000  # characters of task text in a request; the digest 
 class HumanText:
     """One text that changed the task.
 
-    `key`: id by the sender. `author`: `type:id`. `epoch`: of the ledger. `own`: the thread's subject wrote it; texts of
-    others can only narrow the task. `past`: it came in a history, already answered. `mixed`: it has several blocks,
-    perhaps an attachment, or came with texts of other names. Past and mixed texts order nothing.
+    `key`: the sender's id for it. `author`: `type:id`. `epoch`: the ledger's. `own`: the thread's subject wrote it;
+    texts of others can only narrow the task. `past`: it came in a history, already answered. `mixed`: it has several
+    blocks, perhaps an attachment, or came together with texts of other people. Past and mixed texts order nothing.
     """
 
     digest: str
@@ -38,13 +38,13 @@ class HumanText:
     mixed: bool = field(default=False, compare=False)
 
     def by(self, author: str, *, own: bool) -> HumanText:
-        """Return the text with this author. `own` can only become False."""
+        """Return the text with this author. `own` becomes False, or stays as it is."""
         return HumanText(self.digest, self.text, self.key, self.own and own, author, self.epoch, self.past, self.mixed)
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A task's texts as one: `digest` chains all, `text` joins the subject's own."""
+    """The task: `digest` covers all its texts in order, `text` joins the subject's."""
 
     id: str = ""
     digest: str = ""

@@ -46,7 +46,7 @@ class UserWords:
 
 
 def _said(tokens: frozenset[str], words: str, value_forms: tuple[str, ...]) -> bool:
-    """Return True if the user said the value; of a text, only whole words count."""
+    """Return True if the user's words hold one of the forms; a text, as whole words."""
     for form in value_forms:
         kind, _, text = form.partition(":")
         if form in tokens if kind != "text" else len(text) >= _SHORTEST and _within(text, words):
@@ -66,7 +66,7 @@ def _within(phrase: str, text: str) -> bool:
 
 
 def _joined(text: str, i: int, step: int) -> bool:
-    """Return True if the character at `i` joins its two sides into one name."""
+    """Return True if the character at `i` makes one name of the text around it."""
     if not 0 <= i < len(text):
         return False
     c = text[i]
