@@ -1,7 +1,8 @@
 """Give each of a task's questions its own answer, by number.
 
-LangGraph numbers a task's answers in order, and gives them to the task's questions in the order in which code asks. In a
-hand-written node, an approval that is void or a call that does not run again would shift that order.
+A task is LangGraph's unit of work here: one run of a node. LangGraph numbers a task's answers in order, and gives them
+to the task's questions in the order in which code asks. In a hand-written node, an approval that is void or a call that
+does not run again would shift that order.
 """
 
 from __future__ import annotations
@@ -16,24 +17,24 @@ from langgraph.types import interrupt
 
 from langchain_runtime_authz.langgraph import private_api as private
 
-OURS: Final = "answers_approvals"  # a field of each stored answer to a question of ours: the approvals' ids
+OURS: Final = "answers_approvals"  # a field of each stored answer to an approval question: the approvals' ids
 _GRAPHS_PER_TOOL: Final = 10_000
 
 _pausing: Final = ContextVar[Collection[str] | None]("langchain_runtime_authz.pausing", default=())
 
 
 def fits(answer: object, ids: Collection[str], *, plain: bool) -> bool:
-    """Return True if an answer is marked as that of `ids`. `plain`: also if unmarked."""
+    """Return True if `answer` is to one of the approvals `ids`; if unmarked, `plain`."""
     marks = answer.get(OURS) if isinstance(answer, Mapping) else None
     return not set(ids).isdisjoint(marks) if isinstance(marks, list) else plain
 
 
 def pause(value: Mapping[str, Any], ids: Collection[str] | None = None) -> Any:
-    """Ask a question of ours, or take the next answer, with `ids` one that fits them."""
+    """Ask an approval question, or return the next answer; with `ids`, one to them."""
     before, shown = _pausing.set(ids), dict(value)
     try:
         return interrupt(shown)
-    except GraphInterrupt as exc:  # its id is known now, not before: the task's other calls may pause at once
+    except GraphInterrupt as exc:  # only now is the id known, because the task's other calls may pause at the same time
         shown["interrupt_id"] = exc.args[0][0].id
         raise
     finally:
@@ -41,16 +42,16 @@ def pause(value: Mapping[str, Any], ids: Collection[str] | None = None) -> Any:
 
 
 class _Answers(NamedTuple):
-    """LangGraph's counter of a node's task, and lists of its answers' numbers."""
+    """LangGraph's counter of a task's answers, and the numbers of answers in use."""
 
     counter: Callable[[], int]
     used: list[int]
-    kept: list[int]  # each for one question
-    heard: list[int]  # by a tool
+    kept: list[int]  # each belongs to one question
+    heard: list[int]  # each was given to a question of a tool
 
 
 def kept_answers(config: Mapping[str, Any]) -> list[int] | None:
-    """Return the numbers that belong to one question, or `None` outside such a node."""
+    """Return the numbers of answers that belong to one question; None if not counted."""
     of = getattr(getattr(private.scratchpad_of(config), "interrupt_counter", None), "of", None)
     return of.kept if of is not None else None
 
@@ -68,7 +69,7 @@ def take_answers(config: Mapping[str, Any], numbers: Sequence[int]) -> None:
 
 
 def pass_number(config: Mapping[str, Any]) -> None:
-    """Use up a node's next number, so that the next question has another interrupt id."""
+    """Skip a node's next answer number, so that its next question has another id."""
     resume = private.scratchpad_of(config).resume
     resume.append({OURS: []})
     take_answers(config, [len(resume) - 1])
@@ -77,19 +78,20 @@ def pass_number(config: Mapping[str, Any]) -> None:
 def counting_questions(
     config: dict[str, Any], place: int | None = None, mine: Sequence[int] | None = None
 ) -> tuple[dict[str, Any], list[int]]:
-    """Return (1) a tool's or node's `config`, (2) the numbers of its questions.
+    """Return (1) a config that numbers a tool's or node's questions, (2) the numbers.
 
-    A node's tool hears only the answers `mine`, if given, and asks each other question anew.
+    `mine`: the numbers of the answers to a node's tool. The tool gets no other answers, and asks each other question
+    anew. `place`: the index of the tool's call, to number the graphs that it calls.
     """
     configurable = config.get("configurable") or {}
     scratchpad = configurable.get(private.keys.CONFIG_KEY_SCRATCHPAD)
     if scratchpad is None:
         return config, []
     counter: Callable[[], int] = scratchpad.interrupt_counter
-    around: _Answers | None = getattr(counter, "of", None)  # of a node's config, for a tool's
+    around: _Answers | None = getattr(counter, "of", None)  # the node's, if the config is for a tool of a node
     strict = mine is not None and around is not None
     asked = [*mine] if mine and strict else []
-    of = around or tuple.__new__(_Answers, (counter, asked, [], []))  # without a call of a Python function
+    of = around or tuple.__new__(_Answers, (counter, asked, [], []))  # faster than a call of the class
     left = [n for n in asked if n < len(scratchpad.resume) and n not in of.heard] if asked else []
 
     def counted() -> int:
@@ -123,6 +125,6 @@ def counting_questions(
 
 
 def answers_left(config: Mapping[str, Any], had: int, *, plain: bool = True) -> bool:
-    """Return True if an answer by interrupt id or, if `plain`, any answer waits."""
+    """Return True if there are more than `had` answers or, if `plain`, an unkeyed one."""
     pad = private.scratchpad_of(config)
     return pad is not None and (len(pad.resume) > had or (plain and private.unused_answer(config) is not None))

@@ -247,8 +247,8 @@ def install(*, everywhere: bool = False, listens: bool = False) -> None:
 
 
 def hearing(config: dict[str, Any]) -> dict[str, Any]:
-    """Add the backstop to the callbacks in a root entry's config."""
-    # Then it also covers a thread to which a node hands its callbacks.
+    """Return a root entry's config with the backstop among its callbacks."""
+    # The backstop then also covers a thread to which a node hands its callbacks.
     callbacks = config.get("callbacks")
     if isinstance(callbacks, BaseCallbackManager):
         callbacks = callbacks.copy()
@@ -277,7 +277,7 @@ _decided: ContextVar[tuple[Run, str, frozenset[str]] | None] = ContextVar(
 
 @contextmanager
 def decided_scope(run: Run, call: ModelCall, decision: Decision) -> Iterator[None]:
-    """Mark a model call as decided for the code inside, or raise `AuthzHalt`."""
+    """Mark a model call as decided inside the block. Raises `AuthzHalt` if denied."""
     if not decision.permit:
         raise AuthzHalt(decision.reason, decision.decision_id)
     previous = _decided.get()
@@ -319,7 +319,7 @@ def tool_names(tool: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def shown_by(params: Mapping[str, Any], depth: int = 3) -> list[Any]:
-    """Return the tools in a model call's parameters, the provider's own included."""
+    """Return the tools in a model call's parameters, including the provider's tools."""
     found: list[Any] = []
     config = params.get("toolConfig")
     for listed in (params.get("tools"), params.get("functions"), config.get("tools") if type(config) is dict else None):
@@ -379,7 +379,7 @@ def call_as_sent(serialized: Any, messages: Sequence[BaseMessage], metadata: Any
 
 
 def decide_shown(by: Run, call: ModelCall) -> Flow[None]:
-    """Decide a model call, unless our middleware has, or raise `AuthzHalt`."""
+    """Decide a model call that our middleware did not. Raises `AuthzHalt` if denied."""
     ready = _decided.get()
     if ready is not None and ready[:2] == (by, call.model) and ready[2].issuperset(call.provider_tools):
         return

@@ -51,7 +51,7 @@ def _get(saver: Any, place: Any) -> tuple[Any, ...]:
 
 
 def _frames(saver: Any) -> Any:
-    """Return LangGraph's own saver as a copy that decodes only plain values."""
+    """Return a copy of `saver` that decodes only plain values, if it is LangGraph's."""
     real = saver.serde
     if type(real) is not JsonPlusSerializer or not type(saver).__module__.startswith("langgraph.checkpoint."):
         return saver
@@ -80,7 +80,7 @@ def thread_config(config: Mapping[str, Any], checkpoint: str | None = None) -> d
 
 
 def read_head(saver: BaseCheckpointSaver[Any], config: Mapping[str, Any]) -> Flow[Head | None]:
-    """Read the checkpoint that a config loads; `None` if the thread has none."""
+    """Read the checkpoint that `config` loads; `None` if the thread has no checkpoint."""
     frames, newest = _frames(saver), thread_config(config)
     named = (config.get("configurable") or {}).get("checkpoint_id")
     found: CheckpointTuple | None = yield _get(frames, thread_config(config, named) if named else newest)
@@ -93,7 +93,7 @@ def read_head(saver: BaseCheckpointSaver[Any], config: Mapping[str, Any]) -> Flo
 
 
 def at_replay(graph: Any, config: Mapping[str, Any], given: object) -> Flow[Mapping[str, Any]]:
-    """Return a config without its checkpoint if a replay of that waits for the answer."""
+    """Drop the checkpoint id from `config` if its replay already waits for the answer."""
     named, place = (config.get("configurable") or {}).get("checkpoint_id"), thread_config(config)
     if not named or place is None or place["configurable"]["checkpoint_ns"] or not isinstance(given, Command):
         return config
@@ -131,8 +131,8 @@ def moved(graph: Any, config: Mapping[str, Any], channels: Sequence[str], head: 
 
 
 def said_more(graph: Any, before: StateSnapshot, place: Any, channels: Sequence[str]) -> Flow[bool]:
-    """Return True if the `update_state` that left `place` changed the state."""
-    # What a running run wrote in between does not count as a change.
+    """Return True if the `update_state` that wrote checkpoint `place` changed state."""
+    # Writes of a run that went on meanwhile do not count.
     after: StateSnapshot = yield read_state(graph, place)
     if not differ(before, after, channels):
         return False
@@ -153,9 +153,10 @@ def _checkpoint(config: Mapping[str, Any] | None, name: str = "checkpoint_id") -
 def read_waiting(
     graph: Any, config: Mapping[str, Any], channels: Sequence[str], *, nodes_only: bool = False
 ) -> Flow[Below | None]:
-    """Read the state of a root graph's waiting child graphs; `None` without any.
+    """Read the state of a root graph's waiting child graphs; `None` if none waits.
 
-    Graphs that a task's code calls are found by namespace, one level deep. `nodes_only`: `None` if no node is a graph.
+    Graphs that a task's code calls are found by namespace, one level deep. `nodes_only`: return `None` if no node is a
+    graph.
     """
     if nodes_only and not any(True for _ in graph.get_subgraphs()):
         return None
@@ -180,7 +181,7 @@ def read_waiting(
 
 
 def _called(graph: Any, state: StateSnapshot) -> dict[str, int]:
-    """Return namespace → first number to read, for tasks whose code may call graphs."""
+    """Return namespace → first subgraph index, for tasks whose code may call graphs."""
     named: dict[str, int] = {}
     for task in state.tasks:
         node = graph.nodes.get(task.name)
@@ -254,7 +255,7 @@ def _update_at(run: Run, graph: Any, place: Mapping[str, Any], channels: Sequenc
     if not _is_news(found, known):
         return []
     ident = found.checkpoint["id"]
-    # If later checkpoints follow the update, a child has loaded and checked it. The newest one is not loaded yet.
+    # If the newest checkpoint descends from the update, a child has loaded and checked the update.
     line: CheckpointTuple | None = yield _get(frames, place)
     newest = line is not None and line.checkpoint["id"] == ident
     while line is not None and line.checkpoint["id"] > ident:
@@ -276,7 +277,7 @@ def _update_at(run: Run, graph: Any, place: Mapping[str, Any], channels: Sequenc
 def find_checkpoint(
     saver: Any, place: Any, wanted: Callable[[CheckpointTuple], bool] = bool, **options: Any
 ) -> tuple[Any, ...]:
-    """Return the newest wanted checkpoint, or None.
+    """Return the newest checkpoint for which `wanted` is True, or `None`.
 
     The list is read to its end, since a saver may hold a lock until then.
     """
@@ -300,7 +301,7 @@ def _is_news(found: CheckpointTuple, known: Collection[str | None]) -> bool:
 def differ(before: StateSnapshot, now: StateSnapshot, channels: Sequence[str]) -> bool:
     """Return True if a watched channel changed, or a waiting task is gone."""
     dropped = Counter(before.next) - Counter(now.next)
-    if now.next:  # the input's task has led to these
+    if now.next:  # the task that reads the input has started these
         dropped.pop(START, None)
     return bool(dropped) or watched(before.values, channels) != watched(now.values, channels)
 

@@ -178,7 +178,7 @@ class DeclaredEffect(Together):
     _given: Mapping[str, Any]
 
     def __call__(self, function: F) -> F:
-        """Wrap the function, to decide each call. Raises `ConfigError`."""
+        """Wrap a function to decide each call. Raises `ConfigError` if it is unsuitable."""
         if not callable(function) or isinstance(function, type | BaseTool):
             raise wrong(f"effect `{self._name}`", "a function", function)
         if self._given:
@@ -335,7 +335,7 @@ class _Writes(Together):
         return [_write(profiles, op) for op in self._given if isinstance(op, PutOp)]
 
     def opened(self) -> _Writes:
-        """Leave out of `ops` the writes of an earlier execution of the node."""
+        """Remove from `ops` the writes that an earlier execution of the node performed."""
         if self.begun:
             begun = iter(self.begun)
             self.ops = [op for op in self._given if not isinstance(op, PutOp) or isinstance(next(begun), ToolExecution)]

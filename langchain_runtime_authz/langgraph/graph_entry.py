@@ -63,7 +63,7 @@ class RootEntry:
         return Scope(self.engine.tenant, self.engine.issuer.issuer, graph, thread)
 
     def owner(self, config: Mapping[str, Any]) -> Owner:
-        """Return the run around a call, or `None`. Raises `ConfigError`."""
+        """Return the run around a call, if any. Raises `ConfigError` for a foreign one."""
         # If the config names no run, the run around the code counts. So a graph that a node or tool calls with its own
         # config is a child, because the text that the code passes to the graph is not the user's.
         found = run_context.target_in(config) or run_context.running() or run_context.around()
@@ -106,7 +106,7 @@ class RootEntry:
         return run_context.RunHandle(self.engine, nobody if found is None else run_context.caller(found), None)
 
     def update(self, graph: Any, config: Any, supersteps: Any, write: tuple[Any, ...]) -> Flow[Any]:
-        """Perform an `update_state` outside every run, and pin the correction it makes."""
+        """Perform an `update_state` outside every run, and record the correction it makes."""
         opener = run_context.opened(config or {})
         before: StateSnapshot = yield checkpoints.read_state(graph, config)
         place = yield write

@@ -42,7 +42,7 @@ def brought(given: object, values: object, channels: Sequence[str]) -> list[Huma
 
 
 def _words(new: object, old: object) -> str:
-    """Return the user's text in a declared channel: of messages, only the new ones."""
+    """Return a channel's new text; of a list of messages, the user's new messages."""
     if not isinstance(new, list) or not any(not isinstance(m, str) and messages.as_message(m) for m in new):
         return content_text(new)
     before = {(t.key, t.digest) for t in messages.human_texts(old)} if isinstance(old, list) else set()
@@ -50,7 +50,7 @@ def _words(new: object, old: object) -> str:
 
 
 def written(given: object, names: Sequence[str]) -> list[str]:
-    """Return the `names` that an input writes. `None` is a write only in a mapping."""
+    """Return those `names` that an input writes. `None` counts only in a mapping."""
     if isinstance(given, (dict, Mapping)):
         return [name for name in names if name in given]
     return [name for name in names if getattr(given, name, None) is not None]
@@ -84,7 +84,7 @@ def others(channels: Sequence[str]) -> list[str]:
 
 
 def open_questions(state: StateSnapshot, asks: Sequence[Approval], now: float) -> tuple[Interrupt, ...]:
-    """Return a state's open interrupts: ours only while they wait in the ledger."""
+    """Return a state's interrupts, without approval questions that no longer wait."""
     waits = [a for a in asks if not 0 < a.expires_at <= now]
     waiting = {a.interrupt_id for a in shown(waits, {i.id: i.value for i in state.interrupts})}
     return tuple(i for i in state.interrupts if not approval_ids(i.value) or i.id in waiting)
@@ -120,10 +120,11 @@ def resumed(
 ) -> Flow[Any]:
     """Record the answers in a resume value, and return the input to run with.
 
-    The answers are recorded before any task starts. A plain value is keyed by its question's interrupt id, because
-    LangGraph would give it to the first task that asks. If no question waits, the value may answer the application's
-    next question, but none of ours. It stays `plain` at a child's checkpoint and for a graph without checkpoints, which
-    ask with another interrupt id. At an `older` checkpoint whose step has ended, a fork asks ours anew.
+    The answers are recorded before any task starts. A plain value is one without interrupt ids. It is keyed by its
+    question's id, because LangGraph would give it to the first task that asks. If no question waits, the value may
+    answer the application's next question, but no approval question. With `plain`, it is not keyed: a child's
+    checkpoint and a graph without checkpoints ask with another id. At an `older` checkpoint whose step has ended, a
+    fork asks for approvals anew.
     """
     questions = {i.id: i.value for i in state.interrupts}
     # At an older checkpoint, a state shows answered questions too.
@@ -151,7 +152,7 @@ def resumed(
 
 
 def marked(answer: object, question: Any, interrupt_id: str, asks: Sequence[Approval]) -> object:
-    """Mark an answer to a question of ours, so that no question of a node takes it."""
+    """Mark an answer to an approval question, so that no question of a node takes it."""
     if not is_shown_by(question, interrupt_id, asks):
         return answer
     return {**(answer if isinstance(answer, Mapping) else {"decisions": answer}), OURS: approval_ids(question)}
@@ -167,7 +168,7 @@ def _offered(schema: object) -> Iterator[object]:
 
 
 def _said_more(answer: object, offered: Collection[object], question: str, depth: int = MAX_DEPTH) -> object:
-    """Return an answer without consent and without texts that the question offered."""
+    """Return an answer with empty texts in place of consent and `offered` texts."""
     if isinstance(answer, str):
         return "" if answer in offered or any(_assents(answer, question, each) for each in languages()) else answer
     if depth and isinstance(answer, Mapping):

@@ -35,7 +35,7 @@ from langchain_runtime_authz.pep.run import Block, Commit, Effect, Flow, Load, R
 
 # Pause for an approver. Raises `GraphInterrupt` until there is an answer, then returns it.
 Interrupt: Final = Effect(lambda _, value: answer_numbers.pause(value))
-# The same for a question that a stopped task replaced by another one, which has taken its number.
+# The same, if a later question has taken this question's answer number. Only an answer to this question is taken.
 AskAgain: Final = Effect(lambda _, value: answer_numbers.pause(value, approval_hitl.approval_ids(value)))
 
 
@@ -66,8 +66,8 @@ def decide_together(
 ) -> Flow[list[Pending]]:
     """Decide calls that all run in this task, before any of them runs.
 
-    No call runs before every question is answered. `had` counts the answers that the task used. If `turn()` is False or
-    an unused answer waits, pause without asking.
+    No call runs before every question is answered. `had` returns how many answers the task has used. If `turn()`
+    returns False or an unused answer waits, the task pauses without a question.
     """
     decided = yield from _decide(run, calls, entry)
     for one in decided:
@@ -90,7 +90,7 @@ def decide_together(
                     return (yield from decide_together(run, calls, config, had=had, turn=turn))
         answered = kept(row.result).get("answers", []) if row is not None else []
         if one.replay and reviewed and _asked_in(one, private.task_id(config), review=True):
-            answered = [0, *answered]  # the review's answer is skipped with the tool's
+            answered = [0, *answered]  # the answer to the review is skipped too
         paused = row is not None and row.state == "suspended"
         replaced = bool(one.call.amends) and _replaced(one)
         waiting.append(Pending(run, one.call, verdict, place, answers=answered, paused=paused, replaced=replaced))
@@ -98,7 +98,7 @@ def decide_together(
 
 
 def decide_message(run: Run, calls: Sequence[Call], config: Mapping[str, Any], entry: Entry) -> Flow[list[DecidedCall]]:
-    """Decide all calls of a message together, so that a cap counts all questions."""
+    """Decide all calls of a message together, so that the limit counts all questions."""
     # LangGraph runs each call in a task of its own.
     judged = yield from _decide(run, calls, entry)
     fresh = [j for j in judged if _askable(j) and (j.approval is None or j.approval.state == "spent")]
@@ -126,7 +126,7 @@ def decide_one_of(run: Run, judged: Sequence[DecidedCall], position: int, config
     mine_open = any(_asked_in(j, me) and _is_open(j) for j in judged)
     here = run.engine.on_ask is not None  # each task asks about its own call
     pauses = private.checkpointer_of(config) and not here
-    by = getattr(mine.approval, "task_id", "")  # in a fork, this task is gone; otherwise it has an earlier call
+    by = getattr(mine.approval, "task_id", "")  # the task that asked; a fork does not have it
     listed = _is_open(mine) and any(_asked_in(j, by) for j in judged[:position])
     if pauses and _askable(mine) and not asked_before and (position != asked[0] or listed):
         raise GraphInterrupt(())
@@ -162,11 +162,11 @@ def _ask(
     me, first = private.task_id(config), judged
     try:
         before = [(a, j) for j in judged if me and (a := _asked_in(j, me)) is not None and not _left(j)]
-        if had is not None:  # code may have asked since, so a spent approval has no place among the rounds
+        if had is not None:  # code may have asked in between, so a spent approval is not one of the rounds
             before = [(a, j) for a, j in before if a.state != "spent" or not j.asks]
         plain = not ((before or any(j.asks for j in judged)) and _drop_plain_answer(run, config))
         rounds = max((a.round for a, _ in before), default=-1) + 1
-        heard, withdrawn = private.of_execution(run.heard, config)  # questions answered, and calls withdrawn, so far
+        heard, withdrawn = private.of_execution(run.heard, config)  # ids of answered questions, keys of withdrawn calls
         for number in range(max((a.round + 1 for a, _ in before if a.id in heard), default=0), rounds):
             again = [(j, a) for a, j in before if a.round == number]
             answer = yield from _answered(run, config, again)
@@ -182,8 +182,8 @@ def _ask(
         known = {j.key for j in asked if (a := _asked_in(j, me)) and a.call_key == j.key and a.state != "spent"}
         known -= {j.key for j in asked if j.approval and j.approval.state == "approved" and not j.told}
         fresh = [j for j in asked if j.key not in unrepeatable | known]
-        # A new question that comes before a tool's own question in the task would take that one's answer. Only a call
-        # by code that never ran comes after all answered questions.
+        # A new question that comes before a tool's own question would take the answer to the tool's question. Only a
+        # call by code that never ran comes after all answered questions.
         before_answers = had is not None or any(j.row is not None or not j.call.by_code for j in fresh)
         # A review in this task received its answer before the code that asks now.
         answered = rounds + sum(bool(_asked_in(j, me, review=True)) and not j.call.reviewed for j in judged)
@@ -220,7 +220,7 @@ def _ask(
 
 
 def _pass_others(run: Run, config: Mapping[str, Any], own: str = "") -> Flow[None]:
-    """Use up a task's numbers whose interrupt ids showed questions other than `own`."""
+    """Skip answer numbers whose interrupt ids belong to questions other than `own`."""
     # An answer by id to such a question does not count for another one.
     while private.scratchpad_of(config) is not None and run.engine.on_ask is None:
         mark = f"{OF_TASK}{private.interrupt_id(config)}"
@@ -237,7 +237,7 @@ def _answered(
     """Return the answer to a question, and skip answers to earlier questions."""
     scratchpad, kept_here = private.scratchpad_of(config), answer_numbers.kept_answers(config)
     question = approval_hitl.payload(asked)
-    if not asked:  # its calls are not made again; LangGraph's own counter needs the place, if it has an answer
+    if not asked:  # its calls are not made again, but LangGraph's own counter must count its answer
         with suppress(GraphInterrupt):
             return None if kept_here is not None else (yield pause(question))
         return None
@@ -263,19 +263,19 @@ def _answered(
 
 
 def _drop_plain_answer(run: Run, config: Mapping[str, Any]) -> bool:
-    """Return True, and drop a plain answer, if the root entry keys answers by id."""
+    """Drop a plain answer, and return True, if answers are keyed by interrupt id."""
     if by_id := _keyed(run, config):
         private.drop_plain_answer(config)
     return by_id
 
 
 def _keyed(run: Run, config: Mapping[str, Any]) -> bool:
-    """Return True if the entry keyed the answers by interrupt id, and marked ours."""
+    """Return True if the root entry keyed this thread's answers by interrupt id."""
     return (thread := private.thread_of(config)) is not None and thread == run.keyed_thread
 
 
 def _asked_in(judged: DecidedCall, me: str, *, review: bool = False) -> Approval | None:
-    """Return the call's question if this task or, with `review`, its review asked it."""
+    """Return the question about the call that task `me` asked. `review`: a review's."""
     ask = judged.approval
     mine = ask is not None and ask.task_id == me and (ask.source == "hitl") is review and (bool(me) or not review)
     return ask if mine else None
@@ -296,7 +296,7 @@ def _askable(judged: DecidedCall) -> bool:
 
 def _resolve(run: Run, asked: Sequence[tuple[DecidedCall, Approval]], answer: object) -> Flow[None]:
     """Record the answer, unless the root entry has recorded it."""
-    # It has not if a child runs on its own thread.
+    # The root entry has not recorded it if a child runs on its own thread.
     snapshot, shown = (yield Load(run.scope, Query(asks=True))), {a.id for _, a in asked}
     # An answer that came too late does not count.
     still = [a for a in snapshot.asks if a.id in shown and not 0 < a.expires_at <= snapshot.now]

@@ -63,7 +63,7 @@ def denial_message(denial: Denial, call_id: str | None) -> ToolMessage:
 
 
 def edit_note(call: Call) -> str:
-    """Return a note for the model that the user replaced its call."""
+    """Return a note that tells the model that the user replaced its call."""
     return (
         "Note: the user replaced this action before it was carried out, on purpose. Carried out instead: "
         f"{call.tool} with {json.dumps(call.raw, ensure_ascii=False)}. Do not repeat your own."
@@ -86,7 +86,7 @@ def with_note(output: Any, note: str) -> Any:
 
 
 def recorded(output: object, asked: Sequence[int] = ()) -> str | None:
-    """Serialise a tool's result for a replay. `asked`: numbers of the answers it got."""
+    """Return a tool's result as JSON, for a replay. `asked`: numbers of its answers."""
     content, status = (output.content, output.status) if isinstance(output, ToolMessage) else (output, "success")
     record = {"content": content, "status": status, **({"answers": asked} if asked else {})}
     plain = type(content) is str and content.isascii()  # otherwise it may contain a lone surrogate
@@ -125,7 +125,7 @@ def only_asked(asked: Sequence[int]) -> str | None:
 
 
 def kept(result: str | None) -> dict[str, Any]:
-    """Return what `recorded` serialised. `content` and `status` may be missing."""
+    """Return the mapping that `recorded` serialised. Any of its keys may be missing."""
     return json.loads(result) if result else {}
 
 
@@ -142,7 +142,7 @@ def replay_message(replay: Replay, call_id: str | None) -> ToolMessage:
 
 
 def written(given: object) -> object:
-    """Return the writes of a root input, with a `Command`'s pairs as a mapping."""
+    """Return the state update of a root input, with a `Command`'s pairs as a mapping."""
     update = given.update if isinstance(given, Command) else given
     pairs = update if isinstance(update, list | tuple) and isinstance(given, Command) else ()
     if not pairs or not all(isinstance(p, tuple) and len(p) == _PAIR and isinstance(p[0], str) for p in pairs):
@@ -162,7 +162,7 @@ def _listed(value: Any) -> list[Any]:
 
 
 def overwritten(value: Any) -> tuple[bool, Any]:
-    """Return a pair: (1) True if a write bypasses the reducer, (2) its value."""
+    """Return (1) True if a written value bypasses the reducer, (2) the value itself."""
     if isinstance(value, Overwrite):
         return True, value.value
     if isinstance(value, dict) and len(value) == 1 and _OVERWRITE in value:
@@ -217,7 +217,7 @@ def human_texts(value: object) -> list[HumanText]:
             names.append(getattr(message, "name", None))
         elif message is not None and not isinstance(message, HumanMessage | SystemMessage | RemoveMessage):
             answered = len(texts)
-    several = len({*names[answered:]}) > 1  # people, of whom one may not order for the others
+    several = len({*names[answered:]}) > 1  # several people wrote, and one may not order for the others
     texts = [replace(text, mixed=True) for text in texts] if several else texts
     return [replace(text, past=True) for text in texts[:answered]] + texts[answered:] if answered else texts
 
@@ -319,7 +319,7 @@ def place_of(call: Any, planned: Mapping[int, Any]) -> int | None:
 
 
 def foreign_plans(run: Run, value: object) -> None:
-    """Remember the calls in a client's AI messages, so that they are never a plan."""
+    """Remember the calls in a client's AI messages, so that they never count as plans."""
     found = ai_messages(value)
     for entry in messages_in(value):
         if isinstance(entry, (dict, Mapping)) and isinstance(message := as_message(entry), AIMessage):
@@ -343,7 +343,7 @@ def plans_of(run: Run, given: object, returned: object) -> list[RecordPlan]:
 
 
 def record(run: Run, plans: Sequence[RecordPlan]) -> Flow[None]:
-    """Record plans. After `AuthzHalt`, the node's output must not take effect."""
+    """Record plans. Raises `AuthzHalt` on failure, so that the output has no effect."""
     try:
         done = yield (Commit, run.scope, None, plans)
         for record in plans:

@@ -112,7 +112,7 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
         return (yield (OneByOne, locks, opening()))
 
     def _entries(self, runtime: Any) -> tuple[Locks, dict[str, Any]]:
-        # The nodes of one invocation share this function, which no other invocation has.
+        # The nodes of one invocation share its stream writer, and each invocation has its own.
         found: Any = vars(runtime.stream_writer).setdefault(self, ((threading.Lock(), threading.Lock()), {}))
         return found  # type: ignore[no-any-return]
 

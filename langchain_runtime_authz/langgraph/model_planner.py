@@ -1,4 +1,4 @@
-"""Let a model compile a mandate from the user's messages, before other text.
+"""Let a model compile a mandate from the user's messages.
 
 The model sees the tools' signatures and profiles, and the user's messages without quoted parts, but no tool output.
 Parts that the messages do not support are dropped (`mandate.planner_mandate`). If the model fails, there is no mandate.

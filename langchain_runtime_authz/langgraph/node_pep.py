@@ -46,7 +46,7 @@ def is_gated(bound: object) -> bool:
 
 
 def gate_bound(bound: Runnable[Any, Any], name: str, channels: frozenset[str] = frozenset()) -> Runnable[Any, Any]:
-    """Return a protected copy of a node's runnable. `channels` append messages."""
+    """Return a protected copy of a node's runnable. `channels`: those of messages."""
     gated = _copied(bound, _gated_class(bound, name, channels))
     if isinstance(gated, private.ToolNode):
         gated.func, gated.afunc = gated._func, gated._afunc
@@ -185,7 +185,7 @@ def _ended(run: Run, node: NodeCalls, input: Any, failed: BaseException | None, 
 
 
 def _outside(config: Any) -> tuple[Engine, Flow[Run]]:
-    """Return the engine and the run's flow for a node outside every protected graph."""
+    """Return the engine, and the flow that opens a run, for a node that no graph runs."""
     opener = opened(config or {})
     if opener is None:
         raise AuthzHalt(Code.NO_RUN, deny(Code.NO_RUN).decision_id)

@@ -66,7 +66,7 @@ class Cleaner:
         return self._value(value, fields if isinstance(value, BaseMessage) else _NONE)
 
     def _rebuilt(self, value: Any, clean: Callable[[str, Any], Any]) -> Any:
-        """Copy a message or state object, with each attribute replaced by `clean`."""
+        """Copy a message or state object, and pass each attribute through `clean`."""
         other = copy.copy(value)
         for place in _PLACES:
             if held := getattr(value, place, None):
@@ -86,7 +86,7 @@ class Cleaner:
         return clean
 
     def error(self, exc: BaseException) -> Any:
-        """Return the exception without tokens. Filter questions and commands in place."""
+        """Return `exc` without tokens. In a question or command, remove them in place."""
         if not isinstance(exc, GraphBubbleUp):
             return self.search.clean(exc)
         if self._searches and isinstance(exc, ParentCommand):
@@ -106,7 +106,7 @@ def cleaned(code: Callable[[], Any], clean: Clean, clean_error: Clean) -> Any:
 
 
 def given(output: Any, failed: BaseException | None) -> Any:
-    """Return an output, or raise the exception without this frame in its traceback."""
+    """Return `output`, or raise `failed` and break its cycle with this frame."""
     try:
         if failed is not None:
             raise failed

@@ -133,7 +133,7 @@ def task_id(config: Mapping[str, Any]) -> str:
 
 
 def superstep(config: Mapping[str, Any]) -> str | None:
-    """Return a name for the tasks that run together, a new one if they start again."""
+    """Return an id that the tasks of one superstep share. A retry has a new id."""
     futures: Any = getattr(_given(config).get(keys.CONFIG_KEY_CALL), "keywords", {}).get("futures")
     together = futures() if futures is not None else None
     return vars(together).setdefault("runtime_authz", secrets.token_hex(16)) if together is not None else None
@@ -177,7 +177,7 @@ def counted_graph(config: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
 
 
 def place_below(graph: Any, config: Mapping[str, Any], number: int = 0) -> Place | None:
-    """Return the place of a called graph's state, or `None` if it keeps none."""
+    """Return where a called graph's state is stored, or `None` if it is not stored."""
     configurable = _given(config)
     borrowed = lent(config)
     saver = None if graph.checkpointer is False else borrowed.get(keys.CONFIG_KEY_CHECKPOINTER, graph.checkpointer)
@@ -216,7 +216,7 @@ def interrupt_id(config: Mapping[str, Any], number: int | None = None) -> str:
 
 
 def of_execution(heard: dict[str, Any], config: Mapping[str, Any]) -> tuple[set[str], set[str]]:
-    """Return two sets that last for one execution, because a retry counts anew."""
+    """Return two sets for the present execution of a task. A retry gets new ones."""
     counter = getattr(scratchpad_of(config), "interrupt_counter", None)
     counter = getattr(getattr(counter, "of", None), "counter", counter)
     known = heard.get(key := task_id(config))
@@ -240,7 +240,7 @@ def with_answers(config: Mapping[str, Any], answers: Mapping[str, object]) -> di
 
 
 def answered_by_first_id(config: Mapping[str, Any]) -> bool:
-    """Return True if a task's newest answer was given to its first question."""
+    """Return True if a task's newest answer came under the id of its first question."""
     named, last = _given(config).get(keys.CONFIG_KEY_RESUME_MAP) or {}, len(scratchpad_of(config).resume) - 1
     return last > 0 and interrupt_id(config, 0) in named and interrupt_id(config, last) not in named
 
@@ -391,12 +391,12 @@ def reset_node(node: PregelNode) -> None:
 
 
 def imports_anything(serde: object) -> bool:
-    """Return True if a serializer imports and calls any name, LangGraph's default."""
+    """Return True if a serializer may import and call any name (LangGraph's default)."""
     return isinstance(serde, JsonPlusSerializer) and serde._allowed_msgpack_modules is True
 
 
 def is_sent(config: Mapping[str, Any]) -> bool:
-    """Return True if a `Send` started the task. Callers cannot forge its path."""
+    """Return True if a `Send` started the task, by a path that callers cannot forge."""
     path = (config.get("metadata") or {}).get("langgraph_path")
     return bool(task_id(config)) and isinstance(path, tuple) and path[:1] == (keys.PUSH,)
 

@@ -144,8 +144,8 @@ def _protect_builder(builder: Any, protection: Protection) -> None:
 
 
 def _next(chunks: AsyncGenerator[Any, None]) -> Awaitable[Any]:
-    """Step a stream that the event loop does not register."""
-    # Otherwise the loop would close the stream while its consumer closes it.
+    """Return the next chunk of a stream, without registering it with the event loop."""
+    # The event loop would close a registered stream while its consumer closes it.
     hooks = sys.get_asyncgen_hooks()
     sys.set_asyncgen_hooks(firstiter=None, finalizer=None)
     try:

@@ -29,7 +29,7 @@ MAX_STEPS: Final = 10  # checkpoints to search for the one that was resumed
 
 
 class Heard(BaseCallbackHandler):
-    """Holds a call's resume value, thread and checkpoint, and records waiting plans."""
+    """Holds the resume value, thread and checkpoint of a graph's call."""
 
     raise_error = True
     ignore_llm = ignore_agent = ignore_retriever = True
@@ -37,7 +37,7 @@ class Heard(BaseCallbackHandler):
 
     def __init__(self, value: object, thread: str | None, checkpoint: str | None) -> None:
         self.value, self.thread, self.checkpoint = value, thread, checkpoint
-        self.waits: dict[UUID, Callable[[object], None]] = {}
+        self.waits: dict[UUID, Callable[[object], None]] = {}  # run id → what to call with the output when the run ends
 
     @property
     def ignore_chain(self) -> bool:
@@ -76,7 +76,7 @@ def heard_in(config: Mapping[str, Any]) -> Iterator[Heard]:
 
 
 def drop_old_answer(config: Mapping[str, Any]) -> None:
-    """Drop a plain answer that LangGraph stored in an earlier entry of a graph above."""
+    """Drop a plain answer that LangGraph stored in an earlier entry of an outer graph."""
     pad = private.scratchpad_of(config)
     given = pad.get_null_resume(False) if pad is not None else None
     if given is not None and not any(h.value is given for h in heard_in(config)):
@@ -86,7 +86,8 @@ def drop_old_answer(config: Mapping[str, Any]) -> None:
 def record_answer(run: Run, config: Mapping[str, Any], namespace: str) -> Flow[dict[str, object] | None]:
     """Record the graph's resume value, as a protected root entry does.
 
-    Return the answers to shown questions by interrupt id, ours marked, or `None` for a plain value that is not for one.
+    Return interrupt id → answer for the questions that were shown, with answers to approval questions marked. Return
+    `None` if the value is plain and is not for one shown question.
     """
     # A graph that a tool calls on its own thread inherits the handler, but was not resumed with this value.
     thread = private.thread_of(config)
@@ -116,7 +117,7 @@ def keyed(config: Mapping[str, Any], answers: Mapping[str, object]) -> None:
     if private.unused_answer(config) is not None:
         mine = private.interrupt_id(config) in answers
         if mine or any(isinstance(a, Mapping) and OURS in a for a in answers.values()):
-            private.drop_plain_answer(config)  # the ledger has an answer to a question of ours
+            private.drop_plain_answer(config)  # the ledger has an answer to an approval question
         pad.resume.extend([None] * mine)
     for number in range(len(pad.resume)):
         pad.resume[number] = answers.get(private.interrupt_id(config, number), pad.resume[number])
@@ -125,7 +126,7 @@ def keyed(config: Mapping[str, Any], answers: Mapping[str, object]) -> None:
 
 
 def _shown(run: Run, config: Mapping[str, Any], namespace: str, checkpoint: str | None) -> Flow[dict[str, object]]:
-    """Return the shown questions, by interrupt id. Record those of reviews."""
+    """Return interrupt id → question, for those a pause shows. Record a review's."""
     saver = private.checkpointer_of(config)
     thread = private.thread_of(config)
     if saver is None or thread is None:

@@ -59,7 +59,7 @@ def note_question(run: Run, message: AIMessage | None, asked: Any, task: str = "
 
 
 def note_failed(run: Run, call: Call, exc: Exception, config: Mapping[str, Any], *, heard: bool) -> Flow[None]:
-    """Record a review's question about its call. `heard`: no call asked before it."""
+    """Record the question that a review raised. `heard`: no call asked before it."""
     if is_invalid_resume(exc):
         yield from _reopened(run, call)
     asked = list(exc.args[0]) if isinstance(exc, GraphInterrupt) and exc.args else []

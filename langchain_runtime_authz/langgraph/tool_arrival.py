@@ -104,13 +104,13 @@ class Arrival:
         return verdict
 
     def _counted(self, call: Call) -> Call:
-        """Return a call without a message, numbered among equal calls."""
+        """Return the call with its number among equal calls, if no message planned it."""
         if self.counts is None:
             return call
         return replace(call, place=f"{private.task_id(self.config)}:{self.counts.get(self.equal, 0)}")
 
     def settle(self, output: Any = None, exc: BaseException | None = None) -> bool:
-        """Record the outcome. Return True if the node shows the tool's question."""
+        """Record how the call ended. Return True if its node shows the question in `exc`."""
         # Unless the call failed, the next equal call is a new call.
         failed = exc is not None or (isinstance(output, ToolMessage) and output.status == "error")
         if self.counts is not None and self.place is None and not failed:
@@ -306,7 +306,7 @@ class NodeCalls:
         return call, None
 
     def decide(self, run: Run, one: Arrival) -> Flow[tuple[Pending, Place | None]]:
-        """Decide a call by its message, else by number. Raises as `decide_all` does."""
+        """Decide a call. Return it with its verdict, and its place in a message, if any."""
         call, place = yield from self._find(run, one)
         call = call if place is not None else one._counted(call)
         (done,) = yield from self.decide_all(run, [call], one.config)

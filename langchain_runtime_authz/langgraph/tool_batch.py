@@ -76,7 +76,7 @@ class MessageCalls:
         self.calls: Sequence[Any] = calls if self.together else [calls[0]]
 
     def decide(self, run: Run) -> Flow[list[Pending]]:
-        """Decide this task's calls in order. Ask all questions before any ticket."""
+        """Decide this task's calls in order, and ask all questions before any call runs."""
         if self.together:
             return interrupts.decide_together(run, self.describe(), self.config, entry=self._entry)
         return self._decide_mine(run)
@@ -94,7 +94,7 @@ class MessageCalls:
             yield from self._entry.enter()
 
     def _batch(self, run: Run) -> _Batch:
-        """Return the message's batch, by its list of calls or, for a copy, by content."""
+        """Return the message's batch, found by its list of calls or by an equal list."""
         tools = id(self.node._tools_by_name)  # a node uses its own tools, even if another node's have the same names
         with run.lock:
             planned, batch = run.batches.get(same := (tools, id(self.planned)), (None, None))
@@ -180,7 +180,7 @@ class Turns:
     def copied(self, call: Any) -> tuple[int, Pending] | None:
         """Return the index and decision of the call that `call` is equal to, if any.
 
-        A node of the user's may pass on copies.
+        An application's own node may pass on copies.
         """
         for each in self._calls:
             if each == call:
@@ -189,7 +189,7 @@ class Turns:
         return None
 
     async def finish(self) -> None:
-        """Wait for running calls, which a question or failure of another would cut off."""
+        """Wait for running calls, which another call's question or failure would end."""
         while not self.done.issuperset(self.begun):  # noqa: ASYNC110
             await asyncio.sleep(PAUSE)
 
@@ -293,7 +293,7 @@ def give_back(waiting: Sequence[Pending]) -> Flow[None]:
 
 
 def open_tickets(waiting: Sequence[Pending]) -> bool:
-    """Return True if a ticket is unused: an interceptor answered or changed a call."""
+    """Return True if a ticket is unused, because a wrapper answered or changed a call."""
     for one in waiting:
         if type(one.verdict) is Ticket and not one.verdict.redeemed:
             return True

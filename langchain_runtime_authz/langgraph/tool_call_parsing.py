@@ -125,7 +125,7 @@ def unknown(name: str, call_id: str | None, plan_id: str | None, position: int |
 def as_planned(
     call: Call, planned: PlannedCall, written: Any, facts: ToolFacts, given: Any, describe: Describe
 ) -> Call | None:
-    """Return the call if its plan matches, else `None`."""
+    """Return the call with its planned id if it matches `planned`, else `None`."""
     # Arguments that code added are critical unless injected.
     if raw_digest(call.raw) == planned.args_digest:
         return replace(call, call_id=planned.call_id)

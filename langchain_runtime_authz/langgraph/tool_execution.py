@@ -145,7 +145,7 @@ class ToolExecution(CodeScope):
         self.returned: Any = None
 
     def admits(self, stage: Stage) -> bool:
-        """Return True if a stage may start, once each. The first redeems the ticket."""
+        """Return True if a stage may start, once for each. The first redeems the ticket."""
         stages = self.stages
         if stage in stages or FUNCTION in stages:
             return False
@@ -172,7 +172,7 @@ class ToolExecution(CodeScope):
         return value
 
     def clean_error(self, exc: BaseException) -> Any:
-        """Filter the tool's exception, in place if it is a `GraphBubbleUp`."""
+        """Return the tool's exception, filtered; in place if it is a `GraphBubbleUp`."""
         return self._filtered(exc, obliged_fields(self.ticket.obligations) if self.ticket is not None else frozenset())
 
     def _outlet(self, value: Any) -> Any:

@@ -93,7 +93,7 @@ def _inside(base: Any, guarded: Any, name: str) -> Callable[..., Any]:
 
 
 def _method(base: type[BaseTool], name: str) -> Callable[..., Any]:
-    """Return a class's method, which takes the tool also if it is static."""
+    """Return a class's method as a function of the tool, even if it is static."""
     code: Any = getattr(base, name)
     if not isinstance(inspect.getattr_static(base, name), staticmethod | classmethod):
         return code  # type: ignore[no-any-return]
@@ -258,7 +258,7 @@ def _own_forms(base: type[BaseTool]) -> dict[str, Any]:
 
 
 def acts_by_itself(tool: BaseTool) -> bool:
-    """Return True if the tool overrides an entry point, so may skip callbacks."""
+    """Return True if the tool overrides an entry point, and so may skip callbacks."""
     kind = getattr(type(tool), IN_PLACE, type(tool))
     return any(_is_own(kind, name) for name in ("run", "arun", "invoke", "ainvoke", *_FORMS))
 
@@ -275,7 +275,7 @@ def _sent(given: Any, config: Any) -> tuple[Any, Any, str | None]:
 
 
 def _within_own_invoke(tool: BaseTool) -> bool:
-    """Return True once, if the class's own `invoke`, which was decided, calls `run`."""
+    """Return True, once, if the class's own, decided `invoke` now calls `run`."""
     execution = current_scope.get()
     if type(execution) is not ToolExecution or execution.guard is not guard_of(tool) or execution.stages != ["invoke"]:
         return False

@@ -69,9 +69,9 @@ class ToolFacts(NamedTuple):
 class Profiles:
     """The profiles of one `RuntimeAuthz` by tool name.
 
-    If the profiles change with the policy revision, a function gives them. A declared profile without a digest is
-    pinned to the first tool of its name. A second tool of this name with another description or schema is unprofiled,
-    and so is a tool whose profile is a draft.
+    If the profiles change with the policy revision, `declared` is a function that returns them. A declared profile
+    without a digest is pinned to the first tool of its name. A second tool of this name with another description or
+    schema is unprofiled, and so is a tool whose profile is a draft.
     """
 
     def __init__(self, declared: Mapping[str, ToolProfile] | Callable[[], Mapping[str, ToolProfile]]) -> None:
@@ -147,7 +147,7 @@ class Profiles:
 
     @staticmethod
     def unprofiled(tool: BaseTool, why: str, base: ToolProfile = UNPROFILED) -> Profiled:
-        """Return the tool as unprofiled, with the risk that its hints state."""
+        """Return a profile for an unprofiled tool, with the risk that its hints state."""
         return Profiled(base if base.verdict else raise_by_hints(base, tool.metadata, tool.name), False, why)
 
 

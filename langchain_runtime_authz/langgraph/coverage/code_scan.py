@@ -79,7 +79,7 @@ def acting_nodes(graph: object_graph.AnyGraph) -> dict[str, tuple[Sighting, ...]
 
 
 def code_of(node: PregelNode) -> tuple[tuple[Sighting, ...], tuple[str, ...]]:
-    """Return a pair: (1) effects in a node's code, (2) names of unfollowed parts."""
+    """Return (1) the effects in a node's code, (2) names of parts not searched."""
     if isinstance(node.bound, ToolNode | Pregel):
         return (), ()
     missed: dict[str, None] = {}
@@ -90,7 +90,7 @@ def code_of(node: PregelNode) -> tuple[tuple[Sighting, ...], tuple[str, ...]]:
 
 
 def _reached(roots: Iterable[Any], missed: dict[str, None]) -> Iterator[Any]:
-    """Yield the values to search for effects; `missed` collects unfollowed names."""
+    """Yield the values to search for effects. Add parts that are skipped to `missed`."""
     todo, seen = deque(roots), dict[Any, Any]()
     names, waiting = set[str](), dict[str, list[Any]]()  # names used so far; members whose names are not used yet
     while todo:

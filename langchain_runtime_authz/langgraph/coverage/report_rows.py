@@ -172,7 +172,7 @@ class _Look:
     def _held(
         self, held: list[Any], label: str, route: str, gated: tuple[str, ...], own: Iterable[BaseTool], *, known: bool
     ) -> Iterator[Row]:
-        """Yield rows for a node's or tool's contents. `known`: skip tools with rows."""
+        """Yield rows for values in a node or tool. `known`: skip tools that have rows."""
         for value in held:
             if not isinstance(value, BaseTool):
                 yield from self._value(value, label, route, gated, held)
@@ -198,7 +198,7 @@ class _Look:
     def _value(
         self, value: Any, label: str, route: str, gated: tuple[str, ...], around: Iterable[Any]
     ) -> Iterator[Row]:
-        """Yield rows of a held value. `around`: all values that its holder holds."""
+        """Yield rows for a value in a node or tool. `around`: all values in there."""
         if isinstance(value, model_types()):
             owners: Iterator[Any] = (v.__self__ if isinstance(v, MethodType) else v for v in around)
             # Recognised without importing langchain.
@@ -300,7 +300,7 @@ def _unpickles(saver: Any) -> str:
 
 
 def _with_seen(rows: list[Row], counted: Mapping[Gate, Counted]) -> list[Row]:
-    """Add the run-time counts to the rows, and a row for each part seen only then."""
+    """Add run-time counts to rows, and a row for each part seen only at run time."""
     totals: dict[tuple[str, str, str], Counted] = {}
     layers: dict[tuple[str, str, str], set[str]] = {}
     for gate, one in counted.items():
