@@ -12,16 +12,16 @@ from langchain_runtime_authz.errors import Code, ConfigError, wrong_field
 from langchain_runtime_authz.grant import Grant
 
 ANY: Final = "*"
-"""The name under which `agents` has the profile of each child agent that no other name fits."""
+"""The key of the default profile in `agents`: it applies to each child agent that has no profile by name."""
 
 
 class AgentProfile(BaseModel):
     """The limits of an agent, in every graph.
 
     Attributes:
-        grant: limits each run of the agent, together with the grants of its parents.
-        url: of the deployment, if another server runs the agent (`RemoteGraph`): https, or http on this machine. The
-            credential of a call is sent only to this URL and below. Without it, none is sent.
+        grant: the most that a run of the agent may do. The grants of its parent agents limit the run too.
+        url: where another server serves the agent (`RemoteGraph`): https, or http on this machine. A call's credential
+            is sent only to this URL and to URLs below it. Without a `url`, no credential is sent.
         audience: the audience of that credential; by default the `url`.
     """
 
@@ -32,12 +32,12 @@ class AgentProfile(BaseModel):
 
     @property
     def named(self) -> str | None:
-        """The audience of the agent's credential; `None` if none is sent."""
+        """The audience of the agent's credential, or `None` if the agent has no `url`."""
         return None if self.url is None else self.audience or self.url
 
 
 def load_agents(agents: Mapping[str, AgentProfile | Mapping[str, Any]] | None) -> dict[str, AgentProfile]:
-    """Return agent profiles by name. Raises `ConfigError`, with agent and field."""
+    """Return the profiles by agent name, or raise `ConfigError` if one is invalid."""
     try:
         found = TypeAdapter(dict[str, AgentProfile]).validate_python(dict(agents or {}))
     except ValidationError as exc:

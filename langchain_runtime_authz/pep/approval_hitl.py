@@ -1,8 +1,8 @@
 """Build an approver's question as an interrupt, and parse the answer.
 
 The payload has LangChain's human-in-the-loop shape (`HITLRequest`: `action_requests`, `review_configs`). Each action is
-a `ToolApprovalRequest` too, so that front ends for either work. A question is bound to the call's key and the digest of
-its exact arguments. An answer is one of LangChain's decisions (`docs/approvals.md`).
+a `ToolApprovalRequest` too, so that front ends for either shape work. A question is bound to the key of a call and to
+the digest of the call's exact arguments. An answer is one of LangChain's decisions (`docs/approvals.md`).
 
 An edit, a response and a rejection with a reason change the task. Such an answer is a correction (`corrections`): it
 advances the epoch, and the approved calls continue in the new epoch.
@@ -35,9 +35,9 @@ HOUR: Final = 3600
 MAX_LINES: Final = 40  # arguments shown in one question
 _VERDICTS: Final = {"approved": "approve", "rejected": "reject", "answered": "respond", "malformed": "malformed"}
 DECISIONS: Final = ("approve", "edit", "reject", "respond")
-PLAIN: Final = ("yes", "no")  # decisions of an application's question that names a call but lists no decisions
-TAKES_ANY: Final = ("answer",)  # decisions of a tool's own question: the tool receives any answer
-OWN: Final = "own:"  # prefix of a call's key for the question that its tool asks by itself
+PLAIN: Final = ("yes", "no")  # answers to an application's question that names a call but lists no decisions
+TAKES_ANY: Final = ("answer",)  # for a tool's own `interrupt()`: the tool receives any answer
+OWN: Final = "own:"  # own:<call key> is the ledger key of a question that a tool asks by its own `interrupt()`
 _INBOX: Final = {"accept": "approve", "ignore": "reject", "response": "respond"}
 _YES: Final = frozenset([
     "yes", "y", "ok", "okay", "true", "approve", "approved", "accept", "accepted", "confirm", "confirmed",
@@ -46,20 +46,20 @@ _NO: Final = frozenset(["no", "n", "false", "reject", "rejected", "deny", "denie
 _CHANGED: Final = (
     "THE ARGUMENTS CHANGED since the last approval. If the node makes a value anew, make it in a node before"
 )
-_SAYS: Final = ("type", "action", "decision", "answer", "approved")  # the field of a form that holds a yes or a no
+_SAYS: Final = ("type", "action", "decision", "answer", "approved")  # fields of a form that may hold a yes or a no
 
 
 def allowed(plan_id: str | None, needed: int = 1, declared: Collection[str] = ()) -> tuple[str, ...]:
     """Return the decisions that a question offers.
 
-    A call without a plan, or with several approvers, cannot be replaced: only `approve` and `reject` are offered.
+    A call without a plan, or with several approvers (`needed`), cannot be edited. `declared`, if not empty, limits all.
     """
     possible = DECISIONS if plan_id is not None and needed == 1 else ("approve", "reject")
     return tuple(d for d in possible if d in (declared or DECISIONS))
 
 
 def payload(asked: Sequence[tuple[DecidedCall, Approval]]) -> dict[str, Any]:
-    """Return the interrupt's value: `args` for programs, `description` for people."""
+    """Return the value of the interrupt that asks about these calls."""
     return {
         "action_requests": [
             {
@@ -79,16 +79,16 @@ def payload(asked: Sequence[tuple[DecidedCall, Approval]]) -> dict[str, Any]:
 
 
 def approval_ids(value: object) -> list[str]:
-    """Return the ledger ids of the questions in a `payload`; `[]` for other values."""
+    """Return the questions' ledger ids if `value` is a `payload`, else `[]`."""
     asked = value.get("action_requests") if isinstance(value, Mapping) else None
     ids: list[Any] = [a.get("approval_id") for a in asked if isinstance(a, Mapping)] if isinstance(asked, list) else []
     return ids if asked and all(isinstance(i, str) and i for i in ids) and len(ids) == len(asked) else []
 
 
 def shown(asks: Sequence[Approval], questions: Mapping[str, object]) -> list[Approval]:
-    """Return those of `asks` that interrupts show, with the ids of these interrupts.
+    """Return those of `asks` that an interrupt shows, with the id of this interrupt.
 
-    `questions`: the interrupts' values by id. If a task was stopped or asked twice at once, the ledger has older ids.
+    `questions`: interrupts' values by id. The ledger's ids are outdated if a node was stopped, or asked twice at once.
     """
     ours = {a: i for i, q in questions.items() if is_shown_by(q, i, asks) for a in approval_ids(q)}
     found = [replace(a, interrupt_id=ours[a.id]) for a in asks if a.id in ours]
@@ -97,10 +97,10 @@ def shown(asks: Sequence[Approval], questions: Mapping[str, object]) -> list[App
 
 
 def is_shown_by(question: Any, interrupt_id: str, asks: Sequence[Approval]) -> bool:
-    """Return True if the interrupt shows a question of ours by itself.
+    """Return True if this interrupt is the one that asks our `question`.
 
-    A node may show a child graph's question as its own. Its interrupt has another id. A node may also copy the ids of
-    an open question (`asks`). Then it must show the same call.
+    If a node passes on a child graph's question as its own, the node's interrupt has another id. If a node copies the
+    ids of open questions (`asks`), its interrupt counts only if it shows the same calls.
     """
     if not (ids := approval_ids(question)) or question.get("interrupt_id") != interrupt_id:
         return False
@@ -117,7 +117,7 @@ def _says(action: Mapping[str, Any], ask: Approval) -> bool:
 
 
 def remaining(value: object, question: object, open_ids: Collection[str]) -> object:
-    """Drop decisions on answered calls. Raises `ValueError` if one of them rejects."""
+    """Drop decisions on calls answered before. Raises `ValueError` if one is a reject."""
     decisions = value.get("decisions") if isinstance(value, Mapping) else value
     ids = approval_ids(question)
     if not isinstance(decisions, list | tuple) or len(decisions) != len(ids) or len(ids) == 1:
@@ -129,7 +129,7 @@ def remaining(value: object, question: object, open_ids: Collection[str]) -> obj
 
 
 def _question(judged: DecidedCall) -> str:
-    """Return a question's text, from profile and call, with a line for each argument."""
+    """Return the question that the approver reads, with a line for each argument."""
     call, reasons = judged.call, ", ".join(map(inert, judged.decision.reasons))
     shown = {name: quoted(value) for name, value in call.args.items()}
     worded = filled(call.profile.question or "", shown) or f"Approve {inert(call.tool)}?"
@@ -143,7 +143,7 @@ def _question(judged: DecidedCall) -> str:
 
 
 def questions(run: Run, asked: Sequence[DecidedCall], number: int, task_id: str, interrupt_id: str) -> list[Approval]:
-    """Return questions for the ledger. `number`: the index of their interrupt."""
+    """Return the questions to record. `number`: the interrupt's index in its task."""
     here = run.engine.on_ask is not None  # `on_ask` answers at once, and nobody else can
     if here:
         task_id, interrupt_id = f"here:{new_id()}", ""
@@ -168,7 +168,7 @@ def questions(run: Run, asked: Sequence[DecidedCall], number: int, task_id: str,
 
 
 def terms_of(run: Run, judged: DecidedCall) -> dict[str, Any]:
-    """Return a question's fields: what is asked, who may answer, and until when."""
+    """Return fields of a question: what it asks, who may answer, and until when."""
     j, terms = judged, judged.terms
     of_call = {"call_key": j.key, "args_digest": j.call.args_digest, "doubts": tuple([one.name for one in j.doubts])}
     who = {"subject": run.subject.principal, "behind": behind(run.subject), "eligible": terms.eligible}
@@ -182,18 +182,18 @@ def _about(run: Run, call: Call) -> dict[str, Any]:
 
 
 def behind(subject: Subject) -> tuple[str, ...]:
-    """Return the subject's other names in its token, and for whom it acts."""
+    """Return the user for whom the subject acts, and the subject's other identifiers."""
     named, own = map(subject.properties.get, ("on_behalf_of", "identifiers"))
     return tuple(n for n in (named, *(own if isinstance(own, list | tuple) else ())) if isinstance(n, str) and n)
 
 
 def over_cap(run: Run, asked: Sequence[DecidedCall]) -> Flow[bool]:
-    """Count a message's questions. Return True if they exceed a cap: ask none then."""
+    """Count the questions. Return True if a limit is exceeded, so that none is asked."""
     terms, counter = [j.terms for j in asked], f"asks:{run.run_id}"
     hourly: list[Change] = [SpendRate("asks", HOUR, t.per_hour) for t in terms if t.per_hour is not None]
     per_run: list[Change] = [SpendBudget(counter, t.per_run) for t in terms if t.per_run is not None]
     asks = Scope(run.scope.tenant, run.scope.issuer, "asks:", run.subject.principal)  # over all threads
-    # Separate commits, so that a refusal by the run's cap does not count against the subject's.
+    # Separate commits, so that questions over the run's limit do not count against the subject's hourly limit.
     for scope, counted in ((run.scope, per_run), (asks, hourly)):
         if counted and isinstance((yield Commit(scope, None, counted)), Conflict):
             return True
@@ -201,7 +201,7 @@ def over_cap(run: Run, asked: Sequence[DecidedCall]) -> Flow[bool]:
 
 
 def tell_changed(run: Run, asked: Sequence[DecidedCall], task_id: str) -> Flow[None]:
-    """Add a hint if the LangGraph task has an unused approval with other arguments."""
+    """Warn the approver if this LangGraph task had other arguments approved before."""
     marks = [f"{OF_TASK}{task_id}:{j.call.tool}" for j in asked]
     last = (yield Load(run.scope, Query(marks=tuple(marks)))).marks
     held = (yield Load(run.scope, Query(calls=tuple(last.values())))).approvals if last else {}
@@ -212,7 +212,7 @@ def tell_changed(run: Run, asked: Sequence[DecidedCall], task_id: str) -> Flow[N
 
 
 def open_questions(run: Run, asked: Sequence[DecidedCall], opened: Sequence[Approval]) -> Flow[bool]:
-    """Record questions. Return False if the run has ended. Raises `AuditError`."""
+    """Record the questions in ledger and audit log. Return False if the run has ended."""
     marks = [SetMark(f"{OF_TASK}{q.task_id}:{q.tool}", q.call_key) for q in opened if q.interrupt_id]
     marks += [SetMark(f"{OF_TASK}{q.interrupt_id}", q.id) for q in opened[:1] if q.interrupt_id]
     done = yield Commit(run.scope, run.guard, [*map(AskApproval, opened), *marks])
@@ -247,7 +247,7 @@ def answer_event(
     verdict: str = "",
     **detail: Any,
 ) -> tuple[Any, ...]:
-    """Return the effect that records an answer. The effect raises `AuditError`."""
+    """Return the effect that records an answer in the audit log."""
     detail = {
         "approval": ask.id,
         "call_key": ask.call_key,
@@ -278,7 +278,7 @@ def record_answers(
 def reviews(
     run: Run, asked: Sequence[tuple[str, str, Call, tuple[str, ...]]], interrupt_id: str, task_id: str = ""
 ) -> list[Approval]:
-    """Return another review's questions for the ledger."""
+    """Return records of the questions that another review (like LangChain's) asks."""
     trace = traceparent(run)
     return [
         Approval(
@@ -297,13 +297,13 @@ def reviews(
 
 
 def own_question(run: Run, call_key: str, call: Call, interrupt_id: str) -> AskApproval:
-    """Return the record of a tool's own `interrupt()`, whose answer lets it continue."""
+    """Return the change that records a tool's own `interrupt()` as an open question."""
     key, asked = f"{OWN}{call_key}", interrupt_id
     return AskApproval(Approval(key, call.args_digest, run.epoch, source="hitl", interrupt_id=asked, allowed=TAKES_ANY))
 
 
 def answers(asks: Sequence[Approval], value: object, subject: Subject) -> list[AnswerApproval]:
-    """Return a resume value's answers to `asks`. Invalid answers are `malformed`."""
+    """Return the answers to `asks` in a resume value. Invalid ones are `malformed`."""
     groups: dict[str, list[Approval]] = {}
     for ask in sorted(asks, key=lambda a: a.position):
         groups.setdefault(ask.interrupt_id, []).append(ask)
@@ -319,7 +319,7 @@ def answers(asks: Sequence[Approval], value: object, subject: Subject) -> list[A
 
 
 def _decisions(value: object, group: Sequence[Approval]) -> Sequence[object]:
-    """Return an interrupt's decisions, or a `None` for each call if they do not fit."""
+    """Return a decision for each question, or only `None`s if their number differs."""
     decisions: Any = value.get("decisions", [value]) if isinstance(value, Mapping) else value
     if not isinstance(decisions, list | tuple) and group[0].allowed == PLAIN:
         decisions = [decisions]
@@ -328,7 +328,7 @@ def _decisions(value: object, group: Sequence[Approval]) -> Sequence[object]:
 
 
 def is_partial(asks: Sequence[Approval], value: object) -> bool:
-    """Return True if a list has fewer decisions than its interrupt has calls."""
+    """Return True if a resume value decides only some of the calls of an interrupt."""
     groups = Counter(a.interrupt_id for a in asks if a.source != "hitl")
     named = value if isinstance(value, Mapping) and not groups.keys().isdisjoint(value.keys()) else None
     for interrupt_id, count in groups.items():
@@ -362,7 +362,7 @@ def _answer(ask: Approval, decision: object, subject: Subject) -> AnswerApproval
         call_key=ask.call_key,
         state=state,  # type: ignore[arg-type]
         approver=subject.principal,
-        # What another review showed to the approver is unknown.
+        # We do not know what another review showed to the approver.
         authenticated=subject.type == "user" and ask.source != "hitl",
         message=message if isinstance(message, str) else "",
         edited=edited,
@@ -370,7 +370,7 @@ def _answer(ask: Approval, decision: object, subject: Subject) -> AnswerApproval
 
 
 def _of_inbox(decision: Mapping[Any, Any]) -> Mapping[Any, Any]:
-    """Turn a decision in Agent Inbox's terms (like `accept`) into LangChain's."""
+    """Translate a decision of Agent Inbox, like `accept`, into LangChain's terms."""
     kind, args = decision.get("type"), decision.get("args")
     if kind == "edit" and "edited_action" not in decision and isinstance(args, Mapping):
         return {"type": kind, "edited_action": {"name": args.get("action"), "args": args.get("args")}}
@@ -380,7 +380,7 @@ def _of_inbox(decision: Mapping[Any, Any]) -> Mapping[Any, Any]:
 
 
 def _said(answer: object) -> str | None:
-    """Return "yes" or "no" if a plain answer means it (`_YES`, `_NO`), else `None`."""
+    """Return "yes" or "no" if the answer is a word of `_YES` or `_NO`, else `None`."""
     if isinstance(answer, Mapping):
         (answer,) = [v for k, v in answer.items() if k in _SAYS and v is not None] if len(answer) == 1 else (None,)
     word = str(answer).casefold().strip() if isinstance(answer, bool | str) else ""
@@ -405,7 +405,7 @@ def edited_action(edited: str) -> tuple[str, dict[str, Any]]:
 
 
 def corrections(asks: Sequence[Approval], answered: Sequence[AnswerApproval]) -> list[HumanText]:
-    """Return the texts of answers that change the task: edits, responses, reasons."""
+    """Return a text for each answer that changes the task: edit, response or reason."""
     by_key = {a.call_key: a for a in asks}
     said = []
     for answer in answered:

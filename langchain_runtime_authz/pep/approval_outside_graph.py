@@ -1,7 +1,7 @@
 """Record an approver's answer that was given outside the graph.
 
 The graph stays paused, and the next process that resumes it finds the answer. A rejection with a reason is a
-correction. Its commit also advances the epoch and voids other questions and approvals, which are then asked again.
+correction: it also advances the epoch and voids all other questions and approvals, which are then asked again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from langchain_runtime_authz.pep.corrections import carried
 from langchain_runtime_authz.pep.decision_log import confirmed, settle, unrecorded
 from langchain_runtime_authz.pep.run import Commit, Effect, Engine, Flow, Load, Perform, new_id
 
-if TYPE_CHECKING:  # its module loads the signing library
+if TYPE_CHECKING:  # `approval_statement` loads the signing library
     from langchain_runtime_authz.credential.approval_statement import Approvers, Question, Statement, Verdict
     from langchain_runtime_authz.evaluation import Subject
     from langchain_runtime_authz.facts.plan import PlanRecord
@@ -33,7 +33,7 @@ def _store(engine: Engine) -> Asked:
     return engine.ledger
 
 
-ListAsked: Final = Effect(  # tenant, and optionally an id → open questions
+ListAsked: Final = Effect(  # takes an id, or `None` for all; returns the tenant's open questions
     lambda engine, one: _store(engine).asked(engine.tenant, one),
     lambda engine, one: _store(engine).aasked(engine.tenant, one),
 )
@@ -51,7 +51,7 @@ def answer_beside(
 ) -> Flow[int]:
     """Answer the open question `id`. Return how many approvals are still needed.
 
-    Raises like `RuntimeAuthz.approve`, and `ConfigError` for neither or both of `by` and `statement`.
+    Raises `ConfigError` unless exactly one of `by` and `statement` is given, and errors as `RuntimeAuthz.approve` does.
     """
     if (by is None) == (statement is None):
         raise ConfigError("an approval needs an approver: give either `by` or a signed `statement`")
@@ -99,7 +99,7 @@ def answer_beside(
 def _correction(
     scope: Scope, asked: Approval, given: AnswerApproval
 ) -> Flow[tuple[tuple[HumanText, ...], list[PlanRecord], int]]:
-    """Return the answer's texts, the plans carried over, and the number of old texts."""
+    """Return the answer's new texts, the carried plans, and the number of old texts."""
     texts = corrections([asked], [given])
     if not texts:
         return (), [], 0
@@ -117,7 +117,7 @@ def open_question(id: str) -> Flow[Question]:
 
 
 def question_of(found: Sequence[tuple[Scope, Approval]]) -> Question:
-    """Return the one question found, for a statement, or raise `AuthzError`."""
+    """Return the only question in `found`, or raise `AuthzError` if there is not one."""
     if len(found) != 1:
         raise AuthzError(Code.APPROVAL_VOID)
     ((scope, asked),) = found

@@ -1,4 +1,4 @@
-"""A tool call, its decision, and the verdict for its enforcement point."""
+"""A tool call, its decision, and its verdict: a ticket, a denial or a replay."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ class Call:
     tool_ref: object = None
     metadata: Mapping[str, Any] | None = None
     error: Code | None = None
-    place: str = ""  # distinguishes equal calls if no message is known
-    amend: Callable[[str, dict[str, Any]], Call] | None = None  # name, arguments → the call that replaces this one
+    place: str = ""  # distinguishes equal calls that no known model message planned
+    amend: Callable[[str, dict[str, Any]], Call] | None = None  # makes the call that replaces this one
     amends: str = ""  # key of the approval in which an approver replaced another call by this one
     reviewed: bool = False  # another review (LangChain's) asks an approver before the tool runs
     by_code: bool = False  # code makes the call by itself (`RuntimeAuthz.effect`)
 
     @property
     def given(self) -> frozenset[str]:
-        """Names of the arguments that the model sent. With an alias, all count as sent."""
+        """Names of the arguments that the model sent. If it used an alias, all count."""
         sent = self.sent if type(self.sent) is dict or isinstance(self.sent, Mapping) else self.args
         names = frozenset(sent)
         return names if names <= self.args.keys() else frozenset(self.args)
@@ -65,7 +65,7 @@ class DecidedCall:
     """A call and its decision, before the claim."""
 
     call: Call
-    key: str  # of the call's `row` and `approval` in the ledger
+    key: str  # the ledger key of the call's `row` and `approval`
     decision: Decision
     body: bytes | None = None  # the request to the PDP
     started: int = 0  # start of the batch that decided the call, in nanoseconds
@@ -75,14 +75,14 @@ class DecidedCall:
     prior_calls: int = 0  # permitted calls of this tool with the same critical arguments, since the user's last message
     mandate: Mandate | None = None
     standing: Standing = NO_STANDING
-    counter: str = ""  # the ledger's counter of such calls
+    counter: str = ""  # name of the ledger's counter of `prior_calls`
     task: Task = _NO_TASK
     approval: Approval | None = None
     row: CallRow | None = None
     replay: bool = False  # the call ran before, so its recorded result is used
-    deeds: tuple[str, ...] = ()  # the call's deed (`CallRow.deed`), and others under which such calls are recorded
+    deeds: tuple[str, ...] = ()  # the call's deed (`CallRow.deed`), then deeds of calls that may do the same
     doubts: tuple[Doubt, ...] = ()  # calls in doubt because of which this call asks (`Doubt.asks`)
-    repeats: tuple[Doubt, ...] = ()  # other calls in doubt of the deed: the claim makes them ask if entered again
+    repeats: tuple[Doubt, ...] = ()  # calls in doubt with this deed: if one is entered again, it asks too
     evidence: tuple[str, ...] = ()  # lines for the approver
 
     @property
@@ -113,12 +113,12 @@ class DecidedCall:
         return self.match is not None and self.match.stale
 
     def under(self, decision: Decision) -> DecidedCall:
-        """Return the call with another decision, under the first decision's id."""
+        """Return the call with `decision` in place of its own, under the same id."""
         return replace(self, decision=replace(decision, decision_id=self.decision.decision_id))
 
 
 class Denial(NamedTuple):
-    """A call that does not run. `message`: the approver's, or the user's new texts."""
+    """A call that does not run. `message`: the approver's text, or new user texts."""
 
     call: Call
     decision: Decision
@@ -126,7 +126,7 @@ class Denial(NamedTuple):
 
 
 class Replay(NamedTuple):
-    """A call that ran before. `result`: JSON text. `message`: new texts of the user."""
+    """A call that ran before. `result`: its output as JSON. `message`: new user texts."""
 
     call: Call
     result: str | None

@@ -24,12 +24,12 @@ from langchain_runtime_authz.telemetry.spans import record_event
 TOKEN_TTL: Final = 60  # seconds
 SALT: Final = 16  # bytes (RFC 9901 §9.3)
 KEYS: Final = "urn:langchain-runtime-authz:keys"
-Mint = Callable[[str, str | None], tuple[Any, ...]]  # audience, thumbprint of a key → the minting effect
-NO_TASK: Final = "none"  # the claim of a run without a user's text, because it cannot be empty
+Mint = Callable[[str, str | None], tuple[Any, ...]]  # takes audience and key thumbprint; returns the effect that mints
+NO_TASK: Final = "none"  # stands in token claims for the task of a run without user texts, as claims cannot be empty
 
 
 class RefusedMints(tuple[Any, "DecidedCall | None", "float | None"]):
-    """Records refused mints of a run.
+    """Records in the audit log that a token was refused.
 
     The tuple holds the run, the call (`None` outside a call), and ledger time minus monotonic time (`None` if unknown).
     """
@@ -57,21 +57,21 @@ class RefusedMints(tuple[Any, "DecidedCall | None", "float | None"]):
 
 
 def audiences_of(run: Run, declared: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the audiences of a profile that the run's grant allows."""
+    """Return the `declared` audiences that the run's grant allows."""
     # INVARIANT: no token for an audience outside the grant, even if the policy permits the call.
     allowed = run.grant.audiences if run.grant is not None else None
     return declared if allowed is None else tuple(a for a in declared if a in allowed)
 
 
 def key_scope(tenant: str, issuer: str, kid: str) -> Scope:
-    """Return an issuer key's ledger scope, which is revoked if the key is compromised."""
+    """Return the ledger scope under which an issuer's compromised key is revoked."""
     return Scope(tenant, issuer, KEYS, kid)
 
 
 def minted(
     run: Run, now: float, task: PinnedTask, mandate: Mandate | None, decision_id: str, **request: Any
 ) -> Flow[Credential]:
-    """Mint and record a token of the run's agent. Raises `CredentialError`."""
+    """Mint and record a token of the run's agent, or raise `CredentialError`."""
     from langchain_runtime_authz.credential.issuer import minting  # this loads the signing library
 
     engine, identity = run.engine, run.engine.identity
@@ -105,7 +105,7 @@ def minted(
 
 
 def status_check(run: Run, jtis: Mapping[str, str], committed_at: float) -> Callable[[str], tuple[Any, ...]]:
-    """Return a function whose effect raises `CredentialError` if the call was stopped."""
+    """Return a check by audience. It raises `CredentialError` if the call was stopped."""
     since = time.monotonic() - committed_at
 
     def flow(jti: str) -> Flow[None]:
@@ -126,7 +126,7 @@ def status_check(run: Run, jtis: Mapping[str, str], committed_at: float) -> Call
 
 
 def minter(run: Run, decided: DecidedCall, jtis: Mapping[str, str], committed_at: float) -> Mint:
-    """Return the function that mints a call's tokens. `jtis` are by audience."""
+    """Return the function that mints a token for the call and an audience of `jtis`."""
     since = time.monotonic()
 
     def flow(audience: str, jkt: str | None) -> Flow[Credential]:

@@ -1,4 +1,4 @@
-"""Give `facts.provenance` what a run knows, and tell approvers the sources."""
+"""Find where a call's arguments came from, and tell approvers."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from langchain_runtime_authz.pep.thread_memory import TaskWords
 from langchain_runtime_authz.tool_profile import argument
 
 MAX_SENTENCE: Final = 240
-SMALL: Final = 20_000  # characters that are read without a separate thread
+SMALL: Final = 20_000  # characters; longer outputs are read in a separate thread
 
 
 def arguments(run: Run, snapshot: Snapshot, said: TaskWords, call: Call) -> dict[str, tracing.Provenance]:
-    """Return a call's provenance. `snapshot` holds sightings of `call.atoms.keys`."""
+    """Return the provenance of each critical argument of the call, by its name."""
     if not call.atoms.atoms:
         return {}
     own, memory = run.subject.properties.get("identifiers"), run.engine.memory.memory(run.scope)
@@ -33,7 +33,7 @@ def arguments(run: Run, snapshot: Snapshot, said: TaskWords, call: Call) -> dict
 
 
 def wants_more(said: TaskWords, calls: Sequence[Call]) -> bool:
-    """Return True if a value is not the user's, so that outputs are read in full."""
+    """Return True if the user did not say a value, so that outputs are read in full."""
     items = [item for call in calls for atom in call.atoms.atoms for item in atom.items or ()]
     return not all(said.words.said(part) for item in items for part in item.parts)
 
@@ -59,7 +59,7 @@ def observe(call: Call, output: object, failed: bool) -> Observation:
 
 
 def sentences(run: Run, decided: DecidedCall) -> tuple[str, ...]:
-    """Return lines for the approver: the order, doubts, and arguments with sources."""
+    """Return lines for the approver: order, calls in doubt, arguments with sources."""
     call, traced = decided.call, decided.provenance
     memory = run.engine.memory.memory(run.scope)
     payees = run.engine.memory.payees(run.scope)
@@ -95,7 +95,7 @@ def sentences(run: Run, decided: DecidedCall) -> tuple[str, ...]:
     return tuple(lines)
 
 
-_QUOTES: Final = str.maketrans('`"', "''")  # for values of an order; `"` encloses values of the call
+_QUOTES: Final = str.maketrans('`"', "''")  # for texts of the mandate, because `"` encloses the call's values
 
 
 def _plain(line: str) -> str:
@@ -116,7 +116,7 @@ def _source(found: tracing.Provenance) -> str:
 
 
 def _resembling(value: object, payees: Mapping[str, frozenset[str]]) -> str:
-    """Return a warning if a destination imitates a known one, or mixes scripts."""
+    """Return a warning if a destination looks like a known one or mixes scripts."""
     line = ""
     for one in [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, str)]:
         own = forms(one)
@@ -133,7 +133,7 @@ _TOLD: Final = {**tracing.SAYS, "human": "you said it", "principal": "it is your
 
 
 def _sentence(value: object, memory: tracing.Memory) -> str | None:
-    """Return the source and text of the newest mention of a value or list item."""
+    """Return where a tool output last mentioned the value, and the text around it."""
     needles = [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, str | int | float)]
     for needle in needles[:16]:
         text = tidy(str(needle))

@@ -1,4 +1,4 @@
-"""Find the mandate of a run's task, and the thread on which its steps count."""
+"""Find the mandate of a run's task, and the thread that counts its steps."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from langchain_runtime_authz.pep.thread_memory import TaskWords
 from langchain_runtime_authz.telemetry.logs import logger
 
 _log = logger(__name__)
-ORDERED: Final = "mandate:application"  # the mark with an application's mandate and its epoch
+ORDERED: Final = "mandate:application"  # name of the ledger mark (a named text) with the mandate and its epoch
 
 
 class Ordered(NamedTuple):
@@ -33,11 +33,11 @@ class Ordered(NamedTuple):
 
     @classmethod
     def by(cls, mandate: Mandate | None) -> Ordered | None:
-        """Return `mandate` as the application's. Its `key` counts calls over all threads."""
+        """Return the mandate marked as the application's, or `None` without a mandate."""
         return cls(mandate.of("application", mandate.key), {}) if mandate is not None else None
 
     def take(self, run: Run) -> list[SetMark]:
-        """Set the run's mandate. Return the change that keeps it for later root entries."""
+        """Set the run's mandate. Return changes that keep it for later root entries."""
         first = next(iter(self.epochs), run.scope)
         if self.epochs.get(run.scope, run.epoch) != run.epoch:
             return []
@@ -50,7 +50,7 @@ class Ordered(NamedTuple):
 
 
 def mandate_event(run: Run, mandate: Mandate) -> tuple[Any, ...]:
-    """Return the effect that records a mandate. It raises `AuditError`."""
+    """Return the effect that records a mandate in the audit log."""
     detail: dict[str, Any] = {"source": mandate.source, "digest": mandate.digest}
     detail["steps"] = [{"id": label(s.id), "tool": label(s.tool)} for s in mandate.steps]
     if run.engine.audit.content:
@@ -59,7 +59,7 @@ def mandate_event(run: Run, mandate: Mandate) -> tuple[Any, ...]:
 
 
 def recall(run: Run, mark: str | None) -> None:
-    """Restore this epoch's mandate of the application from the mark `ORDERED`."""
+    """Restore the run's mandate from the value of `ORDERED`, if its epoch is current."""
     run.mandate = run.spent_at = None
     kept = json.loads(mark) if mark else {}
     if kept.get("epoch") == run.epoch:
@@ -68,7 +68,7 @@ def recall(run: Run, mark: str | None) -> None:
 
 
 def mandate_of(run: Run, said: TaskWords) -> Mandate | None:
-    """Return the mandate of the application, the planner or the user's words."""
+    """Return the task's mandate: from application, planner or the user's words."""
     if run.mandate is not None:
         return run.mandate
     if run.engine.planner is not None:
@@ -81,7 +81,7 @@ def mandate_of(run: Run, said: TaskWords) -> Mandate | None:
 def _compiled(run: Run, said: TaskWords) -> Mandate | None:
     if not said.turn.texts:
         return None
-    # The instance has loaded this module; importing the package does not need it.
+    # Imported here, because importing the package does not need it.
     from langchain_runtime_authz.mandate.words import compile_words
 
     tools = run.engine.tools
@@ -90,12 +90,12 @@ def _compiled(run: Run, said: TaskWords) -> Mandate | None:
     except Exception as exc:  # noqa: BLE001  (what cannot be read orders nothing)
         _log.warning("the user's words were not read: %s", type(exc).__name__)
         return None
-    # Changed profiles must not create the same order again.
+    # The turn names the mandate, so that it is the same order after a profile changed.
     return found.of("words", said.turn.key) if found is not None else None
 
 
 def binding_of(run: Run, said: TaskWords, call: Call) -> tuple[Mandate | None, Binding | None]:
-    """Return the mandate and the call compared with it; two `None`s for a read."""
+    """Return the mandate and the call's comparison with it, or `None`s for a read."""
     if call.error is not None or not call.profile.ordered:
         return None, None
     mandate = mandate_of(run, said)
@@ -116,7 +116,7 @@ def binding_of(run: Run, said: TaskWords, call: Call) -> tuple[Mandate | None, B
 
 
 def chosen(run: Run, mandate: Mandate | None, call: Call) -> frozenset[str]:
-    """Return arguments that the model sent, without defaults that no step orders."""
+    """Return names of the sent arguments, without defaults that no step orders."""
     given = more = call.given
     if mandate is None:
         return given
@@ -130,16 +130,16 @@ def chosen(run: Run, mandate: Mandate | None, call: Call) -> frozenset[str]:
 
 
 def task_name(run: Run) -> str:
-    """Return a name of the task, so that a mandate uses no outputs of an older task."""
+    """Return a name of the task, by which outputs of an older task are not used."""
     return f"{run.epoch}:{run.mandate.digest if run.mandate is not None else ''}"
 
 
 def standing_of(
     binding: Binding, counters: Mapping[str, int], row: CallRow | None, approval: Approval | None, ahead: dict[str, int]
 ) -> Standing:
-    """Return a call's standing.
+    """Return how a call compares with the mandate. Add its counts to `ahead`.
 
-    `counters` are budgets used so far, `ahead` those of earlier calls of the message.
+    `counters` are the ledger's counts, `ahead` the counts of earlier calls of the same message.
     """
     again, counts = row is not None and approval is None, {}
     for counter, by in binding.counters.items():

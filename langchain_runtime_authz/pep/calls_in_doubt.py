@@ -1,7 +1,7 @@
-"""Handle calls with an unknown end, and ask before the same deed is done again.
+"""Handle calls in doubt: ask an approver before the same deed is done again.
 
-For `LASTS` seconds, another call of the same deed (effect and target) then asks an approver, on every thread of the
-subject. `RuntimeAuthz(on_unknown=...)` may resolve the doubt: it asks the service by the call's idempotency key.
+A call is in doubt if it began and nobody knows its outcome. For `LASTS` seconds, other calls with the same deed
+(effect and target) ask an approver, on every thread of the subject. `RuntimeAuthz(on_unknown=...)` may end the doubt.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ from langchain_runtime_authz.telemetry.logs import logger
 _log = logger(__name__)
 
 DEADLINE: Final = 5.0  # seconds for all answers of `on_unknown` to one decision
-HELD: Final[dict[str, ref[Ticket]]] = {}  # call key → ticket, for calls that this process runs
-# Ends of calls that the ledger did not take: call key → run, what concludes the call again, time of a failed retry.
+HELD: Final[dict[str, ref[Ticket]]] = {}  # tickets of calls that this process runs, by call key
+# Ends of calls that could not be recorded, by call key: the run, a function that retries, and when it failed last.
 LOST_ENDS: Final[dict[str, tuple[Run, Callable[[], Flow[None]], float]]] = {}
-_RECORDED: Final[dict[str, object]] = {}  # keys of lost ends that are being recorded
+_RECORDED: Final[dict[str, object]] = {}  # call keys of lost ends that some thread is recording now
 MAX_LOST: Final = 1_000  # lost ends of one ledger
 REST: Final = 1.0  # seconds for which other threads do not retry a lost end that failed again
 _SERVICE: Final = {"author": "service:on_unknown", "reason": "the service was asked"}
 _AUTHOR: Final = re.compile(r"[a-z][a-z0-9_-]*:\S.*")
-# Names of errors that leave the outcome unknown. Only such calls are listed, but calls with other errors ask as well.
+# Errors with these names leave the outcome unknown. Only such calls are listed, but after other errors calls ask too.
 _LOST: Final = re.compile("Time(d)?out|Deadline|Connection|Network|Protocol|Incomplete|Chunked|Broken|Operational|EOF")
 _NOUNS: Final = {"pay": "payment", "send": "message", "delete": "deletion"}
 
@@ -67,10 +67,10 @@ OnUnknown = Callable[[UnknownCall], "bool | Awaitable[bool | None] | None"]
 
 
 def effect_names(words: TaskWords, call: Call) -> tuple[str, Deeds]:
-    """Return the counter of equal calls since the user spoke, and the call's deeds.
+    """Return the name of the counter of equal calls, and the call's deeds.
 
-    The call is recorded under the first deed: its effect with its target, with `SEVERAL` targets, or with the tool. The
-    others are deeds of calls that share a target. The last (not for payments) is the deed of an equal call that failed.
+    The ledger stores the call under its first deed: the effect with the target, with `SEVERAL` or, without a target,
+    with the tool. The others are deeds of calls that share a target. The last one is of an equal call that failed.
     """
     if call.error is not None or not call.profile.side_effect:
         return "", ()
@@ -83,14 +83,14 @@ def effect_names(words: TaskWords, call: Call) -> tuple[str, Deeds]:
 
 
 def facts_of(run: Run, call: Call) -> dict[str, Any]:
-    """Return the facts that a claim records, for later calls (`Doubt.asks`)."""
+    """Return facts for the call's claim, by which `Doubt.asks` judges later calls."""
     by = f"{run.agent if call.profile.effect == 'pay' else run.jti} {label(call.tool)}"
     of_call = {"by": by, "args_digest": call.args_digest, "plan": call.plan_id}
     return {**of_call, "process": PROCESS[0], "entry": run.entry, "idempotent": call.profile.idempotent}
 
 
 def found_out(run: Run, snapshot: Snapshot) -> Flow[Snapshot]:
-    """Ask `on_unknown`. Add calls that an approval named as in doubt and are done."""
+    """Ask `on_unknown`. Add doubts that an approval named and that have happened."""
     if run.engine.on_unknown is not None:
         snapshot = yield from looked_up(run, snapshot)
     open_ = {one.name for one in snapshot.doubts}
@@ -101,7 +101,7 @@ def found_out(run: Run, snapshot: Snapshot) -> Flow[Snapshot]:
 
 
 def doubted(run: Run, snapshot: Snapshot, call: Call, key: str, deeds: Deeds, approval: Approval | None) -> Doubted:
-    """Return a call's `DecidedCall.doubts` and `DecidedCall.repeats`."""
+    """Return the call's values of `DecidedCall.doubts` and `DecidedCall.repeats`."""
     if call.profile.idempotent and call.profile.effect != "pay":
         return (), ()
     about = facts_of(run, call)
@@ -168,7 +168,7 @@ def state_of(exc: BaseException) -> Literal["failed", "unknown"]:
 
 
 def accountable(author: object, reason: object) -> dict[str, Any]:
-    """Return the checked author and reason for a record. Raises `ConfigError`."""
+    """Return author and reason for a record. Raises `ConfigError` if one is invalid."""
     if not isinstance(author, str) or not author.isprintable() or not _AUTHOR.fullmatch(author):
         raise ConfigError("name the author as `type:id`, like `user:carol`")
     if not isinstance(reason, str) or not reason.isprintable() or not reason.strip():
@@ -179,8 +179,8 @@ def accountable(author: object, reason: object) -> dict[str, Any]:
 def resolve(of: Run | Scope, doubt: Doubt, *, happened: bool, author: str, reason: str) -> Flow[None]:
     """Record the outcome of a call in doubt, in the audit log and then in the ledger.
 
-    If the log fails, the call stays in doubt, and can be resolved again. Raises `LedgerError` (`not_in_doubt`),
-    `AuditError`, and `ConfigError` for an invalid author, reason or outcome.
+    If the audit log fails (`AuditError`), the call stays in doubt. Raises `LedgerError` (`not_in_doubt`) if the call is
+    not in doubt, and `ConfigError` if `author`, `reason` or `happened` is invalid.
     """
     if type(happened) is not bool:
         raise ConfigError(f"`happened` is True or False, not {type(happened).__name__}")
@@ -219,7 +219,7 @@ def _runs_here(row: CallRow) -> bool:
 
 
 def record_ends(engine: Engine, scope: Scope | None = None, *, others: bool = False) -> Flow[None]:
-    """Record lost ends: all, or those of `scope`, then `others`. Stop if one fails."""
+    """Retry lost ends of `scope` (`None`: all), then of `others`, until one fails."""
     for key, (run, _, failed) in sorted(_ends(engine), key=lambda one: one[1][0].scope != scope):
         rests = scope not in (None, run.scope) and (not others or time.monotonic() < failed + REST)
         if rests or _RECORDED.setdefault(key, mine := object()) is not mine:
@@ -233,7 +233,7 @@ def record_ends(engine: Engine, scope: Scope | None = None, *, others: bool = Fa
 
 
 def keep_end(run: Run, ticket: Ticket, record: Callable[[], Flow[None]] | None) -> None:
-    """Add a lost end to `LOST_ENDS`, unless its call was claimed again."""
+    """Keep `record` for a retry (`LOST_ENDS`), unless the call was claimed again."""
     key, held = ticket.call_key, HELD.get(ticket.call_key)
     if record is None or (held is not None and held() not in (None, ticket)):
         return
@@ -258,7 +258,7 @@ def looked_up(run: Run, snapshot: Snapshot) -> Flow[Snapshot]:
         ids = about["tool"], about["idempotency_key"], about["args_digest"]
         asked = UnknownCall(*ids, one.subject, one.scope.thread, one.row.at)
         happened = yield LookUp(asked, until - time.monotonic())
-        # If another call of the deed happened, it stays in doubt: an approver decides about doing the deed again.
+        # If another call with this deed did happen, an approver still decides about doing the same again.
         if not isinstance(happened, bool) or (happened and one.row.key not in keys):
             continue
         try:
@@ -288,7 +288,7 @@ async def _alook_up(engine: Engine, call: UnknownCall, seconds: float) -> object
     try:
         await asyncio.wait({task}, timeout=seconds)
     finally:
-        task.cancel()  # a task that swallows this is left alone
+        task.cancel()  # a task that ignores this is left alone
     return task.result() if task.done() and not task.cancelled() else _failed(TimeoutError())
 
 
@@ -311,5 +311,5 @@ def _failed(exc: BaseException) -> object:
     return None
 
 
-LookUp: Final = Effect(_look_up, _alook_up)  # an `UnknownCall` → True, False or anything else
-ListDoubts: Final = Effect(method="ledger.doubts")  # tenant, and optionally a call's key and a thread → calls in doubt
+LookUp: Final = Effect(_look_up, _alook_up)  # takes an `UnknownCall` and seconds; returns True, False or no bool
+ListDoubts: Final = Effect(method="ledger.doubts")  # takes a tenant, and optionally a call key and a thread

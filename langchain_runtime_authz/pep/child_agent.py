@@ -1,4 +1,4 @@
-"""Delegate to a child agent: decide, record the edge, take the child's lease.
+"""Delegate to a child agent: decide, record the delegation, take a lease for it.
 
 A child's grant is the meet of its parent's grant, its own grant (`pep.agents`) and the requested grant. Budgets are
 counted in the thread, so the whole tree shares them.
@@ -26,7 +26,7 @@ from langchain_runtime_authz.telemetry.metrics import count
 from langchain_runtime_authz.telemetry.spans import run_span
 
 INVOKE: Final = "agent/invoke"
-# Shared by the runs of one root entry.
+# Fields of `Run` that the runs of one root entry share.
 _OF_ENTRY: Final = (
     "engine", "scope", "subject", "run_id", "epoch", "started_at", "expires_at", "steps_before", "mandate", "spent_at",
     "planned", "upstream", "foreign", "handed", "children", "corrected", "seen_from_model", "keyed_thread",
@@ -43,7 +43,7 @@ def open_child(
     call_id: str | None = None,
     refuse: Code | None = None,
 ) -> Flow[Run]:
-    """Open a child agent's run in a call of the parent. Raises `AuthzDenied`."""
+    """Open a run of the child agent `name`, or raise `AuthzDenied` if it is denied."""
     opened = edge(parent.agent, name, kind)
     profile = parent.engine.child_profile(name)
     if kind == "subgraph":
@@ -77,7 +77,7 @@ def open_child(
 
 
 def invitation(child: Run, audience: str) -> Flow[Credential]:
-    """Mint the credential for the server that runs `child`, for the child's lease."""
+    """Mint the credential of the child's lease, for the server that runs the child."""
     parent = cast("Run", child.parent)
     task: Task = parent.task_part[0]  # the task under which the delegation was decided
     asked = {"audience": audience, "tool": child.agent[-1], "action": INVOKE, "grant": child.grant, "jti": child.jti}
@@ -85,7 +85,7 @@ def invitation(child: Run, audience: str) -> Flow[Credential]:
 
 
 def hand_off(run: Run, opened: Edge) -> Flow[Decision]:
-    """Decide a hand-off at its tool's call. Never raises. The child decides again."""
+    """Decide a hand-off when its tool is called. The child's start is decided as well."""
     decision = yield from _invited(run, opened, [], None)
     if decision.permit:
         run.handed[opened.to] = opened
@@ -95,6 +95,6 @@ def hand_off(run: Run, opened: Edge) -> Flow[Decision]:
 def _invited(run: Run, opened: Edge, changes: list[Change], refuse: Code | None) -> Flow[Decision]:
     depth = run.depth + 1
     resource = {"type": "agent", "id": opened.to, "properties": {"kind": opened.kind, "depth": depth}}
-    # INVARIANT: a chain fits into a token, so that services always see all of it.
+    # INVARIANT: a chain of delegations fits into a token, so that services always see all of it.
     refuse = Code.TOO_DEEP if depth > MAX_DELEGATORS else refuse
     return (yield from decide_step(run, INVOKE, resource, extra=lambda _: changes, refuse=refuse))

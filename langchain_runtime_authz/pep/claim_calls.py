@@ -40,7 +40,7 @@ RACES: Final = 16  # retries if other agents make the same call at once
 
 
 def claim_call(run: Run, decided: DecidedCall) -> Flow[tuple[DecidedCall, Verdict]]:
-    """Claim or deny a call. Return it as decided last, and its verdict. Never raises."""
+    """Claim or deny a call. Return the call as last decided, and its verdict."""
     verdict = yield from claim_once(run, decided)
     if isinstance(verdict, Conflict):
         decided, again = yield from claim_again(run, decided, verdict)
@@ -81,13 +81,13 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
         # One jti per call, lease and audience, so a replay under a new lease gets another jti.
         named = {a: f"{run.jti}:{decided.key}:{a}" for a in audiences_of(run, call.profile.audience)}
         tokens = {a: hashlib.sha256(name.encode()).hexdigest()[:32] for a, name in named.items()}
-    intent = _intent(run, decided)
+    intent = _idempotency_key(run, decided)
     changes, spent = _changes(run, decided, tuple(tokens.values()) if tokens else (), intent)
     if edge is not None:
         changes.append(ledger.RecordEdge(edge))
     shared = occasion(run, decided.mandate)
     try:
-        if (shared is not None or decided.repeats) and (over := (yield from _told_first(decided, shared))) is not None:
+        if (shared is not None or decided.repeats) and (over := (yield from _elsewhere(decided, shared))) is not None:
             return (yield from _conflicting(run, decided, over))
         done = yield (Commit, run.scope, run.guard, changes)
     except Exception as exc:  # noqa: BLE001  (see `decide_calls`)
@@ -95,7 +95,7 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
     if type(done) is Conflict:
         yield from refund(run, shared, spent)
         return (yield from _conflicting(run, decided, done))
-    # Now, so that a concurrent read is later.
+    # Before the tool runs, so that a concurrent read counts as later.
     engine.memory.outputs(run.scope).claimed(call.args if call.profile.side_effect else None)
     recorded = False
     try:
@@ -137,8 +137,8 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
     return ticket
 
 
-def _told_first(decided: DecidedCall, shared: Scope | None) -> Flow[Conflict | None]:
-    """Commit the changes to other threads, before the claim on the call's own thread."""
+def _elsewhere(decided: DecidedCall, shared: Scope | None) -> Flow[Conflict | None]:
+    """Commit a claim's changes to other threads. Return the first conflict, if any."""
     commits: list[Any] = [(scope, [RepeatCall(row.key, row.at)]) for scope, _, row in decided.repeats]
     if shared is not None and decided.standing.spends and decided.row is None:
         commits.append((shared, [SpendBudget(*spend) for spend in decided.standing.spends]))
@@ -152,7 +152,7 @@ def _changes(run: Run, decided: DecidedCall, tokens: tuple[str, ...], intent: st
     """Return the changes of a call's claim, and the budgets that they spend."""
     call, approval, row, name = decided.call, decided.approval, decided.row, decision_log.label(decided.call.tool)
     profile, approved = call.profile, approval is not None and approval.state == "approved"
-    # An approval after a failure permits running it again.
+    # An approval after a failure permits running the call again.
     again = approved and row is not None and row.state in ("failed", "unknown")
     repeatable = not profile.side_effect or profile.idempotent or again
     about: dict[str, Any] | None = None
@@ -233,8 +233,8 @@ def _given_back(run: Run, decided: DecidedCall, spent: Spent, failure: AuditErro
     return denial
 
 
-def _intent(run: Run, decided: DecidedCall) -> str:
-    """Return the idempotency key for the tool; without a message, the ledger's key."""
+def _idempotency_key(run: Run, decided: DecidedCall) -> str:
+    """Return the idempotency key for the tool. Without a plan it is the ledger's key."""
     call = decided.call
     if call.plan_id is None:
         return decided.key

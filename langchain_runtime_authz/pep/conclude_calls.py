@@ -1,4 +1,4 @@
-"""After a call: record its end or denial, and give back unused budgets."""
+"""Record the end or denial of a call, and give back budgets that it did not use."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Spent = tuple[tuple[str, int], ...]
 
 
 def refund(run: Run, shared: Scope | None, spent: Spent) -> Flow[None]:
-    """Give back the mandate's steps, counted in `shared`, of a call that did not run."""
+    """Give back to `shared` the mandate's steps that a call spent without running."""
     back = [SpendBudget(counter, UNBOUNDED, -by) for counter, by in spent if counter.startswith(MANDATE)]
     if shared is None or not back:
         return
@@ -80,7 +80,7 @@ def deny_call(run: Run, decided: DecidedCall) -> Flow[Denial]:
             yield Commit(run.scope, None, [change])  # if the counter is full, the attempt is refused already
         except Exception as exc:  # noqa: BLE001  (the call is denied already; what failed is its obligation)
             run.engine.lost("an obligation of a denial", exc, run, decision.decision_id)
-    if decision.outcome != "approval_required":  # for a question, this was sent when it was asked
+    if decision.outcome != "approval_required":  # for a question, the notifications were sent when it was asked
         try:
             yield from decision_log.tell(run, decision, "tools/call", call.tool, time.time())
         except AuditError as exc:
@@ -93,7 +93,7 @@ def counted(decided: DecidedCall, by: int = 1) -> ledger.RecordStep:
     call, counts = decided.call, decision_log.is_judgement(decided.decision)
     acts = counts and call.profile.side_effect and decided.match is not None
     tainted = acts and any(p.standing == "outside" and p.kind != "when" for p in decided.provenance.values())
-    name = "*" if call.error == Code.UNKNOWN_TOOL else decision_log.label(call.tool)  # `*` if a model may invent it
+    name = "*" if call.error == Code.UNKNOWN_TOOL else decision_log.label(call.tool)  # a model may invent the name
     return ledger.RecordStep(
         denials=by * counts,
         recent=f"deny:{name}" if by > 0 else None,
@@ -114,8 +114,8 @@ def conclude(
 ) -> Flow[None]:
     """Record the end of a call. If its output held a live token, revoke the agent.
 
-    `question`: id of the tool's own interrupt. `denied`: a step inside was denied. `released`: the tool never began. No
-    policy can refuse the record.
+    `question`: id of the tool's own interrupt. State `denied`: a step inside the call was denied. State `released`: the
+    tool never began. The policy is not asked.
     """
     ticket.conclude()
     leaked, profile, side_effect = ticket.leaked, call.profile, call.profile.side_effect
@@ -124,11 +124,11 @@ def conclude(
         changes.append(ReleaseCall(ticket.call_key, ticket.spent, ticket.approval_key))
         yield from refund(run, occasion(run, run.mandate), ticket.spent)
     else:
-        # A read may always run again, so only its data class is kept. It hears its answers in order when it does.
+        # A read may run again, so only its data class is kept. Then it receives the answers to its questions in order.
         ended = "failed" if state == "denied" else state
         kept, result = ended if side_effect or state == "suspended" else None, result if side_effect else None
         changes.append(ConcludeCall(ticket.call_key, kept, result, jti=ticket.jti, denied=ended != state))
-        if question:  # an answer to it is for no later question of the task
+        if question:  # its answer must not answer a later question of the LangGraph task
             changes.append(ledger.SetMark(f"{OF_TASK}{question}", "own", once=True))
             changes += [own_question(run, ticket.call_key, call, question)] if side_effect else []
         resource = _read(run, ticket, call, state) if profile.resource is not None else None
@@ -160,7 +160,7 @@ def conclude(
         yield (Write, partial(completion_record, now=now, state=state, leaked=leaked, withheld=ticket.withheld, **ids))
         if leaked:
             yield decision_log.anomaly(run, "credential_leaked", ticket.decision_id, now)
-    except Exception as exc:  # noqa: BLE001  (it happened: its result must not be lost to a failing record)
+    except Exception as exc:  # noqa: BLE001  (the call ran: a failing record must not lose its result)
         again = partial(conclude, run, ticket, call, state, result, question=question)
         lost = done is None and side_effect and state != "released"
         calls_in_doubt.keep_end(run, ticket, again if lost else None)
@@ -168,7 +168,7 @@ def conclude(
 
 
 def _remember(run: Run, call: Call, found: Observation, output: object, *, done: bool) -> None:
-    """Keep the call's output and destinations in memory, for questions and mandates."""
+    """Keep a call's output and destinations in memory, for questions and mandates."""
     memory, scope = run.engine.memory, run.scope
     if found.prose or found.rest is not None:
         memory.keep(scope, found)

@@ -38,12 +38,12 @@ _NOT_THEIRS = (Code.APPROVAL_APPROVER, Code.APPROVAL_NOT_DISTINCT)
 def answer(
     run: Run, asks: Sequence[Approval], given: Mapping[str, object], questions: Mapping[str, object]
 ) -> Flow[None]:
-    """Record answers by interrupt id in one commit, before any LangGraph task starts.
+    """Record the answers in one commit, before any LangGraph task starts.
 
-    Plain answers do not change the task. An edit, a response or a rejection with a reason changes it: the same commit
-    advances the epoch and carries the plans over, without rejected calls and with edited ones replaced. Parent agents
-    that wait for these calls continue. Raises `AuthzDenied`: others changed the task, the subject may not answer,
-    `approval_settled`, `approval_partial`, or `approval_waits` (for other approvers).
+    `given` and `questions` map interrupt ids to answers and questions. An edit, a response or a rejection with a reason
+    changes the task: the same commit advances the epoch and carries the plans over, without rejected calls and with
+    edited calls replaced. Raises `AuthzDenied` if others changed the task, if the subject may not answer, and with
+    `approval_settled` (answered before), `approval_partial` or `approval_waits` (for other approvers).
     """
     open_ids = {a.id for a in asks}
     try:
@@ -79,7 +79,7 @@ def answer(
 
 
 def _takes_back(scope: Scope, asks: Sequence[Approval], answered: Sequence[AnswerApproval]) -> Flow[bool]:
-    """Return True if a review undoes an edit: it approves a call as announced."""
+    """Return True if a review undoes an edit: it approves the call of the model."""
     for key, places in _as_announced(asks, answered).items():
         snapshot: Snapshot = yield Load(scope, Query(plan=key))
         if snapshot.plan is not None and any(c.was_args and c.position in places for c in snapshot.plan.calls):
@@ -90,7 +90,7 @@ def _takes_back(scope: Scope, asks: Sequence[Approval], answered: Sequence[Answe
 def _as_announced(
     asks: Sequence[Approval], answered: Sequence[AnswerApproval]
 ) -> dict[tuple[tuple[str, ...], str], set[int]]:
-    """Return positions of calls that a review approved unedited, by agent and message."""
+    """Return positions of calls that a review approved unedited, by agent and plan id."""
     plain = {a.call_key for a in answered if a.state == "approved" and not a.edited}
     found: dict[tuple[tuple[str, ...], str], set[int]] = {}
     for ask in asks:
@@ -104,8 +104,8 @@ def reply(
 ) -> Flow[bool]:
     """Record answers to tools' and nodes' interrupts. Return True if the task changed.
 
-    `questions` maps ids of interrupts to their values, and `given` to the answers. After a change, only calls whose
-    tools asked (`own`) continue; the rest of the plan is stale. Raises `AuthzDenied`: others changed the task.
+    `questions` and `given` map an interrupt's id to its value and its answer. If the task changed, only the calls whose
+    tools asked (`own`) continue, and the rest of the plan is stale. Raises `AuthzDenied` if others changed the task.
     """
     said = {i: text for i, answer in given.items() if (text := free_text(answer, questions[i]))}
     human, author = run.subject.human, run.subject.principal
@@ -132,7 +132,7 @@ def reply(
 
 
 def _rotate(run: Run, changes: Sequence[Change], texts: Sequence[HumanText]) -> Flow[Committed]:
-    """Commit a correction by the run's own entry, and move the run to the new epoch."""
+    """Commit a task change that this run causes, and move the run to the new epoch."""
     before = {"from_epoch": run.epoch, "from_jti": run.jti}
     mark = unrecorded(run.epoch + 1, run.pinned, texts, "answer")
     done: Committed | Conflict = yield Commit(run.scope, run.guard, [*changes, mark])
@@ -180,9 +180,9 @@ def carried(
 
 
 def altered(scope: Scope, texts: Sequence[HumanText], by: str, checkpoint: str, below: str | None) -> Flow[None]:
-    """Pin an `update_state` by `by` that wrote `checkpoint`, on a known thread.
+    """Record that `by` edited the state and so wrote `checkpoint`, on a known thread.
 
-    `below`, the digest of the waiting child graphs, is marked, so that the next root entry does not count it again.
+    `below`, the digest of the waiting child graphs, is recorded so that the next root entry finds no new edit in them.
     """
     act = HumanText(content_digest(checkpoint), "", outside_key(checkpoint), own=False, author=by)
 
@@ -196,7 +196,7 @@ def altered(scope: Scope, texts: Sequence[HumanText], by: str, checkpoint: str, 
 
 
 def correct(scope: Scope, text: HumanText, by: str | None = None) -> Flow[int]:
-    """Pin a correction by `by` (`None`: the subject). Return the new epoch."""
+    """Record a correction by `by` (`None`: the subject). Return the new epoch."""
 
     def change(snapshot: Snapshot) -> tuple[list[Change], tuple[HumanText, ...]]:
         author = by if by is not None else snapshot.subject
@@ -206,10 +206,10 @@ def correct(scope: Scope, text: HumanText, by: str | None = None) -> Flow[int]:
     return cast("Committed", (yield from change_task(scope, "correct", change))).epoch
 
 
-def _done(
+def _commit_event(
     scope: Scope, change: Change, event: Event, detail: Mapping[str, Any], at: Scope | None = None, **about: Any
 ) -> Flow[None]:
-    """Commit and record a change. Raises `LedgerError` if the ledger refuses it."""
+    """Commit a change and record its event. Raises `LedgerError` after a conflict."""
     done: Committed | Conflict = yield Commit(at or scope, None, [change])
     if isinstance(done, Conflict):
         raise LedgerError(done.code)
@@ -219,13 +219,13 @@ def _done(
 def data_changed(scope: Scope, resource: str, *, content: bool) -> Flow[None]:
     """Declare that a resource changed, so that earlier reads of it are stale."""
     change, detail = SetMark(resource, new_id()), {"resource": resource if content else content_digest(resource)}
-    return _done(scope, change, "data_changed", detail, data_scope(scope))
+    return _commit_event(scope, change, "data_changed", detail, data_scope(scope))
 
 
 def revoke(scope: Scope, agent: tuple[str, ...], by: str = "", reason: str = "") -> Flow[None]:
     """Revoke an agent and the agents below it, until `reinstate`; `()` revokes all."""
-    return _done(scope, Revoke(agent), "revoked", {"author": by, "reason": reason}, agent=agent)
+    return _commit_event(scope, Revoke(agent), "revoked", {"author": by, "reason": reason}, agent=agent)
 
 
 def reinstate(scope: Scope, agent: tuple[str, ...], by: str = "", reason: str = "") -> Flow[None]:
-    return _done(scope, Reinstate(agent), "reinstated", {"author": by, "reason": reason}, agent=agent)
+    return _commit_event(scope, Reinstate(agent), "reinstated", {"author": by, "reason": reason}, agent=agent)

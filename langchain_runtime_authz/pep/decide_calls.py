@@ -1,4 +1,4 @@
-"""Ask the policy about calls: load → evaluate. Ask no approver, claim nothing.
+"""Decide calls: load the facts, then ask the policy. Claim no call.
 
 Some refusals do not depend on the policy: `_refusal`, `lease_refusal`, and the checks of ledger changes.
 """
@@ -58,7 +58,7 @@ _REFUSED: Final[Mapping[str, Code]] = {
 def decide_calls(run: Run, calls: Sequence[Call], entry: Entry = None) -> Flow[list[DecidedCall]]:
     """Decide all calls of one message in one batch, with the `entry` of their node.
 
-    Never raises: failures deny. Then the entry may be left undecided.
+    Never raises: a failure denies the calls, and may leave the entry undecided.
     """
     if not calls:
         return []
@@ -102,7 +102,7 @@ def decide_calls(run: Run, calls: Sequence[Call], entry: Entry = None) -> Flow[l
 
 
 def _look_up(run: Run, calls: Sequence[Call]) -> Flow[tuple[Any, ...]]:
-    """Return calls, keys, comparisons, keys' epoch, words, snapshot and `_moved`."""
+    """Return the calls with all that ledger and memory hold for their decision."""
     if len(calls) == 1 and calls[0].plan_id is None and calls[0].call_id is not None:
         calls = yield from _located(run, calls[0])
     memory, opened, origin = run.engine.memory, run.opened, run.epoch
@@ -141,7 +141,7 @@ def _look_up(run: Run, calls: Sequence[Call]) -> Flow[tuple[Any, ...]]:
     return calls, keys, compared, origin, words, snapshot, moved
 
 
-# The comparison of a call with the mandate: counter of its effect, names of its deed, mandate, binding.
+# A call compared with the mandate: its counter and deeds (`effect_names`), the mandate, and the comparison.
 _Compared = tuple[str, tuple[str, ...], Mandate | None, Binding | None]
 
 
@@ -163,7 +163,7 @@ def _described(
     moved: frozenset[str],
     ahead: dict[str, int],
 ) -> DecidedCall:
-    """Return a call with all facts for its decision. Adds its budgets to `ahead`."""
+    """Return the call with all facts for its decision. Add its counts to `ahead`."""
     counter, deeds, mandate, binding = compared
     row = snapshot.calls.get(key)
     intended = call.position, call.call_id, call.tool, call.raw
@@ -229,7 +229,7 @@ def _counters(compared: Sequence[_Compared]) -> tuple[str, ...]:
 
 
 def _located(run: Run, only: Call) -> Flow[Sequence[Call]]:
-    """Find the plan by the call's id, if the model message was not seen."""
+    """Return the call in its plan, found by the call's id, or unchanged without one."""
     snapshot: Snapshot = yield (Load, run.scope, Query(planned_call=(run.agent, only.call_id or "")))
     if snapshot.plan is None:
         return [only]
@@ -287,7 +287,7 @@ def _query(
 
 
 def _approval(run: Run, snapshot: Snapshot, origin: int, call: Call, key: str) -> Approval | None:
-    """Return the question about the call with its answer: ours, or another review's."""
+    """Return the approval that counts for the call: ours or another review's."""
     own = snapshot.approvals.get(key)
     if own is None and _goes_on(run, snapshot, key) and not snapshot.approvals[f"{OWN}{key}"].message:
         return snapshot.approvals[f"{OWN}{key}"]
@@ -298,8 +298,8 @@ def _approval(run: Run, snapshot: Snapshot, origin: int, call: Call, key: str) -
         if review is not None and _reviewed(review, call):
             own = review
     if own is not None and own.epoch != run.epoch:
-        # The answer belongs to the old task. It stands for a call that it refused, that is over or goes on, and for code
-        # that reads again in the same LangGraph task.
+        # The answer is of an older epoch. It still counts if it refused the call, if the call is done or goes on, or
+        # if code reads again in the same LangGraph task.
         done, spent = (row := snapshot.calls.get(key)) is not None and row.state == "done", own.state == "spent"
         stands = not spent or done or _goes_on(run, snapshot, key) if call.profile.side_effect else call.plan_id is None
         return replace(own, epoch=run.epoch) if stands and (spent or own.state in ("rejected", "answered")) else None
@@ -313,7 +313,7 @@ def _goes_on(run: Run, snapshot: Snapshot, key: str) -> bool:
 
 
 def _reviewed(review: Approval, call: Call) -> bool:
-    """Return True if the review showed this call as written, or edited it so."""
+    """Return True if the review showed exactly this call, or edited a call into it."""
     digest = plan.raw_digest(call.raw)
     if review.edited:
         name, args = edited_action(review.edited)
@@ -335,7 +335,7 @@ def _amended(call: Call, approval: Approval | None) -> Call:
 
 
 def _moved(run: Run, snapshot: Snapshot, calls: Sequence[Call], keys: Sequence[str]) -> Flow[frozenset[str]]:
-    """Return tools with outdated reads, and note versions for reads in `calls`."""
+    """Return tools whose reads are outdated. Note the versions that `calls` will read."""
     resources = snapshot.history.resources
     read = resources if any(call.profile.side_effect for call in calls) else {}
     found = {key: resource_of(call.profile, call.args) for call, key in zip(calls, keys, strict=True)}
@@ -365,7 +365,7 @@ def _refusal(
         return deny(dead)
     # The policy decides about calls that differ from their plan, but not about plans of an older task.
     if (match.planned or match.changed) and match.stale and call.profile.side_effect:
-        # A model plans a call again if it reads that the call did not run. So say so only if it is certain.
+        # A model that reads that a call did not run plans it again. So say this only if it is certain.
         begun = row.state if row is not None else "suspended"
         return deny(_BEGUN[begun]) if begun != "done" else None
     if approval is not None:

@@ -1,6 +1,6 @@
 """Decide every step that is not a tool call, like a start or a model call.
 
-The order is load → evaluate → commit → audit. `decide_calls` and `claim_calls` have the tool calls.
+The order is load → evaluate → commit → audit. Tool calls are in `decide_calls` and `claim_calls`.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def decide_step(
 ) -> Flow[Decision]:
     """Decide a step that is not a tool call. Never raises.
 
-    `refuse` denies without the policy. `extra` returns changes to commit with a permit. If the PDP was asked, `answered`
-    is when (in nanoseconds), the request, and the answer. `keep` may cache the decision.
+    `refuse` denies without the policy. `extra` returns changes to commit with a permit. `keep` may cache the decision.
+    If the PDP was asked before, `answered` holds the time (in nanoseconds), the request and the answer.
     """
     body = None
     started = time.time_ns()
@@ -101,7 +101,7 @@ def kept(run: Run, *step: Any, lasting: bool) -> tuple[Decision | None, Callable
 
 
 def _keep(run: Run, key: tuple[Any, ...], began: float, lasting: bool, found: Decision) -> Decision:
-    """Cache a permit, unless the grant expires: for its `ttl`, or for the run."""
+    """Cache a permit for its `ttl` or for the run, unless the grant expires."""
     ends = run.grant is not None and run.grant.expires_at is not None
     said = 0 if ends else min(found.ttl, run.engine.lease_ttl / 2)
     lasts = run.engine.max_lifetime if lasting and not (found.ttl or ends) else said
@@ -127,9 +127,9 @@ def enter_node(run: Run, name: str, *, lasting: bool) -> Flow[Decision]:
 
 
 class ToolNodeEntry:
-    """The entry of a tool node, decided in one batch with the node's calls.
+    """The decision on entering a tool node, made in one batch with the node's calls.
 
-    `decide_calls` calls `requests` and `conclude`. `check` gets the decision, and raises if the node may not run.
+    `decide_calls` calls `requests` and `conclude`. `check` is called with the decision, and raises if it is a deny.
     """
 
     def __init__(self, run: Run, name: str, check: Callable[[Decision], None]) -> None:
@@ -138,7 +138,7 @@ class ToolNodeEntry:
         self._decision: Decision | None = None
 
     def requests(self, known: Snapshot) -> Sequence[bytes | None]:
-        """Return the request to evaluate, or nothing if `enter` decides."""
+        """Return the request for the node, or nothing if the run's lease is refused."""
         began = time.time_ns()
         if lease_refusal(self._run, known) is not None:
             return ()
@@ -148,24 +148,24 @@ class ToolNodeEntry:
         return (body,)
 
     def conclude(self, answer: Decision) -> Flow[None]:
-        """Take the PDP's answer. Never raises."""
+        """Decide the entry by the PDP's answer. Never raises."""
         answered = (*self._asked, answer)
         self._decision = yield from decide_step(self._run, ENTER, self._node, answered=answered, **self._facts)
 
     def enter(self) -> Flow[None]:
-        """Check the decision. If there is none, decide alone."""
+        """Check the decision. If there is none yet, decide the entry without calls."""
         self._check(self._decision or (yield from enter_node(self._run, self._name, lasting=True)))
 
 
-Entry = ToolNodeEntry | None  # none if no tool node is entered, or its permit is cached
+Entry = ToolNodeEntry | None  # `None` if no tool node is entered, or if its permit is cached
 
 
-# Our middleware takes withheld tools (`withhold_tools`) out of the request. Without it the agent's own tools stay, as
-# their calls are decided anyway. Nobody can stop a tool that the provider runs: a model call that shows it is denied.
+# `AuthzMiddleware` removes withheld tools from the request to the model. Without it the model sees the agent's own
+# tools, and their calls are decided. A provider tool cannot be stopped, so a model call that offers it is denied.
 
 
 class ModelCall(NamedTuple):
-    """A model call's content. `prompt`: digest of the system messages."""
+    """A call of a model with its tools. `prompt`: digest of the system messages."""
 
     model: str
     provider: str | None
@@ -190,7 +190,7 @@ def decide_model(run: Run, call: ModelCall) -> Flow[Decision]:
 
 
 def withheld(decision: Decision) -> tuple[frozenset[str], frozenset[str]]:
-    """Return withheld names: the agent's own tools, and tools of the provider."""
+    """Return names of withheld tools: the agent's own tools, and provider tools."""
     given = [o.properties for o in decision.obligations if o.type == "withhold_tools"]
     return frozenset(n for p in given for n in p["tools"]), frozenset(n for p in given for n in p["provider_tools"])
 

@@ -1,4 +1,4 @@
-"""Record decisions and events in audit log and trace; send demanded notifications."""
+"""Record decisions and events in audit log and trace, and send notifications."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from langchain_runtime_authz.pep.run import ATTEMPTS, Commit, Flow, Load, Notify
 from langchain_runtime_authz.telemetry.spans import record_decision, record_event
 
 MAX_LABEL: Final = 128
-# Denials that do not count against the agent: others acted, or a part failed.
+# Denials with these codes do not count against the agent: others acted, or a part failed.
 _CIRCUMSTANCES: Final = frozenset(
     {Code.DATA_CHANGED, Code.STALE_EPOCH, Code.STALE_PLAN, Code.KILLED, Code.LEDGER_UNAVAILABLE, Code.AUDIT_UNAVAILABLE}
 )
@@ -43,9 +43,9 @@ def record_asks(run: Run, asked: Sequence[DecidedCall]) -> Flow[None]:
 
 
 def call_record(run: Run, decided: DecidedCall, now: float) -> tuple[Any, ...]:
-    """Return the effect that records a call's decision. It raises `AuditError`."""
+    """Return the effect that records a call's decision in the audit log."""
     decision, unknown = decided.decision, str(Code.UNKNOWN_TOOL)
-    if decided.call.error == unknown and unknown not in decision.reasons:  # so that its name counts as content
+    if decided.call.error == unknown and unknown not in decision.reasons:  # so that the tool's name counts as content
         decision = replace(decision, reasons=(*decision.reasons, unknown))
     expected = {d.argument: d.expected for d in decided.standing.deviations if d.expected}
     about = (decided.body, decided.started or None, now, decided.approval, expected)
@@ -64,7 +64,7 @@ def step_record(
     expected: Mapping[str, str] | None = None,
     claim: Mapping[str, Any] | None = None,
 ) -> tuple[Any, ...]:
-    """Return the effect that records a decision. It raises `AuditError`."""
+    """Trace a decision. Return the effect that records it in the audit log."""
     pdp, question = run.engine.evaluator.pdp.name, asked.trace if asked is not None else ""
     record_decision(run, decision, body, action, resource, started, pdp=pdp, question=question)
     of_run: dict[str, Any] = {"run_id": run.run_id, "jti": run.jti, "scope": run.scope, "agent": run.agent}
@@ -79,7 +79,7 @@ def step_record(
 def run_event(
     of: Run | Scope, event: Event, now: float, *, detail: Mapping[str, Any], question: str = "", **about: Any
 ) -> tuple[Any, ...]:
-    """Trace an event. Return the effect that records it, which raises `AuditError`.
+    """Trace an event. Return the effect that records it in the audit log.
 
     `about` replaces the run's own fields. `question` is the `Approval.trace` that the event answers.
     """
@@ -94,14 +94,14 @@ def run_event(
 
 
 def corrected(of: Run | Scope, done: Committed, texts: Sequence[HumanText], source: str) -> tuple[Any, ...]:
-    """Return the effect that records a committed task change, or raises `AuditError`."""
+    """Trace a committed task change. Return the effect that records it."""
     authors = [t.author for t in texts if t.author]
     detail = {"source": source, "author": (authors or [""])[0], "texts": len(texts), "from_epoch": done.epoch - 1}
     return run_event(of, "corrected", done.now, detail=detail, epoch=done.epoch)
 
 
 def unrecorded(epoch: int, pinned: int, texts: Sequence[HumanText], source: str) -> SetMark:
-    """Return the mark that a task change still lacks its record in the audit log."""
+    """Return a ledger mark: this task change is not yet in the audit log."""
     return SetMark(UNRECORDED, f"{epoch} {source} {pinned} {pinned + len(texts)}")
 
 
@@ -113,7 +113,7 @@ def recorded(mark: str) -> SetMark:
 def settle(of: Run | Scope, before: Snapshot) -> Flow[str]:
     """Record a task change that the audit log may lack. Return its mark, or "".
 
-    The log may then have it twice. Raises `AuditError`.
+    The log may then hold the change twice.
     """
     if left := before.marks.get(UNRECORDED, ""):
         epoch, source, start, end = left.split()
@@ -124,10 +124,10 @@ def settle(of: Run | Scope, before: Snapshot) -> Flow[str]:
 def change_task(
     of: Run | Scope, source: str, change: Callable[[Snapshot], tuple[Sequence[Change], Sequence[HumanText]] | None]
 ) -> Flow[Committed | None]:
-    """Commit and record the task change that `change` returns.
+    """Commit and record the task change that `change` makes, if it makes one.
 
-    An earlier change that the log lacks is recorded first. Raises `AuditError`, or `AuthzDenied` (`stale_epoch`):
-    others changed the task too often.
+    An earlier change that the audit log lacks is recorded first. Raises `AuthzDenied` (`stale_epoch`) if others change
+    the task at each of `ATTEMPTS` tries.
     """
     scope = of.scope if isinstance(of, Run) else of
     for _ in range(ATTEMPTS):
@@ -145,9 +145,9 @@ def change_task(
 
 
 def confirmed(of: Run | Scope, done: Committed, mark: SetMark, texts: Sequence[HumanText], source: str) -> Flow[None]:
-    """Record a committed task change, and delete its mark. Raises `AuditError`."""
+    """Record a committed task change in the audit log. Then clear its ledger mark."""
     yield corrected(of, done, texts, source)
-    with suppress(LedgerError):  # it is then recorded again
+    with suppress(LedgerError):  # then the change is recorded a second time
         yield Commit(of.scope if isinstance(of, Run) else of, None, [recorded(mark.value)])
 
 
@@ -158,7 +158,7 @@ def anomaly(run: Run, reason: str, decision_id: str, now: float) -> tuple[Any, .
 
 
 def obliged_events(run: Run, decision: Decision, now: float, *, rotated: int | None = None) -> Flow[None]:
-    """Record a revocation or rotation that a decision demanded. Raises `AuditError`."""
+    """Record that a decision revoked the agent, or moved the task to epoch `rotated`."""
     if any(o.type == "revoke" for o in decision.obligations):
         yield anomaly(run, decision.reason, decision.decision_id, now)
     if rotated is not None:

@@ -53,7 +53,7 @@ class Health:
 
 
 class HealthCheck:
-    """Checks parts concurrently. A part that still hangs is not asked again."""
+    """Checks the parts concurrently. While a part hangs, it is not asked again."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -82,7 +82,7 @@ class HealthCheck:
             error = future.exception() if future in done else None
             if isinstance(error, AuthzError):
                 found[name] = str(error.code)
-            elif error is not None and name == "ledger":  # a foreign store
+            elif error is not None and name == "ledger":  # a ledger of the application
                 found[name] = str(Code.LEDGER_UNAVAILABLE)
             elif error is None and future in done:
                 found[name] = future.result()
@@ -106,7 +106,7 @@ class HealthCheck:
         """Ask the engine about a `run/start`. Return a code if the engine failed."""
         engine, scope = self._engine, Scope(self._engine.tenant, self._engine.issuer.issuer, "health", "")
         subject, now = Subject(type="service", id="health"), int(time.time())
-        named = replace(engine, identity=StaticIdentity())  # the application's may hang
+        named = replace(engine, identity=StaticIdentity())  # the application's identity may hang
         run = Run(named, scope, subject, new_id(), ("health",), new_id(), 1, now, now + engine.lease_ttl)
         resource = {"type": "run", "id": "health", "properties": {"graph": "health"}}
         body = request_json(run, snapshot(Thread(), Query(), now), {"name": "run/start"}, resource)
@@ -128,9 +128,9 @@ class HealthCheck:
 
 
 def health_app(ahealth: Callable[[], Awaitable[Health]]) -> Callable[..., Awaitable[None]]:
-    """Return an ASGI app: 200 on `…/live`; else 200, or 503 with the failed parts.
+    """Return an ASGI app that answers 200, or 503 with the failed parts.
 
-    The answer shows codes and the policy's revision to anybody: the app does not authenticate.
+    On `…/live` it always answers 200. It does not authenticate: anybody sees the codes and the policy's revision.
     """
 
     async def app(scope: dict[str, Any], _receive: Any, send: Callable[[dict[str, Any]], Awaitable[None]]) -> None:

@@ -15,12 +15,12 @@ from typing import Final
 from langchain_runtime_authz.errors import ConfigError
 
 MAX_REASON: Final = 500  # characters shown
-_MADE: Final = re.compile(rb"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ)?")  # how a file of `engage` or `touch` begins
+_MADE: Final = re.compile(rb"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ)?")  # start of a file by `engage`; `touch` makes no text
 KILL_SWITCH: Final = "RUNTIME_AUTHZ_KILL_SWITCH"  # environment variable: the file's path
 
 
 class KillSwitch:
-    """Watches one path. Raises `ConfigError` if no file can be made there."""
+    """Watches one path. Raises `ConfigError` if the path's folder does not exist."""
 
     __slots__ = ("path",)
 
@@ -33,16 +33,16 @@ class KillSwitch:
 
     @classmethod
     def from_environment(cls) -> KillSwitch | None:
-        """Return the switch that `RUNTIME_AUTHZ_KILL_SWITCH` names, if it is set."""
+        """Return the switch at the path in `RUNTIME_AUTHZ_KILL_SWITCH`; `None` if unset."""
         path = os.environ.get(KILL_SWITCH)
         return cls(path) if path else None
 
     @property
     def engaged(self) -> bool:
         try:
-            os.lstat(self.path)  # a dangling link engages it too
+            os.lstat(self.path)  # a dangling link engages the switch too
         except FileNotFoundError:
-            # If its folder is gone, nobody can engage it, so it counts as engaged.
+            # If the folder is gone, nobody can engage the switch, so the switch counts as engaged.
             return not self.path.parent.is_dir()
         except OSError:
             return True

@@ -11,12 +11,12 @@ from langchain_runtime_authz.ledger.changes import RenewLease
 from langchain_runtime_authz.pep import calls_in_doubt
 from langchain_runtime_authz.pep.run import Commit, Flow, Run
 
-# Codes of `lease_refusal` after which nothing runs in this run. After a correction, calls are answered instead.
+# After these codes of `lease_refusal` the run stops. After `stale_epoch` it goes on, and calls receive error messages.
 OVER: Final = frozenset((Code.KILLED, Code.REVOKED, Code.LEASE_ENDED, Code.LEASE_EXPIRED, Code.WORKLOAD_UNPROVEN))
 
 
 def lease_refusal(run: Run, snapshot: Snapshot) -> Code | None:
-    """Return the code for which the run may not continue, or `None`."""
+    """Return the code that says why the run may not continue; `None` if it may."""
     lease = snapshot.lease
     if run.engine.kill_switch is not None and run.engine.killed:
         return Code.KILLED
@@ -39,7 +39,7 @@ def lease_refusal(run: Run, snapshot: Snapshot) -> Code | None:
 
 
 def renewed(run: Run, snapshot: Snapshot) -> Flow[None]:
-    """Renew a running run's lease, up to its maximum lifetime."""
+    """Renew the run's lease if half its time is over, up to the maximum lifetime."""
     lease, engine = snapshot.lease, run.engine
     yield from calls_in_doubt.record_ends(engine, run.scope)
     if lease is not None and lease.state == "live" and lease.epoch == snapshot.epoch:

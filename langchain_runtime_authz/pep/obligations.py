@@ -32,7 +32,7 @@ from langchain_runtime_authz.pdp.policy_data import ApprovalTerms
 
 REDACTED: Final = "[redacted]"
 MAX_NUMBER: Final = 2**53
-POLICY_BUDGET: Final = "policy:"  # prefix of counters, which the grant's counters lack
+POLICY_BUDGET: Final = "policy:"  # prefix of the policy's counters; the grant's counters lack it
 
 
 class Terms(NamedTuple):
@@ -88,7 +88,7 @@ class Terms(NamedTuple):
 
 
 def demands(obligation: Obligation) -> Change | Literal[True] | None:
-    """Return an obligation's change to commit, `True` for none, `None` if malformed.
+    """Return the change that an obligation needs, `True` if none, `None` if malformed.
 
     An unknown property is malformed: ignoring a misspelt one would make the permit too wide.
     """
@@ -165,7 +165,7 @@ def _inside(value: Any, fields: Collection[str]) -> Any:
 def _structure(text: str) -> dict[str, Any] | list[Any] | str | None:
     try:
         parsed = json.loads(text)
-    except (ValueError, RecursionError) as exc:  # other parsers may read JSON with long numbers, or deep JSON
+    except (ValueError, RecursionError) as exc:  # other parsers may accept JSON that is too long or too deep for ours
         return None if isinstance(exc, json.JSONDecodeError) else REDACTED
     return parsed if isinstance(parsed, dict | list) else None
 
@@ -173,7 +173,7 @@ def _structure(text: str) -> dict[str, Any] | list[Any] | str | None:
 def understood(decision: Decision, able: Collection[str]) -> Decision:
     """Return the decision, or a deny if an obligation cannot be carried out.
 
-    The deny keeps the obligations that can be carried out.
+    `able`: the types that can be carried out for this step. The deny keeps the obligations that can be carried out.
     """
     known = [o for o in decision.obligations if o.type in able and demands(o) is not None]
     if len(known) == len(decision.obligations):
@@ -194,7 +194,7 @@ def keepable(permit: Decision, revision: str) -> bool:
 
 
 def obliged_fields(obligations: Sequence[Obligation]) -> frozenset[str]:
-    """Return the fields to redact, also by the last name of each dotted path."""
+    """Return the names of fields to redact. A dotted path adds its last name."""
     names = [o.properties.get("fields") for o in obligations if o.type == "redact"]
     found = [f for fields in names if isinstance(fields, list) for f in fields if isinstance(f, str)]
     return frozenset(found).union(f.rpartition(".")[2] for f in found)

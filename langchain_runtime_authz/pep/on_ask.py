@@ -58,4 +58,4 @@ def _failed(exc: Exception) -> None:
     _log.error("`on_ask` failed, so what it was asked about is denied: %s: %s", type(exc).__name__, printable(str(exc)))
 
 
-AskHere: Final = Effect(_ask, _aask)  # a question in LangChain's shape → the decisions on it
+AskHere: Final = Effect(_ask, _aask)  # takes a question in LangChain's shape; returns the answer to it

@@ -26,17 +26,17 @@ MAX_NAME: Final = 128
 
 
 class RecentDecisions:
-    """The last decisions with contents. Thread-safe. Shares a `MemorySink`'s records."""
+    """The last decisions with contents. With a `MemorySink`, its records are used."""
 
     __slots__ = ("_built", "failures_left_out", "left_out")
 
     def __init__(self, sink: AuditSink) -> None:
         self._built: deque[Any] = sink.kept if isinstance(sink, MemorySink) else deque(maxlen=MAX_DECISIONS)
         self.left_out = lines_left_out()
-        self.failures_left_out = lines_left_out()  # separate, so that codes of a policy do not use it up
+        self.failures_left_out = lines_left_out()  # separate, so that denials by the policy do not use up its lines
 
     def add(self, build: Callable[[], dict[str, Any]]) -> None:
-        """Keep `build` if it builds a decision record. Its arguments must not change."""
+        """Keep `build`, to call it later, if it builds the record of a decision."""
         if isinstance(build, partial) and build.func is decision_record:
             body = build.keywords.get("body")
             self._built.append(partial(build, body=None) if body is not None and len(body) > MAX_BODY else build)
@@ -57,7 +57,7 @@ class RecentDecisions:
         self.tell(decision, "run", scope[2], scope[3], run_id)
 
     def tell(self, decision: Decision, action: str, resource: str, thread: str, run_id: str) -> None:
-        """Log a stopped or asked step, in at most a few lines per code and minute."""
+        """Log a denial or question, in at most a few lines per code and minute."""
         asks = decision.outcome == "approval_required"
         level, code = logging.INFO if asks else logging.WARNING, decision.reason
         if not _log.isEnabledFor(level) or (left_out := self.left_out(code)) is None:

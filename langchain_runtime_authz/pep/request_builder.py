@@ -91,7 +91,7 @@ def call_request(
 
 def _granted(call: Call, row: CallRow | None, approval: Approval) -> JSON | None:
     """Return the recorded approval for exactly this call, or `None`."""
-    # A call that paused by itself, or a read whose graph task is entered again, continues under its spent approval.
+    # A call whose tool paused, or a read whose LangGraph task is entered again, continues under its spent approval.
     again = (row is not None and row.state == "suspended") or not call.profile.side_effect
     if approval.state != "approved" and not (again and approval.state == "spent"):
         return None

@@ -34,7 +34,7 @@ from langchain_runtime_authz.telemetry.semconv import COMPONENT, ERROR_TYPE
 from langchain_runtime_authz.telemetry.spans import OpenSpan
 from langchain_runtime_authz.tool_profile import ToolProfile
 
-if TYPE_CHECKING:  # its module loads the signing library, which an import should not
+if TYPE_CHECKING:  # these modules load the signing library, which importing this package should not
     from langchain_runtime_authz.credential.issuer import Issuer
     from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.telemetry.logs import logger
@@ -58,7 +58,7 @@ class Planner(Protocol):
     """Compiles a mandate from the user's texts only."""
 
     def plan(self, texts: Sequence[str]) -> Mandate | None:
-        """Return the mandate of texts sent at once. Never raises."""
+        """Return the mandate of the texts of one turn, or `None`. Never raises."""
         ...
 
     async def aplan(self, texts: Sequence[str]) -> Mandate | None: ...
@@ -86,12 +86,12 @@ class LogNotifier:
 class Tools(Protocol):
     @property
     def declared(self) -> Mapping[str, ToolProfile]:
-        """Tool → reviewed profile. It stays the same object while nothing changes."""
+        """Reviewed profiles by tool name; the same object until a profile changes."""
         ...
 
     @property
     def signatures(self) -> Mapping[str, Mapping[str, Any]]:
-        """Tool → JSON schema of its arguments, for known tools."""
+        """JSON schemas of the arguments of known tools, by tool name."""
         ...
 
 
@@ -101,7 +101,7 @@ class KnownTools:
     signatures: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
-Key = tuple[str, str, str, str, str]  # as `Gate`
+Key = tuple[str, str, str, str, str]  # the fields of a `Gate`
 MAX_KEYS: Final = 10_000  # tools may be created at run time, so their number is unbounded
 
 
@@ -178,13 +178,13 @@ class Engine:
     observer: Any = None
     """Notes what the process does, if `observe_process` was called."""
     write: Callable[[Callable[[], dict[str, Any]]], None] = field(init=False)
-    """Writes one audit record, given the function that builds it."""
+    """Writes the audit record that the given function builds."""
     prompt: frozenset[Effect] = field(init=False)
-    """The effects that never wait here, which an async flow performs in place."""
+    """Effects that never wait with this engine's parts, so that an async flow performs them in place."""
     blocking: frozenset[Effect] = field(init=False)
-    """The effects that wait for a ledger or disk, for which an async flow goes on in a thread."""
+    """Effects that wait for a ledger or a disk, so that an async flow moves to a thread before them."""
     threaded: frozenset[Effect] = field(init=False)
-    """The effects with which it stays there. The others call foreign code, which may expect its event loop."""
+    """Effects that an async flow performs while it is in that thread. The application's code runs on the event loop."""
 
     def __post_init__(self) -> None:
         observe_ledger(self.ledger, self.tenant)
@@ -212,7 +212,7 @@ class Engine:
 
     @staticmethod
     def granted(profile: AgentProfile | None, *grants: Grant | None) -> Grant | None:
-        """Return the meet of `grants` and the profile's grant; `None` if there is none."""
+        """Return what the profile's grant and all `grants` allow (`None`: no limit)."""
         found = profile.grant if profile is not None else None
         for grant in grants:
             found = grant if found is None else found.attenuate(grant)
@@ -224,13 +224,13 @@ class Engine:
         return until if ends is None else min(until, int(ends))
 
     def failed(self, exc: BaseException) -> Code:
-        """Count a part's failure. Return the code of the deny."""
+        """Count the failure of a part. Return the code to deny with."""
         code = failure_code(exc)
         count("errors", {COMPONENT: _part(exc), ERROR_TYPE: str(code)})
         return Code.KILLED if self.killed else code
 
     def deny_for_failure(self, exc: Exception, run: Run | None = None) -> Decision:
-        """Log the failure of a part (ledger, audit log, identity). Return the deny."""
+        """Log the failure of a part (ledger, audit log, identity), and return a deny."""
         decision = deny(self.failed(exc))
         self._told(exc, run, decision.decision_id, f"{_part(exc)} failed")
         return decision
@@ -270,43 +270,43 @@ class Run:
     grant: Grant | None = None
     mandate: Mandate | None = None  # the application's mandate
     planned: Mandate | None = None  # the planner's mandate, from the user's words only
-    spent_at: Scope | None = None  # the thread on which `mandate` was used first, if another: it counts the steps too
+    spent_at: Scope | None = None  # the thread on which `mandate` was used first, if not this one; it counts the steps
     parent: Run | None = None
     upstream: tuple[str, ...] = ()  # agents of other servers that delegated to the root, nearest first
     depth: int = field(init=False)  # delegations between the first agent and this one
     waiting: tuple[tuple[tuple[str, ...], str], ...] = ()  # parents' calls (agent path, call id) that wait for this run
     closed: bool = False
     paused: bool = False
-    undelivered: tuple[str, ...] = ()  # corrections that the input could not carry; results of stale calls carry them
-    corrected: tuple[str, ...] = ()  # answers to a tool's or node's own question, carried by these results too
+    undelivered: tuple[str, ...] = ()  # corrections that are not in the graph's input; results of stale calls tell them
+    corrected: tuple[str, ...] = ()  # answers to a tool's or node's own question; these results tell them too
     pinned: int = 0  # number of texts in the ledger when the root entry began; later texts are new to it
-    kept_state: bool = False  # a checkpointer keeps the graph's state, so the entry's end is marked
+    kept_state: bool = False  # with a checkpointer: the ledger then notes the last checkpoint
     loaded: str = ""  # the thread's newest checkpoint when the root entry began
-    steps_before: int = 0  # the thread's steps at that time
-    # Digest of the calls that a model returned → model and prompt digest. Below, the same of models that are running.
+    steps_before: int = 0  # number of the thread's steps when the root entry began
+    # Model and prompt digest, by the digest of the calls that a model returned. `asked_model`: of running models.
     seen_from_model: dict[str, tuple[str | None, str | None]] = field(default_factory=dict)
     asked_model: dict[object, tuple[str, str | None]] = field(default_factory=dict)
     recorded: set[str] = field(default_factory=set)  # ids of recorded plans
-    foreign: set[str] = field(default_factory=set)  # digests of calls that the client sent: never planned
-    handed: dict[str, Edge] = field(default_factory=dict)  # agent → hand-off to it in this root entry
+    foreign: set[str] = field(default_factory=set)  # digests of calls that the client sent; they are never planned
+    handed: dict[str, Edge] = field(default_factory=dict)  # hand-offs of this root entry, by receiving agent
     children: set[str] = field(default_factory=set)  # jtis of this entry's child agents that have not ended
-    kept: dict[tuple[Any, ...], tuple[Decision, float]] = field(default_factory=dict)  # permits, and until when
-    # The jti with which the root entry began, or its superstep in an unprotected graph; its child agents have it too.
+    kept: dict[tuple[Any, ...], tuple[Decision, float]] = field(default_factory=dict)  # cached permits, with expiry
+    # Names the root entry: its first jti, or the superstep of an unprotected graph. Child agents have the same value.
     entry: str = field(init=False)
-    batches: dict[Any, Any] = field(default_factory=dict)  # decisions of a message, by the first of its tasks
-    versions: dict[str, str] = field(default_factory=dict)  # call key → version of its resource, noted before the read
+    batches: dict[Any, Any] = field(default_factory=dict)  # shared decisions on the calls of a message
+    versions: dict[str, str] = field(default_factory=dict)  # version of the resource before the read, by call key
     lock: threading.Lock = field(default_factory=threading.Lock)
     span: OpenSpan | None = None
     decision_spans: dict[str, Any] = field(default_factory=dict)  # by decision id, to link later spans
     authority: str = ""  # start of the ledger keys of this run's calls
-    intent: str = ""  # start of their idempotency keys
-    run_part: tuple[Any, ...] = ()  # a request's subject, agent and grant, as JSON
+    intent: str = ""  # start of the idempotency keys of this run's calls
+    run_part: tuple[Any, ...] = ()  # subject, agent and grant of a request, as JSON
     task_part: tuple[Any, ...] = ()  # the task, its epoch, and both as JSON
-    schemas_read: bool = False  # the tools' schemas, for mandates
-    opened: Snapshot | None = None  # the thread as the root entry left it, with all texts
+    schemas_read: bool = False  # the tools' schemas were read, for mandates
+    opened: Snapshot | None = None  # the thread right after the root entry's commit, with all texts
     invited: str = ""  # id of the decision that delegated to this run
-    exchanged: tuple[Any, dict[Any, Any]] | None = None  # a lease, and a provider's tokens for it
-    keyed_thread: Any = None  # the thread whose answers the root entry keys by interrupt id
+    exchanged: tuple[Any, dict[Any, Any]] | None = None  # a lease, and the tokens that a provider issued under it
+    keyed_thread: Any = None  # the thread to which this root entry gives answers by interrupt id
     heard: dict[str, tuple[Any, set[str], set[str]]] = field(default_factory=dict)  # `of_execution`, by task
     asked_anew: set[str] = field(default_factory=set)  # questions of child graphs that keep no checkpoints
     guard: Guard = field(init=False)  # the conditions of this run's commits
@@ -361,7 +361,7 @@ def _those(effects: Mapping[Effect, bool]) -> frozenset[Effect]:
 
 
 def agent_id(identity: Identity, path: tuple[str, ...]) -> str:
-    """Return an agent's id. Raises `CredentialError` (`workload_unproven`)."""
+    """Return the agent's id. Raises `CredentialError` if the identity fails."""
     try:
         return identity.agent_id(path)
     except Exception as exc:
@@ -394,19 +394,19 @@ def _notify(engine: Engine, channel: str, notification: Mapping[str, Any]) -> No
         raise AuditError(Code.NOTIFY_UNAVAILABLE, type(exc).__name__) from exc
 
 
-# A blocking function and its arguments; on an event loop it runs in a thread.
+# Call a blocking function with arguments; on an event loop, in a thread.
 Block: Final = Effect(lambda _, do, *given: do(*given), lambda _, do, *given: asyncio.to_thread(do, *given))
-Load: Final = Effect(method="ledger.load")  # scope, query → `Snapshot`
-Commit: Final = Effect(method="ledger.commit")  # scope, guard, changes → `Committed` or `Conflict`; one transaction
-Status: Final = Effect(method="ledger.status")  # tenant, jti → `TokenStatus`
-Evaluate: Final = Effect(method="evaluator.evaluate")  # requests as JSON → decisions; one batch
-Notify: Final = Effect(_notify)  # channel, notification → `None` at once
-# A function that builds one audit record, from values that do not change.
+Load: Final = Effect(method="ledger.load")  # takes scope and query; returns a `Snapshot`
+Commit: Final = Effect(method="ledger.commit")  # takes scope, guard and changes; returns `Committed` or `Conflict`
+Status: Final = Effect(method="ledger.status")  # takes tenant and jti; returns the `TokenStatus`
+Evaluate: Final = Effect(method="evaluator.evaluate")  # takes requests as JSON; returns their decisions, in one batch
+Notify: Final = Effect(_notify)  # takes channel and notification; does not wait
+# Write the audit record that a function builds. The function's values must not change.
 Write: Final = Effect(ado=lambda engine, build: asyncio.to_thread(engine.write, build), method="write")
 
 
 def anchored(record: dict[str, Any], ledger: Ledger, tenant: str) -> dict[str, Any]:
-    """Add the ledger's newest commit to `record`, to recognise an older ledger by it."""
+    """Add the ledger's newest commit to `record`, to notice a restored ledger by it."""
     read: Any = getattr(ledger, "anchor", None)  # of an `Anchored`
     if read is not None and (anchor := read(tenant)) is not None:
         record["ledger"] = {"tenant": tenant, **anchor._asdict()}

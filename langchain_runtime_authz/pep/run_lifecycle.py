@@ -48,13 +48,13 @@ class Given(NamedTuple):
     resume: bool = False
     kept: bool = False  # a checkpointer keeps the graph's state, so another writer can erase texts in it
     head: heads.Head | None = None
-    moved: Callable[[str], Flow[bool]] | None = None  # returns True if the state changed since this checkpoint
+    moved: Callable[[str], Flow[bool]] | None = None  # returns True if the state changed since the given checkpoint
     memory: str | None = None  # the digest of the store's memory, if it belongs to the task
     waiting: Callable[[], Flow[heads.Below | None]] | None = None  # reads the waiting child graphs
 
 
 class Left(NamedTuple):
-    """The last checkpoint, digests of memory and of waiting child graphs, if known."""
+    """A run's last checkpoint, and digests of memory and waiting child graphs."""
 
     head: str | None = None
     memory: str | None = None
@@ -75,9 +75,10 @@ def open_entry(
     workflow: Callable[[], bool] = bool,
     upstream: tuple[str, ...] = (),
 ) -> Flow[Entry]:
-    """Open a root entry: pin the task, take a lease, decide. Raises `AuthzDenied`.
+    """Open a root entry: record the task, take a lease, ask the policy.
 
-    `workflow` returns True if the graph orchestrates agents. `upstream`: agents of other servers that delegate to it.
+    Raises `AuthzDenied` if it is denied. `workflow` returns True if the graph orchestrates agents. `upstream`: agents
+    of other servers that delegated to this root.
     """
     if engine.killed:
         raise AuthzDenied(Code.KILLED, new_id())
@@ -189,7 +190,7 @@ def _take_lease(
 
 
 def _after(before: Snapshot, changes: Sequence[ledger.Change], now: float) -> Snapshot:
-    """Return the snapshot as it is after the entry's commit, to save a load."""
+    """Return the snapshot that a load would give after the commit of `changes`."""
     t = Thread(epoch=before.epoch, task=before.task, history=before.history)
     for change in changes:
         change.apply(t, now)
@@ -200,9 +201,9 @@ def _after(before: Snapshot, changes: Sequence[ledger.Change], now: float) -> Sn
 
 
 def _edits(snapshot: Snapshot, given: Given, jti: str) -> Flow[tuple[HumanText, ...]]:
-    """Return edits of the state by others, as texts to pin that order nothing."""
+    """Return edits of the state by others, as texts to record that order nothing."""
     found = [*(yield from _state_edit(snapshot, given, jti))]
-    if snapshot.underway:  # or interrupted: a run of ours may have made the change
+    if snapshot.underway:  # a run of ours, at work or interrupted, may have made the change
         return tuple(found)
     below: heads.Below | None = None
     if given.waiting is not None and snapshot.marks.get(heads.BELOW):
@@ -211,7 +212,7 @@ def _edits(snapshot: Snapshot, given: Given, jti: str) -> Flow[tuple[HumanText, 
     for name, now in ((heads.MEMORY, given.memory), (heads.BELOW, digest)):
         if now is not None and snapshot.marks.get(name) not in (None, heads.UNKNOWN, now):
             found.append(HumanText(now, "", f"{name}:{now}", own=False))
-            # Each child compares its state with the checkpoint that it left, so some of these edits are pinned already.
+            # A child compares its own state with the checkpoint that it left, so some edits may be recorded already.
             known = {t.key for t in snapshot.log}
             edits = (
                 [e for e in below.updates if heads.outside_key(e) not in known] if below and name == heads.BELOW else []
@@ -239,9 +240,9 @@ def edited(
     read: Callable[[], Flow[heads.Head | None]],
     moved: Callable[[str, str], Flow[bool]],
 ) -> Flow[bool]:
-    """Pin an edit of a child's state since the checkpoint that its last run left.
+    """Record an edit of a child's state since the checkpoint that its last run left.
 
-    Return False if no run of the child left a checkpoint. Raises `AuthzDenied` after pinning an edit.
+    Return False if no run of the child left a checkpoint. Raises `AuthzDenied` if it recorded an edit.
     """
     snapshot: Snapshot = yield Load(run.scope, Query(marks=(mark.name,)))
     if not (left := mark.left(snapshot.marks)):
@@ -256,7 +257,7 @@ def edited(
 
 
 def _pinned(run: Run, texts: Sequence[HumanText]) -> Flow[bool]:
-    """Pin an edit in the next epoch. Return False if it is pinned already."""
+    """Record an edit in a new epoch. Return False if the ledger has the edit already."""
 
     def edit(snapshot: Snapshot) -> tuple[list[ledger.Change], Sequence[HumanText]] | None:
         known = texts[-1].key in {t.key for t in snapshot.log}
@@ -266,7 +267,7 @@ def _pinned(run: Run, texts: Sequence[HumanText]) -> Flow[bool]:
 
 
 def _fresh(pinned: Sequence[HumanText], task: HumanText | None, texts: Sequence[HumanText]) -> tuple[HumanText, ...]:
-    """Return the user's texts that are not pinned yet, `task` among them."""
+    """Return the user's texts that the ledger lacks (`task`, if new, is the first)."""
     if task is None:
         return changed(pinned, texts)
     known, told = [t for t in pinned if t.digest != task.digest], [t for t in texts if t.digest != task.digest]
@@ -294,7 +295,7 @@ def close(
     also: Sequence[ledger.Change] = (),
     edits: Sequence[HumanText] = (),
 ) -> Flow[None]:
-    """End the leases of a run and its children. Set the marks `left`, pin `edits`."""
+    """End the leases of a run and its children. Record `left` and `edits`."""
     if run.closed and left.head is None and not also:
         return
     ending: Literal["suspended", "ended"] = "suspended" if run.paused else "ended"

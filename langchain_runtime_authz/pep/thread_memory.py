@@ -1,4 +1,4 @@
-"""Keep the task's words and tool outputs of threads, in this process.
+"""Keep each thread's user texts and tool outputs in this process.
 
 The ledger keeps values by digest, so that another process can continue with them. Texts that are evidence for
 approvers, and outputs from which a mandate takes values, are needed in full. This process keeps them in bounded space.
@@ -42,7 +42,7 @@ NO_TURN: Final = Turn()
 
 @dataclass(slots=True)
 class TaskWords:
-    """The user's texts of one task. `compiled` is `()` before `turn` is compiled."""
+    """The user's texts of one task. `compiled`: the mandate in `turn`, `()` if unread."""
 
     digest: str
     words: UserWords
@@ -57,13 +57,13 @@ class _Thread:
     outputs: Outputs
     prose: deque[Prose] = field(default_factory=deque)
     chars: int = 0
-    memory: Memory | None = None  # of `prose`, until it grows
-    payees: dict[str, frozenset[str]] = field(default_factory=dict)  # skeleton → spellings
-    found: dict[str, tuple[Sighting, ...]] = field(default_factory=dict)  # values that were read later
+    memory: Memory | None = None  # made of `prose` and `found`; `None` after they grew
+    payees: dict[str, frozenset[str]] = field(default_factory=dict)  # spellings of destinations, by their skeleton
+    found: dict[str, tuple[Sighting, ...]] = field(default_factory=dict)  # values in the rest of outputs
 
 
 class ThreadMemory:
-    """The memory of all threads. Only the head of `unread` outputs has been read."""
+    """The memory of all threads. `unread` holds the rest of outputs, still to be read."""
 
     def __init__(self) -> None:
         self._threads: OrderedDict[Scope, _Thread] = OrderedDict()
@@ -82,7 +82,7 @@ class ThreadMemory:
         return said
 
     def keep(self, scope: Scope, found: Observation) -> None:
-        """Keep the texts of one output, and its unread rest."""
+        """Keep the texts of one output, and the rest of the output, still to be read."""
         with self._lock:
             thread = self._thread(scope)
             self._keep(thread, found)
@@ -163,8 +163,8 @@ class ThreadMemory:
 def turn(log: Sequence[HumanText]) -> Turn:
     """Return the user's newest turn, without texts from a client's history.
 
-    The turn is empty, so that it orders nothing, after an answer, a state edit or a text by others. A text that only
-    says to continue stands for the turn before. Changed data (`data:`) is not a turn.
+    After an answer, a state edit or a text by others, the turn is empty and orders nothing. If the newest text only
+    says to continue, the turn before it counts. Changed data (`data:`) is not a turn.
     """
     said = [t for t in log if t.text or not (t.key or "").startswith("data:")]
     while said:
