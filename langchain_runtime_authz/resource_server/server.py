@@ -163,6 +163,7 @@ class ResourceServer(BearerServer[Credential]):
         self._verifier, self._tenant, self._status = verifier, tenant, status
         self._proofs, self._require_proof = proofs, require_proof
         self._tools: frozenset[str] | None = None
+        self._of_all = self  # the same in a copy of `for_tools`
 
     def for_tools(self, *tools: str) -> ResourceServer:
         """Return a copy for these tools' tokens only: `Depends(server.for_tools("pay"))`."""
@@ -211,6 +212,16 @@ class ResourceServer(BearerServer[Credential]):
         credential = await self._verifier.averify(token, audience=self.audience, tenant=self._tenant, bound=True)
         self._check_proof(credential, scheme, shown, method, path)
         await self._check_live(credential)
+        return self._for_its_tools(credential)
+
+    async def of(self, connection: HTTPConnection) -> Credential:
+        # A proof counts once, and several dependencies may ask about one request.
+        known = connection.scope.setdefault("runtime_authz", {})
+        if self._of_all not in known:
+            known[self._of_all] = await super(ResourceServer, self._of_all).of(connection)
+        return self._for_its_tools(known[self._of_all])
+
+    def _for_its_tools(self, credential: Credential) -> Credential:
         if not (credential.tools if self._tools is None else self._tools.intersection(credential.tools)):
             raise CredentialError(Code.CREDENTIAL_TOOL)
         return credential

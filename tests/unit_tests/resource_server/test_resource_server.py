@@ -336,6 +336,25 @@ ORDERED = {"iban": PAYMENT["recipient"], "amount": 98.7}
 HARMFUL = [{"iban": "DE99999999999999999999", "amount": 98.7}, {"iban": PAYMENT["recipient"], "amount": 9870}]
 
 
+def test_a_proof_counts_once_a_request_however_many_dependencies_ask() -> None:
+    """As in the docs: the application asks for any token, and a route for its call's. The next request needs its own."""
+    made = server()
+    app = FastAPI(dependencies=[Depends(made)])
+
+    @app.post("/pay")
+    async def pay(credential: Credential = Depends(made.for_call("send_money", from_body))) -> Any:
+        return credential.subject
+
+    @app.post("/other")
+    async def other(credential: Credential = Depends(made.for_tools("other"))) -> None: ...
+
+    headers = proved(ProofKey(), details=call_details())
+    assert asked(app, headers, json=ORDERED).json() == "alice"
+    assert "proof_replayed" in challenge(asked(app, headers, json=ORDERED))
+    assert asked(app, proved(ProofKey(), "/other", details=call_details()), "/other").status_code == 403
+    assert asked(app, proved(ProofKey(), details=call_details()), json=HARMFUL[0]).status_code == 403
+
+
 @pytest.mark.parametrize("path", ["/pay", "/parsed", "/unenforced"])
 def test_a_service_serves_the_call_that_was_ordered(path: str) -> None:
     """With the token of that call another payee or amount is refused; a service that looks at the tool alone pays."""
