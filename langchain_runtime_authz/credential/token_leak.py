@@ -217,9 +217,9 @@ def _parts(value: Any) -> Iterator[Any]:
 
 
 def _unwrapped(text: str) -> str:
-    # `bytes.translate` deletes in one pass in C.
+    # `bytes.translate` deletes in one pass in C. A mail ends a broken line by `=` (RFC 2045 §6.7).
     text = text.replace("\\r", "").replace("\\n", "")
-    data = text.encode("utf-8", "surrogatepass").translate(None, b" \t\r\n")
+    data = text.encode("utf-8", "surrogatepass").translate(None, b" \t\r\n=")
     return data.decode("utf-8", "surrogatepass")
 
 

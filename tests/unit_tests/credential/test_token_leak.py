@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import pickle
+import quopri
 import re
 from array import array
 from collections import ChainMap, OrderedDict, UserDict, deque
@@ -68,6 +69,7 @@ FORMS = {
     **{f"signature std {n}": std("?" * n + SIGNATURE) for n in range(3)}, "basic": "Basic " + std(f"user:{TOKEN}"),
     "mime in json": json.dumps({"x": base64.encodebytes(TOKEN.encode()).decode()}),
     "mime as bytes are shown": str(base64.encodebytes(TOKEN.encode())),
+    "quoted-printable": quopri.encodestring(f"Bearer {TOKEN}, and more".encode()).decode(),
     "mime cr": base64.encodebytes(TOKEN.encode()).decode().replace("\n", "\r"),
 }
 
