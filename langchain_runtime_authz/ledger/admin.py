@@ -18,7 +18,7 @@ from langchain_runtime_authz.ledger.schema import HISTORY, MIGRATIONS, SCHEMA, S
 from langchain_runtime_authz.ledger.sql_rows import Row
 
 DOUBTS: Final = 3  # the first version that records calls in doubt
-BATCH: Final = 500  # threads that one transaction forgets
+BATCH: Final = 500  # maximum number of threads that one transaction deletes
 _OF: Final = "tenant = ? AND thread = ?"
 _SAME: Final = "{0}.tenant = t.tenant AND {0}.thread = t.thread"
 _OPEN: Final = (  # an old call is not in doubt if `about` says that it failed, or that it is idempotent
@@ -54,7 +54,7 @@ class Admin(Protocol):
 
 
 class Pruned(NamedTuple):
-    """Counts of forgotten threads, removed commits, and old threads kept for doubts."""
+    """Numbers of deleted threads, deleted commits, and old threads kept for a doubt."""
 
     threads: int
     commits: int
@@ -118,7 +118,7 @@ def prune(admin: Admin, older_than: float, most: int = BATCH) -> Pruned:
     forgotten = 0
     young = now - LASTS  # a call that failed is in doubt only for as long as it makes other calls ask
     for of in admin.run(_ENDED, (until, young, now, most)):
-        # A commit since the selection has renewed `at`.
+        # Skip a thread whose `at` a commit has renewed since the selection.
         if not admin.run(f"SELECT 1 FROM thread WHERE {_OF} AND at < ?{admin.dialect.lock}", (*of, until)):
             continue
         ((epoch,),) = admin.run(f"SELECT coalesce(max(epoch), 1) FROM epoch WHERE {_OF}", of)
@@ -146,7 +146,7 @@ def in_doubt(admin: Admin) -> int:
 
 
 def tenants(admin: Admin) -> list[str]:
-    """Return tenants with side effects. PostgreSQL shows all only to the owner."""
+    """Return tenants whose calls had side effects, as far as this role may see them."""
     check(version(admin))
     return [tenant for (tenant,) in admin.run("SELECT DISTINCT tenant FROM call WHERE deed <> '' ORDER BY tenant")]
 
@@ -161,7 +161,7 @@ def accept_clock(admin: Admin) -> int:
 
 
 def accept_restore(admin: Admin) -> tuple[int, list[str]]:
-    """Accept a restored backup. Return its number of threads, and its tenants.
+    """Accept a restored backup. Return the number of threads, and the tenants.
 
     Claims, used orders and approvers' answers since the backup are lost. So each thread moves to a new epoch without
     orders, plans or approvals, and all live leases end.
@@ -177,7 +177,7 @@ def accept_restore(admin: Admin) -> tuple[int, list[str]]:
 
 
 def _renewed(admin: Admin) -> tuple[int, list[str]]:
-    """End all live leases, commit for each tenant; return lease count and tenants."""
+    """End live leases, and commit for each tenant. Return lease count and tenants."""
     check(version(admin))
     # A commit that has read but not yet written then starts again (`Tx.keep`), even if a transaction number is reused.
     admin.run("UPDATE thread SET at = at + ?", ((1 + secrets.randbelow(10**6)) / 1e6,))

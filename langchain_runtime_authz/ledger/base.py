@@ -7,7 +7,7 @@ Evolution rule (protocol version 1): change classes and fields may be added. A n
 meaning. None is renamed, removed or redefined. A store must refuse a change class that it does not know.
 
 INVARIANT: a thread's epoch never decreases. INVARIANT: a revocation holds until `Reinstate`.
-INVARIANT: plan records are first write wins. INVARIANT: an approval is used at most once.
+INVARIANT: the first record of a plan stays. INVARIANT: an approval is used at most once.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ LAPSED: Final = 3600  # seconds for which a lease that expired without being end
 MAX_EDGES: Final = 256  # per thread; bounded because every request contains all edges
 MAX_MARKS: Final = 10_000  # per thread
 MAX_ASKED: Final = 1000  # questions that `Asked.asked` returns, or calls that `Doubted.doubts` returns
-OPEN: Final = ("claimed", "unknown", "void")  # a call in these states may make calls with the same `deed` ask
-LASTS: Final = 86_400  # seconds after its claim for which a call in doubt makes calls with the same `deed` ask
+OPEN: Final = ("claimed", "unknown", "void")  # a call in these states may make others with its `deed` ask an approver
+LASTS: Final = 86_400  # seconds from its claim for which a call in doubt makes others with its `deed` ask
 
 AgentPath = tuple[str, ...]
 LeaseState = Literal["live", "suspended", "ended", "revoked"]
@@ -57,7 +57,7 @@ class Lease:
 
     jti: str
     run_id: str
-    agent: AgentPath  # from the root agent
+    agent: AgentPath  # path from the root agent
     epoch: int
     started_at: int  # ledger time in epoch seconds, like `expires_at`
     expires_at: int
@@ -75,15 +75,15 @@ class CallRow(NamedTuple):
     result: str | None = None  # JSON text, for calls that must not run twice
     deed: str = ""  # `effect:digest of the target`, or `effect:several`; "" if the call has no side effect
     at: float = 0.0  # ledger time of the claim
-    # More facts, kept until the call ends. Among them: `targets`, if several, as deeds. `by`, the tool with the lease,
-    # or with the agent for a payment. `again`: another call has begun the same deed. `failed`: the call raised, or
-    # returned an error (unless it pays, its deed then ends with `args_digest`). `repeats`: it was claimed anew while
-    # unknown. `before`: the facts of its void state, if it was claimed anew after that; never deleted.
+    # More facts, kept until the call ends. `targets`: a deed for each target, if there are several. `by`: the tool and
+    # the lease (for a payment: the agent). `again`: another call has begun the same deed. `failed`: the call raised, or
+    # returned an error (then its deed, unless it pays, ends with `args_digest`). `repeats`: the call was claimed anew
+    # while unknown. `before`: its facts when it was void, if it was claimed anew after that; never deleted.
     about: Mapping[str, Any] | None = None
 
     @property
     def lost(self) -> bool:
-        """Return True if the call is unknown, did not fail and must not be repeated."""
+        """Return True if nobody knows the outcome, and the call must not be repeated."""
         known = self.about or {}
         return self.state == "unknown" and not known.get("failed") and not known.get("idempotent")
 
@@ -103,7 +103,7 @@ class Doubt(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Return the name for questions. It changes if the call is claimed again or done."""
+        """Return the doubt's name, which changes if the call is claimed again or done."""
         return f"{self.row.key} {self.row.at}" + " done" * (self.row.state == "done")
 
     def hits(self, deeds: Collection[str]) -> bool:
@@ -159,17 +159,17 @@ class Approval:
 
     call_key: str
     args_digest: str
-    epoch: int  # of the task when the question was asked
+    epoch: int  # the task's epoch when the question was asked
     task_id: str = ""  # of the LangGraph task
     round: int = 0  # index of the interrupt in the LangGraph task
     position: int = 0  # index of the question in the interrupt's list
     state: ApprovalState = "asked"
     source: Literal["interrupt", "hitl", "application"] = "interrupt"
     approver: str = ""  # who answered
-    authenticated: bool = False  # the approver is
-    message: str = ""  # of the approver
+    authenticated: bool = False  # the approver was authenticated
+    message: str = ""  # the approver's text
     interrupt_id: str = ""
-    agent: AgentPath = ()  # of the call in question
+    agent: AgentPath = ()  # the agent that makes the call
     plan_id: str | None = None  # the model message that holds the call
     place: int | None = None  # index of the call in that message
     call_id: str | None = None
@@ -188,7 +188,7 @@ class Approval:
     fallback: tuple[str, ...] = ()  # who may also answer after `fallback_at`
     fallback_at: int = 0
     approvers: tuple[str, ...] = ()  # who has approved so far
-    behind: tuple[str, ...] = ()  # the subject's identifiers, and the name for whom it acts
+    behind: tuple[str, ...] = ()  # the subject's identifiers, and for whom the subject acts
     trace: str = ""  # W3C `traceparent` of the span that asked; used only to link spans
     doubts: tuple[str, ...] = ()  # the doubts (`Doubt.name`) that the question names
 
@@ -206,7 +206,7 @@ class Query:
     planned_call: tuple[AgentPath, str] | None = None  # (agent path, call id), if the message id is not known
     calls: tuple[str, ...] = ()  # call keys; loads the calls' rows and approvals
     agent: AgentPath = ()  # the agent whose revocation to look up
-    log: bool = False  # load pinned and pending texts, `underway` and `live`
+    log: bool = False  # load the task's texts, pending texts, `underway` and `live`
     asks: bool = False  # load open questions
     marks: tuple[str, ...] = ()  # names
     values: tuple[str, ...] = ()  # keys (`facts.normal_forms.key`) whose sightings to load

@@ -38,7 +38,7 @@ class ClaimCall(Change):
     tokens: tuple[str, ...] = ()  # jtis of the tokens to mint for this call; they live as long as the claim
     deed: str = ""  # of the new `CallRow`, like `about`
     about: Mapping[str, Any] | None = None
-    subject: str = ""  # of the thread; if given, a doubt that makes the call ask (`Doubt.asks`) conflicts: `in_doubt`
+    subject: str = ""  # the thread's; if given, a doubt that makes the call ask (`Doubt.asks`) conflicts: `in_doubt`
     despite: tuple[str, ...] | None = ()  # names of the doubts that the approver was shown; `None` ignores all doubts
     also: tuple[str, ...] = ()  # other deeds under which a call that shares a target may be recorded
 
@@ -101,13 +101,13 @@ class ClaimCall(Change):
 
 @dataclass(slots=True)
 class RepeatCall(_OfCall):
-    """Note on an `OPEN` call that another call begins the same deed.
+    """Note on an `OPEN` call that another call now begins the same deed.
 
-    If the noted call is entered again, it then asks, even if it was resolved as not happened. If it is not open, the
-    conflict is `in_doubt`.
+    If the call with this note is entered again, it asks an approver, even if it was resolved as not happened. If the
+    call is not `OPEN`, the conflict is `in_doubt`.
     """
 
-    at: float  # when the noted call was claimed
+    at: float  # when the call that gets the note was claimed
 
     def check(self, t: Thread, now: float, used: Used) -> Conflict | None:
         row = t.calls.get(self.key)
@@ -162,8 +162,8 @@ class ConcludeCall(_OfCall):
 
     state: Literal["done", "failed", "suspended", "unknown"] | None
     result: str | None = None
-    late: bool = False  # no `ended_late`; a resolution stays, and only `done` still changes the state
-    jti: str = ""  # if given, keep a claim that another lease holds
+    late: bool = False  # the conflict `ended_late` was seen: now only `done` changes a resolved state
+    jti: str = ""  # if given, a call that another lease holds is not changed
     denied: bool = False  # the call failed because a step inside the tool was denied; that step has its own record
 
     def check(self, t: Thread, now: float, used: Used) -> Conflict | None:
@@ -259,7 +259,7 @@ def _spend(t: Thread, counter: str, by: int) -> None:
 
 @dataclass(slots=True)
 class SpendBudget(Change):
-    """Add `by` (may be negative) to a counter, or conflict (`budget_exhausted`)."""
+    """Add `by` to a counter. Conflict above `maximum`: `budget_exhausted`."""
 
     counter: str
     maximum: int
@@ -284,7 +284,7 @@ class SpendBudget(Change):
 
 @dataclass(slots=True)
 class SpendRate(Change):
-    """Count a call in a sliding window of seconds, or conflict (`rate_exceeded`)."""
+    """Count a call in a sliding window. Conflict above `maximum`: `rate_exceeded`."""
 
     counter: str
     window: int
@@ -388,7 +388,7 @@ class AnswerApproval(Change):
 
 @dataclass(slots=True)
 class SpendApproval(Change):
-    """Use up an approval for exactly these arguments, or conflict (`approval_void`)."""
+    """Use up the approval of exactly these arguments. Conflict: `approval_void`."""
 
     call_key: str
     args_digest: str

@@ -31,9 +31,9 @@ def needs(guard: Guard | None, changes: Sequence[Change]) -> Needs:
 
 
 def apply(t: Thread, guard: Guard | None, changes: Sequence[Change], now: float) -> Conflict | None:
-    """Apply all of `changes`, or none if one is refused; then return the conflict.
+    """Apply all of `changes`, or none. Return the conflict if one is refused.
 
-    Raises `TypeError` if a change class is unknown; nothing was applied.
+    Raises `TypeError` for an unknown change class, before anything is applied.
     """
     if guard is not None and (conflict := _broken(t, guard)) is not None:
         return conflict
@@ -64,10 +64,10 @@ class Change:
     refusable: ClassVar[bool] = True
 
     def needs(self, n: Needs) -> None:
-        """Add the rows that the change reads."""
+        """Add to `n` the rows that the change reads."""
 
     def check(self, t: Thread, now: float, used: Used) -> Conflict | None:
-        """Return the conflict, or else add to `used` what the change uses up."""
+        """Return the conflict, or `None` and note in `used` what the change uses up."""
         raise TypeError(f"unknown change {type(self).__name__}")
 
     def apply(self, t: Thread, now: float) -> None:
@@ -86,7 +86,7 @@ class Unrefusable(Change):
 
 @dataclass(slots=True)
 class OpenThread(Change):
-    """Create the thread for `subject`, or conflict (`subject_mismatch`)."""
+    """Create the thread. Conflict if another subject has it: `subject_mismatch`."""
 
     subject: str
 
@@ -99,7 +99,7 @@ class OpenThread(Change):
 
 @dataclass(slots=True)
 class AdvanceEpoch(Change):
-    """Change the task: pin `texts` and raise the epoch by 1.
+    """Change the task: record `texts` and raise the epoch by 1.
 
     Except with `first`, this ends every live lease of the thread and deletes open and approved questions. If the epoch
     is not `expected`, the conflict is `stale_epoch`.
@@ -107,7 +107,7 @@ class AdvanceEpoch(Change):
 
     expected: int
     texts: tuple[HumanText, ...] = ()
-    first: bool = False  # pin the opening texts of a thread, which has no task yet, and keep the epoch
+    first: bool = False  # record the first texts of a thread without a task, and keep the epoch
     deliver: bool = False  # keep the texts for the next root entry, because the graph's input does not contain them
     # Keys of questions that earlier changes of this commit approved. Such an approval moves to the new epoch.
     keep: tuple[str, ...] = ()
@@ -144,7 +144,7 @@ class AdvanceEpoch(Change):
 
 @dataclass(slots=True)
 class TakePending(Unrefusable):
-    """Delete the pending texts. This root entry adds them to the graph's input."""
+    """Delete the pending texts, because the graph or the model has received them."""
 
     def needs(self, n: Needs) -> None:
         n.pending = True
@@ -170,7 +170,7 @@ class Redeliver(Unrefusable):
 class SetMark(Unrefusable):
     """Set a mark, a named text of the thread.
 
-    A store may drop marks of reads (`READ`). The next such read counts as changed.
+    A store may drop a mark of a read (`READ`). Then the next such read counts as changed.
     """
 
     name: str
@@ -227,7 +227,7 @@ def _end(t: Thread, state: LeaseState, doomed: Callable[[Lease], bool]) -> None:
 
 @dataclass(slots=True)
 class TakeLease(Change):
-    """Add a lease, or conflict (`revoked`, `stale_epoch`, `lease_ended`)."""
+    """Add a lease. Conflicts: `revoked`, `stale_epoch`, `lease_ended` (the parent's)."""
 
     lease: Lease
 
@@ -273,7 +273,7 @@ class RenewLease(Change):
 
 @dataclass(slots=True)
 class EndLease(Unrefusable):
-    """End a live lease and all live leases below it, if there are any.
+    """End a lease and all leases below it, as far as they are live.
 
     Calls that these leases hold, and that are still claimed, become `unknown`.
     """
@@ -298,7 +298,7 @@ class EndLease(Unrefusable):
 
 @dataclass(slots=True)
 class Revoke(Unrefusable):
-    """End an agent's leases, and those below. Refuse new ones until `Reinstate`."""
+    """End the leases of an agent and of agents below it. Refuse new ones."""
 
     agent: AgentPath
 
@@ -325,7 +325,7 @@ class Reinstate(Unrefusable):
 
 @dataclass(slots=True)
 class RecordPlan(Unrefusable):
-    """Record a plan, once for an agent, message and epoch."""
+    """Record a plan, unless one of this agent, message and epoch is recorded."""
 
     plan: PlanRecord
 
@@ -347,7 +347,7 @@ class RecordPlan(Unrefusable):
 
 @dataclass(slots=True)
 class RecordEdge(Change):
-    """Record a new delegation edge, or conflict (`too_wide`) at `MAX_EDGES` edges."""
+    """Record a delegation edge. Conflict above `MAX_EDGES` edges: `too_wide`."""
 
     edge: Edge
 
@@ -370,8 +370,8 @@ class RecordEdge(Change):
 class RecordValues(Unrefusable):
     """Record digests of the values that a tool returned, for `facts.provenance`.
 
-    Of sightings of one key that differ only in their source, the first is kept. A store keeps at least 10,000 keys of a
-    thread. It may drop the others, because without its sighting a value is only trusted less.
+    A sighting says where a value was seen. Of sightings that differ only in the source, the first is kept. A store
+    keeps at least 10,000 keys of a thread. It may drop others, because a value without a sighting is only trusted less.
     """
 
     values: tuple[Sighting, ...]

@@ -46,7 +46,7 @@ class MemoryLedger(b.Awaited):
         # Threads that may be forgotten, least recently used first. If an examined thread must be kept, it leaves this
         # order until its next commit. A thread with a doubt moves to the end instead, because the doubt will lapse.
         self._order: OrderedDict[b.Scope, None] = OrderedDict()
-        # jti → scope, key of the token's call (`None` for a lease), lease. (A plain dict finds its oldest key slowly.)
+        # By jti: scope, key of the token's call (`None`: a lease), lease. (A plain dict finds its oldest key slowly.)
         self._leases: Jtis = OrderedDict()
         self._tokens: Jtis = OrderedDict()
         self._open: dict[str, dict[str, Thread]] = {}  # see `Thread.open`

@@ -74,7 +74,7 @@ _ENTRY: Final = (
     "entry AS (INSERT INTO journal (tenant, thread, nonce, at)"
     " VALUES (?, ?, (SELECT CAST(? AS TEXT) FROM {}), ?) RETURNING position) SELECT position, state FROM entry, held"
 )
-# A turn is a row used as a lock: a commit changes it only if nobody has since the read. Lock it after the thread's row.
+# A turn is a row used as a lock: a commit fails if another commit changed the row meanwhile. Lock the thread first.
 _TURN: Final = (
     "INSERT INTO mark (tenant, thread, name, value) {} ON CONFLICT (tenant, thread, name) DO UPDATE SET value ="
 )
@@ -257,7 +257,7 @@ class _Tx:
 
 @lru_cache(maxsize=1024)
 def _statement(held: str, turns: int, puts: Sequence[tuple[str, int]], drops: Sequence[tuple[str, int]]) -> str:
-    """Return a commit's statement for so many locks, written rows and deleted rows."""
+    """Return a commit's SQL for these numbers of locks, written and deleted rows."""
     parts = [f"held AS ({held})", *(f"t{number} AS ({_TAKEN})" for number in range(turns))]
     for name, count in puts:
         write = PUTS[name]

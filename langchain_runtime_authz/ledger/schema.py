@@ -125,7 +125,7 @@ MIGRATIONS: Final = (
 )
 SCHEMA: Final = MIGRATIONS[-1].version
 
-NEWEST: Final = 20  # unknown, and void, calls read for one deed; the oldest unknown call read stands for older ones
+NEWEST: Final = 20  # unknown calls, and void calls, read for one deed; the last unknown one stands for all older ones
 SEVERAL: Final = "several"  # stands for more than one target in a deed; all calls of such a deed are read
 DOUBTS: Final = (
     "t.scope, t.subject, l.expires, c.key, c.state, c.jti, c.result, c.deed, c.about, c.at FROM call c"
@@ -143,7 +143,7 @@ ASKING: Final = (  # selects the same calls as `thread_state.opened`
 
 
 def check(found: Version) -> None:
-    """Refuse a schema that this package cannot use (`ledger_schema`)."""
+    """Raise `LedgerError` (`ledger_schema`) if this package cannot use the schema."""
     if found.version < SCHEMA:
         raise LedgerError(Code.LEDGER_SCHEMA, f"it has version {found.version}, this package needs {SCHEMA}")
     if found.min_reader > SCHEMA:

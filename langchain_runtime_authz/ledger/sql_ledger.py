@@ -31,7 +31,7 @@ WORKERS: Final = 8  # threads for the async methods
 URGENT: Final = 6  # attempts to commit a revocation, each as long as the store's timeout
 MAX_PLACES: Final = 10_000  # jtis of this process whose thread is known without a query
 TURNS: Final = 1024  # locks per tenant; commits whose deeds share a lock wait for each other
-DRIFT: Final = 1.0  # seconds by which a commit's time may differ from the store's clock if it did not read that clock
+DRIFT: Final = 1.0  # seconds by which a commit's time may differ from the store's clock if the commit did not read it
 _ASKED: Final = (  # most recently used thread first
     "SELECT t.scope, a.body FROM approval a JOIN thread t ON t.tenant = a.tenant AND t.thread = a.thread"
     " WHERE a.tenant = ? AND a.state = 'asked' ORDER BY t.at DESC, a.thread, a.key"
@@ -43,7 +43,7 @@ _beginning: Final = forkable_lock()  # only one thread of a forked child resets 
 
 
 class Tx(Protocol):
-    """A connection in use. Without `locked`, each statement is a transaction."""
+    """A connection in use. Each statement is a transaction, except under a lock."""
 
     def batch(self, statements: Sequence[Statement]) -> list[Sequence[Row]]:
         """Run statements in order and return their rows."""
@@ -51,7 +51,7 @@ class Tx(Protocol):
     def keep(self, found: Fetch, kept: Kept, nonce: str, now: float) -> tuple[int, str] | None:
         """Write a commit's rows. Return its journal position and the new `Fetch.seen`.
 
-        Write nothing and return None if the thread changed since it was read, a turn was taken, or `now` is wrong.
+        Write nothing and return None if the thread or a lock row changed since it was read, or if `now` is wrong.
         """
 
 
@@ -69,7 +69,7 @@ class SqlLedger(b.Awaited):
         self._since: dict[str, int] = {}  # tenant → position after which all commits were made by this instance
         self._known: OrderedDict[tuple[str, bytes], Known] = OrderedDict()  # least recently used first
         self._ahead = 0.0  # the store's clock minus this process's
-        self._places: dict[tuple[str, str], tuple[bytes, str | None, str]] = {}  # of own jtis, as `_located`
+        self._places: dict[tuple[str, str], tuple[bytes, str | None, str]] = {}  # of this process's jtis, as `_located`
         self._identity = ""
         self._pid = os.getpid()
         self._workers: ThreadPoolExecutor | None = None
@@ -191,7 +191,7 @@ class SqlLedger(b.Awaited):
         self.close()
 
     def _found(self, tx: Tx, found: Fetch, seen: b.Anchor) -> tuple[Fetch, float]:
-        """Return rows and ledger time. Read all rows if others have committed."""
+        """Return rows and ledger time. If others have committed, read cached rows too."""
         now = self._fetch(tx, found, seen)
         if (known := found.known) is not None:
             others = not self._by_thread and seen[1:] != (found.position, found.nonce)
@@ -218,8 +218,8 @@ class SqlLedger(b.Awaited):
     def _fetch(self, tx: Tx, found: Fetch, seen: b.Anchor) -> float:
         """Read the rows and return ledger time.
 
-        Raises `LedgerError`: `ledger_rolled_back` if the ledger ends before `seen`, the newest commit that this
-        instance saw; `ledger_schema` or `ledger_clock`.
+        Raises `LedgerError`: `ledger_rolled_back` if the ledger lacks `seen`, the newest commit that this instance saw;
+        `ledger_schema` if this package cannot use the tables; `ledger_clock` if the clock was set back.
         """
         found.read(tx.batch([found.statement(*self._dialect)])[0])
         self._ahead = found.clock - time.monotonic()
@@ -339,7 +339,7 @@ def _opened(doubts: Sequence[Row], now: float) -> dict[str, dict[str, Thread]]:
     """Return rows of doubts in the form of `Thread.open`."""
     found: dict[str, dict[str, Thread]] = {}
     for scope, subject, call in (_doubt(row, now) for row in doubts):
-        held = {call.jti: b.Lease(call.jti, "", (), 0, 0, int(now) + 1)}  # `_doubt` has checked that it is live
+        held = {call.jti: b.Lease(call.jti, "", (), 0, 0, int(now) + 1)}  # `_doubt` has checked that the lease is live
         thread = Thread(scope=scope, subject=subject, calls={call.key: call}, leases=held)
         found.setdefault(call.deed, {})[call.key] = thread
     return found

@@ -83,18 +83,18 @@ class Fetch:
     nonce: str = ""
     latest: float = 0.0
     doubts: list[Row] = field(default_factory=list)
-    turns: dict[str, str] = field(default_factory=dict)  # locks to take → their values
+    turns: dict[str, str] = field(default_factory=dict)  # values of the locks to take, by name
     clock: float = 0.0
     seen: str = ""
     drift: float = inf  # seconds by which the commit's time may differ from the store's
     _place: float = 0.0  # the current row's order; not part of its JSON, in which numbers lose digits
-    _takers: list[Callable[..., object]] = field(default_factory=list)  # store the columns of a row
+    _takers: list[Callable[..., object]] = field(default_factory=list)  # functions that store a row's columns
 
     def __post_init__(self) -> None:
         self.thread = Thread() if self.known is None else self.known.thread
 
     def statement(self, row: str, clock: str, seen: str, index: str) -> Statement:
-        """Return a statement whose rows hold: index of the taker, order, columns as JSON.
+        """Return the SQL, whose rows hold: index in `_takers`, order, columns as JSON.
 
         Args:
             row: the store's SQL function that makes a JSON list.
@@ -251,7 +251,7 @@ def _union(parts: tuple[tuple[str, str], ...], row: str, clock: str, seen: str) 
 
 
 class Kept(NamedTuple):
-    """A commit's writes: row of `THREAD`, rows by name in `PUTS`, keys in `DROPS`."""
+    """A commit's writes: thread row, rows to write (`PUTS`), keys to delete (`DROPS`)."""
 
     thread: Row
     puts: Mapping[str, Sequence[Row]]
@@ -259,7 +259,7 @@ class Kept(NamedTuple):
 
 
 def keep(f: Fetch, scope: b.Scope, now: float) -> Kept:
-    """Return what a commit changed in the thread. A store may write it in any order."""
+    """Return the rows that a commit changed, to be written in any order."""
     t, before = f.thread, f.before
     puts, drops = dict[str, Sequence[Row]](), dict[str, Sequence[str]]()
     if t.log:  # a commit does not read earlier texts, so all of these are new
@@ -296,7 +296,7 @@ def _changed(rows: Mapping[Any, V], old: Mapping[Any, V]) -> list[tuple[Any, V]]
 
 
 class Write(NamedTuple):
-    """The way in which rows are written to a table."""
+    """The parts of the SQL that writes rows to a table."""
 
     table: str
     columns: tuple[str, ...]  # after `tenant` and `thread`
@@ -348,7 +348,7 @@ def _of_call(key: str, row: b.CallRow) -> Row:
 
 
 THREAD: Final = _put("thread", ("tenant", "thread"), "scope", "subject", "history", "at")
-# Name of `Kept.puts` → table and columns.
+# Tables and columns, by the names in `Kept.puts`.
 PUTS: Final[Mapping[str, Write]] = {
     "epoch": Write("epoch", ("epoch", "digest", "body", "at"), _ONCE),
     "said": Write("said", ("epoch", "body")),
@@ -366,14 +366,14 @@ PUTS: Final[Mapping[str, Write]] = {
     "edges": Write("edge", ("parent", "child", "kind"), _ONCE),
     "values": _put("value", ("tenant", "thread", "key"), "body"),
 }
-# Name of `Kept.drops` → table, and the column of its keys.
+# Tables and the column of their keys, by the names in `Kept.drops`.
 DROPS: Final = {
     "delivery": ("delivery", "tenant"),  # all rows of the thread
     "calls": ("call", "key"),
     "approvals": ("approval", "key"),
     "marks": ("mark", "name"),
 }
-# Name of a mapping in `Thread` → function that returns a row's columns.
+# Functions that return a row's columns, by the name of the rows in `Thread`.
 _ROWS: Final[Mapping[str, Callable[[Any, Any], Row]]] = {
     "leases": _of_lease,
     "calls": _of_call,

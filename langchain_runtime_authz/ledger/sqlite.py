@@ -170,7 +170,7 @@ _GIVEN: Final = (
     *(f"drop_{name}" for name in DROPS),
 )
 _VIEW: Final = f"CREATE TEMP VIEW kept AS SELECT {', '.join(f'NULL AS {name}' for name in (*_GIVEN, 'fresh'))}"
-# The tables that a turn writes share a trigger, because each one costs time.
+# The tables that most commits write share a trigger, because each trigger costs time.
 _OFTEN: Final = ("plan", "by_call", "calls", "budgets", "values")
 
 

@@ -86,7 +86,7 @@ class Thread:
     # For each jti that this commit issues: the jti, the key of the token's call (`None` for a lease), the lease's jti.
     issued: list[tuple[str, str | None, str]] = field(default_factory=list)
     scope: b.Scope | None = None
-    # Deed → call key → the call's thread, for all `OPEN` calls of the store, or for those in `Needs`.
+    # By deed and call key: the threads of all `OPEN` calls of the store, or of those in `Needs`.
     open: dict[str, dict[str, Thread]] = field(default_factory=dict)
     forgotten: Forgotten | None = None
     at: float = 0.0  # ledger time of the last commit, in a store in memory
@@ -100,7 +100,7 @@ class Thread:
         return any(agent[: len(root)] == root for root in self.revoked)
 
     def call(self, key: str, now: float) -> b.CallRow:
-        """Return a call's row: `unknown`, if claimed by a process that died.
+        """Return a call's row, as `unknown` if the process that claimed it has died.
 
         A process counts as dead if its lease expired or is gone.
         """
@@ -180,7 +180,7 @@ def opened(
 ) -> tuple[b.Doubt, ...]:
     """Return a deed's `OPEN` calls.
 
-    With `subject`, return only those about which a call of that subject asks.
+    With `subject`, return only those that may make another call of this subject ask an approver.
     """
     kinds: dict[str, list[b.Doubt]] = {"claimed": [], "unknown": [], "void": []}
     for key, t in found[deed].items():
