@@ -147,7 +147,7 @@ class Reader:
                 yield from map(reads.text_of, reads.nodes_at(output.value, path))
 
     def fitting(self, name: str) -> list[reads.Output]:
-        """Return the outputs of a step's reads; only the first if its arguments are fixed."""
+        """Return the outputs of a step's reads; of a step with fixed arguments, the first."""
         known = self._fitting.get(name)
         if known is None:
             step = self._steps[name]
@@ -176,9 +176,9 @@ class Reader:
     def _trusts(
         self, step: str, output: reads.Output, values: Sequence[Any], where: Sequence[object] | None = None
     ) -> bool:
-        """Return True if the model did not write the values of a trusted field.
+        """Return True if no call of the model can have put these values into the output.
 
-        `where`: the conditions by which the user's own text chooses the record; empty for another choosing field.
+        `where`: if the field chooses a record, the conditions on the user's own text; `()` if the text is another's.
         """
         if (echo := self._echoes.get((step, id(output)))) is None:
             bound = {n for n, a in self._steps[step].args.items() if isinstance(a, _BOUND)}
@@ -241,8 +241,8 @@ class Reader:
     def _spent_as(self, argument: model.Pick | model.Each, row: Row) -> str:
         """Return the key by which calls for a record are counted.
 
-        It has the fields that the mandate uses, and those of the system. If the read may be made in several ways, it has
-        none of these: the same record may then come back with another rank or score.
+        The key covers the fields that the mandate uses and the fields that the system writes. If the read's arguments
+        are not fixed, it leaves out the system's fields: another read may give the record another rank or score.
         """
         if isinstance(argument, model.Pick):
             return record_key(row)
@@ -284,7 +284,7 @@ class Reader:
         return FITS if sure else Finding("condition", told)
 
     def _met(self, condition: model.OnlyIf, row: Row, name: str) -> bool | None:
-        """Return if a record's field meets its conditions; None if unsure or untrusted."""
+        """Return whether a record's field meets its conditions; None if not certain."""
         path = within_row(row, name)
         values = values_of(row, path) if not row.listed(path) else []  # fields of several records
         found = {meets(each, values, self._own) for each in condition.where[name]} if values else {None}
@@ -297,7 +297,7 @@ class Reader:
         return reads.worth(output.profile, path, mine=mine)
 
     def _chosen(self, argument: model.Pick | model.Each, *, every: bool = False) -> list[Row] | str:
-        """Return the chosen records, or a deviation's code; `every`: none may be unsure."""
+        """Return the chosen records, or a deviation's code. `every`: accept no unsure one."""
         found = self._found.get((id(argument), every))
         if found is None:
             sure = every or isinstance(argument, model.Pick)
@@ -330,9 +330,9 @@ class Reader:
         return list(one.values()) if len(one) == 1 else "ambiguous"
 
     def _settled(self, name: str, *, choices: int = 0, verbatim: bool = False) -> list[reads.Output]:
-        """Return a step's reads if the mandate, not the model, chose all of them.
+        """Return those reads of a step whose arguments the mandate chose, not the model.
 
-        `choices`: how many arguments may be a `OneOf`, of which all values were read.
+        `choices`: how many arguments may be a `OneOf`. All its values must have been read.
         """
         step, sought = self._steps[name], (name, choices, verbatim)
         if sought not in self._sure:
@@ -344,7 +344,7 @@ class Reader:
         return self._sure[sought]
 
     def _given(self, step: model.Step, output: reads.Output, *, verbatim: bool) -> bool:
-        """Return True if a read was given what the step names, and nothing else."""
+        """Return True if a read had the arguments that the step names, and no others."""
         for n, a in step.args.items():
             one = not isinstance(a, model.Own) or len(self._own) == 1
             named: Any = a.values if isinstance(a, model.OneOf) else getattr(a, "value", self._own)

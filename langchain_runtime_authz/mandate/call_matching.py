@@ -212,8 +212,8 @@ def bind(
 ) -> Binding:
     """Compare a call with a mandate. The `profiles` tell which steps are reads.
 
-    `outputs` are what the reads returned. `taken` are ids of steps that count as taken, even if no counter or output
-    shows it.
+    `outputs` are what the reads returned. `taken`: ids of steps that count as taken, even if no counter or output shows
+    it.
     """
     if mandate is None:
         return _NO_MANDATE
@@ -282,7 +282,7 @@ def _shape(step: Step, profile: ToolProfile) -> _Shape:
 
 
 def _compare(shape: _Shape, call: CallFacts, reader: Reader) -> tuple[list[Deviation], dict[str, frozenset[str]]]:
-    """Return a call's deviations from a step, and source step → keys of its records."""
+    """Return (1) a call's deviations from a step, (2) read step → keys of its records."""
     deviations: list[Deviation] = []
     rows: dict[str, frozenset[str]] = {}
     lists: list[_Member] = []
@@ -327,9 +327,9 @@ def _several(value: object, what: Argument) -> bool:
 def _crossed(members: Sequence[_Member], lists: Sequence[_Member], args: Mapping[str, Any]) -> Iterator[Deviation]:
     """Yield a deviation for values in another order than the step's.
 
-    Each list is checked, and each member of several rows. Values of one row, or at one index of several lists, may
-    belong together. In another order, a call could pair one recipient with the amount of another. A single row or
-    object may hold lists too.
+    Each list is checked, and each member of a list's objects. Values of one object, or at one index of several lists,
+    may belong together: in another order, a call could pair a recipient with another's amount. One object may hold
+    lists too.
     """
     roots = {name: args.get(name.partition(".")[0]) for name, _, _ in (*members, *lists) if "." in name}
     rows = {name: len(root) for name, root in roots.items() if isinstance(root, list) and len(root) > 1}

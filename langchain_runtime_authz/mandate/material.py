@@ -36,7 +36,7 @@ _MARK: Final = lazy(
 def material(text: str, first: int = 1) -> tuple[str, list[str]]:
     """Return the text with `[material 1]` … in place of material, and the material.
 
-    `first` is the number of the first part, so that several texts can be numbered on.
+    `first`: the number of the first part, so that several texts can share one numbering.
     """
     said, parts, at = [], [], 0
     for start, end in spans(text):

@@ -1,6 +1,6 @@
 """Read a clause by the orders of a tool: `enroll {student} in {course}`.
 
-An order must fit the whole clause. Only an article, a label ("the student jdoe") and a comma may stand in it too.
+An order must fit the whole clause. Only articles, labels ("the student jdoe") and commas may stand between its words.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _HIT: Final = frozenset({*TARGETS, "url", "place"})  # kinds of what an order af
 
 
 def _told(bound: Bound) -> frozenset[tuple[str, str]]:
-    """Return the values, wherever they stand."""
+    """Return the pairs of argument and value, without the values' positions."""
     return frozenset((name, v.text) for name, values in bound.items() for v in values)
 
 
 class Match:
-    """The ways to read a clause, in the ways to cut it, by the orders of one tool."""
+    """The readings of a clause by the orders of one tool. `ways`: its tokens, cut."""
 
     def __init__(self, tool: Tool, ways: Sequence[list[Token]], text: str) -> None:
         self.tool, self.values = tool, Values(tool, text)
@@ -38,7 +38,7 @@ class Match:
         self.found: list[Bound] = next(filter(None, map(self._readings, ways)), [])
 
     def _readings(self, tokens: list[Token]) -> list[Bound]:
-        """Return readings in which people have names and things do not, or others."""
+        """Return the readings in which only people have names, else nearly such readings."""
         self.values.tokens = [*tokens, Token("end", "", 0, 0)]
         read = {_told(bound): bound for bound in islice(self._all(), _MAX_READINGS) if not self._touching(bound)}
         return [bound for bound in read.values() if not self._odd(bound)] or [
@@ -48,7 +48,7 @@ class Match:
         ]
 
     def _odd(self, bound: Bound) -> set[str]:
-        """Return `principal` if one has no name or address, and `object` if one has."""
+        """Return the kinds of odd values: a nameless `principal`, a named `object`."""
         kinds = ((self.tool.arguments[name].kind, v.kind in _PERSONAL) for name, (v, *_) in bound.items())
         return {kind for kind, named in kinds if kind in {"principal", "object"} and named != (kind == "principal")}
 
@@ -62,7 +62,7 @@ class Match:
         )
 
     def steps(self, digest: str) -> list[Step]:
-        """Return the steps, one for each listed object; none if no or two readings fit."""
+        """Return the steps, one for each listed object; none unless just one reading fits."""
         if len(self.found) != 1 or self.values.tries > _MAX_TRIES or not self._hits(bound := self.found[0]):
             return []
         arguments = self.tool.arguments
@@ -76,7 +76,7 @@ class Match:
         return [Step(id="?", tool=self.tool.name, args=self._args(way, digest)) for way in ways]
 
     def untold(self, step: Step) -> bool:
-        """Return True if the order tells something, but not what."""
+        """Return True if the order is to tell something, but does not say what."""
         tool, named = self.tool, self.tool.profile.named()["intent"]
         texts = {
             n
@@ -104,7 +104,7 @@ class Match:
                 yield bound
 
     def _read(self, order: Pattern, at: int) -> Iterator[Bound]:
-        """Yield the arguments by which the tokens behind `at` fit the rest of an order."""
+        """Yield the arguments by which the tokens from `at` on fit the rest of an order."""
         self.values.tries += 1
         token = self.values.tokens[at]
         if self.values.tries > _MAX_TRIES or not order:
@@ -125,7 +125,7 @@ class Match:
                 yield from self._said(item, rest, at + 1)
 
     def _said(self, item: str, rest: Pattern, at: int) -> Iterator[Bound]:
-        """Yield the arguments if a word or an argument of an order stands at `at`."""
+        """Yield the arguments if the order's `item` stands at `at`, and `rest` behind it."""
         token, small = self.values.tokens[at], self.tool.language.determiners
         said = token.lower if token.kind not in {"quote", "sep", "colon", "end"} else ""
         if item[:1] == "{":
@@ -143,7 +143,7 @@ class Match:
             yield from self._read(rest, at + 2) if [singular(t.lower) for t in behind] == [singular(item)] else ()
 
     def _says(self, said: str, item: str, at: int) -> bool:
-        """Return True for the same word or currency, and in a list for its plural."""
+        """Return True if `said` is the word or currency `item` or, in a list, its plural."""
         if said == item or self.values.coins.get(said, "?") == self.values.coins.get(item):
             return True
         if said[:_ROOT] != item[:_ROOT]:
@@ -153,7 +153,7 @@ class Match:
         return several and singular(said) == singular(item)
 
     def _fits(self, item: str, at: int) -> Iterator[tuple[Bound, int]]:
-        """Yield what the argument `item` may be, and the index behind it."""
+        """Yield values of the argument `item`, each with the index of the next token."""
         name, fixed, value = item.partition("=")
         if (argument := self.tool.arguments.get(name)) is None:
             return

@@ -34,7 +34,7 @@ Bound = dict[str, tuple[Token, ...]]
 
 
 def cuts(tokens: Sequence[Token]) -> list[list[Token]]:
-    """Return the tokens, with times cut from dates and units from numbers or not."""
+    """Return the ways to cut tokens: times off dates or not, units off numbers or not."""
     several = [(timed, united) for timed in (True, False) for united in (False, True)]
     ways = [[*chain.from_iterable(_cut(t, timed=timed, united=united) for t in tokens)] for timed, united in several]
     return [way for n, way in enumerate(ways) if way not in ways[:n]]
@@ -70,7 +70,7 @@ class Values:
         self.tries = 0
 
     def suiting(self, argument: Argued, at: int) -> Iterator[tuple[Bound, int]]:
-        """Yield what an argument may be, with its article and label."""
+        """Yield values behind an argument's article and label, each with the next index."""
         said = self.tokens[at].text if self.tokens[at].kind == "word" else ""
         determiner = said if said in self.language.determiners else ""
         behind = begin = at + bool(determiner)
@@ -99,7 +99,7 @@ class Values:
                 yield self._bound(argument, values), end + 1  # "the CS-101 course"
 
     def _bound(self, argument: Argued, values: tuple[Token, ...]) -> Bound:
-        """Return the argument's value, and with money its currency."""
+        """Return argument → value and, for money, the currency's argument → its code."""
         if values[0].kind != "money" or not self.tool.coin:
             return {argument.name: values}
         code = re.sub(NUMBER, "", (money := values[0]).text).strip()
@@ -108,7 +108,7 @@ class Values:
         return {argument.name: values, self.tool.coin: (coin,)}
 
     def _values(self, argument: Argued, at: int) -> Iterator[tuple[tuple[Token, ...], int]]:
-        """Yield the values that suit an argument, without articles and labels."""
+        """Yield values that stand at `at`, without article and label, and the next index."""
         at += argument.kind == "text" and self.tokens[at].kind == "colon"  # 'Tell Bob: "hello"'
         token = self.tokens[at]
         yield from (choices := [*self._choices(argument, at)])
@@ -147,7 +147,7 @@ class Values:
                 yield self.one(at, end, "choice", choice), end
 
     def _listed(self, argument: Argued, kinds: set[str], at: int) -> Iterator[tuple[tuple[Token, ...], int]]:
-        """Yield a value of one token, and a list of such values."""
+        """Yield a value of one token, and a list of such values, each with the next index."""
         token, end = self.tokens[at], at + 1
         account = argument.kind == "principal" and self.tool.effect == "pay" and not re.search(r"[/\\.]", token.text)
         fits = token.kind in kinds
@@ -202,7 +202,7 @@ class Values:
         return 0
 
     def _whole(self, argument: Argued, token: Token) -> str:
-        """Return a whole number that is written as a word, or with commas."""
+        """Return a whole number that is written as a word or with commas, else ""."""
         counts = argument.types <= _COUNTS if argument.types else argument.kind == "amount"
         if counts and token.lower in (names := self.data["numerals"]):
             return f"{names.index(token.lower) + 1}"
@@ -231,7 +231,7 @@ def alike(one: Token, other: Token) -> bool:
 
 
 def argument_of(argument: Argued, values: tuple[Token, ...], digest: str) -> Argument:
-    """Return the value with its span."""
+    """Return the value as a constant, with its span in the user's message."""
     texts, first, array = tuple(v.text for v in values), values[0], "array" in argument.types
     if argument.kind == "amount" and first.kind != "choice":
         number = re.findall(NUMBER, texts[0])[0]

@@ -47,7 +47,7 @@ def _any(name: str) -> str:
 
 
 def _said(name: str, but: str = "") -> re.Pattern[str]:
-    """Return a pattern for the phrases and signs of `name`; `but` is a lookahead."""
+    """Return a pattern for the phrases and signs of `name`. `but`: a lookahead."""
     phrases = [phrase for key, several in _PHRASES[name].items() if key != "signs" for phrase in several]
     signs = _PHRASES[name].get("signs", ())
     return lazy("|".join((rf"\b(?:{'|'.join(phrases)})\b{but}", *signs)), re.IGNORECASE)
@@ -159,7 +159,7 @@ class Segment:
         return c in ".-:?" and (step < 0 or beyond.isalnum() or (beyond != "" and beyond in "_*/\\@-"))
 
     def refused(self, start: int, *, dictated: bool) -> bool:
-        """Return True if the sentence forbids something; if `dictated`, before `start`."""
+        """Return True if the sentence at `start` forbids. `dictated`: only before `start`."""
         first, last = self.span(self.sentence(start))
         return _NEGATES.search(self.masked, first, start if dictated else last) is not None
 
@@ -248,7 +248,7 @@ def _found(segment: Segment, value: object, *, dictated: bool, rate: bool) -> It
 
 
 def _meant(text: str, end: int, *, rate: bool) -> bool:
-    """Return True if the number that ends here is not scaled, and is a `rate` or not."""
+    """Return True if the number before `end` is unscaled, and a percentage iff `rate`."""
     return _SCALED.match(text, end) is None and (_PERCENT.match(text, end) is not None) == rate
 
 

@@ -94,7 +94,7 @@ class _Check:
         return tuple(step for step in self.kept.values() if step.id not in self.lost)
 
     def doubtful(self, step: model.Step) -> bool:
-        """Return True for a risky or looked-up step without a position in the messages."""
+        """Return True if a risky or looked-up step has no position in the messages."""
         every = [part for argument in step.args.values() for part in model.parts(argument)]
         looked_up = any(isinstance(part, model.Field | model.Pick | model.Each) for part in every)
         profile = self.profiles[step.tool]
@@ -216,7 +216,7 @@ class _Check:
             yield Need(" times", step.times, counts=True, strict=profile.effect in RISKY)
 
     def _said(self, argument: model.Argument, places: Sequence[Place] | None) -> model.Argument:
-        """Return a constant with its position. A text that is one quotation is a constant."""
+        """Return an argument; a constant, or a text that is one quotation, with its place."""
         if not places or not isinstance(argument, model.Const | model.Text):
             return model.Const(value=argument.value) if isinstance(argument, model.Const) else argument
         n, start, end = hull(places)

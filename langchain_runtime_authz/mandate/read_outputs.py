@@ -107,7 +107,7 @@ class Outputs:
             self._read()
 
     def missed(self, history: History) -> None:
-        """Trust no field or text that other processes may have written or read."""
+        """Stop trusting fields and texts that other processes may have written or read."""
         self._read()
         if sum(history.calls.values()) > self._claims:
             self._lost |= bool(history.classes_read)
@@ -167,9 +167,9 @@ class Outputs:
             self._written.setdefault(form, self._turn)
 
     def written(self, value: object, turn: int, where: Sequence[object] = ()) -> bool:
-        """Return True if an earlier side effect had the value, or too many to record.
+        """Return True if a side effect before `turn` had the value, or too many to record.
 
-        It may also have had a part of the value that meets a condition of `where`: a service adds to texts.
+        A part of the value that meets a condition of `where` counts too, because a service may add to a text.
         """
         self._read()
         parts = [fold(tidy(one.text)) for one in where if isinstance(one, Contains | StartsWith)]
@@ -255,8 +255,8 @@ def text_of(value: object) -> str:
 def chosen_by(profile: ToolProfile, path: str, conditions: Sequence[object], *, mine: bool = False) -> int:
     """Return the trust of a field that chooses a record by `conditions`.
 
-    A counterparty may choose an account, but not somebody else's: where the system writes it, the record of one
-    account is trusted.
+    A counterparty may choose an account, but cannot give somebody else's. So if the system writes the field, and the
+    conditions name one account, the field is trusted.
     """
     field, found = field_trust(profile, path), worth(profile, path, mine=mine)
     if found or field.origin != "system" or field.prose or not field.counterparty or not conditions:
@@ -271,7 +271,7 @@ def _identifies(value: object) -> bool:
 def worth(profile: ToolProfile, path: str, *, mine: bool = False) -> int:
     """Return a field's trust: 2 system, 1 internal, 0 outsider, counterparty or prose.
 
-    `mine`: the record is the subject's own. No outsider chose the fields that stand next to its author.
+    `mine`: the record is the subject's own. Then the fields next to its author count 1, because no outsider chose them.
     """
     field, beside = field_trust(profile, path), (profile.author or "").rpartition(".")[0]
     mine = mine and path.rpartition(".")[0] == beside

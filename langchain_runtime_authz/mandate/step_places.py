@@ -133,7 +133,7 @@ class Placing:
         return found
 
     def _choices(self, need: Need) -> list[Place]:
-        """Return the positions of a need's value behind its last prohibition."""
+        """Return the positions of a need's value after the last place that prohibits it."""
         if need.counts:
             return self.words.counts(int(str(need.value)), strict=need.strict)
         said, forbidden = self.words.places(need.value, dictated=need.dictated, rate=need.rate)

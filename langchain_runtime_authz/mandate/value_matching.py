@@ -76,7 +76,7 @@ def _same(value: Any, constant: Any, kind: str) -> bool:
         own = tuple(f for f in forms(shown[1]) if f.startswith("email:"))
     shared = [f for f in own if f in said and not f.startswith((*_MOMENT, "num:"))]
     if any(f.startswith("url:") for f in shared):
-        return _same_door(tidy(value), tidy(constant))
+        return _same_endpoint(tidy(value), tidy(constant))
     if kind not in DESTINATIONS:
         return any(not f.startswith("digits:") for f in shared)
     cased = all(f.startswith("text:") for f in shared) and _ID.search(str(constant)) is not None
@@ -126,7 +126,7 @@ def _spelled(value: object, constant: object, own: Sequence[str], said: Sequence
 
 
 def _same_moment(value: Any, constant: Any, own: Sequence[str], said: Sequence[str]) -> bool:
-    """Return True if two dates agree. A constant needs a day, not year, time or zone.
+    """Return True if two dates agree. The constant may lack the year, time and zone.
 
     A date that can be read in two ways equals only the same text.
     """
@@ -154,9 +154,9 @@ def dates(value: object) -> list[str]:
 
 
 def upcoming(days: Sequence[str], now: float) -> bool:
-    """Return True if a day without a year, and so all days, are the next ones.
+    """Return True if no day lacks a year, or all full dates lie in the coming year.
 
-    They are in the year that begins one day ago: that day may still be today in the user's zone.
+    The coming year begins one day ago, because that day may still be today in the user's zone.
     """
     first = datetime.datetime.fromtimestamp(now, datetime.UTC).date() - datetime.timedelta(days=1)
     full = [day for day in days if day[0] != "-"]
@@ -207,20 +207,20 @@ def calculated(op: str, numbers: Sequence[Sequence[Decimal]]) -> Decimal | None:
 
 
 def near(value: Decimal, result: Decimal) -> bool:
-    """Return True for the result, or a rounded one: half a cent, at most one percent."""
+    """Return True if `value` is `result`, rounded by at most half a cent and 1 %."""
     with localcontext(EXACT):
         return abs(value - result) <= min(Decimal("0.005"), result / 100)
 
 
-def _same_door(value: str, constant: str) -> bool:
+def _same_endpoint(value: str, constant: str) -> bool:
     """Return True if two links have equal scheme (default `https`), port and fragment."""
-    (scheme, port), (said, said_port) = _door(value), _door(constant)
+    (scheme, port), (said, said_port) = _scheme_and_port(value), _scheme_and_port(constant)
     if value.partition("#")[2] != constant.partition("#")[2]:
         return False
     return port == said_port and (scheme == said or (not said and scheme == "https"))
 
 
-def _door(link: str) -> tuple[str, int | None]:
+def _scheme_and_port(link: str) -> tuple[str, int | None]:
     parts = urlsplit(link if "://" in link else f"//{link}")
     return parts.scheme.lower(), None if parts.port == _PORTS.get(parts.scheme.lower()) else parts.port
 
@@ -236,10 +236,10 @@ def within(value: object, prefix: str) -> bool:
         return rooted and "://" not in value and not _climbs(path) and below and not SEVERAL.search(value)
     try:
         link, start = urlsplit(value), urlsplit(prefix)
-        doors = _door(value) == _door(prefix)
+        alike = _scheme_and_port(value) == _scheme_and_port(prefix)
     except ValueError:
         return False
-    if link.scheme.lower() != start.scheme.lower() or not doors or "@" in link.netloc or not link.hostname:
+    if link.scheme.lower() != start.scheme.lower() or not alike or "@" in link.netloc or not link.hostname:
         return False
     if link.hostname != start.hostname or _climbs(filter(None, link.path.split("/"))):
         return False

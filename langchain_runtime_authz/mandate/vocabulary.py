@@ -86,7 +86,7 @@ class Tool:
 
     @cached_property
     def orders(self) -> list[tuple[Pattern, bool]]:
-        """The orders, and whether only a verb suggests them: those are read strictly."""
+        """The orders. True marks one that only a verb suggests, and that is read strictly."""
         more = (order for verb in self.entries for order in suggested(self, verb))
         return [*((parse(order), False) for order in self.profile.orders), *((parse(order), True) for order in more)]
 
@@ -146,7 +146,7 @@ def suggested(tool: Tool, verb: str) -> Iterator[str]:
 
 
 def _roles(tool: Tool) -> dict[str, str]:
-    """Return role → how it is said. An argument for who gives (`sender`) has no role."""
+    """Return role → its pattern. An argument for who gives (`sender`) has no role."""
     data, nouns = tool.language.data, {*map(singular, tool.nouns)}
     given = [a for a in tool.arguments.values() if a.name.isidentifier() and a.words.isdisjoint(data["givers"])]
     own = nouns.union(data["generic"], data["headings"])
@@ -181,7 +181,7 @@ def _words(argument: Argued) -> frozenset[str]:
 
 
 def _behind(tool: Tool, argument: Argued) -> str:
-    """Return how another argument is said: `[with role {role}]`."""
+    """Return the pattern of a further argument of an order: `[with role {role}]`."""
     words, value = words_of(argument.name), f"{{{argument.name}}}"
     label = " ".join(words)
     if {*words[:1]} & tool.language.prepositions:

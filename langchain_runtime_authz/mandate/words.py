@@ -176,7 +176,7 @@ class _Turn:
             self._clause(clause)
 
     def _matched(self, tokens: list[Token]) -> list[Match]:
-        """Return what the orders of each tool read."""
+        """Return the readings of a clause, one `Match` for each tool that fits."""
         if (key := tuple(tokens)) not in self.matches:
             tools = [tool for tool in (*self.tools, *self.reads) if tokens and tokens[0].lower in tool.verbs]
             ways, found = cuts(tokens) if tools else [], []
@@ -209,7 +209,7 @@ class _Turn:
         yield tokens[begin:]
 
     def _begins(self, tokens: Sequence[Token]) -> bool:
-        """Return True if `tokens` begin with a verb, which is not a label."""
+        """Return True if `tokens` begin with a verb that is not a label."""
         verb = [t.lower for t in tokens[:1] if t.kind == "word"]
         return not self.verbs.isdisjoint(verb) and not self._labelled(tokens)
 

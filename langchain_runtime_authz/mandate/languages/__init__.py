@@ -67,7 +67,7 @@ def words_of(name: str) -> list[str]:
 
 
 def phrases_of(written: Iterable[str], least: int = 1) -> Phrases:
-    """Return phrases by their first word. "go /and" is written for "go" and "go and"."""
+    """Return first word → phrases. "go /and" stands for "go" and for "go and"."""
     found: dict[str, list[tuple[str, ...]]] = {}
     ways = (product(*(word.split("/") for word in phrase.split())) for phrase in written)
     for phrase in sorted({tuple(filter(None, way)) for several in ways for way in several}, key=len, reverse=True):
@@ -77,7 +77,7 @@ def phrases_of(written: Iterable[str], least: int = 1) -> Phrases:
 
 
 class Language:
-    """The closed lists of one language, and its tokens."""
+    """The lists of words of one language, and the pattern of its tokens."""
 
     def __init__(self, data: Mapping[str, Any]) -> None:
         def said(name: str) -> Iterator[str]:
@@ -143,7 +143,7 @@ class Language:
             dates = [f.removeprefix("date:") for f in forms(said, said=True) if f.startswith("date:")]
             weekday = next((n for n, w in enumerate(self.data["weekdays"]) if said.startswith(w)), None)
             kind = kind if len(dates) == 1 else "odd"
-            if kind == "date" and weekday is not None:  # it must be the date's, which needs a year
+            if kind == "date" and weekday is not None:  # only a date with a year tells if the weekday is right
                 kind = "odd" if dates[0][0] == "-" or date.fromisoformat(dates[0]).weekday() != weekday else kind
         elif kind == "money":
             number = re.search(NUMBER, said)
@@ -215,7 +215,7 @@ class Language:
         return next((len(phrase) for phrase in options if phrase == said[: len(phrase)]), 0)
 
     def gap(self, tokens: Sequence[Token], at: int) -> int:
-        """Return the length of the separators at `at`, like ", and"."""
+        """Return the number of tokens that separate values at `at`, like ", and"."""
         gap = self.match("separators", tokens, at)
         return gap and gap + self.match("separators", tokens, at + gap)
 
@@ -240,7 +240,7 @@ def languages() -> tuple[Language, ...]:
 def read_number(number: str, *, money: bool = False) -> int | float | None:
     """Return the value of a written number; None if it is ambiguous, unreadable or 0.
 
-    `money`: nobody writes 1.25 EUR as 1,250 EUR.
+    `money`: the number is an amount, so `1,250` is 1250, because nobody writes 1.25 EUR so.
     """
     if money and re.fullmatch(r"[1-9]\d{0,2},\d{3}", number):
         return int(number.replace(",", ""))
