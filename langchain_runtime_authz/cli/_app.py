@@ -39,7 +39,7 @@ Key = Annotated[
 class Answer:
     """The output of a command: `document` as JSON, or `text`.
 
-    By default, `text` is a line for each member that has a value. A `finding` (an error is printed too) exits with 1.
+    `text`: by default, a line for each member of `document` with a value. `finding`: exit with 1, and print an error.
     """
 
     document: Any
@@ -54,7 +54,7 @@ class Answer:
 
 
 def echo(text: str, *, err: bool = False) -> None:
-    """Print a text that may quote what was given, without its escape sequences."""
+    """Print a text without escape sequences, which a quoted input may hold."""
     typer.echo("\n".join(map(printable, text.split("\n"))), err=err)
 
 
@@ -72,12 +72,12 @@ def seconds_of(text: str, zone: dt.tzinfo = dt.UTC) -> float:
 
 
 def lines(document: Mapping[str, Any]) -> list[str]:
-    """Return a line for each member that has a value."""
+    """Return a line for each member of `document` that has a value."""
     return [f"{name:<8} {value}" for name, value in document.items() if value is not None]
 
 
 def scalar(text: str) -> str:
-    """Return a YAML scalar, quoted if needed. JSON escapes, of 16 bits, would not do."""
+    """Return a YAML scalar, quoted if needed: not as JSON, whose escapes have 16 bits."""
     import yaml
 
     if _PLAIN.fullmatch(text) and text.lower() not in _YAML_WORDS:
@@ -87,7 +87,7 @@ def scalar(text: str) -> str:
 
 
 def flow(value: Any) -> str:
-    """Return YAML on one line, whatever the texts in it hold."""
+    """Return a value as YAML on one line, even if its texts have line breaks."""
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{scalar(k)}: {flow(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list):
@@ -123,7 +123,7 @@ class _Group(TyperGroup):
 
 @contextmanager
 def _usage() -> Iterator[None]:
-    """Print a wrong command line as every other error, after the command's usage."""
+    """Print the command's usage before an error in the command line."""
     try:
         yield
     except UsageError as exc:

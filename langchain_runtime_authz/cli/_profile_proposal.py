@@ -1,8 +1,8 @@
 """Guess a tool's profile from its name, description and schema.
 
-A *fact* keeps or raises the tool's risk and is part of the proposal. A *doubt* would lower the risk (a read, an inner
-sink, words of intent) and is a comment for a reviewer. Names and descriptions may come from a server, so they never
-lower a risk.
+A *fact* keeps or raises the tool's risk and is part of the proposal. A *doubt* would lower the risk (a read, an
+internal sink, orders) and is a comment for a reviewer. A server may write names and descriptions, so they never lower a
+risk.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def _milder(tool: BaseTool, words: list[str], kinds: Mapping[str, str], effect: 
 
 
 def _intent(tool: BaseTool, words: list[str], tools: Sequence[BaseTool]) -> list[str]:
-    """Return words by which a user orders the tool, with nouns for a shared verb."""
+    """Return words that order the tool; if other tools share its verb, with nouns."""
     own, nouns = _orders(words)
     rivals = [one for t in tools if t.name != tool.name for one in [_orders(_named(t.name))] if {*own} & {*one[0]}]
     if any({*nouns} <= {*named} for _, named in rivals):
@@ -166,7 +166,7 @@ def _intent(tool: BaseTool, words: list[str], tools: Sequence[BaseTool]) -> list
 
 
 def _orders(words: list[str]) -> tuple[list[str], list[str]]:
-    """Return the verbs that order a tool, and its nouns up to a preposition."""
+    """Return (1) the verbs that order a tool, (2) its nouns up to a preposition."""
     if words[0] not in _VERBS or words[0] in _READS:
         return [], []
     verb, *nouns = words
@@ -219,7 +219,7 @@ def _types(schema: Mapping[str, Any]) -> set[str]:
 
 
 def _kind(path: str, schema: Mapping[str, Any]) -> str | None:
-    """Return a critical kind, `when` or `text`: by format, name or description."""
+    """Return an argument's kind by its format, name or description, or `None`."""
     formats = [
         _FORMAT_KINDS[f] for p in _alternatives(schema) if isinstance(f := p.get("format"), str) and f in _FORMAT_KINDS
     ]
@@ -255,13 +255,13 @@ def _by_name(words: list[str], *, numeric: bool) -> str | None:
 
 
 def _unknown(schema: Mapping[str, Any]) -> str | None:
-    """Return the kind of an argument of unknown meaning; a switch has none."""
+    """Return the kind of an argument of unknown meaning; `None` for a boolean."""
     types = _types(schema) - {"null"}
     return None if types == {"boolean"} else "amount" if types and types <= {"number", "integer"} else "value"
 
 
 def _new(kind: str, path: str, words: list[str]) -> str:
-    """Return `name` instead of `object` for an object that the tool has yet to make."""
+    """Return `kind`, but `name` in place of `object` for what the tool creates."""
     named = _last(path)
     there = kind != "object" or words[0] not in _MAKES or named[-1] in _WEAK - {"name", "names"}
     return "name" if not there and {"filename", "path", "name", *words[1:]}.intersection(named) else kind

@@ -352,7 +352,7 @@ def rule_lines(reason: str) -> list[int]:
 
 
 def read_results(path: Path) -> dict[str, str]:
-    """Return the worst result of each test. A test's cases count for its function too."""
+    """Return test → its worst result. A parametrised case counts for its function too."""
     from xml.etree import ElementTree
 
     try:

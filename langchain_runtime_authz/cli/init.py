@@ -239,7 +239,7 @@ def _orders(tool: BaseTool, facts: dict[str, Any], verbs: Sequence[str]) -> list
 
 
 def _fits(tool: BaseTool, facts: dict[str, Any]) -> bool:
-    """Return True if the tool can have this profile; otherwise say why not."""
+    """Return True if the tool can have this profile; otherwise print why not."""
     from langchain_runtime_authz.langgraph.tool_lookup import arguments_of
     from langchain_runtime_authz.tool_profile import check_arguments, load_profiles
 

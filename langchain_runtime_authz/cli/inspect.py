@@ -89,7 +89,7 @@ def inspect(
 
 
 def _look(graph: Graph, profiles: Path | None) -> tuple[CoverageReport | None, CoverageReport, Profiles]:
-    """Return coverage now (`None`: it is protected), coverage if protected, profiles."""
+    """Return coverage now (None if protected already), coverage protected, profiles."""
     from langchain_runtime_authz import RuntimeAuthz
     from langchain_runtime_authz.langgraph.coverage.report_rows import coverage_of
     from langchain_runtime_authz.langgraph.protect import owner_of
@@ -130,7 +130,7 @@ def _text(
 
 
 def drafts(tools: list[BaseTool], of: list[BaseTool]) -> Iterator[str]:
-    """Yield a draft for each of the `tools`, which are some `of` a graph's."""
+    """Yield draft profiles for `tools`. `of`: all tools of their graph."""
     from langchain_runtime_authz.cli._profile_proposal import propose
     from langchain_runtime_authz.tool_profile import EFFECTS, SINKS
 
@@ -187,7 +187,7 @@ def load_graph(target: str) -> Graph:
 
 
 def load_object(target: str, example: str, kind: Any) -> Any:
-    """Return the object at `module:path`. Call a function that is not a `kind` itself."""
+    """Return the `kind` at `module:path`, or the result of another callable there."""
     name, colon, path = target.partition(":")
     if not colon or not name or not path:
         raise ConfigError(f"`{target}` must be `module:{example.partition(':')[2]}`, like `{example}`")

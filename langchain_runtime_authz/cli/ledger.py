@@ -73,7 +73,7 @@ class Store(NamedTuple):
         return sqlite.administer(self.where, create=create, look=look)
 
     def changed(self, change: Callable[[Admin], Version], *, create: bool = False) -> Answer:
-        """Change the schema, again if that gave way to commits."""
+        """Change the schema. If the change gave way to a commit, try again."""
         from langchain_runtime_authz.ledger.sql_ledger import retried
 
         def once() -> Version:
@@ -348,7 +348,7 @@ def log_of(audit: Path | None, tenant: str) -> Path | None:
 
 
 def note_full(listed: Iterable[Sized]) -> None:
-    """Warn if a tenant's list is full."""
+    """Warn if a tenant's list is full, because older entries are then missing."""
     from langchain_runtime_authz.ledger.base import MAX_ASKED
 
     if any(len(found) >= MAX_ASKED for found in listed):

@@ -135,7 +135,7 @@ def _held_against(tool: BaseTool, declared: ToolProfile | None) -> list[str]:
 
 
 def _alike(declared: Mapping[str, ToolProfile]) -> Iterator[str]:
-    """Yield which tools' orders have a shortest form in common, like `cancel …`."""
+    """Yield a note for tools whose orders share a shortest form, like `cancel …`."""
     from langchain_runtime_authz.mandate.languages import languages
     from langchain_runtime_authz.mandate.vocabulary import Tool
 

@@ -184,7 +184,7 @@ def _project(path: Path, opa: str | None) -> Policy:
 
 
 def patched(cases: list[Any], zone: ZoneInfo | None) -> list[Any]:
-    """Complete cases, which hold only differences from the example, and a time `at`."""
+    """Complete test cases, which hold differences from the example and a time `at`."""
     found = []
     for i, case in enumerate(cases, 1):
         if not isinstance(case, dict) or not isinstance(case.get("request", {}), dict):
@@ -289,7 +289,7 @@ def written(files: Mapping[str, str]) -> Iterator[Path]:
 
 
 def run_opa(given: str | None, *arguments: str, cwd: Path, findings: bool = False) -> str:
-    """Return the output of OPA (`given`, `$OPA` or `opa`); `findings`: if failed too."""
+    """Return OPA's output. `given`: its path. `findings`: accept a failed run too."""
     wanted = given or os.environ.get("OPA") or "opa"
     binary = shutil.which(wanted)
     if binary is None:

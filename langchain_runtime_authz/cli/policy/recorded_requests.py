@@ -319,7 +319,6 @@ def compared(log: Path, key: Keys, after: Path | None, opa: str | None, before: 
 
 
 def decided_file(source: Path, policy: Path | None, opa: str | None) -> Answer:
-    """Decide the request in a file."""
     opened = open_policy(policy, opa)
     request = zoned(opened, read_request(source))
     with closing(opened.pdp()) as pdp:
