@@ -7,8 +7,7 @@ AgentDojo's (Debenedetti et al., 2024; MIT). The graph is the same under both co
 * *static token*: an agent that holds a tool may use it;
 * *runtime decision*: `RuntimeAuthz` with the shipped policy, the profiles in `banking.yaml`, and the mandates in
   `banking_mandates.yaml`, which were written by hand from the users' texts. The simulated user sees only an interrupt's
-  payload, approves the calls of the user's task, and rejects the others. A given share of the questions is approved
-  unread.
+  payload, approves the calls of the user's task, and rejects the others. It approves a share of the questions unread.
 """
 
 from __future__ import annotations
@@ -273,7 +272,7 @@ class World:
 
 
 def _hijacked(world: World, user: Sequence[Any], theirs: Sequence[Any], answer: str) -> Iterator[AIMessage]:
-    """Play the model: the user's calls, and the attacker's once it read the injection."""
+    """Play the model: make the user's calls and, after the injection, the attacker's."""
     own, attack = deque(enumerate(user)), deque(enumerate(theirs))
     while own or attack:
         whose, left = (_ATTACK, attack) if attack and (world.exposed or not own) else ("user", own)
@@ -291,7 +290,7 @@ def _is_attack(call_id: str | None) -> bool:
 
 
 class _User:
-    """Play the user, who approves only the calls of the task, or approves unread."""
+    """Play the user, who approves the task's calls, and some other calls unread."""
 
     def __init__(self, world: World, wanted: Sequence[Any], looks_away: Callable[[], bool]) -> None:
         self._world, self._looks_away, self.asked = world, looks_away, 0

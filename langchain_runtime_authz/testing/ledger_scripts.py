@@ -159,7 +159,7 @@ def answers(ledger: Ledger, step: Step, form: str = "") -> Iterator[tuple[str, o
 
 
 def state(seen: Snapshot) -> dict[str, object]:
-    """Return a snapshot's fields, to compare without orders that a store may change."""
+    """Return a snapshot's fields, in a form that hides the store's order."""
     found = {field.name: getattr(seen, field.name) for field in fields(seen)}
     found |= {name: dict(found[name]) for name in ("calls", "approvals", "marks", "counters")}
     found |= {name: sorted(found[name], key=repr) for name in ("asks", "doubts")}

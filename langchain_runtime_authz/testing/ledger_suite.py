@@ -79,7 +79,7 @@ class LedgerContract(LedgerHarness):
     STEPS = 60
 
     def play(self, seed: int, ledgers: Callable[[], Sequence[tuple[Ledger, str]]]) -> tuple[Ledger, list[Step]]:
-        """Run a script on `MemoryLedger` and `ledgers()` (with `form`s). All must agree."""
+        """Run a script on `MemoryLedger` and `ledgers()`, and compare all answers."""
         known, script, done = MemoryLedger(clock=self.clock), Script(seed, self.scope, self.clock), []
         for number in range(self.STEPS):
             step = script.step(lambda scope: known.load(scope, Query()).epoch)
@@ -182,7 +182,7 @@ class LedgerContract(LedgerHarness):
         assert (seen.epoch, len(seen.log), seen.task.corrections) == (2, 1, 1)
 
     def test_a_correction_or_a_claim_comes_first(self) -> None:
-        """Race claims with a correction: a claim committed after it is refused."""
+        """Race claims with a correction, after which every claim is refused."""
         for epoch in range(1, 6):
             leases = [self.lease(("root", str(i))) for i in range(THREADS - 1)]
             jobs: list[tuple[Sequence[Change], Guard | None]] = [
@@ -369,7 +369,7 @@ class DurableLedgerContract(LedgerContract):
             assert self.lease().epoch == 2
 
     def test_time_never_goes_back(self) -> None:
-        """Set the clock back. After 2 s, time stands still; after 600 s, `ledger_clock`."""
+        """Set the clock back: 2 s stop the time, 600 s raise `ledger_clock`."""
         lease = self.lease()
         then = self.do(RecordStep()).now
         self.clock.tick(-2)
@@ -402,7 +402,7 @@ def _in_processes(count: int, work: Callable[[int, Callable[[str], None]], None]
         answer, end = fork.Pipe(duplex=False)
         process = fork.Process(target=work, args=(number, end.send))
         process.start()
-        end.close()  # a process that dies untold is an error, not a wait
+        end.close()  # if a process dies without an answer, `recv` raises instead of waiting
         running.append((process, answer))
     told = [answer.recv() for _, answer in running]
     for process, _ in running:
