@@ -104,7 +104,7 @@ def ephemeral(
 
 
 def refuse_older(ledger: Ledger, audit: AuditSink, tenant: str) -> None:
-    """Refuse a ledger that lacks the audit chain's newest commit, as after a restore."""
+    """Raise `LedgerError` if the ledger lacks the newest commit of the audit chain."""
     newest = getattr(audit, "anchor", None)
     found = newest(tenant) if callable(newest) else None
     if found is None:

@@ -81,8 +81,8 @@ def _escape(c: str) -> str:
 def quoted(value: object, limit: int = MAX_SHOWN) -> str:
     """Return a value quoted, inert and cut to a bounded length.
 
-    Each text is cut at `limit` characters, and a list or an object after `MAX_LISTED` texts and numbers. A digest
-    identifies a value that was cut.
+    Each text is cut at `limit` characters, a list or object after `MAX_LISTED` texts and numbers. A cut value has a
+    digest.
     """
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     digest = f"sha256 {hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
@@ -97,7 +97,7 @@ def quoted(value: object, limit: int = MAX_SHOWN) -> str:
 
 
 def _listed(value: object, limit: int, number: Iterator[int], depth: int = 0) -> str:
-    """Return a list's value as `quoted` does, or "" if `number` has reached its limit."""
+    """Return one part of a list, quoted; "" if `number` has counted `MAX_LISTED`."""
     if isinstance(value, list | dict) and value and depth < _DEPTH:
         pairs = value.items() if isinstance(value, dict) else (("", one) for one in value)
         shown = [(key, text) for key, one in pairs if (text := _listed(one, limit, number, depth + 1))]

@@ -1,7 +1,7 @@
 """Drive flows: generators that yield effects, sync or async.
 
 A flow receives the results of its effects, and does no I/O of its own. `drive` and `adrive` are the only two
-interpreters. `adrive` goes on in a thread from an effect that blocks. The effects of `pep` are in `pep/run.py`.
+interpreters. At an effect that blocks, `adrive` goes on in a thread. `pep/run.py` has the effects of `pep`.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from typing import Any, Final, ParamSpec, TypeVar
 P = ParamSpec("P")
 T = TypeVar("T")
 
-THREADS: Final = 32  # for the flows of event loops that block
+THREADS: Final = 32  # for flows of event loops, while the flows block
 
 
 class Effect:
     """One kind of I/O, in a blocking and an asynchronous form.
 
     `do` blocks, and `ado` returns an awaitable. Without `ado`, the effect never waits.
+
     A flow yields `effect(*arguments)` or, on a hot path, `(effect, *arguments)`. `do` and `ado` get the engine first.
-    Or `method` names a method of one of the engine's parts, like `ledger.load`; `ledger.aload` is then its async form.
+    Without `do`, `method` names a method of an engine's part, like `ledger.load`, whose async form is `ledger.aload`.
     """
 
     __slots__ = ("ado", "do", "method")
@@ -170,7 +171,7 @@ os.register_at_fork(after_in_child=_threads.cache_clear)
 
 
 def begun(function: Callable[[], T], name: str) -> Future[T]:
-    """Start `function` in a daemon thread, in an empty context; return its future."""
+    """Run `function` in a daemon thread, in an empty context. Return its future."""
     future: Future[T] = Future()
     future.set_running_or_notify_cancel()  # so that nobody can cancel it
 

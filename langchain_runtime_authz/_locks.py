@@ -42,7 +42,7 @@ def in_child(method: Callable[[], object]) -> None:
 
 @contextmanager
 def file_lock(path: Path) -> Iterator[None]:
-    """Hold a lock between processes; create a missing file. Raises `OSError`."""
+    """Hold a lock on a file, created if missing. Raises `OSError` if that fails."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

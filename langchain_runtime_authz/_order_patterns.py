@@ -24,13 +24,13 @@ _ITEM: Final = re.compile(r"\{[^{}]*\}|[\[\]()|]|[^\s\[\](){}|]+|[{}]")
 
 
 class Choice(NamedTuple):
-    """One of these ways."""
+    """A part of a pattern: one of `ways` must stand there."""
 
     ways: tuple[Pattern, ...]
 
 
 class Options(NamedTuple):
-    """None, some or all of these parts, in any order."""
+    """A part of a pattern: none, some or all of `parts` may stand there, in any order."""
 
     parts: tuple[Pattern, ...]
 
@@ -41,7 +41,7 @@ Pattern = tuple["str | Choice | Options", ...]
 
 @lru_cache(maxsize=4096)
 def parse(pattern: str) -> Pattern:
-    """Return what an order consists of, in lower case. Raises `ValueError`: malformed."""
+    """Return a pattern, parsed and in lower case. Raises `ValueError` if malformed."""
     try:
         if len(pattern) > MAX_LENGTH:
             raise ValueError(f"has more than {MAX_LENGTH} characters; write several orders")
@@ -60,7 +60,7 @@ def parse(pattern: str) -> Pattern:
 
 
 def firsts(pattern: Pattern) -> set[str]:
-    """Return the items with which a pattern may begin; "" if it may be left out."""
+    """Return the items with which a pattern may begin; with "" if all are optional."""
     found = {""}
     for item in pattern:
         ways = item.ways if isinstance(item, Choice) else item.parts if isinstance(item, Options) else ()
@@ -74,18 +74,18 @@ def firsts(pattern: Pattern) -> set[str]:
 
 
 def items(*patterns: str) -> Iterator[str]:
-    """Yield all words and arguments of orders."""
+    """Yield all words and arguments of some patterns."""
     for pattern in patterns:
         yield from _items(parse(pattern))
 
 
 def name_in(item: str) -> str:
-    """Return the argument's name in braces."""
+    """Return the name of the argument in an item in braces, like `{state=off}`."""
     return item[1:-1].partition("=")[0]
 
 
 def given_in(patterns: tuple[str, ...]) -> set[tuple[str, str]]:
-    """Return the arguments to which orders give a value, and the value."""
+    """Return the (argument, value) pairs that patterns set, as in `{state=off}`."""
     named = (item[1:-1].partition("=") for item in items(*patterns) if item[0] == "{")
     return {(name, value) for name, given, value in named if given}
 
@@ -100,7 +100,7 @@ def _items(pattern: Pattern) -> Iterator[str]:
 
 
 def _always(pattern: Pattern) -> Iterator[str]:
-    """Yield the arguments that each way to say a pattern names."""
+    """Yield the arguments that a pattern names in every alternative."""
     for item in pattern:
         if isinstance(item, Choice):
             ways = [{*_always(way)} for way in item.ways]
@@ -116,7 +116,7 @@ def _argument(item: str) -> str:
 
 
 def _sequence(written: Iterator[str], end: str) -> Pattern:
-    """Return what stands up to `end`."""
+    """Parse items up to `end`. Raises `ValueError` for an unmatched bracket."""
     ways: list[list[str | Choice | Options]] = [[]]
     for item in written:
         if item == end:

@@ -31,8 +31,7 @@ _SIGNS: Final = lazy(rf"(?<!{_SIGN}){_SIGN}{{{_MOST + 1},}}")
 def normalize(form: Literal["NFC", "NFKC", "NFKD"], text: str) -> str:
     """Return the normal form of a text, with long runs of combining marks cut up.
 
-    A long run takes quadratic time. Pieces stay equivalent, so texts become equal only if Unicode calls them
-    equivalent.
+    A long run takes quadratic time. Texts still become equal only if Unicode calls them equivalent.
     """
     if text.isascii():
         return text
@@ -41,5 +40,5 @@ def normalize(form: Literal["NFC", "NFKC", "NFKD"], text: str) -> str:
 
 
 def clear(text: str) -> str:
-    """Return the text as a reader sees it: folded, without invisible characters."""
+    """Return the text in NFKC form, without invisible characters, as readers see it."""
     return text if text.isascii() else "".join(c for c in normalize("NFKC", text) if unicodedata.category(c) != "Cf")

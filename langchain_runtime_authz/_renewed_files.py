@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class Renewed(Generic[T]):
-    """Cache `load()` until a file changes. `ConfigError`: the first load fails."""
+    """Cache `load()` until a file changes. If the first load fails: `ConfigError`."""
 
     def __init__(self, files: Sequence[Path], load: Callable[[], T], code: Code, what: str) -> None:
         self._files, self._load, self._code, self._what = files, load, code, what
@@ -37,7 +37,7 @@ class Renewed(Generic[T]):
 
 
 def stamp(file: Path) -> tuple[int, int, int, int]:
-    """Return a stamp that changes with the file, or raise `OSError`."""
+    """Return a value that changes whenever the file changes, or raise `OSError`."""
     s = file.stat()
     return s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns
 
@@ -55,7 +55,7 @@ def replace_file(file: Path, data: bytes, mode: int = 0o666) -> None:
 def tls_context(
     ca_file: str | Path | None, client_cert: str | Path | tuple[str | Path, str | Path] | None
 ) -> Renewed[ssl.SSLContext]:
-    """Return the TLS context of authorities and a client certificate."""
+    """Return the TLS context for these files. It is made again when a file changes."""
     given = client_cert if isinstance(client_cert, tuple) else () if client_cert is None else (client_cert,)
     if (client_cert is not None and not given) or len(given) > 2:  # noqa: PLR2004
         raise wrong("client_cert", "a file, or a pair of certificate and key", client_cert)

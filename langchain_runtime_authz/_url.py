@@ -25,7 +25,7 @@ def is_plain_url(url: str) -> bool:
 
 
 def split_url(name: str, url: object) -> SplitResult:
-    """Return the parts of a plain URL. Raises `ConfigError`."""
+    """Return the parts of a plain URL. Raises `ConfigError` if it is not a plain URL."""
     try:
         if isinstance(url, str) and is_plain_url(url):
             parts = urlsplit(url)
@@ -45,7 +45,7 @@ def is_loopback(host: str | None) -> bool:
 
 
 def checked_url(url: str, name: str) -> str:
-    """Return an https URL without user, or http to this machine. Raises `ConfigError`."""
+    """Return `url` if it is https, or http to this machine; else raise `ConfigError`."""
     parts = split_url(name, url)
     safe = parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname))
     if not safe or not parts.hostname or parts.username or parts.fragment:

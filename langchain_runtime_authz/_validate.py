@@ -22,28 +22,28 @@ def wrong(name: str, wanted: str, value: object) -> ConfigError:
 
 
 def checked_seconds(name: str, value: Any) -> float:
-    """Return a positive number of seconds that a lock can wait. Raises `ConfigError`."""
+    """Return `value` as seconds that a lock can wait for, or raise `ConfigError`."""
     if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) <= threading.TIMEOUT_MAX:
         raise wrong(name, "a positive number of seconds", value)
     return float(value)
 
 
 def checked_count(name: str, value: Any) -> int:
-    """Return `value` if it is a whole number from 1 on. Raises `ConfigError`."""
+    """Return `value` if it is a whole number from 1 on, or raise `ConfigError`."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise wrong(name, "a whole number from 1", value)
     return int(value)
 
 
 def checked_text(name: str, value: Any) -> str:
-    """Return `value` if it is text and not empty. Raises `ConfigError`."""
+    """Return `value` if it is text and not empty, or raise `ConfigError`."""
     if not isinstance(value, str) or not value:
         raise wrong(name, "text", value)
     return value
 
 
 def checked_names(name: str, value: Any) -> tuple[str, ...]:
-    """Return names as a tuple, or raise `ConfigError`, also if `value` is one text."""
+    """Return `value` as a tuple of names, or raise `ConfigError`, also for one text."""
     if isinstance(value, str) or not all(isinstance(one, str) and one for one in value):
         raise wrong(name, "a list of names", value)
     return tuple(value)
@@ -67,7 +67,7 @@ checked_callable = partial(of_kind, kind=Callable, wanted="something to call")
 
 
 def read_yaml(path: str | Path, code: Code) -> Any:
-    """Read a YAML file with unique names. Raises `ConfigError`; it names the line."""
+    """Read a YAML file with unique names. Raises `ConfigError` that names the line."""
     import yaml  # only where a file is read
 
     class Unique(yaml.SafeLoader):

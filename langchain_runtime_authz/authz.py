@@ -103,7 +103,7 @@ class RuntimeAuthz(Threads):
             the service cannot tell (the call stays in doubt). It may be asynchronous, and has five seconds.
         development: runs without a subject act as the user `developer`. For your own machine only.
 
-    Raises `ConfigError` if an argument is wrong; nothing was started. Raises `LedgerError` (`ledger_rolled_back`) if
+    Raises `ConfigError` if an argument is wrong, before anything starts. Raises `LedgerError` (`ledger_rolled_back`) if
     the audit file names a commit that the ledger lacks, as after the restore of a backup.
     """
 

@@ -51,8 +51,7 @@ _EXACT_REPR: Final = (
 def parse_object(data: str | bytes) -> dict[str, Any]:
     """Parse a JSON object in UTF-8 with unique members and finite numbers.
 
-    Follows RFC 7515 §5.2 and RFC 7519 §4. Raises `ValueError`: anything else, including nesting too deep for the
-    parser.
+    Follows RFC 7515 §5.2 and RFC 7519 §4. Raises `ValueError` for anything else, also if it is nested too deeply.
     """
     try:
         value = strict_json(data)
@@ -121,8 +120,8 @@ def project(value: object) -> Any:
     Scalars, mappings with string keys, lists, tuples, pydantic models, dataclasses, enums, dates, times, decimals,
     UUIDs and paths have a JSON form. Everything else is refused: non-finite numbers, integers beyond 2^53, lone
     surrogates, NUL, sets, bytes, nesting beyond 32, objects that raise when they are read. Raises `MappingError`:
-    `uncanonical_argument`, or `request_too_large` for more values than any request could hold. A list that is held
-    several times counts each time.
+    `uncanonical_argument`, or `request_too_large` for more values than a request holds. A repeated list counts each
+    time.
     """
     if type(value) is float and math.isfinite(value):
         return value
@@ -140,7 +139,7 @@ def alike(one: object, other: object) -> bool:
 
 
 def project_arguments(args: Mapping[Any, Any], supplied: frozenset[str], kind: type) -> tuple[dict[str, Any], bool]:
-    """Return a pair: own arguments as JSON, and True if supplied ones were left out."""
+    """Return (1) `args` as JSON without `supplied` ones, (2) True if any was left out."""
     own: dict[str, Any] = {}
     for name, value in args.items():
         if name in supplied or type(value) is kind:

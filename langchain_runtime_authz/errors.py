@@ -195,7 +195,7 @@ GROUPS: Final = {  # the first code of a group → its title
 
 
 def sentence(code: str) -> str:
-    """Return the operator's sentence about a code. It only quotes a policy's own code."""
+    """Return the operator's sentence about a code. A policy's own code is only quoted."""
     meaning, remedy = told(code)
     return f"{meaning}; {remedy}" if remedy else meaning
 
@@ -209,7 +209,7 @@ def told(code: str) -> tuple[str, str]:
 
 
 def wrong_field(exc: ValidationError, whole: str = "") -> str:
-    """Return a model's first wrong field and why: "`a.b`: …"; `whole` names the model."""
+    """Return the first wrong field and why: "`a.b`: …". `whole`: the model's name."""
     first = exc.errors()[0]
     # Skip a union's own parts: they are not names of a field.
     name = ".".join(part for part in map(str, first["loc"]) if "[" not in part) or whole
@@ -246,7 +246,7 @@ class AuthzError(Exception):
 
 
 class ConfigError(AuthzError):
-    """A constructor's argument or a setting is wrong; nothing was changed."""
+    """An argument of a constructor or a setting is wrong; the call had no effect."""
 
     def __init__(self, detail: str, code: str = Code.CONFIG) -> None:
         super().__init__(code, detail)

@@ -342,7 +342,7 @@ def field_trust(profile: ToolProfile, path: str) -> FieldTrust:
 
 
 def check_arguments(name: str, declared: ToolProfile, arguments: Mapping[str, object]) -> None:
-    """Refuse a profile that names an argument that the tool does not take.
+    """Raise `ConfigError` if a profile names an argument that the tool does not take.
 
     Such an argument would count as absent. `arguments` has the arguments' JSON schemas, references resolved. A schema
     that does not describe its members fits.
@@ -370,7 +370,7 @@ _WRITTEN: Final = {"boolean": "true|false", "integer": r"-?\d+", "number": r"-?\
 
 
 def _takes(schema: object, value: str) -> bool:
-    """Return True if a value of this schema may be written like this."""
+    """Return True if `value` is how a value of this schema may be written."""
     if not isinstance(schema, Mapping):
         return True
     if isinstance(choices := schema.get("enum"), list):
