@@ -43,8 +43,7 @@ class PlanRecord:
     """The calls of one message of one agent at one epoch.
 
     `at`: the thread's number of steps when the plan was recorded. `origin`: 0, or the first epoch of a carried plan. An
-    approver's answer carries a plan into the new epoch. Call keys contain the first epoch, so that a call that has run
-    does not run again.
+    approver's answer carries a plan into the new epoch. Call keys have the first epoch, so that no call runs again.
     """
 
     id: str

@@ -1,8 +1,7 @@
 """Give each of a task's questions its own answer, by number.
 
-A task is LangGraph's unit of work here: one run of a node. LangGraph numbers a task's answers in order, and gives them
-to the task's questions in the order in which code asks. In a hand-written node, an approval that is void or a call that
-does not run again would shift that order.
+LangGraph numbers the answers to a task (one run of a node), and gives them to its questions in the order in which code
+asks. In a hand-written node, an approval that is void or a call that does not run again would shift that order.
 """
 
 from __future__ import annotations

@@ -237,8 +237,9 @@ def install(*, everywhere: bool = False, listens: bool = False) -> None:
     """Register the hook with LangChain, once per process.
 
     LangChain cannot remove the hook, and an option that was once set stays on.
-    `everywhere`: also deny unguarded tools outside runs. `listens`: in `authz.run()`, also record the model outputs of
-    unprotected graphs.
+
+    `everywhere`: also deny unguarded tools outside runs. `listens`: in `authz.run()`, record outputs of unprotected
+    models.
     """
     _register()
     for name, value in {"everywhere": everywhere, "listens": listens}.items():

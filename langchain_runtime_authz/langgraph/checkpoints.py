@@ -155,8 +155,7 @@ def read_waiting(
 ) -> Flow[Below | None]:
     """Read the state of a root graph's waiting child graphs; `None` if none waits.
 
-    Graphs that a task's code calls are found by namespace, one level deep. `nodes_only`: return `None` if no node is a
-    graph.
+    Graphs that a task's code calls are found by namespace, one level deep. `nodes_only`: `None` if no node is a graph.
     """
     if nodes_only and not any(True for _ in graph.get_subgraphs()):
         return None
@@ -228,8 +227,7 @@ def updates_during(
 ) -> Flow[list[HumanText]]:
     """Return texts that record each `update_state` during a root entry.
 
-    LangGraph loses such an update, because the run continues from the state that it loaded. The texts give no
-    authority.
+    LangGraph loses such an update, because the run continues from the state that it loaded. The texts order nothing.
     """
     edits = yield from _update_at(run, graph, place, watch(graph))
     for namespace in namespaces:

@@ -120,11 +120,11 @@ def resumed(
 ) -> Flow[Any]:
     """Record the answers in a resume value, and return the input to run with.
 
-    The answers are recorded before any task starts. A plain value is one without interrupt ids. It is keyed by its
-    question's id, because LangGraph would give it to the first task that asks. If no question waits, the value may
-    answer the application's next question, but no approval question. With `plain`, it is not keyed: a child's
-    checkpoint and a graph without checkpoints ask with another id. At an `older` checkpoint whose step has ended, a
-    fork asks for approvals anew.
+    The answers are recorded before any task starts. A plain value (without interrupt ids) is keyed by its question's
+    id, because LangGraph would give it to the first task that asks. If no question waits, it may answer the
+    application's next question, but no approval question. With `plain`, it is not keyed: a child's checkpoint, and a
+    graph without checkpoints, ask with another id. At an `older` checkpoint whose step has ended, a fork asks for
+    approvals anew.
     """
     questions = {i.id: i.value for i in state.interrupts}
     # At an older checkpoint, a state shows answered questions too.

@@ -214,7 +214,6 @@ def arrival_by_hand(tool: BaseTool, facts: ToolFacts, args: Mapping[str, Any], c
 
 
 def arrival_unguarded(tool: BaseTool, tool_input: Any, config: Mapping[str, Any], call_id: str | None) -> Arrival:
-    """Return the `Arrival` of an unguarded tool's call."""
     # Refuse input that the tool would parse differently when it parses the input again.
     owner = find_run(config) or opened(config)
     if owner is None:

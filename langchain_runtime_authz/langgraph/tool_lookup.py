@@ -1,7 +1,6 @@
 """Look up a tool's profile, which is declared and pinned to the tool's digest.
 
-A tool without such a profile is unprofiled. A guarded tool has a `Guard`, which looks the profile up again if the tool
-changes.
+A tool without such a profile is unprofiled. If a guarded tool changes, its `Guard` looks the profile up again.
 """
 
 from __future__ import annotations

@@ -137,7 +137,6 @@ class CoverageReport:
 
     @property
     def tools(self) -> tuple[str, ...]:
-        """Names of the tools."""
         return tuple(dict.fromkeys(r.name for r in self.rows if r.kind == "tool"))
 
     @property
