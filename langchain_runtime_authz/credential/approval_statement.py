@@ -31,7 +31,7 @@ Verdict = Literal["approve", "deny"]
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """The question of a statement: signed fields, compared with the ledger's question."""
+    """The signed fields of a question. The ledger's question must have the same."""
 
     id: str
     issuer: str
@@ -82,9 +82,9 @@ class Approvers:
     """The people and services whose statements are accepted.
 
     Args:
-        people: `user:<id>` → the public keys of that user: a JWK set (RFC 7517 §5) or a `KeySource`. A key
-            signs for its user only.
-        services: `iss` → public keys of a service that authenticates approvers and signs for them.
+        people: public keys by user, as `user:<id>`: a JWK set (RFC 7517 §5) or a `KeySource`. A key signs for its
+            user only.
+        services: public keys, by `iss`, of the services that authenticate approvers and sign for them.
     """
 
     def __init__(
@@ -110,10 +110,10 @@ class Approvers:
     def _verify(
         self, statement: str, question: Question, *, message: str = "", now: float | None = None
     ) -> Flow[Statement]:
-        """Verify a statement that answers `question`, and gives `message` as its reason.
+        """Verify that a statement answers `question`, with `message` as its reason.
 
-        Raises an error with the code `approval_statement`, `approval_approver` (not a user) or `keys_unavailable`. It
-        does not quote the statement.
+        Raises `CredentialError`: `approval_statement` (invalid, or about another question), `approval_approver` (not a
+        user) or `keys_unavailable`. No error quotes the statement.
         """
         jws = read(statement, typ=APPROVAL_TYP, algorithms=ALGORITHMS, code=_CODE)
         keys = self._keys_of(jws)
@@ -161,6 +161,6 @@ def _is_user(approver: str) -> bool:
 
 
 def _about(question: Question, verdict: Verdict, message: str) -> dict[str, Any]:
-    # The message changes the task as the approver's own words, so the carrier of a statement must not choose it.
+    # The message changes the task in the approver's name, so somebody who only passes it on must not choose it.
     said = {"message_digest": content_digest(message)} if message else {}
     return {"decision": verdict, **{name: getattr(question, name) for name in _STATED}, **said}

@@ -19,8 +19,8 @@ from langchain_runtime_authz.errors import AuthzError, Code, CredentialError
 class CodeScope:
     """The authorization state of the running code, held in one context variable.
 
-    `refusals`: the recorder of refused mints for code without a ticket. `task`: the node's Pregel task. `counts`:
-    unplanned call → number of equal calls so far, to tell equal calls apart.
+    `refusals`: the recorder of refused mints for code without a ticket. `task`: the node's Pregel task. `counts`: how
+    often each unplanned call was made so far, to tell equal calls apart.
     """
 
     ticket: Ticket | None = None
@@ -32,7 +32,7 @@ class CodeScope:
 
 NO_SCOPE: Final = CodeScope()
 current_scope: Final[ContextVar[CodeScope]] = ContextVar("runtime_authz_scope", default=NO_SCOPE)
-# Finds the run of code outside any enforcement point, while that run lasts.
+# Finds the recorder of refused mints for code outside any enforcement point, while its run lasts.
 _finder: Final[ContextVar[Callable[[], Refusals | None] | None]] = ContextVar("runtime_authz_finder", default=None)
 
 
@@ -66,7 +66,7 @@ class CurrentCall:
 
     @property
     def agent(self) -> tuple[str, ...]:
-        """The path from the root agent."""
+        """The agent's path, from the root agent."""
         return self._call().agent
 
     @property
@@ -76,7 +76,7 @@ class CurrentCall:
 
     @property
     def decision_id(self) -> str:
-        """The id that finds the audit record."""
+        """The id by which the decision is found in the audit log."""
         return self._call().decision_id
 
     def _credential(self, audience: str | None = None, *, dpop: bool = False) -> Flow[CallCredential]:
@@ -89,7 +89,7 @@ class CurrentCall:
             audience: an audience of both the tool's profile and the grant; optional if there is only one.
             dpop: bind the token to a new key of this call (RFC 9449). The credential's `headers` then add a proof.
 
-        Raises `CredentialError`: `audience`, or `credential_unavailable` outside a running tool.
+        Raises `CredentialError`: `audience` if it is not permitted; `credential_unavailable` outside a running tool.
 
         ```python
         @tool
@@ -110,12 +110,12 @@ class CurrentCall:
 
 
 def current_call() -> CurrentCall:
-    """Return the call under way. Outside a running tool, using the result raises."""
+    """Return the call under way. Outside a running tool, any use of it raises."""
     return CurrentCall(current_ticket())
 
 
 def refused_outside(audience: str | None) -> Flow[CredentialError]:
-    """Return the error for a mint outside a call, and record it if there is a run."""
+    """Return the error for a mint outside a call, and record the refusal in a run."""
     told, finder = current_scope.get().refusals, _finder.get()
     if (told := finder() if told is None and finder is not None else told) is None:
         # Without a run there is no log, only the error.

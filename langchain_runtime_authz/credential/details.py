@@ -48,7 +48,7 @@ def authorization_details(
 
     The detail holds the arguments that decide what the call affects. An argument that was not given is `null`. If an
     entry for each argument makes the detail larger than 4 kB of JSON, one digest covers all arguments. `salt` is new
-    for each token. Raises `CredentialError`: `credential_unavailable`: an argument has no exact JSON form.
+    for each token. Raises `CredentialError` (`credential_unavailable`) if an argument has no exact JSON form.
     """
     detail: dict[str, Any] = {
         "type": names.CALL_TYPE,
@@ -133,7 +133,7 @@ def _normal(value: Any, number: bool) -> Any:
     read = [Decimal(form[4:]) for form in found if form.startswith("num:")]
     if not number or len(read) != 1:  # `1,200` may mean two numbers
         return value.strip()
-    # It has at most 15 digits, which a double holds exactly.
+    # Such a number has at most 15 digits, which a double holds exactly.
     return int(read[0]) if read[0] == read[0].to_integral_value() else float(read[0])
 
 
@@ -226,7 +226,7 @@ def _call(credential: Credential, tool: str) -> Mapping[str, Any]:
 
 
 def _digests(detail: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Return argument digests by name; `None` if one digest covers all arguments."""
+    """Return each argument's digest, or `None` if the token holds one common digest."""
     if isinstance(digests := detail.get(names.ARGUMENT_DIGESTS), Mapping):
         return digests
     shown = detail.get(names.ARGUMENTS)

@@ -39,7 +39,7 @@ class ProofKey(Secret):
     def proof(self, htm: str, htu: str, *, token: str | None = None, nonce: str | None = None) -> str:
         """Return a proof for one request and the `token` that it sends (§4.2).
 
-        `nonce`: the server's last one. Raises `ConfigError`: `htu` is not an absolute http(s) URL.
+        `htm`: the method. `htu`: the absolute http(s) URL (else `ConfigError`). `nonce`: the server's last nonce.
         """
         target = normal_target(htu)
         if target is None:
@@ -73,9 +73,9 @@ def read_proof(
     algorithms: Collection[str] = ALGORITHMS,
     is_nonce: Callable[[str | None], bool] = lambda _: True,
 ) -> Proof:
-    """Check a proof by §4.3, except for replay. Raises `proof_invalid`, `proof_nonce`.
+    """Return a checked proof (§4.3), or raise `proof_invalid` or `proof_nonce`.
 
-    `htu` is the URL by the server's own configuration, never by a `Host` header alone. `is_nonce` is called last.
+    The caller refuses replays. `htu` is from the server's configuration, not from a `Host` header. `is_nonce` is last.
     """
     jws = read(proof, typ=TYP, members=HEADER, algorithms=algorithms, code=_CODE)
     if not is_signed_by(jws, jws.header["jwk"]):

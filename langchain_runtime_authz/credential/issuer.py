@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from langchain_runtime_authz.credential.verifier import Verifier
 
 LOCAL: Final = "urn:langchain-runtime-authz:local"
-# A remote issuer sets these itself; the verifier checks them.
+# A remote issuer sets these claims itself, and the verifier checks them.
 _OWN: Final = {names.ISSUER, names.EXPIRES_AT, names.ISSUED_AT, names.ACTOR}
 
 
@@ -46,7 +46,7 @@ class Issuer(Protocol):
 
 
 class LocalIssuer(Secret):
-    """Signs in this process. A token takes about 40 µs.
+    """Signs tokens in this process, in about 40 µs each.
 
     Args:
         key: one key, or a `KeyRing`, whose active key signs. A new ES256 key by default, so that tokens

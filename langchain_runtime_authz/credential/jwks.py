@@ -52,7 +52,7 @@ class CachedDocument(Generic[T]):
         self._pending: Future[None] | None = None
 
     def wanted(self, holds: Callable[[T], bool] = lambda _: True) -> Flow[T | None]:
-        """Return the value or `None`. Fetch it first if it is old or fails `holds`."""
+        """Return the value, or `None`. Fetch it first if it is old, or `holds` refuses it."""
         known, pending, mine = self._look(holds)
         if mine is not None:
             try:
@@ -65,7 +65,7 @@ class CachedDocument(Generic[T]):
         return self._current()
 
     def _look(self, holds: Callable[[T], bool]) -> tuple[bool, Future[None] | None, Future[None] | None]:
-        """Return True if the copy is good, another caller's fetch, and the fetch to make."""
+        """Return True if the copy is usable, the fetch to wait for, and the fetch to make."""
         with self._lock:
             now, copy = monotonic(), self._copy
             age = float("inf") if copy is None else now - copy[1]
@@ -78,7 +78,7 @@ class CachedDocument(Generic[T]):
             return known, None, self._pending
 
     def _store(self, answer: Answer | None) -> None:
-        copy = self._copy  # only the one fetch in progress replaces it
+        copy = self._copy  # only one fetch at a time replaces the copy
         body = answer.body if answer is not None and answer.status == OK else None
         if (value := self._read(body, None if copy is None else copy[0])) is not None:
             # The age counts from the request, because the document may have changed since then.
@@ -115,7 +115,7 @@ class JwksClient:
         )
 
     def _get(self, kid: str) -> Flow[Mapping[str, Any] | None]:
-        """Return the key with this `kid`, or `None`. Raises `keys_unavailable`."""
+        """Return the key `kid`, or `None`. Raises `keys_unavailable` without a key set."""
         keys = yield from self.keys.wanted(lambda keys: kid in keys)
         if keys is None:
             raise CredentialError(Code.KEYS_UNAVAILABLE)

@@ -148,7 +148,7 @@ def is_signed(jws: Jws, key: PyJWK) -> bool:
 
 
 def refuse(why: str, code: Code = Code.CREDENTIAL_INVALID) -> NoReturn:
-    """Raise the error. Never call it in `except`: its context would quote the input."""
+    """Raise `CredentialError`. Not for use in `except`: its context quotes the token."""
     raise CredentialError(code, why)
 
 

@@ -129,7 +129,7 @@ class KeyRing(Secret):
     def rotate(self) -> Key:
         """Retire the active key, sign with the next key, and publish a new next key.
 
-        Raises `ConfigError`: the next key was published less than `cache_age` seconds ago.
+        Raises `ConfigError` if the next key was published less than `cache_age` seconds ago.
         """
         with self._changing() as now:
             wait = self._one("next").since + self._cache_age + self._lag - now
@@ -191,7 +191,7 @@ class KeyRing(Secret):
                 raise
 
     def _save(self) -> None:
-        """Store the change. For subclasses."""
+        """Store the changed keys, in a subclass."""
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {', '.join(f'{i.state} {i.kid}' for i in self.all_keys()[:3])}>"
@@ -210,7 +210,7 @@ class KeyDirectory(KeyRing):
         password: password of the PEM files.
         cache_age: as for `KeyRing`.
 
-    Raises `ConfigError`: there is no readable ring, or other users may read the keys.
+    Raises `ConfigError` if there is no readable ring, or if other users may read the keys.
     """
 
     _lag = LOOK_AGAIN
@@ -226,7 +226,7 @@ class KeyDirectory(KeyRing):
     def create(cls, path: str | Path, alg: Alg = "ES256", password: bytes | None = None) -> Self:
         """Create a ring with an active and a next key.
 
-        Raises `ConfigError`: there is a ring already, or the algorithm is unknown.
+        Raises `ConfigError` if there is a ring already, or if the algorithm is unknown.
         """
         path, keys = Path(path), _pair(alg, time.time())
         path.mkdir(mode=0o700, parents=True, exist_ok=True)

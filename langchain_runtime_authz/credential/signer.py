@@ -77,7 +77,7 @@ def checked_algorithms(algorithms: Collection[str]) -> frozenset[str]:
 
 
 def thumbprint(jwk: Mapping[str, object]) -> str:
-    """Return the RFC 7638 thumbprint of a public JWK. Raises `ConfigError`."""
+    """Return the RFC 7638 thumbprint of a public JWK. Raises `ConfigError` for others."""
     kty = jwk.get("kty")
     names = _THUMBPRINT_MEMBERS.get(kty, ()) if isinstance(kty, str) else ()
     required = {name: jwk.get(name) for name in names}
@@ -120,7 +120,7 @@ class SigningKey(Secret):
 
     @classmethod
     def generate(cls, alg: Alg = "ES256") -> SigningKey:
-        """Return a new key that dies with the process. Raises `ConfigError`."""
+        """Return a new key in memory. Raises `ConfigError` for an unknown `alg`."""
         if alg not in ALGORITHMS:
             raise ConfigError(f"the algorithm is one of {', '.join(ALGORITHMS)}")
         while True:
@@ -131,7 +131,7 @@ class SigningKey(Secret):
 
     @classmethod
     def from_pem(cls, pem: bytes, password: bytes | None = None) -> SigningKey:
-        """Return the key in a PEM (PKCS #8 or SEC 1). Raises `ConfigError`."""
+        """Return the key in a PEM (PKCS #8 or SEC 1), or raise `ConfigError`."""
         try:
             private = load_pem_private_key(pem, password)
         except Exception:  # noqa: BLE001  (any failure of the parser; its text may quote the input)

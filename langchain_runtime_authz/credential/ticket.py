@@ -18,7 +18,7 @@ from langchain_runtime_authz.credential.token import ISSUED_AT, MARGIN, Credenti
 from langchain_runtime_authz.errors import AuthzError, Code, CredentialError
 from langchain_runtime_authz.evaluation import Obligation
 
-if TYPE_CHECKING:  # its module loads the signing library
+if TYPE_CHECKING:  # `dpop_proof` loads the signing library
     from langchain_runtime_authz.credential.dpop_proof import ProofKey
 
 
@@ -72,10 +72,10 @@ class Ticket(Sealed):
 
     `raw`: the decided arguments, without injected ones. `mint` receives an audience and a key's thumbprint or `None`;
     it returns the effect that mints the token. `status_check` receives an audience; its effect raises if the call was
-    stopped. A token may be exchanged for `reaches` only. `spent`: what the call takes from budgets, given back if the
-    tool never starts. `approval_key`: the approval that it uses up. `redeemed`: the tool has started. `leaked`: a token
-    was found in the output. `withheld`: a part of the output was not searched. Serialisers write every field of a
-    dataclass, secrets included, so this is not one.
+    stopped. A token may be exchanged for `reaches` only. `spent`: budgets that the call uses, given back if the tool
+    never starts. `approval_key`: the approval that the call uses up. `redeemed`: the tool has started. `leaked`: a
+    token was found in the output. `withheld`: a part of the output was not searched. This is not a dataclass, because
+    serialisers write every field of a dataclass, secrets included.
     """
 
     _pickled = "[ticket]"
@@ -170,7 +170,7 @@ class Ticket(Sealed):
         return audience
 
     def _begin(self, audience: str, dpop: bool) -> tuple[CallCredential | _Minting, bool]:
-        """Return a pair: the credential or the mint under way; True if the caller mints."""
+        """Return the credential or a mint under way, and True if the caller must mint."""
         with self._lock:
             self.check_running()
             if (found := self._minted.get(audience)) is not None:
@@ -187,7 +187,7 @@ class Ticket(Sealed):
     def _made(self, audience: str, credential: Credential, mine: _Minting) -> CallCredential:
         made = CallCredential(credential, self.idempotency_key, mine.since, mine.key)
         with self._lock:
-            if (old := self._minted.get(audience)) is not None:  # it still counts until it expires
+            if (old := self._minted.get(audience)) is not None:  # the old token is valid until it expires
                 self._others.append(old.token)
             self._minted[audience] = made
             # INVARIANT: a token is listed before the tool gets it, and the tool gets no token after the end. So after
@@ -206,7 +206,7 @@ class Ticket(Sealed):
             raise CredentialError(Code.CREDENTIAL_UNAVAILABLE)
 
     def track(self, token: str) -> None:
-        """Add a token to search for: the call got it in exchange for its own token."""
+        """Add a token that the call got by exchange, to search the output for it."""
         self._others.append(token)
 
     def minted_tokens(self) -> tuple[str, ...]:
@@ -238,7 +238,7 @@ class _Minting:
         return None if self.key is None else self.key.jkt
 
     def wait(self) -> None:
-        """Block until the mint ends. Raises `CredentialError` on the mint's event loop."""
+        """Wait for the mint. Raises `CredentialError` on the event loop that mints."""
         if self._loop is not None and self._loop is _running_loop():
             raise CredentialError(Code.CREDENTIAL_UNAVAILABLE, "another task is minting it; await `acredential`")
         self.over.result()

@@ -60,8 +60,8 @@ MANDATE: Final = "mandate"  # its digest, or null
 APPROVED: Final = "approved"  # true if an approver approved the call; absent otherwise
 REACHES: Final = "reaches"  # audiences for which the token may be exchanged; absent if none
 SALT: Final = "salt"  # of the digests
-ARGUMENTS: Final = "arguments"  # name → value; or
-ARGUMENT_DIGESTS: Final = "argument_digests"  # name → digest; or
+ARGUMENTS: Final = "arguments"  # values by name; or
+ARGUMENT_DIGESTS: Final = "argument_digests"  # digests by name; or
 ARGUMENTS_DIGEST: Final = "arguments_digest"  # one digest over all
 OPEN_ARGUMENTS: Final = "open_arguments"  # names of all other arguments that the call may have; absent for a read
 
@@ -120,7 +120,7 @@ class TokenRequest(Model):
 
     @classmethod
     def from_json(cls, data: str | bytes) -> TokenRequest:
-        """Parse the JSON of `to_json` strictly. Raises `credential_unavailable`."""
+        """Parse the JSON of `to_json` strictly, or raise `credential_unavailable`."""
         try:
             parse_object(data)  # refuses duplicate members, of which pydantic keeps the last
             return cls.model_validate_json(data)
@@ -250,7 +250,7 @@ class Credential(Sealed):
     def grant(self) -> Grant:
         """Return the acting agent's grant, which ends with the token.
 
-        Raises `CredentialError`: `credential_invalid`: a grant in the token cannot be read.
+        Raises `CredentialError` (`credential_invalid`) if a grant in the token cannot be read.
         """
         details = json.loads(json.dumps(self.claims[AUTHORIZATION_DETAILS], default=dict))
         try:
@@ -289,7 +289,7 @@ def seal(token: str, claims: Mapping[str, Any]) -> Credential:
 
 
 def frozen(value: Any, depth: int = 0) -> Any:
-    """Return read-only mappings and tuples. Raises `ValueError` beyond 34 levels."""
+    """Return `value` as read-only mappings and tuples; `ValueError` beyond 34 levels."""
     if depth > MAX_DELEGATORS + 2:  # a full `act` chain fits
         raise ValueError("nested too deeply")
     if isinstance(value, Mapping):

@@ -247,7 +247,7 @@ def _without(text: str, form: str) -> str:
 
 
 def _forms(token: str) -> tuple[str, ...]:
-    """Return texts of which every encoding of the token's signature contains one."""
+    """Return texts to search for: each encoding of the signature contains one of them."""
     signature = token.rpartition(".")[2]
     if len(signature) < 2 * MIN_FORM:  # an opaque token without a signature: search for all of it
         signature = token

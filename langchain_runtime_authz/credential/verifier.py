@@ -26,7 +26,7 @@ from langchain_runtime_authz.errors import Code, CredentialError
 MAX_KEYS: Final = 64  # parsed keys in the cache
 _OPTIONAL: Final = (names.NOT_BEFORE, names.CONFIRMATION)
 _OF_TASK: Final = {"id": str, "digest": str, "epoch": int}
-# Claim → what it must be, and the test of it.
+# For each claim: what it must be, and the test for it.
 _SHAPES: Final[dict[str, tuple[str, Callable[[Any], bool]]]] = {
     **dict.fromkeys(
         (names.ISSUER, names.SUBJECT, names.SUBJECT_TYPE, names.AUDIENCE, names.TOKEN_ID, names.TRANSACTION,
