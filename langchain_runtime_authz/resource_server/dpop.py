@@ -28,8 +28,8 @@ class Replays(Protocol):
     def first(self, key: str, proof_id: str, until: float, now: float) -> bool:
         """Return True if `proof_id` is new; remember it through `until` (epoch seconds).
 
-        Of two calls with one id, only one may return True. Raise if the store cannot tell. Raise `proof_limit` if
-        `key`, the thumbprint of the holder's key, is used too often. `proof_id` is unique without `key`.
+        Of two calls with one id, only one may return True. Raise an error if the store fails, and `proof_limit` if
+        `key` (the thumbprint of the holder's key) has too many proofs. `proof_id` alone is unique.
         """
         ...
 

@@ -119,7 +119,7 @@ class IntrospectionEndpoint(FormEndpoint):
     Args:
         verifier: verifies the issuer's tokens.
         status: tells if a token is live.
-        clients: name → client, for all services that may ask.
+        clients: the services that may ask, by name.
     """
 
     def __init__(self, *, verifier: Verifier, status: Status, clients: Mapping[str, IntrospectionClient]) -> None:

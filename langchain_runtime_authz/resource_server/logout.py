@@ -32,7 +32,7 @@ class BackchannelLogout(FormEndpoint):
     def __init__(self, verifier: OidcVerifier, ended: Callable[[LoggedOut], Awaitable[None] | None]) -> None:
         self._verifier, self._ended = verifier, ended
         self._busy: set[str] = set()  # ids of tokens in processing
-        self._told: dict[str, float] = {}  # id of an accepted token → when it expires and need not be remembered
+        self._told: dict[str, float] = {}  # expiry of each accepted token, by its id
 
     async def _answer(self, headers: list[tuple[bytes, bytes]], receive: Receive) -> tuple[int, dict[str, str]]:
         token = await form_field(headers, receive, "logout_token")
@@ -48,7 +48,7 @@ class BackchannelLogout(FormEndpoint):
         if out.token_id in self._told:
             _log.info("refused a logout: its token was told before")
             return 400, {"error": "invalid_request"}
-        if out.token_id in self._busy:  # it may still fail
+        if out.token_id in self._busy:  # the first delivery may still fail
             return 503, {"error": "temporarily_unavailable"}
         self._busy.add(out.token_id)
         try:

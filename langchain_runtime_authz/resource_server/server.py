@@ -32,7 +32,7 @@ _log: Final = logging.getLogger(__name__)
 
 BAD_REQUEST: Final = "invalid_request"
 _WAIT: Final = (429, 503)
-# code → HTTP status and OAuth error; any other code is an invalid token
+# HTTP status and OAuth error by code; any other code is an invalid token
 _ANSWERS: Final[dict[str, tuple[int, str | None]]] = {
     BAD_REQUEST: (400, BAD_REQUEST),
     Code.CREDENTIAL_MISSING: (401, None),
@@ -203,7 +203,7 @@ class ResourceServer(BearerServer[Credential]):
             raise self._http(exc) from None
 
     async def authenticate(self, *, method: str, path: str, headers: Iterable[tuple[str, str]]) -> Credential:
-        """Return a tool call's credential; refuse an agent's. `headers` are in lower case."""
+        """Return a tool call's credential; refuse an agent's. Header names are lower-case."""
         pairs = tuple(headers)
         scheme, token = bearer_token([value for name, value in pairs if name == "authorization"])
         shown = [value for name, value in pairs if name == "dpop"]

@@ -1,4 +1,4 @@
-"""Check if a token is live: not revoked, and its call, run, task and key stand.
+"""Check if a token is live: call and run go on, the task and the key are valid.
 
 | status | asks | refuses a token that has ended |
 |---|---|---|
@@ -26,7 +26,7 @@ class Status(Protocol):
 
 
 class LedgerStatus:
-    """Ask the ledger if a token's call, lease and epoch stand and its key is valid.
+    """Asks the ledger if a token's call, lease, epoch and signing key are still valid.
 
     Args:
         ledger: the ledger that holds the claims of the calls.
@@ -45,7 +45,7 @@ class LedgerStatus:
 
 
 class Offline:
-    """Ask nobody: a token is accepted until it expires, even if its call has ended."""
+    """Asks nobody: a token is accepted until it expires, even if its call has ended."""
 
     async def status(self, credential: Credential) -> str:
         return "live"
