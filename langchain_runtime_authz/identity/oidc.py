@@ -245,7 +245,7 @@ def _is_client(claims: Mapping[str, Any], provider: Provider) -> bool:
 
 
 def check_times(claims: Mapping[str, Any], now: float, *, issued: bool = True) -> None:
-    """Check `exp`, `nbf` and `iat` (`issued`: required), or raise `identity_invalid`."""
+    """Check `exp`, `nbf` and `iat` (required if `issued`). Raises `identity_invalid`."""
     expires, since = _time(claims.get(claim.EXPIRES_AT)), _time(claims.get(claim.NOT_BEFORE))
     began = _time(claims.get(claim.ISSUED_AT))
     odd = (began is None and (issued or claim.ISSUED_AT in claims)) or (since is None and claim.NOT_BEFORE in claims)
@@ -296,7 +296,7 @@ class TokenFileIdentity(WorkloadIdentity):
     def token(self) -> str:
         """Return the verified token, for `TokenExchange(client_assertion=)`. Never log it.
 
-        Raises `AuthzError`: `workload_unproven`.
+        Raises `AuthzError` (`workload_unproven`) without a current proof.
         """
         if not self.attested:
             self._unproven()

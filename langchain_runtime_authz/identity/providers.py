@@ -91,7 +91,7 @@ def name_of(value: object) -> str | None:
 
 
 def shown(value: object) -> str:
-    """Return a claim's value for an error if it is plain: a token's text is untrusted."""
+    """Return a claim's value for an error message, or `another value` if not plain."""
     if value is None or value == "":
         return "none"
     values = value if isinstance(value, list) else [value]

@@ -25,7 +25,7 @@ from langchain_runtime_authz.identity.oidc import audiences_of, check_times, ref
 from langchain_runtime_authz.identity.providers import header_type, shown
 from langchain_runtime_authz.identity.workload import Proof, WorkloadIdentity
 
-if TYPE_CHECKING:  # it loads gRPC
+if TYPE_CHECKING:  # `spiffe` loads gRPC
     from cryptography.x509 import Certificate
     from spiffe import WorkloadApiClient, X509Svid
     from spiffe.workloadapi.x509_context import X509Context
@@ -80,7 +80,7 @@ class SpiffeIdentity(WorkloadIdentity):
         return self._jwt_keys.get(trust_domain)
 
     def jwt_svid(self, audience: str) -> str:
-        """Return a JWT-SVID for `audience`; never log it. Raises `AuthzError`."""
+        """Return a JWT-SVID for `audience`, or raise `AuthzError`. Never log it."""
         client, own = self._client, self._id
         if client is None or own is None or not self.attested:
             self._unproven()
@@ -200,7 +200,7 @@ def _bundle(context: X509Context, trust_domain: str) -> set[Certificate]:
 
 
 def mutual_tls(svid: X509Svid, authorities: set[Certificate], peer: str) -> ssl.SSLContext:
-    """Return a TLS context of `svid` for `peer` only. Raises `AuthzError`."""
+    """Return a TLS context for `peer` only. Raises `AuthzError` without `authorities`."""
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
     if not authorities:
@@ -314,7 +314,7 @@ def trust_domain_of(spiffe_id: object) -> str | None:
 
 
 def checked_domain(trust_domain: str) -> str:
-    """Return `trust_domain` if it is the name of one, or raise `ConfigError`."""
+    """Return `trust_domain` if it is a valid name, or raise `ConfigError`."""
     if not isinstance(trust_domain, str) or not _DOMAIN.fullmatch(trust_domain):
         raise ConfigError("a trust domain is a name in lower case, like `bank.example`")
     return trust_domain

@@ -18,7 +18,7 @@ from langchain_runtime_authz.credential.token import Credential, Sealed
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError, CredentialError
 from langchain_runtime_authz.evaluation import Subject
 
-if TYPE_CHECKING:  # its module loads the signing library
+if TYPE_CHECKING:  # `verifier` loads the signing library
     from langchain_runtime_authz.credential.verifier import Verifier
 
 PLATFORM_USER: Final = "langgraph_auth_user"
@@ -55,7 +55,7 @@ def platform_user(
         properties: names of members of the user, like `tenant` or `permissions`, that policies read in
             `subject.properties`. A member that the user lacks is left out.
 
-    Raises `ConfigError`: the value of such a member is not JSON.
+    Raises `ConfigError` if the value of such a member is not JSON.
     """
     if config is None:
         return partial(platform_user, properties=checked_names("properties", properties))
@@ -110,7 +110,7 @@ class TokenVerifier(Protocol):
     """Verifies a token: `OidcVerifier`, `SvidVerifier`."""
 
     def verify(self, token: str) -> Subject:
-        """Return the subject of a token. Raises `AuthzError`."""
+        """Return the subject of a token, or raise `AuthzError` to refuse the token."""
 
     async def averify(self, token: str) -> Subject:
         """Verify like `verify`, without blocking the event loop."""
@@ -126,7 +126,7 @@ class BearerSubject:
             another server, and the run takes over the credential's subject, grant and chain of agents.
         audience: this server's URL or URLs, as in `aud` of such agents' credentials.
 
-    Raises `ConfigError`: a `credential.verifier.Verifier` without `audience`.
+    Raises `ConfigError` for a `credential.verifier.Verifier` without `audience`.
     """
 
     def __init__(self, verifier: TokenVerifier | Verifier, *, audience: str | Collection[str] | None = None) -> None:
@@ -146,7 +146,7 @@ class BearerSubject:
     def token(self) -> str:
         """Return the current request's token, for `ExchangeAuth(subject_token=...)`.
 
-        Raises `CredentialError`: `credential_unavailable`: outside a request, or in another subject's run.
+        Raises `CredentialError` (`credential_unavailable`) outside a request, or in another subject's run.
         """
         shown, run = self._shown.get(), current_scope.get().run
         # INVARIANT: a user's token is never used in another user's run, whatever context a task was started in.
@@ -159,7 +159,7 @@ class BearerSubject:
     def presented(self, authorization: str | None) -> _Presented:
         """Return a context manager that yields the subject of an `Authorization` header.
 
-        Raises `AuthzError`: on entering: `identity_invalid` or `identity_unavailable`.
+        Entering it raises `AuthzError` (`identity_invalid` or `identity_unavailable`) if the token is not accepted.
         """
         return _Presented(self._verify, self._shown, authorization)
 
