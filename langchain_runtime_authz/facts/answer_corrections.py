@@ -18,7 +18,7 @@ CLOSED: Final = frozenset(
         "declined cancel cancelled confirm confirmed continue proceed ignore"
     ).split()
 )
-OFFERS: Final = ("options", "choices", "allowed", "enum")  # where a question lists its options
+OFFERS: Final = ("options", "choices", "allowed", "enum")  # fields in which a question lists its options
 _NAMES: Final = ("value", "label", "id")  # names of an option that is a mapping
 MAX_DEPTH: Final = 16
 

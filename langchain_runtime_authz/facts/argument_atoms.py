@@ -159,7 +159,7 @@ def loose(name: str, value: object, covered: Collection[str]) -> Iterator[str]:
 
 
 def _flat(value: object) -> list[Any] | None:
-    """Return an argument's scalars, and keys that may be values; `None` if too many."""
+    """Return an argument's scalars, and its keys that may be values; None if too many."""
     flat: list[Any] = []
     stack: list[Any] = [value]
     while stack:
@@ -208,7 +208,7 @@ def _places(value: str) -> Iterator[tuple[str, ...]]:
 
 
 def _marks(value: object, kind: str) -> Iterator[str]:
-    """Yield what a scalar identifies: a destination's addresses, the largest amount."""
+    """Yield a scalar's identity: a destination's addresses, an amount's top number."""
     if kind in DESTINATIONS and isinstance(value, int):
         value = str(value)  # an account number
     if isinstance(value, str):

@@ -11,8 +11,8 @@ from collections.abc import Collection, Mapping
 from typing import Final, Literal, NamedTuple
 
 HEAD: Final = "head"  # the mark with the newest checkpoint id of the thread's protected runs
-MEMORY: Final = "memory"  # the mark with the digest of the memory that these runs left
-BELOW: Final = "below"  # the mark with the digest of the state of their waiting children
+MEMORY: Final = "memory"  # the mark with the digest of the memory that protected runs left
+BELOW: Final = "below"  # the mark with the digest of the state of waiting child graphs
 UNRECORDED: Final = "unrecorded"  # the mark with a task change that the audit log may lack
 OF_TASK: Final = "task:"  # prefix of marks that are deleted when the tasks of the root graph have ended
 ANEW: Final = "task:anew"  # the mark with the id of a question that a graph without checkpoints asks anew each time
@@ -39,7 +39,7 @@ class Below(NamedTuple):
 
 
 def outside_key(checkpoint: str) -> str:
-    """Return the key of the task's text that records a checkpoint of other code."""
+    """Return the key under which a task records a checkpoint that other code wrote."""
     return f"checkpoint:{checkpoint}"
 
 
@@ -68,7 +68,7 @@ class ChildMark(NamedTuple):
 
 
 def writer_of(head: Head, marks: Mapping[str, str], pinned: Collection[str | None], *, underway: bool) -> Writer:
-    """Return "ours" if a protected run wrote `head`, "fork" if old, or "outside".
+    """Return who wrote `head`: "ours" (a run of ours), "fork" (it is old), "outside".
 
     `pinned`: the keys of the task's texts in the ledger. `underway`: a root entry has not ended, or its process died.
     That root entry may then have written newer checkpoints.

@@ -111,7 +111,7 @@ def count(h: History, step: Step, now: float) -> History:
     if (effect := step.effect) is not None:
         effect = effect if effect in effects or len(effects) < MAX_NAMES else "*"
         effects = {**effects, effect: effects.get(effect, 0) + 1}
-    if confined and step.effect not in (None, "compute", "read"):  # others see a fetched address too
+    if confined and step.effect not in (None, "compute", "read"):  # other agents may see a fetched address too
         confined = left(confined, step.agent)
     if (name := step.data_class) is not None and (confined or name not in classes):
         name = name if name in classes or len(classes) < MAX_NAMES else "*"

@@ -23,7 +23,7 @@ _JSON: Final = json.JSONDecoder(parse_int=lambda digits: int(digits[:40]))  # a 
 
 
 class Held(NamedTuple):
-    """A copy of an output as JSON values. `weight`: its size, about, in characters."""
+    """A copy of an output as JSON values. `weight`: about its size in characters."""
 
     value: Any
     complete: bool | None  # False if it was cut; `None` for the JSON of a text, which no limit has cut yet
@@ -42,7 +42,7 @@ def held(output: object) -> Held:
 
 
 def parsed(output: object) -> object:
-    """Parse a JSON object or list (too deep: `DEEP`). Return other values unchanged."""
+    """Parse a JSON object or list (nested too deep: `DEEP`). Return others unchanged."""
     if isinstance(output, str):
         text = str.__str__(output)
         if len(text) <= MAX_JSON and text.lstrip()[:1] in ("{", "["):

@@ -254,7 +254,7 @@ def _identifiers(text: str) -> Iterator[tuple[str, tuple[int, int]]]:
         yield f"iban:{found[0].replace(' ', '')}", found.span()
     for found in _each(_TYPED_IBAN, text, nations):
         groups = re.split(r"([ \-])", found[0])
-        for last in range(len(groups), 0, -2):  # a word after it may look like one of its groups
+        for last in range(len(groups), 0, -2):  # a word after the IBAN may look like a group of it
             compact = "".join(groups[:last:2]).upper()
             if len(compact) >= _SHORTEST_IBAN and _checked(compact):
                 yield f"iban:{compact}", (found.start(), found.start() + len("".join(groups[:last])))

@@ -21,7 +21,7 @@ _encode: Final = json_encoder(ascii_only=True)
 
 
 class PlannedCall(NamedTuple):
-    """One planned call. `was_tool`, `was_args`: the model's own, if it was edited."""
+    """One planned call. `was_tool`, `was_args`: the model's call, if this is an edit."""
 
     position: int  # index in the message
     call_id: str | None
@@ -142,9 +142,9 @@ def carry(
 def call_key(whose: str, plan_id: str, position: int, tool: str, args_digest: str) -> str:
     """Return the key of one call, stable over retry, replay, resume and restart.
 
-    Position and digest distinguish duplicate call ids. For keys in the ledger, `whose` contains the epoch, because a
-    provider may reuse a message id on a later turn. For idempotency keys, `whose` contains no thread or epoch, so that
-    the key is also stable over fork and thread copy.
+    Position and digest distinguish duplicate call ids. `whose` is the beginning of a JSON list. In the ledger's keys,
+    it has the epoch, because a provider may reuse a message id on a later turn. In idempotency keys, it has no thread
+    or epoch, so that the key is also stable over fork and thread copy.
     """
     # The parts are JSON strings: a model chooses ids and names, and could put a separator into them.
     text = f"{whose}, {_quoted(plan_id)}, {position}, {_quoted(tool)}, {_quoted(args_digest)}]"

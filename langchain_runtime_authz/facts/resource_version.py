@@ -34,7 +34,7 @@ def read_mark(tool: str, args_digest: str) -> str:
 
 
 def content_version(profile: ToolProfile, output: object) -> str:
-    """Return a digest of the field that `profile.version` names, or of all output."""
+    """Return a digest of the field `profile.version`, or of the whole output."""
     if profile.version is not None:
         record = parsed(output)
         output = record.get(profile.version, output) if isinstance(record, Mapping) else output

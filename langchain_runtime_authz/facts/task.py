@@ -38,7 +38,7 @@ class HumanText:
     mixed: bool = field(default=False, compare=False)
 
     def by(self, author: str, *, own: bool) -> HumanText:
-        """Return the text with this author. `own` becomes False, or stays as it is."""
+        """Return the text with this author. If `own` was False, it stays False."""
         return HumanText(self.digest, self.text, self.key, self.own and own, author, self.epoch, self.past, self.mixed)
 
 
@@ -70,7 +70,7 @@ def _block_text(block: Any) -> str:
 
 
 def content_digest(content: object) -> str:
-    """Return the digest of a message's content. Text blocks count as their text."""
+    """Return the digest of a message's content. Text blocks count as one joined text."""
     if isinstance(content, list) and all(
         isinstance(b, str) or (isinstance(b, dict) and b.get("type") == "text") for b in content
     ):

@@ -28,7 +28,7 @@ _HOST: Final = re.compile(
 
 class UserWords:
     def __init__(self, texts: Sequence[str]) -> None:
-        # If there are too many words, the newest count.
+        # If the texts are too long, the newest characters count.
         said = "\n".join(texts)[-MAX_TEXT:]
         hosts = (f for h in _HOST.finditer(said) for f in forms(f"https://{h[1].rstrip('.,;:!?*_')}"))
         self._text = fold(tidy(said))
