@@ -23,13 +23,13 @@ _pausing: Final = ContextVar[Collection[str] | None]("langchain_runtime_authz.pa
 
 
 def fits(answer: object, ids: Collection[str], *, plain: bool) -> bool:
-    """Return True if `answer` is to one of the approvals `ids`; if unmarked, `plain`."""
+    """Return True if `answer` is marked for one of `ids`. If unmarked, return `plain`."""
     marks = answer.get(OURS) if isinstance(answer, Mapping) else None
     return not set(ids).isdisjoint(marks) if isinstance(marks, list) else plain
 
 
 def pause(value: Mapping[str, Any], ids: Collection[str] | None = None) -> Any:
-    """Ask an approval question, or return the next answer; with `ids`, one to them."""
+    """Ask an approval question, or return the next answer (to `ids`, if given)."""
     before, shown = _pausing.set(ids), dict(value)
     try:
         return interrupt(shown)
@@ -50,7 +50,7 @@ class _Answers(NamedTuple):
 
 
 def kept_answers(config: Mapping[str, Any]) -> list[int] | None:
-    """Return the numbers of answers that belong to one question; None if not counted."""
+    """Return the numbers of answers kept for one question; None without our counter."""
     of = getattr(getattr(private.scratchpad_of(config), "interrupt_counter", None), "of", None)
     return of.kept if of is not None else None
 
@@ -68,7 +68,7 @@ def take_answers(config: Mapping[str, Any], numbers: Sequence[int]) -> None:
 
 
 def pass_number(config: Mapping[str, Any]) -> None:
-    """Skip a node's next answer number, so that its next question has another id."""
+    """Skip a node's next answer number, so its next question has a new interrupt id."""
     resume = private.scratchpad_of(config).resume
     resume.append({OURS: []})
     take_answers(config, [len(resume) - 1])
@@ -124,6 +124,6 @@ def counting_questions(
 
 
 def answers_left(config: Mapping[str, Any], had: int, *, plain: bool = True) -> bool:
-    """Return True if there are more than `had` answers or, if `plain`, an unkeyed one."""
+    """Return True if more than `had` answers came or, if `plain`, one without an id."""
     pad = private.scratchpad_of(config)
     return pad is not None and (len(pad.resume) > had or (plain and private.unused_answer(config) is not None))

@@ -238,8 +238,8 @@ def install(*, everywhere: bool = False, listens: bool = False) -> None:
 
     LangChain cannot remove the hook, and an option that was once set stays on.
 
-    `everywhere`: also deny unguarded tools outside runs. `listens`: in `authz.run()`, record outputs of unprotected
-    models.
+    `everywhere`: also deny unguarded tools outside runs. `listens`: in `authz.run()`, record what unprotected models
+    return.
     """
     _register()
     for name, value in {"everywhere": everywhere, "listens": listens}.items():

@@ -101,7 +101,7 @@ def at_replay(graph: Any, config: Mapping[str, Any], given: object) -> Flow[Mapp
     forked = (now.metadata or {}).get("source") == "fork" and _checkpoint(now.parent_config) == named
     if not forked or not now.interrupts or given != Command(resume=given.resume):
         return config
-    # An answer without ids is for the question of the named checkpoint, so the replay must ask the same.
+    # An answer without ids is for the question of the named checkpoint, so the replay must ask the same question.
     if not private.is_resume_map(given.resume) and _asked(now) != _asked((yield read_state(graph, config))):
         return config
     return {**config, "configurable": {k: v for k, v in config["configurable"].items() if k != "checkpoint_id"}}
@@ -131,7 +131,7 @@ def moved(graph: Any, config: Mapping[str, Any], channels: Sequence[str], head: 
 
 
 def said_more(graph: Any, before: StateSnapshot, place: Any, channels: Sequence[str]) -> Flow[bool]:
-    """Return True if the `update_state` that wrote checkpoint `place` changed state."""
+    """Return True if the `update_state` that wrote `place` changed a watched channel."""
     # Writes of a run that went on meanwhile do not count.
     after: StateSnapshot = yield read_state(graph, place)
     if not differ(before, after, channels):
@@ -180,7 +180,7 @@ def read_waiting(
 
 
 def _called(graph: Any, state: StateSnapshot) -> dict[str, int]:
-    """Return namespace → first subgraph index, for tasks whose code may call graphs."""
+    """Return namespace → index of its first graph, for tasks that may call graphs."""
     named: dict[str, int] = {}
     for task in state.tasks:
         node = graph.nodes.get(task.name)
@@ -240,7 +240,7 @@ def _update_at(run: Run, graph: Any, place: Mapping[str, Any], channels: Sequenc
     frames = _frames(saver_of(graph))
     found: CheckpointTuple | None = None
     if run.loaded and any(c.__module__.startswith("langgraph.checkpoint.sqlite") for c in type(frames).__mro__):
-        # To filter a thread, SQLite reads all of its checkpoints in full.
+        # To filter the checkpoints of a thread, SQLite would read all of them in full.
         later = lambda one: one.checkpoint["id"] <= run.loaded or one.metadata.get("source") == "update"  # noqa: E731
         found = yield find_checkpoint(frames, place, later, limit=MAX_LISTED)
     if found is None:
@@ -279,7 +279,7 @@ def find_checkpoint(
 
     The list is read to its end, since a saver may hold a lock until then.
     """
-    if type(saver).list is InMemorySaver.list:  # it fails if another thread writes meanwhile
+    if type(saver).list is InMemorySaver.list:  # `list` fails if another thread writes meanwhile
         thread, saver = place["configurable"]["thread_id"], copy.copy(saver)
         saver.storage = {thread: dict(saver.storage[thread])}
 

@@ -63,7 +63,7 @@ class RootEntry:
         return Scope(self.engine.tenant, self.engine.issuer.issuer, graph, thread)
 
     def owner(self, config: Mapping[str, Any]) -> Owner:
-        """Return the run around a call, if any. Raises `ConfigError` for a foreign one."""
+        """Return the run around a call, if any. Refuse a run of another `RuntimeAuthz`."""
         # If the config names no run, the run around the code counts. So a graph that a node or tool calls with its own
         # config is a child, because the text that the code passes to the graph is not the user's.
         found = run_context.target_in(config) or run_context.running() or run_context.around()
@@ -276,7 +276,7 @@ class _Root(Entering[tuple[Any, Any]]):
             strict = private.resumes_strictly(self.config)
             given = yield from inputs.resumed(entry, given, state, plain=plain, older=older, strict=strict)
         elif state is not None and again and inputs.open_questions(state, entry.asks, entry.now) != state.interrupts:
-            given = Command(resume={})  # somebody answered outside the graph, and a replay would ask anew
+            given = Command(resume={})  # a question was answered outside the graph, and a replay would ask it again
         if entry.pending:
             asked = [i.id for i in state.interrupts] if state is not None else []
             given = inputs.delivered(entry, given, state.values if state is not None else None, asked)
@@ -362,7 +362,7 @@ class ChildEntry(Entering[Any]):
 
     def _leave(self, run: Run, *, raised: bool, cut: bool) -> Flow[None]:
         marks: list[Change] = []
-        if run.paused and not raised and not cut:  # on its caller's thread, the question would be raised instead
+        if run.paused and not raised and not cut:  # a child on its caller's thread would raise the question instead
             _log.warning(
                 "agent %s asks on its own thread, so its caller continues without the answer", "/".join(run.agent)
             )

@@ -124,7 +124,7 @@ def resumed(
     id, because LangGraph would give it to the first task that asks. If no question waits, it may answer the
     application's next question, but no approval question. With `plain`, it is not keyed: a child's checkpoint, and a
     graph without checkpoints, ask with another id. At an `older` checkpoint whose step has ended, a fork asks for
-    approvals anew.
+    approvals again.
     """
     questions = {i.id: i.value for i in state.interrupts}
     # At an older checkpoint, a state shows answered questions too.

@@ -98,7 +98,7 @@ def decide_together(
 
 
 def decide_message(run: Run, calls: Sequence[Call], config: Mapping[str, Any], entry: Entry) -> Flow[list[DecidedCall]]:
-    """Decide all calls of a message together, so that the limit counts all questions."""
+    """Decide a message's calls together, so that the limit on questions counts all."""
     # LangGraph runs each call in a task of its own.
     judged = yield from _decide(run, calls, entry)
     fresh = [j for j in judged if _askable(j) and (j.approval is None or j.approval.state == "spent")]
@@ -221,7 +221,7 @@ def _ask(
 
 def _pass_others(run: Run, config: Mapping[str, Any], own: str = "") -> Flow[None]:
     """Skip answer numbers whose interrupt ids belong to questions other than `own`."""
-    # An answer by id to such a question does not count for another one.
+    # An answer by interrupt id to one question does not count for another question.
     while private.scratchpad_of(config) is not None and run.engine.on_ask is None:
         mark = f"{OF_TASK}{private.interrupt_id(config)}"
         if (held := (yield Load(run.scope, Query(marks=(mark,)))).marks.get(mark)) in (None, own):
@@ -275,7 +275,7 @@ def _keyed(run: Run, config: Mapping[str, Any]) -> bool:
 
 
 def _asked_in(judged: DecidedCall, me: str, *, review: bool = False) -> Approval | None:
-    """Return the question about the call that task `me` asked. `review`: a review's."""
+    """Return the question that task `me` asked about the call (`review`: in a review)."""
     ask = judged.approval
     mine = ask is not None and ask.task_id == me and (ask.source == "hitl") is review and (bool(me) or not review)
     return ask if mine else None
@@ -301,7 +301,7 @@ def _resolve(run: Run, asked: Sequence[tuple[DecidedCall, Approval]], answer: ob
     # An answer that came too late does not count.
     still = [a for a in snapshot.asks if a.id in shown and not 0 < a.expires_at <= snapshot.now]
     if still:
-        with suppress(ValueError):  # otherwise no decision fits
+        with suppress(ValueError):  # if it fails, no decision fits
             answer = approval_hitl.remaining(answer, approval_hitl.payload(asked), {a.id for a in still})
         # Only an entry can open an epoch, so a correction does not count as an answer here.
         given = approval_hitl.answers(still, answer, run.subject)

@@ -119,7 +119,7 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
     def _wrap_model_call(self, request: Any, handler: Callable[[Any], Any]) -> Flow[Any]:
         """Decide `model/call`, and remove withheld tools from the request."""
         run, ours = yield from self._run(get_config(), request.runtime)
-        # The run may belong to another `RuntimeAuthz`, whose engine decides then.
+        # If the run belongs to another `RuntimeAuthz`, the engine of that one decides.
         decision = yield Perform(drive, adrive, run.engine, decide_model(run, call := call_of_request(request)))
         with decided_scope(run, call, decision), run_scope(run) if ours else nullcontext():
             response = yield (RunCode, handler, _without(request, decision))

@@ -64,7 +64,7 @@ def _gated_class(bound: Any, name: str, channels: frozenset[str]) -> Any:
     base: Any = type(bound)
     told = None if issubclass(base, private.ToolNode) else channels
     together = _decides_entry(base)
-    # Run the original runnable: if its `ainvoke` uses its own `invoke`, that is not decided a second time.
+    # Run the original runnable, so that an `ainvoke` which uses its own `invoke` is not decided twice.
     inner = None if issubclass(base, private.ToolNode) else bound
 
     def invoke(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Any:
@@ -96,7 +96,7 @@ def _gated_class(bound: Any, name: str, channels: frozenset[str]) -> Any:
     kind = private.lookalike(base, {"__runtime_authz_node__": name, **own})
     if not isinstance(bound, RunnableSequence | private.RunnableSeq):
         return kind
-    steps = [_copied(bound, kind)]  # LangGraph replaces a sequence by its steps: here, by the whole one
+    steps = [_copied(bound, kind)]  # LangGraph replaces a sequence by its `steps`: here, by the whole sequence
     return private.lookalike(kind, {"steps": property(lambda _: steps)})
 
 
@@ -122,7 +122,7 @@ def _step(
     node = None if channels is None else NodeCalls(input, config or {})
     own: Any = config or {} if node is None else node.config
     output, failed = None, None
-    # Restored without tokens, because the flow may go on in a copy of its context.
+    # Restored without `Token`s, because the flow may go on in a copy of its context.
     ambient, scope, entering = var_child_runnable_config.get(), current_scope.get(), _entry.get()
     current_scope.set(run_scope(run, private.task_id(own), node))
     _entry.set(entry)
@@ -175,7 +175,7 @@ def _ended(run: Run, node: NodeCalls, input: Any, failed: BaseException | None, 
             # The node may be a review, which asks about the calls of the newest message.
             yield from note_question(run, newest_plan(input), asked[0])
             asks = (yield Load(run.scope, Query(asks=True))).asks if approval_ids(asked[0].value) else ()
-            # A question of ours has a mark, unless a node made up its ids.
+            # The ledger has a mark for an approval question, unless a node made up the ids.
             known = is_shown_by(asked[0].value, own, asks)
             yield Commit(run.scope, None, [SetMark(f"{OF_TASK}{own}", "own", once=known)])
     denied = isinstance(failed, AuthzDenied) and not isinstance(failed, AuthzHalt)

@@ -66,9 +66,9 @@ for _class in (_loop.SyncPregelLoop, _loop.AsyncPregelLoop):
 
 
 def kept(look: Callable[[Any], T]) -> Callable[[Any], T]:
-    """Cache the result of `look` for each class or function, while that lives.
+    """Cache the result of `look` for each class or function, as long as that exists.
 
-    A class is cached while it is in use, because it may keep its base alive.
+    A result that is a class is cached only while it is in use, because it may keep its base alive.
     """
     found: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
@@ -247,7 +247,7 @@ def answered_by_first_id(config: Mapping[str, Any]) -> bool:
 
 def unused_answer(config: Mapping[str, Any]) -> object:
     """Return the plain resume value if no question has taken it, or `None`."""
-    # LangGraph's `get_null_resume(False)` returns a taken value too.
+    # LangGraph's `get_null_resume(False)` also returns a value that a question has taken.
     pad, value = scratchpad_of(config), None
     while pad is not None and (value := pad.get_null_resume(False)) is not None:
         held = inspect.getclosurevars(pad.get_null_resume).nonlocals

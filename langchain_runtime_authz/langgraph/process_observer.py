@@ -136,7 +136,7 @@ def _hook(event: str, args: tuple[Any, ...]) -> None:
 def _heard(reader: Reader, args: tuple[Any, ...]) -> None:
     scope = current_scope.get()
     run, call = scope.run, scope.call if type(scope) is ToolExecution else None
-    if run is None:  # a thread without a run, while one is open: its author is unknown
+    if run is None:  # a thread without a run, while a run is open: who started the thread is unknown
         acting = [(o, o.newest, "thread", "(unattributed)") for o in list(_observers) if o.newest and not o.newest.over]
     elif (own := run.engine.observer) is None or not (call or scope.task):  # the graph's loop
         return

@@ -121,7 +121,7 @@ def _gate_node(
             guard_held(held, protection.profiles)
         elif isinstance(held, BaseTool):
             guard_in_place(held)
-        elif is_remote(held) and gates_remote(held) is None:  # otherwise some instance decides its calls already
+        elif is_remote(held) and gates_remote(held) is None:  # unless some instance decides its calls already
             held.__class__ = _remote_class(type(held), protection.root_entry)
     if opens:
         node.bound = gate_bound(bound, name, channels)
@@ -175,7 +175,7 @@ def _entry_class(base: Any, protection: Protection) -> Any:
         if kwargs.get("stream_mode") is None:  # LangGraph would choose the mode by the caller's config
             mode = "values" if config is not None and private.task_id(config) else graph.stream_mode
             kwargs = {**kwargs, "stream_mode": mode}
-        # Let LangGraph refuse a call without a thread. It would not, if the config held our handle.
+        # Let LangGraph refuse a call without a thread. With our handle in the config, LangGraph would not refuse it.
         if (
             not isinstance(owner, Run)
             and graph.checkpointer
@@ -205,7 +205,7 @@ def _entry_class(base: Any, protection: Protection) -> Any:
             chunks, scope, shows = chunks_of(base.stream, self, input, at, entered, options)
             try:
                 while True:
-                    with scope:  # the run is current during each step alone
+                    with scope:  # the run is current only during each step
                         try:
                             chunk = next(chunks)
                         except StopIteration:

@@ -126,7 +126,7 @@ def keyed(config: Mapping[str, Any], answers: Mapping[str, object]) -> None:
 
 
 def _shown(run: Run, config: Mapping[str, Any], namespace: str, checkpoint: str | None) -> Flow[dict[str, object]]:
-    """Return interrupt id → question, for those a pause shows. Record a review's."""
+    """Return a pause's questions by interrupt id, and record those of reviews."""
     saver = private.checkpointer_of(config)
     thread = private.thread_of(config)
     if saver is None or thread is None:

@@ -138,7 +138,7 @@ class run_scope(CodeScope):
     def __exit__(self, *exc: object) -> None:
         if self._span is not None:
             self._span.leave()
-        # Without a `Token`, because a generator may be closed in another context. Then the value there stays.
+        # Without a `Token`, because a generator may be closed in another context, whose value then stays.
         if current_scope.get() is self:
             current_scope.set(self._previous)
 
@@ -185,7 +185,7 @@ def current_node(run: object) -> Any:
 
 
 def note_question(run: Run | None, exc: object) -> None:
-    """Tell a hand-written node that a child agent it called asked a question."""
+    """Tell a hand-written node that a child agent, which it called, asks a question."""
     above = run.parent if run is not None and isinstance(exc, GraphInterrupt) else None
     if above is not None and (node := current_node(above)) is not None:
         node.question = node.question or exc

@@ -47,6 +47,8 @@ Parser = Callable[[Any, str | None], Any]
 
 @dataclass(slots=True, eq=False, repr=False)
 class Arrival:
+    """A call that reached its tool, and all that is needed to decide and run it."""
+
     call: Call  # as it would run
     config: Mapping[str, Any]  # of the call
     run: Run | None = None
@@ -81,7 +83,7 @@ class Arrival:
         if run is None:
             return Denial(call, deny(Code.NO_RUN))
         if self.front is not None:
-            # Give the earlier permit back before this call is claimed, which may differ by the tool alone.
+            # Give the earlier permit back before this call is claimed. The two calls may differ only by their tool.
             yield from self.front.give_back()
         if self.node is None or self.describe is None or self.facts is None:
             try:
@@ -270,7 +272,7 @@ class NodeCalls:
         self.announced: list[AIMessage] = []
         self._held: list[Call] = []
         self._taken: set[Place] = set()
-        # Outputs, denials and replays of its calls by call id; denials of calls without a message by tool.
+        # Call id → output, denial or replay; for calls without a message: tool → denial.
         self._came: dict[str | None, Any] = {}
         self._begun: set[str | None] = set()
         self.running = 0  # guarded tools that are being decided or run
@@ -345,7 +347,7 @@ class NodeCalls:
         except GraphInterrupt as exc:
             if exc.args and exc.args[0]:
                 self.question = exc
-            else:  # its question would take another's answer
+            else:  # its question would take the answer to another question
                 self._held = [*self._held, *calls]
             raise
         finally:

@@ -59,7 +59,7 @@ class Pending(CodeScope):
         self.run, self.call, self.verdict, self.place = run, call, verdict, place
         self.answers, self.paused, self.replaced = answers, paused, replaced
         self.left = self.used = verdict is None
-        self.question: GraphInterrupt | None = None  # about another call, which code before the tool made
+        self.question: GraphInterrupt | None = None  # about a call that code before the tool made
         self._lock = threading.Lock()
 
     def take(self) -> bool:

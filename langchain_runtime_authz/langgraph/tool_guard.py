@@ -185,7 +185,7 @@ def _resolved(code: Callable[..., Any]) -> tuple[inspect.Signature, dict[str, An
     try:
         typed = code.func if isinstance(code, functools.partial) else code
         return inspect.signature(code), get_type_hints(typed, include_extras=True)
-    except Exception:  # noqa: BLE001  (LangChain goes without them too)
+    except Exception:  # noqa: BLE001  (LangChain does without annotations too)
         return None
 
 

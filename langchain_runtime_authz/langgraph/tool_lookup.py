@@ -46,7 +46,7 @@ def _origin(tool: BaseTool) -> str:
 
 def known_by_code(tool: BaseTool) -> bool:
     """Return True if a LangGraph library made the tool."""
-    # The description of such a tool may vary: that of `task` lists agents.
+    # Such a tool's description may vary: the description of `task` lists agents.
     return _origin(tool) in _FRAMEWORK
 
 
@@ -86,7 +86,7 @@ class Profiles:
 
     @property
     def declared(self) -> Mapping[str, ToolProfile]:
-        """Tool name → profile: declared, or carried by a known tool, without drafts."""
+        """Tool name → reviewed profile: declared, or in the metadata of a known tool."""
         # The same object while nothing changes, because callers compare it by identity.
         source, reviewed = self._reviewed
         now = self._declared if type(self._declared) is dict else self._all()
