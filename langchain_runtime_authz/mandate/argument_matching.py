@@ -53,7 +53,7 @@ _BOUND: Final = (*_CHOICES, model.Each)  # values that the mandate gives; the mo
 
 
 class Finding(NamedTuple):
-    """The result of one comparison."""
+    """The result of comparing a call's value with an argument of a step."""
 
     code: str  # of the deviation; "" if the value was ordered
     expected: str  # tells an approver what was ordered
@@ -183,9 +183,9 @@ class Reader:
         if (echo := self._echoes.get((step, id(output)))) is None:
             bound = {n for n, a in self._steps[step].args.items() if isinstance(a, _BOUND)}
             chosen = [v for n, v in output.args.items() if n in output.given and n not in bound]
-            echo = self._echoes[step, id(output)] = set(reads.told(chosen))  # with None if there is too much
+            echo = self._echoes[step, id(output)] = set(reads.told(chosen))  # holds `None` if there are too many values
         for value in values:
-            # A long text is prose, and one of the user's own may quote somebody else.
+            # A long text is prose. Even a text of the user's own may quote somebody else.
             if where != () and isinstance(value, str) and (len(value) > SHORT or len(value.splitlines()) > 1):
                 return False
             echoes = None in echo or not echo.isdisjoint(reads.scalar_forms(value))

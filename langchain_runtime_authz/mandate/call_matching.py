@@ -122,7 +122,7 @@ class _Index:
             self.totals[limit.effect] = min(total, self.totals.get(limit.effect, total))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(None), ()  # a pickled mandate makes its own
+        return type(None), ()  # a mandate that is unpickled makes a new index
 
 
 class _Match(NamedTuple):
@@ -212,8 +212,7 @@ def bind(
 ) -> Binding:
     """Compare a call with a mandate. The `profiles` tell which steps are reads.
 
-    `outputs` are what the reads returned. `taken`: ids of steps that count as taken, even if no counter or output shows
-    it.
+    `outputs` are what the reads returned. `taken`: ids of steps that count as taken, even without a counter or output.
     """
     if mandate is None:
         return _NO_MANDATE
@@ -328,8 +327,8 @@ def _crossed(members: Sequence[_Member], lists: Sequence[_Member], args: Mapping
     """Yield a deviation for values in another order than the step's.
 
     Each list is checked, and each member of a list's objects. Values of one object, or at one index of several lists,
-    may belong together: in another order, a call could pair a recipient with another's amount. One object may hold
-    lists too.
+    may belong together: in another order, a call could pair a recipient with another's amount. An object may hold lists
+    too.
     """
     roots = {name: args.get(name.partition(".")[0]) for name, _, _ in (*members, *lists) if "." in name}
     rows = {name: len(root) for name, root in roots.items() if isinstance(root, list) and len(root) > 1}

@@ -24,13 +24,13 @@ _PERSONAL: Final = frozenset({"name", "email", "handle"})  # kinds by which peop
 _HIT: Final = frozenset({*TARGETS, "url", "place"})  # kinds of what an order affects
 
 
-def _told(bound: Bound) -> frozenset[tuple[str, str]]:
+def _pairs(bound: Bound) -> frozenset[tuple[str, str]]:
     """Return the pairs of argument and value, without the values' positions."""
     return frozenset((name, v.text) for name, values in bound.items() for v in values)
 
 
 class Match:
-    """The readings of a clause by the orders of one tool. `ways`: its tokens, cut."""
+    """The readings of a clause by the orders of one tool. `ways`: ways to cut tokens."""
 
     def __init__(self, tool: Tool, ways: Sequence[list[Token]], text: str) -> None:
         self.tool, self.values = tool, Values(tool, text)
@@ -38,9 +38,9 @@ class Match:
         self.found: list[Bound] = next(filter(None, map(self._readings, ways)), [])
 
     def _readings(self, tokens: list[Token]) -> list[Bound]:
-        """Return the readings in which only people have names, else nearly such readings."""
+        """Return readings in which only people have names; else those with one exception."""
         self.values.tokens = [*tokens, Token("end", "", 0, 0)]
-        read = {_told(bound): bound for bound in islice(self._all(), _MAX_READINGS) if not self._touching(bound)}
+        read = {_pairs(bound): bound for bound in islice(self._all(), _MAX_READINGS) if not self._touching(bound)}
         return [bound for bound in read.values() if not self._odd(bound)] or [
             bound
             for bound in read.values()

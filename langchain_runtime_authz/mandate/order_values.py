@@ -70,7 +70,7 @@ class Values:
         self.tries = 0
 
     def suiting(self, argument: Argued, at: int) -> Iterator[tuple[Bound, int]]:
-        """Yield values behind an argument's article and label, each with the next index."""
+        """Yield (values of an argument at `at`, next index), after its article and label."""
         said = self.tokens[at].text if self.tokens[at].kind == "word" else ""
         determiner = said if said in self.language.determiners else ""
         behind = begin = at + bool(determiner)
@@ -86,7 +86,7 @@ class Values:
                 kind == "number" and argument.kind in TARGETS and not labelled and singular(label) not in argument.words
             )
             counted = behind_it.kind == "word" and behind_it.lower not in self.language.closed
-            doubts = (  # each for the words in its quotation marks
+            doubts = (  # each for a text like the quoted one
                 determiner in self.data["indefinite"] and kind not in {"quote", "choice"},  # "a Math course"
                 labelled and singular(label) != label and len(values) == 1,  # "the pages p1 to p9"
                 kind == "number" and other,  # "Refund order 45": no amount
@@ -108,7 +108,7 @@ class Values:
         return {argument.name: values, self.tool.coin: (coin,)}
 
     def _values(self, argument: Argued, at: int) -> Iterator[tuple[tuple[Token, ...], int]]:
-        """Yield values that stand at `at`, without article and label, and the next index."""
+        """Yield (values of an argument at `at`, next index), without article and label."""
         at += argument.kind == "text" and self.tokens[at].kind == "colon"  # 'Tell Bob: "hello"'
         token = self.tokens[at]
         yield from (choices := [*self._choices(argument, at)])
@@ -147,7 +147,7 @@ class Values:
                 yield self.one(at, end, "choice", choice), end
 
     def _listed(self, argument: Argued, kinds: set[str], at: int) -> Iterator[tuple[tuple[Token, ...], int]]:
-        """Yield a value of one token, and a list of such values, each with the next index."""
+        """Yield (a value of one token or a list of such values, next index)."""
         token, end = self.tokens[at], at + 1
         account = argument.kind == "principal" and self.tool.effect == "pay" and not re.search(r"[/\\.]", token.text)
         fits = token.kind in kinds
@@ -195,7 +195,7 @@ class Values:
         return (Token(kind, text or self.text[start:stop], start, stop),)
 
     def _clock(self, at: int) -> int:
-        """Return the index behind a time of day, or 0."""
+        """Return the index after a time of day at `at`, or 0."""
         for end in (at + 2, at + 1):
             if _CLOCK.fullmatch(" ".join(t.text for t in self.tokens[at:end])):
                 return end

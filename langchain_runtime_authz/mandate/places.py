@@ -46,7 +46,7 @@ def _any(name: str) -> str:
     return "|".join(phrase for phrases in _PHRASES[name].values() for phrase in phrases)
 
 
-def _said(name: str, but: str = "") -> re.Pattern[str]:
+def _pattern_of(name: str, but: str = "") -> re.Pattern[str]:
     """Return a pattern for the phrases and signs of `name`. `but`: a lookahead."""
     phrases = [phrase for key, several in _PHRASES[name].items() if key != "signs" for phrase in several]
     signs = _PHRASES[name].get("signs", ())
@@ -59,8 +59,8 @@ def _only(name: str) -> re.Pattern[str]:
     return lazy(rf"(?:(?:{before})[,!. ]{{1,3}}){{0,3}}(?:{_any(name)})(?:[, ](?:{behind}))?", re.IGNORECASE)
 
 
-_POLITE, _OF_US, _DEPENDS, _MYSELF = map(_said, ("polite", "of_us", "depends", "myself"))
-_NEGATES: Final = _said("negates", r"(?! (?:later|more|less) than\b)")
+_POLITE, _OF_US, _DEPENDS, _MYSELF = map(_pattern_of, ("polite", "of_us", "depends", "myself"))
+_NEGATES: Final = _pattern_of("negates", r"(?! (?:later|more|less) than\b)")
 _TAKEN_BACK, _CONTINUES = map(_only, ("taken_back", "continues"))
 _SHORT: Final = 60
 _COUNTED: Final = {word: count for count, word in enumerate(_PHRASES["counted"]["en"], 2)} | {"twice": 2, "thrice": 3}
@@ -159,7 +159,7 @@ class Segment:
         return c in ".-:?" and (step < 0 or beyond.isalnum() or (beyond != "" and beyond in "_*/\\@-"))
 
     def refused(self, start: int, *, dictated: bool) -> bool:
-        """Return True if the sentence at `start` forbids. `dictated`: only before `start`."""
+        """Return True if the sentence at `start` forbids something (`dictated`: before)."""
         first, last = self.span(self.sentence(start))
         return _NEGATES.search(self.masked, first, start if dictated else last) is not None
 

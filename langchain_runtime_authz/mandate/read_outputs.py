@@ -193,7 +193,7 @@ class Outputs:
 
 
 def told(args: object) -> Iterator[str | None]:
-    """Yield the normal forms in arguments and their JSON texts; None if too large."""
+    """Yield the normal forms of all values in `args`, also in JSON; None if large."""
     values = scalars(args, MAX_ARGUMENT_NODES)
     for value in (None,) if values is None else values:
         large = value in (None, json_copy.DEEP) or (isinstance(value, str) and len(value) > MAX_UNREAD)

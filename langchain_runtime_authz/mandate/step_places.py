@@ -208,7 +208,7 @@ class Placing:
 
 
 def _deed(step: Step, profile: ToolProfile) -> str:
-    """Return the name by which a step uses up positions, never shared by two effects."""
+    """Return the name under which a step claims positions. Two effects share none."""
     return f"{profile.effect} {step.deed}" if step.deed else f"step {step.id}"
 
 

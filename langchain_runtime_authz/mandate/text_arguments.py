@@ -103,4 +103,4 @@ def borrowed(text: str, allowed: str, others: Iterable[Words | None]) -> bool:
     """Return True if `others` (None: lost) hold a run of `text` that `allowed` lacks."""
     runs = Words(text).runs()
     runs = runs and runs - Words(allowed).runs()
-    return bool(runs) and any(other is None or other.holds(runs) for other in others)
+    return bool(runs) and any(other is None or other.holds(runs) for other in others)  # `None`: lost words

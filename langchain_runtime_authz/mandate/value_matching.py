@@ -306,7 +306,7 @@ def _holds(
         found = text.startswith(part)
     else:
         found = re.search(rf"(?<!\w){re.escape(part)}(?!\w)", text) is not None
-    # The same date may be written in another way.
+    # The text may be the same date, written in another way.
     other = any(c.isdigit() for c in part) and not (_ISO.fullmatch(text) and _ISO_PART.match(part))
     return found or (None if other and any(f.startswith(_MOMENT) for f in scalar_forms(value)) else False)
 

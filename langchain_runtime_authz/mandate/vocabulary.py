@@ -22,7 +22,7 @@ TARGETS: Final = frozenset({"principal", "object", "name", "channel"})  # kinds 
 _MAX_MORE: Final = 4  # arguments that a suggested order may name behind "with"
 _ROLE: Final = re.compile(r"<(\w+)>")
 _HITS: Final = frozenset({"principal", "object", "name", "channel", "url"})
-_WAYS: Final = {  # to say an order behind its verb, by the tool's effect; the first counts whose arguments the tool has
+_WAYS: Final = {  # effect → ways to go on after an order's verb; the first way whose arguments the tool has counts
     "pay": (("<to> <amount>", "<amount> to <to>"), ("<to>",), ("<what>",)),
     "send": (
         ("[to] <to> <saying>", "<text> (to|in) <to>"),

@@ -113,7 +113,7 @@ class _Turn:
         self.untold = False  # a clause orders to tell something, without saying what
         self.tries = 0  # of reading this turn
         self.matches: dict[tuple[Token, ...], list[Match]] = {}  # of this message, by the tokens read
-        self.text, self.digest = "", ""  # the message that is read now, and its digest
+        self.text, self.digest = "", ""  # the message that is being read, and its digest
 
     def read(self, texts: Sequence[str]) -> Compiled:
         """Read all sentences. If one is not understood, the turn has no mandate."""
@@ -214,7 +214,7 @@ class _Turn:
         return not self.verbs.isdisjoint(verb) and not self._labelled(tokens)
 
     def _retracts(self, tokens: Sequence[Token]) -> bool:
-        """Return True for "cancel the payment", but not for "cancel the order O-5"."""
+        """Return True if a clause may retract an order: "cancel it", not "cancel job O-5"."""
         ends = tokens[0].lower in self.data["retracting"] or self.language.stop(tokens)
         known = {value for _, step in self.kept for value in _said(step).values()}
         return bool(ends) and all(t.kind in {"word", "name"} or t.text in known for t in tokens[1:])

@@ -23,7 +23,7 @@ _PLAIN: Final = re.compile(
     r"(?:0|[1-9]\d{0,14})(?:[.,]\d{1,2})?|[1-9]\d{0,2}(?:(?:,\d{3}){1,4}\.|(?:\.\d{3}){1,4},|(?:['’]\d{3}){1,4}\.)\d{1,2}"
     r"|[1-9]\d{0,2}(?:(?:,\d{3}){2,4}|(?:\.\d{3}){2,4}|(?:['’]\d{3}){1,4})"
 )
-_ID: Final = re.compile(  # with a mark that tells it from words: "/tmp", "T-5", "Plan.pdf", "web-db"
+_ID: Final = re.compile(  # with a character that common words lack: "/tmp", "T-5", "Plan.pdf", "web-db"
     r"(?:[#@~.]|--?(?!\d)|[/\\])[/\\]?\w[\w./\\\-+=~:]*|(?=.*[\d_])\w[\w./\\\-=:]*|\w[\w./\\\-~]*\.[a-z]\w{1,4}|[a-z]+(?:[./-][a-z]+)+"
 )
 _NAME: Final = re.compile(r"[^\W\d_a-z][^\W\d_]*(?:[-'’][^\W\d_]{2,})*")
