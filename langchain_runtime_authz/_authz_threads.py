@@ -263,7 +263,7 @@ def _how(graph: Any, found: Reentry, snapshot: Snapshot, state: StateSnapshot, i
 
 
 def _never_entered(snapshot: Snapshot, state: StateSnapshot, input: Any) -> bool:
-    """Return True if the state lacks the newest text of `input`, or else of the log."""
+    """Return True if the state lacks the newest text of `input`, else that of the log."""
     given = [t for t in human_texts(written(input)) if not t.past]
     if not given and snapshot.marks.get(HEAD) == UNKNOWN:
         given = [t for t in snapshot.log if t.own and t.text and not (t.key or "").startswith((ANSWER, CORRECTION))]

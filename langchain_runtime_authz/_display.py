@@ -81,8 +81,7 @@ def _escape(c: str) -> str:
 def quoted(value: object, limit: int = MAX_SHOWN) -> str:
     """Return a value quoted, inert and cut to a bounded length.
 
-    Each text is cut at `limit` characters, a list or object after `MAX_LISTED` texts and numbers. A cut value has a
-    digest.
+    Each text is cut at `limit` characters, a list or object after `MAX_LISTED` values. A digest identifies a cut value.
     """
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     digest = f"sha256 {hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"

@@ -114,7 +114,7 @@ class _Pool:
     def stop(self) -> None:
         """End all exchanges and the thread, without waiting for either."""
         if self._pid == os.getpid():  # a fork's copy has no thread to end
-            # Never wait here: a garbage collection may call this while our lock is held.
+            # Never wait here: a garbage collection may call this while its thread holds our lock.
             with suppress(RuntimeError):  # it has ended
                 self.loop.call_soon_threadsafe(self.loop.stop)
 

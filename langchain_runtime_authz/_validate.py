@@ -57,7 +57,7 @@ def checked_path(name: str, value: Any) -> Path:
 
 
 def of_kind(name: str, value: Any, kind: Any, wanted: str) -> Any:
-    """Return `value` if it is a `kind`, or raise `ConfigError`: it must be `wanted`."""
+    """Return `value` if it is a `kind`, or raise `ConfigError` that wants `wanted`."""
     if not isinstance(value, kind):
         raise wrong(name, wanted, value)
     return value

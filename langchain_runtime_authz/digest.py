@@ -120,8 +120,7 @@ def project(value: object) -> Any:
     Scalars, mappings with string keys, lists, tuples, pydantic models, dataclasses, enums, dates, times, decimals,
     UUIDs and paths have a JSON form. Everything else is refused: non-finite numbers, integers beyond 2^53, lone
     surrogates, NUL, sets, bytes, nesting beyond 32, objects that raise when they are read. Raises `MappingError`:
-    `uncanonical_argument`, or `request_too_large` for more values than a request holds. A repeated list counts each
-    time.
+    `uncanonical_argument`, or `request_too_large` if a request cannot hold all values, repeated ones included.
     """
     if type(value) is float and math.isfinite(value):
         return value

@@ -196,7 +196,7 @@ class ToolProfile(BaseModel):
         ahead = list(self.reaches)
         while ahead:
             name = ahead.pop(0)
-            if name in found and name not in reached:  # else an audience
+            if name in found and name not in reached:  # otherwise `name` is an audience
                 reached[name] = as_unprofiled(found[name]) if found[name].draft else found[name]
                 ahead += found[name].reaches
         self._chain = tuple(reached.items())

@@ -1,7 +1,7 @@
 """Guess a tool's profile from its name, description and schema.
 
 A *fact* keeps or raises the tool's risk and is part of the proposal. A *doubt* would lower the risk (a read, an
-internal sink, orders) and is a comment for a reviewer. A server may write names and descriptions, so they never lower a
+internal sink, orders), and is a comment for a reviewer. Names and descriptions may be a server's, so they never lower a
 risk.
 """
 
@@ -77,7 +77,7 @@ def propose(tool: BaseTool, tools: Sequence[BaseTool] = ()) -> Proposal:
     when = [p for p, kind in kinds.items() if kind == "when"]
     text = [p for p, kind in kinds.items() if kind == "text"]
     critical = {p: kind for p, kind in kinds.items() if kind not in ("when", "text")}
-    if effect == "fetch":  # the free words of a search decide nothing, but its address does
+    if effect == "fetch":  # only the address of a search matters, not its words
         text += [p for p, kind in critical.items() if kind == "value"]
         critical = {p: kind for p, kind in critical.items() if kind != "value"}
     text = [t for t in _top(text) if t not in _top([*critical, *when])]
@@ -278,7 +278,7 @@ def _last(path: str) -> list[str]:
 
 
 def _named(name: str) -> list[str]:
-    """Return a name's words from its verb on: `slack_post_message` posts."""
+    """Return a name's words from its verb on: post, message for `slack_post_message`."""
     words = _words(name)
     return words[next((n for n, w in enumerate(words) if w in _VERBS), 0) :]
 

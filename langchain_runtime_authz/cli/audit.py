@@ -392,7 +392,7 @@ def controls_document(results: Path | None = None) -> dict[str, Any]:
 
 
 def _rule(rule: dict[str, Any], seen: Mapping[str, str]) -> dict[str, Any]:
-    # The first test is the one that every rule has: a request that this rule alone decides.
+    # The first test exists for every rule: a request that this rule alone decides.
     tests = _tests([OWN_TEST.format(rule["reason"]), *rule.get("tests", [])], seen)
     worst = min((t["result"] for t in tests), key=_WORST.index)
     return {"reason": rule["reason"], "lines": rule_lines(rule["reason"]), "result": worst, "tests": tests}

@@ -88,7 +88,7 @@ def _exporting(url: str) -> Iterator[None]:
     provider.add_span_processor(SimpleSpanProcessor(kept))
     trace.set_tracer_provider(provider)
     yield
-    logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)  # said once, below
+    logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)  # the error below says it once
     exporter, result = OTLPSpanExporter(endpoint=f"{url.rstrip('/')}/v1/traces", timeout=EXPORT), None
     with suppress(ValueError):  # not a URL
         result = exporter.export(kept.get_finished_spans())

@@ -152,7 +152,7 @@ def _profile(tool: BaseTool, given: Mapping[str, ToolProfile], tools: list[BaseT
 
 
 def _fields(profile: ToolProfile) -> Any:
-    """Return a profile as a file holds it: an equal word of `SWITCHES`, or the fields."""
+    """Return a profile's form in a file: the equal word of `SWITCHES`, or the fields."""
     from langchain_runtime_authz.tool_profile import SWITCHES, ToolProfile
 
     fields = profile.model_dump(exclude_defaults=True, mode="json")
@@ -228,7 +228,7 @@ def _asked(tool: BaseTool, tools: list[BaseTool]) -> Any:
 
 
 def _orders(tool: BaseTool, facts: dict[str, Any], verbs: Sequence[str]) -> list[str]:
-    """Return plain orders that begin with one of the verbs; without any, the verbs."""
+    """Return plain orders that begin with one of `verbs`; if there are none, `verbs`."""
     from langchain_runtime_authz.langgraph.tool_lookup import signature_of
     from langchain_runtime_authz.mandate.languages import languages
     from langchain_runtime_authz.mandate.vocabulary import Tool, suggested

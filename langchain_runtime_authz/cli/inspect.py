@@ -89,7 +89,7 @@ def inspect(
 
 
 def _look(graph: Graph, profiles: Path | None) -> tuple[CoverageReport | None, CoverageReport, Profiles]:
-    """Return coverage now (None if protected already), coverage protected, profiles."""
+    """Return (1) coverage now (None if protected), (2) under `protect`, (3) profiles."""
     from langchain_runtime_authz import RuntimeAuthz
     from langchain_runtime_authz.langgraph.coverage.report_rows import coverage_of
     from langchain_runtime_authz.langgraph.protect import owner_of

@@ -302,7 +302,7 @@ def _logged(files: list[Path]) -> tuple[list[tuple[Scope, tuple[str, ...]]], lis
                 begun.update({key: (told, _doubt(record))} if acts else {})
     last = {(scope, agent): event for _, scope, agent, event in sorted(events)}
     revoked = [named for named, event in last.items() if event == "revoked"]
-    for key in failed & begun.keys():  # a failed call makes its deed ask for a while, and is not lost
+    for key in failed & begun.keys():  # after a failed call, the same effect on the same target asks for a while
         told, doubt = begun[key]
         young = doubt is not None and time.time() - doubt.row.at < LASTS
         if doubt is None or not young:

@@ -214,7 +214,7 @@ def _candidates(request: Mapping[str, Any]) -> Iterator[tuple[str, Edit]]:
 
 
 def changes(pdp: PDP, request: EvaluationRequest, decision: Decision) -> list[tuple[tuple[str, ...], str]]:
-    """Return the smallest sets of changes that change the outcome, with that outcome.
+    """Return the smallest sets of changes with another outcome, and these outcomes.
 
     A set has at most three changes. They turn a deny into a permit or a question, a question into a permit, and a
     permit into any other outcome. Each set was tried on the policy.
