@@ -193,7 +193,7 @@ class ExchangeAuth(TicketAuth):
 
     If the call's own token is exchanged, each request makes an exchange, and no token reaches another call. If the
     user's token is exchanged, the run keeps the exchanged token for one agent and service. The run drops the token when
-    it expires, or when the run's lease is replaced (a correction, a revocation, the run's end). Runs never share it.
+    it expires, or when the run's lease is replaced (a correction, a revocation, the run's end). Runs never share one.
 
     Args:
         exchange: the token endpoint.
@@ -269,7 +269,7 @@ class ExchangeAuth(TicketAuth):
         return exchanged  # type: ignore[no-any-return]
 
     def _kept(self) -> Generator[Any, Any, dict[Any, ExchangedToken]]:
-        """Return the lease's token cache, or `{}`. Raises `CredentialError`."""
+        """Return the run's token cache. Raises `CredentialError` if its lease is not live."""
         run = current_scope.get().run
         if run is None or self._subject_token is None:
             return {}
@@ -291,7 +291,7 @@ def _claims(token: str) -> Mapping[str, Any] | None:
 
 
 def _unfit(claims: Mapping[str, Any] | None, wanted: set[str], earliest: float, latest: float) -> str | None:
-    """Return why the `aud` or `exp` of a JWT forbids to send it, or `None`."""
+    """Return why a JWT must not be sent, by its `aud` or `exp`, or `None`."""
     if claims is None:
         return None
     ends = claims.get("exp", latest)

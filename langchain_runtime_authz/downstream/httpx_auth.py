@@ -51,7 +51,7 @@ class TicketAuth(httpx.Auth):
 
     _anonymous = False
     _audience: Callable[[httpx.Request, Ticket], str]  # raises `CredentialError` if there is none
-    _send: Callable[[httpx.Request, str, Any, str], Flow]  # of request, origin, ticket or `None`, and audience
+    _send: Callable[[httpx.Request, str, Any, str], Flow]  # takes request, origin, ticket (or `None`) and audience
 
     def sync_auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
         flow, got = self._flow(request), None
@@ -93,7 +93,7 @@ class CallAuth(TicketAuth):
     port, and the audience's path as a prefix. If an audience is not a URL, `audiences` gives its URL.
 
     Args:
-        audiences: URL → audience, for audiences that are not their own URL.
+        audiences: audiences by URL, for audiences that are not URLs themselves.
         dpop: bind tokens to a key of their call, and prove each request (RFC 9449). If a server asks for a
             nonce, the request is sent once more, with the nonce.
         outside: what to do with a request outside any call. `refuse` raises. `anonymous` sends the request without
@@ -180,7 +180,7 @@ def _without_credential(headers: httpx.Headers) -> httpx.Headers:
 
 
 def bearing(request: httpx.Request, credential: Mapping[str, str]) -> httpx.Request:
-    """Add a credential to the request that no redirect inherits."""
+    """Add a credential to the request. A redirect does not inherit the credential."""
     request.headers.update(credential)
     if not isinstance(request, _Bearing):
         request.__class__ = _bearing(type(request))  # type: ignore[arg-type]  # mypy looks at the instances' hash
