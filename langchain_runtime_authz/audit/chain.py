@@ -72,7 +72,7 @@ def make_line(record: Mapping[str, Any], seq: int, prev: str) -> bytes:
 
 
 def read_lines(file: Any) -> Iterator[bytes]:
-    """Yield a binary file's lines. A line that is too long is cut, and ends them.
+    """Yield a binary file's lines. A line that is too long is cut, and is the last.
 
     Raises `ConfigError` after such a line.
     """
@@ -87,7 +87,7 @@ def line_hash(line: bytes) -> str:
 
 
 def parse_line(line: bytes) -> dict[str, Any] | None:
-    """Return the record in a line, read strictly; `None` if it holds none."""
+    """Return the record in a line, read strictly; `None` if the line is not a record."""
     try:
         record = strict_json(line)
     except (ValueError, RecursionError):
@@ -178,7 +178,7 @@ def verify_log(path: str | Path, head: str | None = None) -> ChainReport:
 
 
 def verified(path: str | Path) -> ChainReport:
-    """Verify a log with all its segments. Raises `AuditError`: `chain_broken`."""
+    """Verify a log with all its segments, or raise `AuditError` (`chain_broken`)."""
     report = verify_log(path)
     if not report.ok:
         raise AuditError(Code.CHAIN_BROKEN, f"{Path(path).name}, {report.where}: {report.error}")
@@ -222,8 +222,8 @@ def verify_files(files: Sequence[tuple[str, Callable[[], Any]]], head: str | Non
 def read_log(path: str | Path, mark: str = "", opened: Opened | None = None) -> Iterator[dict[str, Any] | None]:
     """Yield a log's records that hold the text `mark`, and all completions and mints.
 
-    Nothing is verified, and "" is in every record. Yield `None` for a line that is not a record. `opened` adds sealed contents to a record
-    (`audit.encryption`). Raises `ConfigError` if the file is an evidence pack.
+    The log is not verified. "" stands for all records. Yield `None` for a line that is not a record. `opened` restores
+    sealed contents (`audit.encryption`). Raises `ConfigError` if the file is an evidence pack.
     """
     if Path(path).suffix == PACK:
         raise ConfigError(f"{Path(path).name} is an evidence pack; unpack it, and give the log in it")

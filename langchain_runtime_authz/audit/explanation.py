@@ -26,7 +26,7 @@ _ORDERED: Final = {
     "none": "the task orders nothing that could be read",
 }
 _BY: Final = {"application": "by the application", "planner": "by the planner", "words": "in the user's words"}
-# Code of a deviation (`evaluation.DeviationCode`) → words.
+# What each code of a deviation (`evaluation.DeviationCode`) means.
 DEVIATIONS: Final = {
     "value": "another value was ordered",
     "missing": "a value was ordered and none is given",

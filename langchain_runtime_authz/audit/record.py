@@ -205,7 +205,7 @@ def _named(scope: Scope | None) -> dict[str, str] | None:
 
 
 def place(document: dict[str, Any], pointer: str) -> tuple[dict[str, Any], str]:
-    """Return a member's parent object (empty if it has none), and the member's name."""
+    """Return the parent object of the member at `pointer`, or `{}`, and its name."""
     *way, last = pointer[1:].split("/")
     node: Any = document
     for step in way:
@@ -214,6 +214,6 @@ def place(document: dict[str, Any], pointer: str) -> tuple[dict[str, Any], str]:
 
 
 def erase(document: dict[str, Any], pointer: str) -> bool:
-    """Remove a member; return True if it was there."""
+    """Remove the member at `pointer`. Return True if the document had it."""
     node, last = place(document, pointer)
     return node.pop(last, _ABSENT) is not _ABSENT

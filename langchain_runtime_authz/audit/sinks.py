@@ -28,7 +28,7 @@ MAX_FRAGMENTS: Final = 8
 RETRY: Final = 60.0  # seconds until a file that could not be closed is tried again
 NEWEST: Final = 100  # steps in a notebook
 BLOCK: Final = 8192
-ANCHOR: Final = "ledger"  # member of a record: the ledger's anchor
+ANCHOR: Final = "ledger"  # member of a record: the ledger's newest commit (`ledger.base.Anchor`)
 
 
 @runtime_checkable
@@ -83,7 +83,7 @@ class FileSink:
     write holds an exclusive lock and begins at the file's end.
 
     If another program moves the file away, the sink begins a new file. The first record, `continued`, holds the head of
-    the moved file. The next records hold the newest anchor of each tenant's ledger. A file that became shorter is
+    the moved file. The next records name the newest commit of each tenant's ledger. A file that became shorter is
     refused (`chain_broken`). Only `drop_segments` removes segments.
 
     Args:
@@ -123,12 +123,12 @@ class FileSink:
         self._closes_again = 0.0  # next try to close a file that could not be closed
         self._lock = threading.Lock()
         self._fd = -1
-        self._file: os.stat_result | None = None  # of the file written so far
+        self._file: os.stat_result | None = None  # `stat` of the file written so far
         # Size of the file at our last read, number of its next line, hash of its last line. One tuple, so that an
         # interrupt leaves either all old values or all new ones.
         self._at = (0, 0, chain.GENESIS)
         self._left: str | None = None  # head of the file that was moved away
-        self._anchors: dict[str, object] = {}  # tenant → newest anchor of its ledger
+        self._anchors: dict[str, object] = {}  # newest commit of each tenant's ledger
         in_child(self._forked)
         self._write(None)
 
@@ -142,14 +142,14 @@ class FileSink:
         self._write(record if self._seal is None else self._seal(record))
 
     def anchor(self, tenant: str) -> dict[str, Any] | None:
-        """Return the newest anchor of a tenant's ledger in the file. Raises `AuditError`."""
+        """Return the newest commit of a tenant's ledger that the log names, or `None`."""
         mark = f'"{ANCHOR}":{{'.encode()
         try:
             for part in reversed(chain.log_files(self.path)):
                 with part.open("rb") as file:
-                    # Read a log without an anchor to its beginning: any record may name a commit that a ledger lost.
+                    # Read a log to its beginning if need be: any record may name a commit that a ledger lost.
                     for line in _backward(file, self.path.name):
-                        # A request may hold a member of this name too. Only the record's own member is an anchor.
+                        # A request may hold a member of this name too. Only the record's own member names a commit.
                         record = chain.parse_line(line) or {} if mark in line else {}
                         if tenant_of(record) == tenant:
                             return dict(record[ANCHOR])
@@ -328,7 +328,7 @@ def _mark(kind: str, **about: Any) -> dict[str, Any]:
 def drop_segments(log: str | Path, before: float) -> list[str]:
     """Remove closed segments older than `before` (epoch seconds); return their names.
 
-    Before that, the log records the head of each, so that the log still verifies, and repeats its newest anchors.
+    First, the log records each segment's head, so that it still verifies, and repeats the newest ledger commits.
     """
     chain.verified(log)
     sink, dropped = FileSink(log, durable=True), []
@@ -415,6 +415,6 @@ def _backward(file: BinaryIO, name: str) -> Iterator[bytes]:
 
 
 def tenant_of(record: Mapping[str, Any]) -> str | None:
-    """Return the tenant of a record's ledger, `None` if the record holds no anchor."""
+    """Return the tenant of the ledger commit that a record names, or `None`."""
     anchor = record.get(ANCHOR)
     return str(anchor.get("tenant")) if isinstance(anchor, dict) else None

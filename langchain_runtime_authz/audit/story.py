@@ -25,7 +25,7 @@ _LONG: Final = 20_000
 _LISTED: Final = 8  # texts in one line
 _INDENT: Final = 23  # columns of a time and a sign
 
-# Kind of a step → its sign, and its word.
+# Sign and word of each kind of step.
 SIGNS: Final = {
     "permit": ("✓", "permitted"),
     "deny": ("✗", "denied"),
@@ -41,7 +41,7 @@ SIGNS: Final = {
     "run": ("»", "run"),
     "check": ("·", "checked"),
 }
-# Event of a run → kind of its step, and its line.
+# Kind and line of a step, by the event of its `run` record.
 _EVENTS: Final = {
     "planned": ("plan", "{tools} (by {source})"),
     "mandate": ("order", "{steps} (by the {source})"),
@@ -125,7 +125,7 @@ class Step:
 
 
 class Order(NamedTuple):
-    """The steps that a task ordered (id → line), and the calls made for each step."""
+    """The steps that a task ordered (lines by id), and the calls made for each step."""
 
     heading: str
     steps: dict[str, str]
@@ -139,7 +139,7 @@ class Story:
     steps: deque[Step] = field(default_factory=deque)
     total: int = 0
     counts: Counter[str] = field(default_factory=Counter)
-    lanes: dict[Lane, str] = field(default_factory=dict)  # lane → the kind of its delegation
+    lanes: dict[Lane, str] = field(default_factory=dict)  # kinds of delegation, by lane
     orders: dict[tuple[str, str], Order] = field(default_factory=dict)  # by thread and the mandate's digest
     unordered: deque[Step] = field(default_factory=lambda: deque(maxlen=MAX_STEPS))  # permitted side effects
     facts: dict[str, dict[str, None]] = field(default_factory=dict)
