@@ -48,7 +48,7 @@ def lines_left_out() -> Callable[[str], int | None]:
 
     Given a code, the function returns `None` if the line must be left out, else how many lines were left out before it.
     """
-    lines, lock = dict[str, tuple[float, int]](), forkable_lock()  # code → begin of its window, lines in it
+    lines, lock = dict[str, tuple[float, int]](), forkable_lock()  # by code: begin of its window, lines in it
 
     def left_out(code: str) -> int | None:
         now = time.monotonic()

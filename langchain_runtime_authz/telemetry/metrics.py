@@ -20,7 +20,7 @@ from langchain_runtime_authz._flow import begun
 from langchain_runtime_authz.evaluation import Decision, Subject
 from langchain_runtime_authz.telemetry import semconv as n
 
-_ledgers: Final[WeakKeyDictionary[Any, set[str]]] = WeakKeyDictionary()  # ledger → its tenants
+_ledgers: Final[WeakKeyDictionary[Any, set[str]]] = WeakKeyDictionary()  # tenants by ledger
 
 WAIT: Final = 1.0  # seconds that a collection waits for all ledgers
 SUBJECT_TYPES: Final = frozenset({"user", "anonymous", "agent", "service"})  # other types are counted as `other`
