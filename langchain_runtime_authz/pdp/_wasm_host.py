@@ -188,7 +188,7 @@ class Program:
     """A compiled policy and its data. Thread-safe, and usable in a fork's child.
 
     Programs of the same code share its compiled form. `pool_size` does not count evaluations on event loops. `timeout`:
-    CPU seconds of one evaluation; waiting for a CPU or an instance does not count. `entrypoints`: name → id.
+    CPU seconds of one evaluation; waiting for a CPU or an instance does not count. `entrypoints`: ids by name.
     `builtins`: host functions that the policy would call. Raises `PolicyFailed` if OPA did not compile `code`.
     """
 
@@ -218,7 +218,7 @@ class Program:
         self._free: deque[_Instance] = deque(maxlen=self._size)
 
     def evaluate(self, body: bytes, entrypoint: str) -> bytes:
-        """Return the answer. Raises `TimeoutError`, `PDPError` or `PolicyFailed`.
+        """Return the answer as JSON. Raises `TimeoutError`, `PDPError` or `PolicyFailed`.
 
         On an event loop, it does not wait for a free instance of the pool but uses an additional one.
         """
@@ -332,7 +332,7 @@ class _Instance:
             raise PolicyFailed("an address outside the memory") from exc
 
     def table(self, name: str) -> dict[str, int]:
-        """Return the policy's table of `entrypoints` or `builtins`, name → id."""
+        """Return the ids of the policy's `entrypoints` or `builtins`, by name."""
         try:
             found = json.loads(self._text(self._do("opa_json_dump", self._do(name))))
             return {str(k): int(v) for k, v in found.items()}

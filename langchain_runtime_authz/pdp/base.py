@@ -254,7 +254,7 @@ def bounded(revision: str) -> str:
 class Composed:
     """Base of PDPs that wrap PDPs. A single request is evaluated as a batch of one."""
 
-    # Requests, and the first PDP's decisions → the decisions of this PDP.
+    # Makes this PDP's decisions from the requests and the first PDP's decisions.
     _after: Callable[[Sequence[bytes], Sequence[Decision]], Sequence[Decision]]
 
     def __init__(self, kind: str, pdps: Sequence[PDP], deadline: float | None) -> None:

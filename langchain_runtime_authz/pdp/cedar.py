@@ -51,7 +51,7 @@ class CedarPDP(InProcess):
         policies: text or path; by default the shipped sample.
         schema: text or path of a Cedar schema (not in the JSON form). Required with your own `policies`.
         entities: entities in Cedar's JSON form (a list, or the path of a file): groups, say, or `Data::"policy"`.
-        obligations: name → `{"type": …, "properties": {…}}`, for `@obligation`.
+        obligations: `{"type": …, "properties": {…}}` by name, for `@obligation`.
         to_cedar: turns a request's JSON into `{principal, action, resource, context}`, as `cedar_request` does. It may
             add `entities` for this request alone.
         deadline: seconds within which the calls of one message must be answered.
@@ -322,7 +322,7 @@ def _amount(call: Json) -> Json:
 
 
 def _decimal(*values: object) -> Json:
-    """Return the largest value as a Cedar decimal: the maximum if one is not a number."""
+    """Return the largest value as a Cedar decimal. A non-number counts as the maximum."""
     largest = -_MAX_DECIMAL
     for value in values:
         try:
@@ -344,7 +344,7 @@ def _reached(properties: Json, effect: str, sink: str, own: str | None) -> tuple
 
 
 def _allowed(properties: Json, verdicts: set[str], mandate: Json) -> bool:
-    """Return True if the profile permits, and no verdict or mandate stands against it."""
+    """Return True if the profile permits, and no verdict or mandate speaks against it."""
     against = mandate["standing"] == "forbidden" or "confirm" in {d["code"] for d in mandate["deviations"]}
     answered = (properties.get("profiled"), properties.get("verdict")) == (True, "permit")
     return answered and not (against or "ask" in verdicts)

@@ -1,6 +1,6 @@
 """PDPs made of PDPs: deny overrides, a compared candidate, a circuit breaker.
 
-Each asks its PDPs through an `Evaluator`, so that it combines only validated decisions. None adds a permit of its own.
+Each asks its PDPs through an `Evaluator`, so that it combines only validated decisions. None of them permits by itself.
 """
 
 from __future__ import annotations
@@ -239,7 +239,7 @@ class CircuitBreaker(Composed):
 
     @contextmanager
     def _asking(self) -> Iterator[list[Decision]]:
-        """Yield a list for the decisions, and count failures. Raises `PDPError`."""
+        """Yield a list for decisions, and count failures. Raises `PDPError` while open."""
         with self._lock:
             probe = self._failed >= self._limit
             if probe and (self._probing or self._clock() < self._until):

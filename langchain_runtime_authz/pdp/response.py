@@ -113,7 +113,7 @@ def _parsed(answer: object, revision: str) -> Decision | None:
 
 
 def parse_json(body: bytes) -> object:
-    """Return the document in an answer. Raises `PDPError`."""
+    """Return the JSON document in an answer, or raise `PDPError`."""
     try:
         return strict_json(body)
     except (ValueError, RecursionError) as exc:

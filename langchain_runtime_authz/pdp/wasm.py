@@ -187,7 +187,7 @@ def merge_shipped(given: Mapping[str, Any], *, own: bool = False) -> dict[str, A
     """Return the whole data document of a policy that builds on the shipped one.
 
     `given` holds the members to change (`merge_data`), itself or in `runtime_authz_data` (an edited data.json). In a
-    project (`own`), `given` may also hold data of its own rules, next to `runtime_authz_data`. Raises `ConfigError`.
+    project (`own`), it may also hold data of own rules, next to that. Raises `ConfigError` for an unknown member.
     """
     shipped = _member(_canonical(read_json((SHIPPED / "data.json").read_bytes(), "data.json")))
     inner, rest, where = given, dict[str, Any](), "data.json: " if own else ""
