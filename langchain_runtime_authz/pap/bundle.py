@@ -7,12 +7,12 @@ here. Parts that OPA does not know are in the manifest's `metadata`, which OPA s
 
 | member | |
 |---|---|
-| `profiles` | tool → `ToolProfile` |
-| `grants` | name → `Grant` |
+| `profiles` | each tool's `ToolProfile` |
+| `grants` | `Grant`s by name |
 | `cases` | requests and the decisions that they must get: tried before the bundle is used |
 | `entrypoint` | the rule that answers; by default the first that `wasm` in the manifest names |
 | `engine` | `cedar`: the bundle holds the files of `CEDAR` in place of Wasm and Rego |
-| `sha256` | file → digest, so that an unsigned bundle cannot be read half written |
+| `sha256` | each file's digest, so that an unsigned bundle cannot be read half written |
 
 `revision` in the manifest is a whole number that grows with every release.
 """
@@ -106,13 +106,13 @@ _CASE: Final = TypeAdapter(Case)
 def read_bundle(source: str | Path, keys: Keys | None = None) -> Bundle:
     """Return the bundle in a `.tar.gz` or a directory.
 
-    Raises `ConfigError`: `policy_invalid`, and with keys `policy_unsigned`.
+    Raises `ConfigError`: `policy_invalid`, or `policy_unsigned` if none of `keys` has signed it.
     """
     return parse_bundle(read_files(source), Path(source).name, keys)
 
 
 def read_files(source: str | Path) -> dict[str, bytes]:
-    """Return the files of a bundle by name, unverified. Raises `ConfigError`."""
+    """Return the files of a bundle by name, unverified, or raise `ConfigError`."""
     path = Path(source)
     try:
         if not path.is_dir():
@@ -305,7 +305,7 @@ def pack(files: Mapping[str, bytes]) -> bytes:
 
 
 def assemble(files: Mapping[str, bytes], revision: int, metadata: Mapping[str, Any]) -> dict[str, bytes]:
-    """Return `files` and a manifest. It omits the Wasm, which most OPA servers refuse."""
+    """Return `files` and a manifest without `wasm`, which most OPA servers refuse."""
     about = {**metadata, "sha256": _hashes(files)}
     manifest = {"revision": str(revision), "roots": [""], "rego_version": 1, "metadata": about}
     return {**files, MANIFEST: json.dumps(manifest, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()}
@@ -326,7 +326,7 @@ def invalid(detail: str) -> ConfigError:
 
 
 def verified(files: Mapping[str, bytes], name: str, keys: Keys) -> str:
-    """Return the id of the key that signed these files. Raises `ConfigError`."""
+    """Return the id of the key that signed these files, or raise `ConfigError`."""
     import jwt
 
     try:

@@ -1,7 +1,7 @@
 """A PDP that reloads its policy from bundles, never from an older one.
 
 A reload swaps one reference to an immutable revision. So each evaluation uses one policy with its data, and the
-decision names it. A new bundle is verified, compiled and tested on its cases before. If this fails, the old one stays.
+decision names that revision. Before, the new bundle is verified, compiled and tested on its cases, or the old stays.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class HighestRevision:
         self.path = path
 
     def check(self, bundle: Bundle) -> int:
-        """Return the last number used, or 0. An older or altered bundle is `policy_older`."""
+        """Return the last number used, or 0. Raises `policy_older` for an older bundle."""
         number, digest = self._read()
         if bundle.number < number or (bundle.number == number and bundle.digest != digest):
             have = f"`{self.path.name}`: revision {number} was used here before this revision {bundle.number}"
@@ -116,7 +116,7 @@ class _Live:
     pdp: WasmPDP | CedarPDP
 
     def concluded(self, body: bytes, answer: object) -> object:
-        """Label a decision with this revision. Deny if the request's profile has another."""
+        """Name this revision in a decision. Deny if the tool has another profile here."""
         if not isinstance(answer, Decision):
             return answer
         if self.bundle.profiles:
@@ -142,7 +142,7 @@ class ReloadingPDP(InProcess):
 
     Args:
         source: path of a `.tar.gz`, or of a directory with its files.
-        keys: key id → public key (PEM); an unsigned bundle is then refused.
+        keys: public keys (PEM) by key id; an unsigned bundle is then refused.
         at_least: the lowest revision that may be used, even at the start.
         state: file that keeps the highest revision that was used, for the next start and for other
             processes. By default it stands next to the source, with the source's name and `.highest`.
@@ -182,7 +182,7 @@ class ReloadingPDP(InProcess):
         limits = {"pool_size": checked_count("pool_size", pool_size), "timeout": checked_seconds("timeout", timeout)}
         self._limits: dict[str, Any] = limits
         self._refused, self._closed = "", False
-        # The state of a refused source, until when it is not read again, and why: as text, as frames keep the bundle.
+        # A refused source's state, when it may be read again, and why (as text, because frames would keep the bundle).
         self._rejected: tuple[Seen, float, str, str] | None = None
         self._seen: Seen = self._look()
         self._live = self._loaded(None)
@@ -216,7 +216,7 @@ class ReloadingPDP(InProcess):
         """Check the source now. Return True if another revision decides from now on.
 
         A bundle that was refused before is read again. With `again=False`, as in the background, it is read again only
-        after a minute or a change. Raises `ConfigError`: the source's bundle is not used; the present policy stays.
+        after a minute or a change. Raises `ConfigError` if the source's bundle is refused; the present policy stays.
         """
         with self._lock:
             if self._closed:
@@ -293,7 +293,7 @@ class ReloadingPDP(InProcess):
         return _Live(bundle, pdp)
 
     def _look(self) -> Seen:
-        """Return a stamp of the source's state, an empty one if there is no source."""
+        """Return a stamp of the source's files, or an empty stamp without a source."""
         try:
             name = self.source.name
             files = files_below(real_root(self.source), name) if self.source.is_dir() else [self.source]
@@ -328,7 +328,7 @@ def _seen(file: Path) -> tuple[str, tuple[int, ...]]:
 
 
 def engine_of(bundle: Bundle, name: str, label: str = "", **limits: Any) -> WasmPDP | CedarPDP:
-    """Return a bundle's engine with `label` as revision. Raises `ConfigError`."""
+    """Return a bundle's engine with `label` as revision, or raise `ConfigError`."""
     if bundle.cedar:
         policies, schema, obligations, entities = (bundle.cedar[file] for file in CEDAR)
         table, known = (read_json(text, file) for file, text in zip(CEDAR[2:], (obligations, entities), strict=True))
@@ -341,7 +341,7 @@ def engine_of(bundle: Bundle, name: str, label: str = "", **limits: Any) -> Wasm
 
 
 def self_test(pdp: WasmPDP | CedarPDP, bundle: Bundle) -> None:
-    """Test a policy on its cases and an empty request. Raises `ConfigError`."""
+    """Test a policy on its cases and an empty request, or raise `ConfigError`."""
     with suppress(PDPError, RuntimeError, TimeoutError, KeyError):  # without an answer nothing is permitted
         decision = pdp.evaluate(b"{}")
         if isinstance(decision, Decision) and decision.permit:
