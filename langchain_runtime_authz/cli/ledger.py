@@ -331,7 +331,7 @@ def _doubt(record: dict[str, Any]) -> Doubt | None:
 
 
 def log_of(audit: Path | None, tenant: str) -> Path | None:
-    """Return `audit`. Warn if it is None; refuse a missing or another tenant's log."""
+    """Return `audit`. Warn if it is None; refuse a missing log and another tenant's."""
     from langchain_runtime_authz.audit.chain import read_log
     from langchain_runtime_authz.audit.sinks import tenant_of
 
@@ -348,7 +348,7 @@ def log_of(audit: Path | None, tenant: str) -> Path | None:
 
 
 def note_full(listed: Iterable[Sized]) -> None:
-    """Warn if a tenant's list is full, because older entries are then missing."""
+    """Warn if a tenant's list is full, so that it may lack older entries."""
     from langchain_runtime_authz.ledger.base import MAX_ASKED
 
     if any(len(found) >= MAX_ASKED for found in listed):

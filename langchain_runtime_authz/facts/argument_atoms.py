@@ -68,7 +68,7 @@ class CallAtoms:
         return key(repr(hit)) if hit else "", tuple([key(mark) for mark in sorted(destinations or objects)])
 
     def effective_sink(self, declared: str) -> str:
-        """Return `declared`, or "none" if the call has destination arguments, all empty."""
+        """Return "none" if there are destination arguments, all empty; else `declared`."""
         silent = False
         for _, kind, value, _, _ in self.atoms:
             if kind in DESTINATIONS:

@@ -50,7 +50,7 @@ class _Answers(NamedTuple):
 
 
 def kept_answers(config: Mapping[str, Any]) -> list[int] | None:
-    """Return the numbers of answers kept for one question; None without our counter."""
+    """Return the kept answer numbers of a task, or `None` if answers are not counted."""
     of = getattr(getattr(private.scratchpad_of(config), "interrupt_counter", None), "of", None)
     return of.kept if of is not None else None
 

@@ -238,8 +238,7 @@ def install(*, everywhere: bool = False, listens: bool = False) -> None:
 
     LangChain cannot remove the hook, and an option that was once set stays on.
 
-    `everywhere`: also deny unguarded tools outside runs. `listens`: in `authz.run()`, record what unprotected models
-    return.
+    `everywhere`: also deny unguarded tools outside runs. `listens`: in `authz.run()`, record unprotected model outputs.
     """
     _register()
     for name, value in {"everywhere": everywhere, "listens": listens}.items():

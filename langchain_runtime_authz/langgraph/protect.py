@@ -185,7 +185,7 @@ def _entry_class(base: Any, protection: Protection) -> Any:
         return ours(graph, input, merged, owner, kwargs)
 
     def chunks_of(own: Any, graph: Any, input: Any, at: Any, entered: Any, options: dict[str, Any]) -> Any:
-        """Return (1) the stream, (2) the steps' scope, (3) True if chunks hold configs."""
+        """Return (1) the stream, (2) each step's scope, (3) True if chunks hold configs."""
         given, config = input, entered
         if not isinstance(at, ChildEntry):
             given, config = entered

@@ -64,7 +64,7 @@ def spans(text: str) -> list[tuple[int, int]]:
 
 
 def _tagged(text: str) -> Iterator[tuple[int, int]]:
-    """Yield spans from a tag to its last end tag: a document may hold an end tag."""
+    """Yield spans from a tag to its last end tag, because a document may hold one."""
     at, without, ends = 0, 0, {end[1]: end.end() for end in _END.finditer(text)}
     for tag in _TAG.finditer(text):
         if tag.start() < at:

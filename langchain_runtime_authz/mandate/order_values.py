@@ -99,7 +99,7 @@ class Values:
                 yield self._bound(argument, values), end + 1  # "the CS-101 course"
 
     def _bound(self, argument: Argued, values: tuple[Token, ...]) -> Bound:
-        """Return argument → value and, for money, the currency's argument → its code."""
+        """Return argument → values and, for money, the currency's argument → currency."""
         if values[0].kind != "money" or not self.tool.coin:
             return {argument.name: values}
         code = re.sub(NUMBER, "", (money := values[0]).text).strip()

@@ -204,7 +204,7 @@ class Texts:
         return self._known[key]
 
     def counts(self, number: int, *, strict: bool) -> list[Place]:
-        """Return the positions of a number of calls; `strict`: only "twice" or "3 times"."""
+        """Return where a text says so many calls; with `strict`, as "twice" or "3 times"."""
         found = []
         for place in self.places(number)[0]:
             text = self.segments[place.segment].text

@@ -63,7 +63,7 @@ def _few(confirm: Sequence[str], effects: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def arguments(signature: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return argument → JSON schema, from a tool's whole schema or such a mapping."""
+    """Return argument → schema. `signature`: a tool's JSON schema, or such a mapping."""
     inner = signature.get("properties")
     return inner if signature.get("type") == "object" and isinstance(inner, Mapping) else signature
 
@@ -216,7 +216,7 @@ class _Check:
             yield Need(" times", step.times, counts=True, strict=profile.effect in RISKY)
 
     def _said(self, argument: model.Argument, places: Sequence[Place] | None) -> model.Argument:
-        """Return an argument; a constant, or a text that is one quotation, with its place."""
+        """Return an argument; with its position, if a constant or a text of one quotation."""
         if not places or not isinstance(argument, model.Const | model.Text):
             return model.Const(value=argument.value) if isinstance(argument, model.Const) else argument
         n, start, end = hull(places)

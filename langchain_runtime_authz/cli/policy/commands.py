@@ -112,7 +112,7 @@ def run_tests(policy: PolicyPath = None, opa: Opa = None, as_json: bool = False)
 
 
 def _run_cases(policy: Policy, quiet: bool) -> tuple[list[dict[str, str | None]], int]:
-    """Return each case with its difference, and the number of failures."""
+    """Run a policy's cases. Return (1) their results, (2) the number of failures."""
     from langchain_runtime_authz.cli.policy.recorded_requests import decide
 
     with closing(policy.pdp()) as pdp:

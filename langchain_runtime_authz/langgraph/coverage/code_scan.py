@@ -165,7 +165,7 @@ def _members(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _imported_inside(function: FunctionType, missed: dict[str, None]) -> Iterator[Any]:
-    """Yield values that the function's own `import`s take from loaded modules."""
+    """Yield values that `function` itself imports. Add modules not loaded to `missed`."""
     for code in object_graph.codes(function.__code__):
         level = 0
         for step in dis.get_instructions(code):
