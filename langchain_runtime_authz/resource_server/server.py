@@ -216,10 +216,12 @@ class ResourceServer(BearerServer[Credential]):
 
     async def of(self, connection: HTTPConnection) -> Credential:
         # A proof counts once, and several dependencies may ask about one request.
-        known = connection.scope.setdefault("runtime_authz", {})
-        if self._of_all not in known:
-            known[self._of_all] = await super(ResourceServer, self._of_all).of(connection)
-        return self._for_its_tools(known[self._of_all])
+        proved = connection.scope.setdefault("runtime_authz", {})
+        if (credential := proved.get(self._of_all)) is not None:
+            await self._check_live(credential)
+        elif (credential := await super(ResourceServer, self._of_all).of(connection)).jkt is not None:
+            proved[self._of_all] = credential
+        return self._for_its_tools(credential)
 
     def _for_its_tools(self, credential: Credential) -> Credential:
         if not (credential.tools if self._tools is None else self._tools.intersection(credential.tools)):

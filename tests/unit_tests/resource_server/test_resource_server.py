@@ -355,6 +355,24 @@ def test_a_proof_counts_once_a_request_however_many_dependencies_ask() -> None:
     assert asked(app, proved(ProofKey(), details=call_details()), json=HARMFUL[0]).status_code == 403
 
 
+@pytest.mark.parametrize("bound", [True, False])
+async def test_a_token_that_is_revoked_during_a_request_is_refused_at_the_next_look(bound: bool) -> None:
+    """A web socket or a stream may ask again and again."""
+    answers = iter(["live", "revoked"])
+
+    class Once(Says):
+        async def status(self, credential: Credential) -> Any:
+            return next(answers)
+
+    made = server(status=Once())
+    given = proved(ProofKey()) if bound else {"Authorization": f"Bearer {token()}"}
+    headers = [(name.lower().encode(), value.encode()) for name, value in given.items()]
+    connection = HTTPConnection({"type": "http", "method": "POST", "path": "/pay", "raw_path": b"/pay", "headers": headers})
+    assert (await made.of(connection)).subject == "alice"
+    with pytest.raises(CredentialError, match="credential_revoked"):
+        await made.of(connection)
+
+
 @pytest.mark.parametrize("path", ["/pay", "/parsed", "/unenforced"])
 def test_a_service_serves_the_call_that_was_ordered(path: str) -> None:
     """With the token of that call another payee or amount is refused; a service that looks at the tool alone pays."""
