@@ -242,11 +242,11 @@ class ExchangeAuth(TicketAuth):
 
     def _send(self, request: httpx.Request, origin: str, ticket: Ticket, audience: str) -> Flow:
         ticket.check_running()
-        kept = yield from self._kept()
+        kept = yield from self._kept(ticket)
         exchanged = kept.get(self)
         if exchanged is None or exchanged.expires_at - MARGIN <= time.time():
             exchanged = yield from self._exchanged(ticket, audience)
-            yield from self._kept()  # the task may change while the endpoint answers
+            yield from self._kept(ticket)  # the task may change while the endpoint answers
             kept[self] = exchanged
         else:
             ticket.track(exchanged.token)
@@ -268,12 +268,12 @@ class ExchangeAuth(TicketAuth):
             exchanged = yield Perform(self._granting.grant, self._granting.agrant, exchanged.token, **rest)
         return exchanged  # type: ignore[no-any-return]
 
-    def _kept(self) -> Generator[Any, Any, dict[Any, ExchangedToken]]:
-        """Return the run's token cache. Raises `CredentialError` if its lease is not live."""
+    def _kept(self, ticket: Ticket) -> Generator[Any, Any, dict[Any, ExchangedToken]]:
+        """Return the cache of the call's lease. Raises `CredentialError` if it ended."""
         run = current_scope.get().run
         if run is None or self._subject_token is None:
             return {}
-        ledger, lease = run.engine.ledger, (run.scope.tenant, run.jti)
+        ledger, lease = run.engine.ledger, (run.scope.tenant, ticket.jti)  # the run may have another one by now
         # The provider's token does not name the task, so no service could refuse it after a correction.
         if (yield Perform(ledger.status, ledger.astatus, *lease)) != "live":
             run.exchanged = None

@@ -31,6 +31,8 @@ from langchain_runtime_authz.evaluation import Subject
 from langchain_runtime_authz.identity.subjects import BearerSubject
 from langchain_runtime_authz.ledger.base import HumanText
 from langchain_runtime_authz.ledger.changes import AdvanceEpoch, Revoke
+from langchain_runtime_authz.pep.corrections import _rotate
+from langchain_runtime_authz.pep.run import drive
 from langchain_runtime_authz.testing import StaticPDP
 from tests.unit_tests.downstream.test_httpx_auth import CRM, ISSUED, ROADS, STS, Service, exchange_with
 
@@ -122,6 +124,23 @@ def test_a_correction_drops_what_was_exchanged(end: str) -> None:
         with pytest.raises(CredentialError) as refused:
             made.ask(2)
     assert refused.value.code == "credential_revoked" and made.sent == ["t0"]
+
+
+def test_a_call_of_the_task_before_gets_nothing_by_the_new_lease() -> None:
+    """An answer in words moves the run itself to another lease (`on_ask`), while the call of a parallel branch runs."""
+    made = OnBehalf(issued())
+
+    def moved() -> None:
+        run, said = current_scope.get().run, (HumanText("d", "no", "k"),)
+        drive(run.engine, _rotate(run, [AdvanceEpoch(run.epoch, said)], said))
+
+    with made.caller.presented("Bearer alice-token"), made.authz.run(subject="alice"):
+        made.during = moved
+        with pytest.raises(CredentialError) as refused:
+            made.ask(2)
+        made.during = None
+        made.ask()
+    assert refused.value.code == "credential_revoked" and made.sent == ["t0", "t1"]
 
 
 @pytest.mark.parametrize("end", ENDS)
