@@ -266,6 +266,8 @@ class ExchangeAuth(TicketAuth):
         if self._granting is not None:
             rest = {"resource": self._resource, "scope": options["scope"]}
             exchanged = yield Perform(self._granting.grant, self._granting.agrant, exchanged.token, **rest)
+        if self._subject_token is None:  # asks the call's status again, see `_send`
+            yield Perform(ticket.credential, ticket.acredential, audience)
         return exchanged  # type: ignore[no-any-return]
 
     def _kept(self, ticket: Ticket) -> Generator[Any, Any, dict[Any, ExchangedToken]]:

@@ -160,6 +160,31 @@ def test_a_correction_while_the_endpoint_answers_sends_nothing(end: str) -> None
     assert refused.value.code == "credential_revoked" and (len(sts.got), made.crm.got) == (1, [])
 
 
+@pytest.mark.parametrize("end", [*ENDS, "twin: nothing ends"])
+def test_a_call_that_is_stopped_while_its_own_token_is_exchanged_sends_nothing(end: str) -> None:
+    def stopping(_: httpx.Request) -> httpx.Response:
+        if end in ENDS:
+            authz.ledger.commit(scopes[0], None, ENDS[end](1))
+        return httpx.Response(200, json=ISSUED)
+
+    crm, scopes = Service(), list[Any]()
+    auth = ExchangeAuth(exchange_with(stopping), resource=CRM)
+
+    @profile(effect="read", sink="none", audience=(STS, CRM))
+    @tool
+    def customers() -> str:
+        """Read customers."""
+        scopes.append(current_scope.get().run.scope)
+        with httpx.Client(transport=httpx.MockTransport(crm), auth=auth) as client:
+            client.get(CRM)
+        return "read"
+
+    authz = RuntimeAuthz(pdp=StaticPDP(True))
+    with authz.run(subject="alice"), contextlib.nullcontext() if end not in ENDS else pytest.raises(CredentialError, match="credential_revoked"):
+        authz.guard(customers).invoke({})
+    assert len(crm.got) == (end not in ENDS)
+
+
 def test_a_token_that_outlives_its_lifetime_or_has_ended_is_not_sent() -> None:
     """It is a bearer token, so its own `exp` counts and not only what the endpoint says about it."""
     now = time.time()
