@@ -167,13 +167,15 @@ def _check(run: Run, name: str, channels: frozenset[str] | None, entered: Decisi
 def _ended(run: Run, node: NodeCalls, input: Any, failed: BaseException | None, channels: frozenset[str]) -> Flow[Any]:
     if node.asks or isinstance(failed, AuthzDenied | GraphInterrupt):
         yield (Finish, node)
+    if failed is None or isinstance(failed, Exception):
+        yield from node.remember(run)
     yield from node.over(run, failed)
     if isinstance(failed, GraphInterrupt):
         own = private.interrupt_id(node.config)
         asked = [i for i in (failed.args[0] if failed.args else ()) if i.id == own]
         if len(asked) == 1:
             # The node may be a review, which asks about the calls of the newest message.
-            yield from note_question(run, newest_plan(input), asked[0])
+            yield from note_question(run, [newest_plan(input), *node.inside], asked[0])
             asks = (yield Load(run.scope, Query(asks=True))).asks if approval_ids(asked[0].value) else ()
             # The ledger has a mark for an approval question, unless a node made up the ids.
             known = is_shown_by(asked[0].value, own, asks)

@@ -139,8 +139,8 @@ def _shown(run: Run, config: Mapping[str, Any], namespace: str, checkpoint: str 
     found = yield find_checkpoint(saver, {"configurable": place}, asks, limit=MAX_STEPS)
     if found is None:
         return {}
-    message = newest_plan(found.checkpoint["channel_values"])
+    messages = [newest_plan(found.checkpoint["channel_values"])]
     asked = [(q, w[0]) for w in found.pending_writes if w[1] == private.keys.INTERRUPT for q in w[2]]
     for question, task in asked:
-        yield from note_question(run, message, question, task)
+        yield from note_question(run, messages, question, task)
     return {question.id: question.value for question, _ in asked}

@@ -14,7 +14,7 @@ from typing import Any, Final
 from langchain_core.messages import AIMessage
 from langgraph.errors import GraphInterrupt, is_invalid_resume
 
-from langchain_runtime_authz.facts.plan import raw_digest
+from langchain_runtime_authz.facts.plan import match, raw_digest
 from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph.object_graph import cells_of
 from langchain_runtime_authz.langgraph.tool_call_parsing import unknown
@@ -36,16 +36,17 @@ _ARGUMENTS: Final = ("args", "arguments", "tool_args", "tool_input", "parameters
 _DEPTH: Final = 3
 
 
-def note_question(run: Run, message: AIMessage | None, asked: Any, task: str = "") -> Flow[None]:
+def note_question(run: Run, messages: Sequence[AIMessage | None], asked: Any, task: str = "") -> Flow[None]:
     """Record a review's `Interrupt`, so that our tool node does not ask again."""
-    if message is None or not message.id or approval_hitl.approval_ids(asked.value):
+    if approval_hitl.approval_ids(asked.value):
         return
     requests, takes = _shown_calls(asked.value, getattr(asked, "response_schema", None))
-    calls = _asked_about(requests, message)
-    if not calls or len(takes) != len(calls):
-        return
+    found = (_asked_about(requests, m) for m in messages if m is not None and m.id)
     try:
-        record = (yield Load(run.scope, Query(plan=(run.agent, message.id)))).plan
+        calls = next(filter(None, found), []) or ([] if task else (yield from _planned(run, requests)))
+        if not calls or len(takes) != len(calls):
+            return
+        record = (yield Load(run.scope, Query(plan=(run.agent, calls[0].plan_id or "")))).plan
         if record is None or record.epoch != run.epoch:
             return
         origin = record.origin or record.epoch
@@ -69,7 +70,7 @@ def note_failed(run: Run, call: Call, exc: Exception, config: Mapping[str, Any],
     calls: list[Any] = [{"name": "", "args": {}, "id": None} for _ in range(call.position)]
     calls.append({"name": call.tool, "args": call.raw, "id": call.call_id})
     message = AIMessage("", id=call.plan_id, tool_calls=calls)
-    yield from note_question(run, message, asked[0], private.task_id(config))
+    yield from note_question(run, [message], asked[0], private.task_id(config))
 
 
 def _reopened(run: Run, call: Call) -> Flow[None]:
@@ -115,6 +116,16 @@ def _asked_about(requests: Sequence[Any], message: AIMessage) -> list[Call]:
         else:
             return []
     return found
+
+
+def _planned(run: Run, requests: Sequence[Any]) -> Flow[list[Call]]:
+    """Return the planned call that a node's question shows with its id."""
+    asked: Any = requests[0] if len(requests) == 1 and isinstance(requests[0], Mapping) else {}
+    if not isinstance(ident := asked.get("tool_call_id"), str):
+        return []
+    plan = (yield Load(run.scope, Query(planned_call=(run.agent, ident)))).plan
+    found = match(plan, run.epoch, None, ident, asked.get("name", ""), asked.get("args"))
+    return [unknown(asked["name"], ident, plan.id, found.position, asked["args"])] if found.planned else []
 
 
 def _shown_calls(value: object, schema: object) -> tuple[Sequence[Any], Sequence[tuple[str, ...]]]:

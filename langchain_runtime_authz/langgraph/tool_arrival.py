@@ -12,6 +12,7 @@ with the answer, and the ledger returns the results of the calls that ran before
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,9 +26,11 @@ from langgraph.errors import GraphInterrupt
 
 from langchain_runtime_authz.credential.current_call import current_scope
 from langchain_runtime_authz.credential.ticket import Ticket
+from langchain_runtime_authz.digest import digest
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.evaluation import deny
-from langchain_runtime_authz.facts.plan import PlanRecord
+from langchain_runtime_authz.facts.checkpoint_head import OF_TASK
+from langchain_runtime_authz.facts.plan import PlanRecord, plan_calls, raw_digest
 from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph import tool_call_parsing as parsing
 from langchain_runtime_authz.langgraph import tool_execution
@@ -39,8 +42,9 @@ from langchain_runtime_authz.langgraph.run_context import AuthzHalt, RunHandle, 
 from langchain_runtime_authz.langgraph.tool_execution import Pending, ToolExecution, answer
 from langchain_runtime_authz.langgraph.tool_lookup import Profiles, ToolFacts, facts_of
 from langchain_runtime_authz.ledger.base import Query
+from langchain_runtime_authz.ledger.changes import SetMark
 from langchain_runtime_authz.pep.call import Call, Denial, Replay, Verdict
-from langchain_runtime_authz.pep.run import Engine, Flow, Load, Run
+from langchain_runtime_authz.pep.run import Commit, Engine, Flow, Load, Run
 
 Parser = Callable[[Any, str | None], Any]
 
@@ -269,7 +273,11 @@ class NodeCalls:
         self.locks, self._asking = (threading.Lock(), threading.Lock()), threading.Lock()
         self._closed = False
         self.question: GraphInterrupt | None = None  # the first one raised inside
-        self.announced: list[AIMessage] = []
+        self.announced: list[tuple[str, AIMessage]] = []  # LangGraph task and message of each model inside
+        self.inside: list[AIMessage] = []  # these messages, with the ids of their recorded plans
+        self._kept: dict[str, str] | None = None  # task, calls and number of a message → id of its plan
+        self._before: Sequence[str] = ()  # ids of the plans of the task's earlier executions
+        self._equal: dict[str, int] = {}
         self._held: list[Call] = []
         self._taken: set[Place] = set()
         # Call id → output, denial or replay; for calls without a message: tool → denial.
@@ -279,32 +287,61 @@ class NodeCalls:
 
     def _find(self, run: Run, one: Arrival) -> Flow[tuple[Call, Place | None]]:
         call, facts, describe = one.call, cast("ToolFacts", one.facts), cast("parsing.Describe", one.describe)
-        inside = [m for m in reversed(self.announced) if any(c["name"] == call.tool for c in m.tool_calls)][:1]
-        if inside:
-            yield from record_plans(run, self._given, inside)
+        yield from self._heard(run)
+        inside = [m for m in reversed(self.inside) if any(c["name"] == call.tool for c in m.tool_calls)][:1]
         messages = inside or [message for _, message in parsing.newest_messages(self._given)]
         queries: list[tuple[Query, dict[int, Any]]]
         queries = [(Query(plan=(run.agent, m.id or "")), dict(enumerate(m.tool_calls))) for m in messages]
         if not messages:
             queries = [(Query(planned_call=(run.agent, c["id"])), {-1: c}) for c in parsing.sent_calls(self._given)]
-        done = parsing.answered_calls(self._given)
+        queries += [(Query(plan=(run.agent, i)), {}) for i in self._before]
+        done, raw = parsing.answered_calls(self._given), raw_digest(call.raw)
         for query, calls in queries:
             plan: PlanRecord | None = (yield Load(run.scope, query)).plan
             several = plan.calls if plan is not None else ()
+            if plan is not None and plan.origin and -1 not in calls:  # the user's answer took calls out of the plan
+                several += tuple(p for p in plan_calls([*calls.values()]) if all(p[0] != q[0] for q in plan.calls))
             if len(several) > 1:  # a `Send` may pass one of the calls, together with the whole message
                 mine = {c["id"] for c in parsing.sent_calls(self._given)}
                 several = tuple(sorted(several, key=lambda p: p.call_id not in mine))
             for planned in several:
                 written = calls.get(planned.position) or calls.get(-1)
+                if not calls and planned.args_digest == raw and sum(p[2:4] == planned[2:4] for p in several) == 1:
+                    written = {"id": planned.call_id, "args": call.raw}  # of equal calls some may have run
                 place = (plan.id if plan is not None else "", planned.position)
                 if place in self._taken or planned.call_id in done or planned.tool != call.tool or written is None:
                     continue
-                if call.call_id in (None, planned.call_id) and written["id"] == planned.call_id:
+                if call.call_id in (None, written["id"]) and (inside or written["id"] == planned.call_id):
                     found = parsing.as_planned(call, planned, written["args"], facts, one.given, describe)
                     if found is not None:
                         self._taken.add(place)
                         return replace(found, plan_id=place[0], position=place[1]), place
         return call, None
+
+    def _heard(self, run: Run) -> Flow[None]:
+        """Record the plans of models inside. A repeated message keeps its plan."""
+        if self._kept is None:
+            self._mark = f"{OF_TASK}plans:{private.task_id(self.config)}"
+            self._kept = json.loads((yield Load(run.scope, Query(marks=(self._mark,)))).marks.get(self._mark, "{}"))
+            self._before = [*self._kept.values()][::-1]
+        while self.announced:
+            task, message = self.announced.pop(0)
+            name = digest([task, [(c["name"], raw_digest(c["args"])) for c in message.tool_calls]])
+            self._equal[name] = number = self._equal.get(name, 0) + 1
+            ident = self._kept.pop(name := f"{name} {number}", "")
+            plan = (yield Load(run.scope, Query(plan=(run.agent, ident)))).plan if ident else None
+            if plan is None or plan.epoch != run.epoch:
+                yield from record_plans(run, self._given, message)
+                ident = message.id or ""
+            self._kept[name] = ident
+            self.inside.append(message.model_copy(update={"id": ident}))
+
+    def remember(self, run: Run) -> Flow[None]:
+        """Keep the plans: in its next execution, the task gets equal messages again."""
+        yield from self._heard(run)
+        if self.inside and self._kept is not None and private.task_id(self.config):
+            kept = dict([*self._kept.items()][-64:])
+            yield Commit(run.scope, None, [SetMark(self._mark, json.dumps(kept))])
 
     def decide(self, run: Run, one: Arrival) -> Flow[tuple[Pending, Place | None]]:
         """Decide a call. Return it with its verdict, and its place in a message, if any."""

@@ -122,8 +122,8 @@ class Doubt(NamedTuple):
         """Return True if this doubt makes the call `key` ask an approver.
 
         The caller has checked that both calls have the same subject and deed. If the doubted call itself is entered
-        again, it asks only if another call has begun its deed since (`again`). For other calls, the doubt counts for
-        `LASTS` seconds, depending on the state of the doubted call:
+        again, it asks only if another call has begun its deed since (`again`). It never makes a call ask that its own
+        tool's code makes (`within`). For other calls, the doubt counts for `LASTS` seconds, depending on its state:
         - Unknown: it counts. After a failure, it does not count for calls of the same message in the same root entry.
         - Claimed on the same thread: it counts. In the same root entry, it counts only if the same agent, in code or
           another message, repeats the call exactly, because the first caller may have given up.
@@ -133,6 +133,8 @@ class Doubt(NamedTuple):
         row, known = self.row, self.row.about or {}
         if row.key == key:
             return row.state != "claimed" and "again" in known
+        if row.key == about.get("within"):
+            return False
         beside = self.beside(scope, about)
         if row.state != "claimed" or now - row.at >= LASTS:
             return row.state == "unknown" and now - row.at < LASTS and not ("failed" in known and beside)

@@ -21,6 +21,7 @@ from weakref import ref
 from langchain_runtime_authz._display import error_text, inert
 from langchain_runtime_authz._flow import begun
 from langchain_runtime_authz._locks import PROCESS
+from langchain_runtime_authz.credential.current_call import current_ticket
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import Code, ConfigError, LedgerError, failure_code
 from langchain_runtime_authz.evaluation import Decision
@@ -86,6 +87,8 @@ def facts_of(run: Run, call: Call) -> dict[str, Any]:
     """Return facts for the call's claim, by which `Doubt.asks` judges later calls."""
     by = f"{run.agent if call.profile.effect == 'pay' else run.jti} {label(call.tool)}"
     of_call = {"by": by, "args_digest": call.args_digest, "plan": call.plan_id}
+    if call.plan_id is None and (ticket := current_ticket()) is not None:  # a tool's code makes the call
+        of_call["within"] = ticket.call_key
     return {**of_call, "process": PROCESS[0], "entry": run.entry, "idempotent": call.profile.idempotent}
 
 

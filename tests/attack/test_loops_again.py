@@ -1,0 +1,179 @@
+"""A node that runs again hears the answers: its model, or a `task`, gives the same message anew."""
+
+from __future__ import annotations
+
+from itertools import count
+
+from langgraph.func import entrypoint, task
+
+from ._kit import *
+from .test_loops import answers, bill
+
+SEND = {"args": lambda c: c["args"], "call": lambda c: c}
+NO = {"type": "reject", "message": "It is too dear."}
+BOTH = [("ann", 5.0, "USD"), ("bob", 5.0, "USD")]
+
+
+def fresh(*names: str) -> ScriptedChatModel:
+    """A model whose messages and calls have new ids each time, as a provider's have."""
+    ids = count()
+
+    def reply(messages: list[Any]) -> AIMessage:
+        if isinstance(messages[-1], ToolMessage):
+            return AIMessage("done")
+        return says(*[call("pay", {"to": n, "amount": "5"}, f"c{next(ids)}") for n in names])
+
+    return ScriptedChatModel(script=[reply] * 20)
+
+
+def one_node(model: Any, ran: list[Any], send: Any, look: Any = None) -> Any:
+    """Model and tools in a loop of one node."""
+    pay = bill(ran)
+
+    def step(state: MessagesState) -> Any:
+        messages = list(state["messages"])
+        while (message := model.invoke(messages)).tool_calls:
+            for c in message.tool_calls if look else ():
+                look(c)
+            outputs = [pay.invoke(send(c)) for c in message.tool_calls]
+            messages += [message, *answers(message.tool_calls, outputs)["messages"]]
+        return {"messages": [*messages[len(state["messages"]) :], message]}
+
+    return node_graph(step, checkpointer=InMemorySaver())
+
+
+def functional(model: Any, ran: list[Any], send: Any, look: Any = None) -> Any:
+    """Model and tools as tasks of an entrypoint."""
+    pay = bill(ran)
+
+    @task
+    def think(messages: list[Any]) -> Any:
+        return model.invoke(messages)
+
+    @task
+    def act(c: Any) -> Any:
+        return answers([c], [pay.invoke(send(c))])["messages"][0]
+
+    @entrypoint(checkpointer=InMemorySaver())
+    def agent(state: Any) -> Any:
+        messages = list(state["messages"])
+        while (message := think(messages).result()).tool_calls:
+            for c in message.tool_calls if look else ():
+                look(c)
+            messages += [message, *[act(c).result() for c in message.tool_calls]]
+        return {"messages": [*messages, message]}
+
+    return agent
+
+
+def played(authz: Any, graph: Any, *given: Any) -> Any:
+    """Enter a thread with each input in turn; every entry but the last must pause."""
+    for at, value in enumerate((human(), *given)):
+        state = told(authz, graph, value, THREAD)
+        assert bool(graph.get_state(THREAD).interrupts) == (at < len(given)), at
+    return state
+
+
+shape, send = params([one_node, functional]), params(SEND)
+
+
+def test_each_question_of_a_loop_is_asked_once(shape: Any, send: str) -> None:
+    ran: list[Any] = []
+    authz, graph = protecting(shape(fresh("ann", "bob"), ran, SEND[send]), asking("pay"))
+    assert played(authz, graph, resume(APPROVE), resume(APPROVE))["messages"][-1].text == "done"
+    assert ran == BOTH
+
+
+def test_an_approval_is_not_for_what_the_model_says_instead() -> None:
+    """The node's model changes its mind after the question."""
+    ran: list[Any] = []
+    other = ScriptedChatModel(script=[fresh("ann").script[0], fresh("eve").script[0]])
+    authz, graph = protecting(one_node(other, ran, SEND["call"]), asking("pay"))
+    told(authz, graph, human(), THREAD)
+    told(authz, graph, resume(APPROVE), THREAD)
+    assert ran == [] and len(graph.get_state(THREAD).interrupts) == 1
+
+
+def test_a_node_that_fails_late_does_not_pay_again() -> None:
+    """LangGraph's retry asks the node's model again."""
+    ran: list[Any] = []
+    failing = iter([ConnectionError("late")])
+
+    def end(messages: list[Any]) -> AIMessage:
+        raise next(failing)
+
+    model = fresh("ann")
+    model.script = [*model.script[:1], end, *model.script[2:]]
+    retry = RetryPolicy(max_attempts=2, initial_interval=0.01, retry_on=ConnectionError)
+    builder = one_node(model, ran, SEND["call"]).builder
+    for protected in (False, True):
+        ran.clear()
+        model._next, failing = count(), iter([ConnectionError("late")])
+        step = builder.nodes["step"].runnable
+        graph = node_graph(step, checkpointer=InMemorySaver(), retry_policy=retry)
+        if protected:
+            authz, graph = protecting(graph, rules_that_permit())
+            told(authz, graph, human(), THREAD)
+        else:
+            graph.invoke(human(), THREAD)
+        assert len(ran) == 2 - protected
+
+
+def test_a_plan_outlasts_a_question_of_the_loop_itself(shape: Any, send: str) -> None:
+    """The loop asks before its calls, and is resumed before any of them is decided."""
+    ran: list[Any] = []
+    graph = shape(fresh("ann", "bob"), ran, SEND[send], lambda c: interrupt("Go on?"))
+    authz, graph = protecting(graph, rules_that_permit())
+    played(authz, graph, Command(resume="yes"), Command(resume="yes"))
+    assert ran == BOTH
+
+
+def test_a_review_in_the_loop_approves_what_it_shows(shape: Any, send: str) -> None:
+    """The application's own review shows the call with its id."""
+    ran: list[Any] = []
+    graph = shape(fresh("ann", "bob"), ran, SEND[send], lambda c: interrupt({"question": "Pay?", "tool_call": c}))
+    authz, graph = protecting(graph, asking("pay"))
+    played(authz, graph, Command(resume="approve"), Command(resume={"action": "continue"}))
+    assert ran == BOTH
+
+
+def test_a_review_that_shows_another_call_approves_nothing() -> None:
+    ran: list[Any] = []
+    changed = lambda c: {**c, "args": {"to": "eve", "amount": "5"}}
+    graph = functional(fresh("ann"), ran, SEND["call"], lambda c: interrupt({"question": "Pay?", "tool_call": changed(c)}))
+    authz, graph = protecting(graph, asking("pay"))
+    played(authz, graph, Command(resume="approve"), resume(REJECT))
+    assert ran == []
+
+
+@pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize(("answer", "heard"), [(NO, "too dear"), ({"type": "respond", "message": "I paid ann."}, "I paid ann.")])
+def test_the_model_hears_an_answer_in_words(answer: Any, heard: str, inside: bool, send: str) -> None:
+    """The answer takes the call out of the plan; the message's other call goes on."""
+    ran: list[Any] = []
+    model, pay = fresh("ann", "bob"), bill(ran)
+    act = lambda s: answers(s["messages"][-1].tool_calls, [pay.invoke(SEND[send](c)) for c in s["messages"][-1].tool_calls])
+    graph = one_node(model, ran, SEND[send])
+    if not inside:
+        graph = loop(lambda s: {"messages": [model.invoke(s["messages"])]}, act, checkpointer=InMemorySaver())
+    authz, graph = protecting(graph, asking("pay"))
+    state = played(authz, graph, resume(answer), resume(APPROVE))
+    first = next(m for m in state["messages"] if isinstance(m, ToolMessage))
+    assert heard in first.text and ran == BOTH[1:]
+
+
+def test_a_wrapper_that_calls_the_tool_of_its_own_name_is_asked_once() -> None:
+    """The tool's own call is under way, which is no reason to ask about the call inside for ever."""
+    ran: list[Any] = []
+    write = writing_tool(ran)
+
+    @tool(write.name, args_schema=write.args_schema)
+    def reviewed(config: RunnableConfig, **given: Any) -> Any:
+        """Write something that was reviewed."""
+        return write.invoke(given, config) if interrupt("Write?") else "not written"
+
+    model = replying([call("write", {"text": "a"}, "c1")])
+    graph = loop(lambda s: {"messages": [model.invoke(s["messages"])]}, ToolNode([reviewed]), checkpointer=InMemorySaver())
+    authz, graph = protecting(graph, asking("write"))
+    played(authz, graph, resume(APPROVE), Command(resume=True), resume(APPROVE))
+    assert len(ran) == 1
