@@ -175,7 +175,7 @@ def run_record(
     event: Event,
     run_id: str = "",
     jti: str = "",
-    epoch: int | None = None,  # after the event
+    epoch: int | None = None,  # the task's epoch after the event
     scope: Scope | None = None,
     agent: tuple[str, ...] = (),
     detail: Mapping[str, Any] | None = None,
@@ -205,7 +205,7 @@ def _named(scope: Scope | None) -> dict[str, str] | None:
 
 
 def place(document: dict[str, Any], pointer: str) -> tuple[dict[str, Any], str]:
-    """Return the parent object of the member at `pointer`, or `{}`, and its name."""
+    """Return the parent object of the member at `pointer`, or `{}`, and the last name."""
     *way, last = pointer[1:].split("/")
     node: Any = document
     for step in way:

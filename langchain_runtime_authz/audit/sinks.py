@@ -328,7 +328,7 @@ def _mark(kind: str, **about: Any) -> dict[str, Any]:
 def drop_segments(log: str | Path, before: float) -> list[str]:
     """Remove closed segments older than `before` (epoch seconds); return their names.
 
-    First, the log records each segment's head, so that it still verifies, and repeats the newest ledger commits.
+    First, the log records each segment's head, so that the log still verifies, and repeats the newest ledger commits.
     """
     chain.verified(log)
     sink, dropped = FileSink(log, durable=True), []

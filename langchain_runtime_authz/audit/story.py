@@ -240,9 +240,9 @@ def _add(story: Story, step: Step) -> None:
 
 
 def _steps(records: Iterable[Record | None]) -> Iterator[Step | None]:
-    """Yield the steps of records, completed by earlier records; `None` if unreadable."""
-    subjects: dict[str, str] = {}  # of runs
-    roots: dict[str, tuple[str, ...]] = {}  # of threads
+    """Yield the records' steps, with facts from earlier records; `None` if unreadable."""
+    subjects: dict[str, str] = {}  # by run id
+    roots: dict[str, tuple[str, ...]] = {}  # paths of the root agents, by thread
     decided: dict[str, tuple[Lane, str, str, str]] = {}
     unended: WeakValueDictionary[str, Step] = WeakValueDictionary()  # decisions without an end
     questions: dict[tuple[str, str], str] = {}

@@ -110,7 +110,7 @@ class CurrentCall:
 
 
 def current_call() -> CurrentCall:
-    """Return the call under way. Outside a running tool, any use of it raises."""
+    """Return the call under way. Outside a running tool, any use of the result raises."""
     return CurrentCall(current_ticket())
 
 

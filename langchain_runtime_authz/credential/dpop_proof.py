@@ -75,7 +75,7 @@ def read_proof(
 ) -> Proof:
     """Return a checked proof (§4.3), or raise `proof_invalid` or `proof_nonce`.
 
-    The caller refuses replays. `htu` is from the server's configuration, not from a `Host` header. `is_nonce` is last.
+    The caller refuses replays. `htu` is from the server's settings, not from a `Host` header. `is_nonce` is tried last.
     """
     jws = read(proof, typ=TYP, members=HEADER, algorithms=algorithms, code=_CODE)
     if not is_signed_by(jws, jws.header["jwk"]):

@@ -65,7 +65,7 @@ class CachedDocument(Generic[T]):
         return self._current()
 
     def _look(self, holds: Callable[[T], bool]) -> tuple[bool, Future[None] | None, Future[None] | None]:
-        """Return True if the copy is usable, the fetch to wait for, and the fetch to make."""
+        """Return a triple: is the copy usable, the fetch to wait for, the fetch to make."""
         with self._lock:
             now, copy = monotonic(), self._copy
             age = float("inf") if copy is None else now - copy[1]

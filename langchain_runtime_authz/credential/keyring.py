@@ -35,7 +35,7 @@ VERSION: Final = 1
 RING: Final = "ring.json"
 LOCK: Final = "ring.lock"
 _STORED: Final = ("kid", "alg", "state", "since")
-_KID: Final = re.compile(r"[A-Za-z0-9_-]+")  # it is a file name
+_KID: Final = re.compile(r"[A-Za-z0-9_-]+")  # a `kid` is part of a file name
 
 
 class Withdrawal(NamedTuple):

@@ -92,7 +92,7 @@ class Secret:
 
     __slots__ = ()
 
-    def __reduce__(self) -> NoReturn:  # copies use it too
+    def __reduce__(self) -> NoReturn:  # `copy` uses this method too
         raise TypeError(f"`{type(self).__name__}` cannot be copied or pickled")
 
 

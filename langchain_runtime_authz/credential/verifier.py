@@ -104,7 +104,7 @@ class Verifier:
     ) -> None:
         self._issuer, self._keys = checked_text("issuer", issuer), key_source(jwks)
         self._algorithms, self._status = checked_algorithms(algorithms), status
-        self._parsed: dict[str, tuple[dict[str, Any], PyJWK]] = {}  # kid → JWK and its parsed key
+        self._parsed: dict[str, tuple[dict[str, Any], PyJWK]] = {}  # JWK and its parsed key, by kid
 
     def _verify(
         self,

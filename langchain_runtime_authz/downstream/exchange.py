@@ -138,7 +138,7 @@ class TokenExchange(Secret):
 
     def _asked(self, asked: Mapping[str, str | None]) -> Steps[ExchangedToken]:
         sent = form = {name: value for name, value in asked.items() if value is not None}
-        if self._assertion is not None:  # it may block, because it may ask another process
+        if self._assertion is not None:  # the function may block, because it may ask another process
             made = yield Perform(self._assertion, partial(asyncio.to_thread, self._assertion))
             sent = {**form, **self._client, "client_assertion": made}
         answer = yield Perform(self._fetcher.send, self._fetcher.asend, "POST", self._headers, sent)
@@ -162,7 +162,7 @@ class TokenExchange(Secret):
             _fail("`scope` is wider than the requested one")
         now, claims = time.time(), _claims(token)
         wanted_for = {form[name] for name in ("audience", "resource") if name in form}
-        if other := _unfit(claims, wanted_for, now + MARGIN, now + self._max_lifetime + 60):  # its clock may be ahead
+        if other := _unfit(claims, wanted_for, now + MARGIN, now + self._max_lifetime + 60):  # clocks may differ
             _fail(other)
         if type(lifetime) is not int or not 0 < lifetime <= self._max_lifetime:
             _fail(f"`expires_in` must be between 1 and {self._max_lifetime}")

@@ -40,7 +40,7 @@ class Identity(Protocol):
 
 
 class StaticIdentity:
-    """Ids `<base>:<path joined by />`, percent-encoded so that no two paths share one.
+    """Ids like `<base>:<path joined by />`, percent-encoded so that no two are equal.
 
     `base` is a URN (RFC 8141) of your own. Raises `ConfigError` if it is a SPIFFE id, which needs an attestation.
     """

@@ -162,7 +162,7 @@ class Approval:
     call_key: str
     args_digest: str
     epoch: int  # the task's epoch when the question was asked
-    task_id: str = ""  # of the LangGraph task
+    task_id: str = ""  # id of the LangGraph task
     round: int = 0  # index of the interrupt in the LangGraph task
     position: int = 0  # index of the question in the interrupt's list
     state: ApprovalState = "asked"
@@ -180,7 +180,7 @@ class Approval:
     edited: str = ""  # JSON text (`{"name", "args"}`) of the action that the approver approves instead of the call
     expires_at: int = 0  # ledger time, 0 for never
     allowed: tuple[str, ...] = ()  # types of decision that the approver may choose from
-    id: str = ""  # of this question; a second question about the same call has another id
+    id: str = ""  # id of this question; a second question about the same call has another id
     subject: str = ""  # on whose behalf the call is made
     run_id: str = ""
     question: str = ""  # the question's text, escaped (`_display`)
@@ -203,14 +203,14 @@ class Approval:
 class Query:
     """The parts of a thread to load for one decision. Each part is bounded in size."""
 
-    jti: str | None = None  # of the lease
+    jti: str | None = None  # jti of the lease to load
     plan: tuple[AgentPath, str] | None = None  # (agent path, message id); loads the record of the newest epoch
     planned_call: tuple[AgentPath, str] | None = None  # (agent path, call id), if the message id is not known
     calls: tuple[str, ...] = ()  # call keys; loads the calls' rows and approvals
     agent: AgentPath = ()  # the agent whose revocation to look up
     log: bool = False  # load the task's texts, pending texts, `underway` and `live`
     asks: bool = False  # load open questions
-    marks: tuple[str, ...] = ()  # names
+    marks: tuple[str, ...] = ()  # names of the marks to load
     values: tuple[str, ...] = ()  # keys (`facts.normal_forms.key`) whose sightings to load
     counters: tuple[str, ...] = ()  # budgets whose counts to load
     deeds: tuple[str, ...] = ()  # deeds whose `OPEN` calls to load, from all threads of the thread's subject

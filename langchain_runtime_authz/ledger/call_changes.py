@@ -36,7 +36,7 @@ class ClaimCall(Change):
     jti: str
     repeatable: bool  # the call is a read, or declared idempotent, or an approver permitted repeating it
     tokens: tuple[str, ...] = ()  # jtis of the tokens to mint for this call; they live as long as the claim
-    deed: str = ""  # of the new `CallRow`, like `about`
+    deed: str = ""  # `deed` and `about` go into the new `CallRow`
     about: Mapping[str, Any] | None = None
     subject: str = ""  # the thread's; if given, a doubt that makes the call ask (`Doubt.asks`) conflicts: `in_doubt`
     despite: tuple[str, ...] | None = ()  # names of the doubts that the approver was shown; `None` ignores all doubts

@@ -186,7 +186,7 @@ class SetMark(Unrefusable):
         if (self.once and self.name in t.marks) or self.instead not in (None, t.marks.get(self.name)):
             return
         lost = t.forgotten is not None and self.name in t.forgotten
-        before = t.marks.pop(self.name, "" if lost else self.value)  # the newest is last
+        before = t.marks.pop(self.name, "" if lost else self.value)  # so that the newest mark is last
         t.marks[self.name] = self.value
         if self.source and before != self.value:
             changed = {**t.history.changed, self.source: t.history.steps}

@@ -29,7 +29,7 @@ from langchain_runtime_authz.ledger.sql_ledger import DRIFT, WORKERS, SqlLedger
 from langchain_runtime_authz.ledger.sql_rows import DROPS, PUTS, Fetch, Kept, Row, Statement, chunks, marks
 
 TIMEOUT: Final = 5.0  # seconds; the default for `PostgresLedger(timeout=...)`
-# A migration waits less than PostgreSQL before it looks for a deadlock (1 s), which it may end by failing a commit.
+# After 1 s, PostgreSQL looks for a deadlock, and may end it by failing a commit. A migration gives up before.
 YIELD: Final = "500ms"
 SCHEMA_NAME: Final = "runtime_authz"
 ROLE: Final = "runtime_authz_app"

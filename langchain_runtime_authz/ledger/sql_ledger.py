@@ -38,7 +38,7 @@ _ASKED: Final = (  # most recently used thread first
 )
 _CALLS: Final = "SELECT thread, key, lease FROM token WHERE tenant = ? AND jti = ?"
 _LEASES: Final = "SELECT thread FROM lease WHERE tenant = ? AND jti = ? ORDER BY thread LIMIT 1"
-NONE: Final = b.Anchor("", 0, "")  # before the first commit
+NONE: Final = b.Anchor("", 0, "")  # stands for the time before the first commit
 _beginning: Final = forkable_lock()  # only one thread of a forked child resets the ledger
 
 
@@ -65,9 +65,9 @@ class SqlLedger(b.Awaited):
         self._clock = clock  # replaces the store's clock
         self._lock = threading.Lock()
         self._latest = 0.0
-        self._seen: dict[str, b.Anchor] = {}  # tenant → newest commit that this instance has seen
-        self._since: dict[str, int] = {}  # tenant → position after which all commits were made by this instance
-        self._known: OrderedDict[tuple[str, bytes], Known] = OrderedDict()  # least recently used first
+        self._seen: dict[str, b.Anchor] = {}  # newest commit that this instance has seen, by tenant
+        self._since: dict[str, int] = {}  # by tenant: position after which only this instance committed
+        self._known: OrderedDict[tuple[str, bytes], Known] = OrderedDict()  # cached threads, least recently used first
         self._ahead = 0.0  # the store's clock minus this process's
         self._places: dict[tuple[str, str], tuple[bytes, str | None, str]] = {}  # of this process's jtis, as `_located`
         self._identity = ""

@@ -21,7 +21,7 @@ from langchain_runtime_authz.ledger.sql_rows import DROPS, PUTS, THREAD, Fetch, 
 
 TIMEOUT: Final = 5.0  # seconds to wait for the lock of the file
 _PAUSE: Final = 0.01  # seconds between two tries to switch a new file to write-ahead mode
-OLDEST: Final = (3, 35, 0)  # RETURNING
+OLDEST: Final = (3, 35, 0)  # the first version with RETURNING
 SEEN: Final = "seen"  # `Fetch.seen` of any thread that exists: the journal tells if a thread changed
 
 

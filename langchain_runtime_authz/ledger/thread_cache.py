@@ -19,7 +19,7 @@ class Known(NamedTuple):
     """All rows of a thread after one commit. Shared, so they must not be changed.
 
     Attributes:
-        thread: the rows, except pinned texts and the calls in `without` (keys of calls with a result).
+        thread: the rows, except the task's texts and the calls in `without` (keys of calls with a result).
         seen, version: as in `Fetch`.
         position: position of a commit up to which only this instance had changed the thread.
         doubts: what the last load of doubts read: (nonce of the tenant's newest commit, deeds, rows of their doubts).

@@ -100,10 +100,7 @@ class Thread:
         return any(agent[: len(root)] == root for root in self.revoked)
 
     def call(self, key: str, now: float) -> b.CallRow:
-        """Return a call's row, as `unknown` if the process that claimed it has died.
-
-        A process counts as dead if its lease expired or is gone.
-        """
+        """Return a call's row, as `unknown` if its claim's lease has expired or is gone."""
         row = self.calls[key]
         if row.state == "claimed":
             lease = self.leases.get(row.jti)

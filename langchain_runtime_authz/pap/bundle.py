@@ -152,7 +152,7 @@ def real_root(path: Path) -> Path:
 
 
 def files_below(root: Path, name: str) -> list[Path]:
-    """Return a bundle's files, sorted. Raises `ConfigError`, `OSError` (file gone)."""
+    """Return a bundle's files, sorted. Raises `ConfigError`, or `OSError` (file gone)."""
     found = []
     for n, entry in enumerate(root.rglob("*")):
         if n >= 2 * MAX_FILES:  # to avoid reading a whole disk

@@ -224,7 +224,7 @@ class ReloadingPDP(InProcess):
             seen = self._look()
             known = seen == self._seen and seen and not self._refused
             state = seen
-            with suppress(OSError):  # it may be gone
+            with suppress(OSError):  # the file may be gone
                 state = (*seen, _seen(self._highest.path)) if seen else seen
             try:
                 was, self._rejected = self._rejected, None
@@ -239,7 +239,7 @@ class ReloadingPDP(InProcess):
                     _log.error("policy %s stays: %s", self.revision, printable(str(exc)))
                 self._refused = str(exc)
                 passes = isinstance(exc.__cause__, OSError) and not isinstance(exc.__cause__, gzip.BadGzipFile)
-                if state and self._rejected is None and not passes:  # not if it was not read, not kept or too slow
+                if state and self._rejected is None and not passes:  # if not read, not kept or too slow, try again
                     self._rejected = (state, time.monotonic() + _REMEMBERED, exc.detail or "", exc.code)
                 raise
             self._seen, self._refused, self._confirmed = seen, "", time.monotonic()

@@ -120,7 +120,7 @@ class RemotePDP:
 
 
 class Evaluator:
-    """Ask a PDP; always return decisions. `deadline`: seconds (CPU time `in_process`)."""
+    """Ask a PDP; always return decisions. `deadline`: seconds, of CPU if `in_process`."""
 
     def __init__(self, pdp: PDP, *, deadline: float | None = None) -> None:
         if isinstance(pdp, type) or not isinstance(pdp, PDP) or not isinstance(pdp.name, str):
@@ -150,7 +150,7 @@ class Evaluator:
         return revision if isinstance(revision, str) else ""
 
     def evaluate(self, bodies: Sequence[bytes | None], *, within: float = math.inf) -> list[Decision]:
-        """Return a decision for each request, in order. `within` may cut the deadline (s)."""
+        """Return a decision for each request, in order, after at most `within` seconds."""
         began = time.monotonic()
         until = self._now() + min(self.deadline, within)
         asked: list[bytes] = []

@@ -216,7 +216,7 @@ class CircuitBreaker(Composed):
         self._clock = checked_callable("clock", clock)
         self._lock = forkable_lock()
         self._failed = 0
-        self._until = 0.0  # when open: not asked before
+        self._until = 0.0  # while the breaker is open, the PDP is not asked before this time
         self._probing = False
 
     @property

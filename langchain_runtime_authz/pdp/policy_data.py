@@ -62,7 +62,7 @@ class _Asks(_Closed):
 
 
 class ApprovalTerms(_Closed):
-    """The terms of `require_approval`."""
+    """The properties of a `require_approval` obligation."""
 
     expires_in: Positive = 1
     approvers: _Approvers = _Approvers()

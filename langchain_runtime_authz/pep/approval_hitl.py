@@ -52,7 +52,8 @@ _SAYS: Final = ("type", "action", "decision", "answer", "approved")  # fields of
 def allowed(plan_id: str | None, needed: int = 1, declared: Collection[str] = ()) -> tuple[str, ...]:
     """Return the decisions that a question offers.
 
-    A call without a plan, or with several approvers (`needed`), cannot be edited. `declared`, if not empty, limits all.
+    Only `approve` and `reject` are possible for a call without a plan, or if several approvers are `needed`. If
+    `declared` is not empty, decisions that it lacks are left out.
     """
     possible = DECISIONS if plan_id is not None and needed == 1 else ("approve", "reject")
     return tuple(d for d in possible if d in (declared or DECISIONS))
@@ -117,7 +118,7 @@ def _says(action: Mapping[str, Any], ask: Approval) -> bool:
 
 
 def remaining(value: object, question: object, open_ids: Collection[str]) -> object:
-    """Drop decisions on calls answered before. Raises `ValueError` if one is a reject."""
+    """Drop decisions on calls that are answered already. A reject raises `ValueError`."""
     decisions = value.get("decisions") if isinstance(value, Mapping) else value
     ids = approval_ids(question)
     if not isinstance(decisions, list | tuple) or len(decisions) != len(ids) or len(ids) == 1:

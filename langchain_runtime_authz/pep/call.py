@@ -54,7 +54,7 @@ class Call:
 
     @property
     def given(self) -> frozenset[str]:
-        """Names of the arguments that the model sent. If it used an alias, all count."""
+        """Names of the arguments that the model sent, or all names if it used an alias."""
         sent = self.sent if type(self.sent) is dict or isinstance(self.sent, Mapping) else self.args
         names = frozenset(sent)
         return names if names <= self.args.keys() else frozenset(self.args)

@@ -130,7 +130,7 @@ def chosen(run: Run, mandate: Mandate | None, call: Call) -> frozenset[str]:
 
 
 def task_name(run: Run) -> str:
-    """Return a name of the task, by which outputs of an older task are not used."""
+    """Return a name of the task. A mandate uses no outputs under an older name."""
     return f"{run.epoch}:{run.mandate.digest if run.mandate is not None else ''}"
 
 

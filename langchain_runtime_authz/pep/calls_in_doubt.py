@@ -70,8 +70,9 @@ OnUnknown = Callable[[UnknownCall], "bool | Awaitable[bool | None] | None"]
 def effect_names(words: TaskWords, call: Call) -> tuple[str, Deeds]:
     """Return the name of the counter of equal calls, and the call's deeds.
 
-    The ledger stores the call under its first deed: the effect with the target, with `SEVERAL` or, without a target,
-    with the tool. The others are deeds of calls that share a target. The last one is of an equal call that failed.
+    The ledger stores the call under its first deed: the effect with the target, with `SEVERAL` if there are several
+    targets, or with the tool if there is none. The others are deeds of calls that may share a target. The last one,
+    which payments lack, is the deed of an equal call that failed.
     """
     if call.error is not None or not call.profile.side_effect:
         return "", ()
@@ -93,7 +94,7 @@ def facts_of(run: Run, call: Call) -> dict[str, Any]:
 
 
 def found_out(run: Run, snapshot: Snapshot) -> Flow[Snapshot]:
-    """Ask `on_unknown`. Add doubts that an approval named and that have happened."""
+    """Ask `on_unknown`. Add calls that an approval named as in doubt and are done."""
     if run.engine.on_unknown is not None:
         snapshot = yield from looked_up(run, snapshot)
     open_ = {one.name for one in snapshot.doubts}
@@ -222,7 +223,7 @@ def _runs_here(row: CallRow) -> bool:
 
 
 def record_ends(engine: Engine, scope: Scope | None = None, *, others: bool = False) -> Flow[None]:
-    """Retry lost ends of `scope` (`None`: all), then of `others`, until one fails."""
+    """Record lost ends: of `scope` (`None`: all), then `others`. Stop if one fails."""
     for key, (run, _, failed) in sorted(_ends(engine), key=lambda one: one[1][0].scope != scope):
         rests = scope not in (None, run.scope) and (not others or time.monotonic() < failed + REST)
         if rests or _RECORDED.setdefault(key, mine := object()) is not mine:

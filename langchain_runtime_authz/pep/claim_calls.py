@@ -110,7 +110,7 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
         if decision.obligations:
             yield from decision_log.tell(run, decision, "tools/call", call.tool, done.now)
     except AuditError as exc:
-        return (yield from _given_back(run, decided, spent, exc, recorded))
+        return (yield from _release(run, decided, spent, exc, recorded))
     approval = decided.approval
     ticket = Ticket(
         tool=call.tool,
@@ -217,7 +217,7 @@ def _conflicting(run: Run, decided: DecidedCall, conflict: Conflict) -> Flow[Ver
     return (yield from deny_call(run, decided.under(deny(conflict.code))))
 
 
-def _given_back(run: Run, decided: DecidedCall, spent: Spent, failure: AuditError, recorded: bool) -> Flow[Denial]:
+def _release(run: Run, decided: DecidedCall, spent: Spent, failure: AuditError, recorded: bool) -> Flow[Denial]:
     """Deny a claimed call and release it, because a record or notification failed."""
     if recorded:
         denial = yield from deny_call(run, decided.under(deny(failure.code)))
@@ -234,7 +234,7 @@ def _given_back(run: Run, decided: DecidedCall, spent: Spent, failure: AuditErro
 
 
 def _idempotency_key(run: Run, decided: DecidedCall) -> str:
-    """Return the idempotency key for the tool. Without a plan it is the ledger's key."""
+    """Return the idempotency key for the tool: without a plan, the call's ledger key."""
     call = decided.call
     if call.plan_id is None:
         return decided.key

@@ -79,7 +79,7 @@ def answer(
 
 
 def _takes_back(scope: Scope, asks: Sequence[Approval], answered: Sequence[AnswerApproval]) -> Flow[bool]:
-    """Return True if a review undoes an edit: it approves the call of the model."""
+    """Return True if a review approves the model's own call, and so undoes an edit."""
     for key, places in _as_announced(asks, answered).items():
         snapshot: Snapshot = yield Load(scope, Query(plan=key))
         if snapshot.plan is not None and any(c.was_args and c.position in places for c in snapshot.plan.calls):

@@ -240,7 +240,7 @@ def _located(run: Run, only: Call) -> Flow[Sequence[Call]]:
 def _key(run: Run, call: Call, epoch: int) -> str:
     source = f"plan:{call.plan_id}" if call.plan_id is not None else f"call:{call.place}:{call.call_id}"
     if call.plan_id is None and call.place.partition(":")[0]:
-        epoch = 0  # a LangGraph task that begins anew makes the same call
+        epoch = 0  # so that a LangGraph task that begins anew makes the same call
     run.authority = run.authority or json.dumps([run.scope, run.agent])[:-1]
     return plan.call_key(f"{run.authority}, {epoch}", source, call.position or 0, call.tool, call.args_digest)
 

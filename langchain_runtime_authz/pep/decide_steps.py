@@ -153,7 +153,7 @@ class ToolNodeEntry:
         self._decision = yield from decide_step(self._run, ENTER, self._node, answered=answered, **self._facts)
 
     def enter(self) -> Flow[None]:
-        """Check the decision. If there is none yet, decide the entry without calls."""
+        """Check the decision. Decide the entry first if `decide_calls` did not."""
         self._check(self._decision or (yield from enter_node(self._run, self._name, lasting=True)))
 
 

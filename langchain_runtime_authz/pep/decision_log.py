@@ -111,10 +111,7 @@ def recorded(mark: str) -> SetMark:
 
 
 def settle(of: Run | Scope, before: Snapshot) -> Flow[str]:
-    """Record a task change that the audit log may lack. Return its mark, or "".
-
-    The log may then hold the change twice.
-    """
+    """Record a task change that the audit log may lack. Return its mark or ""."""
     if left := before.marks.get(UNRECORDED, ""):
         epoch, source, start, end = left.split()
         yield corrected(of, Committed(before.now, int(epoch)), before.log[int(start) : int(end)], source)

@@ -36,7 +36,7 @@ POLICY_BUDGET: Final = "policy:"  # prefix of the policy's counters; the grant's
 
 
 class Terms(NamedTuple):
-    """The terms of `require_approval`."""
+    """Terms of a question: until when, who may answer, and how many may be asked."""
 
     expires_in: int = 0  # seconds; 0 for ever
     needed: int = 1  # number of approvers who must approve

@@ -77,5 +77,5 @@ def _id(build: partial[dict[str, Any]]) -> str:
 
 
 def _name(text: str) -> str:
-    """Return a name that a client or a model may have written, on one line."""
+    """Return an untrusted name (of a client or model) on one line, cut to `MAX_NAME`."""
     return (text if text.isprintable() else ascii(text))[:MAX_NAME]

@@ -219,7 +219,7 @@ class Engine:
         return found
 
     def lease_end(self, now: float, started_at: int) -> int:
-        """Return a lease's expiry, at the latest that of the workload's identity."""
+        """Return when a lease expires: not after the workload's identity."""
         until, ends = min(int(now) + self.lease_ttl, started_at + self.max_lifetime), self.identity.expires_at
         return until if ends is None else min(until, int(ends))
 
@@ -279,7 +279,7 @@ class Run:
     paused: bool = False
     undelivered: tuple[str, ...] = ()  # corrections that are not in the graph's input; results of stale calls tell them
     corrected: tuple[str, ...] = ()  # answers to a tool's or node's own question; these results tell them too
-    pinned: int = 0  # number of texts in the ledger when the root entry began; later texts are new to it
+    pinned: int = 0  # number of texts in the ledger when the root entry began; later texts are new to this run
     kept_state: bool = False  # with a checkpointer: the ledger then notes the last checkpoint
     loaded: str = ""  # the thread's newest checkpoint when the root entry began
     steps_before: int = 0  # number of the thread's steps when the root entry began
@@ -307,7 +307,7 @@ class Run:
     invited: str = ""  # id of the decision that delegated to this run
     exchanged: tuple[Any, dict[Any, Any]] | None = None  # a lease, and the tokens that a provider issued under it
     keyed_thread: Any = None  # the thread to which this root entry gives answers by interrupt id
-    heard: dict[str, tuple[Any, set[str], set[str]]] = field(default_factory=dict)  # `of_execution`, by task
+    heard: dict[str, tuple[Any, set[str], set[str]]] = field(default_factory=dict)  # answers and withdrawals, by task
     asked_anew: set[str] = field(default_factory=set)  # questions of child graphs that keep no checkpoints
     guard: Guard = field(init=False)  # the conditions of this run's commits
 
@@ -407,7 +407,7 @@ Write: Final = Effect(ado=lambda engine, build: asyncio.to_thread(engine.write, 
 
 def anchored(record: dict[str, Any], ledger: Ledger, tenant: str) -> dict[str, Any]:
     """Add the ledger's newest commit to `record`, to notice a restored ledger by it."""
-    read: Any = getattr(ledger, "anchor", None)  # of an `Anchored`
+    read: Any = getattr(ledger, "anchor", None)  # an `Anchored` ledger has this method
     if read is not None and (anchor := read(tenant)) is not None:
         record["ledger"] = {"tenant": tenant, **anchor._asdict()}
     return record

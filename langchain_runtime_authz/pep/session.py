@@ -168,7 +168,7 @@ class Session:
     correct, acorrect = both(_correct)
 
     def _delegate(self, to: str, grant: Grant | None = None) -> Flow[Session]:
-        """Open a session of the child agent `to`, limited by both grants, or raise."""
+        """Open a child agent's session, limited by both grants. May raise `AuthzDenied`."""
         return Session((yield from open_child(self._run, to, "subgraph", grant)), self._profiles, self, grant)
 
     delegate, adelegate = both(_delegate)

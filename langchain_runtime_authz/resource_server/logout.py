@@ -22,7 +22,7 @@ _log: Final = logging.getLogger(__name__)
 class BackchannelLogout(FormEndpoint):
     """The ASGI endpoint to which a provider posts logout tokens (§2.5).
 
-    A process accepts each token once (§2.6). If several processes serve the endpoint, compare `LoggedOut.token_id`.
+    A process accepts each token once (§2.6). If several processes serve the endpoint, let them share used `token_id`s.
 
     Args:
         verifier: verifies logout tokens; its `client_id` is their audience.

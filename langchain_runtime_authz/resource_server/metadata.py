@@ -62,7 +62,7 @@ class ResourceMetadata:
 
 
 def checked_scopes(scopes: Iterable[str]) -> tuple[str, ...]:
-    """Return scopes in order. Raises `ConfigError` unless all are as in RFC 6749 §3.3."""
+    """Return the scopes, each once, or raise `ConfigError` (RFC 6749 §3.3)."""
     found = tuple(dict.fromkeys(scopes))
     if not all(isinstance(scope, str) and scope and set(scope) <= _SCOPE for scope in found):
         raise ConfigError("a scope is a text without blanks and quotation marks")
