@@ -293,7 +293,7 @@ def _claims(token: str) -> Mapping[str, Any] | None:
 
 
 def _unfit(claims: Mapping[str, Any] | None, wanted: set[str], earliest: float, latest: float) -> str | None:
-    """Return why a JWT must not be sent, by its `aud` or `exp`, or `None`."""
+    """Return why `aud` or `exp` forbid sending a JWT; `None` if they permit it."""
     if claims is None:
         return None
     ends = claims.get("exp", latest)

@@ -228,7 +228,7 @@ class _Tx:
         return [c.fetchall() if c.pgresult and c.pgresult.nfields else [] for c in cursors[len(prelude) :]]
 
     def keep(self, found: Fetch, kept: Kept, nonce: str, now: float) -> tuple[int, str] | None:
-        """See `Tx.keep`. One statement writes all rows; its parts see the old rows."""
+        """See `Tx.keep`. One statement writes all rows. Each of its parts sees old rows."""
         of = (found.tenant, found.key)
         puts = [(name, some) for name, rows in kept.puts.items() for some in chunks(rows)]
         drops = [(name, some) for name, keys in kept.drops.items() for some in chunks(keys)]

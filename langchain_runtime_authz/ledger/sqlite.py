@@ -263,7 +263,7 @@ def _connect(path: Path, timeout: float) -> sqlite3.Connection:
 
 
 def _write_ahead(conn: sqlite3.Connection, timeout: float) -> None:
-    """Switch the file to write-ahead mode, and wait for others that may do the same."""
+    """Switch the file to write-ahead mode. Wait if another process does the same."""
     until = time.monotonic() + timeout
     while conn.execute("PRAGMA journal_mode").fetchone() != ("wal",):
         try:

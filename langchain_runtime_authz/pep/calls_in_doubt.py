@@ -237,7 +237,7 @@ def record_ends(engine: Engine, scope: Scope | None = None, *, others: bool = Fa
 
 
 def keep_end(run: Run, ticket: Ticket, record: Callable[[], Flow[None]] | None) -> None:
-    """Keep `record` for a retry (`LOST_ENDS`), unless the call was claimed again."""
+    """Keep `record`, to call it again (`LOST_ENDS`), unless the call was claimed anew."""
     key, held = ticket.call_key, HELD.get(ticket.call_key)
     if record is None or (held is not None and held() not in (None, ticket)):
         return

@@ -201,7 +201,7 @@ def _after(before: Snapshot, changes: Sequence[ledger.Change], now: float) -> Sn
 
 
 def _edits(snapshot: Snapshot, given: Given, jti: str) -> Flow[tuple[HumanText, ...]]:
-    """Return edits of the state by others, as texts to record that order nothing."""
+    """Return edits of the state by others. As texts of the task, they order nothing."""
     found = [*(yield from _state_edit(snapshot, given, jti))]
     if snapshot.underway:  # a run of ours, at work or interrupted, may have made the change
         return tuple(found)

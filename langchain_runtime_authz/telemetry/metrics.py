@@ -77,7 +77,7 @@ def observe_ledger(ledger: Any, tenant: str) -> None:
 def _counted(listing: str, _: CallbackOptions | None = None) -> Iterable[Observation]:
     """Return each tenant's open questions (`asked`) or calls in doubt (`doubts`).
 
-    Wait `WAIT` seconds for all ledgers together. Do not ask a ledger that did not answer again for `REST` seconds.
+    Wait `WAIT` seconds for all ledgers together. If a ledger does not answer, do not ask it for `REST` seconds.
     """
     now, found, asked = time.monotonic(), dict[str, list[int | None]](), list[tuple[tuple[int, str], Any]]()
     for ledger, tenants in list(_ledgers.items()):
