@@ -228,4 +228,7 @@ def revoke(scope: Scope, agent: tuple[str, ...], by: str = "", reason: str = "")
 
 
 def reinstate(scope: Scope, agent: tuple[str, ...], by: str = "", reason: str = "") -> Flow[None]:
-    return _commit_event(scope, Reinstate(agent), "reinstated", {"author": by, "reason": reason}, agent=agent)
+    """Lift revocations. If the audit log fails (`AuditError`), they stay."""
+    now = (yield Load(scope, Query())).now
+    yield run_event(scope, "reinstated", now, detail={"author": by, "reason": reason}, agent=agent)
+    yield Commit(scope, None, [Reinstate(agent)])

@@ -162,6 +162,22 @@ def test_an_event_that_cannot_be_recorded_denies() -> None:
     assert denied.value.code == "audit_unavailable"
 
 
+@pytest.mark.parametrize("full", ["reinstated", "twin: nothing"])
+def test_a_reinstatement_that_cannot_be_recorded_is_none(full: str) -> None:
+    """The operator is told so, and the thread stays revoked."""
+    disk = Disk()
+    authz = RuntimeAuthz(audit=disk, pdp=StaticPDP(permit=True))
+    opened = {"subject": "alice", "task": "pay ann", "thread": "t"}
+    authz.session(**opened).close()
+    authz.revoke("t", graph="session")
+    disk.full = full
+    with pytest.raises(AuditError) if full == "reinstated" else nullcontext():
+        authz.reinstate("t", graph="session", by="user:mallory")
+    disk.full = ""
+    with pytest.raises(AuthzDenied, match="revoked") if full == "reinstated" else nullcontext():
+        authz.session(**opened)
+
+
 @pytest.mark.parametrize("full", ["corrected", "everything", "started"])
 @pytest.mark.parametrize("again", ["pay eve", "pay bob"])
 def test_a_change_of_the_task_is_on_record_once(full: str, again: str) -> None:
