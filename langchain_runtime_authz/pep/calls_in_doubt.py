@@ -46,7 +46,7 @@ MAX_LOST: Final = 1_000  # lost ends of one ledger
 REST: Final = 1.0  # seconds for which other threads do not retry a lost end that failed again
 _SERVICE: Final = {"author": "service:on_unknown", "reason": "the service was asked"}
 _AUTHOR: Final = re.compile(r"[a-z][a-z0-9_-]*:\S.*")
-# Errors with these names leave the outcome unknown. Only such calls are listed, but after other errors calls ask too.
+# Errors with these names leave the outcome unknown. Other errors are failures, after which calls ask an approver too.
 _LOST: Final = re.compile("Time(d)?out|Deadline|Connection|Network|Protocol|Incomplete|Chunked|Broken|Operational|EOF")
 _NOUNS: Final = {"pay": "payment", "send": "message", "delete": "deletion"}
 
