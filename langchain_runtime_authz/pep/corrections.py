@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 from langchain_runtime_authz.audit.record import Event
-from langchain_runtime_authz.errors import AuthzDenied, Code, LedgerError
+from langchain_runtime_authz.errors import AuditError, AuthzDenied, Code, LedgerError
 from langchain_runtime_authz.facts.answer_corrections import free_text
 from langchain_runtime_authz.facts.checkpoint_head import BELOW, UNKNOWN, outside_key
 from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord, carry, raw_digest
@@ -228,7 +228,9 @@ def revoke(scope: Scope, agent: tuple[str, ...], by: str = "", reason: str = "")
 
 
 def reinstate(scope: Scope, agent: tuple[str, ...], by: str = "", reason: str = "") -> Flow[None]:
-    """Lift revocations. If the audit log fails (`AuditError`), they stay."""
-    now = (yield Load(scope, Query())).now
-    yield run_event(scope, "reinstated", now, detail={"author": by, "reason": reason}, agent=agent)
-    yield Commit(scope, None, [Reinstate(agent)])
+    """Lift revocations. If the audit log fails (`AuditError`), revoke the agent again."""
+    try:
+        yield from _commit_event(scope, Reinstate(agent), "reinstated", {"author": by, "reason": reason}, agent=agent)
+    except AuditError:
+        yield Commit(scope, None, [Revoke(agent)])
+        raise
