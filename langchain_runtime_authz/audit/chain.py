@@ -220,10 +220,10 @@ def verify_files(files: Sequence[tuple[str, Callable[[], Any]]], head: str | Non
 
 
 def read_log(path: str | Path, mark: str = "", opened: Opened | None = None) -> Iterator[dict[str, Any] | None]:
-    """Yield a log's records that hold the text `mark`, and all completions and mints.
+    """Yield a log's completions and mints, and all other records with the text `mark`.
 
-    The log is not verified. "" stands for all records. Yield `None` for a line that is not a record. `opened` restores
-    sealed contents (`audit.encryption`). Raises `ConfigError` if the file is an evidence pack.
+    `mark` is an id; "" stands for all records. The log is not verified. Yield `None` for a line that is not a record.
+    `opened` restores sealed contents (`audit.encryption`). Raises `ConfigError` if the file is an evidence pack.
     """
     if Path(path).suffix == PACK:
         raise ConfigError(f"{Path(path).name} is an evidence pack; unpack it, and give the log in it")

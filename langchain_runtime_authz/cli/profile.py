@@ -83,7 +83,7 @@ def check(
     milder than the tool's name or annotations say, a test in the file with another outcome. A file that cannot be used
     is an error (exit code 2).
 
-    Orders of two tools that users say alike are a note: such a text asks.
+    Two tools whose orders fit the same text are a note: calls that such a text orders need an approval.
 
     runtime-authz profile check profiles.yaml
     runtime-authz profile check profiles.yaml my_agent:graph

@@ -238,7 +238,7 @@ class _Minting:
         return None if self.key is None else self.key.jkt
 
     def wait(self) -> None:
-        """Wait for the mint. Raises `CredentialError` on the event loop that mints."""
+        """Wait for the mint. Raises `CredentialError` if this loop mints: it would hang."""
         if self._loop is not None and self._loop is _running_loop():
             raise CredentialError(Code.CREDENTIAL_UNAVAILABLE, "another task is minting it; await `acredential`")
         self.over.result()

@@ -80,7 +80,7 @@ def confine(confined: Confined, read: Sequence[str], name: str, agent: Path) -> 
 
 
 def left(confined: Confined, agent: Path) -> Confined:
-    """Return `confined` after `agent` did something that others can see."""
+    """Drop what `agent` knows: it did something that all agents can see."""
     return _without(confined, set(_known(confined, agent)))
 
 

@@ -38,13 +38,13 @@ class HumanText:
     mixed: bool = field(default=False, compare=False)
 
     def by(self, author: str, *, own: bool) -> HumanText:
-        """Return the text with this author. If `own` was False, it stays False."""
+        """Return a copy with the author set. `own` can only change to False."""
         return HumanText(self.digest, self.text, self.key, self.own and own, author, self.epoch, self.past, self.mixed)
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """The task: `digest` covers all its texts in order, `text` joins the subject's."""
+    """The task. `digest` covers all its texts; `text` holds the subject's own."""
 
     id: str = ""
     digest: str = ""

@@ -93,7 +93,7 @@ def read_head(saver: BaseCheckpointSaver[Any], config: Mapping[str, Any]) -> Flo
 
 
 def at_replay(graph: Any, config: Mapping[str, Any], given: object) -> Flow[Mapping[str, Any]]:
-    """Drop the checkpoint id from `config` if its replay already waits for the answer."""
+    """Drop the checkpoint id if a replay from there already asks what is answered."""
     named, place = (config.get("configurable") or {}).get("checkpoint_id"), thread_config(config)
     if not named or place is None or place["configurable"]["checkpoint_ns"] or not isinstance(given, Command):
         return config

@@ -42,7 +42,7 @@ def brought(given: object, values: object, channels: Sequence[str]) -> list[Huma
 
 
 def _words(new: object, old: object) -> str:
-    """Return a channel's new text; of a list of messages, the user's new messages."""
+    """Return a channel's new text. If it holds messages, join the user's new ones."""
     if not isinstance(new, list) or not any(not isinstance(m, str) and messages.as_message(m) for m in new):
         return content_text(new)
     before = {(t.key, t.digest) for t in messages.human_texts(old)} if isinstance(old, list) else set()

@@ -149,10 +149,10 @@ def lent(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def durable(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a config that stores each checkpoint before the next step.
+    """Return a config with the durability `sync`, unless the caller chose another one.
 
-    A durability that the caller chose stays. Without `sync`, a graph that continues after a crash could plan and pay
-    again, and a call could miss an `update_state`.
+    LangGraph then stores each checkpoint before the next step. Otherwise, a graph that continues after a crash could
+    plan and pay again, and a call could be decided without an edit by `update_state`.
     """
     return {**config, "configurable": {keys.CONFIG_KEY_DURABILITY: "sync", **_given(config)}}
 

@@ -147,7 +147,7 @@ class Values:
                 yield self.one(at, end, "choice", choice), end
 
     def _listed(self, argument: Argued, kinds: set[str], at: int) -> Iterator[tuple[tuple[Token, ...], int]]:
-        """Yield (a value of one token or a list of such values, next index)."""
+        """Yield each reading: its tokens, one for each value, and the next index."""
         token, end = self.tokens[at], at + 1
         account = argument.kind == "principal" and self.tool.effect == "pay" and not re.search(r"[/\\.]", token.text)
         fits = token.kind in kinds

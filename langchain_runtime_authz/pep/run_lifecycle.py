@@ -267,7 +267,7 @@ def _pinned(run: Run, texts: Sequence[HumanText]) -> Flow[bool]:
 
 
 def _fresh(pinned: Sequence[HumanText], task: HumanText | None, texts: Sequence[HumanText]) -> tuple[HumanText, ...]:
-    """Return the user's texts that the ledger lacks (`task`, if new, is the first)."""
+    """Return the texts that the ledger lacks. A new `task` comes first."""
     if task is None:
         return changed(pinned, texts)
     known, told = [t for t in pinned if t.digest != task.digest], [t for t in texts if t.digest != task.digest]
