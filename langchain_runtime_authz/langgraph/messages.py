@@ -349,7 +349,7 @@ def record(run: Run, plans: Sequence[RecordPlan]) -> Flow[None]:
         for record in plans:
             plan = record.plan
             if isinstance(done, Committed) and plan.id not in run.recorded:
-                run.recorded.add(plan.id)
+                run.recorded[plan.id] = plan.calls
                 tools = []
                 for call in plan.calls[:_MAX_PLANNED]:
                     tools.append(label(call.tool))
@@ -371,8 +371,10 @@ def _plan(run: Run, given: object, message: AIMessage) -> PlanRecord | None:
         seen in run.foreign or any(m is message or (ident and m.id == ident) for m in ai_messages(given))
     ):
         return None
-    if message.id is None:
-        message.id = str(uuid.uuid4())
+    if ident is None:
+        ident = message.id = str(uuid.uuid4())
+    if by is not None and run.recorded.get(ident, calls) != calls:  # the model rewrote its message
+        ident = f"{ident} {seen}"
     model, prompt = by if by is not None else (None, None)
     source: Literal["code", "model"] = "code" if by is None else "model"
-    return PlanRecord(message.id, run.agent, run.epoch, source, calls, model=model, prompt=prompt)
+    return PlanRecord(ident, run.agent, run.epoch, source, calls, model=model, prompt=prompt)

@@ -68,8 +68,8 @@ def decide_calls(run: Run, calls: Sequence[Call], entry: Entry = None) -> Flow[l
     try:
         yield from calls_in_doubt.record_ends(engine, run.scope, others=True) if calls_in_doubt.LOST_ENDS else ()
         calls, keys, comparisons, origin, words, snapshot, moved = yield from _look_up(run, calls)
-        if engine.on_unknown is not None or snapshot.approvals:
-            snapshot = yield from found_out(run, snapshot)
+        asks = engine.on_unknown is not None or snapshot.approvals
+        snapshot = (yield from found_out(run, snapshot)) if asks else snapshot
     except Exception as exc:  # noqa: BLE001  (a ledger that fails denies; nothing else may decide)
         return [DecidedCall(c, "", engine.deny_for_failure(exc, run)) for c in calls]
     approvals: Sequence[Approval | None] = [None] * len(calls)
@@ -82,13 +82,17 @@ def decide_calls(run: Run, calls: Sequence[Call], entry: Entry = None) -> Flow[l
     asked: list[DecidedCall] = []
     bodies: list[bytes | None] = []
     ahead: dict[str, int] = {}
+    changed = False
     for call, key, compared, approval in zip(calls, keys, comparisons, approvals, strict=True):
         one = _described(run, snapshot, words, call, key, compared, approval, moved, ahead)
         one.started = started
+        changed = changed or (one.match is not None and one.match.changed)
         decided.append(one)
         if one.decision is _UNDECIDED:
             asked.append(one)
             bodies.append(one.body)
+    if changed and (rewritten := (yield from _rewritten(run, calls))):
+        return (yield from decide_calls(run, rewritten, entry))
     bodies = bodies if entry is None else [*entry.requests(snapshot), *bodies]
     answers: list[Decision] = (yield (Evaluate, bodies)) if bodies else []
     if entry is not None and len(answers) > len(asked):
@@ -235,6 +239,15 @@ def _located(run: Run, only: Call) -> Flow[Sequence[Call]]:
         return [only]
     found = plan.locate(snapshot.plan, only.call_id, only.tool, only.raw)
     return [replace(only, plan_id=snapshot.plan.id, position=found.position) if found is not None else only]
+
+
+def _rewritten(run: Run, calls: Sequence[Call]) -> Flow[Sequence[Call]]:
+    """Return the calls in the plan of a model's later message with the same id."""
+    first = calls[0]
+    found = (yield Load(run.scope, Query(planned_call=(run.agent, first.call_id or "")))).plan
+    if found is None or not found.id.startswith(f"{first.plan_id} "):
+        return ()
+    return [replace(call, plan_id=found.id) for call in calls]
 
 
 def _key(run: Run, call: Call, epoch: int) -> str:

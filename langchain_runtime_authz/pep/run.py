@@ -286,7 +286,7 @@ class Run:
     # Model and prompt digest, by the digest of the calls that a model returned. `asked_model`: of running models.
     seen_from_model: dict[str, tuple[str | None, str | None]] = field(default_factory=dict)
     asked_model: dict[object, tuple[str, str | None]] = field(default_factory=dict)
-    recorded: set[str] = field(default_factory=set)  # ids of recorded plans
+    recorded: dict[str, object] = field(default_factory=dict)  # ids of recorded plans → their calls
     foreign: set[str] = field(default_factory=set)  # digests of calls that the client sent; they are never planned
     handed: dict[str, Edge] = field(default_factory=dict)  # hand-offs of this root entry, by receiving agent
     children: set[str] = field(default_factory=set)  # jtis of this entry's child agents that have not ended

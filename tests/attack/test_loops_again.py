@@ -177,3 +177,30 @@ def test_a_wrapper_that_calls_the_tool_of_its_own_name_is_asked_once() -> None:
     authz, graph = protecting(graph, asking("write"))
     played(authz, graph, resume(APPROVE), Command(resume=True), resume(APPROVE))
     assert len(ran) == 1
+
+
+@pytest.mark.parametrize("by", ["model", "code"])
+def test_a_model_may_rewrite_its_message_and_code_may_not(by: str) -> None:
+    """A second model checks the call, and its message takes the first one's id and place."""
+    ran: list[Any] = []
+    model = fresh("eve")
+
+    def check(state: MessagesState) -> Any:
+        planned = state["messages"][-1]
+        message = fresh("ann").invoke(state["messages"][:1])
+        if by == "code":
+            message = says(call("pay", {"to": "ann", "amount": "5"}, "made"))
+        message.id = planned.id
+        return {"messages": [message]}
+
+    nodes = {"agent": lambda s: {"messages": [model.invoke(s["messages"])]}, "check": check, "tools": ToolNode([bill(ran)])}
+    for protected in (False, True):
+        ran.clear()
+        graph = chain(nodes, checkpointer=InMemorySaver())
+        if protected:
+            authz, graph = protecting(graph, rules_that_permit())
+            played(authz, graph)
+        else:
+            graph.invoke(human(), THREAD)
+        assert ran == (BOTH[:1] if by == "model" or not protected else [])
+    assert by == "model" or reasons(authz, "pay") == ["plan_changed"]
