@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from langchain_runtime_authz._display import inert, quoted
 from langchain_runtime_authz.digest import digest
-from langchain_runtime_authz.errors import MappingError
+from langchain_runtime_authz.errors import AuditError, MappingError
 from langchain_runtime_authz.evaluation import Subject
 from langchain_runtime_authz.facts.checkpoint_head import OF_TASK
 from langchain_runtime_authz.facts.resource_version import filled
@@ -272,8 +272,19 @@ def record_answers(
     run: Run, asks: Sequence[Approval], answered: Sequence[AnswerApproval], now: float, **detail: Any
 ) -> Flow[None]:
     by_key = {a.call_key: a for a in asks}
-    for given in answered:
-        yield answer_event(run, by_key[given.call_key], given, now, content=run.engine.audit.content, **detail)
+    try:
+        for given in answered:
+            yield answer_event(run, by_key[given.call_key], given, now, content=run.engine.audit.content, **detail)
+    except AuditError:
+        counted = [g for g in answered if by_key[g.call_key].epoch == run.epoch and "refused" not in detail]
+        yield asked_again(run.scope, asks, counted)
+        raise
+
+
+def asked_again(scope: Scope, asks: Sequence[Approval], answered: Sequence[AnswerApproval]) -> tuple[Any, ...]:
+    """Return the effect that opens approved questions again, for lack of a record."""
+    approved = {g.call_key for g in answered if g.state == "approved"}
+    return Commit(scope, None, [AskApproval(one) for one in asks if one.call_key in approved])
 
 
 def reviews(

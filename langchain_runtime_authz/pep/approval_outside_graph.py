@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
+from langchain_runtime_authz.errors import AuditError, AuthzError, Code, ConfigError
 from langchain_runtime_authz.facts.checkpoint_head import UNRECORDED
 from langchain_runtime_authz.ledger.base import Approval, Asked, Committed, Conflict, Query, Scope, Snapshot
 from langchain_runtime_authz.ledger.call_changes import AnswerApproval
 from langchain_runtime_authz.ledger.changes import AdvanceEpoch, Change, RecordPlan
-from langchain_runtime_authz.pep.approval_hitl import answer_event, corrections
+from langchain_runtime_authz.pep.approval_hitl import answer_event, asked_again, corrections
 from langchain_runtime_authz.pep.corrections import carried
 from langchain_runtime_authz.pep.decision_log import confirmed, settle, unrecorded
 from langchain_runtime_authz.pep.run import Commit, Effect, Engine, Flow, Load, Perform, new_id
@@ -88,7 +88,11 @@ def answer_beside(
     about_answer: dict[str, Any] = {"verdict": said.verdict, "by": said.issuer, "statement": said.jti}
     if refused is not None:
         about_answer["refused"] = str(refused)
-    yield answer_event(scope, asked, given, at, content=content, **about_answer)
+    try:
+        yield answer_event(scope, asked, given, at, content=content, **about_answer)
+    except AuditError:
+        yield asked_again(scope, [asked], [given] if refused is None else [])
+        raise
     if texts and isinstance(done, Committed):
         yield from confirmed(scope, done, mark, texts, "answer")
     if refused is not None:

@@ -162,6 +162,32 @@ def test_an_event_that_cannot_be_recorded_denies() -> None:
     assert denied.value.code == "audit_unavailable"
 
 
+@pytest.mark.parametrize("full", ["approval", "twin: nothing"])
+@pytest.mark.parametrize("where", ["in the graph", "outside"])
+def test_an_approval_that_cannot_be_recorded_does_not_count(where: str, full: str) -> None:
+    """The approver is told so, and asked again. An answer that is on record counts."""
+    disk = Disk()
+    s = scene(audit=disk)
+    (ask,) = s.say(human())["__interrupt__"][0].value["action_requests"]
+
+    def approve() -> None:
+        if where == "outside":
+            s.authz.approve(ask["approval_id"], by="bob")
+        else:
+            s.say(Command(resume={"decisions": [{"type": "approve"}]}))
+
+    disk.full = full
+    with pytest.raises(AuditError) if full == "approval" else nullcontext():
+        approve()
+    disk.full = ""
+    s.say(None)
+    assert len(s.ran) == (full != "approval")
+    if full == "approval":
+        approve()
+        s.say(None)
+    assert (len(s.ran), len(details(s.authz, "approval"))) == (1, 1)
+
+
 @pytest.mark.parametrize("full", ["reinstated", "twin: nothing"])
 def test_a_reinstatement_that_cannot_be_recorded_is_none(full: str) -> None:
     """The operator is told so, and the thread stays revoked."""
