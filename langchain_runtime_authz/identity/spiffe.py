@@ -76,8 +76,9 @@ class SpiffeIdentity(WorkloadIdentity):
         super().__init__(wait=wait)
 
     def jwt_keys(self, trust_domain: str) -> Keys | None:
-        """Return the keys of a trust domain's JWT bundle; `None` if it is unknown."""
-        return self._jwt_keys.get(trust_domain)
+        """Return the keys of a trust domain's JWT bundle; `None` if unknown or old."""
+        # A proof does not outlast the Workload API for long, and so no withdrawn key does.
+        return self._jwt_keys.get(trust_domain) if self.attested else None
 
     def jwt_svid(self, audience: str) -> str:
         """Return a JWT-SVID for `audience`, or raise `AuthzError`. Never log it."""
