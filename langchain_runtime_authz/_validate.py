@@ -50,10 +50,10 @@ def checked_names(name: str, value: Any) -> tuple[str, ...]:
 
 
 def checked_path(name: str, value: Any) -> Path:
-    """Return `value` as a `Path`. Raises `ConfigError` if it is not a path."""
+    """Return `value` as an absolute path: the working directory may change."""
     if not isinstance(value, str | os.PathLike) or not os.fspath(value) or "\0" in str(value):
         raise wrong(name, "a path", value)
-    return Path(value)
+    return Path(value).absolute()
 
 
 def of_kind(name: str, value: Any, kind: Any, wanted: str) -> Any:

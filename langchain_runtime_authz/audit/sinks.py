@@ -111,7 +111,7 @@ class FileSink:
         max_age: float | None = None,
         seal_to: str | bytes | Path | None = None,
     ) -> None:
-        self.path, self.durable = Path(path), durable
+        self.path, self.durable = Path(path).absolute(), durable
         if content and seal_to is not None:
             raise ConfigError("contents are kept in clear (`content`) or sealed (`seal_to`); give one of them")
         # Records are built with contents, and sealed before they are written.

@@ -216,7 +216,7 @@ class KeyDirectory(KeyRing):
     _lag = LOOK_AGAIN
 
     def __init__(self, path: str | Path, password: bytes | None = None, *, cache_age: float = CACHE_AGE) -> None:
-        self._path, self._password = Path(path), password
+        self._path, self._password = Path(path).absolute(), password
         self._stamp: tuple[int, ...] | None = None
         self._looked = float("-inf")
         self._begin((), cache_age, time.time)

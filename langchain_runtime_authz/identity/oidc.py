@@ -289,7 +289,7 @@ class TokenFileIdentity(WorkloadIdentity):
     def __init__(self, path: str | Path, verifier: OidcVerifier, *, wait: float = 5.0, every: float = EVERY) -> None:
         if not isinstance(verifier, OidcVerifier) or not every > 0:
             raise ConfigError("`verifier` is an `OidcVerifier`, and `every` a number of seconds")
-        self._path, self._verifier, self._every = Path(path), verifier, every
+        self._path, self._verifier, self._every = Path(path).absolute(), verifier, every
         self._token = ""
         super().__init__(wait=wait)
 

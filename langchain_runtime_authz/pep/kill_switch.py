@@ -27,7 +27,7 @@ class KillSwitch:
     def __init__(self, path: str | Path) -> None:
         if not isinstance(path, str | os.PathLike) or Path(path) == Path():  # the working directory always exists
             raise ConfigError("the kill switch needs the path of a file")
-        self.path = Path(path)
+        self.path = Path(path).absolute()  # the working directory may change
         if not self.path.parent.is_dir():
             raise ConfigError(f"the folder of the kill switch `{self.path}` does not exist; create it")
 

@@ -116,6 +116,22 @@ def test_what_can_not_be_looked_at_is_engaged(tmp_path: Path) -> None:
         KillSwitch(folder / "kill")
 
 
+@pytest.mark.parametrize("engaged", [True, False], ids=["engaged", "twin: not engaged"])
+def test_code_that_changes_the_directory_does_not_lose_it(engaged: bool, tmp_path: Path, ran: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A relative path is of the directory in which the application began. A daemon or a tool may go elsewhere."""
+    (tmp_path / "workspace").mkdir()
+    monkeypatch.chdir(tmp_path)
+    authz = authz_with(StaticPDP(True), kill_switch="kill")
+    graph = paying(authz, ran)
+    monkeypatch.chdir("workspace")
+    if engaged:
+        KillSwitch(tmp_path / "kill").engage("incident")
+        assert code_of(lambda: told(authz, graph, human())) == "killed"
+    else:
+        told(authz, graph, human())
+    assert ran == ([] if engaged else [PAID])
+
+
 def test_the_environment_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Operators set it without touching the application."""
     monkeypatch.setenv(KILL_SWITCH, str(tmp_path / "kill"))

@@ -380,6 +380,16 @@ def test_a_rotated_file_is_continued(path: Path) -> None:
     assert verify_chain(path, sink.head).records == 2 and verify_chain(path.with_suffix(".1"), old).ok
 
 
+def test_a_sink_goes_on_where_it_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also after the working directory changed."""
+    (tmp_path / "else").mkdir()
+    monkeypatch.chdir(tmp_path)
+    sink = filled(Path("audit.jsonl"), 1)
+    monkeypatch.chdir("else")
+    sink.write({"kind": "x"})
+    assert list(Path().iterdir()) == [] and verify_chain(tmp_path / "audit.jsonl", sink.head).records == 2
+
+
 def test_threads_share_a_sink(path: Path) -> None:
     """Records of racing threads stand in one chain, each once."""
     sink = FileSink(path)

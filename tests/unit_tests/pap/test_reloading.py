@@ -56,6 +56,18 @@ def ask(pdp: PDP) -> Decision:
     return Evaluator(pdp).evaluate([REQUEST.to_json()])[0]
 
 
+def test_another_directory_has_no_policy_for_it(
+    source: Path, following: Callable[..., ReloadingPDP], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tool may work in an agent's own directory, where anything may lie under the source's name."""
+    monkeypatch.chdir(tmp_path)
+    pdp = following(Path(source.name))
+    (tmp_path / "workspace").mkdir()
+    put(tmp_path / "workspace" / source.name, files(9, DENY_WRITES))
+    monkeypatch.chdir("workspace")
+    assert not pdp.reload() and pdp.revision.startswith("1@")
+
+
 def test_a_new_revision_decides_and_is_named(source: Path, following: Callable[..., ReloadingPDP]) -> None:
     """Answers bear the bundle's number and digest, one by one, in a batch and asynchronously."""
     pdp = following()
