@@ -161,6 +161,7 @@ def report(
     if output.exists() and any(map(output.samefile, log_files(source.log))):
         raise ConfigError(f"`{output}` is the log; name another file for the page")
     told = source.thread(thread, everything)
+    output.touch(0o600)  # as private as a log; a page that exists keeps its mode
     output.write_text(page(told), encoding="utf-8")
     found = {"wrote": str(output), "steps": len(told.steps), "total": told.total}
     return Answer(found, f"wrote {output}: {len(told.steps)} of {told.total} steps")
@@ -274,6 +275,7 @@ def pack(
     texts |= shipped if source.wasm is None else {"policy/policy.wasm": source.wasm}
     named = {"name": source.name, "revision": revision, "revisions_in_log": dict(seen)}
     chain = verified(log)
+    output.touch(0o600)  # as private as a log
     with zipfile.ZipFile(output, "w", zipfile.ZIP_DEFLATED) as archive:
         for part in log_files(log):
             archive.write(part, LOG.name + part.name.removeprefix(log.name))

@@ -1,6 +1,7 @@
 """An auditor's commands, on the log that the documented `audit="audit.jsonl"` writes: without contents."""
 
 import json
+import stat
 import zipfile
 from functools import partial
 from pathlib import Path
@@ -161,6 +162,15 @@ def test_an_evidence_pack_verifies_elsewhere(log: Path, tmp_path: Path) -> None:
         manifest = json.loads(archive.read("manifest.json"))
         assert set(manifest["files"]) >= {"policy/runtime_authz.rego", "policy/shipped_data.json", "controls.json"}
         assert json.loads(archive.read("controls.json"))["frameworks"]
+
+
+def test_what_a_log_says_is_as_private_as_the_log(log: Path, tmp_path: Path) -> None:
+    """A new page or pack may be read by its owner alone, as the log; one that exists keeps its mode."""
+    pack, page = packed(log, tmp_path / "evidence.zip"), tmp_path / "run.html"
+    for mode in (0o600, 0o644):
+        assert wide("report", log, "-o", page).exit_code == 0
+        assert [stat.S_IMODE(file.stat().st_mode) for file in (log, pack, page)] == [0o600, 0o600, mode]
+        page.chmod(0o644)
 
 
 def rewritten(path: Path, change: Any) -> None:
