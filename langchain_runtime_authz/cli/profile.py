@@ -175,8 +175,10 @@ def _doubts(file: Path) -> dict[str, int]:
 def _tested(declared: Mapping[str, ToolProfile], loaded: Mapping[str, Any]) -> list[str]:
     from langchain_runtime_authz.mandate.mandate_file import load_mandate
 
-    found = []
-    for name, mandate in (loaded.get("mandates") or {}).items():
+    found, mandates = [], loaded.get("mandates") or {}
+    if not isinstance(mandates, dict):
+        raise ConfigError("mandates: each has a name", Code.PROFILE_INVALID)
+    for name, mandate in mandates.items():
         try:
             load_mandate(mandate)
         except AuthzError as exc:

@@ -344,7 +344,7 @@ UNUSABLE = {
     "no-file": None, "no-yaml": "tools: [", "no-tools": "a: 1", "field": "tools: {a: {colour: red}}",
     "value": "tools: {a: {effect: nice}}", "both": "tools: {a: {critical: {x: value}, text: [x]}}",
     "reaches": "tools: {a: {reaches: [b]}}", "name": "tools: {no: {}}",
-    "twice": "tools: {a: deny, b: ask, a: computes}",
+    "twice": "tools: {a: deny, b: ask, a: computes}", "mandates": "tools: {a: ask}\nmandates: 5",
 }
 
 
