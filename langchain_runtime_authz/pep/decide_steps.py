@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Final, NamedTuple
 
+from langchain_runtime_authz.credential.current_call import current_scope
 from langchain_runtime_authz.digest import digest
 from langchain_runtime_authz.errors import AuditError, Code
 from langchain_runtime_authz.evaluation import Decision, deny
@@ -24,6 +25,7 @@ from langchain_runtime_authz.pep.run import Commit, Evaluate, Flow, Load, Run, S
 
 MAX_KEPT: Final = 256  # permits that are cached per agent and root entry
 ENTER: Final = "node/enter"
+MODEL: Final = "model/call"
 
 _OBLIGATIONS: Final = frozenset(("require_approval", "rate_limit", "budget", "notify", "revoke"))
 _MODEL_OBLIGATIONS: Final = _OBLIGATIONS | {"withhold_tools"}
@@ -64,7 +66,7 @@ def decide_step(
             else:
                 started, body, decision = answered
             if decision.obligations:
-                decision = understood(decision, _MODEL_OBLIGATIONS if action == "model/call" else _OBLIGATIONS)
+                decision = understood(decision, _MODEL_OBLIGATIONS if action == MODEL else _OBLIGATIONS)
         permit = decision.outcome == "permit"
         changes = list(extra(decision)) if extra is not None and permit else []
         if decision.obligations:
@@ -175,8 +177,13 @@ class ModelCall(NamedTuple):
 
 
 def decide_model(run: Run, call: ModelCall) -> Flow[Decision]:
-    permit, keep = kept(run, "model/call", *call[:4], lasting=True)
-    if permit is not None and not run.closed and (run.engine.kill_switch is None or not run.engine.killed):
+    permit, keep = kept(run, MODEL, *call[:4], lasting=True)
+    counts = current_scope.get().counts
+    first = counts is not None and not counts.get(MODEL)  # the entry of its node was checked just now
+    if counts is not None:
+        counts[MODEL] = 1
+    stopped = run.closed or (run.engine.kill_switch is not None and run.engine.killed)
+    if permit is not None and first and not stopped:
         return permit
     properties = {
         "provider": call.provider,
@@ -186,7 +193,8 @@ def decide_model(run: Run, call: ModelCall) -> Flow[Decision]:
     }
     resource = {"type": "model", "id": call.model, "properties": properties}
     prompt = {"model": call.model, "digest": call.prompt}
-    return (yield from decide_step(run, "model/call", resource, prompt=prompt, keep=keep))
+    step = decide_step(run, MODEL, resource, prompt=prompt, keep=keep)
+    return (yield from (step if permit is None else if_alive(run, permit, step)))
 
 
 def withheld(decision: Decision) -> tuple[frozenset[str], frozenset[str]]:

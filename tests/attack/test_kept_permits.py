@@ -49,6 +49,22 @@ def test_a_stop_between_two_entries(stop: str, ttl: int, kind: str, go: Any) -> 
     assert policy.entered == 1
 
 
+@pytest.mark.parametrize("stop", [*STOPS, "twin: none"])
+def test_a_node_that_goes_on_asking_its_model_is_stopped(stop: str) -> None:
+    """An own loop in one node: the model's kept permit does not outlive the run, either."""
+    model, answers = replying(), list[Any]()
+
+    def loop(state: Any) -> None:
+        for _ in range(3):
+            answers.append(model.invoke(state["messages"]))
+            if stop in STOPS:
+                STOPS[stop][0](authz, "outer")
+
+    authz, graph = protecting(node_graph(loop), StaticPDP(True))
+    ended = said_by(lambda: told(authz, graph, human(), THREAD))
+    assert (ended, len(answers)) == (STOPS[stop][1], 1) if stop in STOPS else len(answers) == 3
+
+
 def test_a_run_that_may_have_ended_uses_no_kept_permit(kind: str, go: Any) -> None:
     """The ledger cannot say whether it lives, so the policy is asked again."""
     authz = authz_with(StaticPDP(policy := Policy(30, until_called=False)))
