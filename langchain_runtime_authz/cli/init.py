@@ -218,7 +218,7 @@ def _asked(tool: BaseTool, tools: list[BaseTool]) -> Any:
             facts[fact] = left
     shown = ", ".join(_orders(tool, facts, guessed["intent"][0])) if "intent" in guessed else ""
     while shown and does not in HARMLESS:
-        words = "  By which orders (words, and {arguments}) may a user have it without a question?"
+        words = "  Which orders (words, and {arguments}) let it run without a question?"
         said = typer.prompt(words, default=shown)
         facts["intent"] = [w.strip() for w in said.split(",") if w.strip() not in ("", "none")]
         if _fits(tool, facts):

@@ -156,12 +156,13 @@ def test_start_pages_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     for name, content in pages.files(text).items():
-        monkeypatch.delitem(sys.modules, Path(name).stem, raising=False)  # of another page
         (tmp_path / name).write_text(content, encoding="utf-8")
     install, *rest = pages.commands(text)
     assert install.startswith("python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt ") and rest
     for line in "".join(rest).splitlines():
         program, *args = shlex.split(line)
+        for name in pages.files(text):  # each command is a process of its own
+            monkeypatch.delitem(sys.modules, Path(name).stem, raising=False)
         if program == ".venv/bin/python":
             runpy.run_path(args[0], run_name="__main__")
         else:
