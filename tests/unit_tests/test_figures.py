@@ -45,7 +45,7 @@ OF_CODE = {
     },
     "docs/delegation.md": {"after 60 seconds at the latest": call_credential.TOKEN_TTL},
     "docs/effects.md": {"JSON of at most 64 KB": messages.MAX_KEPT},
-    "docs/identity.md": {"than its lease, a minute": run.LEASE_TTL},
+    "docs/identity.md": {"outlasts its lease (a minute)": run.LEASE_TTL},
     "docs/mandate.md": {"more than 400 characters": planner_mandate.LONG},
     "docs/operations.md": {
         "SQLite sees 5 statements": statements.SQLITE, "PostgreSQL sees 6 statements": statements.POSTGRES,
