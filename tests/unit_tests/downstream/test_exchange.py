@@ -6,6 +6,7 @@ import base64
 import contextlib
 import json
 import time
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -58,7 +59,7 @@ def jwt(**claims: Any) -> str:
 class OnBehalf:
     """A tool that calls the CRM with the user's token, exchanged; `ask` makes it do so."""
 
-    def __init__(self, sts: Service, named: str = CRM, **options: Any) -> None:
+    def __init__(self, sts: Service, named: str = CRM, kill_switch: Path | None = None, **options: Any) -> None:
         self.sts, self.crm, self.caller = sts, Service(), BearerSubject(SignedIn())
         auth = ExchangeAuth(exchange_with(sts), **{"resource": CRM, "audience": "crm", "subject_token": self.caller.token, **options})
         self.during: Any = None
@@ -74,7 +75,7 @@ class OnBehalf:
                         self.during()
             return "read"
 
-        self.authz = RuntimeAuthz(pdp=StaticPDP(True), subject_from=self.caller)
+        self.authz = RuntimeAuthz(pdp=StaticPDP(True), subject_from=self.caller, kill_switch=kill_switch)
         self.tool = self.authz.guard(customers)
 
     def ask(self, count: int = 1) -> None:
@@ -124,6 +125,17 @@ def test_a_correction_drops_what_was_exchanged(end: str) -> None:
         with pytest.raises(CredentialError) as refused:
             made.ask(2)
     assert refused.value.code == "credential_revoked" and made.sent == ["t0"]
+
+
+def test_the_kill_switch_holds_back_what_was_exchanged(tmp_path: Path) -> None:
+    """The provider's service cannot ask for it, and the twin without it is served."""
+    for kill_switch, sent in ((tmp_path / "kill", ["t0"]), (None, ["t0", "t0"])):
+        made = OnBehalf(issued(), kill_switch=kill_switch)
+        made.during = (tmp_path / "kill").touch
+        with made.caller.presented("Bearer alice-token"), made.authz.run(subject="alice"):
+            with pytest.raises(CredentialError, match="killed: ") if kill_switch else contextlib.nullcontext():
+                made.ask(2)
+        assert made.sent == sent
 
 
 def test_a_call_of_the_task_before_gets_nothing_by_the_new_lease() -> None:
