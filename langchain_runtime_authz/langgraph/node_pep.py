@@ -39,6 +39,9 @@ from langchain_runtime_authz.ledger.changes import SetMark
 from langchain_runtime_authz.pep.approval_hitl import approval_ids, is_shown_by
 from langchain_runtime_authz.pep.decide_steps import ENTER, Entry, ToolNodeEntry, enter_node, kept
 from langchain_runtime_authz.pep.run import Commit, Effect, Engine, Flow, Load, Run, adrive, drive
+from langchain_runtime_authz.telemetry.logs import logger
+
+_log = logger(__name__)
 
 
 def is_gated(bound: object) -> bool:
@@ -168,14 +171,17 @@ def _ended(run: Run, node: NodeCalls, input: Any, failed: BaseException | None, 
     if node.asks or isinstance(failed, AuthzDenied | GraphInterrupt):
         yield (Finish, node)
     if failed is None or isinstance(failed, Exception):
-        yield from node.remember(run)
+        try:
+            yield from node.remember(run)
+        except Exception as exc:  # noqa: BLE001  (the node's own error is raised)
+            _log.error("the plans of a node were not kept: %s", type(exc).__name__)
     yield from node.over(run, failed)
     if isinstance(failed, GraphInterrupt):
         own = private.interrupt_id(node.config)
         asked = [i for i in (failed.args[0] if failed.args else ()) if i.id == own]
         if len(asked) == 1:
             # The node may be a review, which asks about the calls of the newest message.
-            yield from note_question(run, [newest_plan(input), *node.inside], asked[0])
+            yield from note_question(run, [*reversed(node.inside), newest_plan(input)], asked[0])
             asks = (yield Load(run.scope, Query(asks=True))).asks if approval_ids(asked[0].value) else ()
             # The ledger has a mark for an approval question, unless a node made up the ids.
             known = is_shown_by(asked[0].value, own, asks)

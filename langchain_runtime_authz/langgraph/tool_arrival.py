@@ -26,7 +26,6 @@ from langgraph.errors import GraphInterrupt
 
 from langchain_runtime_authz.credential.current_call import current_scope
 from langchain_runtime_authz.credential.ticket import Ticket
-from langchain_runtime_authz.digest import digest
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.evaluation import deny
 from langchain_runtime_authz.facts.checkpoint_head import OF_TASK
@@ -287,16 +286,18 @@ class NodeCalls:
 
     def _find(self, run: Run, one: Arrival) -> Flow[tuple[Call, Place | None]]:
         call, facts, describe = one.call, cast("ToolFacts", one.facts), cast("parsing.Describe", one.describe)
-        yield from self._heard(run)
+        yield from self._heard(run) if self.announced else ()
         inside = [m for m in reversed(self.inside) if any(c["name"] == call.tool for c in m.tool_calls)][:1]
         messages = inside or [message for _, message in parsing.newest_messages(self._given)]
-        queries: list[tuple[Query, dict[int, Any]]]
-        queries = [(Query(plan=(run.agent, m.id or "")), dict(enumerate(m.tool_calls))) for m in messages]
-        if not messages:
-            queries = [(Query(planned_call=(run.agent, c["id"])), {-1: c}) for c in parsing.sent_calls(self._given)]
-        queries += [(Query(plan=(run.agent, i)), {}) for i in self._before]
+        plans: list[Any] = [(Query(plan=(run.agent, m.id or "")), dict(enumerate(m.tool_calls))) for m in messages]
+        plans = plans or [(Query(planned_call=(run.agent, c["id"])), {-1: c}) for c in parsing.sent_calls(self._given)]
+        plans.append((None, {}))  # the plans of earlier executions, which are loaded last
         done, raw = parsing.answered_calls(self._given), raw_digest(call.raw)
-        for query, calls in queries:
+        for query, calls in plans:
+            if query is None:
+                yield from self._heard(run)
+                plans += [(Query(plan=(run.agent, i)), {}) for i in self._before]
+                continue
             plan: PlanRecord | None = (yield Load(run.scope, query)).plan
             several = plan.calls if plan is not None else ()
             if plan is not None and plan.origin and -1 not in calls:  # the user's answer took calls out of the plan
@@ -311,11 +312,11 @@ class NodeCalls:
                 place = (plan.id if plan is not None else "", planned.position)
                 if place in self._taken or planned.call_id in done or planned.tool != call.tool or written is None:
                     continue
-                if call.call_id in (None, written["id"]) and (inside or written["id"] == planned.call_id):
-                    found = parsing.as_planned(call, planned, written["args"], facts, one.given, describe)
-                    if found is not None:
-                        self._taken.add(place)
-                        return replace(found, plan_id=place[0], position=place[1]), place
+                if call.call_id not in (None, written["id"]) or not (inside or written["id"] == planned.call_id):
+                    continue
+                if found := parsing.as_planned(call, planned, written["args"], facts, one.given, describe):
+                    self._taken.add(place)
+                    return replace(found, plan_id=place[0], position=place[1]), place
         return call, None
 
     def _heard(self, run: Run) -> Flow[None]:
@@ -326,7 +327,7 @@ class NodeCalls:
             self._before = [*self._kept.values()][::-1]
         while self.announced:
             task, message = self.announced.pop(0)
-            name = digest([task, [(c["name"], raw_digest(c["args"])) for c in message.tool_calls]])
+            name = raw_digest([task, [[c["name"], raw_digest(c["args"])] for c in message.tool_calls]])
             self._equal[name] = number = self._equal.get(name, 0) + 1
             ident = self._kept.pop(name := f"{name} {number}", "")
             plan = (yield Load(run.scope, Query(plan=(run.agent, ident)))).plan if ident else None
@@ -338,9 +339,9 @@ class NodeCalls:
 
     def remember(self, run: Run) -> Flow[None]:
         """Keep the plans: in its next execution, the task gets equal messages again."""
-        yield from self._heard(run)
-        if self.inside and self._kept is not None and private.task_id(self.config):
-            kept = dict([*self._kept.items()][-64:])
+        if (self.announced or self.inside) and private.task_id(self.config):
+            yield from self._heard(run)
+            kept = dict([*(self._kept or {}).items()][-64:])
             yield Commit(run.scope, None, [SetMark(self._mark, json.dumps(kept))])
 
     def decide(self, run: Run, one: Arrival) -> Flow[tuple[Pending, Place | None]]:
@@ -358,8 +359,7 @@ class NodeCalls:
 
     def _by_task(self, config: Mapping[str, Any]) -> bool:
         """Return True if a `task` of the functional API makes the call."""
-        # Such a task asks and runs again by itself.
-        return private.task_id(config) not in ("", private.task_id(self.config))
+        return private.task_id(config) not in ("", private.task_id(self.config))  # it asks and runs again by itself
 
     def decide_all(self, run: Run, calls: list[Call], config: Mapping[str, Any]) -> Flow[list[Pending]]:
         if self._closed:  # the model was told that open calls were not carried out

@@ -207,7 +207,7 @@ class Turn:
         turns.entered.add(self._place)
         until = time.monotonic() + PATIENCE
         while not alone and (left := set(range(self._place)) - turns.done):
-            if left.isdisjoint(turns.entered) and time.monotonic() > until:
+            if left.isdisjoint(turns.entered | turns.begun) and time.monotonic() > until:
                 break
             time.sleep(PAUSE)
         self._heard = not turns.asked  # True if no earlier call has asked

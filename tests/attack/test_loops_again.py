@@ -204,3 +204,56 @@ def test_a_model_may_rewrite_its_message_and_code_may_not(by: str) -> None:
             graph.invoke(human(), THREAD)
         assert ran == (BOTH[:1] if by == "model" or not protected else [])
     assert by == "model" or reasons(authz, "pay") == ["plan_changed"]
+
+
+def test_a_review_without_an_id_is_about_the_newest_of_equal_calls() -> None:
+    """Two messages of a loop in one node make the same call. Each is asked about once, by the loop's review."""
+    ran: list[Any] = []
+    ids = count()
+
+    def reply(messages: list[Any]) -> AIMessage:
+        paid = sum(isinstance(m, ToolMessage) for m in messages)
+        return says(call("pay", {"to": "ann", "amount": "5"}, f"c{next(ids)}")) if paid < 2 else AIMessage("done")
+
+    look = lambda c: interrupt({"tool": c["name"], "args": c["args"]})
+    authz, graph = protecting(one_node(ScriptedChatModel(script=[reply] * 9), ran, SEND["call"], look), asking("pay"))
+    played(authz, graph, Command(resume="approve"), Command(resume="approve"))
+    assert ran == BOTH[:1] * 2
+
+
+def test_a_node_that_fails_without_the_ledger_raises_its_own_error() -> None:
+    def step(state: MessagesState) -> Any:
+        fresh("ann").invoke(state["messages"])
+        down.enter_context(ledger_down())
+        raise ValueError("mine")
+
+    authz, graph = protecting(node_graph(step), rules_that_permit())
+    with contextlib.ExitStack() as down, pytest.raises(ValueError, match="mine"):
+        told(authz, graph, human())
+
+
+def test_a_tool_name_that_is_not_unicode_ends_no_loop() -> None:
+    """The node's code ignores the invented tool."""
+    ran: list[Any] = []
+    model = ScriptedChatModel(script=[says(call("pay", {"to": "ann", "amount": "5"}, "c1"), call("\ud800", {}, "c2"))])
+
+    def step(state: MessagesState) -> Any:
+        first, _ = model.invoke(state["messages"]).tool_calls
+        pay.invoke(first)
+
+    pay = bill(ran)
+    authz, graph = protecting(node_graph(step), rules_that_permit())
+    told(authz, graph, human())
+    assert ran == BOTH[:1]
+
+
+def test_a_node_whose_calls_stand_in_its_input_loads_no_earlier_plans() -> None:
+    ran: list[Any] = []
+    pay, model = bill(ran), fresh("ann")
+    loaded: list[Any] = []
+    act = lambda s: answers(s["messages"][-1].tool_calls, [pay.invoke(c) for c in s["messages"][-1].tool_calls])
+    authz, graph = protecting(loop(lambda s: {"messages": [model.invoke(s["messages"])]}, act), rules_that_permit())
+    load = authz.ledger.load
+    authz.ledger.load = lambda scope, query: [loaded.append(query.marks), load(scope, query)][1]  # type: ignore[method-assign]
+    told(authz, graph, human())
+    assert ran == BOTH[:1] and not [m for marks in loaded for m in marks if "plans:" in m]
