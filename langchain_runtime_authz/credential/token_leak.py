@@ -248,6 +248,7 @@ def _without(text: str, form: str) -> str:
 
 def _forms(token: str) -> tuple[str, ...]:
     """Return texts to search for: each encoding of the signature contains one of them."""
+    token = token.rstrip("=")  # as a broken text is searched
     signature = token.rpartition(".")[2]
     if len(signature) < 2 * MIN_FORM:  # an opaque token without a signature: search for all of it
         signature = token

@@ -99,11 +99,7 @@ class BearerServer(Generic[T_co]):
         return Refusal(status, tuple(headers), code)
 
     async def of(self, connection: HTTPConnection) -> T_co:
-        scope = connection.scope
-        raw = scope.get("raw_path")
-        path = raw.decode("latin-1").partition("?")[0] if raw else quote(scope["path"])
-        headers = [(name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in scope["headers"]]
-        return await self.authenticate(method=scope.get("method", "GET"), path=path, headers=headers)
+        return await self.authenticate(**_request(connection))
 
     async def __call__(self, request: Request, response: Response) -> T_co:
         """Return the caller to FastAPI, or raise an `HTTPException` with the answer."""
@@ -126,6 +122,15 @@ class BearerServer(Generic[T_co]):
 
     def nonce(self) -> str | None:
         return None if self._proofs is None else self._proofs.nonce()
+
+
+def _request(connection: HTTPConnection) -> dict[str, Any]:
+    """Return the arguments of `authenticate` for a request."""
+    scope = connection.scope
+    raw = scope.get("raw_path")
+    path = raw.decode("latin-1").partition("?")[0] if raw else quote(scope["path"])
+    headers = [(name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in scope["headers"]]
+    return {"method": scope.get("method", "GET"), "path": path, "headers": headers}
 
 
 class ResourceServer(BearerServer[Credential]):
@@ -216,11 +221,14 @@ class ResourceServer(BearerServer[Credential]):
 
     async def of(self, connection: HTTPConnection) -> Credential:
         # A proof counts once, and several dependencies may ask about one request.
-        proved = connection.scope.setdefault("runtime_authz", {})
-        if (credential := proved.get(self._of_all)) is not None:
+        proved, request = connection.scope.setdefault("runtime_authz", {}), _request(connection)
+        shown = [pair for pair in request["headers"] if pair[0] in ("authorization", "dpop")]
+        key = (self._of_all, request["method"], request["path"], *shown)  # a copy of the scope may be another request
+        if (credential := proved.get(key)) is not None:
+            await self._verifier.averify(credential.token, audience=self.audience, tenant=self._tenant, bound=True)
             await self._check_live(credential)
         elif (credential := await super(ResourceServer, self._of_all).of(connection)).jkt is not None:
-            proved[self._of_all] = credential
+            proved[key] = credential
         return self._for_its_tools(credential)
 
     def _for_its_tools(self, credential: Credential) -> Credential:

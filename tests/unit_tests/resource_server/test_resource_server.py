@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -371,6 +372,20 @@ async def test_a_token_that_is_revoked_during_a_request_is_refused_at_the_next_l
     assert (await made.of(connection)).subject == "alice"
     with pytest.raises(CredentialError, match="credential_revoked"):
         await made.of(connection)
+
+
+@pytest.mark.parametrize("other", [None, "path", "headers", "time"])
+async def test_a_proof_counts_for_its_own_request_alone(other: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch may call routes with copies of the request's scope. A web socket may outlive its token."""
+    made, now = server(), time.time()
+    headers = [(n.lower().encode(), v.encode()) for n, v in proved(ProofKey()).items()]
+    scope = {"type": "http", "method": "POST", "path": "/pay", "raw_path": b"/pay", "headers": headers}
+    await made.of(HTTPConnection(scope))
+    again = {"path": {"path": "/x", "raw_path": b"/x"}, "headers": {"headers": [(b"authorization", b"DPoP x"), headers[1]]}}
+    if other == "time":
+        monkeypatch.setattr(time, "time", lambda: now + 90)
+    with pytest.raises(CredentialError) if other else nullcontext():
+        await made.of(HTTPConnection({**scope, **again.get(other or "", {})}))
 
 
 @pytest.mark.parametrize("path", ["/pay", "/parsed", "/unenforced"])
