@@ -310,9 +310,13 @@ class SpendRate(Change):
 
 @dataclass(slots=True)
 class AskApproval(Unrefusable):
-    """Open a question, unless its LangGraph task already asks about the same call."""
+    """Open a question, unless its LangGraph task already asks about the same call.
+
+    `anew`: forget the approvals that the open question has.
+    """
 
     approval: Approval
+    anew: bool = False
 
     def needs(self, n: Needs) -> None:
         n.approvals.add(self.approval.call_key)
@@ -320,7 +324,11 @@ class AskApproval(Unrefusable):
     def apply(self, t: Thread, now: float) -> None:
         asked = t.approvals.get(self.approval.call_key)
         one = self.approval
-        if asked is None or (asked.state, asked.args_digest, asked.task_id) != ("asked", one.args_digest, one.task_id):
+        if (
+            self.anew
+            or asked is None
+            or (asked.state, asked.args_digest, asked.task_id) != ("asked", one.args_digest, one.task_id)
+        ):
             t.approvals[self.approval.call_key] = self.approval
 
 

@@ -269,22 +269,23 @@ def answer_event(
 
 
 def record_answers(
-    run: Run, asks: Sequence[Approval], answered: Sequence[AnswerApproval], now: float, **detail: Any
+    run: Run, asks: Sequence[Approval], answered: Sequence[AnswerApproval], now: float, asked_at: int = 0, **detail: Any
 ) -> Flow[None]:
+    """Record answers in the audit log. `asked_at`: the epoch that they have changed."""
     by_key = {a.call_key: a for a in asks}
     try:
         for given in answered:
             yield answer_event(run, by_key[given.call_key], given, now, content=run.engine.audit.content, **detail)
     except AuditError:
-        counted = [g for g in answered if by_key[g.call_key].epoch == run.epoch and "refused" not in detail]
-        yield asked_again(run.scope, asks, counted)
+        still = [replace(a, epoch=run.epoch) for a in asks if a.epoch == (asked_at or run.epoch)]
+        yield asked_again(run.scope, still, answered if "refused" not in detail else ())
         raise
 
 
 def asked_again(scope: Scope, asks: Sequence[Approval], answered: Sequence[AnswerApproval]) -> tuple[Any, ...]:
     """Return the effect that opens approved questions again, for lack of a record."""
     approved = {g.call_key for g in answered if g.state == "approved"}
-    return Commit(scope, None, [AskApproval(one) for one in asks if one.call_key in approved])
+    return Commit(scope, None, [AskApproval(one, anew=True) for one in asks if one.call_key in approved])
 
 
 def reviews(

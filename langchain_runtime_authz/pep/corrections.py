@@ -74,8 +74,9 @@ def answer(
     plans = yield from carried(run.scope, run.epoch, asks, answered)
     texts = tuple(replace(t, author=run.subject.principal) for t in said) if run.subject.human else ()
     change = AdvanceEpoch(run.epoch, texts, keep=tuple(a.call_key for a in answered if a.state == "approved"))
+    before = run.epoch
     done = yield from _rotate(run, [*answered, change, *(RecordPlan(p) for p in plans)], texts)
-    yield from record_answers(run, asks, answered, done.now)
+    yield from record_answers(run, asks, answered, done.now, before)
 
 
 def _takes_back(scope: Scope, asks: Sequence[Approval], answered: Sequence[AnswerApproval]) -> Flow[bool]:

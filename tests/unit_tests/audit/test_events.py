@@ -188,6 +188,46 @@ def test_an_approval_that_cannot_be_recorded_does_not_count(where: str, full: st
     assert (len(s.ran), len(details(s.authz, "approval"))) == (1, 1)
 
 
+@pytest.mark.parametrize("full", ["approval", "twin: nothing"])
+@pytest.mark.parametrize("kind", ["hand", "agent"])
+def test_an_approval_beside_a_rejection_does_not_count_without_its_record(kind: str, full: str) -> None:
+    """The rejection changes the task."""
+    disk = Disk()
+    s = scene(audit=disk, plan=[payment("ann", 10, "c1"), payment("eve", 10, "c2")])
+    s.kind = kind
+    s.start()
+    asked = s.say(human())["__interrupt__"]
+    said = [{"type": "approve"}, ANSWERS["reject"]]
+    answers = {i.id: {"decisions": [said.pop(0) for _ in i.value["action_requests"]]} for i in asked}
+    disk.full = full
+    with pytest.raises(AuditError) if full == "approval" else nullcontext():
+        s.say(Command(resume=answers))
+    disk.full = ""
+    s.say(None)
+    assert len(s.ran) == (full != "approval")
+    if full == "approval":
+        s.say(Command(resume={"decisions": [{"type": "approve"}]}))
+    assert len(s.ran) == 1
+
+
+@pytest.mark.parametrize("full", ["approval", "twin: nothing"])
+def test_the_first_of_two_approvals_does_not_count_without_its_record(full: str) -> None:
+    two = {"id": "approval", "type": "require_approval", "properties": {"approvers": {"min": 2}}}
+    ask = {"decision": False, "context": {"reasons": [{"code": "effect"}], "obligations": [two]}}
+    disk = Disk()
+    s = scene(audit=disk, pdp=StaticPDP(lambda r: ask if r.action.name == "tools/call" and not r.context.approval else True))
+    (ask,) = s.say(human())["__interrupt__"][0].value["action_requests"]
+    disk.full = full
+    with pytest.raises(AuditError) if full == "approval" else nullcontext():
+        s.authz.approve(ask["approval_id"], by="bob")
+    disk.full = ""
+    assert s.authz.approve(ask["approval_id"], by="carol") == (full == "approval")
+    if full == "approval":
+        s.authz.approve(ask["approval_id"], by="bob")
+    s.say(None)
+    assert len(s.ran) == 1
+
+
 @pytest.mark.parametrize("full", ["reinstated", "twin: nothing"])
 def test_a_reinstatement_that_cannot_be_recorded_is_none(full: str) -> None:
     """The operator is told so, and the thread stays revoked."""
