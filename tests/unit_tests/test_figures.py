@@ -34,6 +34,7 @@ OF_CODE = {
         "240 characters": _display.MAX_SHOWN,
     },
     "docs/audit.md": {"2,000 steps": story.MAX_STEPS},
+    "docs/benchmarks.md": {"SQLite sees 5 statements": statements.SQLITE, "PostgreSQL sees 6 statements": statements.POSTGRES},
     "docs/codes.md": {
         "worked for longer than an hour": run.MAX_LIFETIME, "in the last 24 hours": base.LASTS,
         "more calls in a minute than the policy allows": history.MINUTE,
@@ -48,10 +49,9 @@ OF_CODE = {
     "docs/identity.md": {"outlasts its lease (a minute)": run.LEASE_TTL},
     "docs/mandate.md": {"more than 400 characters": planner_mandate.LONG},
     "docs/operations.md": {
-        "SQLite sees 5 statements": statements.SQLITE, "PostgreSQL sees 6 statements": statements.POSTGRES,
-        "its lease lapses (a minute)": run.LEASE_TTL, "less than a minute ago": run.LEASE_TTL, "For 24 hours": base.LASTS,
-        "It has five seconds": calls_in_doubt.DEADLINE, "at most five a minute and code; a later": logs.WINDOW,
-        "at most five a minute and code. While": logs.WINDOW, "within two seconds": health.DEADLINE, "waits one second": metrics.WAIT,
+        "its lease lapses (a minute)": run.LEASE_TTL, "less than a minute ago": run.LEASE_TTL, "for 24 hours": base.LASTS,
+        "It has five seconds": calls_in_doubt.DEADLINE, "most five a minute for each code. A later": logs.WINDOW,
+        "most five a minute for each code. While": logs.WINDOW, "within two seconds": health.DEADLINE, "waits one second": metrics.WAIT,
         "alone for half a minute": metrics.REST,
     },
     "docs/runbooks.md": {
