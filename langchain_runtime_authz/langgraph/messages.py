@@ -45,6 +45,7 @@ _SPOKEN: Mapping[str, str] = {
 USER = ("user", "human")
 _NOTIFICATION = "deepagents_notification"  # deepagents' mark on messages of an async sub-agent to its parent's thread
 _OVERWRITE = "__overwrite__"
+_TOLD = "__tool_message__"
 _PAIR = 2  # ("user", "text"); (content, artifact)
 MAX_KEPT = 64 * 1024  # characters of a kept result
 _MAX_PLANNED = 32  # calls of a plan that its audit record names
@@ -85,16 +86,36 @@ def with_note(output: Any, note: str) -> Any:
     return output
 
 
-def recorded(output: object, asked: Sequence[int] = ()) -> str | None:
-    """Return a tool's result as JSON, for a replay. `asked`: numbers of its answers."""
-    content, status = (output.content, output.status) if isinstance(output, ToolMessage) else (output, "success")
-    record = {"content": content, "status": status, **({"answers": asked} if asked else {})}
+def recorded(output: Any, asked: Sequence[int] = ()) -> str | None:
+    """Serialise a tool's result for a replay. `asked`: numbers of the answers it got."""
+    record: dict[str, Any] = {"content": output, "status": "success", **({"answers": asked} if asked else {})}
+    if told := isinstance(output, ToolMessage):
+        record |= {"content": output.content, "status": output.status}
+        record |= {} if output.artifact is None else {"artifact": output.artifact}
+    content = record["content"]
     plain = type(content) is str and content.isascii()  # otherwise it may contain a lone surrogate
     try:
-        text = orjson.dumps(record).decode() if plain else json.dumps(record)
+        if not told and isinstance(output, Command):
+            record["command"] = _command_text(record.pop("content"))
+        text = orjson.dumps(record).decode() if plain and "artifact" not in record else json.dumps(record)
     except (TypeError, ValueError, RecursionError):  # not JSON
         text = ""
-    return text if 0 < len(text) <= MAX_KEPT else only_asked(asked)
+    if 0 < len(text) <= MAX_KEPT:
+        return text
+    return recorded(output.model_copy(update={"artifact": None}), asked) if "artifact" in record else only_asked(asked)
+
+
+def _command_text(output: Command[Any]) -> str:
+    """Serialise a tool's `Command`. Raises `ValueError` if it is not plain JSON."""
+    parts = [output.update, output.goto or None, output.graph]
+    text = json.dumps(parts, default=lambda o: {_TOLD: o.model_dump()} if type(o) is ToolMessage else o)
+    if json.loads(text, object_hook=_untold) != parts:
+        raise ValueError
+    return text
+
+
+def _untold(found: dict[str, Any]) -> Any:
+    return ToolMessage(**found[_TOLD]) if [*found] == [_TOLD] else found
 
 
 def said(tool: BaseTool, returned: Any) -> Any:
@@ -129,12 +150,21 @@ def kept(result: str | None) -> dict[str, Any]:
     return json.loads(result) if result else {}
 
 
+def replayed(replay: Replay, call_id: str) -> ToolMessage | Command[Any]:
+    """Return the recorded result of a call that ran before."""
+    if not replay.message and (text := kept(replay.result).get("command")) is not None:
+        update, goto, graph = json.loads(text, object_hook=_untold)
+        return Command(update=update, goto=goto or (), graph=graph)
+    return replay_message(replay, call_id)
+
+
 def replay_message(replay: Replay, call_id: str | None) -> ToolMessage:
     result = kept(replay.result)
     content = result.get("content", "This action was carried out before; its result was not kept.")
     content = content if isinstance(content, str | list) else json.dumps(content)
     status = result.get("status", "success")
-    message = ToolMessage(content=content, name=replay.call.tool, tool_call_id=call_id or "", status=status)
+    told = {"name": replay.call.tool, "status": status, "artifact": result.get("artifact")}
+    message = ToolMessage(content=content, tool_call_id=call_id or "", **told)
     if not replay.message:
         return message
     note = f"Note: the task changed after this action was carried out. The user said: {replay.message}"

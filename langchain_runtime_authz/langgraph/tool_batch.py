@@ -269,7 +269,7 @@ def answer_of(one: Pending, call: Any, config: Any) -> ToolMessage | None:
         return None
     take_answers(config, one.answers)
     if isinstance(verdict, Replay):
-        return cast("ToolMessage", noted(one, messages.replay_message(verdict, call.get("id"))))
+        return cast("ToolMessage", noted(one, messages.replayed(verdict, call.get("id"))))
     # ToolNode answers malformed arguments and unknown names helpfully. The tool cannot run, because there is no ticket.
     if isinstance(verdict, Denial) and one.call.error not in (Code.INVALID_ARGUMENTS, Code.UNKNOWN_TOOL):
         return messages.denial_message(verdict, call.get("id"))

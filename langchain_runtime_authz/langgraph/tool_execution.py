@@ -21,7 +21,15 @@ from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.evaluation import deny
 from langchain_runtime_authz.langgraph.answer_numbers import counting_questions
-from langchain_runtime_authz.langgraph.messages import denial_message, kept, only_asked, recorded, replay_message, said
+from langchain_runtime_authz.langgraph.messages import (
+    denial_message,
+    kept,
+    only_asked,
+    recorded,
+    replay_message,
+    replayed,
+    said,
+)
 from langchain_runtime_authz.langgraph.output_filter import Cleaner, watched_args, watched_callbacks, watched_config
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt
 from langchain_runtime_authz.pep.call import Call, Denial, Verdict
@@ -269,7 +277,7 @@ def answer(verdict: Any, call_id: str | None, *, text: bool = False) -> Any:
         raise AuthzDenied(verdict.decision.reason, verdict.decision.decision_id)
     if call_id is None and not verdict.message and "content" in (result := kept(verdict.result)):
         return result["content"]
-    return replay_message(verdict, call_id) if call_id is not None else replay_message(verdict, None).content
+    return replayed(verdict, call_id) if call_id is not None else replay_message(verdict, None).content
 
 
 def returns_text(tool: BaseTool) -> bool:

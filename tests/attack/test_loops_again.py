@@ -257,3 +257,46 @@ def test_a_node_whose_calls_stand_in_its_input_loads_no_earlier_plans() -> None:
     authz.ledger.load = lambda scope, query: [loaded.append(query.marks), load(scope, query)][1]  # type: ignore[method-assign]
     told(authz, graph, human())
     assert ran == BOTH[:1] and not [m for marks in loaded for m in marks if "plans:" in m]
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
+def test_what_ran_before_a_question_keeps_its_update_and_artifact(how: str) -> None:
+    """Another call of the message asks, so the node runs again. Unprotected, the effects happen twice."""
+
+    class State(MessagesState):
+        picked: list[str]
+
+    ran: list[Any] = []
+
+    @tool
+    def pick(x: str, tool_call_id: Annotated[str, InjectedToolCallId]) -> Command[Any]:
+        """Write a choice."""
+        ran.append(x)
+        return Command(update={"picked": [x], "messages": [ToolMessage(f"picked {x}", tool_call_id=tool_call_id)]})
+
+    @tool(response_format="content_and_artifact")
+    def draw(x: str) -> tuple[str, Any]:
+        """Write a picture."""
+        ran.append(x)
+        return "drawn", {"x": x} if x == "b" else {x}
+
+    @tool
+    def ask(x: str) -> str:
+        """Ask."""
+        return f"said {interrupt(x)}"
+
+    turn = [call(t.name, {"x": x}, x) for t, x in ((pick, "a"), (draw, "b"), (draw, "c"), (ask, "d"))]
+    model = replying(turn)
+    for protected in (False, True):
+        ran.clear()
+        graph = loop(lambda s: {"messages": [model.invoke(s["messages"])]}, ToolNode([pick, draw, ask]), state=State, checkpointer=InMemorySaver())
+        profiles = {"pick": {"effect": "write"}, "draw": {"effect": "write"}, "ask": "computes"}
+        authz = authz_with(StaticPDP(True), profiles=profiles)
+        if protected:
+            authz.protect(graph)
+        for given in (human(), Command(resume=True)):
+            state = run_as(authz, graph, given, THREAD, how=how)
+        assert sorted(ran) == sorted("abc" * (2 - protected)) and state["picked"] == ["a"]
+        assert [answer_to(state["messages"], i).text for i in "abcd"] == ["picked a", "drawn", "drawn", "said True"]
+        assert answer_to(state["messages"], "b").artifact == {"x": "b"}
+        assert answer_to(state["messages"], "c").artifact == (None if protected else {"c"})  # a set is not JSON
