@@ -73,10 +73,11 @@ def read_yaml(path: str | Path, code: Code) -> Any:
     class Unique(yaml.SafeLoader):
         def compose_mapping_node(self, anchor: Any) -> Any:
             node, names = super().compose_mapping_node(anchor), set[str]()
-            for key, _ in node.value:
-                if str(key.value) in names:  # PyYAML would keep the last one
+            # PyYAML would keep the last one. Names are scalars; the text of other keys may be endless.
+            for key in [k for k, _ in node.value if isinstance(k, yaml.ScalarNode)]:
+                if key.value in names:
                     raise yaml.MarkedYAMLError(problem=f"{key.value!r} stands here twice", problem_mark=key.start_mark)
-                names.add(str(key.value))
+                names.add(key.value)
             return node
 
     try:

@@ -344,6 +344,7 @@ UNUSABLE = {
     "no-file": None, "no-yaml": "tools: [", "no-tools": "a: 1", "field": "tools: {a: {colour: red}}",
     "value": "tools: {a: {effect: nice}}", "both": "tools: {a: {critical: {x: value}, text: [x]}}",
     "reaches": "tools: {a: {reaches: [b]}}", "name": "tools: {no: {}}",
+    "bomb": "a: [&a0 [x, x]" + "".join(f", &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 10)) + "]\n? *a9\n: 1",
     "twice": "tools: {a: deny, b: ask, a: computes}", "mandates": "tools: {a: ask}\nmandates: 5",
 }
 
