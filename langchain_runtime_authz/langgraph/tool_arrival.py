@@ -287,7 +287,7 @@ class NodeCalls:
     def _find(self, run: Run, one: Arrival) -> Flow[tuple[Call, Place | None]]:
         call, facts, describe = one.call, cast("ToolFacts", one.facts), cast("parsing.Describe", one.describe)
         yield from self._heard(run) if self.announced else ()
-        inside = [m for m in reversed(self.inside) if any(c["name"] == call.tool for c in m.tool_calls)][:1]
+        inside = [m for m in reversed(self.inside) if any(parsing.may_be(call, c) for c in m.tool_calls)][:1]
         messages = inside or [message for _, message in parsing.newest_messages(self._given)]
         plans: list[Any] = [(Query(plan=(run.agent, m.id or "")), dict(enumerate(m.tool_calls))) for m in messages]
         plans = plans or [(Query(planned_call=(run.agent, c["id"])), {-1: c}) for c in parsing.sent_calls(self._given)]

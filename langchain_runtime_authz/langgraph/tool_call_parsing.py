@@ -122,6 +122,10 @@ def unknown(name: str, call_id: str | None, plan_id: str | None, position: int |
     return Call(tool, UNPROFILED, False, *about, {}, _EMPTY, NO_ATOMS, error=Code.UNKNOWN_TOOL)
 
 
+def may_be(call: Call, sent: Mapping[str, Any]) -> bool:
+    return bool(sent["name"] == call.tool and call.call_id in (None, sent["id"]))
+
+
 def as_planned(
     call: Call, planned: PlannedCall, written: Any, facts: ToolFacts, given: Any, describe: Describe
 ) -> Call | None:

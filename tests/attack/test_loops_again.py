@@ -300,3 +300,24 @@ def test_what_ran_before_a_question_keeps_its_update_and_artifact(how: str) -> N
         assert [answer_to(state["messages"], i).text for i in "abcd"] == ["picked a", "drawn", "drawn", "said True"]
         assert answer_to(state["messages"], "b").artifact == {"x": "b"}
         assert answer_to(state["messages"], "c").artifact == (None if protected else {"c"})  # a set is not JSON
+
+
+def test_models_side_by_side_in_one_node_each_have_their_plan() -> None:
+    """A call with an id is of the message that has the id, even if another model has answered since."""
+    ran: list[Any] = []
+    ids, pay = count(), bill(ran)
+    reply = lambda messages: says(call("pay", {"to": messages[-1].content, "amount": "5"}, f"c{next(ids)}"))
+    model = ScriptedChatModel(script=[reply] * 20)
+
+    async def one(name: str) -> Any:
+        message = await model.ainvoke([HumanMessage(name)])
+        await asyncio.sleep(0.01)
+        return answers(message.tool_calls, [await pay.ainvoke(message.tool_calls[0])])["messages"][0]
+
+    async def step(state: MessagesState) -> Any:
+        return {"messages": await asyncio.gather(one("ann"), one("bob"))}
+
+    authz, graph = protecting(node_graph(step, checkpointer=InMemorySaver()), asking("pay"))
+    for given in (human(), resume(APPROVE), resume(APPROVE)):
+        told(authz, graph, given, THREAD, go=in_loop)
+    assert sorted(ran) == BOTH and not graph.get_state(THREAD).interrupts
