@@ -22,7 +22,7 @@ from langchain_runtime_authz.ledger.base import Committed, Query
 from langchain_runtime_authz.ledger.call_changes import AskApproval
 from langchain_runtime_authz.pep import approval_hitl
 from langchain_runtime_authz.pep.call import Call
-from langchain_runtime_authz.pep.decide_calls import review_key
+from langchain_runtime_authz.pep.decide_calls import review_key, rewritten
 from langchain_runtime_authz.pep.run import Commit, Flow, Load, Run
 from langchain_runtime_authz.telemetry.logs import logger
 
@@ -47,9 +47,11 @@ def note_question(run: Run, messages: Sequence[AIMessage | None], asked: Any, ta
         if not calls or len(takes) != len(calls):
             return
         record = (yield Load(run.scope, Query(plan=(run.agent, calls[0].plan_id or "")))).plan
+        if match(record, run.epoch, (one := calls[0]).position, one.call_id, one.tool, one.raw).changed:
+            record = (yield from rewritten(run, one)) or record
         if record is None or record.epoch != run.epoch:
             return
-        origin = record.origin or record.epoch
+        origin, calls = record.origin or record.epoch, [replace(c, plan_id=record.id) for c in calls]
         noted = [(review_key(run, c, origin), raw_digest(c.raw), c, t) for c, t in zip(calls, takes, strict=True)]
         opened = approval_hitl.reviews(run, noted, asked.id, task)
         done = yield Commit(run.scope, run.guard, [AskApproval(question) for question in opened])

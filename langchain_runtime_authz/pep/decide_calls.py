@@ -91,8 +91,8 @@ def decide_calls(run: Run, calls: Sequence[Call], entry: Entry = None) -> Flow[l
         if one.decision is _UNDECIDED:
             asked.append(one)
             bodies.append(one.body)
-    if changed and (rewritten := (yield from _rewritten(run, calls))):
-        return (yield from decide_calls(run, rewritten, entry))
+    if changed and (instead := (yield from rewritten(run, calls[0]))) is not None:
+        return (yield from decide_calls(run, [replace(c, plan_id=instead.id) for c in calls], entry))
     bodies = bodies if entry is None else [*entry.requests(snapshot), *bodies]
     answers: list[Decision] = (yield (Evaluate, bodies)) if bodies else []
     if entry is not None and len(answers) > len(asked):
@@ -241,13 +241,10 @@ def _located(run: Run, only: Call) -> Flow[Sequence[Call]]:
     return [replace(only, plan_id=snapshot.plan.id, position=found.position) if found is not None else only]
 
 
-def _rewritten(run: Run, calls: Sequence[Call]) -> Flow[Sequence[Call]]:
-    """Return the calls in the plan of a model's later message with the same id."""
-    first = calls[0]
-    found = (yield Load(run.scope, Query(planned_call=(run.agent, first.call_id or "")))).plan
-    if found is None or not found.id.startswith(f"{first.plan_id} "):
-        return ()
-    return [replace(call, plan_id=found.id) for call in calls]
+def rewritten(run: Run, call: Call) -> Flow[plan.PlanRecord | None]:
+    """Return the call's plan from a model's later message with the same id, if any."""
+    found = (yield Load(run.scope, Query(planned_call=(run.agent, call.call_id or "")))).plan
+    return found if found is not None and found.id.startswith(f"{call.plan_id} ") else None
 
 
 def _key(run: Run, call: Call, epoch: int) -> str:

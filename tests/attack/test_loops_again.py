@@ -321,3 +321,24 @@ def test_models_side_by_side_in_one_node_each_have_their_plan() -> None:
     for given in (human(), resume(APPROVE), resume(APPROVE)):
         told(authz, graph, given, THREAD, go=in_loop)
     assert sorted(ran) == BOTH and not graph.get_state(THREAD).interrupts
+
+
+@pytest.mark.parametrize("decision", [APPROVE, NO], ids=["approve", "reject"])
+def test_a_review_of_a_rewritten_message_is_about_its_new_calls(decision: Any) -> None:
+    """LangChain's review comes after the second model. Nobody is asked twice, and the other call goes on."""
+    from langchain.agents.middleware import AgentMiddleware, HumanInTheLoopMiddleware
+
+    class Check(AgentMiddleware):
+        def after_model(self, state: Any, runtime: Any) -> Any:
+            if not state["messages"][-1].tool_calls:
+                return None
+            message = fresh("ann", "bob").invoke(state["messages"][:1])
+            message.id = state["messages"][-1].id
+            return {"messages": [message]}
+
+    ran: list[Any] = []
+    review = [HumanInTheLoopMiddleware(interrupt_on={"pay": True}), Check()]  # the last one's `after_model` runs first
+    graph = agent_graph(fresh("eve", "eve"), [bill(ran)], middleware=review, checkpointer=InMemorySaver())
+    authz, graph = protecting(graph, asking("pay"))
+    played(authz, graph, resume(decision, APPROVE))
+    assert sorted(ran) == (BOTH if decision is APPROVE else BOTH[1:])
