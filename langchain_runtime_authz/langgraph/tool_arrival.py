@@ -331,7 +331,7 @@ class NodeCalls:
             self._equal[name] = number = self._equal.get(name, 0) + 1
             ident = self._kept.pop(name := f"{name} {number}", "")
             plan = (yield Load(run.scope, Query(plan=(run.agent, ident)))).plan if ident else None
-            if plan is None or plan.epoch != run.epoch:
+            if plan is None:
                 yield from record_plans(run, self._given, message)
                 ident = message.id or ""
             self._kept[name] = ident

@@ -162,6 +162,20 @@ def test_the_model_hears_an_answer_in_words(answer: Any, heard: str, inside: boo
     assert heard in first.text and ran == BOTH[1:]
 
 
+def test_an_earlier_message_of_the_loop_outlasts_an_answer_in_words() -> None:
+    """The answer about the second message changes the task, and what the first one ordered has run."""
+    ran: list[Any] = []
+    ids, names = count(), ["ann", "bob"]
+
+    def reply(messages: list[Any]) -> AIMessage:
+        made = sum(isinstance(m, ToolMessage) for m in messages)
+        return says(call("pay", {"to": names[made], "amount": "5"}, f"c{next(ids)}")) if made < len(names) else AIMessage("done")
+
+    authz, graph = protecting(one_node(ScriptedChatModel(script=[reply] * 20), ran, SEND["args"]), asking("pay"))
+    state = played(authz, graph, resume(APPROVE), resume(NO))
+    assert ran == BOTH[:1] and "too dear" in answer_to(state["messages"], state["messages"][-2].tool_call_id).text
+
+
 def test_a_wrapper_that_calls_the_tool_of_its_own_name_is_asked_once() -> None:
     """The tool's own call is under way, which is no reason to ask about the call inside for ever."""
     ran: list[Any] = []
