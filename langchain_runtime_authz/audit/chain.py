@@ -19,6 +19,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -157,8 +158,8 @@ def verify_chain(
 
 def log_files(path: str | Path) -> list[Path]:
     """Return the files of a log: closed segments, oldest first, and the current one."""
-    path = Path(path)
-    closed = sorted(path.parent.glob(glob.escape(path.name) + "." + "[0-9]" * DIGITS))
+    path, real = Path(path), Path(os.path.realpath(path))
+    closed = sorted(real.parent.glob(glob.escape(real.name) + "." + "[0-9]" * DIGITS))
     # A writer that dies during a rotation leaves two names of one file.
     return [*(f for f in closed if not (path.exists() and f.samefile(path))), path]
 

@@ -111,7 +111,8 @@ class FileSink:
         max_age: float | None = None,
         seal_to: str | bytes | Path | None = None,
     ) -> None:
-        self.path, self.durable = Path(path).absolute(), durable
+        self._given = self.path = Path(path).absolute()  # `path` is the file itself, if a symbolic link was given
+        self.durable = durable
         if content and seal_to is not None:
             raise ConfigError("contents are kept in clear (`content`) or sealed (`seal_to`); give one of them")
         # Records are built with contents, and sealed before they are written.
@@ -198,6 +199,7 @@ class FileSink:
             if self._named():
                 return
             self._close()
+        self.path = Path(os.path.realpath(self._given))
         self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         opened = os.fstat(self._fd)
         if not stat.S_ISREG(opened.st_mode):
@@ -212,7 +214,7 @@ class FileSink:
 
     def _named(self) -> bool:
         try:
-            found = os.stat(self.path)  # noqa: PTH116  (each record asks twice)
+            found = os.stat(self._given)  # noqa: PTH116  (each record asks twice)
             return self._file is not None and os.path.samestat(found, self._file)
         except FileNotFoundError:
             return False

@@ -278,7 +278,7 @@ def pack(
     output.touch(0o600)  # as private as a log
     with zipfile.ZipFile(output, "w", zipfile.ZIP_DEFLATED) as archive:
         for part in log_files(log):
-            archive.write(part, LOG.name + part.name.removeprefix(log.name))
+            archive.write(part, LOG.name + (part.suffix if part != log else ""))
         for name, content in texts.items():
             archive.writestr(name, content)
         files = {name: _digest(archive.open(name)) for name in archive.namelist()}

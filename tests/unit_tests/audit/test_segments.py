@@ -167,6 +167,27 @@ def test_a_removal_after_the_pinned_head_is_found(log: Path) -> None:
     assert verify_log(log, pinned).ok
 
 
+def test_a_log_behind_a_link_rotates_where_it_is(tmp_path: Path) -> None:
+    """A second writer names the file itself. All readers find its segments from either name."""
+    (tmp_path / "disk").mkdir()
+    log, link = tmp_path / "disk" / "audit.jsonl", tmp_path / "link"
+    link.symlink_to(log)
+    sinks = [FileSink(path, max_bytes=500) for path in (link, log)]
+    for n in range(10):
+        for sink in sinks:
+            sink.write({"v": 1, "kind": "completion", "ts": 1.0, "n": n, "pad": "x" * 20})
+    assert link.is_symlink() and set(tmp_path.iterdir()) == {link, log.parent}
+    assert len(log_files(link)) == len(log_files(log)) > 2
+    assert [[r["n"] for r in records(path)] for path in (link, log)] == [[n // 2 for n in range(20)]] * 2
+    assert cli("audit", "pack", "--log", str(link), "-o", str(tmp_path / "e.zip")).exit_code == 0
+    assert verify_pack(tmp_path / "e.zip")[0] == verify_log(log) == verify_log(link)
+    link.unlink()
+    link.symlink_to(tmp_path / "other")
+    seen = sinks[0].head
+    sinks[0].write({"v": 1, "kind": "x", "ts": 1.0})
+    assert verify_log(link).moved == seen and verify_log(log).ok
+
+
 @pytest.mark.parametrize("rotated", [False, True])
 def test_a_moved_log_is_named(tmp_path: Path, rotated: bool) -> None:
     """The new file is whole, but not the whole log. A file that begins a log has no such note."""
