@@ -128,7 +128,8 @@ class FileSink:
         # Size of the file at our last read, number of its next line, hash of its last line. One tuple, so that an
         # interrupt leaves either all old values or all new ones.
         self._at = (0, 0, chain.GENESIS)
-        self._left: str | None = None  # head of the file that was moved away
+        self._left: str | None = None  # head of the file that was moved away, until the new file holds all of `_owed`
+        self._owed: list[dict[str, Any]] = []
         self._anchors: dict[str, object] = {}  # newest commit of each tenant's ledger
         in_child(self._forked)
         self._write(None)
@@ -206,7 +207,8 @@ class FileSink:
             self._close()
             raise AuditError(Code.AUDIT_UNAVAILABLE, f"{self.path.name} is not a regular file")
         if self._file is not None and not os.path.samestat(opened, self._file):
-            self._left, self._at = self.head, (0, 0, chain.GENESIS)
+            self._left = self.head if self._at[1] else self._left
+            self._at, self._owed = (0, 0, chain.GENESIS), []
         self._file = opened
         if self.durable and opened.st_size == 0:
             _sync(self.path.parent)
@@ -284,9 +286,11 @@ class FileSink:
     def _continue(self) -> None:
         """Begin a new file with the head of the moved file."""
         if self._left is not None and self._at[0] == 0:
-            self._append(_mark(chain.CONTINUED, after=self._left))
-            for anchor in list(self._anchors.values()):
-                self._append(_mark(ANCHOR, ledger=anchor))
+            anchors = [_mark(ANCHOR, ledger=anchor) for anchor in self._anchors.values()]
+            self._owed = [_mark(chain.CONTINUED, after=self._left), *anchors]
+        while self._owed:
+            self._append(self._owed[0])
+            del self._owed[0]
         self._left = None
 
     def _append(self, record: Mapping[str, Any]) -> None:

@@ -380,6 +380,36 @@ def test_a_rotated_file_is_continued(path: Path) -> None:
     assert verify_chain(path, sink.head).records == 2 and verify_chain(path.with_suffix(".1"), old).ok
 
 
+@pytest.mark.parametrize("torn", [False, True])
+@pytest.mark.parametrize("fit", range(3))
+def test_a_moved_log_is_continued_once_there_is_room(
+    path: Path, fit: int, torn: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full after some of the records that name the moved file and the ledgers' commits."""
+    sink, real, room = FileSink(path), os.write, [fit]
+    for tenant in "ab":
+        sink.write({"kind": "ledger", "ledger": {"tenant": tenant}})
+    old = sink.head
+    path.rename(path.with_suffix(".1"))
+
+    def write(fd: int, data: bytes) -> int:
+        room[0] -= 1
+        if room[0] < 0 and not torn:
+            raise OSError(28, "No space left")
+        return real(fd, data if room[0] >= 0 else data[:9])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", write)
+        with pytest.raises(AuditError):
+            sink.write({"kind": "x"})
+    if not fit and not torn:
+        path.rename(path.with_suffix(".2"))  # the operator makes room
+    sink.write({"kind": "x"})
+    kept = [r for r in map(chain.parse_line, lines_of(path)) if r and r["kind"] != "torn"]
+    assert [r["kind"] for r in kept] == ["continued", "ledger", "ledger", "x"] and kept[0]["after"] == old
+    assert verify_chain(path, sink.head).ok and [sink.anchor(t) for t in "abc"] == [{"tenant": "a"}, {"tenant": "b"}, None]
+
+
 def test_a_sink_goes_on_where_it_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also after the working directory changed."""
     (tmp_path / "else").mkdir()
