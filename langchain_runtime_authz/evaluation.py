@@ -38,6 +38,7 @@ _OfValue = Literal["value", "missing", "undeclared", "unordered", "unread", "amb
 DeviationCode = Literal[_OfValue, "condition", "spent", "after", "part", "confirm", "limit", "suspended"]
 # The failure behind a deny, by the names of AuthZEN COAZ.
 Failure = Literal["mapping", "pdp", "enforcement"]
+_TYPED: Final = ("user:", "agent:", "service:", "anonymous:")
 
 
 class Model(BaseModel):
@@ -62,6 +63,8 @@ class Subject(Model):
         """Return a subject from a name or `{type, id, properties}`. Raises `ConfigError`."""
         if isinstance(value, Subject):
             return value
+        if isinstance(value, str) and value.startswith(_TYPED):  # `user:alice` would be another person than `alice`
+            raise ConfigError("a subject's text is a user's name without a type, or give `{type, id, properties}`")
         try:
             return cls.model_validate({"type": "user", "id": value} if isinstance(value, str) else value)
         except ValidationError as exc:  # the value is not shown: it may be a person's name

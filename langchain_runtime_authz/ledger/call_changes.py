@@ -421,4 +421,4 @@ class SpendApproval(Change):
 
 def _name(principal: str) -> str:
     name = normalize("NFKC", principal.partition(":")[2] or principal).casefold()
-    return normalize("NFKC", "".join(c for c in name if not unseen(c)))
+    return normalize("NFKC", "".join(c for c in name if not unseen(c))).removeprefix("user:")

@@ -508,7 +508,7 @@ def test_who_acts_for_somebody_lends_them_no_second_pair_of_eyes(subject: dict[s
     assert s.authz.approve(ask_id, by="carol") == 0
 
 
-@pytest.mark.parametrize("form", ["\u200b{}", "{}\u00ad", "\u034f{}\ufe0f", "{}\u3164", "\U000e0041{}", "\u00a0{}\u2800"], ids=ascii)
+@pytest.mark.parametrize("form", ["\u200b{}", "{}\u00ad", "\u034f{}\ufe0f", "{}\u3164", "\U000e0041{}", "\u00a0{}\u2800", "\uff55ser:{}"], ids=ascii)
 def test_an_unseen_character_makes_no_second_person(form: str) -> None:
     """Neither of the subject nor of who approved already, also in full width. The twin: another visible name counts."""
     wide = {ord(c): ord(c) + 0xFEE0 for c in "alicebob"}

@@ -237,7 +237,7 @@ def test_a_subject_is_a_name_or_a_full_one() -> None:
     for wrong in (
         {"id": "alice"}, {"type": "user"}, {"type": "user", "id": 7}, {"type": "user", "id": "a", "role": "x"},
         {"type": "", "id": "alice"},
-        {"type": "oidc:user", "id": "alice"},  # four eyes would take `alice` for another person
+        {"type": "oidc:user", "id": "alice"}, "user:alice",  # four eyes would take `alice` for another person
     ):
         with pytest.raises(ConfigError):
             Subject.of(wrong)
