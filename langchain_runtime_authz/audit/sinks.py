@@ -342,7 +342,9 @@ def drop_segments(log: str | Path, before: float) -> list[str]:
         with part.open("rb") as file:
             lines = (line.rstrip(b"\n") for line in chain.read_lines(file))
             whole = [record for line in lines if (record := chain.parse_line(line)) is not None]
-        if float(whole[-1]["ts"]) >= before:
+        if not isinstance(at := whole[-1].get("ts") if whole else None, int | float):
+            raise ConfigError(f"{part.name}: its last record has no time (`ts`)")
+        if at >= before:
             break
         report = chain.verify_chain(part)
         sink.write(_mark(chain.DROPPED, segment=part.name, records=report.records, head=report.head))

@@ -209,6 +209,15 @@ def reporting() -> Iterator[None]:
         fail(ConfigError(f"{exc.filename or 'a file'}: {why or type(exc).__name__}"))
 
 
+@contextmanager
+def reading(file: Path, line: int) -> Iterator[None]:
+    """Report a record whose members have other types than a log's records have."""
+    try:
+        yield
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError) as exc:
+        raise ConfigError(f"{file.name}: line {line} is not of an audit log or a trace") from exc
+
+
 def fail(exc: AuthzError, code: int = UNUSABLE) -> NoReturn:
     """Print `error: <stable code>: …` on one line and leave with `code`."""
     text = str(exc).removesuffix(f": {sentence(Code.CONFIG)}")  # it adds nothing to the detail before it

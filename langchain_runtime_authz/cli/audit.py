@@ -34,6 +34,7 @@ app = App(help="Read the decision log.")
 POLICIES: Final = resources.files("langchain_runtime_authz") / "policies"
 _WORST: Final = ("failed", "skipped", "not run", "passed")
 SIX_MONTHS: Final = 184  # days
+MAX_SHOWN: Final = 1_000_000  # steps
 REGO: Final = "rego/runtime_authz.rego"
 OWN_TEST: Final = "tests/unit_tests/test_controls.py::test_a_rule_gives_its_reason[{}]"
 MANIFEST: Final = "manifest.json"
@@ -98,7 +99,7 @@ def show(
     steps: Filter,
     agent: Annotated[str | None, Option(help="An agent's name.")] = None,
     outcome: Annotated[str | None, Option(help=f"One of {', '.join(SIGNS)}.")] = None,
-    limit: Annotated[int, Option(min=1, help="The newest steps to show.")] = 100,
+    limit: Annotated[int, Option(min=1, max=MAX_SHOWN, help="The newest steps to show.")] = 100,
     everything: Everything = False,
 ) -> Answer:
     """List what happened, newest last.

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final
 import typer
 from typer import Argument, Option
 
-from langchain_runtime_authz.cli._app import Answer, flow
+from langchain_runtime_authz.cli._app import Answer, flow, reading
 from langchain_runtime_authz.cli.init import completed
 from langchain_runtime_authz.errors import ConfigError
 
@@ -85,11 +85,9 @@ def _read(log: Path) -> dict[str, _Seen]:
     found: dict[str, _Seen] = {}
     with log.open("rb") as file:
         for number, line in enumerate(read_lines(file), 1):
-            try:
-                record = json.loads(line)
-                _count(found, record)
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
-                raise ConfigError(f"{log.name}: line {number} is not of an audit log or a trace") from exc
+            with reading(log, number):
+                _count(found, json.loads(line))
+                "".join(found)  # the tools' names are texts
     return found
 
 

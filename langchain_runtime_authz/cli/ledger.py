@@ -15,7 +15,7 @@ import typer
 from typer import Argument, Option
 
 from langchain_runtime_authz._display import inert
-from langchain_runtime_authz.cli._app import Answer, App, lines, moment
+from langchain_runtime_authz.cli._app import Answer, App, lines, moment, reading
 from langchain_runtime_authz.errors import ConfigError, LedgerError
 from langchain_runtime_authz.ledger.schema import SCHEMA, check
 
@@ -277,7 +277,7 @@ def _logged(files: list[Path]) -> tuple[list[tuple[Scope, tuple[str, ...]]], lis
     and no outcome. A reinstatement that the backup lacks is not repeated.
     """
     from langchain_runtime_authz.audit.chain import read_log, verified
-    from langchain_runtime_authz.ledger.base import LASTS, Scope
+    from langchain_runtime_authz.ledger.base import LASTS
     from langchain_runtime_authz.tool_profile import HARMLESS
 
     events: list[tuple[float, Scope, tuple[str, ...], str]] = []
@@ -285,21 +285,26 @@ def _logged(files: list[Path]) -> tuple[list[tuple[Scope, tuple[str, ...]]], lis
     for file in files:
         verified(file)
         for record in filter(None, read_log(file)):
-            event = record.get("event")
-            if event in ("revoked", "reinstated"):
-                events.append((record["ts"], Scope(**record["scope"]), tuple(record["agent"]), event))
-            elif event == "resolved":
-                ended[record["detail"]["decision_id"]] += -1 if {"refused", "unknown"} & {*record["detail"]} else 1
-            elif record["kind"] == "completion" and record["state"] == "failed":
-                failed.add(record["decision_id"])
-            elif record["kind"] == "completion" and record["state"] != "unknown":
-                ended[record["decision_id"]] += 1
-            elif record.get("action") == "tools/call" and record["outcome"] == "permit":
-                known = (record.get("request") or {}).get("resource", {}).get("properties", {})
-                acts = known.get("effect") not in HARMLESS
-                key, told = record["decision_id"], {"permitted_at": moment(record["ts"]), **record["scope"]}
-                told |= {"decision_id": key, "tool": record["resource"], "call": None}
-                begun.update({key: (told, _doubt(record))} if acts else {})
+            with reading(file, record["seq"] + 1):
+                event = record.get("event")
+                if event in ("revoked", "reinstated"):
+                    moment(record["ts"])
+                    events.append((record["ts"], _scope(record), _texts(*record["agent"]), event))
+                elif event == "resolved":
+                    ended[record["detail"]["decision_id"]] += -1 if {"refused", "unknown"} & {*record["detail"]} else 1
+                elif record["kind"] == "completion" and record["state"] == "failed":
+                    failed.add(record["decision_id"])
+                elif record["kind"] == "completion" and record["state"] != "unknown":
+                    ended[record["decision_id"]] += 1
+                elif record.get("action") == "tools/call" and record["outcome"] == "permit":
+                    known = (record.get("request") or {}).get("resource", {}).get("properties", {})
+                    acts = known.get("effect") not in HARMLESS
+                    key, told = (
+                        record["decision_id"],
+                        {"permitted_at": moment(record["ts"]), **_scope(record)._asdict()},
+                    )
+                    told |= {"decision_id": key, "tool": record["resource"], "call": None}
+                    begun.update({key: (told, _doubt(record))} if acts else {})
     last = {(scope, agent): event for _, scope, agent, event in sorted(events)}
     revoked = [named for named, event in last.items() if event == "revoked"]
     for key in failed & begun.keys():  # after a failed call, the same effect on the same target asks for a while
@@ -313,9 +318,21 @@ def _logged(files: list[Path]) -> tuple[list[tuple[Scope, tuple[str, ...]]], lis
     return revoked, [call for key, call in begun.items() if not ended[key]]
 
 
+def _texts(*values: str) -> tuple[str, ...]:
+    """Return the values, or raise `TypeError` or `ValueError` unless all are texts."""
+    "".join(values).encode()
+    return values
+
+
+def _scope(record: dict[str, Any]) -> Scope:
+    from langchain_runtime_authz.ledger.base import Scope
+
+    return Scope(*_texts(*(record["scope"][name] for name in Scope._fields)))
+
+
 def _doubt(record: dict[str, Any]) -> Doubt | None:
     """Return a permit's record as a call in doubt; `None` if it lacks the call's deed."""
-    from langchain_runtime_authz.ledger.base import CallRow, Doubt, Scope
+    from langchain_runtime_authz.ledger.base import CallRow, Doubt
     from langchain_runtime_authz.ledger.schema import SEVERAL
 
     claim, asked = record.get("claim"), record.get("request")
@@ -324,10 +341,11 @@ def _doubt(record: dict[str, Any]) -> Doubt | None:
     call, subject, ids = asked["context"]["call"], asked["subject"], ("decision_id", "run_id")
     about = {"tool": record["resource"], "args_digest": call["args_digest"], "call_id": call["id"]}
     about |= {"idempotency_key": claim["idempotency_key"], **{name: record[name] for name in ids}}
-    deed, *also = claim["deeds"]
+    deed, *also = _texts(*claim["deeds"])
+    _texts(claim["call_key"], record["jti"], *(value for value in about.values() if value is not None))
     about |= {"targets": also} if deed.endswith(f":{SEVERAL}") else {}
     row = CallRow(claim["call_key"], "unknown", record["jti"], None, deed, record["ts"], about)
-    return Doubt(Scope(**record["scope"]), f"{subject['type']}:{subject['id']}", row)
+    return Doubt(_scope(record), f"{subject['type']}:{subject['id']}", row)
 
 
 def log_of(audit: Path | None, tenant: str) -> Path | None:

@@ -331,3 +331,50 @@ def test_a_segment_that_is_removed_meanwhile_does_not_end_rotation(log: Path, mo
     for n in range(50):
         sink.write({"v": 1, "kind": "completion", "ts": 1.0, "n": n, "pad": "x" * 20})
     assert not first.exists() and len(log_files(log)) > before + 3
+
+
+SCOPE = {"tenant": "t", "issuer": "i", "graph": "g", "thread": "t"}
+REVOKED = {"kind": "run", "ts": 1.0, "event": "revoked", "scope": SCOPE, "agent": ["a"], "detail": {}}
+PERMIT = {
+    "kind": "decision", "ts": 1.0, "action": "tools/call", "outcome": "permit", "decision_id": "d", "resource": "pay",
+    "scope": SCOPE, "request": {}, "reasons": [], "erased": ["/context/call/args"],
+}  # fmt: skip
+RESTORED = "ledger restored ledger.db --audit audit.jsonl --by user:carol --reason x --yes"
+OTHER_TYPES = [
+    (RESTORED, {**REVOKED, "ts": "x"}),
+    (RESTORED, {**REVOKED, "ts": 1e308}),
+    (RESTORED, {**REVOKED, "agent": [1]}),
+    (RESTORED, {**REVOKED, "scope": {**SCOPE, "thread": 7}}),
+    (RESTORED, {**REVOKED, "scope": {"tenant": "t"}}),
+    (RESTORED, {**PERMIT, "decision_id": {}}),
+    (RESTORED, {**PERMIT, "scope": []}),
+    (RESTORED, {**PERMIT, "claim": {"deeds": [1]}, "request": {"context": 1}}),
+    (RESTORED, {"kind": "completion", "state": "failed", "decision_id": []}),
+    ("learn audit.jsonl", {**PERMIT, "resource": 7}),
+    ("learn audit.jsonl", {"kind": "x", "type": "tool_call", "tool": None, "args": {}}),
+    ("audit prune --older-than 0 --log audit.jsonl", {**REVOKED, "ts": "x"}),
+    ("audit prune --older-than 0 --log audit.jsonl", {"kind": "x"}),
+]
+
+
+@pytest.mark.parametrize(("command", "record"), OTHER_TYPES)
+def test_a_record_whose_members_have_other_types_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, record: dict[str, Any]
+) -> None:
+    """The chain is whole. Nothing is changed or removed."""
+    monkeypatch.chdir(tmp_path)
+    assert cli("ledger", "migrate", "ledger.db").exit_code == 0
+    sink = FileSink("audit.jsonl", max_bytes=10)
+    for one in (REVOKED, record):
+        sink.write(one)
+    if "prune" in command:
+        sink.write(REVOKED)
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    told = cli(*command.split())
+    assert (told.exit_code, told.stderr.count("\n")) == (2, 1) and told.stderr.startswith("error: config: audit.jsonl")
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_more_steps_than_can_be_kept_are_refused(log: Path) -> None:
+    told = cli("audit", "show", "--log", log, "--limit", 10**20)
+    assert (told.exit_code, "error: config: Invalid value for '--limit'" in told.stderr) == (2, True)
