@@ -10,6 +10,7 @@ import json
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, cast
 
 import orjson
@@ -86,7 +87,7 @@ def with_note(output: Any, note: str) -> Any:
     return output
 
 
-def recorded(output: Any, asked: Sequence[int] = ()) -> str | None:
+def recorded(output: Any, asked: Sequence[int] = (), call_id: str | None = None) -> str | None:
     """Serialise a tool's result for a replay. `asked`: numbers of the answers it got."""
     record: dict[str, Any] = {"content": output, "status": "success", **({"answers": asked} if asked else {})}
     if told := isinstance(output, ToolMessage):
@@ -96,9 +97,9 @@ def recorded(output: Any, asked: Sequence[int] = ()) -> str | None:
     plain = type(content) is str and content.isascii()  # otherwise it may contain a lone surrogate
     try:
         if not told and isinstance(output, Command):
-            record["command"] = _command_text(record.pop("content"))
+            record |= {"command": _command_text(record.pop("content")), "call_id": call_id}
         text = orjson.dumps(record).decode() if plain and "artifact" not in record else json.dumps(record)
-    except (TypeError, ValueError, RecursionError):  # not JSON
+    except (TypeError, ValueError, LookupError, RecursionError):  # not JSON
         text = ""
     if 0 < len(text) <= MAX_KEPT:
         return text
@@ -114,8 +115,12 @@ def _command_text(output: Command[Any]) -> str:
     return text
 
 
-def _untold(found: dict[str, Any]) -> Any:
-    return ToolMessage(**found[_TOLD]) if [*found] == [_TOLD] else found
+def _untold(found: dict[str, Any], before: str | None = None, now: str = "") -> Any:
+    if [*found] != [_TOLD]:
+        return found
+    message = ToolMessage(**found[_TOLD])
+    message.tool_call_id = now if message.tool_call_id == before else message.tool_call_id
+    return message
 
 
 def said(tool: BaseTool, returned: Any) -> Any:
@@ -152,8 +157,10 @@ def kept(result: str | None) -> dict[str, Any]:
 
 def replayed(replay: Replay, call_id: str) -> ToolMessage | Command[Any]:
     """Return the recorded result of a call that ran before."""
-    if not replay.message and (text := kept(replay.result).get("command")) is not None:
-        update, goto, graph = json.loads(text, object_hook=_untold)
+    if not replay.message and (text := (result := kept(replay.result)).get("command")) is not None:
+        # A model that is asked again gives the call a new id.
+        renamed = partial(_untold, before=result.get("call_id"), now=call_id)
+        update, goto, graph = json.loads(text, object_hook=renamed)
         return Command(update=update, goto=goto or (), graph=graph)
     return replay_message(replay, call_id)
 

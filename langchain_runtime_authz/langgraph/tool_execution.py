@@ -231,7 +231,7 @@ class ToolExecution(CodeScope):
             returned = output.content if failed else exc
         if state == "done":
             if self.call.profile.side_effect:
-                result = recorded(output, answered)
+                result = recorded(output, answered, self.call_id)
             returned = self.returned
             if type(returned) is not str:
                 returned = said(tool, returned) if isinstance(tool := self.call.tool_ref, BaseTool) else None

@@ -356,3 +356,46 @@ def test_a_review_of_a_rewritten_message_is_about_its_new_calls(decision: Any) -
     authz, graph = protecting(graph, asking("pay"))
     played(authz, graph, resume(decision, APPROVE))
     assert sorted(ran) == (BOTH if decision is APPROVE else BOTH[1:])
+
+
+@pytest.mark.parametrize("picked", ["a", {"__tool_message__": {}}], ids=["json", "twin: not kept"])
+def test_a_kept_update_answers_the_id_of_the_call_that_repeats(picked: Any) -> None:
+    """The node's model is asked again, and its calls have new ids. LangGraph refuses an answer to another id."""
+
+    class State(MessagesState):
+        picked: Any
+
+    ran: list[Any] = []
+
+    @tool
+    def pick(tool_call_id: Annotated[str, InjectedToolCallId]) -> Command[Any]:
+        """Write a choice."""
+        ran.append(picked)
+        return Command(update={"picked": picked, "messages": [ToolMessage("picked", tool_call_id=tool_call_id)]})
+
+    @tool
+    def ask() -> str:
+        """Ask."""
+        return f"said {interrupt('?')}"
+
+    ids = count()
+    model = ScriptedChatModel(script=[lambda _: says(*[call(name, {}, f"c{next(ids)}") for name in ("pick", "ask")])] * 4)
+    tools = ToolNode([pick, ask])
+
+    def step(state: State) -> Any:
+        message = model.invoke(state["messages"])
+        outputs = tools.invoke({"messages": [*state["messages"], message]})
+        return [Command(update={"messages": [message]}), *(outputs if isinstance(outputs, list) else [outputs])]
+
+    for protected in (False, True):
+        ran.clear()
+        graph = chain({"step": step}, state=State, checkpointer=InMemorySaver())
+        authz = authz_with(StaticPDP(True), profiles={"pick": {"effect": "write"}, "ask": "computes"})
+        if protected:
+            authz.protect(graph)
+        told(authz, graph, human(), THREAD)
+        state = told(authz, graph, Command(resume=True), THREAD)
+        kept = not protected or isinstance(picked, str)
+        assert ran == [picked] * (2 - protected) and state.get("picked") == (picked if kept else None)
+        assert [m.tool_call_id for m in state["messages"][2:]] == [c["id"] for c in state["messages"][1].tool_calls]
+        assert (state["messages"][2].text == "picked") == kept
