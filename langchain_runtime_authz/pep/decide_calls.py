@@ -311,6 +311,8 @@ def _approval(run: Run, snapshot: Snapshot, origin: int, call: Call, key: str) -
         # The answer is of an older epoch. It still counts if it refused the call, if the call is done or goes on, or
         # if code reads again in the same LangGraph task.
         done, spent = (row := snapshot.calls.get(key)) is not None and row.state == "done", own.state == "spent"
+        if spent and _amended(call, own) is not call:
+            return own  # the replacement may be done, and is looked up next
         stands = not spent or done or _goes_on(run, snapshot, key) if call.profile.side_effect else call.plan_id is None
         return replace(own, epoch=run.epoch) if stands and (spent or own.state in ("rejected", "answered")) else None
     return own

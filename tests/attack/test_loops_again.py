@@ -162,8 +162,15 @@ def test_the_model_hears_an_answer_in_words(answer: Any, heard: str, inside: boo
     assert heard in first.text and ran == BOTH[1:]
 
 
-def test_an_earlier_message_of_the_loop_outlasts_an_answer_in_words() -> None:
-    """The answer about the second message changes the task, and what the first one ordered has run."""
+EDIT = {"type": "edit", "edited_action": {"name": "pay", "args": {"to": "ann", "amount": "9"}}}
+
+
+@pytest.mark.parametrize(("first", "paid"), [(APPROVE, BOTH[0]), (EDIT, ("ann", 9.0, "USD"))])
+def test_an_earlier_message_of_the_loop_outlasts_an_answer_in_words(first: Any, paid: Any) -> None:
+    """The answer about the second message changes the task, and what the first one ordered has run.
+
+    So has what the user put in its place. A model that read that it did not run would plan it again.
+    """
     ran: list[Any] = []
     ids, names = count(), ["ann", "bob"]
 
@@ -172,8 +179,9 @@ def test_an_earlier_message_of_the_loop_outlasts_an_answer_in_words() -> None:
         return says(call("pay", {"to": names[made], "amount": "5"}, f"c{next(ids)}")) if made < len(names) else AIMessage("done")
 
     authz, graph = protecting(one_node(ScriptedChatModel(script=[reply] * 20), ran, SEND["args"]), asking("pay"))
-    state = played(authz, graph, resume(APPROVE), resume(NO))
-    assert ran == BOTH[:1] and "too dear" in answer_to(state["messages"], state["messages"][-2].tool_call_id).text
+    state = played(authz, graph, resume(first), resume(NO))
+    told_first = next(m.text for m in state["messages"] if isinstance(m, ToolMessage))
+    assert ran == [paid] and told_first == "paid" and "too dear" in answer_to(state["messages"], state["messages"][-2].tool_call_id).text
 
 
 def test_a_wrapper_that_calls_the_tool_of_its_own_name_is_asked_once() -> None:
