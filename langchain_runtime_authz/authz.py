@@ -69,7 +69,7 @@ class RuntimeAuthz(Threads):
     """Runtime authorization for LangGraph graphs.
 
     Without arguments, the shipped policy decides in the in-process Wasm engine. Ledger, ES256 signing key and audit
-    records then end with the process, and `RuntimeAuthz.production` refuses parts that do.
+    records then end with the process. `RuntimeAuthz.production` refuses such parts, and engines that only observe.
 
     Args:
         pdp: the policy decision point. The default is `WasmPDP()`, whose `data` changes the shipped policy's settings.

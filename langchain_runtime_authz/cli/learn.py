@@ -74,7 +74,7 @@ def learn(
     if not as_json:
         if not any(one.args for one in seen.values()):
             typer.echo("note: the log has no arguments; record with `FileSink(path, content=True)`", err=True)
-        typer.echo(f"{len(seen)} tools were called, {len(stanzas)} drafts", err=True)
+        typer.echo(f"tools called: {len(seen)}, drafts: {len(stanzas)}", err=True)
     called = {n: one.outcomes for n, one in seen.items()}
     return Answer({"called": called, "drafts": list(stanzas), "proposed": after}, text)
 
