@@ -10,7 +10,6 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from contextvars import Context, copy_context
 from functools import cache, partial, wraps
 from operator import attrgetter
@@ -112,20 +111,22 @@ async def _drive_in_thread(engine: Any, flow: Flow[Any], effect: Effect, argumen
     """
     before, closed = copy_context(), Event()
     context = before.copy()
-    job = _threads().submit(context.run, _drive_blocking, engine, flow, effect, arguments, closed)
+    job = partial(_drive_blocking, engine, flow, effect, arguments, closed)
+    # Only waited for: to cancel it would drop a job that no thread has begun, like a commit that gives a call back.
+    ended, cut = asyncio.wrap_future(_threads().submit(context.run, job)), None
     try:
-        return await asyncio.wrap_future(job)
-    except asyncio.CancelledError:
-        ended = asyncio.wrap_future(job)
         while not ended.done():
-            with suppress(asyncio.CancelledError):
+            try:
                 await asyncio.wait([ended])
-        if not ended.cancelled():
-            ended.exception()  # otherwise asyncio logs that nobody asked
-        raise
+            except asyncio.CancelledError as exc:
+                cut = cut or exc
+        if cut is None:
+            return ended.result()
+        ended.exception()  # otherwise asyncio logs that nobody asked
+        raise cut
     finally:
         closed.set()  # a closed coroutine cannot wait for its thread
-        job = ended = None  # type: ignore[assignment]  # an exception's traceback holds this frame
+        cut = ended = None  # type: ignore[assignment]  # an exception's traceback holds this frame
         for variable, value in context.items():
             if variable not in before or before[variable] is not value:  # other tasks may share this context
                 variable.set(value)

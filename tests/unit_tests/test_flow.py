@@ -7,6 +7,7 @@ import gc
 import socket
 import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import ContextVar, copy_context
 from pathlib import Path
@@ -223,6 +224,29 @@ def test_a_scope_of_anyio_ends_a_flow_that_it_cancels() -> None:
         return scope.cancelled_caught
 
     assert asyncio.run(main())
+
+
+def test_a_cancelled_flow_gives_back_although_no_thread_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scope of anyio, as around a streamed response, cancels again at each `await`."""
+    busy, given = Slow(), []
+
+    def flow() -> Flow[None]:
+        try:
+            yield BLOCKS(thread)
+            pool.submit(busy)
+            yield Effect(act, lambda *_: anyio.sleep(5))(thread)
+        finally:
+            yield BLOCKS(lambda: given.append("back"))
+
+    async def main() -> None:
+        asyncio.get_running_loop().call_later(0.2, busy.ends.set)
+        with anyio.move_on_after(0.05):
+            await adrive(ENGINE, flow())
+
+    with ThreadPoolExecutor(1) as pool:
+        monkeypatch.setattr(_flow, "_threads", lambda: pool)
+        asyncio.run(main())
+    assert given == ["back"]
 
 
 def test_a_closed_flow_performs_no_further_effect() -> None:
