@@ -33,6 +33,7 @@ from wasmtime import _ffi
 
 from langchain_runtime_authz._locks import forkable_lock
 from langchain_runtime_authz.errors import Code, PDPError
+from langchain_runtime_authz.pdp.base import PolicyFailed
 
 TICK: Final = 0.05  # seconds: how exactly an evaluation is stopped
 MAX_PAGES: Final = 4096  # of 64 KiB: memory of one instance
@@ -41,6 +42,7 @@ MAX_POOL: Final = 1024
 MAX_MODULES: Final = 8  # compiled modules that are kept for the next program of the same code
 _PAGE: Final = 65536
 _CHUNK: Final = 4096
+_WHY: Final = 200  # characters of a policy's own error
 _ABI: Final = (1, 2)
 _EXPORTS: Final = (
     "opa_malloc",
@@ -53,7 +55,8 @@ _EXPORTS: Final = (
 )
 # The host functions are Wasm, because `wasmtime` keeps Python callbacks in a table that threads may not share.
 _HOST: Final = f"""(module
-  (func (export "opa_abort") (param i32) unreachable)
+  (global $why (export "why") (mut i32) (i32.const 0))
+  (func (export "opa_abort") (param i32) (global.set $why (local.get 0)) unreachable)
   (func (export "opa_println") (param i32))
   {
     "".join(
@@ -97,10 +100,6 @@ def _late(_context: Any, _data: Any, more: Any, _kind: Any) -> int:
         return int(ctypes.cast(_C.wasmtime_error_new(b"out of time"), ctypes.c_void_p).value or 0)
     more[0] = math.ceil(left / TICK)
     return 0
-
-
-class PolicyFailed(RuntimeError):
-    """A policy cannot be loaded or evaluated. The message never quotes the input."""
 
 
 class _Clock:
@@ -287,8 +286,9 @@ class _Instance:
             self._size = partial(_C.wasmtime_memory_data_size, self._context, memory)
             linker.define(self._store, "env", "memory", self._memory)
             host = linker.instantiate(self._store, clock.host)
-            for name, function in host.exports(self._store).items():
-                linker.define(self._store, "env", name, function)
+            for name, given in host.exports(self._store).items():
+                linker.define(self._store, "env", name, given)
+            self._why: Any = host.exports(self._store)["why"]
             exports: Any = linker.instantiate(self._store, program.module).exports(self._store)
             self._call: dict[str, Any] = {name: exports[name] for name in _EXPORTS}
             version = [exports[f"opa_wasm_abi_{part}version"].value(self._store) for part in ("", "minor_")]
@@ -323,7 +323,10 @@ class _Instance:
             answer = ctypes.string_at(self._base() + self._heap, 4)
             return self._text(int.from_bytes(answer, "little", signed=True))
         except wasmtime.Trap as exc:
-            raise PolicyFailed(f"the evaluation trapped: {exc.trap_code}") from exc
+            # OPA says why it stops, like `own.rego:3:1: var assignment conflict`. The input lies behind the heap's start.
+            at = self._why.value(self._store)
+            why = self._text(at)[:_WHY].decode("ascii", "replace") if 0 < at < self._heap else exc.trap_code
+            raise PolicyFailed(f"the evaluation trapped: {why}") from exc
         except wasmtime.WasmtimeError as exc:
             if time.thread_time() >= _own.until:
                 raise TimeoutError from exc

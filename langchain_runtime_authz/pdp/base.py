@@ -29,6 +29,10 @@ MAX_REVISION: Final = 256
 _STOPS: Final = (KeyboardInterrupt, SystemExit, GeneratorExit, asyncio.CancelledError)
 
 
+class PolicyFailed(RuntimeError):
+    """A policy cannot be loaded or evaluated. The message never quotes the input."""
+
+
 @runtime_checkable
 class PDP(Protocol):
     """A policy decision point.
@@ -220,10 +224,11 @@ class Evaluator:
         return parse_answer(answer, self.revision) or self._failed(Code.PDP_MALFORMED)
 
     def _failed(self, code: str, exc: BaseException | None = None) -> Decision:
-        # Log only the exception's type, because its text may quote the request.
+        # Log only the exception's type, because its text may quote the request; ours does not.
         decision = deny(code, "pdp", self.revision)
         if (left_out := self._left_out(code)) is not None:
-            what, ids = f"{code} ({type(exc).__name__})" if exc else code, {"decision_id": decision.decision_id}
+            why = f": {exc}" if isinstance(exc, PolicyFailed) else ""
+            what, ids = f"{code} ({type(exc).__name__}{why})" if exc else code, {"decision_id": decision.decision_id}
             more = f"; {left_out} more were not logged" if left_out else ""
             _log.warning("PDP %s: %s (decision %s)%s", self.pdp.name, what, decision.decision_id, more, extra=ids)
         return decision

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from langchain_runtime_authz._validate import checked_count, checked_path, checked_seconds, checked_text
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError, unreadable
 from langchain_runtime_authz.evaluation import strict_json
-from langchain_runtime_authz.pdp.base import DEFAULT_DEADLINE, InProcess
+from langchain_runtime_authz.pdp.base import DEFAULT_DEADLINE, InProcess, PolicyFailed
 from langchain_runtime_authz.pdp.response import parse_answer, parse_json
 
 if TYPE_CHECKING:
@@ -207,7 +207,7 @@ def merge_shipped(given: Mapping[str, Any], *, own: bool = False) -> dict[str, A
 
 def _program(code: bytes, data: bytes, entrypoint: str, pool_size: int, timeout: float) -> Program:
     # Imported late: wasmtime is the slowest import of the package, and only this PDP needs it.
-    from langchain_runtime_authz.pdp._wasm_host import PolicyFailed, Program
+    from langchain_runtime_authz.pdp._wasm_host import Program
 
     try:
         program = Program(code, data, pool_size=pool_size, timeout=timeout)

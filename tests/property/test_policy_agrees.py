@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from langchain_runtime_authz.evaluation import CallStanding
 from langchain_runtime_authz.grant import Constraint, Grant
-from langchain_runtime_authz.pdp._wasm_host import PolicyFailed
+from langchain_runtime_authz.pdp.base import PolicyFailed
 from langchain_runtime_authz.pdp.wasm import DATA_ROOT, WasmPDP
 from langchain_runtime_authz.testing.example_request import NOW, example_request
 from tests.bundles import DATA, WASM

@@ -16,8 +16,7 @@ import wasmtime
 from langchain_runtime_authz.errors import Code, ConfigError
 from langchain_runtime_authz.evaluation import Decision
 from langchain_runtime_authz.facts.history import TIMES
-from langchain_runtime_authz.pdp._wasm_host import PolicyFailed
-from langchain_runtime_authz.pdp.base import Evaluator
+from langchain_runtime_authz.pdp.base import Evaluator, PolicyFailed
 from langchain_runtime_authz.pdp.wasm import DATA_ROOT, WasmPDP
 from langchain_runtime_authz.testing.example_request import example_request
 from tests.ids import shown

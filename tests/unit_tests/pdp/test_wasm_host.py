@@ -12,7 +12,9 @@ import wasmtime
 from wasmtime import _ffi
 
 from langchain_runtime_authz.pdp import _wasm_host
-from langchain_runtime_authz.pdp._wasm_host import PolicyFailed, Program
+from langchain_runtime_authz.pdp._wasm_host import Program
+from langchain_runtime_authz.pdp.base import Evaluator, PolicyFailed
+from langchain_runtime_authz.pdp.wasm import WasmPDP
 
 PERMIT = b'{"decision":true}'
 GOOD = f'[{{"result":{PERMIT.decode()}}}]'
@@ -81,6 +83,20 @@ def test_what_goes_wrong_fails_that_evaluation_only(evaluate: str) -> None:
             policy.evaluate(b"bad", "a/b")
         assert policy.evaluate(b"good", "a/b") == PERMIT
     policy.close()
+
+
+@pytest.mark.parametrize(("at", "says"), [("64", "{}"), ("(local.get 3)", "UNREACHABLE"), ("0", "UNREACHABLE"), ("-1", "UNREACHABLE")])
+def test_a_policy_says_why_it_stops_and_never_by_its_input(at: str, says: str, caplog: pytest.LogCaptureFixture) -> None:
+    """The message goes to the log, so that a policy's author reads the file and line of a conflict."""
+    at = at if at.startswith("(") else f"(i32.const {at})"
+    policy = program(module(f"(call $abort {at}) (i32.const 4096)"))
+    with pytest.raises(PolicyFailed, match=says):
+        policy.evaluate(b"secret", "a/b")
+    policy.close()
+    pdp = WasmPDP()
+    pdp.program.evaluate = policy.evaluate
+    assert Evaluator(pdp).evaluate([b"{}"])[0].reasons == ("pdp_error",) and "PolicyFailed: closed" in caplog.text
+    pdp.close()
 
 
 @pytest.mark.parametrize("heap", ["-1", "0", "2147483647", "-2147483648"])
