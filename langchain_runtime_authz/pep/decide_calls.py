@@ -36,9 +36,6 @@ from langchain_runtime_authz.telemetry.logs import logger
 
 _log = logger(__name__)
 
-_CALL_OBLIGATIONS: Final = frozenset(
-    ("redact", "require_approval", "rate_limit", "budget", "notify", "revoke", "rotate")
-)
 _BEGUN: Final[Mapping[CallState, Code]] = {
     "suspended": Code.STALE_EPOCH,
     "claimed": Code.CALL_IN_PROGRESS,
@@ -98,7 +95,7 @@ def decide_calls(run: Run, calls: Sequence[Call], entry: Entry = None) -> Flow[l
     if entry is not None and len(answers) > len(asked):
         yield from entry.conclude(answers.pop(0))
     for one, decision in zip(asked, answers, strict=True):
-        one.decision = understood(decision, _CALL_OBLIGATIONS) if decision.obligations else decision
+        one.decision = understood(decision, "tools/call") if decision.obligations else decision
         if one.doubts or decision.outcome == "approval_required":
             one.decision = ask_despite(one, one.decision) if one.doubts else one.decision
             one.evidence = sentences(run, one)

@@ -27,9 +27,6 @@ MAX_KEPT: Final = 256  # permits that are cached per agent and root entry
 ENTER: Final = "node/enter"
 MODEL: Final = "model/call"
 
-_OBLIGATIONS: Final = frozenset(("require_approval", "rate_limit", "budget", "notify", "revoke"))
-_MODEL_OBLIGATIONS: Final = _OBLIGATIONS | {"withhold_tools"}
-
 
 def decide_step(
     run: Run,
@@ -66,7 +63,7 @@ def decide_step(
             else:
                 started, body, decision = answered
             if decision.obligations:
-                decision = understood(decision, _MODEL_OBLIGATIONS if action == MODEL else _OBLIGATIONS)
+                decision = understood(decision, action)
         permit = decision.outcome == "permit"
         changes = list(extra(decision)) if extra is not None and permit else []
         if decision.obligations:

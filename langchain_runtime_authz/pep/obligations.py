@@ -125,6 +125,9 @@ def _positive(value: object) -> bool:
     return _natural(value) and value != 0
 
 
+# Types that can be carried out for a step, by action.
+_ANY: Final = frozenset(("require_approval", "rate_limit", "budget", "notify", "revoke"))
+_ABLE: Final = {"tools/call": _ANY | {"redact", "rotate"}, "model/call": _ANY | {"withhold_tools"}}
 # Permitted properties, by type.
 _SHAPES: Final[Mapping[str, Mapping[str, Callable[[object], bool]]]] = {
     "withhold_tools": {"tools": _names, "provider_tools": _names},
@@ -170,11 +173,12 @@ def _structure(text: str) -> dict[str, Any] | list[Any] | str | None:
     return parsed if isinstance(parsed, dict | list) else None
 
 
-def understood(decision: Decision, able: Collection[str]) -> Decision:
-    """Return the decision, or a deny if an obligation cannot be carried out.
+def understood(decision: Decision, action: str) -> Decision:
+    """Return the decision, or a deny if an obligation cannot be carried out for this action.
 
-    `able`: the types that can be carried out for this step. The deny keeps the obligations that can be carried out.
+    The deny keeps the obligations that can be carried out.
     """
+    able = _ABLE.get(action, _ANY)
     known = [o for o in decision.obligations if o.type in able and demands(o) is not None]
     if len(known) == len(decision.obligations):
         return decision

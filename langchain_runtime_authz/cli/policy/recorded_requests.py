@@ -19,10 +19,11 @@ from langchain_runtime_authz.audit.encryption import opener
 from langchain_runtime_authz.audit.record import erase, place
 from langchain_runtime_authz.cli._app import Answer, Keys
 from langchain_runtime_authz.cli.policy.open_policy import Policy, open_policy
-from langchain_runtime_authz.errors import ConfigError, sentence, unreadable, wrong_field
+from langchain_runtime_authz.errors import Code, ConfigError, sentence, unreadable, wrong_field
 from langchain_runtime_authz.evaluation import Decision, EvaluationRequest, LocalContext, Obligation
 from langchain_runtime_authz.facts.local_time import local_time
 from langchain_runtime_authz.pdp.base import PDP, Evaluator
+from langchain_runtime_authz.pep.obligations import understood
 
 MAX_CHANGES: Final = 3  # at once
 MAX_SETS: Final = 5
@@ -106,8 +107,9 @@ def zoned(policy: Policy, request: EvaluationRequest) -> EvaluationRequest:
 
 
 def decide(pdp: PDP, requests: Sequence[EvaluationRequest]) -> list[Decision]:
+    """Decide as the enforcement point would, which refuses obligations that it does not know."""
     evaluator = Evaluator(pdp, deadline=600)
-    return [evaluator.evaluate([request.to_json()])[0] for request in requests]
+    return [understood(evaluator.evaluate([r.to_json()])[0], r.action.name) for r in requests]
 
 
 def _decided(policy: Policy, requests: Sequence[EvaluationRequest], *, whole: bool) -> list[Answered]:
@@ -283,7 +285,8 @@ def explained(policy: Policy, decision: Decision, request: EvaluationRequest) ->
     text = [] if fired else ["because   no rule denies it or asks"]
     for code, where in fired.items():
         text.append(f"because   {code}: {sentence(code)}")
-        text.append(f"          {', '.join(where) or 'by default: no rule permits it'}")
+        given = [", ".join(where)] if where else ["by default: no rule permits it"] * (code == Code.NO_PERMIT)
+        text += [f"          {line}" for line in given]
     text += [f"obliges   {o.type} {json.dumps(o.properties)}" for o in decision.obligations]
     return document, text
 

@@ -492,6 +492,15 @@ def test_a_wrong_cedar_file_is_one_line(run: Command, cedar: Path, name: str, te
         assert failed.exit_code in (1, 2) and says in failed.output.splitlines()[0]
 
 
+def test_an_obligation_that_no_call_can_meet_fails_its_case(run: Command, cedar: Path, tmp_path: Path) -> None:
+    """The enforcement point would deny each call, so no command says that one is permitted, and nothing is built."""
+    (cedar / "cedar/own.cedar").write_text('@obligation("mask")\npermit (principal, action == Action::"tools/call", resource);')
+    for field, refused in (("fields", False), ("field", True)):
+        (cedar / "obligations.json").write_text(json.dumps({"mask": {"type": "redact", "properties": {field: ["iban"]}}}))
+        for arguments in (["test", cedar], ["build", cedar, "-o", tmp_path / "out"], ["try", tmp_path / "r.json", cedar]):
+            assert ("unknown_obligation" in run(*arguments).output) is refused
+
+
 def test_a_recorded_log_is_replayed_under_cedar(run: Command, log: Path, cedar: Path) -> None:
     """The demo's log: the shipped sample decides alike; a rule flips what it is about."""
     assert run("diff", log, cedar, cedar).exit_code == 0
