@@ -174,9 +174,9 @@ def _structure(text: str) -> dict[str, Any] | list[Any] | str | None:
 
 
 def understood(decision: Decision, action: str) -> Decision:
-    """Return the decision, or a deny if an obligation cannot be carried out for this action.
+    """Return the decision, or a deny if an obligation cannot be carried out.
 
-    The deny keeps the obligations that can be carried out.
+    The action says which types can be carried out. The deny keeps those that can.
     """
     able = _ABLE.get(action, _ANY)
     known = [o for o in decision.obligations if o.type in able and demands(o) is not None]

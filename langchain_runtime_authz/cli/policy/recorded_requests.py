@@ -107,7 +107,7 @@ def zoned(policy: Policy, request: EvaluationRequest) -> EvaluationRequest:
 
 
 def decide(pdp: PDP, requests: Sequence[EvaluationRequest]) -> list[Decision]:
-    """Decide as the enforcement point would, which refuses obligations that it does not know."""
+    """Decide, and refuse unknown obligations as the enforcement point does."""
     evaluator = Evaluator(pdp, deadline=600)
     return [understood(evaluator.evaluate([r.to_json()])[0], r.action.name) for r in requests]
 

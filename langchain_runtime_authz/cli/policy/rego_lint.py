@@ -31,6 +31,7 @@ _INSTEAD: Final = {
     "print": "look at a request with `runtime-authz policy try`",
 }
 _GET: Final = re.compile(r'(\bobject\.get\(\s*([\w.]+)\s*,\s*)("\w+"|\[(?:\s*"\w+"\s*,?)+\])')
+_HEAD: Final = re.compile(r"(?:default\s+)?(?!(?:package|import|else)\b)([a-zA-Z_]\w*)")
 _STRING: Final = re.compile(r'"(?:\\.|[^"\\])*"|`[^`]*`')
 
 
@@ -48,6 +49,25 @@ def lint_rego(files: Mapping[str, str]) -> Iterator[str]:
                 if _HOSTED.match(called):
                     instead = _INSTEAD.get(called.partition(".")[0], "compute it before the request is made")
                     yield f"{name}:{number}: `{called}` is not native to Wasm; {instead}"
+
+
+def lint_unread(files: Mapping[str, str], entrypoint: str) -> Iterator[str]:
+    """Yield `file:line: error` for each rule that nothing reads."""
+    heads: list[tuple[str, int, str]] = []
+    read = {entrypoint.rpartition("/")[2], "batch"}
+    for name, text in files.items():
+        depth = 0
+        for number, line in enumerate(text.splitlines(), 1):
+            code = _STRING.sub('""', line).partition("#")[0]
+            head = None if depth else _HEAD.match(code)
+            heads += [(name, number, head[1])] if head else []
+            read.update(re.findall(r"\w+", code[head.end() if head else 0 :]))
+            depth += sum(map(code.count, "{[(")) - sum(map(code.count, "}])"))
+    for name, number, rule in heads:
+        if rule not in read:
+            meant = get_close_matches(rule, {"denied", "asked", "approval_terms", "obliged"}, 1)
+            more = f"; `{meant[0]}` is meant, or another name" if meant else ""
+            yield f"{name}:{number}: nothing reads the rule `{rule}`, so it changes no decision{more}"
 
 
 def lint_paths(files: Mapping[str, str], opa: str | None) -> Iterator[str]:
@@ -122,7 +142,7 @@ def lint_policy(policy: Policy, own: Mapping[str, str], opa: str | None) -> list
     """Return mistakes in the Rego and data of a policy that compiles."""
     found = list(lint_rego({n: t for n, t in policy.rego.items() if n not in own}))
     if not all(name.endswith(SHIPPED_REGO) for name in policy.rego):
-        found += lint_paths(policy.rego, opa)
+        found += [*lint_paths(policy.rego, opa), *lint_unread(policy.rego, policy.entrypoint)]
     whole = policy.data if policy.wasm is not None else merge_shipped(policy.data, own=True)
     data = whole.get(DATA_ROOT, {})
     return found + [f"data.json: {line}" for line in wrong_data(data if isinstance(data, dict) else {})]

@@ -17,7 +17,7 @@ import pytest
 
 from langchain_runtime_authz.audit.sinks import FileSink
 from langchain_runtime_authz.cli.policy.open_policy import SHIPPED_REGO, open_policy, shipped_rego
-from langchain_runtime_authz.cli.policy.rego_lint import lint_rego
+from langchain_runtime_authz.cli.policy.rego_lint import lint_rego, lint_unread
 from langchain_runtime_authz.demo.bank import perform
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.evaluation import EvaluationRequest, request_schema
@@ -390,6 +390,19 @@ def test_what_opa_would_not_say(line: str) -> None:
 ])
 def test_what_is_fine(line: str) -> None:
     assert list(lint_rego({"own.rego": f"package p\n{line}\n"})) == []
+
+
+@pytest.mark.parametrize(("rules", "found"), [
+    ('deny contains "x" if is_call', ["own.rego:2: nothing reads the rule `deny`, so it changes no decision; `denied` is meant"]),
+    ("approval_term contains {} if is_call # approval_term", ["own.rego:2: nothing reads the rule `approval_term`"]),
+    ("default mine := 1\n\nmine := 2 if is_call", ["own.rego:2: ", "own.rego:4: "]),
+    ('denied contains "x" if {\nmine\n}\n\nmine if is_call', []),
+    ('denied contains "x" if data.runtime_authz.mine\n\nmine := {\n"a": 1,\n}', []),
+])
+def test_a_rule_that_nothing_reads_is_found(rules: str, found: list[str]) -> None:
+    """A misspelt `denied` would forbid nothing, without an error of any engine."""
+    told = list(lint_unread({"runtime_authz.rego": shipped_rego(), "own.rego": f"package runtime_authz\n{rules}\n"}, "a/decision"))
+    assert len(told) == len(found) and all(line.startswith(start) for line, start in zip(told, found, strict=True))
 
 
 @pytest.mark.parametrize(("data", "at"), [
