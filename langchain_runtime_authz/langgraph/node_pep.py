@@ -27,9 +27,9 @@ from langchain_runtime_authz.langgraph import tool_batch
 from langchain_runtime_authz.langgraph.callback_backstop import install
 from langchain_runtime_authz.langgraph.graph_entry import Owner, RootEntry
 from langchain_runtime_authz.langgraph.messages import ai_messages, plans_of, record, record_plans
+from langchain_runtime_authz.langgraph.node_calls import NodeCalls
 from langchain_runtime_authz.langgraph.review_questions import note_question, reviewed_tools
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt, RunHandle, find_run, opened, run_scope, within
-from langchain_runtime_authz.langgraph.tool_arrival import NodeCalls
 from langchain_runtime_authz.langgraph.tool_call_parsing import newest_plan
 from langchain_runtime_authz.langgraph.tool_execution import RunCode
 from langchain_runtime_authz.langgraph.tool_guard import guard_held_by, guard_tool

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import count
+from itertools import count, product
 
 from langgraph.func import entrypoint, task
 
@@ -42,17 +42,18 @@ def one_node(model: Any, ran: list[Any], send: Any, look: Any = None) -> Any:
     return node_graph(step, checkpointer=InMemorySaver())
 
 
-def functional(model: Any, ran: list[Any], send: Any, look: Any = None) -> Any:
-    """Model and tools as tasks of an entrypoint."""
+def functional(model: Any, ran: list[Any], send: Any, look: Any = None, *, results: Any = None) -> Any:
+    """Model and tools as tasks of an entrypoint. `results` makes a message's calls."""
     pay = bill(ran)
 
     @task
     def think(messages: list[Any]) -> Any:
         return model.invoke(messages)
 
-    @task
     def act(c: Any) -> Any:
         return answers([c], [pay.invoke(send(c))])["messages"][0]
+
+    made = results or (lambda act, calls: [task(act)(c).result() for c in calls])
 
     @entrypoint(checkpointer=InMemorySaver())
     def agent(state: Any) -> Any:
@@ -60,10 +61,20 @@ def functional(model: Any, ran: list[Any], send: Any, look: Any = None) -> Any:
         while (message := think(messages).result()).tool_calls:
             for c in message.tool_calls if look else ():
                 look(c)
-            messages += [message, *[act(c).result() for c in message.tool_calls]]
+            messages += [message, *made(act, message.tool_calls)]
         return {"messages": [*messages, message]}
 
     return agent
+
+
+def in_body(*given: Any) -> Any:
+    """Only the model is a task."""
+    return functional(*given, results=lambda act, calls: [act(c) for c in calls])
+
+
+def together(*given: Any) -> Any:
+    """A message's calls are made at once."""
+    return functional(*given, results=lambda act, calls: [future.result() for future in [task(act)(c) for c in calls]])
 
 
 def played(authz: Any, graph: Any, *given: Any) -> Any:
@@ -75,6 +86,45 @@ def played(authz: Any, graph: Any, *given: Any) -> Any:
 
 
 shape, send = params([one_node, functional]), params(SEND)
+EDIT = {"type": "edit", "edited_action": {"name": "pay", "args": {"to": "ann", "amount": "9"}}}
+
+
+@pytest.mark.parametrize("names", [("ann", "bob", "cy"), ("ann", "ann", "ann")], ids=["different", "equal"])
+@pytest.mark.parametrize("decided", [*product([APPROVE, NO, EDIT], repeat=2)], ids=lambda ds: "-".join(d["type"] for d in ds))
+@pytest.mark.parametrize("graph_of", [one_node, functional, together, in_body])
+def test_each_call_of_a_message_hears_its_own_answer(graph_of: Any, decided: Any, names: Any, send: str) -> None:
+    """A task that runs again finds its call, though an answer in words took it out of the plan and an equal call ran."""
+    ran: list[Any] = []
+    ids = count()
+
+    def reply(messages: list[Any]) -> AIMessage:
+        if isinstance(messages[-1], ToolMessage):
+            return AIMessage("done")
+        return says(*[call("pay", {"to": n, "amount": "5"}, f"c{next(ids)}") for n in names])
+
+    authz, graph = protecting(graph_of(ScriptedChatModel(script=[reply] * 20), ran, SEND[send]), asking("pay"))
+    state, left = told(authz, graph, human(), THREAD), [APPROVE, *decided]
+    while asked := graph.get_state(THREAD).interrupts:
+        state = told(authz, graph, Command(resume={i.id: {"decisions": [left.pop(0)]} for i in asked}), THREAD)
+    outcome = {"approve": lambda n: (n, 5.0, "USD"), "edit": lambda n: ("ann", 9.0, "USD")}
+    paid = [outcome[d["type"]](n) for d, n in zip([APPROVE, *decided], names, strict=True) if d is not NO]
+    assert sorted(ran) == sorted(paid) and not left and state["messages"][-1].text == "done"
+
+
+def test_a_message_repeated_after_an_answer_in_words_is_a_new_plan(send: str) -> None:
+    """The node's own question changes the task before any call of the message was made."""
+    ran: list[Any] = []
+    model, pay = fresh("ann"), bill(ran)
+
+    def step(state: MessagesState) -> Any:
+        message = model.invoke(state["messages"])
+        interrupt("Which?")
+        outputs = [pay.invoke(SEND[send](c)) for c in message.tool_calls]
+        return {"messages": [message, *answers(message.tool_calls, outputs)["messages"]]}
+
+    authz, graph = protecting(node_graph(step, checkpointer=InMemorySaver()), rules_that_permit())
+    played(authz, graph, Command(resume="Only ann."))
+    assert ran == BOTH[:1]
 
 
 def test_each_question_of_a_loop_is_asked_once(shape: Any, send: str) -> None:
@@ -160,9 +210,6 @@ def test_the_model_hears_an_answer_in_words(answer: Any, heard: str, inside: boo
     state = played(authz, graph, resume(answer), resume(APPROVE))
     first = next(m for m in state["messages"] if isinstance(m, ToolMessage))
     assert heard in first.text and ran == BOTH[1:]
-
-
-EDIT = {"type": "edit", "edited_action": {"name": "pay", "args": {"to": "ann", "amount": "9"}}}
 
 
 @pytest.mark.parametrize(("first", "paid"), [(APPROVE, BOTH[0]), (EDIT, ("ann", 9.0, "USD"))])
