@@ -24,16 +24,37 @@ if TYPE_CHECKING:
     from langchain_runtime_authz.mandate.model import Mandate
     from langchain_runtime_authz.tool_profile import ToolProfile, profile
 
-__all__ = ["AuthzCallbackHandler", "AuthzDenied", "AuthzError", "AuthzHalt", "AuthzMiddleware", "AuthzToolNode",
-           "Constraint", "Grant", "Mandate", "RuntimeAuthz", "ToolProfile", "current_call", "profile"]  # fmt: skip
+__all__ = [
+    "AuthzCallbackHandler",
+    "AuthzDenied",
+    "AuthzError",
+    "AuthzHalt",
+    "AuthzMiddleware",
+    "AuthzToolNode",
+    "Constraint",
+    "Grant",
+    "Mandate",
+    "RuntimeAuthz",
+    "ToolProfile",
+    "current_call",
+    "profile",
+]
 
 _MODULES: Final = {
-    "AuthzCallbackHandler": "langgraph.callback_handler", "AuthzDenied": "errors", "AuthzError": "errors",
-    "AuthzHalt": "langgraph.run_context", "AuthzMiddleware": "langgraph.middleware",
-    "AuthzToolNode": "langgraph.node_pep", "Constraint": "grant", "Grant": "grant", "Mandate": "mandate.model",
-    "RuntimeAuthz": "authz", "ToolProfile": "tool_profile", "current_call": "credential.current_call",
+    "AuthzCallbackHandler": "langgraph.callback_handler",
+    "AuthzDenied": "errors",
+    "AuthzError": "errors",
+    "AuthzHalt": "langgraph.run_context",
+    "AuthzMiddleware": "langgraph.middleware",
+    "AuthzToolNode": "langgraph.node_pep",
+    "Constraint": "grant",
+    "Grant": "grant",
+    "Mandate": "mandate.model",
+    "RuntimeAuthz": "authz",
+    "ToolProfile": "tool_profile",
+    "current_call": "credential.current_call",
     "profile": "tool_profile",
-}  # fmt: skip
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -197,7 +197,9 @@ class Threads:
         """
         place = thread_config(config)
         if place is None or not graph.checkpointer:
-            raise ConfigError("only a thread is entered again: the graph needs a checkpointer, the config a thread")
+            raise ConfigError(
+                "only a thread is entered again: the graph needs a checkpointer, the config a `thread_id`"
+            )
         scope = self._scope(str(place["configurable"]["thread_id"]), graph)
         doubts = tuple((yield from self._unknown_calls(scope)))
         snapshot: Snapshot = yield Load(scope, Query(log=True, asks=True, marks=(HEAD,)))

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypedDict, TypeVar, Un
 from urllib.parse import quote_plus, unquote, urlencode, urlsplit
 
 from langchain_runtime_authz._flow import Flow, Perform, both
-from langchain_runtime_authz._renewed_files import AnyPath, Certificate, bearer_token, tls_context
+from langchain_runtime_authz._renewed_files import bearer_token, tls_context
 from langchain_runtime_authz._url import checked_url, is_loopback, is_plain_url, split_url
 from langchain_runtime_authz._validate import checked_count, checked_seconds, wrong
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError, PDPError
@@ -60,8 +60,8 @@ class Connection(TypedDict, total=False):
     """
 
     timeout: float
-    ca_file: AnyPath | None
-    client_cert: Certificate | None
+    ca_file: str | Path | None
+    client_cert: str | Path | tuple[str | Path, str | Path] | None
     tls: Callable[[], ssl.SSLContext] | None
     proxy: str | None
     pool_size: int
@@ -144,8 +144,8 @@ class Link:
         url: str,
         *,
         timeout: float = 1.0,
-        ca_file: AnyPath | None = None,
-        client_cert: Certificate | None = None,
+        ca_file: str | Path | None = None,
+        client_cert: str | Path | tuple[str | Path, str | Path] | None = None,
         tls: Callable[[], ssl.SSLContext] | None = None,
         token_file: str | Path | None = None,
         proxy: str | None = None,
@@ -285,8 +285,9 @@ class Link:
         sent = {**_PLAIN, **({} if body is None else {"Content-Type": "application/json"}), **headers}
         if self._token is not None:
             sent["Authorization"] = f"Bearer {self._token.read()}"
-        own |= {"data": body, "headers": sent, "allow_redirects": False, "proxy": self._proxy}
-        asked = self._session.request(method, url, **own)
+        asked = self._session.request(
+            method, url, data=body, headers=sent, allow_redirects=False, proxy=self._proxy, **own
+        )
         try:
             async with asked as response:
                 try:
@@ -331,9 +332,10 @@ class Fetcher:
 
     async def _exchange(self, method: str, headers: Mapping[str, str], form: Mapping[str, Any] | None) -> Answer:
         body = None if form is None else urlencode(form).encode()
-        sent = headers if form is None else {**headers, "Content-Type": "application/x-www-form-urlencoded"}
-        options: Any = {"limit": MAX_ANSWER_BYTES, "any_status": True}
-        reply = await self._link.exchange(method, self.url, body=body, headers=sent, **options)
+        own = {} if form is None else {"Content-Type": "application/x-www-form-urlencoded"}
+        reply = await self._link.exchange(
+            method, self.url, limit=MAX_ANSWER_BYTES, body=body, headers={**headers, **own}, any_status=True
+        )
         try:
             document = strict_json(reply.body)
         except (ValueError, RecursionError):

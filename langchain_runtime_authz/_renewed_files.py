@@ -12,8 +12,6 @@ from langchain_runtime_authz._validate import checked_path, wrong
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError
 
 T = TypeVar("T")
-AnyPath = str | Path
-Certificate = AnyPath | tuple[AnyPath, AnyPath]
 
 
 class Renewed(Generic[T]):
@@ -54,7 +52,9 @@ def replace_file(file: Path, data: bytes, mode: int = 0o666) -> None:
     temporary.replace(file)
 
 
-def tls_context(ca_file: AnyPath | None, client_cert: Certificate | None) -> Renewed[ssl.SSLContext]:
+def tls_context(
+    ca_file: str | Path | None, client_cert: str | Path | tuple[str | Path, str | Path] | None
+) -> Renewed[ssl.SSLContext]:
     """Return the TLS context for these files. It is made again when a file changes."""
     given = client_cert if isinstance(client_cert, tuple) else () if client_cert is None else (client_cert,)
     if (client_cert is not None and not given) or len(given) > 2:  # noqa: PLR2004

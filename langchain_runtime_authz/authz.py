@@ -175,9 +175,11 @@ class RuntimeAuthz(Threads):
         ):
             of_kind(name, given, kind, wanted)
         parts.refuse_older(self.ledger, self.audit, tenant)
-        brings = [one for one in parts.behind(pdp) if isinstance(one, parts.Revised)]
+        brings = parts.revised(pdp)
         if len(brings) > 1 and profiles is None:
-            raise ConfigError("several policies of the `pdp` bring profiles; give those that count as `profiles=`")
+            raise ConfigError(
+                "several policies of the `pdp` bring profiles and grants; give the profiles that count as `profiles=`"
+            )
         self._revised = brings[0] if len(brings) == 1 else None
         brought = self._revised if profiles is None else None
         self.profiles = Profiles(declared if brought is None else lambda: brought.profiles)
@@ -339,8 +341,9 @@ class RuntimeAuthz(Threads):
         """
         handle = self.run(subject=Subject.of(subject), task=task, grant=grant, mandate=mandate)
         scope = self.root_entry.scope(agent, thread or f"session:{new_id()}")
-        about = scope, handle.subject, handle.run_id, agent
-        entry: Entry = yield from open_entry(self._engine, *about, **handle.brings())
+        entry: Entry = yield from open_entry(
+            self._engine, scope, handle.subject, handle.run_id, agent, **handle.brings()
+        )
         return Session(entry.run, self.profiles.declared)
 
     session, asession = both(_session)

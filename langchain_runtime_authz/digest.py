@@ -37,8 +37,14 @@ _PLAIN_FORMS: Final[Any] = ((str, str.__str__), (int, int.__int__), (float, floa
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 # Types whose `repr` is short and complete.
 _EXACT_REPR: Final = (
-    *(bool, float, complex, decimal.Decimal),
-    *(uuid.UUID, pathlib.PurePath, datetime.timedelta, datetime.tzinfo),
+    bool,
+    float,
+    complex,
+    decimal.Decimal,
+    uuid.UUID,
+    pathlib.PurePath,
+    datetime.timedelta,
+    datetime.tzinfo,
 )
 
 

@@ -8,7 +8,7 @@ proves meet idempotent, commutative, associative and monotone, and that `permits
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -90,18 +90,20 @@ class Constraint(_Frozen):
     def permits(self, value: object) -> bool:
         """Return True if `value` (a JSON value) satisfies the constraint."""
         if self.one_of is not None:
-            return isinstance(value, Scalar) and _key(value) in {_key(v) for v in self.one_of}
+            if not isinstance(value, str | int | float | bool):
+                return False
+            return _key(value) in {_key(v) for v in self.one_of}
         if self.ge is None and self.le is None:
             return True
         return _within(value, self.ge, self.le)
 
     def meet(self, other: Constraint) -> Constraint:
         """Return the greatest constraint that both permit."""
-
-        def shared(one: Sequence[Scalar], other: Sequence[Scalar]) -> tuple[Scalar, ...]:
-            return tuple(v for v in one if _key(v) in {*map(_key, other)})
-
-        one_of = _bound(shared, self.one_of, other.one_of)
+        if self.one_of is not None and other.one_of is not None:
+            theirs = {_key(v) for v in other.one_of}
+            one_of: tuple[Scalar, ...] | None = tuple(v for v in self.one_of if _key(v) in theirs)
+        else:
+            one_of = self.one_of if self.one_of is not None else other.one_of
         return Constraint(one_of=one_of, ge=_bound(max, self.ge, other.ge), le=_bound(min, self.le, other.le))
 
 
@@ -136,11 +138,12 @@ class Grant(_Frozen):
     def _normalise(cls, data: Any) -> Any:
         """Drop empty constraints, so that grants of one meaning compare equal."""
         if isinstance(data, Mapping) and isinstance(data.get("args"), Mapping):
-            # Anything but a mapping is refused below: an unreadable constraint must not count as none.
             args = {
-                tool: {n: Constraint.model_validate(c) for n, c in named.items()}
+                tool: {
+                    name: c if isinstance(c, Constraint) else Constraint.model_validate(c) for name, c in named.items()
+                }
                 if isinstance(named, Mapping)
-                else named
+                else named  # refused below: an unreadable constraint must not count as none
                 for tool, named in data["args"].items()
                 if not isinstance(named, Mapping) or named
             }
@@ -208,7 +211,9 @@ def _bound(choose: Any, a: Any, b: Any) -> Any:
 
 
 def _intersect(a: tuple[str, ...] | None, b: tuple[str, ...] | None) -> tuple[str, ...] | None:
-    return _bound(lambda one, other: tuple(sorted({*one} & {*other})), a, b)  # type: ignore[no-any-return]
+    if a is None or b is None:
+        return b if a is None else a
+    return tuple(sorted(set(a) & set(b)))
 
 
 def _union(a: Mapping[str, Any], b: Mapping[str, Any], both: Any) -> dict[str, Any]:

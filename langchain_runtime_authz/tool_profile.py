@@ -70,8 +70,43 @@ class ToolProfile(BaseModel):
     A *field* of the output is its dotted path of names, without list indices: `sender`, `attachments.title`. A
     statement about a field holds for everything below it. `""` is the output itself.
 
-    `docs/profiles.md` explains every field. Critical arguments are the request's `target` and are never shortened. Every
-    other argument of a side effect counts as critical for the mandate (`mandate.call_matching`), unless it is `free`.
+    Attributes:
+        effect: what a call does; `fetch` is a read whose address is visible outside. `compute` reads and changes
+            nothing, and its arguments go nowhere.
+        sink: where the call's arguments end up.
+        verdict: `ask` asks about each call and `deny` denies it. `permit` lifts the policy's questions. It does not
+            lift the policy's denials, nor what the mandate forbids or wants confirmed.
+        critical: argument → kind, for arguments that decide whom or what a call hits. A dotted path leads into an
+            argument: `attachments.file_id`. Critical arguments are the request's `target` and are never shortened. The
+            kinds `principal`, `url` and `channel` are destinations. An `object` exists already, a `name` is new.
+        when: arguments that are dates or times.
+        text: free-text arguments.
+        free: arguments that decide nothing, like the language of an answer. Every other argument of a side effect counts as
+            critical for the mandate (`mandate.call_matching`).
+        injected: arguments that a node's code may add to the model's. An added one is not part of the decision.
+        data_class: the class of the data that the tool returns or handles; `class` in a file.
+        trust: who writes the output; or by field, `{"": external, id: system}`.
+        prose: free-text fields. A value inside one is a mention, not an assertion.
+        counterparty: fields whose value the other side of a transaction chose.
+        author: the field that says who made a record. If it names the subject (`Subject.properties["identifiers"]`), no
+            outsider chose the fields next to it.
+        intent: orders by which a user asks for the tool, with arguments in braces, like `book {room} [on {date}]`; or
+            verbs, which suggest plain orders. Only `mandate.words` reads them.
+        synonyms: argument → words of users → the value that they stand for, like `{environment: {prod: production}}`.
+        reaches: names of other declared tools that a call can start; the policy decides on the whole chain. Also
+            audiences, as URLs, of the services behind the tool, for which a call's token may be exchanged.
+        resource: the name of what a read returns, with arguments in braces: `file:{path}`. `RuntimeAuthz.data_changed`
+            takes this name.
+        version: the output field that changes with the content, like an ETag; by default the whole output.
+        question: what an approver is asked above the exact arguments, like `Pay {amount} to {recipient}?`.
+        decisions: what an approver may answer: `approve` and `reject`, and if you like `edit` and `respond`.
+        audience: audiences for which a per-call token may be minted.
+        token: how a token holds the call's arguments: `digest` hides their values, `plain` shows them.
+        idempotent: True if a call whose outcome is unknown may run again.
+        digest: the `tool_digest` of the reviewed tool; pinned at first sight if absent.
+        origin: the top-level package that holds the tool's code. A tool of another package does not get the profile.
+        arguments: the names of all arguments that the tool takes. A tool that takes others does not get the profile.
+        draft: True until somebody has reviewed the profile. Until then the tool counts as unprofiled.
     """
 
     model_config = ConfigDict(defer_build=True, strict=True, frozen=True, extra="forbid")
@@ -134,18 +169,24 @@ class ToolProfile(BaseModel):
         return tuple(said for said in self.intent if not {*"{}[]()|"}.isdisjoint(said))
 
     def _arguments_of(self, field: str) -> list[str]:
-        named = [part[1:] for part in string.Formatter().parse(getattr(self, field) or "") if part[1] is not None]
-        for name, spec, conversion in named:
-            if spec or conversion or not str(name).isidentifier():
+        names = []
+        for _, name, spec, conversion in string.Formatter().parse(getattr(self, field) or ""):
+            if name is not None and (spec or conversion or not name.isidentifier()):
                 raise ValueError(f"`{field}` has `{{{name}…}}`; put only an argument's name in the braces")
-        return [str(name) for name, *_ in named]
+            names += [name] if name is not None else []
+        return names
 
     def named(self) -> dict[str, Sequence[str]]:
         """Return profile field → paths of the arguments that the field names."""
         worded = {field: self._arguments_of(field) for field in ("resource", "question")}
         ordered = {name_in(item) for item in items(*filter(str.strip, self.intent)) if item[0] == "{"}
-        fields = {field: tuple(getattr(self, field)) for field in ("synonyms", "critical", "when", "text", "free")}
-        return {"intent": tuple(ordered), **fields, **worded}
+        fields = ("critical", "when", "text", "free")
+        return {
+            "intent": tuple(ordered),
+            "synonyms": tuple(self.synonyms),
+            **{field: tuple(getattr(self, field)) for field in fields},
+            **worded,
+        }
 
     _chain: tuple[tuple[str, ToolProfile], ...] = ()
 
@@ -235,8 +276,9 @@ def load_profiles(source: Source | Sequence[Source] | None) -> dict[str, ToolPro
             found[name], of[name] = _validate(f"{where}: {name}", fields, name), where
     for name, declared in found.items():
         if unknown := sorted(n for n in set(declared.reaches) - found.keys() if "://" not in n):
-            found_no = f"`reaches` names `{unknown[0]}`, which has no profile here"
-            raise ConfigError(f"{of[name]}: {name}: {found_no}", Code.PROFILE_INVALID)
+            raise ConfigError(
+                f"{of[name]}: {name}: `reaches` names `{unknown[0]}`, which has no profile here", Code.PROFILE_INVALID
+            )
     for declared in found.values():
         declared.link(found)
     return found
@@ -312,14 +354,16 @@ def check_arguments(name: str, declared: ToolProfile, arguments: Mapping[str, ob
                 takes = ", ".join(sorted(arguments)) or "nothing"
                 raise ConfigError(f"{name}: `{fact}` names `{path}`, but the tool takes {takes}", Code.PROFILE_INVALID)
             if not _leads(arguments[first], inner):
-                lacks = "which the tool's schema does not have"
-                raise ConfigError(f"{name}: `{fact}` names `{path}`, {lacks}", Code.PROFILE_INVALID)
+                raise ConfigError(
+                    f"{name}: `{fact}` names `{path}`, which the tool's schema does not have", Code.PROFILE_INVALID
+                )
     given = {("intent", *pair) for pair in given_in(declared.orders)}
     given |= {("synonyms", of, value) for of, words in declared.synonyms.items() for value in words.values()}
     for field, argument, value in sorted(given):
         if not _takes(arguments[argument], value):
-            what = f"`{argument}={value}`, which the schema refuses"
-            raise ConfigError(f"{name}: `{field}` has {what}", Code.PROFILE_INVALID)
+            raise ConfigError(
+                f"{name}: `{field}` has `{argument}={value}`, which the schema refuses", Code.PROFILE_INVALID
+            )
 
 
 _WRITTEN: Final = {"boolean": "true|false", "integer": r"-?\d+", "number": r"-?\d+(?:\.\d+)?", "null": "(?!)"}

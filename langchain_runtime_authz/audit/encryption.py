@@ -120,4 +120,6 @@ def _key(name: str, source: str | bytes | Path) -> tuple[Any, Any]:
             jwe.encrypt_compact({"alg": "ECDH-ES", "enc": "A256GCM"}, b"", key)
             if key["crv"] in _CURVES:
                 return jwe, key
-    raise ConfigError(f"{name} must be a key in PEM (X25519 or a NIST curve); try `openssl genpkey -algorithm X25519`")
+    raise ConfigError(
+        f"{name} must be a key in PEM, of X25519 or a NIST curve; `openssl genpkey -algorithm X25519` makes one"
+    )

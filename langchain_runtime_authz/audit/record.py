@@ -11,7 +11,27 @@ The parameters of each function are the record's fields. Every record has `v`, `
 | `scope` | tenant, issuer, graph and thread |
 | `agent` | path from the root agent |
 
-A `run` record is an event of a run or thread (`Event`). `docs/audit.md` lists what its `detail` holds.
+A `run` record is an event of a run or thread (`Event`). Its `detail` holds:
+
+| event | detail |
+|---|---|
+| `started`, `resumed` | `subject` |
+| `suspended`, `ended` | |
+| `planned` | a model's message (`plan`), its `source` and `model`, the `tools` that it calls, in order |
+| `mandate` | what the task orders: `source`, `digest`, `steps` (id and tool); with contents the whole `mandate` |
+| `asked` | `source` of the review; `questions`, each with `approval` (its id), `decision_id`, `call_key`, `args_digest`, `tool` and `needed` (how many approvers must approve) |
+| `approval` | an answer: `approval`, `call_key`, `args_digest`, `tool`, `approver`, `authenticated`, `source`, `verdict`, `message_digest`; of a signed statement `by` and `statement`; `refused` if it does not count |
+| `delegated` | `to`, `kind`, `decision_id`; `jti` of the child's lease |
+| `corrected` | `source`, `author` (empty if unknown), `texts`, `from_epoch` |
+| `rotated` | the run continues with a new lease: `from_epoch`, `from_jti`; `decision_id` if a policy demanded it |
+| `revoked`, `reinstated` | `author`, `reason`; `decision_id` if a decision or a leak led to it |
+| `resolved` | somebody told what became of a call in doubt: `call_key`, `decision_id`, `tool`, `happened`, `author`, `reason`; a second record has `refused` if the ledger refused, or `unknown` if the ledger did not answer |
+| `ended_late` | a call ended after it had been resolved: the fields of `resolved`, and the call's `state` at its end |
+| `data_changed` | the application declared that a `resource` changed |
+| `identity_ignored` | a client wrote an identity into the config, which was ignored; `claimed`: the names of its fields |
+| `restored` | an operator declared that the ledger is a restored copy (no scope): `author`, `reason`, numbers of `threads` and `revoked` |
+
+`verdict` is `approve`, `edit`, `reject` (`deny` outside the graph), `respond` or `malformed`.
 
 Evolution rule, version 1 (`v`): a field may be added. A field is never renamed, never changes its type or meaning,
 and is never removed. Readers ignore unknown fields and kinds. `seq` and `prev` belong to the chain (`audit.chain`).

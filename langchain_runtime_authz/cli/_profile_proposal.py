@@ -47,8 +47,9 @@ class Proposal:
         for fact, value in self.facts.items():
             why = self.why.get(fact)
             lines.append(f"    {fact}: {flow(value)}" + (f"  # DOUBT: {why}" if why else ""))
-            other = (d for d in self.doubts if d.fact == fact)
-            lines += [f"    # {fact}: {flow(d.value)}  # DOUBT: or this, {d.why}" for d in other]
+            lines += [
+                f"    # {fact}: {flow(d.value)}  # DOUBT: or this, {d.why}" for d in self.doubts if d.fact == fact
+            ]
         new = (d for d in self.doubts if d.fact not in self.facts)
         lines += [f"    # {d.fact}: {flow(d.value)}  # DOUBT: {d.why}" for d in new]
         if self.silent:
@@ -219,9 +220,11 @@ def _types(schema: Mapping[str, Any]) -> set[str]:
 
 def _kind(path: str, schema: Mapping[str, Any]) -> str | None:
     """Return an argument's kind by its format, name or description, or `None`."""
-    formats = {str(part.get("format")) for part in _alternatives(schema)} & _FORMAT_KINDS.keys()
+    formats = [
+        _FORMAT_KINDS[f] for p in _alternatives(schema) if isinstance(f := p.get("format"), str) and f in _FORMAT_KINDS
+    ]
     if formats:
-        return min(_FORMAT_KINDS[f] for f in formats)
+        return min(formats)
     types = _types(schema)
     if types and types <= {"boolean", "null"}:
         return None
@@ -289,7 +292,9 @@ _WORD: Final = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 _KNOWN: Final = json.loads(Path(__file__).with_name("proposal_words.json").read_text("utf-8"))
 _FORMAT_KINDS: Final[Mapping[str, str]] = _KNOWN["formats"]
 _KINDS: Final[list[tuple[str, frozenset[str]]]] = [(kind, frozenset(w.split())) for kind, w in _KNOWN["kinds"].items()]
-_EFFECTS: Final[Mapping[Effect, frozenset[str]]] = {e: frozenset(w.split()) for e, w in _KNOWN["effects"].items()}
+_EFFECTS: Final[Mapping[Effect, frozenset[str]]] = {
+    effect: frozenset(words.split()) for effect, words in _KNOWN["effects"].items()
+}
 _SYNONYMS: Final[Mapping[str, list[str]]] = _KNOWN["synonyms"]
 _MARKS: Final[Mapping[str, str]] = _KNOWN["marks"]
 _READS, _SEARCHES, _COMPUTES, _WRITES, _MAKES, _VAGUE, _RUNS, _CODE, _PROGRAMS, _WEB, _PROSE, _CONFIDENTIAL = (

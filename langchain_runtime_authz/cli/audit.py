@@ -51,7 +51,6 @@ MANIFEST: Final = "manifest.json"
 MAX_MANIFEST: Final = 1 << 20
 LOG: Final = Path("audit.jsonl")
 Log = Annotated[Path, Option(envvar="RUNTIME_AUTHZ_AUDIT", metavar="FILE", help="Of `RuntimeAuthz(audit=FILE)`.")]
-Thread = Annotated[str, Argument(help="LangGraph's thread_id.")]
 Everything = Annotated[bool, Option("--all", help="Also the permitted steps of runs, nodes and models.")]
 
 
@@ -75,8 +74,9 @@ class Source(NamedTuple):
             wanted = f"the thread `{shown(thread)}`; it has {len(known)} threads: {names}" if known else "any thread"
             raise ConfigError(f"{self.log.name} has no record of {wanted}")
         chain = verify_log(self.log)
-        moved = " since a file was moved" if chain.moved else ""
-        whole = f"whole{moved}, {chain.records} records, head {chain.head[:16]}"
+        whole = (
+            f"whole{' since a file was moved' if chain.moved else ''}, {chain.records} records, head {chain.head[:16]}"
+        )
         told.notes.append(f"{'chain':<9} {whole if chain.ok else f'BROKEN at {chain.where}: {chain.error}'}")
         return told
 
@@ -137,7 +137,9 @@ def who_approved(source: Source, steps: Filter) -> Answer:
 
 
 @app.command("story")
-def story(thread: Thread, source: Source, everything: Everything = False) -> Answer:
+def story(
+    thread: Annotated[str, Argument(help="LangGraph's thread_id.")], source: Source, everything: Everything = False
+) -> Answer:
     """Tell what happened on a thread, as a tree of 80 columns.
 
     runtime-authz audit story household --log audit.jsonl

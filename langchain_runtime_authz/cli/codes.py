@@ -20,7 +20,9 @@ _TABLE = """
 |---|---|---|---|---|"""
 
 
-def codes(names: Annotated[list[str] | None, Argument(metavar="[CODE]...", help="Default: all.")] = None) -> Answer:
+def codes(
+    names: Annotated[list[str] | None, Argument(metavar="[CODE]...", help="Codes; without one, all.")] = None,
+) -> Answer:
     """Print reason codes: meaning, most frequent cause, remedy, and whether to retry.
 
     Without CODE, the page `docs/codes.md` is printed.

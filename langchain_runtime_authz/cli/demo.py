@@ -19,9 +19,13 @@ EXPORT = 5  # seconds for a receiver to take the traces
 
 
 def demo(
-    agentdojo: Annotated[bool, Option("--agentdojo", help="Replay its banking suite (extra `agentdojo`).")] = False,
+    agentdojo: Annotated[
+        bool, Option("--agentdojo", help="Replay AgentDojo's banking suite (extra `agentdojo`).")
+    ] = False,
     limit: Annotated[int | None, Option(min=1, help="With --agentdojo: the number of attacked pairs.")] = None,
-    rubber_stamp: Annotated[float, Option(min=0, max=1, metavar="SHARE", help="Questions approved unread.")] = 0,
+    rubber_stamp: Annotated[
+        float, Option(min=0, max=1, metavar="SHARE", help="Likewise: questions approved unread.")
+    ] = 0,
     audit: Annotated[Path | None, Option(metavar="FILE", help="Write the decision log, contents included.")] = None,
     otlp: Annotated[str | None, Option(metavar="URL", help="Send the traces by OTLP/HTTP (extra `otlp`).")] = None,
     as_json: Annotated[Path | None, Option("--json", metavar="PATH", help="With --agentdojo: the report.")] = None,

@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 
 def inspect(
     target: Annotated[str, Target],
-    fail_ungoverned: Annotated[bool, Option("--fail-ungoverned", help="Exit with 1 if a part is ungoverned.")] = False,
+    fail_ungoverned: Annotated[
+        bool, Option("--fail-ungoverned", help="Exit with 1 if anything is ungoverned.")
+    ] = False,
     baseline: Annotated[Path | None, Option(metavar="FILE", help="Then accept the rows in FILE.")] = None,
     write_baseline: Annotated[Path | None, Option(metavar="FILE", help="Write what is ungoverned now to FILE.")] = None,
     profiles: Annotated[Path | None, Option(metavar="FILE", help="Tool profiles (YAML) for the protection.")] = None,
@@ -90,7 +92,9 @@ def _look(graph: Graph, profiles: Path | None) -> tuple[CoverageReport | None, C
     owner = owner_of(graph)
     if owner is not None:
         if profiles is not None:
-            raise ConfigError("the module protects the graph itself; give the profiles there, not by `--profiles`")
+            raise ConfigError(
+                "the module protects the graph itself; give its `RuntimeAuthz` the profiles instead of `--profiles`"
+            )
         return None, coverage_of(graph, owner), owner.profiles
     authz = RuntimeAuthz(profiles=profiles)
     before = authz.coverage(graph)
@@ -154,7 +158,9 @@ def graph_tools(target: str) -> list[BaseTool]:
     if acting:
         echo(f"Nodes that act without a tool ({acting}): declare them with `authz.effect`.", err=True)
     if not found:
-        raise ConfigError(f"`{target}` has no tool to profile; declare what its nodes do by `authz.effect(profile=…)`")
+        raise ConfigError(
+            f"`{target}` has no tool to profile; declare what its nodes do by `authz.effect`, each with its `profile=`"
+        )
     return list(found.values())
 
 
@@ -209,7 +215,9 @@ def _of_server(file: Path, name: str) -> str:
         graphs = {n: g if isinstance(g, str) else g["path"] for n, g in config["graphs"].items()}
         dependencies = [str(d) for d in config.get("dependencies", ())]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
-        raise ConfigError(f"`{file}` names no graphs ({type(exc).__name__}); name one, like `my_agent:graph`") from exc
+        raise ConfigError(
+            f"`{file}` names no graphs ({type(exc).__name__}); name a graph, like `my_agent:graph`"
+        ) from exc
     if not name and len(graphs) != 1:
         raise ConfigError(f"`{file}` has {len(graphs)} graphs; name one: {', '.join(f'`{file}:{n}`' for n in graphs)}")
     if name and name not in graphs:

@@ -158,7 +158,9 @@ def downgrade(
 
 
 @app.command("prune")
-def prune(store: Store, older_than: Annotated[str, Option(metavar="AGE", help="Like 36h, 90d or 12w.")]) -> Answer:
+def prune(
+    store: Store, older_than: Annotated[str, Option("--older-than", metavar="AGE", help="Like 36h, 90d or 12w.")]
+) -> Answer:
     """Forget the histories of threads that ended, and nothing else.
 
     A thread is kept if it has a live lease or a call in doubt, is revoked, or was used within AGE. `in_doubt` counts

@@ -104,7 +104,9 @@ def _signatures(declared: Mapping[str, ToolProfile], graph: str | None) -> Mappi
     return {tool.name: signature_of(tool) for tool in tools_of(load_graph(graph))}
 
 
-def _planned(target: str, texts: list[str], declared: Mapping[str, ToolProfile], tools: Mapping[str, Any]) -> Compiled:
+def _planned(
+    target: str, texts: list[str], declared: Mapping[str, ToolProfile], signatures: Mapping[str, Any]
+) -> Compiled:
     from langchain_core.language_models import BaseChatModel
 
     from langchain_runtime_authz.langgraph.model_planner import ModelPlanner
@@ -112,4 +114,4 @@ def _planned(target: str, texts: list[str], declared: Mapping[str, ToolProfile],
     model = load_object(target, "my_models:planner", BaseChatModel)
     if not isinstance(model, BaseChatModel):
         raise ConfigError(f"`{target}` is not a chat model but {type(model).__name__}; name one")
-    return ModelPlanner(model, KnownTools(declared, tools)).compile(texts)
+    return ModelPlanner(model, KnownTools(declared, signatures)).compile(texts)

@@ -61,7 +61,9 @@ def suggest(
         return Answer(told, text)
     with write.open("x", encoding="utf-8") as file:  # never overwrite a review
         file.write(proposed)
-    echo(f"{write}: {len(open_)} drafts. Review them, and run `runtime-authz profile check {write} {target}`", err=True)
+    echo(
+        f"{write}: {len(open_)} drafts. Review them, then run `runtime-authz profile check {write} {target}`", err=True
+    )
     return Answer(told, ())
 
 

@@ -75,7 +75,9 @@ def _changed(event: Literal["revoked", "reinstated"], store: Store, place: Place
 
 
 @kill.command("engage")
-def engage(file: Watched, reason: Annotated[str, Option(help="Shown to whom it stops.")] = "") -> Answer:
+def engage(
+    file: Watched, reason: Annotated[str, Option(help="Shown to a person who finds it engaged.")] = ""
+) -> Answer:
     """Deny every step from now on.
 
     runtime-authz kill engage --file /run/agents/kill --reason "incident 42"

@@ -110,8 +110,9 @@ class JwksClient:
         if not 0 < min_refresh <= max_age:
             raise ConfigError("`min_refresh` must be positive and at most `max_age`")
         self.url, fetcher = url, Fetcher(url, **connection)
-        limits = {"max_age": max_age, "min_refresh": min_refresh}
-        self.keys = CachedDocument(fetcher, lambda found, _: usable_keys(found), **limits)
+        self.keys = CachedDocument(
+            fetcher, lambda document, _: usable_keys(document), max_age=max_age, min_refresh=min_refresh
+        )
 
     def _get(self, kid: str) -> Flow[Mapping[str, Any] | None]:
         """Return the key `kid`, or `None`. Raises `keys_unavailable` without a key set."""

@@ -142,8 +142,9 @@ class Search:
                 if attribute is not vars(exc).get(name):
                     vars(exc)[name] = attribute
             exc.__cause__ = exc.__context__ = None
-            members = exc.exceptions if isinstance(exc, BaseExceptionGroup) else ()
-            regrown = any(self._walk(member, depth) is not member for member in members)
+            regrown = isinstance(exc, BaseExceptionGroup) and any(
+                self._walk(member, depth) is not member for member in exc.exceptions
+            )
             if regrown or self._text(shown := error_text(exc)) is not shown:  # its text is not from its arguments
                 exc = RuntimeError(f"{type(exc).__name__}: {REDACTED}")
         self.found, self._raised = self.found or outer, before

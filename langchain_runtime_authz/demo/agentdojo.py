@@ -266,8 +266,9 @@ class World:
             self.exposed = self.exposed or any(n in _folded(str(output)) for n in self._needles)
             return output
 
-        about = {"name": function.name, "description": function.description, "args_schema": function.parameters}
-        return StructuredTool(**about, func=call)
+        return StructuredTool(
+            name=function.name, description=function.description, args_schema=function.parameters, func=call
+        )
 
 
 def _hijacked(world: World, user: Sequence[Any], theirs: Sequence[Any], answer: str) -> Iterator[AIMessage]:

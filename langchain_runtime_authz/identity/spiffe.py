@@ -63,7 +63,9 @@ class SpiffeIdentity(WorkloadIdentity):
         try:
             import spiffe  # noqa: F401  (takes seconds on a slow machine, so not later while a call waits)
         except ImportError:
-            raise ConfigError("SPIFFE needs its extra: pip install 'langchain-runtime-authz[spiffe]'") from None
+            raise ConfigError(
+                "SPIFFE needs the extra `spiffe`: pip install 'langchain-runtime-authz[spiffe]'"
+            ) from None
         self.trust_domain = checked_domain(trust_domain)
         if spiffe_id is not None and trust_domain_of(spiffe_id) != trust_domain:
             raise ConfigError("`spiffe_id` must be a SPIFFE id of the trust domain")
@@ -241,8 +243,9 @@ def unproven(chain: list[Certificate], authorities: set[Certificate]) -> str | N
     at = max(now, leaf.not_valid_before_utc.timestamp())
     policy = PolicyBuilder().store(Store(list(authorities))).time(datetime.datetime.fromtimestamp(at, datetime.UTC))
     # X509-SVID §4 asks for other extensions than the Web PKI. The library checked them when it parsed the leaf.
-    authority, workload = ExtensionPolicy.webpki_defaults_ca(), ExtensionPolicy.permit_all()
-    policy = policy.extension_policies(ca_policy=authority, ee_policy=workload)
+    policy = policy.extension_policies(
+        ca_policy=ExtensionPolicy.webpki_defaults_ca(), ee_policy=ExtensionPolicy.permit_all()
+    )
     try:
         policy.build_client_verifier().verify(leaf, chain[1:])
     except VerificationError:

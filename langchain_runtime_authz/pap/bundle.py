@@ -280,7 +280,9 @@ def _digested(files: Mapping[str, bytes], name: str, metadata: Mapping[str, Any]
     if given is None and signed_by:
         return
     if not isinstance(given, dict):
-        raise invalid(f"{name} has neither a signature to verify nor digests; build it by `runtime-authz policy build`")
+        raise invalid(
+            f"{name} has neither a signature to verify nor digests; build it with `runtime-authz policy build`"
+        )
     seen = _hashes(files, MANIFEST, SIGNATURES)
     if seen != given:
         differ = sorted(n for n in {**seen, **given} if seen.get(n) != given.get(n))

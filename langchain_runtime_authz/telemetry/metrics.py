@@ -35,7 +35,9 @@ class Instruments:
         self.proxy: Any = meter if hasattr(meter, "_real_meter") else SimpleNamespace(_real_meter=True)
         self.decisions = meter.create_counter(n.DECISIONS, "{decision}", "Decisions by outcome and first reason")
         self.events = meter.create_counter(n.EVENTS, "{event}", "Events of runs, like corrections and revocations")
-        self.errors = meter.create_counter(n.ERRORS, "{error}", "Failures of ledger, log, engine and identity, by code")
+        self.errors = meter.create_counter(
+            n.ERRORS, "{error}", "Failures of ledger, audit log, engine and identity, by code"
+        )
         self.leases = meter.create_up_down_counter(n.LEASES, "{lease}", "Runs and agents that may act")
         self.deciding = meter.create_histogram(n.DECISION_DURATION, "s", "From the look-up of a step to its record")
         self.engine = meter.create_histogram(n.ENGINE_DURATION, "s", "A policy engine's answer to one batch")

@@ -88,8 +88,9 @@ class LedgerContract(LedgerHarness):
             expected = list(answers(known, step))
             for ledger, form in ledgers():
                 for (name, wanted), (_, found) in zip(expected, answers(ledger, step, form), strict=True):
-                    place = f"script {seed}, step {number}"
-                    assert found == wanted, f"{place}: {name} is {found}, not {wanted}, after {step}"
+                    assert found == wanted, (
+                        f"script {seed}, step {number}: {name} is {found}, not {wanted}, after {step}"
+                    )
         return known, done
 
     def restart(self) -> None:
@@ -184,7 +185,9 @@ class LedgerContract(LedgerHarness):
         """Race claims with a correction, after which every claim is refused."""
         for epoch in range(1, 6):
             leases = [self.lease(("root", str(i))) for i in range(THREADS - 1)]
-            jobs: list[Any] = [((_claim(f"{epoch}-{i}", x),), _guard(x)) for i, x in enumerate(leases)]
+            jobs: list[tuple[Sequence[Change], Guard | None]] = [
+                ((_claim(f"{epoch}-{i}", x),), _guard(x)) for i, x in enumerate(leases)
+            ]
             jobs.insert(epoch, ((AdvanceEpoch(epoch),), None))
             done = self.race(jobs)
             corrected = done.pop(epoch)

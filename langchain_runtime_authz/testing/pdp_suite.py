@@ -84,8 +84,9 @@ class PDPContract:
         """Check that a request too large, and a closed PDP, give a decision, not an error."""
         with self._evaluator(True) as evaluator:
             request = self.make_request()
-            task = request.context.task.model_copy(update={"text": "x" * MAX_REQUEST_BYTES})
-            context = request.context.model_copy(update={"task": task})
+            context = request.context.model_copy(
+                update={"task": request.context.task.model_copy(update={"text": "x" * MAX_REQUEST_BYTES})}
+            )
             (large,) = evaluator.evaluate([request.model_copy(update={"context": context}).to_json()])
             assert (large.reason, large.failure) == (Code.REQUEST_TOO_LARGE, "mapping")
         (late,) = evaluator.evaluate([request.to_json()])

@@ -168,7 +168,9 @@ def replay(log: Log, policy: PolicyPath = None, key: Key = None, opa: Opa = None
 @app.command("explain")
 def explain(
     source: Annotated[Path, Argument(metavar="LOG|REQUEST", help="A log, or a request in a JSON file.")],
-    decision_id: Annotated[str | None, Argument(metavar="[DECISION]", help="A decision's id, or its start.")] = None,
+    decision_id: Annotated[
+        str | None, Argument(metavar="[DECISION]", help="A decision's id, or its beginning.")
+    ] = None,
     policy: Annotated[Path | None, Option(metavar="POLICY", help="Ask this policy.")] = None,
     key: Key = None,
     opa: Opa = None,
@@ -292,7 +294,9 @@ def build(
 
 
 @app.command("schema")
-def schema(example: Annotated[bool, Option("--example", help="Print an example of one.")] = False) -> None:
+def schema(
+    example: Annotated[bool, Option("--example", help="Print the request that cases start from.")] = False,
+) -> None:
     """Print the JSON Schema of the request that a policy reads.
 
     runtime-authz policy schema > request.schema.json

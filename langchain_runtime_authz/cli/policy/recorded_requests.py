@@ -145,8 +145,9 @@ def rules(policy: Policy, code: str, outcome: str) -> list[str]:
         lines = text.splitlines()
         bound = any(re.search(rf'^\s*"\w+": "{re.escape(code)}",?$', line) for line in lines)
         for number, line in enumerate(lines, 1):
-            quoted = f'"{re.escape(code)}"'
-            given = re.match(rf"{kind} contains ({quoted}|bounds\[\w+\])|@reason\(({quoted})\)", line)
+            given = re.match(
+                rf'{kind} contains ("{re.escape(code)}"|bounds\[\w+\])|@reason\(("{re.escape(code)}")\)', line
+            )
             if given and (bound or '"' in given[0]):
                 found.append(f"{name}:{number}")
     return found
