@@ -1,6 +1,6 @@
 """The command line: `runtime-authz`.
 
-Commands import what loads LangChain or LangGraph when they run. Exit codes: 0; 1 for a finding (a broken chain, something not
+Each command imports its dependencies when it runs. Exit codes: 0; 1 for a finding (a broken chain, something not
 governed); 2 if the command could not do its work.
 """
 
@@ -71,6 +71,8 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[bool, Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
 ) -> None:
     pass

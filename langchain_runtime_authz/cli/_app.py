@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Annotated, Any, Final, NoReturn, TypeVar, get_type_hints
 
 import typer
-import yaml
 from typer import Option
 from typer.core import TyperGroup
 
@@ -31,7 +30,9 @@ UsageError: Any = typer.BadParameter.__mro__[1]  # of Click, or of the copy in t
 Run = TypeVar("Run", bound=Callable[..., Any])
 Json = Annotated[bool, Option("--json", help="Print JSON.")]
 Keys = list[Path] | None
-Key = Annotated[Keys, Option("--key", metavar="PEM", help="A private key to which the log is sealed; name each one.")]
+Key = Annotated[
+    Keys, Option("--key", metavar="PEM", help="A private key to which the log's contents were sealed; name each one.")
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,8 @@ def lines(document: Mapping[str, Any]) -> list[str]:
 
 def scalar(text: str) -> str:
     """Return a YAML scalar, quoted if needed: not as JSON, whose escapes have 16 bits."""
+    import yaml
+
     if _PLAIN.fullmatch(text) and text.lower() not in _YAML_WORDS:
         return text
     quoted: str = yaml.safe_dump(text, default_style='"', width=math.inf, allow_unicode=text.isprintable())

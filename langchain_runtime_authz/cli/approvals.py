@@ -14,13 +14,11 @@ from langchain_runtime_authz._display import inert, wrapped
 from langchain_runtime_authz.cli._app import Answer, App, moment
 from langchain_runtime_authz.cli.keys import Password, as_bytes
 from langchain_runtime_authz.cli.ledger import Audit, Store, Tenant, log_of, note_full
-from langchain_runtime_authz.credential.approval_statement import Approvers, Verdict, sign_statement
-from langchain_runtime_authz.credential.signer import SigningKey
-from langchain_runtime_authz.digest import parse_object
 from langchain_runtime_authz.errors import ConfigError, unreadable
 
 if TYPE_CHECKING:
     from langchain_runtime_authz.authz import RuntimeAuthz
+    from langchain_runtime_authz.credential.approval_statement import Verdict
 
 app = App(
     help="""List the questions of agents, and answer them by signed statements.
@@ -100,6 +98,9 @@ def _signed(
     store: Store, id: str, who: Approver, verdict: Verdict, tenant: str, audit: Path | None, message: str = ""
 ) -> Iterator[tuple[RuntimeAuthz, str]]:
     from langchain_runtime_authz.authz import RuntimeAuthz
+    from langchain_runtime_authz.credential.approval_statement import Approvers, sign_statement
+    from langchain_runtime_authz.credential.signer import SigningKey
+    from langchain_runtime_authz.digest import parse_object
 
     try:
         people: dict[str, Any] = parse_object(who.approvers.read_bytes())

@@ -16,29 +16,19 @@ from dataclasses import replace
 from functools import partial
 from importlib import resources
 from pathlib import Path
-from typing import IO, Annotated, Any, Final, NamedTuple
+from typing import IO, TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 
 import typer
 from typer import Argument, Option
 
 from langchain_runtime_authz._validate import read_yaml
-from langchain_runtime_authz.audit.chain import (
-    PACK,
-    ChainReport,
-    log_files,
-    read_log,
-    verified,
-    verify_files,
-    verify_log,
-)
-from langchain_runtime_authz.audit.encryption import opener
-from langchain_runtime_authz.audit.sinks import drop_segments
 from langchain_runtime_authz.audit.story import MAX_STEPS, SIGNS, Step, Story, shown, tell
-from langchain_runtime_authz.audit.story_html import page
 from langchain_runtime_authz.cli._app import Answer, App, Key, lines, seconds_of
 from langchain_runtime_authz.cli.policy.commands import Opa
-from langchain_runtime_authz.cli.policy.open_policy import open_policy
 from langchain_runtime_authz.errors import AuditError, Code, ConfigError
+
+if TYPE_CHECKING:
+    from langchain_runtime_authz.audit.chain import ChainReport
 
 app = App(help="Read the decision log.")
 POLICIES: Final = resources.files("langchain_runtime_authz") / "policies"
@@ -59,10 +49,13 @@ class Source(NamedTuple):
     key: Key = None
 
     def told(self, keep: Callable[[Step], bool], mark: str = "", limit: int = MAX_STEPS) -> Story:
+        from langchain_runtime_authz.audit.chain import read_log
+        from langchain_runtime_authz.audit.encryption import opener
 
         return tell(read_log(self.log, mark, opener(*self.key) if self.key else None), keep, limit)
 
     def thread(self, thread: str | None, everything: bool) -> Story:
+        from langchain_runtime_authz.audit.chain import verify_log
 
         def keep(step: Step) -> bool:
             return thread in (None, step.lane.thread) and (everything or step.kind != "check")
@@ -161,6 +154,9 @@ def report(
     runtime-authz report household -o run.html
     runtime-authz report audit.jsonl -o log.html
     """
+    from langchain_runtime_authz.audit.chain import log_files
+    from langchain_runtime_authz.audit.story_html import page
+
     if thread is not None and (Path(thread).is_file() or Path(thread).suffix == ".jsonl"):
         source, thread = source._replace(log=Path(thread)), None
     if output.exists() and any(map(output.samefile, log_files(source.log))):
@@ -200,6 +196,8 @@ def verify(
     runtime-authz audit verify audit.jsonl
     runtime-authz audit verify audit.jsonl --head "$(cat pinned-head)"
     """
+    from langchain_runtime_authz.audit.chain import PACK, read_log, verify_log
+
     if head is not None and not re.fullmatch(r"[0-9a-f]{64}", head):
         raise typer.BadParameter("must be 64 hexadecimal digits", param_hint="--head")
     manifest = ""
@@ -236,6 +234,8 @@ def prune(
 
     runtime-authz audit prune --log audit.jsonl --older-than 400
     """
+    from langchain_runtime_authz.audit.sinks import drop_segments
+
     dropped = drop_segments(log, time.time() - days * 86_400)
     if days < SIX_MONTHS:
         note = "note     the EU AI Act, article 26(6), asks deployers of high-risk systems for at least six months"
@@ -247,7 +247,9 @@ def prune(
 def pack(
     log: Log = LOG,
     output: Annotated[Path, Option("--output", "-o", metavar="FILE", help="The archive.")] = Path("evidence.zip"),
-    policy: Annotated[Path | None, Option(metavar="PATH", help="The policy that decided.")] = None,
+    policy: Annotated[
+        Path | None, Option(metavar="PATH", help="The policy that decided; default: the shipped one.")
+    ] = None,
     opa: Opa = None,
 ) -> Answer:
     """Write an evidence pack: log, head, policy, data, controls, and their digests.
@@ -258,6 +260,8 @@ def pack(
     runtime-authz audit verify evidence.zip --head "$(cat pinned-head)"
     """
     from langchain_runtime_authz import __version__
+    from langchain_runtime_authz.audit.chain import PACK, log_files, read_log, verified
+    from langchain_runtime_authz.cli.policy.open_policy import open_policy
 
     if output.suffix != PACK:
         raise typer.BadParameter(f"must end in {PACK}", param_hint="--output")
@@ -292,6 +296,8 @@ def pack(
 
 def verify_pack(path: Path, head: str | None = None) -> tuple[ChainReport, str]:
     """Verify an evidence pack. Return its log's report and its manifest's digest."""
+    from langchain_runtime_authz.audit.chain import verify_files
+
     try:
         with zipfile.ZipFile(path) as archive:
             with archive.open(MANIFEST) as file:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option, echo
 
@@ -10,9 +10,10 @@ from langchain_runtime_authz._display import inert
 from langchain_runtime_authz.cli._app import Answer, App, lines, moment
 from langchain_runtime_authz.cli.ledger import Audit, By, Reason, Store, log_of, note_full
 from langchain_runtime_authz.errors import ConfigError, LedgerError
-from langchain_runtime_authz.ledger.admin import tenants
-from langchain_runtime_authz.ledger.base import Doubt
-from langchain_runtime_authz.ledger.sql_ledger import SqlLedger
+
+if TYPE_CHECKING:
+    from langchain_runtime_authz.ledger.base import Doubt
+    from langchain_runtime_authz.ledger.sql_ledger import SqlLedger
 
 app = App(
     help="""List the calls whose outcome nobody knows, and say what became of them.
@@ -86,6 +87,7 @@ def resolve(
 
 
 def _tenants(store: Store, tenant: str | None) -> list[str]:
+    from langchain_runtime_authz.ledger.admin import tenants
 
     if tenant is not None:
         return [tenant]

@@ -20,15 +20,23 @@ EXPORT = 5  # seconds for a receiver to take the traces
 
 def demo(
     agentdojo: Annotated[
-        bool, Option("--agentdojo", help="Replay AgentDojo's banking suite (extra `agentdojo`).")
+        bool, Option("--agentdojo", help="Replay AgentDojo's banking suite (needs the extra of that name).")
     ] = False,
-    limit: Annotated[int | None, Option(min=1, help="With --agentdojo: the number of attacked pairs.")] = None,
+    limit: Annotated[
+        int | None, Option(min=1, help="With --agentdojo: the number of attacked pairs; all by default.")
+    ] = None,
     rubber_stamp: Annotated[
-        float, Option(min=0, max=1, metavar="SHARE", help="Likewise: questions approved unread.")
-    ] = 0,
-    audit: Annotated[Path | None, Option(metavar="FILE", help="Write the decision log, contents included.")] = None,
-    otlp: Annotated[str | None, Option(metavar="URL", help="Send the traces by OTLP/HTTP (extra `otlp`).")] = None,
-    as_json: Annotated[Path | None, Option("--json", metavar="PATH", help="With --agentdojo: the report.")] = None,
+        float, Option(min=0, max=1, metavar="SHARE", help="With --agentdojo: share of the questions approved unread.")
+    ] = 0.0,
+    audit: Annotated[
+        Path | None, Option(metavar="FILE", help="Write the decision log, contents included: for `policy explain`.")
+    ] = None,
+    otlp: Annotated[
+        str | None, Option(metavar="URL", help="Send the traces to an OTLP/HTTP receiver, like Jaeger (extra `otlp`).")
+    ] = None,
+    as_json: Annotated[
+        Path | None, Option("--json", metavar="PATH", help="With --agentdojo: write the report.")
+    ] = None,
 ) -> None:
     """Show a bank's agent that meets a hostile bill, protected and unprotected.
 

@@ -12,17 +12,11 @@ from typing import Annotated, Any, Final, Literal, NamedTuple
 
 from typer import Argument, Option
 
-from langchain_runtime_authz.audit.chain import read_log
-from langchain_runtime_authz.audit.sinks import FileSink
 from langchain_runtime_authz.cli._app import Answer
 from langchain_runtime_authz.cli.inspect import load_graph
 from langchain_runtime_authz.cli.ledger import Store
-from langchain_runtime_authz.credential.keyring import KeyDirectory
 from langchain_runtime_authz.errors import AuthzError, Code, LedgerError, PDPError
-from langchain_runtime_authz.evaluation import Decision
-from langchain_runtime_authz.pdp.wasm import WasmPDP
 from langchain_runtime_authz.pep.kill_switch import KILL_SWITCH, KillSwitch
-from langchain_runtime_authz.testing.example_request import example_request
 
 EXPORTER: Final = "opentelemetry.exporter"
 ENDPOINT: Final = "OTEL_EXPORTER_OTLP_ENDPOINT"
@@ -100,6 +94,9 @@ def _version(name: str) -> str | None:
 
 
 def _engine() -> Line:
+    from langchain_runtime_authz.evaluation import Decision
+    from langchain_runtime_authz.pdp.wasm import WasmPDP
+    from langchain_runtime_authz.testing.example_request import example_request
 
     pdp = WasmPDP()
     answer = pdp.evaluate(example_request().to_json())
@@ -120,6 +117,7 @@ def _ledger(where: str) -> Line:
 
 
 def _audit(file: Path, ledger: str | None) -> Line:
+    from langchain_runtime_authz.audit.chain import read_log
 
     folder, old = os.access(file.parent, os.W_OK | os.X_OK), file.exists()
     if not folder or file.is_dir() or (old and not os.access(file, os.W_OK)):
@@ -130,6 +128,7 @@ def _audit(file: Path, ledger: str | None) -> Line:
         return Line("fail", "audit log", f"{file} is not a decision log", "name another file, or move it away")
     if ledger is not None:
         from langchain_runtime_authz._authz_config import refuse_older
+        from langchain_runtime_authz.audit.sinks import FileSink
 
         with Store(ledger).opened() as held:
             refuse_older(held, FileSink(file), "default")
@@ -137,6 +136,7 @@ def _audit(file: Path, ledger: str | None) -> Line:
 
 
 def _keys(directory: Path) -> Line:
+    from langchain_runtime_authz.credential.keyring import KeyDirectory
 
     return Line("ok", "keys", f"{directory}, signs with {KeyDirectory(directory).active.kid}")
 

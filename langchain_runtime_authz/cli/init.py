@@ -11,32 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, get_args
 
 import typer
-import yaml
 from typer import Argument, Option
 
 from langchain_runtime_authz._display import inert
 from langchain_runtime_authz.cli._app import Answer, flow
 from langchain_runtime_authz.cli.inspect import graph_tools
 from langchain_runtime_authz.errors import Code, ConfigError
-from langchain_runtime_authz.mandate.languages import languages
-from langchain_runtime_authz.mandate.vocabulary import Tool, suggested
-from langchain_runtime_authz.tool_profile import (
-    EFFECTS,
-    HARMLESS,
-    SHIPPED,
-    SWITCHES,
-    Kind,
-    ToolProfile,
-    check_arguments,
-    load_profiles,
-)
 
 if TYPE_CHECKING:
     from langchain_core.tools import BaseTool
 
+    from langchain_runtime_authz.tool_profile import ToolProfile
 
-AUTHZ_YAML: Final = Path("authz.yaml")
-Target = Argument(metavar="[GRAPH]", help="`module:graph`, `file.py:graph` or `langgraph.json[:name]`.")
 WORDS: Final = {"permit": "permit", "approval_required": "ask", "deny": "deny", "halt": "deny"}
 """A decision's outcome in one word, as `tests` names it."""
 
@@ -81,10 +67,18 @@ and call it inside `with authz.run(subject="alice"):`. See docs/start.md. A pers
 
 
 def init(
-    target: Annotated[str, Target] = "langgraph.json",
-    yes: Annotated[bool, Option("--yes", help="Ask nothing: take ready profiles; every other tool asks.")] = False,
-    answers: Annotated[Path | None, Option(metavar="FILE", help="Take the answers from a file (YAML).")] = None,
-    file: Annotated[Path, Option("--write", metavar="FILE", help="The file to complete.")] = AUTHZ_YAML,
+    target: Annotated[
+        str, Argument(metavar="[GRAPH]", help="`module:graph`, `file.py:graph` or `langgraph.json[:name]`.")
+    ] = "langgraph.json",
+    yes: Annotated[
+        bool, Option("--yes", help="Ask nothing: take ready profiles that fit; every other tool asks.")
+    ] = False,
+    answers: Annotated[
+        Path | None, Option(metavar="FILE", help="Take the answers from a profile file (YAML), for scripts.")
+    ] = None,
+    file: Annotated[Path, Option("--write", metavar="FILE", help="The file to write or complete.")] = Path(
+        "authz.yaml"
+    ),
     as_json: bool = False,
 ) -> Answer:
     """Write authz.yaml for a graph: profiles, a mandate as an example, and tests.
@@ -98,6 +92,8 @@ def init(
     runtime-authz init my_agent.py:graph
     runtime-authz init my_agent:graph --yes
     """
+    from langchain_runtime_authz.tool_profile import load_profiles
+
     if not (yes or answers or (_interactive() and not as_json)):
         why = "`--json` asks nothing" if as_json else "there is no terminal to ask at"
         raise ConfigError(f"{why}; give `--yes`, or `--answers FILE`")
@@ -127,6 +123,7 @@ def init(
 
 def _check_answers(file: Path | None, given: Mapping[str, ToolProfile], tools: list[BaseTool]) -> None:
     from langchain_runtime_authz.langgraph.tool_lookup import arguments_of
+    from langchain_runtime_authz.tool_profile import check_arguments
 
     known = {t.name: t for t in tools}
     if unknown := ", ".join(f"`{inert(n)}`" for n in given if n not in known):
@@ -156,6 +153,8 @@ def _profile(tool: BaseTool, given: Mapping[str, ToolProfile], tools: list[BaseT
 
 def _fields(profile: ToolProfile) -> Any:
     """Return a profile's form in a file: the equal word of `SWITCHES`, or the fields."""
+    from langchain_runtime_authz.tool_profile import SWITCHES, ToolProfile
+
     fields = profile.model_dump(exclude_defaults=True, mode="json")
     word = next((w for w, f in SWITCHES.items() if ToolProfile.model_validate(f) == profile), None)
     return word if word is not None else fields
@@ -173,11 +172,13 @@ def _ready(tool: BaseTool) -> tuple[str, dict[str, Any]] | None:
 
 @cache
 def _ready_sets() -> Mapping[str, Mapping[str, ToolProfile]]:
+    from langchain_runtime_authz.tool_profile import SHIPPED, load_profiles
 
     return {name: load_profiles(path) for name, path in SHIPPED.items()}
 
 
 def _explain() -> None:
+    from langchain_runtime_authz.tool_profile import Kind
 
     typer.echo("What a call does:")
     for i, (word, says) in enumerate(_DOES.items(), 1):
@@ -189,6 +190,7 @@ def _explain() -> None:
 def _asked(tool: BaseTool, tools: list[BaseTool]) -> Any:
     from langchain_runtime_authz.cli._profile_proposal import propose
     from langchain_runtime_authz.langgraph.tool_lookup import arguments_of
+    from langchain_runtime_authz.tool_profile import EFFECTS, HARMLESS
 
     proposal = propose(tool, tools)
     guessed = {d.fact: (d.value, d.why) for d in proposal.doubts}
@@ -228,6 +230,9 @@ def _asked(tool: BaseTool, tools: list[BaseTool]) -> Any:
 def _orders(tool: BaseTool, facts: dict[str, Any], verbs: Sequence[str]) -> list[str]:
     """Return plain orders that begin with one of `verbs`; if there are none, `verbs`."""
     from langchain_runtime_authz.langgraph.tool_lookup import signature_of
+    from langchain_runtime_authz.mandate.languages import languages
+    from langchain_runtime_authz.mandate.vocabulary import Tool, suggested
+    from langchain_runtime_authz.tool_profile import ToolProfile
 
     known = Tool(tool.name, ToolProfile.model_validate(facts), signature_of(tool), languages()[0])
     return [*suggested(known, f"({'|'.join(verbs)})" if verbs[1:] else verbs[0])] or [*verbs]
@@ -236,6 +241,7 @@ def _orders(tool: BaseTool, facts: dict[str, Any], verbs: Sequence[str]) -> list
 def _fits(tool: BaseTool, facts: dict[str, Any]) -> bool:
     """Return True if the tool can have this profile; otherwise print why not."""
     from langchain_runtime_authz.langgraph.tool_lookup import arguments_of
+    from langchain_runtime_authz.tool_profile import check_arguments, load_profiles
 
     try:
         (declared,) = load_profiles({tool.name: facts}).values()
@@ -265,6 +271,8 @@ def _mandates(tools: list[BaseTool], declared: Mapping[str, ToolProfile]) -> str
 
 def completed(text: str, **sections: Mapping[str, str]) -> str:
     """Add entries (section → name → lines) to a file's text, or replace them by name."""
+    import yaml
+
     for section, entries in sections.items():
         root: Any = yaml.compose(text)
         found = {k.value: (k.start_mark.line, v) for k, v in root.value} if root is not None else {}

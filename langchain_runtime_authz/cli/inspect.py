@@ -19,8 +19,6 @@ from typer import Argument, Option
 
 from langchain_runtime_authz.cli._app import Answer, echo
 from langchain_runtime_authz.errors import ConfigError
-from langchain_runtime_authz.langgraph.coverage.report import Baseline, CoverageReport
-from langchain_runtime_authz.tool_profile import EFFECTS, SINKS
 
 Target = Argument(metavar="MODULE:GRAPH", help="A compiled graph, a builder, or a function that returns one.")
 
@@ -28,6 +26,7 @@ if TYPE_CHECKING:
     from langchain_core.tools import BaseTool
     from langgraph.pregel import Pregel
 
+    from langchain_runtime_authz.langgraph.coverage.report import CoverageReport
     from langchain_runtime_authz.langgraph.tool_lookup import Profiles
 
     Graph = Pregel[Any, Any, Any, Any]
@@ -36,10 +35,14 @@ if TYPE_CHECKING:
 def inspect(
     target: Annotated[str, Target],
     fail_ungoverned: Annotated[
-        bool, Option("--fail-ungoverned", help="Exit with 1 if anything is ungoverned.")
+        bool, Option("--fail-ungoverned", help="Exit with 1 if anything is ungoverned under protection.")
     ] = False,
-    baseline: Annotated[Path | None, Option(metavar="FILE", help="Then accept the rows in FILE.")] = None,
-    write_baseline: Annotated[Path | None, Option(metavar="FILE", help="Write what is ungoverned now to FILE.")] = None,
+    baseline: Annotated[
+        Path | None, Option(metavar="FILE", help="With --fail-ungoverned: accept the rows in FILE.")
+    ] = None,
+    write_baseline: Annotated[
+        Path | None, Option(metavar="FILE", help="Accept what is ungoverned now, and write it to FILE.")
+    ] = None,
     profiles: Annotated[Path | None, Option(metavar="FILE", help="Tool profiles (YAML) for the protection.")] = None,
 ) -> Answer:
     """Show the governed parts of a graph, at present and under `protect`.
@@ -53,6 +56,8 @@ def inspect(
     runtime-authz inspect my_agent:graph --write-baseline authz-baseline.json
     runtime-authz inspect my_agent:graph --fail-ungoverned --baseline authz-baseline.json
     """
+    from langchain_runtime_authz.langgraph.coverage.report import Baseline
+
     if baseline is not None and not fail_ungoverned:
         raise ConfigError("`--baseline` needs `--fail-ungoverned`; give both")
     accepted = Baseline.read(baseline) if baseline is not None else None
@@ -127,6 +132,7 @@ def _text(
 def drafts(tools: list[BaseTool], of: list[BaseTool]) -> Iterator[str]:
     """Yield draft profiles for `tools`. `of`: all tools of their graph."""
     from langchain_runtime_authz.cli._profile_proposal import propose
+    from langchain_runtime_authz.tool_profile import EFFECTS, SINKS
 
     for name, values in (("effect", EFFECTS), ("sink", SINKS), ("trust", ("system", "internal", "external"))):
         yield f"# {name}: {', '.join(values)}"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from typer import Argument, Option
 
 from langchain_runtime_authz.cli._app import Answer, App, moment
-from langchain_runtime_authz.credential.keyring import KeyDirectory
+
+if TYPE_CHECKING:
+    from langchain_runtime_authz.credential.keyring import KeyDirectory
 
 app = App(help="Make, rotate and withdraw signing keys.")
 
@@ -30,6 +32,8 @@ def generate(
     runtime-authz keys generate keys/
     runtime-authz keys generate keys/ --alg EdDSA
     """
+    from langchain_runtime_authz.credential.keyring import KeyDirectory
+
     ring = KeyDirectory.create(directory, alg, as_bytes(password))  # type: ignore[arg-type]  # checked there
     return _told(ring, wrote=str(directory))
 
@@ -84,6 +88,7 @@ def as_bytes(password: str | None) -> bytes | None:
 
 
 def _opened(directory: Path, password: str | None) -> KeyDirectory:
+    from langchain_runtime_authz.credential.keyring import KeyDirectory
 
     return KeyDirectory(directory, as_bytes(password))
 

@@ -14,11 +14,9 @@ from typing import Annotated, Any, Final
 import typer
 from typer import Argument, Option
 
-from langchain_runtime_authz.audit.chain import read_lines
 from langchain_runtime_authz.cli._app import Answer, flow, reading
-from langchain_runtime_authz.cli.init import AUTHZ_YAML, completed
+from langchain_runtime_authz.cli.init import completed
 from langchain_runtime_authz.errors import ConfigError
-from langchain_runtime_authz.tool_profile import load_profiles
 
 ENOUGH: Final = 3  # questions that must all have been approved
 CHOICES: Final = 5  # values of an argument that a mandate lists
@@ -41,7 +39,9 @@ class _Seen:
 
 def learn(
     log: Annotated[Path, Argument(metavar="LOG.jsonl", help="An audit log with its contents, or a trace.")],
-    profiles: Annotated[Path, Option(metavar="FILE", help="The file to complete; it need not exist.")] = AUTHZ_YAML,
+    profiles: Annotated[Path, Option(metavar="FILE", help="The file to complete; it need not exist.")] = Path(
+        "authz.yaml"
+    ),
     write: Annotated[bool, Option("--write", help="Write the drafts into FILE.")] = False,
     as_json: bool = False,
 ) -> Answer:
@@ -54,6 +54,8 @@ def learn(
     runtime-authz learn audit.jsonl
     runtime-authz learn audit.jsonl --profiles authz.yaml --write
     """
+    from langchain_runtime_authz.tool_profile import load_profiles
+
     seen = _read(log)
     if not seen:
         raise ConfigError(f"`{log.name}` has no call of a tool; give an audit log or a trace with some")
@@ -78,6 +80,7 @@ def learn(
 
 
 def _read(log: Path) -> dict[str, _Seen]:
+    from langchain_runtime_authz.audit.chain import read_lines
 
     found: dict[str, _Seen] = {}
     with log.open("rb") as file:

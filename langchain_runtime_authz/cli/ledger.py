@@ -9,27 +9,21 @@ from collections.abc import Callable, Iterable, Sized
 from contextlib import AbstractContextManager, ExitStack, closing
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 
 import typer
 from typer import Argument, Option
 
 from langchain_runtime_authz._display import inert
-from langchain_runtime_authz.audit.chain import read_log, verified
-from langchain_runtime_authz.audit.record import run_record
-from langchain_runtime_authz.audit.sinks import FileSink, tenant_of
 from langchain_runtime_authz.cli._app import Answer, App, lines, moment, reading
 from langchain_runtime_authz.errors import ConfigError, LedgerError
-from langchain_runtime_authz.ledger import admin as do
-from langchain_runtime_authz.ledger import base, sqlite
-from langchain_runtime_authz.ledger.base import CallRow, Committed, Doubt, Query, Scope
-from langchain_runtime_authz.ledger.call_changes import DoubtCall
-from langchain_runtime_authz.ledger.changes import OpenThread, Revoke
-from langchain_runtime_authz.ledger.schema import SCHEMA, SEVERAL, Version, check
-from langchain_runtime_authz.ledger.sql_ledger import SqlLedger, retried
-from langchain_runtime_authz.pep.calls_in_doubt import accountable
-from langchain_runtime_authz.pep.run import anchored
-from langchain_runtime_authz.tool_profile import HARMLESS
+from langchain_runtime_authz.ledger.schema import SCHEMA, check
+
+if TYPE_CHECKING:
+    from langchain_runtime_authz.ledger.admin import Admin
+    from langchain_runtime_authz.ledger.base import Doubt, Scope
+    from langchain_runtime_authz.ledger.schema import Version
+    from langchain_runtime_authz.ledger.sql_ledger import SqlLedger
 
 TRIES: Final = 4  # of a migration or a downgrade, which gives way to commits
 _UNITS: Final = {"h": 3600, "d": 86400, "w": 7 * 86400}
@@ -45,7 +39,9 @@ Yes = Annotated[bool, Option("--yes", help="Do not ask.")]
 Tenant = Annotated[str, Option("--tenant", help="As in RuntimeAuthz(tenant=...).")]
 Reason = Annotated[str, Option("--reason", help="Why, for the record.")]
 By = Annotated[str, Option("--by", help="Who does it, for the record: type:id, like user:carol.")]
-Audit = Annotated[Path | None, Option("--audit", metavar="FILE", help="The application's log, to record it in.")]
+Audit = Annotated[
+    Path | None, Option("--audit", metavar="FILE", help="The application's hash-chained file, to record it in.")
+]
 
 
 class Store(NamedTuple):
@@ -55,23 +51,30 @@ class Store(NamedTuple):
 
     def opened(self) -> SqlLedger:
         """Open the ledger as the application does. Refuse an unusable ledger."""
-        with self.administered(look=True) as admin:
-            check(do.version(admin))
-        if (postgres := self._postgres()) is None:
-            return sqlite.SqliteLedger(self.where)
-        return postgres.PostgresLedger(self.where, schema=self.schema, role=self.role, max_size=1)  # type: ignore[no-any-return]
+        from langchain_runtime_authz.ledger.admin import version
 
-    def administered(self, *, create: bool = False, look: bool = False) -> AbstractContextManager[do.Admin]:
+        with self.administered(look=True) as admin:
+            check(version(admin))
+        if (postgres := self._postgres()) is not None:
+            return postgres.PostgresLedger(self.where, schema=self.schema, role=self.role, max_size=1)  # type: ignore[no-any-return]
+        from langchain_runtime_authz.ledger.sqlite import SqliteLedger
+
+        return SqliteLedger(self.where)
+
+    def administered(self, *, create: bool = False, look: bool = False) -> AbstractContextManager[Admin]:
         if (postgres := self._postgres()) is not None:
             options: Any = {"schema": self.schema, "role": self.role, "create": create, "look": look}
             return postgres.administer(self.where, **options)  # type: ignore[no-any-return]
+        from langchain_runtime_authz.ledger import sqlite
+
         if not create and not (Path(self.where).is_file() and Path(self.where).stat().st_size):
             at = self.where or "an empty path"  # SQLite would create an empty ledger there
             raise ConfigError(f"there is no ledger at {at}; make one with `runtime-authz ledger migrate`")
         return sqlite.administer(self.where, create=create, look=look)
 
-    def changed(self, change: Callable[[do.Admin], Version], *, create: bool = False) -> Answer:
+    def changed(self, change: Callable[[Admin], Version], *, create: bool = False) -> Answer:
         """Change the schema. If the change gave way to a commit, try again."""
+        from langchain_runtime_authz.ledger.sql_ledger import retried
 
         def once() -> Version:
             with self.administered(create=create) as admin:
@@ -81,8 +84,9 @@ class Store(NamedTuple):
 
     def _postgres(self) -> ModuleType | None:
         """Return the module for a connection string of PostgreSQL, `None` for a path."""
-        url = self.where.startswith(("postgresql://", "postgres://"))
-        if not url and ("=" not in self.where or Path(self.where).exists()):
+        if not self.where.startswith(("postgresql://", "postgres://")) and (
+            "=" not in self.where or Path(self.where).exists()
+        ):
             return None
         try:
             from langchain_runtime_authz.ledger import postgres
@@ -100,8 +104,10 @@ def status(store: Store) -> Answer:
 
     runtime-authz ledger status ledger.db
     """
+    from langchain_runtime_authz.ledger.admin import version
+
     with store.administered(look=True) as admin:
-        found = do.version(admin)
+        found = version(admin)
     result = "usable"
     try:
         with store.opened() as ledger:
@@ -122,6 +128,8 @@ def migrate(store: Store) -> Answer:
     runtime-authz ledger migrate ledger.db
     runtime-authz ledger migrate "postgresql://owner@db/authz" --role payments_agent
     """
+    from langchain_runtime_authz.ledger import admin as do
+
     return store.changed(do.migrate, create=True)
 
 
@@ -129,7 +137,9 @@ def migrate(store: Store) -> Answer:
 def downgrade(
     store: Store,
     to: Annotated[int, Option(min=0, metavar="VERSION", help="The version to go back to; 0 removes all.")],
-    forget: Annotated[bool, Option("--forget-doubts", help="Forget calls in doubt: they may run again.")] = False,
+    forget: Annotated[
+        bool, Option("--forget-doubts", help="Also forget the calls in doubt: they may run again.")
+    ] = False,
     yes: Yes = False,
     as_json: bool = False,
 ) -> Answer:
@@ -140,8 +150,9 @@ def downgrade(
 
     runtime-authz ledger downgrade ledger.db --to 1
     """
+    from langchain_runtime_authz.ledger import admin as do
 
-    def down(admin: do.Admin) -> Version:
+    def down(admin: Admin) -> Version:
         nonlocal yes
         found = do.version(admin)
         if to > found.version:
@@ -170,6 +181,8 @@ def prune(
 
     runtime-authz ledger prune ledger.db --older-than 90d
     """
+    from langchain_runtime_authz.ledger import admin as do
+
     age = re.fullmatch(r"(\d{1,6})([hdw])", older_than)
     if age is None:
         raise typer.BadParameter("must be like 36h, 90d or 12w", param_hint="--older-than")
@@ -190,6 +203,8 @@ def clock(store: Store, yes: Yes = False, as_json: bool = False) -> Answer:
 
     runtime-authz ledger clock ledger.db
     """
+    from langchain_runtime_authz.ledger import admin as do
+
     with store.administered() as admin:
         _confirm("Is the clock correct, and may every run end?", yes, as_json)
         ended = do.accept_clock(admin)
@@ -216,6 +231,15 @@ def restored(
 
     runtime-authz ledger restored ledger.db --audit audit.jsonl --by user:carol --reason "disk failed"
     """
+    from langchain_runtime_authz.audit.record import run_record
+    from langchain_runtime_authz.audit.sinks import FileSink
+    from langchain_runtime_authz.ledger import admin as do
+    from langchain_runtime_authz.ledger.base import Committed, Query, Scope
+    from langchain_runtime_authz.ledger.call_changes import DoubtCall
+    from langchain_runtime_authz.ledger.changes import OpenThread, Revoke
+    from langchain_runtime_authz.pep.calls_in_doubt import accountable
+    from langchain_runtime_authz.pep.run import anchored
+
     said = accountable(by, reason)
     with ExitStack() as stack:
         _confirm("Is the application stopped, and is there no newer copy of the ledger?", yes, as_json)
@@ -252,6 +276,10 @@ def _logged(files: list[Path]) -> tuple[list[tuple[Scope, tuple[str, ...]]], lis
     An agent counts if its last event in the logs is a revocation. A call with a side effect counts if it has a permit
     and no outcome. A reinstatement that the backup lacks is not repeated.
     """
+    from langchain_runtime_authz.audit.chain import read_log, verified
+    from langchain_runtime_authz.ledger.base import LASTS
+    from langchain_runtime_authz.tool_profile import HARMLESS
+
     events: list[tuple[float, Scope, tuple[str, ...], str]] = []
     begun, ended, failed = dict[str, Unfinished](), Counter[str](), set[str]()
     for file in files:
@@ -270,19 +298,19 @@ def _logged(files: list[Path]) -> tuple[list[tuple[Scope, tuple[str, ...]]], lis
                     ended[record["decision_id"]] += 1
                 elif record.get("action") == "tools/call" and record["outcome"] == "permit":
                     known = (record.get("request") or {}).get("resource", {}).get("properties", {})
-                    told = {
-                        "permitted_at": moment(record["ts"]),
-                        **_scope(record)._asdict(),
-                        "tool": record["resource"],
-                    }
-                    if known.get("effect") not in HARMLESS:
-                        key = record["decision_id"]
-                        begun[key] = {**told, "decision_id": key, "call": None}, _doubt(record)
+                    acts = known.get("effect") not in HARMLESS
+                    key, told = (
+                        record["decision_id"],
+                        {"permitted_at": moment(record["ts"]), **_scope(record)._asdict()},
+                    )
+                    told |= {"decision_id": key, "tool": record["resource"], "call": None}
+                    begun.update({key: (told, _doubt(record))} if acts else {})
     last = {(scope, agent): event for _, scope, agent, event in sorted(events)}
     revoked = [named for named, event in last.items() if event == "revoked"]
     for key in failed & begun.keys():  # after a failed call, the same effect on the same target asks for a while
         told, doubt = begun[key]
-        if doubt is None or time.time() - doubt.row.at >= base.LASTS:
+        young = doubt is not None and time.time() - doubt.row.at < LASTS
+        if doubt is None or not young:
             del begun[key]
         else:
             row = doubt.row._replace(about={**(doubt.row.about or {}), "failed": True})
@@ -297,12 +325,16 @@ def _texts(*values: str) -> tuple[str, ...]:
 
 
 def _scope(record: dict[str, Any]) -> Scope:
+    from langchain_runtime_authz.ledger.base import Scope
 
     return Scope(*_texts(*(record["scope"][name] for name in Scope._fields)))
 
 
 def _doubt(record: dict[str, Any]) -> Doubt | None:
     """Return a permit's record as a call in doubt; `None` if it lacks the call's deed."""
+    from langchain_runtime_authz.ledger.base import CallRow, Doubt
+    from langchain_runtime_authz.ledger.schema import SEVERAL
+
     claim, asked = record.get("claim"), record.get("request")
     if not claim or not asked:
         return None
@@ -318,6 +350,9 @@ def _doubt(record: dict[str, Any]) -> Doubt | None:
 
 def log_of(audit: Path | None, tenant: str) -> Path | None:
     """Return `audit`. Warn if it is None; refuse a missing log and another tenant's."""
+    from langchain_runtime_authz.audit.chain import read_log
+    from langchain_runtime_authz.audit.sinks import tenant_of
+
     if audit is None:
         typer.echo("note: no audit log records this; name the application's by --audit", err=True)
     elif not audit.is_file():
@@ -332,8 +367,10 @@ def log_of(audit: Path | None, tenant: str) -> Path | None:
 
 def note_full(listed: Iterable[Sized]) -> None:
     """Warn if a tenant's list is full, so that it may lack older entries."""
-    if any(len(found) >= base.MAX_ASKED for found in listed):
-        typer.echo(f"note: only the newest {base.MAX_ASKED} are listed; settle these to see older ones", err=True)
+    from langchain_runtime_authz.ledger.base import MAX_ASKED
+
+    if any(len(found) >= MAX_ASKED for found in listed):
+        typer.echo(f"note: only the newest {MAX_ASKED} are listed; settle these to see older ones", err=True)
 
 
 def _confirm(question: str, yes: bool, as_json: bool) -> None:

@@ -6,20 +6,17 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
 from langchain_runtime_authz.cli._app import Answer, App, echo
 from langchain_runtime_authz.cli.inspect import load_graph, load_object, tools_of
 from langchain_runtime_authz.errors import Code, ConfigError
-from langchain_runtime_authz.mandate.description import told
-from langchain_runtime_authz.mandate.mandate_file import check_mandate, json_schema, load_mandate
-from langchain_runtime_authz.mandate.material import material
-from langchain_runtime_authz.mandate.model import Compiled
-from langchain_runtime_authz.mandate.words import compile_words
-from langchain_runtime_authz.pep.run import KnownTools
-from langchain_runtime_authz.tool_profile import ToolProfile, load_profiles
+
+if TYPE_CHECKING:
+    from langchain_runtime_authz.mandate.model import Compiled
+    from langchain_runtime_authz.tool_profile import ToolProfile
 
 app = App(
     help="""Show what a user's text orders, and check mandates in files.
@@ -29,15 +26,23 @@ app = App(
 
     Exit codes: 0; 1 for a finding (something was dropped, something is careless); 2 if a command could not do its work."""
 )
-Profiles = Annotated[str, Option("--profiles", metavar="FILE", help="Tool profiles (YAML), or a shipped set's name.")]
+Profiles = Annotated[
+    str, Option("--profiles", metavar="FILE", help="Tool profiles (YAML), or `langchain` or `deepagents`.")
+]
 
 
 @app.command("explain")
 def explain(
-    texts: Annotated[list[str], Argument(metavar="TEXT...", help="What the user said; `-` reads a text from stdin.")],
+    texts: Annotated[
+        list[str], Argument(metavar="TEXT...", help="What the user said, one text each; `-` reads one from stdin.")
+    ],
     profiles: Profiles,
-    planner: Annotated[str | None, Option(metavar="MODULE:MODEL", help="Ask this chat model.")] = None,
-    graph: Annotated[str | None, Option(metavar="MODULE:GRAPH", help="Take the tools' arguments from a graph.")] = None,
+    planner: Annotated[
+        str | None, Option(metavar="MODULE:MODEL", help="Ask this chat model; otherwise the words are read.")
+    ] = None,
+    graph: Annotated[
+        str | None, Option(metavar="MODULE:GRAPH", help="Take the tools' arguments from a graph; default: profiles.")
+    ] = None,
 ) -> Answer:
     """Show the steps that a text orders, and the parts that are dropped, with reasons.
 
@@ -48,6 +53,11 @@ def explain(
     runtime-authz mandate explain - --profiles profiles.yaml < request.txt
     runtime-authz mandate explain "Pay Bob 45 EUR" --profiles profiles.yaml --planner my_models:planner --json
     """
+    from langchain_runtime_authz.mandate.description import told
+    from langchain_runtime_authz.mandate.material import material
+    from langchain_runtime_authz.mandate.words import compile_words
+    from langchain_runtime_authz.tool_profile import load_profiles
+
     said = [sys.stdin.read() if text == "-" else text for text in texts]
     declared = {name: p for name, p in load_profiles(profiles).items() if not p.draft}
     signatures = _signatures(declared, graph)
@@ -77,6 +87,10 @@ def check(
 
     runtime-authz mandate check monthly-bills.yaml --profiles profiles.yaml
     """
+    from langchain_runtime_authz.mandate.description import told
+    from langchain_runtime_authz.mandate.mandate_file import check_mandate, load_mandate
+    from langchain_runtime_authz.tool_profile import load_profiles
+
     declared = load_profiles(profiles)
     found = load_mandate(file)
     sentences, findings = list(told(found, declared)), list(check_mandate(found, declared))
@@ -92,6 +106,8 @@ def schema() -> None:
 
     runtime-authz mandate schema > mandate.schema.json
     """
+    from langchain_runtime_authz.mandate.mandate_file import json_schema
+
     echo(json.dumps(json_schema(), indent=2))
 
 
@@ -110,6 +126,7 @@ def _planned(
     from langchain_core.language_models import BaseChatModel
 
     from langchain_runtime_authz.langgraph.model_planner import ModelPlanner
+    from langchain_runtime_authz.pep.run import KnownTools
 
     model = load_object(target, "my_models:planner", BaseChatModel)
     if not isinstance(model, BaseChatModel):

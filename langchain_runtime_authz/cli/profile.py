@@ -6,23 +6,21 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import yaml
 from typer import Argument, Option
 
-from langchain_runtime_authz._order_patterns import Options, Pattern
+from langchain_runtime_authz._order_patterns import Options
 from langchain_runtime_authz._validate import read_yaml
 from langchain_runtime_authz.cli._app import Answer, App, echo
 from langchain_runtime_authz.cli.init import outcomes
 from langchain_runtime_authz.cli.inspect import Target, drafts, graph_tools
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
-from langchain_runtime_authz.mandate.languages import languages
-from langchain_runtime_authz.mandate.mandate_file import load_mandate
-from langchain_runtime_authz.mandate.vocabulary import Tool
-from langchain_runtime_authz.tool_profile import SHIPPED, ToolProfile, check_arguments, load_profiles, raise_by_hints
 
 if TYPE_CHECKING:
     from langchain_core.tools import BaseTool
 
+    from langchain_runtime_authz._order_patterns import Pattern
+    from langchain_runtime_authz.mandate.vocabulary import Tool
+    from langchain_runtime_authz.tool_profile import ToolProfile
 
 app = App(help="Write and check tool profiles.")
 
@@ -30,8 +28,12 @@ app = App(help="Write and check tool profiles.")
 @app.command("suggest")
 def suggest(
     target: Annotated[str, Target],
-    profiles: Annotated[str | None, Option(metavar="FILE", help="Propose only tools that these profiles lack.")] = None,
-    write: Annotated[Path | None, Option(metavar="FILE", help="Write to a new file instead of printing.")] = None,
+    profiles: Annotated[
+        str | None, Option(metavar="FILE", help="Existing profiles: only other tools are proposed.")
+    ] = None,
+    write: Annotated[
+        Path | None, Option(metavar="FILE", help="Write the YAML to a new file instead of printing it.")
+    ] = None,
 ) -> Answer:
     """Propose a profile for each tool of a graph that has none.
 
@@ -43,6 +45,7 @@ def suggest(
     runtime-authz profile suggest my_agent:graph --profiles langchain --write profiles.yaml
     """
     from langchain_runtime_authz.langgraph.tool_lookup import Profiles
+    from langchain_runtime_authz.tool_profile import load_profiles
 
     declared = load_profiles(profiles)
     held = Profiles(declared)
@@ -85,6 +88,8 @@ def check(
     runtime-authz profile check profiles.yaml
     runtime-authz profile check profiles.yaml my_agent:graph
     """
+    from langchain_runtime_authz.tool_profile import SHIPPED, load_profiles
+
     declared = load_profiles(file)
     tools = graph_tools(target) if target is not None else []
     loaded = read_yaml(file, Code.PROFILE_INVALID) if file not in SHIPPED else {}
@@ -109,6 +114,7 @@ def check(
 
 def _held_against(tool: BaseTool, declared: ToolProfile | None) -> list[str]:
     from langchain_runtime_authz.langgraph.tool_lookup import Profiles, arguments_of, digest_of, foreign
+    from langchain_runtime_authz.tool_profile import check_arguments, raise_by_hints
 
     if declared is None:
         own = Profiles({}).of(tool)  # declared in code, or made by a LangGraph library
@@ -130,6 +136,9 @@ def _held_against(tool: BaseTool, declared: ToolProfile | None) -> list[str]:
 
 def _alike(declared: Mapping[str, ToolProfile]) -> Iterator[str]:
     """Yield a note for tools whose orders share a shortest form, like `cancel …`."""
+    from langchain_runtime_authz.mandate.languages import languages
+    from langchain_runtime_authz.mandate.vocabulary import Tool
+
     said: dict[str, set[str]] = {}
     for tool in (Tool(n, p, {}, languages()[0]) for n, p in declared.items() if p.ordered):
         for form in {form for order, _ in tool.orders for form in _forms(tool, order)}:
@@ -151,6 +160,8 @@ def _forms(tool: Tool, order: Pattern) -> list[str]:
 
 def _doubts(file: Path) -> dict[str, int]:
     """Return tool → number of lines in its stanza that are still marked as doubts."""
+    import yaml
+
     text = file.read_text(encoding="utf-8")
     lines = text.splitlines()
     root: Any = yaml.compose(text)
@@ -162,6 +173,7 @@ def _doubts(file: Path) -> dict[str, int]:
 
 
 def _tested(declared: Mapping[str, ToolProfile], loaded: Mapping[str, Any]) -> list[str]:
+    from langchain_runtime_authz.mandate.mandate_file import load_mandate
 
     found, mandates = [], loaded.get("mandates") or {}
     if not isinstance(mandates, dict):

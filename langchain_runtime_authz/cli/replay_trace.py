@@ -13,7 +13,6 @@ from typer import Argument, Option
 from langchain_runtime_authz.cli._app import Answer
 from langchain_runtime_authz.cli.mandate import Profiles
 from langchain_runtime_authz.cli.policy.commands import Opa
-from langchain_runtime_authz.cli.policy.open_policy import open_policy
 from langchain_runtime_authz.errors import sentence
 
 if TYPE_CHECKING:
@@ -26,7 +25,9 @@ _WORDS: Final = {"permit": "ran", "approval_required": "ASKED", "deny": "DENIED"
 def replay_trace(
     file: Annotated[Path, Argument(metavar="FILE.jsonl", help="The trace.")],
     profiles: Profiles,
-    mandate: Annotated[Path | None, Option(metavar="FILE", help="What the task orders; default: its words.")] = None,
+    mandate: Annotated[
+        Path | None, Option(metavar="FILE", help="What the task orders (YAML); default: its words.")
+    ] = None,
     policy: Annotated[Path | None, Option(metavar="POLICY", help="Project, bundle or data.json.")] = None,
     opa: Opa = None,
 ) -> Answer:
@@ -52,6 +53,7 @@ def replay_trace(
     Exit codes: 0; 1 if an unwanted call would have run; 2 for a file that cannot be used.
     """
     from langchain_runtime_authz.cli import _recorded_run as traces
+    from langchain_runtime_authz.cli.policy.open_policy import open_policy
 
     trace = traces.read_trace(file)
     with closing(open_policy(policy, opa).pdp()) as pdp:

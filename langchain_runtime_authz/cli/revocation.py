@@ -9,9 +9,7 @@ from typer import Argument, Option
 
 from langchain_runtime_authz.cli._app import Answer, App
 from langchain_runtime_authz.cli.ledger import Audit, By, Reason, Store, Tenant, log_of
-from langchain_runtime_authz.credential.issuer import LocalIssuer
 from langchain_runtime_authz.errors import ConfigError
-from langchain_runtime_authz.ledger.base import Query, Scope
 from langchain_runtime_authz.pep.kill_switch import KILL_SWITCH, KillSwitch
 
 kill = App(
@@ -21,7 +19,9 @@ kill = App(
     RUNTIME_AUTHZ_KILL_SWITCH. While it exists every step is denied (`killed`), even if PDP and ledger are down.
     `touch FILE` does the same.""",
 )
-Watched = Annotated[Path, Option("--file", envvar=KILL_SWITCH, metavar="FILE", help="The watched file.")]
+Watched = Annotated[
+    Path, Option("--file", envvar=KILL_SWITCH, metavar="FILE", help="The file that the application watches.")
+]
 
 
 class Place(NamedTuple):
@@ -59,6 +59,8 @@ def reinstate(store: Store, place: Place) -> Answer:
 def _changed(event: Literal["revoked", "reinstated"], store: Store, place: Place) -> Answer:
     """Revoke or reinstate a thread. Refuse an unknown name, which may be mistyped."""
     from langchain_runtime_authz.authz import RuntimeAuthz
+    from langchain_runtime_authz.credential.issuer import LocalIssuer
+    from langchain_runtime_authz.ledger.base import Query, Scope
 
     scope = Scope(place.tenant, place.issuer, place.graph, place.thread)
     path = tuple(place.agent.split("/")) if place.agent else ()

@@ -7,28 +7,16 @@ import time
 from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from typer import Argument, Option
 
 from langchain_runtime_authz._renewed_files import replace_file
 from langchain_runtime_authz.cli._app import Answer, App, Key, echo, lines
-from langchain_runtime_authz.cli.policy import recorded_requests as again
-from langchain_runtime_authz.cli.policy.open_policy import (
-    Policy,
-    bundle_files,
-    open_policy,
-    read_rego,
-    run_rego_tests,
-    unread,
-)
-from langchain_runtime_authz.cli.policy.recorded_requests import compared, decide, decided_file, find, recorded_in
-from langchain_runtime_authz.cli.policy.rego_lint import lint_policy, lint_rego
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
-from langchain_runtime_authz.evaluation import request_schema
-from langchain_runtime_authz.pap.bundle import SIGNATURES, invalid, pack, parse_bundle, sign
-from langchain_runtime_authz.pap.reloading import self_test
-from langchain_runtime_authz.testing.example_request import example_request
+
+if TYPE_CHECKING:
+    from langchain_runtime_authz.cli.policy.open_policy import Policy
 
 app = App(
     help="""Write, test, compare, release and question policies.
@@ -89,6 +77,9 @@ def check(policy: PolicyPath = None, opa: Opa = None) -> Answer:
     runtime-authz policy check my-policy
     runtime-authz policy check data.json
     """
+    from langchain_runtime_authz.cli.policy.open_policy import open_policy, read_rego, unread
+    from langchain_runtime_authz.cli.policy.rego_lint import lint_policy, lint_rego
+
     # Lint the text first, because its findings explain a compiler's errors.
     own = {f"rego/{f.name}": read_rego(f) for f in sorted((policy / "rego").glob("*.rego"))} if policy else {}
     found = unread(policy) if policy else []
@@ -110,6 +101,8 @@ def run_tests(policy: PolicyPath = None, opa: Opa = None, as_json: bool = False)
     runtime-authz policy test my-policy
     runtime-authz policy test policy.tar.gz
     """
+    from langchain_runtime_authz.cli.policy.open_policy import open_policy, run_rego_tests
+
     opened = open_policy(policy, opa)
     if not opened.cases:
         raise ConfigError(f"`{opened.name}` has no cases; write cases.yaml, see `policy init`", Code.POLICY_INVALID)
@@ -121,6 +114,8 @@ def run_tests(policy: PolicyPath = None, opa: Opa = None, as_json: bool = False)
 
 def _run_cases(policy: Policy, quiet: bool) -> tuple[list[dict[str, str | None]], int]:
     """Run a policy's cases. Return (1) their results, (2) the number of failures."""
+    from langchain_runtime_authz.cli.policy.recorded_requests import decide
+
     with closing(policy.pdp()) as pdp:
         decided = decide(pdp, [c.request for c in policy.cases])
     cases: list[dict[str, str | None]] = []
@@ -148,6 +143,8 @@ def diff(
     runtime-authz policy diff audit.jsonl my-policy my-policy-edited
     runtime-authz policy diff audit.jsonl policy-41.tar.gz policy-42.tar.gz --json
     """
+    from langchain_runtime_authz.cli.policy.recorded_requests import compared
+
     return compared(log, key, after, opa, before)
 
 
@@ -162,6 +159,8 @@ def replay(log: Log, policy: PolicyPath = None, key: Key = None, opa: Opa = None
     runtime-authz policy replay audit.jsonl my-policy
     runtime-authz policy replay audit.jsonl data.json
     """
+    from langchain_runtime_authz.cli.policy.recorded_requests import compared
+
     return compared(log, key, policy, opa)
 
 
@@ -169,7 +168,7 @@ def replay(log: Log, policy: PolicyPath = None, key: Key = None, opa: Opa = None
 def explain(
     source: Annotated[Path, Argument(metavar="LOG|REQUEST", help="A log, or a request in a JSON file.")],
     decision_id: Annotated[
-        str | None, Argument(metavar="[DECISION]", help="A decision's id, or its beginning.")
+        str | None, Argument(metavar="[DECISION]", help="Id of a decision in the log, or its beginning.")
     ] = None,
     policy: Annotated[Path | None, Option(metavar="POLICY", help="Ask this policy.")] = None,
     key: Key = None,
@@ -183,6 +182,9 @@ def explain(
     runtime-authz policy explain audit.jsonl 3f9c2a
     runtime-authz policy explain request.json --policy my-policy
     """
+    from langchain_runtime_authz.cli.policy import recorded_requests as again
+    from langchain_runtime_authz.cli.policy.open_policy import open_policy
+
     opened = open_policy(policy, opa)
     recorded = None
     if source.suffix == ".json" and decision_id is None:
@@ -231,6 +233,9 @@ def try_request(
     runtime-authz policy try request.json my-policy --watch
     runtime-authz policy try request.json my-policy --log audit.jsonl --decision 3f9c2a
     """
+    from langchain_runtime_authz.cli.policy.recorded_requests import decided_file, find, recorded_in
+    from langchain_runtime_authz.testing.example_request import example_request
+
     if not request.exists():
         found = None if log is None else find(recorded_in(log, key)[0], decision_id or "", log).request
         body = (found or example_request()).to_json()
@@ -272,6 +277,10 @@ def build(
     runtime-authz policy build my-policy -o policy.tar.gz
     runtime-authz policy build my-policy -o policy.tar.gz --revision 42 --key release.pem --key-id release
     """
+    from langchain_runtime_authz.cli.policy.open_policy import bundle_files, open_policy
+    from langchain_runtime_authz.pap.bundle import SIGNATURES, invalid, pack, parse_bundle, sign
+    from langchain_runtime_authz.pap.reloading import self_test
+
     if output.is_dir():
         raise ConfigError(f"`{output}` is a directory; name the file to write")
     opened = open_policy(policy, opa)
@@ -302,5 +311,8 @@ def schema(
     runtime-authz policy schema > request.schema.json
     runtime-authz policy schema --example > request.json
     """
+    from langchain_runtime_authz.evaluation import request_schema
+    from langchain_runtime_authz.testing.example_request import example_request
+
     document = json.loads(example_request().to_json()) if example else request_schema()
     echo(json.dumps(document, indent=2, sort_keys=not example))

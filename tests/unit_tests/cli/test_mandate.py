@@ -6,11 +6,11 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
-from langchain_runtime_authz.cli import mandate
 from langchain_runtime_authz.mandate.model import Compiled, Dropped, Mandate, Step
 from tests.cli import cli
 
@@ -107,7 +107,9 @@ def test_without_a_planner_the_words_are_read(run: Run, monkeypatch: pytest.Monk
         seen.extend(given)
         return Compiled(Mandate(steps=(Step("l", "look"),), source="words"), (Dropped('"Why?"', "it is a question"),))
 
-    monkeypatch.setattr(mandate, "compile_words", read)
+    words = ModuleType("langchain_runtime_authz.mandate.words")
+    words.compile_words = read  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, words.__name__, words)
     found = explain(run, "Look. Why?")
     assert found.exit_code == 1
     assert found.stdout == 'understood:\n  read: look\ndropped:\n  "Why?": it is a question\n'
