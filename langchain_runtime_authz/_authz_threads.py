@@ -21,7 +21,7 @@ from langchain_runtime_authz.langgraph.graph_input import open_questions
 from langchain_runtime_authz.langgraph.messages import human_texts, messages_in, written
 from langchain_runtime_authz.langgraph.run_context import SubjectLike
 from langchain_runtime_authz.ledger.base import Approval, Doubt, Query, Scope, Snapshot
-from langchain_runtime_authz.pep.approval_outside_graph import ListAsked, answer_beside, open_question
+from langchain_runtime_authz.pep.approval_outside_graph import ListAsked, answer_outside_graph, open_question
 from langchain_runtime_authz.pep.calls_in_doubt import ListDoubts, record_ends, resolve
 from langchain_runtime_authz.pep.corrections import correct, data_changed, reinstate, revoke
 from langchain_runtime_authz.pep.run import Engine, Flow, Load, Perform, both, drive, new_id
@@ -132,7 +132,7 @@ class Threads:
             CredentialError: the statement is not accepted.
         """
         person = Subject.of(by) if by is not None else None
-        return answer_beside(self.approvers, approval_id, "approve", by=person, statement=statement)
+        return answer_outside_graph(self.approvers, approval_id, "approve", by=person, statement=statement)
 
     approve, aapprove = both(_approve)
 
@@ -147,7 +147,7 @@ class Threads:
         """
         person = Subject.of(by) if by is not None else None
         about: dict[str, Any] = {"by": person, "statement": statement, "message": message}
-        yield from answer_beside(self.approvers, approval_id, "deny", **about, content=self.audit.content)
+        yield from answer_outside_graph(self.approvers, approval_id, "deny", **about, content=self.audit.content)
 
     deny_approval, adeny_approval = both(_deny_approval)
 

@@ -1,4 +1,4 @@
-"""Send HTTP requests to a PDP, key set or token endpoint that may misbehave.
+"""Send HTTP requests by aiohttp, on an event loop in a thread of its own.
 
 All callers of a `Link`, on any thread or event loop, share one event loop, which runs in a thread of its own. So the
 connection pool has one owner, and stays open when a caller's loop ends. One deadline covers the whole exchange (wait

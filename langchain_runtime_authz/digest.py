@@ -1,4 +1,4 @@
-"""Canonical JSON (RFC 8785), SHA-256 digests, and JSON forms of Python values.
+"""JSON forms of Python values, canonical JSON (RFC 8785), and SHA-256 digests.
 
 `project` turns a parsed Python value into the JSON value that the PDP is asked about, exactly or not at all. The digest
 of this JSON is compared before the tool runs, so that the call that was decided is the call that runs.

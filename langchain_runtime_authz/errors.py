@@ -156,7 +156,7 @@ class Code(StrEnum):
     CREDENTIAL_MISSING = "credential_missing", "the request has no credential; send the token of the running call", "the client does not send the token, or a proxy removes it", "fixed"
     KEYS_UNAVAILABLE = "keys_unavailable", "the issuer's keys cannot be read; check its JWKS endpoint and the key directory", "the key directory or the JWKS endpoint cannot be read", "later"
     STATUS_UNAVAILABLE = "status_unavailable", "the token's status cannot be looked up; repair the ledger or the introspection endpoint", "the ledger or the introspection endpoint does not answer", "later"
-    PROOF_MISSING = "proof_missing", "the token is bound to a key and came without a proof; send it with the DPoP scheme and a proof", "the client sends a bound token as a plain bearer token", "fixed"
+    PROOF_MISSING = "proof_missing", "the token came without a proof of its key; send a token that is bound to a key, with the DPoP scheme and a proof", "the client sends a bound token as a plain bearer token", "fixed"
     PROOF_INVALID = "proof_invalid", "the DPoP proof is not for this request, token and key; make a proof for this request", "the proof was made for another address, method or token, or a proxy rewrites the address", "fixed"
     PROOF_REPLAYED = "proof_replayed", "the DPoP proof was used before; make a new one for each request", "the client, or a thief, sent the same proof twice", "fixed"
     PROOF_NONCE = "proof_nonce", "the DPoP proof lacks the server's current nonce; repeat the request with the nonce of this answer", "the server issues a new nonce now and then", "now"

@@ -366,11 +366,11 @@ def recorded(sink: AuditSink, decision_id: str) -> dict[str, Any] | None:
 
 def told(sink: AuditSink, run_id: str | None = None) -> str:
     """Return the newest steps on record, of one run or of all, as HTML for notebooks."""
-    from langchain_runtime_authz.audit.story import tell
+    from langchain_runtime_authz.audit.story import story_of
     from langchain_runtime_authz.audit.story_html import fragment
 
     known = records(sink, run_id or "")
-    found = tell(known, lambda s: s.kind != "check" and run_id in (None, s.record.get("run_id")), NEWEST)
+    found = story_of(known, lambda s: s.kind != "check" and run_id in (None, s.record.get("run_id")), NEWEST)
     return fragment(found) if found.steps else "<p>nothing on record here</p>"
 
 

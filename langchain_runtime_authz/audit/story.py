@@ -197,7 +197,9 @@ class Story:
         return {"heading": self.heading(), "total": self.total, "counts": dict(self.counts), "steps": steps}
 
 
-def tell(records: Iterable[Record | None], keep: Callable[[Step], bool] | None = None, limit: int = MAX_STEPS) -> Story:
+def story_of(
+    records: Iterable[Record | None], keep: Callable[[Step], bool] | None = None, limit: int = MAX_STEPS
+) -> Story:
     """Return the story of the records, with the steps that `keep` accepts."""
     story = Story(deque(maxlen=limit))
     for step in _steps(records):

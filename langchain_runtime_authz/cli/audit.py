@@ -22,7 +22,7 @@ import typer
 from typer import Argument, Option
 
 from langchain_runtime_authz._validate import read_yaml
-from langchain_runtime_authz.audit.story import MAX_STEPS, SIGNS, Step, Story, shown, tell
+from langchain_runtime_authz.audit.story import MAX_STEPS, SIGNS, Step, Story, shown, story_of
 from langchain_runtime_authz.cli._app import Answer, App, Key, lines, seconds_of
 from langchain_runtime_authz.cli.policy.commands import Opa
 from langchain_runtime_authz.errors import AuditError, Code, ConfigError
@@ -52,7 +52,7 @@ class Source(NamedTuple):
         from langchain_runtime_authz.audit.chain import read_log
         from langchain_runtime_authz.audit.encryption import opener
 
-        return tell(read_log(self.log, mark, opener(*self.key) if self.key else None), keep, limit)
+        return story_of(read_log(self.log, mark, opener(*self.key) if self.key else None), keep, limit)
 
     def thread(self, thread: str | None, everything: bool) -> Story:
         from langchain_runtime_authz.audit.chain import verify_log

@@ -64,7 +64,7 @@ class History:
 # agents count as knowing everything.
 
 
-def held(history: History, agent: Path) -> list[str]:
+def classes_known(history: History, agent: Path) -> list[str]:
     elsewhere = {name for name, _ in history.confined} - set(_known(history.confined, agent))
     return [name for name in history.classes_read if name not in elsewhere]
 
@@ -79,7 +79,7 @@ def confine(confined: Confined, read: Sequence[str], name: str, agent: Path) -> 
     return tuple(dict.fromkeys((*confined, (name, agent))))
 
 
-def left(confined: Confined, agent: Path) -> Confined:
+def reveal(confined: Confined, agent: Path) -> Confined:
     """Drop what `agent` knows: it did something that all agents can see."""
     return _without(confined, set(_known(confined, agent)))
 
@@ -112,7 +112,7 @@ def count(h: History, step: Step, now: float) -> History:
         effect = effect if effect in effects or len(effects) < MAX_NAMES else "*"
         effects = {**effects, effect: effects.get(effect, 0) + 1}
     if confined and step.effect not in (None, "compute", "read"):  # other agents may see a fetched address too
-        confined = left(confined, step.agent)
+        confined = reveal(confined, step.agent)
     if (name := step.data_class) is not None and (confined or name not in classes):
         name = name if name in classes or len(classes) < MAX_NAMES else "*"
         confined = confine(confined, classes, name, step.agent)
@@ -147,7 +147,7 @@ def to_context(history: History, now: float, agent: Sequence[str]) -> dict[str, 
         "effects": dict(history.effects),
         "denials": history.denials,
         "classes_read": list(history.classes_read),
-        "classes_held": held(history, tuple(agent)) if history.confined else list(history.classes_read),
+        "classes_held": classes_known(history, tuple(agent)) if history.confined else list(history.classes_read),
         "recent": list(history.recent),
         "streak": history.streak,
         "unplanned": history.unplanned,

@@ -68,7 +68,7 @@ class Match(NamedTuple):
     prompt: str | None = None
 
 
-BY_CODE: Final = Match(True, False, False, 0, 1, "code")
+PLANNED_BY_CODE: Final = Match(True, False, False, 0, 1, "code")
 """How a call stands that code makes by itself (`RuntimeAuthz.effect`): the code is its plan."""
 
 _quoted: Final = json.encoder.encode_basestring_ascii

@@ -13,7 +13,7 @@ from langchain_runtime_authz.tool_profile import ToolProfile
 
 _PIECE: Final = 65_536  # characters encoded at a time
 READ: Final = "read:"  # prefix of the ledger's marks for calls that read
-UNREAD: Final = "0"  # the version of a resource without a reported change
+UNCHANGED: Final = "0"  # the version of a resource without a reported change
 
 
 def resource_of(profile: ToolProfile, args: Mapping[str, Any]) -> str | None:

@@ -1,4 +1,4 @@
-"""Verify who calls, by a token of an OpenID Connect provider.
+"""Verify tokens of an OpenID Connect provider: of callers, logouts and workloads.
 
 Two kinds of token are accepted: an access token made for this service (if `audience` is set), and an ID token made
 for this client (if `client_id` is set; OpenID Connect Core §2, §3.1.3.7). The provider's profile tells them apart

@@ -34,8 +34,8 @@ from langchain_runtime_authz.facts.plan import calls_digest, plan_calls
 from langchain_runtime_authz.facts.task import content_digest
 from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph.object_graph import DECISIONS
-from langchain_runtime_authz.langgraph.resume_values import hear
-from langchain_runtime_authz.langgraph.run_context import AuthzHalt, RunHandle, current_node, opened, running
+from langchain_runtime_authz.langgraph.resume_values import resume_handler
+from langchain_runtime_authz.langgraph.run_context import AuthzHalt, RunHandle, current_node, run_handle, running
 from langchain_runtime_authz.langgraph.tool_arrival import Arrival, arrival_unguarded
 from langchain_runtime_authz.langgraph.tool_call_parsing import unknown
 from langchain_runtime_authz.langgraph.tool_execution import ToolExecution, answer
@@ -168,7 +168,7 @@ class _Backstop(_Models):
 
 def _opened() -> RunHandle | None:
     try:
-        return opened(var_child_runnable_config.get() or {})
+        return run_handle(var_child_runnable_config.get() or {})
     except ConfigError:  # a generator opened the run, so it may belong to other code
         return None
 
@@ -214,7 +214,7 @@ class _Hook:
             _Models.ignore_chain = False
         if current_scope.get().run is not None:
             return _BACKSTOP
-        if (heard := hear()) is not None:
+        if (heard := resume_handler()) is not None:
             return heard
         if self.everywhere:
             return _BACKSTOP

@@ -9,11 +9,11 @@ from typing import Any, Literal
 from langchain_core.callbacks import BaseCallbackHandler
 
 from langchain_runtime_authz.audit.record import observation_record
-from langchain_runtime_authz.langgraph.node_pep import AuthzParts
 from langchain_runtime_authz.langgraph.private_api import starting_graph, starting_tool
 from langchain_runtime_authz.langgraph.protect import owner_of
 from langchain_runtime_authz.langgraph.run_context import running
 from langchain_runtime_authz.langgraph.tool_lookup import is_guarded
+from langchain_runtime_authz.langgraph.tool_node import AuthzParts
 from langchain_runtime_authz.telemetry.spans import record_observation
 
 What = Literal["tool", "model", "graph", "chain"]

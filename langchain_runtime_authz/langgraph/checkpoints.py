@@ -120,7 +120,7 @@ def read_memory(store: BaseStore | None, namespaces: Sequence[tuple[str, ...]]) 
         items: list[SearchItem] = yield Perform(store.search, store.asearch, name, limit=MAX_ITEMS + 1)
         if len(items) > MAX_ITEMS:
             raise ConfigError(f"`TaskSources.memory` has more than {MAX_ITEMS} items; name a narrower namespace")
-        held += [[*item.namespace, item.key, said(item.value)] for item in items]
+        held += [[*item.namespace, item.key, content_of(item.value)] for item in items]
     return raw_digest(sorted(held))
 
 
@@ -130,7 +130,7 @@ def moved(graph: Any, config: Mapping[str, Any], channels: Sequence[str], head: 
     return differ(before, now, channels)
 
 
-def said_more(graph: Any, before: StateSnapshot, place: Any, channels: Sequence[str]) -> Flow[bool]:
+def update_changed(graph: Any, before: StateSnapshot, place: Any, channels: Sequence[str]) -> Flow[bool]:
     """Return True if the `update_state` that wrote `place` changed a watched channel."""
     # Writes of a run that went on meanwhile do not count.
     after: StateSnapshot = yield read_state(graph, place)
@@ -307,14 +307,14 @@ def differ(before: StateSnapshot, now: StateSnapshot, channels: Sequence[str]) -
 def watched(values: object, channels: Sequence[str] = ()) -> dict[str, str]:
     """Return channel → digest of its value, for the watched channels of a state."""
     if not isinstance(values, Mapping):
-        return {"": said(values)}
-    return {name: said(values[name]) for name in (*WATCHED, *channels) if values.get(name)}
+        return {"": content_of(values)}
+    return {name: content_of(values[name]) for name in (*WATCHED, *channels) if values.get(name)}
 
 
-def said(value: object) -> str:
+def content_of(value: object) -> str:
     """Return a digest of the parts of a channel's value that a model or code reads."""
     if isinstance(value, list | tuple):
-        return raw_digest([said(v) for v in value])
+        return raw_digest([content_of(v) for v in value])
     if isinstance(value, BaseMessage):
         parts: list[Any] = [value.type.removesuffix("MessageChunk").lower(), content_digest(value.content)]
         if isinstance(value, AIMessage):

@@ -36,12 +36,12 @@ from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph import tool_execution
 from langchain_runtime_authz.langgraph.interrupts import decide_together
 from langchain_runtime_authz.langgraph.messages import kept
-from langchain_runtime_authz.langgraph.node_pep import AuthzParts
 from langchain_runtime_authz.langgraph.run_context import FlowContext, running, within
 from langchain_runtime_authz.langgraph.tool_arrival import Arrival, arrival_by_hand
 from langchain_runtime_authz.langgraph.tool_execution import RunCode, ToolExecution
 from langchain_runtime_authz.langgraph.tool_guard import guard_tool
 from langchain_runtime_authz.langgraph.tool_lookup import Profiles, facts_of, guard_of
+from langchain_runtime_authz.langgraph.tool_node import AuthzParts
 from langchain_runtime_authz.pep.call import Call, Denial, Replay
 from langchain_runtime_authz.pep.run import Flow
 from langchain_runtime_authz.tool_profile import METADATA_KEY, ToolProfile, load_profiles

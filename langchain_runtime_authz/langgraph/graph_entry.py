@@ -107,10 +107,12 @@ class RootEntry:
 
     def update(self, graph: Any, config: Any, supersteps: Any, write: tuple[Any, ...]) -> Flow[Any]:
         """Perform an `update_state` outside every run, and record the correction it makes."""
-        opener = run_context.opened(config or {})
+        opener = run_context.run_handle(config or {})
         before: StateSnapshot = yield checkpoints.read_state(graph, config)
         place = yield write
-        if not (yield from checkpoints.said_more(graph, before, place, self.watch(private.graph_at(graph, place)))):
+        if not (
+            yield from checkpoints.update_changed(graph, before, place, self.watch(private.graph_at(graph, place)))
+        ):
             return place  # no watched channel changed
         texts: list[HumanText] = []
         if opener is not None and opener.human and not opener.closed:
@@ -254,7 +256,7 @@ class _Root(Entering[tuple[Any, Any]]):
             texts += edits if head is not None else [e for e in edits if e.text]
         if not texts and not self.root_entry.speaks(self.graph):
             # Without a channel for the task, any input may change the task, but is not known to be the user's text.
-            say, parts = checkpoints.said, update if isinstance(update, Mapping) else {}
+            say, parts = checkpoints.content_of, update if isinstance(update, Mapping) else {}
             says = {str(n): say(v) for n, v in parts.items()} if parts is update else say(update)
             texts = [HumanText(raw_digest(says), "", "channel:input")]
         return texts, shown

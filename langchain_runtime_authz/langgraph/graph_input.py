@@ -16,7 +16,7 @@ from langchain_runtime_authz.facts.plan import raw_digest
 from langchain_runtime_authz.facts.task import ANSWER, HumanText, content_digest, content_text
 from langchain_runtime_authz.langgraph import messages
 from langchain_runtime_authz.langgraph.answer_numbers import OURS
-from langchain_runtime_authz.langgraph.checkpoints import WATCHED, said
+from langchain_runtime_authz.langgraph.checkpoints import WATCHED, content_of
 from langchain_runtime_authz.langgraph.private_api import is_resume_map
 from langchain_runtime_authz.ledger.base import Approval
 from langchain_runtime_authz.mandate.languages import Language, languages
@@ -35,9 +35,9 @@ def brought(given: object, values: object, channels: Sequence[str]) -> list[Huma
         (replaces, new), old = messages.overwritten(messages.held(given, name)), messages.held(values, name)
         if isinstance(new, Mapping) and isinstance(old, Mapping) and not replaces:  # the reducer keeps other entries
             old = {key: old.get(key) for key in new}
-        if (new or old) and said(new) != said(old):
+        if (new or old) and content_of(new) != content_of(old):
             words = _words(new, old) if name in channels and new is not None else ""
-            edits.append(HumanText(said(new), words, f"channel:{name}"))
+            edits.append(HumanText(content_of(new), words, f"channel:{name}"))
     return edits
 
 
@@ -60,9 +60,13 @@ def taken_out(given: object, values: object) -> list[HumanText]:
     """Return one edit if user messages or plans are removed and not sent again."""
     gone, sent = removals(given), [messages.as_message(m) for m in messages.messages_in(given)]
     before = [m for m in messages.messages_in(values) if REMOVE_ALL_MESSAGES in gone or getattr(m, "id", None) in gone]
-    back = {said(m) for m in sent if isinstance(m, BaseMessage)} | {t.digest for t in messages.human_texts(given)}
+    back = {content_of(m) for m in sent if isinstance(m, BaseMessage)} | {t.digest for t in messages.human_texts(given)}
     ours = [m for m in before if messages.is_human(m) or (isinstance(m, AIMessage) and m.tool_calls)]
-    lost = [said(m) for m in ours if (content_digest(m.content) if messages.is_human(m) else said(m)) not in back]
+    lost = [
+        content_of(m)
+        for m in ours
+        if (content_digest(m.content) if messages.is_human(m) else content_of(m)) not in back
+    ]
     return [HumanText(raw_digest(lost), "", "channel:messages")] if lost else []
 
 

@@ -168,12 +168,12 @@ def _ask(
         rounds = max((a.round for a, _ in before), default=-1) + 1
         heard, withdrawn = private.of_execution(run.heard, config)  # ids of answered questions, keys of withdrawn calls
         for number in range(max((a.round + 1 for a, _ in before if a.id in heard), default=0), rounds):
-            again = [(j, a) for a, j in before if a.round == number]
-            answer = yield from _answered(run, config, again)
-            heard.update(a.id for _, a in again)
-            yield from _resolve(run, again, answer)
-            approved = [a for _, a in again if a.state == "approved"]
-            said = approval_hitl.answers([a for _, a in again], answer, run.subject) if approved else []
+            repeated = [(j, a) for a, j in before if a.round == number]
+            answer = yield from _answered(run, config, repeated)
+            heard.update(a.id for _, a in repeated)
+            yield from _resolve(run, repeated, answer)
+            approved = [a for _, a in repeated if a.state == "approved"]
+            said = approval_hitl.answers([a for _, a in repeated], answer, run.subject) if approved else []
             withdrawn |= {a.call_key for a in said if a.state == "rejected"}.intersection(a.call_key for a in approved)
         if rounds:
             judged = yield from decide_calls(run, calls)
@@ -198,7 +198,7 @@ def _ask(
             raise GraphInterrupt(())
         if fresh and (here or (private.checkpointer_of(config) and not late)):
             yield from record_asks(run, fresh)
-            yield from approval_hitl.tell_changed(run, fresh, me)
+            yield from approval_hitl.notify_changed(run, fresh, me)
             yield from _pass_others(run, config)
             opened = approval_hitl.questions(run, fresh, rounds, me, private.interrupt_id(config))
             if (here or not counted or rounds) and (yield from approval_hitl.over_cap(run, fresh)):

@@ -123,7 +123,7 @@ def _untold(found: dict[str, Any], before: str | None = None, now: str = "") -> 
     return message
 
 
-def said(tool: BaseTool, returned: Any) -> Any:
+def read_by_model(tool: BaseTool, returned: Any) -> Any:
     """Return the part of a tool's return value that a model reads."""
     if tool.response_format == "content_and_artifact" and isinstance(returned, tuple) and len(returned) == _PAIR:
         return _plain(returned[0])

@@ -3,7 +3,7 @@
 In a protected graph there is a run, and an earlier enforcement point has decided the tool calls. In an unprotected
 graph, the middleware opens a run and decides a message's calls in one batch, as a protected tool node does.
 
-A handler among the graph's callbacks (`Heard`) observes the end of the model's node, whose output is the plan.
+A handler among the graph's callbacks (`ResumeHandler`) observes the end of the model's node, whose output is the plan.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph.callback_backstop import call_of_request, decided_scope, tool_names
 from langchain_runtime_authz.langgraph.graph_entry import Entering
 from langchain_runtime_authz.langgraph.messages import ai_messages, record_plans
-from langchain_runtime_authz.langgraph.node_pep import AuthzParts
-from langchain_runtime_authz.langgraph.resume_values import heard_in
+from langchain_runtime_authz.langgraph.resume_values import resume_handlers
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt, find_run, run_scope
 from langchain_runtime_authz.langgraph.tool_batch import ToolCallPEP
 from langchain_runtime_authz.langgraph.tool_execution import Locks, OneByOne, RunCode, waiting
+from langchain_runtime_authz.langgraph.tool_node import AuthzParts
 from langchain_runtime_authz.pep.decide_steps import decide_model, withheld
 from langchain_runtime_authz.pep.run import Flow, Perform, Run, adrive, both, drive
 
@@ -185,7 +185,10 @@ def _planned(run: Run, messages: Sequence[Any]) -> Flow[None]:
 def _planned_by(run: Run, request: Any, response: Any) -> Flow[None]:
     """Record the plan when the model's node ends, or now if no handler observes it."""
     messages: Sequence[Any] = getattr(response, "model_response", response).result  # of an `ExtendedModelResponse` too
-    node, heard = getattr(get_config().get("callbacks"), "parent_run_id", None), next(heard_in(get_config()), None)
+    node, heard = (
+        getattr(get_config().get("callbacks"), "parent_run_id", None),
+        next(resume_handlers(get_config()), None),
+    )
     if heard is None or node is None:
         yield from _planned(run, messages)
         return

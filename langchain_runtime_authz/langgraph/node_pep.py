@@ -1,4 +1,4 @@
-"""Gate nodes: decide their entry, record plans, and start a tool node's batch.
+"""Gate nodes: decide their entry, and record the plans in their outputs.
 
 A compiled graph's node gets another bound runnable: a shallow copy whose class is a dynamic subclass of the runnable's
 class, so that drawing and `isinstance` still work.
@@ -7,38 +7,31 @@ class, so that drawing and `isinstance` still work.
 from __future__ import annotations
 
 import copy
-from collections.abc import AsyncIterator, Sequence
-from contextvars import ContextVar
+from collections.abc import AsyncIterator
 from functools import partial
-from typing import Any, Final, Protocol, cast
+from typing import Any, cast
 
-from langchain_core.runnables import Runnable, RunnableConfig, RunnableSequence
+from langchain_core.runnables import Runnable, RunnableSequence
 from langchain_core.runnables.config import var_child_runnable_config
-from langchain_core.tools import BaseTool
 from langgraph.errors import GraphInterrupt
 
 from langchain_runtime_authz.credential.current_call import current_scope
-from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.evaluation import Decision, deny
 from langchain_runtime_authz.facts.checkpoint_head import OF_TASK
 from langchain_runtime_authz.langgraph import private_api as private
-from langchain_runtime_authz.langgraph import tool_batch
-from langchain_runtime_authz.langgraph.callback_backstop import install
-from langchain_runtime_authz.langgraph.graph_entry import Owner, RootEntry
-from langchain_runtime_authz.langgraph.messages import ai_messages, plans_of, record, record_plans
+from langchain_runtime_authz.langgraph.messages import plans_of, record
 from langchain_runtime_authz.langgraph.node_calls import NodeCalls
-from langchain_runtime_authz.langgraph.review_questions import note_question, reviewed_tools
-from langchain_runtime_authz.langgraph.run_context import AuthzHalt, RunHandle, find_run, opened, run_scope, within
+from langchain_runtime_authz.langgraph.review_questions import note_question
+from langchain_runtime_authz.langgraph.run_context import AuthzHalt, find_run, run_handle, run_scope
 from langchain_runtime_authz.langgraph.tool_call_parsing import newest_plan
-from langchain_runtime_authz.langgraph.tool_execution import RunCode
-from langchain_runtime_authz.langgraph.tool_guard import guard_held_by, guard_tool
-from langchain_runtime_authz.langgraph.tool_lookup import GUARDED, Profiles, is_guarded
+from langchain_runtime_authz.langgraph.tool_execution import Finish, RunCode
+from langchain_runtime_authz.langgraph.tool_node import decides_entry, entering
 from langchain_runtime_authz.ledger.base import Query
 from langchain_runtime_authz.ledger.changes import SetMark
 from langchain_runtime_authz.pep.approval_hitl import approval_ids, is_shown_by
-from langchain_runtime_authz.pep.decide_steps import ENTER, Entry, ToolNodeEntry, enter_node, kept
-from langchain_runtime_authz.pep.run import Commit, Effect, Engine, Flow, Load, Run, adrive, drive
+from langchain_runtime_authz.pep.decide_steps import ENTER, ToolNodeEntry, enter_node, kept
+from langchain_runtime_authz.pep.run import Commit, Engine, Flow, Load, Run, adrive, drive
 from langchain_runtime_authz.telemetry.logs import logger
 
 _log = logger(__name__)
@@ -66,7 +59,7 @@ def _copied(bound: Runnable[Any, Any], kind: Any) -> Runnable[Any, Any]:
 def _gated_class(bound: Any, name: str, channels: frozenset[str]) -> Any:
     base: Any = type(bound)
     told = None if issubclass(base, private.ToolNode) else channels
-    together = _decides_entry(base)
+    together = decides_entry(base)
     # Run the original runnable, so that an `ainvoke` which uses its own `invoke` is not decided twice.
     inner = None if issubclass(base, private.ToolNode) else bound
 
@@ -103,15 +96,12 @@ def _gated_class(bound: Any, name: str, channels: frozenset[str]) -> Any:
     return private.lookalike(kind, {"steps": property(lambda _: steps)})
 
 
-Finish: Final = Effect(lambda *_: None, lambda _, node: node.finish())  # synchronous code waits for its threads itself
-
-
 def _step(
     run: Run, name: str, code: Any, channels: frozenset[str] | None, together: bool, input: Any, config: Any
 ) -> Flow[Any]:
     """Decide `node/enter`, run the node, and record the plans in its output.
 
-    With `together`, `_Gate` decides `node/enter` with the calls. A cached permit then needs no check of the run's
+    With `together`, `tool_node` decides `node/enter` with the calls. A cached permit then needs no check of the run's
     lease, because each call is checked.
     """
     # For a tool node, `channels` is `None`.
@@ -126,9 +116,9 @@ def _step(
     own: Any = config or {} if node is None else node.config
     output, failed = None, None
     # Restored without `Token`s, because the flow may go on in a copy of its context.
-    ambient, scope, entering = var_child_runnable_config.get(), current_scope.get(), _entry.get()
+    ambient, scope, before = var_child_runnable_config.get(), current_scope.get(), entering.get()
     current_scope.set(run_scope(run, private.task_id(own), node))
-    _entry.set(entry)
+    entering.set(entry)
     var_child_runnable_config.set(own)  # so questions of code that passes no config are counted too
     try:
         output = yield (RunCode, code, input, own)
@@ -137,7 +127,7 @@ def _step(
     finally:
         var_child_runnable_config.set(ambient)
         current_scope.set(scope)
-        _entry.set(entering)
+        entering.set(before)
     try:
         if run.engine.observer is not None:
             yield from run.engine.observer.conclude(run, private.task_id(own))
@@ -194,7 +184,7 @@ def _ended(run: Run, node: NodeCalls, input: Any, failed: BaseException | None, 
 
 def _outside(config: Any) -> tuple[Engine, Flow[Run]]:
     """Return the engine, and the flow that opens a run, for a node that no graph runs."""
-    opener = opened(config or {})
+    opener = run_handle(config or {})
     if opener is None:
         raise AuthzHalt(Code.NO_RUN, deny(Code.NO_RUN).decision_id)
 
@@ -205,183 +195,3 @@ def _outside(config: Any) -> tuple[Engine, Flow[Run]]:
             raise AuthzHalt(denied.code, denied.decision_id) from None
 
     return opener.engine, flow()
-
-
-_entry: ContextVar[Entry] = ContextVar("langchain_runtime_authz.entry", default=None)
-_NO_TURNS: Final = tool_batch.Turns(None, (), ())
-_turns = ContextVar("langchain_runtime_authz.turns", default=_NO_TURNS)
-
-
-class _Gate(private.ToolNode):
-    """Decides a ToolNode's calls, as the first base of its protected class."""
-
-    __runtime_authz_gated__ = True
-    _authz_profiles: Profiles
-
-    def _func(self, input: Any, config: RunnableConfig, runtime: Any, *, standalone: bool = False) -> Any:
-        run, message = self._message(input, config, runtime, standalone)
-        waiting, before = drive(run.engine, message.decide(run)), _turns.get()
-        try:
-            _turns.set(tool_batch.Turns(message.config, message.calls, waiting, "tool node gate"))
-            return super()._func(input, config, runtime)
-        finally:
-            _turns.set(before)
-            if tool_batch.open_tickets(waiting):
-                drive(run.engine, tool_batch.give_back(waiting))
-
-    async def _afunc(self, input: Any, config: RunnableConfig, runtime: Any, *, standalone: bool = False) -> Any:
-        run, message = self._message(input, config, runtime, standalone)
-        code = partial(super()._afunc, input, config, runtime)
-
-        def flow() -> Flow[Any]:  # one flow, because a cancelled flow's value is lost: here, the tickets
-            waiting, before = (yield from message.decide(run)), _turns.get()
-            try:
-                _turns.set(turns := tool_batch.Turns(message.config, message.calls, waiting, "tool node gate"))
-                try:
-                    return (yield (RunCode, code))
-                except Exception:
-                    yield (Finish, turns)
-                    raise
-            finally:
-                _turns.set(before)
-                if tool_batch.open_tickets(waiting):
-                    yield from tool_batch.give_back(waiting)
-
-        return await adrive(run.engine, flow())
-
-    def _message(
-        self, input: Any, config: RunnableConfig, runtime: Any, standalone: bool
-    ) -> tuple[Run, tool_batch.MessageCalls]:
-        run = find_run(config)
-        if run is None:
-            raise AuthzDenied(Code.NO_RUN, deny(Code.NO_RUN).decision_id)
-        entry = _entry.get()
-        _entry.set(None)  # tools may run further tool nodes
-        wrappers = (self._wrap_tool_call, self._awrap_tool_call)
-        reviewed = reviewed_tools(*wrappers) if any(wrappers) else frozenset()
-        return run, tool_batch.MessageCalls(
-            self, self._authz_profiles, input, config, runtime, entry=entry, reviewed=reviewed, standalone=standalone
-        )
-
-    def _run_one(self, call: Any, input_type: Any, tool_runtime: Any) -> Any:
-        turns = _turns.get()
-        if (found := turns.waiting.get(id(call)) or turns.copied(call)) is None:
-            return tool_batch.undecided(call)
-        with tool_batch.Turn(turns, *found) as one:
-            if type(one.verdict) is Ticket and not one.call.amends:
-                return super()._run_one(call, input_type, tool_runtime)
-            if (answer := tool_batch.answer_of(one, call, turns.config)) is not None:
-                return answer
-            return tool_batch.noted(one, super()._run_one(tool_batch.instead_of(one, call), input_type, tool_runtime))
-
-    async def _arun_one(self, call: Any, input_type: Any, tool_runtime: Any) -> Any:
-        turns = _turns.get()
-        if (found := turns.waiting.get(id(call)) or turns.copied(call)) is None:
-            return tool_batch.undecided(call)
-        async with tool_batch.Turn(turns, *found) as one:
-            if type(one.verdict) is Ticket and not one.call.amends:
-                return await super()._arun_one(call, input_type, tool_runtime)
-            if (answer := tool_batch.answer_of(one, call, turns.config)) is not None:
-                return answer
-            return tool_batch.noted(
-                one, await super()._arun_one(tool_batch.instead_of(one, call), input_type, tool_runtime)
-            )
-
-    def _execute_tool_sync(self, request: Any, input_type: Any, config: Any) -> Any:
-        request = request if hasattr(type(request.tool), GUARDED) else self._guarded(request)
-        return super()._execute_tool_sync(request, input_type, config)
-
-    async def _execute_tool_async(self, request: Any, input_type: Any, config: Any) -> Any:
-        request = request if hasattr(type(request.tool), GUARDED) else self._guarded(request)
-        return await super()._execute_tool_async(request, input_type, config)
-
-    def _guarded(self, request: Any) -> Any:
-        if not isinstance(request.tool, BaseTool):
-            return request
-        return request.override(tool=guard_tool(request.tool, self._authz_profiles))
-
-
-def _decides_entry(kind: type[Any]) -> bool:
-    """Return True if `_Gate` decides before any code of this class itself runs."""
-    return all(
-        getattr(kind, name, None) in (getattr(base, name, None) for base in (private.ToolNode, _Gate, AuthzToolNode))
-        for name in ("invoke", "ainvoke", "_func", "_afunc", "_parse_input", "_extract_state", "_inject_tool_args")
-    ) and issubclass(kind, _Gate)
-
-
-def gate_tool_node(node: private.ToolNode, profiles: Profiles) -> private.ToolNode:
-    """Return a guarded copy of `node`, with its tools guarded in place."""
-    gated = copy.copy(node)
-    gated.__class__ = private.lookalike(type(node), {}, _Gate)
-    return _equip(cast("_Gate", gated), profiles)
-
-
-def guard_held(node: private.ToolNode, profiles: Profiles) -> None:
-    """Guard the tools of a tool node that a node's code holds, in place."""
-    for name, tool in list(node._tools_by_name.items()):
-        if not is_guarded(tool):
-            node._tools_by_name[name] = guard_tool(tool, profiles)
-
-
-def _equip(node: _Gate, profiles: Profiles) -> private.ToolNode:
-    node._authz_profiles = profiles
-    for name, tool in list(node._tools_by_name.items()):
-        # In place, because closures (a supervisor's) hold this dictionary.
-        node._tools_by_name[name] = guard_tool(tool, profiles)
-    # A RunnableCallable calls the methods that were bound when it was made: here, those of the original.
-    node.func, node.afunc = node._func, node._afunc
-    return node
-
-
-class AuthzParts(Protocol):
-    profiles: Profiles
-    root_entry: RootEntry
-
-
-class AuthzToolNode(_Gate):
-    """Drop-in for `langgraph.prebuilt.ToolNode` that decides its tools' calls.
-
-    Inside a protected graph, it is one of the graph's enforcement points. In an unprotected graph, it is a root entry.
-    As a root entry inside `authz.run()`, it accepts a message as the plan of its calls if a model returned the message
-    in that run and no correction came in between. As a root entry outside `authz.run()`, it opens an implicit run.
-
-    Args:
-        tools: as for ToolNode; kept as guarded copies.
-        authz: the `RuntimeAuthz` that decides.
-        **kwargs: as for ToolNode.
-    """
-
-    def __init__(self, tools: Sequence[Any], *, authz: AuthzParts, **kwargs: Any) -> None:
-        super().__init__(tools, **kwargs)
-        self._authz = authz
-        install(listens=True)
-        _equip(self, authz.profiles)
-        guard_held_by(self)
-
-    def _func(self, input: Any, config: RunnableConfig, runtime: Any, *, standalone: bool = True) -> Any:
-        if find_run(config) is not None:
-            return super()._func(input, config, runtime)
-        return drive(*self._entered(partial(super()._func, standalone=True), input, config, runtime))
-
-    async def _afunc(self, input: Any, config: RunnableConfig, runtime: Any, *, standalone: bool = True) -> Any:
-        if find_run(config) is not None:
-            return await super()._afunc(input, config, runtime)
-        return await adrive(*self._entered(partial(super()._afunc, standalone=True), input, config, runtime))
-
-    def _entered(self, code: Any, input: Any, config: RunnableConfig, runtime: Any) -> tuple[Engine, Flow[Any]]:
-        entrance = self._authz.root_entry
-        owner = entrance.owner(config)
-
-        def inside(entered: tuple[Any, Any]) -> Flow[Any]:
-            run = cast("Run", find_run(entered[1]))
-            yield from _record_seen(run, owner, input, entered[0])
-            with run_scope(run):
-                return (yield (RunCode, code, *entered, runtime))
-
-        return entrance.engine, within(entrance.enter(self.get_name(), input, config, owner), inside)
-
-
-def _record_seen(run: Run, opener: Owner, input: Any, given: Any) -> Flow[None]:
-    if isinstance(opener, RunHandle) and given is input:
-        run.seen_from_model.update(opener.seen_from_model)
-        yield from record_plans(run, given, ai_messages(given)[-1:])

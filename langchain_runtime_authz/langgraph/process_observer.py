@@ -26,9 +26,9 @@ from langchain_runtime_authz.audit.record import observation_record
 from langchain_runtime_authz.credential.current_call import current_scope
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.evaluation import deny
-from langchain_runtime_authz.langgraph.node_pep import AuthzParts
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt
 from langchain_runtime_authz.langgraph.tool_execution import ToolExecution
+from langchain_runtime_authz.langgraph.tool_node import AuthzParts
 from langchain_runtime_authz.pep.run import Flow, Run, Write
 
 _WRITING: Final = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND

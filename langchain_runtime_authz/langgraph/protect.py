@@ -27,11 +27,12 @@ from langchain_runtime_authz.langgraph import callback_backstop as ambient
 from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph.declared_effects import gate_store
 from langchain_runtime_authz.langgraph.graph_entry import ChildEntry, Owner, RootEntry
-from langchain_runtime_authz.langgraph.node_pep import gate_bound, gate_tool_node, guard_held, is_gated
+from langchain_runtime_authz.langgraph.node_pep import gate_bound, is_gated
 from langchain_runtime_authz.langgraph.object_graph import AnyGraph, Found, graphs_in, reached, roots_of, walk
 from langchain_runtime_authz.langgraph.run_context import HANDLE_KEY, run_scope, running, without_handle
 from langchain_runtime_authz.langgraph.tool_guard import guard_in_place
 from langchain_runtime_authz.langgraph.tool_lookup import Profiles, is_guarded
+from langchain_runtime_authz.langgraph.tool_node import gate_tool_node, guard_held
 from langchain_runtime_authz.pep.agents import ANY
 from langchain_runtime_authz.pep.child_agent import invitation
 from langchain_runtime_authz.pep.run import Flow, Perform, Run, adrive, drive, new_id

@@ -28,7 +28,7 @@ from langchain_runtime_authz.pep.run import Flow, Load, Run
 MAX_STEPS: Final = 10  # checkpoints to search for the one that was resumed
 
 
-class Heard(BaseCallbackHandler):
+class ResumeHandler(BaseCallbackHandler):
     """Holds the resume value, thread and checkpoint of a graph's call."""
 
     raise_error = True
@@ -53,7 +53,7 @@ class Heard(BaseCallbackHandler):
         self.waits.pop(run_id, None)
 
 
-def hear() -> BaseCallbackHandler | None:
+def resume_handler() -> BaseCallbackHandler | None:
     """Return a handler for a starting graph that is resumed or holds our middleware."""
     found = private.started_graph()
     if found is None:
@@ -65,21 +65,21 @@ def hear() -> BaseCallbackHandler | None:
         hooks = (vars(runnable).get("func") for runnable in bound)
         if not any(hasattr(getattr(hook, "__self__", None), "__runtime_authz_middleware__") for hook in hooks):
             return None
-    return Heard(value, thread, checkpoint)
+    return ResumeHandler(value, thread, checkpoint)
 
 
-def heard_in(config: Mapping[str, Any]) -> Iterator[Heard]:
-    """Yield the handlers that `hear` added to the graphs around a task."""
+def resume_handlers(config: Mapping[str, Any]) -> Iterator[ResumeHandler]:
+    """Yield the handlers that `resume_handler` added to the graphs around a task."""
     for each in (config, var_child_runnable_config.get() or {}):
         callbacks: Any = each.get("callbacks")
-        yield from (h for h in getattr(callbacks, "handlers", callbacks) or () if type(h) is Heard)
+        yield from (h for h in getattr(callbacks, "handlers", callbacks) or () if type(h) is ResumeHandler)
 
 
 def drop_old_answer(config: Mapping[str, Any]) -> None:
     """Drop a plain answer that LangGraph stored in an earlier entry of an outer graph."""
     pad = private.scratchpad_of(config)
     given = pad.get_null_resume(False) if pad is not None else None
-    if given is not None and not any(h.value is given for h in heard_in(config)):
+    if given is not None and not any(h.value is given for h in resume_handlers(config)):
         private.drop_plain_answer(config)
 
 
@@ -91,7 +91,9 @@ def record_answer(run: Run, config: Mapping[str, Any], namespace: str) -> Flow[d
     """
     # A graph that a tool calls on its own thread inherits the handler, but was not resumed with this value.
     thread = private.thread_of(config)
-    mine = [h for h in heard_in(config) if h.thread == thread] or [Heard(private.answer_given(config), thread, None)]
+    mine = [h for h in resume_handlers(config) if h.thread == thread] or [
+        ResumeHandler(private.answer_given(config), thread, None)
+    ]
     heard = next((h for h in mine if h.value is not None), mine[0])
     value: Any = heard.value
     if value is None:

@@ -29,7 +29,7 @@ from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.ledger.base import Scope
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pep.call_credential import RefusedMints
-from langchain_runtime_authz.pep.call_mandate import Ordered
+from langchain_runtime_authz.pep.call_mandate import ApplicationMandate
 from langchain_runtime_authz.pep.run import Engine, Flow, Perform, Run, adrive, both, drive, new_id
 from langchain_runtime_authz.pep.run_lifecycle import Entry, close, open_entry
 from langchain_runtime_authz.telemetry.spans import OpenSpan
@@ -231,7 +231,7 @@ class RunHandle(Sealed):
         self.human = subject.human and not self.upstream
         self.task = task
         self.grant = grant
-        self.ordered = Ordered.by(mandate)
+        self.application = ApplicationMandate.by(mandate)
         self.run_id = new_id()
 
     def __repr__(self) -> str:
@@ -289,7 +289,7 @@ class RunHandle(Sealed):
         """Return arguments of `open_entry`. A task counts only if a user states it."""
         stated = self.task is not None and self.human
         task = HumanText(content_digest(self.task), str(self.task)) if stated else None
-        return {"task": task, "grant": self.grant, "upstream": self.upstream, "ordered": self.ordered}
+        return {"task": task, "grant": self.grant, "upstream": self.upstream, "application": self.application}
 
     def enter(self, run: Run) -> None:
         """Add a root entry's run, which `close` ends. Raises `AuthzDenied` if closed."""
@@ -338,7 +338,7 @@ def _delegated(engine: Engine, credential: Credential, grant: Grant | None) -> t
     return subject, credential.actors, credential.grant.attenuate(grant)
 
 
-def opened(config: Mapping[str, Any]) -> RunHandle | None:
+def run_handle(config: Mapping[str, Any]) -> RunHandle | None:
     """Return the application's run: of the config, else of the surrounding `with`."""
     return target if isinstance(target := target_in(config), RunHandle) else around()
 

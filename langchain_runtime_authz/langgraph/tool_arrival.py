@@ -27,7 +27,7 @@ from langchain_runtime_authz.langgraph.answer_numbers import take_answers
 from langchain_runtime_authz.langgraph.interrupts import decide_together
 from langchain_runtime_authz.langgraph.node_calls import NodeCalls, Place
 from langchain_runtime_authz.langgraph.resume_values import drop_old_answer
-from langchain_runtime_authz.langgraph.run_context import RunHandle, current_node, find_run, opened
+from langchain_runtime_authz.langgraph.run_context import RunHandle, current_node, find_run, run_handle
 from langchain_runtime_authz.langgraph.tool_execution import Pending, ToolExecution, answer
 from langchain_runtime_authz.langgraph.tool_lookup import Profiles, ToolFacts, facts_of
 from langchain_runtime_authz.pep.call import Call, Denial, Replay, Verdict
@@ -208,7 +208,7 @@ def arrival_by_hand(tool: BaseTool, facts: ToolFacts, args: Mapping[str, Any], c
 
 def arrival_unguarded(tool: BaseTool, tool_input: Any, config: Mapping[str, Any], call_id: str | None) -> Arrival:
     # Refuse input that the tool would parse differently when it parses the input again.
-    owner = find_run(config) or opened(config)
+    owner = find_run(config) or run_handle(config)
     if owner is None:
         return Arrival(parsing.unknown(tool.name, None, None, None, {}), config)
     facts = ToolFacts(cast("Profiles", owner.engine.tools).of(tool), private.injected_names(tool))
@@ -234,7 +234,7 @@ def _arrival(
     tool: BaseTool, config: Mapping[str, Any], call_id: str | None, facts: ToolFacts, described: Any, given: Any
 ) -> Arrival:
     """Return the `Arrival` of a call without a message, whose plan is found later."""
-    owner = find_run(config) or opened(config)
+    owner = find_run(config) or run_handle(config)
     if owner is None:
         return Arrival(parsing.unknown(tool.name, call_id, None, None, {}), config, call_id=call_id)
     run, opener = (owner, None) if isinstance(owner, Run) else (None, owner)

@@ -25,10 +25,10 @@ from langchain_runtime_authz.langgraph.messages import (
     denial_message,
     kept,
     only_asked,
+    read_by_model,
     recorded,
     replay_message,
     replayed,
-    said,
 )
 from langchain_runtime_authz.langgraph.output_filter import Cleaner, watched_args, watched_callbacks, watched_config
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt
@@ -99,6 +99,8 @@ async def _aconclude(engine: Engine, flow: Flow[None]) -> None:
 # Run foreign code, given the code and its arguments: call the sync form, await the async form.
 RunCode: Final = Effect(lambda _, code, *given: code(*given), lambda _, code, *given: code(*given))
 Conclude: Final = Effect(drive, _aconclude)
+# Wait for the tools that still run. Synchronous code waits for its threads itself.
+Finish: Final = Effect(lambda *_: None, lambda _, node: node.finish())
 
 
 def _one(engine: Engine, locks: Locks, flow: Flow[Any]) -> Any:
@@ -234,7 +236,7 @@ class ToolExecution(CodeScope):
                 result = recorded(output, answered, self.call_id)
             returned = self.returned
             if type(returned) is not str:
-                returned = said(tool, returned) if isinstance(tool := self.call.tool_ref, BaseTool) else None
+                returned = read_by_model(tool, returned) if isinstance(tool := self.call.tool_ref, BaseTool) else None
         ended = "suspended" if state == "halted" else state
         return conclude(self.run, self.ticket, self.call, ended, result, output=returned, question=question)
 

@@ -12,7 +12,7 @@ from langchain_runtime_authz._regex import normalize
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.ledger.base import OPEN, Approval, CallRow, Conflict
 from langchain_runtime_authz.ledger.changes import Change, Unrefusable, Used
-from langchain_runtime_authz.ledger.thread_state import Needs, Thread, opened
+from langchain_runtime_authz.ledger.thread_state import Needs, Thread, calls_in_doubt
 
 
 @dataclass(slots=True)
@@ -95,7 +95,7 @@ class ClaimCall(Change):
             and (one.unnoted(self.key) or (one.asks(self.key, scope, about, now) and one.name not in told))
             for deed in deeds
             if deed in t.open
-            for one in opened(t.open, scope.tenant, deed, now, self.subject)
+            for one in calls_in_doubt(t.open, scope.tenant, deed, now, self.subject)
         )
 
 

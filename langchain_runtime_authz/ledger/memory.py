@@ -13,7 +13,7 @@ from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.facts.resource_version import READ
 from langchain_runtime_authz.ledger import base as b
 from langchain_runtime_authz.ledger.changes import Change, apply
-from langchain_runtime_authz.ledger.thread_state import Thread, ledger_time, opened, snapshot, status
+from langchain_runtime_authz.ledger.thread_state import Thread, calls_in_doubt, ledger_time, snapshot, status
 
 MAX_THREADS: Final = 10_000
 MAX_JTIS: Final = 100_000
@@ -60,7 +60,7 @@ class MemoryLedger(b.Awaited):
             found = snapshot(thread, query, now)
             for deed in query.deeds:
                 if deed in self._open:
-                    found.doubts += opened(self._open, scope.tenant, deed, now, thread.subject)
+                    found.doubts += calls_in_doubt(self._open, scope.tenant, deed, now, thread.subject)
             return found
 
     def commit(self, scope: b.Scope, guard: b.Guard | None, changes: Sequence[Change]) -> b.Committed | b.Conflict:
@@ -117,7 +117,7 @@ class MemoryLedger(b.Awaited):
             if key is not None:
                 held = [(s, t) for s, t in self._threads.items() if s.tenant == tenant and key in t.calls]
                 return [b.Doubt(s, t.subject, t.call(key, now)) for s, t in held if scope in (None, s)]
-            found = [one for deed in [*self._open] for one in opened(self._open, tenant, deed, now)]
+            found = [one for deed in [*self._open] for one in calls_in_doubt(self._open, tenant, deed, now)]
             listed = [one for one in found if one.listed(now) and scope in (None, one.scope)]
             return sorted(listed, key=lambda one: (not one.row.lost, -one.row.at))[: b.MAX_ASKED]
 

@@ -133,7 +133,7 @@ DOUBTS: Final = (
     " LEFT JOIN lease l ON l.tenant = c.tenant AND l.thread = c.thread AND l.jti = c.jti WHERE c.tenant = ? AND "
 )
 OPEN: Final = "c.state IN ('claimed', 'unknown', 'void') AND c.deed <> ''"
-ASKING: Final = (  # selects the same calls as `thread_state.opened`
+ASKING: Final = (  # selects the same calls as `thread_state.calls_in_doubt`
     "scope, subject, expires, key, state, jti, result, deed,"
     f" CASE WHEN nth = {NEWEST} AND state = 'unknown' THEN NULL ELSE about END FROM"
     f" (SELECT CASE WHEN c.state = 'claimed' OR substr(c.deed, length(c.deed) - {len(SEVERAL)}) = ':{SEVERAL}' THEN 0"

@@ -172,7 +172,7 @@ class Needs:
         )
 
 
-def opened(
+def calls_in_doubt(
     found: Mapping[str, Mapping[str, Thread]], tenant: str, deed: str, now: float, subject: str | None = None
 ) -> tuple[b.Doubt, ...]:
     """Return a deed's `OPEN` calls.

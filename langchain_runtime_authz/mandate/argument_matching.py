@@ -183,7 +183,7 @@ class Reader:
         if (echo := self._echoes.get((step, id(output)))) is None:
             bound = {n for n, a in self._steps[step].args.items() if isinstance(a, _BOUND)}
             chosen = [v for n, v in output.args.items() if n in output.given and n not in bound]
-            echo = self._echoes[step, id(output)] = set(reads.told(chosen))  # holds `None` if there are too many values
+            echo = self._echoes[step, id(output)] = set(reads.value_forms(chosen))  # `None`: too many values
         for value in values:
             # A long text is prose. Even a text of the user's own may quote somebody else.
             if where != () and isinstance(value, str) and (len(value) > SHORT or len(value.splitlines()) > 1):

@@ -160,7 +160,7 @@ class Outputs:
             self._lost = True
 
     def _note(self, args: Mapping[str, Any] | None) -> None:
-        for form in told(args or {}):
+        for form in value_forms(args or {}):
             if form is None or len(self._written) >= MAX_WRITTEN:
                 self._left_out = min(self._left_out, self._turn)
                 return
@@ -192,7 +192,7 @@ class Outputs:
         yield from (None,) if self._lost else ()
 
 
-def told(args: object) -> Iterator[str | None]:
+def value_forms(args: object) -> Iterator[str | None]:
     """Yield the normal forms of all values in `args`, also in JSON; None if large."""
     values = scalars(args, MAX_ARGUMENT_NODES)
     for value in (None,) if values is None else values:
@@ -200,7 +200,7 @@ def told(args: object) -> Iterator[str | None]:
         yield from (None,) if large else scalar_forms(value)
         if isinstance(value, str) and not large:
             if (inner := json_copy.parsed(value)) is not value:
-                yield from told(inner)
+                yield from value_forms(inner)
             yield from identifiers(value)
 
 

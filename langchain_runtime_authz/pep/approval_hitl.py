@@ -201,7 +201,7 @@ def over_cap(run: Run, asked: Sequence[DecidedCall]) -> Flow[bool]:
     return False
 
 
-def tell_changed(run: Run, asked: Sequence[DecidedCall], task_id: str) -> Flow[None]:
+def notify_changed(run: Run, asked: Sequence[DecidedCall], task_id: str) -> Flow[None]:
     """Warn the approver if this LangGraph task had other arguments approved before."""
     marks = [f"{OF_TASK}{task_id}:{j.call.tool}" for j in asked]
     last = (yield Load(run.scope, Query(marks=tuple(marks)))).marks

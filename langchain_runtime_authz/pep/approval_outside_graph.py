@@ -39,7 +39,7 @@ ListAsked: Final = Effect(  # takes an id, or `None` for all; returns the tenant
 )
 
 
-def answer_beside(
+def answer_outside_graph(
     approvers: Approvers,
     id: str,
     verdict: Verdict,

@@ -19,10 +19,12 @@ from langchain_runtime_authz.pep.thread_memory import TaskWords
 from langchain_runtime_authz.telemetry.logs import logger
 
 _log = logger(__name__)
-ORDERED: Final = "mandate:application"  # name of the ledger mark (a named text) with the mandate and its epoch
+APPLICATION_MANDATE: Final = (
+    "mandate:application"  # name of the ledger mark (a named text) with the mandate and its epoch
+)
 
 
-class Ordered(NamedTuple):
+class ApplicationMandate(NamedTuple):
     """The application's mandate, and the epoch at which each thread got the mandate.
 
     In a later epoch of the thread, the mandate does not count.
@@ -32,11 +34,11 @@ class Ordered(NamedTuple):
     epochs: dict[Scope, int]
 
     @classmethod
-    def by(cls, mandate: Mandate | None) -> Ordered | None:
+    def by(cls, mandate: Mandate | None) -> ApplicationMandate | None:
         """Return the mandate marked as the application's, or `None` without a mandate."""
         return cls(mandate.of("application", mandate.key), {}) if mandate is not None else None
 
-    def take(self, run: Run) -> list[SetMark]:
+    def apply(self, run: Run) -> list[SetMark]:
         """Set the run's mandate. Return changes that keep it for later root entries."""
         first = next(iter(self.epochs), run.scope)
         if self.epochs.get(run.scope, run.epoch) != run.epoch:
@@ -46,7 +48,7 @@ class Ordered(NamedTuple):
             return []
         run.mandate, run.spent_at = self.mandate, spent_at
         kept = {"epoch": run.epoch, "spent_at": spent_at, "mandate": self.mandate.to_json()}
-        return [SetMark(ORDERED, json.dumps(kept))]
+        return [SetMark(APPLICATION_MANDATE, json.dumps(kept))]
 
 
 def mandate_event(run: Run, mandate: Mandate) -> tuple[Any, ...]:
@@ -59,7 +61,7 @@ def mandate_event(run: Run, mandate: Mandate) -> tuple[Any, ...]:
 
 
 def recall(run: Run, mark: str | None) -> None:
-    """Restore the run's mandate from the value of `ORDERED`, if its epoch is current."""
+    """Restore the run's mandate from a mark, if the mark's epoch is current."""
     run.mandate = run.spent_at = None
     kept = json.loads(mark) if mark else {}
     if kept.get("epoch") == run.epoch:
@@ -150,7 +152,7 @@ def standing_of(
     return standing
 
 
-def occasion(run: Run, mandate: Mandate | None) -> Scope | None:
+def counting_scope(run: Run, mandate: Mandate | None) -> Scope | None:
     """Return the scope in which threads share a mandate's counts; `None` if none do."""
     if mandate is None or mandate.source != "application":
         return None

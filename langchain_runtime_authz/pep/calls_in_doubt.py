@@ -7,7 +7,6 @@ A call is in doubt if it began and nobody knows its outcome. For `LASTS` seconds
 from __future__ import annotations
 
 import asyncio
-import datetime as dt
 import inspect
 import re
 import time
@@ -18,7 +17,7 @@ from dataclasses import replace
 from typing import Any, Final, Literal, NamedTuple
 from weakref import ref
 
-from langchain_runtime_authz._display import error_text, inert
+from langchain_runtime_authz._display import error_text
 from langchain_runtime_authz._flow import begun
 from langchain_runtime_authz._locks import PROCESS
 from langchain_runtime_authz.credential.current_call import current_ticket
@@ -26,7 +25,7 @@ from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import Code, ConfigError, LedgerError, failure_code
 from langchain_runtime_authz.evaluation import Decision
 from langchain_runtime_authz.facts.normal_forms import key as digest
-from langchain_runtime_authz.ledger.base import LASTS, Approval, CallRow, Conflict, Doubt, Query, Scope, Snapshot
+from langchain_runtime_authz.ledger.base import Approval, CallRow, Conflict, Doubt, Query, Scope, Snapshot
 from langchain_runtime_authz.ledger.call_changes import ResolveCall
 from langchain_runtime_authz.ledger.schema import SEVERAL
 from langchain_runtime_authz.pep.call import Call, DecidedCall
@@ -48,7 +47,6 @@ _SERVICE: Final = {"author": "service:on_unknown", "reason": "the service was as
 _AUTHOR: Final = re.compile(r"[a-z][a-z0-9_-]*:\S.*")
 # Errors with these names leave the outcome unknown. Other errors are failures, after which calls ask an approver too.
 _LOST: Final = re.compile("Time(d)?out|Deadline|Connection|Network|Protocol|Incomplete|Chunked|Broken|Operational|EOF")
-_NOUNS: Final = {"pay": "payment", "send": "message", "delete": "deletion"}
 
 
 class UnknownCall(NamedTuple):
@@ -93,7 +91,7 @@ def facts_of(run: Run, call: Call) -> dict[str, Any]:
     return {**of_call, "process": PROCESS[0], "entry": run.entry, "idempotent": call.profile.idempotent}
 
 
-def found_out(run: Run, snapshot: Snapshot) -> Flow[Snapshot]:
+def look_up_doubts(run: Run, snapshot: Snapshot) -> Flow[Snapshot]:
     """Ask `on_unknown`. Add calls that an approval named as in doubt and are done."""
     if run.engine.on_unknown is not None:
         snapshot = yield from looked_up(run, snapshot)
@@ -131,29 +129,6 @@ def ask_despite(decided: DecidedCall, decision: Decision) -> Decision:
     obligations = decision.obligations if decision.outcome == "approval_required" else ()
     reasons = (str(Code.IN_DOUBT), *decision.reasons)
     return replace(decision, outcome="approval_required", reasons=reasons, obligations=obligations)
-
-
-def sentences(run: Run, decided: DecidedCall) -> list[str]:
-    """Return a line for the approver about each call in doubt."""
-    lines, own, doubts = list[str](), decided.row, decided.doubts
-    if own is not None and own.state == "unknown" and own.key not in {one.row.key for one in doubts}:
-        doubts = (*doubts, Doubt(run.scope, run.subject.principal, own))
-    for scope, _, row in doubts:
-        at = dt.datetime.fromtimestamp(row.at, dt.UTC)
-        when = f"{at:%H:%M}" if decided.now - row.at < LASTS / 2 else f"{at:%Y-%m-%d %H:%M}"
-        noun = _NOUNS.get(decided.call.profile.effect, "call")
-        ended = "has an unknown outcome" if row.state == "unknown" else "has no outcome yet"
-        if "failed" in (row.about or {}):
-            ended = "failed, perhaps after it had happened"
-        if row.key == decided.key and "again" in (row.about or {}):
-            ended = f"{ended}, and " * (row.state == "unknown") + "was begun again by another call"
-        only = "it did not happen"
-        if row.state == "done":
-            author = (row.about or {}).get("resolved", {}).get("author")
-            ended, only = "did happen" + (f", says {inert(author)}" if author else ""), "it is to happen again"
-        where = "" if scope == run.scope else f" (thread {inert(label(scope.thread))})"
-        lines.append(f"IN DOUBT: the same {noun} of {when} UTC {ended}{where}; approve only if {only}")
-    return lines
 
 
 def state_of(exc: BaseException) -> Literal["failed", "unknown"]:

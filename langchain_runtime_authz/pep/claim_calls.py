@@ -26,7 +26,7 @@ from langchain_runtime_authz.ledger.schema import SEVERAL
 from langchain_runtime_authz.pep import calls_in_doubt, decision_log
 from langchain_runtime_authz.pep.call import DecidedCall, Denial, Replay, Verdict
 from langchain_runtime_authz.pep.call_credential import RefusedMints, audiences_of, minter, status_check
-from langchain_runtime_authz.pep.call_mandate import occasion
+from langchain_runtime_authz.pep.call_mandate import counting_scope
 from langchain_runtime_authz.pep.child_agent import hand_off
 from langchain_runtime_authz.pep.conclude_calls import Spent, deny_call, refund
 from langchain_runtime_authz.pep.decide_calls import decide_calls
@@ -85,7 +85,7 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
     changes, spent = _changes(run, decided, tuple(tokens.values()) if tokens else (), intent)
     if edge is not None:
         changes.append(ledger.RecordEdge(edge))
-    shared = occasion(run, decided.mandate)
+    shared = counting_scope(run, decided.mandate)
     try:
         if (shared is not None or decided.repeats) and (over := (yield from _elsewhere(decided, shared))) is not None:
             return (yield from _conflicting(run, decided, over))
@@ -108,7 +108,7 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
             detail = {"to": edge.to, "kind": edge.kind, "decision_id": decision.decision_id}
             yield decision_log.run_event(run, "delegated", done.now, detail=detail)
         if decision.obligations:
-            yield from decision_log.tell(run, decision, "tools/call", call.tool, done.now)
+            yield from decision_log.notify(run, decision, "tools/call", call.tool, done.now)
     except AuditError as exc:
         return (yield from _release(run, decided, spent, exc, recorded))
     approval = decided.approval
@@ -227,7 +227,7 @@ def _release(run: Run, decided: DecidedCall, spent: Spent, failure: AuditError, 
     try:
         back = ReleaseCall(decided.key, spent, approval.call_key if approval is not None else "")
         yield (Commit, run.scope, None, [back])
-        yield from refund(run, occasion(run, decided.mandate), spent)
+        yield from refund(run, counting_scope(run, decided.mandate), spent)
     except Exception as exc:  # noqa: BLE001  (denied all the same; the claim ends with the run)
         run.engine.lost("the release of a claim", exc, run, decided.decision.decision_id)
     return denial

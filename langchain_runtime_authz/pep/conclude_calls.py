@@ -14,7 +14,7 @@ from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import AuditError, Code
 from langchain_runtime_authz.facts.checkpoint_head import OF_TASK
 from langchain_runtime_authz.facts.output_reading import Observation
-from langchain_runtime_authz.facts.resource_version import content_version, read_mark, resource_of
+from langchain_runtime_authz.facts.resource_version import content_version, read_mark
 from langchain_runtime_authz.facts.task import HumanText
 from langchain_runtime_authz.ledger import changes as ledger
 from langchain_runtime_authz.ledger.base import Committed, Conflict, Scope
@@ -24,7 +24,8 @@ from langchain_runtime_authz.pep import calls_in_doubt, decision_log
 from langchain_runtime_authz.pep.approval_hitl import own_question
 from langchain_runtime_authz.pep.call import Call, DecidedCall, Denial
 from langchain_runtime_authz.pep.call_evidence import SMALL, observe
-from langchain_runtime_authz.pep.call_mandate import chosen, occasion, task_name
+from langchain_runtime_authz.pep.call_mandate import chosen, counting_scope, task_name
+from langchain_runtime_authz.pep.data_versions import version_read
 from langchain_runtime_authz.pep.obligations import owed
 from langchain_runtime_authz.pep.run import Block, Commit, Run, Write
 from langchain_runtime_authz.telemetry.logs import logger
@@ -82,7 +83,7 @@ def deny_call(run: Run, decided: DecidedCall) -> Flow[Denial]:
             run.engine.lost("an obligation of a denial", exc, run, decision.decision_id)
     if decision.outcome != "approval_required":  # for a question, the notifications were sent when it was asked
         try:
-            yield from decision_log.tell(run, decision, "tools/call", call.tool, time.time())
+            yield from decision_log.notify(run, decision, "tools/call", call.tool, time.time())
         except AuditError as exc:
             _log.error("of denial %s nobody was told: %s", decision.decision_id, printable(str(exc)))
     return Denial(call, decision, message)
@@ -122,7 +123,7 @@ def conclude(
     changes: list[ledger.Change] = []
     if state == "released":
         changes.append(ReleaseCall(ticket.call_key, ticket.spent, ticket.approval_key))
-        yield from refund(run, occasion(run, run.mandate), ticket.spent)
+        yield from refund(run, counting_scope(run, run.mandate), ticket.spent)
     else:
         # A read may run again, so only its data class is kept. Then it receives the answers to its questions in order.
         ended = "failed" if state == "denied" else state
@@ -131,7 +132,7 @@ def conclude(
         if question:  # its answer must not answer a later question of the LangGraph task
             changes.append(ledger.SetMark(f"{OF_TASK}{question}", "own", once=True))
             changes += [own_question(run, ticket.call_key, call, question)] if side_effect else []
-        resource = _read(run, ticket, call, state) if profile.resource is not None else None
+        resource = version_read(run, ticket, call, state) if profile.resource is not None else None
         changes.append(ledger.RecordStep(data_class=profile.data_class, resource=resource, agent=run.agent))
     if output is not None and state in ("done", "failed", "unknown"):
         about, small = (call, output, state != "done"), type(output) is str and len(output) < SMALL
@@ -176,9 +177,3 @@ def _remember(run: Run, call: Call, found: Observation, output: object, *, done:
     kept, about = output if found.held is None else found.held, (call.tool, call.profile, call.args)
     given = call.given if call.profile.side_effect else chosen(run, run.mandate or run.planned, call)
     outputs.record(*about, kept, given=given, task=task_name(run), words=not (done and call.profiled))
-
-
-def _read(run: Run, ticket: Ticket, call: Call, state: str) -> tuple[str, str, str] | None:
-    version = run.versions.pop(ticket.call_key, None)
-    name = resource_of(call.profile, call.args)
-    return (name, call.tool, version) if name is not None and version is not None and state == "done" else None

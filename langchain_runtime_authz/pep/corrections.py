@@ -27,7 +27,7 @@ from langchain_runtime_authz.pep.approval_hitl import (
     record_answers,
     remaining,
 )
-from langchain_runtime_authz.pep.decide_calls import data_scope
+from langchain_runtime_authz.pep.data_versions import data_scope
 from langchain_runtime_authz.pep.decision_log import change_task, corrected, recorded, run_event, unrecorded
 from langchain_runtime_authz.pep.run import Commit, Flow, Load, Run, new_id
 from langchain_runtime_authz.pep.run_lifecycle import take_lease

@@ -16,16 +16,17 @@ from typing import Any, Final
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.evaluation import Decision, deny
 from langchain_runtime_authz.facts import plan
-from langchain_runtime_authz.facts.resource_version import UNREAD, resource_of
-from langchain_runtime_authz.ledger.base import Approval, CallRow, CallState, Query, Scope, Snapshot
+from langchain_runtime_authz.ledger.base import Approval, CallRow, CallState, Query, Snapshot
 from langchain_runtime_authz.mandate.call_matching import Binding, Deviation
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pep import calls_in_doubt
 from langchain_runtime_authz.pep.approval_hitl import OWN, edited_action
+from langchain_runtime_authz.pep.approval_sentences import sentences
 from langchain_runtime_authz.pep.call import NO_STANDING, Call, DecidedCall
-from langchain_runtime_authz.pep.call_evidence import sentences, wants_more
-from langchain_runtime_authz.pep.call_mandate import binding_of, mandate_event, occasion, standing_of
-from langchain_runtime_authz.pep.calls_in_doubt import ask_despite, doubted, effect_names, found_out
+from langchain_runtime_authz.pep.call_evidence import wants_more
+from langchain_runtime_authz.pep.call_mandate import binding_of, counting_scope, mandate_event, standing_of
+from langchain_runtime_authz.pep.calls_in_doubt import ask_despite, doubted, effect_names, look_up_doubts
+from langchain_runtime_authz.pep.data_versions import outdated_tools
 from langchain_runtime_authz.pep.decide_steps import Entry
 from langchain_runtime_authz.pep.lease import lease_refusal, renewed
 from langchain_runtime_authz.pep.obligations import understood
@@ -66,7 +67,7 @@ def decide_calls(run: Run, calls: Sequence[Call], entry: Entry = None) -> Flow[l
         yield from calls_in_doubt.record_ends(engine, run.scope, others=True) if calls_in_doubt.LOST_ENDS else ()
         calls, keys, comparisons, origin, words, snapshot, moved = yield from _look_up(run, calls)
         asks = engine.on_unknown is not None or snapshot.approvals
-        snapshot = (yield from found_out(run, snapshot)) if asks else snapshot
+        snapshot = (yield from look_up_doubts(run, snapshot)) if asks else snapshot
     except Exception as exc:  # noqa: BLE001  (a ledger that fails denies; nothing else may decide)
         return [DecidedCall(c, "", engine.deny_for_failure(exc, run)) for c in calls]
     approvals: Sequence[Approval | None] = [None] * len(calls)
@@ -132,13 +133,13 @@ def _look_up(run: Run, calls: Sequence[Call]) -> Flow[tuple[Any, ...]]:
     if lease is not None and lease.expires_at - snapshot.now < run.engine.lease_ttl / 2:
         yield from renewed(run, snapshot)
     for _, _, mandate, _ in compared:  # all ordered calls have the same mandate
-        if mandate is not None and (scope := occasion(run, mandate)) is not None:
+        if mandate is not None and (scope := counting_scope(run, mandate)) is not None:
             elsewhere: Snapshot = yield Load(scope, Query(counters=_counters(compared)))
             snapshot.counters = {**snapshot.counters, **elsewhere.counters}
             break
     moved: frozenset[str] = frozenset()
     if snapshot.history.resources or {*map(_RESOURCE, calls)} != {None}:
-        moved = yield from _moved(run, snapshot, calls, keys)
+        moved = yield from outdated_tools(run, snapshot, calls, keys)
     return calls, keys, compared, origin, words, snapshot, moved
 
 
@@ -168,7 +169,7 @@ def _described(
     counter, deeds, mandate, binding = compared
     row = snapshot.calls.get(key)
     intended = call.position, call.call_id, call.tool, call.raw
-    match = plan.BY_CODE if call.by_code else plan.match(snapshot.plan, run.epoch, *intended)
+    match = plan.PLANNED_BY_CODE if call.by_code else plan.match(snapshot.plan, run.epoch, *intended)
     if match.stale and _goes_on(run, snapshot, key):
         match = match._replace(stale=False)
     decision = _refusal(run, snapshot, call, match, approval, row) or _UNDECIDED
@@ -341,27 +342,6 @@ def _amended(call: Call, approval: Approval | None) -> Call:
         "place": call.place,
     }
     return replace(call.amend(*edited_action(approval.edited)), **here, amends=approval.call_key)
-
-
-def _moved(run: Run, snapshot: Snapshot, calls: Sequence[Call], keys: Sequence[str]) -> Flow[frozenset[str]]:
-    """Return tools whose reads are outdated. Note the versions that `calls` will read."""
-    resources = snapshot.history.resources
-    read = resources if any(call.profile.side_effect for call in calls) else {}
-    found = {key: resource_of(call.profile, call.args) for call, key in zip(calls, keys, strict=True)}
-    reading = {key: name for key, name in found.items() if name}
-    names = (*read, *reading.values())
-    if not names:
-        return frozenset()
-    data: Snapshot = yield Load(data_scope(run.scope), Query(marks=tuple(dict.fromkeys(names))))
-    for key, name in reading.items():
-        run.versions[key] = data.marks.get(name, UNREAD)
-    versions = {name: seen.split(" ", 1) for name, seen in read.items()}
-    return frozenset(tool for name, (version, tool) in versions.items() if data.marks.get(name, UNREAD) != version)
-
-
-def data_scope(scope: Scope) -> Scope:
-    """Return the ledger scope of the versions of a tenant's resources."""
-    return Scope(scope.tenant, scope.issuer, "data:", "resources")
 
 
 def _refusal(

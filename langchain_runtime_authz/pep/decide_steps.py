@@ -17,7 +17,7 @@ from langchain_runtime_authz.errors import AuditError, Code
 from langchain_runtime_authz.evaluation import Decision, deny
 from langchain_runtime_authz.ledger.base import Conflict, Query, Snapshot
 from langchain_runtime_authz.ledger.changes import Change, RecordStep, Revoke
-from langchain_runtime_authz.pep.decision_log import is_judgement, obliged_events, step_record, tell
+from langchain_runtime_authz.pep.decision_log import is_judgement, notify, obliged_events, step_record
 from langchain_runtime_authz.pep.lease import lease_refusal, renewed
 from langchain_runtime_authz.pep.obligations import keepable, owed, understood
 from langchain_runtime_authz.pep.request_builder import request_json
@@ -81,7 +81,7 @@ def decide_step(
         yield step_record(run, decision, action, resource["id"], body, started, now)
         if decision.obligations:
             yield from obliged_events(run, decision, now)
-            yield from tell(run, decision, action, resource["id"], now)
+            yield from notify(run, decision, action, resource["id"], now)
     except AuditError as exc:
         failed = run.engine.deny_for_failure(exc, run)
         decision = failed if decision.outcome == "permit" else decision

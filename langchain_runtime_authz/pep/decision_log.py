@@ -39,7 +39,7 @@ def label(tool: str) -> str:
 def record_asks(run: Run, asked: Sequence[DecidedCall]) -> Flow[None]:
     for decided in asked:
         yield call_record(run, decided, time.time())
-        yield from tell(run, decided.decision, "tools/call", decided.call.tool, time.time())
+        yield from notify(run, decided.decision, "tools/call", decided.call.tool, time.time())
 
 
 def call_record(run: Run, decided: DecidedCall, now: float) -> tuple[Any, ...]:
@@ -72,7 +72,7 @@ def step_record(
     content = run.engine.audit.content
     written = partial(decision_record, now=now, decision=decision, pdp=pdp, content=content, **step, **of_run)
     if decision.outcome != "permit":
-        run.engine.recent.tell(decision, action, resource, run.scope.thread, run.run_id)
+        run.engine.recent.stopped(decision, action, resource, run.scope.thread, run.run_id)
     return (Write, written)
 
 
@@ -163,7 +163,7 @@ def obliged_events(run: Run, decision: Decision, now: float, *, rotated: int | N
         yield run_event(run, "rotated", now, detail=detail, epoch=rotated)
 
 
-def tell(run: Run, decision: Decision, action: str, resource: str, now: float) -> Flow[None]:
+def notify(run: Run, decision: Decision, action: str, resource: str, now: float) -> Flow[None]:
     """Send the notifications that a decision demands, or raise `AuditError`."""
     for obligation in decision.obligations:
         if obligation.type == "notify":

@@ -54,9 +54,9 @@ class RecentDecisions:
         decision = Decision("deny", (exc.code,), decision_id=exc.decision_id, failure="enforcement")
         about: dict[str, Any] = {"action": "run", "resource": scope[2], "scope": scope, "run_id": run_id}
         self._built.append(partial(decision_record, now=time.time(), decision=decision, pdp="", **about))
-        self.tell(decision, "run", scope[2], scope[3], run_id)
+        self.stopped(decision, "run", scope[2], scope[3], run_id)
 
-    def tell(self, decision: Decision, action: str, resource: str, thread: str, run_id: str) -> None:
+    def stopped(self, decision: Decision, action: str, resource: str, thread: str, run_id: str) -> None:
         """Log a denial or question, in at most a few lines per code and minute."""
         asks = decision.outcome == "approval_required"
         level, code = logging.INFO if asks else logging.WARNING, decision.reason

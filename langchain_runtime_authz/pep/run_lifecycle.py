@@ -20,7 +20,7 @@ from langchain_runtime_authz.ledger import changes as ledger
 from langchain_runtime_authz.ledger.base import Approval, Committed, Conflict, Lease, Query, Scope, Snapshot
 from langchain_runtime_authz.ledger.thread_state import Thread
 from langchain_runtime_authz.mandate.model import Mandate
-from langchain_runtime_authz.pep.call_mandate import ORDERED, Ordered, mandate_event, recall
+from langchain_runtime_authz.pep.call_mandate import APPLICATION_MANDATE, ApplicationMandate, mandate_event, recall
 from langchain_runtime_authz.pep.calls_in_doubt import LOST_ENDS, record_ends
 from langchain_runtime_authz.pep.decide_steps import decide_step
 from langchain_runtime_authz.pep.decision_log import change_task, corrected, recorded, run_event, settle, unrecorded
@@ -70,7 +70,7 @@ def open_entry(
     *,
     task: HumanText | None = None,
     grant: Grant | None = None,
-    ordered: Ordered | None = None,
+    application: ApplicationMandate | None = None,
     given: Given = Given(),  # noqa: B008  (a constant)
     workflow: Callable[[], bool] = bool,
     upstream: tuple[str, ...] = (),
@@ -88,7 +88,7 @@ def open_entry(
     )
     run.span = run_span(run, workflow)
     try:
-        entry, known = yield from _take_lease(run, task, ordered, given)
+        entry, known = yield from _take_lease(run, task, application, given)
         run.opened = known
         if engine.planner is not None and run.mandate is None:
             run.planned = yield from _planned(run, engine.planner, known)
@@ -129,10 +129,10 @@ def _planned(run: Run, planner: Planner, known: Snapshot) -> Flow[Mandate | None
 
 
 def _take_lease(
-    run: Run, task: HumanText | None, ordered: Ordered | None, given: Given
+    run: Run, task: HumanText | None, application: ApplicationMandate | None, given: Given
 ) -> Flow[tuple[Entry, Snapshot]]:
     scope, owner = run.scope, run.subject.principal
-    marked = (heads.HEAD, heads.MEMORY, heads.BELOW, ORDERED, heads.UNRECORDED, heads.ANEW)
+    marked = (heads.HEAD, heads.MEMORY, heads.BELOW, APPLICATION_MANDATE, heads.UNRECORDED, heads.ANEW)
     query = Query(log=True, asks=True, agent=run.agent, marks=marked)
     run.loaded = (given.head.newest or given.head.id) if given.head is not None else ""
     # If another entry advances the epoch between load and commit, load again.
@@ -156,8 +156,8 @@ def _take_lease(
         if fresh:
             # An older run may overwrite these texts in the graph's state, until a run that received them ends.
             opening.append(ledger.AdvanceEpoch(snapshot.epoch, fresh, first=first, deliver=given.kept and not first))
-        recall(run, snapshot.marks.get(ORDERED))
-        marks = ordered.take(run) if ordered is not None else []
+        recall(run, snapshot.marks.get(APPLICATION_MANDATE))
+        marks = application.apply(run) if application is not None else []
         taken = take_lease(run)
         lease: list[ledger.Change] = [taken, *marks]
         if rotates:
@@ -176,8 +176,8 @@ def _take_lease(
             if done.code == Code.STALE_EPOCH:
                 continue
             raise AuthzDenied(done.code, new_id())
-        if ordered is not None:
-            ordered.epochs.setdefault(scope, run.epoch)
+        if application is not None:
+            application.epochs.setdefault(scope, run.epoch)
         if given.resume and run.span is not None:
             run.span.link(*(a.trace for a in snapshot.asks))
         yield run_event(run, "resumed" if given.resume else "started", done.now, detail={"subject": owner})

@@ -1,4 +1,4 @@
-"""Accept our tokens in a service: FastAPI, Starlette, any ASGI. Extra: `fastapi`.
+"""Check requests to a service: scheme, token, proof, liveness. Extra: `fastapi`.
 
 `ProtectedApp(app, server)` protects a whole ASGI application. For MCP servers use `mcp.ProtectedMcp`. A refusal is an
 HTTP answer by RFC 6750 §3 and RFC 9449 §7.1, with the stable code as `error_description`.

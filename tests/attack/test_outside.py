@@ -11,7 +11,7 @@ from langchain_core.messages import ChatMessage
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.sqlite import SqliteSaver
 
-from langchain_runtime_authz.langgraph.checkpoints import said_more, watched
+from langchain_runtime_authz.langgraph.checkpoints import update_changed, watched
 from langchain_runtime_authz.pep.run import drive
 from tests.attack.corrections import beside
 
@@ -478,7 +478,7 @@ def test_what_a_run_writes_between_two_looks_is_not_the_updates_word(words: list
 
     def said(before: Any, on: Any) -> bool:
         place = house.raw.update_state(on.config, {"messages": words}, as_node="__start__")
-        return drive(house.authz.root_entry.engine, said_more(house.graph, before, place, ("messages",)))
+        return drive(house.authz.root_entry.engine, update_changed(house.graph, before, place, ("messages",)))
 
     assert said(begun._replace(config=taken.config), taken) is bool(words)
     assert said(taken, begun) is bool(words) and said(begun, begun) is bool(words)

@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from langchain_runtime_authz import RuntimeAuthz
 from langchain_runtime_authz.audit.sinks import MemorySink
-from langchain_runtime_authz.audit.story import tell
+from langchain_runtime_authz.audit.story import story_of
 from langchain_runtime_authz.audit.story_html import page
 from langchain_runtime_authz.demo.bank import perform
 from langchain_runtime_authz.testing import StaticPDP
@@ -35,7 +35,7 @@ def demo(tmp_path_factory: Any) -> Path:
     perform(protected=True, log=log)
     from langchain_runtime_authz.audit.chain import read_log
 
-    return written(log.with_suffix(".html"), tell(read_log(log), lambda s: s.kind != "check"))
+    return written(log.with_suffix(".html"), story_of(read_log(log), lambda s: s.kind != "check"))
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def agents(tmp_path_factory: Any, steps: int) -> Path:
     team = [root, *(root.delegate(f"worker-{i}") for i in range(4))]
     for i in range(steps):
         team[i % 5].decide("drop" if i % 7 == 0 else "look", {})
-    story = tell(authz.audit.records, lambda s: s.kind != "check")  # type: ignore[attr-defined]
+    story = story_of(authz.audit.records, lambda s: s.kind != "check")  # type: ignore[attr-defined]
     assert len(story.lanes) == 5 and story.total >= steps + 5
     return written(tmp_path_factory.mktemp("many") / "run.html", story)
 
@@ -178,7 +178,7 @@ def test_hostile_texts_do_nothing(browser: Browser, tmp_path: Path) -> None:
          "action": t, "outcome": t, "event": t, "decision_id": t, "policy_revision": t, "detail": {"subject": t, t: t}}
         for i, t in enumerate(texts) for k in ("decision", "run", "mint_refused")
     ]
-    shown, seen = opened(browser, written(tmp_path / "run.html", tell(records)))
+    shown, seen = opened(browser, written(tmp_path / "run.html", story_of(records)))
     for mark in shown.locator(".mark").all():
         mark.dispatch_event("click")
     assert seen == [] and shown.locator("img, iframe, b, a:not(.mark)").count() == 0

@@ -14,7 +14,7 @@ from rich.cells import cell_len
 
 from langchain_runtime_authz import Mandate, RuntimeAuthz
 from langchain_runtime_authz.audit.sinks import FileSink, MemorySink
-from langchain_runtime_authz.audit.story import SIGNS, Story, tell
+from langchain_runtime_authz.audit.story import SIGNS, Story, story_of
 from langchain_runtime_authz.audit.story_html import fragment, page
 from langchain_runtime_authz.evaluation import deny
 from langchain_runtime_authz.testing import StaticPDP
@@ -39,7 +39,7 @@ def played(**options: Any) -> Scene:
 
 
 def told(s: Scene) -> Story:
-    return tell(s.authz.audit.records)  # type: ignore[attr-defined]
+    return story_of(s.authz.audit.records)  # type: ignore[attr-defined]
 
 
 def test_a_story_has_every_act_in_its_order() -> None:
@@ -67,7 +67,7 @@ def test_what_was_ordered_stands_beside_what_was_done() -> None:
     session = authz.session(subject="alice", mandate=Mandate.model_validate(ordered))
     session.decide("pay", {"to": "ann", "amount": 1})
     session.decide("pay", {"to": "eve", "amount": 1})
-    story = tell(authz.audit.records)  # type: ignore[attr-defined]
+    story = story_of(authz.audit.records)  # type: ignore[attr-defined]
     assert [done.partition(" s ")[2] or done for _, _, done in story.ordered()] == ["pay", "not done", "pay"]
     assert len(story.unordered) == 1 and "not done" in str(story)
     assert "not done" in page(story)
@@ -77,14 +77,14 @@ def test_delegation_is_a_tree() -> None:
     authz = RuntimeAuthz(pdp=StaticPDP(permit=True))
     session = authz.session(subject="alice", task="x")
     session.delegate("payer").delegate("auditor").decide("look", {})
-    story = tell(authz.audit.records)  # type: ignore[attr-defined]
+    story = story_of(authz.audit.records)  # type: ignore[attr-defined]
     assert [lane.agent for lane in sorted(story.lanes)] == [("session",), ("session", "payer"), ("session", "payer", "auditor")]
     assert "    payer (subgraph)" in str(story) and "<ul><li>session <ul>" in page(story)
 
 
 def test_a_long_story_keeps_the_newest_and_counts_all() -> None:
     records = [{"kind": "run", "event": "started", "ts": i, "scope": {"thread": "t"}, "agent": ["a"]} for i in range(5000)]
-    story = tell(records, limit=100)
+    story = story_of(records, limit=100)
     assert (story.total, len(story.steps), story.steps[0].at) == (5000, 100, 4900)
     assert "5000, the newest 100 are shown" in "\n".join(story.heading())
 
@@ -163,7 +163,7 @@ def assert_inert(story: Story) -> None:
 @given(records())
 def test_no_record_breaks_a_story(found: list[dict[str, Any]]) -> None:
     """Whatever its fields hold, in whatever type: lines of 80 columns, no markup, nothing that controls or reorders."""
-    assert_inert(tell(found))
+    assert_inert(story_of(found))
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +182,7 @@ def test_a_hostile_text_in_every_field_is_only_text(text: str, real: list[dict[s
             return [spoiled(v) for v in value]
         return text if isinstance(value, str) and key not in ("kind", "event", "outcome", "action") else value
 
-    assert_inert(tell([spoiled(r) for r in real]))
+    assert_inert(story_of([spoiled(r) for r in real]))
 
 
 def test_the_page_may_load_nothing() -> None:

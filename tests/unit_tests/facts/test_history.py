@@ -12,11 +12,11 @@ from langchain_runtime_authz.facts.history import (
     MAX_NAMES,
     History,
     Step,
+    classes_known,
     confine,
     count,
     handed_down,
-    held,
-    left,
+    reveal,
     to_context,
 )
 
@@ -34,22 +34,22 @@ def read(history: History, name: str, agent: tuple[str, ...]) -> History:
 def test_a_sibling_is_not_judged_by_anothers_reads() -> None:
     """Its parents and children are."""
     history = read(History(), "secret", A)
-    assert [a for a in AGENTS if held(history, a)] == [ROOT, A, X, Y]
+    assert [a for a in AGENTS if classes_known(history, a)] == [ROOT, A, X, Y]
 
 
 def test_who_is_put_to_work_later_may_have_been_told() -> None:
     """By the common parent, which knows what came back."""
     history = read(read(History(), "secret", X), "internal", B)
     again = replace(history, confined=handed_down(history.confined, A))
-    assert (held(again, Y), held(again, B)) == (["secret"], ["internal"])
+    assert (classes_known(again, Y), classes_known(again, B)) == (["secret"], ["internal"])
     again = replace(history, confined=handed_down(history.confined, ROOT))
-    assert held(again, B) == held(again, Y) == ["internal", "secret"]
+    assert classes_known(again, B) == classes_known(again, Y) == ["internal", "secret"]
 
 
 def test_a_ledger_that_forgot_makes_everybody_know() -> None:
     """An older package keeps `classes_read` alone; what is read again after it stays everybody's."""
     history = replace(read(History(), "secret", A), confined=())
-    assert held(read(history, "secret", A), B) == ["secret"]
+    assert classes_known(read(history, "secret", A), B) == ["secret"]
 
 
 def test_what_is_kept_is_bounded() -> None:
@@ -58,7 +58,7 @@ def test_what_is_kept_is_bounded() -> None:
     for i in range(MAX_NAMES + 3):
         history = read(history, f"c{i:03}", A)
     assert len(history.confined) == MAX_NAMES
-    assert held(history, B) == [f"c{i:03}" for i in range(MAX_NAMES, MAX_NAMES + 3)]
+    assert classes_known(history, B) == [f"c{i:03}" for i in range(MAX_NAMES, MAX_NAMES + 3)]
 
 
 STEPS = st.lists(
@@ -82,7 +82,7 @@ def test_nobody_knows_more_than_is_told(steps: list[tuple[object, ...]]) -> None
             history = read(history, name, agent)  # type: ignore[arg-type]
             knows[agent].add(name)  # type: ignore[index, arg-type]
         elif kind == "act":
-            history = replace(history, confined=left(history.confined, what[0]))  # type: ignore[arg-type]
+            history = replace(history, confined=reveal(history.confined, what[0]))  # type: ignore[arg-type]
             world |= knows[what[0]]  # type: ignore[index]
         elif kind == "spawn":
             parent, child = what[0]  # type: ignore[misc]
@@ -97,7 +97,7 @@ def test_nobody_knows_more_than_is_told(steps: list[tuple[object, ...]]) -> None
         else:
             history = replace(history, confined=())
         for agent in AGENTS:
-            assert knows[agent] | world <= set(held(history, agent))
+            assert knows[agent] | world <= set(classes_known(history, agent))
 
 
 def test_the_request_holds_it_as_its_model_says() -> None:

@@ -14,7 +14,7 @@ import pytest
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile, _locks
 from langchain_runtime_authz.audit.sinks import MemorySink
 from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError, LedgerError
-from langchain_runtime_authz.ledger.base import CallRow, Doubt, Scope
+from langchain_runtime_authz.ledger.base import LASTS, CallRow, Doubt, Scope
 from langchain_runtime_authz.ledger.call_changes import ClaimCall, ReleaseCall
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.ledger.sqlite import SqliteLedger
@@ -132,7 +132,7 @@ def test_without_a_doubt_the_same_order_pays_again(world: World) -> None:
 
 @pytest.mark.parametrize(("subject", "tool", "args", "later"), [
     ("bob", "send_money", PAY, LAPSED), ("alice", "send_money", {**PAY, "recipient": "DE22"}, LAPSED),
-    ("alice", "send_money", PAY, calls_in_doubt.LASTS),
+    ("alice", "send_money", PAY, LASTS),
 ])
 def test_another_deed_does_not_ask(world: World, subject: str, tool: str, args: Any, later: int) -> None:
     """Of another subject, on another target, or after a day."""

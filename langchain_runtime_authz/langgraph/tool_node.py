@@ -1,0 +1,207 @@
+"""Decide the calls of tool nodes: of a protected graph, or `AuthzToolNode`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from contextvars import ContextVar
+from functools import partial
+from typing import Any, Final, Protocol, cast
+
+from langchain_core.runnables import RunnableConfig
+from langchain_core.tools import BaseTool
+
+from langchain_runtime_authz.credential.ticket import Ticket
+from langchain_runtime_authz.errors import AuthzDenied, Code
+from langchain_runtime_authz.evaluation import deny
+from langchain_runtime_authz.langgraph import private_api as private
+from langchain_runtime_authz.langgraph import tool_batch
+from langchain_runtime_authz.langgraph.callback_backstop import install
+from langchain_runtime_authz.langgraph.graph_entry import Owner, RootEntry
+from langchain_runtime_authz.langgraph.messages import ai_messages, record_plans
+from langchain_runtime_authz.langgraph.review_questions import reviewed_tools
+from langchain_runtime_authz.langgraph.run_context import RunHandle, find_run, run_scope, within
+from langchain_runtime_authz.langgraph.tool_execution import Finish, RunCode
+from langchain_runtime_authz.langgraph.tool_guard import guard_held_by, guard_tool
+from langchain_runtime_authz.langgraph.tool_lookup import GUARDED, Profiles, is_guarded
+from langchain_runtime_authz.pep.decide_steps import Entry
+from langchain_runtime_authz.pep.run import Engine, Flow, Run, adrive, drive
+
+entering: ContextVar[Entry] = ContextVar("langchain_runtime_authz.entry", default=None)
+_NO_TURNS: Final = tool_batch.Turns(None, (), ())
+_turns = ContextVar("langchain_runtime_authz.turns", default=_NO_TURNS)
+
+
+class _Gate(private.ToolNode):
+    """Decides a ToolNode's calls, as the first base of its protected class."""
+
+    __runtime_authz_gated__ = True
+    _authz_profiles: Profiles
+
+    def _func(self, input: Any, config: RunnableConfig, runtime: Any, *, standalone: bool = False) -> Any:
+        run, message = self._message(input, config, runtime, standalone)
+        waiting, before = drive(run.engine, message.decide(run)), _turns.get()
+        try:
+            _turns.set(tool_batch.Turns(message.config, message.calls, waiting, "tool node gate"))
+            return super()._func(input, config, runtime)
+        finally:
+            _turns.set(before)
+            if tool_batch.open_tickets(waiting):
+                drive(run.engine, tool_batch.give_back(waiting))
+
+    async def _afunc(self, input: Any, config: RunnableConfig, runtime: Any, *, standalone: bool = False) -> Any:
+        run, message = self._message(input, config, runtime, standalone)
+        code = partial(super()._afunc, input, config, runtime)
+
+        def flow() -> Flow[Any]:  # one flow, because a cancelled flow's value is lost: here, the tickets
+            waiting, before = (yield from message.decide(run)), _turns.get()
+            try:
+                _turns.set(turns := tool_batch.Turns(message.config, message.calls, waiting, "tool node gate"))
+                try:
+                    return (yield (RunCode, code))
+                except Exception:
+                    yield (Finish, turns)
+                    raise
+            finally:
+                _turns.set(before)
+                if tool_batch.open_tickets(waiting):
+                    yield from tool_batch.give_back(waiting)
+
+        return await adrive(run.engine, flow())
+
+    def _message(
+        self, input: Any, config: RunnableConfig, runtime: Any, standalone: bool
+    ) -> tuple[Run, tool_batch.MessageCalls]:
+        run = find_run(config)
+        if run is None:
+            raise AuthzDenied(Code.NO_RUN, deny(Code.NO_RUN).decision_id)
+        entry = entering.get()
+        entering.set(None)  # tools may run further tool nodes
+        wrappers = (self._wrap_tool_call, self._awrap_tool_call)
+        reviewed = reviewed_tools(*wrappers) if any(wrappers) else frozenset()
+        return run, tool_batch.MessageCalls(
+            self, self._authz_profiles, input, config, runtime, entry=entry, reviewed=reviewed, standalone=standalone
+        )
+
+    def _run_one(self, call: Any, input_type: Any, tool_runtime: Any) -> Any:
+        turns = _turns.get()
+        if (found := turns.waiting.get(id(call)) or turns.copied(call)) is None:
+            return tool_batch.undecided(call)
+        with tool_batch.Turn(turns, *found) as one:
+            if type(one.verdict) is Ticket and not one.call.amends:
+                return super()._run_one(call, input_type, tool_runtime)
+            if (answer := tool_batch.answer_of(one, call, turns.config)) is not None:
+                return answer
+            return tool_batch.noted(one, super()._run_one(tool_batch.instead_of(one, call), input_type, tool_runtime))
+
+    async def _arun_one(self, call: Any, input_type: Any, tool_runtime: Any) -> Any:
+        turns = _turns.get()
+        if (found := turns.waiting.get(id(call)) or turns.copied(call)) is None:
+            return tool_batch.undecided(call)
+        async with tool_batch.Turn(turns, *found) as one:
+            if type(one.verdict) is Ticket and not one.call.amends:
+                return await super()._arun_one(call, input_type, tool_runtime)
+            if (answer := tool_batch.answer_of(one, call, turns.config)) is not None:
+                return answer
+            return tool_batch.noted(
+                one, await super()._arun_one(tool_batch.instead_of(one, call), input_type, tool_runtime)
+            )
+
+    def _execute_tool_sync(self, request: Any, input_type: Any, config: Any) -> Any:
+        request = request if hasattr(type(request.tool), GUARDED) else self._guarded(request)
+        return super()._execute_tool_sync(request, input_type, config)
+
+    async def _execute_tool_async(self, request: Any, input_type: Any, config: Any) -> Any:
+        request = request if hasattr(type(request.tool), GUARDED) else self._guarded(request)
+        return await super()._execute_tool_async(request, input_type, config)
+
+    def _guarded(self, request: Any) -> Any:
+        if not isinstance(request.tool, BaseTool):
+            return request
+        return request.override(tool=guard_tool(request.tool, self._authz_profiles))
+
+
+def decides_entry(kind: type[Any]) -> bool:
+    """Return True if `_Gate` decides before any code of this class itself runs."""
+    return all(
+        getattr(kind, name, None) in (getattr(base, name, None) for base in (private.ToolNode, _Gate, AuthzToolNode))
+        for name in ("invoke", "ainvoke", "_func", "_afunc", "_parse_input", "_extract_state", "_inject_tool_args")
+    ) and issubclass(kind, _Gate)
+
+
+def gate_tool_node(node: private.ToolNode, profiles: Profiles) -> private.ToolNode:
+    """Return a guarded copy of `node`, with its tools guarded in place."""
+    gated = copy.copy(node)
+    gated.__class__ = private.lookalike(type(node), {}, _Gate)
+    return _equip(cast("_Gate", gated), profiles)
+
+
+def guard_held(node: private.ToolNode, profiles: Profiles) -> None:
+    """Guard the tools of a tool node that a node's code holds, in place."""
+    for name, tool in list(node._tools_by_name.items()):
+        if not is_guarded(tool):
+            node._tools_by_name[name] = guard_tool(tool, profiles)
+
+
+def _equip(node: _Gate, profiles: Profiles) -> private.ToolNode:
+    node._authz_profiles = profiles
+    for name, tool in list(node._tools_by_name.items()):
+        # In place, because closures (a supervisor's) hold this dictionary.
+        node._tools_by_name[name] = guard_tool(tool, profiles)
+    # A RunnableCallable calls the methods that were bound when it was made: here, those of the original.
+    node.func, node.afunc = node._func, node._afunc
+    return node
+
+
+class AuthzParts(Protocol):
+    profiles: Profiles
+    root_entry: RootEntry
+
+
+class AuthzToolNode(_Gate):
+    """Drop-in for `langgraph.prebuilt.ToolNode` that decides its tools' calls.
+
+    Inside a protected graph, it is one of the graph's enforcement points. In an unprotected graph, it is a root entry.
+    As a root entry inside `authz.run()`, it accepts a message as the plan of its calls if a model returned the message
+    in that run and no correction came in between. As a root entry outside `authz.run()`, it opens an implicit run.
+
+    Args:
+        tools: as for ToolNode; kept as guarded copies.
+        authz: the `RuntimeAuthz` that decides.
+        **kwargs: as for ToolNode.
+    """
+
+    def __init__(self, tools: Sequence[Any], *, authz: AuthzParts, **kwargs: Any) -> None:
+        super().__init__(tools, **kwargs)
+        self._authz = authz
+        install(listens=True)
+        _equip(self, authz.profiles)
+        guard_held_by(self)
+
+    def _func(self, input: Any, config: RunnableConfig, runtime: Any, *, standalone: bool = True) -> Any:
+        if find_run(config) is not None:
+            return super()._func(input, config, runtime)
+        return drive(*self._entered(partial(super()._func, standalone=True), input, config, runtime))
+
+    async def _afunc(self, input: Any, config: RunnableConfig, runtime: Any, *, standalone: bool = True) -> Any:
+        if find_run(config) is not None:
+            return await super()._afunc(input, config, runtime)
+        return await adrive(*self._entered(partial(super()._afunc, standalone=True), input, config, runtime))
+
+    def _entered(self, code: Any, input: Any, config: RunnableConfig, runtime: Any) -> tuple[Engine, Flow[Any]]:
+        entrance = self._authz.root_entry
+        owner = entrance.owner(config)
+
+        def inside(entered: tuple[Any, Any]) -> Flow[Any]:
+            run = cast("Run", find_run(entered[1]))
+            yield from _record_seen(run, owner, input, entered[0])
+            with run_scope(run):
+                return (yield (RunCode, code, *entered, runtime))
+
+        return entrance.engine, within(entrance.enter(self.get_name(), input, config, owner), inside)
+
+
+def _record_seen(run: Run, opener: Owner, input: Any, given: Any) -> Flow[None]:
+    if isinstance(opener, RunHandle) and given is input:
+        run.seen_from_model.update(opener.seen_from_model)
+        yield from record_plans(run, given, ai_messages(given)[-1:])

@@ -1,0 +1,39 @@
+"""Versions of resources: of what a call reads, and of outdated earlier reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from langchain_runtime_authz.credential.ticket import Ticket
+from langchain_runtime_authz.facts.resource_version import UNCHANGED, resource_of
+from langchain_runtime_authz.ledger.base import Query, Scope, Snapshot
+from langchain_runtime_authz.pep.call import Call
+from langchain_runtime_authz.pep.run import Flow, Load, Run
+
+
+def data_scope(scope: Scope) -> Scope:
+    """Return the ledger scope of the versions of a tenant's resources."""
+    return Scope(scope.tenant, scope.issuer, "data:", "resources")
+
+
+def outdated_tools(run: Run, snapshot: Snapshot, calls: Sequence[Call], keys: Sequence[str]) -> Flow[frozenset[str]]:
+    """Return tools whose reads are outdated. Note the versions that `calls` will read."""
+    resources = snapshot.history.resources
+    read = resources if any(call.profile.side_effect for call in calls) else {}
+    found = {key: resource_of(call.profile, call.args) for call, key in zip(calls, keys, strict=True)}
+    reading = {key: name for key, name in found.items() if name}
+    names = (*read, *reading.values())
+    if not names:
+        return frozenset()
+    data: Snapshot = yield Load(data_scope(run.scope), Query(marks=tuple(dict.fromkeys(names))))
+    for key, name in reading.items():
+        run.versions[key] = data.marks.get(name, UNCHANGED)
+    versions = {name: seen.split(" ", 1) for name, seen in read.items()}
+    return frozenset(tool for name, (version, tool) in versions.items() if data.marks.get(name, UNCHANGED) != version)
+
+
+def version_read(run: Run, ticket: Ticket, call: Call, state: str) -> tuple[str, str, str] | None:
+    """Return the resource that a call read, its tool and the version, or `None`."""
+    version = run.versions.pop(ticket.call_key, None)
+    name = resource_of(call.profile, call.args)
+    return (name, call.tool, version) if name is not None and version is not None and state == "done" else None
