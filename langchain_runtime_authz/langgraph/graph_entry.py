@@ -5,6 +5,7 @@ Outside `authz.run(...)` a root graph opens an implicit run. Its subject comes f
 
 from __future__ import annotations
 
+from asyncio import CancelledError
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -28,7 +29,7 @@ from langchain_runtime_authz.langgraph.messages import foreign_plans, human_text
 from langchain_runtime_authz.langgraph.object_graph import is_workflow, label_of
 from langchain_runtime_authz.langgraph.resume_values import drop_old_answer, keyed, record_answer
 from langchain_runtime_authz.ledger.base import Scope
-from langchain_runtime_authz.ledger.changes import Change, DeleteMarks, SetMark
+from langchain_runtime_authz.ledger.changes import Change, DeleteMarks, Redeliver, SetMark
 from langchain_runtime_authz.pep.approval_hitl import approval_ids
 from langchain_runtime_authz.pep.child_agent import open_child
 from langchain_runtime_authz.pep.corrections import altered
@@ -173,6 +174,7 @@ class _Root(Entering[tuple[Any, Any]]):
     input: Any = None
     opener: run_context.RunHandle | None = None
     head: Head | None = None
+    lost: Sequence[Change] = ()  # makes corrections pending again that no checkpoint holds
 
     def _enter(self) -> Flow[tuple[Any, Any]]:
         owner, engine, config, graph = self.root_entry, self.engine, self.config, self.graph
@@ -214,14 +216,14 @@ class _Root(Entering[tuple[Any, Any]]):
             **handle.brings(),
             workflow=partial(is_workflow, graph),
         )
-        run = entry.run
+        run = self.run = entry.run
+        self.lost = [Redeliver(entry.pending)] if saver is not None and entry.pending else ()
         if claimed := claimed_identities(config, handle.subject):
             # The identity that a client put into the config is ignored. Only the names of its fields are recorded.
             yield run_event(run, "identity_ignored", entry.now, detail={"claimed": claimed[:MAX_CLAIMED]})
         foreign_plans(run, update)
         handle.enter(run)
         engine.tally.count(run, "entry", self.name, "root entry", decided=1, ran=1)
-        self.run = run
         given = self.input
         if task:
             if (together := private.superstep(config)) is not None:
@@ -301,16 +303,21 @@ class _Root(Entering[tuple[Any, Any]]):
                     below = waiting.digest if waiting is not None and not busy else None
                     if head is not None and head.id == run.loaded:  # this entry wrote no checkpoint
                         head = self.head or head
+                    elif head is not None:
+                        self.lost = ()
                     left = Left(head.id if head is not None else None, memory, below)
                     # All tasks have ended, so the marks of their children are no longer needed.
                     over = [] if raised or run.paused or waiting is not None else [DeleteMarks(OF_TASK)]
                 edits = yield from checkpoints.updates_during(
                     run, self.graph, place, waiting.namespaces if waiting is not None else (), watch
                 )
+            except (CancelledError, KeyboardInterrupt):
+                yield from close(run, also=self.lost)
+                raise
             except Exception as exc:  # noqa: BLE001  (the run is closed all the same, without the state)
                 _log.warning("the state that run %s left was not read: %s", run.run_id, type(exc).__name__)
         over += [SetMark(ANEW, min(run.asked_anew))] if len(run.asked_anew) == 1 else []
-        yield from close(run, left, over, edits)
+        yield from close(run, left, over if cut else [*over, *self.lost], edits)
 
 
 class ChildEntry(Entering[Any]):
@@ -371,6 +378,9 @@ class ChildEntry(Entering[Any]):
         if self.place is not None and not cut:
             try:
                 marks = yield from checkpoints.mark_child(self.graph, self.place, known=self.marked, again=raised)
+            except (CancelledError, KeyboardInterrupt):
+                yield from close(run)
+                raise
             except Exception as exc:  # noqa: BLE001  (as for a root entry)
                 _log.warning("the state that %s left was not read: %s", "/".join(run.agent), type(exc).__name__)
         yield from close(run, also=marks)

@@ -294,7 +294,6 @@ class RunHandle(Sealed):
     def enter(self, run: Run) -> None:
         """Add a root entry's run, which `close` ends. Raises `AuthzDenied` if closed."""
         if self.closed:
-            run.closed = True
             raise AuthzDenied(Code.LEASE_ENDED, deny(Code.LEASE_ENDED).decision_id)
         self._entries.append(run)
 

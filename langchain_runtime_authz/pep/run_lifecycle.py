@@ -7,10 +7,9 @@ correction ends this lease, so that further steps of the old run are denied. Onl
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Literal, NamedTuple
 
-from langchain_runtime_authz.errors import AuditError, AuthzDenied, Code
+from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.evaluation import Subject
 from langchain_runtime_authz.facts import checkpoint_head as heads
 from langchain_runtime_authz.facts.delegation_edges import edge
@@ -89,25 +88,22 @@ def open_entry(
     run.span = run_span(run, workflow)
     try:
         entry, known = yield from _take_lease(run, task, application, given)
-        run.opened = known
         if engine.planner is not None and run.mandate is None:
             run.planned = yield from _planned(run, engine.planner, known)
         action = "run/resume" if given.resume else "run/start"
         resource = {"type": "run", "id": agent, "properties": {"graph": scope.graph}}
         decision = yield from decide_step(run, action, resource, known=known)
         if decision.outcome != "permit":
-            yield from close(run)
             raise AuthzDenied(decision.reason, decision.decision_id)
         return entry
     except BaseException as exc:
-        if run.span is not None:
+        if run.opened is not None:  # nothing runs under the lease, and nobody has received earlier corrections
+            yield from close(run, also=[ledger.Redeliver(run.opened.pending)])
+        elif run.span is not None:
             run.span.end()
         if isinstance(exc, AuthzDenied) or not isinstance(exc, Exception):
             raise
         decision = engine.deny_for_failure(exc, run)  # a ledger that fails denies
-        if isinstance(exc, AuditError):  # nothing runs under the lease, so end it
-            with suppress(Exception):
-                yield Commit(scope, None, [ledger.EndLease(run.jti, "ended")])
         raise AuthzDenied(decision.reason, decision.decision_id) from exc
 
 
@@ -180,12 +176,13 @@ def _take_lease(
             application.epochs.setdefault(scope, run.epoch)
         if given.resume and run.span is not None:
             run.span.link(*(a.trace for a in snapshot.asks))
+        count("leases")
+        run.opened = _after(snapshot, [*opening[1:], taken], done.now)  # a snapshot does not hold its subject
         yield run_event(run, "resumed" if given.resume else "started", done.now, detail={"subject": owner})
         if marks and run.mandate is not None:
             yield mandate_event(run, run.mandate)
-        count("leases")
         entry = Entry(run, snapshot.pending, () if rotates else snapshot.asks, done.now, snapshot.marks.get(heads.ANEW))
-        return entry, _after(snapshot, [*opening[1:], taken], done.now)  # a snapshot does not hold its subject
+        return entry, run.opened
     raise AuthzDenied(Code.STALE_EPOCH, new_id())
 
 

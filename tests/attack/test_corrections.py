@@ -35,6 +35,22 @@ def test_new_message_on_a_finished_thread(kind: str, go: Any, ran: Any) -> None:
     assert (last.text, last.corrections) == ("Pay the bill\nPay it again", 1)
 
 
+@pytest.mark.parametrize("denied", [False, True])
+def test_a_correction_waits_for_an_entry_that_is_permitted(denied: bool, kind: str, go: Any, ran: Any) -> None:
+    """An outage of the engine must not lose it. A message that came in the outage was refused, and is to be sent again."""
+    down: list[bool] = []
+    authz, _, graph = built(kind, ran, StaticPDP(lambda request: not (down and request.action.name == "run/start")))
+    told(authz, graph, human(), THREAD, go=go)
+    authz.correct("t", "Pay nobody else")
+    if denied:
+        down.append(True)
+        assert code_of(lambda: told(authz, graph, human("Pay eve"), THREAD, go=go)) == "no_permit"
+        down.clear()
+    state = told(authz, graph, human("Thanks"), THREAD, go=go)
+    said = [m.content for m in state["messages"] if m.type == "human"]
+    assert sorted(said) == ["Pay nobody else", "Pay the bill", "Thanks"]
+
+
 def test_new_message_over_an_open_question(kind: str, go: Any, ran: Any) -> None:
     """A new message instead of an answer: the asked payment is void, and approving it later pays nothing."""
     authz, pdp, graph = built(kind, ran, asking("pay"))

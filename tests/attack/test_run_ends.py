@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 
+import anyio
+
 from langchain_runtime_authz.ledger import SqliteLedger
 from langchain_runtime_authz.testing.frozen_clock import FrozenClock
 
@@ -19,7 +21,7 @@ GO = call("act", {"to": "bob"}, "c1")
 class House:
     """An agent with one tool, `act`, that does what the test says."""
 
-    def __init__(self, act: Any, ledger: Any = None) -> None:
+    def __init__(self, act: Any, ledger: Any = None, saver: Any = InMemorySaver, **options: Any) -> None:
         now = a_tool("act", lambda to: str(act()), to=str)
 
         @tool("act")
@@ -29,9 +31,10 @@ class House:
             return str(await found if asyncio.iscoroutine(found) else found)
 
         self.pdp = StaticPDP(True)
-        self.authz = RuntimeAuthz(pdp=self.pdp, ledger=ledger, profiles={"act": ToolProfile(effect="write", sink="internal")})
+        profiles = {"act": ToolProfile(effect="write", sink="internal")}
+        self.authz = RuntimeAuthz(pdp=self.pdp, ledger=ledger, profiles=profiles, **options)
         self.sync, self.nonblocking = (
-            self.authz.protect(hand_written(replying([GO]), [t], checkpointer=InMemorySaver(), name="g")) for t in (now, later)
+            self.authz.protect(hand_written(replying([GO]), [t], checkpointer=saver(), name="g")) for t in (now, later)
         )
 
     def go(self, given: Any) -> Any:
@@ -80,6 +83,34 @@ def test_a_run_that_ends_leaves_nothing_alive(end: str, how: str) -> None:
     assert inside == [{"live"}] and house.states() == {"ended"}
     (row,) = house.row().values()
     assert (row.state, "failed" in (row.about or {})) == ("unknown" if error else "done", isinstance(error, ValueError))
+
+
+class Far(InMemorySaver):
+    """Checkpoints that are read over a network."""
+
+    async def aget_tuple(self, config: Any) -> Any:
+        await asyncio.sleep(0.001)
+        return await super().aget_tuple(config)
+
+
+class Thinking(ScriptedChatModel):
+    scope: Any
+
+    async def _agenerate(self, *args: Any, **kwargs: Any) -> Any:
+        self.scope.cancel()
+        await asyncio.sleep(5)
+
+
+@pytest.mark.parametrize("plans", [False, True], ids=["in the tool", "in the planner"])
+async def test_a_run_whose_client_leaves_leaves_nothing_alive(plans: bool) -> None:
+    """A scope of anyio, as around a streamed response, cancels again at each `await`."""
+    with anyio.CancelScope() as scope:
+        planner = Thinking(script=[], scope=scope) if plans else None
+        house = House(lambda: (scope.cancel(), asyncio.sleep(5))[1], saver=Far, planner=planner)
+        await house.ago(human())
+    assert scope.cancelled_caught
+    (thread,) = house.authz.ledger._threads.values()  # type: ignore[attr-defined]
+    assert [lease.state for lease in thread.leases.values()] == ["ended"]
 
 
 def test_an_abandoned_interrupt_holds_no_authority(how: str) -> None:
