@@ -20,7 +20,7 @@ from difflib import get_close_matches
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, NamedTuple, Self, TypeVar
+from typing import Annotated, Any, Final, Literal, NamedTuple, Self, TypeVar, get_args
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -34,10 +34,11 @@ METADATA_KEY: Final = "runtime_authz"
 Effect = Literal["compute", "read", "fetch", "write", "send", "pay", "delete", "admin"]
 # From least to most harmful. Hints only move to the right.
 HARMLESS: Final = ("compute", "read", "fetch")
-EFFECTS: Final[tuple[Effect, ...]] = ("compute", "read", "fetch", "write", "send", "pay", "delete", "admin")
+EFFECTS: Final[tuple[Effect, ...]] = get_args(Effect)
 Verdict = Literal["permit", "ask", "deny"]
 Sink = Literal["none", "internal", "external"]
-SINKS: Final[tuple[Sink, ...]] = ("none", "internal", "external")
+SINKS: Final[tuple[Sink, ...]] = get_args(Sink)
+FACTS: Final = ("effect", "sink", "data_class", "verdict")  # as a request tells them
 Kind = Literal["principal", "url", "object", "name", "channel", "amount", "place", "value"]
 Trust = Literal["system", "internal", "external"]
 
@@ -208,8 +209,11 @@ class ToolProfile(BaseModel):
 
     def chain(self) -> list[dict[str, Any]]:
         """Return the tools that a call can start (`reaches`), directly or indirectly."""
-        facts = ("effect", "sink", "data_class", "verdict")
-        return [{"tool": n, **p.model_dump(include=set(facts), exclude_none=True)} for n, p in self._chain]
+        return [{"tool": n, **p.model_dump(include=set(FACTS), exclude_none=True)} for n, p in self._chain]
+
+    def differs(self, told: Mapping[str, Any]) -> bool:
+        """Return True if a request's `resource.properties` tell other facts of the tool."""
+        return any(told.get(name) != getattr(self, name) for name in FACTS)
 
     @cached_property
     def side_effect(self) -> bool:

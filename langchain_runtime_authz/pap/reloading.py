@@ -124,8 +124,7 @@ class _Live:
             declared = self.bundle.profiles.get(request["resource"]["id"])
             if declared is not None and request["action"]["name"] == "tools/call":
                 told = request["resource"]["properties"]
-                facts = {name: getattr(declared, name) for name in ("effect", "sink", "data_class", "verdict")}
-                if told.get("profiled") is True and any(told.get(k) != v for k, v in facts.items()):
+                if told.get("profiled") is True and declared.differs(told):
                     return deny(Code.POLICY_CHANGED, "pdp", self.bundle.revision)
         return replace(answer, policy_revision=self.bundle.revision)
 

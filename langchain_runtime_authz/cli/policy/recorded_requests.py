@@ -128,8 +128,7 @@ def other_profiles(recorded: Sequence[Recorded], policy: Policy) -> list[str]:
         declared, told = policy.profiles.get(r.request.resource.id), r.request.resource.properties
         if r.request.action.name != "tools/call" or declared is None or declared.draft:
             continue
-        facts = {name: getattr(declared, name) for name in ("effect", "sink", "data_class", "verdict")}
-        if any(told.get(name) != fact for name, fact in {**facts, "profiled": True}.items()):
+        if told.get("profiled") is not True or declared.differs(told):
             found.add(r.request.resource.id)
     return sorted(found)
 
