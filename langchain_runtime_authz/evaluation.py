@@ -171,7 +171,7 @@ class ItemProvenance(Model):
     `lookalike`: the value looks like something that the user said, but differs from it.
     """
 
-    model_config = ConfigDict(defer_build=True, strict=True, frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(populate_by_name=True)
 
     class_: Annotated[ValueClass, Field(alias="class")]
     standing: Standing

@@ -30,9 +30,8 @@ from typing import Any, Final
 
 import orjson
 
-from langchain_runtime_authz.digest import json_encoder
+from langchain_runtime_authz.digest import json_encoder, parse_object
 from langchain_runtime_authz.errors import AuditError, Code, ConfigError
-from langchain_runtime_authz.evaluation import strict_json
 
 GENESIS: Final = "0" * 64
 TORN: Final = "torn"
@@ -90,10 +89,10 @@ def line_hash(line: bytes) -> str:
 def parse_line(line: bytes) -> dict[str, Any] | None:
     """Return the record in a line, read strictly; `None` if the line is not a record."""
     try:
-        record = strict_json(line)
-    except (ValueError, RecursionError):
+        record = parse_object(line)
+    except ValueError:
         return None
-    if not isinstance(record, dict) or type(record.get("seq")) is not int or not isinstance(record.get("prev"), str):
+    if type(record.get("seq")) is not int or not isinstance(record.get("prev"), str):
         return None
     return record
 

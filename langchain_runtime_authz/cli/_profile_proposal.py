@@ -220,11 +220,9 @@ def _types(schema: Mapping[str, Any]) -> set[str]:
 
 def _kind(path: str, schema: Mapping[str, Any]) -> str | None:
     """Return an argument's kind by its format, name or description, or `None`."""
-    formats = [
-        _FORMAT_KINDS[f] for p in _alternatives(schema) if isinstance(f := p.get("format"), str) and f in _FORMAT_KINDS
-    ]
+    formats = {str(part.get("format")) for part in _alternatives(schema)} & _FORMAT_KINDS.keys()
     if formats:
-        return min(formats)
+        return min(_FORMAT_KINDS[known] for known in formats)
     types = _types(schema)
     if types and types <= {"boolean", "null"}:
         return None

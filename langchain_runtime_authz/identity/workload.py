@@ -116,7 +116,7 @@ class WorkloadIdentity:
     def agent_id(self, path: tuple[str, ...]) -> str:
         base = self._id
         if base is None:
-            return f"{BASE}:{joined(path)}" if path else BASE
+            return StaticIdentity().agent_id(path)
         return f"{base}{'/' if '#' in base else '#'}{joined(path)}" if path else base
 
     def close(self) -> None:
