@@ -54,13 +54,9 @@ class Revised(Protocol):
     def grants(self) -> Mapping[str, Grant]: ...
 
 
-def _behind(pdp: PDP) -> list[PDP]:
-    return [pdp, *(found for inner in getattr(pdp, "behind", ()) for found in _behind(inner))]
-
-
-def revised(pdp: PDP) -> list[Revised]:
-    """Return all PDPs, also wrapped ones, whose policy has profiles and grants."""
-    return [found for found in _behind(pdp) if isinstance(found, Revised)]
+def behind(pdp: PDP) -> list[PDP]:
+    """Return the PDP, and all PDPs that it wraps."""
+    return [pdp, *(found for inner in getattr(pdp, "behind", ()) for found in behind(inner))]
 
 
 def granted(grant: Grant | str | None, policy: Revised | None) -> Grant | None:
@@ -85,7 +81,7 @@ def ephemeral(
 ) -> list[str]:
     """Return a sentence for each part that is not for production, and its replacement."""
     found = []
-    for one in _behind(pdp) if pdp is not None else ():
+    for one in behind(pdp) if pdp is not None else ():
         if isinstance(one, ObserveOnly):
             found.append("`pdp` only observes; give the PDP that it observes")
         elif type(one).__module__.startswith("langchain_runtime_authz.testing."):

@@ -90,9 +90,7 @@ class Constraint(_Frozen):
     def permits(self, value: object) -> bool:
         """Return True if `value` (a JSON value) satisfies the constraint."""
         if self.one_of is not None:
-            if not isinstance(value, str | int | float | bool):
-                return False
-            return _key(value) in {_key(v) for v in self.one_of}
+            return isinstance(value, Scalar) and _key(value) in {_key(v) for v in self.one_of}
         if self.ge is None and self.le is None:
             return True
         return _within(value, self.ge, self.le)
@@ -139,9 +137,7 @@ class Grant(_Frozen):
         """Drop empty constraints, so that grants of one meaning compare equal."""
         if isinstance(data, Mapping) and isinstance(data.get("args"), Mapping):
             args = {
-                tool: {
-                    name: c if isinstance(c, Constraint) else Constraint.model_validate(c) for name, c in named.items()
-                }
+                tool: {name: Constraint.model_validate(c) for name, c in named.items()}
                 if isinstance(named, Mapping)
                 else named  # refused below: an unreadable constraint must not count as none
                 for tool, named in data["args"].items()
@@ -211,9 +207,7 @@ def _bound(choose: Any, a: Any, b: Any) -> Any:
 
 
 def _intersect(a: tuple[str, ...] | None, b: tuple[str, ...] | None) -> tuple[str, ...] | None:
-    if a is None or b is None:
-        return b if a is None else a
-    return tuple(sorted(set(a) & set(b)))
+    return _bound(lambda one, other: tuple(sorted({*one} & {*other})), a, b)  # type: ignore[no-any-return]
 
 
 def _union(a: Mapping[str, Any], b: Mapping[str, Any], both: Any) -> dict[str, Any]:

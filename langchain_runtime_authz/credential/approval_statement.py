@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 
 from langchain_runtime_authz._flow import Flow, Perform, both
 from langchain_runtime_authz.credential import token as names
-from langchain_runtime_authz.credential.jws import Jws, is_signed_by, read, refuse, sign_compact
+from langchain_runtime_authz.credential.jws import is_signed_by, read, refuse, sign_compact
 from langchain_runtime_authz.credential.signer import ALGORITHMS, Signer, SigningKey
 from langchain_runtime_authz.credential.token import APPROVAL_TYP, LEEWAY
 from langchain_runtime_authz.credential.verifier import KeySet, KeySource, key_source
@@ -116,10 +116,15 @@ class Approvers:
         user) or `keys_unavailable`. No error quotes the statement.
         """
         jws = read(statement, typ=APPROVAL_TYP, algorithms=ALGORITHMS, code=_CODE)
-        keys = self._keys_of(jws)
+        claims, at = jws.claims, time.time() if now is None else now
+        issuer, approver = claims.get(names.ISSUER), claims.get(names.SUBJECT)
+        keys = self._services.get(issuer) if isinstance(issuer, str) else None
+        if keys is None and isinstance(issuer, str) and approver == issuer:
+            keys = self._people.get(issuer)
+        if keys is None:
+            refuse("its approver is not known", _CODE)
         if not is_signed_by(jws, (yield Perform(keys.get, keys.aget, jws.header["kid"]))):
             refuse("it is not signed with a key of its approver", _CODE)
-        claims, at = jws.claims, time.time() if now is None else now
         issued, expires = claims.get(names.ISSUED_AT), claims.get(names.EXPIRES_AT)
         if type(issued) is not int or type(expires) is not int or not 0 < expires - issued <= MAX_LIFE:
             refuse(f"it must live at most {MAX_LIFE} seconds", _CODE)
@@ -130,25 +135,14 @@ class Approvers:
         same = about == _about(question, verdict, message) and claims.get(names.TENANT) == question.tenant
         if not same or claims.get(names.AUDIENCE) != question.issuer:
             refuse("it is about another question, or has another message", _CODE)
-        approver, jti = claims.get(names.SUBJECT), claims.get(names.TOKEN_ID)
+        jti = claims.get(names.TOKEN_ID)
         if not isinstance(jti, str) or not jti:
             refuse("it has no `jti`", _CODE)
         if not isinstance(approver, str) or not _is_user(approver):
             raise CredentialError(Code.APPROVAL_APPROVER, "only a user approves")
-        return Statement(approver, verdict, str(claims[names.ISSUER]), jti)
+        return Statement(approver, verdict, str(issuer), jti)
 
     verify, averify = both(_verify)
-
-    def _keys_of(self, jws: Jws) -> KeySource:
-        issuer = jws.claims.get(names.ISSUER)
-        if not isinstance(issuer, str):
-            refuse("its `iss` is not a string", _CODE)
-        found = self._services.get(issuer)
-        if found is None and jws.claims.get(names.SUBJECT) == issuer:
-            found = self._people.get(issuer)
-        if found is None:
-            refuse("its approver is not known", _CODE)
-        return found
 
 
 def _source(keys: KeySet | KeySource) -> KeySource:

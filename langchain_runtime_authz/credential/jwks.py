@@ -58,11 +58,14 @@ class CachedDocument(Generic[T]):
             try:
                 self._store((yield Perform(self._fetcher.send, self._fetcher.asend, "GET", _HEADERS)))
             finally:
-                self._end(mine)
+                with self._lock:
+                    self._pending = None
+                mine.set_result(None)
         elif pending is not None and not known:
             # Shielded: a cancelled caller does not end the fetch for others.
             yield Perform(pending.result, lambda: asyncio.shield(asyncio.wrap_future(pending)))
-        return self._current()
+        copy = self._copy
+        return None if copy is None or not monotonic() - copy[1] < self._max_age else copy[0]
 
     def _look(self, holds: Callable[[T], bool]) -> tuple[bool, Future[None] | None, Future[None] | None]:
         """Return a triple: is the copy usable, the fetch to wait for, the fetch to make."""
@@ -83,15 +86,6 @@ class CachedDocument(Generic[T]):
         if (value := self._read(body, None if copy is None else copy[0])) is not None:
             # The age counts from the request, because the document may have changed since then.
             self._copy = value, self._asked
-
-    def _end(self, mine: Future[None]) -> None:
-        with self._lock:
-            self._pending = None
-        mine.set_result(None)
-
-    def _current(self) -> T | None:
-        copy = self._copy
-        return None if copy is None or not monotonic() - copy[1] < self._max_age else copy[0]
 
 
 class JwksClient:

@@ -146,7 +146,9 @@ class Ticket(Sealed):
                     raise CredentialError(Code.CREDENTIAL_UNAVAILABLE)
                 return self._made(known, (yield self.mint(known, found.jkt)), found)
             finally:
-                self._end(known, found)
+                with self._lock:
+                    del self._minting[known]
+                found.over.set_result(None)
         except CredentialError as exc:
             yield from self.refused(exc, audience)
             raise
@@ -194,11 +196,6 @@ class Ticket(Sealed):
             # `conclude`, `minted_tokens` holds all tokens of the call.
             self.check_running()
         return made
-
-    def _end(self, audience: str, mine: _Minting) -> None:
-        with self._lock:
-            del self._minting[audience]
-        mine.over.set_result(None)
 
     def check_running(self) -> None:
         """Raise `credential_unavailable` unless the call is running."""

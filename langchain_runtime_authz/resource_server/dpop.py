@@ -92,7 +92,8 @@ class Nonces:
 
     def issue(self, now: float) -> str:
         """Return the nonce to send as `DPoP-Nonce`."""
-        return self._of(int(now))
+        stamp = struct.pack(">q", int(now))
+        return base64.urlsafe_b64encode(stamp + hmac.digest(self._secret, stamp, "sha256")[:16]).decode()
 
     def accepts(self, nonce: str | None, now: float) -> bool:
         """Return True if `nonce` was issued here in the last `NONCE_AGE` seconds."""
@@ -102,12 +103,8 @@ class Nonces:
             (made,) = struct.unpack(">q", base64.urlsafe_b64decode(nonce)[:8])
         except (ValueError, struct.error):
             return False
-        genuine = hmac.compare_digest(self._of(made).encode(), nonce.encode("utf-8", "surrogatepass"))
+        genuine = hmac.compare_digest(self.issue(made).encode(), nonce.encode("utf-8", "surrogatepass"))
         return genuine and now - NONCE_AGE < made <= now + LEEWAY
-
-    def _of(self, made: int) -> str:
-        stamp = struct.pack(">q", made)
-        return base64.urlsafe_b64encode(stamp + hmac.digest(self._secret, stamp, "sha256")[:16]).decode()
 
 
 class ProofVerifier:
