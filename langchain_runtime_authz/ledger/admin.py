@@ -104,10 +104,10 @@ def migrate(admin: Admin, target: int = SCHEMA, migrations: tuple[Migration, ...
     return version(admin)
 
 
-def prune(admin: Admin, older_than: float, most: int = BATCH) -> Pruned:
+def prune(admin: Admin, older_than: float) -> Pruned:
     """Forget threads and journal entries older than `older_than` seconds.
 
-    The age of a thread counts from its last commit. At most `most` threads are forgotten, to keep the transaction
+    The age of a thread counts from its last commit. At most `BATCH` threads are forgotten, to keep the transaction
     short. Threads with a live lease, a revocation or a call in doubt are kept. A forgotten thread counts as new, except
     that its epoch stays, because an epoch never decreases. Its old calls count as unplanned, so they are denied. Each
     tenant's newest commit stays in the journal.
@@ -117,7 +117,7 @@ def prune(admin: Admin, older_than: float, most: int = BATCH) -> Pruned:
     until = now - older_than
     forgotten = 0
     young = now - LASTS  # a call that failed is in doubt only for as long as it makes other calls ask
-    for of in admin.run(_ENDED, (until, young, now, most)):
+    for of in admin.run(_ENDED, (until, young, now, BATCH)):
         # Skip a thread whose `at` a commit has renewed since the selection.
         if not admin.run(f"SELECT 1 FROM thread WHERE {_OF} AND at < ?{admin.dialect.lock}", (*of, until)):
             continue

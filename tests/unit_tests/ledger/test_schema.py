@@ -114,7 +114,6 @@ def test_only_what_ended_long_ago_is_forgotten(path: Path) -> None:
 def test_much_is_forgotten_in_several_transactions(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The command goes on until nothing is left."""
     monkeypatch.setattr(admin_module, "BATCH", 2)
-    monkeypatch.setattr(admin_module.prune, "__defaults__", (2,))
     with SqliteLedger(path, clock=lambda: 1_000_000_000.0) as ledger:
         for number in range(5):
             ledger.commit(SCOPE._replace(thread=str(number)), None, [OpenThread("user:alice")])
