@@ -94,12 +94,12 @@ class _Check:
         return tuple(step for step in self.kept.values() if step.id not in self.lost)
 
     def doubtful(self, step: model.Step) -> bool:
-        """Return True if a risky or looked-up step has no position in the messages."""
-        every = [part for argument in step.args.values() for part in model.parts(argument)]
-        looked_up = any(isinstance(part, model.Field | model.Pick | model.Each) for part in every)
+        """Return True if a side effect has no position in the messages, except a harmless one to the user."""
+        parts = [p for a in step.args.values() for p in model.parts(a) if not isinstance(p, model.Text)]
+        mine = bool(parts) and all(isinstance(part, model.Own) for part in parts)
         profile = self.profiles[step.tool]
         anchored = any(self.placing.claims[name] for name in (step.id, *self.behind[step.id]))  # includes its reads
-        return profile.side_effect and (looked_up or profile.effect in RISKY) and not anchored
+        return profile.side_effect and (not mine or profile.effect in RISKY) and not anchored
 
     def uncross(self) -> None:
         """Drop steps whose positions in the messages are interleaved."""
@@ -136,8 +136,8 @@ class _Check:
         return None
 
     def _unfit_argument(self, profile: ToolProfile, name: str, argument: model.Argument) -> str | None:
-        harmless = name in profile.free or name in profile.when
-        if isinstance(argument, model.Free) and (name in profile.critical or (profile.side_effect and not harmless)):
+        decides = name in profile.critical or (profile.side_effect and name not in profile.free)
+        if isinstance(argument, model.Free) and decides:
             return "it decides what the call hits, so it cannot be free"
         if isinstance(argument, model.Text) and name not in profile.text:
             return "it is not a text argument"

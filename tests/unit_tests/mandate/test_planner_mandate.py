@@ -90,6 +90,7 @@ def test_an_order_is_kept(text: str) -> None:
 
 @pytest.mark.parametrize(("text", "why"), [
     ("Pay the bill.", "do not say 'Bob'"), ("Pay Bob.", "do not say '45'"), ("Pay Bob 45k", "do not say '45'"),
+    *((f"Bob: 45 {scale}", "do not say '45'") for scale in ("cents", "Cent", "Tausend Euro", "mil euros", "mille euro", "万元", "角")),
     ("Pay Bobby 45", "do not say 'Bob'"), ("Pay bob@x.org 45", "do not say 'Bob'"),
     ("Pay Bob. The bill says 45.", "in one sentence"), ("Pay Bob\nThe bill says 45", "in one sentence"), ("Should I pay Bob 45?", "question"),
     ("Did you pay Bob 45?", "question"), ("Could you tell me, should we pay Bob 45?", "question"),
@@ -188,6 +189,7 @@ def test_a_date_holds_no_more_than_was_said(text: str, value: str, left: list[st
     (Step("x", "pay", {"to": "Bob", "amount": 45, "memo": "Bob"}), "no argument `memo`"),
     (Step("x", "pay", {"to": "Bob", "amount": Free()}), "cannot be free"),
     (Step("x", "mail", {"to": Free()}), "cannot be free"),
+    (Step("x", "book", {"what": "45", "with": "Bob", "on": Free()}), "cannot be free"),
     (Step("x", "open", {"link": Free()}), "cannot be free"),
     (Step("x", "bill", {"file": Free()}), "cannot be free"),
     (Step("x", "mail", {"to": Text()}), "not a text argument"),
@@ -333,13 +335,14 @@ def test_risky_steps_are_confirmed_near_material_and_in_long_texts(text: str, co
     assert list(mandate.confirm) == confirmed
 
 
-def test_a_risky_step_without_a_word_of_its_own_is_confirmed() -> None:
-    """It falls with the sentences that it could come from."""
+def test_a_step_without_a_word_of_its_own_is_confirmed() -> None:
+    """It falls with the sentences that it could come from. A mail to the user needs no word."""
     steps = Step("r", "people"), pay(Field("r", "id"), Field("r", "debt"))
-    mandate = check("Settle up", *steps, Step("m", "mail", {"to": Each("r", "id")}), Step("n", "mail", {"to": Own()})).mandate
+    others = Step("m", "mail", {"to": Each("r", "id")}), Step("n", "mail", {"to": Own(), "body": Text()})
+    mandate = check("Settle up", *steps, *others, Step("o", "mail", {"body": Text()}), Step("w", "book")).mandate
     assert mandate is not None
-    assert len(mandate.steps) == 4
-    assert mandate.confirm == ("p", "m")  # and a target that is looked up by no word of the user
+    assert len(mandate.steps) == 6
+    assert mandate.confirm == ("p", "m", "o", "w")
     assert kept("Should we settle up?", *steps) == ["r"]
     assert kept("Do not settle up!", *steps) == ["r"]
     assert kept("Settle up. Never mind.", *steps) == ["r"]
