@@ -195,4 +195,4 @@ def _assents(text: str, question: str, language: Language) -> bool:
         return False
     while taken := (said := language.match("assents", words, at)) or language.match("thanks", words, at):
         yes, at = yes or bool(said), at + taken
-    return yes and at == len(words) and not any(each.stop(words) for each in languages())
+    return yes and at == len(words)

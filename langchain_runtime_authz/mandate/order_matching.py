@@ -34,7 +34,6 @@ class Match:
 
     def __init__(self, tool: Tool, ways: Sequence[list[Token]], text: str) -> None:
         self.tool, self.values = tool, Values(tool, text)
-        self.whole = False  # an order that the profile writes out fits
         self.found: list[Bound] = next(filter(None, map(self._readings, ways)), [])
 
     def _readings(self, tokens: list[Token]) -> list[Bound]:
@@ -99,9 +98,7 @@ class Match:
     def _all(self) -> Iterator[Bound]:
         for order, strict in self.tool.orders:
             self.values.strict = strict
-            for bound in self._read(order, 0):
-                self.whole |= not strict
-                yield bound
+            yield from self._read(order, 0)
 
     def _read(self, order: Pattern, at: int) -> Iterator[Bound]:
         """Yield the arguments by which the tokens from `at` on fit the rest of an order."""

@@ -39,6 +39,7 @@ _MATERIAL: Final = re.compile(
 _POINTS: Final = re.compile(r"^[ \t]*(?![-*•])\S[^\n]*[^:\s][ \t]*\n+[ \t]*[-*•][ \t]", re.MULTILINE)  # not under ":"
 _LATIN: Final = re.compile("[\u00c0-\u024f\u1e00-\u1eff]")
 _LONG: Final = "it is too long for an order"
+_UNFIT: Final = "it fits no order of a tool; a value needs a capital, a digit or quotes"
 _SAME: Final = "two orders concern the same target"
 _FIRST: Final = "it may hang on what is done first"
 
@@ -148,8 +149,8 @@ class _Turn:
     # --- sentences
 
     def _sentence(self, tokens: list[Token], mark: str) -> None:
-        language, opened = self.language, self._opened(tokens)
-        asked = any(language.match("requests", tokens, at) for at in range(opened)) and opened < len(tokens)
+        opened = self._opened(tokens)
+        asked = any(self.language.match("requests", tokens, at) for at in range(opened)) and opened < len(tokens)
         if "?" in mark and not asked:
             raise _UnclearError("it is a question")
         if ".." in mark:
@@ -159,19 +160,18 @@ class _Turn:
         letters = [t.text for t in tokens if t.kind in {"name", "word"}]
         if letters[1:] and all(map(str.isupper, letters)):
             raise _UnclearError("it is in capitals")
+        if [t.kind for t in tokens[1:]] == ["id"] and tokens[0].lower in self.labels:  # "Order O-5"
+            raise _UnclearError("it may name a thing")
         kinds = " ".join("to" if t.text in {"to", "and", "-"} else t.kind for t in tokens)
         if re.search(r"\bnumber (?:number|money|to date)\b", kinds):  # "123 500 EUR", "3 to 5 June"
             raise _UnclearError("two numbers may be one")
         if len(tokens) > MAX_WORDS:
             raise _UnclearError(_LONG)
-        whole = [m for m in self._matched(self._untailed(tokens[opened:])) if m.whole]
-        if stop := language.stop([*tokens[:opened], *([] if whole else tokens[opened:])]):  # "put {order} on hold"
-            raise _UnclearError(f"`{stop}` leaves open whether it is an order")
         clauses = [*self._clauses(tokens, opened)]
         if any(self._matched([*before[:1], *clause]) for before, clause in pairwise(clauses)):
             raise _UnclearError("a word behind the verb may be a thing")  # "Cancel booking B-5 and order O-6"
         for clause in clauses:
-            if "?" in mark and not any(map(language.definite, clause)):
+            if "?" in mark and not any(map(self.language.definite, clause)):
                 raise _UnclearError("it may ask what is possible")
             self._clause(clause)
 
@@ -215,9 +215,9 @@ class _Turn:
 
     def _retracts(self, tokens: Sequence[Token]) -> bool:
         """Return True if a clause may retract an order: "cancel it", not "cancel job O-5"."""
-        ends = tokens[0].lower in self.data["retracting"] or self.language.stop(tokens)
+        ends = tokens[0].lower in self.data["retracting"] or any(self.language.stopped(t.lower) for t in tokens)
         known = {value for _, step in self.kept for value in _said(step).values()}
-        return bool(ends) and all(t.kind in {"word", "name"} or t.text in known for t in tokens[1:])
+        return ends and all(t.kind in {"word", "name"} or t.text in known for t in tokens[1:])
 
     def _labelled(self, tokens: Sequence[Token]) -> bool:
         """Return True if the first word is a label of what follows: "note: paid"."""
@@ -238,7 +238,10 @@ class _Turn:
         found = [(match, match.steps(self.digest)) for match in matches] or self._elided(tokens)
         acts = any(match.tool.profile.ordered for match, _ in found)
         if not any(steps for _, steps in found):
-            raise _UnclearError("it fits no order of a tool; a value needs a capital, a digit or quotes")
+            stop = next(
+                (f"`{t.text}` leaves" for t in tokens if t.kind != "quote" and self.language.stopped(t.lower)), ""
+            )
+            raise _UnclearError(f"{stop} open whether it is an order" if stop else _UNFIT)
         if acts and len(found) > 1:
             raise _UnclearError("more than one tool may be meant")
         if acts and self.checked:

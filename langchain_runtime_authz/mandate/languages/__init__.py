@@ -66,13 +66,12 @@ def words_of(name: str) -> list[str]:
     return [singular(w.lower()) for w in PARTS.findall(name)]
 
 
-def phrases_of(written: Iterable[str], least: int = 1) -> Phrases:
+def phrases_of(written: Iterable[str]) -> Phrases:
     """Return first word → phrases. "go /and" stands for "go" and for "go and"."""
     found: dict[str, list[tuple[str, ...]]] = {}
     ways = (product(*(word.split("/") for word in phrase.split())) for phrase in written)
     for phrase in sorted({tuple(filter(None, way)) for several in ways for way in several}, key=len, reverse=True):
-        if len(phrase) >= least:
-            found.setdefault(phrase[0], []).append(phrase)
+        found.setdefault(phrase[0], []).append(phrase)
     return found
 
 
@@ -86,7 +85,6 @@ class Language:
 
         self.data = data
         self.phrases = {name: phrases_of(said(name)) for name in data["phrases"]}
-        self.excused = phrases_of([*said("polite"), *said("tails")], least=2)
         named = ("determiners", "stops", "never_values")
         self.determiners, self.stops, never = (frozenset(data[n]) for n in named)
         self.months = frozenset(m.lower() for m in data["months"])
@@ -181,29 +179,15 @@ class Language:
         form = next(iter(forms(said)), "").partition(":")[0]
         if form in {"email", "url"}:
             return form
-        common = any(len(p) > 1 and p in self.closed for p in re.split("[-/]", said))  # "all-but-web-3"
+        path = said[0] in "/~."  # "/etc/hosts", but not "all-but-web-3"
+        common = not path and any(len(p) > 1 and p in self.closed for p in re.split("[-/]", said))
         if common or not said.isascii() or not _ID.fullmatch(said) or _UNREAD.fullmatch(said):
             return "odd"
         return {"#": "hash", "@": "handle"}.get(said[0], "id")
 
     def stopped(self, word: str) -> bool:
         """Return True if the word takes an order back, or makes it depend on something."""
-        word = word.replace("’", "'").strip("()[]{}*_~'\"")
-        return word in self.stops or word.endswith("n't") or not self.stops.isdisjoint(word.split("-"))
-
-    def stop(self, tokens: Sequence[Token]) -> str:
-        """Return the first phrase that takes an order back or makes it conditional, or ""."""
-        at = 0
-        while at < len(tokens):
-            if excused := self.match(self.excused, tokens, at):  # "after that, …", "… as soon as possible"
-                at += excused
-                continue
-            if phrase := self.match("stop_phrases", tokens, at):
-                return " ".join(t.text for t in tokens[at : at + phrase])
-            if tokens[at].kind in {"word", "name", "id", "odd"} and self.stopped(tokens[at].lower):
-                return tokens[at].text
-            at += 1
-        return ""
+        return word.endswith("n't") or not self.stops.isdisjoint(word.split("-"))
 
     def match(self, phrases: str | Phrases, tokens: Sequence[Token], at: int) -> int:
         """Return the length in tokens of the longest phrase at `at`; 0 if there is none."""
