@@ -94,7 +94,7 @@ class _Check:
         return tuple(step for step in self.kept.values() if step.id not in self.lost)
 
     def doubtful(self, step: model.Step) -> bool:
-        """Return True if a side effect has no position in the messages, except a harmless one to the user."""
+        """Return True if no position in the messages backs a side effect on others."""
         parts = [p for a in step.args.values() for p in model.parts(a) if not isinstance(p, model.Text)]
         mine = bool(parts) and all(isinstance(part, model.Own) for part in parts)
         profile = self.profiles[step.tool]
