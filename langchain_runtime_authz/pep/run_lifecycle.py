@@ -6,11 +6,13 @@ correction ends this lease, so that further steps of the old run are denied. Onl
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Literal, NamedTuple
 
 from langchain_runtime_authz.errors import AuthzDenied, Code
-from langchain_runtime_authz.evaluation import Subject
+from langchain_runtime_authz.evaluation import Subject, deny
 from langchain_runtime_authz.facts import checkpoint_head as heads
 from langchain_runtime_authz.facts.delegation_edges import edge
 from langchain_runtime_authz.facts.task import HumanText, changed, content_digest
@@ -18,11 +20,21 @@ from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.ledger import changes as ledger
 from langchain_runtime_authz.ledger.base import Approval, Committed, Conflict, Lease, Query, Scope, Snapshot
 from langchain_runtime_authz.ledger.thread_state import Thread
+from langchain_runtime_authz.ledger.thread_state import snapshot as ledger_snapshot
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pep.call_mandate import APPLICATION_MANDATE, ApplicationMandate, mandate_event, recall
 from langchain_runtime_authz.pep.calls_in_doubt import LOST_ENDS, record_ends
 from langchain_runtime_authz.pep.decide_steps import decide_step
-from langchain_runtime_authz.pep.decision_log import change_task, corrected, recorded, run_event, settle, unrecorded
+from langchain_runtime_authz.pep.decision_log import (
+    change_task,
+    corrected,
+    recorded,
+    run_event,
+    settle,
+    step_record,
+    unrecorded,
+)
+from langchain_runtime_authz.pep.request_builder import request_json
 from langchain_runtime_authz.pep.run import ATTEMPTS, Commit, Engine, Flow, Load, Perform, Planner, Run, new_id
 from langchain_runtime_authz.pep.thread_memory import turn
 from langchain_runtime_authz.telemetry.metrics import count
@@ -79,14 +91,14 @@ def open_entry(
     Raises `AuthzDenied` if it is denied. `workflow` returns True if the graph orchestrates agents. `upstream`: agents
     of other servers that delegated to this root.
     """
-    if engine.killed:
-        raise AuthzDenied(Code.KILLED, new_id())
     granted = engine.granted(engine.agents.get(agent), grant)
     run = Run(
         engine, scope, subject, run_id, (agent,), new_id(), 0, 0, 0, granted, kept_state=given.kept, upstream=upstream
     )
     run.span = run_span(run, workflow)
     try:
+        if engine.killed:
+            raise (yield from _refused(run, given, Code.KILLED))
         entry, known = yield from _take_lease(run, task, application, given)
         if engine.planner is not None and run.mandate is None:
             run.planned = yield from _planned(run, engine.planner, known)
@@ -171,7 +183,7 @@ def _take_lease(
         if isinstance(done, Conflict):
             if done.code == Code.STALE_EPOCH:
                 continue
-            raise AuthzDenied(done.code, new_id())
+            raise (yield from _refused(run, given, done.code))
         if application is not None:
             application.epochs.setdefault(scope, run.epoch)
         if given.resume and run.span is not None:
@@ -183,7 +195,18 @@ def _take_lease(
             yield mandate_event(run, run.mandate)
         entry = Entry(run, snapshot.pending, () if rotates else snapshot.asks, done.now, snapshot.marks.get(heads.ANEW))
         return entry, run.opened
-    raise AuthzDenied(Code.STALE_EPOCH, new_id())
+    raise (yield from _refused(run, given, Code.STALE_EPOCH))
+
+
+def _refused(run: Run, given: Given, code: Code) -> Flow[AuthzDenied]:
+    """Record for whom an entry is refused, and return the error to raise."""
+    decision, now, action, agent = deny(code), time.time(), "run/resume" if given.resume else "run/start", run.agent[0]
+    resource = {"type": "run", "id": agent, "properties": {"graph": run.scope.graph}}
+    nothing = ledger_snapshot(Thread(), Query(), now)  # the thread may be another subject's
+    body = request_json(run, nothing, {"name": action}, resource)
+    with suppress(Exception):  # it is refused whatever fails
+        yield step_record(run, decision, action, agent, body, None, now)
+    return AuthzDenied(code, decision.decision_id)
 
 
 def _after(before: Snapshot, changes: Sequence[ledger.Change], now: float) -> Snapshot:

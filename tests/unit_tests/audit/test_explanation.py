@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -15,6 +16,7 @@ from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode
 
 from langchain_runtime_authz import AuthzDenied, RuntimeAuthz, profile
+from langchain_runtime_authz.audit.chain import read_log
 from langchain_runtime_authz.audit.explanation import DEVIATIONS, explain
 from langchain_runtime_authz.audit.sinks import FileSink, MemorySink
 from langchain_runtime_authz.errors import Code, ConfigError, sentence
@@ -108,18 +110,24 @@ def test_every_deviation_has_words() -> None:
     assert set(DEVIATIONS) == codes
 
 
-def test_a_refused_entry_says_why_to_the_developer() -> None:
-    """In the traceback, by id and in `run.decisions`, though no policy was asked and no record was kept."""
-    authz = RuntimeAuthz()
+@pytest.mark.parametrize("code", ["subject_mismatch", "killed"])
+def test_a_refused_entry_says_why_to_the_developer(code: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """In the traceback, by id, in `run.decisions` and on record with its subject, though no policy was asked; once in the log."""
+    authz = RuntimeAuthz(kill_switch=tmp_path / "kill", audit=FileSink(tmp_path / "audit.jsonl", content=True))
     graph = _agent(authz, args=MALLORY)
     with authz.run(subject="alice"):
-        graph.invoke(_said("Pay Bob 45 EUR"), CONFIG)
+        graph.invoke(_said("Pay Bob 45 EUR, says alice"), CONFIG)
+    if code == "killed":
+        (tmp_path / "kill").touch()
     with authz.run(subject="bob") as run, pytest.raises(AuthzDenied) as denied:
         graph.invoke(_said("Pay Bob 45 EUR"), CONFIG)
-    assert "subject_mismatch" not in str(denied.value)
-    assert sentence("subject_mismatch") in "".join(denied.value.__notes__)
-    assert [r.code for r in authz.explain(denied.value.decision_id).reasons] == ["subject_mismatch"]
+    assert code not in str(denied.value)
+    assert sentence(code) in "".join(denied.value.__notes__)
+    assert [r.code for r in authz.explain(denied.value.decision_id).reasons] == [code]
     assert run.decisions[-1].decision_id == denied.value.decision_id
+    (record,) = (r for r in read_log(tmp_path / "audit.jsonl") if r and r.get("decision_id") == denied.value.decision_id)
+    assert (record["reasons"], record["request"]["subject"]["id"], record["request"]["context"]["task"]["text"]) == ([code], "bob", "")
+    assert caplog.text.count(denied.value.decision_id) == 1
 
 
 def _formatted(exc: Exception) -> str:
