@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import select
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import lru_cache
@@ -33,6 +34,7 @@ TIMEOUT: Final = 5.0  # seconds; the default for `PostgresLedger(timeout=...)`
 YIELD: Final = "500ms"
 SCHEMA_NAME: Final = "runtime_authz"
 ROLE: Final = "runtime_authz_app"
+_LATE: Final = 1.0  # seconds after the timeout, in which the server can tell of it
 _SLOW: Final = (errors.LockNotAvailable, errors.QueryCanceled, errors.DeadlockDetected, PoolTimeout)
 _OTHER: Final = (errors.UndefinedTable, errors.UndefinedColumn, errors.UndefinedObject, errors.InvalidSchemaName)
 _NOW: Final = "CAST(extract(epoch FROM clock_timestamp()) AS DOUBLE PRECISION)"
@@ -96,6 +98,32 @@ Connection = psycopg.Connection[Any]
 logging.getLogger("psycopg.pool").addHandler(logging.NullHandler())  # a command reports pool failures in one line
 
 
+class _Connection(psycopg.Connection[Any]):
+    """A connection that waits `patience` seconds for the server, which may hang."""
+
+    patience = TIMEOUT
+
+    def wait(self, gen: Any, *given: Any, **more: Any) -> Any:
+        try:
+            return super().wait(_within(gen, time.monotonic() + self.patience), *given, **more)
+        except TimeoutError as exc:
+            self.close()  # it would wait for the answer again
+            raise errors.QueryCanceled("the server does not answer") from exc
+
+
+def _within(gen: Any, until: float) -> Any:
+    """Wrap what psycopg waits for. psycopg resumes it at least ten times a second."""
+    try:
+        wanted = next(gen)
+        while True:
+            ready = yield wanted
+            if time.monotonic() > until:
+                raise TimeoutError
+            wanted = gen.send(ready)
+    except StopIteration as done:
+        return done.value
+
+
 class PostgresLedger(SqlLedger):
     """Keeps threads in PostgreSQL (14 or newer).
 
@@ -156,9 +184,11 @@ class PostgresLedger(SqlLedger):
             "fallback_application_name": "runtime-authz",
         }
         dsn, wait, size = cast("str", self._dsn), self._timeout, self._max_size
-        return ConnectionPool(
-            dsn, kwargs=given, min_size=1, max_size=size, timeout=wait, reconnect_timeout=wait, open=True, check=_alive
-        )
+        made: Any = {"connection_class": _Connection, "configure": self._bound, "check": _alive, "timeout": wait}
+        return ConnectionPool(dsn, kwargs=given, min_size=1, max_size=size, reconnect_timeout=wait, open=True, **made)
+
+    def _bound(self, conn: _Connection) -> None:
+        conn.patience = self._timeout + _LATE
 
     def _reading(self, tenant: str) -> AbstractContextManager[_Tx]:
         return self._session(tenant, [])

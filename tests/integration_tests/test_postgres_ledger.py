@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import os
 import secrets
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -270,6 +271,21 @@ def test_a_server_that_hung_up_is_called_again(ledger: PostgresLedger, dsn: str,
         hang_up(conn, connections(conn, schema))
     assert isinstance(ledger.commit(where, None, [RecordStep()]), Committed)
     assert ledger.load(where, Query()).history.steps == 1
+
+
+def test_a_server_that_hangs_denies(dsn: str, schema: str) -> None:
+    """Its backend is stopped, and the kernel still takes what is sent to it: no step waits for ever."""
+    own = secrets.token_hex(4)
+    with PostgresLedger(f"{dsn} application_name={own}", schema=schema, timeout=0.5, max_size=1) as ledger:
+        where = filled(ledger)
+        with psycopg.connect(dsn) as conn:
+            (pid,) = connections(conn, own)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            assert code(lambda: ledger.load(where, Query())) == Code.LEDGER_TIMEOUT
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert ledger.load(where, Query()).exists
 
 
 def test_a_commit_that_was_cut_off_denies(ledger: PostgresLedger, dsn: str, schema: str) -> None:
