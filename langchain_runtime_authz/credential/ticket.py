@@ -124,6 +124,13 @@ class Ticket(Sealed):
                 raise AuthzError(Code.CALL_IN_PROGRESS)
             self.redeemed = True
 
+    def withdraw(self) -> bool:
+        """End an unused call, so that it never starts. Return False if it was used."""
+        with self._lock:
+            ours = not (self.redeemed or self.concluded)
+            self.concluded = self.concluded or ours
+        return ours
+
     def conclude(self) -> None:
         """End the call and its minting. Takes no lock, so it never waits for an issuer."""
         self.concluded = True

@@ -135,6 +135,19 @@ class Together(FlowContext[Any]):
             raise AuthzDenied(Code.OUTCOME_UNKNOWN, deny(Code.OUTCOME_UNKNOWN).decision_id)
         return result["content"]
 
+    def __enter__(self) -> Any:
+        return self._started(super().__enter__())
+
+    async def __aenter__(self) -> Any:
+        return self._started(await super().__aenter__())
+
+    def _started(self, entered: Any) -> Any:
+        """Start the calls. Until then, a cancellation gives them back."""
+        for one in self.begun:
+            if isinstance(one, ToolExecution):
+                one.admits(tool_execution.FUNCTION)
+        return entered
+
     def _enter(self) -> Flow[Any]:
         self.begun: list[ToolExecution | Replay] = []
         self._arrivals = self.arriving()
@@ -233,7 +246,8 @@ def _begin(arrivals: Sequence[Arrival]) -> Flow[list[ToolExecution | Replay]]:
     if first.node is None:
         waiting = yield from decide_together(run, calls, first.config)
     else:
-        waiting = yield (tool_execution.OneByOne, first.node.locks, first.node.decide_all(run, calls, first.config))
+        deciding = first.node.decide_all(run, calls, first.config)
+        waiting = yield from tool_execution.one_by_one(first.node.locks, deciding)
     for one, pending in zip(arrivals, waiting, strict=True):
         run.engine.tally.count(run, "tool", one.call.tool, LAYER, decided=1)
         one.run, one.call, one.verdict = run, pending.call, pending.verdict
@@ -250,7 +264,6 @@ def _begin(arrivals: Sequence[Arrival]) -> Flow[list[ToolExecution | Replay]]:
             begun.append(one.verdict)
         elif one.verdict is not None and (execution := one.execution(guard_of(tool), one.verdict)) is not None:
             execution.begin()
-            execution.admits(tool_execution.FUNCTION)
             begun.append(execution)
     if first.node is not None and any(isinstance(one, ToolExecution) for one in begun):
         first.node.running += 1

@@ -84,7 +84,7 @@ class Arrival:
                     one.question = exc
                 raise
         else:
-            resolved, self.place = yield (tool_execution.OneByOne, self.node.locks, self.node.decide(run, self))
+            resolved, self.place = yield from tool_execution.one_by_one(self.node.locks, self.node.decide(run, self))
         run.engine.tally.count(run, "tool", call.tool, self.layer, decided=1)
         verdict = cast("Verdict", resolved.verdict)  # no review comes after the guard
         if isinstance(verdict, Replay):

@@ -28,7 +28,7 @@ from langchain_runtime_authz.langgraph.answer_numbers import take_answers
 from langchain_runtime_authz.langgraph.private_api import ToolNode
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt, within
 from langchain_runtime_authz.langgraph.tool_call_parsing import answered_calls, describe, parse, unknown, without
-from langchain_runtime_authz.langgraph.tool_execution import PAUSE, Locks, OneByOne, Pending, RunCode
+from langchain_runtime_authz.langgraph.tool_execution import PAUSE, Locks, Pending, RunCode, one_by_one
 from langchain_runtime_authz.langgraph.tool_guard import guard_held_by, guard_tool
 from langchain_runtime_authz.langgraph.tool_lookup import GUARDED, Profiles, guard_of
 from langchain_runtime_authz.pep.call import Call, DecidedCall, Denial, Replay
@@ -83,7 +83,7 @@ class MessageCalls:
 
     def _decide_mine(self, run: Run) -> Flow[list[Pending]]:
         locks, decided = self._batch(run)
-        yield (OneByOne, locks, self._decide_all(run, decided))
+        yield from one_by_one(locks, self._decide_all(run, decided))
         mine = next(i for i, d in enumerate(decided) if d.call.position == self.position)
         return [(yield from interrupts.decide_one_of(run, decided, mine, self.config))]
 

@@ -9,7 +9,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final, Literal, get_type_hints
+from typing import Any, Final, Literal, TypeVar, get_type_hints
 from uuid import UUID
 
 from langchain_core.messages import ToolMessage
@@ -46,6 +46,7 @@ Outcome = tuple[Any, BaseException | None]  # a tool's output or exception: a fl
 FUNCTION: Final[Stage] = "function"
 PAUSE: Final = 0.005  # seconds
 Locks = tuple[threading.Lock, threading.Lock]
+T = TypeVar("T")
 
 
 class Pending(CodeScope):
@@ -78,7 +79,7 @@ class Pending(CodeScope):
 
     def give_back(self) -> Flow[None]:
         ticket = self.verdict
-        if isinstance(ticket, Ticket) and not ticket.redeemed and not ticket.concluded:
+        if isinstance(ticket, Ticket) and ticket.withdraw():
             yield from conclude(self.run, ticket, self.call, "released")
 
 
@@ -103,23 +104,22 @@ Conclude: Final = Effect(drive, _aconclude)
 Finish: Final = Effect(lambda *_: None, lambda _, node: node.finish())
 
 
-def _one(engine: Engine, locks: Locks, flow: Flow[Any]) -> Any:
-    with locks[0]:
-        return drive(engine, flow)
-
-
-async def _aone(engine: Engine, locks: Locks, flow: Flow[Any]) -> Any:
+async def _taken(lock: threading.Lock) -> None:
     # Not an asyncio lock, because threads may have event loops of their own.
-    while not locks[1].acquire(blocking=False):  # noqa: ASYNC110
+    while not lock.acquire(blocking=False):  # noqa: ASYNC110
         await asyncio.sleep(PAUSE)
+
+
+_Take: Final = Effect(lambda _, locks: locks[0].acquire(), lambda _, locks: _taken(locks[1]))
+
+
+def one_by_one(locks: Locks, flow: Flow[T]) -> Flow[T]:
+    """Run one flow at a time among threads, and one at a time among coroutines."""
+    lock = locks[0] if (yield (_Take, locks)) else locks[1]
     try:
-        return await adrive(engine, flow)
+        return (yield from flow)
     finally:
-        locks[1].release()
-
-
-# Given locks and a flow, run one flow at a time among threads, and one at a time among coroutines.
-OneByOne: Final = Effect(_one, _aone)
+        lock.release()
 
 
 class ToolExecution(CodeScope):
@@ -224,8 +224,8 @@ class ToolExecution(CodeScope):
         question = str(asked[0][0].id) if asked and len(asked[0]) == 1 else ""
         if self.ticket is None:
             return None
-        if state not in ("suspended", "unknown") and not self.stages:
-            state = "released"  # parsing or callbacks stopped the tool before it ran
+        if state != "suspended" and not self.stages and (self.ticket.withdraw() or state != "unknown"):
+            state = "released"  # parsing, callbacks or a cancellation stopped the tool before it ran
         # The last question has no answer yet. If the node shows it, the answer will have the question's number.
         answered = self._asked[:-1] if isinstance(exc, GraphInterrupt) and not shown else self._asked
         result, returned = only_asked(answered) if answered else None, None

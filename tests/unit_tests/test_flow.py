@@ -17,9 +17,10 @@ from typing import Any
 import anyio
 import pytest
 from langchain.agents import create_agent
-from langchain_core.messages import AIMessage
+from langchain_core.messages import AIMessage, ToolMessage
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.graph import START, MessagesState, StateGraph
 
 from langchain_runtime_authz import RuntimeAuthz, _flow, profile
 from langchain_runtime_authz._flow import Effect, Flow, adrive, drive
@@ -292,7 +293,8 @@ def statuses(authz: RuntimeAuthz) -> list[str]:
     return asyncio.run(look_at(authz))
 
 
-def test_a_call_whose_claim_is_cancelled_is_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("by", ["tool node", "loop", "function", "block"])
+def test_a_call_whose_claim_is_cancelled_is_given_back(by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise its outcome counts as unknown, and a person has to look."""
     ledger, slow, sent = SqliteLedger(tmp_path / "ledger"), Slow(), []
     commit = ledger.commit
@@ -303,17 +305,35 @@ def test_a_call_whose_claim_is_cancelled_is_given_back(tmp_path: Path, monkeypat
             slow()
         return done
 
-    @profile(effect="send", sink="internal")
-    @tool
     async def post() -> str:
         """Post."""
         sent.append(1)
         return "posted"
 
+    async def block() -> str:
+        async with authz.effect("post", profile=does):
+            return await post()
+
     monkeypatch.setattr(ledger, "commit", claims)
     authz = RuntimeAuthz(ledger=ledger, audit=tmp_path / "audit", pdp=StaticPDP(True))
-    script = [AIMessage("", tool_calls=[{"name": "post", "args": {}, "id": "c1"}]), AIMessage("done")]
-    agent = authz.protect(create_agent(ScriptedChatModel(script=script), [post], checkpointer=InMemorySaver()))
+    does = {"effect": "send", "sink": "internal"}
+    posts = profile(**does)(tool(post))
+    acts = {"function": authz.effect("post", profile=does)(post), "block": block, "loop": lambda: posts.ainvoke({})}
+    if by == "tool node":
+        script = [AIMessage("", tool_calls=[{"name": "post", "args": {}, "id": "c1"}]), AIMessage("done")]
+        agent = create_agent(ScriptedChatModel(script=script), [posts], checkpointer=InMemorySaver())
+    else:
+
+        async def model(state: MessagesState) -> dict[str, Any]:
+            return {"messages": [AIMessage("", tool_calls=[{"name": "post", "args": {}, "id": "c1"}])]}
+
+        async def act(state: MessagesState) -> dict[str, Any]:
+            return {"messages": [ToolMessage(await acts[by](), tool_call_id="c1")]}
+
+        builder = StateGraph(MessagesState)
+        builder.add_node(model).add_node(act).add_edge(START, "model").add_edge("model", "act")
+        agent = builder.compile(checkpointer=InMemorySaver())
+    authz.protect(agent)
 
     async def run(given: Any) -> Any:
         with authz.run(subject="alice"):
@@ -324,7 +344,7 @@ def test_a_call_whose_claim_is_cancelled_is_given_back(tmp_path: Path, monkeypat
         await slow.cancel(task)
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert not sent
+        assert not sent and not authz.unknown_calls()
         assert [m.content for m in (await run(None))["messages"] if m.type == "tool"] == ["posted"]
 
     asyncio.run(main())
