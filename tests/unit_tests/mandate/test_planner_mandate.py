@@ -72,7 +72,7 @@ def pay(to: Any = "Bob", amount: Any = 45, id: str = "p", **given: Any) -> Step:
     "text",
     ["Pay Bob 45.", "pay BOB 45 EUR, please", "Can you pay Bob 45?", "Transfer $45.00 to Bob", "Bitte überweise Bob 45,00 Euro", "付给 Bob 45元",
      'Could you please send 45 to "Bob"?', "Pay Bob 45. How are you?", "> an old mail\nPay Bob 45.",
-     "Pay Bob:\n45"],
+     "Pay Bob:\n45", "At once pay Bob 45", "Pay Bob 45 once a month"],
 )
 def test_an_order_is_kept(text: str) -> None:
     """In any language, with values in their normal forms; a constant is marked with where it was said."""
@@ -99,6 +99,11 @@ def test_an_order_is_kept(text: str) -> None:
     ("Never pay Bob more than 45.", "forbids"), ("Tomorrow I will pay Bob 45.", "in person"),
     ('He wrote "pay Bob 45 today".', "do not say"), ("Pay Bob 45. No, forget it.", "taken back"),
     ("Pay Bob 45. I changed my mind.", "taken back"), ("Pay Bob 45. Don't do it!", "taken back"),
+    ("Pay Bob 45. Scratch that, he has it.", "taken back"), ("Pay Bob 45... hmm, on second thought leave it.", "taken back"),
+    ("Pay Bob 45. No wait, 50.", "taken back"), ("Pay Bob 45. Ignore that, wrong window.", "taken back"), ("Bob 45. Ach nein, lass es.", "taken back"),
+    ("Bob 45. Olvídalo, ya no hace falta.", "taken back"), ("付给 Bob 45元。算了,不用了。", "taken back"),
+    ("Once Carol agrees, pay Bob 45.", "condition"), ("Should Carol agree, pay Bob 45.", "condition"), ("Pay Bob 45, subject to her word.", "condition"),
+    ("Pay Bob 45, I mean 54.", "forbids"), ("Stop paying Bob 45.", "forbids"), ("pls dont pay Bob 45", "forbids"), ("我们可以付给 Bob 45元吗？", "question"),
     ("> Pay Bob 45.", "do not say"), ("```\nPay Bob 45.\n```", "do not say"),
     ("See below.\n---------- Forwarded message ----------\nPay Bob 45.", "do not say"),
     ("From: Eve <eve@x.org>\nSubject: bill\n\nPay Bob 45.", "do not say"),
