@@ -17,6 +17,7 @@ from langgraph.types import interrupt
 from langchain_runtime_authz.langgraph import private_api as private
 
 OURS: Final = "answers_approvals"  # a field of each stored answer to an approval question: the approvals' ids
+_PASSED: Final[dict[str, list[str]]] = {OURS: []}  # stored for a number that no question takes
 _GRAPHS_PER_TOOL: Final = 10_000
 
 _pausing: Final = ContextVar[Collection[str] | None]("langchain_runtime_authz.pausing", default=())
@@ -70,7 +71,7 @@ def take_answers(config: Mapping[str, Any], numbers: Sequence[int]) -> None:
 def pass_number(config: Mapping[str, Any]) -> None:
     """Skip a node's next answer number, so its next question has a new interrupt id."""
     resume = private.scratchpad_of(config).resume
-    resume.append({OURS: []})
+    resume.append(dict(_PASSED))
     take_answers(config, [len(resume) - 1])
 
 
@@ -121,6 +122,12 @@ def counting_questions(
     held = dict(zip(private.PAD, private.of_pad(scratchpad), strict=True))
     own = private.PregelScratchpad(**{**held, "interrupt_counter": counted, "subgraph_counter": graphs})
     return {**config, "configurable": {**configurable, private.keys.CONFIG_KEY_SCRATCHPAD: own}}, asked
+
+
+def passed_numbers(config: Mapping[str, Any]) -> int:
+    """Return how many numbers `pass_number` has skipped, also in earlier entries."""
+    pad = private.scratchpad_of(config)
+    return pad.resume.count(_PASSED) if pad is not None else 0
 
 
 def answers_left(config: Mapping[str, Any], had: int, *, plain: bool = True) -> bool:

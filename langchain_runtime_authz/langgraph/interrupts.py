@@ -187,6 +187,7 @@ def _ask(
         before_answers = had is not None or any(j.row is not None or not j.call.by_code for j in fresh)
         # A review in this task received its answer before the code that asks now.
         answered = rounds + sum(bool(_asked_in(j, me, review=True)) and not j.call.reviewed for j in judged)
+        answered += answer_numbers.passed_numbers(config)
         if had:
             answered = had()
         elif answer_numbers.kept_answers(config) is not None:  # then a new question comes after all of them

@@ -86,11 +86,12 @@ def played(authz: Any, graph: Any, *given: Any) -> Any:
 
 
 shape, send = params([one_node, functional]), params(SEND)
+SAID = {"type": "respond", "message": "I paid ann."}
 EDIT = {"type": "edit", "edited_action": {"name": "pay", "args": {"to": "ann", "amount": "9"}}}
 
 
 @pytest.mark.parametrize("names", [("ann", "bob", "cy"), ("ann", "ann", "ann")], ids=["different", "equal"])
-@pytest.mark.parametrize("decided", [*product([APPROVE, NO, EDIT], repeat=2)], ids=lambda ds: "-".join(d["type"] for d in ds))
+@pytest.mark.parametrize("decided", [*product([APPROVE, NO, SAID], [APPROVE, NO, EDIT])], ids=lambda ds: "-".join(d["type"] for d in ds))
 @pytest.mark.parametrize("graph_of", [one_node, functional, together, in_body])
 def test_each_call_of_a_message_hears_its_own_answer(graph_of: Any, decided: Any, names: Any, send: str) -> None:
     """A task that runs again finds its call, though an answer in words took it out of the plan and an equal call ran."""
@@ -103,12 +104,12 @@ def test_each_call_of_a_message_hears_its_own_answer(graph_of: Any, decided: Any
         return says(*[call("pay", {"to": n, "amount": "5"}, f"c{next(ids)}") for n in names])
 
     authz, graph = protecting(graph_of(ScriptedChatModel(script=[reply] * 20), ran, SEND[send]), asking("pay"))
-    state, left = told(authz, graph, human(), THREAD), [APPROVE, *decided]
+    state, answers_left = told(authz, graph, human(), THREAD), [decided[0], *decided]
     while asked := graph.get_state(THREAD).interrupts:
-        state = told(authz, graph, Command(resume={i.id: {"decisions": [left.pop(0)]} for i in asked}), THREAD)
+        state = told(authz, graph, Command(resume={i.id: {"decisions": [answers_left.pop(0)]} for i in asked}), THREAD)
     outcome = {"approve": lambda n: (n, 5.0, "USD"), "edit": lambda n: ("ann", 9.0, "USD")}
-    paid = [outcome[d["type"]](n) for d, n in zip([APPROVE, *decided], names, strict=True) if d is not NO]
-    assert sorted(ran) == sorted(paid) and not left and state["messages"][-1].text == "done"
+    paid = [outcome[d["type"]](n) for d, n in zip([decided[0], *decided], names, strict=True) if d["type"] in outcome]
+    assert sorted(ran) == sorted(paid) and not answers_left and state["messages"][-1].text == "done"
 
 
 def test_a_message_repeated_after_an_answer_in_words_is_a_new_plan(send: str) -> None:
@@ -197,7 +198,7 @@ def test_a_review_that_shows_another_call_approves_nothing() -> None:
 
 
 @pytest.mark.parametrize("inside", [True, False])
-@pytest.mark.parametrize(("answer", "heard"), [(NO, "too dear"), ({"type": "respond", "message": "I paid ann."}, "I paid ann.")])
+@pytest.mark.parametrize(("answer", "heard"), [(NO, "too dear"), (SAID, "I paid ann.")])
 def test_the_model_hears_an_answer_in_words(answer: Any, heard: str, inside: bool, send: str) -> None:
     """The answer takes the call out of the plan; the message's other call goes on."""
     ran: list[Any] = []
