@@ -13,6 +13,7 @@ import json
 import threading
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, Protocol, cast
 
 from langchain_core.messages import AIMessage, ToolMessage
@@ -75,46 +76,67 @@ class NodeCalls:
         self._begun: set[str | None] = set()
         self.running = 0  # guarded tools that are being decided or run
 
+    @cached_property
+    def _done(self) -> Collection[str]:
+        return parsing.answered_calls(self._given)
+
     def _find(self, run: Run, one: ArrivingCall) -> Flow[tuple[Call, Place | None]]:
-        call, facts, describe = one.call, cast("ToolFacts", one.facts), cast("parsing.Describe", one.describe)
+        call = one.call
         yield from self._heard(run) if self.announced else ()
         inside = [m for m in reversed(self.inside) if any(parsing.may_be(call, c) for c in m.tool_calls)][:1]
         messages = inside or [message for _, message in parsing.newest_messages(self._given)]
         plans: list[Any] = [(Query(plan=(run.agent, m.id or "")), dict(enumerate(m.tool_calls))) for m in messages]
         plans = plans or [(Query(planned_call=(run.agent, c["id"])), {-1: c}) for c in parsing.sent_calls(self._given)]
         plans.append((None, {}))  # the plans of earlier executions, which are loaded last
-        done, raw, me = parsing.answered_calls(self._given), raw_digest(call.raw), private.task_id(one.config)
+        raw, me = raw_digest(call.raw), private.task_id(one.config)
         for query, calls in plans:
             if query is None:
                 yield from self._heard(run)
+                made = [
+                    (plan, PlannedCall(*row)) for plan, of in self._places.items() for task, *row in of if task == me
+                ]
                 plans += [(Query(plan=(run.agent, i)), {}) for i in self._before]
-                continue
-            plan: PlanRecord | None = (yield Load(run.scope, query)).plan
-            several = plan.calls if plan is not None else ()
-            if plan is not None and plan.origin and -1 not in calls:  # the user's answer took calls out of the plan
-                several += tuple(p for p in plan_calls([*calls.values()]) if all(p[0] != q[0] for q in plan.calls))
-            places = self._places.get(plan.id, []) if plan is not None else []
-            own = tuple(PlannedCall(*made) for task, *made in places if task == me)
-            several = own + tuple(p for p in several if all(p.position != made[0] for _, *made in places))
-            if len(several) > 1:  # a `Send` may pass one of the calls, together with the whole message
-                mine = {c["id"] for c in parsing.sent_calls(self._given)}
-                several = tuple(sorted(several, key=lambda p: p.call_id not in mine))
-            for planned in several:
+            else:
+                plan: PlanRecord | None = (yield Load(run.scope, query)).plan
+                made = [(plan.id, planned) for planned in self._planned(plan, calls, me)] if plan is not None else []
+            for ident, planned in made:
                 written = calls.get(planned.position) or calls.get(-1)
                 if not calls and planned.args_digest == raw:
                     written = {"id": planned.call_id, "args": call.raw}
-                place = (plan.id if plan is not None else "", planned.position)
-                if place in self._taken or planned.call_id in done or planned.tool != call.tool or written is None:
+                if written is None or not (inside or written["id"] == planned.call_id):
                     continue
-                if call.call_id not in (None, written["id"]) or not (inside or written["id"] == planned.call_id):
-                    continue
-                if found := parsing.as_planned(call, planned, written["args"], facts, one.given, describe):
-                    self._taken.add(place)
-                    if planned not in own and place[0] in (self._kept or {}).values():
-                        self._places.setdefault(place[0], []).append([me, *planned])
+                if (found := self._at(one, ident, planned, written)) is not None:
+                    if ident in (self._kept or {}).values() and [me, *planned] not in self._places.get(ident, ()):
+                        self._places.setdefault(ident, []).append([me, *planned])
                         yield from self.remember(run) if self._remembered else ()  # the node did not wait for this task
-                    return replace(found, plan_id=place[0], position=place[1]), place
+                    return found, (ident, planned.position)
         return call, None
+
+    def _planned(self, plan: PlanRecord, calls: Mapping[int, Any], me: str) -> list[PlannedCall]:
+        """Return the calls that task `me` may make of a plan, those that it made first."""
+        several = [*plan.calls]
+        if plan.origin and -1 not in calls:  # the user's answer took calls out of the plan
+            several += [p for p in plan_calls([*calls.values()]) if all(p[0] != q[0] for q in plan.calls)]
+        if len(several) > 1:  # a `Send` may pass one of the calls, together with the whole message
+            sent = {c["id"] for c in parsing.sent_calls(self._given)}
+            several.sort(key=lambda p: p.call_id not in sent)
+        made = {row[0]: (task, PlannedCall(*row)) for task, *row in self._places.get(plan.id, ())}
+        own = [planned for task, planned in made.values() if task == me]
+        return own + [p for p in several if p.position not in made]
+
+    def _at(self, one: ArrivingCall, plan: str, planned: PlannedCall, written: Mapping[str, Any]) -> Call | None:
+        """Return the call at its place in a plan, or `None` if it is another call."""
+        call, place = one.call, (plan, planned.position)
+        facts, describe = cast("ToolFacts", one.facts), cast("parsing.Describe", one.describe)
+        if place in self._taken or planned.tool != call.tool or call.call_id not in (None, written["id"]):
+            return None
+        if planned.call_id in self._done:
+            return None
+        found = parsing.as_planned(call, planned, written["args"], facts, one.given, describe)
+        if not found:
+            return None
+        self._taken.add(place)
+        return replace(found, plan_id=plan, position=planned.position)
 
     def _heard(self, run: Run) -> Flow[None]:
         """Record the plans of models inside. A repeated message keeps its plan."""
@@ -228,12 +250,11 @@ class NodeCalls:
 
     def answered(self, denied: AuthzDenied, channels: Collection[str]) -> dict[str, Any] | None:
         """Return a state update that answers the message's open calls, or `None`."""
-        done = parsing.answered_calls(self._given)
         held = [(name, m.tool_calls) for name, m in parsing.newest_messages(self._given)]
         if not held and len(channels) == 1:
             held = [(*channels, list(parsing.sent_calls(self._given)))]  # type: ignore[list-item]  # there is one
         for name, calls in held:
-            if name in channels and (left := [c for c in calls if c["id"] not in done]):
+            if name in channels and (left := [c for c in calls if c["id"] not in self._done]):
                 self._closed = True
                 return {name: [self._answer(c, denied) for c in left]}
         return None

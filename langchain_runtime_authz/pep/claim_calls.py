@@ -169,9 +169,10 @@ def _changes(run: Run, decided: DecidedCall, tokens: tuple[str, ...], intent: st
     changes: list[ledger.Change] = [
         ClaimCall(decided.key, run.jti, repeatable, tokens, deed, about, subject, despite, tuple(also))
     ]
-    if decided.decision.obligations:
+    resumed = row is not None and row.state == "suspended"  # the call counted when its tool began
+    if decided.decision.obligations and not resumed:
         changes += owed(decided.decision)
-    budgets = run.grant.budgets if run.grant is not None else {}
+    budgets = run.grant.budgets if run.grant is not None and not resumed else {}
     if budgets:
         changes += [SpendBudget(c, budgets[c]) for c in (call.tool, f"effect:{profile.effect}") if c in budgets]
     if decided.counter and row is None:

@@ -455,3 +455,13 @@ def test_a_kept_update_answers_the_id_of_the_call_that_repeats(picked: Any) -> N
         assert ran == [picked] * (2 - protected) and state.get("picked") == (picked if kept else None)
         assert [m.tool_call_id for m in state["messages"][2:]] == [c["id"] for c in state["messages"][1].tool_calls]
         assert (state["messages"][2].text == "picked") == kept
+
+
+def test_a_call_that_was_made_is_no_new_call_of_a_later_message(send: str) -> None:
+    """Both messages pay bob. When the body runs again, its first payment is still that of the first message."""
+    ran: list[Any] = []
+    messages = [says(*[call("pay", {"to": n, "amount": "5"}, n + m) for n in names]) for m, names in {"1": ["bob"], "2": ["ann", "bob"]}.items()]
+    model = ScriptedChatModel(script=[*messages, AIMessage("done")])
+    authz, graph = protecting(in_body(model, ran, SEND[send]), asking("pay"))
+    played(authz, graph, resume(REJECT), resume(APPROVE), resume(APPROVE))
+    assert ran == [("ann", 5.0, "USD"), ("bob", 5.0, "USD")]
