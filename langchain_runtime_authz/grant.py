@@ -116,7 +116,7 @@ class Grant(_Frozen):
         audiences: audiences for which a tool may have a token minted. Without a token the tool may still run.
         steps: ids of the mandate's steps that the run may use up. A call of another step deviates: a person is asked.
         max_depth: the greatest delegation depth at which the grant holds.
-        budgets: counter → number of permitted calls, counted once for the run and every agent below it. A counter is a
+        budgets: counter → number of permitted calls, counted over all runs and agents of a thread. A counter is a
             tool's name, `effect:<effect>`, or `agent/invoke` for delegations.
         expires_at: epoch seconds from which nothing is permitted.
     """

@@ -5,7 +5,7 @@
 | `redact` | `fields`: names; a dotted path counts as its last name | in the tool's result, before anything else sees it |
 | `require_approval` | `expires_in` (s), `approvers`, `fallback`, `asks`; all optional | as a question to an approver, see `Terms` |
 | `rate_limit` | `counter`, `window` (s), `max` | in the commit that claims the call, atomically |
-| `budget` | `counter`, `max` | in the same commit: at most `max` permits in the whole task, over all epochs |
+| `budget` | `counter`, `max` | in the same commit: at most `max` permits on the thread, over all epochs |
 | `notify` | `channel`; optional: `topic`, `body` | sent after the decision is recorded (`Notifier`); a failure denies |
 | `revoke` | | revokes the agent's subtree, together with the deny |
 | `rotate` | | advances the task's epoch together with the deny, so that earlier plans are void |

@@ -4,6 +4,7 @@ import copy
 import json
 import re
 import runpy
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -139,3 +140,9 @@ def test_the_application_is_configured_by_the_environment(tmp_path: Path, monkey
     kill.touch()
     monkeypatch.setattr("langchain_runtime_authz.pep.health.FRESH", 0)
     assert [client.get("/health/live").status_code, client.get("/health/ready").status_code, client.post(**ask).status_code] == [200, 503, 403]
+
+
+def test_a_backup_names_the_directory_that_is_missing(tmp_path: Path) -> None:
+    """And not the ledger, which is well."""
+    done = subprocess.run([ROOT / "deploy/app/backup", "ledger.db", tmp_path / "none"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and done.stderr == f"{tmp_path / 'none'}: not a directory\n"

@@ -37,10 +37,10 @@
 #               terms for the calls that it names: `approval_terms contains {"approvers": {"min": 2}} if ...`
 #   models      providers, names: of models that may be called (null: any); provider_tools: tools run
 #               by the provider that a model may be given. Others are taken out of the model's request
-#   rates       effect -> {window, max}: at most `max` permitted calls in `window` seconds. The PEP
-#               counts, atomically; the policy only obliges it to
-#   budget      {effects, tools}: effect or tool -> {max, counter}: at most `max` permitted calls for one
-#               task. `counter` is a name that rows may share; absent, each row counts by itself
+#   rates       effect -> {window, max}: at most `max` permitted calls of a thread in `window` seconds. The
+#               PEP counts, atomically; the policy only obliges it to
+#   budget      {effects, tools}: effect or tool -> {max, counter}: at most `max` permitted calls of one
+#               thread. `counter` is a name that rows may share; absent, each row counts by itself
 #   notify      {effects, tools}: effect or tool -> {permit, ask, deny}: the channel that is told of such
 #               an outcome; a permit that cannot be told is a deny
 #   redact      tool -> fields of its result that the PEP must redact
