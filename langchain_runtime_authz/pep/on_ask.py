@@ -40,7 +40,7 @@ def _ask(engine: Engine, question: Mapping[str, Any]) -> Any:
         given = Context().run(engine.on_ask or ask_in_terminal, deepcopy(dict(question)))
         if inspect.iscoroutine(given):
             given.close()
-            raise TypeError("an asynchronous `on_ask` needs an asynchronous run, like `ainvoke`")
+            raise TypeError("asked by blocking code; use `ainvoke` with async nodes and tools, or a blocking `on_ask`")
     except Exception as exc:  # noqa: BLE001  (the application's code: without an answer the call is denied)
         return _failed(exc)
     return given
