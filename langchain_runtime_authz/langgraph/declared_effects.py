@@ -43,7 +43,7 @@ from langchain_runtime_authz.langgraph.tool_guard import guard_tool
 from langchain_runtime_authz.langgraph.tool_lookup import Profiles, facts_of, guard_of
 from langchain_runtime_authz.langgraph.tool_node import AuthzParts
 from langchain_runtime_authz.pep.call import Call, Denial, Replay
-from langchain_runtime_authz.pep.run import Flow
+from langchain_runtime_authz.pep.run import Flow, Run, new_id
 from langchain_runtime_authz.tool_profile import METADATA_KEY, ToolProfile, load_profiles
 
 LAYER: Final = "declared effect"
@@ -132,8 +132,14 @@ class Together(FlowContext[Any]):
         """Return the output of an earlier execution, or deny the call if none was kept."""
         result = kept(getattr(self.begun[0], "result", None))
         if "content" not in result:  # it was too long, or not JSON
-            raise AuthzDenied(Code.OUTCOME_UNKNOWN, deny(Code.OUTCOME_UNKNOWN).decision_id)
+            raise self.unrepeatable()
         return result["content"]
+
+    def unrepeatable(self) -> AuthzDenied:
+        """Keep and return the denial of a call that ran, and whose result is not known."""
+        denied, run = AuthzDenied(Code.OUTCOME_UNKNOWN, new_id()), cast("Run", self._arrivals[0].run)
+        run.engine.recent.refused(denied, run.scope, run.run_id)  # a node may catch it, and ask `authz.explain`
+        return denied
 
     def __enter__(self) -> Any:
         return self._started(super().__enter__())
@@ -228,7 +234,7 @@ class DeclaredEffect(Together):
 
     def opened(self) -> CurrentCall:
         if not self.runs:
-            raise AuthzDenied(Code.OUTCOME_UNKNOWN, deny(Code.OUTCOME_UNKNOWN).decision_id)
+            raise self.unrepeatable()
         return current_call()
 
 
