@@ -163,11 +163,12 @@ class Values:
         yield (token,), end
         values, label = [token], self.tokens[at - 1].lower
         several = singular(label) != label and singular(label) in argument.words  # "lots 12 and 15"
-        while (
-            (token.kind in _LISTED or (several and token.kind == "number"))
-            and (gap := self.language.gap(self.tokens, end))
-            and alike(token, self.tokens[end + gap])
+        while (token.kind in _LISTED or (several and token.kind == "number")) and (
+            gap := self.language.gap(self.tokens, end)
         ):
+            gap += at > 1 and self.tokens[end + gap].lower == label  # "file a.txt and file b.txt"
+            if not alike(token, self.tokens[end + gap]):
+                break
             values.append(self.tokens[end + gap])
             end += gap + 1
         if len(values) > 1:

@@ -68,7 +68,7 @@ def mail(body: object, *to: str) -> tuple[str, dict[str, object]]:
     # several orders
     ("Pay Bob 45 EUR and delete a.txt", [BOB, A]), ("- Pay Bob 45 EUR\n- delete the file a.txt", [BOB, A]), ("Two things: pay Bob 45 EUR, and then please delete a.txt", [BOB, A]), ("Pay Bob 45 EUR. Pay Bob 45 EUR.", [BOB]),
     ("Read the file notes.md. Then pay Bob 45 EUR.", [BOB]), ("Drain the service web-4, then restart the service web-3", [("drain", {"service": "web-4"}), WEB]), ("Restart web-3, then test web-3", [WEB]),
-    ("Pay Bob 45 EUR and hold the job-5", [BOB, ("halt", {"job": "job-5"})]), ("Delete /home/me/notes", [("delete", {"path": "/home/me/notes"})]), ("Delete all/notes", []),
+    ("Pay Bob 45 EUR and hold the job-5", [BOB, ("halt", {"job": "job-5"})]), ("Delete /home/me/notes", [("delete", {"path": "/home/me/notes"})]), ("Delete all/notes", []), ("Delete file a.txt and file b.txt", [A, B]), ("Delete file a.txt and file Old", []), ("So delete a.txt", [A]), ("If so, delete a.txt", []),
     # a shared verb
     ("Pay Bob 45 EUR and Ana 30 EUR", [BOB, ANA]), ("Send 45 EUR to Bob and 30 EUR to Ana", [BOB, ANA]), ("Pay Bob 45 EUR, Ana 30 EUR", []),
     # dates
