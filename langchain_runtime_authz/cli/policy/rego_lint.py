@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any, Final
 
-from langchain_runtime_authz.cli.policy.open_policy import SHIPPED_REGO, Policy, run_opa, written
+from langchain_runtime_authz.cli.policy.opa_command import policy_directory, run_opa
+from langchain_runtime_authz.cli.policy.open_policy import SHIPPED_REGO, Policy
 from langchain_runtime_authz.evaluation import request_schema
 from langchain_runtime_authz.pdp.policy_data import wrong_data
 from langchain_runtime_authz.pdp.wasm import DATA_ROOT, merge_shipped
@@ -77,7 +78,7 @@ def lint_paths(files: Mapping[str, str], opa: str | None) -> Iterator[str]:
     names = {f"{number}.rego": name for number, name in enumerate(files)}
     texts = {file: _GET.sub(_reading, text) for file, text in zip(names, files.values(), strict=True)}
     options = ("--schema", "schema.json", "--format", "json", "--max-errors", "0")
-    with written({**texts, "schema.json": json.dumps(schema)}) as at:
+    with policy_directory({**texts, "schema.json": json.dumps(schema)}) as at:
         found = run_opa(opa, "check", *options, *names, cwd=at, findings=True)
     for error in json.loads(found or "{}").get("errors", ()):
         if what := _mistake(schema, error["message"], error.get("details") or {}):
