@@ -71,8 +71,8 @@ def check(policy: PolicyPath = None, opa: Opa = None) -> Answer:
     """Find what is wrong with a policy, without running it.
 
     Checks the shape of data and profiles, and finds what OPA does not report: a misplaced file, a negated comparison
-    (undefined if an operand is missing), built-ins that Wasm lacks, paths below `input` that no request has, and rules that
-    nothing reads.
+    (undefined if an operand is missing), built-ins that Wasm lacks, paths below `input` that no request has, data that is
+    not there, and rules that nothing reads.
 
     runtime-authz policy check my-policy
     runtime-authz policy check data.json

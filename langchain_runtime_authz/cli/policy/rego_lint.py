@@ -32,6 +32,7 @@ _INSTEAD: Final = {
     "print": "look at a request with `runtime-authz policy try`",
 }
 _GET: Final = re.compile(r'(\bobject\.get\(\s*([\w.]+)\s*,\s*)("\w+"|\[(?:\s*"\w+"\s*,?)+\])')
+_ABSENT: Final = object()
 _HEAD: Final = re.compile(r"(?:default\s+)?(?!(?:package|import|else)\b)([a-zA-Z_]\w*)")
 _STRING: Final = re.compile(r'"(?:\\.|[^"\\])*"|`[^`]*`')
 
@@ -52,8 +53,9 @@ def lint_rego(files: Mapping[str, str]) -> Iterator[str]:
                     yield f"{name}:{number}: `{called}` is not native to Wasm; {instead}"
 
 
-def lint_unread(files: Mapping[str, str], entrypoint: str) -> Iterator[str]:
-    """Yield `file:line: error` for each rule that nothing reads."""
+def lint_names(files: Mapping[str, str], entrypoint: str, data: Mapping[str, Any]) -> Iterator[str]:
+    """Yield `file:line: error` for rules that nothing reads and for absent data."""
+    packages = [f".{one}." for text in files.values() for one in re.findall(r"^package\s+([\w.]+)", text, re.MULTILINE)]
     heads: list[tuple[str, int, str]] = []
     read = {entrypoint.rpartition("/")[2], "batch"}
     for name, text in files.items():
@@ -63,6 +65,13 @@ def lint_unread(files: Mapping[str, str], entrypoint: str) -> Iterator[str]:
             head = None if depth else _HEAD.match(code)
             heads += [(name, number, head[1])] if head else []
             read.update(re.findall(r"\w+", code[head.end() if head else 0 :]))
+            for path in re.findall(r"\bdata((?:\.\w+)+)", code):
+                node: Any = data
+                known = any(f"{path}.".startswith(one) or one.startswith(f"{path}.") for one in packages)
+                for part in () if known else path[1:].split("."):
+                    node = node.get(part, _ABSENT) if isinstance(node, Mapping) else _ABSENT
+                if node is _ABSENT:
+                    yield f"{name}:{number}: `data{path}` is not in data.json, so it is undefined"
             depth += sum(map(code.count, "{[(")) - sum(map(code.count, "}])"))
     for name, number, rule in heads:
         if rule not in read:
@@ -142,8 +151,8 @@ def _places(node: Any, name: str, path: str) -> Iterator[str]:
 def lint_policy(policy: Policy, own: Mapping[str, str], opa: str | None) -> list[str]:
     """Return mistakes in the Rego and data of a policy that compiles."""
     found = list(lint_rego({n: t for n, t in policy.rego.items() if n not in own}))
-    if not all(name.endswith(SHIPPED_REGO) for name in policy.rego):
-        found += [*lint_paths(policy.rego, opa), *lint_unread(policy.rego, policy.entrypoint)]
     whole = policy.data if policy.wasm is not None else merge_shipped(policy.data, own=True)
+    if not all(name.endswith(SHIPPED_REGO) for name in policy.rego):
+        found += [*lint_paths(policy.rego, opa), *lint_names(policy.rego, policy.entrypoint, whole)]
     data = whole.get(DATA_ROOT, {})
     return found + [f"data.json: {line}" for line in wrong_data(data if isinstance(data, dict) else {})]

@@ -17,7 +17,7 @@ import pytest
 
 from langchain_runtime_authz.audit.sinks import FileSink
 from langchain_runtime_authz.cli.policy.open_policy import SHIPPED_REGO, open_policy, shipped_rego
-from langchain_runtime_authz.cli.policy.rego_lint import lint_rego, lint_unread
+from langchain_runtime_authz.cli.policy.rego_lint import lint_names, lint_rego
 from langchain_runtime_authz.demo.bank import perform
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.evaluation import EvaluationRequest, request_schema
@@ -398,10 +398,17 @@ def test_what_is_fine(line: str) -> None:
     ("default mine := 1\n\nmine := 2 if is_call", ["own.rego:2: ", "own.rego:4: "]),
     ('denied contains "x" if {\nmine\n}\n\nmine if is_call', []),
     ('denied contains "x" if data.runtime_authz.mine\n\nmine := {\n"a": 1,\n}', []),
+    ('denied contains "x" if input.x > data.bank.limit.pay # data.x', []),
+    ('denied contains "x" if input.x > data.bank.limits.pay', ["own.rego:2: `data.bank.limits.pay` is not in data.json"]),
+    ('denied contains "x" if input.x > data.bank.limit.pay.x', ["own.rego:2: `data.bank.limit.pay.x` is not in data.json"]),
+    ("import data.lib\nimport data.lib.a.b", []),
+    ('denied contains "x" if data.runtime_authz_data.rate', ["own.rego:2: `data.runtime_authz_data.rate` is not in data.json"]),
+    ("import data.bnk", ["own.rego:2: `data.bnk` is not in data.json"]),
 ])
-def test_a_rule_that_nothing_reads_is_found(rules: str, found: list[str]) -> None:
+def test_a_rule_that_nothing_reads_or_that_reads_nothing_is_found(rules: str, found: list[str]) -> None:
     """A misspelt `denied` would forbid nothing, without an error of any engine."""
-    told = list(lint_unread({"runtime_authz.rego": shipped_rego(), "own.rego": f"package runtime_authz\n{rules}\n"}, "a/decision"))
+    rego = {"runtime_authz.rego": shipped_rego(), "own.rego": f"package runtime_authz\n{rules}\n", "lib.rego": "package lib.a"}
+    told = list(lint_names(rego, "a/decision", {"runtime_authz_data": {}, "bank": {"limit": {"pay": 1}}}))
     assert len(told) == len(found) and all(line.startswith(start) for line, start in zip(told, found, strict=True))
 
 
