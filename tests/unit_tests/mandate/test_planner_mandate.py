@@ -72,7 +72,7 @@ def pay(to: Any = "Bob", amount: Any = 45, id: str = "p", **given: Any) -> Step:
     "text",
     ["Pay Bob 45.", "pay BOB 45 EUR, please", "Can you pay Bob 45?", "Transfer $45.00 to Bob", "Bitte überweise Bob 45,00 Euro", "付给 Bob 45元",
      'Could you please send 45 to "Bob"?', "Pay Bob 45. How are you?", "> an old mail\nPay Bob 45.",
-     "Pay Bob:\n45", "At once pay Bob 45", "Pay Bob 45 once a month"],
+     "Pay Bob:\n45", "At once pay Bob 45", "Pay Bob 45 once a month", "Pay Bob 45 and let me know"],
 )
 def test_an_order_is_kept(text: str) -> None:
     """In any language, with values in their normal forms; a constant is marked with where it was said."""
@@ -96,7 +96,7 @@ def test_an_order_is_kept(text: str) -> None:
     ("Did you pay Bob 45?", "question"), ("Could you tell me, should we pay Bob 45?", "question"),
     ("If Carol agrees, pay Bob 45.", "condition"), ("Pay Bob 45 as soon as I say so.", "condition"),
     ("Wenn Carol zustimmt, überweise Bob 45.", "condition"), ("Don't pay Bob 45.", "forbids"),
-    ("Never pay Bob more than 45.", "forbids"), ("Tomorrow I will pay Bob 45.", "in person"),
+    ("Never pay Bob more than 45.", "forbids"), ("Tomorrow I will pay Bob 45.", "in person"), ("I'm going to pay Bob 45.", "in person"), ("Let me pay Bob 45.", "in person"),
     ('He wrote "pay Bob 45 today".', "do not say"), ("Pay Bob 45. No, forget it.", "taken back"),
     ("Pay Bob 45. I changed my mind.", "taken back"), ("Pay Bob 45. Don't do it!", "taken back"),
     ("Pay Bob 45. Scratch that, he has it.", "taken back"), ("Pay Bob 45... hmm, on second thought leave it.", "taken back"),
