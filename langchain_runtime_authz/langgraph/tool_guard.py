@@ -151,11 +151,12 @@ _AWAITS: Final = (_acall, acleaned)
 
 
 def _decided_run(base: Any, call: Callable[..., Any]) -> Callable[..., Any]:
-    own_invoke, blocks = _is_own(base, "invoke") or _is_own(base, "ainvoke"), call is _call
+    calls_itself = any(_is_own(base, name) for name in ("invoke", "ainvoke", "_arun"))
+    blocks = call is _call
 
     def run(self: Any, tool_input: Any, *args: Any, config: Any = None, tool_call_id: Any = None, **kwargs: Any) -> Any:
         own = base.run if blocks else base.arun
-        if own_invoke and _within_own_invoke(self):
+        if calls_itself and _within_own_code(self):
             return own(self, tool_input, *args, config=config, tool_call_id=tool_call_id, **kwargs)
         arrived = arrival(self, tool_input, config, tool_call_id, functools.partial(base._parse_input, self))
         options = {"tool_call_id": tool_call_id, **kwargs}
@@ -274,9 +275,9 @@ def _sent(given: Any, config: Any) -> tuple[Any, Any, str | None]:
     return given, ensure_config(config), None
 
 
-def _within_own_invoke(tool: BaseTool) -> bool:
-    """Return True, once, if the class's own, decided `invoke` now calls `run`."""
+def _within_own_code(tool: BaseTool) -> bool:
+    """Return True, once, if the class's own, decided `invoke` or `_arun` now calls `run`."""
     execution = current_scope.get()
-    if type(execution) is not ToolExecution or execution.guard is not guard_of(tool) or execution.stages != ["invoke"]:
+    if type(execution) is not ToolExecution or execution.guard is not guard_of(tool):
         return False
-    return execution.admits("run")
+    return execution.stages in (["invoke"], ["_arun"]) and execution.admits("run")

@@ -6,6 +6,7 @@ import math
 import uuid
 from types import SimpleNamespace
 
+from langchain_core.runnables.config import run_in_executor
 from langchain_core.tools import InjectedToolArg, ToolException
 from langgraph.prebuilt import InjectedState, InjectedStore
 
@@ -256,6 +257,26 @@ def test_arun_that_runs_twice_is_two_calls(permit: int) -> None:
     assert len(made.ran) == permit
     assert [r.context.plan.planned for r in calls_of(pdp) if r.context.plan is not None] == [True, False]
     assert answer_to(state["messages"], "call-probe").status == ("success" if permit == 2 else "error")
+
+
+class _ArunCallsTheWhole(_OnlyRun):
+    times: int = 1
+
+    async def _arun(self, text: str) -> str:
+        for _ in range(self.times):
+            await run_in_executor(None, self.run, text.strip())
+        return "done"
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_arun_that_goes_by_the_whole_sync_call_is_one_call(times: int) -> None:
+    """As LangChain's `PythonREPLTool` does, whose `_arun` calls `self.run`: once is the decided call, twice is another."""
+    made = _ArunCallsTheWhole(times=times)
+    pdp = StaticPDP(True)
+    _, _, state = play("hand", in_loop, [made], [call("probe", {"text": " x"}, "call-probe")], pdp, handle_tool_errors=True)
+    assert made.ran == ["x"] * times
+    assert [r.context.plan.planned for r in calls_of(pdp) if r.context.plan is not None] == [True, False][:times]
+    assert answer_to(state["messages"], "call-probe").status == "success"
 
 
 @pytest.mark.parametrize("error", [ValueError("boom"), ToolException("boom"), KeyError("boom")], ids=lambda e: type(e).__name__)
