@@ -153,7 +153,9 @@ class _Backstop(_Models):
             return run.engine, _open(Arrival(call, {}, run=run), None)
         tool, given, config, call_id = started
         one = current_scope.get()
-        if is_guarded(tool) or (type(one) is ToolExecution and one.stages[-1:] == ["run"] and one.call.tool_ref is tool):
+        if is_guarded(tool) or (
+            type(one) is ToolExecution and one.stages[-1:] == ["run"] and one.call.tool_ref is tool
+        ):
             return None
         arrived = arrival_unguarded(tool, given, private.ensure_config(config), call_id)
         return (arrived.engine, _open(arrived, run_id)) if arrived.engine is not None else arrived.refuse()  # raises

@@ -22,7 +22,7 @@ from langchain_runtime_authz.ledger.base import Committed, Query
 from langchain_runtime_authz.ledger.call_changes import AskApproval
 from langchain_runtime_authz.pep import approval_hitl
 from langchain_runtime_authz.pep.call import Call
-from langchain_runtime_authz.pep.decide_calls import review_key, rewritten
+from langchain_runtime_authz.pep.decide_calls import in_plan, review_key, rewritten
 from langchain_runtime_authz.pep.run import Commit, Flow, Load, Run
 from langchain_runtime_authz.telemetry.logs import logger
 
@@ -51,7 +51,7 @@ def note_question(run: Run, messages: Sequence[AIMessage | None], asked: Any, ta
             record = (yield from rewritten(run, one)) or record
         if record is None or record.epoch != run.epoch:
             return
-        origin, calls = record.origin or record.epoch, [replace(c, plan_id=record.id) for c in calls]
+        origin, calls = record.origin or record.epoch, in_plan(record, calls)
         noted = [(review_key(run, c, origin), raw_digest(c.raw), c, t) for c, t in zip(calls, takes, strict=True)]
         opened = approval_hitl.reviews(run, noted, asked.id, task)
         done = yield Commit(run.scope, run.guard, [AskApproval(question) for question in opened])

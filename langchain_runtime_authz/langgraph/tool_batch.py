@@ -84,7 +84,9 @@ class MessageCalls:
     def _decide_mine(self, run: Run) -> Flow[list[Pending]]:
         locks, decided = self._batch(run)
         yield from one_by_one(locks, self._decide_all(run, decided))
-        mine = next(i for i, d in enumerate(decided) if d.call.position == self.position)
+        alike = [i for i, d in enumerate(decided) if d.call.call_id == self.calls[0].get("id")]
+        # A call may have another place in its plan than in the message, unless several share its id.
+        mine = next(i for i in alike if len(alike) == 1 or decided[i].call.position == self.position)
         return [(yield from interrupts.decide_one_of(run, decided, mine, self.config))]
 
     def _decide_all(self, run: Run, decided: list[DecidedCall]) -> Flow[None]:

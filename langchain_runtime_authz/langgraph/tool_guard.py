@@ -276,7 +276,7 @@ def _sent(given: Any, config: Any) -> tuple[Any, Any, str | None]:
 
 
 def _within_own_code(tool: BaseTool) -> bool:
-    """Return True, once, if the class's own, decided `invoke` or `_arun` now calls `run`."""
+    """Return True, once, if the class's own `invoke` or `_arun` now calls `run`."""
     execution = current_scope.get()
     if type(execution) is not ToolExecution or execution.guard is not guard_of(tool):
         return False

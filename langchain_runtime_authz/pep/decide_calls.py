@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from operator import attrgetter, is_not
+from operator import attrgetter, is_not, ne
 from typing import Any, Final
 
 from langchain_runtime_authz.errors import Code
@@ -44,6 +44,7 @@ _BEGUN: Final[Mapping[CallState, Code]] = {
     "unknown": Code.OUTCOME_UNKNOWN,
     "void": Code.STALE_EPOCH,
 }
+_PLACE: Final = attrgetter("plan_id", "position")
 _RESOURCE: Final = attrgetter("profile.resource")
 _UNDECIDED: Final = deny(Code.PDP_ERROR)  # a placeholder until there is a decision
 _REFUSED: Final[Mapping[str, Code]] = {
@@ -89,8 +90,8 @@ def decide_calls(run: Run, calls: Sequence[Call], entry: Entry = None) -> Flow[l
         if one.decision is _UNDECIDED:
             asked.append(one)
             bodies.append(one.body)
-    if changed and (instead := (yield from rewritten(run, calls[0]))) is not None:
-        return (yield from decide_calls(run, [replace(c, plan_id=instead.id) for c in calls], entry))
+    if changed and (again := (yield from _elsewhere(run, snapshot.plan, calls))) is not None:
+        return (yield from decide_calls(run, again, entry))
     bodies = bodies if entry is None else [*entry.requests(snapshot), *bodies]
     answers: list[Decision] = (yield (Evaluate, bodies)) if bodies else []
     if entry is not None and len(answers) > len(asked):
@@ -243,6 +244,24 @@ def rewritten(run: Run, call: Call) -> Flow[plan.PlanRecord | None]:
     """Return the call's plan from a model's later message with the same id, if any."""
     found = (yield Load(run.scope, Query(planned_call=(run.agent, call.call_id or "")))).plan
     return found if found is not None and found.id.startswith(f"{call.plan_id} ") else None
+
+
+def _elsewhere(run: Run, found: plan.PlanRecord | None, calls: Sequence[Call]) -> Flow[list[Call] | None]:
+    """Return the calls as they stand in their plan, or `None` if nothing moved."""
+    found = (yield from rewritten(run, calls[0])) or found
+    again = in_plan(found, calls) if found is not None else []
+    return again if any(map(ne, map(_PLACE, again), map(_PLACE, calls))) else None
+
+
+def in_plan(found: plan.PlanRecord, calls: Sequence[Call]) -> list[Call]:
+    """Return the calls with their places in this plan.
+
+    In the message they have other places if code took calls out of it.
+    """
+    places = {c.call_id: c.position for c in found.calls}
+    if len(places) < len(found.calls) or len({c.call_id for c in calls}) < len(calls):
+        places = {}  # only the places tell apart calls that share an id
+    return [replace(c, plan_id=found.id, position=places.get(c.call_id, c.position)) for c in calls]
 
 
 def _key(run: Run, call: Call, epoch: int) -> str:

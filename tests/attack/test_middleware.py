@@ -209,6 +209,35 @@ def test_a_plan_that_is_rewritten_after_the_models_step_is_another(stack: str, p
     assert_went_on(state)
 
 
+class TakesOut(AgentMiddleware[Any, Any, Any]):
+    """Takes the first call out of the model's message, as CopilotKit does with a call for the browser."""
+
+    def after_model(self, state: Any, runtime: Any) -> Any:
+        message = state["messages"][-1].model_copy(deep=True)
+        message.tool_calls = message.tool_calls[1:]
+        return {"messages": [message]}
+
+
+@pytest.mark.parametrize("then", [None, HumanInTheLoopMiddleware({"pay": True}), RewritesTheState()], ids=["", "review", "rewriter"])
+def test_calls_whose_neighbour_was_taken_out_are_the_planned_ones(stack: str, then: Any, go: str, ran: Any) -> None:
+    """They moved up in the message, and nobody is asked twice about them. With other arguments they are others."""
+    review, rewriter = isinstance(then, HumanInTheLoopMiddleware), isinstance(then, RewritesTheState)
+    authz = authz_with(asking("pay") if review else rules_that_permit())
+    graph = built(
+        stack, authz, replying([READ, PAY, call("write", {"text": "x"}, "call-write")]),
+        [pay_tool(ran), read_tool(ran), writing_tool(ran)],
+        checkpointer=InMemorySaver(), before=[*filter(None, [then]), TakesOut()],
+    )  # fmt: skip
+    state = quietly(go, authz, graph, human(), THREAD)
+    if review:
+        (asked,) = state["__interrupt__"]
+        assert [a["name"] for a in asked.value["action_requests"]] == ["pay"]
+        state = quietly(go, authz, graph, resume(APPROVE), THREAD)
+    assert reasons(authz, "pay") == (["plan_changed"] if rewriter else [])
+    assert sorted(ran, key=str) == ([] if rewriter else [PAID, ("write", "x")])
+    assert_went_on(state)
+
+
 @pytest.mark.parametrize("rewriter", [rewrites_the_answer, RewritesTheState])
 def test_the_unenforced_twin_pays_what_nobody_planned(rewriter: Any, ran: Any) -> None:
     """The same agent without us."""
