@@ -295,7 +295,10 @@ class RunHandle(Sealed):
         """Add a root entry's run, which `close` ends. Raises `AuthzDenied` if closed."""
         if self.closed:
             raise AuthzDenied(Code.LEASE_ENDED, deny(Code.LEASE_ENDED).decision_id)
-        self._entries.append(run)
+        with self.lock:  # a run may last as long as its process
+            while self._entries and self._entries[0].closed:
+                del self._entries[0]
+            self._entries.append(run)
 
     def _open(self, frame: FrameType) -> RunHandle:
         if frame.f_code.co_filename == contextlib.__file__ and frame.f_back is not None:  # `ExitStack`

@@ -124,6 +124,21 @@ def test_an_abandoned_interrupt_holds_no_authority(how: str) -> None:
     assert house.states() == {"ended"}
 
 
+def test_a_long_run_holds_its_open_entries_alone() -> None:
+    """A service may open one run for all that it does."""
+    house = House(lambda: "done")
+    run = house.authz.run(subject={"type": "service", "id": "poller"})
+    for n in range(3):
+        house.sync.invoke(human(), run.config({"configurable": {"thread_id": str(n)}}))
+    assert [entry.scope.thread for entry in run._entries] == ["2"] and run.jti == run._entries[0].jti
+    waits = house.sync.stream(human(), run.config({"configurable": {"thread_id": "3"}}))
+    next(waits)
+    house.sync.invoke(human(), run.config({"configurable": {"thread_id": "4"}}))
+    assert [entry.scope.thread for entry in run._entries] == ["3", "4"]
+    run.close()
+    assert house.states() == {"ended"}
+
+
 def test_a_process_that_dies_holds_its_authority_until_its_lease_lapses(tmp_path: Path) -> None:
     """Kill -9 in the tool: another process sees the jti live until the lease's end, then dead, and the call unknown."""
     path, told = tmp_path / "ledger.db", tmp_path / "jti"
