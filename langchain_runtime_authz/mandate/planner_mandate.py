@@ -94,11 +94,14 @@ class _Check:
         return tuple(step for step in self.kept.values() if step.id not in self.lost)
 
     def doubtful(self, step: model.Step) -> bool:
-        """Return True if no position in the messages backs a side effect on others."""
-        parts = [p for a in step.args.values() for p in model.parts(a) if not isinstance(p, model.Text)]
-        mine = bool(parts) and all(isinstance(part, model.Own) for part in parts)
+        """Return True if the words do not back a side effect, or quote more for its text."""
+        parts = [p for a in step.args.values() for p in model.parts(a)]
+        texts = [part for part in parts if isinstance(part, model.Text)]
+        mine = len(texts) < len(parts) and all(isinstance(part, model.Own | model.Text) for part in parts)
         profile = self.profiles[step.tool]
         anchored = any(self.placing.claims[name] for name in (step.id, *self.behind[step.id]))  # includes its reads
+        if any(not text.quote for text in texts) and self.placing.quotes_more(step.id):
+            return True
         return profile.side_effect and (not mine or profile.effect in RISKY) and not anchored
 
     def uncross(self) -> None:

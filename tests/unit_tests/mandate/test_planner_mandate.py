@@ -356,6 +356,17 @@ def test_a_step_without_a_word_of_its_own_is_confirmed() -> None:
         assert kept(text, *bill) == left
 
 
+@pytest.mark.parametrize(("text", "body", "confirmed"), [
+    ('Mail Carol "I am late".', Text(), ("m",)), ('Mail Carol "I am late".', Text(("I am late",)), ()), ("Mail Carol that I am late.", Text(), ()),
+    ('Mail Carol: "I am late"', Text(inputs=("r",)), ("m",)), ('Book "Lunch" with Bob. Mail Carol about it.', Text(), ()),
+])
+def test_a_quotation_is_not_replaced_by_a_text_of_the_model(text: str, body: Text, confirmed: tuple[str, ...]) -> None:
+    mandate = check(text, Step("r", "people"), Step("m", "mail", {"to": "Carol", "body": body})).mandate
+    assert mandate is not None
+    assert mandate.steps[1:]
+    assert mandate.confirm == confirmed
+
+
 def test_a_planner_writes_no_conditions() -> None:
     """A read of a condition could stand for the word that a risky step lacks."""
     steps = Step("r", "people"), Step("b", "bill", {"file": "b.txt"})
