@@ -136,7 +136,8 @@ class PostgresLedger(SqlLedger):
         dsn: a libpq connection string or URL of a login role that is a member of `role`, or the caller's own pool.
         schema: name of the schema that holds the tables.
         role: name of the application's role.
-        timeout: seconds to wait for a connection, a lock or a result before `ledger_timeout`.
+        timeout: seconds to wait for a connection, a lock or a result before `ledger_timeout`. In the caller's own
+            pool, a server that hangs is waited for without end.
         max_size: maximum number of connections in the ledger's own pool.
         clock: returns ledger time in tests, instead of the database's clock.
 
