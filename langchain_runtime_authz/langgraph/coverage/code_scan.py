@@ -354,10 +354,11 @@ def _secret_name(name: object) -> bool:
     return _NAMES.search(snake) is not None
 
 
-# A `type` that does not mark a provider tool: of local tools, content blocks, messages and JSON schemas.
+# A `type` that does not mark a provider tool: of local tools, content blocks, messages, JSON schemas and dumped objects.
 _BLOCKS = (
-    "ai any array assistant audio auto boolean ephemeral file human image image_url integer json_object json_schema null "
-    "number object reasoning string system text thinking tool_call tool_result tool_use user"
+    "ai any array assistant audio auto boolean constructor ephemeral file human image image_url integer json_object "
+    "json_schema not_implemented null number object reasoning secret string system text thinking tool_call tool_result "
+    "tool_use user"
 )
 _NO_TOOL: Final = frozenset(("function", "custom", *_BLOCKS.split()))
 _GOOGLE: Final = frozenset(("google_search", "google_search_retrieval", "code_execution", "url_context", "google_maps"))

@@ -11,6 +11,8 @@ from weakref import WeakKeyDictionary
 
 import httpx
 import pytest
+from langchain_core.load import dumpd
+from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnableLambda
 from langchain_core.tools import BaseTool, StructuredTool, tool
 from langgraph.cache.memory import InMemoryCache
@@ -250,11 +252,12 @@ def test_provider_tools_are_named(bound: dict[str, Any], name: str | None) -> No
 
 
 def test_other_lists_are_no_provider_tools() -> None:
-    """Content blocks, messages and settings in a node's closure raise no alarm."""
+    """Content blocks, messages, settings and dumped objects in a node's closure raise no alarm."""
     held = [
         [{"type": "text", "text": "hello"}], [{"role": "user", "content": "x"}],
         [{"type": "image_url", "image_url": {"url": "x"}}], [{"type": "web_search"}, 5], [{"type": ["approve"]}],
-        [{"type": None}, {"type": {"a": 1}}, {}], {"type": "web_search"}, [],
+        [{"type": None}, {"type": {"a": 1}}, {}], {"type": "web_search"}, [], dumpd(ChatPromptTemplate([("human", "{x}")])),
+        [dumpd(pay_tool([]))],
     ]
     assert findings(node_graph(lambda s: held and {})) == []
 
