@@ -97,7 +97,11 @@ def answer_outside_graph(
         yield from confirmed(scope, done, mark, texts, "answer")
     if refused is not None:
         raise AuthzError(refused)
-    return max(asked.needed - len(asked.approvers) - 1, 0) if verdict == "approve" else 0
+    if verdict != "approve" or asked.needed == 1:
+        return 0
+    after: Snapshot = yield Load(scope, Query(calls=(asked.call_key,)))  # others may have approved meanwhile
+    left = after.approvals.get(asked.call_key)
+    return 0 if left is None else max(left.needed - len(left.approvers), 0)
 
 
 def _correction(

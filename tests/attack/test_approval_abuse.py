@@ -520,6 +520,22 @@ def test_an_unseen_character_makes_no_second_person(form: str) -> None:
     assert s.authz.approve(ask_id, by="b\u00f6b") == 0
 
 
+def test_the_last_of_two_at_once_is_told_that_it_is_complete(go: str) -> None:
+    """Or nobody would resume the graph: each read the question before the other had approved."""
+    s, ask_id = asked(scene(pdp=policy(**FOUR_EYES)), go)
+    ledger, bob = s.authz.ledger, iter(["bob"])
+    listed = ledger.asked
+
+    def meanwhile(*given: Any) -> Any:
+        found = listed(*given)
+        for one in bob:
+            assert s.authz.approve(ask_id, by=one) == 1
+        return found
+
+    ledger.asked = meanwhile  # type: ignore[attr-defined]
+    assert approve(s, go, ask_id, by="carol") == 0
+
+
 def test_without_four_eyes_the_subject_approves_alone() -> None:
     """The twin: where the policy does not ask for it, alice approves her own payment."""
     s = scene(pdp=policy())
