@@ -146,6 +146,8 @@ class RootEntry:
 
 
 class Entering(run_context.FlowContext[T]):
+    apart = True
+
     def __init__(self, root_entry: RootEntry, name: str, config: Mapping[str, Any], graph: Any) -> None:
         self.root_entry, self.engine, self.run_id = root_entry, root_entry.engine, ""
         self.name, self.config, self.graph, self.saver = name, config, graph, checkpoints.saver_of(graph)

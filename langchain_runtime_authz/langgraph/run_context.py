@@ -11,7 +11,9 @@ import inspect
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import wait
 from contextvars import ContextVar
+from functools import partial
 from operator import attrgetter
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
@@ -19,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 from langchain_core.runnables import RunnableConfig
 from langgraph.errors import GraphBubbleUp, GraphInterrupt
 
+from langchain_runtime_authz._flow import begun
 from langchain_runtime_authz.audit.sinks import told
 from langchain_runtime_authz.credential.current_call import CodeScope, current_scope, tell_by
 from langchain_runtime_authz.credential.token import MAX_DELEGATORS, SUBJECT_TYPE, Credential, Sealed
@@ -41,6 +44,7 @@ T = TypeVar("T")
 HANDLE_KEY: Final = "__authz"
 SubjectLike = Subject | str | dict[str, Any]
 Caller = SubjectLike | Credential
+PATIENCE: Final = 1.0  # seconds for the end of a run whose stream is closed
 _GENERATORS: Final = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
 _OUTSIDE: Final = "guard"  # the agent's name for guarded tools called outside every protected graph
 
@@ -74,6 +78,8 @@ class FlowContext(Generic[T]):
     """A sync and async context manager whose entry and exit are flows."""
 
     engine: Any
+    # A garbage collection may close a stream while its thread holds a lock, so another thread ends the stream's run.
+    apart = False
 
     def _enter(self) -> Flow[T]:
         raise NotImplementedError
@@ -99,7 +105,11 @@ class FlowContext(Generic[T]):
             raise
 
     def __exit__(self, kind: object, exc: BaseException | None, tb: object) -> None:
-        if (over := self._over(exc, cut=False)) is not None:
+        if (over := self._over(exc, cut=False)) is None:
+            return
+        if self.apart and kind is GeneratorExit and not sys.is_finalizing():
+            wait([begun(partial(drive, self.engine, over), "runtime-authz-end")], PATIENCE)
+        else:
             drive(self.engine, over)
 
     async def __aexit__(self, kind: object, exc: BaseException | None, tb: object) -> None:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import threading
 from contextlib import aclosing
+
+from langchain_runtime_authz.ledger.changes import TakeLease
+from tests.threads import until
 
 from ._kit import *
 
@@ -55,3 +60,24 @@ def test_call_without_a_thread_is_refused_by_langgraph(form: str, handed: bool, 
     with authz.run(subject="alice", task="x") as run, pytest.raises(ValueError, match="thread_id"):
         drive_form(form, graph, human(), run.config() if handed else None)
     assert ran == []
+
+
+def test_a_garbage_collection_may_end_a_stream_anywhere(authz: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also while the thread holds a lock of the ledger: it must not wait for itself."""
+    graph = authz.protect(node_graph(lambda s: {}, checkpointer=InMemorySaver()))
+    run, left, collected = authz.run(subject="alice", task="x"), [], []
+    left += [graph.stream(human(), run.config(THREAD)), left]  # a cycle
+    next(left[0])
+    jti, apply = run.jti, TakeLease.apply
+
+    def collects(*given: Any) -> None:
+        collected.append(gc.collect())
+        apply(*given)
+
+    del left
+    monkeypatch.setattr(TakeLease, "apply", collects)
+    other = threading.Thread(target=lambda: told(authz, graph, human(), {"configurable": {"thread_id": "u"}}), daemon=True)
+    other.start()
+    other.join(20)
+    assert collected and not other.is_alive()
+    assert until(lambda: authz.ledger.status("default", jti) == "ended")
