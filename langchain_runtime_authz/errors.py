@@ -55,7 +55,7 @@ class Code(StrEnum):
     UNREPEATABLE_ARGUMENTS = "unrepeatable_arguments", "the arguments parse differently each time, so nobody can approve them; make the defaults deterministic", "a default factory or a validator of the schema returns another value each time, such as the time or a random id", "fixed"
     UNKNOWN_TOOL = "unknown_tool", "the tool node has no tool of this name; register the tool or correct the call", "the model made up a tool, or the tool was not given to the graph", "replan"
     # The PDP gave no usable answer (AuthZEN: PDP communication error).
-    PDP_ERROR = "pdp_error", "the PDP failed; check its log, then ask `authz.reenter`", "the engine raised an error of its own", "later"
+    PDP_ERROR = "pdp_error", "the PDP failed; check its log and the application's, then ask `authz.reenter`", "the engine raised an error of its own", "later"
     PDP_MALFORMED = "pdp_malformed", "the PDP's answer is not a decision document; point it at an entrypoint that answers `{decision, context}`", "the address leads to another rule or service, or the rule has another shape", "fixed"
     PDP_TIMEOUT = "pdp_timeout", "the PDP answered after the deadline; raise the deadline or make the policy faster, then ask `authz.reenter`", "the engine or this process is overloaded, or the policy is slow on this request", "later"
     PDP_UNREACHABLE = "pdp_unreachable", "the PDP cannot be reached; start it or correct its address, then ask `authz.reenter`", "the engine is down, restarts, or listens somewhere else", "later"
