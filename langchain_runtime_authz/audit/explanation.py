@@ -90,6 +90,9 @@ class Explanation:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    def _repr_pretty_(self, printer: Any, _cycle: object) -> None:
+        printer.text(str(self))  # in IPython and notebooks, also in a list
+
     def __str__(self) -> str:
         lines = []
         for r in self.reasons:

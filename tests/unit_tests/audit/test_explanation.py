@@ -50,6 +50,16 @@ CONFIG: Any = {"configurable": {"thread_id": "t1"}}
 MALLORY = {"recipient": "Mallory", "amount": 50.0}
 
 
+def test_a_notebook_shows_the_words() -> None:
+    """The last line of a cell is shown without `print`, also `run.decisions`, which is a list."""
+    pretty = pytest.importorskip("IPython.lib.pretty").pretty
+    authz = RuntimeAuthz()
+    with authz.run(subject="alice") as run:
+        _agent(authz, args=MALLORY).invoke(_said("Hello"), CONFIG)
+    first, last = run.decisions[0], run.decisions[-1]
+    assert pretty(last) == str(last) and pretty([first, last]).count(str(last)) == 1
+
+
 @pytest.mark.parametrize("sink", ["memory", "content", "file", "foreign"])
 def test_a_question_is_explained_whatever_the_sink_keeps(sink: str, tmp_path: Any) -> None:
     """With the arguments, what was ordered instead, codes, remedies, revision and ids; in 80 columns."""
