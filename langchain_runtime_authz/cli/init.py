@@ -92,6 +92,7 @@ def init(
     runtime-authz init my_agent.py:graph
     runtime-authz init my_agent:graph --yes
     """
+    from langchain_runtime_authz.langgraph.tool_lookup import known_by_code
     from langchain_runtime_authz.tool_profile import load_profiles
 
     if not (yes or answers or (_interactive() and not as_json)):
@@ -101,7 +102,10 @@ def init(
     text = file.read_text(encoding="utf-8") if file.exists() else ""
     given = load_profiles(answers)
     tools = graph_tools(target)
-    new = [t for t in tools if t.name not in kept]
+    wanted = [t for t in tools if t.name in given or _ready(t) is not None or not known_by_code(t)]
+    if not wanted:
+        raise ConfigError(f"`{target}` needs no profile: its tools only hand over, and each agent's tools are decided")
+    new = [t for t in wanted if t.name not in kept]
     _check_answers(answers, given, tools)
     if new and not (yes or answers):
         _explain()

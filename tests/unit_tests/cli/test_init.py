@@ -89,6 +89,36 @@ def test_without_an_answer_every_unknown_tool_asks(run: Callable[..., Any], tmp_
     assert (checked.exit_code, checked.stdout) == (0, "4 profiles, 4 tools, 4 tests, 0 findings\n")
 
 
+HAND_OVER = """
+def handoff_to_agent() -> str:
+    "Hand over."
+    return "handed over"
+
+handoff_to_agent.__module__ = "langgraph_supervisor.handoff"
+handoff_to_agent.__qualname__ = "create_handoff_tool.<locals>.handoff_to_agent"
+hand_over = tool("transfer_to_sales")(handoff_to_agent)
+"""
+
+
+def test_a_hand_over_asks_no_more_than_without_a_file(run: Callable[..., Any], tmp_path: Path) -> None:
+    """The library knows it by its code, and a line for its name, which sounds like a payment, would ask each time."""
+    (tmp_path / "an_agent.py").write_text(AGENT.replace("def agent(", f"{HAND_OVER}\ndef agent(").replace("add],", "add, hand_over],"))
+    assert run("init", "--yes").exit_code == 0
+    assert "transfer_to_sales" not in (tmp_path / "authz.yaml").read_text()
+    assert run("profile", "check", "authz.yaml", "an_agent:graph").exit_code == 0
+    import an_agent
+
+    authz = RuntimeAuthz(profiles="authz.yaml")
+    graph = authz.protect(an_agent.agent(("transfer_to_sales", {})))
+    with authz.run(subject="alice"):
+        state = graph.invoke({"messages": [HumanMessage("I need a new contract")]})
+    assert state["messages"][-2].content == "handed over"
+    alone = f"{AGENT}\n{HAND_OVER}\ngraph = create_agent(ScriptedChatModel(script=[]), [hand_over])\n"
+    (tmp_path / "another.py").write_text(alone)
+    refused = run("init", "another.py:graph", "--yes", "--write", "none.yaml")
+    assert refused.exit_code != 0 and "only hand over" in refused.output
+
+
 def test_from_nothing_to_a_protected_graph(run: Callable[..., Any], tmp_path: Path) -> None:
     """With answers the graph works: no question for what is harmless, one for a mail, and none sent unasked."""
     assert run("init", "--answers", "answers.yaml").exit_code == 0
