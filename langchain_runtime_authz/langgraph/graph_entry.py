@@ -285,6 +285,7 @@ class _Root(Entering[tuple[Any, Any]]):
             given = Command(resume={})  # a question was answered outside the graph, and a replay would ask it again
         if entry.pending:
             asked = [i.id for i in state.interrupts] if state is not None else []
+            self.lost = [Redeliver(inputs.untold(entry.pending, given, asked))] if self.lost else ()
             given = inputs.delivered(entry, given, state.values if state is not None else None, asked)
         return given
 

@@ -94,6 +94,12 @@ def open_questions(state: StateSnapshot, asks: Sequence[Approval], now: float) -
     return tuple(i for i in state.interrupts if not approval_ids(i.value) or i.id in waiting)
 
 
+def untold(pending: Sequence[HumanText], input: Any, asked: Collection[str]) -> tuple[HumanText, ...]:
+    """Return pending texts, without reasons that the rejected calls' messages tell."""
+    told = () if isinstance(input, dict) else tuple(f"{ANSWER}{i}:" for i in asked)
+    return tuple(t for t in pending if not (t.key or "").startswith(told))
+
+
 def delivered(entry: Entry, input: Any, state: Any, asked: Collection[str] = ()) -> Any:
     """Add to an input the corrections that the graph has not seen.
 
@@ -102,9 +108,7 @@ def delivered(entry: Entry, input: Any, state: Any, asked: Collection[str] = ())
     """
     before = messages.messages_in(state)
     heard = {t.digest for t in messages.human_texts([*before, *messages.messages_in(input)])}
-    # If a call was rejected outside the graph, its tool message carries the reason.
-    told = () if isinstance(input, dict) else tuple(f"{ANSWER}{i}:" for i in asked)
-    texts = [t for t in entry.pending if t.text and t.digest not in heard and not (t.key or "").startswith(told)]
+    texts = [t for t in untold(entry.pending, input, asked) if t.text and t.digest not in heard]
     if not texts:
         return input
     # Each message gets an id now: without one, a pending write gets a new id each time the state is read.
