@@ -133,11 +133,13 @@ class Placing:
         return found
 
     def quotes_more(self, step: str) -> bool:
-        """Return True if a step's sentence has a quotation that no step uses."""
+        """Return True if a quotation that no step uses may be a step's text."""
         used, segments = [c.place for several in self.claims.values() for c in several], self.words.segments
-        inside = {self._sentence(c.place) for c in self.claims[step]}
-        quoted = [Place(n, *span) for n, _ in inside for span in segments[n].quotations]
-        return any(self._sentence(q) in inside and not any(_overlap(q, other) for other in used) for q in quoted)
+        quoted = [Place(n, *span) for n, segment in enumerate(segments) for span in segment.quotations]
+        if self.claims[step]:  # dictated text may follow the sentence
+            n, sentence = min(self._sentence(c.place) for c in self.claims[step])
+            quoted = [q for q in quoted if q.segment == n and q.start >= segments[n].starts[sentence]]
+        return any(not any(_overlap(q, other) for other in used) for q in quoted)
 
     def _choices(self, need: Need) -> list[Place]:
         """Return the positions of a need's value after the last place that prohibits it."""

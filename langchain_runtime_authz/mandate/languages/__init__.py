@@ -179,8 +179,8 @@ class Language:
         form = next(iter(forms(said)), "").partition(":")[0]
         if form in {"email", "url"}:
             return form
-        path = said[0] in "/~."  # "/etc/hosts", but not "all-but-web-3"
-        common = not path and any(len(p) > 1 and p in self.closed for p in re.split("[-/]", said))
+        path = re.match("~?[/.]", said)  # "/etc/hosts", but not "all-but-web-3" or "~all"
+        common = not path and any(len(p) > 1 and p in self.closed for p in re.split("[-/~]", said))
         if common or not said.isascii() or not _ID.fullmatch(said) or _UNREAD.fullmatch(said):
             return "odd"
         return {"#": "hash", "@": "handle"}.get(said[0], "id")

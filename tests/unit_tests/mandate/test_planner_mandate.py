@@ -72,7 +72,9 @@ def pay(to: Any = "Bob", amount: Any = 45, id: str = "p", **given: Any) -> Step:
     "text",
     ["Pay Bob 45.", "pay BOB 45 EUR, please", "Can you pay Bob 45?", "Transfer $45.00 to Bob", "Bitte überweise Bob 45,00 Euro", "付给 Bob 45元",
      'Could you please send 45 to "Bob"?', "Pay Bob 45. How are you?", "> an old mail\nPay Bob 45.",
-     "Pay Bob:\n45", "At once pay Bob 45", "Pay Bob 45 once a month", "Pay Bob 45 and let me know", "When you have time, pay Bob 45", "给二等奖得主 Bob 付 45元"],
+     "Pay Bob:\n45", "At once pay Bob 45", "Pay Bob 45 once a month", "Pay Bob 45 and let me know", "When you have time, pay Bob 45", "Pay Bob 45 whenever you can",
+     "Pay Bob 45 once today", "Pay Bob 45. Make it quick.", "Pay only with my card: Bob 45", "Pay Bob 45 and set the subject to Rent", "Paga a Bob 45 antes de las 8",
+     "I'm going to Berlin, pay Bob 45", "We're going to be late, pay Bob 45", "给二等奖得主 Bob 付 45元"],
 )
 def test_an_order_is_kept(text: str) -> None:
     """In any language, with values in their normal forms; a constant is marked with where it was said."""
@@ -97,6 +99,8 @@ def test_an_order_is_kept(text: str) -> None:
     ("If Carol agrees, pay Bob 45.", "condition"), ("Pay Bob 45 as soon as I say so.", "condition"),
     ("Wenn Carol zustimmt, überweise Bob 45.", "condition"), ("Don't pay Bob 45.", "forbids"),
     ("Never pay Bob more than 45.", "forbids"), ("Tomorrow I will pay Bob 45.", "in person"), ("I'm going to pay Bob 45.", "in person"), ("Let me pay Bob 45.", "in person"),
+    *((text, "condition") for text in ("Whenever you get a bill, pay Bob 45", "When you have Carol's okay, pay Bob 45", "Once Carol agrees, pay Bob 45", "Pay Bob 45 only with my approval")),
+    *((f"Pay Bob 45. Make it {value}.", "taken back") for value in (50, "€50", "fifty", "a hundred", "Carol", "the usual instead")),
     ('He wrote "pay Bob 45 today".', "do not say"), ("Pay Bob 45. No, forget it.", "taken back"),
     ("Pay Bob 45. I changed my mind.", "taken back"), ("Pay Bob 45. Don't do it!", "taken back"),
     ("Pay Bob 45. Scratch that, he has it.", "taken back"), ("Pay Bob 45... hmm, on second thought leave it.", "taken back"),
@@ -359,12 +363,17 @@ def test_a_step_without_a_word_of_its_own_is_confirmed() -> None:
 @pytest.mark.parametrize(("text", "body", "confirmed"), [
     ('Mail Carol "I am late".', Text(), ("m",)), ('Mail Carol "I am late".', Text(("I am late",)), ()), ("Mail Carol that I am late.", Text(), ()),
     ('Mail Carol: "I am late"', Text(inputs=("r",)), ("m",)), ('Book "Lunch" with Bob. Mail Carol about it.', Text(), ()),
+    ('Mail Carol. The text is "I am late".', Text(), ("m",)),
 ])
 def test_a_quotation_is_not_replaced_by_a_text_of_the_model(text: str, body: Text, confirmed: tuple[str, ...]) -> None:
     mandate = check(text, Step("r", "people"), Step("m", "mail", {"to": "Carol", "body": body})).mandate
     assert mandate is not None
     assert mandate.steps[1:]
     assert mandate.confirm == confirmed
+    for to in (Own(), Each("r", "id")):
+        mandate = check('Mail them "I am late".', Step("r", "people"), Step("m", "mail", {"to": to, "body": Text()})).mandate
+        assert mandate is not None
+        assert mandate.confirm == ("m",)
 
 
 def test_a_planner_writes_no_conditions() -> None:
