@@ -22,6 +22,7 @@ from langchain_core.callbacks import BaseCallbackManager
 from langchain_core.callbacks.manager import BaseRunManager
 from langchain_core.runnables import RunnableConfig, ensure_config
 from langchain_core.tools import BaseTool, StructuredTool
+from langgraph.errors import GraphInterrupt
 from langgraph.prebuilt import ToolRuntime
 from langgraph.runtime import Runtime
 from langgraph.store.base import BaseStore, PutOp
@@ -162,7 +163,12 @@ class Together(FlowContext[Any]):
 
     def _beginning(self) -> Flow[Any]:
         if self._arrivals:
-            self.begun = yield from _begin(self._arrivals)
+            try:
+                self.begun = yield from _begin(self._arrivals)
+            except GraphInterrupt:
+                if (node := self._arrivals[0].node) is not None:
+                    yield (tool_execution.Finish, node)  # as in `NodeCalls.leave`
+                raise
         return self.opened()
 
     def _over(self, exc: BaseException | None, *, cut: bool) -> Flow[None]:

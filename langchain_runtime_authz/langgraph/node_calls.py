@@ -75,6 +75,7 @@ class NodeCalls:
         self._came: dict[str | None, Any] = {}
         self._begun: set[str | None] = set()
         self.running = 0  # guarded tools that are being decided or run
+        self.leaving = 0  # those of them that wait in `leave`
 
     @cached_property
     def _done(self) -> Collection[str]:
@@ -230,8 +231,19 @@ class NodeCalls:
 
     async def finish(self) -> None:
         """Wait for running tools, so that their outcomes are recorded."""
-        while self.running > 0:  # noqa: ASYNC110  (threads end calls too)
+        while self.running > self.leaving:  # noqa: ASYNC110  (threads end calls too)
             await asyncio.sleep(tool_execution.PAUSE)
+
+    def leave(self) -> Flow[None]:
+        """Wait for running tools before a question leaves a call.
+
+        A task group would cancel them.
+        """
+        self.leaving += 1
+        try:
+            yield (tool_execution.Finish, self)
+        finally:
+            self.leaving -= 1
 
     @property
     def asks(self) -> bool:

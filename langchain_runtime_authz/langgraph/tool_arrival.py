@@ -140,6 +140,10 @@ class Arrival:
                 return (yield from execution.flow(code))
             text = self.call_id is None and self.place is not None and self.text()
             return answer(verdict, self.call_id, text=text), None
+        except GraphInterrupt:
+            if self.node is not None:
+                yield from self.node.leave()
+            raise
         finally:
             if self.node is not None:
                 self.node.running -= 1

@@ -11,6 +11,8 @@ from langgraph.errors import GraphInterrupt, NodeCancelledError
 from langgraph.func import entrypoint, task
 from pydantic import ConfigDict
 
+from langchain_runtime_authz import profile
+
 from ._kit import *
 from .test_loops import APPROVAL, THREE, TWICE, Loop, answers, bill
 
@@ -47,6 +49,35 @@ class Slow(StaticPDP):
     async def aevaluate(self, *args: Any, **kwargs: Any) -> Any:
         await asyncio.sleep(0.01)
         return await super().aevaluate(*args, **kwargs)
+
+
+@pytest.mark.parametrize("by", ["tool", "function"])
+def test_a_question_in_a_task_group_cancels_no_other_call(by: str) -> None:
+    """A task group cancels its other tasks once one raises. A payment under way would be in doubt, and asked about again."""
+    paid: list[str] = []
+    does = {"effect": "send", "critical": {"to": "principal"}}
+    authz = RuntimeAuthz(pdp=asking("pay"))
+
+    async def pay(to: str) -> str:
+        """Pay."""
+        await asyncio.sleep(0.02)
+        paid.append(to)
+        return "paid"
+
+    a_tool, function = profile(**does)(tool(pay)), authz.effect("pay", profile=does)(pay)
+
+    async def node(state: MessagesState) -> dict[str, Any]:
+        async with asyncio.TaskGroup() as group:
+            for to in ("ann", "bob", "eve"):
+                group.create_task(a_tool.ainvoke({"to": to}) if by == "tool" else function(to=to))
+        return {}
+
+    graph = authz.protect(node_graph(node, checkpointer=InMemorySaver()))
+    given: Any = human()
+    for _ in range(4):
+        state = run_as(authz, graph, given, THREAD, how="async")
+        given = resume(APPROVE)
+    assert "__interrupt__" not in state and sorted(paid) == ["ann", "bob", "eve"] and authz.unknown_calls() == []
 
 
 def test_threads_of_a_node_may_each_have_a_loop() -> None:
