@@ -95,14 +95,14 @@ class _Check:
 
     def doubtful(self, step: model.Step) -> bool:
         """Return True if the words do not back a side effect, or quote more for its text."""
-        parts = [p for a in step.args.values() for p in model.parts(a)]
-        texts = [part for part in parts if isinstance(part, model.Text)]
-        mine = len(texts) < len(parts) and all(isinstance(part, model.Own | model.Text) for part in parts)
+        parts = [p for a in step.args.values() for p in model.parts(a) if not isinstance(p, model.Text)]
+        mine = bool(parts) and all(isinstance(part, model.Own) for part in parts)
         profile = self.profiles[step.tool]
         anchored = any(self.placing.claims[name] for name in (step.id, *self.behind[step.id]))  # includes its reads
-        if any(not text.quote for text in texts) and self.placing.quotes_more(step.id):
-            return True
-        return profile.side_effect and (not mine or profile.effect in RISKY) and not anchored
+        texts = [step.args.get(name) for name in profile.text]  # the model may write one that is left out
+        loose = not all(isinstance(text, model.Const) or getattr(text, "quote", ()) for text in texts)
+        unbacked = (not mine or profile.effect in RISKY) and not anchored
+        return profile.side_effect and (unbacked or (loose and self.placing.quotes_more(step.id)))
 
     def uncross(self) -> None:
         """Drop steps whose positions in the messages are interleaved."""

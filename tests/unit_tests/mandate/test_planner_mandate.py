@@ -73,7 +73,7 @@ def pay(to: Any = "Bob", amount: Any = 45, id: str = "p", **given: Any) -> Step:
     ["Pay Bob 45.", "pay BOB 45 EUR, please", "Can you pay Bob 45?", "Transfer $45.00 to Bob", "Bitte überweise Bob 45,00 Euro", "付给 Bob 45元",
      'Could you please send 45 to "Bob"?', "Pay Bob 45. How are you?", "> an old mail\nPay Bob 45.",
      "Pay Bob:\n45", "At once pay Bob 45", "Pay Bob 45 once a month", "Pay Bob 45 and let me know", "When you have time, pay Bob 45", "Pay Bob 45 whenever you can",
-     "Pay Bob 45 once today", "Pay Bob 45. Make it quick.", "Pay only with my card: Bob 45", "Pay Bob 45 and set the subject to Rent", "Paga a Bob 45 antes de las 8",
+     "Pay Bob 45 once today", "Pay Bob 45. Make it quick.", "Pay Bob 45. Don't worry!", "Pay only with my card: Bob 45", "Pay Bob 45 and set the subject to Rent", "Paga a Bob 45 antes de las 8",
      "I'm going to Berlin, pay Bob 45", "We're going to be late, pay Bob 45", "给二等奖得主 Bob 付 45元"],
 )
 def test_an_order_is_kept(text: str) -> None:
@@ -101,6 +101,7 @@ def test_an_order_is_kept(text: str) -> None:
     ("Never pay Bob more than 45.", "forbids"), ("Tomorrow I will pay Bob 45.", "in person"), ("I'm going to pay Bob 45.", "in person"), ("Let me pay Bob 45.", "in person"),
     *((text, "condition") for text in ("Whenever you get a bill, pay Bob 45", "When you have Carol's okay, pay Bob 45", "Once Carol agrees, pay Bob 45", "Pay Bob 45 only with my approval")),
     *((f"Pay Bob 45. Make it {value}.", "taken back") for value in (50, "€50", "fifty", "a hundred", "Carol", "the usual instead")),
+    ("Pay Bob 45. Stop it!", "taken back"), ("Pay Bob 45. Strike that.", "taken back"), ("Im gonna pay Bob 45", "in person"),
     ('He wrote "pay Bob 45 today".', "do not say"), ("Pay Bob 45. No, forget it.", "taken back"),
     ("Pay Bob 45. I changed my mind.", "taken back"), ("Pay Bob 45. Don't do it!", "taken back"),
     ("Pay Bob 45. Scratch that, he has it.", "taken back"), ("Pay Bob 45... hmm, on second thought leave it.", "taken back"),
@@ -370,8 +371,8 @@ def test_a_quotation_is_not_replaced_by_a_text_of_the_model(text: str, body: Tex
     assert mandate is not None
     assert mandate.steps[1:]
     assert mandate.confirm == confirmed
-    for to in (Own(), Each("r", "id")):
-        mandate = check('Mail them "I am late".', Step("r", "people"), Step("m", "mail", {"to": to, "body": Text()})).mandate
+    for args in ({"to": Own(), "body": Text()}, {"to": Each("r", "id"), "body": Text()}, {"to": "Carol"}):  # a model may write what is left out
+        mandate = check('Mail Carol "I am late".', Step("r", "people"), Step("m", "mail", args)).mandate
         assert mandate is not None
         assert mandate.confirm == ("m",)
 
