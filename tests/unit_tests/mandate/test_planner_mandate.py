@@ -73,7 +73,7 @@ def pay(to: Any = "Bob", amount: Any = 45, id: str = "p", **given: Any) -> Step:
     ["Pay Bob 45.", "pay BOB 45 EUR, please", "Can you pay Bob 45?", "Transfer $45.00 to Bob", "Bitte überweise Bob 45,00 Euro", "付给 Bob 45元",
      'Could you please send 45 to "Bob"?', "Pay Bob 45. How are you?", "> an old mail\nPay Bob 45.",
      "Pay Bob:\n45", "At once pay Bob 45", "Pay Bob 45 once a month", "Pay Bob 45 and let me know", "When you have time, pay Bob 45", "Pay Bob 45 whenever you can",
-     "Pay Bob 45 once today", "Pay Bob 45. Make it quick.", "Pay Bob 45. Don't worry!", "Pay only with my card: Bob 45", "Pay Bob 45 and set the subject to Rent", "Paga a Bob 45 antes de las 8",
+     "Pay Bob 45 once today", "Pay Bob 45 as soon as possible", "Pay Bob 45. Make it quick.", "Pay Bob 45. Don't worry!", "Pay only with my card: Bob 45", "Pay Bob 45 and set the subject to Rent", "Paga a Bob 45 antes de las 8", "Dá ao Bob 45 bilhetes", "给 Bob 45千克",
      "I'm going to Berlin, pay Bob 45", "We're going to be late, pay Bob 45", "给二等奖得主 Bob 付 45元"],
 )
 def test_an_order_is_kept(text: str) -> None:
@@ -92,7 +92,7 @@ def test_an_order_is_kept(text: str) -> None:
 
 @pytest.mark.parametrize(("text", "why"), [
     ("Pay the bill.", "do not say 'Bob'"), ("Pay Bob.", "do not say '45'"), ("Pay Bob 45k", "do not say '45'"),
-    *((f"Bob: 45 {scale}", "do not say '45'") for scale in ("cents", "Cent", "Tausend Euro", "mil euros", "mille euro", "万元", "角")),
+    *((f"Bob: 45 {scale}", "do not say '45'") for scale in ("cents", "Cent", "Tausend Euro", "mil euros", "mille euro", "milhões", "万元", "千元", "角")),
     ("Pay Bobby 45", "do not say 'Bob'"), ("Pay bob@x.org 45", "do not say 'Bob'"),
     ("Pay Bob. The bill says 45.", "in one sentence"), ("Pay Bob\nThe bill says 45", "in one sentence"), ("Should I pay Bob 45?", "question"),
     ("Did you pay Bob 45?", "question"), ("Could you tell me, should we pay Bob 45?", "question"),
