@@ -22,7 +22,7 @@ from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph.messages import kept
 from langchain_runtime_authz.langgraph.tool_call_parsing import parses_alike
 from langchain_runtime_authz.langgraph.tool_execution import Pending
-from langchain_runtime_authz.ledger.base import Approval, Committed, Conflict, Query
+from langchain_runtime_authz.ledger.base import Approval, Conflict, Query
 from langchain_runtime_authz.ledger.changes import SetMark
 from langchain_runtime_authz.pep import approval_hitl
 from langchain_runtime_authz.pep.call import Call, DecidedCall
@@ -307,9 +307,10 @@ def _resolve(run: Run, asked: Sequence[tuple[DecidedCall, Approval]], answer: ob
         # Only an entry can open an epoch, so a correction does not count as an answer here.
         given = approval_hitl.answers(still, answer, run.subject)
         plain = [replace(a, state="malformed", edited="") if a.edited or a.state == "answered" else a for a in given]
+        yield from approval_hitl.record_answers(run, still, plain)
         done = yield Commit(run.scope, None, plain)
-        if isinstance(done, Committed):
-            yield from approval_hitl.record_answers(run, still, plain, done.now)
+        if isinstance(done, Conflict):
+            yield from approval_hitl.record_answers(run, still, plain, done.code)
 
 
 def _replaced(judged: DecidedCall) -> bool:

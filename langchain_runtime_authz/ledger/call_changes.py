@@ -310,13 +310,9 @@ class SpendRate(Change):
 
 @dataclass(slots=True)
 class AskApproval(Unrefusable):
-    """Open a question, unless its LangGraph task already asks about the same call.
-
-    `anew`: forget the approvals that the open question has.
-    """
+    """Open a question, unless its LangGraph task already asks about the same call."""
 
     approval: Approval
-    anew: bool = False
 
     def needs(self, n: Needs) -> None:
         n.approvals.add(self.approval.call_key)
@@ -324,11 +320,8 @@ class AskApproval(Unrefusable):
     def apply(self, t: Thread, now: float) -> None:
         asked = t.approvals.get(self.approval.call_key)
         one = self.approval
-        if (
-            self.anew
-            or asked is None
-            or (asked.state, asked.args_digest, asked.task_id) != ("asked", one.args_digest, one.task_id)
-        ):
+        same = ("asked", one.args_digest, one.task_id)
+        if asked is None or (asked.state, asked.args_digest, asked.task_id) != same:
             t.approvals[self.approval.call_key] = self.approval
 
 

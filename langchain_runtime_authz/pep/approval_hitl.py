@@ -11,6 +11,7 @@ advances the epoch, and the approved calls continue in the new epoch.
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -18,7 +19,7 @@ from typing import Any, Final
 
 from langchain_runtime_authz._display import inert, quoted
 from langchain_runtime_authz.digest import digest
-from langchain_runtime_authz.errors import AuditError, MappingError
+from langchain_runtime_authz.errors import Code, MappingError
 from langchain_runtime_authz.evaluation import Subject
 from langchain_runtime_authz.facts.checkpoint_head import OF_TASK
 from langchain_runtime_authz.facts.resource_version import filled
@@ -269,23 +270,15 @@ def answer_event(
 
 
 def record_answers(
-    run: Run, asks: Sequence[Approval], answered: Sequence[AnswerApproval], now: float, asked_at: int = 0, **detail: Any
+    run: Run, asks: Sequence[Approval], answered: Sequence[AnswerApproval], refused: Code | None = None
 ) -> Flow[None]:
-    """Record answers in the audit log. `asked_at`: the epoch that they have changed."""
-    by_key = {a.call_key: a for a in asks}
-    try:
-        for given in answered:
-            yield answer_event(run, by_key[given.call_key], given, now, content=run.engine.audit.content, **detail)
-    except AuditError:
-        still = [replace(a, epoch=run.epoch) for a in asks if a.epoch == (asked_at or run.epoch)]
-        yield asked_again(run.scope, still, answered if "refused" not in detail else ())
-        raise
-
-
-def asked_again(scope: Scope, asks: Sequence[Approval], answered: Sequence[AnswerApproval]) -> tuple[Any, ...]:
-    """Return the effect that opens approved questions again, for lack of a record."""
-    approved = {g.call_key for g in answered if g.state == "approved"}
-    return Commit(scope, None, [AskApproval(one, anew=True) for one in asks if one.call_key in approved])
+    """Record answers before they are committed, or that the commit `refused` them."""
+    # INVARIANT: an answer without a record does not count, even if the process dies or the audit log fails.
+    by_key: dict[str, Approval] = {a.call_key: a for a in asks}
+    detail: dict[str, Any] = {} if refused is None else {"refused": str(refused)}
+    for given in answered:
+        about = by_key[given.call_key], given, time.time()
+        yield answer_event(run, *about, content=run.engine.audit.content, **detail)
 
 
 def reviews(

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from langchain_runtime_authz.errors import AuditError, AuthzError, Code, ConfigError
+from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
 from langchain_runtime_authz.facts.checkpoint_head import UNRECORDED
 from langchain_runtime_authz.ledger.base import Approval, Asked, Committed, Conflict, Query, Scope, Snapshot
 from langchain_runtime_authz.ledger.call_changes import AnswerApproval
 from langchain_runtime_authz.ledger.changes import AdvanceEpoch, Change, RecordPlan
-from langchain_runtime_authz.pep.approval_hitl import answer_event, asked_again, corrections
+from langchain_runtime_authz.pep.approval_hitl import answer_event, corrections
 from langchain_runtime_authz.pep.corrections import carried
 from langchain_runtime_authz.pep.decision_log import confirmed, settle, unrecorded
 from langchain_runtime_authz.pep.run import Commit, Effect, Engine, Flow, Load, Perform, new_id
@@ -82,21 +82,15 @@ def answer_outside_graph(
     if texts:
         change = [AdvanceEpoch(asked.epoch, texts, deliver=True), *(RecordPlan(p) for p in plans)]
         change.append(mark := unrecorded(asked.epoch + 1, pinned, texts, "answer"))
-    done = yield Commit(scope, None, [given, *change])
-    refused = done.code if isinstance(done, Conflict) else None
-    at = getattr(done, "now", now)
+    # INVARIANT: an answer without a record does not count.
     about_answer: dict[str, Any] = {"verdict": said.verdict, "by": said.issuer, "statement": said.jti}
-    if refused is not None:
-        about_answer["refused"] = str(refused)
-    try:
-        yield answer_event(scope, asked, given, at, content=content, **about_answer)
-    except AuditError:
-        yield asked_again(scope, [asked], [given] if refused is None else [])
-        raise
-    if texts and isinstance(done, Committed):
+    yield answer_event(scope, asked, given, now, content=content, **about_answer)
+    done: Committed | Conflict = yield Commit(scope, None, [given, *change])
+    if isinstance(done, Conflict):
+        yield answer_event(scope, asked, given, now, content=content, **about_answer, refused=str(done.code))
+        raise AuthzError(done.code)
+    if texts:
         yield from confirmed(scope, done, mark, texts, "answer")
-    if refused is not None:
-        raise AuthzError(refused)
     if verdict != "approve" or asked.needed == 1:
         return 0
     after: Snapshot = yield Load(scope, Query(calls=(asked.call_key,)))  # others may have approved meanwhile

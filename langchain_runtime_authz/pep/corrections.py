@@ -5,7 +5,6 @@ Each change of the task advances the epoch by compare-and-set, so earlier plans 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -60,13 +59,13 @@ def answer(
         return  # LangChain's review refuses the whole value, and the review's question stays open
     said = corrections(asks, answered)
     if not said and not (yield from _takes_back(run.scope, asks, answered)):
+        yield from record_answers(run, asks, answered)
         done = yield Commit(run.scope, None, answered)
-        if isinstance(done, Conflict) and done.code in _NOT_THEIRS:
-            # Refused before any task takes the value: the question stays open for those who may answer it.
-            yield from record_answers(run, asks, answered, time.time(), refused=str(done.code))
-            raise AuthzDenied(done.code, new_id())
-        if isinstance(done, Committed):
-            yield from record_answers(run, asks, answered, done.now)
+        if isinstance(done, Conflict):
+            yield from record_answers(run, asks, answered, done.code)
+            if done.code in _NOT_THEIRS:
+                # Refused before any task takes the value: the question stays open for those who may answer it.
+                raise AuthzDenied(done.code, new_id())
         by_key = {a.call_key: a for a in answered}
         if any(a.needed - len(a.approvers) > 1 and by_key[a.call_key].state == "approved" for a in asks):
             raise AuthzDenied(Code.APPROVAL_WAITS, new_id())
@@ -74,9 +73,8 @@ def answer(
     plans = yield from carried(run.scope, run.epoch, asks, answered)
     texts = tuple(replace(t, author=run.subject.principal) for t in said) if run.subject.human else ()
     change = AdvanceEpoch(run.epoch, texts, keep=tuple(a.call_key for a in answered if a.state == "approved"))
-    before = run.epoch
-    done = yield from _rotate(run, [*answered, change, *(RecordPlan(p) for p in plans)], texts)
-    yield from record_answers(run, asks, answered, done.now, before)
+    yield from record_answers(run, asks, answered)
+    yield from _rotate(run, [*answered, change, *(RecordPlan(p) for p in plans)], texts, asks, answered)
 
 
 def _takes_back(scope: Scope, asks: Sequence[Approval], answered: Sequence[AnswerApproval]) -> Flow[bool]:
@@ -132,12 +130,19 @@ def reply(
     return True
 
 
-def _rotate(run: Run, changes: Sequence[Change], texts: Sequence[HumanText]) -> Flow[Committed]:
+def _rotate(
+    run: Run,
+    changes: Sequence[Change],
+    texts: Sequence[HumanText],
+    asks: Sequence[Approval] = (),
+    answered: Sequence[AnswerApproval] = (),
+) -> Flow[None]:
     """Commit a task change that this run causes, and move the run to the new epoch."""
     before = {"from_epoch": run.epoch, "from_jti": run.jti}
     mark = unrecorded(run.epoch + 1, run.pinned, texts, "answer")
     done: Committed | Conflict = yield Commit(run.scope, run.guard, [*changes, mark])
     if isinstance(done, Conflict):
+        yield from record_answers(run, asks, answered, done.code)
         raise AuthzDenied(done.code, new_id())
     run.move_to(done.epoch, new_id())
     run.pinned += len(texts)
@@ -146,7 +151,6 @@ def _rotate(run: Run, changes: Sequence[Change], texts: Sequence[HumanText]) -> 
     if isinstance(taken, Conflict):
         raise AuthzDenied(taken.code, new_id())
     yield run_event(run, "rotated", done.now, detail=before)
-    return done
 
 
 def carried(

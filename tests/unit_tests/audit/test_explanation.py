@@ -123,6 +123,7 @@ def test_every_deviation_has_words() -> None:
 @pytest.mark.parametrize("code", ["subject_mismatch", "killed"])
 def test_a_refused_entry_says_why_to_the_developer(code: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """In the traceback, by id, in `run.decisions` and on record with its subject, though no policy was asked; once in the log."""
+    caplog.set_level(logging.WARNING, LOG)  # the demo's command raises it
     authz = RuntimeAuthz(kill_switch=tmp_path / "kill", audit=FileSink(tmp_path / "audit.jsonl", content=True))
     graph = _agent(authz, args=MALLORY)
     with authz.run(subject="alice"):
