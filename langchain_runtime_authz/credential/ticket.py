@@ -33,17 +33,17 @@ class Ticket(Sealed):
 
     `raw`: the decided arguments, without injected ones. `mint` receives an audience and a key's thumbprint or `None`;
     it returns the effect that mints the token. `status_check` receives an audience; its effect raises if the call was
-    stopped. A token may be exchanged for `reaches` only. `spent`: budgets that the call uses, given back if the tool
-    never starts. `approval_key`: the approval that the call uses up. `redeemed`: the tool has started. `leaked`: a
-    token was found in the output. `withheld`: a part of the output was not searched. This is not a dataclass, because
-    serialisers write every field of a dataclass, secrets included.
+    stopped. A token may be exchanged for `reaches` only. `undo`: the last arguments of the `ReleaseCall` that takes
+    the claim back if the tool never starts. `redeemed`: the tool has started. `leaked`: a token was found in the
+    output. `withheld`: a part of the output was not searched. This is not a dataclass, because serialisers write every
+    field of a dataclass, secrets included.
     """
 
     _pickled = "[ticket]"
     __slots__ = (
-        "__weakref__", "_lock", "_minted", "_minting", "_others", "_refusals", "_status_check", "agent", "approval_key", "audiences",
+        "__weakref__", "_lock", "_minted", "_minting", "_others", "_refusals", "_status_check", "agent", "audiences",
         "call_id", "call_key", "concluded", "decision_id", "epoch", "idempotency_key", "jti", "leaked", "mint", "obligations", "raw",
-        "reaches", "redeemed", "spent", "tool", "withheld",
+        "reaches", "redeemed", "tool", "undo", "withheld",
     )  # fmt: skip
 
     def __init__(
@@ -60,17 +60,16 @@ class Ticket(Sealed):
         raw: Mapping[str, Any] | str | None = None,
         audiences: tuple[str, ...] = (),
         obligations: tuple[Obligation, ...] = (),
-        spent: tuple[tuple[str, int], ...] = (),
+        undo: tuple[Any, ...] = ((),),
         mint: Callable[[str, str | None], tuple[Any, ...]] | None = None,
         status_check: Callable[[str], tuple[Any, ...]] | None = None,
-        approval_key: str = "",
         refusals: Refusals | None = None,
         reaches: tuple[str, ...] = (),
     ) -> None:
         self.tool, self.call_id, self.call_key, self.agent, self.epoch = tool, call_id, call_key, agent, epoch
         self.decision_id, self.jti, self.idempotency_key = decision_id, jti, idempotency_key
         self.raw, self.audiences, self.reaches, self.obligations = raw, audiences, reaches, obligations
-        self.spent, self.mint, self.approval_key = spent, mint, approval_key
+        self.undo, self.mint = undo, mint
         self._refusals, self._status_check = refusals, status_check
         self.redeemed = self.concluded = self.leaked = self.withheld = False
         self._minted: dict[str, CallCredential] = {}

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 from langchain_core.messages import AIMessage, ToolMessage
 from langgraph.errors import GraphInterrupt
@@ -39,6 +39,8 @@ from langchain_runtime_authz.pep.call import Call, Denial, Replay
 from langchain_runtime_authz.pep.run import Commit, Flow, Load, Run
 
 Place = tuple[str, int]  # a message's id, a call's position in it
+_KEPT: Final = 2048  # messages of one task; the calls of older ones would be new calls when the task runs again
+_SOUGHT: Final = 64  # plans of earlier executions in which a call is looked for
 
 
 class ArrivingCall(Protocol):
@@ -145,7 +147,7 @@ class NodeCalls:
             self._mark = f"{OF_TASK}plans:{private.task_id(self.config)}"
             mark = (yield Load(run.scope, Query(marks=(self._mark,)))).marks.get(self._mark, "[{}, {}]")
             self._kept, self._places = json.loads(mark)
-            self._before = [*self._kept.values()][::-1]
+            self._before = [*self._kept.values()][: -_SOUGHT - 1 : -1]
         while self.announced:
             task, message = self.announced.pop(0)
             name = raw_digest([task, [[c["name"], raw_digest(c["args"])] for c in message.tool_calls]])
@@ -168,8 +170,9 @@ class NodeCalls:
                 yield Commit(run.scope, None, [SetMark(self._mark, now)])
 
     def _written(self) -> str:
-        kept = dict([*(self._kept or {}).items()][-64:])
-        return json.dumps([kept, {plan: rows for plan, rows in [*self._places.items()] if plan in kept.values()}])
+        kept = dict([*(self._kept or {}).items()][-_KEPT:])
+        plans = {*kept.values()}
+        return json.dumps([kept, {plan: rows for plan, rows in [*self._places.items()] if plan in plans}])
 
     def decide(self, run: Run, one: ArrivingCall) -> Flow[tuple[Pending, Place | None]]:
         """Decide a call. Return it with its verdict, and its place in a message, if any."""

@@ -120,7 +120,7 @@ class RepeatCall(_OfCall):
 
 @dataclass(slots=True)
 class ReleaseCall(Unrefusable):
-    """Undo the claim of a call that never ran: give back its approval and budgets.
+    """Undo the claim of a call that never ran, with its approval, budgets and rates.
 
     An earlier doubt about the call stays.
     """
@@ -128,11 +128,14 @@ class ReleaseCall(Unrefusable):
     key: str
     refund: tuple[tuple[str, int], ...] = ()  # counters, with what the claim added to them
     approval: str = ""  # key of the approval that the claim used, if any
+    rates: tuple[tuple[str, int], ...] = ()  # counters and windows in which the claim was counted
+    paused: CallRow | None = None  # the call as its tool had left it, to wait for an answer
 
     def needs(self, n: Needs) -> None:
         n.calls.add(self.key)
         n.approvals.update([self.approval] if self.approval else ())
         n.budgets.update([counter for counter, _ in self.refund])
+        n.rates.update(self.rates)
 
     def apply(self, t: Thread, now: float) -> None:
         # Give back a claim only once, and never after the call has ended.
@@ -146,10 +149,17 @@ class ReleaseCall(Unrefusable):
             t.put(self.key, row._replace(state="void", **void))
         else:
             t.drop(self.key)
+            if self.paused is not None:
+                t.put(self.key, self.paused)
         if (used := t.approvals.get(self.approval)) is not None and used.state == "spent":
             t.approvals[self.approval] = replace(used, state="approved")
         for counter, by in self.refund:
             _spend(t, counter, -by)
+        for rate in self.rates:
+            times = [*t.rates.get(rate, ())]
+            if row.at in times:  # the claim was counted in the same commit
+                times.remove(row.at)
+                t.rates[rate] = tuple(times)
 
 
 @dataclass(slots=True)

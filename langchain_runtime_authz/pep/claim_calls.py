@@ -20,8 +20,15 @@ from langchain_runtime_authz.evaluation import deny
 from langchain_runtime_authz.facts import plan
 from langchain_runtime_authz.facts.delegation_edges import handoff_edge
 from langchain_runtime_authz.ledger import changes as ledger
-from langchain_runtime_authz.ledger.base import Conflict, Scope
-from langchain_runtime_authz.ledger.call_changes import ClaimCall, ReleaseCall, RepeatCall, SpendApproval, SpendBudget
+from langchain_runtime_authz.ledger.base import CallRow, Conflict, Scope
+from langchain_runtime_authz.ledger.call_changes import (
+    ClaimCall,
+    ReleaseCall,
+    RepeatCall,
+    SpendApproval,
+    SpendBudget,
+    SpendRate,
+)
 from langchain_runtime_authz.ledger.schema import SEVERAL
 from langchain_runtime_authz.pep import calls_in_doubt, decision_log
 from langchain_runtime_authz.pep.call import DecidedCall, Denial, Replay, Verdict
@@ -35,6 +42,8 @@ from langchain_runtime_authz.pep.run import Commit, Run
 from langchain_runtime_authz.telemetry.logs import logger
 
 _log = logger(__name__)
+
+Undo = tuple[Spent, str, Spent, CallRow | None]  # of `ReleaseCall`, from `refund` on
 
 RACES: Final = 16  # retries if other agents make the same call at once
 
@@ -82,7 +91,7 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
         named = {a: f"{run.jti}:{decided.key}:{a}" for a in audiences_of(run, call.profile.audience)}
         tokens = {a: hashlib.sha256(name.encode()).hexdigest()[:32] for a, name in named.items()}
     intent = _idempotency_key(run, decided)
-    changes, spent = _changes(run, decided, tuple(tokens.values()) if tokens else (), intent)
+    changes, undo = _changes(run, decided, tuple(tokens.values()) if tokens else (), intent)
     if edge is not None:
         changes.append(ledger.RecordEdge(edge))
     shared = counting_scope(run, decided.mandate)
@@ -93,7 +102,7 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
     except Exception as exc:  # noqa: BLE001  (see `decide_calls`)
         return (yield from deny_call(run, decided.under(engine.deny_for_failure(exc, run))))
     if type(done) is Conflict:
-        yield from refund(run, shared, spent)
+        yield from refund(run, shared, undo[0])
         return (yield from _conflicting(run, decided, done))
     # Before the tool runs, so that a concurrent read counts as later.
     engine.memory.outputs(run.scope).claimed(call.args if call.profile.side_effect else None)
@@ -110,8 +119,7 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
         if decision.obligations:
             yield from decision_log.notify(run, decision, "tools/call", call.tool, done.now)
     except AuditError as exc:
-        return (yield from _release(run, decided, spent, exc, recorded))
-    approval = decided.approval
+        return (yield from _release(run, decided, undo, exc, recorded))
     ticket = Ticket(
         tool=call.tool,
         call_id=call.call_id,
@@ -121,12 +129,11 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
         raw=call.raw,
         decision_id=decision.decision_id,
         jti=run.jti,
-        approval_key=approval.call_key if approval is not None else "",
         idempotency_key=intent,
         audiences=tuple(tokens) if tokens else (),
         reaches=audiences_of(run, call.profile.behind) if tokens else (),
         obligations=decision.obligations,
-        spent=spent,
+        undo=undo,
         mint=minter(run, decided, tokens, done.now) if tokens else None,
         status_check=status_check(run, tokens, done.now) if tokens else None,
         refusals=RefusedMints((run, decided, done.now - time.monotonic())),
@@ -148,8 +155,8 @@ def _elsewhere(decided: DecidedCall, shared: Scope | None) -> Flow[Conflict | No
     return None
 
 
-def _changes(run: Run, decided: DecidedCall, tokens: tuple[str, ...], intent: str) -> tuple[list[ledger.Change], Spent]:
-    """Return the changes of a call's claim, and the budgets that they spend."""
+def _changes(run: Run, decided: DecidedCall, tokens: tuple[str, ...], intent: str) -> tuple[list[ledger.Change], Undo]:
+    """Return the changes of a call's claim, and what takes it back."""
     call, approval, row, name = decided.call, decided.approval, decided.row, decision_log.label(decided.call.tool)
     profile, approved = call.profile, approval is not None and approval.state == "approved"
     # An approval after a failure permits running the call again.
@@ -169,7 +176,9 @@ def _changes(run: Run, decided: DecidedCall, tokens: tuple[str, ...], intent: st
     changes: list[ledger.Change] = [
         ClaimCall(decided.key, run.jti, repeatable, tokens, deed, about, subject, despite, tuple(also))
     ]
-    resumed = row is not None and row.state == "suspended"  # the call counted when its tool began
+    paused = row if row is not None and row.state == "suspended" else None
+    # An earlier entry counted the call when its tool began. Within one entry, code may only try again.
+    resumed = paused is not None and paused.jti != run.jti
     if decided.decision.obligations and not resumed:
         changes += owed(decided.decision)
     budgets = run.grant.budgets if run.grant is not None and not resumed else {}
@@ -183,17 +192,21 @@ def _changes(run: Run, decided: DecidedCall, tokens: tuple[str, ...], intent: st
         for spend in decided.standing.spends:
             changes.append(SpendBudget(*spend))
     spent: Spent = ()
+    rates: Spent = ()
     for change in changes:
         if type(change) is SpendBudget:
             spent = (*spent, (change.counter, change.by))
+        elif type(change) is SpendRate:
+            rates = (*rates, (change.counter, change.window))
     changes.append(
         ledger.RecordStep(
             call=name, effect=profile.effect, recent=name, side_effect=profile.side_effect, agent=run.agent
         )
     )
+    used = ""
     if approval is not None and approved:
-        changes.append(SpendApproval(approval.call_key, approval.args_digest))
-    return changes, spent
+        changes.append(SpendApproval(used := approval.call_key, approval.args_digest))
+    return changes, (spent, used, rates, paused)
 
 
 def _unclaimed(run: Run, decided: DecidedCall) -> Flow[Verdict]:
@@ -218,17 +231,15 @@ def _conflicting(run: Run, decided: DecidedCall, conflict: Conflict) -> Flow[Ver
     return (yield from deny_call(run, decided.under(deny(conflict.code))))
 
 
-def _release(run: Run, decided: DecidedCall, spent: Spent, failure: AuditError, recorded: bool) -> Flow[Denial]:
+def _release(run: Run, decided: DecidedCall, undo: Undo, failure: AuditError, recorded: bool) -> Flow[Denial]:
     """Deny a claimed call and release it, because a record or notification failed."""
     if recorded:
         denial = yield from deny_call(run, decided.under(deny(failure.code)))
     else:
         denial = Denial(decided.call, run.engine.deny_for_failure(failure, run))
-    approval = decided.approval
     try:
-        back = ReleaseCall(decided.key, spent, approval.call_key if approval is not None else "")
-        yield (Commit, run.scope, None, [back])
-        yield from refund(run, counting_scope(run, decided.mandate), spent)
+        yield (Commit, run.scope, None, [ReleaseCall(decided.key, *undo)])
+        yield from refund(run, counting_scope(run, decided.mandate), undo[0])
     except Exception as exc:  # noqa: BLE001  (denied all the same; the claim ends with the run)
         run.engine.lost("the release of a claim", exc, run, decided.decision.decision_id)
     return denial

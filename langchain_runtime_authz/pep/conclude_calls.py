@@ -122,8 +122,8 @@ def conclude(
     leaked, profile, side_effect = ticket.leaked, call.profile, call.profile.side_effect
     changes: list[ledger.Change] = []
     if state == "released":
-        changes.append(ReleaseCall(ticket.call_key, ticket.spent, ticket.approval_key))
-        yield from refund(run, counting_scope(run, run.mandate), ticket.spent)
+        changes.append(ReleaseCall(ticket.call_key, *ticket.undo))
+        yield from refund(run, counting_scope(run, run.mandate), ticket.undo[0])
     else:
         # A read may run again, so only its data class is kept. Then it receives the answers to its questions in order.
         ended = "failed" if state == "denied" else state

@@ -153,13 +153,27 @@ def test_outside_a_tool_there_is_no_call() -> None:
         assert code_of(lambda: getattr(current_call(), fact), AuthzError) == Code.NO_RUN
 
 
-LIMITS = {"grant": [], "rate": [("rate_limit", {"window": 60})], "budget": [("budget", {})]}
+LIMITS = {"grant": [], "rate": [("rate_limit", {"window": 60})], "budget": [("budget", {})], "none": []}
+
+
+def limited(limit: str, graph: Any) -> tuple[Any, Any]:
+    """Return a function that enters a graph in which one payment is permitted, and the graph."""
+    obligations = [{"id": "limit", "type": t, "properties": {"counter": "pay", "max": 1, **p}} for t, p in LIMITS[limit]]
+    permit = {"decision": True, "context": {"obligations": obligations}}
+    pdp = StaticPDP(lambda r: permit if r.action.name == "tools/call" and r.resource.id == "pay" else True)
+    authz, graph = protecting(graph, pdp, profiles={"pay": {"effect": "pay", "critical": {"to": "principal"}}, "settle": {"effect": "write"}})
+    own = {"grant": Grant(tools=("pay", "settle"), budgets={"pay": 1})} if limit == "grant" else {}
+    return lambda given: told(authz, graph, given, THREAD, **own), graph
 
 
 @pytest.mark.parametrize("limit", LIMITS)
 @pytest.mark.parametrize("calls", [1, 2])
-def test_a_call_whose_tool_asks_counts_once(limit: str, calls: int) -> None:
-    """The tool's own question pauses the call, which goes on after the answer. One payment is permitted, a second is not."""
+@pytest.mark.parametrize("wrap", [None, lambda request, execute: execute(request.override(tool=request.tool.model_copy()))], ids=["plain", "wrapped"])
+def test_a_call_whose_tool_asks_counts_once(limit: str, calls: int, wrap: Any) -> None:
+    """The tool's own question pauses the call, which goes on after the answer. One payment is permitted, a second is not.
+
+    A wrapper that gives the tool node a copy of the tool makes it decide the call again.
+    """
     ran: list[Any] = []
 
     @tool
@@ -169,13 +183,35 @@ def test_a_call_whose_tool_asks_counts_once(limit: str, calls: int) -> None:
         ran.append(to)
         return "paid"
 
-    obligations = [{"id": "limit", "type": t, "properties": {"counter": "pay", "max": 1, **p}} for t, p in LIMITS[limit]]
-    permit = {"decision": True, "context": {"obligations": obligations}}
-    pdp = StaticPDP(lambda r: permit if r.action.name == "tools/call" else True)
     model = replying(*[[call("pay", {"to": f"p{n}"}, f"c{n}")] for n in range(calls)])
-    graph = loop(lambda s: {"messages": [model.invoke(s["messages"])]}, ToolNode([pay]), checkpointer=InMemorySaver())
-    authz, graph = protecting(graph, pdp, profiles={"pay": {"effect": "pay", "critical": {"to": "principal"}}})
-    own = {"grant": Grant(tools=("pay",), budgets={"pay": 1})} if limit == "grant" else {}
-    for given in (human(), Command(resume=True)):
-        told(authz, graph, given, THREAD, **own)
-    assert ran == ["p0"] and not graph.get_state(THREAD).interrupts
+    graph = loop(lambda s: {"messages": [model.invoke(s["messages"])]}, ToolNode([pay], wrap_tool_call=wrap), checkpointer=InMemorySaver())
+    enter, graph = limited(limit, graph)
+    enter(human())
+    while graph.get_state(THREAD).interrupts:
+        enter(Command(resume=True))
+    assert ran == (["p0"] if limit != "none" else [f"p{n}" for n in range(calls)])
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+def test_code_that_tries_a_paused_call_again_makes_calls_that_count(limit: str) -> None:
+    """A tool pays before it asks, and its caller takes the question for an error and tries again. Without a limit, it pays thrice."""
+    ran: list[Any] = []
+
+    @tool
+    def pay(to: str) -> str:
+        """Pay."""
+        ran.append(to)
+        return str(interrupt("Is the receipt right?"))
+
+    @tool
+    def settle(to: str) -> str:
+        """Pay, with three tries."""
+        for _ in range(3):
+            with contextlib.suppress(Exception):
+                return str(pay.invoke({"to": to}))
+        return "failed"
+
+    model = replying([call("settle", {"to": "ann"}, "c")])
+    enter, _ = limited(limit, loop(lambda s: {"messages": [model.invoke(s["messages"])]}, ToolNode([settle]), checkpointer=InMemorySaver()))
+    enter(human())
+    assert ran == ["ann"] * (3 if limit == "none" else 1)

@@ -465,3 +465,21 @@ def test_a_call_that_was_made_is_no_new_call_of_a_later_message(send: str) -> No
     authz, graph = protecting(in_body(model, ran, SEND[send]), asking("pay"))
     played(authz, graph, resume(REJECT), resume(APPROVE), resume(APPROVE))
     assert ran == [("ann", 5.0, "USD"), ("bob", 5.0, "USD")]
+
+
+def test_the_calls_of_a_long_loop_are_made_once() -> None:
+    """The last of 70 messages asks. When the node runs again, the calls of all the others were made. Unprotected, they run again."""
+    for protected in (True, False):
+        ran: list[Any] = []
+
+        def reply(messages: list[Any]) -> AIMessage:
+            n = len(messages) // 2
+            return says(call("pay", {"to": f"p{n}", "amount": "5"}, f"c{n}")) if n < 70 else AIMessage("done")
+
+        look = lambda c: interrupt("Go on?") if c["id"] == "c69" else None
+        graph = one_node(ScriptedChatModel(script=[reply] * 150), ran, SEND["args"], look)
+        authz = authz_with(StaticPDP(True))
+        graph = authz.protect(graph) if protected else graph
+        for given in (human(), Command(resume=True)):
+            told(authz, graph, given, THREAD)
+        assert len(ran) == (70 if protected else 139)

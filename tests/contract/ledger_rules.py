@@ -400,6 +400,25 @@ class LedgerRules(LedgerHarness):
         self.do(ReleaseCall("edited", approval="asked"))
         self.do(SpendApproval("asked", DIGEST))
 
+    def test_a_release_gives_back_its_place_in_a_rate(self) -> None:
+        """Not that of another call."""
+        lease, rate = self.lease(), SpendRate("pay", 60, 2)
+        self.do(_claim("first", lease), rate)
+        self.clock.tick(1)
+        self.do(_claim("k", lease), rate)
+        self.refuse(Code.RATE_EXCEEDED, rate)
+        self.do(ReleaseCall("k", rates=(("pay", 60), ("other", 60))))
+        self.do(rate)
+        self.refuse(Code.RATE_EXCEEDED, rate)
+
+    def test_a_release_leaves_a_paused_call_paused(self) -> None:
+        """With the numbers of the answers that its tool had."""
+        self.do(_claim("k", self.lease()), ConcludeCall("k", "suspended", "[1]"))
+        paused = self.row("k")
+        self.do(_claim("k", self.lease("again")))
+        self.do(ReleaseCall("k", paused=paused))
+        assert self.row("k") == paused and paused.state == "suspended"
+
     def test_a_release_gives_back_what_was_spent(self) -> None:
         """Of each counter by its own amount, and never below nothing."""
         lease = self.lease()
