@@ -117,8 +117,12 @@ def _look_up(run: Run, calls: Sequence[Call]) -> Flow[tuple[Any, ...]]:
     compared = _compared(run, words, calls)
     snapshot: Snapshot = yield (Load, run.scope, _query(run, calls, keys, origin, compared))
     recorded = snapshot.plan
-    if recorded is not None and (planned := recorded.origin or recorded.epoch) != run.epoch:
-        # The calls were planned at another epoch. Some may have run since, and their keys contain that epoch.
+    if recorded is not None and (
+        (planned := recorded.origin or recorded.epoch) != run.epoch or (snapshot.approvals and _moved(recorded, calls))
+    ):
+        # The calls were planned at another epoch, or code moved them before an approval counts. Some may have run
+        # since, and their keys contain the plan's epoch and places.
+        calls = in_plan(recorded, calls)
         keys, origin = [_key(run, c, planned) for c in calls], planned
         snapshot = yield (Load, run.scope, _query(run, calls, keys, origin, compared))
     if anew:
@@ -249,8 +253,11 @@ def rewritten(run: Run, call: Call) -> Flow[plan.PlanRecord | None]:
 def _elsewhere(run: Run, found: plan.PlanRecord | None, calls: Sequence[Call]) -> Flow[list[Call] | None]:
     """Return the calls as they stand in their plan, or `None` if nothing moved."""
     found = (yield from rewritten(run, calls[0])) or found
-    again = in_plan(found, calls) if found is not None else []
-    return again if any(map(ne, map(_PLACE, again), map(_PLACE, calls))) else None
+    return in_plan(found, calls) if found is not None and _moved(found, calls) else None
+
+
+def _moved(found: plan.PlanRecord, calls: Sequence[Call]) -> bool:
+    return any(map(ne, map(_PLACE, in_plan(found, calls)), map(_PLACE, calls)))
 
 
 def in_plan(found: plan.PlanRecord, calls: Sequence[Call]) -> list[Call]:

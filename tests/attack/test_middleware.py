@@ -238,6 +238,20 @@ def test_calls_whose_neighbour_was_taken_out_are_the_planned_ones(stack: str, th
     assert_went_on(state)
 
 
+@pytest.mark.parametrize(("answers", "paid"), [
+    ((edit("ann", "1"), edit("eve", "2")), [("ann", 1.0, "USD"), ("eve", 2.0, "USD")]), ((APPROVE, APPROVE), [PAID, PAID]),
+], ids=["edit", "approve"])
+def test_each_of_two_equal_calls_that_moved_up_has_its_own_answer(stack: str, answers: Any, paid: Any, go: str, ran: Any) -> None:
+    """In the message, the second stands where the plan has the first."""
+    authz = authz_with(asking("pay"))
+    tools, script = [pay_tool(ran), read_tool(ran)], replying([READ, PAY, {**PAY, "id": "again"}])
+    graph = built(stack, authz, script, tools, checkpointer=InMemorySaver(), before=[TakesOut()])
+    quietly(go, authz, graph, human(), THREAD)
+    state = quietly(go, authz, graph, resume(*answers), THREAD)
+    assert sorted(ran) == paid
+    assert_went_on(state)
+
+
 @pytest.mark.parametrize("rewriter", [rewrites_the_answer, RewritesTheState])
 def test_the_unenforced_twin_pays_what_nobody_planned(rewriter: Any, ran: Any) -> None:
     """The same agent without us."""
