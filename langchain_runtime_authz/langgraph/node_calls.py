@@ -106,8 +106,10 @@ class NodeCalls:
                 written = calls.get(planned.position) or calls.get(-1)
                 if not calls and planned.args_digest == raw:
                     written = {"id": planned.call_id, "args": call.raw}
-                if written is None or not (inside or written["id"] == planned.call_id):
+                if written is None:
                     continue
+                if calls and not inside and (written["id"] != planned.call_id or planned.call_id in self._done):
+                    continue  # of a message that the node was given
                 if (found := self._at(one, ident, planned, written)) is not None:
                     if ident in (self._kept or {}).values() and [me, *planned] not in self._places.get(ident, ()):
                         self._places.setdefault(ident, []).append([me, *planned])
@@ -132,8 +134,6 @@ class NodeCalls:
         call, place = one.call, (plan, planned.position)
         facts, describe = cast("ToolFacts", one.facts), cast("parsing.Describe", one.describe)
         if place in self._taken or planned.tool != call.tool or call.call_id not in (None, written["id"]):
-            return None
-        if planned.call_id in self._done:
             return None
         found = parsing.as_planned(call, planned, written["args"], facts, one.given, describe)
         if not found:

@@ -187,4 +187,17 @@ def sent_calls(value: object, depth: int = 2) -> Iterator[Mapping[str, Any]]:
 
 
 def answered_calls(value: object) -> set[str]:
-    return {m.tool_call_id for _, held in _lists(value) for m in held if isinstance(m, ToolMessage)}
+    """Return the ids of calls that have an answer.
+
+    A later message may use an id again.
+    """
+    found = set[str]()
+    for _, held in _lists(value):
+        answered = set[str]()
+        for message in held:
+            if isinstance(message, ToolMessage):
+                answered.add(message.tool_call_id)
+            elif isinstance(message, AIMessage):
+                answered.difference_update([c["id"] or "" for c in message.tool_calls])
+        found |= answered
+    return found

@@ -483,3 +483,22 @@ def test_the_calls_of_a_long_loop_are_made_once() -> None:
         for given in (human(), Command(resume=True)):
             told(authz, graph, given, THREAD)
         assert len(ran) == (70 if protected else 139)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_an_id_that_an_earlier_message_used_is_a_new_call(inside: bool, send: str) -> None:
+    """Some models number the calls of each message anew. The second task's rejection reaches the model too."""
+    ran: list[Any] = []
+
+    def reply(messages: list[Any]) -> AIMessage:
+        return AIMessage("done") if isinstance(messages[-1], ToolMessage) else says(call("pay", {"to": "ann", "amount": "5"}, "call_0"))
+
+    model, pay = ScriptedChatModel(script=[reply] * 20), bill(ran)
+    act = lambda s: answers(s["messages"][-1].tool_calls, [pay.invoke(SEND[send](c)) for c in s["messages"][-1].tool_calls])
+    graph = one_node(model, ran, SEND[send]) if inside else loop(lambda s: {"messages": [model.invoke(s["messages"])]}, act, checkpointer=InMemorySaver())
+    authz, graph = protecting(graph, asking("pay"))
+    for decided in (APPROVE, NO):
+        told(authz, graph, human(), THREAD)
+        state = told(authz, graph, resume(decided), THREAD)
+        assert state["messages"][-1].text == "done" and not graph.get_state(THREAD).interrupts
+    assert len(ran) == 1 and NO["message"] in state["messages"][-2].text
