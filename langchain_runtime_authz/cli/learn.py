@@ -95,7 +95,8 @@ def _count(found: dict[str, _Seen], record: Mapping[str, Any]) -> None:
     if record.get("type") == "tool_call" and not record.get("unwanted"):
         _ran(found.setdefault(record["tool"], _Seen()), record["args"])
     elif record.get("event") == "approval" and record["detail"]["verdict"] in ("reject", "deny"):
-        found.setdefault(record["detail"]["tool"], _Seen()).outcomes["rejected"] += 1
+        counts = -1 if "refused" in record["detail"] else 1  # the record before is of the same answer
+        found.setdefault(record["detail"]["tool"], _Seen()).outcomes["rejected"] += counts
     elif record.get("kind") == "decision" and record["action"] == "tools/call":
         one, request = found.setdefault(record["resource"], _Seen()), record["request"] or {}
         observed = [r.partition(":")[2] for r in record["reasons"] if r.startswith("observed:")]

@@ -64,8 +64,8 @@ def lint_names(files: Mapping[str, str], entrypoint: str, data: Mapping[str, Any
             code = _STRING.sub('""', line).partition("#")[0]
             head = None if depth else _HEAD.match(code)
             heads += [(name, number, head[1])] if head else []
-            read.update(re.findall(r"\w+", code[head.end() if head else 0 :]))
-            for path in re.findall(r"\bdata((?:\.\w+)+)", code):
+            read.update(re.findall(r"\w+", code[head.end() if head else 0 :]), re.findall(r'\["(\w+)"\]', line))
+            for path in re.findall(r"(?<![.\w])data((?:\.\w+)+)", code):
                 node: Any = data
                 known = any(f"{path}.".startswith(one) or one.startswith(f"{path}.") for one in packages)
                 for part in () if known else path[1:].split("."):

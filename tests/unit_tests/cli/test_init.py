@@ -245,6 +245,14 @@ def test_learning_makes_drafts(run: Callable[..., Any], tmp_path: Path, observe:
     assert run("learn", "audit.jsonl").stdout == ""
 
 
+def test_a_refused_answer_is_no_rejection(run: Callable[..., Any], tmp_path: Path) -> None:
+    """Its first record is written before the ledger refuses it."""
+    said = {"event": "approval", "detail": {"tool": "pay", "verdict": "reject"}}
+    refused = {**said, "detail": {**said["detail"], "refused": "approval_void"}}
+    (tmp_path / "audit.jsonl").write_text("".join(json.dumps(line) + "\n" for line in (said, said, refused)))
+    assert json.loads(run("learn", "audit.jsonl", "--json").stdout)["called"]["pay"]["rejected"] == 1
+
+
 def test_what_a_stranger_wrote_is_not_learned(run: Callable[..., Any], tmp_path: Path) -> None:
     """A value from outside, an unwanted call and a rejected one are in no mandate."""
     trace = [
