@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import wait
 from contextvars import ContextVar
 from functools import partial
+from itertools import filterfalse
 from operator import attrgetter
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
@@ -306,9 +307,7 @@ class RunHandle(Sealed):
         if self.closed:
             raise AuthzDenied(Code.LEASE_ENDED, deny(Code.LEASE_ENDED).decision_id)
         with self.lock:  # a run may last as long as its process
-            while self._entries and self._entries[0].closed:
-                del self._entries[0]
-            self._entries.append(run)
+            self._entries = [*filterfalse(attrgetter("closed"), self._entries), run]
 
     def _open(self, frame: FrameType) -> RunHandle:
         if frame.f_code.co_filename == contextlib.__file__ and frame.f_back is not None:  # `ExitStack`

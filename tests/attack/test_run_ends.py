@@ -133,8 +133,9 @@ def test_a_long_run_holds_its_open_entries_alone() -> None:
     assert [entry.scope.thread for entry in run._entries] == ["2"] and run.jti == run._entries[0].jti
     waits = house.sync.stream(human(), run.config({"configurable": {"thread_id": "3"}}))
     next(waits)
-    house.sync.invoke(human(), run.config({"configurable": {"thread_id": "4"}}))
-    assert [entry.scope.thread for entry in run._entries] == ["3", "4"]
+    for n in "456":
+        house.sync.invoke(human(), run.config({"configurable": {"thread_id": n}}))
+    assert [entry.scope.thread for entry in run._entries] == ["3", "6"]
     run.close()
     assert house.states() == {"ended"}
 
