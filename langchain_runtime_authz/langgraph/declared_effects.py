@@ -37,6 +37,7 @@ from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph import tool_execution
 from langchain_runtime_authz.langgraph.interrupts import decide_together
 from langchain_runtime_authz.langgraph.messages import kept
+from langchain_runtime_authz.langgraph.node_calls import PATIENCE
 from langchain_runtime_authz.langgraph.run_context import FlowContext, running, within
 from langchain_runtime_authz.langgraph.tool_arrival import Arrival, arrival_by_hand
 from langchain_runtime_authz.langgraph.tool_execution import RunCode, ToolExecution
@@ -167,7 +168,7 @@ class Together(FlowContext[Any]):
                 self.begun = yield from _begin(self._arrivals)
             except GraphInterrupt:
                 if (node := self._arrivals[0].node) is not None:
-                    yield (tool_execution.Finish, node)  # as in `NodeCalls.leave`
+                    yield (tool_execution.Finish, node, PATIENCE)  # as in `NodeCalls.leave`
                 raise
         return self.opened()
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import threading
+import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -38,6 +40,7 @@ from langchain_runtime_authz.ledger.changes import SetMark
 from langchain_runtime_authz.pep.call import Call, Denial, Replay
 from langchain_runtime_authz.pep.run import Commit, Flow, Load, Run
 
+PATIENCE: Final = 30.0  # seconds that a question waits for other calls of its node
 Place = tuple[str, int]  # a message's id, a call's position in it
 _KEPT: Final = 2048  # messages of one task; the calls of older ones would be new calls when the task runs again
 _SOUGHT: Final = 64  # plans of earlier executions in which a call is looked for
@@ -232,19 +235,20 @@ class NodeCalls:
         elif place is not None:
             self._taken.discard(place)
 
-    async def finish(self) -> None:
+    async def finish(self, patience: float = math.inf) -> None:
         """Wait for running tools, so that their outcomes are recorded."""
-        while self.running > self.leaving:  # noqa: ASYNC110  (threads end calls too)
+        until = time.monotonic() + patience
+        while self.running > self.leaving and time.monotonic() < until:  # noqa: ASYNC110  (threads end calls too)
             await asyncio.sleep(tool_execution.PAUSE)
 
     def leave(self) -> Flow[None]:
         """Wait for running tools before a question leaves a call.
 
-        A task group would cancel them.
+        A task group would cancel them. Not for ever, because a tool may wait for what its node does after the question.
         """
         self.leaving += 1
         try:
-            yield (tool_execution.Finish, self)
+            yield (tool_execution.Finish, self, PATIENCE)
         finally:
             self.leaving -= 1
 

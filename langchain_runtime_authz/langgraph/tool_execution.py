@@ -101,7 +101,7 @@ async def _aconclude(engine: Engine, flow: Flow[None]) -> None:
 RunCode: Final = Effect(lambda _, code, *given: code(*given), lambda _, code, *given: code(*given))
 Conclude: Final = Effect(drive, _aconclude)
 # Wait for the tools that still run. Synchronous code waits for its threads itself.
-Finish: Final = Effect(lambda *_: None, lambda _, node: node.finish())
+Finish: Final = Effect(lambda *_: None, lambda _, node, *patience: node.finish(*patience))
 
 
 async def _taken(lock: threading.Lock) -> None:

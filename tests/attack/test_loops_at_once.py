@@ -80,6 +80,33 @@ def test_a_question_in_a_task_group_cancels_no_other_call(by: str) -> None:
     assert "__interrupt__" not in state and sorted(paid) == ["ann", "bob", "eve"] and authz.unknown_calls() == []
 
 
+def test_a_question_waits_for_no_tool_that_waits_for_its_node(monkeypatch: Any) -> None:
+    """A tool that runs until the node's code ends it, which the question does."""
+    monkeypatch.setattr("langchain_runtime_authz.langgraph.node_calls.PATIENCE", 0.05)
+    authz, paid, over = RuntimeAuthz(pdp=asking("pay")), list[str](), asyncio.Event()
+    pay = pay_tool(paid)
+
+    @tool
+    async def watch(of: str) -> str:
+        """Watch."""
+        await over.wait()
+        return "seen"
+
+    async def node(state: MessagesState) -> dict[str, Any]:
+        watched = asyncio.create_task(watch.ainvoke({"of": "house"}))
+        await asyncio.sleep(0.01)
+        try:
+            await pay.ainvoke({"to": "ann", "amount": 5})
+        finally:
+            over.set()
+            await watched
+        return {}
+
+    graph = authz.protect(node_graph(node, checkpointer=InMemorySaver()))
+    assert "__interrupt__" in run_as(authz, graph, human(), THREAD, how="async")
+    assert "__interrupt__" not in run_as(authz, graph, resume(APPROVE), THREAD, how="async") and len(paid) == 1
+
+
 def test_threads_of_a_node_may_each_have_a_loop() -> None:
     """`asyncio.run` in each thread of a pool: none waits for a loop that is gone."""
 
