@@ -269,7 +269,10 @@ def _spend(t: Thread, counter: str, by: int) -> None:
 
 @dataclass(slots=True)
 class SpendBudget(Change):
-    """Add `by` to a counter. Conflict above `maximum`: `budget_exhausted`."""
+    """Add `by` to a counter. Conflict above `maximum`: `budget_exhausted`.
+
+    A `by` below 0 gives back, and is not refused.
+    """
 
     counter: str
     maximum: int
@@ -283,7 +286,7 @@ class SpendBudget(Change):
         if self.by > 0 and _lost(t, self.counter):
             return Conflict(Code.BUDGET_EXHAUSTED)
         spent = max(held + used.get(("budget", self.counter), 0) + self.by, 0)
-        if self.by > 0 and spent > self.maximum:
+        if self.by >= 0 and spent > self.maximum:
             return Conflict(Code.BUDGET_EXHAUSTED)
         used["budget", self.counter] = spent - held
         return None

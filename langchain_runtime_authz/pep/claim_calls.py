@@ -181,9 +181,10 @@ def _changes(run: Run, decided: DecidedCall, tokens: tuple[str, ...], intent: st
     resumed = paused is not None and paused.jti != run.jti
     if decided.decision.obligations and not resumed:
         changes += owed(decided.decision)
-    budgets = run.grant.budgets if run.grant is not None and not resumed else {}
-    if budgets:
-        changes += [SpendBudget(c, budgets[c]) for c in (call.tool, f"effect:{profile.effect}") if c in budgets]
+    budgets = run.grant.budgets if run.grant is not None else {}
+    if budgets:  # this entry's grant may be narrower than the one under which the call began
+        names = [c for c in (call.tool, f"effect:{profile.effect}") if c in budgets]
+        changes += [SpendBudget(c, budgets[c], 0 if resumed and budgets[c] else 1) for c in names]
     if decided.counter and row is None:
         # INVARIANT: no equal call was made since the decision. A call that was claimed before is counted already.
         changes.append(SpendBudget(decided.counter, decided.prior_calls + 1))

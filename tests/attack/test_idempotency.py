@@ -192,6 +192,25 @@ def test_a_call_whose_tool_asks_counts_once(limit: str, calls: int, wrap: Any) -
     assert ran == (["p0"] if limit != "none" else [f"p{n}" for n in range(calls)])
 
 
+@pytest.mark.parametrize(("first", "then"), [(None, 0), (5, 0), (5, 1), (None, 1), (None, None)])
+def test_a_paused_call_goes_on_within_the_grant_of_its_entry(first: int | None, then: int | None) -> None:
+    """The entry with the answer may have a narrower grant. Without one, the call goes on."""
+    ran: list[Any] = []
+
+    @tool
+    def pay(to: str) -> str:
+        """Pay."""
+        ran.append(interrupt("Sure?"))
+        return "paid"
+
+    model = replying([call("pay", {"to": "ann"}, "c")])
+    graph = loop(lambda s: {"messages": [model.invoke(s["messages"])]}, ToolNode([pay]), checkpointer=InMemorySaver())
+    authz, graph = protecting(graph, StaticPDP(True), profiles={"pay": {"effect": "pay"}})
+    for given, most in ((human(), first), (Command(resume=True), then)):
+        told(authz, graph, given, THREAD, grant=Grant(tools=("pay",), budgets={} if most is None else {"pay": most}))
+    assert ran == [True] * (then != 0)
+
+
 @pytest.mark.parametrize("limit", LIMITS)
 def test_code_that_tries_a_paused_call_again_makes_calls_that_count(limit: str) -> None:
     """A tool pays before it asks, and its caller takes the question for an error and tries again. Without a limit, it pays thrice."""
