@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextvars import Context, copy_context
 from functools import cache, partial, wraps
 from operator import attrgetter
@@ -20,6 +21,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 THREADS: Final = 32  # for flows of event loops, while the flows block
+PATIENCE: Final = 1.0  # seconds for the end of what a generator that is closed had open
 
 
 class Effect:
@@ -184,3 +186,14 @@ def begun(function: Callable[[], T], name: str) -> Future[T]:
 
     Thread(target=run, name=name, daemon=True).start()
     return future
+
+
+def drive_apart(engine: Any, flow: Flow[Any]) -> None:
+    """Drive what ends with a generator.
+
+    A garbage collection may close the generator while its thread holds a lock, so another thread drives the flow.
+    """
+    if sys.is_finalizing():
+        drive(engine, flow)
+    else:
+        wait([begun(partial(drive, engine, flow), "runtime-authz-end")], PATIENCE)

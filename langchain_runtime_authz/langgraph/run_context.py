@@ -11,9 +11,7 @@ import inspect
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import wait
 from contextvars import ContextVar
-from functools import partial
 from itertools import filterfalse
 from operator import attrgetter
 from types import FrameType
@@ -22,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 from langchain_core.runnables import RunnableConfig
 from langgraph.errors import GraphBubbleUp, GraphInterrupt
 
-from langchain_runtime_authz._flow import begun
+from langchain_runtime_authz._flow import drive_apart
 from langchain_runtime_authz.audit.sinks import told
 from langchain_runtime_authz.credential.current_call import CodeScope, current_scope, tell_by
 from langchain_runtime_authz.credential.token import MAX_DELEGATORS, SUBJECT_TYPE, Credential, Sealed
@@ -45,7 +43,6 @@ T = TypeVar("T")
 HANDLE_KEY: Final = "__authz"
 SubjectLike = Subject | str | dict[str, Any]
 Caller = SubjectLike | Credential
-PATIENCE: Final = 1.0  # seconds for the end of a run whose stream is closed
 _GENERATORS: Final = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
 _OUTSIDE: Final = "guard"  # the agent's name for guarded tools called outside every protected graph
 
@@ -79,8 +76,7 @@ class FlowContext(Generic[T]):
     """A sync and async context manager whose entry and exit are flows."""
 
     engine: Any
-    # A garbage collection may close a stream while its thread holds a lock, so another thread ends the stream's run.
-    apart = False
+    apart = False  # True if a generator's end may be the exit
 
     def _enter(self) -> Flow[T]:
         raise NotImplementedError
@@ -106,12 +102,8 @@ class FlowContext(Generic[T]):
             raise
 
     def __exit__(self, kind: object, exc: BaseException | None, tb: object) -> None:
-        if (over := self._over(exc, cut=False)) is None:
-            return
-        if self.apart and kind is GeneratorExit and not sys.is_finalizing():
-            wait([begun(partial(drive, self.engine, over), "runtime-authz-end")], PATIENCE)
-        else:
-            drive(self.engine, over)
+        if (over := self._over(exc, cut=False)) is not None:
+            (drive_apart if self.apart and kind is GeneratorExit else drive)(self.engine, over)
 
     async def __aexit__(self, kind: object, exc: BaseException | None, tb: object) -> None:
         if (over := self._over(exc, cut=kind is GeneratorExit)) is not None:
@@ -321,9 +313,9 @@ class RunHandle(Sealed):
     def __enter__(self) -> RunHandle:
         return self._open(sys._getframe(1))
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: object, *exc: object) -> None:
         self._leave()
-        self.close()
+        (drive_apart if kind is GeneratorExit else drive)(self.engine, self._close())
 
     async def __aenter__(self) -> RunHandle:
         return self._open(sys._getframe(1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Self
 
+from langchain_runtime_authz._flow import drive_apart
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.digest import digest, project
 from langchain_runtime_authz.errors import AuthzError, Code, MappingError
@@ -25,7 +26,7 @@ from langchain_runtime_authz.pep.claim_calls import claim_call
 from langchain_runtime_authz.pep.conclude_calls import conclude, counted
 from langchain_runtime_authz.pep.corrections import correct
 from langchain_runtime_authz.pep.decide_calls import decide_calls
-from langchain_runtime_authz.pep.run import Commit, Engine, Flow, Run, both, new_id
+from langchain_runtime_authz.pep.run import Commit, Engine, Flow, Run, both, drive, new_id
 from langchain_runtime_authz.pep.run_lifecycle import close, open_entry
 from langchain_runtime_authz.tool_profile import UNPROFILED, ToolProfile, raise_by_hints
 
@@ -78,8 +79,8 @@ class Session:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, *exc: object) -> None:
+        (drive_apart if kind is GeneratorExit else drive)(self._engine, self._close())
 
     async def __aenter__(self) -> Self:
         return self

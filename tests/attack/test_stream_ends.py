@@ -62,13 +62,21 @@ def test_call_without_a_thread_is_refused_by_langgraph(form: str, handed: bool, 
     assert ran == []
 
 
-def test_a_garbage_collection_may_end_a_stream_anywhere(authz: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also while the thread holds a lock of the ledger: it must not wait for itself."""
+@pytest.mark.parametrize("ends", ["stream", "run", "session"])
+def test_a_garbage_collection_may_end_a_stream_anywhere(authz: Any, monkeypatch: pytest.MonkeyPatch, ends: str) -> None:
+    """Also while the thread holds a lock of the ledger: it must not wait for itself. So with a generator's own run."""
     graph = authz.protect(node_graph(lambda s: {}, checkpointer=InMemorySaver()))
     run, left, collected = authz.run(subject="alice", task="x"), [], []
-    left += [graph.stream(human(), run.config(THREAD)), left]  # a cycle
+    stream, session = graph.stream(human(), run.config(THREAD)), authz.session(subject="alice", task="x")
+
+    def within(opened: Any) -> Any:
+        with opened:
+            yield next(stream)
+
+    left += [stream if ends == "stream" else within(run if ends == "run" else session), left]  # a cycle
     next(left[0])
-    jti, apply = run.jti, TakeLease.apply
+    jti, apply = session._run.jti if ends == "session" else run.jti, TakeLease.apply
+    stream = stream if ends != "stream" else None
 
     def collects(*given: Any) -> None:
         collected.append(gc.collect())
