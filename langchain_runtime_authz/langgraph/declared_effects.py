@@ -174,12 +174,13 @@ class Together(FlowContext[Any]):
 
     def _over(self, exc: BaseException | None, *, cut: bool) -> Flow[None]:
         failed, under_way = exc, [one for one in self.begun if isinstance(one, ToolExecution)]
+        concludes = tool_execution.ConcludeApart if isinstance(exc, GeneratorExit) else tool_execution.Conclude
         for one in under_way:
             failed = one.clean_error(failed) if failed is not None else None
         try:
             for one in reversed(under_way):
                 if (over := one.end(failed, self.output)) is not None:
-                    yield (tool_execution.Conclude, over)
+                    yield (concludes, over)
         finally:
             if under_way and (node := self._arrivals[0].node) is not None:
                 node.running -= 1

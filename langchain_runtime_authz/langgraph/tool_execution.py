@@ -16,6 +16,7 @@ from langchain_core.messages import ToolMessage
 from langchain_core.tools import BaseTool
 from langgraph.errors import GraphBubbleUp, GraphInterrupt, is_invalid_resume
 
+from langchain_runtime_authz._flow import drive_apart
 from langchain_runtime_authz.credential.current_call import CodeScope, current_scope
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import AuthzDenied, Code
@@ -100,6 +101,7 @@ async def _aconclude(engine: Engine, flow: Flow[None]) -> None:
 # Run foreign code, given the code and its arguments: call the sync form, await the async form.
 RunCode: Final = Effect(lambda _, code, *given: code(*given), lambda _, code, *given: code(*given))
 Conclude: Final = Effect(drive, _aconclude)
+ConcludeApart: Final = Effect(drive_apart, _aconclude)
 # Wait for the tools that still run. Synchronous code waits for its threads itself.
 Finish: Final = Effect(lambda *_: None, lambda _, node, *patience: node.finish(*patience))
 

@@ -62,11 +62,44 @@ def test_call_without_a_thread_is_refused_by_langgraph(form: str, handed: bool, 
     assert ran == []
 
 
+def collected_under_a_lock(authz: Any, graph: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Collect garbage while a thread holds the ledger's lock, and see that the thread ends."""
+    collected, apply = [], TakeLease.apply
+
+    def collects(*given: Any) -> None:
+        collected.append(gc.collect())
+        apply(*given)
+
+    monkeypatch.setattr(TakeLease, "apply", collects)
+    other = threading.Thread(target=lambda: told(authz, graph, human(), {"configurable": {"thread_id": "u"}}), daemon=True)
+    other.start()
+    other.join(20)
+    assert collected and not other.is_alive()
+
+
+def test_a_garbage_collection_may_end_an_effect_anywhere(authz: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a block in a generator that a node left."""
+
+    def paying() -> Any:
+        with authz.effect("pay", profile={"effect": "send", "critical": {"to": "principal"}}, to="ann"):
+            yield {}
+
+    def node(state: Any) -> Any:
+        left: list[Any] = [paying()]
+        left.append(left)  # a cycle
+        return next(left[0])
+
+    graph = authz.protect(node_graph(node, checkpointer=InMemorySaver()))
+    told(authz, graph, human(), THREAD)
+    collected_under_a_lock(authz, graph, monkeypatch)
+    assert until(lambda: authz.unknown_calls())
+
+
 @pytest.mark.parametrize("ends", ["stream", "run", "session"])
 def test_a_garbage_collection_may_end_a_stream_anywhere(authz: Any, monkeypatch: pytest.MonkeyPatch, ends: str) -> None:
     """Also while the thread holds a lock of the ledger: it must not wait for itself. So with a generator's own run."""
     graph = authz.protect(node_graph(lambda s: {}, checkpointer=InMemorySaver()))
-    run, left, collected = authz.run(subject="alice", task="x"), [], []
+    run, left = authz.run(subject="alice", task="x"), []
     stream, session = graph.stream(human(), run.config(THREAD)), authz.session(subject="alice", task="x")
 
     def within(opened: Any) -> Any:
@@ -75,17 +108,8 @@ def test_a_garbage_collection_may_end_a_stream_anywhere(authz: Any, monkeypatch:
 
     left += [stream if ends == "stream" else within(run if ends == "run" else session), left]  # a cycle
     next(left[0])
-    jti, apply = session._run.jti if ends == "session" else run.jti, TakeLease.apply
+    jti = session._run.jti if ends == "session" else run.jti
     stream = stream if ends != "stream" else None
-
-    def collects(*given: Any) -> None:
-        collected.append(gc.collect())
-        apply(*given)
-
     del left
-    monkeypatch.setattr(TakeLease, "apply", collects)
-    other = threading.Thread(target=lambda: told(authz, graph, human(), {"configurable": {"thread_id": "u"}}), daemon=True)
-    other.start()
-    other.join(20)
-    assert collected and not other.is_alive()
+    collected_under_a_lock(authz, graph, monkeypatch)
     assert until(lambda: authz.ledger.status("default", jti) == "ended")
