@@ -65,7 +65,7 @@ def lint_names(files: Mapping[str, str], entrypoint: str, data: Mapping[str, Any
             head = None if depth else _HEAD.match(code)
             heads += [(name, number, head[1])] if head else []
             read.update(re.findall(r"\w+", code[head.end() if head else 0 :]), re.findall(r'\["(\w+)"\]', line))
-            for path in re.findall(r"(?<![.\w])data((?:\.\w+)+)", code):
+            for path in re.findall(r"(?<!not )(?<!with )(?<![.\w])data((?:\.\w+)+)", code):  # these may be absent
                 node: Any = data
                 known = any(f"{path}.".startswith(one) or one.startswith(f"{path}.") for one in packages)
                 for part in () if known else path[1:].split("."):

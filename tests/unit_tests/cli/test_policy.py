@@ -404,6 +404,7 @@ def test_what_is_fine(line: str) -> None:
     ("import data.lib\nimport data.lib.a.b", []),
     ('denied contains "x" if data.runtime_authz_data.rate', ["own.rego:2: `data.runtime_authz_data.rate` is not in data.json"]),
     ("import data.bnk", ["own.rego:2: `data.bnk` is not in data.json"]),
+    ('denied contains "x" if not data.flags.live', []),
     ('denied contains "x" if input.context.call.args.data.kind == "a"', []),
     ('denied contains "x" if data.runtime_authz["mine"]\n\nmine if is_call', []),
 ])
