@@ -96,18 +96,24 @@ def _in_a_run(test):
 
 
 def _count_tickets() -> None:
-    redeem, conclude = Ticket.redeem, Ticket.conclude
+    redeem, withdraw, conclude = Ticket.redeem, Ticket.withdraw, Ticket.conclude
 
     def counted_redeem(self):
         redeem(self)
         _count("ran tools/call")
+
+    def counted_withdraw(self):
+        unused = withdraw(self)
+        if unused:
+            _count("unused tools/call")
+        return unused
 
     def counted_conclude(self):
         if not self.redeemed and not self.concluded:
             _count("unused tools/call")
         conclude(self)
 
-    Ticket.redeem, Ticket.conclude = counted_redeem, counted_conclude
+    Ticket.redeem, Ticket.withdraw, Ticket.conclude = counted_redeem, counted_withdraw, counted_conclude
     made = Pending.__init__
 
     def counted_pending(self, *args, **kwargs):
