@@ -5,12 +5,12 @@ Each change of the task advances the epoch by compare-and-set, so earlier plans 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
-from langchain_runtime_authz.audit.record import Event
-from langchain_runtime_authz.errors import AuditError, AuthzDenied, Code, LedgerError
+from langchain_runtime_authz.errors import AuthzDenied, Code, LedgerError
 from langchain_runtime_authz.facts.answer_corrections import free_text
 from langchain_runtime_authz.facts.checkpoint_head import BELOW, UNKNOWN, outside_key
 from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord, carry, raw_digest
@@ -211,31 +211,28 @@ def correct(scope: Scope, text: HumanText, by: str | None = None) -> Flow[int]:
     return cast("Committed", (yield from change_task(scope, "correct", change))).epoch
 
 
-def _commit_event(
-    scope: Scope, change: Change, event: Event, detail: Mapping[str, Any], at: Scope | None = None, **about: Any
-) -> Flow[None]:
-    """Commit a change and record its event. Raises `LedgerError` after a conflict."""
-    done: Committed | Conflict = yield Commit(at or scope, None, [change])
+def _commit(scope: Scope, change: Change) -> Flow[float]:
+    """Commit a change, and return the ledger's time. Raises `LedgerError` after a conflict."""
+    done: Committed | Conflict = yield Commit(scope, None, [change])
     if isinstance(done, Conflict):
         raise LedgerError(done.code)
-    yield run_event(scope, event, done.now, detail=detail, **about)
+    return done.now
 
 
 def data_changed(scope: Scope, resource: str, *, content: bool) -> Flow[None]:
     """Declare that a resource changed, so that earlier reads of it are stale."""
-    change, detail = SetMark(resource, new_id()), {"resource": resource if content else content_digest(resource)}
-    return _commit_event(scope, change, "data_changed", detail, data_scope(scope))
+    now = yield from _commit(data_scope(scope), SetMark(resource, new_id()))
+    detail = {"resource": resource if content else content_digest(resource)}
+    yield run_event(scope, "data_changed", now, detail=detail)
 
 
 def revoke(scope: Scope, agent: tuple[str, ...], by: str = "", reason: str = "") -> Flow[None]:
     """Revoke an agent and the agents below it, until `reinstate`; `()` revokes all."""
-    return _commit_event(scope, Revoke(agent), "revoked", {"author": by, "reason": reason}, agent=agent)
+    now = yield from _commit(scope, Revoke(agent))
+    yield run_event(scope, "revoked", now, detail={"author": by, "reason": reason}, agent=agent)
 
 
 def reinstate(scope: Scope, agent: tuple[str, ...], by: str = "", reason: str = "") -> Flow[None]:
-    """Lift revocations. If the audit log fails (`AuditError`), revoke the agent again."""
-    try:
-        yield from _commit_event(scope, Reinstate(agent), "reinstated", {"author": by, "reason": reason}, agent=agent)
-    except AuditError:
-        yield Commit(scope, None, [Revoke(agent)])
-        raise
+    """Record, then lift revocations. If the audit log fails (`AuditError`), none is lifted."""
+    yield run_event(scope, "reinstated", time.time(), detail={"author": by, "reason": reason}, agent=agent)
+    yield from _commit(scope, Reinstate(agent))

@@ -230,16 +230,20 @@ def test_the_first_of_two_approvals_does_not_count_without_its_record(full: str)
 
 @pytest.mark.parametrize("full", ["reinstated", "twin: nothing"])
 def test_a_reinstatement_that_cannot_be_recorded_is_none(full: str) -> None:
-    """The operator is told so, and the thread stays revoked."""
+    """The operator is told so. What was revoked stays so, and nothing else is."""
     disk = Disk()
     authz = RuntimeAuthz(audit=disk, pdp=StaticPDP(permit=True))
     opened = {"subject": "alice", "task": "pay ann", "thread": "t"}
     authz.session(**opened).close()
-    authz.revoke("t", graph="session")
+    for thread, agent in (("t", ()), ("other", ("session", "payer"))):
+        authz.session(**opened | {"thread": thread}).close()
+        authz.revoke(thread, graph="session", agent=agent)
     disk.full = full
-    with pytest.raises(AuditError) if full == "reinstated" else nullcontext():
-        authz.reinstate("t", graph="session", by="user:mallory")
+    for thread in ("t", "other"):
+        with pytest.raises(AuditError) if full == "reinstated" else nullcontext():
+            authz.reinstate(thread, graph="session", by="user:mallory")
     disk.full = ""
+    authz.session(**opened | {"thread": "other"}).close()
     with pytest.raises(AuthzDenied, match="revoked") if full == "reinstated" else nullcontext():
         authz.session(**opened)
 
