@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import cast
 
 from langchain_runtime_authz.errors import AuthzDenied, Code, LedgerError
 from langchain_runtime_authz.facts.answer_corrections import free_text
@@ -212,7 +212,10 @@ def correct(scope: Scope, text: HumanText, by: str | None = None) -> Flow[int]:
 
 
 def _commit(scope: Scope, change: Change) -> Flow[float]:
-    """Commit a change, and return the ledger's time. Raises `LedgerError` after a conflict."""
+    """Commit a change, and return the ledger's time.
+
+    Raises `LedgerError` after a conflict.
+    """
     done: Committed | Conflict = yield Commit(scope, None, [change])
     if isinstance(done, Conflict):
         raise LedgerError(done.code)
@@ -233,6 +236,14 @@ def revoke(scope: Scope, agent: tuple[str, ...], by: str = "", reason: str = "")
 
 
 def reinstate(scope: Scope, agent: tuple[str, ...], by: str = "", reason: str = "") -> Flow[None]:
-    """Record, then lift revocations. If the audit log fails (`AuditError`), none is lifted."""
-    yield run_event(scope, "reinstated", time.time(), detail={"author": by, "reason": reason}, agent=agent)
-    yield from _commit(scope, Reinstate(agent))
+    """Lift revocations, once that is recorded.
+
+    If the ledger refuses, a second record says so (`refused`).
+    """
+    detail = {"author": by, "reason": reason}
+    yield run_event(scope, "reinstated", time.time(), detail=detail, agent=agent)
+    try:
+        yield from _commit(scope, Reinstate(agent))
+    except LedgerError as exc:
+        yield run_event(scope, "reinstated", time.time(), detail={**detail, "refused": exc.code}, agent=agent)
+        raise

@@ -176,16 +176,17 @@ def _structure(text: str) -> dict[str, Any] | list[Any] | str | None:
 def understood(decision: Decision, action: str) -> Decision:
     """Return the decision, or a deny if an obligation cannot be carried out.
 
-    The action says which types can be carried out. The deny keeps those that can.
+    The action says which types can be carried out. The deny keeps those that can, and names the types of the others.
     """
     able = _ABLE.get(action, _ANY)
     known = [o for o in decision.obligations if o.type in able and demands(o) is not None]
-    if len(known) == len(decision.obligations):
+    unknown = [o.type for o in decision.obligations if o not in known]
+    if not unknown:
         return decision
     return replace(
         decision,
         outcome="halt" if any(o.type == "revoke" for o in known) else "deny",
-        reasons=(str(Code.UNKNOWN_OBLIGATION), *decision.reasons),
+        reasons=(str(Code.UNKNOWN_OBLIGATION), *unknown, *decision.reasons),
         obligations=tuple(known),
         failure="enforcement",
     )

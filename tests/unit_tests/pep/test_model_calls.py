@@ -359,4 +359,4 @@ def test_an_obligation_counts_only_where_it_is_carried_out(kind: str) -> None:
     model = drive(run.engine, decide_model(run, CALL))
     node = drive(run.engine, decide_step(run, "node/enter", {"type": "node", "id": "n", "properties": {}}))
     assert (model.permit, node.permit) == (kind == "withhold_tools", False)
-    assert node.reason == "unknown_obligation"
+    assert node.reasons == ("unknown_obligation", kind)
