@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 from weakref import ref
@@ -177,14 +178,14 @@ def _changes(run: Run, decided: DecidedCall, tokens: tuple[str, ...], intent: st
         ClaimCall(decided.key, run.jti, repeatable, tokens, deed, about, subject, despite, tuple(also))
     ]
     paused = row if row is not None and row.state == "suspended" else None
-    # An earlier entry counted the call when its tool began. Within one entry, code may only try again.
-    resumed = paused is not None and paused.jti != run.jti
-    if decided.decision.obligations and not resumed:
-        changes += owed(decided.decision)
+    changes += owed(decided.decision) if decided.decision.obligations else ()
     budgets = run.grant.budgets if run.grant is not None else {}
     if budgets:  # this entry's grant may be narrower than the one under which the call began
-        names = [c for c in (call.tool, f"effect:{profile.effect}") if c in budgets]
-        changes += [SpendBudget(c, budgets[c], 0 if resumed and budgets[c] else 1) for c in names]
+        changes += [SpendBudget(c, budgets[c]) for c in (call.tool, f"effect:{profile.effect}") if c in budgets]
+    if paused is not None and paused.jti != run.jti:
+        # An earlier entry counted the call when its tool began. Budgets that are smaller now still count.
+        limits = [c for c in changes[1:] if type(c) is SpendBudget]
+        changes[1:] = [replace(c, by=0 if c.maximum else 1) for c in limits]
     if decided.counter and row is None:
         # INVARIANT: no equal call was made since the decision. A call that was claimed before is counted already.
         changes.append(SpendBudget(decided.counter, decided.prior_calls + 1))

@@ -193,8 +193,9 @@ def test_a_call_whose_tool_asks_counts_once(limit: str, calls: int, wrap: Any) -
 
 
 @pytest.mark.parametrize(("first", "then"), [(None, 0), (5, 0), (5, 1), (None, 1), (None, None)])
-def test_a_paused_call_goes_on_within_the_grant_of_its_entry(first: int | None, then: int | None) -> None:
-    """The entry with the answer may have a narrower grant. Without one, the call goes on."""
+@pytest.mark.parametrize("by", ["grant", "policy"])
+def test_a_paused_call_goes_on_within_the_limits_of_its_entry(by: str, first: int | None, then: int | None) -> None:
+    """The entry with the answer may have a narrower grant, or a stricter policy. Without a limit, the call goes on."""
     ran: list[Any] = []
 
     @tool
@@ -205,9 +206,14 @@ def test_a_paused_call_goes_on_within_the_grant_of_its_entry(first: int | None, 
 
     model = replying([call("pay", {"to": "ann"}, "c")])
     graph = loop(lambda s: {"messages": [model.invoke(s["messages"])]}, ToolNode([pay]), checkpointer=InMemorySaver())
-    authz, graph = protecting(graph, StaticPDP(True), profiles={"pay": {"effect": "pay"}})
+    limit: dict[str, Any] = {}
+    pdp = StaticPDP(lambda r: {"decision": True, "context": limit} if by == "policy" and r.action.name == "tools/call" else True)
+    authz, graph = protecting(graph, pdp, profiles={"pay": {"effect": "pay"}})
     for given, most in ((human(), first), (Command(resume=True), then)):
-        told(authz, graph, given, THREAD, grant=Grant(tools=("pay",), budgets={} if most is None else {"pay": most}))
+        budget = {"id": "b", "type": "budget", "properties": {"counter": "pay", "max": most}}
+        limit["obligations"] = [] if most is None else [budget]
+        own = {"grant": Grant(tools=("pay",), budgets={} if most is None else {"pay": most})} if by == "grant" else {}
+        told(authz, graph, given, THREAD, **own)
     assert ran == [True] * (then != 0)
 
 
