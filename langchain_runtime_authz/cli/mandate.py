@@ -71,6 +71,8 @@ def explain(
     text = ["understood:" if sentences else "understood: nothing is ordered", *(f"  {s}" for s in sentences)]
     text += ["dropped:", *(f"  {what}: {why}" for what, why in compiled.dropped)] if compiled.dropped else []
     text += [f"material: {parts} part{'s' if parts > 1 else ''} of the text, which order nothing"] if parts else []
+    if not sentences and not planner and not any(p.intent for p in declared.values()):
+        text += ["no profile declares orders (`intent`), so only verbs in tools' names are read: see docs/mandate.md"]
     return Answer(document, text, bool(compiled.dropped or (planner and found is None)))
 
 

@@ -119,6 +119,14 @@ def test_without_a_planner_the_words_are_read(run: Run, monkeypatch: pytest.Monk
     assert set(signatures["send_money"]["properties"]) == {"recipient", "amount"}
 
 
+@pytest.mark.parametrize("intent", ["", ", intent: ['send {amount} to {recipient}']"])
+def test_who_declared_no_orders_is_told_so(run: Run, tmp_path: Path, intent: str) -> None:
+    profile = "effect: pay, critical: {recipient: principal, amount: amount}"
+    (tmp_path / "profiles.yaml").write_text(f"tools:\n  send_money: {{{profile}{intent}}}\n")
+    told = explain(run, "Settle the bill of Bob").stdout
+    assert ("no profile declares orders (`intent`)" in told) == (not intent)
+
+
 @pytest.mark.parametrize(("target", "error"), [
     ("pay_models", "`pay_models` must be `module:planner`, like `my_models:planner`"),
     ("pay_models:graph", "`pay_models:graph` is not a chat model but CompiledStateGraph; name one"),
