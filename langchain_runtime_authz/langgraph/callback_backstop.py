@@ -130,7 +130,7 @@ class _Models(BaseCallbackHandler):
                 while len(by.seen_from_model) > _KEEP:
                     by.seen_from_model.pop(next(iter(by.seen_from_model)))
             if (node := current_node(by)) is not None:
-                node.announced.append((private.task_id(var_child_runnable_config.get() or {}), message))
+                node.plans.announced.append((private.task_id(var_child_runnable_config.get() or {}), message))
 
     def on_llm_error(self, error: BaseException, **kwargs: Any) -> None:
         if (by := current_scope.get().run or _opened()) is not None:

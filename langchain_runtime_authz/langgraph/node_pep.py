@@ -133,7 +133,7 @@ def _step(
             yield from run.engine.observer.conclude(run, private.task_id(own))
         if isinstance(failed, GraphInterrupt):
             run.pause()
-        if node is not None and (failed is not None or node.asks):
+        if node is not None and (failed is not None or node.question or node.held):
             try:
                 return (yield from _ended(run, node, input, failed, channels or frozenset()))
             except GraphInterrupt:
@@ -158,11 +158,11 @@ def _check(run: Run, name: str, channels: frozenset[str] | None, entered: Decisi
 
 
 def _ended(run: Run, node: NodeCalls, input: Any, failed: BaseException | None, channels: frozenset[str]) -> Flow[Any]:
-    if node.asks or isinstance(failed, AuthzDenied | GraphInterrupt):
+    if node.question or node.held or isinstance(failed, AuthzDenied | GraphInterrupt):
         yield (Finish, node)
     if failed is None or isinstance(failed, Exception):
         try:
-            yield from node.remember(run)
+            yield from node.plans.keep(run)
         except Exception as exc:  # noqa: BLE001  (the node's own error is raised)
             _log.error("the plans of a node were not kept: %s", type(exc).__name__)
     yield from node.over(run, failed)
@@ -171,7 +171,7 @@ def _ended(run: Run, node: NodeCalls, input: Any, failed: BaseException | None, 
         asked = [i for i in (failed.args[0] if failed.args else ()) if i.id == own]
         if len(asked) == 1:
             # The node may be a review, which asks about the calls of the newest message.
-            yield from note_question(run, [*reversed(node.inside), newest_plan(input)], asked[0])
+            yield from note_question(run, [*reversed(node.plans.inside), newest_plan(input)], asked[0])
             asks = (yield Load(run.scope, Query(asks=True))).asks if approval_ids(asked[0].value) else ()
             # The ledger has a mark for an approval question, unless a node made up the ids.
             known = is_shown_by(asked[0].value, own, asks)

@@ -25,7 +25,8 @@ from langchain_runtime_authz.langgraph import tool_call_parsing as parsing
 from langchain_runtime_authz.langgraph import tool_execution
 from langchain_runtime_authz.langgraph.answer_numbers import take_answers
 from langchain_runtime_authz.langgraph.interrupts import decide_together
-from langchain_runtime_authz.langgraph.node_calls import NodeCalls, Place
+from langchain_runtime_authz.langgraph.node_calls import NodeCalls
+from langchain_runtime_authz.langgraph.node_plans import Place
 from langchain_runtime_authz.langgraph.resume_values import drop_old_answer
 from langchain_runtime_authz.langgraph.run_context import RunHandle, current_node, find_run, run_handle
 from langchain_runtime_authz.langgraph.tool_execution import Pending, ToolExecution, answer
