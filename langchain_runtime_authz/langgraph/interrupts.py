@@ -159,65 +159,107 @@ def _ask(
     had: Callable[[], int] | None = None,
     turn: Callable[[], bool] = bool,
 ) -> Flow[list[DecidedCall]]:
+    """Ask an approver about calls, and return them as decided after the answer.
+
+    See `decide_together` for `had` and `turn`. With `counted`, the limit on questions was applied to the first round.
+    """
     me, first = private.task_id(config), judged
+    here, pauses = run.engine.on_ask is not None, private.checkpointer_of(config)
     try:
         before = [(a, j) for j in judged if me and (a := _asked_in(j, me)) is not None and not _left(j)]
         if had is not None:  # code may have asked in between, so a spent approval is not one of the rounds
             before = [(a, j) for a, j in before if a.state != "spent" or not j.asks]
-        plain = not ((before or any(j.asks for j in judged)) and _drop_plain_answer(run, config))
-        rounds = max((a.round for a, _ in before), default=-1) + 1
-        heard, withdrawn = private.of_execution(run.heard, config)  # ids of answered questions, keys of withdrawn calls
-        for number in range(max((a.round + 1 for a, _ in before if a.id in heard), default=0), rounds):
-            repeated = [(j, a) for a, j in before if a.round == number]
-            answer = yield from _answered(run, config, repeated)
-            heard.update(a.id for _, a in repeated)
-            yield from _resolve(run, repeated, answer)
-            approved = [a for _, a in repeated if a.state == "approved"]
-            said = approval_hitl.answers([a for _, a in repeated], answer, run.subject) if approved else []
-            withdrawn |= {a.call_key for a in said if a.state == "rejected"}.intersection(a.call_key for a in approved)
+        if (before or any(j.asks for j in judged)) and _keyed(run, config):
+            private.drop_plain_answer(config)
+        rounds, withdrawn = yield from _repeat(run, before, config)
         if rounds:
             judged = yield from decide_calls(run, calls)
-        asked = [j for j in judged if j.asks and not _left(j)]
-        unrepeatable = {j.key for j in asked if not _askable(j)}
-        known = {j.key for j in asked if (a := _asked_in(j, me)) and a.call_key == j.key and a.state != "spent"}
-        known -= {j.key for j in asked if j.approval and j.approval.state == "approved" and not j.told}
-        fresh = [j for j in asked if j.key not in unrepeatable | known]
-        # A new question that comes before a tool's own question would take the answer to the tool's question. Only a
-        # call by code that never ran comes after all answered questions.
-        before_answers = had is not None or any(j.row is not None or not j.call.by_code for j in fresh)
-        # A review in this task received its answer before the code that asks now.
-        answered = rounds + sum(bool(_asked_in(j, me, review=True)) and not j.call.reviewed for j in judged)
-        answered += answer_numbers.passed_numbers(config)
-        if had:
-            answered = had()
-        elif answer_numbers.kept_answers(config) is not None:  # then a new question comes after all of them
-            answered = len(private.scratchpad_of(config).resume)
-        late = before_answers and answer_numbers.answers_left(config, answered, plain=plain)
-        refused: dict[str, Code] = dict.fromkeys(unrepeatable, Code.UNREPEATABLE_ARGUMENTS)
-        here = run.engine.on_ask is not None
-        if fresh and had and private.checkpointer_of(config) and not here and (late or not turn()):
+        refused = {j.key: Code.UNREPEATABLE_ARGUMENTS for j in judged if j.asks and not _left(j) and not _askable(j)}
+        fresh = [j for j in judged if _askable(j) and not _is_asked(j, me)]
+        late = bool(fresh) and _is_late(run, judged, fresh, rounds, config, had)
+        if fresh and had and pauses and not here and (late or not turn()):
             raise GraphInterrupt(())
-        if fresh and (here or (private.checkpointer_of(config) and not late)):
-            yield from record_asks(run, fresh)
-            yield from approval_hitl.notify_changed(run, fresh, me)
-            yield from _pass_others(run, config)
-            opened = approval_hitl.questions(run, fresh, rounds, me, private.interrupt_id(config))
-            if (here or not counted or rounds) and (yield from approval_hitl.over_cap(run, fresh)):
+        if fresh and (here or (pauses and not late)):
+            if not (yield from _ask_anew(run, fresh, rounds, config, counted=counted)):
                 refused |= dict.fromkeys((j.key for j in fresh), Code.APPROVAL_CAPPED)
-            elif (yield from approval_hitl.open_questions(run, fresh, opened)):
-                shown = list(zip(fresh, opened, strict=True))
-                answer = yield from _answered(run, config, shown, AskHere if here else Interrupt)
-                heard.update(a.id for a in opened)
-                yield from _resolve(run, shown, answer)
             judged = yield from decide_calls(run, calls)  # this reports a run that has ended
         # This call still asks: there is nobody to ask, or the answer does not suffice.
-        code = Code.APPROVAL_VOID if here or private.checkpointer_of(config) else Code.APPROVAL_UNAVAILABLE
+        code = Code.APPROVAL_VOID if here or pauses else Code.APPROVAL_UNAVAILABLE
         judged = [_denied(j, refused.get(j.key, code)) if j.asks and not _left(j) else j for j in judged]
         return [_denied(j, Code.APPROVAL_REJECTED) if j.decision.permit and j.key in withdrawn else j for j in judged]
     except GraphBubbleUp:
         raise
     except Exception as exc:  # noqa: BLE001  (see `pep.decide_calls.decide_calls`)
         return [replace(j, decision=run.engine.deny_for_failure(exc, run)) for j in first]
+
+
+def _repeat(
+    run: Run, before: Sequence[tuple[Approval, DecidedCall]], config: Mapping[str, Any]
+) -> Flow[tuple[int, set[str]]]:
+    """Ask this task's earlier questions again, each round by one interrupt.
+
+    Returns the number of rounds, and the keys of calls that were approved and then rejected.
+    """
+    rounds = max((a.round for a, _ in before), default=-1) + 1
+    heard, withdrawn = private.of_execution(run.heard, config)  # ids of answered questions, keys of withdrawn calls
+    for number in range(max((a.round + 1 for a, _ in before if a.id in heard), default=0), rounds):
+        repeated = [(j, a) for a, j in before if a.round == number]
+        answer = yield from _answered(run, config, repeated)
+        heard.update(a.id for _, a in repeated)
+        yield from _resolve(run, repeated, answer)
+        approved = [a for _, a in repeated if a.state == "approved"]
+        said = approval_hitl.answers([a for _, a in repeated], answer, run.subject) if approved else []
+        withdrawn |= {a.call_key for a in said if a.state == "rejected"}.intersection(a.call_key for a in approved)
+    return rounds, withdrawn
+
+
+def _is_asked(judged: DecidedCall, me: str) -> bool:
+    """Return True if task `me` asks about the call, and can still be answered."""
+    ask, settled = _asked_in(judged, me), judged.approval is not None and judged.approval.state == "approved"
+    asked = ask is not None and ask.call_key == judged.key and ask.state != "spent"
+    return asked and (judged.told or not settled)
+
+
+def _is_late(
+    run: Run,
+    judged: Sequence[DecidedCall],
+    fresh: Sequence[DecidedCall],
+    rounds: int,
+    config: Mapping[str, Any],
+    had: Callable[[], int] | None,
+) -> bool:
+    """Return True if a new question would take the answer to another question."""
+    # A tool may have asked a question of its own. Only a call by code that never ran comes after all answered ones.
+    if had is None and all(j.row is None and j.call.by_code for j in fresh):
+        return False
+    # A review in this task received its answer before the code that asks now.
+    me = private.task_id(config)
+    answered = rounds + sum(bool(_asked_in(j, me, review=True)) and not j.call.reviewed for j in judged)
+    answered += answer_numbers.passed_numbers(config)
+    if had:
+        answered = had()
+    elif answer_numbers.kept_answers(config) is not None:  # then a new question comes after all of them
+        answered = len(private.scratchpad_of(config).resume)
+    return answer_numbers.answers_left(config, answered, plain=not _keyed(run, config))
+
+
+def _ask_anew(
+    run: Run, fresh: Sequence[DecidedCall], rounds: int, config: Mapping[str, Any], *, counted: bool
+) -> Flow[bool]:
+    """Ask a new question about calls. Return False if too many were asked already."""
+    me, here = private.task_id(config), run.engine.on_ask is not None
+    yield from record_asks(run, fresh)
+    yield from approval_hitl.notify_changed(run, fresh, me)
+    yield from _pass_others(run, config)
+    opened = approval_hitl.questions(run, fresh, rounds, me, private.interrupt_id(config))
+    if (here or not counted or rounds) and (yield from approval_hitl.over_cap(run, fresh)):
+        return False
+    if (yield from approval_hitl.open_questions(run, fresh, opened)):
+        shown = list(zip(fresh, opened, strict=True))
+        answer = yield from _answered(run, config, shown, AskHere if here else Interrupt)
+        private.of_execution(run.heard, config)[0].update(a.id for a in opened)
+        yield from _resolve(run, shown, answer)
+    return True
 
 
 def _pass_others(run: Run, config: Mapping[str, Any], own: str = "") -> Flow[None]:
@@ -261,13 +303,6 @@ def _answered(
         answer = yield pause(question)
         if pause is AskAgain or not own or scratchpad is None:
             return answer
-
-
-def _drop_plain_answer(run: Run, config: Mapping[str, Any]) -> bool:
-    """Drop a plain answer, and return True, if answers are keyed by interrupt id."""
-    if by_id := _keyed(run, config):
-        private.drop_plain_answer(config)
-    return by_id
 
 
 def _keyed(run: Run, config: Mapping[str, Any]) -> bool:
