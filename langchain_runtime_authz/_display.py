@@ -2,8 +2,8 @@
 
 An approver reads values that a model wrote and sentences that a stranger wrote. Such text is shown as typed, except
 control characters, bidirectional overrides (Trojan Source, CVE-2021-42574), invisible characters (UTS #39 §3.1), blanks
-in a row, piled-up accents and markup. Backslashes and quotation marks are escaped, so the result is unambiguous.
-Letters of all scripts stay as they are; `scripts` names the scripts of a text, to tell look-alikes apart.
+in a row (but not an indentation), piled-up accents and markup. Backslashes and quotation marks are escaped, so the
+result is unambiguous. Letters of all scripts stay; `scripts` names the scripts of a text, to tell look-alikes apart.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ WIDTH: Final = 80  # columns of a terminal
 _TAIL: Final = 60
 _DEPTH: Final = 8  # of lists and objects; what is deeper is shown as one text
 _ENTITY: Final = 34  # characters of the longest HTML entity
+_INDENT: Final = 16  # blanks that are shown at the start of a line, as in code
 _ACCENTS: Final = 2  # on one letter; more would cover other lines
 _MARKDOWN: Final = "*~_"  # escaped by a backslash: HTML and terminals ignore them
 _UNSEEN: Final = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs", "Me"))
@@ -47,10 +48,12 @@ _MARKUP: Final = lazy(
 def inert(text: str) -> str:
     """Return `text` on one line, without markup, invisible characters or reordering."""
     shown: list[str] = []
-    accents = 0
+    accents = indent = 0
     for c in normalize("NFC", text):
         accents = accents + 1 if unicodedata.category(c) == "Mn" else 0
-        hidden = unseen(c) and (c != " " or shown[-1:] == [" "])  # blanks in a row would fill up a line
+        indent = indent + 1 if c == " " and (indent or shown[-1:] == ["\\n"]) else 0
+        filler = shown[-1:] == [" "] and not 0 < indent <= _INDENT  # blanks in a row would fill up a line
+        hidden = unseen(c) and (c != " " or filler)
         shown.append(_escape(c) if hidden or accents > _ACCENTS else c)
     # Characters escaped above have our backslash; only the rest is searched for markup.
     return "".join(c if len(c) > 1 else m for c, m in zip(shown, _marked(shown), strict=True))

@@ -62,6 +62,7 @@ class Finding(NamedTuple):
 
 
 FITS: Final = Finding("", "")
+_WHY: Final = {"unread": ", which was not read in full for this order", "ambiguous": ", but it is not certain which"}
 
 
 class Reader:
@@ -208,7 +209,7 @@ class Reader:
                 code, known = "untrusted", self._doubt(output, values, ", if a trusted source wrote it")
             elif code != "untrusted":
                 code, known = "value", f": {quoted(tuple(values))}" if trusted else ""
-        return Finding(code, where + known)
+        return Finding(code, where + _WHY.get(code, known))
 
     def _doubt(self, output: reads.Output, values: Sequence[Any], otherwise: str) -> str:
         """Return why the values are not trusted, for the approver."""
@@ -220,7 +221,7 @@ class Reader:
         where = f"`{argument.path or 'the item'}` of {one} record"
         where += f" that the conditions choose from step `{argument.step}`"
         if isinstance(found := self._chosen(argument), str):
-            return Finding(found, where)
+            return Finding(found, where + _WHY.get(found, ""))
         least = 2 if kind in DESTINATIONS else 1
         keys, code, known = set(), "value", ""
         for row in found:
@@ -422,7 +423,7 @@ class Reader:
         ]
         if len(items) <= _MAX_EXTRACT and all(any(stands(item, text) for text in texts) for item in items):
             return Finding("extract", f"{where}, which a person confirms")
-        return Finding("value" if outputs else "unread", where)
+        return Finding("value", where) if outputs else Finding("unread", where + _WHY["unread"])
 
 
 def choosing(argument: model.Pick | model.Each) -> set[str]:

@@ -723,6 +723,13 @@ def test_nothing_hides_behind_a_cut() -> None:
     assert "5012 characters, sha256" in text
 
 
+def test_code_keeps_its_indentation() -> None:
+    """Other blanks in a row, and more than a line may begin with, are escaped: they would push text out of sight."""
+    assert quoted("if x:\n    pay()") == r'"if x:\n    pay()"'
+    for hidden in ("pay()    # no", "x\n" + " " * 40 + "pay()"):
+        assert r"\u0020" in quoted(hidden)
+
+
 @pytest.mark.parametrize("value", [None, True, False])
 def test_a_value_is_not_shown_like_the_text_of_its_name(value: object) -> None:
     assert quoted(value) == json.dumps(value) != quoted(json.dumps(value))

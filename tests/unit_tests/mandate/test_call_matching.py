@@ -167,7 +167,9 @@ def test_kinds_of_arguments(name):
 def test_what_was_not_read_gives_no_value(name):
     argument, right, wrong = KINDS[name]
     (value, *_) = right or wrong["extract"]
-    assert codes(judge(one("send", {"to": argument}), "send", {"to": value}, kept=Outputs())) == [("to", "unread")]
+    found = judge(one("send", {"to": argument}), "send", {"to": value}, kept=Outputs())
+    assert codes(found) == [("to", "unread")]
+    assert found.deviations[0].expected.endswith(", which was not read in full for this order")
 
 
 @pytest.mark.parametrize(("argument", "right", "wrong"), [
