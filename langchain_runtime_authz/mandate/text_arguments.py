@@ -19,6 +19,7 @@ _LONG: Final = 12  # a token of so many characters, with digits or mixed case, i
 _TOKEN: Final = lazy(r"[!-~]{4,}")
 _PARTS: Final = lazy(r"[/,;:()\[\]{}<>\"&|]+")
 _DOMAIN: Final = lazy(r"(?<=[a-z0-9])\.[a-z]{2,24}(?![a-z0-9])")
+_HOST: Final = lazy(r"https?://([\w.\-]+)(?=[/?#]|\Z)")
 _MIXED: Final = lazy(r"[a-z][A-Z]|[A-Za-z][^A-Za-z'\-][A-Za-z]")
 _EDGES: Final = ".,;:!?'\"`*_-()[]{}<>"
 _FEW: Final = 16  # up to so many runs are searched for one by one
@@ -64,6 +65,8 @@ def _tokens(text: str) -> Iterable[str]:
         token = whole.strip(_EDGES)
         if _DOMAIN.search(token):
             yield fold(token)
+            if host := _HOST.match(token):  # who may tell an address may tell its host
+                yield fold(host[1])
             continue
         for part in _PARTS.split(token):
             digits = sum(map(str.isdigit, part))

@@ -114,6 +114,8 @@ def test_conditions(condition, values, met):
     ("p\u0430ypal.com", "paypal.com", True), ("明天下午3点在北京大学见面吧好的", "", False),
     ("hi\U000e0073\U000e0065", "", True), ("hi\ufe01\ufe02\ufe0f", "", True), ("hi \u2764\ufe0f\u200d\U0001f525", "", False),
     ("hi\ue001", "hi\ue001", False),
+    ("see energy.example.org", "https://energy.example.org/hp", False), ("see example.org", "https://energy.example.org/hp", True),
+    ("see https://energy.example.org/other", "https://energy.example.org/hp", True), ("see x.org", "https://me@x.org/", True),
 ])
 def test_unbacked(text, allowed, refused):
     assert unbacked(text, allowed) is refused
