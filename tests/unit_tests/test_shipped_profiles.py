@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 from langchain_core.tools import BaseTool, StructuredTool
 
+from langchain_runtime_authz import Mandate, RuntimeAuthz
 from langchain_runtime_authz.langgraph.tool_lookup import Profiles, package_of
+from langchain_runtime_authz.mandate.model import Step, Text
 from langchain_runtime_authz.tool_profile import SHIPPED, ToolProfile, load_profiles, raise_by_hints
 
 # Where a set's tools are defined. A package that is not installed is not checked.
@@ -136,3 +138,20 @@ def test_a_set_and_ones_own_profile_combine() -> None:
     """The later profile counts, without the pins of the earlier one."""
     held = Profiles(load_profiles(["files", {"read_file": ToolProfile(effect="read", sink="none")}]))
     assert held.of(foreign_tool("read_file", ("path",))).declared
+
+
+WRITES = [("deepagents", "write_file"), ("deepagents", "edit_file"), ("files", "write_file"), ("mcp-filesystem", "write_file")]
+
+
+@pytest.mark.parametrize(("name", "tool"), WRITES)
+def test_a_search_leaves_unasked_after_a_file_was_written(name: str, tool: str) -> None:
+    """What a write answers is not data that was read. The twin is a read of the file, after which a search asks."""
+    path = {"mcp-filesystem": "path"}.get(name, "file_path")
+    args = {path: "notes.md", **dict.fromkeys(load_profiles(name)[tool].text, "x")}
+    order = Mandate(steps=(Step("write", tool, {path: "notes.md", **dict.fromkeys(load_profiles(name)[tool].text, Text())}),))
+    for first, asked in (((tool, args), "permit"), (("read_file", {path: "notes.md"}), "approval_required")):
+        authz = RuntimeAuthz(profiles=[name, {"web": {"effect": "fetch", "sink": "external", "text": ["query"], "class": "public"}}])
+        with authz.session(subject="alice", task="Write notes.md, then search", mandate=order) as session:
+            assert session.decide(*first).permit
+            session.observe(*first, "done")
+            assert session.decide("web", {"query": "tides"}).outcome == asked
