@@ -63,7 +63,7 @@ _NEXT: Final = """\
 and call it inside `with authz.run(subject="alice"):`. See docs/start.md. A person answers a question by
 `graph.invoke(Command(resume={{"decisions": [{{"type": "approve"}}]}}), config)`. This shows what a text orders:
 
-  runtime-authz mandate explain "What the user says" --profiles {file}"""
+  runtime-authz mandate explain "What the user says" --profiles {file} --graph {target}"""
 
 
 def init(
@@ -121,7 +121,7 @@ def init(
     added = [{"tool": t.name, "effect": declared[t.name].effect, "expect": e} for t, e in zip(new, told, strict=True)]
     lines = [f"  {inert(a['tool'])}: {a['effect']}; without an order the answer is {a['expect']}\n" for a in added]
     count = f"{len(new)} tool{'s' * (len(new) != 1)}"
-    text = _NEXT.format(lines="".join(lines), file=file, added=count, kept=len(kept))
+    text = _NEXT.format(lines="".join(lines), file=file, target=target, added=count, kept=len(kept))
     return Answer({"wrote": str(file), "added": added, "kept": [*kept]}, text)
 
 

@@ -41,7 +41,8 @@ def explain(
         str | None, Option(metavar="MODULE:MODEL", help="Ask this chat model; otherwise the words are read.")
     ] = None,
     graph: Annotated[
-        str | None, Option(metavar="MODULE:GRAPH", help="Take the tools' arguments from a graph; default: profiles.")
+        str | None,
+        Option(metavar="MODULE:GRAPH", help="Read as this graph's tools would; default: as the profiles tell."),
     ] = None,
 ) -> Answer:
     """Show the steps that a text orders, and the parts that are dropped, with reasons.
@@ -50,7 +51,7 @@ def explain(
     called. Text in fences, after `>` or in a forwarded mail is material, and orders nothing.
 
     runtime-authz mandate explain "Pay Bob 45 EUR" --profiles profiles.yaml
-    runtime-authz mandate explain - --profiles profiles.yaml < request.txt
+    runtime-authz mandate explain - --profiles profiles.yaml --graph my_agent:graph < request.txt
     runtime-authz mandate explain "Pay Bob 45 EUR" --profiles profiles.yaml --planner my_models:planner --json
     """
     from langchain_runtime_authz.mandate.description import told
@@ -70,6 +71,8 @@ def explain(
     document = {"source": source, "mandate": order, "told": sentences, "dropped": dropped, "material": parts}
     text = ["understood:" if sentences else "understood: nothing is ordered", *(f"  {s}" for s in sentences)]
     text += ["dropped:", *(f"  {what}: {why}" for what, why in compiled.dropped)] if compiled.dropped else []
+    if compiled.dropped and graph is None:
+        text += ["note: the profiles do not tell all arguments and choices; with `--graph MODULE:GRAPH` the tools do"]
     text += [f"material: {parts} part{'s' if parts > 1 else ''} of the text, which order nothing"] if parts else []
     if not sentences and not planner and not any(p.intent for p in declared.values()):
         text += ["no profile declares orders (`intent`), so only verbs in tools' names are read: see docs/mandate.md"]

@@ -130,7 +130,9 @@ def _held_against(tool: BaseTool, declared: ToolProfile | None) -> list[str]:
         found.append(f"{tool.name}: the tool changed after its review; review it, then pin {digest_of(tool)}")
     hinted = raise_by_hints(declared, tool.metadata, tool.name).effect
     if declared.digest is None and hinted != declared.effect:  # a pin means that exactly this tool was reviewed
-        found.append(f"{tool.name}: `effect` is {declared.effect}, and the tool's name or annotations say {hinted}")
+        otherwise = f"correct it; or, if you reviewed what the tool does, pin `digest: {digest_of(tool)}`"
+        milder = f"`effect` is {declared.effect}, and the tool's name or annotations say {hinted}"
+        found.append(f"{tool.name}: {milder}; {otherwise}")
     return found
 
 

@@ -212,7 +212,7 @@ class Placing:
     def _unsaid(self, need: Need) -> str:
         name, shown = need.owner.partition(" ")[2] or need.owner, f"{need.value}%" if need.rate else str(need.value)
         forbidden = not need.counts and self.words.places(need.value, dictated=need.dictated, rate=need.rate)[1]
-        why = "the user forbids" if forbidden else "the user's own words do not say"
+        why = "a sentence that forbids or excepts something says" if forbidden else "the user's own words do not say"
         return f"`{name}`: {why} {shown[:_SHOWN]!r}"
 
 

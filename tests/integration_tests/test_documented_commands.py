@@ -46,7 +46,7 @@ FINDS = {  # leave with 1: what they find is what their pages speak of
     "kill status --file /run/agents/kill", "policy diff audit.jsonl OLD NEW", "policy replay audit.jsonl POLICY", OF_THE_HOUR,
     "policy replay audit.jsonl examples/policies/read_only",
     "profile check profiles.yaml my_agent:graph",  # of drafts
-    'mandate explain "What the user says" --profiles authz.yaml',
+    'mandate explain "What the user says" --profiles authz.yaml --graph my_agent.py:graph',
 }
 MAKES = {"init": "authz.yaml", "keys generate": "keys", "policy init": "my-policy", "profile suggest": "profiles.yaml"}  # anew
 

@@ -319,7 +319,7 @@ def test_a_draft_in_code_is_one_too() -> None:
 FINDINGS = {
     "missing": ("tools: {send_mail: {effect: send}, get_page: {effect: fetch}}", "no: no profile"),
     "argument": ('tools: {send_mail: {effect: send, critical: {whom: principal}}, get_page: {}, "no": {}}', "`critical` names `whom`"),
-    "milder": ('tools: {send_mail: {effect: read}, get_page: {}, "no": {}}', "annotations say send"),
+    "milder": ('tools: {send_mail: {effect: read}, get_page: {}, "no": {}}', "annotations say send; correct it; or, if you reviewed what the tool does, pin `digest: sha256:"),
     "changed": ('tools: {send_mail: {effect: send, digest: "sha256:0"}, get_page: {}, "no": {}}', "changed after its review"),
     "unread": ('tools:\n  send_mail: {effect: send}  # DOUBT: its name\n  get_page: {effect: fetch}\n  "no": ask', "1 marks DOUBT"),
     "foreign": ('tools: {send_mail: {origin: other, effect: send}, get_page: {effect: fetch}, "no": ask}', "so it keeps asking"),
