@@ -46,6 +46,8 @@ TURNS = {
     "an answer is not an order": ([(PAY,), (said("Pay Eve", f"{ANSWER}0"),)], ()),
     "an answer next to an order suspends it": ([(PAY,), (OTHER, said("yes", f"{ANSWER}0"))], ()),
     "going on revives the turn before": ([(PAY,), (said("Please continue."),)], ("Pay Bob 45",)),
+    "a yes to the deed revives it too": ([(PAY,), (said("yes, do it"),)], ("Pay Bob 45",)),
+    "a yes to another deed is a turn": ([(PAY,), (said("Yes, do it for Carol"),)], ("Yes, do it for Carol",)),
     "going on revives nothing that was suspended": ([(PAY,), (said("Stop", own=False),), (said("go on"),)], ()),
     "going on with more words is a turn": ([(PAY,), (said("go on to the next"),)], ("go on to the next",)),
     "an act without words suspends": ([(PAY,), (said(""),)], ()),
