@@ -228,22 +228,31 @@ class _Root(Entering[tuple[Any, Any]]):
         engine.tally.count(run, "entry", self.name, "root entry", decided=1, ran=1)
         given = self.input
         if task:
-            if (together := private.superstep(config)) is not None:
-                # The calls of one message may be tasks of one superstep, and are not in doubt for each other.
-                run.entry = f"{together} {handle.run_id if self.opener is not None else ''}"
-            namespace: str | None = private.agent_ns(config)
-            if graph is not None:
-                place = private.place_below(graph, config, number)
-                namespace = place.config["configurable"]["checkpoint_ns"] if place is not None else None
-            answers = (yield from record_answer(run, config, namespace)) if namespace is not None else None
-            if answers is not None and graph is not None:
-                config = private.with_answers(config, answers)
-                private.drop_plain_answer(config)
-            elif answers is not None:
-                keyed(config, answers)
+            config = yield from self._answered(run, config, number)
         if saver is not None or entry.pending:
             given = yield from self._told(entry)
         return given, run_context.with_run(config, run)
+
+    def _answered(self, run: Run, config: Mapping[str, Any], number: int) -> Flow[Mapping[str, Any]]:
+        """Record an unprotected task's answer. Return the config to run with.
+
+        `number`: the index of this graph among those that the task runs.
+        """
+        if (together := private.superstep(config)) is not None:
+            # The calls of one message may be tasks of one superstep, and are not in doubt for each other.
+            run.entry = f"{together} {run.run_id if self.opener is not None else ''}"
+        namespace: str | None = private.agent_ns(config)
+        if self.graph is not None:
+            place = private.place_below(self.graph, config, number)
+            namespace = place.config["configurable"]["checkpoint_ns"] if place is not None else None
+        answers = (yield from record_answer(run, config, namespace)) if namespace is not None else None
+        if answers is None:
+            return config
+        if self.graph is None:
+            keyed(config, answers)
+            return config
+        private.drop_plain_answer(config := private.with_answers(config, answers))
+        return config
 
     def _texts(self, update: Any, head: Head | None) -> Flow[tuple[Sequence[HumanText], frozenset[str]]]:
         """Return (1) the user's new texts, (2) digests of the user's texts in the state."""
