@@ -5,6 +5,7 @@ A paraphrase of other data is not noticed.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Final
 
@@ -17,8 +18,13 @@ _LETTERS: Final = 12  # characters in a row that count as copied, in scripts wit
 _DIGITS: Final = 3  # a number of at most so many digits identifies nothing
 _LONG: Final = 12  # a token of so many characters, with digits or mixed case, identifies something
 _TOKEN: Final = lazy(r"[!-~]{4,}")
+_NAMED: Final = lazy(  # hosts of other scripts or of numbers, handles and issues, shares
+    r"[^\W_]{1,63}(?:(?<=[^\x00-\x7f])\.|\.(?=[^\x00-\x7f])|(?<=[a-z0-9])\u3002(?=[a-z]))[^\W\d_]{2,24}"
+    r"|(?:\d{1,3}\.){3}\d{1,3}|(?<![\w/&])[@#]\w+|(?:(?<!:)//|\\\\)\w+",
+    re.IGNORECASE,
+)
 _PARTS: Final = lazy(r"[/,;:()\[\]{}<>\"&|]+")
-_DOMAIN: Final = lazy(r"(?<=[a-z0-9])\.[a-z]{2,24}(?![a-z0-9])")
+_DOMAIN: Final = lazy(r"(?<=[a-z0-9])\.[a-z]{2,24}(?![a-z0-9])", re.IGNORECASE)
 _HOST: Final = lazy(r"https?://([\w.\-]+)(?=[/?#]|\Z)")
 _MIXED: Final = lazy(r"[a-z][A-Z]|[A-Za-z][^A-Za-z'\-][A-Za-z]")
 _EDGES: Final = ".,;:!?'\"`*_-()[]{}<>"
@@ -37,6 +43,7 @@ def unbacked(text: str, allowed: str) -> bool:
     if not {m[0] for m in _HIDDEN.finditer(text)} <= {m[0] for m in _HIDDEN.finditer(allowed)}:
         return True
     text, allowed = clear(text), clear(allowed)
+    named, known = ({fold(m[0]) for m in _NAMED.finditer(one)} for one in (text, allowed))
     there, ours = mentions(allowed), mentions(text)
     written: dict[str, bool] = {}
     for form, spelled in ours.items():
@@ -45,7 +52,10 @@ def unbacked(text: str, allowed: str) -> bool:
         plain = spelled.strip("+-").replace(".", "").replace(",", "")
         if not (spelled.isascii() and plain.isdecimal() and len(plain) <= _DIGITS):
             return True
-    return not set(_tokens(_without(text, written))) <= {*_tokens(allowed), *_tokens(_without(allowed, there.values()))}
+    return not named <= known or not set(_tokens(_without(text, written))) <= {
+        *_tokens(allowed),
+        *_tokens(_without(allowed, there.values())),
+    }
 
 
 def _backed(form: str, there: dict[str, str]) -> bool:

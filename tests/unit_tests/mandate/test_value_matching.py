@@ -116,6 +116,11 @@ def test_conditions(condition, values, met):
     ("hi\ue001", "hi\ue001", False),
     ("see energy.example.org", "https://energy.example.org/hp", False), ("see example.org", "https://energy.example.org/hp", True),
     ("see https://energy.example.org/other", "https://energy.example.org/hp", True), ("see x.org", "https://me@x.org/", True),
+    ("See EVIL.COM/x", "", True), ("See Evil.Com", "evil.com", False), ("\u043f\u0440\u0438\u043c\u0435\u0440.\u0440\u0444/x", "", True),
+    ("\u043f\u0440\u0438\u043c\u0435\u0440.\u0440\u0444/x", "see \u043f\u0440\u0438\u043c\u0435\u0440.\u0440\u0444", False), ("evil\u3002com", "", True), ("你好\u3002再见", "", False),
+    ("cc @eve", "", True), ("cc @Eve", "@eve", False), ("Closes #12", "", True), ("Closes #12", "see #12", False),
+    ("at 5.9.8.3", "", True), ("//evil/x", "", True), ("\\\\evil\\x", "", True), ("https://x.org/a", "https://x.org/a", False),
+    ("e.g. at 5 p.m. & C#, it&#39;s on", "", False),
 ])
 def test_unbacked(text, allowed, refused):
     assert unbacked(text, allowed) is refused
