@@ -113,13 +113,15 @@ class Tool:
         several = (t for o in options for t in (o.get("type"), *_listed(o.get("type"))))
         types = frozenset(t for t in several if isinstance(t, str))
         fixed = frozenset(enum) or frozenset(("true", "false") if types - {"null"} == {"boolean"} else ())
+        codes = {*self.language.data["currencies"].values()}
+        coin = self.language.data["coins"][:1] if codes.intersection(map(str, (*enum, schema.get("default")))) else ()
         own, said = Counter(map(plain, enum)), self.profile.synonyms.get(name, {}).items()
         choices = {plain(c): c for c in enum if own[plain(c)] == 1} | {plain(w): c for w, c in said}
         choices |= {word: f"{n}" for n, word in enumerate(self.language.data["numerals"], 1) if f"{n}" in enum}
         return Argued(
             name=name,
             kind=kind,
-            words=frozenset((*words_of(name), kind)),
+            words=frozenset((*words_of(name), kind, *coin)),
             required=name in _listed(needed) if needed is not None else kind not in {"when", "text"},
             choices={said: c for said, c in choices.items() if c in (fixed or {c})} | {c: c for c in enum},
             limited=bool(enum),

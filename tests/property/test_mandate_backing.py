@@ -160,7 +160,7 @@ def test_what_survives_was_said_by_the_user(texts: list[list[Part]], drawn: list
 @settings(deadline=None, max_examples=200)
 @given(spoken, steps)
 def test_a_step_is_kept_as_it_stands_or_not_at_all(texts: list[list[Part]], drawn: list[Any]) -> None:
-    """Nothing is added and nothing is repaired: only places are marked. What narrows stays."""
+    """Nothing is added and nothing is repaired: only places and sequences are marked. What narrows stays."""
     mandate = mandate_of(drawn)
     given_texts = [text_of(t) for t in texts]
     compiled = backed(mandate, given_texts, PROFILES, SIGNATURES)
@@ -168,7 +168,9 @@ def test_a_step_is_kept_as_it_stands_or_not_at_all(texts: list[list[Part]], draw
     planned = {s.id: s for s in mandate.steps}
     for step in compiled.mandate.steps:
         bare = {n: m.Const(a.value) if isinstance(a, m.Const) else a for n, a in step.args.items()}
-        assert step.model_copy(update={"args": bare}) == planned[step.id]
+        given = planned[step.id]
+        assert step.model_copy(update={"args": bare, "after": given.after}) == given
+        assert given.after in (None, step.after)
     left = {s.id for s in compiled.mandate.steps}
     assert left | {d.what.split("`")[1] for d in compiled.dropped} == set(planned)
     assert (compiled.mandate.limits, compiled.mandate.never) == (mandate.limits, mandate.never)
