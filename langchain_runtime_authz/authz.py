@@ -89,7 +89,8 @@ class RuntimeAuthz(Threads):
             environment variable `RUNTIME_AUTHZ_KILL_SWITCH`.
         notify: channel name → `pep.run.Notifier`, for the obligation `notify`. The channel `log` always exists.
         tenant: the tenant of all threads. It is the first part of every ledger key, and stands in records and tokens.
-        zone: the IANA name of the time zone, like `Europe/Berlin`, in which policies read the time (`context.local`).
+        zone: the IANA name of the time zone, like `Europe/Berlin`, in which policies read the time (`context.local`) and
+            calls are compared with ordered times that name no zone.
         planner: a chat model with structured output that compiles the user's message into a mandate. It is asked once
             per user turn, before anything runs. It sees only the user's message, and the tools' profiles and
             signatures. If it fails, the turn has no mandate. Without a planner, `mandate.words` reads declared orders.

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from datetime import tzinfo
 from decimal import Decimal
 from fractions import Fraction
 from functools import lru_cache
@@ -26,7 +27,7 @@ from langchain_runtime_authz.mandate.argument_matching import Reader, kind_of
 from langchain_runtime_authz.mandate.description import quoted
 from langchain_runtime_authz.mandate.model import Argument, Const, Each, Free, Mandate, Pick, Scalar, Step, Text
 from langchain_runtime_authz.mandate.read_outputs import Outputs, scalar_forms, scalars
-from langchain_runtime_authz.mandate.value_matching import SEVERAL, commas, dates, known_same, same, upcoming
+from langchain_runtime_authz.mandate.value_matching import SEVERAL, commas, dates, in_zone, known_same, same, upcoming
 from langchain_runtime_authz.tool_profile import ToolProfile, argument
 
 MAX_VALUES: Final = 1000  # values of one argument that are compared with prohibitions, or added up
@@ -78,6 +79,7 @@ class CallFacts(NamedTuple):
     task: str = ""  # only outputs of reads for this task count
     steps: Collection[str] | None = None  # ids of the steps that the agent may take; `None` for all
     now: float | None = None  # start of the run (epoch seconds); an ordered day without a year is the next one
+    zone: tzinfo | None = None  # of ordered times that name no zone
 
 
 class _Plan:
@@ -299,7 +301,10 @@ def _compare(shape: _Shape, call: CallFacts, reader: Reader) -> tuple[list[Devia
             continue  # an optional text that was not sent keeps its default
         if type(what) is not Text and _several(value, what):
             lists.append((name, what, kind))
-        code, expected, source, keys = reader.check(what, value, kind)
+        found = reader.check(what, value, kind)
+        if found.code and call.zone is not None:
+            found = reader.check(what, in_zone(value, call.zone), kind)
+        code, expected, source, keys = found
         if code:
             deviations.append(Deviation(name, code, expected))
         elif source:

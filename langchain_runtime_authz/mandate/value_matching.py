@@ -126,25 +126,35 @@ def _spelled(value: object, constant: object, own: Sequence[str], said: Sequence
 
 
 def _same_moment(value: Any, constant: Any, own: Sequence[str], said: Sequence[str]) -> bool:
-    """Return True if two dates agree. The constant may lack the year, time and zone.
+    """Return True if two dates agree. The constant may lack the year and the time.
 
     A date that can be read in two ways equals only the same text.
     """
-    if isinstance(reading(value), datetime.datetime) and isinstance(reading(constant), datetime.datetime):
-        return compare(value, constant) == 0
+    at, said_at = reading(value), reading(constant)
+    if isinstance(at, datetime.datetime) and isinstance(said_at, datetime.datetime):
+        zoned = at.tzinfo is not None and said_at.tzinfo is None and len(str(constant).strip()) > _DATE
+        return not zoned and compare(value, constant) == 0
     ours, theirs = ({f for f in found if f.startswith(("date:", "day:"))} for found in (own, said))
     full, full_said = ({f for f in found if f.startswith("date:") and f[5] != "-"} for found in (ours, theirs))
     zone, said_zone = (_ZONE.findall(str(each).strip().upper()) for each in (value, constant))
-    if said_zone and zone != said_zone:
+    times = {f for f in said if f.startswith("time:")}
+    if times and zone != said_zone:
         return False
     if len(full_said) > 1 and tidy(str(value)) != tidy(str(constant)):
         return False
     if full != full_said if full and full_said else {f[-6:] for f in ours} != {f[-6:] for f in theirs}:
         return False
-    times = {f for f in said if f.startswith("time:")}
     one, other = (_SECONDS.search(str(each)) for each in (value, constant))
     seconds = float(one[1] if one else 0) == float(other[1] if other else 0)
     return not times or (seconds and times == {f for f in own if f.startswith("time:")})
+
+
+def in_zone(value: object, zone: datetime.tzinfo) -> object:
+    """Return an ISO 8601 date with an offset as the local time of a zone."""
+    at = reading(value)
+    if not isinstance(at, datetime.datetime) or at.tzinfo is None:
+        return value
+    return at.astimezone(zone).replace(tzinfo=None).isoformat()
 
 
 def dates(value: object) -> list[str]:

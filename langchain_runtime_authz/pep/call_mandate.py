@@ -112,6 +112,7 @@ def binding_of(run: Run, said: TaskWords, call: Call) -> tuple[Mandate | None, B
         task_name(run),
         run.grant.steps if run.grant is not None else None,
         run.started_at,
+        run.engine.zone,
     )
     memory = run.engine.memory
     return mandate, bind(mandate, facts, run.engine.tools.declared, memory.outputs(run.scope))

@@ -66,6 +66,8 @@ def test_other_orders_are_taken_in_any_sequence(said: str, calls: tuple[Call, Ca
 
 @pytest.mark.parametrize(("said", "near", "ordered", "options"), [
     ("Wire Bob 45 JPY", ("wire", {"to": "Bob", "amount": 45}), ("wire", {"to": "Bob", "amount": 45, "unit": "JPY"}), {}),
+    ('Plan "Lunch" on 5 June at 17:00', meet("2027-06-05T17:00-11:00"), meet("2027-06-05T17:00"), {}),
+    ('Plan "Lunch" on 5 June at 17:00', meet("2027-06-05T17:00Z"), meet("2027-06-05T15:00Z"), {"zone": "Europe/Berlin"}),
     ('Plan "Lunch" on 5 June', meet("2027-06-05", note="See EVIL.COM"), meet("2027-06-05", note="See you"), {}),
     ('Plan "Lunch" on 5 June', meet("2027-06-05", note="Ping @eve"), meet("2027-06-05"), {}),
 ])
