@@ -20,11 +20,11 @@ A `run` record is an event of a run or thread (`Event`). Its `detail` holds:
 | `planned` | a model's message (`plan`), its `source` and `model`, the `tools` that it calls, in order |
 | `mandate` | what the task orders: `source`, `digest`, `steps` (id and tool); with contents the whole `mandate` |
 | `asked` | `source` of the review; `questions`, each with `approval` (its id), `decision_id`, `call_key`, `args_digest`, `tool` and `needed` (how many approvers must approve) |
-| `approval` | an answer: `approval`, `call_key`, `args_digest`, `tool`, `approver`, `authenticated`, `source`, `verdict`, `message_digest`; of a signed statement `by` and `statement`; a second record has `refused` if the ledger refused the answer |
+| `approval` | an answer: `approval`, `call_key`, `args_digest`, `tool`, `approver`, `authenticated`, `source`, `verdict`, `message_digest`; of a signed statement `by` and `statement`; a second record has `refused` if the ledger refused the answer, or `unknown` if the ledger did not answer |
 | `delegated` | `to`, `kind`, `decision_id`; `jti` of the child's lease |
 | `corrected` | `source`, `author` (empty if unknown), `texts`, `from_epoch` |
 | `rotated` | the run continues with a new lease: `from_epoch`, `from_jti`; `decision_id` if a policy demanded it |
-| `revoked`, `reinstated` | `author`, `reason`; `decision_id` if a decision or a leak led to it |
+| `revoked`, `reinstated` | `author`, `reason`; `decision_id` if a decision or a leak led to it; of `reinstated` also `refused` or `unknown` |
 | `resolved` | somebody told what became of a call in doubt: `call_key`, `decision_id`, `tool`, `happened`, `author`, `reason`; a second record has `refused` if the ledger refused, or `unknown` if the ledger did not answer |
 | `ended_late` | a call ended after it had been resolved: the fields of `resolved`, and the call's `state` at its end |
 | `data_changed` | the application declared that a `resource` changed |

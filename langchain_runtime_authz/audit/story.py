@@ -46,7 +46,7 @@ _EVENTS: Final = {
     "planned": ("plan", "{tools} (by {source})"),
     "mandate": ("order", "{steps} (by the {source})"),
     "asked": ("ask", "{questions} (by another review)"),
-    "approval": ("answer", "{verdict} {what}, by {approver}{refused}"),
+    "approval": ("answer", "{verdict} {what}, by {approver}{refused}{unknown}"),
     "delegated": ("delegation", "to {to} ({kind})"),
     "corrected": ("task", "by {author} ({source}), epoch {from_epoch} → {epoch}"),
     "data_changed": ("task", "data changed: {resource}"),
@@ -54,7 +54,7 @@ _EVENTS: Final = {
     "revoked": ("revocation", "revoked by {author}{reason}"),
     "resolved": ("answer", "{what} in doubt: {happened}, says {author}{reason}{refused}{unknown}"),
     "ended_late": ("answer", "{what} ended late as {state}; {happened}, said {author}"),
-    "reinstated": ("revocation", "reinstated by {author}{reason}"),
+    "reinstated": ("revocation", "reinstated by {author}{reason}{refused}{unknown}"),
 }
 _BEFORE: Final = (("refused", ", refused: "), ("unknown", ", unknown: "), ("reason", ": "), ("subject", " for "))
 _OTHER: Final = ("run", "{event}{subject}")

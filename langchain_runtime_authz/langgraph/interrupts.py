@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 
 from langgraph.errors import GraphBubbleUp, GraphInterrupt
@@ -29,7 +30,7 @@ from langchain_runtime_authz.pep.call import Call, DecidedCall
 from langchain_runtime_authz.pep.claim_calls import claim_again, claim_call, claim_once
 from langchain_runtime_authz.pep.decide_calls import decide_calls
 from langchain_runtime_authz.pep.decide_steps import Entry
-from langchain_runtime_authz.pep.decision_log import record_asks
+from langchain_runtime_authz.pep.decision_log import commit_recorded, record_asks
 from langchain_runtime_authz.pep.on_ask import AskHere
 from langchain_runtime_authz.pep.run import Block, Commit, Effect, Flow, Load, Run
 
@@ -342,10 +343,7 @@ def _resolve(run: Run, asked: Sequence[tuple[DecidedCall, Approval]], answer: ob
         # Only an entry can open an epoch, so a correction does not count as an answer here.
         given = approval_hitl.answers(still, answer, run.subject)
         plain = [replace(a, state="malformed", edited="") if a.edited or a.state == "answered" else a for a in given]
-        yield from approval_hitl.record_answers(run, still, plain)
-        done = yield Commit(run.scope, None, plain)
-        if isinstance(done, Conflict):
-            yield from approval_hitl.record_answers(run, still, plain, done.code)
+        yield from commit_recorded(run.scope, plain, partial(approval_hitl.record_answers, run, still, plain))
 
 
 def _replaced(judged: DecidedCall) -> bool:

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from langchain_runtime_authz._display import inert, quoted
 from langchain_runtime_authz.digest import digest
-from langchain_runtime_authz.errors import Code, MappingError
+from langchain_runtime_authz.errors import MappingError
 from langchain_runtime_authz.evaluation import Subject
 from langchain_runtime_authz.facts.checkpoint_head import OF_TASK
 from langchain_runtime_authz.facts.resource_version import filled
@@ -269,13 +269,9 @@ def answer_event(
     return run_event(of, "approval", now, detail=detail, question=ask.trace, **about)
 
 
-def record_answers(
-    run: Run, asks: Sequence[Approval], answered: Sequence[AnswerApproval], refused: Code | None = None
-) -> Flow[None]:
-    """Record answers before they are committed, or that the commit `refused` them."""
-    # INVARIANT: an answer without a record does not count, even if the process dies or the audit log fails.
+def record_answers(run: Run, asks: Sequence[Approval], answered: Sequence[AnswerApproval], **detail: Any) -> Flow[None]:
+    """Record answers, for `decision_log.commit_recorded`."""
     by_key: dict[str, Approval] = {a.call_key: a for a in asks}
-    detail: dict[str, Any] = {} if refused is None else {"refused": str(refused)}
     for given in answered:
         about = by_key[given.call_key], given, time.time()
         yield answer_event(run, *about, content=run.engine.audit.content, **detail)

@@ -17,8 +17,8 @@ from langchain_runtime_authz.ledger.call_changes import AnswerApproval
 from langchain_runtime_authz.ledger.changes import AdvanceEpoch, Change, RecordPlan
 from langchain_runtime_authz.pep.approval_hitl import answer_event, corrections
 from langchain_runtime_authz.pep.corrections import carried
-from langchain_runtime_authz.pep.decision_log import confirmed, settle, unrecorded
-from langchain_runtime_authz.pep.run import Commit, Effect, Engine, Flow, Load, Perform, new_id
+from langchain_runtime_authz.pep.decision_log import commit_recorded, confirmed, settle, unrecorded
+from langchain_runtime_authz.pep.run import Effect, Engine, Flow, Load, Perform, new_id
 
 if TYPE_CHECKING:  # `approval_statement` loads the signing library
     from langchain_runtime_authz.credential.approval_statement import Approvers, Question, Statement, Verdict
@@ -82,12 +82,13 @@ def answer_outside_graph(
     if texts:
         change = [AdvanceEpoch(asked.epoch, texts, deliver=True), *(RecordPlan(p) for p in plans)]
         change.append(mark := unrecorded(asked.epoch + 1, pinned, texts, "answer"))
-    # INVARIANT: an answer without a record does not count.
-    about_answer: dict[str, Any] = {"verdict": said.verdict, "by": said.issuer, "statement": said.jti}
-    yield answer_event(scope, asked, given, now, content=content, **about_answer)
-    done: Committed | Conflict = yield Commit(scope, None, [given, *change])
+
+    def record(**detail: Any) -> Flow[None]:
+        detail |= {"verdict": said.verdict, "by": said.issuer, "statement": said.jti}
+        yield answer_event(scope, asked, given, now, content=content, **detail)
+
+    done: Committed | Conflict = yield from commit_recorded(scope, [given, *change], record)
     if isinstance(done, Conflict):
-        yield answer_event(scope, asked, given, now, content=content, **about_answer, refused=str(done.code))
         raise AuthzError(done.code)
     if texts:
         yield from confirmed(scope, done, mark, texts, "answer")

@@ -22,15 +22,15 @@ from langchain_runtime_authz._flow import begun
 from langchain_runtime_authz._locks import PROCESS
 from langchain_runtime_authz.credential.current_call import current_ticket
 from langchain_runtime_authz.credential.ticket import Ticket
-from langchain_runtime_authz.errors import Code, ConfigError, LedgerError, failure_code
+from langchain_runtime_authz.errors import Code, ConfigError, LedgerError
 from langchain_runtime_authz.evaluation import Decision
 from langchain_runtime_authz.facts.normal_forms import key as digest
 from langchain_runtime_authz.ledger.base import Approval, CallRow, Conflict, Doubt, Query, Scope, Snapshot
 from langchain_runtime_authz.ledger.call_changes import ResolveCall
 from langchain_runtime_authz.ledger.schema import SEVERAL
 from langchain_runtime_authz.pep.call import Call, DecidedCall
-from langchain_runtime_authz.pep.decision_log import label, run_event
-from langchain_runtime_authz.pep.run import Commit, Effect, Engine, Flow, Load, Run
+from langchain_runtime_authz.pep.decision_log import commit_recorded, label, run_event
+from langchain_runtime_authz.pep.run import Effect, Engine, Flow, Load, Run
 from langchain_runtime_authz.pep.thread_memory import TaskWords
 from langchain_runtime_authz.telemetry.logs import logger
 
@@ -167,16 +167,14 @@ def resolve(of: Run | Scope, doubt: Doubt, *, happened: bool, author: str, reaso
     found: Snapshot = yield Load(doubt.scope, Query(calls=(doubt.row.key,)))
     if (row := found.calls.get(doubt.row.key)) is None or row.state != "unknown":
         raise LedgerError(Code.NOT_IN_DOUBT, doubt.row.key)
-    yield run_event(of, "resolved", found.now, detail=said | _named(row))
-    try:
-        done = yield Commit(doubt.scope, None, [ResolveCall(doubt.row.key, happened, author, reason)])
-        if isinstance(done, Conflict):  # resolved by somebody else meanwhile
-            raise LedgerError(done.code, doubt.row.key)
-    except Exception as exc:
-        code = failure_code(exc)  # if the ledger gave no answer, the commit may have taken effect; the next read tells
-        said["refused" if code == Code.NOT_IN_DOUBT else "unknown"] = str(code)
-        yield run_event(of, "resolved", found.now, detail=said | _named(row))
-        raise
+
+    def record(**detail: Any) -> Flow[None]:
+        yield run_event(of, "resolved", found.now, detail=said | _named(row) | detail)
+
+    change = ResolveCall(doubt.row.key, happened, author, reason)
+    done = yield from commit_recorded(doubt.scope, [change], record)
+    if isinstance(done, Conflict):  # resolved by somebody else meanwhile
+        raise LedgerError(done.code, doubt.row.key)
 
 
 def ended_late(run: Run, row: CallRow, state: str) -> Flow[None]:

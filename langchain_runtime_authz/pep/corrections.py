@@ -8,7 +8,8 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import cast
+from functools import partial
+from typing import Any, cast
 
 from langchain_runtime_authz.errors import AuthzDenied, Code, LedgerError
 from langchain_runtime_authz.facts.answer_corrections import free_text
@@ -27,7 +28,14 @@ from langchain_runtime_authz.pep.approval_hitl import (
     remaining,
 )
 from langchain_runtime_authz.pep.data_versions import data_scope
-from langchain_runtime_authz.pep.decision_log import change_task, corrected, recorded, run_event, unrecorded
+from langchain_runtime_authz.pep.decision_log import (
+    change_task,
+    commit_recorded,
+    corrected,
+    recorded,
+    run_event,
+    unrecorded,
+)
 from langchain_runtime_authz.pep.run import Commit, Flow, Load, Run, new_id
 from langchain_runtime_authz.pep.run_lifecycle import take_lease
 
@@ -59,13 +67,10 @@ def answer(
         return  # LangChain's review refuses the whole value, and the review's question stays open
     said = corrections(asks, answered)
     if not said and not (yield from _takes_back(run.scope, asks, answered)):
-        yield from record_answers(run, asks, answered)
-        done = yield Commit(run.scope, None, answered)
-        if isinstance(done, Conflict):
-            yield from record_answers(run, asks, answered, done.code)
-            if done.code in _NOT_THEIRS:
-                # Refused before any task takes the value: the question stays open for those who may answer it.
-                raise AuthzDenied(done.code, new_id())
+        done = yield from commit_recorded(run.scope, answered, partial(record_answers, run, asks, answered))
+        if isinstance(done, Conflict) and done.code in _NOT_THEIRS:
+            # Refused before any task takes the value: the question stays open for those who may answer it.
+            raise AuthzDenied(done.code, new_id())
         by_key = {a.call_key: a for a in answered}
         if any(a.needed - len(a.approvers) > 1 and by_key[a.call_key].state == "approved" for a in asks):
             raise AuthzDenied(Code.APPROVAL_WAITS, new_id())
@@ -73,7 +78,6 @@ def answer(
     plans = yield from carried(run.scope, run.epoch, asks, answered)
     texts = tuple(replace(t, author=run.subject.principal) for t in said) if run.subject.human else ()
     change = AdvanceEpoch(run.epoch, texts, keep=tuple(a.call_key for a in answered if a.state == "approved"))
-    yield from record_answers(run, asks, answered)
     yield from _rotate(run, [*answered, change, *(RecordPlan(p) for p in plans)], texts, asks, answered)
 
 
@@ -140,9 +144,9 @@ def _rotate(
     """Commit a task change that this run causes, and move the run to the new epoch."""
     before = {"from_epoch": run.epoch, "from_jti": run.jti}
     mark = unrecorded(run.epoch + 1, run.pinned, texts, "answer")
-    done: Committed | Conflict = yield Commit(run.scope, run.guard, [*changes, mark])
+    record = partial(record_answers, run, asks, answered)
+    done: Committed | Conflict = yield from commit_recorded(run.scope, [*changes, mark], record, run.guard)
     if isinstance(done, Conflict):
-        yield from record_answers(run, asks, answered, done.code)
         raise AuthzDenied(done.code, new_id())
     run.move_to(done.epoch, new_id())
     run.pinned += len(texts)
@@ -236,14 +240,12 @@ def revoke(scope: Scope, agent: tuple[str, ...], by: str = "", reason: str = "")
 
 
 def reinstate(scope: Scope, agent: tuple[str, ...], by: str = "", reason: str = "") -> Flow[None]:
-    """Lift revocations, once that is recorded.
+    """Lift revocations, once that is recorded. Raises `LedgerError` after a conflict."""
 
-    If the ledger refuses, a second record says so (`refused`).
-    """
-    detail = {"author": by, "reason": reason}
-    yield run_event(scope, "reinstated", time.time(), detail=detail, agent=agent)
-    try:
-        yield from _commit(scope, Reinstate(agent))
-    except LedgerError as exc:
-        yield run_event(scope, "reinstated", time.time(), detail={**detail, "refused": exc.code}, agent=agent)
-        raise
+    def record(**detail: Any) -> Flow[None]:
+        told = {"author": by, "reason": reason, **detail}
+        yield run_event(scope, "reinstated", time.time(), detail=told, agent=agent)
+
+    done = yield from commit_recorded(scope, [Reinstate(agent)], record)
+    if isinstance(done, Conflict):
+        raise LedgerError(done.code)

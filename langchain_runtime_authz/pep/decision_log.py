@@ -10,11 +10,11 @@ from functools import partial
 from typing import Any, Final
 
 from langchain_runtime_authz.audit.record import Event, decision_record, run_record
-from langchain_runtime_authz.errors import AuthzDenied, Code, LedgerError
+from langchain_runtime_authz.errors import AuthzDenied, Code, LedgerError, failure_code
 from langchain_runtime_authz.evaluation import Decision
 from langchain_runtime_authz.facts.checkpoint_head import UNRECORDED
 from langchain_runtime_authz.facts.task import HumanText
-from langchain_runtime_authz.ledger.base import Approval, Committed, Conflict, Query, Scope, Snapshot
+from langchain_runtime_authz.ledger.base import Approval, Committed, Conflict, Guard, Query, Scope, Snapshot
 from langchain_runtime_authz.ledger.changes import Change, SetMark
 from langchain_runtime_authz.pep.call import DecidedCall
 from langchain_runtime_authz.pep.run import ATTEMPTS, Commit, Flow, Load, Notify, Run, Write, new_id
@@ -91,6 +91,24 @@ def run_event(
         record_event(event, of, detail, about, question=question)
         about["scope"] = of
     return (Write, partial(run_record, now=now, event=event, detail=detail, **about))
+
+
+def commit_recorded(
+    scope: Scope, changes: Sequence[Change], record: Callable[..., Flow[None]], guard: Guard | None = None
+) -> Flow[Committed | Conflict]:
+    """Commit changes that `record()` records first: none counts without a record.
+
+    If the ledger refuses them, or does not answer, `record` is called again, with `refused` or `unknown`: the code.
+    """
+    yield from record()
+    try:
+        done: Committed | Conflict = yield Commit(scope, guard, changes)
+    except Exception as exc:
+        yield from record(unknown=str(failure_code(exc)))
+        raise
+    if isinstance(done, Conflict):
+        yield from record(refused=str(done.code))
+    return done
 
 
 def corrected(of: Run | Scope, done: Committed, texts: Sequence[HumanText], source: str) -> tuple[Any, ...]:

@@ -10,8 +10,9 @@ from langgraph.types import Command
 from langchain_runtime_authz import Mandate, RuntimeAuthz
 from langchain_runtime_authz.audit.record import Event
 from langchain_runtime_authz.audit.sinks import MemorySink
-from langchain_runtime_authz.errors import AuditError, AuthzDenied, AuthzError
+from langchain_runtime_authz.errors import AuditError, AuthzDenied, AuthzError, Code, LedgerError
 from langchain_runtime_authz.facts.task import HumanText, content_digest
+from langchain_runtime_authz.ledger.call_changes import AnswerApproval
 from langchain_runtime_authz.pep.run import drive
 from langchain_runtime_authz.pep.run_lifecycle import _pinned
 from langchain_runtime_authz.testing import ScriptedChatModel, StaticPDP
@@ -103,6 +104,25 @@ def test_an_answer_that_does_not_count_is_refused_on_record() -> None:
         s.say(Command(resume={"decisions": [{"type": "approve"}]}))
     first, again = details(s.authz, "approval")  # each answer is recorded before it counts
     assert again == {**first, "refused": "approval_not_distinct"} and first["verdict"] == "approve"
+
+
+@pytest.mark.parametrize("place", ["in the graph", "outside"])
+def test_an_answer_without_an_answer_of_the_ledger_is_marked(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may count or not."""
+    s = scene()
+    (ask,) = s.say(human())["__interrupt__"][0].value["action_requests"]
+    commit = s.authz.ledger.commit
+
+    def broken(scope: Any, guard: Any, changes: Any) -> Any:
+        if any(isinstance(c, AnswerApproval) for c in changes):
+            raise LedgerError(Code.LEDGER_UNAVAILABLE)
+        return commit(scope, guard, changes)
+
+    monkeypatch.setattr(s.authz.ledger, "commit", broken)
+    with pytest.raises(AuthzError):
+        s.authz.approve(ask["approval_id"], by="bob") if place == "outside" else s.say(Command(resume={"decisions": [{"type": "approve"}]}))
+    first, again = details(s.authz, "approval")
+    assert again == {**first, "unknown": "ledger_unavailable"} and first["verdict"] == "approve"
 
 
 def test_a_plan_is_on_record_once() -> None:

@@ -81,7 +81,7 @@ def test_what_an_operator_did_is_on_record(file: str, tmp_path: Path) -> None:
     records = [json.loads(line) for line in log.read_text().splitlines()]
     assert [(r["event"], r["agent"]) for r in records] == [("revoked", ["hand", "payer"]), ("reinstated", [])]
     assert records[0]["detail"] == {"author": "user:carol", "reason": "incident 42"}
-    assert records[0]["ledger"]["position"] < records[1]["ledger"]["position"]
+    assert 0 < records[0]["ledger"]["position"] <= records[1]["ledger"]["position"]  # a reinstatement is recorded first
     assert wide("audit", "verify", str(log)).exit_code == 0
     with house.authz.run(subject="alice"):  # neither is it revoked by the command that could not record it
         house.graph.invoke({"messages": [HumanMessage("again")]}, THREAD)
