@@ -53,6 +53,7 @@ _TESTS: Final = """
 # What the policy answers to a call that nobody ordered. `runtime-authz profile check` runs these.
 tests:
 """
+_ASKS: Final = "each call asks, until the file says what it does"
 _NEXT: Final = """\
 {lines}{file}: {added} added, {kept} kept. Add to your code:
 
@@ -119,7 +120,10 @@ def init(
     file.write_text(text, encoding="utf-8")
     load_profiles(file)
     added = [{"tool": t.name, "effect": declared[t.name].effect, "expect": e} for t, e in zip(new, told, strict=True)]
-    lines = [f"  {inert(a['tool'])}: {a['effect']}; without an order the answer is {a['expect']}\n" for a in added]
+    asks = {n for n, p in declared.items() if p.verdict == "ask"}
+    does = [f"{a['effect']}; without an order the answer is {a['expect']}" for a in added]
+    does = [_ASKS if t.name in asks else one for t, one in zip(new, does, strict=True)]
+    lines = [f"  {inert(t.name)}: {one}\n" for t, one in zip(new, does, strict=True)]
     count = f"{len(new)} tool{'s' * (len(new) != 1)}"
     text = _NEXT.format(lines="".join(lines), file=file, target=target, added=count, kept=len(kept))
     return Answer({"wrote": str(file), "added": added, "kept": [*kept]}, text)

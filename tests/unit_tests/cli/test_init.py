@@ -85,6 +85,8 @@ def test_without_an_answer_every_unknown_tool_asks(run: Callable[..., Any], tmp_
         "write_todos": None, "web_search": "ask", "send_mail": "ask", "add": "ask",
     }  # fmt: skip
     assert found["write_todos"].origin == "langchain" and 'RuntimeAuthz(profiles="authz.yaml")' in result.stdout
+    assert "add: each call asks, until the file says what it does\n" in result.stdout
+    assert "write_todos: compute; without an order the answer is permit\n" in result.stdout
     checked = run("profile", "check", "authz.yaml", "an_agent:graph")
     assert (checked.exit_code, checked.stdout) == (0, "4 profiles, 4 tools, 4 tests, 0 findings\n")
 
