@@ -17,7 +17,7 @@ from langchain_runtime_authz._regex import normalize
 
 MAX_LENGTH: Final = 500  # characters of one pattern
 _IDLE: Final = re.compile(  # courtesies and articles, which the reader leaves out before an order
-    "a|afternoon|ah|alright|also|an|and|do|evening|finally|first|go|hello|hey|hi|hiya|hmm|just|kindly|lastly|let's|lets|"
+    "a|afternoon|ah|alright|also|an|and|do|evening|finally|first|go|hello|hey|hi|hiya|just|kindly|lastly|let's|lets|"
     "morning|my|next|now|oh|ok|okay|our|please|quickly|second|so|sure|the|then|these|third|this|yes"
 )
 _ITEM: Final = re.compile(r"\{[^{}]*\}|[\[\]()|]|[^\s\[\](){}|]+|[{}]")
