@@ -42,7 +42,8 @@ the mail says" orders nothing that you know: leave it out.
 
 Name every argument that matters. An argument that you do not name must not be given, or be its default.
 - const: a value that stands in the user's words, as a whole word, name, path, address, number or date. Copy it. Never
-  invent, complete or translate one. One place in the words serves one argument. All values of a step stand in one sentence.
+  invent, complete or translate one. Only if a tool asks for absolute paths, a file's name may get a slash: "notes.md" is
+  "/notes.md". One place in the words serves one argument. All values of a step stand in one sentence.
 - own: the user's own account or address.
 - one_of, between, within: a choice, a range, or a folder, of values that stand in the user's words.
 - field: a field of what an earlier read returns. pick: the field of the one record that the conditions choose.

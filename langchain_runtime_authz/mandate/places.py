@@ -22,6 +22,7 @@ from langchain_runtime_authz.mandate import material
 
 MAX_OWN: Final = 20_000  # characters of the messages without material; if there are more, nothing is read
 _MAX_SEGMENTS: Final = 256
+_ROOTED: Final = lazy(r"/\w[\w.\-]*\.[A-Za-z]\w{0,7}")
 _SHORTEST: Final = 2  # a text of one letter names nothing
 _MAX_PLACES: Final = 64  # positions of one value in one segment
 
@@ -239,6 +240,8 @@ def _found(segment: Segment, value: object, *, dictated: bool, rate: bool) -> It
             yield from _moment(segment, span, times if dates else set())
     if isinstance(value, str) and value.lower().startswith("https://"):
         yield from _phrase(segment, value[8:].rstrip("/"))
+    if isinstance(value, str) and _ROOTED.fullmatch(value):  # a tool may want "/notes.md" for the user's "notes.md"
+        yield from _phrase(segment, value[1:])
     if isinstance(value, int | float) and not isinstance(value, bool):
         yield from (
             m.span()

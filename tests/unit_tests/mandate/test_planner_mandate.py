@@ -171,6 +171,14 @@ def test_a_part_of_a_path_is_not_the_path(text: str, argument: str) -> None:
     assert kept(text, Step("r", "remove", {"path": argument})) == []
 
 
+@pytest.mark.parametrize(("path", "left"), [
+    ("/notes.md", ["r"]), ("/plan.md", []), ("/docs/plan.md", []), ("/etc/notes.md", []), ("//notes.md", []), ("/../notes.md", []), ("/bob", []),
+])
+def test_only_a_root_may_be_added_to_a_files_name(path: str, left: list[str]) -> None:
+    """For tools that ask for absolute paths."""
+    assert kept("Remove notes.md and docs/plan.md, and mail bob", Step("r", "remove", {"path": path})) == left
+
+
 @pytest.mark.parametrize(("text", "command", "left"), [
     ("Run DELETE FROM users WHERE id = 5", "DELETE FROM users", []),
     ("Run DELETE FROM users WHERE id = 5", "DELETE FROM users WHERE id = 5", ["s"]),
