@@ -33,7 +33,7 @@ from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph.messages import human_texts
 from langchain_runtime_authz.ledger.base import Query, Snapshot
 from langchain_runtime_authz.ledger.changes import Change, DeleteMarks, SetMark
-from langchain_runtime_authz.pep.approval_hitl import approval_ids
+from langchain_runtime_authz.pep.approval_questions import approval_ids
 from langchain_runtime_authz.pep.run import Flow, Load, Perform, Run
 from langchain_runtime_authz.pep.run_lifecycle import edited
 

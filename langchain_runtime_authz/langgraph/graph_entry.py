@@ -30,7 +30,7 @@ from langchain_runtime_authz.langgraph.object_graph import is_workflow, label_of
 from langchain_runtime_authz.langgraph.resume_values import drop_old_answer, keyed, record_answer
 from langchain_runtime_authz.ledger.base import Scope
 from langchain_runtime_authz.ledger.changes import Change, DeleteMarks, Redeliver, SetMark
-from langchain_runtime_authz.pep.approval_hitl import approval_ids
+from langchain_runtime_authz.pep.approval_questions import approval_ids
 from langchain_runtime_authz.pep.child_agent import open_child
 from langchain_runtime_authz.pep.corrections import altered
 from langchain_runtime_authz.pep.decision_log import run_event

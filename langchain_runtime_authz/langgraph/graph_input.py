@@ -20,7 +20,7 @@ from langchain_runtime_authz.langgraph.checkpoints import WATCHED, content_of
 from langchain_runtime_authz.langgraph.private_api import is_resume_map
 from langchain_runtime_authz.ledger.base import Approval
 from langchain_runtime_authz.mandate.languages import Language, languages
-from langchain_runtime_authz.pep.approval_hitl import PLAIN, TAKES_ANY, approval_ids, is_shown_by, shown
+from langchain_runtime_authz.pep.approval_questions import PLAIN, TAKES_ANY, approval_ids, is_shown_by, shown
 from langchain_runtime_authz.pep.corrections import answer, reply
 from langchain_runtime_authz.pep.run import Flow
 from langchain_runtime_authz.pep.run_lifecycle import Entry

@@ -25,7 +25,7 @@ from langchain_runtime_authz.langgraph.tool_call_parsing import parses_alike
 from langchain_runtime_authz.langgraph.tool_execution import Pending
 from langchain_runtime_authz.ledger.base import Approval, Conflict, Query
 from langchain_runtime_authz.ledger.changes import SetMark
-from langchain_runtime_authz.pep import approval_hitl
+from langchain_runtime_authz.pep import approval_answers, approval_questions
 from langchain_runtime_authz.pep.call import Call, DecidedCall
 from langchain_runtime_authz.pep.claim_calls import claim_again, claim_call, claim_once
 from langchain_runtime_authz.pep.decide_calls import decide_calls
@@ -37,7 +37,7 @@ from langchain_runtime_authz.pep.run import Block, Commit, Effect, Flow, Load, R
 # Pause for an approver. Raises `GraphInterrupt` until there is an answer, then returns it.
 Interrupt: Final = Effect(lambda _, value: answer_numbers.pause(value))
 # The same, if a later question has taken this question's answer number. Only an answer to this question is taken.
-AskAgain: Final = Effect(lambda _, value: answer_numbers.pause(value, approval_hitl.approval_ids(value)))
+AskAgain: Final = Effect(lambda _, value: answer_numbers.pause(value, approval_questions.approval_ids(value)))
 
 
 def _decide(run: Run, calls: Sequence[Call], entry: Entry = None) -> Flow[list[DecidedCall]]:
@@ -106,7 +106,7 @@ def decide_message(run: Run, calls: Sequence[Call], config: Mapping[str, Any], e
     if not fresh or run.engine.on_ask is not None or not private.checkpointer_of(config):
         return judged
     try:
-        capped = yield from approval_hitl.over_cap(run, fresh)
+        capped = yield from approval_questions.over_cap(run, fresh)
     except Exception as exc:  # noqa: BLE001  (see `pep.decide_calls.decide_calls`)
         return [replace(j, decision=run.engine.deny_for_failure(exc, run)) for j in judged]
     keys = {j.key for j in fresh} if capped else set()
@@ -209,7 +209,7 @@ def _repeat(
         heard.update(a.id for _, a in repeated)
         yield from _resolve(run, repeated, answer)
         approved = [a for _, a in repeated if a.state == "approved"]
-        said = approval_hitl.answers([a for _, a in repeated], answer, run.subject) if approved else []
+        said = approval_answers.answers([a for _, a in repeated], answer, run.subject) if approved else []
         withdrawn |= {a.call_key for a in said if a.state == "rejected"}.intersection(a.call_key for a in approved)
     return rounds, withdrawn
 
@@ -250,12 +250,12 @@ def _ask_anew(
     """Ask a new question about calls. Return False if too many were asked already."""
     me, here = private.task_id(config), run.engine.on_ask is not None
     yield from record_asks(run, fresh)
-    yield from approval_hitl.notify_changed(run, fresh, me)
+    yield from approval_questions.notify_changed(run, fresh, me)
     yield from _pass_others(run, config)
-    opened = approval_hitl.questions(run, fresh, rounds, me, private.interrupt_id(config))
-    if (here or not counted or rounds) and (yield from approval_hitl.over_cap(run, fresh)):
+    opened = approval_questions.questions(run, fresh, rounds, me, private.interrupt_id(config))
+    if (here or not counted or rounds) and (yield from approval_questions.over_cap(run, fresh)):
         return False
-    if (yield from approval_hitl.open_questions(run, fresh, opened)):
+    if (yield from approval_questions.open_questions(run, fresh, opened)):
         shown = list(zip(fresh, opened, strict=True))
         answer = yield from _answered(run, config, shown, AskHere if here else Interrupt)
         private.of_execution(run.heard, config)[0].update(a.id for a in opened)
@@ -280,12 +280,12 @@ def _answered(
 ) -> Flow[object]:
     """Return the answer to a question, and skip answers to earlier questions."""
     scratchpad, kept_here = private.scratchpad_of(config), answer_numbers.kept_answers(config)
-    question = approval_hitl.payload(asked)
+    question = approval_questions.payload(asked)
     if not asked:  # its calls are not made again, but LangGraph's own counter must count its answer
         with suppress(GraphInterrupt):
             return None if kept_here is not None else (yield pause(question))
         return None
-    ids, own = approval_hitl.approval_ids(question), asked[0][1].interrupt_id
+    ids, own = approval_questions.approval_ids(question), asked[0][1].interrupt_id
     settled = all(a.state != "asked" or 0 < a.expires_at <= j.now for j, a in asked)
     plain = settled or not _keyed(run, config)
     while True:
@@ -339,11 +339,11 @@ def _resolve(run: Run, asked: Sequence[tuple[DecidedCall, Approval]], answer: ob
     still = [a for a in snapshot.asks if a.id in shown and not 0 < a.expires_at <= snapshot.now]
     if still:
         with suppress(ValueError):  # if it fails, no decision fits
-            answer = approval_hitl.remaining(answer, approval_hitl.payload(asked), {a.id for a in still})
+            answer = approval_answers.remaining(answer, approval_questions.payload(asked), {a.id for a in still})
         # Only an entry can open an epoch, so a correction does not count as an answer here.
-        given = approval_hitl.answers(still, answer, run.subject)
+        given = approval_answers.answers(still, answer, run.subject)
         plain = [replace(a, state="malformed", edited="") if a.edited or a.state == "answered" else a for a in given]
-        yield from commit_recorded(run.scope, plain, partial(approval_hitl.record_answers, run, still, plain))
+        yield from commit_recorded(run.scope, plain, partial(approval_answers.record_answers, run, still, plain))
 
 
 def _replaced(judged: DecidedCall) -> bool:

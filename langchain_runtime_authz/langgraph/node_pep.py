@@ -29,7 +29,7 @@ from langchain_runtime_authz.langgraph.tool_execution import Finish, RunCode
 from langchain_runtime_authz.langgraph.tool_node import decides_entry, entering
 from langchain_runtime_authz.ledger.base import Query
 from langchain_runtime_authz.ledger.changes import SetMark
-from langchain_runtime_authz.pep.approval_hitl import approval_ids, is_shown_by
+from langchain_runtime_authz.pep.approval_questions import approval_ids, is_shown_by
 from langchain_runtime_authz.pep.decide_steps import ENTER, ToolNodeEntry, enter_node, kept
 from langchain_runtime_authz.pep.run import Commit, Engine, Flow, Load, Run, adrive, drive
 from langchain_runtime_authz.telemetry.logs import logger

@@ -21,7 +21,7 @@ from langchain_runtime_authz.langgraph.graph_input import marked
 from langchain_runtime_authz.langgraph.review_questions import note_question
 from langchain_runtime_authz.langgraph.tool_call_parsing import newest_plan
 from langchain_runtime_authz.ledger.base import Query
-from langchain_runtime_authz.pep.approval_hitl import TAKES_ANY, shown
+from langchain_runtime_authz.pep.approval_questions import TAKES_ANY, shown
 from langchain_runtime_authz.pep.corrections import answer
 from langchain_runtime_authz.pep.run import Flow, Load, Run
 

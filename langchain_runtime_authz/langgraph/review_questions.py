@@ -20,7 +20,7 @@ from langchain_runtime_authz.langgraph.object_graph import cells_of
 from langchain_runtime_authz.langgraph.tool_call_parsing import unknown
 from langchain_runtime_authz.ledger.base import Committed, Query
 from langchain_runtime_authz.ledger.call_changes import AskApproval
-from langchain_runtime_authz.pep import approval_hitl
+from langchain_runtime_authz.pep import approval_questions
 from langchain_runtime_authz.pep.call import Call
 from langchain_runtime_authz.pep.decide_calls import in_plan, review_key, rewritten
 from langchain_runtime_authz.pep.run import Commit, Flow, Load, Run
@@ -38,7 +38,7 @@ _DEPTH: Final = 3
 
 def note_question(run: Run, messages: Sequence[AIMessage | None], asked: Any, task: str = "") -> Flow[None]:
     """Record a review's `Interrupt`, so that our tool node does not ask again."""
-    if approval_hitl.approval_ids(asked.value):
+    if approval_questions.approval_ids(asked.value):
         return
     requests, takes = _shown_calls(asked.value, getattr(asked, "response_schema", None))
     found = (_asked_about(requests, m) for m in messages if m is not None and m.id)
@@ -53,10 +53,10 @@ def note_question(run: Run, messages: Sequence[AIMessage | None], asked: Any, ta
             return
         origin, calls = record.origin or record.epoch, in_plan(record, calls)
         noted = [(review_key(run, c, origin), raw_digest(c.raw), c, t) for c, t in zip(calls, takes, strict=True)]
-        opened = approval_hitl.reviews(run, noted, asked.id, task)
+        opened = approval_questions.reviews(run, noted, asked.id, task)
         done = yield Commit(run.scope, run.guard, [AskApproval(question) for question in opened])
         if isinstance(done, Committed):
-            yield approval_hitl.asked_event(run, opened, done.now)
+            yield approval_questions.asked_event(run, opened, done.now)
     except Exception as exc:  # noqa: BLE001  (the record only spares a second question)
         _log.error("a review was not noted: %s", type(exc).__name__)
 
@@ -150,7 +150,7 @@ def _shown_calls(value: object, schema: object) -> tuple[Sequence[Any], Sequence
     if value.get("type") == "tool_approval":
         return [value], [_of_schema(schema)]
     named = list(_calls(value, _DEPTH))
-    return (named, [approval_hitl.PLAIN]) if len(named) == 1 else ((), ())
+    return (named, [approval_questions.PLAIN]) if len(named) == 1 else ((), ())
 
 
 def _calls(value: object, depth: int) -> Iterator[dict[str, Any]]:
@@ -174,8 +174,8 @@ def _calls(value: object, depth: int) -> Iterator[dict[str, Any]]:
 def _of_schema(schema: object) -> tuple[str, ...]:
     """Return the `type`s that an answer's schema permits: one decision or several."""
     if not isinstance(schema, Mapping):
-        return approval_hitl.DECISIONS
+        return approval_questions.DECISIONS
     named = schema.get("$defs", {})
     members = [named.get(str(m.get("$ref", "")).rpartition("/")[2], m) for m in schema.get("oneOf", [schema])]
     kinds = [m.get("properties", {}).get("type", {}).get("const") for m in members]
-    return tuple(k for k in kinds if k in approval_hitl.DECISIONS)
+    return tuple(k for k in kinds if k in approval_questions.DECISIONS)

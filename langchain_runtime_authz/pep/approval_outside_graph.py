@@ -15,7 +15,7 @@ from langchain_runtime_authz.facts.checkpoint_head import UNRECORDED
 from langchain_runtime_authz.ledger.base import Approval, Asked, Committed, Conflict, Query, Scope, Snapshot
 from langchain_runtime_authz.ledger.call_changes import AnswerApproval
 from langchain_runtime_authz.ledger.changes import AdvanceEpoch, Change, RecordPlan
-from langchain_runtime_authz.pep.approval_hitl import answer_event, corrections
+from langchain_runtime_authz.pep.approval_answers import answer_event, corrections
 from langchain_runtime_authz.pep.corrections import carried
 from langchain_runtime_authz.pep.decision_log import commit_recorded, confirmed, settle, unrecorded
 from langchain_runtime_authz.pep.run import Effect, Engine, Flow, Load, Perform, new_id

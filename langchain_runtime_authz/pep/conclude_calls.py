@@ -21,7 +21,7 @@ from langchain_runtime_authz.ledger.base import Committed, Conflict, Scope
 from langchain_runtime_authz.ledger.call_changes import ConcludeCall, ReleaseCall, SpendBudget
 from langchain_runtime_authz.mandate.call_matching import MANDATE, UNBOUNDED
 from langchain_runtime_authz.pep import calls_in_doubt, decision_log
-from langchain_runtime_authz.pep.approval_hitl import own_question
+from langchain_runtime_authz.pep.approval_questions import own_question
 from langchain_runtime_authz.pep.call import Call, DecidedCall, Denial
 from langchain_runtime_authz.pep.call_evidence import SMALL, observe
 from langchain_runtime_authz.pep.call_mandate import chosen, counting_scope, task_name

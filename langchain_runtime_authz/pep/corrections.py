@@ -19,7 +19,7 @@ from langchain_runtime_authz.facts.task import ANSWER, HumanText, changed, conte
 from langchain_runtime_authz.ledger.base import Approval, Committed, Conflict, Query, Scope, Snapshot
 from langchain_runtime_authz.ledger.call_changes import AnswerApproval
 from langchain_runtime_authz.ledger.changes import AdvanceEpoch, Change, RecordPlan, Reinstate, Revoke, SetMark
-from langchain_runtime_authz.pep.approval_hitl import (
+from langchain_runtime_authz.pep.approval_answers import (
     answers,
     corrections,
     edited_action,

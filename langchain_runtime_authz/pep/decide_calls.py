@@ -20,7 +20,8 @@ from langchain_runtime_authz.ledger.base import Approval, CallRow, CallState, Qu
 from langchain_runtime_authz.mandate.call_matching import Binding, Deviation
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pep import calls_in_doubt
-from langchain_runtime_authz.pep.approval_hitl import OWN, edited_action
+from langchain_runtime_authz.pep.approval_answers import edited_action
+from langchain_runtime_authz.pep.approval_questions import OWN
 from langchain_runtime_authz.pep.approval_sentences import sentences
 from langchain_runtime_authz.pep.call import NO_STANDING, Call, DecidedCall
 from langchain_runtime_authz.pep.call_evidence import wants_more

@@ -178,7 +178,7 @@ def test_unenforced_retry_policy_repeats_the_sibling(go: Any, ran: Any) -> None:
 # --- asking --------------------------------------------------------------------------------------
 
 
-# `unit_tests/pep/test_approval_hitl.py` has every malformed answer; here one of each kind reaches a graph.
+# `unit_tests/pep/test_approval_answers.py` has every malformed answer; here one of each kind reaches a graph.
 MALFORMED = [
     b"approve", "yes", True, [], {"decisions": []}, {"decisions": [{"type": "approve"}] * 3}, {"approve": True},
     {"decisions": [{"type": "edit", "edited_action": {"name": "write", "args": "9"}}] * 2},

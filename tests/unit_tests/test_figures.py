@@ -13,7 +13,7 @@ from langchain_runtime_authz.facts import history, json_copy
 from langchain_runtime_authz.langgraph import messages
 from langchain_runtime_authz.ledger import base
 from langchain_runtime_authz.mandate import planner_mandate
-from langchain_runtime_authz.pep import approval_hitl, call_credential, calls_in_doubt, health, run
+from langchain_runtime_authz.pep import approval_questions, call_credential, calls_in_doubt, health, run
 from langchain_runtime_authz.telemetry import logs, metrics
 from tests.gates import test_statements as statements
 from tests.unit_tests.test_docs import TEXTS
@@ -30,7 +30,7 @@ ORDINAL = re.compile("an? second|(?:an?|one|two|three) (?:step|statement|commit|
 OF_CODE = {
     "CHANGELOG.md": {"live for at most 60 seconds": call_credential.TOKEN_TTL},
     "docs/approvals.md": {
-        "it expires after a day": POLICY["approvals"]["*"]["expires_in"], "one subject in an hour": approval_hitl.HOUR,
+        "it expires after a day": POLICY["approvals"]["*"]["expires_in"], "one subject in an hour": approval_questions.HOUR,
         "240 characters": _display.MAX_SHOWN,
     },
     "docs/audit.md": {"2,000 steps": story.MAX_STEPS},

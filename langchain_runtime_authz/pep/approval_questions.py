@@ -1,18 +1,12 @@
-"""Build an approver's question as an interrupt, and parse the answer.
+"""Build approvers' questions as interrupts, and find the interrupts that ask.
 
 The payload has LangChain's human-in-the-loop shape (`HITLRequest`: `action_requests`, `review_configs`). Each action is
 a `ToolApprovalRequest` too, so that front ends for either shape work. A question is bound to the key of a call and to
-the digest of the call's exact arguments. An answer is one of LangChain's decisions (`docs/approvals.md`).
-
-An edit, a response and a rejection with a reason change the task. Such an answer is a correction (`corrections`): it
-advances the epoch, and the approved calls continue in the new epoch.
+the digest of the call's exact arguments. `approval_answers` reads the answers.
 """
 
 from __future__ import annotations
 
-import json
-import time
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
@@ -23,9 +17,8 @@ from langchain_runtime_authz.errors import MappingError
 from langchain_runtime_authz.evaluation import Subject
 from langchain_runtime_authz.facts.checkpoint_head import OF_TASK
 from langchain_runtime_authz.facts.resource_version import filled
-from langchain_runtime_authz.facts.task import ANSWER, HumanText, content_digest
 from langchain_runtime_authz.ledger.base import Approval, Conflict, Query, Scope
-from langchain_runtime_authz.ledger.call_changes import AnswerApproval, AskApproval, SpendBudget, SpendRate
+from langchain_runtime_authz.ledger.call_changes import AskApproval, SpendBudget, SpendRate
 from langchain_runtime_authz.ledger.changes import Change, SetMark
 from langchain_runtime_authz.pep.call import Call, DecidedCall
 from langchain_runtime_authz.pep.decision_log import label, run_event
@@ -34,20 +27,13 @@ from langchain_runtime_authz.telemetry.spans import traceparent
 
 HOUR: Final = 3600
 MAX_LINES: Final = 40  # arguments shown in one question
-_VERDICTS: Final = {"approved": "approve", "rejected": "reject", "answered": "respond", "malformed": "malformed"}
 DECISIONS: Final = ("approve", "edit", "reject", "respond")
 PLAIN: Final = ("yes", "no")  # answers to an application's question that names a call but lists no decisions
 TAKES_ANY: Final = ("answer",)  # for a tool's own `interrupt()`: the tool receives any answer
 OWN: Final = "own:"  # own:<call key> is the ledger key of a question that a tool asks by its own `interrupt()`
-_INBOX: Final = {"accept": "approve", "ignore": "reject", "response": "respond"}
-_YES: Final = frozenset([
-    "yes", "y", "ok", "okay", "true", "approve", "approved", "accept", "accepted", "confirm", "confirmed",
-    "continue", "proceed"])  # fmt: skip
-_NO: Final = frozenset(["no", "n", "false", "reject", "rejected", "deny", "denied", "cancel", "cancelled", "ignore"])
 _CHANGED: Final = (
     "THE ARGUMENTS CHANGED since the last approval. If the node makes a value anew, make it in a node before"
 )
-_SAYS: Final = ("type", "action", "decision", "answer", "approved")  # fields of a form that may hold a yes or a no
 
 
 def allowed(plan_id: str | None, needed: int = 1, declared: Collection[str] = ()) -> tuple[str, ...]:
@@ -116,18 +102,6 @@ def _says(action: Mapping[str, Any], ask: Approval) -> bool:
     except (KeyError, MappingError):
         return False
     return shown == (ask.tool, ask.args_digest, ask.question)
-
-
-def remaining(value: object, question: object, open_ids: Collection[str]) -> object:
-    """Drop decisions on calls that are answered already. A reject raises `ValueError`."""
-    decisions = value.get("decisions") if isinstance(value, Mapping) else value
-    ids = approval_ids(question)
-    if not isinstance(decisions, list | tuple) or len(decisions) != len(ids) or len(ids) == 1:
-        return value
-    pairs = list(zip(decisions, [i in open_ids for i in ids], strict=True))
-    if any(not is_open and isinstance(d, Mapping) and d.get("type") == "reject" for d, is_open in pairs):
-        raise ValueError("it rejects what was answered already")
-    return {"decisions": [d for d, is_open in pairs if is_open]}
 
 
 def _question(judged: DecidedCall) -> str:
@@ -239,44 +213,6 @@ def asked_event(run: Run, opened: Sequence[Approval], now: float, decisions: Seq
     return run_event(run, "asked", now, detail={"source": opened[0].source, "questions": questions})
 
 
-def answer_event(
-    of: Run | Scope,
-    ask: Approval,
-    given: AnswerApproval,
-    now: float,
-    *,
-    content: bool,
-    verdict: str = "",
-    **detail: Any,
-) -> tuple[Any, ...]:
-    """Return the effect that records an answer in the audit log."""
-    detail = {
-        "approval": ask.id,
-        "call_key": ask.call_key,
-        "args_digest": ask.args_digest,
-        "tool": label(ask.tool),
-        "approver": given.approver,
-        "authenticated": given.authenticated,
-        "source": ask.source,
-        "verdict": verdict or ("edit" if given.edited else _VERDICTS[given.state]),
-        **detail,
-    }
-    if given.message:
-        detail["message_digest"] = content_digest(given.message)
-        if content:
-            detail["message"] = given.message
-    about: dict[str, Any] = {"run_id": ask.run_id, "epoch": ask.epoch, "agent": ask.agent}
-    return run_event(of, "approval", now, detail=detail, question=ask.trace, **about)
-
-
-def record_answers(run: Run, asks: Sequence[Approval], answered: Sequence[AnswerApproval], **detail: Any) -> Flow[None]:
-    """Record answers, for `decision_log.commit_recorded`."""
-    by_key: dict[str, Approval] = {a.call_key: a for a in asks}
-    for given in answered:
-        about = by_key[given.call_key], given, time.time()
-        yield answer_event(run, *about, content=run.engine.audit.content, **detail)
-
-
 def reviews(
     run: Run, asked: Sequence[tuple[str, str, Call, tuple[str, ...]]], interrupt_id: str, task_id: str = ""
 ) -> list[Approval]:
@@ -302,119 +238,3 @@ def own_question(run: Run, call_key: str, call: Call, interrupt_id: str) -> AskA
     """Return the change that records a tool's own `interrupt()` as an open question."""
     key, asked = f"{OWN}{call_key}", interrupt_id
     return AskApproval(Approval(key, call.args_digest, run.epoch, source="hitl", interrupt_id=asked, allowed=TAKES_ANY))
-
-
-def answers(asks: Sequence[Approval], value: object, subject: Subject) -> list[AnswerApproval]:
-    """Return the answers to `asks` in a resume value. Invalid ones are `malformed`."""
-    groups: dict[str, list[Approval]] = {}
-    for ask in sorted(asks, key=lambda a: a.position):
-        groups.setdefault(ask.interrupt_id, []).append(ask)
-    given: Mapping[Any, Any] = value if isinstance(value, Mapping) and groups.keys() & value.keys() else {}
-    if not given and len(groups) == 1:  # LangGraph itself refuses a plain resume value for several interrupts
-        given = dict.fromkeys(groups, value)
-    changes: list[AnswerApproval] = []
-    for interrupt_id, group in groups.items():
-        if interrupt_id in given:
-            decisions = _decisions(given[interrupt_id], group)
-            changes += [_answer(a, d, subject) for a, d in zip(group, decisions, strict=True)]
-    return changes
-
-
-def _decisions(value: object, group: Sequence[Approval]) -> Sequence[object]:
-    """Return a decision for each question, or only `None`s if their number differs."""
-    decisions: Any = value.get("decisions", [value]) if isinstance(value, Mapping) else value
-    if not isinstance(decisions, list | tuple) and group[0].allowed == PLAIN:
-        decisions = [decisions]
-    fits = isinstance(decisions, list | tuple) and len(decisions) == len(group)
-    return decisions if fits else [None] * len(group)
-
-
-def is_partial(asks: Sequence[Approval], value: object) -> bool:
-    """Return True if a resume value decides only some of the calls of an interrupt."""
-    groups = Counter(a.interrupt_id for a in asks if a.source != "hitl")
-    named = value if isinstance(value, Mapping) and not groups.keys().isdisjoint(value.keys()) else None
-    for interrupt_id, count in groups.items():
-        given = value if named is None else named.get(interrupt_id)
-        decisions: Any = given.get("decisions") if isinstance(given, Mapping) else given
-        some = isinstance(decisions, list | tuple) and 0 < len(decisions) < count
-        if some and all(isinstance(d, Mapping) and d.get("type") in DECISIONS for d in decisions):
-            return True
-    return False
-
-
-def _answer(ask: Approval, decision: object, subject: Subject) -> AnswerApproval:
-    given: Mapping[Any, Any] = decision if isinstance(decision, Mapping) else {}
-    if ask.source == "hitl":
-        given = _of_inbox(given)
-    if ask.allowed == PLAIN:
-        given = {"type": _said(decision)}
-    kind, message = given.get("type"), given.get("message", "")
-    state, edited = "malformed", ""
-    if not isinstance(kind, str) or kind not in (ask.allowed or allowed(ask.plan_id)):
-        pass
-    elif kind in ("approve", "yes") and not given.get("edited_action"):
-        state = "approved"
-    elif kind in ("reject", "no"):
-        state = "rejected"
-    elif kind == "respond" and isinstance(message, str) and "message" in given:
-        state = "answered"
-    elif kind == "edit" and (edited := _action(given.get("edited_action"))):
-        state = "approved"
-    return AnswerApproval(
-        call_key=ask.call_key,
-        state=state,  # type: ignore[arg-type]
-        approver=subject.principal,
-        # We do not know what another review showed to the approver.
-        authenticated=subject.type == "user" and ask.source != "hitl",
-        message=message if isinstance(message, str) else "",
-        edited=edited,
-    )
-
-
-def _of_inbox(decision: Mapping[Any, Any]) -> Mapping[Any, Any]:
-    """Translate a decision of Agent Inbox, like `accept`, into LangChain's terms."""
-    kind, args = decision.get("type"), decision.get("args")
-    if kind == "edit" and "edited_action" not in decision and isinstance(args, Mapping):
-        return {"type": kind, "edited_action": {"name": args.get("action"), "args": args.get("args")}}
-    if not isinstance(kind, str) or kind not in _INBOX:
-        return decision
-    return {"type": _INBOX[kind], **({"message": args} if kind == "response" else {})}
-
-
-def _said(answer: object) -> str | None:
-    """Return "yes" or "no" if the answer is a word of `_YES` or `_NO`, else `None`."""
-    if isinstance(answer, Mapping):
-        (answer,) = [v for k, v in answer.items() if k in _SAYS and v is not None] if len(answer) == 1 else (None,)
-    word = str(answer).casefold().strip() if isinstance(answer, bool | str) else ""
-    return "yes" if word in _YES else "no" if word in _NO else None
-
-
-def _action(action: object) -> str:
-    if not isinstance(action, Mapping):
-        return ""
-    name, args = action.get("name"), action.get("args")
-    if not (isinstance(name, str) and name and isinstance(args, Mapping) and all(isinstance(k, str) for k in args)):
-        return ""
-    try:
-        return json.dumps({"name": name, "args": dict(args)}, allow_nan=False)
-    except (TypeError, ValueError, RecursionError):
-        return ""
-
-
-def edited_action(edited: str) -> tuple[str, dict[str, Any]]:
-    action = json.loads(edited)
-    return action["name"], action["args"]
-
-
-def corrections(asks: Sequence[Approval], answered: Sequence[AnswerApproval]) -> list[HumanText]:
-    """Return a text for each answer that changes the task: edit, response or reason."""
-    by_key = {a.call_key: a for a in asks}
-    said = []
-    for answer in answered:
-        ask = by_key[answer.call_key]
-        if ask.plan_id is None or answer.state == "malformed":
-            continue
-        text = f"Instead of {ask.tool}: {answer.edited}" if answer.edited else answer.message
-        if text and (answer.edited or answer.state != "approved"):
-            said.append(HumanText(content_digest(text), text, f"{ANSWER}{ask.interrupt_id}:{ask.position}"))
-    return said

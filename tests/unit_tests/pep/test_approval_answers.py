@@ -21,7 +21,7 @@ from langchain_runtime_authz import RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.evaluation import Subject
 from langchain_runtime_authz.ledger.base import Approval
 from langchain_runtime_authz.ledger.call_changes import AnswerApproval
-from langchain_runtime_authz.pep.approval_hitl import answers, corrections, edited_action
+from langchain_runtime_authz.pep.approval_answers import answers, corrections, edited_action
 from tests.ids import shown
 
 ALICE = Subject(type="user", id="alice")

@@ -1,0 +1,195 @@
+"""Read approvers' answers: the decision on each question, and task corrections.
+
+An answer is one of LangChain's decisions (`docs/approvals.md`), or Agent Inbox's. An edit, a response and a rejection
+with a reason change the task. Such an answer is a correction (`corrections`): it advances the epoch, and the approved
+calls continue in the new epoch.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Final
+
+from langchain_runtime_authz.evaluation import Subject
+from langchain_runtime_authz.facts.task import ANSWER, HumanText, content_digest
+from langchain_runtime_authz.ledger.base import Approval, Scope
+from langchain_runtime_authz.ledger.call_changes import AnswerApproval
+from langchain_runtime_authz.pep.approval_questions import DECISIONS, PLAIN, allowed, approval_ids
+from langchain_runtime_authz.pep.decision_log import label, run_event
+from langchain_runtime_authz.pep.run import Flow, Run
+
+_VERDICTS: Final = {"approved": "approve", "rejected": "reject", "answered": "respond", "malformed": "malformed"}
+_INBOX: Final = {"accept": "approve", "ignore": "reject", "response": "respond"}
+_YES: Final = frozenset([
+    "yes", "y", "ok", "okay", "true", "approve", "approved", "accept", "accepted", "confirm", "confirmed",
+    "continue", "proceed"])  # fmt: skip
+_NO: Final = frozenset(["no", "n", "false", "reject", "rejected", "deny", "denied", "cancel", "cancelled", "ignore"])
+_SAYS: Final = ("type", "action", "decision", "answer", "approved")  # fields of a form that may hold a yes or a no
+
+
+def answers(asks: Sequence[Approval], value: object, subject: Subject) -> list[AnswerApproval]:
+    """Return the answers to `asks` in a resume value. Invalid ones are `malformed`."""
+    groups: dict[str, list[Approval]] = {}
+    for ask in sorted(asks, key=lambda a: a.position):
+        groups.setdefault(ask.interrupt_id, []).append(ask)
+    given: Mapping[Any, Any] = value if isinstance(value, Mapping) and groups.keys() & value.keys() else {}
+    if not given and len(groups) == 1:  # LangGraph itself refuses a plain resume value for several interrupts
+        given = dict.fromkeys(groups, value)
+    changes: list[AnswerApproval] = []
+    for interrupt_id, group in groups.items():
+        if interrupt_id in given:
+            decisions = _decisions(given[interrupt_id], group)
+            changes += [_answer(a, d, subject) for a, d in zip(group, decisions, strict=True)]
+    return changes
+
+
+def _decisions(value: object, group: Sequence[Approval]) -> Sequence[object]:
+    """Return a decision for each question, or only `None`s if their number differs."""
+    decisions: Any = value.get("decisions", [value]) if isinstance(value, Mapping) else value
+    if not isinstance(decisions, list | tuple) and group[0].allowed == PLAIN:
+        decisions = [decisions]
+    fits = isinstance(decisions, list | tuple) and len(decisions) == len(group)
+    return decisions if fits else [None] * len(group)
+
+
+def _answer(ask: Approval, decision: object, subject: Subject) -> AnswerApproval:
+    given: Mapping[Any, Any] = decision if isinstance(decision, Mapping) else {}
+    if ask.source == "hitl":
+        given = _of_inbox(given)
+    if ask.allowed == PLAIN:
+        given = {"type": _said(decision)}
+    kind, message = given.get("type"), given.get("message", "")
+    state, edited = "malformed", ""
+    if not isinstance(kind, str) or kind not in (ask.allowed or allowed(ask.plan_id)):
+        pass
+    elif kind in ("approve", "yes") and not given.get("edited_action"):
+        state = "approved"
+    elif kind in ("reject", "no"):
+        state = "rejected"
+    elif kind == "respond" and isinstance(message, str) and "message" in given:
+        state = "answered"
+    elif kind == "edit" and (edited := _action(given.get("edited_action"))):
+        state = "approved"
+    return AnswerApproval(
+        call_key=ask.call_key,
+        state=state,  # type: ignore[arg-type]
+        approver=subject.principal,
+        # We do not know what another review showed to the approver.
+        authenticated=subject.type == "user" and ask.source != "hitl",
+        message=message if isinstance(message, str) else "",
+        edited=edited,
+    )
+
+
+def _of_inbox(decision: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    """Translate a decision of Agent Inbox, like `accept`, into LangChain's terms."""
+    kind, args = decision.get("type"), decision.get("args")
+    if kind == "edit" and "edited_action" not in decision and isinstance(args, Mapping):
+        return {"type": kind, "edited_action": {"name": args.get("action"), "args": args.get("args")}}
+    if not isinstance(kind, str) or kind not in _INBOX:
+        return decision
+    return {"type": _INBOX[kind], **({"message": args} if kind == "response" else {})}
+
+
+def _said(answer: object) -> str | None:
+    """Return "yes" or "no" if the answer is a word of `_YES` or `_NO`, else `None`."""
+    if isinstance(answer, Mapping):
+        (answer,) = [v for k, v in answer.items() if k in _SAYS and v is not None] if len(answer) == 1 else (None,)
+    word = str(answer).casefold().strip() if isinstance(answer, bool | str) else ""
+    return "yes" if word in _YES else "no" if word in _NO else None
+
+
+def _action(action: object) -> str:
+    if not isinstance(action, Mapping):
+        return ""
+    name, args = action.get("name"), action.get("args")
+    if not (isinstance(name, str) and name and isinstance(args, Mapping) and all(isinstance(k, str) for k in args)):
+        return ""
+    try:
+        return json.dumps({"name": name, "args": dict(args)}, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return ""
+
+
+def edited_action(edited: str) -> tuple[str, dict[str, Any]]:
+    action = json.loads(edited)
+    return action["name"], action["args"]
+
+
+def is_partial(asks: Sequence[Approval], value: object) -> bool:
+    """Return True if a resume value decides only some of the calls of an interrupt."""
+    groups = Counter(a.interrupt_id for a in asks if a.source != "hitl")
+    named = value if isinstance(value, Mapping) and not groups.keys().isdisjoint(value.keys()) else None
+    for interrupt_id, count in groups.items():
+        given = value if named is None else named.get(interrupt_id)
+        decisions: Any = given.get("decisions") if isinstance(given, Mapping) else given
+        some = isinstance(decisions, list | tuple) and 0 < len(decisions) < count
+        if some and all(isinstance(d, Mapping) and d.get("type") in DECISIONS for d in decisions):
+            return True
+    return False
+
+
+def remaining(value: object, question: object, open_ids: Collection[str]) -> object:
+    """Drop decisions on calls that are answered already. A reject raises `ValueError`."""
+    decisions = value.get("decisions") if isinstance(value, Mapping) else value
+    ids = approval_ids(question)
+    if not isinstance(decisions, list | tuple) or len(decisions) != len(ids) or len(ids) == 1:
+        return value
+    pairs = list(zip(decisions, [i in open_ids for i in ids], strict=True))
+    if any(not is_open and isinstance(d, Mapping) and d.get("type") == "reject" for d, is_open in pairs):
+        raise ValueError("it rejects what was answered already")
+    return {"decisions": [d for d, is_open in pairs if is_open]}
+
+
+def corrections(asks: Sequence[Approval], answered: Sequence[AnswerApproval]) -> list[HumanText]:
+    """Return a text for each answer that changes the task: edit, response or reason."""
+    by_key = {a.call_key: a for a in asks}
+    said = []
+    for answer in answered:
+        ask = by_key[answer.call_key]
+        if ask.plan_id is None or answer.state == "malformed":
+            continue
+        text = f"Instead of {ask.tool}: {answer.edited}" if answer.edited else answer.message
+        if text and (answer.edited or answer.state != "approved"):
+            said.append(HumanText(content_digest(text), text, f"{ANSWER}{ask.interrupt_id}:{ask.position}"))
+    return said
+
+
+def answer_event(
+    of: Run | Scope,
+    ask: Approval,
+    given: AnswerApproval,
+    now: float,
+    *,
+    content: bool,
+    verdict: str = "",
+    **detail: Any,
+) -> tuple[Any, ...]:
+    """Return the effect that records an answer in the audit log."""
+    detail = {
+        "approval": ask.id,
+        "call_key": ask.call_key,
+        "args_digest": ask.args_digest,
+        "tool": label(ask.tool),
+        "approver": given.approver,
+        "authenticated": given.authenticated,
+        "source": ask.source,
+        "verdict": verdict or ("edit" if given.edited else _VERDICTS[given.state]),
+        **detail,
+    }
+    if given.message:
+        detail["message_digest"] = content_digest(given.message)
+        if content:
+            detail["message"] = given.message
+    about: dict[str, Any] = {"run_id": ask.run_id, "epoch": ask.epoch, "agent": ask.agent}
+    return run_event(of, "approval", now, detail=detail, question=ask.trace, **about)
+
+
+def record_answers(run: Run, asks: Sequence[Approval], answered: Sequence[AnswerApproval], **detail: Any) -> Flow[None]:
+    """Record answers, for `decision_log.commit_recorded`."""
+    by_key, content = {a.call_key: a for a in asks}, run.engine.audit.content
+    for given in answered:
+        yield answer_event(run, by_key[given.call_key], given, time.time(), content=content, **detail)
