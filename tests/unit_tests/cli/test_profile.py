@@ -173,16 +173,16 @@ def test_arguments_by_name_type_and_format() -> None:
         made(
             recipient=str, iban=str, webhook_url=str, amount=float, file_path=str, channel=str, contact=Address,
             day=date, subject=str, city=str, password=str, attachments=list[Attachment], to_all=bool, limit=int,
-            link=(str | None, None), mode=Literal["a", "b"],
+            link=(str | None, None), mode=Literal["a", "b"], origin=str, checkin=str,
         ),
     )  # fmt: skip
     assert seen.facts["critical"] == {
         "recipient": "principal", "iban": "principal", "webhook_url": "url", "amount": "amount",
         "file_path": "object", "channel": "channel", "contact": "principal", "city": "place",
         "password": "value", "attachments.file_id": "object", "link": "url",
-        "limit": "amount", "mode": "value",
+        "limit": "amount", "mode": "value", "origin": "place",
     }  # fmt: skip
-    assert seen.facts["when"] == ["day"] and seen.facts["text"] == ["subject"]
+    assert seen.facts["when"] == ["day", "checkin"] and seen.facts["text"] == ["subject"]
     assert seen.silent == ("to_all", "limit") and parsed(seen).critical == seen.facts["critical"]
 
 
