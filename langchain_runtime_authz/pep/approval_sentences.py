@@ -34,7 +34,7 @@ def sentences(run: Run, decided: DecidedCall) -> tuple[str, ...]:
         by = _SOURCES[decided.mandate.source]
         if any(spend.counter.startswith(CONFIRMED) for spend in decided.standing.spends):
             lines.append(f"AN APPROVAL CONFIRMS THE WHOLE ORDER, {by}:")
-            lines += [_plain(line) for line in told(decided.mandate)]
+            lines += [_plain(line) for line in told(decided.mandate.model_copy(update={"confirm": ()}))]
         else:
             lines.append(f"ordered {by}: {_plain(told_step(ordered))}")
     if "" in differs:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from langchain_runtime_authz import RuntimeAuthz
+from langchain_runtime_authz import Mandate, RuntimeAuthz
 from langchain_runtime_authz.audit.sinks import MemorySink
 from langchain_runtime_authz.errors import AuditError, AuthzDenied, AuthzError, Code, ConfigError, LedgerError
 from langchain_runtime_authz.evaluation import Decision, EvaluationRequest
@@ -264,6 +264,16 @@ def test_a_question_names_who_says_a_value() -> None:
     assert to.endswith(": a system says it (lookup/iban)"), to
     session.decide("lookup", PAY)
     assert session.evidence(asked) == ()
+
+
+def test_a_confirmation_shows_what_is_ordered() -> None:
+    """The names of the confirmed steps tell an approver nothing."""
+    order = Mandate.model_validate({"steps": [{"id": "p", "tool": "pay", "args": {"to": "Bob"}}], "confirm": ["p"]})
+    with RuntimeAuthz(profiles=PROFILES).session(subject="alice", task="Do it", mandate=order) as session:
+        asked = session.decide("pay", {"to": "Bob"})
+        lines = session.evidence(asked)
+    assert (asked.outcome, len(lines)) == ("approval_required", 3)
+    assert lines[:2] == ("AN APPROVAL CONFIRMS THE WHOLE ORDER, by the application:", "pay, to = Bob")
 
 
 @pytest.mark.parametrize(("identifiers", "standing"), [(["uk12"], "told"), (["UK13"], "outside"), ("UK12", "outside")], ids=str)
