@@ -23,9 +23,9 @@ from langchain_runtime_authz.credential.current_call import current_scope
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.evaluation import Decision, deny
 from langchain_runtime_authz.langgraph import private_api as private
-from langchain_runtime_authz.langgraph.callback_backstop import call_of_request, decided_scope, tool_names
 from langchain_runtime_authz.langgraph.graph_entry import Entering
 from langchain_runtime_authz.langgraph.messages import ai_messages, record_plans
+from langchain_runtime_authz.langgraph.model_call import call_of_request, decided_scope, tool_names
 from langchain_runtime_authz.langgraph.resume_values import resume_handlers
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt, find_run, run_scope
 from langchain_runtime_authz.langgraph.tool_batch import ToolCallPEP

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -198,10 +197,3 @@ def withheld(decision: Decision) -> tuple[frozenset[str], frozenset[str]]:
     """Return names of withheld tools: the agent's own tools, and provider tools."""
     given = [o.properties for o in decision.obligations if o.type == "withhold_tools"]
     return frozenset(n for p in given for n in p["tools"]), frozenset(n for p in given for n in p["provider_tools"])
-
-
-def shown(decision: Decision, call: ModelCall) -> Decision:
-    """Return the decision, or a deny if the model is shown a withheld provider tool."""
-    if decision.obligations and decision.permit and withheld(decision)[1].intersection(call.provider_tools):
-        return replace(deny(Code.PROVIDER_TOOL), decision_id=decision.decision_id)
-    return decision

@@ -30,9 +30,9 @@ from langgraph.store.base import BaseStore
 from pydantic import SecretBytes, SecretStr
 
 from langchain_runtime_authz.langgraph import object_graph
-from langchain_runtime_authz.langgraph.callback_backstop import tool_names
 from langchain_runtime_authz.langgraph.coverage.report import Row
 from langchain_runtime_authz.langgraph.declared_effects import effect
+from langchain_runtime_authz.langgraph.model_call import tool_names
 from langchain_runtime_authz.langgraph.private_api import Pregel, PregelNode, ToolNode
 
 MAX_VALUES: Final = 10_000  # searched from one node

@@ -17,10 +17,10 @@ from langgraph.graph import StateGraph
 from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.langgraph import object_graph
 from langchain_runtime_authz.langgraph import private_api as private
-from langchain_runtime_authz.langgraph.callback_backstop import held_by_model
 from langchain_runtime_authz.langgraph.coverage.code_scan import code_of, provider_rows, secrets_of, tools_in
 from langchain_runtime_authz.langgraph.coverage.report import AT_RUN_TIME, UNSEEN, CoverageReport, Row
 from langchain_runtime_authz.langgraph.declared_effects import LAYER, EffectTool, governs_stores
+from langchain_runtime_authz.langgraph.model_call import held_by_model
 from langchain_runtime_authz.langgraph.node_pep import is_gated
 from langchain_runtime_authz.langgraph.object_graph import model_types
 from langchain_runtime_authz.langgraph.process_observer import Observed, limits

@@ -14,7 +14,8 @@ from langchain_core.tools import tool
 from langchain_runtime_authz import RuntimeAuthz
 from langchain_runtime_authz.evaluation import Decision, EvaluationRequest, Subject
 from langchain_runtime_authz.grant import Grant
-from langchain_runtime_authz.langgraph.callback_backstop import instructions_digest, tool_names
+from langchain_runtime_authz.langgraph.model_call import decide_shown, instructions_digest, tool_names
+from langchain_runtime_authz.langgraph.run_context import AuthzHalt
 from langchain_runtime_authz.ledger.base import HumanText, Scope
 from langchain_runtime_authz.ledger.changes import AdvanceEpoch
 from langchain_runtime_authz.pdp.compose import DenyOverrides
@@ -25,7 +26,6 @@ from langchain_runtime_authz.pep.decide_steps import (
     decide_step,
     if_alive,
     kept,
-    shown,
     withheld,
 )
 from langchain_runtime_authz.pep.run import Commit, drive
@@ -345,9 +345,11 @@ def test_what_is_withheld() -> None:
     answer = {"decision": True, "context": {"obligations": [{"id": "w", "type": "withhold_tools", "properties": props}]}}
     authz, run = entered(StaticPDP(lambda r: answer if r.action.name == "model/call" else True))
     decision = drive(run.engine, decide_model(run, CALL))
-    assert withheld(decision) == ({"look"}, {"web"}) and shown(decision, CALL).reason == "provider_tool"
-    assert shown(decision, CALL).decision_id == decision.decision_id
-    assert shown(decision, ModelCall("m", "p", ("look",), (), None)).permit
+    assert withheld(decision) == ({"look"}, {"web"})
+    with pytest.raises(AuthzHalt) as halted:
+        drive(run.engine, decide_shown(run, CALL))
+    assert (halted.value.code, halted.value.decision_id) == ("provider_tool", decision.decision_id)
+    drive(run.engine, decide_shown(run, ModelCall("m", "p", ("look",), (), None)))
 
 
 @pytest.mark.parametrize("kind", ["redact", "withhold_tools"])
