@@ -17,8 +17,9 @@ from langchain_runtime_authz.ledger.call_changes import AnswerApproval
 from langchain_runtime_authz.ledger.changes import AdvanceEpoch, Change, RecordPlan
 from langchain_runtime_authz.pep.approval_answers import answer_event, corrections
 from langchain_runtime_authz.pep.corrections import carried
-from langchain_runtime_authz.pep.decision_log import commit_recorded, confirmed, settle, unrecorded
+from langchain_runtime_authz.pep.decision_log import commit_recorded
 from langchain_runtime_authz.pep.run import Effect, Engine, Flow, Load, Perform, new_id
+from langchain_runtime_authz.pep.task_changes import confirmed, settle, unrecorded
 
 if TYPE_CHECKING:  # `approval_statement` loads the signing library
     from langchain_runtime_authz.credential.approval_statement import Approvers, Question, Statement, Verdict

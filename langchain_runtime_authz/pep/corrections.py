@@ -28,16 +28,10 @@ from langchain_runtime_authz.pep.approval_answers import (
     remaining,
 )
 from langchain_runtime_authz.pep.data_versions import data_scope
-from langchain_runtime_authz.pep.decision_log import (
-    change_task,
-    commit_recorded,
-    corrected,
-    recorded,
-    run_event,
-    unrecorded,
-)
+from langchain_runtime_authz.pep.decision_log import commit_recorded, run_event
 from langchain_runtime_authz.pep.run import Commit, Flow, Load, Run, new_id
 from langchain_runtime_authz.pep.run_lifecycle import take_lease
+from langchain_runtime_authz.pep.task_changes import change_task, corrected, recorded, unrecorded
 
 _NOT_THEIRS = (Code.APPROVAL_APPROVER, Code.APPROVAL_NOT_DISTINCT)
 

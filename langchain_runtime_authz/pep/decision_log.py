@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
 from langchain_runtime_authz.audit.record import Event, decision_record, run_record
-from langchain_runtime_authz.errors import AuthzDenied, Code, LedgerError, failure_code
+from langchain_runtime_authz.errors import Code, failure_code
 from langchain_runtime_authz.evaluation import Decision
-from langchain_runtime_authz.facts.checkpoint_head import UNRECORDED
-from langchain_runtime_authz.facts.task import HumanText
-from langchain_runtime_authz.ledger.base import Approval, Committed, Conflict, Guard, Query, Scope, Snapshot
-from langchain_runtime_authz.ledger.changes import Change, SetMark
+from langchain_runtime_authz.ledger.base import Approval, Committed, Conflict, Guard, Scope
+from langchain_runtime_authz.ledger.changes import Change
 from langchain_runtime_authz.pep.call import DecidedCall
-from langchain_runtime_authz.pep.run import ATTEMPTS, Commit, Flow, Load, Notify, Run, Write, new_id
+from langchain_runtime_authz.pep.run import Commit, Flow, Notify, Run, Write
 from langchain_runtime_authz.telemetry.spans import record_decision, record_event
 
 MAX_LABEL: Final = 128
@@ -109,61 +106,6 @@ def commit_recorded(
     if isinstance(done, Conflict):
         yield from record(refused=str(done.code))
     return done
-
-
-def corrected(of: Run | Scope, done: Committed, texts: Sequence[HumanText], source: str) -> tuple[Any, ...]:
-    """Trace a committed task change. Return the effect that records it."""
-    authors = [t.author for t in texts if t.author]
-    detail = {"source": source, "author": (authors or [""])[0], "texts": len(texts), "from_epoch": done.epoch - 1}
-    return run_event(of, "corrected", done.now, detail=detail, epoch=done.epoch)
-
-
-def unrecorded(epoch: int, pinned: int, texts: Sequence[HumanText], source: str) -> SetMark:
-    """Return a ledger mark: this task change is not yet in the audit log."""
-    return SetMark(UNRECORDED, f"{epoch} {source} {pinned} {pinned + len(texts)}")
-
-
-def recorded(mark: str) -> SetMark:
-    """Return the change that clears `mark`, unless a newer task change replaced it."""
-    return SetMark(UNRECORDED, "", instead=mark)
-
-
-def settle(of: Run | Scope, before: Snapshot) -> Flow[str]:
-    """Record a task change that the audit log may lack. Return its mark or ""."""
-    if left := before.marks.get(UNRECORDED, ""):
-        epoch, source, start, end = left.split()
-        yield corrected(of, Committed(before.now, int(epoch)), before.log[int(start) : int(end)], source)
-    return left
-
-
-def change_task(
-    of: Run | Scope, source: str, change: Callable[[Snapshot], tuple[Sequence[Change], Sequence[HumanText]] | None]
-) -> Flow[Committed | None]:
-    """Commit and record the task change that `change` makes, if it makes one.
-
-    An earlier change that the audit log lacks is recorded first. Raises `AuthzDenied` (`stale_epoch`) if others change
-    the task at each of `ATTEMPTS` tries.
-    """
-    scope = of.scope if isinstance(of, Run) else of
-    for _ in range(ATTEMPTS):
-        before: Snapshot = yield Load(scope, Query(log=True, marks=(UNRECORDED,)))
-        if (made := change(before)) is None:
-            return None
-        yield from settle(of, before)
-        changes, texts = made
-        mark = unrecorded(before.epoch + 1, len(before.log), texts, source)
-        done: Committed | Conflict = yield Commit(scope, None, [*changes, mark])
-        if isinstance(done, Committed):
-            yield from confirmed(of, done, mark, texts, source)
-            return done
-    raise AuthzDenied(Code.STALE_EPOCH, new_id())
-
-
-def confirmed(of: Run | Scope, done: Committed, mark: SetMark, texts: Sequence[HumanText], source: str) -> Flow[None]:
-    """Record a committed task change in the audit log. Then clear its ledger mark."""
-    yield corrected(of, done, texts, source)
-    with suppress(LedgerError):  # then the change is recorded a second time
-        yield Commit(of.scope if isinstance(of, Run) else of, None, [recorded(mark.value)])
 
 
 def anomaly(run: Run, reason: str, decision_id: str, now: float) -> tuple[Any, ...]:

@@ -25,17 +25,10 @@ from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pep.call_mandate import APPLICATION_MANDATE, ApplicationMandate, mandate_event, recall
 from langchain_runtime_authz.pep.calls_in_doubt import LOST_ENDS, record_ends
 from langchain_runtime_authz.pep.decide_steps import decide_step
-from langchain_runtime_authz.pep.decision_log import (
-    change_task,
-    corrected,
-    recorded,
-    run_event,
-    settle,
-    step_record,
-    unrecorded,
-)
+from langchain_runtime_authz.pep.decision_log import run_event, step_record
 from langchain_runtime_authz.pep.request_builder import request_json
 from langchain_runtime_authz.pep.run import ATTEMPTS, Commit, Engine, Flow, Load, Perform, Planner, Run, new_id
+from langchain_runtime_authz.pep.task_changes import change_task, corrected, recorded, settle, unrecorded
 from langchain_runtime_authz.pep.thread_memory import turn
 from langchain_runtime_authz.telemetry.metrics import count
 from langchain_runtime_authz.telemetry.spans import run_span

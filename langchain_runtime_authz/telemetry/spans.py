@@ -1,4 +1,4 @@
-"""Record OpenTelemetry spans and their events.
+"""Record decisions, events, runs and tools as OpenTelemetry spans.
 
 Only OpenTelemetry's API is used, so no span is built without an SDK. Recording never raises into the traced code. Tool
 results and exception texts are never recorded. Arguments and the user's texts are recorded only if the environment asks
