@@ -20,9 +20,10 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from langchain_runtime_authz.credential.details import ORDERED, authorization_details, check_call
+from langchain_runtime_authz.credential.issuer import claims_of
 from langchain_runtime_authz.credential.jws import sign_compact
 from langchain_runtime_authz.credential.signer import SigningKey
-from langchain_runtime_authz.credential.token import TYP, Task, TokenRequest, claims_of
+from langchain_runtime_authz.credential.token import TYP, Task, TokenRequest
 from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.errors import CredentialError
 from langchain_runtime_authz.evaluation import Subject

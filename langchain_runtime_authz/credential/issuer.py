@@ -64,7 +64,7 @@ class LocalIssuer(Secret):
         # INVARIANT: exp - iat ≤ 60 s.
         if not 0 < request.expires_at - request.issued_at <= names.MAX_TTL:
             raise CredentialError(Code.CREDENTIAL_UNAVAILABLE, f"a token lives between 1 and {names.MAX_TTL} seconds")
-        token = sign_compact(names.TYP, names.claims_of(request, self.issuer), self._key)
+        token = sign_compact(names.TYP, claims_of(request, self.issuer), self._key)
         if len(token) > names.MAX_TOKEN:
             detail = f"the grant is too large for a token of {names.MAX_TOKEN} characters"
             raise CredentialError(Code.CREDENTIAL_UNAVAILABLE, detail)
@@ -91,13 +91,38 @@ class LocalIssuer(Secret):
         return f"<LocalIssuer {self.issuer} {self._keys!r}>"
 
 
+def claims_of(request: names.TokenRequest, issuer: str) -> dict[str, Any]:
+    actor: dict[str, Any] = {}
+    for agent in (*reversed(request.delegators), request.agent):
+        actor = {names.ISSUER: issuer, names.SUBJECT: agent, **({names.ACTOR: actor} if actor else {})}
+    detail: dict[str, Any] = {"type": names.GRANT_TYPE, "actions": [request.action], "identifier": request.tool}
+    if request.grant is not None:
+        detail["grant"] = request.grant.to_json()
+    return {
+        names.ISSUER: issuer,
+        names.SUBJECT: request.subject.id,
+        names.SUBJECT_TYPE: request.subject.type,
+        names.AUDIENCE: request.audience,
+        names.EXPIRES_AT: request.expires_at,
+        names.ISSUED_AT: request.issued_at,
+        names.TOKEN_ID: request.jti,
+        names.TRANSACTION: request.txn,
+        names.CLIENT_ID: request.agent,
+        names.TENANT: request.tenant,
+        names.ACTOR: actor,
+        names.AUTHORIZATION_DETAILS: [detail, *request.details],
+        names.TASK: request.task.model_dump(exclude_none=True),
+        **({names.CONFIRMATION: {names.JKT: request.cnf_jkt}} if request.cnf_jkt is not None else {}),
+    }
+
+
 def minting(issuer: Issuer, request: names.TokenRequest, *, verifier: Verifier | None = None) -> Flow[names.Credential]:
     """Let the issuer sign `request`, and return the credential.
 
     A `LocalIssuer` is trusted. The token of any other issuer must pass `verifier` and hold the requested claims. Raises
     `CredentialError` if the issuer refuses, or if its token is for another request.
     """
-    asked = names.claims_of(request, issuer.issuer)
+    asked = claims_of(request, issuer.issuer)
     if type(issuer) is not LocalIssuer and verifier is None:
         raise ConfigError("the tokens of an issuer outside this process are verified: pass a verifier")
     token = yield Perform(issuer.issue, issuer.aissue, request)

@@ -131,33 +131,6 @@ class TokenRequest(Model):
             raise CredentialError(Code.CREDENTIAL_UNAVAILABLE, "request to the issuer: not JSON") from None
 
 
-def claims_of(request: TokenRequest, issuer: str) -> dict[str, Any]:
-    actor: dict[str, Any] = {}
-    for agent in (*reversed(request.delegators), request.agent):
-        actor = {ISSUER: issuer, SUBJECT: agent, **({ACTOR: actor} if actor else {})}
-    detail: dict[str, Any] = {"type": GRANT_TYPE, "actions": [request.action], "identifier": request.tool}
-    if request.grant is not None:
-        detail["grant"] = request.grant.to_json()
-    claims: dict[str, Any] = {
-        ISSUER: issuer,
-        SUBJECT: request.subject.id,
-        SUBJECT_TYPE: request.subject.type,
-        AUDIENCE: request.audience,
-        EXPIRES_AT: request.expires_at,
-        ISSUED_AT: request.issued_at,
-        TOKEN_ID: request.jti,
-        TRANSACTION: request.txn,
-        CLIENT_ID: request.agent,
-        TENANT: request.tenant,
-        ACTOR: actor,
-        AUTHORIZATION_DETAILS: [detail, *request.details],
-        TASK: request.task.model_dump(exclude_none=True),
-    }
-    if request.cnf_jkt is not None:
-        claims[CONFIRMATION] = {JKT: request.cnf_jkt}
-    return claims
-
-
 class _Text:
     def __init__(self, name: str) -> None:
         self._name = name

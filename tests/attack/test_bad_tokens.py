@@ -14,10 +14,10 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from langchain_runtime_authz.credential.dpop_proof import ProofKey, token_digest
-from langchain_runtime_authz.credential.issuer import LocalIssuer
+from langchain_runtime_authz.credential.issuer import LocalIssuer, claims_of
 from langchain_runtime_authz.credential.jwks import JwksClient
 from langchain_runtime_authz.credential.signer import SigningKey
-from langchain_runtime_authz.credential.token import TYP, claims_of
+from langchain_runtime_authz.credential.token import TYP
 from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.resource_server.dpop import ProofVerifier
 from langchain_runtime_authz.resource_server.server import ResourceServer

@@ -22,10 +22,10 @@ from rich.table import Table
 
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.credential.dpop_proof import ProofKey, read_proof
-from langchain_runtime_authz.credential.issuer import LocalIssuer, mint
+from langchain_runtime_authz.credential.issuer import LocalIssuer, claims_of, mint
 from langchain_runtime_authz.credential.keyring import KeyRing
 from langchain_runtime_authz.credential.signer import SigningKey
-from langchain_runtime_authz.credential.token import Task, TokenRequest, claims_of
+from langchain_runtime_authz.credential.token import Task, TokenRequest
 from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.evaluation import Subject
 from langchain_runtime_authz.grant import Constraint, Grant

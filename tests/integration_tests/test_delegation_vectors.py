@@ -14,10 +14,10 @@ import pytest
 from attenu_guard.vectors import load_vectors_02
 from pydantic import ValidationError
 
-from langchain_runtime_authz.credential.issuer import LOCAL
+from langchain_runtime_authz.credential.issuer import LOCAL, claims_of
 from langchain_runtime_authz.credential.jws import sign_compact
 from langchain_runtime_authz.credential.signer import SigningKey
-from langchain_runtime_authz.credential.token import TYP, claims_of
+from langchain_runtime_authz.credential.token import TYP
 from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.errors import CredentialError
 from langchain_runtime_authz.grant import Grant

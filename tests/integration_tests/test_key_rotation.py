@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 
-from langchain_runtime_authz.credential.issuer import LocalIssuer
+from langchain_runtime_authz.credential.issuer import LocalIssuer, claims_of
 from langchain_runtime_authz.credential.jwks import JwksClient
 from langchain_runtime_authz.credential.keyring import KeyDirectory
 from langchain_runtime_authz.credential.signer import SigningKey
-from langchain_runtime_authz.credential.token import TYP, claims_of
+from langchain_runtime_authz.credential.token import TYP
 from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.errors import CredentialError
 

@@ -7,7 +7,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from langchain_runtime_authz.credential.details import authorization_details, check_call
-from langchain_runtime_authz.credential.token import Credential, claims_of, seal
+from langchain_runtime_authz.credential.issuer import claims_of
+from langchain_runtime_authz.credential.token import Credential, seal
 from langchain_runtime_authz.digest import digest
 from langchain_runtime_authz.errors import CredentialError
 from langchain_runtime_authz.mandate import value_matching

@@ -18,9 +18,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from langchain_runtime_authz.credential.dpop_proof import read_proof, token_digest
-from langchain_runtime_authz.credential.issuer import LocalIssuer
+from langchain_runtime_authz.credential.issuer import LocalIssuer, claims_of
 from langchain_runtime_authz.credential.signer import SigningKey
-from langchain_runtime_authz.credential.token import TYP, Credential, claims_of
+from langchain_runtime_authz.credential.token import TYP, Credential
 from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.errors import CredentialError
 from tests.unit_tests.credential.tokens import BANK, NOW, a_request, b64, forged

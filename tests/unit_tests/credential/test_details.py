@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from langchain_runtime_authz.credential.details import MAX_DETAIL, check_call, check_whole_call
-from langchain_runtime_authz.credential.issuer import LocalIssuer
+from langchain_runtime_authz.credential.issuer import LocalIssuer, claims_of
 from langchain_runtime_authz.credential.signer import SigningKey
-from langchain_runtime_authz.credential.token import CALL_TYPE, Credential, Task, TokenRequest, claims_of
+from langchain_runtime_authz.credential.token import CALL_TYPE, Credential, Task, TokenRequest
 from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.errors import CredentialError
 from langchain_runtime_authz.tool_profile import ToolProfile, argument

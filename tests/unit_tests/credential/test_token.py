@@ -17,9 +17,9 @@ import orjson
 import pytest
 
 from langchain_runtime_authz.credential import token as token_module
-from langchain_runtime_authz.credential.issuer import Issuer, LocalIssuer, amint, mint
+from langchain_runtime_authz.credential.issuer import Issuer, LocalIssuer, amint, claims_of, mint
 from langchain_runtime_authz.credential.signer import SigningKey
-from langchain_runtime_authz.credential.token import TYP, Credential, Task, TokenRequest, claims_of
+from langchain_runtime_authz.credential.token import TYP, Credential, Task, TokenRequest
 from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.errors import ConfigError, CredentialError
 from langchain_runtime_authz.evaluation import Subject

@@ -8,9 +8,10 @@ from typing import Any
 
 from langchain_runtime_authz.credential.current_call import CodeScope, current_scope
 from langchain_runtime_authz.credential.details import authorization_details
+from langchain_runtime_authz.credential.issuer import claims_of
 from langchain_runtime_authz.credential.signer import SigningKey
 from langchain_runtime_authz.credential.ticket import Ticket
-from langchain_runtime_authz.credential.token import TYP, Task, TokenRequest, claims_of
+from langchain_runtime_authz.credential.token import TYP, Task, TokenRequest
 from langchain_runtime_authz.evaluation import Subject
 from langchain_runtime_authz.tool_profile import ToolProfile
 
