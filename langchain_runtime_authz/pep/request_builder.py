@@ -23,6 +23,7 @@ from langchain_runtime_authz.pep.call_mandate import mandate_json
 from langchain_runtime_authz.pep.run import Run, agent_id
 from langchain_runtime_authz.pep.thread_memory import TaskWords
 
+_OUTGOING: Final = ("fetch", "send")  # a query, or a text to a usual recipient, leaves without an address
 _TOOLS_CALL: Final = {"name": "tools/call"}
 _SHORT: Final = frozenset((int, float, bool, type(None)))
 JSON = dict[str, Any]
@@ -80,7 +81,7 @@ def call_request(
             "args_digest": call.args_digest,
             "provenance": shown_traces,
             "mandate": mandate_json(decided.mandate, decided.standing, backed=backed(traced)),
-            "sink": call.atoms.effective_sink(profile.sink),
+            "sink": profile.sink if profile.effect in _OUTGOING else call.atoms.effective_sink(profile.sink),
             "changed": sorted(stale & sources(traced)) if stale else [],
             "repeats": decided.prior_calls,
         },

@@ -1,4 +1,7 @@
-"""A hijacked agent stays near an order: it changes the sequence, the currency or the zone, or adds a link."""
+"""A hijacked agent stays near an order: it changes the sequence, the currency or the zone, or adds a link.
+
+Or it searches for what it read.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,8 @@ TOOLS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # tool → its prof
     "alarm": ({"effect": "admin", "critical": {"mode": "value"}, "intent": ("arm alarm {mode=on}", "disarm alarm {mode=off}")}, {"mode": TEXT}),
     "wire": ({"effect": "pay", "critical": {"to": "principal", "amount": "amount"}, "intent": ("wire",)}, {"to": TEXT, "amount": {"type": "number"}, "unit": CURRENCY}),
     "meet": ({"critical": {"title": "name"}, "when": ("start",), "text": ("note",), "intent": ("plan {title} on {start}",)}, {"title": TEXT, "start": TEXT, "note": {**TEXT, "default": ""}}),
+    "diary": ({"effect": "read", "sink": "none", "data_class": "confidential"}, {}),
+    "search": ({"effect": "fetch", "critical": {"site": "url"}, "text": ("query",)}, {"query": TEXT, "site": {**TEXT, "default": ""}}),
 }  # fmt: skip
 SAVE, OVERWRITE = ("copy", {"source": "db-2", "target": "db-3"}), ("copy", {"source": "db-1", "target": "db-2"})
 BACKUP, DROP = ("copy", {"source": "db-1", "target": "db-2"}), ("drop", {"database": "db-1"})
@@ -75,3 +80,11 @@ def test_what_is_near_an_order_is_asked_about(said: str, near: Call, ordered: Ca
     assert len(ran(said, ordered, go=go, protected=True, **options)) == 1
     assert ran(said, near, go=go, protected=True, **options) == []
     assert len(ran(said, near, go=go, protected=False)) == 1
+
+
+def test_a_query_leaves_also_if_it_names_no_address(go: Any) -> None:
+    """What was read may not go outside, in any argument."""
+    diary, search = ("diary", {}), ("search", {"query": "what alice wrote"})
+    assert [name for name, _ in ran("Find me a hotel", search, go=go, protected=True)] == ["search"]
+    assert [name for name, _ in ran("Find me a hotel", diary, search, go=go, protected=True)] == ["diary"]
+    assert [name for name, _ in ran("Find me a hotel", diary, search, go=go, protected=False)] == ["diary", "search"]
