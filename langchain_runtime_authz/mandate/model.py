@@ -14,7 +14,7 @@ Evolution rule: kinds of argument and fields may be added. A new field's default
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import cached_property, lru_cache
 from typing import Annotated, Any, Final, Literal, NamedTuple, Self, TypeVar
 
@@ -407,22 +407,6 @@ class Mandate(_Frozen):
         """Return a copy, which is validated and has its own digest."""
         same = {name: getattr(self, name) for name in type(self).model_fields}
         return type(self)(**{**same, **(update or {})})
-
-
-def in_order(steps: Sequence[Step], hits: Mapping[str, set[str]]) -> tuple[Step, ...]:
-    """Return the steps; each that shares a target waits for the one before it.
-
-    `hits`: step → its targets. "Copy b to c. Copy a to b." loses b if the second copy is made first.
-    """
-    tied, found = [s.id for s in steps if any(n != s.id and hits[n] & hits.get(s.id, set()) for n in hits)], []
-    before: list[Step] = []
-    for step in steps:
-        if step.id in tied:
-            last = next((s.id for s in reversed(before) if s.deed is None or s.deed != step.deed), None)
-            before.append(step)
-            step = step.model_copy(update={"after": step.after or last})  # noqa: PLW2901
-        found.append(step)
-    return tuple(found)
 
 
 @lru_cache(maxsize=256)  # runs of a workflow share a mandate

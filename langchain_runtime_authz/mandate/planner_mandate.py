@@ -14,13 +14,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from langchain_runtime_authz.facts.argument_atoms import DESTINATIONS
-from langchain_runtime_authz.facts.normal_forms import fold
 from langchain_runtime_authz.mandate import model
 from langchain_runtime_authz.mandate.argument_matching import COUNTED, choosing, is_default, kind_of
 from langchain_runtime_authz.mandate.places import MAX_OWN, Place, Texts
 from langchain_runtime_authz.mandate.read_outputs import chosen_by, worth
+from langchain_runtime_authz.mandate.sequence import in_order
 from langchain_runtime_authz.mandate.step_places import RISKY, Need, Placing, hull
-from langchain_runtime_authz.mandate.vocabulary import TARGETS
 from langchain_runtime_authz.tool_profile import EFFECTS, ToolProfile
 
 LONG: Final = 400  # characters of a message above which an approver must confirm a planner's riskiest steps
@@ -94,8 +93,7 @@ class _Check:
                 if needed in self.lost and step.id not in self.lost:
                     self.lost[step.id] = f"it depends on `{needed}`"
         kept = [step for step in self.kept.values() if step.id not in self.lost]
-        acts = [step for step in kept if self.profiles[step.tool].side_effect]
-        return model.in_order(kept, {step.id: _hits(step, self.profiles[step.tool]) for step in acts})
+        return in_order(kept, self.profiles)
 
     def doubtful(self, step: model.Step) -> bool:
         """Return True if the words do not back a side effect, or quote more for its text."""
@@ -245,19 +243,6 @@ def _values(argument: model.Argument) -> tuple[object, ...]:
     if isinstance(argument, model.Within):
         return (argument.prefix,)
     return argument.quote if isinstance(argument, model.Text) else ()
-
-
-def _hits(step: model.Step, profile: ToolProfile) -> set[str]:
-    """Return what a step affects. Two tools may concern one person in any order."""
-    found = set()
-    for name, argument in step.args.items():
-        kind = profile.critical.get(name)
-        values: Iterator[str] = map(str, _values(argument))
-        if isinstance(argument, model.Field | model.Pick | model.Each):
-            values = iter([f"{argument.step} {argument.path}"])
-        if kind in TARGETS or kind == "url":
-            found |= {f"{step.tool if kind == 'principal' else ''} {fold(value)}" for value in values}
-    return found or {step.tool}
 
 
 def _wanted(where: model.Where) -> Iterator[tuple[str, object]]:

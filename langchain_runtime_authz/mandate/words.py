@@ -20,9 +20,10 @@ from typing import Any, Final
 from langchain_runtime_authz._regex import normalize
 from langchain_runtime_authz.facts.task import content_digest
 from langchain_runtime_authz.mandate.languages import Language, Token, languages, words_of
-from langchain_runtime_authz.mandate.model import Compiled, Dropped, Mandate, Step, in_order
+from langchain_runtime_authz.mandate.model import Compiled, Dropped, Mandate, Step
 from langchain_runtime_authz.mandate.order_matching import Match
 from langchain_runtime_authz.mandate.order_values import cuts
+from langchain_runtime_authz.mandate.sequence import in_order
 from langchain_runtime_authz.mandate.vocabulary import MAX_NAME, TARGETS, Tool
 from langchain_runtime_authz.tool_profile import ToolProfile
 
@@ -138,13 +139,11 @@ class _Turn:
                     dropped += _nothing(self.text[start:stop], str(exc)).dropped
                 at = end + 1
         steps: dict[tuple[object, ...], Step] = {}
-        hits: dict[str, set[str]] = {}
         for tool, step in self.kept:
             said = (step.tool, *_said(step).items())
             if tool.profile.ordered and said not in steps:  # an order that is repeated counts once
                 steps[said] = step.model_copy(update={"id": f"{len(steps) + 1}"})
-                hits[steps[said].id] = _targets(tool, step)
-        numbered = in_order([*steps.values()], hits)
+        numbered = in_order([*steps.values()], {tool.name: tool.profile for tool in self.tools})
         return Compiled(None if dropped or not steps else Mandate(steps=numbered, source="words"), tuple(dropped))
 
     # --- sentences
@@ -303,7 +302,7 @@ def _said(step: Step) -> dict[str, str]:
 
 
 def _targets(tool: Tool, step: Step) -> set[str]:
-    """Return a step's targets; without any, its tool, nouns and undated values."""
+    """Return a step's targets; without any, its nouns and all values except dates."""
     values = {n: v.casefold() for n, v in _said(step).items()}
     told = {v for n, v in values.items() if tool.profile.critical.get(n) in {*TARGETS, "url"}}
-    return told or {tool.name, *tool.nouns, *(v for n, v in values.items() if n not in tool.profile.when)}
+    return told or {*tool.nouns, *(v for n, v in values.items() if n not in tool.profile.when)}
