@@ -34,7 +34,7 @@ class Ticket(Sealed):
     `raw`: the decided arguments, without injected ones. `mint` receives an audience and a key's thumbprint or `None`;
     it returns the effect that mints the token. `status_check` receives an audience; its effect raises if the call was
     stopped. A token may be exchanged for `reaches` only. `undo`: the last arguments of the `ReleaseCall` that takes
-    the claim back if the tool never starts. `redeemed`: the tool has started. `leaked`: a token was found in the
+    the claim back if the tool never starts. `opened`: a counter to take back if the call succeeds. `redeemed`: the tool has started. `leaked`: a token was found in the
     output. `withheld`: a part of the output was not searched. This is not a dataclass, because serialisers write every
     field of a dataclass, secrets included.
     """
@@ -42,7 +42,7 @@ class Ticket(Sealed):
     _pickled = "[ticket]"
     __slots__ = (
         "__weakref__", "_lock", "_minted", "_minting", "_others", "_refusals", "_status_check", "agent", "audiences",
-        "call_id", "call_key", "concluded", "decision_id", "epoch", "idempotency_key", "jti", "leaked", "mint", "obligations", "raw",
+        "call_id", "call_key", "concluded", "decision_id", "epoch", "idempotency_key", "jti", "leaked", "mint", "obligations", "opened", "raw",
         "reaches", "redeemed", "tool", "undo", "withheld",
     )  # fmt: skip
 
@@ -61,6 +61,7 @@ class Ticket(Sealed):
         audiences: tuple[str, ...] = (),
         obligations: tuple[Obligation, ...] = (),
         undo: tuple[Any, ...] = ((),),
+        opened: str = "",
         mint: Callable[[str, str | None], tuple[Any, ...]] | None = None,
         status_check: Callable[[str], tuple[Any, ...]] | None = None,
         refusals: Refusals | None = None,
@@ -69,7 +70,7 @@ class Ticket(Sealed):
         self.tool, self.call_id, self.call_key, self.agent, self.epoch = tool, call_id, call_key, agent, epoch
         self.decision_id, self.jti, self.idempotency_key = decision_id, jti, idempotency_key
         self.raw, self.audiences, self.reaches, self.obligations = raw, audiences, reaches, obligations
-        self.undo, self.mint = undo, mint
+        self.undo, self.opened, self.mint = undo, opened, mint
         self._refusals, self._status_check = refusals, status_check
         self.redeemed = self.concluded = self.leaked = self.withheld = False
         self._minted: dict[str, CallCredential] = {}

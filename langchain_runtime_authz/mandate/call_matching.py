@@ -10,24 +10,29 @@ deviates, the call uses up the step from which it deviates least. So the same ac
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import tzinfo
 from decimal import Decimal
 from fractions import Fraction
-from functools import lru_cache
-from posixpath import normpath
 from typing import Any, Final, NamedTuple
-from urllib.parse import unquote
 from weakref import ref
 
 from langchain_runtime_authz.facts.argument_atoms import DESTINATIONS, SHORT_KINDS, absent, loose
-from langchain_runtime_authz.facts.normal_forms import MAX_VALUE, REMEMBERED, identifiers, key, skeleton, tidy
+from langchain_runtime_authz.facts.normal_forms import REMEMBERED, identifiers, key
 from langchain_runtime_authz.mandate.argument_matching import Reader, kind_of
 from langchain_runtime_authz.mandate.description import quoted
-from langchain_runtime_authz.mandate.model import Argument, Const, Each, Free, Mandate, Pick, Scalar, Step, Text
+from langchain_runtime_authz.mandate.model import Argument, Const, Each, Free, Mandate, Pick, Step, Text
 from langchain_runtime_authz.mandate.read_outputs import Outputs, scalar_forms, scalars
-from langchain_runtime_authz.mandate.value_matching import SEVERAL, commas, dates, in_zone, known_same, same, upcoming
+from langchain_runtime_authz.mandate.value_matching import (
+    commas,
+    dates,
+    in_zone,
+    known_same,
+    may_hold,
+    same,
+    touches,
+    upcoming,
+)
 from langchain_runtime_authz.tool_profile import ToolProfile, argument
 
 MAX_VALUES: Final = 1000  # values of one argument that are compared with prohibitions, or added up
@@ -37,7 +42,6 @@ MAX_EQUAL_ROWS: Final = 32  # equal records that one call may match
 MANDATE: Final = "mandate:"  # prefix of all counters
 CONFIRMED: Final = f"{MANDATE}confirmed:"  # prefix of the counter that tells if a whole mandate was approved
 _TEXT: Final = Text()
-_SIGNS: Final = re.compile(r"(?:\+[^@\s]*(?=@)|[^\w|]|_)+")  # `|` may stand for a letter
 _Member = tuple[str, Argument, str]  # name, argument, kind
 _FIXED: Final = (Const, Pick)  # a fetch with only these arguments has one address, and is not counted
 
@@ -59,12 +63,16 @@ class Spend(NamedTuple):
 
 
 class Standing(NamedTuple):
-    """A call's standing by its mandate (`CallStanding`), with the budgets to use."""
+    """A call's standing by its mandate (`CallStanding`), with the budgets to use.
+
+    `opened`: the budget to give back once the call has succeeded, because a later step waits for it.
+    """
 
     standing: str
     step: str | None = None
     deviations: tuple[Deviation, ...] = ()
     spends: tuple[Spend, ...] = ()
+    opened: str = ""
 
 
 class CallFacts(NamedTuple):
@@ -85,12 +93,13 @@ class CallFacts(NamedTuple):
 class _Plan:
     """A step, with what is computed once for all calls."""
 
-    __slots__ = ("after", "counter", "maximum", "row", "shape", "shown", "step")
+    __slots__ = ("after", "counter", "maximum", "open", "row", "shape", "shown", "step")
 
-    def __init__(self, step: Step, prefix: str, after: Step | None, *, shown: bool) -> None:
+    def __init__(self, step: Step, prefix: str, after: Step | None, *, shown: bool, awaited: bool) -> None:
         self.step, self.after, self.shown = step, after, shown
         limits = [a.limit for a in step.args.values() if isinstance(a, Each)]
         self.counter = f"{prefix}step:{step.deed or step.id}"
+        self.open = f"{prefix}open:{step.deed or step.id}" if awaited else ""
         self.maximum = step.times * min(limits, default=1)
         self.row = f"{prefix}row:{step.deed or step.id}:"
         self.shape: _Shape | None = None
@@ -115,9 +124,10 @@ class _Index:
         self.steps = {step.id: step for step in mandate.steps}
         self.by_tool: dict[str, list[_Plan]] = {}
         shown = len(mandate.steps) + len(mandate.limits) + len(mandate.never) <= MAX_SHOWN
+        awaited = {self.steps[step.after].deed or step.after for step in mandate.steps if step.after}
         for step in mandate.steps:
-            after = self.steps[step.after] if step.after else None
-            self.by_tool.setdefault(step.tool, []).append(_Plan(step, self.prefix, after, shown=shown))
+            after, waited = self.steps[step.after] if step.after else None, (step.deed or step.id) in awaited
+            self.by_tool.setdefault(step.tool, []).append(_Plan(step, self.prefix, after, shown=shown, awaited=waited))
         self.totals: dict[str, int] = {}
         for limit in mandate.limits:
             total = math.floor(Fraction(repr(limit.total)) * 100)
@@ -134,7 +144,7 @@ class _Match(NamedTuple):
     deviations: Sequence[Deviation]
     rows: Sequence[Sequence[str]]  # groups of counters of matching records; the call uses one counter of each group
     counts: bool
-    after: str | None  # the counter of the step that must be taken before
+    after: tuple[str, ...]  # the counters of the step that must be taken before: of all calls, and of open ones
     confirm: str | None  # the counter of approvals of the whole mandate, if such an approval is needed
 
 
@@ -147,12 +157,14 @@ class Binding:
         self._final, self._matches, self._limit = final, matches, limit
         counters = {} if limit is None else {limit.counter: limit.by}
         for match in matches:
-            if match.after is not None:
-                counters.setdefault(match.after, 0)
+            for awaited in match.after:
+                counters.setdefault(awaited, 0)
             if match.confirm is not None:
                 counters[match.confirm] = 0
             if match.counts:
                 counters[match.plan.counter] = 1
+                if match.plan.open:
+                    counters[match.plan.open] = 1
             for group in match.rows:
                 counters.update(dict.fromkeys(group, 1))
         self.counters: Mapping[str, int] = counters
@@ -177,9 +189,8 @@ class Binding:
 
 
 def _stand(match: _Match, counts: Mapping[str, int], spends: tuple[Spend, ...]) -> Standing:
-    plan = match.plan
-    step = plan.step
-    deviations = match.deviations
+    plan, step = match.plan, match.plan.step
+    deviations, opened = match.deviations, ""
     if match.counts:
         spent = counts.get(plan.counter, 0) >= plan.maximum
         rows = []
@@ -193,13 +204,15 @@ def _stand(match: _Match, counts: Mapping[str, int], spends: tuple[Spend, ...]) 
             deviations = [*deviations, Deviation("", "spent", f"step `{step.id}` not to be taken again")]
         else:
             spends = (*spends, Spend(plan.counter, plan.maximum), *rows)
-    if match.after is not None and not counts.get(match.after):
+            if plan.open:
+                spends, opened = (*spends, Spend(plan.open, UNBOUNDED)), plan.open
+    if match.after and (not counts.get(match.after[0]) or counts.get(match.after[1])):
         deviations = [*deviations, Deviation("", "after", f"step `{step.after}` to be taken first")]
     if match.confirm is not None and not counts.get(match.confirm):
         if not deviations and plan.shown:  # an approval of this call also confirms the mandate that it shows
             spends = (*spends, Spend(match.confirm, UNBOUNDED))
         deviations = [*deviations, Deviation("", "confirm", "")]
-    return Standing("deviates" if deviations else "covered", step.id, tuple(deviations), spends)
+    return Standing("deviates" if deviations else "covered", step.id, tuple(deviations), spends, opened)
 
 
 _NO_MANDATE: Final = Binding(Standing("none"), (), None)
@@ -249,11 +262,12 @@ def bind(
         if call.steps is not None and step.id not in call.steps:
             deviations.append(Deviation("", "part", f"step `{step.id}` to be taken by another agent"))
         confirm = effect in mandate.confirm or step.id in mandate.confirm
-        after = None
+        after: tuple[str, ...] = ()
         if plan.after is not None and plan.after.id not in taken:
-            # A step with a side effect was taken if its counter is not 0, and a read if its output is recorded.
+            # A step with a side effect was taken if its counter is not 0 and none is open, a read if its output is recorded.
             read = plan.after.tool in profiles and not profiles[plan.after.tool].side_effect
-            after = None if read else f"{index.prefix}step:{plan.after.deed or plan.after.id}"
+            named = plan.after.deed or plan.after.id
+            after = () if read else (f"{index.prefix}step:{named}", f"{index.prefix}open:{named}")
             if read and not any(output.complete for output in reader.fitting(plan.after.id)):
                 deviations.append(Deviation("", "after", f"step `{plan.after.id}` to be taken first"))
         groups = []
@@ -384,45 +398,10 @@ def _forbidden(mandate: Mandate, call: CallFacts) -> Deviation | None:
         for name, kind in call.profile.critical.items():
             held = scalars(argument(call.args, name), MAX_VALUES)
             for unwanted in never.values.get(kind, ()):
-                folder = never.effect == "delete" and kind == "object" and _holds(held, unwanted)
-                if held is None or folder or any(_mentions(one, unwanted, kind) for one in held):
+                folder = never.effect == "delete" and kind == "object" and may_hold(held, unwanted)
+                if held is None or folder or any(touches(one, unwanted, kind) for one in held):
                     return Deviation(name, "value", f"not {quoted(unwanted)}, which the mandate forbids")
     return None
-
-
-def _mentions(value: object, unwanted: Scalar, kind: str) -> bool:
-    """Return True if a value is, contains or lies below `unwanted`, or is too long."""
-    if not set(scalar_forms(value)).isdisjoint(scalar_forms(unwanted)):
-        return True
-    if kind == "amount" or not isinstance(value, str):
-        return False
-    texts = (value, normpath(unquote(value).replace("\\", "/")))
-    return len(value) > MAX_VALUE or any(_sought(str(unwanted)).search(_bare(text)) for text in texts)
-
-
-def _holds(held: Sequence[Any] | None, unwanted: Scalar) -> bool:
-    """Return True if a path or pattern in `held` may hold `unwanted`, or is too long."""
-    for value in (one for one in held or () if isinstance(one, str)):
-        if len(value) > MAX_VALUE:
-            return True
-        stem, *rest = SEVERAL.split(normpath(unquote(value)), maxsplit=1)
-        above, kept = (" ".join(_bare(text).split()) for text in (stem, str(unwanted)))
-        if "/" in str(unwanted) and kept.startswith(above if rest or not above else f"{above} "):
-            return True
-    return False
-
-
-@lru_cache(maxsize=1024)
-def _sought(unwanted: str) -> re.Pattern[str]:
-    """Return a pattern for the words and addresses of `unwanted` in a `_bare` text."""
-    addresses = (form.partition(":")[2] for form in identifiers(tidy(unwanted)))
-    bare = [" *".join(map(re.escape, _bare(text).replace(" ", ""))) for text in (unwanted, *addresses)]
-    return re.compile(rf"(?<!\S)(?:{'|'.join(filter(None, bare)) or '(?!)'})(?!\S)")
-
-
-def _bare(text: str) -> str:
-    """Return a text's `skeleton`, with blanks for `+tag`s and all signs except `|`."""
-    return skeleton(_SIGNS.sub(" ", tidy(text)))
 
 
 def _amount(call: CallFacts) -> int | None:

@@ -292,7 +292,7 @@ class Step(_Frozen):
         tool: the tool to call.
         args: what each argument must be. Other arguments must be absent or equal their defaults.
         times: how many calls it covers; with `Each`, for each record.
-        after: the step that must be taken before.
+        after: the step that must be taken before, with success.
         deed: steps with one deed are alternatives with a common count.
         only_if: the step is ordered only if this holds.
     """

@@ -1,4 +1,4 @@
-"""Take steps that share a target in their order, because a later one may depend on an earlier one.
+"""Take steps that share a target in their order; one may depend on another.
 
 "Copy b to c. Copy a to b." loses b if the second copy is made first.
 """

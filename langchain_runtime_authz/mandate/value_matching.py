@@ -11,11 +11,22 @@ from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal, localcontext
 from functools import lru_cache
 from operator import sub, truediv
+from posixpath import normpath
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
 from langchain_runtime_authz.facts.argument_atoms import DESTINATIONS, MAX_ARGUMENT_NODES, MAX_ITEMS, SHORT_KINDS
-from langchain_runtime_authz.facts.normal_forms import EXACT, MAX_VALUE, REMEMBERED, fold, forms, mentions, tidy
+from langchain_runtime_authz.facts.normal_forms import (
+    EXACT,
+    MAX_VALUE,
+    REMEMBERED,
+    fold,
+    forms,
+    identifiers,
+    mentions,
+    skeleton,
+    tidy,
+)
 from langchain_runtime_authz.mandate.model import AtLeast, AtMost, Condition, Contains, Eq, Not, Own, Scalar, StartsWith
 from langchain_runtime_authz.mandate.read_outputs import IDENTIFIERS, scalar_forms, scalars
 
@@ -35,6 +46,7 @@ _DATE: Final = 10  # characters of an ISO 8601 date
 _SHOWN: Final = re.compile(r"[^<>@,;\d]{0,40}<([^<>\s,;]+)>")  # a longer name could be a message
 _CLIMBS: Final = re.compile(r"\\|%(?:2e|2f|5c|25)|\.;|[\x00-\x1f\x7f]", re.IGNORECASE)
 SEVERAL: Final = re.compile(r"[*?\[\]{}]")  # a pattern stands for more than one path
+_SIGNS: Final = re.compile(r"(?:\+[^@\s]*(?=@)|[^\w|]|_)+")  # `|` may stand for a letter
 _PORTS: Final = {"http": 80, "https": 443}
 
 
@@ -328,3 +340,38 @@ def _close(value: Scalar, constant: Scalar) -> bool:
     own, said = scalar_forms(value), scalar_forms(constant, said=True)
     shared, ours, theirs = ({f.partition(":")[0] for f in found} for found in ({*own} & {*said}, own, said))
     return not shared <= {"text"} and not {"date", "time"} & ours & theirs - shared
+
+
+def touches(value: object, unwanted: Scalar, kind: str) -> bool:
+    """Return True if a value is, contains or lies below `unwanted`, or is too long."""
+    if not set(scalar_forms(value)).isdisjoint(scalar_forms(unwanted)):
+        return True
+    if kind == "amount" or not isinstance(value, str):
+        return False
+    texts = (value, normpath(unquote(value).replace("\\", "/")))
+    return len(value) > MAX_VALUE or any(_sought(str(unwanted)).search(_bare(text)) for text in texts)
+
+
+def may_hold(held: Sequence[Any] | None, unwanted: Scalar) -> bool:
+    """Return True if a path or pattern in `held` may hold `unwanted`, or is too long."""
+    for value in (one for one in held or () if isinstance(one, str)):
+        if len(value) > MAX_VALUE:
+            return True
+        stem, *rest = SEVERAL.split(normpath(unquote(value)), maxsplit=1)
+        above, kept = (" ".join(_bare(text).split()) for text in (stem, str(unwanted)))
+        if "/" in str(unwanted) and kept.startswith(above if rest or not above else f"{above} "):
+            return True
+    return False
+
+
+@lru_cache(maxsize=1024)
+def _sought(unwanted: str) -> re.Pattern[str]:
+    """Return a pattern for the words and addresses of `unwanted` in a `_bare` text."""
+    addresses = (form.partition(":")[2] for form in identifiers(tidy(unwanted)))
+    bare = [" *".join(map(re.escape, _bare(text).replace(" ", ""))) for text in (unwanted, *addresses)]
+    return re.compile(rf"(?<!\S)(?:{'|'.join(filter(None, bare)) or '(?!)'})(?!\S)")
+
+
+def _bare(text: str) -> str:
+    """Return a text's `skeleton`, with blanks for `+tag`s and all signs except `|`."""
+    return skeleton(_SIGNS.sub(" ", tidy(text)))

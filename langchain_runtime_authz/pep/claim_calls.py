@@ -135,6 +135,7 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
         reaches=audiences_of(run, call.profile.behind) if tokens else (),
         obligations=decision.obligations,
         undo=undo,
+        opened=decided.standing.opened,
         mint=minter(run, decided, tokens, done.now) if tokens else None,
         status_check=status_check(run, tokens, done.now) if tokens else None,
         refusals=RefusedMints((run, decided, done.now - time.monotonic())),

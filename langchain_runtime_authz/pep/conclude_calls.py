@@ -36,7 +36,7 @@ Spent = tuple[tuple[str, int], ...]
 
 
 def refund(run: Run, shared: Scope | None, spent: Spent) -> Flow[None]:
-    """Give back to `shared` the mandate's steps that a call spent without running."""
+    """Give back to `shared` the mandate's counts that a call spent."""
     back = [SpendBudget(counter, UNBOUNDED, -by) for counter, by in spent if counter.startswith(MANDATE)]
     if shared is None or not back:
         return
@@ -134,6 +134,8 @@ def conclude(
             changes += [own_question(run, ticket.call_key, call, question)] if side_effect else []
         resource = version_read(run, ticket, call, state) if profile.resource is not None else None
         changes.append(ledger.RecordStep(data_class=profile.data_class, resource=resource, agent=run.agent))
+    if ticket.opened and state == "done":
+        yield from refund(run, counting_scope(run, run.mandate) or run.scope, ((ticket.opened, 1),))
     if output is not None and state in ("done", "failed", "unknown"):
         about, small = (call, output, state != "done"), type(output) is str and len(output) < SMALL
         found = observe(*about) if small else (yield Block(observe, *about))

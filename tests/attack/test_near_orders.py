@@ -5,6 +5,8 @@ Or it searches for what it read.
 
 from __future__ import annotations
 
+from langchain_core.tools import ToolException
+
 from langchain_runtime_authz.demo.agent import agent_graph as demo_graph
 
 from ._house import *
@@ -28,13 +30,20 @@ def meet(start: str, **more: str) -> Call:
     return ("meet", {"title": "Lunch", "start": start, **more})
 
 
-def ran(said: str, *calls: Call, go: Any, protected: bool, planned: Sequence[Call] = (), **options: Any) -> list[Call]:
-    """Return the first of the calls that ran before the user was asked."""
+def ran(said: str, *calls: Call | AIMessage, go: Any, protected: bool, planned: Sequence[Call] = (), failing: str = "", **options: Any) -> list[Call]:
+    """Return the calls that ran before the user was asked. The tool `failing` fails."""
     happened: list[Call] = []
+
+    def act(name: str, **given: Any) -> str:
+        happened.append((name, given))
+        if name == failing:
+            raise ToolException("the disk is full")
+        return "done"
+
     tools = []
     for name, (_, args) in TOOLS.items():
         schema = {"title": name, "type": "object", "properties": args, "required": [n for n, s in args.items() if "default" not in s]}
-        tools.append(StructuredTool(name=name, description="Act.", args_schema=schema, func=lambda name=name, **given: happened.append((name, given)) or "done"))
+        tools.append(StructuredTool(name=name, description="Act.", args_schema=schema, func=lambda name=name, **given: act(name, **given), handle_tool_error=True))
     graph: Any = demo_graph(model(*calls), tools)
     graph.checkpointer = InMemorySaver()
     if planned:
@@ -52,6 +61,7 @@ def ran(said: str, *calls: Call, go: Any, protected: bool, planned: Sequence[Cal
     ("Disarm the alarm. Arm the alarm.", (DISARM, ARM), False),
     ("Kopiere db-2 nach db-3. Kopiere db-1 nach db-2.", (SAVE, OVERWRITE), True),
     ("Copy db-1 to db-2, then drop db-1.", (BACKUP, DROP), True),
+    ("Copy db/1 to db-2. Drop db.", (("copy", {"source": "db/1", "target": "db-2"}), ("drop", {"database": "db"})), True),
 ])
 def test_orders_that_share_a_target_are_taken_in_sequence(said: str, calls: tuple[Call, Call], planned: bool, go: Any) -> None:
     first, second = calls
@@ -61,8 +71,17 @@ def test_orders_that_share_a_target_are_taken_in_sequence(said: str, calls: tupl
     assert ran(said, second, first, protected=False, **given) == [second, first]
 
 
+@pytest.mark.parametrize(("calls", "failing"), [((BACKUP, DROP), "copy"), ((at_once(BACKUP, DROP),), "")])
+def test_a_step_waits_until_the_one_before_it_has_succeeded(calls: tuple[Any, ...], failing: str, go: Any) -> None:
+    """A failed backup is none, and neither is one that is made at the same time."""
+    said, given = "Copy db-1 to db-2, then drop db-1.", {"go": go, "planned": (BACKUP, DROP), "failing": failing}
+    assert DROP not in ran(said, *calls, protected=True, **given)
+    assert DROP in ran(said, *calls, protected=False, **given)
+
+
 @pytest.mark.parametrize(("said", "calls"), [
     ("Copy db-1 to db-2. Drop db-3.", (BACKUP, ("drop", {"database": "db-3"}))),
+    ("Copy a.txt and b.txt to disk-7", (("copy", {"source": "a.txt", "target": "disk-7"}), ("copy", {"source": "b.txt", "target": "disk-7"}))),
     ("Wire Bob 45 and Ann 30", (("wire", {"to": "Bob", "amount": 45}), ("wire", {"to": "Ann", "amount": 30}))),
 ])
 def test_other_orders_are_taken_in_any_sequence(said: str, calls: tuple[Call, Call], go: Any) -> None:
