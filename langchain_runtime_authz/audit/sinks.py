@@ -26,7 +26,6 @@ _log = logger(__name__)
 LOCK_TIMEOUT: Final = 2.0  # seconds
 MAX_FRAGMENTS: Final = 8
 RETRY: Final = 60.0  # seconds until a file that could not be closed is tried again
-NEWEST: Final = 100  # steps in a notebook
 BLOCK: Final = 8192
 ANCHOR: Final = "ledger"  # member of a record: the ledger's newest commit (`ledger.base.Anchor`)
 
@@ -48,7 +47,14 @@ class AuditSink(Protocol):
         ...
 
 
-class MemorySink:
+class _Shown:
+    def _repr_html_(self: AuditSink) -> str:
+        from langchain_runtime_authz.audit.story_html import newest_steps
+
+        return newest_steps(records(self))
+
+
+class MemorySink(_Shown):
     """Keeps the last records in this process. Not tamper-evident.
 
     Args:
@@ -72,11 +78,8 @@ class MemorySink:
     def write(self, record: dict[str, Any]) -> None:
         self.kept.append(record)
 
-    def _repr_html_(self) -> str:
-        return told(self)
 
-
-class FileSink:
+class FileSink(_Shown):
     """Appends records to a hash chain in a file (`audit.chain`).
 
     Several threads and processes may write one file, each through its own sink or one inherited by fork. Every
@@ -323,9 +326,6 @@ class FileSink:
         self._close()
         self._at = (0, 0, chain.GENESIS)
 
-    def _repr_html_(self) -> str:
-        return told(self)
-
 
 def _mark(kind: str, **about: Any) -> dict[str, Any]:
     return {"v": 1, "kind": kind, "ts": time.time(), **about}
@@ -362,16 +362,6 @@ def recorded(sink: AuditSink, decision_id: str) -> dict[str, Any] | None:
     known = (r for r in records(sink, decision_id) if r and r.get("kind") == "decision")
     found = deque((r for r in known if r.get("decision_id") == decision_id), maxlen=1)
     return found[0] if found else None
-
-
-def told(sink: AuditSink, run_id: str | None = None) -> str:
-    """Return the newest steps on record, of one run or of all, as HTML for notebooks."""
-    from langchain_runtime_authz.audit.story import story_of
-    from langchain_runtime_authz.audit.story_html import fragment
-
-    known = records(sink, run_id or "")
-    found = story_of(known, lambda s: s.kind != "check" and run_id in (None, s.record.get("run_id")), NEWEST)
-    return fragment(found) if found.steps else "<p>nothing on record here</p>"
 
 
 def records(sink: AuditSink, mark: str = "") -> Iterable[dict[str, Any] | None]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Iterable
 from functools import cache
 from html import escape
 from importlib import resources
@@ -15,7 +16,7 @@ from string import Template
 from typing import Final
 
 from langchain_runtime_authz._display import table
-from langchain_runtime_authz.audit.story import SIGNS, Step, Story
+from langchain_runtime_authz.audit.story import SIGNS, Record, Step, Story, story_of
 
 ROW: Final = 44  # pixels of a lane
 TOP: Final = 34
@@ -24,6 +25,7 @@ NEAR: Final = 26  # pixels between two steps at once
 FAR: Final = 48  # pixels that time adds at most
 PER_SECOND: Final = 8
 TICK: Final = 90  # pixels between two times
+NEWEST: Final = 100  # steps in a notebook
 _CIRCLE: Final = "M-9 0a9 9 0 1 0 18 0a9 9 0 1 0-18 0z"
 _SHAPES: Final = {
     "deny": "M-9-9h18v18h-18z",
@@ -45,6 +47,12 @@ def page(story: Story) -> str:
 
 def fragment(story: Story) -> str:
     return f'<div class="rta"><style>{_asset("story.css")}</style>{"".join(_parts(story, linked=False).values())}</div>'
+
+
+def newest_steps(records: Iterable[Record | None], run_id: str | None = None) -> str:
+    """Return the newest steps on record, of one run or of all, as HTML for notebooks."""
+    found = story_of(records, lambda s: s.kind != "check" and run_id in (None, s.record.get("run_id")), NEWEST)
+    return fragment(found) if found.steps else "<p>nothing on record here</p>"
 
 
 def _parts(story: Story, *, linked: bool) -> dict[str, str]:

@@ -21,7 +21,7 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.errors import GraphBubbleUp, GraphInterrupt
 
 from langchain_runtime_authz._flow import drive_apart
-from langchain_runtime_authz.audit.sinks import told
+from langchain_runtime_authz.audit.sinks import records
 from langchain_runtime_authz.credential.current_call import CodeScope, current_scope, tell_by
 from langchain_runtime_authz.credential.token import MAX_DELEGATORS, SUBJECT_TYPE, Credential, Sealed
 from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError, CredentialError
@@ -241,7 +241,9 @@ class RunHandle(Sealed):
         return f"RunHandle(run_id={self.run_id!r})"
 
     def _repr_html_(self) -> str:
-        return told(self.engine.audit, self.run_id)
+        from langchain_runtime_authz.audit.story_html import newest_steps
+
+        return newest_steps(records(self.engine.audit, self.run_id), self.run_id)
 
     @property
     def jti(self) -> str | None:
