@@ -28,6 +28,7 @@ import stat
 import tarfile
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
@@ -36,10 +37,12 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
-from langchain_runtime_authz.errors import Code, ConfigError, wrong_field
+from langchain_runtime_authz.errors import Code, ConfigError, PDPError, wrong_field
 from langchain_runtime_authz.evaluation import Decision, EvaluationRequest, Outcome, strict_json
 from langchain_runtime_authz.grant import Grant
-from langchain_runtime_authz.pdp.wasm import read_json
+from langchain_runtime_authz.pdp.cedar import CedarPDP
+from langchain_runtime_authz.pdp.policy_data import check_data
+from langchain_runtime_authz.pdp.wasm import DATA_ROOT, WasmPDP, read_json
 from langchain_runtime_authz.tool_profile import ToolProfile, load_profiles
 
 MANIFEST: Final = ".manifest"
@@ -98,6 +101,36 @@ class Bundle:
     def revision(self) -> str:
         """Return the revision in decisions: number and digest."""
         return f"{self.number}@{self.digest[:16]}"
+
+    def engine(self, name: str, label: str = "", **limits: Any) -> WasmPDP | CedarPDP:
+        """Return the engine with `label` as revision, or raise `ConfigError`."""
+        if self.cedar:
+            policies, schema, *documents = (self.cedar[file] for file in CEDAR)
+            table, known = map(read_json, documents, CEDAR[2:])
+            return CedarPDP(policies=policies, schema=schema, obligations=table, entities=known)  # type: ignore[arg-type]
+        data = self.data
+        if self.wasm is not None and DATA_ROOT in data:
+            check_data(data[DATA_ROOT], name)
+            data = {**data, DATA_ROOT: {**data[DATA_ROOT], **({"revision": label} if label else {})}}
+        return WasmPDP(wasm=self.wasm, data=data, entrypoint=self.entrypoint, **limits)
+
+    def self_test(self, pdp: WasmPDP | CedarPDP) -> None:
+        """Test a policy on its cases and an empty request, or raise `ConfigError`."""
+        with suppress(PDPError, RuntimeError, TimeoutError, KeyError):  # without an answer nothing is permitted
+            decision = pdp.evaluate(b"{}")
+            if isinstance(decision, Decision) and decision.permit:
+                raise invalid("it permits an empty request")
+        for case in self.cases:
+            try:
+                answer = pdp.evaluate(case.request.to_json())
+            except TimeoutError as exc:
+                raise invalid(f"case `{case.name}`: it was not decided in time") from exc
+            except (PDPError, RuntimeError) as exc:
+                wrong = f"it could not be decided ({type(exc).__name__})"
+            else:
+                wrong = case.unlike(answer if isinstance(answer, Decision) else None)
+            if wrong:
+                raise invalid(f"case `{case.name}`: {wrong}")
 
 
 _CASE: Final = TypeAdapter(Case)

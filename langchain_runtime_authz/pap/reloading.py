@@ -26,11 +26,10 @@ from langchain_runtime_authz._validate import checked_count, checked_path, check
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError
 from langchain_runtime_authz.evaluation import Decision, deny, strict_json
 from langchain_runtime_authz.grant import Grant
-from langchain_runtime_authz.pap.bundle import CEDAR, Bundle, Keys, files_below, read_bundle, real_root, trusted
+from langchain_runtime_authz.pap.bundle import Bundle, Keys, files_below, invalid, read_bundle, real_root, trusted
 from langchain_runtime_authz.pdp.base import DEFAULT_DEADLINE, InProcess
 from langchain_runtime_authz.pdp.cedar import CedarPDP
-from langchain_runtime_authz.pdp.policy_data import check_data
-from langchain_runtime_authz.pdp.wasm import DATA_ROOT, WasmPDP, read_json
+from langchain_runtime_authz.pdp.wasm import WasmPDP
 from langchain_runtime_authz.tool_profile import ToolProfile
 
 _log = logging.getLogger(__name__)
@@ -83,17 +82,15 @@ class HighestRevision:
             raise self._unkept(exc) from exc
         except (ValueError, KeyError, TypeError, RecursionError):
             pass  # reported below
-        msg = (
+        raise invalid(
             f"`{self.path.name}` does not say which revision was used last; restore it, or remove it once you "
             "have made sure that the bundle is the newest"
         )
-        raise ConfigError(msg, Code.POLICY_INVALID)
 
     def _unkept(self, exc: OSError) -> ConfigError:
         why = exc.strerror or type(exc).__name__
-        return ConfigError(
-            f"the highest revision cannot be kept in `{self.path}` ({why}); give `state=` a path that may be written",
-            Code.POLICY_INVALID,
+        return invalid(
+            f"the highest revision cannot be kept in `{self.path}` ({why}); give `state=` a path that may be written"
         )
 
 
@@ -219,7 +216,7 @@ class ReloadingPDP(InProcess):
         """
         with self._lock:
             if self._closed:
-                raise ConfigError("the PDP was closed", Code.POLICY_INVALID)
+                raise invalid("the PDP was closed")
             seen = self._look()
             known = seen == self._seen and seen and not self._refused
             state = seen
@@ -282,9 +279,9 @@ class ReloadingPDP(InProcess):
         if bundle.number < least or (live is not None and bundle.number == least):
             have = f"revision {bundle.number} comes after revision {least}"
             raise ConfigError(f"{self.source.name}: {have}; raise its number", Code.POLICY_OLDER)
-        pdp = engine_of(bundle, self.source.name, bundle.revision, **self._limits)
+        pdp = bundle.engine(self.source.name, bundle.revision, **self._limits)
         try:
-            self_test(pdp, bundle)
+            bundle.self_test(pdp)
             self._highest.advance(bundle)
         except BaseException:
             pdp.close()
@@ -324,35 +321,3 @@ def _follow(of: weakref.ref[ReloadingPDP], stop: threading.Event, poll: float) -
 
 def _seen(file: Path) -> tuple[str, tuple[int, ...]]:
     return str(file), stamp(file)
-
-
-def engine_of(bundle: Bundle, name: str, label: str = "", **limits: Any) -> WasmPDP | CedarPDP:
-    """Return a bundle's engine with `label` as revision, or raise `ConfigError`."""
-    if bundle.cedar:
-        policies, schema, obligations, entities = (bundle.cedar[file] for file in CEDAR)
-        table, known = (read_json(text, file) for file, text in zip(CEDAR[2:], (obligations, entities), strict=True))
-        return CedarPDP(policies=policies, schema=schema, obligations=table, entities=known)  # type: ignore[arg-type]
-    data = bundle.data
-    if bundle.wasm is not None and DATA_ROOT in data:
-        check_data(data[DATA_ROOT], name)
-        data = {**data, DATA_ROOT: {**data[DATA_ROOT], **({"revision": label} if label else {})}}
-    return WasmPDP(wasm=bundle.wasm, data=data, entrypoint=bundle.entrypoint, **limits)
-
-
-def self_test(pdp: WasmPDP | CedarPDP, bundle: Bundle) -> None:
-    """Test a policy on its cases and an empty request, or raise `ConfigError`."""
-    with suppress(PDPError, RuntimeError, TimeoutError, KeyError):  # without an answer nothing is permitted
-        decision = pdp.evaluate(b"{}")
-        if isinstance(decision, Decision) and decision.permit:
-            raise ConfigError("it permits an empty request", Code.POLICY_INVALID)
-    for case in bundle.cases:
-        try:
-            answer = pdp.evaluate(case.request.to_json())
-        except TimeoutError as exc:
-            raise ConfigError(f"case `{case.name}`: it was not decided in time", Code.POLICY_INVALID) from exc
-        except (PDPError, RuntimeError) as exc:
-            wrong = f"it could not be decided ({type(exc).__name__})"
-        else:
-            wrong = case.unlike(answer if isinstance(answer, Decision) else None)
-        if wrong:
-            raise ConfigError(f"case `{case.name}`: {wrong}", Code.POLICY_INVALID)

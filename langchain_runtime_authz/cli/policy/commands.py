@@ -279,7 +279,6 @@ def build(
     """
     from langchain_runtime_authz.cli.policy.open_policy import bundle_files, open_policy
     from langchain_runtime_authz.pap.bundle import SIGNATURES, invalid, pack, parse_bundle, sign
-    from langchain_runtime_authz.pap.reloading import self_test
 
     if output.is_dir():
         raise ConfigError(f"`{output}` is a directory; name the file to write")
@@ -295,7 +294,7 @@ def build(
         echo(f"{failed} cases are decided differently: nothing was written", err=True)
         return Answer({"wrote": None, "cases": cases}, (), finding=True)
     with closing(opened.pdp()) as pdp:
-        self_test(pdp, made)
+        made.self_test(pdp)
     replace_file(output, pack(files))
     signed = f"by {key_id} ({algorithm})" if key is not None else "no; give --key"
     told = {"wrote": str(output), "revision": made.revision, "signed": signed}

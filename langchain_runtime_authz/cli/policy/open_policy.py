@@ -41,7 +41,6 @@ from langchain_runtime_authz.pap.bundle import (
     parse_bundle,
     read_files,
 )
-from langchain_runtime_authz.pap.reloading import engine_of
 from langchain_runtime_authz.pdp.cedar import CedarPDP
 from langchain_runtime_authz.pdp.wasm import DATA_ROOT, SHIPPED, WasmPDP, merge_shipped
 from langchain_runtime_authz.testing.example_request import NOW, example_request
@@ -68,7 +67,7 @@ class Policy(Bundle):
     zone: ZoneInfo | None = None
 
     def pdp(self) -> WasmPDP | CedarPDP:
-        return engine_of(self, self.name, pool_size=1)
+        return self.engine(self.name, pool_size=1)
 
 
 def open_policy(source: Path | None, opa: str | None = None) -> Policy:
