@@ -27,7 +27,7 @@ from langchain_runtime_authz.langgraph import callback_backstop as ambient
 from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph.declared_effects import gate_store
 from langchain_runtime_authz.langgraph.graph_entry import ChildEntry, Owner, RootEntry
-from langchain_runtime_authz.langgraph.node_pep import gate_bound, is_gated
+from langchain_runtime_authz.langgraph.node_gate import gate_bound, is_gated
 from langchain_runtime_authz.langgraph.object_graph import AnyGraph, Found, graphs_in, reached, roots_of, walk
 from langchain_runtime_authz.langgraph.run_context import HANDLE_KEY, run_scope, running, without_handle
 from langchain_runtime_authz.langgraph.tool_guard import guard_in_place

@@ -20,7 +20,7 @@ from langchain_runtime_authz.evaluation import EvaluationRequest
 from langchain_runtime_authz.langgraph import callback_backstop as ambient
 from langchain_runtime_authz.langgraph import protect as root
 from langchain_runtime_authz.langgraph.coverage.report import CoverageReport, Row
-from langchain_runtime_authz.langgraph.node_pep import gate_bound, is_gated
+from langchain_runtime_authz.langgraph.node_gate import gate_bound, is_gated
 from langchain_runtime_authz.langgraph.private_api import DEFAULT_BOUND, Pregel, reset_node
 from tests import generated
 from tests.tier import part

@@ -21,7 +21,7 @@ from langchain_runtime_authz.langgraph.coverage.code_scan import code_of, provid
 from langchain_runtime_authz.langgraph.coverage.report import AT_RUN_TIME, UNSEEN, CoverageReport, Row
 from langchain_runtime_authz.langgraph.declared_effects import LAYER, EffectTool, governs_stores
 from langchain_runtime_authz.langgraph.model_call import held_by_model
-from langchain_runtime_authz.langgraph.node_pep import is_gated
+from langchain_runtime_authz.langgraph.node_gate import is_gated
 from langchain_runtime_authz.langgraph.object_graph import model_types
 from langchain_runtime_authz.langgraph.process_observer import Observed, limits
 from langchain_runtime_authz.langgraph.protect import Protection, agent_names, gates_remote, is_remote, owner_of

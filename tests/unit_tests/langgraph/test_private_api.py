@@ -112,7 +112,7 @@ def test_sequences_are_taken_apart_by_their_steps() -> None:
     one = RunnableLambda(lambda x: x)
     sequence = one | one
     object.__setattr__(sequence, "__class__", Whole)
-    assert private.RunnableSeq(sequence, one).steps[0] == "whole", "repair langgraph/node_pep._gated_class"
+    assert private.RunnableSeq(sequence, one).steps[0] == "whole", "repair langgraph/node_gate._gated_class"
 
 
 @pytest.mark.parametrize("method", ["run", "arun"])
