@@ -29,13 +29,14 @@ from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError
 from langchain_runtime_authz.evaluation import deny
 from langchain_runtime_authz.facts.plan import calls_digest, plan_calls
 from langchain_runtime_authz.langgraph import private_api as private
+from langchain_runtime_authz.langgraph.messages import answer
 from langchain_runtime_authz.langgraph.model_call import call_as_sent, decide_shown
 from langchain_runtime_authz.langgraph.object_graph import DECISIONS
 from langchain_runtime_authz.langgraph.resume_values import resume_handler
 from langchain_runtime_authz.langgraph.run_context import RunHandle, current_node, run_handle, running
 from langchain_runtime_authz.langgraph.tool_arrival import Arrival, arrival_unguarded
 from langchain_runtime_authz.langgraph.tool_call_parsing import unknown
-from langchain_runtime_authz.langgraph.tool_execution import ToolExecution, answer
+from langchain_runtime_authz.langgraph.tool_execution import ToolExecution
 from langchain_runtime_authz.langgraph.tool_lookup import Guard, is_guarded
 from langchain_runtime_authz.pep.call import Denial, Replay
 from langchain_runtime_authz.pep.conclude_calls import conclude

@@ -33,8 +33,8 @@ from langchain_runtime_authz._validate import checked_text, wrong
 from langchain_runtime_authz.credential.current_call import CurrentCall, current_call, current_scope
 from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError
 from langchain_runtime_authz.evaluation import deny
+from langchain_runtime_authz.langgraph import messages, tool_execution
 from langchain_runtime_authz.langgraph import private_api as private
-from langchain_runtime_authz.langgraph import tool_execution
 from langchain_runtime_authz.langgraph.interrupts import decide_together
 from langchain_runtime_authz.langgraph.messages import kept
 from langchain_runtime_authz.langgraph.node_calls import PATIENCE
@@ -269,7 +269,7 @@ def _begin(arrivals: Sequence[Arrival]) -> Flow[list[ToolExecution | Replay]]:
     if denied is not None:
         for pending in waiting:
             yield from pending.give_back()
-        tool_execution.answer(denied, None)  # raises
+        messages.answer(denied, None)  # raises
     begun: list[ToolExecution | Replay] = []
     for one in arrivals:
         tool: Any = one.call.tool_ref

@@ -21,7 +21,8 @@ from langchain_core.tools import BaseTool
 from langgraph.graph.message import REMOVE_ALL_MESSAGES
 from langgraph.types import Command, Overwrite, Send
 
-from langchain_runtime_authz.errors import Code
+from langchain_runtime_authz.errors import AuthzDenied, Code
+from langchain_runtime_authz.evaluation import deny
 from langchain_runtime_authz.facts.plan import PlanRecord, calls_digest, plan_calls
 from langchain_runtime_authz.facts.task import HumanText, content_digest, content_text
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt
@@ -62,6 +63,10 @@ def denial_message(denial: Denial, call_id: str | None) -> ToolMessage:
         told = f" The user said: {said}" if said else ""
         said, status = f"{_SPOKEN.get(reason, _DENIED)}{told} (decision {denial.decision.decision_id})", "error"
     return ToolMessage(said, name=denial.call.tool, tool_call_id=call_id or "", status=status)
+
+
+def denied(call: Call, exc: AuthzDenied) -> Denial:
+    return Denial(call, replace(deny(exc.code), decision_id=exc.decision_id))
 
 
 def edit_note(call: Call) -> str:
@@ -176,6 +181,23 @@ def replay_message(replay: Replay, call_id: str | None) -> ToolMessage:
         return message
     note = f"Note: the task changed after this action was carried out. The user said: {replay.message}"
     return cast("ToolMessage", with_note(message, note))
+
+
+def answer(verdict: Any, call_id: str | None, *, text: bool = False) -> Any:
+    """Return the message for a denial or replay: the call does not run."""
+    # Without a call id, return plain content or raise the denial.
+    if isinstance(verdict, Denial):
+        # A call whose run has ended is decided again when the thread continues.
+        if verdict.decision.reason == Code.LEASE_ENDED:
+            raise AuthzHalt(Code.LEASE_ENDED, verdict.decision.decision_id)
+        if call_id is not None:
+            return denial_message(verdict, call_id)
+        if text:
+            return denial_message(verdict, "").content
+        raise AuthzDenied(verdict.decision.reason, verdict.decision.decision_id)
+    if call_id is None and not verdict.message and "content" in (result := kept(verdict.result)):
+        return result["content"]
+    return replayed(verdict, call_id) if call_id is not None else replay_message(verdict, None).content
 
 
 def written(given: object) -> object:

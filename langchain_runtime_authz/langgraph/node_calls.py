@@ -12,7 +12,6 @@ import math
 import threading
 import time
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 from typing import Any, Final
 
 from langchain_core.messages import ToolMessage
@@ -26,7 +25,7 @@ from langchain_runtime_authz.langgraph import tool_call_parsing as parsing
 from langchain_runtime_authz.langgraph import tool_execution
 from langchain_runtime_authz.langgraph.answer_numbers import counting_questions, take_answers
 from langchain_runtime_authz.langgraph.interrupts import decide_together
-from langchain_runtime_authz.langgraph.messages import denial_message, replay_message
+from langchain_runtime_authz.langgraph.messages import denial_message, denied, replay_message
 from langchain_runtime_authz.langgraph.node_plans import ArrivingCall, NodePlans, Place
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt
 from langchain_runtime_authz.langgraph.tool_execution import Pending
@@ -152,7 +151,7 @@ class NodeCalls:
                 return {name: [self._answer(c, denied) for c in left]}
         return None
 
-    def _answer(self, call: Mapping[str, Any], denied: AuthzDenied) -> ToolMessage:
+    def _answer(self, call: Mapping[str, Any], exc: AuthzDenied) -> ToolMessage:
         ident, name = call["id"], call["name"]
         came = self._came.get(ident, self._came.get(name))
         if isinstance(came, Denial):
@@ -165,4 +164,4 @@ class NodeCalls:
             return ToolMessage(came if isinstance(came, str) else str(came), name=name, tool_call_id=ident)
         code = Code.CALL_IN_PROGRESS if ident in self._begun else Code.NOT_REACHED
         own = parsing.unknown(name, ident, None, None, {})
-        return denial_message(Denial(own, replace(deny(code), decision_id=denied.decision_id)), ident)
+        return denial_message(denied(own, AuthzDenied(code, exc.decision_id)), ident)

@@ -25,11 +25,12 @@ from langchain_runtime_authz.langgraph import tool_call_parsing as parsing
 from langchain_runtime_authz.langgraph import tool_execution
 from langchain_runtime_authz.langgraph.answer_numbers import take_answers
 from langchain_runtime_authz.langgraph.interrupts import decide_together
+from langchain_runtime_authz.langgraph.messages import answer, denied
 from langchain_runtime_authz.langgraph.node_calls import NodeCalls
 from langchain_runtime_authz.langgraph.node_plans import Place
 from langchain_runtime_authz.langgraph.resume_values import drop_old_answer
 from langchain_runtime_authz.langgraph.run_context import RunHandle, current_node, find_run, run_handle
-from langchain_runtime_authz.langgraph.tool_execution import Pending, ToolExecution, answer
+from langchain_runtime_authz.langgraph.tool_execution import Pending, ToolExecution
 from langchain_runtime_authz.langgraph.tool_lookup import Profiles, ToolFacts, facts_of
 from langchain_runtime_authz.pep.call import Call, Denial, Replay, Verdict
 from langchain_runtime_authz.pep.run import Engine, Flow, Run
@@ -70,7 +71,7 @@ class Arrival:
             try:
                 self.run = yield from self.opener.outside_run()
             except AuthzDenied as exc:  # no run may be opened here
-                return tool_execution.denied(self.call, exc)
+                return denied(self.call, exc)
         run, call = self.run, self.call
         if run is None:
             return Denial(call, deny(Code.NO_RUN))

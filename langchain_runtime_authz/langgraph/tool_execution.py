@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Final, Literal, TypeVar, get_type_hints
 from uuid import UUID
 
@@ -22,18 +21,10 @@ from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.evaluation import deny
 from langchain_runtime_authz.langgraph.answer_numbers import counting_questions
-from langchain_runtime_authz.langgraph.messages import (
-    denial_message,
-    kept,
-    only_asked,
-    read_by_model,
-    recorded,
-    replay_message,
-    replayed,
-)
+from langchain_runtime_authz.langgraph.messages import denial_message, denied, only_asked, read_by_model, recorded
 from langchain_runtime_authz.langgraph.output_filter import Cleaner, watched_args, watched_callbacks, watched_config
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt
-from langchain_runtime_authz.pep.call import Call, Denial, Verdict
+from langchain_runtime_authz.pep.call import Call, Verdict
 from langchain_runtime_authz.pep.call_credential import RefusedMints
 from langchain_runtime_authz.pep.calls_in_doubt import state_of
 from langchain_runtime_authz.pep.conclude_calls import conclude
@@ -267,30 +258,9 @@ def _state_of(exc: BaseException, effect: str) -> State:
     return state_of(exc)
 
 
-def answer(verdict: Any, call_id: str | None, *, text: bool = False) -> Any:
-    """Return the message for a denial or replay: the call does not run."""
-    # Without a call id, return plain content or raise the denial.
-    if isinstance(verdict, Denial):
-        # A call whose run has ended is decided again when the thread continues.
-        if verdict.decision.reason == Code.LEASE_ENDED:
-            raise AuthzHalt(Code.LEASE_ENDED, verdict.decision.decision_id)
-        if call_id is not None:
-            return denial_message(verdict, call_id)
-        if text:
-            return denial_message(verdict, "").content
-        raise AuthzDenied(verdict.decision.reason, verdict.decision.decision_id)
-    if call_id is None and not verdict.message and "content" in (result := kept(verdict.result)):
-        return result["content"]
-    return replayed(verdict, call_id) if call_id is not None else replay_message(verdict, None).content
-
-
 def returns_text(tool: BaseTool) -> bool:
     code: Any = getattr(tool, "func", None) or getattr(tool, "coroutine", None) or tool._run
     try:
         return tool.response_format == "content" and get_type_hints(code).get("return") is str
     except Exception:  # noqa: BLE001  (annotations that cannot be resolved declare nothing)
         return False
-
-
-def denied(call: Call, exc: AuthzDenied) -> Denial:
-    return Denial(call, replace(deny(exc.code), decision_id=exc.decision_id))
