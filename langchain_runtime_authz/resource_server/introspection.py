@@ -16,27 +16,26 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, Unpack
-from urllib.parse import parse_qsl, unquote_plus
+from urllib.parse import unquote_plus
 
 from langchain_runtime_authz._http import Connection, Fetcher, basic
 from langchain_runtime_authz.credential.signer import Secret
-from langchain_runtime_authz.credential.token import MAX_TOKEN, Credential
+from langchain_runtime_authz.credential.token import Credential
 from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
+from langchain_runtime_authz.resource_server.asgi import FormEndpoint, form_field
 from langchain_runtime_authz.resource_server.status import Status
 
 if TYPE_CHECKING:  # the endpoint needs no Starlette
-    from starlette.types import Receive, Scope, Send
+    from starlette.types import Receive
 
 _log: Final = logging.getLogger(__name__)
 
 OK: Final = 200
 MIN_SECRET: Final = 16  # characters
-MAX_BODY: Final = MAX_TOKEN + 4096
 
 
 class Introspection(Secret):
@@ -92,24 +91,6 @@ class IntrospectionClient:
         self.audiences, self.tenant = frozenset(audiences), tenant
 
 
-class FormEndpoint:
-    """An ASGI application that answers a posted form with JSON."""
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return
-        headers = [(name.lower(), value) for name, value in scope["headers"]]
-        if scope["method"] == "POST":
-            status, body, *extra = await self._answer(headers, receive)
-        else:
-            status, body, *extra = 405, {"error": "invalid_request"}, ("allow", "POST")
-        await send_json(send, status, body, [("cache-control", "no-store"), *extra])
-
-    async def _answer(self, headers: list[tuple[bytes, bytes]], receive: Receive) -> tuple[Any, ...]:
-        """Return the status, the body, and more headers."""
-        raise NotImplementedError
-
-
 class IntrospectionEndpoint(FormEndpoint):
     """The introspection endpoint (§2), an ASGI application.
 
@@ -162,39 +143,3 @@ class IntrospectionEndpoint(FormEndpoint):
             return None
         client, shown = self._clients.get(unquote_plus(name)), hashlib.sha256(unquote_plus(secret).encode()).digest()
         return client if client is not None and hmac.compare_digest(client.digest, shown) else None
-
-
-async def form_field(headers: list[tuple[bytes, bytes]], receive: Receive, name: str) -> str | None:
-    """Return a form field's value; `None` unless the form has exactly one such field."""
-    kinds = [value.partition(b";")[0].strip().lower() for name, value in headers if name == b"content-type"]
-    if kinds != [b"application/x-www-form-urlencoded"]:
-        return None
-    body = await read_body(receive, MAX_BODY)
-    try:
-        form = parse_qsl(body.decode(), max_num_fields=16) if body is not None else ()
-    except ValueError:
-        return None
-    found = [value for key, value in form if key == name]
-    return found[0] if len(found) == 1 else None
-
-
-async def read_body(receive: Receive, limit: int) -> bytes | None:
-    """Return an ASGI request's body; `None` if incomplete or over `limit` bytes."""
-    body, more = bytearray(), True  # grows in place, to avoid quadratic cost for single bytes
-    while more:
-        message = await receive()
-        if message["type"] != "http.request":
-            return None
-        body += message.get("body", b"")
-        more = message.get("more_body", False)
-        if len(body) > limit:
-            return None
-    return bytes(body)
-
-
-async def send_json(send: Send, status: int, body: Any, headers: Iterable[tuple[str, str]]) -> None:
-    data = json.dumps(body, default=dict).encode()  # `dict` for the read-only mappings of a token's claims
-    sent = [*headers, ("content-type", "application/json"), ("content-length", str(len(data)))]
-    pairs = [(name.lower().encode(), value.encode()) for name, value in sent]
-    await send({"type": "http.response.start", "status": status, "headers": pairs})
-    await send({"type": "http.response.body", "body": data})

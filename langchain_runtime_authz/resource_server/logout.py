@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from langchain_runtime_authz.credential.token import LEEWAY
 from langchain_runtime_authz.errors import AuthzError, Code
 from langchain_runtime_authz.identity.oidc import LoggedOut, OidcVerifier
-from langchain_runtime_authz.resource_server.introspection import FormEndpoint, form_field
+from langchain_runtime_authz.resource_server.asgi import FormEndpoint, form_field
 
 if TYPE_CHECKING:
     from starlette.types import Receive

@@ -17,7 +17,7 @@ from langchain_runtime_authz.credential.token import Credential
 from langchain_runtime_authz.digest import parse_object
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
 from langchain_runtime_authz.pdp.base import PDP, Evaluator
-from langchain_runtime_authz.resource_server.introspection import read_body
+from langchain_runtime_authz.resource_server.asgi import read_body
 from langchain_runtime_authz.resource_server.server import BAD_REQUEST, ProtectedApp, ResourceServer, refuse
 
 # Methods that need no token, because they do not reach a tool.

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from langchain_runtime_authz._url import checked_url
 from langchain_runtime_authz.credential.token import CALL_TYPE, GRANT_TYPE
 from langchain_runtime_authz.errors import ConfigError
-from langchain_runtime_authz.resource_server.introspection import send_json
+from langchain_runtime_authz.resource_server.asgi import send_json
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send

@@ -23,8 +23,9 @@ from langchain_runtime_authz.credential.token import Credential
 from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError, CredentialError
 from langchain_runtime_authz.identity.oidc import Caller, OidcVerifier
+from langchain_runtime_authz.resource_server.asgi import send_json
 from langchain_runtime_authz.resource_server.dpop import ProofVerifier
-from langchain_runtime_authz.resource_server.introspection import Introspection, send_json
+from langchain_runtime_authz.resource_server.introspection import Introspection
 from langchain_runtime_authz.resource_server.metadata import ResourceMetadata, checked_scopes
 from langchain_runtime_authz.resource_server.status import Status
 
