@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from html import unescape
 from typing import Final
 
 from langchain_runtime_authz._regex import clear, lazy
@@ -42,7 +43,7 @@ def unbacked(text: str, allowed: str) -> bool:
     """Return True if `allowed` lacks an identifier, token or hidden sign of `text`."""
     if not {m[0] for m in _HIDDEN.finditer(text)} <= {m[0] for m in _HIDDEN.finditer(allowed)}:
         return True
-    text, allowed = clear(text), clear(allowed)
+    text, allowed = clear(unescape(text)), clear(unescape(allowed))
     named, known = ({fold(m[0]) for m in _NAMED.finditer(one)} for one in (text, allowed))
     there, ours = mentions(allowed), mentions(text)
     written: dict[str, bool] = {}

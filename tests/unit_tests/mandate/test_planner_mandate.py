@@ -98,7 +98,7 @@ def test_an_order_is_kept(text: str) -> None:
     ("Did you pay Bob 45?", "question"), ("Could you tell me, should we pay Bob 45?", "question"),
     ("If Carol agrees, pay Bob 45.", "condition"), ("Pay Bob 45 as soon as I say so.", "condition"),
     ("Wenn Carol zustimmt, überweise Bob 45.", "condition"), ("Don't pay Bob 45.", "forbids"),
-    ("Never pay Bob more than 45.", "forbids"), ("Tomorrow I will pay Bob 45.", "in person"), ("I'm going to pay Bob 45.", "in person"), ("Let me pay Bob 45.", "in person"),
+    ("Never pay Bob more than 45.", "forbids"), ("Tomorrow I will pay Bob 45.", "in person"), ("Morgen werde ich Bob 45 zahlen.", "in person"), ("I'm going to pay Bob 45.", "in person"), ("Let me pay Bob 45.", "in person"),
     *((text, "condition") for text in ("Whenever you get a bill, pay Bob 45", "When you have Carol's okay, pay Bob 45", "Once Carol agrees, pay Bob 45", "Pay Bob 45 only with my approval")),
     *((f"Pay Bob 45. Make it {value}.", "taken back") for value in (50, "€50", "fifty", "a hundred", "Carol", "the usual instead")),
     ("Pay Bob 45. Stop it!", "taken back"), ("Pay Bob 45. Strike that.", "taken back"), ("Im gonna pay Bob 45", "in person"),
