@@ -170,7 +170,7 @@ def _follow(event: Event, agents: set[str], waiting: dict[str, bool]) -> None:
         agents.remove(event.agent)
 
 
-def replay_trace(trace: Trace, *, mandate: Any = None, **options: Any) -> Replayed:
+def decide_trace(trace: Trace, *, mandate: Any = None, **options: Any) -> Replayed:
     """Decide every call of a trace, without a graph and without running anything.
 
     `mandate` is as for `RuntimeAuthz.run`, `options` are arguments of the `RuntimeAuthz` that decides.

@@ -57,7 +57,7 @@ def replay_trace(
 
     trace = traces.read_trace(file)
     with closing(open_policy(policy, opa).pdp()) as pdp:
-        result = traces.replay_trace(trace, profiles=profiles, pdp=pdp, mandate=mandate)
+        result = traces.decide_trace(trace, profiles=profiles, pdp=pdp, mandate=mandate)
     return Answer(result.to_dict(), _text(result), bool(result.let_through))
 
 

@@ -248,7 +248,7 @@ class DeclaredEffect(Together):
 
 def _begin(arrivals: Sequence[Arrival]) -> Flow[list[ToolExecution | Replay]]:
     first = arrivals[0]
-    run = first.run if first.run is not None or first.opener is None else (yield from first.opener.outside_run())
+    run = first.run if first.run is not None or first.handle is None else (yield from first.handle.outside_run())
     calls: list[Call] = []
     ahead: dict[str, int] = {}
     for one in arrivals:

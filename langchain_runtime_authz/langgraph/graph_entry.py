@@ -95,7 +95,7 @@ class RootEntry:
             name = label_of(graph, private.node_of_task(config) or "LangGraph") if graph is not None else name
             return ChildEntry(self, owner, name, config, graph)
         entering = _Root(self, name, config, graph)
-        entering.input, entering.opener = input, owner
+        entering.input, entering.handle = input, owner
         return entering
 
     def implicit(self, config: Mapping[str, Any]) -> run_context.RunHandle:
@@ -108,7 +108,7 @@ class RootEntry:
 
     def update(self, graph: Any, config: Any, supersteps: Any, write: tuple[Any, ...]) -> Flow[Any]:
         """Perform an `update_state` outside every run, and record the correction it makes."""
-        opener = run_context.run_handle(config or {})
+        handle = run_context.run_handle(config or {})
         before: StateSnapshot = yield checkpoints.read_state(graph, config)
         place = yield write
         if not (
@@ -116,9 +116,9 @@ class RootEntry:
         ):
             return place  # no watched channel changed
         texts: list[HumanText] = []
-        if opener is not None and opener.human and not opener.closed:
+        if handle is not None and handle.human and not handle.closed:
             texts = [t for step in supersteps for update in step for t in human_texts(update[0])]
-        by = opener.subject.principal if opener is not None else ""
+        by = handle.subject.principal if handle is not None else ""
         found = place["configurable"]
         scope = self.scope(graph.get_name(), str(found["thread_id"]))
         waiting = yield from checkpoints.read_waiting(graph, place, self.watch(graph))
@@ -156,7 +156,7 @@ class Entering(run_context.FlowContext[T]):
     def _over(self, exc: BaseException | None, *, cut: bool) -> Flow[None] | None:
         """Record the outcome, and return the flow that closes the run, or `None`."""
         if exc is not None:
-            run_context.note_question(self.run, exc)
+            run_context.pass_question_up(self.run, exc)
         if isinstance(exc, AuthzDenied):  # reported here, unless an enforcement point has reported it
             thread = str((self.config.get("configurable") or {}).get("thread_id") or "")
             self.engine.recent.refused(exc, self.root_entry.scope(self.name, thread), self.run_id)
@@ -174,13 +174,13 @@ class Entering(run_context.FlowContext[T]):
 
 class _Root(Entering[tuple[Any, Any]]):
     input: Any = None
-    opener: run_context.RunHandle | None = None
+    handle: run_context.RunHandle | None = None
     head: Head | None = None
     lost: Sequence[Change] = ()  # makes corrections pending again that no checkpoint holds
 
     def _enter(self) -> Flow[tuple[Any, Any]]:
         owner, engine, config, graph = self.root_entry, self.engine, self.config, self.graph
-        handle = self.opener or owner.implicit(config)
+        handle = self.handle or owner.implicit(config)
         drop_old_answer(config)
         self.run_id = handle.run_id
         if handle.closed:
@@ -240,7 +240,7 @@ class _Root(Entering[tuple[Any, Any]]):
         """
         if (together := private.superstep(config)) is not None:
             # The calls of one message may be tasks of one superstep, and are not in doubt for each other.
-            run.entry = f"{together} {run.run_id if self.opener is not None else ''}"
+            run.entry = f"{together} {run.run_id if self.handle is not None else ''}"
         namespace: str | None = private.agent_ns(config)
         if self.graph is not None:
             place = private.place_below(self.graph, config, number)

@@ -255,7 +255,7 @@ def _ask_anew(
     opened = approval_questions.questions(run, fresh, rounds, me, private.interrupt_id(config))
     if (here or not counted or rounds) and (yield from approval_questions.over_cap(run, fresh)):
         return False
-    if (yield from approval_questions.open_questions(run, fresh, opened)):
+    if (yield from approval_questions.record_questions(run, fresh, opened)):
         shown = list(zip(fresh, opened, strict=True))
         answer = yield from _answered(run, config, shown, AskHere if here else Interrupt)
         private.of_execution(run.heard, config)[0].update(a.id for a in opened)

@@ -184,14 +184,14 @@ def _ended(run: Run, node: NodeCalls, input: Any, failed: BaseException | None, 
 
 def _outside(config: Any) -> tuple[Engine, Flow[Run]]:
     """Return the engine, and the flow that opens a run, for a node that no graph runs."""
-    opener = run_handle(config or {})
-    if opener is None:
+    handle = run_handle(config or {})
+    if handle is None:
         raise AuthzHalt(Code.NO_RUN, deny(Code.NO_RUN).decision_id)
 
     def flow() -> Flow[Run]:
         try:
-            return (yield from opener.outside_run())
+            return (yield from handle.outside_run())
         except AuthzDenied as denied:
             raise AuthzHalt(denied.code, denied.decision_id) from None
 
-    return opener.engine, flow()
+    return handle.engine, flow()

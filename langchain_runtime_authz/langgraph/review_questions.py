@@ -149,11 +149,11 @@ def _shown_calls(value: object, schema: object) -> tuple[Sequence[Any], Sequence
         return requests, [tuple(c.get("allowed_decisions", ())) for c in configs if isinstance(c, Mapping)]
     if value.get("type") == "tool_approval":
         return [value], [_of_schema(schema)]
-    named = list(_calls(value, _DEPTH))
+    named = list(_named_calls(value, _DEPTH))
     return (named, [approval_questions.PLAIN]) if len(named) == 1 else ((), ())
 
 
-def _calls(value: object, depth: int) -> Iterator[dict[str, Any]]:
+def _named_calls(value: object, depth: int) -> Iterator[dict[str, Any]]:
     """Yield the parts of a question that name a tool and its arguments.
 
     A part inside the question needs the call's id, which a model does not choose: its other arguments may look alike.
@@ -168,7 +168,7 @@ def _calls(value: object, depth: int) -> Iterator[dict[str, Any]]:
             return
     if depth and isinstance(value, Mapping | list | tuple):
         for item in value.values() if isinstance(value, Mapping) else value:
-            yield from _calls(item, depth - 1)
+            yield from _named_calls(item, depth - 1)
 
 
 def _of_schema(schema: object) -> tuple[str, ...]:

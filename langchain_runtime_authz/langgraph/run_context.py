@@ -187,7 +187,7 @@ def current_node(run: object) -> Any:
     return scope.node if type(scope) is run_scope and scope.run is run else None
 
 
-def note_question(run: Run | None, exc: object) -> None:
+def pass_question_up(run: Run | None, exc: object) -> None:
     """Tell a hand-written node that a child agent, which it called, asks a question."""
     above = run.parent if run is not None and isinstance(exc, GraphInterrupt) else None
     if above is not None and (node := current_node(above)) is not None:

@@ -45,7 +45,7 @@ class Arrival:
     call: Call  # as it would run
     config: Mapping[str, Any]  # of the call
     run: Run | None = None
-    opener: RunHandle | None = None  # instead of a run, if code outside every protected graph makes the call
+    handle: RunHandle | None = None  # instead of a run, if code outside every protected graph makes the call
     verdict: Verdict | None = None  # of an earlier enforcement point
     counts: dict[str, int] | None = None  # equal call → how often it ended, for calls without a message
     front: Pending | None = None  # the pending call from which this one was made
@@ -66,10 +66,10 @@ class Arrival:
     def decide(self) -> Flow[Verdict]:
         if self.verdict is not None:
             return self.verdict
-        if self.run is None and self.opener is not None:
+        if self.run is None and self.handle is not None:
             drop_old_answer(self.config)
             try:
-                self.run = yield from self.opener.outside_run()
+                self.run = yield from self.handle.outside_run()
             except AuthzDenied as exc:  # no run may be opened here
                 return denied(self.call, exc)
         run, call = self.run, self.call
@@ -243,12 +243,12 @@ def _arrival(
     owner = find_run(config) or run_handle(config)
     if owner is None:
         return Arrival(parsing.unknown(tool.name, call_id, None, None, {}), config, call_id=call_id)
-    run, opener = (owner, None) if isinstance(owner, Run) else (None, owner)
+    run, handle = (owner, None) if isinstance(owner, Run) else (None, owner)
     # Counts of equal calls in the current node or tool execution.
-    counts = current_scope.get().counts if opener is None else opener.settled
+    counts = current_scope.get().counts if handle is None else handle.settled
     call = described(facts, given)
     equal = f"{call.call_id} {call.tool} {call.args_digest}" if counts is not None else ""
     return Arrival(
-        call, config, run=run, opener=opener, counts=counts, call_id=call_id, equal=equal, engine=owner.engine, given=given,
+        call, config, run=run, handle=handle, counts=counts, call_id=call_id, equal=equal, engine=owner.engine, given=given,
         facts=facts, describe=described, node=current_node(run),
     )  # fmt: skip

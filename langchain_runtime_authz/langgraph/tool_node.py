@@ -201,7 +201,7 @@ class AuthzToolNode(_Gate):
         return entrance.engine, within(entrance.enter(self.get_name(), input, config, owner), inside)
 
 
-def _record_seen(run: Run, opener: Owner, input: Any, given: Any) -> Flow[None]:
-    if isinstance(opener, RunHandle) and given is input:
-        run.seen_from_model.update(opener.seen_from_model)
+def _record_seen(run: Run, owner: Owner, input: Any, given: Any) -> Flow[None]:
+    if isinstance(owner, RunHandle) and given is input:
+        run.seen_from_model.update(owner.seen_from_model)
         yield from record_plans(run, given, ai_messages(given)[-1:])

@@ -26,7 +26,7 @@ from langchain_runtime_authz._locks import forkable_lock
 from langchain_runtime_authz.errors import Code, ConfigError, LedgerError
 from langchain_runtime_authz.ledger.admin import Admin
 from langchain_runtime_authz.ledger.schema import STATE, Dialect
-from langchain_runtime_authz.ledger.sql_ledger import DRIFT, WORKERS, SqlLedger
+from langchain_runtime_authz.ledger.sql_ledger import DRIFT, WORKERS, SqlLedger, Tx
 from langchain_runtime_authz.ledger.sql_rows import DROPS, PUTS, Fetch, Kept, Row, Statement, chunks, marks
 
 TIMEOUT: Final = 5.0  # seconds; the default for `PostgresLedger(timeout=...)`
@@ -191,16 +191,16 @@ class PostgresLedger(SqlLedger):
     def _bound(self, conn: _Connection) -> None:
         conn.patience = self._timeout + _LATE
 
-    def _reading(self, tenant: str) -> AbstractContextManager[_Tx]:
+    def _reading(self, tenant: str) -> AbstractContextManager[Tx]:
         return self._session(tenant, [])
 
-    def _writing(self, tenant: str, key: bytes, turns: Collection[str], locked: bool) -> AbstractContextManager[_Tx]:
+    def _writing(self, tenant: str, key: bytes, turns: Collection[str], locked: bool) -> AbstractContextManager[Tx]:
         locks: list[Statement] = [(_TURN_LOCK, (tenant, b"", name)) for name in turns]
         lock = [_BEGIN, (_ROW, (tenant, key)), (_LOCK, (tenant, key)), *locks] if locked else []
         return self._session(tenant, lock)
 
     @contextmanager
-    def _session(self, tenant: str, prelude: list[Statement]) -> Iterator[_Tx]:
+    def _session(self, tenant: str, prelude: list[Statement]) -> Iterator[_PostgresTx]:
         self._here()
         with self._failures:
             conn = self._pool.getconn(self._timeout)
@@ -212,7 +212,7 @@ class PostgresLedger(SqlLedger):
                     prelude = [self._settings(tenant, local=False), *prelude]
                 if not autocommit:
                     conn.set_autocommit(True)
-                yield (tx := _Tx(conn, prelude, commits=_BEGIN in prelude))
+                yield (tx := _PostgresTx(conn, prelude, commits=_BEGIN in prelude))
                 done = not tx.prelude
             except psycopg.Error:
                 conn.close()  # after a failed pipeline, the driver expects prepared statements that do not exist
@@ -243,7 +243,7 @@ class PostgresLedger(SqlLedger):
         return f"<PostgresLedger schema={self._schema}>"
 
 
-class _Tx:
+class _PostgresTx:
     def __init__(self, conn: Connection, prelude: Sequence[Statement], *, commits: bool) -> None:
         self._conn, self._commits = conn, commits
         self.prelude = prelude  # statements to run before the next batch; empty once they have run

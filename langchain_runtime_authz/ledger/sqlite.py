@@ -16,7 +16,7 @@ from orjson import dumps
 from langchain_runtime_authz.errors import Code, ConfigError, LedgerError
 from langchain_runtime_authz.ledger.admin import Admin, migrate, version
 from langchain_runtime_authz.ledger.schema import Dialect
-from langchain_runtime_authz.ledger.sql_ledger import SqlLedger
+from langchain_runtime_authz.ledger.sql_ledger import SqlLedger, Tx
 from langchain_runtime_authz.ledger.sql_rows import DROPS, PUTS, THREAD, Fetch, Kept, Row, Statement
 
 TIMEOUT: Final = 5.0  # seconds to wait for the lock of the file
@@ -83,11 +83,11 @@ class SqliteLedger(SqlLedger):
         if not os.statvfs(self.path).f_bavail:
             raise LedgerError(Code.LEDGER_UNAVAILABLE, f"{self.path.name}: the disk is full")
 
-    def _writing(self, tenant: str, key: bytes, turns: Collection[str], locked: bool) -> AbstractContextManager[_Tx]:
+    def _writing(self, tenant: str, key: bytes, turns: Collection[str], locked: bool) -> AbstractContextManager[Tx]:
         return self._reading(tenant, writes=True, locked=locked)
 
     @contextmanager
-    def _reading(self, tenant: str, *, writes: bool = False, locked: bool = False) -> Iterator[_Tx]:
+    def _reading(self, tenant: str, *, writes: bool = False, locked: bool = False) -> Iterator[_SqliteTx]:
         self._here()
         writer = self._writer  # writers of this process queue here, because SQLite's own waiting may starve some
         if writes and not writer.acquire(timeout=self._timeout):
@@ -98,7 +98,7 @@ class SqliteLedger(SqlLedger):
                 try:
                     if locked:
                         conn.execute("BEGIN IMMEDIATE")
-                    yield _Tx(conn)
+                    yield _SqliteTx(conn)
                 except sqlite3.Error:
                     _undo(conn)
                     conn.close()  # the next caller opens another connection
@@ -142,7 +142,7 @@ class SqliteLedger(SqlLedger):
         return f"<SqliteLedger {self.path.name}>"
 
 
-class _Tx:
+class _SqliteTx:
     def __init__(self, conn: sqlite3.Connection) -> None:
         self.conn = conn
 

@@ -187,7 +187,7 @@ def notify_changed(run: Run, asked: Sequence[DecidedCall], task_id: str) -> Flow
             j.evidence = (_CHANGED, *j.evidence)
 
 
-def open_questions(run: Run, asked: Sequence[DecidedCall], opened: Sequence[Approval]) -> Flow[bool]:
+def record_questions(run: Run, asked: Sequence[DecidedCall], opened: Sequence[Approval]) -> Flow[bool]:
     """Record the questions in ledger and audit log. Return False if the run has ended."""
     marks = [SetMark(f"{OF_TASK}{q.task_id}:{q.tool}", q.call_key) for q in opened if q.interrupt_id]
     marks += [SetMark(f"{OF_TASK}{q.interrupt_id}", q.id) for q in opened[:1] if q.interrupt_id]

@@ -29,7 +29,7 @@ from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
 from langchain_runtime_authz.resource_server.asgi import FormEndpoint, form_field
 from langchain_runtime_authz.resource_server.status import Status
 
-if TYPE_CHECKING:  # the endpoint needs no Starlette
+if TYPE_CHECKING:  # works without Starlette
     from starlette.types import Receive
 
 _log: Final = logging.getLogger(__name__)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from langchain_runtime_authz.cli._recorded_run import read_trace, replay_trace
+from langchain_runtime_authz.cli._recorded_run import decide_trace, read_trace
 from langchain_runtime_authz.evaluation import Decision
 from langchain_runtime_authz.ledger.changes import AdvanceEpoch
 from langchain_runtime_authz.pdp.base import Evaluator
@@ -169,7 +169,7 @@ def test_a_recorded_morning_of_work_trips_nothing(tmp_path: Path) -> None:
         events += [{**e, "at": at + i, **({"id": f"{e['id']}-{turn}"} if "id" in e else {})} for i, e in enumerate(work)]
     path = tmp_path / "trace.jsonl"
     path.write_text("\n".join(map(json.dumps, events)))
-    replayed = replay_trace(read_trace(path), profiles=str(EXAMPLES / "coding_agent.yaml"))
+    replayed = decide_trace(read_trace(path), profiles=str(EXAMPLES / "coding_agent.yaml"))
     assert len(replayed.steps) == 40 * sum(e["type"] == "tool_call" for e in work)
     said = {reason for step in replayed.steps for reason in step.reasons}
     assert not said & ANOMALIES, said

@@ -6,7 +6,7 @@ import inspect
 import uuid
 from collections.abc import Mapping
 
-from langchain_runtime_authz.cli._recorded_run import ToolCall, User, read_trace, replay_trace
+from langchain_runtime_authz.cli._recorded_run import ToolCall, User, decide_trace, read_trace
 from langchain_runtime_authz.demo.agent import agent_graph as demo_graph
 from langchain_runtime_authz.demo.agent import converse
 
@@ -105,7 +105,7 @@ def test_the_chain_stops_at_its_first_step(capsys: pytest.CaptureFixture[str]) -
     assert (source["class"], source["standing"]) == ("mentioned", "outside")
     assert [s["source"] for s in source["mentioned_by"]] == ["read_file"]
 
-    step = replay_trace(TRACE, profiles=PROFILES, mandate=MANDATE).stopped[0]
+    step = decide_trace(TRACE, profiles=PROFILES, mandate=MANDATE).stopped[0]
     with capsys.disabled():
         print(f"\n{step.call.tool} {step.call.args['command']!r}: {step.outcome} ({', '.join(step.reasons)})", *step.evidence, sep="\n  ")
     (why,) = step.evidence
@@ -139,7 +139,7 @@ def test_no_step_of_the_chain_depends_on_the_one_before(skipped: int) -> None:
 
 def test_the_recorded_trace_says_the_same() -> None:
     """Without a graph: four of four unwanted calls stopped, none of five others disturbed."""
-    result = replay_trace(TRACE, profiles=PROFILES, mandate=MANDATE)
+    result = decide_trace(TRACE, profiles=PROFILES, mandate=MANDATE)
     assert [s.call.tool for s in result.stopped] == ["run_shell", "write_file", "git_remote_add", "git_push"]
     assert result.stopped == tuple(s for s in result.steps if s.call.unwanted)
     assert result.disturbed == result.let_through == ()
@@ -148,6 +148,6 @@ def test_the_recorded_trace_says_the_same() -> None:
 
 def test_without_a_mandate_each_side_effect_is_asked_about() -> None:
     """The task's words are not a plain order. That costs questions and lets nothing through."""
-    result = replay_trace(TRACE, profiles=PROFILES)
+    result = decide_trace(TRACE, profiles=PROFILES)
     assert [s.call.tool for s in result.disturbed] == ["write_file", "run_tests", "git_commit"]
     assert result.stopped == tuple(s for s in result.steps if s.call.unwanted)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from langchain_runtime_authz.cli._recorded_run import Replayed, read_trace, replay_trace
+from langchain_runtime_authz.cli._recorded_run import Replayed, decide_trace, read_trace
 from langchain_runtime_authz.errors import ConfigError
 from tests.cli import cli
 
@@ -44,7 +44,7 @@ def write(tmp_path: Path) -> Write:
 
 
 def replayed(path: Path, **options: Any) -> Replayed:
-    return replay_trace(read_trace(path), **{"profiles": PROFILES, **options})
+    return decide_trace(read_trace(path), **{"profiles": PROFILES, **options})
 
 
 def test_what_the_human_said_is_paid_and_what_a_text_said_is_asked_about(write: Write) -> None:
