@@ -242,9 +242,8 @@ def install(*, everywhere: bool = False, listens: bool = False) -> None:
     `everywhere`: also deny unguarded tools outside runs. `listens`: in `authz.run()`, record unprotected model outputs.
     """
     _register()
-    for name, value in {"everywhere": everywhere, "listens": listens}.items():
-        if value:  # an option is never turned off
-            setattr(_hook, name, value)
+    _hook.everywhere |= everywhere
+    _hook.listens |= listens
 
 
 def hearing(config: dict[str, Any]) -> dict[str, Any]:
