@@ -71,7 +71,7 @@ class Reader:
     __slots__ = ("_allowed", "_echoes", "_fitting", "_found", "_outputs", "_own", "_steps", "_sure", "_task", "_words")
 
     def __init__(
-        self, steps: Mapping[str, model.Step], outputs: reads.Outputs, own: tuple[Any, ...], words: str, task: str = ""
+        self, steps: Mapping[str, model.Step], outputs: reads.Outputs, own: Sequence[Any], words: str, task: reads.Task
     ) -> None:
         self._steps, self._outputs, self._own, self._words, self._task = steps, outputs, own, words, task
         self._fitting: dict[str, list[reads.Output]] = {}
@@ -149,10 +149,10 @@ class Reader:
 
     def fitting(self, name: str) -> list[reads.Output]:
         """Return the outputs of a step's reads; of a step with fixed arguments, the first."""
-        known = self._fitting.get(name)
-        if known is None:
-            step = self._steps[name]
-            known = [output for output in self._outputs.of(step.tool, self._task) if self._fits(step, output)]
+        if (known := self._fitting.get(name)) is None:
+            step, known = self._steps[name], []
+            for task in self._outputs.tasks(self._task):
+                known = known or [output for output in self._outputs.of(step.tool, task) if self._fits(step, output)]
             if step.only_if is not None and self.condition(step.only_if).code:
                 known = []
             known = self._fitting[name] = known[:1] if _fixed(step) else known

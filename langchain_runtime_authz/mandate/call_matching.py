@@ -22,7 +22,7 @@ from langchain_runtime_authz.facts.normal_forms import REMEMBERED, identifiers, 
 from langchain_runtime_authz.mandate.argument_matching import Reader, kind_of
 from langchain_runtime_authz.mandate.description import quoted
 from langchain_runtime_authz.mandate.model import Argument, Const, Each, Free, Mandate, Pick, Step, Text
-from langchain_runtime_authz.mandate.read_outputs import Outputs, scalar_forms, scalars
+from langchain_runtime_authz.mandate.read_outputs import NO_TASK, Outputs, Task, scalar_forms, scalars
 from langchain_runtime_authz.mandate.value_matching import (
     commas,
     dates,
@@ -84,7 +84,7 @@ class CallFacts(NamedTuple):
     given: frozenset[str]  # names of the arguments that the model sent, without unordered defaults
     own: tuple[Any, ...]  # the subject's own identifiers
     words: str  # the user's messages
-    task: str = ""  # only outputs of reads for this task count
+    task: Task = NO_TASK  # only outputs of reads for this task count
     steps: Collection[str] | None = None  # ids of the steps that the agent may take; `None` for all
     now: float | None = None  # start of the run (epoch seconds); an ordered day without a year is the next one
     zone: tzinfo | None = None  # of ordered times that name no zone

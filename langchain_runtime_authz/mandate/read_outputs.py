@@ -1,7 +1,8 @@
 """Keep the outputs of a task's reads, from which a mandate takes values.
 
 Within a task, only the first output of each read counts. So repeating a read does not change the values with which
-calls are compared. A newer task does not use outputs of an older task. A cut or forgotten output gives no value.
+calls are compared. `pep.call_mandate` says when a newer task uses outputs of an older one. A cut or forgotten
+output gives no value.
 """
 
 from __future__ import annotations
@@ -30,6 +31,10 @@ MAX_REPEATS: Final = 64  # later outputs of reads that were recorded before
 MAX_WEIGHT: Final = 4_000_000  # characters, plus `json_copy.NODE` for each node
 MAX_WRITTEN: Final = 8192  # normal forms of the arguments of side effects
 IDENTIFIERS: Final = ("email:", "iban:", "url:")  # normal forms that name one party or place
+# A task: its epoch, and its application's mandate (a digest). If a read was not made for it, outputs of older tasks count,
+# from the epoch that stands third.
+Task = tuple[int, str, int | None]
+NO_TASK: Final = (0, "", None)
 _WORTH: Final = {"system": 2, "internal": 1, "external": 0}
 
 
@@ -65,7 +70,7 @@ class Outputs:
 
     def __init__(self, lock: threading.Lock | None = None) -> None:
         self._lost = False  # the text of an output is not held, or not in full
-        self._first: dict[str, dict[str, dict[str, Output]]] = {}  # task → tool → arguments
+        self._first: dict[tuple[int, str], dict[str, dict[str, Output]]] = {}  # task → tool → arguments
         self._order: deque[Output] = deque()
         self._repeats: deque[Output] = deque(maxlen=MAX_REPEATS)
         self._unread: deque[tuple[Any, ...]] = deque()
@@ -82,7 +87,7 @@ class Outputs:
         output: object,
         *,
         given: Collection[str] | None = None,
-        task: str = "",
+        task: Task = NO_TASK,
         words: bool = False,
     ) -> None:
         """Record a call's output for a task, unless an equal call was recorded before.
@@ -138,7 +143,7 @@ class Outputs:
         self._lost |= not whole
         found = Output(profile, held, names, value, whole, self._turn)
         found.weight = weight
-        known = self._first.setdefault(task, {}).setdefault(tool, {})
+        known = self._first.setdefault(task[:2], {}).setdefault(tool, {})
         if len(self._first) > MAX_TASKS:
             self._entries -= sum(map(len, self._first.pop(next(iter(self._first))).values()))
         name = key(json.dumps(_canonical({n: v for n, v in held.items() if not absent(v)}), sort_keys=True))
@@ -181,9 +186,15 @@ class Outputs:
         inner = (fold(form.partition(":")[2]) for form, at in earlier if at < turn)
         return any(one in text and part in one for one in inner for part in parts)
 
-    def of(self, tool: str, task: str = "") -> Collection[Output]:
+    def of(self, tool: str, task: Task = NO_TASK) -> Collection[Output]:
         self._read()
-        return tuple(self._first.get(task, {}).get(tool, {}).values())  # a copy: another thread may add one
+        return tuple(self._first.get(task[:2], {}).get(tool, {}).values())  # a copy: another thread may add one
+
+    def tasks(self, task: Task) -> Sequence[Task]:
+        """Return `task` and the older tasks whose reads count for it, newest first."""
+        epoch, _, since = task
+        older = [(*one, None) for one in [*self._first] if since is not None and since <= one[0] < epoch]
+        return [task, *sorted(older, key=lambda one: one[0], reverse=True)]
 
     def texts(self) -> Iterator[Words | None]:
         """Yield the words of all outputs; None if some are lost."""

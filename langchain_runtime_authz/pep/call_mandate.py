@@ -12,10 +12,11 @@ from langchain_runtime_authz.ledger.changes import SetMark
 from langchain_runtime_authz.mandate.argument_matching import is_default
 from langchain_runtime_authz.mandate.call_matching import Binding, CallFacts, Standing, bind
 from langchain_runtime_authz.mandate.model import Mandate
+from langchain_runtime_authz.mandate.read_outputs import Task
 from langchain_runtime_authz.pep.call import Call
 from langchain_runtime_authz.pep.decision_log import label, run_event
 from langchain_runtime_authz.pep.run import Run
-from langchain_runtime_authz.pep.thread_memory import TaskWords
+from langchain_runtime_authz.pep.thread_memory import TaskWords, Turn
 from langchain_runtime_authz.telemetry.logs import logger
 
 _log = logger(__name__)
@@ -109,7 +110,7 @@ def binding_of(run: Run, said: TaskWords, call: Call) -> tuple[Mandate | None, B
         chosen(run, mandate, call),
         tuple(own) if isinstance(own, list) else (),
         "\n".join(said.turn.texts),
-        task_name(run),
+        task_of(run) if mandate is run.mandate else _task_of_words(run, said.turn, mandate, call),
         run.grant.steps if run.grant is not None else None,
         run.started_at,
         run.engine.zone,
@@ -132,9 +133,19 @@ def chosen(run: Run, mandate: Mandate | None, call: Call) -> frozenset[str]:
     return given - {name for name in more if is_default(properties.get(name), call.args.get(name))}
 
 
-def task_name(run: Run) -> str:
-    """Return a name of the task. A mandate uses no outputs under an older name."""
-    return f"{run.epoch}:{run.mandate.digest if run.mandate is not None else ''}"
+def task_of(run: Run) -> Task:
+    """Return the task, under which outputs of reads are kept."""
+    return run.epoch, run.mandate.digest if run.mandate is not None else "", None
+
+
+def _task_of_words(run: Run, turn: Turn, mandate: Mandate | None, call: Call) -> Task:
+    """Return the task with the epoch since which reads count for a call.
+
+    A text like "yes, do it" keeps an order with its reads. What was read for an earlier message counts only for a
+    planner's order to write inside the application: what others notice, and what is lost or paid, is read anew.
+    """
+    inside = mandate is run.planned and call.profile.effect == "write" and call.profile.sink != "external"
+    return run.epoch, "", turn.fresh if inside else turn.since
 
 
 def standing_of(

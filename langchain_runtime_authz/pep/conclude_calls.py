@@ -24,7 +24,7 @@ from langchain_runtime_authz.pep import calls_in_doubt, decision_log
 from langchain_runtime_authz.pep.approval_questions import own_question
 from langchain_runtime_authz.pep.call import Call, DecidedCall, Denial
 from langchain_runtime_authz.pep.call_evidence import SMALL, observe
-from langchain_runtime_authz.pep.call_mandate import chosen, counting_scope, task_name
+from langchain_runtime_authz.pep.call_mandate import chosen, counting_scope, task_of
 from langchain_runtime_authz.pep.data_versions import version_read
 from langchain_runtime_authz.pep.obligations import owed
 from langchain_runtime_authz.pep.run import Block, Commit, Run, Write
@@ -178,4 +178,4 @@ def _remember(run: Run, call: Call, found: Observation, output: object, *, done:
     outputs = memory.reached(scope, call.atoms.destinations() if done and call.profile.side_effect else ())
     kept, about = output if found.held is None else found.held, (call.tool, call.profile, call.args)
     given = call.given if call.profile.side_effect else chosen(run, run.mandate or run.planned, call)
-    outputs.record(*about, kept, given=given, task=task_name(run), words=not (done and call.profiled))
+    outputs.record(*about, kept, given=given, task=task_of(run), words=not (done and call.profiled))

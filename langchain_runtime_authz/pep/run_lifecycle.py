@@ -114,13 +114,13 @@ def open_entry(
 
 def _planned(run: Run, planner: Planner, known: Snapshot) -> Flow[Mandate | None]:
     """Return the planner's mandate for the newest turn, the same at each root entry."""
-    texts, key = turn(known.log)
-    if not texts:
+    said = turn(known.log)
+    if not said.texts:
         return None
-    name = f"mandate:{key}"
+    name = f"mandate:{said.key}"
     kept: Snapshot = yield Load(run.scope, Query(marks=(name,)))
     if name not in kept.marks:
-        found: Mandate | None = yield Perform(planner.plan, planner.aplan, texts)
+        found: Mandate | None = yield Perform(planner.plan, planner.aplan, said.texts)
         if found is not None:
             found = found.of("planner", name)
             yield mandate_event(run, found)  # recorded before it counts, because later entries do not record it

@@ -31,10 +31,15 @@ MAX_FOUND: Final = 16_384  # values found in these outputs, per thread
 
 
 class Turn(NamedTuple):
-    """The texts that the user sent at once. `key` names the turn."""
+    """The texts that the user sent at once.
+
+    `key` names the turn. Reads since the epoch `since` are reads for its order; those since `fresh` are not outdated.
+    """
 
     texts: tuple[str, ...] = ()
     key: str = ""
+    since: int = 0
+    fresh: int = 0
 
 
 NO_TURN: Final = Turn()
@@ -166,7 +171,8 @@ def turn(log: Sequence[HumanText]) -> Turn:
     After an answer, a state edit or a text by others, the turn is empty and orders nothing. If the newest text only
     says to continue, the turn before it counts. Changed data (`data:`) is not a turn.
     """
-    said = [t for t in log if t.text or not (t.key or "").startswith("data:")]
+    said = [t for t in log if not _is_data(t)]
+    fresh = max((t.epoch for t in log if _is_data(t)), default=0)
     while said:
         newest = [t for t in said if t.epoch == said[-1].epoch and not t.past]
         if not newest or any((t.text and not t.own) or t.mixed or _answers(t) for t in newest):
@@ -175,8 +181,13 @@ def turn(log: Sequence[HumanText]) -> Turn:
         said = [t for t in said if t.epoch != newest[0].epoch]
         if len(texts) == 1 and said and continues(texts[0]):
             continue
-        return Turn(texts, f"{newest[0].epoch}:{newest[-1].digest}")
+        since = max(newest[0].epoch, fresh)
+        return Turn(texts, f"{newest[0].epoch}:{newest[-1].digest}", since, fresh)
     return NO_TURN
+
+
+def _is_data(text: HumanText) -> bool:
+    return not text.text and (text.key or "").startswith("data:")
 
 
 def _answers(text: HumanText) -> bool:

@@ -83,8 +83,8 @@ def test_the_first_observation_counts():
 def test_a_newer_task_takes_no_value_of_an_older_one():
     found = Outputs()
     for n in range(6):
-        found.record("read", READ, {}, n, task=f"{n}")
-    assert [[output.value for output in found.of("read", f"{n}")] for n in (1, 2, 5)] == [[], [2], [5]]
+        found.record("read", READ, {}, n, task=(n, "", None))
+    assert [[output.value for output in found.of("read", (n, "", None))] for n in (1, 2, 5)] == [[], [2], [5]]
 
 
 def test_the_oldest_is_forgotten_and_stays_known(monkeypatch):

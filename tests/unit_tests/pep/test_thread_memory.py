@@ -110,9 +110,9 @@ def test_destinations_are_found_by_their_looks() -> None:
 
 def test_each_thread_has_its_own_outputs() -> None:
     memory = ThreadMemory()
-    memory.outputs(scope()).record("get_bill", READ, {"month": "December"}, {"total": 98.7}, task="1:")
-    assert len(memory.outputs(scope()).of("get_bill", "1:")) == 1
-    assert len(memory.outputs(scope("other")).of("get_bill", "1:")) == 0
+    memory.outputs(scope()).record("get_bill", READ, {"month": "December"}, {"total": 98.7}, task=(1, "", None))
+    assert len(memory.outputs(scope()).of("get_bill", (1, "", None))) == 1
+    assert len(memory.outputs(scope("other")).of("get_bill", (1, "", None))) == 0
 
 
 @pytest.mark.parametrize("effect", ["compute", "read", "write"])
