@@ -14,16 +14,7 @@ from langchain_runtime_authz.facts.normal_forms import key
 from langchain_runtime_authz.mandate import model
 from langchain_runtime_authz.mandate import read_outputs as reads
 from langchain_runtime_authz.mandate.description import described, holds, quoted
-from langchain_runtime_authz.mandate.output_rows import (
-    Row,
-    below,
-    extreme,
-    joined,
-    record_key,
-    rows_of,
-    values_of,
-    within_row,
-)
+from langchain_runtime_authz.mandate.output_rows import Row, extreme, record_key, rows_of, values_of, within_row, worth
 from langchain_runtime_authz.mandate.text_arguments import MAX_TEXT, borrowed, unbacked
 from langchain_runtime_authz.mandate.value_matching import (
     as_exact,
@@ -278,9 +269,8 @@ class Reader:
         met = [[self._met(condition, row, name) for name in condition.where] for row in rows]
         sure = all(False in fields for fields in met) if condition.none else any(map(all, met))
         if sure and not rows:  # the empty list decides
-            profile, path = outputs[0].profile, condition.path
-            names = [(joined(path, below(path, name)), each) for name, each in condition.where.items()]
-            if not any(reads.chosen_by(profile, name, each) for name, each in names):
+            empty = Row(None, condition.path, "", outputs[0], mine=False)
+            if not any(empty.worth(within_row(empty, name), each) for name, each in condition.where.items()):
                 return Finding("untrusted", told)
         return FITS if sure else Finding("condition", told)
 
@@ -295,7 +285,7 @@ class Reader:
 
     def _worth(self, output: reads.Output, path: str) -> int:
         mine = all(row.owned(row.path) for row in rows_of(output, path, self._own))
-        return reads.worth(output.profile, path, mine=mine)
+        return worth(output.profile, path, mine=mine)
 
     def _chosen(self, argument: model.Pick | model.Each, *, every: bool = False) -> list[Row] | str:
         """Return the chosen records, or a deviation's code. `every`: accept no unsure one."""

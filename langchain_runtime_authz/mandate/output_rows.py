@@ -1,16 +1,19 @@
-"""Split one read's output into records, for steps that choose among them."""
+"""Split a read's output into records, and tell how far each field is trusted."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from langchain_runtime_authz.facts.argument_atoms import MAX_ITEMS, SHORT_KINDS, absent
 from langchain_runtime_authz.facts.normal_forms import key
 from langchain_runtime_authz.mandate import read_outputs as reads
-from langchain_runtime_authz.mandate.value_matching import among, compare
-from langchain_runtime_authz.tool_profile import ToolProfile
+from langchain_runtime_authz.mandate.model import Eq, Own
+from langchain_runtime_authz.mandate.value_matching import IDENTIFIERS, among, compare
+from langchain_runtime_authz.tool_profile import ToolProfile, field_trust
+
+_WORTH: Final = {"system": 2, "internal": 1, "external": 0}
 
 
 class Row(NamedTuple):
@@ -27,7 +30,7 @@ class Row(NamedTuple):
         return self.mine and not self.listed(path)
 
     def worth(self, path: str, conditions: Sequence[object] = ()) -> int:
-        return reads.chosen_by(self.output.profile, joined(self.base, path), conditions, mine=self.owned(path))
+        return chosen_by(self.output.profile, joined(self.base, path), conditions, mine=self.owned(path))
 
     def listed(self, path: str) -> bool:
         """Return True for a field in a list inside of the record."""
@@ -60,6 +63,32 @@ def made_by(own: Sequence[Any], record: Any, profile: ToolProfile, base: str = "
     authors = reads.nodes_at(record, below(base, profile.author))
     authors = authors[0] if len(authors) == 1 and isinstance(authors[0], list) else authors
     return len(authors) == 1 and among(authors[0], own)
+
+
+def chosen_by(profile: ToolProfile, path: str, conditions: Sequence[object], *, mine: bool = False) -> int:
+    """Return the trust of a field that chooses a record by `conditions`.
+
+    A counterparty may choose an account, but cannot give somebody else's. So if the system writes the field, and the
+    conditions name one account, the field is trusted.
+    """
+    field, found = field_trust(profile, path), worth(profile, path, mine=mine)
+    if found or field.origin != "system" or field.prose or not field.counterparty or not conditions:
+        return found
+    return 1 if all(type(c) is Own or (type(c) is Eq and _identifies(c.value)) for c in conditions) else 0
+
+
+def _identifies(value: object) -> bool:
+    return any(form.startswith(IDENTIFIERS) for form in reads.scalar_forms(value, said=True))
+
+
+def worth(profile: ToolProfile, path: str, *, mine: bool = False) -> int:
+    """Return a field's trust: 2 system, 1 internal, 0 outsider, counterparty or prose.
+
+    `mine`: the record is the subject's own. Then the fields next to its author count 1, because no outsider chose them.
+    """
+    field, beside = field_trust(profile, path), (profile.author or "").rpartition(".")[0]
+    mine = mine and path.rpartition(".")[0] == beside
+    return max(mine, 0 if field.prose or field.counterparty else _WORTH[field.origin])
 
 
 def within_row(row: Row, name: str) -> str:
@@ -111,4 +140,4 @@ def _core(value: Any, profile: ToolProfile, path: str, mine: bool) -> Any:
     if isinstance(value, list):
         several = (_core(inner, profile, path, mine and not isinstance(inner, dict)) for inner in value)
         return [inner for inner in several if not absent(inner)]
-    return value if reads.worth(profile, path, mine=mine) else None
+    return value if worth(profile, path, mine=mine) else None

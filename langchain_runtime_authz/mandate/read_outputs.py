@@ -19,9 +19,9 @@ from langchain_runtime_authz.facts.argument_atoms import MAX_ARGUMENT_NODES, abs
 from langchain_runtime_authz.facts.history import History
 from langchain_runtime_authz.facts.json_copy import held as take
 from langchain_runtime_authz.facts.normal_forms import fold, forms, identifiers, key, tidy
-from langchain_runtime_authz.mandate.model import Contains, Eq, Own, StartsWith
+from langchain_runtime_authz.mandate.model import Contains, StartsWith
 from langchain_runtime_authz.mandate.text_arguments import Words
-from langchain_runtime_authz.tool_profile import HARMLESS, ToolProfile, field_trust
+from langchain_runtime_authz.tool_profile import HARMLESS, ToolProfile
 
 MAX_ARGUMENT_CHARS: Final = 20_000
 MAX_ENTRIES: Final = 1024  # calls whose first output was recorded, including forgotten ones
@@ -30,12 +30,10 @@ MAX_TASKS: Final = 4  # tasks with recorded outputs
 MAX_REPEATS: Final = 64  # later outputs of reads that were recorded before
 MAX_WEIGHT: Final = 4_000_000  # characters, plus `json_copy.NODE` for each node
 MAX_WRITTEN: Final = 8192  # normal forms of the arguments of side effects
-IDENTIFIERS: Final = ("email:", "iban:", "url:")  # normal forms that name one party or place
 # A task: its epoch, and its application's mandate (a digest). If a read was not made for it, outputs of older tasks count,
 # from the epoch that stands third.
 Task = tuple[int, str, int | None]
 NO_TASK: Final = (0, "", None)
-_WORTH: Final = {"system": 2, "internal": 1, "external": 0}
 
 
 class Output:
@@ -261,29 +259,3 @@ def nodes_at(value: object, path: str) -> list[Any]:
 
 def text_of(value: object) -> str:
     return "\n".join(map(str, scalars(value, 2 * json_copy.MAX_NODES) or ()))
-
-
-def chosen_by(profile: ToolProfile, path: str, conditions: Sequence[object], *, mine: bool = False) -> int:
-    """Return the trust of a field that chooses a record by `conditions`.
-
-    A counterparty may choose an account, but cannot give somebody else's. So if the system writes the field, and the
-    conditions name one account, the field is trusted.
-    """
-    field, found = field_trust(profile, path), worth(profile, path, mine=mine)
-    if found or field.origin != "system" or field.prose or not field.counterparty or not conditions:
-        return found
-    return 1 if all(type(c) is Own or (type(c) is Eq and _identifies(c.value)) for c in conditions) else 0
-
-
-def _identifies(value: object) -> bool:
-    return any(form.startswith(IDENTIFIERS) for form in scalar_forms(value, said=True))
-
-
-def worth(profile: ToolProfile, path: str, *, mine: bool = False) -> int:
-    """Return a field's trust: 2 system, 1 internal, 0 outsider, counterparty or prose.
-
-    `mine`: the record is the subject's own. Then the fields next to its author count 1, because no outsider chose them.
-    """
-    field, beside = field_trust(profile, path), (profile.author or "").rpartition(".")[0]
-    mine = mine and path.rpartition(".")[0] == beside
-    return max(mine, 0 if field.prose or field.counterparty else _WORTH[field.origin])

@@ -28,7 +28,7 @@ from langchain_runtime_authz.facts.normal_forms import (
     tidy,
 )
 from langchain_runtime_authz.mandate.model import AtLeast, AtMost, Condition, Contains, Eq, Not, Own, Scalar, StartsWith
-from langchain_runtime_authz.mandate.read_outputs import IDENTIFIERS, scalar_forms, scalars
+from langchain_runtime_authz.mandate.read_outputs import scalar_forms, scalars
 
 _DATED: Final = ("when", "value", "")  # kinds for which an ordered date may lack the time or the year
 _SPELLED: Final = ("object", "name", "value", "")  # kinds for which another spelling may name another thing
@@ -47,6 +47,7 @@ _SHOWN: Final = re.compile(r"[^<>@,;\d]{0,40}<([^<>\s,;]+)>")  # a longer name c
 _CLIMBS: Final = re.compile(r"\\|%(?:2e|2f|5c|25)|\.;|[\x00-\x1f\x7f]", re.IGNORECASE)
 SEVERAL: Final = re.compile(r"[*?\[\]{}]")  # a pattern stands for more than one path
 _SIGNS: Final = re.compile(r"(?:\+[^@\s]*(?=@)|[^\w|]|_)+")  # `|` may stand for a letter
+IDENTIFIERS: Final = ("email:", "iban:", "url:")  # normal forms that name one party or place
 _PORTS: Final = {"http": 80, "https": 443}
 
 

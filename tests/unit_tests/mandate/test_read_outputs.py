@@ -14,7 +14,8 @@ from langchain_runtime_authz.facts.argument_atoms import loose
 from langchain_runtime_authz.facts.json_copy import held
 from langchain_runtime_authz.mandate import read_outputs as module
 from langchain_runtime_authz.mandate.model import Contains
-from langchain_runtime_authz.mandate.read_outputs import Outputs, nodes_at, worth
+from langchain_runtime_authz.mandate.output_rows import worth
+from langchain_runtime_authz.mandate.read_outputs import Outputs, nodes_at
 from langchain_runtime_authz.tool_profile import ToolProfile
 
 READ = ToolProfile(effect="read", trust={"": "internal", "a": "system", "a.b": "external"}, prose=("text",), counterparty=("from",))
