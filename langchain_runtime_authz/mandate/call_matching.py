@@ -313,7 +313,7 @@ def _compare(shape: _Shape, call: CallFacts, reader: Reader) -> tuple[list[Devia
                 continue
         if type(what) is Text and name not in call.given and absent(value):
             continue  # an optional text that was not sent keeps its default
-        if type(what) is not Text and _several(value, what):
+        if type(what) is not Text and _has_several_values(value, what):
             lists.append((name, what, kind))
         found = reader.check(what, value, kind)
         if found.code and call.zone is not None:
@@ -336,7 +336,7 @@ def _compare(shape: _Shape, call: CallFacts, reader: Reader) -> tuple[list[Devia
     return deviations, rows
 
 
-def _several(value: object, what: Argument) -> bool:
+def _has_several_values(value: object, what: Argument) -> bool:
     if isinstance(what, Const) and isinstance(what.value, tuple) and len(what.value) > 1:
         return True
     return isinstance(value, list) and (len(value) > 1 or scalars(value, 1) is None)
