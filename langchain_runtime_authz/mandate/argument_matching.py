@@ -1,4 +1,4 @@
-"""Compare one argument with its order: value, text, read output or calculation."""
+"""Compare one argument, or the condition of a step, with its order."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ FITS: Final = Finding("", "")
 _WHY: Final = {"unread": ", which was not read in full for this order", "ambiguous": ", but it is not certain which"}
 
 
-class Reader:
+class ArgumentMatcher:
     """Compare one call's values with a mandate's arguments. Results are cached."""
 
     __slots__ = ("_allowed", "_echoes", "_fitting", "_found", "_outputs", "_own", "_steps", "_sure", "_task", "_words")

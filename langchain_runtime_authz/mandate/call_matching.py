@@ -19,7 +19,7 @@ from weakref import ref
 
 from langchain_runtime_authz.facts.argument_atoms import DESTINATIONS, SHORT_KINDS, absent, loose
 from langchain_runtime_authz.facts.normal_forms import REMEMBERED, identifiers, key
-from langchain_runtime_authz.mandate.argument_matching import Reader, kind_of
+from langchain_runtime_authz.mandate.argument_matching import ArgumentMatcher, kind_of
 from langchain_runtime_authz.mandate.description import quoted
 from langchain_runtime_authz.mandate.model import Argument, Const, Each, Free, Mandate, Pick, Step, Text
 from langchain_runtime_authz.mandate.read_outputs import NO_TASK, Outputs, Task, scalar_forms, scalars
@@ -43,6 +43,7 @@ MANDATE: Final = "mandate:"  # prefix of all counters
 CONFIRMED: Final = f"{MANDATE}confirmed:"  # prefix of the counter that tells if a whole mandate was approved
 _TEXT: Final = Text()
 _Member = tuple[str, Argument, str]  # name, argument, kind
+_Rows = dict[str, frozenset[str]]  # id of a read step → keys of its records
 _FIXED: Final = (Const, Pick)  # a fetch with only these arguments has one address, and is not counted
 
 
@@ -248,16 +249,16 @@ def bind(
     plans = index.by_tool.get(call.tool)
     if plans is None:
         return Binding(None, (), limit)
-    reader = Reader(index.steps, outputs, call.own, call.words, call.task)
+    matcher = ArgumentMatcher(index.steps, outputs, call.own, call.words, call.task)
     matches = []
     for plan in plans:
         step = plan.step
         shape = plan.shape
         if shape is None or shape.profile is not call.profile:
             shape = plan.shape = _shape(step, call.profile)
-        deviations, rows = _compare(shape, call, reader)
+        deviations, rows = _compare(shape, call, matcher)
         deviations += common
-        if step.only_if is not None and (unmet := reader.condition(step.only_if)).code:
+        if step.only_if is not None and (unmet := matcher.condition(step.only_if)).code:
             deviations.append(Deviation("", unmet.code, f"step `{step.id}` only if {unmet.expected}"))
         if call.steps is not None and step.id not in call.steps:
             deviations.append(Deviation("", "part", f"step `{step.id}` to be taken by another agent"))
@@ -268,7 +269,7 @@ def bind(
             read = plan.after.tool in profiles and not profiles[plan.after.tool].side_effect
             named = plan.after.deed or plan.after.id
             after = () if read else (f"{index.prefix}step:{named}", f"{index.prefix}open:{named}")
-            if read and not any(output.complete for output in reader.fitting(plan.after.id)):
+            if read and not any(output.complete for output in matcher.fitting(plan.after.id)):
                 deviations.append(Deviation("", "after", f"step `{plan.after.id}` to be taken first"))
         groups = []
         for name, keys in rows.items():
@@ -296,10 +297,10 @@ def _shape(step: Step, profile: ToolProfile) -> _Shape:
     return _Shape(profile, tuple(named), settled, profile.side_effect or fetch, rows, days)
 
 
-def _compare(shape: _Shape, call: CallFacts, reader: Reader) -> tuple[list[Deviation], dict[str, frozenset[str]]]:
-    """Return (1) a call's deviations from a step, (2) read step → keys of its records."""
+def _compare(shape: _Shape, call: CallFacts, matcher: ArgumentMatcher) -> tuple[list[Deviation], _Rows]:
+    """Return (1) a call's deviations from a step, (2) the records that it takes."""
     deviations: list[Deviation] = []
-    rows: dict[str, frozenset[str]] = {}
+    rows: _Rows = {}
     lists: list[_Member] = []
     args = call.args
     for name, what, kind, dotted in shape.named:
@@ -315,9 +316,9 @@ def _compare(shape: _Shape, call: CallFacts, reader: Reader) -> tuple[list[Devia
             continue  # an optional text that was not sent keeps its default
         if type(what) is not Text and _has_several_values(value, what):
             lists.append((name, what, kind))
-        found = reader.check(what, value, kind)
+        found = matcher.check(what, value, kind)
         if found.code and call.zone is not None:
-            found = reader.check(what, in_zone(value, call.zone), kind)
+            found = matcher.check(what, in_zone(value, call.zone), kind)
         code, expected, source, keys = found
         if code:
             deviations.append(Deviation(name, code, expected))
@@ -329,7 +330,7 @@ def _compare(shape: _Shape, call: CallFacts, reader: Reader) -> tuple[list[Devia
     if shape.rows or len(lists) > 1:
         deviations += _crossed(shape.rows, lists if len(lists) > 1 else (), args)
     if call.profile.ordered and not call.given <= shape.settled:
-        deviations += _open(shape, call, reader)
+        deviations += _open(shape, call, matcher)
     if rows:
         one = {what.step for _, what, _, _ in shape.named if isinstance(what, Each)}
         rows = {source: keys for source, keys in rows.items() if keys and source in one}
@@ -365,7 +366,7 @@ def _crossed(members: Sequence[_Member], lists: Sequence[_Member], args: Mapping
             yield Deviation(name, "ambiguous", "in the order of the rows")
 
 
-def _open(shape: _Shape, call: CallFacts, reader: Reader) -> Iterator[Deviation]:
+def _open(shape: _Shape, call: CallFacts, matcher: ArgumentMatcher) -> Iterator[Deviation]:
     """Yield deviations for arguments that the step does not name."""
     profile = shape.profile
     declared = (*profile.critical, *profile.when)
@@ -383,7 +384,7 @@ def _open(shape: _Shape, call: CallFacts, reader: Reader) -> Iterator[Deviation]
                 continue
             if name not in profile.text:
                 yield Deviation(name, "unordered", "not to be given")
-            elif finding := reader.text(_TEXT, held).code:
+            elif finding := matcher.text(_TEXT, held).code:
                 yield Deviation(name, finding, "a text whose identifiers and quotations come from the user's words")
         for path in dict.fromkeys(loose(root, value, {*shape.settled, *declared, *profile.text})):
             yield Deviation(path, "undeclared", "not to be given")

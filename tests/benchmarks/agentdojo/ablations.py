@@ -6,7 +6,7 @@ from typing import Any
 from unittest.mock import patch
 
 from langchain_runtime_authz.mandate import call_matching
-from langchain_runtime_authz.mandate.argument_matching import FITS, Finding, Reader
+from langchain_runtime_authz.mandate.argument_matching import FITS, ArgumentMatcher, Finding
 from langchain_runtime_authz.mandate.model import Const, OneOf
 from langchain_runtime_authz.mandate.read_outputs import scalars, text_of
 from langchain_runtime_authz.mandate.value_matching import same, stands
@@ -17,7 +17,7 @@ _MANY = 10**6
 @contextmanager
 def without_roles() -> Iterator[None]:
     """A value that the mandate names, or that stands in the user's words, fits any argument."""
-    compared = Reader.check
+    compared = ArgumentMatcher.check
 
     def check(self: Any, argument: Any, value: object, kind: str) -> Finding:
         found = compared(self, argument, value, kind)
@@ -30,7 +30,7 @@ def without_roles() -> Iterator[None]:
         said = lambda item: any(same(item, k, kind) for k in known) or stands(item, self._words)
         return FITS if items and all(said(item) for item in items) else found
 
-    with patch.object(Reader, "check", check):
+    with patch.object(ArgumentMatcher, "check", check):
         yield
 
 
@@ -63,9 +63,9 @@ def without_recomputation() -> Iterator[None]:
         return check
 
     with (
-        patch.object(Reader, "_field", lax(Reader._field)),
-        patch.object(Reader, "_record", lax(Reader._record)),
-        patch.object(Reader, "_extract", lax(Reader._extract)),
+        patch.object(ArgumentMatcher, "_field", lax(ArgumentMatcher._field)),
+        patch.object(ArgumentMatcher, "_record", lax(ArgumentMatcher._record)),
+        patch.object(ArgumentMatcher, "_extract", lax(ArgumentMatcher._extract)),
     ):
         yield
 
@@ -73,5 +73,5 @@ def without_recomputation() -> Iterator[None]:
 @contextmanager
 def without_text_rule() -> Iterator[None]:
     """A free text may hold anything."""
-    with patch.object(Reader, "text", lambda *_, **__: FITS):
+    with patch.object(ArgumentMatcher, "text", lambda *_, **__: FITS):
         yield

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from langchain_runtime_authz.mandate.argument_matching import Reader
+from langchain_runtime_authz.mandate.argument_matching import ArgumentMatcher
 from langchain_runtime_authz.mandate.call_matching import CallFacts, bind
 from langchain_runtime_authz.mandate.description import told_step
 from langchain_runtime_authz.mandate.model import (
@@ -288,7 +288,7 @@ def test_an_own_identifier_is_read_like_a_recipient(value, found):
 
 @pytest.mark.parametrize(("kind", "fits"), [("principal", True), ("", False), ("value", False)])
 def test_only_a_recipient_may_have_a_name_around_the_user_s_address(kind, fits):
-    found = [Reader({}, Outputs(), ("me@x.org",), "", NO_TASK).check(Own(), one, kind).code for one in ("ME@x.org", "Do it <me@x.org>")]
+    found = [ArgumentMatcher({}, Outputs(), ("me@x.org",), "", NO_TASK).check(Own(), one, kind).code for one in ("ME@x.org", "Do it <me@x.org>")]
     assert found == ["", "" if fits else "value"]
 
 
