@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 from langchain_runtime_authz.facts.argument_atoms import CallAtoms, Item
 from langchain_runtime_authz.facts.normal_forms import key, tidy
 from langchain_runtime_authz.facts.output_reading import Prose, Sighting
-from langchain_runtime_authz.facts.user_words import UserWords
+from langchain_runtime_authz.facts.told_values import UserWords
 
 # From most to least trusted.
 SAYS: Final = {

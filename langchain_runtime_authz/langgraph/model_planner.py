@@ -17,8 +17,8 @@ from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
 from langchain_runtime_authz._flow import Flow, Perform, both
 from langchain_runtime_authz.mandate.mandate_file import json_schema, load_mandate
 from langchain_runtime_authz.mandate.material import material
+from langchain_runtime_authz.mandate.message_places import MAX_OWN
 from langchain_runtime_authz.mandate.model import MAX_STEPS, Compiled, Dropped, Mandate
-from langchain_runtime_authz.mandate.places import MAX_OWN
 from langchain_runtime_authz.mandate.planner_mandate import arguments, backed
 from langchain_runtime_authz.pep.run import Tools
 from langchain_runtime_authz.tool_profile import ToolProfile

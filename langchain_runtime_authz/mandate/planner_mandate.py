@@ -16,8 +16,8 @@ from typing import Any, Final
 from langchain_runtime_authz.facts.argument_atoms import DESTINATIONS
 from langchain_runtime_authz.mandate import model
 from langchain_runtime_authz.mandate.argument_matching import COUNTED, choosing, is_default, kind_of
+from langchain_runtime_authz.mandate.message_places import MAX_OWN, Place, Texts
 from langchain_runtime_authz.mandate.output_rows import chosen_by, worth
-from langchain_runtime_authz.mandate.places import MAX_OWN, Place, Texts
 from langchain_runtime_authz.mandate.sequence import in_order
 from langchain_runtime_authz.mandate.step_places import RISKY, Need, Placing, hull
 from langchain_runtime_authz.tool_profile import EFFECTS, ToolProfile

@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
+from langchain_runtime_authz.mandate.message_places import Place, Texts
 from langchain_runtime_authz.mandate.model import Step
-from langchain_runtime_authz.mandate.places import Place, Texts
 from langchain_runtime_authz.tool_profile import ToolProfile
 
 RISKY: Final = frozenset(("pay", "delete", "admin"))

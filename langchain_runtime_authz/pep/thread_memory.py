@@ -17,10 +17,10 @@ from langchain_runtime_authz.facts.normal_forms import skeleton
 from langchain_runtime_authz.facts.output_reading import Observation, Prose, Reading, Sighting
 from langchain_runtime_authz.facts.provenance import NO_MEMORY, Memory
 from langchain_runtime_authz.facts.task import ANSWER, HumanText
-from langchain_runtime_authz.facts.user_words import UserWords
+from langchain_runtime_authz.facts.told_values import UserWords
 from langchain_runtime_authz.ledger.base import Scope, Snapshot
+from langchain_runtime_authz.mandate.message_places import continues, stated
 from langchain_runtime_authz.mandate.model import Mandate
-from langchain_runtime_authz.mandate.places import continues, stated
 from langchain_runtime_authz.mandate.read_outputs import Outputs
 
 MAX_THREADS: Final = 512

@@ -15,13 +15,13 @@ from langchain_runtime_authz.facts import argument_atoms as atoms_module
 from langchain_runtime_authz.facts import normal_forms as forms_module
 from langchain_runtime_authz.facts import output_reading as observe_module
 from langchain_runtime_authz.facts import provenance as trace_module
-from langchain_runtime_authz.facts import user_words as words_module
+from langchain_runtime_authz.facts import told_values as words_module
 from langchain_runtime_authz.facts.json_copy import held
 from langchain_runtime_authz.facts.normal_forms import forms, mentions
 from langchain_runtime_authz.facts.output_reading import observe_output
 from langchain_runtime_authz.facts.provenance import Evidence, Memory
-from langchain_runtime_authz.facts.user_words import UserWords
-from langchain_runtime_authz.mandate.places import stated
+from langchain_runtime_authz.facts.told_values import UserWords
+from langchain_runtime_authz.mandate.message_places import stated
 from langchain_runtime_authz.tool_profile import FieldTrust, ToolProfile
 from tests.unit_tests.facts.test_provenance import index, trace
 

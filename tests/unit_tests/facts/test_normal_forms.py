@@ -11,8 +11,8 @@ import pytest
 from langchain_runtime_authz._display import inert
 from langchain_runtime_authz._regex import _SIGNS, normalize
 from langchain_runtime_authz.facts.normal_forms import canonical, decimals, forms, key, mentions, skeleton, tidy
-from langchain_runtime_authz.facts.user_words import MAX_TEXT, UserWords
-from langchain_runtime_authz.mandate.places import stated
+from langchain_runtime_authz.facts.told_values import MAX_TEXT, UserWords
+from langchain_runtime_authz.mandate.message_places import stated
 from langchain_runtime_authz.mandate.text_arguments import Words, unbacked
 
 SAME = [

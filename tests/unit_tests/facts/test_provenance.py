@@ -19,7 +19,7 @@ from langchain_runtime_authz.facts.normal_forms import forms, key
 from langchain_runtime_authz.facts.output_reading import MAX_SIGHTINGS, Observation, Sighting, observe_output
 from langchain_runtime_authz.facts.provenance import Evidence, Memory, Provenance
 from langchain_runtime_authz.facts.provenance import trace as trace_atoms
-from langchain_runtime_authz.facts.user_words import UserWords
+from langchain_runtime_authz.facts.told_values import UserWords
 from langchain_runtime_authz.tool_profile import ToolProfile
 
 MAIL = ToolProfile(

@@ -1,4 +1,4 @@
-"""Find a value in the user's messages, and decide if its sentence is an order.
+"""Find where the user's messages order a value, and where they forbid it.
 
 Material (`mandate.material`) is cut out first. The sentence of a value may be a question or a prohibition, for example,
 and then orders nothing. Patterns repeat a bounded number of times, so the work is linear in the texts.

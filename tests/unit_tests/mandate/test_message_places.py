@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from langchain_runtime_authz.mandate.material import spans
-from langchain_runtime_authz.mandate.places import MAX_OWN, stated
+from langchain_runtime_authz.mandate.message_places import MAX_OWN, stated
 
 
 @pytest.mark.parametrize(("text", "told", "untold"), [

@@ -1,7 +1,7 @@
-"""Find out if the user said a value, as evidence for `facts.provenance`.
+"""Tell if the user ever said a value, as evidence for `facts.provenance`.
 
 The words are the user's messages in the ledger, without quoted or pasted parts and without prohibitions
-(`mandate.places.stated`). A value in these words is evidence, not an order.
+(`mandate.message_places.stated`). A value in these words is evidence, not an order.
 """
 
 from __future__ import annotations
