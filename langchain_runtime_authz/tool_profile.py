@@ -221,6 +221,11 @@ class ToolProfile(BaseModel):
         return self.effect not in HARMLESS
 
     @cached_property
+    def inside(self) -> bool:
+        """True if a call only writes, and inside the application."""
+        return self.effect == "write" and self.sink != "external"
+
+    @cached_property
     def ordered(self) -> bool:
         """True if a call is compared with the mandate: not for `compute` and `read`."""
         return self.effect not in ("compute", "read")

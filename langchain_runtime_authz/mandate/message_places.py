@@ -172,11 +172,13 @@ class Texts:
         segments: the parts of the messages between material; empty if `too_long`.
         too_long: True if the parts have more than `MAX_OWN` characters, or there are too many parts.
         has_material: True if material was cut out.
+        newest: the index of the first segment of `texts`. Those before it are of the user's `earlier` messages.
     """
 
-    def __init__(self, texts: Sequence[str]) -> None:
-        pieces, self.has_material = [], False
-        for text in texts:
+    def __init__(self, texts: Sequence[str], earlier: Sequence[str] = ()) -> None:
+        pieces, self.has_material, self.newest = list[tuple[str, int, str]](), False, 0
+        for number, text in enumerate((*earlier, *texts)):
+            self.newest = len(pieces) if number == len(earlier) else self.newest
             digest, at = content_digest(text), 0
             spans, text = material.spans(text), text.translate(material.LINES)  # noqa: PLW2901  (of the same length)
             self.has_material |= bool(spans)

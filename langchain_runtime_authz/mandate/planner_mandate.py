@@ -4,7 +4,8 @@ A planner is a model: it may be wrong, or hijacked by pasted text. So its output
 dropped, but its values are never corrected. Parts that only narrow the mandate are kept. A step is backed if:
 
 - Each value stands in the user's messages, as a whole token or quotation, in an order and not in a question.
-- Each position in the messages backs one argument of one step. All positions of a side effect are in one sentence.
+- Each position in the messages backs one argument of one step. All positions of a side effect are in one sentence of
+  the newest message. Other values of a read, or of a write inside the application, may stand in earlier messages.
 - Each value from a read comes from a field that the profile trusts.
 """
 
@@ -31,9 +32,13 @@ def backed(
     texts: Sequence[str],
     profiles: Mapping[str, ToolProfile],
     signatures: Mapping[str, Mapping[str, Any]],
+    earlier: Sequence[str] = (),
 ) -> model.Compiled:
-    """Return the backed part of a planner's mandate, and a list of the dropped parts."""
-    words = Texts(texts)
+    """Return the backed part of a planner's mandate, and a list of the dropped parts.
+
+    `earlier`: the user's earlier messages, which order nothing.
+    """
+    words = Texts(texts, earlier)
     if words.too_long:
         return model.Compiled(
             None, (model.Dropped("the mandate", f"the user's own words are longer than {MAX_OWN} characters"),)
@@ -100,7 +105,10 @@ class _Check:
         parts = [p for a in step.args.values() for p in model.parts(a) if not isinstance(p, model.Text)]
         mine = bool(parts) and all(isinstance(part, model.Own) for part in parts)
         profile = self.profiles[step.tool]
-        anchored = any(self.placing.claims[name] for name in (step.id, *self.behind[step.id]))  # includes its reads
+        claims = (
+            c for name in (step.id, *self.behind[step.id]) for c in self.placing.claims[name]
+        )  # includes its reads
+        anchored = any(c.place.segment >= self.words.newest for c in claims)
         texts = [step.args.get(name) for name in profile.text]  # the model may write one that is left out
         loose = not all(isinstance(text, model.Const) or getattr(text, "quote", ()) for text in texts)
         unbacked = (not mine or profile.effect in RISKY) and not anchored

@@ -1,6 +1,7 @@
 """Give each value of a planner's step a position of its own in the messages.
 
-A position backs one argument of one step. All positions of a side effect are in one sentence, which must be an order.
+A position backs one argument of one step. All positions of a side effect are in one sentence, which must be an order of
+the newest message. Only a write inside the application may also have positions in earlier messages.
 """
 
 from __future__ import annotations
@@ -73,36 +74,46 @@ class Placing:
             found = self._choices(need)
             if not found:
                 return [], self._unsaid(need)
-            placed.append(Claim(found[0], "", need))
+            placed.append(Claim(found[-1], "", need))
         return placed, None
 
     def order(self, step: Step, profile: ToolProfile, needs: Sequence[Need]) -> Placed:
-        choices = [(need, self._choices(need)) for need in needs]
-        for need, found in choices:
-            if not found:
+        choices, before = [], list[Claim]()
+        for need in needs:
+            found = self._choices(need)
+            inside = [place for place in found if place.segment >= self.words.newest]
+            movable = profile.inside and not (need.dictated or need.ends or need.counts or need.joined)
+            if found and not inside and movable:
+                before.append(Claim(found[-1], "", need))
+                continue
+            if not inside:
                 return [], self._unsaid(need)
+            choices.append((need, inside))
+        if not choices:
+            return [], "the newest message says none of its values"
         choices.sort(key=lambda c: (c[0].dictated, c[0].counts, len(c[1])))  # needs with few positions first
         why = "the user's words do not say all of it in one sentence"
         for n, sentence in dict.fromkeys(self._sentence(place) for place in choices[0][1]):
-            inside = [(need, [p for p in found if self._inside(need, p, n, sentence)]) for need, found in choices]
-            if not all(found for _, found in inside):
+            here = [(need, [p for p in found if self._inside(need, p, n, sentence)]) for need, found in choices]
+            if not all(found for _, found in here):
                 continue
-            placed = self._apart(inside, _deed(step, profile))
+            placed = self._apart(here, _deed(step, profile))
             if placed is None:
                 why = "its values stand in the words once, and something else has that place"
             elif not self._joined(placed):
                 why = "its choices do not stand next to each other in the words"
-            elif (doubt := self._doubt(n, sentence, placed)) is not None:
+            elif (doubt := self._doubt(n, sentence, placed, amends=bool(before))) is not None:
                 why = doubt
             else:
-                return placed, None
+                return placed + before, None
         return [], why
 
     def unplaced(self, reads: Iterable[str]) -> str | None:
         """Return why no sentence orders a side effect without values; None if one does."""
         needs = [claim.need for read in reads for claim in self.claims[read]]
-        anchors = [self._sentence(place) for need in needs for place in self._choices(need)]
-        everywhere = ((n, s) for n, segment in enumerate(self.words.segments) for s in range(len(segment.starts)))
+        newest, segments = self.words.newest, self.words.segments
+        anchors = [self._sentence(place) for need in needs for place in self._choices(need) if place.segment >= newest]
+        everywhere = ((n, s) for n in range(newest, len(segments)) for s in range(len(segments[n].starts)))
         why = "the user's words order nothing"
         for n, sentence in anchors or everywhere:
             segment = self.words.segments[n]
@@ -135,7 +146,8 @@ class Placing:
     def quotes_more(self, step: str) -> bool:
         """Return True if a quotation that no step uses may be a step's text."""
         used, segments = [c.place for several in self.claims.values() for c in several], self.words.segments
-        quoted = [Place(n, *span) for n, segment in enumerate(segments) for span in segment.quotations]
+        last = [*enumerate(segments)][self.words.newest :]
+        quoted = [Place(n, *span) for n, segment in last for span in segment.quotations]
         if self.claims[step]:  # dictated text may follow the sentence
             n, sentence = min(self._sentence(c.place) for c in self.claims[step])
             quoted = [q for q in quoted if q.segment == n and q.start >= segments[n].starts[sentence]]
@@ -166,10 +178,11 @@ class Placing:
         # A dictated text may have several sentences, and may follow the sentence that orders to send it.
         return start <= place.start and (need.dictated or place.end <= end)
 
-    def _doubt(self, n: int, sentence: int, placed: Sequence[Claim]) -> str | None:
+    def _doubt(self, n: int, sentence: int, placed: Sequence[Claim], *, amends: bool = False) -> str | None:
         segment = self.words.segments[n]
         dictated = [(c.place.start, c.place.end) for c in placed if c.need.dictated]
-        taken_back = self.words.taken_back(n, segment.span(sentence)[0])
+        # "Make it 3 pm" takes back what was said before, and says what to do instead.
+        taken_back = self.words.taken_back(n, segment.span(sentence)[0] + amends)
         return segment.doubt(sentence, dictated) or ("it was taken back" if taken_back else None)
 
     def _apart(self, inside: Sequence[tuple[Need, list[Place]]], deed: str) -> list[Claim] | None:
@@ -222,7 +235,7 @@ def _deed(step: Step, profile: ToolProfile) -> str:
 
 
 def hull(places: Sequence[Place]) -> Place:
-    n = places[0].segment
+    n = max(places).segment
     return Place(n, min(p.start for p in places if p.segment == n), max(p.end for p in places if p.segment == n))
 
 

@@ -144,7 +144,7 @@ def _task_of_words(run: Run, turn: Turn, mandate: Mandate | None, call: Call) ->
     A text like "yes, do it" keeps an order with its reads. What was read for an earlier message counts only for a
     planner's order to write inside the application: what others notice, and what is lost or paid, is read anew.
     """
-    inside = mandate is run.planned and call.profile.effect == "write" and call.profile.sink != "external"
+    inside = mandate is run.planned and call.profile.inside
     return run.epoch, "", turn.fresh if inside else turn.since
 
 

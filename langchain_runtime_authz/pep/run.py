@@ -57,11 +57,14 @@ def new_id() -> str:
 class Planner(Protocol):
     """Compiles a mandate from the user's texts only."""
 
-    def plan(self, texts: Sequence[str]) -> Mandate | None:
-        """Return the mandate of the texts of one turn, or `None`. Never raises."""
+    def plan(self, texts: Sequence[str], earlier: Sequence[str] = ()) -> Mandate | None:
+        """Return the mandate of the texts of one turn, or `None`. Never raises.
+
+        `earlier`: the user's earlier texts, which order nothing.
+        """
         ...
 
-    async def aplan(self, texts: Sequence[str]) -> Mandate | None: ...
+    async def aplan(self, texts: Sequence[str], earlier: Sequence[str] = ()) -> Mandate | None: ...
 
 
 @runtime_checkable

@@ -29,7 +29,7 @@ from langchain_runtime_authz.pep.decision_log import run_event, step_record
 from langchain_runtime_authz.pep.request_builder import request_json
 from langchain_runtime_authz.pep.run import ATTEMPTS, Commit, Engine, Flow, Load, Perform, Planner, Run, new_id
 from langchain_runtime_authz.pep.task_changes import change_task, corrected, recorded, settle, unrecorded
-from langchain_runtime_authz.pep.thread_memory import turn
+from langchain_runtime_authz.pep.thread_memory import earlier_texts, turn
 from langchain_runtime_authz.telemetry.metrics import count
 from langchain_runtime_authz.telemetry.spans import run_span
 
@@ -120,7 +120,7 @@ def _planned(run: Run, planner: Planner, known: Snapshot) -> Flow[Mandate | None
     name = f"mandate:{said.key}"
     kept: Snapshot = yield Load(run.scope, Query(marks=(name,)))
     if name not in kept.marks:
-        found: Mandate | None = yield Perform(planner.plan, planner.aplan, said.texts)
+        found: Mandate | None = yield Perform(planner.plan, planner.aplan, said.texts, earlier_texts(known.log, said))
         if found is not None:
             found = found.of("planner", name)
             yield mandate_event(run, found)  # recorded before it counts, because later entries do not record it
