@@ -63,6 +63,9 @@ def _only(name: str) -> re.Pattern[str]:
 _POLITE, _OF_US, _DEPENDS, _MYSELF = map(_pattern_of, ("polite", "of_us", "depends", "myself"))
 _NEGATES: Final = _pattern_of("negates", r"(?! (?:later|more|less) than\b)")
 _TAKEN_BACK, _CONTINUES = map(_only, ("taken_back", "continues"))
+# "No, pay Bob instead" forbids what was said before, and orders the rest.
+_REFUSAL: Final = lazy(rf"\s*(?:{_any('refusal_before')})[,!]\s", re.IGNORECASE)
+_INSTEAD: Final = lazy(rf"\b(?:{_any('instead_behind')})[\s.!]*\Z", re.IGNORECASE)
 _SHORT: Final = 60
 _COUNTED: Final = {word: count for count, word in enumerate(_PHRASES["counted"]["en"], 2)} | {"twice": 2, "thrice": 3}
 _SCALED, _TIMES, _PERCENT = (
@@ -162,6 +165,10 @@ class Segment:
     def refused(self, start: int, *, dictated: bool) -> bool:
         """Return True if the sentence at `start` forbids something (`dictated`: before)."""
         first, last = self.span(self.sentence(start))
+        if (refusal := _REFUSAL.match(self.masked, first, start)) is not None:
+            first = refusal.end()
+        if (instead := _INSTEAD.search(self.masked, start, last)) is not None:
+            last = instead.start()
         return _NEGATES.search(self.masked, first, start if dictated else last) is not None
 
 

@@ -187,7 +187,7 @@ def turn(log: Sequence[HumanText]) -> Turn:
 
 
 def earlier_texts(log: Sequence[HumanText], turn: Turn) -> tuple[str, ...]:
-    """Return the user's texts before a turn. They order nothing, but may say what its texts are about."""
+    """Return the user's texts before a turn, which may say what its texts are about."""
     before = int(turn.key.partition(":")[0])
     own = [t for t in log if t.text and t.own and t.epoch < before and not (t.past or t.mixed or _answers(t))]
     return tuple(t.text for t in own)

@@ -71,14 +71,16 @@ def test_a_broken_planner_orders_nothing(caplog: pytest.LogCaptureFixture, go: A
 
 def test_it_sees_the_users_words_and_the_profiles_alone(go: Any) -> None:
     """It sees no output and nothing that the user pasted."""
-    asking = planner(answer(), answer())
+    asking = planner(answer(), answer(), answer())
     authz, saver, house = ours(planner=asking), InMemorySaver(), House(mail="SECRET-OUTPUT")
     run(authz, house, MAIL, saver=saver, go=go)
     run(authz, house, MAIL, said="und mehr\n> PASTED", saver=saver, go=go)
+    authz.correct("t", "EVES-TEXT", by="eve", graph=graph_of(house).get_name())
+    run(authz, house, MAIL, said="weiter so", saver=saver, go=go)
     shown = ["\n".join(m.text for m in prompt) for prompt in asking.prompts]
-    assert len(shown) == 2 and TASK in shown[0]
+    assert len(shown) == 3 and TASK in shown[0] and TASK in shown[2]
     assert "read_mail" in shown[0] and "und mehr" in shown[1]
-    assert not any(word in text for text in shown for word in ("SECRET-OUTPUT", "PASTED"))
+    assert not any(word in text for text in shown for word in ("SECRET-OUTPUT", "PASTED", "EVES-TEXT"))
 
 
 def test_it_is_asked_once_for_each_state_of_the_task(go: Any) -> None:

@@ -44,6 +44,7 @@ PROFILES = load_profiles(
         "people": {"effect": "read", "trust": {"": "internal", "id": "system", "about": "internal"}, "prose": ["about"]},
         "bill": {"effect": "read", "critical": {"file": "object"}, "trust": {"": "external", "total": "system", "iban": "system"}, "counterparty": ["iban"]},
         "inbox": {"effect": "read", "critical": {"folder": "value"}, "trust": "external"},
+        "set": {"effect": "write", "sink": "internal", "critical": {"ticket": "object", "status": "value"}},
         "draft": {"effect": "pay", "draft": True}, "stamp": {"effect": "write", "critical": {"what": "name"}},
     }
 )
@@ -51,7 +52,7 @@ SIGNATURES: dict[str, dict[str, Any]] = {
     "pay": {"type": "object", "properties": {"to": {}, "amount": {}, "on": {}, "note": {"default": ""}, "currency": {"default": "EUR"}}},
     "mail": {"to": {}, "body": {}, "colour": {}}, "book": {"what": {}, "with": {}, "on": {}}, "remove": {"path": {}},
     "shell": {"command": {}}, "open": {"link": {}}, "people": {}, "bill": {"file": {}},
-    "inbox": {"folder": {"enum": ["inbox", "sent"]}}, "draft": {},
+    "set": {"ticket": {}, "status": {}}, "inbox": {"folder": {"enum": ["inbox", "sent"]}}, "draft": {},
 }
 
 
@@ -433,3 +434,45 @@ def test_hostile_texts_take_bounded_time(text: str) -> None:
     began = time.process_time()
     check(text, *steps)
     assert time.process_time() - began < 5
+
+
+TICKET = Step("s", "set", {"ticket": "T-5", "status": "pending"})
+
+
+@pytest.mark.parametrize(("earlier", "text", "step", "left"), [
+    ("Close the ticket T-5", "No, set it to pending", TICKET, True), ("T-5 is mine. Close it!", "Make it pending instead", TICKET, True),
+    ("What is up with T-5?", "Could you set it to pending?", TICKET, True), ("Never mind T-5", "Set it to pending", TICKET, False),
+    ("Close the ticket T-5", "Set it to closed instead of pending", TICKET, False), ("Close the ticket T-5", "No pending tickets, please", TICKET, False),
+    ("Close the ticket T-5", "No, it is not pending", TICKET, False), ("Close the ticket T-5", "Is it pending?", TICKET, False), ("Close the ticket T-5", "Pending, if Ann agrees", TICKET, False),
+    ("Close the ticket T-5", "Set it to pending. No, stop.", TICKET, False), ("Leave T-5 alone, do not touch T-5", "Set it to pending", TICKET, False),
+    ("Close the ticket T-5", "Set all but T-5 to pending, not T-5", TICKET, False),
+    ("Set T-5 to pending", "Thanks!", TICKET, False), ("Set T-5 to pending", "And T-6?", TICKET, False),
+    ("Pay Bob 45", "Make it 50", pay(amount=50), False), ("Is Bob's bill 45?", "Yes, pay Bob that", pay(), False),
+    ("Mail Carol", "Use the red colour", Step("m", "mail", {"to": "Carol"}), False),
+    ("Book the hall", "With Bob", Step("b", "book", {"what": "hall", "with": "Bob"}), False),
+    ("Remove a.txt", "b.txt too", Step("r", "remove", {"path": "a.txt"}), False),
+])
+def test_only_a_write_inside_may_use_values_of_earlier_messages(earlier: str, text: str, step: Step, left: bool) -> None:
+    """At least one value stands in the newest message, and in an order."""
+    mandate = backed(Mandate(steps=(step,)), [text], PROFILES, SIGNATURES, [earlier]).mandate
+    assert mandate is not None
+    assert (len(mandate.steps), mandate.confirm) == (left, ())
+    assert kept(text, step) == []
+
+
+def test_a_read_may_use_values_of_earlier_messages() -> None:
+    """An order without a word of its own in the newest message is confirmed, as it would be without earlier messages."""
+    read = Step("b", "bill", {"file": "b.txt"})
+    for text, status, confirmed in (("Close its ticket", None, ("s",)), ("Set its ticket to paid", "paid", ())):
+        step = Step("s", "set", {"ticket": Field("b", "total"), **({"status": status} if status else {})})
+        mandate = backed(Mandate(steps=(read, step)), [text], PROFILES, SIGNATURES, ["What is in b.txt?"]).mandate
+        assert mandate is not None
+        assert ([s.id for s in mandate.steps], mandate.confirm) == (["b", "s"], confirmed)
+        assert kept(text, read, step) == []
+
+
+def test_a_quotation_of_an_earlier_message_is_no_text_to_send() -> None:
+    """A mail whose text the model writes is not confirmed for it."""
+    mandate = backed(Mandate(steps=(Step("m", "mail", {"to": "Carol", "body": Text()}),)), ["Mail Carol that I am late."], PROFILES, SIGNATURES, ['Book "Lunch"']).mandate
+    assert mandate is not None
+    assert mandate.confirm == ()
