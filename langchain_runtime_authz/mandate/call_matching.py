@@ -205,8 +205,8 @@ def _stand(match: _Match, counts: Mapping[str, int], spends: tuple[Spend, ...]) 
             deviations = [*deviations, Deviation("", "spent", f"step `{step.id}` not to be taken again")]
         else:
             spends = (*spends, Spend(plan.counter, plan.maximum), *rows)
-            if plan.open:
-                spends, opened = (*spends, Spend(plan.open, UNBOUNDED)), plan.open
+            spends = (*spends, Spend(plan.open, UNBOUNDED)) if plan.open else spends
+        opened = "" if spent and match.deviations else plan.open  # a retry that succeeds makes up for the failure
     if match.after and (not counts.get(match.after[0]) or counts.get(match.after[1])):
         deviations = [*deviations, Deviation("", "after", f"step `{step.after}` to be taken first")]
     if match.confirm is not None and not counts.get(match.confirm):

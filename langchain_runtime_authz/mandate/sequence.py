@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from langchain_runtime_authz.facts.normal_forms import fold
-from langchain_runtime_authz.mandate.model import Const, Each, Field, Pick, Step
+from langchain_runtime_authz.mandate.model import Const, Each, Field, OneOf, Pick, Step, Within
 from langchain_runtime_authz.mandate.vocabulary import TARGETS
 from langchain_runtime_authz.tool_profile import ToolProfile
 
@@ -17,16 +17,25 @@ Hits = dict[str, object]
 
 
 def in_order(steps: Sequence[Step], profiles: Mapping[str, ToolProfile]) -> tuple[Step, ...]:
-    """Return the steps; each that shares a target waits for the one before it."""
+    """Return the steps; each that shares a target waits for the one before it.
+
+    What is only sent or paid may go in any order.
+    """
     hits = {s.id: _hits(s, profiles[s.tool]) for s in steps if profiles[s.tool].side_effect}
-    found, tied = list[Step](), list[Step]()
+    lasting = {s.id for s in steps if s.id in hits and profiles[s.tool].effect not in ("send", "pay")}
+    chains: list[set[str]] = []
+    for step in (s for s in steps if s.id in hits):
+        near = [
+            chain
+            for chain in chains
+            if step.after in chain or any({o, step.id} & lasting and _meet(hits[step.id], hits[o]) for o in chain)
+        ]
+        chains = [*(chain for chain in chains if chain not in near), {step.id}.union(*near)]
+    found = list[Step]()
     for step in steps:
-        if step.id in hits and any(_meet(hits[step.id], hit) for other, hit in hits.items() if other != step.id):
-            last = next((s.id for s in reversed(tied) if s.deed is None or s.deed != step.deed), None)
-            tied.append(step)
-            found.append(step.model_copy(update={"after": step.after or last}))
-        else:
-            found.append(step)
+        chain = next((chain for chain in chains if step.id in chain), set[str]())
+        before = (s.id for s in reversed(found) if s.id in chain and (s.deed is None or s.deed != step.deed))
+        found.append(step.model_copy(update={"after": next(before, step.after)}))
     return tuple(found)
 
 
@@ -37,6 +46,10 @@ def _hits(step: Step, profile: ToolProfile) -> Hits:
         kind, values, place = profile.critical.get(name), tuple[object, ...](), step.id
         if isinstance(argument, Const):
             values = argument.value if isinstance(argument.value, tuple) else (argument.value,)
+        elif isinstance(argument, OneOf):
+            values = argument.values
+        elif isinstance(argument, Within):
+            values = (argument.prefix,)
         elif isinstance(argument, Field | Pick | Each):
             values = (f"{argument.step} {argument.path}",)
         if kind in TARGETS or kind == "url":

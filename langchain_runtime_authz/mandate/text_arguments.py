@@ -41,9 +41,10 @@ _SIGN: Final = lazy(r"[\u3040-\u30ff\u3400-\u9fff]")
 
 def unbacked(text: str, allowed: str) -> bool:
     """Return True if `allowed` lacks an identifier, token or hidden sign of `text`."""
+    text, allowed = unescape(text), unescape(allowed)
     if not {m[0] for m in _HIDDEN.finditer(text)} <= {m[0] for m in _HIDDEN.finditer(allowed)}:
         return True
-    text, allowed = clear(unescape(text)), clear(unescape(allowed))
+    text, allowed = clear(text), clear(allowed)
     named, known = ({fold(m[0]) for m in _NAMED.finditer(one)} for one in (text, allowed))
     there, ours = mentions(allowed), mentions(text)
     written: dict[str, bool] = {}

@@ -134,8 +134,6 @@ def conclude(
             changes += [own_question(run, ticket.call_key, call, question)] if side_effect else []
         resource = version_read(run, ticket, call, state) if profile.resource is not None else None
         changes.append(ledger.RecordStep(data_class=profile.data_class, resource=resource, agent=run.agent))
-    if ticket.opened and state == "done":
-        yield from refund(run, counting_scope(run, run.mandate) or run.scope, ((ticket.opened, 1),))
     if output is not None and state in ("done", "failed", "unknown"):
         about, small = (call, output, state != "done"), type(output) is str and len(output) < SMALL
         found = observe(*about) if small else (yield Block(observe, *about))
@@ -158,6 +156,8 @@ def conclude(
             yield from calls_in_doubt.ended_late(run, done.row, state)
             late = [replace(one, late=True) if type(one) is ConcludeCall else one for one in changes]
             done = yield (Commit, run.scope, None, late)
+        if ticket.opened and state == "done":
+            yield from refund(run, counting_scope(run, run.mandate) or run.scope, ((ticket.opened, 1),))
         now = getattr(done, "now", 0.0)
         ids: dict[str, Any] = {"decision_id": ticket.decision_id, "call_key": ticket.call_key, "run_id": run.run_id}
         yield (Write, partial(completion_record, now=now, state=state, leaked=leaked, withheld=ticket.withheld, **ids))

@@ -30,13 +30,19 @@ def meet(start: str, **more: str) -> Call:
     return ("meet", {"title": "Lunch", "start": start, **more})
 
 
-def ran(said: str, *calls: Call | AIMessage, go: Any, protected: bool, planned: Sequence[Call] = (), failing: str = "", **options: Any) -> list[Call]:
-    """Return the calls that ran before the user was asked. The tool `failing` fails."""
+def const(value: Any) -> Any:
+    return value if isinstance(value, dict) else {"kind": "const", "value": value}
+
+
+def ran(
+    said: str, *calls: Call | AIMessage, go: Any, protected: bool, planned: Sequence[Any] = (), failing: str = "", approved: int = 0, **options: Any
+) -> list[Call]:
+    """Return the calls that ran, with so many questions `approved`. The tool `failing` fails the first time."""
     happened: list[Call] = []
 
     def act(name: str, **given: Any) -> str:
         happened.append((name, given))
-        if name == failing:
+        if name == failing and [one for one, _ in happened].count(name) == 1:
             raise ToolException("the disk is full")
         return "done"
 
@@ -47,12 +53,14 @@ def ran(said: str, *calls: Call | AIMessage, go: Any, protected: bool, planned: 
     graph: Any = demo_graph(model(*calls), tools)
     graph.checkpointer = InMemorySaver()
     if planned:
-        steps = [{"id": f"s{n}", "tool": tool, "args": {k: {"kind": "const", "value": v} for k, v in args.items()}} for n, (tool, args) in enumerate(planned)]
+        steps = [{"id": f"s{n}", "tool": tool, "args": {k: const(v) for k, v in args.items()}, **dict(*more)} for n, (tool, args, *more) in enumerate(planned)]
         options["planner"] = ScriptedChatModel(script=[says({"name": "Mandate", "args": {"steps": steps}, "id": "m"})])
     authz = RuntimeAuthz(profiles={name: ToolProfile(**profile) for name, (profile, _) in TOOLS.items()}, **options) if protected else None
     graph = authz.protect(graph) if authz is not None else graph
     with authz.run(subject="alice") if authz is not None else nullcontext():
-        go(graph, {"messages": [HumanMessage(said)]}, THREAD)
+        state = go(graph, {"messages": [HumanMessage(said)]}, THREAD)
+        while approved and asked(state):
+            state, approved = go(graph, Command(resume={"decisions": [{"type": "approve"}]}), THREAD), approved - 1
     return happened
 
 
@@ -77,6 +85,42 @@ def test_a_step_waits_until_the_one_before_it_has_succeeded(calls: tuple[Any, ..
     said, given = "Copy db-1 to db-2, then drop db-1.", {"go": go, "planned": (BACKUP, DROP), "failing": failing}
     assert DROP not in ran(said, *calls, protected=True, **given)
     assert DROP in ran(said, *calls, protected=False, **given)
+
+
+SHARED: dict[str, tuple[str, tuple[Any, ...], Call]] = {  # words, their steps, and the last one's call
+    "folder": ("Copy docs/1 to db-2. Drop what is in docs", (("copy", {"source": "docs/1", "target": "db-2"}), ("drop", {"database": {"kind": "within", "prefix": "docs"}})), ("drop", {"database": "docs/1"})),
+    "choice": ("Copy db-1 to db-2. Drop db-1 or db-4", (BACKUP, ("drop", {"database": {"kind": "one_of", "values": ["db-1", "db-4"]}})), DROP),
+    "read": ("Copy db-2 to db-3. Read my diary. Copy db-1 to db-2", (SAVE, ("diary", {}), (*OVERWRITE, {"after": "s1"})), OVERWRITE),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("shared", SHARED)
+def test_a_planner_s_steps_that_share_a_target_are_taken_in_sequence(shared: str, go: Any) -> None:
+    """A choice or a folder may hold the target. A planner's own `after` does not replace the sequence."""
+    said, steps, last = SHARED[shared]
+    read, given = ("diary", {}), {"go": go, "planned": steps}
+    assert ran(said, steps[0], read, last, protected=True, **given)[::2] == [steps[0], last]
+    assert ran(said, read, last, steps[0], protected=True, **given) == [read]
+    assert ran(said, read, last, steps[0], go=go, protected=False) == [read, last, steps[0]]
+
+
+def test_a_retry_that_succeeds_makes_up_for_the_failure(go: Any) -> None:
+    said, given = "Copy db-1 to db-2, then drop db-1.", {"go": go, "planned": (BACKUP, DROP), "failing": "copy"}
+    assert ran(said, BACKUP, BACKUP, DROP, protected=True, approved=1, **given) == [BACKUP, BACKUP, DROP]
+    assert ran(said, BACKUP, DROP, BACKUP, protected=True, **given) == [BACKUP]
+    assert ran(said, BACKUP, DROP, BACKUP, protected=False, **given) == [BACKUP, DROP, BACKUP]
+
+
+TWICE = ("wire", {"to": "Bob", "amount": 45}), ("wire", {"to": "Bob", "amount": 30})
+PAIRS = (("copy", {"source": "db-1", "target": "db-2"}), ("copy", {"source": "db-3", "target": "db-4"}), DROP, ("drop", {"database": "db-3"}))
+
+
+@pytest.mark.parametrize(("said", "steps", "calls"), [
+    ("Wire 45 to Bob. Wire 30 to Bob", TWICE, TWICE),
+    ("Copy db-1 to db-2. Copy db-3 to db-4. Drop db-1. Drop db-3.", PAIRS, PAIRS[:2]),
+])
+def test_a_planner_s_steps_without_a_sequence_may_be_taken_at_once(said: str, steps: Any, calls: tuple[Call, ...], go: Any) -> None:
+    assert ran(said, at_once(*calls), go=go, protected=True, planned=steps) == [*calls]
 
 
 @pytest.mark.parametrize(("said", "calls"), [

@@ -123,6 +123,7 @@ def test_conditions(condition, values, met):
     ("cc @eve", "", True), ("cc @Eve", "@eve", False), ("Closes #12", "", True), ("Closes #12", "see #12", False),
     ("at 5.9.8.3", "", True), ("//evil/x", "", True), ("\\\\evil\\x", "", True), ("https://x.org/a", "https://x.org/a", False),
     ("e.g. at 5 p.m. & C#, it&#39;s on", "", False), ("evil&#46;com", "", True), ("evil&period;com", "see evil.com", False),
+    ("hi&#xe0073;&#xe0065;", "", True),
 ])
 def test_unbacked(text, allowed, refused):
     assert unbacked(text, allowed) is refused
