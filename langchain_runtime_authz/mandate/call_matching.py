@@ -207,7 +207,7 @@ def _stand(match: _Match, counts: Mapping[str, int], spends: tuple[Spend, ...]) 
             spends = (*spends, Spend(plan.counter, plan.maximum), *rows)
             spends = (*spends, Spend(plan.open, UNBOUNDED)) if plan.open else spends
         opened = "" if spent and match.deviations else plan.open  # a retry that succeeds makes up for the failure
-    if match.after and (not counts.get(match.after[0]) or counts.get(match.after[1])):
+    if match.after and (not counts.get(match.after[0]) or any(map(counts.get, match.after[1:]))):
         deviations = [*deviations, Deviation("", "after", f"step `{step.after}` to be taken first")]
     if match.confirm is not None and not counts.get(match.confirm):
         if not deviations and plan.shown:  # an approval of this call also confirms the mandate that it shows
@@ -269,6 +269,8 @@ def bind(
             read = plan.after.tool in profiles and not profiles[plan.after.tool].side_effect
             named = plan.after.deed or plan.after.id
             after = () if read else (f"{index.prefix}step:{named}", f"{index.prefix}open:{named}")
+            if mandate.source != "application" and call.profile.inside:
+                after = after[:1]  # the words hardly mean that a write inside waits until the call before has ended
             if read and not any(output.complete for output in matcher.fitting(plan.after.id)):
                 deviations.append(Deviation("", "after", f"step `{plan.after.id}` to be taken first"))
         groups = []

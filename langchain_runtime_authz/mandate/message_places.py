@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -54,18 +54,20 @@ def _pattern_of(name: str, but: str = "") -> re.Pattern[str]:
     return lazy("|".join((rf"\b(?:{'|'.join(phrases)})\b{but}", *signs)), re.IGNORECASE)
 
 
-def _only(name: str) -> re.Pattern[str]:
+def _only(name: str, additions: str = "") -> re.Pattern[str]:
     """Return a pattern for a sentence that is a phrase of `name` and usual additions."""
-    before, behind = _any(f"before_{name}"), _any(f"behind_{name}")
+    before, behind = _any(f"before_{additions or name}"), _any(f"behind_{additions or name}")
     return lazy(rf"(?:(?:{before})[,!. ]{{1,3}}){{0,3}}(?:{_any(name)})(?:[, ](?:{behind}))?", re.IGNORECASE)
 
 
 _POLITE, _OF_US, _DEPENDS, _MYSELF = map(_pattern_of, ("polite", "of_us", "depends", "myself"))
 _NEGATES: Final = _pattern_of("negates", r"(?! (?:later|more|less) than\b)")
 _TAKEN_BACK, _CONTINUES = map(_only, ("taken_back", "continues"))
+_AMENDS: Final = _only("amends", "taken_back")  # "make it 3 pm" takes back what was said before, and says what to do
 # "No, pay Bob instead" forbids what was said before, and orders the rest.
 _REFUSAL: Final = lazy(rf"\s*(?:{_any('refusal_before')})[,!]\s", re.IGNORECASE)
 _INSTEAD: Final = lazy(rf"\b(?:{_any('instead_behind')})[\s.!]*\Z", re.IGNORECASE)
+_WORD: Final = lazy(r"[^\W\d_]+")
 _SHORT: Final = 60
 _COUNTED: Final = {word: count for count, word in enumerate(_PHRASES["counted"]["en"], 2)} | {"twice": 2, "thrice": 3}
 _SCALED, _TIMES, _PERCENT = (
@@ -140,7 +142,15 @@ class Segment:
     def taken_back(self) -> int:
         """The start of the last sentence that takes earlier orders back, or -1."""
         spans = [self.span(n) for n in range(len(self.starts))]
-        return max((s for s, e in spans if _TAKEN_BACK.fullmatch(self.text[s:e].strip(_EDGE))), default=-1)
+        back = (
+            s for n, (s, e) in enumerate(spans) if self.amends(n) or _TAKEN_BACK.fullmatch(self.text[s:e].strip(_EDGE))
+        )
+        return max(back, default=-1)
+
+    def amends(self, sentence: int) -> bool:
+        """Return True if a sentence replaces a value of what was said before."""
+        start, end = self.span(sentence)
+        return _AMENDS.fullmatch(self.text[start:end].strip(_EDGE)) is not None
 
     def whole(self, start: int, end: int) -> bool:
         """Return True if a span is a whole token or quotation, and not a part of one."""
@@ -222,6 +232,15 @@ class Texts:
             if not strict or twice or _TIMES.match(text, place.end):
                 found.append(place)
         return found
+
+    def order_to(self, verbs: Collection[str]) -> bool:
+        """Return True if a sentence of the newest messages orders one of the verbs."""
+        newest = enumerate(self.segments[self.newest :], self.newest)
+        words = ((n, s, w.start()) for n, s in newest for w in _WORD.finditer(s.masked) if w[0].lower() in verbs)
+        return any(
+            s.doubt(s.sentence(at)) is None and not s.refused(at, dictated=False) and not self.taken_back(n, at)
+            for n, s, at in words
+        )
 
     def taken_back(self, segment: int, at: int) -> bool:
         """Return True if a later sentence takes back what was ordered at this position."""

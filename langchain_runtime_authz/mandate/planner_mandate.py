@@ -17,10 +17,12 @@ from typing import Any, Final
 from langchain_runtime_authz.facts.argument_atoms import DESTINATIONS
 from langchain_runtime_authz.mandate import model
 from langchain_runtime_authz.mandate.argument_matching import COUNTED, choosing, is_default, kind_of
+from langchain_runtime_authz.mandate.languages import languages
 from langchain_runtime_authz.mandate.message_places import MAX_OWN, Place, Texts
 from langchain_runtime_authz.mandate.output_rows import chosen_by, worth
 from langchain_runtime_authz.mandate.sequence import in_order
 from langchain_runtime_authz.mandate.step_places import RISKY, Need, Placing, hull
+from langchain_runtime_authz.mandate.vocabulary import Tool
 from langchain_runtime_authz.tool_profile import EFFECTS, ToolProfile
 
 LONG: Final = 400  # characters of a message above which an approver must confirm a planner's riskiest steps
@@ -105,10 +107,13 @@ class _Check:
         parts = [p for a in step.args.values() for p in model.parts(a) if not isinstance(p, model.Text)]
         mine = bool(parts) and all(isinstance(part, model.Own) for part in parts)
         profile = self.profiles[step.tool]
-        claims = (
+        claims = [
             c for name in (step.id, *self.behind[step.id]) for c in self.placing.claims[name]
-        )  # includes its reads
+        ]  # includes its reads
         anchored = any(c.place.segment >= self.words.newest for c in claims)
+        if profile.inside and not anchored:  # "ok, commit it"
+            verbs = {verb for language in languages() for verb in Tool(step.tool, profile, {}, language).verbs}
+            anchored = self.words.order_to(verbs)
         texts = [step.args.get(name) for name in profile.text]  # the model may write one that is left out
         loose = not all(isinstance(text, model.Const) or getattr(text, "quote", ()) for text in texts)
         unbacked = (not mine or profile.effect in RISKY) and not anchored

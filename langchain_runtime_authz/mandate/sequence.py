@@ -50,7 +50,9 @@ def _hits(step: Step, profile: ToolProfile) -> Hits:
             values = argument.values
         elif isinstance(argument, Within):
             values = (argument.prefix,)
-        elif isinstance(argument, Field | Pick | Each):
+        elif isinstance(argument, Pick):  # others choose other records, below all records of the read
+            values = (f"{argument.step} {argument.path}/{argument.where} {argument.min} {argument.max}",)
+        elif isinstance(argument, Field | Each):
             values = (f"{argument.step} {argument.path}",)
         if kind in TARGETS or kind == "url":
             of = step.tool if kind == "principal" else ""

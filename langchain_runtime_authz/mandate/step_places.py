@@ -102,7 +102,7 @@ class Placing:
                 why = "its values stand in the words once, and something else has that place"
             elif not self._joined(placed):
                 why = "its choices do not stand next to each other in the words"
-            elif (doubt := self._doubt(n, sentence, placed, amends=bool(before))) is not None:
+            elif (doubt := self._doubt(n, sentence, placed, inside=profile.inside)) is not None:
                 why = doubt
             else:
                 return placed + before, None
@@ -178,11 +178,10 @@ class Placing:
         # A dictated text may have several sentences, and may follow the sentence that orders to send it.
         return start <= place.start and (need.dictated or place.end <= end)
 
-    def _doubt(self, n: int, sentence: int, placed: Sequence[Claim], *, amends: bool = False) -> str | None:
+    def _doubt(self, n: int, sentence: int, placed: Sequence[Claim], *, inside: bool = False) -> str | None:
         segment = self.words.segments[n]
         dictated = [(c.place.start, c.place.end) for c in placed if c.need.dictated]
-        # "Make it 3 pm" takes back what was said before, and says what to do instead.
-        taken_back = self.words.taken_back(n, segment.span(sentence)[0] + amends)
+        taken_back = self.words.taken_back(n, segment.span(sentence)[0] + (inside and segment.amends(sentence)))
         return segment.doubt(sentence, dictated) or ("it was taken back" if taken_back else None)
 
     def _apart(self, inside: Sequence[tuple[Need, list[Place]]], deed: str) -> list[Claim] | None:

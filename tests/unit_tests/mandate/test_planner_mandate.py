@@ -443,7 +443,8 @@ TICKET = Step("s", "set", {"ticket": "T-5", "status": "pending"})
     ("Close the ticket T-5", "No, set it to pending", TICKET, True), ("T-5 is mine. Close it!", "Make it pending instead", TICKET, True),
     ("What is up with T-5?", "Could you set it to pending?", TICKET, True), ("Never mind T-5", "Set it to pending", TICKET, False),
     ("Close the ticket T-5", "Set it to closed instead of pending", TICKET, False), ("Close the ticket T-5", "No pending tickets, please", TICKET, False),
-    ("Close the ticket T-5", "No, it is not pending", TICKET, False), ("Close the ticket T-5", "Is it pending?", TICKET, False), ("Close the ticket T-5", "Pending, if Ann agrees", TICKET, False),
+    ("Close the ticket T-5", "No, it is not pending", TICKET, False), ("Close the ticket T-5", "I changed my mind about pending", TICKET, False),
+    ("Close the ticket T-5", "Stop, it is pending", TICKET, False), ("Close the ticket T-5", "Is it pending?", TICKET, False), ("Close the ticket T-5", "Pending, if Ann agrees", TICKET, False),
     ("Close the ticket T-5", "Set it to pending. No, stop.", TICKET, False), ("Leave T-5 alone, do not touch T-5", "Set it to pending", TICKET, False),
     ("Close the ticket T-5", "Set all but T-5 to pending, not T-5", TICKET, False),
     ("Set T-5 to pending", "Thanks!", TICKET, False), ("Set T-5 to pending", "And T-6?", TICKET, False),
@@ -463,12 +464,24 @@ def test_only_a_write_inside_may_use_values_of_earlier_messages(earlier: str, te
 def test_a_read_may_use_values_of_earlier_messages() -> None:
     """An order without a word of its own in the newest message is confirmed, as it would be without earlier messages."""
     read = Step("b", "bill", {"file": "b.txt"})
-    for text, status, confirmed in (("Close its ticket", None, ("s",)), ("Set its ticket to paid", "paid", ())):
+    for text, status, confirmed in (("Close its ticket", None, ("s",)), ("Set its ticket to paid", "paid", ()), ("Ok, set it", None, ())):
         step = Step("s", "set", {"ticket": Field("b", "total"), **({"status": status} if status else {})})
         mandate = backed(Mandate(steps=(read, step)), [text], PROFILES, SIGNATURES, ["What is in b.txt?"]).mandate
         assert mandate is not None
         assert ([s.id for s in mandate.steps], mandate.confirm) == (["b", "s"], confirmed)
         assert kept(text, read, step) == []
+
+
+@pytest.mark.parametrize(("text", "tool", "confirmed"), [
+    ("Great! Set it now.", "set", False), ("Then close it", "set", True), ('Close it: "set"', "set", True), ("Close it, the set-up is bad", "set", False),
+    ("Close it. Shall I set it?", "set", True), ("Close it. But do not set it to closed.", "set", True), ("Set it. No, stop. Close it.", "set", True),
+    ("Book it", "book", True), ("Remove it", "remove", True),
+])
+def test_an_order_to_write_inside_is_backed_by_its_verb(text: str, tool: str, confirmed: bool) -> None:
+    """What others notice, or what is lost, needs a value in the words."""
+    mandate = check(text, Step("s", tool)).mandate
+    assert mandate is not None
+    assert mandate.confirm == (("s",) if confirmed else ()) and len(mandate.steps) == 1
 
 
 def test_a_quotation_of_an_earlier_message_is_no_text_to_send() -> None:
