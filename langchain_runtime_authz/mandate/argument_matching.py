@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import tzinfo
 from decimal import Decimal
 from typing import Any, Final, NamedTuple
 
@@ -18,9 +19,9 @@ from langchain_runtime_authz.mandate.output_rows import Row, extreme, record_key
 from langchain_runtime_authz.mandate.text_arguments import MAX_TEXT, borrowed, unbacked
 from langchain_runtime_authz.mandate.value_matching import (
     as_exact,
+    between,
     calculated,
     commas,
-    compare,
     equal,
     meets,
     near,
@@ -59,12 +60,21 @@ _WHY: Final = {"unread": ", which was not read in full for this order", "ambiguo
 class ArgumentMatcher:
     """Compare one call's values with a mandate's arguments. Results are cached."""
 
-    __slots__ = ("_allowed", "_echoes", "_fitting", "_found", "_outputs", "_own", "_steps", "_sure", "_task", "_words")
+    __slots__ = (
+        "_allowed", "_echoes", "_fitting", "_found", "_outputs", "_own", "_steps", "_sure", "_task", "_words", "_zone",
+    )  # fmt: skip
 
     def __init__(
-        self, steps: Mapping[str, model.Step], outputs: reads.Outputs, own: Sequence[Any], words: str, task: reads.Task
+        self,
+        steps: Mapping[str, model.Step],
+        outputs: reads.Outputs,
+        own: Sequence[Any],
+        words: str,
+        task: reads.Task,
+        zone: tzinfo | None = None,
     ) -> None:
         self._steps, self._outputs, self._own, self._words, self._task = steps, outputs, own, words, task
+        self._zone = zone
         self._fitting: dict[str, list[reads.Output]] = {}
         # By `id()` of the argument, which the mandate keeps alive.
         self._found: dict[tuple[int, bool], list[Row] | str] = {}
@@ -110,8 +120,7 @@ class ArgumentMatcher:
             return any(same(items[0], choice, kind) for choice in argument.values)
         if not isinstance(argument, model.Between) or (kind == "amount" and commas(items[0])):
             return False
-        low, high = compare(items[0], argument.low), compare(items[0], argument.high)
-        return low is not None and high is not None and low >= 0 >= high
+        return between(items[0], argument.low, argument.high)
 
     def text(self, argument: model.Text, value: object, *, copied: bool = True) -> Finding:
         """Check the sources of a text's identifiers and, if `copied`, of its passages."""
@@ -278,7 +287,7 @@ class ArgumentMatcher:
         """Return whether a record's field meets its conditions; None if not certain."""
         path = within_row(row, name)
         values = values_of(row, path) if not row.listed(path) else []  # fields of several records
-        found = {meets(each, values, self._own) for each in condition.where[name]} if values else {None}
+        found = {meets(each, values, self._own, self._zone) for each in condition.where[name]} if values else {None}
         if None in found or not self._decides(condition, row, name):
             return None
         return False not in found
@@ -305,7 +314,7 @@ class ArgumentMatcher:
         for output in outputs:
             for row in rows_of(output, argument.path, self._own):
                 meeting = [
-                    meets(condition, values_of(row, within_row(row, name)), self._own)
+                    meets(condition, values_of(row, within_row(row, name)), self._own, self._zone)
                     for name, conditions in argument.where.items()
                     for condition in conditions
                 ]

@@ -208,7 +208,7 @@ def _stand(match: _Match, counts: Mapping[str, int], spends: tuple[Spend, ...]) 
             spends = (*spends, Spend(plan.open, UNBOUNDED)) if plan.open else spends
         opened = "" if spent and match.deviations else plan.open  # a retry that succeeds makes up for the failure
     if match.after and (not counts.get(match.after[0]) or any(map(counts.get, match.after[1:]))):
-        deviations = [*deviations, Deviation("", "after", f"step `{step.after}` to be taken first")]
+        deviations = [*deviations, Deviation("", "after", f"step `{step.after}` to succeed first")]
     if match.confirm is not None and not counts.get(match.confirm):
         if not deviations and plan.shown:  # an approval of this call also confirms the mandate that it shows
             spends = (*spends, Spend(match.confirm, UNBOUNDED))
@@ -249,7 +249,7 @@ def bind(
     plans = index.by_tool.get(call.tool)
     if plans is None:
         return Binding(None, (), limit)
-    matcher = ArgumentMatcher(index.steps, outputs, call.own, call.words, call.task)
+    matcher = ArgumentMatcher(index.steps, outputs, call.own, call.words, call.task, call.zone)
     matches = []
     for plan in plans:
         step = plan.step

@@ -143,10 +143,8 @@ def _same_moment(value: Any, constant: Any, own: Sequence[str], said: Sequence[s
 
     A date that can be read in two ways equals only the same text.
     """
-    at, said_at = reading(value), reading(constant)
-    if isinstance(at, datetime.datetime) and isinstance(said_at, datetime.datetime):
-        zoned = at.tzinfo is not None and said_at.tzinfo is None and len(str(constant).strip()) > _DATE
-        return not zoned and compare(value, constant) == 0
+    if isinstance(reading(value), datetime.datetime) and isinstance(reading(constant), datetime.datetime):
+        return not lacks_zone(constant, value) and compare(value, constant) == 0
     ours, theirs = ({f for f in found if f.startswith(("date:", "day:"))} for found in (own, said))
     full, full_said = ({f for f in found if f.startswith("date:") and f[5] != "-"} for found in (ours, theirs))
     zone, said_zone = (_ZONE.findall(str(each).strip().upper()) for each in (value, constant))
@@ -160,6 +158,14 @@ def _same_moment(value: Any, constant: Any, own: Sequence[str], said: Sequence[s
     one, other = (_SECONDS.search(str(each)) for each in (value, constant))
     seconds = float(one[1] if one else 0) == float(other[1] if other else 0)
     return not times or (seconds and times == {f for f in own if f.startswith("time:")})
+
+
+def lacks_zone(bound: object, value: object) -> bool:
+    """Return True if a bound has a time without the zone that the value's time has."""
+    at, said = reading(value), reading(bound)
+    if not isinstance(at, datetime.datetime) or not isinstance(said, datetime.datetime):
+        return False
+    return at.tzinfo is not None and said.tzinfo is None and len(str(bound).strip()) > _DATE
 
 
 def in_zone(value: object, zone: datetime.tzinfo) -> object:
@@ -213,6 +219,13 @@ def compare(value: object, bound: object) -> int | None:
         return None
     one = one if other.tzinfo is not None else one.replace(tzinfo=None)
     return (one > other) - (one < other)
+
+
+def between(value: object, low: object, high: object) -> bool:
+    """Return True if a value lies between two bounds, both included."""
+    above, below = compare(value, low), compare(value, high)
+    zoned = not lacks_zone(low, value) and not lacks_zone(high, value)
+    return zoned and above is not None and below is not None and above >= 0 >= below
 
 
 def calculated(op: str, numbers: Sequence[Sequence[Decimal]]) -> Decimal | None:
@@ -295,12 +308,19 @@ def among(value: Scalar, own: Sequence[Scalar]) -> bool:
     return any(same(value, one, "principal") for one in own)
 
 
-def meets(condition: Condition, values: Sequence[Scalar], own: Sequence[Scalar] = ()) -> bool | None:
-    """Return True if a value meets the condition (`Not`: none does); None if unsure."""
+def meets(
+    condition: Condition, values: Sequence[Any], own: Sequence[Scalar] = (), zone: datetime.tzinfo | None = None
+) -> bool | None:
+    """Return True if a value meets the condition (`Not`: none does); None if unsure.
+
+    `zone`: the zone of a time of the condition that names none.
+    """
     if not values:
         return False
     inner = condition.condition if isinstance(condition, Not) else condition
-    found = {meets(inner, [v], own) if isinstance(inner, Not) else _holds(inner, v, own) for v in values}
+    bound = getattr(inner, "value", None)
+    values = [in_zone(v, zone) if zone is not None and lacks_zone(bound, v) else v for v in values]
+    found = {meets(inner, [v], own, zone) if isinstance(inner, Not) else _holds(inner, v, own) for v in values}
     if isinstance(condition, Not):
         return None if None in found else True not in found
     return True if True in found else None if None in found else False

@@ -5,8 +5,11 @@ Or it searches for what it read.
 
 from __future__ import annotations
 
+import json
+
 from langchain_core.tools import ToolException
 
+from langchain_runtime_authz import Mandate
 from langchain_runtime_authz.demo.agent import agent_graph as demo_graph
 
 from ._house import *
@@ -19,6 +22,7 @@ TOOLS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # tool → its prof
     "wire": ({"effect": "pay", "critical": {"to": "principal", "amount": "amount"}, "intent": ("wire",)}, {"to": TEXT, "amount": {"type": "number"}, "unit": CURRENCY}),
     "meet": ({"critical": {"title": "name"}, "when": ("start",), "text": ("note",), "intent": ("plan {title} on {start}",)}, {"title": TEXT, "start": TEXT, "note": {**TEXT, "default": ""}}),
     "diary": ({"effect": "read", "sink": "none", "data_class": "confidential"}, {}),
+    "events": ({"effect": "read", "sink": "none", "trust": "system"}, {}),
     "search": ({"effect": "fetch", "critical": {"site": "url"}, "text": ("query",)}, {"query": TEXT, "site": {**TEXT, "default": ""}}),
 }  # fmt: skip
 SAVE, OVERWRITE = ("copy", {"source": "db-2", "target": "db-3"}), ("copy", {"source": "db-1", "target": "db-2"})
@@ -35,7 +39,7 @@ def const(value: Any) -> Any:
 
 
 def ran(
-    said: str, *calls: Call | AIMessage, go: Any, protected: bool, planned: Sequence[Any] = (), failing: str = "", approved: int = 0, **options: Any
+    said: str, *calls: Call | AIMessage, go: Any, protected: bool, planned: Sequence[Any] = (), failing: str = "", approved: int = 0, mandate: Any = None, **options: Any
 ) -> list[Call]:
     """Return the calls that ran, with so many questions `approved`. The tool `failing` fails the first time."""
     happened: list[Call] = []
@@ -44,7 +48,7 @@ def ran(
         happened.append((name, given))
         if name == failing and [one for one, _ in happened].count(name) == 1:
             raise ToolException("the disk is full")
-        return "done"
+        return json.dumps([{"id": f"at-{h}", "start": f"2027-06-05T{h}:00:00Z"} for h in (15, 17)]) if name == "events" else "done"
 
     tools = []
     for name, (_, args) in TOOLS.items():
@@ -57,7 +61,7 @@ def ran(
         options["planner"] = ScriptedChatModel(script=[says({"name": "Mandate", "args": {"steps": steps}, "id": "m"})])
     authz = RuntimeAuthz(profiles={name: ToolProfile(**profile) for name, (profile, _) in TOOLS.items()}, **options) if protected else None
     graph = authz.protect(graph) if authz is not None else graph
-    with authz.run(subject="alice") if authz is not None else nullcontext():
+    with authz.run(subject="alice", mandate=mandate) if authz is not None else nullcontext():
         state = go(graph, {"messages": [HumanMessage(said)]}, THREAD)
         while approved and asked(state):
             state, approved = go(graph, Command(resume={"decisions": [{"type": "approve"}]}), THREAD), approved - 1
@@ -143,6 +147,24 @@ def test_what_is_near_an_order_is_asked_about(said: str, near: Call, ordered: Ca
     assert len(ran(said, ordered, go=go, protected=True, **options)) == 1
     assert ran(said, near, go=go, protected=True, **options) == []
     assert len(ran(said, near, go=go, protected=False)) == 1
+
+
+HOURS = {"kind": "between", "low": "2027-06-05T17:00", "high": "2027-06-05T18:00"}
+PICKED = {"kind": "pick", "step": "list", "path": "id", "where": {"start": ["2027-06-05T17:00"]}}
+LUNCH = Mandate.model_validate({"steps": [{"id": "meet", "tool": "meet", "args": {"title": "Lunch", "start": HOURS}}]})
+CANCEL = Mandate.model_validate({"steps": [{"id": "list", "tool": "events"}, {"id": "drop", "tool": "drop", "args": {"database": PICKED}}]})
+
+
+@pytest.mark.parametrize(("order", "fits", "other"), [
+    (LUNCH, (meet("2027-06-05T15:30Z"),), (meet("2027-06-05T17:30Z"),)),
+    (CANCEL, (("events", {}), ("drop", {"database": "at-15"})), (("events", {}), ("drop", {"database": "at-17"}))),
+])
+def test_a_zone_counts_also_in_a_range_and_in_a_condition(order: Mandate, fits: tuple[Call, ...], other: tuple[Call, ...], go: Any) -> None:
+    given: dict[str, Any] = {"go": go, "mandate": order}
+    assert ran("Go", *fits, protected=True, zone="Europe/Berlin", **given) == [*fits]
+    assert ran("Go", *other, protected=True, zone="Europe/Berlin", **given) == [*other[:-1]]
+    assert ran("Go", *other, protected=True, **given) == [*other[:-1]]
+    assert ran("Go", *other, protected=False, **given) == [*other]
 
 
 def test_a_query_leaves_also_if_it_names_no_address(go: Any) -> None:
