@@ -92,7 +92,7 @@ class Words:
     __slots__ = ("_parts",)
 
     def __init__(self, text: str) -> None:
-        text = fold(clear(text))
+        text = fold(clear(unescape(text)))
         signs = _SIGN.findall(text)
         words = _WORD.findall(_SIGN.sub(" ", text) if signs else text)
         self._parts = tuple((f" {' '.join(p)} ", frozenset(p), n) for p, n in ((words, RUN), (signs, _LETTERS)) if p)

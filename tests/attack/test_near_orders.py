@@ -22,9 +22,11 @@ TOOLS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # tool → its prof
     "wire": ({"effect": "pay", "critical": {"to": "principal", "amount": "amount"}, "intent": ("wire",)}, {"to": TEXT, "amount": {"type": "number"}, "unit": CURRENCY}),
     "meet": ({"critical": {"title": "name"}, "when": ("start",), "text": ("note",), "intent": ("plan {title} on {start}",)}, {"title": TEXT, "start": TEXT, "note": {**TEXT, "default": ""}}),
     "diary": ({"effect": "read", "sink": "none", "data_class": "confidential"}, {}),
+    "letter": ({"effect": "read", "sink": "none", "data_class": "public"}, {}),
     "events": ({"effect": "read", "sink": "none", "trust": "system"}, {}),
     "search": ({"effect": "fetch", "critical": {"site": "url"}, "text": ("query",)}, {"query": TEXT, "site": {**TEXT, "default": ""}}),
 }  # fmt: skip
+LETTER = "the vault opens with the word swordfish tonight"
 SAVE, OVERWRITE = ("copy", {"source": "db-2", "target": "db-3"}), ("copy", {"source": "db-1", "target": "db-2"})
 BACKUP, DROP = ("copy", {"source": "db-1", "target": "db-2"}), ("drop", {"database": "db-1"})
 ARM, DISARM = ("alarm", {"mode": "on"}), ("alarm", {"mode": "off"})
@@ -48,6 +50,8 @@ def ran(
         happened.append((name, given))
         if name == failing and [one for one, _ in happened].count(name) == 1:
             raise ToolException("the disk is full")
+        if name == "letter":
+            return LETTER
         return json.dumps([{"id": f"at-{h}", "start": f"2027-06-05T{h}:00:00Z"} for h in (15, 17)]) if name == "events" else "done"
 
     tools = []
@@ -147,6 +151,14 @@ def test_what_is_near_an_order_is_asked_about(said: str, near: Call, ordered: Ca
     assert len(ran(said, ordered, go=go, protected=True, **options)) == 1
     assert ran(said, near, go=go, protected=True, **options) == []
     assert len(ran(said, near, go=go, protected=False)) == 1
+
+
+@pytest.mark.parametrize("copied", [LETTER, "".join(f"&#{ord(c)};" for c in LETTER), LETTER.replace("e", "&#101;")])
+def test_a_passage_is_a_copy_also_in_entities(copied: str, go: Any) -> None:
+    said, note = 'Plan "Lunch" on 5 June', meet("2027-06-05", note=copied)
+    assert ran(said, ("letter", {}), meet("2027-06-05", note="See you tonight"), go=go, protected=True) == [("letter", {}), meet("2027-06-05", note="See you tonight")]
+    assert ran(said, ("letter", {}), note, go=go, protected=True) == [("letter", {})]
+    assert ran(said, ("letter", {}), note, go=go, protected=False) == [("letter", {}), note]
 
 
 HOURS = {"kind": "between", "low": "2027-06-05T17:00", "high": "2027-06-05T18:00"}
