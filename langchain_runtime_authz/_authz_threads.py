@@ -23,7 +23,8 @@ from langchain_runtime_authz.langgraph.run_context import SubjectLike
 from langchain_runtime_authz.ledger.base import Approval, Doubt, Query, Scope, Snapshot
 from langchain_runtime_authz.pep.approval_outside_graph import ListAsked, answer_outside_graph, open_question
 from langchain_runtime_authz.pep.calls_in_doubt import ListDoubts, record_ends, resolve
-from langchain_runtime_authz.pep.corrections import correct, data_changed, reinstate, revoke
+from langchain_runtime_authz.pep.corrections import correct
+from langchain_runtime_authz.pep.operator_acts import data_changed, reinstate, revoke
 from langchain_runtime_authz.pep.run import Engine, Flow, Load, Perform, both, drive, new_id
 
 if TYPE_CHECKING:

@@ -1,24 +1,23 @@
-"""Change a thread's task, by an answer, from outside the graph, or by an operator.
+"""Change a thread's task: by an answer, an edit of the state, or a correction.
 
 Each change of the task advances the epoch by compare-and-set, so earlier plans are stale.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, cast
+from typing import cast
 
-from langchain_runtime_authz.errors import AuthzDenied, Code, LedgerError
+from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.facts.answer_corrections import free_text
 from langchain_runtime_authz.facts.checkpoint_head import BELOW, UNKNOWN, outside_key
 from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord, carry, raw_digest
 from langchain_runtime_authz.facts.task import ANSWER, HumanText, changed, content_digest
 from langchain_runtime_authz.ledger.base import Approval, Committed, Conflict, Query, Scope, Snapshot
 from langchain_runtime_authz.ledger.call_changes import AnswerApproval
-from langchain_runtime_authz.ledger.changes import AdvanceEpoch, Change, RecordPlan, Reinstate, Revoke, SetMark
+from langchain_runtime_authz.ledger.changes import AdvanceEpoch, Change, RecordPlan, SetMark
 from langchain_runtime_authz.pep.approval_answers import (
     answers,
     corrections,
@@ -27,7 +26,6 @@ from langchain_runtime_authz.pep.approval_answers import (
     record_answers,
     remaining,
 )
-from langchain_runtime_authz.pep.data_versions import data_scope
 from langchain_runtime_authz.pep.decision_log import commit_recorded, run_event
 from langchain_runtime_authz.pep.run import Commit, Flow, Load, Run, new_id
 from langchain_runtime_authz.pep.run_lifecycle import take_lease
@@ -207,39 +205,3 @@ def correct(scope: Scope, text: HumanText, by: str | None = None) -> Flow[int]:
         return [AdvanceEpoch(snapshot.epoch, (said,), deliver=True)], (said,)
 
     return cast("Committed", (yield from change_task(scope, "correct", change))).epoch
-
-
-def _commit(scope: Scope, change: Change) -> Flow[float]:
-    """Commit a change, and return the ledger's time.
-
-    Raises `LedgerError` after a conflict.
-    """
-    done: Committed | Conflict = yield Commit(scope, None, [change])
-    if isinstance(done, Conflict):
-        raise LedgerError(done.code)
-    return done.now
-
-
-def data_changed(scope: Scope, resource: str, *, content: bool) -> Flow[None]:
-    """Declare that a resource changed, so that earlier reads of it are stale."""
-    now = yield from _commit(data_scope(scope), SetMark(resource, new_id()))
-    detail = {"resource": resource if content else content_digest(resource)}
-    yield run_event(scope, "data_changed", now, detail=detail)
-
-
-def revoke(scope: Scope, agent: tuple[str, ...], by: str = "", reason: str = "") -> Flow[None]:
-    """Revoke an agent and the agents below it, until `reinstate`; `()` revokes all."""
-    now = yield from _commit(scope, Revoke(agent))
-    yield run_event(scope, "revoked", now, detail={"author": by, "reason": reason}, agent=agent)
-
-
-def reinstate(scope: Scope, agent: tuple[str, ...], by: str = "", reason: str = "") -> Flow[None]:
-    """Lift revocations, once that is recorded. Raises `LedgerError` after a conflict."""
-
-    def record(**detail: Any) -> Flow[None]:
-        told = {"author": by, "reason": reason, **detail}
-        yield run_event(scope, "reinstated", time.time(), detail=told, agent=agent)
-
-    done = yield from commit_recorded(scope, [Reinstate(agent)], record)
-    if isinstance(done, Conflict):
-        raise LedgerError(done.code)

@@ -22,8 +22,8 @@ from langchain_runtime_authz.audit.encryption import opener, sealer
 from langchain_runtime_authz.audit.record import observation_record, run_record
 from langchain_runtime_authz.audit.sinks import FileSink
 from langchain_runtime_authz.errors import ConfigError
+from langchain_runtime_authz.facts.task import content_digest
 from langchain_runtime_authz.pep import decide_calls
-from langchain_runtime_authz.pep.corrections import content_digest
 from langchain_runtime_authz.testing import StaticPDP
 from langchain_runtime_authz.tool_profile import ToolProfile
 from tests.attack._graphs import call, hand_written, human, replying

@@ -1,0 +1,50 @@
+"""Revoke and reinstate threads, and declare changed data: the acts of an operator."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from langchain_runtime_authz.errors import LedgerError
+from langchain_runtime_authz.facts.task import content_digest
+from langchain_runtime_authz.ledger.base import Committed, Conflict, Scope
+from langchain_runtime_authz.ledger.changes import Change, Reinstate, Revoke, SetMark
+from langchain_runtime_authz.pep.data_versions import data_scope
+from langchain_runtime_authz.pep.decision_log import commit_recorded, run_event
+from langchain_runtime_authz.pep.run import Commit, Flow, new_id
+
+
+def _commit(scope: Scope, change: Change) -> Flow[float]:
+    """Commit a change, and return the ledger's time.
+
+    Raises `LedgerError` after a conflict.
+    """
+    done: Committed | Conflict = yield Commit(scope, None, [change])
+    if isinstance(done, Conflict):
+        raise LedgerError(done.code)
+    return done.now
+
+
+def data_changed(scope: Scope, resource: str, *, content: bool) -> Flow[None]:
+    """Declare that a resource changed, so that earlier reads of it are stale."""
+    now = yield from _commit(data_scope(scope), SetMark(resource, new_id()))
+    detail = {"resource": resource if content else content_digest(resource)}
+    yield run_event(scope, "data_changed", now, detail=detail)
+
+
+def revoke(scope: Scope, agent: tuple[str, ...], by: str = "", reason: str = "") -> Flow[None]:
+    """Revoke an agent and the agents below it, until `reinstate`; `()` revokes all."""
+    now = yield from _commit(scope, Revoke(agent))
+    yield run_event(scope, "revoked", now, detail={"author": by, "reason": reason}, agent=agent)
+
+
+def reinstate(scope: Scope, agent: tuple[str, ...], by: str = "", reason: str = "") -> Flow[None]:
+    """Lift revocations, once that is recorded. Raises `LedgerError` after a conflict."""
+
+    def record(**detail: Any) -> Flow[None]:
+        told = {"author": by, "reason": reason, **detail}
+        yield run_event(scope, "reinstated", time.time(), detail=told, agent=agent)
+
+    done = yield from commit_recorded(scope, [Reinstate(agent)], record)
+    if isinstance(done, Conflict):
+        raise LedgerError(done.code)
