@@ -150,12 +150,17 @@ class _Match(NamedTuple):
 
 
 class Binding:
-    """A call compared with a mandate. `counters`: budget → what the call adds to it."""
+    """A call compared with a mandate. `counters`: budget → what the call adds to it.
 
-    __slots__ = ("_final", "_limit", "_matches", "counters")
+    `alone`: the counters to which other calls of the same message do not add.
+    """
 
-    def __init__(self, final: Standing | None, matches: Sequence[_Match], limit: Spend | None) -> None:
-        self._final, self._matches, self._limit = final, matches, limit
+    __slots__ = ("_final", "_limit", "_matches", "alone", "counters")
+
+    def __init__(
+        self, final: Standing | None, matches: Sequence[_Match], limit: Spend | None, alone: Sequence[str] = ()
+    ) -> None:
+        self._final, self._matches, self._limit, self.alone = final, matches, limit, alone
         counters = {} if limit is None else {limit.counter: limit.by}
         for match in matches:
             for awaited in match.after:
@@ -207,7 +212,7 @@ def _stand(match: _Match, counts: Mapping[str, int], spends: tuple[Spend, ...]) 
             spends = (*spends, Spend(plan.counter, plan.maximum), *rows)
             spends = (*spends, Spend(plan.open, UNBOUNDED)) if plan.open else spends
         opened = "" if spent and match.deviations else plan.open  # a retry that succeeds makes up for the failure
-    if match.after and (not counts.get(match.after[0]) or any(map(counts.get, match.after[1:]))):
+    if match.after and (not counts.get(match.after[0]) or counts.get(match.after[1])):
         deviations = [*deviations, Deviation("", "after", f"step `{step.after}` to succeed first")]
     if match.confirm is not None and not counts.get(match.confirm):
         if not deviations and plan.shown:  # an approval of this call also confirms the mandate that it shows
@@ -250,7 +255,8 @@ def bind(
     if plans is None:
         return Binding(None, (), limit)
     matcher = ArgumentMatcher(index.steps, outputs, call.own, call.words, call.task, call.zone)
-    matches = []
+    matches: list[_Match] = []
+    alone: tuple[str, ...] = ()
     for plan in plans:
         step = plan.step
         shape = plan.shape
@@ -270,7 +276,7 @@ def bind(
             named = plan.after.deed or plan.after.id
             after = () if read else (f"{index.prefix}step:{named}", f"{index.prefix}open:{named}")
             if mandate.source != "application" and call.profile.inside:
-                after = after[:1]  # the words hardly mean that a write inside waits until the call before has ended
+                alone += after[1:]  # the words hardly mean that a write inside may not go in one message with it
             if read and not any(output.complete for output in matcher.fitting(plan.after.id)):
                 deviations.append(Deviation("", "after", f"step `{plan.after.id}` to be taken first"))
         groups = []
@@ -279,7 +285,7 @@ def bind(
         matches.append(
             _Match(plan, deviations, groups, shape.counts, after, f"{CONFIRMED}{mandate.digest}" if confirm else None)
         )
-    return Binding(None, matches, limit)
+    return Binding(None, matches, limit, alone)
 
 
 def _shape(step: Step, profile: ToolProfile) -> _Shape:

@@ -43,22 +43,22 @@ def _hits(step: Step, profile: ToolProfile) -> Hits:
     """Return what a step affects. Two tools may concern one person in any order."""
     found: Hits = {}
     for name, argument in step.args.items():
-        kind, values, place = profile.critical.get(name), tuple[object, ...](), step.id
+        kind, place = profile.critical.get(name), getattr(argument, "said", None) or step.id
+        targets: dict[object, object] = {}
         if isinstance(argument, Const):
-            values = argument.value if isinstance(argument.value, tuple) else (argument.value,)
+            targets = dict.fromkeys(argument.value if isinstance(argument.value, tuple) else (argument.value,), place)
         elif isinstance(argument, OneOf):
-            values = argument.values
+            targets = dict.fromkeys(argument.values, place)
         elif isinstance(argument, Within):
-            values = (argument.prefix,)
-        elif isinstance(argument, Pick):  # others choose other records, below all records of the read
-            values = (f"{argument.step} {argument.path}/{argument.where} {argument.min} {argument.max}",)
-        elif isinstance(argument, Field | Each):
-            values = (f"{argument.step} {argument.path}",)
+            targets = {argument.prefix: place}
+        elif isinstance(argument, Field | Pick | Each):
+            targets = {f"{argument.step} {argument.path}": place}
+        if isinstance(argument, Pick) and argument.min is argument.max is None:
+            records, (choice,) = (*sorted(argument.where),), targets  # other values of these fields: another record
+            targets = {choice: records, f"{choice} {argument.where}": place}
         if kind in TARGETS or kind == "url":
             of = step.tool if kind == "principal" else ""
-            found |= {
-                f"{of} {fold(str(value)).rstrip('/')}": getattr(argument, "said", None) or place for value in values
-            }
+            found |= {f"{of} /{fold(str(target)).strip('/')}".rstrip("/"): at for target, at in targets.items()}
     return found or {step.tool: step.id}
 
 

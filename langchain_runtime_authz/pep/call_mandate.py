@@ -157,7 +157,8 @@ def standing_of(
     """
     again, counts = row is not None and approval is None, {}
     for counter, by in binding.counters.items():
-        counts[counter] = max(counters.get(counter, 0) - by * again, 0) + ahead.get(counter, 0)
+        others = 0 if counter in binding.alone else ahead.get(counter, 0)
+        counts[counter] = max(counters.get(counter, 0) - by * again, 0) + others
     standing = binding.standing(counts)
     for spend in standing.spends:
         ahead[spend.counter] = ahead.get(spend.counter, 0) + spend.by

@@ -17,6 +17,7 @@ from ._house import *
 TEXT, CURRENCY = {"type": "string"}, {"type": "string", "default": "EUR"}
 TOOLS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # tool → its profile, its arguments
     "copy": ({"critical": {"source": "object", "target": "object"}, "intent": ("copy {source} to {target}",)}, {"source": TEXT, "target": TEXT}),
+    "store": ({"sink": "internal", "critical": {"source": "object", "target": "object"}, "intent": ("store {source} to {target}",)}, {"source": TEXT, "target": TEXT}),
     "drop": ({"effect": "delete", "critical": {"database": "object"}, "intent": ("drop {database}",)}, {"database": TEXT}),
     "alarm": ({"effect": "admin", "critical": {"mode": "value"}, "intent": ("arm alarm {mode=on}", "disarm alarm {mode=off}")}, {"mode": TEXT}),
     "wire": ({"effect": "pay", "critical": {"to": "principal", "amount": "amount"}, "intent": ("wire",)}, {"to": TEXT, "amount": {"type": "number"}, "unit": CURRENCY}),
@@ -98,6 +99,7 @@ def test_a_step_waits_until_the_one_before_it_has_succeeded(calls: tuple[Any, ..
 SHARED: dict[str, tuple[str, tuple[Any, ...], Call]] = {  # words, their steps, and the last one's call
     "folder": ("Copy docs/1 to db-2. Drop what is in docs", (("copy", {"source": "docs/1", "target": "db-2"}), ("drop", {"database": {"kind": "within", "prefix": "docs"}})), ("drop", {"database": "docs/1"})),
     "choice": ("Copy db-1 to db-2. Drop db-1 or db-4", (BACKUP, ("drop", {"database": {"kind": "one_of", "values": ["db-1", "db-4"]}})), DROP),
+    "root": ("Copy a.txt to db-2. Drop a.txt", (("copy", {"source": "a.txt", "target": "db-2"}), ("drop", {"database": "/a.txt"})), ("drop", {"database": "/a.txt"})),
     "read": ("Copy db-2 to db-3. Read my diary. Copy db-1 to db-2", (SAVE, ("diary", {}), (*OVERWRITE, {"after": "s1"})), OVERWRITE),
 }  # fmt: skip
 
@@ -110,6 +112,31 @@ def test_a_planner_s_steps_that_share_a_target_are_taken_in_sequence(shared: str
     assert ran(said, steps[0], read, last, protected=True, **given)[::2] == [steps[0], last]
     assert ran(said, read, last, steps[0], protected=True, **given) == [read]
     assert ran(said, read, last, steps[0], go=go, protected=False) == [read, last, steps[0]]
+
+
+LAST = {"kind": "pick", "step": "s0", "path": "id", "where": {}, "max": "start"}
+NAMED = {**LAST, "where": {"id": ["at-17"]}, "max": None}
+
+
+@pytest.mark.parametrize(("one", "other", "tied"), [(LAST, NAMED, True), (NAMED, NAMED, True), (NAMED, {**NAMED, "where": {"id": ["at-15"]}}, False)])
+def test_two_choices_may_be_one_record(one: Any, other: Any, tied: bool, go: Any) -> None:
+    at, named = "at-17", other["where"]["id"][0]
+    said = f"List the events. Copy {'the last event' if one is LAST else at} to db-2. Drop {named}"
+    steps = ("events", {}), ("copy", {"source": one, "target": "db-2"}), ("drop", {"database": other})
+    read, save, last = ("events", {}), ("copy", {"source": at, "target": "db-2"}), ("drop", {"database": named})
+    assert ran(said, read, save, last, go=go, planned=steps, protected=True) == [read, save, last]
+    assert ran(said, read, last, save, go=go, planned=steps, protected=True) == ([read] if tied else [read, last, save])
+    assert ran(said, read, last, save, go=go, protected=False) == [read, last, save]
+
+
+NOTED, OTHER = ("store", {"source": "db-2", "target": "db-3"}), ("store", {"source": "db-1", "target": "db-2"})
+
+
+def test_a_write_inside_may_go_with_the_one_before_it_but_not_after_its_failure(go: Any) -> None:
+    said = "Store db-2 to db-3. Store db-1 to db-2."
+    assert ran(said, at_once(NOTED, OTHER), go=go, protected=True) == [NOTED, OTHER]
+    assert ran(said, NOTED, OTHER, go=go, protected=True, failing="store") == [NOTED]
+    assert ran(said, NOTED, OTHER, go=go, protected=False, failing="store") == [NOTED, OTHER]
 
 
 def test_a_retry_that_succeeds_makes_up_for_the_failure(go: Any) -> None:
