@@ -12,7 +12,6 @@ digest is taken when the tool is first guarded. A tool that changes afterwards i
 
 from __future__ import annotations
 
-import json
 import re
 import string
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +23,7 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, Self, TypeVar, ge
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from langchain_runtime_authz._order_patterns import given_in, items, name_in
+from langchain_runtime_authz._order_patterns import items, name_in
 from langchain_runtime_authz._validate import read_yaml
 from langchain_runtime_authz.digest import digest, project
 from langchain_runtime_authz.errors import Code, ConfigError, wrong_field
@@ -348,60 +347,6 @@ def field_trust(profile: ToolProfile, path: str) -> FieldTrust:
     origin: Trust = next((declared[prefix] for prefix in prefixes if prefix in declared), "external")
     near = frozenset(prefixes)
     return FieldTrust(origin, not near.isdisjoint(profile.prose), not near.isdisjoint(profile.counterparty))
-
-
-def check_arguments(name: str, declared: ToolProfile, arguments: Mapping[str, object]) -> None:
-    """Raise `ConfigError` if a profile names an argument that the tool does not take.
-
-    Such an argument would count as absent. `arguments` has the arguments' JSON schemas, references resolved. A schema
-    that does not describe its members fits.
-    """
-    for fact, named in declared.named().items():
-        for path in sorted(named):
-            first, *inner = path.split(".")
-            if first not in arguments:
-                takes = ", ".join(sorted(arguments)) or "nothing"
-                raise ConfigError(f"{name}: `{fact}` names `{path}`, but the tool takes {takes}", Code.PROFILE_INVALID)
-            if not _leads(arguments[first], inner):
-                raise ConfigError(
-                    f"{name}: `{fact}` names `{path}`, which the tool's schema does not have", Code.PROFILE_INVALID
-                )
-    given = {("intent", *pair) for pair in given_in(declared.orders)}
-    given |= {("synonyms", of, value) for of, words in declared.synonyms.items() for value in words.values()}
-    for field, argument, value in sorted(given):
-        if not _takes(arguments[argument], value):
-            raise ConfigError(
-                f"{name}: `{field}` has `{argument}={value}`, which the schema refuses", Code.PROFILE_INVALID
-            )
-
-
-_WRITTEN: Final = {"boolean": "true|false", "integer": r"-?\d+", "number": r"-?\d+(?:\.\d+)?", "null": "(?!)"}
-
-
-def _takes(schema: object, value: str) -> bool:
-    """Return True if `value` is how a value of this schema may be written."""
-    if not isinstance(schema, Mapping):
-        return True
-    if isinstance(choices := schema.get("enum"), list):
-        return value in (c if isinstance(c, str) else json.dumps(c) for c in choices)
-    if isinstance(options := schema.get("anyOf"), list):
-        return any(_takes(option, value) for option in options)
-    return re.fullmatch(_WRITTEN.get(f"{schema.get('type')}", ".*"), value) is not None
-
-
-def _leads(schema: object, steps: Sequence[str]) -> bool:
-    """Return True if `argument` may find the path `steps` in a value of this schema."""
-    if not steps or not isinstance(schema, Mapping):
-        return True
-    for several in ("anyOf", "oneOf", "allOf"):
-        if isinstance(choices := schema.get(several), list):
-            return any(_leads(choice, steps) for choice in choices)
-    if isinstance(items := schema.get("items"), Mapping):
-        return _leads(items, steps)
-    if isinstance(members := schema.get("properties"), Mapping):
-        step, *further = steps
-        return _leads(members[step], further) if step in members else bool(schema.get("additionalProperties"))
-    return schema.get("type") not in ("string", "number", "integer", "boolean", "null")
 
 
 def _validate(where: str, fields: object, name: str = "") -> ToolProfile:

@@ -130,8 +130,8 @@ def init(
 
 
 def _check_answers(file: Path | None, given: Mapping[str, ToolProfile], tools: list[BaseTool]) -> None:
+    from langchain_runtime_authz._profile_schema import check_arguments
     from langchain_runtime_authz.langgraph.tool_lookup import arguments_of
-    from langchain_runtime_authz.tool_profile import check_arguments
 
     known = {t.name: t for t in tools}
     if unknown := ", ".join(f"`{inert(n)}`" for n in given if n not in known):
@@ -248,8 +248,9 @@ def _orders(tool: BaseTool, facts: dict[str, Any], verbs: Sequence[str]) -> list
 
 def _fits(tool: BaseTool, facts: dict[str, Any]) -> bool:
     """Return True if the tool can have this profile; otherwise print why not."""
+    from langchain_runtime_authz._profile_schema import check_arguments
     from langchain_runtime_authz.langgraph.tool_lookup import arguments_of
-    from langchain_runtime_authz.tool_profile import check_arguments, load_profiles
+    from langchain_runtime_authz.tool_profile import load_profiles
 
     try:
         (declared,) = load_profiles({tool.name: facts}).values()

@@ -113,8 +113,9 @@ def check(
 
 
 def _held_against(tool: BaseTool, declared: ToolProfile | None) -> list[str]:
+    from langchain_runtime_authz._profile_schema import check_arguments
     from langchain_runtime_authz.langgraph.tool_lookup import Profiles, arguments_of, digest_of, foreign
-    from langchain_runtime_authz.tool_profile import check_arguments, raise_by_hints
+    from langchain_runtime_authz.tool_profile import raise_by_hints
 
     if declared is None:
         own = Profiles({}).of(tool)  # declared in code, or made by a LangGraph library

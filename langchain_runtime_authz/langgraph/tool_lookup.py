@@ -15,6 +15,7 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic_core import PydanticUndefined
 
 from langchain_runtime_authz._locks import forkable_lock
+from langchain_runtime_authz._profile_schema import check_arguments
 from langchain_runtime_authz.credential.current_call import current_scope
 from langchain_runtime_authz.digest import project
 from langchain_runtime_authz.errors import ConfigError, MappingError
@@ -24,7 +25,6 @@ from langchain_runtime_authz.tool_profile import (
     UNPROFILED,
     ToolProfile,
     as_unprofiled,
-    check_arguments,
     raise_by_hints,
     tool_digest,
 )

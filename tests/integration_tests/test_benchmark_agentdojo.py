@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from langchain_runtime_authz._profile_schema import check_arguments
 from langchain_runtime_authz.demo.agentdojo import judge, load_suite
 from langchain_runtime_authz.mandate.model import Mandate
-from langchain_runtime_authz.tool_profile import ToolProfile, check_arguments
+from langchain_runtime_authz.tool_profile import ToolProfile
 from tests import generated
 from tests.benchmarks.agentdojo import __main__ as benchmark
 from tests.benchmarks.agentdojo import offline, replay

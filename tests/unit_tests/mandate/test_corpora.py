@@ -12,8 +12,9 @@ import jsonschema
 import pytest
 from rich.console import Console
 
+from langchain_runtime_authz._profile_schema import check_arguments
 from langchain_runtime_authz.mandate.words import compile_words
-from langchain_runtime_authz.tool_profile import ToolProfile, check_arguments
+from langchain_runtime_authz.tool_profile import ToolProfile
 from tests.benchmarks.mandate_words import CORPORA, DATA, SPLITS, load, measure, tools
 
 ROWS = {name: (load("orders", name), load("nonorders", name)) for name in CORPORA}

@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from langchain_runtime_authz._order_patterns import _IDLE, parse
+from langchain_runtime_authz._profile_schema import check_arguments
 from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.mandate.languages import languages
 from langchain_runtime_authz.mandate.words import compile_words
-from langchain_runtime_authz.tool_profile import ToolProfile, check_arguments, load_profiles
+from langchain_runtime_authz.tool_profile import ToolProfile, load_profiles
 
 STRING, INTEGER = {"type": "string"}, {"type": "integer"}
 PROFILES = {
