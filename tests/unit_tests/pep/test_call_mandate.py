@@ -9,7 +9,9 @@ from langchain_core.tools import StructuredTool, ToolException, tool
 from langgraph.checkpoint.memory import InMemorySaver
 
 from langchain_runtime_authz import Mandate, RuntimeAuthz, ToolProfile
+from langchain_runtime_authz.mandate.call_matching import CallFacts, bind
 from langchain_runtime_authz.mandate.model import Field, Step, Text
+from langchain_runtime_authz.mandate.read_outputs import Outputs
 from tests.attack._graphs import call, hand_written, human, replying
 
 PROFILES = {
@@ -86,3 +88,10 @@ def test_what_a_failed_tool_says_is_not_the_models_own_text(handled: bool, prote
     with authz.run(subject="alice", task="Write to Bob", mandate=NOTE):
         (authz.protect(graph) if protected else graph).invoke(human("Write to Bob"), config)
     assert sent == ([] if protected else [PASSAGE])
+
+
+def test_an_approver_reads_what_comes_first() -> None:
+    """Nobody but the order's writer knows the ids of its steps."""
+    asked = CallFacts("invite", PROFILES["invite"], {"event": "e-7", "who": "bob@x.org"}, frozenset({"event", "who"}), (), "")
+    expected = [d.expected for d in bind(ORDER, asked, PROFILES, Outputs()).standing({}).deviations if d.code == "after"]
+    assert expected == ["step `made` to succeed first: create_event, title = Lunch"]
