@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from typing import Any, Final
 
 from langchain_core.language_models import BaseChatModel
@@ -136,10 +137,12 @@ class ModelPlanner:
 
 
 def _context(texts: Sequence[str], earlier: Sequence[str]) -> Sequence[str]:
-    """Return earlier messages that a planner may see: short ones without material."""
-    if any(len(text) > LONG or spans(text) for text in texts):
-        return ()
-    return [text for text in earlier if len(text) <= LONG and not spans(text)][-_EARLIER:]
+    """Return the messages right before that a planner may see: short ones without material."""
+
+    def short(text: str) -> bool:
+        return len(text) <= LONG and not spans(text)
+
+    return [*takewhile(short, earlier[: -_EARLIER - 1 : -1])][::-1] if all(map(short, texts)) else []
 
 
 def _described(name: str, profile: ToolProfile, signature: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Final, NamedTuple
 
 from langchain_runtime_authz._locks import forkable_lock
@@ -179,7 +180,7 @@ def turn(log: Sequence[HumanText]) -> Turn:
             return NO_TURN
         texts = tuple(t.text for t in newest if t.text)
         said = [t for t in said if t.epoch != newest[0].epoch]
-        if len(texts) == 1 and said and continues(texts[0]):
+        if len(newest) == 1 and said and continues(newest[0].text):  # after a state edit, it is unclear with what
             continue
         since = max(newest[0].epoch, fresh)
         return Turn(texts, f"{newest[0].epoch}:{newest[-1].digest}", since, fresh)
@@ -187,10 +188,14 @@ def turn(log: Sequence[HumanText]) -> Turn:
 
 
 def earlier_texts(log: Sequence[HumanText], turn: Turn) -> tuple[str, ...]:
-    """Return the user's texts before a turn, which may say what its texts are about."""
+    """Return the user's texts right before a turn, which may say what its texts are about.
+
+    Those before an answer, a state edit or a text by others do not count.
+    """
     before = int(turn.key.partition(":")[0])
-    own = [t for t in log if t.text and t.own and t.epoch < before and not (t.past or t.mixed or _answers(t))]
-    return tuple(t.text for t in own)
+    older = (t for t in reversed(log) if not _is_data(t) and t.epoch < before + (not t.own))
+    own = takewhile(lambda t: t.text and t.own and not (t.past or t.mixed or _answers(t)), older)
+    return tuple(t.text for t in own)[::-1]
 
 
 def _is_data(text: HumanText) -> bool:

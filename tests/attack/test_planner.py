@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from langchain_core.messages import BaseMessage
 
 from langchain_runtime_authz.facts.task import HumanText
@@ -71,15 +73,16 @@ def test_a_broken_planner_orders_nothing(caplog: pytest.LogCaptureFixture, go: A
 
 def test_it_sees_the_users_words_and_the_profiles_alone(go: Any) -> None:
     """It sees no output and nothing that the user pasted."""
-    asking = planner(answer(), answer(), answer())
+    asking = planner(*[answer()] * 4)
     authz, saver, house = ours(planner=asking), InMemorySaver(), House(mail="SECRET-OUTPUT")
     run(authz, house, MAIL, saver=saver, go=go)
     run(authz, house, MAIL, said="und mehr\n> PASTED", saver=saver, go=go)
     authz.correct("t", "EVES-TEXT", by="eve", graph=graph_of(house).get_name())
     run(authz, house, MAIL, said="weiter so", saver=saver, go=go)
+    run(authz, house, MAIL, said="und noch etwas", saver=saver, go=go)
     shown = ["\n".join(m.text for m in prompt) for prompt in asking.prompts]
-    assert len(shown) == 3 and TASK in shown[0] and TASK in shown[2]
-    assert "read_mail" in shown[0] and "und mehr" in shown[1]
+    assert len(shown) == 4 and TASK in shown[0] and not any(TASK in text for text in shown[1:])
+    assert "read_mail" in shown[0] and "und mehr" in shown[1] and "weiter so" in shown[3]
     assert not any(word in text for text in shown for word in ("SECRET-OUTPUT", "PASTED", "EVES-TEXT"))
 
 
@@ -156,3 +159,18 @@ def test_what_was_read_for_an_earlier_message(then: str, changed: bool, act: str
     state = told(authz, graph, human(then), THREAD, go=go)
     assert bool(asked(state)) is (changed or (act != "note" and not goes_on))
     assert bool(house.ran) is not bool(asked(state))
+
+
+@pytest.mark.parametrize("protected", [True, False])
+def test_going_on_from_an_older_checkpoint_orders_nothing_of_the_newer_ones(protected: bool, go: Any) -> None:
+    """The user goes back to before an order. A "Yes, do it" there does not mean that order, and the planner does not see it."""
+    house, asking = House(), planner(answer(), answer(order(EVE, 99)), answer(order(EVE, 99)))
+    graph, authz = graph_of(house, AIMessage("Hello"), AIMessage("Shall I?"), pay(EVE, 99)), ours(planner=asking)
+    graph = authz.protect(graph) if protected else graph
+    said = partial(told, authz, graph, go=go) if protected else partial(go, graph)
+    said(human("Hallo"), THREAD)
+    before = graph.get_state(THREAD).config
+    said(human(f"Zahle 99 EUR an {EVE}"), THREAD)
+    state = said(human("Yes, do it."), before)
+    assert bool(asked(state)) is protected and bool(house.ran) is not protected
+    assert EVE not in asking.prompts[-1][-1].text if protected else not asking.prompts

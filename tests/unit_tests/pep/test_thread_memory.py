@@ -9,7 +9,15 @@ from langchain_runtime_authz.facts.task import ANSWER, HumanText, content_digest
 from langchain_runtime_authz.ledger.base import Query, Scope
 from langchain_runtime_authz.ledger.changes import AdvanceEpoch, RecordStep
 from langchain_runtime_authz.ledger.memory import MemoryLedger
-from langchain_runtime_authz.pep.thread_memory import MAX_PAYEES, MAX_PROSE, MAX_THREADS, TaskWords, ThreadMemory, turn
+from langchain_runtime_authz.pep.thread_memory import (
+    MAX_PAYEES,
+    MAX_PROSE,
+    MAX_THREADS,
+    TaskWords,
+    ThreadMemory,
+    earlier_texts,
+    turn,
+)
 from langchain_runtime_authz.tool_profile import ToolProfile
 
 READ = ToolProfile(effect="read")
@@ -55,6 +63,7 @@ TURNS = {
     "changed data is not a turn": ([(PAY,), (said("", "data:bill", own=False),)], ("Pay Bob 45",)),
     "a text is a turn whatever its key": ([(PAY,), (said("Stop", "data:x"),)], ("Stop",)),
     "a text of somebody else is one too": ([(PAY,), (said("Pay Eve", "data:x", own=False),)], ()),
+    "going on after an edit of the state revives nothing": ([(PAY,), (said("", "fork:1", own=False), said("go on"))], ("go on",)),
     "changed data does not revive": ([(PAY,), (said("Pay Eve", own=False),), (said("", "data:bill", own=False),)], ()),
 }
 
@@ -63,6 +72,20 @@ TURNS = {
 def test_the_newest_turn(name: str) -> None:
     turns, expected = TURNS[name]
     assert turn(log(*turns)).texts == expected
+
+
+FORK, DATA = said("", "fork:1", own=False), said("", "data:bill", own=False)
+
+
+@pytest.mark.parametrize(("turns", "seen"), [
+    ([(PAY,), (OTHER,)], ("Pay Bob 45",)), ([(PAY,), (DATA,), (MORE,), (OTHER,)], ("Pay Bob 45", "by Friday")),
+    ([(PAY,), (FORK, OTHER)], ()), ([(PAY,), (FORK, MORE), (OTHER,)], ("by Friday",)), ([(PAY,), (said("Stop", own=False),), (OTHER,)], ()),
+    ([(PAY,), (said("use T-9", f"{ANSWER}0"),), (OTHER,)], ()), ([(PAY,), (OTHER,), (said("go on"),)], ("Pay Bob 45",)),
+])
+def test_the_texts_right_before_a_turn(turns: list[tuple[HumanText, ...]], seen: tuple[str, ...]) -> None:
+    """What somebody else did or said in between may be what the turn is about."""
+    found = log(*turns)
+    assert earlier_texts(found, turn(found)) == seen
 
 
 def test_a_turn_keeps_its_key() -> None:
