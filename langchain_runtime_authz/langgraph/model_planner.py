@@ -137,7 +137,7 @@ class ModelPlanner:
 
 
 def _context(texts: Sequence[str], earlier: Sequence[str]) -> Sequence[str]:
-    """Return the messages right before that a planner may see: short ones without material."""
+    """Return the newest of `earlier` that a planner may see: short, without material."""
 
     def short(text: str) -> bool:
         return len(text) <= LONG and not spans(text)

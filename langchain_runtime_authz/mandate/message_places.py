@@ -238,7 +238,8 @@ class Texts:
         newest = enumerate(self.segments[self.newest :], self.newest)
         words = ((n, s, w.start()) for n, s in newest for w in _WORD.finditer(s.masked) if w[0].lower() in verbs)
         return any(
-            s.doubt(s.sentence(at)) is None and not s.refused(at, dictated=False) and not self.taken_back(n, at)
+            s.doubt(one := s.sentence(at)) is None
+            and not (s.refused(at, dictated=False) or self.taken_back(n, s.starts[one]))
             for n, s, at in words
         )
 

@@ -107,13 +107,12 @@ class _Check:
         parts = [p for a in step.args.values() for p in model.parts(a) if not isinstance(p, model.Text)]
         mine = bool(parts) and all(isinstance(part, model.Own) for part in parts)
         profile = self.profiles[step.tool]
-        claims = [
-            c for name in (step.id, *self.behind[step.id]) for c in self.placing.claims[name]
-        ]  # includes its reads
-        anchored = any(c.place.segment >= self.words.newest for c in claims)
+        said = [c.place.segment for name in (step.id, *self.behind[step.id]) for c in self.placing.claims[name]]
+        # Of a write inside one value stands in the newest message; else all, also those of its reads.
+        anchored = (max if profile.inside else min)(said, default=-1) >= self.words.newest
         if profile.inside and not anchored:  # "ok, commit it"
-            verbs = {verb for language in languages() for verb in Tool(step.tool, profile, {}, language).verbs}
-            anchored = self.words.order_to(verbs)
+            verbs = [Tool(step.tool, profile, {}, one).verbs - (one.closed - one.verbs) for one in languages()]
+            anchored = self.words.order_to(set().union(*verbs))
         texts = [step.args.get(name) for name in profile.text]  # the model may write one that is left out
         loose = not all(isinstance(text, model.Const) or getattr(text, "quote", ()) for text in texts)
         unbacked = (not mine or profile.effect in RISKY) and not anchored

@@ -149,8 +149,9 @@ class Placing:
         last = [*enumerate(segments)][self.words.newest :]
         quoted = [Place(n, *span) for n, segment in last for span in segment.quotations]
         if self.claims[step]:  # dictated text may follow the sentence
-            n, sentence = min(self._sentence(c.place) for c in self.claims[step])
-            quoted = [q for q in quoted if q.segment == n and q.start >= segments[n].starts[sentence]]
+            n, start, _ = hull([c.place for c in self.claims[step]])
+            first = segments[n].sentence(start)
+            quoted = [q for q in quoted if q.segment == n and q.start >= segments[n].starts[first]]
         return any(not any(_overlap(q, other) for other in used) for q in quoted)
 
     def _choices(self, need: Need) -> list[Place]:

@@ -188,10 +188,7 @@ def turn(log: Sequence[HumanText]) -> Turn:
 
 
 def earlier_texts(log: Sequence[HumanText], turn: Turn) -> tuple[str, ...]:
-    """Return the user's texts right before a turn, which may say what its texts are about.
-
-    Those before an answer, a state edit or a text by others do not count.
-    """
+    """Return the user's texts before a turn, since others changed or said something."""
     before = int(turn.key.partition(":")[0])
     older = (t for t in reversed(log) if not _is_data(t) and t.epoch < before + (not t.own))
     own = takewhile(lambda t: t.text and t.own and not (t.past or t.mixed or _answers(t)), older)

@@ -31,7 +31,7 @@ from langchain_runtime_authz.mandate.model import (
     Within,
 )
 from langchain_runtime_authz.mandate.planner_mandate import backed
-from langchain_runtime_authz.tool_profile import load_profiles
+from langchain_runtime_authz.tool_profile import ToolProfile, load_profiles
 
 PROFILES = load_profiles(
     {
@@ -482,6 +482,34 @@ def test_an_order_to_write_inside_is_backed_by_its_verb(text: str, tool: str, co
     mandate = check(text, Step("s", tool)).mandate
     assert mandate is not None
     assert mandate.confirm == (("s",) if confirmed else ()) and len(mandate.steps) == 1
+
+
+@pytest.mark.parametrize(("text", "confirmed"), [
+    ("Ok, commit it. Show me the diff.", False), ("Hang on with the commit. Show me the diff.", True), ("I saw it in the log", True), ("Please stop it. Show me the diff.", True),
+])
+def test_a_verb_in_what_is_taken_back_and_a_small_word_order_nothing(text: str, confirmed: bool) -> None:
+    profile = ToolProfile(effect="write", sink="internal", intent=("commit", "stop", "in {where} save", "i want to commit"))
+    mandate = backed(Mandate(steps=(Step("c", "commit"),)), [text], {"commit": profile}, {"commit": {}}).mandate
+    assert mandate is not None
+    assert mandate.confirm == (("c",) if confirmed else ()) and len(mandate.steps) == 1
+
+
+def test_what_leaves_is_confirmed_if_an_earlier_message_says_what_to_read() -> None:
+    """A payment of an amount that is read from a file which only an earlier message names."""
+    steps = (Step("b", "bill", {"file": "b.txt"}), Step("p", "pay", {"to": "Bob", "amount": Field("b", "total")}))
+    for text, confirmed in (("Pay Bob now", ("p",)), ("Pay Bob what is in b.txt", ())):
+        mandate = backed(Mandate(steps=steps), [text], PROFILES, SIGNATURES, ["What is in b.txt?"]).mandate
+        assert mandate is not None
+        assert (len(mandate.steps), mandate.confirm) == (2, confirmed)
+
+
+def test_a_quotation_that_a_follow_up_leaves_out_is_confirmed() -> None:
+    note = ToolProfile(effect="write", sink="internal", critical={"ticket": "object", "level": "value"}, text=("body",))
+    step = Step("n", "note", {"ticket": "T-5", "level": "high", "body": Text()})
+    for text, confirmed in (('Note "call me" there, and set it to high', ("n",)), ("Note that there, and set it to high", ())):
+        mandate = backed(Mandate(steps=(step,)), [text], {"note": note}, {"note": {"ticket": {}, "level": {}, "body": {}}}, ["Close T-5"]).mandate
+        assert mandate is not None
+        assert (len(mandate.steps), mandate.confirm) == (1, confirmed)
 
 
 def test_a_quotation_of_an_earlier_message_is_no_text_to_send() -> None:
