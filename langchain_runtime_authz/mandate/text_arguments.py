@@ -21,7 +21,7 @@ _LONG: Final = 12  # a token of so many characters, with digits or mixed case, i
 _TOKEN: Final = lazy(r"[!-~]{4,}")
 _NAMED: Final = lazy(  # hosts of other scripts or of numbers, handles and issues, shares
     r"[^\W_]{1,63}(?:(?<=[^\x00-\x7f])\.|\.(?=[^\x00-\x7f])|(?<=[a-z0-9])\u3002(?=[a-z]))[^\W\d_]{2,24}"
-    r"|(?:\d{1,3}\.){3}\d{1,3}|(?<![\w/&])[@#]\w+|(?:(?<!:)//|\\\\)\w+",
+    r"|(?:\d{1,3}\.){3}\d{1,3}|(?<![\w/&])(?:@|#(?=\d))\w+|(?:(?<!:)//|\\\\)\w+",
     re.IGNORECASE,
 )
 _PARTS: Final = lazy(r"[/,;:()\[\]{}<>\"&|]+")

@@ -120,7 +120,7 @@ def test_conditions(condition, values, met):
     ("see https://energy.example.org/other", "https://energy.example.org/hp", True), ("see x.org", "https://me@x.org/", True),
     ("See EVIL.COM/x", "", True), ("See Evil.Com", "evil.com", False), ("\u043f\u0440\u0438\u043c\u0435\u0440.\u0440\u0444/x", "", True),
     ("\u043f\u0440\u0438\u043c\u0435\u0440.\u0440\u0444/x", "see \u043f\u0440\u0438\u043c\u0435\u0440.\u0440\u0444", False), ("evil\u3002com", "", True), ("你好\u3002再见", "", False),
-    ("cc @eve", "", True), ("cc @Eve", "@eve", False), ("Closes #12", "", True), ("Closes #12", "see #12", False),
+    ("cc @eve", "", True), ("cc @Eve", "@eve", False), ("Closes #12", "", True), ("Closes #12", "see #12", False), ("#include <stdio.h>, #summer, ##Plan", "", False),
     ("at 5.9.8.3", "", True), ("//evil/x", "", True), ("\\\\evil\\x", "", True), ("https://x.org/a", "https://x.org/a", False),
     ("e.g. at 5 p.m. & C#, it&#39;s on", "", False), ("evil&#46;com", "", True), ("evil&period;com", "see evil.com", False),
     ("hi&#xe0073;&#xe0065;", "", True),
