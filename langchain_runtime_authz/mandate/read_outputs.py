@@ -19,6 +19,7 @@ from langchain_runtime_authz.facts.argument_atoms import MAX_ARGUMENT_NODES, abs
 from langchain_runtime_authz.facts.history import History
 from langchain_runtime_authz.facts.json_copy import held as take
 from langchain_runtime_authz.facts.normal_forms import fold, forms, identifiers, key, tidy
+from langchain_runtime_authz.facts.resource_version import resource_of
 from langchain_runtime_authz.mandate.model import Contains, StartsWith
 from langchain_runtime_authz.mandate.text_arguments import Words
 from langchain_runtime_authz.tool_profile import HARMLESS, ToolProfile
@@ -183,6 +184,15 @@ class Outputs:
         earlier = [*self._written.items()] if parts else []  # a copy: another thread may add one
         inner = (fold(form.partition(":")[2]) for form, at in earlier if at < turn)
         return any(one in text and part in one for one in inner for part in parts)
+
+    def drop(self, resources: Collection[str]) -> None:
+        """Drop what reads of `resources` returned before these changed."""
+        self._read()
+        with self._lock:
+            for known in (known for tools in self._first.values() for known in tools.values()):
+                for name in [n for n, o in known.items() if resource_of(o.profile, o.args) in resources]:
+                    self._entries -= 1
+                    del known[name]
 
     def of(self, tool: str, task: Task = NO_TASK) -> Collection[Output]:
         self._read()

@@ -26,10 +26,12 @@ def outdated_tools(run: Run, snapshot: Snapshot, calls: Sequence[Call], keys: Se
     if not names:
         return frozenset()
     data: Snapshot = yield Load(data_scope(run.scope), Query(marks=tuple(dict.fromkeys(names))))
-    for key, name in reading.items():
-        run.versions[key] = data.marks.get(name, UNCHANGED)
-    versions = {name: seen.split(" ", 1) for name, seen in read.items()}
-    return frozenset(tool for name, (version, tool) in versions.items() if data.marks.get(name, UNCHANGED) != version)
+    run.versions |= {key: data.marks.get(name, UNCHANGED) for key, name in reading.items()}
+    versions = {name: resources[name].split(" ", 1) for name in names if name in resources}
+    changed = {n: tool for n, (version, tool) in versions.items() if data.marks.get(n, UNCHANGED) != version}
+    if anew := changed.keys() & reading.values():
+        run.engine.memory.outputs(run.scope).drop(anew)
+    return frozenset(tool for name, tool in changed.items() if name in read)
 
 
 def version_read(run: Run, ticket: Ticket, call: Call, state: str) -> tuple[str, str, str] | None:

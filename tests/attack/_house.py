@@ -150,7 +150,7 @@ def at_once(*calls: Call) -> AIMessage:
 
 def model(*steps: Call | AIMessage) -> ScriptedChatModel:
     """A model that makes these calls, one a message, whatever it reads, and then says that it is done."""
-    script = [step if isinstance(step, AIMessage) else at_once(step) for step in steps]
+    script = [at_once(step) if isinstance(step, tuple) else step for step in steps]
     return ScriptedChatModel(script=[*script, *[AIMessage("done")] * 20])
 
 

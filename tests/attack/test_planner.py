@@ -174,3 +174,29 @@ def test_going_on_from_an_older_checkpoint_orders_nothing_of_the_newer_ones(prot
     state = said(human("Yes, do it."), before)
     assert bool(asked(state)) is protected and bool(house.ran) is not protected
     assert EVE not in asking.prompts[-1][-1].text if protected else not asking.prompts
+
+
+@pytest.mark.parametrize("again", ["3", "4"])
+@pytest.mark.parametrize("to", [BOB, EVE])
+def test_what_was_read_before_it_changed_does_not_count(to: str, again: str, go: Any) -> None:
+    """The agent reads again, the same page or another one, and then acts on what it read first. Unprotected it always pays."""
+    for protected in (True, False):
+        accounts = [BOB]
+        house = House(bill=lambda month: {"iban": accounts[-1]})
+        account = {"kind": "field", "step": "b", "path": "iban"}
+        pays = {"id": "p", "tool": "pay", "args": {"to": account, "amount": const(45)}}
+        asking = planner(answer({"id": "b", "tool": "bill", "args": {"month": const("3")}}, pays))
+        bills = PROFILES["bill"].model_copy(update={"resource": "bills"})
+        authz = RuntimeAuthz(planner=asking, profiles={**PROFILES, "bill": bills})
+
+        def reads(messages: list[BaseMessage]) -> AIMessage:
+            accounts.append(EVE)
+            authz.data_changed("bills")
+            return at_once(("bill", {"month": again}))
+
+        graph = graph_of(house, ("bill", {"month": "3"}), reads, pay(to))
+        graph = authz.protect(graph) if protected else graph
+        said = partial(told, authz, graph, go=go) if protected else partial(go, graph)
+        state = said(human("Zahle 45 EUR für Rechnung 3"), THREAD)
+        assert bool(house.ran) is (not protected or (to, again) == (EVE, "3"))
+        assert bool(asked(state)) is not bool(house.ran)
