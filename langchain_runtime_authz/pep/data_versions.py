@@ -29,8 +29,8 @@ def outdated_tools(run: Run, snapshot: Snapshot, calls: Sequence[Call], keys: Se
     run.versions |= {key: data.marks.get(name, UNCHANGED) for key, name in reading.items()}
     versions = {name: resources[name].split(" ", 1) for name in names if name in resources}
     changed = {n: tool for n, (version, tool) in versions.items() if data.marks.get(n, UNCHANGED) != version}
-    if anew := changed.keys() & reading.values():
-        run.engine.memory.outputs(run.scope).drop(anew)
+    if changed:
+        run.engine.memory.outputs(run.scope).drop(changed)
     return frozenset(tool for name, tool in changed.items() if name in read)
 
 

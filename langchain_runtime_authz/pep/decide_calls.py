@@ -146,6 +146,7 @@ def _look_up(run: Run, calls: Sequence[Call]) -> Flow[tuple[Any, ...]]:
     moved: frozenset[str] = frozenset()
     if snapshot.history.resources or {*map(_RESOURCE, calls)} != {None}:
         moved = yield from outdated_tools(run, snapshot, calls, keys)
+        compared = _compared(run, words, calls) if moved else compared  # what they were compared with is outdated
     return calls, keys, compared, origin, words, snapshot, moved
 
 

@@ -200,3 +200,21 @@ def test_what_was_read_before_it_changed_does_not_count(to: str, again: str, go:
         state = said(human("Zahle 45 EUR für Rechnung 3"), THREAD)
         assert bool(house.ran) is (not protected or (to, again) == (EVE, "3"))
         assert bool(asked(state)) is not bool(house.ran)
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_changed_data_does_not_count_for_an_argument_that_decides_nothing(changed: bool, go: Any) -> None:
+    """The policy refuses critical arguments. Another one is no longer ordered. Unprotected it is noted."""
+    noting, book = NOTING.model_copy(update={"critical": {}}), PROFILES["contacts"].model_copy(update={"resource": "book"})
+    asking = planner(answer(READ, {"id": "n", "tool": "note", "args": {"title": BOBS}}))
+    for protected in (True, False):
+        authz, house = RuntimeAuthz(planner=asking, profiles={**PROFILES, "note": noting, "contacts": book}), House()
+
+        def notes(messages: list[BaseMessage]) -> AIMessage:
+            authz.data_changed("book" if changed else "another")
+            return at_once(("note", {"title": BOB, "text": ""}))
+
+        graph = graph_of(house, ("contacts", {}), notes)
+        graph = authz.protect(graph) if protected else graph
+        state = told(authz, graph, human("Notiere Bob"), THREAD, go=go) if protected else go(graph, human("Notiere Bob"), THREAD)
+        assert bool(house.ran) is not bool(asked(state)) and bool(asked(state)) is (protected and changed)
