@@ -17,7 +17,10 @@ def data_scope(scope: Scope) -> Scope:
 
 
 def outdated_tools(run: Run, snapshot: Snapshot, calls: Sequence[Call], keys: Sequence[str]) -> Flow[frozenset[str]]:
-    """Return tools whose reads are outdated. Note the versions that `calls` will read."""
+    """Return tools whose reads are outdated, and drop what these returned.
+
+    Note the versions that `calls` will read.
+    """
     resources = snapshot.history.resources
     read = resources if any(call.profile.side_effect for call in calls) else {}
     found = {key: resource_of(call.profile, call.args) for call, key in zip(calls, keys, strict=True)}
