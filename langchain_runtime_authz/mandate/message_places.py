@@ -172,12 +172,12 @@ class Segment:
             return not (c.isalnum() and (_UNSPACED.match(c) or _UNSPACED.match(self.text[inner])))
         return c in ".-:?" and (step < 0 or beyond.isalnum() or (beyond != "" and beyond in "_*/\\@-"))
 
-    def refused(self, start: int, *, dictated: bool) -> bool:
+    def refused(self, start: int, *, dictated: bool, inside: bool = False) -> bool:
         """Return True if the sentence at `start` forbids something (`dictated`: before)."""
         first, last = self.span(self.sentence(start))
-        if (refusal := _REFUSAL.match(self.masked, first, start)) is not None:
+        if inside and (refusal := _REFUSAL.match(self.masked, first, start)) is not None:
             first = refusal.end()
-        if (instead := _INSTEAD.search(self.masked, start, last)) is not None:
+        if inside and (instead := _INSTEAD.search(self.masked, start, last)) is not None:
             last = instead.start()
         return _NEGATES.search(self.masked, first, start if dictated else last) is not None
 
@@ -210,15 +210,20 @@ class Texts:
         )
         self._known: dict[tuple[object, ...], tuple[list[Place], list[Place]]] = {}
 
-    def places(self, value: object, *, dictated: bool = False, rate: bool = False) -> tuple[list[Place], list[Place]]:
-        """Return two sorted lists: where a value is said, and where it is prohibited."""
-        key = (type(value), value, dictated, rate)
+    def places(
+        self, value: object, *, dictated: bool = False, rate: bool = False, inside: bool = False
+    ) -> tuple[list[Place], list[Place]]:
+        """Return two sorted lists: where a value is said, and where it is prohibited.
+
+        `inside`: for a write inside the application, "No, ..." and "... instead" do not prohibit.
+        """
+        key = (type(value), value, dictated, rate, inside)
         if key not in self._known:
             said: list[Place] = []
             forbidden: list[Place] = []
             for n, segment in enumerate(self.segments):
                 for start, end in sorted(set(_found(segment, value, dictated=dictated, rate=rate)))[:_MAX_PLACES]:
-                    refused = segment.refused(start, dictated=dictated)
+                    refused = segment.refused(start, dictated=dictated, inside=inside)
                     (forbidden if refused else said).append(Place(n, start, end))
             self._known[key] = (said, forbidden)
         return self._known[key]
@@ -239,7 +244,7 @@ class Texts:
         words = ((n, s, w.start()) for n, s in newest for w in _WORD.finditer(s.masked) if w[0].lower() in verbs)
         return any(
             s.doubt(one := s.sentence(at)) is None
-            and not (s.refused(at, dictated=False) or self.taken_back(n, s.starts[one]))
+            and not (s.refused(at, dictated=False, inside=True) or self.taken_back(n, s.starts[one]))
             for n, s, at in words
         )
 

@@ -223,10 +223,11 @@ class _Check:
                     shares=isinstance(argument, model.OneOf),
                     joined=isinstance(argument, model.OneOf | model.Between),
                     rate=any(argument is rate for rate in rates),
+                    inside=profile.inside,
                 )
             if isinstance(argument, model.Pick | model.Each):
                 for field, value in _wanted(argument.where):
-                    yield Need(f"{argument.step} {field}", value, shares=True)
+                    yield Need(f"{argument.step} {field}", value, shares=True, inside=profile.inside)
             if isinstance(argument, model.Each) and argument.limit > model.MAX_ROWS:
                 yield Need(" limit", argument.limit, counts=True, strict=profile.effect in RISKY)
         if step.times > 1:

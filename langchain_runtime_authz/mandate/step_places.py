@@ -36,6 +36,7 @@ class Need(NamedTuple):
         shares: other values of the owner may have the same position: choices, and conditions on one field.
         joined: the values of the owner must stand next to each other.
         rate: the value is a percentage.
+        inside: the step writes inside the application.
     """
 
     owner: str  # the argument, or step and field of a condition
@@ -47,6 +48,7 @@ class Need(NamedTuple):
     shares: bool = False
     joined: bool = False
     rate: bool = False
+    inside: bool = False
 
 
 class Claim(NamedTuple):
@@ -158,7 +160,7 @@ class Placing:
         """Return the positions of a need's value after the last place that prohibits it."""
         if need.counts:
             return self.words.counts(int(str(need.value)), strict=need.strict)
-        said, forbidden = self.words.places(need.value, dictated=need.dictated, rate=need.rate)
+        said, forbidden = self.words.places(need.value, dictated=need.dictated, rate=need.rate, inside=need.inside)
         last = max(forbidden, default=None)
         return [p for p in said if (last is None or p > last) and (not need.ends or self._ends(p))]
 
@@ -224,7 +226,10 @@ class Placing:
 
     def _unsaid(self, need: Need) -> str:
         name, shown = need.owner.partition(" ")[2] or need.owner, f"{need.value}%" if need.rate else str(need.value)
-        forbidden = not need.counts and self.words.places(need.value, dictated=need.dictated, rate=need.rate)[1]
+        forbidden = (
+            not need.counts
+            and self.words.places(need.value, dictated=need.dictated, rate=need.rate, inside=need.inside)[1]
+        )
         why = "a sentence that forbids or excepts something says" if forbidden else "the user's own words do not say"
         return f"`{name}`: {why} {shown[:_SHOWN]!r}"
 

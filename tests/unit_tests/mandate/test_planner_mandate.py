@@ -448,6 +448,7 @@ TICKET = Step("s", "set", {"ticket": "T-5", "status": "pending"})
     ("Close the ticket T-5", "Set it to pending. No, stop.", TICKET, False), ("Leave T-5 alone, do not touch T-5", "Set it to pending", TICKET, False),
     ("Close the ticket T-5", "Set all but T-5 to pending, not T-5", TICKET, False),
     ("Set T-5 to pending", "Thanks!", TICKET, False), ("Set T-5 to pending", "And T-6?", TICKET, False),
+    ("Pay Ann 45", "No, Bob got 45 already", pay(), False), ("Pay Ann 45", "No, pay Bob 45 instead", pay(), False),
     ("Pay Bob 45", "Make it 50", pay(amount=50), False), ("Is Bob's bill 45?", "Yes, pay Bob that", pay(), False),
     ("Mail Carol", "Use the red colour", Step("m", "mail", {"to": "Carol"}), False),
     ("Book the hall", "With Bob", Step("b", "book", {"what": "hall", "with": "Bob"}), False),
