@@ -173,7 +173,10 @@ def in_zone(value: object, zone: datetime.tzinfo) -> object:
     at = reading(value)
     if not isinstance(at, datetime.datetime) or at.tzinfo is None:
         return value
-    return at.astimezone(zone).replace(tzinfo=None).isoformat()
+    try:
+        return at.astimezone(zone).replace(tzinfo=None).isoformat()
+    except OverflowError:  # "9999-12-31T23:59:59Z", which often means "for ever"
+        return value
 
 
 def dates(value: object) -> list[str]:

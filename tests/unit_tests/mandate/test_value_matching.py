@@ -1,12 +1,13 @@
 """Two ways to write a value are one only where they reach the same; what can be read in two ways equals nothing else."""
 
 import datetime
+from zoneinfo import ZoneInfo
 
 import pytest
 
 from langchain_runtime_authz.mandate.model import AtLeast, AtMost, Contains, Eq, Not, StartsWith
 from langchain_runtime_authz.mandate.text_arguments import Words, borrowed, unbacked
-from langchain_runtime_authz.mandate.value_matching import compare, dates, meets, same, upcoming, within
+from langchain_runtime_authz.mandate.value_matching import compare, dates, in_zone, meets, same, upcoming, within
 
 
 @pytest.mark.parametrize(("kind", "constant", "equal", "other"), [
@@ -107,6 +108,12 @@ def test_compare(one, other, order):
 ])
 def test_conditions(condition, values, met):
     assert meets(condition, values) is met
+
+
+@pytest.mark.parametrize("end", ["9999-12-31T23:59:59Z", "9999-12-31T23:59:59+00:00", "0001-01-01T00:00:00+14:00"])
+def test_a_time_at_the_end_of_the_calendar_has_no_local_time(end):
+    assert in_zone(end, ZoneInfo("Europe/Berlin")) == end
+    assert meets(AtLeast("2026-01-01T10:00"), [end], (), ZoneInfo("Europe/Berlin")) is (end[0] == "9")
 
 
 @pytest.mark.parametrize(("text", "allowed", "refused"), [
