@@ -232,8 +232,8 @@ class ToolProfile(BaseModel):
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Return a copy without what was computed from the original's fields."""
         copied = super().model_copy(update=update, deep=deep)
-        for name in ("side_effect", "ordered", "orders"):
-            copied.__dict__.pop(name, None)
+        for name in copied.__dict__.keys() - type(self).model_fields.keys():
+            del copied.__dict__[name]
         return copied
 
 

@@ -144,6 +144,12 @@ def test_a_copy_that_pays_is_a_side_effect() -> None:
     assert (pays.side_effect, pays.ordered) == (True, True)
 
 
+def test_a_copy_that_leaves_is_not_inside() -> None:
+    inside = ToolProfile(effect="write", sink="internal")
+    assert inside.inside
+    assert not inside.model_copy(update={"sink": "external"}).inside and not raise_by_hints(inside, None, "delete_file").inside
+
+
 @pytest.mark.parametrize(("fields", "field"), [
     ({"effect": "delet"}, "effect"), ({"effect": None}, "effect"), ({"sink": "outside"}, "sink"),
     ({"critical": ["to"]}, "critical"), ({"critical": {"to": "person"}}, "critical.to"),
