@@ -55,7 +55,7 @@ def _hits(step: Step, profile: ToolProfile) -> Hits:
             targets = {f"{argument.step} {argument.path}": place}
         if isinstance(argument, Pick) and argument.min is argument.max is None:
             records, (choice,) = (*sorted(argument.where),), targets  # other values of these fields: another record
-            targets = {choice: records, f"{choice} {argument.where}": place}
+            targets = {choice: records, f"{choice} {sorted(argument.where.items())}": place}
         if kind in TARGETS or kind == "url":
             of = step.tool if kind == "principal" else ""
             found |= {f"{of} /{fold(str(target)).strip('/')}".rstrip("/"): at for target, at in targets.items()}

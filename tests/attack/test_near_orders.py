@@ -116,12 +116,14 @@ def test_a_planner_s_steps_that_share_a_target_are_taken_in_sequence(shared: str
 
 LAST = {"kind": "pick", "step": "s0", "path": "id", "where": {}, "max": "start"}
 NAMED = {**LAST, "where": {"id": ["at-17"]}, "max": None}
+DATED = {**NAMED, "where": {**NAMED["where"], "start": [{"kind": "starts_with", "text": "2027"}]}}
+SWAPPED = {**NAMED, "where": dict([*DATED["where"].items()][::-1])}
 
 
-@pytest.mark.parametrize(("one", "other", "tied"), [(LAST, NAMED, True), (NAMED, NAMED, True), (NAMED, {**NAMED, "where": {"id": ["at-15"]}}, False)])
+@pytest.mark.parametrize(("one", "other", "tied"), [(LAST, NAMED, True), (NAMED, NAMED, True), (DATED, SWAPPED, True), (NAMED, {**NAMED, "where": {"id": ["at-15"]}}, False)])
 def test_two_choices_may_be_one_record(one: Any, other: Any, tied: bool, go: Any) -> None:
     at, named = "at-17", other["where"]["id"][0]
-    said = f"List the events. Copy {'the last event' if one is LAST else at} to db-2. Drop {named}"
+    said = f"List the events. Copy {'the last event' if one is LAST else at} of 2027 to db-2. Drop {named} of 2027"
     steps = ("events", {}), ("copy", {"source": one, "target": "db-2"}), ("drop", {"database": other})
     read, save, last = ("events", {}), ("copy", {"source": at, "target": "db-2"}), ("drop", {"database": named})
     assert ran(said, read, save, last, go=go, planned=steps, protected=True) == [read, save, last]
