@@ -93,6 +93,10 @@ class _Check:
         self.kept: dict[str, model.Step] = {}
         self.lost: dict[str, str] = {}
         self.behind: dict[str, dict[str, None]] = {}  # step → reads it depends on, directly or not
+        within = {name for name, profile in profiles.items() if profile.inside or not profile.ordered}
+        self.leaving = {s.id for s in mandate.steps if s.tool not in within}  # with the reads they depend on
+        for step in reversed(mandate.steps):
+            self.leaving.update(step.sources if step.id in self.leaving else ())
 
     def steps(self) -> tuple[model.Step, ...]:
         for step in self.mandate.steps:
@@ -223,11 +227,11 @@ class _Check:
                     shares=isinstance(argument, model.OneOf),
                     joined=isinstance(argument, model.OneOf | model.Between),
                     rate=any(argument is rate for rate in rates),
-                    inside=profile.inside,
+                    inside=step.id not in self.leaving,
                 )
             if isinstance(argument, model.Pick | model.Each):
                 for field, value in _wanted(argument.where):
-                    yield Need(f"{argument.step} {field}", value, shares=True, inside=profile.inside)
+                    yield Need(f"{argument.step} {field}", value, shares=True, inside=step.id not in self.leaving)
             if isinstance(argument, model.Each) and argument.limit > model.MAX_ROWS:
                 yield Need(" limit", argument.limit, counts=True, strict=profile.effect in RISKY)
         if step.times > 1:

@@ -36,7 +36,7 @@ class Need(NamedTuple):
         shares: other values of the owner may have the same position: choices, and conditions on one field.
         joined: the values of the owner must stand next to each other.
         rate: the value is a percentage.
-        inside: the step writes inside the application.
+        inside: the step writes inside the application, or only such steps need it.
     """
 
     owner: str  # the argument, or step and field of a condition

@@ -495,6 +495,17 @@ def test_a_verb_in_what_is_taken_back_and_a_small_word_order_nothing(text: str, 
     assert mandate.confirm == (("c",) if confirmed else ()) and len(mandate.steps) == 1
 
 
+def test_no_does_not_forbid_what_is_read_for_a_write_inside() -> None:
+    """What is read for a payment is forbidden."""
+    found = Step("b", "bill", {"file": "b.txt"})
+    sets = Step("s", "set", {"ticket": "T-5", "status": Field("b", "total")})
+    pays = Step("p", "pay", {"to": "Bob", "amount": Field("b", "total")})
+    for text, step, left in (("No, set T-5 to what is in b.txt", sets, 2), ("No, what is in b.txt. Pay it to Bob", pays, 0)):
+        mandate = backed(Mandate(steps=(found, step)), [text], PROFILES, SIGNATURES).mandate
+        assert mandate is not None
+        assert len(mandate.steps) == left
+
+
 def test_what_leaves_is_confirmed_if_an_earlier_message_says_what_to_read() -> None:
     """A payment of an amount that is read from a file which only an earlier message names."""
     steps = (Step("b", "bill", {"file": "b.txt"}), Step("p", "pay", {"to": "Bob", "amount": Field("b", "total")}))
