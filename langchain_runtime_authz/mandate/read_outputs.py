@@ -19,7 +19,6 @@ from langchain_runtime_authz.facts.argument_atoms import MAX_ARGUMENT_NODES, abs
 from langchain_runtime_authz.facts.history import History
 from langchain_runtime_authz.facts.json_copy import held as take
 from langchain_runtime_authz.facts.normal_forms import fold, forms, identifiers, key, tidy
-from langchain_runtime_authz.facts.resource_version import resource_of
 from langchain_runtime_authz.mandate.model import Contains, StartsWith
 from langchain_runtime_authz.mandate.text_arguments import Words
 from langchain_runtime_authz.tool_profile import HARMLESS, ToolProfile
@@ -38,9 +37,12 @@ NO_TASK: Final = (0, "", None)
 
 
 class Output:
-    """A read's output as JSON. `complete`: nothing was cut. `turn`: recording order."""
+    """A read's output as JSON.
 
-    __slots__ = ("_words", "args", "complete", "given", "profile", "turn", "value", "weight")
+    `complete`: nothing was cut. `turn`: recording order. `resource`: what was read, and its version.
+    """
+
+    __slots__ = ("_words", "args", "complete", "given", "profile", "resource", "turn", "value", "weight")
 
     def __init__(
         self, profile: ToolProfile, args: dict[str, Any], given: frozenset[str], value: Any, complete: bool, turn: int
@@ -48,6 +50,7 @@ class Output:
         self.profile, self.args, self.given = profile, args, given
         self.value, self.complete, self.turn = value, complete, turn
         self.weight = 0
+        self.resource: tuple[str, str] | None = None
         self._words: Words | None = None
 
     @property
@@ -88,6 +91,7 @@ class Outputs:
         given: Collection[str] | None = None,
         task: Task = NO_TASK,
         words: bool = False,
+        resource: tuple[str, str] | None = None,
     ) -> None:
         """Record a call's output for a task, unless an equal call was recorded before.
 
@@ -96,7 +100,7 @@ class Outputs:
         """
         if type(output) is not str and type(output) is not json_copy.Held:
             output = take(output)  # copy the output now, because its owner may change it later
-        self._unread.append((tool, profile, args, output, given, task, words))
+        self._unread.append((tool, profile, args, output, given, task, words, resource))
         self._waiting += len(output) if type(output) is str else output.weight  # type: ignore[union-attr]
         if self._waiting >= MAX_UNREAD or len(self._unread) >= MAX_REPEATS:
             self._read()
@@ -131,7 +135,7 @@ class Outputs:
                     self._keep(entry)
 
     def _keep(self, entry: tuple[Any, ...]) -> None:
-        tool, profile, args, output, given, task, words = entry
+        tool, profile, args, output, given, task, words, resource = entry
         sent = json_copy.Projection(MAX_ARGUMENT_NODES, MAX_ARGUMENT_CHARS)
         held = sent.read(dict(args), 0) or {}
         value, whole, weight = output if type(output) is json_copy.Held else take(output)
@@ -141,7 +145,7 @@ class Outputs:
         names = frozenset(held if given is None else given)
         self._lost |= not whole
         found = Output(profile, held, names, value, whole, self._turn)
-        found.weight = weight
+        found.weight, found.resource = weight, resource
         known = self._first.setdefault(task[:2], {}).setdefault(tool, {})
         if len(self._first) > MAX_TASKS:
             self._entries -= sum(map(len, self._first.pop(next(iter(self._first))).values()))
@@ -185,14 +189,16 @@ class Outputs:
         inner = (fold(form.partition(":")[2]) for form, at in earlier if at < turn)
         return any(one in text and part in one for one in inner for part in parts)
 
-    def drop(self, resources: Collection[str]) -> None:
-        """Drop what reads of `resources` returned before these changed."""
+    def drop(self, versions: Mapping[str, str]) -> bool:
+        """Drop what reads of other versions of resources returned. Return True if any did."""
         self._read()
         with self._lock:
+            before = self._entries
             for known in (known for tools in self._first.values() for known in tools.values()):
-                for name in [n for n, o in known.items() if resource_of(o.profile, o.args) in resources]:
+                for name in [n for n, o in known.items() if o.resource and versions.get(*o.resource) != o.resource[1]]:
                     self._entries -= 1
                     del known[name]
+            return self._entries < before
 
     def of(self, tool: str, task: Task = NO_TASK) -> Collection[Output]:
         self._read()

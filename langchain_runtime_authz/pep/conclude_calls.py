@@ -121,6 +121,7 @@ def conclude(
     ticket.conclude()
     leaked, profile, side_effect = ticket.leaked, call.profile, call.profile.side_effect
     changes: list[ledger.Change] = []
+    read: tuple[str, str, str] | None = None
     if state == "released":
         changes.append(ReleaseCall(ticket.call_key, *ticket.undo))
         yield from refund(run, counting_scope(run, run.mandate), ticket.undo[0])
@@ -132,12 +133,12 @@ def conclude(
         if question:  # its answer must not answer a later question of the LangGraph task
             changes.append(ledger.SetMark(f"{OF_TASK}{question}", "own", once=True))
             changes += [own_question(run, ticket.call_key, call, question)] if side_effect else []
-        resource = version_read(run, ticket, call, state) if profile.resource is not None else None
-        changes.append(ledger.RecordStep(data_class=profile.data_class, resource=resource, agent=run.agent))
+        read = version_read(run, ticket, call, state) if profile.resource is not None else None
+        changes.append(ledger.RecordStep(data_class=profile.data_class, resource=read, agent=run.agent))
     if output is not None and state in ("done", "failed", "unknown"):
         about, small = (call, output, state != "done"), type(output) is str and len(output) < SMALL
         found = observe(*about) if small else (yield Block(observe, *about))
-        _remember(run, call, found, output, done=state == "done")
+        _remember(run, call, found, output, read, done=state == "done")
         if found.sightings:
             changes.append(ledger.RecordValues(found.sightings))
         if not side_effect and state == "done":
@@ -170,7 +171,9 @@ def conclude(
         run.engine.lost("the end of a call", exc, run, ticket.decision_id)
 
 
-def _remember(run: Run, call: Call, found: Observation, output: object, *, done: bool) -> None:
+def _remember(
+    run: Run, call: Call, found: Observation, output: object, read: tuple[str, str, str] | None, *, done: bool
+) -> None:
     """Keep a call's output and destinations in memory, for questions and mandates."""
     memory, scope = run.engine.memory, run.scope
     if found.prose or found.rest is not None:
@@ -178,4 +181,5 @@ def _remember(run: Run, call: Call, found: Observation, output: object, *, done:
     outputs = memory.reached(scope, call.atoms.destinations() if done and call.profile.side_effect else ())
     kept, about = output if found.held is None else found.held, (call.tool, call.profile, call.args)
     given = call.given if call.profile.side_effect else chosen(run, run.mandate or run.planned, call)
-    outputs.record(*about, kept, given=given, task=task_of(run), words=not (done and call.profiled))
+    task, words, resource = task_of(run), not (done and call.profiled), (read[0], read[2]) if read is not None else None
+    outputs.record(*about, kept, given=given, task=task, words=words, resource=resource)

@@ -16,10 +16,13 @@ def data_scope(scope: Scope) -> Scope:
     return Scope(scope.tenant, scope.issuer, "data:", "resources")
 
 
-def outdated_tools(run: Run, snapshot: Snapshot, calls: Sequence[Call], keys: Sequence[str]) -> Flow[frozenset[str]]:
-    """Return tools whose reads are outdated, and drop what these returned.
+def outdated_tools(
+    run: Run, snapshot: Snapshot, calls: Sequence[Call], keys: Sequence[str]
+) -> Flow[tuple[frozenset[str], bool]]:
+    """Return (1) tools whose reads are outdated, (2) True if outputs were dropped.
 
-    Note the versions that `calls` will read.
+    Drop what was read of older versions, although another process may have read anew. Note the versions that `calls`
+    will read.
     """
     resources = snapshot.history.resources
     read = resources if any(call.profile.side_effect for call in calls) else {}
@@ -27,14 +30,13 @@ def outdated_tools(run: Run, snapshot: Snapshot, calls: Sequence[Call], keys: Se
     reading = {key: name for key, name in found.items() if name}
     names = (*read, *reading.values())
     if not names:
-        return frozenset()
+        return frozenset(), False
     data: Snapshot = yield Load(data_scope(run.scope), Query(marks=tuple(dict.fromkeys(names))))
-    run.versions |= {key: data.marks.get(name, UNCHANGED) for key, name in reading.items()}
-    versions = {name: resources[name].split(" ", 1) for name in names if name in resources}
-    changed = {n: tool for n, (version, tool) in versions.items() if data.marks.get(n, UNCHANGED) != version}
-    if changed:
-        run.engine.memory.outputs(run.scope).drop(changed)
-    return frozenset(tool for name, tool in changed.items() if name in read)
+    current = {name: data.marks.get(name, UNCHANGED) for name in names}
+    run.versions |= {key: current[name] for key, name in reading.items()}
+    versions = {name: seen.split(" ", 1) for name, seen in read.items()}
+    moved = frozenset(tool for name, (version, tool) in versions.items() if current[name] != version)
+    return moved, run.engine.memory.outputs(run.scope).drop(current)
 
 
 def version_read(run: Run, ticket: Ticket, call: Call, state: str) -> tuple[str, str, str] | None:

@@ -145,8 +145,10 @@ def _look_up(run: Run, calls: Sequence[Call]) -> Flow[tuple[Any, ...]]:
             break
     moved: frozenset[str] = frozenset()
     if snapshot.history.resources or {*map(_RESOURCE, calls)} != {None}:
-        moved = yield from outdated_tools(run, snapshot, calls, keys)
-        compared = _compared(run, words, calls) if moved else compared  # what they were compared with is outdated
+        moved, dropped = yield from outdated_tools(run, snapshot, calls, keys)
+        compared = (
+            _compared(run, words, calls) if moved or dropped else compared
+        )  # what they were compared with is outdated
     return calls, keys, compared, origin, words, snapshot, moved
 
 

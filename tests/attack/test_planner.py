@@ -6,6 +6,8 @@ from functools import partial
 
 from langchain_core.messages import BaseMessage
 
+from langchain_runtime_authz import Mandate
+from langchain_runtime_authz.demo.agent import agent_graph as demo_graph
 from langchain_runtime_authz.facts.task import HumanText
 from langchain_runtime_authz.ledger.changes import AdvanceEpoch
 
@@ -218,3 +220,28 @@ def test_changed_data_does_not_count_for_an_argument_that_decides_nothing(change
         graph = authz.protect(graph) if protected else graph
         state = told(authz, graph, human("Notiere Bob"), THREAD, go=go) if protected else go(graph, human("Notiere Bob"), THREAD)
         assert bool(house.ran) is not bool(asked(state)) and bool(asked(state)) is (protected and changed)
+
+
+def test_what_another_process_read_anew_does_not_count_as_it_was(go: Any) -> None:
+    """The thread goes to a second process, which reads a changed resource, and comes back. Unprotected the old account is paid."""
+    account, again = {"kind": "field", "step": "b", "path": "iban"}, Command(resume={"decisions": [{"type": "approve"}]})
+    steps = {"id": "b", "tool": "bill", "args": {"month": "3"}}, {"id": "p", "tool": "pay", "args": {"to": account, "amount": 45}}
+    due, profiles = Mandate.model_validate({"steps": steps}), {**PROFILES, "bill": PROFILES["bill"].model_copy(update={"resource": "bills"})}
+    note, reads = ("note", {"title": "x", "text": ""}), [("bill", {"month": month}) for month in "34"]
+    for places in ((0, 0, 0), (0, 1, 0), ()):
+        accounts, ledger, saver = [BOB], MemoryLedger(), InMemorySaver()
+        house = House(bill=lambda month: {"iban": accounts[-1]})
+        acting = model(reads[0], note, reads[1], note, pay())
+        graphs = [demo_graph(acting, house.tools()) for _ in range(2)]
+        for graph in graphs:
+            graph.checkpointer = saver
+        ours = [RuntimeAuthz(profiles=profiles, ledger=ledger) for _ in graphs]
+        if not places:
+            go(graphs[0], human("Pay it"), THREAD)
+        for n, place in enumerate(places):
+            graphs[place] = graphs[place] if place in places[:n] else ours[place].protect(graphs[place])
+            told(ours[place], graphs[place], again if n else human("Pay it"), THREAD, go=go, mandate=due)
+            if not n:
+                accounts.append(EVE)
+                ours[0].data_changed("bills")
+        assert (("pay", BOB, 45.0) in house.ran) is not bool(places)
