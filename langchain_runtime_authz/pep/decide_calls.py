@@ -146,9 +146,8 @@ def _look_up(run: Run, calls: Sequence[Call]) -> Flow[tuple[Any, ...]]:
     moved: frozenset[str] = frozenset()
     if snapshot.history.resources or {*map(_RESOURCE, calls)} != {None}:
         moved, dropped = yield from outdated_tools(run, snapshot, calls, keys)
-        compared = (
-            _compared(run, words, calls) if moved or dropped else compared
-        )  # what they were compared with is outdated
+        # What they were compared with may be outdated.
+        compared = _compared(run, words, calls) if moved or dropped else compared
     return calls, keys, compared, origin, words, snapshot, moved
 
 
