@@ -95,7 +95,7 @@ def _call(model: str, provider: str | None, tools: Sequence[Any], messages: Sequ
 
 
 def instructions_digest(messages: Sequence[Any]) -> str | None:
-    """Return the digest of all system messages, or `None` if there are none."""
+    """Return the digest of all system messages, or `None` without any."""
     said = []
     for m in messages:
         if type(m) not in _NO_INSTRUCTIONS and isinstance(m, SystemMessage):

@@ -64,7 +64,7 @@ _POLITE, _OF_US, _DEPENDS, _MYSELF = map(_pattern_of, ("polite", "of_us", "depen
 _NEGATES: Final = _pattern_of("negates", r"(?! (?:later|more|less) than\b)")
 _TAKEN_BACK, _CONTINUES = map(_only, ("taken_back", "continues"))
 _AMENDS: Final = _only("amends", "taken_back")  # "make it 3 pm" takes back what was said before, and says what to do
-# "No, pay Bob instead" forbids what was said before, and orders the rest.
+# For a write inside: "No, set it to open instead" rejects what was said before, and orders the rest.
 _REFUSAL: Final = lazy(rf"\s*(?:{_any('refusal_before')})[,!]\s", re.IGNORECASE)
 _INSTEAD: Final = lazy(rf"\b(?:{_any('instead_behind')})[\s.!]*\Z", re.IGNORECASE)
 _WORD: Final = lazy(r"[^\W\d_]+")
