@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sized
 from contextlib import AbstractContextManager, ExitStack, closing
 from pathlib import Path
@@ -273,14 +273,17 @@ Unfinished = tuple[dict[str, Any], "Doubt | None"]  # a call as the command prin
 def _logged(files: list[Path]) -> tuple[list[tuple[Scope, tuple[str, ...]]], list[Unfinished]]:
     """Return revoked agents and unfinished calls, which a backup may lack.
 
-    An agent counts if its last event in the logs is a revocation. A call with a side effect counts if it has a permit
+    An agent counts if it is revoked after the logs' last event. A call with a side effect counts if it has a permit
     and no outcome. A reinstatement that the backup lacks is not repeated.
     """
     from langchain_runtime_authz.audit.chain import read_log, verified
     from langchain_runtime_authz.ledger.base import LASTS
+    from langchain_runtime_authz.ledger.changes import Reinstate, Revoke
+    from langchain_runtime_authz.ledger.thread_state import Thread
     from langchain_runtime_authz.tool_profile import HARMLESS
 
-    events: list[tuple[float, Scope, tuple[str, ...], str]] = []
+    events: set[tuple[float, Scope, tuple[str, ...], str]] = set()
+    threads: dict[Scope, Thread] = defaultdict(Thread)
     begun, ended, failed = dict[str, Unfinished](), Counter[str](), set[str]()
     for file in files:
         verified(file)
@@ -289,7 +292,9 @@ def _logged(files: list[Path]) -> tuple[list[tuple[Scope, tuple[str, ...]]], lis
                 event = record.get("event")
                 if event in ("revoked", "reinstated"):
                     moment(record["ts"])
-                    events.append((record["ts"], _scope(record), _texts(*record["agent"]), event))
+                    named = record["ts"], _scope(record), _texts(*record["agent"]), event
+                    # A second record of one time says that the first one does not count.
+                    (events.discard if {"refused", "unknown"} & {*record["detail"]} else events.add)(named)
                 elif event == "resolved":
                     ended[record["detail"]["decision_id"]] += -1 if {"refused", "unknown"} & {*record["detail"]} else 1
                 elif record["kind"] == "completion" and record["state"] == "failed":
@@ -305,8 +310,9 @@ def _logged(files: list[Path]) -> tuple[list[tuple[Scope, tuple[str, ...]]], lis
                     )
                     told |= {"decision_id": key, "tool": record["resource"], "call": None}
                     begun.update({key: (told, _doubt(record))} if acts else {})
-    last = {(scope, agent): event for _, scope, agent, event in sorted(events)}
-    revoked = [named for named, event in last.items() if event == "revoked"]
+    for at, scope, agent, event in sorted(events):
+        (Revoke if event == "revoked" else Reinstate)(agent).apply(threads[scope], at)
+    revoked = [(scope, agent) for scope, thread in threads.items() for agent in sorted(thread.revoked)]
     for key in failed & begun.keys():  # after a failed call, the same effect on the same target asks for a while
         told, doubt = begun[key]
         young = doubt is not None and time.time() - doubt.row.at < LASTS

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from langchain_runtime_authz.errors import LedgerError
 from langchain_runtime_authz.facts.task import content_digest
-from langchain_runtime_authz.ledger.base import Committed, Conflict, Scope
+from langchain_runtime_authz.ledger.base import Committed, Conflict, Query, Scope
 from langchain_runtime_authz.ledger.changes import Change, Reinstate, Revoke, SetMark
 from langchain_runtime_authz.pep.data_versions import data_scope
 from langchain_runtime_authz.pep.decision_log import commit_recorded, run_event
-from langchain_runtime_authz.pep.run import Commit, Flow, new_id
+from langchain_runtime_authz.pep.run import Commit, Flow, Load, new_id
 
 
 def _commit(scope: Scope, change: Change) -> Flow[float]:
@@ -40,10 +39,11 @@ def revoke(scope: Scope, agent: tuple[str, ...], by: str = "", reason: str = "")
 
 def reinstate(scope: Scope, agent: tuple[str, ...], by: str = "", reason: str = "") -> Flow[None]:
     """Lift revocations, once that is recorded. Raises `LedgerError` after a conflict."""
+    now = (yield Load(scope, Query())).now
 
     def record(**detail: Any) -> Flow[None]:
         told = {"author": by, "reason": reason, **detail}
-        yield run_event(scope, "reinstated", time.time(), detail=told, agent=agent)
+        yield run_event(scope, "reinstated", now, detail=told, agent=agent)
 
     done = yield from commit_recorded(scope, [Reinstate(agent)], record)
     if isinstance(done, Conflict):

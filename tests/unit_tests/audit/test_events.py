@@ -13,9 +13,10 @@ from langchain_runtime_authz.audit.sinks import MemorySink
 from langchain_runtime_authz.errors import AuditError, AuthzDenied, AuthzError, Code, LedgerError
 from langchain_runtime_authz.facts.task import HumanText, content_digest
 from langchain_runtime_authz.ledger.call_changes import AnswerApproval
+from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.pep.run import drive
 from langchain_runtime_authz.pep.run_lifecycle import _pinned
-from langchain_runtime_authz.testing import ScriptedChatModel, StaticPDP
+from langchain_runtime_authz.testing import FrozenClock, ScriptedChatModel, StaticPDP
 
 from ...attack._approvals import FIVE, Scene, edit, payment
 from ...attack._kit import THREAD, human
@@ -266,6 +267,14 @@ def test_a_reinstatement_that_cannot_be_recorded_is_none(full: str) -> None:
     authz.session(**opened | {"thread": "other"}).close()
     with pytest.raises(AuthzDenied, match="revoked") if full == "reinstated" else nullcontext():
         authz.session(**opened)
+
+
+def test_operators_acts_have_the_ledgers_time() -> None:
+    """Its clock may be behind this process's: `ledger restored` puts the acts in their order by these times."""
+    authz = RuntimeAuthz(ledger=MemoryLedger(clock=FrozenClock(1000.0)), pdp=StaticPDP(permit=True))
+    authz.reinstate("t", graph="session")
+    authz.revoke("t", graph="session")
+    assert [r["ts"] for r in authz.audit.records] == [1000.0, 1000.0]  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("full", ["corrected", "everything", "started"])

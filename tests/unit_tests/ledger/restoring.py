@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,26 @@ class Restoring:
         last = [json.loads(line) for line in (place.folder / "audit.jsonl").read_text().splitlines() if '"restored"' in line]
         assert [record["detail"]["author"] for record in last] == ["user:carol"]
         assert verify_chain(place.folder / "audit.jsonl").ok
+
+    @pytest.mark.parametrize("twin", [False, True])
+    def test_a_reinstatement_that_the_ledger_did_not_take_lifts_nothing(self, place: Place, twin: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The log has it twice, the second time with the ledger's error. The twin's ledger takes it, for the agent below too."""
+        authz = place.start()
+        assert paid(authz, "a") == "permit"
+        yesterday = place.backup()
+        for agent in ((), ("session",)):
+            authz.revoke("a", graph="session", agent=agent)
+        if not twin:
+            late = LedgerError(Code.LEDGER_TIMEOUT)
+            monkeypatch.setattr(authz.ledger, "commit", lambda *_: (_ for _ in ()).throw(late))
+        with nullcontext() if twin else pytest.raises(LedgerError):
+            authz.reinstate("a", graph="session")
+        stop(authz)
+        place.restore(yesterday)
+        assert json.loads(place.accept().stdout)["revoked"] == (0 if twin else 2)
+        again = place.start()
+        assert paid(again, "a") == ("permit" if twin else "revoked")
+        stop(again)
 
     def test_what_was_open_at_the_backup_is_void(self, place: Place) -> None:
         """The harm without the command: an order of before is carried out, though nobody knows whether it was since."""
