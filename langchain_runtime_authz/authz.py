@@ -90,7 +90,7 @@ class RuntimeAuthz(Threads):
         notify: channel name → `pep.run.Notifier`, for the obligation `notify`. The channel `log` always exists.
         tenant: the tenant of all threads. It is the first part of every ledger key, and stands in records and tokens.
         zone: the IANA name of the time zone, like `Europe/Berlin`, in which policies read the time (`context.local`) and
-            calls are compared with ordered times that name no zone.
+            calls are compared with ordered times that name no zone. With it, "tomorrow" in a user's words is a date.
         planner: a chat model with structured output that compiles the user's message into a mandate. It is asked once
             per user turn, before anything runs. It sees only the user's message, and the tools' profiles and
             signatures. If it fails, the turn has no mandate. Without a planner, `mandate.words` reads declared orders.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +16,8 @@ from langchain_runtime_authz.cli.inspect import load_graph, load_object, tools_o
 from langchain_runtime_authz.errors import Code, ConfigError
 
 if TYPE_CHECKING:
+    from datetime import date
+
     from langchain_runtime_authz.mandate.model import Compiled
     from langchain_runtime_authz.tool_profile import ToolProfile
 
@@ -44,6 +47,9 @@ def explain(
         str | None,
         Option(metavar="MODULE:GRAPH", help="Read as this graph's tools would; default: as the profiles tell."),
     ] = None,
+    zone: Annotated[
+        str | None, Option(metavar="ZONE", help="Read `tomorrow` by the date in this zone, like `Europe/Berlin`.")
+    ] = None,
 ) -> Answer:
     """Show the steps that a text orders, and the parts that are dropped, with reasons.
 
@@ -54,6 +60,7 @@ def explain(
     runtime-authz mandate explain - --profiles profiles.yaml --graph my_agent:graph < request.txt
     runtime-authz mandate explain "Pay Bob 45 EUR" --profiles profiles.yaml --planner my_models:planner --json
     """
+    from langchain_runtime_authz.facts.local_time import checked_zone, local_day
     from langchain_runtime_authz.mandate.description import told
     from langchain_runtime_authz.mandate.material import material
     from langchain_runtime_authz.mandate.words import compile_words
@@ -62,7 +69,9 @@ def explain(
     said = [sys.stdin.read() if text == "-" else text for text in texts]
     declared = {name: p for name, p in load_profiles(profiles).items() if not p.draft}
     signatures = _signatures(declared, graph)
-    compiled = _planned(planner, said, declared, signatures) if planner else compile_words(said, declared, signatures)
+    today = local_day(checked_zone(zone), time.time()) if zone is not None else None
+    given = declared, signatures, today
+    compiled = _planned(planner, said, *given) if planner else compile_words(said, *given)
     found = compiled.mandate
     sentences = told(found, declared) if found is not None else []
     parts = sum(len(material(text)[1]) for text in said)
@@ -126,7 +135,11 @@ def _signatures(declared: Mapping[str, ToolProfile], graph: str | None) -> Mappi
 
 
 def _planned(
-    target: str, texts: list[str], declared: Mapping[str, ToolProfile], signatures: Mapping[str, Any]
+    target: str,
+    texts: list[str],
+    declared: Mapping[str, ToolProfile],
+    signatures: Mapping[str, Any],
+    today: date | None,
 ) -> Compiled:
     from langchain_core.language_models import BaseChatModel
 
@@ -136,4 +149,4 @@ def _planned(
     model = load_object(target, "my_models:planner", BaseChatModel)
     if not isinstance(model, BaseChatModel):
         raise ConfigError(f"`{target}` is not a chat model but {type(model).__name__}; name one")
-    return ModelPlanner(model, KnownTools(declared, signatures)).compile(texts)
+    return ModelPlanner(model, KnownTools(declared, signatures)).compile(texts, today=today)

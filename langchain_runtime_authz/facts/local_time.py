@@ -1,12 +1,17 @@
-"""Local time in a policy's time zone. This module is pure."""
+"""Local time in a time zone, and days that users name by today. Pure."""
 
 from __future__ import annotations
 
-from datetime import datetime
-from typing import Any
+import re
+from datetime import date, datetime, timedelta
+from typing import Any, Final
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from langchain_runtime_authz.errors import ConfigError
+
+_DAYS: Final = {"day before yesterday": -2, "day after tomorrow": 2, "yesterday": -1, "today": 0, "tomorrow": 1}
+DAY: Final = rf"(?:the )?(?:{'|'.join(_DAYS)})"
+_DAY: Final = re.compile(rf"(?<![\w-])(?:the )?({'|'.join(_DAYS)})(?![\w-])", re.IGNORECASE)
 
 
 def checked_zone(name: object) -> ZoneInfo:
@@ -22,3 +27,13 @@ def local_time(zone: ZoneInfo, now: float) -> dict[str, Any]:
     at = datetime.fromtimestamp(now, zone)
     day = {"date": at.date().isoformat(), "weekday": at.isoweekday()}
     return {"zone": zone.key, **day, "hour": at.hour, "minute": at.minute}
+
+
+def local_day(zone: ZoneInfo | None, at: float) -> date | None:
+    """Return the date of a moment in a zone; None if one of the two is not known."""
+    return datetime.fromtimestamp(at, zone).date() if zone is not None and at else None
+
+
+def dated(said: str, today: date) -> str:
+    """Return a text with an ISO 8601 date in place of each "today" or "tomorrow"."""
+    return _DAY.sub(lambda found: (today + timedelta(days=_DAYS[found[1].lower()])).isoformat(), said)

@@ -23,7 +23,7 @@ MAX_TASK_TEXT: Final = 4000  # characters of task text in a request; the digest 
 class HumanText:
     """One text that changed the task.
 
-    `key`: the sender's id for it. `author`: `type:id`. `epoch`: the ledger's. `own`: the thread's subject wrote it;
+    `key`: the sender's id for it. `author`: `type:id`. `epoch`, `at`: the ledger's, `at` in epoch seconds. `own`: the thread's subject wrote it;
     texts of others can only narrow the task. `past`: it came in a history, already answered. `mixed`: it has several
     blocks, perhaps an attachment, or came together with texts of other people. Past and mixed texts order nothing.
     """
@@ -34,12 +34,14 @@ class HumanText:
     own: bool = True
     author: str = ""
     epoch: int = field(default=0, compare=False)
+    at: float = field(default=0.0, compare=False)
     past: bool = field(default=False, compare=False)
     mixed: bool = field(default=False, compare=False)
 
     def by(self, author: str, *, own: bool) -> HumanText:
         """Return a copy with the author set. `own` can only change to False."""
-        return HumanText(self.digest, self.text, self.key, self.own and own, author, self.epoch, self.past, self.mixed)
+        own = self.own and own
+        return HumanText(self.digest, self.text, self.key, own, author, self.epoch, self.at, self.past, self.mixed)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from datetime import date
 from itertools import takewhile
 from typing import Any, Final
 
@@ -47,8 +48,8 @@ stand in them, and values of a tool that is marked `inside`, if `user` says at l
 ticket T-5", the message "No, set it to pending" orders `pending` for T-5.
 
 Name every argument that matters. An argument that you do not name must not be given, or be its default.
-- const: a value that stands in the user's words, as a whole word, name, path, address, number or date. Copy it. Never
-  invent, complete or translate one. Only if a tool asks for absolute paths, a file's name may get a slash: "notes.md" is
+- const: a value that stands in the user's words, as a whole word, name, path, address, number or date, like "tomorrow at
+  2 pm". Copy it. Never invent, complete or translate one. Only if a tool asks for absolute paths, a file's name may get a slash: "notes.md" is
   "/notes.md". One place in the words serves one argument. All values of a step stand in one sentence of `user`.
 - own: the user's own account or address.
 - one_of, between, within: a choice, a range, or a folder, of values that stand in the user's words.
@@ -97,12 +98,14 @@ class ModelPlanner:
         self._model = model.with_structured_output(planner_schema())
         self._tools = tools
 
-    def _plan(self, texts: Sequence[str], earlier: Sequence[str] = ()) -> Flow[Mandate | None]:
-        return (yield from self._compile(texts, earlier)).mandate
+    def _plan(
+        self, texts: Sequence[str], earlier: Sequence[str] = (), today: date | None = None
+    ) -> Flow[Mandate | None]:
+        return (yield from self._compile(texts, earlier, today)).mandate
 
     plan, aplan = both(_plan)
 
-    def _compile(self, texts: Sequence[str], earlier: Sequence[str] = ()) -> Flow[Compiled]:
+    def _compile(self, texts: Sequence[str], earlier: Sequence[str] = (), today: date | None = None) -> Flow[Compiled]:
         earlier = _context(texts, earlier)
         try:
             if (prompt := self._prompt(texts, earlier)) is None:
@@ -111,7 +114,7 @@ class ModelPlanner:
             if not isinstance(answer, Mapping):
                 raise TypeError(f"the answer is {type(answer).__name__}, not a mandate")
             mandate = load_mandate({k: v for k, v in answer.items() if k not in _NOT_ITS["Mandate"]})
-            compiled = backed(mandate, texts, self._tools.declared, self._tools.signatures, earlier)
+            compiled = backed(mandate, texts, self._tools.declared, self._tools.signatures, earlier, today)
         except Exception as exc:  # noqa: BLE001  (a foreign model, and its answer)
             _log.warning("the planner failed, so there is no mandate: %s", type(exc).__name__)
             return Compiled(None, (Dropped("the planner's answer", f"the planner failed: {type(exc).__name__}"),))

@@ -124,7 +124,7 @@ class AdvanceEpoch(Change):
 
     def apply(self, t: Thread, now: float) -> None:
         t.epoch += not self.first
-        texts = [replace(text, epoch=t.epoch) for text in self.texts]
+        texts = [replace(text, epoch=t.epoch, at=now) for text in self.texts]
         t.log.extend(texts)
         t.task = extend(t.task, texts, correction=not self.first)
         if self.deliver:

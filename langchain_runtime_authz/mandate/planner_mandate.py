@@ -12,11 +12,13 @@ dropped, but its values are never corrected. Parts that only narrow the mandate 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
 from typing import Any, Final
 
 from langchain_runtime_authz.facts.argument_atoms import DESTINATIONS
 from langchain_runtime_authz.mandate import model
 from langchain_runtime_authz.mandate.argument_matching import COUNTED, choosing, is_default, kind_of
+from langchain_runtime_authz.mandate.days import on_days, stands_alone
 from langchain_runtime_authz.mandate.languages import languages
 from langchain_runtime_authz.mandate.message_places import MAX_OWN, Place, Texts
 from langchain_runtime_authz.mandate.output_rows import chosen_by, worth
@@ -35,17 +37,18 @@ def backed(
     profiles: Mapping[str, ToolProfile],
     signatures: Mapping[str, Mapping[str, Any]],
     earlier: Sequence[str] = (),
+    today: date | None = None,
 ) -> model.Compiled:
     """Return the backed part of a planner's mandate, and a list of the dropped parts.
 
-    `earlier`: the user's earlier messages, which order nothing.
+    `earlier`: the user's earlier messages, which order nothing. `today`: the date of the newest message.
     """
     words = Texts(texts, earlier)
     if words.too_long:
         return model.Compiled(
             None, (model.Dropped("the mandate", f"the user's own words are longer than {MAX_OWN} characters"),)
         )
-    check = _Check(mandate, words, profiles, signatures)
+    check = _Check(mandate, words, profiles, signatures, today)
     for step in mandate.steps:
         check.take(step)
     check.uncross()
@@ -85,8 +88,9 @@ class _Check:
         words: Texts,
         profiles: Mapping[str, ToolProfile],
         signatures: Mapping[str, Mapping[str, Any]],
+        today: date | None,
     ) -> None:
-        self.mandate, self.words, self.profiles = mandate, words, profiles
+        self.mandate, self.words, self.profiles, self.today = mandate, words, profiles, today
         self.signatures = {name: arguments(signature) for name, signature in signatures.items()}
         self.placing = Placing(words)
         self.needs = 0
@@ -201,7 +205,10 @@ class _Check:
         for claim in placed:
             said.setdefault(claim.need.owner, []).append(claim.place)
         plain = {n: self._said(a, said.get(n)) for n, a in args.items()}
-        self.kept[step.id] = step.model_copy(update={"args": plain})
+        # "Today" of an earlier message may be over.
+        days = [claim.place for claim in placed if claim.need.owner in profile.when]
+        sure = all(n >= self.words.newest and stands_alone(self.words.segments[n].text, *span) for n, *span in days)
+        self.kept[step.id] = on_days(step.model_copy(update={"args": plain}), profile, self.today if sure else None)
         return None
 
     def _enumerated(self, tool: str, name: str, value: object) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
 from itertools import pairwise
 from textwrap import shorten
 from types import MappingProxyType
@@ -19,6 +20,7 @@ from typing import Any, Final
 
 from langchain_runtime_authz._regex import normalize
 from langchain_runtime_authz.facts.task import content_digest
+from langchain_runtime_authz.mandate.days import on_days
 from langchain_runtime_authz.mandate.languages import Language, Token, languages, words_of
 from langchain_runtime_authz.mandate.model import Compiled, Dropped, Mandate, Step
 from langchain_runtime_authz.mandate.order_matching import Match
@@ -53,6 +55,7 @@ def compile_words(
     texts: Sequence[str],
     profiles: Mapping[str, ToolProfile],
     signatures: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+    today: date | None = None,
 ) -> Compiled:
     """Compile the mandate of one turn, or list what was not understood.
 
@@ -60,6 +63,7 @@ def compile_words(
         texts: the user's messages of the turn, in order.
         profiles: tool → profile.
         signatures: tool → the JSON schema of its arguments. Without one, each critical argument is required.
+        today: the date of the messages. Without it, "tomorrow" is a common word.
     """
     found = Compiled(None, ())
     if sum(map(len, texts)) > MAX_TEXT or sum(t.count("\n") for t in texts) > MAX_LINES:
@@ -68,9 +72,10 @@ def compile_words(
         if why := _unplain(text):
             return _nothing(text, why)
     for language in languages():
-        found = _Turn(language, profiles, signatures).read(texts)
-        if found.mandate is not None:
-            break
+        for day in dict.fromkeys((today, None)):
+            found = _Turn(language, profiles, signatures, day).read(texts)
+            if found.mandate is not None:
+                return found
     return found
 
 
@@ -97,9 +102,13 @@ def _unplain(text: str) -> str | None:
 
 class _Turn:
     def __init__(
-        self, language: Language, profiles: Mapping[str, ToolProfile], signatures: Mapping[str, Mapping[str, Any]]
+        self,
+        language: Language,
+        profiles: Mapping[str, ToolProfile],
+        signatures: Mapping[str, Mapping[str, Any]],
+        today: date | None,
     ) -> None:
-        self.language, self.data = language, language.data
+        self.language, self.data, self.today = language, language.data, today
         tools = [
             Tool(name, profile, schema if isinstance(schema := signatures.get(name), Mapping) else {}, language)
             for name, profile in profiles.items()
@@ -123,7 +132,13 @@ class _Turn:
         for self.text in texts:
             self.digest = content_digest(self.text)
             self.matches.clear()
-            at, tokens = 0, [*self.language.tokens(self.text), Token("end", "", len(self.text), len(self.text))]
+            at, tokens = (
+                0,
+                [
+                    *self.language.tokens(self.text, days=self.today is not None),
+                    Token("end", "", len(self.text), len(self.text)),
+                ],
+            )
             ends = [n for n, token in enumerate(tokens) if token.kind == "end"]
             sentences = len([end for end in ends if end and tokens[end - 1].kind != "end"])
             if sentences > MAX_LINES:
@@ -142,7 +157,7 @@ class _Turn:
         for tool, step in self.kept:
             said = (step.tool, *_said(step).items())
             if tool.profile.ordered and said not in steps:  # an order that is repeated counts once
-                steps[said] = step.model_copy(update={"id": f"{len(steps) + 1}"})
+                steps[said] = on_days(step.model_copy(update={"id": f"{len(steps) + 1}"}), tool.profile, self.today)
         numbered = in_order([*steps.values()], {tool.name: tool.profile for tool in self.tools})
         return Compiled(None if dropped or not steps else Mandate(steps=numbered, source="words"), tuple(dropped))
 

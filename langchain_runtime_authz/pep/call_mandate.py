@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
+from langchain_runtime_authz.facts.local_time import local_day
 from langchain_runtime_authz.ledger.base import Approval, CallRow, Scope
 from langchain_runtime_authz.ledger.changes import SetMark
 from langchain_runtime_authz.mandate.argument_matching import is_default
@@ -87,9 +88,9 @@ def _compiled(run: Run, said: TaskWords) -> Mandate | None:
     # Imported here, because importing the package does not need it.
     from langchain_runtime_authz.mandate.words import compile_words
 
-    tools = run.engine.tools
+    tools, today = run.engine.tools, local_day(run.engine.zone, said.turn.at)
     try:
-        found = compile_words(said.turn.texts, tools.declared, tools.signatures).mandate
+        found = compile_words(said.turn.texts, tools.declared, tools.signatures, today).mandate
     except Exception as exc:  # noqa: BLE001  (what cannot be read orders nothing)
         _log.warning("the user's words were not read: %s", type(exc).__name__)
         return None

@@ -8,6 +8,7 @@ import logging
 import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from functools import partial, wraps
 from os import urandom
 from typing import TYPE_CHECKING, Any, Concatenate, Final, NamedTuple, ParamSpec, Protocol, TypeVar, runtime_checkable
@@ -57,14 +58,16 @@ def new_id() -> str:
 class Planner(Protocol):
     """Compiles a mandate from the user's texts only."""
 
-    def plan(self, texts: Sequence[str], earlier: Sequence[str] = ()) -> Mandate | None:
+    def plan(self, texts: Sequence[str], earlier: Sequence[str] = (), today: date | None = None) -> Mandate | None:
         """Return the mandate of the texts of one turn, or `None`. Never raises.
 
-        `earlier`: the user's earlier texts, which order nothing.
+        `earlier`: the user's earlier texts, which order nothing. `today`: the user's date, for "tomorrow".
         """
         ...
 
-    async def aplan(self, texts: Sequence[str], earlier: Sequence[str] = ()) -> Mandate | None: ...
+    async def aplan(
+        self, texts: Sequence[str], earlier: Sequence[str] = (), today: date | None = None
+    ) -> Mandate | None: ...
 
 
 @runtime_checkable

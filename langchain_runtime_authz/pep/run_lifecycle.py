@@ -15,6 +15,7 @@ from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.evaluation import Subject, deny
 from langchain_runtime_authz.facts import checkpoint_head as heads
 from langchain_runtime_authz.facts.delegation_edges import edge
+from langchain_runtime_authz.facts.local_time import local_day
 from langchain_runtime_authz.facts.task import HumanText, changed, content_digest
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.ledger import changes as ledger
@@ -120,7 +121,8 @@ def _planned(run: Run, planner: Planner, known: Snapshot) -> Flow[Mandate | None
     name = f"mandate:{said.key}"
     kept: Snapshot = yield Load(run.scope, Query(marks=(name,)))
     if name not in kept.marks:
-        found: Mandate | None = yield Perform(planner.plan, planner.aplan, said.texts, earlier_texts(known.log, said))
+        given = said.texts, earlier_texts(known.log, said), local_day(run.engine.zone, said.at)
+        found: Mandate | None = yield Perform(planner.plan, planner.aplan, *given)
         if found is not None:
             found = found.of("planner", name)
             yield mandate_event(run, found)  # recorded before it counts, because later entries do not record it

@@ -34,13 +34,14 @@ MAX_FOUND: Final = 16_384  # values found in these outputs, per thread
 class Turn(NamedTuple):
     """The texts that the user sent at once.
 
-    `key` names the turn. Reads since the epoch `since` are reads for its order; those since `fresh` are not outdated.
+    `key` names the turn. `at`: when it came, by the ledger. Reads since the epoch `since` are reads for its order; those since `fresh` are not outdated.
     """
 
     texts: tuple[str, ...] = ()
     key: str = ""
     since: int = 0
     fresh: int = 0
+    at: float = 0.0
 
 
 NO_TURN: Final = Turn()
@@ -183,7 +184,7 @@ def turn(log: Sequence[HumanText]) -> Turn:
         if len(newest) == 1 and said and continues(newest[0].text):  # after a state edit, it is unclear with what
             continue
         since = max(newest[0].epoch, fresh)
-        return Turn(texts, f"{newest[0].epoch}:{newest[-1].digest}", since, fresh)
+        return Turn(texts, f"{newest[0].epoch}:{newest[-1].digest}", since, fresh, newest[0].at)
     return NO_TURN
 
 

@@ -6,6 +6,7 @@ Or it searches for what it read.
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 
 from langchain_core.tools import ToolException
 
@@ -206,6 +207,15 @@ def test_a_zone_counts_also_in_a_range_and_in_a_condition(order: Mandate, fits: 
     assert ran("Go", *other, protected=True, zone="Europe/Berlin", **given) == [*other[:-1]]
     assert ran("Go", *other, protected=True, **given) == [*other[:-1]]
     assert ran("Go", *other, protected=False, **given) == [*other]
+
+
+@pytest.mark.parametrize(("zone", "day", "other"), [("Europe/Berlin", "2027-01-01", "2027-01-02"), ("Asia/Tokyo", "2027-01-02", "2027-01-01")])
+def test_tomorrow_is_a_day_in_the_users_zone(zone: str, day: str, other: str, go: Any) -> None:
+    said, late = 'Plan "Lunch" on tomorrow', datetime(2026, 12, 31, 22, 30, tzinfo=UTC).timestamp()
+    for call, happens in ((meet(day), True), (meet(other), False)):
+        assert len(ran(said, call, go=go, protected=True, zone=zone, ledger=MemoryLedger(clock=lambda: late))) == happens
+        assert ran(said, call, go=go, protected=True, ledger=MemoryLedger(clock=lambda: late)) == []
+        assert len(ran(said, call, go=go, protected=False)) == 1
 
 
 def test_a_query_leaves_also_if_it_names_no_address(go: Any) -> None:

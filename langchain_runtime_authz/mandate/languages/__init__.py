@@ -16,6 +16,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from langchain_runtime_authz.facts.local_time import DAY, dated
 from langchain_runtime_authz.facts.normal_forms import decimals, forms, mentions
 
 NUMBER: Final = r"\d(?:[\d.,'’]{0,20}\d)?"
@@ -31,6 +32,7 @@ _WORD: Final = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
 _UNREAD: Final = re.compile(
     r"[\d.,:/+'’\-]+|\d[\d.,'’]*\D{0,3}|.*[a-z]\.[A-Z][a-z].*|(?:[A-Za-z][./])+[A-Za-z]?|[\w-]*\d/[\w-]*\d|.*\w\.\..*"
 )  # "1.5k", "e.g", "T-1/T-2", "T-1..T-9"
+_ANY_DAY: Final = date(2000, 1, 3)
 _WORDLIKE: Final = frozenset({"word", "name", "sep", "colon"})
 PARTS: Final = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 
@@ -99,26 +101,32 @@ class Language:
         day, year, time = r"\d{1,2}(?:st|nd|rd|th)?", r"(?:,? \d{4})?", r"\d{1,2}(?::\d\d(?: ?[ap]m)?| ?[ap]m)"
         weekday = "|".join(data["weekdays"])
         day_of = rf"(?:(?:{weekday}),? )?(?:\d{{4}}-\d\d-\d\d|\d{{1,2}}[/.]\d{{1,2}}[/.]\d{{4}}|(?:{month}) {day}{year}|(?:the )?{day} (?:of )?(?:{month}){year})(?!,? ['’]?\d\d(?![\w:]))"
+        marks = r"(?P<bullet>^[ \t]*(?:[-*•]|\d{1,2}[.)])[ \t]+)|(?P<end>\n+|[.!?;]+(?=\s|\Z))|(?P<sep>,(?=\s|\Z))|(?P<colon>:(?=\s|\Z))"
         value = {  # in order of preference; each ends where a word ends
             "quote": r"\"[^\"“”\n]{1,1000}\"|“[^\"“”\n]{1,1000}”|`[^`\n]{1,1000}`|'[^'‘’\n]{1,1000}'|‘[^‘\n’]{1,1000}’",
-            "date": rf"{day_of}(?:,? (?:at )?{time}|T{time})?|{time},? (?:on )?{day_of}",
+            "date": "{0}(?:,? (?:at )?{1}|T{1})?|{1},? (?:on )?{0}",
             "money": rf"(?:{code}) ?{NUMBER}|{NUMBER} ?(?:{code})",
             "name": rf"(?:{'|'.join(data['titles'])})\. {_NAME.pattern}",
             "iban": r"[A-Z]{2}\d\d(?: [A-Z0-9]{4}){2,7}(?: [A-Z0-9]{1,3})?",
             "phone": r"(?:\+\d{1,3}|0\d{2,4})(?: \d{2,7}){0,3} \d{4,7}|\+\d{8,15}",
             "rest": r"\S+?",
         }
-        marks = r"(?P<bullet>^[ \t]*(?:[-*•]|\d{1,2}[.)])[ \t]+)|(?P<end>\n+|[.!?;]+(?=\s|\Z))|(?P<sep>,(?=\s|\Z))|(?P<colon>:(?=\s|\Z))"
-        values = "|".join(rf"(?P<{kind}>(?:{pattern})(?=[.,;:!?]*(?:\s|\Z)))" for kind, pattern in value.items())
-        self.token = re.compile(f"{marks}|{values}", re.MULTILINE)
 
-    def tokens(self, text: str) -> Iterator[Token]:
-        at = 0
+        def token(day: str) -> re.Pattern[str]:
+            kinds = {**value, "date": value["date"].format(f"(?:{day})", time)}
+            found = "|".join(rf"(?P<{kind}>(?:{pattern})(?=[.,;:!?]*(?:\s|\Z)))" for kind, pattern in kinds.items())
+            return re.compile(f"{marks}|{found}", re.MULTILINE)
+
+        self.token, self.token_or_day = token(day_of), token(f"{day_of}|(?i:{DAY})")
+
+    def tokens(self, text: str, *, days: bool = False) -> Iterator[Token]:
+        """Yield the tokens of a text. With `days`, "tomorrow" is a date."""
+        pattern, at = self.token_or_day if days else self.token, 0
         while at < len(text):
             if text[at] in " \t\r":
                 at += 1
                 continue
-            found = self.token.match(text, at)
+            found = pattern.match(text, at)
             if found is None:
                 yield Token("odd", text[at:], at, len(text))
                 return
@@ -138,7 +146,8 @@ class Language:
             start, end, said = start + 1, end - 1, said[1:-1]
             kind = "odd" if said != said.strip() else kind
         elif kind == "date":
-            dates = [f.removeprefix("date:") for f in forms(said, said=True) if f.startswith("date:")]
+            day = dated(said, _ANY_DAY)
+            dates = [f.removeprefix("date:") for f in forms(day, said=True) if f.startswith("date:")]
             weekday = next((n for n, w in enumerate(self.data["weekdays"]) if said.startswith(w)), None)
             kind = kind if len(dates) == 1 else "odd"
             if kind == "date" and weekday is not None:  # only a date with a year tells if the weekday is right

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -117,10 +118,18 @@ def test_without_a_planner_the_words_are_read(run: Run, monkeypatch: pytest.Monk
     found = explain(run, "Look. Why?")
     assert found.exit_code == 1
     assert found.stdout == 'understood:\n  read: look\ndropped:\n  "Why?": it is a question\n' + NOTE
-    texts, profiles, signatures = seen
-    assert texts == ["Look. Why?"]
+    texts, profiles, signatures, today = seen
+    assert texts == ["Look. Why?"] and today is None
     assert set(profiles) == set(signatures) == {"send_money", "look"}
     assert set(signatures["send_money"]["properties"]) == {"recipient", "amount"}
+
+
+def test_tomorrow_is_a_date_in_a_zone(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "profiles.yaml").write_text("tools:\n  plan: {critical: {title: name}, when: [day], intent: ['plan {title} for {day}']}\n")
+    assert "nothing is ordered" in explain(run, 'Plan "Lunch" for tomorrow').stdout
+    assert re.search(r"plan, title = Lunch.*, day = '?\d{4}-\d\d-\d\d", explain(run, 'Plan "Lunch" for tomorrow', "--zone", "Asia/Tokyo").stdout)
+    wrong = explain(run, 'Plan "Lunch" for tomorrow', "--zone", "Tokyo")
+    assert wrong.exit_code == 2 and "IANA name" in wrong.stderr
 
 
 @pytest.mark.parametrize("intent", ["", ", intent: ['send {amount} to {recipient}']"])
