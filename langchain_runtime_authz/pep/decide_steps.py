@@ -109,9 +109,11 @@ def _keep(run: Run, key: tuple[Any, ...], began: float, lasting: bool, found: De
 
 
 def if_alive(run: Run, permit: Decision, step: Flow[Decision]) -> Flow[Decision]:
-    """Return the cached permit if the run is live, else decide by `step`."""
+    """Return the cached permit if run and workload are live, else decide by `step`."""
     try:
-        alive = not (run.closed or run.engine.killed) and (yield (Status, run.scope.tenant, run.jti)) == "live"
+        ends = run.engine.identity.expires_at
+        stopped = run.closed or run.engine.killed or (ends is not None and time.time() >= ends)
+        alive = not stopped and (yield (Status, run.scope.tenant, run.jti)) == "live"
     except Exception:  # noqa: BLE001
         alive = False
     return permit if alive else (yield from step)

@@ -33,6 +33,7 @@ def test_a_policy_that_reads_what_changes(kind: str, go: Any, ran: Any) -> None:
 STOPS: dict[str, tuple[Callable[[RuntimeAuthz, str], Any], str]] = {
     "revoke": (lambda authz, name: authz.revoke("t", graph=name), "revoked"),
     "correct": (lambda authz, name: authz.correct("t", "STOP", graph=name), "stale_epoch"),
+    "unproven": (lambda authz, _: setattr(authz.identity, "expires_at", 0.0), "workload_unproven"),
 }
 
 
