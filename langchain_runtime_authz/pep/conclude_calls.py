@@ -166,7 +166,7 @@ def conclude(
             yield decision_log.anomaly(run, "credential_leaked", ticket.decision_id, now)
     except Exception as exc:  # noqa: BLE001  (the call ran: a failing record must not lose its result)
         again = partial(conclude, run, ticket, call, state, result, question=question)
-        lost = done is None and side_effect and state != "released"
+        lost = done is None and (side_effect or leaked) and state != "released"
         calls_in_doubt.keep_end(run, ticket, again if lost else None)
         run.engine.lost("the end of a call", exc, run, ticket.decision_id)
 

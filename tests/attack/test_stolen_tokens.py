@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from langchain_runtime_authz.credential.verifier import Verifier
+from langchain_runtime_authz.errors import LedgerError
 from langchain_runtime_authz.pep import claim_calls
 from langchain_runtime_authz.resource_server.dpop import ProofVerifier
 from langchain_runtime_authz.resource_server.server import ProtectedApp, ResourceServer
@@ -159,3 +160,27 @@ def test_an_inner_agent_has_no_part_in_the_outer_call(road: str, protected: bool
         assert found["node"] == "credential_unavailable" and found["actor"] == "outer/inner"
     else:
         assert found["node"] == "static"
+
+
+@pytest.mark.parametrize("effect", ["read", "pay"])
+@pytest.mark.parametrize("leaks", [True, False], ids=["leaks", "twin"])
+def test_a_ledger_that_fails_at_the_end_of_a_leak_revokes_all_the_same(leaks: bool, effect: Any) -> None:
+    """Once it answers again, before the next step. The twin's tool returns nothing of its token, and may go on."""
+    profile = ToolProfile(effect=effect, sink="external", idempotent=True, audience=(BANK,))
+    authz = RuntimeAuthz(pdp=StaticPDP(True), profiles={"leaky": profile})
+    commit = authz.ledger.commit
+
+    def late(*given: Any) -> Any:
+        authz.ledger.commit = commit  # type: ignore[method-assign]
+        raise LedgerError(Code.LEDGER_TIMEOUT)
+
+    def leaky() -> str:
+        token = current_call().credential().token
+        authz.ledger.commit = late  # type: ignore[method-assign]
+        return token if leaks else "done"
+
+    guarded = authz.guard(a_tool("leaky", leaky))
+    with authz.run(subject="alice"):
+        assert guarded.invoke({}) == ("[redacted credential]" if leaks else "done")
+        with pytest.raises(AuthzDenied) if leaks else contextlib.nullcontext():
+            guarded.invoke({})
