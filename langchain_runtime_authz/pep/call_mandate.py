@@ -24,6 +24,7 @@ _log = logger(__name__)
 APPLICATION_MANDATE: Final = (
     "mandate:application"  # name of the ledger mark (a named text) with the mandate and its epoch
 )
+_UNSURE: Final = "unsure "  # prefix of the counts of calls that may not run
 
 
 class ApplicationMandate(NamedTuple):
@@ -150,19 +151,28 @@ def _task_of_words(run: Run, turn: Turn, mandate: Mandate | None, call: Call) ->
 
 
 def standing_of(
-    binding: Binding, counters: Mapping[str, int], row: CallRow | None, approval: Approval | None, ahead: dict[str, int]
+    binding: Binding,
+    counters: Mapping[str, int],
+    row: CallRow | None,
+    approval: Approval | None,
+    ahead: dict[str, int],
+    *,
+    refused: bool = False,
 ) -> Standing:
     """Return how a call compares with the mandate. Add its counts to `ahead`.
 
-    `counters` are the ledger's counts, `ahead` the counts of earlier calls of the same message.
+    `counters` are the ledger's counts, `ahead` the counts of earlier calls of the same message. What waits for a call
+    that is `refused`, or may be, does not go in one message with it.
     """
     again, counts = row is not None and approval is None, {}
     for counter, by in binding.counters.items():
-        others = 0 if counter in binding.alone else ahead.get(counter, 0)
+        others = ahead.get(f"{_UNSURE}{counter}" if counter in binding.alone else counter, 0)
         counts[counter] = max(counters.get(counter, 0) - by * again, 0) + others
     standing = binding.standing(counts)
+    unsure = refused or standing.standing != "covered"
     for spend in standing.spends:
-        ahead[spend.counter] = ahead.get(spend.counter, 0) + spend.by
+        for counter in (spend.counter, f"{_UNSURE}{spend.counter}")[: 1 + unsure]:
+            ahead[counter] = ahead.get(counter, 0) + spend.by
     return standing
 
 

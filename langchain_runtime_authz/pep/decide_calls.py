@@ -190,7 +190,8 @@ def _described(
         ahead[counter] = before + int(row is None)
     standing = NO_STANDING
     if binding is not None:
-        standing = standing_of(binding, snapshot.counters, row, approval, ahead)
+        refused = decision is not _UNDECIDED
+        standing = standing_of(binding, snapshot.counters, row, approval, ahead, refused=refused)
     doubts, repeats = doubted(run, snapshot, call, key, deeds, approval) if snapshot.doubts and not replay else ((), ())
     if doubts and standing.standing == "covered":  # the call in doubt may have used up the step that orders this one
         standing = standing._replace(standing="deviates", deviations=(Deviation("", "spent", ""),))

@@ -43,9 +43,9 @@ def const(value: Any) -> Any:
 
 
 def ran(
-    said: str, *calls: Call | AIMessage, go: Any, protected: bool, planned: Sequence[Any] = (), failing: str = "", approved: int = 0, mandate: Any = None, **options: Any
+    said: str, *calls: Call | AIMessage, go: Any, protected: bool, planned: Sequence[Any] = (), failing: str = "", answers: Sequence[str] = (), mandate: Any = None, **options: Any
 ) -> list[Call]:
-    """Return the calls that ran, with so many questions `approved`. The tool `failing` fails the first time."""
+    """Return the calls that ran, with `answers` to its questions. The tool `failing` fails the first time."""
     happened: list[Call] = []
 
     def act(name: str, **given: Any) -> str:
@@ -69,8 +69,8 @@ def ran(
     graph = authz.protect(graph) if authz is not None else graph
     with authz.run(subject="alice", mandate=mandate) if authz is not None else nullcontext():
         state = go(graph, {"messages": [HumanMessage(said)]}, THREAD)
-        while approved and asked(state):
-            state, approved = go(graph, Command(resume={"decisions": [{"type": "approve"}]}), THREAD), approved - 1
+        for answer in answers if asked(state) else ():
+            state = go(graph, Command(resume={"decisions": [{"type": answer}] * len(asked(state))}), THREAD)
     return happened
 
 
@@ -142,9 +142,15 @@ def test_a_write_inside_may_go_with_the_one_before_it_but_not_after_its_failure(
     assert ran(said, NOTED, OTHER, go=go, protected=False, failing="store") == [NOTED, OTHER]
 
 
+def test_a_write_inside_does_not_go_with_one_that_a_person_rejects(go: Any) -> None:
+    said, wrong = "Store db-2 to db-3. Store db-1 to db-2.", ("store", {"source": "db-2", "target": "db-9"})
+    assert ran(said, at_once(wrong, OTHER), go=go, protected=True, answers=["reject"]) == []
+    assert sorted(ran(said, at_once(wrong, OTHER), go=go, protected=False), key=str) == sorted((wrong, OTHER), key=str)
+
+
 def test_a_retry_that_succeeds_makes_up_for_the_failure(go: Any) -> None:
     said, given = "Copy db-1 to db-2, then drop db-1.", {"go": go, "planned": (BACKUP, DROP), "failing": "copy"}
-    assert ran(said, BACKUP, BACKUP, DROP, protected=True, approved=1, **given) == [BACKUP, BACKUP, DROP]
+    assert ran(said, BACKUP, BACKUP, DROP, protected=True, answers=["approve"], **given) == [BACKUP, BACKUP, DROP]
     assert ran(said, BACKUP, DROP, BACKUP, protected=True, **given) == [BACKUP]
     assert ran(said, BACKUP, DROP, BACKUP, protected=False, **given) == [BACKUP, DROP, BACKUP]
 
