@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from posixpath import normpath
 
-from langchain_runtime_authz.facts.normal_forms import fold
+from langchain_runtime_authz.facts.normal_forms import fold, identifiers
 from langchain_runtime_authz.mandate.model import Const, Each, Field, OneOf, Pick, Step, Within
+from langchain_runtime_authz.mandate.value_matching import SEVERAL
 from langchain_runtime_authz.mandate.vocabulary import TARGETS
 from langchain_runtime_authz.tool_profile import ToolProfile
 
@@ -44,22 +46,30 @@ def _hits(step: Step, profile: ToolProfile) -> Hits:
     found: Hits = {}
     for name, argument in step.args.items():
         kind, place = profile.critical.get(name), getattr(argument, "said", None) or step.id
-        targets: dict[object, object] = {}
+        values: Sequence[object] = ()
         if isinstance(argument, Const):
-            targets = dict.fromkeys(argument.value if isinstance(argument.value, tuple) else (argument.value,), place)
+            values = argument.value if isinstance(argument.value, tuple) else (argument.value,)
         elif isinstance(argument, OneOf):
-            targets = dict.fromkeys(argument.values, place)
+            values = argument.values
         elif isinstance(argument, Within):
-            targets = {argument.prefix: place}
-        elif isinstance(argument, Field | Pick | Each):
+            values = (argument.prefix,)
+        targets: dict[str, object] = {one: place for value in values for one in _spellings(str(value))}
+        if isinstance(argument, Field | Pick | Each):
             targets = {f"{argument.step} {argument.path}": place}
         if isinstance(argument, Pick) and argument.min is argument.max is None:
             records, (choice,) = (*sorted(argument.where),), targets  # other values of these fields: another record
             targets = {choice: records, f"{choice} {sorted(argument.where.items())}": place}
         if kind in TARGETS or kind == "url":
             of = step.tool if kind == "principal" else ""
-            found |= {f"{of} /{fold(str(target)).strip('/')}".rstrip("/"): at for target, at in targets.items()}
+            found |= {f"{of} {target}".rstrip("/"): at for target, at in targets.items()}
     return found or {step.tool: step.id}
+
+
+def _spellings(target: str) -> tuple[str, ...]:
+    """Return a target as a path (of a pattern: its folder), and its addresses."""
+    path, *pattern = SEVERAL.split(fold(target).replace("\\", "/"), maxsplit=1)
+    path = path.rpartition("/")[0] if pattern else path
+    return normpath(f"/{path.lstrip('/')}"), *identifiers(target)
 
 
 def _meet(one: Hits, other: Hits) -> bool:

@@ -100,6 +100,8 @@ def test_a_step_waits_until_the_one_before_it_has_succeeded(calls: tuple[Any, ..
 SHARED: dict[str, tuple[str, tuple[Any, ...], Call]] = {  # words, their steps, and the last one's call
     "folder": ("Copy docs/1 to db-2. Drop what is in docs", (("copy", {"source": "docs/1", "target": "db-2"}), ("drop", {"database": {"kind": "within", "prefix": "docs"}})), ("drop", {"database": "docs/1"})),
     "choice": ("Copy db-1 to db-2. Drop db-1 or db-4", (BACKUP, ("drop", {"database": {"kind": "one_of", "values": ["db-1", "db-4"]}})), DROP),
+    "spelling": ("Copy ./a//b.txt to db-2. Drop a/b.txt", (("copy", {"source": "./a//b.txt", "target": "db-2"}), ("drop", {"database": "a/b.txt"})), ("drop", {"database": "a/b.txt"})),
+    "pattern": ("Copy 'logs/*.txt' to db-2. Drop logs/b.txt", (("copy", {"source": "logs/*.txt", "target": "db-2"}), ("drop", {"database": "logs/b.txt"})), ("drop", {"database": "logs/b.txt"})),
     "root": ("Copy a.txt to db-2. Drop a.txt", (("copy", {"source": "a.txt", "target": "db-2"}), ("drop", {"database": "/a.txt"})), ("drop", {"database": "/a.txt"})),
     "read": ("Copy db-2 to db-3. Read my diary. Copy db-1 to db-2", (SAVE, ("diary", {}), (*OVERWRITE, {"after": "s1"})), OVERWRITE),
 }  # fmt: skip
