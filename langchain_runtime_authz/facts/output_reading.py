@@ -48,7 +48,7 @@ class Prose(NamedTuple):
     text: str
     origin: Trust
     source: str
-    folded: str = ""  # `text` without case, in which `Memory` searches
+    folded: str = ""  # `text` without case, in which `TextsRead` searches
 
 
 class Observation(NamedTuple):

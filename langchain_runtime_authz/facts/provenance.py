@@ -68,7 +68,7 @@ class Provenance(NamedTuple):
         return found
 
 
-class Memory:
+class TextsRead:
     """The texts that this process read, newest last, and values that the ledger lacks."""
 
     __slots__ = ("_folded", "_found", "prose")
@@ -93,7 +93,7 @@ class Memory:
         return {k: list(dict.fromkeys((*ledger.get(k, ()), *self._found.get(k, ())))) for k in keys}
 
 
-NO_MEMORY: Final = Memory()
+NO_TEXTS: Final = TextsRead()
 
 
 class Evidence(NamedTuple):
@@ -102,7 +102,7 @@ class Evidence(NamedTuple):
     words: UserWords
     own: frozenset[str] = frozenset()
     seen: Mapping[str, Sequence[Sighting]] = MappingProxyType({})
-    memory: Memory = NO_MEMORY
+    texts: TextsRead = NO_TEXTS
 
 
 def trace(atoms: CallAtoms, evidence: Evidence) -> dict[str, Provenance]:
@@ -154,7 +154,7 @@ def _seen(part: tuple[str, ...], value: object, evidence: Evidence) -> Provenanc
     by = tuple(dict.fromkeys(map(_attribution, asserted)))
     within = list(dict.fromkeys(_attribution(s) for s in sightings if not s.asserted))
     if not sightings and isinstance(value, str):
-        within = _mentions(value, evidence.memory)
+        within = _mentions(value, evidence.texts)
     class_ = _class(asserted[0]) if asserted else "mentioned" if within else "unknown"
     standing = "known" if class_ in ("system", "internal") else "outside"
     lookalike = isinstance(value, str) and evidence.words.resembles(value)
@@ -169,7 +169,7 @@ def _attribution(seen: Sighting) -> Attribution:
     return Attribution(seen.origin, seen.source, seen.counterparty)
 
 
-def _mentions(value: str, memory: Memory) -> list[Attribution]:
+def _mentions(value: str, texts: TextsRead) -> list[Attribution]:
     phrase = tidy(value).casefold()
-    said = memory.mentions(phrase) if len(phrase) >= SHORTEST else ()
+    said = texts.mentions(phrase) if len(phrase) >= SHORTEST else ()
     return list(dict.fromkeys(Attribution(p.origin, p.source) for p in said))

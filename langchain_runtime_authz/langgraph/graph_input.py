@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langgraph.graph.message import REMOVE_ALL_MESSAGES
 from langgraph.types import Command, Interrupt, StateSnapshot
 
-from langchain_runtime_authz.facts.answer_corrections import CLOSED, MAX_DEPTH, texts_in
+from langchain_runtime_authz.facts.answer_corrections import texts_in
 from langchain_runtime_authz.facts.plan import raw_digest
 from langchain_runtime_authz.facts.task import ANSWER, HumanText, content_digest, content_text
 from langchain_runtime_authz.langgraph import messages
+from langchain_runtime_authz.langgraph.answer_consent import choices_in, without_consent
 from langchain_runtime_authz.langgraph.answer_numbers import OURS
 from langchain_runtime_authz.langgraph.checkpoints import WATCHED, content_of
 from langchain_runtime_authz.langgraph.private_api import is_resume_map
 from langchain_runtime_authz.ledger.base import Approval
-from langchain_runtime_authz.mandate.languages import Language, languages
 from langchain_runtime_authz.pep.approval_questions import PLAIN, TAKES_ANY, approval_ids, is_shown_by, shown
 from langchain_runtime_authz.pep.corrections import answer, reply
 from langchain_runtime_authz.pep.run import Flow
 from langchain_runtime_authz.pep.run_lifecycle import Entry
-
-MAX_CONSENT: Final = 200  # characters; a longer answer says more than yes
 
 
 def brought(given: object, values: object, channels: Sequence[str]) -> list[HumanText]:
@@ -149,9 +146,9 @@ def resumed(
     asks = shown(entry.asks, {i: questions[i] for i in answered})
     yield from answer(entry.run, asks, answered, questions)
     reviewed = {a.interrupt_id for a in asks if a.allowed != PLAIN}
-    offered = {i.id: frozenset(_offered(getattr(i, "response_schema", None))) for i in state.interrupts}
+    offered = {i.id: frozenset(choices_in(getattr(i, "response_schema", None))) for i in state.interrupts}
     words = {i: " ".join(texts_in(v)) for i, v in questions.items()}
-    said = {i: _said_more(v, offered[i], words[i]) for i, v in answered.items() if i not in reviewed}
+    said = {i: without_consent(v, offered[i], words[i]) for i, v in answered.items() if i not in reviewed}
     yield from reply(entry.run, questions, said, own)
     answered = {i: marked(v, questions[i], i, entry.asks) for i, v in answered.items()}
     # Tasks that `goto` sends instead of the waiting ones have other interrupt ids.
@@ -164,39 +161,3 @@ def marked(answer: object, question: Any, interrupt_id: str, asks: Sequence[Appr
     if not is_shown_by(question, interrupt_id, asks):
         return answer
     return {**(answer if isinstance(answer, Mapping) else {"decisions": answer}), OURS: approval_ids(question)}
-
-
-def _offered(schema: object) -> Iterator[object]:
-    if isinstance(schema, Mapping):
-        listed = schema.get("enum")
-        named = [schema.get("const"), *(listed if isinstance(listed, list) else ())]
-        yield from (v for v in named if isinstance(v, str))
-    for part in schema.values() if isinstance(schema, Mapping) else schema if isinstance(schema, list) else ():
-        yield from _offered(part)
-
-
-def _said_more(answer: object, offered: Collection[object], question: str, depth: int = MAX_DEPTH) -> object:
-    """Return an answer with empty texts in place of consent and `offered` texts."""
-    if isinstance(answer, str):
-        return "" if answer in offered or any(_assents(answer, question, each) for each in languages()) else answer
-    if depth and isinstance(answer, Mapping):
-        return {k: _said_more(v, offered, question, depth - 1) for k, v in answer.items()}
-    if depth and isinstance(answer, list | tuple):
-        return [_said_more(v, offered, question, depth - 1) for v in answer]
-    return answer
-
-
-def _assents(text: str, question: str, language: Language) -> bool:
-    """Return True if a text only consents, perhaps with thanks."""
-    # A word of the question could be a choice. A digit or an open end could say more.
-    if len(text) > MAX_CONSENT or any(c.isdigit() for c in text):
-        return False
-    tokens = [t for t in language.tokens(text) if t.kind != "sep"]
-    words, at, yes = [t for t in tokens if t.kind != "end"], 0, False
-    choices = {*re.findall(r"\w+", question.lower())} - CLOSED
-    odd = any(t.text.strip("\n;!") not in ("", ".") for t in tokens if t.kind == "end")  # it asks or trails off
-    if odd or any(t.lower in choices for t in words):
-        return False
-    while taken := (said := language.match("assents", words, at)) or language.match("thanks", words, at):
-        yes, at = yes or bool(said), at + taken
-    return yes and at == len(words)

@@ -25,7 +25,7 @@ _NOUNS: Final = {"pay": "payment", "send": "message", "delete": "deletion"}
 def sentences(run: Run, decided: DecidedCall) -> tuple[str, ...]:
     """Return the lines: order, calls in doubt, arguments with their sources."""
     call, traced = decided.call, decided.provenance
-    memory = run.engine.memory.memory(run.scope)
+    texts = run.engine.memory.texts_read(run.scope)
     payees = run.engine.memory.payees(run.scope)
     differs = {d.argument: _plain(d.expected) for d in decided.standing.deviations if d.expected}
     lines = []
@@ -53,7 +53,7 @@ def sentences(run: Run, decided: DecidedCall) -> tuple[str, ...]:
             line += _source(outside)
         if name in differs:
             line += f", EXPECTED {differs[name]}"
-        if outside is not None and (sentence := _sentence(value, memory)) is not None:
+        if outside is not None and (sentence := _sentence(value, texts)) is not None:
             line += f"; untrusted text from {sentence}"
         lines.append(line)
     return tuple(lines)
@@ -96,14 +96,14 @@ _SOURCES: Final = {"application": "by the application", "planner": "as the plann
 _TOLD: Final = {**tracing.SAYS, "human": "you said it", "principal": "it is yours"}
 
 
-def _sentence(value: object, memory: tracing.Memory) -> str | None:
+def _sentence(value: object, texts: tracing.TextsRead) -> str | None:
     """Return where a tool output last mentioned the value, and the text around it."""
     needles = [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, str | int | float)]
     for needle in needles[:16]:
         text = tidy(str(needle))
         if len(text) < tracing.SHORTEST or isinstance(needle, bool):
             continue
-        for found in memory.mentions(text.casefold()):
+        for found in texts.mentions(text.casefold()):
             at = found.folded.find(text.casefold())
             if at >= 0:
                 start = max(0, at - 100)

@@ -21,9 +21,9 @@ def arguments(run: Run, snapshot: Snapshot, said: TaskWords, call: Call) -> dict
     """Return the provenance of each critical argument of the call, by its name."""
     if not call.atoms.atoms:
         return {}
-    own, memory = run.subject.properties.get("identifiers"), run.engine.memory.memory(run.scope)
-    seen = memory.seen(snapshot.values, call.atoms.keys) if memory is not tracing.NO_MEMORY else snapshot.values
-    return tracing.trace(call.atoms, tracing.Evidence(said.words, forms_of(own) if own else _NONE, seen, memory))
+    own, texts = run.subject.properties.get("identifiers"), run.engine.memory.texts_read(run.scope)
+    seen = texts.seen(snapshot.values, call.atoms.keys) if texts is not tracing.NO_TEXTS else snapshot.values
+    return tracing.trace(call.atoms, tracing.Evidence(said.words, forms_of(own) if own else _NONE, seen, texts))
 
 
 def wants_more(said: TaskWords, calls: Sequence[Call]) -> bool:

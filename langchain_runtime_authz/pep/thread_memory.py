@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 from langchain_runtime_authz._locks import forkable_lock
 from langchain_runtime_authz.facts.normal_forms import skeleton
 from langchain_runtime_authz.facts.output_reading import Observation, Prose, Reading, Sighting
-from langchain_runtime_authz.facts.provenance import NO_MEMORY, Memory
+from langchain_runtime_authz.facts.provenance import NO_TEXTS, TextsRead
 from langchain_runtime_authz.facts.task import ANSWER, HumanText
 from langchain_runtime_authz.facts.told_values import UserWords
 from langchain_runtime_authz.ledger.base import Scope, Snapshot
@@ -64,7 +64,7 @@ class _Thread:
     outputs: Outputs
     prose: deque[Prose] = field(default_factory=deque)
     chars: int = 0
-    memory: Memory | None = None  # made of `prose` and `found`; `None` after they grew
+    texts: TextsRead | None = None  # made of `prose` and `found`; `None` after they grew
     payees: dict[str, frozenset[str]] = field(default_factory=dict)  # spellings of destinations, by their skeleton
     found: dict[str, tuple[Sighting, ...]] = field(default_factory=dict)  # values in the rest of outputs
 
@@ -100,7 +100,7 @@ class ThreadMemory:
                     del unread[0]
 
     def _keep(self, thread: _Thread, found: Observation) -> None:
-        thread.memory = None
+        thread.texts = None
         for prose in found.prose[-64:]:
             text = prose.text[: MAX_PROSE // 4]
             thread.prose.append(prose._replace(text=text))
@@ -129,14 +129,14 @@ class ThreadMemory:
                 thread = self._thread(scope)
         return thread.outputs
 
-    def memory(self, scope: Scope) -> Memory:
+    def texts_read(self, scope: Scope) -> TextsRead:
         thread = self._threads.get(scope)
         if thread is None:
-            return NO_MEMORY
-        if (memory := thread.memory) is None:
+            return NO_TEXTS
+        if (texts := thread.texts) is None:
             with self._lock:
-                memory = thread.memory = Memory(tuple(thread.prose), dict(thread.found))
-        return memory
+                texts = thread.texts = TextsRead(tuple(thread.prose), dict(thread.found))
+        return texts
 
     def reached(self, scope: Scope, destinations: Sequence[str]) -> Outputs:
         """Keep the destinations of a call that ran. Return the thread's outputs."""

@@ -19,7 +19,7 @@ from langchain_runtime_authz.facts import told_values as words_module
 from langchain_runtime_authz.facts.json_copy import held
 from langchain_runtime_authz.facts.normal_forms import forms, mentions
 from langchain_runtime_authz.facts.output_reading import observe_output
-from langchain_runtime_authz.facts.provenance import Evidence, Memory
+from langchain_runtime_authz.facts.provenance import Evidence, TextsRead
 from langchain_runtime_authz.facts.told_values import UserWords
 from langchain_runtime_authz.mandate.message_places import stated
 from langchain_runtime_authz.tool_profile import FieldTrust, ToolProfile
@@ -73,7 +73,7 @@ def formatted(value: str | float, how: list[str]) -> str | float:
 
 
 def standing(value: Any, kind: str, *several: Any, words: UserWords) -> str:
-    evidence = Evidence(words, frozenset(), index(*several), Memory([p for h in several for p in h.prose]))
+    evidence = Evidence(words, frozenset(), index(*several), TextsRead([p for h in several for p in h.prose]))
     found = trace(ToolProfile(critical={} if kind == "when" else {"x": kind}, when=("x",) if kind == "when" else ()), {"x": value}, evidence)
     return found["x"].standing if found else "absent"
 

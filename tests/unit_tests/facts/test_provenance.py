@@ -17,7 +17,7 @@ from langchain_runtime_authz.facts.argument_atoms import MAX_ITEMS, atoms_of
 from langchain_runtime_authz.facts.json_copy import MAX_CHARS
 from langchain_runtime_authz.facts.normal_forms import forms, key
 from langchain_runtime_authz.facts.output_reading import MAX_SIGHTINGS, Observation, Sighting, observe_output
-from langchain_runtime_authz.facts.provenance import Evidence, Memory, Provenance
+from langchain_runtime_authz.facts.provenance import Evidence, Provenance, TextsRead
 from langchain_runtime_authz.facts.provenance import trace as trace_atoms
 from langchain_runtime_authz.facts.told_values import UserWords
 from langchain_runtime_authz.tool_profile import ToolProfile
@@ -42,7 +42,7 @@ def index(*several: Observation) -> dict[str, list[Sighting]]:
 def known(*several: Observation, said: str = "", own: tuple[str, ...] = ()) -> Evidence:
     return Evidence(
         UserWords([said] if said else []), frozenset(f for v in own for f in forms(v)), index(*several),
-        Memory([p for h in several for p in h.prose]),
+        TextsRead([p for h in several for p in h.prose]),
     )
 
 
@@ -329,7 +329,7 @@ def test_wanted_names_all_that_trace_reads() -> None:
     args = {"to": ["m@x.org", "e@x.org"], "amount": 5, "file": "id-1", "at": "2024-05-26 10:00"}
     whole = known(observed)
     keys = set(atoms_of(SEND, args).keys)
-    part = Evidence(whole.words, whole.own, {k: v for k, v in whole.seen.items() if k in keys}, whole.memory)
+    part = Evidence(whole.words, whole.own, {k: v for k, v in whole.seen.items() if k in keys}, whole.texts)
     assert trace(SEND, args, part) == trace(SEND, args, whole) and key("email:m@x.org") in keys
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from langchain_runtime_authz.facts.normal_forms import forms
 from langchain_runtime_authz.facts.output_reading import Observation, Prose
-from langchain_runtime_authz.facts.provenance import NO_MEMORY
+from langchain_runtime_authz.facts.provenance import NO_TEXTS
 from langchain_runtime_authz.facts.task import ANSWER, HumanText, content_digest
 from langchain_runtime_authz.ledger.base import Query, Scope
 from langchain_runtime_authz.ledger.changes import AdvanceEpoch, RecordStep
@@ -109,14 +109,14 @@ def test_words_are_the_users_own() -> None:
 def test_texts_are_kept_in_bounds() -> None:
     """The newest ones; they are searched without regard to case and to breaks of lines."""
     memory = ThreadMemory()
-    assert memory.memory(scope()) is NO_MEMORY
+    assert memory.texts_read(scope()) is NO_TEXTS
     for number in range(12):
         memory.keep(scope(), Observation((), (Prose(f"Text {number}:\n pay  EVE " + "x" * (MAX_PROSE // 5), "external", "mail/body"),)))
-    kept = memory.memory(scope())
+    kept = memory.texts_read(scope())
     assert sum(len(p.text) for p in kept.prose) <= MAX_PROSE
     assert [p.text.split(":")[0] for p in kept.mentions("pay eve")] == ["Text 11", "Text 10", "Text 9", "Text 8"]
-    assert list(kept.mentions("text 1:")) == [] and memory.memory(scope()) is kept
-    assert memory.memory(scope("other")) is NO_MEMORY
+    assert list(kept.mentions("text 1:")) == [] and memory.texts_read(scope()) is kept
+    assert memory.texts_read(scope("other")) is NO_TEXTS
 
 
 def test_destinations_are_found_by_their_looks() -> None:
