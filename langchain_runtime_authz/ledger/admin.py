@@ -173,6 +173,7 @@ def accept_restore(admin: Admin) -> tuple[int, list[str]]:
         f" SELECT t.tenant, t.thread, coalesce(({latest}), 1) + 1, '', ?, ? FROM thread t RETURNING epoch"
     )
     threads = admin.run(sql, (json.dumps({}), now))
+    admin.run("DELETE FROM approval WHERE state IN ('asked', 'approved')")
     return len(threads), tenants
 
 

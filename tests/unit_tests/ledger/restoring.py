@@ -14,7 +14,8 @@ from langchain_runtime_authz.audit.record import decision_record
 from langchain_runtime_authz.audit.sinks import FileSink
 from langchain_runtime_authz.errors import AuthzDenied, AuthzError, Code, LedgerError
 from langchain_runtime_authz.evaluation import Decision
-from langchain_runtime_authz.ledger.base import Scope
+from langchain_runtime_authz.ledger.base import Approval, Scope
+from langchain_runtime_authz.ledger.call_changes import AskApproval
 from langchain_runtime_authz.testing import StaticPDP
 from tests.cli import cli
 
@@ -134,6 +135,8 @@ class Restoring:
         session = authz.session(subject="alice", thread="t", task="pay")
         asked = session.epoch
         assert session.decide("pay", {"to": "t"}).permit
+        question = Approval("key", "digest", asked, id="question", needed=2)
+        authz.ledger.commit(Scope("default", authz.issuer.issuer, "session", "t"), None, [AskApproval(question)])
         yesterday = place.backup()
         session.observe("pay", {"to": "t"}, "paid")
         stop(authz)
@@ -142,11 +145,14 @@ class Restoring:
         without = place.start("new.jsonl")  # a new log hides that the ledger is old
         with without.session(subject="alice", thread="t") as unwarned:
             assert unwarned.epoch == asked
+            assert without.approve("question", by="bob") == 1
         stop(without)
         assert place.accept().exit_code == 0
         again = place.start()
         with again.session(subject="alice", thread="t") as after:
             assert after.epoch == asked + 1
+            with pytest.raises(AuthzError, match=Code.APPROVAL_VOID):  # nobody is told that an answer counts
+                again.approve("question", by="carol")
         stop(again)
 
     def test_a_running_process_does_not_follow_a_ledger_that_was_put_back(self, place: Place) -> None:
