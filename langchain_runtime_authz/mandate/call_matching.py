@@ -212,7 +212,7 @@ def _stand(match: _Match, counts: Mapping[str, int], spends: tuple[Spend, ...]) 
             spends = (*spends, Spend(plan.counter, plan.maximum), *rows)
             spends = (*spends, Spend(plan.open, UNBOUNDED)) if plan.open else spends
         opened = "" if spent and match.deviations else plan.open  # a retry that succeeds makes up for the failure
-    if plan.after and match.after and (not counts.get(match.after[0]) or counts.get(match.after[1])):
+    if plan.after and match.after and (counts.get(match.after[0], 0) < plan.after.times or counts.get(match.after[1])):
         first = f"step `{step.after}` to succeed first: {told_step(plan.after)}"
         deviations = [*deviations, Deviation("", "after", first)]
     if match.confirm is not None and not counts.get(match.confirm):
@@ -272,7 +272,7 @@ def bind(
         confirm = effect in mandate.confirm or step.id in mandate.confirm
         after: tuple[str, ...] = ()
         if plan.after is not None and plan.after.id not in taken:
-            # A step with a side effect was taken if its counter is not 0 and none is open, a read if its output is recorded.
+            # A step with a side effect was taken if it was counted `times` times and none is open, a read if its output is recorded.
             read = plan.after.tool in profiles and not profiles[plan.after.tool].side_effect
             named = plan.after.deed or plan.after.id
             after = () if read else (f"{index.prefix}step:{named}", f"{index.prefix}open:{named}")
