@@ -258,14 +258,22 @@ class KeyDirectory(KeyRing):
     def _compromised(self) -> frozenset[str]:
         return frozenset(key.kid for key in self._keys if key.state == "compromised")
 
-    def _load(self) -> None:
+    def _stamped(self) -> tuple[int, ...]:
         try:
-            seen = stamp(self._path / RING)
+            return stamp(self._path / RING)
         except OSError as exc:
             msg = f"{self._path.name}: no key ring ({exc.strerror}); make one with `runtime-authz keys generate`"
             raise ConfigError(msg) from None
+
+    def _load(self) -> None:
+        seen = self._stamped()
         if seen != self._stamp:
-            self._keys, self._stamp = _read(self._path, self._password), seen
+            try:
+                self._keys, self._stamp = _read(self._path, self._password), seen
+            except ConfigError:
+                if self._stamped() == seen:
+                    raise
+                self._load()  # another process changed the ring meanwhile, and removed a key of the old one
 
     @contextmanager
     def _changing(self) -> Iterator[float]:
@@ -276,7 +284,7 @@ class KeyDirectory(KeyRing):
 
     def _save(self) -> None:
         _write(self._path, self._keys, self._password)
-        self._stamp = stamp(self._path / RING)
+        self._stamp = self._stamped()
 
 
 def _pair(alg: str, now: float) -> tuple[Key, ...]:

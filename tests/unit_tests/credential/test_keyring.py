@@ -199,6 +199,26 @@ def test_a_rotation_elsewhere_is_seen(directory: Path) -> None:
     assert states(there).count("retired") == 3 and states(seen_again(here)) == states(there)
 
 
+@pytest.mark.parametrize("whole", [True, False], ids=["changed", "twin"])
+def test_a_ring_that_changes_while_it_is_read_is_read_again(directory: Path, whole: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its old key's file is gone by then. The twin's directory only lost the file: it signs nothing."""
+    here, there, signer = opened(directory), opened(directory), module._signer
+    bad = there.active.kid
+
+    def late(*given: Any) -> SigningKey:
+        monkeypatch.setattr(module, "_signer", signer)
+        there.compromise(bad) if whole else (directory / f"{bad}.pem").unlink()
+        return signer(*given)
+
+    monkeypatch.setattr(module, "_signer", late)
+    here._stamp = None
+    if not whole:
+        with pytest.raises(CredentialError, match="keys_unavailable: "):
+            _ = seen_again(here).active
+    else:
+        assert seen_again(here).active.kid == there.active.kid != bad
+
+
 def test_a_compromise_elsewhere_is_seen(directory: Path) -> None:
     """Within a second no process publishes it or signs with it; in the file it stays named for ever."""
     here, there = opened(directory), opened(directory)
