@@ -42,7 +42,7 @@ from langchain_runtime_authz.langgraph.run_context import FlowContext, running, 
 from langchain_runtime_authz.langgraph.tool_arrival import Arrival, arrival_by_hand
 from langchain_runtime_authz.langgraph.tool_execution import RunCode, ToolExecution
 from langchain_runtime_authz.langgraph.tool_guard import guard_tool
-from langchain_runtime_authz.langgraph.tool_lookup import Profiles, facts_of, guard_of
+from langchain_runtime_authz.langgraph.tool_lookup import Profiles, facts_of, guard_of, is_guarded
 from langchain_runtime_authz.langgraph.tool_node import AuthzParts
 from langchain_runtime_authz.pep.call import Call, Denial, Replay
 from langchain_runtime_authz.pep.run import Flow, Run, new_id
@@ -205,13 +205,20 @@ class DeclaredEffect(Together):
     _given: Mapping[str, Any]
 
     def __call__(self, function: F) -> F:
-        """Wrap a function to decide each call. Raises `ConfigError` if it is unsuitable."""
-        if not callable(function) or isinstance(function, type | BaseTool):
-            raise wrong(f"effect `{self._name}`", "a function", function)
-        if self._given:
-            raise ConfigError(f"effect `{self._name}`: a function brings its own arguments; leave {[*self._given]} out")
+        """Wrap a function, or copy a tool, to decide each call. Raises `ConfigError`."""
+        is_tool = isinstance(function, BaseTool)
+        if not (callable(function) or is_tool) or isinstance(function, type) or is_guarded(function):
+            raise wrong(f"effect `{self._name}`", "a function, or a tool that nobody guards", function)
+        if out := [*self._given, *(["arguments"] if self._arguments and is_tool else ())]:
+            raise ConfigError(f"effect `{self._name}`: a function brings its own arguments; leave {out} out")
         if _is(inspect.isgeneratorfunction, function) or _is(inspect.isasyncgenfunction, function):
             raise ConfigError(f"effect `{self._name}`: a generator runs later; use `with authz.effect(...)` inside it")
+        if isinstance(function, BaseTool):
+            held = {METADATA_KEY: self._declared} if self._declared is not None else {}
+            update = {"name": self._name, "metadata": {**(function.metadata or {}), **held}}
+            copy = guard_tool(function.model_copy(update=update), self._profiles)
+            guard_of(copy).by_code = True
+            return copy  # a tool of the same class
         named, signature, left_out = self._arguments, inspect.signature(function), _left_out(function)
         # A mandate need not order an argument that has its default value.
         own = {n: p.default for n, p in signature.parameters.items() if n not in left_out and named is None}

@@ -31,7 +31,7 @@ from langchain_runtime_authz.langgraph.node_plans import Place
 from langchain_runtime_authz.langgraph.resume_values import drop_old_answer
 from langchain_runtime_authz.langgraph.run_context import RunHandle, current_node, find_run, run_handle
 from langchain_runtime_authz.langgraph.tool_execution import Pending, ToolExecution
-from langchain_runtime_authz.langgraph.tool_lookup import Profiles, ToolFacts, facts_of
+from langchain_runtime_authz.langgraph.tool_lookup import Profiles, ToolFacts, facts_of, guard_of, is_guarded
 from langchain_runtime_authz.pep.call import Call, Denial, Replay, Verdict
 from langchain_runtime_authz.pep.run import Engine, Flow, Run
 
@@ -247,6 +247,8 @@ def _arrival(
     # Counts of equal calls in the current node or tool execution.
     counts = current_scope.get().counts if handle is None else handle.settled
     call = described(facts, given)
+    if is_guarded(tool) and guard_of(tool).by_code:
+        call = replace(call, by_code=True)
     equal = f"{call.call_id} {call.tool} {call.args_digest}" if counts is not None else ""
     return Arrival(
         call, config, run=run, handle=handle, counts=counts, call_id=call_id, equal=equal, engine=owner.engine, given=given,

@@ -261,9 +261,10 @@ Wrap = Callable[[BaseTool, "Guard", Callable[..., Any], str], Callable[..., Any]
 class Guard:
     """A guarded tool's profile and wrapped functions, shared by the tool's copies."""
 
-    __slots__ = ("functions", "profiles", "seen", "stock", "wrap")
+    __slots__ = ("by_code", "functions", "profiles", "seen", "stock", "wrap")
 
     def __init__(self, profiles: Profiles, tool: BaseTool, wrap: Wrap | None) -> None:
+        self.by_code = False  # code calls the tool by itself (`RuntimeAuthz.effect`)
         self.profiles, self.wrap = profiles, wrap
         self.functions = functions_held(tool)
         kind = getattr(type(tool), IN_PLACE, type(tool))

@@ -73,6 +73,55 @@ def test_what_the_user_ordered_is_not_asked(how: str, ran: Any, engine: Any) -> 
     assert ran == [(STRANGER, "hello")]
 
 
+@pytest.mark.parametrize("words", [f"Mail {STRANGER}", "Read the inbox"], ids=["ordered", "not_ordered"])
+def test_a_declared_tool_is_called_by_code(declared: bool, how: str, words: str, ran: Any, engine: Any) -> None:
+    """A declared tool asks unless it is ordered, and runs once. An undeclared one is denied as `unplanned`."""
+
+    @tool
+    def send_mail(to: str, body: str = "hello") -> dict[str, str]:
+        """Mail."""
+        ran.append((to, body))
+        return {"sent": to}
+
+    authz = RuntimeAuthz(pdp=engine(), profiles={"send_mail": MAIL})
+    act = authz.effect("send_mail")(send_mail) if declared else send_mail
+
+    def step(state: MessagesState) -> dict[str, Any]:
+        return {"messages": [AIMessage(json.dumps(act.invoke({"to": STRANGER})))]}
+
+    async def astep(state: MessagesState) -> dict[str, Any]:
+        return {"messages": [AIMessage(json.dumps(await act.ainvoke({"to": STRANGER})))]}
+
+    graph = authz.protect(node_graph(step if how == "sync" else astep, checkpointer=InMemorySaver()))
+    if not declared:
+        assert code_of(lambda: run_as(authz, graph, human(words), THREAD, how=how)) == "unplanned" and ran == []
+        return
+    state = run_as(authz, graph, human(words), THREAD, how=how)
+    if words == "Read the inbox":
+        assert state["__interrupt__"] and ran == []
+        state = run_as(authz, graph, resume(APPROVE), THREAD, how=how)
+    assert ran == [(STRANGER, "hello")] and json.loads(state["messages"][-1].text) == {"sent": STRANGER}
+    assert seen(authz, "send_mail")[0][1]["source"] == "code"
+
+
+def test_a_declared_copy_leaves_the_tool_as_it_was(ran: Any) -> None:
+    """Code that calls the tool itself, and a model that calls the copy, need a plan as before."""
+
+    @tool
+    def send_mail(to: str) -> str:
+        """Mail."""
+        ran.append(to)
+        return "sent"
+
+    authz = RuntimeAuthz(profiles={"send_mail": BARE})
+    copy = authz.effect("send_mail")(send_mail)
+    assert code_of(lambda: told(authz, authz.protect(node_graph(in_run(lambda: send_mail.invoke({"to": STRANGER})))), human(f"Mail {STRANGER}"))) == "unplanned"
+    state = {"messages": [HumanMessage(f"Mail {STRANGER}"), AIMessage("", tool_calls=[{"name": "send_mail", "args": {"to": "eve@y.example"}, "id": "1", "type": "tool_call"}])]}
+    graph = authz.protect(node_graph(ToolNode([copy]), checkpointer=InMemorySaver()))
+    told(authz, graph, state, THREAD)
+    assert ran == [] and seen(authz, "send_mail")[-1][1]["source"] != "code"
+
+
 def test_a_default_that_nobody_spoke_of_is_not_asked(ran: Any) -> None:
     """An argument that has its default value deviates from nothing."""
     authz = RuntimeAuthz()
@@ -318,6 +367,7 @@ def test_what_cannot_be_declared_is_refused(given: Any, ran: Any) -> None:
     """One sentence says what to do."""
 
     def generator() -> Iterator[int]:
+        """Count."""
         yield 1
 
     authz = RuntimeAuthz()
@@ -325,6 +375,10 @@ def test_what_cannot_be_declared_is_refused(given: Any, ran: Any) -> None:
         authz.effect("x")(given if not hasattr(given, "send") else generator)
     with pytest.raises(ConfigError, match="leave"):
         authz.effect("x", to="a")(ran.append)
+    with pytest.raises(ConfigError, match="nobody guards"):
+        authz.effect("x")(authz.guard(StructuredTool.from_function(generator)))
+    with pytest.raises(ConfigError, match="leave.*arguments"):
+        authz.effect("x", arguments=dict)(StructuredTool.from_function(generator))
 
 
 def test_without_a_profile_or_a_run(ran: Any) -> None:
