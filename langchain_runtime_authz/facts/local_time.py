@@ -1,4 +1,4 @@
-"""Local time in a time zone, and days that users name by today. Pure."""
+"""Local time in a time zone, and days that users name from today. Pure."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from langchain_runtime_authz.errors import ConfigError
 
 _DAYS: Final = {"day before yesterday": -2, "day after tomorrow": 2, "yesterday": -1, "today": 0, "tomorrow": 1}
-DAY: Final = rf"(?:the )?(?:{'|'.join(_DAYS)})"
-_DAY: Final = re.compile(rf"(?<![\w-])(?:the )?({'|'.join(_DAYS)})(?![\w-])", re.IGNORECASE)
+_WEEKDAYS: Final = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
+_NAMES: Final = "|".join((*_DAYS, *_WEEKDAYS))
+DAY: Final = rf"(?:(?:the|this) )?(?:{_NAMES})"
+_DAY: Final = re.compile(rf"(?<![\w-])(?:(?:the|this) )?({_NAMES})(?![\w-])", re.IGNORECASE)
 
 
 def checked_zone(name: object) -> ZoneInfo:
@@ -35,5 +37,14 @@ def local_day(zone: ZoneInfo | None, at: float) -> date | None:
 
 
 def dated(said: str, today: date) -> str:
-    """Return a text with an ISO 8601 date in place of each "today" or "tomorrow"."""
-    return _DAY.sub(lambda found: (today + timedelta(days=_DAYS[found[1].lower()])).isoformat(), said)
+    """Return a text with an ISO 8601 date in place of each "tomorrow" or "Friday".
+
+    A weekday is the next such day. On that weekday itself, it is unclear which day is meant, so it stays.
+    """
+
+    def day(found: re.Match[str]) -> str:
+        name = found[1].lower()
+        ahead = _DAYS[name] if name in _DAYS else (_WEEKDAYS.index(name) - today.weekday()) % 7
+        return found[0] if name in _WEEKDAYS and not ahead else (today + timedelta(days=ahead)).isoformat()
+
+    return _DAY.sub(day, said)

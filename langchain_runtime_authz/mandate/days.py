@@ -1,4 +1,4 @@
-"""Replace "today" and "tomorrow" in the dates of a step that the user ordered."""
+"""Replace "tomorrow" and "Friday" in the dates of a step that the user ordered."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from langchain_runtime_authz.facts.normal_forms import forms
 from langchain_runtime_authz.mandate.model import Argument, Between, Const, Step
 from langchain_runtime_authz.tool_profile import ToolProfile
 
-# Words before and behind a day that change it, or that add a time: "a week from tomorrow", "tomorrow at 3".
-_BEFORE: Final = re.compile(
-    r"(?:\b(?:from|after|before|since|until|till|by|not|than|or|every|each|of)(?: the)?|\d|[ap]m),?(?: on)?\s*$",
-    re.IGNORECASE,
+# Words before and behind a day that change it, or add a date or a time: "a week from tomorrow", "next Friday", "Friday 12 May".
+_MONTH: Final = r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\.?"
+_OTHER: Final = (
+    "from|after|before|since|until|till|by|not|than|or|every|each|of|next|last|past|previous|following|coming|other"
 )
-_BEHIND: Final = re.compile(r",?\s*(?:(?:at|or|week|fortnight|month|year|night|until|till|to)\b|\d|-)", re.IGNORECASE)
+_BEFORE: Final = re.compile(rf"(?:\b(?:{_OTHER})(?: the)?|\d|[ap]m|\b{_MONTH}),?(?: on)?[\s(]*$", re.IGNORECASE)
+_BEHIND: Final = re.compile(
+    rf"[,\s(]*(?:(?:at|or|after|week|fortnight|month|year|night|until|till|to|{_MONTH})\b|(?:the )?\d|-)", re.IGNORECASE
+)
 
 
 def stands_alone(text: str, start: int, end: int) -> bool:
@@ -43,6 +46,6 @@ def _on_day(argument: Argument, today: date) -> Argument:
 
 
 def _day(value: Any, today: date) -> Any:
-    """Return a date that the user said by today as an ISO 8601 date."""
+    """Return a day that the user named from today as an ISO 8601 date."""
     found = dated(value, today) if isinstance(value, str) else value
     return found if found != value and any(f.startswith("date:") for f in forms(found)) else value

@@ -135,7 +135,7 @@ class _Turn:
             at, tokens = (
                 0,
                 [
-                    *self.language.tokens(self.text, days=self.today is not None),
+                    *self.language.tokens(self.text, self.today),
                     Token("end", "", len(self.text), len(self.text)),
                 ],
             )

@@ -32,7 +32,6 @@ _WORD: Final = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
 _UNREAD: Final = re.compile(
     r"[\d.,:/+'’\-]+|\d[\d.,'’]*\D{0,3}|.*[a-z]\.[A-Z][a-z].*|(?:[A-Za-z][./])+[A-Za-z]?|[\w-]*\d/[\w-]*\d|.*\w\.\..*"
 )  # "1.5k", "e.g", "T-1/T-2", "T-1..T-9"
-_ANY_DAY: Final = date(2000, 1, 3)
 _WORDLIKE: Final = frozenset({"word", "name", "sep", "colon"})
 PARTS: Final = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 
@@ -40,6 +39,10 @@ PARTS: Final = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 @lru_cache(maxsize=4096)
 def _lower(text: str) -> str:
     return text.lower().replace("’", "'")
+
+
+def _dates(text: str) -> list[str]:
+    return [form.removeprefix("date:") for form in forms(text, said=True) if form.startswith("date:")]
 
 
 Phrases = Mapping[str, Sequence[tuple[str, ...]]]
@@ -119,9 +122,9 @@ class Language:
 
         self.token, self.token_or_day = token(day_of), token(f"{day_of}|(?i:{DAY})")
 
-    def tokens(self, text: str, *, days: bool = False) -> Iterator[Token]:
-        """Yield the tokens of a text. With `days`, "tomorrow" is a date."""
-        pattern, at = self.token_or_day if days else self.token, 0
+    def tokens(self, text: str, today: date | None = None) -> Iterator[Token]:
+        """Yield the tokens of a text. If `today` is known, "tomorrow" is a date."""
+        pattern, at = self.token if today is None else self.token_or_day, 0
         while at < len(text):
             if text[at] in " \t\r":
                 at += 1
@@ -138,16 +141,15 @@ class Language:
                 at = found.start() + len(stretch) if stretch and found[0].lower().startswith(stretch) else at
                 yield Token("id" if stretch else "odd", text[found.start() : at], found.start(), at)
             else:
-                yield from self._kinds(kind, found)
+                yield from self._kinds(kind, found, today)
 
-    def _kinds(self, kind: str, found: re.Match[str]) -> Iterator[Token]:
+    def _kinds(self, kind: str, found: re.Match[str], today: date | None) -> Iterator[Token]:
         said, (start, end) = found[0], found.span()
         if kind == "quote":
             start, end, said = start + 1, end - 1, said[1:-1]
             kind = "odd" if said != said.strip() else kind
         elif kind == "date":
-            day = dated(said, _ANY_DAY)
-            dates = [f.removeprefix("date:") for f in forms(day, said=True) if f.startswith("date:")]
+            dates = _dates(said) or ([] if today is None else _dates(dated(said, today)))
             weekday = next((n for n, w in enumerate(self.data["weekdays"]) if said.startswith(w)), None)
             kind = kind if len(dates) == 1 else "odd"
             if kind == "date" and weekday is not None:  # only a date with a year tells if the weekday is right
