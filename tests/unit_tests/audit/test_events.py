@@ -358,7 +358,7 @@ def test_a_planners_mandate_counts_once_it_is_on_record(monkeypatch: pytest.Monk
     order = Mandate.model_validate({"steps": [{"id": "rent", "tool": "pay", "args": {"to": "ann"}}]})
 
     class Planner:
-        def plan(self, texts: Any, earlier: Any) -> Mandate:
+        def plan(self, *_: Any) -> Mandate:
             return order
 
         aplan = plan
