@@ -7,7 +7,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from typer import Argument, Option
 
-from langchain_runtime_authz.cli._app import Answer, App
+from langchain_runtime_authz.cli._app import Answer, App, echo
 from langchain_runtime_authz.cli.ledger import Audit, By, Reason, Store, Tenant, log_of
 from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.pep.kill_switch import KILL_SWITCH, KillSwitch
@@ -65,9 +65,11 @@ def _changed(event: Literal["revoked", "reinstated"], store: Store, place: Place
     scope = Scope(place.tenant, place.issuer, place.graph, place.thread)
     path = tuple(place.agent.split("/")) if place.agent else ()
     with store.opened() as ledger:
-        if not ledger.load(scope, Query()).exists:
-            known = f"{scope.thread!r} of graph {scope.graph!r} (tenant {scope.tenant!r}, issuer {scope.issuer!r})"
-            raise ConfigError(f"the ledger knows no thread {known}")
+        if not (known := ledger.load(scope, Query())).exists:
+            of = f"{scope.thread!r} of graph {scope.graph!r} (tenant {scope.tenant!r}, issuer {scope.issuer!r})"
+            raise ConfigError(f"the ledger knows no thread {of}")
+        if path[1:] and path[-1] not in {edge.to for edge in known.edges}:
+            echo(f"note: this thread has had no agent {path[-1]!r} so far", err=True)
         issuer = LocalIssuer(issuer=place.issuer)
         authz = RuntimeAuthz(ledger=ledger, tenant=place.tenant, issuer=issuer, audit=log_of(place.audit, place.tenant))
         change = authz.revoke if event == "revoked" else authz.reinstate

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from langchain_runtime_authz.errors import LedgerError
+from langchain_runtime_authz.errors import ConfigError, LedgerError
 from langchain_runtime_authz.facts.task import content_digest
 from langchain_runtime_authz.ledger.base import Committed, Conflict, Query, Scope
 from langchain_runtime_authz.ledger.changes import Change, Reinstate, Revoke, SetMark
@@ -31,14 +31,22 @@ def data_changed(scope: Scope, resource: str, *, content: bool) -> Flow[None]:
     yield run_event(scope, "data_changed", now, detail=detail)
 
 
+def _checked(scope: Scope, agent: tuple[str, ...]) -> None:
+    """Refuse a path that no agent of the graph has, because it would stop nobody."""
+    if agent and agent[0] != scope.graph:
+        raise ConfigError(f"an agent's path begins with the name of its graph: {scope.graph!r}, not {agent[0]!r}")
+
+
 def revoke(scope: Scope, agent: tuple[str, ...], by: str = "", reason: str = "") -> Flow[None]:
     """Revoke an agent and the agents below it, until `reinstate`; `()` revokes all."""
+    _checked(scope, agent)
     now = yield from _commit(scope, Revoke(agent))
     yield run_event(scope, "revoked", now, detail={"author": by, "reason": reason}, agent=agent)
 
 
 def reinstate(scope: Scope, agent: tuple[str, ...], by: str = "", reason: str = "") -> Flow[None]:
     """Lift revocations, once that is recorded. Raises `LedgerError` after a conflict."""
+    _checked(scope, agent)
     now = (yield Load(scope, Query())).now
 
     def record(**detail: Any) -> Flow[None]:

@@ -125,7 +125,7 @@ ANSWER = "desk/ledger.db ASK --as bob --key desk/bob.pem --approvers desk/approv
     ("policy try request.json", 0, {"outcome": "permit", "resource": "book_invoice", "reasons": []}),
     ("profile check profiles.yaml", 0, {}),
     ("profile suggest a_graph.py:graph", 0, {"drafts": ["look"]}),
-    ("reinstate ledger.db t --graph session --agent a/b", 0, {"event": "reinstated", "thread": "t", "agent": ["a", "b"]}),
+    ("reinstate ledger.db t --graph session --agent session/b", 0, {"event": "reinstated", "thread": "t", "agent": ["session", "b"]}),
     ("report t -o run.html", 0, {"wrote": "run.html", "steps": 3}),
     ("revoke ledger.db t --graph session", 0, {"event": "revoked", "graph": "session", "thread": "t", "agent": []}),
 ])

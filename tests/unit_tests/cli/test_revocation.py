@@ -12,6 +12,7 @@ from langchain_core.messages import HumanMessage
 from langgraph.checkpoint.memory import InMemorySaver
 
 from langchain_runtime_authz import AuthzDenied
+from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt
 from langchain_runtime_authz.ledger.sqlite import SqliteLedger
 from langchain_runtime_authz.testing import StaticPDP
@@ -89,12 +90,17 @@ def test_what_an_operator_did_is_on_record(file: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", ["revoke", "reinstate"])
 def test_a_mistyped_name_is_no_success(file: str, command: str, tmp_path: Path) -> None:
-    """A thread, graph, tenant or file that is not there: exit code 2, and no file is made."""
+    """A thread, graph, tenant, root agent or file that is not there: exit code 2, and no file is made. Another agent may come."""
     house = House(file)
     with house.authz.run(subject="alice"):
         house.graph.invoke(human(), THREAD)
     for wrong in (("other", "--graph", "hand"), ("t", "--graph", "hnad"), ("t", "--graph", "hand", "--tenant", "acme")):
         done = wide(command, file, *wrong)
         assert (done.exit_code, "knows no thread" in done.stderr) == (2, True)
+    for path, code, said in (("payer", 2, "begins with the name of its graph: 'hand'"), ("hand/payr", 0, "note: this thread has had no agent 'payr'")):
+        done = wide(command, file, "t", "--graph", "hand", "--agent", path)
+        assert (done.exit_code, said in done.stderr) == (code, True)
+    with pytest.raises(ConfigError):
+        getattr(house.authz, command)("t", agent="hand")  # no sequence of names
     missing = tmp_path / "none.db"
     assert wide(command, str(missing), "t", "--graph", "hand").exit_code == 2 and not missing.exists()
