@@ -32,7 +32,7 @@ from langchain_runtime_authz.langgraph.graph_entry import RootEntry
 from langchain_runtime_authz.langgraph.protect import Protection, misspelt, protect
 from langchain_runtime_authz.langgraph.run_context import Caller, RunHandle, SubjectLike, caller
 from langchain_runtime_authz.langgraph.tool_guard import guard_tool
-from langchain_runtime_authz.langgraph.tool_lookup import Profiles, facts_of
+from langchain_runtime_authz.langgraph.tool_lookup import NO_PROFILE, Profiles, facts_of
 from langchain_runtime_authz.ledger.base import Ledger
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.mandate.mandate_file import load_mandate
@@ -255,12 +255,12 @@ class RuntimeAuthz(Threads):
         if not isinstance(protected, Pregel):
             return graph
         self._names.add(protected.get_name())
-        tools = {tool.name: facts_of(tool).profiled.declared for tool in held}
-        if found := [name for name, declared in tools.items() if not declared]:
+        tools = {tool.name: facts_of(tool).profiled for tool in held}
+        if found := [name + f": {p.why}" * (p.why != NO_PROFILE) for name, p in tools.items() if not p.declared]:
             names = ", ".join((*found[:MAX_NAMED], "…") if len(found) > MAX_NAMED else found)
             warnings.warn(
                 f"{len(found)} of {len(tools)} tools without a profile ({names}): each of their calls asks. "
-                "`runtime-authz profile suggest module:graph` proposes profiles to review",
+                "`runtime-authz init module:graph` adds profiles, and `runtime-authz profile check` says which tools changed",
                 stacklevel=2,
             )
         for name, meant in misspelt(self._engine.agents, protected):

@@ -6,6 +6,8 @@ A denial that a message can carry is a *value* (`evaluation.Decision`), not an e
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
+from difflib import get_close_matches
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
@@ -78,13 +80,13 @@ class Code(StrEnum):
     KILLED = "killed", "the kill switch is engaged; `runtime-authz kill release` releases it", "somebody engaged the kill switch, or its file cannot be read", "fixed"
     STALE_EPOCH = "stale_epoch", "the task changed after this step was planned; plan again", "the user said something new, or the thread's state was edited from outside", "replan"
     GRANT_EXCEEDED = "grant_exceeded", "the step lies outside the delegated grant; widen the grant where it was given", "the child agent tries more than its parent handed on", "fixed"
-    PROVIDER_TOOL = "provider_tool", "the model has a tool that its provider runs; allow it in `models` of data.json, or use AuthzMiddleware, which removes it", "the provider would run the tool itself, where no enforcement point stands", "fixed"
+    PROVIDER_TOOL = "provider_tool", "the model has a tool that its provider runs; allow it in `models` of the policy's data, or use AuthzMiddleware, which removes it", "the provider would run the tool itself, where no enforcement point stands", "fixed"
     BUDGET_EXHAUSTED = "budget_exhausted", "a budget of the grant or policy is spent; give a larger one", "it permits so many calls on a thread, and they were made", "fixed"
     TOO_WIDE = "too_wide", "the thread has delegated to as many agents as it may; use a new thread, or fewer agents", "code makes an agent of a new name for each piece of work", "fixed"
-    RATE_EXCEEDED = "rate_exceeded", "the policy's rate limit is reached; wait, or raise the limit in data.json", "the thread's calls come faster than the policy allows", "later"
+    RATE_EXCEEDED = "rate_exceeded", "the policy's rate limit is reached; wait, or raise the effect's row of `rates` in the policy's data", "the thread's calls come faster than the policy allows", "later"
     CALL_IN_PROGRESS = "call_in_progress", "the same call is in progress; wait for its result", "another worker, task or retry runs the very same call", "later"
     NOT_REACHED = "not_reached", "the node ended before it made the call; plan the call again if it is needed", "another call of the same message was denied, and the node's code did not catch the denial", "replan"
-    OUTCOME_UNKNOWN = "outcome_unknown", "the call ran before and its outcome is unknown; check the effect by hand and do not repeat the call", "the process died or the tool failed during the call, so the effect may have happened", "never"
+    OUTCOME_UNKNOWN = "outcome_unknown", "the call ran before and its outcome is unknown; check the effect by hand and do not repeat the call, or say `idempotent` in its profile if it may run twice", "the process died or the tool failed during the call, so the effect may have happened", "never"
     IN_DOUBT = "in_doubt", "the same was done before and nobody knows its outcome; find out by `runtime-authz calls list`, then approve or reject", "in the last 24 hours a process died during the same call, its end was not recorded, or it failed and may have happened before that", "fixed"
     NOT_IN_DOUBT = "not_in_doubt", "the call has an outcome, or may still be under way; check it by `runtime-authz calls show`", "the call ended, somebody resolved it before, or its lease has not lapsed yet", "never"
     ENDED_LATE = "ended_late", "the call ended after somebody had said what became of it; compare both with the service's records", "the tool ran longer than its lease, and its call was resolved meanwhile", "never"
@@ -97,7 +99,7 @@ class Code(StrEnum):
     APPROVAL_PARTIAL = "approval_partial", "the list answers only some of the calls, so none of it was applied; send one decision for each, in order, or answer single calls by `authz.approve` and `authz.deny_approval`", "several calls were asked about at once, and the front end answered fewer", "fixed"
     APPROVAL_SETTLED = "approval_settled", "the list rejects a call that is already approved, so none of it was applied; answer the open calls, or stop all of them by `authz.correct`", "the call was approved outside the graph before the list arrived", "fixed"
     APPROVAL_VOID = "approval_void", "the approval is spent, expired or for another call; ask again", "the question was answered before, or the task or the arguments changed since", "replan"
-    APPROVAL_EXPIRED = "approval_expired", "the approval expired before the call ran; plan the call again, or raise `approvals` in data.json", "nobody answered in the time that the policy gives", "replan"
+    APPROVAL_EXPIRED = "approval_expired", "the approval expired before the call ran; plan the call again, or raise `approvals` in the policy's data", "nobody answered in the time that the policy gives", "replan"
     APPROVAL_ANSWERED = "approval_answered", "an approver answered in the tool's place, so the call did not run; use that answer", "the decision was `respond`", "never"
     APPROVAL_APPROVER = "approval_approver", "this approver may not answer; ask an authenticated person whom the policy names", "the approver is not authenticated, is an agent, or is not among those that the policy names", "fixed"
     APPROVAL_NOT_DISTINCT = "approval_not_distinct", "the approver is the subject or has approved already; ask another person (four eyes)", "the policy wants another person than the one who ordered the call", "fixed"
@@ -124,7 +126,7 @@ class Code(StrEnum):
     GRANT_DEPTH = "grant_depth", "the delegation is deeper than the grant permits; raise `max_depth`, or delegate less", "an agent handed work on to an agent, which handed it on again", "fixed"
     GRANT_EXPIRED = "grant_expired", "the grant has expired; give a new one", "the run took longer than the grant lasts", "fixed"
     ANONYMOUS = "anonymous", "the subject is anonymous; open the run with `authz.run(subject=...)`", "no subject was named, and `subject_from` found none", "fixed"
-    UNPROFILED = "unprofiled", "the tool has no reviewed profile; declare a `ToolProfile` for it", "nobody has said what the tool does, or the tool changed since", "fixed"
+    UNPROFILED = "unprofiled", "the tool has no reviewed profile; run `runtime-authz init`, or `profile check` if the tool changed after its review", "nobody has said what the tool does, or the tool changed since", "fixed"
     VERDICT = "verdict", "the tool's profile says `ask` or `deny` of each call; ask an approver, or change its `verdict`", "somebody switched this tool to `ask` or `deny`", "fixed"
     EFFECT = "effect", "the policy requires an approval for this effect; ask an approver", "the call has a side effect that the task does not order", "fixed"
     NOT_ORDERED = "not_ordered", "the task's mandate has no step for this tool; ask the user, or give a mandate that orders the call", "the model acts on its own account, or the user's words were not understood as an order", "fixed"
@@ -140,7 +142,7 @@ class Code(StrEnum):
     TOO_DEEP = "too_deep", "the delegation is deeper than the policy allows; flatten the graph, or raise `anomaly.max_depth`", "agents call agents in a circle, or the graph is nested deeply", "fixed"
     STEP_BUDGET = "step_budget", "the entry took as many steps as the policy allows; enter the graph again", "the agent loops, or the work is long", "fixed"
     TIME_BUDGET = "time_budget", "the entry took as long as the policy allows; enter the graph again", "the agent loops, or the work is long", "fixed"
-    MODEL = "model", "the policy does not list the model or its provider; add it to `models` in data.json", "the application uses a model that nobody released", "fixed"
+    MODEL = "model", "the policy does not list the model or its provider; add it to `models` in the policy's data", "the application uses a model that nobody released", "fixed"
     NOT_ATTESTED = "not_attested", "the process did not prove its workload, and the policy demands it for this effect; give `RuntimeAuthz(identity=...)` an attested identity", "`attested` of the policy's data lists the effect, and the agent is only named", "fixed"
     UNKNOWN_ACTION = "unknown_action", "the policy has no rule for this action or resource type; add one", "the policy is older than this package, or was written for another one", "fixed"
     # Credentials and configuration.
@@ -208,12 +210,23 @@ def told(code: str) -> tuple[str, str]:
         return f"the policy gave the reason `{code}`", ""
 
 
-def wrong_field(exc: ValidationError, whole: str = "") -> str:
+_PLAIN: Final = {
+    "extra_forbidden": "unknown field",
+    "missing": "it is missing",
+    "tuple_type": "it must be a list",
+    "dict_type": "it must be a mapping",
+    "model_type": "it must be a mapping",
+}
+
+
+def wrong_field(exc: ValidationError, whole: str = "", known: Collection[str] = ()) -> str:
     """Return the first wrong field and why: "`a.b`: …". `whole`: the model's name."""
     first = exc.errors()[0]
     # Skip a union's own parts: they are not names of a field.
     name = ".".join(part for part in map(str, first["loc"]) if "[" not in part) or whole
-    why = first["msg"].removeprefix("Value error, ")
+    why = _PLAIN.get(first["type"], first["msg"].removeprefix("Value error, "))
+    if first["type"] == "extra_forbidden" and (near := get_close_matches(name, known, 1)):
+        why = f"{why}, perhaps `{near[0]}`"
     return f"`{name}`: {why}" if name else why
 
 

@@ -361,7 +361,9 @@ def _validate(where: str, fields: object, name: str = "") -> ToolProfile:
     try:
         return ToolProfile.model_validate(fields)
     except ValidationError as exc:
-        raise ConfigError(f"{where}: {wrong_field(exc, 'profile')}", Code.PROFILE_INVALID) from exc
+        raise ConfigError(
+            f"{where}: {wrong_field(exc, 'profile', ToolProfile.model_fields)}", Code.PROFILE_INVALID
+        ) from exc
 
 
 def raise_by_hints(base: ToolProfile, metadata: Mapping[str, Any] | None, name: str) -> ToolProfile:

@@ -142,6 +142,7 @@ class Story:
     lanes: dict[Lane, str] = field(default_factory=dict)  # kinds of delegation, by lane
     orders: dict[tuple[str, str], Order] = field(default_factory=dict)  # by thread and the mandate's digest
     unordered: deque[Step] = field(default_factory=lambda: deque(maxlen=MAX_STEPS))  # permitted side effects
+    reads: set[str] = field(default_factory=set)  # tools that only read: no step of an order is spent on them
     facts: dict[str, dict[str, None]] = field(default_factory=dict)
     unread: int = 0  # lines of the log that are not records
     notes: list[str] = field(default_factory=list)  # further lines of the heading
@@ -170,7 +171,10 @@ class Story:
 
         rows = []
         for order in self.orders.values():
-            rows += [(order.heading, line, done(*order.done[i]) or "not done") for i, line in order.steps.items()]
+            left = {
+                i: "read" if line.partition("(")[0] in self.reads else "not done" for i, line in order.steps.items()
+            }
+            rows += [(order.heading, line, done(*order.done[i]) or left[i]) for i, line in order.steps.items()]
         return rows + [("Not ordered", "", done(step)) for step in self.unordered if self.orders]
 
     def since(self, step: Step) -> str:
@@ -232,7 +236,9 @@ def _add(story: Story, step: Step) -> None:
             steps[shown(_at(one, "id"))] = shown(_at(one, "tool")) + _arguments(full.get(str(_at(one, "id"))))
         order = Order(f"Ordered by the {_source(detail)}, epoch {step.epoch}", steps, defaultdict(list))
         story.orders.setdefault((lane.thread, str(detail.get("digest"))), order)
-    elif step.kind == "permit" and _at(record, "request", "resource", "properties", "effect") not in _HARMLESS:
+    elif step.kind == "permit" and _at(record, "request", "resource", "properties", "effect") in _HARMLESS:
+        story.reads.add(step.tool)
+    elif step.kind == "permit":
         mandate = _at(record, "request", "context", "call", "mandate")
         found = story.orders.get((lane.thread, str(_at(mandate, "digest"))))
         if found is not None and _at(mandate, "standing") == "covered":

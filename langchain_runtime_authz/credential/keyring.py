@@ -262,7 +262,7 @@ class KeyDirectory(KeyRing):
         try:
             return stamp(self._path / RING)
         except OSError as exc:
-            msg = f"{self._path.name}: no key ring ({exc.strerror}); make one with `runtime-authz keys generate`"
+            msg = f"{self._path.name}: no key ring ({exc.strerror}); make one with `runtime-authz keys generate {self._path.name}`"
             raise ConfigError(msg) from None
 
     def _load(self) -> None:

@@ -113,7 +113,7 @@ class Profiles:
             declared = held if isinstance(held, ToolProfile) else self._all().get(tool.name)
         if declared is None or declared.draft:
             base = as_unprofiled(declared) if declared is not None else UNPROFILED
-            why = "its profile is a draft" if declared is not None else "no profile"
+            why = "its profile is a draft" if declared is not None else NO_PROFILE
             own = _FRAMEWORK.get(_origin(tool))
             return Profiled(own, True) if own and not base.verdict else self.unprofiled(tool, why, base)
         if why := foreign(tool, declared) or self._unlike(tool, declared):
@@ -252,6 +252,7 @@ def digest_of(tool: BaseTool) -> str | None:
         return None
 
 
+NO_PROFILE: Final = "no profile"
 FUNCTIONS: Final = ("func", "coroutine")
 GUARDED: Final = "__runtime_authz_guarded__"  # on a guarded class: its original class
 IN_PLACE: Final = "__runtime_authz_in_place__"  # on a class that guards inside runs only: its original class

@@ -171,6 +171,13 @@ def test_a_wrong_field_is_named(tmp_path: Path, fields: Any, field: str) -> None
     assert f"bank.yaml: pay: `{field}`" in refused(path)
 
 
+def test_a_wrong_field_is_said_in_plain_words() -> None:
+    """In words of YAML, not of Python, and with the field that was meant."""
+    assert "unknown field, perhaps `critical`" in refused({"pay": {"crtical": {}}})
+    assert "it must be a list" in refused({"pay": {"intent": "pay"}})
+    assert "it must be a mapping" in refused({"pay": {"critical": ["to"]}})
+
+
 @pytest.mark.parametrize("text", [
     "", "null", "[]", "tools", "tools:", "tools: []", "tools: {pay: {effect: pay}}\nother: 1", "Tools: {}",
     "pay: {effect: pay}", "tools: {pay: {effect: pay}", "tools: *nothing",

@@ -73,6 +73,15 @@ def test_what_was_ordered_stands_beside_what_was_done() -> None:
     assert "not done" in page(story)
 
 
+def test_a_read_that_was_ordered_and_made_is_not_left_undone() -> None:
+    """It spends no step, so no row of the order could name it."""
+    ordered = {"steps": [{"id": tool, "tool": tool, "args": {"to": "ann"}} for tool in ("look", "pay")]}
+    authz = RuntimeAuthz(profiles={"pay": PAY, "look": "reads"})
+    session = authz.session(subject="alice", mandate=Mandate.model_validate(ordered))
+    session.decide("look", {"to": "ann"})
+    assert [done for _, _, done in story_of(authz.audit.records).ordered()] == ["read", "not done"]  # type: ignore[attr-defined]
+
+
 def test_delegation_is_a_tree() -> None:
     authz = RuntimeAuthz(pdp=StaticPDP(permit=True))
     session = authz.session(subject="alice", task="x")
