@@ -1,6 +1,7 @@
 """Parse the orders that a profile declares: `book {room} [on {date}]`.
 
 Words stand for themselves and braces for an argument; `{state=off}` takes no words and gives the argument this value.
+`{user:word}` also takes a word in lower case, which else could be a remark.
 Square brackets hold what may be left out, and round ones hold alternatives, as in speech grammars (JSGF). Optional parts
 next to each other may come in any order.
 """
@@ -16,6 +17,7 @@ from typing import Final, NamedTuple
 from langchain_runtime_authz._regex import normalize
 
 MAX_LENGTH: Final = 500  # characters of one pattern
+WORD: Final = ":word"
 _IDLE: Final = re.compile(  # courtesies and articles, which the reader leaves out before an order
     "a|afternoon|ah|alright|also|an|and|do|evening|finally|first|go|hello|hey|hi|hiya|just|kindly|lastly|let's|lets|"
     "morning|my|next|now|oh|ok|okay|our|please|quickly|second|so|sure|the|then|these|third|this|yes"
@@ -81,7 +83,7 @@ def items(*patterns: str) -> Iterator[str]:
 
 def name_in(item: str) -> str:
     """Return the name of the argument in an item in braces, like `{state=off}`."""
-    return item[1:-1].partition("=")[0]
+    return item[1:-1].partition("=")[0].removesuffix(WORD)
 
 
 def given_in(patterns: tuple[str, ...]) -> set[tuple[str, str]]:
@@ -112,7 +114,8 @@ def _always(pattern: Pattern) -> Iterator[str]:
 def _argument(item: str) -> str:
     """Return an item in braces without spaces; "" if it is malformed."""
     name, given, value = map(str.strip, item[1:-1].partition("="))
-    return f"{{{name}{given}{value}}}" if name.isidentifier() and bool(given) == bool(value) else ""
+    plain = name if given else name.removesuffix(WORD)
+    return f"{{{name}{given}{value}}}" if plain.isidentifier() and bool(given) == bool(value) else ""
 
 
 def _sequence(written: Iterator[str], end: str) -> Pattern:

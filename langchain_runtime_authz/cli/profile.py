@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
-from langchain_runtime_authz._order_patterns import Options
+from langchain_runtime_authz._order_patterns import Options, name_in
 from langchain_runtime_authz._validate import read_yaml
 from langchain_runtime_authz.cli._app import Answer, App, echo
 from langchain_runtime_authz.cli.init import outcomes
@@ -154,7 +154,7 @@ def _alike(declared: Mapping[str, ToolProfile]) -> Iterator[str]:
 def _forms(tool: Tool, order: Pattern) -> list[str]:
     forms = [""]
     for item in (item for item in order if not isinstance(item, Options)):
-        argument = tool.arguments.get(item[1:-1]) if isinstance(item, str) else None
+        argument = tool.arguments.get(name_in(item)) if isinstance(item, str) else None
         plain = f"({argument.kind})" if argument and argument.kind in {"amount", "when"} else "…" if argument else item
         said = [plain] if isinstance(plain, str) else [form for way in plain.ways for form in _forms(tool, way)]
         forms = [f"{form} {more}".strip() for form in forms for more in said][:100]

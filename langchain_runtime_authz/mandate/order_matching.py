@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice, pairwise
 from typing import Final
 
-from langchain_runtime_authz._order_patterns import Choice, Options, Pattern
+from langchain_runtime_authz._order_patterns import WORD, Choice, Options, Pattern
 from langchain_runtime_authz.mandate.languages import Token, singular
 from langchain_runtime_authz.mandate.model import Argument, Step
 from langchain_runtime_authz.mandate.order_values import Bound, Values, alike, argument_of
@@ -152,9 +152,9 @@ class Match:
     def _fits(self, item: str, at: int) -> Iterator[tuple[Bound, int]]:
         """Yield values of the argument `item`, each with the index of the next token."""
         name, fixed, value = item.partition("=")
-        if (argument := self.tool.arguments.get(name)) is None:
+        if (argument := self.tool.arguments.get(name.removesuffix(WORD))) is None:
             return
         if not fixed:
-            yield from self.values.suiting(argument, at)
+            yield from self.values.suiting(argument, at, word=name.endswith(WORD))
         elif value in (argument.fixed or {value}):
             yield {name: self.values.one(0, 1, "choice", value)}, at

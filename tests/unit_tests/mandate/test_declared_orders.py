@@ -169,6 +169,31 @@ def test_a_malformed_order_is_refused(order, said):
         load_profiles({"close_ticket": {"critical": {"ticket": "object"}, "free": ["size"], "intent": [order]}})
 
 
+WORDED = {
+    name: ToolProfile(critical={"ticket": "object", "who": "principal", "place": "place"}, text=("text",), when=("day",), intent=(said,))
+    for name, said in {
+        "assign": "assign {ticket} to {who:word} [in {place:word}]", "tell": "tell {who:word} {text:word}", "plan": "plan {ticket} on {day:word}", "hand": "hand {ticket} to {who}",
+    }.items()
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ("Assign T-5 to marta", {"ticket": "T-5", "who": "marta"}), ("assign T-5 to Marta in production, please", {"ticket": "T-5", "who": "Marta", "place": "production"}),
+    ("Assign T-5 to who marta", {"ticket": "T-5", "who": "marta"}), ("Assign T-5 to marta now", {"ticket": "T-5", "who": "marta"}), ("Hand T-5 to Marta", {"ticket": "T-5", "who": "Marta"}),
+    *((f"Assign T-5 to {who}", {}) for who in ("someone", "nobody", "me", "all", "the porter", "a marta", "marta kowalski", "marta later", "marta instead", "marta?", "marta if possible", "marta, jonas", "who")),
+    ("Hand T-5 to marta", {}), ("Tell Marta hello", {}), ("Plan T-5 on friday", {}), ("Plan T-5 on marta", {}),
+])  # fmt: skip
+def test_a_word_in_lower_case_is_a_value_where_the_order_says_so(text, expected):
+    mandate = compile_words([text], WORDED).mandate
+    assert ({n: a.value for n, a in mandate.steps[0].args.items()} if mandate else {}) == expected
+
+
+@pytest.mark.parametrize("order", ["assign {who:words}", "assign {:word}", "assign {who:word=marta}", "assign {who:word} to {who}"])
+def test_a_wrong_mark_of_an_argument_is_refused(order):
+    with pytest.raises(ConfigError):
+        load_profiles({"assign": {"critical": {"who": "principal"}, "intent": [order]}})
+
+
 def test_only_what_no_order_can_begin_with_is_refused():
     (english,) = languages()
     alone = {w for w, phrases in english.phrases["openers"].items() if (w,) in phrases}
