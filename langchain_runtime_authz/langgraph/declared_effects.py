@@ -35,6 +35,7 @@ from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError
 from langchain_runtime_authz.evaluation import deny
 from langchain_runtime_authz.langgraph import messages, tool_execution
 from langchain_runtime_authz.langgraph import private_api as private
+from langchain_runtime_authz.langgraph.derived_classes import subclass_like, weakly_cached
 from langchain_runtime_authz.langgraph.interrupts import decide_together
 from langchain_runtime_authz.langgraph.messages import kept
 from langchain_runtime_authz.langgraph.node_calls import PATIENCE
@@ -330,7 +331,7 @@ def gate_store(store: object, profiles: Profiles) -> None:
         store.__class__ = _gated_class(type(store))  # nodes may hold the store
 
 
-@private.kept
+@weakly_cached
 def _gated_class(base: Any) -> Any:
     def write(name: str) -> Any:
         own = getattr(base, name)
@@ -354,7 +355,7 @@ def _gated_class(base: Any) -> Any:
         return functools.wraps(own)(awaiting if name.startswith("a") else blocking)
 
     own = {name: write(name) for form in ("put", "delete", "batch") for name in (form, f"a{form}")}
-    return private.lookalike(base, {**own, "__slots__": (), "__runtime_authz_store__": True})
+    return subclass_like(base, {**own, "__slots__": (), "__runtime_authz_store__": True})
 
 
 class _Writes(Together):

@@ -20,6 +20,7 @@ from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.evaluation import Decision, deny
 from langchain_runtime_authz.facts.checkpoint_head import OF_TASK
 from langchain_runtime_authz.langgraph import private_api as private
+from langchain_runtime_authz.langgraph.derived_classes import subclass_like
 from langchain_runtime_authz.langgraph.messages import plans_of, record
 from langchain_runtime_authz.langgraph.node_calls import NodeCalls
 from langchain_runtime_authz.langgraph.review_questions import note_question
@@ -80,7 +81,7 @@ def _gated_class(bound: Any, name: str, channels: frozenset[str]) -> Any:
     async def astream(self: Any, input: Any, config: Any = None, **kwargs: Any) -> AsyncIterator[Any]:
         # Only under `astream_events`, in which the parts of a runnable show their own chunks.
         yield await self.ainvoke(
-            input, config, _code=lambda node, *a, **k: private.ajoin(base.astream(node, *a, **k)), **kwargs
+            input, config, _code=lambda node, *a, **k: _joined(base.astream(node, *a, **k)), **kwargs
         )
 
     # A node streams through callbacks, and the graph consumes its output as a whole. So the other streaming methods use
@@ -89,11 +90,23 @@ def _gated_class(bound: Any, name: str, channels: frozenset[str]) -> Any:
     own |= {"invoke": invoke, "ainvoke": ainvoke}
     if told is not None:
         own["astream"] = astream
-    kind = private.lookalike(base, {"__runtime_authz_node__": name, **own})
+    kind = subclass_like(base, {"__runtime_authz_node__": name, **own})
     if not isinstance(bound, RunnableSequence | private.RunnableSeq):
         return kind
     steps = [_copied(bound, kind)]  # LangGraph replaces a sequence by its `steps`: here, by the whole sequence
-    return private.lookalike(kind, {"steps": property(lambda _: steps)})
+    return subclass_like(kind, {"steps": property(lambda _: steps)})
+
+
+async def _joined(chunks: Any) -> Any:
+    """Add up a node's chunks, as the next step of LangGraph's sequence does."""
+    # LangGraph's own `_consume_aiter` keeps only the last chunk.
+    joined = None
+    async for chunk in chunks:
+        try:
+            joined = joined + chunk
+        except TypeError:
+            joined = chunk
+    return joined
 
 
 def _step(

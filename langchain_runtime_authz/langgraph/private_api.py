@@ -1,4 +1,4 @@
-"""Collect every private name of LangChain and LangGraph that this package uses.
+"""Hold every use of private names of LangChain and LangGraph.
 
 `tests/unit_tests/langgraph/test_private_api.py` pins each name, and the private *members* that the package overrides or
 reads. After an upgrade, that test fails for each name that changed.
@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
 import inspect
 import operator
 import secrets
 import sys
-import weakref
 from collections.abc import Callable, Iterator, Mapping
-from types import FrameType, FunctionType
-from typing import Any, Final, NamedTuple, TypeGuard, TypeVar
+from types import FrameType
+from typing import Any, Final, NamedTuple, TypeGuard
 
 from langchain_core.callbacks import BaseCallbackManager
 from langchain_core.callbacks import manager as callback_manager
@@ -42,10 +40,10 @@ from langgraph.pregel._read import DEFAULT_BOUND, PregelNode
 from langgraph.pregel._utils import is_xxh3_128_hexdigest
 from langgraph.types import Command, _interrupt_id
 
-__all__ = ["DEFAULT_BOUND", "BaseTool", "Pregel", "PregelNode", "PregelScratchpad", "RunnableCallable", "RunnableSeq", "TaskFunction",
-           "ToolNode", "ajoin", "config_parameter", "ensure_config", "ensure_graph_config", "is_async_callable", "keys"]  # fmt: skip
+from langchain_runtime_authz.langgraph.derived_classes import weakly_cached
 
-T = TypeVar("T")
+__all__ = ["DEFAULT_BOUND", "BaseTool", "Pregel", "PregelNode", "PregelScratchpad", "RunnableCallable", "RunnableSeq", "TaskFunction",
+           "ToolNode", "config_parameter", "ensure_config", "ensure_graph_config", "is_async_callable", "keys"]  # fmt: skip
 
 _INNERMOST: Final = ("ToolNode._run_one.<locals>.execute", "ToolNode._arun_one.<locals>.execute")
 
@@ -65,37 +63,6 @@ for _class in (_loop.SyncPregelLoop, _loop.AsyncPregelLoop):
     _class._put_checkpoint_fut = _Stored()  # type: ignore[assignment]
 
 
-def kept(look: Callable[[Any], T]) -> Callable[[Any], T]:
-    """Cache the result of `look` for each class or function, as long as that exists.
-
-    A result that is a class is cached only while it is in use, because it may keep its base alive.
-    """
-    found: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
-
-    @functools.wraps(look)
-    def remembered(thing: Any) -> T:
-        if not isinstance(thing, (type, FunctionType)):
-            return look(thing)
-        try:
-            known = found[thing]
-            known = known() if known.__class__ is weakref.ref else known
-        except KeyError:
-            known = None
-        if known is None:
-            known = look(thing)
-            found[thing] = weakref.ref(known) if isinstance(known, type) else known
-        return known  # type: ignore[no-any-return]
-
-    return remembered
-
-
-def lookalike(base: Any, members: Mapping[str, Any], *before: type) -> Any:
-    """Make a subclass with these members, and the name and docstring of `base`."""
-    shown = {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}
-    metaclass: Any = type(base)
-    return metaclass(base.__name__, (*before, base), {**shown, **members})
-
-
 def merged_config(bound: Mapping[str, Any] | None, config: Mapping[str, Any] | None) -> Mapping[str, Any]:
     """Merge configs as LangGraph does; return `config` itself if nothing is to merge."""
     # The graph merges `config` again.
@@ -113,18 +80,6 @@ def _given(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _ns(config: Mapping[str, Any]) -> str:
     return str(_given(config).get(keys.CONFIG_KEY_CHECKPOINT_NS) or "")
-
-
-async def ajoin(chunks: Any) -> Any:
-    """Add up a node's chunks, as the next step of LangGraph's sequence does."""
-    # LangGraph's own `_consume_aiter` keeps only the last chunk.
-    joined = None
-    async for chunk in chunks:
-        try:
-            joined = joined + chunk
-        except TypeError:
-            joined = chunk
-    return joined
 
 
 def task_id(config: Mapping[str, Any]) -> str:
@@ -310,17 +265,17 @@ def keep_answers(config: Mapping[str, Any], answers: list[Any]) -> None:
 def injected_names(tool: BaseTool) -> frozenset[str]:
     """Return the arguments that the framework supplies, which a decision ignores."""
     schema = tool.args_schema
-    injected = _injected_in(schema) if isinstance(schema, type) else frozenset()
+    injected = _injected_by_types(schema) if isinstance(schema, type) else frozenset()
     return tool._injected_args_keys | injected | _overwritten(type(tool))
 
 
-@kept
-def _injected_in(schema: type) -> frozenset[str]:
+@weakly_cached
+def _injected_by_types(schema: type) -> frozenset[str]:
     kinds = get_all_basemodel_annotations(schema)
     return frozenset(name for name, kind in kinds.items() if _is_injected_arg_type(kind))
 
 
-@kept
+@weakly_cached
 def _overwritten(kind: type[BaseTool]) -> frozenset[str]:
     """Return the arguments that `BaseTool` always replaces."""
     bodies = [kind._run] if kind._arun is BaseTool._arun else [kind._run, kind._arun]

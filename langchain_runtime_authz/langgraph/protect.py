@@ -26,6 +26,7 @@ from langchain_runtime_authz.errors import AlreadyProtected, AuthzDenied, Code, 
 from langchain_runtime_authz.langgraph import callback_backstop as ambient
 from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph.declared_effects import gate_store
+from langchain_runtime_authz.langgraph.derived_classes import subclass_like
 from langchain_runtime_authz.langgraph.graph_entry import ChildEntry, Owner, RootEntry
 from langchain_runtime_authz.langgraph.node_gate import gate_bound, is_gated
 from langchain_runtime_authz.langgraph.object_graph import AnyGraph, Found, graphs_in, reached, roots_of, walk
@@ -141,7 +142,7 @@ def _protect_builder(builder: Any, protection: Protection) -> None:
         protect(graph := base.compile(self, *args, **kwargs), protection)
         return graph
 
-    builder.__class__ = private.lookalike(base, {"__runtime_authz__": protection, "compile": compile_})
+    builder.__class__ = subclass_like(base, {"__runtime_authz__": protection, "compile": compile_})
 
 
 def _next(chunks: AsyncGenerator[Any, None]) -> Awaitable[Any]:
@@ -254,7 +255,7 @@ def _entry_class(base: Any, protection: Protection) -> Any:
         return await adrive(root_entry.engine, written(self, config, supersteps))
 
     own = {f.__name__: f for f in (stream, astream, bulk_update_state, abulk_update_state)}
-    return private.lookalike(base, {"__runtime_authz__": protection, "__deepcopy__": _deep_copied, **own})
+    return subclass_like(base, {"__runtime_authz__": protection, "__deepcopy__": _deep_copied, **own})
 
 
 def _deep_copied(graph: Any, _: dict[int, Any]) -> NoReturn:
@@ -361,7 +362,7 @@ def _remote_class(base: Any, root_entry: RootEntry) -> Any:
 
     own = {f.__name__: f for f in (stream, astream, update_state, aupdate_state)}
     own |= {name: events(name) for name in ("stream_events", "astream_events")}
-    return private.lookalike(base, {"__runtime_authz_remote__": root_entry, **own})
+    return subclass_like(base, {"__runtime_authz_remote__": root_entry, **own})
 
 
 def _sent(kwargs: dict[str, Any], headers: dict[str, str]) -> dict[str, Any]:

@@ -21,9 +21,10 @@ from pydantic import PrivateAttr
 from langchain_runtime_authz.credential.current_call import current_scope
 from langchain_runtime_authz.errors import AlreadyProtected
 from langchain_runtime_authz.langgraph import tool_lookup
+from langchain_runtime_authz.langgraph.derived_classes import subclass_like, weakly_cached
 from langchain_runtime_authz.langgraph.object_graph import walk
 from langchain_runtime_authz.langgraph.output_filter import acleaned, cleaned, given
-from langchain_runtime_authz.langgraph.private_api import ToolNode, config_parameter, kept, lookalike
+from langchain_runtime_authz.langgraph.private_api import ToolNode, config_parameter
 from langchain_runtime_authz.langgraph.run_context import running
 from langchain_runtime_authz.langgraph.tool_arrival import Arrival, arrival, arrival_by_hand
 from langchain_runtime_authz.langgraph.tool_execution import FUNCTION, Stage, ToolExecution
@@ -69,13 +70,13 @@ def guard_held_by(node: ToolNode) -> None:
             guard_in_place(held)
 
 
-@kept
+@weakly_cached
 def _in_place_class(base: type[BaseTool]) -> Any:
     """Return the cached subclass of a tool class that is guarded inside runs only."""
     guarded = _guarded_class(base)
     forms = ("run", "arun", "_run", "_arun", "_parse_input")
     own: dict[str, Any] = {name: _inside(base, guarded, name) for name in forms if name in vars(guarded)}
-    return lookalike(base, {**_guard_field(), **own, IN_PLACE: base})
+    return subclass_like(base, {**_guard_field(), **own, IN_PLACE: base})
 
 
 def _guard_field() -> dict[str, Any]:
@@ -107,7 +108,7 @@ def _method(base: type[BaseTool], name: str) -> Callable[..., Any]:
     return method
 
 
-@kept
+@weakly_cached
 def _guarded_class(base: type[BaseTool]) -> Any:
     def _parse_input(self: Any, tool_input: Any, tool_call_id: str | None) -> Any:
         execution = current_scope.get()
@@ -135,7 +136,7 @@ def _guarded_class(base: type[BaseTool]) -> Any:
             return await _called(_AWAITS, self, guard_of(self), "_arun", code, args, kwargs)
 
         own["_arun"] = _arun
-    return lookalike(base, {**own, **_own_forms(base)})
+    return subclass_like(base, {**own, **_own_forms(base)})
 
 
 def _call(tool: BaseTool, arrived: Arrival, code: Callable[[ToolExecution], Any]) -> Any:
@@ -181,7 +182,7 @@ def _wraps(code: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
     return wrap
 
 
-@kept
+@weakly_cached
 def _resolved(code: Callable[..., Any]) -> tuple[inspect.Signature, dict[str, Any]] | None:
     try:
         typed = code.func if isinstance(code, functools.partial) else code

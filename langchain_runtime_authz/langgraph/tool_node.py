@@ -17,6 +17,7 @@ from langchain_runtime_authz.evaluation import deny
 from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph import tool_batch
 from langchain_runtime_authz.langgraph.callback_backstop import install
+from langchain_runtime_authz.langgraph.derived_classes import subclass_like
 from langchain_runtime_authz.langgraph.graph_entry import Owner, RootEntry
 from langchain_runtime_authz.langgraph.messages import ai_messages, record_plans
 from langchain_runtime_authz.langgraph.review_questions import reviewed_tools
@@ -132,7 +133,7 @@ def decides_entry(kind: type[Any]) -> bool:
 def gate_tool_node(node: private.ToolNode, profiles: Profiles) -> private.ToolNode:
     """Return a guarded copy of `node`, with its tools guarded in place."""
     gated = copy.copy(node)
-    gated.__class__ = private.lookalike(type(node), {}, _Gate)
+    gated.__class__ = subclass_like(type(node), {}, _Gate)
     return _equip(cast("_Gate", gated), profiles)
 
 
