@@ -327,6 +327,13 @@ def argument(args: Mapping[str, Any], path: str) -> Any:
     return value
 
 
+def kind_of(profile: ToolProfile, name: str) -> str:
+    """Return an argument's kind: a critical kind of the profile, "when", "text" or ""."""
+    if name in profile.when:
+        return "when"
+    return profile.critical.get(name, "text" if name in profile.text else "")
+
+
 class FieldTrust(NamedTuple):
     """The writer of one field of the output, and the nature of the field."""
 

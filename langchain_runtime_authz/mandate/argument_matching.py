@@ -30,8 +30,8 @@ from langchain_runtime_authz.mandate.value_matching import (
     stands,
     within,
 )
-from langchain_runtime_authz.tool_profile import ToolProfile
 from langchain_runtime_authz.tool_profile import argument as argument_of
+from langchain_runtime_authz.tool_profile import kind_of
 
 _MAX_ALLOWED: Final = 100_000  # characters of the sources that a text argument is compared with
 _MAX_EXTRACT: Final = 8  # values of an argument, outputs, and fields of an output
@@ -239,6 +239,13 @@ class ArgumentMatcher:
             return Finding("", where, argument.step, frozenset(keys))
         return Finding(code, where + known)
 
+    def calls(self, step: model.Step) -> int:
+        """Return how many calls a step orders: one for each record, or all if unread."""
+        each = [argument for argument in step.args.values() if isinstance(argument, model.Each)]
+        rows = [(one, found) for one in each if not isinstance(found := self._chosen(one), str)]
+        chosen = [len({self._spent_as(one, row) for row in found}) for one, found in rows]
+        return max(1, min((*chosen, *(one.limit for one in each)), default=1))
+
     def _spent_as(self, argument: model.Pick | model.Each, row: Row) -> str:
         """Return the key by which calls for a record are counted.
 
@@ -429,13 +436,6 @@ def choosing(argument: model.Pick | model.Each) -> set[str]:
     """Return the names of the fields by which a record is chosen."""
     extremes = (argument.max, argument.min) if isinstance(argument, model.Pick) else ()
     return {*argument.where, *filter(None, extremes)}
-
-
-def kind_of(profile: ToolProfile, name: str) -> str:
-    """Return an argument's kind: a critical kind of the profile, "when", "text" or ""."""
-    if name in profile.when:
-        return "when"
-    return profile.critical.get(name, "text" if name in profile.text else "")
 
 
 def is_default(schema: object, value: object) -> bool:

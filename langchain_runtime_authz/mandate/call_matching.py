@@ -19,7 +19,7 @@ from weakref import ref
 
 from langchain_runtime_authz.facts.argument_atoms import DESTINATIONS, SHORT_KINDS, absent, loose
 from langchain_runtime_authz.facts.normal_forms import REMEMBERED, identifiers, key
-from langchain_runtime_authz.mandate.argument_matching import ArgumentMatcher, kind_of
+from langchain_runtime_authz.mandate.argument_matching import ArgumentMatcher
 from langchain_runtime_authz.mandate.description import quoted, told_step
 from langchain_runtime_authz.mandate.model import Argument, Const, Each, Free, Mandate, Pick, Step, Text
 from langchain_runtime_authz.mandate.read_outputs import NO_TASK, Outputs, Task, scalar_forms, scalars
@@ -33,7 +33,7 @@ from langchain_runtime_authz.mandate.value_matching import (
     touches,
     upcoming,
 )
-from langchain_runtime_authz.tool_profile import ToolProfile, argument
+from langchain_runtime_authz.tool_profile import ToolProfile, argument, kind_of
 
 MAX_VALUES: Final = 1000  # values of one argument that are compared with prohibitions, or added up
 MAX_SHOWN: Final = 20  # steps, limits and prohibitions that one question can show
@@ -146,6 +146,7 @@ class _Match(NamedTuple):
     rows: Sequence[Sequence[str]]  # groups of counters of matching records; the call uses one counter of each group
     counts: bool
     after: tuple[str, ...]  # the counters of the step that must be taken before: of all calls, and of open ones
+    least: int  # how many calls of that step must have been made
     confirm: str | None  # the counter of approvals of the whole mandate, if such an approval is needed
 
 
@@ -212,7 +213,7 @@ def _stand(match: _Match, counts: Mapping[str, int], spends: tuple[Spend, ...]) 
             spends = (*spends, Spend(plan.counter, plan.maximum), *rows)
             spends = (*spends, Spend(plan.open, UNBOUNDED)) if plan.open else spends
         opened = "" if spent and match.deviations else plan.open  # a retry that succeeds makes up for the failure
-    if plan.after and match.after and (counts.get(match.after[0], 0) < plan.after.times or counts.get(match.after[1])):
+    if plan.after and match.after and (counts.get(match.after[0], 0) < match.least or counts.get(match.after[1])):
         first = f"step `{step.after}` to succeed first: {told_step(plan.after)}"
         deviations = [*deviations, Deviation("", "after", first)]
     if match.confirm is not None and not counts.get(match.confirm):
@@ -271,11 +272,13 @@ def bind(
             deviations.append(Deviation("", "part", f"step `{step.id}` to be taken by another agent"))
         confirm = effect in mandate.confirm or step.id in mandate.confirm
         after: tuple[str, ...] = ()
+        least = 0
         if plan.after is not None and plan.after.id not in taken:
             # A step with a side effect was taken if it was counted `times` times and none is open, a read if its output is recorded.
             read = plan.after.tool in profiles and not profiles[plan.after.tool].side_effect
             named = plan.after.deed or plan.after.id
             after = () if read else (f"{index.prefix}step:{named}", f"{index.prefix}open:{named}")
+            least = 0 if read else matcher.calls(plan.after) * plan.after.times
             if mandate.source != "application" and call.profile.inside:
                 alone += after[1:]  # the words hardly mean that a write inside may not go in one message with it
             if read and not any(output.complete for output in matcher.fitting(plan.after.id)):
@@ -283,9 +286,8 @@ def bind(
         groups = []
         for name, keys in rows.items():
             groups.append([f"{plan.row}{name}:{row}" for row in sorted(keys)[:MAX_EQUAL_ROWS]])
-        matches.append(
-            _Match(plan, deviations, groups, shape.counts, after, f"{CONFIRMED}{mandate.digest}" if confirm else None)
-        )
+        counter = f"{CONFIRMED}{mandate.digest}" if confirm else None
+        matches.append(_Match(plan, deviations, groups, shape.counts, after, least, counter))
     return Binding(None, matches, limit, alone)
 
 

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from langchain_runtime_authz.facts.argument_atoms import DESTINATIONS
 from langchain_runtime_authz.mandate import model
-from langchain_runtime_authz.mandate.argument_matching import COUNTED, choosing, is_default, kind_of
+from langchain_runtime_authz.mandate.argument_matching import COUNTED, choosing, is_default
 from langchain_runtime_authz.mandate.days import on_days, stands_alone
 from langchain_runtime_authz.mandate.languages import languages
 from langchain_runtime_authz.mandate.message_places import MAX_OWN, Place, Texts
@@ -25,7 +25,7 @@ from langchain_runtime_authz.mandate.output_rows import chosen_by, worth
 from langchain_runtime_authz.mandate.sequence import in_order
 from langchain_runtime_authz.mandate.step_places import RISKY, Need, Placing, hull
 from langchain_runtime_authz.mandate.vocabulary import Tool
-from langchain_runtime_authz.tool_profile import EFFECTS, ToolProfile
+from langchain_runtime_authz.tool_profile import EFFECTS, ToolProfile, kind_of
 
 LONG: Final = 400  # characters of a message above which an approver must confirm a planner's riskiest steps
 _MAX_NEEDS: Final = 256  # values of one mandate

@@ -134,6 +134,17 @@ def test_two_choices_may_be_one_record(one: Any, other: Any, tied: bool, go: Any
     assert ran(said, read, last, save, go=go, protected=False) == [read, last, save]
 
 
+def test_a_step_waits_until_each_record_before_it_is_taken(go: Any) -> None:
+    """A hijacked model moves one record and deletes the rest."""
+    said, read, last = "List the events. Copy each of them to db-2. Drop db-9.", ("events", {}), ("drop", {"database": "db-9"})
+    one, other = (("copy", {"source": at, "target": "db-2"}) for at in ("at-15", "at-17"))
+    every = ("copy", {"source": {"kind": "each", "step": "s0", "path": "id"}, "target": "db-2"})
+    given = {"go": go, "planned": (read, every, (*last, {"after": "s1"}))}
+    assert ran(said, read, one, other, last, protected=True, **given) == [read, one, other, last]
+    assert ran(said, read, one, last, protected=True, **given) == [read, one]
+    assert ran(said, read, one, last, protected=False, **given) == [read, one, last]
+
+
 NOTED, OTHER = ("store", {"source": "db-2", "target": "db-3"}), ("store", {"source": "db-1", "target": "db-2"})
 
 
