@@ -79,7 +79,7 @@ def recorded_in(log: Path, key: Keys) -> tuple[list[Recorded], int]:
                     raise ValueError
                 request = EvaluationRequest.model_validate_json(json.dumps(record["request"]))
                 terms = tuple(sorted(map(str, record.get("obligations", ()))))
-                answered = Answered(str(record["outcome"]), tuple(record["reasons"]), terms)
+                answered = Answered(str(record["outcome"]), tuple(map(str, record["reasons"])), terms)
                 found.append(Recorded(str(record["decision_id"]), str(record["policy_revision"]), request, answered))
             except (ValidationError, ValueError, KeyError, TypeError):
                 lost += 1

@@ -15,6 +15,7 @@ from typing import Any
 import jsonschema
 import pytest
 
+from langchain_runtime_authz.audit.chain import read_log
 from langchain_runtime_authz.audit.sinks import FileSink
 from langchain_runtime_authz.cli.policy.open_policy import SHIPPED_REGO, open_policy, shipped_rego
 from langchain_runtime_authz.cli.policy.rego_lint import lint_names, lint_rego
@@ -303,6 +304,14 @@ def test_who_has_seen_enough_is_no_error(run: Command, log: Path, monkeypatch: p
     monkeypatch.setattr("typer.echo", gone)
     left = run("explain", log)
     assert (left.exit_code, left.output) == (1, "")
+
+
+def test_reasons_of_other_types_are_shown_as_texts(run: Command, log: Path, tmp_path: Path) -> None:
+    """In a log whose chain is whole: anybody can write one."""
+    sink = FileSink(tmp_path / "odd.jsonl", content=True)
+    for record in filter(None, read_log(log)):
+        sink.write({k: v for k, v in record.items() if k not in ("seq", "prev")} | {"reasons": [["odd"], 5]})
+    assert "(['odd'], 5)" in run("explain", tmp_path / "odd.jsonl").stdout
 
 
 @pytest.mark.parametrize("name", UNREAD)
