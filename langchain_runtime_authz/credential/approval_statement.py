@@ -128,7 +128,8 @@ class Approvers:
         issued, expires = claims.get(names.ISSUED_AT), claims.get(names.EXPIRES_AT)
         if type(issued) is not int or type(expires) is not int or not 0 < expires - issued <= MAX_LIFE:
             refuse(f"it must live at most {MAX_LIFE} seconds", _CODE)
-        if not issued - LEEWAY <= at < expires + LEEWAY:
+        begins = claims.get(names.NOT_BEFORE, issued)  # RFC 7519 §4.1.5: another signer may set it
+        if type(begins) is not int or not max(issued, begins) - LEEWAY <= at < expires + LEEWAY:
             refuse("it is not valid now", _CODE)
         about = claims.get(names.APPROVAL)
         verdict: Verdict = "deny" if isinstance(about, dict) and about.get("decision") == "deny" else "approve"

@@ -363,7 +363,8 @@ def test_a_service_speaks_for_people_only(approver: Any) -> None:
 @pytest.mark.parametrize(
     "changed",
     [{"iss": ["user:bob"]}, {"iss": {}}, {"iss": 7}, {"iss": None}, {"iss": ""}, {"aud": None}, {"tenant": "u"}, {"approval": None},
-     {"sub": "user:eve"}, {"iat": int(1e9) - 300}, {"exp": int(1e9)}, {"exp": int(1e9) + 301}, {"jti": ""}, {"jti": 7}, {"jti": None}, {"jti": ["j"]}, {"iat": 1e9}, {"iat": True}, {"iat": None}, {"exp": 1e9 + 60}, {"exp": "x"}],
+     {"sub": "user:eve"}, {"iat": int(1e9) - 300}, {"exp": int(1e9)}, {"exp": int(1e9) + 301}, {"jti": ""}, {"jti": 7}, {"jti": None}, {"jti": ["j"]}, {"iat": 1e9}, {"iat": True}, {"iat": None}, {"exp": 1e9 + 60}, {"exp": "x"},
+     {"nbf": int(1e9) + 30}, {"nbf": "x"}, {"nbf": None}],
     ids=str,
 )
 def test_a_statement_says_when_and_which(changed: dict[str, Any]) -> None:
