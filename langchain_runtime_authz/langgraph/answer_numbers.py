@@ -1,7 +1,7 @@
-"""Give each of a task's questions its own answer, by number.
+"""Give each of a graph task's questions its own answer, by number.
 
-LangGraph numbers the answers to a task (one run of a node), and gives them to its questions in the order in which code
-asks. In a hand-written node, an approval that is void or a call that does not run again would shift that order.
+A graph task is one run of a node. LangGraph numbers its answers, and gives them to its questions in the order in which
+code asks. In a hand-written node, an approval that is void or a call that does not run again would shift that order.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def pause(value: Mapping[str, Any], ids: Collection[str] | None = None) -> Any:
     before, shown = _pausing.set(ids), dict(value)
     try:
         return interrupt(shown)
-    except GraphInterrupt as exc:  # only now is the id known, because the task's other calls may pause at the same time
+    except GraphInterrupt as exc:  # only now is the id known, because its other calls may pause at the same time
         shown["interrupt_id"] = exc.args[0][0].id
         raise
     finally:
@@ -42,7 +42,7 @@ def pause(value: Mapping[str, Any], ids: Collection[str] | None = None) -> Any:
 
 
 class _Answers(NamedTuple):
-    """LangGraph's counter of a task's answers, and the numbers of answers in use."""
+    """LangGraph's counter of answers of a graph task, and the numbers in use."""
 
     counter: Callable[[], int]
     used: list[int]
@@ -51,7 +51,7 @@ class _Answers(NamedTuple):
 
 
 def kept_answers(config: Mapping[str, Any]) -> list[int] | None:
-    """Return the kept answer numbers of a task, or `None` if answers are not counted."""
+    """Return a graph task's kept answer numbers, or `None` without our own counter."""
     of = getattr(getattr(private.scratchpad_of(config), "interrupt_counter", None), "of", None)
     return of.kept if of is not None else None
 

@@ -24,7 +24,7 @@ from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph import tool_call_parsing as parsing
 from langchain_runtime_authz.langgraph import tool_execution
 from langchain_runtime_authz.langgraph.answer_numbers import counting_questions, take_answers
-from langchain_runtime_authz.langgraph.interrupts import decide_together
+from langchain_runtime_authz.langgraph.decide_and_ask import decide_together
 from langchain_runtime_authz.langgraph.messages import denial_message, denied, replay_message
 from langchain_runtime_authz.langgraph.node_plans import ArrivingCall, NodePlans, Place
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt

@@ -23,7 +23,7 @@ from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.evaluation import deny
 from langchain_runtime_authz.facts.plan import calls_digest, plan_calls
-from langchain_runtime_authz.langgraph import interrupts, messages, review_questions
+from langchain_runtime_authz.langgraph import decide_and_ask, messages, review_questions
 from langchain_runtime_authz.langgraph.answer_numbers import take_answers
 from langchain_runtime_authz.langgraph.private_api import ToolNode
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt, within
@@ -76,9 +76,9 @@ class MessageCalls:
         self.calls: Sequence[Any] = calls if self.together else [calls[0]]
 
     def decide(self, run: Run) -> Flow[list[Pending]]:
-        """Decide this task's calls in order, and ask all questions before any call runs."""
+        """Decide this graph task's calls in order. Ask all questions before any runs."""
         if self.together:
-            return interrupts.decide_together(run, self.describe(), self.config, entry=self._entry)
+            return decide_and_ask.decide_together(run, self.describe(), self.config, entry=self._entry)
         return self._decide_mine(run)
 
     def _decide_mine(self, run: Run) -> Flow[list[Pending]]:
@@ -87,11 +87,11 @@ class MessageCalls:
         alike = [i for i, d in enumerate(decided) if d.call.call_id == self.calls[0].get("id")]
         # A call may have another place in its plan than in the message, unless several share its id.
         mine = next(i for i in alike if len(alike) == 1 or decided[i].call.position == self.position)
-        return [(yield from interrupts.decide_one_of(run, decided, mine, self.config))]
+        return [(yield from decide_and_ask.decide_one_of(run, decided, mine, self.config))]
 
     def _decide_all(self, run: Run, decided: list[DecidedCall]) -> Flow[None]:
         if not decided:
-            decided += yield from interrupts.decide_message(run, self.describe(), self.config, self._entry)
+            decided += yield from decide_and_ask.decide_message(run, self.describe(), self.config, self._entry)
         elif self._entry is not None:
             yield from self._entry.enter()
 

@@ -1,8 +1,8 @@
-"""Decide a task's calls, pause the task to ask an approver, and claim its calls.
+"""Decide a graph task's calls, pause it to ask an approver, and claim the calls.
 
-One interrupt per message lists all its questions. LangGraph matches resume values to a task's `interrupt` calls by
-their order. So a task that has asked repeats the same interrupt first when it runs again. If another review runs
-between the tool node and the tool, the tool's guard decides the call after the review.
+One interrupt per message lists all its questions. LangGraph matches resume values to a graph task's `interrupt`
+calls by their order. So a graph task that has asked repeats the same interrupt first when it runs again. If another
+review runs between the tool node and the tool, the tool's guard decides the call after the review.
 """
 
 from __future__ import annotations
@@ -65,10 +65,10 @@ def decide_together(
     had: Callable[[], int] | None = None,
     turn: Callable[[], bool] = bool,
 ) -> Flow[list[Pending]]:
-    """Decide calls that all run in this task, before any of them runs.
+    """Decide calls that all run in this graph task, before any of them runs.
 
-    No call runs before every question is answered. `had` returns how many answers the task has used. If `turn()`
-    returns False or an unused answer waits, the task pauses without a question.
+    No call runs before every question is answered. `had` returns how many answers the graph task has used. If
+    `turn()` returns False or an unused answer waits, the graph task pauses without a question.
     """
     decided = yield from _decide(run, calls, entry)
     for one in decided:
@@ -90,7 +90,7 @@ def decide_together(
                         yield from other.give_back()
                     return (yield from decide_together(run, calls, config, had=had, turn=turn))
         answered = kept(row.result).get("answers", []) if row is not None else []
-        if one.replay and reviewed and _asked_in(one, private.task_id(config), review=True):
+        if one.replay and reviewed and _asked_by(one, private.task_id(config), review=True):
             answered = [0, *answered]  # the answer to the review is skipped too
         paused = row is not None and row.state == "suspended"
         replaced = bool(one.call.amends) and _replaced(one)
@@ -100,7 +100,7 @@ def decide_together(
 
 def decide_message(run: Run, calls: Sequence[Call], config: Mapping[str, Any], entry: Entry) -> Flow[list[DecidedCall]]:
     """Decide a message's calls together, so that the limit on questions counts all."""
-    # LangGraph runs each call in a task of its own.
+    # LangGraph runs each call in a graph task of its own.
     judged = yield from _decide(run, calls, entry)
     fresh = [j for j in judged if _askable(j) and (j.approval is None or j.approval.state == "spent")]
     if not fresh or run.engine.on_ask is not None or not private.checkpointer_of(config):
@@ -114,21 +114,21 @@ def decide_message(run: Run, calls: Sequence[Call], config: Mapping[str, Any], e
 
 
 def decide_one_of(run: Run, judged: Sequence[DecidedCall], position: int, config: Mapping[str, Any]) -> Flow[Pending]:
-    """Decide the call `judged[position]` in its own task.
+    """Decide the call `judged[position]` in its own graph task.
 
-    The first task with a question raises one interrupt about all calls; the other tasks pause without a question.
+    The first graph task with a question raises one interrupt about all calls; the others pause without a question.
     """
     asked = [i for i, j in enumerate(judged) if _askable(j)]
-    mine, me = judged[position], private.task_id(config)
+    mine, graph_task = judged[position], private.task_id(config)
     if _left(mine):
         return Pending(run, mine.call, None)
-    asked_before = _asked_in(mine, me) is not None
-    # Some questions of this task's list may have been answered outside the graph, so ask the whole list again.
-    mine_open = any(_asked_in(j, me) and _is_open(j) for j in judged)
-    here = run.engine.on_ask is not None  # each task asks about its own call
+    asked_before = _asked_by(mine, graph_task) is not None
+    # Some questions of this graph task's list may have been answered outside the graph, so ask the whole list again.
+    mine_open = any(_asked_by(j, graph_task) and _is_open(j) for j in judged)
+    here = run.engine.on_ask is not None  # each graph task asks about its own call
     pauses = private.checkpointer_of(config) and not here
-    by = getattr(mine.approval, "task_id", "")  # the task that asked; a fork does not have it
-    listed = _is_open(mine) and any(_asked_in(j, by) for j in judged[:position])
+    by = getattr(mine.approval, "task_id", "")  # the graph task that asked; a fork does not have it
+    listed = _is_open(mine) and any(_asked_by(j, by) for j in judged[:position])
     if pauses and _askable(mine) and not asked_before and (position != asked[0] or listed):
         raise GraphInterrupt(())
     if mine.asks or asked_before or not asked:
@@ -164,10 +164,10 @@ def _ask(
 
     See `decide_together` for `had` and `turn`. With `counted`, the limit on questions was applied to the first round.
     """
-    me, first = private.task_id(config), judged
+    graph_task, first = private.task_id(config), judged
     here, pauses = run.engine.on_ask is not None, private.checkpointer_of(config)
     try:
-        before = [(a, j) for j in judged if me and (a := _asked_in(j, me)) is not None and not _left(j)]
+        before = [(a, j) for j in judged if graph_task and (a := _asked_by(j, graph_task)) is not None and not _left(j)]
         if had is not None:  # code may have asked in between, so a spent approval is not one of the rounds
             before = [(a, j) for a, j in before if a.state != "spent" or not j.asks]
         if (before or any(j.asks for j in judged)) and _keyed(run, config):
@@ -176,7 +176,7 @@ def _ask(
         if rounds:
             judged = yield from decide_calls(run, calls)
         refused = {j.key: Code.UNREPEATABLE_ARGUMENTS for j in judged if j.asks and not _left(j) and not _askable(j)}
-        fresh = [j for j in judged if _askable(j) and not _is_asked(j, me)]
+        fresh = [j for j in judged if _askable(j) and not _is_answerable(j, graph_task)]
         late = bool(fresh) and _is_late(run, judged, fresh, rounds, config, had)
         if fresh and had and pauses and not here and (late or not turn()):
             raise GraphInterrupt(())
@@ -197,7 +197,7 @@ def _ask(
 def _repeat(
     run: Run, before: Sequence[tuple[Approval, DecidedCall]], config: Mapping[str, Any]
 ) -> Flow[tuple[int, set[str]]]:
-    """Ask this task's earlier questions again, each round by one interrupt.
+    """Ask this graph task's earlier questions again, each round by one interrupt.
 
     Returns the number of rounds, and the keys of calls that were approved and then rejected.
     """
@@ -214,9 +214,9 @@ def _repeat(
     return rounds, withdrawn
 
 
-def _is_asked(judged: DecidedCall, me: str) -> bool:
-    """Return True if task `me` asks about the call, and can still be answered."""
-    ask, settled = _asked_in(judged, me), judged.approval is not None and judged.approval.state == "approved"
+def _is_answerable(judged: DecidedCall, graph_task: str) -> bool:
+    """Return True if `graph_task` asks about the call, and can still be answered."""
+    ask, settled = _asked_by(judged, graph_task), judged.approval is not None and judged.approval.state == "approved"
     asked = ask is not None and ask.call_key == judged.key and ask.state != "spent"
     return asked and (judged.told or not settled)
 
@@ -233,9 +233,9 @@ def _is_late(
     # A tool may have asked a question of its own. Only a call by code that never ran comes after all answered ones.
     if had is None and all(j.row is None and j.call.by_code for j in fresh):
         return False
-    # A review in this task received its answer before the code that asks now.
-    me = private.task_id(config)
-    answered = rounds + sum(bool(_asked_in(j, me, review=True)) and not j.call.reviewed for j in judged)
+    # A review in this graph task received its answer before the code that asks now.
+    graph_task = private.task_id(config)
+    answered = rounds + sum(bool(_asked_by(j, graph_task, review=True)) and not j.call.reviewed for j in judged)
     answered += answer_numbers.passed_numbers(config)
     if had:
         answered = had()
@@ -248,11 +248,11 @@ def _ask_anew(
     run: Run, fresh: Sequence[DecidedCall], rounds: int, config: Mapping[str, Any], *, counted: bool
 ) -> Flow[bool]:
     """Ask a new question about calls. Return False if too many were asked already."""
-    me, here = private.task_id(config), run.engine.on_ask is not None
+    graph_task, here = private.task_id(config), run.engine.on_ask is not None
     yield from record_asks(run, fresh)
-    yield from approval_questions.notify_changed(run, fresh, me)
+    yield from approval_questions.notify_changed(run, fresh, graph_task)
     yield from _pass_others(run, config)
-    opened = approval_questions.questions(run, fresh, rounds, me, private.interrupt_id(config))
+    opened = approval_questions.questions(run, fresh, rounds, graph_task, private.interrupt_id(config))
     if (here or not counted or rounds) and (yield from approval_questions.over_cap(run, fresh)):
         return False
     if (yield from approval_questions.record_questions(run, fresh, opened)):
@@ -311,10 +311,10 @@ def _keyed(run: Run, config: Mapping[str, Any]) -> bool:
     return (thread := private.thread_of(config)) is not None and thread == run.keyed_thread
 
 
-def _asked_in(judged: DecidedCall, me: str, *, review: bool = False) -> Approval | None:
-    """Return the question that task `me` asked about the call (`review`: in a review)."""
-    ask = judged.approval
-    mine = ask is not None and ask.task_id == me and (ask.source == "hitl") is review and (bool(me) or not review)
+def _asked_by(judged: DecidedCall, graph_task: str, *, review: bool = False) -> Approval | None:
+    """Return the question that `graph_task` asked about the call (in a `review`)."""
+    ask, known = judged.approval, graph_task != "" or not review
+    mine = known and ask is not None and ask.task_id == graph_task and (ask.source == "hitl") is review
     return ask if mine else None
 
 
