@@ -50,18 +50,18 @@ class _Answers(NamedTuple):
     heard: list[int]  # each was given to a question of a tool
 
 
-def kept_answers(config: Mapping[str, Any]) -> list[int] | None:
+def kept_numbers(config: Mapping[str, Any]) -> list[int] | None:
     """Return a graph task's kept answer numbers, or `None` without our own counter."""
     of = getattr(getattr(private.scratchpad_of(config), "interrupt_counter", None), "of", None)
     return of.kept if of is not None else None
 
 
-def take_answers(config: Mapping[str, Any], numbers: Sequence[int]) -> None:
+def keep_numbers(config: Mapping[str, Any], numbers: Sequence[int]) -> None:
     """Keep the answers with these numbers, so that no other question takes them."""
-    pad, kept = private.scratchpad_of(config), kept_answers(config)
+    pad, kept = private.scratchpad_of(config), kept_numbers(config)
     for number in [n for n in numbers if pad is not None and n < len(pad.resume)]:
         if kept is None:  # LangGraph's own counter gives the numbers in order
-            private.keep_answers(config, pad.resume[: max(number, pad.interrupt_counter()) + 1])
+            private.store_answers(config, pad.resume[: max(number, pad.interrupt_counter()) + 1])
             continue
         kept.append(number)
         if number not in (used := pad.interrupt_counter.of.used):
@@ -72,7 +72,7 @@ def pass_number(config: Mapping[str, Any]) -> None:
     """Skip a node's next answer number, so its next question has a new interrupt id."""
     resume = private.scratchpad_of(config).resume
     resume.append(dict(_PASSED))
-    take_answers(config, [len(resume) - 1])
+    keep_numbers(config, [len(resume) - 1])
 
 
 def counting_questions(
@@ -112,7 +112,7 @@ def counting_questions(
             if number not in of.kept and all(fits(answer, ids, plain=not ids) for answer in given):
                 of.kept.append(number)
                 return number
-            private.keep_answers(config, scratchpad.resume[: number + 1])
+            private.store_answers(config, scratchpad.resume[: number + 1])
 
     counted.of = of  # type: ignore[attr-defined]
     graphs = scratchpad.subgraph_counter

@@ -20,7 +20,7 @@ from langchain_runtime_authz.evaluation import deny
 from langchain_runtime_authz.facts.checkpoint_head import OF_TASK
 from langchain_runtime_authz.langgraph import answer_numbers
 from langchain_runtime_authz.langgraph import private_api as private
-from langchain_runtime_authz.langgraph.messages import kept
+from langchain_runtime_authz.langgraph.messages import stored_result
 from langchain_runtime_authz.langgraph.tool_call_parsing import parses_alike
 from langchain_runtime_authz.langgraph.tool_execution import Pending
 from langchain_runtime_authz.ledger.base import Approval, Conflict, Query
@@ -73,7 +73,7 @@ def decide_together(
     decided = yield from _decide(run, calls, entry)
     for one in decided:
         if had is not None and one.row is not None:
-            answer_numbers.take_answers(config, kept(one.row.result).get("answers", ()))
+            answer_numbers.keep_numbers(config, stored_result(one.row.result).get("answers", ()))
         if one.approval is not None or one.decision.outcome == "approval_required":
             decided = yield from _ask(run, calls, decided, config, had=had, turn=turn)
             break
@@ -89,7 +89,7 @@ def decide_together(
                     for other in waiting:
                         yield from other.give_back()
                     return (yield from decide_together(run, calls, config, had=had, turn=turn))
-        answered = kept(row.result).get("answers", []) if row is not None else []
+        answered = stored_result(row.result).get("answers", []) if row is not None else []
         if one.replay and reviewed and _asked_by(one, private.task_id(config), review=True):
             answered = [0, *answered]  # the answer to the review is skipped too
         paused = row is not None and row.state == "suspended"
@@ -239,7 +239,7 @@ def _is_late(
     answered += answer_numbers.passed_numbers(config)
     if had:
         answered = had()
-    elif answer_numbers.kept_answers(config) is not None:  # then a new question comes after all of them
+    elif answer_numbers.kept_numbers(config) is not None:  # then a new question comes after all of them
         answered = len(private.scratchpad_of(config).resume)
     return answer_numbers.answers_left(config, answered, plain=not _keyed(run, config))
 
@@ -279,7 +279,7 @@ def _answered(
     run: Run, config: Mapping[str, Any], asked: Sequence[tuple[DecidedCall, Approval]], pause: Effect = Interrupt
 ) -> Flow[object]:
     """Return the answer to a question, and skip answers to earlier questions."""
-    scratchpad, kept_here = private.scratchpad_of(config), answer_numbers.kept_answers(config)
+    scratchpad, kept_here = private.scratchpad_of(config), answer_numbers.kept_numbers(config)
     question = approval_questions.payload(asked)
     if not asked:  # its calls are not made again, but LangGraph's own counter must count its answer
         with suppress(GraphInterrupt):
@@ -292,7 +292,7 @@ def _answered(
         for number, given in enumerate(scratchpad.resume if scratchpad is not None else ()):
             if private.interrupt_id(config, number) == own:
                 if answer_numbers.fits(given, ids, plain=plain) and not (kept_here and number in kept_here):
-                    answer_numbers.take_answers(config, [number])
+                    answer_numbers.keep_numbers(config, [number])
                     return given
                 if settled and kept_here is not None:
                     return None

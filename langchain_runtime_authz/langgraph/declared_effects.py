@@ -37,7 +37,7 @@ from langchain_runtime_authz.langgraph import messages, tool_execution
 from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph.decide_and_ask import decide_together
 from langchain_runtime_authz.langgraph.derived_classes import subclass_like, weakly_cached
-from langchain_runtime_authz.langgraph.messages import kept
+from langchain_runtime_authz.langgraph.messages import stored_result
 from langchain_runtime_authz.langgraph.node_calls import PATIENCE
 from langchain_runtime_authz.langgraph.run_context import FlowContext, running, within
 from langchain_runtime_authz.langgraph.tool_arrival import Arrival, arrival_by_hand
@@ -133,7 +133,7 @@ class Together(FlowContext[Any]):
 
     def first_output(self) -> Any:
         """Return the output of an earlier execution, or deny the call if none was kept."""
-        result = kept(getattr(self.begun[0], "result", None))
+        result = stored_result(getattr(self.begun[0], "result", None))
         if "content" not in result:  # it was too long, or not JSON
             raise self.unrepeatable()
         return result["content"]
@@ -269,7 +269,7 @@ def _begin(arrivals: Sequence[Arrival]) -> Flow[list[ToolExecution | Replay]]:
         waiting = yield from decide_together(run, calls, first.config)
     else:
         deciding = first.node.decide_all(run, calls, first.config)
-        waiting = yield from tool_execution.one_by_one(first.node.locks, deciding)
+        waiting = yield from tool_execution.under_lock(first.node.locks, deciding)
     for one, pending in zip(arrivals, waiting, strict=True):
         run.engine.tally.count(run, "tool", one.call.tool, LAYER, decided=1)
         one.run, one.call, one.verdict = run, pending.call, pending.verdict

@@ -155,14 +155,14 @@ def only_asked(asked: Sequence[int]) -> str | None:
     return json.dumps({"answers": asked}) if asked else None
 
 
-def kept(result: str | None) -> dict[str, Any]:
+def stored_result(result: str | None) -> dict[str, Any]:
     """Return the mapping that `recorded` serialised. Any of its keys may be missing."""
     return json.loads(result) if result else {}
 
 
 def replayed(replay: Replay, call_id: str) -> ToolMessage | Command[Any]:
     """Return the recorded result of a call that ran before."""
-    if not replay.message and (text := (result := kept(replay.result)).get("command")) is not None:
+    if not replay.message and (text := (result := stored_result(replay.result)).get("command")) is not None:
         # A model that is asked again gives the call a new id.
         renamed = partial(_untold, before=result.get("call_id"), now=call_id)
         update, goto, graph = json.loads(text, object_hook=renamed)
@@ -171,7 +171,7 @@ def replayed(replay: Replay, call_id: str) -> ToolMessage | Command[Any]:
 
 
 def replay_message(replay: Replay, call_id: str | None) -> ToolMessage:
-    result = kept(replay.result)
+    result = stored_result(replay.result)
     content = result.get("content", "This action was carried out before; its result was not kept.")
     content = content if isinstance(content, str | list) else json.dumps(content)
     status = result.get("status", "success")
@@ -195,7 +195,7 @@ def answer(verdict: Any, call_id: str | None, *, text: bool = False) -> Any:
         if text:
             return denial_message(verdict, "").content
         raise AuthzDenied(verdict.decision.reason, verdict.decision.decision_id)
-    if call_id is None and not verdict.message and "content" in (result := kept(verdict.result)):
+    if call_id is None and not verdict.message and "content" in (result := stored_result(verdict.result)):
         return result["content"]
     return replayed(verdict, call_id) if call_id is not None else replay_message(verdict, None).content
 

@@ -29,7 +29,7 @@ from langchain_runtime_authz.langgraph.model_call import call_of_request, decide
 from langchain_runtime_authz.langgraph.resume_values import resume_handlers
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt, find_run, run_scope
 from langchain_runtime_authz.langgraph.tool_batch import ToolCallPEP
-from langchain_runtime_authz.langgraph.tool_execution import Locks, RunCode, one_by_one, waiting
+from langchain_runtime_authz.langgraph.tool_execution import Locks, RunCode, under_lock, waiting
 from langchain_runtime_authz.langgraph.tool_node import AuthzParts
 from langchain_runtime_authz.pep.decide_steps import decide_model, withheld
 from langchain_runtime_authz.pep.run import Flow, Perform, Run, adrive, both, drive
@@ -109,7 +109,7 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
             entries[ns] = entering
             return entered
 
-        return (yield from one_by_one(locks, opening()))
+        return (yield from under_lock(locks, opening()))
 
     def _entries(self, runtime: Any) -> tuple[Locks, dict[str, Any]]:
         # The nodes of one invocation share its stream writer, and each invocation has its own.

@@ -23,7 +23,7 @@ from langchain_runtime_authz.evaluation import deny
 from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph import tool_call_parsing as parsing
 from langchain_runtime_authz.langgraph import tool_execution
-from langchain_runtime_authz.langgraph.answer_numbers import counting_questions, take_answers
+from langchain_runtime_authz.langgraph.answer_numbers import counting_questions, keep_numbers
 from langchain_runtime_authz.langgraph.decide_and_ask import decide_together
 from langchain_runtime_authz.langgraph.messages import denial_message, denied, replay_message
 from langchain_runtime_authz.langgraph.node_plans import ArrivingCall, NodePlans, Place
@@ -133,7 +133,7 @@ class NodeCalls:
             return
         run.pause()
         if self.question is None:
-            take_answers(self.config, range(len(private.scratchpad_of(self.config).resume)))
+            keep_numbers(self.config, range(len(private.scratchpad_of(self.config).resume)))
             for one in (yield from self._decided(run, self.held)):  # raises, unless it was answered elsewhere
                 yield from one.give_back()
         # INVARIANT: the node's output is not written while a question is open.

@@ -31,7 +31,7 @@ from langchain_runtime_authz.langgraph.tool_node import decides_entry, entering
 from langchain_runtime_authz.ledger.base import Query
 from langchain_runtime_authz.ledger.changes import SetMark
 from langchain_runtime_authz.pep.approval_questions import approval_ids, is_shown_by
-from langchain_runtime_authz.pep.decide_steps import ENTER, ToolNodeEntry, enter_node, kept
+from langchain_runtime_authz.pep.decide_steps import ENTER, ToolNodeEntry, enter_node, kept_permit
 from langchain_runtime_authz.pep.run import Commit, Engine, Flow, Load, Run, adrive, drive
 from langchain_runtime_authz.telemetry.logs import logger
 
@@ -121,7 +121,7 @@ def _step(
     check, entry = partial(_check, run, name, channels), None
     if not together:
         check((yield from enter_node(run, name, lasting=channels is None)))
-    elif (permit := kept(run, ENTER, name, lasting=True)[0]) is not None:
+    elif (permit := kept_permit(run, ENTER, name, lasting=True)[0]) is not None:
         check(permit)
     else:
         entry = ToolNodeEntry(run, name, check)
@@ -151,7 +151,7 @@ def _step(
                 return (yield from _ended(run, node, input, failed, channels or frozenset()))
             except GraphInterrupt:
                 # LangGraph stored the answers up to the one that was taken last, which others may follow.
-                private.keep_answers(own, private.scratchpad_of(own).resume)
+                private.store_answers(own, private.scratchpad_of(own).resume)
                 raise
         if failed is not None:
             raise failed

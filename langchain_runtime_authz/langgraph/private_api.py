@@ -258,7 +258,7 @@ def drop_plain_answer(config: Mapping[str, Any]) -> None:
         scratchpad.get_null_resume(True)
 
 
-def keep_answers(config: Mapping[str, Any], answers: list[Any]) -> None:
+def store_answers(config: Mapping[str, Any], answers: list[Any]) -> None:
     _given(config)[keys.CONFIG_KEY_SEND]([(keys.RESUME, answers)])
 
 

@@ -23,7 +23,7 @@ from langchain_runtime_authz.evaluation import deny
 from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph import tool_call_parsing as parsing
 from langchain_runtime_authz.langgraph import tool_execution
-from langchain_runtime_authz.langgraph.answer_numbers import take_answers
+from langchain_runtime_authz.langgraph.answer_numbers import keep_numbers
 from langchain_runtime_authz.langgraph.decide_and_ask import decide_together
 from langchain_runtime_authz.langgraph.messages import answer, denied
 from langchain_runtime_authz.langgraph.node_calls import NodeCalls
@@ -86,13 +86,13 @@ class Arrival:
                     one.question = exc
                 raise
         else:
-            resolved, self.place = yield from tool_execution.one_by_one(self.node.locks, self.node.decide(run, self))
+            resolved, self.place = yield from tool_execution.under_lock(self.node.locks, self.node.decide(run, self))
         run.engine.tally.count(run, "tool", call.tool, self.layer, decided=1)
         verdict = cast("Verdict", resolved.verdict)  # no review comes after the guard
         if isinstance(verdict, Replay):
             self.settle()
         if not isinstance(verdict, Ticket):
-            take_answers(self.config, resolved.answers)
+            keep_numbers(self.config, resolved.answers)
         elif self.node is not None and resolved.call.profile.side_effect:
             self.answers = resolved.answers
         self.call, self.verdict = resolved.call, verdict

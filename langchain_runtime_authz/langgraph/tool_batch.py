@@ -24,11 +24,11 @@ from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.evaluation import deny
 from langchain_runtime_authz.facts.plan import calls_digest, plan_calls
 from langchain_runtime_authz.langgraph import decide_and_ask, messages, review_questions
-from langchain_runtime_authz.langgraph.answer_numbers import take_answers
+from langchain_runtime_authz.langgraph.answer_numbers import keep_numbers
 from langchain_runtime_authz.langgraph.private_api import ToolNode
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt, within
 from langchain_runtime_authz.langgraph.tool_call_parsing import answered_calls, describe, parse, unknown, without
-from langchain_runtime_authz.langgraph.tool_execution import PAUSE, Locks, Pending, RunCode, one_by_one
+from langchain_runtime_authz.langgraph.tool_execution import PAUSE, Locks, Pending, RunCode, under_lock
 from langchain_runtime_authz.langgraph.tool_guard import guard_held_by, guard_tool
 from langchain_runtime_authz.langgraph.tool_lookup import GUARDED, Profiles, guard_of
 from langchain_runtime_authz.pep.call import Call, DecidedCall, Denial, Replay
@@ -83,7 +83,7 @@ class MessageCalls:
 
     def _decide_mine(self, run: Run) -> Flow[list[Pending]]:
         locks, decided = self._batch(run)
-        yield from one_by_one(locks, self._decide_all(run, decided))
+        yield from under_lock(locks, self._decide_all(run, decided))
         alike = [i for i, d in enumerate(decided) if d.call.call_id == self.calls[0].get("id")]
         # A call may have another place in its plan than in the message, unless several share its id.
         mine = next(i for i in alike if len(alike) == 1 or decided[i].call.position == self.position)
@@ -269,7 +269,7 @@ def answer_of(one: Pending, call: Any, config: Any) -> ToolMessage | None:
     verdict = one.verdict
     if one.left or isinstance(verdict, Ticket):
         return None
-    take_answers(config, one.answers)
+    keep_numbers(config, one.answers)
     if isinstance(verdict, Replay):
         return cast("ToolMessage", noted(one, messages.replayed(verdict, call.get("id"))))
     # ToolNode answers malformed arguments and unknown names helpfully. The tool cannot run, because there is no ticket.

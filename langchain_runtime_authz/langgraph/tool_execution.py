@@ -106,8 +106,8 @@ async def _taken(lock: threading.Lock) -> None:
 _Take: Final = Effect(lambda _, locks: locks[0].acquire(), lambda _, locks: _taken(locks[1]))
 
 
-def one_by_one(locks: Locks, flow: Flow[T]) -> Flow[T]:
-    """Run one flow at a time among threads, and one at a time among coroutines."""
+def under_lock(locks: Locks, flow: Flow[T]) -> Flow[T]:
+    """Run a flow under a lock. Threads and coroutines have a lock each."""
     lock = locks[0] if (yield (_Take, locks)) else locks[1]
     try:
         return (yield from flow)

@@ -87,7 +87,7 @@ def decide_step(
     return decision if keep is None else keep(decision)
 
 
-def kept(run: Run, *step: Any, lasting: bool) -> tuple[Decision | None, Callable[[Decision], Decision]]:
+def kept_permit(run: Run, *step: Any, lasting: bool) -> tuple[Decision | None, Callable[[Decision], Decision]]:
     """Return a step's cached permit or `None`, and the function that caches a new one.
 
     A permit is cached for its epoch and policy revision, as long as the policy's `ttl` says. Without a `ttl` the policy
@@ -121,7 +121,7 @@ def if_alive(run: Run, permit: Decision, step: Flow[Decision]) -> Flow[Decision]
 
 def enter_node(run: Run, name: str, *, lasting: bool) -> Flow[Decision]:
     """Decide `node/enter`, or return the cached permit of a live run."""
-    permit, keep = kept(run, ENTER, name, lasting=lasting)
+    permit, keep = kept_permit(run, ENTER, name, lasting=lasting)
     step = decide_step(run, ENTER, {"type": "node", "id": name, "properties": {}}, keep=keep)
     return step if permit is None else if_alive(run, permit, step)
 
@@ -144,7 +144,7 @@ class ToolNodeEntry:
             return ()
         body = request_json(self._run, known, {"name": ENTER}, self._node)
         self._asked = began, body
-        self._facts: Any = {"known": known, "keep": kept(self._run, ENTER, self._name, lasting=True)[1]}
+        self._facts: Any = {"known": known, "keep": kept_permit(self._run, ENTER, self._name, lasting=True)[1]}
         return (body,)
 
     def conclude(self, answer: Decision) -> Flow[None]:
@@ -175,7 +175,7 @@ class ModelCall(NamedTuple):
 
 
 def decide_model(run: Run, call: ModelCall) -> Flow[Decision]:
-    permit, keep = kept(run, MODEL, *call[:4], lasting=True)
+    permit, keep = kept_permit(run, MODEL, *call[:4], lasting=True)
     counts = current_scope.get().counts
     first = counts is not None and not counts.get(MODEL)  # the entry of its node was checked just now
     if counts is not None:

@@ -229,7 +229,7 @@ class Engine:
         until, ends = min(int(now) + self.lease_ttl, started_at + self.max_lifetime), self.identity.expires_at
         return until if ends is None else min(until, int(ends))
 
-    def failed(self, exc: BaseException) -> Code:
+    def count_failure(self, exc: BaseException) -> Code:
         """Count the failure of a part. Return the code to deny with."""
         code = failure_code(exc)
         count("errors", {COMPONENT: _part(exc), ERROR_TYPE: str(code)})
@@ -237,16 +237,16 @@ class Engine:
 
     def deny_for_failure(self, exc: Exception, run: Run | None = None) -> Decision:
         """Log the failure of a part (ledger, audit log, identity), and return a deny."""
-        decision = deny(self.failed(exc))
-        self._told(exc, run, decision.decision_id, f"{_part(exc)} failed")
+        decision = deny(self.count_failure(exc))
+        self._log_failure(exc, run, decision.decision_id, f"{_part(exc)} failed")
         return decision
 
     def lost(self, what: str, exc: Exception, run: Run, decision_id: str = "") -> None:
         """Count and log that `what` happened but was not recorded."""
-        self.failed(exc)
-        self._told(exc, run, decision_id, f"{what} was not recorded")
+        self.count_failure(exc)
+        self._log_failure(exc, run, decision_id, f"{what} was not recorded")
 
-    def _told(self, exc: Exception, run: Run | None, decision_id: str, what: str) -> None:
+    def _log_failure(self, exc: Exception, run: Run | None, decision_id: str, what: str) -> None:
         code = failure_code(exc)
         if (left_out := self.recent.failures_left_out(f"{what} {code}")) is not None:
             thread, run_id = (run.scope.thread, run.run_id) if run is not None else ("", "")

@@ -25,7 +25,7 @@ from langchain_runtime_authz.pep.decide_steps import (
     decide_model,
     decide_step,
     if_alive,
-    kept,
+    kept_permit,
     withheld,
 )
 from langchain_runtime_authz.pep.run import Commit, drive
@@ -37,7 +37,7 @@ from tests.ids import shown as ident
 
 def enter_node(run: Any, name: str = "n", *, lasting: bool = True) -> Any:
     """What the gate of a tool node does before the node runs, or that of another."""
-    permit, keep = kept(run, "node/enter", name, lasting=lasting)
+    permit, keep = kept_permit(run, "node/enter", name, lasting=lasting)
     step = decide_step(run, "node/enter", {"type": "node", "id": name, "properties": {}}, keep=keep)
     return step if permit is None else if_alive(run, permit, step)
 
