@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from langchain_runtime_authz._flow import Flow, Perform, both
+from langchain_runtime_authz.credential.call_credential import CallCredential, Minting
 from langchain_runtime_authz.credential.token import Credential, Sealed
-from langchain_runtime_authz.credential.tool_credential import CallCredential, Minting
 from langchain_runtime_authz.errors import AuthzError, Code, CredentialError
 from langchain_runtime_authz.evaluation import Obligation
 

@@ -30,8 +30,8 @@ from langchain_runtime_authz.facts.task import HumanText, content_digest
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.ledger.base import Scope
 from langchain_runtime_authz.mandate.model import Mandate
-from langchain_runtime_authz.pep.call_credential import RefusedMints
 from langchain_runtime_authz.pep.call_mandate import ApplicationMandate
+from langchain_runtime_authz.pep.mint_tokens import RefusedMints
 from langchain_runtime_authz.pep.run import Engine, Flow, Perform, Run, adrive, both, drive, new_id
 from langchain_runtime_authz.pep.run_lifecycle import Entry, close, open_entry
 from langchain_runtime_authz.telemetry.spans import OpenSpan

@@ -25,9 +25,9 @@ from langchain_runtime_authz.langgraph.messages import denial_message, denied, o
 from langchain_runtime_authz.langgraph.output_filter import Cleaner, watched_args, watched_callbacks, watched_config
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt
 from langchain_runtime_authz.pep.call import Call, Verdict
-from langchain_runtime_authz.pep.call_credential import RefusedMints
 from langchain_runtime_authz.pep.calls_in_doubt import state_of
 from langchain_runtime_authz.pep.conclude_calls import conclude
+from langchain_runtime_authz.pep.mint_tokens import RefusedMints
 from langchain_runtime_authz.pep.obligations import obliged_fields
 from langchain_runtime_authz.pep.run import Commit, Effect, Engine, Flow, Run, adrive, drive
 from langchain_runtime_authz.telemetry.spans import execute_tool_span

@@ -17,9 +17,9 @@ from langchain_runtime_authz.facts.task import Task
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.ledger.call_changes import SpendBudget
 from langchain_runtime_authz.ledger.changes import Change, RecordEdge
-from langchain_runtime_authz.pep.call_credential import audiences_of, minted
 from langchain_runtime_authz.pep.decide_steps import decide_step
 from langchain_runtime_authz.pep.decision_log import run_event
+from langchain_runtime_authz.pep.mint_tokens import audiences_of, minted
 from langchain_runtime_authz.pep.run import Flow, Run, new_id
 from langchain_runtime_authz.pep.run_lifecycle import take_lease
 from langchain_runtime_authz.telemetry.metrics import count

@@ -33,11 +33,11 @@ from langchain_runtime_authz.ledger.call_changes import (
 from langchain_runtime_authz.ledger.schema import SEVERAL
 from langchain_runtime_authz.pep import calls_in_doubt, decision_log
 from langchain_runtime_authz.pep.call import DecidedCall, Denial, Replay, Verdict
-from langchain_runtime_authz.pep.call_credential import RefusedMints, audiences_of, minter, status_check
 from langchain_runtime_authz.pep.call_mandate import counting_scope
 from langchain_runtime_authz.pep.child_agent import hand_off
 from langchain_runtime_authz.pep.conclude_calls import Spent, deny_call, refund
 from langchain_runtime_authz.pep.decide_calls import decide_calls
+from langchain_runtime_authz.pep.mint_tokens import RefusedMints, audiences_of, minter, status_check
 from langchain_runtime_authz.pep.obligations import owed
 from langchain_runtime_authz.pep.run import Commit, Run
 from langchain_runtime_authz.telemetry.logs import logger

@@ -13,8 +13,8 @@ from typing import Protocol, runtime_checkable
 
 from langchain_runtime_authz.credential.token import Credential
 from langchain_runtime_authz.ledger.base import Ledger, Query
-from langchain_runtime_authz.pep.call_credential import key_scope
 from langchain_runtime_authz.pep.kill_switch import KillSwitch
+from langchain_runtime_authz.pep.mint_tokens import key_scope
 
 
 @runtime_checkable

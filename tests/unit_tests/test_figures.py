@@ -13,7 +13,7 @@ from langchain_runtime_authz.facts import history, json_copy
 from langchain_runtime_authz.langgraph import messages
 from langchain_runtime_authz.ledger import base
 from langchain_runtime_authz.mandate import planner_mandate
-from langchain_runtime_authz.pep import approval_questions, call_credential, calls_in_doubt, health, run
+from langchain_runtime_authz.pep import approval_questions, calls_in_doubt, health, mint_tokens, run
 from langchain_runtime_authz.telemetry import logs, metrics
 from tests.gates import test_statements as statements
 from tests.unit_tests.test_docs import TEXTS
@@ -28,7 +28,7 @@ FIGURE = re.compile(
 ORDINAL = re.compile("an? second|(?:an?|one|two|three) (?:step|statement|commit|function|row)")  # count nothing that was measured
 
 OF_CODE = {
-    "CHANGELOG.md": {"live for at most 60 seconds": call_credential.TOKEN_TTL},
+    "CHANGELOG.md": {"live for at most 60 seconds": mint_tokens.TOKEN_TTL},
     "docs/approvals.md": {
         "it expires after a day": POLICY["approvals"]["*"]["expires_in"], "one subject in an hour": approval_questions.HOUR,
         "240 characters": _display.MAX_SHOWN,
@@ -41,10 +41,10 @@ OF_CODE = {
     },
     "docs/concepts.md": {"400,000 characters": json_copy.MAX_CHARS},
     "docs/credentials.md": {
-        "most 60 seconds and dies": call_credential.TOKEN_TTL, "at most 4 kB": details.MAX_DETAIL, "plus 5 seconds of leeway": verifier.LEEWAY,
+        "most 60 seconds and dies": mint_tokens.TOKEN_TTL, "at most 4 kB": details.MAX_DETAIL, "plus 5 seconds of leeway": verifier.LEEWAY,
         "with 5 seconds of leeway": verifier.LEEWAY, "at most 65 seconds after": verifier.MAX_TTL + verifier.LEEWAY,
     },
-    "docs/delegation.md": {"after 60 seconds at the latest": call_credential.TOKEN_TTL},
+    "docs/delegation.md": {"after 60 seconds at the latest": mint_tokens.TOKEN_TTL},
     "docs/effects.md": {"JSON of at most 64 KB": messages.MAX_KEPT},
     "docs/identity.md": {"outlasts its lease (a minute)": run.LEASE_TTL},
     "docs/mandate.md": {"more than 400 characters": planner_mandate.LONG},

@@ -233,7 +233,7 @@ def test_a_compromise_by_the_command_line_reaches_the_ledger(directory: Path) ->
     """The issuing process sees it in the directory, and tells the ledger, which services ask."""
     from langchain_runtime_authz import RuntimeAuthz
     from langchain_runtime_authz.ledger.base import Query
-    from langchain_runtime_authz.pep.call_credential import key_scope
+    from langchain_runtime_authz.pep.mint_tokens import key_scope
     from langchain_runtime_authz.testing import StaticPDP
 
     here, there = opened(directory), opened(directory)

@@ -754,8 +754,8 @@ def test_introspection_is_configured_safely() -> None:
 async def test_the_ledger_and_the_kill_switch_are_asked(tmp_path: Path) -> None:
     """A key that was withdrawn in the ledger refuses every token that it signed, and the kill switch all tokens."""
     from langchain_runtime_authz.ledger.changes import Reinstate, Revoke
-    from langchain_runtime_authz.pep.call_credential import key_scope
     from langchain_runtime_authz.pep.kill_switch import KillSwitch
+    from langchain_runtime_authz.pep.mint_tokens import key_scope
 
     class Live(MemoryLedger):
         def status(self, tenant: str, jti: str) -> Any:

@@ -199,7 +199,7 @@ def test_a_long_call_gets_a_token_that_has_not_expired(monkeypatch: pytest.Monke
 def test_a_key_of_a_remote_issuer_is_withdrawn_in_the_ledger() -> None:
     """Its ring is its own affair; services that ask the ledger refuse what the key signed."""
     from langchain_runtime_authz.ledger.base import Query
-    from langchain_runtime_authz.pep.call_credential import key_scope
+    from langchain_runtime_authz.pep.mint_tokens import key_scope
 
     issuer = Remote()
     _, authz = played(issuer, "sync")

@@ -1,4 +1,4 @@
-"""Mint the credential of a call when its tool asks for it."""
+"""Mint and record the tokens of calls and child agents, and record refusals."""
 
 from __future__ import annotations
 

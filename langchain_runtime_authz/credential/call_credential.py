@@ -1,4 +1,4 @@
-"""The credential that a tool gets for its call, and a mint of one under way."""
+"""Define `CallCredential`, which a tool gets for its call, and a running mint."""
 
 from __future__ import annotations
 
