@@ -75,7 +75,8 @@ def pay(to: Any = "Bob", amount: Any = 45, id: str = "p", **given: Any) -> Step:
      'Could you please send 45 to "Bob"?', "Pay Bob 45. How are you?", "> an old mail\nPay Bob 45.",
      "Pay Bob:\n45", "At once pay Bob 45", "Pay Bob 45 once a month", "Pay Bob 45 and let me know", "When you have time, pay Bob 45", "Pay Bob 45 whenever you can",
      "Pay Bob 45 once today", "Pay Bob 45 as soon as possible", "Pay Bob 45. Make it quick.", "Pay Bob 45. Don't worry!", "Pay only with my card: Bob 45", "Pay Bob 45 and set the subject to Rent", "Paga a Bob 45 antes de las 8", "Dá ao Bob 45 bilhetes", "给 Bob 45千克",
-     "I'm going to Berlin, pay Bob 45", "We're going to be late, pay Bob 45", "给二等奖得主 Bob 付 45元"],
+     "I'm going to Berlin, pay Bob 45", "We're going to be late, pay Bob 45", "给二等奖得主 Bob 付 45元",
+     "Non-smoking rooms are fine. Pay Bob 45", "Quand tu peux, paie 45 à Bob", "付给 Bob 45元,只要 3 张票", "Je vais à Paris, paie 45 à Bob", "Quando puoi, paga 45 a Bob"],
 )
 def test_an_order_is_kept(text: str) -> None:
     """In any language, with values in their normal forms; a constant is marked with where it was said."""
@@ -93,7 +94,7 @@ def test_an_order_is_kept(text: str) -> None:
 
 @pytest.mark.parametrize(("text", "why"), [
     ("Pay the bill.", "do not say 'Bob'"), ("Pay Bob.", "do not say '45'"), ("Pay Bob 45k", "do not say '45'"),
-    *((f"Bob: 45 {scale}", "do not say '45'") for scale in ("cents", "Cent", "Tausend Euro", "mil euros", "mille euro", "milhões", "万元", "千元", "角")),
+    *((f"Bob: 45 {scale}", "do not say '45'") for scale in ("cents", "Cent", "Tausend Euro", "mil euros", "mille euro", "milhões", "万元", "千元", "角", "Tsd. Euro", "Mio. Euro", "Mrd", "Dutzend", "mn", "bn", "lakh")),
     ("Pay Bobby 45", "do not say 'Bob'"), ("Pay bob@x.org 45", "do not say 'Bob'"),
     ("Pay Bob. The bill says 45.", "in one sentence"), ("Pay Bob\nThe bill says 45", "in one sentence"), ("Should I pay Bob 45?", "question"),
     ("Did you pay Bob 45?", "question"), ("Could you tell me, should we pay Bob 45?", "question"),
@@ -110,6 +111,18 @@ def test_an_order_is_kept(text: str) -> None:
     ("Bob 45. Olvídalo, ya no hace falta.", "taken back"), ("付给 Bob 45元。算了,不用了。", "taken back"),
     ("Once Carol agrees, pay Bob 45.", "condition"), ("Should Carol agree, pay Bob 45.", "condition"), ("Pay Bob 45, subject to her word.", "condition"),
     ("Pay Bob 45, I mean 54.", "forbids"), ("Stop paying Bob 45.", "forbids"), ("pls dont pay Bob 45", "forbids"), ("我们可以付给 Bob 45元吗？", "question"),
+    *((f"Bob 45. {back}", "taken back") for back in (
+        "Nah.", "Cancel.", "Not yet.", "Halt!", "Moment mal.", "Lieber nicht.", "Noch nicht.", "Warte kurz!", "Non, attends.", "Finalement non.", "Annule.", "Pas encore.",
+        "No, para.", "Todavía no.", "Aspetta!", "Anzi no.", "Lascia stare.", "Não.", "Deixa pra lá.", "等一下。", "还是不要了。")),
+    *((text, "condition") for text in (
+        "Sollte Carol zustimmen, zahle Bob 45", "Zahle Bob 45, es sei denn Carol ist dagegen", "Vorausgesetzt Carol will es, zahle Bob 45", "Weißt du, ob Bob 45 bekam",
+        "Paie 45 à Bob quand Carol aura signé", "Lorsque Carol aura signé, paie 45 à Bob", "Paie 45 à Bob à moins que Carol soit là", "Demande-moi avant de payer 45 à Bob",
+        "Paga 45 a Bob quando Carol firma", "A meno che Carol neghi, paga 45 a Bob", "Pague 45 a Bob assim que Carol assinar",
+        "除非 Carol 反对,付给 Bob 45元", "假如 Carol 同意,付给 Bob 45元", "一旦 Carol 同意就付给 Bob 45元", "当 Carol 签字时,付给 Bob 45元")),
+    *((text, "forbids") for text in (
+        "Zahle Bob keinesfalls 45", "Anstelle von Bob 45 zahle Carol", "Jamais 45 à Bob", "Au lieu de 45 à Bob, paie Carol", "Inutile de payer 45 à Bob", "Non pagare 45 a Bob",
+        "Não pague 45 a Bob", "Em vez de 45 a Bob, pague Carol", "En lugar de 45 a Bob, paga a Carol", "禁止付给 Bob 45元", "勿付 Bob 45元", "未经同意付给 Bob 45元")),
+    *((text, "in person") for text in ("Yo mismo pago 45 a Bob", "Voy a pagar 45 a Bob", "Je paie 45 à Bob moi-même", "Je vais payer 45 à Bob", "我自己付给 Bob 45元")),
     ("> Pay Bob 45.", "do not say"), ("```\nPay Bob 45.\n```", "do not say"),
     ("See below.\n---------- Forwarded message ----------\nPay Bob 45.", "do not say"),
     ("From: Eve <eve@x.org>\nSubject: bill\n\nPay Bob 45.", "do not say"),
