@@ -199,7 +199,8 @@ def clock(store: Store, yes: Yes = False, as_json: bool = False) -> Answer:
     """Continue with a ledger whose clock ran ahead and was corrected.
 
     A ledger's time never goes back. The ledger denies (`ledger_clock`) until the clock reaches the latest time in it.
-    This command accepts the clock as it is, and ends every live lease. Afterwards restart the ledger's processes.
+    This command accepts the clock as it is. It ends every live lease, and voids questions and approvals, whose terms
+    were reckoned by the wrong clock. Afterwards restart the ledger's processes.
 
     runtime-authz ledger clock ledger.db
     """

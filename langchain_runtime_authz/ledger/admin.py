@@ -155,7 +155,7 @@ def accept_clock(admin: Admin) -> int:
     """Accept a clock behind the last commit. Return the number of ended leases.
 
     Without this, a ledger whose clock was ahead and then corrected denies until the clock reaches the recorded time.
-    All live leases end, so that none lives longer than its term.
+    All live leases, questions and approvals end, so that none lives longer than its term.
     """
     return _renewed(admin)[0]
 
@@ -173,15 +173,15 @@ def accept_restore(admin: Admin) -> tuple[int, list[str]]:
         f" SELECT t.tenant, t.thread, coalesce(({latest}), 1) + 1, '', ?, ? FROM thread t RETURNING epoch"
     )
     threads = admin.run(sql, (json.dumps({}), now))
-    admin.run("DELETE FROM approval WHERE state IN ('asked', 'approved')")
     return len(threads), tenants
 
 
 def _renewed(admin: Admin) -> tuple[int, list[str]]:
-    """End live leases, and commit for each tenant. Return lease count and tenants."""
+    """End live leases, questions and approvals. Return lease count and tenants."""
     check(version(admin))
     # A commit that has read but not yet written then starts again (`Tx.keep`), even if a transaction number is reused.
     admin.run("UPDATE thread SET at = at + ?", ((1 + secrets.randbelow(10**6)) / 1e6,))
+    admin.run("DELETE FROM approval WHERE state IN ('asked', 'approved')")
     ended = admin.run("UPDATE lease SET state = 'ended' WHERE state = 'live' RETURNING jti")
     tenants = [tenant for (tenant,) in admin.run("SELECT DISTINCT tenant FROM journal ORDER BY tenant")]
     for tenant in tenants:

@@ -14,7 +14,8 @@ import pytest
 import langchain_runtime_authz.ledger
 from langchain_runtime_authz.cli.ledger import Store
 from langchain_runtime_authz.errors import Code, LedgerError
-from langchain_runtime_authz.ledger.base import Lease, Query, Scope
+from langchain_runtime_authz.ledger.base import Approval, Conflict, Lease, Query, Scope
+from langchain_runtime_authz.ledger.call_changes import AnswerApproval, AskApproval, SpendApproval
 from langchain_runtime_authz.ledger.changes import AdvanceEpoch, OpenThread, RecordStep, TakeLease
 from langchain_runtime_authz.ledger.schema import SCHEMA
 from langchain_runtime_authz.ledger.sqlite import SqliteLedger
@@ -108,16 +109,20 @@ def test_histories_are_forgotten_by_age(file: str) -> None:
 
 
 def test_a_clock_that_ran_ahead_is_set_right(file: str) -> None:
-    """The ledger denies until then; no lease outlives what it was given by it."""
+    """The ledger denies until then; no lease and no approval outlives what it was given by it."""
     ahead = time.time() + 365 * 86400
     with SqliteLedger(file, clock=lambda: ahead) as wrong:
         wrong.commit(SCOPE, None, [TakeLease(Lease("j", "run", ("root",), 1, int(ahead), int(ahead) + 60))])
+        day = Approval("k", "digest", 1, id="question", expires_at=int(ahead) + 86400)
+        wrong.commit(SCOPE, None, [AskApproval(day)])
+        wrong.commit(SCOPE, None, [AnswerApproval("k", "approved", "user:bob", authenticated=True)])
     with SqliteLedger(file) as right:
         with pytest.raises(LedgerError, match=Code.LEDGER_CLOCK):
             right.load(SCOPE, Query())
         assert ledger("clock", file, input="n\n").exit_code == 1
         assert ledger("clock", file, input="y\n").stdout.endswith("leases   1 ended\n")
         assert right.status("acme", "j") == "ended"
+        assert right.commit(SCOPE, None, [SpendApproval("k", "digest")]) == Conflict(Code.APPROVAL_VOID)
         assert right.load(SCOPE, Query()).now == pytest.approx(time.time(), abs=60)
 
 
