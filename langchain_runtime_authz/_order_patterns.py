@@ -1,7 +1,8 @@
 """Parse the orders that a profile declares: `book {room} [on {date}]`.
 
 Words stand for themselves and braces for an argument; `{state=off}` takes no words and gives the argument this value.
-`{user:word}` also takes a word in lower case, which else could be a remark.
+`{user:word}` also takes a word in lower case, which else could be a remark. `{text:rest}` takes the rest of a clause, and
+gives the argument no value.
 Square brackets hold what may be left out, and round ones hold alternatives, as in speech grammars (JSGF). Optional parts
 next to each other may come in any order.
 """
@@ -18,6 +19,7 @@ from langchain_runtime_authz._regex import normalize
 
 MAX_LENGTH: Final = 500  # characters of one pattern
 WORD: Final = ":word"
+REST: Final = ":rest"
 _IDLE: Final = re.compile(  # courtesies and articles, which the reader leaves out before an order
     "a|afternoon|ah|alright|also|an|and|do|evening|finally|first|go|hello|hey|hi|hiya|just|kindly|lastly|let's|lets|"
     "morning|my|next|now|oh|ok|okay|our|please|quickly|second|so|sure|the|then|these|third|this|yes"
@@ -83,13 +85,20 @@ def items(*patterns: str) -> Iterator[str]:
 
 def name_in(item: str) -> str:
     """Return the name of the argument in an item in braces, like `{state=off}`."""
-    return item[1:-1].partition("=")[0].removesuffix(WORD)
+    return split_item(item[1:-1])[0]
+
+
+def split_item(item: str) -> tuple[str, str, str]:
+    """Split an item without its braces into the argument's name, a mark and a value."""
+    name, _, value = item.partition("=")
+    plain, colon, mark = name.partition(":")
+    return plain, colon + mark, value
 
 
 def given_in(patterns: tuple[str, ...]) -> set[tuple[str, str]]:
     """Return the (argument, value) pairs that patterns set, as in `{state=off}`."""
-    named = (item[1:-1].partition("=") for item in items(*patterns) if item[0] == "{")
-    return {(name, value) for name, given, value in named if given}
+    named = (split_item(item[1:-1]) for item in items(*patterns) if item[0] == "{")
+    return {(name, value) for name, _, value in named if value}
 
 
 def _items(pattern: Pattern) -> Iterator[str]:
@@ -114,8 +123,9 @@ def _always(pattern: Pattern) -> Iterator[str]:
 def _argument(item: str) -> str:
     """Return an item in braces without spaces; "" if it is malformed."""
     name, given, value = map(str.strip, item[1:-1].partition("="))
-    plain = name if given else name.removesuffix(WORD)
-    return f"{{{name}{given}{value}}}" if plain.isidentifier() and bool(given) == bool(value) else ""
+    plain, mark, _ = split_item(name)
+    right = plain.isidentifier() and bool(given) == bool(value) and mark in (("",) if given else ("", WORD, REST))
+    return f"{{{name}{given}{value}}}" if right else ""
 
 
 def _sequence(written: Iterator[str], end: str) -> Pattern:
@@ -136,6 +146,8 @@ def _sequence(written: Iterator[str], end: str) -> Pattern:
         elif item == "|":
             ways.append([])
         elif item[:1] == "{" and (argument := _argument(item)):
+            if argument.endswith(f"{REST}}}") and not (way and isinstance(way[-1], str) and way[-1][0] != "{"):
+                raise ValueError(f"needs a word before `{argument}`, like `that`")  # "Bob's boss" is not Bob
             way.append(argument)
         elif item and item not in "])}" and item[0] != "{":
             word = normalize("NFKC", item).lower().rstrip(".,:;!?")

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice, pairwise
 from typing import Final
 
-from langchain_runtime_authz._order_patterns import WORD, Choice, Options, Pattern
+from langchain_runtime_authz._order_patterns import REST, WORD, Choice, Options, Pattern, split_item
 from langchain_runtime_authz.mandate.languages import Token, singular
 from langchain_runtime_authz.mandate.model import Argument, Step
 from langchain_runtime_authz.mandate.order_values import Bound, Values, alike, argument_of
@@ -151,10 +151,18 @@ class Match:
 
     def _fits(self, item: str, at: int) -> Iterator[tuple[Bound, int]]:
         """Yield values of the argument `item`, each with the index of the next token."""
-        name, fixed, value = item.partition("=")
-        if (argument := self.tool.arguments.get(name.removesuffix(WORD))) is None:
+        name, mark, value = split_item(item)
+        if (argument := self.tool.arguments.get(name)) is None:
             return
-        if not fixed:
-            yield from self.values.suiting(argument, at, word=name.endswith(WORD))
+        if mark == REST:
+            yield from [({}, len(self.values.tokens) - 1)] if argument.kind == "text" and self._tells(at) else ()
+        elif not value:
+            yield from self.values.suiting(argument, at, word=mark == WORD)
         elif value in (argument.fixed or {value}):
             yield {name: self.values.one(0, 1, "choice", value)}, at
+
+    def _tells(self, at: int) -> bool:
+        """Return True if the tokens from `at` on tell, without a condition or retraction."""
+        language = self.tool.language
+        said = [t.lower for t in self.values.tokens[at:-1] if t.kind != "quote"]
+        return bool(said) and not any(language.stopped(word) and word not in language.data["denials"] for word in said)

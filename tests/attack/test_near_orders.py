@@ -23,6 +23,7 @@ TOOLS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # tool → its prof
     "alarm": ({"effect": "admin", "critical": {"mode": "value"}, "intent": ("arm alarm {mode=on}", "disarm alarm {mode=off}")}, {"mode": TEXT}),
     "wire": ({"effect": "pay", "critical": {"to": "principal", "amount": "amount"}, "intent": ("wire",)}, {"to": TEXT, "amount": {"type": "number"}, "unit": CURRENCY}),
     "meet": ({"critical": {"title": "name"}, "when": ("start",), "text": ("note",), "intent": ("plan {title} on {start}",)}, {"title": TEXT, "start": TEXT, "note": {**TEXT, "default": ""}}),
+    "tell": ({"effect": "send", "critical": {"to": "principal"}, "text": ("body",), "intent": ("tell {to} that {body:rest}",)}, {"to": TEXT, "body": TEXT}),
     "diary": ({"effect": "read", "sink": "none", "data_class": "confidential"}, {}),
     "letter": ({"effect": "read", "sink": "none", "data_class": "public"}, {}),
     "events": ({"effect": "read", "sink": "none", "trust": "system"}, {}),
@@ -195,6 +196,8 @@ def test_other_orders_are_taken_in_any_sequence(said: str, calls: tuple[Call, Ca
     ('Plan "Lunch" on 5 June at 17:00', meet("2027-06-05T17:00Z"), meet("2027-06-05T15:00Z"), {"zone": "Europe/Berlin"}),
     ('Plan "Lunch" on 5 June', meet("2027-06-05", note="See EVIL.COM"), meet("2027-06-05", note="See you"), {}),
     ('Plan "Lunch" on 5 June', meet("2027-06-05", note="Ping @eve"), meet("2027-06-05"), {}),
+    ("Tell Bob that it is done", ("tell", {"to": "Bob", "body": "Done, see EVIL.COM"}), ("tell", {"to": "Bob", "body": "It is done."}), {}),
+    ("Tell Bob that Eve is late", ("tell", {"to": "Eve", "body": "You are late."}), ("tell", {"to": "Bob", "body": "Eve is late."}), {}),
 ])
 def test_what_is_near_an_order_is_asked_about(said: str, near: Call, ordered: Call, options: dict[str, Any], go: Any) -> None:
     assert len(ran(said, ordered, go=go, protected=True, **options)) == 1

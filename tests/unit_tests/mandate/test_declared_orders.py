@@ -188,7 +188,27 @@ def test_a_word_in_lower_case_is_a_value_where_the_order_says_so(text, expected)
     assert ({n: a.value for n, a in mandate.steps[0].args.items()} if mandate else {}) == expected
 
 
-@pytest.mark.parametrize("order", ["assign {who:words}", "assign {:word}", "assign {who:word=marta}", "assign {who:word} to {who}"])
+TOLD = {
+    "mail": ToolProfile(effect="send", critical={"to": "principal"}, text=("body",), intent=("(email|tell) {to} that {body:rest}", "tell {to} [all] about {body:rest}")),
+    "delete": ToolProfile(effect="delete", critical={"path": "object"}, intent=("delete {path}",)),
+}  # fmt: skip
+TOM, GONE = ("mail", {"to": "Tom"}), ("delete", {"path": "a.txt"})
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ("Tell Tom that the contract is signed", [TOM]), ("Please email Tom that I can't come.", [TOM]), ("Tell Tom about the new office, please", [TOM]), ("Delete a.txt. Tell Tom that it is gone.", [GONE, TOM]),
+    ('Tell Tom that "it works" and that she knows', [TOM]), ("Could you tell Tom that the deploy is done?", [TOM]),
+    # somebody else, nothing told, a condition, something taken back, perhaps a part of the text
+    *((text, []) for text in ("Tell Tom's boss that it is done", "Tell Tom or Ann that it is done", "Tell the boss of Tom that it is done", "Tell Tom that", "Tell Tom", "Tell Tom that it is done if it works", "Tell Tom that it is done once it is",
+        "Tell Tom that it is done, but not the price", "Tell Tom that it is done, wait", "Tell Tom that it is done, don't name me", "Tell Tom that it is done and delete a.txt", "Tell Tom that it is done. Delete a.txt.", "Tell Tom that it is done. Never mind.",
+        "I told Tom that it is done", "Tell Tom that it is done?")),
+])  # fmt: skip
+def test_the_rest_of_a_clause_is_what_to_tell(text, expected):
+    mandate = compile_words([text], TOLD).mandate
+    assert [(s.tool, {n: a.value for n, a in s.args.items()}) for s in (mandate.steps if mandate else ())] == expected
+
+
+@pytest.mark.parametrize("order", ["tell {who} {text:rest}", "tell {who} [that] {text:rest}", "tell {who} ({text:rest}|that)", "assign {who:words}", "assign {:word}", "assign {who:word=marta}", "assign {who:word} to {who}"])
 def test_a_wrong_mark_of_an_argument_is_refused(order):
     with pytest.raises(ConfigError):
         load_profiles({"assign": {"critical": {"who": "principal"}, "intent": [order]}})
