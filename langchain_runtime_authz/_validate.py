@@ -1,10 +1,13 @@
-"""Check settings and read their files. An error names the setting that is invalid."""
+"""Check settings and their files, and read JSON values of unknown types.
+
+An error names the setting that is invalid.
+"""
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
@@ -64,6 +67,16 @@ def of_kind(name: str, value: Any, kind: Any, wanted: str) -> Any:
 
 
 checked_callable = partial(of_kind, kind=Callable, wanted="something to call")
+
+
+def as_mapping(value: object) -> Mapping[str, Any]:
+    """Return a parsed JSON object, or an empty mapping for any other value."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def as_list(value: object) -> Sequence[Any]:
+    """Return a parsed JSON array, or an empty tuple for any other value."""
+    return value if isinstance(value, list | tuple) else ()
 
 
 def read_yaml(path: str | Path, code: Code) -> Any:

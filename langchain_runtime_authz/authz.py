@@ -18,7 +18,7 @@ from langchain_runtime_authz import _authz_config as parts
 from langchain_runtime_authz._authz_config import TaskSources, like
 from langchain_runtime_authz._authz_threads import Threads
 from langchain_runtime_authz._flow import begun
-from langchain_runtime_authz._validate import checked_callable, checked_text, of_kind, wrong
+from langchain_runtime_authz._validate import as_mapping, checked_callable, checked_text, of_kind, wrong
 from langchain_runtime_authz.audit.sinks import AuditSink, FileSink, MemorySink, recorded
 from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.evaluation import Subject
@@ -162,7 +162,7 @@ class RuntimeAuthz(Threads):
         self.audit: AuditSink = FileSink(audit) if isinstance(audit, str | Path) else audit
         sources = task_sources if task_sources is not None else TaskSources()
         self.approvers = approvers if approvers is not None else Approvers()
-        notifiers = {"log": LogNotifier(), **(notify if isinstance(notify, Mapping) else {})}
+        notifiers = {"log": LogNotifier(), **as_mapping(notify)}
         for name, given, kind, wanted in (
             ("ledger", self.ledger, Ledger, "a ledger, like `SqliteLedger(path)`"),
             ("issuer", issuer, Issuer, "an issuer, like `LocalIssuer()`"),

@@ -10,13 +10,14 @@ from __future__ import annotations
 import datetime
 import json
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 from weakref import WeakValueDictionary
 
 from langchain_runtime_authz._display import inert, printable, wrapped
+from langchain_runtime_authz._validate import as_list, as_mapping
 
 MAX_STEPS: Final = 2000
 LATEST: Final = 253402300800  # the end of year 9999
@@ -119,7 +120,7 @@ class Step:
     def to_dict(self) -> dict[str, Any]:
         names = ("kind", "subject", "tool", "what", "end", "epoch", "decision_id")
         told = {name: getattr(self, name) for name in names}
-        run, reasons = shown(self.record.get("run_id")), [*map(shown, _list(self.record.get("reasons")))]
+        run, reasons = shown(self.record.get("run_id")), [*map(shown, as_list(self.record.get("reasons")))]
         place = {"thread": shown(self.lane.thread), "agent": [*map(shown, self.lane.agent)]}
         return {"at": clock(self.at), **place, **told, "reasons": reasons, "run_id": run}
 
@@ -230,9 +231,9 @@ def _add(story: Story, step: Step) -> None:
     if step.to is not None:
         story.lanes[step.to] = f"({shown(detail.get('kind'))})"
     elif step.kind == "order":
-        full = {str(_at(s, "id")): _at(s, "args") for s in _list(_at(detail, "mandate", "steps"))}
+        full = {str(_at(s, "id")): _at(s, "args") for s in as_list(_at(detail, "mandate", "steps"))}
         steps = {}
-        for one in _list(detail.get("steps")):
+        for one in as_list(detail.get("steps")):
             steps[shown(_at(one, "id"))] = shown(_at(one, "tool")) + _arguments(full.get(str(_at(one, "id"))))
         order = Order(f"Ordered by the {_source(detail)}, epoch {step.epoch}", steps, defaultdict(list))
         story.orders.setdefault((lane.thread, str(detail.get("digest"))), order)
@@ -260,13 +261,13 @@ def _steps(records: Iterable[Record | None]) -> Iterator[Step | None]:
             yield None
             continue
         kind, at, run, detail = (record.get(name) for name in ("kind", "ts", "run_id", "detail"))
-        detail = detail if isinstance(detail, dict) else {}
+        detail = as_mapping(detail)
         decision_id = shown(record.get("decision_id") or detail.get("decision_id"))
         if kind == "completion" and (ended := unended.get(decision_id)) is not None:
             ended.end = shown(record.get("state"), 40)
         if kind not in ("decision", "mint", "mint_refused", "run"):
             continue
-        thread, agent = str(_at(record, "scope", "thread") or ""), tuple(map(str, _list(record.get("agent"))))
+        thread, agent = str(_at(record, "scope", "thread") or ""), tuple(map(str, as_list(record.get("agent"))))
         # Events of the whole thread belong to its root agent.
         lane = Lane(thread, agent or roots.get(thread, ()))
         roots.setdefault(thread, agent[:1])
@@ -283,7 +284,7 @@ def _steps(records: Iterable[Record | None]) -> Iterator[Step | None]:
         elif kind == "run":
             event, what = str(record.get("event")), tool
             if event == "asked":
-                for one in _list(detail.get("questions")):
+                for one in as_list(detail.get("questions")):
                     questions[_question(one)] = shown(_at(one, "decision_id"))
                 if detail.get("source") != "hitl":
                     continue  # the decisions that asked these questions are steps already
@@ -321,13 +322,13 @@ def _question(named: object) -> tuple[str, str]:
 def _decision(record: Record) -> str:
     what = shown(record.get("resource")) + _arguments(_at(record, "request", "context", "call", "args"))
     what = what if record.get("action") == "tools/call" else f"{shown(record.get('action'))} {what}"
-    return f"{what}: {reasons}" if (reasons := _listed(_list(record.get("reasons")))) else what
+    return f"{what}: {reasons}" if (reasons := _listed(as_list(record.get("reasons")))) else what
 
 
 def _event(template: str, record: Record, detail: Record, what: str) -> str:
     told = defaultdict(lambda: "?", {str(name): shown(value) for name, value in detail.items()})
     for name, member in (("tools", ""), ("steps", "tool"), ("questions", "tool")):
-        told[name] = _listed([_at(one, member) if member else one for one in _list(detail.get(name))])
+        told[name] = _listed([_at(one, member) if member else one for one in as_list(detail.get(name))])
     told["author"] = told.get("author") or ("policy" if "decision_id" in detail else "an unknown author")
     for name, before in _BEFORE:
         told[name] = f"{before}{told[name]}" if detail.get(name) else ""
@@ -371,11 +372,7 @@ def _bounded(value: Any) -> Any:
     return [_bounded(v) for v in value] if isinstance(value, list) else value
 
 
-def _list(value: object) -> Sequence[Any]:
-    return value if isinstance(value, list) else ()
-
-
 def _at(value: object, *way: str) -> Any:
     for name in way:
-        value = value.get(name) if isinstance(value, dict) else None
+        value = as_mapping(value).get(name)
     return value

@@ -16,7 +16,6 @@ from langchain_runtime_authz.tool_profile import ToolProfile, argument
 MAX_ITEMS: Final = 64  # items of one argument; the provenance of a longer list is unknown
 MAX_ARGUMENT_NODES: Final = 1000  # values in the arguments of one call
 DESTINATIONS: Final = ("principal", "url", "channel")  # kinds of arguments to which a call sends something
-TARGETS: Final = (*DESTINATIONS, "object")
 FIELD: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_\-]{0,63}")
 _MEMBER: Final = re.compile(r"[A-Za-z_]{0,40}\d{0,2}")  # an ordinary member name
 SHORT_KINDS: Final = frozenset((str, int, float, bool))
@@ -63,7 +62,7 @@ class CallAtoms:
         for name, kind, _, _, marks in sorted(self.atoms):
             if marks:
                 hit.append((name, marks))
-                if kind in TARGETS:
+                if kind == "object" or kind in DESTINATIONS:
                     (objects if kind == "object" else destinations).update(marks)
         return key(repr(hit)) if hit else "", tuple([key(mark) for mark in sorted(destinations or objects)])
 

@@ -14,14 +14,14 @@ from langchain_runtime_authz._order_patterns import REST, WORD, Choice, Options,
 from langchain_runtime_authz.mandate.languages import Token, singular
 from langchain_runtime_authz.mandate.model import Argument, Step
 from langchain_runtime_authz.mandate.order_values import Bound, Values, alike, argument_of
-from langchain_runtime_authz.mandate.vocabulary import TARGETS, Tool
+from langchain_runtime_authz.mandate.vocabulary import NAMED, TARGETS, Tool
 
 _MAX_READINGS: Final = 50  # of one tool's orders
 _MAX_TRIES: Final = 2_000  # positions at which orders of one tool are tried
 _ROOT: Final = 3  # letters that a word and its plural share: "5 ms" are not "5 m"
 _YEAR: Final = re.compile(r"(?:19|20)\d\d")
 _PERSONAL: Final = frozenset({"name", "email", "handle"})  # kinds by which people are told from things
-_HIT: Final = frozenset({*TARGETS, "url", "place"})  # kinds of what an order affects
+_HIT: Final = TARGETS | {"place"}  # kinds of what an order affects
 
 
 def _pairs(bound: Bound) -> frozenset[tuple[str, str]]:
@@ -69,7 +69,7 @@ class Match:
         for name in several:
             others = [v for n, values in bound.items() for v in values if n != name]
             shared = any(v.kind in {"money", "number"} or alike(v, bound[name][0]) for v in others)
-            if several[1:] or shared or arguments[name].kind not in TARGETS:
+            if several[1:] or shared or arguments[name].kind not in NAMED:
                 return []
         ways = [{**bound, n: (value,)} for n in several for value in bound[n]] or [bound]
         return [Step(id="?", tool=self.tool.name, args=self._args(way, digest)) for way in ways]

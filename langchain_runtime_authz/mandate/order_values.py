@@ -13,7 +13,7 @@ from typing import Final
 
 from langchain_runtime_authz.mandate.languages import NUMBER, Token, read_number, singular, words_of
 from langchain_runtime_authz.mandate.model import Argument, Const, Span
-from langchain_runtime_authz.mandate.vocabulary import TARGETS, Argued, Tool, plain
+from langchain_runtime_authz.mandate.vocabulary import NAMED, Argued, Tool, plain
 
 _MAX_WORDS: Final = 4  # of one name, address or choice
 _SHORT: Final = 2  # digits of a number that may count
@@ -88,7 +88,7 @@ class Values:
             other = singular(label) not in argument.words and any(singular(label) in a.words for a in others)
             behind_it = self.tokens[end]
             thing = (
-                kind == "number" and argument.kind in TARGETS and not labelled and singular(label) not in argument.words
+                kind == "number" and argument.kind in NAMED and not labelled and singular(label) not in argument.words
             )
             counted = behind_it.kind == "word" and behind_it.lower not in self.language.closed
             doubts = (  # each for a text like the quoted one
@@ -193,7 +193,7 @@ class Values:
 
     def _is_word(self, argument: Argued, token: Token) -> bool:
         """Return True for a word that is neither a remark's nor the argument's name."""
-        return token.kind == "word" and self.language.value(token) and argument.kind in TARGETS | {"place", "value"}
+        return token.kind == "word" and self.language.value(token) and argument.kind in NAMED | {"place", "value"}
 
     def _called(self, token: Token) -> bool:
         """Return True for a word of a name, like "Jan" of "Jan Vos"."""

@@ -59,7 +59,7 @@ def _hits(step: Step, profile: ToolProfile) -> Hits:
         if isinstance(argument, Pick) and argument.min is argument.max is None:
             records, (choice,) = (*sorted(argument.where),), targets  # other values of these fields: another record
             targets = {choice: records, f"{choice} {sorted(argument.where.items())}": place}
-        if kind in TARGETS or kind == "url":
+        if kind in TARGETS:
             of = step.tool if kind == "principal" else ""
             found |= {f"{of} {target}".rstrip("/"): at for target, at in targets.items()}
     return found or {step.tool: step.id}

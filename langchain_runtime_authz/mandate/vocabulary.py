@@ -1,4 +1,4 @@
-"""Hold what the words compiler knows of a tool: its arguments and its orders.
+"""Read a tool's arguments and orders from its profile and JSON schema.
 
 A profile's `intent` declares orders like `book {room} [on {date}]`. A verb alone suggests plain ones: `cancel` for a tool
 with an argument `booking` is `cancel {booking}`.
@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
 from langchain_runtime_authz._order_patterns import MAX_LENGTH, Pattern, firsts, items, parse
+from langchain_runtime_authz._validate import as_list, as_mapping
 from langchain_runtime_authz.mandate.languages import PARTS, Language, singular, words_of
 from langchain_runtime_authz.tool_profile import ToolProfile
 
 MAX_NAME: Final = 128  # characters of a tool's or an argument's name
-TARGETS: Final = frozenset({"principal", "object", "name", "channel"})  # kinds that say whom or what a call affects
+NAMED: Final = frozenset({"principal", "object", "name", "channel"})  # kinds of targets that users name
+TARGETS: Final = NAMED | {"url"}  # kinds that say whom or what a call affects
 _MAX_MORE: Final = 4  # arguments that a suggested order may name behind "with"
 _ROLE: Final = re.compile(r"<(\w+)>")
-_HITS: Final = frozenset({"principal", "object", "name", "channel", "url"})
 _WAYS: Final = {  # effect → ways to go on after an order's verb; the first way whose arguments the tool has counts
     "pay": (("<to> <amount>", "<amount> to <to>"), ("<to>",), ("<what>",)),
     "send": (
@@ -52,19 +53,11 @@ def plain(words: str) -> str:
     return re.sub(r"(?<=\w)[\s_-]+(?=[^\W_])", " ", words).lower()
 
 
-def _listed(value: object) -> Sequence[Any]:
-    return value if isinstance(value, list | tuple) else ()
-
-
-def _mapped(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
 class Tool:
     """A tool's arguments and orders in one language."""
 
-    def __init__(self, name: str, profile: ToolProfile, schema: Mapping[str, Any], language: Language) -> None:
-        self.name, self.profile, self.schema, self.language = name, profile, schema, language
+    def __init__(self, name: str, profile: ToolProfile, schema: object, language: Language) -> None:
+        self.name, self.profile, self.schema, self.language = name, profile, as_mapping(schema), language
         self.effect = profile.effect
         parts = [w.lower() for w in PARTS.findall(name)]
         self.nouns = tuple(parts[1:])
@@ -77,12 +70,12 @@ class Tool:
     @cached_property
     def arguments(self) -> dict[str, Argued]:
         """The arguments by name, in the schema's order."""
-        profile, properties = self.profile, _mapped(self.schema.get("properties"))
+        profile, properties = self.profile, as_mapping(self.schema.get("properties"))
         inner = {n.partition(".")[0] for n in profile.critical if "." in n}
         kinds = {n: "value" for n in properties if isinstance(n, str) and n not in inner.union(profile.free)}
         kinds |= {n: k for n, k in profile.critical.items() if "." not in n}
         kinds |= dict.fromkeys(profile.when, "when") | dict.fromkeys(profile.text, "text")
-        return {n: self._argued(n, k, _mapped(properties.get(n))) for n, k in kinds.items() if len(n) <= MAX_NAME}
+        return {n: self._argued(n, k, as_mapping(properties.get(n))) for n, k in kinds.items() if len(n) <= MAX_NAME}
 
     @cached_property
     def orders(self) -> list[tuple[Pattern, bool]]:
@@ -108,9 +101,9 @@ class Tool:
 
     def _argued(self, name: str, kind: str, schema: Mapping[str, Any]) -> Argued:
         needed = self.schema.get("required")
-        enum = [c for c in _listed(schema.get("enum")) if isinstance(c, str)]
-        options = [schema, *map(_mapped, _listed(schema.get("anyOf")))]
-        several = (t for o in options for t in (o.get("type"), *_listed(o.get("type"))))
+        enum = [c for c in as_list(schema.get("enum")) if isinstance(c, str)]
+        options = [schema, *map(as_mapping, as_list(schema.get("anyOf")))]
+        several = (t for o in options for t in (o.get("type"), *as_list(o.get("type"))))
         types = frozenset(t for t in several if isinstance(t, str))
         fixed = frozenset(enum) or frozenset(("true", "false") if types - {"null"} == {"boolean"} else ())
         codes = {*self.language.data["currencies"].values()}
@@ -122,7 +115,7 @@ class Tool:
             name=name,
             kind=kind,
             words=frozenset((*words_of(name), kind, *coin)),
-            required=name in _listed(needed) if needed is not None else kind not in {"when", "text"},
+            required=name in as_list(needed) if needed is not None else kind not in {"when", "text"},
             choices={said: c for said, c in choices.items() if c in (fixed or {c})} | {c: c for c in enum},
             limited=bool(enum),
             types=types,
@@ -155,7 +148,7 @@ def _roles(tool: Tool) -> dict[str, str]:
     to = _only(a for a in given if a.kind == "principal") or _only(a for a in given if a.kind == "channel")
     texts = [a for a in given if a.kind == "text"]
     text = _only(a for a in texts if a.words.isdisjoint(data["headings"])) or _only(texts)
-    hits = [a for a in given if a.kind in _HITS and a is not to]
+    hits = [a for a in given if a.kind in TARGETS and a is not to]
     # The user in `delete_note` is not what is deleted.
     what = _only(a for a in hits if a.required) if tool.effect == "send" else _only(a for a in hits if _words(a) <= own)
     what = what or (to if tool.effect not in {"pay", "send"} else None)
@@ -194,4 +187,4 @@ def _behind(tool: Tool, argument: Argued) -> str:
         way = f"([with] {label} {value}|as {value}|{value} {label})"
     else:
         way = f"with {label} {value}"
-    return way if argument.required and argument.kind in _HITS else f"[{way}]"
+    return way if argument.required and argument.kind in TARGETS else f"[{way}]"

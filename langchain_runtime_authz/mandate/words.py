@@ -110,7 +110,7 @@ class _Turn:
     ) -> None:
         self.language, self.data, self.today = language, language.data, today
         tools = [
-            Tool(name, profile, schema if isinstance(schema := signatures.get(name), Mapping) else {}, language)
+            Tool(name, profile, signatures.get(name), language)
             for name, profile in profiles.items()
             if not profile.draft and 0 < len(name) <= MAX_NAME
         ]
@@ -319,5 +319,5 @@ def _said(step: Step) -> dict[str, str]:
 def _targets(tool: Tool, step: Step) -> set[str]:
     """Return a step's targets; without any, its nouns and all values except dates."""
     values = {n: v.casefold() for n, v in _said(step).items()}
-    told = {v for n, v in values.items() if tool.profile.critical.get(n) in {*TARGETS, "url"}}
+    told = {v for n, v in values.items() if tool.profile.critical.get(n) in TARGETS}
     return told or {*tool.nouns, *(v for n, v in values.items() if n not in tool.profile.when)}
