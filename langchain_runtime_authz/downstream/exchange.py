@@ -275,8 +275,7 @@ class ExchangeAuth(TicketAuth):
         run = current_scope.get().run
         if run is None or self._subject_token is None:
             return {}
-        if run.engine.killed:
-            raise CredentialError(Code.KILLED)
+        run.engine.refuse_if_stopped(time.time())
         ledger, lease = run.engine.ledger, (run.scope.tenant, ticket.jti)  # the run may have another one by now
         # The provider's token does not name the task, so no service could refuse it after a correction.
         if (yield Perform(ledger.status, ledger.astatus, *lease)) != "live":

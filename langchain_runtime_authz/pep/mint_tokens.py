@@ -74,9 +74,7 @@ def minted(
     """Mint and record a token of the run's agent, or raise `CredentialError`."""
     from langchain_runtime_authz.credential.issuer import minting  # this loads the signing library
 
-    engine, identity = run.engine, run.engine.identity
-    if (ends := identity.expires_at) is not None and now >= int(ends):
-        raise CredentialError(Code.WORKLOAD_UNPROVEN)
+    engine, identity, ends = run.engine, run.engine.identity, run.engine.identity.expires_at
     asked = TokenRequest(
         subject=run.subject,
         tenant=run.scope.tenant,
@@ -94,8 +92,7 @@ def minted(
         expires_at=int(now) + TOKEN_TTL if ends is None else min(int(now) + TOKEN_TTL, int(ends)),
         **request,
     )
-    if engine.killed:
-        raise CredentialError(Code.KILLED)
+    engine.refuse_if_stopped(now)
     credential = yield from minting(engine.issuer, asked, verifier=engine.verifier)
     record_event("mint", run.scope, {"decision_id": decision_id, "audience": asked.audience}, {}, run=run)
     ids: dict[str, Any] = {"decision_id": decision_id, "jti": credential.jti, "run_id": run.run_id, "epoch": run.epoch}
@@ -110,8 +107,7 @@ def status_check(run: Run, jtis: Mapping[str, str], committed_at: float) -> Call
 
     def flow(jti: str) -> Flow[None]:
         engine = run.engine
-        if engine.killed:
-            raise CredentialError(Code.KILLED)
+        engine.refuse_if_stopped(time.time())
         try:
             status = yield Perform(engine.ledger.status, engine.ledger.astatus, run.scope.tenant, jti)
             # A lease may lapse in a long call. Services that ask the ledger would then refuse the call's tokens.

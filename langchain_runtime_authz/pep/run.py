@@ -213,6 +213,13 @@ class Engine:
     def killed(self) -> bool:
         return self.kill_switch is not None and self.kill_switch.engaged
 
+    def refuse_if_stopped(self, now: float) -> None:
+        """Raise `CredentialError`: `killed`, or `workload_unproven`."""
+        if self.killed:
+            raise CredentialError(Code.KILLED)
+        if (ends := self.identity.expires_at) is not None and now >= int(ends):
+            raise CredentialError(Code.WORKLOAD_UNPROVEN)
+
     def child_profile(self, agent: str) -> AgentProfile | None:
         return self.agents.get(agent) or self.agents.get(ANY)
 

@@ -138,6 +138,17 @@ def test_the_kill_switch_holds_back_what_was_exchanged(tmp_path: Path) -> None:
         assert made.sent == sent
 
 
+@pytest.mark.parametrize(("ends", "sent"), [(1.0, ["t0"]), (None, ["t0", "t0"])], ids=["unproven", "twin"])
+def test_what_was_exchanged_does_not_outlive_the_workloads_proof(ends: Any, sent: list[str]) -> None:
+    """Also if the proof is refused at once, before the lease that it bounded has lapsed."""
+    made = OnBehalf(issued())
+    made.during = lambda: setattr(made.authz.identity, "expires_at", ends)
+    with made.caller.presented("Bearer alice-token"), made.authz.run(subject="alice"):
+        with pytest.raises(CredentialError, match="workload_unproven: ") if ends else contextlib.nullcontext():
+            made.ask(2)
+    assert made.sent == sent
+
+
 def test_a_call_of_the_task_before_gets_nothing_by_the_new_lease() -> None:
     """An answer in words moves the run itself to another lease (`on_ask`), while the call of a parallel branch runs."""
     made = OnBehalf(issued())

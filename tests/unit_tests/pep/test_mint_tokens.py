@@ -140,7 +140,7 @@ def test_the_ledger_is_asked_before_a_mint(road: str, answer: Any, code: str | N
     assert [r["reason"] for r in records if r["kind"] == "mint_refused"] == ([code] if code else [])
 
 
-@pytest.mark.parametrize(("stop", "code"), [("with a token", "killed"), ("at the mint", "killed"), ("without proof", "workload_unproven")])
+@pytest.mark.parametrize(("stop", "code"), [("with a token", "killed"), ("at the mint", "killed"), ("without proof", "workload_unproven"), ("token without proof", "workload_unproven")])
 def test_a_running_call_gets_no_token_after_a_stop(stop: str, code: str, tmp_path: Path) -> None:
     """The kill switch, and the end of the workload's proof, count for the calls that run."""
     got, kill = list[Any](), tmp_path / "kill"
@@ -154,8 +154,8 @@ def test_a_running_call_gets_no_token_after_a_stop(stop: str, code: str, tmp_pat
     @tool
     def pay() -> str:
         """Pay."""
-        got.append([current_call().credential(), kill.touch()] if stop == "with a token" else stop)
-        own.expires_at = 1.0 if stop == "without proof" else None  # type: ignore[assignment]
+        got.append(current_call().credential() if "token" in stop else stop)
+        own.expires_at = [1.0 if "without proof" in stop else None, kill.touch() if stop == "with a token" else None][0]  # type: ignore[assignment]
         with pytest.raises(CredentialError) as refused:
             current_call().credential()
         got.append(refused.value.code)
