@@ -245,6 +245,9 @@ def unreadable(exc: Exception) -> str:
     return str(exc) or type(exc).__name__
 
 
+_TOLD: Final = (Code.CONFIG, Code.PROFILE_INVALID, Code.MANDATE_INVALID)  # a detail says all
+
+
 class AuthzError(Exception):
     """The base of every exception that this package raises on purpose.
 
@@ -254,8 +257,9 @@ class AuthzError(Exception):
     def __init__(self, code: str, detail: str | None = None) -> None:
         self.code = str(code)
         self.detail = detail
-        text = sentence(code)
-        super().__init__(f"{self.code}: {detail}: {text}" if detail else f"{self.code}: {text}")
+        told = [detail] if detail else []
+        told += [] if detail and code in _TOLD else [sentence(code)]
+        super().__init__(": ".join([self.code, *told]))
 
 
 class ConfigError(AuthzError):

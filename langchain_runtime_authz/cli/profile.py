@@ -126,7 +126,7 @@ def _held_against(tool: BaseTool, declared: ToolProfile | None) -> list[str]:
     try:
         check_arguments(tool.name, declared, arguments_of(tool))
     except ConfigError as exc:
-        found.append(str(exc).removeprefix(f"{Code.PROFILE_INVALID}: ").rsplit(": ", 1)[0])
+        found.append(str(exc.detail))
     if declared.digest is not None and declared.digest != digest_of(tool):
         found.append(f"{tool.name}: the tool changed after its review; review it, then pin {digest_of(tool)}")
     hinted = raise_by_hints(declared, tool.metadata, tool.name).effect

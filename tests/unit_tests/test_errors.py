@@ -104,6 +104,7 @@ def test_an_error_says_code_detail_and_what_to_do() -> None:
     assert str(plain) == f"no_run: {sentence(Code.NO_RUN)}"
     assert str(detailed) == "four_eyes: tool `pay`: the policy gave the reason `four_eyes`"
     assert (plain.code, detailed.code) == ("no_run", "four_eyes") and type(plain.code) is str
+    assert str(ConfigError("`zone` is unknown")) == "config: `zone` is unknown"  # that a setting is wrong is said
 
 
 def test_a_denial_tells_a_model_nothing() -> None:
