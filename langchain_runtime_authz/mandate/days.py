@@ -11,20 +11,29 @@ from langchain_runtime_authz.facts.normal_forms import forms
 from langchain_runtime_authz.mandate.model import Argument, Between, Const, Step
 from langchain_runtime_authz.tool_profile import ToolProfile
 
-# Words before and behind a day that change it, or add a date or a time: "a week from tomorrow", "next Friday", "Friday 12 May".
+# Words before and behind a day that change it, or add a date or a time: "next Friday", "Friday 12 May", "Friday in two weeks".
 _MONTH: Final = r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\.?"
 _OTHER: Final = (
     "from|after|before|since|until|till|by|not|than|or|every|each|of|next|last|past|previous|following|coming|other"
+    "|an?|any|some|that|first|second|third|fourth|fifth|final"
 )
-_BEFORE: Final = re.compile(rf"(?:\b(?:{_OTHER})(?: the)?|\d|[ap]m|\b{_MONTH}),?(?: on)?[\s(]*$", re.IGNORECASE)
+_UNIT: Final = r"\b(?:days?|weeks?|fortnights?|months?|years?|next|last)\b"  # near a day, like "a week on Friday"
+_BEFORE: Final = re.compile(
+    rf"(?:\b(?:{_OTHER})(?: the)?|\d|[ap]m|\b{_MONTH}),?(?: on)?[\s(]*$|{_UNIT}[^.!?;\n]{{0,40}}$",
+    re.IGNORECASE,
+)
+_NAME: Final = re.compile(r"\w [A-Z][\w'\u2019]* [A-Z]$")  # "on Good Friday"
 _BEHIND: Final = re.compile(
-    rf"[,\s(]*(?:(?:at|or|after|week|fortnight|month|year|night|until|till|to|{_MONTH})\b|(?:the )?\d|-)", re.IGNORECASE
+    rf"[,\s(]*(?:(?:at|or|of|the|after|before|night|until|till|to|through|thru|plus|past|gone|latest|onwards?|{_MONTH})\b"
+    rf"|in (?:{_MONTH}|an?\b)|\d|['\u2019]s\b|[-\u2013\u2014+&])|[^.!?;\n]{{0,40}}?{_UNIT}",
+    re.IGNORECASE,
 )
 
 
 def stands_alone(text: str, start: int, end: int) -> bool:
     """Return True if the words around `text[start:end]` leave a day as it is."""
-    return _BEFORE.search(text, max(0, start - 40), start) is None and _BEHIND.match(text, end) is None
+    near = max(0, start - 60)
+    return not (_BEFORE.search(text, near, start) or _NAME.search(text, near, start + 1) or _BEHIND.match(text, end))
 
 
 def on_days(step: Step, profile: ToolProfile, today: date | None) -> Step:
