@@ -37,7 +37,8 @@ from langchain_runtime_authz.langgraph.run_context import RunHandle, current_nod
 from langchain_runtime_authz.langgraph.tool_arrival import Arrival, arrival_unguarded
 from langchain_runtime_authz.langgraph.tool_call_parsing import unknown
 from langchain_runtime_authz.langgraph.tool_execution import ToolExecution
-from langchain_runtime_authz.langgraph.tool_lookup import Guard, is_guarded
+from langchain_runtime_authz.langgraph.tool_facts import ToolGuard
+from langchain_runtime_authz.langgraph.tool_lookup import is_guarded
 from langchain_runtime_authz.pep.call import Denial, Replay
 from langchain_runtime_authz.pep.conclude_calls import conclude
 from langchain_runtime_authz.pep.obligations import obliged_fields
@@ -61,7 +62,7 @@ class _Event:
 class _ToolStart(_Event):
     def __get__(self, handler: object, _owner: object = None) -> Callable[..., Any]:
         one = current_scope.get()
-        if type(one) is ToolExecution and not one.stages and type(one.guard) is Guard and one.guard.stock:
+        if type(one) is ToolExecution and not one.stages and type(one.guard) is ToolGuard and one.guard.stock:
             return _ignore  # LangChain's `run` announces a guarded tool, which is decided already
         return partial(_awaited if sys._getframe(1).f_code is private.AWAITS_HANDLER else _driven, self.due, handler)
 

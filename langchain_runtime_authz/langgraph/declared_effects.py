@@ -42,8 +42,9 @@ from langchain_runtime_authz.langgraph.node_calls import PATIENCE
 from langchain_runtime_authz.langgraph.run_context import FlowContext, running, within
 from langchain_runtime_authz.langgraph.tool_arrival import Arrival, arrival_by_hand
 from langchain_runtime_authz.langgraph.tool_execution import RunCode, ToolExecution
+from langchain_runtime_authz.langgraph.tool_facts import facts_of, guard_of
 from langchain_runtime_authz.langgraph.tool_guard import guard_tool
-from langchain_runtime_authz.langgraph.tool_lookup import Profiles, facts_of, guard_of, is_guarded
+from langchain_runtime_authz.langgraph.tool_lookup import Profiles, is_guarded
 from langchain_runtime_authz.langgraph.tool_node import AuthzParts
 from langchain_runtime_authz.pep.call import Call, Denial, Replay
 from langchain_runtime_authz.pep.run import Flow, Run, new_id

@@ -20,7 +20,7 @@ from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord, plan_cal
 from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph import tool_call_parsing as parsing
 from langchain_runtime_authz.langgraph.messages import record_plans
-from langchain_runtime_authz.langgraph.tool_lookup import ToolFacts
+from langchain_runtime_authz.langgraph.tool_facts import ToolFacts
 from langchain_runtime_authz.ledger.base import Query
 from langchain_runtime_authz.ledger.changes import SetMark
 from langchain_runtime_authz.pep.call import Call

@@ -31,7 +31,8 @@ from langchain_runtime_authz.langgraph.node_plans import Place
 from langchain_runtime_authz.langgraph.resume_values import drop_old_answer
 from langchain_runtime_authz.langgraph.run_context import RunHandle, current_node, find_run, run_handle
 from langchain_runtime_authz.langgraph.tool_execution import Pending, ToolExecution
-from langchain_runtime_authz.langgraph.tool_lookup import Profiles, ToolFacts, facts_of, guard_of, is_guarded
+from langchain_runtime_authz.langgraph.tool_facts import ToolFacts, facts_of, guard_of
+from langchain_runtime_authz.langgraph.tool_lookup import Profiles, is_guarded
 from langchain_runtime_authz.pep.call import Call, Denial, Replay, Verdict
 from langchain_runtime_authz.pep.run import Engine, Flow, Run
 

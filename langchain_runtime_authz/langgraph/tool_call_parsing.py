@@ -18,7 +18,7 @@ from langchain_runtime_authz.errors import Code, MappingError
 from langchain_runtime_authz.facts.argument_atoms import NO_ATOMS, atoms_of
 from langchain_runtime_authz.facts.plan import PlannedCall, raw_digest
 from langchain_runtime_authz.langgraph.private_api import takes_no_arguments
-from langchain_runtime_authz.langgraph.tool_lookup import ToolFacts
+from langchain_runtime_authz.langgraph.tool_facts import ToolFacts
 from langchain_runtime_authz.pep.call import Call
 from langchain_runtime_authz.tool_profile import UNPROFILED
 

@@ -116,7 +116,7 @@ def under_lock(locks: Locks, flow: Flow[T]) -> Flow[T]:
 
 
 class ToolExecution(CodeScope):
-    """One execution of a tool. `guard`: a `Guard`, or the callback's run id."""
+    """One execution of a tool. `guard`: a `ToolGuard`, or the callback's run id."""
 
     __slots__ = ("_asked", "_before", "_settle", "_span",
                  "call", "call_id", "config", "guard", "mints", "parsed", "returned", "stages")  # fmt: skip

@@ -20,7 +20,6 @@ from pydantic import PrivateAttr
 
 from langchain_runtime_authz.credential.current_call import current_scope
 from langchain_runtime_authz.errors import AlreadyProtected
-from langchain_runtime_authz.langgraph import tool_lookup
 from langchain_runtime_authz.langgraph.derived_classes import subclass_like, weakly_cached
 from langchain_runtime_authz.langgraph.object_graph import walk
 from langchain_runtime_authz.langgraph.output_filter import acleaned, cleaned, given
@@ -28,7 +27,8 @@ from langchain_runtime_authz.langgraph.private_api import ToolNode, config_param
 from langchain_runtime_authz.langgraph.run_context import running
 from langchain_runtime_authz.langgraph.tool_arrival import Arrival, arrival, arrival_by_hand
 from langchain_runtime_authz.langgraph.tool_execution import FUNCTION, Stage, ToolExecution
-from langchain_runtime_authz.langgraph.tool_lookup import GUARDED, IN_PLACE, Guard, Profiles, guard_of, is_guarded
+from langchain_runtime_authz.langgraph.tool_facts import GuardsInPlace, ToolGuard, guard_of
+from langchain_runtime_authz.langgraph.tool_lookup import GUARDED, IN_PLACE, Profiles, functions_held, is_guarded
 from langchain_runtime_authz.pep.run import adrive, drive
 
 # Other methods that call a tool. LangChain's versions of them use `invoke` or `run`.
@@ -46,7 +46,7 @@ def guard_tool(tool: BaseTool, profiles: Profiles) -> BaseTool:
         return tool
     tool._injected_args_keys  # noqa: B018  (LangChain caches the value in the tool, and so in copies)
     copy = tool.model_copy()
-    guard = Guard(profiles, copy, _decided_function)
+    guard = ToolGuard(profiles, copy, _decided_function)
     private = dict(copy.__pydantic_private__ or {})
     object.__setattr__(copy, "__class__", _guarded_class(getattr(type(tool), IN_PLACE, type(tool))))
     object.__setattr__(copy, "__pydantic_private__", {**private, "_authz_guard": guard})
@@ -60,7 +60,7 @@ def guard_in_place(tool: BaseTool) -> None:
         return
     private = dict(tool.__pydantic_private__ or {})
     object.__setattr__(tool, "__class__", _in_place_class(type(tool)))
-    object.__setattr__(tool, "__pydantic_private__", {**private, "_authz_guard": tool_lookup.Guards()})
+    object.__setattr__(tool, "__pydantic_private__", {**private, "_authz_guard": GuardsInPlace()})
 
 
 def guard_held_by(node: ToolNode) -> None:
@@ -191,7 +191,7 @@ def _resolved(code: Callable[..., Any]) -> tuple[inspect.Signature, dict[str, An
         return None
 
 
-def _decided_function(tool: BaseTool, guard: Guard, raw: Callable[..., Any], name: str) -> Callable[..., Any]:
+def _decided_function(tool: BaseTool, guard: ToolGuard, raw: Callable[..., Any], name: str) -> Callable[..., Any]:
     """Wrap a tool's `func` or `coroutine`, so that a direct call is decided first."""
     raw = getattr(raw, "__runtime_authz_of__", raw)
 
@@ -207,7 +207,7 @@ def _decided_function(tool: BaseTool, guard: Guard, raw: Callable[..., Any], nam
 
 
 def _called(
-    forms: tuple[Any, Any], tool: BaseTool, guard: Guard, stage: Stage, code: Callable[..., Any], args: Any, kwargs: Any
+    forms: Any, tool: BaseTool, guard: ToolGuard, stage: Stage, code: Callable[..., Any], args: Any, kwargs: Any
 ) -> Any:
     """Return a stage's output, or an awaitable for it. Decide a direct call first."""
     execution, (call, filtered) = current_scope.get(), forms
@@ -220,7 +220,7 @@ def _called(
 
 
 def _by_hand(
-    tool: BaseTool, guard: Guard, stage: Stage, code: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    tool: BaseTool, guard: ToolGuard, stage: Stage, code: Callable[..., Any], args: Any, kwargs: dict[str, Any]
 ) -> Arrival:
     """Return the `Arrival` of a direct call, with its arguments by name."""
     named = {k: v for k, v in kwargs.items() if not isinstance(v, BaseCallbackManager | BaseRunManager)}
@@ -228,7 +228,7 @@ def _by_hand(
     signature = inspect.signature(code)
     if stage != FUNCTION and any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in signature.parameters.values()):
         # `_run(*args, **kwargs)` of a tool made from a function: the names are the function's.
-        held = tool_lookup.functions_held(tool)[:: -1 if stage == "_arun" else 1]  # `func` and `coroutine` may differ
+        held = functions_held(tool)[:: -1 if stage == "_arun" else 1]  # `func` and `coroutine` may differ
         signature = next((inspect.signature(f) for f in held if callable(f)), signature)
     for name, value in signature.bind_partial(*args, **named).arguments.items():
         if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:

@@ -1,11 +1,10 @@
 """Look up a tool's profile, which is declared and pinned to the tool's digest.
 
-A tool without such a profile is unprofiled. If a guarded tool changes, its `Guard` looks the profile up again.
+A tool without such a profile is unprofiled. If a guarded tool changes, its `ToolGuard` looks the profile up again.
 """
 
 from __future__ import annotations
 
-import operator
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
@@ -16,9 +15,8 @@ from pydantic_core import PydanticUndefined
 
 from langchain_runtime_authz._locks import forkable_lock
 from langchain_runtime_authz._profile_schema import check_arguments
-from langchain_runtime_authz.credential.current_call import current_scope
 from langchain_runtime_authz.digest import project
-from langchain_runtime_authz.errors import ConfigError, MappingError
+from langchain_runtime_authz.errors import MappingError
 from langchain_runtime_authz.langgraph.private_api import injected_names
 from langchain_runtime_authz.tool_profile import (
     METADATA_KEY,
@@ -56,13 +54,6 @@ class Profiled(NamedTuple):
     profile: ToolProfile
     declared: bool
     why: str = ""
-
-
-class ToolFacts(NamedTuple):
-    """A tool's profile and its injected arguments, kept until the tool changes."""
-
-    profiled: Profiled
-    injected: frozenset[str]
 
 
 class Profiles:
@@ -256,73 +247,10 @@ NO_PROFILE: Final = "no profile"
 FUNCTIONS: Final = ("func", "coroutine")
 GUARDED: Final = "__runtime_authz_guarded__"  # on a guarded class: its original class
 IN_PLACE: Final = "__runtime_authz_in_place__"  # on a class that guards inside runs only: its original class
-Wrap = Callable[[BaseTool, "Guard", Callable[..., Any], str], Callable[..., Any]]
-
-
-class Guard:
-    """A guarded tool's profile and wrapped functions, shared by the tool's copies."""
-
-    __slots__ = ("by_code", "functions", "profiles", "seen", "stock", "wrap")
-
-    def __init__(self, profiles: Profiles, tool: BaseTool, wrap: Wrap | None) -> None:
-        self.by_code = False  # code calls the tool by itself (`RuntimeAuthz.effect`)
-        self.profiles, self.wrap = profiles, wrap
-        self.functions = functions_held(tool)
-        kind = getattr(type(tool), IN_PLACE, type(tool))
-        self.stock = kind.run is BaseTool.run and kind.arun is BaseTool.arun  # `run` is LangChain's
-        self.seen: tuple[tuple[object, ...], ToolFacts] | None = None
-
-    def facts(self, tool: BaseTool) -> ToolFacts:
-        """Return the tool's present profile and injected arguments."""
-        # Compare the digest's parts by identity: a tool that changes at run time is checked again.
-        held, declared = tool.__dict__, self.profiles.declared
-        own = (tool.name, tool.description, tool.args_schema, tool.metadata)
-        key = (*own, declared, held.get("func"), held.get("coroutine"))
-        if self.seen is not None and all(map(operator.is_, self.seen[0], key)):
-            return self.seen[1]
-        profiled = self.profiles.of(tool)
-        if profiled.declared and functions_held(tool) != self.functions:
-            profiled = self.profiles.unprofiled(tool, "its function was replaced", as_unprofiled(profiled.profile))
-        for function in FUNCTIONS:
-            raw = held.get(function)
-            if self.wrap is not None and callable(raw) and not hasattr(raw, "__runtime_authz_of__"):
-                held[function] = self.wrap(tool, self, raw, function)
-        key = (*key[:-2], held.get("func"), held.get("coroutine"))
-        found = ToolFacts(profiled, injected_names(tool))
-        self.seen = (key, found)
-        return found
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Guard:
-        return self
-
-
-class Guards(weakref.WeakKeyDictionary[Profiles, Guard]):
-    """The guards of a tool that is guarded in place, one for each `RuntimeAuthz`."""
 
 
 def is_guarded(tool: object) -> bool:
     return getattr(type(tool), GUARDED, None) is not None
-
-
-def facts_of(tool: BaseTool) -> ToolFacts:
-    return guard_of(tool).facts(tool)
-
-
-def guard_of(tool: BaseTool) -> Guard:
-    """Return the guard of a guarded tool.
-
-    A tool that LangChain rebuilt from its fields (`configurable_fields`) uses the guard of its functions.
-    """
-    guard: Any = (tool.__pydantic_private__ or {}).get("_authz_guard")
-    if type(guard) is Guards:
-        profiles: Profiles = current_scope.get().run.engine.tools
-        return guard.get(profiles) or guard.setdefault(profiles, Guard(profiles, tool, None))
-    if guard is None:
-        held = (getattr(tool.__dict__.get(name), "__runtime_authz_guard__", None) for name in FUNCTIONS)
-        guard = next((g for g in held if g is not None), None)
-    if guard is None:
-        raise ConfigError(f"tool `{tool.name}` was made by the class of a guarded tool; `authz.guard` it")
-    return guard  # type: ignore[no-any-return]
 
 
 def functions_held(tool: BaseTool) -> tuple[object, object]:

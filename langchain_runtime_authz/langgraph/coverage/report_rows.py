@@ -25,8 +25,9 @@ from langchain_runtime_authz.langgraph.node_gate import is_gated
 from langchain_runtime_authz.langgraph.object_graph import model_types
 from langchain_runtime_authz.langgraph.process_observer import Observed, limits
 from langchain_runtime_authz.langgraph.protect import Protection, agent_names, gates_remote, is_remote, owner_of
+from langchain_runtime_authz.langgraph.tool_facts import facts_of
 from langchain_runtime_authz.langgraph.tool_guard import acts_by_itself
-from langchain_runtime_authz.langgraph.tool_lookup import IN_PLACE, facts_of, is_guarded
+from langchain_runtime_authz.langgraph.tool_lookup import IN_PLACE, is_guarded
 from langchain_runtime_authz.pep.agents import ANY
 from langchain_runtime_authz.pep.run import Counted, Gate
 
