@@ -77,12 +77,12 @@ def check(policy: PolicyPath = None, opa: Opa = None) -> Answer:
     runtime-authz policy check my-policy
     runtime-authz policy check data.json
     """
-    from langchain_runtime_authz.cli.policy.open_policy import open_policy, read_rego, unread
+    from langchain_runtime_authz.cli.policy.open_policy import misplaced_files, open_policy, read_rego
     from langchain_runtime_authz.cli.policy.rego_lint import lint_policy, lint_rego
 
     # Lint the text first, because its findings explain a compiler's errors.
     own = {f"rego/{f.name}": read_rego(f) for f in sorted((policy / "rego").glob("*.rego"))} if policy else {}
-    found = unread(policy) if policy else []
+    found = misplaced_files(policy) if policy else []
     found += lint_rego({n: t for n, t in own.items() if not n.endswith("_test.rego")})
     if not found:
         opened = open_policy(policy, opa)

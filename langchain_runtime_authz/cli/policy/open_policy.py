@@ -75,7 +75,7 @@ def open_policy(source: Path | None, opa: str | None = None) -> Policy:
     if source is None:
         return Policy(name="shipped", rego={SHIPPED_REGO: shipped_rego()})
     source = source if source.name else source.resolve()  # `.` has no name to show
-    if found := unread(source):
+    if found := misplaced_files(source):
         more = f" (and {len(found) - 1} more; `runtime-authz policy check` lists them)" if len(found) > 1 else ""
         raise invalid(f"{source.name}: {found[0]}{more}")
     if source.is_dir() and (source / PROJECT).is_file():
@@ -91,7 +91,7 @@ def open_policy(source: Path | None, opa: str | None = None) -> Policy:
     return Policy(name=source.name, rego=rego, **{f.name: getattr(bundle, f.name) for f in fields(bundle)})
 
 
-def unread(source: Path) -> list[str]:
+def misplaced_files(source: Path) -> list[str]:
     """Return a sentence for each misplaced file of a project, which would not be read."""
     if not (source / PROJECT).is_file():
         return []
@@ -123,7 +123,7 @@ def unread(source: Path) -> list[str]:
     return found
 
 
-def _unreached(rules: Mapping[str, str], entrypoint: str) -> Iterator[str]:
+def _unevaluated_packages(rules: Mapping[str, str], entrypoint: str) -> Iterator[str]:
     asked = entrypoint.rpartition("/")[0].replace("/", ".")
     for name, text in rules.items():
         package = _PACKAGE.search(text)
@@ -205,7 +205,7 @@ def _rego(path: Path, shipped: bool, entrypoint: str, opa: str | None) -> Policy
         raise invalid(f"rego/{SHIPPED_REGO} would replace the shipped policy; give your rules another name")
     if not shipped and not rules:
         raise invalid(f"{PROJECT}: `shipped: false` needs rules in rego/")
-    if ignored := next(_unreached(rules, entrypoint), ""):
+    if ignored := next(_unevaluated_packages(rules, entrypoint), ""):
         raise invalid(ignored)
     given = _json(path / DATA) if (path / DATA).is_file() else {}
     rego = {**({SHIPPED_REGO: shipped_rego()} if shipped else {}), **rules}

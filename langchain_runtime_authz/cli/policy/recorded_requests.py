@@ -193,7 +193,7 @@ def _approve(authenticated: bool, document: dict[str, Any]) -> None:
         document["context"]["approval"] = {**given, "args_digest": call["args_digest"]}
 
 
-def _unread(name: str, document: dict[str, Any]) -> None:
+def _drop_class(name: str, document: dict[str, Any]) -> None:
     history = document["context"]["history"]
     for fact in ("classes_read", "classes_held"):
         if history.get(fact) is not None:
@@ -209,7 +209,7 @@ def _candidates(request: Mapping[str, Any]) -> Iterator[tuple[str, Edit]]:
     for word, path, value in _MILDER:
         yield word, partial(_set, path, value)
     for name in request["context"]["history"]["classes_read"]:
-        yield f"no `{name}` data was read before", partial(_unread, name)
+        yield f"no `{name}` data was read before", partial(_drop_class, name)
     for word, path, value in _OTHER:
         yield word, partial(_set, path, value)
 
