@@ -12,8 +12,8 @@ from typer import Argument, Option
 
 from langchain_runtime_authz._display import inert, wrapped
 from langchain_runtime_authz.cli._app import Answer, App, moment
+from langchain_runtime_authz.cli._ledger_options import Audit, Store, Tenant, checked_log, note_full
 from langchain_runtime_authz.cli.keys import Password, as_bytes
-from langchain_runtime_authz.cli.ledger import Audit, Store, Tenant, log_of, note_full
 from langchain_runtime_authz.errors import ConfigError, unreadable
 
 if TYPE_CHECKING:
@@ -108,7 +108,9 @@ def _signed(
         wanted = f"{who.approvers} must hold a JSON object, `user:<name>` to JWK set"
         raise ConfigError(f"{wanted}: {unreadable(exc)}") from exc
     with store.opened() as ledger:
-        authz = RuntimeAuthz(ledger=ledger, tenant=tenant, approvers=Approvers(people), audit=log_of(audit, tenant))
+        authz = RuntimeAuthz(
+            ledger=ledger, tenant=tenant, approvers=Approvers(people), audit=checked_log(audit, tenant)
+        )
         signer = SigningKey.from_pem(who.key.read_bytes(), as_bytes(who.password))
         about: dict[str, Any] = {"verdict": verdict, "question": authz.question(id), "message": message}
         yield authz, sign_statement(signer, approver=f"user:{who.person}", jti=secrets.token_hex(16), **about)

@@ -8,7 +8,7 @@ from typer import Argument, Option, echo
 
 from langchain_runtime_authz._display import inert
 from langchain_runtime_authz.cli._app import Answer, App, lines, moment
-from langchain_runtime_authz.cli.ledger import Audit, By, Reason, Store, log_of, note_full
+from langchain_runtime_authz.cli._ledger_options import Audit, By, Reason, Store, checked_log, note_full
 from langchain_runtime_authz.errors import ConfigError, LedgerError
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def resolve(
 
     with store.opened() as ledger:
         tenant = _found(store, ledger, tenant, key).scope.tenant
-        authz = RuntimeAuthz(ledger=ledger, tenant=tenant, audit=log_of(audit, tenant))
+        authz = RuntimeAuthz(ledger=ledger, tenant=tenant, audit=checked_log(audit, tenant))
         authz.resolve_call(key, happened=happened, by=by, reason=reason)
         told = _told(ledger.doubts(tenant, key)[0])
     return Answer(told, f"{'happened' if happened else 'did not happen'}, says {by}")

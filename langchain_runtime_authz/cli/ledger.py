@@ -5,25 +5,24 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sized
-from contextlib import AbstractContextManager, ExitStack, closing
+from collections.abc import Callable
+from contextlib import ExitStack, closing
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
-from typer import Argument, Option
+from typer import Option
 
 from langchain_runtime_authz._display import inert
 from langchain_runtime_authz.cli._app import Answer, App, lines, moment, reading
+from langchain_runtime_authz.cli._ledger_options import By, Reason, Store
 from langchain_runtime_authz.errors import ConfigError, LedgerError
-from langchain_runtime_authz.ledger.schema import SCHEMA, check
+from langchain_runtime_authz.ledger.schema import SCHEMA
 
 if TYPE_CHECKING:
     from langchain_runtime_authz.ledger.admin import Admin
     from langchain_runtime_authz.ledger.base import Doubt, Scope
     from langchain_runtime_authz.ledger.schema import Version
-    from langchain_runtime_authz.ledger.sql_ledger import SqlLedger
 
 TRIES: Final = 4  # of a migration or a downgrade, which gives way to commits
 _UNITS: Final = {"h": 3600, "d": 86400, "w": 7 * 86400}
@@ -36,63 +35,6 @@ app = App(
 )
 
 Yes = Annotated[bool, Option("--yes", help="Do not ask.")]
-Tenant = Annotated[str, Option("--tenant", help="As in RuntimeAuthz(tenant=...).")]
-Reason = Annotated[str, Option("--reason", help="Why, for the record.")]
-By = Annotated[str, Option("--by", help="Who does it, for the record: type:id, like user:carol.")]
-Audit = Annotated[
-    Path | None, Option("--audit", metavar="FILE", help="The application's hash-chained file, to record it in.")
-]
-
-
-class Store(NamedTuple):
-    where: Annotated[str, Argument(metavar="LEDGER", help="A path, or a connection string of PostgreSQL.")]
-    schema: Annotated[str, Option(help="PostgreSQL: the schema of the tables.")] = "runtime_authz"
-    role: Annotated[str, Option(help="PostgreSQL: the role that the application takes.")] = "runtime_authz_app"
-
-    def opened(self) -> SqlLedger:
-        """Open the ledger as the application does. Refuse an unusable ledger."""
-        from langchain_runtime_authz.ledger.admin import version
-
-        with self.administered(look=True) as admin:
-            check(version(admin))
-        if (postgres := self._postgres()) is not None:
-            return postgres.PostgresLedger(self.where, schema=self.schema, role=self.role, max_size=1)  # type: ignore[no-any-return]
-        from langchain_runtime_authz.ledger.sqlite import SqliteLedger
-
-        return SqliteLedger(self.where)
-
-    def administered(self, *, create: bool = False, look: bool = False) -> AbstractContextManager[Admin]:
-        if (postgres := self._postgres()) is not None:
-            options: Any = {"schema": self.schema, "role": self.role, "create": create, "look": look}
-            return postgres.administer(self.where, **options)  # type: ignore[no-any-return]
-        from langchain_runtime_authz.ledger import sqlite
-
-        if not create and not (Path(self.where).is_file() and Path(self.where).stat().st_size):
-            at = self.where or "an empty path"  # SQLite would create an empty ledger there
-            raise ConfigError(f"there is no ledger at {at}; make one with `runtime-authz ledger migrate`")
-        return sqlite.administer(self.where, create=create, look=look)
-
-    def changed(self, change: Callable[[Admin], Version], *, create: bool = False) -> Answer:
-        """Change the schema. If the change gave way to a commit, try again."""
-        from langchain_runtime_authz.ledger.sql_ledger import retried
-
-        def once() -> Version:
-            with self.administered(create=create) as admin:
-                return change(admin)
-
-        return Answer(_told(retried(TRIES, once)))
-
-    def _postgres(self) -> ModuleType | None:
-        """Return the module for a connection string of PostgreSQL, `None` for a path."""
-        if not self.where.startswith(("postgresql://", "postgres://")) and (
-            "=" not in self.where or Path(self.where).exists()
-        ):
-            return None
-        try:
-            from langchain_runtime_authz.ledger import postgres
-        except ModuleNotFoundError as exc:
-            raise ConfigError("PostgreSQL needs the extra: pip install 'langchain-runtime-authz[postgres]'") from exc
-        return postgres
 
 
 @app.command("status")
@@ -114,7 +56,7 @@ def status(store: Store) -> Answer:
             ledger.check("default")
     except LedgerError as exc:
         result = f"unusable: {exc}"
-    return Answer({**_told(found), "package": SCHEMA, "result": result}, finding=result != "usable")
+    return Answer({**_versions(found), "package": SCHEMA, "result": result}, finding=result != "usable")
 
 
 @app.command("migrate")
@@ -130,7 +72,7 @@ def migrate(store: Store) -> Answer:
     """
     from langchain_runtime_authz.ledger import admin as do
 
-    return store.changed(do.migrate, create=True)
+    return _changed(store, do.migrate, create=True)
 
 
 @app.command("downgrade")
@@ -165,7 +107,7 @@ def downgrade(
             yes = True
         return do.migrate(admin, to)
 
-    return store.changed(down)
+    return _changed(store, down)
 
 
 @app.command("prune")
@@ -355,31 +297,6 @@ def _doubt(record: dict[str, Any]) -> Doubt | None:
     return Doubt(_scope(record), f"{subject['type']}:{subject['id']}", row)
 
 
-def log_of(audit: Path | None, tenant: str) -> Path | None:
-    """Return `audit`. Warn if it is None; refuse a missing log and another tenant's."""
-    from langchain_runtime_authz.audit.chain import read_log
-    from langchain_runtime_authz.audit.sinks import tenant_of
-
-    if audit is None:
-        typer.echo("note: no audit log records this; name the application's by --audit", err=True)
-    elif not audit.is_file():
-        raise ConfigError(f"there is no audit log at {audit}; name the application's own")
-    else:
-        tenants = (found for record in read_log(audit) if record and (found := tenant_of(record)) is not None)
-        first = next(tenants, tenant)  # a new log holds no tenant yet
-        if first != tenant and tenant not in tenants:
-            raise ConfigError(f"{audit.name} is the log of tenant {first!r}; name the one of tenant {tenant!r}")
-    return audit
-
-
-def note_full(listed: Iterable[Sized]) -> None:
-    """Warn if a tenant's list is full, so that it may lack older entries."""
-    from langchain_runtime_authz.ledger.base import MAX_ASKED
-
-    if any(len(found) >= MAX_ASKED for found in listed):
-        typer.echo(f"note: only the newest {MAX_ASKED} are listed; settle these to see older ones", err=True)
-
-
 def _confirm(question: str, yes: bool, as_json: bool) -> None:
     if as_json and not yes:
         raise ConfigError("`--json` asks nothing; give `--yes`")
@@ -387,5 +304,16 @@ def _confirm(question: str, yes: bool, as_json: bool) -> None:
         typer.confirm(question, abort=True)
 
 
-def _told(found: Version) -> dict[str, Any]:
+def _changed(store: Store, change: Callable[[Admin], Version], *, create: bool = False) -> Answer:
+    """Change the schema. If the change gave way to a commit, try again."""
+    from langchain_runtime_authz.ledger.sql_ledger import retried
+
+    def once() -> Version:
+        with store.administered(create=create) as admin:
+            return change(admin)
+
+    return Answer(_versions(retried(TRIES, once)))
+
+
+def _versions(found: Version) -> dict[str, Any]:
     return {"schema": found.version or "none", "oldest": found.min_reader}

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, NamedTuple
 from typer import Argument, Option
 
 from langchain_runtime_authz.cli._app import Answer, App, echo
-from langchain_runtime_authz.cli.ledger import Audit, By, Reason, Store, Tenant, log_of
+from langchain_runtime_authz.cli._ledger_options import Audit, By, Reason, Store, Tenant, checked_log
 from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.pep.kill_switch import KILL_SWITCH, KillSwitch
 
@@ -71,7 +71,9 @@ def _changed(event: Literal["revoked", "reinstated"], store: Store, place: Place
         if path[1:] and path[-1] not in {edge.to for edge in known.edges}:
             echo(f"note: this thread has had no agent {path[-1]!r} so far", err=True)
         issuer = LocalIssuer(issuer=place.issuer)
-        authz = RuntimeAuthz(ledger=ledger, tenant=place.tenant, issuer=issuer, audit=log_of(place.audit, place.tenant))
+        authz = RuntimeAuthz(
+            ledger=ledger, tenant=place.tenant, issuer=issuer, audit=checked_log(place.audit, place.tenant)
+        )
         change = authz.revoke if event == "revoked" else authz.reinstate
         change(place.thread, graph=place.graph, agent=path, by=place.by, reason=place.reason)
     told = {"event": event, "graph": scope.graph, "thread": scope.thread, "agent": path}

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import langchain_runtime_authz.ledger
-from langchain_runtime_authz.cli.ledger import Store
+from langchain_runtime_authz.cli._ledger_options import Store
 from langchain_runtime_authz.errors import Code, LedgerError
 from langchain_runtime_authz.ledger.base import Approval, Conflict, Lease, Query, Scope
 from langchain_runtime_authz.ledger.call_changes import AnswerApproval, AskApproval, SpendApproval
