@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 
 __all__ = ["GROUPS", "RETRY", "AlreadyProtected", "AuditError", "AuthzDenied", "AuthzError", "Code", "ConfigError",
-           "CredentialError", "LedgerError", "MappingError", "PDPError", "failure_code", "sentence", "told",
+           "CredentialError", "LedgerError", "MappingError", "PDPError", "failure_code", "meaning_and_remedy", "sentence",
            "unreadable", "wrong_field"]  # fmt: skip
 
 
@@ -198,11 +198,11 @@ GROUPS: Final = {  # the first code of a group → its title
 
 def sentence(code: str) -> str:
     """Return the operator's sentence about a code. A policy's own code is only quoted."""
-    meaning, remedy = told(code)
+    meaning, remedy = meaning_and_remedy(code)
     return f"{meaning}; {remedy}" if remedy else meaning
 
 
-def told(code: str) -> tuple[str, str]:
+def meaning_and_remedy(code: str) -> tuple[str, str]:
     """Return a pair: a code's meaning, and its remedy ("" for a policy's own code)."""
     try:
         return Code(code).meaning, Code(code).remedy

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from langchain_runtime_authz._display import inert, quoted, wrapped
-from langchain_runtime_authz.errors import RETRY, Code, told
+from langchain_runtime_authz.errors import RETRY, Code, meaning_and_remedy
 from langchain_runtime_authz.facts.provenance import SAYS
 
 _QUOTES: Final = str.maketrans('`"', "''")
@@ -136,7 +136,7 @@ def _headline(record: Mapping[str, Any], subject: Mapping[str, Any], properties:
 
 
 def _reason(code: str) -> Reason:
-    meaning, remedy = told(code)
+    meaning, remedy = meaning_and_remedy(code)
     return Reason(code, meaning, remedy, RETRY[Code(code).retry] if remedy else "")
 
 

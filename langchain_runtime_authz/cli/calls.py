@@ -36,14 +36,14 @@ def list_(store: Store, tenant: Of = None) -> Answer:
     """
     with store.opened() as ledger:
         several = [ledger.doubts(each) for each in _tenants(store, tenant)]
-    found = [_told(one) for doubts in several for one in doubts]
+    found = [_shown(one) for doubts in several for one in doubts]
     note_full(several)
     text = []
-    for told in found:
-        text += [told["call"], f"  {inert(str(told['tool']))} at {told['permitted_at']}, for {inert(told['subject'])}"]
-        place = f"{inert(told['tenant'])}: {inert(told['graph'])}/{inert(told['thread'])}"
-        failed = ", failed" if told["failed"] else ""
-        text.append(f"  {place}, idempotency key {told['idempotency_key']}{failed}")
+    for call in found:
+        text += [call["call"], f"  {inert(str(call['tool']))} at {call['permitted_at']}, for {inert(call['subject'])}"]
+        place = f"{inert(call['tenant'])}: {inert(call['graph'])}/{inert(call['thread'])}"
+        failed = ", failed" if call["failed"] else ""
+        text.append(f"  {place}, idempotency key {call['idempotency_key']}{failed}")
     return Answer(found, [*text, f"{len(found)} in doubt"])
 
 
@@ -54,10 +54,10 @@ def show_(store: Store, key: Key, tenant: Of = None) -> Answer:
     runtime-authz calls show ledger.db 4f6c…
     """
     with store.opened() as ledger:
-        told = _told(_found(store, ledger, tenant, key))
-    said = told["resolved"]
-    text = {**told, "resolved": said and f"by {said['author']}, {said['reason']}"}
-    return Answer(told, lines({name: inert(v) if isinstance(v, str) else v for name, v in text.items()}))
+        call = _shown(_found(store, ledger, tenant, key))
+    said = call["resolved"]
+    text = {**call, "resolved": said and f"by {said['author']}, {said['reason']}"}
+    return Answer(call, lines({name: inert(v) if isinstance(v, str) else v for name, v in text.items()}))
 
 
 @app.command("resolve")
@@ -82,8 +82,8 @@ def resolve(
         tenant = _found(store, ledger, tenant, key).scope.tenant
         authz = RuntimeAuthz(ledger=ledger, tenant=tenant, audit=checked_log(audit, tenant))
         authz.resolve_call(key, happened=happened, by=by, reason=reason)
-        told = _told(ledger.doubts(tenant, key)[0])
-    return Answer(told, f"{'happened' if happened else 'did not happen'}, says {by}")
+        call = _shown(ledger.doubts(tenant, key)[0])
+    return Answer(call, f"{'happened' if happened else 'did not happen'}, says {by}")
 
 
 def _tenants(store: Store, tenant: str | None) -> list[str]:
@@ -106,7 +106,7 @@ def _found(store: Store, ledger: SqlLedger, tenant: str | None, key: str) -> Dou
     raise ConfigError(f"the ledger holds no call {key!r}" + (f" of tenant {tenant!r}" if tenant else ""))
 
 
-def _told(one: Doubt) -> dict[str, Any]:
+def _shown(one: Doubt) -> dict[str, Any]:
     about, row, scope = one.row.about or {}, one.row, one.scope
     names = ("args_digest", "decision_id", "run_id", "call_id", "idempotency_key", "resolved")
     call = {

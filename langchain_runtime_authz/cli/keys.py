@@ -35,7 +35,7 @@ def generate(
     from langchain_runtime_authz.credential.keyring import KeyDirectory
 
     ring = KeyDirectory.create(directory, alg, as_bytes(password))  # type: ignore[arg-type]  # checked there
-    return _told(ring, wrote=str(directory))
+    return _ring_answer(ring, wrote=str(directory))
 
 
 @app.command("list")
@@ -50,7 +50,7 @@ def list_(
     runtime-authz keys list keys/ --jwks > jwks.json
     """
     ring = _opened(directory, password)
-    return Answer(ring.jwks(), json.dumps(ring.jwks(), indent=2)) if jwks else _told(ring)
+    return Answer(ring.jwks(), json.dumps(ring.jwks(), indent=2)) if jwks else _ring_answer(ring)
 
 
 @app.command("rotate")
@@ -60,7 +60,7 @@ def rotate(directory: Directory, password: Password = None) -> Answer:
     runtime-authz keys rotate keys/
     """
     ring = _opened(directory, password)
-    return _told(ring, active=ring.rotate().kid)
+    return _ring_answer(ring, active=ring.rotate().kid)
 
 
 @app.command("compromise")
@@ -80,7 +80,7 @@ def compromise(
     by = moment(done.refused_by)
     text = (f"withdrawn  {done.kid}", f"signing    {done.active}")
     until = f"refused    at once by the issuer and by introspection; everywhere by {by}"
-    return _told(ring, *text, until, withdrawn=done.kid, active=done.active, refused_by=by)
+    return _ring_answer(ring, *text, until, withdrawn=done.kid, active=done.active, refused_by=by)
 
 
 def as_bytes(password: str | None) -> bytes | None:
@@ -93,7 +93,7 @@ def _opened(directory: Path, password: str | None) -> KeyDirectory:
     return KeyDirectory(directory, as_bytes(password))
 
 
-def _told(ring: KeyDirectory, *more: str, **done: Any) -> Answer:
+def _ring_answer(ring: KeyDirectory, *more: str, **done: Any) -> Answer:
     keys = [{"kid": k.kid, "alg": k.alg, "state": k.state, "since": moment(k.since)} for k in ring.all_keys()]
     lines = [f"{k['kid']}  {k['alg']:<5}  {k['state']:<11}  since {k['since']}" for k in keys]
     return Answer({**done, "keys": keys}, [*lines, *more])

@@ -61,7 +61,7 @@ def explain(
     runtime-authz mandate explain "Pay Bob 45 EUR" --profiles profiles.yaml --planner my_models:planner --json
     """
     from langchain_runtime_authz.facts.local_time import checked_zone, local_day
-    from langchain_runtime_authz.mandate.description import told
+    from langchain_runtime_authz.mandate.description import described_mandate
     from langchain_runtime_authz.mandate.material import material
     from langchain_runtime_authz.mandate.words import compile_words
     from langchain_runtime_authz.tool_profile import load_profiles
@@ -73,7 +73,7 @@ def explain(
     given = declared, signatures, today
     compiled = _planned(planner, said, *given) if planner else compile_words(said, *given)
     found = compiled.mandate
-    sentences = told(found, declared) if found is not None else []
+    sentences = described_mandate(found, declared) if found is not None else []
     parts = sum(len(material(text)[1]) for text in said)
     source, order = "planner" if planner else "words", found.to_json() if found is not None else None
     dropped = [d._asdict() for d in compiled.dropped]
@@ -101,13 +101,13 @@ def check(
 
     runtime-authz mandate check monthly-bills.yaml --profiles profiles.yaml
     """
-    from langchain_runtime_authz.mandate.description import told
+    from langchain_runtime_authz.mandate.description import described_mandate
     from langchain_runtime_authz.mandate.mandate_file import check_mandate, load_mandate
     from langchain_runtime_authz.tool_profile import load_profiles
 
     declared = load_profiles(profiles)
     found = load_mandate(file)
-    sentences, findings = list(told(found, declared)), list(check_mandate(found, declared))
+    sentences, findings = list(described_mandate(found, declared)), list(check_mandate(found, declared))
     for finding in () if as_json else findings:
         echo(f"error: {Code.MANDATE_INVALID}: {finding}", err=True)
     text = [*sentences, f"{len(found.steps)} steps, {len(findings)} findings"]

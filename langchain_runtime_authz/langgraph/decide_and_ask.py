@@ -218,7 +218,7 @@ def _is_answerable(judged: DecidedCall, graph_task: str) -> bool:
     """Return True if `graph_task` asks about the call, and can still be answered."""
     ask, settled = _asked_by(judged, graph_task), judged.approval is not None and judged.approval.state == "approved"
     asked = ask is not None and ask.call_key == judged.key and ask.state != "spent"
-    return asked and (judged.told or not settled)
+    return asked and (judged.doubts_shown or not settled)
 
 
 def _is_late(

@@ -230,7 +230,7 @@ class _Root(Entering[tuple[Any, Any]]):
         if task:
             config = yield from self._answered(run, config, number)
         if saver is not None or entry.pending:
-            given = yield from self._told(entry)
+            given = yield from self._delivered(entry)
         return given, run_context.with_run(config, run)
 
     def _answered(self, run: Run, config: Mapping[str, Any], number: int) -> Flow[Mapping[str, Any]]:
@@ -274,7 +274,7 @@ class _Root(Entering[tuple[Any, Any]]):
             texts = [HumanText(raw_digest(says), "", "channel:input")]
         return texts, shown
 
-    def _told(self, entry: Entry) -> Flow[Any]:
+    def _delivered(self, entry: Entry) -> Flow[Any]:
         given, state, place = self.input, None, checkpoints.thread_config(self.config)
         resumes = isinstance(given, Command) and given.resume is not None
         older = self.head is not None and bool(self.head.newest)

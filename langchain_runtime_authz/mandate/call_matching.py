@@ -20,7 +20,7 @@ from weakref import ref
 from langchain_runtime_authz.facts.argument_atoms import DESTINATIONS, SHORT_KINDS, absent, loose
 from langchain_runtime_authz.facts.normal_forms import REMEMBERED, identifiers, key
 from langchain_runtime_authz.mandate.argument_matching import ArgumentMatcher
-from langchain_runtime_authz.mandate.description import quoted, told_step
+from langchain_runtime_authz.mandate.description import described_step, quoted
 from langchain_runtime_authz.mandate.model import Argument, Const, Each, Free, Mandate, Pick, Step, Text
 from langchain_runtime_authz.mandate.read_outputs import NO_TASK, Outputs, Task, scalar_forms, scalars
 from langchain_runtime_authz.mandate.value_matching import (
@@ -214,7 +214,7 @@ def _stand(match: _Match, counts: Mapping[str, int], spends: tuple[Spend, ...]) 
             spends = (*spends, Spend(plan.open, UNBOUNDED)) if plan.open else spends
         opened = "" if spent and match.deviations else plan.open  # a retry that succeeds makes up for the failure
     if plan.after and match.after and (counts.get(match.after[0], 0) < match.least or counts.get(match.after[1])):
-        first = f"step `{step.after}` to succeed first: {told_step(plan.after)}"
+        first = f"step `{step.after}` to succeed first: {described_step(plan.after)}"
         deviations = [*deviations, Deviation("", "after", first)]
     if match.confirm is not None and not counts.get(match.confirm):
         if not deviations and plan.shown:  # an approval of this call also confirms the mandate that it shows

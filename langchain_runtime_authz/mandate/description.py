@@ -13,13 +13,13 @@ _LONGEST: Final = 200  # characters shown of one value
 _BETWEEN: Final = {"difference": "less", "percent": "percent of", "share": "divided by"}  # the numbers of a `Calc`
 
 
-def told(mandate: model.Mandate, profiles: Mapping[str, ToolProfile] | None = None) -> list[str]:
+def described_mandate(mandate: model.Mandate, profiles: Mapping[str, ToolProfile] | None = None) -> list[str]:
     """Return a sentence for each step, limit and prohibition, and for confirmations.
 
     With profiles, the sentence of a step begins with the tool's effect.
     """
     effects = profiles or {}
-    said = [told_step(step, effects.get(step.tool)) for step in mandate.steps]
+    said = [described_step(step, effects.get(step.tool)) for step in mandate.steps]
     said += [f"{limit.effect}: at most {_value(limit.total)} in all" for limit in mandate.limits]
     said += [_never(never) for never in mandate.never]
     return said + ([f"ask before: {', '.join(mandate.confirm)}"] if mandate.confirm else [])
@@ -30,7 +30,7 @@ def quoted(value: object) -> str:
     return shown if len(shown) <= _QUOTED else f"{shown[:_QUOTED]}…"
 
 
-def told_step(step: model.Step, profile: ToolProfile | None = None) -> str:
+def described_step(step: model.Step, profile: ToolProfile | None = None) -> str:
     """Describe a step: `pay: send_money, recipient = Bob (you said it), amount = 45`."""
     parts = [f"{profile.effect}: {step.tool}" if profile is not None else step.tool]
     parts += [f"{name} = {described(argument)}" for name, argument in step.args.items()]

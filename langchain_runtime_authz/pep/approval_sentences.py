@@ -12,7 +12,7 @@ from langchain_runtime_authz.facts.argument_atoms import DESTINATIONS
 from langchain_runtime_authz.facts.normal_forms import forms, skeleton, tidy
 from langchain_runtime_authz.ledger.base import LASTS, Doubt
 from langchain_runtime_authz.mandate.call_matching import CONFIRMED
-from langchain_runtime_authz.mandate.description import told, told_step
+from langchain_runtime_authz.mandate.description import described_mandate, described_step
 from langchain_runtime_authz.pep.call import DecidedCall
 from langchain_runtime_authz.pep.decision_log import label
 from langchain_runtime_authz.pep.run import Run
@@ -34,9 +34,9 @@ def sentences(run: Run, decided: DecidedCall) -> tuple[str, ...]:
         by = _SOURCES[decided.mandate.source]
         if any(spend.counter.startswith(CONFIRMED) for spend in decided.standing.spends):
             lines.append(f"AN APPROVAL CONFIRMS THE WHOLE ORDER, {by}:")
-            lines += [_plain(line) for line in told(decided.mandate.model_copy(update={"confirm": ()}))]
+            lines += [_plain(line) for line in described_mandate(decided.mandate.model_copy(update={"confirm": ()}))]
         else:
-            lines.append(f"ordered {by}: {_plain(told_step(ordered))}")
+            lines.append(f"ordered {by}: {_plain(described_step(ordered))}")
     if "" in differs:
         lines.append(f"expected: {differs['']}")
     lines += _doubts(run, decided)

@@ -91,7 +91,7 @@ class DecidedCall:
         return self.decision.outcome == "approval_required"
 
     @property
-    def told(self) -> bool:
+    def doubts_shown(self) -> bool:
         """True if the call's newest question named all of `doubts` to the approver."""
         named = self.approval.doubts if self.approval is not None else ()
         return all(one.name in named for one in self.doubts)

@@ -123,7 +123,7 @@ def doubted(run: Run, snapshot: Snapshot, call: Call, key: str, deeds: Deeds, ap
 
 def ask_despite(decided: DecidedCall, decision: Decision) -> Decision:
     """Turn a permit into a question, unless an approval named all doubts of the call."""
-    given = decided.approval is not None and decided.approval.state == "approved" and decided.told
+    given = decided.approval is not None and decided.approval.state == "approved" and decided.doubts_shown
     if given or decision.outcome not in ("permit", "approval_required"):
         return decision
     obligations = decision.obligations if decision.outcome == "approval_required" else ()

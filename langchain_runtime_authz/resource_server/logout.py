@@ -32,7 +32,7 @@ class BackchannelLogout(FormEndpoint):
     def __init__(self, verifier: OidcVerifier, ended: Callable[[LoggedOut], Awaitable[None] | None]) -> None:
         self._verifier, self._ended = verifier, ended
         self._busy: set[str] = set()  # ids of tokens in processing
-        self._told: dict[str, float] = {}  # expiry of each accepted token, by its id
+        self._accepted: dict[str, float] = {}  # expiry of each accepted token, by its id
 
     async def _answer(self, headers: list[tuple[bytes, bytes]], receive: Receive) -> tuple[int, dict[str, str]]:
         token = await form_field(headers, receive, "logout_token")
@@ -44,21 +44,21 @@ class BackchannelLogout(FormEndpoint):
             _log.info("refused a logout: %s", exc)
             later = exc.code == Code.IDENTITY_UNAVAILABLE
             return (503, {"error": "temporarily_unavailable"}) if later else (400, {"error": "invalid_request"})
-        self._told = {token_id: until for token_id, until in self._told.items() if until > time.time()}
-        if out.token_id in self._told:
-            _log.info("refused a logout: its token was told before")
+        self._accepted = {token_id: until for token_id, until in self._accepted.items() if until > time.time()}
+        if out.token_id in self._accepted:
+            _log.info("refused a logout: its token was accepted before")
             return 400, {"error": "invalid_request"}
         if out.token_id in self._busy:  # the first delivery may still fail
             return 503, {"error": "temporarily_unavailable"}
         self._busy.add(out.token_id)
         try:
-            told = self._ended(out)
-            if inspect.isawaitable(told):
-                await told
+            ending = self._ended(out)
+            if inspect.isawaitable(ending):
+                await ending
         except Exception as exc:  # noqa: BLE001  (the application's own code; the provider may send the token again)
             _log.error("a logout was not carried out: %s", type(exc).__name__)
             return 503, {"error": "temporarily_unavailable"}
         finally:
             self._busy.remove(out.token_id)
-        self._told[out.token_id] = out.expires_at + LEEWAY
+        self._accepted[out.token_id] = out.expires_at + LEEWAY
         return 200, {}

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from langchain_runtime_authz.mandate.description import told, told_step
+from langchain_runtime_authz.mandate.description import described_mandate, described_step
 from langchain_runtime_authz.mandate.model import (
     AtLeast,
     AtMost,
@@ -61,7 +61,7 @@ from langchain_runtime_authz.tool_profile import ToolProfile
 ])
 def test_an_argument(argument: Any, words: str) -> None:
     """On one line, with nothing invisible, and never longer than a reader takes."""
-    assert told_step(Step("s", "t", {"a": argument})) == f"t, a = {words}"
+    assert described_step(Step("s", "t", {"a": argument})) == f"t, a = {words}"
 
 
 def test_a_mandate() -> None:
@@ -74,11 +74,11 @@ def test_a_mandate() -> None:
         limits=(Limit("pay", 100),), never=(Never("pay", {"principal": ("Mallory", "Eve")}), Never("delete")),
         confirm=("pay", "e"),
     )
-    assert told(mandate, {"send_money": ToolProfile(effect="pay")}) == [
+    assert described_mandate(mandate, {"send_money": ToolProfile(effect="pay")}) == [
         "contacts",
         "pay: send_money, recipient = Bob (you said it), amount = 45, 2 times, after `r`, one of the ways to `payment`",
         "pay: send_money, recipient = `iban` of `r`, of each record, at most 20, 3 times each",
         "pay: at most 100 in all", "never pay: principal = Mallory or Eve", "never delete: anything", "ask before: pay, e",
     ]
-    assert told(mandate)[1].startswith("send_money, ")
-    assert told(Mandate()) == []
+    assert described_mandate(mandate)[1].startswith("send_money, ")
+    assert described_mandate(Mandate()) == []

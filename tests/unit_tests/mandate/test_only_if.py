@@ -5,7 +5,7 @@ from pydantic import ValidationError
 
 from langchain_runtime_authz.mandate.argument_matching import ArgumentMatcher
 from langchain_runtime_authz.mandate.call_matching import CallFacts, bind
-from langchain_runtime_authz.mandate.description import told_step
+from langchain_runtime_authz.mandate.description import described_step
 from langchain_runtime_authz.mandate.model import (
     AtLeast,
     AtMost,
@@ -174,8 +174,8 @@ def test_a_condition_names_an_earlier_step_and_is_told():
     with pytest.raises(ValidationError, match="at least 1 item"):
         only_if({})
     free = {"start": Eq("12:00")}
-    assert told_step(only_if(free, none=True)).endswith("only if `day` has no record whose `start` is 12:00")
-    assert told_step(only_if(free, path="items")).endswith("only if `items` of `day` has a record whose `start` is 12:00")
+    assert described_step(only_if(free, none=True)).endswith("only if `day` has no record whose `start` is 12:00")
+    assert described_step(only_if(free, path="items")).endswith("only if `items` of `day` has a record whose `start` is 12:00")
 
 
 def test_a_mandate_without_a_condition_keeps_its_json_form():
@@ -229,7 +229,7 @@ NEWER = {**THEIRS, "date": "2026-04-01"}
 )
 def test_records_of_the_user_s_own(pick, records, code):
     assert [d.code for d in paid(pick, records).deviations] == ([code] if code else [])
-    assert told_step(Step("do", "pay", {"to": BY_ME})).endswith("whose `sender` is your own and `about` contains Spotify, with the greatest `date`")
+    assert described_step(Step("do", "pay", {"to": BY_ME})).endswith("whose `sender` is your own and `about` contains Spotify, with the greatest `date`")
 
 
 @pytest.mark.parametrize(
