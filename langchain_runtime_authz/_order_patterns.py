@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Final, NamedTuple
 
@@ -128,6 +128,13 @@ def _argument(item: str) -> str:
     return f"{{{name}{given}{value}}}" if right else ""
 
 
+def _ends_in_word(pattern: Sequence[str | Choice | Options]) -> bool:
+    end = pattern[-1] if pattern else Options(())
+    if isinstance(end, Choice):
+        return all(map(_ends_in_word, end.ways))
+    return isinstance(end, str) and end[0] != "{"
+
+
 def _sequence(written: Iterator[str], end: str) -> Pattern:
     """Parse items up to `end`. Raises `ValueError` for an unmatched bracket."""
     ways: list[list[str | Choice | Options]] = [[]]
@@ -146,7 +153,7 @@ def _sequence(written: Iterator[str], end: str) -> Pattern:
         elif item == "|":
             ways.append([])
         elif item[:1] == "{" and (argument := _argument(item)):
-            if argument.endswith(f"{REST}}}") and not (way and isinstance(way[-1], str) and way[-1][0] != "{"):
+            if argument.endswith(f"{REST}}}") and not _ends_in_word(way):
                 raise ValueError(f"needs a word before `{argument}`, like `that`")  # "Bob's boss" is not Bob
             way.append(argument)
         elif item and item not in "])}" and item[0] != "{":

@@ -189,7 +189,7 @@ def test_a_word_in_lower_case_is_a_value_where_the_order_says_so(text, expected)
 
 
 TOLD = {
-    "mail": ToolProfile(effect="send", critical={"to": "principal"}, text=("body",), intent=("(email|tell) {to} that {body:rest}", "tell {to} [all] about {body:rest}")),
+    "mail": ToolProfile(effect="send", critical={"to": "principal"}, text=("body",), intent=("(email|tell) {to} (that|saying that) {body:rest}", "tell {to} [all] about {body:rest}")),
     "delete": ToolProfile(effect="delete", critical={"path": "object"}, intent=("delete {path}",)),
 }  # fmt: skip
 TOM, GONE = ("mail", {"to": "Tom"}), ("delete", {"path": "a.txt"})
@@ -208,7 +208,7 @@ def test_the_rest_of_a_clause_is_what_to_tell(text, expected):
     assert [(s.tool, {n: a.value for n, a in s.args.items()}) for s in (mandate.steps if mandate else ())] == expected
 
 
-@pytest.mark.parametrize("order", ["tell {who} {text:rest}", "tell {who} [that] {text:rest}", "tell {who} ({text:rest}|that)", "assign {who:words}", "assign {:word}", "assign {who:word=marta}", "assign {who:word} to {who}"])
+@pytest.mark.parametrize("order", ["tell {who} {text:rest}", "tell {who} [that] {text:rest}", "tell {who} ({text:rest}|that)", "tell {who} (that|) {text:rest}", "assign {who:words}", "assign {:word}", "assign {who:word=marta}", "assign {who:word} to {who}"])
 def test_a_wrong_mark_of_an_argument_is_refused(order):
     with pytest.raises(ConfigError):
         load_profiles({"assign": {"critical": {"who": "principal"}, "intent": [order]}})
