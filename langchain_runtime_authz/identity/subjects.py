@@ -141,7 +141,7 @@ class BearerSubject:
     def __call__(self, config: Mapping[str, Any]) -> Subject | Credential | None:
         """Return the caller of the current request; `None` outside a request."""
         shown = self._shown.get()
-        return None if shown is None else shown.subject
+        return None if shown is None or shown.over else shown.subject
 
     def token(self) -> str:
         """Return the current request's token, for `ExchangeAuth(subject_token=...)`.
@@ -152,7 +152,7 @@ class BearerSubject:
         # INVARIANT: a user's token is never used in another user's run, whatever context a task was started in.
         # A `Credential` is not a user's token: it is for this server only.
         user = shown.subject.principal if shown is not None and isinstance(shown.subject, Subject) else None
-        if shown is None or run is None or run.subject.principal != user:
+        if shown is None or shown.over or run is None or run.subject.principal != user:
             raise CredentialError(Code.CREDENTIAL_UNAVAILABLE, "there is no request of the run's subject here")
         return shown.token
 
@@ -165,16 +165,19 @@ class BearerSubject:
 
 
 class _Shown(Sealed):
-    """A verified token and its subject. Its text form shows neither."""
+    """A verified token and its subject. Its text form shows neither.
 
-    __slots__ = ("subject", "token")
+    `over`: the request has ended. A task that was started in the request may keep its context for longer.
+    """
+
+    __slots__ = ("over", "subject", "token")
 
     def __init__(self, subject: Subject | Credential, token: str) -> None:
-        self.subject, self.token = subject, token
+        self.subject, self.token, self.over = subject, token, False
 
 
 class _Presented:
-    __slots__ = ("_authorization", "_previous", "_shown", "_verify")
+    __slots__ = ("_authorization", "_own", "_previous", "_shown", "_verify")
 
     def __init__(self, verify: tuple[Any, Any], shown: ContextVar[_Shown | None], authorization: str | None) -> None:
         self._verify, self._shown, self._authorization = verify, shown, authorization
@@ -185,14 +188,15 @@ class _Presented:
         if scheme.lower() != "bearer" or not token:
             raise AuthzError(Code.IDENTITY_INVALID, "the request has no bearer token")
         subject: Subject | Credential = yield Perform(*self._verify, token)
-        self._previous = self._shown.get()
-        self._shown.set(_Shown(subject, token))
+        self._previous, self._own = self._shown.get(), _Shown(subject, token)
+        self._shown.set(self._own)
         return subject
 
     __enter__, __aenter__ = both(_enter)
 
     def __exit__(self, *exc: object) -> None:
+        self._own.over = True
         self._shown.set(self._previous)
 
     async def __aexit__(self, *exc: object) -> None:
-        self._shown.set(self._previous)
+        self.__exit__()

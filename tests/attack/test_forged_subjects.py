@@ -5,6 +5,8 @@ Each twin reads the identity from where the client wrote it, as examples on the 
 
 from __future__ import annotations
 
+from contextvars import ContextVar
+
 from langchain_runtime_authz.credential.signer import SigningKey
 from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.evaluation import Subject
@@ -200,6 +202,28 @@ def test_two_requests_at_once_do_not_meet() -> None:
 
     asyncio.run(both())
     assert {n: s.id for n, s in found.items()} == {f"u{i}": f"u{i}" for i in range(20)}
+
+
+@pytest.mark.parametrize("naive", [False, True])
+def test_a_worker_that_an_earlier_request_started_acts_for_nobody(naive: bool) -> None:
+    """It keeps that request's context, and does what others ask. The twin keeps the user in a variable, and pays as alice."""
+    caller, user = bearer(), ContextVar[Any]("user", default=None)
+    w = World((lambda _: user.get()) if naive else caller)
+
+    async def working(jobs: asyncio.Queue[Any]) -> None:
+        await w.graph.ainvoke(await jobs.get(), THREAD)
+
+    async def serving() -> None:
+        jobs = asyncio.Queue[Any]()
+        async with caller.presented(f"Bearer {token(sub='alice')}") as alice:
+            user.set(alice)
+            worker = asyncio.create_task(working(jobs))
+            await asyncio.sleep(0)
+        jobs.put_nowait(human())  # of mallory's request
+        await worker
+
+    asyncio.run(serving())
+    assert w.ran == ([PAID] if naive else [])
 
 
 BEARERS = {
