@@ -180,7 +180,7 @@ WORDED = {
 @pytest.mark.parametrize(("text", "expected"), [
     ("Assign T-5 to marta", {"ticket": "T-5", "who": "marta"}), ("assign T-5 to Marta in production, please", {"ticket": "T-5", "who": "Marta", "place": "production"}),
     ("Assign T-5 to who marta", {"ticket": "T-5", "who": "marta"}), ("Assign T-5 to marta now", {"ticket": "T-5", "who": "marta"}), ("Hand T-5 to Marta", {"ticket": "T-5", "who": "Marta"}),
-    *((f"Assign T-5 to {who}", {}) for who in ("someone", "nobody", "me", "all", "the porter", "a marta", "marta kowalski", "marta later", "marta instead", "marta?", "marta if possible", "marta, jonas", "who")),
+    *((f"Assign T-5 to {who}", {}) for who in ("someone", "nobody", "noone", "themselves", "enough", "me", "all", "the porter", "a marta", "marta kowalski", "marta later", "marta instead", "marta?", "marta if possible", "marta, jonas", "who")),
     ("Hand T-5 to marta", {}), ("Tell Marta hello", {}), ("Plan T-5 on friday", {}), ("Plan T-5 on marta", {}),
 ])  # fmt: skip
 def test_a_word_in_lower_case_is_a_value_where_the_order_says_so(text, expected):
