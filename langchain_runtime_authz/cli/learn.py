@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from typer import Argument, Option
@@ -17,6 +17,9 @@ from typer import Argument, Option
 from langchain_runtime_authz.cli._app import Answer, flow, reading
 from langchain_runtime_authz.cli.init import completed
 from langchain_runtime_authz.errors import ConfigError
+
+if TYPE_CHECKING:
+    from langchain_runtime_authz.tool_profile import ToolProfile
 
 ENOUGH: Final = 3  # questions that must all have been approved
 CHOICES: Final = 5  # values of an argument that a mandate lists
@@ -29,6 +32,7 @@ class _Seen:
     effect: str = "write"
     outcomes: Counter[str] = field(default_factory=Counter)
     args: dict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))
+    approved: list[tuple[str, dict[str, Any]]] = field(default_factory=list)  # the user's words, and the arguments
 
     def __str__(self) -> str:
         o = self.outcomes
@@ -49,7 +53,8 @@ def learn(
 
     Record with `RuntimeAuthz(audit=FileSink("audit.jsonl", content=True))`; with `pdp=ObserveOnly(WasmPDP())` nothing
     is stopped meanwhile. Each proposed profile is a draft, so its tool asks as before. The mandate has no effect until
-    your code gives it to a run. Reviewed profiles stay as they are.
+    your code gives it to a run. Reviewed profiles stay as they are. For their approved calls, it names the orders by
+    which the users' words would not have asked.
 
     runtime-authz learn audit.jsonl
     runtime-authz learn audit.jsonl --profiles authz.yaml --write
@@ -68,6 +73,7 @@ def learn(
     after = completed(old if profiles.exists() else "tools:\n", tools=stanzas, mandates=mandates)
     diff = difflib.unified_diff(old.splitlines(True), after.splitlines(True), str(profiles), f"{profiles} (proposed)")
     text = "".join(diff).removesuffix("\n")
+    orders = {n: said for n, one in seen.items() if n in declared and (said := _orders(n, declared[n], one))}
     if write:
         profiles.write_text(after, encoding="utf-8")
         load_profiles(profiles)
@@ -75,8 +81,10 @@ def learn(
         if not any(one.args for one in seen.values()):
             typer.echo("note: the log has no arguments; record with `FileSink(path, content=True)`", err=True)
         typer.echo(f"tools called: {len(seen)}, drafts: {len(stanzas)}", err=True)
+        for name, several in orders.items():
+            typer.echo(f"orders that were approved, for `intent` of {name}: {flow(several)}", err=True)
     called = {n: one.outcomes for n, one in seen.items()}
-    return Answer({"called": called, "drafts": list(stanzas), "proposed": after}, text)
+    return Answer({"called": called, "drafts": list(stanzas), "orders": orders, "proposed": after}, text)
 
 
 def _read(log: Path) -> dict[str, _Seen]:
@@ -104,6 +112,7 @@ def _count(found: dict[str, _Seen], record: Mapping[str, Any]) -> None:
         one.effect = request.get("resource", {}).get("properties", {}).get("effect", one.effect)
         if request.get("context", {}).get("approval"):
             one.outcomes["approved"] += 1
+            one.approved.append((request["context"]["task"]["text"], request["context"]["call"]["args"]))
         if record["outcome"] == "permit" and observed != ["deny"]:
             call = {"args": {}, "provenance": {}} if record["erased"] else request["context"]["call"]
             outside = {name for name, found in call["provenance"].items() if found["standing"] == "outside"}
@@ -145,6 +154,16 @@ def _draft(name: str, seen: _Seen) -> str:
         text.append("    # verdict: permit  # DOUBT: every question was approved; you would answer for each call")
     text += [f"    # {flow(n)}: {_varied(values)}" for n, values in seen.args.items()]
     return "\n".join(text) + "\n"
+
+
+def _orders(name: str, profile: ToolProfile, seen: _Seen) -> list[str]:
+    """Return the orders that approved calls lacked, the most frequent first."""
+    from langchain_runtime_authz.cli._order_proposal import proposed_order
+
+    if profile.draft or not profile.ordered or profile.verdict is not None:
+        return []
+    found = Counter(proposed_order(name, profile, said, args) for said, args in seen.approved)
+    return [order for order, _ in found.most_common() if order is not None]
 
 
 def _schema(values: list[Any]) -> dict[str, Any]:

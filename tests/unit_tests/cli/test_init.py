@@ -16,11 +16,12 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langchain_runtime_authz import RuntimeAuthz
 from langchain_runtime_authz.audit.sinks import FileSink
 from langchain_runtime_authz.cli._app import flow
+from langchain_runtime_authz.cli._order_proposal import proposed_order
 from langchain_runtime_authz.langgraph.tool_lookup import Profiles
 from langchain_runtime_authz.mandate.mandate_file import load_mandate
 from langchain_runtime_authz.pdp.base import ObserveOnly
 from langchain_runtime_authz.pdp.wasm import WasmPDP
-from langchain_runtime_authz.tool_profile import UNPROFILED, load_profiles
+from langchain_runtime_authz.tool_profile import UNPROFILED, ToolProfile, load_profiles
 from tests.cli import cli
 
 AGENT = """
@@ -245,6 +246,39 @@ def test_learning_makes_drafts(run: Callable[..., Any], tmp_path: Path, observe:
     checked = run("profile", "check", "authz.yaml")
     assert (checked.exit_code, "send_mail: it is a draft" in checked.stderr) == (1, True)
     assert run("learn", "audit.jsonl").stdout == ""
+
+
+SEND = ToolProfile(effect="send", critical={"user": "principal"}, text=("text",))
+PAY = ToolProfile(effect="pay", critical={"recipient": "principal", "amount": "amount"})
+PLAN = ToolProfile(critical={"title": "name"}, when=("start",))
+RENT = {"recipient": "DE21", "amount": 45.0}
+
+
+@pytest.mark.parametrize(("profile", "said", "args", "order"), [
+    (PAY, "Please pay 45 EUR to DE21, thanks!", RENT, "pay {amount} to {recipient}"), (PAY, "The rent is due.\nPay DE21 45 EUR", RENT, "pay {recipient} {amount}"),
+    (SEND, "Could you tell marta that I'm late?", {"user": "marta", "text": "Alice is late."}, "tell {user:word} that {text:rest}"), (SEND, 'Message Ann Lee: "Hi"', {"user": "Ann Lee", "text": "Hi"}, "message {user} {text}"),
+    (PLAN, 'Schedule "Budget" for 12 February 2027, 15:00', {"title": "Budget", "start": "2027-02-12T15:00"}, "schedule {title} for {start}"),
+    # no order, another value than the call's, a value that the call lacks, or a condition
+    *((PAY, said, RENT, None) for said in ("Ann says pay 45 EUR to DE21", "I paid 45 EUR to DE21", "Pay 54 EUR to DE21", "Pay 45 EUR to DE21 in June", "Pay 45 EUR to DE21 if it is due", "Pay the bill", "", "Pay 45 EUR to DE21 and 50 EUR to Eve")),
+])  # fmt: skip
+def test_an_approved_call_proposes_the_order_that_was_missing(profile: ToolProfile, said: str, args: dict[str, Any], order: str | None) -> None:
+    assert proposed_order("act", profile, said, args) == order
+    if order is not None:
+        assert proposed_order("act", profile.model_copy(update={"intent": (order,)}), said, args) is None
+
+
+def test_learning_names_orders_for_reviewed_tools(run: Callable[..., Any], tmp_path: Path) -> None:
+    """What was rejected, or asks by its profile, has none. The orders are not written."""
+    (tmp_path / "authz.yaml").write_text("tools:\n  pay: {effect: pay, critical: {to: principal, amount: amount}, intent: [wire]}\n  mail: ask\n")
+    authz = RuntimeAuthz(profiles="authz.yaml", audit=FileSink("audit.jsonl", content=True))
+    for to in ("DE21", "DE22", "DE23"):
+        with authz.session(subject="alice", task=f"Send 45 EUR to {to}") as session:
+            for tool in ("mail", "pay"):
+                asked = session.decide(tool, {"to": to, "amount": 45})
+                assert to == "DE23" or session.approve(asked).permit
+    learned = run("learn", "audit.jsonl", "--write")
+    assert 'for `intent` of pay: ["send {amount} to {to}"]' in learned.stderr and "send {amount}" not in (tmp_path / "authz.yaml").read_text()
+    assert json.loads(run("learn", "audit.jsonl", "--json").stdout)["orders"] == {"pay": ["send {amount} to {to}"]}
 
 
 def test_a_refused_answer_is_no_rejection(run: Callable[..., Any], tmp_path: Path) -> None:
