@@ -300,6 +300,8 @@ def verify_pack(path: Path, head: str | None = None) -> tuple[ChainReport, str]:
 
     try:
         with zipfile.ZipFile(path) as archive:
+            if {one.compress_type for one in archive.infolist()} - {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+                raise _differs(path, "its files are compressed in another way than `audit pack` does")
             with archive.open(MANIFEST) as file:
                 raw = file.read(MAX_MANIFEST)
             manifest = json.loads(raw)
@@ -361,7 +363,7 @@ def read_results(path: Path) -> dict[str, str]:
     try:
         root = ElementTree.parse(path).getroot()  # noqa: S314  (the operator's own report)
         wrong = "" if root.tag in ("testsuites", "testsuite") else root.tag
-    except ElementTree.ParseError as exc:
+    except (ElementTree.ParseError, LookupError, ValueError) as exc:  # the latter two of an unknown encoding
         wrong = str(exc)
     if wrong:
         raise ConfigError(f"{path.name} is not a JUnit report: {wrong}")

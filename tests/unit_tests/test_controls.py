@@ -225,7 +225,7 @@ def test_a_report_of_pytest_itself(tmp_path: Path) -> None:
     assert rule(told("--results", tmp_path / "r.xml"), "ASI02", "grant_tool")["result"] == "passed"
 
 
-@pytest.mark.parametrize("text", ["no", "<html/>", ""])
+@pytest.mark.parametrize("text", ["no", "<html/>", "", *(f'<?xml version="1.0" encoding="{e}"?><testsuites/>' for e in ("none", "utf-7"))])
 def test_what_is_no_report_is_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "r.xml").write_text(text)
     failed = cli("controls", "--results", str(tmp_path / "r.xml"))
