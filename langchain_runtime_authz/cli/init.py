@@ -93,7 +93,7 @@ def init(
     runtime-authz init my_agent.py:graph
     runtime-authz init my_agent:graph --yes
     """
-    from langchain_runtime_authz.langgraph.tool_lookup import known_by_code
+    from langchain_runtime_authz.langgraph.tool_lookup import digest_of, known_by_code
     from langchain_runtime_authz.tool_profile import load_profiles
 
     if not (yes or answers or (_interactive() and not as_json)):
@@ -124,6 +124,10 @@ def init(
     does = [f"{a['effect']}; without an order the answer is {a['expect']}" for a in added]
     does = [_ASKS if t.name in asks else one for t, one in zip(new, does, strict=True)]
     lines = [f"  {inert(t.name)}: {one}\n" for t, one in zip(new, does, strict=True)]
+    changed = [t.name for t in wanted if t.name in kept and kept[t.name].digest not in (None, digest_of(t))]
+    lines += [
+        f"  {inert(n)}: it changed after its review and asks; see `runtime-authz profile check`\n" for n in changed
+    ]
     count = f"{len(new)} tool{'s' * (len(new) != 1)}"
     text = _NEXT.format(lines="".join(lines), file=file, target=target, added=count, kept=len(kept))
     return Answer({"wrote": str(file), "added": added, "kept": [*kept]}, text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -166,6 +167,8 @@ def test_a_review_is_kept(run: Callable[..., Any], tmp_path: Path) -> None:
     assert [line for line in again.splitlines() if line not in text.splitlines()] == ["  add: ask", "  - {tool: add, args: {a: 1, b: 1}, expect: ask}"]
     assert [line for line in text.splitlines() if line not in again.splitlines()] == []
     assert run("init", "--yes").exit_code == 0 and (tmp_path / "authz.yaml").read_text() == again
+    (tmp_path / "authz.yaml").write_text(re.sub("sha256:[0-9a-f]+", f"sha256:{64 * '0'}", again))
+    assert "send_mail: it changed after its review" in run("init", "--yes").output
 
 
 @pytest.mark.parametrize(("config", "args", "says"), [
