@@ -1,7 +1,7 @@
 """Parse the orders that a profile declares: `book {room} [on {date}]`.
 
 Words stand for themselves and braces for an argument; `{state=off}` takes no words and gives the argument this value.
-`{user:word}` also takes a word in lower case, which else could be a remark. `{text:rest}` takes the rest of a clause, and
+`{user:word}` also takes a word in lower case, which else could be a remark, and `{item:words}` up to four. `{text:rest}` takes the rest of a clause, and
 gives the argument no value.
 Square brackets hold what may be left out, and round ones hold alternatives, as in speech grammars (JSGF). Optional parts
 next to each other may come in any order.
@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 from langchain_runtime_authz._regex import normalize
 
 MAX_LENGTH: Final = 500  # characters of one pattern
-WORD: Final = ":word"
+WORD, WORDS = ":word", ":words"
 REST: Final = ":rest"
 _IDLE: Final = re.compile(  # courtesies and articles, which the reader leaves out before an order
     "a|afternoon|ah|alright|also|an|and|do|evening|finally|first|go|hello|hey|hi|hiya|just|kindly|lastly|let's|lets|"
@@ -124,7 +124,9 @@ def _argument(item: str) -> str:
     """Return an item in braces without spaces; "" if it is malformed."""
     name, given, value = map(str.strip, item[1:-1].partition("="))
     plain, mark, _ = split_item(name)
-    right = plain.isidentifier() and bool(given) == bool(value) and mark in (("",) if given else ("", WORD, REST))
+    right = (
+        plain.isidentifier() and bool(given) == bool(value) and mark in (("",) if given else ("", WORD, WORDS, REST))
+    )
     return f"{{{name}{given}{value}}}" if right else ""
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from langchain_runtime_authz._order_patterns import REST, WORD
+from langchain_runtime_authz._order_patterns import REST, WORD, WORDS
 from langchain_runtime_authz.mandate.call_matching import CallFacts, bind
 from langchain_runtime_authz.mandate.languages import NUMBER, Language, Token, languages, read_number, words_of
 from langchain_runtime_authz.mandate.read_outputs import Outputs
@@ -67,8 +67,8 @@ def _items(
         token = tokens[at]
         value, wide = _value(profile, sentence, tokens[at : at + _WIDE] if at else (), left)
         if value:
-            plain = wide == 1 and token.kind == "word"
-            found.append(f"{{{value}{WORD if plain else ''}}}")
+            plain = any(t.kind == "word" for t in tokens[at : at + wide])
+            found.append(f"{{{value}{(WORD if wide == 1 else WORDS) if plain else ''}}}")
             left.pop(value)
         elif found and found[-1] in _TELLING and (texts := [n for n in left if n in profile.text]):
             found.append(f"{{{texts[-1]}{REST}}}")

@@ -10,12 +10,13 @@ from collections.abc import Iterator, Sequence
 from itertools import islice, pairwise
 from typing import Final
 
-from langchain_runtime_authz._order_patterns import REST, WORD, Choice, Options, Pattern, split_item
+from langchain_runtime_authz._order_patterns import REST, WORD, WORDS, Choice, Options, Pattern, split_item
 from langchain_runtime_authz.mandate.languages import Token, singular
 from langchain_runtime_authz.mandate.model import Argument, Step
 from langchain_runtime_authz.mandate.order_values import Bound, Values, alike, argument_of
 from langchain_runtime_authz.mandate.vocabulary import NAMED, TARGETS, Tool
 
+_WIDTHS: Final = {WORD: 1, WORDS: 4}  # words in lower case
 _MAX_READINGS: Final = 50  # of one tool's orders
 _MAX_TRIES: Final = 2_000  # positions at which orders of one tool are tried
 _ROOT: Final = 3  # letters that a word and its plural share: "5 ms" are not "5 m"
@@ -157,7 +158,7 @@ class Match:
         if mark == REST:
             yield from [({}, len(self.values.tokens) - 1)] if argument.kind == "text" and self._tells(at) else ()
         elif not value:
-            yield from self.values.suiting(argument, at, word=mark == WORD)
+            yield from self.values.suiting(argument, at, words=_WIDTHS.get(mark, 0))
         elif value in (argument.fixed or {value}):
             yield {name: self.values.one(0, 1, "choice", value)}, at
 

@@ -69,10 +69,10 @@ class Values:
         self.strict = False  # whether a verb suggests the order, and not the profile
         self.tries = 0
 
-    def suiting(self, argument: Argued, at: int, *, word: bool = False) -> Iterator[tuple[Bound, int]]:
+    def suiting(self, argument: Argued, at: int, *, words: int = 0) -> Iterator[tuple[Bound, int]]:
         """Yield (values of an argument at `at`, next index), after its article and label.
 
-        With `word`, a word in lower case is a value too, without an article.
+        So many `words` in lower case are a value too, without an article.
         """
         said = self.tokens[at].text if self.tokens[at].kind == "word" else ""
         determiner = said if said in self.language.determiners else ""
@@ -80,8 +80,8 @@ class Values:
         while singular(self.tokens[behind].lower) in argument.words and not self.tokens[behind].text.istitle():
             behind += 1
         taken = [*self._values(argument, behind)]
-        if word and not (taken or determiner or argument.limited) and self._is_word(argument, self.tokens[behind]):
-            taken = [(self.one(behind, behind + 1, "name" if argument.kind == "principal" else "id"), behind + 1)]
+        if words > len(taken) and not determiner and not argument.limited:
+            taken += self._in_words(argument, behind, words)
         for values, end in taken or self._values(argument, begin):
             kind, labelled, label = values[0].kind, behind > begin, self.tokens[behind - 1].lower
             others = [a for a in self.tool.arguments.values() if a is not argument]
@@ -191,9 +191,15 @@ class Values:
             elif first.kind == "number" and self._called(last) and "address" in kinds and not self.strict:
                 yield self.one(at, end, "address"), end  # "5 Harbour Street"
 
-    def _is_word(self, argument: Argued, token: Token) -> bool:
-        """Return True for a word that is neither a remark's nor the argument's name."""
-        return token.kind == "word" and self.language.value(token) and argument.kind in NAMED | {"place", "value"}
+    def _in_words(self, argument: Argued, at: int, words: int) -> Iterator[tuple[tuple[Token, ...], int]]:
+        """Yield one value of each number of words that are values, not parts of a remark."""
+        kind = "name" if argument.kind == "principal" else "id"
+        for end in range(at + 1, at + words + 1 if argument.kind in NAMED | {"place", "value"} else 0):
+            token = self.tokens[end - 1]
+            if token.kind not in {"word", "name"} or not self.language.value(token):
+                return
+            if token.kind == "word" or end > at + 1:  # a name alone is a value anyway
+                yield self.one(at, end, kind), end
 
     def _called(self, token: Token) -> bool:
         """Return True for a word of a name, like "Jan" of "Jan Vos"."""

@@ -172,7 +172,7 @@ def test_a_malformed_order_is_refused(order, said):
 WORDED = {
     name: ToolProfile(critical={"ticket": "object", "who": "principal", "place": "place"}, text=("text",), when=("day",), intent=(said,))
     for name, said in {
-        "assign": "assign {ticket} to {who:word} [in {place:word}]", "tell": "tell {who:word} {text:word}", "plan": "plan {ticket} on {day:word}", "hand": "hand {ticket} to {who}",
+        "assign": "assign {ticket} to {who:word} [in {place:word}]", "tell": "tell {who:word} {text:word}", "plan": "plan {ticket} on {day:word}", "hand": "hand {ticket} to {who}", "buy": "buy {ticket:words} [in {place:words}]",
     }.items()
 }  # fmt: skip
 
@@ -181,6 +181,8 @@ WORDED = {
     ("Assign T-5 to marta", {"ticket": "T-5", "who": "marta"}), ("assign T-5 to Marta in production, please", {"ticket": "T-5", "who": "Marta", "place": "production"}),
     ("Assign T-5 to who marta", {"ticket": "T-5", "who": "marta"}), ("Assign T-5 to marta now", {"ticket": "T-5", "who": "marta"}), ("Hand T-5 to Marta", {"ticket": "T-5", "who": "Marta"}),
     *((f"Assign T-5 to {who}", {}) for who in ("someone", "nobody", "noone", "themselves", "enough", "me", "all", "the porter", "a marta", "marta kowalski", "marta later", "marta instead", "marta?", "marta if possible", "marta, jonas", "who")),
+    ("Buy oat milk in the shop", {}), ("Buy oat milk in new york", {"ticket": "oat milk", "place": "new york"}), ("Buy HDMI cables, please", {"ticket": "HDMI cables"}), ("Buy T-5", {"ticket": "T-5"}), ("Buy milk", {"ticket": "milk"}),
+    *((f"Buy {what}", {}) for what in ("the milk", "all milk", "milk and eggs", "two of them", "very old oat milk cartons", "milk if needed", "it", "milk, eggs")),
     ("Hand T-5 to marta", {}), ("Tell Marta hello", {}), ("Plan T-5 on friday", {}), ("Plan T-5 on marta", {}),
 ])  # fmt: skip
 def test_a_word_in_lower_case_is_a_value_where_the_order_says_so(text, expected):
@@ -208,7 +210,7 @@ def test_the_rest_of_a_clause_is_what_to_tell(text, expected):
     assert [(s.tool, {n: a.value for n, a in s.args.items()}) for s in (mandate.steps if mandate else ())] == expected
 
 
-@pytest.mark.parametrize("order", ["tell {who} {text:rest}", "tell {who} [that] {text:rest}", "tell {who} ({text:rest}|that)", "tell {who} (that|) {text:rest}", "assign {who:words}", "assign {:word}", "assign {who:word=marta}", "assign {who:word} to {who}"])
+@pytest.mark.parametrize("order", ["tell {who} {text:rest}", "tell {who} [that] {text:rest}", "tell {who} ({text:rest}|that)", "tell {who} (that|) {text:rest}", "assign {who:lines}", "assign {:word}", "assign {who:word=marta}", "assign {who:word} to {who}"])
 def test_a_wrong_mark_of_an_argument_is_refused(order):
     with pytest.raises(ConfigError):
         load_profiles({"assign": {"critical": {"who": "principal"}, "intent": [order]}})
