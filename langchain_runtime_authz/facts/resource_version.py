@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from langchain_runtime_authz.digest import written
 from langchain_runtime_authz.facts.json_copy import parsed
+from langchain_runtime_authz.facts.normal_forms import fold, tidy
 from langchain_runtime_authz.facts.provenance import Provenance
 from langchain_runtime_authz.tool_profile import ToolProfile
 
@@ -18,7 +19,19 @@ UNCHANGED: Final = "0"  # the version of a resource without a reported change
 
 def resource_of(profile: ToolProfile, args: Mapping[str, Any]) -> str | None:
     """Return the name of the resource that a call reads, by the profile's template."""
-    return None if profile.resource is None else filled(profile.resource, {k: str(v) for k, v in args.items()})
+    name = None if profile.resource is None else filled(profile.resource, {k: _written(v) for k, v in args.items()})
+    return None if name is None else spelled(name)
+
+
+def spelled(resource: str) -> str:
+    """Return a name in one spelling, because a model may write arguments in several."""
+    return fold("".join(tidy(resource).split()))
+
+
+def _written(value: Any) -> str:
+    while isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def filled(template: str, args: Mapping[str, str]) -> str | None:

@@ -25,7 +25,7 @@ def outdated_tools(
     will read.
     """
     resources = snapshot.history.resources
-    read = resources if any(call.profile.side_effect for call in calls) else {}
+    read = resources if any(call.profile.ordered for call in calls) else {}
     found = {key: resource_of(call.profile, call.args) for call, key in zip(calls, keys, strict=True)}
     reading = {key: name for key, name in found.items() if name}
     names = (*read, *reading.values())

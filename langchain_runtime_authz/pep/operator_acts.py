@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from langchain_runtime_authz.errors import ConfigError, LedgerError
+from langchain_runtime_authz.facts.resource_version import spelled
 from langchain_runtime_authz.facts.task import content_digest
 from langchain_runtime_authz.ledger.base import Committed, Conflict, Query, Scope
 from langchain_runtime_authz.ledger.changes import Change, Reinstate, Revoke, SetMark
@@ -26,7 +27,7 @@ def _commit(scope: Scope, change: Change) -> Flow[float]:
 
 def data_changed(scope: Scope, resource: str, *, content: bool) -> Flow[None]:
     """Declare that a resource changed, so that earlier reads of it are stale."""
-    now = yield from _commit(data_scope(scope), SetMark(resource, new_id()))
+    now = yield from _commit(data_scope(scope), SetMark(spelled(resource), new_id()))
     detail = {"resource": resource if content else content_digest(resource)}
     yield run_event(scope, "data_changed", now, detail=detail)
 

@@ -93,6 +93,17 @@ def test_unenforced_it_is_acted_on() -> None:
     assert office.paid == [("DE21500105179625862911", 45)]
 
 
+@pytest.mark.parametrize("month", ["may", " May", "MAY "])
+def test_another_spelling_of_what_was_read_is_no_other_resource(month: str) -> None:
+    """A hijacked model reads in a spelling that nobody reports. Unenforced the old bill is paid."""
+    for protected in (True, False):
+        office = Office()
+        graph = built(office, (call("read_bill", {"month": month}, "r1"),), pays_after(office, "bill:May"), protected=protected)
+        with office.authz.run(subject="alice", task="Pay the bill") if protected else nullcontext(), contextlib.suppress(AuthzHalt):
+            graph.invoke(human("Pay the bill"), THREAD)
+        assert bool(office.paid) is not protected
+
+
 @pytest.mark.parametrize(
     ("changed", "text"), [("bill:11", "Pay the bill"), ("bill:12", "Pay 45 to DE21500105179625862911")], ids=["unread", "said"]
 )

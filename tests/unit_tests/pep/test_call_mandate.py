@@ -36,6 +36,20 @@ def test_a_step_takes_a_value_from_what_a_side_effect_returned() -> None:
         assert session.decide("invite", {"event": returned["id"], "who": "bob@x.org"}).outcome == outcome
 
 
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_fetch_opens_no_link_that_was_read_before_it_changed(changed: bool) -> None:
+    read = ToolProfile(effect="read", sink="none", critical={"month": "value"}, trust="system", resource="bill:{month}")
+    profiles = {"bill": read, "open": ToolProfile(effect="fetch", critical={"url": "url"})}
+    steps = Step("bill", "bill", {"month": "May"}), Step("open", "open", {"url": Field("bill", "url")})
+    authz = RuntimeAuthz(profiles=profiles)
+    session = authz.session(subject="alice", mandate=Mandate(steps))
+    assert session.decide("bill", {"month": "May"}).permit
+    session.observe("bill", {"month": "May"}, {"url": "https://a.org/1"})
+    if changed:
+        authz.data_changed("bill:May")
+    assert session.decide("open", {"url": "https://a.org/1"}).permit is not changed
+
+
 PASSAGE = "the whole office will move to the harbour in spring"
 NOTED = {
     "look_up": ToolProfile(effect="read", sink="none", critical={"name": "name"}),
