@@ -188,7 +188,10 @@ class ArgumentProvenance(ItemProvenance):
 
 
 class DeviationContext(Model):
-    """`argument` differs from the mandate; it is empty if the whole call differs."""
+    """`argument` differs from the mandate; it is empty if the whole call differs.
+
+    `code` says how, as `audit.explanation.DEVIATIONS` explains.
+    """
 
     argument: str
     code: DeviationCode

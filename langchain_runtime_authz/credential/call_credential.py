@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # `dpop_proof` loads the signing library
 class CallCredential(Sealed):
     """The credential of one call, and the call's idempotency key.
 
-    Text forms and pickles hold neither the token nor the key to which it may be bound. A copy is the object itself.
+    Text forms and pickles hold neither the token nor the key to which it may be bound. `copy` and `deepcopy` return the same object.
 
     Attributes:
         token: the compact JWT. Send it to `audience`; never return or log it.

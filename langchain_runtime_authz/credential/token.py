@@ -143,7 +143,7 @@ _SEAL: Final = object()
 
 
 class Sealed:
-    """Base of secret objects: a copy is the object, a pickle a constant string."""
+    """Base of secrets: copies are the same object, and pickles a constant string."""
 
     __slots__ = ()
     _pickled: ClassVar = REDACTED
@@ -221,7 +221,7 @@ class Credential(Sealed):
 
     @property
     def grant(self) -> Grant:
-        """Return the acting agent's grant, which ends with the token.
+        """Return the meet of the token's grants, which expires with the token.
 
         Raises `CredentialError` (`credential_invalid`) if a grant in the token cannot be read.
         """

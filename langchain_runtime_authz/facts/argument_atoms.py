@@ -77,6 +77,7 @@ class CallAtoms:
         return "none" if silent else declared
 
     def destinations(self) -> list[str]:
+        """Return the texts in the arguments to which the call sends something."""
         found: list[str] = []
         for _, kind, value, _, _ in self.atoms:
             if kind in DESTINATIONS:

@@ -90,6 +90,7 @@ def _canonical(content: object) -> str:
 
 
 def extend(task: Task, texts: Sequence[HumanText], *, correction: bool) -> Task:
+    """Return the task with these texts added. With `correction`, count a correction."""
     if not texts:
         return task
     value = task.digest

@@ -57,9 +57,10 @@ class KillSwitch:
             return
 
     def release(self) -> bool:
-        """Release the switch. Return True if it was engaged.
+        """Remove the switch's file. Return True if there was one.
 
-        Raises `ConfigError` if neither `engage` nor `touch` made the file.
+        If the file's folder is gone, the switch stays engaged. Raises `ConfigError` if the file is not empty and
+        `engage` did not write it.
         """
         with suppress(FileNotFoundError), self.path.open("rb") as file:  # a dangling link is released too
             if not _MADE.fullmatch(file.read(20)):
