@@ -198,8 +198,7 @@ GROUPS: Final = {  # the first code of a group → its title
 
 def sentence(code: str) -> str:
     """Return the operator's sentence about a code. A policy's own code is only quoted."""
-    meaning, remedy = meaning_and_remedy(code)
-    return f"{meaning}; {remedy}" if remedy else meaning
+    return "; ".join(filter(None, meaning_and_remedy(code)))
 
 
 def meaning_and_remedy(code: str) -> tuple[str, str]:

@@ -8,8 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-import typer
-from typer import Argument, Option
+from typer import Argument, Option, echo
 
 from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.ledger.schema import check
@@ -56,9 +55,8 @@ class Store(NamedTuple):
 
     def _postgres(self) -> ModuleType | None:
         """Return the module for a connection string of PostgreSQL, `None` for a path."""
-        if not self.where.startswith(("postgresql://", "postgres://")) and (
-            "=" not in self.where or Path(self.where).exists()
-        ):
+        url = self.where.startswith(("postgresql://", "postgres://"))
+        if not url and ("=" not in self.where or Path(self.where).exists()):
             return None
         try:
             from langchain_runtime_authz.ledger import postgres
@@ -68,12 +66,12 @@ class Store(NamedTuple):
 
 
 def checked_log(audit: Path | None, tenant: str) -> Path | None:
-    """Return `audit`. Warn if it is None; refuse a missing log and another tenant's."""
+    """Return `audit` if it exists and is the tenant's. Warn if it is None."""
     from langchain_runtime_authz.audit.chain import read_log
     from langchain_runtime_authz.audit.sinks import tenant_of
 
     if audit is None:
-        typer.echo("note: no audit log records this; name the application's by --audit", err=True)
+        echo("note: no audit log records this; name the application's by --audit", err=True)
     elif not audit.is_file():
         raise ConfigError(f"there is no audit log at {audit}; name the application's own")
     else:
@@ -89,4 +87,4 @@ def note_full(listed: Iterable[Sized]) -> None:
     from langchain_runtime_authz.ledger.base import MAX_ASKED
 
     if any(len(found) >= MAX_ASKED for found in listed):
-        typer.echo(f"note: only the newest {MAX_ASKED} are listed; settle these to see older ones", err=True)
+        echo(f"note: only the newest {MAX_ASKED} are listed; settle these to see older ones", err=True)

@@ -193,10 +193,10 @@ def restored(
         ledger = stack.enter_context(store.opened())
         for scope, agent in revoked:
             ledger.commit(scope, None, [Revoke(agent)])
-        for told, doubt in unfinished:
+        for call, doubt in unfinished:
             changes = [OpenThread(doubt.subject), DoubtCall(doubt.row)] if doubt is not None else []
             if doubt is not None and isinstance(ledger.commit(doubt.scope, None, changes), Committed):
-                told["call"] = doubt.row.key
+                call["call"] = doubt.row.key
         detail = {**said, "threads": threads, "revoked": len(revoked)}
         lost = [doubt.scope.tenant for _, doubt in unfinished if doubt is not None]
         for tenant in sorted({*tenants, *lost, *(scope.tenant for scope, _ in revoked)}):
@@ -247,23 +247,21 @@ def _logged(files: list[Path]) -> tuple[list[tuple[Scope, tuple[str, ...]]], lis
                 elif record.get("action") == "tools/call" and record["outcome"] == "permit":
                     known = (record.get("request") or {}).get("resource", {}).get("properties", {})
                     acts = known.get("effect") not in HARMLESS
-                    key, told = (
-                        record["decision_id"],
-                        {"permitted_at": moment(record["ts"]), **_scope(record)._asdict()},
-                    )
-                    told |= {"decision_id": key, "tool": record["resource"], "call": None}
-                    begun.update({key: (told, _doubt(record))} if acts else {})
+                    key, place = record["decision_id"], _scope(record)._asdict()
+                    call = {"permitted_at": moment(record["ts"]), **place, "decision_id": key}
+                    call |= {"tool": record["resource"], "call": None}
+                    begun.update({key: (call, _doubt(record))} if acts else {})
     for at, scope, agent, event in sorted(events):
         (Revoke if event == "revoked" else Reinstate)(agent).apply(threads[scope], at)
     revoked = [(scope, agent) for scope, thread in threads.items() for agent in sorted(thread.revoked)]
     for key in failed & begun.keys():  # after a failed call, the same effect on the same target asks for a while
-        told, doubt = begun[key]
+        call, doubt = begun[key]
         young = doubt is not None and time.time() - doubt.row.at < LASTS
         if doubt is None or not young:
             del begun[key]
         else:
             row = doubt.row._replace(about={**(doubt.row.about or {}), "failed": True})
-            begun[key] = {**told, "failed": True}, doubt._replace(row=row)
+            begun[key] = {**call, "failed": True}, doubt._replace(row=row)
     return revoked, [call for key, call in begun.items() if not ended[key]]
 
 

@@ -16,7 +16,6 @@ from langchain_runtime_authz._flow import Flow, Perform, both
 from langchain_runtime_authz.credential import token as names
 from langchain_runtime_authz.credential.jws import is_signed_by, read, refuse, sign_compact
 from langchain_runtime_authz.credential.signer import ALGORITHMS, Signer, SigningKey
-from langchain_runtime_authz.credential.token import APPROVAL_TYP, LEEWAY
 from langchain_runtime_authz.credential.verifier import KeySet, KeySource, key_source
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
 from langchain_runtime_authz.facts.task import content_digest
@@ -75,7 +74,7 @@ def sign_statement(
     times = {names.ISSUED_AT: at, names.EXPIRES_AT: at + expires_in}
     about = {names.AUDIENCE: question.issuer, names.TENANT: question.tenant}
     answer = {names.APPROVAL: _about(question, verdict, message)}
-    return sign_compact(APPROVAL_TYP, {**who, **times, **about, **answer}, signer)
+    return sign_compact(names.APPROVAL_TYP, {**who, **times, **about, **answer}, signer)
 
 
 class Approvers:
@@ -115,7 +114,7 @@ class Approvers:
         Raises `CredentialError`: `approval_statement` (invalid, or about another question), `approval_approver` (not a
         user) or `keys_unavailable`. No error quotes the statement.
         """
-        jws = read(statement, typ=APPROVAL_TYP, algorithms=ALGORITHMS, code=_CODE)
+        jws = read(statement, typ=names.APPROVAL_TYP, algorithms=ALGORITHMS, code=_CODE)
         claims, at = jws.claims, time.time() if now is None else now
         issuer, approver = claims.get(names.ISSUER), claims.get(names.SUBJECT)
         keys = self._services.get(issuer) if isinstance(issuer, str) else None
@@ -129,7 +128,7 @@ class Approvers:
         if type(issued) is not int or type(expires) is not int or not 0 < expires - issued <= MAX_LIFE:
             refuse(f"it must live at most {MAX_LIFE} seconds", _CODE)
         begins = claims.get(names.NOT_BEFORE, issued)  # RFC 7519 §4.1.5: another signer may set it
-        if type(begins) is not int or not max(issued, begins) - LEEWAY <= at < expires + LEEWAY:
+        if type(begins) is not int or not max(issued, begins) - names.LEEWAY <= at < expires + names.LEEWAY:
             refuse("it is not valid now", _CODE)
         about = claims.get(names.APPROVAL)
         verdict: Verdict = "deny" if isinstance(about, dict) and about.get("decision") == "deny" else "approve"

@@ -29,7 +29,6 @@ from langchain_runtime_authz.credential import token as claim
 from langchain_runtime_authz.credential.jwks import CachedDocument, JwksClient
 from langchain_runtime_authz.credential.jws import is_signed_by, read
 from langchain_runtime_authz.credential.signer import ALGORITHMS, checked_algorithms
-from langchain_runtime_authz.credential.token import LEEWAY
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
 from langchain_runtime_authz.evaluation import Subject
 from langchain_runtime_authz.identity.providers import AUTHORIZED_PARTY as PARTY
@@ -253,7 +252,7 @@ def check_times(claims: Mapping[str, Any], now: float, *, issued: bool = True) -
         raise refused("it must say when it was issued and when it expires")
     began = now if began is None else began
     starts = max(began, began if since is None else since)
-    if not (starts - LEEWAY <= now < expires + LEEWAY and expires - began <= MAX_LIFE):
+    if not (starts - claim.LEEWAY <= now < expires + claim.LEEWAY and expires - began <= MAX_LIFE):
         raise refused("it is not valid now")
 
 

@@ -18,7 +18,6 @@ from langchain_runtime_authz.credential import token as claim
 from langchain_runtime_authz.credential.jwks import Keys, usable_keys
 from langchain_runtime_authz.credential.jws import is_signed_by, read
 from langchain_runtime_authz.credential.signer import ALGORITHMS, checked_algorithms
-from langchain_runtime_authz.credential.token import LEEWAY
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
 from langchain_runtime_authz.evaluation import Subject
 from langchain_runtime_authz.identity.oidc import audiences_of, check_times, refused
@@ -234,7 +233,7 @@ def unproven(chain: list[Certificate], authorities: set[Certificate]) -> str | N
     from cryptography.x509.verification import ExtensionPolicy, PolicyBuilder, Store, VerificationError
 
     now, leaf = time.time(), chain[0]
-    if now < leaf.not_valid_before_utc.timestamp() - LEEWAY:
+    if now < leaf.not_valid_before_utc.timestamp() - claim.LEEWAY:
         return "the SVID is not valid yet; synchronise the clocks"
     if now >= leaf.not_valid_after_utc.timestamp():
         return "the SVID has expired"

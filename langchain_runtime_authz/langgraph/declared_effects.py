@@ -37,7 +37,6 @@ from langchain_runtime_authz.langgraph import messages, tool_execution
 from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph.decide_and_ask import decide_together
 from langchain_runtime_authz.langgraph.derived_classes import subclass_like, weakly_cached
-from langchain_runtime_authz.langgraph.messages import stored_result
 from langchain_runtime_authz.langgraph.node_calls import PATIENCE
 from langchain_runtime_authz.langgraph.run_context import FlowContext, running, within
 from langchain_runtime_authz.langgraph.tool_arrival import Arrival, arrival_by_hand
@@ -134,7 +133,7 @@ class Together(FlowContext[Any]):
 
     def first_output(self) -> Any:
         """Return the output of an earlier execution, or deny the call if none was kept."""
-        result = stored_result(getattr(self.begun[0], "result", None))
+        result = messages.stored_result(getattr(self.begun[0], "result", None))
         if "content" not in result:  # it was too long, or not JSON
             raise self.unrepeatable()
         return result["content"]

@@ -248,10 +248,9 @@ def as_message(entry: object) -> BaseMessage | None:
     if isinstance(entry, BaseMessage):
         return entry
     try:
-        (message,) = convert_to_messages([entry])  # type: ignore[list-item]
+        return convert_to_messages([entry])[0]  # type: ignore[list-item]
     except Exception:  # noqa: BLE001  (LangChain's own errors are of many kinds; the graph will raise it)
         return None
-    return message
 
 
 def is_human(message: object) -> bool:

@@ -185,10 +185,8 @@ def _planned(run: Run, messages: Sequence[Any]) -> Flow[None]:
 def _planned_by(run: Run, request: Any, response: Any) -> Flow[None]:
     """Record the plan when the model's node ends, or now if no handler observes it."""
     messages: Sequence[Any] = getattr(response, "model_response", response).result  # of an `ExtendedModelResponse` too
-    node, heard = (
-        getattr(get_config().get("callbacks"), "parent_run_id", None),
-        next(resume_handlers(get_config()), None),
-    )
+    heard = next(resume_handlers(get_config()), None)
+    node = getattr(get_config().get("callbacks"), "parent_run_id", None)
     if heard is None or node is None:
         yield from _planned(run, messages)
         return

@@ -59,24 +59,23 @@ def _copied(bound: Runnable[Any, Any], kind: Any) -> Runnable[Any, Any]:
 
 def _gated_class(bound: Any, name: str, channels: frozenset[str]) -> Any:
     base: Any = type(bound)
-    told = None if issubclass(base, private.ToolNode) else channels
     together = decides_entry(base)
     # Run the original runnable, so that an `ainvoke` which uses its own `invoke` is not decided twice.
-    inner = None if issubclass(base, private.ToolNode) else bound
+    watched, inner = (None, None) if issubclass(base, private.ToolNode) else (channels, bound)
 
     def invoke(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Any:
         run = find_run(config)
         if run is None:
             run = drive(*_outside(config))
         code = partial(base.invoke, inner or self, **kwargs)
-        return drive(run.engine, _step(run, name, code, told, together, input, config))
+        return drive(run.engine, _step(run, name, code, watched, together, input, config))
 
     async def ainvoke(self: Any, input: Any, config: Any = None, *, _code: Any = base.ainvoke, **kwargs: Any) -> Any:
         run = find_run(config)
         if run is None:
             run = await adrive(*_outside(config))
         code = partial(_code, inner or self, **kwargs)
-        return await adrive(run.engine, _step(run, name, code, told, together, input, config))
+        return await adrive(run.engine, _step(run, name, code, watched, together, input, config))
 
     async def astream(self: Any, input: Any, config: Any = None, **kwargs: Any) -> AsyncIterator[Any]:
         # Only under `astream_events`, in which the parts of a runnable show their own chunks.
@@ -88,7 +87,7 @@ def _gated_class(bound: Any, name: str, channels: frozenset[str]) -> Any:
     # the protected `invoke` or `ainvoke`.
     own = {n: getattr(Runnable, n) for n in ("stream", "astream", "transform", "atransform")}
     own |= {"invoke": invoke, "ainvoke": ainvoke}
-    if told is not None:
+    if watched is not None:
         own["astream"] = astream
     kind = subclass_like(base, {"__runtime_authz_node__": name, **own})
     if not isinstance(bound, RunnableSequence | private.RunnableSeq):

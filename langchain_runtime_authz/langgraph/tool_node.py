@@ -18,7 +18,7 @@ from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph import tool_batch
 from langchain_runtime_authz.langgraph.callback_backstop import install
 from langchain_runtime_authz.langgraph.derived_classes import subclass_like
-from langchain_runtime_authz.langgraph.graph_entry import Owner, RootEntry
+from langchain_runtime_authz.langgraph.graph_entry import RootEntry
 from langchain_runtime_authz.langgraph.messages import ai_messages, record_plans
 from langchain_runtime_authz.langgraph.review_questions import reviewed_tools
 from langchain_runtime_authz.langgraph.run_context import RunHandle, find_run, run_scope, within
@@ -117,9 +117,8 @@ class _Gate(private.ToolNode):
         return await super()._execute_tool_async(request, input_type, config)
 
     def _guarded(self, request: Any) -> Any:
-        if not isinstance(request.tool, BaseTool):
-            return request
-        return request.override(tool=guard_tool(request.tool, self._authz_profiles))
+        known = isinstance(request.tool, BaseTool)
+        return request.override(tool=guard_tool(request.tool, self._authz_profiles)) if known else request
 
 
 def decides_entry(kind: type[Any]) -> bool:
@@ -195,14 +194,10 @@ class AuthzToolNode(_Gate):
 
         def inside(entered: tuple[Any, Any]) -> Flow[Any]:
             run = cast("Run", find_run(entered[1]))
-            yield from _record_seen(run, owner, input, entered[0])
+            if isinstance(owner, RunHandle) and entered[0] is input:
+                run.seen_from_model.update(owner.seen_from_model)
+                yield from record_plans(run, input, ai_messages(input)[-1:])
             with run_scope(run):
                 return (yield (RunCode, code, *entered, runtime))
 
         return entrance.engine, within(entrance.enter(self.get_name(), input, config, owner), inside)
-
-
-def _record_seen(run: Run, owner: Owner, input: Any, given: Any) -> Flow[None]:
-    if isinstance(owner, RunHandle) and given is input:
-        run.seen_from_model.update(owner.seen_from_model)
-        yield from record_plans(run, given, ai_messages(given)[-1:])

@@ -101,13 +101,8 @@ class MemoryLedger(b.Awaited):
     def asked(self, tenant: str, id: str | None = None) -> list[tuple[b.Scope, b.Approval]]:
         with self._lock:
             now = self._latest = ledger_time(self._clock(), self._latest)
-            found = [
-                (scope, a)
-                for scope, thread in self._threads.items()
-                if scope.tenant == tenant
-                for a in thread.approvals.values()
-                if a.state == "asked" and a.listed(id, now)
-            ]
+            own = [(scope, thread) for scope, thread in self._threads.items() if scope.tenant == tenant]
+            found = [(s, a) for s, t in own for a in t.approvals.values() if a.state == "asked" and a.listed(id, now)]
             found.sort(key=lambda one: (-self._threads[one[0]].at, one[0], one[1].call_key))
             return found[: b.MAX_ASKED]
 

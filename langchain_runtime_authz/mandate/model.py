@@ -123,12 +123,10 @@ class Not(_Frozen):
     kind: Literal["not"] = "not"
 
 
-def _condition(value: object) -> object:
-    return {"kind": "eq", "value": value} if isinstance(value, Scalar) else value
-
-
 _ConditionKind = Annotated[Eq | Contains | StartsWith | AtLeast | AtMost | Own | Not, Member(discriminator="kind")]
-Condition = Annotated[_ConditionKind, BeforeValidator(_condition)]
+Condition = Annotated[
+    _ConditionKind, BeforeValidator(lambda v: {"kind": "eq", "value": v} if isinstance(v, Scalar) else v)
+]
 _Conditions = Annotated[tuple[Condition, ...], BeforeValidator(_several)]
 Where = dict[Name, _Conditions]
 """A condition, or several that must all hold, for each field of a record."""

@@ -12,7 +12,7 @@ from typing import Final
 
 from langchain_runtime_authz._order_patterns import REST, WORD, WORDS, Choice, Options, Pattern, split_item
 from langchain_runtime_authz.mandate.languages import Token, singular
-from langchain_runtime_authz.mandate.model import Argument, Step
+from langchain_runtime_authz.mandate.model import Step
 from langchain_runtime_authz.mandate.order_values import Bound, Values, alike, argument_of
 from langchain_runtime_authz.mandate.vocabulary import NAMED, TARGETS, Tool
 
@@ -73,20 +73,15 @@ class Match:
             if several[1:] or shared or arguments[name].kind not in NAMED:
                 return []
         ways = [{**bound, n: (value,)} for n in several for value in bound[n]] or [bound]
-        return [Step(id="?", tool=self.tool.name, args=self._args(way, digest)) for way in ways]
+        args = [{n: argument_of(a, way[n], digest) for n, a in arguments.items() if n in way} for way in ways]
+        return [Step(id="?", tool=self.tool.name, args=given) for given in args]
 
     def untold(self, step: Step) -> bool:
         """Return True if the order is to tell something, but does not say what."""
         tool, named = self.tool, self.tool.profile.named()["intent"]
-        texts = {
-            n
-            for n in tool.texts
-            if tool.arguments[n].required or (tool.effect == "send" and n in (named or tool.texts))
-        }
+        sent = (named or tool.texts) if tool.effect == "send" else ()
+        texts = {n for n in tool.texts if tool.arguments[n].required or n in sent}
         return bool(texts) and texts.isdisjoint(step.args)
-
-    def _args(self, bound: Bound, digest: str) -> dict[str, Argument]:
-        return {n: argument_of(self.tool.arguments[n], bound[n], digest) for n in self.tool.arguments if n in bound}
 
     def _hits(self, bound: Bound) -> bool:
         """Return True if the order says whom or what it affects."""

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from typing import Any, Final
 
+from langchain_runtime_authz._validate import as_list, as_mapping
 from langchain_runtime_authz.facts.argument_atoms import DESTINATIONS
 from langchain_runtime_authz.mandate import model
 from langchain_runtime_authz.mandate.argument_matching import COUNTED, choosing, is_default
@@ -212,9 +213,7 @@ class _Check:
         return None
 
     def _enumerated(self, tool: str, name: str, value: object) -> bool:
-        schema = self.signatures[tool].get(name)
-        listed = schema.get("enum") if isinstance(schema, Mapping) else None
-        return isinstance(value, bool) or (isinstance(listed, list | tuple) and value in listed)
+        return isinstance(value, bool) or value in as_list(as_mapping(self.signatures[tool].get(name)).get("enum"))
 
     def _needs(self, step: model.Step, profile: ToolProfile, args: Mapping[str, model.Argument]) -> Iterator[Need]:
         every = [(name, part) for name, whole in args.items() for part in model.parts(whole)]

@@ -27,11 +27,8 @@ def in_order(steps: Sequence[Step], profiles: Mapping[str, ToolProfile]) -> tupl
     lasting = {s.id for s in steps if s.id in hits and profiles[s.tool].effect not in ("send", "pay")}
     chains: list[set[str]] = []
     for step in (s for s in steps if s.id in hits):
-        near = [
-            chain
-            for chain in chains
-            if step.after in chain or any({o, step.id} & lasting and _meet(hits[step.id], hits[o]) for o in chain)
-        ]
+        met = {o for o, hit in hits.items() if {o, step.id} & lasting and _meet(hits[step.id], hit)}
+        near = [chain for chain in chains if step.after in chain or chain & met]
         chains = [*(chain for chain in chains if chain not in near), {step.id}.union(*near)]
     found = list[Step]()
     for step in steps:

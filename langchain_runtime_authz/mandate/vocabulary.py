@@ -150,7 +150,11 @@ def _roles(tool: Tool) -> dict[str, str]:
     text = _only(a for a in texts if a.words.isdisjoint(data["headings"])) or _only(texts)
     hits = [a for a in given if a.kind in TARGETS and a is not to]
     # The user in `delete_note` is not what is deleted.
-    what = _only(a for a in hits if a.required) if tool.effect == "send" else _only(a for a in hits if _words(a) <= own)
+    what = (
+        _only(a for a in hits if a.required)
+        if tool.effect == "send"
+        else _only(a for a in hits if a.words - {a.kind} <= own)
+    )
     what = what or (to if tool.effect not in {"pay", "send"} else None)
     goal = to if to is not None and to.kind == "principal" and what is not to and tool.effect != "delete" else None
     goal = goal or _only(a for a in given if a is not what and a.words & {*data["goals"]})
@@ -169,10 +173,6 @@ def _roles(tool: Tool) -> dict[str, str]:
 def _only(arguments: Iterator[Argued] | list[Argued]) -> Argued | None:
     found = [*arguments]
     return found[0] if len(found) == 1 else None
-
-
-def _words(argument: Argued) -> frozenset[str]:
-    return argument.words - {argument.kind}
 
 
 def _behind(tool: Tool, argument: Argued) -> str:

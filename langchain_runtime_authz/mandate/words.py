@@ -109,11 +109,8 @@ class _Turn:
         today: date | None,
     ) -> None:
         self.language, self.data, self.today = language, language.data, today
-        tools = [
-            Tool(name, profile, signatures.get(name), language)
-            for name, profile in profiles.items()
-            if not profile.draft and 0 < len(name) <= MAX_NAME
-        ]
+        known = {n: profile for n, profile in profiles.items() if not profile.draft and 0 < len(n) <= MAX_NAME}
+        tools = [Tool(name, profile, signatures.get(name), language) for name, profile in known.items()]
         self.tools = [tool for tool in tools if tool.profile.ordered]
         self.reads = [tool for tool in tools if tool.effect == "read"]
         self.verbs = language.verbs.union(*(tool.verbs for tool in tools))
@@ -132,13 +129,8 @@ class _Turn:
         for self.text in texts:
             self.digest = content_digest(self.text)
             self.matches.clear()
-            at, tokens = (
-                0,
-                [
-                    *self.language.tokens(self.text, self.today),
-                    Token("end", "", len(self.text), len(self.text)),
-                ],
-            )
+            last = Token("end", "", len(self.text), len(self.text))
+            at, tokens = 0, [*self.language.tokens(self.text, self.today), last]
             ends = [n for n, token in enumerate(tokens) if token.kind == "end"]
             sentences = len([end for end in ends if end and tokens[end - 1].kind != "end"])
             if sentences > MAX_LINES:

@@ -23,20 +23,14 @@ def arguments(run: Run, snapshot: Snapshot, said: TaskWords, call: Call) -> dict
         return {}
     own, texts = run.subject.properties.get("identifiers"), run.engine.memory.texts_read(run.scope)
     seen = texts.seen(snapshot.values, call.atoms.keys) if texts is not tracing.NO_TEXTS else snapshot.values
-    return tracing.trace(call.atoms, tracing.Evidence(said.words, forms_of(own) if own else _NONE, seen, texts))
+    named = frozenset(f for v in own for f in forms(v)) if own and isinstance(own, list) else frozenset()
+    return tracing.trace(call.atoms, tracing.Evidence(said.words, named, seen, texts))
 
 
 def wants_more(said: TaskWords, calls: Sequence[Call]) -> bool:
     """Return True if the user did not say a value, so that outputs are read in full."""
     items = [item for call in calls for atom in call.atoms.atoms for item in atom.items or ()]
     return not all(said.words.said(part) for item in items for part in item.parts)
-
-
-_NONE: Final[frozenset[str]] = frozenset()
-
-
-def forms_of(own: object) -> frozenset[str]:
-    return frozenset(f for v in own for f in forms(v)) if isinstance(own, list) else _NONE
 
 
 def backed(traced: Mapping[str, tracing.Provenance]) -> bool:

@@ -121,10 +121,6 @@ def _natural(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_NUMBER
 
 
-def _positive(value: object) -> bool:
-    return _natural(value) and value != 0
-
-
 # Types that can be carried out for a step, by action.
 _ANY: Final = frozenset(("require_approval", "rate_limit", "budget", "notify", "revoke"))
 _ABLE: Final = {"tools/call": _ANY | {"redact", "rotate"}, "model/call": _ANY | {"withhold_tools"}}
@@ -132,7 +128,7 @@ _ABLE: Final = {"tools/call": _ANY | {"redact", "rotate"}, "model/call": _ANY | 
 _SHAPES: Final[Mapping[str, Mapping[str, Callable[[object], bool]]]] = {
     "withhold_tools": {"tools": _names, "provider_tools": _names},
     "redact": {"fields": lambda v: _names(v) and v != []},
-    "rate_limit": {"counter": _text, "window": _positive, "max": _natural},
+    "rate_limit": {"counter": _text, "window": lambda v: _natural(v) and v != 0, "max": _natural},
     "budget": {"counter": lambda v: _text(v) and v != "", "max": _natural},
     "notify": {"channel": lambda v: _text(v) and v != "", "topic": _text, "body": _text},
 }

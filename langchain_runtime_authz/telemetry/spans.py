@@ -115,11 +115,8 @@ def execute_tool_span(run: Any, tool: str, call_id: str | None, decision: str, a
 def _open(operation: str, name: str, run: Any, above: Any, decision: str, about: Mapping[str, Any]) -> OpenSpan | None:
     with suppress(Exception):
         found = above.decision_spans.pop(decision, None) if above is not None else None
-        span = _tracer.start_span(
-            f"{operation} {name[:_MAX_NAME]}",
-            context=_context(above),
-            links=[Link(found, {n.LINK: "decision"})] if found is not None else None,
-        )
+        links = [Link(found, {n.LINK: "decision"})] if found is not None else None
+        span = _tracer.start_span(f"{operation} {name[:_MAX_NAME]}", context=_context(above), links=links)
         if span.is_recording():
             span.set_attributes(_filled({n.OPERATION_NAME: operation, **_of(run), **about}))
         return OpenSpan(span)

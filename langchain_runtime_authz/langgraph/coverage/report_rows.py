@@ -22,7 +22,6 @@ from langchain_runtime_authz.langgraph.coverage.report import AT_RUN_TIME, UNSEE
 from langchain_runtime_authz.langgraph.declared_effects import LAYER, EffectTool, governs_stores
 from langchain_runtime_authz.langgraph.model_call import held_by_model
 from langchain_runtime_authz.langgraph.node_gate import is_gated
-from langchain_runtime_authz.langgraph.object_graph import model_types
 from langchain_runtime_authz.langgraph.process_observer import Observed, limits
 from langchain_runtime_authz.langgraph.protect import Protection, agent_names, gates_remote, is_remote, owner_of
 from langchain_runtime_authz.langgraph.tool_facts import facts_of
@@ -200,7 +199,7 @@ class _Look:
         self, value: Any, label: str, route: str, gated: tuple[str, ...], around: Iterable[Any]
     ) -> Iterator[Row]:
         """Yield rows for a value in a node or tool. `around`: all values in there."""
-        if isinstance(value, model_types()):
+        if isinstance(value, object_graph.model_types()):
             owners: Iterator[Any] = (v.__self__ if isinstance(v, MethodType) else v for v in around)
             # Recognised without importing langchain.
             ours = (o for o in owners if getattr(type(o), "__runtime_authz_middleware__", False) is True)
