@@ -23,7 +23,6 @@ from typer.main import get_command
 from langchain_runtime_authz import RuntimeAuthz, current_call, profile
 from langchain_runtime_authz.cli import app
 from langchain_runtime_authz.credential.keyring import KeyDirectory
-from langchain_runtime_authz.errors import Code, sentence
 from langchain_runtime_authz.mandate.mandate_file import load_mandate
 from langchain_runtime_authz.testing import ScriptedChatModel
 from langchain_runtime_authz.tool_profile import load_profiles
@@ -283,14 +282,6 @@ def test_yaml_blocks_load(tmp_path: Path) -> None:
             assert load_mandate(tmp_path / "profiles.yaml").steps
             continue
         assert set(load_profiles(tmp_path / "profiles.yaml")) == set(yaml.safe_load(text)["tools"])
-
-
-def test_denial_codes_say_what_the_package_says() -> None:
-    """Each code of the table exists, and its sentence is that of `errors.py`."""
-    table = TEXTS["docs/glossary.md"].split("## What a denial says")[1].split("## ")[0]
-    rows = re.findall(r"^\| `(\w+)` \| (.+) \|$", table, re.MULTILINE)
-    assert rows
-    assert [(str(Code(code)), sentence(code)) for code, _ in rows] == rows
 
 
 def test_budgets_are_those_of_the_gate() -> None:
