@@ -133,6 +133,17 @@ def absent(value: object) -> bool:
     return value is None or (isinstance(value, str | list | tuple | dict) and not value)
 
 
+def gapped(value: object) -> bool:
+    """Return True if a list holds an empty value, at any depth."""
+    stack = [value]
+    while stack:
+        if isinstance(top := stack.pop(), list | tuple):
+            if any(map(absent, top)):
+                return True
+            stack += top
+    return False
+
+
 def loose(name: str, value: object, covered: Collection[str]) -> Iterator[str]:
     """Yield the dotted paths of those values of an argument that are not in `covered`."""
     # A member's name with a dot would look like the path of another value, so `covered` does not count below it.

@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import Any, Final, NamedTuple
 
 from langchain_runtime_authz.digest import alike
-from langchain_runtime_authz.facts.argument_atoms import DESTINATIONS, MAX_ITEMS, absent, loose
+from langchain_runtime_authz.facts.argument_atoms import DESTINATIONS, MAX_ITEMS, absent, gapped, loose
 from langchain_runtime_authz.facts.json_copy import SHORT
 from langchain_runtime_authz.facts.normal_forms import key
 from langchain_runtime_authz.mandate import model
@@ -92,7 +92,7 @@ class ArgumentMatcher:
             if absent(value) and (argument.quote or argument.inputs):
                 return Finding("missing", "the text that was ordered")
             return self.text(argument, value)
-        items = None if absent(value) else reads.scalars(value, MAX_ITEMS, mappings=False)
+        items = None if absent(value) or gapped(value) else reads.scalars(value, MAX_ITEMS, mappings=False)
         if items == [] or absent(value):
             return Finding("missing", described(argument))
         if items is None:

@@ -383,7 +383,8 @@ def _open(shape: _Shape, call: CallFacts, matcher: ArgumentMatcher) -> Iterator[
     declared = (*profile.critical, *profile.when)
     for root in sorted(call.given - shape.settled):
         value = call.args.get(root)
-        if absent(value) and root not in profile.text:  # an empty value may clear data, or replace a default
+        # An empty value, also in a list, may clear data, or replace a default.
+        if root not in profile.text and not any(True for _ in loose(root, value, ())):
             yield Deviation(root, "unordered", "not to be given")
             continue
         for name in (*declared, *profile.text):

@@ -103,6 +103,8 @@ def test_a_mandate_that_was_used_can_be_pickled():
     ({"recipient": {"name": "Bob"}, "amount": 45}, [("recipient", "value")]),
     ({"recipient": ["Bob", "Eve"], "amount": 45}, [("recipient", "value")]),
     ({"recipient": ["Bob", "Bob"], "amount": 45}, [("recipient", "value")]),
+    ({"recipient": ["Bob", ""], "amount": 45}, [("recipient", "value")]),  # the empty path may be the root
+    ({"recipient": "Bob", "amount": 45, "bcc": [{"to": ""}]}, [("bcc", "unordered")]),
 ])
 def test_arguments_are_closed(args, expected):
     found = judge(PAY, "pay", args)
