@@ -123,7 +123,7 @@ def _text(
         yield "Every tool of a tool node has a profile." if after.tools else "No tool was found in a tool node."
         return
     yield f"{len(tools)} of {len(after.tools)} tools have no profile: each of their calls asks or is denied."
-    yield 'Review the drafts, save them as profiles.yaml, and use RuntimeAuthz(profiles="profiles.yaml").'
+    yield "If a file has them, name it by `--profiles`. Otherwise run `runtime-authz init`, or review and save these drafts."
     yield "A stanza has no effect until its `draft` line is removed.\n"
     yield "# DOUBT marks a guess of this command, not a fact about the tool."
     yield from drafts(tools, of)
