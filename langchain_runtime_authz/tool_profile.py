@@ -180,13 +180,8 @@ class ToolProfile(BaseModel):
         """Return profile field → paths of the arguments that the field names."""
         worded = {field: self._arguments_of(field) for field in ("resource", "question")}
         ordered = {name_in(item) for item in items(*filter(str.strip, self.intent)) if item[0] == "{"}
-        fields = ("critical", "when", "text", "free")
-        return {
-            "intent": tuple(ordered),
-            "synonyms": tuple(self.synonyms),
-            **{field: tuple(getattr(self, field)) for field in fields},
-            **worded,
-        }
+        listed = {field: tuple(getattr(self, field)) for field in ("critical", "when", "text", "free")}
+        return {"intent": tuple(ordered), "synonyms": tuple(self.synonyms), **listed, **worded}
 
     _chain: tuple[tuple[str, ToolProfile], ...] = ()
 

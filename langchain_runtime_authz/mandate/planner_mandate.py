@@ -212,16 +212,14 @@ class _Check:
         self.kept[step.id] = on_days(step.model_copy(update={"args": plain}), profile, self.today if sure else None)
         return None
 
-    def _enumerated(self, tool: str, name: str, value: object) -> bool:
-        return isinstance(value, bool) or value in as_list(as_mapping(self.signatures[tool].get(name)).get("enum"))
-
     def _needs(self, step: model.Step, profile: ToolProfile, args: Mapping[str, model.Argument]) -> Iterator[Need]:
         every = [(name, part) for name, whole in args.items() for part in model.parts(whole)]
         rates = [part.of[0] for _, part in every if isinstance(part, model.Calc) and part.op == "percent"]
         for name, argument in every:
             command = profile.effect in ("admin", "delete") and profile.critical.get(name) == "value"
+            listed = as_list(as_mapping(self.signatures[step.tool].get(name)).get("enum"))
             for value in _values(argument):
-                if not profile.ordered and self._enumerated(step.tool, name, value):
+                if not profile.ordered and (isinstance(value, bool) or value in listed):
                     continue
                 long = isinstance(value, str) and len(value.split()) > 1
                 yield Need(

@@ -150,11 +150,7 @@ def _roles(tool: Tool) -> dict[str, str]:
     text = _only(a for a in texts if a.words.isdisjoint(data["headings"])) or _only(texts)
     hits = [a for a in given if a.kind in TARGETS and a is not to]
     # The user in `delete_note` is not what is deleted.
-    what = (
-        _only(a for a in hits if a.required)
-        if tool.effect == "send"
-        else _only(a for a in hits if a.words - {a.kind} <= own)
-    )
+    what = _only(a for a in hits if (a.required if tool.effect == "send" else a.words - {a.kind} <= own))
     what = what or (to if tool.effect not in {"pay", "send"} else None)
     goal = to if to is not None and to.kind == "principal" and what is not to and tool.effect != "delete" else None
     goal = goal or _only(a for a in given if a is not what and a.words & {*data["goals"]})
