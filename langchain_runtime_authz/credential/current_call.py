@@ -21,7 +21,7 @@ class CodeScope:
     """The authorization state of the running code, held in one context variable.
 
     `refusals`: the recorder of refused mints for code without a ticket. `task`: the node's Pregel task. `counts`: how
-    often each unplanned call was made so far, to tell equal calls apart.
+    often each unplanned call was made so far, to tell equal calls apart. `entered`: when the code began (monotonic).
     """
 
     ticket: Ticket | None = None
@@ -29,6 +29,7 @@ class CodeScope:
     run: Any = None
     counts: dict[str, int] | None = None
     task: str = ""
+    entered: float = 0.0
 
 
 NO_SCOPE: Final = CodeScope()

@@ -10,6 +10,7 @@ import contextlib
 import inspect
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from itertools import filterfalse
@@ -130,7 +131,7 @@ class run_scope(CodeScope):
     def __init__(self, run: Run, task: str | None = None, node: Any = None, span: OpenSpan | None = None) -> None:
         self.ticket, self.refusals, self.run, self.counts = None, RefusedMints((run, None, None)), run, {}
         self.task = current_scope.get().task if task is None else task
-        self.node, self._span = node, span
+        self.node, self._span, self.entered = node, span, time.monotonic()
 
     def __enter__(self) -> None:
         self._previous = current_scope.get()

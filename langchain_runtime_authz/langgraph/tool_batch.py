@@ -216,6 +216,7 @@ class Turn:
         self._heard = not turns.asked  # True if no earlier call has asked
         one, self._before = self.one, (before := current_scope.get())
         one.ticket, one.refusals, one.counts, one.task = before.ticket, before.refusals, before.counts, before.task
+        one.entered = before.entered
         current_scope.set(one)
         return one
 

@@ -195,7 +195,8 @@ class ToolExecution(CodeScope):
     def begin(self) -> None:
         run: Run = self.run
         self._before = before = current_scope.get()
-        self.refusals, self.counts, self.task = RefusedMints((run, None, None)), {}, before.task
+        self.refusals, self.counts = RefusedMints((run, None, None)), {}
+        self.task, self.entered = before.task, before.entered
         current_scope.set(self)
         decision = self.ticket.decision_id if self.ticket is not None else ""
         self._span = execute_tool_span(run, self.call.tool, self.call_id, decision, self.call.args)

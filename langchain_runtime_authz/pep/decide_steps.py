@@ -23,6 +23,7 @@ from langchain_runtime_authz.pep.request_builder import request_json
 from langchain_runtime_authz.pep.run import Commit, Evaluate, Flow, Load, Run, Status
 
 MAX_KEPT: Final = 256  # permits that are cached per agent and root entry
+JUST_NOW: Final = 1.0  # seconds from a node's entry for which its first model call needs no check of its own
 ENTER: Final = "node/enter"
 MODEL: Final = "model/call"
 
@@ -176,8 +177,9 @@ class ModelCall(NamedTuple):
 
 def decide_model(run: Run, call: ModelCall) -> Flow[Decision]:
     permit, keep = kept_permit(run, MODEL, *call[:4], lasting=True)
-    counts = current_scope.get().counts
-    first = counts is not None and not counts.get(MODEL)  # the entry of its node was checked just now
+    scope = current_scope.get()
+    counts, fresh = scope.counts, time.monotonic() - scope.entered < JUST_NOW
+    first = counts is not None and not counts.get(MODEL) and fresh  # the entry of its node was checked
     if counts is not None:
         counts[MODEL] = 1
     stopped = run.closed or (run.engine.kill_switch is not None and run.engine.killed)

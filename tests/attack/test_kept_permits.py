@@ -66,6 +66,25 @@ def test_a_node_that_goes_on_asking_its_model_is_stopped(stop: str) -> None:
     assert (ended, len(answers)) == (STOPS[stop][1], 1) if stop in STOPS else len(answers) == 3
 
 
+@pytest.mark.parametrize("stop", [*STOPS, "twin: none"])
+def test_a_node_that_asks_its_model_late_is_stopped(stop: str) -> None:
+    """Its entry was checked a while ago, and the model's permit was kept by an earlier node."""
+    model, answers = replying(), list[Any]()
+
+    def early(state: Any) -> None:
+        answers.append(model.invoke(state["messages"]))
+
+    def late(state: Any) -> None:
+        time.sleep(1.05)
+        if stop in STOPS:
+            STOPS[stop][0](authz, "outer")
+        answers.append(model.invoke(state["messages"]))
+
+    authz, graph = protecting(chain({"early": early, "late": late}, name="outer"), StaticPDP(True))
+    ended = said_by(lambda: told(authz, graph, human(), THREAD))
+    assert (ended, len(answers)) == (STOPS[stop][1], 1) if stop in STOPS else len(answers) == 2
+
+
 def test_a_run_that_may_have_ended_uses_no_kept_permit(kind: str, go: Any) -> None:
     """The ledger cannot say whether it lives, so the policy is asked again."""
     authz = authz_with(StaticPDP(policy := Policy(30, until_called=False)))
