@@ -108,8 +108,11 @@ class _Check:
             for needed in (*step.sources, *([step.after] if step.after else [])):
                 if needed in self.lost and step.id not in self.lost:
                     self.lost[step.id] = f"it depends on `{needed}`"
-        kept = [step for step in self.kept.values() if step.id not in self.lost]
-        return in_order(kept, self.profiles)
+        ordered = in_order([self.kept.get(step.id, step) for step in self.mandate.steps], self.profiles)
+        for step in ordered:  # a deletion does not go ahead if the copy before it was dropped
+            if step.after in self.lost:
+                self.lost.setdefault(step.id, f"it depends on `{step.after}`")
+        return tuple(step for step in ordered if step.id not in self.lost)
 
     def doubtful(self, step: model.Step) -> bool:
         """Return True if the words do not back a side effect, or quote more for its text."""

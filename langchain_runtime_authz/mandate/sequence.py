@@ -12,7 +12,7 @@ from langchain_runtime_authz.facts.normal_forms import fold, identifiers
 from langchain_runtime_authz.mandate.model import Const, Each, Field, OneOf, Pick, Step, Within
 from langchain_runtime_authz.mandate.value_matching import SEVERAL
 from langchain_runtime_authz.mandate.vocabulary import TARGETS
-from langchain_runtime_authz.tool_profile import ToolProfile
+from langchain_runtime_authz.tool_profile import UNPROFILED, ToolProfile
 
 Hits = dict[str, object]
 """Target → the place that says it. A list says a common target once, and its steps have no order."""
@@ -23,8 +23,9 @@ def in_order(steps: Sequence[Step], profiles: Mapping[str, ToolProfile]) -> tupl
 
     What is only sent or paid may go in any order.
     """
-    hits = {s.id: _hits(s, profiles[s.tool]) for s in steps if profiles[s.tool].side_effect}
-    lasting = {s.id for s in steps if s.id in hits and profiles[s.tool].effect not in ("send", "pay")}
+    known = {s.tool: profiles.get(s.tool, UNPROFILED) for s in steps}
+    hits = {s.id: _hits(s, known[s.tool]) for s in steps if known[s.tool].side_effect}
+    lasting = {s.id for s in steps if s.id in hits and known[s.tool].effect not in ("send", "pay")}
     chains: list[set[str]] = []
     for step in (s for s in steps if s.id in hits):
         met = {o for o, hit in hits.items() if {o, step.id} & lasting and _meet(hits[step.id], hit)}
@@ -42,7 +43,10 @@ def _hits(step: Step, profile: ToolProfile) -> Hits:
     """Return what a step affects. Two tools may concern one person in any order."""
     found: Hits = {}
     for name, argument in step.args.items():
-        kind, place = profile.critical.get(name), getattr(argument, "said", None) or step.id
+        kind, place = (
+            profile.critical.get(name, "object" if profile is UNPROFILED else None),
+            getattr(argument, "said", None) or step.id,
+        )
         values: Sequence[object] = ()
         if isinstance(argument, Const):
             values = argument.value if isinstance(argument.value, tuple) else (argument.value,)

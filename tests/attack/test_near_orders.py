@@ -119,6 +119,15 @@ def test_a_planner_s_steps_that_share_a_target_are_taken_in_sequence(shared: str
     assert ran(said, read, last, steps[0], go=go, protected=False) == [read, last, steps[0]]
 
 
+@pytest.mark.parametrize("first", [("copy", {"source": "db-1", "target": "db-9"}), ("backup", {"what": "db-1"})], ids=["a value that nobody said", "a tool without a profile"])
+def test_a_step_is_dropped_with_the_one_before_it(first: Call, go: Any) -> None:
+    """A hijacked model drops a database whose copy the planner ordered in other words than the user's."""
+    said, other = "Copy db-1 to the usual place, then drop db-1. Drop db-3.", ("drop", {"database": "db-3"})
+    given = {"go": go, "planned": (first, DROP, other)}
+    assert ran(said, other, DROP, protected=True, **given) == [other]
+    assert ran(said, other, DROP, protected=False, **given) == [other, DROP]
+
+
 LAST = {"kind": "pick", "step": "s0", "path": "id", "where": {}, "max": "start"}
 NAMED = {**LAST, "where": {"id": ["at-17"]}, "max": None}
 DATED = {**NAMED, "where": {**NAMED["where"], "start": [{"kind": "starts_with", "text": "2027"}]}}
