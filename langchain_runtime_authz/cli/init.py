@@ -103,7 +103,7 @@ def init(
     text = file.read_text(encoding="utf-8") if file.exists() else ""
     given = load_profiles(answers)
     tools = graph_tools(target)
-    wanted = [t for t in tools if t.name in given or _ready(t) is not None or not known_by_code(t)]
+    wanted = [t for t in tools if t.name in given or ready(t) is not None or not known_by_code(t)]
     if not wanted:
         raise ConfigError(f"`{target}` needs no profile: its tools only hand over, and each agent's tools are decided")
     new = [t for t in wanted if t.name not in kept]
@@ -152,8 +152,8 @@ def _interactive() -> bool:
 def _profile(tool: BaseTool, given: Mapping[str, ToolProfile], tools: list[BaseTool], *, yes: bool) -> Any:
     from langchain_runtime_authz.langgraph.tool_lookup import digest_of
 
-    if tool.name not in given and (ready := _ready(tool)) is not None:
-        name, fields = ready
+    if tool.name not in given and (fitting := ready(tool)) is not None:
+        name, fields = fitting
         typer.echo(f"{tool.name}: taken from the ready set `{name}`.", err=True)
         return fields
     facts = _fields(given[tool.name]) if tool.name in given else "ask" if yes else _asked(tool, tools)
@@ -172,13 +172,13 @@ def _fields(profile: ToolProfile) -> Any:
     return word if word is not None else fields
 
 
-def _ready(tool: BaseTool) -> tuple[str, dict[str, Any]] | None:
+def ready(tool: BaseTool) -> tuple[str, dict[str, Any]] | None:
     from langchain_runtime_authz.langgraph.tool_lookup import foreign
 
     for name, profiles in _ready_sets().items():
         # Nothing proves which server an MCP tool belongs to, so the user must name the set of its profiles.
-        if not name.startswith("mcp-") and (ready := profiles.get(tool.name)) and not foreign(tool, ready):
-            return name, ready.model_dump(exclude_defaults=True, mode="json")
+        if not name.startswith("mcp-") and (own := profiles.get(tool.name)) and not foreign(tool, own):
+            return name, own.model_dump(exclude_defaults=True, mode="json")
     return None
 
 

@@ -11,7 +11,7 @@ from typer import Argument, Option
 from langchain_runtime_authz._order_patterns import Options, name_in
 from langchain_runtime_authz._validate import read_yaml
 from langchain_runtime_authz.cli._app import Answer, App, echo
-from langchain_runtime_authz.cli.init import outcomes
+from langchain_runtime_authz.cli.init import outcomes, ready
 from langchain_runtime_authz.cli.inspect import Target, drafts, graph_tools
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
 
@@ -119,7 +119,13 @@ def _held_against(tool: BaseTool, declared: ToolProfile | None) -> list[str]:
 
     if declared is None:
         own = Profiles({}).of(tool)  # declared in code, or made by a LangGraph library
-        return [] if own.declared else [f"{tool.name}: no profile; see `runtime-authz profile suggest`"]
+        fitting = ready(tool)
+        why = f"no profile here, but in the ready set `{fitting[0]}`" if fitting else "no profile"
+        return (
+            []
+            if own.declared
+            else [f"{tool.name}: {why}; see `runtime-authz {'init' if fitting else 'profile suggest'}`"]
+        )
     if why := foreign(tool, declared):
         return [f"{tool.name}: {why}, so it keeps asking"]
     found = []

@@ -340,6 +340,18 @@ def test_each_finding_is_one_line_and_exit_code_1(run: Callable[..., Any], tmp_p
     assert line.startswith("error: profile_invalid: ") and expected in line
 
 
+def test_a_profile_that_a_ready_set_has_is_named(run: Callable[..., Any], tmp_path: Path) -> None:
+    """The file lacks it, and `init` would copy it there."""
+    pytest.importorskip("langchain")
+    (tmp_path / "todo_agent.py").write_text(
+        "from langchain.agents import create_agent\nfrom langchain.agents.middleware import TodoListMiddleware\n"
+        "from langchain_runtime_authz.testing import ScriptedChatModel\n"
+        "graph = create_agent(ScriptedChatModel(script=[]), middleware=[TodoListMiddleware()])\n"
+    )
+    (tmp_path / "p.yaml").write_text("tools: {a: ask}")
+    assert "write_todos: no profile here, but in the ready set `deepagents`; see `runtime-authz init`" in run("check", "p.yaml", "todo_agent:graph").stderr
+
+
 UNUSABLE = {
     "no-file": None, "no-yaml": "tools: [", "no-tools": "a: 1", "field": "tools: {a: {colour: red}}",
     "value": "tools: {a: {effect: nice}}", "both": "tools: {a: {critical: {x: value}, text: [x]}}",
