@@ -12,7 +12,7 @@ from langchain_runtime_authz._validate import wrong
 from langchain_runtime_authz.audit.sinks import AuditSink, MemorySink
 from langchain_runtime_authz.errors import AuditError, Code, ConfigError, LedgerError
 from langchain_runtime_authz.grant import Grant
-from langchain_runtime_authz.ledger.base import Anchor, Anchored, Ledger
+from langchain_runtime_authz.ledger.base import Anchor, Anchored, Ledger, Query, Scope
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.pdp.base import PDP, ObserveOnly
 from langchain_runtime_authz.tool_profile import ToolProfile
@@ -111,6 +111,13 @@ def refuse_older(ledger: Ledger, audit: AuditSink, tenant: str) -> None:
         raise AuditError(Code.CHAIN_BROKEN, "the newest record's `ledger` is not an anchor") from exc
     if not (isinstance(ledger, Anchored) and ledger.holds(tenant, anchor)):
         raise LedgerError(Code.LEDGER_ROLLED_BACK, f"the audit file names commit {anchor.position}")
+
+
+def refuse_withdrawn(ledger: Ledger, jwks: Mapping[str, Any], scope: Callable[[str], Scope]) -> None:
+    """Raise `ConfigError` if a published key is revoked in the ledger."""
+    for kid in [jwk["kid"] for jwk in jwks["keys"]]:
+        if ledger.load(scope(kid), Query()).revoked:
+            raise ConfigError(f"the key {kid} was withdrawn, and is back; `runtime-authz keys compromise` withdraws it")
 
 
 def _names(parameter: str, names: Sequence[str]) -> tuple[str, ...]:

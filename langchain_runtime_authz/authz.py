@@ -7,6 +7,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -205,6 +206,7 @@ class RuntimeAuthz(Threads):
         self.verifier = Verifier(issuer=issuer.issuer, jwks=issuer.jwks, status=self._status)
         self._ring = issuer.ring if isinstance(issuer, LocalIssuer) else None
         if self._ring is not None:
+            parts.refuse_withdrawn(self.ledger, self._ring.jwks(), partial(key_scope, tenant, issuer.issuer))
             self._ring.on_compromise(self._withdraw_key)
         self.root_entry = RootEntry(
             self._engine,

@@ -218,6 +218,7 @@ class KeyDirectory(KeyRing):
     def __init__(self, path: str | Path, password: bytes | None = None, *, cache_age: float = CACHE_AGE) -> None:
         self._path, self._password = Path(path).absolute(), password
         self._stamp: tuple[int, ...] | None = None
+        self._bad = frozenset[str]()  # all keys that this process saw compromised: none comes back
         self._looked = float("-inf")
         self._begin((), cache_age, time.time)
         self._load()
@@ -244,14 +245,14 @@ class KeyDirectory(KeyRing):
         return self._keys
 
     def _look(self) -> None:
-        before = self._compromised()
+        before = self._bad
         try:
             self._load()
         except ConfigError:
             # An unreadable ring may hold a compromise: no key is used until it can be read.
             self._keys, self._stamp = (), None
         self._looked = time.monotonic()
-        if (gone := self._compromised() - before) and self._listeners:
+        if (gone := self._bad - before) and self._listeners:
             # Notified in a thread, so that signing and key look-up do not wait for a ledger.
             threading.Thread(target=self._notify, args=(tuple(gone),), daemon=True).start()
 
@@ -269,7 +270,11 @@ class KeyDirectory(KeyRing):
         seen = self._stamped()
         if seen != self._stamp:
             try:
-                self._keys, self._stamp = _read(self._path, self._password), seen
+                keys = _read(self._path, self._password)
+                if self._bad & {key.kid for key in keys if key.state != "compromised"}:
+                    raise ConfigError(f"{self._path.name}/{RING} is old: it lacks a withdrawal; restore the newest one")
+                self._keys, self._stamp = keys, seen
+                self._bad |= self._compromised()
             except ConfigError:
                 if self._stamped() == seen:
                     raise
@@ -285,6 +290,7 @@ class KeyDirectory(KeyRing):
     def _save(self) -> None:
         _write(self._path, self._keys, self._password)
         self._stamp = self._stamped()
+        self._bad |= self._compromised()
 
 
 def _pair(alg: str, now: float) -> tuple[Key, ...]:

@@ -5,9 +5,11 @@ import fcntl
 import json
 import os
 import pickle
+import shutil
 import signal
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -248,6 +250,30 @@ def test_a_compromise_by_the_command_line_reaches_the_ledger(directory: Path) ->
     assert revoked(first)
     authz.compromise_key(second)
     assert revoked(second) and not revoked(here.active.kid)
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["told", "twin"])
+def test_an_old_copy_of_a_directory_brings_no_withdrawn_key_back(directory: Path, told: bool, tmp_path: Path) -> None:
+    """Neither to the processes that saw the withdrawal, nor to new ones. The twin's ledger is new: it cannot know."""
+    from langchain_runtime_authz import RuntimeAuthz
+    from langchain_runtime_authz.ledger.memory import MemoryLedger
+    from langchain_runtime_authz.testing import StaticPDP
+
+    ledger, issuer = MemoryLedger(), LocalIssuer(opened(directory))
+    authz = RuntimeAuthz(pdp=StaticPDP(True), issuer=issuer, ledger=ledger)
+    shutil.copytree(directory, yesterday := tmp_path / "yesterday")
+    bad = issuer.ring.active.kid  # type: ignore[union-attr]
+    authz.compromise_key(bad)
+    shutil.rmtree(directory)
+    shutil.copytree(yesterday, directory)
+    assert seen_again(issuer.ring).jwks() == {"keys": []}
+    again = LocalIssuer(opened(directory))
+    assert again.ring is not None and again.ring.active.kid == bad
+    with pytest.raises(ConfigError, match="was withdrawn") if told else nullcontext():
+        RuntimeAuthz(pdp=StaticPDP(True), issuer=again, ledger=ledger if told else MemoryLedger())
+    again.ring.compromise(bad)
+    RuntimeAuthz(pdp=StaticPDP(True), issuer=again, ledger=ledger)
+    assert seen_again(issuer.ring).active.kid == again.ring.active.kid != bad
 
 
 def _drop(path: Path) -> None:
