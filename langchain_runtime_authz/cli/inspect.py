@@ -43,7 +43,10 @@ def inspect(
     write_baseline: Annotated[
         Path | None, Option(metavar="FILE", help="Accept what is ungoverned now, and write it to FILE.")
     ] = None,
-    profiles: Annotated[Path | None, Option(metavar="FILE", help="Tool profiles (YAML) for the protection.")] = None,
+    profiles: Annotated[
+        list[str] | None,
+        Option(metavar="FILE", help="Tool profiles (YAML), or `langchain` or `deepagents`; may be repeated."),
+    ] = None,
 ) -> Answer:
     """Show the governed parts of a graph, at present and under `protect`.
 
@@ -88,7 +91,7 @@ def inspect(
     return Answer(document, text)
 
 
-def _look(graph: Graph, profiles: Path | None) -> tuple[CoverageReport | None, CoverageReport, Profiles]:
+def _look(graph: Graph, profiles: list[str] | None) -> tuple[CoverageReport | None, CoverageReport, Profiles]:
     """Return (1) coverage now (None if protected), (2) under `protect`, (3) profiles."""
     from langchain_runtime_authz import RuntimeAuthz
     from langchain_runtime_authz.langgraph.coverage.report_rows import coverage_of
@@ -96,7 +99,7 @@ def _look(graph: Graph, profiles: Path | None) -> tuple[CoverageReport | None, C
 
     owner = owner_of(graph)
     if owner is not None:
-        if profiles is not None:
+        if profiles:
             raise ConfigError(
                 "the module protects the graph itself; give its `RuntimeAuthz` the profiles instead of `--profiles`"
             )

@@ -30,7 +30,8 @@ app = App(
     Exit codes: 0; 1 for a finding (something was dropped, something is careless); 2 if a command could not do its work."""
 )
 Profiles = Annotated[
-    str, Option("--profiles", metavar="FILE", help="Tool profiles (YAML), or `langchain` or `deepagents`.")
+    list[str],
+    Option("--profiles", metavar="FILE", help="Tool profiles (YAML), or `langchain` or `deepagents`; may be repeated."),
 ]
 
 

@@ -29,7 +29,8 @@ app = App(help="Write and check tool profiles.")
 def suggest(
     target: Annotated[str, Target],
     profiles: Annotated[
-        str | None, Option(metavar="FILE", help="Existing profiles: only other tools are proposed.")
+        list[str] | None,
+        Option(metavar="FILE", help="Existing profiles, may be repeated: only other tools are proposed."),
     ] = None,
     write: Annotated[
         Path | None, Option(metavar="FILE", help="Write the YAML to a new file instead of printing it.")

@@ -124,6 +124,12 @@ def test_without_a_planner_the_words_are_read(run: Run, monkeypatch: pytest.Monk
     assert set(signatures["send_money"]["properties"]) == {"recipient", "amount"}
 
 
+def test_profiles_of_several_places_count_as_in_the_app(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "more.yaml").write_text("tools:\n  look: deny\n  note: {critical: {title: name}, intent: ['note {title}']}\n")
+    both = run("explain", 'Note "Lunch". Send money 45 EUR to Bob.', "--profiles", "profiles.yaml", "--profiles", "more.yaml", "--profiles", "langchain")
+    assert "note, title = Lunch" in both.stdout and "send_money, recipient = Bob" in both.stdout
+
+
 def test_tomorrow_is_a_date_in_a_zone(run: Run, tmp_path: Path) -> None:
     (tmp_path / "profiles.yaml").write_text("tools:\n  plan: {critical: {title: name}, when: [day], intent: ['plan {title} for {day}']}\n")
     assert "nothing is ordered" in explain(run, 'Plan "Lunch" for tomorrow').stdout
