@@ -10,7 +10,7 @@ import json
 import re
 from bisect import bisect_right
 from collections.abc import Collection, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -79,6 +79,12 @@ _COUNT: Final = lazy(rf"\b(?:{'|'.join(_COUNTED)})\b", re.IGNORECASE)
 def continues(text: str) -> bool:
     """Return True if a text only says to go on with what was ordered before."""
     return len(text) <= _SHORT and _CONTINUES.fullmatch(text.strip(_EDGE)) is not None
+
+
+@lru_cache(maxsize=64)
+def restricted(text: str) -> bool:
+    """Return True if words in any language hold a condition, an exception or "I mean"."""
+    return any(pattern.search(text) is not None for pattern in (_DEPENDS, _NEGATES))
 
 
 def stated(text: str) -> str:

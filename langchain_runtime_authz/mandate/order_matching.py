@@ -10,8 +10,19 @@ from collections.abc import Iterator, Sequence
 from itertools import islice, pairwise
 from typing import Final
 
-from langchain_runtime_authz._order_patterns import REST, WORD, WORDS, Choice, Options, Pattern, split_item
+from langchain_runtime_authz._order_patterns import (
+    REST,
+    WORD,
+    WORDS,
+    Choice,
+    Options,
+    Pattern,
+    items,
+    name_in,
+    split_item,
+)
 from langchain_runtime_authz.mandate.languages import Token, singular
+from langchain_runtime_authz.mandate.message_places import restricted
 from langchain_runtime_authz.mandate.model import Step
 from langchain_runtime_authz.mandate.order_values import Bound, Values, alike, argument_of
 from langchain_runtime_authz.mandate.vocabulary import NAMED, TARGETS, Tool
@@ -21,6 +32,7 @@ _MAX_READINGS: Final = 50  # of one tool's orders
 _MAX_TRIES: Final = 2_000  # positions at which orders of one tool are tried
 _ROOT: Final = 3  # letters that a word and its plural share: "5 ms" are not "5 m"
 _YEAR: Final = re.compile(r"(?:19|20)\d\d")
+_ASIDE: Final = re.compile(r"[()\[\]{}<>|\u2026\u2013\u2014]|^[-.~*]")  # of a remark to the agent
 _PERSONAL: Final = frozenset({"name", "email", "handle"})  # kinds by which people are told from things
 _HIT: Final = TARGETS | {"place"}  # kinds of what an order affects
 
@@ -79,8 +91,9 @@ class Match:
     def untold(self, step: Step) -> bool:
         """Return True if the order is to tell something, but does not say what."""
         tool, named = self.tool, self.tool.profile.named()["intent"]
+        rest = {name_in(item) for item in items(*tool.profile.orders) if item.endswith(f"{REST}}}")}
         sent = (named or tool.texts) if tool.effect == "send" else ()
-        texts = {n for n in tool.texts if tool.arguments[n].required or n in sent}
+        texts = {n for n in tool.texts if tool.arguments[n].required or n in rest.union(sent)}
         return bool(texts) and texts.isdisjoint(step.args)
 
     def _hits(self, bound: Bound) -> bool:
@@ -158,7 +171,11 @@ class Match:
             yield {name: self.values.one(0, 1, "choice", value)}, at
 
     def _tells(self, at: int) -> bool:
-        """Return True if the tokens from `at` on tell, without a condition or retraction."""
-        language = self.tool.language
-        said = [t.lower for t in self.values.tokens[at:-1] if t.kind != "quote"]
-        return bool(said) and not any(language.stopped(word) and word not in language.data["denials"] for word in said)
+        """Return True if the tokens from `at` on tell, and do not say how to order."""
+        language, tokens = self.tool.language, self.values.tokens[at:-1]
+        plain = [t for t in tokens if t.kind != "quote"]
+        said = [t.lower for t in plain if t.lower not in language.data["denials"]]
+        aside = any(t.kind == "sep" or (t.kind in {"odd", "id"} and _ASIDE.search(t.text)) for t in plain)
+        vague = self.values.tokens[at - 1].lower == "that" or not any(map(language.value, plain))
+        brief = tokens == plain[:1] and vague  # "about it", "Email Tom that report"
+        return not (aside or brief or any(map(language.stopped, said)) or restricted(" ".join(said)))
