@@ -65,11 +65,16 @@ class Match:
         return {kind for kind, named in kinds if kind in {"principal", "object"} and named != (kind == "principal")}
 
     def _touching(self, bound: Bound) -> bool:
-        """Return True if two values may be one: "Call Ann Lee", "2026 Maps"."""
+        """Return True if two values may be one: "Call Ann Lee", "Easter Monday"."""
         values = sorted((v for several in bound.values() for v in several), key=lambda v: v.start)
+        weekdays = tuple(day.lower() for day in self.tool.language.data["weekdays"])
         return any(
             self.values.text[one.end : other.start].isspace()
-            and (one.kind == other.kind or (_YEAR.fullmatch(one.text) and not other.text.isupper()))  # not "2000 ETH"
+            and (
+                one.kind == other.kind
+                or (_YEAR.fullmatch(one.text) and not other.text.isupper())  # not "2000 ETH"
+                or (one.kind in {"name", "id"} and one.text[-1].isalpha() and other.lower.startswith(weekdays))
+            )
             for one, other in pairwise(values)
         )
 

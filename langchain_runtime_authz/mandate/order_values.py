@@ -196,7 +196,8 @@ class Values:
         kind = "name" if argument.kind == "principal" else "id"
         for end in range(at + 1, at + words + 1 if argument.kind in NAMED | {"place", "value"} else 0):
             token = self.tokens[end - 1]
-            if token.kind not in {"word", "name"} or not self.language.value(token):
+            own = singular(token.lower) in self.tool.said  # "Remove access" removes nobody
+            if token.kind not in {"word", "name"} or own or not self.language.value(token):
                 return
             if token.kind == "word" or end > at + 1:  # a name alone is a value anyway
                 yield self.one(at, end, kind), end

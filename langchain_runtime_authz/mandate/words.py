@@ -283,6 +283,10 @@ class _Turn:
         kinds = [{n: v.kind for n, (v, *_) in one[0].found[0].items()} for one in found]
         own = [v for v, *_ in found[0][0].found[0].values() if v.start > tokens[0].start]
         plain = len(own) > 1 and all(kind == kinds[0] for kind in kinds)
+        begun = (min((v for v, *_ in one[0].found[0].values()), key=lambda v: v.start) for one in found[1:])
+        firsts = (value.text.split()[0] for value in begun if value.kind in {"name", "id"})
+        # "Pay marta 45 EUR and deduct 5 EUR": a word in lower case may be a verb.
+        plain = plain and not any(word.islower() and word.isalpha() for word in firsts)
         return [(found[0][0], [step for one in steps for step in one])] if plain else []
 
     def _keep(self, tool: Tool, step: Step) -> None:

@@ -172,7 +172,7 @@ def test_a_malformed_order_is_refused(order, said):
 WORDED = {
     name: ToolProfile(critical={"ticket": "object", "who": "principal", "place": "place"}, text=("text",), when=("day",), intent=(said,))
     for name, said in {
-        "assign": "assign {ticket} to {who:word} [in {place:word}]", "tell": "tell {who:word} {text:word}", "plan": "plan {ticket} on {day:word}", "hand": "hand {ticket} to {who}", "buy": "buy {ticket:words} [in {place:words}]",
+        "assign": "assign {ticket} to {who:word} [in {place:word}]", "tell": "tell {who:word} {text:word}", "plan": "plan {ticket} on {day:word}", "hand": "hand {ticket} to {who}", "buy": "buy {ticket:words} [in {place:words}]", "drop": "drop [folder] {ticket:words}",
     }.items()
 }  # fmt: skip
 
@@ -181,7 +181,7 @@ WORDED = {
     ("Assign T-5 to marta", {"ticket": "T-5", "who": "marta"}), ("assign T-5 to Marta in production, please", {"ticket": "T-5", "who": "Marta", "place": "production"}),
     ("Assign T-5 to who marta", {"ticket": "T-5", "who": "marta"}), ("Assign T-5 to marta now", {"ticket": "T-5", "who": "marta"}), ("Hand T-5 to Marta", {"ticket": "T-5", "who": "Marta"}),
     *((f"Assign T-5 to {who}", {}) for who in ("someone", "nobody", "noone", "themselves", "enough", "me", "all", "the porter", "a marta", "marta kowalski", "marta later", "marta instead", "marta?", "marta if possible", "marta, jonas", "who")),
-    ("Buy oat milk in the shop", {}), ("Buy oat milk in new york", {"ticket": "oat milk", "place": "new york"}), ("Buy HDMI cables, please", {"ticket": "HDMI cables"}), ("Buy T-5", {"ticket": "T-5"}), ("Buy milk", {"ticket": "milk"}),
+    ("Buy oat milk in the shop", {}), ("Buy oat milk in new york", {"ticket": "oat milk", "place": "new york"}), ("Buy HDMI cables, please", {"ticket": "HDMI cables"}), ("Buy T-5", {"ticket": "T-5"}), ("Buy milk", {"ticket": "milk"}), ("Drop folder tmp", {"ticket": "tmp"}), ("Drop old tmp", {"ticket": "old tmp"}),
     *((f"Buy {what}", {}) for what in ("the milk", "all milk", "milk and eggs", "two of them", "very old oat milk cartons", "milk if needed", "it", "milk, eggs")),
     ("Hand T-5 to marta", {}), ("Tell Marta hello", {}), ("Plan T-5 on friday", {}), ("Plan T-5 on marta", {}),
 ])  # fmt: skip
