@@ -11,9 +11,9 @@ from langchain_runtime_authz.errors import ConfigError
 
 _DAYS: Final = {"day before yesterday": -2, "day after tomorrow": 2, "yesterday": -1, "today": 0, "tomorrow": 1}
 _WEEKDAYS: Final = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
-_NAMES: Final = "|".join((*_DAYS, *_WEEKDAYS))
-DAY: Final = rf"(?:(?:the|this) )?(?:{_NAMES})"
-_DAY: Final = re.compile(rf"(?<![\w-])(?:(?:the|this) )?({_NAMES})(?![\w-])", re.IGNORECASE)
+RELATIVE: Final = re.compile(rf"(?:the )?(?:{'|'.join(_DAYS)})", re.IGNORECASE)
+DAY: Final = rf"(?:{RELATIVE.pattern}|(?<!the )(?:this )?(?:{'|'.join(_WEEKDAYS)}))"
+_DAY: Final = re.compile(rf"(?<![\w-]){DAY}(?![\w-])", re.IGNORECASE)
 
 
 def checked_zone(name: object) -> ZoneInfo:
@@ -43,7 +43,7 @@ def dated(said: str, today: date) -> str:
     """
 
     def day(found: re.Match[str]) -> str:
-        name = found[1].lower()
+        name = found[0].lower().removeprefix("the ").removeprefix("this ")
         ahead = _DAYS[name] if name in _DAYS else (_WEEKDAYS.index(name) - today.weekday()) % 7
         return found[0] if name in _WEEKDAYS and not ahead else (today + timedelta(days=ahead)).isoformat()
 

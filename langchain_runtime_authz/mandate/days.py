@@ -6,7 +6,7 @@ import re
 from datetime import date
 from typing import Any, Final
 
-from langchain_runtime_authz.facts.local_time import dated
+from langchain_runtime_authz.facts.local_time import RELATIVE, dated
 from langchain_runtime_authz.facts.normal_forms import forms
 from langchain_runtime_authz.mandate.model import Argument, Between, Const, Step
 from langchain_runtime_authz.tool_profile import ToolProfile
@@ -22,10 +22,11 @@ _BEFORE: Final = re.compile(
     rf"(?:\b(?:{_OTHER})(?: the)?|\d|[ap]m|\b{_MONTH}),?(?: on)?[\s(]*$|{_UNIT}[^.!?;\n]{{0,40}}$",
     re.IGNORECASE,
 )
-_NAME: Final = re.compile(r"\w [A-Z][\w'\u2019]* [A-Z]$")  # "on Good Friday"
+# Behind other words, a weekday may be any: "on Good Friday", "our Friday". "Tomorrow" may not.
+_PLAIN: Final = re.compile(r"(?:^|[.,:;!?(\n]|\b(?:on|for|to|and|between|is|due))\s*\Z", re.IGNORECASE)
 _BEHIND: Final = re.compile(
-    rf"[,\s(]*(?:(?:at|or|of|the|after|before|night|until|till|to|through|thru|plus|past|gone|latest|onwards?|{_MONTH})\b"
-    rf"|in (?:{_MONTH}|an?\b)|\d|['\u2019]s\b|[-\u2013\u2014+&])|[^.!?;\n]{{0,40}}?{_UNIT}",
+    rf"[,\s(]*(?:(?:at|or|of|the|after|before|night|until|till|to|through|thru|plus|past|gone|latest|onwards?|forward|following|coming|mornings|afternoons|evenings|nights|{_MONTH})\b"
+    rf"|in (?:{_MONTH}|an?\b|\S*\d)|\d|['\u2019]s\b|[-\u2013\u2014+&/])|[^.!?;\n]{{0,40}}?{_UNIT}",
     re.IGNORECASE,
 )
 
@@ -33,7 +34,8 @@ _BEHIND: Final = re.compile(
 def stands_alone(text: str, start: int, end: int) -> bool:
     """Return True if the words around `text[start:end]` leave a day as it is."""
     near = max(0, start - 60)
-    return not (_BEFORE.search(text, near, start) or _NAME.search(text, near, start + 1) or _BEHIND.match(text, end))
+    plain = _PLAIN.search(text, near, start) or RELATIVE.search(text, start, end)
+    return plain is not None and not (_BEFORE.search(text, near, start) or _BEHIND.match(text, end))
 
 
 def on_days(step: Step, profile: ToolProfile, today: date | None) -> Step:

@@ -93,6 +93,7 @@ class Values:
             counted = behind_it.kind == "word" and behind_it.lower not in self.language.closed
             doubts = (  # each for a text like the quoted one
                 determiner in self.data["indefinite"] and kind not in {"quote", "choice"},  # "a Math course"
+                determiner and kind == "date",  # "the Friday"
                 labelled and singular(label) != label and len(values) == 1,  # "the pages p1 to p9"
                 kind == "number" and other,  # "Refund order 45": no amount
                 thing and (counted or determiner or len(values[0].text) <= _SHORT),  # "Cancel 250 orders", "Scrap 2"

@@ -36,7 +36,7 @@ def read(text: str, today: date | None = TODAY) -> object:
     ("for yesterday", "2026-12-30"), ("tomorrow at 3 pm", "2027-01-01 at 3 pm"), ("for tomorrow 14:00, please", "2027-01-01 14:00"),
     ("for Friday", "2027-01-01"), ("for this monday at 3 pm", "2027-01-04 at 3 pm"), ("for Wednesday, thanks", "2027-01-06"), ("for Friday, 2027-01-08", "Friday, 2027-01-08"),
     # another day is meant, or it is not sure which
-    *((said, None) for said in ("for Thursday", "for next Friday", "for Friday 12/11", "for Friday week", "for Friday or Monday", "for Friday the 8th", "for last Monday", "every Friday", "for Friday, Monday", "for Friday next")),
+    *((said, None) for said in ("for Thursday", "for next Friday", "for Friday 12/11", "for Friday week", "for Friday or Monday", "for Friday the 8th", "for last Monday", "every Friday", "for Friday, Monday", "for Friday next", "for the Friday", "for our Friday")),
     *((said, None) for said in ("not tomorrow", "tomorrow or today", "tomorrow week", "a week from tomorrow", "a day after tomorrow", "by tomorrow",
         "every day after tomorrow", "tomorrow morning", "tomorrow, Friday", "tomorrow 2027-02-01", "by Friday", "next week", "tomorrow's")),
 ])  # fmt: skip
@@ -66,8 +66,8 @@ def planned(text: str, *earlier: str, today: date | None = TODAY, tool: str = "p
     *((f'Plan "Review" on Monday {more}', "Monday", "2027-01-04") for more in ("for Ann", "in room 5", "and tell Bob", "from home")), ('On Monday, plan "Review"', "Monday", "2027-01-04"),
     ('Plan "Review" with Ann on Monday', "Monday", "2027-01-04"), ('Plan "Review" the day after tomorrow', "the day after tomorrow", "2027-01-02"), ('Plan "Review" for Monday, please', "Monday", "2027-01-04"),
     *((f'Plan "Review" for {text}', said, said) for text, said in (("next Monday", "Monday"), ("Thursday", "Thursday"), ("Monday 12 January", "Monday"), ("Monday, January 12", "Monday"), ("12 January (Tuesday)", "Tuesday"),
-        ("Monday the 12th", "Monday"), *((f"Monday{more}", "Monday") for more in (" next week", " in two weeks", ", a week from now", " of the week after", " the twelfth", " through Friday", " + 7 days", "'s", " in a month")),
-        *((f"{before} Monday", "Monday") for before in ("Easter", "the first", "any", "a week on", "two weeks from")), ("tomorrow in a week", "tomorrow"), ("Monday after next", "Monday"), ("Monday week", "Monday"), ("Monday at 3 pm", "Monday"), ("the coming Monday", "Monday"))),
+        ("Monday the 12th", "Monday"), *((f"Monday{more}", "Monday") for more in (" next week", " in two weeks", ", a week from now", " of the week after", " the twelfth", " through Friday", " + 7 days", "'s", " in a month", " mornings", "/Tuesday", " following", " in 2028")), ("the Monday Ann is back", "the Monday"),
+        *((f"{before} Monday", "Monday") for before in ("Easter", "the first", "any", "a week on", "two weeks from", "early", "around", "starting", "our", "the usual", "one")), ("tomorrow in a week", "tomorrow"), ("Monday after next", "Monday"), ("Monday week", "Monday"), ("Monday at 3 pm", "Monday"), ("the coming Monday", "Monday"))),
     # a part of what the user says is not that day, and stays a word that no call's date equals
     *((f'Plan "Review" {text}', said, said) for text, said in (("the day after tomorrow", "tomorrow"), ("a week from tomorrow", "tomorrow"), ("tomorrow week", "tomorrow"),
         ("for tomorrow at 2 pm", "tomorrow"), ("at 2 pm tomorrow", "tomorrow"), ("today or tomorrow", "tomorrow"), ("by tomorrow", "tomorrow"), ("tomorrow-ish", "tomorrow"))),
