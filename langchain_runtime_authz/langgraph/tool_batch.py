@@ -161,7 +161,7 @@ class MessageCalls:
 
 
 class Turns:
-    """A tool node's calls. If a tool or review asks, they run one after the other."""
+    """A tool node's calls. If one asks, or another awaits it, they run in turn."""
 
     def __init__(self, config: Any, calls: Sequence[Any], waiting: Sequence[Pending], layer: str = "") -> None:
         self.config = config
@@ -170,7 +170,8 @@ class Turns:
         self.asked = self.serial = False
         for call, one in zip(calls, waiting, strict=True):  # if a node sends one object twice, the first counts
             self.waiting.setdefault(id(call), (len(self.waiting), one))
-            self.serial |= bool(one.paused or one.answers or one.left)
+            awaited = type(one.verdict) is Ticket and bool(one.verdict.opened)  # another call is ordered after it
+            self.serial |= bool(one.paused or one.answers or one.left or awaited)
             if layer and type(one.verdict) is Denial and (why := one.verdict.decision).failure and why.reason in OVER:
                 raise AuthzHalt(why.reason, why.decision_id)  # the thread can go on with this call later
             if layer and one.call.tool_ref is not None and not one.left:  # without a tool, the model invented the name

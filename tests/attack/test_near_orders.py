@@ -166,6 +166,26 @@ def test_a_write_inside_may_go_with_the_one_before_it_but_not_after_its_failure(
     assert ran(said, NOTED, OTHER, go=go, protected=False, failing="store") == [NOTED, OTHER]
 
 
+def test_a_write_inside_begins_when_the_one_before_it_in_its_message_has_ended(go: Any) -> None:
+    """Without enforcement a tool node runs both at once, and db-3 may get what was in db-1."""
+    schema = {"title": "store", "type": "object", "properties": TOOLS["store"][1], "required": ["source", "target"]}
+    for authz in (RuntimeAuthz(profiles={"store": ToolProfile(**TOOLS["store"][0])}), None):
+        happened, overwritten = list[str](), threading.Event()
+
+        def act(source: str, target: str, happened: list[str] = happened, overwritten: threading.Event = overwritten) -> str:
+            if source == "db-2":
+                overwritten.wait(0.3)
+            overwritten.set()
+            happened.append(source)
+            return "done"
+
+        graph: Any = demo_graph(model(at_once(NOTED, OTHER)), [StructuredTool(name="store", description="Act.", args_schema=schema, func=act)])
+        graph = authz.protect(graph) if authz is not None else graph
+        with authz.run(subject="alice") if authz is not None else nullcontext():
+            go(graph, {"messages": [HumanMessage("Store db-2 to db-3. Store db-1 to db-2.")]}, THREAD)
+        assert happened == (["db-2", "db-1"] if authz is not None else ["db-1", "db-2"])
+
+
 def test_a_write_inside_does_not_go_with_one_that_a_person_rejects(go: Any) -> None:
     said, wrong = "Store db-2 to db-3. Store db-1 to db-2.", ("store", {"source": "db-2", "target": "db-9"})
     assert ran(said, at_once(wrong, OTHER), go=go, protected=True, answers=["reject"]) == []
