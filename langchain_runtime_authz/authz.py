@@ -295,7 +295,7 @@ class RuntimeAuthz(Threads):
                 (`ReloadingPDP`). With `None` only the policy limits the run.
             mandate: what the task orders, if the application knows it (`mandate.model`): a `Mandate`, its JSON form or
                 the path of a YAML file. It replaces the mandate that a planner or `mandate.words` would compile. It
-                stays in force on the thread, also in later runs that give none, until a correction suspends it.
+                stays in force on the thread, also in later runs that give none, until the task changes.
 
         Raises `ConfigError`: an argument is wrong.
         """

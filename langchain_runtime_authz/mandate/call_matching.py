@@ -274,11 +274,13 @@ def bind(
         after: tuple[str, ...] = ()
         least = 0
         if plan.after is not None and plan.after.id not in taken:
-            # A step with a side effect was taken if it was counted `times` times and none is open, a read if its output is recorded.
+            # A step with a side effect was taken if enough calls are counted and none is open, a read if its output is recorded.
             read = plan.after.tool in profiles and not profiles[plan.after.tool].side_effect
             named = plan.after.deed or plan.after.id
             after = () if read else (f"{index.prefix}step:{named}", f"{index.prefix}open:{named}")
-            least = 0 if read else matcher.calls(plan.after) * plan.after.times
+            # An application's `times` is a maximum; a user's is a number.
+            times = 1 if mandate.source == "application" else plan.after.times
+            least = 0 if read else matcher.calls(plan.after) * times
             if mandate.source != "application" and call.profile.inside:
                 alone += after[1:]  # the words hardly mean that a write inside may not go in one message with it
             if read and not any(output.complete for output in matcher.fitting(plan.after.id)):

@@ -104,14 +104,15 @@ def test_what_a_failed_tool_says_is_not_the_models_own_text(handled: bool, prote
     assert sent == ([] if protected else [PASSAGE])
 
 
-@pytest.mark.parametrize(("made", "standing"), [(0, "deviates"), (1, "deviates"), (2, "covered")])
-def test_a_step_waits_for_all_calls_of_the_step_before_it(made: int, standing: str) -> None:
+@pytest.mark.parametrize(("source", "made", "standing"), [("planner", 1, "deviates"), ("planner", 2, "covered"), ("application", 0, "deviates"), ("application", 1, "covered")])
+def test_a_step_waits_for_all_calls_that_a_user_ordered_before_it(source: Any, made: int, standing: str) -> None:
+    """A user orders a number of calls. An application allows at most that many."""
     order = Mandate.model_validate({"steps": [
         {"id": "copies", "tool": "create_event", "args": {"title": "Lunch"}, "times": 2},
         {"id": "told", "tool": "invite", "args": {"event": "e-7", "who": "bob@x.org"}, "after": "copies"},
     ]})  # fmt: skip
     asked = CallFacts("invite", PROFILES["invite"], {"event": "e-7", "who": "bob@x.org"}, frozenset({"event", "who"}), (), "")
-    binding = bind(order, asked, PROFILES, Outputs())
+    binding = bind(order.of(source, "m"), asked, PROFILES, Outputs())
     (copies,) = (counter for counter in binding.counters if counter.endswith("step:copies"))
     assert binding.standing({copies: made}).standing == standing
 
