@@ -7,28 +7,32 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from langchain_runtime_authz._order_patterns import REST, WORD, WORDS
+from langchain_runtime_authz.cli._profile_proposal import names_milder
 from langchain_runtime_authz.mandate.call_matching import CallFacts, bind
 from langchain_runtime_authz.mandate.languages import NUMBER, Language, Token, languages, read_number, words_of
 from langchain_runtime_authz.mandate.read_outputs import Outputs
 from langchain_runtime_authz.mandate.value_matching import same
-from langchain_runtime_authz.mandate.words import compile_words
+from langchain_runtime_authz.mandate.words import MAX_TEXT, compile_words
 from langchain_runtime_authz.tool_profile import ToolProfile, kind_of
 
 _SENTENCE: Final = re.compile(r"(?:[.!?;]+(?=\s|$)|\n)+")
 _SENTENCES: Final = 20  # of the newest words
 _WIDE: Final = 4  # words of one value
 _TELLING: Final = ("that", "about", "saying")
+_PARTICLES: Final = {*_TELLING, "off", "up", "down", "out", "back", "over"}
 
 
-def proposed_order(name: str, profile: ToolProfile, said: str, args: Mapping[str, Any]) -> str | None:
+def proposed_order(name: str, profiles: Mapping[str, ToolProfile], said: str, args: Mapping[str, Any]) -> str | None:
     """Return an order by which the words order exactly this call, or None.
 
     The words of the newest sentence that names the call's values become the order, with arguments in their place. So
-    the order fits other values too: a person reviews it.
+    the order fits other values too: a person reviews it. Words that order another tool, or that name a milder effect,
+    are not taken: "Open a.txt" deletes nothing.
     """
+    profile = profiles[name]
     schemas: dict[str, Any] = {name: {"properties": {argument: {} for argument in args}}}
     for sentence in [*filter(str.strip, _SENTENCE.split(said))][: -_SENTENCES - 1 : -1]:
-        for language in languages():
+        for language in languages() if len(sentence) <= MAX_TEXT else ():
             order = " ".join(_items(language, name, profile, sentence.strip(), args))
             if not order or order in profile.intent:
                 continue
@@ -36,7 +40,7 @@ def proposed_order(name: str, profile: ToolProfile, said: str, args: Mapping[str
                 ordering = ToolProfile.model_validate({**profile.model_dump(), "intent": (*profile.orders, order)})
             except ValueError:
                 continue
-            mandate = compile_words([sentence], {name: ordering}, schemas).mandate
+            mandate = compile_words([sentence], {**profiles, name: ordering}, schemas).mandate
             call = CallFacts(name, ordering, args, frozenset(args), (), sentence)
             if (
                 mandate is not None
@@ -60,7 +64,8 @@ def _items(
             break
     tokens, found, left = tokens[at:end], list[str](), dict(args)
     verbs = language.verbs.union(words_of(name))
-    if not tokens or tokens[0].kind not in {"word", "name"} or tokens[0].lower not in verbs:
+    verb = tokens[0].lower if tokens and tokens[0].kind in {"word", "name"} else ""
+    if verb not in verbs or (verb not in words_of(name) and names_milder(verb, profile.effect)):
         return
     at = 0
     while at < len(tokens):
@@ -77,6 +82,7 @@ def _items(
             token.kind not in {"word", "name", "sep", "colon"}
             or (at and token.text[:1].isupper())
             or language.stopped(token.lower)
+            or (at and token.lower in language.vague - _PARTICLES)  # "monthly", "everything"
         ):
             return
         elif token.lower not in language.determiners and token.text not in ",:":

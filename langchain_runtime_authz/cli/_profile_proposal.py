@@ -20,6 +20,7 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from langchain_runtime_authz.cli._app import flow, scalar
 from langchain_runtime_authz.langgraph.private_api import injected_names
 from langchain_runtime_authz.langgraph.tool_lookup import digest_of
+from langchain_runtime_authz.mandate.step_places import RISKY
 from langchain_runtime_authz.tool_profile import EFFECTS, HARMLESS, UNPROFILED, Effect, raise_by_hints
 
 MAX_DEPTH: Final = 4
@@ -279,6 +280,13 @@ def _named(name: str) -> list[str]:
     """Return a name's words from its verb on: post, message for `slack_post_message`."""
     words = _words(name)
     return words[next((n for n, w in enumerate(words) if w in _VERBS), 0) :]
+
+
+def names_milder(verb: str, effect: Effect) -> bool:
+    """Return True if a verb names less than a deletion, a payment or a grant."""
+    paid = " ".join(_SYNONYMS["money funds cash payment"]).split() if effect == "pay" else ()  # "Send 45 EUR to Bob"
+    mild = (_READS | _COMPUTES | _WRITES | _EFFECTS["send"]).difference(paid, _EFFECTS.get(effect, ()))
+    return effect in RISKY and verb in mild
 
 
 def _words(name: str) -> list[str]:

@@ -73,7 +73,7 @@ def learn(
     after = completed(old if profiles.exists() else "tools:\n", tools=stanzas, mandates=mandates)
     diff = difflib.unified_diff(old.splitlines(True), after.splitlines(True), str(profiles), f"{profiles} (proposed)")
     text = "".join(diff).removesuffix("\n")
-    orders = {n: said for n, one in seen.items() if n in declared and (said := _orders(n, declared[n], one))}
+    orders = {n: said for n, one in seen.items() if n in declared and (said := _orders(n, declared, one))}
     if write:
         profiles.write_text(after, encoding="utf-8")
         load_profiles(profiles)
@@ -112,7 +112,8 @@ def _count(found: dict[str, _Seen], record: Mapping[str, Any]) -> None:
         one.effect = request.get("resource", {}).get("properties", {}).get("effect", one.effect)
         if request.get("context", {}).get("approval"):
             one.outcomes["approved"] += 1
-            one.approved.append((request["context"]["task"]["text"], request["context"]["call"]["args"]))
+            if not record["erased"]:
+                one.approved.append((request["context"]["task"]["text"], request["context"]["call"]["args"]))
         if record["outcome"] == "permit" and observed != ["deny"]:
             call = {"args": {}, "provenance": {}} if record["erased"] else request["context"]["call"]
             outside = {name for name, found in call["provenance"].items() if found["standing"] == "outside"}
@@ -156,13 +157,13 @@ def _draft(name: str, seen: _Seen) -> str:
     return "\n".join(text) + "\n"
 
 
-def _orders(name: str, profile: ToolProfile, seen: _Seen) -> list[str]:
+def _orders(name: str, profiles: Mapping[str, ToolProfile], seen: _Seen) -> list[str]:
     """Return the orders that approved calls lacked, the most frequent first."""
     from langchain_runtime_authz.cli._order_proposal import proposed_order
 
-    if profile.draft or not profile.ordered or profile.verdict is not None:
+    if profiles[name].draft or not profiles[name].ordered or profiles[name].verdict is not None:
         return []
-    found = Counter(proposed_order(name, profile, said, args) for said, args in seen.approved)
+    found = Counter(proposed_order(name, profiles, said, args) for said, args in seen.approved)
     return [order for order, _ in found.most_common() if order is not None]
 
 

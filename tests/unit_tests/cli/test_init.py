@@ -254,6 +254,7 @@ def test_learning_makes_drafts(run: Callable[..., Any], tmp_path: Path, observe:
 SEND = ToolProfile(effect="send", critical={"user": "principal"}, text=("text",))
 PAY = ToolProfile(effect="pay", critical={"recipient": "principal", "amount": "amount"})
 PLAN = ToolProfile(critical={"title": "name"}, when=("start",))
+DELETE = ToolProfile(effect="delete", critical={"path": "object"})
 RENT = {"recipient": "DE21", "amount": 45.0}
 
 
@@ -264,11 +265,22 @@ RENT = {"recipient": "DE21", "amount": 45.0}
     (PLAN, 'Schedule "Budget" for 12 February 2027, 15:00', {"title": "Budget", "start": "2027-02-12T15:00"}, "schedule {title} for {start}"),
     # no order, another value than the call's, a value that the call lacks, or a condition
     *((PAY, said, RENT, None) for said in ("Ann says pay 45 EUR to DE21", "I paid 45 EUR to DE21", "Pay 54 EUR to DE21", "Pay 45 EUR to DE21 in June", "Pay 45 EUR to DE21 if it is due", "Pay the bill", "", "Pay 45 EUR to DE21 and 50 EUR to Eve")),
+    # words for something milder, which an approver let pass
+    *((PAY, said, RENT, None) for said in ("Tell DE21 about 45 EUR", "Add DE21 45 to accounts", "Open DE21 45 EUR", "Pay 45 EUR to DE21 monthly")), (DELETE, "Open a.txt", {"path": "a.txt"}, None), (DELETE, "Erase a.txt", {"path": "a.txt"}, "erase {path}"),
 ])  # fmt: skip
 def test_an_approved_call_proposes_the_order_that_was_missing(profile: ToolProfile, said: str, args: dict[str, Any], order: str | None) -> None:
-    assert proposed_order("act", profile, said, args) == order
+    assert proposed_order("act", {"act": profile}, said, args) == order
     if order is not None:
-        assert proposed_order("act", profile.model_copy(update={"intent": (order,)}), said, args) is None
+        assert proposed_order("act", {"act": profile.model_copy(update={"intent": (order,)})}, said, args) is None
+        assert proposed_order("act", {"act": profile, "other": profile.model_copy(update={"intent": (order,)})}, said, args) is None
+
+
+def test_learning_without_contents_names_no_orders(run: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "authz.yaml").write_text("tools:\n  pay: {effect: pay, critical: {to: principal, amount: amount}, intent: [wire]}\n")
+    authz = RuntimeAuthz(profiles="authz.yaml", audit=FileSink("audit.jsonl"))
+    with authz.session(subject="alice", task="Send 45 EUR to DE21") as session:
+        assert session.approve(session.decide("pay", {"to": "DE21", "amount": 45})).permit
+    assert (learned := run("learn", "audit.jsonl")).exit_code == 0 and "`intent`" not in learned.stderr
 
 
 def test_learning_names_orders_for_reviewed_tools(run: Callable[..., Any], tmp_path: Path) -> None:
