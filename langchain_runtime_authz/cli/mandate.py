@@ -85,7 +85,7 @@ def explain(
         text += ["note: the profiles do not tell all arguments and choices; with `--graph MODULE:GRAPH` the tools do"]
     text += [f"material: {parts} part{'s' if parts > 1 else ''} of the text, which order nothing"] if parts else []
     if not sentences and not planner and not any(p.intent for p in declared.values()):
-        text += ["no profile declares orders (`intent`), so only verbs in tools' names are read: see docs/mandate.md"]
+        text += ["no profile declares orders (`intent`), so only tools' names are verbs: see docs/mandate/words.md"]
     return Answer(document, text, bool(compiled.dropped or (planner and found is None)))
 
 

@@ -47,7 +47,7 @@ OF_CODE = {
     "docs/delegation.md": {"after 60 seconds at the latest": mint_tokens.TOKEN_TTL},
     "docs/effects.md": {"JSON of at most 64 KB": messages.MAX_KEPT},
     "docs/identity.md": {"outlasts its lease (a minute)": run.LEASE_TTL},
-    "docs/mandate.md": {"more than 400 characters": planner_mandate.LONG},
+    "docs/mandate/planner.md": {"more than 400 characters": planner_mandate.LONG},
     "docs/operations.md": {
         "its lease lapses (a minute)": run.LEASE_TTL, "less than a minute ago": run.LEASE_TTL, "for 24 hours": base.LASTS,
         "It has five seconds": calls_in_doubt.DEADLINE, "most five a minute for each code. A later": logs.WINDOW,
