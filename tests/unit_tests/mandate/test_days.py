@@ -36,7 +36,7 @@ def read(text: str, today: date | None = TODAY) -> object:
     ("for yesterday", "2026-12-30"), ("tomorrow at 3 pm", "2027-01-01 at 3 pm"), ("for tomorrow 14:00, please", "2027-01-01 14:00"),
     ("for Friday", "2027-01-01"), ("for this monday at 3 pm", "2027-01-04 at 3 pm"), ("for Wednesday, thanks", "2027-01-06"), ("for Friday, 2027-01-08", "Friday, 2027-01-08"),
     # another day is meant, or it is not sure which
-    *((said, None) for said in ("for Thursday", "for next Friday", "for Friday 12/11", "for Friday week", "for Friday or Monday", "for Friday the 8th", "for last Monday", "every Friday", "for Friday, Monday", "for Friday next", "for the Friday", "for our Friday")),
+    *((said, None) for said in ("for Thursday", "for next Friday", "for Friday next", "for Friday 12/11", "for Friday week", "for Friday or Monday", "for Friday the 8th", "for last Monday", "every Friday", "for Friday, Monday", "for Friday next", "for the Friday", "for our Friday")),
     *((said, None) for said in ("not tomorrow", "tomorrow or today", "tomorrow week", "a week from tomorrow", "a day after tomorrow", "by tomorrow",
         "every day after tomorrow", "tomorrow morning", "tomorrow, Friday", "tomorrow 2027-02-01", "by Friday", "next week", "tomorrow's")),
 ])  # fmt: skip
