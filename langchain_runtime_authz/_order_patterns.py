@@ -145,6 +145,8 @@ def _sequence(written: Iterator[str], end: str) -> Pattern:
             sequences = tuple(map(tuple, ways))
             return sequences[0] if len(sequences) == 1 else (Choice(sequences),)
         way = ways[-1]
+        if item not in "|])}" and way and isinstance(way[-1], str) and way[-1].endswith(f"{REST}}}"):
+            raise ValueError(f"goes on behind `{way[-1]}`, which takes all that is said there")
         if item == "[":
             before = way[-1] if way else ""
             parts = before.parts if isinstance(before, Options) else ()

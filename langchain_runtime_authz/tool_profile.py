@@ -23,7 +23,7 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, Self, TypeVar, ge
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from langchain_runtime_authz._order_patterns import items, name_in
+from langchain_runtime_authz._order_patterns import REST, items, name_in, split_item
 from langchain_runtime_authz._validate import read_yaml
 from langchain_runtime_authz.digest import digest, project
 from langchain_runtime_authz.errors import Code, ConfigError, wrong_field
@@ -161,6 +161,13 @@ class ToolProfile(BaseModel):
             raise ValueError(f"`author` names `{self.author}`, which the system must write: say so in `trust`")
         if free := {*self.free}.intersection(self.named()["intent"]):
             raise ValueError(f"`{min(free)}` is in `free`, so no order in `intent` may name it")
+        for item in items(*self.orders):
+            name, mark, _ = split_item(item[1:-1])
+            texts, others = self.text, (*self.when, *(n for n, k in self.critical.items() if k in ("amount", "url")))
+            if item[0] == "{" and mark and ((mark == REST) != (name in texts) or name in others):
+                raise ValueError(
+                    f"`{item}` in `intent`: `:rest` is for a `text`, other marks for a name, a place or a value"
+                )
         return self
 
     @cached_property

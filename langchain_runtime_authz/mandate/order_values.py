@@ -134,7 +134,8 @@ class Values:
         timed, dated = "time" in argument.words, not argument.words.isdisjoint(("date", "day"))
         if (timed or (argument.kind == "when" and not dated)) and (end := self._clock(at)):
             yield self.one(at, end, "time"), end
-        if timed and not dated and not _CLOCK.search(token.text):
+        day = argument.kind != "when" and not re.search(r"\d", token.text)  # "Mark T-5 tomorrow" names no mark
+        if day or (timed and not dated and not _CLOCK.search(token.text)):
             kinds -= {"date"}
         if "number" in kinds and (number := self._whole(argument, token)):
             yield self.one(at, at + 1, "number", number), at + 1

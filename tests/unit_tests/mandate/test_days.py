@@ -50,6 +50,13 @@ def test_a_name_before_a_weekday_may_be_of_one_day(name: str, day: str) -> None:
     assert read(f"Plan {name} {day}") is None and read(f"Plan {name} for {day}")
 
 
+def test_a_day_is_a_value_only_of_a_date() -> None:
+    mark = {"mark": ToolProfile(critical={"item": "object"}, intent=("mark {item} [[as] {state}]",))}
+    state = {"mark": {"properties": {"item": {"type": "string"}, "state": {"type": "string"}}}}
+    assert compile_words(["Mark T-5 tomorrow"], mark, state, today=TODAY).mandate is None
+    assert compile_words(["Mark T-5 2027-01-05"], mark, state, today=TODAY).mandate is not None
+
+
 def test_what_is_no_date_reads_as_before() -> None:
     assert read('Thanks for your help today. Plan "Review" for 2027-01-05') == "2027-01-05"
     assert read('Hold "Review" today', today=None) == read('Hold "Review" today') == ""  # an order of the profile

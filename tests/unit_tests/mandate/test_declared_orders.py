@@ -172,7 +172,7 @@ def test_a_malformed_order_is_refused(order, said):
 WORDED = {
     name: ToolProfile(critical={"ticket": "object", "who": "principal", "place": "place"}, text=("text",), when=("day",), intent=(said,))
     for name, said in {
-        "assign": "assign {ticket} to {who:word} [in {place:word}]", "tell": "tell {who:word} {text:word}", "plan": "plan {ticket} on {day:word}", "hand": "hand {ticket} to {who}", "buy": "buy {ticket:words} [in {place:words}]", "drop": "drop [folder] {ticket:words}",
+        "assign": "assign {ticket} to {who:word} [in {place:word}]", "tell": "tell {who:word} {text}", "plan": "plan {ticket} on {day}", "hand": "hand {ticket} to {who}", "buy": "buy {ticket:words} [in {place:words}]", "drop": "drop [folder] {ticket:words}",
     }.items()
 }  # fmt: skip
 
@@ -211,10 +211,11 @@ def test_the_rest_of_a_clause_is_what_to_tell(text, expected):
     assert [(s.tool, {n: a.value for n, a in s.args.items()}) for s in (mandate.steps if mandate else ())] == expected
 
 
-@pytest.mark.parametrize("order", ["tell {who} {text:rest}", "tell {who} [that] {text:rest}", "tell {who} ({text:rest}|that)", "tell {who} (that|) {text:rest}", "assign {who:lines}", "assign {:word}", "assign {who:word=marta}", "assign {who:word} to {who}"])
+@pytest.mark.parametrize("order", ["tell {who} {text:rest}", "tell {who} [that] {text:rest}", "tell {who} ({text:rest}|that)", "tell {who} (that|) {text:rest}", "assign {who:lines}", "assign {:word}", "assign {who:word=marta}", "assign {who:word} to {who}",
+    "tell {who} that {text:rest} now", "tell {who} that {text:rest} [now]", "tell {who} that {text:word}", "tell {who} that {ticket:rest}", "assign {who:word} on {day:words}", "assign {who:word} {hours:word}"])
 def test_a_wrong_mark_of_an_argument_is_refused(order):
     with pytest.raises(ConfigError):
-        load_profiles({"assign": {"critical": {"who": "principal"}, "intent": [order]}})
+        load_profiles({"assign": {"critical": {"who": "principal", "hours": "amount"}, "when": ["day"], "text": ["text"], "intent": [order]}})
 
 
 def test_only_what_no_order_can_begin_with_is_refused():
