@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from langchain_runtime_authz.credential.ticket import Ticket
-from langchain_runtime_authz.facts.resource_version import UNCHANGED, resource_of
+from langchain_runtime_authz.facts.resource_version import UNCHANGED, resource_of, spelled
 from langchain_runtime_authz.ledger.base import Query, Scope, Snapshot
 from langchain_runtime_authz.pep.call import Call
 from langchain_runtime_authz.pep.run import Flow, Load, Run
@@ -28,14 +28,15 @@ def outdated_tools(
     read = resources if any(call.profile.ordered for call in calls) else {}
     found = {key: resource_of(call.profile, call.args) for call, key in zip(calls, keys, strict=True)}
     reading = {key: name for key, name in found.items() if name}
-    names = (*read, *reading.values())
+    # Older rows have names as they were written. The newest read of a name counts.
+    seen = {spelled(name): (name, *told.split(" ", 1)) for name, told in read.items()}
+    names = dict.fromkeys((*seen, *(name for name, _, _ in seen.values()), *reading.values()))
     if not names:
         return frozenset(), False
-    data: Snapshot = yield Load(data_scope(run.scope), Query(marks=tuple(dict.fromkeys(names))))
-    current = {name: data.marks.get(name, UNCHANGED) for name in names}
+    marks = (yield Load(data_scope(run.scope), Query(marks=tuple(names)))).marks
+    current = {name: marks.get(name, UNCHANGED) for name in names}
     run.versions |= {key: current[name] for key, name in reading.items()}
-    versions = {name: seen.split(" ", 1) for name, seen in read.items()}
-    moved = frozenset(tool for name, (version, tool) in versions.items() if current[name] != version)
+    moved = frozenset(tool for name, (old, was, tool) in seen.items() if marks.get(name, current[old]) != was)
     return moved, run.engine.memory.outputs(run.scope).drop(current)
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from importlib import resources
 
+from langchain_runtime_authz.facts import resource_version
+from langchain_runtime_authz.pep import operator_acts
+
 from ._kit import *
 
 
@@ -102,6 +105,26 @@ def test_another_spelling_of_what_was_read_is_no_other_resource(month: str) -> N
         with office.authz.run(subject="alice", task="Pay the bill") if protected else nullcontext(), contextlib.suppress(AuthzHalt):
             graph.invoke(human("Pay the bill"), THREAD)
         assert bool(office.paid) is not protected
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["reported before", "reported after"])
+def test_what_an_older_version_kept_still_counts(late: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It kept names as they were written. What was read again by this version is no older."""
+    office, month = Office(), {"month": "May"}
+    for module in (resource_version, operator_acts):
+        monkeypatch.setattr(module, "spelled", str)
+    session = office.authz.session(subject="alice", task="Pay the bill", thread="t")
+    assert session.decide("read_bill", month).permit
+    session.observe("read_bill", month, office.bill)
+    if late:
+        monkeypatch.undo()
+    office.authz.data_changed("bill:May")
+    monkeypatch.undo()
+    assert not session.decide("pay", PAY["args"]).permit
+    session = office.authz.session(subject="alice", thread="t")
+    assert session.decide("read_bill", month).permit
+    session.observe("read_bill", month, office.bill)
+    assert session.decide("pay", PAY["args"]).permit
 
 
 @pytest.mark.parametrize(
