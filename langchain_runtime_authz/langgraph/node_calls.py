@@ -54,7 +54,8 @@ class NodeCalls:
 
     def decide(self, run: Run, one: ArrivingCall) -> Flow[tuple[Pending, Place | None]]:
         """Decide a call. Return it with its verdict, and its place in a message, if any."""
-        call, place = (one.call, None) if one.call.by_code else (yield from self.plans.find(run, one))
+        own = one.call.by_code and one.call.call_id is None  # it has no place in a message
+        call, place = (one.call, None) if own else (yield from self.plans.find(run, one))
         call = call if place is not None else one.counted(call)
         (done,) = yield from self.decide_all(run, [call], one.config)
         if isinstance(done.verdict, Ticket):

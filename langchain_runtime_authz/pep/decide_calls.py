@@ -177,7 +177,8 @@ def _described(
     counter, deeds, mandate, binding = compared
     row = snapshot.calls.get(key)
     intended = call.position, call.call_id, call.tool, call.raw
-    match = plan.PLANNED_BY_CODE if call.by_code else plan.match(snapshot.plan, run.epoch, *intended)
+    own = call.by_code and (call.call_id is None or snapshot.plan is None)  # no message has it
+    match = plan.PLANNED_BY_CODE if own else plan.match(snapshot.plan, run.epoch, *intended)
     if match.stale and _goes_on(run, snapshot, key):
         match = match._replace(stale=False)
     decision = _refusal(run, snapshot, call, match, approval, row) or _UNDECIDED

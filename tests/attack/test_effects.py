@@ -122,6 +122,28 @@ def test_a_declared_copy_leaves_the_tool_as_it_was(ran: Any) -> None:
     assert ran == [] and seen(authz, "send_mail")[-1][1]["source"] != "code"
 
 
+@pytest.mark.parametrize("to", [STRANGER, "eve@y.example"], ids=["twin", "changed"])
+def test_a_models_call_by_a_declared_copy_needs_its_plan(to: str, ran: Any) -> None:
+    """Code hands the model's call to the copy, with other arguments. The twin leaves them; then the plan is the model's."""
+
+    @tool
+    def send_mail(to: str) -> str:
+        """Mail."""
+        ran.append(to)
+        return "sent"
+
+    authz = RuntimeAuthz(pdp=StaticPDP(True), profiles={"send_mail": BARE})
+    copy = authz.effect("send_mail")(send_mail)
+    model = ScriptedChatModel(script=[AIMessage("", tool_calls=[call("send_mail", {"to": STRANGER}, "1")])])
+
+    def node(state: MessagesState) -> dict[str, Any]:
+        (made,) = model.invoke(state["messages"]).tool_calls
+        return {"messages": [copy.invoke({**made, "args": {"to": to}})]}
+
+    told(authz, authz.protect(node_graph(node)), human())
+    assert [(plan["source"], plan["planned"]) for _, plan in seen(authz, "send_mail")] == [("model", to == STRANGER)]
+
+
 def test_a_default_that_nobody_spoke_of_is_not_asked(ran: Any) -> None:
     """An argument that has its default value deviates from nothing."""
     authz = RuntimeAuthz()
