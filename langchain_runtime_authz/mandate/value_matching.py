@@ -353,7 +353,7 @@ def _holds(
     else:
         found = re.search(rf"(?<!\w){re.escape(part)}(?!\w)", text) is not None
     # The text may be the same date, written in another way.
-    other = any(c.isdigit() for c in part) and not (_ISO.fullmatch(text) and _ISO_PART.match(part))
+    other = not (_ISO.fullmatch(text) and _ISO_PART.match(part))
     return found or (None if other and any(f.startswith(_MOMENT) for f in scalar_forms(value)) else False)
 
 
@@ -363,7 +363,8 @@ def _close(value: Scalar, constant: Scalar) -> bool:
         return type(value) is not type(constant)
     own, said = scalar_forms(value), scalar_forms(constant, said=True)
     shared, ours, theirs = ({f.partition(":")[0] for f in found} for found in ({*own} & {*said}, own, said))
-    return not shared <= {"text"} and not {"date", "time"} & ours & theirs - shared
+    unknown = "date" in ours and theirs == {"text"}  # what is not tomorrow?
+    return unknown or (not shared <= {"text"} and not {"date", "time"} & ours & theirs - shared)
 
 
 def touches(value: object, unwanted: Scalar, kind: str) -> bool:

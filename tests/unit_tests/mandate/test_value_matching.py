@@ -105,6 +105,7 @@ def test_compare(one, other, order):
     (Contains("bill"), ["The Bill is here"], True), (Contains("bill"), ["billing"], False), (StartsWith("re"), ["RE: x"], True),
     (AtLeast(3), [3], True), (AtMost(3), [4], False), (AtLeast(3), ["x"], None),
     (Not(Eq("Anna")), ["Bob"], True), (Not(Eq("Anna")), [], False), (Not(Eq("Anna")), ["An\u200bna"], None), (Not(Not(Eq("Anna"))), ["anna"], True),
+    *((Not(day), [when], None) for day in (Eq("tomorrow"), Eq("morgen"), Contains("Friday"), StartsWith("next week")) for when in ("2027-01-01", "2027-01-01T10:00:00Z")), (Not(Eq("2027-01-02")), ["2027-01-01"], True), (Not(Contains("2027-01-02")), ["2027-01-01"], True),
 ])
 def test_conditions(condition, values, met):
     assert meets(condition, values) is met
