@@ -32,7 +32,7 @@ _MAX_READINGS: Final = 50  # of one tool's orders
 _MAX_TRIES: Final = 2_000  # positions at which orders of one tool are tried
 _ROOT: Final = 3  # letters that a word and its plural share: "5 ms" are not "5 m"
 _YEAR: Final = re.compile(r"(?:19|20)\d\d")
-_ASIDE: Final = re.compile(r"[()\[\]{}<>|\u2026\u2013\u2014]|^[-.~*]")  # of a remark to the agent
+_ASIDE: Final = re.compile(r"[()\[\]{}<>|\u2026\u2013\u2014]|^[-.~*_]")  # of a remark to the agent
 _PERSONAL: Final = frozenset({"name", "email", "handle"})  # kinds by which people are told from things
 _HIT: Final = TARGETS | {"place"}  # kinds of what an order affects
 
