@@ -104,14 +104,12 @@ class _Check:
             self.leaving.update(step.sources if step.id in self.leaving else ())
 
     def steps(self) -> tuple[model.Step, ...]:
-        for step in self.mandate.steps:
-            for needed in (*step.sources, *([step.after] if step.after else [])):
-                if needed in self.lost and step.id not in self.lost:
-                    self.lost[step.id] = f"it depends on `{needed}`"
         ordered = in_order([self.kept.get(step.id, step) for step in self.mandate.steps], self.profiles)
-        for step in ordered:  # a deletion does not go ahead if the copy before it was dropped
-            if step.after in self.lost:
-                self.lost.setdefault(step.id, f"it depends on `{step.after}`")
+        for step, given in zip(ordered, self.mandate.steps, strict=True):
+            # A deletion does not go ahead if the copy before it was dropped.
+            for needed in (*given.sources, given.after, step.after):
+                if needed in self.lost:
+                    self.lost.setdefault(step.id, f"it depends on `{needed}`")
         return tuple(step for step in ordered if step.id not in self.lost)
 
     def doubtful(self, step: model.Step) -> bool:

@@ -128,6 +128,17 @@ def test_a_step_is_dropped_with_the_one_before_it(first: Call, go: Any) -> None:
     assert ran(said, other, DROP, protected=False, **given) == [other, DROP]
 
 
+def test_a_step_is_dropped_with_the_read_that_it_depends_on(go: Any) -> None:
+    """A read that follows a dropped step is dropped, with what is chosen from it. The other orders stay."""
+    said = "Copy db-1 to the usual place, then drop db-1. List the events. Copy at-15 to db-2. Drop db-3."
+    other, at = ("drop", {"database": "db-3"}), ("copy", {"source": "at-15", "target": "db-2"})
+    chosen = {"kind": "pick", "step": "s2", "path": "id", "where": {"id": ["at-15"]}}
+    steps = ("copy", {"source": "db-1", "target": "db-9"}), DROP, ("events", {}, {"after": "s1"}), ("copy", {**at[1], "source": chosen}), other
+    given: dict[str, Any] = {"go": go, "planned": steps}
+    assert ran(said, other, ("events", {}), at, protected=True, **given) == [other, ("events", {})]
+    assert ran(said, other, ("events", {}), at, protected=False, **given) == [other, ("events", {}), at]
+
+
 LAST = {"kind": "pick", "step": "s0", "path": "id", "where": {}, "max": "start"}
 NAMED = {**LAST, "where": {"id": ["at-17"]}, "max": None}
 DATED = {**NAMED, "where": {**NAMED["where"], "start": [{"kind": "starts_with", "text": "2027"}]}}
