@@ -55,10 +55,13 @@ _REFUSED: Final[Mapping[str, Code]] = {
 }
 
 
-def decide_calls(run: Run, calls: Sequence[Call], entry: Entry = None) -> Flow[list[DecidedCall]]:
+def decide_calls(
+    run: Run, calls: Sequence[Call], entry: Entry = None, held: frozenset[str] = frozenset()
+) -> Flow[list[DecidedCall]]:
     """Decide all calls of one message in one batch, with the `entry` of their node.
 
-    Never raises: a failure denies the calls, and may leave the entry undecided.
+    Never raises: a failure denies the calls, and may leave the entry undecided. `held`: keys of calls that the policy
+    did not permit, so no other call goes in one message with them.
     """
     if not calls:
         return []
@@ -84,7 +87,7 @@ def decide_calls(run: Run, calls: Sequence[Call], entry: Entry = None) -> Flow[l
     ahead: dict[str, int] = {}
     changed = False
     for call, key, compared, approval in zip(calls, keys, comparisons, approvals, strict=True):
-        one = _described(run, snapshot, words, call, key, compared, approval, moved, ahead)
+        one = _described(run, snapshot, words, call, key, compared, approval, moved, ahead, held)
         one.started = started
         changed = changed or (one.match is not None and one.match.changed)
         decided.append(one)
@@ -102,7 +105,14 @@ def decide_calls(run: Run, calls: Sequence[Call], entry: Entry = None) -> Flow[l
         if one.doubts or decision.outcome == "approval_required":
             one.decision = ask_despite(one, one.decision) if one.doubts else one.decision
             one.evidence = sentences(run, one)
-    return decided
+    stuck = _held(asked, comparisons) if calls[1:] and not held else held
+    return decided if stuck == held else (yield from decide_calls(run, calls, None, stuck))
+
+
+def _held(asked: Sequence[DecidedCall], comparisons: Sequence[_Compared]) -> frozenset[str]:
+    """Return keys of calls that may not run, although others of the message wait."""
+    awaited = {counter for *_, binding in comparisons if binding is not None for counter in binding.alone}
+    return frozenset(one.key for one in asked if one.standing.opened in awaited and not one.decision.permit)
 
 
 def _look_up(run: Run, calls: Sequence[Call]) -> Flow[tuple[Any, ...]]:
@@ -172,6 +182,7 @@ def _described(
     approval: Approval | None,
     moved: frozenset[str],
     ahead: dict[str, int],
+    held: frozenset[str],
 ) -> DecidedCall:
     """Return the call with all facts for its decision. Add its counts to `ahead`."""
     counter, deeds, mandate, binding = compared
@@ -191,7 +202,7 @@ def _described(
         ahead[counter] = before + int(row is None)
     standing = NO_STANDING
     if binding is not None:
-        refused = decision is not _UNDECIDED
+        refused = decision is not _UNDECIDED or key in held
         standing = standing_of(binding, snapshot.counters, row, approval, ahead, refused=refused)
     doubts, repeats = doubted(run, snapshot, call, key, deeds, approval) if snapshot.doubts and not replay else ((), ())
     if doubts and standing.standing == "covered":  # the call in doubt may have used up the step that orders this one

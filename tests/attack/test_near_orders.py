@@ -203,6 +203,15 @@ def test_a_write_inside_does_not_go_with_one_that_a_person_rejects(go: Any) -> N
     assert sorted(ran(said, at_once(wrong, OTHER), go=go, protected=False), key=str) == sorted((wrong, OTHER), key=str)
 
 
+def test_a_write_inside_does_not_go_with_one_that_the_policy_denies(go: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the denied call was to save would be overwritten."""
+    monkeypatch.setitem(TOOLS, "move", ({**TOOLS["store"][0], "verdict": "deny", "intent": ("move {source} to {target}",)}, TOOLS["store"][1]))
+    said, first = "Move db-2 to db-3. Store db-1 to db-2.", ("move", NOTED[1])
+    given: dict[str, Any] = {"go": go, "planned": (first, OTHER)}
+    assert ran(said, at_once(first, OTHER), protected=True, **given) == []
+    assert sorted(ran(said, at_once(first, OTHER), protected=False, **given), key=str) == sorted((first, OTHER), key=str)
+
+
 def test_a_retry_that_succeeds_makes_up_for_the_failure(go: Any) -> None:
     said, given = "Copy db-1 to db-2, then drop db-1.", {"go": go, "planned": (BACKUP, DROP), "failing": "copy"}
     assert ran(said, BACKUP, BACKUP, DROP, protected=True, answers=["approve"], **given) == [BACKUP, BACKUP, DROP]
