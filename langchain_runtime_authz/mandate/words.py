@@ -43,6 +43,7 @@ _POINTS: Final = re.compile(r"^[ \t]*(?![-*•])\S[^\n]*[^:\s][ \t]*\n+[ \t]*[-*
 _LATIN: Final = re.compile("[\u00c0-\u024f\u1e00-\u1eff]")
 _LONG: Final = "it is too long for an order"
 _UNFIT: Final = "it fits no order of a tool; a value needs a capital, a digit or quotes"
+_MORE: Final = "what stands behind the comma may not belong to the order; quote a text that has commas"
 _SAME: Final = "two orders concern the same target"
 _FIRST: Final = "it may hang on what is done first"
 
@@ -248,7 +249,9 @@ class _Turn:
             stop = next(
                 (f"`{t.text}` leaves" for t in tokens if t.kind != "quote" and self.language.stopped(t.lower)), ""
             )
-            raise _UnclearError(f"{stop} open whether it is an order" if stop else _UNFIT)
+            comma = next((n for n, token in enumerate(tokens) if token.kind == "sep"), 0)
+            why = _MORE if self._matched(tokens[:comma]) else _UNFIT
+            raise _UnclearError(f"{stop} open whether it is an order" if stop else why)
         if acts and len(found) > 1:
             raise _UnclearError("more than one tool may be meant")
         if acts and self.checked:

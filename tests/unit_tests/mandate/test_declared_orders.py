@@ -211,6 +211,11 @@ def test_the_rest_of_a_clause_is_what_to_tell(text, expected):
     assert [(s.tool, {n: a.value for n, a in s.args.items()}) for s in (mandate.steps if mandate else ())] == expected
 
 
+def test_a_text_with_a_comma_is_named_as_the_reason():
+    (dropped,) = compile_words(["Tell Tom that I'm late, the traffic is bad"], TOLD).dropped
+    assert "behind the comma" in dropped.why
+
+
 @pytest.mark.parametrize("order", ["tell {who} {text:rest}", "tell {who} [that] {text:rest}", "tell {who} ({text:rest}|that)", "tell {who} (that|) {text:rest}", "assign {who:lines}", "assign {:word}", "assign {who:word=marta}", "assign {who:word} to {who}",
     "tell {who} that {text:rest} now", "tell {who} that {text:rest} [now]", "tell {who} that {text:word}", "tell {who} that {ticket:rest}", "assign {who:word} on {day:words}", "assign {who:word} {hours:word}"])
 def test_a_wrong_mark_of_an_argument_is_refused(order):
