@@ -236,8 +236,10 @@ def _logged(files: list[Path]) -> tuple[list[tuple[Scope, tuple[str, ...]]], lis
                 if event in ("revoked", "reinstated"):
                     moment(record["ts"])
                     named = record["ts"], _scope(record), _texts(*record["agent"]), event
-                    # A second record of one time says that the first one does not count.
-                    (events.discard if {"refused", "unknown"} & {*record["detail"]} else events.add)(named)
+                    if {"refused", "unknown"} & {*record["detail"]}:  # the record before it does not count
+                        events.discard(max((e for e in events if e <= named and e[1:] == named[1:]), default=named))
+                    else:
+                        events.add(named)
                 elif event == "resolved":
                     ended[record["detail"]["decision_id"]] += -1 if {"refused", "unknown"} & {*record["detail"]} else 1
                 elif record["kind"] == "completion" and record["state"] == "failed":

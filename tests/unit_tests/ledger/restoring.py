@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from langchain_runtime_authz.errors import AuthzDenied, AuthzError, Code, Ledger
 from langchain_runtime_authz.evaluation import Decision
 from langchain_runtime_authz.ledger.base import Approval, Scope
 from langchain_runtime_authz.ledger.call_changes import AskApproval
+from langchain_runtime_authz.pep import operator_acts
+from langchain_runtime_authz.pep.decision_log import run_event
 from langchain_runtime_authz.testing import StaticPDP
 from tests.cli import cli
 
@@ -109,14 +112,19 @@ class Restoring:
         assert [record["detail"]["author"] for record in last] == ["user:carol"]
         assert verify_chain(place.folder / "audit.jsonl").ok
 
-    @pytest.mark.parametrize("twin", [False, True])
-    def test_a_reinstatement_that_the_ledger_did_not_take_lifts_nothing(self, place: Place, twin: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The log has it twice, the second time with the ledger's error. The twin's ledger takes it, for the agent below too."""
+    @pytest.mark.parametrize(("twin", "older"), [(False, False), (False, True), (True, False)])
+    def test_a_reinstatement_that_the_ledger_did_not_take_lifts_nothing(self, place: Place, twin: bool, older: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The log has it twice, the second time with the ledger's error. The twin's ledger takes it, for the agent below too.
+
+        `older`: a log of an earlier version, which gave each record its own time.
+        """
         authz = place.start()
         assert paid(authz, "a") == "permit"
         yesterday = place.backup()
         for agent in ((), ("session",)):
             authz.revoke("a", graph="session", agent=agent)
+        if older:
+            monkeypatch.setattr(operator_acts, "run_event", lambda of, name, now, **told: run_event(of, name, time.time(), **told))
         if not twin:
             late = LedgerError(Code.LEDGER_TIMEOUT)
             monkeypatch.setattr(authz.ledger, "commit", lambda *_: (_ for _ in ()).throw(late))
