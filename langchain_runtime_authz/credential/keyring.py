@@ -245,16 +245,12 @@ class KeyDirectory(KeyRing):
         return self._keys
 
     def _look(self) -> None:
-        before = self._bad
         try:
             self._load()
         except ConfigError:
             # An unreadable ring may hold a compromise: no key is used until it can be read.
             self._keys, self._stamp = (), None
         self._looked = time.monotonic()
-        if (gone := self._bad - before) and self._listeners:
-            # Notified in a thread, so that signing and key look-up do not wait for a ledger.
-            threading.Thread(target=self._notify, args=(tuple(gone),), daemon=True).start()
 
     def _compromised(self) -> frozenset[str]:
         return frozenset(key.kid for key in self._keys if key.state == "compromised")
@@ -272,9 +268,14 @@ class KeyDirectory(KeyRing):
             try:
                 keys = _read(self._path, self._password)
                 if self._bad & {key.kid for key in keys if key.state != "compromised"}:
-                    raise ConfigError(f"{self._path.name}/{RING} is old: it lacks a withdrawal; restore the newest one")
+                    msg = "is old: it lacks a withdrawal; restore the newest one, or repeat `runtime-authz keys compromise`"
+                    raise ConfigError(f"{self._path.name}/{RING} {msg}")
                 self._keys, self._stamp = keys, seen
-                self._bad |= self._compromised()
+                gone = self._compromised() - self._bad
+                self._bad |= gone
+                if gone and self._listeners:
+                    # Notified in a thread, so that signing and key look-up do not wait for a ledger.
+                    threading.Thread(target=self._notify, args=(tuple(gone),), daemon=True).start()
             except ConfigError:
                 if self._stamped() == seen:
                     raise
