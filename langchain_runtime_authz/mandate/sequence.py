@@ -76,7 +76,8 @@ def _spellings(target: str) -> tuple[str, ...]:
 def _meet(one: Hits, other: Hits) -> bool:
     """Return True if two steps share a target, or one target is a path in the other."""
     return any(
-        at != there and (hit == known or hit.startswith(f"{known}/") or known.startswith(f"{hit}/"))
-        for hit, at in one.items()
-        for known, there in other.items()
+        both.get(folder, at) != at
+        for each, both in ((one, other), (other, one))
+        for hit, at in each.items()
+        for folder in (hit, *(hit[:n] for n, c in enumerate(hit) if c == "/"))
     )

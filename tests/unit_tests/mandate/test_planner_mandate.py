@@ -32,6 +32,7 @@ from langchain_runtime_authz.mandate.model import (
 )
 from langchain_runtime_authz.mandate.planner_mandate import backed
 from langchain_runtime_authz.tool_profile import ToolProfile, load_profiles
+from tests.counted import python_calls
 
 PROFILES = load_profiles(
     {
@@ -542,3 +543,12 @@ def test_a_quotation_of_an_earlier_message_is_no_text_to_send() -> None:
     mandate = backed(Mandate(steps=(Step("m", "mail", {"to": "Carol", "body": Text()}),)), ["Mail Carol that I am late."], PROFILES, SIGNATURES, ['Book "Lunch"']).mandate
     assert mandate is not None
     assert mandate.confirm == ()
+
+
+def test_the_work_grows_with_the_values_of_dropped_steps_and_not_faster() -> None:
+    def calls(count: int) -> int:
+        paths = [Const(value=tuple(f"{step}-{n}" for n in range(count))) for step in "ab"]
+        steps = [Step(id=f"s{n}", tool="remove", args={"path": path}) for n, path in enumerate(paths)]
+        return len(python_calls(lambda: check("Remove all of them.", *steps)))
+
+    assert calls(400) < 3 * calls(200)
