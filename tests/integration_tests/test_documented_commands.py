@@ -39,6 +39,7 @@ LISTED = {
     "demo --agentdojo": "half a minute; `test_demo_agentdojo.py` plays it",
     "demo --otlp URL": "needs a receiver; `test_jaeger.py` sends to a real Jaeger",
     "demo --otlp http://127.0.0.1:4318": "the same",
+    "approvals approve ledger.db ID --as bob --key bob/KID.pem --approvers approvers.json": "needs a question that waits; `test_approvals.py` answers",
     "policy try request.json my-policy --watch": "does not end by itself; `test_policy.py` watches",
 }
 OF_THE_HOUR = "policy replay audit.jsonl examples/policies/bank"  # nobody pays outside 8 to 18 o'clock in Berlin
