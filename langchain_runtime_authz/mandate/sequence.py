@@ -76,8 +76,9 @@ def _spellings(target: str) -> tuple[str, ...]:
 def _meet(one: Hits, other: Hits) -> bool:
     """Return True if two steps share a target, or one target is a path in the other."""
     return any(
-        both.get(folder, at) != at
+        both.get(hit[:size], at) != at
         for each, both in ((one, other), (other, one))
+        for size in {*map(len, both)}
         for hit, at in each.items()
-        for folder in (hit, *(hit[:n] for n, c in enumerate(hit) if c == "/"))
+        if hit[size : size + 1] in ("", "/")
     )

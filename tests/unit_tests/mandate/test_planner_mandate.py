@@ -31,6 +31,7 @@ from langchain_runtime_authz.mandate.model import (
     Within,
 )
 from langchain_runtime_authz.mandate.planner_mandate import backed
+from langchain_runtime_authz.mandate.sequence import in_order
 from langchain_runtime_authz.tool_profile import ToolProfile, load_profiles
 from tests.counted import python_calls
 
@@ -545,10 +546,11 @@ def test_a_quotation_of_an_earlier_message_is_no_text_to_send() -> None:
     assert mandate.confirm == ()
 
 
-def test_the_work_grows_with_the_values_of_dropped_steps_and_not_faster() -> None:
-    def calls(count: int) -> int:
-        paths = [Const(value=tuple(f"{step}-{n}" for n in range(count))) for step in "ab"]
+def test_the_work_of_a_sequence_grows_with_the_values_and_not_faster() -> None:
+    def calls(count: int, depth: int = 0) -> int:
+        paths = [Const(value=tuple(f"{step}-{n}{'/a' * depth}" for n in range(count))) for step in "ab"]
         steps = [Step(id=f"s{n}", tool="remove", args={"path": path}) for n, path in enumerate(paths)]
-        return len(python_calls(lambda: check("Remove all of them.", *steps)))
+        return len(python_calls(lambda: in_order(steps, PROFILES)))
 
     assert calls(400) < 3 * calls(200)
+    assert calls(2, depth=1000) < 2 * calls(2, depth=10)
