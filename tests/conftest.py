@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from functools import cache
 from typing import Any
 
@@ -26,6 +27,10 @@ from langchain_core.tools import base, structured
 from pydantic import fields
 
 from tests.tier import PROFILE
+
+# Many tests start processes, which would compile the package again and again.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 _FACTORS = {"ci": 1 / 5, "new": 1, "long": 10}
 

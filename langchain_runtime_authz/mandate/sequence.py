@@ -43,10 +43,8 @@ def _hits(step: Step, profile: ToolProfile) -> Hits:
     """Return what a step affects. Two tools may concern one person in any order."""
     found: Hits = {}
     for name, argument in step.args.items():
-        kind, place = (
-            profile.critical.get(name, "object" if profile is UNPROFILED else None),
-            getattr(argument, "said", None) or step.id,
-        )
+        kind = profile.critical.get(name, "object" if profile is UNPROFILED else None)
+        place = getattr(argument, "said", None) or step.id
         values: Sequence[object] = ()
         if isinstance(argument, Const):
             values = argument.value if isinstance(argument.value, tuple) else (argument.value,)
