@@ -109,7 +109,7 @@ def test_another_spelling_of_what_was_read_is_no_other_resource(month: str) -> N
 
 @pytest.mark.parametrize("late", [False, True], ids=["reported before", "reported after"])
 def test_what_an_older_version_kept_still_counts(late: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It kept names as they were written. What was read again by this version is no older."""
+    """It kept names as they were written. What this version read again takes its place."""
     office, month = Office(), {"month": "May"}
     for module in (resource_version, operator_acts):
         monkeypatch.setattr(module, "spelled", str)
