@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import CancelledError as Cancelled
 from contextvars import Context
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final, Literal, NamedTuple
 from weakref import ref
 
@@ -27,10 +28,11 @@ from langchain_runtime_authz.evaluation import Decision
 from langchain_runtime_authz.facts.normal_forms import key as digest
 from langchain_runtime_authz.ledger.base import Approval, CallRow, Conflict, Doubt, Query, Scope, Snapshot
 from langchain_runtime_authz.ledger.call_changes import ResolveCall
+from langchain_runtime_authz.ledger.changes import Revoke
 from langchain_runtime_authz.ledger.schema import SEVERAL
 from langchain_runtime_authz.pep.call import Call, DecidedCall
-from langchain_runtime_authz.pep.decision_log import commit_recorded, label, run_event
-from langchain_runtime_authz.pep.run import Effect, Engine, Flow, Load, Run
+from langchain_runtime_authz.pep.decision_log import anomaly, commit_recorded, label, run_event
+from langchain_runtime_authz.pep.run import Commit, Effect, Engine, Flow, Load, Run
 from langchain_runtime_authz.pep.thread_memory import TaskWords
 from langchain_runtime_authz.telemetry.logs import logger
 
@@ -218,6 +220,19 @@ def keep_end(run: Run, ticket: Ticket, record: Callable[[], Flow[None]] | None) 
     for first, _ in _ends(run.engine)[:-MAX_LOST]:
         LOST_ENDS.pop(first, None)
         _log.error("%s: the end of call %s is dropped, as %d newer ones wait", Code.IN_DOUBT, first, MAX_LOST)
+
+
+def revoke_late(run: Run, decision: Decision) -> Flow[None]:
+    """Revoke the agent as `decision` demands. `record_ends` repeats it on failure."""
+    done, name = None, decision.decision_id
+    try:
+        done = yield Commit(run.scope, None, [Revoke(run.agent)])
+        LOST_ENDS.pop(name, None)
+        yield anomaly(run, decision.reason, name, done.now)
+    except Exception as exc:  # noqa: BLE001  (the step is denied already)
+        if done is None:
+            LOST_ENDS[name] = run, partial(revoke_late, run, decision), time.monotonic()
+        run.engine.lost("a revocation", exc, run, name)
 
 
 def _ends(engine: Engine) -> list[tuple[str, tuple[Run, Callable[[], Flow[None]], float]]]:

@@ -16,6 +16,7 @@ from langchain_runtime_authz.errors import AuditError, Code
 from langchain_runtime_authz.evaluation import Decision, deny
 from langchain_runtime_authz.ledger.base import Conflict, Query, Snapshot
 from langchain_runtime_authz.ledger.changes import Change, RecordStep, Revoke
+from langchain_runtime_authz.pep.calls_in_doubt import revoke_late
 from langchain_runtime_authz.pep.decision_log import is_judgement, notify, obliged_events, step_record
 from langchain_runtime_authz.pep.lease import lease_refusal, renewed
 from langchain_runtime_authz.pep.obligations import keepable, owed, understood
@@ -66,13 +67,15 @@ def decide_step(
                 decision = understood(decision, action)
         permit = decision.outcome == "permit"
         changes = list(extra(decision)) if extra is not None and permit else []
-        if decision.obligations:
-            changes += owed(decision) if permit else []
-            changes += [Revoke(run.agent)] if any(o.type == "revoke" for o in decision.obligations) else []
+        changes += _obliged(run, decision) if decision.obligations else []
         if not permit:
             changes.append(RecordStep(denials=int(is_judgement(decision)), recent=f"deny:{action}"))
         if changes:
-            done = yield (Commit, run.scope, run.guard if permit else None, changes)
+            try:
+                done = yield (Commit, run.scope, run.guard if permit else None, changes)
+            except Exception:
+                yield from revoke_late(run, decision) if Revoke in map(type, changes) else ()
+                raise
             if isinstance(done, Conflict):
                 decision = deny(done.code)
     except Exception as exc:  # noqa: BLE001  (see `decide_calls`)
@@ -86,6 +89,11 @@ def decide_step(
         failed = run.engine.deny_for_failure(exc, run)
         decision = failed if decision.outcome == "permit" else decision
     return decision if keep is None else keep(decision)
+
+
+def _obliged(run: Run, decision: Decision) -> list[Change]:
+    revokes = any(o.type == "revoke" for o in decision.obligations)
+    return [*(owed(decision) if decision.outcome == "permit" else ()), *([Revoke(run.agent)] if revokes else ())]
 
 
 def kept_permit(run: Run, *step: Any, lasting: bool) -> tuple[Decision | None, Callable[[Decision], Decision]]:

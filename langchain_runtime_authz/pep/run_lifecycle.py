@@ -138,6 +138,7 @@ def _take_lease(
     marked = (heads.HEAD, heads.MEMORY, heads.BELOW, APPLICATION_MANDATE, heads.UNRECORDED, heads.ANEW)
     query = Query(log=True, asks=True, agent=run.agent, marks=marked)
     run.loaded = (given.head.newest or given.head.id) if given.head is not None else ""
+    yield from record_ends(run.engine, scope) if LOST_ENDS else ()  # an end may revoke the agent
     # If another entry advances the epoch between load and commit, load again.
     for _ in range(ATTEMPTS):
         snapshot: Snapshot = yield (Load, scope, query)

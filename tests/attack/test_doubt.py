@@ -17,6 +17,7 @@ from langchain_runtime_authz import AuthzMiddleware, _locks
 from langchain_runtime_authz.errors import Code, LedgerError
 from langchain_runtime_authz.ledger import base
 from langchain_runtime_authz.ledger.call_changes import ClaimCall, ConcludeCall
+from langchain_runtime_authz.ledger.changes import Revoke
 from langchain_runtime_authz.pep import calls_in_doubt
 from langchain_runtime_authz.pep.calls_in_doubt import LOST_ENDS
 from langchain_runtime_authz.testing import FrozenClock
@@ -630,6 +631,31 @@ def test_a_lost_end_of_an_earlier_claim_is_forgotten(world: World, monkeypatch: 
     authz.unknown_calls()
     assert [*LOST_ENDS] == ([] if again else [key])
     calls_in_doubt.HELD.pop(key, None)
+
+
+@pytest.mark.parametrize("demands", ["revoke", "notify"], ids=["revokes", "twin"])
+@pytest.mark.parametrize("step", ["tools/call", "agent/invoke"])
+def test_a_demanded_revocation_outlives_a_failure_of_the_ledger(monkeypatch: Any, step: str, demands: str) -> None:
+    """The ledger does not answer at the denial. The next step is refused, or the next run. The twin demands none."""
+    wanted = {"id": "x", "type": demands, "properties": {"channel": "log"} if demands == "notify" else {}}
+    no = {"decision": False, "context": {"obligations": [wanted]}}
+    hit = lambda request: request.action.name == step and request.resource.id in ("pay", "child")
+    authz = RuntimeAuthz(profiles=PROFILES, pdp=StaticPDP(lambda request: no if hit(request) else True))
+    session = authz.session(subject="alice", task=ORDER, thread="t")
+    with monkeypatch.context() as down:
+        commit = authz.ledger.commit
+        down.setattr(authz.ledger, "commit", lambda s, g, c: 1 / 0 if Revoke in map(type, c) else commit(s, g, c))
+        if step == "tools/call":
+            session.decide("pay", PAY)
+        else:
+            with pytest.raises(AuthzDenied):
+                session.delegate("child")
+    revokes = demands == "revoke"
+    assert len(LOST_ENDS) == revokes
+    with pytest.raises(AuthzDenied, match="revoked") if revokes else contextlib.nullcontext():
+        authz.session(subject="alice", task=ORDER, thread="t")
+    assert session.decide("save", {"path": "a"}).permit != revokes
+    assert LOST_ENDS == {} and [r.get("event") for r in authz.audit.records].count("revoked") == revokes
 
 
 @pytest.mark.parametrize("error", [RuntimeError("429"), TimeoutError()], ids=["failed", "lost"])
