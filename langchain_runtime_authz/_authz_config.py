@@ -20,6 +20,7 @@ from langchain_runtime_authz.tool_profile import ToolProfile
 if TYPE_CHECKING:
     from langchain_runtime_authz.authz import RuntimeAuthz
     from langchain_runtime_authz.credential.issuer import Issuer
+    from langchain_runtime_authz.credential.keyring import KeyRing
 
 P = ParamSpec("P")
 
@@ -113,10 +114,16 @@ def refuse_older(ledger: Ledger, audit: AuditSink, tenant: str) -> None:
         raise LedgerError(Code.LEDGER_ROLLED_BACK, f"the audit file names commit {anchor.position}")
 
 
-def refuse_withdrawn(ledger: Ledger, jwks: Mapping[str, Any], scope: Callable[[str], Scope]) -> None:
-    """Raise `ConfigError` if a published key is revoked in the ledger."""
-    for kid in [jwk["kid"] for jwk in jwks["keys"]]:
-        if ledger.load(scope(kid), Query()).revoked:
+def compare_withdrawn(
+    ledger: Ledger, ring: KeyRing, scope: Callable[[str], Scope], withdraw: Callable[[str], None]
+) -> None:
+    """Withdraw compromised keys in the ledger. Refuse a published key that it revokes."""
+    gone = [key.kid for key in ring.all_keys() if key.state == "compromised"]
+    for kid in (*gone, *(jwk["kid"] for jwk in ring.jwks()["keys"])):
+        revoked = ledger.load(scope(kid), Query()).revoked
+        if kid in gone and not revoked:  # it was withdrawn while no process of the application ran
+            withdraw(kid)
+        elif revoked and kid not in gone:
             raise ConfigError(f"the key {kid} was withdrawn, and is back; `runtime-authz keys compromise` withdraws it")
 
 

@@ -206,8 +206,9 @@ class RuntimeAuthz(Threads):
         self.verifier = Verifier(issuer=issuer.issuer, jwks=issuer.jwks, status=self._status)
         self._ring = issuer.ring if isinstance(issuer, LocalIssuer) else None
         if self._ring is not None:
-            parts.refuse_withdrawn(self.ledger, self._ring.jwks(), partial(key_scope, tenant, issuer.issuer))
             self._ring.on_compromise(self._withdraw_key)
+            of_key = partial(key_scope, tenant, issuer.issuer)
+            parts.compare_withdrawn(self.ledger, self._ring, of_key, self._withdraw_key)
         self.root_entry = RootEntry(
             self._engine,
             subject_from=subject_from,

@@ -231,6 +231,22 @@ def test_a_compromise_elsewhere_is_seen(directory: Path) -> None:
     assert not (directory / f"{bad}.pem").exists()
 
 
+def test_a_compromise_while_nothing_ran_reaches_the_ledger(directory: Path) -> None:
+    """The application learns of it at its start, once. A key that nobody withdrew stays."""
+    from langchain_runtime_authz import RuntimeAuthz
+    from langchain_runtime_authz.ledger.base import Query
+    from langchain_runtime_authz.ledger.memory import MemoryLedger
+    from langchain_runtime_authz.pep.mint_tokens import key_scope
+    from langchain_runtime_authz.testing import StaticPDP
+
+    bad, ledger = opened(directory).active.kid, MemoryLedger()
+    opened(directory).compromise(bad)
+    made = [RuntimeAuthz(pdp=StaticPDP(True), ledger=ledger, issuer=LocalIssuer(opened(directory))) for _ in "12"]
+    of = lambda kid: ledger.load(key_scope("default", made[0].issuer.issuer, kid), Query()).revoked
+    assert of(bad) and not of(opened(directory).active.kid)
+    assert [len(authz.audit.records) for authz in made] == [1, 0]  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("changes", [False, True])
 def test_a_compromise_by_the_command_line_reaches_the_ledger(directory: Path, changes: bool) -> None:
     """The issuing process sees it in the directory, and tells the ledger, which services ask. Also if it `changes` the ring then."""
