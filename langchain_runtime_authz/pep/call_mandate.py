@@ -171,6 +171,8 @@ def standing_of(
     standing = binding.standing(counts)
     unsure = refused or standing.standing != "covered"
     for spend in standing.spends:
+        if not binding.counters[spend.counter]:
+            continue  # only an approval that was given confirms other calls
         for counter in (spend.counter, f"{_UNSURE}{spend.counter}")[: 1 + unsure]:
             ahead[counter] = ahead.get(counter, 0) + spend.by
     return standing

@@ -235,6 +235,17 @@ def test_what_is_to_be_confirmed_is_asked_once(confirm: str, go: Any) -> None:
     assert house.ran == [("pay", BOB, 45.0)] and asked(state)
 
 
+@pytest.mark.parametrize("answers", [(REJECT, REJECT), (REJECT, APPROVE), (APPROVE, REJECT)])
+@pytest.mark.parametrize("protected", [True, False])
+def test_a_question_about_the_whole_mandate_confirms_nothing_before_its_answer(answers: Any, protected: bool, go: Any) -> None:
+    """Two orders go in one message, and the approver rejects one. Unenforced both run."""
+    house, steps = House(), [m.Step(to, "pay", {"to": to, "amount": 45}) for to in (BOB, EVE)]
+    said, mandate = ["Go", *[resume(*answers)] * protected], m.Mandate(steps=tuple(steps), confirm=("pay",))
+    more: Any = {"authz": ours(), "mandate": mandate} if protected else {}
+    converse(house, said, at_once(pay(BOB), pay(EVE)), go=go, **more)
+    assert house.ran == [("pay", to, 45.0) for to, a in zip((BOB, EVE), answers, strict=True) if a is APPROVE or not protected]
+
+
 def test_a_step_waits_for_the_one_before_it(go: Any) -> None:
     """A mail that tells of a payment is sent after it. Unenforced it is sent at once."""
     mandate = m.Mandate(
