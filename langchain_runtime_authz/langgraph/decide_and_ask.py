@@ -101,39 +101,39 @@ def decide_together(
 def decide_message(run: Run, calls: Sequence[Call], config: Mapping[str, Any], entry: Entry) -> Flow[list[DecidedCall]]:
     """Decide a message's calls together, so that the limit on questions counts all."""
     # LangGraph runs each call in a graph task of its own.
-    judged = yield from _decide(run, calls, entry)
-    fresh = [j for j in judged if _askable(j) and (j.approval is None or j.approval.state == "spent")]
+    decided = yield from _decide(run, calls, entry)
+    fresh = [j for j in decided if _askable(j) and (j.approval is None or j.approval.state == "spent")]
     if not fresh or run.engine.on_ask is not None or not private.checkpointer_of(config):
-        return judged
+        return decided
     try:
         capped = yield from approval_questions.over_cap(run, fresh)
     except Exception as exc:  # noqa: BLE001  (see `pep.decide_calls.decide_calls`)
-        return [replace(j, decision=run.engine.deny_for_failure(exc, run)) for j in judged]
+        return [replace(j, decision=run.engine.deny_for_failure(exc, run)) for j in decided]
     keys = {j.key for j in fresh} if capped else set()
-    return [_denied(j, Code.APPROVAL_CAPPED) if j.key in keys else j for j in judged]
+    return [_denied(j, Code.APPROVAL_CAPPED) if j.key in keys else j for j in decided]
 
 
-def decide_one_of(run: Run, judged: Sequence[DecidedCall], position: int, config: Mapping[str, Any]) -> Flow[Pending]:
-    """Decide the call `judged[position]` in its own graph task.
+def decide_one_of(run: Run, decided: Sequence[DecidedCall], position: int, config: Mapping[str, Any]) -> Flow[Pending]:
+    """Decide the call `decided[position]` in its own graph task.
 
     The first graph task with a question raises one interrupt about all calls; the others pause without a question.
     """
-    asked = [i for i, j in enumerate(judged) if _askable(j)]
-    mine, graph_task = judged[position], private.task_id(config)
+    asked = [i for i, j in enumerate(decided) if _askable(j)]
+    mine, graph_task = decided[position], private.task_id(config)
     if _left(mine):
         return Pending(run, mine.call, None)
     asked_before = _asked_by(mine, graph_task) is not None
     # Some questions of this graph task's list may have been answered outside the graph, so ask the whole list again.
-    mine_open = any(_asked_by(j, graph_task) and _is_open(j) for j in judged)
+    mine_open = any(_asked_by(j, graph_task) and _is_open(j) for j in decided)
     here = run.engine.on_ask is not None  # each graph task asks about its own call
     pauses = private.checkpointer_of(config) and not here
     by = getattr(mine.approval, "task_id", "")  # the graph task that asked; a fork does not have it
-    listed = _is_open(mine) and any(_asked_by(j, by) for j in judged[:position])
+    listed = _is_open(mine) and any(_asked_by(j, by) for j in decided[:position])
     if pauses and _askable(mine) and not asked_before and (position != asked[0] or listed):
         raise GraphInterrupt(())
     if mine.asks or asked_before or not asked:
         whole = not here and bool(asked) and (position == asked[0] or mine_open)
-        scope = judged if whole else [mine]
+        scope = decided if whole else [mine]
         settled = yield from _ask(run, [j.call for j in scope], scope, config, counted=True)
         mine = settled[position if whole else 0]
     verdict: Any = yield from claim_once(run, mine)
@@ -145,15 +145,15 @@ def decide_one_of(run: Run, judged: Sequence[DecidedCall], position: int, config
     return Pending(run, mine.call, verdict, replaced=_replaced(mine))
 
 
-def _is_open(judged: DecidedCall) -> bool:
-    ask = judged.approval
-    return ask is not None and ask.state == "asked" and bool(ask.task_id) and judged.asks
+def _is_open(decided: DecidedCall) -> bool:
+    ask = decided.approval
+    return ask is not None and ask.state == "asked" and bool(ask.task_id) and decided.asks
 
 
 def _ask(
     run: Run,
     calls: Sequence[Call],
-    judged: Sequence[DecidedCall],
+    decided: Sequence[DecidedCall],
     config: Mapping[str, Any],
     *,
     counted: bool = False,
@@ -164,30 +164,32 @@ def _ask(
 
     See `decide_together` for `had` and `turn`. With `counted`, the limit on questions was applied to the first round.
     """
-    graph_task, first = private.task_id(config), judged
+    graph_task, first = private.task_id(config), decided
     here, pauses = run.engine.on_ask is not None, private.checkpointer_of(config)
     try:
-        before = [(a, j) for j in judged if graph_task and (a := _asked_by(j, graph_task)) is not None and not _left(j)]
+        before = [
+            (a, j) for j in decided if graph_task and (a := _asked_by(j, graph_task)) is not None and not _left(j)
+        ]
         if had is not None:  # code may have asked in between, so a spent approval is not one of the rounds
             before = [(a, j) for a, j in before if a.state != "spent" or not j.asks]
-        if (before or any(j.asks for j in judged)) and _keyed(run, config):
+        if (before or any(j.asks for j in decided)) and _keyed(run, config):
             private.drop_plain_answer(config)
         rounds, withdrawn = yield from _repeat(run, before, config)
         if rounds:
-            judged = yield from decide_calls(run, calls)
-        refused = {j.key: Code.UNREPEATABLE_ARGUMENTS for j in judged if j.asks and not _left(j) and not _askable(j)}
-        fresh = [j for j in judged if _askable(j) and not _is_answerable(j, graph_task)]
-        late = bool(fresh) and _is_late(run, judged, fresh, rounds, config, had)
+            decided = yield from decide_calls(run, calls)
+        refused = {j.key: Code.UNREPEATABLE_ARGUMENTS for j in decided if j.asks and not _left(j) and not _askable(j)}
+        fresh = [j for j in decided if _askable(j) and not _is_answerable(j, graph_task)]
+        late = bool(fresh) and _is_late(run, decided, fresh, rounds, config, had)
         if fresh and had and pauses and not here and (late or not turn()):
             raise GraphInterrupt(())
         if fresh and (here or (pauses and not late)):
             if not (yield from _ask_anew(run, fresh, rounds, config, counted=counted)):
                 refused |= dict.fromkeys((j.key for j in fresh), Code.APPROVAL_CAPPED)
-            judged = yield from decide_calls(run, calls)  # this reports a run that has ended
+            decided = yield from decide_calls(run, calls)  # this reports a run that has ended
         # This call still asks: there is nobody to ask, or the answer does not suffice.
         code = Code.APPROVAL_VOID if here or pauses else Code.APPROVAL_UNAVAILABLE
-        judged = [_denied(j, refused.get(j.key, code)) if j.asks and not _left(j) else j for j in judged]
-        return [_denied(j, Code.APPROVAL_REJECTED) if j.decision.permit and j.key in withdrawn else j for j in judged]
+        decided = [_denied(j, refused.get(j.key, code)) if j.asks and not _left(j) else j for j in decided]
+        return [_denied(j, Code.APPROVAL_REJECTED) if j.decision.permit and j.key in withdrawn else j for j in decided]
     except GraphBubbleUp:
         raise
     except Exception as exc:  # noqa: BLE001  (see `pep.decide_calls.decide_calls`)
@@ -214,16 +216,16 @@ def _repeat(
     return rounds, withdrawn
 
 
-def _is_answerable(judged: DecidedCall, graph_task: str) -> bool:
+def _is_answerable(decided: DecidedCall, graph_task: str) -> bool:
     """Return True if `graph_task` asks about the call, and can still be answered."""
-    ask, settled = _asked_by(judged, graph_task), judged.approval is not None and judged.approval.state == "approved"
-    asked = ask is not None and ask.call_key == judged.key and ask.state != "spent"
-    return asked and (judged.doubts_shown or not settled)
+    ask, settled = _asked_by(decided, graph_task), decided.approval is not None and decided.approval.state == "approved"
+    asked = ask is not None and ask.call_key == decided.key and ask.state != "spent"
+    return asked and (decided.doubts_shown or not settled)
 
 
 def _is_late(
     run: Run,
-    judged: Sequence[DecidedCall],
+    decided: Sequence[DecidedCall],
     fresh: Sequence[DecidedCall],
     rounds: int,
     config: Mapping[str, Any],
@@ -235,7 +237,7 @@ def _is_late(
         return False
     # A review in this graph task received its answer before the code that asks now.
     graph_task = private.task_id(config)
-    answered = rounds + sum(bool(_asked_by(j, graph_task, review=True)) and not j.call.reviewed for j in judged)
+    answered = rounds + sum(bool(_asked_by(j, graph_task, review=True)) and not j.call.reviewed for j in decided)
     answered += answer_numbers.passed_numbers(config)
     if had:
         answered = had()
@@ -311,24 +313,24 @@ def _keyed(run: Run, config: Mapping[str, Any]) -> bool:
     return (thread := private.thread_of(config)) is not None and thread == run.keyed_thread
 
 
-def _asked_by(judged: DecidedCall, graph_task: str, *, review: bool = False) -> Approval | None:
+def _asked_by(decided: DecidedCall, graph_task: str, *, review: bool = False) -> Approval | None:
     """Return the question that `graph_task` asked about the call (in a `review`)."""
-    ask, known = judged.approval, graph_task != "" or not review
+    ask, known = decided.approval, graph_task != "" or not review
     mine = known and ask is not None and ask.task_id == graph_task and (ask.source == "hitl") is review
     return ask if mine else None
 
 
-def _left(judged: DecidedCall) -> bool:
+def _left(decided: DecidedCall) -> bool:
     """Return True if a review before the tool asks about the call first."""
     # A call that no answer can permit is not left to the review.
-    left = judged.decision.permit or judged.asks or judged.approval is not None
-    return judged.call.reviewed and not judged.replay and left
+    left = decided.decision.permit or decided.asks or decided.approval is not None
+    return decided.call.reviewed and not decided.replay and left
 
 
-def _askable(judged: DecidedCall) -> bool:
+def _askable(decided: DecidedCall) -> bool:
     """Return True if the call asks here and its arguments parse to equal values again."""
     # Otherwise the answer would not fit the call when it runs again.
-    return judged.asks and not _left(judged) and parses_alike(judged.call)
+    return decided.asks and not _left(decided) and parses_alike(decided.call)
 
 
 def _resolve(run: Run, asked: Sequence[tuple[DecidedCall, Approval]], answer: object) -> Flow[None]:
@@ -346,11 +348,11 @@ def _resolve(run: Run, asked: Sequence[tuple[DecidedCall, Approval]], answer: ob
         yield from commit_recorded(run.scope, plain, partial(approval_answers.record_answers, run, still, plain))
 
 
-def _replaced(judged: DecidedCall) -> bool:
+def _replaced(decided: DecidedCall) -> bool:
     """Return True if we must tell the model that its call was replaced."""
     # LangChain's review tells the model itself.
-    return judged.approval is not None and judged.approval.source != "hitl" and bool(judged.call.amends)
+    return decided.approval is not None and decided.approval.source != "hitl" and bool(decided.call.amends)
 
 
-def _denied(judged: DecidedCall, code: Code) -> DecidedCall:
-    return replace(judged, decision=replace(deny(code), reasons=(str(code), *judged.decision.reasons)))
+def _denied(decided: DecidedCall, code: Code) -> DecidedCall:
+    return replace(decided, decision=replace(deny(code), reasons=(str(code), *decided.decision.reasons)))

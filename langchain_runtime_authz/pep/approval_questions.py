@@ -104,17 +104,17 @@ def _says(action: Mapping[str, Any], ask: Approval) -> bool:
     return shown == (ask.tool, ask.args_digest, ask.question)
 
 
-def _question(judged: DecidedCall) -> str:
+def _question(decided: DecidedCall) -> str:
     """Return the question that the approver reads, with a line for each argument."""
-    call, reasons = judged.call, ", ".join(map(inert, judged.decision.reasons))
+    call, reasons = decided.call, ", ".join(map(inert, decided.decision.reasons))
     shown = {name: quoted(value) for name, value in call.args.items()}
     worded = filled(call.profile.question or "", shown) or f"Approve {inert(call.tool)}?"
     asked = f"{worded} ({reasons})"
-    if judged.terms.needed > 1:
-        asked += f" {judged.terms.needed} people must approve."
-    lines = [*judged.evidence[:MAX_LINES]]
-    if left := len(judged.evidence) - len(lines):
-        lines.append(f"and {left} more arguments; the call's digest is {judged.call.args_digest}")
+    if decided.terms.needed > 1:
+        asked += f" {decided.terms.needed} people must approve."
+    lines = [*decided.evidence[:MAX_LINES]]
+    if left := len(decided.evidence) - len(lines):
+        lines.append(f"and {left} more arguments; the call's digest is {decided.call.args_digest}")
     return "\n".join([asked, *(f"- {line}" for line in lines)])
 
 
@@ -143,9 +143,9 @@ def questions(run: Run, asked: Sequence[DecidedCall], number: int, task_id: str,
     ]
 
 
-def terms_of(run: Run, judged: DecidedCall) -> dict[str, Any]:
+def terms_of(run: Run, decided: DecidedCall) -> dict[str, Any]:
     """Return fields of a question: what it asks, who may answer, and until when."""
-    j, terms = judged, judged.terms
+    j, terms = decided, decided.terms
     of_call = {"call_key": j.key, "args_digest": j.call.args_digest, "doubts": tuple([one.name for one in j.doubts])}
     who = {"subject": run.subject.principal, "behind": behind(run.subject), "eligible": terms.eligible}
     later = {"fallback": terms.fallback, "fallback_at": j.now + terms.fallback_after, "expires_at": j.expires_at}

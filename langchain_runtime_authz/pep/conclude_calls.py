@@ -92,7 +92,7 @@ def deny_call(run: Run, decided: DecidedCall) -> Flow[Denial]:
 
 def counted(decided: DecidedCall, by: int = 1) -> ledger.RecordStep:
     """Return the change that counts a denial, or takes it back (`by=-1`)."""
-    call, counts = decided.call, decision_log.is_judgement(decided.decision)
+    call, counts = decided.call, decision_log.counts_against_agent(decided.decision)
     acts = counts and call.profile.side_effect and decided.match is not None
     tainted = acts and any(p.standing == "outside" and p.kind != "when" for p in decided.provenance.values())
     name = "*" if call.error == Code.UNKNOWN_TOOL else decision_log.label(call.tool)  # a model may invent the name

@@ -17,7 +17,7 @@ from langchain_runtime_authz.evaluation import Decision, deny
 from langchain_runtime_authz.ledger.base import Conflict, Query, Snapshot
 from langchain_runtime_authz.ledger.changes import Change, RecordStep, Revoke
 from langchain_runtime_authz.pep.calls_in_doubt import revoke_late
-from langchain_runtime_authz.pep.decision_log import is_judgement, notify, obliged_events, step_record
+from langchain_runtime_authz.pep.decision_log import counts_against_agent, notify, obliged_events, step_record
 from langchain_runtime_authz.pep.lease import lease_refusal, renewed
 from langchain_runtime_authz.pep.obligations import keepable, owed, understood
 from langchain_runtime_authz.pep.request_builder import request_json
@@ -69,7 +69,7 @@ def decide_step(
         changes = list(extra(decision)) if extra is not None and permit else []
         changes += _obliged(run, decision) if decision.obligations else []
         if not permit:
-            changes.append(RecordStep(denials=int(is_judgement(decision)), recent=f"deny:{action}"))
+            changes.append(RecordStep(denials=int(counts_against_agent(decision)), recent=f"deny:{action}"))
         if changes:
             try:
                 done = yield (Commit, run.scope, run.guard if permit else None, changes)

@@ -24,7 +24,7 @@ _CIRCUMSTANCES: Final = frozenset(
 )
 
 
-def is_judgement(decision: Decision) -> bool:
+def counts_against_agent(decision: Decision) -> bool:
     return decision.failure in (None, "mapping") and decision.reason not in _CIRCUMSTANCES
 
 

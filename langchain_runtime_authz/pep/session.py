@@ -107,32 +107,32 @@ class Session:
     decide, adecide = both(_decide)
 
     def _settle(self, call: Call) -> Flow[Decision]:
-        (judged,) = yield from decide_calls(self._run, [call])
-        judged, verdict = yield from claim_call(self._run, judged)
-        self._last = judged
+        (decided,) = yield from decide_calls(self._run, [call])
+        decided, verdict = yield from claim_call(self._run, decided)
+        self._last = decided
         if isinstance(verdict, Ticket):
             verdict.redeem()
             self._open.setdefault((call.tool, call.args_digest), []).append((call, verdict))
-            return judged.decision
-        if judged.asks:
-            self._asked[judged.decision.decision_id] = (call, judged)
-        if any(o.type == "rotate" for o in judged.decision.obligations):
+            return decided.decision
+        if decided.asks:
+            self._asked[decided.decision.decision_id] = (call, decided)
+        if any(o.type == "rotate" for o in decided.decision.obligations):
             yield from self._reopen()
-        return getattr(verdict, "decision", judged.decision)
+        return getattr(verdict, "decision", decided.decision)
 
     def _approve(self, decision: Decision) -> Flow[Decision]:
         """Approve an `approval_required` call as the subject, and decide it again."""
         asked = self._asked.pop(decision.decision_id, None)
         if asked is None:
             return deny(Code.APPROVAL_VOID)
-        call, judged = asked
+        call, decided = asked
         subject = self._run.subject
-        question = Approval(epoch=self._run.epoch, source="application", **terms_of(self._run, judged))
-        answer = AnswerApproval(judged.key, "approved", subject.principal, authenticated=subject.type == "user")
+        question = Approval(epoch=self._run.epoch, source="application", **terms_of(self._run, decided))
+        answer = AnswerApproval(decided.key, "approved", subject.principal, authenticated=subject.type == "user")
         try:
             yield Commit(self._run.scope, self._run.guard, [AskApproval(question)])
             # A question counts as a denial, until it is approved.
-            done = yield Commit(self._run.scope, self._run.guard, [answer, counted(judged, -1)])
+            done = yield Commit(self._run.scope, self._run.guard, [answer, counted(decided, -1)])
             if isinstance(done, Conflict):
                 return deny(done.code)
         except Exception as exc:  # noqa: BLE001  (a ledger that fails denies)
