@@ -135,16 +135,20 @@ def _effects(tool: BaseTool, words: list[str], kinds: Mapping[str, str]) -> Iter
 
 def _milder(tool: BaseTool, words: list[str], kinds: Mapping[str, str], effect: Effect) -> Iterator[Doubt]:
     said, hints = _verb(tool.description), tool.metadata or {}
+    schemas = _schema(tool).get("properties", {})
     more = _PARTICLES.intersection(words[1:2]) or {"and", "or"}.intersection(words) or said in _VERBS - _READS
+    more = more or any(_words(n)[0] in _VERBS - _READS for n, s in schemas.items() if _types(s) == {"boolean"})
+    more = more or "text" in kinds.values() or any(_QUANTITY.intersection(_last(p)) for p in kinds)
     looks = (words[0] in _READS and not more) or words[:2] == ["look", "up"]
     hint = hints.get("readOnlyHint") is True
     acts = raise_by_hints(UNPROFILED, hints, " ".join(w for w in words if w not in _NOUNS)).effect
     mild = effect in (UNPROFILED.effect, "fetch") or (looks and acts == UNPROFILED.effect and effect != "admin")
-    numbers = all(_unknown(s) == "amount" for s in _schema(tool).get("properties", {}).values())
+    numbers = all(_unknown(s) == "amount" for s in schemas.values())
     if mild and (looks or hint):
         why = "an annotation says that it only reads" if hint else f"its name begins with {json.dumps(words[0])}"
-        outside = hints.get("openWorldHint") is True or _WEB.intersection(_words(tool.name))
-        out = outside or "url" in kinds.values()
+        web = _WEB.intersection(_words(tool.name)) or (_WEB - {"page"}).intersection(_words(tool.description))
+        alone = words[0] in _SEARCHES and not words[1:]
+        out = hints.get("openWorldHint") is True or web or alone or "url" in kinds.values()
         if out and effect != "fetch":
             yield Doubt("effect", "fetch", f"as the address is seen outside: {why}")
         elif not out:
@@ -272,6 +276,11 @@ def _verb(description: str) -> str:
     return first[:-1] if first.endswith("s") and not first.endswith("ss") else first
 
 
+def told_to_read(description: str) -> bool:
+    """Return True if a description begins like that of a read: `Returns the bill`."""
+    return _verb(description) in _READS | {"return"}
+
+
 def _last(path: str) -> list[str]:
     return _words(path.rsplit(".", 1)[-1])
 
@@ -311,5 +320,6 @@ _NOUNS, _WEAK, _MONEY, _ENDS, _SMALL, _PARTICLES = (
     frozenset[str](_KNOWN[name].split())
     for name in "nouns weak money ends small particles".split()  # noqa: SIM905
 )
+_QUANTITY: Final = frozenset({"amount", "quantity"})
 _LETTERS: Final = frozenset({"email", "mail"})
 _VERBS: Final = frozenset({*_READS, *_COMPUTES, *_WRITES, *_RUNS}).union(*_EFFECTS.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import sys
 import warnings
@@ -53,6 +54,7 @@ _TESTS: Final = """
 # What the policy answers to a call that nobody ordered. `runtime-authz profile check` runs these.
 tests:
 """
+_MARK: Final = "  # DOUBT: guessed by its name; correct or confirm it, then remove this mark"
 _ASKS: Final = "each call asks, until the file says what it does"
 _NEXT: Final = """\
 {lines}{file}: {added} added, {kept} kept. Add to your code:
@@ -74,6 +76,7 @@ def init(
     yes: Annotated[
         bool, Option("--yes", help="Ask nothing: take ready profiles that fit; every other tool asks.")
     ] = False,
+    guess: Annotated[bool, Option("--guess", help="As `--yes`, but guess what the tools in your own code do.")] = False,
     answers: Annotated[
         Path | None, Option(metavar="FILE", help="Take the answers from a profile file (YAML), for scripts.")
     ] = None,
@@ -87,18 +90,20 @@ def init(
     The module is imported, so its code runs; the graph is not invoked. Tools of known packages get the ready profile
     that is made for them. For each other tool you are asked what it does, where its arguments go, which arguments decide
     whom or what a call affects, and by which words a user orders it. Enter takes what is in brackets; for what a tool
-    does that is `ask`, which asks about each call. Entries of FILE are kept.
+    does that is `ask`, which asks about each call. A guess goes by names and descriptions, and counts at once: read each
+    line that is marked DOUBT. Entries of FILE are kept.
 
     runtime-authz init
     runtime-authz init my_agent.py:graph
-    runtime-authz init my_agent:graph --yes
+    runtime-authz init my_agent:graph --guess
     """
     from langchain_runtime_authz.langgraph.tool_lookup import digest_of, known_by_code
     from langchain_runtime_authz.tool_profile import load_profiles
 
-    if not (yes or answers or (_interactive() and not as_json)):
+    quiet = yes or guess or answers is not None
+    if not (quiet or (_interactive() and not as_json)):
         why = "`--json` asks nothing" if as_json else "there is no terminal to ask at"
-        raise ConfigError(f"{why}; give `--yes`, or `--answers FILE`")
+        raise ConfigError(f"{why}; give `--yes`, `--guess` or `--answers FILE`")
     kept = load_profiles(file) if file.exists() and file.stat().st_size else {}
     text = file.read_text(encoding="utf-8") if file.exists() else ""
     given = load_profiles(answers)
@@ -108,12 +113,13 @@ def init(
         raise ConfigError(f"`{target}` needs no profile: its tools only hand over, and each agent's tools are decided")
     new = [t for t in wanted if t.name not in kept]
     _check_answers(answers, given, tools)
-    if new and not (yes or answers):
+    if new and not quiet:
         _explain()
-    facts = {t.name: _profile(t, given, tools, yes=yes or answers is not None) for t in new}
+    guesses = {t.name: _guessed(t, tools) for t in new if guess and t.name not in given and ready(t) is None}
+    facts = {t.name: guesses.get(t.name) or _profile(t, given, tools, ask=not quiet) for t in new}
     declared = load_profiles({**kept, **facts})
     told = outcomes(declared, [(t.name, example_args(t)) for t in new])
-    stanzas = {n: f"  {flow(n)}: {flow(f)}\n" for n, f in facts.items()}
+    stanzas = {n: f"  {flow(n)}: {flow(f)}{_MARK if guesses.get(n) else ''}\n" for n, f in facts.items()}
     expected = [{"tool": t.name, "args": example_args(t), "expect": said} for t, said in zip(new, told, strict=True)]
     tests = {t.name: f"  - {flow(each)}\n" for t, each in zip(new, expected, strict=True)}
     text = completed(text or _HEAD + _mandates(new, declared) + _TESTS, tools=stanzas, tests=tests)
@@ -149,18 +155,47 @@ def _interactive() -> bool:
     return sys.stdin.isatty()
 
 
-def _profile(tool: BaseTool, given: Mapping[str, ToolProfile], tools: list[BaseTool], *, yes: bool) -> Any:
+def _profile(tool: BaseTool, given: Mapping[str, ToolProfile], tools: list[BaseTool], *, ask: bool) -> Any:
     from langchain_runtime_authz.langgraph.tool_lookup import digest_of
 
     if tool.name not in given and (fitting := ready(tool)) is not None:
         name, fields = fitting
         typer.echo(f"{tool.name}: taken from the ready set `{name}`.", err=True)
         return fields
-    facts = _fields(given[tool.name]) if tool.name in given else "ask" if yes else _asked(tool, tools)
+    facts = _fields(given[tool.name]) if tool.name in given else _asked(tool, tools) if ask else "ask"
     if isinstance(facts, str):
         return facts
     digest = digest_of(tool)
     return {**facts, "digest": digest} if digest is not None else facts
+
+
+def _guessed(tool: BaseTool, tools: list[BaseTool]) -> Any:
+    """Return a guess by the names in the user's own code; none for any other tool."""
+    from langchain_runtime_authz.cli._profile_proposal import propose, told_to_read
+    from langchain_runtime_authz.langgraph.tool_lookup import functions_held
+    from langchain_runtime_authz.tool_profile import ToolProfile
+
+    function = next((inspect.unwrap(f) for f in functions_held(tool) if callable(f)), None)
+    code = getattr(function, "__code__", None)  # a server can name a tool, but no function in a file of the user's
+    path = Path(code.co_filename).resolve() if code is not None and code.co_name == tool.name else Path("/")
+    if not path.is_relative_to(Path.cwd()) or "site-packages" in path.parts:
+        return None
+    proposal = propose(tool, tools)
+    facts, guessed = {**proposal.facts}, {d.fact: d.value for d in proposal.doubts}
+    effect = guessed.get("effect", facts["effect"])
+    if facts["effect"] != "pay" and (effect == "compute" or told_to_read(tool.description)):
+        facts["effect"] = effect
+    elif facts["effect"] == "fetch":
+        return None  # only its name says that it reads
+    if facts["effect"] in ("read", "compute"):
+        facts = {fact: facts[fact] for fact in ("effect", "class", "prose", "digest") if fact in facts} | {
+            "sink": "none"
+        }
+    elif facts["effect"] == "fetch":  # what anybody can look up outside is public
+        facts["class"] = "public"
+    elif "intent" in guessed:
+        facts["intent"] = _orders(tool, facts, guessed["intent"])
+    return ToolProfile.model_validate(facts).model_dump(exclude_defaults=True, mode="json", by_alias=True)
 
 
 def _fields(profile: ToolProfile) -> Any:
