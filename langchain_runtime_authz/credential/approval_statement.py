@@ -1,8 +1,8 @@
 """An approver's signed statement about one question: a JWT with its own `typ`.
 
 The key of the approver, or of a service that authenticated the approver, signs the statement. The statement names the
-question, tenant, thread, epoch, exact arguments and the message of a denial. So it is not valid for another call,
-tenant, epoch or message, nor twice.
+question, tenant, thread, epoch, exact arguments and the message of a denial. So it is not valid for any other call,
+tenant, epoch or message. A question takes one answer, so a statement counts once.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Verdict = Literal["approve", "deny"]
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """The signed fields of a question. The ledger's question must have the same."""
+    """The fields of a question that a statement signs. They must equal the ledger's."""
 
     id: str
     issuer: str
@@ -127,7 +127,7 @@ class Approvers:
         issued, expires = claims.get(names.ISSUED_AT), claims.get(names.EXPIRES_AT)
         if type(issued) is not int or type(expires) is not int or not 0 < expires - issued <= MAX_LIFE:
             refuse(f"it must live at most {MAX_LIFE} seconds", _CODE)
-        begins = claims.get(names.NOT_BEFORE, issued)  # RFC 7519 §4.1.5: another signer may set it
+        begins = claims.get(names.NOT_BEFORE, issued)  # optional (RFC 7519 §4.1.5); `sign_statement` leaves it out
         if type(begins) is not int or not max(issued, begins) - names.LEEWAY <= at < expires + names.LEEWAY:
             refuse("it is not valid now", _CODE)
         about = claims.get(names.APPROVAL)
@@ -155,6 +155,7 @@ def _is_user(approver: str) -> bool:
 
 
 def _about(question: Question, verdict: Verdict, message: str) -> dict[str, Any]:
-    # The message changes the task in the approver's name, so somebody who only passes it on must not choose it.
+    # A denial's message becomes part of the task, in the approver's name. The digest binds it to the signature, so that
+    # a service that transmits the statement cannot replace it.
     said = {"message_digest": content_digest(message)} if message else {}
     return {"decision": verdict, **{name: getattr(question, name) for name in _STATED}, **said}

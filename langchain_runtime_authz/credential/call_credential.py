@@ -1,4 +1,4 @@
-"""Define `CallCredential`, which a tool gets for its call, and a running mint."""
+"""The credential that a tool gets for its call, and the minting of its token."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ if TYPE_CHECKING:  # `dpop_proof` loads the signing library
 class CallCredential(Sealed):
     """The credential of one call, and the call's idempotency key.
 
-    Text forms and pickles hold neither the token nor the key to which it may be bound. `copy` and `deepcopy` return the same object.
+    Text forms and pickles hold neither the token nor the key to which it may be bound. `copy` and `deepcopy` return
+    the same object.
 
     Attributes:
         token: the compact JWT. Send it to `audience`; never return or log it.
@@ -35,7 +36,7 @@ class CallCredential(Sealed):
         self.audience, self.expires_at = credential.audience, credential.expires_at
         self.idempotency_key, self._key = idempotency_key, key
         self.scheme = "Bearer" if key is None else "DPoP"
-        # In monotonic time, because the ledger's clock set `expires_at`.
+        # In this process's monotonic time: `expires_at` is by the ledger's clock, which may differ from the local one.
         self.kept_until = since + self.expires_at - credential.claims[ISSUED_AT] - MARGIN
 
     def headers(self, method: str, url: str, nonce: str | None = None) -> dict[str, str]:
@@ -53,7 +54,7 @@ class CallCredential(Sealed):
 
 
 class Minting:
-    """A running mint, shared by all concurrent requests."""
+    """A token being minted, for all requests that want it meanwhile."""
 
     __slots__ = ("_loop", "key", "over", "since")
 
@@ -72,13 +73,13 @@ class Minting:
         return None if self.key is None else self.key.jkt
 
     def wait(self) -> None:
-        """Wait for the mint. Raises `CredentialError` if this loop mints: it would hang."""
+        """Wait for the token. Raises `CredentialError` in the event loop that mints it."""
         if self._loop is not None and self._loop is _running_loop():
             raise CredentialError(Code.CREDENTIAL_UNAVAILABLE, "another task is minting it; await `acredential`")
         self.over.result()
 
     async def await_(self) -> None:
-        # Shielded: a cancelled caller does not end the mint for others.
+        # Shielded: a cancelled caller must not cancel the minting for others.
         await asyncio.shield(asyncio.wrap_future(self.over))
 
 

@@ -1,7 +1,4 @@
-"""The current call: its properties and credentials, for the tool that runs.
-
-One context variable holds the scope of the running code: the run, the ticket and the recorder of refused mints.
-"""
+"""The current call: its properties and credentials, for the tool that runs."""
 
 from __future__ import annotations
 
@@ -20,8 +17,9 @@ from langchain_runtime_authz.errors import AuthzError, Code, CredentialError
 class CodeScope:
     """The authorization state of the running code, held in one context variable.
 
-    `refusals`: the recorder of refused mints for code without a ticket. `task`: the node's Pregel task. `counts`: how
-    often each unplanned call was made so far, to tell equal calls apart. `entered`: when the code began (monotonic).
+    `refusals`: records refused requests for a token if the code has no ticket. `task`: the node's Pregel task.
+    `counts`: how often each unplanned call was made so far, to tell equal calls apart. `entered`: when the code began
+    (monotonic seconds).
     """
 
     ticket: Ticket | None = None
@@ -34,7 +32,7 @@ class CodeScope:
 
 NO_SCOPE: Final = CodeScope()
 current_scope: Final[ContextVar[CodeScope]] = ContextVar("runtime_authz_scope", default=NO_SCOPE)
-# Finds the recorder of refused mints for code outside any enforcement point, while its run lasts.
+# Returns the run's `Refusals` for code that no enforcement point guards; `None` if the run is over.
 _finder: Final[ContextVar[Callable[[], Refusals | None] | None]] = ContextVar("runtime_authz_finder", default=None)
 
 
@@ -85,13 +83,13 @@ class CurrentCall:
         """Return the call's credential for one audience, minted anew if it soon expires.
 
         Blocks while the ledger answers, and while an issuer outside this process signs; `acredential` does not.
-        Raises `credential_revoked` if the run was revoked or its task changed, even for a token that is minted already.
 
         Args:
             audience: an audience of both the tool's profile and the grant; optional if there is only one.
             dpop: bind the token to a new key of this call (RFC 9449). The credential's `headers` then add a proof.
 
-        Raises `CredentialError`: `audience` if it is not permitted; `credential_unavailable` outside a running tool.
+        Raises `CredentialError`: `audience` if it is not permitted; `credential_unavailable` outside a running tool;
+        `credential_revoked` if the run was revoked or its task changed, even if the token was minted before.
 
         ```python
         @tool
@@ -117,7 +115,7 @@ def current_call() -> CurrentCall:
 
 
 def refused_outside(audience: str | None) -> Flow[CredentialError]:
-    """Return the error for a mint outside a call, and record the refusal in a run."""
+    """Return the error for a token wanted outside a call. Record it if there is a run."""
     told, finder = current_scope.get().refusals, _finder.get()
     if (told := finder() if told is None and finder is not None else told) is None:
         # Without a run there is no log, only the error.
@@ -127,5 +125,5 @@ def refused_outside(audience: str | None) -> Flow[CredentialError]:
 
 
 def tell_by(finder: Callable[[], Refusals | None]) -> None:
-    """Set how code outside an enforcement point finds its recorder of refused mints."""
+    """Set the function that finds the run's `Refusals` for unguarded code."""
     _finder.set(finder)

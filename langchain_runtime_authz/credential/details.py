@@ -123,7 +123,7 @@ def _normals(args: Mapping[str, Any], numbers: Collection[str]) -> dict[str, Any
 
 
 def _normal(value: Any, number: bool) -> Any:
-    """Return a value's normal form, which only equal values (by `forms`) share."""
+    """Return a value's normal form. Only equal values (see `forms`) share one."""
     if isinstance(value, dict):
         return {name: _normal(held, number) for name, held in value.items()}
     if isinstance(value, list):
@@ -201,8 +201,8 @@ def check_whole_call(
 ) -> None:
     """Check that a credential was minted for exactly these arguments.
 
-    Any value is accepted for texts and free arguments. If the tool only reads, any value is also accepted for arguments
-    outside the profile.
+    Arguments that the profile declares as `text` or `free` may have any value. If the tool only reads, so may arguments
+    that the profile does not name.
     """
     detail = _call(credential, tool)
     held, others = _digests(detail), detail.get(names.OPEN_ARGUMENTS)

@@ -75,7 +75,8 @@ def read_proof(
 ) -> Proof:
     """Return a checked proof (§4.3), or raise `proof_invalid` or `proof_nonce`.
 
-    The caller refuses replays. `htu` is from the server's settings, not from a `Host` header. `is_nonce` is tried last.
+    The caller must refuse replays, and take `htu` from the server's settings, not from a `Host` header. `is_nonce`
+    receives the proof's nonce, after all other checks.
     """
     jws = read(proof, typ=TYP, members=HEADER, algorithms=algorithms, code=_CODE)
     if not is_signed_by(jws, jws.header["jwk"]):

@@ -49,8 +49,8 @@ class LocalIssuer(Secret):
     """Signs tokens in this process, in about 40 µs each.
 
     Args:
-        key: one key, or a `KeyRing`, whose active key signs. A new ES256 key by default, so that tokens
-            die with the process.
+        key: one key, or a `KeyRing`, whose active key signs. By default a new ES256 key in memory: after a restart,
+            tokens that it signed are not accepted.
         issuer: the `iss` of its tokens.
     """
 
@@ -92,6 +92,7 @@ class LocalIssuer(Secret):
 
 
 def claims_of(request: names.TokenRequest, issuer: str) -> dict[str, Any]:
+    """Return the claims of the token that `issuer` signs for `request`."""
     actor: dict[str, Any] = {}
     for agent in (*reversed(request.delegators), request.agent):
         actor = {names.ISSUER: issuer, names.SUBJECT: agent, **({names.ACTOR: actor} if actor else {})}

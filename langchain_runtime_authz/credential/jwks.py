@@ -62,7 +62,7 @@ class CachedDocument(Generic[T]):
                     self._pending = None
                 mine.set_result(None)
         elif pending is not None and not known:
-            # Shielded: a cancelled caller does not end the fetch for others.
+            # Shielded: a cancelled caller must not cancel the fetch for others.
             yield Perform(pending.result, lambda: asyncio.shield(asyncio.wrap_future(pending)))
         copy = self._copy
         return None if copy is None or not monotonic() - copy[1] < self._max_age else copy[0]

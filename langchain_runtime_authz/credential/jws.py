@@ -141,6 +141,7 @@ def is_signed_by(jws: Jws, jwk: object) -> bool:
 
 
 def is_signed(jws: Jws, key: PyJWK) -> bool:
+    """Return True if `key` verifies the signature of `jws`."""
     try:
         return bool(key.Algorithm.verify(jws.signing_input, key.key, jws.signature))
     except (PyJWTError, ValueError, TypeError):
@@ -148,7 +149,7 @@ def is_signed(jws: Jws, key: PyJWK) -> bool:
 
 
 def refuse(why: str, code: Code = Code.CREDENTIAL_INVALID) -> NoReturn:
-    """Raise `CredentialError`. Not for use in `except`: its context quotes the token."""
+    """Raise `CredentialError`. In an `except`, its context would quote the token."""
     raise CredentialError(code, why)
 
 
@@ -156,6 +157,7 @@ def refuse(why: str, code: Code = Code.CREDENTIAL_INVALID) -> NoReturn:
 
 
 def json_object(data: bytes) -> dict[str, Any] | None:
+    """Parse a JSON object strictly, or return `None`."""
     try:
         return parse_object(data)
     except ValueError:

@@ -28,9 +28,9 @@ from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
 KeyState = Literal["next", "active", "retired", "compromised"]
 
 CACHE_AGE: Final = 60  # seconds for which a verifier may keep a copy of the key set (`jwks.JwksClient`)
-KEEP_RETIRED: Final = 2 * MAX_TTL  # seconds: the last token's life, with room for clocks
+KEEP_RETIRED: Final = 2 * MAX_TTL  # seconds: a token's life, doubled because clocks differ
 MAX_KEPT: Final = 64  # past keys that a ring remembers
-LOOK_AGAIN: Final = 1.0  # seconds between two checks of a directory
+LOOK_AGAIN: Final = 1.0  # seconds between two checks of a `KeyDirectory` for changes
 VERSION: Final = 1
 RING: Final = "ring.json"
 LOCK: Final = "ring.lock"
@@ -66,13 +66,16 @@ class Key:
 
     @classmethod
     def new(cls, alg: str, state: KeyState, now: float) -> Key:
+        """Generate a key that is in `state` since `now`."""
         signer = SigningKey.generate(alg)  # type: ignore[arg-type]  # checked there
         return cls(signer.kid, alg, state, now, MappingProxyType(signer.public_jwk()), signer)
 
     def moved(self, state: KeyState, now: float) -> Key:
+        """Return the key in `state` since `now`. Only the active key keeps its signer."""
         return replace(self, state=state, since=now, signer=self.signer if state == "active" else None)
 
     def is_published(self, now: float) -> bool:
+        """Return True if the key set holds the key: next, active, or lately retired."""
         retired = self.state == "retired" and now < self.since + KEEP_RETIRED
         return retired or self.state in ("next", "active")
 
@@ -104,6 +107,7 @@ class KeyRing(Secret):
 
     @property
     def active(self) -> SigningKey:
+        """Return the key that signs now. Raises `keys_unavailable` without one."""
         for key in self._current():
             if key.state == "active" and key.signer is not None:
                 return key.signer
@@ -218,7 +222,7 @@ class KeyDirectory(KeyRing):
     def __init__(self, path: str | Path, password: bytes | None = None, *, cache_age: float = CACHE_AGE) -> None:
         self._path, self._password = Path(path).absolute(), password
         self._stamp: tuple[int, ...] | None = None
-        self._bad = frozenset[str]()  # all keys that this process saw compromised: none comes back
+        self._bad = frozenset[str]()  # every key that this process has ever seen as compromised
         self._looked = float("-inf")
         self._begin((), cache_age, time.time)
         self._load()
@@ -248,7 +252,7 @@ class KeyDirectory(KeyRing):
         try:
             self._load()
         except ConfigError:
-            # An unreadable ring may hold a compromise: no key is used until it can be read.
+            # An unreadable file may list a compromised key, so no key is used until the file can be read.
             self._keys, self._stamp = (), None
         self._looked = time.monotonic()
 
@@ -279,7 +283,7 @@ class KeyDirectory(KeyRing):
             except ConfigError:
                 if self._stamped() == seen:
                     raise
-                self._load()  # another process changed the ring meanwhile, and removed a key of the old one
+                self._load()  # another process changed the ring during this read, and deleted a key file
 
     @contextmanager
     def _changing(self) -> Iterator[float]:

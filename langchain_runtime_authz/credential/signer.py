@@ -125,7 +125,7 @@ class SigningKey(Secret):
             raise ConfigError(f"the algorithm is one of {', '.join(ALGORITHMS)}")
         while True:
             key = cls(_MAKERS[alg]())
-            if not key.kid.startswith("-"):  # a command line would take the name for an option
+            if not key.kid.startswith("-"):  # on a command line, such a `kid` would look like an option
                 key.ephemeral = True
                 return key
 

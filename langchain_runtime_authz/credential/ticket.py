@@ -1,7 +1,8 @@
-"""The ticket: the permit of one call, which is redeemed once, and its mints.
+"""The ticket: the permit of one call, and the tokens that are minted for it.
 
-An enforcement point passes a `Ticket` to the guard. The ticket is redeemed when the tool starts, and only once. It is
-concluded when the tool ends. In between, the tool may get a credential for each audience of both profile and grant.
+An enforcement point passes a `Ticket` to the guard of the tool. The ticket is redeemed once, when the tool starts, and
+concluded when the tool ends. Between the two, the tool may get a credential for each audience that both the profile
+and the grant name.
 """
 
 from __future__ import annotations
@@ -22,21 +23,23 @@ if TYPE_CHECKING:  # `dpop_proof` loads the signing library
 
 
 class Refusals(Protocol):
-    """Records each refused mint, before the caller gets the error."""
+    """Records each refusal to mint a token, before the caller gets the error."""
 
     def refused(self, code: str, audience: str | None) -> tuple[Any, ...]:
-        """Return the effect (`_flow`) that records a refused mint for `audience`."""
+        """Return the `_flow` effect that records a refused token for `audience`."""
 
 
 class Ticket(Sealed):
     """The permit for one call.
 
-    `raw`: the decided arguments, without injected ones. `mint` receives an audience and a key's thumbprint or `None`;
-    it returns the effect that mints the token. `status_check` receives an audience; its effect raises if the call was
-    stopped. A token may be exchanged for `reaches` only. `undo`: the last arguments of the `ReleaseCall` that takes
-    the claim back if the tool never starts. `opened`: a counter to take back if the call succeeds. `redeemed`: the tool has started. `leaked`: a token was found in the
-    output. `withheld`: a part of the output was not searched. This is not a dataclass, because serialisers write every
-    field of a dataclass, secrets included.
+    `raw`: the arguments that were decided, without injected ones. `mint` receives an audience and the thumbprint of a
+    key or `None`. It returns the `_flow` effect that mints the token. `status_check` receives an audience and returns
+    an effect, which raises if the run was revoked or its task changed. `reaches`: audiences for which a token may be
+    exchanged. `undo`: arguments of the `ReleaseCall` that takes the claim back if the tool never starts. `opened`: a
+    mandate's budget to give back if the call succeeds. `redeemed`: the tool has started. `leaked`: a token was found
+    in the output. `withheld`: a part of the output could not be searched.
+
+    This is not a dataclass, because serialisers write every field of a dataclass, secrets included.
     """
 
     _pickled = "[ticket]"
@@ -86,14 +89,14 @@ class Ticket(Sealed):
             self.redeemed = True
 
     def withdraw(self) -> bool:
-        """End an unused call, so that it never starts. Return False if it was used."""
+        """End a call that has not started, so that it never does. Else return False."""
         with self._lock:
             ours = not (self.redeemed or self.concluded)
             self.concluded = self.concluded or ours
         return ours
 
     def conclude(self) -> None:
-        """End the call and its minting. Takes no lock, so it never waits for an issuer."""
+        """End the call: nothing is minted any more. Takes no lock, so it never waits."""
         self.concluded = True
 
     def minting(self, audience: str | None = None, *, dpop: bool = False) -> Flow[CallCredential]:
@@ -140,7 +143,7 @@ class Ticket(Sealed):
         return audience
 
     def _begin(self, audience: str, dpop: bool) -> tuple[CallCredential | Minting, bool]:
-        """Return the credential or a mint under way, and True if the caller must mint."""
+        """Return the credential or the token being minted; True if the caller must mint."""
         with self._lock:
             self.check_running()
             if (found := self._minted.get(audience)) is not None:
@@ -160,8 +163,8 @@ class Ticket(Sealed):
             if (old := self._minted.get(audience)) is not None:  # the old token is valid until it expires
                 self._others.append(old.token)
             self._minted[audience] = made
-            # INVARIANT: a token is listed before the tool gets it, and the tool gets no token after the end. So after
-            # `conclude`, `minted_tokens` holds all tokens of the call.
+            # INVARIANT: after `conclude`, `minted_tokens` holds all tokens of the call. For this, a token is listed
+            # before the tool gets it, and a concluded call gets none.
             self.check_running()
         return made
 

@@ -23,7 +23,7 @@ from langchain_runtime_authz.errors import Code, CredentialError
 from langchain_runtime_authz.evaluation import MAX_DEPTH, Model, Subject
 from langchain_runtime_authz.grant import Grant
 
-TYP: Final = "runtime-authz+jwt"  # RFC 8725 §3.11: explicit typing, so that no other JWT is accepted as one
+TYP: Final = "runtime-authz+jwt"  # explicit typing (RFC 8725 §3.11): a JWT of another `typ` is refused
 # RFC 9396 §2: `type` of authorization_details
 GRANT_TYPE: Final = "urn:langchain-runtime-authz:grant"
 CALL_TYPE: Final = "urn:langchain-runtime-authz:call"  # see `credential.details`
@@ -60,15 +60,16 @@ MANDATE: Final = "mandate"  # its digest, or null
 APPROVED: Final = "approved"  # true if an approver approved the call; absent otherwise
 REACHES: Final = "reaches"  # audiences for which the token may be exchanged; absent if none
 SALT: Final = "salt"  # of the digests
-ARGUMENTS: Final = "arguments"  # values by name; or
-ARGUMENT_DIGESTS: Final = "argument_digests"  # digests by name; or
-ARGUMENTS_DIGEST: Final = "arguments_digest"  # one digest over all
+# A detail has exactly one of these three.
+ARGUMENTS: Final = "arguments"  # values by name
+ARGUMENT_DIGESTS: Final = "argument_digests"  # digests by name
+ARGUMENTS_DIGEST: Final = "arguments_digest"  # one digest over all arguments
 OPEN_ARGUMENTS: Final = "open_arguments"  # names of all other arguments that the call may have; absent for a read
 
 MAX_DELEGATORS: Final = 32  # agents in an `act` chain, in addition to the acting one
 MAX_TTL: Final = 60  # seconds from `iat` to `exp`
 LEEWAY: Final = 5  # seconds by which clocks may differ
-MARGIN: Final = 5  # a token that expires within so many seconds is not reused
+MARGIN: Final = 5  # seconds before its expiry in which a token is not reused
 MAX_TOKEN: Final = 16 * 1024  # characters
 REDACTED: Final = "[credential]"
 
@@ -116,6 +117,7 @@ class TokenRequest(Model):
     cnf_jkt: Name | None = None
 
     def to_json(self) -> bytes:
+        """Return the request as JSON, for a remote issuer."""
         return self.model_dump_json(exclude_none=True).encode()
 
     @classmethod
@@ -246,10 +248,12 @@ class Credential(Sealed):
 
     @property
     def epoch(self) -> int:
+        """Return the epoch of the task (`task.epoch`)."""
         return int(self.claims[TASK]["epoch"])
 
     @property
     def expires_at(self) -> int:
+        """Return the expiry in epoch seconds (`exp`)."""
         return int(self.claims[EXPIRES_AT])
 
     def __repr__(self) -> str:

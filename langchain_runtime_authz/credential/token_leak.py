@@ -48,6 +48,7 @@ class Search:
         self._raised = False
 
     def clean(self, value: _T) -> _T:
+        """Return `value` without tokens; the same object if it has none."""
         self._nodes = 0  # per value; a message is searched in parts, then as a whole
         return self._walk(value, 0) if self._forms else value
 
@@ -208,7 +209,7 @@ def _parts(value: Any) -> Iterator[Any]:
     # pickle prefers a registered reducer to the object's own.
     reducer = copyreg.dispatch_table.get(kind)
     reduced = value.__reduce_ex__(_PROTOCOL) if reducer is None else reducer(value)
-    if isinstance(reduced, tuple):  # else a name
+    if isinstance(reduced, tuple):  # otherwise a text: the name of a global, which pickle writes alone
         maker, arguments, *rest = reduced
         state, items, pairs, *_ = (*rest, None, None, None)
         yield from (maker, arguments, state)
@@ -248,7 +249,7 @@ def _without(text: str, form: str) -> str:
 
 def _forms(token: str) -> tuple[str, ...]:
     """Return texts to search for: each encoding of the signature contains one of them."""
-    token = token.rstrip("=")  # as a broken text is searched
+    token = token.rstrip("=")  # `_unwrapped` removes every `=` from the text that is searched
     signature = token.rpartition(".")[2]
     if len(signature) < 2 * MIN_FORM:  # an opaque token without a signature: search for all of it
         signature = token

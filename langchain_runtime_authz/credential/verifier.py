@@ -1,4 +1,4 @@
-"""The verifier: the only way from a string to a `Credential`.
+"""The verifier: it alone makes a `Credential` of a token that somebody presents.
 
 Without `status`, a verifier works offline: a token is accepted until `exp` plus leeway. With `status`, the token's
 call, task and run must also be live.
@@ -78,6 +78,7 @@ class _SetSource:
 
 
 def key_source(jwks: KeySet | Callable[[], KeySet] | KeySource) -> KeySource:
+    """Return a `KeySource` of a JWK set, or of a callable that returns one."""
     if isinstance(jwks, KeySource) and not isinstance(jwks, Mapping):
         return jwks
     return _SetSource(jwks)
@@ -156,7 +157,7 @@ class Verifier:
     def _key(self, jwk: Mapping[str, Any] | None, kid: str, alg: str) -> PyJWK:
         if jwk is None:
             raise CredentialError(Code.CREDENTIAL_KEY)
-        # The cache compares the algorithm too, because a key is for one algorithm, whatever the header says.
+        # The cache compares the algorithm too: a key is for one algorithm, and the header may name another.
         cached = self._parsed.get(kid)
         if cached is not None and cached[0] == jwk and cached[1].algorithm_name == alg:
             return cached[1]

@@ -199,7 +199,8 @@ class ExchangeAuth(TicketAuth):
         exchange: the token endpoint.
         resource: URL of the service. The exchanged token is sent only there.
         audience: the service's name at the endpoint, if the endpoint wants one.
-        scope: the scope to request. An answer that names another one is refused, unless it only adds claims.
+        scope: the scope to request. A token with any more scope is refused; OIDC's claim scopes like `email` are
+            permitted.
         subject_token: returns the user's token, as `BearerSubject.token` does; by default the call's own token is sent.
             With a user's token, the profile and the grant must name the service itself, not the endpoint.
         subject_token_type: type of that token (§3).
@@ -266,18 +267,18 @@ class ExchangeAuth(TicketAuth):
         if self._granting is not None:
             rest = {"resource": self._resource, "scope": options["scope"]}
             exchanged = yield Perform(self._granting.grant, self._granting.agrant, exchanged.token, **rest)
-        if self._subject_token is None:  # asks the call's status again, see `_send`
+        if self._subject_token is None:  # raises if the task changed while the endpoint answered
             yield Perform(ticket.credential, ticket.acredential, audience)
         return exchanged  # type: ignore[no-any-return]
 
     def _kept(self, ticket: Ticket) -> Generator[Any, Any, dict[Any, ExchangedToken]]:
-        """Return the cache of the call's lease. Raises `CredentialError` if it ended."""
+        """Return the lease's cache of exchanged tokens. Raises `CredentialError` if ended."""
         run = current_scope.get().run
         if run is None or self._subject_token is None:
             return {}
         run.engine.refuse_if_stopped(time.time())
-        ledger, lease = run.engine.ledger, (run.scope.tenant, ticket.jti)  # the run may have another one by now
-        # The provider's token does not name the task, so no service could refuse it after a correction.
+        ledger, lease = run.engine.ledger, (run.scope.tenant, ticket.jti)  # the run's present lease may be another
+        # The provider's token does not name the task, so a service cannot refuse it after a correction. Ask the ledger.
         if (yield Perform(ledger.status, ledger.astatus, *lease)) != "live":
             run.exchanged = None
             raise CredentialError(Code.CREDENTIAL_REVOKED)

@@ -11,7 +11,7 @@ def pay(recipient: str, amount: float) -> str:
 ```
 
 The client holds no token: each request uses the token of its call. A token is sent to its audience only, and not after
-a redirect. The request in a response or an error does not hold the token.
+a redirect. `response.request` and the request of an exception do not hold the token.
 
 For an MCP client use `CallAuth(outside="anonymous")`, wrapped by `httpx2_auth` if the client is built on httpx2. Open
 an MCP session for each call, as the adapters do by default, because a session belongs to the call that opened it.
@@ -39,11 +39,11 @@ from langchain_runtime_authz.telemetry.spans import inject
 if TYPE_CHECKING:
     import httpx2
 
-MAX_ORIGINS: Final = 256  # origins whose last nonce is kept, the newest
+MAX_ORIGINS: Final = 256  # origins whose last nonce is remembered; the oldest is dropped
 MAX_NONCE: Final = 512
 
 
-Flow = Generator[tuple[Any, ...] | httpx.Request, Any, Any]  # of `_flow.Perform`, and requests to send
+Flow = Generator[tuple[Any, ...] | httpx.Request, Any, Any]  # yields `_flow.Perform`, and requests to send
 
 
 class TicketAuth(httpx.Auth):
@@ -75,7 +75,7 @@ class TicketAuth(httpx.Auth):
         if ticket is not None:
             try:
                 audience = self._audience(request, ticket)
-            except CredentialError as exc:  # recorded before it is raised
+            except CredentialError as exc:  # record the refusal, then raise it
                 raise (yield from ticket.refused(exc, origin)) from None
         inject(request.headers)
         try:
@@ -142,7 +142,7 @@ class CallAuth(TicketAuth):
     def _wants_nonce(self, origin: str, response: httpx.Response) -> bool:
         """Keep the server's nonce; return True if the server refused for lack of one."""
         nonce = response.headers.get("DPoP-Nonce")
-        # After a redirect, the nonce is that of another server.
+        # After a redirect, the nonce comes from another server.
         if not self._dpop or not nonce or len(nonce) > MAX_NONCE or response.history:
             return False
         others = [(known, kept) for known, kept in self._nonces.items() if known != origin]
@@ -169,7 +169,7 @@ class _Bearing:
 @cache
 def _bearing(kind: type) -> type:
     # For a redirect, both clients copy the headers in `_redirect_headers`. They keep `Authorization` within one origin
-    # and `DPoP` everywhere. httpx does not call an `Auth` for a redirect, and does not tell it of one.
+    # and `DPoP` everywhere, and call no `Auth`. So `_Bearing.headers` hides the credential from that function.
     packages = (base.__module__.partition(".")[0] for base in kind.__mro__)  # `kind` may be another library's subclass
     module = sys.modules[next(name for name in packages if name in ("httpx", "httpx2"))]
     return type("_Bearing", (_Bearing, kind), {"_redirect": module.Client._redirect_headers.__code__})  # noqa: SLF001

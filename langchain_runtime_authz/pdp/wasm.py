@@ -39,9 +39,8 @@ class WasmPDP(InProcess):
 
     Args:
         wasm: path or bytes of a compiled policy; by default the shipped one.
-        data: mapping, or path of a JSON file. For the shipped policy: the members of its data.json to
-            change (`merge_data`), or an edited copy of data.json. For a policy of your own: its whole
-            data document.
+        data: mapping, or path of a JSON file. For the shipped policy: the members of its data.json to change
+            (`merge_data`), or an edited copy of data.json. For a policy of your own: its whole data document.
         entrypoint: the rule that answers `{"decision": …, "context": {…}}`. If the policy also has an
             entrypoint `batch` that answers `{"requests": [input, …]}` with a list of such documents, the
             calls of a message are decided in one evaluation.

@@ -49,7 +49,7 @@ async def form_field(headers: list[tuple[bytes, bytes]], receive: Receive, name:
 
 async def read_body(receive: Receive, limit: int) -> bytes | None:
     """Return an ASGI request's body; `None` if incomplete or over `limit` bytes."""
-    body, more = bytearray(), True  # grows in place, to avoid quadratic cost for single bytes
+    body, more = bytearray(), True  # grows in place: a client may send the body byte by byte
     while more:
         message = await receive()
         body += message.get("body", b"")

@@ -80,7 +80,7 @@ class MemoryReplays:
 
 
 class Nonces:
-    """Make server nonces (§8, §9) without memory: a time and its HMAC.
+    """Makes server nonces (§8, §9), each a time and its HMAC, so that none is stored.
 
     `secret` has 32 bytes or more and is the same in all processes of a service; random by default.
     """
@@ -164,4 +164,5 @@ class ProofVerifier:
         return found
 
     def nonce(self) -> str | None:
+        """Return a new server nonce, or `None` if proofs need none."""
         return None if self._nonces is None else self._nonces.issue(self._clock())

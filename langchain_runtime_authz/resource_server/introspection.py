@@ -94,8 +94,7 @@ class IntrospectionClient:
 class IntrospectionEndpoint(FormEndpoint):
     """The introspection endpoint (§2), an ASGI application.
 
-    If a token is not live, not ours, or for an audience of another client, the answer is
-    `{"active": false}` and nothing more (§2.2, §4).
+    The answer is only `{"active": false}` for a token that is not live, not ours, or not for the client (§2.2, §4).
 
     Args:
         verifier: verifies the issuer's tokens.

@@ -22,7 +22,8 @@ _log: Final = logging.getLogger(__name__)
 class BackchannelLogout(FormEndpoint):
     """The ASGI endpoint to which a provider posts logout tokens (§2.5).
 
-    A process accepts each token once (§2.6). If several processes serve the endpoint, let them share used `token_id`s.
+    Each token is accepted once (§2.6), but only this process knows the used ones. If several processes serve the
+    endpoint, let `ended` compare `LoggedOut.token_id` with an own shared store.
 
     Args:
         verifier: verifies logout tokens; its `client_id` is their audience.

@@ -24,7 +24,7 @@ from langchain_runtime_authz.resource_server.server import BAD_REQUEST, Protecte
 OPEN: Final = frozenset({"initialize", "notifications/initialized", "ping", "server/discover", "tools/list"})
 MAX_BODY: Final = 4 * 1024 * 1024
 MAX_LEFT: Final = 1024  # ids of requests whose client left before the answer
-_STANDING: Final = "_GET_stream"  # the SDKs' name of a session's stream without a request
+_STANDING: Final = "_GET_stream"  # the SDKs' name of the session's stream that a GET opens
 _BOM: Final = b"\xef\xbb\xbf"
 _EVENT: Final = re.compile(rb"(?:\r\n|\r(?!\n)|\n){2}")  # the end of a server-sent event
 

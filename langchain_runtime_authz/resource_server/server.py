@@ -100,6 +100,7 @@ class BearerServer(Generic[T_co]):
         return Refusal(status, tuple(headers), code)
 
     async def of(self, connection: HTTPConnection) -> T_co:
+        """Return the caller of a request, like `authenticate`."""
         return await self.authenticate(**_request(connection))
 
     async def __call__(self, request: Request, response: Response) -> T_co:
@@ -122,6 +123,7 @@ class BearerServer(Generic[T_co]):
         return HTTPException(refused.status, refused.code, headers)
 
     def nonce(self) -> str | None:
+        """Return a new DPoP nonce for an answer, or `None` if proofs need none."""
         return None if self._proofs is None else self._proofs.nonce()
 
 
@@ -169,7 +171,7 @@ class ResourceServer(BearerServer[Credential]):
         self._verifier, self._tenant, self._status = verifier, tenant, status
         self._proofs, self._require_proof = proofs, require_proof
         self._tools: frozenset[str] | None = None
-        self._of_all = self  # the same in a copy of `for_tools`
+        self._of_all = self  # copies that `for_tools` makes still refer to this server
 
     def for_tools(self, *tools: str) -> ResourceServer:
         """Return a copy for these tools' tokens only: `Depends(server.for_tools("pay"))`."""
@@ -221,7 +223,7 @@ class ResourceServer(BearerServer[Credential]):
         return self._for_its_tools(credential)
 
     async def of(self, connection: HTTPConnection) -> Credential:
-        # A proof counts once, and several dependencies may ask about one request.
+        # Several dependencies may ask about one request, but its proof is accepted once. So keep the proved credential.
         proved, request = connection.scope.setdefault("runtime_authz", {}), _request(connection)
         shown = [pair for pair in request["headers"] if pair[0] in ("authorization", "dpop")]
         key = (self._of_all, request["method"], request["path"], *shown)  # a copy of the scope may be another request
@@ -364,6 +366,7 @@ def bearer_token(given: list[str]) -> tuple[str, str]:
 
 
 async def refuse(refused: Refusal, scope: Scope, send: Send) -> None:
+    """Send a refusal as HTTP answer, or close the WebSocket with it."""
     if scope["type"] == "websocket":
         await send({"type": "websocket.close", "code": 1008, "reason": refused.code})
     else:

@@ -1,4 +1,4 @@
-"""Check if a token is live: call and run go on, the task and the key are valid.
+"""Check if a token is live: its call and run go on, its task and key are valid.
 
 | status | asks | refuses a token that has ended |
 |---|---|---|

@@ -24,6 +24,7 @@ _KNOWN: Final = frozenset(Code)
 
 
 def logger(name: str) -> logging.Logger:
+    """Return the logger `name`, whose records get the ids."""
     log = logging.getLogger(name)
     log.addFilter(_add_ids)  # adding it again changes nothing
     return log
@@ -48,7 +49,7 @@ def lines_left_out() -> Callable[[str], int | None]:
 
     Given a code, the function returns `None` if the line must be left out, else how many lines were left out before it.
     """
-    lines, lock = dict[str, tuple[float, int]](), forkable_lock()  # by code: begin of its window, lines in it
+    lines, lock = dict[str, tuple[float, int]](), forkable_lock()  # for each code: begin of its window, lines in it
 
     def left_out(code: str) -> int | None:
         now = time.monotonic()

@@ -47,6 +47,7 @@ class Instruments:
 
 
 def count_decision(decision: Decision, action: str, started: int | None, subject: Subject) -> None:
+    """Count a decision, and time it from `started` (nanoseconds since the Unix epoch)."""
     with suppress(Exception):  # telemetry must not stop the call
         kind = subject.type if subject.type in SUBJECT_TYPES else "other"
         about = {n.ACTION: action, n.DECISION: decision.outcome, n.REASON: decision.reason, n.SUBJECT_TYPE: kind}
@@ -58,6 +59,7 @@ def count_decision(decision: Decision, action: str, started: int | None, subject
 
 
 def count(what: str, about: Mapping[str, str] | None = None, by: int = 1) -> None:
+    """Add `by` to the counter `what` of `Instruments`, with the attributes `about`."""
     if instruments.proxy._real_meter is None:  # noqa: SLF001  (cheaper than a call)
         return
     with suppress(Exception):  # telemetry must not stop the call
@@ -65,6 +67,7 @@ def count(what: str, about: Mapping[str, str] | None = None, by: int = 1) -> Non
 
 
 def time_engine(pdp: str, began: float) -> None:
+    """Record how long an engine took, from `began` (monotonic seconds) until now."""
     with suppress(Exception):  # telemetry must not stop the call
         instruments.engine.record(time.monotonic() - began, {n.PDP: pdp})
 
@@ -75,9 +78,9 @@ def observe_ledger(ledger: Any, tenant: str) -> None:
 
 
 def _counted(listing: str, _: CallbackOptions | None = None) -> Iterable[Observation]:
-    """Return each tenant's open questions (`asked`) or calls in doubt (`doubts`).
+    """Count each tenant's open questions (`asked`) or calls in doubt (`doubts`).
 
-    Wait `WAIT` seconds for all ledgers together. If a ledger does not answer, do not ask it for `REST` seconds.
+    Wait `WAIT` seconds for all ledgers together. If a ledger does not answer, do not query it for `REST` seconds.
     """
     now, found, asked = time.monotonic(), dict[str, list[int | None]](), list[tuple[tuple[int, str], Any]]()
     for ledger, tenants in list(_ledgers.items()):

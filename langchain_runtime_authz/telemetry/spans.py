@@ -62,7 +62,7 @@ class OpenSpan:
                 otel_context.attach(trace.set_span_in_context(self._span, self._before))
 
     def leave(self) -> None:
-        """Restore the previous context without its `Token`, which other contexts refuse."""
+        """Restore the previous context. A `Token` could fail: this may be another context."""
         with suppress(Exception):
             if self._before is not None and trace.get_current_span() is self._span:
                 otel_context.attach(self._before)
@@ -75,6 +75,7 @@ class OpenSpan:
         return trace.set_span_in_context(self._span) if own else None
 
     def link(self, *parents: str) -> None:
+        """Link the span to the spans of questions, given as `traceparent`s."""
         with suppress(Exception):
             for found in _questions(*parents):
                 self._span.add_link(found.context, found.attributes)
@@ -82,7 +83,7 @@ class OpenSpan:
     def fail(self, error: type[BaseException]) -> None:
         """Record an exception of the code inside, unless it is control flow or a denial."""
         with suppress(Exception):
-            # By name, because this room does not import LangGraph.
+            # Compared by name, because this module does not import LangGraph.
             control = any(c.__name__ in ("GraphBubbleUp", "AuthzDenied") for c in error.__mro__)
             if issubclass(error, Exception) and not control:
                 _fail(self._span, error.__qualname__)
@@ -96,6 +97,7 @@ class OpenSpan:
 
 
 def run_span(run: Any, is_workflow: Callable[[], bool] = bool, *, decision: str = "") -> OpenSpan | None:
+    """Open the span of an entry, linked to its `decision`; `None` without an SDK."""
     if _tracer.__class__ in _IDLE_TRACERS and _api._TRACER_PROVIDER.__class__ in _IDLE_PROVIDERS:  # noqa: SLF001
         return None
     workflow, name = is_workflow(), run.agent[-1]
@@ -105,6 +107,7 @@ def run_span(run: Any, is_workflow: Callable[[], bool] = bool, *, decision: str 
 
 
 def execute_tool_span(run: Any, tool: str, call_id: str | None, decision: str, args: Any) -> OpenSpan | None:
+    """Open the span of a tool, linked to its `decision`; `None` without an SDK."""
     if _tracer.__class__ in _IDLE_TRACERS and _api._TRACER_PROVIDER.__class__ in _IDLE_PROVIDERS:  # noqa: SLF001
         return None
     about = {n.TOOL_TYPE: "function", n.TOOL_NAME: tool, n.TOOL_CALL_ID: call_id, n.DECISION_ID: decision}
@@ -129,8 +132,8 @@ def record_decision(
 ) -> None:  # fmt: skip
     """Count one decision, and record it as a span.
 
-    `body` is the request, or `None` if the PDP was not asked. `started` is in nanoseconds since the Unix epoch.
-    `question` is the `traceparent` of an earlier question, after which the call is decided again.
+    `body` is the request, or `None` if the PDP was not asked. `started` is in nanoseconds since the Unix epoch. If a
+    call is decided again after a question, `question` is the `traceparent` of that question.
     """
     if metrics.instruments.proxy._real_meter is not None:  # noqa: SLF001  (cheaper than a call)
         metrics.count_decision(decision, action, started, run.subject)
@@ -191,6 +194,7 @@ def record_observation(what: str, name: str) -> None:
 
 
 def traceparent(run: Any, decision: str = "") -> str:
+    """Return the W3C `traceparent` of a decision's span, else of the run's span."""
     carrier: dict[str, str] = {}
     with suppress(Exception):
         found = run.decision_spans.pop(decision, None)
