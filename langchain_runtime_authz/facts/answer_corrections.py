@@ -1,8 +1,8 @@
-"""Find corrections in answers to questions that a tool or node asks by itself.
+"""Find corrections in answers to questions that a tool or a node itself asks.
 
-A plain answer does not change the task. Plain are booleans, numbers, empty answers, the options that the question
-offers, the words in `CLOSED`, and mappings or lists of these. Every other answer is a correction. Parts of a form that
-come back unchanged are plain too: a machine wrote these parts, so they are never pinned as the user's words.
+A plain answer does not change the task; every other answer is a correction. Plain answers are booleans, numbers, empty
+answers, options that the question offers, words in `CLOSED`, and mappings or lists of these. A field of a form that the
+user returns unchanged is plain too. A machine wrote its text, so the text is never pinned as the user's words.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MAX_DEPTH: Final = 16
 
 
 def free_text(answer: object, question: object) -> str:
-    """Return the parts of an answer that correct the task, as text or JSON, else ""."""
+    """Return the parts of an answer that correct the task, as text or JSON; else ""."""
     if isinstance(answer, str):
         return "" if _plain(answer) in CLOSED | _offered(question) else answer.strip()
     closed = CLOSED | _offered(question) | {_plain(t) for t in texts_in(question)}
@@ -37,13 +37,13 @@ def _plain(text: str) -> str:
 
 
 def _said(value: object, closed: frozenset[str], depth: int = 0) -> Any:
-    """Return the parts of an answer that are neither numbers nor in `closed`, or None."""
+    """Return the parts of an answer that correct the task; None if it has none."""
     if value is None or isinstance(value, bool | int | float):
         return None
     if isinstance(value, str):
         return None if not _plain(value) or _plain(value) in closed else value
     if depth < MAX_DEPTH and isinstance(value, Mapping):
-        # The form sets the names of its fields, but a name with a blank may be a sentence that the user wrote.
+        # A field's name is not an answer. But a name with a blank may be a sentence that the user wrote.
         found = {
             str(k): v if said is None else said
             for k, v in value.items()
@@ -64,6 +64,7 @@ def _offered(question: object) -> frozenset[str]:
 
 
 def texts_in(value: object, depth: int = 0) -> Iterator[str]:
+    """Yield all texts in a question, at any depth."""
     if isinstance(value, str):
         yield value
     elif depth < MAX_DEPTH and isinstance(value, Mapping | list | tuple):

@@ -14,10 +14,10 @@ from langchain_runtime_authz.facts.normal_forms import REMEMBERED, forms, identi
 from langchain_runtime_authz.tool_profile import ToolProfile, argument
 
 MAX_ITEMS: Final = 64  # items of one argument; the provenance of a longer list is unknown
-MAX_ARGUMENT_NODES: Final = 1000  # values in the arguments of one call
+MAX_ARGUMENT_NODES: Final = 1000  # values in one argument that `loose` reads
 DESTINATIONS: Final = ("principal", "url", "channel")  # kinds of arguments to which a call sends something
 FIELD: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_\-]{0,63}")
-_MEMBER: Final = re.compile(r"[A-Za-z_]{0,40}\d{0,2}")  # an ordinary member name
+_MEMBER: Final = re.compile(r"[A-Za-z_]{0,40}\d{0,2}")  # a member name that cannot be a value, like `line_1`
 SHORT_KINDS: Final = frozenset((str, int, float, bool))
 # `Bob <bob@x.org>`: display name and address (RFC 5322).
 _SHOWN: Final = re.compile(r"[^<>@]*<([^<>]*)>\s*")
@@ -25,10 +25,10 @@ _BETWEEN: Final = re.compile(r"[,;\r\n]")
 
 
 class Item(NamedTuple):
-    """One scalar of an argument. `keys`: the digests of all its forms."""
+    """One scalar of an argument. `keys`: digests of its normal forms."""
 
     value: Any
-    parts: tuple[tuple[str, ...], ...]  # the normal forms of each part; a part without forms is untrusted
+    parts: tuple[tuple[str, ...], ...]  # normal forms of each part; the source of a part without forms is unknown
     keys: tuple[str, ...]
 
 
@@ -39,7 +39,7 @@ class Atom(NamedTuple):
     kind: Any
     value: Any
     items: tuple[Item, ...] | None  # `None` if there are more than `MAX_ITEMS`
-    marks: list[str]  # identify what the call acts on; equal for all spellings of it
+    marks: list[str]  # texts that identify the target; equal for all its spellings
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -47,16 +47,16 @@ class CallAtoms:
     """The critical and date arguments of one call."""
 
     atoms: Sequence[Atom]
-    keys: Sequence[str]  # of all items; `trace` needs to know where they were seen
+    keys: Sequence[str]  # digests of all items' normal forms, by which the ledger finds their sources
     target: dict[str, Any]
-    bound: Collection[str]  # names of arguments that a request never shortens
+    bound: Collection[str]  # names of critical arguments, which a request never shortens
 
     def effect_targets(self) -> tuple[str, tuple[str, ...]]:
-        """Return (1) the digest of the critical arguments, (2) a digest of each target.
+        """Return the digest of the critical arguments, and the digests of all targets.
 
-        The targets are the destinations or, without any, the objects. If there are destinations, objects do not count:
-        of two requests for one payment to Bob, one may name the invoice and the other may not. In doubt, two calls
-        count as equal, because that costs only a question.
+        The targets are the destinations. If the call has none, they are its objects. The objects of a call with
+        destinations do not count, because one of two requests to pay Bob may leave out the invoice. If it is unclear
+        whether two calls differ, they count as equal, because that costs only a question.
         """
         hit, destinations, objects = [], set[str](), set[str]()
         for name, kind, _, _, marks in sorted(self.atoms):
@@ -67,7 +67,7 @@ class CallAtoms:
         return key(repr(hit)) if hit else "", tuple([key(mark) for mark in sorted(destinations or objects)])
 
     def effective_sink(self, declared: str) -> str:
-        """Return "none" if there are destination arguments, all empty; else `declared`."""
+        """Return `declared`, but "none" if all of the call's destinations are empty."""
         silent = False
         for _, kind, value, _, _ in self.atoms:
             if kind in DESTINATIONS:
@@ -77,7 +77,7 @@ class CallAtoms:
         return "none" if silent else declared
 
     def destinations(self) -> list[str]:
-        """Return the texts in the arguments to which the call sends something."""
+        """Return the texts in the destination arguments."""
         found: list[str] = []
         for _, kind, value, _, _ in self.atoms:
             if kind in DESTINATIONS:
@@ -91,6 +91,7 @@ NO_ATOMS: Final = CallAtoms((), (), {}, ())
 
 
 def atoms_of(profile: ToolProfile, args: Mapping[str, Any]) -> CallAtoms:
+    """Cut the arguments that the profile declares as critical or as dates into items."""
     kinds: dict[str, Any] = (
         {**profile.critical, **dict.fromkeys(profile.when, "when")} if profile.when else profile.critical
     )
@@ -130,6 +131,7 @@ _short_atom: Final = lru_cache(maxsize=2048, typed=True)(_atom)
 
 
 def absent(value: object) -> bool:
+    """Return True for None and for an empty text or collection."""
     return value is None or (isinstance(value, str | list | tuple | dict) and not value)
 
 
@@ -145,8 +147,8 @@ def gapped(value: object) -> bool:
 
 
 def loose(name: str, value: object, covered: Collection[str]) -> Iterator[str]:
-    """Yield the dotted paths of those values of an argument that are not in `covered`."""
-    # A member's name with a dot would look like the path of another value, so `covered` does not count below it.
+    """Yield the dotted paths of all values in an argument whose path `covered` lacks."""
+    # A dot in a member's name could imitate another path. So paths below such a member are never covered.
     stack = [(name, "", value, "." in name)]
     for _ in range(MAX_ARGUMENT_NODES):
         if not stack:
@@ -155,7 +157,7 @@ def loose(name: str, value: object, covered: Collection[str]) -> Iterator[str]:
         if path in covered and not dotted:
             continue
         if absent(top):
-            # Ignore an empty member, unless its name is unusual and could carry a value.
+            # Ignore an empty member, unless its name may be a value.
             if not _MEMBER.fullmatch(member):
                 yield path
             continue
@@ -164,7 +166,7 @@ def loose(name: str, value: object, covered: Collection[str]) -> Iterator[str]:
         elif isinstance(top, list | tuple):
             stack += [(path, member, held, dotted) for held in top]
         elif dotted or not any(known.startswith(f"{path}.") for known in covered):
-            # If `covered` names members of an object, a scalar in the object's place counts as covered (`argument`).
+            # If `covered` has `to.email`, a scalar `to` counts as covered, because `argument` reads it as that member.
             yield path
     yield name
 
@@ -177,7 +179,7 @@ def _flat(value: object) -> list[Any] | None:
         top = stack.pop()
         if isinstance(top, dict):
             stack += [*reversed(top.values())]
-            # A key that cannot be a field's name is a value.
+            # A key that cannot be a field's name, or that holds an address, is a value.
             stack += [k for k in top if not (isinstance(k, str) and FIELD.fullmatch(k)) or identifiers(k)]
         elif isinstance(top, list):
             stack += reversed(top)
@@ -185,16 +187,16 @@ def _flat(value: object) -> list[Any] | None:
             flat.append(top)
         if len(flat) + len(stack) > MAX_ITEMS * 4:
             return None
-    if not flat and isinstance(value, dict):  # it has only keys
+    if not flat and isinstance(value, dict):  # its members are all empty
         flat = list(value)
     return flat if len(flat) <= MAX_ITEMS else None
 
 
 def _parts(value: object, kind: str) -> list[tuple[str, ...]]:
-    """Return the forms of each part of a scalar. Each part needs its own source.
+    """Return the normal forms of each part of a scalar. Each part needs a source.
 
-    A destination with addresses or links has a part for each of them, and one for each recipient. A date with a time
-    has two parts. If a number can be read in two ways, each reading is a part.
+    The parts of a destination are its addresses or links, and its recipients. The parts of a date with a time are the
+    date and the time. If a number can be read in two ways, each reading is a part.
     """
     whole = forms(value)
     if kind == "when":
@@ -219,7 +221,7 @@ def _places(value: str) -> Iterator[tuple[str, ...]]:
 
 
 def _marks(value: object, kind: str) -> Iterator[str]:
-    """Yield a scalar's identity: a destination's addresses, an amount's top number."""
+    """Yield texts that identify a scalar: its addresses, or an amount's top number."""
     if kind in DESTINATIONS and isinstance(value, int):
         value = str(value)  # an account number
     if isinstance(value, str):

@@ -1,8 +1,8 @@
-"""Distinguish the state that a run left from a state that other code changed.
+"""Tell whether our runs or other code wrote the state that a root entry loads.
 
 When a root entry ends, the ledger records its last checkpoint (`HEAD`) and the state of waiting child graphs (`BELOW`).
-The records are *marks*: named values of a thread. The next root entry loads that checkpoint or a later one. Other code
-wrote a later one, or a run that did not end regularly.
+The ledger stores these values under names, as *marks* of the thread. If the next root entry loads a later checkpoint,
+then other code wrote it, or a run of ours that ended without a record.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Final, Literal, NamedTuple
 
-HEAD: Final = "head"  # the mark with the newest checkpoint id of the thread's protected runs
-MEMORY: Final = "memory"  # the mark with the digest of the memory that protected runs left
-BELOW: Final = "below"  # the mark with the digest of the state of waiting child graphs
-UNRECORDED: Final = "unrecorded"  # the mark with a task change that the audit log may lack
+HEAD: Final = "head"  # mark: id of the newest checkpoint that a protected run of the thread wrote
+MEMORY: Final = "memory"  # mark: digest of the memory that protected runs left
+BELOW: Final = "below"  # mark: digest of the state of waiting child graphs
+UNRECORDED: Final = "unrecorded"  # mark: a task change that the audit log may lack
 OF_TASK: Final = "task:"  # prefix of marks that are deleted when the tasks of the root graph have ended
-ANEW: Final = "task:anew"  # the mark with the id of a question that a graph without checkpoints asks anew each time
-SLOTS: Final = 2**16  # number of marks that all lasting places share (`ChildMark`)
-UNKNOWN: Final = ""  # the value of a mark if code of an ended run may still have written a checkpoint
+ANEW: Final = "task:anew"  # mark: id of a question that a graph without checkpoints repeats in each run
+SLOTS: Final = 2**16  # number of marks that lasting places share: `ChildMark`
+UNKNOWN: Final = ""  # value of a mark: code of an ended run may have written a checkpoint since
 
 Writer = Literal["ours", "outside", "fork"]
 
 
 class Head(NamedTuple):
-    """The checkpoint that a root entry loads."""
+    """The checkpoint that a root entry loads. `source`: LangGraph's name of its cause."""
 
     id: str
     source: str = ""
@@ -44,11 +44,12 @@ def outside_key(checkpoint: str) -> str:
 
 
 class ChildMark(NamedTuple):
-    """The mark in the ledger for the checkpoint that a child graph left.
+    """The ledger's mark with the checkpoint that a child graph left.
 
-    `place`: digest of the child's thread and checkpoint namespace. `lasting`: later tasks load the child's state from
-    this place too. A child may use a new thread, and so a new place, for each question. So lasting places share `SLOTS`
-    marks. If two places share a mark, the mark holds the newer one.
+    `place`: digest of the child's thread and checkpoint namespace. `lasting`: a later task may load the child's state
+    from this place too. A child may use a new thread, and so a new place, each time it is called. To bound their
+    number, lasting places share `SLOTS` marks. If two places share a mark, it holds the checkpoint that was written
+    last.
     """
 
     place: str
@@ -56,9 +57,11 @@ class ChildMark(NamedTuple):
 
     @property
     def name(self) -> str:
+        """Return the name of the mark in the ledger."""
         return f"child:{int(self.place, 16) % SLOTS}" if self.lasting else f"{OF_TASK}{self.place}"
 
     def value(self, checkpoint: str | None) -> str:
+        """Return the mark's value: the place and the checkpoint id or `UNKNOWN`."""
         return f"{self.place} {checkpoint or UNKNOWN}"
 
     def left(self, marks: Mapping[str, str]) -> str | None:
@@ -68,10 +71,11 @@ class ChildMark(NamedTuple):
 
 
 def writer_of(head: Head, marks: Mapping[str, str], pinned: Collection[str | None], *, underway: bool) -> Writer:
-    """Return who wrote `head`: "ours" (a run of ours), "fork" (it is old), "outside".
+    """Return whose checkpoint `head` is.
 
-    `pinned`: the keys of the task's texts in the ledger. `underway`: a root entry has not ended, or its process died.
-    That root entry may then have written newer checkpoints.
+    "ours": a protected run or a recorded correction wrote it. "fork": the thread has a newer one. "outside": other code
+    wrote it. `pinned`: keys of the task's texts in the ledger. `underway`: an earlier root entry has not ended, or its
+    process died. It may have written checkpoints after the record.
     """
     if head.id == marks.get(HEAD) or (not head.newest and outside_key(head.id) in pinned):
         return "ours"

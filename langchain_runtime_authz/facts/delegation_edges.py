@@ -1,7 +1,7 @@
-"""Delegation edges: the passing of authority between agents, by our own record.
+"""Delegation edges: which agent passed authority to which, by our own record.
 
-A caller can forge the names that the framework reports (`lc_agent_name`, namespaces). So the agent path here grows
-only when one of our enforcement points opens a child agent.
+A caller can forge the names that the framework reports (`lc_agent_name`, checkpoint namespaces). So only our
+enforcement points lengthen an agent path, each time that they open a child agent.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ HANDOFF_KEY = "__handoff_destination"  # set by langgraph-supervisor and langgra
 
 
 def edge(parent: Sequence[str], child: str, kind: EdgeKind) -> Edge:
+    """Return the edge from the last agent of a path to `child`."""
     return Edge.model_validate({"from": parent[-1] if parent else "", "to": child, "kind": kind})
 
 
@@ -25,12 +26,16 @@ def handoff_edge(agent: Sequence[str], metadata: Mapping[str, Any] | None) -> Ed
 
 
 def kind_of_child(tool: str | None, args: Mapping[str, Any] | None, *, sent: bool = False) -> EdgeKind:
-    """Return the kind of the edge to a child graph. `tool`: the tool that calls it."""
+    """Return the kind of the edge to a child graph.
+
+    `tool`: the tool that calls the child. `sent`: LangGraph's `Send` started the child's node.
+    """
     if tool is None:
         return "send" if sent else "subgraph"
     return "task" if tool == "task" and "subagent_type" in (args or {}) else "agent_as_tool"
 
 
 def to_context(depth: int, edges: Sequence[Edge]) -> dict[str, Any]:
+    """Return the member `delegation` of a request's context."""
     told = [{"from": e.from_, "to": e.to, "kind": e.kind} for e in edges]
     return {"depth": depth, "edges": told}

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-RECENT: Final = 10  # steps kept by name
-MAX_NAMES: Final = 256  # distinct counters; further names, which a hostile model may invent, are counted as `*`
-RESOURCES: Final = 1024  # number of resources, the newest, whose version is kept
-TIMES: Final = 128  # number of permitted calls, the newest, whose time is kept
+RECENT: Final = 10  # number of newest steps whose names are stored
+MAX_NAMES: Final = 256  # counted names; all further ones, which a hostile model may invent, count as `*`
+RESOURCES: Final = 1024  # number of newest resources whose versions are stored
+TIMES: Final = 128  # number of newest permitted calls whose times are stored
 MINUTE: Final = 60  # seconds
 
 Path = tuple[str, ...]
@@ -19,7 +19,11 @@ Confined = tuple[tuple[str, Path], ...]
 
 @dataclass(slots=True)
 class Step:
-    """One step to count. A negative count undoes an earlier count."""
+    """One step to count. A negative number takes back an earlier count.
+
+    `call`: the name of the called tool. `resource`: name, tool and version of a resource that was read. `recent`: the
+    name that the member `recent` of the request shows.
+    """
 
     call: str | None = None
     effect: str | None = None
@@ -37,9 +41,10 @@ class Step:
 class History:
     """The steps of a thread. Snapshots share the object, so never change it in place.
 
-    `times`: ledger times (seconds) of the newest permitted calls. `changed`: tool → number of steps when a repeated
-    read returned other content. `resources`: resource → its version and the tool. `confined`: (data class, agent path)
-    of data that only this agent, its parents and its children can know.
+    `streak`: denials since the last permitted call. `times`: ledger times (seconds) of the newest permitted calls.
+    `changed`: tool → number of steps when a repeated read returned other content. `resources`: resource → its version
+    and the tool. `confined`: (data class, agent path) of data that only this agent, its parents and its children can
+    know.
     """
 
     steps: int = 0
@@ -58,36 +63,40 @@ class History:
     confined: Confined = ()
 
 
-# An agent may tell its parents at any time what it read. A parent may tell all that it knows to each agent that gets
-# work from it afterwards. All agents may see the effects of an agent's side effects and fetches. So only agents that
-# work in parallel, and have had no such effect yet, do not know what the other agent read. If `confined` is lost, all
-# agents count as knowing everything.
+# Data that an agent reads can reach its parents at any time, and each child to which it gives work afterwards. By a
+# side effect or a fetch, the data can reach all agents. So `confined` lists data of agents that work in parallel, until
+# one of these happens. A data class that `confined` does not list counts as known to all agents.
 
 
 def classes_known(history: History, agent: Path) -> list[str]:
+    """Return the data classes that the agent can know."""
     elsewhere = {name for name, _ in history.confined} - set(_known(history.confined, agent))
     return [name for name in history.classes_read if name not in elsewhere]
 
 
 def confine(confined: Confined, read: Sequence[str], name: str, agent: Path) -> Confined:
-    """Return `confined` after `agent` read data of the class `name`."""
-    # `read`: the classes read before.
+    """Return `confined` after `agent` read data of the class `name`.
+
+    `read`: all data classes that were read before.
+    """
     if name in read and all(n != name for n, _ in confined):
-        return confined  # all agents count as knowing this class already
+        return confined  # all agents count as knowing this class
     if len(agent) <= 1 or len(confined) >= MAX_NAMES:
         return _without(confined, {name})
     return tuple(dict.fromkeys((*confined, (name, agent))))
 
 
 def reveal(confined: Confined, agent: Path) -> Confined:
-    """Drop what `agent` knows: it did something that all agents can see."""
+    """Return `confined` without what `agent` knows: all agents may know it now."""
     return _without(confined, set(_known(confined, agent)))
 
 
 def handed_down(confined: Confined, parent: Path) -> Confined:
-    """Return `confined` after `parent` gave work to a child."""
-    # If `parent` is empty, a root entry began.
-    if len(parent) <= 1:  # the root agent is related to all agents
+    """Return `confined` after `parent` gave work to a child.
+
+    An empty `parent` means that a root entry began.
+    """
+    if len(parent) <= 1:  # all agents are below the root agent
         return ()
     return tuple(dict.fromkeys((n, parent if a[: len(parent)] == parent else a) for n, a in confined))
 
@@ -104,6 +113,7 @@ def _without(confined: Confined, names: set[str]) -> Confined:
 
 
 def count(h: History, step: Step, now: float) -> History:
+    """Return the history with one step added, at the ledger time `now`."""
     calls, effects, classes, confined = h.calls, h.effects, h.classes_read, h.confined
     if (call := step.call) is not None:
         call = call if call in calls or len(calls) < MAX_NAMES else "*"
@@ -111,7 +121,7 @@ def count(h: History, step: Step, now: float) -> History:
     if (effect := step.effect) is not None:
         effect = effect if effect in effects or len(effects) < MAX_NAMES else "*"
         effects = {**effects, effect: effects.get(effect, 0) + 1}
-    if confined and step.effect not in (None, "compute", "read"):  # other agents may see a fetched address too
+    if confined and step.effect not in (None, "compute", "read"):  # others can see the effect
         confined = reveal(confined, step.agent)
     if (name := step.data_class) is not None and (confined or name not in classes):
         name = name if name in classes or len(classes) < MAX_NAMES else "*"
@@ -141,6 +151,7 @@ def _read(known: Mapping[str, str], name: str, tool: str, version: str) -> Mappi
 
 
 def to_context(history: History, now: float, agent: Sequence[str]) -> dict[str, Any]:
+    """Return the member `history` of a request's context, as `agent` may know it."""
     return {
         "steps": history.steps,
         "calls": dict(history.calls),
@@ -153,6 +164,5 @@ def to_context(history: History, now: float, agent: Sequence[str]) -> dict[str, 
         "unplanned": history.unplanned,
         "tainted": history.tainted,
         "rotations": history.rotations,
-        # Ledger time never goes back, so the times are in order.
         "last_minute": len(history.times) - bisect_right(history.times, now - MINUTE),
     }

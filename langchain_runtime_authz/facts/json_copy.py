@@ -11,26 +11,27 @@ from typing import Any, Final, NamedTuple
 
 from langchain_runtime_authz.digest import members
 
-MAX_NODES: Final = 20_000  # of one output
+MAX_NODES: Final = 20_000  # values in one output
 MAX_CHARS: Final = 400_000
 MAX_DEPTH: Final = 24
 MAX_JSON: Final = 1_000_000  # a longer text is not read as JSON
-SHORT: Final = 200  # a longer or multi-line text is prose, whatever the profile says
-LARGEST: Final = 10**30  # an integer of this size or more is cut: it has no normal form
-NODE: Final = 48  # weight of a node, in characters
-DEEP: Final = object()  # JSON that is nested too deep to be parsed
-_JSON: Final = json.JSONDecoder(parse_int=lambda digits: int(digits[:40]))  # a longer integer is beyond LARGEST too
+SHORT: Final = 200  # characters; a longer text, or one with several lines, is prose whatever the profile says
+LARGEST: Final = 10**30  # larger integers have no normal form, so the copy leaves them out
+NODE: Final = 48  # memory that one value takes, counted in characters
+DEEP: Final = object()  # returned for JSON that is nested too deep to be parsed
+_JSON: Final = json.JSONDecoder(parse_int=lambda digits: int(digits[:40]))  # 40 digits exceed LARGEST
 
 
 class Held(NamedTuple):
-    """A copy of an output as JSON values. `weight`: about its size in characters."""
+    """A copy of an output as JSON values. `weight`: its size in memory, in characters."""
 
     value: Any
-    complete: bool | None  # False if it was cut; `None` for the JSON of a text, which no limit has cut yet
+    complete: bool | None  # False: values are missing; None: a text or its JSON, to which no limit was applied
     weight: int
 
 
 def held(output: object) -> Held:
+    """Copy an output as JSON values, within the limits. A text that is JSON is parsed."""
     if isinstance(output, str):
         text = str.__str__(output)
         if len(text) > MAX_JSON:
@@ -42,7 +43,10 @@ def held(output: object) -> Held:
 
 
 def parsed(output: object) -> object:
-    """Parse a JSON object or list (nested too deep: `DEEP`). Return others unchanged."""
+    """Parse a text that is a JSON object or list; return anything else unchanged.
+
+    If the JSON is nested too deep, return `DEEP`.
+    """
     if isinstance(output, str):
         text = str.__str__(output)
         if len(text) <= MAX_JSON and text.lstrip()[:1] in ("{", "["):
@@ -56,11 +60,14 @@ def parsed(output: object) -> object:
 
 
 class Projection:
+    """Copy values within limits. `complete` is False once a value was left out."""
+
     def __init__(self, nodes: int, chars: int) -> None:
         self.most_nodes, self.most_chars = nodes, chars
         self.nodes, self.chars, self.complete = 0, 0, True
 
     def read(self, value: object, depth: int) -> Any:
+        """Return a copy of `value`; None in place of a value that is left out."""
         self.nodes += 1
         if self.nodes > self.most_nodes or depth > MAX_DEPTH:
             return self._cut()
@@ -72,7 +79,7 @@ class Projection:
             if self.chars > self.most_chars:
                 self._cut()
                 kept = value[: max(0, self.most_chars - self.chars + len(value))]  # type: ignore[index,arg-type]
-                return kept if len(kept) > SHORT else None  # a cut text must not look like a short field
+                return kept if len(kept) > SHORT else None  # else a cut text could pass for a short field
             return value
         if kind is int:
             return value if -LARGEST < value < LARGEST else self._cut()  # type: ignore[operator]
@@ -91,7 +98,7 @@ class Projection:
                     self._cut()
                     break
                 plain = str(name) if isinstance(name, str | int) else ""
-                if plain in held or not plain:  # two keys with one JSON name, or a key without one
+                if plain in held or not plain:  # two keys with the same JSON name, or a key without any
                     self._cut()
                 self.chars += len(plain)
                 held[plain] = self.read(inner, depth + 1)

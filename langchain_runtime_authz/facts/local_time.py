@@ -1,4 +1,4 @@
-"""Local time in a time zone, and days that users name from today. Pure."""
+"""Compute local times, and the dates of words like "tomorrow". Pure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _DAY: Final = re.compile(rf"(?<![\w-]){DAY}(?![\w-])", re.IGNORECASE)
 
 
 def checked_zone(name: object) -> ZoneInfo:
-    """Return the time zone of an IANA name. Raises `ConfigError` if there is none."""
+    """Return the time zone of an IANA name, or raise `ConfigError` for other values."""
     try:
         return ZoneInfo(name)  # type: ignore[arg-type]
     except (ZoneInfoNotFoundError, ValueError, TypeError, OSError):
@@ -26,20 +26,22 @@ def checked_zone(name: object) -> ZoneInfo:
 
 
 def local_time(zone: ZoneInfo, now: float) -> dict[str, Any]:
+    """Return zone, date, weekday (Monday is 1), hour and minute, for a request."""
     at = datetime.fromtimestamp(now, zone)
     day = {"date": at.date().isoformat(), "weekday": at.isoweekday()}
     return {"zone": zone.key, **day, "hour": at.hour, "minute": at.minute}
 
 
 def local_day(zone: ZoneInfo | None, at: float) -> date | None:
-    """Return the date of a moment in a zone; None if one of the two is not known."""
+    """Return the local date of a time. Return None without a zone, or if `at` is 0."""
     return datetime.fromtimestamp(at, zone).date() if zone is not None and at else None
 
 
 def dated(said: str, today: date) -> str:
-    """Return a text with an ISO 8601 date in place of each "tomorrow" or "Friday".
+    """Replace each word like "tomorrow" or "Friday" by its ISO 8601 date.
 
-    A weekday is the next such day. On that weekday itself, it is unclear which day is meant, so it stays.
+    A weekday means the next one after today. Today's own weekday stays as it is, because it could mean today or next
+    week.
     """
 
     def day(found: re.Match[str]) -> str:

@@ -1,11 +1,12 @@
 # ruff: noqa: RUF001, PLR2004  (look-alike letters are the point; calendars and clocks have no named numbers)
-"""Give a value a normal form, such as `email:`, so that its spellings are equal.
+"""Give each value normal forms, so that all its spellings are equal.
 
-A form is a short string, `kind:normal`: `email:`, `url:`, `iban:`, `digits:`, `num:`, `date:`, `day:`, `time:`,
-`text:`. A trusted form makes its argument trusted, so only spellings of one target share a form. Look-alike letters are
-*not* folded (`skeleton` does that). A text with invisible characters has no form.
+A form is a text `kind:normal`, like `email:bob@x.org`. The kinds are `email`, `url`, `iban`, `digits`, `num`, `date`,
+`day`, `time` and `text`. If the form of an argument has a trusted source, the argument is trusted. So values share a
+form only if they surely mean the same. Look-alike letters stay different here; `skeleton` folds them. A text with
+invisible characters has no form.
 
-Every pattern starts at a token's beginning and repeats a bounded number of times, so the work is linear in the text.
+Every pattern starts at a token's beginning and repeats a bounded number of times, so the time is linear in the text.
 Patterns consume a character before they look behind, so that `re` can skip to that character.
 """
 
@@ -23,8 +24,8 @@ from urllib.parse import urlsplit
 
 from langchain_runtime_authz._regex import lazy, normalize
 
-EXACT: Final = Context(prec=100)  # an application's own context may round amounts
-MAX_VALUE: Final = 2048  # characters of one value; a longer one, without the blanks around words, has no form
+EXACT: Final = Context(prec=100)  # the application's decimal context may round amounts
+MAX_VALUE: Final = 2048  # characters; a longer value has no form
 REMEMBERED: Final = 256  # characters of a value whose forms are cached
 _DIGITS: Final = 15  # a number with more digits is treated as a name
 _LOCAL, _DOMAIN = 64, 253  # characters before and after the @ of an address (RFC 5321)
@@ -35,11 +36,11 @@ _URL: Final = lazy(r"[hHwW](?<![\w@.\-/].)(?i:(?<=h)ttps?://|(?<=w)ww\.)[^\s<>\"
 _IBAN: Final = lazy(
     r"(?<![A-Za-z0-9])[A-Z]{2}\d{2}(?:[A-Z0-9]{8,32}|(?: [A-Z0-9]{4}){2,7}(?: [A-Z0-9]{1,3})?)(?![A-Za-z0-9])"
 )
-# An IBAN with blanks, as people type it. Only the check digits (ISO 7064) distinguish such an IBAN from words.
+# An IBAN in groups, as people type it. Words can look the same, so its check digits (ISO 7064) must be right.
 _TYPED_IBAN: Final = lazy(
     r"(?<![A-Za-z0-9])(?:[a-z]{2}\d\d|[A-Z]{2}\d\d(?=-))(?:[ \-]?[A-Za-z0-9]{4}){2,7}(?:[ \-]?[A-Za-z0-9]{1,3})?(?![A-Za-z0-9])"
 )
-_NATION: Final = lazy(r"\d(?<=[A-Za-z]{2}\d)\d")  # an IBAN's check digits, with which the search for both begins
+_NATION: Final = lazy(r"\d(?<=[A-Za-z]{2}\d)\d")  # an IBAN's check digits; the search for IBANs looks for them first
 _SHORTEST_IBAN: Final = 15
 _PHONE: Final = lazy(r"[+\d](?<![\w.+].)(?:(?<=\+)\d|(?<=\d))[\d ().\-]{6,22}\d(?!\w)")
 _CURRENCY: Final = "(?i:EUR|USD|GBP|CHF|JPY|CNY|INR|CAD|AUD|SEK|NOK|DKK|PLN|BRL)"  # directly before or after a number
@@ -49,9 +50,9 @@ _NUMBER: Final = lazy(
     r"|(?:(?<=\d)\d{0,14}|(?<=[-+])\d{1,15})(?:[.,]\d{1,10})?)"
     rf"(?=(?:st|nd|rd|th|{_CURRENCY})?(?!\w))"
 )
-TELLING: Final = lazy(r"[\d@]|://|www\.", re.IGNORECASE)  # a text without a match contains none of the above
+TELLING: Final = lazy(r"[\d@]|://|www\.", re.IGNORECASE)  # without a match, the text has no address, link or number
 _ZEROS: Final = lazy(r"[-+]?0\d")
-_NAMES: Final = (  # a word that only begins like a month does not count: 3 Markets, 5 Apricots
+_NAMES: Final = (  # in full or short; in "3 Markets" and "5 Apricots" there is not a month
     "jan(?:uary?)?|feb(?:ruary?)?|mar(?:ch)?|apr(?:il)?|may|jun[ei]?|jul[yi]?|aug(?:ust)?|sep(?:t(?:ember)?)?"
     "|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?"
 )
@@ -64,7 +65,7 @@ _MDY: Final = lazy(
 )
 _DMY: Final = lazy(rf"(\d(?<!\w.)\d?)(?i:(?:st|nd|rd|th)? (?:of )?{_MONTH}(?:,? (\d{{4}}))?)(?![\w])")
 _SLASH: Final = lazy(r"(\d(?<![\w/.].)\d?)[/.](\d{1,2})[/.](\d{4})(?![\w/])")
-# Text that may surround the date and the time in a value that is only a date. A zone is ignored.
+# What a value that is only a date may hold in addition: a time zone, which is ignored, and words like "at".
 _ZONE: Final = lazy(r"(?<=:\d\d)(?:\.\d{1,6})? ?(?:Z|UTC|GMT|[+-]\d\d:?\d\d)$", re.IGNORECASE)
 _BESIDE: Final = lazy(
     r"(?:[\s,]|\b(?:at|on|the|(?:mon|tues?|wed(?:nes)?|thu(?:rs)?|fri|sat(?:ur)?|sun)(?:day)?)\b)*", re.IGNORECASE
@@ -73,7 +74,7 @@ _TIME: Final = lazy(
     r"(\d(?<![\d:].)\d?):(\d{2})(?::\d{2})?(?:\.\d{1,6})? ?((?i:am|pm))?(?![\d:])|(\d(?<![\w:.,].)\d?) ?((?i:am|pm))(?!\w)"
 )
 
-# Look-alike letters; enough to notice, not to equate (UTS #39 has the full list).
+# Common look-alike letters (UTS #39 has all). They only raise suspicion: values never count as equal by them.
 _LOOKS: Final = {
     ord(pair[0]): pair[1]
     for pair in (  # noqa: SIM905  (a table that can be read)
@@ -85,12 +86,12 @@ _LOOKS: Final = {
 
 @lru_cache(maxsize=4096)
 def key(form: str) -> str:
-    """Return the digest of a form: 128 bits, hex."""
-    # The digest does not hide a value that can be guessed.
+    """Return the digest of a form: 128 bits, hex. A guess of the form can be verified."""
     return blake2b(form.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 def tidy(text: str) -> str:
+    """Return the text in NFC, with single blanks between words."""
     return " ".join(normalize("NFC", text).split())
 
 
@@ -131,16 +132,17 @@ _known_skeleton: Final = lru_cache(maxsize=1024)(_skeleton)
 
 
 def canonical(number: Decimal) -> str:
+    """Return a number's only spelling: no exponent, no zeros at the end."""
     text = format(number.normalize(EXACT), "f")
     return "0" if text == "-0" else text
 
 
 @lru_cache(maxsize=1024)
 def decimals(text: str) -> tuple[Decimal, ...]:
-    """Return the readings of a number: `1,200` is 1200 or 1.2."""
+    """Return all readings of a number: `1,200` is 1.2 or 1200."""
     digits = re.sub(r"[^\d.,+\-]", "", text)
     marks = [c for c in digits if c in ".,"]
-    if len(set(marks)) == 2:  # the last one is the decimal separator
+    if len(set(marks)) == 2:  # the second separator is the decimal one
         readings = [digits.replace(marks[0], "").replace(marks[-1], ".")]
     elif len(marks) > 1:
         readings = [digits.replace(marks[0], "")]
@@ -160,8 +162,9 @@ def decimals(text: str) -> tuple[Decimal, ...]:
 def forms(value: object, *, said: bool = False) -> tuple[str, ...]:
     """Return the normal forms of one scalar, or none if its meaning is not certain.
 
-    `said`: the value is of a trusted source. Then its date, if it has a year, matches the same day without a year, but
-    not in another year. If its date has no year, it matches the day in any year.
+    `said`: the value comes from a source, and the forms of an argument are searched in its forms. A date with a year in
+    the source then matches an argument with the same day, with or without that year. A date without a year in the
+    source matches the day in any year.
     """
     kind = type(value)
     if kind is float or kind is int or (kind is str and len(value) <= REMEMBERED):  # type: ignore[arg-type]
@@ -188,7 +191,7 @@ def _forms(value: object, said: bool) -> tuple[str, ...]:
     if text.isascii() and _IBAN.fullmatch(compact):
         return (f"iban:{compact}",)
     found = [f"text:{fold(text)}"]
-    # A number is not text, and a name that begins with zeros is not a number.
+    # A number has no form as text. Digits that begin with 0 are a name, not a number.
     if _NUMBER.fullmatch(text) and sum(c.isdigit() for c in text) <= _DIGITS and not _ZEROS.match(text):
         found = [f"num:{canonical(d)}" for d in decimals(text)]
     if _PHONE.fullmatch(text):
@@ -197,11 +200,12 @@ def _forms(value: object, said: bool) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-# For exact numbers and for texts of at most `REMEMBERED` characters.
+# The cached `_forms`. Call it only with a number or a text of at most `REMEMBERED` characters.
 remembered: Final = lru_cache(maxsize=4096, typed=True)(_forms)
 
 
 def said_forms(value: object, own: tuple[str, ...]) -> tuple[str, ...]:
+    """Return `forms(value, said=True)`, computed only if the forms `own` hold a date."""
     return forms(value, said=True) if any(f.startswith("date:") for f in own) else own
 
 
@@ -215,9 +219,9 @@ def _moment(text: str, *, said: bool) -> list[str]:
 
 
 def _url(text: str) -> tuple[str, ...]:
-    """Return a link's form without scheme, default port, last slash and fragment.
+    """Return a link's form: without scheme, default port, last slash and fragment.
 
-    A link with a user part or a non-ASCII host has no form. Neither has a link whose fragment could hold more links.
+    A link has no form if it has a user part or a non-ASCII host, or if its fragment could hold more links.
     """
     try:
         parts = urlsplit(text if "://" in text else f"http://{text}")
@@ -234,7 +238,7 @@ def _url(text: str) -> tuple[str, ...]:
 
 
 def identifiers(text: str) -> list[str]:
-    """Return the forms of addresses, links and accounts in a text, each once."""
+    """Return the forms of all addresses, links and account numbers in a text."""
     return list(dict.fromkeys(f for f, _ in _identifiers(text))) if TELLING.search(text) else []
 
 
@@ -254,7 +258,7 @@ def _identifiers(text: str) -> Iterator[tuple[str, tuple[int, int]]]:
         yield f"iban:{found[0].replace(' ', '')}", found.span()
     for found in _each(_TYPED_IBAN, text, nations):
         groups = re.split(r"([ \-])", found[0])
-        for last in range(len(groups), 0, -2):  # a word after the IBAN may look like a group of it
+        for last in range(len(groups), 0, -2):  # the last groups may be words that follow the IBAN
             compact = "".join(groups[:last:2]).upper()
             if len(compact) >= _SHORTEST_IBAN and _checked(compact):
                 yield f"iban:{compact}", (found.start(), found.start() + len("".join(groups[:last])))
@@ -274,7 +278,7 @@ def _checked(iban: str) -> bool:
 
 
 def mentions(text: str) -> dict[str, str]:
-    """Return each identifier, number, date and time in a free text: form → spelling."""
+    """Map each identifier, number, date and time in a text: its form → its spelling."""
     found: dict[str, str] = {}
     for form, (start, end) in located(text):
         found.setdefault(form, text[start:end])
@@ -282,7 +286,7 @@ def mentions(text: str) -> dict[str, str]:
 
 
 def located(text: str) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Yield the form and the span of each identifier, number, date and time in a text."""
+    """Yield form and span of each identifier, number, date and time in a text."""
     if not TELLING.search(text):
         return
     spans = [*_identifiers(text), *_dates(text, said=True)]
@@ -307,7 +311,7 @@ def masked(text: str, spans: Sequence[tuple[int, int]], sign: str) -> str:
 
 
 def _dates(text: str, *, said: bool) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Yield (form, span) of dates and times. A date without a year is `date:-05-26`."""
+    """Yield form and span of dates and times. A date without a year is `date:-05-26`."""
     for pattern, order in ((_ISO, "ymd"), (_MDY, "mdy"), (_DMY, "dmy"), (_SLASH, "dmy"), (_SLASH, "mdy")):
         for found in pattern.finditer(text):
             given = dict(zip(order, found.groups(), strict=True))

@@ -1,9 +1,11 @@
-"""Read a tool's output: values that fields assert, and values in texts.
+"""Read a tool's output: the values of its fields, and values inside its texts.
 
-The value of a whole field is asserted by the field's writer, whom the profile names. A value *inside* a free text is
-only mentioned. A value that the call received as an argument is neither, because an echo proves nothing. The beginning
-of an output is read at once. The rest is read when an argument is traced that the user did not say. A value beyond a
-limit is unknown. To have seen a value never lowers trust, so a forgotten one can only lead to a question or a denial.
+The writer of a field, whom the profile names, *asserts* the field's whole value. A value inside a free text is only
+*mentioned*. An echo, which is a value that the call's arguments held, counts as neither.
+
+The beginning of an output is read at once. The rest is read only when a later call has a value that the user did not
+say. Values beyond the limits are not read. A value that was seen never has less trust than an unseen one. So if a value
+is not read, the worst result is a question or a denial.
 """
 
 from __future__ import annotations
@@ -16,23 +18,23 @@ from langchain_runtime_authz.facts.json_copy import MAX_CHARS, MAX_DEPTH, MAX_NO
 from langchain_runtime_authz.facts.normal_forms import REMEMBERED, TELLING, forms, key, mentions, remembered, said_forms
 from langchain_runtime_authz.tool_profile import FieldTrust, ToolProfile, Trust, field_trust
 
-MAX_SIGHTINGS: Final = 4096  # per output
-HEAD_NODES: Final = 96  # values that are read at once
+MAX_SIGHTINGS: Final = 4096  # of one output
+HEAD_NODES: Final = 96  # values of an output that are read at once
 HEAD_CHARS: Final = 4000
 MAX_LEAF: Final = 100_000  # characters of one text
-MAX_SENT: Final = 2000  # values and containers in a call's arguments; the output of a call with more is not trusted
-MAX_ECHO: Final = 100_000  # characters of one argument; likewise
-SHORTEST: Final = 4  # a shorter text has no mentions
+MAX_SENT: Final = 2000  # values in a call's arguments; with more, echoes are not found, so the output is untrusted
+MAX_ECHO: Final = 100_000  # characters of one argument; the limit has the same effect as `MAX_SENT`
+SHORTEST: Final = 4  # in a shorter text, mentions are not searched
 MAX_FIELDS: Final = 1024  # fields whose trust is cached
 MAX_FLAT: Final = 64  # arguments of a call whose output `_plain` may read
 _NUMBERS: Final = frozenset((int, float, bool, type(None)))
 
 
 class Sighting(NamedTuple):
-    """A value that was seen in a field.
+    """A value that was seen in an output.
 
-    `key`: digest of its form. `origin`: the field's writer, by the tool's profile. `asserted`: it is the whole field,
-    not a mention. `counterparty`: the other side of a transaction chose the value. `source`: `tool` or `tool/field`.
+    `key`: digest of its form. `origin`: the writer of its field, by the profile. `asserted`: it is the whole field, not
+    a mention. `counterparty`: the other side of a transaction chose it. `source`: `tool` or `tool/field`.
     """
 
     key: str
@@ -43,12 +45,12 @@ class Sighting(NamedTuple):
 
 
 class Prose(NamedTuple):
-    """A free text in an output. It tells an approver where a value was mentioned."""
+    """A free text in an output. It shows an approver where a value was mentioned."""
 
     text: str
     origin: Trust
     source: str
-    folded: str = ""  # `text` without case, in which `TextsRead` searches
+    folded: str = ""  # `text` in lower case, in which `TextsRead` searches
 
 
 class Observation(NamedTuple):
@@ -56,7 +58,7 @@ class Observation(NamedTuple):
 
     sightings: tuple[Sighting, ...] = ()
     prose: tuple[Prose, ...] = ()
-    rest: Reading | None = None  # reads the rest of the output; `None` if all is read
+    rest: Reading | None = None  # can read the rest; None if all is read
     held: Held | None = None  # the output as JSON values
 
 
@@ -66,9 +68,9 @@ _NOTHING: Final = Observation()
 def observe_output(
     tool: str, profile: ToolProfile, args: Mapping[str, Any], output: object, *, failed: bool = False
 ) -> Observation:
-    """Read the beginning of a call's output, and return the values and texts in it.
+    """Read the beginning of a call's output, and return its values and texts.
 
-    `failed`: the output is an error text, which is not trusted. Only a reviewed profile makes fields trusted. Of
+    `failed`: the output is an error text, which is not trusted. Only a reviewed profile can make fields trusted. Of
     objects, only JSON-like values, Pydantic models and dataclasses are read.
     """
     if type(output) is str and len(output) <= SHORT and not failed and "" not in profile.prose:
@@ -80,7 +82,7 @@ def observe_output(
 
 
 def _plain(tool: str, profile: ToolProfile, args: Mapping[str, Any], output: str) -> Observation | None:
-    """Read a short line of plain words, fast. Return None if `Reading` must read it."""
+    """Read a line of plain words fast. Return None if `Reading` must read it."""
     if "\n" in output or output.lstrip()[:1] in ("{", "[") or TELLING.search(output) or len(args) > MAX_FLAT:
         return None
     whole = remembered(output, False)
@@ -92,7 +94,7 @@ def _plain(tool: str, profile: ToolProfile, args: Mapping[str, Any], output: str
         kind = type(given)
         if kind is str:
             if given.isascii() and (word not in (folded := given.lower()) or text != " ".join(folded.split())):
-                continue  # its text differs from the given value
+                continue
             if whole[0] in (remembered(given, False) if len(given) <= REMEMBERED else forms(given)):
                 return _NOTHING  # an echo
         elif kind not in _NUMBERS:
@@ -102,7 +104,7 @@ def _plain(tool: str, profile: ToolProfile, args: Mapping[str, Any], output: str
 
 
 def _echo(args: Mapping[str, Any]) -> set[str] | None:
-    """Return the forms of all values in a call's arguments; `None` if too large."""
+    """Return the forms of all values in a call's arguments; None beyond the limits."""
     found, stack, left = set[str](), list[object]([args]), MAX_SENT
     while stack and left:
         left -= 1
@@ -122,7 +124,7 @@ def _echo(args: Mapping[str, Any]) -> set[str] | None:
 
 
 class Reading:
-    """A resumable reading of one output. `weight`: characters kept in memory."""
+    """Read one output in several steps. `weight`: characters that it takes in memory."""
 
     def __init__(self, tool: str, profile: ToolProfile, echo: set[str] | None, failed: bool, output: Held) -> None:
         self.tool, self.profile, self.echo, self.weight = tool, profile, echo or set(), output.weight
@@ -131,11 +133,11 @@ class Reading:
         self.prose: list[Prose] = []
         self.nodes = self.chars = 0
         self._open: list[Iterator[tuple[object, tuple[str, ...], int]]] = [iter([(output.value, (), 0)])]
-        self._late: list[tuple[str, FieldTrust, str]] = []  # texts whose mentions are not read yet
+        self._late: list[tuple[str, FieldTrust, str]] = []  # texts in which mentions were not searched yet
         self._fields: dict[tuple[str, ...], tuple[FieldTrust, str]] = {}
 
     def read(self, nodes: int = MAX_NODES, chars: int = MAX_CHARS) -> Observation:
-        """Read until `nodes` values or `chars` characters are read. Return what is new."""
+        """Read up to `nodes` values or `chars` characters in all. Return what is new."""
         before, self.prose = len(self.found), []
         while self._open and self.nodes < nodes and self.chars < chars:
             entry = next(self._open[-1], None)
@@ -198,7 +200,7 @@ class Reading:
             field = field._replace(origin="external") if self.failed else field
             source = "/".join(filter(None, [self.tool, ".".join(path[-3:])]))
             known = self._fields[path] = field, source
-            if len(self._fields) > MAX_FIELDS:  # an attacker may invent keys
+            if len(self._fields) > MAX_FIELDS:  # else an output with many keys would fill the memory
                 self._fields.clear()
         return known
 

@@ -1,7 +1,7 @@
-"""The plan: a model's calls in a message, recorded when its node returned.
+"""The plan: a model's calls in a message, recorded when the model's node returned.
 
-The first record of a message counts. A call that differs from the record is `changed`. A call without a record is
-unplanned. If the record is of an older epoch (`stale`), side effects are refused, whatever the policy says.
+If a message is recorded twice, the first record stays. A call that differs from its record is `changed`. A call without
+a record is unplanned. If the record has an older epoch, it is `stale`: side effects are refused, whatever the policy.
 
 Evolution rule: fields may be added to `PlanRecord` and `PlannedCall`, with defaults; `source` stays `model` or `code`.
 """
@@ -16,12 +16,12 @@ from typing import Any, Final, Literal, NamedTuple
 
 from langchain_runtime_authz.digest import json_encoder
 
-_UNCANONICAL: Final = "uncanonical"  # the digest of arguments that are not JSON; such a call matches no plan
+_UNCANONICAL: Final = "uncanonical"  # stands for the digest of arguments that are not JSON, which match no plan
 _encode: Final = json_encoder(ascii_only=True)
 
 
 class PlannedCall(NamedTuple):
-    """One planned call. `was_tool`, `was_args`: the model's call, if this is an edit."""
+    """One planned call. `was_tool`, `was_args`: the model's call before an edit."""
 
     position: int  # index in the message
     call_id: str | None
@@ -31,19 +31,22 @@ class PlannedCall(NamedTuple):
     was_args: str = ""
 
     def edited(self, instead: PlannedCall) -> PlannedCall:
+        """Return `instead`, an approver's edit, with the model's call in `was_*`."""
         was = (self.was_tool, self.was_args) if self.was_args else (self.tool, self.args_digest)
         return instead._replace(was_tool=was[0], was_args=was[1])
 
     def announced(self) -> PlannedCall:
+        """Return the call as the model planned it, without the edit."""
         return PlannedCall(self.position, self.call_id, self.was_tool, self.was_args) if self.was_args else self
 
 
 @dataclass(frozen=True, slots=True)
 class PlanRecord:
-    """The calls of one message of one agent at one epoch.
+    """The calls of one message of one agent in one epoch.
 
-    `at`: the thread's number of steps when the plan was recorded. `origin`: 0, or the first epoch of a carried plan. An
-    approver's answer carries a plan into the new epoch. Call keys have the first epoch, so that no call runs again.
+    `at`: the thread's number of steps when the plan was recorded. `origin`: of a plan that an approver's answer carried
+    into a new epoch, the first epoch; else 0. Call keys contain the first epoch, so that no call of a carried plan runs
+    twice. `prompt`: digest of the system prompt.
     """
 
     id: str
@@ -58,6 +61,8 @@ class PlanRecord:
 
 
 class Match(NamedTuple):
+    """The comparison of a call with its plan. `of`: the number of planned calls."""
+
     planned: bool
     stale: bool
     changed: bool
@@ -69,7 +74,7 @@ class Match(NamedTuple):
 
 
 PLANNED_BY_CODE: Final = Match(True, False, False, 0, 1, "code")
-"""How a call stands that code makes by itself (`RuntimeAuthz.effect`): the code is its plan."""
+"""The match of a call by the application's code (`RuntimeAuthz.effect`), which needs no other plan."""
 
 _quoted: Final = json.encoder.encode_basestring_ascii
 
@@ -84,6 +89,7 @@ def raw_digest(args: object) -> str:
 
 
 def plan_calls(tool_calls: Sequence[Any]) -> tuple[PlannedCall, ...]:
+    """Return the planned calls of a message's `tool_calls`."""
     planned = []
     for i, c in enumerate(tool_calls):
         planned.append(PlannedCall(i, c.get("id"), c["name"], raw_digest(c["args"])))
@@ -91,21 +97,21 @@ def plan_calls(tool_calls: Sequence[Any]) -> tuple[PlannedCall, ...]:
 
 
 def calls_digest(calls: Sequence[PlannedCall]) -> str:
-    """Return a digest of a message's calls, to recognise the same calls elsewhere."""
+    """Return a digest by which the same calls are found in another message."""
     return hashlib.sha256("".join(_encode(calls, 0)).encode()).hexdigest()
 
 
 def match(
     plan: PlanRecord | None, epoch: int, position: int | None, call_id: str | None, tool: str, args: object
 ) -> Match:
-    """Compare a call with its message's plan, by `position` or else by `call_id`."""
+    """Compare a call with its message's plan. Without `position`, search by `call_id`."""
     if plan is None:
         return Match(False, False, False, position or 0, 0, None)
     of, source, stale, found = len(plan.calls), plan.source, plan.epoch != epoch, None
     if position is None:
         found = locate(plan, call_id, tool, args)
     else:
-        # Compare positions instead of indexing, because a carried plan lacks the rejected calls.
+        # Do not index: a carried plan lacks rejected calls, so a position is not an index.
         for planned in plan.calls:
             if planned.position == position:
                 found = planned
@@ -118,7 +124,10 @@ def match(
 
 
 def locate(plan: PlanRecord, call_id: str | None, tool: str, args: object) -> PlannedCall | None:
-    """Return the planned call with this id: of several, the equal or the first one."""
+    """Return the planned call with this id, or None.
+
+    If several have the id, prefer the one with the same tool and arguments, then the first one.
+    """
     found = [c for c in plan.calls if c.call_id == call_id]
     digest = raw_digest(args) if len(found) > 1 else ""
     return next((c for c in found if c.tool == tool and c.args_digest == digest), found[0] if found else None)
@@ -127,8 +136,11 @@ def locate(plan: PlanRecord, call_id: str | None, tool: str, args: object) -> Pl
 def carry(
     plan: PlanRecord, epoch: int, instead: Mapping[int, PlannedCall | None], announced: Collection[int] = ()
 ) -> PlanRecord:
-    """Return the plan for `epoch`. `instead`: position → edited call, None to drop."""
-    # `announced`: positions of edited calls, which become what the model planned again.
+    """Return the plan for a new epoch.
+
+    `instead`: position → the approver's edit, or None for a rejected call. `announced`: positions of edited calls whose
+    edit is undone, so that they are what the model planned.
+    """
     calls = []
     for call in plan.calls:
         other = instead.get(call.position, call)
@@ -142,10 +154,10 @@ def carry(
 def call_key(whose: str, plan_id: str, position: int, tool: str, args_digest: str) -> str:
     """Return the key of one call, stable over retry, replay, resume and restart.
 
-    Position and digest distinguish duplicate call ids. `whose` is the beginning of a JSON list. In the ledger's keys,
-    it has the epoch, because a provider may reuse a message id on a later turn. In idempotency keys, it has no thread
-    or epoch, so that the key is also stable over fork and thread copy.
+    A message may repeat a call id, so the key contains position and digest. `whose` is the beginning of a JSON list. In
+    keys of the ledger it contains the epoch, because a provider may repeat a message id in a later turn. In idempotency
+    keys it contains neither thread nor epoch, so that they are stable over forks and copies of a thread too.
     """
-    # The parts are JSON strings: a model chooses ids and names, and could put a separator into them.
+    # A model chooses ids and names and could put a separator into them, so they are quoted as JSON.
     text = f"{whose}, {_quoted(plan_id)}, {position}, {_quoted(tool)}, {_quoted(args_digest)}]"
     return hashlib.sha256(text.encode()).hexdigest()

@@ -1,7 +1,7 @@
 """Find where each item of an argument comes from: its *class* and its *standing*.
 
-The standing is `told` for the classes human and principal, `known` for system and internal, and `outside` for all
-others. A list has the standing of its weakest item. Provenance is evidence for questions and policies, not an order.
+The class is one of `SAYS`. The standing is `told` for the classes human and principal, `known` for system and internal,
+and `outside` for all others. A list has the standing of its weakest item. Provenance is evidence, not an order.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from langchain_runtime_authz.facts.normal_forms import key, tidy
 from langchain_runtime_authz.facts.output_reading import Prose, Sighting
 from langchain_runtime_authz.facts.told_values import UserWords
 
-# From most to least trusted.
+# Class → its text in a question to an approver. From most to least trusted.
 SAYS: Final = {
     "human": "the user said it",
     "principal": "it is the subject's own",
@@ -29,22 +29,26 @@ SAYS: Final = {
 }
 CLASSES: Final = tuple(SAYS)
 STANDINGS: Final = ("told", "known", "outside")
-SHORTEST: Final = 3  # a shorter text occurs everywhere
+SHORTEST: Final = 3  # characters; shorter values are not searched in texts, because they occur everywhere
 MAX_SAID: Final = 4  # sources reported for one value
 
 
 class Attribution(NamedTuple):
+    """One source of a value: who wrote it, and in which tool or `tool/field`."""
+
     origin: Any
     source: str | None = None
     counterparty: bool = False
 
 
-# Cached: most arguments come from the same few sources.
 _attribution_json: Final = lru_cache(maxsize=1024)(Attribution._asdict)
 
 
 class Provenance(NamedTuple):
-    """The source of an argument or of one of its items. An item has no `kind`."""
+    """The origin of an argument or of one of its items. An item has no `kind`.
+
+    `lookalike`: the value looks like something the user said, but differs.
+    """
 
     class_: Any  # of `CLASSES`
     standing: Any  # of `STANDINGS`
@@ -69,7 +73,10 @@ class Provenance(NamedTuple):
 
 
 class TextsRead:
-    """The texts that this process read, newest last, and values that the ledger lacks."""
+    """Texts and values that this process read in outputs. The texts are oldest first.
+
+    `found`: sources of values from long outputs, which the ledger lacks.
+    """
 
     __slots__ = ("_folded", "_found", "prose")
 
@@ -79,6 +86,7 @@ class TextsRead:
         self._folded: str | None = None
 
     def mentions(self, phrase: str) -> Iterator[Prose]:
+        """Yield the texts that contain `phrase`, newest first."""
         if self._folded is None:  # at the first search
             self.prose = [
                 p if p.folded else p._replace(text=t, folded=t.casefold()) for p in self.prose for t in (tidy(p.text),)
@@ -88,6 +96,7 @@ class TextsRead:
             yield from (p for p in reversed(self.prose) if phrase in p.folded)
 
     def seen(self, ledger: Mapping[str, Sequence[Sighting]], keys: Sequence[str]) -> Mapping[str, Sequence[Sighting]]:
+        """Return key → sightings, from the ledger and from this process."""
         if not self._found:
             return ledger
         return {k: list(dict.fromkeys((*ledger.get(k, ()), *self._found.get(k, ())))) for k in keys}
@@ -97,7 +106,7 @@ NO_TEXTS: Final = TextsRead()
 
 
 class Evidence(NamedTuple):
-    """The known sources of values. `own`: forms of the subject's identifiers."""
+    """All that is known of values' sources. `own`: forms of the subject's identifiers."""
 
     words: UserWords
     own: frozenset[str] = frozenset()

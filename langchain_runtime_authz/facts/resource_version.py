@@ -1,4 +1,4 @@
-"""The resource that a tool reads, and the version of the resource's content."""
+"""Name the resource that a tool reads, and give its content a version."""
 
 from __future__ import annotations
 
@@ -12,19 +12,22 @@ from langchain_runtime_authz.facts.normal_forms import fold, tidy
 from langchain_runtime_authz.facts.provenance import Provenance
 from langchain_runtime_authz.tool_profile import ToolProfile
 
-_PIECE: Final = 65_536  # characters encoded at a time
+_PIECE: Final = 65_536  # characters that are encoded at once
 READ: Final = "read:"  # prefix of the ledger's marks for calls that read
 UNCHANGED: Final = "0"  # the version of a resource without a reported change
 
 
 def resource_of(profile: ToolProfile, args: Mapping[str, Any]) -> str | None:
-    """Return the name of the resource that a call reads, by the profile's template."""
+    """Return the name of the resource that a call reads, or None.
+
+    The profile's template builds the name from the arguments: `order:{id}`.
+    """
     name = None if profile.resource is None else filled(profile.resource, {k: _written(v) for k, v in args.items()})
     return None if name is None else spelled(name)
 
 
 def spelled(resource: str) -> str:
-    """Return a name in one spelling, because a model may write arguments in several."""
+    """Return a name in one spelling, because a model may spell arguments differently."""
     return fold("".join(tidy(resource).split()))
 
 
@@ -35,7 +38,7 @@ def _written(value: Any) -> str:
 
 
 def filled(template: str, args: Mapping[str, str]) -> str | None:
-    """Return the filled template, or `None` if an argument is missing."""
+    """Return the template with the arguments filled in; None if one is missing."""
     try:
         return template.format_map(args)
     except KeyError:
@@ -43,11 +46,12 @@ def filled(template: str, args: Mapping[str, str]) -> str | None:
 
 
 def read_mark(tool: str, args_digest: str) -> str:
+    """Return the name of the ledger's mark for a read with these arguments."""
     return READ + hashlib.sha256(f"{tool}\n{args_digest}".encode()).hexdigest()
 
 
 def content_version(profile: ToolProfile, output: object) -> str:
-    """Return a digest of the field `profile.version`, or of the whole output."""
+    """Return the digest of the field `profile.version` of an output, or of all of it."""
     if profile.version is not None:
         record = parsed(output)
         output = record.get(profile.version, output) if isinstance(record, Mapping) else output

@@ -1,7 +1,8 @@
 """The task: what the user asked on a thread, and all changes of it.
 
-A task is a grow-only list of texts of human origin. The ledger pins the texts by digest, outside graph state, so a
-summary cannot drop "never above 10". Message class, role, name and markers do not prove a text's origin.
+A task is a list of texts that can only grow. The ledger pins the texts by digest, outside graph state, so a summary of
+the state cannot drop "never above 10". Any code can write a message with any class, role or name. So these do not prove
+that a person wrote the text.
 """
 
 from __future__ import annotations
@@ -14,18 +15,19 @@ from typing import Any, Final
 
 from langchain_runtime_authz.digest import fingerprint
 
-CORRECTION: Final = "correction-"  # keys of texts of `correct`
-ANSWER: Final = "answer:"  # keys of a user's answers to questions
-MAX_TASK_TEXT: Final = 4000  # characters of task text in a request; the digest covers all
+CORRECTION: Final = "correction-"  # prefix of the keys of texts from `correct`
+ANSWER: Final = "answer:"  # prefix of the keys of a user's answers to questions
+MAX_TASK_TEXT: Final = 4000  # characters of the task's text in a request; the digest covers the whole text
 
 
 @dataclass(frozen=True, slots=True)
 class HumanText:
     """One text that changed the task.
 
-    `key`: the sender's id for it. `author`: `type:id`. `epoch`, `at`: the ledger's, `at` in epoch seconds. `own`: the thread's subject wrote it;
-    texts of others can only narrow the task. `past`: it came in a history, already answered. `mixed`: it has several
-    blocks, perhaps an attachment, or came together with texts of other people. Past and mixed texts order nothing.
+    `key`: the sender's id of the message. `author`: `type:id`. `epoch`, `at`: set by the ledger, `at` in epoch seconds.
+    `own`: the thread's subject wrote it; texts of others can only narrow the task. `past`: it came in a history,
+    already answered. `mixed`: it has several blocks, perhaps an attachment, or came together with texts of other
+    people. Past and mixed texts order nothing.
     """
 
     digest: str
@@ -39,14 +41,14 @@ class HumanText:
     mixed: bool = field(default=False, compare=False)
 
     def by(self, author: str, *, own: bool) -> HumanText:
-        """Return a copy with the author set. `own` can only change to False."""
+        """Return a copy with this author. `own=True` does not make another's text own."""
         own = self.own and own
         return HumanText(self.digest, self.text, self.key, own, author, self.epoch, self.at, self.past, self.mixed)
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """The task. `digest` covers all its texts; `text` holds the subject's own."""
+    """The task. `digest` covers all its texts; `text` holds only the subject's own."""
 
     id: str = ""
     digest: str = ""
@@ -82,7 +84,7 @@ def content_digest(content: object) -> str:
 
 
 def _canonical(content: object) -> str:
-    # A serialiser's round trip may change key order and tuples, but not the content.
+    # A checkpointer may reorder keys and make tuples lists, so the digest ignores both.
     try:
         return json.dumps(content, sort_keys=True, separators=(",", ":"))
     except (TypeError, ValueError, RecursionError):
@@ -90,26 +92,26 @@ def _canonical(content: object) -> str:
 
 
 def extend(task: Task, texts: Sequence[HumanText], *, correction: bool) -> Task:
-    """Return the task with these texts added. With `correction`, count a correction."""
+    """Return the task with `texts` added. `correction`: count one correction more."""
     if not texts:
         return task
     value = task.digest
     for text in texts:
         value = "sha256:" + hashlib.sha256(f"{value}\n{text.digest}".encode()).hexdigest()
     words = "\n".join(filter(None, [task.text, *(t.text for t in texts if t.own)]))
-    # If the text is too long, keep its end, because the newest words narrow the task.
+    # Cut the beginning of a long text, because the newest words may narrow the task.
     words = words if len(words) <= MAX_TASK_TEXT else "…" + words[1 - MAX_TASK_TEXT :]
     return Task(task.id or value[7:23], value, words, task.corrections + (1 if correction else 0))
 
 
 def changed(pinned: Sequence[HumanText], incoming: Sequence[HumanText]) -> tuple[HumanText, ...]:
-    """Return the new texts in `incoming`, which may hold the whole history.
+    """Return the new texts in `incoming`, which may repeat the whole history.
 
-    A text with a pinned id but another digest is a correction, so it is new. Texts with unknown ids that repeat pinned
-    texts in the same order are history. Leaving texts out is not a correction.
+    A text is a correction, and so new, if its id is pinned with another digest. A text with an unknown id is history if
+    it repeats a pinned text and their order is the same. Leaving texts out is not a correction.
     """
     by_key = {t.key: t.digest for t in pinned if t.key is not None}
-    # A history does not contain answers to questions.
+    # Answers to questions are not messages, so a history does not contain them.
     known = [t.digest for t in pinned if t.key is None or not t.key.startswith(ANSWER)]
     fresh: list[HumanText] = []
     heard = 0

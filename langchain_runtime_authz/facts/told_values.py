@@ -1,6 +1,6 @@
-"""Tell if the user ever said a value, as evidence for `facts.provenance`.
+"""Tell whether the user ever said a value, as evidence for `facts.provenance`.
 
-The words are the user's messages in the ledger, without quoted or pasted parts and without prohibitions
+The user's words are the messages in the ledger, without quoted or pasted parts and without prohibitions
 (`mandate.message_places.stated`). A value in these words is evidence, not an order.
 """
 
@@ -13,12 +13,12 @@ from typing import Final
 
 from langchain_runtime_authz.facts.normal_forms import fold, forms, mentions, skeleton, tidy
 
-MAX_TEXT: Final = 20_000  # characters searched, the newest
+MAX_TEXT: Final = 20_000  # number of newest characters that are searched
 MAX_KNOWN: Final = 128  # values whose result is cached
 _TRIES: Final = 64
-_SHORTEST: Final = 2  # one letter names nothing
-_LOOKS: Final = 4  # a shorter value resembles nothing
-# A host without `https://` or `www.`: common endings that are not file extensions.
+_SHORTEST: Final = 2  # characters of a text; one letter names nothing
+_LOOKS: Final = 4  # characters; shorter values resemble too many words
+# A host without `https://` or `www.`, with a common ending that is not also a file extension.
 _HOST: Final = re.compile(
     r"(?<![\w@.\-/:])((?:[a-z0-9][a-z0-9\-]{0,62}\.){1,4}(?:com|org|net|edu|gov|int)(?:/[^\s<>\"'`(){}\[\]|\\]{0,500})?)"
     r"(?![\w@\-\\]|[.:]\w)",
@@ -27,8 +27,9 @@ _HOST: Final = re.compile(
 
 
 class UserWords:
+    """The user's words, prepared for search. `said(forms)`: the user said one of them."""
+
     def __init__(self, texts: Sequence[str]) -> None:
-        # If the texts are too long, the newest characters count.
         said = "\n".join(texts)[-MAX_TEXT:]
         hosts = (f for h in _HOST.finditer(said) for f in forms(f"https://{h[1].rstrip('.,;:!?*_')}"))
         self._text = fold(tidy(said))
@@ -46,7 +47,10 @@ class UserWords:
 
 
 def _said(tokens: frozenset[str], words: str, value_forms: tuple[str, ...]) -> bool:
-    """Return True if the user's words hold one of the forms; a text, as whole words."""
+    """Return True if `tokens` or `words` hold one of the forms.
+
+    A form of the kind `text` must stand in `words` as whole words.
+    """
     for form in value_forms:
         kind, _, text = form.partition(":")
         if form in tokens if kind != "text" else len(text) >= _SHORTEST and _within(text, words):
