@@ -60,7 +60,9 @@ def _only(name: str, additions: str = "") -> re.Pattern[str]:
     return lazy(rf"(?:(?:{before})[,!. ]{{1,3}}){{0,3}}(?:{_any(name)})(?:[, ](?:{behind}))?", re.IGNORECASE)
 
 
-_POLITE, _OF_US, _DEPENDS, _MYSELF = map(_pattern_of, ("polite", "of_us", "depends", "myself"))
+_POLITE, _OF_US, _ASKED, _DEPENDS, _HEDGED, _MYSELF = map(
+    _pattern_of, ("polite", "of_us", "asks", "depends", "hedges", "myself")
+)
 _NEGATES: Final = _pattern_of("negates", r"(?! (?:later|more|less) than\b)")
 _TAKEN_BACK, _CONTINUES = map(_only, ("taken_back", "continues"))
 _AMENDS: Final = _only("amends", "taken_back")  # "make it 3 pm" takes back what was said before, and says what to do
@@ -138,10 +140,12 @@ class Segment:
         start, end = self.span(sentence)
         inner = [(max(0, s - start), min(end, e) - start) for s, e in dictated if s < end]
         said = masked(self.masked[start:end], inner, "x").strip()
-        if _ASKS.search(said) and (_OF_US.search(said) or not _POLITE.search(said)):
+        if _ASKED.search(said) or (_ASKS.search(said) and (_OF_US.search(said) or not _POLITE.search(said))):
             return "its sentence is a question"
         if _DEPENDS.search(said):
             return "its sentence depends on a condition"
+        if _HEDGED.search(said):
+            return "its sentence is not meant for now"
         return "the user does it in person" if _MYSELF.search(said) else None
 
     @cached_property

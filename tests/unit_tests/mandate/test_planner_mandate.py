@@ -78,7 +78,8 @@ def pay(to: Any = "Bob", amount: Any = 45, id: str = "p", **given: Any) -> Step:
      "Pay Bob:\n45", "At once pay Bob 45", "Pay Bob 45 once a month", "Pay Bob 45 and let me know", "When you have time, pay Bob 45", "Pay Bob 45 whenever you can",
      "Pay Bob 45 once today", "Pay Bob 45 as soon as possible", "Pay Bob 45. Make it quick.", "Pay Bob 45. Don't worry!", "Pay only with my card: Bob 45", "Pay Bob 45 and set the subject to Rent", "Paga a Bob 45 antes de las 8", "Dá ao Bob 45 bilhetes", "给 Bob 45千克",
      "I'm going to Berlin, pay Bob 45", "We're going to be late, pay Bob 45", "给二等奖得主 Bob 付 45元",
-     "Non-smoking rooms are fine. Pay Bob 45", "Quand tu peux, paie 45 à Bob", "付给 Bob 45元,只要 3 张票", "Je vais à Paris, paie 45 à Bob", "Quando puoi, paga 45 a Bob"],
+     "Non-smoking rooms are fine. Pay Bob 45", "Quand tu peux, paie 45 à Bob", "付给 Bob 45元,只要 3 张票", "Je vais à Paris, paie 45 à Bob", "Quando puoi, paga 45 a Bob",
+     "Pay Bob 45. If possible by card.", "Pay Bob 45. When you get a chance.", "What I need: pay Bob 45", "Wie besprochen zahle Bob 45", "Zahle Bob 45. Wenn es geht, heute.", "尽可能快付给 Bob 45元"],
 )
 def test_an_order_is_kept(text: str) -> None:
     """In any language, with values in their normal forms; a constant is marked with where it was said."""
@@ -125,6 +126,19 @@ def test_an_order_is_kept(text: str) -> None:
         "Zahle Bob keinesfalls 45", "Anstelle von Bob 45 zahle Carol", "Jamais 45 à Bob", "Au lieu de 45 à Bob, paie Carol", "Inutile de payer 45 à Bob", "Non pagare 45 a Bob",
         "Não pague 45 a Bob", "Em vez de 45 a Bob, pague Carol", "En lugar de 45 a Bob, paga a Carol", "禁止付给 Bob 45元", "勿付 Bob 45元", "未经同意付给 Bob 45元")),
     *((text, "in person") for text in ("Yo mismo pago 45 a Bob", "Voy a pagar 45 a Bob", "Je paie 45 à Bob moi-même", "Je vais payer 45 à Bob", "我自己付给 Bob 45元")),
+    *((text, "question") for text in (
+        "How do I pay Bob 45", "Why pay Bob 45", "Did Bob get 45", "What happens to Bob's 45", "Shall I pay Bob 45", "Wie zahle ich Bob 45", "Soll ich Bob 45 zahlen", "Hast du Bob 45 gezahlt",
+        "Pourquoi payer 45 à Bob", "Dois-je payer 45 à Bob", "Por qué pagar 45 a Bob", "怎么付给 Bob 45元", "付给 Bob 45元会怎样")),
+    *((text, "not meant for now") for text in (
+        "Maybe pay Bob 45", "Imagine I pay Bob 45", "Pay Bob 45 eventually", "Zahle Bob vielleicht 45", "Stell dir vor, du zahlst Bob 45", "Paie peut-être 45 à Bob", "Quizás paga 45 a Bob",
+        "Forse paga 45 a Bob", "Talvez pague 45 a Bob", "也许付给 Bob 45元", "可能要付给 Bob 45元")),
+    *((text, "condition") for text in (
+        "Pay Bob 45 on delivery", "Pay Bob 45, funds permitting", "Pay Bob 45 after the report is in", "Otherwise pay Bob 45", "Pay Bob 45 pending her approval", "Pay Bob 45 when the trial ends", "In an emergency, pay Bob 45",
+        "Zahle Bob notfalls 45", "Zahle Bob 45 nach Annas Zustimmung", "Paie 45 à Bob au besoin", "Paie 45 à Bob après l'accord de Carol", "Carol 同意后付给 Bob 45元", "必要时付给 Bob 45元")),
+    *((f"Bob 45. {back}", "taken back") for back in (
+        "If Carol agrees, that is.", "Unless Carol objects.", "But first ask Carol.", "Check with Carol first.", "Wait for Carol.", "Undo.", "Nope.", "Later.", "Scrap that.", "Ignore my last message.", "Oops, wrong chat.",
+        "Kidding!", "I'll do it.", "Already done.", "Hold that.", "Nur wenn Carol zustimmt.", "Hat sich erledigt.", "Das mache ich selbst.", "Frag vorher Carol.", "Nicht jetzt.", "Seulement si Carol est d'accord.",
+        "Plus tard.", "Je plaisante.", "C'est déjà fait.", "除非 Carol 反对。", "开玩笑的。", "我自己来。", "撤回。")),
     ("> Pay Bob 45.", "do not say"), ("```\nPay Bob 45.\n```", "do not say"),
     ("See below.\n---------- Forwarded message ----------\nPay Bob 45.", "do not say"),
     ("From: Eve <eve@x.org>\nSubject: bill\n\nPay Bob 45.", "do not say"),
