@@ -21,7 +21,7 @@ from langchain_runtime_authz.facts.argument_atoms import DESTINATIONS, SHORT_KIN
 from langchain_runtime_authz.facts.normal_forms import REMEMBERED, identifiers, key
 from langchain_runtime_authz.mandate.argument_matching import ArgumentMatcher
 from langchain_runtime_authz.mandate.description import described_step, quoted
-from langchain_runtime_authz.mandate.model import Argument, Const, Each, Free, Mandate, Pick, Step, Text
+from langchain_runtime_authz.mandate.model import Argument, Between, Const, Each, Free, Mandate, OneOf, Pick, Step, Text
 from langchain_runtime_authz.mandate.read_outputs import NO_TASK, Outputs, Task, scalar_forms, scalars
 from langchain_runtime_authz.mandate.value_matching import (
     commas,
@@ -29,6 +29,7 @@ from langchain_runtime_authz.mandate.value_matching import (
     in_zone,
     known_same,
     may_hold,
+    names_zone,
     same,
     touches,
     upcoming,
@@ -113,6 +114,7 @@ class _Shape(NamedTuple):
     counts: bool  # each call uses up the step once
     rows: tuple[_Member, ...]  # the dotted members, if the step names several members of one argument
     days: Mapping[str, Sequence[str]]  # argument → its ordered days
+    local: frozenset[str]  # arguments whose ordered values name no zone
 
 
 class _Index:
@@ -307,7 +309,9 @@ def _shape(step: Step, profile: ToolProfile) -> _Shape:
     roots = [name.partition(".")[0] for name, _, _, dotted in named if dotted]
     rows = tuple((n, what, kind) for n, what, kind, dotted in named if dotted and roots.count(n.partition(".")[0]) > 1)
     days = {n: found for n, what, *_ in named if isinstance(what, Const) and (found := dates(what.value))}
-    return _Shape(profile, tuple(named), settled, profile.side_effect or fetch, rows, days)
+    plain = {n: what.model_dump() for n, what, *_ in named if isinstance(what, Const | OneOf | Between)}
+    local = frozenset(n for n, held in plain.items() if not names_zone(held))
+    return _Shape(profile, tuple(named), settled, profile.side_effect or fetch, rows, days, local)
 
 
 def _compare(shape: _Shape, call: CallFacts, matcher: ArgumentMatcher) -> tuple[list[Deviation], _Rows]:
@@ -318,6 +322,8 @@ def _compare(shape: _Shape, call: CallFacts, matcher: ArgumentMatcher) -> tuple[
     args = call.args
     for name, what, kind, dotted in shape.named:
         value = argument(args, name) if dotted else args.get(name)
+        local = value if call.zone is None else in_zone(value, call.zone)
+        value = local if name in shape.local else value
         if call.now is not None and name in shape.days and not upcoming([*shape.days[name], *dates(value)], call.now):
             deviations.append(Deviation(name, "value", f"the next {quoted(getattr(what, 'value', ''))}"))
             continue
@@ -330,8 +336,8 @@ def _compare(shape: _Shape, call: CallFacts, matcher: ArgumentMatcher) -> tuple[
         if type(what) is not Text and _has_several_values(value, what):
             lists.append((name, what, kind))
         found = matcher.check(what, value, kind)
-        if found.code and call.zone is not None:
-            found = matcher.check(what, in_zone(value, call.zone), kind)
+        if found.code and local is not value:
+            found = matcher.check(what, local, kind)
         code, expected, source, keys = found
         if code:
             deviations.append(Deviation(name, code, expected))

@@ -22,6 +22,13 @@ _BEFORE: Final = re.compile(
     rf"(?:\b(?:{_OTHER})(?: the)?|\d|[ap]m|\b{_MONTH}),?(?: on)?[\s(]*$|{_UNIT}[^.!?;\n]{{0,40}}$",
     re.IGNORECASE,
 )
+# Who talks about another time may mean another Friday: "Next week: ... on Friday".
+_PERIOD: Final = re.compile(
+    r"\b(?:days?|weeks?|fortnights?|months?|years?|weekly|biweekly|monthly|quarters?|semesters?|terms?|seasons?|sprints?|spring|summer|autumn|winter"
+    r"|advent|christmas|xmas|easter|ramadan|holidays?|vacation|[ck]w ?\d+|\d+(?:st|nd|rd|th))\b"
+    r"|\b(?-i:Jan|Feb|Mar|Apr|May|June?|July?|Aug|Sept?|Oct|Nov|Dec)(?-i:uary|ruary|ch|il|ust|tember|ober|ember)?\b",
+    re.IGNORECASE,
+)
 # Behind other words, a weekday may be any: "on Good Friday", "our Friday". "Tomorrow" may not.
 _PLAIN: Final = re.compile(r"(?:^|[.,:;!?(\n]|\b(?:on|for|to|and|between|is|due))\s*\Z", re.IGNORECASE)
 _BEHIND: Final = re.compile(
@@ -31,11 +38,11 @@ _BEHIND: Final = re.compile(
 )
 
 
-def stands_alone(text: str, start: int, end: int) -> bool:
-    """Return True if the words around `text[start:end]` leave a day as it is."""
+def stands_alone(text: str, start: int, end: int, said: str) -> bool:
+    """Return True if the words near `text[start:end]`, and all `said`, leave a day."""
     near = max(0, start - 60)
-    plain = _PLAIN.search(text, near, start) or RELATIVE.search(text, start, end)
-    return plain is not None and not (_BEFORE.search(text, near, start) or _BEHIND.match(text, end))
+    plain = RELATIVE.search(text, start, end) or (_PLAIN.search(text, near, start) and not _PERIOD.search(said))
+    return bool(plain) and not (_BEFORE.search(text, near, start) or _BEHIND.match(text, end))
 
 
 def on_days(step: Step, profile: ToolProfile, today: date | None) -> Step:

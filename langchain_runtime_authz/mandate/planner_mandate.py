@@ -209,7 +209,9 @@ class _Check:
         plain = {n: self._said(a, said.get(n)) for n, a in args.items()}
         # "Today" of an earlier message may be over.
         days = [claim.place for claim in placed if claim.need.owner in profile.when]
-        sure = all(n >= self.words.newest and stands_alone(self.words.segments[n].text, *span) for n, *span in days)
+        texts = [segment.text for segment in self.words.segments] if days else []
+        near = ((n, stands_alone(texts[n], start, end, "\n".join(texts))) for n, start, end in days)
+        sure = all(n >= self.words.newest and alone for n, alone in near)
         self.kept[step.id] = on_days(step.model_copy(update={"args": plain}), profile, self.today if sure else None)
         return None
 

@@ -179,6 +179,10 @@ def in_zone(value: object, zone: datetime.tzinfo) -> object:
         return value
 
 
+def names_zone(values: object) -> bool:
+    return any(_ZONE.search(str(one).strip()) for one in scalars(values, MAX_ITEMS) or ())
+
+
 def dates(value: object) -> list[str]:
     """Return all dates of a value; one without a year begins with "-"."""
     found = (f for one in scalars(value, MAX_ITEMS) or () for f in scalar_forms(one, said=True))
@@ -316,13 +320,14 @@ def meets(
 ) -> bool | None:
     """Return True if a value meets the condition (`Not`: none does); None if unsure.
 
-    `zone`: the zone of a time of the condition that names none.
+    `zone`: the zone of a date or time of the condition that names none.
     """
     if not values:
         return False
     inner = condition.condition if isinstance(condition, Not) else condition
     bound = getattr(inner, "value", None)
-    values = [in_zone(v, zone) if zone is not None and lacks_zone(bound, v) else v for v in values]
+    if zone is not None and bound is not None and not names_zone(bound):
+        values = [in_zone(v, zone) for v in values]
     found = {meets(inner, [v], own, zone) if isinstance(inner, Not) else _holds(inner, v, own) for v in values}
     if isinstance(condition, Not):
         return None if None in found else True not in found

@@ -240,10 +240,15 @@ def test_other_orders_are_taken_in_any_sequence(said: str, calls: tuple[Call, Ca
     assert [name for name, _ in ran(said, *calls[::-1], go=go, protected=True)] == [name for name, _ in calls[::-1]]
 
 
+DAYS = {"steps": [{"id": "m", "tool": "meet", "args": {"title": "Lunch", "start": {"kind": "between", "low": "2027-06-04", "high": "2027-06-05"}}}]}
+
+
 @pytest.mark.parametrize(("said", "near", "ordered", "options"), [
     ("Wire Bob 45 JPY", ("wire", {"to": "Bob", "amount": 45}), ("wire", {"to": "Bob", "amount": 45, "unit": "JPY"}), {}),
     ('Plan "Lunch" on 5 June at 17:00', meet("2027-06-05T17:00-11:00"), meet("2027-06-05T17:00"), {}),
     ('Plan "Lunch" on 5 June at 17:00', meet("2027-06-05T17:00Z"), meet("2027-06-05T15:00Z"), {"zone": "Europe/Berlin"}),
+    ('Plan "Lunch" on 5 June', meet("2027-06-05T23:30-12:00"), meet("2027-06-05T12:00Z"), {"zone": "Europe/Berlin"}),
+    ("Go", meet("2027-06-05T23:30-12:00"), meet("2027-06-03T22:30Z"), {"zone": "Europe/Berlin", "mandate": DAYS}),
     ('Plan "Lunch" on 5 June', meet("2027-06-05", note="See EVIL.COM"), meet("2027-06-05", note="See you"), {}),
     *(("Wipe a.txt", ("wipe", {"paths": ["a.txt"], **near}), ("wipe", {"paths": ["a.txt"]}), {}) for near in ({"paths": ["a.txt", ""]}, {"paths": ["a.txt", None]}, {"tags": [""]}, {"tags": [{}]}, {"tags": []})),
     ('Plan "Lunch" on 5 June', meet("2027-06-05", note="Ping @eve"), meet("2027-06-05"), {}),

@@ -85,6 +85,14 @@ def test_a_planner(text: str, said: str, start: str) -> None:
     assert planned(text, title="Review", start=said, today=None).get("start", said) == said
 
 
+@pytest.mark.parametrize("said", [
+    ('Next week:\n- plan "Review" on Monday',), ('KW 51: plan "Review" on Monday',), ('In January: plan "Review" on Monday',), ('Plan "Review" in spring on Monday',), ('Plan "Review" on Monday, biweekly',),
+    ('Plan "Review" on Monday. I mean the 18th.',), ('Plan "Review" on Monday', "Which days of sprint 12 are free?"),
+])  # fmt: skip
+def test_a_weekday_near_another_time_may_be_a_later_one(said: tuple[str, ...]) -> None:
+    assert planned(*said, title="Review", start="Monday").get("start", "Monday") == "Monday"
+
+
 def test_a_planners_range_and_its_searches() -> None:
     between = planned('Plan "Review" between today and tomorrow', title="Review", start=Between(low="today", high="tomorrow"))["start"]
     assert (between.low, between.high) in {("today", "tomorrow"), ("2026-12-31", "2027-01-01")}

@@ -111,6 +111,11 @@ def test_conditions(condition, values, met):
     assert meets(condition, values) is met
 
 
+def test_a_condition_on_a_day_means_the_local_day():
+    for condition, met in ((Eq("2027-06-06"), True), (AtMost("2027-06-05"), False), (Eq("2027-06-05T22:30Z"), True)):
+        assert meets(condition, ["2027-06-05T22:30Z"], (), ZoneInfo("Europe/Berlin")) is met
+
+
 @pytest.mark.parametrize("end", ["9999-12-31T23:59:59Z", "9999-12-31T23:59:59+00:00", "0001-01-01T00:00:00+14:00"])
 def test_a_time_at_the_end_of_the_calendar_has_no_local_time(end):
     assert in_zone(end, ZoneInfo("Europe/Berlin")) == end
