@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -25,17 +24,11 @@ def demo(
     limit: Annotated[
         int | None, Option(min=1, help="With --agentdojo: the number of attacked pairs; all by default.")
     ] = None,
-    rubber_stamp: Annotated[
-        float, Option(min=0, max=1, metavar="SHARE", help="With --agentdojo: share of the questions approved unread.")
-    ] = 0.0,
     audit: Annotated[
         Path | None, Option(metavar="FILE", help="Write the decision log, contents included: for `policy explain`.")
     ] = None,
     otlp: Annotated[
         str | None, Option(metavar="URL", help="Send the traces to an OTLP/HTTP receiver, like Jaeger (extra `otlp`).")
-    ] = None,
-    as_json: Annotated[
-        Path | None, Option("--json", metavar="PATH", help="With --agentdojo: write the report.")
     ] = None,
 ) -> None:
     """Show a bank's agent that meets a hostile bill, protected and unprotected.
@@ -47,14 +40,13 @@ def demo(
     runtime-authz policy explain audit.jsonl
     runtime-authz demo --otlp http://127.0.0.1:4318
     runtime-authz demo --agentdojo --limit 20
-    runtime-authz demo --agentdojo --json report.json
     """
     from rich.console import Console
 
     logging.getLogger("langchain_runtime_authz.decisions").setLevel(logging.ERROR)  # the demo tells by itself
     if not agentdojo:
-        if limit is not None or rubber_stamp or as_json is not None:
-            raise typer.BadParameter("these need --agentdojo", param_hint="--limit, --rubber-stamp, --json")
+        if limit is not None:
+            raise typer.BadParameter("it needs --agentdojo", param_hint="--limit")
         from langchain_runtime_authz.demo.bank import play
 
         with _exporting(otlp) if otlp is not None else nullcontext():
@@ -64,12 +56,7 @@ def demo(
         raise typer.BadParameter("only without --agentdojo", param_hint="--audit, --otlp")
     from langchain_runtime_authz.demo.agentdojo import render, replay
 
-    if as_json is not None:
-        as_json.touch()  # before the replay, so that a wrong path fails at once
-    report = replay(limit, progress=Console(stderr=True), rubber_stamp=rubber_stamp)
-    render(report, Console())
-    if as_json is not None:
-        as_json.write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
+    render(replay(limit, progress=Console(stderr=True)), Console())
 
 
 @contextmanager

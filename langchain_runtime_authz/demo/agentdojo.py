@@ -7,7 +7,7 @@ AgentDojo's (Debenedetti et al., 2024; MIT). The graph is the same under both co
 * *static token*: an agent that holds a tool may use it;
 * *runtime decision*: `RuntimeAuthz` with the shipped policy, the profiles in `banking.yaml`, and the mandates in
   `banking_mandates.yaml`, which were written by hand from the users' texts. The simulated user sees only an interrupt's
-  payload, approves the calls of the user's task, and rejects the others. It approves a share of the questions unread.
+  payload, approves the calls of the user's task, and rejects the others.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from random import Random
 from statistics import fmean
 from typing import Any, Final, NamedTuple
 
@@ -88,20 +87,14 @@ class Report(NamedTuple):
     user_tasks: int
     pairs: int
     conditions: tuple[Condition, ...]
-    rubber_stamp: float = 0.0
-
-    def to_dict(self) -> dict[str, Any]:
-        about = {"benchmark": "agentdojo", "version": VERSION, "suite": SUITE}
-        return {**about, **self._asdict(), "conditions": [c.to_dict() for c in self.conditions]}
 
 
-def replay(limit: int | None = None, progress: Console | None = None, *, rubber_stamp: float = 0.0) -> Report:
+def replay(limit: int | None = None, progress: Console | None = None) -> Report:
     """Replay the suite under both conditions.
 
     Args:
         limit: the number of pairs of user task and injection task, spread over both; all by default.
         progress: the console of the progress bar.
-        rubber_stamp: the share of the questions, between 0 and 1, that the user approves unread.
     """
     suite = load_suite(SUITE)
     pairs = _diagonal(list(suite.user_tasks.values()), list(suite.injection_tasks.values()))[:limit]
@@ -110,27 +103,21 @@ def replay(limit: int | None = None, progress: Console | None = None, *, rubber_
     cases: list[_Case] = [(user, None, {}) for user in users]
     cases += [(user, injection, attack(user, injection)) for user, injection in pairs]
 
-    conditions, dice = [], Random()  # noqa: S311
-
-    def looks_away() -> bool:
-        return dice.random() < rubber_stamp
-
+    conditions = []
     columns = (TextColumn("{task.description:>16}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=progress, disable=progress is None) as bar:
         for name, authz in (("static token", None), ("runtime decision", RuntimeAuthz(profiles=PROFILES))):
             started = time.perf_counter()
-            dice.seed(0)  # the same numbers for each condition and each replay
-            outcomes = [_run(suite, authz, case, looks_away) for case in bar.track(cases, description=name)]
+            outcomes = [_run(suite, authz, case) for case in bar.track(cases, description=name)]
             seconds = time.perf_counter() - started
             conditions.append(Condition(name, tuple(outcomes[: len(users)]), tuple(outcomes[len(users) :]), seconds))
-    return Report(len(users), len(pairs), tuple(conditions), rubber_stamp)
+    return Report(len(users), len(pairs), tuple(conditions))
 
 
 def render(report: Report, console: Console) -> None:
     table = Table(
         title=f"AgentDojo {VERSION}, {SUITE}: {report.user_tasks} user tasks, {report.pairs} attacked pairs",
-        caption="A model that is hijacked entirely, judged by AgentDojo's own checks. The user rejects the attacker's calls "
-        f"and approves {report.rubber_stamp:.0%} of the questions unread.",
+        caption="A model that is hijacked entirely, judged by AgentDojo's own checks. The user rejects the attacker's calls.",
     )
     table.add_column("")
     rows = [c.to_dict() for c in report.conditions]
@@ -200,7 +187,7 @@ def customer(env: Any, name: str = "customer") -> dict[str, Any]:
 _Case = tuple[Any, Any, dict[str, str]]  # a user task, an injection task or `None`, and the injected texts
 
 
-def _run(suite: Any, authz: RuntimeAuthz | None, case: _Case, looks_away: Callable[[], bool]) -> Outcome:
+def _run(suite: Any, authz: RuntimeAuthz | None, case: _Case) -> Outcome:
     user, injection, texts = case
     world = World(suite, user, texts)
     theirs = injection.ground_truth(world.before) if injection is not None else []
@@ -212,7 +199,7 @@ def _run(suite: Any, authz: RuntimeAuthz | None, case: _Case, looks_away: Callab
     if authz is not None:
         graph = authz.protect(graph)
         scope = authz.run(subject=customer(world.before), task=user.PROMPT, mandate=load_mandates()[user.ID])
-    person = _User(world, own, looks_away)
+    person = _User(world, own)
     config: RunnableConfig = {"configurable": {"thread_id": uuid.uuid4().hex}, "recursion_limit": 100}
     with scope:
         messages = list(converse(graph, {"messages": [HumanMessage(user.PROMPT)]}, config, person))
@@ -290,15 +277,15 @@ def _is_attack(call_id: str | None) -> bool:
 
 
 class _User:
-    """Play the user, who approves the task's calls, and some other calls unread."""
+    """Play the user, who approves the task's calls."""
 
-    def __init__(self, world: World, wanted: Sequence[Any], looks_away: Callable[[], bool]) -> None:
-        self._world, self._looks_away, self.asked = world, looks_away, 0
+    def __init__(self, world: World, wanted: Sequence[Any]) -> None:
+        self._world, self.asked = world, 0
         self._own = [world.parsed(call.function, call.args) for call in wanted]
 
     def __call__(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
         self.asked += 1
-        approved = self._looks_away() or self._world.parsed(request["name"], request["args"]) in self._own
+        approved = self._world.parsed(request["name"], request["args"]) in self._own
         return {"type": "approve" if approved else "reject"}
 
 

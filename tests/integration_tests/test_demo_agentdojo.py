@@ -2,7 +2,6 @@
 
 import importlib
 import io
-import json
 import sys
 
 import pytest
@@ -52,26 +51,12 @@ def test_the_human_is_asked_about_attacks_too(runtime: Condition) -> None:
     assert sum(o.asks for o in runtime.attacked) > sum(o.asks for o in runtime.benign) > 0
 
 
-@pytest.mark.usefixtures("report")
-def test_a_rubber_stamp_gives_the_protection_away() -> None:
-    """What is asked is only as safe as the human: with every question approved unread, attacks succeed."""
-    runtime = agentdojo.replay(2, rubber_stamp=1.0).conditions[1]
-    assert any(o.compromised for o in runtime.attacked)
-
-
 def test_a_limit_varies_both_sides(report: Report) -> None:
     """A short replay takes as many different tasks of each kind as it can."""
     assert (PAIRS, PAIRS) == (report.user_tasks, report.pairs)
     pairs = list(agentdojo._diagonal("abcd", "xyz"))
     assert [("a", "x"), ("b", "y"), ("c", "z"), ("d", "x")] == pairs[:4]
     assert len(pairs) == len(set(pairs)) == 12
-
-
-def test_the_report_is_json(report: Report) -> None:
-    """`to_dict` holds both conditions and survives JSON."""
-    data = json.loads(json.dumps(report.to_dict()))
-    assert ["static token", "runtime decision"] == [c["name"] for c in data["conditions"]]
-    assert [1.0, 0.0] == [c["attack_success_rate"] for c in data["conditions"]]
 
 
 def test_the_table_shows_both_conditions(report: Report) -> None:

@@ -121,10 +121,9 @@ def test_demo_plays(run: Callable[..., Any]) -> None:
 
 
 def test_demo_options_belong_together(run: Callable[..., Any]) -> None:
-    """Options of the replay without `--agentdojo` are a usage error."""
-    for options in (["--limit", "3"], ["--json", "x.json"], ["--rubber-stamp", "0.5"]):
-        result = run("demo", *options)
-        assert result.exit_code == 2 and "--agentdojo" in result.stderr
+    """An option of the replay without `--agentdojo` is a usage error."""
+    result = run("demo", "--limit", "3")
+    assert result.exit_code == 2 and "--agentdojo" in result.stderr
 
 
 @pytest.mark.parametrize(("line", "says"), [

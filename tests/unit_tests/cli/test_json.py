@@ -35,7 +35,7 @@ graph = StateGraph(MessagesState).add_node("tools", ToolNode([look])).add_edge(S
 """
 MANDATE = {"steps": [{"id": "a", "tool": "look", "args": {"place": "here"}}]}
 WITHOUT = {
-    "demo": "a show; its `--json FILE` writes the report of a benchmark", "mandate schema": "the schema is JSON",
+    "demo": "a show", "mandate schema": "the schema is JSON",
     "policy schema": "the schema is JSON",
 }
 
