@@ -50,8 +50,7 @@ def inspect(
 ) -> Answer:
     """Show the governed parts of a graph, at present and under `protect`.
 
-    The module is imported from the current directory, so its code runs. The graph is not invoked. Tools without a
-    profile are listed with drafts, as `profile suggest` proposes them.
+    The module is imported from the current directory, so its code runs. The graph is not invoked.
 
     runtime-authz inspect my_agent:graph
     runtime-authz inspect my_package.agents:build --profiles profiles.yaml
@@ -69,15 +68,14 @@ def inspect(
     graph = load_graph(target)
     with redirect_stdout(sys.stderr):
         before, after, held = _look(graph, profiles)
-    tools = [*tools_of(graph)]
-    unprofiled = {t.name: t for t in tools if t.name in after.unprofiled}
+    unprofiled = {t.name: t for t in tools_of(graph) if t.name in after.unprofiled}
     ids = [r.id for r in after.ungoverned]
     new = sorted(accepted.new(after.graph, ids)) if accepted is not None else sorted(ids)
     fixed = accepted.fixed(ids) if accepted is not None else ()
     seen = {"before": before and before.to_dict(), "after": after.to_dict(), "new": new, "fixed": fixed}
     drawn = {n: held.of(t).profile.model_dump(include={"effect", "sink"}) for n, t in unprofiled.items()}
     document = {"target": target, "protected_by_module": before is None, **seen, "unprofiled": drawn}
-    text = list(_text(target, before, after, [*unprofiled.values()], tools))
+    text = list(_text(target, before, after))
     if accepted is not None:
         text.append(f"\n{baseline}: {len(ids) - len(new)} accepted, {len(new)} new, {len(fixed)} fixed.")
         text += [f"fixed: {i}; take it out with --write-baseline" for i in fixed]
@@ -112,9 +110,7 @@ def _look(graph: Graph, profiles: list[str] | None) -> tuple[CoverageReport | No
     return before, authz.coverage(graph), authz.profiles
 
 
-def _text(
-    target: str, before: CoverageReport | None, after: CoverageReport, tools: list[BaseTool], of: list[BaseTool]
-) -> Iterator[str]:
+def _text(target: str, before: CoverageReport | None, after: CoverageReport) -> Iterator[str]:
     if before is None:
         yield f"{target} is protected by its module.\n"
     else:
@@ -122,24 +118,11 @@ def _text(
         yield f"{target} as it is: {governed} governed, {len(before.ungoverned)} not."
         yield "\nUnder `authz.protect(graph)`:\n"
     yield f"{after}\n"
-    if not tools:
+    if not after.unprofiled:
         yield "Every tool of a tool node has a profile." if after.tools else "No tool was found in a tool node."
         return
-    yield f"{len(tools)} of {len(after.tools)} tools have no profile: each of their calls asks or is denied."
-    yield "If a file has them, name it by `--profiles`. Otherwise run `runtime-authz init`, or review and save these drafts."
-    yield "A stanza has no effect until its `draft` line is removed.\n"
-    yield "# DOUBT marks a guess of this command, not a fact about the tool."
-    yield from drafts(tools, of)
-
-
-def drafts(tools: list[BaseTool], of: list[BaseTool]) -> Iterator[str]:
-    """Yield draft profiles for `tools`. `of`: all tools of their graph."""
-    from langchain_runtime_authz.cli._profile_proposal import propose
-    from langchain_runtime_authz.tool_profile import EFFECTS, SINKS
-
-    for name, values in (("effect", EFFECTS), ("sink", SINKS), ("trust", ("system", "internal", "external"))):
-        yield f"# {name}: {', '.join(values)}"
-    yield from ("tools:", *(propose(t, of).yaml() for t in tools)) if tools else ("tools: {}",)
+    yield f"{len(after.unprofiled)} of {len(after.tools)} tools have no profile: each of their calls asks or is denied."
+    yield "If a file has them, name it by `--profiles`. Otherwise run `runtime-authz init` or `profile suggest`."
 
 
 def tools_of(graph: Graph) -> Iterator[BaseTool]:

@@ -12,7 +12,7 @@ from langchain_runtime_authz._order_patterns import Options, name_in
 from langchain_runtime_authz._validate import read_yaml
 from langchain_runtime_authz.cli._app import Answer, App, echo
 from langchain_runtime_authz.cli.init import outcomes, ready
-from langchain_runtime_authz.cli.inspect import Target, drafts, graph_tools
+from langchain_runtime_authz.cli.inspect import Target, graph_tools
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
 
 if TYPE_CHECKING:
@@ -45,8 +45,9 @@ def suggest(
     runtime-authz profile suggest my_agent:graph
     runtime-authz profile suggest my_agent:graph --profiles langchain --write profiles.yaml
     """
+    from langchain_runtime_authz.cli._profile_proposal import propose
     from langchain_runtime_authz.langgraph.tool_lookup import Profiles
-    from langchain_runtime_authz.tool_profile import load_profiles
+    from langchain_runtime_authz.tool_profile import EFFECTS, SINKS, load_profiles
 
     declared = load_profiles(profiles)
     held = Profiles(declared)
@@ -57,7 +58,10 @@ def suggest(
         "# each stanza: correct each guess, remove its mark, and remove the `draft` line. If a line in a comment is true,",
         "# uncomment it, and remove the line of the same field above it.",
         "# The kinds of `critical` are explained in docs/profiles.md.",
-        *drafts(open_, tools),
+        f"# effect: {', '.join(EFFECTS)}",
+        f"# sink: {', '.join(SINKS)}",
+        "# trust: system, internal, external",
+        *(("tools:", *(propose(t, tools).yaml() for t in open_)) if open_ else ("tools: {}",)),
     ]
     proposed = "\n".join([*text, ""])
     told = {"drafts": [t.name for t in open_], "proposed": proposed}

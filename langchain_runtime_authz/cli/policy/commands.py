@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from typer import Argument, Option
 
@@ -166,7 +166,7 @@ def replay(log: Log, policy: PolicyPath = None, key: Key = None, opa: Opa = None
 
 @app.command("explain")
 def explain(
-    source: Annotated[Path, Argument(metavar="LOG|REQUEST", help="A log, or a request in a JSON file.")],
+    log: Log,
     decision_id: Annotated[
         str | None, Argument(metavar="[DECISION]", help="Id of a decision in the log, or its beginning.")
     ] = None,
@@ -180,35 +180,27 @@ def explain(
 
     runtime-authz policy explain audit.jsonl
     runtime-authz policy explain audit.jsonl 3f9c2a
-    runtime-authz policy explain request.json --policy my-policy
     """
     from langchain_runtime_authz.cli.policy import recorded_requests as again
     from langchain_runtime_authz.cli.policy.open_policy import open_policy
 
     opened = open_policy(policy, opa)
-    recorded = None
-    if source.suffix == ".json" and decision_id is None:
-        request = again.read_request(source)
-    else:
-        decisions, _ = again.recorded_in(source, key)
-        if decision_id is None:
-            return again.listed(decisions)
-        recorded = again.find(decisions, decision_id, source)
-        request = recorded.request
-    request = again.zoned(opened, request)
+    decisions, _ = again.recorded_in(log, key)
+    if decision_id is None:
+        return again.listed(decisions)
+    recorded = again.find(decisions, decision_id, log)
+    request = again.zoned(opened, recorded.request)
     with closing(opened.pdp()) as pdp:
         (decision,) = again.decide(pdp, [request])
         otherwise = again.changes(pdp, request, decision)
     document, because = again.explained(opened, decision, request)
     text = [f"{request.action.name} {again.asked(request)} by {request.subject.type} {request.subject.id}"]
     text.append(f"decided   {decision.outcome} under {decision.policy_revision or opened.name}")
-    was: dict[str, Any] | None = None
-    if recorded is not None:
-        outcome, reasons, _ = recorded.answered
-        was = {"outcome": outcome, "reasons": reasons, "policy_revision": recorded.revision}
-        if (outcome, reasons) != (decision.outcome, decision.reasons):
-            said_then = f"recorded  {again.said(recorded.answered)} under {recorded.revision}"
-            text.append(f"{said_then}; this policy decides differently")
+    outcome, reasons, _ = recorded.answered
+    was = {"outcome": outcome, "reasons": reasons, "policy_revision": recorded.revision}
+    if (outcome, reasons) != (decision.outcome, decision.reasons):
+        said_then = f"recorded  {again.said(recorded.answered)} under {recorded.revision}"
+        text.append(f"{said_then}; this policy decides differently")
     text += [*because, *(f"{outcome} if {'; and '.join(words)}" for words, outcome in otherwise)]
     text += [] if otherwise else ["no change of up to three facts changes the outcome"]
     more = [{"if": words, "outcome": outcome} for words, outcome in otherwise]
@@ -220,26 +212,20 @@ def try_request(
     request: Annotated[Path, Argument(metavar="REQUEST", help="A request in a JSON file; made if it is missing.")],
     policy: PolicyPath = None,
     watch: Annotated[bool, Option("--watch", help="Again at each save of the request or the policy.")] = False,
-    log: Annotated[Path | None, Option(metavar="LOG", help="Take the request from this log.")] = None,
-    decision_id: Annotated[str | None, Option("--decision", metavar="ID", help="The decision to take.")] = None,
-    key: Key = None,
     opa: Opa = None,
     as_json: bool = False,
 ) -> Answer:
     """Decide a request in a file. With --watch, decide again after each edit.
 
-    If REQUEST is missing, it is written first: the example request, or the request of a recorded decision.
+    If REQUEST is missing, the example request is written first.
 
     runtime-authz policy try request.json my-policy --watch
-    runtime-authz policy try request.json my-policy --log audit.jsonl --decision 3f9c2a
     """
-    from langchain_runtime_authz.cli.policy.recorded_requests import decided_file, find, recorded_in
+    from langchain_runtime_authz.cli.policy.recorded_requests import decided_file
     from langchain_runtime_authz.testing.example_request import example_request
 
     if not request.exists():
-        found = None if log is None else find(recorded_in(log, key)[0], decision_id or "", log).request
-        body = (found or example_request()).to_json()
-        request.write_text(json.dumps(json.loads(body), indent=2) + "\n", encoding="utf-8")
+        request.write_text(json.dumps(json.loads(example_request().to_json()), indent=2) + "\n", encoding="utf-8")
         echo(f"wrote     {request}", err=as_json)
     while watch:
         seen = _stamps(request, policy)

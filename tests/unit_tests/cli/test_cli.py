@@ -17,7 +17,6 @@ from typer.main import get_command
 import langchain_runtime_authz
 from langchain_runtime_authz.audit.sinks import FileSink
 from langchain_runtime_authz.cli import app
-from langchain_runtime_authz.tool_profile import load_profiles
 from tests.cli import cli
 from tests.ids import shown
 
@@ -236,26 +235,11 @@ def test_inspect_fails_on_effects_that_nobody_declared(run: Callable[..., Any], 
         assert "has no tool" in said
 
 
-def test_inspect_proposes_drafts_that_load(run: Callable[..., Any], tmp_path: Path) -> None:
-    """The proposed YAML loads as it stands, as drafts that make nothing milder, and marks every guess."""
-    result = run("inspect", "a_module:graph")
-    stanza = result.stdout[result.stdout.index("tools:") :]
-    (tmp_path / "profiles.yaml").write_text(stanza)
-    proposed = load_profiles(tmp_path / "profiles.yaml")
-    assert {name: p.effect for name, p in proposed.items()} == {"send_mail": "send", "look_up": "write"}
-    assert all(p.draft for p in proposed.values())
-    guesses = [line for line in stanza.splitlines() if line.lstrip().startswith(("effect:", "sink:", "trust:"))]
-    assert len(guesses) == 6
-    assert all("# DOUBT" in line for line in guesses)
-    after = json.loads(run("inspect", "a_module:build", "--profiles", "profiles.yaml", "--json").stdout)
-    assert set(after["unprofiled"]) == {"send_mail", "look_up"}
-
-
 def test_inspect_uses_given_profiles(run: Callable[..., Any], tmp_path: Path) -> None:
-    """With profiles for every tool there is nothing to propose."""
+    """With profiles for every tool nothing is left to do."""
     (tmp_path / "profiles.yaml").write_text(yaml.safe_dump({"tools": PROFILES}))
     result = run("inspect", "a_module:graph", "--profiles", "profiles.yaml")
-    assert result.exit_code == 0 and "DOUBT" not in result.stdout
+    assert result.exit_code == 0 and "runtime-authz init" not in result.stdout
     assert json.loads(run("inspect", "a_module:build", "--json", "--profiles", "profiles.yaml").stdout)["unprofiled"] == {}
 
 
