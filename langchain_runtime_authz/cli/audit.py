@@ -24,7 +24,6 @@ from typer import Argument, Option
 from langchain_runtime_authz._validate import read_yaml
 from langchain_runtime_authz.audit.story import MAX_STEPS, SIGNS, Step, Story, shown, story_of
 from langchain_runtime_authz.cli._app import Answer, App, Key, lines, seconds_of
-from langchain_runtime_authz.cli.policy.commands import Opa
 from langchain_runtime_authz.errors import AuditError, Code, ConfigError
 
 if TYPE_CHECKING:
@@ -250,7 +249,6 @@ def pack(
     policy: Annotated[
         Path | None, Option(metavar="PATH", help="The policy that decided; default: the shipped one.")
     ] = None,
-    opa: Opa = None,
 ) -> Answer:
     """Write an evidence pack: log, head, policy, data, controls, and their digests.
 
@@ -265,7 +263,7 @@ def pack(
 
     if output.suffix != PACK:
         raise typer.BadParameter(f"must end in {PACK}", param_hint="--output")
-    source = open_policy(policy, opa)
+    source = open_policy(policy)
     with closing(source.pdp()) as engine:
         revision = engine.revision
     seen = Counter(str(r["policy_revision"]) for r in read_log(log) if r and r.get("policy_revision"))

@@ -12,7 +12,6 @@ from typer import Argument, Option
 
 from langchain_runtime_authz.cli._app import Answer
 from langchain_runtime_authz.cli.mandate import Profiles
-from langchain_runtime_authz.cli.policy.commands import Opa
 from langchain_runtime_authz.errors import sentence
 
 if TYPE_CHECKING:
@@ -29,7 +28,6 @@ def replay_trace(
         Path | None, Option(metavar="FILE", help="What the task orders (YAML); default: its words.")
     ] = None,
     policy: Annotated[Path | None, Option(metavar="POLICY", help="Project, bundle or data.json.")] = None,
-    opa: Opa = None,
 ) -> Answer:
     """Show which calls of a recorded trace would be stopped or asked. Nothing runs.
 
@@ -56,7 +54,7 @@ def replay_trace(
     from langchain_runtime_authz.cli.policy.open_policy import open_policy
 
     trace = traces.read_trace(file)
-    with closing(open_policy(policy, opa).pdp()) as pdp:
+    with closing(open_policy(policy).pdp()) as pdp:
         result = traces.decide_trace(trace, profiles=profiles, pdp=pdp, mandate=mandate)
     return Answer(result.to_dict(), _text(result), bool(result.let_through))
 

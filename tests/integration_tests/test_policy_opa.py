@@ -126,12 +126,12 @@ def test_a_path_that_no_request_has_is_found(line: str, wrong: str, right: str, 
 ])
 def test_a_path_that_a_request_may_have_is_no_finding(lines: str) -> None:
     body = lines.replace("; ", "\n\t")
-    assert list(lint_paths({"own": f"package p\n\nown if {{\n\t{body}\n}}\n"}, opa_binary())) == []
+    assert list(lint_paths({"own": f"package p\n\nown if {{\n\t{body}\n}}\n"})) == []
 
 
 def test_the_shipped_rules_read_only_what_a_request_has() -> None:
     """So do those of all examples (`check` above), free members and nested ones included."""
-    assert list(lint_paths({"shipped": SHIPPED[0].read_text()}, opa_binary())) == []
+    assert list(lint_paths({"shipped": SHIPPED[0].read_text()})) == []
 
 
 def test_four_eyes_by_amount_asks_two_people(tmp_path: Path) -> None:

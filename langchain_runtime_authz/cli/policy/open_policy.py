@@ -70,7 +70,7 @@ class Policy(Bundle):
         return self.engine(self.name, pool_size=1)
 
 
-def open_policy(source: Path | None, opa: str | None = None) -> Policy:
+def open_policy(source: Path | None) -> Policy:
     """Return the policy at a path, or the shipped one. An error names its place."""
     if source is None:
         return Policy(name="shipped", rego={SHIPPED_REGO: shipped_rego()})
@@ -79,7 +79,7 @@ def open_policy(source: Path | None, opa: str | None = None) -> Policy:
         more = f" (and {len(found) - 1} more; `runtime-authz policy check` lists them)" if len(found) > 1 else ""
         raise invalid(f"{source.name}: {found[0]}{more}")
     if source.is_dir() and (source / PROJECT).is_file():
-        return _project(source, opa)
+        return _project(source)
     if source.suffix == ".json" and source.is_file():
         return Policy(name=source.name, data=_json(source), rego={SHIPPED_REGO: shipped_rego()})
     if source.is_dir() and not (source / MANIFEST).is_file():
@@ -145,7 +145,7 @@ def shipped_rego() -> str:
     return (SHIPPED / "rego" / SHIPPED_REGO).read_text(encoding="utf-8")
 
 
-def _project(path: Path, opa: str | None) -> Policy:
+def _project(path: Path) -> Policy:
     settings = _yaml(path / PROJECT)
     if unknown := sorted(set(settings) - {"revision", "shipped", "entrypoint", "zone", "engine"}):
         raise invalid(f"{PROJECT}: unknown key `{unknown[0]}`; it takes revision, engine, shipped, entrypoint and zone")
@@ -163,7 +163,7 @@ def _project(path: Path, opa: str | None) -> Policy:
         raise invalid(f"{PROJECT}: `shipped` must be true or false and `entrypoint` a rule's path")
     grants = _yaml(path / "grants.yaml", "grants")
     cases = _yaml(path / "cases.yaml", "cases")
-    made = _cedar(path, shipped) if engine == "cedar" else _rego(path, shipped, entrypoint, opa)
+    made = _cedar(path, shipped) if engine == "cedar" else _rego(path, shipped, entrypoint)
     return replace(
         made,
         name=path.name,
@@ -198,7 +198,7 @@ def patched(cases: list[Any], zone: ZoneInfo | None) -> list[Any]:
     return found
 
 
-def _rego(path: Path, shipped: bool, entrypoint: str, opa: str | None) -> Policy:
+def _rego(path: Path, shipped: bool, entrypoint: str) -> Policy:
     own = {f"rego/{f.name}": read_rego(f) for f in sorted((path / "rego").glob("*.rego"))}
     rules = {n: t for n, t in own.items() if not n.endswith("_test.rego")}
     if shipped and f"rego/{SHIPPED_REGO}" in rules:
@@ -209,7 +209,7 @@ def _rego(path: Path, shipped: bool, entrypoint: str, opa: str | None) -> Policy
         raise invalid(ignored)
     given = _json(path / DATA) if (path / DATA).is_file() else {}
     rego = {**({SHIPPED_REGO: shipped_rego()} if shipped else {}), **rules}
-    wasm = compile_rego(rego, entrypoint, opa) if rules else (SHIPPED / WASM).read_bytes()
+    wasm = compile_rego(rego, entrypoint) if rules else (SHIPPED / WASM).read_bytes()
     return Policy(wasm=wasm, data=merge_shipped(given, own=True) if shipped else given, rego=rego)
 
 
@@ -249,7 +249,7 @@ def _rego_files(policy: Policy, number: int) -> dict[str, bytes]:
     return files
 
 
-def run_rego_tests(source: Path | None, policy: Policy, opa: str | None) -> str | None:
+def run_rego_tests(source: Path | None, policy: Policy) -> str | None:
     """Run a project's Rego tests. Return OPA's last line, or `None` without tests."""
     tests = sorted((source / "rego").glob("*_test.rego")) if source is not None and source.is_dir() else []
     if not tests:
@@ -257,7 +257,7 @@ def run_rego_tests(source: Path | None, policy: Policy, opa: str | None) -> str 
     rules = {name.rpartition("/")[2]: text for name, text in policy.rego.items()}
     own = {file.name: read_rego(file) for file in tests}
     with policy_directory({**rules, **own, DATA: json.dumps(dict(policy.data))}) as at:
-        return run_opa(opa, "test", ".", cwd=at).strip().splitlines()[-1]
+        return run_opa("test", ".", cwd=at).strip().splitlines()[-1]
 
 
 def _json(path: Path) -> dict[str, Any]:

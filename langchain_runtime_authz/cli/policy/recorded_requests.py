@@ -290,9 +290,9 @@ def explained(policy: Policy, decision: Decision, request: EvaluationRequest) ->
     return document, text
 
 
-def compared(log: Path, key: Keys, after: Path | None, opa: str | None, before: Path | None = None) -> Answer:
+def compared(log: Path, key: Keys, after: Path | None, before: Path | None = None) -> Answer:
     """Return the decisions that differ between `after` and `before`, or the log."""
-    earlier, later = open_policy(before, opa) if before is not None else None, open_policy(after, opa)
+    earlier, later = open_policy(before) if before is not None else None, open_policy(after)
     recorded, lost = recorded_in(log, key)
     requests = [r.request for r in recorded]
     old = [r.answered for r in recorded] if earlier is None else _decided(earlier, requests, whole=True)
@@ -320,8 +320,8 @@ def compared(log: Path, key: Keys, after: Path | None, opa: str | None, before: 
     return Answer(told, [*text, f"{len(flips)} of {len(recorded)} decisions flip{more}{left}"], bool(flips or others))
 
 
-def decided_file(source: Path, policy: Path | None, opa: str | None) -> Answer:
-    opened = open_policy(policy, opa)
+def decided_file(source: Path, policy: Path | None) -> Answer:
+    opened = open_policy(policy)
     request = zoned(opened, read_request(source))
     with closing(opened.pdp()) as pdp:
         (decision,) = decide(pdp, [request])

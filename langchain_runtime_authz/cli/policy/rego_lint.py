@@ -80,7 +80,7 @@ def lint_names(files: Mapping[str, str], entrypoint: str, data: Mapping[str, Any
             yield f"{name}:{number}: nothing reads the rule `{rule}`, so it changes no decision{more}"
 
 
-def lint_paths(files: Mapping[str, str], opa: str | None) -> Iterator[str]:
+def lint_paths(files: Mapping[str, str]) -> Iterator[str]:
     """Yield `file:line: error` for each path below `input` that no request has."""
     schema = request_schema()
     schema = _plain(schema, schema["$defs"])
@@ -88,7 +88,7 @@ def lint_paths(files: Mapping[str, str], opa: str | None) -> Iterator[str]:
     texts = {file: _GET.sub(_reading, text) for file, text in zip(names, files.values(), strict=True)}
     options = ("--schema", "schema.json", "--format", "json", "--max-errors", "0")
     with policy_directory({**texts, "schema.json": json.dumps(schema)}) as at:
-        found = run_opa(opa, "check", *options, *names, cwd=at, findings=True)
+        found = run_opa("check", *options, *names, cwd=at, findings=True)
     for error in json.loads(found or "{}").get("errors", ()):
         if what := _mistake(schema, error["message"], error.get("details") or {}):
             yield f"{names[error['location']['file']]}:{error['location']['row']}: {what}"
@@ -148,11 +148,11 @@ def _places(node: Any, name: str, path: str) -> Iterator[str]:
             yield from _places(child, name, f"{path}[_]")
 
 
-def lint_policy(policy: Policy, own: Mapping[str, str], opa: str | None) -> list[str]:
+def lint_policy(policy: Policy, own: Mapping[str, str]) -> list[str]:
     """Return mistakes in the Rego and data of a policy that compiles."""
     found = list(lint_rego({n: t for n, t in policy.rego.items() if n not in own}))
     whole = policy.data if policy.wasm is not None else merge_shipped(policy.data, own=True)
     if not all(name.endswith(SHIPPED_REGO) for name in policy.rego):
-        found += [*lint_paths(policy.rego, opa), *lint_names(policy.rego, policy.entrypoint, whole)]
+        found += [*lint_paths(policy.rego), *lint_names(policy.rego, policy.entrypoint, whole)]
     data = whole.get(DATA_ROOT, {})
     return found + [f"data.json: {line}" for line in wrong_data(data if isinstance(data, dict) else {})]

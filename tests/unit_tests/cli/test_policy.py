@@ -226,7 +226,7 @@ def test_an_example_without_rego_needs_no_opa(run: Command, name: str) -> None:
 @pytest.mark.parametrize("command", ["check", "test"])
 def test_rego_without_opa_says_what_to_do(run: Command, command: str) -> None:
     failed = run(command, EXAMPLES / "four_eyes")
-    assert failed.exit_code == 2 and "--opa" in failed.stderr
+    assert failed.exit_code == 2 and "$OPA" in failed.stderr
 
 
 WRONG: dict[str, tuple[str, str]] = {
