@@ -1,8 +1,7 @@
 """Policy bundles: one signed revision of policy, data, profiles, grants and cases.
 
-A bundle has OPA's format (openpolicyagent.org/docs/management-bundles): a `.tar.gz`, or the same files in a
-directory, with `.manifest`, `data.json`, `policy.wasm`, the Rego from which the Wasm was compiled, and
-`.signatures.json`. An OPA server can serve a bundle, and a bundle of `opa build --signing-key` can be read
+A bundle has OPA's format (openpolicyagent.org/docs/management-bundles): a `.tar.gz` with `.manifest`, `data.json`,
+`policy.wasm`, the Rego from which the Wasm was compiled, and `.signatures.json`. An OPA server can serve a bundle, and a bundle of `opa build --signing-key` can be read
 here. Parts that OPA does not know are in the manifest's `metadata`, which OPA signs and otherwise ignores:
 
 | member | |
@@ -55,8 +54,6 @@ CEDAR: Final = ("policies.cedar", "policies.cedarschema", "obligations.json", "e
 MAX_BYTES: Final = 32 * 1024 * 1024
 MAX_FILES: Final = 1000
 NUMBER: Final = re.compile(r"(?!0+\Z)[0-9]{1,15}")
-MOUNTED: Final = "..data"  # kubelet's atomic writer
-_SWAPS: Final = 3  # attempts to read a directory that is being swapped
 ENTRYPOINT: Final = "runtime_authz/decision"
 
 Keys = Mapping[str, str | bytes]
@@ -137,7 +134,7 @@ _CASE: Final = TypeAdapter(Case)
 
 
 def read_bundle(source: str | Path, keys: Keys | None = None) -> Bundle:
-    """Return the bundle in a `.tar.gz` or a directory.
+    """Return the bundle in a `.tar.gz`.
 
     Raises `ConfigError`: `policy_invalid`, or `policy_unsigned` if none of `keys` has signed it.
     """
@@ -148,53 +145,9 @@ def read_files(source: str | Path) -> dict[str, bytes]:
     """Return the files of a bundle by name, unverified, or raise `ConfigError`."""
     path = Path(source)
     try:
-        if not path.is_dir():
-            return _archive(_content(path, path.name), path.name)
-        for _ in range(_SWAPS):
-            root = real_root(path)
-            failed: Exception | None = None
-            found: dict[str, bytes] = {}
-            try:
-                for file in files_below(root, path.name):
-                    found[file.relative_to(root).as_posix()] = _content(file, path.name)
-                    _bounded(found, path.name)
-            except (FileNotFoundError, ConfigError) as exc:
-                failed = exc
-            if root == real_root(path):
-                if failed is not None:
-                    raise failed
-                return found
-            # The directory was swapped during the read, so read again: its present content is complete.
-        raise invalid(f"`{path.name}` is swapped faster than it can be read")
+        return _archive(_content(path, path.name), path.name)
     except OSError as exc:
         raise invalid(f"`{path.name}` cannot be read ({exc.strerror or type(exc).__name__})") from exc
-
-
-def real_root(path: Path) -> Path:
-    """Return the bundle's directory now, so that all files are read from one state.
-
-    A delivery swaps a link: the path itself, or `..data` in a Kubernetes volume. This function alone follows the link.
-    """
-    root = path.resolve()
-    mounted = root / MOUNTED
-    for _ in range(_SWAPS):  # it may be swapped, and its target removed, between two reads
-        inner = mounted.resolve()
-        if mounted.is_symlink() and inner.is_dir() and inner.is_relative_to(root):
-            return inner
-    return root
-
-
-def files_below(root: Path, name: str) -> list[Path]:
-    """Return a bundle's files, sorted. Raises `ConfigError`, or `OSError` (file gone)."""
-    found = []
-    for n, entry in enumerate(root.rglob("*")):
-        if n >= 2 * MAX_FILES:  # to avoid reading a whole disk
-            raise invalid(f"`{name}` holds too many files for a policy bundle")
-        if entry.is_symlink() and not (entry.is_file() and entry.resolve().is_relative_to(root)):
-            raise invalid(f"`{name}`: the link `{entry.relative_to(root).as_posix()}` leads to no file of the bundle")
-        if entry.is_file():
-            found.append(entry)
-    return sorted(found)
 
 
 def _content(file: Path, name: str) -> bytes:
@@ -227,7 +180,7 @@ def _archive(packed: bytes, name: str) -> dict[str, bytes]:
                 found[at.as_posix()] = file.read()
                 _bounded(found, name)
     except gzip.BadGzipFile as exc:
-        raise invalid(f"`{name}` is not a policy bundle, which is a .tar.gz or a directory") from exc
+        raise invalid(f"`{name}` is not a policy bundle, which is a .tar.gz") from exc
     except (tarfile.TarError, EOFError, zlib.error, OverflowError) as exc:
         raise invalid(f"`{name}` is not a policy bundle: {exc}") from exc
     return found

@@ -26,7 +26,7 @@ from langchain_runtime_authz._validate import checked_count, checked_path, check
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError
 from langchain_runtime_authz.evaluation import Decision, deny, strict_json
 from langchain_runtime_authz.grant import Grant
-from langchain_runtime_authz.pap.bundle import Bundle, Keys, files_below, invalid, read_bundle, real_root, trusted
+from langchain_runtime_authz.pap.bundle import Bundle, Keys, invalid, read_bundle, trusted
 from langchain_runtime_authz.pdp.base import DEFAULT_DEADLINE, InProcess
 from langchain_runtime_authz.pdp.cedar import CedarPDP
 from langchain_runtime_authz.pdp.wasm import WasmPDP
@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 VERSION: Final = 1  # of the file with the highest revision
 _REMEMBERED: Final = 60.0  # seconds for which an unchanged refused bundle is not read again
 
-Seen = tuple[tuple[str, tuple[int, ...]], ...]
+Seen = tuple[tuple[int, ...], ...]
 
 
 class HighestRevision:
@@ -130,14 +130,13 @@ class ReloadingPDP(InProcess):
     """Decide by the policy in a bundle (`pap.bundle`), and follow its changes.
 
     Replace a bundle by renaming a new one over it, or by swapping the link that leads to it, as a mounted
-    ConfigMap does. If you write into a directory in place, write the manifest last: until then the new files
-    do not match the manifest, and the bundle is refused.
+    ConfigMap does.
 
     Thread-safe, and usable in a fork's child. `RuntimeAuthz(pdp=…)` uses the bundle's profiles if it gets no
     `profiles`, and finds the bundle's grants by name.
 
     Args:
-        source: path of a `.tar.gz`, or of a directory with its files.
+        source: path of a `.tar.gz`.
         keys: public keys (PEM) by key id; an unsigned bundle is then refused.
         at_least: the lowest revision that may be used, even at the start.
         state: file that keeps the highest revision that was used, for the next start and for other
@@ -221,7 +220,7 @@ class ReloadingPDP(InProcess):
             known = seen == self._seen and seen and not self._refused
             state = seen
             with suppress(OSError):  # the file may be gone
-                state = (*seen, _seen(self._highest.path)) if seen else seen
+                state = (*seen, stamp(self._highest.path)) if seen else seen
             try:
                 was, self._rejected = self._rejected, None
                 if not again and was is not None and was[0] == state and time.monotonic() < was[1]:
@@ -289,12 +288,10 @@ class ReloadingPDP(InProcess):
         return _Live(bundle, pdp)
 
     def _look(self) -> Seen:
-        """Return a stamp of the source's files, or an empty stamp without a source."""
+        """Return a stamp of the source, or an empty stamp without a source."""
         try:
-            name = self.source.name
-            files = files_below(real_root(self.source), name) if self.source.is_dir() else [self.source]
-            return tuple(map(_seen, files))
-        except (OSError, ConfigError):  # reading it reports why
+            return (stamp(self.source),)
+        except OSError:  # reading it reports why
             return ()
 
     def _watch(self) -> None:
@@ -317,7 +314,3 @@ def _follow(of: weakref.ref[ReloadingPDP], stop: threading.Event, poll: float) -
         except Exception:  # noqa: BLE001  (the next look may find it in order; until then `max_staleness` runs)
             _log.exception("the policy's source could not be looked at")
         del pdp
-
-
-def _seen(file: Path) -> tuple[str, tuple[int, ...]]:
-    return str(file), stamp(file)

@@ -29,7 +29,6 @@ from langchain_runtime_authz.pap.bundle import (
     CEDAR,
     DATA,
     ENTRYPOINT,
-    MANIFEST,
     NUMBER,
     WASM,
     Bundle,
@@ -82,8 +81,8 @@ def open_policy(source: Path | None) -> Policy:
         return _project(source)
     if source.suffix == ".json" and source.is_file():
         return Policy(name=source.name, data=_json(source), rego={SHIPPED_REGO: shipped_rego()})
-    if source.is_dir() and not (source / MANIFEST).is_file():
-        wants = f"it holds no {PROJECT} and no {MANIFEST}; `runtime-authz policy init DIR` starts a project"
+    if source.is_dir():
+        wants = f"it holds no {PROJECT}; `runtime-authz policy init DIR` starts a project"
         raise invalid(f"`{source.name}` is not a policy: {wants}")
     files = read_files(source)
     bundle = parse_bundle(files, source.name, None)

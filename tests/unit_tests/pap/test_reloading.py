@@ -19,7 +19,7 @@ from langchain_runtime_authz import RuntimeAuthz
 from langchain_runtime_authz._locks import file_lock
 from langchain_runtime_authz.errors import Code, ConfigError
 from langchain_runtime_authz.evaluation import Decision
-from langchain_runtime_authz.pap.bundle import Bundle, read_bundle
+from langchain_runtime_authz.pap.bundle import Bundle, pack, read_bundle
 from langchain_runtime_authz.pap.reloading import ReloadingPDP
 from langchain_runtime_authz.pdp.base import PDP, BatchPDP, Evaluator, ObserveOnly
 from langchain_runtime_authz.pdp.compose import CandidatePDP, CircuitBreaker, DenyOverrides
@@ -93,40 +93,23 @@ def test_the_watch_finds_it(source: Path, following: Callable[..., ReloadingPDP]
 
 
 def test_a_mounted_config_map_is_followed(tmp_path: Path, following: Callable[..., ReloadingPDP]) -> None:
-    """Every file is a link there, and an update swaps the one through which they lead."""
+    """The bundle is a link there, and an update swaps the one through which it leads."""
     policies = tmp_path / "policies"
-    mount(policies, {**files(1, key=KEY)}, "2026_1")
-    pdp = following(policies, keys={"default": KEY.public})
+    mount(policies, {"b.tar.gz": pack(files(1, key=KEY))}, "2026_1")
+    pdp = following(policies / "b.tar.gz", keys={"default": KEY.public})
     assert ask(pdp).permit and not pdp.reload()
-    mount(policies, files(2, DENY_WRITES, key=KEY), "2026_2")
+    mount(policies, {"b.tar.gz": pack(files(2, DENY_WRITES, key=KEY))}, "2026_2")
     assert pdp.reload() and (ask(pdp).outcome, pdp.revision[:2]) == ("deny", "2@")
-    mount(policies, files(1, key=KEY), "2026_3")  # rolled back
+    mount(policies, {"b.tar.gz": pack(files(1, key=KEY))}, "2026_3")  # rolled back
     with pytest.raises(ConfigError, match="policy_older"):
         pdp.reload()
     assert pdp.revision.startswith("2@")
 
 
-def test_the_current_directory_is_a_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The highest revision is kept next to the directory, not in it."""
-    mount(tmp_path / "policies", files(1), "2026_1")
-    (tmp_path / "policies" / "sub").mkdir()
-    for source, place in ((".", "policies"), ("..", "policies/sub")):
-        monkeypatch.chdir(tmp_path / place)
-        ReloadingPDP(source, poll=3600, pool_size=1).close()
-        (tmp_path / "policies.highest").unlink()
-
-
-@pytest.mark.parametrize("packed", [False, True])
-def test_a_link_to_the_newest_release_is_followed(tmp_path: Path, following: Callable[..., ReloadingPDP], packed: bool) -> None:
-    """`current -> releases/2`, swapped by a rename: a directory or an archive."""
+def test_a_link_to_the_newest_release_is_followed(tmp_path: Path, following: Callable[..., ReloadingPDP]) -> None:
+    """`current -> release-2`, swapped by a rename."""
     for number, data in ((1, {}), (2, DENY_WRITES)):
-        release = tmp_path / f"release-{number}"
-        if packed:
-            put(release, files(number, data))
-        else:
-            for name, content in files(number, data).items():
-                release.mkdir(exist_ok=True)
-                (release / name).write_bytes(content)
+        put(tmp_path / f"release-{number}", files(number, data))
     current, new = tmp_path / "current", tmp_path / "new"
     current.symlink_to("release-1")
     pdp = following(current)
