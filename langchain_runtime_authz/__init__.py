@@ -1,10 +1,10 @@
 """Runtime authorization for LangChain and LangGraph.
 
-A policy engine decides every step of a graph run on the full execution state, and the library enforces
-the answer. Start with `RuntimeAuthz`; the README shows how.
+A policy engine decides each step of a graph run by the full execution state, and the library enforces the decision.
+Start with `RuntimeAuthz`; the README shows how.
 
-Every export is loaded when it is first used, so that a service which only verifies tokens
-(`resource_server`) loads neither LangChain nor LangGraph.
+Every export is loaded when it is first used. So a service that only verifies tokens (`resource_server`) loads neither
+LangChain nor LangGraph.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Check arguments of `RuntimeAuthz`: task sources, grants, parts kept in memory."""
+"""Check arguments of `RuntimeAuthz`: task sources, grants, fitness for production."""
 
 from __future__ import annotations
 
@@ -27,13 +27,15 @@ P = ParamSpec("P")
 
 @dataclass(frozen=True)
 class TaskSources:
-    """Places that hold a graph's task. An edit from outside the graph is a correction.
+    """The places in a graph's state and store that hold the task.
+
+    An edit of these places from outside the graph counts as a correction of the task.
 
     Attributes:
-        channels: state channels that hold the user's text. In `messages` only messages with the user's role count.
+        channels: state channels that hold the user's text. Of `messages`, only messages with the user's role count.
         memory: namespaces of the graph's store, like `("memories", "{subject}")`.
 
-    Raises `ConfigError`: a value is not a sequence of names.
+    Raises `ConfigError` if a value is not a sequence of names.
     """
 
     channels: tuple[str, ...] = ("messages",)
@@ -48,6 +50,8 @@ class TaskSources:
 
 @runtime_checkable
 class Revised(Protocol):
+    """A PDP whose policy contains profiles and grants."""
+
     @property
     def profiles(self) -> Mapping[str, ToolProfile]: ...
 
@@ -56,11 +60,12 @@ class Revised(Protocol):
 
 
 def behind(pdp: PDP) -> list[PDP]:
-    """Return the PDP, and all PDPs that it wraps."""
+    """Return a list of the PDP and all PDPs that it wraps."""
     return [pdp, *(found for inner in getattr(pdp, "behind", ()) for found in behind(inner))]
 
 
 def granted(grant: Grant | str | None, policy: Revised | None) -> Grant | None:
+    """Return the grant that `RuntimeAuthz.run` was given, itself or by its name."""
     if grant is None or isinstance(grant, Grant):
         return grant
     if not isinstance(grant, str):
@@ -80,7 +85,7 @@ def ephemeral(
     development: bool = False,
     **_: Any,
 ) -> list[str]:
-    """Return a sentence for each part that is not for production, and its replacement."""
+    """Return why arguments are unfit for production: a sentence each, with a remedy."""
     found = []
     for one in behind(pdp) if pdp is not None else ():
         if isinstance(one, ObserveOnly):
@@ -101,7 +106,7 @@ def ephemeral(
 
 
 def refuse_older(ledger: Ledger, audit: AuditSink, tenant: str) -> None:
-    """Raise `LedgerError` if the ledger lacks the newest commit of the audit chain."""
+    """Raise `LedgerError` if the ledger lacks the newest commit in the audit log."""
     newest = getattr(audit, "anchor", None)
     found = newest(tenant) if callable(newest) else None
     if found is None:
@@ -117,11 +122,14 @@ def refuse_older(ledger: Ledger, audit: AuditSink, tenant: str) -> None:
 def compare_withdrawn(
     ledger: Ledger, ring: KeyRing, scope: Callable[[str], Scope], withdraw: Callable[[str], None]
 ) -> None:
-    """Withdraw compromised keys in the ledger. Refuse a published key that it revokes."""
+    """Withdraw compromised keys in the ledger.
+
+    Raises `ConfigError` if the ring still has a key that the ledger has withdrawn.
+    """
     gone = [key.kid for key in ring.all_keys() if key.state == "compromised"]
     for kid in (*gone, *(jwk["kid"] for jwk in ring.jwks()["keys"])):
         revoked = ledger.load(scope(kid), Query()).revoked
-        if kid in gone and not revoked:  # it was withdrawn while no process of the application ran
+        if kid in gone and not revoked:  # the command line marked it while no process of the application ran
             withdraw(kid)
         elif revoked and kid not in gone:
             raise ConfigError(f"the key {kid} was withdrawn, and is back; `runtime-authz keys compromise` withdraws it")
@@ -136,4 +144,5 @@ def _names(parameter: str, names: Sequence[str]) -> tuple[str, ...]:
 def like(
     init: Callable[Concatenate[RuntimeAuthz, P], None],
 ) -> Callable[[Callable[..., RuntimeAuthz]], Callable[Concatenate[type[RuntimeAuthz], P], RuntimeAuthz]]:
+    """Return a decorator that gives a constructor the signature of `init`."""
     return lambda constructor: functools.update_wrapper(constructor, init, assigned=())

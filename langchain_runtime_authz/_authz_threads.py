@@ -44,10 +44,10 @@ _SENTENCES: Final[Mapping[How, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Reentry:
-    """The way to continue a thread.
+    """The next act that a thread needs.
 
     Attributes:
-        how: what to do with the thread, or `done`. `str()` of this object says it in a sentence.
+        how: the act, or `done`. `str()` of this object explains it in a sentence.
         questions: LangGraph's interrupts that wait for an answer. A breakpoint has none.
         doubts: the calls of the thread that are in doubt.
         output: the graph's output, if `reenter(go_on=True)` ran the graph.
@@ -77,7 +77,7 @@ class Threads:
     def _correct(
         self, thread_id: str, text: str, *, graph: GraphLike = None, by: SubjectLike | None = None
     ) -> Flow[int]:
-        """Record that somebody changed the task of a thread, and return the new epoch.
+        """Record a change of a thread's task, and return the new epoch.
 
         All earlier plans of the thread become void. The text reaches the graph with the thread's next input.
 
@@ -97,7 +97,7 @@ class Threads:
     def _approvals(self) -> Flow[list[Approval]]:
         """Return this tenant's open questions, those of the newest thread first.
 
-        `Approval.id` is the `approval_id` that the other methods take. At most `ledger.base.MAX_ASKED` are returned.
+        The other methods take `Approval.id` as `approval_id`. At most `ledger.base.MAX_ASKED` questions are returned.
 
         Raises:
             ConfigError: the ledger cannot list questions.
@@ -142,9 +142,10 @@ class Threads:
     ) -> Flow[None]:
         """Reject the call that `approval_id` asks about.
 
-        One approver is enough; the rest is as for `approve`. The model reads `message`, and a `statement` must be
-        signed with the same `message`. A rejection with a message changes the task, as it does in the graph: the epoch
-        advances, and the thread's other questions and approvals become void and are asked again.
+        One approver is enough, even if the policy wants several. Arguments and errors are those of `approve`. The model
+        reads `message`; a `statement` must be signed with the same `message`. As in the
+        graph, a rejection with a message changes the task: the epoch advances, and the thread's other questions and
+        approvals become void.
         """
         person = Subject.of(by) if by is not None else None
         about: dict[str, Any] = {"by": person, "statement": statement, "message": message}
@@ -153,9 +154,10 @@ class Threads:
     deny_approval, adeny_approval = both(_deny_approval)
 
     def _unknown_calls(self, scope: Scope | None = None) -> Flow[list[Doubt]]:
-        """Return the calls in doubt of this tenant (or thread), newest first.
+        """Return this tenant's calls in doubt, newest first; with `scope`, one thread's.
 
-        Return at most `ledger.base.MAX_ASKED`; resolve these to see older ones. Leave out idempotent and failed calls.
+        Idempotent and failed calls are left out. At most `ledger.base.MAX_ASKED` are returned: resolve these to see
+        older ones.
         """
         yield from record_ends(self._engine)
         found: Sequence[Doubt] = yield ListDoubts(self._engine.tenant, None, scope)
@@ -184,12 +186,12 @@ class Threads:
     def _reenter(
         self, graph: Pregel[Any, Any, Any, Any], config: Mapping[str, Any], *, input: Any = None, go_on: bool = False
     ) -> Flow[Reentry]:
-        """Return how to continue a thread after an outage; with `go_on`, continue it.
+        """Return what a thread needs after an outage; with `go_on`, continue it.
 
         Args:
             graph: the protected graph.
             config: the config of the entry that was denied. It names the thread.
-            input: the input of that entry. Without it, only an input that the ledger knows can be found to be lost.
+            input: the input of that entry. Without it, a lost input is noticed only if the ledger recorded it.
             go_on: run the graph if `how` is `continue`, inside the surrounding `with authz.run(...)`.
 
         Raises:
@@ -227,7 +229,10 @@ class Threads:
     def _revoke(
         self, thread_id: str, *, graph: GraphLike = None, agent: Sequence[str] = (), by: str = "", reason: str = ""
     ) -> Flow[None]:
-        """Revoke a thread or an agent's subtree until `reinstate`; log `by` and `reason`."""
+        """Revoke a thread, or an agent and its children on it, until `reinstate`.
+
+        The audit log records `by` and `reason`.
+        """
         return revoke(self._scope(thread_id, graph), tuple(agent), by, reason)
 
     revoke, arevoke = both(_revoke)
@@ -235,7 +240,7 @@ class Threads:
     def _reinstate(
         self, thread_id: str, *, graph: GraphLike = None, agent: Sequence[str] = (), by: str = "", reason: str = ""
     ) -> Flow[None]:
-        """Lift the revocation of a thread, or of an agent's subtree on it."""
+        """Lift the revocation of a thread, or of an agent and its children on it."""
         return reinstate(self._scope(thread_id, graph), tuple(agent), by, reason)
 
     reinstate, areinstate = both(_reinstate)
@@ -258,13 +263,16 @@ def _how(graph: Any, found: Reentry, snapshot: Snapshot, state: StateSnapshot, i
         return "send again"
     if not state.next:
         return "done"
-    # At a breakpoint a person looks at the state before the next node starts. A node that failed has started already.
+    # A graph with breakpoints that stopped is at one of them, unless a node failed.
     pauses = (graph.interrupt_before_nodes or graph.interrupt_after_nodes) and not any(t.error for t in state.tasks)
     return "answer" if found.questions or pauses else "continue"
 
 
 def _never_entered(snapshot: Snapshot, state: StateSnapshot, input: Any) -> bool:
-    """Return True if the state lacks the newest text of `input`, else that of the log."""
+    """Return True if the graph's state lacks the newest text of `input`.
+
+    Without texts in `input`, look for the newest user message in the ledger's log.
+    """
     given = [t for t in human_texts(written(input)) if not t.past]
     if not given and snapshot.marks.get(HEAD) == UNKNOWN:
         given = [t for t in snapshot.log if t.own and t.text and not (t.key or "").startswith((ANSWER, CORRECTION))]

@@ -1,8 +1,8 @@
 """Show text safely in terminals, HTML and Markdown.
 
 An approver reads values that a model wrote and sentences that a stranger wrote. Such text is shown as typed, except
-control characters, bidirectional overrides (Trojan Source, CVE-2021-42574), invisible characters (UTS #39 §3.1), blanks
-in a row (but not an indentation), piled-up accents and markup. Backslashes and quotation marks are escaped, so the
+control characters, bidirectional overrides (Trojan Source, CVE-2021-42574), invisible characters (UTS #39 §3.1), rows
+of blanks (except an indentation), piled-up accents and markup. Backslashes and quotation marks are escaped, so the
 result is unambiguous. Letters of all scripts stay; `scripts` names the scripts of a text, to tell look-alikes apart.
 """
 
@@ -24,19 +24,19 @@ MAX_LISTED: Final = 40  # texts and numbers of one list or object
 MAX_CELL: Final = 2000  # characters of a table's cell
 WIDTH: Final = 80  # columns of a terminal
 
-_TAIL: Final = 60
-_DEPTH: Final = 8  # of lists and objects; what is deeper is shown as one text
+_TAIL: Final = 60  # characters of a long text's end that are shown
+_DEPTH: Final = 8  # deeper lists and objects are shown as one text
 _ENTITY: Final = 34  # characters of the longest HTML entity
 _INDENT: Final = 16  # blanks that are shown at the start of a line, as in code
 _ACCENTS: Final = 2  # on one letter; more would cover other lines
-_MARKDOWN: Final = "*~_"  # escaped by a backslash: HTML and terminals ignore them
+_MARKDOWN: Final = "*~_"  # these are escaped by a backslash, other markup by its code point
 _UNSEEN: Final = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs", "Me"))
-# Invisible, although their category is letter, symbol or mark.
+# Invisible characters with the category letter, symbol or mark.
 _BLANK: Final = lazy(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\uffa0\ufe00-\ufe0f\U000e0100-\U000e01ef]"
 )
 _MARKUP: Final = lazy(
-    r"""["\\`]|<(?=[A-Za-z/!?])|&(?=#|[A-Za-z])"""  # one reading; code; HTML
+    r"""["\\`]|<(?=[A-Za-z/!?])|&(?=#|[A-Za-z])"""  # quotes and escapes; code; HTML
     r"|[*~](?! )|(?<! )[*~]"  # emphasis and strikes, which never stand between spaces
     r"|\[(?=[a-z#/@])|\](?=[(\[:])"  # rich's own markup; links
     r"|_(?![A-Za-z0-9])|(?<![A-Za-z0-9])_"  # emphasis, but not inside a word
@@ -52,10 +52,10 @@ def inert(text: str) -> str:
     for c in normalize("NFC", text):
         accents = accents + 1 if unicodedata.category(c) == "Mn" else 0
         indent = indent + 1 if c == " " and (indent or shown[-1:] == ["\\n"]) else 0
-        filler = shown[-1:] == [" "] and not 0 < indent <= _INDENT  # blanks in a row would fill up a line
+        filler = shown[-1:] == [" "] and not 0 < indent <= _INDENT  # many blanks in a row could push text out of sight
         hidden = unseen(c) and (c != " " or filler)
         shown.append(_escape(c) if hidden or accents > _ACCENTS else c)
-    # Characters escaped above have our backslash; only the rest is searched for markup.
+    # An escaped character is longer than one; only the others are searched for markup.
     return "".join(c if len(c) > 1 else m for c, m in zip(shown, _marked(shown), strict=True))
 
 
@@ -82,7 +82,7 @@ def _escape(c: str) -> str:
 
 
 def quoted(value: object, limit: int = MAX_SHOWN) -> str:
-    """Return a value quoted, inert and cut to a bounded length.
+    """Return a value quoted, without markup, and cut to a bounded length.
 
     Each text is cut at `limit` characters, a list or object after `MAX_LISTED` values. A digest identifies a cut value.
     """
@@ -99,7 +99,7 @@ def quoted(value: object, limit: int = MAX_SHOWN) -> str:
 
 
 def _listed(value: object, limit: int, number: Iterator[int], depth: int = 0) -> str:
-    """Return one part of a list, quoted; "" if `number` has counted `MAX_LISTED`."""
+    """Return a list's value, quoted; "" if `number` has counted `MAX_LISTED` values."""
     if isinstance(value, list | dict) and value and depth < _DEPTH:
         pairs = value.items() if isinstance(value, dict) else (("", one) for one in value)
         shown = [(key, text) for key, one in pairs if (text := _listed(one, limit, number, depth + 1))]
@@ -135,7 +135,7 @@ def scripts(text: str) -> tuple[str, ...]:
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[object]], caption: str = "") -> str:
-    """Return an HTML table of plain texts, with its caption if there is one."""
+    """Return an HTML table of plain texts, with a caption unless it is empty."""
     titles = "".join(f'<th scope="col">{_cell(title)}</th>' for title in head)
     body = "".join(f"<tr>{''.join(f'<td>{_cell(cell)}</td>' for cell in row)}</tr>" for row in rows)
     told = f"<caption>{_cell(caption)}</caption>" if caption else ""
@@ -152,7 +152,8 @@ def _cell(value: object) -> str:
 
 
 def error_text(exc: BaseException) -> str:
+    """Return the text of an exception; "" if its `__str__` fails."""
     try:
         return str(exc)
-    except Exception:  # noqa: BLE001  (a foreign `__str__` may fail in any way; then the text is empty)
+    except Exception:  # noqa: BLE001  (a foreign `__str__` may fail in any way)
         return ""

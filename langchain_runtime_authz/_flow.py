@@ -1,7 +1,8 @@
 """Drive flows: generators that yield effects, sync or async.
 
-A flow receives the results of its effects, and does no I/O of its own. `drive` and `adrive` are the only two
-interpreters. At an effect that blocks, `adrive` goes on in a thread. `pep/run.py` has the effects of `pep`.
+A flow does no I/O. It yields *effects*, which describe I/O, and receives their results. Only `drive` and `adrive`
+perform effects. If an effect would block the event loop, `adrive` continues the flow in a thread. `pep/run.py` defines
+the effects of `pep`.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from typing import Any, Final, ParamSpec, TypeVar
 P = ParamSpec("P")
 T = TypeVar("T")
 
-THREADS: Final = 32  # for flows of event loops, while the flows block
-PATIENCE: Final = 1.0  # seconds for the end of what a generator that is closed had open
+THREADS: Final = 32  # in which `adrive` performs blocking effects
+PATIENCE: Final = 1.0  # seconds that `drive_apart` waits
 
 
 class Effect:
     """One kind of I/O, in a blocking and an asynchronous form.
 
-    `do` blocks, and `ado` returns an awaitable. Without `ado`, the effect never waits.
+    `do` blocks, and `ado` returns an awaitable. An effect without `ado` never blocks for long, so `adrive` calls `do`.
 
     A flow yields `effect(*arguments)` or, on a hot path, `(effect, *arguments)`. `do` and `ado` get the engine first.
     Without `do`, `method` names a method of an engine's part, like `ledger.load`, whose async form is `ledger.aload`.
@@ -65,6 +66,7 @@ def Perform(  # noqa: N802  (reads as an effect)
 
 
 def drive(engine: Any, flow: Flow[T]) -> T:
+    """Run a flow to its end, with blocking effects, and return its value."""
     try:
         effect, *arguments = next(flow)
         while True:
@@ -80,6 +82,7 @@ def drive(engine: Any, flow: Flow[T]) -> T:
 
 
 async def adrive(engine: Any, flow: Flow[T]) -> T:
+    """Run a flow to its end without blocking the event loop, and return its value."""
     prompt, blocking = (engine.prompt, engine.blocking) if engine is not None else ((), ())
     try:
         effect, *arguments = next(flow)
@@ -107,14 +110,16 @@ async def adrive(engine: Any, flow: Flow[T]) -> T:
 async def _drive_in_thread(engine: Any, flow: Flow[Any], effect: Effect, arguments: Sequence[Any]) -> Sequence[Any]:
     """Drive a flow in a thread, up to its next effect that belongs on the event loop.
 
-    So a decision changes threads once, however often it reads and writes. Return that next effect, or `None` and the
-    flow's value. If the caller is cancelled, the flow gets the cancellation in place of that effect, so it knows what
-    the thread has done. The value of a flow that ended is lost.
+    All blocking effects in between use the same thread, so a decision changes threads only once. Return that next
+    effect with its arguments, or None and the value of a flow that ended.
+
+    If the caller is cancelled, the flow first finishes its effects in the thread and learns their results. Then it gets
+    the cancellation, in place of the next effect. If the flow has ended, its value is lost.
     """
     before, closed = copy_context(), Event()
     context = before.copy()
     job = partial(_drive_blocking, engine, flow, effect, arguments, closed)
-    # Only waited for: to cancel it would drop a job that no thread has begun, like a commit that gives a call back.
+    # Never cancel the job: if no thread has begun it, it would never run, even if it commits the end of a call.
     ended, cut = asyncio.wrap_future(_threads().submit(context.run, job)), None
     try:
         while not ended.done():
@@ -124,13 +129,13 @@ async def _drive_in_thread(engine: Any, flow: Flow[Any], effect: Effect, argumen
                 cut = cut or exc
         if cut is None:
             return ended.result()
-        ended.exception()  # otherwise asyncio logs that nobody asked
+        ended.exception()  # or asyncio logs that the exception was never retrieved
         raise cut
     finally:
-        closed.set()  # a closed coroutine cannot wait for its thread
-        cut = ended = None  # type: ignore[assignment]  # an exception's traceback holds this frame
+        closed.set()  # of a closed coroutine, the thread stops before its next effect
+        cut = ended = None  # type: ignore[assignment]  # or exception and frame refer to each other
         for variable, value in context.items():
-            if variable not in before or before[variable] is not value:  # other tasks may share this context
+            if variable not in before or before[variable] is not value:  # set no others: tasks may share this context
                 variable.set(value)
 
 
@@ -152,7 +157,7 @@ def _drive_blocking(
 
 
 def both(flow: Callable[P, Flow[T]]) -> tuple[Callable[P, T], Callable[P, Coroutine[Any, Any, T]]]:
-    """Return the blocking and the async function that run a flow without an engine."""
+    """Return a blocking and an async function that run a flow without an engine."""
 
     @wraps(flow)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -189,9 +194,10 @@ def begun(function: Callable[[], T], name: str) -> Future[T]:
 
 
 def drive_apart(engine: Any, flow: Flow[Any]) -> None:
-    """Drive what ends with a generator.
+    """Drive the flow that ends a generator, in another thread.
 
-    A garbage collection may close the generator while its thread holds a lock, so another thread drives the flow.
+    A garbage collection may close the generator while the current thread holds a lock that the flow needs. So this
+    thread waits at most `PATIENCE`.
     """
     if sys.is_finalizing():
         drive(engine, flow)

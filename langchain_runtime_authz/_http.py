@@ -1,8 +1,8 @@
 """Send HTTP requests by aiohttp, on an event loop in a thread of its own.
 
-All callers of a `Link`, on any thread or event loop, share one event loop, which runs in a thread of its own. So the
-connection pool has one owner, and stays open when a caller's loop ends. One deadline covers the whole exchange (wait
-for a connection, name, handshake, every byte of the answer), which a blocking socket cannot promise.
+A `Link` has one event loop in one thread, which all callers share, on any thread or event loop. So the connection pool
+has one owner, and stays open when a caller's loop ends. One deadline covers the whole exchange: waiting for a
+connection, name, handshake, and every byte of the answer. A blocking socket cannot promise that.
 
 Redirects, `~/.netrc`, proxies from the environment, cookies, retries and compression are off.
 """
@@ -36,7 +36,7 @@ from langchain_runtime_authz.evaluation import MAX_ANSWER_BYTES, strict_json
 if TYPE_CHECKING:
     import aiohttp
 
-KEEP_ALIVE: Final = 30.0  # seconds for which an idle connection is kept
+KEEP_ALIVE: Final = 30.0  # seconds for which an idle connection stays open
 _GRACE: Final = 0.25  # seconds after the deadline for the other thread to report it
 _OK: Final = 200
 _NONE: Final[Mapping[str, str]] = {}
@@ -53,8 +53,9 @@ class Connection(TypedDict, total=False):
         timeout: seconds for one exchange, everything included (1.0).
         ca_file: PEM file of the only trusted authorities; by default the system's.
         client_cert: PEM file, or pair of certificate and key file, for mutual TLS. These files and `ca_file` are
-            read again when they change. While certificate and key do not fit, everything is denied.
-        tls: in place of these two, returns the context of mutual TLS, as `identity.spiffe.SpiffeIdentity.tls` does.
+            read again when they change. While certificate and key do not match, every step is denied.
+        tls: a function that returns the TLS context, like `identity.spiffe.SpiffeIdentity.tls`. It takes the place of
+            `ca_file` and `client_cert`.
         proxy: URL of an HTTP proxy. A proxy in the environment is never used.
         pool_size: connections that may be open at the same time (10).
     """
@@ -82,7 +83,7 @@ class Reply(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """An HTTP status with the JSON object of the body, which `repr` hides."""
+    """An HTTP status, and the JSON object of the body, which `repr` hides."""
 
     status: int
     body: dict[str, Any] | None  # None: the body is not a JSON object
@@ -113,9 +114,9 @@ class _Pool:
 
     def stop(self) -> None:
         """End all exchanges and the thread, without waiting for either."""
-        if self._pid == os.getpid():  # a fork's copy has no thread to end
-            # Never wait here: a garbage collection may call this while its thread holds our lock.
-            with suppress(RuntimeError):  # it has ended
+        if self._pid == os.getpid():  # in a fork, the thread does not exist
+            # Never wait here: a garbage collection may call this while the current thread holds our lock.
+            with suppress(RuntimeError):  # the loop is closed
                 self.loop.call_soon_threadsafe(self.loop.stop)
 
     def wait(self) -> None:
@@ -136,7 +137,7 @@ class Link:
     """A pool of connections to one server.
 
     `url` is `http://host:port`, `https://…` or `unix:///path/of/a/socket`. A path in `url` is the prefix of all
-    requests. The rest is as in `Connection`. Only the first exchange connects.
+    requests. The other arguments are as in `Connection`. Nothing connects before the first exchange.
     """
 
     def __init__(
@@ -187,12 +188,12 @@ class Link:
         _links.add(self)
 
     def below(self, name: str, path: object) -> str:
-        """Return the URL of `path` here, or raise `ConfigError` if it leads elsewhere."""
+        """Return the URL of `path` on this link, or raise `ConfigError` if it leads away."""
         url = f"{self.root}{path}"
         if not isinstance(path, str) or not path.startswith("/") or not is_plain_url(url) or "#" in path:
             raise wrong(name, "a path at the PDP that begins with `/`", path)
         here, there = urlsplit(self.root), urlsplit(url)
-        # The sender resolves dots: they would leave the prefix.
+        # aiohttp resolves `..`, which would leave the prefix.
         if here[:2] != there[:2] or {".", ".."} & set(unquote(there.path).split("/")):
             raise wrong(name, "a path at the PDP", path)
         return url
@@ -202,7 +203,7 @@ class Link:
         future = self._begin(work)
         try:
             return future.result(self.timeout + _GRACE)
-        except FutureCancelled as exc:  # by `close`
+        except FutureCancelled as exc:  # cancelled by `close`
             raise PDPError(Code.PDP_ERROR, "closed") from exc
         except BaseException:
             future.cancel()
@@ -216,7 +217,7 @@ class Link:
         except asyncio.CancelledError as exc:
             task = asyncio.current_task()
             if future.cancelled() and (task is None or not task.cancelling()):
-                raise PDPError(Code.PDP_ERROR, "closed") from exc  # by `close`: nobody cancelled the caller
+                raise PDPError(Code.PDP_ERROR, "closed") from exc  # cancelled by `close`, not by the caller
             raise
 
     def _begin(self, work: Callable[[], Awaitable[T]]) -> Future[T]:
@@ -277,7 +278,7 @@ class Link:
 
         own: dict[str, Any] = {}
         if self._tls is not None:
-            # Connections are kept by context, so those of a replaced certificate are not used again.
+            # aiohttp reuses only connections with the same context. Each replaced certificate makes a new context.
             try:
                 own["ssl"] = self._tls()
             except AuthzError as exc:  # of an identity, or of the files
@@ -313,7 +314,7 @@ class Fetcher:
         self.url = checked_url(url, "url")
         parts = urlsplit(url)
         connection.setdefault("timeout", 2.0)
-        # A POST is sent once, so never on a kept connection that the server may be closing.
+        # A POST is never repeated. So it never uses an idle connection, which the server may be closing.
         self._link = Link(f"{parts.scheme}://{parts.netloc}", keep_alive=False, **connection)
         if not self._link.private:
             raise ConfigError("a secret is not sent to a proxy in the clear: use https")
@@ -321,7 +322,7 @@ class Fetcher:
     def _send(
         self, method: str, headers: Mapping[str, str], form: Mapping[str, Any] | None = None
     ) -> Flow[Answer | None]:
-        """Return the answer, or `None` if the exchange failed or its answer is refused."""
+        """Return the answer; None if the exchange fails or its answer is unacceptable."""
         exchange = partial(self._exchange, method, headers, form)
         try:
             return (yield Perform(self._link.run, self._link.arun, exchange))  # type: ignore[no-any-return]
@@ -378,8 +379,8 @@ def _clean(kind: type[Any]) -> type[Any]:
     return Clean
 
 
-# A fork copies neither the thread nor its loop: the child makes its own at its next exchange. The parent's
-# objects are kept unused, because closing them here would reach into the parent's sockets.
+# A fork copies neither the thread nor its loop, so the child makes its own at its next exchange. It never closes the
+# parent's objects, because that would close the parent's sockets.
 _links: weakref.WeakSet[Link] = weakref.WeakSet()
 _of_the_parent: list[object] = []
 

@@ -1,8 +1,8 @@
 """Locks that survive a fork.
 
-Servers fork workers after they have loaded an application. If another thread holds a lock at the fork, the child
-never sees the lock released, and the data behind the lock may be half written. So the forking thread takes all locks
-first, and both processes release them.
+Servers fork workers after they have loaded an application. If another thread holds a lock at the fork, nothing in the
+child releases it, and the data that it guards may be half written. So the forking thread first acquires all locks, and
+both processes release them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 PROCESS = [os.urandom(8).hex()]
-"""Holds a name for this process, another one in each fork."""
+"""A list with the random name of this process; each fork has another name."""
 
 _registry = threading.Lock()
 _locks: weakref.WeakSet[threading.Lock] = weakref.WeakSet()
@@ -35,20 +35,20 @@ def forkable_lock() -> threading.Lock:
 
 
 def in_child(method: Callable[[], object]) -> None:
-    """Call a bound method in each forked child, as long as its object exists."""
+    """Call a bound method in each forked child while the method's object exists."""
     held = weakref.WeakMethod(method)
     os.register_at_fork(after_in_child=lambda: (found := held()) is not None and found())
 
 
 @contextmanager
 def file_lock(path: Path) -> Iterator[None]:
-    """Hold a lock on a file, created if missing. Raises `OSError` if that fails."""
+    """Hold a lock on a file, which is created if missing. Raises `OSError`."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
-        # Closing is not enough: a child forked meanwhile holds the same lock open.
+        # Closing is not enough: a child that was forked meanwhile has the locked file open too.
         fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
 

@@ -1,10 +1,12 @@
 """Parse the orders that a profile declares: `book {room} [on {date}]`.
 
-Words stand for themselves and braces for an argument; `{state=off}` takes no words and gives the argument this value.
-`{user:word}` also takes a word in lower case, which else could be a remark, and `{item:words}` up to four. `{text:rest}` takes the rest of a clause, and
-gives the argument no value.
-Square brackets hold what may be left out, and round ones hold alternatives, as in speech grammars (JSGF). Optional parts
-next to each other may come in any order.
+Words match themselves. The user's words in the place of `{room}` become the argument `room`. Other forms are:
+
+- `{state=off}` matches no words; the argument gets the value `off`.
+- `{user:word}` also matches one word in lower case, which otherwise could be a remark; `{item:words}` up to four.
+- `{text:rest}` matches the rest of a clause; the argument gets no value.
+- `[…]` may be left out, and `(…|…)` lists alternatives, as in speech grammars (JSGF). Optional parts next to each other
+  may come in any order.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from langchain_runtime_authz._regex import normalize
 MAX_LENGTH: Final = 500  # characters of one pattern
 WORD, WORDS = ":word", ":words"
 REST: Final = ":rest"
-_IDLE: Final = re.compile(  # courtesies and articles, which the reader leaves out before an order
+_IDLE: Final = re.compile(  # the reader of messages skips these words before an order
     "a|afternoon|ah|alright|also|an|and|do|evening|finally|first|go|hello|hey|hi|hiya|just|kindly|lastly|let's|lets|"
     "morning|my|next|now|oh|ok|okay|our|please|quickly|second|so|sure|the|then|these|third|this|yes"
 )
@@ -28,13 +30,13 @@ _ITEM: Final = re.compile(r"\{[^{}]*\}|[\[\]()|]|[^\s\[\](){}|]+|[{}]")
 
 
 class Choice(NamedTuple):
-    """A part of a pattern: one of `ways` must stand there."""
+    """A part of a pattern: exactly one of `ways` must match."""
 
     ways: tuple[Pattern, ...]
 
 
 class Options(NamedTuple):
-    """A part of a pattern: none, some or all of `parts` may stand there, in any order."""
+    """A part of a pattern: none, some or all of `parts` match, in any order."""
 
     parts: tuple[Pattern, ...]
 
@@ -45,7 +47,7 @@ Pattern = tuple["str | Choice | Options", ...]
 
 @lru_cache(maxsize=4096)
 def parse(pattern: str) -> Pattern:
-    """Return a pattern, parsed and in lower case. Raises `ValueError` if malformed."""
+    """Return a parsed pattern in lower case. Raises `ValueError` if it is malformed."""
     try:
         if len(pattern) > MAX_LENGTH:
             raise ValueError(f"has more than {MAX_LENGTH} characters; write several orders")
@@ -64,7 +66,10 @@ def parse(pattern: str) -> Pattern:
 
 
 def firsts(pattern: Pattern) -> set[str]:
-    """Return the items with which a pattern may begin; with "" if all are optional."""
+    """Return the words and arguments with which a match may begin.
+
+    They include "" if all parts are optional.
+    """
     found = {""}
     for item in pattern:
         ways = item.ways if isinstance(item, Choice) else item.parts if isinstance(item, Options) else ()
@@ -78,7 +83,7 @@ def firsts(pattern: Pattern) -> set[str]:
 
 
 def items(*patterns: str) -> Iterator[str]:
-    """Yield all words and arguments of some patterns."""
+    """Yield all words and arguments in some patterns."""
     for pattern in patterns:
         yield from _items(parse(pattern))
 
@@ -89,7 +94,7 @@ def name_in(item: str) -> str:
 
 
 def split_item(item: str) -> tuple[str, str, str]:
-    """Split an item without its braces into the argument's name, a mark and a value."""
+    """Split `name:mark=value`, without braces, into name, `:mark` and value."""
     name, _, value = item.partition("=")
     plain, colon, mark = name.partition(":")
     return plain, colon + mark, value
@@ -121,7 +126,7 @@ def _always(pattern: Pattern) -> Iterator[str]:
 
 
 def _argument(item: str) -> str:
-    """Return an item in braces without spaces; "" if it is malformed."""
+    """Return an item in braces, without spaces; "" if it is malformed."""
     name, given, value = map(str.strip, item[1:-1].partition("="))
     plain, mark, _ = split_item(name)
     right = (

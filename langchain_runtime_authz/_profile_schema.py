@@ -13,10 +13,11 @@ from langchain_runtime_authz.tool_profile import ToolProfile
 
 
 def check_arguments(name: str, declared: ToolProfile, arguments: Mapping[str, object]) -> None:
-    """Raise `ConfigError` if a profile names an argument that the tool does not take.
+    """Raise `ConfigError` if a profile does not fit the tool's schema.
 
-    Such an argument would count as absent. `arguments` has the arguments' JSON schemas, references resolved. A schema
-    that does not describe its members fits.
+    A profile does not fit if it names an argument, or in orders and synonyms a value, that the tool does not take. Such
+    an argument would count as absent. `arguments`: argument → JSON schema, without references. A schema that does not
+    describe its members fits each path.
     """
     for fact, named in declared.named().items():
         for path in sorted(named):
@@ -41,7 +42,7 @@ _WRITTEN: Final = {"boolean": "true|false", "integer": r"-?\d+", "number": r"-?\
 
 
 def _takes(schema: object, value: str) -> bool:
-    """Return True if `value` is how a value of this schema may be written."""
+    """Return True if a text may stand for a value of this schema."""
     if not isinstance(schema, Mapping):
         return True
     if isinstance(choices := schema.get("enum"), list):
@@ -52,7 +53,7 @@ def _takes(schema: object, value: str) -> bool:
 
 
 def _leads(schema: object, steps: Sequence[str]) -> bool:
-    """Return True if `argument` may find the path `steps` in a value of this schema."""
+    """Return True if a value of this schema may have members at the path `steps`."""
     if not steps or not isinstance(schema, Mapping):
         return True
     for several in ("anyOf", "oneOf", "allOf"):

@@ -7,8 +7,8 @@ import unicodedata
 from itertools import pairwise
 from typing import Any, Final, Literal, cast
 
-_SIGN: Final = r"(?:[^\w\s\x00-\x7f]|[\uff9e\uff9f])"  # each combining mark, and symbols
-_MOST: Final = 30  # combining marks that are sorted at once, as in Unicode's Stream-Safe Text Format (UAX #15 §13)
+_SIGN: Final = r"(?:[^\w\s\x00-\x7f]|[\uff9e\uff9f])"  # matches all combining marks, and also symbols
+_MOST: Final = 30  # longest run of marks, as in Unicode's Stream-Safe Text Format (UAX #15 §13)
 
 
 class _Lazy:
@@ -31,7 +31,7 @@ _SIGNS: Final = lazy(rf"(?<!{_SIGN}){_SIGN}{{{_MOST + 1},}}")
 def normalize(form: Literal["NFC", "NFKC", "NFKD"], text: str) -> str:
     """Return the normal form of a text, with long runs of combining marks cut up.
 
-    A long run takes quadratic time. Texts still become equal only if Unicode calls them equivalent.
+    Normalising a long run would take quadratic time. Two texts become equal only if Unicode calls them equivalent.
     """
     if text.isascii():
         return text
@@ -40,5 +40,5 @@ def normalize(form: Literal["NFC", "NFKC", "NFKD"], text: str) -> str:
 
 
 def clear(text: str) -> str:
-    """Return the text in NFKC form, without invisible characters, as readers see it."""
+    """Return the text as readers see it: in NFKC form, without invisible characters."""
     return text if text.isascii() else "".join(c for c in normalize("NFKC", text) if unicodedata.category(c) != "Cf")

@@ -1,4 +1,4 @@
-"""Certificates and tokens in files that others renew, read again after a change."""
+"""Read certificates and tokens from files, again after each change of a file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ T = TypeVar("T")
 
 
 class Renewed(Generic[T]):
-    """Cache `load()` until a file changes. If the first load fails: `ConfigError`."""
+    """Cache `load()` until a file changes.
+
+    Raises `ConfigError` if the first load fails.
+    """
 
     def __init__(self, files: Sequence[Path], load: Callable[[], T], code: Code, what: str) -> None:
         self._files, self._load, self._code, self._what = files, load, code, what
@@ -29,7 +32,7 @@ class Renewed(Generic[T]):
         """Return the current content of the files, or raise `PDPError`."""
         try:
             seen = [stamp(file) for file in self._files]
-            if seen != self._seen:  # stamped before loading: a file that is replaced meanwhile is loaded again
+            if seen != self._seen:  # `seen` is older than the load, so a change meanwhile is noticed next time
                 self._value, self._seen = self._load(), seen
         except (OSError, ValueError) as exc:  # `ssl.SSLError` is an `OSError`
             raise PDPError(self._code, f"{self._what} cannot be loaded ({type(exc).__name__})") from exc
@@ -37,7 +40,7 @@ class Renewed(Generic[T]):
 
 
 def stamp(file: Path) -> tuple[int, int, int, int]:
-    """Return a value that changes whenever the file changes, or raise `OSError`."""
+    """Return a value that changes whenever the file changes. Raises `OSError`."""
     s = file.stat()
     return s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns
 
@@ -55,7 +58,7 @@ def replace_file(file: Path, data: bytes, mode: int = 0o666) -> None:
 def tls_context(
     ca_file: str | Path | None, client_cert: str | Path | tuple[str | Path, str | Path] | None
 ) -> Renewed[ssl.SSLContext]:
-    """Return the TLS context for these files. It is made again when a file changes."""
+    """Return the TLS context for these files, renewed when a file changes."""
     given = client_cert if isinstance(client_cert, tuple) else () if client_cert is None else (client_cert,)
     if (client_cert is not None and not given) or len(given) > 2:  # noqa: PLR2004
         raise wrong("client_cert", "a file, or a pair of certificate and key", client_cert)
@@ -72,7 +75,7 @@ def tls_context(
 
 
 def bearer_token(path: str | Path) -> Renewed[str]:
-    """Return the bearer token in a file, such as a projected service account token."""
+    """Return the bearer token in a file, like a projected service account token."""
     file = checked_path("token_file", path)
 
     def load() -> str:

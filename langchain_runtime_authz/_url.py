@@ -16,7 +16,7 @@ _UNRESERVED: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuv
 _ESCAPE: Final = re.compile(r"%([0-9A-Fa-f]{2})")
 _BROKEN: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _SLASH: Final = re.compile(r"[/\\]")
-_AFTER: Final = re.compile(r"[;?#]")  # some servers cut a segment here
+_AFTER: Final = re.compile(r"[;?#]")  # some servers ignore what follows in a segment
 
 
 def is_plain_url(url: str) -> bool:
@@ -25,7 +25,7 @@ def is_plain_url(url: str) -> bool:
 
 
 def split_url(name: str, url: object) -> SplitResult:
-    """Return the parts of a plain URL. Raises `ConfigError` if it is not a plain URL."""
+    """Return the parts of a plain URL. Raises `ConfigError` for other values."""
     try:
         if isinstance(url, str) and is_plain_url(url):
             parts = urlsplit(url)
@@ -38,6 +38,7 @@ def split_url(name: str, url: object) -> SplitResult:
 
 
 def is_loopback(host: str | None) -> bool:
+    """Return True if a host name or address is this machine itself."""
     try:
         return host == "localhost" or ipaddress.ip_address(host or "").is_loopback
     except ValueError:
@@ -54,7 +55,7 @@ def checked_url(url: str, name: str) -> str:
 
 
 def normal_target(url: str) -> str | None:
-    """Return an http(s) URL normalised, without query and fragment; `None` for others."""
+    """Return an http(s) URL normalised, without query and fragment; else None."""
     try:
         parts = urlsplit(url)
         scheme, host, port = parts.scheme.lower(), parts.hostname, parts.port
@@ -62,7 +63,7 @@ def normal_target(url: str) -> str | None:
         return None
     if scheme not in _PORTS or not host or parts.username is not None or not url.isascii() or not url.isprintable():
         return None
-    if _BROKEN.search(parts.path):  # `%%32e` would become another URL each time it is normalised
+    if _BROKEN.search(parts.path):  # normalising `%%32e` would give `%2e`, and then `.`
         return None
     host = f"[{host}]" if ":" in host else host
     netloc = host if port in (None, _PORTS[scheme]) else f"{host}:{port}"
@@ -75,7 +76,7 @@ def _unescaped(match: re.Match[str]) -> str:
 
 
 def is_under(url: str, place: str) -> bool:
-    """Return True if `url` is `place` or lies below it; False if either is not a URL."""
+    """Return True if `url` is `place` or lies below it. Both must be http(s) URLs."""
     target, root = normal_target(url), normal_target(place)
     if target is None or root is None or not _is_plain(urlsplit(target).path):
         return False
@@ -83,7 +84,7 @@ def is_under(url: str, place: str) -> bool:
 
 
 def _is_plain(path: str) -> bool:
-    """Return True if all servers read the path alike, and no part leads up (`..`)."""
+    """Return True if all servers read the path alike, and it has no segment like `..`."""
     try:
         read = normalize("NFKC", unquote(path, errors="strict"))
     except UnicodeDecodeError:

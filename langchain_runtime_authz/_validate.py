@@ -46,21 +46,24 @@ def checked_text(name: str, value: Any) -> str:
 
 
 def checked_names(name: str, value: Any) -> tuple[str, ...]:
-    """Return `value` as a tuple of names, or raise `ConfigError`, also for one text."""
+    """Return a list of names as a tuple. Raises `ConfigError`, also for a single text."""
     if isinstance(value, str) or not all(isinstance(one, str) and one for one in value):
         raise wrong(name, "a list of names", value)
     return tuple(value)
 
 
 def checked_path(name: str, value: Any) -> Path:
-    """Return `value` as an absolute path: the working directory may change."""
+    """Return `value` as a path that stays valid if the working directory changes.
+
+    Raises `ConfigError` if it is not a path.
+    """
     if not isinstance(value, str | os.PathLike) or not os.fspath(value) or "\0" in str(value):
         raise wrong(name, "a path", value)
     return Path(value).absolute()
 
 
 def of_kind(name: str, value: Any, kind: Any, wanted: str) -> Any:
-    """Return `value` if it is a `kind`, or raise `ConfigError` that wants `wanted`."""
+    """Return `value` if it is a `kind`. Else raise `ConfigError`: must be `wanted`."""
     if not isinstance(value, kind):
         raise wrong(name, wanted, value)
     return value
@@ -70,23 +73,23 @@ checked_callable = partial(of_kind, kind=Callable, wanted="something to call")
 
 
 def as_mapping(value: object) -> Mapping[str, Any]:
-    """Return a parsed JSON object, or an empty mapping for any other value."""
+    """Return a parsed JSON object; an empty mapping in place of any other value."""
     return value if isinstance(value, Mapping) else {}
 
 
 def as_list(value: object) -> Sequence[Any]:
-    """Return a parsed JSON array, or an empty tuple for any other value."""
+    """Return a parsed JSON array; an empty tuple in place of any other value."""
     return value if isinstance(value, list | tuple) else ()
 
 
 def read_yaml(path: str | Path, code: Code) -> Any:
-    """Read a YAML file with unique names. Raises `ConfigError` that names the line."""
+    """Read a YAML file. Raises `ConfigError` with the line, also for a repeated name."""
     import yaml  # only where a file is read
 
     class Unique(yaml.SafeLoader):
         def compose_mapping_node(self, anchor: Any) -> Any:
             node, names = super().compose_mapping_node(anchor), set[str]()
-            # PyYAML would keep the last one. Names are scalars; the text of other keys may be endless.
+            # PyYAML would silently use the last value. Only scalars are compared, because other keys may be huge.
             for key in [k for k, _ in node.value if isinstance(k, yaml.ScalarNode)]:
                 if key.value in names:
                     raise yaml.MarkedYAMLError(problem=f"{key.value!r} stands here twice", problem_mark=key.start_mark)

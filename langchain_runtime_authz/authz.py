@@ -71,43 +71,44 @@ class RuntimeAuthz(Threads):
     """Runtime authorization for LangGraph graphs.
 
     Without arguments, the shipped policy decides in the in-process Wasm engine. Ledger, ES256 signing key and audit
-    records then end with the process. `RuntimeAuthz.production` refuses such parts, and engines that only observe.
+    records are then lost when the process ends. `RuntimeAuthz.production` refuses such parts, and engines that only
+    observe.
 
     Args:
         pdp: the policy decision point. The default is `WasmPDP()`, whose `data` changes the shipped policy's settings.
-        issuer: signs the token of each call. The key of the default ends with the process.
-        ledger: keeps the state of threads. The default is `MemoryLedger()`.
-        identity: names the agents in requests and tokens. The default gives names without a proof (not attested).
+        issuer: signs the token of each call. By default with a new key, which is lost when the process ends.
+        ledger: stores what is known of threads. The default is `MemoryLedger()`.
+        identity: names the agents in requests and tokens. The default proves nothing (not attested).
         profiles: tool name → `ToolProfile` (or a word like `ask`), the path of a YAML file, the name of a shipped set
             like `deepagents`, or a list of these. In a list, the later profile of a tool replaces the earlier one. By
             default, the profiles in the policy of `pdp` (`ReloadingPDP`).
         agents: agent name → `AgentProfile`, whose grant limits that agent in every graph and session. The name `*`
             stands for each child agent that `agents` does not name.
         audit: the path of a hash-chained JSONL file, or a sink.
-        subject_from: returns the subject of a run that no `authz.run(...)` opened, from the root config. A caller can
-            write `configurable` and metadata, so trust only values that a server has verified (`identity.subjects`).
+        subject_from: a callable that gets the root config and returns the subject of a run without `authz.run(...)`. A
+            caller can write `configurable` and metadata, so trust only what a server verified (`identity.subjects`).
         task_sources: the places in the graph's state and store that hold the task (`TaskSources`).
         kill_switch: the path of a file. While the file exists, every step is denied. The default is the path in the
             environment variable `RUNTIME_AUTHZ_KILL_SWITCH`.
         notify: channel name → `pep.run.Notifier`, for the obligation `notify`. The channel `log` always exists.
-        tenant: the tenant of all threads. It is the first part of every ledger key, and stands in records and tokens.
-        zone: the IANA name of the time zone, like `Europe/Berlin`, in which policies read the time (`context.local`) and
-            calls are compared with ordered times that name no zone. With it, "tomorrow" in a user's words is a date.
+        tenant: the tenant of all threads. Ledger keys begin with it, and records and tokens contain it.
+        zone: the IANA name of a time zone, like `Europe/Berlin`. It gives policies the local time (`context.local`),
+            the date of "tomorrow" in a user's words, and a zone for ordered times that name none.
         planner: a chat model with structured output that compiles the user's message into a mandate. It is asked once
             per user turn, before anything runs. It sees only the user's message, and the tools' profiles and
             signatures. If it fails, the turn has no mandate. Without a planner, `mandate.words` reads declared orders.
         approvers: verifies the signed statements given to `approve` and `deny_approval`. The default accepts only
             approvers whom the application has authenticated (`by=`).
         on_ask: a callable that answers the policy's questions in this process, so that graphs neither pause nor need a
-            checkpointer. It gets the question in LangChain's shape and returns the decisions. It may be asynchronous.
-            Its answer counts as the subject's own. `pep.on_ask.ask_in_terminal` asks in the terminal.
+            checkpointer. It gets the question and returns the decisions, both in LangChain's form. Its answer counts as
+            the subject's own. It may be asynchronous. `pep.on_ask.ask_in_terminal` asks in the terminal.
         on_unknown: a callable that asks a tool's service whether a call in doubt happened. It gets an `UnknownCall`
-            (`pep.calls_in_doubt`) and returns True if the call happened, False if it did not and will not, `None` if
-            the service cannot tell (the call stays in doubt). It may be asynchronous, and has five seconds.
-        development: runs without a subject act as the user `developer`. For your own machine only.
+            (`pep.calls_in_doubt`). It returns True if the call happened, False if it did not and will not, and None if
+            the service cannot tell, so that the call stays in doubt. It may be asynchronous, and has five seconds.
+        development: True lets runs without a subject act as the user `developer`. For your own machine only.
 
     Raises `ConfigError` if an argument is wrong, before anything starts. Raises `LedgerError` (`ledger_rolled_back`) if
-    the audit file names a commit that the ledger lacks, as after the restore of a backup.
+    the audit file names a commit that the ledger lacks, for example because a backup was restored.
     """
 
     verifier: Verifier
@@ -150,7 +151,7 @@ class RuntimeAuthz(Threads):
         from langchain_runtime_authz.langgraph.model_planner import ModelPlanner
         from langchain_runtime_authz.mandate.words import compile_words
 
-        compile_words((), {})  # reads the language data
+        compile_words((), {})  # loads the language data
         issuer = issuer if issuer is not None else LocalIssuer()
         if pdp is None:
             from langchain_runtime_authz.pdp.wasm import WasmPDP
@@ -226,8 +227,8 @@ class RuntimeAuthz(Threads):
     def production(cls, **arguments: Any) -> RuntimeAuthz:
         """Return an instance for production, or refuse parts that are unfit for it.
 
-        Raises `ConfigError` if a part, given or default, ends with the process or does not enforce. The error names
-        each such part and what to give instead.
+        Raises `ConfigError` if a part, or its default, does not enforce or loses its data when the process ends. The
+        error names each such part and a replacement.
         """
         if found := parts.ephemeral(**arguments):
             raise ConfigError("not for production: " + ". ".join(found))
@@ -237,7 +238,7 @@ class RuntimeAuthz(Threads):
     def deny_outside_runs() -> None:
         """Deny every unguarded tool outside a run (`no_run`), until this process ends.
 
-        This includes the tools of unprotected graphs. Inside a run, unguarded tools are decided even without this call.
+        This includes the tools of unprotected graphs. Inside a run, unguarded tools are always decided.
         """
         install(everywhere=True)
 
@@ -251,7 +252,7 @@ class RuntimeAuthz(Threads):
         """Protect a compiled graph (or builder) in place, with every graph it can reach.
 
         Returns the same object; a second call changes nothing. Warns about tools without a profile, about names in
-        `agents` that look misspelt, and if nobody can be asked because there is no checkpointer. Raises
+        `agents` that look misspelt, and about a missing checkpointer, without which nobody can be asked. Raises
         `AlreadyProtected` if another instance protects the graph or a part of it, `ConfigError` if it is not a graph.
         """
         protected: Any = graph
@@ -290,15 +291,15 @@ class RuntimeAuthz(Threads):
 
         Args:
             subject: a user's name, or `{type, id, properties}`. Agents, crons and webhooks are `agent` or `service`,
-                never `user`. Or the verified credential with which another server's agent delegates to this graph.
+                never `user`. If another server's agent delegates to this graph, its verified credential.
             task: the user's request, recorded in the ledger before anything runs.
             grant: the most that this run may do: a `Grant`, or the name of a grant in the policy of `pdp`
                 (`ReloadingPDP`). With `None` only the policy limits the run.
             mandate: what the task orders, if the application knows it (`mandate.model`): a `Mandate`, its JSON form or
                 the path of a YAML file. It replaces the mandate that a planner or `mandate.words` would compile. It
-                stays in force on the thread, also in later runs that give none, until the task changes.
+                holds on the thread until the task changes, also in later runs without `mandate`.
 
-        Raises `ConfigError`: an argument is wrong.
+        Raises `ConfigError` if an argument is wrong.
         """
         ordered = load_mandate(mandate) if mandate is not None else None
         return RunHandle(
@@ -340,9 +341,9 @@ class RuntimeAuthz(Threads):
     ) -> Flow[Session]:
         """Open a session: the same enforcement for agent loops without LangGraph.
 
-        A session also serves recorded traces. The first four arguments are as for `run`. `agent` is the agent's name in
-        records and ledger keys. `thread` is an earlier session's thread to continue; by default a new one. Raises
-        `AuthzDenied`: the run may not start.
+        The first four arguments are as for `run`. `agent` is the agent's name in records and ledger keys. `thread` is
+        the thread of an earlier session to continue; by default a new one. Raises `AuthzDenied` if the run may not
+        start.
         """
         handle = self.run(subject=Subject.of(subject), task=task, grant=grant, mandate=mandate)
         scope = self.root_entry.scope(agent, thread or f"session:{new_id()}")
@@ -359,7 +360,7 @@ class RuntimeAuthz(Threads):
         The key leaves this instance's key ring, if the instance has one. Services that ask the ledger
         (`resource_server.status.LedgerStatus`, introspection) refuse the key's tokens at once. Other services accept
         the tokens until they read the key set again (`credential.jwks.JwksClient`: within 60 seconds). Raises
-        `ConfigError`: the ring has no such key.
+        `ConfigError` if the ring lacks the key.
         """
         (self._ring.compromise if self._ring is not None else self._withdraw_key)(kid)
 
@@ -372,9 +373,9 @@ class RuntimeAuthz(Threads):
         return self.ledger.status(str(claims.get("tenant")), str(claims.get("jti")))
 
     def health(self) -> Health:
-        """Return the health of this instance's parts. Never raises.
+        """Return the health of ledger, engine, audit log, credentials and kill switch.
 
-        Checks ledger, engine, audit log, credentials and kill switch, within two seconds.
+        Takes at most two seconds, and never raises.
         """
         return self._health.look()
 
@@ -385,15 +386,16 @@ class RuntimeAuthz(Threads):
     def health_app(self) -> Callable[..., Awaitable[None]]:
         """Return an ASGI app for liveness and readiness probes.
 
-        Mount it at `/health`, for `/health/live` and `/health/ready`. Readiness answers 503 and names what is down.
+        Mount it at `/health`: it answers `/health/live` and `/health/ready`. If a part is down, `ready` answers 503
+        with its name.
         """
         return health_app(self.ahealth)
 
     def explain(self, decision_id: str) -> Explanation:
         """Explain a decision: what was decided, why, and what to do.
 
-        Looks among this instance's last decisions, then in the audit sink if that is in memory or a file. The text may
-        show the call's arguments. Raises `ConfigError`: no decision has this id in either place.
+        Searches this instance's last decisions, then the audit sink if it is in memory or a file. The text may show the
+        call's arguments. Raises `ConfigError` if no decision has this id.
         """
         from langchain_runtime_authz.audit.explanation import explain
 

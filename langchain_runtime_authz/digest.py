@@ -1,7 +1,7 @@
 """JSON forms of Python values, canonical JSON (RFC 8785), and SHA-256 digests.
 
-`project` turns a parsed Python value into the JSON value that the PDP is asked about, exactly or not at all. The digest
-of this JSON is compared before the tool runs, so that the call that was decided is the call that runs.
+`project` turns parsed arguments into exactly equal JSON values, or refuses them. The PDP decides on this JSON, and its
+digest is compared again before the tool runs. So the call that runs is the call that was decided.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from langchain_runtime_authz.errors import Code, MappingError
 from langchain_runtime_authz.evaluation import MAX_DEPTH, MAX_REQUEST_BYTES, strict_json
 
 Encoder = Callable[[object, int], Iterable[str]]
-MAX_INT: Final = 2**53 - 1  # RFC 8785 §3.2.2.3 / RFC 7493: larger integers may look alike
+MAX_INT: Final = 2**53 - 1  # RFC 8785 §3.2.2.3 / RFC 7493: parsers may round larger integers
 _DECIMAL: Final = 1e-4  # below it Python writes a float with an exponent
 MAX_VALUES: Final = MAX_REQUEST_BYTES // 2  # each value takes at least two bytes of JSON
-MAX_STRING: Final = 4096  # longer free text is sent as digest and length
+MAX_STRING: Final = 4096  # characters; a request has digest and length of a longer free text
 _PLAIN_FORMS: Final[Any] = ((str, str.__str__), (int, int.__int__), (float, float.__float__))
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
-# Types whose `repr` is short and complete.
+# Types whose `repr` holds the whole value.
 _EXACT_REPR: Final = (
     bool,
     float,
@@ -51,7 +51,7 @@ _EXACT_REPR: Final = (
 def parse_object(data: str | bytes) -> dict[str, Any]:
     """Parse a JSON object in UTF-8 with unique members and finite numbers.
 
-    Follows RFC 7515 §5.2 and RFC 7519 §4. Raises `ValueError` for anything else, also if it is nested too deeply.
+    Follows RFC 7515 §5.2 and RFC 7519 §4. Raises `ValueError` for anything else, and for JSON nested too deeply.
     """
     try:
         value = strict_json(data)
@@ -63,7 +63,10 @@ def parse_object(data: str | bytes) -> dict[str, Any]:
 
 
 def json_encoder(*, ascii_only: bool, finite: bool = True, ordered: bool = True) -> Encoder:
-    """Return a JSON encoder; `finite` refuses NaN and infinities, `ordered` sorts."""
+    """Return a compact JSON encoder.
+
+    `finite`: refuse NaN and infinities. `ordered`: sort names.
+    """
     spelled = json.encoder.encode_basestring_ascii if ascii_only else json.encoder.encode_basestring
     made = json.JSONEncoder(sort_keys=ordered, separators=(",", ":"), allow_nan=not finite, ensure_ascii=ascii_only)
     encode: Any = json.encoder.c_make_encoder  # type: ignore[attr-defined]  # `None` on other interpreters
@@ -72,7 +75,7 @@ def json_encoder(*, ascii_only: bool, finite: bool = True, ordered: bool = True)
     return cast("Encoder", encode(None, made.default, spelled, None, ":", ",", ordered, False, not finite))
 
 
-# Equal to RFC 8785 for what `_flat` accepts.
+# Writes the RFC 8785 form, but only of values that `_flat` accepts.
 _encode: Final = json_encoder(ascii_only=False)
 
 
@@ -115,12 +118,14 @@ def digest(value: Any) -> str:
 
 
 def project(value: object) -> Any:
-    """Return the JSON value that stands for `value`, exactly.
+    """Return the JSON value that represents `value` exactly.
 
     Scalars, mappings with string keys, lists, tuples, pydantic models, dataclasses, enums, dates, times, decimals,
     UUIDs and paths have a JSON form. Everything else is refused: non-finite numbers, integers beyond 2^53, lone
-    surrogates, NUL, sets, bytes, nesting beyond 32, objects that raise when they are read. Raises `MappingError`:
-    `uncanonical_argument`, or `request_too_large` if a request cannot hold all values, repeated ones included.
+    surrogates, NUL, sets, bytes, nesting beyond 32 levels, objects that raise when they are read.
+
+    Raises `MappingError`: `uncanonical_argument` for such a value, `request_too_large` for too many values. A value
+    that occurs several times counts each time.
     """
     if type(value) is float and math.isfinite(value):
         return value
@@ -138,7 +143,10 @@ def alike(one: object, other: object) -> bool:
 
 
 def project_arguments(args: Mapping[Any, Any], supplied: frozenset[str], kind: type) -> tuple[dict[str, Any], bool]:
-    """Return (1) `args` as JSON without `supplied` ones, (2) True if any was left out."""
+    """Return `args` as JSON without `supplied` names and values of the type `kind`.
+
+    The second result is True if any argument was left out.
+    """
     own: dict[str, Any] = {}
     for name, value in args.items():
         if name in supplied or type(value) is kind:
@@ -149,7 +157,7 @@ def project_arguments(args: Mapping[Any, Any], supplied: frozenset[str], kind: t
 
 
 def _project(value: object, depth: int, left: list[int]) -> Any:
-    # Exact types only: a subclass may misreport its value, see `_project_object`.
+    # Exact types only: a subclass may misreport its value, so `_project_object` converts it first.
     if type(value) is str:
         if "\x00" in value or (not value.isascii() and _SURROGATE.search(value) is not None):
             raise MappingError(Code.UNCANONICAL_ARGUMENT)
@@ -182,7 +190,7 @@ def _project_object(value: object, depth: int, left: list[int]) -> Any:
         if not all(isinstance(key, str) for key, _ in named):
             raise MappingError(Code.UNCANONICAL_ARGUMENT)
         items = {_project(str.__str__(k), depth, left): _project(v, depth + 1, left) for k, v in named}
-        if len(items) != len(named):  # two names that are equal in JSON: one would hide the other
+        if len(items) != len(named):  # two names are equal in JSON, so one would hide the other
             raise MappingError(Code.UNCANONICAL_ARGUMENT)
         return items
     if isinstance(value, enum.Enum):
@@ -193,7 +201,7 @@ def _project_object(value: object, depth: int, left: list[int]) -> Any:
         return str(value)
     if isinstance(value, uuid.UUID | pathlib.PurePath):
         return _project(str(value), depth + 1, left)
-    # Subclasses of scalars count by the value they hold, not by their own `__str__`.
+    # Use the value of a scalar's subclass, not its own `__str__`.
     for kind, plain in _PLAIN_FORMS:
         if isinstance(value, kind):
             return _project(plain(value), depth, left)
@@ -201,7 +209,7 @@ def _project_object(value: object, depth: int, left: list[int]) -> Any:
 
 
 def members(value: object) -> list[tuple[Any, Any]] | None:
-    """Return the named parts of a mapping, model or dataclass, or else `None`."""
+    """Return (name, value) pairs of a mapping, model or dataclass; None for others."""
     if isinstance(value, Mapping):
         return list(value.items())
     if isinstance(value, BaseModel):
@@ -212,7 +220,7 @@ def members(value: object) -> list[tuple[Any, Any]] | None:
 
 
 def abbreviate(value: Any, limit: int = MAX_STRING) -> Any:
-    """Return `value` with digest and length in the place of long strings."""
+    """Return `value` with each long string replaced by its digest and length."""
     if isinstance(value, str):
         if len(value) <= limit:
             return value
@@ -225,7 +233,10 @@ def abbreviate(value: Any, limit: int = MAX_STRING) -> Any:
 
 
 def written(value: object) -> str:
-    """Return a value as JSON, with `str` of other objects, or else its fingerprint."""
+    """Return a value as JSON text; its fingerprint if that fails.
+
+    Objects without a JSON form are written as their `str`.
+    """
     try:
         return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
     except Exception:  # noqa: BLE001  (a foreign `items` or `__str__` may fail in any way)
@@ -235,8 +246,8 @@ def written(value: object) -> str:
 def fingerprint(value: object) -> str:
     """Return `sha256:<hex>` of any value's content, to detect a changed value.
 
-    A value and its copy by a serialiser have the same fingerprint, even if an object comes back as a mapping. An object
-    that cannot be read, that raises, or that lies deeper than `2 * MAX_DEPTH` levels counts by its class alone.
+    A checkpointer's copy of a value has the same fingerprint, even if an object comes back as a mapping. An object
+    counts by its class alone if it cannot be read, raises, or lies deeper than `2 * MAX_DEPTH` levels.
     """
     return "sha256:" + _look(value, 0, {}).hex()
 
@@ -265,7 +276,7 @@ def _scalar(value: object) -> bytes | None:
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # 1.0 may come back as 1
     if isinstance(value, int) and not isinstance(value, bool):
-        return b"number" + format(value, "x").encode()  # decimal text has a limit
+        return b"number" + format(value, "x").encode()  # Python limits the length of decimal text
     if value is None or isinstance(value, _EXACT_REPR):
         return b"told" + repr(value).encode()
     if isinstance(value, str):

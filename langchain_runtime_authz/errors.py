@@ -1,6 +1,6 @@
-"""Every stable code and every exception of the package.
+"""Define every stable code and every exception of the package.
 
-A denial that a message can carry is a *value* (`evaluation.Decision`), not an exception.
+A denial that a tool message can report is a *value* (`evaluation.Decision`), not an exception.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ RETRY: Final = {
 class Code(StrEnum):
     """Stable reason codes of this package: metric labels and search keys.
 
-    A policy may give codes of its own. A code is never renamed, and an unused one stays reserved. Each has a sentence
-    (what happened; what to do), its most frequent cause, and whether to retry (`RETRY`): see `docs/codes.md`.
+    A policy may give codes of its own. A code is never renamed, and an unused one stays reserved. `docs/codes.md` lists
+    each code with its meaning and remedy (`sentence`), its most frequent cause, and whether to retry (`RETRY`).
     """
 
     sentence: str
@@ -50,7 +50,7 @@ class Code(StrEnum):
         return member
 
     # fmt: off
-    # The state cannot be expressed as a request (AuthZEN: mapping error).
+    # The step cannot be put into a request (AuthZEN: mapping error).
     UNCANONICAL_ARGUMENT = "uncanonical_argument", "an argument has no exact JSON form; send finite numbers within 2^53, valid Unicode and JSON types", "a model or tool produced NaN, an infinity, an integer beyond 2^53, a lone surrogate or a type that JSON lacks", "replan"
     REQUEST_TOO_LARGE = "request_too_large", "the request for the PDP exceeds its size limit; shorten the critical arguments", "a critical argument is very long, because critical arguments are never shortened", "replan"
     INVALID_ARGUMENTS = "invalid_arguments", "the tool's schema refused the arguments; correct the call", "the model wrote a wrong type, left out an argument or invented one", "replan"
@@ -197,12 +197,12 @@ GROUPS: Final = {  # the first code of a group → its title
 
 
 def sentence(code: str) -> str:
-    """Return the operator's sentence about a code. A policy's own code is only quoted."""
+    """Return "meaning; remedy" of a code. For a policy's own code, quote the code."""
     return "; ".join(filter(None, meaning_and_remedy(code)))
 
 
 def meaning_and_remedy(code: str) -> tuple[str, str]:
-    """Return a pair: a code's meaning, and its remedy ("" for a policy's own code)."""
+    """Return a code's meaning and remedy. For a policy's own code, the remedy is ""."""
     try:
         return Code(code).meaning, Code(code).remedy
     except ValueError:
@@ -219,9 +219,12 @@ _PLAIN: Final = {
 
 
 def wrong_field(exc: ValidationError, whole: str = "", known: Collection[str] = ()) -> str:
-    """Return the first wrong field and why: "`a.b`: …". `whole`: the model's name."""
+    """Return the first wrong field and the reason: "`a.b`: unknown field".
+
+    `whole`: the name to use if the whole value is wrong. `known`: field names, to suggest the one that is meant.
+    """
     first = exc.errors()[0]
-    # Skip a union's own parts: they are not names of a field.
+    # Pydantic also lists the members of a union here, like `tuple[str]`; these are not field names.
     name = ".".join(part for part in map(str, first["loc"]) if "[" not in part) or whole
     why = _PLAIN.get(first["type"], first["msg"].removeprefix("Value error, "))
     if first["type"] == "extra_forbidden" and (near := get_close_matches(name, known, 1)):
@@ -230,7 +233,7 @@ def wrong_field(exc: ValidationError, whole: str = "", known: Collection[str] = 
 
 
 def unreadable(exc: Exception) -> str:
-    """Return why a text, JSON or YAML file cannot be used: the place and the reason."""
+    """Return the reason why a text, JSON or YAML file cannot be used, with the place."""
     if isinstance(exc, OSError) and exc.strerror:
         return exc.strerror
     if isinstance(exc, UnicodeDecodeError):
@@ -239,18 +242,18 @@ def unreadable(exc: Exception) -> str:
         return "it is nested too deeply"
     if isinstance(exc, json.JSONDecodeError):
         return f"line {exc.lineno}, column {exc.colno}: {exc.msg}"
-    if (mark := getattr(exc, "problem_mark", None)) is not None:  # a `yaml.MarkedYAMLError`, without PyYAML
+    if (mark := getattr(exc, "problem_mark", None)) is not None:  # a `yaml.MarkedYAMLError`; PyYAML is not imported
         return f"line {mark.line + 1}, column {mark.column + 1}: {getattr(exc, 'problem', None)}"
     return str(exc) or type(exc).__name__
 
 
-_TOLD: Final = (Code.CONFIG, Code.PROFILE_INVALID, Code.MANDATE_INVALID)  # a detail says all
+_TOLD: Final = (Code.CONFIG, Code.PROFILE_INVALID, Code.MANDATE_INVALID)  # their details need no sentence
 
 
 class AuthzError(Exception):
     """The base of every exception that this package raises on purpose.
 
-    `code` is a stable reason code (`Code`, or a policy's own). `detail` adds what the code leaves open, or is `None`.
+    `code` is a stable reason code (`Code`, or a policy's own). `detail` has the particulars, or is None.
     """
 
     def __init__(self, code: str, detail: str | None = None) -> None:
@@ -262,7 +265,7 @@ class AuthzError(Exception):
 
 
 class ConfigError(AuthzError):
-    """An argument of a constructor or a setting is wrong; the call had no effect."""
+    """An argument or a setting is wrong; the call had no effect."""
 
     def __init__(self, detail: str, code: str = Code.CONFIG) -> None:
         super().__init__(code, detail)
@@ -276,11 +279,11 @@ class AlreadyProtected(ConfigError):
 
 
 class MappingError(AuthzError):
-    """The execution state cannot be expressed exactly as a request: always a deny."""
+    """The step cannot be put into a request exactly, so it is denied."""
 
 
 class PDPError(AuthzError):
-    """A PDP gave no usable answer: the step is denied with this code."""
+    """The PDP gave no usable answer, so the step is denied with this code."""
 
 
 class CredentialError(AuthzError):
@@ -288,15 +291,15 @@ class CredentialError(AuthzError):
 
 
 class AuditError(AuthzError):
-    """A record could not be written, or a chain does not verify."""
+    """A record could not be written, or an audit chain does not verify."""
 
 
 class LedgerError(AuthzError):
-    """The ledger cannot be used: the step is denied with this code."""
+    """The ledger cannot be used, so the step is denied with this code."""
 
 
 def failure_code(exc: BaseException) -> Code:
-    """Return the code of an error; `ledger_unavailable` for a foreign exception."""
+    """Return the code of an error of ours; `ledger_unavailable` for any other one."""
     return Code(exc.code) if isinstance(exc, LedgerError | AuditError | CredentialError) else Code.LEDGER_UNAVAILABLE
 
 

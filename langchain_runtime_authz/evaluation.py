@@ -5,7 +5,8 @@ closed list of names may get another name. A field is never renamed or removed, 
 So a policy keeps its meaning within a version. `test_evaluation.py` pins the field list. Version 2 has
 `context.call.mandate` in place of version 1's `context.call.intent` and `context.plan.listed`.
 
-Every model here is strict, frozen and closed. Mutable defaults come from factories, as pydantic deep-copies plain ones.
+Every model here is strict and frozen, and refuses unknown fields. Mutable defaults come from factories, because
+pydantic would deep-copy plain ones.
 """
 
 import json
@@ -36,15 +37,15 @@ ArgumentKind = Literal["principal", "url", "object", "name", "channel", "amount"
 CallStanding = Literal["covered", "deviates", "forbidden", "outside", "none"]
 _OfValue = Literal["value", "missing", "undeclared", "unordered", "unread", "ambiguous", "untrusted", "extract", "text"]
 DeviationCode = Literal[_OfValue, "condition", "spent", "after", "part", "confirm", "limit", "suspended"]
-# The failure behind a deny, by the names of AuthZEN COAZ.
+# Why a step was denied without a decision of the policy; the names are those of AuthZEN COAZ.
 Failure = Literal["mapping", "pdp", "enforcement"]
 _TYPED: Final = ("user:", "agent:", "service:", "anonymous:")
 
 
 class Model(BaseModel):
-    """Base of messages: strict, frozen and closed."""
+    """Base of the parts of a request: strict and frozen, without unknown fields."""
 
-    # Built at first use. A nested model that is built late takes the outer model's settings, so all have the same ones.
+    # pydantic builds each model at first use, and then gives it the outer model's settings. So all have the same ones.
     model_config = ConfigDict(defer_build=True, strict=True, frozen=True, extra="forbid")
 
 
@@ -60,10 +61,13 @@ class Subject(Model):
 
     @classmethod
     def of(cls, value: "Subject | str | dict[str, Any]") -> "Subject":
-        """Return a subject from a name or `{type, id, properties}`. Raises `ConfigError`."""
+        """Return the subject with this name, or `{type, id, properties}`.
+
+        Raises `ConfigError` for other values, and for a name that begins with a type, like `user:alice`.
+        """
         if isinstance(value, Subject):
             return value
-        if isinstance(value, str) and value.startswith(_TYPED):  # `user:alice` would be another person than `alice`
+        if isinstance(value, str) and value.startswith(_TYPED):  # else `user:alice` would become `user:user:alice`
             raise ConfigError("a subject's text is a user's name without a type, or give `{type, id, properties}`")
         try:
             return cls.model_validate({"type": "user", "id": value} if isinstance(value, str) else value)
@@ -73,7 +77,7 @@ class Subject(Model):
 
     @property
     def principal(self) -> str:
-        """Return `type:id`, the name in ledger, approvals and records."""
+        """Return `type:id`, the subject's name in ledger, approvals and records."""
         return f"{self.type}:{self.id}"
 
     @property
@@ -139,9 +143,9 @@ class DelegationContext(Model):
 class PlanContext(Model):
     """The recorded plan of the call. `planned`: the plan holds exactly this call.
 
-    `stale`: the plan's epoch is over. `changed`: at the call's position, the plan holds another call or none.
-    `resource` and `call` show what would run. A call that code makes by itself (`RuntimeAuthz.effect`) is its own plan,
-    with source `code` and without an `id`.
+    `stale`: the plan has an older epoch. `changed`: at the call's position, the plan holds another call or none. The
+    request's `resource` and `call` show the call that would run. A call by the application's code
+    (`RuntimeAuthz.effect`) counts as planned. It has the source `code`, and `id` is null.
     """
 
     id: str | None = None
@@ -154,10 +158,10 @@ class PlanContext(Model):
 
 
 class Said(Model):
-    """The source of a value: the user, the principal, or a field of a tool's output.
+    """A source that asserted or mentioned a value.
 
-    The source asserted or mentioned the value. `origin` is `human` if the user said the value. `source` is `tool` or
-    `tool/field`. `counterparty`: the other side of the transaction chose the value.
+    `origin` is `human` if the user said the value. `source` is `tool` or `tool/field` if a tool's output had it.
+    `counterparty`: the other side of the transaction chose it.
     """
 
     origin: Literal["human", "principal", "system", "internal", "external"]
@@ -188,9 +192,9 @@ class ArgumentProvenance(ItemProvenance):
 
 
 class DeviationContext(Model):
-    """`argument` differs from the mandate; it is empty if the whole call differs.
+    """A difference between the call and the mandate.
 
-    `code` says how, as `audit.explanation.DEVIATIONS` explains.
+    `argument` is empty if the whole call differs. `audit.explanation.DEVIATIONS` explains `code`.
     """
 
     argument: str
@@ -200,9 +204,9 @@ class DeviationContext(Model):
 class MandateContext(Model):
     """The call's `standing`: how the call compares with the task's mandate.
 
-    `covered`: a step that is not used up orders exactly this call. `deviates`: a step orders the tool, but not this
-    call. `forbidden`: a prohibition or a limit excludes the call. `outside`: no step orders the tool. `none`: there is
-    no mandate. `backed`: no critical argument has the standing `outside`. `source`: who compiled the mandate.
+    `covered`: a step orders exactly this call and is not used up. `deviates`: a step orders the tool, but not this
+    call. `forbidden`: a prohibition or a limit excludes the call. `outside`: no step orders the tool. `none`: the task
+    has no mandate. `backed`: no critical argument has the standing `outside`. `source`: who compiled the mandate.
     """
 
     standing: CallStanding = "none"
@@ -216,11 +220,11 @@ class MandateContext(Model):
 class CallContext(Model):
     """The tool call.
 
-    `args` are the arguments as parsed for the tool; a long uncritical text is given by digest and length. `provenance`
-    has the origin of each critical argument. `sink` is where this call's arguments go: `none` if a tool that sends got
-    no recipient. `changed` are the tools that supplied critical arguments and whose data has changed since the plan.
-    `repeats` counts the permitted calls of this tool with the same critical arguments since the user's last message (an
-    answer to a question is not one), including earlier calls of this model message.
+    `args` are the arguments as parsed for the tool. A long uncritical text is replaced by its digest and length.
+    `provenance` shows where each critical argument came from. `sink` is where this call's arguments go; it is `none` if
+    all recipients are empty. `changed` lists tools that supplied critical arguments and whose data changed after the
+    plan. `repeats` counts the permitted calls of this tool with the same critical arguments since the user's last
+    message. It includes earlier calls of the same model message. An answer to a question is not a message.
     """
 
     id: str | None = None
@@ -237,11 +241,12 @@ class CallContext(Model):
 class HistoryContext(Model):
     """The steps taken so far on this thread, in bounded space.
 
-    `denials` counts denied steps without outages, `streak` those since the last permitted call. `unplanned` counts
-    denied side effects that no plan held, `tainted` those with critical arguments of standing `outside`. `rotations`
-    counts task changes by others, since the last change by the subject and the last side effect. `last_minute` counts
-    permitted calls, up to `facts.history.TIMES`. `classes_read` are the data classes that any agent of the thread read,
-    `classes_held` those that the acting agent may know of (`facts.history`), or null.
+    `denials` counts denied steps, except those that an outage denied. `streak` counts those since the last permitted
+    call. `unplanned` counts denied side effects that no plan held. `tainted` counts denied side effects that have
+    critical arguments with the standing `outside`. `rotations` counts changes of the task by others, since the subject
+    last changed it and since the last side effect. `last_minute` counts permitted calls, up to `facts.history.TIMES`.
+    `classes_read` lists data classes that any agent of the thread read. `classes_held` lists those that the acting
+    agent may know.
     """
 
     steps: int = 0
@@ -261,7 +266,7 @@ class HistoryContext(Model):
 class LeaseContext(Model):
     """The run's lease. `grant` is `Grant.to_json()`; null means every reachable tool.
 
-    `seconds` (of ledger time) and `steps` (of `history.steps`) count from the beginning of the root entry.
+    `seconds` (of ledger time) and `steps` (of `history.steps`) count from the start of the root entry.
     """
 
     jti: str
@@ -273,10 +278,10 @@ class LeaseContext(Model):
 
 
 class ApprovalContext(Model):
-    """An approval on record for exactly this call.
+    """The recorded approval of exactly this call.
 
-    `edited_from`: an approver replaced a call of this tool by the present call. `approvers` are all who approved, each
-    as `type:id`.
+    `edited_from`: tool of the call that an approver replaced by this one. `approvers` lists all who approved, as
+    `type:id`.
     """
 
     source: Literal["interrupt", "hitl", "application"]
@@ -288,7 +293,7 @@ class ApprovalContext(Model):
 
 
 class LocalContext(Model):
-    """The local time at `now` in `RuntimeAuthz(zone=...)`. `weekday` 1 is Monday."""
+    """The local time of `now` in `RuntimeAuthz(zone=...)`. `weekday` 1 is Monday."""
 
     zone: str
     date: str
@@ -298,7 +303,7 @@ class LocalContext(Model):
 
 
 class Context(Model):
-    """The execution state at the step. If `local` is null, let rules on time deny."""
+    """The execution state at the step. Rules on local time should deny a null `local`."""
 
     schema_version: Literal[2] = SCHEMA_VERSION
     now: int
@@ -323,7 +328,7 @@ class EvaluationRequest(Model):
     context: Context
 
     def to_json(self) -> bytes:
-        """Return the UTF-8 JSON for a PDP. Each call serialises again: keep the result."""
+        """Return the UTF-8 JSON for a PDP. Not cached, so store the result."""
         return self.__pydantic_serializer__.to_json(self, by_alias=True)
 
 
@@ -353,12 +358,12 @@ class Decision:
 
     Attributes:
         outcome: `permit`, `deny`, `approval_required` (an approver can permit it) or `halt` (a deny that revokes).
-        reasons: stable codes, most telling first; never empty on a deny.
-        decision_id: the id of the audit record. A model reads this id, and no reason.
-        failure: `mapping` (the state cannot be put into a request), `pdp` (the engine gave no usable answer) or
-            `enforcement` (this package refused the step); `None` if the policy decided.
-        ttl: seconds for which a run may reuse a permit of `node/enter` or `model/call`, while epoch and policy revision
-            stay the same. With 0, only permits for tool nodes and models are reused.
+        reasons: stable codes, the most specific first; never empty for a deny.
+        decision_id: the id of the audit record. A model sees this id, and never a reason.
+        failure: `mapping` (the step cannot be put into a request), `pdp` (the engine gave no usable answer) or
+            `enforcement` (this package refused the step). None if the policy decided.
+        ttl: seconds for which a run may reuse a permit of `node/enter` or `model/call` in the same epoch and policy
+            revision. With 0, only permits of tool nodes and models are reused.
         pdp_decision_id: the PDP's own id of this decision, if it gave one, to find the entry in the PDP's log.
     """
 
@@ -378,7 +383,7 @@ class Decision:
 
     @property
     def reason(self) -> str:
-        """Return the first reason's code, or an empty text on a plain permit."""
+        """Return the first reason's code, or "" for a permit without reasons."""
         return self.reasons[0] if self.reasons else ""
 
     def _repr_html_(self) -> str:
@@ -386,7 +391,7 @@ class Decision:
 
 
 def deny(code: str, failure: Failure | None = "enforcement", revision: str = "") -> Decision:
-    """Return a deny that this package itself gives."""
+    """Return a deny by this package itself, not by the policy."""
     return Decision("deny", (str(code),), failure=failure, policy_revision=revision)
 
 
@@ -395,7 +400,7 @@ def strict_json(text: str | bytes | bytearray) -> Any:
 
     Raises `ValueError`, or `RecursionError` if it is nested too deeply.
     """
-    # `json` guesses the encoding of bytes. It would take UTF-16 and a byte order mark, which other parsers refuse.
+    # Decode here: `json` would also accept bytes in UTF-16 or with a byte order mark, which other parsers refuse.
     text = text if isinstance(text, str) else text.decode()
     return json.loads(text, parse_constant=_finite, parse_float=_finite, object_pairs_hook=_unique)
 

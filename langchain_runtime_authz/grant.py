@@ -1,8 +1,9 @@
-"""Grants, and the lattice they form.
+"""Grants, and the lattice that they form.
 
-`a.meet(b)` is the greatest grant that both permit. `a.covers(b)` holds exactly if `a ⊓ b = b`. `None` in a field
-is the top of that field (no limit), and `Grant()` is the top of the lattice. `tests/property/test_grant_lattice.py`
-proves meet idempotent, commutative, associative and monotone, and that `permits` respects it.
+`a.meet(b)`, also written `a ⊓ b`, is the greatest grant that both permit. `a.covers(b)` holds exactly if `a ⊓ b = b`.
+`None` in a field means no limit, the top of that field; `Grant()` is the top of the lattice.
+`tests/property/test_grant_lattice.py` tests that meet is idempotent, commutative, associative and monotone, and that
+`permits` respects it.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class Constraint(_Frozen):
     @model_validator(mode="before")
     @classmethod
     def _normalise(cls, data: Any) -> Any:
-        """Reduce to a normal form, so that constraints of one meaning compare equal."""
+        """Bring the constraint to a normal form, so that equal meanings compare equal."""
         if not isinstance(data, Mapping):
             return data
         data = {k: v for k, v in data.items() if v is not None}
@@ -113,8 +114,8 @@ class Grant(_Frozen):
         args: tool → argument → `Constraint`. A constrained argument must be present.
         data_classes: only tools whose profile has one of these data classes may be used.
         sinks: only tools whose profile has one of these sinks (`none`, `internal`, `external`) may be used.
-        audiences: audiences for which a tool may have a token minted. Without a token the tool may still run.
-        steps: ids of the mandate's steps that the run may use up. A call of another step deviates: a person is asked.
+        audiences: audiences for which a tool may get a token. A tool for other audiences may run, but gets no token.
+        steps: ids of the mandate's steps that the run may use up. Calls of other steps deviate, so a person is asked.
         max_depth: the greatest delegation depth at which the grant holds.
         budgets: counter → number of permitted calls, counted over all runs and agents of a thread. A counter is a
             tool's name, `effect:<effect>`, or `agent/invoke` for delegations.
@@ -134,12 +135,12 @@ class Grant(_Frozen):
     @model_validator(mode="before")
     @classmethod
     def _normalise(cls, data: Any) -> Any:
-        """Drop empty constraints, so that grants of one meaning compare equal."""
+        """Drop empty constraints, so that grants of equal meaning compare equal."""
         if isinstance(data, Mapping) and isinstance(data.get("args"), Mapping):
             args = {
                 tool: {name: Constraint.model_validate(c) for name, c in named.items()}
                 if isinstance(named, Mapping)
-                else named  # refused below: an unreadable constraint must not count as none
+                else named  # pydantic refuses it: a malformed constraint must not count as no constraint
                 for tool, named in data["args"].items()
                 if not isinstance(named, Mapping) or named
             }
@@ -165,14 +166,14 @@ class Grant(_Frozen):
         return self.meet(other) == other
 
     def attenuate(self, request: Grant | None) -> Grant:
-        """Return a child's grant: `self ⊓ request`, or `self` without a request."""
+        """Return a child's grant: `self ⊓ request`, or `self` if `request` is None."""
         # INVARIANT: self.covers(self.attenuate(x)) for every x.
         return self if request is None else self.meet(request)
 
     def refuses(
         self, *, tool: str, args: Mapping[str, object], data_class: str, sink: str, depth: int, now: float
     ) -> Code | None:
-        """Return the code with which this grant refuses a call; `None` permits the call.
+        """Return the code with which this grant refuses a call, or None for a permit.
 
         Budgets are not checked here, because the ledger counts them atomically with the claim.
         """
@@ -192,7 +193,7 @@ class Grant(_Frozen):
         return None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the JSON form, without the fields that are at the top of the lattice."""
+        """Return the JSON form, without the fields that set no limit."""
         return self.model_dump(mode="json", exclude_defaults=True, exclude_none=True)
 
 

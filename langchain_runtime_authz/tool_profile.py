@@ -1,13 +1,12 @@
 """Profiles of tools: what a tool does, where it sends, which arguments matter.
 
-Profiles for common third-party tools come with the package: `load_profiles("langchain")`.
+Declare a profile by a mapping or YAML file in `RuntimeAuthz(profiles=...)`, by the `@profile(...)` decorator, or by a
+`ToolProfile` under `tool.metadata["runtime_authz"]`. Plain data in a tool's metadata, like MCP annotations, may come
+from a server. So it is only a hint, which can raise the tool's risk. `load_profiles("langchain")` loads shipped
+profiles of common third-party tools.
 
-There are three ways to declare a profile: a mapping or YAML file in `RuntimeAuthz(profiles=...)`, the
-`@profile(...)` decorator, or a `ToolProfile` under `tool.metadata["runtime_authz"]`. Plain data in a tool's
-metadata, like MCP annotations, may come from a server. So it is only a hint, which can raise the tool's risk.
-
-A profile is pinned to a digest of the tool's name, description and schema. The profile gives the digest, or else the
-digest is taken when the tool is first guarded. A tool that changes afterwards is unprofiled.
+A profile is pinned to a digest of the tool's name, description and schema. If the profile has no `digest`, the digest
+is taken when the tool is first guarded. A tool that changes afterwards is unprofiled.
 """
 
 from __future__ import annotations
@@ -31,13 +30,13 @@ from langchain_runtime_authz.errors import Code, ConfigError, wrong_field
 METADATA_KEY: Final = "runtime_authz"
 
 Effect = Literal["compute", "read", "fetch", "write", "send", "pay", "delete", "admin"]
-# From least to most harmful. Hints only move to the right.
+# Effects go from least to most harmful. A hint can only replace an effect by a more harmful one.
 HARMLESS: Final = ("compute", "read", "fetch")
 EFFECTS: Final[tuple[Effect, ...]] = get_args(Effect)
 Verdict = Literal["permit", "ask", "deny"]
 Sink = Literal["none", "internal", "external"]
 SINKS: Final[tuple[Sink, ...]] = get_args(Sink)
-FACTS: Final = ("effect", "sink", "data_class", "verdict")  # as a request tells them
+FACTS: Final = ("effect", "sink", "data_class", "verdict")  # which a request contains
 Kind = Literal["principal", "url", "object", "name", "channel", "amount", "place", "value"]
 Trust = Literal["system", "internal", "external"]
 
@@ -67,45 +66,45 @@ _T = TypeVar("_T")
 class ToolProfile(BaseModel):
     """The facts about a tool on which policy decides.
 
-    A *field* of the output is its dotted path of names, without list indices: `sender`, `attachments.title`. A
-    statement about a field holds for everything below it. `""` is the output itself.
+    A *field* of the output is named by a dotted path without list indices: `sender`, `attachments.title`. The path `""`
+    is the whole output. A statement about a field holds for everything below it.
 
     Attributes:
         effect: what a call does; `fetch` is a read whose address is visible outside. `compute` reads and changes
             nothing, and its arguments go nowhere.
         sink: where the call's arguments end up.
-        verdict: `ask` asks about each call and `deny` denies it. `permit` lifts the policy's questions. It does not
-            lift the policy's denials, nor what the mandate forbids or wants confirmed.
+        verdict: `ask` asks about each call, and `deny` denies it. With `permit`, the policy asks no questions. Its
+            denials still apply, and so does what the mandate forbids or wants confirmed.
         critical: argument → kind, for arguments that decide whom or what a call hits. A dotted path leads into an
             argument: `attachments.file_id`. Critical arguments are the request's `target` and are never shortened. The
             kinds `principal`, `url` and `channel` are destinations. An `object` exists already, a `name` is new.
         when: arguments that are dates or times.
         text: free-text arguments.
-        free: arguments that decide nothing, like the language of an answer. Every other argument of a side effect counts as
-            critical for the mandate (`mandate.call_matching`).
+        free: arguments that decide nothing, like the language of an answer. All other arguments of a side effect are
+            compared with the mandate (`mandate.call_matching`).
         injected: arguments that a node's code may add to the model's. An added one is not part of the decision.
         data_class: the class of the data that the tool returns or handles; `class` in a file.
-        trust: who writes the output; or by field, `{"": external, id: system}`.
-        prose: free-text fields. A value inside one is a mention, not an assertion.
+        trust: who writes the output. To say it by field: `{"": external, id: system}`.
+        prose: free-text fields. A value inside such a text is a mention, not an assertion.
         counterparty: fields whose value the other side of a transaction chose.
-        author: the field that says who made a record. If it names the subject (`Subject.properties["identifiers"]`), no
-            outsider chose the fields next to it.
+        author: the field that names a record's maker. If the maker is the subject
+            (`Subject.properties["identifiers"]`), no outsider chose the record's other fields.
         intent: orders by which a user asks for the tool, with arguments in braces, like `book {room} [on {date}]`; or
             verbs, which suggest plain orders. Only `mandate.words` reads them.
         synonyms: argument → words of users → the value that they stand for, like `{environment: {prod: production}}`.
-        reaches: names of other declared tools that a call can start; the policy decides on the whole chain. Also
-            audiences, as URLs, of the services behind the tool, for which a call's token may be exchanged.
-        resource: the name of what a read returns, with arguments in braces: `file:{path}`. `RuntimeAuthz.data_changed`
+        reaches: names of other declared tools that a call can start; the policy decides on the whole chain. And URLs
+            of services behind the tool: a call's token may be exchanged for a token with this audience.
+        resource: a name for what a read returns, with arguments in braces: `file:{path}`. `RuntimeAuthz.data_changed`
             takes this name.
-        version: the output field that changes with the content, like an ETag; by default the whole output.
-        question: what an approver is asked above the exact arguments, like `Pay {amount} to {recipient}?`.
-        decisions: what an approver may answer: `approve` and `reject`, and if you like `edit` and `respond`.
+        version: the output field that changes with the content, like an ETag. By default, the whole output is compared.
+        question: the first line of a question to an approver, like `Pay {amount} to {recipient}?`.
+        decisions: the answers that an approver may give: `approve` and `reject`, optionally `edit` and `respond`.
         audience: audiences for which a per-call token may be minted.
-        token: how a token holds the call's arguments: `digest` hides their values, `plain` shows them.
+        token: how a token represents the call's arguments: `digest` hides their values, `plain` shows them.
         idempotent: True if a call whose outcome is unknown may run again.
-        digest: the `tool_digest` of the reviewed tool; pinned at first sight if absent.
-        origin: the top-level package that holds the tool's code. A tool of another package does not get the profile.
-        arguments: the names of all arguments that the tool takes. A tool that takes others does not get the profile.
+        digest: the `tool_digest` of the reviewed tool. By default, its digest when it is first guarded.
+        origin: the top-level package that holds the tool's code. The profile applies to tools of this package only.
+        arguments: the names of all arguments of the tool. The profile does not apply to a tool with others.
         draft: True until somebody has reviewed the profile. Until then the tool counts as unprofiled.
     """
 
@@ -142,7 +141,7 @@ class ToolProfile(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _computes(cls, fields: Any) -> Any:
-        """Give a `compute` tool its own defaults: nothing leaves, and nothing is read."""
+        """Give a `compute` tool its defaults: the sink `none` and the data class `public`."""
         if not isinstance(fields, Mapping) or fields.get("effect") != "compute":
             return fields
         named = {"data_class": "public"} if fields.keys().isdisjoint(("class", "data_class")) else {}
@@ -172,7 +171,7 @@ class ToolProfile(BaseModel):
 
     @cached_property
     def orders(self) -> tuple[str, ...]:
-        """The whole orders in `intent`."""
+        """The entries of `intent` that are whole orders, not only verbs."""
         return tuple(said for said in self.intent if not {*"{}[]()|"}.isdisjoint(said))
 
     def _arguments_of(self, field: str) -> list[str]:
@@ -184,7 +183,7 @@ class ToolProfile(BaseModel):
         return names
 
     def named(self) -> dict[str, Sequence[str]]:
-        """Return profile field → paths of the arguments that the field names."""
+        """Return a mapping: profile field → paths of the arguments that it names."""
         worded = {field: self._arguments_of(field) for field in ("resource", "question")}
         ordered = {name_in(item) for item in items(*filter(str.strip, self.intent)) if item[0] == "{"}
         listed = {field: tuple(getattr(self, field)) for field in ("critical", "when", "text", "free")}
@@ -209,30 +208,30 @@ class ToolProfile(BaseModel):
         return tuple(n for p in (self, *dict(self._chain).values()) for n in p.reaches if "://" in n)
 
     def chain(self) -> list[dict[str, Any]]:
-        """Return the tools that a call can start (`reaches`), directly or indirectly."""
+        """Return name and facts of each tool that a call can start, also indirectly."""
         return [{"tool": n, **p.model_dump(include=set(FACTS), exclude_none=True)} for n, p in self._chain]
 
     def differs(self, told: Mapping[str, Any]) -> bool:
-        """Return True if a request's `resource.properties` tell other facts of the tool."""
+        """Return True if the facts in a request differ from those of this profile."""
         return any(told.get(name) != getattr(self, name) for name in FACTS)
 
     @cached_property
     def side_effect(self) -> bool:
-        """True if a call changes something: not for `compute`, `read` and `fetch`."""
+        """True if the effect is neither `compute`, `read` nor `fetch`."""
         return self.effect not in HARMLESS
 
     @cached_property
     def inside(self) -> bool:
-        """True if a call only writes, and inside the application."""
+        """True if the effect is `write` and the arguments stay inside the application."""
         return self.effect == "write" and self.sink != "external"
 
     @cached_property
     def ordered(self) -> bool:
-        """True if a call is compared with the mandate: not for `compute` and `read`."""
+        """True if calls are compared with the mandate: all but `compute` and `read`."""
         return self.effect not in ("compute", "read")
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """Return a copy without what was computed from the original's fields."""
+        """Return a copy without cached values of the original."""
         copied = super().model_copy(update=update, deep=deep)
         for name in copied.__dict__.keys() - type(self).model_fields.keys():
             del copied.__dict__[name]
@@ -244,7 +243,7 @@ UNPROFILED: Final = ToolProfile()
 
 
 def as_unprofiled(declared: ToolProfile) -> ToolProfile:
-    """Return the default profile, keeping only a declared verdict `ask` or `deny`."""
+    """Return `UNPROFILED`, with the declared verdict if it is `ask` or `deny`."""
     strict = declared.verdict in ("ask", "deny")
     return UNPROFILED.model_copy(update={"verdict": declared.verdict}) if strict else UNPROFILED
 
@@ -252,8 +251,8 @@ def as_unprofiled(declared: ToolProfile) -> ToolProfile:
 def profile(**fields: Any) -> Callable[[_T], _T]:
     """Declare a profile: `@profile(effect="pay", critical={"to": "principal"})`.
 
-    Put the decorator above `@tool`, because it needs the tool object. Raises `ConfigError`: a field is wrong, or the
-    object has no `metadata` to hold the profile.
+    Put the decorator above `@tool`, because it needs the tool object. Raises `ConfigError` if a field is wrong, or if
+    the object has no `metadata`.
     """
     declared = _validate("the decorator", fields)
 
@@ -274,7 +273,7 @@ def load_profiles(source: Source | Sequence[Source] | None) -> dict[str, ToolPro
 
     `source` is a mapping, a YAML file `{tools: {name: {…}}}` (`runtime-authz init` adds `mandates` and `tests`), a name
     of `SHIPPED`, or a list of these. In a list the later profile of a tool replaces the earlier one. A word of `SWITCHES`
-    stands for a whole profile. Raises `ConfigError`: `profile_invalid`, naming the file, the tool and the field.
+    stands for a whole profile. Raises `ConfigError` (`profile_invalid`) with the file, the tool and the field.
     """
     found: dict[str, ToolProfile] = {}
     of: dict[str, str] = {}
@@ -316,7 +315,7 @@ FILE_KEYS: Final = frozenset({"tools", "mandates", "tests"})
 
 
 def argument(args: Mapping[str, Any], path: str) -> Any:
-    """Return an argument's value, or the values at a dotted path; `None` if absent."""
+    """Return an argument's value; for a dotted path, a list of values; None if absent."""
     name, *inner = path.split(".")
     value = args.get(name)
     for step in inner:
@@ -337,7 +336,7 @@ def kind_of(profile: ToolProfile, name: str) -> str:
 
 
 class FieldTrust(NamedTuple):
-    """The writer of one field of the output, and the nature of the field."""
+    """The trust in one field of the output. `origin`: who writes the field."""
 
     origin: Trust
     prose: bool
@@ -345,7 +344,7 @@ class FieldTrust(NamedTuple):
 
 
 def field_trust(profile: ToolProfile, path: str) -> FieldTrust:
-    """Return who writes a field of the output, by the path's longest declared prefix."""
+    """Return the trust in an output field, as declared for it or a field above it."""
     if not isinstance(profile.trust, dict) and not (profile.prose or profile.counterparty):
         return FieldTrust(profile.trust, False, False)
     prefixes = [path]
@@ -378,7 +377,7 @@ def _validate(where: str, fields: object, name: str = "") -> ToolProfile:
 def raise_by_hints(base: ToolProfile, metadata: Mapping[str, Any] | None, name: str) -> ToolProfile:
     """Return `base`, with a riskier effect if the tool's name or metadata hints at it.
 
-    Reads verbs in the tool's name and the MCP annotation `destructiveHint`. `readOnlyHint` is ignored.
+    Hints are verbs in the tool's name and the MCP annotation `destructiveHint`. `readOnlyHint` is ignored.
     """
     words = {w.lower() for w in _WORDS.findall(name)}
     hinted: list[Effect] = [effect for verbs, effect in _VERBS if words & verbs]
@@ -398,5 +397,5 @@ _VERBS: Final[tuple[tuple[frozenset[str], Effect], ...]] = (
 
 
 def tool_digest(name: str, description: str, schema: Any) -> str:
-    """Return the digest of what a tool's reviewer saw: name, description and schema."""
+    """Return the digest of name, description and schema, which a tool's reviewer sees."""
     return digest(project({"name": name, "description": description, "schema": schema}))
