@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from decimal import ROUND_CEILING, Decimal, InvalidOperation
 from difflib import get_close_matches
@@ -23,7 +23,7 @@ from typing import Any, Final, NamedTuple
 
 from pydantic import ValidationError
 
-from langchain_runtime_authz._validate import checked_callable, checked_seconds, wrong
+from langchain_runtime_authz._validate import checked_seconds, wrong
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError
 from langchain_runtime_authz.evaluation import REASON_CODE, Obligation, strict_json
 from langchain_runtime_authz.grant import Grant
@@ -39,7 +39,6 @@ Json = Mapping[str, Any]
 _MAX_DECIMAL: Final = Decimal("922337203685477.5807")
 _DIGITS: Final = Decimal("0.0001")
 _NO_MANDATE: Final[Json] = {"standing": "none", "backed": False, "source": None, "deviations": []}
-ToCedar = Callable[[Json], dict[str, Any]]
 
 
 class CedarPDP(InProcess):
@@ -52,8 +51,6 @@ class CedarPDP(InProcess):
         schema: text or path of a Cedar schema (not in the JSON form). Required with your own `policies`.
         entities: entities in Cedar's JSON form (a list, or the path of a file): groups, say, or `Data::"policy"`.
         obligations: `{"type": …, "properties": {…}}` by name, for `@obligation`.
-        to_cedar: turns a request's JSON into `{principal, action, resource, context}`, as `cedar_request` does. It may
-            add `entities` for this request alone.
         deadline: seconds within which the calls of one message must be answered.
 
     Raises:
@@ -73,7 +70,6 @@ class CedarPDP(InProcess):
         schema: str | Path | None = None,
         entities: Sequence[Mapping[str, Any]] | Path | None = None,
         obligations: Mapping[str, Mapping[str, Any]] | None = None,
-        to_cedar: ToCedar | None = None,
         deadline: float = DEFAULT_DEADLINE,
     ) -> None:
         self.deadline = checked_seconds("deadline", deadline)
@@ -94,7 +90,6 @@ class CedarPDP(InProcess):
             raise wrong("entities", "a list of entities, or a path", entities)
         known = _text("entities", entities) if isinstance(entities, Path) else _dump(list(entities or ()))
         table = _table(obligations or {})
-        self._to_cedar = cedar_request if to_cedar is None else checked_callable("to_cedar", to_cedar)
         self._evaluate_all = cedarpy.is_authorized_batch
         try:
             self._policies = cedarpy.PolicySet.from_str(source)
@@ -148,7 +143,7 @@ class CedarPDP(InProcess):
 
     def _judged(self, request: Json) -> tuple[str, list[_Said]]:
         """Return Cedar's verdict, and the annotations of the policies that determined it."""
-        asked = self._to_cedar(request)
+        asked = cedar_request(request)
         own = asked.pop("entities", None)
         known = self._entities.with_added_json_str(json.dumps(own)) if own else self._entities
         (result,) = self._evaluate_all([asked], self._policies, known, self._schema)

@@ -39,8 +39,8 @@ class WasmPDP(InProcess):
 
     Args:
         wasm: path or bytes of a compiled policy; by default the shipped one.
-        data: mapping, or path of a JSON file. For the shipped policy: the members of its data.json to change
-            (`merge_data`), or an edited copy of data.json. For a policy of your own: its whole data document.
+        data: for the shipped policy: the members of its data.json to change (`merge_data`), or an edited copy of
+            data.json. For a policy of your own: its whole data document.
         entrypoint: the rule that answers `{"decision": …, "context": {…}}`. If the policy also has an
             entrypoint `batch` that answers `{"requests": [input, …]}` with a list of such documents, the
             calls of a message are decided in one evaluation.
@@ -62,7 +62,7 @@ class WasmPDP(InProcess):
         self,
         *,
         wasm: str | Path | bytes | None = None,
-        data: Json | str | Path | None = None,
+        data: Json | None = None,
         entrypoint: str = "runtime_authz/decision",
         pool_size: int = 4,
         timeout: float = 1.0,
@@ -74,11 +74,7 @@ class WasmPDP(InProcess):
         if not isinstance(code, bytes):
             at: Traversable = SHIPPED / "policy.wasm" if code is None else checked_path("wasm", code)
             code = _read(at, "policy")
-        given: object = {} if data is None else data
-        if isinstance(data, str | Path):
-            path = checked_path("data", data)
-            given = read_json(_read(path, "data"), path.name)
-        document = _canonical(given)
+        document = _canonical({} if data is None else data)
         if wasm is None:
             document = merge_shipped(document)
             if data is not None:

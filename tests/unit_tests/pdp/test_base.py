@@ -212,7 +212,7 @@ MADE: list[tuple[Callable[..., Any], dict[str, Any], set[str]]] = [
         {"url", "evaluation", "evaluations", "timeout", "ca_file", "client_cert", "token_file", "proxy", "pool_size"},
     ),
     (WasmPDP, {}, {"wasm", "data", "entrypoint", "pool_size", "timeout", "deadline"}),
-    (CedarPDP, {}, {"entities", "to_cedar", "deadline"}),
+    (CedarPDP, {}, {"entities", "deadline"}),
     (CedarPDP, {"policies": TEXT, "schema": "entity User;"}, {"policies", "schema", "obligations"}),
     (
         ReloadingPDP, {"source": Path("absent")},

@@ -168,18 +168,17 @@ def test_a_policy_that_errs_denies() -> None:
     assert (decision.outcome, decision.reason, decision.failure) == ("deny", Code.PDP_ERROR, "pdp")
 
 
-def test_no_decision_denies() -> None:
+def test_no_decision_denies(monkeypatch: pytest.MonkeyPatch) -> None:
     """A number beyond Cedar's, or a context that does not fit the schema, is no decision and a deny."""
     permissive = CedarPDP(policies=ALL, schema=SCHEMA)
     assert ask(permissive).permit
     for overrides in ({"context.now": 2**63}, {"resource.type": "agent"}):
         assert ask(permissive, overrides).reason == Code.PDP_ERROR
     for broken in ({"now": None}, {"now": 1.5}, {"more": True}):
-        pdp = CedarPDP(
-            policies=ALL, schema=SCHEMA,
-            to_cedar=lambda r, broken=broken: {**cedar_request(r), "context": {**cedar_request(r)["context"], **broken}},  # type: ignore[misc]
-        )
-        assert ask(pdp).reason == Code.PDP_ERROR, broken
+        with monkeypatch.context() as other:
+            made = lambda r, broken=broken: {**cedar_request(r), "context": {**cedar_request(r)["context"], **broken}}
+            other.setattr("langchain_runtime_authz.pdp.cedar.cedar_request", made)
+            assert ask(permissive).reason == Code.PDP_ERROR, broken
 
 
 def test_one_failure_in_a_batch_leaves_the_others_alone(sample: CedarPDP) -> None:
