@@ -133,7 +133,7 @@ class FileSink(_Shown):
         self._at = (0, 0, chain.GENESIS)
         self._left: str | None = None  # head of the file that was moved away, until the new file holds all of `_owed`
         self._owed: list[dict[str, Any]] = []
-        self._anchors: dict[str, object] = {}  # newest commit of each tenant's ledger
+        self._anchors: dict[str, Any] = {}  # newest commit of each tenant's ledger
         in_child(self._forked)
         self._write(None)
 
@@ -280,6 +280,8 @@ class FileSink(_Shown):
         if open_end:
             # If only the newline is missing, the record is whole: one byte cannot be torn.
             self._put(b"\n")
+        if record is not None and (tenant := tenant_of(record)) is not None:
+            self._anchors[tenant] = record[ANCHOR]
         seq = (0 if record is None else record["seq"] + 1) + len(fragments)
         # With fragments, the size is one too small: until the `torn` record is written, the file's end is read again.
         self._at = (os.fstat(self._fd).st_size - bool(fragments), seq, fragments[-1] if fragments else after)
@@ -298,12 +300,15 @@ class FileSink(_Shown):
 
     def _append(self, record: Mapping[str, Any]) -> None:
         size, seq, head = self._at
+        tenant = tenant_of(record)
+        if tenant in self._anchors and _older(record, self._anchors[tenant]):  # than what another process has seen
+            record = {**record, ANCHOR: self._anchors[tenant]}
         line = chain.make_line(record, seq, head)
         if len(line) >= chain.MAX_LINE:
             raise AuditError(Code.AUDIT_UNAVAILABLE, f"{self.path.name}: the record is too long")
         self._put(line + b"\n")
         self._at = (size + len(line) + 1, seq + 1, chain.line_hash(line))
-        if (tenant := tenant_of(record)) is not None:
+        if tenant is not None:
             self._anchors[tenant] = record[ANCHOR]
 
     def _put(self, data: bytes) -> None:
@@ -410,6 +415,12 @@ def _backward(file: BinaryIO, name: str) -> Iterator[bytes]:
         # A line may be longer than a block.
         end, length = start, length if lines else 2 * length
     yield rest
+
+
+def _older(record: Mapping[str, Any], seen: Mapping[str, Any]) -> bool:
+    """Return True if a record names an older commit, except after a restore."""
+    same = record[ANCHOR].get("ledger") == seen.get("ledger") and record.get("event") != "restored"
+    return same and int(record[ANCHOR].get("position", 0)) < int(seen.get("position", 0))
 
 
 def tenant_of(record: Mapping[str, Any]) -> str | None:

@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.audit.chain import verify_chain
 from langchain_runtime_authz.audit.sinks import FileSink
-from langchain_runtime_authz.errors import AuditError, Code, LedgerError
+from langchain_runtime_authz.errors import AuditError, AuthzDenied, Code, LedgerError
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.ledger.sqlite import SqliteLedger
 from langchain_runtime_authz.testing import StaticPDP
@@ -71,6 +73,28 @@ def test_the_same_ledger_starts_again(house: House) -> None:
     for authz in (first, second):
         house.stop(authz)
     house.work(thread="v")
+
+
+@pytest.mark.parametrize("killed", [True, False], ids=["last", "twin"])
+def test_an_idle_process_that_writes_last_hides_no_rollback(house: House, killed: bool, tmp_path: Path) -> None:
+    """It denies without a look at the ledger, and knows a commit of before. In the twin it writes nothing."""
+    idle = RuntimeAuthz(
+        pdp=StaticPDP(True), profiles=PROFILES, ledger=SqliteLedger(house.path), audit=FileSink(house.log, content=True),
+        kill_switch=tmp_path / "kill",
+    )
+    house.work(idle)
+    with closing(sqlite3.connect(house.path)) as here, closing(sqlite3.connect(house.path.with_suffix(".old"))) as old:
+        here.backup(old)
+    house.stop(house.work(thread="u"))
+    if killed:
+        (tmp_path / "kill").touch()
+        with pytest.raises(AuthzDenied):
+            idle.session(subject="alice", task="pay", thread="t")
+        assert '"killed"' in house.log.read_text().splitlines()[-1]
+    house.stop(idle)
+    house.path.with_suffix(".old").replace(house.path)
+    house.refused()
+    assert verify_chain(house.log).ok
 
 
 def test_a_backup_that_went_on_by_itself_is_refused(house: House) -> None:
