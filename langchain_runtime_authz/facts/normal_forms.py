@@ -65,6 +65,7 @@ _MDY: Final = lazy(
 )
 _DMY: Final = lazy(rf"(\d(?<!\w.)\d?)(?i:(?:st|nd|rd|th)? (?:of )?{_MONTH}(?:,? (\d{{4}}))?)(?![\w])")
 _SLASH: Final = lazy(r"(\d(?<![\w/.].)\d?)[/.](\d{1,2})[/.](\d{4})(?![\w/])")
+_OF_YEAR: Final = lazy(rf"(?<!\w){_MONTH},? ?(\d{{4}})(?!\w)", re.IGNORECASE)
 # What a value that is only a date may hold in addition: a time zone, which is ignored, and words like "at".
 _ZONE: Final = lazy(r"(?<=:\d\d)(?:\.\d{1,6})? ?(?:Z|UTC|GMT|[+-]\d\d:?\d\d)$", re.IGNORECASE)
 _BESIDE: Final = lazy(
@@ -323,6 +324,17 @@ def _dates(text: str, *, said: bool) -> Iterator[tuple[str, tuple[int, int]]]:
         hour += 12 if half == "pm" else 0
         if hour < 24 and minute < 60:
             yield f"time:{hour:02}:{minute:02}", found.span()
+
+
+def iso_dates(text: str) -> str:
+    """Write dates in ISO 8601 that have a year and only one reading, also "May 2026"."""
+    found: dict[tuple[int, int], set[str]] = {}
+    for form, span in _dates(text, said=False):
+        if form.startswith("date:") and form[5] != "-":
+            found.setdefault(span, set()).add(form[5:])
+    for (start, end), days in sorted(found.items(), reverse=True):
+        text = text[:start] + (days.pop() if len(days) == 1 else text[start:end]) + text[end:]
+    return _OF_YEAR.sub(lambda m: f"{m[2]}-{_MONTHS[m[1][:3].lower()]:02}", text)
 
 
 def _date(year: str | None, month: str, day: str, *, said: bool) -> Iterator[str]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, Final
 
 from langchain_runtime_authz.digest import written
 from langchain_runtime_authz.facts.json_copy import parsed
-from langchain_runtime_authz.facts.normal_forms import fold, tidy
+from langchain_runtime_authz.facts.normal_forms import fold, iso_dates, tidy
 from langchain_runtime_authz.facts.provenance import Provenance
 from langchain_runtime_authz.tool_profile import ToolProfile
 
@@ -26,9 +27,10 @@ def resource_of(profile: ToolProfile, args: Mapping[str, Any]) -> str | None:
     return None if name is None else spelled(name)
 
 
+@lru_cache(maxsize=1024)
 def spelled(resource: str) -> str:
     """Return a name in one spelling, because a model may spell arguments differently."""
-    return fold("".join(tidy(resource).split()))
+    return fold("".join(iso_dates(tidy(resource)).split()))
 
 
 def _written(value: Any) -> str:

@@ -96,12 +96,16 @@ def test_unenforced_it_is_acted_on() -> None:
     assert office.paid == [("DE21500105179625862911", 45)]
 
 
-@pytest.mark.parametrize("month", ["may", " May", "MAY "])
-def test_another_spelling_of_what_was_read_is_no_other_resource(month: str) -> None:
+@pytest.mark.parametrize(
+    ("month", "changed"),
+    [*((m, "May") for m in ("may", " May", "MAY ")), *((m, "2026-05") for m in ("May 2026", "may, 2026")),
+     *((m, "May 13, 2026") for m in ("2026-5-13", "13th of May 2026", "13.05.2026"))],
+)
+def test_another_spelling_of_what_was_read_is_no_other_resource(month: str, changed: str) -> None:
     """A hijacked model reads in a spelling that nobody reports. Unenforced the old bill is paid."""
     for protected in (True, False):
         office = Office()
-        graph = built(office, (call("read_bill", {"month": month}, "r1"),), pays_after(office, "bill:May"), protected=protected)
+        graph = built(office, (call("read_bill", {"month": month}, "r1"),), pays_after(office, f"bill:{changed}"), protected=protected)
         with office.authz.run(subject="alice", task="Pay the bill") if protected else nullcontext(), contextlib.suppress(AuthzHalt):
             graph.invoke(human("Pay the bill"), THREAD)
         assert bool(office.paid) is not protected
