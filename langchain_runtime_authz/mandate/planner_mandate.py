@@ -104,7 +104,8 @@ class _Check:
             self.leaving.update(step.sources if step.id in self.leaving else ())
 
     def steps(self) -> tuple[model.Step, ...]:
-        ordered = in_order([self.kept.get(step.id, step) for step in self.mandate.steps], self.profiles)
+        steps = [self.kept.get(step.id, step) for step in self.mandate.steps]
+        ordered = in_order(steps, self.profiles, self.signatures)
         for step, given in zip(ordered, self.mandate.steps, strict=True):
             # A deletion does not go ahead if the copy before it was dropped.
             for needed in (*given.sources, given.after, step.after):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from posixpath import normpath
 
+from langchain_runtime_authz._validate import as_mapping
 from langchain_runtime_authz.facts.normal_forms import fold, identifiers
 from langchain_runtime_authz.mandate.model import Const, Each, Field, OneOf, Pick, Step, Within
 from langchain_runtime_authz.mandate.value_matching import SEVERAL
@@ -18,13 +19,15 @@ Hits = dict[str, object]
 """Target → the place that says it. A list says a common target once, and its steps have no order."""
 
 
-def in_order(steps: Sequence[Step], profiles: Mapping[str, ToolProfile]) -> tuple[Step, ...]:
+def in_order(
+    steps: Sequence[Step], profiles: Mapping[str, ToolProfile], signatures: Mapping[str, Mapping[str, object]]
+) -> tuple[Step, ...]:
     """Return the steps; each that shares a target waits for the one before it.
 
-    What is only sent or paid may go in any order.
+    What is only sent or paid may go in any order. `signatures`: tool → argument → its JSON schema.
     """
     known = {s.tool: profiles.get(s.tool, UNPROFILED) for s in steps}
-    hits = {s.id: _hits(s, known[s.tool]) for s in steps if known[s.tool].side_effect}
+    hits = {s.id: _hits(s, known[s.tool], signatures.get(s.tool, {})) for s in steps if known[s.tool].side_effect}
     lasting = {s.id for s in steps if s.id in hits and known[s.tool].effect not in ("send", "pay")}
     chains: list[set[str]] = []
     for step in (s for s in steps if s.id in hits):
@@ -39,14 +42,17 @@ def in_order(steps: Sequence[Step], profiles: Mapping[str, ToolProfile]) -> tupl
     return tuple(found)
 
 
-def _hits(step: Step, profile: ToolProfile) -> Hits:
+def _hits(step: Step, profile: ToolProfile, schemas: Mapping[str, object]) -> Hits:
     """Return what a step affects. Two tools may concern one person in any order."""
     found: Hits = {}
-    for name, argument in step.args.items():
+    defaults = {n: d for n, s in schemas.items() if n not in step.args and (d := as_mapping(s).get("default"))}
+    for name, argument in {**defaults, **step.args}.items():
         kind = profile.critical.get(name, "object" if profile is UNPROFILED else None)
         place = getattr(argument, "said", None) or step.id
         values: Sequence[object] = ()
-        if isinstance(argument, Const):
+        if name in defaults:  # calls of one tool have no order for it
+            place, values = (step.tool,), (argument,)
+        elif isinstance(argument, Const):
             values = argument.value if isinstance(argument.value, tuple) else (argument.value,)
         elif isinstance(argument, OneOf):
             values = argument.values
@@ -61,7 +67,7 @@ def _hits(step: Step, profile: ToolProfile) -> Hits:
         if kind in TARGETS:
             of = step.tool if kind == "principal" else ""
             found |= {f"{of} {target}".rstrip("/"): at for target, at in targets.items()}
-    return found or {step.tool: step.id}
+    return found if {*found.values()} - {(step.tool,)} else {**found, step.tool: step.id}
 
 
 def _spellings(target: str) -> tuple[str, ...]:

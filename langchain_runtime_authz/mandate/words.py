@@ -19,6 +19,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from langchain_runtime_authz._regex import normalize
+from langchain_runtime_authz._validate import as_mapping
 from langchain_runtime_authz.facts.task import content_digest
 from langchain_runtime_authz.mandate.days import on_days
 from langchain_runtime_authz.mandate.languages import Language, Token, languages, words_of
@@ -151,7 +152,8 @@ class _Turn:
             said = (step.tool, *_said(step).items())
             if tool.profile.ordered and said not in steps:  # an order that is repeated counts once
                 steps[said] = on_days(step.model_copy(update={"id": f"{len(steps) + 1}"}), tool.profile, self.today)
-        numbered = in_order([*steps.values()], {tool.name: tool.profile for tool in self.tools})
+        signatures = {tool.name: as_mapping(tool.schema.get("properties")) for tool in self.tools}
+        numbered = in_order([*steps.values()], {tool.name: tool.profile for tool in self.tools}, signatures)
         return Compiled(None if dropped or not steps else Mandate(steps=numbered, source="words"), tuple(dropped))
 
     # --- sentences

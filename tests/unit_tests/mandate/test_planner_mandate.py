@@ -560,11 +560,21 @@ def test_a_quotation_of_an_earlier_message_is_no_text_to_send() -> None:
     assert mandate.confirm == ()
 
 
+@pytest.mark.parametrize("default", ["main", "other"], ids=["shared", "twin"])
+def test_a_default_target_has_a_place_in_the_sequence(default: str) -> None:
+    """A push to the default branch does not go after the removal of that branch. The twin's default is another."""
+    profiles = {"push": ToolProfile(effect="write", critical={"branch": "object"}), "drop": ToolProfile(effect="delete", critical={"branch": "object"})}
+    schemas = {"push": {"branch": {"default": default}}, "drop": {"branch": {}}}
+    steps = (Step("p", "push"), Step("d", "drop", {"branch": "main"}), Step("q", "push"))
+    tied = ["", "p", "d"] if default == "main" else ["", "", "p"]
+    assert [step.after or "" for step in in_order(steps, profiles, schemas)] == tied
+
+
 def test_the_work_of_a_sequence_grows_with_the_values_and_not_faster() -> None:
     def calls(count: int, depth: int = 0) -> int:
         paths = [Const(value=tuple(f"{step}-{n}{'/a' * depth}" for n in range(count))) for step in "ab"]
         steps = [Step(id=f"s{n}", tool="remove", args={"path": path}) for n, path in enumerate(paths)]
-        return len(python_calls(lambda: in_order(steps, PROFILES)))
+        return len(python_calls(lambda: in_order(steps, PROFILES, {})))
 
     assert calls(400) < 3 * calls(200)
     assert calls(2, depth=1000) < 2 * calls(2, depth=10)
