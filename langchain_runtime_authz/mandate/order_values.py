@@ -72,7 +72,7 @@ class Values:
     def suiting(self, argument: Argued, at: int, *, words: int = 0) -> Iterator[tuple[Bound, int]]:
         """Yield (values of an argument at `at`, next index), after its article and label.
 
-        So many `words` in lower case are a value too, without an article.
+        So many `words` in lower case are a value too: of a write also with an article, before a word of the argument.
         """
         said = self.tokens[at].text if self.tokens[at].kind == "word" else ""
         determiner = said if said in self.language.determiners else ""
@@ -80,8 +80,9 @@ class Values:
         while singular(self.tokens[behind].lower) in argument.words and not self.tokens[behind].text.istitle():
             behind += 1
         taken = [*self._values(argument, behind)]
-        if words > len(taken) and not determiner and not argument.limited:
-            taken += self._in_words(argument, behind, words)
+        if words > len(taken) and not argument.limited and (not determiner or self.tool.effect == "write"):
+            worded = self._in_words(argument, behind, words)
+            taken += [(v, n) for v, n in worded if not determiner or self.tokens[n].lower in argument.words]
         for values, end in taken or self._values(argument, begin):
             kind, labelled, label = values[0].kind, behind > begin, self.tokens[behind - 1].lower
             others = [a for a in self.tool.arguments.values() if a is not argument]

@@ -190,6 +190,20 @@ def test_a_word_in_lower_case_is_a_value_where_the_order_says_so(text, expected)
     assert ({n: a.value for n, a in mandate.steps[0].args.items()} if mandate else {}) == expected
 
 
+@pytest.mark.parametrize("effect", ["write", "delete"])
+@pytest.mark.parametrize("order", ["(add|drop) {item:words} [to|from] {list:words}", "(add|drop) {item:words} [to|from] the {list:words} list"])
+@pytest.mark.parametrize(("text", "name"), [
+    ("Add milk to the shopping list", "shopping"), ("add milk to my summer camping list please", "summer camping"), ("Add milk to the Camping list", "Camping"),
+    *((f"Add milk to {what}", None) for what in ("the shopping", "a shopping list", "this list", "the list", "the next list", "the shopping cart", "the shopping list later", "the shopping list if it is out")),
+])  # fmt: skip
+def test_a_word_of_the_argument_lets_an_article_stand_before_its_value(text, name, order, effect):
+    """Of a write. What is lost, paid or sent needs a value without an article: "Delete the old list"."""
+    profile = ToolProfile(effect=effect, critical={"item": "name", "list": "object"}, intent=(order,))
+    mandate = compile_words([text], {"add": profile}).mandate
+    named = name if effect == "write" or name == "Camping" else None
+    assert (mandate.steps[0].args["list"].value if mandate else None) == named
+
+
 TOLD = {
     "mail": ToolProfile(effect="send", critical={"to": "principal"}, text=("body",), intent=("(email|tell) {to} (that|saying that) {body:rest}", "tell {to} [all] about {body:rest}")),
     "delete": ToolProfile(effect="delete", critical={"path": "object"}, intent=("delete {path}",)),
