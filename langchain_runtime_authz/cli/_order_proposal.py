@@ -11,6 +11,7 @@ from langchain_runtime_authz.cli._profile_proposal import names_milder
 from langchain_runtime_authz.mandate.call_matching import CallFacts, bind
 from langchain_runtime_authz.mandate.languages import NUMBER, Language, Token, languages, read_number, words_of
 from langchain_runtime_authz.mandate.read_outputs import Outputs
+from langchain_runtime_authz.mandate.step_places import RISKY
 from langchain_runtime_authz.mandate.value_matching import same
 from langchain_runtime_authz.mandate.words import MAX_TEXT, compile_words
 from langchain_runtime_authz.tool_profile import ToolProfile, kind_of
@@ -73,6 +74,8 @@ def _items(
         value, wide = _value(profile, sentence, tokens[at : at + _WIDE] if at else (), left)
         if value:
             plain = any(t.kind == "word" for t in tokens[at : at + wide])
+            if plain and profile.effect in RISKY:  # "Delete drafts" may be a remark of the next user
+                return
             found.append(f"{{{value}{(WORD if wide == 1 else WORDS) if plain else ''}}}")
             left.pop(value)
         elif found and found[-1] in _TELLING and (texts := [n for n in left if n in profile.text]):
