@@ -6,6 +6,7 @@ A denial that a tool message can report is a *value* (`evaluation.Decision`), no
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection
 from difflib import get_close_matches
 from enum import StrEnum
@@ -227,7 +228,10 @@ def wrong_field(exc: ValidationError, whole: str = "", known: Collection[str] = 
     # Pydantic also lists the members of a union here, like `tuple[str]`; these are not field names.
     name = ".".join(part for part in map(str, first["loc"]) if "[" not in part) or whole
     why = _PLAIN.get(first["type"], first["msg"].removeprefix("Value error, "))
-    if first["type"] == "extra_forbidden" and (near := get_close_matches(name, known, 1)):
+    extra, about = first["type"] == "extra_forbidden", first.get("ctx", {})
+    choices = known if extra else re.findall("'(.*?)'", f"{about.get('expected', about.get('expected_tags', ''))}")
+    said = name if extra else about.get("tag", first["input"])
+    if isinstance(said, str) and (near := get_close_matches(said[:99], choices, 1)):
         why = f"{why}, perhaps `{near[0]}`"
     return f"`{name}`: {why}" if name else why
 

@@ -362,7 +362,8 @@ def _validate(where: str, fields: object, name: str = "") -> ToolProfile:
         return fields
     if isinstance(fields, str):
         if fields not in SWITCHES:
-            msg = f"{where}: `{fields}` is not one of {', '.join(SWITCHES)}; use one of these, or a mapping of fields"
+            near = "".join(f", perhaps `{one}`" for one in get_close_matches(fields, SWITCHES, 1))
+            msg = f"{where}: `{fields}` is not one of {', '.join(SWITCHES)}{near}; use one, or a mapping of fields"
             raise ConfigError(msg, Code.PROFILE_INVALID)
         switched = ToolProfile.model_validate(SWITCHES[fields])
         return raise_by_hints(switched, None, name) if switched.verdict is not None else switched

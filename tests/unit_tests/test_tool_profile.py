@@ -174,6 +174,9 @@ def test_a_wrong_field_is_named(tmp_path: Path, fields: Any, field: str) -> None
 def test_a_wrong_field_is_said_in_plain_words() -> None:
     """In words of YAML, not of Python, and with the field that was meant."""
     assert "unknown field, perhaps `critical`" in refused({"pay": {"crtical": {}}})
+    assert refused({"pay": {"effect": "payment"}}).endswith(", perhaps `pay`")
+    assert "perhaps" not in refused({"pay": {"effect": "frobnicate"}})
+    assert ", perhaps `allow`; use one" in refused({"pay": "alow"})
     assert "it must be a list" in refused({"pay": {"intent": "pay"}})
     assert "it must be a mapping" in refused({"pay": {"critical": ["to"]}})
 
