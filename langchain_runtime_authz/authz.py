@@ -37,7 +37,7 @@ from langchain_runtime_authz.langgraph.tool_guard import guard_tool
 from langchain_runtime_authz.langgraph.tool_lookup import NO_PROFILE, Profiles
 from langchain_runtime_authz.ledger.base import Ledger
 from langchain_runtime_authz.ledger.memory import MemoryLedger
-from langchain_runtime_authz.mandate.mandate_file import load_mandate
+from langchain_runtime_authz.mandate.mandate_file import like_name, load_mandate
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pdp.base import PDP, Evaluator
 from langchain_runtime_authz.pep.agents import AgentProfile, load_agents
@@ -219,6 +219,7 @@ class RuntimeAuthz(Threads):
         )
         self._protection = Protection(self.root_entry, self.profiles)
         self._names: set[str] = set()
+        self._checked: object = None  # the newest mandate that was given
         self._health = HealthCheck(self._engine)
         install()
 
@@ -299,9 +300,14 @@ class RuntimeAuthz(Threads):
                 the path of a YAML file. It replaces the mandate that a planner or `mandate.words` would compile. It
                 holds on the thread until the task changes, also in later runs without `mandate`.
 
-        Raises `ConfigError` if an argument is wrong.
+        Warns about tools in the mandate that look misspelt. Raises `ConfigError` if an argument is wrong.
         """
         ordered = load_mandate(mandate) if mandate is not None else None
+        if ordered is not None and mandate is not self._checked:
+            for tool in {step.tool for step in ordered.steps} - {*self.profiles.declared}:
+                if hint := like_name(tool, self.profiles.declared):
+                    warnings.warn(f"the mandate orders `{tool}`, which has no profile{hint}", stacklevel=2)
+            self._checked = mandate
         return RunHandle(
             self._engine,
             caller(subject),

@@ -43,10 +43,17 @@ def check_mandate(mandate: Mandate, profiles: Mapping[str, ToolProfile]) -> Iter
     for step in mandate.steps:
         profile = profiles.get(step.tool)
         if profile is None:
-            yield f"step `{step.id}`: there is no profile of `{step.tool}`"
+            yield f"step `{step.id}`: there is no profile of `{step.tool}`{like_name(step.tool, profiles)}"
             continue
         if not profile.side_effect:
             continue
         for name in (*profile.critical, *profile.when):
             if isinstance(step.args.get(name), Free):
                 yield f"step `{step.id}`: `{name}` decides what the call hits, and is free"
+
+
+def like_name(tool: str, profiles: Mapping[str, ToolProfile]) -> str:
+    """Return a question for the profiled tool that is meant, or "" if none is like it."""
+    from difflib import get_close_matches
+
+    return "".join(f"; is `{name}` meant?" for name in get_close_matches(tool, profiles, 1, 0.8))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -98,3 +99,11 @@ def test_each_operation_has_two_roads() -> None:
         assert other.__doc__
     signature = inspect.signature(RuntimeAuthz.production)
     assert {**signature.parameters}.keys() == {**inspect.signature(RuntimeAuthz).parameters}.keys()
+
+
+@pytest.mark.parametrize(("tool", "warned"), [("send_mony", True), ("send_money", False), ("look_up", False)])
+def test_a_misspelt_tool_of_a_mandate_is_told_at_the_start(tool: str, warned: bool) -> None:
+    """A tool without a profile, whose name is like no other, may be ordered."""
+    authz = RuntimeAuthz(profiles={"send_money": {"effect": "pay"}})
+    with pytest.warns(UserWarning, match="is `send_money` meant") if warned else nullcontext():
+        authz.run(subject="alice", mandate={"steps": [{"id": "a", "tool": tool}]})
