@@ -16,7 +16,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, Final, TypeVar, cast, get_type_hints
+from typing import Any, ClassVar, Final, TypeVar, cast, get_type_hints
 
 from langchain_core.callbacks import BaseCallbackManager
 from langchain_core.callbacks.manager import BaseRunManager
@@ -59,6 +59,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 class EffectTool(StructuredTool, defer_build=True):
     """Represents a declared effect where a tool is needed. It runs nothing."""
+
+    by_application: ClassVar = True
 
 
 def effect(

@@ -61,7 +61,8 @@ class Profiles:
 
     If the profiles change with the policy revision, `declared` is a function that returns them. A declared profile
     without a digest is pinned to the first tool of its name. A second tool of this name with another description or
-    schema is unprofiled, and so is a tool whose profile is a draft.
+    schema is unprofiled, and so is a tool whose profile is a draft. A function or block whose effect the application
+    declares under the name is not compared.
     """
 
     def __init__(self, declared: Mapping[str, ToolProfile] | Callable[[], Mapping[str, ToolProfile]]) -> None:
@@ -69,6 +70,7 @@ class Profiles:
         self._reviewed: tuple[Mapping[str, ToolProfile] | None, Mapping[str, ToolProfile]] = (None, {})
         self._pins: dict[str, tuple[_Looks, BaseTool]] = {}
         self._tools: dict[str, tuple[BaseTool, ToolProfile]] = {}
+        self._effects = set[str]()  # names and arguments of declared effects that fit their profile
         self._lock = forkable_lock()
         self.writes: dict[str, BaseTool] = {}  # represents writes to a graph's store
 
@@ -119,7 +121,10 @@ class Profiles:
         looks = _looks(tool)
         if looks is None:
             return "its name, description and schema have no digest"
-        if tool.name not in self._pins:
+        schema, name = tool.args_schema, tool.name
+        if own := getattr(tool, "by_application", False) and isinstance(schema, dict):
+            name = " ".join((name, *schema["properties"]))  # several functions may have one effect
+        if name not in (self._effects if own else self._pins):
             check_arguments(tool.name, declared, _top_arguments(tool, declared) or arguments_of(tool))
         with self._lock:
             first, sample = self._pins.get(tool.name, (looks, tool))
@@ -127,6 +132,9 @@ class Profiles:
                 self._pins[tool.name] = looks, tool.model_copy()
             elif first is looks and declared.digest is None:
                 return f"more than {MAX_TOOLS} tools were seen"
+        if own:
+            self._effects.add(name)
+            return ""
         if declared.digest is None:
             like = _alike(first, looks) or known_by_code(tool)
             # Tools without a digest are not known to be equal.

@@ -410,3 +410,32 @@ def test_without_a_profile_or_a_run(ran: Any) -> None:
     assert code_of(lambda: send(STRANGER)) == "no_run"
     graph = authz.protect(node_graph(in_run(lambda: send(STRANGER)), checkpointer=InMemorySaver()))
     assert told(authz, graph, human(), THREAD)["__interrupt__"] and ran == []
+
+
+MAILS = {"send_mail": {"effect": "send", "critical": {"to": "principal"}}}
+
+
+def test_an_effect_may_have_the_name_of_a_tool(ran: Any) -> None:
+    """The application's code says which profile holds for it. Its arguments must be those of the profile."""
+    authz = RuntimeAuthz(pdp=StaticPDP(True), profiles=MAILS)
+    guarded = authz.guard(a_tool("send_mail", lambda to, text: ran.append(to), to=str, text=str))
+    send = authz.effect("send_mail")(lambda to: ran.append(to))
+    with authz.run(subject="alice"):
+        guarded.invoke({"to": "a", "text": "x"})
+        send("b")
+        with authz.effect("send_mail", to="c"):
+            ran.append("c")
+    assert ran == ["a", "b", "c"]
+    assert [r.resource.properties["profiled"] for r in authz.pdp.requests if r.resource.id == "send_mail"] == [True] * 3  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match="`to`"):
+        authz.effect("send_mail")(lambda recipient: None)
+
+
+@pytest.mark.parametrize("claimed", [True, False], ids=["claimed", "twin"])
+def test_a_later_tool_does_not_get_the_profile_of_a_declared_effect(claimed: bool) -> None:
+    """Another server's tool of this name. The twin declares no effect, and its first tool of the name is meant."""
+    authz = RuntimeAuthz(profiles=MAILS)
+    if claimed:
+        authz.effect("send_mail")(lambda to: None)
+    other = a_tool("send_mail", lambda to: None, to=str)
+    assert authz.profiles.of(other).declared is not claimed
