@@ -64,6 +64,8 @@ def _changed(event: Literal["revoked", "reinstated"], store: Store, place: Place
 
     scope = Scope(place.tenant, place.issuer, place.graph, place.thread)
     path = tuple(place.agent.split("/")) if place.agent else ()
+    if f"{place.agent}/".startswith(f"{place.graph}/"):  # the graph's name may hold slashes too
+        path = (place.graph, *place.agent[len(place.graph) :].split("/")[1:])
     with store.opened() as ledger:
         if not (known := ledger.load(scope, Query())).exists:
             of = f"{scope.thread!r} of graph {scope.graph!r} (tenant {scope.tenant!r}, issuer {scope.issuer!r})"

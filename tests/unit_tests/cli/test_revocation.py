@@ -28,10 +28,10 @@ wide = partial(cli, env=WIDE)
 class House:
     """An application whose agent is about to pay, over a ledger in a file."""
 
-    def __init__(self, file: str) -> None:
+    def __init__(self, file: str, name: str = "hand") -> None:
         self.ran: list[Any] = []
         self.authz = authz_with(StaticPDP(True), ledger=SqliteLedger(file))
-        graph = hand_written(replying([PAY]), [pay_tool(self.ran)], checkpointer=InMemorySaver())
+        graph = hand_written(replying([PAY]), [pay_tool(self.ran)], checkpointer=InMemorySaver(), name=name)
         self.graph = self.authz.protect(graph)
 
 
@@ -58,6 +58,15 @@ def test_a_run_in_flight_is_stopped_until_it_is_reinstated(file: str, agent: tup
     with house.authz.run(subject="alice"):
         house.graph.invoke({"messages": [HumanMessage("once more")]}, THREAD)
     assert house.ran == [PAID]
+
+
+@pytest.mark.parametrize(("agent", "path"), [("", []), ("a/b", ["a/b"]), ("a/b/payer", ["a/b", "payer"])])
+def test_a_graph_may_have_a_slash_in_its_name(file: str, agent: str, path: list[str]) -> None:
+    house = House(file, "a/b")
+    with house.authz.run(subject="alice"):
+        house.graph.invoke(human(), THREAD)
+    told = wide("revoke", file, "t", "--graph", "a/b", "--agent", agent, "--json")
+    assert (told.exit_code, json.loads(told.stdout)["agent"]) == (0, path)
 
 
 def test_unenforced_the_run_in_flight_pays(file: str) -> None:
