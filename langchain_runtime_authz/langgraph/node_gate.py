@@ -129,14 +129,14 @@ def _step(
     output, failed = None, None
     # Restored without `Token`s, because the flow may go on in a copy of its context.
     ambient, scope, before = var_child_runnable_config.get(), current_scope.get(), entering.get()
-    current_scope.set(run_scope(run, private.task_id(own), node))
+    current_scope.set(mine := run_scope(run, private.task_id(own), node))
     entering.set(entry)
     var_child_runnable_config.set(own)  # so questions of code that passes no config are counted too
     try:
         output = yield (RunCode, code, input, own)
     except BaseException as exc:  # noqa: BLE001  (raised below, unless the node's calls can be answered)
         failed = exc
-    finally:
+    if failed is None or current_scope.get() is mine:  # else it is closed in another context
         var_child_runnable_config.set(ambient)
         current_scope.set(scope)
         entering.set(before)

@@ -228,13 +228,15 @@ class Turn:
         return self.__enter__()
 
     def __exit__(self, kind: object, exc: BaseException | None, tb: object) -> None:
-        current_scope.set(self._before)
+        if exc is None or current_scope.get() is self.one:  # else it is closed in another context
+            current_scope.set(self._before)
         if exc is not None:
             drive(self._engine, self._note(exc))
         self._over(exc)
 
     async def __aexit__(self, kind: object, exc: BaseException | None, tb: object) -> None:
-        current_scope.set(self._before)
+        if exc is None or current_scope.get() is self.one:  # else it is closed in another context
+            current_scope.set(self._before)
         if exc is not None:
             await adrive(self._engine, self._note(exc))
         if isinstance(exc, GraphInterrupt):

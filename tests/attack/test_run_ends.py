@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 
@@ -163,3 +164,35 @@ def test_a_process_that_dies_holds_its_authority_until_its_lease_lapses(tmp_path
     assert ledger.status("default", jti) == "live"
     clock.tick(61)
     assert ledger.status("default", jti) == "ended"
+
+
+@pytest.mark.parametrize("closed", [True, False], ids=["closed", "twin"])
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_loop_that_is_closed_with_a_pending_run_denies_no_later_run(closed: bool) -> None:
+    """The pending run is closed in the context of other code, and leaves it as it was. In the twin the run ends."""
+    began: list[int] = []
+
+    async def act() -> str:
+        began.append(1)
+        while closed and len(began) == 1:
+            await asyncio.sleep(0.001)
+        return "done"
+
+    async def until_it_began() -> None:
+        while not began:
+            await asyncio.sleep(0.001)
+
+    async def go(thread: str) -> Any:
+        async with house.authz.run(subject="alice"):
+            return await house.nonblocking.ainvoke(human(), {"configurable": {"thread_id": thread}})
+
+    house = House(act)
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(go("t"))
+    loop.run_until_complete(until_it_began() if closed else task)
+    loop.close()
+    del task, loop
+    gc.collect()
+    house.pdp.requests.clear()
+    asyncio.run(go("other"))
+    assert house.pdp.requests[0].action.name == "run/start"  # and no delegation of the run that was closed
