@@ -1,4 +1,4 @@
-"""Read agent profiles (`RuntimeAuthz(agents=...)`): grants, and remote servers."""
+"""Read agent profiles (`RuntimeAuthz(agents=...)`): grants and remote servers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from langchain_runtime_authz.errors import Code, ConfigError, wrong_field
 from langchain_runtime_authz.grant import Grant
 
 ANY: Final = "*"
-"""The key of the default profile in `agents`: it applies to each child agent that has no profile by name."""
+"""The key in `agents` of the profile for all child agents that have no profile by name."""
 
 
 class AgentProfile(BaseModel):
@@ -20,8 +20,8 @@ class AgentProfile(BaseModel):
 
     Attributes:
         grant: the most that a run of the agent may do. The grants of its parent agents limit the run too.
-        url: where another server serves the agent (`RemoteGraph`): https, or http on this machine. A call's credential
-            is sent only to this URL and to URLs below it. Without a `url`, no credential is sent.
+        url: the URL of another server that runs the agent (`RemoteGraph`): https, or http on this machine. A call's
+            credential is sent only to this URL and to URLs below it. Without a `url`, no credential is sent.
         audience: the audience of that credential; by default the `url`.
     """
 

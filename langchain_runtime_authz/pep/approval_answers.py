@@ -1,8 +1,8 @@
 """Read approvers' answers: the decision on each question, and task corrections.
 
-An answer is one of LangChain's decisions (`docs/approvals.md`), or Agent Inbox's. An edit, a response and a rejection
-with a reason change the task. Such an answer is a correction (`corrections`): it advances the epoch, and the approved
-calls continue in the new epoch.
+An answer has LangChain's form (`docs/approvals.md`) or Agent Inbox's. An edit, a response and a rejection with a reason
+change the task. Such an answer is a correction (`corrections`): it advances the epoch, and the approved calls continue
+in the new epoch.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _YES: Final = frozenset([
     "yes", "y", "ok", "okay", "true", "approve", "approved", "accept", "accepted", "confirm", "confirmed",
     "continue", "proceed"])  # fmt: skip
 _NO: Final = frozenset(["no", "n", "false", "reject", "rejected", "deny", "denied", "cancel", "cancelled", "ignore"])
-_SAYS: Final = ("type", "action", "decision", "answer", "approved")  # fields of a form that may hold a yes or a no
+_SAYS: Final = ("type", "action", "decision", "answer", "approved")  # fields of a form that may contain a yes or no
 
 
 def answers(asks: Sequence[Approval], value: object, subject: Subject) -> list[AnswerApproval]:
-    """Return the answers to `asks` in a resume value. Invalid ones are `malformed`."""
+    """Return the answers to `asks` in a resume value; an unusable one is `malformed`."""
     groups: dict[str, list[Approval]] = {}
     for ask in sorted(asks, key=lambda a: a.position):
         groups.setdefault(ask.interrupt_id, []).append(ask)
@@ -47,7 +47,7 @@ def answers(asks: Sequence[Approval], value: object, subject: Subject) -> list[A
 
 
 def _decisions(value: object, group: Sequence[Approval]) -> Sequence[object]:
-    """Return a decision for each question, or only `None`s if their number differs."""
+    """Return one decision for each question; only Nones if their numbers differ."""
     decisions: Any = value.get("decisions", [value]) if isinstance(value, Mapping) else value
     if not isinstance(decisions, list | tuple) and group[0].allowed == PLAIN:
         decisions = [decisions]
@@ -77,7 +77,7 @@ def _answer(ask: Approval, decision: object, subject: Subject) -> AnswerApproval
         call_key=ask.call_key,
         state=state,  # type: ignore[arg-type]
         approver=subject.principal,
-        # We do not know what another review showed to the approver.
+        # What another review showed to the approver is unknown, so its approver does not count as authenticated.
         authenticated=subject.type == "user" and ask.source != "hitl",
         message=message if isinstance(message, str) else "",
         edited=edited,
@@ -115,12 +115,13 @@ def _action(action: object) -> str:
 
 
 def edited_action(edited: str) -> tuple[str, dict[str, Any]]:
+    """Return name and arguments of the call in an edit, which is JSON."""
     action = json.loads(edited)
     return action["name"], action["args"]
 
 
 def is_partial(asks: Sequence[Approval], value: object) -> bool:
-    """Return True if a resume value decides only some of the calls of an interrupt."""
+    """Return True if a resume value decides only some of an interrupt's calls."""
     groups = Counter(a.interrupt_id for a in asks if a.source != "hitl")
     named = value if isinstance(value, Mapping) and not groups.keys().isdisjoint(value.keys()) else None
     for interrupt_id, count in groups.items():
@@ -133,7 +134,10 @@ def is_partial(asks: Sequence[Approval], value: object) -> bool:
 
 
 def remaining(value: object, question: object, open_ids: Collection[str]) -> object:
-    """Drop decisions on calls that are answered already. A reject raises `ValueError`."""
+    """Return a resume value without decisions on calls that were answered before.
+
+    Raises `ValueError` if it rejects such a call.
+    """
     decisions = value.get("decisions") if isinstance(value, Mapping) else value
     ids = approval_ids(question)
     if not isinstance(decisions, list | tuple) or len(decisions) != len(ids) or len(ids) == 1:
@@ -189,7 +193,7 @@ def answer_event(
 
 
 def record_answers(run: Run, asks: Sequence[Approval], answered: Sequence[AnswerApproval], **detail: Any) -> Flow[None]:
-    """Record answers, for `decision_log.commit_recorded`."""
+    """Record answers in the audit log. `commit_recorded` calls this."""
     by_key, content = {a.call_key: a for a in asks}, run.engine.audit.content
     for given in answered:
         yield answer_event(run, by_key[given.call_key], given, time.time(), content=content, **detail)

@@ -1,7 +1,7 @@
 """Record an approver's answer that was given outside the graph.
 
-The graph stays paused, and the next process that resumes it finds the answer. A rejection with a reason is a
-correction: it also advances the epoch and voids all other questions and approvals, which are then asked again.
+The graph stays paused, and the process that resumes it finds the answer. A rejection with a reason is a correction: it
+advances the epoch and voids all other questions and approvals. The voided questions are then asked again.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _store(engine: Engine) -> Asked:
     return engine.ledger
 
 
-ListAsked: Final = Effect(  # takes an id, or `None` for all; returns the tenant's open questions
+ListAsked: Final = Effect(  # takes a question's id, or None for all; returns the tenant's open questions
     lambda engine, one: _store(engine).asked(engine.tenant, one),
     lambda engine, one: _store(engine).aasked(engine.tenant, one),
 )
@@ -52,7 +52,8 @@ def answer_outside_graph(
 ) -> Flow[int]:
     """Answer the open question `id`. Return how many approvals are still needed.
 
-    Raises `ConfigError` unless exactly one of `by` and `statement` is given, and errors as `RuntimeAuthz.approve` does.
+    Raises `ConfigError` unless exactly one of `by` and `statement` is given. The other errors are those of
+    `RuntimeAuthz.approve`.
     """
     if (by is None) == (statement is None):
         raise ConfigError("an approval needs an approver: give either `by` or a signed `statement`")
@@ -103,13 +104,13 @@ def answer_outside_graph(
 def _correction(
     scope: Scope, asked: Approval, given: AnswerApproval
 ) -> Flow[tuple[tuple[HumanText, ...], list[PlanRecord], int]]:
-    """Return the answer's new texts, the carried plans, and the number of old texts."""
+    """Return the answer's texts, the carried plans, and the number of older texts."""
     texts = corrections([asked], [given])
     if not texts:
         return (), [], 0
     snapshot: Snapshot = yield Load(scope, Query(log=True, marks=(UNRECORDED,)))
     yield from settle(scope, snapshot)
-    # The approver's text can order something only in the approver's own task.
+    # An approver's text can order something only if the approver is the thread's subject.
     own = given.approver == snapshot.subject
     said = tuple(replace(t, author=given.approver, own=own) for t in texts)
     plans = yield from carried(scope, asked.epoch, [asked], [given])
@@ -117,11 +118,12 @@ def _correction(
 
 
 def open_question(id: str) -> Flow[Question]:
+    """Return the open question with this id. Raises `AuthzError` (`approval_void`)."""
     return question_of((yield ListAsked(id)))
 
 
 def question_of(found: Sequence[tuple[Scope, Approval]]) -> Question:
-    """Return the only question in `found`, or raise `AuthzError` if there is not one."""
+    """Return the only question in `found`. Raises `AuthzError` if there is not one."""
     if len(found) != 1:
         raise AuthzError(Code.APPROVAL_VOID)
     ((scope, asked),) = found

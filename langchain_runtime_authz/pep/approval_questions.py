@@ -1,7 +1,7 @@
-"""Build approvers' questions as interrupts, and find the interrupts that ask.
+"""Build approvers' questions as interrupts, and find the interrupts that ask them.
 
-The payload has LangChain's human-in-the-loop shape (`HITLRequest`: `action_requests`, `review_configs`). Each action is
-a `ToolApprovalRequest` too, so that front ends for either shape work. A question is bound to the key of a call and to
+The payload has LangChain's human-in-the-loop form (`HITLRequest`: `action_requests`, `review_configs`). Each action is
+a `ToolApprovalRequest` too, so that front ends for either form work. A question is bound to the key of a call and to
 the digest of the call's exact arguments. `approval_answers` reads the answers.
 """
 
@@ -28,9 +28,9 @@ from langchain_runtime_authz.telemetry.spans import traceparent
 HOUR: Final = 3600
 MAX_LINES: Final = 40  # arguments shown in one question
 DECISIONS: Final = ("approve", "edit", "reject", "respond")
-PLAIN: Final = ("yes", "no")  # answers to an application's question that names a call but lists no decisions
-TAKES_ANY: Final = ("answer",)  # for a tool's own `interrupt()`: the tool receives any answer
-OWN: Final = "own:"  # own:<call key> is the ledger key of a question that a tool asks by its own `interrupt()`
+PLAIN: Final = ("yes", "no")  # answers to an application's own question about a call, which lists no decisions
+TAKES_ANY: Final = ("answer",)  # marks a tool's own `interrupt()`, which accepts any answer
+OWN: Final = "own:"  # prefix of the ledger keys of tools' own `interrupt()` questions: own:<call key>
 _CHANGED: Final = (
     "THE ARGUMENTS CHANGED since the last approval. If the node makes a value anew, make it in a node before"
 )
@@ -39,8 +39,8 @@ _CHANGED: Final = (
 def allowed(plan_id: str | None, needed: int = 1, declared: Collection[str] = ()) -> tuple[str, ...]:
     """Return the decisions that a question offers.
 
-    Only `approve` and `reject` are possible for a call without a plan, or if several approvers are `needed`. If
-    `declared` is not empty, decisions that it lacks are left out.
+    Only `approve` and `reject` are possible for a call without a plan, or if several approvers are `needed`. Decisions
+    that `declared` lacks are left out, unless `declared` is empty.
     """
     possible = DECISIONS if plan_id is not None and needed == 1 else ("approve", "reject")
     return tuple(d for d in possible if d in (declared or DECISIONS))
@@ -67,16 +67,16 @@ def payload(asked: Sequence[tuple[DecidedCall, Approval]]) -> dict[str, Any]:
 
 
 def approval_ids(value: object) -> list[str]:
-    """Return the questions' ledger ids if `value` is a `payload`, else `[]`."""
+    """Return the ledger ids of the questions in a `payload`; [] for other values."""
     asked = value.get("action_requests") if isinstance(value, Mapping) else None
     ids: list[Any] = [a.get("approval_id") for a in asked if isinstance(a, Mapping)] if isinstance(asked, list) else []
     return ids if asked and all(isinstance(i, str) and i for i in ids) and len(ids) == len(asked) else []
 
 
 def shown(asks: Sequence[Approval], questions: Mapping[str, object]) -> list[Approval]:
-    """Return those of `asks` that an interrupt shows, with the id of this interrupt.
+    """Return those of `asks` that an interrupt shows, with this interrupt's id.
 
-    `questions`: interrupts' values by id. The ledger's ids are outdated if a node was stopped, or asked twice at once.
+    `questions`: interrupt id → value. The ledger's interrupt ids are outdated if a node was stopped or asked twice.
     """
     ours = {a: i for i, q in questions.items() if is_shown_by(q, i, asks) for a in approval_ids(q)}
     found = [replace(a, interrupt_id=ours[a.id]) for a in asks if a.id in ours]
@@ -85,10 +85,10 @@ def shown(asks: Sequence[Approval], questions: Mapping[str, object]) -> list[App
 
 
 def is_shown_by(question: Any, interrupt_id: str, asks: Sequence[Approval]) -> bool:
-    """Return True if this interrupt is the one that asks our `question`.
+    """Return True if this interrupt itself asks `question`, which is ours.
 
-    If a node passes on a child graph's question as its own, the node's interrupt has another id. If a node copies the
-    ids of open questions (`asks`), its interrupt counts only if it shows the same calls.
+    The payload names its interrupt. A node that passes on a child graph's question has another interrupt. A node may
+    also copy ids of open questions (`asks`). So the interrupt counts only if it shows the calls of these questions.
     """
     if not (ids := approval_ids(question)) or question.get("interrupt_id") != interrupt_id:
         return False
@@ -120,7 +120,7 @@ def _question(decided: DecidedCall) -> str:
 
 def questions(run: Run, asked: Sequence[DecidedCall], number: int, task_id: str, interrupt_id: str) -> list[Approval]:
     """Return the questions to record. `number`: the interrupt's index in its task."""
-    here = run.engine.on_ask is not None  # `on_ask` answers at once, and nobody else can
+    here = run.engine.on_ask is not None  # `on_ask` answers at once; nobody else is asked
     if here:
         task_id, interrupt_id = f"here:{new_id()}", ""
     return [
@@ -132,7 +132,7 @@ def questions(run: Run, asked: Sequence[DecidedCall], number: int, task_id: str,
             **_about(run, j.call),
             **terms_of(run, j),
             source="application" if here else "interrupt",
-            # An edit or a response changes the task, which needs a root entry.
+            # `on_ask` answers inside a run. An edit or response would change the task, which needs a root entry.
             allowed=allowed(None if here else j.call.plan_id, j.terms.needed, j.call.profile.decisions),
             id=new_id(),
             run_id=run.run_id,
@@ -144,7 +144,7 @@ def questions(run: Run, asked: Sequence[DecidedCall], number: int, task_id: str,
 
 
 def terms_of(run: Run, decided: DecidedCall) -> dict[str, Any]:
-    """Return fields of a question: what it asks, who may answer, and until when."""
+    """Return a question's fields: its call, who may answer, and until when."""
     j, terms = decided, decided.terms
     of_call = {"call_key": j.key, "args_digest": j.call.args_digest, "doubts": tuple([one.name for one in j.doubts])}
     who = {"subject": run.subject.principal, "behind": behind(run.subject), "eligible": terms.eligible}
@@ -164,12 +164,12 @@ def behind(subject: Subject) -> tuple[str, ...]:
 
 
 def over_cap(run: Run, asked: Sequence[DecidedCall]) -> Flow[bool]:
-    """Count the questions. Return True if a limit is exceeded, so that none is asked."""
+    """Count questions. Return True if a limit is exceeded, so that none is asked."""
     terms, counter = [j.terms for j in asked], f"asks:{run.run_id}"
     hourly: list[Change] = [SpendRate("asks", HOUR, t.per_hour) for t in terms if t.per_hour is not None]
     per_run: list[Change] = [SpendBudget(counter, t.per_run) for t in terms if t.per_run is not None]
     asks = Scope(run.scope.tenant, run.scope.issuer, "asks:", run.subject.principal)  # over all threads
-    # Separate commits, so that questions over the run's limit do not count against the subject's hourly limit.
+    # Separate commits: if the run's limit refuses questions, they do not count for the subject's hourly limit.
     for scope, counted in ((run.scope, per_run), (asks, hourly)):
         if counted and isinstance((yield Commit(scope, None, counted)), Conflict):
             return True
@@ -177,7 +177,7 @@ def over_cap(run: Run, asked: Sequence[DecidedCall]) -> Flow[bool]:
 
 
 def notify_changed(run: Run, asked: Sequence[DecidedCall], task_id: str) -> Flow[None]:
-    """Warn the approver if this LangGraph task had other arguments approved before."""
+    """Warn the approver if the same LangGraph task had other arguments approved."""
     marks = [f"{OF_TASK}{task_id}:{j.call.tool}" for j in asked]
     last = (yield Load(run.scope, Query(marks=tuple(marks)))).marks
     held = (yield Load(run.scope, Query(calls=tuple(last.values())))).approvals if last else {}
@@ -188,7 +188,7 @@ def notify_changed(run: Run, asked: Sequence[DecidedCall], task_id: str) -> Flow
 
 
 def record_questions(run: Run, asked: Sequence[DecidedCall], opened: Sequence[Approval]) -> Flow[bool]:
-    """Record the questions in ledger and audit log. Return False if the run has ended."""
+    """Record questions in ledger and audit log. Return False if the run has ended."""
     marks = [SetMark(f"{OF_TASK}{q.task_id}:{q.tool}", q.call_key) for q in opened if q.interrupt_id]
     marks += [SetMark(f"{OF_TASK}{q.interrupt_id}", q.id) for q in opened[:1] if q.interrupt_id]
     done = yield Commit(run.scope, run.guard, [*map(AskApproval, opened), *marks])
@@ -199,6 +199,7 @@ def record_questions(run: Run, asked: Sequence[DecidedCall], opened: Sequence[Ap
 
 
 def asked_event(run: Run, opened: Sequence[Approval], now: float, decisions: Sequence[str] = ()) -> tuple[Any, ...]:
+    """Return the effect that records questions in the audit log."""
     questions = [
         {
             "approval": one.id,
@@ -216,7 +217,7 @@ def asked_event(run: Run, opened: Sequence[Approval], now: float, decisions: Seq
 def reviews(
     run: Run, asked: Sequence[tuple[str, str, Call, tuple[str, ...]]], interrupt_id: str, task_id: str = ""
 ) -> list[Approval]:
-    """Return records of the questions that another review (like LangChain's) asks."""
+    """Return records of questions that another review, like LangChain's, asks."""
     trace = traceparent(run)
     return [
         Approval(

@@ -1,4 +1,4 @@
-"""Write the lines of a question that tell an approver what is known of a call."""
+"""Write the lines of a question that show an approver the evidence about a call."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _NOUNS: Final = {"pay": "payment", "send": "message", "delete": "deletion"}
 
 
 def sentences(run: Run, decided: DecidedCall) -> tuple[str, ...]:
-    """Return the lines: order, calls in doubt, arguments with their sources."""
+    """Return the lines: order, calls in doubt, and arguments with their sources."""
     call, traced = decided.call, decided.provenance
     texts = run.engine.memory.texts_read(run.scope)
     payees = run.engine.memory.payees(run.scope)
@@ -59,7 +59,7 @@ def sentences(run: Run, decided: DecidedCall) -> tuple[str, ...]:
     return tuple(lines)
 
 
-_QUOTES: Final = str.maketrans('`"', "''")  # for texts of the mandate, because `"` encloses the call's values
+_QUOTES: Final = str.maketrans('`"', "''")  # in texts of the mandate: only values of the call stand in `"`
 
 
 def _plain(line: str) -> str:
@@ -97,7 +97,7 @@ _TOLD: Final = {**tracing.SAYS, "human": "you said it", "principal": "it is your
 
 
 def _sentence(value: object, texts: tracing.TextsRead) -> str | None:
-    """Return where a tool output last mentioned the value, and the text around it."""
+    """Return the newest output text that mentions the value, with its source."""
     needles = [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, str | int | float)]
     for needle in needles[:16]:
         text = tidy(str(needle))
@@ -113,7 +113,7 @@ def _sentence(value: object, texts: tracing.TextsRead) -> str | None:
 
 
 def _doubts(run: Run, decided: DecidedCall) -> list[str]:
-    """Return a line about each call in doubt."""
+    """Return a line about each call in doubt with the same deed."""
     lines, own, doubts = list[str](), decided.row, decided.doubts
     if own is not None and own.state == "unknown" and own.key not in {one.row.key for one in doubts}:
         doubts = (*doubts, Doubt(run.scope, run.subject.principal, own))

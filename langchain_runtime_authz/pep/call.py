@@ -32,13 +32,13 @@ class Call:
     profile: ToolProfile
     profiled: bool
     call_id: str | None
-    plan_id: str | None  # id of the model message that planned the call
+    plan_id: str | None  # id of the model message that contains the call
     position: int | None  # the call's index in that message
     raw: Mapping[str, Any] | str  # the arguments as the model wrote them
     args: Mapping[str, Any]  # the parsed arguments as JSON, without those that the framework supplies
     args_digest: str
     atoms: CallAtoms
-    parsed: Any = None  # what the tool will receive
+    parsed: Any = None  # the parsed arguments that the tool receives
     sent: Any = None
     injected: frozenset[str] = frozenset()  # arguments that the framework supplies
     supplied: bool = False
@@ -46,15 +46,15 @@ class Call:
     tool_ref: object = None
     metadata: Mapping[str, Any] | None = None
     error: Code | None = None
-    place: str = ""  # distinguishes equal calls that no known model message planned
-    amend: Callable[[str, dict[str, Any]], Call] | None = None  # makes the call that replaces this one
-    amends: str = ""  # key of the approval in which an approver replaced another call by this one
-    reviewed: bool = False  # another review (LangChain's) asks an approver before the tool runs
-    by_code: bool = False  # code makes the call by itself (`RuntimeAuthz.effect`)
+    place: str = ""  # distinguishes equal calls without a known model message
+    amend: Callable[[str, dict[str, Any]], Call] | None = None  # returns the call of an approver's edit
+    amends: str = ""  # key of the approval whose edit made this call
+    reviewed: bool = False  # another review, like LangChain's, asks before the tool runs
+    by_code: bool = False  # the application's code makes the call: `RuntimeAuthz.effect`
 
     @property
     def given(self) -> frozenset[str]:
-        """Names of the arguments that the model sent, or all names if it used an alias."""
+        """Names of the arguments that the model sent; all names if it used an alias."""
         sent = self.sent if type(self.sent) is dict or isinstance(self.sent, Mapping) else self.args
         names = frozenset(sent)
         return names if names <= self.args.keys() else frozenset(self.args)
@@ -65,7 +65,7 @@ class DecidedCall:
     """A call and its decision, before the claim."""
 
     call: Call
-    key: str  # the ledger key of the call's `row` and `approval`
+    key: str  # the call's key, under which the ledger has `row` and `approval`
     decision: Decision
     body: bytes | None = None  # the request to the PDP
     started: int = 0  # start of the batch that decided the call, in nanoseconds
@@ -75,15 +75,15 @@ class DecidedCall:
     prior_calls: int = 0  # permitted calls of this tool with the same critical arguments, since the user's last message
     mandate: Mandate | None = None
     standing: Standing = NO_STANDING
-    counter: str = ""  # name of the ledger's counter of `prior_calls`
+    counter: str = ""  # the ledger's counter for `prior_calls`
     task: Task = _NO_TASK
     approval: Approval | None = None
     row: CallRow | None = None
     replay: bool = False  # the call ran before, so its recorded result is used
-    deeds: tuple[str, ...] = ()  # the call's deed (`CallRow.deed`), then deeds of calls that may do the same
-    doubts: tuple[Doubt, ...] = ()  # calls in doubt because of which this call asks (`Doubt.asks`)
-    repeats: tuple[Doubt, ...] = ()  # calls in doubt with this deed: if one is entered again, it asks too
-    evidence: tuple[str, ...] = ()  # lines for the approver
+    deeds: tuple[str, ...] = ()  # the call's own deed, and deeds of similar calls: `effect_names`
+    doubts: tuple[Doubt, ...] = ()  # calls in doubt that make this call ask an approver
+    repeats: tuple[Doubt, ...] = ()  # calls in doubt that the claim marks: if one is tried again, it asks too
+    evidence: tuple[str, ...] = ()  # lines of the question to the approver
 
     @property
     def asks(self) -> bool:
@@ -92,19 +92,20 @@ class DecidedCall:
 
     @property
     def doubts_shown(self) -> bool:
-        """True if the call's newest question named all of `doubts` to the approver."""
+        """True if the call's newest question named all of `doubts`."""
         named = self.approval.doubts if self.approval is not None else ()
         return all(one.name in named for one in self.doubts)
 
     @property
     def terms(self) -> Terms:
+        """The terms of the question; of several `require_approval`, the strictest."""
         asked = [Terms.of(o.properties) for o in self.decision.obligations if o.type == "require_approval"]
         found = [terms for terms in asked if terms is not None]
         return reduce(Terms.strictest, found) if found else Terms()
 
     @property
     def expires_at(self) -> int:
-        """Ledger time until which the question and its answer are valid; 0 for ever."""
+        """Ledger time at which question and answer expire; 0 means never."""
         return self.now + self.terms.expires_in if self.terms.expires_in else 0
 
     @property
@@ -113,12 +114,12 @@ class DecidedCall:
         return self.match is not None and self.match.stale
 
     def under(self, decision: Decision) -> DecidedCall:
-        """Return the call with `decision` in place of its own, under the same id."""
+        """Return the call with another decision, but the same decision id."""
         return replace(self, decision=replace(decision, decision_id=self.decision.decision_id))
 
 
 class Denial(NamedTuple):
-    """A call that does not run. `message`: the approver's text, or new user texts."""
+    """A call that does not run. `message`: an approver's text, or new user texts."""
 
     call: Call
     decision: Decision

@@ -1,4 +1,4 @@
-"""Find where a call's arguments came from, and who said them."""
+"""Find where a call's arguments came from."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from langchain_runtime_authz.pep.call import Call
 from langchain_runtime_authz.pep.run import Run
 from langchain_runtime_authz.pep.thread_memory import TaskWords
 
-SMALL: Final = 20_000  # characters; longer outputs are read in a separate thread
+SMALL: Final = 20_000  # characters; longer outputs are read in another thread
 
 
 def arguments(run: Run, snapshot: Snapshot, said: TaskWords, call: Call) -> dict[str, tracing.Provenance]:
-    """Return the provenance of each critical argument of the call, by its name."""
+    """Return argument name → provenance of a call's critical and date arguments."""
     if not call.atoms.atoms:
         return {}
     own, texts = run.subject.properties.get("identifiers"), run.engine.memory.texts_read(run.scope)
@@ -28,13 +28,13 @@ def arguments(run: Run, snapshot: Snapshot, said: TaskWords, call: Call) -> dict
 
 
 def wants_more(said: TaskWords, calls: Sequence[Call]) -> bool:
-    """Return True if the user did not say a value, so that outputs are read in full."""
+    """Return True if the user did not say a value, so outputs must be read in full."""
     items = [item for call in calls for atom in call.atoms.atoms for item in atom.items or ()]
     return not all(said.words.said(part) for item in items for part in item.parts)
 
 
 def backed(traced: Mapping[str, tracing.Provenance]) -> bool:
-    """Return True if the user or a trusted source said each critical argument."""
+    """Return True if no critical argument has the standing `outside`."""
     for found in traced.values():
         if found.standing == "outside" and found.kind != "when":
             return False
@@ -42,5 +42,6 @@ def backed(traced: Mapping[str, tracing.Provenance]) -> bool:
 
 
 def observe(call: Call, output: object, failed: bool) -> Observation:
+    """Read the beginning of a call's output or error."""
     output = error_text(output) if isinstance(output, BaseException) else output
     return observe_output(call.tool, call.profile, call.args, output, failed=failed)

@@ -1,4 +1,4 @@
-"""Find the mandate of a run's task, and the thread that counts its steps."""
+"""Find the mandate of a run's task, compare calls with it, and count its steps."""
 
 from __future__ import annotations
 
@@ -21,16 +21,14 @@ from langchain_runtime_authz.pep.thread_memory import TaskWords, Turn
 from langchain_runtime_authz.telemetry.logs import logger
 
 _log = logger(__name__)
-APPLICATION_MANDATE: Final = (
-    "mandate:application"  # name of the ledger mark (a named text) with the mandate and its epoch
-)
-_UNSURE: Final = "unsure "  # prefix of the counts of calls that may not run
+APPLICATION_MANDATE: Final = "mandate:application"  # the ledger mark with the mandate and its epoch
+_UNSURE: Final = "unsure "  # prefix of counts that only calls make which may be denied
 
 
 class ApplicationMandate(NamedTuple):
-    """The application's mandate, and the epoch at which each thread got the mandate.
+    """The mandate from `RuntimeAuthz.run`. `epochs`: thread → epoch that it is for.
 
-    In a later epoch of the thread, the mandate does not count.
+    In a later epoch of the thread, the mandate does not apply.
     """
 
     mandate: Mandate
@@ -38,11 +36,11 @@ class ApplicationMandate(NamedTuple):
 
     @classmethod
     def by(cls, mandate: Mandate | None) -> ApplicationMandate | None:
-        """Return the mandate marked as the application's, or `None` without a mandate."""
+        """Return the mandate, marked as the application's, or None."""
         return cls(mandate.of("application", mandate.key), {}) if mandate is not None else None
 
     def apply(self, run: Run) -> list[SetMark]:
-        """Set the run's mandate. Return changes that keep it for later root entries."""
+        """Set the run's mandate. Return the changes that store it for later root entries."""
         first = next(iter(self.epochs), run.scope)
         if self.epochs.get(run.scope, run.epoch) != run.epoch:
             return []
@@ -64,7 +62,7 @@ def mandate_event(run: Run, mandate: Mandate) -> tuple[Any, ...]:
 
 
 def recall(run: Run, mark: str | None) -> None:
-    """Restore the run's mandate from a mark, if the mark's epoch is current."""
+    """Set the run's mandate from a ledger mark, if the mark is of this epoch."""
     run.mandate = run.spent_at = None
     kept = json.loads(mark) if mark else {}
     if kept.get("epoch") == run.epoch:
@@ -73,7 +71,7 @@ def recall(run: Run, mark: str | None) -> None:
 
 
 def mandate_of(run: Run, said: TaskWords) -> Mandate | None:
-    """Return the task's mandate: from application, planner or the user's words."""
+    """Return the mandate of the application, the planner or the user's words."""
     if run.mandate is not None:
         return run.mandate
     if run.engine.planner is not None:
@@ -86,7 +84,7 @@ def mandate_of(run: Run, said: TaskWords) -> Mandate | None:
 def _compiled(run: Run, said: TaskWords) -> Mandate | None:
     if not said.turn.texts:
         return None
-    # Imported here, because importing the package does not need it.
+    # Imported at first use, so that importing the package stays fast.
     from langchain_runtime_authz.mandate.words import compile_words
 
     tools, today = run.engine.tools, local_day(run.engine.zone, said.turn.at)
@@ -95,12 +93,12 @@ def _compiled(run: Run, said: TaskWords) -> Mandate | None:
     except Exception as exc:  # noqa: BLE001  (what cannot be read orders nothing)
         _log.warning("the user's words were not read: %s", type(exc).__name__)
         return None
-    # The turn names the mandate, so that it is the same order after a profile changed.
+    # The turn is the mandate's name, so that its steps stay used up after a profile changed.
     return found.of("words", said.turn.key) if found is not None else None
 
 
 def binding_of(run: Run, said: TaskWords, call: Call) -> tuple[Mandate | None, Binding | None]:
-    """Return the mandate and the call's comparison with it, or `None`s for a read."""
+    """Return the mandate and the call's comparison with it; Nones for a read."""
     if call.error is not None or not call.profile.ordered:
         return None, None
     mandate = mandate_of(run, said)
@@ -122,7 +120,7 @@ def binding_of(run: Run, said: TaskWords, call: Call) -> tuple[Mandate | None, B
 
 
 def chosen(run: Run, mandate: Mandate | None, call: Call) -> frozenset[str]:
-    """Return names of the sent arguments, without defaults that no step orders."""
+    """Return the names of sent arguments, except unordered ones with default values."""
     given = more = call.given
     if mandate is None:
         return given
@@ -136,15 +134,16 @@ def chosen(run: Run, mandate: Mandate | None, call: Call) -> frozenset[str]:
 
 
 def task_of(run: Run) -> Task:
-    """Return the task, under which outputs of reads are kept."""
+    """Return the key of the task, under which outputs of reads are stored."""
     return run.epoch, run.mandate.digest if run.mandate is not None else "", None
 
 
 def _task_of_words(run: Run, turn: Turn, mandate: Mandate | None, call: Call) -> Task:
-    """Return the task with the epoch since which reads count for a call.
+    """Return the key of the task, with the epoch since which reads count for a call.
 
-    A text like "yes, do it" keeps an order with its reads. What was read for an earlier message counts only for a
-    planner's order to write inside the application: what others notice, and what is lost or paid, is read anew.
+    A text like "yes, do it" continues an earlier order, whose reads still count. Reads for an earlier message count
+    only for a write inside the application that a planner ordered. For a call that others notice, or that cannot be
+    undone, the agent must read again.
     """
     inside = mandate is run.planned and call.profile.inside
     return run.epoch, "", turn.fresh if inside else turn.since
@@ -161,8 +160,8 @@ def standing_of(
 ) -> Standing:
     """Return how a call compares with the mandate. Add its counts to `ahead`.
 
-    `counters` are the ledger's counts, `ahead` the counts of earlier calls of the same message. What waits for a call
-    that is `refused`, or may be, does not go in one message with it.
+    `counters`: the ledger's counts. `ahead`: counts of earlier calls of the same message. A step that waits for another
+    call does not run in the same message if that other call is `refused` or may be.
     """
     again, counts = row is not None and approval is None, {}
     for counter, by in binding.counters.items():
@@ -172,14 +171,14 @@ def standing_of(
     unsure = refused or standing.standing != "covered"
     for spend in standing.spends:
         if not binding.counters[spend.counter]:
-            continue  # only an approval that was given confirms other calls
+            continue  # counts an approval, which is not given yet
         for counter in (spend.counter, f"{_UNSURE}{spend.counter}")[: 1 + unsure]:
             ahead[counter] = ahead.get(counter, 0) + spend.by
     return standing
 
 
 def counting_scope(run: Run, mandate: Mandate | None) -> Scope | None:
-    """Return the scope in which threads share a mandate's counts; `None` if none do."""
+    """Return the scope in which threads share a mandate's counts, or None."""
     if mandate is None or mandate.source != "application":
         return None
     if mandate.key:
@@ -188,6 +187,7 @@ def counting_scope(run: Run, mandate: Mandate | None) -> Scope | None:
 
 
 def mandate_json(mandate: Mandate | None, standing: Standing, *, backed: bool) -> dict[str, Any]:
+    """Return the member `call.mandate` of a request's context."""
     differs = standing.deviations and [{"argument": d.argument, "code": d.code} for d in standing.deviations]
     return {
         "standing": standing.standing,

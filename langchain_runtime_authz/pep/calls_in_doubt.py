@@ -1,7 +1,7 @@
 """Handle calls in doubt: ask an approver before the same deed is done again.
 
-A call is in doubt if it began and nobody knows its outcome. For `LASTS` seconds, other calls with the same deed
-(effect and target) ask an approver, on every thread of the subject. `RuntimeAuthz(on_unknown=...)` may end the doubt.
+A call is in doubt if it began and nobody knows its outcome. For `LASTS` seconds, other calls with the same deed (effect
+and target) ask an approver, on every thread of the subject. `RuntimeAuthz(on_unknown=...)` may find the outcome.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ from langchain_runtime_authz.telemetry.logs import logger
 
 _log = logger(__name__)
 
-DEADLINE: Final = 5.0  # seconds for all answers of `on_unknown` to one decision
-HELD: Final[dict[str, ref[Ticket]]] = {}  # tickets of calls that this process runs, by call key
-# Ends of calls that could not be recorded, by call key: the run, a function that retries, and when it failed last.
+DEADLINE: Final = 5.0  # seconds for all calls of `on_unknown` before one decision
+HELD: Final[dict[str, ref[Ticket]]] = {}  # call key → ticket of a call that this process runs
+# Call key → an end of a call that could not be recorded: its run, a function that retries, time of the last failure.
 LOST_ENDS: Final[dict[str, tuple[Run, Callable[[], Flow[None]], float]]] = {}
-_RECORDED: Final[dict[str, object]] = {}  # call keys of lost ends that some thread is recording now
-MAX_LOST: Final = 1_000  # lost ends of one ledger
-REST: Final = 1.0  # seconds for which other threads do not retry a lost end that failed again
+_RECORDED: Final[dict[str, object]] = {}  # call keys whose lost ends a thread is recording now
+MAX_LOST: Final = 1_000  # number of lost ends that are stored per ledger
+REST: Final = 1.0  # seconds before another thread of the ledger retries a lost end
 _SERVICE: Final = {"author": "service:on_unknown", "reason": "the service was asked"}
 _AUTHOR: Final = re.compile(r"[a-z][a-z0-9_-]*:\S.*")
-# Errors with these names leave the outcome unknown. Other errors are failures, after which calls ask an approver too.
+# After errors with these names, the outcome is unknown. Other errors are failures; both make later calls ask.
 _LOST: Final = re.compile("Time(d)?out|Deadline|Connection|Network|Protocol|Incomplete|Chunked|Broken|Operational|EOF")
 
 
@@ -68,11 +68,11 @@ OnUnknown = Callable[[UnknownCall], "bool | Awaitable[bool | None] | None"]
 
 
 def effect_names(words: TaskWords, call: Call) -> tuple[str, Deeds]:
-    """Return the name of the counter of equal calls, and the call's deeds.
+    """Return the counter of equal calls, and the call's deeds.
 
-    The ledger stores the call under its first deed: the effect with the target, with `SEVERAL` if there are several
-    targets, or with the tool if there is none. The others are deeds of calls that may share a target. The last one,
-    which payments lack, is the deed of an equal call that failed.
+    The first deed is the call's own: `effect:target`. With several targets, it is `effect:SEVERAL`; without a target,
+    `effect:tool`. The others are deeds of calls that may share a target. The last deed also names the arguments; by it,
+    an equal call that failed is found. Payments lack the last deed.
     """
     if call.error is not None or not call.profile.side_effect:
         return "", ()
@@ -94,7 +94,10 @@ def facts_of(run: Run, call: Call) -> dict[str, Any]:
 
 
 def look_up_doubts(run: Run, snapshot: Snapshot) -> Flow[Snapshot]:
-    """Ask `on_unknown`. Add calls that an approval named as in doubt and are done."""
+    """Ask `on_unknown`, and return the snapshot with its answers.
+
+    Also add calls that an approval named as in doubt, if they turned out to be done.
+    """
     if run.engine.on_unknown is not None:
         snapshot = yield from looked_up(run, snapshot)
     open_ = {one.name for one in snapshot.doubts}
@@ -105,7 +108,7 @@ def look_up_doubts(run: Run, snapshot: Snapshot) -> Flow[Snapshot]:
 
 
 def doubted(run: Run, snapshot: Snapshot, call: Call, key: str, deeds: Deeds, approval: Approval | None) -> Doubted:
-    """Return the call's values of `DecidedCall.doubts` and `DecidedCall.repeats`."""
+    """Return the call's `DecidedCall.doubts` and `DecidedCall.repeats`."""
     if call.profile.idempotent and call.profile.effect != "pay":
         return (), ()
     about = facts_of(run, call)
@@ -180,7 +183,7 @@ def resolve(of: Run | Scope, doubt: Doubt, *, happened: bool, author: str, reaso
 
 
 def ended_late(run: Run, row: CallRow, state: str) -> Flow[None]:
-    """Record that a call ended after it was resolved, so that it may have run twice."""
+    """Record that a call ended after it was resolved, so it may have run twice."""
     resolved = (row.about or {})["resolved"]
     _log.error("%s: call %s, resolved by %s, ended as %s", Code.ENDED_LATE, row.key, resolved["author"], state)
     said = {name: resolved[name] for name in ("author", "reason", "happened")}
@@ -198,7 +201,10 @@ def _runs_here(row: CallRow) -> bool:
 
 
 def record_ends(engine: Engine, scope: Scope | None = None, *, others: bool = False) -> Flow[None]:
-    """Record lost ends: of `scope` (`None`: all), then `others`. Stop if one fails."""
+    """Record lost ends of one thread, or of all if `scope` is None.
+
+    `others`: then also record those of other threads. Stop at the first failure.
+    """
     for key, (run, _, failed) in sorted(_ends(engine), key=lambda one: one[1][0].scope != scope):
         rests = scope not in (None, run.scope) and (not others or time.monotonic() < failed + REST)
         if rests or _RECORDED.setdefault(key, mine := object()) is not mine:
@@ -212,7 +218,7 @@ def record_ends(engine: Engine, scope: Scope | None = None, *, others: bool = Fa
 
 
 def keep_end(run: Run, ticket: Ticket, record: Callable[[], Flow[None]] | None) -> None:
-    """Keep `record`, to call it again (`LOST_ENDS`), unless the call was claimed anew."""
+    """Store `record` in `LOST_ENDS`, to retry it, unless the call was claimed again."""
     key, held = ticket.call_key, HELD.get(ticket.call_key)
     if record is None or (held is not None and held() not in (None, ticket)):
         return
@@ -223,7 +229,7 @@ def keep_end(run: Run, ticket: Ticket, record: Callable[[], Flow[None]] | None) 
 
 
 def revoke_late(run: Run, decision: Decision) -> Flow[None]:
-    """Revoke the agent as `decision` demands. `record_ends` repeats it on failure."""
+    """Revoke the agent as `decision` demands. If it fails, `record_ends` retries it."""
     done, name = None, decision.decision_id
     try:
         done = yield Commit(run.scope, None, [Revoke(run.agent)])
@@ -250,7 +256,7 @@ def looked_up(run: Run, snapshot: Snapshot) -> Flow[Snapshot]:
         ids = about["tool"], about["idempotency_key"], about["args_digest"]
         asked = UnknownCall(*ids, one.subject, one.scope.thread, one.row.at)
         happened = yield LookUp(asked, until - time.monotonic())
-        # If another call with this deed did happen, an approver still decides about doing the same again.
+        # If another call with this deed happened, the doubt stays, so that an approver decides about a second one.
         if not isinstance(happened, bool) or (happened and one.row.key not in keys):
             continue
         try:
@@ -280,7 +286,7 @@ async def _alook_up(engine: Engine, call: UnknownCall, seconds: float) -> object
     try:
         await asyncio.wait({task}, timeout=seconds)
     finally:
-        task.cancel()  # a task that ignores this is left alone
+        task.cancel()  # do not wait for a task that ignores this
     return task.result() if task.done() and not task.cancelled() else _failed(TimeoutError())
 
 
@@ -303,5 +309,5 @@ def _failed(exc: BaseException) -> object:
     return None
 
 
-LookUp: Final = Effect(_look_up, _alook_up)  # takes an `UnknownCall` and seconds; returns True, False or no bool
+LookUp: Final = Effect(_look_up, _alook_up)  # takes an `UnknownCall` and seconds; no bool: unknown
 ListDoubts: Final = Effect(method="ledger.doubts")  # takes a tenant, and optionally a call key and a thread

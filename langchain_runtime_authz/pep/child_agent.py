@@ -1,7 +1,7 @@
 """Delegate to a child agent: decide, record the delegation, take a lease for it.
 
-A child's grant is the meet of its parent's grant, its own grant (`pep.agents`) and the requested grant. Budgets are
-counted in the thread, so the whole tree shares them.
+A child's grant is the meet of its parent's grant, its profile's grant (`pep.agents`) and the requested grant. Budgets
+are counted per thread, so all agents of the thread share them.
 """
 
 from __future__ import annotations
@@ -43,7 +43,10 @@ def open_child(
     call_id: str | None = None,
     refuse: Code | None = None,
 ) -> Flow[Run]:
-    """Open a run of the child agent `name`, or raise `AuthzDenied` if it is denied."""
+    """Open a run of the child agent `name`, or raise `AuthzDenied`.
+
+    `call_id`: the parent's call that waits for the child. `refuse`: a code with which to deny without the policy.
+    """
     opened = edge(parent.agent, name, kind)
     profile = parent.engine.child_profile(name)
     if kind == "subgraph":
@@ -79,13 +82,13 @@ def open_child(
 def invitation(child: Run, audience: str) -> Flow[Credential]:
     """Mint the credential of the child's lease, for the server that runs the child."""
     parent = cast("Run", child.parent)
-    task: Task = parent.task_part[0]  # the task under which the delegation was decided
+    task: Task = parent.task_part[0]  # the task when the delegation was decided
     asked = {"audience": audience, "tool": child.agent[-1], "action": INVOKE, "grant": child.grant, "jti": child.jti}
     return (yield from minted(parent, time.time(), task, child.mandate, child.invited, **asked))
 
 
 def hand_off(run: Run, opened: Edge) -> Flow[Decision]:
-    """Decide a hand-off when its tool is called. The child's start is decided as well."""
+    """Decide a hand-off when its tool is called. The child's start is decided again."""
     decision = yield from _invited(run, opened, [], None)
     if decision.permit:
         run.handed[opened.to] = opened
@@ -95,6 +98,6 @@ def hand_off(run: Run, opened: Edge) -> Flow[Decision]:
 def _invited(run: Run, opened: Edge, changes: list[Change], refuse: Code | None) -> Flow[Decision]:
     depth = run.depth + 1
     resource = {"type": "agent", "id": opened.to, "properties": {"kind": opened.kind, "depth": depth}}
-    # INVARIANT: a chain of delegations fits into a token, so that services always see all of it.
+    # INVARIANT: a token can hold the whole chain of delegations, so services see all of it.
     refuse = Code.TOO_DEEP if depth > MAX_DELEGATORS else refuse
     return (yield from decide_step(run, INVOKE, resource, extra=lambda _: changes, refuse=refuse))

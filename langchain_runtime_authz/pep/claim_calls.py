@@ -1,7 +1,7 @@
 """Claim decided calls and issue their tickets: commit → audit → ticket.
 
-INVARIANT: the claim is committed, and then recorded, before the tool runs. The commit is the point of no return. A
-correction that is committed before the claim stops the call; a later correction does not.
+INVARIANT: before the tool runs, the claim is committed and then recorded. The commit is the point of no return. A
+correction that is committed before the claim stops the call; a later one does not.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ from langchain_runtime_authz.telemetry.logs import logger
 
 _log = logger(__name__)
 
-Undo = tuple[Spent, str, Spent, CallRow | None]  # of `ReleaseCall`, from `refund` on
+Undo = tuple[Spent, str, Spent, CallRow | None]  # arguments of `ReleaseCall`, from `refund` on
 
-RACES: Final = 16  # retries if other agents make the same call at once
+RACES: Final = 16  # number of retries while other agents claim equal calls
 
 
 def claim_call(run: Run, decided: DecidedCall) -> Flow[tuple[DecidedCall, Verdict]]:
@@ -61,7 +61,7 @@ def claim_call(run: Run, decided: DecidedCall) -> Flow[tuple[DecidedCall, Verdic
 def claim_again(run: Run, decided: DecidedCall, conflict: Conflict) -> Flow[tuple[DecidedCall, Verdict | None]]:
     """Decide and claim a call again after a conflict with other calls.
 
-    Return a pair: the call as decided last, and its verdict, or `None` if the new decision asks an approver.
+    Return the call as decided last, and its verdict; None if the new decision asks an approver.
     """
     verdict: Verdict | Conflict = conflict
     tries = RACES
@@ -78,7 +78,7 @@ def claim_again(run: Run, decided: DecidedCall, conflict: Conflict) -> Flow[tupl
 
 
 def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
-    """Claim or deny a call; return a `Conflict` if it must be decided again."""
+    """Claim or deny a call. Return a `Conflict` if it must be decided again."""
     call, decision, engine = decided.call, decided.decision, run.engine
     killed = engine.kill_switch is not None and engine.killed  # it may have been engaged since the decision
     if decided.replay or decision.outcome != "permit" or killed:
@@ -88,7 +88,7 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
         return (yield from deny_call(run, decided.under(deny(delegated.reason))))
     tokens: dict[str, str] = {}
     if call.profile.audience:
-        # One jti per call, lease and audience, so a replay under a new lease gets another jti.
+        # A jti is derived from lease, call and audience, so a replay under a new lease gets another one.
         named = {a: f"{run.jti}:{decided.key}:{a}" for a in audiences_of(run, call.profile.audience)}
         tokens = {a: hashlib.sha256(name.encode()).hexdigest()[:32] for a, name in named.items()}
     intent = _idempotency_key(run, decided)
@@ -147,7 +147,7 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
 
 
 def _elsewhere(decided: DecidedCall, shared: Scope | None) -> Flow[Conflict | None]:
-    """Commit a claim's changes to other threads. Return the first conflict, if any."""
+    """Commit a claim's changes to other threads. Return the first conflict or None."""
     commits: list[Any] = [(scope, [RepeatCall(row.key, row.at)]) for scope, _, row in decided.repeats]
     if shared is not None and decided.standing.spends and decided.row is None:
         commits.append((shared, [SpendBudget(*spend) for spend in decided.standing.spends]))
@@ -158,7 +158,7 @@ def _elsewhere(decided: DecidedCall, shared: Scope | None) -> Flow[Conflict | No
 
 
 def _changes(run: Run, decided: DecidedCall, tokens: tuple[str, ...], intent: str) -> tuple[list[ledger.Change], Undo]:
-    """Return the changes of a call's claim, and what takes it back."""
+    """Return the changes that claim a call, and the arguments to undo them."""
     call, approval, row, name = decided.call, decided.approval, decided.row, decision_log.label(decided.call.tool)
     profile, approved = call.profile, approval is not None and approval.state == "approved"
     # An approval after a failure permits running the call again.
@@ -171,7 +171,7 @@ def _changes(run: Run, decided: DecidedCall, tokens: tuple[str, ...], intent: st
         about |= {"decision_id": decided.decision.decision_id, "idempotency_key": intent}
         if deed.endswith(f":{SEVERAL}"):
             about["targets"] = also
-    # INVARIANT: no new doubt about the deed since the decision, except doubts that the approver's question named.
+    # INVARIANT: a doubt that arose after the decision stops the claim, unless the approver's question named it.
     subject = run.subject.principal if deed else ""
     known = approval.doubts if approved and approval is not None else ()
     despite = None if profile.idempotent and profile.effect != "pay" else known
@@ -181,14 +181,14 @@ def _changes(run: Run, decided: DecidedCall, tokens: tuple[str, ...], intent: st
     paused = row if row is not None and row.state == "suspended" else None
     changes += owed(decided.decision) if decided.decision.obligations else ()
     budgets = run.grant.budgets if run.grant is not None else {}
-    if budgets:  # this entry's grant may be narrower than the one under which the call began
+    if budgets:  # for a paused call too: this entry's grant may be narrower than the earlier one
         changes += [SpendBudget(c, budgets[c]) for c in (call.tool, f"effect:{profile.effect}") if c in budgets]
     if paused is not None and paused.jti != run.jti:
         # An earlier entry counted the call when its tool began. Budgets that are smaller now still count.
         limits = [c for c in changes[1:] if type(c) is SpendBudget]
         changes[1:] = [replace(c, by=0 if c.maximum else 1) for c in limits]
     if decided.counter and row is None:
-        # INVARIANT: no equal call was made since the decision. A call that was claimed before is counted already.
+        # INVARIANT: an equal call that was made after the decision stops the claim. A reclaimed call counts once.
         changes.append(SpendBudget(decided.counter, decided.prior_calls + 1))
     if row is None:
         # INVARIANT: the commit that claims the call also uses up the mandate's step.
@@ -213,12 +213,12 @@ def _changes(run: Run, decided: DecidedCall, tokens: tuple[str, ...], intent: st
 
 
 def _unclaimed(run: Run, decided: DecidedCall) -> Flow[Verdict]:
-    """Return the verdict on a call that is not claimed: a replay or a deny."""
+    """Return the verdict on a call that is not claimed: a replay or a denial."""
     if not decided.replay:
         killed = decided.decision.outcome == "permit"
         return (yield from deny_call(run, decided.under(deny(Code.KILLED)) if killed else decided))
     message = "\n".join((*run.undelivered, *run.corrected)) if decided.stale else ""
-    if message:  # user's texts that the graph has not seen
+    if message:  # the user's texts that the graph has not received
         try:
             yield Commit(run.scope, None, [ledger.TakePending()])
         except Exception as exc:  # noqa: BLE001  (then the graph gets the texts once more)
@@ -235,7 +235,7 @@ def _conflicting(run: Run, decided: DecidedCall, conflict: Conflict) -> Flow[Ver
 
 
 def _release(run: Run, decided: DecidedCall, undo: Undo, failure: AuditError, recorded: bool) -> Flow[Denial]:
-    """Deny a claimed call and release it, because a record or notification failed."""
+    """Deny and release a claimed call, because its record or notification failed."""
     if recorded:
         denial = yield from deny_call(run, decided.under(deny(failure.code)))
     else:

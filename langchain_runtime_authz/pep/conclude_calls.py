@@ -1,4 +1,4 @@
-"""Record the end or denial of a call, and give back budgets that it did not use."""
+"""Record the end or denial of a call, and return budgets that it did not use."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Spent = tuple[tuple[str, int], ...]
 
 
 def refund(run: Run, shared: Scope | None, spent: Spent) -> Flow[None]:
-    """Give back to `shared` the mandate's counts that a call spent."""
+    """Return the mandate's counts that a call spent to the scope `shared`."""
     back = [SpendBudget(counter, UNBOUNDED, -by) for counter, by in spent if counter.startswith(MANDATE)]
     if shared is None or not back:
         return
@@ -79,7 +79,7 @@ def deny_call(run: Run, decided: DecidedCall) -> Flow[Denial]:
         run.engine.lost("a denial", exc, run, decision.decision_id)
     for change in owed(decision):
         try:
-            yield Commit(run.scope, None, [change])  # if the counter is full, the attempt is refused already
+            yield Commit(run.scope, None, [change])  # if the counter is full, the commit does nothing
         except Exception as exc:  # noqa: BLE001  (the call is denied already; what failed is its obligation)
             run.engine.lost("an obligation of a denial", exc, run, decision.decision_id)
     if decision.outcome != "approval_required":  # for a question, the notifications were sent when it was asked
@@ -95,7 +95,7 @@ def counted(decided: DecidedCall, by: int = 1) -> ledger.RecordStep:
     call, counts = decided.call, decision_log.counts_against_agent(decided.decision)
     acts = counts and call.profile.side_effect and decided.match is not None
     tainted = acts and any(p.standing == "outside" and p.kind != "when" for p in decided.provenance.values())
-    name = "*" if call.error == Code.UNKNOWN_TOOL else decision_log.label(call.tool)  # a model may invent the name
+    name = "*" if call.error == Code.UNKNOWN_TOOL else decision_log.label(call.tool)  # a model made up the name
     return ledger.RecordStep(
         denials=by * counts,
         recent=f"deny:{name}" if by > 0 else None,
@@ -116,8 +116,8 @@ def conclude(
 ) -> Flow[None]:
     """Record the end of a call. If its output held a live token, revoke the agent.
 
-    `question`: id of the tool's own interrupt. State `denied`: a step inside the call was denied. State `released`: the
-    tool never began. The policy is not asked.
+    `state`: `denied` means that a step inside the call was denied; `released` means that the tool never began.
+    `question`: id of the tool's own interrupt. The policy is not asked.
     """
     ticket.conclude()
     leaked, profile, side_effect = ticket.leaked, call.profile, call.profile.side_effect
@@ -127,11 +127,11 @@ def conclude(
         changes.append(ReleaseCall(ticket.call_key, *ticket.undo))
         yield from refund(run, counting_scope(run, run.mandate), ticket.undo[0])
     else:
-        # A read may run again, so only its data class is kept. Then it receives the answers to its questions in order.
+        # A read may run again, so its end is not stored. The repeated read gets the answers to its questions in order.
         ended = "failed" if state == "denied" else state
         kept, result = ended if side_effect or state == "suspended" else None, result if side_effect else None
         changes.append(ConcludeCall(ticket.call_key, kept, result, jti=ticket.jti, denied=ended != state))
-        if question:  # its answer must not answer a later question of the LangGraph task
+        if question:  # its answer must not count for a later question of the LangGraph task
             changes.append(ledger.SetMark(f"{OF_TASK}{question}", "own", once=True))
             changes += [own_question(run, ticket.call_key, call, question)] if side_effect else []
         read = version_read(run, ticket, call, state) if profile.resource is not None else None
@@ -175,7 +175,7 @@ def conclude(
 def _remember(
     run: Run, call: Call, found: Observation, output: object, read: tuple[str, str, str] | None, *, done: bool
 ) -> None:
-    """Keep a call's output and destinations in memory, for questions and mandates."""
+    """Store a call's output and destinations in memory, for questions and mandates."""
     memory, scope = run.engine.memory, run.scope
     if found.prose or found.rest is not None:
         memory.keep(scope, found)

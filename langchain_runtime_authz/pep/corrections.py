@@ -39,10 +39,12 @@ def answer(
 ) -> Flow[None]:
     """Record the answers in one commit, before any LangGraph task starts.
 
-    `given` and `questions` map interrupt ids to answers and questions. An edit, a response or a rejection with a reason
-    changes the task: the same commit advances the epoch and carries the plans over, without rejected calls and with
-    edited calls replaced. Raises `AuthzDenied` if others changed the task, if the subject may not answer, and with
-    `approval_settled` (answered before), `approval_partial` or `approval_waits` (for other approvers).
+    `given`: interrupt id → answer. `questions`: interrupt id → the interrupt's value. An edit, a response or a
+    rejection with a reason changes the task. The same commit then advances the epoch and carries the plans over,
+    without rejected calls and with the approver's edits.
+
+    Raises `AuthzDenied` if others changed the task or the subject may not answer. Other codes: `approval_settled` (the
+    question was answered before), `approval_partial`, `approval_waits` (another approver must answer too).
     """
     open_ids = {a.id for a in asks}
     try:
@@ -61,7 +63,7 @@ def answer(
     if not said and not (yield from _takes_back(run.scope, asks, answered)):
         done = yield from commit_recorded(run.scope, answered, partial(record_answers, run, asks, answered))
         if isinstance(done, Conflict) and done.code in _NOT_THEIRS:
-            # Refused before any task takes the value: the question stays open for those who may answer it.
+            # Refuse before a task receives the value, so that the question stays open for its approvers.
             raise AuthzDenied(done.code, new_id())
         by_key = {a.call_key: a for a in answered}
         if any(a.needed - len(a.approvers) > 1 and by_key[a.call_key].state == "approved" for a in asks):
@@ -74,7 +76,7 @@ def answer(
 
 
 def _takes_back(scope: Scope, asks: Sequence[Approval], answered: Sequence[AnswerApproval]) -> Flow[bool]:
-    """Return True if a review approves the model's own call, and so undoes an edit."""
+    """Return True if a review approves the model's own call, which undoes an edit."""
     for key, places in _as_announced(asks, answered).items():
         snapshot: Snapshot = yield Load(scope, Query(plan=key))
         if snapshot.plan is not None and any(c.was_args and c.position in places for c in snapshot.plan.calls):
@@ -85,7 +87,7 @@ def _takes_back(scope: Scope, asks: Sequence[Approval], answered: Sequence[Answe
 def _as_announced(
     asks: Sequence[Approval], answered: Sequence[AnswerApproval]
 ) -> dict[tuple[tuple[str, ...], str], set[int]]:
-    """Return positions of calls that a review approved unedited, by agent and plan id."""
+    """Return (agent, plan id) → positions of calls that a review approved unedited."""
     plain = {a.call_key for a in answered if a.state == "approved" and not a.edited}
     found: dict[tuple[tuple[str, ...], str], set[int]] = {}
     for ask in asks:
@@ -99,8 +101,8 @@ def reply(
 ) -> Flow[bool]:
     """Record answers to tools' and nodes' interrupts. Return True if the task changed.
 
-    `questions` and `given` map an interrupt's id to its value and its answer. If the task changed, only the calls whose
-    tools asked (`own`) continue, and the rest of the plan is stale. Raises `AuthzDenied` if others changed the task.
+    `questions`: interrupt id → value; `given`: interrupt id → answer. If the task changed, only the calls whose tools
+    asked (`own`) continue, and the rest of the plan is stale. Raises `AuthzDenied` if others changed the task.
     """
     said = {i: text for i, answer in given.items() if (text := free_text(answer, questions[i]))}
     human, author = run.subject.human, run.subject.principal
@@ -119,7 +121,7 @@ def reply(
         if going:
             yield Commit(run.scope, None, going)
         return False
-    # The run delivers the texts (`run.corrected`), or the next root entry does if the process dies before.
+    # This run delivers the texts (`run.corrected`). If the process dies before, the next root entry does.
     keep = tuple(a.call_key for a in own)
     yield from _rotate(run, [*going, AdvanceEpoch(run.epoch, texts, deliver=human, keep=keep)], texts)
     run.corrected = tuple(t.text for t in texts if t.text)
@@ -133,7 +135,7 @@ def _rotate(
     asks: Sequence[Approval] = (),
     answered: Sequence[AnswerApproval] = (),
 ) -> Flow[None]:
-    """Commit a task change that this run causes, and move the run to the new epoch."""
+    """Commit a change of the task by this run, and move the run to the new epoch."""
     before = {"from_epoch": run.epoch, "from_jti": run.jti}
     mark = unrecorded(run.epoch + 1, run.pinned, texts, "answer")
     record = partial(record_answers, run, asks, answered)
@@ -181,9 +183,10 @@ def carried(
 
 
 def altered(scope: Scope, texts: Sequence[HumanText], by: str, checkpoint: str, below: str | None) -> Flow[None]:
-    """Record that `by` edited the state and so wrote `checkpoint`, on a known thread.
+    """Record that `by` wrote `checkpoint` by an edit of a known thread's state.
 
-    `below`, the digest of the waiting child graphs, is recorded so that the next root entry finds no new edit in them.
+    `below`, the digest of the waiting child graphs, is recorded too. So the next root entry does not take them for
+    edited.
     """
     act = HumanText(content_digest(checkpoint), "", outside_key(checkpoint), own=False, author=by)
 
@@ -197,7 +200,7 @@ def altered(scope: Scope, texts: Sequence[HumanText], by: str, checkpoint: str, 
 
 
 def correct(scope: Scope, text: HumanText, by: str | None = None) -> Flow[int]:
-    """Record a correction by `by` (`None`: the subject). Return the new epoch."""
+    """Record a correction by `by` (None: the subject). Return the new epoch."""
 
     def change(snapshot: Snapshot) -> tuple[list[Change], tuple[HumanText, ...]]:
         author = by if by is not None else snapshot.subject

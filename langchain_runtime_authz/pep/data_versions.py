@@ -1,4 +1,4 @@
-"""Versions of resources: of what a call reads, and of outdated earlier reads."""
+"""Versions of resources: find reads that are outdated, and note new reads."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from langchain_runtime_authz.pep.run import Flow, Load, Run
 
 
 def data_scope(scope: Scope) -> Scope:
-    """Return the ledger scope of the versions of a tenant's resources."""
+    """Return the ledger scope that holds the versions of a tenant's resources."""
     return Scope(scope.tenant, scope.issuer, "data:", "resources")
 
 
 def outdated_tools(
     run: Run, snapshot: Snapshot, calls: Sequence[Call], keys: Sequence[str]
 ) -> Flow[tuple[frozenset[str], bool]]:
-    """Return (1) tools whose reads are outdated, (2) True if outputs were dropped.
+    """Return the tools whose reads are outdated, and True if outputs were dropped.
 
-    Drop what was read of older versions, although another process may have read anew. Note the versions that `calls`
-    will read.
+    An output in memory is dropped if its resource has a newer version, even if another process has read that version.
+    The versions that `calls` will read are noted in the run.
     """
     resources = snapshot.history.resources
     read = resources if any(call.profile.ordered for call in calls) else {}
     found = {key: resource_of(call.profile, call.args) for call, key in zip(calls, keys, strict=True)}
     reading = {key: name for key, name in found.items() if name}
-    # Older rows have names as they were written. The newest read of a name counts.
+    # Older ledger rows hold names in other spellings. Of equal names, the newest read counts.
     seen = {spelled(name): (name, *told.split(" ", 1)) for name, told in read.items()}
     names = dict.fromkeys((*seen, *(name for name, _, _ in seen.values()), *reading.values()))
     if not names:
@@ -41,7 +41,7 @@ def outdated_tools(
 
 
 def version_read(run: Run, ticket: Ticket, call: Call, state: str) -> tuple[str, str, str] | None:
-    """Return the resource that a call read, its tool and the version, or `None`."""
+    """Return the resource that a call read, the tool and the version; None if none."""
     version = run.versions.pop(ticket.call_key, None)
     name = resource_of(call.profile, call.args)
     return (name, call.tool, version) if name is not None and version is not None and state == "done" else None

@@ -1,6 +1,6 @@
-"""Decide calls: load the facts, then ask the policy. Claim no call.
+"""Decide calls: load the facts, then ask the policy. Calls are claimed elsewhere.
 
-Some refusals do not depend on the policy: `_refusal`, `lease_refusal`, and the checks of ledger changes.
+Refusals that do not depend on the policy are in `_refusal`, `lease_refusal`, and the checks of ledger changes.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _BEGUN: Final[Mapping[CallState, Code]] = {
 }
 _PLACE: Final = attrgetter("plan_id", "position")
 _RESOURCE: Final = attrgetter("profile.resource")
-_UNDECIDED: Final = deny(Code.PDP_ERROR)  # a placeholder until there is a decision
+_UNDECIDED: Final = deny(Code.PDP_ERROR)  # stands in until there is a decision
 _REFUSED: Final[Mapping[str, Code]] = {
     "rejected": Code.APPROVAL_REJECTED,
     "answered": Code.APPROVAL_ANSWERED,
@@ -61,7 +61,7 @@ def decide_calls(
     """Decide all calls of one message in one batch, with the `entry` of their node.
 
     Never raises: a failure denies the calls, and may leave the entry undecided. `held`: keys of calls that the policy
-    did not permit, so no other call goes in one message with them.
+    did not permit. Calls of the same message that must wait for them are decided as deviating.
     """
     if not calls:
         return []
@@ -79,7 +79,7 @@ def decide_calls(
     if snapshot.approvals:
         approvals = list(map(partial(_approval, run, snapshot, origin), calls, keys))
         if any(map(is_not, amended := list(map(_amended, calls, approvals)), calls)):
-            # An approver replaced these calls. The replacements are decided like any others.
+            # Decide the calls that an approver put in the place of these.
             return (yield from decide_calls(run, amended, entry))
     decided: list[DecidedCall] = []
     asked: list[DecidedCall] = []
@@ -110,13 +110,13 @@ def decide_calls(
 
 
 def _held(asked: Sequence[DecidedCall], comparisons: Sequence[_Compared]) -> frozenset[str]:
-    """Return keys of calls that may not run, although others of the message wait."""
+    """Return keys of calls that others of the message await and that may not run."""
     awaited = {counter for *_, binding in comparisons if binding is not None for counter in binding.alone}
     return frozenset(one.key for one in asked if one.standing.opened in awaited and not one.decision.permit)
 
 
 def _look_up(run: Run, calls: Sequence[Call]) -> Flow[tuple[Any, ...]]:
-    """Return the calls with all that ledger and memory hold for their decision."""
+    """Return the calls with all facts for their decision, from ledger and memory."""
     if len(calls) == 1 and calls[0].plan_id is None and calls[0].call_id is not None:
         calls = yield from _located(run, calls[0])
     memory, opened, origin = run.engine.memory, run.opened, run.epoch
@@ -131,8 +131,8 @@ def _look_up(run: Run, calls: Sequence[Call]) -> Flow[tuple[Any, ...]]:
     if recorded is not None and (
         (planned := recorded.origin or recorded.epoch) != run.epoch or (snapshot.approvals and _moved(recorded, calls))
     ):
-        # The calls were planned at another epoch, or code moved them before an approval counts. Some may have run
-        # since, and their keys contain the plan's epoch and places.
+        # The calls were planned at another epoch, or code moved them in the message. Keys contain the plan's epoch and
+        # position, so compute the keys anew to find earlier runs and approvals of the calls.
         calls = in_plan(recorded, calls)
         keys, origin = [_key(run, c, planned) for c in calls], planned
         snapshot = yield (Load, run.scope, _query(run, calls, keys, origin, compared))
@@ -156,12 +156,12 @@ def _look_up(run: Run, calls: Sequence[Call]) -> Flow[tuple[Any, ...]]:
     moved: frozenset[str] = frozenset()
     if snapshot.history.resources or {*map(_RESOURCE, calls)} != {None}:
         moved, dropped = yield from outdated_tools(run, snapshot, calls, keys)
-        # What they were compared with may be outdated.
+        # The outputs with which the calls were compared may be outdated.
         compared = _compared(run, words, calls) if moved or dropped else compared
     return calls, keys, compared, origin, words, snapshot, moved
 
 
-# A call compared with the mandate: its counter and deeds (`effect_names`), the mandate, and the comparison.
+# Of one call: counter and deeds (`effect_names`), the mandate, and the comparison with it.
 _Compared = tuple[str, tuple[str, ...], Mandate | None, Binding | None]
 
 
@@ -188,12 +188,12 @@ def _described(
     counter, deeds, mandate, binding = compared
     row = snapshot.calls.get(key)
     intended = call.position, call.call_id, call.tool, call.raw
-    own = call.by_code and (call.call_id is None or snapshot.plan is None)  # no message has it
+    own = call.by_code and (call.call_id is None or snapshot.plan is None)  # no model message contains the call
     match = plan.PLANNED_BY_CODE if own else plan.match(snapshot.plan, run.epoch, *intended)
     if match.stale and _goes_on(run, snapshot, key):
         match = match._replace(stale=False)
     decision = _refusal(run, snapshot, call, match, approval, row) or _UNDECIDED
-    # A side effect that happened is not decided again. Its recorded result is used.
+    # A side effect that was done is not decided again: its recorded result is used.
     replay = decision is _UNDECIDED and row is not None and row.state == "done" and call.profile.side_effect
     prior = 0
     if counter:
@@ -223,7 +223,7 @@ def _described(
         doubts=doubts,
         repeats=repeats,
     )
-    if call.error is None:  # also if the PDP is not asked, because the record of a refusal holds the request
+    if call.error is None:  # even for a refusal, whose record contains the request
         decided.now, decided.match = int(snapshot.now), match
         decided.body, decided.provenance = call_request(run, snapshot, words, decided, match, moved)
     return decided
@@ -232,7 +232,7 @@ def _described(
 def _reread(
     run: Run, calls: Sequence[Call], keys: Sequence[str], origin: int, compared: list[_Compared]
 ) -> Flow[tuple[TaskWords, list[_Compared], Snapshot]]:
-    """Read the user's words from the ledger, and load the counters that need them."""
+    """Read the user's words from the ledger, and load counters that depend on them."""
     snapshot: Snapshot = yield (Load, run.scope, _query(run, calls, keys, origin, compared, log=True))
     words = run.engine.memory.read_words(run.scope, snapshot)
     anew = _compared(run, words, calls)
@@ -252,7 +252,7 @@ def _counters(compared: Sequence[_Compared]) -> tuple[str, ...]:
 
 
 def _located(run: Run, only: Call) -> Flow[Sequence[Call]]:
-    """Return the call in its plan, found by the call's id, or unchanged without one."""
+    """Return the call with its plan and position, found by its id, if it has a plan."""
     snapshot: Snapshot = yield (Load, run.scope, Query(planned_call=(run.agent, only.call_id or "")))
     if snapshot.plan is None:
         return [only]
@@ -261,13 +261,13 @@ def _located(run: Run, only: Call) -> Flow[Sequence[Call]]:
 
 
 def rewritten(run: Run, call: Call) -> Flow[plan.PlanRecord | None]:
-    """Return the call's plan from a model's later message with the same id, if any."""
+    """Return the call's plan in a later model message with the same id, or None."""
     found = (yield Load(run.scope, Query(planned_call=(run.agent, call.call_id or "")))).plan
     return found if found is not None and found.id.startswith(f"{call.plan_id} ") else None
 
 
 def _elsewhere(run: Run, found: plan.PlanRecord | None, calls: Sequence[Call]) -> Flow[list[Call] | None]:
-    """Return the calls as they stand in their plan, or `None` if nothing moved."""
+    """Return the calls with their positions in the plan; None if nothing moved."""
     found = (yield from rewritten(run, calls[0])) or found
     return in_plan(found, calls) if found is not None and _moved(found, calls) else None
 
@@ -277,20 +277,20 @@ def _moved(found: plan.PlanRecord, calls: Sequence[Call]) -> bool:
 
 
 def in_plan(found: plan.PlanRecord, calls: Sequence[Call]) -> list[Call]:
-    """Return the calls with their places in this plan.
+    """Return the calls with their positions in this plan.
 
-    In the message they have other places if code took calls out of it.
+    If code removed calls from the message, the others have other positions there.
     """
     places = {c.call_id: c.position for c in found.calls}
     if len(places) < len(found.calls) or len({c.call_id for c in calls}) < len(calls):
-        places = {}  # only the places tell apart calls that share an id
+        places = {}  # calls share an id, so only their positions distinguish them
     return [replace(c, plan_id=found.id, position=places.get(c.call_id, c.position)) for c in calls]
 
 
 def _key(run: Run, call: Call, epoch: int) -> str:
     source = f"plan:{call.plan_id}" if call.plan_id is not None else f"call:{call.place}:{call.call_id}"
     if call.plan_id is None and call.place.partition(":")[0]:
-        epoch = 0  # so that a LangGraph task that begins anew makes the same call
+        epoch = 0  # so that a LangGraph task that starts again repeats the same call
     run.authority = run.authority or json.dumps([run.scope, run.agent])[:-1]
     return plan.call_key(f"{run.authority}, {epoch}", source, call.position or 0, call.tool, call.args_digest)
 
@@ -348,8 +348,8 @@ def _approval(run: Run, snapshot: Snapshot, origin: int, call: Call, key: str) -
         if review is not None and _reviewed(review, call):
             own = review
     if own is not None and own.epoch != run.epoch:
-        # The answer is of an older epoch. It still counts if it refused the call, if the call is done or goes on, or
-        # if code reads again in the same LangGraph task.
+        # The answer is of an older epoch. It still counts if it refused the call, or if the call is done or continues.
+        # It also counts for code that repeats a read in the same LangGraph task.
         done, spent = (row := snapshot.calls.get(key)) is not None and row.state == "done", own.state == "spent"
         if spent and _amended(call, own) is not call:
             return own  # the replacement may be done, and is looked up next
@@ -365,7 +365,7 @@ def _goes_on(run: Run, snapshot: Snapshot, key: str) -> bool:
 
 
 def _reviewed(review: Approval, call: Call) -> bool:
-    """Return True if the review showed exactly this call, or edited a call into it."""
+    """Return True if the review showed exactly this call, or its edit made this call."""
     digest = plan.raw_digest(call.raw)
     if review.edited:
         name, args = edited_action(review.edited)
@@ -396,7 +396,7 @@ def _refusal(
         return deny(dead)
     # The policy decides about calls that differ from their plan, but not about plans of an older task.
     if (match.planned or match.changed) and match.stale and call.profile.side_effect:
-        # A model that reads that a call did not run plans it again. So say this only if it is certain.
+        # If a message says that a call did not run, the model plans it again. So say this only if it is certain.
         begun = row.state if row is not None else "suspended"
         return deny(_BEGUN[begun]) if begun != "done" else None
     if approval is not None:
@@ -404,7 +404,7 @@ def _refusal(
             return deny(_REFUSED[approval.state])
         if approval.edited and approval.call_key != call.amends:  # the approver replaced the call
             return deny(Code.APPROVAL_VOID)
-        # This also applies to a question that expired without an answer.
+        # A question that expired without an answer denies too.
         if approval.state in ("asked", "approved") and 0 < approval.expires_at <= snapshot.now:
             return deny(Code.APPROVAL_EXPIRED)
     if run.parent is not None and run.grant is not None:

@@ -23,8 +23,8 @@ from langchain_runtime_authz.pep.obligations import keepable, owed, understood
 from langchain_runtime_authz.pep.request_builder import request_json
 from langchain_runtime_authz.pep.run import Commit, Evaluate, Flow, Load, Run, Status
 
-MAX_KEPT: Final = 256  # permits that are cached per agent and root entry
-JUST_NOW: Final = 1.0  # seconds from a node's entry for which its first model call needs no check of its own
+MAX_KEPT: Final = 256  # number of permits cached per agent and root entry
+JUST_NOW: Final = 1.0  # seconds after a node's entry in which its first model call needs no new check
 ENTER: Final = "node/enter"
 MODEL: Final = "model/call"
 
@@ -44,7 +44,7 @@ def decide_step(
     """Decide a step that is not a tool call. Never raises.
 
     `refuse` denies without the policy. `extra` returns changes to commit with a permit. `keep` may cache the decision.
-    If the PDP was asked before, `answered` holds the time (in nanoseconds), the request and the answer.
+    `answered`: if the PDP was asked before, the time (in nanoseconds), the request and the answer.
     """
     body = None
     started = time.time_ns()
@@ -97,10 +97,10 @@ def _obliged(run: Run, decision: Decision) -> list[Change]:
 
 
 def kept_permit(run: Run, *step: Any, lasting: bool) -> tuple[Decision | None, Callable[[Decision], Decision]]:
-    """Return a step's cached permit or `None`, and the function that caches a new one.
+    """Return a step's cached permit or None, and the function that caches a new one.
 
-    A permit is cached for its epoch and policy revision, as long as the policy's `ttl` says. Without a `ttl` the policy
-    may have read something that changes, so only a `lasting` permit (of a model or tool node) is cached.
+    A permit is cached for its epoch and policy revision, for the seconds in the policy's `ttl`. Without a `ttl`, the
+    policy may depend on facts that change. Then only a `lasting` permit (of a model or tool node) is cached.
     """
     began, key = time.monotonic(), (*step, run.epoch, run.engine.evaluator.revision)
     permit, until = run.kept.get(key, (None, 0.0))
@@ -138,7 +138,7 @@ def enter_node(run: Run, name: str, *, lasting: bool) -> Flow[Decision]:
 class ToolNodeEntry:
     """The decision on entering a tool node, made in one batch with the node's calls.
 
-    `decide_calls` calls `requests` and `conclude`. `check` is called with the decision, and raises if it is a deny.
+    `decide_calls` calls `requests` and `conclude`. `check` gets the decision, and raises if it is a deny.
     """
 
     def __init__(self, run: Run, name: str, check: Callable[[Decision], None]) -> None:
@@ -147,7 +147,7 @@ class ToolNodeEntry:
         self._decision: Decision | None = None
 
     def requests(self, known: Snapshot) -> Sequence[bytes | None]:
-        """Return the request for the node, or nothing if the run's lease is refused."""
+        """Return the request for the node; () if the run's lease is refused."""
         began = time.time_ns()
         if lease_refusal(self._run, known) is not None:
             return ()
@@ -166,11 +166,11 @@ class ToolNodeEntry:
         self._check(self._decision or (yield from enter_node(self._run, self._name, lasting=True)))
 
 
-Entry = ToolNodeEntry | None  # `None` if no tool node is entered, or if its permit is cached
+Entry = ToolNodeEntry | None  # None: no tool node is entered, or its permit is cached
 
 
-# `AuthzMiddleware` removes withheld tools from the request to the model. Without it the model sees the agent's own
-# tools, and their calls are decided. A provider tool cannot be stopped, so a model call that offers it is denied.
+# `AuthzMiddleware` removes withheld tools from the request to the model. Without the middleware, the model sees all
+# tools of the agent, and their calls are decided. The provider runs its own tools, so a model call with one is denied.
 
 
 class ModelCall(NamedTuple):
@@ -184,10 +184,11 @@ class ModelCall(NamedTuple):
 
 
 def decide_model(run: Run, call: ModelCall) -> Flow[Decision]:
+    """Decide `model/call`, or return the cached permit of a live run."""
     permit, keep = kept_permit(run, MODEL, *call[:4], lasting=True)
     scope = current_scope.get()
     counts, fresh = scope.counts, time.monotonic() - scope.entered < JUST_NOW
-    first = counts is not None and not counts.get(MODEL) and fresh  # the entry of its node was checked
+    first = counts is not None and not counts.get(MODEL) and fresh  # the node's entry has just been checked
     if counts is not None:
         counts[MODEL] = 1
     stopped = run.closed or (run.engine.kill_switch is not None and run.engine.killed)

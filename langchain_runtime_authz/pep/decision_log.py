@@ -18,22 +18,24 @@ from langchain_runtime_authz.pep.run import Commit, Flow, Notify, Run, Write
 from langchain_runtime_authz.telemetry.spans import record_decision, record_event
 
 MAX_LABEL: Final = 128
-# Denials with these codes do not count against the agent: others acted, or a part failed.
+# Denials with these codes do not count against the agent, because others acted or a part failed.
 _CIRCUMSTANCES: Final = frozenset(
     {Code.DATA_CHANGED, Code.STALE_EPOCH, Code.STALE_PLAN, Code.KILLED, Code.LEDGER_UNAVAILABLE, Code.AUDIT_UNAVAILABLE}
 )
 
 
 def counts_against_agent(decision: Decision) -> bool:
+    """Return True if the agent caused the denial, so that it counts as one."""
     return decision.failure in (None, "mapping") and decision.reason not in _CIRCUMSTANCES
 
 
 def label(tool: str) -> str:
-    """Return the tool's name for records, or `*` if it is long or unprintable."""
+    """Return the tool's name for records; `*` if it is long or unprintable."""
     return tool if len(tool) <= MAX_LABEL and tool.isprintable() else "*"
 
 
 def record_asks(run: Run, asked: Sequence[DecidedCall]) -> Flow[None]:
+    """Record the decisions that ask an approver, and send their notifications."""
     for decided in asked:
         yield call_record(run, decided, time.time())
         yield from notify(run, decided.decision, "tools/call", decided.call.tool, time.time())
@@ -42,7 +44,7 @@ def record_asks(run: Run, asked: Sequence[DecidedCall]) -> Flow[None]:
 def call_record(run: Run, decided: DecidedCall, now: float) -> tuple[Any, ...]:
     """Return the effect that records a call's decision in the audit log."""
     decision, unknown = decided.decision, str(Code.UNKNOWN_TOOL)
-    if decided.call.error == unknown and unknown not in decision.reasons:  # so that the tool's name counts as content
+    if decided.call.error == unknown and unknown not in decision.reasons:  # then the name counts as content
         decision = replace(decision, reasons=(*decision.reasons, unknown))
     expected = {d.argument: d.expected for d in decided.standing.deviations if d.expected}
     about = (decided.body, decided.started or None, now, decided.approval, expected)
@@ -78,7 +80,7 @@ def run_event(
 ) -> tuple[Any, ...]:
     """Trace an event. Return the effect that records it in the audit log.
 
-    `about` replaces the run's own fields. `question` is the `Approval.trace` that the event answers.
+    `about` replaces the run's own fields. `question`: the `Approval.trace` of the question that the event answers.
     """
     if isinstance(of, Run):
         of_run = {"run_id": of.run_id, "jti": of.jti, "epoch": of.epoch, "scope": of.scope, "agent": of.agent}
@@ -93,9 +95,9 @@ def run_event(
 def commit_recorded(
     scope: Scope, changes: Sequence[Change], record: Callable[..., Flow[None]], guard: Guard | None = None
 ) -> Flow[Committed | Conflict]:
-    """Commit changes that `record()` records first: none counts without a record.
+    """Record changes by `record()`, then commit them, so that none lacks a record.
 
-    If the ledger refuses them, or does not answer, `record` is called again, with `refused` or `unknown`: the code.
+    If the commit conflicts, call `record(refused=code)`; if the ledger fails, `record(unknown=code)`.
     """
     yield from record()
     try:

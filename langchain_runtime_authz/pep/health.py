@@ -36,10 +36,10 @@ class Health:
     """The state of an instance's parts.
 
     Attributes:
-        parts: `ledger`, `engine`, `audit`, `credentials` (signing keys and the workload's identity) and `kill_switch`,
-            each with "" if the part is up, else the code with which steps are denied.
+        parts: part → "" if it is up, else the code with which steps are denied. The parts are `ledger`, `engine`,
+            `audit`, `credentials` (signing keys and the workload's identity) and `kill_switch`.
         revision: the policy's revision.
-        age: seconds since the policy's source was last valid, if the engine knows.
+        age: seconds since the policy's source was last confirmed; None if the engine does not know.
     """
 
     parts: dict[str, str]
@@ -53,7 +53,7 @@ class Health:
 
 
 class HealthCheck:
-    """Checks the parts concurrently. While a part hangs, it is not asked again."""
+    """Checks the parts concurrently. A part that hangs is not checked again meanwhile."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -82,12 +82,12 @@ class HealthCheck:
             error = future.exception() if future in done else None
             if isinstance(error, AuthzError):
                 found[name] = str(error.code)
-            elif error is not None and name == "ledger":  # a ledger of the application
+            elif error is not None and name == "ledger":  # raised by the application's own ledger
                 found[name] = str(Code.LEDGER_UNAVAILABLE)
             elif error is None and future in done:
                 found[name] = future.result()
         with suppress(Exception):
-            age = engine.evaluator.pdp.status.unconfirmed  # type: ignore[attr-defined]  # of a `ReloadingPDP`
+            age = engine.evaluator.pdp.status.unconfirmed  # type: ignore[attr-defined]  # only a `ReloadingPDP` has it
         found["credentials"] = found.pop("identity") or found["credentials"]
         found["kill_switch"] = str(Code.KILLED) if engine.killed else ""
         health = Health(found, engine.evaluator.revision, age)
@@ -130,7 +130,7 @@ class HealthCheck:
 def health_app(ahealth: Callable[[], Awaitable[Health]]) -> Callable[..., Awaitable[None]]:
     """Return an ASGI app that answers 200, or 503 with the failed parts.
 
-    On `…/live` it always answers 200. It does not authenticate: anybody sees the codes and the policy's revision.
+    On `…/live` it always answers 200. It does not authenticate, so anybody sees the codes and the policy's revision.
     """
 
     async def app(scope: dict[str, Any], _receive: Any, send: Callable[[dict[str, Any]], Awaitable[None]]) -> None:

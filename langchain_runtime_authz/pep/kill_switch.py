@@ -15,8 +15,8 @@ from typing import Final
 from langchain_runtime_authz.errors import ConfigError
 
 MAX_REASON: Final = 500  # characters shown
-_MADE: Final = re.compile(rb"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ)?")  # start of a file by `engage`; `touch` makes no text
-KILL_SWITCH: Final = "RUNTIME_AUTHZ_KILL_SWITCH"  # environment variable: the file's path
+_MADE: Final = re.compile(rb"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ)?")  # how a switch's file begins; empty after `touch`
+KILL_SWITCH: Final = "RUNTIME_AUTHZ_KILL_SWITCH"  # environment variable with the file's path
 
 
 class KillSwitch:
@@ -39,10 +39,11 @@ class KillSwitch:
 
     @property
     def engaged(self) -> bool:
+        """True if every step is denied: the file exists, or that is unknown."""
         try:
             os.lstat(self.path)  # a dangling link engages the switch too
         except FileNotFoundError:
-            # If the folder is gone, nobody can engage the switch, so the switch counts as engaged.
+            # Without the folder, nobody could engage the switch, so it counts as engaged.
             return not self.path.parent.is_dir()
         except OSError:
             return True
@@ -72,7 +73,7 @@ class KillSwitch:
         return True
 
     def reason(self) -> str:
-        """Return when and why the switch was engaged, in one line, or an empty text."""
+        """Return time and reason of engaging the switch, in one line; "" if unreadable."""
         try:
             with self.path.open(encoding="utf-8") as file:
                 return " ".join(file.read(MAX_REASON).split())

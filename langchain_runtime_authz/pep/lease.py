@@ -11,7 +11,7 @@ from langchain_runtime_authz.ledger.changes import RenewLease
 from langchain_runtime_authz.pep import calls_in_doubt
 from langchain_runtime_authz.pep.run import Commit, Flow, Run
 
-# After these codes of `lease_refusal` the run stops. After `stale_epoch` it goes on, and calls receive error messages.
+# After these codes of `lease_refusal`, the run stops. After `stale_epoch` it continues, and calls get error messages.
 OVER: Final = frozenset((Code.KILLED, Code.REVOKED, Code.LEASE_ENDED, Code.LEASE_EXPIRED, Code.WORKLOAD_UNPROVEN))
 
 
@@ -24,7 +24,7 @@ def lease_refusal(run: Run, snapshot: Snapshot) -> Code | None:
         return Code.REVOKED
     if run.closed or lease is None:
         return Code.LEASE_ENDED
-    # Checked before the lease's state: a correction ends leases, and "the task changed" says more.
+    # Check this before the lease's state: a correction ends leases too, and `stale_epoch` is the better reason.
     if snapshot.epoch != run.epoch:
         return Code.STALE_EPOCH
     if lease.state != "live":
@@ -33,7 +33,7 @@ def lease_refusal(run: Run, snapshot: Snapshot) -> Code | None:
         return Code.LEASE_EXPIRED
     try:
         ends = run.engine.identity.expires_at
-    except Exception:  # noqa: BLE001  (an application's identity that fails is unproven)
+    except Exception:  # noqa: BLE001  (if the application's identity fails, the workload is unproven)
         ends = 0.0
     return Code.WORKLOAD_UNPROVEN if ends is not None and snapshot.now >= ends else None
 

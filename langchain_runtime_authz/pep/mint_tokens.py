@@ -24,19 +24,20 @@ from langchain_runtime_authz.telemetry.spans import record_event
 TOKEN_TTL: Final = 60  # seconds
 SALT: Final = 16  # bytes (RFC 9901 §9.3)
 KEYS: Final = "urn:langchain-runtime-authz:keys"
-Mint = Callable[[str, str | None], tuple[Any, ...]]  # takes audience and key thumbprint; returns the effect that mints
-NO_TASK: Final = "none"  # stands in token claims for the task of a run without user texts, as claims cannot be empty
+Mint = Callable[[str, str | None], tuple[Any, ...]]  # takes audience and key thumbprint; returns the minting effect
+NO_TASK: Final = "none"  # claim for a run without user texts, because claims cannot be empty
 
 
 class RefusedMints(tuple[Any, "DecidedCall | None", "float | None"]):
     """Records in the audit log that a token was refused.
 
-    The tuple holds the run, the call (`None` outside a call), and ledger time minus monotonic time (`None` if unknown).
+    The tuple holds the run, the call (None outside a call), and ledger time minus monotonic time (None if unknown).
     """
 
     __slots__ = ()
 
     def refused(self, code: str, audience: str | None) -> tuple[Any, ...]:
+        """Return the effect that records a refusal with this code."""
         return Perform(drive, adrive, self[0].engine, self._flow(code, audience))
 
     def _flow(self, code: str, audience: str | None) -> Flow[None]:
@@ -51,20 +52,20 @@ class RefusedMints(tuple[Any, "DecidedCall | None", "float | None"]):
         whole = run if isinstance(run, Run) else None
         record_event("mint_refused", whole and whole.scope, detail, about, run=whole)
         now = time.time() if offset is None else offset + time.monotonic()
-        # The tool chose an audience that its profile does not declare, so record its digest.
+        # An audience that the profile does not declare is the tool's own text, so record only its digest.
         asked = None if known or audience is None else content_digest(audience)
         yield (Write, partial(refused_mint_record, now=now, asked_digest=asked, **detail, **about))
 
 
 def audiences_of(run: Run, declared: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the `declared` audiences that the run's grant allows."""
-    # INVARIANT: no token for an audience outside the grant, even if the policy permits the call.
+    """Return those of `declared` audiences that the run's grant allows."""
+    # INVARIANT: the grant limits audiences, even if the policy permits the call.
     allowed = run.grant.audiences if run.grant is not None else None
     return declared if allowed is None else tuple(a for a in declared if a in allowed)
 
 
 def key_scope(tenant: str, issuer: str, kid: str) -> Scope:
-    """Return the ledger scope under which an issuer's compromised key is revoked."""
+    """Return the ledger scope under which a compromised key is revoked."""
     return Scope(tenant, issuer, KEYS, kid)
 
 
@@ -79,7 +80,7 @@ def minted(
         subject=run.subject,
         tenant=run.scope.tenant,
         agent=agent_id(identity, run.agent),
-        # Nearest first, including agents of other servers.
+        # Nearest agent first; agents of other servers last.
         delegators=(*(agent_id(identity, run.agent[:i]) for i in range(len(run.agent) - 1, 0, -1)), *run.upstream),
         txn=run.run_id,
         task=Task(
@@ -102,7 +103,10 @@ def minted(
 
 
 def status_check(run: Run, jtis: Mapping[str, str], committed_at: float) -> Callable[[str], tuple[Any, ...]]:
-    """Return a check by audience. It raises `CredentialError` if the call was stopped."""
+    """Return a function that maps an audience to an effect, which checks its token.
+
+    The effect raises `CredentialError` if the call was stopped. `jtis`: audience → id of the token.
+    """
     since = time.monotonic() - committed_at
 
     def flow(jti: str) -> Flow[None]:
@@ -110,12 +114,12 @@ def status_check(run: Run, jtis: Mapping[str, str], committed_at: float) -> Call
         engine.refuse_if_stopped(time.time())
         try:
             status = yield Perform(engine.ledger.status, engine.ledger.astatus, run.scope.tenant, jti)
-            # A lease may lapse in a long call. Services that ask the ledger would then refuse the call's tokens.
+            # Services that ask the ledger refuse tokens of a lapsed lease. So renew the lease in a long call.
             if status in ("live", "ended") and run.expires_at - time.monotonic() + since < engine.lease_ttl / 2:
                 yield from renewed(run, (yield Load(run.scope, Query(jti=run.jti, agent=run.agent))))
         except Exception as exc:
             raise CredentialError(engine.deny_for_failure(exc, run).reason) from exc
-        if status in ("revoked", "stale"):  # not `ended`: a tool may outlast its lease
+        if status in ("revoked", "stale"):  # `ended` is fine: a tool may outlast its lease
             raise CredentialError(Code.CREDENTIAL_REVOKED)
 
     return lambda audience: Perform(drive, adrive, run.engine, flow(jtis[audience]))

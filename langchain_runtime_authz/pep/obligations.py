@@ -32,13 +32,13 @@ from langchain_runtime_authz.pdp.policy_data import ApprovalTerms
 
 REDACTED: Final = "[redacted]"
 MAX_NUMBER: Final = 2**53
-POLICY_BUDGET: Final = "policy:"  # prefix of the policy's counters; the grant's counters lack it
+POLICY_BUDGET: Final = "policy:"  # prefix of the policy's counters, to distinguish them from the grant's
 
 
 class Terms(NamedTuple):
-    """Terms of a question: until when, who may answer, and how many may be asked."""
+    """Terms of a question: who may answer and until when, and how many are asked."""
 
-    expires_in: int = 0  # seconds; 0 for ever
+    expires_in: int = 0  # seconds; 0 means never
     needed: int = 1  # number of approvers who must approve
     distinct: bool = False  # an approver must be another person than the subject
     eligible: tuple[str, ...] = ()  # if not empty, only these may answer
@@ -59,7 +59,7 @@ class Terms(NamedTuple):
             props.get("expires_in", 0),
             approvers.get("min", 1),
             approvers.get("distinct_from_subject", False),
-            tuple(approvers.get("who", ())) or ("",) * ("who" in approvers),  # an empty list permits nobody
+            tuple(approvers.get("who", ())) or ("",) * ("who" in approvers),  # an empty list admits nobody
             tuple(fallback.get("who", ())),
             fallback.get("after", 0),
             asks.get("run"),
@@ -67,11 +67,12 @@ class Terms(NamedTuple):
         )
 
     def strictest(self, other: Terms) -> Terms:
+        """Return terms that satisfy both."""
         either = [(self.expires_in, other.expires_in), (self.per_run, other.per_run), (self.per_hour, other.per_hour)]
         least = [min((v for v in pair if v or v == 0), default=None) for pair in either[1:]]
         both = tuple(w for w in self.eligible if w in other.eligible)
         later = [w for w in dict.fromkeys(self.fallback + other.fallback) if self.admits(w) and other.admits(w)]
-        # If nobody is in both lists, nobody may answer, rather than anybody.
+        # If the lists share nobody, nobody may answer: an empty list would admit anybody.
         eligible = (both or ("",)) if self.eligible and other.eligible else self.eligible or other.eligible
         return Terms(
             min((v for v in either[0] if v), default=0),
@@ -84,13 +85,14 @@ class Terms(NamedTuple):
         )
 
     def admits(self, who: str) -> bool:
+        """Return True if the terms let this approver answer, now or later."""
         return not self.eligible or who in self.eligible or who in self.fallback
 
 
 def demands(obligation: Obligation) -> Change | Literal[True] | None:
-    """Return the change that an obligation needs, `True` if none, `None` if malformed.
+    """Return an obligation's ledger change; True if it needs none; None if malformed.
 
-    An unknown property is malformed: ignoring a misspelt one would make the permit too wide.
+    An unknown property is malformed, because it may be a misspelt limit.
     """
     props, shapes = {**_OPTIONAL.get(obligation.type, {}), **obligation.properties}, _SHAPES.get(obligation.type)
     if obligation.type in ("revoke", "rotate"):  # these types have no properties; unknown ones do not weaken them
@@ -105,6 +107,7 @@ def demands(obligation: Obligation) -> Change | Literal[True] | None:
 
 
 def owed(decision: Decision) -> list[Change]:
+    """Return the ledger changes that a decision's obligations need."""
     return [change for o in decision.obligations if (change := demands(o)) and change is not True]
 
 
@@ -121,10 +124,10 @@ def _natural(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_NUMBER
 
 
-# Types that can be carried out for a step, by action.
+# Action → the obligations that can be carried out for it.
 _ANY: Final = frozenset(("require_approval", "rate_limit", "budget", "notify", "revoke"))
 _ABLE: Final = {"tools/call": _ANY | {"redact", "rotate"}, "model/call": _ANY | {"withhold_tools"}}
-# Permitted properties, by type.
+# Type → its properties, each with the check of its value.
 _SHAPES: Final[Mapping[str, Mapping[str, Callable[[object], bool]]]] = {
     "withhold_tools": {"tools": _names, "provider_tools": _names},
     "redact": {"fields": lambda v: _names(v) and v != []},

@@ -1,7 +1,7 @@
 """Answer questions in the process that asks them: `RuntimeAuthz(on_ask=...)`.
 
 The callable runs outside the graph, in an empty context, with a copy of the question. Its answer counts as the
-subject's, because the application vouches for the answer.
+subject's, because the application is responsible for it.
 """
 
 from __future__ import annotations
@@ -58,4 +58,4 @@ def _failed(exc: Exception) -> None:
     _log.error("`on_ask` failed, so what it was asked about is denied: %s: %s", type(exc).__name__, printable(str(exc)))
 
 
-AskHere: Final = Effect(_ask, _aask)  # takes a question in LangChain's shape; returns the answer to it
+AskHere: Final = Effect(_ask, _aask)  # takes a question in LangChain's form; returns the answer

@@ -15,10 +15,7 @@ from langchain_runtime_authz.pep.run import Commit, Flow, Load, new_id
 
 
 def _commit(scope: Scope, change: Change) -> Flow[float]:
-    """Commit a change, and return the ledger's time.
-
-    Raises `LedgerError` after a conflict.
-    """
+    """Commit a change and return the ledger's time, or raise `LedgerError`."""
     done: Committed | Conflict = yield Commit(scope, None, [change])
     if isinstance(done, Conflict):
         raise LedgerError(done.code)
@@ -33,20 +30,20 @@ def data_changed(scope: Scope, resource: str, *, content: bool) -> Flow[None]:
 
 
 def _checked(scope: Scope, agent: tuple[str, ...]) -> None:
-    """Refuse a path that no agent of the graph has, because it would stop nobody."""
+    """Raise `ConfigError` for an agent path outside the graph, which names no agent."""
     if agent and agent[0] != scope.graph:
         raise ConfigError(f"an agent's path begins with the name of its graph: {scope.graph!r}, not {agent[0]!r}")
 
 
 def revoke(scope: Scope, agent: tuple[str, ...], by: str = "", reason: str = "") -> Flow[None]:
-    """Revoke an agent and the agents below it, until `reinstate`; `()` revokes all."""
+    """Revoke an agent and the agents below it until `reinstate`; `()` revokes all."""
     _checked(scope, agent)
     now = yield from _commit(scope, Revoke(agent))
     yield run_event(scope, "revoked", now, detail={"author": by, "reason": reason}, agent=agent)
 
 
 def reinstate(scope: Scope, agent: tuple[str, ...], by: str = "", reason: str = "") -> Flow[None]:
-    """Lift revocations, once that is recorded. Raises `LedgerError` after a conflict."""
+    """Record that revocations are lifted, then lift them. Raises `LedgerError`."""
     _checked(scope, agent)
     now = (yield Load(scope, Query())).now
 

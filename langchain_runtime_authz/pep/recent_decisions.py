@@ -1,6 +1,6 @@
 """Keep the last decisions of one instance, and log why a step was stopped.
 
-Nothing leaves the process but the log line, which holds codes, ids and names: never arguments or texts.
+The log line holds codes, ids and names, but no arguments or texts. The decisions stay in this process.
 """
 
 from __future__ import annotations
@@ -21,34 +21,36 @@ from langchain_runtime_authz.telemetry.logs import lines_left_out, logger
 _log = logger("langchain_runtime_authz.decisions")
 
 MAX_DECISIONS: Final = 512
-MAX_BODY: Final = 16_384  # bytes kept of a request; 8 MiB in all
+MAX_BODY: Final = 16_384  # bytes; longer requests are dropped, so that all take at most 8 MiB
 MAX_NAME: Final = 128
 
 
 class RecentDecisions:
-    """The last decisions with contents. With a `MemorySink`, its records are used."""
+    """The last decisions with contents. A `MemorySink` shares its records."""
 
     __slots__ = ("_built", "failures_left_out", "left_out")
 
     def __init__(self, sink: AuditSink) -> None:
         self._built: deque[Any] = sink.kept if isinstance(sink, MemorySink) else deque(maxlen=MAX_DECISIONS)
         self.left_out = lines_left_out()
-        self.failures_left_out = lines_left_out()  # separate, so that denials by the policy do not use up its lines
+        self.failures_left_out = lines_left_out()  # separate, so that denials do not use up the lines for failures
 
     def add(self, build: Callable[[], dict[str, Any]]) -> None:
-        """Keep `build`, to call it later, if it builds the record of a decision."""
+        """Store `build` if it builds a decision's record; it is called when needed."""
         if isinstance(build, partial) and build.func is decision_record:
             body = build.keywords.get("body")
             self._built.append(partial(build, body=None) if body is not None and len(body) > MAX_BODY else build)
 
     def find(self, decision_id: str) -> dict[str, Any] | None:
+        """Return the record of this decision, or None."""
         return next((b(content=True) for b in reversed(self._kept()) if _id(b) == decision_id), None)
 
     def of_run(self, run_id: str) -> list[dict[str, Any]]:
+        """Return the records of a run's decisions, oldest first."""
         return [b(content=True) for b in self._kept() if b.keywords["run_id"] == run_id]
 
     def refused(self, exc: AuthzDenied, scope: Scope, run_id: str) -> None:
-        """Keep and log a refusal that has no audit record (no run, or a failed ledger)."""
+        """Store and log a refusal without an audit record, as when the ledger failed."""
         if any(_id(b) == exc.decision_id for b in self._kept()):
             return
         decision = Decision("deny", (exc.code,), decision_id=exc.decision_id, failure="enforcement")
@@ -57,7 +59,7 @@ class RecentDecisions:
         self.stopped(decision, "run", scope[2], scope[3], run_id)
 
     def stopped(self, decision: Decision, action: str, resource: str, thread: str, run_id: str) -> None:
-        """Log a denial or question, in at most a few lines per code and minute."""
+        """Log a denial or question, with a few lines per code and minute at most."""
         asks = decision.outcome == "approval_required"
         level, code = logging.INFO if asks else logging.WARNING, decision.reason
         if not _log.isEnabledFor(level) or (left_out := self.left_out(code)) is None:

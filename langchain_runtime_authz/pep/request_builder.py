@@ -1,6 +1,6 @@
 """Build the evaluation request of a step as JSON, from the state of the run. Pure.
 
-A request has plain values in the order of `evaluation.EvaluationRequest`. Constant parts are serialised once.
+A request has plain values in the order of `evaluation.EvaluationRequest`. The run caches parts that rarely change.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from langchain_runtime_authz.pep.call_mandate import mandate_json
 from langchain_runtime_authz.pep.run import Run, agent_id
 from langchain_runtime_authz.pep.thread_memory import TaskWords
 
-_OUTGOING: Final = ("fetch", "send")  # a query, or a text to a usual recipient, leaves without an address
+_OUTGOING: Final = ("fetch", "send")  # their arguments leave even without a destination argument
 _TOOLS_CALL: Final = {"name": "tools/call"}
 _SHORT: Final = frozenset((int, float, bool, type(None)))
 JSON = dict[str, Any]
@@ -37,7 +37,7 @@ def call_request(
     profile, args = call.profile, call.args
     traced = arguments(run, snapshot, words, call)
     stale = moved
-    if changed := snapshot.history.changed:  # after the plan was recorded
+    if changed := snapshot.history.changed:  # a repeated read found other content after the plan was recorded
         stale = moved | {tool for tool, step in changed.items() if step > (recorded.at if recorded is not None else 0)}
     bound = call.atoms.bound
     shown: JSON = {}
@@ -91,8 +91,8 @@ def call_request(
 
 
 def _granted(call: Call, row: CallRow | None, approval: Approval) -> JSON | None:
-    """Return the recorded approval for exactly this call, or `None`."""
-    # A call whose tool paused, or a read whose LangGraph task is entered again, continues under its spent approval.
+    """Return the recorded approval of exactly this call, or None."""
+    # A call whose tool paused continues under its spent approval. So does a read in a LangGraph task that restarts.
     again = (row is not None and row.state == "suspended") or not call.profile.side_effect
     if approval.state != "approved" and not (again and approval.state == "spent"):
         return None
@@ -118,7 +118,7 @@ def request_json(
     call: JSON | None = None,
     approval: JSON | None = None,
 ) -> bytes | None:
-    """Return a request as JSON; `None` if a string has no UTF-8 form."""
+    """Return a request as JSON; None if a string has no UTF-8 form."""
     now, steps, edges, zone = int(snapshot.now), snapshot.history, snapshot.edges, run.engine.zone
     try:
         subject, agent, grant = run.run_part or _of_run(run)

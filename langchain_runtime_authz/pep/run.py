@@ -1,4 +1,4 @@
-"""Define `Run` and `Engine`: the state of a run, its limits, and its effects."""
+"""Define `Run` and `Engine`: the state of a run, an instance's parts, and effects."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ from langchain_runtime_authz.telemetry.logs import logger
 _log = logger(__name__)
 _notifications = logging.getLogger("langchain_runtime_authz.notify")
 
-LEASE_TTL: Final = 60  # seconds after which other processes count a silent run as dead
-MAX_LIFETIME: Final = 3600  # seconds after which a run must be started again
+LEASE_TTL: Final = 60  # seconds after which a run that does not renew its lease counts as dead
+MAX_LIFETIME: Final = 3600  # seconds after which a run's steps are denied
 ATTEMPTS: Final = 8  # tries of a commit while others advance the epoch
 
 T = TypeVar("T")
 
 
 def new_id() -> str:
-    """Return 128 random bits, for run ids and jtis."""
+    """Return 128 random bits in hex, for run ids and jtis."""
     return urandom(16).hex()
 
 
@@ -74,11 +74,12 @@ class Planner(Protocol):
 class Notifier(Protocol):
     """Sends notifications that a policy demands. See `docs/recipes/webhook.md`.
 
-    A notification holds codes, ids, names, and the policy's `topic` and `body`, never arguments, texts or tokens.
+    A notification holds codes, ids, names, and the policy's `topic` and `body`. It never holds arguments, texts or
+    tokens.
     """
 
     def send(self, notification: Mapping[str, Any]) -> None:
-        """Accept a notification without waiting. If this raises, the step is denied."""
+        """Accept a notification without blocking. If this raises, the step is denied."""
         ...
 
 
@@ -90,6 +91,8 @@ class LogNotifier:
 
 
 class Tools(Protocol):
+    """The profiles and argument schemas of an instance's tools."""
+
     @property
     def declared(self) -> Mapping[str, ToolProfile]:
         """Reviewed profiles by tool name; the same object until a profile changes."""
@@ -103,12 +106,14 @@ class Tools(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class KnownTools:
+    """Profiles and argument schemas that do not change."""
+
     declared: Mapping[str, ToolProfile] = field(default_factory=dict)
     signatures: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 Key = tuple[str, str, str, str, str]  # the fields of a `Gate`
-MAX_KEYS: Final = 10_000  # tools may be created at run time, so their number is unbounded
+MAX_KEYS: Final = 10_000  # counted enforcement points; code may create tools without end
 
 
 class Gate(NamedTuple):
@@ -122,14 +127,17 @@ class Gate(NamedTuple):
 
 
 class Counted(NamedTuple):
-    """The counts of an enforcement point: decisions, and runs of its target."""
+    """Numbers of an enforcement point: decisions, and runs of its target."""
 
     decided: int = 0
     ran: int = 0
 
 
 class Tally:
-    """Counts decisions and runs by enforcement point, for reports."""
+    """Counts decisions and runs by enforcement point, for coverage reports.
+
+    `dropped`: how often a point was not counted, because there are `MAX_KEYS` others.
+    """
 
     __slots__ = ("_counts", "_lock", "dropped")
 
@@ -139,6 +147,7 @@ class Tally:
         self.dropped = 0
 
     def count(self, run: Run, kind: str, name: str, layer: str, *, decided: int = 0, ran: int = 0) -> None:
+        """Add to the counts of the enforcement point at which `run` is."""
         with self._lock:
             counts = self._counts.get(key := (run.scope.graph, run.agent[-1], kind, name, layer))
             if counts is None:
@@ -153,6 +162,7 @@ class Tally:
         return self._counts.setdefault(key, [0, 0])
 
     def of(self, root: str) -> Mapping[Gate, Counted]:
+        """Return the counts of a root graph's enforcement points."""
         with self._lock:
             return {Gate(*key): Counted(*counts) for key, counts in self._counts.items() if key[0] == root}
 
@@ -167,7 +177,7 @@ class Engine:
     identity: Identity
     audit: AuditSink
     tenant: str
-    verifier: Verifier | None = None  # verifies tokens of an issuer outside this process
+    verifier: Verifier | None = None  # checks what an issuer outside this process has minted
     lease_ttl: int = LEASE_TTL
     max_lifetime: int = MAX_LIFETIME
     kill_switch: KillSwitch | None = None
@@ -186,11 +196,11 @@ class Engine:
     write: Callable[[Callable[[], dict[str, Any]]], None] = field(init=False)
     """Writes the audit record that the given function builds."""
     prompt: frozenset[Effect] = field(init=False)
-    """Effects that never wait with this engine's parts, so that an async flow performs them in place."""
+    """Effects that never block with this engine's parts, so an async flow performs them on the event loop."""
     blocking: frozenset[Effect] = field(init=False)
-    """Effects that wait for a ledger or a disk, so that an async flow moves to a thread before them."""
+    """Effects that block on a ledger or a disk. An async flow moves to a thread before it performs one."""
     threaded: frozenset[Effect] = field(init=False)
-    """Effects that an async flow performs while it is in that thread. The application's code runs on the event loop."""
+    """Effects that a flow in that thread performs there. It leaves the thread for all others, like application code."""
 
     def __post_init__(self) -> None:
         observe_ledger(self.ledger, self.tenant)
@@ -201,7 +211,7 @@ class Engine:
         memory, waits = type(ledger) is MemoryLedger, getattr(ledger, "waits", False)
         quick, kept = self.evaluator.in_process, isinstance(audit, MemorySink)
         own = _those({Load: memory, Commit: memory, Evaluate: quick, Write: kept})
-        # An async method of another class may do more than the blocking one, so it is awaited.
+        # Only the async methods of `Awaited` just call the blocking ones. Any other async method is awaited.
         forms = {Load: "aload", Commit: "acommit", Status: "astatus"} if waits else {}
         plain = {e: getattr(getattr(ledger, n), "__func__", None) is getattr(Awaited, n) for e, n in forms.items()}
         blocking = _those({**plain, Write: writes, Block: True})
@@ -211,33 +221,35 @@ class Engine:
 
     @property
     def killed(self) -> bool:
+        """True if the kill switch is engaged."""
         return self.kill_switch is not None and self.kill_switch.engaged
 
     def refuse_if_stopped(self, now: float) -> None:
-        """Raise `CredentialError`: `killed`, or `workload_unproven`."""
+        """Raise `CredentialError` if the switch is engaged or the identity has expired."""
         if self.killed:
             raise CredentialError(Code.KILLED)
         if (ends := self.identity.expires_at) is not None and now >= int(ends):
             raise CredentialError(Code.WORKLOAD_UNPROVEN)
 
     def child_profile(self, agent: str) -> AgentProfile | None:
+        """Return the profile of a child agent, by its name or by `*`; None if neither."""
         return self.agents.get(agent) or self.agents.get(ANY)
 
     @staticmethod
     def granted(profile: AgentProfile | None, *grants: Grant | None) -> Grant | None:
-        """Return what the profile's grant and all `grants` allow (`None`: no limit)."""
+        """Return the meet of the profile's grant and all `grants` (None: no limit)."""
         found = profile.grant if profile is not None else None
         for grant in grants:
             found = grant if found is None else found.attenuate(grant)
         return found
 
     def lease_end(self, now: float, started_at: int) -> int:
-        """Return when a lease expires: not after the workload's identity."""
+        """Return when a lease expires: at the latest with the workload's identity."""
         until, ends = min(int(now) + self.lease_ttl, started_at + self.max_lifetime), self.identity.expires_at
         return until if ends is None else min(until, int(ends))
 
     def count_failure(self, exc: BaseException) -> Code:
-        """Count the failure of a part. Return the code to deny with."""
+        """Count the failure of a part. Return the code with which to deny."""
         code = failure_code(exc)
         count("errors", {COMPONENT: _part(exc), ERROR_TYPE: str(code)})
         return Code.KILLED if self.killed else code
@@ -268,7 +280,7 @@ class Engine:
 class Run:
     """One agent's run in one root entry: its lease, and its state in this process.
 
-    No two agent paths share a `jti`. This state may be lost with the process: the ledger has all that must last.
+    Two agent paths never share a `jti`. The ledger holds all that must survive the process.
     """
 
     engine: Engine
@@ -283,45 +295,46 @@ class Run:
     grant: Grant | None = None
     mandate: Mandate | None = None  # the application's mandate
     planned: Mandate | None = None  # the planner's mandate, from the user's words only
-    spent_at: Scope | None = None  # the thread on which `mandate` was used first, if not this one; it counts the steps
+    spent_at: Scope | None = None  # the thread that first used `mandate` and counts its steps, if not this one
     parent: Run | None = None
     upstream: tuple[str, ...] = ()  # agents of other servers that delegated to the root, nearest first
-    depth: int = field(init=False)  # delegations between the first agent and this one
-    waiting: tuple[tuple[tuple[str, ...], str], ...] = ()  # parents' calls (agent path, call id) that wait for this run
+    depth: int = field(init=False)  # number of delegations from the first agent to this one
+    waiting: tuple[tuple[tuple[str, ...], str], ...] = ()  # waiting calls of parents: agent path, call id
     closed: bool = False
     paused: bool = False
-    undelivered: tuple[str, ...] = ()  # corrections that are not in the graph's input; results of stale calls tell them
-    corrected: tuple[str, ...] = ()  # answers to a tool's or node's own question; these results tell them too
-    pinned: int = 0  # number of texts in the ledger when the root entry began; later texts are new to this run
-    kept_state: bool = False  # with a checkpointer: the ledger then notes the last checkpoint
+    undelivered: tuple[str, ...] = ()  # corrections that the graph's input lacks; results of stale calls carry them
+    corrected: tuple[str, ...] = ()  # answers to tools' or nodes' own questions; results of stale calls carry them too
+    pinned: int = 0  # number of texts in the ledger when the root entry began
+    kept_state: bool = False  # there is a checkpointer, so the ledger records the run's last checkpoint
     loaded: str = ""  # the thread's newest checkpoint when the root entry began
     steps_before: int = 0  # number of the thread's steps when the root entry began
-    # Model and prompt digest, by the digest of the calls that a model returned. `asked_model`: of running models.
+    # Digest of calls that a model returned → model, prompt digest. `asked_model`: callback run id → those of its model.
     seen_from_model: dict[str, tuple[str | None, str | None]] = field(default_factory=dict)
     asked_model: dict[object, tuple[str, str | None]] = field(default_factory=dict)
     recorded: dict[str, object] = field(default_factory=dict)  # ids of recorded plans → their calls
-    foreign: set[str] = field(default_factory=set)  # digests of calls that the client sent; they are never planned
-    handed: dict[str, Edge] = field(default_factory=dict)  # hand-offs of this root entry, by receiving agent
+    foreign: set[str] = field(default_factory=set)  # digests of calls that the client sent, never planned
+    handed: dict[str, Edge] = field(default_factory=dict)  # receiving agent → its permitted hand-off
     children: set[str] = field(default_factory=set)  # jtis of this entry's child agents that have not ended
-    kept: dict[tuple[Any, ...], tuple[Decision, float]] = field(default_factory=dict)  # cached permits, with expiry
-    # Names the root entry: its first jti, or the superstep of an unprotected graph. Child agents have the same value.
+    kept: dict[tuple[Any, ...], tuple[Decision, float]] = field(default_factory=dict)  # step → cached permit, expiry
+    # Name of the root entry, also of its child agents: the first jti, or the superstep of an unprotected graph.
     entry: str = field(init=False)
-    batches: dict[Any, Any] = field(default_factory=dict)  # shared decisions on the calls of a message
-    versions: dict[str, str] = field(default_factory=dict)  # version of the resource before the read, by call key
+    batches: dict[Any, Any] = field(default_factory=dict)  # decisions that the tasks of one message share: `tool_batch`
+    versions: dict[str, str] = field(default_factory=dict)  # call key → version of its resource before the read
     lock: threading.Lock = field(default_factory=threading.Lock)
     span: OpenSpan | None = None
-    decision_spans: dict[str, Any] = field(default_factory=dict)  # by decision id, to link later spans
-    authority: str = ""  # start of the ledger keys of this run's calls
-    intent: str = ""  # start of the idempotency keys of this run's calls
-    run_part: tuple[Any, ...] = ()  # subject, agent and grant of a request, as JSON
-    task_part: tuple[Any, ...] = ()  # the task, its epoch, and both as JSON
-    schemas_read: bool = False  # the tools' schemas were read, for mandates
-    opened: Snapshot | None = None  # the thread right after the root entry's commit, with all texts
+    decision_spans: dict[str, Any] = field(default_factory=dict)  # decision id → its span, to which later spans link
+    authority: str = ""  # cached beginning of the ledger keys of this run's calls
+    intent: str = ""  # cached beginning of the idempotency keys of this run's calls
+    run_part: tuple[Any, ...] = ()  # cached JSON of subject, agent and grant
+    task_part: tuple[Any, ...] = ()  # the task, its epoch, and cached JSON of both
+    schemas_read: bool = False  # the tools' schemas were built, for mandates
+    opened: Snapshot | None = None  # the ledger's state after the root entry's commit, with all texts
     invited: str = ""  # id of the decision that delegated to this run
-    exchanged: tuple[Any, dict[Any, Any]] | None = None  # a lease, and the tokens that a provider issued under it
+    exchanged: tuple[Any, dict[Any, Any]] | None = None  # a lease, and the tokens that a provider issued for it
     keyed_thread: Any = None  # the thread to which this root entry gives answers by interrupt id
-    heard: dict[str, tuple[Any, set[str], set[str]]] = field(default_factory=dict)  # answers and withdrawals, by task
-    asked_anew: set[str] = field(default_factory=set)  # questions of child graphs that keep no checkpoints
+    # LangGraph task → its execution, ids of answered questions, keys of withdrawn calls.
+    heard: dict[str, tuple[Any, set[str], set[str]]] = field(default_factory=dict)
+    asked_anew: set[str] = field(default_factory=set)  # interrupt ids of questions of child graphs without checkpoints
     guard: Guard = field(init=False)  # the conditions of this run's commits
 
     def __post_init__(self) -> None:
@@ -330,6 +343,7 @@ class Run:
         self.move_to(self.epoch, self.jti)
 
     def move_to(self, epoch: int, jti: str) -> None:
+        """Continue in another epoch and under another lease."""
         self.epoch, self.jti, self.guard = epoch, jti, Guard(jti, epoch)
 
     def pause(self) -> None:
@@ -352,7 +366,7 @@ S = TypeVar("S", bound=Any)
 def both(
     flow: Callable[Concatenate[S, P], Flow[T]],
 ) -> tuple[Callable[Concatenate[S, P], T], Callable[Concatenate[S, P], Coroutine[Any, Any, T]]]:
-    """Return a blocking and an async method that run a flow."""
+    """Return a blocking and an async method that run a flow with `self._engine`."""
     owner, _, name = flow.__qualname__.rpartition("._")
 
     @wraps(flow)
@@ -407,19 +421,22 @@ def _notify(engine: Engine, channel: str, notification: Mapping[str, Any]) -> No
         raise AuditError(Code.NOTIFY_UNAVAILABLE, type(exc).__name__) from exc
 
 
-# Call a blocking function with arguments; on an event loop, in a thread.
+# Calls a blocking function with arguments. An async flow calls it in a thread.
 Block: Final = Effect(lambda _, do, *given: do(*given), lambda _, do, *given: asyncio.to_thread(do, *given))
 Load: Final = Effect(method="ledger.load")  # takes scope and query; returns a `Snapshot`
 Commit: Final = Effect(method="ledger.commit")  # takes scope, guard and changes; returns `Committed` or `Conflict`
 Status: Final = Effect(method="ledger.status")  # takes tenant and jti; returns the `TokenStatus`
 Evaluate: Final = Effect(method="evaluator.evaluate")  # takes requests as JSON; returns their decisions, in one batch
-Notify: Final = Effect(_notify)  # takes channel and notification; does not wait
-# Write the audit record that a function builds. The function's values must not change.
+Notify: Final = Effect(_notify)  # takes channel and notification; never blocks
+# Writes the audit record that a function builds. It may be called later, so its values must not change.
 Write: Final = Effect(ado=lambda engine, build: asyncio.to_thread(engine.write, build), method="write")
 
 
 def anchored(record: dict[str, Any], ledger: Ledger, tenant: str) -> dict[str, Any]:
-    """Add the ledger's newest commit to `record`, to notice a restored ledger by it."""
+    """Add the ledger's newest commit to `record`.
+
+    If a backup of the ledger is restored later, the audit log shows that commits are missing.
+    """
     read: Any = getattr(ledger, "anchor", None)  # an `Anchored` ledger has this method
     if read is not None and (anchor := read(tenant)) is not None:
         record["ledger"] = {"tenant": tenant, **anchor._asdict()}

@@ -42,24 +42,24 @@ class Entry(NamedTuple):
     pending: tuple[HumanText, ...]
     asks: tuple[Approval, ...]
     now: float = 0.0
-    anew: str | None = None  # id of the question that a child graph without checkpoints asks anew
+    anew: str | None = None  # interrupt id of a question that a child graph without checkpoints repeats
 
 
 class Given(NamedTuple):
     """The facts of a root entry: a new input or a resume, and the state to load."""
 
     texts: Sequence[HumanText] = ()
-    shown: frozenset[str] = frozenset()  # digests of all texts with the user's role in the state
+    shown: frozenset[str] = frozenset()  # digests of all texts with the user's role in the loaded state
     resume: bool = False
-    kept: bool = False  # a checkpointer keeps the graph's state, so another writer can erase texts in it
+    kept: bool = False  # a checkpointer stores the state, so another writer may erase texts in it
     head: heads.Head | None = None
     moved: Callable[[str], Flow[bool]] | None = None  # returns True if the state changed since the given checkpoint
-    memory: str | None = None  # the digest of the store's memory, if it belongs to the task
+    memory: str | None = None  # digest of the store's memory, if that is a task source
     waiting: Callable[[], Flow[heads.Below | None]] | None = None  # reads the waiting child graphs
 
 
 class Left(NamedTuple):
-    """A run's last checkpoint, and digests of memory and waiting child graphs."""
+    """A run's last checkpoint id, and digests of memory and waiting child graphs."""
 
     head: str | None = None
     memory: str | None = None
@@ -82,8 +82,8 @@ def open_entry(
 ) -> Flow[Entry]:
     """Open a root entry: record the task, take a lease, ask the policy.
 
-    Raises `AuthzDenied` if it is denied. `workflow` returns True if the graph orchestrates agents. `upstream`: agents
-    of other servers that delegated to this root.
+    Raises `AuthzDenied` if the entry is denied. `workflow`: returns True if the graph orchestrates agents. `upstream`:
+    agents of other servers that delegated to this root.
     """
     granted = engine.granted(engine.agents.get(agent), grant)
     run = Run(
@@ -103,7 +103,7 @@ def open_entry(
             raise AuthzDenied(decision.reason, decision.decision_id)
         return entry
     except BaseException as exc:
-        if run.opened is not None:  # nothing runs under the lease, and nobody has received earlier corrections
+        if run.opened is not None:  # no step ran, and the graph did not receive earlier corrections
             yield from close(run, also=[ledger.Redeliver(run.opened.pending)])
         elif run.span is not None:
             run.span.end()
@@ -114,7 +114,7 @@ def open_entry(
 
 
 def _planned(run: Run, planner: Planner, known: Snapshot) -> Flow[Mandate | None]:
-    """Return the planner's mandate for the newest turn, the same at each root entry."""
+    """Return the planner's mandate for the newest turn. Later root entries reuse it."""
     said = turn(known.log)
     if not said.texts:
         return None
@@ -125,7 +125,7 @@ def _planned(run: Run, planner: Planner, known: Snapshot) -> Flow[Mandate | None
         found: Mandate | None = yield Perform(planner.plan, planner.aplan, *given)
         if found is not None:
             found = found.of("planner", name)
-            yield mandate_event(run, found)  # recorded before it counts, because later entries do not record it
+            yield mandate_event(run, found)  # record it before it counts, because only this entry does
         yield Commit(run.scope, None, [ledger.SetMark(name, found.model_dump_json() if found else "", once=True)])
         kept = yield Load(run.scope, Query(marks=(name,)))  # another process may have been first
     return Mandate.model_validate_json(kept.marks[name]) if kept.marks[name] else None
@@ -142,7 +142,7 @@ def _take_lease(
     # If another entry advances the epoch between load and commit, load again.
     for _ in range(ATTEMPTS):
         snapshot: Snapshot = yield (Load, scope, query)
-        # A client that sends a history without ids also sends back machines' texts under the user's role.
+        # A client that sends a history without ids also returns texts that machines wrote with the user's role.
         machines = given.shown and given.shown - {t.digest for t in snapshot.log if t.own}
         said = [t.by(owner, own=t.digest not in machines) for t in _fresh(snapshot.log, task, given.texts)]
         edits = (yield from _edits(snapshot, given, run.jti)) if snapshot.exists else ()
@@ -158,7 +158,7 @@ def _take_lease(
         opening: list[ledger.Change] = [ledger.OpenThread(owner)]
         opening += [ledger.RecordEdge(edge(run.upstream[:1], run.agent[0], "remote"))] if run.upstream else []
         if fresh:
-            # An older run may overwrite these texts in the graph's state, until a run that received them ends.
+            # An older run may overwrite these texts in the state, so they stay pending until a run with them ends.
             opening.append(ledger.AdvanceEpoch(snapshot.epoch, fresh, first=first, deliver=given.kept and not first))
         recall(run, snapshot.marks.get(APPLICATION_MANDATE))
         marks = application.apply(run) if application is not None else []
@@ -169,7 +169,7 @@ def _take_lease(
             opening.append(mark)
             left = mark.value
         lease += [recorded(left)] if left else []
-        # A commit checks a lease against the present epoch, so a new epoch needs a separate commit.
+        # A commit checks a lease against the epoch before the commit, so a new epoch needs a separate commit.
         for changes in (opening, lease) if rotates else ([*opening, *lease],):
             done: Committed | Conflict = yield (Commit, scope, None, changes)
             if isinstance(done, Conflict):
@@ -195,18 +195,18 @@ def _take_lease(
 
 
 def _refused(run: Run, given: Given, code: Code) -> Flow[AuthzDenied]:
-    """Record for whom an entry is refused, and return the error to raise."""
+    """Record a refused entry with its subject, and return the error to raise."""
     decision, now, action, agent = deny(code), time.time(), "run/resume" if given.resume else "run/start", run.agent[0]
     resource = {"type": "run", "id": agent, "properties": {"graph": run.scope.graph}}
-    nothing = ledger_snapshot(Thread(), Query(), now)  # the thread may be another subject's
+    nothing = ledger_snapshot(Thread(), Query(), now)  # an empty thread, because the real one may be another subject's
     body = request_json(run, nothing, {"name": action}, resource)
-    with suppress(Exception):  # it is refused whatever fails
+    with suppress(Exception):  # a failing record does not change the refusal
         yield step_record(run, decision, action, agent, body, None, now)
     return AuthzDenied(code, decision.decision_id)
 
 
 def _after(before: Snapshot, changes: Sequence[ledger.Change], now: float) -> Snapshot:
-    """Return the snapshot that a load would give after the commit of `changes`."""
+    """Return the snapshot that a load after the commit of `changes` would give."""
     t = Thread(epoch=before.epoch, task=before.task, history=before.history)
     for change in changes:
         change.apply(t, now)
@@ -217,7 +217,7 @@ def _after(before: Snapshot, changes: Sequence[ledger.Change], now: float) -> Sn
 
 
 def _edits(snapshot: Snapshot, given: Given, jti: str) -> Flow[tuple[HumanText, ...]]:
-    """Return edits of the state by others. As texts of the task, they order nothing."""
+    """Return edits of the state by others, as texts of the task that order nothing."""
     found = [*(yield from _state_edit(snapshot, given, jti))]
     if snapshot.underway:  # a run of ours, at work or interrupted, may have made the change
         return tuple(found)
@@ -228,7 +228,7 @@ def _edits(snapshot: Snapshot, given: Given, jti: str) -> Flow[tuple[HumanText, 
     for name, now in ((heads.MEMORY, given.memory), (heads.BELOW, digest)):
         if now is not None and snapshot.marks.get(name) not in (None, heads.UNKNOWN, now):
             found.append(HumanText(now, "", f"{name}:{now}", own=False))
-            # A child compares its own state with the checkpoint that it left, so some edits may be recorded already.
+            # A child compares its state with the checkpoint that it left. So it may have recorded some edits already.
             known = {t.key for t in snapshot.log}
             edits = (
                 [e for e in below.updates if heads.outside_key(e) not in known] if below and name == heads.BELOW else []
@@ -258,7 +258,7 @@ def edited(
 ) -> Flow[bool]:
     """Record an edit of a child's state since the checkpoint that its last run left.
 
-    Return False if no run of the child left a checkpoint. Raises `AuthzDenied` if it recorded an edit.
+    Return False if no run of the child left a checkpoint, else True. Raises `AuthzDenied` if an edit was recorded.
     """
     snapshot: Snapshot = yield Load(run.scope, Query(marks=(mark.name,)))
     if not (left := mark.left(snapshot.marks)):
@@ -273,7 +273,7 @@ def edited(
 
 
 def _pinned(run: Run, texts: Sequence[HumanText]) -> Flow[bool]:
-    """Record an edit in a new epoch. Return False if the ledger has the edit already."""
+    """Record an edit in a new epoch. Return False if the ledger already has the edit."""
 
     def edit(snapshot: Snapshot) -> tuple[list[ledger.Change], Sequence[HumanText]] | None:
         known = texts[-1].key in {t.key for t in snapshot.log}
@@ -292,6 +292,7 @@ def _fresh(pinned: Sequence[HumanText], task: HumanText | None, texts: Sequence[
 
 
 def take_lease(run: Run) -> ledger.TakeLease:
+    """Return the change that takes the run's lease."""
     lease = Lease(
         jti=run.jti,
         run_id=run.run_id,
@@ -331,7 +332,7 @@ def close(
         if root and not run.undelivered:
             done = yield (Commit, run.scope, run.guard, [ledger.TakePending(), *over])
             if isinstance(done, Conflict) and run.kept_state:
-                # The task changed meanwhile. This run's last write may have erased newer texts in the graph's state.
+                # The task changed meanwhile, and this run's last write may have erased newer texts in the state.
                 snapshot: Snapshot = yield Load(run.scope, Query(log=True))
                 over.append(ledger.Redeliver(tuple(t for t in snapshot.log[run.pinned :] if t.text)))
         if done is None or isinstance(done, Conflict):

@@ -1,4 +1,4 @@
-"""Enforce without LangGraph: for other agent loops, recorded traces and tests."""
+"""Enforce without LangGraph: in other agent loops, for recorded traces, in tests."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ from langchain_runtime_authz.tool_profile import UNPROFILED, ToolProfile, raise_
 class Session:
     """One agent's run, in steps: `decide`, run the tool yourself, `observe`.
 
-    `RuntimeAuthz.session` creates it. Each decided call is its own plan (`plan.source` is `code`). Methods that do I/O
-    have an async form with the prefix `a`. As a context manager, a session closes itself.
+    `RuntimeAuthz.session` opens it. Each decided call counts as planned, with `plan.source` `code`. Methods that do I/O
+    have an async form with the prefix `a`. A `with` block closes the session.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Session:
     def evidence(self, decision: Decision) -> tuple[str, ...]:
         """Return lines about the last decision's arguments: their values and sources.
 
-        The lines quote tool outputs, so they must not be shown to a model. For an earlier decision, there are none.
+        The lines quote tool outputs, so do not show them to a model. For any other decision, return ().
         """
         last = self._last
         if last is None or last.decision.decision_id != decision.decision_id or last.body is None:
@@ -131,7 +131,7 @@ class Session:
         answer = AnswerApproval(decided.key, "approved", subject.principal, authenticated=subject.type == "user")
         try:
             yield Commit(self._run.scope, self._run.guard, [AskApproval(question)])
-            # A question counts as a denial, until it is approved.
+            # The question was counted as a denial, so take that back.
             done = yield Commit(self._run.scope, self._run.guard, [answer, counted(decided, -1)])
             if isinstance(done, Conflict):
                 return deny(done.code)
@@ -160,7 +160,7 @@ class Session:
     def _correct(self, text: str) -> Flow[int]:
         """Change the task as the subject, and return the new epoch.
 
-        The session continues under a new lease. Permitted calls may still be observed; earlier questions are void.
+        The session continues under a new lease. You may still observe permitted calls; earlier questions are void.
         """
         run = self._run
         yield from correct(run.scope, HumanText(content_digest(text), text, CORRECTION + new_id()))
@@ -169,7 +169,7 @@ class Session:
     correct, acorrect = both(_correct)
 
     def _delegate(self, to: str, grant: Grant | None = None) -> Flow[Session]:
-        """Open a child agent's session, limited by both grants. May raise `AuthzDenied`."""
+        """Open a child agent's session, limited by both grants. Raises `AuthzDenied`."""
         return Session((yield from open_child(self._run, to, "subgraph", grant)), self._profiles, self, grant)
 
     delegate, adelegate = both(_delegate)
@@ -181,7 +181,7 @@ class Session:
     close, aclose = both(_close)
 
     def _reopen(self) -> Flow[int]:
-        """Open the session and its parents again, after a change ended their leases."""
+        """Take new leases for the session and its parents, after a change of the task."""
         run = self._run
         self._asked.clear()
         if self._parent is not None:

@@ -1,4 +1,7 @@
-"""Commit changes of the task, and record each in the audit log, even late."""
+"""Commit changes of the task, and record each in the audit log.
+
+A ledger mark names a change that the log may lack. A later step then records it.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,10 @@ def corrected(of: Run | Scope, done: Committed, texts: Sequence[HumanText], sour
 
 
 def unrecorded(epoch: int, pinned: int, texts: Sequence[HumanText], source: str) -> SetMark:
-    """Return a ledger mark: this task change is not yet in the audit log."""
+    """Return the ledger mark of a task change that the audit log lacks.
+
+    `pinned`: number of the texts before the change.
+    """
     return SetMark(UNRECORDED, f"{epoch} {source} {pinned} {pinned + len(texts)}")
 
 
@@ -43,7 +49,7 @@ def settle(of: Run | Scope, before: Snapshot) -> Flow[str]:
 def change_task(
     of: Run | Scope, source: str, change: Callable[[Snapshot], tuple[Sequence[Change], Sequence[HumanText]] | None]
 ) -> Flow[Committed | None]:
-    """Commit and record the task change that `change` makes, if it makes one.
+    """Commit and record the task change that `change` returns, if any.
 
     An earlier change that the audit log lacks is recorded first. Raises `AuthzDenied` (`stale_epoch`) if others change
     the task at each of `ATTEMPTS` tries.
@@ -66,5 +72,5 @@ def change_task(
 def confirmed(of: Run | Scope, done: Committed, mark: SetMark, texts: Sequence[HumanText], source: str) -> Flow[None]:
     """Record a committed task change in the audit log. Then clear its ledger mark."""
     yield corrected(of, done, texts, source)
-    with suppress(LedgerError):  # then the change is recorded a second time
+    with suppress(LedgerError):  # if the mark stays, the change is recorded twice
         yield Commit(of.scope if isinstance(of, Run) else of, None, [recorded(mark.value)])

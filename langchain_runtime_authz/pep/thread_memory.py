@@ -1,8 +1,8 @@
 """Keep each thread's user texts and tool outputs in this process.
 
-The ledger keeps values by digest, so that another process can continue with them. Texts that are evidence for
-approvers, and outputs from which a mandate takes values, are needed in full. This process keeps them in bounded space.
-If they are missing, a value is `unknown` or unread, and the policy asks. All agents of a thread share one memory.
+The ledger stores values only by digest, which is enough for another process to continue. Approvers' evidence and values
+for mandates need the full texts and outputs. This process stores these, in bounded space. If one is missing, a value is
+`unknown` or unread, and the policy asks. All agents of a thread share one memory.
 """
 
 from __future__ import annotations
@@ -26,15 +26,16 @@ from langchain_runtime_authz.mandate.read_outputs import Outputs
 
 MAX_THREADS: Final = 512
 MAX_PROSE: Final = 200_000  # characters, per thread
-MAX_PAYEES: Final = 1024  # destinations kept, per thread
-MAX_UNREAD: Final = 1_000_000  # characters of outputs still to be read, per thread
+MAX_PAYEES: Final = 1024  # stored destinations, per thread
+MAX_UNREAD: Final = 1_000_000  # characters of outputs that are not read yet, per thread
 MAX_FOUND: Final = 16_384  # values found in these outputs, per thread
 
 
 class Turn(NamedTuple):
     """The texts that the user sent at once.
 
-    `key` names the turn. `at`: when it came, by the ledger. Reads since the epoch `since` are reads for its order; those since `fresh` are not outdated.
+    `key` identifies the turn. `at`: ledger time at which it came. `since`: the first epoch whose reads count for its
+    order. `fresh`: the first epoch whose reads are not outdated by changed data.
     """
 
     texts: tuple[str, ...] = ()
@@ -49,7 +50,10 @@ NO_TURN: Final = Turn()
 
 @dataclass(slots=True)
 class TaskWords:
-    """The user's texts of one task. `compiled`: the mandate in `turn`, `()` if unread."""
+    """The user's texts of one task. `compiled`: the mandate in `turn`; () if not read.
+
+    `turns`: number of the user's own texts. `recorded`: the audit log has the mandate.
+    """
 
     digest: str
     words: UserWords
@@ -64,13 +68,13 @@ class _Thread:
     outputs: Outputs
     prose: deque[Prose] = field(default_factory=deque)
     chars: int = 0
-    texts: TextsRead | None = None  # made of `prose` and `found`; `None` after they grew
-    payees: dict[str, frozenset[str]] = field(default_factory=dict)  # spellings of destinations, by their skeleton
-    found: dict[str, tuple[Sighting, ...]] = field(default_factory=dict)  # values in the rest of outputs
+    texts: TextsRead | None = None  # built from `prose` and `found`; None after they changed
+    payees: dict[str, frozenset[str]] = field(default_factory=dict)  # skeleton → destinations with this skeleton
+    found: dict[str, tuple[Sighting, ...]] = field(default_factory=dict)  # values that the ledger lacks
 
 
 class ThreadMemory:
-    """The memory of all threads. `unread` holds the rest of outputs, still to be read."""
+    """The memory of all threads. `unread`: rests of outputs that are not read yet."""
 
     def __init__(self) -> None:
         self._threads: OrderedDict[Scope, _Thread] = OrderedDict()
@@ -79,7 +83,8 @@ class ThreadMemory:
         self._lock, self._reading = forkable_lock(), forkable_lock()
 
     def read_words(self, scope: Scope, snapshot: Snapshot) -> TaskWords:
-        # Texts of others do not count, nor do answers, which mostly repeat a machine's text.
+        """Store and return the user's words in a thread's log."""
+        # Leave out texts of others, and answers, which mostly repeat a machine's text.
         own = [stated(t.text) for t in snapshot.log if t.own and not _answers(t)]
         said = TaskWords(snapshot.task.digest, UserWords(own), turn(snapshot.log), len(own))
         with self._lock:
@@ -89,7 +94,7 @@ class ThreadMemory:
         return said
 
     def keep(self, scope: Scope, found: Observation) -> None:
-        """Keep the texts of one output, and the rest of the output, still to be read."""
+        """Store the texts of one output, and its rest that is not read yet."""
         with self._lock:
             thread = self._thread(scope)
             self._keep(thread, found)
@@ -130,6 +135,7 @@ class ThreadMemory:
         return thread.outputs
 
     def texts_read(self, scope: Scope) -> TextsRead:
+        """Return the texts in outputs that this process read for the thread."""
         thread = self._threads.get(scope)
         if thread is None:
             return NO_TEXTS
@@ -139,7 +145,7 @@ class ThreadMemory:
         return texts
 
     def reached(self, scope: Scope, destinations: Sequence[str]) -> Outputs:
-        """Keep the destinations of a call that ran. Return the thread's outputs."""
+        """Store the destinations of a call that ran. Return the thread's outputs."""
         with self._lock:
             payees = (thread := self._thread(scope)).payees
             for value in destinations[:MAX_PAYEES]:
@@ -150,7 +156,7 @@ class ThreadMemory:
             return thread.outputs
 
     def payees(self, scope: Scope) -> Mapping[str, frozenset[str]]:
-        """Return the destinations of calls that ran, by their skeleton (UTS #39 §4)."""
+        """Return skeleton (UTS #39 §4) → destinations of calls that ran."""
         with self._lock:
             thread = self._threads.get(scope)
             return dict(thread.payees) if thread is not None else {}
@@ -170,8 +176,8 @@ class ThreadMemory:
 def turn(log: Sequence[HumanText]) -> Turn:
     """Return the user's newest turn, without texts from a client's history.
 
-    After an answer, a state edit or a text by others, the turn is empty and orders nothing. If the newest text only
-    says to continue, the turn before it counts. Changed data (`data:`) is not a turn.
+    After an answer, a state edit or another person's text, the turn is empty and orders nothing. If the newest text
+    only says to continue, return the turn before it. Changed data (`data:`) does not count.
     """
     said = [t for t in log if not _is_data(t)]
     fresh = max((t.epoch for t in log if _is_data(t)), default=0)
@@ -181,7 +187,7 @@ def turn(log: Sequence[HumanText]) -> Turn:
             return NO_TURN
         texts = tuple(t.text for t in newest if t.text)
         said = [t for t in said if t.epoch != newest[0].epoch]
-        if len(newest) == 1 and said and continues(newest[0].text):  # after a state edit, it is unclear with what
+        if len(newest) == 1 and said and continues(newest[0].text):  # after a state edit, that is unclear
             continue
         since = max(newest[0].epoch, fresh)
         return Turn(texts, f"{newest[0].epoch}:{newest[-1].digest}", since, fresh, newest[0].at)
@@ -189,7 +195,7 @@ def turn(log: Sequence[HumanText]) -> Turn:
 
 
 def earlier_texts(log: Sequence[HumanText], turn: Turn) -> tuple[str, ...]:
-    """Return the user's texts before a turn, since others changed or said something."""
+    """Return the user's texts before a turn, back to the last change by others."""
     before = int(turn.key.partition(":")[0])
     older = (t for t in reversed(log) if not _is_data(t) and t.epoch < before + (not t.own))
     own = takewhile(lambda t: t.text and t.own and not (t.past or t.mixed or _answers(t)), older)
