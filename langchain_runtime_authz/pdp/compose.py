@@ -8,11 +8,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import queue
 import threading
 import time
-import weakref
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -83,9 +81,8 @@ class DenyOverrides(Composed):
 
 
 MAX_WAITING: Final = 256
-CLOSING: Final = 1.0  # seconds that `close` waits for the running comparison
+IDLE: Final = 5.0  # seconds without work after which the comparing thread ends
 _Compared = tuple[Sequence[bytes], Sequence[Decision]]
-_Waiting = queue.SimpleQueue[_Compared | None]  # `None` ends the thread
 Difference = Callable[[EvaluationRequest, Decision, Decision], None]
 
 
@@ -93,7 +90,7 @@ class CandidatePDP(Composed):
     """Decide by the real PDP, and report decisions in which a candidate differs.
 
     Another thread asks the candidate, so that it affects neither a decision nor its time. A difference is logged as
-    `would flip` and passed to `on_difference`.
+    `would flip` and passed to `on_difference`. After `close` nothing is compared.
 
     Args:
         real: the PDP that decides.
@@ -104,10 +101,10 @@ class CandidatePDP(Composed):
 
     Attributes:
         counts: numbers of requests: `same` (equal outcomes), `permit>deny` and the like (the candidate's outcome is the
-            second), `skipped` (the candidate was too slow for the traffic) and `dropped` (not compared before `close`).
+            second), and `skipped` (the candidate was too slow for the traffic).
     """
 
-    _thread: threading.Thread | None
+    _comparing: bool  # True while the comparing thread lives
 
     def __init__(
         self, real: PDP, candidate: PDP, *, on_difference: Difference | None = None, deadline: float | None = None
@@ -120,53 +117,50 @@ class CandidatePDP(Composed):
         self._begin()
         in_child(self._begin)
 
-    def close(self) -> int:  # type: ignore[override]
-        """Close both PDPs; wait at most a second. Return how many requests were dropped."""
-        with self._lock:
-            if not self._closed and self._pending:
-                self.counts["dropped"] += self._pending
-                _log.warning("%s: closed, %d requests were not compared", self.name, self._pending)
-            self._closed, thread = True, self._thread
-            self._waiting.put(None)
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
         super().close()
-        if thread is not None and thread is not threading.current_thread():  # `on_difference` may close
-            thread.join(CLOSING)
-        return self.counts["dropped"]
 
     def _after(self, bodies: Sequence[bytes], decisions: Sequence[Decision]) -> Sequence[Decision]:
-        with self._lock:
+        with self._changed:
             if self._closed:
                 return decisions
-            if self._thread is None:
-                target, arguments = _compare, (weakref.ref(self), self._waiting)
-                self._thread = threading.Thread(
-                    target=target, args=arguments, name="runtime-authz-candidate", daemon=True
-                )
-                self._thread.start()
-                # A deleted PDP ends its thread. Its finaliser may run anywhere, so it takes no lock.
-                weakref.finalize(self, self._waiting.put, None).atexit = False
-            if self._waiting.qsize() >= MAX_WAITING:
+            if len(self._waiting) >= MAX_WAITING:
                 self.counts["skipped"] += len(bodies)
-            else:
-                self._waiting.put((list(bodies), decisions))
-                self._pending += len(bodies)
+                return decisions
+            self._waiting.append((list(bodies), decisions))
+            self._changed.notify()
+            if not self._comparing:
+                threading.Thread(target=self._compare, name="runtime-authz-candidate", daemon=True).start()
+                self._comparing = True
         return decisions
 
-    def _compare(self, bodies: Sequence[bytes], decisions: Sequence[Decision]) -> None:
-        if self._closed:
-            return
-        for body, ours, theirs in zip(bodies, decisions, self._all[1].evaluate(bodies), strict=True):
-            flips = ours.outcome != theirs.outcome
-            with self._lock:
-                if self._closed:  # `close` counted the request as dropped, and may have closed the candidate
-                    return
-                self._pending -= 1
-                self.counts[f"{ours.outcome}>{theirs.outcome}" if flips else "same"] += 1
-            if flips:
-                try:
-                    self._tell(parse_request(body), ours, theirs)
-                except Exception:  # noqa: BLE001  (the next comparison does not depend on it)
-                    _log.exception("a candidate's difference could not be reported")
+    def _compare(self) -> None:
+        while (work := self._next()) is not None:
+            bodies, decisions = work
+            for body, ours, theirs in zip(bodies, decisions, self._all[1].evaluate(bodies), strict=True):
+                flips = ours.outcome != theirs.outcome
+                with self._lock:
+                    if self._closed:  # the candidate may have been closed before it answered
+                        break
+                    self.counts[f"{ours.outcome}>{theirs.outcome}" if flips else "same"] += 1
+                if flips:
+                    try:
+                        self._tell(parse_request(body), ours, theirs)
+                    except Exception:  # noqa: BLE001  (the next comparison does not depend on it)
+                        _log.exception("a candidate's difference could not be reported")
+
+    def _next(self) -> _Compared | None:
+        """Return the next requests to compare, or `None` to end the thread."""
+        with self._changed:
+            if not self._waiting and not self._closed:
+                self._changed.wait(IDLE)
+            if self._closed or not self._waiting:
+                self._comparing = False
+                return None
+            return self._waiting.popleft()
 
     def _tell(self, request: EvaluationRequest, ours: Decision, theirs: Decision) -> None:
         _log.warning(
@@ -179,19 +173,10 @@ class CandidatePDP(Composed):
 
     def _begin(self) -> None:
         """Begin without thread and requests, also in a forked child, which has no thread."""
-        self._pending = 0  # requests that wait or are being compared
-        self._waiting: _Waiting = queue.SimpleQueue()
-        self._thread = None
+        self._changed = threading.Condition(self._lock)
+        self._waiting = deque[_Compared]()
+        self._comparing = False
         self.counts = Counter[str]()
-
-
-def _compare(of: weakref.ref[CandidatePDP], waiting: _Waiting) -> None:
-    """Compare queued requests. The weak reference lets the PDP be deleted meanwhile."""
-    while (work := waiting.get()) is not None:
-        if (pdp := of()) is None:
-            return
-        pdp._compare(*work)  # noqa: SLF001  (its own thread)
-        del pdp, work
 
 
 class CircuitBreaker(Composed):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import itertools
 import logging
 import threading
@@ -21,6 +20,7 @@ from langchain_runtime_authz.pdp.compose import CandidatePDP, CircuitBreaker, De
 from langchain_runtime_authz.testing.example_request import example_request
 from langchain_runtime_authz.testing.frozen_clock import FrozenClock
 from langchain_runtime_authz.testing.static_pdp import StaticPDP
+from tests.threads import until
 
 REQUEST = example_request()
 RATE = {"id": "r", "type": "rate_limit", "properties": {"counter": "c", "window": 60, "max": 1}}
@@ -131,13 +131,14 @@ def test_deny_overrides_needs_several_names(pdps: list[StaticPDP]) -> None:
 # --- candidate --------------------------------------------------------------------------------------
 
 
+@pytest.fixture(autouse=True)
+def _ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compose, "IDLE", 0.01)
+
+
 def drained(pdp: CandidatePDP) -> None:
     """Let the comparing thread end after what waits."""
-    thread = pdp._thread
-    pdp._waiting.put(None)
-    if thread is not None:
-        thread.join(60)
-        assert not thread.is_alive()
+    until(lambda: not pdp._comparing)
 
 
 @pytest.mark.parametrize("candidate", ANSWERS)
@@ -199,80 +200,34 @@ def test_a_slow_candidate_sees_a_sample() -> None:
     pdp.close()
 
 
-def test_close_drops_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It waits for no candidate, says how many, again when asked again, and tells no difference afterwards."""
-    monkeypatch.setattr(compose, "CLOSING", 0.05)
+def test_close_drops_what_waits() -> None:
+    """It waits for no candidate, may be called from the callback, and no difference is told or counted afterwards."""
     hold, asked, told = threading.Event(), threading.Event(), []
 
     def slow(_: object) -> bool:
         asked.set()
         return hold.wait(30) and False
 
-    pdp = CandidatePDP(StaticPDP(True), StaticPDP(slow, name="slow"), on_difference=lambda *_: told.append(1), deadline=60)
+    def tell(*_: object) -> None:
+        told.append(1)
+        pdp.close()
+
+    pdp = CandidatePDP(StaticPDP(True), StaticPDP(slow, name="slow"), on_difference=tell, deadline=60)
     Evaluator(pdp).evaluate([REQUEST.to_json()])
     assert asked.wait(60)
     Evaluator(pdp).evaluate([REQUEST.to_json()] * 3)
-    assert pdp.close() == 4 and pdp.close() == 4
     hold.set()
     drained(pdp)
-    assert (pdp.counts, told) == ({"dropped": 4}, [])
-
-
-def test_after_close_nothing_is_compared_and_the_real_one_still_counts() -> None:
-    """No thread comes back to life, and the candidate is not asked."""
-    candidate = StaticPDP(False, name="next")
-    pdp = CandidatePDP(StaticPDP(True), candidate)
-    assert pdp.close() == 0 and Evaluator(pdp).evaluate([REQUEST.to_json()])[0].permit
-    assert asyncio.run(Evaluator(pdp).aevaluate([REQUEST.to_json(), REQUEST.to_json()]))[1].permit
-    drained(pdp)
-    assert (candidate.requests, pdp.counts, pdp._thread) == ([], {}, None)
+    assert (pdp.counts, told) == ({"permit>deny": 1}, [1])
+    assert Evaluator(pdp).evaluate([REQUEST.to_json()])[0].permit and not pdp._comparing
 
 
 def test_one_that_is_forgotten_ends_its_thread() -> None:
+    before = threading.active_count()
     pdp = CandidatePDP(StaticPDP(True), StaticPDP(False, name="next"))
     Evaluator(pdp).evaluate([REQUEST.to_json()])
-    thread = pdp._thread
-    assert thread is not None
     del pdp
-    gc.collect()
-    thread.join(60)
-    assert not thread.is_alive()
-
-
-def test_one_that_is_forgotten_while_it_compares_ends_its_thread() -> None:
-    """The last reference is then the thread's own, and the finaliser runs in it; what waits is not compared."""
-    hold, asked = threading.Event(), threading.Event()
-    threads: list[threading.Thread] = []
-
-    def slow(_: object) -> bool:
-        threads.append(threading.current_thread())
-        asked.set()
-        return hold.wait(30)
-
-    pdp = CandidatePDP(StaticPDP(True), StaticPDP(slow, name="slow"), deadline=60)
-    for _ in range(3):
-        Evaluator(pdp).evaluate([REQUEST.to_json()])
-    assert asked.wait(30)
-    del pdp
-    gc.collect()
-    hold.set()
-    threads[0].join(30)
-    assert not threads[0].is_alive() and len(threads) == 1
-
-
-def test_the_callback_may_close() -> None:
-    """From the comparing thread itself."""
-    closed = threading.Event()
-
-    def close(*_: object) -> None:
-        pdp.close()
-        closed.set()
-
-    pdp = CandidatePDP(StaticPDP(True), StaticPDP(False, name="next"), on_difference=close)
-    Evaluator(pdp).evaluate([REQUEST.to_json(), REQUEST.to_json()])
-    assert closed.wait(60)
-    drained(pdp)
-    assert pdp.counts == {"permit>deny": 1, "dropped": 1}
+    until(lambda: threading.active_count() <= before)
 
 
 # --- breaker ----------------------------------------------------------------------------------------
