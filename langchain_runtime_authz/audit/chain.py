@@ -1,9 +1,9 @@
 """Chain audit lines by hashes: make a line, read a file, verify that it is whole.
 
 A file is a sequence of lines, each ended by one newline. A line holds `seq`, its number from 0, and `prev`, the
-SHA-256 (hex) of the bytes of the previous line, 64 zeros in the first. A line's own hash is the *head*. If a head is
-kept elsewhere, every edit, deletion, insertion and move before it is found. Without one, the end of the file can be cut
-or rewritten unnoticed.
+SHA-256 (hex) of the bytes of the previous line, 64 zeros in the first. The hash of the last line is the *head*. If the
+head is pinned (stored elsewhere), every edit, deletion, insertion and move before its line is found. Without a pinned
+head, the end of the file can be cut or rewritten unnoticed.
 
 A writer that dies leaves at most a fragment. Nothing is removed: the next writer ends the fragment with a newline
 and appends a `torn` record. The `torn` record holds the hash of the last whole record, and the hashes of the fragments
@@ -11,7 +11,7 @@ after it. A line that is not a record is accepted only if a `torn` record names 
 
 A rotated log is a sequence of such files: `audit.jsonl.000001`, `.000002` and so on, and `audit.jsonl`, the current
 one. The first record of a segment, `continued`, holds the head of the segment before it. Before an old segment is
-removed, a record `dropped` keeps its head, so that a missing or exchanged segment is found.
+removed, a record `dropped` notes its head, so that a missing or exchanged segment is found.
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ class ChainReport:
 
     @property
     def where(self) -> str:
+        """Return the failed line's number, with its segment's name if there are several."""
         return f"{self.file} line {self.error_line}" if self.file else f"line {self.error_line}"
 
 
@@ -72,10 +73,7 @@ def make_line(record: Mapping[str, Any], seq: int, prev: str) -> bytes:
 
 
 def read_lines(file: Any) -> Iterator[bytes]:
-    """Yield a binary file's lines. A line that is too long is cut, and is the last.
-
-    Raises `ConfigError` after such a line.
-    """
+    """Yield a binary file's lines. A line that is too long is cut; then `ConfigError`."""
     for line in iter(partial(file.readline, MAX_LINE + 1), b""):
         yield line
         if len(line) > MAX_LINE:
@@ -83,6 +81,7 @@ def read_lines(file: Any) -> Iterator[bytes]:
 
 
 def line_hash(line: bytes) -> str:
+    """Return a line's SHA-256 in hex."""
     return hashlib.sha256(line).hexdigest()
 
 
@@ -106,7 +105,8 @@ def verify_chain(
         source: path of the file, the open binary file, or its lines (bytes, with or without newline).
         head: the hash of a line that the chain must hold, pinned elsewhere. Edits and cuts after that line are
             not found.
-        joints: receives the records that join segments (not for a path). If given, another segment may hold the head.
+        joints: receives the records `continued` and `dropped` (not for a path). If given, `source` is one segment of a
+            log, and another may hold the head.
     """
     if isinstance(source, str | Path):
         with Path(source).open("rb") as file:
@@ -147,7 +147,7 @@ def verify_chain(
     if fragments:
         intact = count - len(fragments)
         return ChainReport(intact, whole, False, intact + 1, "it is not a record, and no `torn` record follows")
-    if head == prev:  # also of an empty chain
+    if head == prev:  # the last line, or an empty chain
         pinned = count
     later = count - pinned if pinned is not None else None
     if head is not None and later is None and joints is None:
@@ -159,11 +159,12 @@ def log_files(path: str | Path) -> list[Path]:
     """Return the files of a log: closed segments, oldest first, and the current one."""
     path, real = Path(path), Path(os.path.realpath(path))
     closed = sorted(real.parent.glob(glob.escape(real.name) + "." + "[0-9]" * DIGITS))
-    # A writer that dies during a rotation leaves two names of one file.
+    # A writer that dies during a rotation leaves a segment that is the current file under a second name.
     return [*(f for f in closed if not (path.exists() and f.samefile(path))), path]
 
 
 def first_record(path: Path) -> dict[str, Any]:
+    """Return a file's first record, or `{}`."""
     with path.open("rb") as file:
         return parse_line(file.readline(MAX_LINE).rstrip(b"\n")) or {}
 
@@ -210,7 +211,7 @@ def verify_files(files: Sequence[tuple[str, Callable[[], Any]]], head: str | Non
     if starts and starts not in dropped:
         wrong = "the segments before it are missing, and no record says that they were dropped"
         return ChainReport(0, GENESIS, False, 1, wrong, files[0][0])
-    # Anybody who can append to the file can add a record `dropped` after the pinned head.
+    # A record `dropped` after the pinned head proves nothing, because anybody who can append to the file can add it.
     if head is not None and (later is None or (starts and dropped[starts] >= count - later)):
         when = ", and no line from there on is the pinned head" if later is None else " after the pinned head"
         gone = f"segments before {files[0][0]} were removed{when}"
@@ -220,9 +221,9 @@ def verify_files(files: Sequence[tuple[str, Callable[[], Any]]], head: str | Non
 
 
 def read_log(path: str | Path, mark: str = "", opened: Opened | None = None) -> Iterator[dict[str, Any] | None]:
-    """Yield a log's completions and mints, and all other records with the text `mark`.
+    """Yield a log's completions and mints, and all other records that hold `mark`.
 
-    `mark` is an id; "" stands for all records. The log is not verified. Yield `None` for a line that is not a record.
+    `mark` is an id, or "" for all records. `None` stands for a line that is not a record. The log is not verified.
     `opened` restores sealed contents (`audit.encryption`). Raises `ConfigError` if the file is an evidence pack.
     """
     if Path(path).suffix == PACK:

@@ -1,7 +1,7 @@
 """Encrypt the contents of records to an auditor's public key (JWE, RFC 7516).
 
-A sealed record is a record without contents, plus a member `sealed`. The chain binds the sealed contents to their line,
-and a digest inside binds them to their record.
+A sealed record has a member `sealed` in place of contents. The chain binds the sealed contents to their line, and a
+digest inside them binds them to their record.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from langchain_runtime_authz.errors import Code, ConfigError, unreadable
 from langchain_runtime_authz.facts.task import content_digest
 
 SEALED: Final = "sealed"
-# Where records hold contents. `_split` replaces contents at other places by a digest or `*`.
+# JSON pointers to contents. `_split` finds contents elsewhere, and leaves a digest or `*` there.
 _PLACES: Final = (*(f"/request{p}" for p in ERASED), "/expected", "/detail/mandate", "/detail/message")
 _CURVES: Final = ("X25519", "P-256", "P-384", "P-521")
-_NAMES: Final = frozenset(("tool", "model", "graph", "chain"))  # observations that name a part of the app
+_NAMES: Final = frozenset(("tool", "model", "graph", "chain"))  # observations whose name is not contents
 Change = Callable[[dict[str, Any]], dict[str, Any]]
 
 
@@ -57,7 +57,7 @@ def opener(*private: str | bytes | Path) -> Change:
             return record
         left = {name: value for name, value in record.items() if name not in (SEALED, "seq", "prev")}
         for jwe, key in keys:
-            with suppress(Exception):  # any exception of the library for another key or damaged text
+            with suppress(Exception):  # for another key or a damaged text, the library may raise anything
                 inner = json.loads(jwe.decrypt_compact(sealed, key).plaintext)
                 break
         else:
@@ -71,7 +71,7 @@ def opener(*private: str | bytes | Path) -> Change:
             own = inner["of"] == _digest(left) and _split(whole) == (left, inner["contents"])
         except (AttributeError, KeyError, TypeError, ValueError):
             own = False
-        if not own:  # anybody can seal to a public key, so restore only omitted contents
+        if not own:  # anybody can seal to a public key, so never replace what the record itself holds
             raise ConfigError(f"record {record.get('seq')} holds the sealed contents of another one; verify the log")
         return {**whole, "seq": record.get("seq"), "prev": record.get("prev")}
 
@@ -84,7 +84,7 @@ def _split(record: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     digested = {"data_changed": "/detail/resource", "planned": "/detail/tools"}.get(record.get("event", ""), "")
     if record.get("kind") == "observation" and record.get("what") not in _NAMES:
         digested = "/name"
-    elif Code.UNKNOWN_TOOL in record.get("reasons", ()):  # a model invented its name, as it may in a plan
+    elif Code.UNKNOWN_TOOL in record.get("reasons", ()):  # a model invented the name, which may hold contents
         digested = "/resource"
     contents = {}
     for pointer in (*_PLACES, digested):

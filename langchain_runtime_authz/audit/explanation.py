@@ -59,7 +59,7 @@ class Reason:
 
 @dataclass(frozen=True, slots=True)
 class Argument:
-    """An argument of a call, as shown. `None`: the record does not hold the value."""
+    """An argument of a call, as texts. `None`: the record does not hold this value."""
 
     name: str
     given: str | None = None
@@ -72,7 +72,7 @@ class Argument:
 class Explanation:
     """A decision in words. It may show arguments, so it must not reach a model.
 
-    `str` gives 80 columns. The main reason is first. `order` compares a call with its mandate. `at`: epoch seconds.
+    `str` gives lines of 80 columns. `order`: how the call compares with its mandate. `at`: epoch seconds.
     """
 
     decision_id: str

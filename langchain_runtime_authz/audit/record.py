@@ -1,7 +1,7 @@
 """Build the records of the decision log. Pure: time is a parameter.
 
 The parameters of each function are the record's fields. Every record has `v`, `kind` and `ts` (epoch seconds, from
-`now`). These fields occur in several kinds:
+`now`). These fields occur in several kinds of record:
 
 | field | meaning |
 |---|---|
@@ -189,8 +189,9 @@ def observation_record(
 ) -> dict[str, Any]:
     """Return the record of an ungoverned tool, model, graph or chain, or of an effect.
 
-    Effects are `connect`, `mail`, `write`, `delete`, `program` and `native`, of the node, tool, model or thread `by`.
-    Their `name` is the target, or its `sha256:<hex>` if contents are not kept. `refused`: the effect did not happen.
+    An effect has as `what` `connect`, `mail`, `write`, `delete`, `program` or `native`, and `by` names the node, tool,
+    model or thread that caused it. Its `name` is the target, or the target's `sha256:<hex>` if contents are left out.
+    `refused`: the effect did not happen.
     """
     return _record("observation", now, what=what, name=name[:MAX_NAME], by=by, run_id=run_id, refused=refused)
 

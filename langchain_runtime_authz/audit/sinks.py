@@ -25,7 +25,7 @@ _log = logger(__name__)
 
 LOCK_TIMEOUT: Final = 2.0  # seconds
 MAX_FRAGMENTS: Final = 8
-RETRY: Final = 60.0  # seconds until a file that could not be closed is tried again
+RETRY: Final = 60.0  # seconds until a rotation that failed is tried again
 BLOCK: Final = 8192
 ANCHOR: Final = "ledger"  # member of a record: the ledger's newest commit (`ledger.base.Anchor`)
 
@@ -43,7 +43,7 @@ class AuditSink(Protocol):
         ...
 
     def write(self, record: dict[str, Any]) -> None:
-        """Keep one record unchanged, before returning. An `AuditError` denies the step."""
+        """Store one record, unchanged, before returning. An `AuditError` denies the step."""
         ...
 
 
@@ -58,7 +58,7 @@ class MemorySink(_Shown):
     """Keeps the last records in this process. Not tamper-evident.
 
     Args:
-        maxlen: how many records are kept.
+        maxlen: number of records; the oldest is dropped first.
         content: whether records hold arguments, targets and task texts.
     """
 
@@ -68,7 +68,7 @@ class MemorySink(_Shown):
         self.content = content
         self.kept: deque[dict[str, Any] | Callable[[], dict[str, Any]]] = deque(maxlen=maxlen)
         self.defer: Callable[[Callable[[], dict[str, Any]]], None] = self.kept.append
-        """Keep one record that is built when it is read, from values that do not change."""
+        """Store a function that builds a record when it is read, from immutable values."""
 
     @property
     def records(self) -> list[dict[str, Any]]:
@@ -114,7 +114,7 @@ class FileSink(_Shown):
         max_age: float | None = None,
         seal_to: str | bytes | Path | None = None,
     ) -> None:
-        self._given = self.path = Path(path).absolute()  # `path` is the file itself, if a symbolic link was given
+        self._given = self.path = Path(path).absolute()  # later, `path` is the file to which a symbolic link leads
         self.durable = durable
         if content and seal_to is not None:
             raise ConfigError("contents are kept in clear (`content`) or sealed (`seal_to`); give one of them")
@@ -124,7 +124,7 @@ class FileSink(_Shown):
         self._max_bytes = None if max_bytes is None else checked_count("max_bytes", max_bytes)
         self._max_age = None if max_age is None else checked_seconds("max_age", max_age)
         self._born = 0.0  # when the file began, if `max_age` is set
-        self._closes_again = 0.0  # next try to close a file that could not be closed
+        self._closes_again = 0.0  # when a rotation that failed is tried again (monotonic)
         self._lock = threading.Lock()
         self._fd = -1
         self._file: os.stat_result | None = None  # `stat` of the file written so far
@@ -152,9 +152,9 @@ class FileSink(_Shown):
         try:
             for part in reversed(chain.log_files(self.path)):
                 with part.open("rb") as file:
-                    # Read a log to its beginning if need be: any record may name a commit that a ledger lost.
+                    # Read backwards as far as needed, because any old record may name the tenant's newest commit.
                     for line in _backward(file, self.path.name):
-                        # A request may hold a member of this name too. Only the record's own member names a commit.
+                        # `mark` may also stand inside a request. Only the record's own member names a commit.
                         record = chain.parse_line(line) or {} if mark in line else {}
                         if tenant_of(record) == tenant:
                             return dict(record[ANCHOR])
@@ -180,7 +180,7 @@ class FileSink(_Shown):
                     self._open()
                     _flock(self._fd)
                     try:
-                        if not self._named():  # closed by another writer, for whose lock we waited
+                        if not self._named():  # another writer closed the file while we waited for its lock
                             continue
                         self._catch_up()
                         self._continue()
@@ -242,14 +242,14 @@ class FileSink(_Shown):
                 os.fchmod(file.fileno(), stat.S_IMODE(os.fstat(self._fd).st_mode))
                 file.write(chain.make_line(first, 0, chain.GENESIS) + b"\n")
                 os.fsync(file.fileno())
-            with suppress(FileExistsError):  # a writer that died here may have made this link
+            with suppress(FileExistsError):  # a writer that died during a rotation may have made this link
                 os.link(self.path, segment)
             if not segment.samefile(self.path):
                 raise FileExistsError(errno.EEXIST, "another file has its segment's name")
             new.replace(self.path)
             if self.durable:
                 _sync(self.path.parent)
-        except FileNotFoundError:  # retention removed a segment meanwhile; the next record closes the file
+        except FileNotFoundError:  # `drop_segments` removed a segment meanwhile; the next record tries again
             return False
         except (OSError, AttributeError) as exc:  # no record is lost, so nothing is denied
             _log.error("%s cannot be closed as a segment and grows on: %s", self.path.name, exc)
@@ -266,7 +266,7 @@ class FileSink(_Shown):
             raise AuditError(Code.CHAIN_BROKEN, f"{self.path.name} became shorter")
         fragments: list[str] = []
         record, after, open_end = None, chain.GENESIS, False
-        with os.fdopen(self._fd, "rb", closefd=False) as file:  # writes go to the end whatever the position (O_APPEND)
+        with os.fdopen(self._fd, "rb", closefd=False) as file:  # moves the position; with O_APPEND, writes ignore it
             for number, line in enumerate(_backward(file, self.path.name)):
                 if number == 0 and not (open_end := line != b""):
                     continue
@@ -278,18 +278,18 @@ class FileSink(_Shown):
         if len(fragments) > MAX_FRAGMENTS or (record is None and len(fragments) > 1):
             raise AuditError(Code.CHAIN_BROKEN, f"{self.path.name} is not an audit chain")
         if open_end:
-            # If only the newline is missing, the record is whole: one byte cannot be torn.
+            # A line without its newline may be a whole record, of which only the newline was not written.
             self._put(b"\n")
         if record is not None and (tenant := tenant_of(record)) is not None:
             self._anchors[tenant] = record[ANCHOR]
         seq = (0 if record is None else record["seq"] + 1) + len(fragments)
-        # With fragments, the size is one too small: until the `torn` record is written, the file's end is read again.
+        # With fragments, note too small a size: if the `torn` record cannot be written, the next write looks again.
         self._at = (os.fstat(self._fd).st_size - bool(fragments), seq, fragments[-1] if fragments else after)
         if fragments:
             self._append(_mark(chain.TORN, fragments=fragments, after=after))
 
     def _continue(self) -> None:
-        """Begin a new file with the head of the moved file."""
+        """Write the first records of a new file, if the old file was moved away."""
         if self._left is not None and self._at[0] == 0:
             anchors = [_mark(ANCHOR, ledger=anchor) for anchor in self._anchors.values()]
             self._owed = [_mark(chain.CONTINUED, after=self._left), *anchors]
@@ -325,8 +325,7 @@ class FileSink(_Shown):
             self._fd = -1
 
     def _forked(self) -> None:
-        # The inherited descriptor shares the parent's lock, so the child needs its own. Closing the child's copy does
-        # not release the parent's lock.
+        # The inherited descriptor shares the parent's lock, so close the child's copy. The parent keeps its lock.
         self._lock = threading.Lock()
         self._close()
         self._at = (0, 0, chain.GENESIS)
@@ -339,7 +338,8 @@ def _mark(kind: str, **about: Any) -> dict[str, Any]:
 def drop_segments(log: str | Path, before: float) -> list[str]:
     """Remove closed segments older than `before` (epoch seconds); return their names.
 
-    First, the log records each segment's head, so that the log still verifies, and repeats the newest ledger commits.
+    First, the log records each segment's head, so that the log still verifies. It also repeats the newest commit of
+    each tenant's ledger that these segments name.
     """
     chain.verified(log)
     sink, dropped = FileSink(log, durable=True), []
@@ -412,8 +412,7 @@ def _backward(file: BinaryIO, name: str) -> Iterator[bytes]:
         yield from reversed(lines)
         if len(rest) > chain.MAX_LINE:
             raise AuditError(Code.CHAIN_BROKEN, f"{name}: {chain.TOO_LONG}")
-        # A line may be longer than a block.
-        end, length = start, length if lines else 2 * length
+        end, length = start, length if lines else 2 * length  # a line may be longer than a block
     yield rest
 
 

@@ -1,8 +1,8 @@
 """Turn audit records into the story of a thread.
 
-There is no I/O here; the command is in `cli/audit.py`. A story is a list of steps in time: decisions, questions,
-answers, changes of the task, delegations, credentials. The permit of anything but a tool call has the kind `check`.
-Every text in a step is inert and short. A story keeps its newest steps, but counts all steps.
+A story is a list of steps in time: decisions, questions, answers, changes of the task, delegations, credentials. The
+permit of anything but a tool call has the kind `check`. Every text in a step is short, and cannot control a terminal. A
+story holds only its newest steps, but counts all steps.
 """
 
 from __future__ import annotations
@@ -63,10 +63,12 @@ _HARMLESS: Final = ("read", "compute")  # effects that need no mandate
 _FACTS: Final = ("event", "audience", "reason", "epoch", "run_id", "jti")
 
 Record = Mapping[str, Any]
-_inert = lru_cache(4096)(inert)  # names and codes repeat
+_inert = lru_cache(4096)(inert)  # cached, because names and codes repeat
 
 
 class Lane(NamedTuple):
+    """One agent on one thread: a line of the timeline."""
+
     thread: str
     agent: tuple[str, ...]
 
@@ -93,6 +95,7 @@ class Step:
 
     @property
     def to(self) -> Lane | None:
+        """Return the child's lane if this step is a permitted delegation."""
         opened = self.kind == "delegation" and "jti" in self.detail
         return Lane(self.lane.thread, (*self.lane.agent, str(self.detail.get("to")))) if opened else None
 
@@ -106,11 +109,12 @@ class Step:
         return wrapped(f"{clock(self.at)} {sign} {word:<12} ", f"{place}  {self.what}{self.ended} {ident}", _INDENT)
 
     def why(self) -> str:
+        """Return a decision's explanation, or another step's facts, in several lines."""
         if self.record.get("kind") == "decision":
             from langchain_runtime_authz.audit.explanation import explain
 
             try:
-                # In a foreign record, even a code may be any text.
+                # A record of another writer may hold any text, even as a code.
                 return "\n".join(map(printable, str(explain(_bounded(self.record))).split("\n")))
             except (AttributeError, TypeError, ValueError, KeyError):
                 return "This record does not have the form of a decision."
@@ -126,7 +130,7 @@ class Step:
 
 
 class Order(NamedTuple):
-    """The steps that a task ordered (lines by id), and the calls made for each step."""
+    """The steps that one mandate orders (id → line), and the calls made for each."""
 
     heading: str
     steps: dict[str, str]
@@ -143,16 +147,18 @@ class Story:
     lanes: dict[Lane, str] = field(default_factory=dict)  # kinds of delegation, by lane
     orders: dict[tuple[str, str], Order] = field(default_factory=dict)  # by thread and the mandate's digest
     unordered: deque[Step] = field(default_factory=lambda: deque(maxlen=MAX_STEPS))  # permitted side effects
-    reads: set[str] = field(default_factory=set)  # tools that only read: no step of an order is spent on them
+    reads: set[str] = field(default_factory=set)  # tools that were read: an ordered step of them shows `read`
     facts: dict[str, dict[str, None]] = field(default_factory=dict)
     unread: int = 0  # lines of the log that are not records
     notes: list[str] = field(default_factory=list)  # further lines of the heading
 
     def name(self, lane: Lane) -> str:
+        """Return the agent's name, with the thread if the story has several threads."""
         agent = shown(lane.agent[-1], 40) if lane.agent else "-"
         return f"{shown(lane.thread, 40)}: {agent}" if len(self.facts.get("thread", ())) > 1 else agent
 
     def heading(self) -> list[str]:
+        """Return the summary, in lines."""
         first, last = (self.steps[0].at, self.steps[-1].at) if self.steps else (0.0, 0.0)
         newest = f", the newest {len(self.steps)} are shown" if len(self.steps) < self.total else ""
         counted = ", ".join(f"{SIGNS[k][1]} {n}" for k in SIGNS if (n := self.counts[k]))
@@ -165,7 +171,7 @@ class Story:
         ]
 
     def ordered(self) -> list[tuple[str, str, str]]:
-        """Return rows of source, order and calls made; the last rows are without an order."""
+        """Return rows: source, ordered step, calls made. Calls without an order are last."""
 
         def done(*steps: Step) -> str:
             return ", ".join(f"{self.since(step)} {step.what}" for step in steps)
@@ -179,6 +185,7 @@ class Story:
         return rows + [("Not ordered", "", done(step)) for step in self.unordered if self.orders]
 
     def since(self, step: Step) -> str:
+        """Return the time from the first step to `step`, as text."""
         seconds = step.at - self.steps[0].at
         return f"+{seconds:.3f} s" if seconds < 100 else f"+{seconds / 60:.1f} min"  # noqa: PLR2004  (seconds)
 
@@ -205,7 +212,7 @@ class Story:
 def story_of(
     records: Iterable[Record | None], keep: Callable[[Step], bool] | None = None, limit: int = MAX_STEPS
 ) -> Story:
-    """Return the story of the records, with the steps that `keep` accepts."""
+    """Return the story of the records: the newest `limit` steps that `keep` accepts."""
     story = Story(deque(maxlen=limit))
     for step in _steps(records):
         if step is None:
@@ -249,7 +256,7 @@ def _add(story: Story, step: Step) -> None:
 
 
 def _steps(records: Iterable[Record | None]) -> Iterator[Step | None]:
-    """Yield the records' steps, with facts from earlier records; `None` if unreadable."""
+    """Yield a step for a record, with facts from earlier ones; `None` if unreadable."""
     subjects: dict[str, str] = {}  # by run id
     roots: dict[str, tuple[str, ...]] = {}  # paths of the root agents, by thread
     decided: dict[str, tuple[Lane, str, str, str]] = {}
@@ -268,8 +275,7 @@ def _steps(records: Iterable[Record | None]) -> Iterator[Step | None]:
         if kind not in ("decision", "mint", "mint_refused", "run"):
             continue
         thread, agent = str(_at(record, "scope", "thread") or ""), tuple(map(str, as_list(record.get("agent"))))
-        # Events of the whole thread belong to its root agent.
-        lane = Lane(thread, agent or roots.get(thread, ()))
+        lane = Lane(thread, agent or roots.get(thread, ()))  # events of the whole thread belong to its root agent
         roots.setdefault(thread, agent[:1])
         named = _at(record, "request", "subject")
         if subject := f"{_at(named, 'type')}:{_at(named, 'id')}" if named else str(detail.get("subject") or ""):
@@ -354,11 +360,12 @@ def _listed(values: Iterable[Any], write: Callable[[Any], str] | None = None) ->
 
 
 def clock(at: float) -> str:
+    """Return epoch seconds as date and time in UTC."""
     return f"{datetime.datetime.fromtimestamp(at, datetime.UTC):%Y-%m-%d %H:%M:%SZ}"
 
 
 def shown(value: object, limit: int = _SHOWN) -> str:
-    """Return a value of a record as short, inert text."""
+    """Return a value of a record as short text that cannot control a terminal."""
     text = value if isinstance(value, str) else "" if value is None else json.dumps(value)
     return _inert(text) if len(text) <= limit else _inert(text[:limit]) + "…"
 

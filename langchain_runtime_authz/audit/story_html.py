@@ -1,7 +1,6 @@
 """Draw a story as HTML: a self-contained page, or a fragment for notebooks. Pure.
 
-The page loads nothing: its content security policy permits only its own style and script, by their digests. All texts
-of a story are inert already, and are escaped once more here.
+The page loads nothing: its content security policy permits only its own style and script. All texts are escaped.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ ROW: Final = 44  # pixels of a lane
 TOP: Final = 34
 NAMES: Final = 170
 NEAR: Final = 26  # pixels between two steps at once
-FAR: Final = 48  # pixels that time adds at most
+FAR: Final = 48  # pixels that a pause between two steps adds at most
 PER_SECOND: Final = 8
-TICK: Final = 90  # pixels between two times
+TICK: Final = 90  # pixels between two labels of the time axis
 NEWEST: Final = 100  # steps in a notebook
 _CIRCLE: Final = "M-9 0a9 9 0 1 0 18 0a9 9 0 1 0-18 0z"
 _SHAPES: Final = {
@@ -38,6 +37,7 @@ _SHAPES: Final = {
 
 
 def page(story: Story) -> str:
+    """Return a whole HTML page."""
     style, script = _asset("story.css"), _asset("story.js")
     policy = f"default-src 'none'; style-src '{_sha(style)}'; script-src '{_sha(script)}'; base-uri 'none'; form-action 'none'"
     title = f"Run report: {', '.join(list(story.facts.get('thread', ['no thread']))[:3])}"
@@ -46,6 +46,7 @@ def page(story: Story) -> str:
 
 
 def fragment(story: Story) -> str:
+    """Return HTML to embed, without the script."""
     return f'<div class="rta"><style>{_asset("story.css")}</style>{"".join(_parts(story, linked=False).values())}</div>'
 
 

@@ -47,6 +47,7 @@ class Answer:
     finding: bool | AuthzError = False
 
     def show(self, as_json: bool) -> None:
+        """Print the document or the text."""
         text = lines(self.document) if self.text is None else self.text
         text = json.dumps(self.document, indent=2) if as_json else text if isinstance(text, str) else "\n".join(text)
         if text:
@@ -54,11 +55,12 @@ class Answer:
 
 
 def echo(text: str, *, err: bool = False) -> None:
-    """Print a text without escape sequences, which a quoted input may hold."""
+    """Print a text without escape sequences, because it may quote hostile input."""
     typer.echo("\n".join(map(printable, text.split("\n"))), err=err)
 
 
 def moment(at: float) -> str:
+    """Return epoch seconds as an ISO 8601 time in UTC."""
     return dt.datetime.fromtimestamp(at, dt.UTC).isoformat(timespec="seconds")
 
 
@@ -77,7 +79,7 @@ def lines(document: Mapping[str, Any]) -> list[str]:
 
 
 def scalar(text: str) -> str:
-    """Return a YAML scalar, quoted if needed: not as JSON, whose escapes have 16 bits."""
+    """Return a text as YAML scalar, quoted if needed by YAML's rules, not by JSON's."""
     import yaml
 
     if _PLAIN.fullmatch(text) and text.lower() not in _YAML_WORDS:
@@ -96,7 +98,7 @@ def flow(value: Any) -> str:
 
 
 class _Group(TyperGroup):
-    """A group of commands that, for an unknown name, shows the groups that know it."""
+    """A group of commands. For a command of another group, the error names that group."""
 
     def make_context(self, *args: Any, **options: Any) -> Any:
         with _usage():
@@ -129,7 +131,7 @@ def _usage() -> Iterator[None]:
     except UsageError as exc:
         if type(exc).show is not UsageError.show:  # a group without a command shows its help
             raise
-        if exc.ctx is not None:  # Click's parser does not know it
+        if exc.ctx is not None:  # `None` if Click's parser raised the error
             echo(f"{exc.ctx.get_usage()}\nTry '{exc.ctx.command_path} --help' for help.", err=True)
         fail(ConfigError(exc.format_message().rstrip(".")))
 
@@ -220,6 +222,6 @@ def reading(file: Path, line: int) -> Iterator[None]:
 
 def fail(exc: AuthzError, code: int = UNUSABLE) -> NoReturn:
     """Print `error: <stable code>: …` on one line and leave with `code`."""
-    text = str(exc).removesuffix(f": {sentence(Code.CONFIG)}")  # it adds nothing to the detail before it
+    text = str(exc).removesuffix(f": {sentence(Code.CONFIG)}")  # this general sentence says less than the detail
     echo(f"error: {' '.join(text.split())}", err=True)
     raise typer.Exit(code)

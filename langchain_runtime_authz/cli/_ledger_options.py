@@ -26,6 +26,8 @@ Audit = Annotated[
 
 
 class Store(NamedTuple):
+    """The options that name a ledger."""
+
     where: Annotated[str, Argument(metavar="LEDGER", help="A path, or a connection string of PostgreSQL.")]
     schema: Annotated[str, Option(help="PostgreSQL: the schema of the tables.")] = "runtime_authz"
     role: Annotated[str, Option(help="PostgreSQL: the role that the application takes.")] = "runtime_authz_app"
@@ -43,6 +45,7 @@ class Store(NamedTuple):
         return SqliteLedger(self.where)
 
     def administered(self, *, create: bool = False, look: bool = False) -> AbstractContextManager[Admin]:
+        """Open the ledger for its owner (`ledger.admin`), by the store's `administer`."""
         if (postgres := self._postgres()) is not None:
             options: Any = {"schema": self.schema, "role": self.role, "create": create, "look": look}
             return postgres.administer(self.where, **options)  # type: ignore[no-any-return]
@@ -66,7 +69,7 @@ class Store(NamedTuple):
 
 
 def checked_log(audit: Path | None, tenant: str) -> Path | None:
-    """Return `audit` if it exists and is the tenant's. Warn if it is None."""
+    """Return `audit` if it is the tenant's existing log. Warn if it is None."""
     from langchain_runtime_authz.audit.chain import read_log
     from langchain_runtime_authz.audit.sinks import tenant_of
 

@@ -17,7 +17,7 @@ from langchain_runtime_authz.mandate.words import MAX_TEXT, compile_words
 from langchain_runtime_authz.tool_profile import ToolProfile, kind_of
 
 _SENTENCE: Final = re.compile(r"(?:[.!?;]+(?=\s|$)|\n)+")
-_SENTENCES: Final = 20  # of the newest words
+_SENTENCES: Final = 20  # number of the newest sentences that are tried
 _WIDE: Final = 4  # words of one value
 _TELLING: Final = ("that", "about", "saying")
 _PARTICLES: Final = {*_TELLING, "off", "up", "down", "out", "back", "over"}
@@ -26,9 +26,9 @@ _PARTICLES: Final = {*_TELLING, "off", "up", "down", "out", "back", "over"}
 def proposed_order(name: str, profiles: Mapping[str, ToolProfile], said: str, args: Mapping[str, Any]) -> str | None:
     """Return an order by which the words order exactly this call, or None.
 
-    The words of the newest sentence that names the call's values become the order, with arguments in their place. So
-    the order fits other values too: a person reviews it. Words that order another tool, or that name a milder effect,
-    are not taken: "Open a.txt" deletes nothing.
+    The newest sentence that names the call's values becomes the order, with arguments in place of the values. The order
+    then fits other values too, so a person must review it. A sentence that orders another tool or names a milder effect
+    is left out: "Open a.txt" deletes nothing.
     """
     profile = profiles[name]
     schemas: dict[str, Any] = {name: {"properties": {argument: {} for argument in args}}}

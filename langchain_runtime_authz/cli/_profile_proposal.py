@@ -1,8 +1,8 @@
 """Guess a tool's profile from its name, description and schema.
 
-A *fact* keeps or raises the tool's risk and is part of the proposal. A *doubt* would lower the risk (a read, an
-internal sink, orders), and is a comment for a reviewer. Names and descriptions may be a server's, so they never lower a
-risk.
+A *fact* does not lower the risk that an unprofiled tool has, and is part of the proposal. A *doubt* would lower the
+risk (a read, an internal sink, orders), and becomes a comment for a reviewer: a foreign server may have chosen the name
+and the description.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MAX_DEPTH: Final = 4
 
 
 class Doubt(NamedTuple):
-    """A fact that only a reviewer can confirm, and the reason for the guess."""
+    """A guess that only a reviewer can confirm, and its reason."""
 
     fact: str
     value: Any
@@ -36,6 +36,8 @@ class Doubt(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
+    """A guessed profile, with reasons and doubts."""
+
     name: str
     facts: dict[str, Any]  # fields of a `ToolProfile`, under their names in a file
     why: dict[str, str]  # field → the reason for the guess
@@ -65,20 +67,20 @@ def propose(tool: BaseTool, tools: Sequence[BaseTool] = ()) -> Proposal:
     kinds = {p: _new(kind, p, words) for p, s in paths.items() if (kind := _kind(p, s)) is not None}
     effect, why_effect = max(_effects(tool, words, kinds), key=lambda e: EFFECTS.index(e[0]))
     searches = words[0] in _SEARCHES and not set(words) & (_WRITES | _CODE)
-    if effect == UNPROFILED.effect and searches:  # as risky as a search can be
+    if effect == UNPROFILED.effect and searches:  # `fetch` is the riskiest that a search can be
         effect, why_effect = "fetch", "it searches, by its name; `write` if it changes anything"
     doubts = tuple(_milder(tool, words, kinds, effect))
     acts = effect not in HARMLESS and not any(d.fact == "effect" for d in doubts)
     silent = {p: _unknown(s) for p, s in paths.items() if p not in kinds}
     unknown = tuple(n for n in _top(silent) if n not in _top(kinds))
-    if acts:  # what nothing is known of decides, unless it is a switch
+    if acts:  # an argument of unknown meaning is critical, unless it is a boolean
         kinds |= {p: kind for p, kind in silent.items() if kind}
     if effect in ("send", "pay"):
         kinds |= {p: "principal" for p, kind in kinds.items() if kind == "object" and _last(p)[-1] in _ENDS}
     when = [p for p, kind in kinds.items() if kind == "when"]
     text = [p for p, kind in kinds.items() if kind == "text"]
     critical = {p: kind for p, kind in kinds.items() if kind not in ("when", "text")}
-    if effect == "fetch":  # only the address of a search matters, not its words
+    if effect == "fetch":  # of a search, only the address is critical, not the words
         text += [p for p, kind in critical.items() if kind == "value"]
         critical = {p: kind for p, kind in critical.items() if kind != "value"}
     text = [t for t in _top(text) if t not in _top([*critical, *when])]
@@ -238,10 +240,7 @@ def _kind(path: str, schema: Mapping[str, Any]) -> str | None:
 
 
 def _by_name(words: list[str], *, numeric: bool) -> str | None:
-    """Return the kind of the last known word.
-
-    `user_id` is a user, but `email_id` is the id of an email.
-    """
+    """Return the kind of the last known word: `user_id` a user, `email_id` an id."""
     weak = None
     for word in reversed(words):
         kind = next((kind for kind, names in _KINDS if word in names), None)

@@ -36,11 +36,15 @@ class _Header(_Line):
 
 
 class User(_Line):
+    """A message of the user."""
+
     type: Literal["user"]
     text: str
 
 
 class ToolCall(_Line):
+    """A call that an agent made."""
+
     type: Literal["tool_call"]
     id: Name
     tool: Name
@@ -50,6 +54,8 @@ class ToolCall(_Line):
 
 
 class ToolOutput(_Line):
+    """The output of a call, or its error."""
+
     type: Literal["tool_output"]
     id: Name
     output: Any = None
@@ -63,12 +69,16 @@ class ToolOutput(_Line):
 
 
 class Delegate(_Line):
+    """The start of a child agent."""
+
     type: Literal["delegate"]
     agent: Name
     parent: Name = MAIN
 
 
 class End(_Line):
+    """The end of a child agent."""
+
     type: Literal["end"]
     agent: Name
 
@@ -85,6 +95,8 @@ class Trace(NamedTuple):
 
 
 class Step(NamedTuple):
+    """The decision about one call of a trace."""
+
     line: int
     call: ToolCall
     outcome: str  # permit | deny | approval_required | halt
@@ -100,6 +112,8 @@ class Step(NamedTuple):
 
 
 class Replayed(NamedTuple):
+    """The decisions about all calls of a trace."""
+
     steps: tuple[Step, ...]
     stopped: tuple[Step, ...]  # would not have run
     disturbed: tuple[Step, ...]  # asked about or denied, though not marked as unwanted
@@ -211,7 +225,7 @@ def decide_trace(trace: Trace, *, mandate: Any = None, **options: Any) -> Replay
 
 
 def _child(parent: Session | AuthzDenied, name: str) -> Session | AuthzDenied:
-    """Delegate, or return the denial, which then applies to each call of the child."""
+    """Return the child's session, or the denial, which then applies to its calls too."""
     try:
         return parent.delegate(name) if isinstance(parent, Session) else parent
     except AuthzDenied as exc:

@@ -30,6 +30,8 @@ Id = Annotated[str, Argument(metavar="ID", help="The question, as `approvals lis
 
 
 class Approver(NamedTuple):
+    """The options that name and authenticate an approver."""
+
     person: Annotated[str, Option("--as", help="The approver: the name of a user.")]
     key: Annotated[Path, Option(help="The approver's private key: PEM.")]
     approvers: Annotated[Path, Option(help="The approvers' public keys: JSON, `user:<name>` to JWK set (RFC 7517).")]

@@ -44,24 +44,28 @@ Everything = Annotated[bool, Option("--all", help="Also the permitted steps of r
 
 
 class Source(NamedTuple):
+    """The options that name a log and the keys to its sealed contents."""
+
     log: Log = LOG
     key: Key = None
 
-    def told(self, keep: Callable[[Step], bool], mark: str = "", limit: int = MAX_STEPS) -> Story:
+    def story(self, keep: Callable[[Step], bool], mark: str = "", limit: int = MAX_STEPS) -> Story:
+        """Return the log's story, of the steps that `keep` accepts (`audit.story`)."""
         from langchain_runtime_authz.audit.chain import read_log
         from langchain_runtime_authz.audit.encryption import opener
 
         return story_of(read_log(self.log, mark, opener(*self.key) if self.key else None), keep, limit)
 
     def thread(self, thread: str | None, everything: bool) -> Story:
+        """Return the story of a thread, with a note whether the log's chain is whole."""
         from langchain_runtime_authz.audit.chain import verify_log
 
         def keep(step: Step) -> bool:
             return thread in (None, step.lane.thread) and (everything or step.kind != "check")
 
-        told = self.told(keep, thread or "")
+        told = self.story(keep, thread or "")
         if not told.total:
-            known = list(dict.fromkeys(s.lane.thread for s in self.told(lambda s: bool(s.lane.thread)).steps))
+            known = list(dict.fromkeys(s.lane.thread for s in self.story(lambda s: bool(s.lane.thread)).steps))
             names = ", ".join(shown(t, 40) for t in known[:5])
             wanted = f"the thread `{shown(thread)}`; it has {len(known)} threads: {names}" if known else "any thread"
             raise ConfigError(f"{self.log.name} has no record of {wanted}")
@@ -74,6 +78,8 @@ class Source(NamedTuple):
 
 
 class Filter(NamedTuple):
+    """The options that select steps of a log."""
+
     thread: Annotated[str | None, Option(help="LangGraph's thread_id.")] = None
     subject: Annotated[str | None, Option(help="On whose behalf, like user:alice.")] = None
     tool: Annotated[str | None, Option(help="A tool's name.")] = None
@@ -81,6 +87,7 @@ class Filter(NamedTuple):
     until: Annotated[str | None, Option(metavar="TIME", help="Likewise.")] = None
 
     def keep(self) -> Callable[[Step], bool]:
+        """Return a function that is true for the selected steps."""
         first = -math.inf if self.since is None else seconds_of(self.since)
         last = math.inf if self.until is None else seconds_of(self.until)
 
@@ -114,7 +121,7 @@ def show(
         wanted = step.kind == outcome if outcome else everything or step.kind != "check"
         return wanted and of(step) and (agent is None or agent in step.lane.agent)
 
-    seen = source.told(keep, steps.thread or "", limit)
+    seen = source.story(keep, steps.thread or "", limit)
     unread = f"; {seen.unread} lines are not records" if seen.unread else ""
     return Answer(seen.to_dict(), [*map(str, seen.steps), f"{len(seen.steps)} of {seen.total} steps{unread}"])
 
@@ -173,7 +180,7 @@ def explain(decision: Annotated[str, Argument(help="A decision id, or its beginn
 
     runtime-authz audit explain 296e3f65
     """
-    told = source.told(lambda s: bool(decision) and s.decision_id.startswith(decision))
+    told = source.story(lambda s: bool(decision) and s.decision_id.startswith(decision))
     decided = [s for s in told.steps if s.record.get("kind") == "decision"]
     if len({s.decision_id for s in decided}) != 1:
         found = f"{source.log.name}: {f'{len(decided)} decisions begin' if decided else 'no decision begins'}"
@@ -347,6 +354,7 @@ def controls(
 
 
 def rule_lines(reason: str) -> list[int]:
+    """Return the lines of the shipped policy's rules that give a reason."""
     name = re.escape(reason.removeprefix("obligation:"))
     given = rf'^(denied|asked) contains "{name}"|^\s*"max_\w+": "{name}",'
     given = given if name == reason else rf'"type": "{name}"'
@@ -361,7 +369,7 @@ def read_results(path: Path) -> dict[str, str]:
     try:
         root = ElementTree.parse(path).getroot()  # noqa: S314  (the operator's own report)
         wrong = "" if root.tag in ("testsuites", "testsuite") else root.tag
-    except (ElementTree.ParseError, LookupError, ValueError) as exc:  # the latter two of an unknown encoding
+    except (ElementTree.ParseError, LookupError, ValueError) as exc:  # the last two, for an unknown encoding
         wrong = str(exc)
     if wrong:
         raise ConfigError(f"{path.name} is not a JUnit report: {wrong}")
@@ -395,7 +403,7 @@ def controls_document(results: Path | None = None) -> dict[str, Any]:
 
 
 def _rule(rule: dict[str, Any], seen: Mapping[str, str]) -> dict[str, Any]:
-    # The first test exists for every rule: a request that this rule alone decides.
+    # `OWN_TEST` exists for every rule: a request that no other rule decides.
     tests = _tests([OWN_TEST.format(rule["reason"]), *rule.get("tests", [])], seen)
     worst = min((t["result"] for t in tests), key=_WORST.index)
     return {"reason": rule["reason"], "lines": rule_lines(rule["reason"]), "result": worst, "tests": tests}

@@ -43,7 +43,7 @@ def demo(
     """
     from rich.console import Console
 
-    logging.getLogger("langchain_runtime_authz.decisions").setLevel(logging.ERROR)  # the demo tells by itself
+    logging.getLogger("langchain_runtime_authz.decisions").setLevel(logging.ERROR)  # the demo itself prints decisions
     if not agentdojo:
         if limit is not None:
             raise typer.BadParameter("it needs --agentdojo", param_hint="--limit")
@@ -75,7 +75,7 @@ def _exporting(url: str) -> Iterator[None]:
     provider.add_span_processor(SimpleSpanProcessor(kept))
     trace.set_tracer_provider(provider)
     yield
-    logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)  # the error below says it once
+    logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)  # a failure is reported below, once
     exporter, result = OTLPSpanExporter(endpoint=f"{url.rstrip('/')}/v1/traces", timeout=EXPORT), None
     with suppress(ValueError):  # not a URL
         result = exporter.export(kept.get_finished_spans())

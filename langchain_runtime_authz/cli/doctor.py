@@ -23,6 +23,8 @@ ENDPOINT: Final = "OTEL_EXPORTER_OTLP_ENDPOINT"
 
 
 class Line(NamedTuple):
+    """The result of one check, and what to do."""
+
     state: Literal["ok", "note", "fail"]
     what: str
     found: str

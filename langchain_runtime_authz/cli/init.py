@@ -176,7 +176,7 @@ def _guessed(tool: BaseTool, tools: list[BaseTool]) -> Any:
     from langchain_runtime_authz.tool_profile import ToolProfile
 
     function = next((inspect.unwrap(f) for f in functions_held(tool) if callable(f)), None)
-    code = getattr(function, "__code__", None)  # a server can name a tool, but no function in a file of the user's
+    code = getattr(function, "__code__", None)  # the name of a function in the user's file is the user's own choice
     path = Path(code.co_filename).resolve() if code is not None and code.co_name == tool.name else Path("/")
     if not path.is_relative_to(Path.cwd()) or "site-packages" in path.parts:
         return None
@@ -186,12 +186,12 @@ def _guessed(tool: BaseTool, tools: list[BaseTool]) -> Any:
     if facts["effect"] != "pay" and (effect == "compute" or told_to_read(tool.description)):
         facts["effect"] = effect
     elif facts["effect"] == "fetch":
-        return None  # only its name says that it reads
+        return None  # nothing but the name says that it reads
     if facts["effect"] in ("read", "compute"):
         facts = {fact: facts[fact] for fact in ("effect", "class", "prose", "digest") if fact in facts} | {
             "sink": "none"
         }
-    elif facts["effect"] == "fetch":  # what anybody can look up outside is public
+    elif facts["effect"] == "fetch":  # what a search outside returns is public
         facts["class"] = "public"
     elif "intent" in guessed:
         facts["intent"] = _orders(tool, facts, guessed["intent"])
@@ -199,7 +199,7 @@ def _guessed(tool: BaseTool, tools: list[BaseTool]) -> Any:
 
 
 def _fields(profile: ToolProfile) -> Any:
-    """Return a profile's form in a file: the equal word of `SWITCHES`, or the fields."""
+    """Return a profile as in a file: an equal word of `SWITCHES`, or the fields."""
     from langchain_runtime_authz.tool_profile import SWITCHES, ToolProfile
 
     fields = profile.model_dump(exclude_defaults=True, mode="json")
@@ -208,10 +208,11 @@ def _fields(profile: ToolProfile) -> Any:
 
 
 def ready(tool: BaseTool) -> tuple[str, dict[str, Any]] | None:
+    """Return the set and the fields of a tool's shipped profile, or `None`."""
     from langchain_runtime_authz.langgraph.tool_lookup import foreign
 
     for name, profiles in _ready_sets().items():
-        # Nothing proves which server an MCP tool belongs to, so the user must name the set of its profiles.
+        # Nothing proves to which MCP server a tool belongs, so only the user can choose a set for MCP tools.
         if not name.startswith("mcp-") and (own := profiles.get(tool.name)) and not foreign(tool, own):
             return name, own.model_dump(exclude_defaults=True, mode="json")
     return None
@@ -251,7 +252,7 @@ def _asked(tool: BaseTool, tools: list[BaseTool]) -> Any:
     if does != "fetch":
         facts["sink"] = _choice("  Where do its arguments go?", ["external", "internal"])
     critical = proposal.facts.get("critical", {})
-    if does == "fetch":  # free words of a search decide nothing
+    if does == "fetch":  # the words of a search are not critical
         critical = {name: kind for name, kind in critical.items() if kind == "url"}
     shown = ",".join(f"{name}={kind}" for name, kind in critical.items()) or "none"
     while True:
@@ -270,8 +271,7 @@ def _asked(tool: BaseTool, tools: list[BaseTool]) -> Any:
         facts["intent"] = [w.strip() for w in said.split(",") if w.strip() not in ("", "none")]
         if _fits(tool, facts):
             break
-    # What anybody can look up outside is public.
-    return {**facts, "class": "public" if does == "fetch" else proposal.facts["class"]}
+    return {**facts, "class": "public" if does == "fetch" else proposal.facts["class"]}  # a search outside is public
 
 
 def _orders(tool: BaseTool, facts: dict[str, Any], verbs: Sequence[str]) -> list[str]:

@@ -64,7 +64,7 @@ def inspect(
         raise ConfigError("`--baseline` needs `--fail-ungoverned`; give both")
     accepted = Baseline.read(baseline) if baseline is not None else None
     if write_baseline is not None and write_baseline.exists():
-        Baseline.read(write_baseline)  # overwrite no other file
+        Baseline.read(write_baseline)  # refuse to overwrite a file that is not a baseline
     graph = load_graph(target)
     with redirect_stdout(sys.stderr):
         before, after, held = _look(graph, profiles)
@@ -105,7 +105,7 @@ def _look(graph: Graph, profiles: list[str] | None) -> tuple[CoverageReport | No
     authz = RuntimeAuthz(profiles=profiles)
     before = authz.coverage(graph)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # this command prints what it warns about
+        warnings.simplefilter("ignore")  # this command prints the same itself
         authz.protect(graph)
     return before, authz.coverage(graph), authz.profiles
 
@@ -126,6 +126,7 @@ def _text(target: str, before: CoverageReport | None, after: CoverageReport) -> 
 
 
 def tools_of(graph: Graph) -> Iterator[BaseTool]:
+    """Return all tools that a graph can reach."""
     from langchain_core.tools import BaseTool
 
     from langchain_runtime_authz.langgraph.object_graph import reached

@@ -84,6 +84,7 @@ def compromise(
 
 
 def as_bytes(password: str | None) -> bytes | None:
+    """Return a password as bytes; `None` for none or an empty one."""
     return password.encode() if password else None
 
 

@@ -53,8 +53,8 @@ def learn(
 
     Record with `RuntimeAuthz(audit=FileSink("audit.jsonl", content=True))`; with `pdp=ObserveOnly(WasmPDP())` nothing
     is stopped meanwhile. Each proposed profile is a draft, so its tool asks as before. The mandate has no effect until
-    your code gives it to a run. Reviewed profiles stay as they are. For their approved calls, it names the orders by
-    which the users' words would not have asked.
+    your code gives it to a run. Reviewed profiles stay as they are. If calls of their tools were approved, orders are
+    proposed (`intent`), with which the users' words would have permitted these calls.
 
     runtime-authz learn audit.jsonl
     runtime-authz learn audit.jsonl --profiles authz.yaml --write
@@ -95,7 +95,7 @@ def _read(log: Path) -> dict[str, _Seen]:
         for number, line in enumerate(read_lines(file), 1):
             with reading(log, number):
                 _count(found, json.loads(line))
-                "".join(found)  # the tools' names are texts
+                "".join(found)  # raises `TypeError` unless all tools' names are texts
     return found
 
 
@@ -103,7 +103,7 @@ def _count(found: dict[str, _Seen], record: Mapping[str, Any]) -> None:
     if record.get("type") == "tool_call" and not record.get("unwanted"):
         _ran(found.setdefault(record["tool"], _Seen()), record["args"])
     elif record.get("event") == "approval" and record["detail"]["verdict"] in ("reject", "deny"):
-        counts = -1 if "refused" in record["detail"] else 1  # the record before is of the same answer
+        counts = -1 if "refused" in record["detail"] else 1  # the ledger refused the answer, which counted already
         found.setdefault(record["detail"]["tool"], _Seen()).outcomes["rejected"] += counts
     elif record.get("kind") == "decision" and record["action"] == "tools/call":
         one, request = found.setdefault(record["resource"], _Seen()), record["request"] or {}
@@ -117,7 +117,7 @@ def _count(found: dict[str, _Seen], record: Mapping[str, Any]) -> None:
         if record["outcome"] == "permit" and observed != ["deny"]:
             call = {"args": {}, "provenance": {}} if record["erased"] else request["context"]["call"]
             outside = {name for name, found in call["provenance"].items() if found["standing"] == "outside"}
-            one.outcomes["outside"] += bool(outside)  # nobody orders what a stranger wrote
+            one.outcomes["outside"] += bool(outside)  # a mandate cannot order a value that an outsider wrote
             _ran(one, call["args"], outside, count=bool(observed))
 
 

@@ -42,7 +42,7 @@ def status(store: Store) -> Answer:
     """Show the version of a ledger's schema, and whether this package can work on it.
 
     `oldest` is the oldest schema version whose package may use this ledger. Exit code 1 if this package may not, or if
-    a commit could not be kept: migrate the ledger, install the package that it needs, or mend the disk or the rights.
+    it cannot commit: migrate the ledger, install the package that it needs, or mend the disk or the rights.
 
     runtime-authz ledger status ledger.db
     """
@@ -116,10 +116,9 @@ def prune(
 ) -> Answer:
     """Forget the histories of threads that ended, and nothing else.
 
-    A thread is kept if it has a live lease or a call in doubt, is revoked, or was used within AGE. `in_doubt` counts
-    the old threads that are kept for a call in doubt: resolve the call (`runtime-authz calls`). A forgotten thread
-    counts as new: its old plans are unplanned, and its old calls are unknown. So keep the history as long as the
-    checkpointer keeps its threads.
+    A thread is not forgotten if it has a live lease or a call in doubt, is revoked, or was used within AGE. `in_doubt`
+    counts old threads that stay only for a call in doubt: resolve the call (`runtime-authz calls`). A forgotten thread
+    counts as new, and its old calls as unplanned. So do not forget threads that the checkpointer still holds.
 
     runtime-authz ledger prune ledger.db --older-than 90d
     """
@@ -141,8 +140,8 @@ def clock(store: Store, yes: Yes = False, as_json: bool = False) -> Answer:
     """Continue with a ledger whose clock ran ahead and was corrected.
 
     A ledger's time never goes back. The ledger denies (`ledger_clock`) until the clock reaches the latest time in it.
-    This command accepts the clock as it is. It ends every live lease, and voids questions and approvals, whose terms
-    were reckoned by the wrong clock. Afterwards restart the ledger's processes.
+    This command accepts the clock as it is. It ends every live lease, and voids questions and approvals, because their
+    expiry was set by the wrong clock. Afterwards restart the ledger's processes.
 
     runtime-authz ledger clock ledger.db
     """
@@ -236,7 +235,7 @@ def _logged(files: list[Path]) -> tuple[list[tuple[Scope, tuple[str, ...]]], lis
                 if event in ("revoked", "reinstated"):
                     moment(record["ts"])
                     named = record["ts"], _scope(record), _texts(*record["agent"]), event
-                    if {"refused", "unknown"} & {*record["detail"]}:  # the record before it does not count
+                    if {"refused", "unknown"} & {*record["detail"]}:  # it takes back the event that was recorded before
                         events.discard(max((e for e in events if e <= named and e[1:] == named[1:]), default=named))
                     else:
                         events.add(named)
@@ -256,7 +255,7 @@ def _logged(files: list[Path]) -> tuple[list[tuple[Scope, tuple[str, ...]]], lis
     for at, scope, agent, event in sorted(events):
         (Revoke if event == "revoked" else Reinstate)(agent).apply(threads[scope], at)
     revoked = [(scope, agent) for scope, thread in threads.items() for agent in sorted(thread.revoked)]
-    for key in failed & begun.keys():  # after a failed call, the same effect on the same target asks for a while
+    for key in failed & begun.keys():  # a failed call makes calls with the same deed ask for `LASTS` seconds
         call, doubt = begun[key]
         young = doubt is not None and time.time() - doubt.row.at < LASTS
         if doubt is None or not young:

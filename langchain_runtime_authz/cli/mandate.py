@@ -97,8 +97,8 @@ def check(
 ) -> Answer:
     """List the errors and risks in a mandate.
 
-    Findings (exit code 1): a tool without a profile, an argument that decides what a call hits and is free, a value
-    from a step that is not a read. A file that is not a mandate is an error (exit code 2).
+    Findings (exit code 1): a tool without a profile, a critical argument that is free, a value from a step that is not
+    a read. A file that is not a mandate is an error (exit code 2).
 
     runtime-authz mandate check monthly-bills.yaml --profiles profiles.yaml
     """

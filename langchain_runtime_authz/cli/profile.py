@@ -83,10 +83,9 @@ def check(
 ) -> Answer:
     """Check a profile file, also against the tools of a graph.
 
-    Findings (exit code 1): a tool without a profile, a draft, a draft that was accepted unread, an argument that the
-    tool does not take, a tool that changed after its review, a tool of another package than the profile's, an effect
-    milder than the tool's name or annotations say, a test in the file with another outcome. A file that cannot be used
-    is an error (exit code 2).
+    Findings (exit code 1): a tool without a profile; a draft, or one that was accepted unread; an argument that the tool
+    does not take; a tool that changed after its review, or is of another package than the profile's; an effect milder
+    than the tool's name or annotations say; a test with another outcome. An unusable file is an error (exit code 2).
 
     Two tools whose orders fit the same text are a note: calls that such a text orders need an approval.
 

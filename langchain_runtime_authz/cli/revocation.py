@@ -25,6 +25,8 @@ Watched = Annotated[
 
 
 class Place(NamedTuple):
+    """The options that name a thread or agent, and who stops it and why."""
+
     thread: Annotated[str, Argument(help="LangGraph's thread_id.")]
     graph: Annotated[str, Option(help="The graph's name, as audit records show it.")]
     agent: Annotated[str, Option(help="Only this agent and those below it: a path, like root/payer.")] = ""
@@ -57,7 +59,7 @@ def reinstate(store: Store, place: Place) -> Answer:
 
 
 def _changed(event: Literal["revoked", "reinstated"], store: Store, place: Place) -> Answer:
-    """Revoke or reinstate a thread. Refuse an unknown name, which may be mistyped."""
+    """Revoke or reinstate. Refuse a thread or agent that the ledger does not know."""
     from langchain_runtime_authz.authz import RuntimeAuthz
     from langchain_runtime_authz.credential.issuer import LocalIssuer
     from langchain_runtime_authz.ledger.base import Query, Scope

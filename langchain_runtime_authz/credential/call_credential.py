@@ -17,8 +17,7 @@ if TYPE_CHECKING:  # `dpop_proof` loads the signing library
 class CallCredential(Sealed):
     """The credential of one call, and the call's idempotency key.
 
-    Text forms and pickles hold neither the token nor the key to which it may be bound. `copy` and `deepcopy` return
-    the same object.
+    Text forms and pickles hold neither the token nor its key. `copy` and `deepcopy` return the same object.
 
     Attributes:
         token: the compact JWT. Send it to `audience`; never return or log it.
@@ -79,6 +78,7 @@ class Minting:
         self.over.result()
 
     async def await_(self) -> None:
+        """Wait for the token without blocking the event loop."""
         # Shielded: a cancelled caller must not cancel the minting for others.
         await asyncio.shield(asyncio.wrap_future(self.over))
 

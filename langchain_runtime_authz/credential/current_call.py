@@ -37,6 +37,7 @@ _finder: Final[ContextVar[Callable[[], Refusals | None] | None]] = ContextVar("r
 
 
 def current_ticket() -> Ticket | None:
+    """Return the ticket of the call under way, or `None` outside a tool."""
     return current_scope.get().ticket
 
 

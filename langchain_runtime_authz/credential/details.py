@@ -201,8 +201,7 @@ def check_whole_call(
 ) -> None:
     """Check that a credential was minted for exactly these arguments.
 
-    Arguments that the profile declares as `text` or `free` may have any value. If the tool only reads, so may arguments
-    that the profile does not name.
+    Arguments that are `text` or `free` in the profile may have any value. So may those outside the profile of a read.
     """
     detail = _call(credential, tool)
     held, others = _digests(detail), detail.get(names.OPEN_ARGUMENTS)

@@ -1,8 +1,7 @@
 """Define the issuer of tokens, an issuer in this process, and minting.
 
 An issuer in this process stops a hijacked model, but not hostile code in the process, which can use the key. A remote
-issuer stops both: it attests its caller, asks the PDP itself and sets the token's times. It receives the same
-`TokenRequest` as JSON.
+issuer stops both: it receives the `TokenRequest` as JSON, attests its caller, asks the PDP itself and sets the times.
 """
 
 from __future__ import annotations
@@ -85,6 +84,7 @@ class LocalIssuer(Secret):
 
     @property
     def ephemeral(self) -> bool:
+        """True if the signing key exists only in this process's memory."""
         return getattr(self._key, "ephemeral", False)
 
     def __repr__(self) -> str:

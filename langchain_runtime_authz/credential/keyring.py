@@ -229,10 +229,7 @@ class KeyDirectory(KeyRing):
 
     @classmethod
     def create(cls, path: str | Path, alg: Alg = "ES256", password: bytes | None = None) -> Self:
-        """Create a ring with an active and a next key.
-
-        Raises `ConfigError` if there is a ring already, or if the algorithm is unknown.
-        """
+        """Create a ring (active and next key). Raises `ConfigError` if there is one."""
         path, keys = Path(path), _pair(alg, time.time())
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         with file_lock(path / LOCK):

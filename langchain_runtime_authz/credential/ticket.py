@@ -1,8 +1,7 @@
 """The ticket: the permit of one call, and the tokens that are minted for it.
 
 An enforcement point passes a `Ticket` to the guard of the tool. The ticket is redeemed once, when the tool starts, and
-concluded when the tool ends. Between the two, the tool may get a credential for each audience that both the profile
-and the grant name.
+concluded when the tool ends. Meanwhile the tool may get a credential for each audience of both profile and grant.
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
-"""Define the token's claims, `TokenRequest` and `Credential`. Signs nothing.
+"""Define a token's claims, `TokenRequest` and `Credential`, without cryptography.
 
 Evolution rule: a claim may be added. A claim is never renamed or removed, and never changes its type or meaning.
 Verifiers ignore unknown claims. The JOSE header holds exactly `typ`, `alg` and `kid`. Any other change needs another
 `typ`. `tests/unit_tests/credential/test_token.py` pins the list.
-
-This module neither signs nor verifies, and imports no cryptography.
 """
 
 from __future__ import annotations
@@ -35,7 +33,7 @@ ISSUER: Final = "iss"
 SUBJECT: Final = "sub"  # the user or service, never the agent
 AUDIENCE: Final = "aud"  # always one string: the resource of this call
 EXPIRES_AT: Final = "exp"
-NOT_BEFORE: Final = "nbf"  # never issued, but obeyed
+NOT_BEFORE: Final = "nbf"  # this package never sets it, but checks it
 ISSUED_AT: Final = "iat"
 TOKEN_ID: Final = "jti"  # noqa: S105  (a name)
 # RFC 8693 §4.1, §4.3: the acting agent; nested delegators are information, never authority
@@ -223,7 +221,7 @@ class Credential(Sealed):
 
     @property
     def grant(self) -> Grant:
-        """Return the meet of the token's grants, which expires with the token.
+        """Return what all grants in the token permit, until the token expires.
 
         Raises `CredentialError` (`credential_invalid`) if a grant in the token cannot be read.
         """

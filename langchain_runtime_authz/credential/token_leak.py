@@ -206,8 +206,7 @@ def _parts(value: Any) -> Iterator[Any]:
         yield getattr(value, asked)()
     elif dataclasses.is_dataclass(kind):
         yield from (getattr(value, field.name) for field in dataclasses.fields(kind))
-    # pickle prefers a registered reducer to the object's own.
-    reducer = copyreg.dispatch_table.get(kind)
+    reducer = copyreg.dispatch_table.get(kind)  # pickle prefers a registered reducer to the object's own
     reduced = value.__reduce_ex__(_PROTOCOL) if reducer is None else reducer(value)
     if isinstance(reduced, tuple):  # otherwise a text: the name of a global, which pickle writes alone
         maker, arguments, *rest = reduced
@@ -227,8 +226,7 @@ def _unwrapped(text: str) -> str:
 # Characters around a signature: header and payload, or more of the same base64 or percent-encoding.
 _BEFORE: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.%+/-")
 _AFTER: Final = _BEFORE | {"="}
-# Shorter texts occur in others by chance, so shorter tokens are not searched for.
-MIN_FORM: Final = 12
+MIN_FORM: Final = 12  # shorter texts occur in others by chance, so shorter tokens are not searched for
 _ESCAPED: Final = re.compile(r"[A-Za-z0-9_.%+/=-]{12,}")
 
 

@@ -54,7 +54,7 @@ class KeySource(Protocol):
     """A source of public keys."""
 
     def get(self, kid: str) -> Mapping[str, Any] | None:
-        """Return the JWK of `kid`, or `None` if unknown. Raises `keys_unavailable`."""
+        """Return the JWK of `kid`, or `None`. Raises `keys_unavailable` without a key set."""
 
     async def aget(self, kid: str) -> Mapping[str, Any] | None:
         """Return the JWK like `get`, without blocking the event loop."""
@@ -189,8 +189,7 @@ class Verifier:
 
 
 def _asked(status: Callable[[Mapping[str, Any]], str], claims: Mapping[str, Any]) -> object:
-    # `None` instead of an exception, whose context would quote the token.
-    try:
+    try:  # `None` instead of an exception, whose context would quote the token
         answer = status(claims)
     except Exception:  # noqa: BLE001  (`status` may fail in any way; the token is then refused)
         return None

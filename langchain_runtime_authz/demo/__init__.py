@@ -1,1 +1,1 @@
-"""Demonstrations to run as they are: `bank` in seconds, `agentdojo` in 30 seconds."""
+"""Demonstrations: `bank` takes seconds, `agentdojo` 30 seconds."""

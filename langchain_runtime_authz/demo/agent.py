@@ -19,7 +19,7 @@ from langgraph.types import Command
 from langchain_runtime_authz.errors import AuthzDenied
 
 Graph = CompiledStateGraph[Any, Any, Any, Any]
-_NOTHING: Final = object()  # `None` tells a graph to continue
+_NOTHING: Final = object()  # not `None`, which as input tells a graph to continue
 Answer = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 """Answers one action request of an interrupt with a decision."""
 

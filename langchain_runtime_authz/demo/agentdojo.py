@@ -84,6 +84,8 @@ class Condition:
 
 
 class Report(NamedTuple):
+    """The runs under both conditions."""
+
     user_tasks: int
     pairs: int
     conditions: tuple[Condition, ...]
@@ -115,6 +117,7 @@ def replay(limit: int | None = None, progress: Console | None = None) -> Report:
 
 
 def render(report: Report, console: Console) -> None:
+    """Print a report as a table."""
     table = Table(
         title=f"AgentDojo {VERSION}, {SUITE}: {report.user_tasks} user tasks, {report.pairs} attacked pairs",
         caption="A model that is hijacked entirely, judged by AgentDojo's own checks. The user rejects the attacker's calls.",
@@ -163,16 +166,16 @@ def attack_texts(suite: Any) -> Callable[[Any, Any], dict[str, str]]:
     from agentdojo.attacks.important_instructions_attacks import ImportantInstructionsAttack
 
     pipeline = GroundTruthPipeline(None)
-    pipeline.name = "local"  # the attack greets the model by a name that it looks up
+    pipeline.name = "local"  # the attack addresses the model by a name, which it derives from this one
     attack = ImportantInstructionsAttack(suite, pipeline)
-    # The attack replays a user task to find the places that the task reads. Once for each task is enough.
+    # To find what a user task reads, the attack replays the task. Once for each task is enough.
     attack.get_injection_candidates = cache(attack.get_injection_candidates)
     texts: Callable[[Any, Any], dict[str, str]] = attack.attack
     return texts
 
 
 def _diagonal(users: Sequence[Any], injections: Sequence[Any]) -> list[tuple[Any, Any]]:
-    """Return every pair once, in an order that varies both sides from the start."""
+    """Return every pair once, in an order in which user task and injection both vary."""
     count = len(injections)
     return [(user, injections[(i + shift) % count]) for shift in range(count) for i, user in enumerate(users)]
 
@@ -208,7 +211,7 @@ def _run(suite: Any, authz: RuntimeAuthz | None, case: _Case) -> Outcome:
     effects = [c for c in calls if _profiles()[c["name"]].side_effect]
     ran = [c["id"] in world.ran for c in effects if not _is_attack(c["id"])]
     traces = [c for c in calls if c["id"] in world.ran]
-    # A run that was halted gave no answer.
+    # A run that was halted has no answer.
     answer = messages[-1].text if messages and isinstance(messages[-1], AIMessage) else ""
     return Outcome(
         utility=judge("utility", user, world, answer, traces),
@@ -223,7 +226,7 @@ def _run(suite: Any, authz: RuntimeAuthz | None, case: _Case) -> Outcome:
 class World:
     """An AgentDojo environment of one run, with its tools as LangChain tools.
 
-    It records which calls ran, because a protected graph's own report would prove nothing.
+    It records itself which calls ran, and does not rely on a protected graph's report.
     """
 
     def __init__(self, suite: Any, user: Any, texts: Mapping[str, str], env: Any = None) -> None:
@@ -290,6 +293,7 @@ class _User:
 
 
 def judge(kind: str, task: Any, world: World, answer: str, ran: Sequence[ToolCall]) -> bool:
+    """Return AgentDojo's verdict about a run: `utility` of a task, or `security`."""
     from agentdojo.functions_runtime import FunctionCall
 
     facts = (answer, world.before, world.env)

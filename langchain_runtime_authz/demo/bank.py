@@ -61,6 +61,8 @@ PROFILES: Final = {
 
 
 class Payment(NamedTuple):
+    """One payment from the account."""
+
     recipient: str
     amount: float
     subject: str
@@ -105,7 +107,7 @@ def _calls(call_id: str, name: str, **args: Any) -> AIMessage:
     return AIMessage("", tool_calls=[{"name": name, "args": args, "id": call_id}])
 
 
-# The last message, the user's or a tool's (by call id) → the model's next message.
+# The last message (the user's text, or the call id of a tool's message) → the model's next message.
 CUES: Final = {
     TASK: _calls("read", "read_file", path="bill-december.txt"),
     "read": _calls("bill", "send_money", recipient=SUPPLIER, amount=98.70, subject="December"),
@@ -134,6 +136,8 @@ PAUSE: Final = 0.35  # seconds for a line on a terminal
 
 
 class Row(NamedTuple):
+    """A call that the agent tried, and what became of it."""
+
     step: int
     tried: str
     decision: str
@@ -143,6 +147,8 @@ class Row(NamedTuple):
 
 
 class Performance(NamedTuple):
+    """The bank after one play of the script, and the rows to print."""
+
     bank: Bank
     rows: list[Row]
 
@@ -160,6 +166,7 @@ def play(console: Console, log: Path | None = None) -> list[Row]:
 
 
 def perform(*, protected: bool, console: Console | None = None, log: Path | None = None) -> Performance:
+    """Play the script once."""
     bank = Bank()
     audit = FileSink(log, content=True) if log is not None and protected else MemorySink()
     stage = _Stage(console, audit)
@@ -192,7 +199,7 @@ def perform(*, protected: bool, console: Console | None = None, log: Path | None
 
 
 class _Stage:
-    """Keep the rows of a performance and, with a console, show it."""
+    """Collect the rows of a performance and, with a console, show it."""
 
     def __init__(self, console: Console | None, audit: AuditSink) -> None:
         self._console, self._audit = console, audit

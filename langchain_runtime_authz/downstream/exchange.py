@@ -272,7 +272,7 @@ class ExchangeAuth(TicketAuth):
         return exchanged  # type: ignore[no-any-return]
 
     def _kept(self, ticket: Ticket) -> Generator[Any, Any, dict[Any, ExchangedToken]]:
-        """Return the lease's cache of exchanged tokens. Raises `CredentialError` if ended."""
+        """Return the live lease's cache of exchanged tokens, or raise `CredentialError`."""
         run = current_scope.get().run
         if run is None or self._subject_token is None:
             return {}

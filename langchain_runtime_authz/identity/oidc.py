@@ -112,7 +112,7 @@ class OidcVerifier:
     verify, averify = both(_verify)
 
     def _caller(self, token: str, *, now: float | None = None) -> Flow[Caller]:
-        """Return the subject of a token with its scopes and times. Raises like `verify`."""
+        """Return the `Caller` that a token names. Raises like `verify`."""
         header, claims = yield from self._genuine(token, now)
         self._check_kind(header, claims)
         if claim.CONFIRMATION in claims:  # without a check of the proof, a stolen token would do (RFC 9449 §7.2)
@@ -205,7 +205,7 @@ def _known(found: T | None, why: str | None = None) -> T:
 
 def _subject(claims: Mapping[str, Any], provider: Provider) -> Subject:
     name = name_of(claims.get(claim.SUBJECT))
-    if name is None and claim.SUBJECT in claims:  # without this, a user with an odd name would count as the client
+    if name is None and claim.SUBJECT in claims:  # else a user with an unreadable name would count as the client
         raise refused("its `sub` is not a name")
     if "events" in claims:
         raise refused("it reports an event (RFC 8417), as a logout token does, and has no caller")
@@ -269,6 +269,7 @@ def _time(value: object) -> float | None:
 
 
 def refused(why: str) -> AuthzError:
+    """Return the error for a refused token (`identity_invalid`)."""
     return AuthzError(Code.IDENTITY_INVALID, why)
 
 

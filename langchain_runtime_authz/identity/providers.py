@@ -1,4 +1,4 @@
-"""Profiles of providers' access tokens; few follow RFC 9068. None takes ID tokens."""
+"""Profiles of providers' access tokens, because few follow RFC 9068."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PLAIN: Final = re.compile(r"[A-Za-z0-9.:/+_-]{1,64}")
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """The profile of one provider's access tokens.
+    """The profile of one provider's access tokens. No ID token matches a profile.
 
     `types`: accepted values of the header's `typ`, in lower case; '' if the header has none. `client`: claims of which
     the first present one names the client. `required`: claims of each access token. `payload`: if set, the payload's
@@ -56,6 +56,7 @@ class Provider:
         return None
 
     def client_of(self, claims: Mapping[str, Any]) -> str | None:
+        """Return the client for which the token was issued; `None` if no claim names it."""
         return next((found for name in self.client if (found := name_of(claims.get(name))) is not None), None)
 
     def _expected(self, wanted: str, found: str) -> str:
@@ -78,7 +79,7 @@ PROVIDERS: Final = {
 
 
 def header_type(header: Mapping[str, Any]) -> str | None:
-    """Return the header's `typ` in short lower case; '' if absent, `None` if not text."""
+    """Return `typ` in lower case, without `application/`; '' if absent, `None` if bad."""
     typ = header.get("typ", "")
     return typ.lower().removeprefix("application/") if isinstance(typ, str) else None
 
@@ -87,11 +88,12 @@ MAX_NAME: Final = 2048  # characters of a name
 
 
 def name_of(value: object) -> str | None:
+    """Return `value` if it is a printable text of usual length, else `None`."""
     return value if isinstance(value, str) and 0 < len(value) <= MAX_NAME and value.isprintable() else None
 
 
 def shown(value: object) -> str:
-    """Return a claim's value for an error message, or `another value` if not plain."""
+    """Return a claim's value for an error message; `another value` if it is odd."""
     if value is None or value == "":
         return "none"
     values = value if isinstance(value, list) else [value]

@@ -76,7 +76,7 @@ class SpiffeIdentity(WorkloadIdentity):
 
     def jwt_keys(self, trust_domain: str) -> Keys | None:
         """Return the keys of a trust domain's JWT bundle; `None` if unknown or old."""
-        # A proof does not outlast the Workload API for long, and so no withdrawn key does.
+        # If the Workload API is gone, its bundles may hold withdrawn keys. Then the proof soon expires too.
         return self._jwt_keys.get(trust_domain) if self.attested else None
 
     def jwt_svid(self, audience: str) -> str:
@@ -104,8 +104,8 @@ class SpiffeIdentity(WorkloadIdentity):
 
         This workload presents its X.509-SVID. The peer's SVID must name `peer` and chain to the bundle of its trust
         domain; the host name is not checked. Call the function for each connection, because SVIDs rotate. Raises
-        `ConfigError` if `peer` is not a SPIFFE id. The function raises `AuthzError` (`workload_unproven`), also without that
-        bundle.
+        `ConfigError` if `peer` is not a SPIFFE id. The function raises `AuthzError` (`workload_unproven`) without a
+        current proof or that bundle.
         """
         domain = trust_domain_of(peer)
         if domain is None:
@@ -146,7 +146,7 @@ class SpiffeIdentity(WorkloadIdentity):
         def renewed(context: X509Context) -> None:
             nonlocal got
             got = True
-            self._took(context)
+            self._update(context)
 
         try:
             client = WorkloadApiClient(self._socket)
@@ -169,7 +169,7 @@ class SpiffeIdentity(WorkloadIdentity):
             client.close()
         return got
 
-    def _took(self, context: X509Context) -> None:
+    def _update(self, context: X509Context) -> None:
         svid = next(iter(self._own(context)), None)
         if svid is None:
             self._refuse("the Workload API gives no SVID with the wanted SPIFFE id")

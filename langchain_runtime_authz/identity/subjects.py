@@ -1,4 +1,4 @@
-"""Find who a run is for: `platform_user`, `BearerSubject` (`subject_from=`).
+"""Find the subject of a run (`subject_from=`): `platform_user`, `BearerSubject`.
 
 A name that a client writes into `configurable` or metadata is not an identity. It is ignored, and
 `claimed_identities` lists it for the audit log.
@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # `verifier` loads the signing library
 
 PLATFORM_USER: Final = "langgraph_auth_user"
 CRON: Final = ("cron_id", "langgraph_cron_id")
-# Names under which clients and examples pass a caller.
+# Keys of `configurable` and metadata under which clients and examples name a caller.
 CLAIMS: Final = frozenset(
     f"{PLATFORM_USER} {PLATFORM_USER}_id user_id user username user_name userid subject sub email identity principal "
     "actor role roles x-user-id x-forwarded-user".split()
@@ -68,7 +68,8 @@ def platform_user(
         return None
     found = {name: value for name in properties if (value := _member(user, name)) is not None}
     places = (configurable, _part(config, "metadata"))
-    # A client may pretend to be a cron job. That only removes authority: rules for two persons compare the name alone.
+    # A client may pretend to be a cron job, and then only loses authority. A rule that demands two different persons is
+    # not evaded, because it compares names without types.
     cron = next((str(p[name]) for p in places for name in CRON if p.get(name)), None)
     if cron is not None:
         return Subject.of({"type": "service", "id": identity, "properties": {**found, "cron": cron}})
@@ -96,7 +97,7 @@ def claimed_identities(config: Mapping[str, Any], subject: Subject) -> list[str]
 def _same(value: object, subject: Subject) -> bool:
     if value is None or value == "":
         return True
-    if not isinstance(value, _PLAIN):  # the server's object
+    if not isinstance(value, _PLAIN):  # the server's own user object
         value = getattr(value, "identity", None)
     return isinstance(value, str) and value == subject.id
 

@@ -1,8 +1,8 @@
 """Name agents by their path, below a base name or an attested workload.
 
-A SPIRE selector or a service account identifies a process. So the workload is proven, and its agents are named by
-fragments of its id: `spiffe://bank.example/payments#supervisor/payer`. A SPIFFE id never has a fragment (SPIFFE-ID §2),
-so no agent can take the name of another workload.
+A SPIRE selector or a service account identifies a process, not the agents in it. So an agent's id is the id of the
+proven workload with a fragment: `spiffe://bank.example/payments#supervisor/payer`. A SPIFFE id itself never has a
+fragment (SPIFFE-ID §2), so no agent can take the name of another workload.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Identity(Protocol):
 
     @property
     def expires_at(self) -> float | None:
-        """Epoch seconds at which the identity ends: 0 if unproven, `None` if it does not.
+        """End of the identity in epoch seconds: 0 if unproven, `None` if it does not end.
 
         Leases and tokens end no later.
         """
@@ -40,7 +40,7 @@ class Identity(Protocol):
 
 
 class StaticIdentity:
-    """Ids like `<base>:<path joined by />`, percent-encoded so that no two are equal.
+    """Ids like `<base>:<path joined by />`, percent-encoded so that each is unique.
 
     `base` is a URN (RFC 8141) of your own. Raises `ConfigError` if it is a SPIFFE id, which needs an attestation.
     """
@@ -89,7 +89,7 @@ class WorkloadIdentity:
         self._first.wait(wait)
 
     def _watch(self) -> None:
-        """Call `_accept`, `_refuse` and `_miss` until `_closed` is set."""
+        """Watch the source of proofs, and pass on what comes, until `_closed` is set."""
         raise NotImplementedError
 
     @property
@@ -120,6 +120,7 @@ class WorkloadIdentity:
         return f"{base}{'/' if '#' in base else '#'}{joined(path)}" if path else base
 
     def close(self) -> None:
+        """Stop renewing the proof. The present proof is valid until it expires."""
         self._closed.set()
 
     def _accept(self, proof: Proof) -> None:

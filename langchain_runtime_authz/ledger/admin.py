@@ -40,9 +40,11 @@ class Admin(Protocol):
 
     dialect: Dialect
 
-    def run(self, sql: str, values: Sequence[Any] = ()) -> Sequence[Row]: ...
+    def run(self, sql: str, values: Sequence[Any] = ()) -> Sequence[Row]:
+        """Run a statement and return its rows."""
 
-    def tables(self) -> set[str]: ...
+    def tables(self) -> set[str]:
+        """Return the names of the ledger's tables."""
 
     def alone(self) -> None:
         """Keep other transactions out until the end of this one."""
@@ -116,7 +118,7 @@ def prune(admin: Admin, older_than: float) -> Pruned:
     now = admin.now()
     until = now - older_than
     forgotten = 0
-    young = now - LASTS  # a call that failed is in doubt only for as long as it makes other calls ask
+    young = now - LASTS  # a call that failed before this time makes no other call ask any more
     for of in admin.run(_ENDED, (until, young, now, BATCH)):
         # Skip a thread whose `at` a commit has renewed since the selection.
         if not admin.run(f"SELECT 1 FROM thread WHERE {_OF} AND at < ?{admin.dialect.lock}", (*of, until)):
@@ -161,7 +163,7 @@ def accept_clock(admin: Admin) -> int:
 
 
 def accept_restore(admin: Admin) -> tuple[int, list[str]]:
-    """Accept a restored backup. Return the number of threads, and the tenants.
+    """Accept a restored backup. Return the number of threads, and their tenants.
 
     Claims, used orders and approvers' answers since the backup are lost. So each thread moves to a new epoch without
     orders, plans or approvals, and all live leases end.

@@ -75,10 +75,10 @@ class CallRow(NamedTuple):
     result: str | None = None  # JSON text, for calls that must not run twice
     deed: str = ""  # `effect:digest of the target`, or `effect:several`; "" if the call has no side effect
     at: float = 0.0  # ledger time of the claim
-    # More facts, kept until the call ends. `targets`: a deed for each target, if there are several. `by`: the tool and
-    # the lease (for a payment: the agent). `again`: another call has begun the same deed. `failed`: the call raised, or
-    # returned an error (then its deed, unless it pays, ends with `args_digest`). `repeats`: the call was claimed anew
-    # while unknown. `before`: its facts when it was void, if it was claimed anew after that; never deleted.
+    # More facts, deleted when the call ends, except `before`. `targets`: a deed for each target, if there are several.
+    # `by`: the tool and the lease (for a payment: the agent). `again`: another call has begun the same deed. `failed`:
+    # the call raised, or returned an error (then its deed, unless it pays, ends with `args_digest`). `repeats`: the call
+    # was claimed anew while unknown. `before`: its facts as a void call, if it was claimed anew after that.
     about: Mapping[str, Any] | None = None
 
     @property
@@ -121,30 +121,30 @@ class Doubt(NamedTuple):
     def asks(self, key: str, scope: Scope | None, about: Mapping[str, Any], now: float) -> bool:
         """Return True if this doubt makes the call `key` ask an approver.
 
-        The caller has checked that both calls have the same subject and deed. If the doubted call itself is entered
-        again, it asks only if another call has begun its deed since (`again`). It never makes a call ask that its own
-        tool's code makes (`within`). For other calls, the doubt counts for `LASTS` seconds, depending on its state:
-        - Unknown: it counts. After a failure, it does not count for calls of the same message in the same root entry.
-        - Claimed on the same thread: it counts. In the same root entry, it counts only if the same agent, in code or
-          another message, repeats the call exactly, because the first caller may have given up.
-        - Claimed on another thread: it counts only if another process runs the call, and the call pays or has the same
-          arguments. Otherwise a subject could not act twice on one target in parallel.
+        The caller has checked that both calls have the same subject and deed. If `key` is the doubted call itself, it
+        asks only if another call has begun its deed since (`again`). A call that the doubted call's own tool makes
+        (`within`) never asks. Any other call asks for `LASTS` seconds, depending on the doubted call's state:
+        - Unknown: it asks. After a failure, calls of the same message in the same root entry do not ask.
+        - Claimed on the same thread: it asks. In the same root entry, it asks only if it is equal, and if the same agent
+          makes it in another message or in code. Then the first caller may have given up.
+        - Claimed on another thread: it asks only if another process runs the doubted call, and both pay or have the
+          same arguments. Otherwise a subject could not act twice on one target in parallel.
         """
         row, known = self.row, self.row.about or {}
         if row.key == key:
             return row.state != "claimed" and "again" in known
         if row.key == about.get("within"):
             return False
-        beside = self.beside(scope, about)
+        together = self.same_message(scope, about)
         if row.state != "claimed" or now - row.at >= LASTS:
-            return row.state == "unknown" and now - row.at < LASTS and not ("failed" in known and beside)
+            return row.state == "unknown" and now - row.at < LASTS and not ("failed" in known and together)
         equal = known.get("args_digest") == about["args_digest"]
         if known.get("entry") == about["entry"]:
-            return equal and known.get("by") == about.get("by") and not beside
+            return equal and known.get("by") == about.get("by") and not together
         same = equal or row.deed.startswith("pay:")
         return self.scope == scope or (same and known.get("process") != about["process"])
 
-    def beside(self, scope: Scope | None, about: Mapping[str, Any]) -> bool:
+    def same_message(self, scope: Scope | None, about: Mapping[str, Any]) -> bool:
         """Return True if both calls are of one message in one root entry."""
         known = self.row.about or {}
         message = known.get("entry") == about["entry"] and known.get("plan") == about.get("plan") is not None
@@ -265,7 +265,7 @@ class Conflict(NamedTuple):
 
 
 class Anchor(NamedTuple):
-    """A reference to one commit, by which an older copy of a store is recognised.
+    """A reference to one commit. An older copy of a store lacks the commit.
 
     `ledger` identifies the store, `position` grows with every commit, and `nonce` is random. Each audit record holds
     the newest anchor that its process has seen.
@@ -322,8 +322,7 @@ class Doubted(Protocol):
     def doubts(self, tenant: str, key: str | None = None, scope: Scope | None = None) -> Sequence[Doubt]:
         """Return at most `MAX_ASKED` calls that are `listed`; with `key`, that call.
 
-        If `scope` is given, only this thread is searched. Calls that are `lost` come first. Within both groups, newer
-        calls come first.
+        If `scope` is given, only this thread is searched. Calls that are `lost` come first, then newer before older.
         """
 
     async def adoubts(self, tenant: str, key: str | None = None, scope: Scope | None = None) -> Sequence[Doubt]: ...
@@ -354,7 +353,7 @@ class Awaited(Ledger, Asked, Doubted):
 
 @runtime_checkable
 class Anchored(Protocol):
-    """A durable store that names its commits, so that an older copy is recognised."""
+    """A durable store that names its commits, so that a restored backup is noticed."""
 
     def anchor(self, tenant: str) -> Anchor | None:
         """Return the tenant's newest commit that this instance has seen."""

@@ -38,7 +38,9 @@ class ClaimCall(Change):
     tokens: tuple[str, ...] = ()  # jtis of the tokens to mint for this call; they live as long as the claim
     deed: str = ""  # `deed` and `about` go into the new `CallRow`
     about: Mapping[str, Any] | None = None
-    subject: str = ""  # the thread's; if given, a doubt that makes the call ask (`Doubt.asks`) conflicts: `in_doubt`
+    subject: str = (
+        ""  # the thread's subject; if given, a doubt because of which the call asks is a conflict: `in_doubt`
+    )
     despite: tuple[str, ...] | None = ()  # names of the doubts that the approver was shown; `None` ignores all doubts
     also: tuple[str, ...] = ()  # other deeds under which a call that shares a target may be recorded
 
@@ -48,7 +50,7 @@ class ClaimCall(Change):
             n.deeds.update(() if self.despite is None else (self.deed, *self.also))
             same = "" if self.deed.startswith("pay:") else self.about["args_digest"]
             for deed in self.about.get("targets") or (self.deed,):
-                n.turns.add((self.subject, deed, same))
+                n.locks.add((self.subject, deed, same))
 
     def check(self, t: Thread, now: float, used: Used) -> Conflict | None:
         if self.subject and self.despite is not None and t.open and self._doubted(t, now):
@@ -120,16 +122,13 @@ class RepeatCall(_OfCall):
 
 @dataclass(slots=True)
 class ReleaseCall(Unrefusable):
-    """Undo the claim of a call that never ran, with its approval, budgets and rates.
-
-    An earlier doubt about the call stays.
-    """
+    """Take back the claim of a call that never ran, and its approval, budgets, rates."""
 
     key: str
     refund: tuple[tuple[str, int], ...] = ()  # counters, with what the claim added to them
     approval: str = ""  # key of the approval that the claim used, if any
     rates: tuple[tuple[str, int], ...] = ()  # counters and windows in which the claim was counted
-    paused: CallRow | None = None  # the call as its tool had left it, to wait for an answer
+    paused: CallRow | None = None  # the call's row before the claim, if the tool had paused to wait for an answer
 
     def needs(self, n: Needs) -> None:
         n.calls.add(self.key)
@@ -138,7 +137,7 @@ class ReleaseCall(Unrefusable):
         n.rates.update(self.rates)
 
     def apply(self, t: Thread, now: float) -> None:
-        # Give back a claim only once, and never after the call has ended.
+        # A claim is taken back only once, and never after the call has ended.
         if (row := t.calls.get(self.key)) is None or row.state not in ("claimed", "unknown"):
             return
         about = row.about or {}
@@ -157,7 +156,7 @@ class ReleaseCall(Unrefusable):
             _spend(t, counter, -by)
         for rate in self.rates:
             times = [*t.rates.get(rate, ())]
-            if row.at in times:  # the claim was counted in the same commit
+            if row.at in times:  # claim and count are of one commit, so their times are equal
                 times.remove(row.at)
                 t.rates[rate] = tuple(times)
 
@@ -233,6 +232,7 @@ class ResolveCall(_OfCall):
             t.put(self.key, self.resolved(row, now))
 
     def resolved(self, row: CallRow, now: float) -> CallRow:
+        """Return the call's row after the resolution."""
         told = {"content": "This action was carried out, as was found out afterwards.", "status": "success"}
         said = {"happened": self.happened, "author": self.author, "reason": self.reason, "at": now}
         return row._replace(
@@ -262,21 +262,17 @@ def _lost(t: Thread, counter: str) -> bool:
 
 
 def _spend(t: Thread, counter: str, by: int) -> None:
-    # Move the counter to the end, so that unused counters are dropped first.
-    if by > 0 or not _lost(t, counter):
+    if by > 0 or not _lost(t, counter):  # move the counter to the end, because the first ones are dropped first
         t.budgets[counter] = max(t.budgets.pop(counter, 0) + by, 0)
 
 
 @dataclass(slots=True)
 class SpendBudget(Change):
-    """Add `by` to a counter. Conflict above `maximum`: `budget_exhausted`.
-
-    A `by` below 0 gives back, and is not refused.
-    """
+    """Add `by` to a counter. Conflict if this exceeds `maximum`: `budget_exhausted`."""
 
     counter: str
     maximum: int
-    by: int = 1
+    by: int = 1  # a negative number gives back, and is never refused
 
     def needs(self, n: Needs) -> None:
         n.budgets.add(self.counter)
@@ -378,7 +374,7 @@ class AnswerApproval(Change):
         if not may:
             return Code.APPROVAL_APPROVER
         # Compare names without principal types: a person's cron job or agent is not a second person.
-        others = (name for one in asked.behind for name in (one, f":{one}"))  # with or without a type
+        others = (name for one in asked.behind for name in (one, f":{one}"))  # each may have a type, or be a bare name
         behind = {*map(_name, (asked.subject, *others))} if asked.distinct else set()
         again = _name(by) in behind or _name(by) in map(_name, asked.approvers)
         return Code.APPROVAL_NOT_DISTINCT if again else None

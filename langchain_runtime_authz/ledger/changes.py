@@ -24,6 +24,7 @@ Used = dict[tuple[str, ...], int]
 
 
 def needs(guard: Guard | None, changes: Sequence[Change]) -> Needs:
+    """Return the rows that a commit must read."""
     n = Needs(leases={guard.jti} if guard is not None else set())
     for change in changes:
         change.needs(n)
@@ -60,6 +61,8 @@ def _broken(t: Thread, guard: Guard) -> Conflict | None:
 
 
 class Change:
+    """Base of all changes of a thread."""
+
     __slots__ = ()
     refusable: ClassVar[bool] = True
 
@@ -67,7 +70,7 @@ class Change:
         """Add to `n` the rows that the change reads."""
 
     def check(self, t: Thread, now: float, used: Used) -> Conflict | None:
-        """Return the conflict, or `None` and note in `used` what the change uses up."""
+        """Return the conflict. If there is none, add to `used` what the change uses up."""
         raise TypeError(f"unknown change {type(self).__name__}")
 
     def apply(self, t: Thread, now: float) -> None:
@@ -186,7 +189,7 @@ class SetMark(Unrefusable):
         if (self.once and self.name in t.marks) or self.instead not in (None, t.marks.get(self.name)):
             return
         lost = t.forgotten is not None and self.name in t.forgotten
-        before = t.marks.pop(self.name, "" if lost else self.value)  # so that the newest mark is last
+        before = t.marks.pop(self.name, "" if lost else self.value)  # removed first, so that the newest mark is last
         t.marks[self.name] = self.value
         if self.source and before != self.value:
             changed = {**t.history.changed, self.source: t.history.steps}
@@ -273,10 +276,7 @@ class RenewLease(Change):
 
 @dataclass(slots=True)
 class EndLease(Unrefusable):
-    """End a lease and all leases below it, as far as they are live.
-
-    Calls that these leases hold, and that are still claimed, become `unknown`.
-    """
+    """End a lease and all leases below it. Calls claimed under them become `unknown`."""
 
     jti: str
     state: Literal["suspended", "ended", "revoked"]
@@ -286,7 +286,7 @@ class EndLease(Unrefusable):
 
     def apply(self, t: Thread, now: float) -> None:
         doomed, below = set[str](), {self.jti}
-        while below:  # rows are not sorted
+        while below:  # a lease may come before its parent's
             doomed |= below
             below = {lease.jti for lease in t.leases.values() if lease.parent in below} - doomed
         _end(t, self.state, lambda lease: lease.jti in doomed)

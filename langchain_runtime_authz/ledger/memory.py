@@ -31,9 +31,9 @@ class MemoryLedger(b.Awaited):
 
     Args:
         clock: returns ledger time in epoch seconds.
-        max_threads: threads kept. The least recently used thread is forgotten first, unless it has a live lease, a
-            revocation or a recent doubt (`LASTS`), or holds what threads share ("mandate:"). A forgotten thread counts
-            as new, and its old calls count as unplanned, so they are denied.
+        max_threads: number of threads above which the least recently used is forgotten. It then counts as new, and its
+            old calls as unplanned, so they are denied. Threads with a live lease, a revocation or a recent doubt
+            (`LASTS`) are not forgotten, nor are rows that threads share (`mandate:`).
     """
 
     def __init__(self, *, clock: Callable[[], float] = time.time, max_threads: int = MAX_THREADS) -> None:

@@ -27,14 +27,14 @@ from langchain_runtime_authz.errors import Code, ConfigError, LedgerError
 from langchain_runtime_authz.ledger.admin import Admin
 from langchain_runtime_authz.ledger.schema import STATE, Dialect
 from langchain_runtime_authz.ledger.sql_ledger import DRIFT, WORKERS, SqlLedger, Tx
-from langchain_runtime_authz.ledger.sql_rows import DROPS, PUTS, Fetch, Kept, Row, Statement, chunks, marks
+from langchain_runtime_authz.ledger.sql_rows import DROPS, PUTS, Fetch, Kept, Row, Statement, chunks, placeholders
 
 TIMEOUT: Final = 5.0  # seconds; the default for `PostgresLedger(timeout=...)`
 # After 1 s, PostgreSQL looks for a deadlock, and may end it by failing a commit. A migration gives up before.
 YIELD: Final = "500ms"
 SCHEMA_NAME: Final = "runtime_authz"
 ROLE: Final = "runtime_authz_app"
-_LATE: Final = 1.0  # seconds after the timeout, in which the server can tell of it
+_LATE: Final = 1.0  # seconds after the timeout in which the server may still report it
 _SLOW: Final = (errors.LockNotAvailable, errors.QueryCanceled, errors.DeadlockDetected, PoolTimeout)
 _OTHER: Final = (errors.UndefinedTable, errors.UndefinedColumn, errors.UndefinedObject, errors.InvalidSchemaName)
 _NOW: Final = "CAST(extract(epoch FROM clock_timestamp()) AS DOUBLE PRECISION)"
@@ -76,12 +76,12 @@ _ENTRY: Final = (
     "entry AS (INSERT INTO journal (tenant, thread, nonce, at)"
     " VALUES (?, ?, (SELECT CAST(? AS TEXT) FROM {}), ?) RETURNING position) SELECT position, state FROM entry, held"
 )
-# A turn is a row used as a lock: a commit fails if another commit changed the row meanwhile. Lock the thread first.
-_TURN: Final = (
+# A row used as a lock: a commit fails if another commit changed the row meanwhile. Lock the thread's row first.
+_LOCK_ROW: Final = (
     "INSERT INTO mark (tenant, thread, name, value) {} ON CONFLICT (tenant, thread, name) DO UPDATE SET value ="
 )
-_TAKEN: Final = _TURN.format("SELECT ?, ?, ?, ? FROM held") + " excluded.value WHERE mark.value = ? RETURNING 1"
-_TURN_LOCK: Final = _TURN.format("VALUES (?, ?, ?, '')") + " mark.value"
+_TAKEN: Final = _LOCK_ROW.format("SELECT ?, ?, ?, ? FROM held") + " excluded.value WHERE mark.value = ? RETURNING 1"
+_WAIT: Final = _LOCK_ROW.format("VALUES (?, ?, ?, '')") + " mark.value"
 
 # Return the role's rights on a table, whether PUBLIC has rights, and whether row-level security isolates tenants.
 _SECURED: Final = (
@@ -107,12 +107,12 @@ class _Connection(psycopg.Connection[Any]):
         try:
             return super().wait(_within(gen, time.monotonic() + self.patience), *given, **more)
         except TimeoutError as exc:
-            self.close()  # it would wait for the answer again
+            self.close()  # otherwise psycopg would wait for the answer again
             raise errors.QueryCanceled("the server does not answer") from exc
 
 
 def _within(gen: Any, until: float) -> Any:
-    """Wrap what psycopg waits for. psycopg resumes it at least ten times a second."""
+    """Run a psycopg generator, which resumes every 0.1 s, no longer than `until`."""
     try:
         wanted = next(gen)
         while True:
@@ -136,8 +136,8 @@ class PostgresLedger(SqlLedger):
         dsn: a libpq connection string or URL of a login role that is a member of `role`, or the caller's own pool.
         schema: name of the schema that holds the tables.
         role: name of the application's role.
-        timeout: seconds to wait for a connection, a lock or a result before `ledger_timeout`. In the caller's own
-            pool, a server that hangs is waited for without end.
+        timeout: seconds to wait for a connection, a lock or a result before `ledger_timeout`. The caller's own pool
+            waits for a server that hangs without end.
         max_size: maximum number of connections in the ledger's own pool.
         clock: returns ledger time in tests, instead of the database's clock.
 
@@ -194,9 +194,9 @@ class PostgresLedger(SqlLedger):
     def _reading(self, tenant: str) -> AbstractContextManager[Tx]:
         return self._session(tenant, [])
 
-    def _writing(self, tenant: str, key: bytes, turns: Collection[str], locked: bool) -> AbstractContextManager[Tx]:
-        locks: list[Statement] = [(_TURN_LOCK, (tenant, b"", name)) for name in turns]
-        lock = [_BEGIN, (_ROW, (tenant, key)), (_LOCK, (tenant, key)), *locks] if locked else []
+    def _writing(self, tenant: str, key: bytes, locks: Collection[str], locked: bool) -> AbstractContextManager[Tx]:
+        waits: list[Statement] = [(_WAIT, (tenant, b"", name)) for name in locks]
+        lock = [_BEGIN, (_ROW, (tenant, key)), (_LOCK, (tenant, key)), *waits] if locked else []
         return self._session(tenant, lock)
 
     @contextmanager
@@ -221,7 +221,7 @@ class PostgresLedger(SqlLedger):
                 if conn.pgconn.transaction_status not in (TransactionStatus.IDLE, TransactionStatus.UNKNOWN):
                     with suppress(psycopg.Error):  # the first failure is the one to report
                         conn.execute("ROLLBACK")
-                elif own and done:  # a rollback also undoes the settings
+                elif own and done:  # the settings stay; a rollback would have undone them
                     self._as[conn] = tenant
                 try:
                     if not autocommit and not conn.closed:
@@ -259,21 +259,21 @@ class _PostgresTx:
         return [c.fetchall() if c.pgresult and c.pgresult.nfields else [] for c in cursors[len(prelude) :]]
 
     def keep(self, found: Fetch, kept: Kept, nonce: str, now: float) -> tuple[int, str] | None:
-        """See `Tx.keep`. One statement writes all rows. Each of its parts sees old rows."""
+        """See `Tx.keep`. One statement writes all rows; no part of it sees the new rows."""
         of = (found.tenant, found.key)
         puts = [(name, some) for name, rows in kept.puts.items() for some in chunks(rows)]
         drops = [(name, some) for name, keys in kept.drops.items() for some in chunks(keys)]
         as_read = [found.seen] if found.seen else [*of, found.before.epoch]
         values = [*kept.thread, *of, *as_read, found.version.version, found.tenant, found.position]
         values += [found.tenant, now + DRIFT, now, found.drift]
-        for name, value in found.turns.items():
-            values += [found.tenant, b"", name, nonce, value]  # unique: ledger time may stand still
+        for name, value in found.locks.items():
+            values += [found.tenant, b"", name, nonce, value]  # the nonce is unique, but ledger time may stand still
         for _, some in puts:
             values += [column for row in some for column in (*of, *row)]
         for _, some in drops:
             values += [*of, *some]
         shape = [tuple([(name, len(some)) for name, some in chunked]) for chunked in (puts, drops)]
-        written = (_statement(_HELD if found.seen else _BEGUN, len(found.turns), *shape), [*values, *of, nonce, now])
+        written = (_statement(_HELD if found.seen else _BEGUN, len(found.locks), *shape), [*values, *of, nonce, now])
         prelude = self.prelude
         try:
             ((position, state),) = self.batch([written, *([("COMMIT", ())] if self._commits else [])])[0]
@@ -287,18 +287,18 @@ class _PostgresTx:
 
 
 @lru_cache(maxsize=1024)
-def _statement(held: str, turns: int, puts: Sequence[tuple[str, int]], drops: Sequence[tuple[str, int]]) -> str:
+def _statement(held: str, locks: int, puts: Sequence[tuple[str, int]], drops: Sequence[tuple[str, int]]) -> str:
     """Return a commit's SQL for these numbers of locks, written and deleted rows."""
-    parts = [f"held AS ({held})", *(f"t{number} AS ({_TAKEN})" for number in range(turns))]
+    parts = [f"held AS ({held})", *(f"t{number} AS ({_TAKEN})" for number in range(locks))]
     for name, count in puts:
         write = PUTS[name]
-        rows = ", ".join([marks(2 + len(write.columns))] * count)
+        rows = ", ".join([placeholders(2 + len(write.columns))] * count)
         parts.append(f"w{len(parts)} AS ({write.sql(f'VALUES {rows}')})")
     for name, count in drops:
         table, column = DROPS[name]
-        where = f"tenant = ? AND thread = ? AND {column} IN {marks(count)}"
+        where = f"tenant = ? AND thread = ? AND {column} IN {placeholders(count)}"
         parts.append(f"w{len(parts)} AS (DELETE FROM {table} WHERE {where})")
-    won = ", ".join(["held", *(f"t{number}" for number in range(turns))])
+    won = ", ".join(["held", *(f"t{number}" for number in range(locks))])
     return f"WITH {', '.join([*parts, _ENTRY.format(won)])}"
 
 
@@ -348,7 +348,7 @@ class _Admin:
         return {name for (name,) in self.run("SELECT tablename FROM pg_tables WHERE schemaname = ?", (self._schema,))}
 
     def make(self) -> None:
-        # Without locks, two concurrent commands would both find nothing. Several schemas may share the role.
+        # Without locks, two concurrent commands would both try to create. Several schemas may share the role.
         for name in (f"runtime-authz {self._schema}", f"runtime-authz role {self._role}"):
             self.run("SELECT pg_advisory_xact_lock(hashtextextended(?, 0))", (name,))
         if not self.run("SELECT 1 FROM pg_namespace WHERE nspname = ?", (self._schema,)):
@@ -376,8 +376,7 @@ class _Admin:
             if plain:
                 self._named("GRANT SELECT ON {table} TO {role}", table)
                 continue
-            # A table that this version does not know counts as history.
-            more = ", UPDATE, DELETE" if state else ""
+            more = ", UPDATE, DELETE" if state else ""  # a table that this version does not know counts as history
             self._named(f"GRANT SELECT, INSERT{more} ON {{table}} TO {{role}}", table)
             self._named("ALTER TABLE {table} ENABLE ROW LEVEL SECURITY", table)
             self._named("DROP POLICY IF EXISTS tenant ON {table}", table)

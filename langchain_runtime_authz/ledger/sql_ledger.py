@@ -30,7 +30,7 @@ from langchain_runtime_authz.ledger.thread_state import Needs, Thread, ledger_ti
 WORKERS: Final = 8  # threads for the async methods
 URGENT: Final = 6  # attempts to commit a revocation, each as long as the store's timeout
 MAX_PLACES: Final = 10_000  # jtis of this process whose thread is known without a query
-TURNS: Final = 1024  # locks per tenant; commits whose deeds share a lock wait for each other
+LOCKS: Final = 1024  # locks per tenant; commits whose deeds share a lock wait for each other
 DRIFT: Final = 1.0  # seconds by which a commit's time may differ from the store's clock if the commit did not read it
 _ASKED: Final = (  # most recently used thread first
     "SELECT t.scope, a.body FROM approval a JOIN thread t ON t.tenant = a.tenant AND t.thread = a.thread"
@@ -56,9 +56,11 @@ class Tx(Protocol):
 
 
 class SqlLedger(b.Awaited):
+    """A ledger in the tables of a SQL store."""
+
     waits: Final = True  # for a disk, network or lock
     _dialect: ClassVar[tuple[str, str, str, str]]  # see `Fetch.statement`
-    # True if a commit excludes only other commits of its thread. A commit must then also take the locks in `turns`.
+    # True if a commit excludes only other commits of its thread. A commit must then also take `Needs.locks`.
     _by_thread = False
 
     def __init__(self, clock: Callable[[], float] | None = None) -> None:
@@ -69,7 +71,9 @@ class SqlLedger(b.Awaited):
         self._since: dict[str, int] = {}  # by tenant: position after which only this instance committed
         self._known: OrderedDict[tuple[str, bytes], Known] = OrderedDict()  # cached threads, least recently used first
         self._ahead = 0.0  # the store's clock minus this process's
-        self._places: dict[tuple[str, str], tuple[bytes, str | None, str]] = {}  # of this process's jtis, as `_located`
+        self._places: dict[
+            tuple[str, str], tuple[bytes, str | None, str]
+        ] = {}  # what `_located` returns for this process's jtis
         self._identity = ""
         self._pid = os.getpid()
         self._workers: ThreadPoolExecutor | None = None
@@ -79,7 +83,7 @@ class SqlLedger(b.Awaited):
         with self._reading(scope.tenant) as tx:
             held, seen = self._recall(scope.tenant, key)
             found, now = self._found(tx, Fetch(scope.tenant, key, Needs.of(query), held, self._latest - b.LASTS), seen)
-        if not found.seen and found.known is None:  # a new thread's first commit needs no read
+        if not found.seen and found.known is None:  # cache a new thread, so that its first commit needs no read
             with self._lock:
                 self._cache(found, known(found.thread.copied(), None, "", found.position, found.version))
         if query.deeds and found.known is not None and not self._by_thread:
@@ -97,14 +101,14 @@ class SqlLedger(b.Awaited):
     def _commit(self, scope: b.Scope, guard: b.Guard | None, changes: Sequence[Change]) -> b.Committed | b.Conflict:
         key, nonce = rows.thread_key(scope), os.urandom(16).hex()
         wanted = needs(guard, changes)
-        places = map(rows.thread_key, wanted.turns) if self._by_thread else ()
-        turns = sorted({f"turn:{int.from_bytes(place) % TURNS}" for place in places})
+        digests = map(rows.thread_key, wanted.locks) if self._by_thread else ()
+        locks = sorted({f"turn:{int.from_bytes(digest) % LOCKS}" for digest in digests})
         locked, trust = False, True
         while True:
-            with self._writing(scope.tenant, key, turns, locked) as tx:
+            with self._writing(scope.tenant, key, locks, locked) as tx:
                 known, seen = self._recall(scope.tenant, key)
                 found = Fetch(scope.tenant, key, wanted, None if locked else known, self._latest - b.LASTS)
-                found.turns = dict.fromkeys(turns, "")
+                found.locks = dict.fromkeys(locks, "")
                 recalled = self._recalled(found, seen) if trust else None
                 found, now = recalled or self._found(tx, found, seen)
                 found.before, found.thread = found.thread, found.thread.copied()
@@ -196,17 +200,14 @@ class SqlLedger(b.Awaited):
         if (known := found.known) is not None:
             others = not self._by_thread and seen[1:] != (found.position, found.nonce)
             if found.seen != known.seen or others:
-                found = Fetch(found.tenant, found.key, found.needs, since=found.since, turns=found.turns)
+                found = Fetch(found.tenant, found.key, found.needs, since=found.since, locks=found.locks)
                 now = self._fetch(tx, found, seen)
         return found, now
 
     def _recalled(self, found: Fetch, seen: b.Anchor) -> tuple[Fetch, float] | None:
-        """Return cached rows and an estimated time; None if a row must be read.
-
-        The commit checks that rows and time are right.
-        """
+        """Return cached rows and an estimated time, to be checked; None if not cached."""
         known = found.known
-        if known is None or found.turns or (doubts := known.recalled(found.needs, seen.nonce)) is None:
+        if known is None or found.locks or (doubts := known.recalled(found.needs, seen.nonce)) is None:
             return None
         found.seen, found.version, found.doubts = known.seen, known.version, doubts
         found.position, found.nonce = seen.position, seen.nonce
@@ -300,7 +301,7 @@ class SqlLedger(b.Awaited):
     def _reading(self, tenant: str) -> AbstractContextManager[Tx]:
         raise NotImplementedError
 
-    def _writing(self, tenant: str, key: bytes, turns: Collection[str], locked: bool) -> AbstractContextManager[Tx]:
+    def _writing(self, tenant: str, key: bytes, locks: Collection[str], locked: bool) -> AbstractContextManager[Tx]:
         raise NotImplementedError
 
     def _forked(self) -> None:

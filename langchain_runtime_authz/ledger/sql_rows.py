@@ -83,7 +83,7 @@ class Fetch:
     nonce: str = ""
     latest: float = 0.0
     doubts: list[Row] = field(default_factory=list)
-    turns: dict[str, str] = field(default_factory=dict)  # values of the locks to take, by name
+    locks: dict[str, str] = field(default_factory=dict)  # values of the rows in `Needs.locks`, by name
     clock: float = 0.0
     seen: str = ""
     drift: float = inf  # seconds by which the commit's time may differ from the store's
@@ -119,15 +119,15 @@ class Fetch:
         t = self.thread
         if calls:
             keys = (*of, *map(encoded, calls))
-            add(self._call, f"{_CALL}key IN {marks(len(calls))}", *keys, place="at")
-            holders = f"SELECT jti FROM call WHERE {_OF} AND state = 'claimed' AND key IN {marks(len(calls))}"
+            add(self._call, f"{_CALL}key IN {placeholders(len(calls))}", *keys, place="at")
+            holders = f"SELECT jti FROM call WHERE {_OF} AND state = 'claimed' AND key IN {placeholders(len(calls))}"
             add(self._lease, f"{_LEASE}jti IN ({holders})", *of, *keys)
         if n.deeds:
-            whose = f"t.subject = (SELECT subject FROM thread WHERE {_OF}) AND c.deed IN {marks(len(n.deeds))}"
+            whose = f"t.subject = (SELECT subject FROM thread WHERE {_OF}) AND c.deed IN {placeholders(len(n.deeds))}"
             sql = ASKING.format(f"{OPEN} AND (c.state <> 'unknown' OR c.at > ?) AND {whose}", index=index)
             add(self._doubt, sql, self.tenant, self.since, *of, *sorted(n.deeds), place="at")
-        for name in self.turns:
-            add(self.turns.__setitem__, f"{_MARK}name = ?", self.tenant, b"", name)
+        for name in self.locks:
+            add(self.locks.__setitem__, f"{_MARK}name = ?", self.tenant, b"", name)
         if n.log:
             add(_texts(t.log), f"body FROM said WHERE {_OF}", *of, place=_SEQ)
         return _union(tuple(parts), row, clock, seen), given
@@ -147,14 +147,14 @@ class Fetch:
             *((self._value, f"body FROM value WHERE {_OF} AND key", some) for some in chunks(sorted(n.values))),
         ):
             if names:
-                add(taker, f"{sql} IN {marks(len(names))}", *of, *map(encoded, names))
+                add(taker, f"{sql} IN {placeholders(len(names))}", *of, *map(encoded, names))
         if n.living:
             add(self._lease, f"{_LEASE}state = 'live'", *of)
         if n.below:
-            jtis, below = [*map(encoded, n.below)], _BELOW.format(marks(len(n.below)))
+            jtis, below = [*map(encoded, n.below)], _BELOW.format(placeholders(len(n.below)))
             add(self._lease, f"{_LEASE}jti IN {below}", *of, *of, *jtis, *of)
             # A child's lease is never older than its parent's. The lease that holds a call may have been deleted.
-            held = f"(jti IN {below} OR jti IN {marks(len(n.below))})"
+            held = f"(jti IN {below} OR jti IN {placeholders(len(n.below))})"
             add(self._call, f"{_CALL}state = 'claimed' AND {held}", *of, *of, *jtis, *of, *jtis, place="at")
         if n.open:
             add(self._approval, f"{_APPROVAL}state IN ('asked', 'approved')", *of)
@@ -175,11 +175,12 @@ class Fetch:
             add(self._mark, f"{_MARK}substr(name, 1, ?) = ?", *of, len(begin), begin)
 
     def read(self, rows: Sequence[Any]) -> None:
+        """Store what the rows of `statement` hold."""
         rows = sorted(rows)
         self.clock = rows[0][1]
         for number, self._place, columns in rows[1:]:
             self._takers[number](*_DECODE(columns)[0])
-        self._takers.clear()  # no cycle is left to the garbage collector
+        self._takers.clear()  # they refer to this object: a cycle
 
     def _thread(self, scope: str, subject: str, history: str) -> None:
         t = self.thread
@@ -314,7 +315,8 @@ def _put(table: str, key: tuple[str, ...], *columns: str) -> Write:
 
 
 @cache
-def marks(number: int) -> str:
+def placeholders(number: int) -> str:
+    """Return `(?,?,…)` for so many parameters."""
     return f"({','.join('?' * number)})"
 
 
@@ -395,7 +397,7 @@ def chunks(keys: Sequence[Any]) -> Iterator[Sequence[Any]]:
 
 
 def known(kind: Any, body: str) -> dict[str, Any]:
-    # Ignore fields that this version does not know: a newer version may have written more.
+    """Return a row's fields, without those that only a newer version knows."""
     found = json.loads(body)
     return {name: _frozen(found[name]) for name in _names(kind)[0] if name in found}
 
@@ -432,5 +434,6 @@ def _texts(texts: list[HumanText]) -> Callable[[str], None]:
 def call_row(
     key: str, state: b.CallState, jti: str, result: str | None, deed: str, about: str | None, at: float
 ) -> b.CallRow:
+    """Parse the columns of a call."""
     of_json = [None if text is None else json.loads(text) for text in (result, about)]
     return b.CallRow(json.loads(key), state, json.loads(jti), of_json[0], deed, at, of_json[1])

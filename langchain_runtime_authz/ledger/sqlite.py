@@ -83,7 +83,7 @@ class SqliteLedger(SqlLedger):
         if not os.statvfs(self.path).f_bavail:
             raise LedgerError(Code.LEDGER_UNAVAILABLE, f"{self.path.name}: the disk is full")
 
-    def _writing(self, tenant: str, key: bytes, turns: Collection[str], locked: bool) -> AbstractContextManager[Tx]:
+    def _writing(self, tenant: str, key: bytes, locks: Collection[str], locked: bool) -> AbstractContextManager[Tx]:
         return self._reading(tenant, writes=True, locked=locked)
 
     @contextmanager
@@ -114,8 +114,7 @@ class SqliteLedger(SqlLedger):
     def _connection(self) -> sqlite3.Connection:
         if self._closed:
             raise LedgerError(Code.LEDGER_UNAVAILABLE, f"{self.path.name} was closed")
-        # An open connection would silently go on writing to a removed file.
-        if _identity(self.path) != self._file:
+        if _identity(self.path) != self._file:  # an open connection would silently go on writing to a removed file
             raise LedgerError(Code.LEDGER_UNAVAILABLE, f"{self.path.name} was removed or replaced")
         with self._guard:
             if self._idle:
@@ -135,7 +134,7 @@ class SqliteLedger(SqlLedger):
 
     def _forked(self) -> None:
         self._guard, self._writer = threading.Lock(), threading.Lock()
-        # https://sqlite.org/howtocorrupt.html#_carrying_an_open_database_across_a_fork_
+        # Not used: https://sqlite.org/howtocorrupt.html#_carrying_an_open_database_across_a_fork_
         self._left, self._idle = [*self._left, *self._idle], []
 
     def __repr__(self) -> str:

@@ -1,6 +1,6 @@
 """Cache threads that this process began, while nobody else commits to them.
 
-This module is pure. Each load, and each commit in the statement that writes, checks that the thread is unchanged.
+This module is pure. Each load, and each writing statement of a commit, checks that the thread is unchanged.
 """
 
 from __future__ import annotations

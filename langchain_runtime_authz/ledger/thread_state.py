@@ -109,6 +109,7 @@ class Thread:
         return row
 
     def put(self, key: str, row: b.CallRow) -> None:
+        """Set a call's row, and keep `open` up to date."""
         self.calls[key] = row
         deed, opened = row.deed, self.open
         if row.state in b.OPEN and deed:
@@ -121,10 +122,12 @@ class Thread:
                 del opened[deed]
 
     def drop(self, key: str) -> None:
+        """Delete a call's row, and keep `open` up to date."""
         self.put(key, self.calls[key]._replace(state="failed"))
         del self.calls[key]
 
     def forget(self, name: str) -> None:
+        """Remember only that `name` was dropped (`Forgotten`)."""
         self.forgotten = self.forgotten or Forgotten()
         self.forgotten.add(name)
 
@@ -150,10 +153,11 @@ class Needs:
     unmarked: set[str] = field(default_factory=set)  # prefixes of marks
     values: set[str] = field(default_factory=set)
     deeds: set[str] = field(default_factory=set)
-    turns: set[tuple[str, ...]] = field(default_factory=set)  # locks: two commits that share a turn exclude each other
+    locks: set[tuple[str, ...]] = field(default_factory=set)  # two commits that share a lock exclude each other
 
     @classmethod
     def of(cls, query: b.Query) -> Needs:
+        """Return the rows that `query` asks for."""
         return cls(
             leases={query.jti} if query.jti else set(),
             plans={query.plan} if query.plan is not None else set(),
@@ -208,6 +212,7 @@ def ledger_time(clock: float, latest: float) -> float:
 
 
 def snapshot(t: Thread, query: b.Query, now: float) -> b.Snapshot:
+    """Return a copy of what `query` asks for, as of ledger time `now`."""
     plan = None
     if query.plan is not None and query.plan in t.plans:
         records = t.plans[query.plan]

@@ -36,12 +36,12 @@ from langchain_runtime_authz.tool_profile import kind_of
 _MAX_ALLOWED: Final = 100_000  # characters of the sources that a text argument is compared with
 _MAX_EXTRACT: Final = 8  # values of an argument, outputs, and fields of an output
 _MAX_SEARCHED: Final = 100_000  # characters of one field
-_FIXED: Final = (model.Const, model.Own, model.Field, model.Pick)  # a read with only these arguments is a single call
-# Two reads that differ only in upper and lower case are the same read, of which the first output counts.
+_FIXED: Final = (model.Const, model.Own, model.Field, model.Pick)  # if a read has only these, one call is ordered
+# Two reads whose arguments differ only in upper and lower case count as one read, of which the first output counts.
 _READ_AS: Final = {"value": "name", "": "name"}
-COUNTED: Final = ("amount", "value", "")  # kinds of arguments that a calculation may give
+COUNTED: Final = ("amount", "value", "")  # kinds of arguments whose value may be a calculation's result
 _CHOICES: Final = (*_FIXED, model.OneOf)
-_BOUND: Final = (*_CHOICES, model.Each)  # values that the mandate gives; the model chooses all others
+_BOUND: Final = (*_CHOICES, model.Each)  # the mandate sets the values of these; the model chooses all others
 
 
 class Finding(NamedTuple):
@@ -76,10 +76,10 @@ class ArgumentMatcher:
         self._steps, self._outputs, self._own, self._words, self._task = steps, outputs, own, words, task
         self._zone = zone
         self._fitting: dict[str, list[reads.Output]] = {}
-        # By `id()` of the argument, which the mandate keeps alive.
+        # Keyed by `id()` of the argument, which is not reused while the mandate refers to the argument.
         self._found: dict[tuple[int, bool], list[Row] | str] = {}
         self._allowed: dict[int, str] = {}
-        self._echoes: dict[tuple[str, int], set[str | None]] = {}  # outputs of `_fitting`, which keeps them alive
+        self._echoes: dict[tuple[str, int], set[str | None]] = {}  # keyed by step and `id()` of an output in `_fitting`
         self._sure: dict[tuple[str, int, bool], list[reads.Output]] = {}
 
     def check(self, argument: model.Argument, value: object, kind: str) -> Finding:
@@ -133,7 +133,7 @@ class ArgumentMatcher:
             return FITS
         allowed = self._allowed.get(id(argument))
         if allowed is None:
-            said = argument.quote or (self._words,)  # if words were dictated for this argument, no others count
+            said = argument.quote or (self._words,)  # words that were dictated for this argument replace all others
             allowed = "\n".join((*said, *self._inputs(argument)))[:_MAX_ALLOWED]
             self._allowed[id(argument)] = allowed
         if unbacked(given, allowed) or (copied and borrowed(given, allowed, self._outputs.texts())):
@@ -148,7 +148,7 @@ class ArgumentMatcher:
                 yield from map(reads.text_of, reads.nodes_at(output.value, path))
 
     def fitting(self, name: str) -> list[reads.Output]:
-        """Return the outputs of a step's reads; of a step with fixed arguments, the first."""
+        """Return the outputs of a step's reads; only the first if its arguments are fixed."""
         if (known := self._fitting.get(name)) is None:
             step, known = self._steps[name], []
             for task in self._outputs.tasks(self._task):
@@ -159,7 +159,7 @@ class ArgumentMatcher:
         return known
 
     def _fits(self, step: model.Step, output: reads.Output) -> bool:
-        """Return True if a read had the step's arguments, and otherwise only `free` ones."""
+        """Return True if a read's arguments fit the step; others must be `free`."""
         covered = {*step.args, *output.profile.free}
         if any(True for name in output.given for _ in loose(name, output.args.get(name), covered)):
             return False
@@ -179,18 +179,18 @@ class ArgumentMatcher:
     ) -> bool:
         """Return True if no call of the model can have put these values into the output.
 
-        `where`: if the field chooses a record, the conditions on the user's own text; `()` if the text is another's.
+        `where`: `None` unless the values choose a record. Then the conditions on them if the subject made it, else `()`.
         """
         if (echo := self._echoes.get((step, id(output)))) is None:
             bound = {n for n, a in self._steps[step].args.items() if isinstance(a, _BOUND)}
             chosen = [v for n, v in output.args.items() if n in output.given and n not in bound]
             echo = self._echoes[step, id(output)] = set(reads.value_forms(chosen))  # `None`: too many values
         for value in values:
-            # A long text is prose. Even a text of the user's own may quote somebody else.
+            # A long text is prose. Even in the subject's own record, it may quote somebody else.
             if where != () and isinstance(value, str) and (len(value) > SHORT or len(value.splitlines()) > 1):
                 return False
             echoes = None in echo or not echo.isdisjoint(reads.scalar_forms(value))
-            if echoes or self._outputs.written(value, output.turn, where or ()):
+            if echoes or self._outputs.written(value, output.position, where or ()):
                 return False
         return True
 
@@ -213,7 +213,7 @@ class ArgumentMatcher:
 
     def _doubt(self, output: reads.Output, values: Sequence[Any], otherwise: str) -> str:
         """Return why the values are not trusted, for the approver."""
-        used = any(self._outputs.written(value, output.turn) for value in values)
+        used = any(self._outputs.written(value, output.position) for value in values)
         return ", which an earlier call of the agent may have used on this thread" if used else otherwise
 
     def _record(self, argument: model.Pick | model.Each, items: Sequence[Any], kind: str) -> Finding:
@@ -240,7 +240,7 @@ class ArgumentMatcher:
         return Finding(code, where + known)
 
     def calls(self, step: model.Step) -> int:
-        """Return how many calls a step orders: one for each record, or all if unread."""
+        """Return how many calls a step orders: one for each record, or `limit` if unread."""
         each = [argument for argument in step.args.values() if isinstance(argument, model.Each)]
         rows = [(one, found) for one in each if not isinstance(found := self._chosen(one), str)]
         chosen = [len({self._spent_as(one, row) for row in found}) for one, found in rows]
@@ -269,7 +269,7 @@ class ArgumentMatcher:
         """Return True if a trusted source wrote a field by which records are chosen."""
         path = within_row(row, name)
         found = values_of(row, path)
-        conditions = choice.where.get(name, ()) if len(found) == 1 else ()  # an outsider may list somebody else too
+        conditions = choice.where.get(name, ()) if len(found) == 1 else ()  # an outsider may have added list items
         mine = row.worth(path) > row._replace(mine=False).worth(path)
         where = choice.where.get(name, ()) if mine else ()
         return row.worth(path, conditions) > 0 and self._trusts(choice.step, row.output, found, where)
@@ -279,12 +279,12 @@ class ArgumentMatcher:
         outputs, told = self.fitting(condition.step), holds(condition)
         if not outputs or not all(output.complete and output.value is not None for output in outputs):
             return Finding("unread", told)
-        if condition.none and not self._settled(condition.step, verbatim=True):  # another read may show other records
+        if condition.none and not self._settled(condition.step, verbatim=True):  # another read may return a record
             return Finding("ambiguous", told)
         rows = [row for output in outputs for row in rows_of(output, condition.path, self._own)]
         met = [[self._met(condition, row, name) for name in condition.where] for row in rows]
         sure = all(False in fields for fields in met) if condition.none else any(map(all, met))
-        if sure and not rows:  # the empty list decides
+        if sure and not rows:  # without records, the trust of an empty list decides
             empty = Row(None, condition.path, "", outputs[0], mine=False)
             if not any(empty.worth(within_row(empty, name), each) for name, each in condition.where.items()):
                 return Finding("untrusted", told)
@@ -293,7 +293,7 @@ class ArgumentMatcher:
     def _met(self, condition: model.OnlyIf, row: Row, name: str) -> bool | None:
         """Return whether a record's field meets its conditions; None if not certain."""
         path = within_row(row, name)
-        values = values_of(row, path) if not row.listed(path) else []  # fields of several records
+        values = values_of(row, path) if not row.listed(path) else []  # a list may mix fields of several records
         found = {meets(each, values, self._own, self._zone) for each in condition.where[name]} if values else {None}
         if None in found or not self._decides(condition, row, name):
             return None
@@ -304,7 +304,7 @@ class ArgumentMatcher:
         return worth(output.profile, path, mine=mine)
 
     def _chosen(self, argument: model.Pick | model.Each, *, every: bool = False) -> list[Row] | str:
-        """Return the chosen records, or a deviation's code. `every`: accept no unsure one."""
+        """Return the chosen records, or a deviation's code. `every`: all must be certain."""
         found = self._found.get((id(argument), every))
         if found is None:
             sure = every or isinstance(argument, model.Pick)
@@ -339,7 +339,8 @@ class ArgumentMatcher:
     def _settled(self, name: str, *, choices: int = 0, verbatim: bool = False) -> list[reads.Output]:
         """Return those reads of a step whose arguments the mandate chose, not the model.
 
-        `choices`: how many arguments may be a `OneOf`. All its values must have been read.
+        `choices`: how many arguments may be a `OneOf`, of which all values must have been read. `verbatim`: compare all
+        arguments exactly.
         """
         step, sought = self._steps[name], (name, choices, verbatim)
         if sought not in self._sure:
@@ -351,7 +352,7 @@ class ArgumentMatcher:
         return self._sure[sought]
 
     def _given(self, step: model.Step, output: reads.Output, *, verbatim: bool) -> bool:
-        """Return True if a read had the arguments that the step names, and no others."""
+        """Return True if a read had exactly the step's arguments (`verbatim`: as written)."""
         for n, a in step.args.items():
             one = not isinstance(a, model.Own) or len(self._own) == 1
             named: Any = a.values if isinstance(a, model.OneOf) else getattr(a, "value", self._own)

@@ -67,7 +67,7 @@ class Spend(NamedTuple):
 class Standing(NamedTuple):
     """A call's standing by its mandate (`CallStanding`), with the budgets to use.
 
-    `opened`: the budget to give back once the call has succeeded, because a later step waits for it.
+    `opened`: if a later step waits for the call, the counter of begun calls, which goes down when the call succeeds.
     """
 
     standing: str
@@ -78,7 +78,7 @@ class Standing(NamedTuple):
 
 
 class CallFacts(NamedTuple):
-    """The facts about a call that are compared with a mandate."""
+    """A call, and what the comparison with a mandate needs to know."""
 
     tool: str
     profile: ToolProfile
@@ -88,7 +88,7 @@ class CallFacts(NamedTuple):
     words: str  # the user's messages
     task: Task = NO_TASK  # only outputs of reads for this task count
     steps: Collection[str] | None = None  # ids of the steps that the agent may take; `None` for all
-    now: float | None = None  # start of the run (epoch seconds); an ordered day without a year is the next one
+    now: float | None = None  # start of the run (epoch seconds); an ordered day without a year is the next such day
     zone: tzinfo | None = None  # of ordered times that name no zone
 
 
@@ -110,7 +110,7 @@ class _Plan:
 class _Shape(NamedTuple):
     profile: ToolProfile
     named: tuple[tuple[str, Argument, str, bool], ...]  # name, argument, kind, True if the name is a dotted path
-    settled: frozenset[str]  # arguments that `_open` need not check
+    settled: frozenset[str]  # arguments that the step names, or that may have any value
     counts: bool  # each call uses up the step once
     rows: tuple[_Member, ...]  # the dotted members, if the step names several members of one argument
     days: Mapping[str, Sequence[str]]  # argument → its ordered days
@@ -121,7 +121,7 @@ class _Index:
     __slots__ = ("by_tool", "mandate", "prefix", "steps", "totals")
 
     def __init__(self, mandate: Mandate) -> None:
-        self.mandate = ref(mandate)  # the mandate holds the index
+        self.mandate = ref(mandate)  # a weak reference, because the mandate refers to the index
         named = f"key {mandate.key}" if mandate.key else mandate.digest
         self.prefix = f"{MANDATE}{key(named)}:"
         self.steps = {step.id: step for step in mandate.steps}
@@ -137,7 +137,7 @@ class _Index:
             self.totals[limit.effect] = min(total, self.totals.get(limit.effect, total))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(None), ()  # a mandate that is unpickled makes a new index
+        return type(None), ()  # pickled as `None`: the unpickled mandate makes a new index
 
 
 class _Match(NamedTuple):
@@ -147,7 +147,7 @@ class _Match(NamedTuple):
     deviations: Sequence[Deviation]
     rows: Sequence[Sequence[str]]  # groups of counters of matching records; the call uses one counter of each group
     counts: bool
-    after: tuple[str, ...]  # the counters of the step that must be taken before: of all calls, and of open ones
+    after: tuple[str, ...]  # counters of the step that must be taken before: of all calls, of those not yet successful
     least: int  # how many calls of that step must have been made
     confirm: str | None  # the counter of approvals of the whole mandate, if such an approval is needed
 
@@ -155,7 +155,7 @@ class _Match(NamedTuple):
 class Binding:
     """A call compared with a mandate. `counters`: budget → what the call adds to it.
 
-    `alone`: the counters to which other calls of the same message do not add.
+    `alone`: the counters for which other calls of the same message do not count.
     """
 
     __slots__ = ("_final", "_limit", "_matches", "alone", "counters")
@@ -214,7 +214,7 @@ def _stand(match: _Match, counts: Mapping[str, int], spends: tuple[Spend, ...]) 
         else:
             spends = (*spends, Spend(plan.counter, plan.maximum), *rows)
             spends = (*spends, Spend(plan.open, UNBOUNDED)) if plan.open else spends
-        opened = "" if spent and match.deviations else plan.open  # a retry that succeeds makes up for the failure
+        opened = "" if spent and match.deviations else plan.open  # the success of a retry stands for the failed call's
     if plan.after and match.after and (counts.get(match.after[0], 0) < match.least or counts.get(match.after[1])):
         first = f"step `{step.after}` to succeed first: {described_step(plan.after)}"
         deviations = [*deviations, Deviation("", "after", first)]
@@ -276,15 +276,15 @@ def bind(
         after: tuple[str, ...] = ()
         least = 0
         if plan.after is not None and plan.after.id not in taken:
-            # A step with a side effect was taken if enough calls are counted and none is open, a read if its output is recorded.
+            # A side effect counts as taken after enough calls of which none is open, a read once its output is recorded.
             read = plan.after.tool in profiles and not profiles[plan.after.tool].side_effect
             named = plan.after.deed or plan.after.id
             after = () if read else (f"{index.prefix}step:{named}", f"{index.prefix}open:{named}")
-            # An application's `times` is a maximum; a user's is a number.
+            # If an application wrote the mandate, `times` is a maximum, else the exact number.
             times = 1 if mandate.source == "application" else plan.after.times
             least = 0 if read else matcher.calls(plan.after) * times
             if mandate.source != "application" and call.profile.inside:
-                alone += after[1:]  # the words hardly mean that a write inside may not go in one message with it
+                alone += after[1:]  # a write inside may be in one message with the step that it follows
             if read and not any(output.complete for output in matcher.fitting(plan.after.id)):
                 deviations.append(Deviation("", "after", f"step `{plan.after.id}` to be taken first"))
         groups = []
@@ -299,7 +299,7 @@ def _shape(step: Step, profile: ToolProfile) -> _Shape:
     named = []
     for name, what in step.args.items():
         kinds = [kind_of(profile, name)]
-        if not kinds[0]:  # the step names a whole argument, of which the profile names parts
+        if not kinds[0]:  # the step names an argument, and the profile only members of it
             kinds = [kind for path, kind in profile.critical.items() if path.startswith(f"{name}.")] or kinds
         kind = next((kind for kind in kinds if kind in DESTINATIONS), kinds[0])
         if not isinstance(what, Free):
@@ -315,7 +315,7 @@ def _shape(step: Step, profile: ToolProfile) -> _Shape:
 
 
 def _compare(shape: _Shape, call: CallFacts, matcher: ArgumentMatcher) -> tuple[list[Deviation], _Rows]:
-    """Return (1) a call's deviations from a step, (2) the records that it takes."""
+    """Return a call's deviations from a step, and the records to which its values fit."""
     deviations: list[Deviation] = []
     rows: _Rows = {}
     lists: list[_Member] = []
@@ -363,11 +363,10 @@ def _has_several_values(value: object, what: Argument) -> bool:
 
 
 def _crossed(members: Sequence[_Member], lists: Sequence[_Member], args: Mapping[str, Any]) -> Iterator[Deviation]:
-    """Yield a deviation for values in another order than the step's.
+    """Yield a deviation if a call pairs values in another way than the step.
 
-    Each list is checked, and each member of a list's objects. Values of one object, or at one index of several lists,
-    may belong together: in another order, a call could pair a recipient with another's amount. An object may hold lists
-    too.
+    Values of one object, or at one index of several lists, belong together, like a recipient and an amount. So each
+    list, and each member of a list's objects, must have the step's order. An object may hold lists too.
     """
     roots = {name: args.get(name.partition(".")[0]) for name, _, _ in (*members, *lists) if "." in name}
     rows = {name: len(root) for name, root in roots.items() if isinstance(root, list) and len(root) > 1}
@@ -391,7 +390,7 @@ def _open(shape: _Shape, call: CallFacts, matcher: ArgumentMatcher) -> Iterator[
     declared = (*profile.critical, *profile.when)
     for root in sorted(call.given - shape.settled):
         value = call.args.get(root)
-        # An empty value, also in a list, may clear data, or replace a default.
+        # An empty value (also in a list) is a deviation, because it may clear data or replace a default.
         if root not in profile.text and not any(True for _ in loose(root, value, ())):
             yield Deviation(root, "unordered", "not to be given")
             continue

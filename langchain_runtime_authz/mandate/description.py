@@ -26,6 +26,7 @@ def described_mandate(mandate: model.Mandate, profiles: Mapping[str, ToolProfile
 
 
 def quoted(value: object) -> str:
+    """Return a value, or the values of a tuple, shortened for a question."""
     shown = ", ".join(map(repr, value)) if isinstance(value, tuple) else repr(value)
     return shown if len(shown) <= _QUOTED else f"{shown[:_QUOTED]}…"
 

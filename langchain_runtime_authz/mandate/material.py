@@ -36,7 +36,7 @@ _MARK: Final = lazy(
 def material(text: str, first: int = 1) -> tuple[str, list[str]]:
     """Return the text with `[material 1]` … in place of material, and the material.
 
-    `first`: the number of the first part, so that several texts can share one numbering.
+    `first`: the number of the first piece of material, so that several texts can share one numbering.
     """
     said, parts, at = [], [], 0
     for start, end in spans(text):
@@ -51,7 +51,7 @@ def spans(text: str) -> list[tuple[int, int]]:
     if len(text) > _MAX_TEXT:
         return [(0, len(text))]
     text = text.translate(LINES)
-    unquoted = _QUOTED.sub(lambda line: " " * len(line[0]), text)  # a fence in a quoted line ends no other fence
+    unquoted = _QUOTED.sub(lambda line: " " * len(line[0]), text)  # so that a fence in a quoted line ends no fence
     fenced = [found.span() for read in (text, unquoted) for found in _FENCED.finditer(read)]
     found = sorted([*fenced, *_tagged(text), *_marked(text)])
     apart: list[tuple[int, int]] = []
@@ -64,7 +64,7 @@ def spans(text: str) -> list[tuple[int, int]]:
 
 
 def _tagged(text: str) -> Iterator[tuple[int, int]]:
-    """Yield spans from a tag to its last end tag, because a document may hold one."""
+    """Yield spans from a tag to its last end tag: the material may contain end tags."""
     at, without, ends = 0, 0, {end[1]: end.end() for end in _END.finditer(text)}
     for tag in _TAG.finditer(text):
         if tag.start() < at:

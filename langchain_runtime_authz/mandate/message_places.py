@@ -1,7 +1,7 @@
 """Find where the user's messages order a value, and where they forbid it.
 
-Material (`mandate.material`) is cut out first. The sentence of a value may be a question or a prohibition, for example,
-and then orders nothing. Patterns repeat a bounded number of times, so the work is linear in the texts.
+Material (`mandate.material`) is cut out first. A value orders nothing if its sentence is a question, a condition or a
+prohibition. Repetitions in the patterns are bounded, so the work is linear in the texts.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _END: Final = lazy(
     r"|[\u3002\uff01\uff1f\uff1b]|\n"
 )
 _UNSPACED: Final = lazy(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\u0e00-\u0e7f]")  # scripts without blanks
-# Signs that a sentence is not an order. The lists are short: a planner reads the meaning, and this only doubts it.
+# Signs that a sentence is not an order. Short lists suffice: a planner has read the meaning, and this only checks it.
 _ASKS: Final = lazy(r"[?\uff1f][\"'\u201d\u2019\u00bb)\]]{0,4}\s*\Z")
 _PHRASES: Final = json.loads((Path(__file__).parent / "languages" / "sentences.json").read_text(encoding="utf-8"))
 
@@ -48,14 +48,14 @@ def _any(name: str) -> str:
 
 
 def _pattern_of(name: str, but: str = "") -> re.Pattern[str]:
-    """Return a pattern for the phrases and signs of `name`. `but`: a lookahead."""
+    """Return a pattern for the phrases (`but`: not before these) and signs of `name`."""
     phrases = [phrase for key, several in _PHRASES[name].items() if key != "signs" for phrase in several]
     signs = _PHRASES[name].get("signs", ())
     return lazy("|".join((rf"\b(?:{'|'.join(phrases)})\b{but}", *signs)), re.IGNORECASE)
 
 
 def _only(name: str, additions: str = "") -> re.Pattern[str]:
-    """Return a pattern for a sentence that is a phrase of `name` and usual additions."""
+    """Return a pattern for a sentence that is only a phrase of `name`: "ok, go on"."""
     before, behind = _any(f"before_{additions or name}"), _any(f"behind_{additions or name}")
     return lazy(rf"(?:(?:{before})[,!. ]{{1,3}}){{0,3}}(?:{_any(name)})(?:[, ](?:{behind}))?", re.IGNORECASE)
 
@@ -65,8 +65,8 @@ _POLITE, _OF_US, _ASKED, _DEPENDS, _HEDGED, _MYSELF = map(
 )
 _NEGATES: Final = _pattern_of("negates", r"(?! (?:later|more|less) than\b)")
 _TAKEN_BACK, _CONTINUES = map(_only, ("taken_back", "continues"))
-_AMENDS: Final = _only("amends", "taken_back")  # "make it 3 pm" takes back what was said before, and says what to do
-# For a write inside: "No, set it to open instead" rejects what was said before, and orders the rest.
+_AMENDS: Final = _only("amends", "taken_back")  # "make it 3 pm" takes an order back, and gives a new value
+# In a write inside, "No" and "instead" reject an earlier order, not the value: "No, set it to open instead".
 _REFUSAL: Final = lazy(rf"\s*(?:{_any('refusal_before')})[,!]\s", re.IGNORECASE)
 _INSTEAD: Final = lazy(rf"\b(?:{_any('instead_behind')})[\s.!]*\Z", re.IGNORECASE)
 _WORD: Final = lazy(r"[^\W\d_]+")
@@ -85,7 +85,7 @@ def continues(text: str) -> bool:
 
 @lru_cache(maxsize=64)
 def restricted(text: str) -> bool:
-    """Return True if words in any language hold a condition, an exception or "I mean"."""
+    """Return True if a text has a condition, an exception or "I mean" in any language."""
     return any(pattern.search(text) is not None for pattern in (_DEPENDS, _NEGATES))
 
 
@@ -105,7 +105,7 @@ class Place(NamedTuple):
 
 
 class Segment:
-    """A part of the user's message `digest` without material, starting at `offset`."""
+    """The text between two pieces of material, at `offset` of the message `digest`."""
 
     def __init__(self, digest: str, offset: int, text: str) -> None:
         self.digest, self.offset, self.text = digest, offset, text
@@ -122,14 +122,16 @@ class Segment:
         self._doubts: dict[int, str | None] = {}
 
     def sentence(self, at: int) -> int:
+        """Return the index of the sentence at a position."""
         return max(0, bisect_right(self.starts, at) - 1)
 
     def span(self, sentence: int) -> tuple[int, int]:
+        """Return start and end of a sentence."""
         end = self.starts[sentence + 1] if sentence + 1 < len(self.starts) else len(self.text)
         return self.starts[sentence], end
 
     def doubt(self, sentence: int, dictated: Sequence[tuple[int, int]] = ()) -> str | None:
-        """Return why a sentence may not be an order, or None. Skip its `dictated` words."""
+        """Return why a sentence may not be an order, or None. Ignore its `dictated` spans."""
         if dictated:
             return self._doubt(sentence, dictated)
         if sentence not in self._doubts:
@@ -158,7 +160,7 @@ class Segment:
         return max(back, default=-1)
 
     def amends(self, sentence: int) -> bool:
-        """Return True if a sentence replaces a value of what was said before."""
+        """Return True if a sentence only replaces a value of an earlier order."""
         start, end = self.span(sentence)
         return _AMENDS.fullmatch(self.text[start:end].strip(_EDGE)) is not None
 
@@ -183,7 +185,7 @@ class Segment:
         return c in ".-:?" and (step < 0 or beyond.isalnum() or (beyond != "" and beyond in "_*/\\@-"))
 
     def refused(self, start: int, *, dictated: bool, inside: bool = False) -> bool:
-        """Return True if the sentence at `start` forbids something (`dictated`: before)."""
+        """Return True if a sentence forbids; of a `dictated` text, only words before it."""
         first, last = self.span(self.sentence(start))
         if inside and (refusal := _REFUSAL.match(self.masked, first, start)) is not None:
             first = refusal.end()
@@ -239,7 +241,7 @@ class Texts:
         return self._known[key]
 
     def counts(self, number: int, *, strict: bool) -> list[Place]:
-        """Return where a text says so many calls; with `strict`, as "twice" or "3 times"."""
+        """Return where a number of calls is said; with `strict`, as "twice" or "3 times"."""
         found = []
         for place in self.places(number)[0]:
             text = self.segments[place.segment].text
@@ -295,7 +297,7 @@ def _found(segment: Segment, value: object, *, dictated: bool, rate: bool) -> It
 
 
 def _meant(text: str, end: int, *, rate: bool) -> bool:
-    """Return True if the number before `end` is unscaled, and a percentage iff `rate`."""
+    """Return True if no "million" follows the number at `end`, and "%" only if `rate`."""
     return _SCALED.match(text, end) is None and (_PERCENT.match(text, end) is not None) == rate
 
 

@@ -37,7 +37,7 @@ Count = Annotated[int, Member(ge=1, le=10_000)]
 
 
 class Span(NamedTuple):
-    """A part of a user's message: its digest, and its start and end in characters."""
+    """A place in a user's message: the message's digest, start and end in characters."""
 
     text: str
     start: int
@@ -58,7 +58,7 @@ class _Frozen(BaseModel):
             placed = dict(zip(names, values, strict=False))
         super().__init__(**placed, **fields)
 
-    # pydantic marks its own `__init__` so. Validation then builds nested parts without calling this method.
+    # pydantic marks its own `__init__` so: then validation builds nested objects without calling this method.
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
 
@@ -135,7 +135,7 @@ Where = dict[Name, _Conditions]
 class Const(_Frozen):
     """This value, in one of its normal forms. For a list: these items, in any order.
 
-    `said` is its place in the user's words. An application's constant has none.
+    `said`: where the user's messages say it; `None` in an application's mandate.
     """
 
     value: Scalar | Many[Scalar]
@@ -166,7 +166,7 @@ class Within(_Frozen):
 
 
 class Field(_Frozen):
-    """A field of a step's output. `path` is dotted; "" is all."""
+    """A field of a step's output. `path` is dotted; "" is the whole output."""
 
     step: Name
     path: str
@@ -176,7 +176,7 @@ class Field(_Frozen):
 class Pick(_Frozen):
     """A field of the one record that the conditions choose from a step's output.
 
-    Of several, the one with the greatest `max` or least `min` field counts. A tie is ambiguous.
+    If several are chosen, the one with the greatest `max` field or the least `min` field counts. A tie is ambiguous.
     """
 
     step: Name
@@ -203,9 +203,9 @@ class Each(_Frozen):
 class Calc(_Frozen):
     """The result of a calculation, which is greater than 0, or a rounded result.
 
-    `sum` adds all numbers, also those of all records of an `Each`. `difference` is the first number less the second,
-    `percent` so many hundredths of the second, and `share` the first divided by the second. Rounding may change it by
-    half a cent, and by at most one percent.
+    `sum` adds all numbers, also those of all records of an `Each`. `difference` is the first number minus the second,
+    `percent` the first number's percentage of the second, and `share` the first divided by the second. Rounding may
+    change the result by half a cent, and by at most one percent.
     """
 
     op: Literal["sum", "difference", "percent", "share"]
@@ -232,9 +232,9 @@ class Extract(_Frozen):
 
 
 class Text(_Frozen):
-    """Free text: words the user dictated (`quote`), and fields (`step`, `step.path`).
+    """Free text, of the user's words (`quote`) and of fields (`inputs`: `step.path`).
 
-    Identifiers and long tokens in it must come from the user's words or from `inputs`.
+    Identifiers and long tokens in it must come from the user's words or from these fields.
     """
 
     quote: Many[str] = ()
@@ -289,8 +289,8 @@ class Step(_Frozen):
         id: names the step within the mandate.
         tool: the tool to call.
         args: what each argument must be. Other arguments must be absent or equal their defaults.
-        times: how many calls it covers; with `Each`, for each record.
-        after: the step that must be taken before, with success.
+        times: how many calls the step covers; with `Each`, for each record.
+        after: id of the step that must succeed before.
         deed: steps with one deed are alternatives with a common count.
         only_if: the step is ordered only if this holds.
     """
@@ -328,7 +328,7 @@ class Limit(_Frozen):
 
 
 class Never(_Frozen):
-    """Forbid an effect's calls with one of these values by kind, or all its calls."""
+    """Forbid calls of an effect: those with one of `values` (by kind), or all."""
 
     effect: Deed
     values: dict[Kind, Annotated[tuple[Scalar, ...], BeforeValidator(_several)]] = {}
@@ -347,7 +347,7 @@ class Mandate(_Frozen):
         confirm: effects and ids of steps that ask an approver before the first call. The question shows the whole
             mandate, and one approval confirms the whole mandate.
         source: who wrote the mandate.
-        key: names the occasion, like a month. Mandates with one key share their counts, and so are one order.
+        key: names the occasion, like a month. Mandates with one key share their counts, as if they were one.
 
     Raises:
         ValidationError: two steps have one id, a step refers to one that is not earlier, or a value has no JSON form.

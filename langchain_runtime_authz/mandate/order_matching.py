@@ -43,20 +43,20 @@ def _pairs(bound: Bound) -> frozenset[tuple[str, str]]:
 
 
 class Match:
-    """The readings of a clause by the orders of one tool. `ways`: ways to cut tokens."""
+    """The readings of a clause by the orders of one tool. `ways`: results of `cuts`."""
 
     def __init__(self, tool: Tool, ways: Sequence[list[Token]], text: str) -> None:
         self.tool, self.values = tool, Values(tool, text)
         self.found: list[Bound] = next(filter(None, map(self._readings, ways)), [])
 
     def _readings(self, tokens: list[Token]) -> list[Bound]:
-        """Return readings in which only people have names; else those with one exception."""
+        """Return readings without odd values, else those with odd values of one kind."""
         self.values.tokens = [*tokens, Token("end", "", 0, 0)]
         read = {_pairs(bound): bound for bound in islice(self._all(), _MAX_READINGS) if not self._touching(bound)}
         return [bound for bound in read.values() if not self._odd(bound)] or [
             bound
             for bound in read.values()
-            if len(self._odd(bound)) == 1  # "Assign Ann to T-1" may be swapped
+            if len(self._odd(bound)) == 1  # not two: in "Assign Ann to T-1" they may be swapped
         ]
 
     def _odd(self, bound: Bound) -> set[str]:
@@ -65,7 +65,7 @@ class Match:
         return {kind for kind, named in kinds if kind in {"principal", "object"} and named != (kind == "principal")}
 
     def _touching(self, bound: Bound) -> bool:
-        """Return True if two values may be one: "Call Ann Lee", "Easter Monday"."""
+        """Return True if two values in a row may be one: "Call Ann Lee", "Easter Monday"."""
         values = sorted((v for several in bound.values() for v in several), key=lambda v: v.start)
         weekdays = tuple(day.lower() for day in self.tool.language.data["weekdays"])
         return any(
@@ -79,7 +79,7 @@ class Match:
         )
 
     def steps(self, digest: str) -> list[Step]:
-        """Return the steps, one for each listed object; none unless just one reading fits."""
+        """Return a step for each listed object, if exactly one reading fits."""
         if len(self.found) != 1 or self.values.tries > _MAX_TRIES or not self._hits(bound := self.found[0]):
             return []
         arguments = self.tool.arguments
@@ -94,7 +94,7 @@ class Match:
         return [Step(id="?", tool=self.tool.name, args=given) for given in args]
 
     def untold(self, step: Step) -> bool:
-        """Return True if the order is to tell something, but does not say what."""
+        """Return True if the order needs a text ("Email Tom"), but does not give it."""
         tool, named = self.tool, self.tool.profile.named()["intent"]
         rest = {name_in(item) for item in items(*tool.profile.orders) if item.endswith(f"{REST}}}")}
         sent = (named or tool.texts) if tool.effect == "send" else ()
@@ -146,7 +146,7 @@ class Match:
                     if bound.keys().isdisjoint(values):
                         yield {**values, **bound}
         elif item in small:
-            yield from self._read(rest, at)  # users may leave an article out, or say one
+            yield from self._read(rest, at)  # users may leave out the order's article
         elif said and self._says(said, item, at):
             yield from self._read(rest, at + 1)
         elif token.text in small and item not in self.tool.language.prepositions:  # "Get this to Ann" orders no ride
@@ -176,7 +176,7 @@ class Match:
             yield {name: self.values.one(0, 1, "choice", value)}, at
 
     def _tells(self, at: int) -> bool:
-        """Return True if the tokens from `at` on tell, and do not say how to order."""
+        """Return True if the tokens from `at` on can be a text, like "that I am late"."""
         language, tokens = self.tool.language, self.values.tokens[at:-1]
         plain = [t for t in tokens if t.kind != "quote"]
         said = [t.lower for t in plain if t.lower not in language.data["denials"]]

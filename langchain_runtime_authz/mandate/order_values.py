@@ -34,7 +34,7 @@ Bound = dict[str, tuple[Token, ...]]
 
 
 def cuts(tokens: Sequence[Token]) -> list[list[Token]]:
-    """Return the ways to cut tokens: times off dates or not, units off numbers or not."""
+    """Return the ways to cut tokens: "5 May 3pm" and "5km" each whole or in two."""
     several = [(timed, united) for timed in (True, False) for united in (False, True)]
     ways = [[*chain.from_iterable(_cut(t, timed=timed, united=united) for t in tokens)] for timed, united in several]
     return [way for n, way in enumerate(ways) if way not in ways[:n]]
@@ -66,11 +66,11 @@ class Values:
         self.tool, self.language, self.text = tool, tool.language, text
         self.data, self.coins = tool.language.data, tool.language.coins
         self.tokens: list[Token] = []
-        self.strict = False  # whether a verb suggests the order, and not the profile
+        self.strict = False  # True while an order is read that the profile does not declare
         self.tries = 0
 
     def suiting(self, argument: Argued, at: int, *, words: int = 0) -> Iterator[tuple[Bound, int]]:
-        """Yield (values of an argument at `at`, next index), after its article and label.
+        """Yield values of an argument from token `at` on, with the next token's index.
 
         So many `words` in lower case are a value too: of a write also with an article, before a word of the argument.
         """
@@ -92,7 +92,7 @@ class Values:
                 kind == "number" and argument.kind in NAMED and not labelled and singular(label) not in argument.words
             )
             counted = behind_it.kind == "word" and behind_it.lower not in self.language.closed
-            doubts = (  # each for a text like the quoted one
+            doubts = (  # each is true for a text like its example
                 determiner in self.data["indefinite"] and kind not in {"quote", "choice"},  # "a Math course"
                 determiner and kind == "date",  # "the Friday"
                 labelled and singular(label) != label and len(values) == 1,  # "the pages p1 to p9"
@@ -106,7 +106,7 @@ class Values:
                 yield self._bound(argument, values), end + 1  # "the CS-101 course"
 
     def _bound(self, argument: Argued, values: tuple[Token, ...]) -> Bound:
-        """Return argument → values and, for money, the currency's argument → currency."""
+        """Return argument → values; for money, also the currency's argument → currency."""
         if values[0].kind != "money" or not self.tool.coin:
             return {argument.name: values}
         code = re.sub(NUMBER, "", (money := values[0]).text).strip()
@@ -115,7 +115,7 @@ class Values:
         return {argument.name: values, self.tool.coin: (coin,)}
 
     def _values(self, argument: Argued, at: int) -> Iterator[tuple[tuple[Token, ...], int]]:
-        """Yield (values of an argument at `at`, next index), without article and label."""
+        """Yield values like `suiting`; there is no article or label at `at`."""
         at += argument.kind == "text" and self.tokens[at].kind == "colon"  # 'Tell Bob: "hello"'
         token = self.tokens[at]
         yield from (choices := [*self._choices(argument, at)])
@@ -195,7 +195,7 @@ class Values:
                 yield self.one(at, end, "address"), end  # "5 Harbour Street"
 
     def _in_words(self, argument: Argued, at: int, words: int) -> Iterator[tuple[tuple[Token, ...], int]]:
-        """Yield one value of each number of words that are values, not parts of a remark."""
+        """Yield values of one word, two words …, up to a word that cannot be of a value."""
         kind = "name" if argument.kind == "principal" else "id"
         for end in range(at + 1, at + words + 1 if argument.kind in NAMED | {"place", "value"} else 0):
             token = self.tokens[end - 1]
@@ -206,11 +206,12 @@ class Values:
                 yield self.one(at, end, kind), end
 
     def _called(self, token: Token) -> bool:
-        """Return True for a word of a name, like "Jan" of "Jan Vos"."""
+        """Return True if a token can be part of a name, like "Jan" of "Jan Vos"."""
         known = token.lower in self.language.months or self.language.value(token)
         return token.kind == "name" and known and token.lower not in self.tool.verbs
 
     def one(self, begin: int, end: int, kind: str, text: str = "") -> tuple[Token, ...]:
+        """Return the tokens from `begin` to `end` as one value (with `text`, if given)."""
         start, stop = self.tokens[begin].start, self.tokens[end - 1].end
         return (Token(kind, text or self.text[start:stop], start, stop),)
 
@@ -230,7 +231,7 @@ class Values:
         return token.text.replace(",", "") if grouped and argument.types else ""
 
     def _paid(self, argument: Argued, amount: Token) -> bool:
-        """Return True if an argument may be this amount: "{limit} EUR" takes no USD."""
+        """Return True if the amount's currency fits: "{limit} EUR" does not fit 45 USD."""
         code, words = re.sub(NUMBER, "", amount.text).strip().lower(), {*words_of(argument.name)}
         if argument.kind != "amount" or not (code or (self.strict and self.tool.effect == "pay")):
             return True

@@ -30,6 +30,7 @@ class Row(NamedTuple):
         return self.mine and not self.listed(path)
 
     def worth(self, path: str, conditions: Sequence[object] = ()) -> int:
+        """Return the trust of the record's field `path`, like `chosen_by`."""
         return chosen_by(self.output.profile, joined(self.base, path), conditions, mine=self.owned(path))
 
     def listed(self, path: str) -> bool:
@@ -66,10 +67,10 @@ def made_by(own: Sequence[Any], record: Any, profile: ToolProfile, base: str = "
 
 
 def chosen_by(profile: ToolProfile, path: str, conditions: Sequence[object], *, mine: bool = False) -> int:
-    """Return the trust of a field that chooses a record by `conditions`.
+    """Return the trust of a field that chooses a record by `conditions`, like `worth`.
 
-    A counterparty may choose an account, but cannot give somebody else's. So if the system writes the field, and the
-    conditions name one account, the field is trusted.
+    A counterparty chooses from which account it pays, but only from its own. So if the system writes the account, and
+    the conditions name one account, the field is trusted.
     """
     field, found = field_trust(profile, path), worth(profile, path, mine=mine)
     if found or field.origin != "system" or field.prose or not field.counterparty or not conditions:
@@ -84,7 +85,8 @@ def _identifies(value: object) -> bool:
 def worth(profile: ToolProfile, path: str, *, mine: bool = False) -> int:
     """Return a field's trust: 2 system, 1 internal, 0 outsider, counterparty or prose.
 
-    `mine`: the record is the subject's own. Then the fields next to its author count 1, because no outsider chose them.
+    `mine`: the subject made the record. Then the fields next to the author's have trust 1, because the subject chose
+    them.
     """
     field, beside = field_trust(profile, path), (profile.author or "").rpartition(".")[0]
     mine = mine and path.rpartition(".")[0] == beside
@@ -92,18 +94,22 @@ def worth(profile: ToolProfile, path: str, *, mine: bool = False) -> int:
 
 
 def within_row(row: Row, name: str) -> str:
+    """Return a field's path within the record, from its path within the output."""
     return below(row.base, name)
 
 
 def below(base: str, name: str) -> str:
+    """Return the dotted path `name` without the path `base` at its beginning."""
     return name.removeprefix(f"{base}.") if base else name
 
 
 def joined(base: str, path: str) -> str:
+    """Return two dotted paths as one; either may be empty."""
     return f"{base}.{path}" if base and path else base or path
 
 
 def values_of(row: Row, path: str) -> list[Any]:
+    """Return the scalars at a path within the record; `[None]` if there are too many."""
     nodes = reads.nodes_at(row.record, path)
     if len(nodes) == 1 and type(nodes[0]) in SHORT_KINDS and nodes[0] != "":
         return nodes
@@ -133,7 +139,7 @@ def record_key(row: Row) -> str:
 
 
 def _core(value: Any, profile: ToolProfile, path: str, mine: bool) -> Any:
-    # What outsiders add leaves nothing, not even a name.
+    # Without the untrusted values, and without the names of members whose values are all untrusted.
     if isinstance(value, dict):
         held = {name: _core(inner, profile, joined(path, name), mine) for name, inner in value.items()}
         return {name: inner for name, inner in held.items() if not absent(inner)}

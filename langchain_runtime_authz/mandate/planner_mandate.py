@@ -1,7 +1,7 @@
 """Keep those steps of a planner's mandate that the user's messages back.
 
-A planner is a model: it may be wrong, or hijacked by pasted text. So its output is not trusted. A step is kept or
-dropped, but its values are never corrected. Parts that only narrow the mandate are kept. A step is backed if:
+A planner is a model: it may be wrong, or hijacked by pasted text. So each step that the messages do not back is
+dropped; a step is never corrected. Limits and prohibitions stay, because they only narrow. A step is backed if:
 
 - Each value stands in the user's messages, as a whole token or quotation, in an order and not in a question.
 - Each position in the messages backs one argument of one step. All positions of a side effect are in one sentence of
@@ -75,7 +75,7 @@ def _few(confirm: Sequence[str], effects: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def arguments(signature: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return argument → schema. `signature`: a tool's JSON schema, or such a mapping."""
+    """Return argument → JSON schema, from a tool's schema or a mapping of this form."""
     inner = signature.get("properties")
     return inner if signature.get("type") == "object" and isinstance(inner, Mapping) else signature
 
@@ -97,9 +97,10 @@ class _Check:
         self.needs = 0
         self.kept: dict[str, model.Step] = {}
         self.lost: dict[str, str] = {}
-        self.behind: dict[str, dict[str, None]] = {}  # step → reads it depends on, directly or not
+        self.behind: dict[str, dict[str, None]] = {}  # step → the reads on which it depends, directly or indirectly
         within = {name for name, profile in profiles.items() if profile.inside or not profile.ordered}
-        self.leaving = {s.id for s in mandate.steps if s.tool not in within}  # with the reads they depend on
+        # Steps that act outside the application, and the reads on which they depend.
+        self.leaving = {s.id for s in mandate.steps if s.tool not in within}
         for step in reversed(mandate.steps):
             self.leaving.update(step.sources if step.id in self.leaving else ())
 
@@ -107,7 +108,7 @@ class _Check:
         steps = [self.kept.get(step.id, step) for step in self.mandate.steps]
         ordered = in_order(steps, self.profiles, self.signatures)
         for step, given in zip(ordered, self.mandate.steps, strict=True):
-            # A deletion does not go ahead if the copy before it was dropped.
+            # For example, a file is not deleted if the step that copies it was dropped.
             for needed in (*given.sources, given.after, step.after):
                 if needed in self.lost:
                     self.lost.setdefault(step.id, f"it depends on `{needed}`")
@@ -119,12 +120,12 @@ class _Check:
         mine = bool(parts) and all(isinstance(part, model.Own) for part in parts)
         profile = self.profiles[step.tool]
         said = [c.place.segment for name in (step.id, *self.behind[step.id]) for c in self.placing.claims[name]]
-        # Of a write inside one value stands in the newest message; else all, also those of its reads.
+        # A write inside needs one value in the newest message. Other effects need all, also the values of their reads.
         anchored = (max if profile.inside else min)(said, default=-1) >= self.words.newest
-        if profile.inside and not anchored:  # "ok, commit it"
+        if profile.inside and not anchored:  # "ok, commit it": the newest message has only the verb
             verbs = [Tool(step.tool, profile, {}, one).verbs - (one.closed - one.verbs) for one in languages()]
             anchored = self.words.order_to(set().union(*verbs))
-        texts = [step.args.get(name) for name in profile.text]  # the model may write one that is left out
+        texts = [step.args.get(name) for name in profile.text]  # `None`: the step leaves the text to the model
         loose = not all(isinstance(text, model.Const) or getattr(text, "quote", ()) for text in texts)
         unbacked = (not mine or profile.effect in RISKY) and not anchored
         return profile.side_effect and (unbacked or (loose and self.placing.quotes_more(step.id)))
@@ -135,6 +136,7 @@ class _Check:
         self.lost |= self.placing.mixed([(s, self.profiles[s.tool]) for s in orders])
 
     def take(self, step: model.Step) -> None:
+        """Record why a step is dropped; else keep it, with the positions of its values."""
         if why := self._unfit(step) or self._place(step):
             self.lost[step.id] = why
 
@@ -172,7 +174,7 @@ class _Check:
         if isinstance(argument, model.Field | model.Pick | model.Each):
             read = self.profiles[self.kept[argument.step].tool]
             wanted = profile.side_effect and profile.critical.get(name) in DESTINATIONS
-            mine = read.author is not None  # then each record is looked at when it is read
+            mine = read.author is not None  # then the trust of each record is known only when it is read
             found = {argument.path: worth(read, argument.path, mine=mine) - (1 if wanted else 0)}
             if not isinstance(argument, model.Field):
                 found = {
@@ -208,7 +210,7 @@ class _Check:
         for claim in placed:
             said.setdefault(claim.need.owner, []).append(claim.place)
         plain = {n: self._said(a, said.get(n)) for n, a in args.items()}
-        # "Today" of an earlier message may be over.
+        # A day of an earlier message, like "today", was meant from another date.
         days = [claim.place for claim in placed if claim.need.owner in profile.when]
         texts = [segment.text for segment in self.words.segments] if days else []
         near = ((n, stands_alone(texts[n], start, end, "\n".join(texts))) for n, start, end in days)
@@ -246,7 +248,7 @@ class _Check:
             yield Need(" times", step.times, counts=True, strict=profile.effect in RISKY)
 
     def _said(self, argument: model.Argument, places: Sequence[Place] | None) -> model.Argument:
-        """Return an argument; with its position, if a constant or a text of one quotation."""
+        """Return the argument, with its position in the messages if there is only one."""
         if not places or not isinstance(argument, model.Const | model.Text):
             return model.Const(value=argument.value) if isinstance(argument, model.Const) else argument
         n, start, end = hull(places)

@@ -1,8 +1,7 @@
 """Keep the outputs of a task's reads, from which a mandate takes values.
 
 Within a task, only the first output of each read counts. So repeating a read does not change the values with which
-calls are compared. `pep.call_mandate` says when a newer task uses outputs of an older one. A cut or forgotten
-output gives no value.
+calls are compared. `pep.call_mandate` says when a newer task uses outputs of an older one. A cut output is not used.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ MAX_TASKS: Final = 4  # tasks with recorded outputs
 MAX_REPEATS: Final = 64  # later outputs of reads that were recorded before
 MAX_WEIGHT: Final = 4_000_000  # characters, plus `json_copy.NODE` for each node
 MAX_WRITTEN: Final = 8192  # normal forms of the arguments of side effects
-# A task: its epoch, and its application's mandate (a digest). If a read was not made for it, outputs of older tasks count,
-# from the epoch that stands third.
+# A task: its epoch, its application's mandate (a digest), and the epoch from which outputs of older tasks count too, if
+# a read was not made for this task.
 Task = tuple[int, str, int | None]
 NO_TASK: Final = (0, "", None)
 
@@ -39,47 +38,54 @@ NO_TASK: Final = (0, "", None)
 class Output:
     """A read's output as JSON.
 
-    `complete`: nothing was cut. `turn`: recording order. `resource`: what was read, and its version.
+    `complete`: nothing was cut. `position`: in the order of recording. `resource`: what was read, and its version.
     """
 
-    __slots__ = ("_words", "args", "complete", "given", "profile", "resource", "turn", "value", "weight")
+    __slots__ = ("_words", "args", "complete", "given", "position", "profile", "resource", "value", "weight")
 
     def __init__(
-        self, profile: ToolProfile, args: dict[str, Any], given: frozenset[str], value: Any, complete: bool, turn: int
+        self,
+        profile: ToolProfile,
+        args: dict[str, Any],
+        given: frozenset[str],
+        value: Any,
+        complete: bool,
+        position: int,
     ) -> None:
         self.profile, self.args, self.given = profile, args, given
-        self.value, self.complete, self.turn = value, complete, turn
+        self.value, self.complete, self.position = value, complete, position
         self.weight = 0
         self.resource: tuple[str, str] | None = None
         self._words: Words | None = None
 
     @property
     def words(self) -> Words:
+        """Return the words of the value, to find copied passages."""
         if self._words is None:
             self._words = Words(text_of(self.value))
         return self._words
 
     def forget(self) -> None:
-        """Drop the value but keep the call, so that a later output is not the first."""
+        """Drop the value, but not the call: the output of a repetition does not count."""
         self.value, self.complete, self.weight, self._words = None, False, 0, None
 
 
 class Outputs:
-    """Hold outputs of reads and arguments of side effects, up to the limits above.
+    """The outputs of reads and the arguments of side effects, up to fixed sizes.
 
     Entries are parsed at the first query. Parsing takes `lock`, so callers must not hold it.
     """
 
     def __init__(self, lock: threading.Lock | None = None) -> None:
-        self._lost = False  # the text of an output is not held, or not in full
+        self._lost = False  # True if an output was dropped or cut
         self._first: dict[tuple[int, str], dict[str, dict[str, Output]]] = {}  # task → tool → arguments
         self._order: deque[Output] = deque()
         self._repeats: deque[Output] = deque(maxlen=MAX_REPEATS)
         self._unread: deque[tuple[Any, ...]] = deque()
         self._lock = lock if lock is not None else forkable_lock()
         self._written: dict[str, int] = {}
-        self._left_out = float("inf")  # turn of the first side effect whose values were not all recorded
-        self._entries = self._weight = self._turn = self._waiting = self._claims = 0
+        self._left_out = float("inf")  # position of the first side effect whose values were not all recorded
+        self._entries = self._weight = self._position = self._waiting = self._claims = 0
 
     def record(
         self,
@@ -115,7 +121,7 @@ class Outputs:
             self._read()
 
     def missed(self, history: History) -> None:
-        """Stop trusting fields and texts that other processes may have written or read."""
+        """Account for calls of other processes: trust less what they may have caused."""
         self._read()
         if sum(history.calls.values()) > self._claims:
             self._lost |= bool(history.classes_read)
@@ -127,7 +133,7 @@ class Outputs:
             self._waiting = 0
             while self._unread:
                 entry = self._unread.popleft()
-                self._turn += 1
+                self._position += 1
                 if len(entry) == 1:
                     self._claims += 1
                     self._note(*entry)
@@ -144,14 +150,14 @@ class Outputs:
             value, whole, weight = read.read(value, 0), read.complete, read.chars + read.nodes * json_copy.NODE
         names = frozenset(held if given is None else given)
         self._lost |= not whole
-        found = Output(profile, held, names, value, whole, self._turn)
+        found = Output(profile, held, names, value, whole, self._position)
         found.weight, found.resource = weight, resource
         known = self._first.setdefault(task[:2], {}).setdefault(tool, {})
         if len(self._first) > MAX_TASKS:
             self._entries -= sum(map(len, self._first.pop(next(iter(self._first))).values()))
         name = key(json.dumps(_canonical({n: v for n, v in held.items() if not absent(v)}), sort_keys=True))
         first = known.get(name)
-        if words or first is not None or not sent.complete or self._entries >= MAX_ENTRIES:  # cut ones fit no step
+        if words or first is not None or not sent.complete or self._entries >= MAX_ENTRIES:  # only its words count
             if all(one is None or one.value != value for one in (first, *self._repeats)):
                 found.weight = 0
                 self._lost |= len(self._repeats) == MAX_REPEATS
@@ -170,27 +176,27 @@ class Outputs:
     def _note(self, args: Mapping[str, Any] | None) -> None:
         for form in value_forms(args or {}):
             if form is None or len(self._written) >= MAX_WRITTEN:
-                self._left_out = min(self._left_out, self._turn)
+                self._left_out = min(self._left_out, self._position)
                 return
-            self._written.setdefault(form, self._turn)
+            self._written.setdefault(form, self._position)
 
-    def written(self, value: object, turn: int, where: Sequence[object] = ()) -> bool:
-        """Return True if a side effect before `turn` had the value, or too many to record.
+    def written(self, value: object, position: int, where: Sequence[object] = ()) -> bool:
+        """Return True if a side effect before `position` had the value, or if unknown.
 
         A part of the value that meets a condition of `where` counts too, because a service may add to a text.
         """
         self._read()
         parts = [fold(tidy(one.text)) for one in where if isinstance(one, Contains | StartsWith)]
         known = (form for one in (value, *parts) for form in scalar_forms(one))
-        if self._left_out < turn or any(self._written.get(form, turn) < turn for form in known):
+        if self._left_out < position or any(self._written.get(form, position) < position for form in known):
             return True
         text = fold(tidy(str(value))) if parts else ""
         earlier = [*self._written.items()] if parts else []  # a copy: another thread may add one
-        inner = (fold(form.partition(":")[2]) for form, at in earlier if at < turn)
+        inner = (fold(form.partition(":")[2]) for form, at in earlier if at < position)
         return any(one in text and part in one for one in inner for part in parts)
 
     def drop(self, versions: Mapping[str, str]) -> bool:
-        """Drop what reads of other versions of resources returned. Return True if any did."""
+        """Drop outputs whose resource has another version in `versions`; True if any had."""
         self._read()
         with self._lock:
             before = self._entries
@@ -201,6 +207,7 @@ class Outputs:
             return self._entries < before
 
     def of(self, tool: str, task: Task = NO_TASK) -> Collection[Output]:
+        """Return the first outputs of a tool's calls for a task."""
         self._read()
         return tuple(self._first.get(task[:2], {}).get(tool, {}).values())  # a copy: another thread may add one
 
@@ -246,7 +253,7 @@ def scalar_forms(value: object, *, said: bool = False) -> tuple[str, ...]:
 
 
 def scalars(value: object, most: int, *, mappings: bool = True) -> list[Any] | None:
-    """Return the scalars in a value; None for more than `most`, or a refused mapping."""
+    """Return a value's scalars; None for over `most`, or for an excluded mapping."""
     found: list[Any] = []
     stack: list[Any] = [value]
     while stack:
@@ -274,4 +281,5 @@ def nodes_at(value: object, path: str) -> list[Any]:
 
 
 def text_of(value: object) -> str:
+    """Return all scalars in a value, one a line."""
     return "\n".join(map(str, scalars(value, 2 * json_copy.MAX_NODES) or ()))

@@ -1,4 +1,4 @@
-"""Take steps that share a target in their order; one may depend on another.
+"""Let a step wait for an earlier one with the same target, on which it may depend.
 
 "Copy b to c. Copy a to b." loses b if the second copy is made first.
 """
@@ -62,7 +62,8 @@ def _hits(step: Step, profile: ToolProfile, schemas: Mapping[str, object]) -> Hi
         if isinstance(argument, Field | Pick | Each):
             targets = {f"{argument.step} {argument.path}": place}
         if isinstance(argument, Pick) and argument.min is argument.max is None:
-            records, (choice,) = (*sorted(argument.where),), targets  # other values of these fields: another record
+            # If two steps choose by the same fields, they have one target only if the conditions are equal.
+            records, (choice,) = (*sorted(argument.where),), targets
             targets = {choice: records, f"{choice} {sorted(argument.where.items())}": place}
         if kind in TARGETS:
             of = step.tool if kind == "principal" else ""

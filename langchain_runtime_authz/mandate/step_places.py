@@ -33,7 +33,7 @@ class Need(NamedTuple):
         ends: the value must reach to the end of its sentence or quotation, so that a command is not cut.
         counts: the value is a number of calls.
         strict: the step pays, deletes or administers.
-        shares: other values of the owner may have the same position: choices, and conditions on one field.
+        shares: several values of the owner may have the same position: choices, and conditions on one field.
         joined: the values of the owner must stand next to each other.
         rate: the value is a percentage.
         inside: the step writes inside the application, or only such steps need it.
@@ -63,7 +63,7 @@ Placed = tuple[list[Claim], str | None]  # the claims, or why there are none
 
 
 class Placing:
-    """The positions of a mandate's steps. `claims`: id of a kept step → its claims."""
+    """The positions that back a mandate's steps. `claims`: by step id."""
 
     def __init__(self, words: Texts) -> None:
         self.words = words
@@ -80,6 +80,7 @@ class Placing:
         return placed, None
 
     def order(self, step: Step, profile: ToolProfile, needs: Sequence[Need]) -> Placed:
+        """Find positions for the values of a side effect, in one ordering sentence."""
         choices, before = [], list[Claim]()
         for need in needs:
             found = self._choices(need)
@@ -93,7 +94,7 @@ class Placing:
             choices.append((need, inside))
         if not choices:
             return [], "the newest message says none of its values"
-        choices.sort(key=lambda c: (c[0].dictated, c[0].counts, len(c[1])))  # needs with few positions first
+        choices.sort(key=lambda c: (c[0].dictated, c[0].counts, len(c[1])))  # values with few positions choose first
         why = "the user's words do not say all of it in one sentence"
         for n, sentence in dict.fromkeys(self._sentence(place) for place in choices[0][1]):
             here = [(need, [p for p in found if self._inside(need, p, n, sentence)]) for need, found in choices]
@@ -150,7 +151,7 @@ class Placing:
         used, segments = [c.place for several in self.claims.values() for c in several], self.words.segments
         last = [*enumerate(segments)][self.words.newest :]
         quoted = [Place(n, *span) for n, segment in last for span in segment.quotations]
-        if self.claims[step]:  # dictated text may follow the sentence
+        if self.claims[step]:  # only quotations from the step's sentence on: a dictated text follows its order
             n, start, _ = hull([c.place for c in self.claims[step]])
             first = segments[n].sentence(start)
             quoted = [q for q in quoted if q.segment == n and q.start >= segments[n].starts[first]]
@@ -167,7 +168,7 @@ class Placing:
     def _ends(self, place: Place) -> bool:
         segment = self.words.segments[place.segment]
         if any(first <= place.start and place.end <= last for first, last in segment.quotations):
-            return True  # `Segment.whole` has checked that the value is the whole quotation
+            return True  # the value is the whole quotation, which `Segment.whole` has checked
         end = segment.span(segment.sentence(place.start))[1]
         return not segment.text[place.end : end].strip(" \t\n.,;:!?")
 
@@ -235,11 +236,12 @@ class Placing:
 
 
 def _deed(step: Step, profile: ToolProfile) -> str:
-    """Return the name under which a step claims positions. Two effects share none."""
+    """Return the name under which a step claims positions. No two effects share one."""
     return f"{profile.effect} {step.deed}" if step.deed else f"step {step.id}"
 
 
 def hull(places: Sequence[Place]) -> Place:
+    """Return the span from the first to the last place, in the last place's segment."""
     n = max(places).segment
     return Place(n, min(p.start for p in places if p.segment == n), max(p.end for p in places if p.segment == n))
 

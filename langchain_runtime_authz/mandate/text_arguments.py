@@ -19,7 +19,7 @@ _LETTERS: Final = 12  # characters in a row that count as copied, in scripts wit
 _DIGITS: Final = 3  # a number of at most so many digits identifies nothing
 _LONG: Final = 12  # a token of so many characters, with digits or mixed case, identifies something
 _TOKEN: Final = lazy(r"[!-~]{4,}")
-_NAMED: Final = lazy(  # hosts of other scripts or of numbers, handles and issues, shares
+_NAMED: Final = lazy(  # hosts in other scripts or of numbers; handles and issues; network shares
     r"[^\W_]{1,63}(?:(?<=[^\x00-\x7f])\.|\.(?=[^\x00-\x7f])|(?<=[a-z0-9])\u3002(?=[a-z]))[^\W\d_]{2,24}"
     r"|(?:\d{1,3}\.){3}\d{1,3}|(?<![\w/&])(?:@|#(?=\d))\w+|(?:(?<!:)//|\\\\)\w+",
     re.IGNORECASE,
@@ -77,7 +77,7 @@ def _tokens(text: str) -> Iterable[str]:
         token = whole.strip(_EDGES)
         if _DOMAIN.search(token):
             yield fold(token)
-            if host := _HOST.match(token):  # who may tell an address may tell its host
+            if host := _HOST.match(token):  # if an address is allowed, so is its host alone
                 yield fold(host[1])
             continue
         for part in _PARTS.split(token):
@@ -98,9 +98,11 @@ class Words:
         self._parts = tuple((f" {' '.join(p)} ", frozenset(p), n) for p, n in ((words, RUN), (signs, _LETTERS)) if p)
 
     def runs(self) -> set[tuple[str, ...]]:
+        """Return all runs of `RUN` words, and of characters in scripts without blanks."""
         return {run for joined, _, n in self._parts for run in _runs(joined, n)}
 
     def holds(self, runs: Iterable[tuple[str, ...]]) -> bool:
+        """Return True if the text has one of these runs."""
         for joined, known, n in self._parts:
             near = {run for run in runs if len(run) == n and known.issuperset(run)}
             few = len(near) <= _FEW
@@ -115,7 +117,10 @@ def _runs(joined: str, n: int) -> Iterable[tuple[str, ...]]:
 
 
 def borrowed(text: str, allowed: str, others: Iterable[Words | None]) -> bool:
-    """Return True if `others` (None: lost) hold a run of `text` that `allowed` lacks."""
+    """Return True if one of `others` holds a run of `text` that `allowed` lacks.
+
+    `None` stands for a text that is lost, which may hold any run.
+    """
     runs = Words(text).runs()
     runs = runs and runs - Words(allowed).runs()
-    return bool(runs) and any(other is None or other.holds(runs) for other in others)  # `None`: lost words
+    return bool(runs) and any(other is None or other.holds(runs) for other in others)

@@ -1,4 +1,4 @@
-"""Compare a plain value with a constant, range, folder or condition. No reads.
+"""Compare a plain value with a constant, range, folder or condition.
 
 Comparisons are exact or by normal form. A value without a form equals nothing. All readings of a number must agree.
 """
@@ -43,7 +43,7 @@ _ISO_PART: Final = re.compile(r"\d{4}-\d\d|\d\d:\d\d")
 _ISO: Final = re.compile(r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d.{0,25})?")
 _YEAR: Final = 365  # days
 _DATE: Final = 10  # characters of an ISO 8601 date
-_SHOWN: Final = re.compile(r"[^<>@,;\d]{0,40}<([^<>\s,;]+)>")  # a longer name could be a message
+_SHOWN: Final = re.compile(r"[^<>@,;\d]{0,40}<([^<>\s,;]+)>")  # "Bob <b@x.org>"; a longer name could be a message
 _CLIMBS: Final = re.compile(r"\\|%(?:2e|2f|5c|25)|\.;|[\x00-\x1f\x7f]", re.IGNORECASE)
 SEVERAL: Final = re.compile(r"[*?\[\]{}]")  # a pattern stands for more than one path
 _SIGNS: Final = re.compile(r"(?:\+[^@\s]*(?=@)|[^\w|]|_)+")  # `|` may stand for a letter
@@ -76,7 +76,7 @@ def _same(value: Any, constant: Any, kind: str) -> bool:
     if kind in _SPELLED and not _spelled(value, constant, own, said, kind):
         return False
     if kind in DESTINATIONS and str(value).strip()[:1] == "+" != str(constant).strip()[:1]:
-        return False  # one is a telephone number
+        return False  # only one of them is a telephone number
     if kind == "amount" and commas(value) and value != constant:
         return False
     numbers = {f for f in said if f.startswith("num:")}
@@ -106,7 +106,7 @@ def equal(items: Sequence[Any], ordered: Sequence[Any], kind: str) -> bool:
 
 
 def as_exact(value: object, named: object) -> bool:
-    """Return True if a value is written as in `named`, or as the same ISO 8601 date."""
+    """Return True if a value is written like `named`, or is the same ISO 8601 date."""
     values, choices = (scalars(each, MAX_ARGUMENT_NODES) or () for each in (value, named))
     moments = {part for one in choices for part in _moments(one)}
     return all(v in choices or (reading(v) and set() < {*_moments(v)} <= moments) for v in values)
@@ -161,7 +161,7 @@ def _same_moment(value: Any, constant: Any, own: Sequence[str], said: Sequence[s
 
 
 def lacks_zone(bound: object, value: object) -> bool:
-    """Return True if a bound has a time without the zone that the value's time has."""
+    """Return True if the value's time names a zone, and the bound's time does not."""
     at, said = reading(value), reading(bound)
     if not isinstance(at, datetime.datetime) or not isinstance(said, datetime.datetime):
         return False
@@ -180,6 +180,7 @@ def in_zone(value: object, zone: datetime.tzinfo) -> object:
 
 
 def names_zone(values: object) -> bool:
+    """Return True if one of the values is a time that names its zone."""
     return any(_ZONE.search(str(one).strip()) for one in scalars(values, MAX_ITEMS) or ())
 
 
@@ -192,7 +193,7 @@ def dates(value: object) -> list[str]:
 def upcoming(days: Sequence[str], now: float) -> bool:
     """Return True if no day lacks a year, or all full dates lie in the coming year.
 
-    The coming year begins one day ago, because that day may still be today in the user's zone.
+    The year begins one day ago, because that day may still be today in the user's zone.
     """
     first = datetime.datetime.fromtimestamp(now, datetime.UTC).date() - datetime.timedelta(days=1)
     full = [day for day in days if day[0] != "-"]
@@ -318,7 +319,7 @@ def among(value: Scalar, own: Sequence[Scalar]) -> bool:
 def meets(
     condition: Condition, values: Sequence[Any], own: Sequence[Scalar] = (), zone: datetime.tzinfo | None = None
 ) -> bool | None:
-    """Return True if a value meets the condition (`Not`: none does); None if unsure.
+    """Return True if a value meets the condition (`Not`: none does), None if unsure.
 
     `zone`: the zone of a date or time of the condition that names none.
     """
@@ -345,7 +346,7 @@ def _holds(
     if not isinstance(value, bool) and not scalar_forms(value):
         return None
     if isinstance(condition, Own):
-        # A name or an address with more around it may be the subject's.
+        # If a text only contains a name or an address, it may still mean the subject: not certain.
         shown = mentions(str(value)).keys()
         unsure = not own or any(stands(one, str(value)) or not shown.isdisjoint(scalar_forms(one)) for one in own)
         return among(value, own) or (None if unsure else False)
@@ -368,7 +369,7 @@ def _close(value: Scalar, constant: Scalar) -> bool:
         return type(value) is not type(constant)
     own, said = scalar_forms(value), scalar_forms(constant, said=True)
     shared, ours, theirs = ({f.partition(":")[0] for f in found} for found in ({*own} & {*said}, own, said))
-    unknown = "date" in ours and theirs == {"text"}  # what is not tomorrow?
+    unknown = "date" in ours and theirs == {"text"}  # a text may mean a date, like "tomorrow"
     return unknown or (not shared <= {"text"} and not {"date", "time"} & ours & theirs - shared)
 
 

@@ -1,7 +1,7 @@
 """Read a tool's arguments and orders from its profile and JSON schema.
 
-A profile's `intent` declares orders like `book {room} [on {date}]`. A verb alone suggests plain ones: `cancel` for a tool
-with an argument `booking` is `cancel {booking}`.
+A profile's `intent` declares orders like `book {room} [on {date}]`. If it declares only a verb, orders are suggested:
+`cancel`, for a tool with the argument `booking`, suggests `cancel {booking}`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NAMED: Final = frozenset({"principal", "object", "name", "channel"})  # kinds of
 TARGETS: Final = NAMED | {"url"}  # kinds that say whom or what a call affects
 _MAX_MORE: Final = 4  # arguments that a suggested order may name behind "with"
 _ROLE: Final = re.compile(r"<(\w+)>")
-_WAYS: Final = {  # effect → ways to go on after an order's verb; the first way whose arguments the tool has counts
+_WAYS: Final = {  # effect → what may follow an order's verb: the first group whose arguments the tool has
     "pay": (("<to> <amount>", "<amount> to <to>"), ("<to>",), ("<what>",)),
     "send": (
         ("[to] <to> <saying>", "<text> (to|in) <to>"),
@@ -43,13 +43,13 @@ class Argued:
     words: frozenset[str]
     required: bool
     choices: Mapping[str, str]  # what users say, as written or in lower case → the value
-    limited: bool  # to the choices
+    limited: bool  # True if only the choices are values
     types: frozenset[str]  # JSON types; empty if the schema has none
     fixed: frozenset[str]  # the values that an order may give; empty for any
 
 
 def plain(words: str) -> str:
-    """Return words to compare with choices: `on_hold` is "on hold", "-1" is not "1"."""
+    """Return words in the form in which choices are compared: `On_hold` as "on hold"."""
     return re.sub(r"(?<=\w)[\s_-]+(?=[^\W_])", " ", words).lower()
 
 
@@ -79,7 +79,7 @@ class Tool:
 
     @cached_property
     def orders(self) -> list[tuple[Pattern, bool]]:
-        """The orders. True marks one that only a verb suggests, and that is read strictly."""
+        """The orders, each with True if it is suggested; then it is read strictly."""
         more = (order for verb in self.entries for order in suggested(self, verb))
         return [*((parse(order), False) for order in self.profile.orders), *((parse(order), True) for order in more)]
 
@@ -127,7 +127,7 @@ class Tool:
 
 
 def suggested(tool: Tool, verb: str) -> Iterator[str]:
-    """Yield orders that begin with a verb, by the tool's arguments."""
+    """Yield orders that begin with `verb`, for the tool's effect and arguments."""
     said = _roles(tool)
     for ways in _WAYS.get(tool.effect, _PLAIN):
         if said.keys() >= {*_ROLE.findall(" ".join(ways))}:
@@ -149,7 +149,7 @@ def _roles(tool: Tool) -> dict[str, str]:
     texts = [a for a in given if a.kind == "text"]
     text = _only(a for a in texts if a.words.isdisjoint(data["headings"])) or _only(texts)
     hits = [a for a in given if a.kind in TARGETS and a is not to]
-    # The user in `delete_note` is not what is deleted.
+    # In `delete_note(user, note)`, the user is not what is deleted.
     what = _only(a for a in hits if (a.required if tool.effect == "send" else a.words - {a.kind} <= own))
     what = what or (to if tool.effect not in {"pay", "send"} else None)
     goal = to if to is not None and to.kind == "principal" and what is not to and tool.effect != "delete" else None
@@ -161,7 +161,7 @@ def _roles(tool: Tool) -> dict[str, str]:
     if text is not None:
         said["saying"] = f"[saying] {said['text']}" if text.required else f"[[saying] {said['text']}]"
     if what is not None:
-        named = what is to or not nouns.isdisjoint(what.words)  # the argument's own label says the noun
+        named = what is to or not nouns.isdisjoint(what.words)  # then the argument's label is the noun already
         said["nouns"] = "" if named else f"[{' '.join(tool.nouns)}]"
     return said
 

@@ -1,8 +1,8 @@
 """Compile a mandate from the user's words: cut a turn into clauses, find tools.
 
-This reads the orders that profiles declare, and plain ones that follow from a verb ("Pay Bob 45 EUR"). A turn is what the
-user sent at once. Every word of the turn must be understood. A condition, a question, a negation, a report, a future or
-a remark leaves the whole turn without a mandate. An approver is then asked about each side effect.
+This reads the orders that profiles declare or that a verb suggests ("Pay Bob 45 EUR"). A turn is what the user sent at
+once. Every word of the turn must be understood. If it has a condition, a question, a negation, a report, a future or a
+remark, the whole turn has no mandate: an approver is asked about each side effect.
 
 Only one tool may fit a clause, in one reading (`mandate.order_matching`). The words of a language are data.
 """
@@ -119,9 +119,9 @@ class _Turn:
         named = (n for t in self.tools for n in (*t.profile.critical, *t.profile.when, *t.profile.text))
         self.labels = frozenset(word for name in named for word in words_of(name)).union(self.data["headings"])
         self.kept: list[tuple[Tool, Step]] = []
-        self.checked = False  # a clause checks something, on which later orders may depend
-        self.untold = False  # a clause orders to tell something, without saying what
-        self.tries = 0  # of reading this turn
+        self.checked = False  # a clause orders a check, on whose result later orders may depend
+        self.untold = False  # a clause orders to send a text, but does not give the text
+        self.tries = 0  # positions of this turn at which orders were tried
         self.matches: dict[tuple[Token, ...], list[Match]] = {}  # of this message, by the tokens read
         self.text, self.digest = "", ""  # the message that is being read, and its digest
 
@@ -150,7 +150,7 @@ class _Turn:
         steps: dict[tuple[object, ...], Step] = {}
         for tool, step in self.kept:
             said = (step.tool, *_said(step).items())
-            if tool.profile.ordered and said not in steps:  # an order that is repeated counts once
+            if tool.profile.ordered and said not in steps:  # a repeated order counts once
                 steps[said] = on_days(step.model_copy(update={"id": f"{len(steps) + 1}"}), tool.profile, self.today)
         signatures = {tool.name: as_mapping(tool.schema.get("properties")) for tool in self.tools}
         numbered = in_order([*steps.values()], {tool.name: tool.profile for tool in self.tools}, signatures)
@@ -199,7 +199,7 @@ class _Turn:
         return self.matches[key]
 
     def _opened(self, tokens: Sequence[Token], at: int = 0, phrases: str = "openers") -> int:
-        """Return the index at which the clause begins, behind greetings (`phrases`)."""
+        """Return the index behind all leading `phrases`, like greetings."""
         while taken := self.language.match(phrases, tokens, at):
             at += taken
             at += at < len(tokens) and tokens[at].text == ","
@@ -295,7 +295,7 @@ class _Turn:
         return [(found[0][0], [step for one in steps for step in one])] if plain else []
 
     def _keep(self, tool: Tool, step: Step) -> None:
-        """Keep a step, or refuse it if another order has its target and may depend on it."""
+        """Add a step; refuse the turn if another order may depend on it: one target."""
         hit = _targets(tool, step)
         for other, known in self.kept if tool.profile.ordered else ():
             shared = hit & _targets(other, known) if other is not tool else hit == _targets(tool, known)
@@ -306,7 +306,7 @@ class _Turn:
     def _untailed(self, tokens: list[Token]) -> list[Token]:
         """Return the tokens without polite words at their end."""
         for at in range(max(0, len(tokens) - MAX_TAIL), len(tokens)):
-            capital = any(t.text[:1].isupper() for t in tokens[at:])  # "the page Shop Now"
+            capital = any(t.text[:1].isupper() for t in tokens[at:])  # a name: "the page Shop Now"
             if not capital and self.language.match("tails", tokens, at) == len(tokens) - at:
                 return self._untailed(tokens[: at - bool(at and tokens[at - 1].kind == "sep")])
         return tokens

@@ -11,7 +11,7 @@ here. Parts that OPA does not know are in the manifest's `metadata`, which OPA s
 | `cases` | requests and the decisions that they must get: tried before the bundle is used |
 | `entrypoint` | the rule that answers; by default the first that `wasm` in the manifest names |
 | `engine` | `cedar`: the bundle holds the files of `CEDAR` in place of Wasm and Rego |
-| `sha256` | each file's digest, so that an unsigned bundle cannot be read half written |
+| `sha256` | each file's digest, so that an unsigned bundle that is written halfway is refused |
 
 `revision` in the manifest is a whole number that grows with every release.
 """
@@ -61,7 +61,7 @@ Keys = Mapping[str, str | bytes]
 
 @pydantic_dataclass(frozen=True, config=ConfigDict(extra="forbid", defer_build=True))
 class Case:
-    """A request and its expected decision. `reasons`: codes in any order; `None`: any."""
+    """A request and its expected decision. `reasons` of `None` are not compared."""
 
     name: str
     request: EvaluationRequest
@@ -239,6 +239,7 @@ def _member(metadata: Mapping[str, Any], key: str, kind: type, name: str) -> Any
 
 
 def load_grants(source: Mapping[str, Any], where: str) -> dict[str, Grant]:
+    """Return `Grant`s by name, or raise `ConfigError` with `where` in its message."""
     found = {}
     for name, fields in source.items():
         try:
@@ -249,6 +250,7 @@ def load_grants(source: Mapping[str, Any], where: str) -> dict[str, Grant]:
 
 
 def load_cases(source: list[Any], where: str) -> tuple[Case, ...]:
+    """Return the cases of a list, or raise `ConfigError` with `where` in its message."""
     found = []
     for i, fields in enumerate(source, 1):
         given = fields if isinstance(fields, dict) else {}
@@ -298,6 +300,7 @@ def assemble(files: Mapping[str, bytes], revision: int, metadata: Mapping[str, A
 
 
 def json_object(content: bytes, name: str) -> dict[str, Any]:
+    """Return the JSON object in the file `name`, or raise `ConfigError`."""
     document = read_json(content, name)
     if not isinstance(document, dict):
         raise invalid(f"`{name}` must hold an object")
@@ -305,6 +308,7 @@ def json_object(content: bytes, name: str) -> dict[str, Any]:
 
 
 def invalid(detail: str) -> ConfigError:
+    """Return the error `policy_invalid`."""
     return ConfigError(detail, Code.POLICY_INVALID)
 
 
@@ -370,7 +374,7 @@ class _Literal(str):
 
 
 def _file_hash(name: str, content: bytes) -> str:
-    """Return a file's hash as OPA computes it: of JSON content, not of its layout."""
+    """Return a file's hash as OPA computes it, which ignores the layout of JSON."""
     if name.rpartition("/")[2] in (MANIFEST, DATA):
         try:
             content = _walk(json.loads(content, parse_int=_Literal, parse_float=_Literal)).encode()

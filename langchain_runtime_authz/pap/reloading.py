@@ -1,7 +1,7 @@
 """A PDP that reloads its policy from bundles, never from an older one.
 
-A reload swaps one reference to an immutable revision. So each evaluation uses one policy with its data, and the
-decision names that revision. Before, the new bundle is verified, compiled and tested on its cases, or the old stays.
+A new bundle is verified, compiled and tested on its cases; if this fails, the old policy stays. Then one reference to
+an immutable revision is swapped. So each evaluation uses one policy with its data, and the decision names its revision.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Seen = tuple[tuple[int, ...], ...]
 
 
 class HighestRevision:
-    """The highest revision used, kept over restarts and processes in the file `path`.
+    """The highest revision used, in the file `path`, for restarts and other processes.
 
     If the file cannot be read or written, no policy is used. A missing file means a first start, so people who can
     write or delete the file can bring back older policies.
@@ -61,7 +61,7 @@ class HighestRevision:
         """Record the use of this revision, on disk, before returning. Raises as `check`."""
         try:
             with file_lock(self.path.with_name(self.path.name + ".lock")):
-                used = self.check(bundle)  # another process may have been faster
+                used = self.check(bundle)  # another process may have recorded a higher one meanwhile
                 if not used:
                     _log.warning("first start: %s does not exist; policy %s is the first", self.path, bundle.revision)
                 if used < bundle.number:
@@ -96,9 +96,10 @@ class HighestRevision:
 
 @dataclass(frozen=True, slots=True)
 class PolicyStatus:
-    """The policy that decides, its signer, and why the source's bundle is not used.
+    """The policy that decides, its signer, and whether the source holds another one.
 
-    `refused` is "" if that bundle is used. `unconfirmed`: seconds since the source was last read and found valid.
+    `refused`: why the source's bundle is refused; "" if it is used. `unconfirmed`: seconds since the source was last
+    found valid.
     """
 
     revision: str
@@ -113,7 +114,7 @@ class _Live:
     pdp: WasmPDP | CedarPDP
 
     def concluded(self, body: bytes, answer: object) -> object:
-        """Name this revision in a decision. Deny if the tool has another profile here."""
+        """Return a decision with this revision. Deny if the bundle's profile differs."""
         if not isinstance(answer, Decision):
             return answer
         if self.bundle.profiles:
@@ -142,8 +143,8 @@ class ReloadingPDP(InProcess):
         state: file that keeps the highest revision that was used, for the next start and for other
             processes. By default it stands next to the source, with the source's name and `.highest`.
         poll: seconds between looks at the source.
-        max_staleness: seconds after the last look that found the source valid, from which everything is
-            denied with `policy_stale`; `None` for never.
+        max_staleness: if the source was not found valid for so many seconds, everything is denied with `policy_stale`;
+            `None` for never.
         pool_size: evaluations that may run at the same time.
         timeout: seconds after which an evaluation is stopped (and denied).
         deadline: seconds within which the calls of one message must be answered.
@@ -177,7 +178,8 @@ class ReloadingPDP(InProcess):
         limits = {"pool_size": checked_count("pool_size", pool_size), "timeout": checked_seconds("timeout", timeout)}
         self._limits: dict[str, Any] = limits
         self._refused, self._closed = "", False
-        # A refused source's state, when it may be read again, and why (as text, because frames would keep the bundle).
+        # Of a refused source: its stamp, when it may be read again, the error's detail and code. The exception itself
+        # would keep the refused bundle in memory, by its traceback's frames.
         self._rejected: tuple[Seen, float, str, str] | None = None
         self._seen: Seen = self._look()
         self._live = self._loaded(None)
@@ -187,6 +189,7 @@ class ReloadingPDP(InProcess):
 
     @property
     def name(self) -> str:
+        """Return the name of the bundle's engine, `wasm` or `cedar`."""
         return self._live.pdp.name
 
     @property
@@ -196,14 +199,17 @@ class ReloadingPDP(InProcess):
 
     @property
     def profiles(self) -> Mapping[str, ToolProfile]:
+        """Return the bundle's profiles, by tool."""
         return self._live.bundle.profiles
 
     @property
     def grants(self) -> Mapping[str, Grant]:
+        """Return the bundle's grants, by name."""
         return self._live.bundle.grants
 
     @property
     def status(self) -> PolicyStatus:
+        """Return what decides now, and whether it is up to date."""
         bundle = self._live.bundle
         return PolicyStatus(bundle.revision, bundle.signed_by, time.monotonic() - self._confirmed, self._refused)
 
@@ -230,11 +236,11 @@ class ReloadingPDP(InProcess):
                 self._highest.advance(new.bundle)  # another process may have advanced it; the file may be gone
             except ConfigError as exc:
                 if str(exc) != self._refused:
-                    # As text: a kept log record would keep the refused bundle by the traceback's frames.
+                    # Logged as text, for the same reason as `_rejected`.
                     _log.error("policy %s stays: %s", self.revision, printable(str(exc)))
                 self._refused = str(exc)
                 passes = isinstance(exc.__cause__, OSError) and not isinstance(exc.__cause__, gzip.BadGzipFile)
-                if state and self._rejected is None and not passes:  # if not read, not kept or too slow, try again
+                if state and self._rejected is None and not passes:  # the same files will be refused again
                     self._rejected = (state, time.monotonic() + _REMEMBERED, exc.detail or "", exc.code)
                 raise
             self._seen, self._refused, self._confirmed = seen, "", time.monotonic()

@@ -1,8 +1,8 @@
 """A host for Rego compiled to Wasm (OPA's Wasm ABI 1.2 and later), on wasmtime.
 
 One `Program` is a compiled policy with one data document and a pool of instances. The parsed data stays in an
-instance's memory. An evaluation writes its input after the data, calls `opa_eval` once, and reads one text, as OPA's
-own hosts do (openpolicyagent.org/docs/wasm, "Fast path").
+instance's memory. As in OPA's own hosts (openpolicyagent.org/docs/wasm, "Fast path"), an evaluation writes its input
+after the data, calls `opa_eval` once, and reads one text.
 
 A policy cannot call Python: a second Wasm module provides the functions that it imports, and they trap.
 """
@@ -108,7 +108,7 @@ class _Clock:
     def __init__(self) -> None:
         config = wasmtime.Config()
         config.epoch_interruption = True
-        # A fork's child lacks these threads, and would wait for them for ever.
+        # Compilation threads do not exist in a fork's child, which would wait for them for ever.
         config.parallel_compilation = False
         self.engine = wasmtime.Engine(config)
         self.host = wasmtime.Module(self.engine, _HOST)
@@ -122,6 +122,7 @@ class _Clock:
         self._thread: threading.Thread | None = None
 
     def serve(self, program: Program) -> None:
+        """Let the thread run until `program` is closed."""
         with self._lock:
             self.programs.add(program)
             if self._thread is None:
@@ -129,6 +130,7 @@ class _Clock:
                 self._thread.start()
 
     def wait(self) -> None:
+        """Wait for the thread's end if every program is closed."""
         with self._lock:
             thread = None if any(not p.closed for p in self.programs) else self._thread
         if thread is not None and thread is not threading.current_thread():
@@ -237,8 +239,7 @@ class Program:
             defined = text.startswith(_BEGIN) and text.endswith(_END)
             if not defined and text != b"[]":
                 raise PolicyFailed("the answer is not a result set")
-            # An instance is not used again after a failure, because its memory may be corrupt.
-            if not self.closed:
+            if not self.closed:  # an instance is not used again after a failure, because its memory may be corrupt
                 self._free.append(instance)
         finally:
             if places is not None:
@@ -323,7 +324,8 @@ class _Instance:
             answer = ctypes.string_at(self._base() + self._heap, 4)
             return self._text(int.from_bytes(answer, "little", signed=True))
         except wasmtime.Trap as exc:
-            # OPA says why it stops, like `own.rego:3:1: var assignment conflict`. The input lies behind the heap's start.
+            # OPA writes why it stops, like `own.rego:3:1: var assignment conflict`. Above the heap's start lies the
+            # input, which an error must not quote.
             at = self._why.value(self._store)
             why = self._text(at)[:_WHY].decode("ascii", "replace") if 0 < at < self._heap else exc.trap_code
             raise PolicyFailed(f"the evaluation trapped: {why}") from exc
@@ -331,7 +333,7 @@ class _Instance:
             if time.thread_time() >= _own.until:
                 raise TimeoutError from exc
             raise PolicyFailed("the evaluation failed") from exc
-        except struct.error as exc:  # the policy chooses every address
+        except struct.error as exc:  # the policy returned an address that is not a number of 32 bits
             raise PolicyFailed("an address outside the memory") from exc
 
     def table(self, name: str) -> dict[str, int]:
@@ -349,7 +351,7 @@ class _Instance:
         return ctypes.addressof(self._pointer().contents)
 
     def _write(self, at: int, data: bytes) -> None:
-        if at <= 0:  # likewise chosen by the policy
+        if at <= 0:  # the policy's own code chose the address
             raise PolicyFailed("an address outside the memory")
         missing = at + len(data) - self._size()
         if missing > 0:

@@ -6,7 +6,7 @@ are read, and an obligation is never dropped:
 | member | read as |
 |---|---|
 | `obligations` | the obligations profile's objects; members other than `id` and `type` are the properties |
-| … `notification` | our `notify`: `to` is the channel; `topic` and `body` are kept |
+| … `notification` | our `notify`: `to` becomes `channel`; `topic` and `body` stay |
 | … `custom` of the vendor `langchain-runtime-authz` | our obligation that `action` names |
 | … `step-up`, `session_termination`, other `custom` | not supported, so the call is denied |
 | `reasons` (`[{code}]`), `reason` (text that is a code) | reason codes |
@@ -43,8 +43,8 @@ class AuthzenPDP(RemotePDP):
     Args:
         url: the PDP's identifier: an https URL (http and `unix:///…` on this machine only).
         evaluation: path of the evaluation endpoint, below `url`.
-        evaluations: path of the endpoint for all calls of a message, or `None`. Without it, each call is a concurrent
-            request. Calls of one resource are sent so too, because some PDPs answer all of them like the first call.
+        evaluations: path of the endpoint for all calls of a message. With `None`, each call is a request of its own, and
+            the requests run concurrently. Calls of the same resource are sent so too: some PDPs answer them alike.
         deadline: seconds within which the calls of one message must be answered.
         connection: `timeout`, `ca_file`, `client_cert`, `token_file`, `proxy`, `pool_size`: see `_http.PDPConnection`.
 

@@ -43,25 +43,23 @@ class PDP(Protocol):
     from outside, so it must keep a deadline itself. A request that is answered too late is denied.
 
     Attributes:
-        name: low-cardinality name for spans and records, e.g. `wasm`.
-        revision: the version of the loaded policy and data; empty if only the answers state it.
         deadline: optional; seconds within which the calls of one message must be answered (2.0).
         in_process: optional; true if `evaluate` never waits. Then it runs on event loops, and its deadline is CPU time.
     """
 
     @property
     def name(self) -> str:
-        """Return the low-cardinality name."""
+        """Return the name in spans and records, e.g. `wasm`. Few values are possible."""
 
     @property
     def revision(self) -> str:
-        """Return the version of the loaded policy and data."""
+        """Return the version of policy and data; empty if only the answers state it."""
 
     def evaluate(self, body: bytes) -> object:
-        """Answer one request."""
+        """Return the answer to one request."""
 
     async def aevaluate(self, body: bytes) -> object:
-        """Answer one request without blocking the event loop."""
+        """Answer like `evaluate`, without blocking the event loop."""
 
 
 @runtime_checkable
@@ -73,10 +71,10 @@ class BatchPDP(PDP, Protocol):
     """
 
     def evaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[object]:
-        """Answer every request."""
+        """Return an answer to each request, in order."""
 
     async def aevaluate_batch(self, bodies: Sequence[bytes]) -> Sequence[object]:
-        """Answer every request without blocking the event loop."""
+        """Answer like `evaluate_batch`, without blocking the event loop."""
 
 
 class InProcess:
@@ -177,7 +175,7 @@ class Evaluator:
                 decided += [self._concluded(answer, until)]
             else:
                 decided = self._concluded_all(answer, len(asked), until)
-            del answer  # its traceback holds this frame
+            del answer  # an exception's traceback refers to this frame: a cycle
         return self._placed(bodies, decided, began)
 
     async def aevaluate(self, bodies: Sequence[bytes | None]) -> list[Decision]:
@@ -234,7 +232,7 @@ class Evaluator:
         return decision
 
     def _placed(self, bodies: Sequence[bytes | None], decided: list[Decision], began: float) -> list[Decision]:
-        """Return the decisions in order, with a deny for each request that was not sent."""
+        """Return a decision for each body: a deny if the body was not sent to the PDP."""
         if metrics.instruments.proxy._real_meter is not None:  # noqa: SLF001  (a look without a call)
             metrics.time_engine(self.pdp.name, began)
         if self._observes:
@@ -250,7 +248,7 @@ class Evaluator:
 
 
 def bounded(revision: str) -> str:
-    """Return a revision, or the digest of a long one: cut revisions could be equal."""
+    """Return a revision, or its digest if it is long: cut revisions could be equal."""
     if len(revision) <= MAX_REVISION:
         return revision
     return "sha256:" + hashlib.sha256(revision.encode("utf-8", "surrogatepass")).hexdigest()
@@ -275,6 +273,7 @@ class Composed:
 
     @property
     def behind(self) -> tuple[PDP, ...]:
+        """Return the wrapped PDPs."""
         return (self._real.pdp,)
 
     def evaluate(self, body: bytes) -> object:
@@ -290,6 +289,7 @@ class Composed:
         return self._after(bodies, await self._real.aevaluate(bodies))
 
     def close(self) -> None:
+        """Close the wrapped PDPs."""
         for each in self._all:
             if (close := getattr(each.pdp, "close", None)) is not None:
                 close()
@@ -299,8 +299,7 @@ class ObserveOnly(Composed):
     """Ask the real PDP, record its decision, and permit.
 
     This is the only way to observe without enforcing. Its name (`observe-only(…)`) stands in the coverage report, in
-    every span and in every record. Obligations of the real PDP's permits are still carried out. The enforcement point's
-    own refusals still stand.
+    every span and in every record. Obligations of real permits are carried out. The enforcement point still refuses.
 
     A permit that replaces another outcome has the reason `observed:<outcome>`, followed by the real reasons. Late and
     malformed answers are replaced in the same way (`observed:deny`, `pdp_malformed`).

@@ -113,12 +113,13 @@ class CedarPDP(InProcess):
         request = json.loads(body)
         verdict, said = self._judged(request)
         if verdict == "Allow" and request["context"]["approval"]:
-            # A `forbid` sees that an approval is given, not its terms. So learn the terms from the question itself.
+            # Once an approval is given, Cedar's answer does not name the terms that it must meet. So evaluate without
+            # the approval: Cedar then asks for it, with the terms as properties of the obligation.
             asking = self._judged({**request, "context": {**request["context"], "approval": None}})
             if not all(_meets(request, o.properties) for s in asking[1] for o in s.obligations if o.type == ASKS):
                 verdict, said = asking
         obligations = {o.id: asdict(o) for s in said for o in s.obligations}
-        # Ask for an approval only if no policy denies. Other obligations stay.
+        # If a policy denies outright, do not ask for an approval. Other obligations stay.
         if verdict == "Deny" and (denying := [s for s in said if not s.asks]):
             said = denying
             obligations = {name: o for name, o in obligations.items() if o["type"] != ASKS}
@@ -176,7 +177,7 @@ def _table(given: object) -> dict[str, Obligation]:
 
 
 def _meets(request: Json, terms: Json) -> bool:
-    """Return True if the people who approved are those whom the terms demand."""
+    """Return True if enough people approved, and the terms name all of them."""
     rule, people = terms.get("approvers", {}), set(request["context"]["approval"].get("approvers") or ())
     alone = rule.get("distinct_from_subject") and f"{request['subject']['type']}:{request['subject']['id']}" in people
     eligible = people <= {*rule.get("who", people), *terms.get("fallback", {}).get("who", ())}
@@ -339,14 +340,14 @@ def _reached(properties: Json, effect: str, sink: str, own: str | None) -> tuple
 
 
 def _allowed(properties: Json, verdicts: set[str], mandate: Json) -> bool:
-    """Return True if the profile permits, and no verdict or mandate speaks against it."""
+    """Return True if the profile permits, and neither verdicts nor mandate object."""
     against = mandate["standing"] == "forbidden" or "confirm" in {d["code"] for d in mandate["deviations"]}
     answered = (properties.get("profiled"), properties.get("verdict")) == (True, "permit")
     return answered and not (against or "ask" in verdicts)
 
 
 def _withheld(properties: Json, grant: Json | None) -> bool:
-    """Return True if a model is offered tools not granted, not ours, or unreadable."""
+    """Return True if a model is shown a tool outside the grant, or a provider tool."""
     shown, provided = (properties.get(name) for name in ("tools", "provider_tools"))
     if not isinstance(shown, list) or provided != []:
         return True
@@ -363,7 +364,7 @@ def _string(value: object) -> str:
 def _refusal(action: str, name: str, properties: Json, ctx: Json) -> str:
     calls = action == "tools/call"
     if calls and "data_class" not in properties:
-        return Code.GRANT_DATA_CLASS  # no grant holds an unknown class
+        return Code.GRANT_DATA_CLASS  # an unknown class is outside every grant
     if ctx["lease"]["grant"] is None:
         return ""
     try:

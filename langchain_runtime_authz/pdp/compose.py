@@ -188,7 +188,7 @@ class CircuitBreaker(Composed):
     Args:
         real: the PDP. A missing, late or malformed answer counts as a failure, a denial does not.
         failures: number of failures in a row that opens the breaker.
-        reset_after: seconds from then until the PDP is asked again.
+        reset_after: seconds after which an open breaker asks the PDP again.
         clock: monotonic seconds.
     """
 
@@ -224,7 +224,7 @@ class CircuitBreaker(Composed):
 
     @contextmanager
     def _asking(self) -> Iterator[list[Decision]]:
-        """Yield a list for decisions, and count failures. Raises `PDPError` while open."""
+        """Yield a list for decisions, and count failures. Raises `PDPError` if open."""
         with self._lock:
             probe = self._failed >= self._limit
             if probe and (self._probing or self._clock() < self._until):

@@ -1,7 +1,7 @@
-"""An OPA server as PDP, asked by `opa-python-client` through our own exchange.
+"""An OPA server as PDP, asked by `opa-python-client` through our own `Link`.
 
-The client alone would retry, follow redirects, and read answers of any size and with duplicate members. It supports no
-CA file, unix socket or pool size. So its requests go through a `Link`.
+The client alone would retry, follow redirects, and accept answers of any size and with duplicate members. It supports
+no CA file, unix socket or pool size.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class OpaPDP(RemotePDP):
         url: URL of the server: `http://…`, `https://…` or `unix:///run/opa.sock`.
         path: the rule under `/v1/data` that answers `{"decision": …, "context": {…}}`.
         batch: the rule that answers `{"requests": [input, …]}` with a list of such documents, so that the calls of a
-            message are one request. If `path` is the default, the shipped policy's rule is the default here. Without a
-            `batch`, each call is a request, and the requests are sent concurrently.
+            message are one request. With the default `path`, it is by default the shipped policy's rule. Without it,
+            each call is a request of its own, and the requests run concurrently.
         deadline: seconds within which the calls of one message must be answered.
         connection: `timeout`, `ca_file`, `client_cert`, `token_file`, `proxy`, `pool_size`: see `_http.PDPConnection`.
 
@@ -72,26 +72,26 @@ class OpaPDP(RemotePDP):
     async def _ask_all(self, bodies: Sequence[bytes]) -> Sequence[object]:
         if self._batch is None:
             return await super()._ask_all(bodies)
-        results, told = await self._query(self._batch, b'{"requests":[' + b",".join(bodies) + b"]}", len(bodies))
+        results, metadata = await self._query(self._batch, b'{"requests":[' + b",".join(bodies) + b"]}", len(bodies))
         if not isinstance(results, list) or len(results) != len(bodies):
             raise PDPError(Code.PDP_MALFORMED, "another number of answers than of requests")
-        return [_decision(result, told) for result in results]
+        return [_decision(result, metadata) for result in results]
 
-    async def _query(self, path: str, body: bytes, n: int = 1) -> tuple[object, _Told]:
+    async def _query(self, path: str, body: bytes, n: int = 1) -> tuple[object, _Metadata]:
         answer = await self._client.query_rule(_Input(body, n), path, query_params={"provenance": "true"})
-        result, told = _opened(answer)
-        self.revision = told.revision if told.named else ""
-        return result, told
+        result, metadata = _opened(answer)
+        self.revision = metadata.revision if metadata.named else ""
+        return result, metadata
 
 
 class _Input(NamedTuple):
-    """The input's JSON, which OPA's client does not read, and the number of answers."""
+    """The input's JSON, which OPA's client passes on, and the number of answers."""
 
     body: bytes
     answers: int
 
 
-class _Told(NamedTuple):
+class _Metadata(NamedTuple):
     """OPA's metadata of a result. `named`: each bundle has a revision."""
 
     own_id: str
@@ -99,15 +99,15 @@ class _Told(NamedTuple):
     named: bool
 
 
-def _decision(result: object, told: _Told) -> Decision | None:
+def _decision(result: object, metadata: _Metadata) -> Decision | None:
     decision = parse_answer(result)
     if decision is None:
         return None
-    revision = told.revision or decision.policy_revision
-    return replace(decision, pdp_decision_id=told.own_id, policy_revision=revision)
+    revision = metadata.revision or decision.policy_revision
+    return replace(decision, pdp_decision_id=metadata.own_id, policy_revision=revision)
 
 
-def _opened(document: object) -> tuple[object, _Told]:
+def _opened(document: object) -> tuple[object, _Metadata]:
     if not isinstance(document, dict):
         raise PDPError(Code.PDP_MALFORMED, "not an object")
     if "result" not in document:  # OPA's answer for `undefined`
@@ -117,7 +117,7 @@ def _opened(document: object) -> tuple[object, _Told]:
     bundles = provenance.get("bundles") if isinstance(provenance, dict) else None
     every = bundles.items() if isinstance(bundles, dict) else ()
     each = {name: bundle.get("revision") if isinstance(bundle, dict) else None for name, bundle in every}
-    return document["result"], _Told(
+    return document["result"], _Metadata(
         own_id[:_MAX_ID] if isinstance(own_id, str) else "",
         bounded(",".join(f"{name}@{revision or ''}" for name, revision in sorted(each.items()))),
         all(each.values()),
@@ -125,7 +125,7 @@ def _opened(document: object) -> tuple[object, _Told]:
 
 
 class _Answer:
-    """An answer of our exchange, for OPA's client."""
+    """An answer of `Link` in the form that OPA's client reads."""
 
     status = 200
 
@@ -133,7 +133,7 @@ class _Answer:
         self._document = parse_json(body)
 
     def raise_for_status(self) -> None:
-        """Do nothing: for a bad status, our exchange has raised already."""
+        """Do nothing: for a bad status, `Link` has raised already."""
 
     async def json(self) -> Any:
         return self._document

@@ -1,7 +1,7 @@
 """The shape of the shipped policy's data, and its check.
 
-The Rego policy denies every request for which it reads malformed data. This check fails once, at start-up, and names
-the malformed member. `policies/rego/runtime_authz.rego` explains the members.
+The Rego policy denies each request for which it reads malformed data. So this check names malformed members already at
+start-up. `policies/rego/runtime_authz.rego` explains the members.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from langchain_runtime_authz.evaluation import CallStanding
 from langchain_runtime_authz.facts.history import TIMES
 from langchain_runtime_authz.tool_profile import Effect, Verdict
 
-_TOLD: Final = 3  # malformed members that one error names; `runtime-authz policy check` lists all
+_NAMED: Final = 3  # malformed members that one error names; `runtime-authz policy check` lists all
 
 T = TypeVar("T")
 Row = dict[Literal[CallStanding, "backed"], Verdict]
@@ -143,8 +143,8 @@ def check_data(data: object, where: str) -> None:
     """Raise `policy_invalid`, with the first errors, if the data is malformed."""
     found = wrong_data(data) if isinstance(data, dict) else ["the shipped policy's data must be an object"]
     if found:
-        more = f" (and {len(found) - _TOLD} more)" if len(found) > _TOLD else ""
-        raise ConfigError(f"{where}: {'; '.join(found[:_TOLD])}{more}", Code.POLICY_INVALID)
+        more = f" (and {len(found) - _NAMED} more)" if len(found) > _NAMED else ""
+        raise ConfigError(f"{where}: {'; '.join(found[:_NAMED])}{more}", Code.POLICY_INVALID)
 
 
 _MESSAGES: Final = {

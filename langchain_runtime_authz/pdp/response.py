@@ -26,8 +26,7 @@ class _Closed(BaseModel):
 
 
 class _Open(_Closed):
-    # A PDP may add members next to those that are read here.
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore")  # a PDP may add members next to those that are read here
 
 
 class _Obligation(_Closed):
@@ -59,7 +58,7 @@ class _Answer(_Closed):
     context: _AnswerContext = Field(default_factory=cache(_AnswerContext))
 
 
-# Short answers repeat. Only answers without obligations are kept: the properties of an obligation are mutable.
+# Short answers repeat, so their decisions are cached, except for obligations, whose properties are mutable.
 _MEMO_BYTES: Final = 1024
 _MEMO_SIZE: Final = 256
 _memo: dict[tuple[bytes, str], Decision] = {}
@@ -69,9 +68,9 @@ def parse_answer(answer: object, revision: str = "") -> Decision | None:
     """Return a PDP's answer as a decision, or `None` if the answer is malformed.
 
     `answer` is JSON text or bytes, or the parsed document. `revision` is used if the answer states none. Only the
-    literal `true` permits; `"true"` and `1` are malformed. So are `{}`, `null`, a non-finite number anywhere, a member
-    other than `decision` and `context`, a text above 64 KiB, and a permit that asks for an approval. A misspelt
-    `obligations` is malformed too, because its obligations would be ignored.
+    literal `true` permits. Malformed are `"true"`, `1`, `{}`, `null`, a non-finite number anywhere, a member other than
+    `decision` and `context`, a text above 64 KiB, a permit that asks for an approval, and a misspelt `obligations`,
+    which would be ignored.
     """
     short = type(answer) is bytes and len(answer) <= _MEMO_BYTES
     if short and (known := _memo.get((answer, revision))) is not None:  # type: ignore[arg-type]
@@ -101,7 +100,7 @@ def _parsed(answer: object, revision: str) -> Decision | None:
     if parsed.decision and "require_approval" in obliged:
         return None
     outcome: Outcome = "permit" if parsed.decision else "approval_required" if "require_approval" in obliged else "deny"
-    if "revoke" in obliged:  # a run that must be revoked does not go on
+    if "revoke" in obliged:  # the run must be revoked, even if the step is permitted
         outcome = "halt"
     return Decision(
         outcome=outcome,
@@ -121,6 +120,7 @@ def parse_json(body: bytes) -> object:
 
 
 def parse_obligation(document: object) -> Obligation:
+    """Parse `{"id", "type", "properties"}`, or raise pydantic's `ValidationError`."""
     return _Obligation.model_validate(document).made()
 
 

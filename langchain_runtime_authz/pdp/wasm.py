@@ -78,7 +78,7 @@ class WasmPDP(InProcess):
         if wasm is None:
             document = merge_shipped(document)
             if data is not None:
-                # Imported late: a policy as it is shipped needs no check.
+                # Imported here, because unchanged data needs no check.
                 from langchain_runtime_authz.pdp.policy_data import check_data
 
                 check_data(document[DATA_ROOT], "data")
@@ -133,7 +133,7 @@ def _read(path: Traversable, what: str) -> bytes:
 
 
 def read_json(text: bytes | str, name: str) -> object:
-    """Parse a policy's JSON document. `name` is its name in errors (`policy_invalid`)."""
+    """Parse a JSON document of a policy. Errors (`policy_invalid`) call it `name`."""
     try:
         return strict_json(text)
     except (ValueError, RecursionError) as exc:
@@ -181,8 +181,8 @@ def _changed(old: object, new: object) -> object:
 def merge_shipped(given: Mapping[str, Any], *, own: bool = False) -> dict[str, Any]:
     """Return the whole data document of a policy that builds on the shipped one.
 
-    `given` holds the members to change (`merge_data`), itself or in `runtime_authz_data` (an edited data.json). In a
-    project (`own`), it may also hold data of own rules, next to that. Raises `ConfigError` for an unknown member.
+    `given` holds the members to change (`merge_data`) at its top, or in its member `runtime_authz_data`, as data.json
+    does. With `own`, its other members are data of a project's own rules. Raises `ConfigError` for an unknown member.
     """
     shipped = _member(_canonical(read_json((SHIPPED / "data.json").read_bytes(), "data.json")))
     inner, rest, where = given, dict[str, Any](), "data.json: " if own else ""
@@ -201,7 +201,7 @@ def merge_shipped(given: Mapping[str, Any], *, own: bool = False) -> dict[str, A
 
 
 def _program(code: bytes, data: bytes, entrypoint: str, pool_size: int, timeout: float) -> Program:
-    # Imported late: wasmtime is the slowest import of the package, and only this PDP needs it.
+    # Imported here, because wasmtime is the slowest import of the package, and only this PDP needs it.
     from langchain_runtime_authz.pdp._wasm_host import Program
 
     try:

@@ -60,6 +60,7 @@ async def read_body(receive: Receive, limit: int) -> bytes | None:
 
 
 async def send_json(send: Send, status: int, body: Any, headers: Iterable[tuple[str, str]]) -> None:
+    """Send a whole ASGI answer with a JSON body."""
     data = json.dumps(body, default=dict).encode()  # `dict` for the read-only mappings of a token's claims
     sent = [*headers, ("content-type", "application/json"), ("content-length", str(len(data)))]
     pairs = [(name.lower().encode(), value.encode()) for name, value in sent]

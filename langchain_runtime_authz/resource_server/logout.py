@@ -49,7 +49,7 @@ class BackchannelLogout(FormEndpoint):
         if out.token_id in self._accepted:
             _log.info("refused a logout: its token was accepted before")
             return 400, {"error": "invalid_request"}
-        if out.token_id in self._busy:  # the first delivery may still fail
+        if out.token_id in self._busy:  # the first delivery is in progress, and may fail
             return 503, {"error": "temporarily_unavailable"}
         self._busy.add(out.token_id)
         try:

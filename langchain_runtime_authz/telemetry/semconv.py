@@ -76,8 +76,7 @@ EVENT: Final = "runtime_authz.event"
 COMPONENT: Final = "runtime_authz.component"  # pdp | ledger | audit | identity
 TENANT: Final = "runtime_authz.tenant"
 
-# Fields of an event's audit record that a trace shows: codes, numbers and ids. Names of people, texts and values are in
-# the audit log only.
+# Fields of an event's audit record that a trace shows: codes, numbers, ids. Names, texts, values are in the log only.
 SHOWN: Final = frozenset((
     "approval", "audience", "authenticated", "decision_id", "happened", "kind", "model", "plan", "questions", "refused",
     "source", "steps", "texts", "to", "tool", "tools", "verdict",

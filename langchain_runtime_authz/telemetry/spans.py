@@ -55,7 +55,7 @@ class OpenSpan:
         self._before: otel_context.Context | None = None
 
     def enter(self) -> None:
-        """Make the span current, even if not sampled: child spans then stay in its trace."""
+        """Make the span current, even if unsampled, so that child spans join its trace."""
         with suppress(Exception):  # telemetry must not stop the run, here and below
             if self._span.get_span_context().is_valid:
                 self._before = otel_context.get_current()

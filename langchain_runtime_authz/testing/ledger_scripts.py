@@ -29,7 +29,7 @@ TTL: Final = 60
 AGENTS: Final = (ROOT, ("root", "a"), ("root", "a", "b"), ("root", "ab"), ())
 NAMES: Final = ("k", "K", "k'\"%_")
 TEXTS: Final = ("pay", "päy 'it' \"now\"\n\x1f😀\u2028", "", "x" * 10_000)
-DEEDS: Final = dict(zip(NAMES, ("pay:x", "send:x", ""), strict=True))  # a call's key stands for one deed
+DEEDS: Final = dict(zip(NAMES, ("pay:x", "send:x", ""), strict=True))  # each call's deed, by its key
 GRANT: Final = Grant(
     tools=("pay", "read"),
     args={"pay": {"amount": Constraint(ge=0, le=10.5), "to": Constraint(one_of=("UK12", 3, True))}},
@@ -42,7 +42,7 @@ GRANT: Final = Grant(
 
 
 class Step(NamedTuple):
-    """One commit of a script, with the query and the jti that are looked up after it."""
+    """One commit of a script, with a query and a jti to look up after the commit."""
 
     seconds: int
     scope: Scope
@@ -61,6 +61,7 @@ class Script:
         self.jtis: dict[Scope, list[str]] = {}
 
     def new(self) -> str:
+        """Return a new jti."""
         self.count += 1
         return f"{self.scopes[0].thread}-{self.count}"
 
@@ -68,7 +69,7 @@ class Script:
         """Return the next step. `epoch` returns a scope's current epoch."""
         pick = self.by.choice
         scope = pick([*self.scopes, self.scopes[0], self.scopes[0]])
-        todo: tuple[Change, ...] = (changes.OpenThread("user:alice"),)  # comes first on each thread
+        todo: tuple[Change, ...] = (changes.OpenThread("user:alice"),)  # the first commit of each thread
         new, at = scope not in self.jtis, epoch(scope)
         jti = pick(self.jtis.setdefault(scope, [f"{scope.thread}-nobody"])[-4:])
         if not new:
@@ -87,6 +88,7 @@ class Script:
         return Step(pick((0, 0, 0, 0, 1, 30, TTL + 1)), scope, guard, todo, query, jti)
 
     def change(self, jti: str, epoch: int) -> Change:
+        """Return a random change under the lease `jti`."""
         pick, now = self.by.choice, int(self.now())
         name, agent, yes = pick(NAMES), pick(AGENTS), pick((True, False))
         who, tool, number = pick(("user:alice", "user:alice", "user:bob")), pick(("pay", "read")), pick((1, 2, 3))
@@ -159,7 +161,7 @@ def answers(ledger: Ledger, step: Step, form: str = "") -> Iterator[tuple[str, o
 
 
 def state(seen: Snapshot) -> dict[str, object]:
-    """Return a snapshot's fields, in a form that hides the store's order."""
+    """Return a snapshot's fields in a form that does not depend on a store's order."""
     found = {field.name: getattr(seen, field.name) for field in fields(seen)}
     found |= {name: dict(found[name]) for name in ("calls", "approvals", "marks", "counters")}
     found |= {name: sorted(found[name], key=repr) for name in ("asks", "doubts")}
@@ -198,6 +200,7 @@ class LedgerHarness:
         return self.ledger.commit(self.scope, guard, changes)
 
     def do(self, *changes: Change, guard: Guard | None = None) -> Committed:
+        """Commit, and fail if it is refused."""
         done = self.commit(*changes, guard=guard)
         assert isinstance(done, Committed), done
         return done
@@ -213,9 +216,11 @@ class LedgerHarness:
         return self.ledger.load(self.scope, Query(**query))
 
     def row(self, key: str) -> base.CallRow | None:
+        """Return the row of the call `key`."""
         return self.load(calls=(key,)).calls.get(key)
 
     def lease(self, agent: tuple[str, ...] = ROOT, *, parent: Lease | None = None, grant: Grant | None = None) -> Lease:
+        """Take a new lease for an agent."""
         now = int(self.clock())
         below = parent.jti if parent is not None else None
         lease = Lease(unique(), "run-1", agent, self.load().epoch, now, now + TTL, grant, below)
@@ -226,13 +231,13 @@ class LedgerHarness:
         return self.ledger.status(self.scope.tenant, jti)
 
     def approved(self, key: str, **asked: Any) -> None:
-        """Ask for an approval of the call and approve it, so that it can be used."""
+        """Ask for an approval of the call, and approve it."""
         self.do(call_changes.AskApproval(base.Approval(key, DIGEST, **{"epoch": 1, **asked})))
         self.do(call_changes.AnswerApproval(key, "approved", "user:alice", authenticated=True))
 
     def race(self, jobs: Sequence[tuple[Sequence[Change], Guard | None]]) -> list[Committed | Conflict]:
         """Commit each job in its own thread, all at once."""
-        gate, _ = threading.Barrier(len(jobs)), (self.ledger, self.scope)  # made before any thread asks for them
+        gate, _ = threading.Barrier(len(jobs)), (self.ledger, self.scope)  # create both before the threads start
 
         def run(job: tuple[Sequence[Change], Guard | None]) -> Committed | Conflict:
             gate.wait()

@@ -6,10 +6,9 @@ class TestMyLedger(LedgerContract):
         return MyLedger(dsn, clock=clock)
 ```
 
-Each `Change` holds its own rules, so only the loading and keeping of data is tested. Random scripts of commits run on
-the store and on `MemoryLedger`, and each answer is compared. Other tests race commits and kill processes.
-
-The store may hold other threads already, because every test uses its own threads and jtis.
+Each `Change` checks its own rules, so the contract only tests that a store reads and writes data. Random scripts of
+commits run on the store and on `MemoryLedger`, and each answer is compared. Other tests race commits and kill
+processes. Every test uses its own threads and jtis, so the store may hold other threads.
 """
 
 from __future__ import annotations
@@ -115,7 +114,7 @@ class LedgerContract(LedgerHarness):
                 assert self.ledger.status(step.scope.tenant, step.jti) == known.status(step.scope.tenant, step.jti)
 
     def test_parts_of_a_scope_are_not_joined(self) -> None:
-        """Check that two scopes stay apart if their parts hold separators or are empty."""
+        """Check that scopes are distinct whose parts are empty or hold separators."""
         thread = unique("thread")
         for mark in ("/", ":", "|", ",", " ", "\x1f", "\n", "%", "_", "'", '"', "\\"):
             twins = (
@@ -248,10 +247,7 @@ class LedgerContract(LedgerHarness):
 
 
 class DurableLedgerContract(LedgerContract):
-    """Test a store that outlives its process: `make_ledger` opens the same store.
-
-    The tests need `os.fork`.
-    """
+    """Test a durable store (needs `os.fork`): `make_ledger` opens the same store."""
 
     def restart(self) -> None:
         self.ledger.close()  # type: ignore[attr-defined]
@@ -308,7 +304,7 @@ class DurableLedgerContract(LedgerContract):
             assert sum(w[attempt] == "1" for w in won) <= 1
 
     def test_a_forked_process_goes_on_with_the_ledger_it_was_given(self) -> None:
-        """Check that a forked process and its parent both go on with their connections."""
+        """Check that a forked process and its parent can both use the ledger."""
         lease = self.lease()
         asyncio.run(self.ledger.aload(self.scope, Query()))
 
@@ -322,7 +318,7 @@ class DurableLedgerContract(LedgerContract):
         assert self.load().history.calls == {"child": 4, "parent": 1}
 
     def test_a_commit_is_held_by_its_anchor(self) -> None:
-        """Check that every instance holds a commit's anchor, and only for its tenant."""
+        """Check that every instance finds a commit by its anchor, for its tenant only."""
         with self.again() as again:
             ours, theirs = cast("base.Anchored", self.ledger), cast("base.Anchored", again)
             tenant = self.scope.tenant

@@ -41,7 +41,7 @@ class PDPContract:
             getattr(pdp, "close", int)()
 
     def test_it_is_a_pdp(self) -> None:
-        """Check that the PDP has the protocol's members, a name and a text as revision."""
+        """Check that the PDP has the protocol's members, a name, and a revision (a text)."""
         with self._evaluator(True) as evaluator:
             assert isinstance(evaluator.pdp, PDP)
             assert isinstance(evaluator.pdp.name, str)
@@ -81,7 +81,7 @@ class PDPContract:
                 assert expected * 64 == _comparable(asyncio.run(_gather(evaluator, batch)))
 
     def test_the_evaluator_around_it_is_total(self) -> None:
-        """Check that a request too large, and a closed PDP, give a decision, not an error."""
+        """Check that a too large request, or a closed PDP, raises no error."""
         with self._evaluator(True) as evaluator:
             request = self.make_request()
             context = request.context.model_copy(

@@ -33,18 +33,17 @@ Turn = AIMessage | Callable[[list[BaseMessage]], AIMessage]
 class ScriptedChatModel(BaseChatModel):
     """Play a script: each call (sync, async or streaming) returns the next turn.
 
-    Each answer is a copy, with new ids for the message and its tool calls if the script gives none. So several models
-    may play the same script object.
+    Each answer is a copy, with new ids for message and tool calls if they have none. So models may share a script.
 
     Attributes:
         script: the turns, in order.
         prompts: the messages of each call, in the order of the turns.
     """
 
-    # Unvalidated: AIMessage's own validator fails on a function. LangChain makes the `repr` of each model that it calls.
+    # Unvalidated, as AIMessage's validator fails on functions. Not in the `repr`, which LangChain makes for each call.
     script: Annotated[Sequence[Turn], SkipValidation] = Field(repr=False)
     prompts: list[list[BaseMessage]] = Field(default_factory=list, exclude=True)
-    # A process-wide LLM cache would answer instead of the script.
+    # Off: a process-wide LLM cache would answer instead of the script.
     cache: BaseCache | bool | None = Field(default=False, exclude=True)
     # The number of the next turn. Shallow copies of a model share it, and one `next` is atomic.
     _next: Iterator[int] = PrivateAttr(default_factory=count)

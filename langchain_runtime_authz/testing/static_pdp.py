@@ -1,4 +1,4 @@
-"""A PDP for tests: it gives a fixed answer or calls a function. It keeps requests."""
+"""A PDP for tests, with a fixed answer or a function. It remembers the requests."""
 
 from __future__ import annotations
 

@@ -69,9 +69,9 @@ def init(
 def check(policy: PolicyPath = None) -> Answer:
     """Find what is wrong with a policy, without running it.
 
-    Checks the shape of data and profiles, and finds what OPA does not report: a misplaced file, a negated comparison
-    (undefined if an operand is missing), built-ins that Wasm lacks, paths below `input` that no request has, data that is
-    not there, and rules that nothing reads.
+    Checks the shape of data and profiles, and built-ins that Wasm lacks. Finds what OPA does not report: a misplaced
+    file, a negated comparison (undefined if an operand is missing), rules that nothing reads, and paths below `input`
+    or `data` that do not exist.
 
     runtime-authz policy check my-policy
     runtime-authz policy check data.json
@@ -135,8 +135,8 @@ def diff(
 ) -> Answer:
     """List the decisions of a recorded log that an edited policy would change.
 
-    It also lists decisions whose outcome stays and whose obligations change. A request holds the tool's profile of its
-    time; tools with another profile in AFTER are named. Exit code 1 if an outcome or obligation changes.
+    It also lists decisions with the same outcome and other obligations. A recorded request holds the tool's profile at
+    that time; tools that have another profile in AFTER are named. Exit code 1 if an outcome or obligation changes.
 
     runtime-authz policy diff audit.jsonl my-policy my-policy-edited
     runtime-authz policy diff audit.jsonl policy-41.tar.gz policy-42.tar.gz --json

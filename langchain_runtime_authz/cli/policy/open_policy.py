@@ -66,6 +66,7 @@ class Policy(Bundle):
     zone: ZoneInfo | None = None
 
     def pdp(self) -> WasmPDP | CedarPDP:
+        """Return a new engine with this policy."""
         return self.engine(self.name, pool_size=1)
 
 
@@ -102,7 +103,7 @@ def misplaced_files(source: Path) -> list[str]:
             continue
         where, name = at.parent.as_posix(), f"`{at.as_posix()}`"
         if not file.is_file():
-            # Without an error the file would count as absent, and the shipped data or no rule would be used.
+            # Otherwise the file would be ignored: the policy would have the shipped data, or no rules of its own.
             if not file.exists():
                 found.append(f"{name} is not read; the link leads nowhere")
             elif where == "." and file.name in _PARTS.values():
@@ -134,6 +135,7 @@ def _unevaluated_packages(rules: Mapping[str, str], entrypoint: str) -> Iterator
 
 
 def read_rego(file: Path) -> str:
+    """Return a file's text, or raise `ConfigError`."""
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as exc:
@@ -141,6 +143,7 @@ def read_rego(file: Path) -> str:
 
 
 def shipped_rego() -> str:
+    """Return the text of the shipped policy."""
     return (SHIPPED / "rego" / SHIPPED_REGO).read_text(encoding="utf-8")
 
 
@@ -226,6 +229,7 @@ def _cedar(path: Path, shipped: bool) -> Policy:
 
 
 def bundle_files(policy: Policy, number: int) -> dict[str, bytes]:
+    """Return the files of an unsigned bundle with the revision `number`."""
     files = {name: text.encode() for name, text in policy.cedar.items()} or _rego_files(policy, number)
     metadata = {
         **({"engine": "cedar"} if policy.cedar else {}),
@@ -240,7 +244,7 @@ def bundle_files(policy: Policy, number: int) -> dict[str, bytes]:
 def _rego_files(policy: Policy, number: int) -> dict[str, bytes]:
     wasm = policy.wasm if policy.wasm is not None else (SHIPPED / WASM).read_bytes()
     data = policy.data if policy.wasm is not None else merge_shipped(policy.data, own=True)
-    if isinstance(data.get(DATA_ROOT), dict):  # the revision that an OPA server answers with
+    if isinstance(data.get(DATA_ROOT), dict):  # an OPA server answers with this revision
         data = {**data, DATA_ROOT: {**data[DATA_ROOT], "revision": str(number)}}
     files = {WASM: wasm, DATA: json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()}
     for name, text in policy.rego.items():

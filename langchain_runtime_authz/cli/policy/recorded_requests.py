@@ -25,7 +25,7 @@ from langchain_runtime_authz.facts.local_time import local_time
 from langchain_runtime_authz.pdp.base import PDP, Evaluator
 from langchain_runtime_authz.pep.obligations import understood
 
-MAX_CHANGES: Final = 3  # at once
+MAX_CHANGES: Final = 3  # in one set
 MAX_SETS: Final = 5
 _SHOWN: Final = 100  # characters of a call's arguments
 
@@ -66,9 +66,9 @@ def asked(request: EvaluationRequest) -> str:
 
 
 def recorded_in(log: Path, key: Keys) -> tuple[list[Recorded], int]:
-    """Return the decisions of a log that can be made again, and the number of others.
+    """Return a log's decisions with whole requests, and the number of all others.
 
-    Denials after a failure, which no policy decided, are left out. Raises `ConfigError` if nothing can be made again.
+    Denials after a failure, which no policy decided, are left out. Raises `ConfigError` if no request is whole.
     """
     verified(log)
     found, lost = [], 0
@@ -91,6 +91,7 @@ def recorded_in(log: Path, key: Keys) -> tuple[list[Recorded], int]:
 
 
 def read_request(path: Path) -> EvaluationRequest:
+    """Return the request in a JSON file, or raise `ConfigError`."""
     try:
         return EvaluationRequest.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as exc:
@@ -153,7 +154,7 @@ def rules(policy: Policy, code: str, outcome: str) -> list[str]:
 
 
 Edit = Callable[[dict[str, Any]], object]
-# Facts that could have been different, in words, and their values.
+# Facts that a change may assume: in words, as path, and as value.
 _MILDER: Final[tuple[tuple[str, str, Any], ...]] = (
     ("the task's mandate covers the call", "/context/call/mandate/standing", "covered"),
     ("each critical argument is told or known", "/context/call/mandate/backed", True),
@@ -254,15 +255,18 @@ def _tried(pdp: PDP, document: dict[str, Any], edits: Sequence[Edit]) -> Decisio
 
 
 def said(answered: Answered) -> str:
+    """Return an outcome with its reasons, as text."""
     return answered.outcome + (f" ({', '.join(answered.reasons)})" if answered.reasons else "")
 
 
 def listed(recorded: list[Recorded]) -> Answer:
+    """Return a list of decisions, for output."""
     rows = [{**r.to_dict(), "outcome": r.answered.outcome, "reasons": r.answered.reasons} for r in recorded]
     return Answer({"decisions": rows}, [f"{r}: {said(r.answered)}" for r in recorded])
 
 
 def find(recorded: list[Recorded], wanted: str, log: Path) -> Recorded:
+    """Return the only decision whose id begins with `wanted`, or raise `ConfigError`."""
     found = {r.decision_id: r for r in recorded if r.decision_id.startswith(wanted)}
     for own in read_log(log, wanted) if not found else ():
         if own and own["kind"] == "decision" and own.get("failure") and str(own["decision_id"]).startswith(wanted):
@@ -275,6 +279,7 @@ def find(recorded: list[Recorded], wanted: str, log: Path) -> Recorded:
 
 
 def explained(policy: Policy, decision: Decision, request: EvaluationRequest) -> tuple[dict[str, Any], list[str]]:
+    """Return a decision with the rules that gave its reasons, as JSON and as lines."""
     fired = {code: rules(policy, code, decision.outcome) for code in decision.reasons}
     asked_for = {"action": request.action.name, "resource": request.resource.id, "subject": request.subject.principal}
     answered = {"outcome": decision.outcome, "policy_revision": decision.policy_revision}
@@ -321,6 +326,7 @@ def compared(log: Path, key: Keys, after: Path | None, before: Path | None = Non
 
 
 def decided_file(source: Path, policy: Path | None) -> Answer:
+    """Decide the request in a JSON file, and explain the decision."""
     opened = open_policy(policy)
     request = zoned(opened, read_request(source))
     with closing(opened.pdp()) as pdp:

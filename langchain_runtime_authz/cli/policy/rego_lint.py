@@ -54,7 +54,7 @@ def lint_rego(files: Mapping[str, str]) -> Iterator[str]:
 
 
 def lint_names(files: Mapping[str, str], entrypoint: str, data: Mapping[str, Any]) -> Iterator[str]:
-    """Yield `file:line: error` for rules that nothing reads and for absent data."""
+    """Yield `file:line: error` for rules that nothing reads, and for unknown data."""
     packages = [f".{one}." for text in files.values() for one in re.findall(r"^package\s+([\w.]+)", text, re.MULTILINE)]
     heads: list[tuple[str, int, str]] = []
     read = {entrypoint.rpartition("/")[2], "batch"}
@@ -105,7 +105,7 @@ def _mistake(schema: Any, message: str, told: Mapping[str, Any]) -> str | None:
     *way, last = told["ref"][: told["pos"] + 1 + scalar]
     before = "".join(f".{p['value']}" if p["type"] == "string" else "[_]" for p in way[1:])
     before = f"{way[0]['value']}{before}"
-    if (before, last["value"]) == ("input", "requests"):  # the input of a rule `batch`
+    if (before, last["value"]) == ("input", "requests"):  # only a rule `batch` has this input
         return None
     near = f"`{before}` is a {kind}" if scalar else _nearest(schema, before, str(last["value"]), told["oneOf"])
     return f"`{before}.{last['value']}` is not in a request, so the rule never holds; {near}"

@@ -2,7 +2,7 @@
 """Cut a text into tokens, and load a language's lists of words from JSON.
 
 A language is a JSON file in this folder: lists of words and phrases, by their role in a clause. `mandate.words` parses
-with these lists. A token without one plain reading ("1.250", "5pm", "x.org.They") is `odd`, and no clause accepts it.
+with these lists. A token that can be read in several ways ("1.250", "5pm", "x.org.They") is `odd`: no clause accepts it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ Phrases = Mapping[str, Sequence[tuple[str, ...]]]
 
 
 class Token(NamedTuple):
-    """A stretch of a text, of one kind."""
+    """A word, value or sign of a text, with its kind and position."""
 
     kind: str  # quote date money number url email id handle hash name word version own sep colon end odd
     text: str
@@ -59,6 +59,7 @@ class Token(NamedTuple):
 
     @property
     def lower(self) -> str:
+        """Return the text in lower case, with straight apostrophes."""
         return _lower(self.text)
 
 
@@ -68,11 +69,12 @@ def singular(word: str) -> str:
 
 
 def words_of(name: str) -> list[str]:
+    """Return the words of a tool's or argument's name, in lower case and singular."""
     return [singular(w.lower()) for w in PARTS.findall(name)]
 
 
 def phrases_of(written: Iterable[str]) -> Phrases:
-    """Return first word → phrases. "go /and" stands for "go" and for "go and"."""
+    """Return first word → phrases, with alternatives: "go /and" is "go" and "go and"."""
     found: dict[str, list[tuple[str, ...]]] = {}
     ways = (product(*(word.split("/") for word in phrase.split())) for phrase in written)
     for phrase in sorted({tuple(filter(None, way)) for several in ways for way in several}, key=len, reverse=True):
@@ -137,7 +139,7 @@ class Language:
             if kind == "bullet":
                 continue
             if kind == "iban":
-                stretch = next(iter(mentions(found[0].lower()).values()), "")  # only check digits tell it from words
+                stretch = next(iter(mentions(found[0].lower()).values()), "")  # its check digits must be right
                 at = found.start() + len(stretch) if stretch and found[0].lower().startswith(stretch) else at
                 yield Token("id" if stretch else "odd", text[found.start() : at], found.start(), at)
             else:
@@ -152,7 +154,7 @@ class Language:
             dates = _dates(said) or ([] if today is None else _dates(dated(said, today)))
             weekday = next((n for n, w in enumerate(self.data["weekdays"]) if said.startswith(w)), None)
             kind = kind if len(dates) == 1 else "odd"
-            if kind == "date" and weekday is not None:  # only a date with a year tells if the weekday is right
+            if kind == "date" and weekday is not None:  # the weekday must fit, which needs a year
                 kind = "odd" if dates[0][0] == "-" or date.fromisoformat(dates[0]).weekday() != weekday else kind
         elif kind == "money":
             number = re.search(NUMBER, said)
@@ -228,6 +230,7 @@ class Language:
 
 @lru_cache(maxsize=1)
 def languages() -> tuple[Language, ...]:
+    """Return all languages of this folder."""
     files = sorted((Path(__file__).parent).glob("??.json"))
     return tuple(Language(json.loads(f.read_text(encoding="utf-8"))) for f in files)
 
