@@ -39,7 +39,9 @@ OWN_TEST: Final = "tests/unit_tests/test_controls.py::test_a_rule_gives_its_reas
 MANIFEST: Final = "manifest.json"
 MAX_MANIFEST: Final = 1 << 20
 LOG: Final = Path("audit.jsonl")
-Log = Annotated[Path, Option(envvar="RUNTIME_AUTHZ_AUDIT", metavar="FILE", help="Of `RuntimeAuthz(audit=FILE)`.")]
+Log = Annotated[
+    Path, Option("--audit", envvar="RUNTIME_AUTHZ_AUDIT", metavar="FILE", help="Of `RuntimeAuthz(audit=FILE)`.")
+]
 Everything = Annotated[bool, Option("--all", help="Also the permitted steps of runs, nodes and models.")]
 
 
@@ -111,7 +113,7 @@ def show(
     """List what happened, newest last.
 
     runtime-authz audit show
-    runtime-authz audit show --log audit.jsonl --outcome deny --since 2026-11-27 --json
+    runtime-authz audit show --audit audit.jsonl --outcome deny --since 2026-11-27 --json
     """
     if outcome is not None and outcome not in SIGNS:
         raise ConfigError(f"--outcome must be one of {', '.join(SIGNS)}")
@@ -141,7 +143,7 @@ def story(
 ) -> Answer:
     """Tell what happened on a thread, as a tree of 80 columns.
 
-    runtime-authz audit story household --log audit.jsonl
+    runtime-authz audit story household --audit audit.jsonl
     """
     told = source.thread(thread, everything)
     return Answer(told.to_dict(), str(told))
@@ -238,7 +240,7 @@ def prune(
 
     `FileSink(max_bytes=, max_age=)` closes segments. The log first records each removed head, and so still verifies.
 
-    runtime-authz audit prune --log audit.jsonl --older-than 400
+    runtime-authz audit prune --audit audit.jsonl --older-than 400
     """
     from langchain_runtime_authz.audit.sinks import drop_segments
 

@@ -207,7 +207,7 @@ def test_the_documented_key_opens_what_it_sealed(tmp_path: Path, monkeypatch: py
     with authz.session(subject="alice", task="look", thread="t", agent="a") as session:
         session.decide("look", {"at": "the hidden place"})
     assert "the hidden place" not in Path("audit.jsonl").read_text(encoding="utf-8")
-    assert "the hidden place" in cli("audit", "show", "--log", "audit.jsonl", "--json", "--key", "auditor.pem").stdout
+    assert "the hidden place" in cli("audit", "show", "--audit", "audit.jsonl", "--json", "--key", "auditor.pem").stdout
 
 
 def test_listed_lines_are_documented() -> None:

@@ -90,11 +90,11 @@ def test_the_auditor_reads_it(tmp_path: Path, key: Path) -> None:
     (decision,) = {r["decision_id"] for r in read_log(log) if r and r.get("action") == "tools/call"}
     thread = next(r["scope"]["thread"] for r in read_log(log) if r and r.get("scope"))
     for command in (["explain", decision], ["show", "--all"], ["story", thread], ["who-approved"]):
-        run = cli("audit", *command, "--log", str(log), "--key", str(key))
-        bare = cli("audit", *command, "--log", str(log))
+        run = cli("audit", *command, "--audit", str(log), "--key", str(key))
+        bare = cli("audit", *command, "--audit", str(log))
         assert (run.exit_code, bare.exit_code) == (0, 0), run.output
         assert "DE21-ARG" not in bare.output
-    told = cli("audit", "explain", decision, "--log", str(log), "--key", str(key)).output
+    told = cli("audit", "explain", decision, "--audit", str(log), "--key", str(key)).output
     assert "DE21-ARG" in told
     replayed = cli("policy", "replay", str(log), "--key", str(key))
     assert replayed.exit_code == 0, replayed.output
@@ -135,7 +135,7 @@ def test_a_wrong_key_is_one_sentence(tmp_path: Path, other: bytes) -> None:
     FileSink(log, seal_to=PUBLIC).write(a_record(a_request(), content=True))
     wrong.write_bytes(other)
     for key in (wrong, tmp_path / "missing.pem"):
-        told = cli("audit", "show", "--all", "--log", str(log), "--key", str(key))
+        told = cli("audit", "show", "--all", "--audit", str(log), "--key", str(key))
         assert (told.exit_code, told.stderr.count("\n")) == (2, 1) and "key" in told.stderr
 
 
@@ -200,7 +200,7 @@ def test_a_log_outlives_its_auditor_s_key(tmp_path: Path) -> None:
     for number, (private, public) in enumerate(pairs):
         (tmp_path / f"{number}.pem").write_bytes(private)
         FileSink(log, seal_to=public).write(a_record(a_request(), run_id=f"r{number}", content=True))
-    show, both = ["audit", "show", "--all", "--json", "--log", str(log)], [str(tmp_path / f"{n}.pem") for n in (1, 0)]
+    show, both = ["audit", "show", "--all", "--json", "--audit", str(log)], [str(tmp_path / f"{n}.pem") for n in (1, 0)]
     assert cli(*show, "--key", both[0]).exit_code == 2
     shown = cli(*show, "--key", both[0], "--key", both[1])
     assert shown.exit_code == 0, shown.stderr

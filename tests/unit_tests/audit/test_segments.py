@@ -126,7 +126,7 @@ def test_old_segments_go_on_record(log: Path, tmp_path: Path) -> None:
     assert drop_segments(log, 1e12)[-1] == last and (len(log_files(log)), verify_log(log).ok) == (1, True)
     write(log, 20)
     assert log_files(log)[0].name == f"audit.jsonl.{int(last[-6:]) + 1:06d}" and verify_log(log).ok
-    assert "removed" in cli("audit", "prune", "--log", str(log), "--older-than", "0").stdout
+    assert "removed" in cli("audit", "prune", "--audit", str(log), "--older-than", "0").stdout
     assert verify_log(log).ok
     lines = log.read_bytes().splitlines(keepends=True)
     log.write_bytes(lines[0])  # without the records of what was dropped
@@ -140,7 +140,7 @@ def test_a_head_in_a_removed_segment_cannot_be_checked(log: Path, tmp_path: Path
     report = verify_log(log, head)
     assert (report.ok, report.code, verify_log(log, verify_chain(log).head).ok) == (False, Code.CHAIN_PRUNED, True)
     pack = str(tmp_path / "evidence.zip")
-    assert cli("audit", "pack", "--log", str(log), "-o", pack).exit_code == 0
+    assert cli("audit", "pack", "--audit", str(log), "-o", pack).exit_code == 0
     for file in (str(log), pack):
         done = cli("audit", "verify", file, "--head", head)
         assert (done.exit_code, "BROKEN" in done.stdout, "up to the pinned head cannot be checked" in done.stdout) == (1, False, True)
@@ -179,7 +179,7 @@ def test_a_log_behind_a_link_rotates_where_it_is(tmp_path: Path) -> None:
     assert link.is_symlink() and set(tmp_path.iterdir()) == {link, log.parent}
     assert len(log_files(link)) == len(log_files(log)) > 2
     assert [[r["n"] for r in records(path)] for path in (link, log)] == [[n // 2 for n in range(20)]] * 2
-    assert cli("audit", "pack", "--log", str(link), "-o", str(tmp_path / "e.zip")).exit_code == 0
+    assert cli("audit", "pack", "--audit", str(link), "-o", str(tmp_path / "e.zip")).exit_code == 0
     assert verify_pack(tmp_path / "e.zip")[0] == verify_log(log) == verify_log(link)
     link.unlink()
     link.symlink_to(tmp_path / "other")
@@ -207,7 +207,7 @@ def test_a_moved_log_is_named(tmp_path: Path, rotated: bool) -> None:
 
 
 def test_a_pack_holds_all_segments(log: Path, tmp_path: Path) -> None:
-    assert cli("audit", "pack", "--log", str(log), "-o", str(tmp_path / "e.zip")).exit_code == 0
+    assert cli("audit", "pack", "--audit", str(log), "-o", str(tmp_path / "e.zip")).exit_code == 0
     whole = verify_log(log)
     assert whole.records == 49 + len(log_files(log)) and verify_pack(tmp_path / "e.zip", whole.head)[0] == whole
 
@@ -352,8 +352,8 @@ OTHER_TYPES = [
     (RESTORED, {"kind": "completion", "state": "failed", "decision_id": []}),
     ("learn audit.jsonl", {**PERMIT, "resource": 7}),
     ("learn audit.jsonl", {"kind": "x", "type": "tool_call", "tool": None, "args": {}}),
-    ("audit prune --older-than 0 --log audit.jsonl", {**REVOKED, "ts": "x"}),
-    ("audit prune --older-than 0 --log audit.jsonl", {"kind": "x"}),
+    ("audit prune --older-than 0 --audit audit.jsonl", {**REVOKED, "ts": "x"}),
+    ("audit prune --older-than 0 --audit audit.jsonl", {"kind": "x"}),
 ]
 
 
@@ -376,5 +376,5 @@ def test_a_record_whose_members_have_other_types_is_named(
 
 
 def test_more_steps_than_can_be_kept_are_refused(log: Path) -> None:
-    told = cli("audit", "show", "--log", log, "--limit", 10**20)
+    told = cli("audit", "show", "--audit", log, "--limit", 10**20)
     assert (told.exit_code, "error: config: Invalid value for '--limit'" in told.stderr) == (2, True)

@@ -96,8 +96,8 @@ ANSWER = "desk/ledger.db ASK --as bob --key desk/bob.pem --approvers desk/approv
 @pytest.mark.parametrize(("command", "code", "said"), [
     (f"approvals approve {ANSWER}", 0, {"verdict": "approve", "approver": "user:bob", "missing": 0}),
     (f"approvals deny {ANSWER}", 0, {"verdict": "deny", "approver": "user:bob"}),
-    ("audit pack --log audit.jsonl -o pack.zip", 0, {"records": 4, "other": ["static"], "wrote": "pack.zip"}),
-    ("audit prune --log audit.jsonl --older-than 1", 0, {"removed": []}),
+    ("audit pack --audit audit.jsonl -o pack.zip", 0, {"records": 4, "other": ["static"], "wrote": "pack.zip"}),
+    ("audit prune --audit audit.jsonl --older-than 1", 0, {"removed": []}),
     ("audit verify audit.jsonl", 0, {"ok": True, "records": 4}),
     ("calls resolve doubt.db DOUBT --happened --by user:carol --reason seen", 0, {"tool": "pay", "state": "done"}),
     ("init a_graph.py:graph --yes", 0, {"wrote": "authz.yaml", "added": [{"tool": "look", "effect": "write", "expect": "ask"}], "kept": []}),

@@ -36,14 +36,14 @@ def listed(*args: object) -> list[dict[str, Any]]:
 
 def test_the_four_questions_of_an_auditor(log: Path) -> None:
     """Who approved it, under which policy, what was tried before, and why was that denied: by commands alone."""
-    (approved,) = [a for a in listed("audit", "who-approved", "--log", log, "--tool", "pay") if a["what"].startswith("approve")]
+    (approved,) = [a for a in listed("audit", "who-approved", "--audit", log, "--tool", "pay") if a["what"].startswith("approve")]
     assert "by user:alice" in approved["what"] and approved["end"] == "ran"
-    why = wide("audit", "explain", approved["decision_id"], "--log", log)
+    why = wide("audit", "explain", approved["decision_id"], "--audit", log)
     assert why.exit_code == 0 and "effect" in why.stdout
     assert "approve pay" in why.stdout
-    tried = listed("audit", "show", "--log", log, "--thread", "t", "--outcome", "deny")
+    tried = listed("audit", "show", "--audit", log, "--thread", "t", "--outcome", "deny")
     assert [t["reasons"][0] for t in tried] == ["approval_rejected"] * 2
-    assert sentence("approval_rejected").split(";")[0] in wide("audit", "explain", tried[0]["decision_id"][:12], "--log", log).stdout
+    assert sentence("approval_rejected").split(";")[0] in wide("audit", "explain", tried[0]["decision_id"][:12], "--audit", log).stdout
 
 
 FILTERS = {
@@ -56,18 +56,18 @@ FILTERS = {
 @pytest.mark.parametrize("name", FILTERS)
 def test_filters(log: Path, name: str) -> None:
     given, threads, subjects = FILTERS[name]
-    steps = listed("audit", "show", "--log", log, *given)
+    steps = listed("audit", "show", "--audit", log, *given)
     assert {s["thread"] for s in steps} == threads
     assert {s["subject"] for s in steps} - {""} == subjects
-    assert len(listed("audit", "show", "--log", log, *given, "--limit", 1)) == min(1, len(steps))
-    assert len(listed("audit", "show", "--log", log, *given, "--all")) >= len(steps)
+    assert len(listed("audit", "show", "--audit", log, *given, "--limit", 1)) == min(1, len(steps))
+    assert len(listed("audit", "show", "--audit", log, *given, "--all")) >= len(steps)
 
 
 def test_a_report_and_a_story_of_one_thread(log: Path, tmp_path: Path) -> None:
     page = tmp_path / "run.html"
-    assert wide("report", "t", "--log", log, "-o", page).exit_code == 0 and "clerk" not in page.read_text()
+    assert wide("report", "t", "--audit", log, "-o", page).exit_code == 0 and "clerk" not in page.read_text()
     assert "clerk" in wide("report", log, "-o", page).output + page.read_text()
-    text = wide("audit", "story", "t", "--log", log).stdout
+    text = wide("audit", "story", "t", "--audit", log).stdout
     assert "revoked by user:carol: incident 42" in text and "chain     whole" in text
     assert all(len(line) <= 80 for line in text.splitlines())
 
@@ -93,7 +93,7 @@ WRONG = {
     "empty": (("audit", "explain", ""), "no decision begins"),
     "outcome": (("audit", "show", "--outcome", "maybe"), "--outcome must be one of permit, deny"),
     "time": (("audit", "show", "--since", "yesterday"), "`yesterday` is not a time"),
-    "file": (("audit", "who-approved", "--log", "/none.jsonl"), "/none.jsonl"),
+    "file": (("audit", "who-approved", "--audit", "/none.jsonl"), "/none.jsonl"),
     "policy": (("audit", "pack", "--policy", "/none"), "`none` cannot be read"),
 }
 
@@ -121,8 +121,8 @@ def test_a_damaged_log_still_opens_and_says_so(log: Path, cut: str, tmp_path: Pa
     path, page = tmp_path / "audit.jsonl", tmp_path / "run.html"
     path.write_bytes(b"".join(CUTS[cut](log.read_bytes().splitlines(keepends=True))))
     assert wide("report", path, "-o", page).exit_code == 0 and "BROKEN at line" in page.read_text()
-    assert wide("audit", "show", "--log", path).exit_code == 0
-    assert wide("audit", "pack", "--log", path, "-o", tmp_path / "evidence.zip").exit_code == 2
+    assert wide("audit", "show", "--audit", path).exit_code == 0
+    assert wide("audit", "pack", "--audit", path, "-o", tmp_path / "evidence.zip").exit_code == 2
 
 
 def test_a_large_log_says_how_much_of_it_is_shown(tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_a_large_log_says_how_much_of_it_is_shown(tmp_path: Path) -> None:
 
 
 def packed(log: Path, path: Path) -> Path:
-    done = wide("audit", "pack", "--log", log, "-o", path)
+    done = wide("audit", "pack", "--audit", log, "-o", path)
     assert done.exit_code == 0, done.output
     return path
 
@@ -149,7 +149,7 @@ def packed(log: Path, path: Path) -> Path:
 def test_an_evidence_pack_verifies_elsewhere(log: Path, tmp_path: Path) -> None:
     """With the same head and manifest as when it was made, and with what decided in it."""
     path = tmp_path / "evidence.zip"
-    made = wide("audit", "pack", "--log", log, "-o", path).stdout
+    made = wide("audit", "pack", "--audit", log, "-o", path).stdout
     verified = wide("audit", "verify", path)
     assert verified.exit_code == 0
     facts = dict(line.split(None, 1) for line in made.splitlines())
@@ -225,9 +225,9 @@ def test_a_pack_behind_a_rewritten_log_is_not_read(log: Path, tmp_path: Path) ->
     assert (done.exit_code, "BROKEN" in done.stdout) == (1, True)
     both = both.replace(tmp_path / "both.zip")
     assert wide("audit", "verify", both).exit_code == 0
-    for command in (("show", "--log", both), ("pack", "--log", both, "-o", pack)):
+    for command in (("show", "--audit", both), ("pack", "--audit", both, "-o", pack)):
         assert "both.zip is an evidence pack" in wide("audit", *command).stderr
-    assert wide("audit", "pack", "--log", log, "-o", tmp_path / "evidence").exit_code == 2
+    assert wide("audit", "pack", "--audit", log, "-o", tmp_path / "evidence").exit_code == 2
 
 
 def test_a_log_of_a_killed_writer_is_told(tmp_path: Path) -> None:
@@ -237,5 +237,5 @@ def test_a_log_of_a_killed_writer_is_told(tmp_path: Path) -> None:
     with path.open("ab") as file:
         file.write(b'{"v":1,"kind":"ru')
     FileSink(path).write({"v": 1, "kind": "run", "event": "ended", "ts": 2.0, "scope": {"thread": "t"}, "agent": ["a"]})
-    text = wide("audit", "story", "t", "--log", path).stdout
+    text = wide("audit", "story", "t", "--audit", path).stdout
     assert "started" in text and "ended" in text
