@@ -197,7 +197,8 @@ class _Presented:
 
     def __exit__(self, *exc: object) -> None:
         self._own.over = True
-        self._shown.set(self._previous)
+        if self._shown.get() is self._own:  # else it is closed in another context
+            self._shown.set(self._previous)
 
     async def __aexit__(self, *exc: object) -> None:
         self.__exit__()

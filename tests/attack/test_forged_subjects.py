@@ -5,7 +5,7 @@ Each twin reads the identity from where the client wrote it, as examples on the 
 
 from __future__ import annotations
 
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 
 from langchain_runtime_authz.credential.signer import SigningKey
 from langchain_runtime_authz.errors import ConfigError
@@ -202,6 +202,18 @@ def test_two_requests_at_once_do_not_meet() -> None:
 
     asyncio.run(both())
     assert {n: s.id for n, s in found.items()} == {f"u{i}": f"u{i}" for i in range(20)}
+
+
+def test_a_request_that_is_closed_elsewhere_brings_nobody_back() -> None:
+    """The request of a loop that was closed ends in the context of another, whose caller stays."""
+    caller, elsewhere = bearer(), copy_context()
+    outer, inner, other = (caller.presented(f"Bearer {token(sub=name)}") for name in ("mallory", "mallory", "alice"))
+    elsewhere.run(outer.__enter__)
+    elsewhere.run(inner.__enter__)
+    with other:
+        inner.__exit__()
+        assert caller({}).id == "alice"  # type: ignore[union-attr]
+    assert caller({}) is None and elsewhere.run(caller, {}) is None
 
 
 @pytest.mark.parametrize("naive", [False, True])
