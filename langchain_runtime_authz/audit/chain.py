@@ -20,13 +20,12 @@ import glob
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from io import IOBase
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import orjson
 
@@ -97,12 +96,12 @@ def parse_line(line: bytes) -> dict[str, Any] | None:
 
 
 def verify_chain(
-    source: str | Path | IOBase | Iterable[bytes], head: str | None = None, joints: list[dict[str, Any]] | None = None
+    source: str | Path | IO[bytes], head: str | None = None, joints: list[dict[str, Any]] | None = None
 ) -> ChainReport:
     """Verify a chain from its first line to its last.
 
     Args:
-        source: path of the file, the open binary file, or its lines (bytes, with or without newline).
+        source: path of the file, or the open binary file.
         head: the hash of a line that the chain must hold, pinned elsewhere. Edits and cuts after that line are
             not found.
         joints: receives the records `continued` and `dropped` (not for a path). If given, `source` is one segment of a
@@ -111,16 +110,14 @@ def verify_chain(
     if isinstance(source, str | Path):
         with Path(source).open("rb") as file:
             return verify_chain(file, head)
-    if isinstance(source, IOBase):
-        # A line without its newline is a fragment, even if it parses.
-        source = (line if line.endswith(b"\n") else b"\0" + line for line in read_lines(source))
     prev = GENESIS  # of the previous line
     whole = GENESIS  # of the last record that is not a fragment
     fragments: list[str] = []
     count = 0
     pinned = None  # number of the line that is the head
-    for line in source:
-        text = line.removesuffix(b"\n")
+    for line in read_lines(source):
+        # A line without its newline is a fragment, even if it parses.
+        text = line[:-1] if line.endswith(b"\n") else b"\0" + line
         own, record, wrong = line_hash(text), parse_line(text), None
         if len(line) > MAX_LINE:
             wrong = TOO_LONG
