@@ -172,16 +172,3 @@ def test_the_command_prints_json_and_tells_what_got_through(write: Write, tmp_pa
     for wrong in (["--policy", str(tmp_path / "none")], ["--profiles", str(tmp_path / "none")]):
         refused = cli(*args, *wrong)
         assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
-
-
-@pytest.mark.parametrize("files", [(), ("policy.wasm", "data.json"), ("rego/own.rego", "data.json")])
-def test_a_directory_that_is_no_project_decides_nothing(write: Write, tmp_path: Path, files: tuple[str, ...]) -> None:
-    """Exit code 2 and one line; never the shipped policy in its place."""
-    policy = tmp_path / "policy"
-    (policy / "rego").mkdir(parents=True)
-    for name in files:
-        (policy / name).write_text("{}")
-    trace = str(write(user("look"), call("1", "read")))
-    result = cli("replay-trace", trace, "--profiles", "langchain", "--policy", str(policy))
-    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
-    assert "`policy` is not a policy" in result.stderr
