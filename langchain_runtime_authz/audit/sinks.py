@@ -98,8 +98,7 @@ class FileSink(_Shown):
         seal_to: the public key (PEM, or its path) to which contents are sealed. Only the owner of the private key can
             read them. Needs the extra `seal`.
 
-    Raises:
-        AuditError: the file cannot be opened, or is not a chain.
+    Raises `AuditError` if the file cannot be opened, or is not a chain.
     """
 
     waits: Final = True
@@ -404,7 +403,7 @@ def _flock(fd: int) -> None:
 
 
 def _backward(file: BinaryIO, name: str) -> Iterator[bytes]:
-    """Yield a file's lines from its end; first an empty one if it ends with a newline."""
+    """Yield a file's lines, last first. If it ends with a newline, the first is empty."""
     end, rest, length = file.seek(0, os.SEEK_END), b"", BLOCK
     while end > 0:
         start = file.seek(max(0, end - length))

@@ -371,7 +371,7 @@ def shown(value: object, limit: int = _SHOWN) -> str:
 
 
 def _bounded(value: Any) -> Any:
-    """Return a record without very long texts, which are slow to make inert."""
+    """Return a record with very long texts cut, because escaping them is slow."""
     if isinstance(value, str):
         return value if len(value) <= _LONG else f"{value[:_SHOWN]}… ({len(value)} characters)"
     if isinstance(value, dict):

@@ -36,15 +36,11 @@ class _Header(_Line):
 
 
 class User(_Line):
-    """A message of the user."""
-
     type: Literal["user"]
     text: str
 
 
 class ToolCall(_Line):
-    """A call that an agent made."""
-
     type: Literal["tool_call"]
     id: Name
     tool: Name
@@ -54,8 +50,6 @@ class ToolCall(_Line):
 
 
 class ToolOutput(_Line):
-    """The output of a call, or its error."""
-
     type: Literal["tool_output"]
     id: Name
     output: Any = None
@@ -69,16 +63,12 @@ class ToolOutput(_Line):
 
 
 class Delegate(_Line):
-    """The start of a child agent."""
-
     type: Literal["delegate"]
     agent: Name
     parent: Name = MAIN
 
 
 class End(_Line):
-    """The end of a child agent."""
-
     type: Literal["end"]
     agent: Name
 

@@ -53,7 +53,7 @@ class CallCredential(Sealed):
 
 
 class Minting:
-    """A token being minted, for all requests that want it meanwhile."""
+    """A token being minted. Concurrent requests for the same audience wait for it."""
 
     __slots__ = ("_loop", "key", "over", "since")
 

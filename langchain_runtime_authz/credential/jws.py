@@ -36,7 +36,7 @@ _json: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
 class Jws(NamedTuple):
-    """A compact JWS in parts, not verified yet. Its text form shows nothing."""
+    """A compact JWS in parts, not verified yet. Its `repr` shows no content."""
 
     header: dict[str, Any]
     claims: dict[str, Any]

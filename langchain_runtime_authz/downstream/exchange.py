@@ -120,7 +120,7 @@ class TokenExchange(Secret):
 
         `actor_token`: a JWT of the party that acts. `resource`: the service's URL, or `audience`: the service's name.
         Raises `CredentialError`: `exchange_refused`, with the endpoint's error code (§2.2.2), or `exchange_failed`: no
-        answer, or a token that was not requested. No error quotes a token.
+        answer, or another token than requested. No error quotes a token.
         """
         own = {"subject_token_type": subject_token_type, "requested_token_type": requested_token_type}
         actor = {"actor_token": actor_token, "actor_token_type": JWT} if actor_token is not None else {}

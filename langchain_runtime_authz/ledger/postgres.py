@@ -112,7 +112,7 @@ class _Connection(psycopg.Connection[Any]):
 
 
 def _within(gen: Any, until: float) -> Any:
-    """Run a psycopg generator, which resumes every 0.1 s, no longer than `until`."""
+    """Run a psycopg generator. Raises `TimeoutError` after `until` (monotonic time)."""
     try:
         wanted = next(gen)
         while True:
@@ -141,8 +141,7 @@ class PostgresLedger(SqlLedger):
         max_size: maximum number of connections in the ledger's own pool.
         clock: returns ledger time in tests, instead of the database's clock.
 
-    Raises:
-        LedgerError: the database cannot be reached or used.
+    Raises `LedgerError` if the database cannot be reached or used.
     """
 
     _dialect = ("json_build_array", _NOW, _STATE, "")
@@ -315,8 +314,7 @@ def administer(
         create: create the schema and the role if they are missing, and make the owner a member of the role.
         look: only read; then a member of the application's role may log in too.
 
-    Raises:
-        LedgerError: the database cannot be reached or used.
+    Raises `LedgerError` if the database cannot be reached or used.
     """
     with _Failures(), psycopg.connect(dsn, connect_timeout=max(2, int(TIMEOUT))) as conn:
         admin = _Admin(conn, schema, role)

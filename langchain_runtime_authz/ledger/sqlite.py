@@ -39,8 +39,7 @@ class SqliteLedger(SqlLedger):
         timeout: seconds to wait for a lock before `ledger_timeout`.
         clock: returns ledger time in epoch seconds.
 
-    Raises:
-        LedgerError: the file cannot be used.
+    Raises `LedgerError` if the file cannot be used.
     """
 
     _dialect = ("json_array", "0.0", f"'{SEEN}'", " INDEXED BY call_open")

@@ -266,7 +266,7 @@ class ArgumentMatcher:
         return trusted and all(self._decides(argument, row, name) for name in choosing(argument))
 
     def _decides(self, choice: model.Pick | model.Each | model.OnlyIf, row: Row, name: str) -> bool:
-        """Return True if a trusted source wrote a field by which records are chosen."""
+        """Return True if a trusted source wrote the field `name`, which chooses a record."""
         path = within_row(row, name)
         found = values_of(row, path)
         conditions = choice.where.get(name, ()) if len(found) == 1 else ()  # an outsider may have added list items

@@ -22,8 +22,7 @@ def json_schema() -> dict[str, Any]:
 def load_mandate(source: Mandate | Mapping[str, Any] | str | Path) -> Mandate:
     """Return the mandate of a `Mandate`, of its JSON form, or of a YAML file.
 
-    Raises:
-        ConfigError: code `mandate_invalid`; the message names the wrong field.
+    Raises `ConfigError` (`mandate_invalid`), which names the wrong field.
     """
     if isinstance(source, Mandate):
         return source

@@ -302,7 +302,7 @@ def _meant(text: str, end: int, *, rate: bool) -> bool:
 
 
 def _moment(segment: Segment, date: tuple[int, int], times: set[str]) -> Iterator[tuple[int, int]]:
-    """Yield a date's span, or with `times` the spans from it to times in its sentence."""
+    """Yield the date's span, or the spans from it to each of `times` in its sentence."""
     if not times:
         if segment.whole(*date):
             yield date

@@ -195,7 +195,7 @@ class Values:
                 yield self.one(at, end, "address"), end  # "5 Harbour Street"
 
     def _in_words(self, argument: Argued, at: int, words: int) -> Iterator[tuple[tuple[Token, ...], int]]:
-        """Yield values of one word, two words …, up to a word that cannot be of a value."""
+        """Yield values of one word, two words and so on, up to a word that ends the value."""
         kind = "name" if argument.kind == "principal" else "id"
         for end in range(at + 1, at + words + 1 if argument.kind in NAMED | {"place", "value"} else 0):
             token = self.tokens[end - 1]

@@ -105,6 +105,7 @@ class _Check:
             self.leaving.update(step.sources if step.id in self.leaving else ())
 
     def steps(self) -> tuple[model.Step, ...]:
+        """Return the backed steps in order. Drop those that depend on a dropped step."""
         steps = [self.kept.get(step.id, step) for step in self.mandate.steps]
         ordered = in_order(steps, self.profiles, self.signatures)
         for step, given in zip(ordered, self.mandate.steps, strict=True):

@@ -43,7 +43,7 @@ def in_order(
 
 
 def _hits(step: Step, profile: ToolProfile, schemas: Mapping[str, object]) -> Hits:
-    """Return what a step affects. Two tools may concern one person in any order."""
+    """Return what a step affects. Steps of different tools do not share a person."""
     found: Hits = {}
     defaults = {n: d for n, s in schemas.items() if n not in step.args and (d := as_mapping(s).get("default"))}
     for name, argument in {**defaults, **step.args}.items():

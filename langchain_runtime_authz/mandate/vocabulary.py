@@ -141,7 +141,7 @@ def suggested(tool: Tool, verb: str) -> Iterator[str]:
 
 
 def _roles(tool: Tool) -> dict[str, str]:
-    """Return role → its pattern. An argument for who gives (`sender`) has no role."""
+    """Return role (`to`, `amount`) → pattern. Arguments like `sender` have no role."""
     data, nouns = tool.language.data, {*map(singular, tool.nouns)}
     given = [a for a in tool.arguments.values() if a.name.isidentifier() and a.words.isdisjoint(data["givers"])]
     own = nouns.union(data["generic"], data["headings"])

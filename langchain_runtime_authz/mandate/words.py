@@ -295,7 +295,7 @@ class _Turn:
         return [(found[0][0], [step for one in steps for step in one])] if plain else []
 
     def _keep(self, tool: Tool, step: Step) -> None:
-        """Add a step; refuse the turn if another order may depend on it: one target."""
+        """Add a step; refuse the turn if an order with the same target may depend on it."""
         hit = _targets(tool, step)
         for other, known in self.kept if tool.profile.ordered else ():
             shared = hit & _targets(other, known) if other is not tool else hit == _targets(tool, known)

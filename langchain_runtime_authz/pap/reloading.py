@@ -149,9 +149,8 @@ class ReloadingPDP(InProcess):
         timeout: seconds after which an evaluation is stopped (and denied).
         deadline: seconds within which the calls of one message must be answered.
 
-    Raises:
-        ConfigError: `policy_invalid`, `policy_unsigned` or `policy_older`: there is no policy to begin
-            with, or `state` cannot be read or written.
+    Raises `ConfigError` (`policy_invalid`, `policy_unsigned` or `policy_older`) if there is no policy to begin with, or
+    if `state` cannot be read or written.
     """
 
     def __init__(

@@ -72,8 +72,7 @@ class AuthzenPDP(RemotePDP):
     def discover(cls, url: str, *, deadline: float = DEFAULT_DEADLINE, **connection: Unpack[PDPConnection]) -> Self:
         """Fetch a PDP's metadata (AuthZEN 1.0 §9), and return a PDP with its endpoints.
 
-        Raises:
-            ConfigError: the metadata cannot be fetched, is another PDP's, or names endpoints of another origin.
+        Raises `ConfigError` if the metadata cannot be fetched, is another PDP's, or names endpoints of another origin.
         """
         _private(Link(url), url).close()  # refuses a URL that cannot be a PDP's
         parts = urlsplit(url)

@@ -53,11 +53,9 @@ class CedarPDP(InProcess):
         obligations: `{"type": …, "properties": {…}}` by name, for `@obligation`.
         deadline: seconds within which the calls of one message must be answered.
 
-    Raises:
-        ConfigError: `policy_invalid`: an argument does not parse, or policies or entities do not fit the schema.
+    Raises `ConfigError` (`policy_invalid`) if an argument does not parse, or policies or entities do not fit the schema.
 
     Attributes:
-        name: `cedar`.
         revision: fingerprint of policies, schema, entities and obligations.
     """
 

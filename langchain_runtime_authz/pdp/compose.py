@@ -172,7 +172,7 @@ class CandidatePDP(Composed):
             self._told(request, ours, theirs)
 
     def _begin(self) -> None:
-        """Begin without thread and requests, also in a forked child, which has no thread."""
+        """Start with no thread and an empty queue. A forked child does it too."""
         self._changed = threading.Condition(self._lock)
         self._waiting = deque[_Compared]()
         self._comparing = False

@@ -41,18 +41,16 @@ class WasmPDP(InProcess):
         wasm: path or bytes of a compiled policy; by default the shipped one.
         data: for the shipped policy: the members of its data.json to change (`merge_data`), or an edited copy of
             data.json. For a policy of your own: its whole data document.
-        entrypoint: the rule that answers `{"decision": …, "context": {…}}`. If the policy also has an
-            entrypoint `batch` that answers `{"requests": [input, …]}` with a list of such documents, the
-            calls of a message are decided in one evaluation.
+        entrypoint: the rule that answers `{"decision": …, "context": {…}}`. The policy may also have an entrypoint
+            `batch`, which answers `{"requests": [input, …]}` with a list of such documents. Then one evaluation decides
+            the calls of a message.
         pool_size: evaluations that may run at the same time. Evaluations on event loops are not counted.
         timeout: seconds of CPU after which an evaluation is stopped (and denied). Waiting for a CPU does not count.
         deadline: seconds of CPU within which the calls of one message must be answered.
 
-    Raises:
-        ConfigError: `policy_invalid`, saying what is wrong with the policy or the data.
+    Raises `ConfigError` (`policy_invalid`), which says what is wrong with the policy or the data.
 
     Attributes:
-        name: `wasm`.
         revision: fingerprint of the policy and its data.
     """
 
