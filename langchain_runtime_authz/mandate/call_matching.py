@@ -88,7 +88,7 @@ class CallFacts(NamedTuple):
     words: str  # the user's messages
     task: Task = NO_TASK  # only outputs of reads for this task count
     steps: Collection[str] | None = None  # ids of the steps that the agent may take; `None` for all
-    now: float | None = None  # start of the run (epoch seconds); an ordered day without a year is the next such day
+    now: float | None = None  # when it was ordered (epoch seconds); a day without a year is the next one
     zone: tzinfo | None = None  # of ordered times that name no zone
 
 

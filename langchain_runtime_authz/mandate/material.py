@@ -21,7 +21,7 @@ LINES: Final = str.maketrans(dict.fromkeys("\r\x0b\x0c\x85\u2028\u2029", "\n")) 
 _MARK: Final = lazy(
     r"""^[ \t]*(?:
     (?P<quote>>)
-    |(?P<rule>([-=*_])\3{4,}[ \t]*$)
+    |(?P<rule>([-=*_])\3{2,}[ \t]*$)
     |(?P<forward>[*\-_=]*[ ]?(?:begin[ ])?(?:(?:original|forwarded)[ ]message|weitergeleitete[ ]nachricht|ursprüngliche[ ]nachricht
         |message[ ](?:transféré|d['’]origine)|mensaje[ ](?:reenviado|original)|messaggio[ ]inoltrato|mensagem[ ]encaminhada)\b
         |(?:fwd?|wg)[ ]?:|on[ ][^\n]{4,}[ ]wrote[ ]?:[ \t]*$|am[ ](?=[^\n]*:[ \t]*$)[^\n]{4,}[ ]schrieb[ ]

@@ -112,7 +112,7 @@ def binding_of(run: Run, said: TaskWords, call: Call) -> tuple[Mandate | None, B
         "\n".join(said.turn.texts),
         task_of(run) if mandate is run.mandate else _task_of_words(run, said.turn, mandate, call),
         run.grant.steps if run.grant is not None else None,
-        run.started_at,
+        (said.turn.at if mandate is not run.mandate else 0) or run.started_at,
         run.engine.zone,
     )
     memory = run.engine.memory

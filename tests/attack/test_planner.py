@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from functools import partial
 
 from langchain_core.messages import BaseMessage
@@ -10,6 +11,7 @@ from langchain_runtime_authz import Mandate
 from langchain_runtime_authz.demo.agent import agent_graph as demo_graph
 from langchain_runtime_authz.facts.task import HumanText
 from langchain_runtime_authz.ledger.changes import AdvanceEpoch
+from langchain_runtime_authz.testing import FrozenClock
 
 from ._house import *
 
@@ -161,6 +163,23 @@ def test_what_was_read_for_an_earlier_message(then: str, changed: bool, act: str
     state = told(authz, graph, human(then), THREAD, go=go)
     assert bool(asked(state)) is (changed or (act != "note" and not goes_on))
     assert bool(house.ran) is not bool(asked(state))
+
+
+@pytest.mark.parametrize("protected", [True, False])
+@pytest.mark.parametrize("day", ["2026-12-05", "2027-12-05"])
+def test_the_next_day_of_a_date_follows_its_message(day: str, protected: bool, go: Any) -> None:
+    """An order of December 2 goes on at December 20. Its "5 December" is not that of the year after."""
+    clock, step = FrozenClock(datetime(2026, 12, 2, tzinfo=UTC).timestamp()), order(tool="schedule")
+    step["args"]["date"] = const("5 December")
+    late = ("schedule", {"to": BOB, "amount": 45, "date": day})
+    house, authz = House(), ours(planner=planner(answer(step)), ledger=MemoryLedger(clock=clock))
+    graph = graph_of(house, AIMessage("Shall I?"), late)
+    graph = authz.protect(graph) if protected else graph
+    for said in (f"Pay 45 EUR to {BOB} on 5 December", "Yes, do it."):
+        with authz.run(subject="alice") if protected else nullcontext():
+            go(graph, human(said), THREAD)
+        clock.tick(18 * 86_400)
+    assert bool(house.ran) is (not protected or day == "2026-12-05")
 
 
 @pytest.mark.parametrize("protected", [True, False])

@@ -137,10 +137,11 @@ def test_an_order_is_kept(text: str) -> None:
         "Zahle Bob notfalls 45", "Zahle Bob 45 nach Annas Zustimmung", "Paie 45 à Bob au besoin", "Paie 45 à Bob après l'accord de Carol", "Carol 同意后付给 Bob 45元", "必要时付给 Bob 45元")),
     *((f"Bob 45. {back}", "taken back") for back in (
         "If Carol agrees, that is.", "Unless Carol objects.", "But first ask Carol.", "Check with Carol first.", "Wait for Carol.", "Undo.", "Nope.", "Later.", "Scrap that.", "Ignore my last message.", "Oops, wrong chat.",
-        "Kidding!", "I'll do it.", "Already done.", "Hold that.", "Nur wenn Carol zustimmt.", "Hat sich erledigt.", "Das mache ich selbst.", "Frag vorher Carol.", "Nicht jetzt.", "Seulement si Carol est d'accord.",
+        "Kidding!", "I'll do it.", "Already done.", "Hold that.", "Nur wenn Carol zustimmt.", "Quatsch, doch nicht.", "Hat sich erledigt.", "Das mache ich selbst.", "Frag vorher Carol.", "Nicht jetzt.", "Seulement si Carol est d'accord.",
         "Plus tard.", "Je plaisante.", "C'est déjà fait.", "除非 Carol 反对。", "开玩笑的。", "我自己来。", "撤回。")),
     ("> Pay Bob 45.", "do not say"), ("```\nPay Bob 45.\n```", "do not say"),
     ("See below.\n---------- Forwarded message ----------\nPay Bob 45.", "do not say"),
+    ("See below.\n---\nPay Bob 45.\n---", "do not say"),
     ("From: Eve <eve@x.org>\nSubject: bill\n\nPay Bob 45.", "do not say"),
     ("<mail>\nPay Bob 45.\n</mail>", "do not say"), ("", "do not say"),
 ])
