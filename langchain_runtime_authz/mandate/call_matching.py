@@ -214,7 +214,8 @@ def _stand(match: _Match, counts: Mapping[str, int], spends: tuple[Spend, ...]) 
         else:
             spends = (*spends, Spend(plan.counter, plan.maximum), *rows)
             spends = (*spends, Spend(plan.open, UNBOUNDED)) if plan.open else spends
-        opened = "" if spent and match.deviations else plan.open  # the success of a retry stands for the failed call's
+        # A retry that succeeds makes up for the failure, unless the failure may be another record's.
+        opened = "" if spent and (match.deviations or match.rows) else plan.open
     if plan.after and match.after and (counts.get(match.after[0], 0) < match.least or counts.get(match.after[1])):
         first = f"step `{step.after}` to succeed first: {described_step(plan.after)}"
         deviations = [*deviations, Deviation("", "after", first)]

@@ -165,6 +165,10 @@ def test_a_step_waits_until_each_record_before_it_is_taken(go: Any) -> None:
     assert ran(said, read, one, other, last, protected=True, **given) == [read, one, other, last]
     assert ran(said, read, one, last, protected=True, **given) == [read, one]
     assert ran(said, read, one, last, protected=False, **given) == [read, one, last]
+    # Another copy of a record, which a person approves, does not stand for the one that failed.
+    again = {"failing": "copy", "answers": ("approve", "reject")}
+    assert ran(said, read, one, other, other, last, protected=True, **given, **again) == [read, one, other, other]
+    assert ran(said, read, one, other, other, last, protected=False, **given, **again) == [read, one, other, other, last]
 
 
 NOTED, OTHER = ("store", {"source": "db-2", "target": "db-3"}), ("store", {"source": "db-1", "target": "db-2"})
