@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from langchain_runtime_authz._order_patterns import REST, WORD, WORDS
-from langchain_runtime_authz.cli._profile_proposal import names_milder
+from langchain_runtime_authz.cli._profile_proposal import names_other
 from langchain_runtime_authz.mandate.call_matching import CallFacts, bind
 from langchain_runtime_authz.mandate.languages import NUMBER, Language, Token, languages, read_number, words_of
 from langchain_runtime_authz.mandate.read_outputs import Outputs
@@ -26,9 +26,9 @@ _PARTICLES: Final = {*_TELLING, "off", "up", "down", "out", "back", "over"}
 def proposed_order(name: str, profiles: Mapping[str, ToolProfile], said: str, args: Mapping[str, Any]) -> str | None:
     """Return an order by which the words order exactly this call, or None.
 
-    The newest sentence that names the call's values becomes the order, with arguments in place of the values. The order
-    then fits other values too, so a person must review it. A sentence that orders another tool or names a milder effect
-    is left out: "Open a.txt" deletes nothing.
+    The words of the newest sentence that names the call's values become the order, with arguments in their place. So
+    the order fits other values too: a person reviews it. Words that order another tool are not taken. The verb must
+    name a deletion, a payment or a grant: "Open a.txt" deletes nothing.
     """
     profile = profiles[name]
     schemas: dict[str, Any] = {name: {"properties": {argument: {} for argument in args}}}
@@ -66,7 +66,7 @@ def _items(
     tokens, found, left = tokens[at:end], list[str](), dict(args)
     verbs = language.verbs.union(words_of(name))
     verb = tokens[0].lower if tokens and tokens[0].kind in {"word", "name"} else ""
-    if verb not in verbs or (verb not in words_of(name) and names_milder(verb, profile.effect)):
+    if verb not in verbs or (verb not in words_of(name) and names_other(verb, profile.effect)):
         return
     at = 0
     while at < len(tokens):

@@ -290,11 +290,10 @@ def _named(name: str) -> list[str]:
     return words[next((n for n, w in enumerate(words) if w in _VERBS), 0) :]
 
 
-def names_milder(verb: str, effect: Effect) -> bool:
-    """Return True if a verb names less than a deletion, a payment or a grant."""
+def names_other(verb: str, effect: Effect) -> bool:
+    """Return True if a verb does not name the deletion, payment or grant of `effect`."""
     paid = " ".join(_SYNONYMS["money funds cash payment"]).split() if effect == "pay" else ()  # "Send 45 EUR to Bob"
-    mild = (_READS | _COMPUTES | _WRITES | _EFFECTS["send"]).difference(paid, _EFFECTS.get(effect, ()))
-    return effect in RISKY and verb in mild
+    return effect in RISKY and verb not in _EFFECTS[effect].union(paid, _RUNS if effect == "admin" else ())
 
 
 def _words(name: str) -> list[str]:

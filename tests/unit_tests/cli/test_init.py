@@ -318,8 +318,8 @@ RENT = {"recipient": "DE21", "amount": 45.0}
     (DELETE, "Delete drafts", {"path": "drafts"}, None), (DELETE.model_copy(update={"effect": "write"}), "Delete drafts", {"path": "drafts"}, "delete {path:word}"), (PAY, "Pay marta 45", {"recipient": "marta", "amount": 45}, None),
     # no order, another value than the call's, a value that the call lacks, or a condition
     *((PAY, said, RENT, None) for said in ("Ann says pay 45 EUR to DE21", "I paid 45 EUR to DE21", "Pay 54 EUR to DE21", "Pay 45 EUR to DE21 in June", "Pay 45 EUR to DE21 if it is due", "Pay the bill", "", "Pay 45 EUR to DE21 and 50 EUR to Eve")),
-    # words for something milder, which an approver let pass
-    *((PAY, said, RENT, None) for said in ("Tell DE21 about 45 EUR", "Add DE21 45 to accounts", "Open DE21 45 EUR", "Pay 45 EUR to DE21 monthly")), (DELETE, "Open a.txt", {"path": "a.txt"}, None), (DELETE, "Erase a.txt", {"path": "a.txt"}, "erase {path}"),
+    # words for something else, which an approver let pass
+    *((PAY, said, RENT, None) for said in ("Tell DE21 about 45 EUR", "Add DE21 45 to accounts", "Open DE21 45 EUR", "Pay 45 EUR to DE21 monthly")), *((DELETE, f"{verb} a.txt", {"path": "a.txt"}, None) for verb in ("Open", "Download", "Label", "Run", "Book")), (DELETE, "Erase a.txt", {"path": "a.txt"}, "erase {path}"),
 ])  # fmt: skip
 def test_an_approved_call_proposes_the_order_that_was_missing(profile: ToolProfile, said: str, args: dict[str, Any], order: str | None) -> None:
     assert proposed_order("act", {"act": profile}, said, args) == order
