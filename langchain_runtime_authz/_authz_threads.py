@@ -229,10 +229,7 @@ class Threads:
     def _revoke(
         self, thread_id: str, *, graph: GraphLike = None, agent: Sequence[str] = (), by: str = "", reason: str = ""
     ) -> Flow[None]:
-        """Revoke a thread, or an agent and its children on it, until `reinstate`.
-
-        The audit log records `by` and `reason`.
-        """
+        """Revoke a thread, or an agent and those below it, until `reinstate`."""
         return revoke(self._scope(thread_id, graph), tuple(agent), by, reason)
 
     revoke, arevoke = both(_revoke)
@@ -240,7 +237,7 @@ class Threads:
     def _reinstate(
         self, thread_id: str, *, graph: GraphLike = None, agent: Sequence[str] = (), by: str = "", reason: str = ""
     ) -> Flow[None]:
-        """Lift the revocation of a thread, or of an agent and its children on it."""
+        """Lift the revocation of a thread, or of an agent and those below it."""
         return reinstate(self._scope(thread_id, graph), tuple(agent), by, reason)
 
     reinstate, areinstate = both(_reinstate)

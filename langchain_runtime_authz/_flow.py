@@ -132,7 +132,7 @@ async def _drive_in_thread(engine: Any, flow: Flow[Any], effect: Effect, argumen
         ended.exception()  # or asyncio logs that the exception was never retrieved
         raise cut
     finally:
-        closed.set()  # of a closed coroutine, the thread stops before its next effect
+        closed.set()  # if the coroutine is closed, the thread must stop before its next effect
         cut = ended = None  # type: ignore[assignment]  # or exception and frame refer to each other
         for variable, value in context.items():
             if variable not in before or before[variable] is not value:  # set no others: tasks may share this context

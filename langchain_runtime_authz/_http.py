@@ -172,7 +172,7 @@ class Link:
         if token_file is not None and not self.private:
             raise ConfigError("a token is not sent in the clear: use https, a unix socket or a loopback address")
         if proxy is not None and not ((at := split_url("proxy", proxy)).scheme in ("http", "https") and at.hostname):
-            raise ConfigError("`proxy` must be an http or https URL")  # it may hold a password
+            raise ConfigError("`proxy` must be an http or https URL")  # not shown: it may hold a password
         if proxy is not None and unix:
             raise ConfigError("a unix socket is not reached by a proxy")
         self.socket_path = parts.path if unix else None

@@ -66,10 +66,7 @@ def parse(pattern: str) -> Pattern:
 
 
 def firsts(pattern: Pattern) -> set[str]:
-    """Return the words and arguments with which a match may begin.
-
-    They include "" if all parts are optional.
-    """
+    """Return items with which a match may begin; with "" if all parts are optional."""
     found = {""}
     for item in pattern:
         ways = item.ways if isinstance(item, Choice) else item.parts if isinstance(item, Options) else ()

@@ -53,10 +53,7 @@ def checked_names(name: str, value: Any) -> tuple[str, ...]:
 
 
 def checked_path(name: str, value: Any) -> Path:
-    """Return `value` as a path that stays valid if the working directory changes.
-
-    Raises `ConfigError` if it is not a path.
-    """
+    """Return `value` as an absolute path, or raise `ConfigError`."""
     if not isinstance(value, str | os.PathLike) or not os.fspath(value) or "\0" in str(value):
         raise wrong(name, "a path", value)
     return Path(value).absolute()

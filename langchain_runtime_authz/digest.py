@@ -63,10 +63,7 @@ def parse_object(data: str | bytes) -> dict[str, Any]:
 
 
 def json_encoder(*, ascii_only: bool, finite: bool = True, ordered: bool = True) -> Encoder:
-    """Return a compact JSON encoder.
-
-    `finite`: refuse NaN and infinities. `ordered`: sort names.
-    """
+    """Return a JSON encoder. `finite`: refuse NaN, infinities. `ordered`: sort names."""
     spelled = json.encoder.encode_basestring_ascii if ascii_only else json.encoder.encode_basestring
     made = json.JSONEncoder(sort_keys=ordered, separators=(",", ":"), allow_nan=not finite, ensure_ascii=ascii_only)
     encode: Any = json.encoder.c_make_encoder  # type: ignore[attr-defined]  # `None` on other interpreters
@@ -233,10 +230,7 @@ def abbreviate(value: Any, limit: int = MAX_STRING) -> Any:
 
 
 def written(value: object) -> str:
-    """Return a value as JSON text; its fingerprint if that fails.
-
-    Objects without a JSON form are written as their `str`.
-    """
+    """Return a value as JSON text, other objects as `str`; on failure its fingerprint."""
     try:
         return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
     except Exception:  # noqa: BLE001  (a foreign `items` or `__str__` may fail in any way)
@@ -274,7 +268,7 @@ def _look(value: object, depth: int, seen: dict[int, tuple[object, bytes]]) -> b
 def _scalar(value: object) -> bytes | None:
     """Return a scalar, text or array as bytes; `None` if it holds other objects."""
     if isinstance(value, float) and value.is_integer():
-        value = int(value)  # 1.0 may come back as 1
+        value = int(value)  # a checkpointer may return 1 for 1.0
     if isinstance(value, int) and not isinstance(value, bool):
         return b"number" + format(value, "x").encode()  # Python limits the length of decimal text
     if value is None or isinstance(value, _EXACT_REPR):

@@ -75,10 +75,7 @@ def classes_known(history: History, agent: Path) -> list[str]:
 
 
 def confine(confined: Confined, read: Sequence[str], name: str, agent: Path) -> Confined:
-    """Return `confined` after `agent` read data of the class `name`.
-
-    `read`: all data classes that were read before.
-    """
+    """Return `confined` after `agent` read `name`. `read`: the classes read before."""
     if name in read and all(n != name for n, _ in confined):
         return confined  # all agents count as knowing this class
     if len(agent) <= 1 or len(confined) >= MAX_NAMES:
@@ -92,10 +89,7 @@ def reveal(confined: Confined, agent: Path) -> Confined:
 
 
 def handed_down(confined: Confined, parent: Path) -> Confined:
-    """Return `confined` after `parent` gave work to a child.
-
-    An empty `parent` means that a root entry began.
-    """
+    """Return `confined` after `parent` (() for a root entry) gave work to a child."""
     if len(parent) <= 1:  # all agents are below the root agent
         return ()
     return tuple(dict.fromkeys((n, parent if a[: len(parent)] == parent else a) for n, a in confined))

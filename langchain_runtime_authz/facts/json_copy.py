@@ -43,10 +43,7 @@ def held(output: object) -> Held:
 
 
 def parsed(output: object) -> object:
-    """Parse a text that is a JSON object or list; return anything else unchanged.
-
-    If the JSON is nested too deep, return `DEEP`.
-    """
+    """Parse a JSON object or list; `DEEP` if nested too deep. Return others unchanged."""
     if isinstance(output, str):
         text = str.__str__(output)
         if len(text) <= MAX_JSON and text.lstrip()[:1] in ("{", "["):

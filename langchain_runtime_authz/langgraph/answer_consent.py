@@ -1,4 +1,4 @@
-"""Tell consent from corrections in an answer to a question of the application."""
+"""Tell consent from a correction in an answer to an application's own question."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final
 from langchain_runtime_authz.facts.answer_corrections import CLOSED, MAX_DEPTH
 from langchain_runtime_authz.mandate.languages import Language, languages
 
-MAX_CONSENT: Final = 200  # characters; a longer answer says more than yes
+MAX_CONSENT: Final = 200  # characters; a longer answer counts as a correction
 
 
 def choices_in(schema: object) -> Iterator[object]:
@@ -23,7 +23,7 @@ def choices_in(schema: object) -> Iterator[object]:
 
 
 def without_consent(answer: object, offered: Collection[object], question: str, depth: int = MAX_DEPTH) -> object:
-    """Return an answer with empty texts in place of consent and `offered` texts."""
+    """Return an answer with "" in place of consent and of `offered` texts."""
     if isinstance(answer, str):
         return "" if answer in offered or any(_assents(answer, question, each) for each in languages()) else answer
     if depth and isinstance(answer, Mapping):
@@ -35,13 +35,13 @@ def without_consent(answer: object, offered: Collection[object], question: str, 
 
 def _assents(text: str, question: str, language: Language) -> bool:
     """Return True if a text only consents, perhaps with thanks."""
-    # A word of the question could be a choice. A digit or an open end could say more.
+    # A digit, a word of the question (perhaps a choice) or an open end may say more than consent.
     if len(text) > MAX_CONSENT or any(c.isdigit() for c in text):
         return False
     tokens = [t for t in language.tokens(text) if t.kind != "sep"]
     words, at, yes = [t for t in tokens if t.kind != "end"], 0, False
     choices = {*re.findall(r"\w+", question.lower())} - CLOSED
-    odd = any(t.text.strip("\n;!") not in ("", ".") for t in tokens if t.kind == "end")  # it asks or trails off
+    odd = any(t.text.strip("\n;!") not in ("", ".") for t in tokens if t.kind == "end")  # a question, or it breaks off
     if odd or any(t.lower in choices for t in words):
         return False
     while taken := (said := language.match("assents", words, at)) or language.match("thanks", words, at):

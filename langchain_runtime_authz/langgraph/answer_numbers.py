@@ -1,7 +1,7 @@
-"""Give each of a graph task's questions its own answer, by number.
+"""Give each question of a graph task its own answer, by number.
 
-A graph task is one run of a node. LangGraph numbers its answers, and gives them to its questions in the order in which
-code asks. In a hand-written node, an approval that is void or a call that does not run again would shift that order.
+A graph task is one run of a node. LangGraph numbers the task's answers, and gives them to its questions in the order in
+which code asks. If a node runs again, a void approval or a call that is not repeated would shift that order.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from langgraph.types import interrupt
 
 from langchain_runtime_authz.langgraph import private_api as private
 
-OURS: Final = "answers_approvals"  # a field of each stored answer to an approval question: the approvals' ids
-_PASSED: Final[dict[str, list[str]]] = {OURS: []}  # stored for a number that no question takes
+OURS: Final = "answers_approvals"  # field of a stored answer to an approval question: the approvals' ids
+_PASSED: Final[dict[str, list[str]]] = {OURS: []}  # stored as the answer with a skipped number
 _GRAPHS_PER_TOOL: Final = 10_000
 
 _pausing: Final = ContextVar[Collection[str] | None]("langchain_runtime_authz.pausing", default=())
@@ -30,11 +30,14 @@ def fits(answer: object, ids: Collection[str], *, plain: bool) -> bool:
 
 
 def pause(value: Mapping[str, Any], ids: Collection[str] | None = None) -> Any:
-    """Ask an approval question, or return the next answer (to `ids`, if given)."""
+    """Raise the interrupt of an approval question, or return its answer.
+
+    `ids`: return only an answer that is marked for one of these approvals.
+    """
     before, shown = _pausing.set(ids), dict(value)
     try:
         return interrupt(shown)
-    except GraphInterrupt as exc:  # only now is the id known, because its other calls may pause at the same time
+    except GraphInterrupt as exc:  # the id is known only now: it depends on the number
         shown["interrupt_id"] = exc.args[0][0].id
         raise
     finally:
@@ -46,21 +49,21 @@ class _Answers(NamedTuple):
 
     counter: Callable[[], int]
     used: list[int]
-    kept: list[int]  # each belongs to one question
-    heard: list[int]  # each was given to a question of a tool
+    kept: list[int]  # reserved: each for one question
+    heard: list[int]  # given to a question of a tool
 
 
 def kept_numbers(config: Mapping[str, Any]) -> list[int] | None:
-    """Return a graph task's kept answer numbers, or `None` without our own counter."""
+    """Return a graph task's reserved numbers; None if LangGraph's own counter counts."""
     of = getattr(getattr(private.scratchpad_of(config), "interrupt_counter", None), "of", None)
     return of.kept if of is not None else None
 
 
 def keep_numbers(config: Mapping[str, Any], numbers: Sequence[int]) -> None:
-    """Keep the answers with these numbers, so that no other question takes them."""
+    """Reserve the answers with these numbers, so that no other question gets them."""
     pad, kept = private.scratchpad_of(config), kept_numbers(config)
     for number in [n for n in numbers if pad is not None and n < len(pad.resume)]:
-        if kept is None:  # LangGraph's own counter gives the numbers in order
+        if kept is None:  # LangGraph's own counter only counts up
             private.store_answers(config, pad.resume[: max(number, pad.interrupt_counter()) + 1])
             continue
         kept.append(number)
@@ -78,24 +81,24 @@ def pass_number(config: Mapping[str, Any]) -> None:
 def counting_questions(
     config: dict[str, Any], place: int | None = None, mine: Sequence[int] | None = None
 ) -> tuple[dict[str, Any], list[int]]:
-    """Return (1) a config that numbers a tool's or node's questions, (2) the numbers.
+    """Return a config that numbers a tool's or node's questions, and their numbers.
 
-    `mine`: the numbers of the answers to a node's tool. The tool gets no other answers, and asks each other question
-    anew. `place`: the index of the tool's call, to number the graphs that it calls.
+    `place`: index of the tool's call, to number the graphs that it calls. `mine`: numbers of the answers that belong to
+    a node's tool. The tool gets no other answers: each further question of it is asked.
     """
     configurable = config.get("configurable") or {}
     scratchpad = configurable.get(private.keys.CONFIG_KEY_SCRATCHPAD)
     if scratchpad is None:
         return config, []
     counter: Callable[[], int] = scratchpad.interrupt_counter
-    around: _Answers | None = getattr(counter, "of", None)  # the node's, if the config is for a tool of a node
+    around: _Answers | None = getattr(counter, "of", None)  # the node's counter, if the config is for a tool of a node
     strict = mine is not None and around is not None
     asked = [*mine] if mine and strict else []
     of = around or tuple.__new__(_Answers, (counter, asked, [], []))  # faster than a call of the class
     left = [n for n in asked if n < len(scratchpad.resume) and n not in of.heard] if asked else []
 
     def counted() -> int:
-        while True:  # not recursive, because the function would refer to itself, and so keep the config alive
+        while True:  # a recursive function would refer to itself, and so keep the config alive
             ids, number = _pausing.get(), len(scratchpad.resume)
             if left:
                 of.heard.append(number := left.pop(0))
@@ -116,7 +119,7 @@ def counting_questions(
 
     counted.of = of  # type: ignore[attr-defined]
     graphs = scratchpad.subgraph_counter
-    if place is not None:  # otherwise a graph could load the state of a graph whose tool is skipped now
+    if place is not None:  # else a skipped tool would shift the numbers, and a graph would load another's state
         graphs = itertools.count(place * _GRAPHS_PER_TOOL).__next__
     # `dataclasses.replace`, with the fields looked up once.
     held = dict(zip(private.PAD, private.of_pad(scratchpad), strict=True))
@@ -131,6 +134,6 @@ def passed_numbers(config: Mapping[str, Any]) -> int:
 
 
 def answers_left(config: Mapping[str, Any], had: int, *, plain: bool = True) -> bool:
-    """Return True if more than `had` answers came or, if `plain`, one without an id."""
+    """Return True if unused answers wait: more than `had` or, if `plain`, a plain one."""
     pad = private.scratchpad_of(config)
     return pad is not None and (len(pad.resume) > had or (plain and private.unused_answer(config) is not None))

@@ -45,11 +45,11 @@ from langchain_runtime_authz.pep.obligations import obliged_fields
 from langchain_runtime_authz.pep.run import Engine, Flow, Run, adrive, drive
 
 Due = tuple[Engine, Flow[None]] | None
-_KEEP: Final = 256  # model outputs kept per root entry
+_KEEP: Final = 256  # number of model outputs that a root entry remembers
 
 
 class _Event:
-    """A callback that runs a flow: awaitable if LangChain awaits it, else blocking."""
+    """A callback that runs a flow: async if LangChain awaits it, else blocking."""
 
     def __init__(self, due: Callable[..., Due]) -> None:
         self.due = due
@@ -63,7 +63,7 @@ class _ToolStart(_Event):
     def __get__(self, handler: object, _owner: object = None) -> Callable[..., Any]:
         one = current_scope.get()
         if type(one) is ToolExecution and not one.stages and type(one.guard) is ToolGuard and one.guard.stock:
-            return _ignore  # LangChain's `run` announces a guarded tool, which is decided already
+            return _ignore  # the tool is guarded, so its call is decided already
         return partial(_awaited if sys._getframe(1).f_code is private.AWAITS_HANDLER else _driven, self.due, handler)
 
 
@@ -202,7 +202,7 @@ def _closing(run_id: UUID, error: BaseException | None, output: Any) -> Due:
 
 
 _BACKSTOP: Final = _Backstop()
-_LISTENER: Final = _Models()  # in `authz.run()` without a protected graph, for an `AuthzToolNode`
+_LISTENER: Final = _Models()  # records model outputs for an `AuthzToolNode` in an unprotected graph
 
 
 class _Hook:
@@ -238,9 +238,8 @@ def _register() -> None:
 def install(*, everywhere: bool = False, listens: bool = False) -> None:
     """Register the hook with LangChain, once per process.
 
-    LangChain cannot remove the hook, and an option that was once set stays on.
-
-    `everywhere`: also deny unguarded tools outside runs. `listens`: in `authz.run()`, record unprotected model outputs.
+    `everywhere`: also deny unguarded tools outside runs. `listens`: record model outputs of unprotected graphs in
+    `authz.run()`. LangChain cannot remove the hook, and an option stays on once it is set.
     """
     _register()
     _hook.everywhere |= everywhere
@@ -248,12 +247,14 @@ def install(*, everywhere: bool = False, listens: bool = False) -> None:
 
 
 def hearing(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a root entry's config with the backstop among its callbacks."""
-    # The backstop then also covers a thread to which a node hands its callbacks.
+    """Return a root entry's config with the backstop among its callbacks.
+
+    If a node passes its callbacks to another thread, the backstop then works there too.
+    """
     callbacks = config.get("callbacks")
     if isinstance(callbacks, BaseCallbackManager):
         callbacks = callbacks.copy()
-        callbacks.add_handler(_BACKSTOP, inherit=True)  # does nothing if it is there already
+        callbacks.add_handler(_BACKSTOP, inherit=True)  # adds it only once
     else:
         callbacks = [*(h for h in callbacks if h is not _BACKSTOP), _BACKSTOP] if callbacks else [_BACKSTOP]
     return {**config, "callbacks": callbacks}

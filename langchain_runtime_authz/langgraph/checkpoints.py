@@ -1,8 +1,9 @@
 """Read checkpoints, and detect edits of the state that a protected run left.
 
-The ledger records the checkpoint that a protected run left. Another checkpoint changes the task if a watched channel
-differs, or if a task that waited to run is gone. Watched channels are messages, to-do lists, files and the declared
-task channels. Message ids, key order and fields that only some message classes have are not compared.
+The ledger records the last checkpoint of a protected run. The next root entry compares the checkpoint that it loads.
+The task changed if a watched channel differs, or if a LangGraph task that waited to run is gone. Watched channels are
+messages, to-do lists, files and the declared task channels. The comparison ignores message ids, key order, and fields
+that only some message classes have.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ MAX_LISTED: Final = 16  # checkpoints of a thread that are listed without a filt
 
 
 def read_state(graph: Any, config: Mapping[str, Any] | None, *, subgraphs: bool = False) -> tuple[Any, ...]:
+    """Return the effect that reads a graph's state, with `subgraphs` its children's."""
     return Perform(graph.get_state, graph.aget_state, config, subgraphs=subgraphs)
 
 
@@ -51,7 +53,7 @@ def _get(saver: Any, place: Any) -> tuple[Any, ...]:
 
 
 def _frames(saver: Any) -> Any:
-    """Return a copy of `saver` that decodes only plain values, if it is LangGraph's."""
+    """Return `saver`; if it is LangGraph's, a copy that decodes only plain values."""
     real = saver.serde
     if type(real) is not JsonPlusSerializer or not type(saver).__module__.startswith("langgraph.checkpoint."):
         return saver
@@ -67,11 +69,13 @@ def _frames(saver: Any) -> Any:
 
 
 def saver_of(graph: Any) -> BaseCheckpointSaver[Any] | None:
+    """Return a graph's own checkpointer; None if it has none."""
     saver = getattr(graph, "checkpointer", None)
     return saver if isinstance(saver, BaseCheckpointSaver) else None
 
 
 def thread_config(config: Mapping[str, Any], checkpoint: str | None = None) -> dict[str, Any] | None:
+    """Return a config that names only thread and checkpoint; None without a thread."""
     configurable = config.get("configurable") or {}
     if configurable.get("thread_id") is None:
         return None
@@ -80,7 +84,7 @@ def thread_config(config: Mapping[str, Any], checkpoint: str | None = None) -> d
 
 
 def read_head(saver: BaseCheckpointSaver[Any], config: Mapping[str, Any]) -> Flow[Head | None]:
-    """Read the checkpoint that `config` loads; `None` if the thread has no checkpoint."""
+    """Read the checkpoint that `config` loads; None if the thread has none."""
     frames, newest = _frames(saver), thread_config(config)
     named = (config.get("configurable") or {}).get("checkpoint_id")
     found: CheckpointTuple | None = yield _get(frames, thread_config(config, named) if named else newest)
@@ -93,7 +97,11 @@ def read_head(saver: BaseCheckpointSaver[Any], config: Mapping[str, Any]) -> Flo
 
 
 def at_replay(graph: Any, config: Mapping[str, Any], given: object) -> Flow[Mapping[str, Any]]:
-    """Drop the checkpoint id if a replay from there already asks what is answered."""
+    """Return the config to answer with.
+
+    If the named checkpoint was replayed, and the replay waits for this answer, return the config without the
+    checkpoint's id. Else LangGraph would replay the checkpoint again, and ask again.
+    """
     named, place = (config.get("configurable") or {}).get("checkpoint_id"), thread_config(config)
     if not named or place is None or place["configurable"]["checkpoint_ns"] or not isinstance(given, Command):
         return config
@@ -101,7 +109,7 @@ def at_replay(graph: Any, config: Mapping[str, Any], given: object) -> Flow[Mapp
     forked = (now.metadata or {}).get("source") == "fork" and _checkpoint(now.parent_config) == named
     if not forked or not now.interrupts or given != Command(resume=given.resume):
         return config
-    # An answer without ids is for the question of the named checkpoint, so the replay must ask the same question.
+    # An answer without ids is for the named checkpoint's question, so the replay must ask the same question.
     if not private.is_resume_map(given.resume) and _asked(now) != _asked((yield read_state(graph, config))):
         return config
     return {**config, "configurable": {k: v for k, v in config["configurable"].items() if k != "checkpoint_id"}}
@@ -113,6 +121,7 @@ def _asked(state: StateSnapshot) -> list[object]:
 
 
 def read_memory(store: BaseStore | None, namespaces: Sequence[tuple[str, ...]]) -> Flow[str | None]:
+    """Return the digest of all items in namespaces of a store; None without either."""
     if store is None or not namespaces:
         return None
     held: list[Any] = []
@@ -125,21 +134,24 @@ def read_memory(store: BaseStore | None, namespaces: Sequence[tuple[str, ...]]) 
 
 
 def moved(graph: Any, config: Mapping[str, Any], channels: Sequence[str], head: str, left: str) -> Flow[bool]:
+    """Return True if the task changed between the checkpoints `left` and `head`."""
     before: StateSnapshot = yield read_state(graph, thread_config(config, left))
     now: StateSnapshot = yield read_state(graph, thread_config(config, head))
     return differ(before, now, channels)
 
 
 def update_changed(graph: Any, before: StateSnapshot, place: Any, channels: Sequence[str]) -> Flow[bool]:
-    """Return True if the `update_state` that wrote `place` changed a watched channel."""
-    # Writes of a run that went on meanwhile do not count.
+    """Return True if the `update_state` that wrote `place` changed a watched channel.
+
+    Writes of a run that continued meanwhile do not count.
+    """
     after: StateSnapshot = yield read_state(graph, place)
     if not differ(before, after, channels):
         return False
     base, read = after, _checkpoint(before.config)
     while base is after or (base.metadata or {}).get("source") == "update":
         if _checkpoint(base.parent_config) <= read:
-            # Read the state as stored: the update did not see writes that the checkpoint's tasks made later.
+            # Read the stored state: later writes of the checkpoint's tasks were not in the update's state.
             base = (yield read_state(graph, before.config)) if read else before
             return START not in base.next or differ(base, after, channels)
         base = yield read_state(graph, base.parent_config)
@@ -153,9 +165,10 @@ def _checkpoint(config: Mapping[str, Any] | None, name: str = "checkpoint_id") -
 def read_waiting(
     graph: Any, config: Mapping[str, Any], channels: Sequence[str], *, nodes_only: bool = False
 ) -> Flow[Below | None]:
-    """Read the state of a root graph's waiting child graphs; `None` if none waits.
+    """Read the state of a root graph's waiting child graphs; None if none waits.
 
-    Graphs that a task's code calls are found by namespace, one level deep. `nodes_only`: `None` if no node is a graph.
+    Graphs that a task's code calls are found by namespace, one level deep. `nodes_only`: if no node is a graph, return
+    None without reading.
     """
     if nodes_only and not any(True for _ in graph.get_subgraphs()):
         return None
@@ -180,7 +193,7 @@ def read_waiting(
 
 
 def _called(graph: Any, state: StateSnapshot) -> dict[str, int]:
-    """Return namespace → index of its first graph, for tasks that may call graphs."""
+    """Return namespace → its first graph's index, for tasks that may call graphs."""
     named: dict[str, int] = {}
     for task in state.tasks:
         node = graph.nodes.get(task.name)
@@ -201,6 +214,7 @@ def _waiting(state: StateSnapshot, kept: list[tuple[Any, Any]], channels: Sequen
 
 
 def mark_of(place: Mapping[str, Any], graph: str) -> ChildMark:
+    """Return the ledger mark for the state of a graph at this place."""
     configurable = place["configurable"]
     namespace = configurable.get("checkpoint_ns", "")
     where = raw_digest([graph if not namespace else "", str(configurable["thread_id"]), namespace])
@@ -208,13 +222,19 @@ def mark_of(place: Mapping[str, Any], graph: str) -> ChildMark:
 
 
 def check_child(run: Run, graph: Any, place: private.Place, channels: Sequence[str]) -> Flow[bool]:
-    """Raise `AuthzDenied` if a child's state was edited since the child's last run."""
-    # The result is False if no run of the child left a checkpoint.
+    """Raise `AuthzDenied` if a child's state was edited since the child's last run.
+
+    Return False if no run of the child left a checkpoint.
+    """
     mark, read = mark_of(place.config, graph.get_name()), partial(read_head, place.saver, place.config)
     return edited(run, mark, read, partial(moved, graph, place.config, channels))
 
 
 def mark_child(graph: Any, place: private.Place, *, known: bool, again: bool) -> Flow[list[Change]]:
+    """Return the changes that record a child's checkpoint when its run ends.
+
+    `known`: the ledger has a mark. `again`: the child continues later from this checkpoint.
+    """
     mark = mark_of(place.config, graph.get_name())
     if place.lasting or again:
         head = yield from read_head(place.saver, place.config)
@@ -227,7 +247,7 @@ def updates_during(
 ) -> Flow[list[HumanText]]:
     """Return texts that record each `update_state` during a root entry.
 
-    LangGraph loses such an update, because the run continues from the state that it loaded. The texts order nothing.
+    The run continues from the state that it loaded, so LangGraph loses such an update. The texts order nothing.
     """
     edits = yield from _update_at(run, graph, place, watch(graph))
     for namespace in namespaces:
@@ -275,11 +295,11 @@ def _update_at(run: Run, graph: Any, place: Mapping[str, Any], channels: Sequenc
 def find_checkpoint(
     saver: Any, place: Any, wanted: Callable[[CheckpointTuple], bool] = bool, **options: Any
 ) -> tuple[Any, ...]:
-    """Return the newest checkpoint for which `wanted` is True, or `None`.
+    """Return the newest checkpoint for which `wanted` is True, or None.
 
-    The list is read to its end, since a saver may hold a lock until then.
+    The list is read to its end, because a saver may hold a lock until then.
     """
-    if type(saver).list is InMemorySaver.list:  # `list` fails if another thread writes meanwhile
+    if type(saver).list is InMemorySaver.list:  # its `list` fails if another thread writes meanwhile
         thread, saver = place["configurable"]["thread_id"], copy.copy(saver)
         saver.storage = {thread: dict(saver.storage[thread])}
 
@@ -299,7 +319,7 @@ def _is_news(found: CheckpointTuple, known: Collection[str | None]) -> bool:
 def differ(before: StateSnapshot, now: StateSnapshot, channels: Sequence[str]) -> bool:
     """Return True if a watched channel changed, or a waiting task is gone."""
     dropped = Counter(before.next) - Counter(now.next)
-    if now.next:  # the task that reads the input has started these
+    if now.next:  # the input task ended, and started the tasks that wait now
         dropped.pop(START, None)
     return bool(dropped) or watched(before.values, channels) != watched(now.values, channels)
 

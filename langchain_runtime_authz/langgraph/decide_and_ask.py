@@ -1,7 +1,7 @@
 """Decide a graph task's calls, pause it to ask an approver, and claim the calls.
 
-One interrupt per message lists all its questions. LangGraph matches resume values to a graph task's `interrupt`
-calls by their order. So a graph task that has asked repeats the same interrupt first when it runs again. If another
+One interrupt per message lists all its questions. LangGraph matches resume values to a graph task's `interrupt` calls
+by their order. So when a graph task runs again, it first repeats the interrupts that it raised before. If another
 review runs between the tool node and the tool, the tool's guard decides the call after the review.
 """
 
@@ -36,7 +36,7 @@ from langchain_runtime_authz.pep.run import Block, Commit, Effect, Flow, Load, R
 
 # Pause for an approver. Raises `GraphInterrupt` until there is an answer, then returns it.
 Interrupt: Final = Effect(lambda _, value: answer_numbers.pause(value))
-# The same, if a later question has taken this question's answer number. Only an answer to this question is taken.
+# Like `Interrupt`, if a later question has used this question's number. It accepts only answers to this question.
 AskAgain: Final = Effect(lambda _, value: answer_numbers.pause(value, approval_questions.approval_ids(value)))
 
 
@@ -67,8 +67,8 @@ def decide_together(
 ) -> Flow[list[Pending]]:
     """Decide calls that all run in this graph task, before any of them runs.
 
-    No call runs before every question is answered. `had` returns how many answers the graph task has used. If
-    `turn()` returns False or an unused answer waits, the graph task pauses without a question.
+    No call runs before every question is answered. `had` returns how many answers the graph task has used. If `turn()`
+    returns False or an unused answer waits, the graph task pauses without a question.
     """
     decided = yield from _decide(run, calls, entry)
     for one in decided:
@@ -85,13 +85,13 @@ def decide_together(
             verdict = yield from claim_once(run, one)
             if type(verdict) is Conflict:
                 _, verdict = yield from claim_again(run, one, verdict)
-                if verdict is None:  # it asks now, so decide and ask about all calls again
+                if verdict is None:  # the call asks now, so decide and ask about all calls again
                     for other in waiting:
                         yield from other.give_back()
                     return (yield from decide_together(run, calls, config, had=had, turn=turn))
         answered = stored_result(row.result).get("answers", []) if row is not None else []
         if one.replay and reviewed and _asked_by(one, private.task_id(config), review=True):
-            answered = [0, *answered]  # the answer to the review is skipped too
+            answered = [0, *answered]  # the answer to the review, which is not repeated
         paused = row is not None and row.state == "suspended"
         replaced = bool(one.call.amends) and _replaced(one)
         waiting.append(Pending(run, one.call, verdict, place, answers=answered, paused=paused, replaced=replaced))
@@ -99,8 +99,10 @@ def decide_together(
 
 
 def decide_message(run: Run, calls: Sequence[Call], config: Mapping[str, Any], entry: Entry) -> Flow[list[DecidedCall]]:
-    """Decide a message's calls together, so that the limit on questions counts all."""
-    # LangGraph runs each call in a graph task of its own.
+    """Decide a message's calls together, so that the limit on questions counts all.
+
+    LangGraph runs each of the calls in a graph task of its own.
+    """
     decided = yield from _decide(run, calls, entry)
     fresh = [j for j in decided if _askable(j) and (j.approval is None or j.approval.state == "spent")]
     if not fresh or run.engine.on_ask is not None or not private.checkpointer_of(config):
@@ -123,11 +125,11 @@ def decide_one_of(run: Run, decided: Sequence[DecidedCall], position: int, confi
     if _left(mine):
         return Pending(run, mine.call, None)
     asked_before = _asked_by(mine, graph_task) is not None
-    # Some questions of this graph task's list may have been answered outside the graph, so ask the whole list again.
+    # If one of the questions that this graph task asked is open, ask all of them again, even answered ones.
     mine_open = any(_asked_by(j, graph_task) and _is_open(j) for j in decided)
     here = run.engine.on_ask is not None  # each graph task asks about its own call
     pauses = private.checkpointer_of(config) and not here
-    by = getattr(mine.approval, "task_id", "")  # the graph task that asked; a fork does not have it
+    by = getattr(mine.approval, "task_id", "")  # the graph task that asked; after a fork, there is none
     listed = _is_open(mine) and any(_asked_by(j, by) for j in decided[:position])
     if pauses and _askable(mine) and not asked_before and (position != asked[0] or listed):
         raise GraphInterrupt(())
@@ -162,7 +164,7 @@ def _ask(
 ) -> Flow[list[DecidedCall]]:
     """Ask an approver about calls, and return them as decided after the answer.
 
-    See `decide_together` for `had` and `turn`. With `counted`, the limit on questions was applied to the first round.
+    For `had` and `turn`, see `decide_together`. `counted`: the limit on questions was checked for the first round.
     """
     graph_task, first = private.task_id(config), decided
     here, pauses = run.engine.on_ask is not None, private.checkpointer_of(config)
@@ -170,7 +172,7 @@ def _ask(
         before = [
             (a, j) for j in decided if graph_task and (a := _asked_by(j, graph_task)) is not None and not _left(j)
         ]
-        if had is not None:  # code may have asked in between, so a spent approval is not one of the rounds
+        if had is not None:  # the node's code may ask in between, so a spent approval is not a round
             before = [(a, j) for a, j in before if a.state != "spent" or not j.asks]
         if (before or any(j.asks for j in decided)) and _keyed(run, config):
             private.drop_plain_answer(config)
@@ -185,8 +187,8 @@ def _ask(
         if fresh and (here or (pauses and not late)):
             if not (yield from _ask_anew(run, fresh, rounds, config, counted=counted)):
                 refused |= dict.fromkeys((j.key for j in fresh), Code.APPROVAL_CAPPED)
-            decided = yield from decide_calls(run, calls)  # this reports a run that has ended
-        # This call still asks: there is nobody to ask, or the answer does not suffice.
+            decided = yield from decide_calls(run, calls)  # if the run has ended, this denies the calls
+        # Deny calls that still ask: there is nobody to ask, or the answer does not suffice.
         code = Code.APPROVAL_VOID if here or pauses else Code.APPROVAL_UNAVAILABLE
         decided = [_denied(j, refused.get(j.key, code)) if j.asks and not _left(j) else j for j in decided]
         return [_denied(j, Code.APPROVAL_REJECTED) if j.decision.permit and j.key in withdrawn else j for j in decided]
@@ -217,7 +219,7 @@ def _repeat(
 
 
 def _is_answerable(decided: DecidedCall, graph_task: str) -> bool:
-    """Return True if `graph_task` asks about the call, and can still be answered."""
+    """Return True if `graph_task` asked about the call, and can still be answered."""
     ask, settled = _asked_by(decided, graph_task), decided.approval is not None and decided.approval.state == "approved"
     asked = ask is not None and ask.call_key == decided.key and ask.state != "spent"
     return asked and (decided.doubts_shown or not settled)
@@ -231,17 +233,17 @@ def _is_late(
     config: Mapping[str, Any],
     had: Callable[[], int] | None,
 ) -> bool:
-    """Return True if a new question would take the answer to another question."""
-    # A tool may have asked a question of its own. Only a call by code that never ran comes after all answered ones.
+    """Return True if a new question would get the answer to another question."""
+    # A call that ran may have asked a question of its own. New calls by code come after all answered questions.
     if had is None and all(j.row is None and j.call.by_code for j in fresh):
         return False
-    # A review in this graph task received its answer before the code that asks now.
+    # In this graph task, a review received its answer before the code that asks now.
     graph_task = private.task_id(config)
     answered = rounds + sum(bool(_asked_by(j, graph_task, review=True)) and not j.call.reviewed for j in decided)
     answered += answer_numbers.passed_numbers(config)
     if had:
         answered = had()
-    elif answer_numbers.kept_numbers(config) is not None:  # then a new question comes after all of them
+    elif answer_numbers.kept_numbers(config) is not None:  # a new question comes after all answers
         answered = len(private.scratchpad_of(config).resume)
     return answer_numbers.answers_left(config, answered, plain=not _keyed(run, config))
 
@@ -266,8 +268,10 @@ def _ask_anew(
 
 
 def _pass_others(run: Run, config: Mapping[str, Any], own: str = "") -> Flow[None]:
-    """Skip answer numbers whose interrupt ids belong to questions other than `own`."""
-    # An answer by interrupt id to one question does not count for another question.
+    """Skip answer numbers whose interrupt ids belong to questions other than `own`.
+
+    An answer by interrupt id to one question must not count for another one.
+    """
     while private.scratchpad_of(config) is not None and run.engine.on_ask is None:
         mark = f"{OF_TASK}{private.interrupt_id(config)}"
         if (held := (yield Load(run.scope, Query(marks=(mark,)))).marks.get(mark)) in (None, own):
@@ -283,7 +287,7 @@ def _answered(
     """Return the answer to a question, and skip answers to earlier questions."""
     scratchpad, kept_here = private.scratchpad_of(config), answer_numbers.kept_numbers(config)
     question = approval_questions.payload(asked)
-    if not asked:  # its calls are not made again, but LangGraph's own counter must count its answer
+    if not asked:  # its calls are not repeated, but LangGraph's counter must count the answer
         with suppress(GraphInterrupt):
             return None if kept_here is not None else (yield pause(question))
         return None
@@ -314,43 +318,41 @@ def _keyed(run: Run, config: Mapping[str, Any]) -> bool:
 
 
 def _asked_by(decided: DecidedCall, graph_task: str, *, review: bool = False) -> Approval | None:
-    """Return the question that `graph_task` asked about the call (in a `review`)."""
+    """Return the question, or the `review`, by which a graph task asked about a call."""
     ask, known = decided.approval, graph_task != "" or not review
     mine = known and ask is not None and ask.task_id == graph_task and (ask.source == "hitl") is review
     return ask if mine else None
 
 
 def _left(decided: DecidedCall) -> bool:
-    """Return True if a review before the tool asks about the call first."""
-    # A call that no answer can permit is not left to the review.
+    """Return True if a review asks about the call first, and an answer can permit it."""
     left = decided.decision.permit or decided.asks or decided.approval is not None
     return decided.call.reviewed and not decided.replay and left
 
 
 def _askable(decided: DecidedCall) -> bool:
-    """Return True if the call asks here and its arguments parse to equal values again."""
-    # Otherwise the answer would not fit the call when it runs again.
+    """Return True if the call asks here, and a repeated parse gives equal arguments."""
     return decided.asks and not _left(decided) and parses_alike(decided.call)
 
 
 def _resolve(run: Run, asked: Sequence[tuple[DecidedCall, Approval]], answer: object) -> Flow[None]:
-    """Record the answer, unless the root entry has recorded it."""
-    # The root entry has not recorded it if a child runs on its own thread.
+    """Record the answer, unless the root entry has recorded it.
+
+    The root entry has not if a child runs on its own thread. An answer that came too late does not count.
+    """
     snapshot, shown = (yield Load(run.scope, Query(asks=True))), {a.id for _, a in asked}
-    # An answer that came too late does not count.
     still = [a for a in snapshot.asks if a.id in shown and not 0 < a.expires_at <= snapshot.now]
     if still:
-        with suppress(ValueError):  # if it fails, no decision fits
+        with suppress(ValueError):  # then no decision fits its question
             answer = approval_answers.remaining(answer, approval_questions.payload(asked), {a.id for a in still})
-        # Only an entry can open an epoch, so a correction does not count as an answer here.
+        # Only a root entry can advance the epoch, so an edit or a response does not count here.
         given = approval_answers.answers(still, answer, run.subject)
         plain = [replace(a, state="malformed", edited="") if a.edited or a.state == "answered" else a for a in given]
         yield from commit_recorded(run.scope, plain, partial(approval_answers.record_answers, run, still, plain))
 
 
 def _replaced(decided: DecidedCall) -> bool:
-    """Return True if we must tell the model that its call was replaced."""
-    # LangChain's review tells the model itself.
+    """Return True if our result must report an edit; reviews report theirs themselves."""
     return decided.approval is not None and decided.approval.source != "hitl" and bool(decided.call.amends)
 
 

@@ -1,6 +1,6 @@
 """Decide effects without a tool: `authz.effect`, and writes to a graph's store.
 
-The request holds `context.plan.source: code`. So the shipped policy asks about side effects that no mandate covers.
+The request has `context.plan.source` `code`. So the shipped policy asks about side effects that no mandate covers.
 
 Writes to a graph's store are effects once any profile for them is declared: `store.put`, `store.delete` or, for a
 pattern of namespaces, `store.put:memories.*`. The longest matching pattern counts. A write that matches none is
@@ -100,6 +100,7 @@ def effect(
 def declared_tool(
     profiles: Profiles, name: str, declared: ToolProfile | None, description: str, properties: Mapping[str, Any]
 ) -> BaseTool:
+    """Return a guarded tool that represents an effect. `properties`: JSON schemas."""
     required = [name for name, one in properties.items() if "default" not in one]
     schema = {"type": "object", "properties": dict(properties), "required": required}
     held = {METADATA_KEY: declared} if declared is not None else None
@@ -108,6 +109,7 @@ def declared_tool(
 
 
 def arrive(tool: BaseTool, args: Mapping[str, Any]) -> Arrival:
+    """Return the `Arrival` of an effect's call."""
     found = arrival_by_hand(tool, facts_of(tool)._replace(injected=frozenset()), args, ensure_config())
     if found.engine is None:
         found.refuse()
@@ -124,26 +126,29 @@ class Together(FlowContext[Any]):
         self._arrivals = arrivals
 
     def arriving(self) -> Sequence[Arrival]:
+        """Return the calls of this entry."""
         return self._arrivals
 
     def opened(self) -> Any:
+        """Return the value of `with … as`."""
         return self
 
     @property
     def runs(self) -> bool:
+        """True if the first call must run, because no earlier execution ran it."""
         return isinstance(self.begun[0], ToolExecution)
 
     def first_output(self) -> Any:
-        """Return the output of an earlier execution, or deny the call if none was kept."""
+        """Return the first call's output of an earlier execution, or deny the call."""
         result = messages.stored_result(getattr(self.begun[0], "result", None))
-        if "content" not in result:  # it was too long, or not JSON
+        if "content" not in result:  # the output was too long, or not JSON
             raise self.unrepeatable()
         return result["content"]
 
     def unrepeatable(self) -> AuthzDenied:
-        """Keep and return the denial of a call that ran, and whose result is not known."""
+        """Return the denial of a call that ran before and whose output is not stored."""
         denied, run = AuthzDenied(Code.OUTCOME_UNKNOWN, new_id()), cast("Run", self._arrivals[0].run)
-        run.engine.recent.refused(denied, run.scope, run.run_id)  # a node may catch it, and ask `authz.explain`
+        run.engine.recent.refused(denied, run.scope, run.run_id)  # for `authz.explain`
         return denied
 
     def __enter__(self) -> Any:
@@ -153,7 +158,7 @@ class Together(FlowContext[Any]):
         return self._started(await super().__aenter__())
 
     def _started(self, entered: Any) -> Any:
-        """Start the calls. Until then, a cancellation gives them back."""
+        """Mark the calls as started. A cancellation before this releases them."""
         for one in self.begun:
             if isinstance(one, ToolExecution):
                 one.admits(tool_execution.FUNCTION)
@@ -223,7 +228,7 @@ class DeclaredEffect(Together):
             guard_of(copy).by_code = True
             return copy  # a tool of the same class
         named, signature, left_out = self._arguments, inspect.signature(function), _left_out(function)
-        # A mandate need not order an argument that has its default value.
+        # The schema gets the defaults, because a mandate need not order an argument with its default value.
         own = {n: p.default for n, p in signature.parameters.items() if n not in left_out and named is None}
         properties = {n: {"default": v} if isinstance(v, str | int | float | None) else {} for n, v in own.items()}
         properties |= self._named() if named is not None else {}
@@ -323,14 +328,15 @@ def _left_out(function: Any) -> frozenset[str]:
 
 
 def governs_stores(profiles: Profiles) -> bool:
+    """Return True if a profile for writes to stores is declared."""
     return any(name.startswith(PREFIX) for name in profiles.declared)
 
 
 def gate_store(store: object, profiles: Profiles) -> None:
-    """Guard a store in place, so that the run around each write decides the write."""
+    """Guard a store in place, so that each write in a run is decided."""
     gated = hasattr(type(store), "__runtime_authz_store__")
     if isinstance(store, BaseStore) and not gated and governs_stores(profiles):
-        store.__class__ = _gated_class(type(store))  # nodes may hold the store
+        store.__class__ = _gated_class(type(store))  # nodes may hold this object, so it is changed in place
 
 
 @weakly_cached
@@ -379,6 +385,7 @@ class _Writes(Together):
         return self
 
     def all(self, results: Sequence[Any]) -> list[Any]:
+        """Return the batch's results; None for operations that were not repeated."""
         found = dict(zip(map(id, self.ops), results, strict=True))
         return [found.get(id(op)) for op in self._given]
 

@@ -12,9 +12,9 @@ T = TypeVar("T")
 
 
 def weakly_cached(look: Callable[[Any], T]) -> Callable[[Any], T]:
-    """Cache the result of `look` for each class or function, as long as that exists.
+    """Cache the result of `look` for each class or function, while that exists.
 
-    A result that is a class is cached only while it is in use, because it may keep its base alive.
+    A result that is a class is cached only while the class is in use, because it may keep its base alive.
     """
     found: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 

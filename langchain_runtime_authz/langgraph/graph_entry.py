@@ -41,11 +41,13 @@ from langchain_runtime_authz.telemetry.logs import logger
 T = TypeVar("T")
 _log = logger(__name__)
 NOTHING: Final[tuple[Sequence[HumanText], frozenset[str]]] = ((), frozenset())
-MAX_CLAIMED: Final = 16  # names in one record
+MAX_CLAIMED: Final = 16  # number of field names in one record
 Owner = Run | run_context.RunHandle | None
 
 
 class RootEntry:
+    """Opens the runs of one `RuntimeAuthz` for root and child graphs."""
+
     def __init__(
         self,
         engine: Engine,
@@ -61,12 +63,13 @@ class RootEntry:
         self.channels, self.others = task_channels, inputs.others(task_channels)
 
     def scope(self, graph: str, thread: str) -> Scope:
+        """Return the ledger scope of a graph's thread."""
         return Scope(self.engine.tenant, self.engine.issuer.issuer, graph, thread)
 
     def owner(self, config: Mapping[str, Any]) -> Owner:
-        """Return the run around a call, if any. Refuse a run of another `RuntimeAuthz`."""
-        # If the config names no run, the run around the code counts. So a graph that a node or tool calls with its own
-        # config is a child, because the text that the code passes to the graph is not the user's.
+        """Return the run around a call, or None. `ConfigError`: it is another instance's."""
+        # If the config names no run, the run around the code counts. So a graph that a node or tool calls with a config
+        # of its own is a child. The text that the code passes to the graph is not the user's.
         found = run_context.target_in(config) or run_context.running() or run_context.around()
         if found is not None and found.engine is not self.engine:
             raise ConfigError("the run was opened by another RuntimeAuthz than the one that protects the graph")
@@ -81,15 +84,15 @@ class RootEntry:
         return graph is None or any(name in graph.channels for name in self.channels)
 
     def memory(self, graph: Any, subject: Subject) -> Flow[str | None]:
-        """Return the digest of the subject's `task_memory`, or `None` if none is set."""
+        """Return the digest of the subject's `TaskSources.memory`; None if none is set."""
         own = [tuple(part.replace("{subject}", subject.id) for part in name) for name in self._memory]
         return checkpoints.read_memory(getattr(graph, "store", None), own)
 
     def enter(self, name: str, input: Any, config: Mapping[str, Any], owner: Owner, graph: Any = None) -> Entering[Any]:
-        """Return the context manager that opens the run.
+        """Return the context manager that opens a run.
 
-        If the run is denied, entering raises `AuthzDenied`. A root entry yields a pair: the input and the config to run
-        the graph with. A child entry yields the config.
+        Entering it raises `AuthzDenied` if the run is denied. For a root entry, it yields the input and the config to
+        run the graph with; for a child entry, only the config.
         """
         if isinstance(owner, Run):
             name = label_of(graph, private.node_of_task(config) or "LangGraph") if graph is not None else name
@@ -99,6 +102,7 @@ class RootEntry:
         return entering
 
     def implicit(self, config: Mapping[str, Any]) -> run_context.RunHandle:
+        """Return the handle of a run that no `authz.run(...)` opened."""
         found = self._subject_from(config) if self._subject_from is not None else None
         if found is None and not self._said:
             self._said = True
@@ -107,7 +111,7 @@ class RootEntry:
         return run_context.RunHandle(self.engine, nobody if found is None else run_context.caller(found), None)
 
     def update(self, graph: Any, config: Any, supersteps: Any, write: tuple[Any, ...]) -> Flow[Any]:
-        """Perform an `update_state` outside every run, and record the correction it makes."""
+        """Perform an `update_state` outside every run, and record it as a correction."""
         handle = run_context.run_handle(config or {})
         before: StateSnapshot = yield checkpoints.read_state(graph, config)
         place = yield write
@@ -146,6 +150,8 @@ class RootEntry:
 
 
 class Entering(run_context.FlowContext[T]):
+    """A context manager that opens a graph's run, and closes it."""
+
     apart = True
 
     def __init__(self, root_entry: RootEntry, name: str, config: Mapping[str, Any], graph: Any) -> None:
@@ -157,7 +163,7 @@ class Entering(run_context.FlowContext[T]):
         """Record the outcome, and return the flow that closes the run, or `None`."""
         if exc is not None:
             run_context.pass_question_up(self.run, exc)
-        if isinstance(exc, AuthzDenied):  # reported here, unless an enforcement point has reported it
+        if isinstance(exc, AuthzDenied):  # reports it, unless an enforcement point has
             thread = str((self.config.get("configurable") or {}).get("thread_id") or "")
             self.engine.recent.refused(exc, self.root_entry.scope(self.name, thread), self.run_id)
         if (run := self.run) is None:
@@ -168,7 +174,7 @@ class Entering(run_context.FlowContext[T]):
 
     def _leave(self, run: Run, *, raised: bool, cut: bool) -> Flow[None]:
         """Close the run. `raised`: it failed. `cut`: its stream was closed early."""
-        # After either, tasks of the graph may still run and write.
+        # In both cases, tasks of the graph may still run and write.
         raise NotImplementedError
 
 
@@ -176,7 +182,7 @@ class _Root(Entering[tuple[Any, Any]]):
     input: Any = None
     handle: run_context.RunHandle | None = None
     head: Head | None = None
-    lost: Sequence[Change] = ()  # makes corrections pending again that no checkpoint holds
+    lost: Sequence[Change] = ()  # makes corrections pending again, unless a checkpoint holds them
 
     def _enter(self) -> Flow[tuple[Any, Any]]:
         owner, engine, config, graph = self.root_entry, self.engine, self.config, self.graph
@@ -197,7 +203,7 @@ class _Root(Entering[tuple[Any, Any]]):
         task, number = configurable.get(private.keys.CONFIG_KEY_TASK_ID), 0
         if task and graph is not None:
             config, number = private.counted_graph(config)
-        if task:  # of an unprotected graph, which repeats the input if it runs again
+        if task:  # an unprotected graph's task repeats its input when it runs again
             texts = [t if t.key is not None else replace(t, key=f"{task} {number} {i}") for i, t in enumerate(texts)]
         entry: Entry = yield from open_entry(
             engine,
@@ -221,7 +227,7 @@ class _Root(Entering[tuple[Any, Any]]):
         run = self.run = entry.run
         self.lost = [Redeliver(entry.pending)] if saver is not None and entry.pending else ()
         if claimed := claimed_identities(config, handle.subject):
-            # The identity that a client put into the config is ignored. Only the names of its fields are recorded.
+            # An identity that a client put into the config is ignored. Record only the names of its fields.
             yield run_event(run, "identity_ignored", entry.now, detail={"claimed": claimed[:MAX_CLAIMED]})
         foreign_plans(run, update)
         handle.enter(run)
@@ -234,12 +240,12 @@ class _Root(Entering[tuple[Any, Any]]):
         return given, run_context.with_run(config, run)
 
     def _answered(self, run: Run, config: Mapping[str, Any], number: int) -> Flow[Mapping[str, Any]]:
-        """Record an unprotected task's answer. Return the config to run with.
+        """Record the answer to an unprotected graph's task. Return the config to use.
 
-        `number`: the index of this graph among those that the task runs.
+        `number`: the index of this graph among those that the task calls.
         """
         if (together := private.superstep(config)) is not None:
-            # The calls of one message may be tasks of one superstep, and are not in doubt for each other.
+            # Calls of one message may be tasks of one superstep. They get one `entry`, so as not to doubt each other.
             run.entry = f"{together} {run.run_id if self.handle is not None else ''}"
         namespace: str | None = private.agent_ns(config)
         if self.graph is not None:
@@ -255,7 +261,7 @@ class _Root(Entering[tuple[Any, Any]]):
         return config
 
     def _texts(self, update: Any, head: Head | None) -> Flow[tuple[Sequence[HumanText], frozenset[str]]]:
-        """Return (1) the user's new texts, (2) digests of the user's texts in the state."""
+        """Return the user's new texts, and digests of the user's texts in the state."""
         channels, texts = self.root_entry.channels, human_texts(update)
         edited = bool(inputs.written(update, self.root_entry.others))
         removes, shown = head is not None and bool(inputs.removals(update)), frozenset[str]()
@@ -284,7 +290,7 @@ class _Root(Entering[tuple[Any, Any]]):
             entry.run.keyed_thread = private.thread_of(self.config)
         again = given is None and not older and bool((self.config.get("configurable") or {}).get("checkpoint_id"))
         if self.saver is not None and place is not None and (resumes or again or entry.pending):
-            # If the config names the newest checkpoint, read it without its id: only then are answered questions left out.
+            # Read the newest checkpoint without its id: only then does LangGraph leave out answered questions.
             state = yield checkpoints.read_state(self.graph, self.config if older else place)
         if state is not None and resumes:
             plain = below or entry.anew in {i.id for i in state.interrupts if not approval_ids(i.value)}
@@ -300,7 +306,7 @@ class _Root(Entering[tuple[Any, Any]]):
 
     def _leave(self, run: Run, *, raised: bool, cut: bool) -> Flow[None]:
         left, over, edits = Left(), list[Change](), list[HumanText]()
-        busy = bool(run.children)  # a child agent that `gather` left running may still write
+        busy = bool(run.children)  # child agents may still run and write, as after `gather` failed
         saver, watch = self.saver, self.root_entry.watch
         if saver is not None and (place := checkpoints.thread_config(self.config)) is not None:
             try:
@@ -308,7 +314,7 @@ class _Root(Entering[tuple[Any, Any]]):
                 if not cut:
                     head = yield from checkpoints.read_head(saver, place)
                     memory = yield from self.root_entry.memory(self.graph, run.subject)
-                    # A tool's child waits only if an approver is asked. After a failure, the child's own mark counts.
+                    # A tool's child waits only if the run paused. After a failure, the child's own mark counts.
                     waiting = yield from checkpoints.read_waiting(
                         self.graph, place, watch(self.graph), nodes_only=not run.paused
                     )
@@ -318,7 +324,7 @@ class _Root(Entering[tuple[Any, Any]]):
                     elif head is not None:
                         self.lost = ()
                     left = Left(head.id if head is not None else None, memory, below)
-                    # All tasks have ended, so the marks of their children are no longer needed.
+                    # If all tasks have ended, the marks of their children are not needed any more.
                     over = [] if raised or run.paused or waiting is not None else [DeleteMarks(OF_TASK)]
                 edits = yield from checkpoints.updates_during(
                     run, self.graph, place, waiting.namespaces if waiting is not None else (), watch
@@ -333,6 +339,8 @@ class _Root(Entering[tuple[Any, Any]]):
 
 
 class ChildEntry(Entering[Any]):
+    """Opens and closes a child agent's run around the child's graph."""
+
     remote = False
     refuse: Code | None = None
 

@@ -47,7 +47,7 @@ def _words(new: object, old: object) -> str:
 
 
 def written(given: object, names: Sequence[str]) -> list[str]:
-    """Return those `names` that an input writes. `None` counts only in a mapping."""
+    """Return those `names` that an input writes. In a mapping, None counts as a value."""
     if isinstance(given, (dict, Mapping)):
         return [name for name in names if name in given]
     return [name for name in names if getattr(given, name, None) is not None]
@@ -68,19 +68,20 @@ def taken_out(given: object, values: object) -> list[HumanText]:
 
 
 def removals(given: object) -> set[str]:
+    """Return the ids of messages that an input removes, or `REMOVE_ALL_MESSAGES`."""
     replaces, _ = messages.overwritten(messages.held(given, "messages"))
     gone = {i for m in messages.messages_in(given) if (i := messages.removed_by(m)) is not None}
     return gone | {REMOVE_ALL_MESSAGES} if replaces else gone
 
 
 def unheard(texts: Sequence[HumanText], state: Any) -> list[HumanText]:
-    """Drop the texts that the state already holds under the same message id."""
-    # A client sends the history back, in which a machine may have written them.
+    """Drop texts of a client's history: the state has them under the same message id."""
     standing = {(t.key, t.digest) for t in messages.human_texts(messages.messages_in(state)) if t.key is not None}
     return [t for t in texts if (t.key, t.digest) not in standing]
 
 
 def others(channels: Sequence[str]) -> list[str]:
+    """Return the watched channels except `messages`."""
     return [name for name in dict.fromkeys((*channels, *WATCHED)) if name != "messages"]
 
 
@@ -92,7 +93,7 @@ def open_questions(state: StateSnapshot, asks: Sequence[Approval], now: float) -
 
 
 def untold(pending: Sequence[HumanText], input: Any, asked: Collection[str]) -> tuple[HumanText, ...]:
-    """Return pending texts, without reasons that the rejected calls' messages tell."""
+    """Return pending texts, except reasons that rejected calls' tool messages carry."""
     told = () if isinstance(input, dict) else tuple(f"{ANSWER}{i}:" for i in asked)
     return tuple(t for t in pending if not (t.key or "").startswith(told))
 
@@ -100,15 +101,15 @@ def untold(pending: Sequence[HumanText], input: Any, asked: Collection[str]) -> 
 def delivered(entry: Entry, input: Any, state: Any, asked: Collection[str] = ()) -> Any:
     """Add to an input the corrections that the graph has not seen.
 
-    `asked` are the ids of the graph's open interrupts. If the state has unanswered tool calls, no user message may
-    follow them, so their tool messages carry the text.
+    `asked`: ids of the graph's open interrupts. If the state has unanswered tool calls, no user message may follow
+    them. Then their tool messages carry the text.
     """
     before = messages.messages_in(state)
     heard = {t.digest for t in messages.human_texts([*before, *messages.messages_in(input)])}
     texts = [t for t in untold(entry.pending, input, asked) if t.text and t.digest not in heard]
     if not texts:
         return input
-    # Each message gets an id now: without one, a pending write gets a new id each time the state is read.
+    # Give each message an id: without one, a pending write gets a new id each time the state is read.
     news = [HumanMessage(content=t.text, id=t.key or f"said:{t.digest}") for t in texts]
     if isinstance(input, dict):
         return messages.with_messages(input, news)
@@ -125,14 +126,16 @@ def resumed(
 ) -> Flow[Any]:
     """Record the answers in a resume value, and return the input to run with.
 
-    The answers are recorded before any task starts. A plain value (without interrupt ids) is keyed by its question's
-    id, because LangGraph would give it to the first task that asks. If no question waits, it may answer the
-    application's next question, but no approval question. With `plain`, it is not keyed: a child's checkpoint, and a
-    graph without checkpoints, ask with another id. At an `older` checkpoint whose step has ended, a fork asks for
-    approvals again.
+    The answers are recorded before any LangGraph task starts. LangGraph gives a plain value (without interrupt ids) to
+    the first task that asks. So a plain value is keyed by the id of the waiting question. If no question waits, it may
+    answer the application's next question, but no approval question.
+
+    `plain`: do not key it, because a child's checkpoint, or a graph without checkpoints, asks with another id. `older`:
+    the config names an older checkpoint. If its step has ended, return None, so that a fork asks for approvals again.
+    `strict`: LangGraph refuses all answers if one has another id.
     """
     questions = {i.id: i.value for i in state.interrupts}
-    # At an older checkpoint, a state shows answered questions too.
+    # At an older checkpoint, `state.interrupts` contains answered questions too.
     waiting = {i.id for task in state.tasks if task.result is None for i in task.interrupts}
     if older and not waiting and given == Command(resume=given.resume) and any(map(approval_ids, questions.values())):
         return None
@@ -151,13 +154,13 @@ def resumed(
     said = {i: without_consent(v, offered[i], words[i]) for i, v in answered.items() if i not in reviewed}
     yield from reply(entry.run, questions, said, own)
     answered = {i: marked(v, questions[i], i, entry.asks) for i, v in answered.items()}
-    # Tasks that `goto` sends instead of the waiting ones have other interrupt ids.
+    # `goto` starts other tasks than the waiting ones, with other interrupt ids.
     plain = plain or (bool(given.goto) and not any(approval_ids(questions[i]) for i in waiting))
     return given if plain and not by_id else replace(given, resume=answered)
 
 
 def marked(answer: object, question: Any, interrupt_id: str, asks: Sequence[Approval]) -> object:
-    """Mark an answer to an approval question, so that no question of a node takes it."""
+    """Mark an answer to an approval question, so that no question of a node gets it."""
     if not is_shown_by(question, interrupt_id, asks):
         return answer
     return {**(answer if isinstance(answer, Mapping) else {"decisions": answer}), OURS: approval_ids(question)}

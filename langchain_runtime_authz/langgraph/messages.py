@@ -1,7 +1,7 @@
 """Read LangChain messages, record plans, and answer calls that do not run.
 
 An answer holds a neutral sentence and the decision's id. A plan is recorded before any code can act on it, not when its
-calls are decided. AI messages of a node's input, a client, a hand-back or a tool node are never plans.
+calls are decided. AI messages from a node's input, a client, a hand-back or a tool node are never plans.
 """
 
 from __future__ import annotations
@@ -49,15 +49,15 @@ _NOTIFICATION = "deepagents_notification"  # deepagents' mark on messages of an 
 _OVERWRITE = "__overwrite__"
 _TOLD = "__tool_message__"
 _PAIR = 2  # ("user", "text"); (content, artifact)
-MAX_KEPT = 64 * 1024  # characters of a kept result
-_MAX_PLANNED = 32  # calls of a plan that its audit record names
+MAX_KEPT = 64 * 1024  # characters of a stored result
+_MAX_PLANNED = 32  # number of a plan's calls that its audit record names
 _TEXT_BLOCK = frozenset({"type", "text", "id", "annotations", "index"})
 _HAND_BACK = "__is_handoff_back"  # langgraph-supervisor's mark on synthetic return messages
 _DENIED = "This action is not permitted. Do not repeat it."
 
 
 def denial_message(denial: Denial, call_id: str | None) -> ToolMessage:
-    """Return the tool message that answers a call which does not run."""
+    """Return the tool message for a call that does not run."""
     said, status, reason = denial.message, "success", denial.decision.reason
     if reason != Code.APPROVAL_ANSWERED:
         told = f" The user said: {said}" if said else ""
@@ -66,11 +66,12 @@ def denial_message(denial: Denial, call_id: str | None) -> ToolMessage:
 
 
 def denied(call: Call, exc: AuthzDenied) -> Denial:
+    """Return the denial of a call that `exc` stopped."""
     return Denial(call, replace(deny(exc.code), decision_id=exc.decision_id))
 
 
 def edit_note(call: Call) -> str:
-    """Return a note that tells the model that the user replaced its call."""
+    """Return a note for the model: the user replaced its call."""
     return (
         "Note: the user replaced this action before it was carried out, on purpose. Carried out instead: "
         f"{call.tool} with {json.dumps(call.raw, ensure_ascii=False)}. Do not repeat your own."
@@ -78,6 +79,7 @@ def edit_note(call: Call) -> str:
 
 
 def with_note(output: Any, note: str) -> Any:
+    """Return a tool's output with a note before each tool message's text."""
     if isinstance(output, ToolMessage):
         content: Any = output.content
         if isinstance(content, str):
@@ -93,7 +95,10 @@ def with_note(output: Any, note: str) -> Any:
 
 
 def recorded(output: Any, asked: Sequence[int] = (), call_id: str | None = None) -> str | None:
-    """Serialise a tool's result for a replay. `asked`: numbers of the answers it got."""
+    """Return a tool's result as JSON, for a replay. `asked`: numbers of its answers.
+
+    If the result is not JSON or too long, return only the numbers, or None without any.
+    """
     record: dict[str, Any] = {"content": output, "status": "success", **({"answers": asked} if asked else {})}
     if told := isinstance(output, ToolMessage):
         record |= {"content": output.content, "status": output.status}
@@ -152,6 +157,7 @@ def _plain(value: Any) -> Any:
 
 
 def only_asked(asked: Sequence[int]) -> str | None:
+    """Return a stored result that holds only the numbers of answers; None if none."""
     return json.dumps({"answers": asked}) if asked else None
 
 
@@ -161,9 +167,9 @@ def stored_result(result: str | None) -> dict[str, Any]:
 
 
 def replayed(replay: Replay, call_id: str) -> ToolMessage | Command[Any]:
-    """Return the recorded result of a call that ran before."""
+    """Return the recorded result of a call that ran before, for the call `call_id`."""
     if not replay.message and (text := (result := stored_result(replay.result)).get("command")) is not None:
-        # A model that is asked again gives the call a new id.
+        # If the model was called again, the same call has a new id.
         renamed = partial(_untold, before=result.get("call_id"), now=call_id)
         update, goto, graph = json.loads(text, object_hook=renamed)
         return Command(update=update, goto=goto or (), graph=graph)
@@ -171,6 +177,7 @@ def replayed(replay: Replay, call_id: str) -> ToolMessage | Command[Any]:
 
 
 def replay_message(replay: Replay, call_id: str | None) -> ToolMessage:
+    """Return a tool message with the recorded result of a call that ran before."""
     result = stored_result(replay.result)
     content = result.get("content", "This action was carried out before; its result was not kept.")
     content = content if isinstance(content, str | list) else json.dumps(content)
@@ -184,8 +191,10 @@ def replay_message(replay: Replay, call_id: str | None) -> ToolMessage:
 
 
 def answer(verdict: Any, call_id: str | None, *, text: bool = False) -> Any:
-    """Return the message for a denial or replay: the call does not run."""
-    # Without a call id, return plain content or raise the denial.
+    """Return the message for a denied or replayed call, which does not run.
+
+    Without a call id, return the replay's content, and raise the denial (with `text`, return its text).
+    """
     if isinstance(verdict, Denial):
         # A call whose run has ended is decided again when the thread continues.
         if verdict.decision.reason == Code.LEASE_ENDED:
@@ -201,7 +210,7 @@ def answer(verdict: Any, call_id: str | None, *, text: bool = False) -> Any:
 
 
 def written(given: object) -> object:
-    """Return the state update of a root input, with a `Command`'s pairs as a mapping."""
+    """Return the state update in a root input. A `Command`'s pairs become a mapping."""
     update = given.update if isinstance(given, Command) else given
     pairs = update if isinstance(update, list | tuple) and isinstance(given, Command) else ()
     if not pairs or not all(isinstance(p, tuple) and len(p) == _PAIR and isinstance(p[0], str) for p in pairs):
@@ -221,7 +230,7 @@ def _listed(value: Any) -> list[Any]:
 
 
 def overwritten(value: Any) -> tuple[bool, Any]:
-    """Return (1) True if a written value bypasses the reducer, (2) the value itself."""
+    """Return True if a written value bypasses the reducer, and the value itself."""
     if isinstance(value, Overwrite):
         return True, value.value
     if isinstance(value, dict) and len(value) == 1 and _OVERWRITE in value:
@@ -232,10 +241,12 @@ def overwritten(value: Any) -> tuple[bool, Any]:
 
 
 def held(state: object, name: str) -> Any:
+    """Return a channel's value in a state, which is a mapping or an object."""
     return state.get(name) if isinstance(state, (dict, Mapping)) else getattr(state, name, None)
 
 
 def messages_in(value: Any) -> list[Any]:
+    """Return the list of messages in a state or an input."""
     _, found = overwritten(value.get("messages") if type(value) is dict else held(written(value), "messages"))
     pair = isinstance(found, tuple) and len(found) == _PAIR and all(isinstance(part, str) for part in found)
     if isinstance(found, list | tuple) and not pair:
@@ -244,12 +255,12 @@ def messages_in(value: Any) -> list[Any]:
 
 
 def as_message(entry: object) -> BaseMessage | None:
-    """Convert one entry as LangChain does; return `None` if it is not a message."""
+    """Convert one entry as LangChain does; None if it is not a message."""
     if isinstance(entry, BaseMessage):
         return entry
     try:
         return convert_to_messages([entry])[0]  # type: ignore[list-item]
-    except Exception:  # noqa: BLE001  (LangChain's own errors are of many kinds; the graph will raise it)
+    except Exception:  # noqa: BLE001  (LangChain raises many kinds of errors, and will raise this one in the graph)
         return None
 
 
@@ -275,7 +286,7 @@ def human_texts(value: object) -> list[HumanText]:
             names.append(getattr(message, "name", None))
         elif message is not None and not isinstance(message, HumanMessage | SystemMessage | RemoveMessage):
             answered = len(texts)
-    several = len({*names[answered:]}) > 1  # several people wrote, and one may not order for the others
+    several = len({*names[answered:]}) > 1  # several people wrote, and none may order for the others
     texts = [replace(text, mixed=True) for text in texts] if several else texts
     return [replace(text, past=True) for text in texts[:answered]] + texts[answered:] if answered else texts
 
@@ -297,6 +308,7 @@ def _human_text(entry: object, message: BaseMessage | None) -> HumanText | None:
 
 
 def removed_by(entry: object) -> str | None:
+    """Return the id of the message that an entry removes, or None."""
     if isinstance(entry, Mapping):
         ident = entry.get("id") if "remove" in (entry.get("role"), entry.get("type")) else None
         return ident if isinstance(ident, str) else None
@@ -313,7 +325,7 @@ def with_messages(update: Mapping[str, Any] | None, first: Sequence[BaseMessage]
 
 
 def ai_messages(value: object, depth: int = 5) -> list[AIMessage]:
-    """Return the AI messages with tool calls in a node's input or output, in any form."""
+    """Return AI messages with tool calls in a node's input or output, in any form."""
     found: list[AIMessage] = []
     levels = [iter((value,))]
     while levels:
@@ -354,7 +366,7 @@ def unanswered(messages: Sequence[Any]) -> bool:
 def planned_message(state: Any, key: str, call: Mapping[str, Any] | None) -> tuple[str | None, Sequence[Any], int]:
     """Return the id and calls of the message that plans `call`, and `call`'s index.
 
-    The message is the newest AI message in `state` that holds `call`. Without it, return no id, no calls and 0. Two
+    The message is the newest AI message in `state` that contains `call`. If there is none, return None, () and 0. Two
     calls of one message may share an id, but not an index.
     """
     messages = state if isinstance(state, list) else state.get(key) if type(state) is dict else held(state, key)
@@ -367,7 +379,7 @@ def planned_message(state: Any, key: str, call: Mapping[str, Any] | None) -> tup
 
 
 def place_of(call: Any, planned: Mapping[int, Any]) -> int | None:
-    """Return a call's index among planned calls: by identity, content, then id."""
+    """Return a call's index among planned calls: by identity, else content, else id."""
     for place, one in planned.items():
         if one is call:
             return place
@@ -377,7 +389,7 @@ def place_of(call: Any, planned: Mapping[int, Any]) -> int | None:
 
 
 def foreign_plans(run: Run, value: object) -> None:
-    """Remember the calls in a client's AI messages, so that they never count as plans."""
+    """Note the calls in a client's AI messages, so that they never count as plans."""
     found = ai_messages(value)
     for entry in messages_in(value):
         if isinstance(entry, (dict, Mapping)) and isinstance(message := as_message(entry), AIMessage):
@@ -388,11 +400,13 @@ def foreign_plans(run: Run, value: object) -> None:
 
 
 def record_plans(run: Run, given: object, returned: object) -> Flow[None]:
+    """Record the plans in a node's output. `given`: the node's input."""
     if plans := plans_of(run, given, returned):
         yield from record(run, plans)
 
 
 def plans_of(run: Run, given: object, returned: object) -> list[RecordPlan]:
+    """Return the changes that record the plans in a node's output."""
     plans: list[RecordPlan] = []
     for message in ai_messages(returned):
         if (plan := _plan(run, given, message)) is not None:

@@ -1,6 +1,6 @@
-"""`AuthzMiddleware`: decides the calls of an agent made with `create_agent`.
+"""`AuthzMiddleware`: decide the calls of an agent made with `create_agent`.
 
-In a protected graph there is a run, and an earlier enforcement point has decided the tool calls. In an unprotected
+In a protected graph, a run is open, and an earlier enforcement point has decided the tool calls. In an unprotected
 graph, the middleware opens a run and decides a message's calls in one batch, as a protected tool node does.
 
 A handler among the graph's callbacks (`ResumeHandler`) observes the end of the model's node, whose output is the plan.
@@ -69,7 +69,7 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
         entered = yield from self._opening(config, runtime, given)
         if not isinstance(entered, tuple):
             return None
-        # Corrections that the graph has not seen. In a protected graph, the root entry adds them to the input.
+        # Add corrections that the graph has not seen. In a protected graph, the root entry adds them to the input.
         own = {id(m) for m in given["messages"]}
         told = [m for m in entered[0]["messages"] if id(m) not in own]
         return {"messages": told} if told else None
@@ -86,7 +86,7 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
     after_agent, aafter_agent = both(_after_agent)
 
     def _run(self, config: Mapping[str, Any], runtime: Any) -> Flow[tuple[Run, bool]]:
-        """Return a pair: (1) this agent's run, (2) True if a hook opened the run."""
+        """Return this agent's run, and True if one of these hooks opened it."""
         if (run := _gated_run(config)) is not None:
             return run, False
         yield from self._opening(config, runtime, None)
@@ -96,14 +96,14 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
         (locks, entries), ns = self._entries(runtime), private.agent_ns(config)
 
         def opening() -> Flow[Any]:
-            """Open a run and return its value, or `None` if an open run gets no new input."""
+            """Open a run and return its value; None if it is open and gets no new input."""
             if ns in entries and given is None:
                 return None
             entering = self._entrance.enter(self._agent, given, config, self._entrance.owner(config))
             try:
                 entered = yield Perform(entering.__enter__, entering.__aenter__)
             except AuthzDenied as refused:
-                if entering.run is not None:  # an answer was refused: no task of the message goes on, or answers again
+                if entering.run is not None:  # an answer was refused, so no task of the message may continue
                     entries[ns] = refused
                 raise
             entries[ns] = entering
@@ -112,14 +112,14 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
         return (yield from under_lock(locks, opening()))
 
     def _entries(self, runtime: Any) -> tuple[Locks, dict[str, Any]]:
-        # The nodes of one invocation share its stream writer, and each invocation has its own.
+        # Each invocation has a stream writer, which its nodes share. So the entries are stored there.
         found: Any = vars(runtime.stream_writer).setdefault(self, ((threading.Lock(), threading.Lock()), {}))
         return found  # type: ignore[no-any-return]
 
     def _wrap_model_call(self, request: Any, handler: Callable[[Any], Any]) -> Flow[Any]:
         """Decide `model/call`, and remove withheld tools from the request."""
         run, ours = yield from self._run(get_config(), request.runtime)
-        # If the run belongs to another `RuntimeAuthz`, the engine of that one decides.
+        # If another `RuntimeAuthz` opened the run, that one's engine decides.
         decision = yield Perform(drive, adrive, run.engine, decide_model(run, call := call_of_request(request)))
         with decided_scope(run, call, decision), run_scope(run) if ours else nullcontext():
             response = yield (RunCode, handler, _without(request, decision))
@@ -130,7 +130,7 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
     wrap_model_call, awrap_model_call = both(_wrap_model_call)
 
     def _after_model(self, state: Any, runtime: Any) -> Flow[None]:
-        """Record the newest message's plan, unless a protected node has done so."""
+        """Record the newest message's plan, unless a protected node records it."""
         run, ours = yield from self._run(get_config(), runtime)
         if ours:
             yield from _planned(run, state["messages"])
@@ -183,7 +183,7 @@ def _planned(run: Run, messages: Sequence[Any]) -> Flow[None]:
 
 
 def _planned_by(run: Run, request: Any, response: Any) -> Flow[None]:
-    """Record the plan when the model's node ends, or now if no handler observes it."""
+    """Record the plan when the model's node ends; now if no handler observes the end."""
     messages: Sequence[Any] = getattr(response, "model_response", response).result  # of an `ExtendedModelResponse` too
     heard = next(resume_handlers(get_config()), None)
     node = getattr(get_config().get("callbacks"), "parent_run_id", None)

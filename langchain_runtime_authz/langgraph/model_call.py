@@ -1,4 +1,4 @@
-"""Read a model call: its model, tools and instructions. Decide it once."""
+"""Read a model call: its model, tools and system messages. Decide it once."""
 
 from __future__ import annotations
 
@@ -26,18 +26,17 @@ _NESTED: Final = ("model_kwargs", "extra_body", "additional_model_request_fields
 _PARAMETERS: Final = ("parameters", "input_schema", "inputSchema", "args_schema")
 _DECLARED: Final = ("function_declarations", "functionDeclarations")
 _NO_INSTRUCTIONS: Final = frozenset((HumanMessage, AIMessage, ToolMessage))
-# (run, model, permitted provider tools) of the model call that the middleware has decided, while the call lasts.
+# The running model call that the middleware has decided: run, model, permitted provider tools.
 _decided: ContextVar[tuple[Run, str, frozenset[str]] | None] = ContextVar(
     "langchain_runtime_authz.model_decided", default=None
 )
 
 
 def tool_names(tool: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the names in one entry of a model's tool list, as a pair.
+    """Return names in an entry of a model's tool list: the agent's, the provider's.
 
-    The first names are of the agent's tools, the second of provider tools. A provider tool declares no parameters for
-    an agent: `{"google_search": {}}`, `{"type": "web_search"}`. An entry that is neither a tool, nor callable, nor a
-    mapping counts as a provider tool.
+    A provider tool declares no parameters for an agent: `{"google_search": {}}`, `{"type": "web_search"}`. An entry
+    that is neither a tool, nor callable, nor a mapping counts as a provider tool.
     """
     if type(tool) is not dict and not isinstance(tool, Mapping):
         if isinstance(tool, BaseTool):
@@ -95,7 +94,7 @@ def _call(model: str, provider: str | None, tools: Sequence[Any], messages: Sequ
 
 
 def instructions_digest(messages: Sequence[Any]) -> str | None:
-    """Return the digest of all system messages, or `None` without any."""
+    """Return the digest of all system messages; None if there are none."""
     said = []
     for m in messages:
         if type(m) not in _NO_INSTRUCTIONS and isinstance(m, SystemMessage):
@@ -106,6 +105,7 @@ def instructions_digest(messages: Sequence[Any]) -> str | None:
 
 
 def call_of_request(request: Any) -> ModelCall:
+    """Return the model call that a middleware's request describes."""
     model, provider = private.model_params(request.model)
     said = [request.system_message] if request.system_message is not None else []
     sent = [*request.tools, *shown_by(request.model_settings or {}), *held_by_model(request.model)]
@@ -113,6 +113,7 @@ def call_of_request(request: Any) -> ModelCall:
 
 
 def call_as_sent(serialized: Any, messages: Sequence[BaseMessage], metadata: Any, params: Any) -> ModelCall:
+    """Return the model call that a callback announces."""
     metadata, params, serialized = metadata or {}, params or {}, serialized or {}
     named = metadata.get("ls_model_name") or params.get("model") or params.get("model_name")
     kind = serialized.get("id") or [serialized.get("name") or ""]
@@ -136,7 +137,7 @@ def decided_scope(run: Run, call: ModelCall, decision: Decision) -> Iterator[Non
 
 
 def decide_shown(by: Run, call: ModelCall) -> Flow[None]:
-    """Decide a model call that our middleware did not. Raises `AuthzHalt` if denied."""
+    """Decide a model call unless our middleware did. Raises `AuthzHalt` if denied."""
     ready = _decided.get()
     if ready is not None and ready[:2] == (by, call.model) and ready[2].issuperset(call.provider_tools):
         return

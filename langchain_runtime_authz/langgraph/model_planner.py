@@ -27,7 +27,7 @@ from langchain_runtime_authz.tool_profile import ToolProfile
 
 _EARLIER: Final = 8  # earlier messages that a planner sees
 _log: Final = logging.getLogger(__name__)
-# Fields that the library fills in. A condition orders nothing, so a planner has no way to write one.
+# Fields that a planner may not write. The library sets the first ones; conditions (`only_if`) are not orders.
 _NOT_ITS: Final = {"Mandate": ("source", "key"), "Const": ("said",), "Step": ("only_if",)}
 _INSTRUCTION: Final = f"""\
 You read what a user asks an assistant to do, and write down what the user orders, as a mandate. Code compares every call
@@ -92,7 +92,7 @@ def planner_schema() -> dict[str, Any]:
 
 
 class ModelPlanner:
-    """Plans by one structured call of a chat model, under the model's own timeout."""
+    """Compiles mandates by one structured call of a chat model, with its own timeout."""
 
     def __init__(self, model: BaseChatModel, tools: Tools) -> None:
         self._model = model.with_structured_output(planner_schema())

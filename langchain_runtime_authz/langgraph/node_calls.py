@@ -1,8 +1,8 @@
-"""Decide a hand-written node's calls one by one, each at its place in a plan.
+"""Decide a hand-written node's calls one by one, each at its position in a plan.
 
-While a question is open, the node's other calls are held. If the node's code swallows the question, the node's
-enforcement point raises it when the node ends. The node then runs again with the answer, and the ledger returns the
-results of the calls that ran before.
+While a question is open, the node's other calls wait. If the node's code swallows the question, the node's enforcement
+point raises it when the node ends. The node then runs again with the answer, and the ledger returns the results of the
+calls that ran before.
 """
 
 from __future__ import annotations
@@ -40,21 +40,21 @@ class NodeCalls:
 
     def __init__(self, given: Any, config: Mapping[str, Any]) -> None:
         self._given = given
-        self.config, self._numbers = counting_questions(dict(config))  # the node runs with it
+        self.config, self._numbers = counting_questions(dict(config))  # the config with which the node runs
         self.locks, self._asking = (threading.Lock(), threading.Lock()), threading.Lock()
         self.plans = NodePlans(given, self.config)
         self._closed = False
         self.question: GraphInterrupt | None = None  # the first one raised inside
-        self.held: list[Call] = []  # these wait for the answer to another question
+        self.held: list[Call] = []  # calls that wait for the answer to another question
         # Call id → output, denial or replay; for calls without a message: tool → denial.
         self._came: dict[str | None, Any] = {}
         self._begun: set[str | None] = set()
         self.running = 0  # guarded tools that are being decided or run
-        self.leaving = 0  # those of them that wait in `leave`
+        self.leaving = 0  # how many of `running` wait in `leave`
 
     def decide(self, run: Run, one: ArrivingCall) -> Flow[tuple[Pending, Place | None]]:
-        """Decide a call. Return it with its verdict, and its place in a message, if any."""
-        own = one.call.by_code and one.call.call_id is None  # it has no place in a message
+        """Decide a call. Return it with its verdict, and its place in a plan or None."""
+        own = one.call.by_code and one.call.call_id is None  # no message contains it
         call, place = (one.call, None) if own else (yield from self.plans.find(run, one))
         call = call if place is not None else one.counted(call)
         (done,) = yield from self.decide_all(run, [call], one.config)
@@ -67,10 +67,11 @@ class NodeCalls:
         return done, place
 
     def _by_task(self, config: Mapping[str, Any]) -> bool:
-        """Return True if a `task` of the functional API makes the call."""
-        return private.task_id(config) not in ("", private.task_id(self.config))  # it asks and runs again by itself
+        """Return True if a `task` of the functional API makes the call and asks itself."""
+        return private.task_id(config) not in ("", private.task_id(self.config))
 
     def decide_all(self, run: Run, calls: list[Call], config: Mapping[str, Any]) -> Flow[list[Pending]]:
+        """Decide calls together. Raises the node's question while one is open."""
         if self._closed:  # the model was told that open calls were not carried out
             raise AuthzDenied(Code.NOT_REACHED, deny(Code.NOT_REACHED).decision_id)
         if self._by_task(config):
@@ -83,7 +84,7 @@ class NodeCalls:
         mine: list[bool] = []
 
         def turn() -> bool:
-            # Coroutines and worker threads may be decided at once, and cannot wait for each other.
+            # Calls in coroutines and threads are decided at the same time, and cannot wait for each other.
             if self._asking.acquire(blocking=False):
                 mine.append(True)
             return bool(mine) and self.question is None
@@ -93,7 +94,7 @@ class NodeCalls:
         except GraphInterrupt as exc:
             if exc.args and exc.args[0]:
                 self.question = exc
-            else:  # its question would take the answer to another question
+            else:  # its question would get the answer to another question
                 self.held = [*self.held, *calls]
             raise
         finally:
@@ -120,7 +121,8 @@ class NodeCalls:
     def leave(self) -> Flow[None]:
         """Wait for running tools before a question leaves a call.
 
-        A task group would cancel them. Not for ever, because a tool may wait for what its node does after the question.
+        A task group would cancel them. Wait only `PATIENCE` seconds, because a tool may wait for what its node does
+        after the question.
         """
         self.leaving += 1
         try:
@@ -129,6 +131,7 @@ class NodeCalls:
             self.leaving -= 1
 
     def over(self, run: Run, exc: BaseException | None) -> Flow[None]:
+        """End the node: raise its open question, or ask about the waiting calls."""
         asks = self.question or self.held
         if not asks or isinstance(exc, AuthzHalt) or (exc is not None and not isinstance(exc, Exception)):
             return
@@ -141,7 +144,7 @@ class NodeCalls:
         raise self.question or GraphInterrupt(())
 
     def answered(self, denied: AuthzDenied, channels: Collection[str]) -> dict[str, Any] | None:
-        """Return a state update that answers the message's open calls, or `None`."""
+        """Return a state update that answers the message's open calls, or None."""
         held = [(name, m.tool_calls) for name, m in parsing.newest_messages(self._given)]
         if not held and len(channels) == 1:
             held = [(*channels, list(parsing.sent_calls(self._given)))]  # type: ignore[list-item]  # there is one

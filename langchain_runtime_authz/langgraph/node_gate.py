@@ -1,7 +1,7 @@
 """Gate nodes: decide their entry, and record the plans in their outputs.
 
-A compiled graph's node gets another bound runnable: a shallow copy whose class is a dynamic subclass of the runnable's
-class, so that drawing and `isinstance` still work.
+In a protected graph, each node's runnable is a shallow copy. The copy's class is a dynamic subclass of the original's,
+so that drawing and `isinstance` still work.
 """
 
 from __future__ import annotations
@@ -39,11 +39,12 @@ _log = logger(__name__)
 
 
 def is_gated(bound: object) -> bool:
+    """Return True if a node's runnable is protected."""
     return getattr(type(bound), "__runtime_authz_node__", None) is not None
 
 
 def gate_bound(bound: Runnable[Any, Any], name: str, channels: frozenset[str] = frozenset()) -> Runnable[Any, Any]:
-    """Return a protected copy of a node's runnable. `channels`: those of messages."""
+    """Return a protected copy of a node's runnable. `channels`: the message channels."""
     gated = _copied(bound, _gated_class(bound, name, channels))
     if isinstance(gated, private.ToolNode):
         gated.func, gated.afunc = gated._func, gated._afunc
@@ -52,7 +53,7 @@ def gate_bound(bound: Runnable[Any, Any], name: str, channels: frozenset[str] = 
 
 def _copied(bound: Runnable[Any, Any], kind: Any) -> Runnable[Any, Any]:
     copied = copy.copy(bound)
-    # The subclass adds no field or slot, so the object's layout stays.
+    # The subclass adds no field or slot, so the object keeps its layout.
     object.__setattr__(copied, "__class__", kind)
     return copied
 
@@ -60,7 +61,7 @@ def _copied(bound: Runnable[Any, Any], kind: Any) -> Runnable[Any, Any]:
 def _gated_class(bound: Any, name: str, channels: frozenset[str]) -> Any:
     base: Any = type(bound)
     together = decides_entry(base)
-    # Run the original runnable, so that an `ainvoke` which uses its own `invoke` is not decided twice.
+    # Run the original: the copy's `ainvoke` may use `invoke`, and would be decided twice.
     watched, inner = (None, None) if issubclass(base, private.ToolNode) else (channels, bound)
 
     def invoke(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Any:
@@ -78,7 +79,7 @@ def _gated_class(bound: Any, name: str, channels: frozenset[str]) -> Any:
         return await adrive(run.engine, _step(run, name, code, watched, together, input, config))
 
     async def astream(self: Any, input: Any, config: Any = None, **kwargs: Any) -> AsyncIterator[Any]:
-        # Only under `astream_events`, in which the parts of a runnable show their own chunks.
+        # Only `astream_events` uses this, to show the chunks of the runnable's parts.
         yield await self.ainvoke(
             input, config, _code=lambda node, *a, **k: _joined(base.astream(node, *a, **k)), **kwargs
         )
@@ -92,13 +93,15 @@ def _gated_class(bound: Any, name: str, channels: frozenset[str]) -> Any:
     kind = subclass_like(base, {"__runtime_authz_node__": name, **own})
     if not isinstance(bound, RunnableSequence | private.RunnableSeq):
         return kind
-    steps = [_copied(bound, kind)]  # LangGraph replaces a sequence by its `steps`: here, by the whole sequence
+    steps = [_copied(bound, kind)]  # LangGraph runs a sequence's `steps`, so the only step is the protected sequence
     return subclass_like(kind, {"steps": property(lambda _: steps)})
 
 
 async def _joined(chunks: Any) -> Any:
-    """Add up a node's chunks, as the next step of LangGraph's sequence does."""
-    # LangGraph's own `_consume_aiter` keeps only the last chunk.
+    """Add up a node's chunks, as the next step of LangGraph's sequence does.
+
+    LangGraph's own `_consume_aiter` returns only the last chunk.
+    """
     joined = None
     async for chunk in chunks:
         try:
@@ -113,10 +116,9 @@ def _step(
 ) -> Flow[Any]:
     """Decide `node/enter`, run the node, and record the plans in its output.
 
-    With `together`, `tool_node` decides `node/enter` with the calls. A cached permit then needs no check of the run's
-    lease, because each call is checked.
+    `together`: `tool_node` decides `node/enter` with the calls. A cached permit then needs no check of the run's lease,
+    because each call is checked. `channels`: the message channels; None for a tool node.
     """
-    # For a tool node, `channels` is `None`.
     check, entry = partial(_check, run, name, channels), None
     if not together:
         check((yield from enter_node(run, name, lasting=channels is None)))
@@ -127,11 +129,11 @@ def _step(
     node = None if channels is None else NodeCalls(input, config or {})
     own: Any = config or {} if node is None else node.config
     output, failed = None, None
-    # Restored without `Token`s, because the flow may go on in a copy of its context.
+    # Restore values without `Token`s, because the flow may continue in a copy of its context.
     ambient, scope, before = var_child_runnable_config.get(), current_scope.get(), entering.get()
     current_scope.set(mine := run_scope(run, private.task_id(own), node))
     entering.set(entry)
-    var_child_runnable_config.set(own)  # so questions of code that passes no config are counted too
+    var_child_runnable_config.set(own)  # to count questions of code that passes no config
     try:
         output = yield (RunCode, code, input, own)
     except BaseException as exc:  # noqa: BLE001  (raised below, unless the node's calls can be answered)
@@ -149,13 +151,13 @@ def _step(
             try:
                 return (yield from _ended(run, node, input, failed, channels or frozenset()))
             except GraphInterrupt:
-                # LangGraph stored the answers up to the one that was taken last, which others may follow.
+                # LangGraph stored the answers up to the last one that was used, but unused ones may follow.
                 private.store_answers(own, private.scratchpad_of(own).resume)
                 raise
         if failed is not None:
             raise failed
     finally:
-        del failed  # its traceback holds this frame
+        del failed  # its traceback refers to this frame
     if node is not None and (plans := plans_of(run, input, output)):
         yield from record(run, plans)
     return output
@@ -195,7 +197,7 @@ def _ended(run: Run, node: NodeCalls, input: Any, failed: BaseException | None, 
 
 
 def _outside(config: Any) -> tuple[Engine, Flow[Run]]:
-    """Return the engine, and the flow that opens a run, for a node that no graph runs."""
+    """Return engine and flow that open a run, for a node that no graph runs."""
     handle = run_handle(config or {})
     if handle is None:
         raise AuthzHalt(Code.NO_RUN, deny(Code.NO_RUN).decision_id)

@@ -1,8 +1,8 @@
 """Find a hand-written node's calls in plans, also when the node runs again.
 
-A call is matched to a plan by its id or, without an id, by tool and arguments, with equal calls in order. A node that
-paused runs again from its start, and its models may write equal messages again. So the ledger keeps the plans of such
-messages, and which of their calls were made.
+A call is matched to a plan by its id or, without an id, by tool and arguments. Equal calls are matched in order. A node
+that paused runs again from its start, and its models may write equal messages again. So the ledger stores the plans of
+such messages, and which of their calls were made.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from langchain_runtime_authz.pep.call import Call
 from langchain_runtime_authz.pep.run import Commit, Flow, Load, Run
 
 Place = tuple[str, int]  # a plan's id, a call's position in it
-_KEPT: Final = 2048  # messages of one task; the calls of older ones would be new calls when the task runs again
-_SOUGHT: Final = 64  # plans of earlier executions in which a call is looked for
+_KEPT: Final = 2048  # messages per task; calls of older ones count as new when the task runs again
+_SOUGHT: Final = 64  # number of earlier executions' plans in which a call is searched
 
 
 class ArrivingCall(Protocol):
@@ -48,12 +48,12 @@ class NodePlans:
 
     def __init__(self, given: Any, config: Mapping[str, Any]) -> None:
         self._given, self._config = given, config
-        self.announced: list[tuple[str, AIMessage]] = []  # LangGraph task and message of each model inside
-        self.inside: list[AIMessage] = []  # these messages, with the ids of their recorded plans
-        self._kept: dict[str, str] | None = None  # task, calls and number of a message → id of its plan
-        self._made: dict[str, list[Any]] = {}  # id of a kept plan → LangGraph task and planned call of each call made
+        self.announced: list[tuple[str, AIMessage]] = []  # LangGraph task, and message of a model that the node called
+        self.inside: list[AIMessage] = []  # the messages in `announced`, with the ids of their recorded plans
+        self._kept: dict[str, str] | None = None  # digest of task and calls, number → id of the message's plan
+        self._made: dict[str, list[Any]] = {}  # plan id → LangGraph task and planned call of each call made
         self._before: Sequence[str] = ()  # ids of the plans of the task's earlier executions
-        self._equal: dict[str, int] = {}  # task and calls of a message → number of such messages
+        self._equal: dict[str, int] = {}  # digest of task and calls → number of equal messages
         self._taken: set[Place] = set()
         self._is_kept = False
 
@@ -62,7 +62,7 @@ class NodePlans:
         return parsing.answered_calls(self._given)
 
     def find(self, run: Run, one: ArrivingCall) -> Flow[tuple[Call, Place | None]]:
-        """Return a call at its place in a plan, or as it is if no plan has it."""
+        """Return a call with its plan and position, and its place; else the call and None."""
         call, task = one.call, private.task_id(one.config)
         yield from self._record(run) if self.announced else ()
         inside = [m for m in reversed(self.inside) if any(parsing.may_be(call, c) for c in m.tool_calls)][:1]
@@ -80,7 +80,7 @@ class NodePlans:
         yield from self._record(run)
         raw = raw_digest(call.raw)
         earlier = [(plan, PlannedCall(*row)) for plan, rows in self._made.items() for of, *row in rows if of == task]
-        for ident in ("", *self._before):  # first the calls that this task made, then its earlier plans
+        for ident in ("", *self._before):  # "": first the calls that this task made, then its earlier plans
             if ident:
                 plan = (yield Load(run.scope, Query(plan=(run.agent, ident)))).plan
                 earlier = [(ident, c) for c in self._open_calls(plan, {}, task)] if plan is not None else []
@@ -93,13 +93,13 @@ class NodePlans:
         return call, None
 
     def _passed_on(self, planned: PlannedCall, written: Mapping[str, Any]) -> bool:
-        """Return True if a given message has another call here, or its answer."""
+        """Return True if the input has another call in this place, or the call's answer."""
         return written["id"] != planned.call_id or planned.call_id in self._answered
 
     def _open_calls(self, plan: PlanRecord, calls: Mapping[int, Any], task: str) -> list[PlannedCall]:
-        """Return the calls that a task may make of a plan, those that it made first."""
+        """Return a plan's calls that a task may make: first those that it made before."""
         several = [*plan.calls]
-        if plan.origin and -1 not in calls:  # the user's answer took calls out of the plan
+        if plan.origin and -1 not in calls:  # the carried plan lacks calls that the user rejected
             several += [p for p in plan_calls([*calls.values()]) if all(p[0] != q[0] for q in plan.calls)]
         if len(several) > 1:  # a `Send` may pass one of the calls, together with the whole message
             sent = {c["id"] for c in parsing.sent_calls(self._given)}
@@ -111,7 +111,7 @@ class NodePlans:
     def _take(
         self, run: Run, one: ArrivingCall, plan_id: str, planned: PlannedCall, written: Mapping[str, Any]
     ) -> Flow[tuple[Call, Place] | None]:
-        """Return the call at its place, which it takes, or `None` if it is another call."""
+        """Return the call with its place, and occupy the place; None for another call."""
         call, place = one.call, (plan_id, planned.position)
         if place in self._taken or planned.tool != call.tool or call.call_id not in (None, written["id"]):
             return None
@@ -123,11 +123,11 @@ class NodePlans:
         made = [private.task_id(one.config), *planned]
         if plan_id in (self._kept or {}).values() and made not in self._made.get(plan_id, ()):
             self._made.setdefault(plan_id, []).append(made)
-            yield from self.keep(run) if self._is_kept else ()  # the node did not wait for this task
+            yield from self.keep(run) if self._is_kept else ()  # the node ended before this task
         return replace(found, plan_id=plan_id, position=planned.position), place
 
     def free(self, place: Place) -> None:
-        """Let another call take the place of one that failed."""
+        """Let another call have the place of a call that failed."""
         self._taken.discard(place)
 
     def _record(self, run: Run) -> Flow[None]:
@@ -150,7 +150,7 @@ class NodePlans:
             self.inside.append(message.model_copy(update={"id": ident}))
 
     def keep(self, run: Run) -> Flow[None]:
-        """Keep the plans and the calls made, for the next execution of the task."""
+        """Store plans and calls made in the ledger, for the task's next execution."""
         self._is_kept, written = True, ""
         if (self.announced or self._kept) and private.task_id(self._config):
             yield from self._record(run)

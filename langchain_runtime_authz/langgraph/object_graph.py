@@ -1,6 +1,7 @@
 """Find the graphs, tools, models and functions that code holds, however wrapped.
 
-`deep` also searches attributes of application objects. A graph or model is not entered, because it has its own rows.
+With `deep`, also search attributes of application objects. Graphs and models are found but not searched, because the
+coverage report lists them on their own.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ AnyGraph = Pregel[Any, Any, Any, Any]
 
 DECISIONS: Final = "langchain_core.decisions.base"  # slow to import, and rarely used
 
-MAX_HELD: Final = 1000  # a longer list or mapping in a closure is data, not agents
-MAX_WALKED: Final = 20_000  # values searched from one node
-MAX_DEPTH: Final = 3  # attributes of attributes of an object that a function holds
+MAX_HELD: Final = 1000  # items of a list or mapping; a longer one is data, not agents
+MAX_WALKED: Final = 20_000  # number of values searched from one node
+MAX_DEPTH: Final = 3  # of attributes of attributes of an object that a function holds
 
 # Module-level functions of these packages hold no agents. Their closures may, and are followed.
 _KNOWN = "langchain langchain_core langchain_runtime_authz langgraph langsmith opentelemetry pydantic pydantic_core"
@@ -53,7 +54,7 @@ class Found:
 
 
 def graphs_in(root: AnyGraph) -> Iterator[Found]:
-    """Yield `root` and each graph that its code can run, also behind a tool."""
+    """Yield `root` and each graph that its code can run, also inside a tool."""
     return (value for value in reached(root) if isinstance(value, Found))
 
 
@@ -63,7 +64,7 @@ def reached(root: AnyGraph, *, deep: bool = False) -> Iterator[Any]:
     todo = deque([Found(root, root.get_name())])
     while todo:
         yield (found := todo.popleft())
-        # Tool nodes first: a model node holds the same tools, but does not run them.
+        # Tool nodes come first: a model node holds the same tools, but does not run them.
         for name, node in sorted(found.graph.nodes.items(), key=lambda n: not isinstance(n[1].bound, ToolNode)):
             for value in walk(roots_of(node), deep=deep, walked=walked):
                 if not isinstance(value, Pregel):
@@ -87,7 +88,7 @@ def walk(
     roots: Iterable[Any], *, deep: bool = False, into_tools: bool = True, walked: dict[Any, Any] | None = None
 ) -> Iterator[Any]:
     """Yield each object that `roots` reach and `walked` lacks, once, nearest first."""
-    # By identity, and kept alive, so that a temporary object's id is not reused.
+    # `walked` keeps its objects alive, so that the id of a temporary object is not reused.
     walked = {} if walked is None else walked
     todo = deque((root, 0) for root in roots)
     left = MAX_WALKED
@@ -110,7 +111,7 @@ def walk(
 
 
 def held_by(value: Any, limit: int = MAX_HELD) -> Iterable[Any]:
-    """Return the objects that a value holds, or none if it is too large or a graph."""
+    """Return the objects in a value; none for a graph, or if there are too many."""
     if isinstance(value, BaseTool):
         return functions_of(value)
     if isinstance(value, FunctionType):
@@ -139,6 +140,7 @@ def held_by(value: Any, limit: int = MAX_HELD) -> Iterable[Any]:
 
 
 def cells_of(function: FunctionType) -> dict[str, Any]:
+    """Return the names and values of a function's closure variables."""
     held = {}
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         with suppress(ValueError):  # not assigned yet
@@ -179,6 +181,7 @@ def _chains(code: CodeType) -> tuple[tuple[bool, str, tuple[str, ...]], ...]:
 
 
 def codes(code: CodeType) -> Iterator[CodeType]:
+    """Yield a code object, and those of the functions inside it."""
     yield code
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
@@ -186,6 +189,7 @@ def codes(code: CodeType) -> Iterator[CodeType]:
 
 
 def names_in(code: CodeType) -> Iterator[str]:
+    """Yield the names of globals and attributes that code uses."""
     return (name for own in codes(code) for name in own.co_names)
 
 
@@ -199,7 +203,7 @@ def _held_by_method(method: MethodType) -> list[Any]:
     function = unwrap(method.__func__)
     if isinstance(function, FunctionType):
         held += [fields[name] for name in names_in(function.__code__) if name in fields]
-        # A method may call other methods of its object, also of LangChain's middleware, which holds user objects.
+        # A method may call other methods of its object. LangChain's middleware may hold the application's objects.
         held += [
             MethodType(found, owner)
             for name in names_in(function.__code__)
@@ -228,15 +232,17 @@ def functions_of(tool: BaseTool) -> list[Any]:
 
 
 def module_of(value: object) -> str:
+    """Return the top-level package of a value's class."""
     return root_of(type(value).__module__)
 
 
 def root_of(module: str | None) -> str:
+    """Return the top-level package of a module's name."""
     return (module or "").split(".", 1)[0]
 
 
 def validators_of(schema: object) -> Iterator[tuple[str, Any]]:
-    """Yield a pydantic schema's validators, inherited ones too: name and function."""
+    """Yield name and function of a pydantic schema's validators, inherited ones too."""
     decorators = getattr(schema, "__pydantic_decorators__", None)
     for kind in ("validators", "field_validators", "root_validators", "model_validators"):
         for name, found in getattr(decorators, kind, {}).items():
@@ -249,5 +255,6 @@ def is_workflow(graph: Any) -> bool:
 
 
 def model_types() -> tuple[type, ...]:
+    """Return the base classes of models, without importing rare ones."""
     base = getattr(sys.modules.get(DECISIONS), "BaseDecisionModel", None)
     return (BaseLanguageModel, *(base.__subclasses__() if base is not None else ()))

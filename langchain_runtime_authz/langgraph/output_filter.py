@@ -25,7 +25,7 @@ from langchain_runtime_authz.pep.obligations import redact
 Clean = Callable[[Any], Any]
 _NONE: frozenset[str] = frozenset()
 _SHOWN: Final = ("content", "artifact")  # the parts of a message that obligations filter
-_PLACES: Final = ("__dict__", "__pydantic_extra__", "__pydantic_private__")  # where an object keeps its attributes
+_PLACES: Final = ("__dict__", "__pydantic_extra__", "__pydantic_private__")  # where objects hold their attributes
 
 
 class Cleaner:
@@ -36,6 +36,7 @@ class Cleaner:
         self.search = Search(tokens)
 
     def output(self, value: Any) -> Any:
+        """Return a tool's output, filtered."""
         return self._value(value, self._fields)
 
     def _value(self, value: Any, fields: frozenset[str]) -> Any:
@@ -78,15 +79,15 @@ class Cleaner:
             return value
         clean = self.search.clean(value)
         if clean is not None and not isinstance(clean, str | bytes | int | float):
-            # Messages contain an object's text, which may show its contents.
-            with suppress(Exception):  # a foreign `__str__`; if it fails, no token is shown
+            # A message shows an object by its text, which may contain a token.
+            with suppress(Exception):  # if a foreign `__str__` fails, no text is shown
                 shown = str(clean)
                 if (text := self.search.clean(shown)) is not shown:
                     return text
         return clean
 
     def error(self, exc: BaseException) -> Any:
-        """Return `exc` without tokens. In a question or command, remove them in place."""
+        """Return `exc` without tokens. A question or command is changed in place."""
         if not isinstance(exc, GraphBubbleUp):
             return self.search.clean(exc)
         if self._searches and isinstance(exc, ParentCommand):
@@ -98,15 +99,16 @@ class Cleaner:
 
 
 def cleaned(code: Callable[[], Any], clean: Clean, clean_error: Clean) -> Any:
+    """Call `code`, and filter its output or exception."""
     try:
         return clean(code())
     except BaseException as exc:  # noqa: BLE001
         failed = clean_error(exc)
-    return given(None, failed)  # outside the handler, so that the original does not become its context
+    return given(None, failed)  # outside the handler, or the original would become its context
 
 
 def given(output: Any, failed: BaseException | None) -> Any:
-    """Return `output`, or raise `failed` and break its cycle with this frame."""
+    """Return `output`, or raise `failed` without a reference to it in this frame."""
     try:
         if failed is not None:
             raise failed
@@ -116,6 +118,7 @@ def given(output: Any, failed: BaseException | None) -> Any:
 
 
 async def acleaned(code: Callable[[], Awaitable[Any]], clean: Clean, clean_error: Clean) -> Any:
+    """Await `code`, and filter its output or exception."""
     try:
         return clean(await code())
     except BaseException as exc:  # noqa: BLE001
@@ -174,11 +177,12 @@ def watched_config(config: dict[str, Any], clean: Clean) -> dict[str, Any]:
 
 
 def watched_callbacks(callbacks: Any, clean: Clean) -> Any:
+    """Return callbacks whose streamed chunks are filtered."""
     return private.with_streams(callbacks, lambda chunk: _apart(chunk, clean))
 
 
 def _apart(written: Any, clean: Clean) -> Any:
-    return clean(Command(update=written)).update  # messages and pairs, as in a command
+    return clean(Command(update=written)).update  # it may hold messages and pairs, like a command's update
 
 
 def watched_args(args: dict[str, Any], clean: Clean) -> dict[str, Any]:

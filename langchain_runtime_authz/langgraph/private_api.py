@@ -1,7 +1,7 @@
 """Hold every use of private names of LangChain and LangGraph.
 
 `tests/unit_tests/langgraph/test_private_api.py` pins each name, and the private *members* that the package overrides or
-reads. After an upgrade, that test fails for each name that changed.
+reads. So the test fails if an upgrade changes one of them.
 """
 
 from __future__ import annotations
@@ -58,14 +58,13 @@ class _Stored:
         return iter(())
 
 
-# RULE: protection must not break a graph with `checkpointer=False` that gets its durability from a protected graph.
+# RULE: a graph with `checkpointer=False` inherits the durability of a protected graph, and must still work.
 for _class in (_loop.SyncPregelLoop, _loop.AsyncPregelLoop):
     _class._put_checkpoint_fut = _Stored()  # type: ignore[assignment]
 
 
 def merged_config(bound: Mapping[str, Any] | None, config: Mapping[str, Any] | None) -> Mapping[str, Any]:
     """Merge configs as LangGraph does; return `config` itself if nothing is to merge."""
-    # The graph merges `config` again.
     if not bound and not var_child_runnable_config.get() and (config or {}).keys() <= _CONFIG_KEYS:
         return config or {}
     return ensure_graph_config(bound, config)  # type: ignore[arg-type]
@@ -83,12 +82,12 @@ def _ns(config: Mapping[str, Any]) -> str:
 
 
 def task_id(config: Mapping[str, Any]) -> str:
-    """Return the task's id, which a replay keeps, or an empty string outside tasks."""
+    """Return the task's id, which a replay keeps; "" outside tasks."""
     return str((config.get("configurable") or {}).get(keys.CONFIG_KEY_TASK_ID) or "")
 
 
 def superstep(config: Mapping[str, Any]) -> str | None:
-    """Return an id that the tasks of one superstep share. A retry has a new id."""
+    """Return an id that the tasks of one superstep share; a retry has a new id."""
     futures: Any = getattr(_given(config).get(keys.CONFIG_KEY_CALL), "keywords", {}).get("futures")
     together = futures() if futures is not None else None
     return vars(together).setdefault("runtime_authz", secrets.token_hex(16)) if together is not None else None
@@ -100,6 +99,7 @@ def resumes_strictly(config: Mapping[str, Any]) -> bool:
 
 
 def lent(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entry of `configurable` that lends a task's checkpointer to graphs."""
     return {keys.CONFIG_KEY_CHECKPOINTER: saver} if (saver := checkpointer_of(config)) else {}
 
 
@@ -107,7 +107,7 @@ def durable(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a config with the durability `sync`, unless the caller chose another one.
 
     LangGraph then stores each checkpoint before the next step. Otherwise, a graph that continues after a crash could
-    plan and pay again, and a call could be decided without an edit by `update_state`.
+    plan and pay again, or miss an edit by `update_state`.
     """
     return {**config, "configurable": {keys.CONFIG_KEY_DURABILITY: "sync", **_given(config)}}
 
@@ -117,11 +117,11 @@ class Place(NamedTuple):
 
     saver: BaseCheckpointSaver[Any]
     config: dict[str, Any]
-    lasting: bool  # calls in later tasks find the state there too
+    lasting: bool  # graphs in later tasks load the state from there too
 
 
 def counted_graph(config: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
-    """Return (1) `config` for one subgraph call, (2) the call's index in its task."""
+    """Return `config` for one subgraph call, and the call's index in its task."""
     configurable = _given(config)
     scratchpad = configurable.get(keys.CONFIG_KEY_SCRATCHPAD)
     if scratchpad is None:
@@ -132,7 +132,7 @@ def counted_graph(config: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
 
 
 def place_below(graph: Any, config: Mapping[str, Any], number: int = 0) -> Place | None:
-    """Return where a called graph's state is stored, or `None` if it is not stored."""
+    """Return the place of a called graph's state; None if it is not stored."""
     configurable = _given(config)
     borrowed = lent(config)
     saver = None if graph.checkpointer is False else borrowed.get(keys.CONFIG_KEY_CHECKPOINTER, graph.checkpointer)
@@ -154,7 +154,7 @@ def graph_at(graph: Any, config: Any) -> Any:
 
 
 def namespace_of_graph(namespace: str, number: int) -> str:
-    """Return the namespace of the task's subgraph call with this zero-based index."""
+    """Return the namespace of a task's subgraph call with this zero-based index."""
     return f"{namespace}{keys.NS_SEP}{number}" if number else namespace
 
 
@@ -171,7 +171,10 @@ def interrupt_id(config: Mapping[str, Any], number: int | None = None) -> str:
 
 
 def of_execution(heard: dict[str, Any], config: Mapping[str, Any]) -> tuple[set[str], set[str]]:
-    """Return two sets for the present execution of a task. A retry gets new ones."""
+    """Return two sets that belong to the present execution of a task.
+
+    They hold the ids of answered questions, and the keys of withdrawn calls. A retry gets new sets.
+    """
     counter = getattr(scratchpad_of(config), "interrupt_counter", None)
     counter = getattr(getattr(counter, "of", None), "counter", counter)
     known = heard.get(key := task_id(config))
@@ -185,7 +188,7 @@ of_pad: Final = operator.attrgetter(*PAD)
 
 
 def answer_given(config: Mapping[str, Any]) -> object:
-    """Return the invocation's resume value, plain or by interrupt id, or `None`."""
+    """Return the invocation's resume value, plain or by interrupt id, or None."""
     return _given(config).get(keys.CONFIG_KEY_RESUME_MAP) or unused_answer(config)
 
 
@@ -201,8 +204,8 @@ def answered_by_first_id(config: Mapping[str, Any]) -> bool:
 
 
 def unused_answer(config: Mapping[str, Any]) -> object:
-    """Return the plain resume value if no question has taken it, or `None`."""
-    # LangGraph's `get_null_resume(False)` also returns a value that a question has taken.
+    """Return the plain resume value if no question has used it, or None."""
+    # LangGraph's `get_null_resume(False)` also returns a used value.
     pad, value = scratchpad_of(config), None
     while pad is not None and (value := pad.get_null_resume(False)) is not None:
         held = inspect.getclosurevars(pad.get_null_resume).nonlocals
@@ -213,11 +216,12 @@ def unused_answer(config: Mapping[str, Any]) -> object:
 
 
 def agent_ns(config: Mapping[str, Any]) -> str:
+    """Return the checkpoint namespace of the graph around a task."""
     return _ns(config).rpartition("|")[0]
 
 
 def checkpointer_of(config: Mapping[str, Any]) -> Any:
-    """Return the checkpointer of a task. Without one, no question can be asked."""
+    """Return a task's checkpointer. Without one, a question cannot be asked."""
     return _given(config).get(keys.CONFIG_KEY_CHECKPOINTER)
 
 
@@ -240,15 +244,17 @@ def with_streams(callbacks: Any, clean: Callable[[Any], Any]) -> Any:
     return callbacks
 
 
-# A running tool's `emit_output_delta` writes to the second handler, which older LangGraph versions lack.
+# Older LangGraph versions lack the second handler, to which a running tool's `emit_output_delta` writes.
 _STREAMING: Final = (StreamMessagesHandler, *filter(None, (getattr(main, "StreamToolCallHandler", None),)))
 
 
 def scratchpad_of(config: Mapping[str, Any]) -> Any:
+    """Return a task's scratchpad, which counts its questions; None outside tasks."""
     return _given(config).get(keys.CONFIG_KEY_SCRATCHPAD)
 
 
 def thread_of(config: Mapping[str, Any]) -> Any:
+    """Return the thread id in a config, or None."""
     return _given(config).get("thread_id")
 
 
@@ -259,6 +265,7 @@ def drop_plain_answer(config: Mapping[str, Any]) -> None:
 
 
 def store_answers(config: Mapping[str, Any], answers: list[Any]) -> None:
+    """Store a task's answers in its checkpoint, in the order of their numbers."""
     _given(config)[keys.CONFIG_KEY_SEND]([(keys.RESUME, answers)])
 
 
@@ -284,7 +291,7 @@ def _overwritten(kind: type[BaseTool]) -> frozenset[str]:
 
 
 def starting_tool() -> tuple[BaseTool, Any, Any, str | None] | None:
-    """Return the announced tool, its input, config and call id; `None` if unknown."""
+    """Return the starting tool, its input, config and call id; None if unknown."""
     frame = _announcing()
     if frame is None or frame.f_code not in _RUNS:
         return None
@@ -293,6 +300,7 @@ def starting_tool() -> tuple[BaseTool, Any, Any, str | None] | None:
 
 
 def starting_graph() -> Pregel[Any, Any, Any, Any] | None:
+    """Return the graph that a callback announces, or None."""
     frame = _announcing()
     return frame.f_locals["self"] if frame is not None and frame.f_code in _STREAMS else None
 
@@ -334,6 +342,7 @@ def takes_no_arguments(schema: type) -> bool:
 
 
 def model_params(model: Any) -> tuple[str, str | None]:
+    """Return the name of a model, and of its provider or None."""
     bound = model.bound if isinstance(model, RunnableBinding) else model
     named = bound._get_ls_params() if isinstance(bound, BaseChatModel) else {}
     provider = named.get("ls_provider")
@@ -357,4 +366,5 @@ def is_sent(config: Mapping[str, Any]) -> bool:
 
 
 def node_of_task(config: Mapping[str, Any]) -> str:
+    """Return the name of a task's node."""
     return _ns(config).rsplit("|", 1)[-1].split(":", 1)[0]

@@ -1,8 +1,8 @@
 """Observe what nodes and tools do in this process, by an audit hook (PEP 578).
 
-The hook gives evidence and is not a boundary, because one line of code can bypass it. It sees connections, not
-requests, and opened files, not writes. It does not see pooled connections, C and Rust libraries, uvloop, child
-processes and threads without the run's context.
+The hook gives evidence, not protection, because one line of code can bypass it. It sees connections, not requests, and
+opened files, not writes. It does not see pooled connections, C and Rust libraries, uvloop, child processes and threads
+without the run's context.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Reader = Callable[[tuple[Any, ...]], tuple[str, Any] | None]
 
 
 class Observed(NamedTuple):
-    """An observed effect: its place, the code that caused it, its kind and target."""
+    """An observed effect: where it happened, which code caused it, kind and target."""
 
     graph: str
     agent: str
@@ -64,7 +64,7 @@ def observe_process(authz: AuthzParts, *, strict: bool = False) -> None:
         authz: the instance.
         strict: also refuse undeclared effects: those of a node outside tools and `authz.effect`, and those of a
             read-only tool. Connections of model calls and tools are never refused. The code gets a `PermissionError`,
-            and the graph stops after the node. This catches mistakes and is not a boundary.
+            and the graph stops after the node. This finds mistakes, but does not stop an attacker.
     """
     _install()
     engine = authz.root_entry.engine
@@ -73,6 +73,8 @@ def observe_process(authz: AuthzParts, *, strict: bool = False) -> None:
 
 
 class Observer:
+    """Notes the observed effects of one instance. `seen`: those noted so far."""
+
     def __init__(self, strict: bool, *, shows: bool) -> None:
         self._strict, self._shows = strict, shows
         self.seen: dict[Observed, None] = {}
@@ -81,8 +83,9 @@ class Observer:
         self._tripped: set[tuple[str, str]] = set()
 
     def note(self, run: Run, by: str, name: str, effect: tuple[str, str], call: Any, task: str) -> None:
+        """Note an effect. Raises `PermissionError` if it is refused."""
         one = Observed(run.scope.graph, run.agent[-1], by, name, *effect)
-        may = call.profile.side_effect if by == "tool" else by == "thread"  # a thread has no declaration
+        may = call.profile.side_effect if by == "tool" else by == "thread"  # for a thread, nothing can be declared
         refused = self._strict and not may and not (by in ("tool", "model") and one.kind == "connect")
         if one not in self.seen or refused:
             self.seen[one] = None
@@ -94,7 +97,7 @@ class Observer:
             raise PermissionError(13, f"{by} `{name}` did what nobody declared: {one}; use `authz.effect`")
 
     def conclude(self, run: Run, task: str) -> Flow[None]:
-        """Record the effects of an ended node, and halt if one was refused."""
+        """Record the effects of an ended node. Raises `AuthzHalt` if one was refused."""
         while self._pending:
             yield (Write, self._pending.pop(0))
         if (run.jti, task) in self._tripped:
@@ -103,6 +106,7 @@ class Observer:
 
 
 def limits() -> str:
+    """Return a sentence about what cannot be observed."""
     also = ", nor what uvloop connects or starts" if "uvloop" in sys.modules else ""
     return f"not seen: pooled connections, C libraries, child processes, threads without the run{also}"
 
@@ -112,7 +116,7 @@ def _install() -> None:
     resolve = socket.getaddrinfo
 
     def getaddrinfo(host: Any, *args: Any, **kwargs: Any) -> Any:
-        answer = resolve(host, *args, **kwargs)  # the audit event lacks the addresses, so names are recorded here
+        answer = resolve(host, *args, **kwargs)  # the audit event lacks the addresses, so note the names here
         if isinstance(host, str) and len(_names) < 10_000:  # noqa: PLR2004
             for *_, address in answer:
                 _names[str(address[0])] = min(_names.get(str(address[0]), host), host, key=len)
@@ -136,7 +140,7 @@ def _hook(event: str, args: tuple[Any, ...]) -> None:
 def _heard(reader: Reader, args: tuple[Any, ...]) -> None:
     scope = current_scope.get()
     run, call = scope.run, scope.call if type(scope) is ToolExecution else None
-    if run is None:  # a thread without a run, while a run is open: who started the thread is unknown
+    if run is None:  # a thread without a run: it is unknown which open run started it
         acting = [(o, o.newest, "thread", "(unattributed)") for o in list(_observers) if o.newest and not o.newest.over]
     elif (own := run.engine.observer) is None or not (call or scope.task):  # the graph's loop
         return
@@ -151,7 +155,7 @@ def _heard(reader: Reader, args: tuple[Any, ...]) -> None:
 
 
 def _by_library() -> bool:
-    """Return True if this package acts itself, not code that it runs."""
+    """Return True if this package itself acts, not code that it runs."""
     frame: Any = sys._getframe(3)
     while frame is not None:
         package, _, module = str(frame.f_globals.get("__name__", "")).partition(".")
@@ -162,7 +166,7 @@ def _by_library() -> bool:
 
 
 def _read(reader: Reader, args: tuple[Any, ...]) -> tuple[str, str] | None:
-    """Return an event's kind and target, or `None` if it is not an effect."""
+    """Return an event's kind and target; None if it is not an effect."""
     with suppress(Exception):  # an argument of an unexpected type
         kind, target = reader(args) or ("", None)
         if target is not None and "__pycache__" not in str(target) and target != os.devnull:

@@ -1,7 +1,8 @@
 """Protect a graph and all graphs that it reaches, and decide remote calls.
 
-`protect` makes a compiled graph's class a dynamic subclass, so the graph and its copies are protected. The subclass has
-its own `stream` and `astream`, which all other entry methods use. They open a run or, inside a run, a child's run.
+`protect` replaces a compiled graph's class by a dynamic subclass, so the graph and its copies are protected. The
+subclass overrides `stream` and `astream`, which all other entry methods use. They open a run or, inside a run, a
+child's run.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ class Protection:
 
 
 def owner_of(graph: object) -> Protection | None:
-    # Only `protect` sets the attribute. `isinstance` would fail after this module is reloaded.
+    """Return the protection of a graph or builder, or None."""
+    # Only `protect` sets the attribute. `isinstance` would fail after a reload of this module.
     found: Protection | None = getattr(type(graph), "__runtime_authz__", None)
     return found
 
@@ -59,7 +61,7 @@ def owner_of(graph: object) -> Protection | None:
 def protect(target: Any, protection: Protection) -> list[BaseTool]:
     """Protect a graph and those below it in place, and return their guarded tools.
 
-    A builder stays a builder; the graphs that it compiles are protected.
+    For a builder, protect each graph that it compiles, and return no tools.
     """
     if isinstance(target, StateGraph):
         _protect_builder(target, protection)
@@ -67,7 +69,7 @@ def protect(target: Any, protection: Protection) -> list[BaseTool]:
     if not isinstance(target, private.Pregel):
         raise ConfigError(f"`protect` takes a compiled graph, not {type(target).__name__}")
     graphs = [found.graph for found in graphs_in(target)]
-    # Check all before changing any: a refused `protect` changes nothing.
+    # Check all before changing any, so that a refused `protect` changes nothing.
     for graph in graphs:
         owner = owner_of(graph)
         if owner is not None and owner is not protection:
@@ -82,7 +84,7 @@ def agent_names(graph: AnyGraph) -> frozenset[str]:
 
 
 def misspelt(agents: Collection[str], graph: AnyGraph) -> Iterator[tuple[str, str]]:
-    """Yield (1) a name in `agents` that no agent has, (2) a similar agent's name."""
+    """Yield pairs: a name in `agents` that no agent has, and a similar agent's name."""
     if agents:  # a name without a similar one may belong to another graph
         from difflib import get_close_matches
 
@@ -123,7 +125,7 @@ def _gate_node(
             guard_held(held, protection.profiles)
         elif isinstance(held, BaseTool):
             guard_in_place(held)
-        elif is_remote(held) and gates_remote(held) is None:  # unless some instance decides its calls already
+        elif is_remote(held) and gates_remote(held) is None:  # unless an instance decides its calls already
             held.__class__ = _remote_class(type(held), protection.root_entry)
     if opens:
         node.bound = gate_bound(bound, name, channels)
@@ -146,8 +148,10 @@ def _protect_builder(builder: Any, protection: Protection) -> None:
 
 
 def _next(chunks: AsyncGenerator[Any, None]) -> Awaitable[Any]:
-    """Return the next chunk of a stream, without registering it with the event loop."""
-    # The event loop would close a registered stream while its consumer closes it.
+    """Return the next chunk of a stream, without registering it with the event loop.
+
+    The event loop would close a registered stream while its consumer closes it.
+    """
     hooks = sys.get_asyncgen_hooks()
     sys.set_asyncgen_hooks(firstiter=None, finalizer=None)
     try:
@@ -169,7 +173,7 @@ def _entry_class(base: Any, protection: Protection) -> Any:
     root_entry = protection.root_entry
 
     def begin(graph: Any, input: Any, config: Any, kwargs: dict[str, Any], own: Any, ours: Any) -> Any:
-        # Not a generator, because the run around the *call* counts, not the run around the first `next`.
+        # Not a generator: the run that is open at the *call* counts, not the one at the first `next`.
         if graph.store is not None:
             gate_store(graph.store, protection.profiles)
         merged = private.merged_config(graph.config, config)
@@ -177,7 +181,7 @@ def _entry_class(base: Any, protection: Protection) -> Any:
         if kwargs.get("stream_mode") is None:  # LangGraph would choose the mode by the caller's config
             mode = "values" if config is not None and private.task_id(config) else graph.stream_mode
             kwargs = {**kwargs, "stream_mode": mode}
-        # Let LangGraph refuse a call without a thread. With our handle in the config, LangGraph would not refuse it.
+        # LangGraph refuses a call without a thread only if `configurable` is empty. So leave out our handle.
         if (
             not isinstance(owner, Run)
             and graph.checkpointer
@@ -187,7 +191,7 @@ def _entry_class(base: Any, protection: Protection) -> Any:
         return ours(graph, input, merged, owner, kwargs)
 
     def chunks_of(own: Any, graph: Any, input: Any, at: Any, entered: Any, options: dict[str, Any]) -> Any:
-        """Return (1) the stream, (2) each step's scope, (3) True if chunks hold configs."""
+        """Return the stream, each step's scope, and True if chunks contain configs."""
         given, config = input, entered
         if not isinstance(at, ChildEntry):
             given, config = entered
@@ -269,6 +273,7 @@ def is_remote(value: object) -> bool:
 
 
 def gates_remote(value: object) -> object:
+    """Return the root entry that decides a remote graph's calls, or None."""
     return getattr(type(value), "__runtime_authz_remote__", None)
 
 
@@ -282,7 +287,7 @@ class _Remote(ChildEntry):
         self.http = getattr(getattr(client, "http", None), "client", None)
         place = self.profile.url if self.profile is not None else None
         # INVARIANT: the credential goes only to the URL in the profile, so a client with another address is refused.
-        # Without a client nothing is sent, and the graph itself reports that the client is missing.
+        # Without a client, nothing is sent, and the graph itself reports that.
         if place is not None and client is not None and not is_under(str(getattr(self.http, "base_url", "")), place):
             self.refuse = Code.REMOTE_URL
 
@@ -293,7 +298,7 @@ class _Remote(ChildEntry):
             credential = yield from invitation(run, self.profile.named)
         except CredentialError as exc:
             raise AuthzDenied(exc.code, new_id()) from None
-        if (ticket := current_ticket()) is not None:  # so that the token is found if the tool's output holds it
+        if (ticket := current_ticket()) is not None:  # so that the token is found in the tool's output
             ticket.track(credential.token)
         self.header = f"Bearer {credential.token}"
         _places[self.header] = self.profile.url, run.invited
@@ -305,7 +310,7 @@ class _Remote(ChildEntry):
         yield from super()._leave(run, raised=raised, cut=cut)
 
 
-# `Authorization` header of each running call → the URL below which it may be sent, and the edge's decision id.
+# `Authorization` header of a running call → the URL below which it may be sent, and the delegation's decision id.
 _places: Final[dict[str, tuple[str, str]]] = {}
 
 
@@ -343,7 +348,7 @@ def _remote_class(base: Any, root_entry: RootEntry) -> Any:
             async for chunk in base.astream(self, input, config, **_sent(kwargs, headers)):
                 yield chunk
 
-    # A write to another agent's state directs that agent, so it is decided like a call of the agent.
+    # A write to a remote agent's state directs the agent, so it is decided like a call of the agent.
     def update_state(self: Any, config: Any, *args: Any, **kwargs: Any) -> Any:
         with entry(self, config, getattr(self, "sync_client", None)) as headers:
             return base.update_state(self, config, *args, **_sent(kwargs, headers))

@@ -1,8 +1,8 @@
-"""Tell an answer of this entry from one that LangGraph stored in an earlier entry.
+"""Distinguish this entry's answer from one that LangGraph stored before.
 
 LangGraph stores a plain resume value with the thread, and offers it again at each later entry until the step ends. A
-protected root entry keys answers by interrupt id instead. Below an unprotected graph, a handler among the graph's
-callbacks holds the value with which the graph was resumed.
+protected root entry keys answers by interrupt id instead. In an unprotected graph, a handler among the callbacks
+remembers the value with which the graph was resumed.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from langchain_runtime_authz.pep.approval_questions import TAKES_ANY, shown
 from langchain_runtime_authz.pep.corrections import answer
 from langchain_runtime_authz.pep.run import Flow, Load, Run
 
-MAX_STEPS: Final = 10  # checkpoints to search for the one that was resumed
+MAX_STEPS: Final = 10  # number of checkpoints in which the resumed one is searched
 
 
 class ResumeHandler(BaseCallbackHandler):
-    """Holds the resume value, thread and checkpoint of a graph's call."""
+    """Remembers the resume value, thread and checkpoint of a graph's call."""
 
     raise_error = True
     ignore_llm = ignore_agent = ignore_retriever = True
@@ -37,7 +37,7 @@ class ResumeHandler(BaseCallbackHandler):
 
     def __init__(self, value: object, thread: str | None, checkpoint: str | None) -> None:
         self.value, self.thread, self.checkpoint = value, thread, checkpoint
-        self.waits: dict[UUID, Callable[[object], None]] = {}  # run id → what to call with the output when the run ends
+        self.waits: dict[UUID, Callable[[object], None]] = {}  # callback run id → function that gets the run's output
 
     @property
     def ignore_chain(self) -> bool:
@@ -54,13 +54,13 @@ class ResumeHandler(BaseCallbackHandler):
 
 
 def resume_handler() -> BaseCallbackHandler | None:
-    """Return a handler for a starting graph that is resumed or holds our middleware."""
+    """Return a handler if the starting graph is resumed or has our middleware."""
     found = private.started_graph()
     if found is None:
         return None
     graph, value, thread, checkpoint = found
     if value is None:
-        # In a protected graph, its enforcement points see what a node returns.
+        # Leave out protected nodes, whose enforcement points see the outputs.
         bound = (node.bound for node in graph.nodes.values() if not hasattr(type(node.bound), "__runtime_authz_node__"))
         hooks = (vars(runnable).get("func") for runnable in bound)
         if not any(hasattr(getattr(hook, "__self__", None), "__runtime_authz_middleware__") for hook in hooks):
@@ -86,8 +86,8 @@ def drop_old_answer(config: Mapping[str, Any]) -> None:
 def record_answer(run: Run, config: Mapping[str, Any], namespace: str) -> Flow[dict[str, object] | None]:
     """Record the graph's resume value, as a protected root entry does.
 
-    Return interrupt id → answer for the questions that were shown, with answers to approval questions marked. Return
-    `None` if the value is plain and is not for one shown question.
+    Return interrupt id → answer for the questions that were shown; answers to approval questions are marked. Return
+    None if the value is plain and is not for one shown question.
     """
     # A graph that a tool calls on its own thread inherits the handler, but was not resumed with this value.
     thread = private.thread_of(config)
@@ -109,12 +109,12 @@ def record_answer(run: Run, config: Mapping[str, Any], namespace: str) -> Flow[d
     if ids & given.keys():
         yield from answer(run, [a for a in asks if a.interrupt_id in given], given, questions)
     if given or by_id or (not ids and any(a.allowed != TAKES_ANY for a in snapshot.asks)):
-        run.keyed_thread = thread  # a question that nobody was shown takes no plain answer
+        run.keyed_thread = thread  # a plain answer does not count for a question that nobody was shown
     return {i: marked(v, questions[i], i, snapshot.asks) for i, v in given.items()} if given or by_id else None
 
 
 def keyed(config: Mapping[str, Any], answers: Mapping[str, object]) -> None:
-    """Give a running task these answers alone, by the numbers of their questions."""
+    """Give a running task only these answers, by the numbers of their questions."""
     pad = private.scratchpad_of(config)
     if private.unused_answer(config) is not None:
         mine = private.interrupt_id(config) in answers
@@ -123,12 +123,12 @@ def keyed(config: Mapping[str, Any], answers: Mapping[str, object]) -> None:
         pad.resume.extend([None] * mine)
     for number in range(len(pad.resume)):
         pad.resume[number] = answers.get(private.interrupt_id(config, number), pad.resume[number])
-    if private.answered_by_first_id(config):  # LangGraph takes that answer for the last question
+    if private.answered_by_first_id(config):  # LangGraph would use that answer for the last question
         pad.resume.pop()
 
 
 def _shown(run: Run, config: Mapping[str, Any], namespace: str, checkpoint: str | None) -> Flow[dict[str, object]]:
-    """Return a pause's questions by interrupt id, and record those of reviews."""
+    """Return interrupt id → value of a pause's questions, and record reviews'."""
     saver = private.checkpointer_of(config)
     thread = private.thread_of(config)
     if saver is None or thread is None:
@@ -136,7 +136,7 @@ def _shown(run: Run, config: Mapping[str, Any], namespace: str, checkpoint: str 
     place = {"thread_id": thread, "checkpoint_ns": namespace}
     if checkpoint is not None and not namespace:
         place["checkpoint_id"] = checkpoint
-    # Checkpoints of later steps may not be written yet. The one with the pause was written before the resume.
+    # The checkpoint with the pause was stored before the resume. Later ones may not be stored yet.
     asks = lambda found: any(write[1] == private.keys.INTERRUPT for write in found.pending_writes or ())  # noqa: E731
     found = yield find_checkpoint(saver, {"configurable": place}, asks, limit=MAX_STEPS)
     if found is None:

@@ -1,6 +1,6 @@
 """Read and record other reviews' questions about calls, so nobody is asked twice.
 
-Other reviews are LangChain's own, reviews in Agent Inbox's shape, and an application's questions that name one tool and
+Other reviews are LangChain's own, reviews in Agent Inbox's form, and an application's questions that name one tool and
 its arguments. They are recorded with the source `hitl`. The root entry records their answers like ours.
 """
 
@@ -29,7 +29,7 @@ from langchain_runtime_authz.telemetry.logs import logger
 _log = logger(__name__)
 _MAX_WRAPPERS: Final = 1000  # functions followed in one chain of wrappers
 
-# Names in reviews: Agent Inbox's flags; tool and arguments in an app's question.
+# Agent Inbox's flags → decisions. Then names that an application's question may use for a tool and its arguments.
 _FLAGS: Final = {"allow_accept": "approve", "allow_edit": "edit", "allow_ignore": "reject", "allow_respond": "respond"}
 _TOOL: Final = ("tool", "tool_name", "name", "action", "function")
 _ARGUMENTS: Final = ("args", "arguments", "tool_args", "tool_input", "parameters", "input")
@@ -62,13 +62,13 @@ def note_question(run: Run, messages: Sequence[AIMessage | None], asked: Any, ta
 
 
 def note_failed(run: Run, call: Call, exc: Exception, config: Mapping[str, Any], *, heard: bool) -> Flow[None]:
-    """Record the question that a review raised. `heard`: no call asked before it."""
+    """Record the question that a review raised. `heard`: no earlier call asked."""
     if is_invalid_resume(exc):
         yield from _reopened(run, call)
     asked = list(exc.args[0]) if isinstance(exc, GraphInterrupt) and exc.args else []
     if not heard or call.plan_id is None or call.position is None or len(asked) != 1:
         return
-    # A message with this call only, because the review does not ask about other calls.
+    # The other calls in this message are empty, because the review asks about this call only.
     calls: list[Any] = [{"name": "", "args": {}, "id": None} for _ in range(call.position)]
     calls.append({"name": call.tool, "args": call.raw, "id": call.call_id})
     message = AIMessage("", id=call.plan_id, tool_calls=calls)
@@ -90,7 +90,7 @@ def _reopened(run: Run, call: Call) -> Flow[None]:
 
 
 def reviewed_tools(*wrappers: object) -> frozenset[str]:
-    """Return the tools that a review among these wrappers, or inside one, asks about."""
+    """Return the tools about which a review among these wrappers, or in one, asks."""
     found, todo, seen = frozenset[str](), list(wrappers), set[int]()
     while todo and len(seen) < _MAX_WRAPPERS:
         value = todo.pop()
@@ -105,7 +105,7 @@ def reviewed_tools(*wrappers: object) -> frozenset[str]:
 
 
 def _asked_about(requests: Sequence[Any], message: AIMessage) -> list[Call]:
-    """Return the calls that `requests` name, or none if a request matches no call."""
+    """Return the calls that `requests` name; none if a request matches no call."""
     found: list[Call] = []
     left = iter(enumerate(message.tool_calls))
     for request in requests:
@@ -121,7 +121,7 @@ def _asked_about(requests: Sequence[Any], message: AIMessage) -> list[Call]:
 
 
 def _planned(run: Run, requests: Sequence[Any]) -> Flow[list[Call]]:
-    """Return the planned call that a node's question shows with its id."""
+    """Return the planned call that a node's question shows with its id, in a list."""
     asked: Any = requests[0] if len(requests) == 1 and isinstance(requests[0], Mapping) else {}
     if not isinstance(ident := asked.get("tool_call_id"), str):
         return []
@@ -131,8 +131,7 @@ def _planned(run: Run, requests: Sequence[Any]) -> Flow[list[Call]]:
 
 
 def _shown_calls(value: object, schema: object) -> tuple[Sequence[Any], Sequence[tuple[str, ...]]]:
-    """Return a pair: (1) a question's calls, (2) the decisions possible for each."""
-    # `schema` describes the answer.
+    """Return a question's calls and their decisions. `schema`: that of the answer."""
     items = value if isinstance(value, list | tuple) else [value]
     inbox = [i for i in items if isinstance(i, Mapping) and isinstance(i.get("action_request"), Mapping)]
     if inbox:
@@ -156,7 +155,8 @@ def _shown_calls(value: object, schema: object) -> tuple[Sequence[Any], Sequence
 def _named_calls(value: object, depth: int) -> Iterator[dict[str, Any]]:
     """Yield the parts of a question that name a tool and its arguments.
 
-    A part inside the question needs the call's id, which a model does not choose: its other arguments may look alike.
+    A nested part counts only with the call's id. A model does not choose the id, but can imitate a call in its
+    arguments.
     """
     if isinstance(value, Mapping):
         tool = next((value[k] for k in _TOOL if isinstance(value.get(k), str)), None)
@@ -172,7 +172,7 @@ def _named_calls(value: object, depth: int) -> Iterator[dict[str, Any]]:
 
 
 def _of_schema(schema: object) -> tuple[str, ...]:
-    """Return the `type`s that an answer's schema permits: one decision or several."""
+    """Return the decisions that an answer's schema permits."""
     if not isinstance(schema, Mapping):
         return approval_questions.DECISIONS
     named = schema.get("$defs", {})

@@ -1,7 +1,8 @@
 """Define `authz.run(...)`, and find the current run in configs and contexts.
 
 The root entry puts a `Handle` with the run into `configurable["__authz"]`. State, checkpoints, tracers and remote
-configs do not hold it. A serialised handle is a placeholder without content. A value that is not a `Handle` is ignored.
+configs never contain the run. A serialised handle is a placeholder without content. A value that is not a `Handle` is
+ignored.
 """
 
 from __future__ import annotations
@@ -45,14 +46,14 @@ HANDLE_KEY: Final = "__authz"
 SubjectLike = Subject | str | dict[str, Any]
 Caller = SubjectLike | Credential
 _GENERATORS: Final = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
-_OUTSIDE: Final = "guard"  # the agent's name for guarded tools called outside every protected graph
+_OUTSIDE: Final = "guard"  # the agent's name for calls of guarded tools outside every protected graph
 
 
 class AuthzHalt(AuthzDenied, GraphBubbleUp):
     """Stop the graph and leave the thread resumable.
 
-    It is a `GraphBubbleUp`. So `RetryPolicy` does not retry it, `handle_tool_errors` and error-handling
-    middleware do not swallow it, and LangGraph writes no error to the checkpoint.
+    It is a `GraphBubbleUp`. So `RetryPolicy` does not retry it, `handle_tool_errors` and error-handling middleware do
+    not swallow it, and LangGraph writes no error to the checkpoint.
     """
 
 
@@ -69,7 +70,7 @@ class Handle(Sealed):
         return ""
 
 
-# Set by `with authz.run(...)`, read by root entries when they are called.
+# The run of the surrounding `with authz.run(...)`.
 _opened: ContextVar[RunHandle | None] = ContextVar("langchain_runtime_authz.opened", default=None)
 
 
@@ -77,13 +78,13 @@ class FlowContext(Generic[T]):
     """A sync and async context manager whose entry and exit are flows."""
 
     engine: Any
-    apart = False  # True if a generator's end may be the exit
+    apart = False  # True if the end of a generator may leave the context
 
     def _enter(self) -> Flow[T]:
         raise NotImplementedError
 
     def _over(self, exc: BaseException | None, *, cut: bool) -> Flow[None] | None:
-        """Return the flow of the exit, or `None`. `cut`: a stream was closed early."""
+        """Return the flow that leaves the context, or None. `cut`: a stream was closed."""
         raise NotImplementedError
 
     def __enter__(self) -> T:
@@ -112,7 +113,7 @@ class FlowContext(Generic[T]):
 
 
 def within(context: Any, code: Callable[[Any], Flow[T]]) -> Flow[T]:
-    """Run a flow inside a sync and async context manager that swallows nothing."""
+    """Run `code(entered)` in a sync and async context manager that swallows nothing."""
     leave, entered = (context.__exit__, context.__aexit__), (yield Perform(context.__enter__, context.__aenter__))
     try:
         result = yield from code(entered)
@@ -142,16 +143,18 @@ class run_scope(CodeScope):
     def __exit__(self, *exc: object) -> None:
         if self._span is not None:
             self._span.leave()
-        # Without a `Token`, because a generator may be closed in another context, whose value then stays.
+        # Without a `Token`: a generator may be closed in another context, which keeps its own value.
         if current_scope.get() is self:
             current_scope.set(self._previous)
 
 
 def caller(given: Caller) -> Subject | Credential:
+    """Return a credential unchanged, and anything else as a `Subject`."""
     return given if isinstance(given, Credential) else Subject.of(given)
 
 
 def with_run(config: Mapping[str, Any], run: Run | RunHandle) -> dict[str, Any]:
+    """Return `config` with a handle of the run."""
     return {**config, "configurable": {**(config.get("configurable") or {}), HANDLE_KEY: Handle(run)}}
 
 
@@ -162,7 +165,7 @@ def target_in(config: Mapping[str, Any] | None) -> Run | RunHandle | None:
 
 
 def without_handle(chunk: Any, depth: int = 7) -> Any:
-    """Remove run handles from a stream chunk, whose events may hold configs."""
+    """Remove run handles from a stream chunk, whose events may contain configs."""
     if depth and type(chunk) is dict:
         return {k: without_handle(v, depth - 1) for k, v in chunk.items() if k != HANDLE_KEY}
     if depth and type(chunk) in (tuple, list):
@@ -179,17 +182,18 @@ def find_run(config: Mapping[str, Any] | None) -> Run | None:
 
 
 def running() -> Run | None:
+    """Return the run around the current code, or None."""
     return current_scope.get().run  # type: ignore[no-any-return]
 
 
 def current_node(run: object) -> Any:
-    """Return the `NodeCalls` of the hand-written node that `run` runs, or `None`."""
+    """Return the `NodeCalls` of the hand-written node that is running, or None."""
     scope = current_scope.get()
     return scope.node if type(scope) is run_scope and scope.run is run else None
 
 
 def pass_question_up(run: Run | None, exc: object) -> None:
-    """Tell a hand-written node that a child agent, which it called, asks a question."""
+    """Note in a hand-written node that a child agent that it called asks a question."""
     above = run.parent if run is not None and isinstance(exc, GraphInterrupt) else None
     if above is not None and (node := current_node(above)) is not None:
         node.question = node.question or exc
@@ -199,15 +203,15 @@ class RunHandle(Sealed):
     """One run of the application, `with authz.run(...)`: subject, task and grant.
 
     Use it as a context manager, synchronous or asynchronous, or call `close`. Inside a generator, pass `run.config()`
-    to each call of a graph, because a generator's `with` is refused.
+    to each call of a graph, because a `with` in a generator could apply to its consumer's calls.
 
     Attributes:
-        run_id: names the run in records, spans and tokens (`txn`).
+        run_id: the run's id in records, spans and tokens (`txn`).
         closed: true after `close`.
     """
 
     _pickled = Handle._pickled
-    agent: tuple[str, ...] = ()  # not an agent
+    agent: tuple[str, ...] = ()  # no agent's path
 
     def __init__(
         self,
@@ -224,14 +228,14 @@ class RunHandle(Sealed):
         self._entries: list[Run] = []
         self._outside: Run | None = None
         self.settled: dict[str, int] = {}
-        # Model outputs of unprotected graphs, as in `Run`. An `AuthzToolNode` in an unprotected graph reads them.
+        # Model outputs of unprotected graphs, for `AuthzToolNode`. The two mappings are as in `Run`.
         self.seen_from_model: dict[str, tuple[str | None, str | None]] = {}
         self.asked_model: dict[object, tuple[str, str | None]] = {}
         self.lock = threading.Lock()
         self.closed = self._in_generator = False
         self._previous: RunHandle | None = None
         self.subject = subject
-        # Only the input of a user states a task. The input of an agent, a cron job or a webhook does not.
+        # Only a user's input states a task, not that of an agent, a cron job or a webhook.
         self.human = subject.human and not self.upstream
         self.task = task
         self.grant = grant
@@ -258,13 +262,13 @@ class RunHandle(Sealed):
 
     @property
     def decisions(self) -> list[Explanation]:
-        """Explanations of the run's decisions that are still kept, newest last."""
+        """Explanations of the run's latest decisions, newest last."""
         from langchain_runtime_authz.audit.explanation import explain
 
         return [explain(record) for record in self.engine.recent.of_run(self.run_id)]
 
     def config(self, config: Mapping[str, Any] | None = None) -> RunnableConfig:
-        """Return `config` with this run, which is valid until the run is closed."""
+        """Return `config` with this run. The config is valid until the run is closed."""
         return with_run(config or {}, self)  # type: ignore[return-value]
 
     def _close(self) -> Flow[None]:
@@ -277,7 +281,7 @@ class RunHandle(Sealed):
     close, aclose = both(_close)
 
     def outside_run(self) -> Flow[Run]:
-        """Return the run for guarded tools outside protected graphs. Open it if needed."""
+        """Return the run for guarded tools outside protected graphs; open it if needed."""
         if self.closed:
             raise AuthzDenied(Code.LEASE_ENDED, deny(Code.LEASE_ENDED).decision_id)
         if self._outside is None:
@@ -292,16 +296,16 @@ class RunHandle(Sealed):
         return self._outside
 
     def brings(self) -> dict[str, Any]:
-        """Return arguments of `open_entry`. A task counts only if a user states it."""
+        """Return arguments of `open_entry`. A task counts only if a user stated it."""
         stated = self.task is not None and self.human
         task = HumanText(content_digest(self.task), str(self.task)) if stated else None
         return {"task": task, "grant": self.grant, "upstream": self.upstream, "application": self.application}
 
     def enter(self, run: Run) -> None:
-        """Add a root entry's run, which `close` ends. Raises `AuthzDenied` if closed."""
+        """Add a root entry's run, for `close` to end. Raises `AuthzDenied` if closed."""
         if self.closed:
             raise AuthzDenied(Code.LEASE_ENDED, deny(Code.LEASE_ENDED).decision_id)
-        with self.lock:  # a run may last as long as its process
+        with self.lock:  # forget closed entries, because a run may last as long as its process
             self._entries = [*filterfalse(attrgetter("closed"), self._entries), run]
 
     def _open(self, frame: FrameType) -> RunHandle:
@@ -328,7 +332,7 @@ class RunHandle(Sealed):
         await self.aclose()
 
     def _leave(self) -> None:
-        # Without a `Token`, because a generator may be closed in another context, with nothing to restore.
+        # Without a `Token`: a generator may be closed in another context, where nothing is to restore.
         if _opened.get() is self:
             _opened.set(self._previous)
 
@@ -345,7 +349,7 @@ def _delegated(engine: Engine, credential: Credential, grant: Grant | None) -> t
 
 
 def run_handle(config: Mapping[str, Any]) -> RunHandle | None:
-    """Return the application's run: of the config, else of the surrounding `with`."""
+    """Return the application's run: that in the config, else the surrounding one."""
     return target if isinstance(target := target_in(config), RunHandle) else around()
 
 
@@ -363,6 +367,6 @@ def around() -> RunHandle | None:
 def _refusals() -> RefusedMints | None:
     try:
         handle = around()
-    except ConfigError:  # otherwise the record could name another run
+    except ConfigError:  # the record could name a wrong run
         return None
     return RefusedMints((handle, None, None)) if handle is not None else None

@@ -1,7 +1,7 @@
-"""At a tool: find the call's decision, or decide the call if node code made it.
+"""Find the decision of a call that arrives at its tool, or decide the call here.
 
-The call passes with the arguments that were decided. If no earlier enforcement point decided the call, or if its
-arguments or its tool changed since, it is decided here.
+A call runs with the arguments that were decided. It is decided here if no earlier enforcement point decided it, as for
+calls by a node's code. It is also decided here if its arguments or its tool changed since.
 """
 
 from __future__ import annotations
@@ -43,28 +43,29 @@ Parser = Callable[[Any, str | None], Any]
 class Arrival:
     """A call that reached its tool, and all that is needed to decide and run it."""
 
-    call: Call  # as it would run
-    config: Mapping[str, Any]  # of the call
+    call: Call  # the call as it would run
+    config: Mapping[str, Any]  # the call's config
     run: Run | None = None
-    handle: RunHandle | None = None  # instead of a run, if code outside every protected graph makes the call
-    verdict: Verdict | None = None  # of an earlier enforcement point
-    counts: dict[str, int] | None = None  # equal call → how often it ended, for calls without a message
-    front: Pending | None = None  # the pending call from which this one was made
-    call_id: str | None = None  # of the tool call, if a message can answer it
+    handle: RunHandle | None = None  # in place of a run, for a call outside every protected graph
+    verdict: Verdict | None = None  # the verdict of an earlier enforcement point
+    counts: dict[str, int] | None = None  # `equal` → how often such a call ended, for calls without a message
+    front: Pending | None = None  # the decided call that became this one
+    call_id: str | None = None  # None: no message can answer the call
     parser: Parser | None = None  # parses the given input into the tool's arguments
-    given: Any = None  # the input
+    given: Any = None  # the tool's input
     exact: bool = False  # the framework supplied none of the arguments
     layer: str = "tool guard"
     equal: str = ""  # key of equal calls
-    engine: Engine | None = None  # `None` outside every run
+    engine: Engine | None = None  # None outside every run
     facts: ToolFacts | None = None
     describe: parsing.Describe | None = None  # returns the call with other arguments
-    node: NodeCalls | None = None  # of the hand-written node that makes the call
-    place: Place | None = None  # in the message, for a call of the node
-    answers: Sequence[int] | None = None  # numbers of the answers that are kept for the tool
-    text: Callable[[], bool] = bool  # True if the calling code expects a text
+    node: NodeCalls | None = None  # the hand-written node that makes the call
+    place: Place | None = None  # the call's place in the node's plans
+    answers: Sequence[int] | None = None  # numbers of the answers that belong to the tool
+    text: Callable[[], bool] = bool  # returns True if the calling code expects a text
 
     def decide(self) -> Flow[Verdict]:
+        """Return the earlier verdict, or decide the call."""
         if self.verdict is not None:
             return self.verdict
         if self.run is None and self.handle is not None:
@@ -82,14 +83,14 @@ class Arrival:
         if self.node is None or self.describe is None or self.facts is None:
             try:
                 (resolved,) = yield from decide_together(run, [self.counted(call)], self.config)
-            except GraphInterrupt as exc:  # code before the tool may swallow it
+            except GraphInterrupt as exc:  # code before the tool may swallow the question
                 if type(one := current_scope.get()) is Pending:
                     one.question = exc
                 raise
         else:
             resolved, self.place = yield from tool_execution.under_lock(self.node.locks, self.node.decide(run, self))
         run.engine.tally.count(run, "tool", call.tool, self.layer, decided=1)
-        verdict = cast("Verdict", resolved.verdict)  # no review comes after the guard
+        verdict = cast("Verdict", resolved.verdict)  # never None, because no review follows
         if isinstance(verdict, Replay):
             self.settle()
         if not isinstance(verdict, Ticket):
@@ -106,8 +107,8 @@ class Arrival:
         return replace(call, place=f"{private.task_id(self.config)}:{self.counts.get(self.equal, 0)}")
 
     def settle(self, output: Any = None, exc: BaseException | None = None) -> bool:
-        """Record how the call ended. Return True if its node shows the question in `exc`."""
-        # Unless the call failed, the next equal call is a new call.
+        """Record how the call ended. Return True if its node asks the question in `exc`."""
+        # The next equal call is a new call, unless this one failed.
         failed = exc is not None or (isinstance(output, ToolMessage) and output.status == "error")
         if self.counts is not None and self.place is None and not failed:
             self.counts[self.equal] = self.counts.get(self.equal, 0) + 1
@@ -116,8 +117,10 @@ class Arrival:
         return self.node is not None and exc is not None and self.node.question is exc
 
     def execution(self, guard: object, verdict: Verdict) -> ToolExecution | None:
-        """Return the execution, or `None` if the tool must not run."""
-        # If the arguments are malformed, the execution has no ticket.
+        """Return the execution; None if the tool must not run.
+
+        With malformed arguments, the execution has no ticket, and the tool reports the error.
+        """
         run, call, ticket = self.run, self.call, verdict if isinstance(verdict, Ticket) else None
         if run is None or (ticket is None and call.error is not Code.INVALID_ARGUMENTS):
             return None
@@ -130,6 +133,7 @@ class Arrival:
         return ToolExecution(guard, run, call, ticket, parsed, self.config, self.call_id, settle, place, self.answers)
 
     def start(self, guard: object, code: Callable[[ToolExecution], Any]) -> Flow[tool_execution.Outcome]:
+        """Return the flow that decides the call if needed, and runs the tool's `code`."""
         if isinstance(self.verdict, Ticket) and (execution := self.execution(guard, self.verdict)) is not None:
             return execution.flow(code)
         return self._flow(guard, code)
@@ -152,6 +156,7 @@ class Arrival:
                 self.node.running -= 1
 
     def refuse(self) -> Any:
+        """Answer the call with a denial: it is outside every run."""
         return answer(Denial(self.call, deny(Code.NO_RUN)), self.call_id)
 
     def _own(self, parsed: Any) -> Any:
@@ -169,11 +174,11 @@ class Arrival:
 def arrival(tool: BaseTool, tool_input: Any, config: Any, call_id: str | None, parser: Parser) -> Arrival:
     """Return the `Arrival` of a call of `tool.run`. `parser` is the tool's own."""
     if not config or "recursion_limit" not in config or "configurable" not in config:
-        config = ensure_config(config)  # after LangChain's `invoke`, the config is complete
+        config = ensure_config(config)  # only LangChain's `invoke` completes the config
     scope = current_scope.get()
     one = scope if type(scope) is Pending else None
     if one is not None and one.call.call_id != call_id:
-        one = None  # a wrapper's own call: the verdict waits for the call that was decided
+        one = None  # a wrapper makes another call first: the verdict is for the call that was decided
     mine = one if one is not None and not one.used and one.take() else None
     if mine is not None:
         call = mine.call
@@ -186,8 +191,8 @@ def arrival(tool: BaseTool, tool_input: Any, config: Any, call_id: str | None, p
                     given=tool_input, exact=exact and not call.supplied, engine=mine.run.engine,
                 )  # fmt: skip
     facts = facts_of(tool)
-    # If an earlier enforcement point decided another form of the call, this form is compared with the same plan.
-    # Without an earlier decision no message is known, and the plan is found by the call's id.
+    # A changed call is compared with the plan of the call that was decided. Without an earlier decision, the plan is
+    # found by the call's id.
     plan_id, position = (one.call.plan_id, one.call.position) if one is not None else (None, None)
 
     def amend(name: str, args: dict[str, Any]) -> Call:
@@ -214,7 +219,10 @@ def arrival_by_hand(tool: BaseTool, facts: ToolFacts, args: Mapping[str, Any], c
 
 
 def arrival_unguarded(tool: BaseTool, tool_input: Any, config: Mapping[str, Any], call_id: str | None) -> Arrival:
-    # Refuse input that the tool would parse differently when it parses the input again.
+    """Return the `Arrival` of an unguarded tool's call.
+
+    Input that the tool would parse differently the second time is refused.
+    """
     owner = find_run(config) or run_handle(config)
     if owner is None:
         return Arrival(parsing.unknown(tool.name, None, None, None, {}), config)

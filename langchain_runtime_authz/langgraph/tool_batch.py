@@ -1,4 +1,4 @@
-"""Describe a tool node's calls by its message, and run each call in its turn.
+"""Describe a tool node's calls by their message, and run the calls in order.
 
 LangGraph runs a message's calls in one task, or each call in its own task. `ToolCallPEP` is for `AuthzMiddleware`.
 """
@@ -37,10 +37,10 @@ from langchain_runtime_authz.pep.decide_steps import Entry
 from langchain_runtime_authz.pep.lease import OVER
 from langchain_runtime_authz.pep.run import Flow, Run, adrive, drive
 
-_SEVERAL: Final = 2  # calls of a message
-PATIENCE: Final = 5.0  # seconds that a call waits for an earlier one to begin, which the node may never run
-MAX_TOOL_SETS: Final = 64  # tool sets with a cached node, per middleware
-_Batch = tuple[Locks, list[DecidedCall]]  # of a message whose calls run in separate tasks; the first task fills it
+_SEVERAL: Final = 2  # number of calls
+PATIENCE: Final = 5.0  # seconds that a call waits for earlier ones to begin; the node may never run them
+MAX_TOOL_SETS: Final = 64  # number of tool sets with a cached node, per middleware
+_Batch = tuple[Locks, list[DecidedCall]]  # for calls of one message in separate tasks; the first task fills the list
 
 
 class MessageCalls:
@@ -65,8 +65,8 @@ class MessageCalls:
         found = messages.planned_message(self.state, node._messages_key, calls[0] if calls else None)
         self.plan_id, self.planned, self.position = found
         self.siblings: Sequence[Any] = calls
-        # False if this task has one call of a message with several. A node that is its own root entry shares no run
-        # with the tasks of the other calls, so it decides only the calls that it was given.
+        # False if this task has one of several calls of a message. A node that is its own root entry (`standalone`)
+        # shares no run with the tasks of the other calls, so it decides only its own.
         self.together = standalone or input_type != "tool_calls" or len(self.planned) < _SEVERAL or len(calls) != 1
         if not self.together:
             answered, mine = answered_calls(self.state), {self.position: calls[0]}
@@ -77,7 +77,7 @@ class MessageCalls:
         self.calls: Sequence[Any] = calls if self.together else [calls[0]]
 
     def decide(self, run: Run) -> Flow[list[Pending]]:
-        """Decide this graph task's calls in order. Ask all questions before any runs."""
+        """Decide this graph task's calls in order. Ask all questions before one runs."""
         if self.together:
             return decide_and_ask.decide_together(run, self.describe(), self.config, entry=self._entry)
         return self._decide_mine(run)
@@ -86,7 +86,7 @@ class MessageCalls:
         locks, decided = self._batch(run)
         yield from under_lock(locks, self._decide_all(run, decided))
         alike = [i for i, d in enumerate(decided) if d.call.call_id == self.calls[0].get("id")]
-        # A call may have another place in its plan than in the message, unless several share its id.
+        # Search by id first: a call's position in its plan may differ from that in the message.
         mine = next(i for i in alike if len(alike) == 1 or decided[i].call.position == self.position)
         return [(yield from decide_and_ask.decide_one_of(run, decided, mine, self.config))]
 
@@ -97,21 +97,22 @@ class MessageCalls:
             yield from self._entry.enter()
 
     def _batch(self, run: Run) -> _Batch:
-        """Return the message's batch, found by its list of calls or by an equal list."""
-        tools = id(self.node._tools_by_name)  # a node uses its own tools, even if another node's have the same names
+        """Return the batch of the message, found by its list of calls or an equal list."""
+        tools = id(self.node._tools_by_name)  # another node's tools may have the same names
         with run.lock:
             planned, batch = run.batches.get(same := (tools, id(self.planned)), (None, None))
             if planned is not self.planned:
                 alike = (tools, f"{self.plan_id} {calls_digest(plan_calls(self.planned))}")
                 batch = run.batches.setdefault(alike, ((threading.Lock(), threading.Lock()), []))
-                run.batches[same] = (self.planned, batch)  # the list is held, so that its id is not reused
+                run.batches[same] = (self.planned, batch)  # holds the list, so that its id is not reused
             return cast("_Batch", batch)
 
     def describe(self) -> list[Call]:
+        """Return the calls to decide, with their positions in the message."""
         described = []
         free = dict(enumerate(self.planned))
         for call in self.siblings:
-            # By identity first, because two calls may be equal. A call sent more often than planned repeats its place.
+            # By identity first, because two calls may be equal. A call that is sent again gets the same position.
             place = next(iter(free)) if free and next(iter(free.values())) is call else messages.place_of(call, free)
             if place is None:
                 place = messages.place_of(call, dict(enumerate(self.planned)))
@@ -161,28 +162,31 @@ class MessageCalls:
 
 
 class Turns:
-    """A tool node's calls. If one asks, or another awaits it, they run in turn."""
+    """A tool node's calls, and which of them have begun and ended.
+
+    If a call asks, or another call is ordered after it, they run one after the other.
+    """
 
     def __init__(self, config: Any, calls: Sequence[Any], waiting: Sequence[Pending], layer: str = "") -> None:
         self.config = config
         self._calls = calls
         self.waiting: dict[int, tuple[int, Pending]] = {}  # id of the call → its index and its decision
         self.asked = self.serial = False
-        for call, one in zip(calls, waiting, strict=True):  # if a node sends one object twice, the first counts
+        for call, one in zip(calls, waiting, strict=True):  # of an object that is sent twice, the first counts
             self.waiting.setdefault(id(call), (len(self.waiting), one))
             awaited = type(one.verdict) is Ticket and bool(one.verdict.opened)  # another call is ordered after it
             self.serial |= bool(one.paused or one.answers or one.left or awaited)
             if layer and type(one.verdict) is Denial and (why := one.verdict.decision).failure and why.reason in OVER:
-                raise AuthzHalt(why.reason, why.decision_id)  # the thread can go on with this call later
-            if layer and one.call.tool_ref is not None and not one.left:  # without a tool, the model invented the name
+                raise AuthzHalt(why.reason, why.decision_id)  # the call stays open, for when the thread continues
+            if layer and one.call.tool_ref is not None and not one.left:  # without a tool, the model made up the name
                 one.run.engine.tally.count(one.run, "tool", one.call.tool, layer, decided=1)
-        self.thread = threading.get_ident() if self.serial else 0  # a node that runs calls in it needs no order
+        self.thread = threading.get_ident() if self.serial else 0  # calls in this thread run in order anyway
         self.begun: set[int] = set()  # indexes of calls that run as coroutines
         self.entered: set[int] = set()  # indexes of calls that have begun in threads
         self.done: set[int] = set()  # indexes of finished calls
 
     def copied(self, call: Any) -> tuple[int, Pending] | None:
-        """Return the index and decision of the call that `call` is equal to, if any.
+        """Return index and decision of the call that `call` is equal to, or None.
 
         An application's own node may pass on copies.
         """
@@ -193,7 +197,7 @@ class Turns:
         return None
 
     async def finish(self) -> None:
-        """Wait for running calls, which another call's question or failure would end."""
+        """Wait for running calls, which another call's question or failure would cancel."""
         while not self.done.issuperset(self.begun):  # noqa: ASYNC110
             await asyncio.sleep(PAUSE)
 
@@ -244,19 +248,19 @@ class Turn:
         self._over(exc)
 
     def _over(self, exc: BaseException | None) -> None:
-        """End the call's turn, and raise a question that code before the tool swallowed."""
+        """Mark the call as done. Raise a question that code before the tool swallowed."""
         self._turns.done.add(self._place)
         swallowed = exc is None or (isinstance(exc, Exception) and not isinstance(exc, GraphBubbleUp))
         if swallowed and self.one.question is not None:
             raise self.one.question
 
     async def _others(self) -> None:
-        earlier = self._turns.begun.intersection(range(self._place))  # LangGraph begins all calls in order
+        earlier = self._turns.begun.intersection(range(self._place))  # LangGraph starts coroutines in order
         while not self._turns.done.issuperset(earlier):  # noqa: ASYNC110
             await asyncio.sleep(PAUSE)
 
     def _note(self, exc: BaseException) -> Flow[None]:
-        """Record a question that the tool, or a review before it, asks by itself."""
+        """Record the question of the tool itself, or of a review before it."""
         one, turns = self.one, self._turns
         if isinstance(exc, GraphInterrupt):
             turns.asked = True
@@ -265,25 +269,27 @@ class Turn:
 
 
 def undecided(call: Any) -> ToolMessage:
+    """Return the denial of a call that was not decided."""
     denial = Denial(unknown(call["name"], None, None, None, {}), deny(Code.NO_RUN))
     return messages.denial_message(denial, call.get("id"))
 
 
 def answer_of(one: Pending, call: Any, config: Any) -> ToolMessage | None:
-    """Return the message for a call that must not run, or `None` to go on."""
+    """Return the message for a call that must not run; None if the call runs."""
     verdict = one.verdict
     if one.left or isinstance(verdict, Ticket):
         return None
     keep_numbers(config, one.answers)
     if isinstance(verdict, Replay):
         return cast("ToolMessage", noted(one, messages.replayed(verdict, call.get("id"))))
-    # ToolNode answers malformed arguments and unknown names helpfully. The tool cannot run, because there is no ticket.
+    # Malformed arguments and unknown names get ToolNode's own error. Without a ticket, the tool cannot run.
     if isinstance(verdict, Denial) and one.call.error not in (Code.INVALID_ARGUMENTS, Code.UNKNOWN_TOOL):
         return messages.denial_message(verdict, call.get("id"))
     return None
 
 
 def instead_of(one: Pending, call: Any) -> Any:
+    """Return the call to run: the original, or an approver's edit."""
     if one.left or not one.call.amends:
         return call
     return {**call, "name": one.call.tool, "args": one.call.raw}
@@ -295,12 +301,13 @@ def noted(one: Pending, output: Any) -> Any:
 
 
 def give_back(waiting: Sequence[Pending]) -> Flow[None]:
+    """Release the calls that did not run."""
     for one in waiting:
         yield from one.give_back()
 
 
 def open_tickets(waiting: Sequence[Pending]) -> bool:
-    """Return True if a ticket is unused, because a wrapper answered or changed a call."""
+    """Return True if a permitted call did not run: a wrapper answered or changed it."""
     for one in waiting:
         if type(one.verdict) is Ticket and not one.verdict.redeemed:
             return True
@@ -308,12 +315,15 @@ def open_tickets(waiting: Sequence[Pending]) -> bool:
 
 
 class ToolCallPEP:
+    """Decides tool calls for `AuthzMiddleware`."""
+
     def __init__(self, profiles: Profiles) -> None:
         self._profiles = profiles
         self._nodes: dict[tuple[int, ...], tuple[list[BaseTool], ToolNode]] = {}
         self._lock = forkable_lock()
 
     def call(self, run: Run, request: Any, handler: Callable[[Any], Any]) -> Flow[Any]:
+        """Decide a call, and run `handler` if it is permitted."""
         message = self._message(request, handler)
         call, waiting = message.calls[0], (yield from message.decide(run))
 
@@ -331,7 +341,7 @@ class ToolCallPEP:
         runtime, call = request.runtime, request.tool_call
         tools = [t for t in runtime.tools if isinstance(t, BaseTool)]
         if isinstance(request.tool, BaseTool):
-            # By the tool that would run: earlier middleware may have replaced the named one.
+            # Decide on the tool that would run: earlier middleware may have replaced it.
             call = call if call["name"] == request.tool.name else {**call, "name": request.tool.name}
             if not any(t is request.tool for t in tools):
                 tools = [*(t for t in tools if t.name != request.tool.name), request.tool]

@@ -24,12 +24,12 @@ from langchain_runtime_authz.tool_profile import UNPROFILED
 
 _EMPTY = digest({})
 _SCALARS = frozenset((str, int, float, bool, type(None)))
-_MAX_NAME = 128  # characters kept of a tool's name that a model invented
+_MAX_NAME = 128  # characters of a tool's name that a model made up
 Describe = Callable[[ToolFacts, Any], Call]  # returns the call of these arguments
 
 
 def parse(tool: BaseTool, tool_input: str | Mapping[str, Any], call_id: str | None, parser: Any) -> Any:
-    """Return the arguments that the tool gets. `parser` is its own `_parse_input`."""
+    """Return the arguments that the tool gets. `parser`: the tool's `_parse_input`."""
     schema = tool.args_schema
     if isinstance(schema, type) and not getattr(schema, "__pydantic_fields__", None) and takes_no_arguments(schema):
         return {}
@@ -41,7 +41,7 @@ def describe(
 ) -> Call:
     """Return the `Call` to decide, from the arguments that `read` returns.
 
-    `written` holds the model's arguments. `about` holds other fields of the `Call`: at least its ids and position.
+    `written`: the model's arguments. `about`: other fields of the `Call`, at least its ids and position.
     """
     error: Code | None = None
     args: dict[str, Any] = {}
@@ -85,6 +85,7 @@ def _decided(tool: BaseTool, parsed: Any, injected: frozenset[str]) -> tuple[dic
 
 
 def parses_alike(call: Call) -> bool:
+    """Return True if a second parse gives arguments with the same digest."""
     try:
         return call.reread() == call.args_digest
     except Exception:  # noqa: BLE001  (a failed parse is a change)
@@ -92,7 +93,7 @@ def parses_alike(call: Call) -> bool:
 
 
 def unchanged(call: Call) -> bool:
-    """Return True if the parsed arguments are as decided, not changed in place."""
+    """Return True if no code changed the parsed arguments after the decision."""
     parsed, injected = call.parsed, call.injected
     if call.error is not None or not isinstance(parsed, dict) or not isinstance(call.tool_ref, BaseTool):
         return True
@@ -105,6 +106,7 @@ def unchanged(call: Call) -> bool:
 
 
 def without(args: Mapping[str, Any], injected: frozenset[str]) -> dict[str, Any]:
+    """Return the arguments that the framework does not supply."""
     own = {}
     for name, value in args.items():
         if name not in injected and type(value) is not ToolRuntime:
@@ -118,19 +120,23 @@ def supplied(name: str, value: object, injected: frozenset[str]) -> bool:
 
 
 def unknown(name: str, call_id: str | None, plan_id: str | None, position: int | None, written: Any) -> Call:
+    """Return the call of a tool that is not known."""
     tool, about = name.encode("ascii", "backslashreplace").decode()[:_MAX_NAME], (call_id, plan_id, position, written)
     return Call(tool, UNPROFILED, False, *about, {}, _EMPTY, NO_ATOMS, error=Code.UNKNOWN_TOOL)
 
 
 def may_be(call: Call, sent: Mapping[str, Any]) -> bool:
+    """Return True if tool and id of a call fit a message's call."""
     return bool(sent["name"] == call.tool and call.call_id in (None, sent["id"]))
 
 
 def as_planned(
     call: Call, planned: PlannedCall, written: Any, facts: ToolFacts, given: Any, describe: Describe
 ) -> Call | None:
-    """Return the call with its planned id if it matches `planned`, else `None`."""
-    # Arguments that code added are critical unless injected.
+    """Return the call with its planned id if it matches `planned`, else None.
+
+    Arguments that code added count as critical, except those in `ToolProfile.injected`.
+    """
     if raw_digest(call.raw) == planned.args_digest:
         return replace(call, call_id=planned.call_id)
     sent = given if isinstance(given, Mapping) else {}
@@ -165,15 +171,18 @@ def _lists(value: object) -> Iterator[tuple[str, Sequence[Any]]]:
 
 
 def newest_messages(value: object) -> list[tuple[str, AIMessage]]:
+    """Return each field of an input with its newest AI message that has calls."""
     found = ((n, [m for m in held if isinstance(m, AIMessage) and m.tool_calls][-1:]) for n, held in _lists(value))
     return [(name, message) for name, newest in found for message in newest]
 
 
 def newest_plan(given: object) -> AIMessage | None:
+    """Return the newest AI message with calls in a node's input, or None."""
     return next((message for _, message in newest_messages(given)), None)
 
 
 def sent_calls(value: object, depth: int = 2) -> Iterator[Mapping[str, Any]]:
+    """Yield tool calls in an input, such as a `Send` passes to a node."""
     if isinstance(value, (dict, Mapping)):
         ident, name, args = value.get("id"), value.get("name"), value.get("args")
         if isinstance(ident, str) and isinstance(name, str) and isinstance(args, dict):
@@ -187,10 +196,7 @@ def sent_calls(value: object, depth: int = 2) -> Iterator[Mapping[str, Any]]:
 
 
 def answered_calls(value: object) -> set[str]:
-    """Return the ids of calls that have an answer.
-
-    A later message may use an id again.
-    """
+    """Return the ids of calls that have an answer. A later message may reuse an id."""
     found = set[str]()
     for _, held in _lists(value):
         answered = set[str]()

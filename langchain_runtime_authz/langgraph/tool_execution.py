@@ -1,6 +1,6 @@
-"""While a tool's code runs: redeem the ticket, filter the output, conclude.
+"""Run a tool's code: redeem the ticket, filter the output, conclude the call.
 
-A `Pending` call carries its verdict to the tool's guard, whose `ToolExecution` lasts while the tool's code runs.
+A `Pending` call carries its verdict to the tool's guard. The guard's `ToolExecution` lasts while the tool's code runs.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from langchain_runtime_authz.telemetry.spans import execute_tool_span
 
 State = Literal["done", "failed", "denied", "suspended", "halted", "unknown", "released"]
 Stage = Literal["invoke", "run", "_run", "_arun", "function"]
-Outcome = tuple[Any, BaseException | None]  # a tool's output or exception: a flow cannot raise a `StopIteration`
+Outcome = tuple[Any, BaseException | None]  # output or exception of a tool: a flow cannot raise `StopIteration`
 FUNCTION: Final[Stage] = "function"
-PAUSE: Final = 0.005  # seconds
+PAUSE: Final = 0.005  # seconds between two looks of a waiting coroutine or thread
 Locks = tuple[threading.Lock, threading.Lock]
 T = TypeVar("T")
 
@@ -50,17 +50,17 @@ class Pending(CodeScope):
         self,
         run: Run,
         call: Call,
-        verdict: Verdict | None,  # `None`: a review asks an approver first, and the guard decides after it
-        place: int | None = None,  # the call's index in its task, to number the graphs that its tool calls
+        verdict: Verdict | None,  # None: a review asks first, and the guard decides after it
+        place: int | None = None,  # the call's index in its task: numbers graphs that its tool calls
         *,
-        answers: Sequence[int] = (),  # numbers of resume values that the tool, which ran before, and a review used
-        paused: bool = False,  # the tool asked by itself and has not finished
+        answers: Sequence[int] = (),  # numbers of answers that an earlier execution and a review used
+        paused: bool = False,  # the tool asked a question of its own, and has not finished
         replaced: bool = False,  # an approver replaced the model's call
     ) -> None:
         self.run, self.call, self.verdict, self.place = run, call, verdict, place
         self.answers, self.paused, self.replaced = answers, paused, replaced
         self.left = self.used = verdict is None
-        self.question: GraphInterrupt | None = None  # about a call that code before the tool made
+        self.question: GraphInterrupt | None = None  # raised by a call of code before the tool
         self._lock = threading.Lock()
 
     def take(self) -> bool:
@@ -70,6 +70,7 @@ class Pending(CodeScope):
         return first
 
     def give_back(self) -> Flow[None]:
+        """Release the call if its tool did not begin."""
         ticket = self.verdict
         if isinstance(ticket, Ticket) and ticket.withdraw():
             yield from conclude(self.run, ticket, self.call, "released")
@@ -89,16 +90,16 @@ async def _aconclude(engine: Engine, flow: Flow[None]) -> None:
         await asyncio.shield(adrive(engine, flow))
 
 
-# Run foreign code, given the code and its arguments: call the sync form, await the async form.
+# Calls foreign code with arguments: blocking code in `drive`, async code in `adrive`.
 RunCode: Final = Effect(lambda _, code, *given: code(*given), lambda _, code, *given: code(*given))
 Conclude: Final = Effect(drive, _aconclude)
 ConcludeApart: Final = Effect(drive_apart, _aconclude)
-# Wait for the tools that still run. Synchronous code waits for its threads itself.
+# Waits for running tools. Synchronous code waits for its threads itself.
 Finish: Final = Effect(lambda *_: None, lambda _, node, *patience: node.finish(*patience))
 
 
 async def _taken(lock: threading.Lock) -> None:
-    # Not an asyncio lock, because threads may have event loops of their own.
+    # An asyncio lock would not do, because threads may have event loops of their own.
     while not lock.acquire(blocking=False):  # noqa: ASYNC110
         await asyncio.sleep(PAUSE)
 
@@ -107,7 +108,7 @@ _Take: Final = Effect(lambda _, locks: locks[0].acquire(), lambda _, locks: _tak
 
 
 def under_lock(locks: Locks, flow: Flow[T]) -> Flow[T]:
-    """Run a flow under a lock. Threads and coroutines have a lock each."""
+    """Run a flow under a lock. Threads and coroutines have separate locks."""
     lock = locks[0] if (yield (_Take, locks)) else locks[1]
     try:
         return (yield from flow)
@@ -137,7 +138,7 @@ class ToolExecution(CodeScope):
         self.guard, self.run, self.call, self.ticket, self.call_id = guard, run, call, ticket, call_id
         own = dict(config)
         self.mints = ticket is not None and ticket.mint is not None
-        if self.mints:  # otherwise there is no token to leak
+        if self.mints:  # without minting, there is no token to find
             own = watched_config(own, self._outlet)
             parsed = watched_args(parsed, self._outlet) if isinstance(parsed, dict) else parsed
         self.parsed = parsed
@@ -148,7 +149,10 @@ class ToolExecution(CodeScope):
         self.returned: Any = None
 
     def admits(self, stage: Stage) -> bool:
-        """Return True if a stage may start, once for each. The first redeems the ticket."""
+        """Return True once for each stage of the tool. The first redeems the ticket.
+
+        A stage is one of the tool's methods, like `run`, or its function.
+        """
         stages = self.stages
         if stage in stages or FUNCTION in stages:
             return False
@@ -168,6 +172,7 @@ class ToolExecution(CodeScope):
         return {**given, "callbacks": watched_callbacks(given["callbacks"], self._outlet)}
 
     def clean(self, value: Any) -> Any:
+        """Return the tool's output, filtered, and store it for the record."""
         ticket = self.ticket
         if ticket is not None and (ticket.obligations or ticket.mint is not None):
             value = self._filtered(value, obliged_fields(ticket.obligations))
@@ -175,11 +180,11 @@ class ToolExecution(CodeScope):
         return value
 
     def clean_error(self, exc: BaseException) -> Any:
-        """Return the tool's exception, filtered; in place if it is a `GraphBubbleUp`."""
+        """Return the tool's exception, filtered; a `GraphBubbleUp` in place."""
         return self._filtered(exc, obliged_fields(self.ticket.obligations) if self.ticket is not None else frozenset())
 
     def _outlet(self, value: Any) -> Any:
-        """Remove live tokens from what the tool writes besides its output."""
+        """Remove live tokens from what the tool writes elsewhere than to its output."""
         return self._filtered(value, frozenset())
 
     def _filtered(self, value: Any, fields: frozenset[str]) -> Any:
@@ -193,6 +198,7 @@ class ToolExecution(CodeScope):
         return value
 
     def begin(self) -> None:
+        """Make the call current, and start its span."""
         run: Run = self.run
         self._before = before = current_scope.get()
         self.refusals, self.counts = RefusedMints((run, None, None)), {}
@@ -204,12 +210,13 @@ class ToolExecution(CodeScope):
             self._span.enter()
 
     def end(self, exc: BaseException | None, output: Any) -> Flow[None] | None:
+        """End the call's span and scope. Return the flow that records its end, or None."""
         if self._span is not None:
             self._span.leave()
             if exc is not None:
                 self._span.fail(type(exc))
             self._span.end()
-        if current_scope.get() is self:  # otherwise the call ends in another context, whose scope stays
+        if current_scope.get() is self:  # if the call ends in another context, that keeps its own scope
             current_scope.set(self._before)
         failed = isinstance(output, ToolMessage) and output.status == "error"
         state: State = _state_of(exc, self.call.profile.effect) if exc is not None else "failed" if failed else "done"
@@ -220,7 +227,7 @@ class ToolExecution(CodeScope):
             return None
         if state != "suspended" and not self.stages and (self.ticket.withdraw() or state != "unknown"):
             state = "released"  # parsing, callbacks or a cancellation stopped the tool before it ran
-        # The last question has no answer yet. If the node shows it, the answer will have the question's number.
+        # The last question has no answer yet. If the node asks it, the answer will have the question's number.
         answered = self._asked[:-1] if isinstance(exc, GraphInterrupt) and not shown else self._asked
         result, returned = only_asked(answered) if answered else None, None
         if state in ("failed", "unknown"):
@@ -235,6 +242,7 @@ class ToolExecution(CodeScope):
         return conclude(self.run, self.ticket, self.call, ended, result, output=returned, question=question)
 
     def flow(self, code: Callable[[ToolExecution], Any]) -> Flow[Outcome]:
+        """Run the tool's code, and record the call's end."""
         self.begin()
         output, failed = None, None
         try:
@@ -253,13 +261,14 @@ def _state_of(exc: BaseException, effect: str) -> State:
     # After an invalid answer, the tool's own question stays open.
     if isinstance(exc, GraphInterrupt) or (isinstance(exc, Exception) and is_invalid_resume(exc)):
         return "suspended"
-    # A step inside the tool was stopped, and has its own record. After a halt, the tool runs again on resume.
+    # A step inside the tool was denied, which has its own record. After a halt, the tool runs again on resume.
     if isinstance(exc, AuthzDenied) and effect != "pay":
         return "halted" if isinstance(exc, AuthzHalt) else "denied"
     return state_of(exc)
 
 
 def returns_text(tool: BaseTool) -> bool:
+    """Return True if a tool's function is declared to return a text."""
     code: Any = getattr(tool, "func", None) or getattr(tool, "coroutine", None) or tool._run
     try:
         return tool.response_format == "content" and get_type_hints(code).get("return") is str

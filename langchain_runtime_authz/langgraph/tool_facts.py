@@ -17,7 +17,7 @@ from langchain_runtime_authz.tool_profile import as_unprofiled
 
 
 class ToolFacts(NamedTuple):
-    """A tool's profile and its injected arguments, kept until the tool changes."""
+    """A tool's profile and its injected arguments. Valid until the tool changes."""
 
     profiled: Profiled
     injected: frozenset[str]
@@ -29,16 +29,16 @@ class ToolGuard:
     __slots__ = ("by_code", "functions", "profiles", "seen", "stock", "wrap")
 
     def __init__(self, profiles: Profiles, tool: BaseTool, wrap: Callable[..., Any] | None) -> None:
-        self.by_code = False  # code calls the tool by itself (`RuntimeAuthz.effect`)
+        self.by_code = False  # the application's code calls the tool: `RuntimeAuthz.effect`
         self.profiles, self.wrap = profiles, wrap
         self.functions = functions_held(tool)
         kind = getattr(type(tool), IN_PLACE, type(tool))
-        self.stock = kind.run is BaseTool.run and kind.arun is BaseTool.arun  # `run` is LangChain's
+        self.stock = kind.run is BaseTool.run and kind.arun is BaseTool.arun  # `run` is LangChain's own
         self.seen: tuple[tuple[object, ...], ToolFacts] | None = None
 
     def facts(self, tool: BaseTool) -> ToolFacts:
         """Return the tool's present profile and injected arguments."""
-        # Compare the digest's parts by identity: a tool that changes at run time is checked again.
+        # Compare the parts of the digest by identity, to notice a tool that changes at run time.
         held, declared = tool.__dict__, self.profiles.declared
         own = (tool.name, tool.description, tool.args_schema, tool.metadata)
         key = (*own, declared, held.get("func"), held.get("coroutine"))
@@ -61,10 +61,11 @@ class ToolGuard:
 
 
 class GuardsInPlace(weakref.WeakKeyDictionary[Profiles, ToolGuard]):
-    """The guards of a tool that is guarded in place, one for each `RuntimeAuthz`."""
+    """The guards of a tool that `guard_in_place` changed, one per `RuntimeAuthz`."""
 
 
 def facts_of(tool: BaseTool) -> ToolFacts:
+    """Return a guarded tool's present profile and injected arguments."""
     return guard_of(tool).facts(tool)
 
 

@@ -1,8 +1,8 @@
-"""Guard a tool's class, so that each way to call it goes through `tool_arrival`.
+"""Guard a tool's class, so that each call of the tool goes through `tool_arrival`.
 
 A guarded tool is a copy whose class is a dynamic subclass of the tool's class. All uses of the object pass the guard:
 `invoke`, `batch`, `stream`, LCEL, ToolNode, raw threads, and direct calls of `_run`, `_arun`, `func` and `coroutine`.
-Calls of the tool's original function, if code kept it, are not guarded.
+Calls of the tool's original function, by code that has a reference to it, are not guarded.
 """
 
 from __future__ import annotations
@@ -39,7 +39,10 @@ _FORMS: Final = (
 
 
 def guard_tool(tool: BaseTool, profiles: Profiles) -> BaseTool:
-    """Return a guarded copy of `tool`, or `tool` itself if it is guarded already."""
+    """Return a guarded copy of `tool`; `tool` itself if it is guarded.
+
+    Raises `AlreadyProtected` if another `RuntimeAuthz` guards it.
+    """
     if is_guarded(tool):
         if guard_of(tool).profiles is not profiles:
             raise AlreadyProtected(tool.name, "tool")
@@ -50,12 +53,12 @@ def guard_tool(tool: BaseTool, profiles: Profiles) -> BaseTool:
     private = dict(copy.__pydantic_private__ or {})
     object.__setattr__(copy, "__class__", _guarded_class(getattr(type(tool), IN_PLACE, type(tool))))
     object.__setattr__(copy, "__pydantic_private__", {**private, "_authz_guard": guard})
-    guard.facts(copy)  # pins the tool's present digest, and guards its functions
+    guard.facts(copy)  # pins the tool's digest, and guards its functions
     return copy
 
 
 def guard_in_place(tool: BaseTool) -> None:
-    """Guard a tool that plain code holds, for its calls inside runs."""
+    """Guard a tool object itself, not a copy, for its calls inside runs."""
     if is_guarded(tool) or hasattr(type(tool), IN_PLACE) or acts_by_itself(tool):
         return
     private = dict(tool.__pydantic_private__ or {})
@@ -64,7 +67,7 @@ def guard_in_place(tool: BaseTool) -> None:
 
 
 def guard_held_by(node: ToolNode) -> None:
-    """Guard the tools that the code of a node's tools holds, for calls inside runs."""
+    """Guard tools that the code of a node's tools refers to, for calls inside runs."""
     for held in walk([node]):
         if isinstance(held, BaseTool):
             guard_in_place(held)
@@ -209,12 +212,12 @@ def _decided_function(tool: BaseTool, guard: ToolGuard, raw: Callable[..., Any],
 def _called(
     forms: Any, tool: BaseTool, guard: ToolGuard, stage: Stage, code: Callable[..., Any], args: Any, kwargs: Any
 ) -> Any:
-    """Return a stage's output, or an awaitable for it. Decide a direct call first."""
+    """Return a stage's output, or an awaitable of it. Decide a direct call first."""
     execution, (call, filtered) = current_scope.get(), forms
     if type(execution) is not ToolExecution or execution.guard is not guard or not execution.admits(stage):
         arrived = _by_hand(tool, guard, stage, code, args, kwargs)
         return call(tool, arrived, lambda _: _called(forms, tool, guard, stage, code, args, kwargs))
-    if len(execution.stages) > 1:  # only the output of the first, outermost stage is filtered
+    if len(execution.stages) > 1:  # the outermost stage filters the output
         return code(*args, **kwargs)
     return filtered(functools.partial(code, *args, **kwargs), execution.clean, execution.clean_error)
 
@@ -239,8 +242,10 @@ def _by_hand(
 
 
 def _own_forms(base: type[BaseTool]) -> dict[str, Any]:
-    """Guard the class's own `invoke`, and replace its batch and stream methods."""
-    # LangChain's own batch and stream methods use `invoke`.
+    """Guard a class's own `invoke`, and replace its batch and stream methods.
+
+    The replacements are LangChain's, which use `invoke`.
+    """
 
     def decided(name: str, call: Callable[..., Any], filtered: Callable[..., Any]) -> Callable[..., Any]:
         def invoke(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Any:

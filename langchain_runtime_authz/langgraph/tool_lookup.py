@@ -27,8 +27,8 @@ from langchain_runtime_authz.tool_profile import (
     tool_digest,
 )
 
-# Tools of LangGraph's libraries, recognised by their function, because remote data can imitate a name but no function.
-# The steps of the agent to which such a tool leads are decided separately.
+# Tools of LangGraph's libraries that delegate to an agent. They are recognised by their function, because remote data
+# can imitate a name. The agent's steps are decided separately.
 _COORDINATION: Final = ToolProfile(effect="read", sink="none", data_class="public", trust="internal")
 _FRAMEWORK: Final[Mapping[str, ToolProfile]] = {
     "langgraph_supervisor.handoff:create_handoff_tool.<locals>.handoff_to_agent": _COORDINATION,
@@ -43,13 +43,15 @@ def _origin(tool: BaseTool) -> str:
 
 
 def known_by_code(tool: BaseTool) -> bool:
-    """Return True if a LangGraph library made the tool."""
-    # Such a tool's description may vary: the description of `task` lists agents.
+    """Return True if a LangGraph library made the tool.
+
+    Such a tool's description may vary: that of `task` lists agents.
+    """
     return _origin(tool) in _FRAMEWORK
 
 
 class Profiled(NamedTuple):
-    """A tool's profile. `why`: the reason if it is not the declared profile."""
+    """A tool's profile. `why`: if it is not the declared profile, the reason."""
 
     profile: ToolProfile
     declared: bool
@@ -59,10 +61,10 @@ class Profiled(NamedTuple):
 class Profiles:
     """The profiles of one `RuntimeAuthz` by tool name.
 
-    If the profiles change with the policy revision, `declared` is a function that returns them. A declared profile
-    without a digest is pinned to the first tool of its name. A second tool of this name with another description or
-    schema is unprofiled, and so is a tool whose profile is a draft. A function or block whose effect the application
-    declares under the name is not compared.
+    `declared` is a mapping, or a function if the profiles change with the policy revision. A profile without a digest
+    is pinned to the first tool of its name. A second tool of this name with another description or schema is
+    unprofiled. So is a tool whose profile is a draft. The profile of an effect that the application declares by
+    `authz.effect` is not pinned.
     """
 
     def __init__(self, declared: Mapping[str, ToolProfile] | Callable[[], Mapping[str, ToolProfile]]) -> None:
@@ -72,15 +74,15 @@ class Profiles:
         self._tools: dict[str, tuple[BaseTool, ToolProfile]] = {}
         self._effects = set[str]()  # names and arguments of declared effects that fit their profile
         self._lock = forkable_lock()
-        self.writes: dict[str, BaseTool] = {}  # represents writes to a graph's store
+        self.writes: dict[str, BaseTool] = {}  # effect name → the tool that represents a write to a graph's store
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Profiles:
-        return self  # a copied tool or tool node keeps its `RuntimeAuthz`
+        return self  # copies of a tool or tool node share it
 
     @property
     def declared(self) -> Mapping[str, ToolProfile]:
         """Tool name → reviewed profile: declared, or in the metadata of a known tool."""
-        # The same object while nothing changes, because callers compare it by identity.
+        # Return the same object while nothing changes, because callers compare it by identity.
         source, reviewed = self._reviewed
         now = self._declared if type(self._declared) is dict else self._all()
         if source is not now:
@@ -98,10 +100,10 @@ class Profiles:
         return self._declared() if callable(self._declared) else self._declared
 
     def of(self, tool: BaseTool) -> Profiled:
-        """Return `tool`'s profile. Raises `ConfigError` if it names missing arguments."""
+        """Return a tool's profile. Raises `ConfigError` if it names unknown arguments."""
         declared = self.declared.get(tool.name)
         if declared is None:
-            # Only a `ToolProfile` instance counts, because plain metadata may be remote data.
+            # Only a `ToolProfile` instance counts, because plain metadata may come from a server.
             held = (tool.metadata or {}).get(METADATA_KEY)
             declared = held if isinstance(held, ToolProfile) else self._all().get(tool.name)
         if declared is None or declared.draft:
@@ -117,7 +119,7 @@ class Profiles:
         return Profiled(declared, True)
 
     def _unlike(self, tool: BaseTool, declared: ToolProfile) -> str:
-        """Return why a tool differs from the pinned one, or an empty string."""
+        """Return the reason if a tool differs from the pinned one, else ""."""
         looks = _looks(tool)
         if looks is None:
             return "its name, description and schema have no digest"
@@ -137,7 +139,7 @@ class Profiles:
             return ""
         if declared.digest is None:
             like = _alike(first, looks) or known_by_code(tool)
-            # Tools without a digest are not known to be equal.
+            # Tools without a digest never count as equal.
             like = like or ((digest := digest_of(tool)) is not None and digest == digest_of(sample))
         else:
             like = digest_of(tool) == declared.digest
@@ -145,12 +147,12 @@ class Profiles:
 
     @staticmethod
     def unprofiled(tool: BaseTool, why: str, base: ToolProfile = UNPROFILED) -> Profiled:
-        """Return a profile for an unprofiled tool, with the risk that its hints state."""
+        """Return the profile of an unprofiled tool. Hints may raise its effect."""
         return Profiled(base if base.verdict else raise_by_hints(base, tool.metadata, tool.name), False, why)
 
 
 def foreign(tool: BaseTool, declared: ToolProfile) -> str:
-    """Return why the profile is for another tool of this name, or an empty string."""
+    """Return the reason if the profile is for another tool of this name, else ""."""
     if declared.origin is not None and declared.origin != (own := package_of(tool)):
         return f"its profile is for the tool of `{declared.origin}`, and this one is from `{own}`"
     if declared.arguments is not None and (
@@ -174,7 +176,7 @@ def arguments_of(tool: BaseTool) -> Mapping[str, Any]:
 
 
 def _top_arguments(tool: BaseTool, declared: ToolProfile) -> Mapping[str, Any] | None:
-    """Return a schema's argument names, or `None` if there are aliases or paths."""
+    """Return a tool's argument names as keys; None if there are aliases or paths."""
     fields = getattr(tool.args_schema, "model_fields", None)
     if not isinstance(fields, dict) or any(f.alias or f.validation_alias for f in fields.values()):
         return None
@@ -184,18 +186,19 @@ def _top_arguments(tool: BaseTool, declared: ToolProfile) -> Mapping[str, Any] |
 
 
 def signature_of(tool: BaseTool) -> Mapping[str, Any]:
+    """Return the JSON schema of a tool's arguments, with the tool's description."""
     return {**parameters_of(tool), "description": tool.description}
 
 
 _Looks = tuple[Any, ...]
 _SCALARS: Final = (str, int, float, bool, type(None), type(PydanticUndefined))
 MAX_KEPT: Final = 64
-MAX_TOOLS: Final = 4096  # known to one instance
+MAX_TOOLS: Final = 4096  # number of tools that one instance remembers
 _schemas: weakref.WeakKeyDictionary[type, dict[_Looks, Mapping[str, Any]]] = weakref.WeakKeyDictionary()
 
 
 def _looks(tool: BaseTool) -> _Looks | None:
-    """Return the parts that identify a tool, or `None` if they are not exact JSON."""
+    """Return the parts that identify a tool; None if they are not exact JSON."""
     schema = tool.args_schema
     if not isinstance(schema, type):  # a mapping is mutable
         return None if (own := digest_of(tool)) is None else (own,)
@@ -216,7 +219,7 @@ def _alike(a: _Looks, b: _Looks) -> bool:
 
 
 def _fields(schema: Any) -> list[tuple[object, ...]] | None:
-    """Return the fields of a schema class, or `None` if a default is not a scalar."""
+    """Return a schema class's fields; None if a default is not a scalar."""
     found: list[tuple[object, ...]] = []
     for name, field in getattr(schema, "model_fields", {"": None}).items():
         default = getattr(field, "default", field)
@@ -237,14 +240,14 @@ def parameters_of(tool: BaseTool) -> Mapping[str, Any]:
             return known
     found: Mapping[str, Any] = convert_to_openai_tool(tool)["function"].get("parameters", {})
     if looks is not None:
-        if len(kept) >= MAX_KEPT:  # a tool whose description changes each time
+        if len(kept) >= MAX_KEPT:  # the tool's description changes each time
             kept.clear()
-        kept[looks[:3] + looks[4:]] = found  # the key lacks the schema class, which must not be kept alive
+        kept[looks[:3] + looks[4:]] = found  # without the schema class, which the key would keep alive
     return found
 
 
 def digest_of(tool: BaseTool) -> str | None:
-    """Return a tool's digest, or `None` if its parts cannot be written as JSON."""
+    """Return a tool's digest; None if its parts cannot be written as JSON."""
     try:
         return tool_digest(tool.name, tool.description, parameters_of(tool))
     except (MappingError, ValueError, TypeError, KeyError):
@@ -253,11 +256,12 @@ def digest_of(tool: BaseTool) -> str | None:
 
 NO_PROFILE: Final = "no profile"
 FUNCTIONS: Final = ("func", "coroutine")
-GUARDED: Final = "__runtime_authz_guarded__"  # on a guarded class: its original class
-IN_PLACE: Final = "__runtime_authz_in_place__"  # on a class that guards inside runs only: its original class
+GUARDED: Final = "__runtime_authz_guarded__"  # attribute of a guarded class: its original class
+IN_PLACE: Final = "__runtime_authz_in_place__"  # the same, of a class guarded only inside runs
 
 
 def is_guarded(tool: object) -> bool:
+    """Return True if a tool is guarded in every call, not only inside runs."""
     return getattr(type(tool), GUARDED, None) is not None
 
 

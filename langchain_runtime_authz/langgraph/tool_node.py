@@ -34,7 +34,7 @@ _turns = ContextVar("langchain_runtime_authz.turns", default=_NO_TURNS)
 
 
 class _Gate(private.ToolNode):
-    """Decides a ToolNode's calls, as the first base of its protected class."""
+    """Decides a ToolNode's calls. It is the first base of a protected node's class."""
 
     __runtime_authz_gated__ = True
     _authz_profiles: Profiles
@@ -54,7 +54,7 @@ class _Gate(private.ToolNode):
         run, message = self._message(input, config, runtime, standalone)
         code = partial(super()._afunc, input, config, runtime)
 
-        def flow() -> Flow[Any]:  # one flow, because a cancelled flow's value is lost: here, the tickets
+        def flow() -> Flow[Any]:  # one flow, because cancelling would lose the value of a separate one: the tickets
             waiting, before = (yield from message.decide(run)), _turns.get()
             try:
                 _turns.set(turns := tool_batch.Turns(message.config, message.calls, waiting, "tool node gate"))
@@ -137,7 +137,7 @@ def gate_tool_node(node: private.ToolNode, profiles: Profiles) -> private.ToolNo
 
 
 def guard_held(node: private.ToolNode, profiles: Profiles) -> None:
-    """Guard the tools of a tool node that a node's code holds, in place."""
+    """Guard the tools of a tool node that a node's code uses, in place."""
     for name, tool in list(node._tools_by_name.items()):
         if not is_guarded(tool):
             node._tools_by_name[name] = guard_tool(tool, profiles)
@@ -146,14 +146,16 @@ def guard_held(node: private.ToolNode, profiles: Profiles) -> None:
 def _equip(node: _Gate, profiles: Profiles) -> private.ToolNode:
     node._authz_profiles = profiles
     for name, tool in list(node._tools_by_name.items()):
-        # In place, because closures (a supervisor's) hold this dictionary.
+        # Change this dictionary, because closures, like a supervisor's, refer to it.
         node._tools_by_name[name] = guard_tool(tool, profiles)
-    # A RunnableCallable calls the methods that were bound when it was made: here, those of the original.
+    # A RunnableCallable calls the methods in `func` and `afunc`, which are still those of the original.
     node.func, node.afunc = node._func, node._afunc
     return node
 
 
 class AuthzParts(Protocol):
+    """The parts of a `RuntimeAuthz` that enforcement points use."""
+
     profiles: Profiles
     root_entry: RootEntry
 
@@ -161,12 +163,12 @@ class AuthzParts(Protocol):
 class AuthzToolNode(_Gate):
     """Drop-in for `langgraph.prebuilt.ToolNode` that decides its tools' calls.
 
-    Inside a protected graph, it is one of the graph's enforcement points. In an unprotected graph, it is a root entry.
-    As a root entry inside `authz.run()`, it accepts a message as the plan of its calls if a model returned the message
-    in that run and no correction came in between. As a root entry outside `authz.run()`, it opens an implicit run.
+    In a protected graph, it is one of the graph's enforcement points. In an unprotected graph, each execution is a root
+    entry. Inside `authz.run()`, a message then counts as the plan of its calls if a model returned it in that run and
+    no correction came in between. Outside `authz.run()`, the root entry opens an implicit run.
 
     Args:
-        tools: as for ToolNode; kept as guarded copies.
+        tools: as for ToolNode; the node uses guarded copies.
         authz: the `RuntimeAuthz` that decides.
         **kwargs: as for ToolNode.
     """

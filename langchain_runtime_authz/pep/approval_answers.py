@@ -134,10 +134,7 @@ def is_partial(asks: Sequence[Approval], value: object) -> bool:
 
 
 def remaining(value: object, question: object, open_ids: Collection[str]) -> object:
-    """Return a resume value without decisions on calls that were answered before.
-
-    Raises `ValueError` if it rejects such a call.
-    """
+    """Drop decisions on answered calls. Raises `ValueError` if one is a rejection."""
     decisions = value.get("decisions") if isinstance(value, Mapping) else value
     ids = approval_ids(question)
     if not isinstance(decisions, list | tuple) or len(decisions) != len(ids) or len(ids) == 1:

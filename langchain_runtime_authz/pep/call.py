@@ -98,7 +98,7 @@ class DecidedCall:
 
     @property
     def terms(self) -> Terms:
-        """The terms of the question; of several `require_approval`, the strictest."""
+        """The strictest terms of the decision's `require_approval` obligations."""
         asked = [Terms.of(o.properties) for o in self.decision.obligations if o.type == "require_approval"]
         found = [terms for terms in asked if terms is not None]
         return reduce(Terms.strictest, found) if found else Terms()

@@ -178,7 +178,7 @@ def standing_of(
 
 
 def counting_scope(run: Run, mandate: Mandate | None) -> Scope | None:
-    """Return the scope in which threads share a mandate's counts, or None."""
+    """Return the scope in which threads share a mandate's counts; None if none do."""
     if mandate is None or mandate.source != "application":
         return None
     if mandate.key:

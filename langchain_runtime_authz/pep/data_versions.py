@@ -41,7 +41,7 @@ def outdated_tools(
 
 
 def version_read(run: Run, ticket: Ticket, call: Call, state: str) -> tuple[str, str, str] | None:
-    """Return the resource that a call read, the tool and the version; None if none."""
+    """Return the resource that a call read, the tool and the version, or None."""
     version = run.versions.pop(ticket.call_key, None)
     name = resource_of(call.profile, call.args)
     return (name, call.tool, version) if name is not None and version is not None and state == "done" else None

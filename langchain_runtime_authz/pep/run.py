@@ -134,17 +134,14 @@ class Counted(NamedTuple):
 
 
 class Tally:
-    """Counts decisions and runs by enforcement point, for coverage reports.
-
-    `dropped`: how often a point was not counted, because there are `MAX_KEYS` others.
-    """
+    """Counts decisions and runs by enforcement point, for coverage reports."""
 
     __slots__ = ("_counts", "_lock", "dropped")
 
     def __init__(self) -> None:
         self._counts: dict[Key, list[int]] = {}
         self._lock = forkable_lock()
-        self.dropped = 0
+        self.dropped = 0  # counts that are lost, because there are `MAX_KEYS` other points
 
     def count(self, run: Run, kind: str, name: str, layer: str, *, decided: int = 0, ran: int = 0) -> None:
         """Add to the counts of the enforcement point at which `run` is."""
@@ -433,10 +430,7 @@ Write: Final = Effect(ado=lambda engine, build: asyncio.to_thread(engine.write, 
 
 
 def anchored(record: dict[str, Any], ledger: Ledger, tenant: str) -> dict[str, Any]:
-    """Add the ledger's newest commit to `record`.
-
-    If a backup of the ledger is restored later, the audit log shows that commits are missing.
-    """
+    """Add the newest commit to `record`, by which a restored ledger is noticed later."""
     read: Any = getattr(ledger, "anchor", None)  # an `Anchored` ledger has this method
     if read is not None and (anchor := read(tenant)) is not None:
         record["ledger"] = {"tenant": tenant, **anchor._asdict()}

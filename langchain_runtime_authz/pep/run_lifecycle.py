@@ -185,7 +185,7 @@ def _take_lease(
         if given.resume and run.span is not None:
             run.span.link(*(a.trace for a in snapshot.asks))
         count("leases")
-        run.opened = _after(snapshot, [*opening[1:], taken], done.now)  # a snapshot does not hold its subject
+        run.opened = _after(snapshot, [*opening[1:], taken], done.now)  # not `OpenThread`, which sets the subject
         yield run_event(run, "resumed" if given.resume else "started", done.now, detail={"subject": owner})
         if marks and run.mandate is not None:
             yield mandate_event(run, run.mandate)

@@ -26,10 +26,7 @@ def corrected(of: Run | Scope, done: Committed, texts: Sequence[HumanText], sour
 
 
 def unrecorded(epoch: int, pinned: int, texts: Sequence[HumanText], source: str) -> SetMark:
-    """Return the ledger mark of a task change that the audit log lacks.
-
-    `pinned`: number of the texts before the change.
-    """
+    """Return a mark for a change that the audit log lacks. `pinned`: texts before it."""
     return SetMark(UNRECORDED, f"{epoch} {source} {pinned} {pinned + len(texts)}")
 
 

@@ -135,7 +135,7 @@ class ThreadMemory:
         return thread.outputs
 
     def texts_read(self, scope: Scope) -> TextsRead:
-        """Return the texts in outputs that this process read for the thread."""
+        """Return the texts that this process read in the outputs of a thread's tools."""
         thread = self._threads.get(scope)
         if thread is None:
             return NO_TEXTS

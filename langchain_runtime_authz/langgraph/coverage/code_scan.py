@@ -1,12 +1,12 @@
 """Find effects and secrets in a graph's code without running the code.
 
 The scan may miss some. It follows a node's function to its closures and to the application's functions that it calls.
-It follows members of the application's objects and classes if the code uses their names (rapid type analysis), so it
-need not know on which object a method is called. Of installed packages, it only notes the use of those that act or
-hold a network client.
+It follows members of the application's objects and classes if the code uses their names (rapid type analysis). So it
+need not know on which object a method is called. Of installed packages, it notes only those that act or have a network
+client.
 
 Secrets are searched in tools, by type (`SecretStr`), by name (`api_key`, an `Authorization` header) or by the form of
-well-known tokens. Their values are never shown. A tool that holds a key can use it without a permit, so replace the key
+well-known tokens. Their values are never shown. A tool that holds a key can use it without a permit. So replace the key
 by the call's own credential (`current_call().credential()`).
 """
 
@@ -35,7 +35,7 @@ from langchain_runtime_authz.langgraph.declared_effects import effect
 from langchain_runtime_authz.langgraph.model_call import tool_names
 from langchain_runtime_authz.langgraph.private_api import Pregel, PregelNode, ToolNode
 
-MAX_VALUES: Final = 10_000  # searched from one node
+MAX_VALUES: Final = 10_000  # number of values searched from one node
 _MAKING: Final = ("__init__", "__new__", "__post_init__")
 _DESCRIPTORS: Final = (property, cached_property, partialmethod, classmethod, staticmethod)
 # Kind of effect → modules, and functions of `os` and `asyncio`.
@@ -56,7 +56,7 @@ _PROCESSES: Final = ("system", "popen", "exec", "spawn", "posix_spawn", "fork", 
 _CHANGES: Final = frozenset(
     ("remove", "unlink", "rename", "replace", "rmdir", "makedirs", "mkdir", "truncate", "chmod", "symlink")
 )
-_METHODS: Final = ("unlink", "write_bytes", "write_text")  # of a path
+_METHODS: Final = ("unlink", "write_bytes", "write_text")  # methods of a path that write
 _STORE: Final = frozenset(("put", "aput", "delete", "adelete", "batch", "abatch"))
 _MODE: Final = re.compile(r"[wax][bt]?\+?|r[bt]?\+[bt]?")
 _ENDS: Final = frozenset(("POP_TOP", "BEFORE_WITH", "RETURN_VALUE", "STORE_FAST", "STORE_DEREF"))
@@ -79,7 +79,7 @@ def acting_nodes(graph: object_graph.AnyGraph) -> dict[str, tuple[Sighting, ...]
 
 
 def code_of(node: PregelNode) -> tuple[tuple[Sighting, ...], tuple[str, ...]]:
-    """Return (1) the effects in a node's code, (2) names of parts not searched."""
+    """Return the effects in a node's code, and names of parts that were not searched."""
     if isinstance(node.bound, ToolNode | Pregel):
         return (), ()
     missed: dict[str, None] = {}
@@ -120,12 +120,12 @@ def _reached(roots: Iterable[Any], missed: dict[str, None]) -> Iterator[Any]:
 
 
 def _reach(value: Any, missed: dict[str, None]) -> tuple[bool, Iterable[Any]]:
-    """Return a pair: (1) True to search the value, (2) the values to follow from it."""
+    """Return True if the value is to be searched, and the values to follow from it."""
     function = value.__func__ if isinstance(value, MethodType) else value
     if _has_rows(value) or hasattr(function, "__runtime_authz_effect__"):
         return False, ()
     if not isinstance(function, FunctionType):
-        wrapped = (getattr(value, "__dict__", None) or {}).get("__wrapped__")  # a cache
+        wrapped = (getattr(value, "__dict__", None) or {}).get("__wrapped__")  # the function behind a cache
         return (True, ()) if _kind_of(value) is not None else (False, (*object_graph.held_by(value), wrapped))
     if _package(function) not in object_graph.LIBRARIES and "site-packages" not in function.__code__.co_filename:
         if any(type(v) is MethodType and v.__func__ is effect for v in object_graph.loaded(function)):
@@ -375,8 +375,10 @@ def tools_in(bound: Any) -> list[Any]:
 
 
 def provider_rows(tools: Iterable[Any], label: str, route: str, *, strict: bool) -> Iterator[Row]:
-    """Yield a row for each tool that runs at the model provider."""
-    # `strict`: the list may hold anything, so it counts only if all its entries are tools.
+    """Yield a row for each tool that runs at the model provider.
+
+    `strict`: the list may contain anything, so it counts only if all entries are tools.
+    """
     named = [(tool, _provider_tool(tool)) for tool in tools]
     if not strict or all(name is not None or _runs_here(tool) for tool, name in named):
         note = "runs at the model provider, unseen"

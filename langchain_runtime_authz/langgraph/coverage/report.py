@@ -65,6 +65,7 @@ class Row:
         return "/".join(quote(p, safe="") for p in parts) + (f"~{self.place}" if self.place else "")
 
     def cells(self) -> tuple[str, ...]:
+        """Return the cells of the row in a table."""
         seen = f"{self.seen.decided} decided, {self.seen.ran} ran" if any(self.seen) else ""
         layers = " + ".join(self.layers) or "NOT GOVERNED"
         return (self.kind, self.name, self.graph, self.route, layers, seen, self.note)
@@ -108,6 +109,7 @@ class Baseline:
         return cls(found.graph, accepted)
 
     def write(self, path: str | Path) -> None:
+        """Write the file that `read` reads."""
         rows = [{"id": i, "note": note} for i, note in sorted(self.accepted.items())]
         document = {"version": 1, "graph": self.graph, "ungoverned": rows}
         Path(path).write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -137,6 +139,7 @@ class CoverageReport:
 
     @property
     def tools(self) -> tuple[str, ...]:
+        """Names of the tools, sorted."""
         return tuple(dict.fromkeys(r.name for r in self.rows if r.kind == "tool"))
 
     @property

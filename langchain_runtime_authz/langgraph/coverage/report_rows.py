@@ -40,13 +40,14 @@ _UNGATED: Final = "not gated: call `authz.protect` after the last change of the 
 _DECLARE: Final = "declare it with `authz.effect`"
 _OWN_THREAD: Final = "agent `{}` has a checkpointer: on a thread of its own, its questions do not reach the caller"
 _CACHED: Final = "cache_policy: a cached result is served without a decision"
-# Code that also runs before a run begins, or while a caller reads events.
+# Places of code that also runs before a run begins, or while a caller reads events.
 _OUTSIDE_RUNS: Final = frozenset(("checkpointer", "stream_transformers"))
 _TRANSFORMS: Final = ("init", "process", "finalize", "fail", "aprocess", "afinalize", "afail")
 _UNPICKLERS: Final = (pickle.load, pickle.loads, pickle.Unpickler)
 
 
 def coverage_of(graph: Any, protection: Protection) -> CoverageReport:
+    """Return the coverage report of a graph."""
     if not isinstance(graph, private.Pregel):
         raise ConfigError(f"`coverage` takes a compiled graph, not {type(graph).__name__}")
     held = list(object_graph.reached(graph, deep=True))
@@ -280,7 +281,7 @@ class _Look:
 
 
 def _unpickles(saver: Any) -> str:
-    """Return why loading a checkpoint may run code, or an empty string."""
+    """Return the reason if loading a checkpoint may run code, else ""."""
     if isinstance(getattr(saver, "storage", None), PersistentDict):
         return "its file is read by pickle, which runs what the file says: use a database"
     serde, seen = getattr(saver, "serde", None), 0
