@@ -379,10 +379,7 @@ class RuntimeAuthz(Threads):
         return self.ledger.status(str(claims.get("tenant")), str(claims.get("jti")))
 
     def health(self) -> Health:
-        """Return the health of ledger, engine, audit log, credentials and kill switch.
-
-        Takes at most two seconds, and never raises.
-        """
+        """Return the health of this instance's parts, within two seconds. Never raises."""
         return self._health.look()
 
     async def ahealth(self) -> Health:

@@ -303,7 +303,7 @@ class LocalContext(Model):
 
 
 class Context(Model):
-    """The execution state at the step. Rules on local time should deny a null `local`."""
+    """The execution state at the step. If `local` is null, rules on time should deny."""
 
     schema_version: Literal[2] = SCHEMA_VERSION
     now: int

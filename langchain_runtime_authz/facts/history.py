@@ -134,12 +134,12 @@ def count(h: History, step: Step, now: float) -> History:
         0 if step.side_effect else h.rotations,
         h.times if step.call is None else (*h.times, int(now))[-TIMES:],
         h.changed,
-        h.resources if step.resource is None else _read(h.resources, *step.resource),
+        h.resources if step.resource is None else _with_version(h.resources, *step.resource),
         confined,
     )
 
 
-def _read(known: Mapping[str, str], name: str, tool: str, version: str) -> Mapping[str, str]:
+def _with_version(known: Mapping[str, str], name: str, tool: str, version: str) -> Mapping[str, str]:
     others = [(k, v) for k, v in known.items() if k != name]
     return dict([*others, (name, f"{version} {tool}")][-RESOURCES:])
 

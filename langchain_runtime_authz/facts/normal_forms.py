@@ -52,7 +52,7 @@ _NUMBER: Final = lazy(
 )
 TELLING: Final = lazy(r"[\d@]|://|www\.", re.IGNORECASE)  # without a match, the text has no address, link or number
 _ZEROS: Final = lazy(r"[-+]?0\d")
-_NAMES: Final = (  # in full or short; in "3 Markets" and "5 Apricots" there is not a month
+_NAMES: Final = (  # in full or short, as whole words: "3 Markets" names no month
     "jan(?:uary?)?|feb(?:ruary?)?|mar(?:ch)?|apr(?:il)?|may|jun[ei]?|jul[yi]?|aug(?:ust)?|sep(?:t(?:ember)?)?"
     "|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?"
 )

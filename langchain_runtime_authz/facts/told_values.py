@@ -47,10 +47,8 @@ class UserWords:
 
 
 def _said(tokens: frozenset[str], words: str, value_forms: tuple[str, ...]) -> bool:
-    """Return True if `tokens` or `words` hold one of the forms.
-
-    A form of the kind `text` must stand in `words` as whole words.
-    """
+    """Return True if `tokens` or `words` hold one of the forms."""
+    # A form of the kind `text` must stand in `words` as whole words.
     for form in value_forms:
         kind, _, text = form.partition(":")
         if form in tokens if kind != "text" else len(text) >= _SHORTEST and _within(text, words):

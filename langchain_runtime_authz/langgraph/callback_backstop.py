@@ -97,14 +97,14 @@ class _Models(BaseCallbackHandler):
 
     @_Event
     def on_chain_start(self, serialized: Any, _inputs: Any, **kwargs: Any) -> Due:
-        if kwargs.get("run_type") != "llm" or (by := current_scope.get().run or _opened()) is None:
+        if kwargs.get("run_type") != "llm" or (by := current_scope.get().run or _handle_around()) is None:
             return None
         call = call_as_sent(serialized, [], kwargs.get("metadata"), None)
         return (by.engine, decide_shown(by, call)) if self.decides and type(by) is Run else None
 
     @_Event
     def on_chat_model_start(self, serialized: Any, given: Any, **kwargs: Any) -> Due:
-        if (by := current_scope.get().run or _opened()) is None:
+        if (by := current_scope.get().run or _handle_around()) is None:
             return None
         messages = given[0] if given and not isinstance(given[0], str) else ()  # a prompt has no system message
         call = call_as_sent(serialized, messages, kwargs.get("metadata"), kwargs.get("invocation_params"))
@@ -117,7 +117,7 @@ class _Models(BaseCallbackHandler):
     on_llm_start = on_chat_model_start
 
     def on_llm_end(self, response: LLMResult, **kwargs: Any) -> None:
-        if (by := current_scope.get().run or _opened()) is None:
+        if (by := current_scope.get().run or _handle_around()) is None:
             return
         asked = by.asked_model.pop(kwargs.get("run_id"), (None, None))
         for generation in chain.from_iterable(response.generations):
@@ -132,7 +132,7 @@ class _Models(BaseCallbackHandler):
                 node.plans.announced.append((private.task_id(var_child_runnable_config.get() or {}), message))
 
     def on_llm_error(self, error: BaseException, **kwargs: Any) -> None:
-        if (by := current_scope.get().run or _opened()) is not None:
+        if (by := current_scope.get().run or _handle_around()) is not None:
             by.asked_model.pop(kwargs.get("run_id"), None)
 
 
@@ -149,7 +149,7 @@ class _Backstop(_Models):
             if (run := running()) is None:
                 raise AuthzDenied(Code.NO_RUN, deny(Code.NO_RUN).decision_id)
             call = unknown(str((serialized or {}).get("name")), None, None, None, {})
-            return run.engine, _open(Arrival(call, {}, run=run), None)
+            return run.engine, _decide(Arrival(call, {}, run=run), None)
         tool, given, config, call_id = started
         one = current_scope.get()
         if is_guarded(tool) or (
@@ -157,25 +157,25 @@ class _Backstop(_Models):
         ):
             return None
         arrived = arrival_unguarded(tool, given, private.ensure_config(config), call_id)
-        return (arrived.engine, _open(arrived, run_id)) if arrived.engine is not None else arrived.refuse()  # raises
+        return (arrived.engine, _decide(arrived, run_id)) if arrived.engine is not None else arrived.refuse()  # raises
 
     @_ToolEnd
     def on_tool_end(self, output: Any, *, run_id: UUID, **_kwargs: Any) -> Due:
-        return _closing(run_id, None, output)
+        return _end(run_id, None, output)
 
     @_ToolEnd
     def on_tool_error(self, error: BaseException, *, run_id: UUID, **_kwargs: Any) -> Due:
-        return _closing(run_id, error, None)
+        return _end(run_id, error, None)
 
 
-def _opened() -> RunHandle | None:
+def _handle_around() -> RunHandle | None:
     try:
         return run_handle(var_child_runnable_config.get() or {})
     except ConfigError:  # a generator opened the run, so it may belong to other code
         return None
 
 
-def _open(arrived: Arrival, run_id: UUID | None) -> Flow[None]:
+def _decide(arrived: Arrival, run_id: UUID | None) -> Flow[None]:
     verdict = yield from arrived.decide()
     run, call = arrived.run, arrived.call
     if isinstance(verdict, Replay):
@@ -192,7 +192,7 @@ def _open(arrived: Arrival, run_id: UUID | None) -> Flow[None]:
         execution.admits("_run")
 
 
-def _closing(run_id: UUID, error: BaseException | None, output: Any) -> Due:
+def _end(run_id: UUID, error: BaseException | None, output: Any) -> Due:
     execution = current_scope.get()
     if type(execution) is not ToolExecution or execution.guard != run_id:
         return None
@@ -220,7 +220,7 @@ class _Hook:
             return heard
         if self.everywhere:
             return _BACKSTOP
-        return _LISTENER if self.listens and _opened() is not None else None
+        return _LISTENER if self.listens and _handle_around() is not None else None
 
 
 _hook: Final = _Hook()
@@ -247,10 +247,8 @@ def install(*, everywhere: bool = False, listens: bool = False) -> None:
 
 
 def hearing(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a root entry's config with the backstop among its callbacks.
-
-    If a node passes its callbacks to another thread, the backstop then works there too.
-    """
+    """Return a root entry's config with the backstop among its callbacks."""
+    # If a node passes its callbacks to another thread, the backstop then works there too.
     callbacks = config.get("callbacks")
     if isinstance(callbacks, BaseCallbackManager):
         callbacks = callbacks.copy()

@@ -141,10 +141,8 @@ def moved(graph: Any, config: Mapping[str, Any], channels: Sequence[str], head: 
 
 
 def update_changed(graph: Any, before: StateSnapshot, place: Any, channels: Sequence[str]) -> Flow[bool]:
-    """Return True if the `update_state` that wrote `place` changed a watched channel.
-
-    Writes of a run that continued meanwhile do not count.
-    """
+    """Return True if the `update_state` that wrote `place` changed a watched channel."""
+    # Writes of a run that continued meanwhile do not count.
     after: StateSnapshot = yield read_state(graph, place)
     if not differ(before, after, channels):
         return False
@@ -222,10 +220,8 @@ def mark_of(place: Mapping[str, Any], graph: str) -> ChildMark:
 
 
 def check_child(run: Run, graph: Any, place: private.Place, channels: Sequence[str]) -> Flow[bool]:
-    """Raise `AuthzDenied` if a child's state was edited since the child's last run.
-
-    Return False if no run of the child left a checkpoint.
-    """
+    """Raise `AuthzDenied` if a child's state was edited since the child's last run."""
+    # The result is False if no run of the child left a checkpoint.
     mark, read = mark_of(place.config, graph.get_name()), partial(read_head, place.saver, place.config)
     return edited(run, mark, read, partial(moved, graph, place.config, channels))
 

@@ -99,10 +99,8 @@ def decide_together(
 
 
 def decide_message(run: Run, calls: Sequence[Call], config: Mapping[str, Any], entry: Entry) -> Flow[list[DecidedCall]]:
-    """Decide a message's calls together, so that the limit on questions counts all.
-
-    LangGraph runs each of the calls in a graph task of its own.
-    """
+    """Decide a message's calls together, so that the limit on questions counts all."""
+    # LangGraph runs each of the calls in a graph task of its own.
     decided = yield from _decide(run, calls, entry)
     fresh = [j for j in decided if _askable(j) and (j.approval is None or j.approval.state == "spent")]
     if not fresh or run.engine.on_ask is not None or not private.checkpointer_of(config):
@@ -268,10 +266,8 @@ def _ask_anew(
 
 
 def _pass_others(run: Run, config: Mapping[str, Any], own: str = "") -> Flow[None]:
-    """Skip answer numbers whose interrupt ids belong to questions other than `own`.
-
-    An answer by interrupt id to one question must not count for another one.
-    """
+    """Skip answer numbers whose interrupt ids belong to questions other than `own`."""
+    # An answer by interrupt id to one question must not count for another one.
     while private.scratchpad_of(config) is not None and run.engine.on_ask is None:
         mark = f"{OF_TASK}{private.interrupt_id(config)}"
         if (held := (yield Load(run.scope, Query(marks=(mark,)))).marks.get(mark)) in (None, own):

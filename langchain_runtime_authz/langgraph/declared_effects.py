@@ -176,7 +176,7 @@ class Together(FlowContext[Any]):
                 self.begun = yield from _begin(self._arrivals)
             except GraphInterrupt:
                 if (node := self._arrivals[0].node) is not None:
-                    yield (tool_execution.Finish, node, PATIENCE)  # as in `NodeCalls.leave`
+                    yield (tool_execution.Finish, node, PATIENCE)  # waits like `NodeCalls.leave`
                 raise
         return self.opened()
 

@@ -95,10 +95,7 @@ def with_note(output: Any, note: str) -> Any:
 
 
 def recorded(output: Any, asked: Sequence[int] = (), call_id: str | None = None) -> str | None:
-    """Return a tool's result as JSON, for a replay. `asked`: numbers of its answers.
-
-    If the result is not JSON or too long, return only the numbers, or None without any.
-    """
+    """Return a tool's result and answer numbers (`asked`) as JSON for replay, or None."""
     record: dict[str, Any] = {"content": output, "status": "success", **({"answers": asked} if asked else {})}
     if told := isinstance(output, ToolMessage):
         record |= {"content": output.content, "status": output.status}
@@ -193,7 +190,7 @@ def replay_message(replay: Replay, call_id: str | None) -> ToolMessage:
 def answer(verdict: Any, call_id: str | None, *, text: bool = False) -> Any:
     """Return the message for a denied or replayed call, which does not run.
 
-    Without a call id, return the replay's content, and raise the denial (with `text`, return its text).
+    Without a call id, return a replay's content, and raise a denial; with `text`, return the denial's text.
     """
     if isinstance(verdict, Denial):
         # A call whose run has ended is decided again when the thread continues.

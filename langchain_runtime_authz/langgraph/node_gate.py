@@ -98,10 +98,8 @@ def _gated_class(bound: Any, name: str, channels: frozenset[str]) -> Any:
 
 
 async def _joined(chunks: Any) -> Any:
-    """Add up a node's chunks, as the next step of LangGraph's sequence does.
-
-    LangGraph's own `_consume_aiter` returns only the last chunk.
-    """
+    """Add up a node's chunks, as the next step of LangGraph's sequence does."""
+    # LangGraph's own `_consume_aiter` returns only the last chunk.
     joined = None
     async for chunk in chunks:
         try:

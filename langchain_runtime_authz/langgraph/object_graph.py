@@ -31,7 +31,7 @@ DECISIONS: Final = "langchain_core.decisions.base"  # slow to import, and rarely
 
 MAX_HELD: Final = 1000  # items of a list or mapping; a longer one is data, not agents
 MAX_WALKED: Final = 20_000  # number of values searched from one node
-MAX_DEPTH: Final = 3  # of attributes of attributes of an object that a function holds
+MAX_DEPTH: Final = 3  # levels of attributes that `deep` searches in an object
 
 # Module-level functions of these packages hold no agents. Their closures may, and are followed.
 _KNOWN = "langchain langchain_core langchain_runtime_authz langgraph langsmith opentelemetry pydantic pydantic_core"
@@ -39,7 +39,7 @@ LIBRARIES: Final = sys.stdlib_module_names.union(_KNOWN.split(), ["typing_extens
 _SCALARS: Final = (str, bytes, bytearray, int, float, complex, type(None))
 _LEAVES: Final = (*_SCALARS, type, ModuleType, CodeType, BuiltinFunctionType)
 _PLAIN: Final = frozenset(_LEAVES)
-_OF: Final = "__runtime_authz_of__"  # on a guarded tool's function: the original
+_OF: Final = "__runtime_authz_of__"  # attribute of a guarded tool's function: the original
 _CONTAINERS: Final = (list, tuple, set, frozenset, deque)
 
 

@@ -328,7 +328,7 @@ def _announcing() -> FrameType | None:
     return frame
 
 
-_FRAMES: Final = 6  # between a graph's start and the read of the hooks
+_FRAMES: Final = 6  # number of frames between a graph's start and the read of the hooks
 _STREAMS: Final = (Pregel.stream.__code__, Pregel.astream.__code__)
 _MANAGER: Final = callback_manager.__file__
 CALLBACK_LOGGER: Final = callback_manager.__name__

@@ -148,10 +148,8 @@ def _protect_builder(builder: Any, protection: Protection) -> None:
 
 
 def _next(chunks: AsyncGenerator[Any, None]) -> Awaitable[Any]:
-    """Return the next chunk of a stream, without registering it with the event loop.
-
-    The event loop would close a registered stream while its consumer closes it.
-    """
+    """Return the next chunk of a stream, without registering it with the event loop."""
+    # The event loop would close a registered stream while its consumer closes it.
     hooks = sys.get_asyncgen_hooks()
     sys.set_asyncgen_hooks(firstiter=None, finalizer=None)
     try:

@@ -219,10 +219,8 @@ def arrival_by_hand(tool: BaseTool, facts: ToolFacts, args: Mapping[str, Any], c
 
 
 def arrival_unguarded(tool: BaseTool, tool_input: Any, config: Mapping[str, Any], call_id: str | None) -> Arrival:
-    """Return the `Arrival` of an unguarded tool's call.
-
-    Input that the tool would parse differently the second time is refused.
-    """
+    """Return the `Arrival` of an unguarded tool's call."""
+    # Refuse input that the tool would parse differently the second time.
     owner = find_run(config) or run_handle(config)
     if owner is None:
         return Arrival(parsing.unknown(tool.name, None, None, None, {}), config)

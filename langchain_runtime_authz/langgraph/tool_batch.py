@@ -37,7 +37,7 @@ from langchain_runtime_authz.pep.decide_steps import Entry
 from langchain_runtime_authz.pep.lease import OVER
 from langchain_runtime_authz.pep.run import Flow, Run, adrive, drive
 
-_SEVERAL: Final = 2  # number of calls
+_SEVERAL: Final = 2  # from this number of calls on
 PATIENCE: Final = 5.0  # seconds that a call waits for earlier ones to begin; the node may never run them
 MAX_TOOL_SETS: Final = 64  # number of tool sets with a cached node, per middleware
 _Batch = tuple[Locks, list[DecidedCall]]  # for calls of one message in separate tasks; the first task fills the list
@@ -186,10 +186,7 @@ class Turns:
         self.done: set[int] = set()  # indexes of finished calls
 
     def copied(self, call: Any) -> tuple[int, Pending] | None:
-        """Return index and decision of the call that `call` is equal to, or None.
-
-        An application's own node may pass on copies.
-        """
+        """Return index and decision of the call that `call` is a copy of, or None."""
         for each in self._calls:
             if each == call:
                 return self.waiting[id(each)]
@@ -228,7 +225,7 @@ class Turn:
     async def __aenter__(self) -> Pending:
         self._turns.begun.add(self._place)
         if self._turns.serial:
-            await self._others()
+            await self._await_earlier()
         return self.__enter__()
 
     def __exit__(self, kind: object, exc: BaseException | None, tb: object) -> None:
@@ -244,7 +241,7 @@ class Turn:
         if exc is not None:
             await adrive(self._engine, self._note(exc))
         if isinstance(exc, GraphInterrupt):
-            await self._others()
+            await self._await_earlier()
         self._over(exc)
 
     def _over(self, exc: BaseException | None) -> None:
@@ -254,7 +251,7 @@ class Turn:
         if swallowed and self.one.question is not None:
             raise self.one.question
 
-    async def _others(self) -> None:
+    async def _await_earlier(self) -> None:
         earlier = self._turns.begun.intersection(range(self._place))  # LangGraph starts coroutines in order
         while not self._turns.done.issuperset(earlier):  # noqa: ASYNC110
             await asyncio.sleep(PAUSE)

@@ -242,10 +242,7 @@ def _by_hand(
 
 
 def _own_forms(base: type[BaseTool]) -> dict[str, Any]:
-    """Guard a class's own `invoke`, and replace its batch and stream methods.
-
-    The replacements are LangChain's, which use `invoke`.
-    """
+    """Guard a class's `invoke`, and give it LangChain's batch and stream methods."""
 
     def decided(name: str, call: Callable[..., Any], filtered: Callable[..., Any]) -> Callable[..., Any]:
         def invoke(self: Any, input: Any, config: Any = None, **kwargs: Any) -> Any:

@@ -43,10 +43,8 @@ def _origin(tool: BaseTool) -> str:
 
 
 def known_by_code(tool: BaseTool) -> bool:
-    """Return True if a LangGraph library made the tool.
-
-    Such a tool's description may vary: that of `task` lists agents.
-    """
+    """Return True if a LangGraph library made the tool."""
+    # Such a tool's description may vary: that of `task` lists agents.
     return _origin(tool) in _FRAMEWORK
 
 
@@ -63,8 +61,8 @@ class Profiles:
 
     `declared` is a mapping, or a function if the profiles change with the policy revision. A profile without a digest
     is pinned to the first tool of its name. A second tool of this name with another description or schema is
-    unprofiled. So is a tool whose profile is a draft. The profile of an effect that the application declares by
-    `authz.effect` is not pinned.
+    unprofiled. So is a tool whose profile is a draft. An effect that the application declares under the name is not
+    compared.
     """
 
     def __init__(self, declared: Mapping[str, ToolProfile] | Callable[[], Mapping[str, ToolProfile]]) -> None:

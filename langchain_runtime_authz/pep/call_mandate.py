@@ -22,7 +22,7 @@ from langchain_runtime_authz.telemetry.logs import logger
 
 _log = logger(__name__)
 APPLICATION_MANDATE: Final = "mandate:application"  # the ledger mark with the mandate and its epoch
-_UNSURE: Final = "unsure "  # prefix of counts that only calls make which may be denied
+_UNSURE: Final = "unsure "  # prefix of the counts of calls that may be denied
 
 
 class ApplicationMandate(NamedTuple):

@@ -105,7 +105,7 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
     if type(done) is Conflict:
         yield from refund(run, shared, undo[0])
         return (yield from _conflicting(run, decided, done))
-    # Before the tool runs, so that a concurrent read counts as later.
+    # Note the side effect before the tool runs, so that a concurrent read counts as later.
     engine.memory.outputs(run.scope).claimed(call.args if call.profile.side_effect else None)
     recorded = False
     try:
@@ -184,7 +184,7 @@ def _changes(run: Run, decided: DecidedCall, tokens: tuple[str, ...], intent: st
     if budgets:  # for a paused call too: this entry's grant may be narrower than the earlier one
         changes += [SpendBudget(c, budgets[c]) for c in (call.tool, f"effect:{profile.effect}") if c in budgets]
     if paused is not None and paused.jti != run.jti:
-        # An earlier entry counted the call when its tool began. Budgets that are smaller now still count.
+        # An earlier entry counted the paused call, so spend 0. A budget of 0 refuses the call: spend 1.
         limits = [c for c in changes[1:] if type(c) is SpendBudget]
         changes[1:] = [replace(c, by=0 if c.maximum else 1) for c in limits]
     if decided.counter and row is None:

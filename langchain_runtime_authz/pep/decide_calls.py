@@ -79,7 +79,6 @@ def decide_calls(
     if snapshot.approvals:
         approvals = list(map(partial(_approval, run, snapshot, origin), calls, keys))
         if any(map(is_not, amended := list(map(_amended, calls, approvals)), calls)):
-            # Decide the calls that an approver put in the place of these.
             return (yield from decide_calls(run, amended, entry))
     decided: list[DecidedCall] = []
     asked: list[DecidedCall] = []
@@ -94,7 +93,7 @@ def decide_calls(
         if one.decision is _UNDECIDED:
             asked.append(one)
             bodies.append(one.body)
-    if changed and (again := (yield from _elsewhere(run, snapshot.plan, calls))) is not None:
+    if changed and (again := (yield from _moved_calls(run, snapshot.plan, calls))) is not None:
         return (yield from decide_calls(run, again, entry))
     bodies = bodies if entry is None else [*entry.requests(snapshot), *bodies]
     answers: list[Decision] = (yield (Evaluate, bodies)) if bodies else []
@@ -105,11 +104,11 @@ def decide_calls(
         if one.doubts or decision.outcome == "approval_required":
             one.decision = ask_despite(one, one.decision) if one.doubts else one.decision
             one.evidence = sentences(run, one)
-    stuck = _held(asked, comparisons) if calls[1:] and not held else held
+    stuck = _awaited(asked, comparisons) if calls[1:] and not held else held
     return decided if stuck == held else (yield from decide_calls(run, calls, None, stuck))
 
 
-def _held(asked: Sequence[DecidedCall], comparisons: Sequence[_Compared]) -> frozenset[str]:
+def _awaited(asked: Sequence[DecidedCall], comparisons: Sequence[_Compared]) -> frozenset[str]:
     """Return keys of calls that others of the message await and that may not run."""
     awaited = {counter for *_, binding in comparisons if binding is not None for counter in binding.alone}
     return frozenset(one.key for one in asked if one.standing.opened in awaited and not one.decision.permit)
@@ -266,7 +265,7 @@ def rewritten(run: Run, call: Call) -> Flow[plan.PlanRecord | None]:
     return found if found is not None and found.id.startswith(f"{call.plan_id} ") else None
 
 
-def _elsewhere(run: Run, found: plan.PlanRecord | None, calls: Sequence[Call]) -> Flow[list[Call] | None]:
+def _moved_calls(run: Run, found: plan.PlanRecord | None, calls: Sequence[Call]) -> Flow[list[Call] | None]:
     """Return the calls with their positions in the plan; None if nothing moved."""
     found = (yield from rewritten(run, calls[0])) or found
     return in_plan(found, calls) if found is not None and _moved(found, calls) else None

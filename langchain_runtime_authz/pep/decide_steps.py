@@ -170,7 +170,8 @@ Entry = ToolNodeEntry | None  # None: no tool node is entered, or its permit is 
 
 
 # `AuthzMiddleware` removes withheld tools from the request to the model. Without the middleware, the model sees all
-# tools of the agent, and their calls are decided. The provider runs its own tools, so a model call with one is denied.
+# tools of the agent, and their calls are decided. The provider would run its own tools at once. So a model call that
+# offers a withheld one is denied.
 
 
 class ModelCall(NamedTuple):

@@ -185,7 +185,7 @@ def _take_lease(
         if given.resume and run.span is not None:
             run.span.link(*(a.trace for a in snapshot.asks))
         count("leases")
-        run.opened = _after(snapshot, [*opening[1:], taken], done.now)  # not `OpenThread`, which sets the subject
+        run.opened = _snapshot_after(snapshot, [*opening[1:], taken], done.now)  # without `OpenThread`
         yield run_event(run, "resumed" if given.resume else "started", done.now, detail={"subject": owner})
         if marks and run.mandate is not None:
             yield mandate_event(run, run.mandate)
@@ -205,7 +205,7 @@ def _refused(run: Run, given: Given, code: Code) -> Flow[AuthzDenied]:
     return AuthzDenied(code, decision.decision_id)
 
 
-def _after(before: Snapshot, changes: Sequence[ledger.Change], now: float) -> Snapshot:
+def _snapshot_after(before: Snapshot, changes: Sequence[ledger.Change], now: float) -> Snapshot:
     """Return the snapshot that a load after the commit of `changes` would give."""
     t = Thread(epoch=before.epoch, task=before.task, history=before.history)
     for change in changes:

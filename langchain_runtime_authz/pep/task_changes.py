@@ -1,7 +1,4 @@
-"""Commit changes of the task, and record each in the audit log.
-
-A ledger mark names a change that the log may lack. A later step then records it.
-"""
+"""Commit changes of the task, and record each in the audit log, if need be later."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.mandate.read_outputs import Outputs
 
 MAX_THREADS: Final = 512
-MAX_PROSE: Final = 200_000  # characters, per thread
+MAX_PROSE: Final = 200_000  # characters of texts, per thread
 MAX_PAYEES: Final = 1024  # stored destinations, per thread
 MAX_UNREAD: Final = 1_000_000  # characters of outputs that are not read yet, per thread
 MAX_FOUND: Final = 16_384  # values found in these outputs, per thread
@@ -187,7 +187,7 @@ def turn(log: Sequence[HumanText]) -> Turn:
             return NO_TURN
         texts = tuple(t.text for t in newest if t.text)
         said = [t for t in said if t.epoch != newest[0].epoch]
-        if len(newest) == 1 and said and continues(newest[0].text):  # after a state edit, that is unclear
+        if len(newest) == 1 and said and continues(newest[0].text):  # with a state edit, it is unclear what continues
             continue
         since = max(newest[0].epoch, fresh)
         return Turn(texts, f"{newest[0].epoch}:{newest[-1].digest}", since, fresh, newest[0].at)

@@ -217,7 +217,7 @@ def _in_code(code: CodeType, names: Mapping[str, Any]) -> Iterator[tuple[str, st
 
 
 def _kind_of(value: Any) -> str | None:
-    with suppress(Exception):  # of a foreign object
+    with suppress(Exception):  # a foreign object may raise
         if isinstance(value, ModuleType) or (isinstance(value, type) and issubclass(value, BaseException)):
             return None
         module, name = _module_of(value), str(getattr(value, "__name__", ""))
@@ -375,10 +375,8 @@ def tools_in(bound: Any) -> list[Any]:
 
 
 def provider_rows(tools: Iterable[Any], label: str, route: str, *, strict: bool) -> Iterator[Row]:
-    """Yield a row for each tool that runs at the model provider.
-
-    `strict`: the list may contain anything, so it counts only if all entries are tools.
-    """
+    """Yield a row for each tool that runs at the model provider."""
+    # `strict`: the list may contain anything, so it counts only if all entries are tools.
     named = [(tool, _provider_tool(tool)) for tool in tools]
     if not strict or all(name is not None or _runs_here(tool) for tool, name in named):
         note = "runs at the model provider, unseen"
