@@ -110,7 +110,7 @@ def test_each_claim_takes_its_turn(world: World, monkeypatch: pytest.MonkeyPatch
 
     def noted(self: ClaimCall, n: Any) -> None:
         needs(self, n)
-        seen.append((len(n.turns), len(n.deeds)))
+        seen.append((len(n.locks), len(n.deeds)))
 
     monkeypatch.setattr(ClaimCall, "needs", noted)
     permits = StaticPDP(permit=True)

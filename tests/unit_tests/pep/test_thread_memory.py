@@ -152,7 +152,7 @@ def test_a_memory_lacks_what_others_read_and_wrote(by: str, effect: str) -> None
     memory.read_words(scope(), ledger.load(scope(), Query(log=True)))
     outputs = memory.outputs(scope())
     assert (None in outputs.texts()) is (by != "us" and effect == "read")
-    assert outputs.written("Eve", turn=1) is (by != "us" and effect == "write")
+    assert outputs.written("Eve", position=1) is (by != "us" and effect == "write")
 
 
 def test_the_least_recently_used_thread_is_forgotten() -> None:
