@@ -125,7 +125,7 @@ class _Group(TyperGroup):
 
 @contextmanager
 def _usage() -> Iterator[None]:
-    """Print the command's usage before an error in the command line."""
+    """Print the command's usage before a usage error, and exit."""
     try:
         yield
     except UsageError as exc:

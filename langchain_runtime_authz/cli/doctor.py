@@ -59,7 +59,7 @@ def doctor(
 
 
 def _checked(what: str, look: Callable[..., Line], do: str, *parts: Any) -> Line:
-    """Return the line of `look`, a note if no part is named, or a line with the error."""
+    """Return `look(*parts)`; a note if the first part is `None`; `fail` if it raises."""
     if None in parts[:1]:
         found = "not named: the default ends with the process"
         return Line("note", what, found, f"give your own to `RuntimeAuthz`, and name it by --{what.partition(' ')[0]}")

@@ -21,7 +21,7 @@ from langchain_runtime_authz.errors import ConfigError
 if TYPE_CHECKING:
     from langchain_runtime_authz.tool_profile import ToolProfile
 
-ENOUGH: Final = 3  # questions that must all have been approved
+ENOUGH: Final = 3  # number of questions about a tool; if all were approved, `verdict: permit` is proposed
 CHOICES: Final = 5  # values of an argument that a mandate lists
 WIDTH: Final = 80  # characters of a value that are shown
 LEARNED: Final = "draft_learned"

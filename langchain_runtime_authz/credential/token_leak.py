@@ -253,7 +253,7 @@ def _forms(token: str) -> tuple[str, ...]:
         signature = token
     forms = [signature]
     for alignment in range(3):
-        # Only the characters that depend on the signature alone.
+        # Keep the characters that depend on no byte before or after the signature.
         padded = base64.b64encode(b"\0" * alignment + signature.encode())
         known = padded[(0, 2, 3)[alignment] : (alignment + len(signature)) * 8 // 6].decode()
         forms += [known, known.translate(_URL_SAFE)]

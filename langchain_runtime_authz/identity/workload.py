@@ -30,10 +30,7 @@ class Identity(Protocol):
 
     @property
     def expires_at(self) -> float | None:
-        """End of the identity in epoch seconds: 0 if unproven, `None` if it does not end.
-
-        Leases and tokens end no later.
-        """
+        """End in epoch seconds, also of leases and tokens; 0 if unproven, `None` if never."""
 
     def agent_id(self, path: tuple[str, ...]) -> str:
         """Return the id of the agent at `path`, root first. Each path has its own id."""

@@ -251,7 +251,7 @@ class Texts:
         return found
 
     def order_to(self, verbs: Collection[str]) -> bool:
-        """Return True if a sentence of the newest messages orders one of the verbs."""
+        """Return True if a sentence of the newest messages is an order with a verb."""
         newest = enumerate(self.segments[self.newest :], self.newest)
         words = ((n, s, w.start()) for n, s in newest for w in _WORD.finditer(s.masked) if w[0].lower() in verbs)
         return any(

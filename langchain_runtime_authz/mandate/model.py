@@ -349,7 +349,7 @@ class Mandate(_Frozen):
         source: who wrote the mandate.
         key: names the occasion, like a month. Mandates with one key share their counts, as if they were one.
 
-    Raises `ValidationError` if two steps have one id, a step refers to one that is not earlier, or a value has no JSON form.
+    Raises `ValidationError` if two steps have one id, a reference is not to an earlier step, or a value is not JSON.
     """
 
     steps: Annotated[Many[Step], Member(max_length=MAX_STEPS)] = ()

@@ -72,7 +72,8 @@ class Values:
     def suiting(self, argument: Argued, at: int, *, words: int = 0) -> Iterator[tuple[Bound, int]]:
         """Yield values of an argument from token `at` on, with the next token's index.
 
-        So many `words` in lower case are a value too: of a write also with an article, before a word of the argument.
+        `words`: so many words in lower case may be a value too, without an article. Before a word of the argument, a
+        write may have one: "the groceries list".
         """
         said = self.tokens[at].text if self.tokens[at].kind == "word" else ""
         determiner = said if said in self.language.determiners else ""
