@@ -81,7 +81,7 @@ def decide_together(
     for place, one in enumerate(decided):
         reviewed, row = one.call.reviewed, one.row
         verdict: Any = None
-        if not (reviewed and _left(one)):
+        if not (reviewed and _for_review(one)):
             verdict = yield from claim_once(run, one)
             if type(verdict) is Conflict:
                 _, verdict = yield from claim_again(run, one, verdict)
@@ -120,7 +120,7 @@ def decide_one_of(run: Run, decided: Sequence[DecidedCall], position: int, confi
     """
     asked = [i for i, j in enumerate(decided) if _askable(j)]
     mine, graph_task = decided[position], private.task_id(config)
-    if _left(mine):
+    if _for_review(mine):
         return Pending(run, mine.call, None)
     asked_before = _asked_by(mine, graph_task) is not None
     # If one of the questions that this graph task asked is open, ask all of them again, even answered ones.
@@ -168,7 +168,7 @@ def _ask(
     here, pauses = run.engine.on_ask is not None, private.checkpointer_of(config)
     try:
         before = [
-            (a, j) for j in decided if graph_task and (a := _asked_by(j, graph_task)) is not None and not _left(j)
+            (a, j) for j in decided if graph_task and (a := _asked_by(j, graph_task)) is not None and not _for_review(j)
         ]
         if had is not None:  # the node's code may ask in between, so a spent approval is not a round
             before = [(a, j) for a, j in before if a.state != "spent" or not j.asks]
@@ -177,7 +177,9 @@ def _ask(
         rounds, withdrawn = yield from _repeat(run, before, config)
         if rounds:
             decided = yield from decide_calls(run, calls)
-        refused = {j.key: Code.UNREPEATABLE_ARGUMENTS for j in decided if j.asks and not _left(j) and not _askable(j)}
+        refused = {
+            j.key: Code.UNREPEATABLE_ARGUMENTS for j in decided if j.asks and not _for_review(j) and not _askable(j)
+        }
         fresh = [j for j in decided if _askable(j) and not _is_answerable(j, graph_task)]
         late = bool(fresh) and _is_late(run, decided, fresh, rounds, config, had)
         if fresh and had and pauses and not here and (late or not turn()):
@@ -188,7 +190,7 @@ def _ask(
             decided = yield from decide_calls(run, calls)  # if the run has ended, this denies the calls
         # Deny calls that still ask: there is nobody to ask, or the answer does not suffice.
         code = Code.APPROVAL_VOID if here or pauses else Code.APPROVAL_UNAVAILABLE
-        decided = [_denied(j, refused.get(j.key, code)) if j.asks and not _left(j) else j for j in decided]
+        decided = [_denied(j, refused.get(j.key, code)) if j.asks and not _for_review(j) else j for j in decided]
         return [_denied(j, Code.APPROVAL_REJECTED) if j.decision.permit and j.key in withdrawn else j for j in decided]
     except GraphBubbleUp:
         raise
@@ -320,7 +322,7 @@ def _asked_by(decided: DecidedCall, graph_task: str, *, review: bool = False) ->
     return ask if mine else None
 
 
-def _left(decided: DecidedCall) -> bool:
+def _for_review(decided: DecidedCall) -> bool:
     """Return True if a review asks about the call first, and an answer can permit it."""
     left = decided.decision.permit or decided.asks or decided.approval is not None
     return decided.call.reviewed and not decided.replay and left
@@ -328,7 +330,7 @@ def _left(decided: DecidedCall) -> bool:
 
 def _askable(decided: DecidedCall) -> bool:
     """Return True if the call asks here, and a repeated parse gives equal arguments."""
-    return decided.asks and not _left(decided) and parses_alike(decided.call)
+    return decided.asks and not _for_review(decided) and parses_alike(decided.call)
 
 
 def _resolve(run: Run, asked: Sequence[tuple[DecidedCall, Approval]], answer: object) -> Flow[None]:

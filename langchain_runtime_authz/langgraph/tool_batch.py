@@ -175,10 +175,12 @@ class Turns:
         for call, one in zip(calls, waiting, strict=True):  # of an object that is sent twice, the first counts
             self.waiting.setdefault(id(call), (len(self.waiting), one))
             awaited = type(one.verdict) is Ticket and bool(one.verdict.opened)  # another call is ordered after it
-            self.serial |= bool(one.paused or one.answers or one.left or awaited)
+            self.serial |= bool(one.paused or one.answers or one.for_review or awaited)
             if layer and type(one.verdict) is Denial and (why := one.verdict.decision).failure and why.reason in OVER:
                 raise AuthzHalt(why.reason, why.decision_id)  # the call stays open, for when the thread continues
-            if layer and one.call.tool_ref is not None and not one.left:  # without a tool, the model made up the name
+            if (
+                layer and one.call.tool_ref is not None and not one.for_review
+            ):  # without a tool, the model made up the name
                 one.run.engine.tally.count(one.run, "tool", one.call.tool, layer, decided=1)
         self.thread = threading.get_ident() if self.serial else 0  # calls in this thread run in order anyway
         self.begun: set[int] = set()  # indexes of calls that run as coroutines
@@ -261,7 +263,7 @@ class Turn:
         one, turns = self.one, self._turns
         if isinstance(exc, GraphInterrupt):
             turns.asked = True
-        if one.left and isinstance(exc, Exception):
+        if one.for_review and isinstance(exc, Exception):
             yield from review_questions.note_failed(one.run, one.call, exc, turns.config, heard=self._heard)
 
 
@@ -274,7 +276,7 @@ def undecided(call: Any) -> ToolMessage:
 def answer_of(one: Pending, call: Any, config: Any) -> ToolMessage | None:
     """Return the message for a call that must not run; None if the call runs."""
     verdict = one.verdict
-    if one.left or isinstance(verdict, Ticket):
+    if one.for_review or isinstance(verdict, Ticket):
         return None
     keep_numbers(config, one.answers)
     if isinstance(verdict, Replay):
@@ -287,7 +289,7 @@ def answer_of(one: Pending, call: Any, config: Any) -> ToolMessage | None:
 
 def instead_of(one: Pending, call: Any) -> Any:
     """Return the call to run: the original, or an approver's edit."""
-    if one.left or not one.call.amends:
+    if one.for_review or not one.call.amends:
         return call
     return {**call, "name": one.call.tool, "args": one.call.raw}
 

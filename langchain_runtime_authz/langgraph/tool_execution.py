@@ -44,7 +44,7 @@ T = TypeVar("T")
 class Pending(CodeScope):
     """A call on its way to the tool's guard, with its verdict and its run."""
 
-    __slots__ = ("_lock", "answers", "call", "left", "paused", "place", "question", "replaced", "used", "verdict")
+    __slots__ = ("_lock", "answers", "call", "for_review", "paused", "place", "question", "replaced", "used", "verdict")
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class Pending(CodeScope):
     ) -> None:
         self.run, self.call, self.verdict, self.place = run, call, verdict, place
         self.answers, self.paused, self.replaced = answers, paused, replaced
-        self.left = self.used = verdict is None
+        self.for_review = self.used = verdict is None
         self.question: GraphInterrupt | None = None  # raised by a call of code before the tool
         self._lock = threading.Lock()
 
@@ -79,7 +79,7 @@ class Pending(CodeScope):
 def waiting() -> bool:
     """Return True if an earlier enforcement point has decided the current call."""
     one = current_scope.get()
-    return type(one) is Pending and (one.left or not one.used)
+    return type(one) is Pending and (one.for_review or not one.used)
 
 
 # A call that ran is recorded even if its caller is cancelled.

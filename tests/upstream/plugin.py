@@ -118,7 +118,7 @@ def _count_tickets() -> None:
 
     def counted_pending(self, *args, **kwargs):
         made(self, *args, **kwargs)
-        if self.left:
+        if self.for_review:
             _count("left tools/call")
 
     Pending.__init__ = counted_pending
