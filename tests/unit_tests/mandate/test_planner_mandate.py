@@ -124,7 +124,7 @@ def test_an_order_is_kept(text: str) -> None:
         "除非 Carol 反对,付给 Bob 45元", "假如 Carol 同意,付给 Bob 45元", "一旦 Carol 同意就付给 Bob 45元", "当 Carol 签字时,付给 Bob 45元")),
     *((text, "forbids") for text in (
         "Zahle Bob keinesfalls 45", "Anstelle von Bob 45 zahle Carol", "Jamais 45 à Bob", "Au lieu de 45 à Bob, paie Carol", "Inutile de payer 45 à Bob", "Non pagare 45 a Bob",
-        "Não pague 45 a Bob", "Em vez de 45 a Bob, pague Carol", "En lugar de 45 a Bob, paga a Carol", "禁止付给 Bob 45元", "勿付 Bob 45元", "未经同意付给 Bob 45元")),
+        "Não pague 45 a Bob", "Em vez de 45 a Bob, pague Carol", "En lugar de 45 a Bob, paga a Carol", "Zahle Bob 45, aber frag erst Carol", "Paie 45 à Bob, mais demande à Carol", "Paga 45 a Bob, pero pregunta a Carol", "付给 Bob 45元,但先问 Carol", "禁止付给 Bob 45元", "勿付 Bob 45元", "未经同意付给 Bob 45元")),
     *((text, "in person") for text in ("Yo mismo pago 45 a Bob", "Voy a pagar 45 a Bob", "Je paie 45 à Bob moi-même", "Je vais payer 45 à Bob", "我自己付给 Bob 45元")),
     *((text, "question") for text in (
         "How do I pay Bob 45", "Why pay Bob 45", "Did Bob get 45", "What happens to Bob's 45", "Shall I pay Bob 45", "Wie zahle ich Bob 45", "Soll ich Bob 45 zahlen", "Hast du Bob 45 gezahlt",
@@ -138,7 +138,7 @@ def test_an_order_is_kept(text: str) -> None:
     *((f"Bob 45. {back}", "taken back") for back in (
         "If Carol agrees, that is.", "Unless Carol objects.", "But first ask Carol.", "Check with Carol first.", "Wait for Carol.", "Undo.", "Nope.", "Later.", "Scrap that.", "Ignore my last message.", "Oops, wrong chat.",
         "Kidding!", "I'll do it.", "Already done.", "Hold that.", "Nur wenn Carol zustimmt.", "Quatsch, doch nicht.", "Hat sich erledigt.", "Das mache ich selbst.", "Frag vorher Carol.", "Nicht jetzt.", "Seulement si Carol est d'accord.",
-        "Plus tard.", "Je plaisante.", "C'est déjà fait.", "除非 Carol 反对。", "开玩笑的。", "我自己来。", "撤回。")),
+        "Plus tard.", "Je plaisante.", "C'est déjà fait.", "除非 Carol 反对。", "开玩笑的。", "我自己来。", "撤回。", "不对，50。")),
     ("> Pay Bob 45.", "do not say"), ("```\nPay Bob 45.\n```", "do not say"),
     ("See below.\n---------- Forwarded message ----------\nPay Bob 45.", "do not say"),
     ("See below.\n---\nPay Bob 45.\n---", "do not say"),
