@@ -67,7 +67,8 @@ class Spend(NamedTuple):
 class Standing(NamedTuple):
     """A call's standing by its mandate (`CallStanding`), with the budgets to use.
 
-    `opened`: if a later step waits for the call, the counter of begun calls, which goes down when the call succeeds.
+    `opened`: the budget to give back once the call has succeeded, because a later step waits for it. `confirms`: the
+    counter to which an approval of the call adds, because its question shows the whole mandate.
     """
 
     standing: str
@@ -75,6 +76,7 @@ class Standing(NamedTuple):
     deviations: tuple[Deviation, ...] = ()
     spends: tuple[Spend, ...] = ()
     opened: str = ""
+    confirms: str = ""
 
 
 class CallFacts(NamedTuple):
@@ -199,7 +201,7 @@ class Binding:
 
 def _stand(match: _Match, counts: Mapping[str, int], spends: tuple[Spend, ...]) -> Standing:
     plan, step = match.plan, match.plan.step
-    deviations, opened = match.deviations, ""
+    deviations, opened, confirms = match.deviations, "", ""
     if match.counts:
         spent = counts.get(plan.counter, 0) >= plan.maximum
         rows = []
@@ -220,10 +222,9 @@ def _stand(match: _Match, counts: Mapping[str, int], spends: tuple[Spend, ...]) 
         first = f"step `{step.after}` to succeed first: {described_step(plan.after)}"
         deviations = [*deviations, Deviation("", "after", first)]
     if match.confirm is not None and not counts.get(match.confirm):
-        if not deviations and plan.shown:  # an approval of this call also confirms the mandate that it shows
-            spends = (*spends, Spend(match.confirm, UNBOUNDED))
+        confirms = match.confirm if not deviations and plan.shown else ""
         deviations = [*deviations, Deviation("", "confirm", "")]
-    return Standing("deviates" if deviations else "covered", step.id, tuple(deviations), spends, opened)
+    return Standing("deviates" if deviations else "covered", step.id, tuple(deviations), spends, opened, confirms)
 
 
 _NO_MANDATE: Final = Binding(Standing("none"), (), None)

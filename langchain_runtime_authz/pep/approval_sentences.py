@@ -11,7 +11,6 @@ from langchain_runtime_authz.facts import provenance as tracing
 from langchain_runtime_authz.facts.argument_atoms import DESTINATIONS
 from langchain_runtime_authz.facts.normal_forms import forms, skeleton, tidy
 from langchain_runtime_authz.ledger.base import LASTS, Doubt
-from langchain_runtime_authz.mandate.call_matching import CONFIRMED
 from langchain_runtime_authz.mandate.description import described_mandate, described_step
 from langchain_runtime_authz.pep.call import DecidedCall
 from langchain_runtime_authz.pep.decision_log import label
@@ -32,7 +31,7 @@ def sentences(run: Run, decided: DecidedCall) -> tuple[str, ...]:
     if decided.mandate is not None and decided.standing.step is not None:
         ordered = next(step for step in decided.mandate.steps if step.id == decided.standing.step)
         by = _SOURCES[decided.mandate.source]
-        if any(spend.counter.startswith(CONFIRMED) for spend in decided.standing.spends):
+        if decided.standing.confirms:
             lines.append(f"AN APPROVAL CONFIRMS THE WHOLE ORDER, {by}:")
             lines += [_plain(line) for line in described_mandate(decided.mandate.model_copy(update={"confirm": ()}))]
         else:

@@ -170,8 +170,6 @@ def standing_of(
     standing = binding.standing(counts)
     unsure = refused or standing.standing != "covered"
     for spend in standing.spends:
-        if not binding.counters[spend.counter]:
-            continue  # counts an approval, which is not given yet
         for counter in (spend.counter, f"{_UNSURE}{spend.counter}")[: 1 + unsure]:
             ahead[counter] = ahead.get(counter, 0) + spend.by
     return standing
@@ -191,7 +189,8 @@ def mandate_json(mandate: Mandate | None, standing: Standing, *, backed: bool) -
     differs = standing.deviations and [{"argument": d.argument, "code": d.code} for d in standing.deviations]
     return {
         "standing": standing.standing,
-        "backed": backed,
+        # What a person is to confirm asks, even if the address is known.
+        "backed": backed and {"argument": "", "code": "confirm"} not in differs,
         "source": mandate.source if mandate is not None else None,
         "step": standing.step,
         "digest": mandate.digest if mandate is not None else None,

@@ -31,6 +31,7 @@ from langchain_runtime_authz.ledger.call_changes import (
     SpendRate,
 )
 from langchain_runtime_authz.ledger.schema import SEVERAL
+from langchain_runtime_authz.mandate.call_matching import UNBOUNDED, Spend
 from langchain_runtime_authz.pep import calls_in_doubt, decision_log
 from langchain_runtime_authz.pep.call import DecidedCall, Denial, Replay, Verdict
 from langchain_runtime_authz.pep.call_mandate import counting_scope
@@ -149,12 +150,20 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
 def _elsewhere(decided: DecidedCall, shared: Scope | None) -> Flow[Conflict | None]:
     """Commit a claim's changes to other threads. Return the first conflict or None."""
     commits: list[Any] = [(scope, [RepeatCall(row.key, row.at)]) for scope, _, row in decided.repeats]
-    if shared is not None and decided.standing.spends and decided.row is None:
-        commits.append((shared, [SpendBudget(*spend) for spend in decided.standing.spends]))
+    if shared is not None and (spends := _spends(decided)) and decided.row is None:
+        commits.append((shared, [SpendBudget(*spend) for spend in spends]))
     for scope, changes in commits:
         if type(done := (yield Commit(scope, None, changes))) is Conflict:
             return done
     return None
+
+
+def _spends(decided: DecidedCall) -> tuple[Spend, ...]:
+    """Return what a call uses up, with the approval of a whole mandate."""
+    standing, approval = decided.standing, decided.approval
+    # Another review's question shows only the call.
+    seen = approval is not None and approval.state == "approved" and approval.source != "hitl"
+    return (*standing.spends, *([Spend(standing.confirms, UNBOUNDED)] if standing.confirms and seen else ()))
 
 
 def _changes(run: Run, decided: DecidedCall, tokens: tuple[str, ...], intent: str) -> tuple[list[ledger.Change], Undo]:
@@ -192,7 +201,7 @@ def _changes(run: Run, decided: DecidedCall, tokens: tuple[str, ...], intent: st
         changes.append(SpendBudget(decided.counter, decided.prior_calls + 1))
     if row is None:
         # INVARIANT: the commit that claims the call also uses up the mandate's step.
-        for spend in decided.standing.spends:
+        for spend in _spends(decided) if decided.standing.confirms else decided.standing.spends:
             changes.append(SpendBudget(*spend))
     spent: Spent = ()
     rates: Spent = ()

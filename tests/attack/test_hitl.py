@@ -73,6 +73,24 @@ def test_a_review_may_hold_other_calls_than_we_ask_about(go: str) -> None:
     assert sorted(s.ran) == sorted([ANN, BOB, TWO])
 
 
+@pytest.mark.parametrize("protected", [True, False])
+def test_a_review_that_shows_one_call_confirms_no_whole_mandate(protected: bool, go: str) -> None:
+    """It asks about the note alone. The payment of the same order is still to be confirmed."""
+    ran: list[Any] = []
+    plan = [call("write", {"text": "a"}, "w")], [call("pay", {"to": "ann", "amount": 10}, "p")]
+    review = HumanInTheLoopMiddleware({"write": True})
+    graph: Any = agent_graph(replying(*plan), [pay_tool(ran), writing_tool(ran)], checkpointer=InMemorySaver(), middleware=[review])
+    steps = [{"id": "w", "tool": "write", "args": {"text": "a"}}, {"id": "p", "tool": "pay", "args": {"recipient": "ann", "amount": 10}}]
+    authz = authz_with(WasmPDP(pool_size=1)) if protected else None
+    graph = authz.protect(graph) if authz is not None else graph
+    for given in (human(), resume(APPROVE)):
+        if authz is not None:
+            state = run_as(authz, graph, given, THREAD, how=go, mandate={"steps": steps, "confirm": ["write", "pay"]})
+        else:
+            state = graph.invoke(given, THREAD)
+    assert bool(state.get("__interrupt__")) is protected and (len(ran) == 1) is protected
+
+
 class JumpToTools(AgentMiddleware[Any, Any, Any]):
     """Sends whatever the model planned to the tools, rejected or not."""
 

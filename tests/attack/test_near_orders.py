@@ -171,6 +171,16 @@ def test_a_step_waits_until_each_record_before_it_is_taken(go: Any) -> None:
     assert ran(said, read, one, other, other, last, protected=False, **given, **again) == [read, one, other, other, last]
 
 
+def test_what_runs_without_an_approval_confirms_nothing(go: Any) -> None:
+    """The address of the search is known. It asks too, as the mandate says, and does not confirm the deletion."""
+    said, search, drop = "Search https://x.org", ("search", {"query": "a", "site": "https://x.org"}), ("drop", {"database": "db-1"})
+    mandate = {"steps": [{"id": str(n), "tool": tool, "args": args} for n, (tool, args) in enumerate((search, drop))], "confirm": ["fetch", "delete"]}
+    assert ran(said, search, drop, go=go, protected=True, mandate=mandate) == []
+    assert ran(said, search, drop, go=go, protected=True, mandate=mandate, answers=["approve"]) == [search, drop]
+    assert ran(said, search, go=go, protected=True) == [search]
+    assert ran(said, search, drop, go=go, protected=False) == [search, drop]
+
+
 NOTED, OTHER = ("store", {"source": "db-2", "target": "db-3"}), ("store", {"source": "db-1", "target": "db-2"})
 
 
