@@ -67,8 +67,8 @@ class Spend(NamedTuple):
 class Standing(NamedTuple):
     """A call's standing by its mandate (`CallStanding`), with the budgets to use.
 
-    `opened`: the budget to give back once the call has succeeded, because a later step waits for it. `confirms`: the
-    counter to which an approval of the call adds, because its question shows the whole mandate.
+    `opened`: if a later step waits for the call, the counter of begun calls, which goes down when the call succeeds.
+    `confirms`: if the call's question shows the whole mandate, the counter to which an approval adds.
     """
 
     standing: str
@@ -216,8 +216,7 @@ def _stand(match: _Match, counts: Mapping[str, int], spends: tuple[Spend, ...]) 
         else:
             spends = (*spends, Spend(plan.counter, plan.maximum), *rows)
             spends = (*spends, Spend(plan.open, UNBOUNDED)) if plan.open else spends
-        # A retry that succeeds makes up for the failure, unless the failure may be another record's.
-        opened = "" if spent and (match.deviations or match.rows) else plan.open
+        opened = "" if spent and (match.deviations or match.rows) else plan.open  # a retry makes up for its own failure
     if plan.after and match.after and (counts.get(match.after[0], 0) < match.least or counts.get(match.after[1])):
         first = f"step `{step.after}` to succeed first: {described_step(plan.after)}"
         deviations = [*deviations, Deviation("", "after", first)]

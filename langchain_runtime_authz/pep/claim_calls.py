@@ -136,7 +136,9 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
         reaches=audiences_of(run, call.profile.behind) if tokens else (),
         obligations=decision.obligations,
         undo=undo,
-        opened=decided.standing.opened,
+        opened=decided.standing.opened
+        if decided.standing.standing == "covered" or decided.approval is not None
+        else "",
         mint=minter(run, decided, tokens, done.now) if tokens else None,
         status_check=status_check(run, tokens, done.now) if tokens else None,
         refusals=RefusedMints((run, decided, done.now - time.monotonic())),
@@ -161,9 +163,12 @@ def _elsewhere(decided: DecidedCall, shared: Scope | None) -> Flow[Conflict | No
 def _spends(decided: DecidedCall) -> tuple[Spend, ...]:
     """Return what a call uses up, with the approval of a whole mandate."""
     standing, approval = decided.standing, decided.approval
-    # Another review's question shows only the call.
-    seen = approval is not None and approval.state == "approved" and approval.source != "hitl"
-    return (*standing.spends, *([Spend(standing.confirms, UNBOUNDED)] if standing.confirms and seen else ()))
+    if standing.standing == "covered" or (approval is not None and approval.state == "approved"):
+        # Another review's question shows only the call, and not the mandate.
+        seen = standing.confirms and approval is not None and approval.source != "hitl"
+        return (*standing.spends, *([Spend(standing.confirms, UNBOUNDED)] if seen else ()))
+    # Without an approval, like that of an allowed tool, another call is not the ordered one.
+    return tuple(spend for spend in standing.spends if ":limit:" in spend.counter)
 
 
 def _changes(run: Run, decided: DecidedCall, tokens: tuple[str, ...], intent: str) -> tuple[list[ledger.Change], Undo]:
@@ -201,7 +206,7 @@ def _changes(run: Run, decided: DecidedCall, tokens: tuple[str, ...], intent: st
         changes.append(SpendBudget(decided.counter, decided.prior_calls + 1))
     if row is None:
         # INVARIANT: the commit that claims the call also uses up the mandate's step.
-        for spend in _spends(decided) if decided.standing.confirms else decided.standing.spends:
+        for spend in decided.standing.spends if decided.standing.standing == "covered" else _spends(decided):
             changes.append(SpendBudget(*spend))
     spent: Spent = ()
     rates: Spent = ()

@@ -171,6 +171,16 @@ def test_a_step_waits_until_each_record_before_it_is_taken(go: Any) -> None:
     assert ran(said, read, one, other, other, last, protected=False, **given, **again) == [read, one, other, other, last]
 
 
+def test_another_call_of_an_allowed_tool_is_not_the_ordered_one(go: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The profile answers for each copy, but the deletion waits for the copy that was ordered."""
+    monkeypatch.setitem(TOOLS, "copy", ({**TOOLS["copy"][0], "verdict": "permit"}, TOOLS["copy"][1]))
+    said, other = "Copy db-1 to db-2, then drop db-1", ("copy", {"source": "db-8", "target": "db-9"})
+    given: dict[str, Any] = {"go": go, "planned": (BACKUP, DROP)}
+    assert ran(said, other, DROP, protected=True, **given) == [other]
+    assert ran(said, other, BACKUP, DROP, protected=True, **given) == [other, BACKUP, DROP]
+    assert ran(said, other, DROP, protected=False, **given) == [other, DROP]
+
+
 def test_what_runs_without_an_approval_confirms_nothing(go: Any) -> None:
     """The address of the search is known. It asks too, as the mandate says, and does not confirm the deletion."""
     said, search, drop = "Search https://x.org", ("search", {"query": "a", "site": "https://x.org"}), ("drop", {"database": "db-1"})
