@@ -275,11 +275,6 @@ def _verb(description: str) -> str:
     return first[:-1] if first.endswith("s") and not first.endswith("ss") else first
 
 
-def told_to_read(description: str) -> bool:
-    """Return True if a description begins like that of a read: `Returns the bill`."""
-    return _verb(description) in _READS | {"return"}
-
-
 def _last(path: str) -> list[str]:
     return _words(path.rsplit(".", 1)[-1])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import sys
 import warnings
@@ -22,6 +21,7 @@ from langchain_runtime_authz.errors import Code, ConfigError
 if TYPE_CHECKING:
     from langchain_core.tools import BaseTool
 
+    from langchain_runtime_authz.cli._profile_proposal import Proposal
     from langchain_runtime_authz.tool_profile import ToolProfile
 
 WORDS: Final = {"permit": "permit", "approval_required": "ask", "deny": "deny", "halt": "deny"}
@@ -54,7 +54,6 @@ _TESTS: Final = """
 # What the policy answers to a call that nobody ordered. `runtime-authz profile check` runs these.
 tests:
 """
-_MARK: Final = "  # DOUBT: guessed by its name; correct or confirm it, then remove this mark"
 _ASKS: Final = "each call asks, until the file says what it does"
 _NEXT: Final = """\
 {lines}{file}: {added} added, {kept} kept. Add to your code:
@@ -76,7 +75,6 @@ def init(
     yes: Annotated[
         bool, Option("--yes", help="Ask nothing: take ready profiles that fit; every other tool asks.")
     ] = False,
-    guess: Annotated[bool, Option("--guess", help="As `--yes`, but guess what the tools in your own code do.")] = False,
     answers: Annotated[
         Path | None, Option(metavar="FILE", help="Take the answers from a profile file (YAML), for scripts.")
     ] = None,
@@ -90,20 +88,20 @@ def init(
     The module is imported, so its code runs; the graph is not invoked. Tools of known packages get the ready profile
     that is made for them. For each other tool you are asked what it does, where its arguments go, which arguments decide
     whom or what a call affects, and by which words a user orders it. Enter takes what is in brackets; for what a tool
-    does that is `ask`, which asks about each call. A guess goes by names and descriptions, and counts at once: read each
-    line that is marked DOUBT. Entries of FILE are kept.
+    does that is `ask`, which asks about each call. `y` takes the whole profile that is shown as a guess. Entries of FILE
+    are kept.
 
     runtime-authz init
     runtime-authz init my_agent.py:graph
-    runtime-authz init my_agent:graph --guess
+    runtime-authz init my_agent:graph --yes
     """
     from langchain_runtime_authz.langgraph.tool_lookup import digest_of, known_by_code
     from langchain_runtime_authz.tool_profile import load_profiles
 
-    quiet = yes or guess or answers is not None
+    quiet = yes or answers is not None
     if not (quiet or (_interactive() and not as_json)):
         why = "`--json` asks nothing" if as_json else "there is no terminal to ask at"
-        raise ConfigError(f"{why}; give `--yes`, `--guess` or `--answers FILE`")
+        raise ConfigError(f"{why}; give `--yes`, or `--answers FILE`")
     kept = load_profiles(file) if file.exists() and file.stat().st_size else {}
     text = file.read_text(encoding="utf-8") if file.exists() else ""
     given = load_profiles(answers)
@@ -115,11 +113,10 @@ def init(
     _check_answers(answers, given, tools)
     if new and not quiet:
         _explain()
-    guesses = {t.name: _guessed(t, tools) for t in new if guess and t.name not in given and ready(t) is None}
-    facts = {t.name: guesses.get(t.name) or _profile(t, given, tools, ask=not quiet) for t in new}
+    facts = {t.name: _profile(t, given, tools, ask=not quiet) for t in new}
     declared = load_profiles({**kept, **facts})
     told = outcomes(declared, [(t.name, example_args(t)) for t in new])
-    stanzas = {n: f"  {flow(n)}: {flow(f)}{_MARK if guesses.get(n) else ''}\n" for n, f in facts.items()}
+    stanzas = {n: f"  {flow(n)}: {flow(f)}\n" for n, f in facts.items()}
     expected = [{"tool": t.name, "args": example_args(t), "expect": said} for t, said in zip(new, told, strict=True)]
     tests = {t.name: f"  - {flow(each)}\n" for t, each in zip(new, expected, strict=True)}
     text = completed(text or _HEAD + _mandates(new, declared) + _TESTS, tools=stanzas, tests=tests)
@@ -169,33 +166,16 @@ def _profile(tool: BaseTool, given: Mapping[str, ToolProfile], tools: list[BaseT
     return {**facts, "digest": digest} if digest is not None else facts
 
 
-def _guessed(tool: BaseTool, tools: list[BaseTool]) -> Any:
-    """Return a guess by the names in the user's own code; none for any other tool."""
-    from langchain_runtime_authz.cli._profile_proposal import propose, told_to_read
-    from langchain_runtime_authz.langgraph.tool_lookup import functions_held
-    from langchain_runtime_authz.tool_profile import ToolProfile
-
-    function = next((inspect.unwrap(f) for f in functions_held(tool) if callable(f)), None)
-    code = getattr(function, "__code__", None)  # the name of a function in the user's file is the user's own choice
-    path = Path(code.co_filename).resolve() if code is not None and code.co_name == tool.name else Path("/")
-    if not path.is_relative_to(Path.cwd()) or "site-packages" in path.parts:
-        return None
-    proposal = propose(tool, tools)
-    facts, guessed = {**proposal.facts}, {d.fact: d.value for d in proposal.doubts}
-    effect = guessed.get("effect", facts["effect"])
-    if facts["effect"] != "pay" and (effect == "compute" or told_to_read(tool.description)):
-        facts["effect"] = effect
-    elif facts["effect"] == "fetch":
-        return None  # nothing but the name says that it reads
+def _guessed(tool: BaseTool, proposal: Proposal) -> dict[str, Any]:
+    """Return a whole profile, guessed by names, for a person to accept."""
+    facts = {fact: value for fact, value in proposal.facts.items() if fact not in ("digest", "trust")}
+    guessed = {d.fact: d.value for d in proposal.doubts}
+    facts["effect"] = guessed.get("effect", facts["effect"])
     if facts["effect"] in ("read", "compute"):
-        facts = {fact: facts[fact] for fact in ("effect", "class", "prose", "digest") if fact in facts} | {
-            "sink": "none"
-        }
-    elif facts["effect"] == "fetch":  # what a search outside returns is public
-        facts["class"] = "public"
-    elif "intent" in guessed:
-        facts["intent"] = _orders(tool, facts, guessed["intent"])
-    return ToolProfile.model_validate(facts).model_dump(exclude_defaults=True, mode="json", by_alias=True)
+        return {fact: facts[fact] for fact in ("effect", "class", "prose") if fact in facts} | {"sink": "none"}
+    if facts["effect"] == "fetch":  # what a search outside returns is public
+        return {**facts, "class": "public"}
+    return {**facts, "intent": _orders(tool, facts, guessed["intent"])} if "intent" in guessed else facts
 
 
 def _fields(profile: ToolProfile) -> Any:
@@ -245,7 +225,11 @@ def _asked(tool: BaseTool, tools: list[BaseTool]) -> Any:
     effect, why = guessed.get("effect", (proposal.facts["effect"], proposal.why["effect"]))
     guess = {"read": "reads", "compute": "computes"}.get(effect, effect)
     typer.echo("\n" + inert(f"{tool.name}({', '.join(arguments_of(tool))}): {tool.description.strip()[:90]}"))
-    does = _choice(f"  What does a call do? Perhaps {guess}, {why}.", list(_DOES))
+    whole = _guessed(tool, proposal)
+    typer.echo(f"  Guess: {flow(whole)}")
+    does = _choice(f"  What does a call do? Perhaps {guess}, {why}. `y` takes the guess.", [*_DOES, "y"])
+    if does == "y":
+        return whole
     if does not in EFFECTS:
         return does
     facts: dict[str, Any] = {"effect": does, "sink": "external"}

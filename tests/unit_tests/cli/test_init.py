@@ -93,57 +93,6 @@ def test_without_an_answer_every_unknown_tool_asks(run: Callable[..., Any], tmp_
     assert (checked.exit_code, checked.stdout) == (0, "4 profiles, 4 tools, 4 tests, 0 findings\n")
 
 
-GUESSED = """
-@tool
-def get_bill(number: str) -> str:
-    "Return a bill."
-    return "45"
-
-@tool
-def get_refund(number: str) -> str:
-    "Get a refund."
-    return ""
-
-@tool
-def fetch_rent(tenant: str) -> str:
-    "Collect the rent."
-    return ""
-
-def forward(**args):
-    return ""
-
-server = StructuredTool(name="get_all", description="Get all.", args_schema={"type": "object", "properties": {}}, func=forward)
-"""
-
-
-def test_guesses_go_by_the_users_own_code(run: Callable[..., Any], tmp_path: Path) -> None:
-    """A name that a server may have given proves nothing, and the check fails until a person has read each guess."""
-    code = AGENT.replace("import tool\n", "import StructuredTool, tool\n").replace("def agent(", f"{GUESSED}\ndef agent(")
-    (tmp_path / "an_agent.py").write_text(code.replace("add],", "add, get_bill, get_refund, fetch_rent, server],"))
-    assert run("init", "--guess").exit_code == 0
-    found = load_profiles("authz.yaml")
-    assert {name: p.verdict or p.effect for name, p in found.items()} == {
-        "write_todos": "compute", "web_search": "fetch", "send_mail": "send", "add": "compute", "get_bill": "read",
-        "get_refund": "pay", "fetch_rent": "ask", "get_all": "ask",
-    }  # fmt: skip
-    assert all(p.digest for name, p in found.items() if name not in ("fetch_rent", "get_all", "write_todos"))
-    checked = run("profile", "check", "authz.yaml", "an_agent:graph")
-    assert checked.exit_code == 1 and checked.output.count("marks DOUBT were left") == 5
-    text = (tmp_path / "authz.yaml").read_text()
-    (tmp_path / "authz.yaml").write_text(re.sub("  # DOUBT.*", "", text))
-    assert run("profile", "check", "authz.yaml", "an_agent:graph").exit_code == 0
-    import an_agent
-
-    authz = RuntimeAuthz(profiles="authz.yaml")
-    for said, waits in (('Send ann@x.example "Hello"', False), ("Read the mail", True)):
-        call = ("send_mail", {"to": "ann@x.example", "body": "Hello"})
-        graph = authz.protect(an_agent.agent(call, checkpointer=InMemorySaver()))
-        an_agent.sent.clear()
-        with authz.run(subject="alice"):
-            state = graph.invoke({"messages": [HumanMessage(said)]}, {"configurable": {"thread_id": said}})
-        assert (bool(state.get("__interrupt__")), an_agent.sent) == (waits, [] if waits else ["ann@x.example"])
-
-
 HAND_OVER = """
 def handoff_to_agent() -> str:
     "Hand over."
@@ -208,6 +157,27 @@ def test_a_person_is_asked_at_most_four_questions_a_tool(run: Callable[..., Any]
     assert result.output.count("What a call does:") == 1 and "Perhaps computes, if it works on its arguments" in result.output
 
 
+def test_a_person_takes_a_whole_guess(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shown with its orders. Then what a user orders runs unasked, and nothing else does; Enter still asks of each call."""
+    monkeypatch.setattr("langchain_runtime_authz.cli.init._interactive", lambda: True)
+    result = run("init", input="y\ny\n\n")
+    assert result.exit_code == 0 and "  Guess: {effect: send, sink: external, critical: {to: principal}" in result.output
+    found = load_profiles("authz.yaml")
+    assert (found["web_search"].effect, found["web_search"].text, found["web_search"].data_class) == ("fetch", ("query",), "public")
+    assert found["send_mail"].digest is not None and found["add"].verdict == "ask"
+    assert run("profile", "check", "authz.yaml", "an_agent:graph").exit_code == 0
+    import an_agent
+
+    authz = RuntimeAuthz(profiles="authz.yaml")
+    for said, waits in (('Send ann@x.example "Hello"', False), ("Read the mail", True)):
+        call = ("send_mail", {"to": "ann@x.example", "body": "Hello"})
+        graph = authz.protect(an_agent.agent(call, checkpointer=InMemorySaver()))
+        an_agent.sent.clear()
+        with authz.run(subject="alice"):
+            state = graph.invoke({"messages": [HumanMessage(said)]}, {"configurable": {"thread_id": said}})
+        assert (bool(state.get("__interrupt__")), an_agent.sent) == (waits, [] if waits else ["ann@x.example"])
+
+
 def test_a_review_is_kept(run: Callable[..., Any], tmp_path: Path) -> None:
     """Another run adds what is new, and changes nothing else."""
     assert run("init", "--answers", "answers.yaml").exit_code == 0
@@ -223,7 +193,7 @@ def test_a_review_is_kept(run: Callable[..., Any], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("config", "args", "says"), [
-    (None, (), "give `--yes`, `--guess` or `--answers FILE`"),
+    (None, (), "give `--yes`, or `--answers FILE`"),
     ("{}", ("--yes",), "names no graphs"),
     ('{"graphs": {"a": "./an_agent.py:graph", "b": "./an_agent.py:graph"}}', ("--yes",), "name one: `langgraph.json:a`"),
     ('{"graphs": {"a": "./an_agent.py:graph"}}', ("langgraph.json:b", "--yes"), "has no graph `b`"),
