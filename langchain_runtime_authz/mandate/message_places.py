@@ -66,10 +66,20 @@ _POLITE, _OF_US, _ASKED, _DEPENDS, _HEDGED, _MYSELF = map(
 _NEGATES: Final = _pattern_of("negates", r"(?! (?:later|more|less) than\b)")
 _TAKEN_BACK, _CONTINUES = map(_only, ("taken_back", "continues"))
 _AMENDS: Final = _only("amends", "taken_back")  # "make it 3 pm" takes an order back, and gives a new value
-# In a write inside, "No" and "instead" reject an earlier order, not the value: "No, set it to open instead".
-_REFUSAL: Final = lazy(rf"\s*(?:{_any('refusal_before')})[,!]\s", re.IGNORECASE)
+# "No" and "instead" reject an earlier order, not the value: "No, set it to open instead". In anything but a write inside, a
+# verb of the tool's orders must follow "No": "No, Bob got 45 already" pays nothing.
+_REFUSAL: Final = lazy(
+    rf"\s*(?:(?:{_any('before_taken_back')})[,! ]{{1,3}}){{0,2}}(?:{_any('refusal_before')})[,!]\s{{1,3}}"
+    rf"(?:(?:just|{_any('before_taken_back')})[,! ]{{1,3}}){{0,3}}",
+    re.IGNORECASE,
+)
 _INSTEAD: Final = lazy(rf"\b(?:{_any('instead_behind')})[\s.!]*\Z", re.IGNORECASE)
 _WORD: Final = lazy(r"[^\W\d_]+")
+_PRONOUN: Final = lazy(  # "..., and please label it": not "Tom will label it"
+    rf"(?:,|\b(?:{_any('before_pronouns')}))(?: (?:{_any('before_pronouns')}|{_any('before_continues')}))?"
+    rf" ([^\W\d_]+)(?: to)? ({_any('pronouns')})\b(?!['\u2019])",
+    re.IGNORECASE,
+)
 _SHORT: Final = 60
 _COUNTED: Final = {word: count for count, word in enumerate(_PHRASES["counted"]["en"], 2)} | {"twice": 2, "thrice": 3}
 _SCALED, _TIMES, _PERCENT = (
@@ -164,6 +174,11 @@ class Segment:
         start, end = self.span(sentence)
         return _AMENDS.fullmatch(self.text[start:end].strip(_EDGE)) is not None
 
+    def pronouns(self, verbs: Collection[str], at: int) -> list[tuple[int, int]]:
+        """Return pronouns behind `verbs` in the rest of a sentence: "and label it"."""
+        found = _PRONOUN.finditer(self.masked, at, self.span(self.sentence(at - 1))[1])
+        return [m.span(2) for m in found if m[1].lower() in verbs]
+
     def whole(self, start: int, end: int) -> bool:
         """Return True if a span is a whole token or quotation, and not a part of one."""
         near = bisect_right(self.quotations, (start, len(self.text)))
@@ -184,11 +199,14 @@ class Segment:
             return not (c.isalnum() and (_UNSPACED.match(c) or _UNSPACED.match(self.text[inner])))
         return c in ".-:?" and (step < 0 or beyond.isalnum() or (beyond != "" and beyond in "_*/\\@-"))
 
-    def refused(self, start: int, *, dictated: bool, inside: bool = False) -> bool:
+    def refused(
+        self, start: int, *, dictated: bool, inside: bool = False, verbs: Collection[str] = frozenset()
+    ) -> bool:
         """Return True if a sentence forbids; of a `dictated` text, only words before it."""
         first, last = self.span(self.sentence(start))
-        if inside and (refusal := _REFUSAL.match(self.masked, first, start)) is not None:
-            first = refusal.end()
+        if (refusal := _REFUSAL.match(self.masked, first, start)) is not None:
+            word = _WORD.match(self.masked, refusal.end())
+            first = refusal.end() if inside or (word is not None and word[0].lower() in verbs) else first
         if inside and (instead := _INSTEAD.search(self.masked, start, last)) is not None:
             last = instead.start()
         return _NEGATES.search(self.masked, first, start if dictated else last) is not None
@@ -223,19 +241,26 @@ class Texts:
         self._known: dict[tuple[object, ...], tuple[list[Place], list[Place]]] = {}
 
     def places(
-        self, value: object, *, dictated: bool = False, rate: bool = False, inside: bool = False
+        self,
+        value: object,
+        *,
+        dictated: bool = False,
+        rate: bool = False,
+        inside: bool = False,
+        verbs: frozenset[str] = frozenset(),
     ) -> tuple[list[Place], list[Place]]:
         """Return two sorted lists: where a value is said, and where it is prohibited.
 
-        `inside`: for a write inside the application, "No, ..." and "... instead" do not prohibit.
+        `inside`: for a write inside the application, "No, ..." and "... instead" do not prohibit. Otherwise "No, ..."
+        does not before one of `verbs`.
         """
-        key = (type(value), value, dictated, rate, inside)
+        key = (type(value), value, dictated, rate, inside, verbs)
         if key not in self._known:
             said: list[Place] = []
             forbidden: list[Place] = []
             for n, segment in enumerate(self.segments):
                 for start, end in sorted(set(_found(segment, value, dictated=dictated, rate=rate)))[:_MAX_PLACES]:
-                    refused = segment.refused(start, dictated=dictated, inside=inside)
+                    refused = segment.refused(start, dictated=dictated, inside=inside, verbs=verbs)
                     (forbidden if refused else said).append(Place(n, start, end))
             self._known[key] = (said, forbidden)
         return self._known[key]

@@ -25,7 +25,7 @@ from langchain_runtime_authz.mandate.message_places import MAX_OWN, Place, Texts
 from langchain_runtime_authz.mandate.output_rows import chosen_by, worth
 from langchain_runtime_authz.mandate.sequence import in_order
 from langchain_runtime_authz.mandate.step_places import RISKY, Need, Placing, hull
-from langchain_runtime_authz.mandate.vocabulary import Tool
+from langchain_runtime_authz.mandate.vocabulary import TARGETS, Tool
 from langchain_runtime_authz.tool_profile import EFFECTS, ToolProfile, kind_of
 
 LONG: Final = 400  # characters of a message above which an approver must confirm a planner's riskiest steps
@@ -124,8 +124,7 @@ class _Check:
         # A write inside needs one value in the newest message. Other effects need all, also the values of their reads.
         anchored = (max if profile.inside else min)(said, default=-1) >= self.words.newest
         if profile.inside and not anchored:  # "ok, commit it": the newest message has only the verb
-            verbs = [Tool(step.tool, profile, {}, one).verbs - (one.closed - one.verbs) for one in languages()]
-            anchored = self.words.order_to(set().union(*verbs))
+            anchored = self.words.order_to(_verbs(step.tool, profile))
         texts = [step.args.get(name) for name in profile.text]  # `None`: the step leaves the text to the model
         loose = not all(isinstance(text, model.Const) or getattr(text, "quote", ()) for text in texts)
         unbacked = (not mine or profile.effect in RISKY) and not anchored
@@ -220,6 +219,7 @@ class _Check:
         return None
 
     def _needs(self, step: model.Step, profile: ToolProfile, args: Mapping[str, model.Argument]) -> Iterator[Need]:
+        verbs = _verbs(step.tool, profile) if profile.side_effect else frozenset()
         every = [(name, part) for name, whole in args.items() for part in model.parts(whole)]
         rates = [part.of[0] for _, part in every if isinstance(part, model.Calc) and part.op == "percent"]
         for name, argument in every:
@@ -239,6 +239,8 @@ class _Check:
                     joined=isinstance(argument, model.OneOf | model.Between),
                     rate=any(argument is rate for rate in rates),
                     inside=step.id not in self.leaving,
+                    hit=profile.critical.get(name) in TARGETS and profile.effect not in RISKY,
+                    verbs=verbs,
                 )
             if isinstance(argument, model.Pick | model.Each):
                 for field, value in _wanted(argument.where):
@@ -259,6 +261,11 @@ class _Check:
             return model.Const(value=argument.value, said=span)
         quoted = (start, end) in segment.quotations and not argument.inputs
         return model.Const(value=segment.text[start:end], said=span) if quoted else argument
+
+
+def _verbs(name: str, profile: ToolProfile) -> frozenset[str]:
+    """Return the verbs that order a tool."""
+    return frozenset().union(*(Tool(name, profile, {}, one).verbs - (one.closed - one.verbs) for one in languages()))
 
 
 def _values(argument: model.Argument) -> tuple[object, ...]:

@@ -37,6 +37,8 @@ class Need(NamedTuple):
         joined: the values of the owner must stand next to each other.
         rate: the value is a percentage.
         inside: the step writes inside the application, or only such steps need it.
+        hit: the value is whom or what a write or a message hits, so "it" may stand for it.
+        verbs: the verbs of the step's orders.
     """
 
     owner: str  # the argument, or step and field of a condition
@@ -49,6 +51,8 @@ class Need(NamedTuple):
     joined: bool = False
     rate: bool = False
     inside: bool = False
+    hit: bool = False
+    verbs: frozenset[str] = frozenset()
 
 
 class Claim(NamedTuple):
@@ -100,12 +104,13 @@ class Placing:
             here = [(need, [p for p in found if self._inside(need, p, n, sentence)]) for need, found in choices]
             if not all(found for _, found in here):
                 continue
+            here = [(need, [*found, *self._again(need, found)]) for need, found in here]
             placed = self._apart(here, _deed(step, profile))
             if placed is None:
                 why = "its values stand in the words once, and something else has that place"
             elif not self._joined(placed):
                 why = "its choices do not stand next to each other in the words"
-            elif (doubt := self._doubt(n, sentence, placed, inside=profile.inside)) is not None:
+            elif (doubt := self._doubt(n, sentence, placed, final=profile.effect in ("pay", "delete"))) is not None:
                 why = doubt
             else:
                 return placed + before, None
@@ -161,9 +166,14 @@ class Placing:
         """Return the positions of a need's value after the last place that prohibits it."""
         if need.counts:
             return self.words.counts(int(str(need.value)), strict=need.strict)
-        said, forbidden = self.words.places(need.value, dictated=need.dictated, rate=need.rate, inside=need.inside)
+        said, forbidden = self._places(need)
         last = max(forbidden, default=None)
         return [p for p in said if (last is None or p > last) and (not need.ends or self._ends(p))]
+
+    def _places(self, need: Need) -> tuple[list[Place], list[Place]]:
+        return self.words.places(
+            need.value, dictated=need.dictated, rate=need.rate, inside=need.inside, verbs=need.verbs
+        )
 
     def _ends(self, place: Place) -> bool:
         segment = self.words.segments[place.segment]
@@ -182,10 +192,15 @@ class Placing:
         # A dictated text may have several sentences, and may follow the sentence that orders to send it.
         return start <= place.start and (need.dictated or place.end <= end)
 
-    def _doubt(self, n: int, sentence: int, placed: Sequence[Claim], *, inside: bool = False) -> str | None:
+    def _again(self, need: Need, found: Sequence[Place]) -> list[Place]:
+        """Return where "it" stands for a value that was said in the sentence before it."""
+        n, _, at = found[0]
+        return [Place(n, *span) for span in self.words.segments[n].pronouns(need.verbs, at)] if need.hit else []
+
+    def _doubt(self, n: int, sentence: int, placed: Sequence[Claim], *, final: bool = True) -> str | None:
         segment = self.words.segments[n]
         dictated = [(c.place.start, c.place.end) for c in placed if c.need.dictated]
-        taken_back = self.words.taken_back(n, segment.span(sentence)[0] + (inside and segment.amends(sentence)))
+        taken_back = self.words.taken_back(n, segment.span(sentence)[0] + (not final and segment.amends(sentence)))
         return segment.doubt(sentence, dictated) or ("it was taken back" if taken_back else None)
 
     def _apart(self, inside: Sequence[tuple[Need, list[Place]]], deed: str) -> list[Claim] | None:
@@ -227,10 +242,7 @@ class Placing:
 
     def _unsaid(self, need: Need) -> str:
         name, shown = need.owner.partition(" ")[2] or need.owner, f"{need.value}%" if need.rate else str(need.value)
-        forbidden = (
-            not need.counts
-            and self.words.places(need.value, dictated=need.dictated, rate=need.rate, inside=need.inside)[1]
-        )
+        forbidden = not need.counts and self._places(need)[1]
         why = "a sentence that forbids or excepts something says" if forbidden else "the user's own words do not say"
         return f"`{name}`: {why} {shown[:_SHOWN]!r}"
 

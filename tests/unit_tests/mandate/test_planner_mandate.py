@@ -47,6 +47,8 @@ PROFILES = load_profiles(
         "bill": {"effect": "read", "critical": {"file": "object"}, "trust": {"": "external", "total": "system", "iban": "system"}, "counterparty": ["iban"]},
         "inbox": {"effect": "read", "critical": {"folder": "value"}, "trust": "external"},
         "set": {"effect": "write", "sink": "internal", "critical": {"ticket": "object", "status": "value"}},
+        "label": {"effect": "write", "critical": {"issue": "object", "label": "value"}, "intent": ["label {issue} with {label}"]},
+        "assign": {"effect": "send", "critical": {"issue": "object", "to": "principal"}, "intent": ["(assign|give) {issue} to {to}"]},
         "draft": {"effect": "pay", "draft": True}, "stamp": {"effect": "write", "critical": {"what": "name"}},
     }
 )
@@ -54,7 +56,7 @@ SIGNATURES: dict[str, dict[str, Any]] = {
     "pay": {"type": "object", "properties": {"to": {}, "amount": {}, "on": {}, "note": {"default": ""}, "currency": {"default": "EUR"}}},
     "mail": {"to": {}, "body": {}, "colour": {}}, "book": {"what": {}, "with": {}, "on": {}}, "remove": {"path": {}},
     "shell": {"command": {}}, "open": {"link": {}}, "people": {}, "bill": {"file": {}},
-    "set": {"ticket": {}, "status": {}}, "inbox": {"folder": {"enum": ["inbox", "sent"]}}, "draft": {},
+    "set": {"ticket": {}, "status": {}}, "label": {"issue": {}, "label": {}}, "assign": {"issue": {}, "to": {}}, "inbox": {"folder": {"enum": ["inbox", "sent"]}}, "draft": {},
 }
 
 
@@ -179,6 +181,46 @@ def test_a_later_text_forbids() -> None:
 def test_a_place_backs_one_argument_of_one_step(text: str, steps: list[Step], left: list[str]) -> None:
     """Steps of one deed share their places: what one spends, all have spent."""
     assert kept(text, *steps) == left
+
+
+LABEL, ASSIGN = Step("l", "label", {"issue": "T-1", "label": "bug"}), Step("a", "assign", {"issue": "T-1", "to": "Zoe"})
+
+
+@pytest.mark.parametrize(("text", "steps", "left"), [
+    ("Label T-1 with bug and assign it to Zoe", [LABEL, ASSIGN], ["l", "a"]),
+    ("Label T-1 with bug and give it to Zoe", [LABEL, ASSIGN], ["l", "a"]),
+    ("Label T-1 with bug and assign it to Zoe", [LABEL, ASSIGN, Step("b", "assign", {"issue": "T-1", "to": "Zoe"})], ["l", "a"]),
+    ("Label T-1 with bug, it was found by Zoe", [LABEL, ASSIGN], ["l"]),
+    ("Label T-1 with bug, you may assign its twin to Zoe", [LABEL, ASSIGN], ["l"]),
+    ("Label T-1 with bug, and please assign it to Zoe", [LABEL, ASSIGN], ["l", "a"]),
+    ("Label T-1 with bug, Tom will assign it to Zoe", [LABEL, ASSIGN], ["l"]),
+    ("Label T-1 with bug before you assign it to Zoe", [LABEL, ASSIGN], ["l"]),
+    ("Label T-1 with bug and assign her boss to Zoe", [LABEL, ASSIGN], ["l"]),
+    ("Assign it to Zoe, and label T-1 with bug", [LABEL, ASSIGN], ["l"]),
+    ("Label T-1 with bug. Assign it to Zoe", [LABEL, ASSIGN], ["l"]),
+    ("Label a.txt with bug and remove it", [Step("l", "label", {"issue": "a.txt", "label": "bug"}), Step("r", "remove", {"path": "a.txt"})], ["l"]),
+    ("Pay Bob 45 and pay him 45", [pay(id="a"), pay(id="b")], ["a"]),
+])
+def test_it_stands_for_a_target_behind_the_verb_of_another_order(text: str, steps: list[Step], left: list[str]) -> None:
+    """For a write or a message, and in one sentence: else "it" may be anything."""
+    assert kept(text, *steps) == left
+
+
+@pytest.mark.parametrize(("text", "left"), [
+    ("No, pay Bob 45", ["p"]), ("That's not enough, pay Bob 45", ["p"]), ("hm no, actually just pay Bob 45", ["p"]), ("Nein, pay Bob 45", ["p"]),
+    ("No, Bob got 45", []), ("That's not right, Bob had 45", []), ("No, do not pay Bob 45", []), ("No pay for Bob: 45", []), ("No, wait, Bob gets no pay, 45", []),
+    ("Pay Bob 45, no", []), ("That is not why you pay Bob 45", []),
+])
+def test_a_verb_behind_no_orders(text: str, left: list[str]) -> None:
+    assert kept(text, pay()) == left
+
+
+def test_an_amendment_that_names_all_of_it_orders() -> None:
+    """Nothing is paid or deleted again, as nobody says what becomes of the first."""
+    assert kept("Make it Bob", Step("m", "mail", {"to": "Bob"})) == ["m"]
+    assert kept(["Mail Ann", "Make that Bob"], Step("m", "mail", {"to": "Bob"}), Step("n", "mail", {"to": "Ann"})) == ["m"]
+    assert kept("Make it 45 for Bob", pay()) == []
+    assert kept("Make it 3 and remove a.txt", Step("r", "remove", {"path": "a.txt"})) == []
 
 
 @pytest.mark.parametrize(("text", "step", "left"), [
