@@ -165,7 +165,7 @@ class PostgresLedger(SqlLedger):
         self._failures = _Failures(self._dsn)
         self._pool = self._open() if isinstance(dsn, str) else dsn
         try:
-            self._recognise()
+            self._check_schema()
         except BaseException:
             self.close()
             raise

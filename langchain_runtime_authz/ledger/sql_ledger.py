@@ -24,7 +24,7 @@ from langchain_runtime_authz.ledger import sql_rows as rows
 from langchain_runtime_authz.ledger.changes import Change, Revoke, apply, needs
 from langchain_runtime_authz.ledger.schema import DOUBTS, OPEN, Version, check
 from langchain_runtime_authz.ledger.sql_rows import Fetch, Kept, Row, Statement
-from langchain_runtime_authz.ledger.thread_cache import MAX_KNOWN, Known, known
+from langchain_runtime_authz.ledger.thread_cache import MAX_CACHED, CachedThread, cacheable
 from langchain_runtime_authz.ledger.thread_state import Needs, Thread, ledger_time, snapshot, status
 
 WORKERS: Final = 8  # threads for the async methods
@@ -69,7 +69,7 @@ class SqlLedger(b.Awaited):
         self._latest = 0.0
         self._seen: dict[str, b.Anchor] = {}  # newest commit that this instance has seen, by tenant
         self._since: dict[str, int] = {}  # by tenant: position after which only this instance committed
-        self._known: OrderedDict[tuple[str, bytes], Known] = OrderedDict()  # cached threads, least recently used first
+        self._cached: OrderedDict[tuple[str, bytes], CachedThread] = OrderedDict()  # least recently used first
         self._ahead = 0.0  # the store's clock minus this process's
         self._places: dict[
             tuple[str, str], tuple[bytes, str | None, str]
@@ -81,13 +81,13 @@ class SqlLedger(b.Awaited):
     def load(self, scope: b.Scope, query: b.Query) -> b.Snapshot:
         key = rows.thread_key(scope)
         with self._reading(scope.tenant) as tx:
-            held, seen = self._recall(scope.tenant, key)
-            found, now = self._found(tx, Fetch(scope.tenant, key, Needs.of(query), held, self._latest - b.LASTS), seen)
-        if not found.seen and found.known is None:  # cache a new thread, so that its first commit needs no read
+            held, seen = self._cached_thread(scope.tenant, key)
+            found, now = self._read(tx, Fetch(scope.tenant, key, Needs.of(query), held, self._latest - b.LASTS), seen)
+        if not found.seen and found.cached is None:  # cache a new thread, so that its first commit needs no read
             with self._lock:
-                self._cache(found, known(found.thread.copied(), None, "", found.position, found.version))
-        if query.deeds and found.known is not None and not self._by_thread:
-            found.known.doubts[:] = [(found.nonce, found.needs.deeds, found.doubts)]
+                self._set_cached(found, cacheable(found.thread.copied(), None, "", found.position, found.version))
+        if query.deeds and found.cached is not None and not self._by_thread:
+            found.cached.doubts[:] = [(found.nonce, found.needs.deeds, found.doubts)]
         snap = snapshot(found.thread, query, now)
         snap.doubts = tuple(_doubt(row, now) for row in found.doubts)
         return snap
@@ -106,11 +106,11 @@ class SqlLedger(b.Awaited):
         locked, trust = False, True
         while True:
             with self._writing(scope.tenant, key, locks, locked) as tx:
-                known, seen = self._recall(scope.tenant, key)
-                found = Fetch(scope.tenant, key, wanted, None if locked else known, self._latest - b.LASTS)
+                cached, seen = self._cached_thread(scope.tenant, key)
+                found = Fetch(scope.tenant, key, wanted, None if locked else cached, self._latest - b.LASTS)
                 found.locks = dict.fromkeys(locks, "")
-                recalled = self._recalled(found, seen) if trust else None
-                found, now = recalled or self._found(tx, found, seen)
+                from_cache = self._from_cache(found, seen) if trust else None
+                found, now = from_cache or self._read(tx, found, seen)
                 found.before, found.thread = found.thread, found.thread.copied()
                 found.thread.scope, found.thread.open = scope, _opened(found.doubts, now)
                 refused = apply(found.thread, guard, changes, now)
@@ -122,13 +122,13 @@ class SqlLedger(b.Awaited):
                     if len(self._places) > MAX_PLACES:
                         self._places.clear()
                     epoch = found.thread.epoch
-                    self._remember(found, b.Anchor(self._identity, position, nonce))
+                    self._cache_commit(found, b.Anchor(self._identity, position, nonce))
                     return b.Committed(now, epoch)
-            if refused is not None and not recalled:  # a refusal is final, unless it is based on cached rows only
+            if refused is not None and not from_cache:  # a refusal is final, unless it is based on cached rows only
                 return refused
             if locked:
                 raise LedgerError(Code.LEDGER_UNAVAILABLE, "the thread changed under its lock")
-            locked, trust = not recalled, False
+            locked, trust = not from_cache, False
 
     def status(self, tenant: str, jti: str) -> b.TokenStatus:
         seen, here = self._seen.get(tenant, NONE), self._places.pop((tenant, jti), None)
@@ -138,7 +138,8 @@ class SqlLedger(b.Awaited):
                 return "unknown"
             thread, key, lease_jti = place
             wanted = Needs(leases={lease_jti}, calls={key} if key is not None else set())
-            found, now = self._found(tx, Fetch(tenant, thread, wanted, self._recall(tenant, thread)[0]), seen)
+            cached, _ = self._cached_thread(tenant, thread)
+            found, now = self._read(tx, Fetch(tenant, thread, wanted, cached), seen)
         if here is not None:
             if lease_jti not in found.thread.leases:  # `prune` removed the lease
                 return self.status(tenant, jti)
@@ -181,7 +182,7 @@ class SqlLedger(b.Awaited):
     def _listed(self, tenant: str, statement: Statement) -> tuple[float, Sequence[Row]]:
         seen = self._seen.get(tenant, NONE)
         with self._reading(tenant) as tx:
-            return self._fetch(tx, Fetch(tenant, b"", Needs()), seen), tx.batch([statement])[0]
+            return self._read_rows(tx, Fetch(tenant, b"", Needs()), seen), tx.batch([statement])[0]
 
     def close(self) -> None:
         """Close every connection. A closed ledger denies."""
@@ -194,29 +195,29 @@ class SqlLedger(b.Awaited):
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _found(self, tx: Tx, found: Fetch, seen: b.Anchor) -> tuple[Fetch, float]:
+    def _read(self, tx: Tx, found: Fetch, seen: b.Anchor) -> tuple[Fetch, float]:
         """Return rows and ledger time. If others have committed, read cached rows too."""
-        now = self._fetch(tx, found, seen)
-        if (known := found.known) is not None:
+        now = self._read_rows(tx, found, seen)
+        if (cached := found.cached) is not None:
             others = not self._by_thread and seen[1:] != (found.position, found.nonce)
-            if found.seen != known.seen or others:
+            if found.seen != cached.seen or others:
                 found = Fetch(found.tenant, found.key, found.needs, since=found.since, locks=found.locks)
-                now = self._fetch(tx, found, seen)
+                now = self._read_rows(tx, found, seen)
         return found, now
 
-    def _recalled(self, found: Fetch, seen: b.Anchor) -> tuple[Fetch, float] | None:
+    def _from_cache(self, found: Fetch, seen: b.Anchor) -> tuple[Fetch, float] | None:
         """Return cached rows and an estimated time, to be checked; None if not cached."""
-        known = found.known
-        if known is None or found.locks or (doubts := known.recalled(found.needs, seen.nonce)) is None:
+        cached = found.cached
+        if cached is None or found.locks or (doubts := cached.doubts_of(found.needs, seen.nonce)) is None:
             return None
-        found.seen, found.version, found.doubts = known.seen, known.version, doubts
+        found.seen, found.version, found.doubts = cached.seen, cached.version, doubts
         found.position, found.nonce = seen.position, seen.nonce
         if self._clock is not None:
             return found, ledger_time(self._clock(), self._latest)
         found.drift = DRIFT
         return found, max(time.monotonic() + self._ahead, self._latest)
 
-    def _fetch(self, tx: Tx, found: Fetch, seen: b.Anchor) -> float:
+    def _read_rows(self, tx: Tx, found: Fetch, seen: b.Anchor) -> float:
         """Read the rows and return ledger time.
 
         Raises `LedgerError`: `ledger_rolled_back` if the ledger lacks `seen`, the newest commit that this instance saw;
@@ -238,35 +239,35 @@ class SqlLedger(b.Awaited):
         self._latest = max(now, self._latest)
         return now
 
-    def _recall(self, tenant: str, key: bytes) -> tuple[Known | None, b.Anchor]:
+    def _cached_thread(self, tenant: str, key: bytes) -> tuple[CachedThread | None, b.Anchor]:
         """Return a thread's cached rows (None if outdated), and the newest commit seen."""
         with self._lock:
-            known = self._known.get((tenant, key))
-            if known is not None and not self._by_thread and known.position < self._since.get(tenant, 0):
-                known = None
-            return known, self._seen.get(tenant, NONE)
+            cached = self._cached.get((tenant, key))
+            if cached is not None and not self._by_thread and cached.position < self._since.get(tenant, 0):
+                cached = None
+            return cached, self._seen.get(tenant, NONE)
 
-    def _remember(self, found: Fetch, done: b.Anchor) -> None:
+    def _cache_commit(self, found: Fetch, done: b.Anchor) -> None:
         """Cache the thread after the commit `done`, if it was cached before or is new."""
         tenant, made = found.tenant, None
-        if found.known is not None or not found.before.exists:
-            made = known(found.thread, found.known, found.seen, done.position, found.version)
+        if found.cached is not None or not found.before.exists:
+            made = cacheable(found.thread, found.cached, found.seen, done.position, found.version)
         with self._lock:
             head = self._seen.get(tenant, NONE)
             if head[1:] != (found.position, found.nonce):  # other commits came between, or this one was seen already
                 self._since[tenant] = max(done.position, self._since.get(tenant, 0))
             if done.position > head.position:
                 self._seen[tenant] = done
-            self._cache(found, made)
+            self._set_cached(found, made)
 
-    def _cache(self, found: Fetch, made: Known | None) -> None:
-        self._known.pop((found.tenant, found.key), None)
+    def _set_cached(self, found: Fetch, made: CachedThread | None) -> None:
+        self._cached.pop((found.tenant, found.key), None)
         if made is not None:
-            self._known[found.tenant, found.key] = made
-            if len(self._known) > MAX_KNOWN:
-                self._known.popitem(last=False)
+            self._cached[found.tenant, found.key] = made
+            if len(self._cached) > MAX_CACHED:
+                self._cached.popitem(last=False)
 
-    def _recognise(self) -> None:
+    def _check_schema(self) -> None:
         """Read the ledger's identity and check that this version can work on it."""
         schema = "SELECT coalesce(max(version), 0), coalesce(max(min_reader), 0) FROM migration"
         with self._reading("") as tx:
@@ -281,7 +282,7 @@ class SqlLedger(b.Awaited):
             if os.getpid() != self._pid:
                 self._workers = None
                 self._lock = threading.Lock()
-                self._known = OrderedDict()  # another thread may have been changing it
+                self._cached = OrderedDict()  # another thread may have been changing it
                 self._forked()
                 self._pid = os.getpid()
 

@@ -23,7 +23,7 @@ from langchain_runtime_authz.facts.task import HumanText, Task
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.ledger import base as b
 from langchain_runtime_authz.ledger.schema import ASKING, OPEN, Version
-from langchain_runtime_authz.ledger.thread_cache import Known
+from langchain_runtime_authz.ledger.thread_cache import CachedThread
 from langchain_runtime_authz.ledger.thread_state import Needs, Thread
 
 Statement = tuple[str, Sequence[Any]]
@@ -68,13 +68,13 @@ class Fetch:
 
     Run `statement` and pass its rows to `read`. This sets `thread`, `seen`, `position`, `nonce`, `latest`, `clock` and
     `version`. `seen` changes with each commit of the thread, and is empty if the thread has none. A commit sets
-    `before` to the thread as it was read. Rows in `known` are not read.
+    `before` to the thread as it was read. Rows in `cached` are not read.
     """
 
     tenant: str
     key: bytes
     needs: Needs
-    known: Known | None = None
+    cached: CachedThread | None = None
     since: float = 0.0  # ledger time; unknown calls that were claimed earlier are not in doubt any more
     thread: Thread = field(init=False)
     before: Thread = field(init=False)
@@ -91,7 +91,7 @@ class Fetch:
     _takers: list[Callable[..., object]] = field(default_factory=list)  # functions that store a row's columns
 
     def __post_init__(self) -> None:
-        self.thread = Thread() if self.known is None else self.known.thread
+        self.thread = Thread() if self.cached is None else self.cached.thread
 
     def statement(self, row: str, clock: str, seen: str, index: str) -> Statement:
         """Return the SQL, whose rows hold: index in `_takers`, order, columns as JSON.
@@ -102,7 +102,7 @@ class Fetch:
             seen: an SQL expression over the thread's row, whose value changes with each commit of the thread.
             index: a clause that makes the store search open calls by their index `call_open`, if it must be told.
         """
-        n, known, of = self.needs, self.known, (self.tenant, self.key)
+        n, cached, of = self.needs, self.cached, (self.tenant, self.key)
         parts, given = list[tuple[str, str]](), [*of, self.tenant]
         self._takers.append(self._journal)
 
@@ -111,11 +111,11 @@ class Fetch:
             self._takers.append(taker)
             given.extend(values)
 
-        calls = n.calls if known is None else n.calls & known.without
-        if known is None:
+        calls = n.calls if cached is None else n.calls & cached.without
+        if cached is None:
             self._rows(add)
         elif calls or n.log:
-            self.thread = known.thread.copied()
+            self.thread = cached.thread.copied()
         t = self.thread
         if calls:
             keys = (*of, *map(encoded, calls))
@@ -133,7 +133,7 @@ class Fetch:
         return _union(tuple(parts), row, clock, seen), given
 
     def _rows(self, add: Callable[..., None]) -> None:
-        """Add the statement's parts for rows that the cache (`known`) would hold."""
+        """Add the statement's parts for rows that the cache (`cached`) would hold."""
         n, of = self.needs, (self.tenant, self.key)
         add(self._thread, f"scope, subject, history FROM thread WHERE {_OF}", *of)
         newest = f"(SELECT * FROM epoch WHERE {_OF} ORDER BY epoch DESC, digest DESC LIMIT 1) e"

@@ -65,7 +65,7 @@ class SqliteLedger(SqlLedger):
                 with administer(self.path) as admin:
                     if version(admin).version == 0:  # check again, now under the lock
                         migrate(admin)
-            self._recognise()
+            self._check_schema()
 
     def close(self) -> None:
         """Close every connection."""

@@ -11,11 +11,11 @@ from typing import Any, Final, NamedTuple
 from langchain_runtime_authz.ledger.schema import Version
 from langchain_runtime_authz.ledger.thread_state import ROWS, Needs, Thread
 
-MAX_KNOWN: Final = 256  # threads
+MAX_CACHED: Final = 256  # threads
 MAX_ROWS: Final = 1024  # of one thread
 
 
-class Known(NamedTuple):
+class CachedThread(NamedTuple):
     """All rows of a thread after one commit. Shared, so they must not be changed.
 
     Attributes:
@@ -32,7 +32,7 @@ class Known(NamedTuple):
     version: Version
     doubts: list[tuple[str, set[str], list[Sequence[Any]]]]
 
-    def recalled(self, n: Needs, newest: str) -> list[Sequence[Any]] | None:
+    def doubts_of(self, n: Needs, newest: str) -> list[Sequence[Any]] | None:
         """Return cached doubts of the deeds in `n`; None if something in `n` must be read."""
         if n.log or not self.without.isdisjoint(n.calls):
             return None
@@ -40,7 +40,9 @@ class Known(NamedTuple):
         return next((rows for nonce, deeds, rows in looked if nonce == newest and n.deeds <= deeds), None)
 
 
-def known(t: Thread, before: Known | None, seen: str, position: int, version: Version) -> Known | None:
+def cacheable(
+    t: Thread, before: CachedThread | None, seen: str, position: int, version: Version
+) -> CachedThread | None:
     """Turn `t` into rows to cache after a commit. Return None if there are too many."""
     without = before.without if before is not None else frozenset()
     # Results may be long, and are needed only if a call is entered again.
@@ -51,4 +53,4 @@ def known(t: Thread, before: Known | None, seen: str, position: int, version: Ve
     if sum(map(len, (*ROWS(t), without))) > MAX_ROWS:
         return None
     t.log, t.issued, t.open = [], [], {}
-    return Known(t, without, seen, position, version, [])
+    return CachedThread(t, without, seen, position, version, [])

@@ -40,10 +40,10 @@ def ledger(tmp_path: Path, clock: FrozenClock) -> Iterator[SqliteLedger]:
 
 def test_a_known_thread_is_not_read(ledger: SqliteLedger, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its commit is one statement, and a load brings none of its rows."""
-    monkeypatch.setattr(ledger, "_fetch", None)
+    monkeypatch.setattr(ledger, "_read_rows", None)
     assert isinstance(ledger.commit(SCOPE, Guard("jti", 1), [SpendBudget("counter", 5), RecordStep()]), Committed)
     monkeypatch.undo()
-    monkeypatch.setattr(ledger._known["acme", next(iter(ledger._known))[1]].thread, "subject", "user:remembered")
+    monkeypatch.setattr(ledger._cached["acme", next(iter(ledger._cached))[1]].thread, "subject", "user:remembered")
     assert ledger.load(SCOPE, Query()).subject == "user:remembered"
 
 
@@ -63,7 +63,7 @@ def test_doubts_are_read_again_only_if_somebody_committed(ledger: SqliteLedger, 
     new, now = Scope("acme", "issuer", "graph", "new"), int(time.time())
     ledger.commit(new, None, [OpenThread("user:alice"), TakeLease(Lease("jti", "run", ("root",), 1, now, now + 60))])
     assert ledger.load(new, wanted).doubts == ()
-    monkeypatch.setattr(ledger, "_fetch", None)
+    monkeypatch.setattr(ledger, "_read_rows", None)
     assert isinstance(ledger.commit(new, Guard("jti", 1), [claim("k")]), Committed)
 
 
@@ -104,7 +104,7 @@ def test_results_are_not_remembered_and_are_read_again(ledger: SqliteLedger) -> 
     """They may be long. The call does not run twice."""
     ledger.commit(SCOPE, Guard("jti", 1), [ClaimCall("k", "jti", repeatable=False)])
     ledger.commit(SCOPE, None, [ConcludeCall("k", "done", '"paid"')])
-    (held,) = ledger._known.values()
+    (held,) = ledger._cached.values()
     assert (held.thread.calls, held.without) == ({}, {"k"})
     assert ledger.load(SCOPE, Query(calls=("k",))).calls["k"].result == '"paid"'
     refused = ledger.commit(SCOPE, Guard("jti", 1), [ClaimCall("k", "jti", repeatable=False)])
@@ -115,7 +115,7 @@ def test_a_long_thread_is_read_as_before(ledger: SqliteLedger, monkeypatch: pyte
     monkeypatch.setattr(thread_cache, "MAX_ROWS", 3)
     for number in range(4):
         assert isinstance(ledger.commit(SCOPE, Guard("jti", 1), [SpendBudget(f"c{number}", 1)]), Committed)
-    assert not ledger._known
+    assert not ledger._cached
     assert ledger.commit(SCOPE, Guard("jti", 1), [SpendBudget("c0", 1)]) == Conflict(Code.BUDGET_EXHAUSTED)
     assert ledger.load(SCOPE, Query(counters=("c1",))).counters == {"c1": 1}
 
@@ -124,11 +124,11 @@ def test_commits_of_this_instance_alone_keep_all_threads_known(ledger: SqliteLed
     """One of another instance does not: the file has one journal for all threads of a tenant."""
     other = Scope("acme", "issuer", "graph", "another")
     ledger.commit(other, None, [OpenThread("user:bob")])
-    assert all(ledger._recall(*place)[0] for place in ledger._known)
+    assert all(ledger._cached_thread(*place)[0] for place in ledger._cached)
     with SqliteLedger(ledger.path, clock=ledger._clock or FrozenClock()) as theirs:
         theirs.commit(other, None, [RecordStep()])
     assert ledger.load(other, Query()).history.steps == 1
-    assert not any(ledger._recall(*place)[0] for place in ledger._known)
+    assert not any(ledger._cached_thread(*place)[0] for place in ledger._cached)
 
 
 def test_a_fork_while_another_thread_looks_something_up_goes_on(ledger: SqliteLedger) -> None:
@@ -143,7 +143,7 @@ def test_a_fork_while_another_thread_looks_something_up_goes_on(ledger: SqliteLe
 
 def test_a_commit_that_others_follow_before_it_is_noted(ledger: SqliteLedger, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another thread of this process has seen theirs by then, so that nothing looks new any more."""
-    noted = ledger._remember
+    noted = ledger._cache_commit
 
     def late(found: Fetch, done: Anchor) -> None:
         monkeypatch.undo()
@@ -152,7 +152,7 @@ def test_a_commit_that_others_follow_before_it_is_noted(ledger: SqliteLedger, mo
         ledger.load(Scope("acme", "issuer", "graph", "another"), Query())
         noted(found, done)
 
-    monkeypatch.setattr(ledger, "_remember", late)
+    monkeypatch.setattr(ledger, "_cache_commit", late)
     ledger.commit(SCOPE, Guard("jti", 1), [RecordStep()])
     assert ledger.load(SCOPE, Query(agent=("root",))).revoked
     assert ledger.commit(SCOPE, Guard("jti", 1), [RecordStep()]) == Conflict(Code.REVOKED)
