@@ -169,7 +169,7 @@ def _intent(tool: BaseTool, words: list[str], tools: Sequence[BaseTool]) -> list
     if any({*nouns} <= {*named} for _, named in rivals):
         return []
     shared = {verb for verbs, _ in rivals for verb in verbs} | _VAGUE
-    return [" ".join([verb, *nouns]) if verb in shared else verb for verb in own]
+    return [" ".join([verb, *nouns]) if verb in shared.difference(nouns) else verb for verb in own]
 
 
 def _orders(words: list[str]) -> tuple[list[str], list[str]]:
@@ -182,7 +182,10 @@ def _orders(words: list[str]) -> tuple[list[str], list[str]]:
     end = next((n for n, w in enumerate(nouns) if n and w in _SMALL), None)
     nouns = [n for n in nouns[:end] if n not in _SMALL]
     groups = [g for of, groups in _SYNONYMS.items() for g in groups if not of or {*of.split()} & {*nouns}]
-    said = [w for g in groups if verb in g.split() or {*g.split()} & {*nouns} for w in g.split()]
+    named = (
+        {*nouns} if verb in _MAKES | _VAGUE else ()
+    )  # "add comment" is "comment", and "reply email" sends no other one
+    said = [w for g in groups if verb in g.split() or {*g.split()}.intersection(named) for w in g.split()]
     return [w + particle for w in dict.fromkeys([verb, *said])], nouns
 
 
