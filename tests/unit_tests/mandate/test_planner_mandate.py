@@ -215,6 +215,15 @@ def test_a_verb_behind_no_orders(text: str, left: list[str]) -> None:
     assert kept(text, pay()) == left
 
 
+@pytest.mark.parametrize(("text", "status", "left"), [
+    ("Set T-1 to open instead of closed", "open", ["s"]), ("Set T-1 to open instead of closed", "closed", []),
+    ("Instead of setting T-1 to open, wait", "open", []), ("Keep it instead of setting T-1 to open", "open", []),
+    (f"Set T-1 to open instead of {70 * 'x'}", "open", []),  # bounded, so that the search stays linear
+])
+def test_what_stands_before_instead_of_is_ordered(text: str, status: str, left: list[str]) -> None:
+    assert kept(text, Step("s", "set", {"ticket": "T-1", "status": status})) == left
+
+
 def test_an_amendment_that_names_all_of_it_orders() -> None:
     """Nothing is paid or deleted again, as nobody says what becomes of the first."""
     assert kept("Make it Bob", Step("m", "mail", {"to": "Bob"})) == ["m"]
