@@ -14,7 +14,7 @@ from typer import Argument, Option
 
 from langchain_runtime_authz.cli._app import Answer
 from langchain_runtime_authz.cli._ledger_options import Store
-from langchain_runtime_authz.cli.inspect import load_graph
+from langchain_runtime_authz.cli.graph_target import load_graph
 from langchain_runtime_authz.errors import AuthzError, Code, LedgerError, PDPError
 from langchain_runtime_authz.pep.kill_switch import KILL_SWITCH, KillSwitch
 

@@ -15,7 +15,7 @@ from typer import Argument, Option
 
 from langchain_runtime_authz._display import inert
 from langchain_runtime_authz.cli._app import Answer, flow
-from langchain_runtime_authz.cli.inspect import graph_tools
+from langchain_runtime_authz.cli.graph_target import graph_tools
 from langchain_runtime_authz.errors import Code, ConfigError
 
 if TYPE_CHECKING:

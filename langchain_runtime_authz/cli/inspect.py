@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import json
 import sys
-import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout, suppress
-from importlib.util import module_from_spec, spec_from_file_location
-from inspect import signature
+from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
-from typer import Argument, Option
+from typer import Option
 
 from langchain_runtime_authz.cli._app import Answer, echo
+from langchain_runtime_authz.cli.graph_target import Target, load_graph, tools_of
 from langchain_runtime_authz.errors import ConfigError
 
-Target = Argument(metavar="MODULE:GRAPH", help="A compiled graph, a builder, or a function that returns one.")
-
 if TYPE_CHECKING:
-    from langchain_core.tools import BaseTool
-    from langgraph.pregel import Pregel
-
+    from langchain_runtime_authz.cli.graph_target import Graph
     from langchain_runtime_authz.langgraph.coverage.report import CoverageReport
     from langchain_runtime_authz.langgraph.tool_lookup import Profiles
-
-    Graph = Pregel[Any, Any, Any, Any]
 
 
 def inspect(
@@ -123,132 +112,3 @@ def _text(target: str, before: CoverageReport | None, after: CoverageReport) -> 
         return
     yield f"{len(after.unprofiled)} of {len(after.tools)} tools have no profile: each of their calls asks or is denied."
     yield "If a file has them, name it by `--profiles`. Otherwise run `runtime-authz init` or `profile suggest`."
-
-
-def tools_of(graph: Graph) -> Iterator[BaseTool]:
-    """Return all tools that a graph can reach."""
-    from langchain_core.tools import BaseTool
-
-    from langchain_runtime_authz.langgraph.object_graph import reached
-
-    return (value for value in reached(graph) if isinstance(value, BaseTool))
-
-
-def graph_tools(target: str) -> list[BaseTool]:
-    """Return a graph's tools, one for each name. Print nodes that act without a tool."""
-    from langchain_runtime_authz.langgraph.coverage.code_scan import acting_nodes
-    from langchain_runtime_authz.langgraph.tool_lookup import digest_of, known_by_code
-
-    found: dict[str, BaseTool] = {}
-    with warnings.catch_warnings(), redirect_stdout(sys.stderr):
-        warnings.simplefilter("ignore")
-        graph = load_graph(target)
-        for tool in tools_of(graph):
-            first = found.setdefault(tool.name, tool)
-            if digest_of(first) != digest_of(tool) and not (known_by_code(first) and known_by_code(tool)):
-                raise ConfigError(f"two tools are named `{tool.name}`; rename one, or each of their calls asks")
-        acting = "; ".join(f"`{n}`: {', '.join(map(str, seen))}" for n, seen in acting_nodes(graph).items())
-    if acting:
-        echo(f"Nodes that act without a tool ({acting}): declare them with `authz.effect`.", err=True)
-    if not found:
-        raise ConfigError(
-            f"`{target}` has no tool to profile; declare what its nodes do by `authz.effect`, each with its `profile=`"
-        )
-    return list(found.values())
-
-
-def load_graph(target: str) -> Graph:
-    """Return the graph at `module:path`, `file.py:graph` or `langgraph.json[:name]`."""
-    from langgraph.graph import StateGraph
-    from langgraph.pregel import Pregel
-
-    file, _, name = target.partition(":")
-    target = _of_server(Path(file), name) if file.endswith(".json") else target
-    found = load_object(target, "my_agent:graph", Pregel | StateGraph)
-    if isinstance(found, StateGraph):
-        with _user_code(f"`{target}` does not compile"):
-            found = found.compile()
-    if not isinstance(found, Pregel):
-        raise ConfigError(f"`{target}` is not a graph but {type(found).__name__}")
-    return found
-
-
-def load_object(target: str, example: str, kind: Any) -> Any:
-    """Return the `kind` at `module:path`, or the result of another callable there."""
-    name, colon, path = target.partition(":")
-    if not colon or not name or not path:
-        raise ConfigError(f"`{target}` must be `module:{example.partition(':')[2]}`, like `{example}`")
-    found: Any = _imported(name)
-    for step in path.split("."):
-        if not hasattr(found, step):
-            _unknown(name, found, step)
-        found = getattr(found, step)
-    return _called(target, found) if not isinstance(found, kind) and callable(found) else found
-
-
-def _imported(name: str) -> Any:
-    sys.path.insert(0, str(Path.cwd()))
-    if name.endswith(".py") and not Path(name).is_file():
-        raise ConfigError(f"there is no file `{name}`; name a file, or a module like `my_agent`")
-    with _user_code(f"`{name}` cannot be imported"):
-        if not name.endswith(".py"):
-            return importlib.import_module(name)
-        spec: Any = spec_from_file_location(Path(name).stem, name)
-        module = module_from_spec(spec)
-        sys.path.insert(0, str(Path(name).parent.resolve()))
-        sys.modules.setdefault(spec.name, module)
-        spec.loader.exec_module(module)
-        return module
-
-
-def _of_server(file: Path, name: str) -> str:
-    """Return the target that LangGraph's server would load, by its `langgraph.json`."""
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-        graphs = {n: g if isinstance(g, str) else g["path"] for n, g in config["graphs"].items()}
-        dependencies = [str(d) for d in config.get("dependencies", ())]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
-        raise ConfigError(
-            f"`{file}` names no graphs ({type(exc).__name__}); name a graph, like `my_agent:graph`"
-        ) from exc
-    if not name and len(graphs) != 1:
-        raise ConfigError(f"`{file}` has {len(graphs)} graphs; name one: {', '.join(f'`{file}:{n}`' for n in graphs)}")
-    if name and name not in graphs:
-        raise ConfigError(f"`{file}` has no graph `{name}`; it has {', '.join(graphs)}")
-    sys.path[:0] = [str((file.parent / d).resolve()) for d in dependencies if d.startswith(".")]
-    path = graphs[name] if name else next(iter(graphs.values()))
-    return str(file.parent / path) if path.partition(":")[0].endswith(".py") else path
-
-
-def _called(target: str, factory: Any) -> Any:
-    needed: list[str] = []
-    with suppress(TypeError, ValueError):  # it has no signature
-        given = [p for p in signature(factory).parameters.values() if p.default is p.empty]
-        needed = [p.name for p in given if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    if needed:
-        raise ConfigError(f"`{target}` needs {', '.join(f'`{n}`' for n in needed)}; name a function without parameters")
-    with _user_code(f"`{target}` failed"):
-        return factory()
-
-
-@contextmanager
-def _user_code(what: str) -> Iterator[None]:
-    try:
-        with redirect_stdout(sys.stderr):
-            yield
-    except (Exception, SystemExit) as exc:  # user code may raise anything
-        frames = [f for f in traceback.extract_tb(exc.__traceback__) if "importlib" not in f.filename]
-        last = frames[-1]  # this module's own if the user's code did not begin
-        where = f" ({Path(last.filename).name}:{last.lineno})" if last.filename != __file__ else ""
-        raise ConfigError(f"{what}: {type(exc).__name__}: {exc}{where}") from exc
-
-
-def _unknown(module: str, owner: Any, name: str) -> NoReturn:
-    from langgraph.graph import StateGraph
-    from langgraph.pregel import Pregel
-
-    names = [n for n in dir(owner) if not n.startswith("_")]
-    close = difflib.get_close_matches(name, names, n=1)
-    graphs = [n for n in names if isinstance(getattr(owner, n, None), Pregel | StateGraph)]
-    hint = f"did you mean `{close[0]}`?" if close else f"its graphs are {', '.join(graphs) or 'none'}"
-    raise ConfigError(f"`{module}` has no `{name}`; {hint}")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Option
 
 from langchain_runtime_authz.cli._app import Answer, App, echo
-from langchain_runtime_authz.cli.inspect import load_graph, load_object, tools_of
+from langchain_runtime_authz.cli.graph_target import load_graph, load_object, tools_of
 from langchain_runtime_authz.errors import Code, ConfigError
 
 if TYPE_CHECKING:

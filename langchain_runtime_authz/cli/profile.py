@@ -11,8 +11,8 @@ from typer import Argument, Option
 from langchain_runtime_authz._order_patterns import Options, name_in
 from langchain_runtime_authz._validate import read_yaml
 from langchain_runtime_authz.cli._app import Answer, App, echo
+from langchain_runtime_authz.cli.graph_target import Target, graph_tools
 from langchain_runtime_authz.cli.init import outcomes, ready
-from langchain_runtime_authz.cli.inspect import Target, graph_tools
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
 
 if TYPE_CHECKING:

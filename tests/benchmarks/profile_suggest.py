@@ -19,7 +19,7 @@ from langchain_core.tools import BaseTool
 
 from langchain_runtime_authz import RuntimeAuthz
 from langchain_runtime_authz.cli._profile_proposal import Proposal, propose
-from langchain_runtime_authz.cli.inspect import tools_of
+from langchain_runtime_authz.cli.graph_target import tools_of
 from langchain_runtime_authz.demo.agent import agent_graph
 from langchain_runtime_authz.demo.agentdojo import PROFILES as BANKING
 from langchain_runtime_authz.demo.agentdojo import World, load_suite

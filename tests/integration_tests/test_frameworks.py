@@ -10,7 +10,7 @@ from langchain_core.messages import AIMessage
 from langchain_core.tools import tool
 
 from langchain_runtime_authz import RuntimeAuthz
-from langchain_runtime_authz.cli.inspect import tools_of
+from langchain_runtime_authz.cli.graph_target import tools_of
 from langchain_runtime_authz.testing import ScriptedChatModel, StaticPDP
 
 ran: list[tuple[str, float]] = []
