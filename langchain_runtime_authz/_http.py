@@ -273,7 +273,10 @@ class Link:
         headers: Mapping[str, str] = _NONE,
         any_status: bool = False,
     ) -> Reply:
-        """Send one request and read at most `limit` bytes, or raise `PDPError`."""
+        """Send one request and return the response.
+
+        Raises `PDPError`, also for a body of more than `limit` bytes.
+        """
         import aiohttp
 
         own: dict[str, Any] = {}

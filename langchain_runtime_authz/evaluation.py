@@ -1,7 +1,7 @@
 """Define requests and decisions in the form of AuthZEN 1.0, for every engine.
 
 Evolution rule of the request, version 2 (`context.schema_version`): a field may be added, with a default, and a
-closed list of names may get another name. A field is never renamed or removed, and never changes its type or meaning.
+closed list of values may gain a value. A field is never renamed or removed, and never changes its type or meaning.
 So a policy keeps its meaning within a version. `test_evaluation.py` pins the field list. Version 2 has
 `context.call.mandate` in place of version 1's `context.call.intent` and `context.plan.listed`.
 

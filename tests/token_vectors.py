@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from langchain_runtime_authz.credential.details import ORDERED, authorization_details, check_call
+from langchain_runtime_authz.credential.authorization_details import ORDERED, authorization_details, check_call
 from langchain_runtime_authz.credential.issuer import claims_of
 from langchain_runtime_authz.credential.jws import sign_compact
 from langchain_runtime_authz.credential.signer import SigningKey

@@ -184,7 +184,10 @@ def verified(path: str | Path) -> ChainReport:
 
 
 def verify_files(files: Sequence[tuple[str, Callable[[], Any]]], head: str | None = None) -> ChainReport:
-    """Verify a log's segments, given by name and opening function, the oldest first."""
+    """Verify a log's segments, the oldest first, each with a function that opens it.
+
+    `head`: digest of a line that the log must hold, as somebody noted it elsewhere.
+    """
     count, before, dropped, starts, moved, later = 0, GENESIS, dict[str, int](), "", None, None
     for name, opened in files:
         shown = name if len(files) > 1 else ""

@@ -179,10 +179,10 @@ def restored(
     from langchain_runtime_authz.ledger.base import Committed, Query, Scope
     from langchain_runtime_authz.ledger.call_changes import DoubtCall
     from langchain_runtime_authz.ledger.changes import OpenThread, Revoke
-    from langchain_runtime_authz.pep.calls_in_doubt import accountable
+    from langchain_runtime_authz.pep.calls_in_doubt import author_and_reason
     from langchain_runtime_authz.pep.run import anchored
 
-    said = accountable(by, reason)
+    said = author_and_reason(by, reason)
     with ExitStack() as stack:
         _confirm("Is the application stopped, and is there no newer copy of the ledger?", yes, as_json)
         revoked, unfinished = _logged(audit)

@@ -24,7 +24,7 @@ from langchain_runtime_authz.grant import Grant
 TYP: Final = "runtime-authz+jwt"  # explicit typing (RFC 8725 §3.11): a JWT of another `typ` is refused
 # RFC 9396 §2: `type` of authorization_details
 GRANT_TYPE: Final = "urn:langchain-runtime-authz:grant"
-CALL_TYPE: Final = "urn:langchain-runtime-authz:call"  # see `credential.details`
+CALL_TYPE: Final = "urn:langchain-runtime-authz:call"  # see `credential.authorization_details`
 
 APPROVAL_TYP: Final = "runtime-authz-approval+jwt"  # see `credential.approval_statement`
 
@@ -92,7 +92,7 @@ class TokenRequest(Model):
         audience: the one resource that may accept the token.
         txn: id of the run.
         tool: the tool whose call was permitted. If `action` is `agent/invoke`: the invoked agent of another server.
-        details: further authorization details (`credential.details`), each with a `type`.
+        details: further authorization details (`credential.authorization_details`), each with a `type`.
         issued_at: epoch seconds.
         expires_at: epoch seconds, at most 60 after `issued_at` (the issuer enforces it).
         cnf_jkt: RFC 7638 thumbprint of the holder's key, if the token is bound to one.

@@ -385,7 +385,10 @@ class _Writes(Together):
         return self
 
     def all(self, results: Sequence[Any]) -> list[Any]:
-        """Return the batch's results; None for operations that were not repeated."""
+        """Return a result for each given operation.
+
+        It is None for a write that an earlier execution of the node has made.
+        """
         found = dict(zip(map(id, self.ops), results, strict=True))
         return [found.get(id(op)) for op in self._given]
 

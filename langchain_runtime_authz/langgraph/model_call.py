@@ -61,7 +61,7 @@ def tool_names(tool: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return (), others or (str(name),)
 
 
-def shown_by(params: Mapping[str, Any], depth: int = 3) -> list[Any]:
+def tools_in(params: Mapping[str, Any], depth: int = 3) -> list[Any]:
     """Return the tools in a model call's parameters, including the provider's tools."""
     found: list[Any] = []
     config = params.get("toolConfig")
@@ -73,15 +73,15 @@ def shown_by(params: Mapping[str, Any], depth: int = 3) -> list[Any]:
             found.append({"type": name})
     for name in _NESTED if depth else ():
         if (inner := params.get(name)) is not None and isinstance(inner, (dict, Mapping)):
-            found += shown_by(inner, depth - 1)
+            found += tools_in(inner, depth - 1)
     return found
 
 
 def held_by_model(model: Any) -> list[Any]:
     """Return the tools in a model's own parameters, which no request can remove."""
     if isinstance(model, RunnableBinding):
-        return [*shown_by(model.kwargs), *held_by_model(model.bound)]
-    return shown_by({name: getattr(model, name, None) for name in (*_ACTS, *_NESTED)})
+        return [*tools_in(model.kwargs), *held_by_model(model.bound)]
+    return tools_in({name: getattr(model, name, None) for name in (*_ACTS, *_NESTED)})
 
 
 def _call(model: str, provider: str | None, tools: Sequence[Any], messages: Sequence[Any]) -> ModelCall:
@@ -108,7 +108,7 @@ def call_of_request(request: Any) -> ModelCall:
     """Return the model call that a middleware's request describes."""
     model, provider = private.model_params(request.model)
     said = [request.system_message] if request.system_message is not None else []
-    sent = [*request.tools, *shown_by(request.model_settings or {}), *held_by_model(request.model)]
+    sent = [*request.tools, *tools_in(request.model_settings or {}), *held_by_model(request.model)]
     return _call(model, provider, sent, [*said, *request.messages])
 
 
@@ -117,9 +117,9 @@ def call_as_sent(serialized: Any, messages: Sequence[BaseMessage], metadata: Any
     metadata, params, serialized = metadata or {}, params or {}, serialized or {}
     named = metadata.get("ls_model_name") or params.get("model") or params.get("model_name")
     kind = serialized.get("id") or [serialized.get("name") or ""]
-    tools = shown_by(params)
+    tools = tools_in(params)
     if made_with := serialized.get("kwargs"):
-        tools += shown_by({k: v for k, v in made_with.items() if k in _ACTS or k in _NESTED})
+        tools += tools_in({k: v for k, v in made_with.items() if k in _ACTS or k in _NESTED})
     return _call(str(named or kind[-1]), metadata.get("ls_provider"), tools, messages)
 
 

@@ -79,7 +79,7 @@ class Profiles:
 
     @property
     def declared(self) -> Mapping[str, ToolProfile]:
-        """Tool name → reviewed profile: declared, or in the metadata of a known tool."""
+        """Tool name → reviewed profile, declared or brought by a tool. No drafts."""
         # Return the same object while nothing changes, because callers compare it by identity.
         source, reviewed = self._reviewed
         now = self._declared if type(self._declared) is dict else self._all()

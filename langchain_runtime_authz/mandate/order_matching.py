@@ -60,7 +60,10 @@ class Match:
         ]
 
     def _odd(self, bound: Bound) -> set[str]:
-        """Return the kinds of odd values: a nameless `principal`, a named `object`."""
+        """Return the kinds whose value looks wrong.
+
+        A `principal` should look like a name, an email address or a handle, and an `object` should not.
+        """
         kinds = ((self.tool.arguments[name].kind, v.kind in _PERSONAL) for name, (v, *_) in bound.items())
         return {kind for kind, named in kinds if kind in {"principal", "object"} and named != (kind == "principal")}
 

@@ -44,14 +44,14 @@ _NO_MANDATE: Final[Json] = {"standing": "none", "backed": False, "source": None,
 class CedarPDP(InProcess):
     """Decide by Cedar policies.
 
-    Thread-safe. There is no timeout, because every evaluation of Cedar ends.
+    Thread-safe. An evaluation is never interrupted, because each one ends. An answer after the `deadline` denies.
 
     Args:
         policies: text or path; by default the shipped sample.
         schema: text or path of a Cedar schema (not in the JSON form). Required with your own `policies`.
-        entities: entities in Cedar's JSON form (a list, or the path of a file): groups, say, or `Data::"policy"`.
+        entities: entities in Cedar's JSON form (a list, or the path of a file), for example groups, or `Data::"policy"`.
         obligations: `{"type": …, "properties": {…}}` by name, for `@obligation`.
-        deadline: seconds within which the calls of one message must be answered.
+        deadline: seconds of CPU time within which the calls of one message must be answered.
 
     Raises `ConfigError` (`policy_invalid`) if an argument does not parse, or policies or entities do not fit the schema.
 

@@ -120,7 +120,7 @@ def edited_action(edited: str) -> tuple[str, dict[str, Any]]:
     return action["name"], action["args"]
 
 
-def is_partial(asks: Sequence[Approval], value: object) -> bool:
+def answers_only_some(asks: Sequence[Approval], value: object) -> bool:
     """Return True if a resume value decides only some of an interrupt's calls."""
     groups = Counter(a.interrupt_id for a in asks if a.source != "hitl")
     named = value if isinstance(value, Mapping) and not groups.keys().isdisjoint(value.keys()) else None

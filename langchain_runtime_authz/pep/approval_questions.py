@@ -39,8 +39,8 @@ _CHANGED: Final = (
 def allowed(plan_id: str | None, needed: int = 1, declared: Collection[str] = ()) -> tuple[str, ...]:
     """Return the decisions that a question offers.
 
-    Only `approve` and `reject` are possible for a call without a plan, or if several approvers are `needed`. Decisions
-    that `declared` lacks are left out, unless `declared` is empty.
+    Only `approve` and `reject` are possible for a call without a plan, or if several approvers are `needed`. If
+    `declared` names decisions, only these are offered.
     """
     possible = DECISIONS if plan_id is not None and needed == 1 else ("approve", "reject")
     return tuple(d for d in possible if d in (declared or DECISIONS))

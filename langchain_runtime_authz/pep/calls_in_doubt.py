@@ -108,7 +108,7 @@ def look_up_doubts(run: Run, snapshot: Snapshot) -> Flow[Snapshot]:
 
 
 def doubted(run: Run, snapshot: Snapshot, call: Call, key: str, deeds: Deeds, approval: Approval | None) -> Doubted:
-    """Return the call's `DecidedCall.doubts` and `DecidedCall.repeats`."""
+    """Return the doubts for which this call asks, and those that its claim marks."""
     if call.profile.idempotent and call.profile.effect != "pay":
         return (), ()
     about = facts_of(run, call)
@@ -151,7 +151,7 @@ def state_of(exc: BaseException) -> Literal["failed", "unknown"]:
     return "failed"
 
 
-def accountable(author: object, reason: object) -> dict[str, Any]:
+def author_and_reason(author: object, reason: object) -> dict[str, Any]:
     """Return author and reason for a record. Raises `ConfigError` if one is invalid."""
     if not isinstance(author, str) or not author.isprintable() or not _AUTHOR.fullmatch(author):
         raise ConfigError("name the author as `type:id`, like `user:carol`")
@@ -168,7 +168,7 @@ def resolve(of: Run | Scope, doubt: Doubt, *, happened: bool, author: str, reaso
     """
     if type(happened) is not bool:
         raise ConfigError(f"`happened` is True or False, not {type(happened).__name__}")
-    said = {**accountable(author, reason), "happened": happened}
+    said = {**author_and_reason(author, reason), "happened": happened}
     found: Snapshot = yield Load(doubt.scope, Query(calls=(doubt.row.key,)))
     if (row := found.calls.get(doubt.row.key)) is None or row.state != "unknown":
         raise LedgerError(Code.NOT_IN_DOUBT, doubt.row.key)

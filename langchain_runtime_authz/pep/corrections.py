@@ -20,9 +20,9 @@ from langchain_runtime_authz.ledger.call_changes import AnswerApproval
 from langchain_runtime_authz.ledger.changes import AdvanceEpoch, Change, RecordPlan, SetMark
 from langchain_runtime_authz.pep.approval_answers import (
     answers,
+    answers_only_some,
     corrections,
     edited_action,
-    is_partial,
     record_answers,
     remaining,
 )
@@ -53,7 +53,7 @@ def answer(
         raise AuthzDenied(Code.APPROVAL_SETTLED, new_id()) from None
     if not asks:
         return
-    if is_partial(asks, value):
+    if answers_only_some(asks, value):
         raise AuthzDenied(Code.APPROVAL_PARTIAL, new_id())
     answered = answers(asks, value, run.subject)
     refused = {a.call_key for a in answered if a.state == "malformed"}

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, Final
 
 from langchain_runtime_authz.audit.record import mint_record, refused_mint_record
-from langchain_runtime_authz.credential.details import authorization_details
+from langchain_runtime_authz.credential.authorization_details import authorization_details
 from langchain_runtime_authz.credential.token import Credential, Task, TokenRequest
 from langchain_runtime_authz.errors import Code, CredentialError
 from langchain_runtime_authz.facts.task import Task as PinnedTask
@@ -109,7 +109,7 @@ def status_check(run: Run, jtis: Mapping[str, str], committed_at: float) -> Call
     """
     since = time.monotonic() - committed_at
 
-    def flow(jti: str) -> Flow[None]:
+    def check_live(jti: str) -> Flow[None]:
         engine = run.engine
         engine.refuse_if_stopped(time.time())
         try:
@@ -122,14 +122,14 @@ def status_check(run: Run, jtis: Mapping[str, str], committed_at: float) -> Call
         if status in ("revoked", "stale"):  # `ended` is fine: a tool may outlast its lease
             raise CredentialError(Code.CREDENTIAL_REVOKED)
 
-    return lambda audience: Perform(drive, adrive, run.engine, flow(jtis[audience]))
+    return lambda audience: Perform(drive, adrive, run.engine, check_live(jtis[audience]))
 
 
 def minter(run: Run, decided: DecidedCall, jtis: Mapping[str, str], committed_at: float) -> Mint:
     """Return the function that mints a token for the call and an audience of `jtis`."""
     since = time.monotonic()
 
-    def flow(audience: str, jkt: str | None) -> Flow[Credential]:
+    def mint(audience: str, jkt: str | None) -> Flow[Credential]:
         if run.over:  # the run was closed while the call is still running
             raise CredentialError(Code.CREDENTIAL_UNAVAILABLE)
         now = committed_at + (time.monotonic() - since)
@@ -143,4 +143,4 @@ def minter(run: Run, decided: DecidedCall, jtis: Mapping[str, str], committed_at
         decision_id = decided.decision.decision_id
         return (yield from minted(run, now, decided.task, mandate, decision_id, details=tuple(details), **asked))
 
-    return lambda audience, jkt: Perform(drive, adrive, run.engine, flow(audience, jkt))
+    return lambda audience, jkt: Perform(drive, adrive, run.engine, mint(audience, jkt))

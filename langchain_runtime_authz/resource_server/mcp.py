@@ -12,7 +12,7 @@ from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from langchain_runtime_authz.credential import token as claim
-from langchain_runtime_authz.credential.details import check_whole_call
+from langchain_runtime_authz.credential.authorization_details import check_whole_call
 from langchain_runtime_authz.credential.token import Credential
 from langchain_runtime_authz.digest import parse_object
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
@@ -32,7 +32,7 @@ _EVENT: Final = re.compile(rb"(?:\r\n|\r(?!\n)|\n){2}")  # the end of a server-s
 class ProtectedMcp(ProtectedApp):
     """An MCP server that serves a `tools/call` only with a token minted for this call.
 
-    The request must have the token's tool and arguments (`credential.details.check_whole_call`). `initialize`,
+    The request must have the token's tool and arguments (`credential.authorization_details.check_whole_call`). `initialize`,
     `server/discover`, `ping` and `tools/list` need no token; every other request needs one. Concurrent requests of a
     session must have different ids: the SDKs answer the newest request of an id, which could be another caller's.
 
@@ -40,7 +40,7 @@ class ProtectedMcp(ProtectedApp):
         app: the server's ASGI application (`FastMCP.streamable_http_app()`).
         server: decides which callers may use it.
         prefix: the prefix that the client adds to the tools' names (`tool_name_prefix` of the adapters).
-        accept: standings of calls that are served, as in `credential.details.check_call`; `None` for every standing.
+        accept: standings of calls that are served, as in `credential.authorization_details.check_call`; `None` for every standing.
         listing: the tools that `tools/list` shows. `open`: all tools, to everybody. `granted`: the tools in the grant
             of the caller's token; a caller without a token is refused. A PDP: the granted tools that the PDP permits
             or would ask about. For each tool it receives the default request of AuthZEN's MCP binding. A tool
@@ -132,7 +132,7 @@ class ProtectedMcp(ProtectedApp):
         await self._admit(scope, again, send, of)
 
     def _listed(self, scope: Scope, send: Send) -> Send:
-        """Return a `send` that removes hidden tools from answers that are not HTTP errors."""
+        """Return a `send` that lists only tools that the caller may see, or refuses."""
         start: Message = {}
         body = bytearray()
 

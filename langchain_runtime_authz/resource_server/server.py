@@ -18,7 +18,7 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from langchain_runtime_authz.credential.details import ORDERED, check_call
+from langchain_runtime_authz.credential.authorization_details import ORDERED, check_call
 from langchain_runtime_authz.credential.token import Credential
 from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError, CredentialError
@@ -204,14 +204,17 @@ class ResourceServer(BearerServer[Credential]):
         return dependency
 
     def check_call(self, credential: Credential, **call: Any) -> None:
-        """Run `credential.details.check_call`; raise its error as `HTTPException` (403)."""
+        """Run `authorization_details.check_call`; its error becomes `HTTPException` 403."""
         try:
             check_call(credential, **call)
         except CredentialError as exc:
             raise self._http(exc) from None
 
     async def authenticate(self, *, method: str, path: str, headers: Iterable[tuple[str, str]]) -> Credential:
-        """Return a tool call's credential; refuse an agent's. Header names are lower-case."""
+        """Return the verified credential of a tool call. Header names are lower-case.
+
+        A credential that names none of the server's tools is refused.
+        """
         pairs = tuple(headers)
         scheme, token = bearer_token([value for name, value in pairs if name == "authorization"])
         shown = [value for name, value in pairs if name == "dpop"]

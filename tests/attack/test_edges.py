@@ -5,7 +5,7 @@ A denied edge never starts the child. The token of one side is refused for a cal
 
 from __future__ import annotations
 
-from langchain_runtime_authz.credential.details import check_call
+from langchain_runtime_authz.credential.authorization_details import check_call
 from langchain_runtime_authz.credential.token import Credential
 from langchain_runtime_authz.grant import Constraint
 from langchain_runtime_authz.ledger.changes import Revoke

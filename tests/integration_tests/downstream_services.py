@@ -17,7 +17,7 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse
 
 from langchain_runtime_authz.authz import RuntimeAuthz
-from langchain_runtime_authz.credential.details import ORDERED
+from langchain_runtime_authz.credential.authorization_details import ORDERED
 from langchain_runtime_authz.credential.issuer import LocalIssuer
 from langchain_runtime_authz.credential.jwks import JwksClient
 from langchain_runtime_authz.credential.signer import SigningKey

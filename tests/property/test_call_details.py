@@ -6,7 +6,7 @@ from typing import Any
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from langchain_runtime_authz.credential.details import authorization_details, check_call
+from langchain_runtime_authz.credential.authorization_details import authorization_details, check_call
 from langchain_runtime_authz.credential.issuer import claims_of
 from langchain_runtime_authz.credential.token import Credential, seal
 from langchain_runtime_authz.digest import digest

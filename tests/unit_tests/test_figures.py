@@ -8,7 +8,8 @@ import pytest
 
 from langchain_runtime_authz import _display
 from langchain_runtime_authz.audit import story
-from langchain_runtime_authz.credential import details, jwks, verifier
+from langchain_runtime_authz.credential import authorization_details as details
+from langchain_runtime_authz.credential import jwks, verifier
 from langchain_runtime_authz.facts import history, json_copy
 from langchain_runtime_authz.langgraph import messages
 from langchain_runtime_authz.ledger import base

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from langchain_runtime_authz._http import basic
-from langchain_runtime_authz.credential.details import hashed
+from langchain_runtime_authz.credential.authorization_details import hashed
 from langchain_runtime_authz.credential.jwks import usable_keys
 from langchain_runtime_authz.credential.jws import Jws, is_signed, public_key
 from langchain_runtime_authz.credential.signer import SigningKey

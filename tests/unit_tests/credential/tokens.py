@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from langchain_runtime_authz.credential.authorization_details import authorization_details
 from langchain_runtime_authz.credential.current_call import CodeScope, current_scope
-from langchain_runtime_authz.credential.details import authorization_details
 from langchain_runtime_authz.credential.issuer import claims_of
 from langchain_runtime_authz.credential.signer import SigningKey
 from langchain_runtime_authz.credential.ticket import Ticket

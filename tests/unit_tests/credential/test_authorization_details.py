@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from langchain_runtime_authz.credential.details import MAX_DETAIL, check_call, check_whole_call
+from langchain_runtime_authz.credential.authorization_details import MAX_DETAIL, check_call, check_whole_call
 from langchain_runtime_authz.credential.issuer import LocalIssuer, claims_of
 from langchain_runtime_authz.credential.signer import SigningKey
 from langchain_runtime_authz.credential.token import CALL_TYPE, Credential, Task, TokenRequest
