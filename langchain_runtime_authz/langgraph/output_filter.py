@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-from collections.abc import Awaitable, Callable, Iterable
+import json
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from contextlib import suppress
 from typing import Any, Final
 
@@ -20,9 +21,9 @@ from pydantic import BaseModel
 
 from langchain_runtime_authz.credential.token_leak import Search
 from langchain_runtime_authz.langgraph import private_api as private
-from langchain_runtime_authz.pep.obligations import redact
 
 Clean = Callable[[Any], Any]
+REDACTED: Final = "[redacted]"
 _NONE: frozenset[str] = frozenset()
 _SHOWN: Final = ("content", "artifact")  # the parts of a message that obligations filter
 _PLACES: Final = ("__dict__", "__pydantic_extra__", "__pydantic_private__")  # where objects hold their attributes
@@ -96,6 +97,40 @@ class Cleaner:
             for asked in exc.args[0]:
                 asked.value = self._scrubbed(asked.value)
         return exc
+
+
+def redact(value: Any, fields: Collection[str]) -> Any:
+    """Return `value` with the content of each named field replaced, at any depth.
+
+    JSON text, also in content blocks, is parsed. Other text cannot be searched, so all of it is replaced.
+    """
+    if not fields:
+        return value
+    if isinstance(value, str):
+        parsed = _structure(value)
+        return json.dumps(_inside(parsed, fields), ensure_ascii=False) if isinstance(parsed, dict | list) else REDACTED
+    return _inside(value, fields) if isinstance(value, dict | list | tuple) else None if value is None else REDACTED
+
+
+def _inside(value: Any, fields: Collection[str]) -> Any:
+    """Redact fields in a structure, also in JSON text. Replace objects of other types."""
+    if isinstance(value, dict):
+        if value.get("type") == "text" and isinstance(value.get("text"), str):
+            value = {**value, "text": redact(value["text"], fields)}
+        return {k: REDACTED if k in fields else _inside(v, fields) for k, v in value.items()}
+    if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
+        return (list if isinstance(value, list) else tuple)(_inside(v, fields) for v in value)
+    if isinstance(value, str) and _structure(value) is not None:
+        return redact(value, fields)
+    return value if value is None or isinstance(value, str | int | float) else REDACTED
+
+
+def _structure(text: str) -> dict[str, Any] | list[Any] | str | None:
+    try:
+        parsed = json.loads(text)
+    except (ValueError, RecursionError) as exc:  # other parsers may accept JSON that is too long or too deep for ours
+        return None if isinstance(exc, json.JSONDecodeError) else REDACTED
+    return parsed if isinstance(parsed, dict | list) else None
 
 
 def cleaned(code: Callable[[], Any], clean: Clean, clean_error: Clean) -> Any:

@@ -1,4 +1,4 @@
-"""Check obligations by type, and carry them out. An unknown type denies.
+"""Check obligations by type, and find what they demand. An unknown type denies.
 
 | type | properties | carried out |
 |---|---|---|
@@ -17,8 +17,7 @@ count the attempt, up to their maximum. `redact` and `withhold_tools` have no ef
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, Literal, NamedTuple
 
@@ -30,7 +29,6 @@ from langchain_runtime_authz.ledger.call_changes import SpendBudget, SpendRate
 from langchain_runtime_authz.ledger.changes import Change
 from langchain_runtime_authz.pdp.policy_data import ApprovalTerms
 
-REDACTED: Final = "[redacted]"
 MAX_NUMBER: Final = 2**53
 POLICY_BUDGET: Final = "policy:"  # prefix of the policy's counters, to distinguish them from the grant's
 
@@ -136,40 +134,6 @@ _SHAPES: Final[Mapping[str, Mapping[str, Callable[[object], bool]]]] = {
     "notify": {"channel": lambda v: _text(v) and v != "", "topic": _text, "body": _text},
 }
 _OPTIONAL: Final[Mapping[str, Mapping[str, str]]] = {"notify": {"topic": "", "body": ""}}
-
-
-def redact(value: Any, fields: Collection[str]) -> Any:
-    """Return `value` with the content of each named field replaced, at any depth.
-
-    JSON text, also in content blocks, is parsed. Other text cannot be searched, so all of it is replaced.
-    """
-    if not fields:
-        return value
-    if isinstance(value, str):
-        parsed = _structure(value)
-        return json.dumps(_inside(parsed, fields), ensure_ascii=False) if isinstance(parsed, dict | list) else REDACTED
-    return _inside(value, fields) if isinstance(value, dict | list | tuple) else None if value is None else REDACTED
-
-
-def _inside(value: Any, fields: Collection[str]) -> Any:
-    """Redact fields in a structure, also in JSON text. Replace objects of other types."""
-    if isinstance(value, dict):
-        if value.get("type") == "text" and isinstance(value.get("text"), str):
-            value = {**value, "text": redact(value["text"], fields)}
-        return {k: REDACTED if k in fields else _inside(v, fields) for k, v in value.items()}
-    if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
-        return (list if isinstance(value, list) else tuple)(_inside(v, fields) for v in value)
-    if isinstance(value, str) and _structure(value) is not None:
-        return redact(value, fields)
-    return value if value is None or isinstance(value, str | int | float) else REDACTED
-
-
-def _structure(text: str) -> dict[str, Any] | list[Any] | str | None:
-    try:
-        parsed = json.loads(text)
-    except (ValueError, RecursionError) as exc:  # other parsers may accept JSON that is too long or too deep for ours
-        return None if isinstance(exc, json.JSONDecodeError) else REDACTED
-    return parsed if isinstance(parsed, dict | list) else None
 
 
 def understood(decision: Decision, action: str) -> Decision:
