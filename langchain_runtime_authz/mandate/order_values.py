@@ -7,12 +7,12 @@ in lower case are values only as choices of the schema or as `synonyms` of the p
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from itertools import chain
+from collections.abc import Iterator
 from typing import Final
 
 from langchain_runtime_authz.mandate.languages import NUMBER, Token, read_number, singular, words_of
 from langchain_runtime_authz.mandate.model import Argument, Const, Span
+from langchain_runtime_authz.mandate.token_cuts import CLOCK
 from langchain_runtime_authz.mandate.vocabulary import NAMED, Argued, Tool, plain
 
 _MAX_WORDS: Final = 4  # of one name, address or choice
@@ -25,38 +25,8 @@ _LOOSE: Final = {  # kinds that only an order takes which the profile writes out
     "object": {"email", "name"},
     "channel": {"email", "name", "number", "quote"},
 }
-_CLOCK: Final = re.compile(
-    r"(?<![\d:])(?:(?:[01]?\d|2[0-3]):[0-5]\d(?! ?[ap]m)|(?:0?[1-9]|1[0-2])(?::[0-5]\d)? ?[ap]m)(?!\w)", re.IGNORECASE
-)
-_UNIT: Final = re.compile(rf"{NUMBER}(?:[%°][^\W\d_]?|(?![ap]m)[^\W\d_]{{1,3}})", re.IGNORECASE)  # "20%", "5km"
 Bound = dict[str, tuple[Token, ...]]
 """Argument → its value, or a list of values."""
-
-
-def cuts(tokens: Sequence[Token]) -> list[list[Token]]:
-    """Return the ways to cut tokens: "5 May 3pm" and "5km" each whole or in two."""
-    several = [(timed, united) for timed in (True, False) for united in (False, True)]
-    ways = [[*chain.from_iterable(_cut(t, timed=timed, united=united) for t in tokens)] for timed, united in several]
-    return [way for n, way in enumerate(ways) if way not in ways[:n]]
-
-
-def _cut(token: Token, *, timed: bool, united: bool) -> list[Token]:
-    if token.kind in {"word", "name", "sep"}:
-        return [token]
-    said, start, cut = token.text, token.start, list[Token]()
-    clock = _CLOCK.search(said) if timed and token.kind == "date" else None
-    number = re.search(NUMBER, said) if united and (token.kind == "money" or _UNIT.fullmatch(said)) else None
-    if clock is not None:
-        cut = [Token("odd", clock[0], start + clock.start(), start + clock.end())]
-        for begin, part in ((0, said[: clock.start()]), (clock.end(), said[clock.end() :])):
-            for word in re.finditer(r"at\b|on\b|\w.*?(?=T?,?(?: at)?\s*$)", part):
-                kind = "word" if word[0] in {"at", "on"} else "date"
-                cut.append(Token(kind, word[0], start + begin + word.start(), start + begin + word.end()))
-    elif number is not None and (value := read_number(number[0], money=token.kind == "money")) is not None:
-        begin, end = start + number.start(), start + number.end()
-        unit = Token("odd", re.sub(NUMBER, "", said).strip(), end, token.end)
-        return [Token("number", f"{value}", begin, end), unit]  # also for "€20"
-    return sorted(cut, key=lambda t: t.start) or [token]
 
 
 class Values:
@@ -137,7 +107,7 @@ class Values:
         if (timed or (argument.kind == "when" and not dated)) and (end := self._clock(at)):
             yield self.one(at, end, "time"), end
         day = argument.kind != "when" and not re.search(r"\d", token.text)  # "Mark T-5 tomorrow" names no mark
-        if day or (timed and not dated and not _CLOCK.search(token.text)):
+        if day or (timed and not dated and not CLOCK.search(token.text)):
             kinds -= {"date"}
         if "number" in kinds and (number := self._whole(argument, token)):
             yield self.one(at, at + 1, "number", number), at + 1
@@ -219,7 +189,7 @@ class Values:
     def _clock(self, at: int) -> int:
         """Return the index after a time of day at `at`, or 0."""
         for end in (at + 2, at + 1):
-            if _CLOCK.fullmatch(" ".join(t.text for t in self.tokens[at:end])):
+            if CLOCK.fullmatch(" ".join(t.text for t in self.tokens[at:end])):
                 return end
         return 0
 

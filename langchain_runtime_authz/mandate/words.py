@@ -25,8 +25,8 @@ from langchain_runtime_authz.mandate.days import on_days
 from langchain_runtime_authz.mandate.languages import Language, Token, languages, words_of
 from langchain_runtime_authz.mandate.model import Compiled, Dropped, Mandate, Step
 from langchain_runtime_authz.mandate.order_matching import Match
-from langchain_runtime_authz.mandate.order_values import cuts
 from langchain_runtime_authz.mandate.sequence import in_order
+from langchain_runtime_authz.mandate.token_cuts import cuts
 from langchain_runtime_authz.mandate.vocabulary import MAX_NAME, TARGETS, Tool
 from langchain_runtime_authz.tool_profile import ToolProfile
 
