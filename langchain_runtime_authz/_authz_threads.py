@@ -18,8 +18,9 @@ from langchain_runtime_authz.facts.task import ANSWER, CORRECTION, HumanText, co
 from langchain_runtime_authz.langgraph.checkpoints import read_state, thread_config
 from langchain_runtime_authz.langgraph.graph_entry import RootEntry
 from langchain_runtime_authz.langgraph.graph_input import open_questions
-from langchain_runtime_authz.langgraph.messages import human_texts, messages_in, written
+from langchain_runtime_authz.langgraph.messages import human_texts
 from langchain_runtime_authz.langgraph.run_context import SubjectLike
+from langchain_runtime_authz.langgraph.state_updates import messages_in, update_in
 from langchain_runtime_authz.ledger.base import Approval, Doubt, Query, Scope, Snapshot
 from langchain_runtime_authz.pep.approval_outside_graph import ListAsked, answer_outside_graph, open_question
 from langchain_runtime_authz.pep.calls_in_doubt import ListDoubts, record_ends, resolve
@@ -270,7 +271,7 @@ def _never_entered(snapshot: Snapshot, state: StateSnapshot, input: Any) -> bool
 
     Without texts in `input`, look for the newest user message in the ledger's log.
     """
-    given = [t for t in human_texts(written(input)) if not t.past]
+    given = [t for t in human_texts(update_in(input)) if not t.past]
     if not given and snapshot.marks.get(HEAD) == UNKNOWN:
         given = [t for t in snapshot.log if t.own and t.text and not (t.key or "").startswith((ANSWER, CORRECTION))]
     heard = human_texts(messages_in(state.values))

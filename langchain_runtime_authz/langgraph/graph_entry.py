@@ -25,9 +25,10 @@ from langchain_runtime_authz.identity.subjects import ANONYMOUS, DEVELOPER, NO_S
 from langchain_runtime_authz.langgraph import checkpoints, run_context
 from langchain_runtime_authz.langgraph import graph_input as inputs
 from langchain_runtime_authz.langgraph import private_api as private
-from langchain_runtime_authz.langgraph.messages import foreign_plans, human_texts, written
+from langchain_runtime_authz.langgraph.messages import foreign_plans, human_texts
 from langchain_runtime_authz.langgraph.object_graph import is_workflow, label_of
 from langchain_runtime_authz.langgraph.resume_values import drop_old_answer, keyed, record_answer
+from langchain_runtime_authz.langgraph.state_updates import update_in
 from langchain_runtime_authz.ledger.base import Scope
 from langchain_runtime_authz.ledger.changes import Change, DeleteMarks, Redeliver, SetMark
 from langchain_runtime_authz.pep.approval_questions import approval_ids
@@ -193,7 +194,7 @@ class _Root(Entering[tuple[Any, Any]]):
             raise AuthzDenied(Code.LEASE_ENDED, deny(Code.LEASE_ENDED).decision_id)
         configurable = config.get("configurable") or {}
         thread = configurable.get("thread_id")
-        saver, update = self.saver, written(self.input)
+        saver, update = self.saver, update_in(self.input)
         if saver is not None:
             config = self.config = yield from checkpoints.at_replay(graph, config, self.input)
         head = (yield from checkpoints.read_head(saver, config)) if saver is not None and thread is not None else None

@@ -18,6 +18,7 @@ from langchain_runtime_authz.langgraph.answer_consent import choices_in, without
 from langchain_runtime_authz.langgraph.answer_numbers import OURS
 from langchain_runtime_authz.langgraph.checkpoints import WATCHED, content_of
 from langchain_runtime_authz.langgraph.private_api import is_resume_map
+from langchain_runtime_authz.langgraph.state_updates import held, messages_in, overwritten, removed_by, with_messages
 from langchain_runtime_authz.ledger.base import Approval
 from langchain_runtime_authz.pep.approval_questions import PLAIN, TAKES_ANY, approval_ids, is_shown_by, shown
 from langchain_runtime_authz.pep.corrections import answer, reply
@@ -29,7 +30,7 @@ def brought(given: object, values: object, channels: Sequence[str]) -> list[Huma
     """Return an input's edits of watched channels other than `messages`."""
     edits: list[HumanText] = []
     for name in written(given, others(channels)):
-        (replaces, new), old = messages.overwritten(messages.held(given, name)), messages.held(values, name)
+        (replaces, new), old = overwritten(held(given, name)), held(values, name)
         if isinstance(new, Mapping) and isinstance(old, Mapping) and not replaces:  # the reducer keeps other entries
             old = {key: old.get(key) for key in new}
         if (new or old) and content_of(new) != content_of(old):
@@ -55,8 +56,8 @@ def written(given: object, names: Sequence[str]) -> list[str]:
 
 def taken_out(given: object, values: object) -> list[HumanText]:
     """Return one edit if user messages or plans are removed and not sent again."""
-    gone, sent = removals(given), [messages.as_message(m) for m in messages.messages_in(given)]
-    before = [m for m in messages.messages_in(values) if REMOVE_ALL_MESSAGES in gone or getattr(m, "id", None) in gone]
+    gone, sent = removals(given), [messages.as_message(m) for m in messages_in(given)]
+    before = [m for m in messages_in(values) if REMOVE_ALL_MESSAGES in gone or getattr(m, "id", None) in gone]
     back = {content_of(m) for m in sent if isinstance(m, BaseMessage)} | {t.digest for t in messages.human_texts(given)}
     ours = [m for m in before if messages.is_human(m) or (isinstance(m, AIMessage) and m.tool_calls)]
     lost = [
@@ -69,14 +70,14 @@ def taken_out(given: object, values: object) -> list[HumanText]:
 
 def removals(given: object) -> set[str]:
     """Return the ids of messages that an input removes, or `REMOVE_ALL_MESSAGES`."""
-    replaces, _ = messages.overwritten(messages.held(given, "messages"))
-    gone = {i for m in messages.messages_in(given) if (i := messages.removed_by(m)) is not None}
+    replaces, _ = overwritten(held(given, "messages"))
+    gone = {i for m in messages_in(given) if (i := removed_by(m)) is not None}
     return gone | {REMOVE_ALL_MESSAGES} if replaces else gone
 
 
 def unheard(texts: Sequence[HumanText], state: Any) -> list[HumanText]:
     """Drop texts of a client's history: the state has them under the same message id."""
-    standing = {(t.key, t.digest) for t in messages.human_texts(messages.messages_in(state)) if t.key is not None}
+    standing = {(t.key, t.digest) for t in messages.human_texts(messages_in(state)) if t.key is not None}
     return [t for t in texts if (t.key, t.digest) not in standing]
 
 
@@ -104,20 +105,20 @@ def delivered(entry: Entry, input: Any, state: Any, asked: Collection[str] = ())
     `asked`: ids of the graph's open interrupts. If the state has unanswered tool calls, no user message may follow
     them. Then their tool messages carry the text.
     """
-    before = messages.messages_in(state)
-    heard = {t.digest for t in messages.human_texts([*before, *messages.messages_in(input)])}
+    before = messages_in(state)
+    heard = {t.digest for t in messages.human_texts([*before, *messages_in(input)])}
     texts = [t for t in untold(entry.pending, input, asked) if t.text and t.digest not in heard]
     if not texts:
         return input
     # Give each message an id: without one, a pending write gets a new id each time the state is read.
     news = [HumanMessage(content=t.text, id=t.key or f"said:{t.digest}") for t in texts]
     if isinstance(input, dict):
-        return messages.with_messages(input, news)
+        return with_messages(input, news)
     update = input.update if isinstance(input, Command) else None
     if not before or messages.unanswered(before) or not (update is None or isinstance(update, dict)):
         entry.run.undelivered = tuple(t.text for t in texts)
         return input
-    merged = messages.with_messages(update, news)
+    merged = with_messages(update, news)
     return replace(input, update=merged) if isinstance(input, Command) else Command(update=merged)
 
 

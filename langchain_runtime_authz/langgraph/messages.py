@@ -18,7 +18,6 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, Remove
 from langchain_core.messages.chat import ChatMessage
 from langchain_core.messages.utils import convert_to_messages
 from langchain_core.tools import BaseTool
-from langgraph.graph.message import REMOVE_ALL_MESSAGES
 from langgraph.types import Command, Overwrite, Send
 
 from langchain_runtime_authz.errors import AuthzDenied, Code
@@ -26,6 +25,7 @@ from langchain_runtime_authz.evaluation import deny
 from langchain_runtime_authz.facts.plan import PlanRecord, calls_digest, plan_calls
 from langchain_runtime_authz.facts.task import HumanText, content_digest, content_text
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt
+from langchain_runtime_authz.langgraph.state_updates import held, messages_in, update_in
 from langchain_runtime_authz.ledger.base import Committed
 from langchain_runtime_authz.ledger.changes import RecordPlan
 from langchain_runtime_authz.pep.call import Call, Denial, Replay
@@ -46,9 +46,8 @@ _SPOKEN: Mapping[str, str] = {
 }
 USER = ("user", "human")
 _NOTIFICATION = "deepagents_notification"  # deepagents' mark on messages of an async sub-agent to its parent's thread
-_OVERWRITE = "__overwrite__"
 _TOLD = "__tool_message__"
-_PAIR = 2  # ("user", "text"); (content, artifact)
+_PAIR = 2  # (content, artifact)
 MAX_KEPT = 64 * 1024  # characters of a stored result
 _MAX_PLANNED = 32  # number of a plan's calls that its audit record names
 _TEXT_BLOCK = frozenset({"type", "text", "id", "annotations", "index"})
@@ -206,51 +205,6 @@ def answer(verdict: Any, call_id: str | None, *, text: bool = False) -> Any:
     return replayed(verdict, call_id) if call_id is not None else replay_message(verdict, None).content
 
 
-def written(given: object) -> object:
-    """Return the state update in a root input. A `Command`'s pairs become a mapping."""
-    update = given.update if isinstance(given, Command) else given
-    pairs = update if isinstance(update, list | tuple) and isinstance(given, Command) else ()
-    if not pairs or not all(isinstance(p, tuple) and len(p) == _PAIR and isinstance(p[0], str) for p in pairs):
-        return update
-    found: dict[str, Any] = {}
-    for name, value in pairs:  # one channel may be written twice
-        if name in found:
-            (replaces, before), (again, value) = overwritten(found[name]), overwritten(value)  # noqa: PLW2901
-            value = [*_listed(before), *_listed(value)]  # noqa: PLW2901
-            value = Overwrite(value) if replaces or again else value  # noqa: PLW2901
-        found[name] = value
-    return found
-
-
-def _listed(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, list) else [value]
-
-
-def overwritten(value: Any) -> tuple[bool, Any]:
-    """Return True if a written value bypasses the reducer, and the value itself."""
-    if isinstance(value, Overwrite):
-        return True, value.value
-    if isinstance(value, dict) and len(value) == 1 and _OVERWRITE in value:
-        return True, value[_OVERWRITE]
-    if isinstance(value, dict) and value.get("type") == _OVERWRITE and "value" in value:
-        return True, value["value"]
-    return False, value
-
-
-def held(state: object, name: str) -> Any:
-    """Return a channel's value in a state, which is a mapping or an object."""
-    return state.get(name) if isinstance(state, (dict, Mapping)) else getattr(state, name, None)
-
-
-def messages_in(value: Any) -> list[Any]:
-    """Return the list of messages in a state or an input."""
-    _, found = overwritten(value.get("messages") if type(value) is dict else held(written(value), "messages"))
-    pair = isinstance(found, tuple) and len(found) == _PAIR and all(isinstance(part, str) for part in found)
-    if isinstance(found, list | tuple) and not pair:
-        return list(found)
-    return [] if found is None else [found]
-
-
 def as_message(entry: object) -> BaseMessage | None:
     """Convert one entry as LangChain does; None if it is not a message."""
     if isinstance(entry, BaseMessage):
@@ -271,7 +225,7 @@ def is_human(message: object) -> bool:
 def human_texts(value: object) -> list[HumanText]:
     """Return the user messages of a root input, in any form that LangChain accepts."""
     if isinstance(value, list | tuple) and any(isinstance(entry, Command) for entry in value):
-        return [text for entry in value for text in human_texts(written(entry))]
+        return [text for entry in value for text in human_texts(update_in(entry))]
     entries: Sequence[object] = value if isinstance(value, list) else messages_in(value)
     texts: list[HumanText] = []
     names: list[str | None] = []
@@ -302,23 +256,6 @@ def _human_text(entry: object, message: BaseMessage | None) -> HumanText | None:
     texts = [b for b in blocks if isinstance(b, str) or (isinstance(b, Mapping) and "text" in b)] if blocks else ()
     key = key if isinstance(key, str) else None
     return HumanText(content_digest(content), content_text(content), key, mixed=len(texts) > 1)
-
-
-def removed_by(entry: object) -> str | None:
-    """Return the id of the message that an entry removes, or None."""
-    if isinstance(entry, Mapping):
-        ident = entry.get("id") if "remove" in (entry.get("role"), entry.get("type")) else None
-        return ident if isinstance(ident, str) else None
-    return entry.id if isinstance(entry, RemoveMessage) else None
-
-
-def with_messages(update: Mapping[str, Any] | None, first: Sequence[BaseMessage]) -> dict[str, Any]:
-    """Put `first` before an update's messages, but after a removal of all messages."""
-    own = messages_in(update)
-    at = max((i + 1 for i, m in enumerate(own) if removed_by(m) == REMOVE_ALL_MESSAGES), default=0)
-    merged = [*own[:at], *first, *own[at:]]
-    replaces, _ = overwritten((update or {}).get("messages"))
-    return {**(update or {}), "messages": Overwrite(merged) if replaces else merged}
 
 
 def ai_messages(value: object, depth: int = 5) -> list[AIMessage]:
