@@ -14,18 +14,17 @@ from langchain_runtime_authz.facts.json_copy import SHORT
 from langchain_runtime_authz.facts.normal_forms import key
 from langchain_runtime_authz.mandate import model
 from langchain_runtime_authz.mandate import read_outputs as reads
+from langchain_runtime_authz.mandate.date_matching import between, number_or_date
 from langchain_runtime_authz.mandate.description import described, holds, quoted
 from langchain_runtime_authz.mandate.output_rows import Row, extreme, record_key, rows_of, values_of, within_row, worth
 from langchain_runtime_authz.mandate.text_arguments import MAX_TEXT, borrowed, unbacked
 from langchain_runtime_authz.mandate.value_matching import (
     as_exact,
-    between,
     calculated,
     commas,
     equal,
     meets,
     near,
-    reading,
     same,
     stands,
     within,
@@ -368,7 +367,7 @@ class ArgumentMatcher:
         return not any(True for n, v in given for _ in loose(n, 0 if absent(v) and v is not None else v, step.args))
 
     def _calc(self, argument: model.Calc, items: Sequence[Any], kind: str) -> Finding:
-        given = reading(items[0]) if len(items) == 1 and not commas(items[0]) else None
+        given = number_or_date(items[0]) if len(items) == 1 and not commas(items[0]) else None
         result = self._result(argument) if kind in COUNTED else "value"
         if isinstance(result, str):
             return Finding(result, described(argument))
@@ -417,7 +416,7 @@ class ArgumentMatcher:
                 if not self._vouches(operand, row, own, 1):
                     return "untrusted"
                 values += own
-        numbers = [one for one in map(reading, values) if isinstance(one, Decimal)]
+        numbers = [one for one in map(number_or_date, values) if isinstance(one, Decimal)]
         return numbers if len(numbers) == len(values) else "value"
 
     def _extract(self, argument: model.Extract, items: Sequence[Any]) -> Finding:

@@ -20,20 +20,11 @@ from weakref import ref
 from langchain_runtime_authz.facts.argument_atoms import DESTINATIONS, SHORT_KINDS, absent, loose
 from langchain_runtime_authz.facts.normal_forms import REMEMBERED, identifiers, key
 from langchain_runtime_authz.mandate.argument_matching import ArgumentMatcher
+from langchain_runtime_authz.mandate.date_matching import dates, in_zone, names_zone, upcoming
 from langchain_runtime_authz.mandate.description import described_step, quoted
 from langchain_runtime_authz.mandate.model import Argument, Between, Const, Each, Free, Mandate, OneOf, Pick, Step, Text
 from langchain_runtime_authz.mandate.read_outputs import NO_TASK, Outputs, Task, scalar_forms, scalars
-from langchain_runtime_authz.mandate.value_matching import (
-    commas,
-    dates,
-    in_zone,
-    known_same,
-    may_hold,
-    names_zone,
-    same,
-    touches,
-    upcoming,
-)
+from langchain_runtime_authz.mandate.value_matching import commas, known_same, may_hold, same, touches
 from langchain_runtime_authz.tool_profile import ToolProfile, argument, kind_of
 
 MAX_VALUES: Final = 1000  # values of one argument that are compared with prohibitions, or added up

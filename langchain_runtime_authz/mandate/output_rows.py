@@ -9,8 +9,9 @@ from typing import Any, Final, NamedTuple
 from langchain_runtime_authz.facts.argument_atoms import MAX_ITEMS, SHORT_KINDS, absent
 from langchain_runtime_authz.facts.normal_forms import key
 from langchain_runtime_authz.mandate import read_outputs as reads
+from langchain_runtime_authz.mandate.date_matching import compare
 from langchain_runtime_authz.mandate.model import Eq, Own
-from langchain_runtime_authz.mandate.value_matching import IDENTIFIERS, among, compare
+from langchain_runtime_authz.mandate.value_matching import IDENTIFIERS, among
 from langchain_runtime_authz.tool_profile import ToolProfile, field_trust
 
 _WORTH: Final = {"system": 2, "internal": 1, "external": 0}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from decimal import Decimal, localcontext
 from functools import lru_cache
 from operator import sub, truediv
@@ -15,7 +15,7 @@ from posixpath import normpath
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
-from langchain_runtime_authz.facts.argument_atoms import DESTINATIONS, MAX_ARGUMENT_NODES, MAX_ITEMS, SHORT_KINDS
+from langchain_runtime_authz.facts.argument_atoms import DESTINATIONS, MAX_ARGUMENT_NODES, SHORT_KINDS
 from langchain_runtime_authz.facts.normal_forms import (
     EXACT,
     MAX_VALUE,
@@ -27,6 +27,16 @@ from langchain_runtime_authz.facts.normal_forms import (
     skeleton,
     tidy,
 )
+from langchain_runtime_authz.mandate.date_matching import (
+    ISO,
+    MOMENT,
+    compare,
+    in_zone,
+    moments,
+    names_zone,
+    number_or_date,
+    same_moment,
+)
 from langchain_runtime_authz.mandate.model import AtLeast, AtMost, Condition, Contains, Eq, Not, Own, Scalar, StartsWith
 from langchain_runtime_authz.mandate.read_outputs import scalar_forms, scalars
 
@@ -35,14 +45,8 @@ _SPELLED: Final = ("object", "name", "value", "")  # kinds for which another spe
 _NAMED: Final = ("object", "name")  # those of `_SPELLED` for which upper and lower case of plain words are equal
 _WORDS: Final = re.compile(r"(?:[^\W\d_]+|\d+)(?:[ \-](?:[^\W\d_]+|\d+))*")
 _ID: Final = re.compile(r"[^\W\d_]\d|\d[^\W\d_]|_")  # a name with such a part may be case-sensitive
-_SECONDS: Final = re.compile(r":\d\d:(\d\d(?:\.\d{1,6})?)")
-_ZONE: Final = re.compile(r"(?<=:\d\d)(?:\.\d{1,6})? ?(Z|UTC|GMT|[+-]\d\d:?\d\d)$", re.IGNORECASE)  # after a time
-_MOMENT: Final = ("date:", "day:", "time:")
 _T: Final = re.compile(r"(?<=\d{4}-\d\d-\d\d)t(?=\d)")  # between a date and a time, in lower case
 _ISO_PART: Final = re.compile(r"\d{4}-\d\d|\d\d:\d\d")
-_ISO: Final = re.compile(r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d.{0,25})?")
-_YEAR: Final = 365  # days
-_DATE: Final = 10  # characters of an ISO 8601 date
 _SHOWN: Final = re.compile(r"[^<>@,;\d]{0,40}<([^<>\s,;]+)>")  # "Bob <b@x.org>"; a longer name could be a message
 _CLIMBS: Final = re.compile(r"\\|%(?:2e|2f|5c|25)|\.;|[\x00-\x1f\x7f]", re.IGNORECASE)
 SEVERAL: Final = re.compile(r"[*?\[\]{}]")  # a pattern stands for more than one path
@@ -71,8 +75,8 @@ def _same(value: Any, constant: Any, kind: str) -> bool:
     own, said = scalar_forms(value), scalar_forms(constant, said=True)
     if not own or not said:
         return False
-    if kind in _DATED and any(f.startswith(_MOMENT) for f in said):
-        return _same_moment(value, constant, own, said)
+    if kind in _DATED and any(f.startswith(MOMENT) for f in said):
+        return same_moment(value, constant, own, said)
     if kind in _SPELLED and not _spelled(value, constant, own, said, kind):
         return False
     if kind in DESTINATIONS and str(value).strip()[:1] == "+" != str(constant).strip()[:1]:
@@ -87,7 +91,7 @@ def _same(value: Any, constant: Any, kind: str) -> bool:
         return False
     if kind in DESTINATIONS and isinstance(value, str) and (shown := _SHOWN.fullmatch(tidy(value))):
         own = tuple(f for f in forms(shown[1]) if f.startswith("email:"))
-    shared = [f for f in own if f in said and not f.startswith((*_MOMENT, "num:"))]
+    shared = [f for f in own if f in said and not f.startswith((*MOMENT, "num:"))]
     if any(f.startswith("url:") for f in shared):
         return _same_endpoint(tidy(value), tidy(constant))
     if kind not in DESTINATIONS:
@@ -108,13 +112,8 @@ def equal(items: Sequence[Any], ordered: Sequence[Any], kind: str) -> bool:
 def as_exact(value: object, named: object) -> bool:
     """Return True if a value is written like `named`, or is the same ISO 8601 date."""
     values, choices = (scalars(each, MAX_ARGUMENT_NODES) or () for each in (value, named))
-    moments = {part for one in choices for part in _moments(one)}
-    return all(v in choices or (reading(v) and set() < {*_moments(v)} <= moments) for v in values)
-
-
-def _moments(value: object) -> Iterator[str]:
-    yield from (f for f in scalar_forms(value, said=True) if f.startswith(_MOMENT))
-    yield from _ZONE.findall(str(value).strip().upper())
+    allowed = {part for one in choices for part in moments(one)}
+    return all(v in choices or (number_or_date(v) and set() < {*moments(v)} <= allowed) for v in values)
 
 
 def commas(value: object) -> bool:
@@ -136,104 +135,6 @@ def _spelled(value: object, constant: object, own: Sequence[str], said: Sequence
         return True
     one, other = tidy(one), tidy(other)
     return kind in _NAMED and _WORDS.fullmatch(other) is not None and fold(one) == fold(other)
-
-
-def _same_moment(value: Any, constant: Any, own: Sequence[str], said: Sequence[str]) -> bool:
-    """Return True if two dates agree. The constant may lack the year and the time.
-
-    A date that can be read in two ways equals only the same text.
-    """
-    if isinstance(reading(value), datetime.datetime) and isinstance(reading(constant), datetime.datetime):
-        return not lacks_zone(constant, value) and compare(value, constant) == 0
-    ours, theirs = ({f for f in found if f.startswith(("date:", "day:"))} for found in (own, said))
-    full, full_said = ({f for f in found if f.startswith("date:") and f[5] != "-"} for found in (ours, theirs))
-    zone, said_zone = (_ZONE.findall(str(each).strip().upper()) for each in (value, constant))
-    times = {f for f in said if f.startswith("time:")}
-    if times and zone != said_zone:
-        return False
-    if len(full_said) > 1 and tidy(str(value)) != tidy(str(constant)):
-        return False
-    if full != full_said if full and full_said else {f[-6:] for f in ours} != {f[-6:] for f in theirs}:
-        return False
-    one, other = (_SECONDS.search(str(each)) for each in (value, constant))
-    seconds = float(one[1] if one else 0) == float(other[1] if other else 0)
-    return not times or (seconds and times == {f for f in own if f.startswith("time:")})
-
-
-def lacks_zone(bound: object, value: object) -> bool:
-    """Return True if the value's time names a zone, and the bound's time does not."""
-    at, said = reading(value), reading(bound)
-    if not isinstance(at, datetime.datetime) or not isinstance(said, datetime.datetime):
-        return False
-    return at.tzinfo is not None and said.tzinfo is None and len(str(bound).strip()) > _DATE
-
-
-def in_zone(value: object, zone: datetime.tzinfo) -> object:
-    """Return an ISO 8601 date with an offset as the local time of a zone."""
-    at = reading(value)
-    if not isinstance(at, datetime.datetime) or at.tzinfo is None:
-        return value
-    try:
-        return at.astimezone(zone).replace(tzinfo=None).isoformat()
-    except OverflowError:  # "9999-12-31T23:59:59Z", which often means "for ever"
-        return value
-
-
-def names_zone(values: object) -> bool:
-    """Return True if one of the values is a time that names its zone."""
-    return any(_ZONE.search(str(one).strip()) for one in scalars(values, MAX_ITEMS) or ())
-
-
-def dates(value: object) -> list[str]:
-    """Return all dates of a value; one without a year begins with "-"."""
-    found = (f for one in scalars(value, MAX_ITEMS) or () for f in scalar_forms(one, said=True))
-    return [f[5:] for f in found if f.startswith("date:")]
-
-
-def upcoming(days: Sequence[str], now: float) -> bool:
-    """Return True if no day lacks a year, or all full dates lie in the coming year.
-
-    The year begins one day ago, because that day may still be today in the user's zone.
-    """
-    first = datetime.datetime.fromtimestamp(now, datetime.UTC).date() - datetime.timedelta(days=1)
-    full = [day for day in days if day[0] != "-"]
-    return full == [*days] or all(0 <= (datetime.date.fromisoformat(day) - first).days <= _YEAR for day in full)
-
-
-def reading(value: object) -> Decimal | datetime.datetime | None:
-    """Parse a value as a number or ISO 8601 date; None if it is neither or ambiguous."""
-    numbers = [f for f in scalar_forms(value) if f.startswith("num:")] if not isinstance(value, bool) else []
-    if numbers:
-        return Decimal(numbers[0][4:]) if len(numbers) == 1 else None
-    try:
-        return datetime.datetime.fromisoformat(str(value).strip()) if _ISO.fullmatch(str(value).strip()) else None
-    except ValueError:
-        return None
-
-
-def compare(value: object, bound: object) -> int | None:
-    """Return -1, 0 or 1 for a value below, at or above a bound; None if incomparable.
-
-    A time or a zone that the bound lacks is ignored.
-    """
-    one, other = reading(value), reading(bound)
-    if isinstance(one, Decimal) and isinstance(other, Decimal):
-        return (one > other) - (one < other)
-    if not isinstance(one, datetime.datetime) or not isinstance(other, datetime.datetime):
-        return None
-    if len(str(bound).strip()) == _DATE:
-        return (one.date() > other.date()) - (one.date() < other.date())
-    if len(str(value).strip()) == _DATE or (other.tzinfo is not None and one.tzinfo is None):
-        return None
-    one = one if other.tzinfo is not None else one.replace(tzinfo=None)
-    return (one > other) - (one < other)
-
-
-def between(value: object, low: object, high: object) -> bool:
-    """Return True if a value lies between two bounds, both included."""
-    above, below = compare(value, low), compare(value, high)
-    zoned = not lacks_zone(low, value) and not lacks_zone(high, value)
-    return zoned and above is not None and below is not None and above >= 0 >= below
 
 
 def calculated(op: str, numbers: Sequence[Sequence[Decimal]]) -> Decimal | None:
@@ -359,8 +260,8 @@ def _holds(
     else:
         found = re.search(rf"(?<!\w){re.escape(part)}(?!\w)", text) is not None
     # The text may be the same date, written in another way.
-    other = not (_ISO.fullmatch(text) and _ISO_PART.match(part))
-    return found or (None if other and any(f.startswith(_MOMENT) for f in scalar_forms(value)) else False)
+    other = not (ISO.fullmatch(text) and _ISO_PART.match(part))
+    return found or (None if other and any(f.startswith(MOMENT) for f in scalar_forms(value)) else False)
 
 
 def _close(value: Scalar, constant: Scalar) -> bool:

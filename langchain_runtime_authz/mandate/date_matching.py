@@ -1,0 +1,124 @@
+"""Compare dates and times, with or without a year or zone, and numbers by size."""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections.abc import Iterator, Sequence
+from decimal import Decimal
+from typing import Any, Final
+
+from langchain_runtime_authz.facts.argument_atoms import MAX_ITEMS
+from langchain_runtime_authz.facts.normal_forms import tidy
+from langchain_runtime_authz.mandate.read_outputs import scalar_forms, scalars
+
+MOMENT: Final = ("date:", "day:", "time:")  # prefixes of normal forms
+ISO: Final = re.compile(r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d.{0,25})?")  # a date, or a date and a time
+_SECONDS: Final = re.compile(r":\d\d:(\d\d(?:\.\d{1,6})?)")
+_ZONE: Final = re.compile(r"(?<=:\d\d)(?:\.\d{1,6})? ?(Z|UTC|GMT|[+-]\d\d:?\d\d)$", re.IGNORECASE)  # after a time
+_YEAR: Final = 365  # days
+_DATE: Final = 10  # characters of an ISO 8601 date
+
+
+def number_or_date(value: object) -> Decimal | datetime.datetime | None:
+    """Parse a value as a number or ISO 8601 date; None if it is neither or ambiguous."""
+    numbers = [f for f in scalar_forms(value) if f.startswith("num:")] if not isinstance(value, bool) else []
+    if numbers:
+        return Decimal(numbers[0][4:]) if len(numbers) == 1 else None
+    try:
+        return datetime.datetime.fromisoformat(str(value).strip()) if ISO.fullmatch(str(value).strip()) else None
+    except ValueError:
+        return None
+
+
+def compare(value: object, bound: object) -> int | None:
+    """Return -1, 0 or 1 for a value below, at or above a bound; None if incomparable.
+
+    A time or a zone that the bound lacks is ignored.
+    """
+    one, other = number_or_date(value), number_or_date(bound)
+    if isinstance(one, Decimal) and isinstance(other, Decimal):
+        return (one > other) - (one < other)
+    if not isinstance(one, datetime.datetime) or not isinstance(other, datetime.datetime):
+        return None
+    if len(str(bound).strip()) == _DATE:
+        return (one.date() > other.date()) - (one.date() < other.date())
+    if len(str(value).strip()) == _DATE or (other.tzinfo is not None and one.tzinfo is None):
+        return None
+    one = one if other.tzinfo is not None else one.replace(tzinfo=None)
+    return (one > other) - (one < other)
+
+
+def between(value: object, low: object, high: object) -> bool:
+    """Return True if a value lies between two bounds, both included."""
+    above, below = compare(value, low), compare(value, high)
+    zoned = not lacks_zone(low, value) and not lacks_zone(high, value)
+    return zoned and above is not None and below is not None and above >= 0 >= below
+
+
+def same_moment(value: Any, constant: Any, own: Sequence[str], said: Sequence[str]) -> bool:
+    """Return True if two dates agree. The constant may lack the year and the time.
+
+    A date that can be read in two ways equals only the same text.
+    """
+    if isinstance(number_or_date(value), datetime.datetime) and isinstance(number_or_date(constant), datetime.datetime):
+        return not lacks_zone(constant, value) and compare(value, constant) == 0
+    ours, theirs = ({f for f in found if f.startswith(("date:", "day:"))} for found in (own, said))
+    full, full_said = ({f for f in found if f.startswith("date:") and f[5] != "-"} for found in (ours, theirs))
+    zone, said_zone = (_ZONE.findall(str(each).strip().upper()) for each in (value, constant))
+    times = {f for f in said if f.startswith("time:")}
+    if times and zone != said_zone:
+        return False
+    if len(full_said) > 1 and tidy(str(value)) != tidy(str(constant)):
+        return False
+    if full != full_said if full and full_said else {f[-6:] for f in ours} != {f[-6:] for f in theirs}:
+        return False
+    one, other = (_SECONDS.search(str(each)) for each in (value, constant))
+    seconds = float(one[1] if one else 0) == float(other[1] if other else 0)
+    return not times or (seconds and times == {f for f in own if f.startswith("time:")})
+
+
+def moments(value: object) -> Iterator[str]:
+    """Yield the dates, times and zone in a value, in their normal forms."""
+    yield from (f for f in scalar_forms(value, said=True) if f.startswith(MOMENT))
+    yield from _ZONE.findall(str(value).strip().upper())
+
+
+def lacks_zone(bound: object, value: object) -> bool:
+    """Return True if the value's time names a zone, and the bound's time does not."""
+    at, said = number_or_date(value), number_or_date(bound)
+    if not isinstance(at, datetime.datetime) or not isinstance(said, datetime.datetime):
+        return False
+    return at.tzinfo is not None and said.tzinfo is None and len(str(bound).strip()) > _DATE
+
+
+def in_zone(value: object, zone: datetime.tzinfo) -> object:
+    """Return an ISO 8601 date with an offset as the local time of a zone."""
+    at = number_or_date(value)
+    if not isinstance(at, datetime.datetime) or at.tzinfo is None:
+        return value
+    try:
+        return at.astimezone(zone).replace(tzinfo=None).isoformat()
+    except OverflowError:  # "9999-12-31T23:59:59Z", which often means "for ever"
+        return value
+
+
+def names_zone(values: object) -> bool:
+    """Return True if one of the values is a time that names its zone."""
+    return any(_ZONE.search(str(one).strip()) for one in scalars(values, MAX_ITEMS) or ())
+
+
+def dates(value: object) -> list[str]:
+    """Return all dates of a value; one without a year begins with "-"."""
+    found = (f for one in scalars(value, MAX_ITEMS) or () for f in scalar_forms(one, said=True))
+    return [f[5:] for f in found if f.startswith("date:")]
+
+
+def upcoming(days: Sequence[str], now: float) -> bool:
+    """Return True if no day lacks a year, or all full dates lie in the coming year.
+
+    The year begins one day ago, because that day may still be today in the user's zone.
+    """
+    first = datetime.datetime.fromtimestamp(now, datetime.UTC).date() - datetime.timedelta(days=1)
+    full = [day for day in days if day[0] != "-"]
+    return full == [*days] or all(0 <= (datetime.date.fromisoformat(day) - first).days <= _YEAR for day in full)

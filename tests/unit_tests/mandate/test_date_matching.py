@@ -1,0 +1,37 @@
+"""A date without a year is the next one, and a time that can not be compared is in no order."""
+
+import datetime
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from langchain_runtime_authz.mandate.date_matching import compare, dates, in_zone, upcoming
+from langchain_runtime_authz.mandate.model import AtLeast
+from langchain_runtime_authz.mandate.value_matching import meets
+
+
+@pytest.mark.parametrize(("today", "next_ones", "others"), [
+    ("2027-06-01", ["2027-06-03", "3 June 2027", "2027-06-03T10:00+02:00", "3 June", ["2027-06-03", "2028-05-30"]], ["2026-06-03", "2028-06-03", "3/6/2099", ["2027-06-03", "2028-06-03"]]),
+    ("2027-06-04", ["2027-06-03", "2028-06-02"], ["2027-06-02", "2028-06-04"]),  # east of UTC, the 4th has begun
+    ("2027-03-02", ["2028-02-29"], []), ("2026-01-01", [], ["2028-02-29"]), ("2028-03-01", ["2028-02-29"], ["2032-02-29"]),
+])
+def test_a_day_without_a_year_comes_next(today, next_ones, others):
+    now = datetime.datetime.fromisoformat(f"{today}T12:00Z").timestamp()
+    day = dates("3 June")
+    assert [v for v in next_ones if not upcoming([*day, *dates(v)], now)] == []
+    assert [v for v in others if upcoming([*dates(v), *day], now)] == []
+    assert upcoming(dates("2099-06-03"), now)  # a day with a year is that day
+
+
+@pytest.mark.parametrize(("one", "other", "order"), [
+    (2, "10", -1), ("2025-05-26", "2025-05-25", 1), ("2025-05-26T23:00", "2025-05-26", 0), ("2025-05-26", "2025-05-26T10:00", None),
+    ("1.200", 3, None), ("x", 3, None), (True, 3, None), (3, "2025-05-26", None),
+])
+def test_compare(one, other, order):
+    assert compare(one, other) == order
+
+
+@pytest.mark.parametrize("end", ["9999-12-31T23:59:59Z", "9999-12-31T23:59:59+00:00", "0001-01-01T00:00:00+14:00"])
+def test_a_time_at_the_end_of_the_calendar_has_no_local_time(end):
+    assert in_zone(end, ZoneInfo("Europe/Berlin")) == end
+    assert meets(AtLeast("2026-01-01T10:00"), [end], (), ZoneInfo("Europe/Berlin")) is (end[0] == "9")
