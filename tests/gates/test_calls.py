@@ -105,7 +105,7 @@ def turn(build: Callable[..., Any]) -> tuple[float, float]:
     more = {}
     for turns in (1, MORE + 1):
         sides = dict[str, list[Calls]](plain=[], protected=[])
-        for side in ("plain", "protected") * 3:
+        for side in ("plain", "protected") * 5:
             with counted(sides[side]):
                 pair.invoke(side, turns)
         more[turns] = added({side: seen[1:] for side, seen in sides.items()})[0]  # the first round fills the caches
