@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from langchain_runtime_authz.digest import written
 from langchain_runtime_authz.facts.json_copy import parsed
-from langchain_runtime_authz.facts.normal_forms import fold, iso_dates, tidy
+from langchain_runtime_authz.facts.normal_forms import MAX_VALUE, fold, iso_dates, tidy
 from langchain_runtime_authz.facts.provenance import Provenance
 from langchain_runtime_authz.tool_profile import ToolProfile
 
@@ -27,10 +27,13 @@ def resource_of(profile: ToolProfile, args: Mapping[str, Any]) -> str | None:
     return None if name is None else spelled(name)
 
 
-@lru_cache(maxsize=1024)
 def spelled(resource: str) -> str:
     """Return a name in one spelling, because a model may spell arguments differently."""
-    return fold("".join(iso_dates(tidy(resource)).split()))
+    name = tidy(resource)
+    return fold((_dated(name) if len(name) <= MAX_VALUE else name).replace(" ", ""))
+
+
+_dated: Final = lru_cache(maxsize=1024)(iso_dates)
 
 
 def _written(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 from hypothesis import given
@@ -19,6 +20,7 @@ from langchain_runtime_authz.facts.history import (
     reveal,
     to_context,
 )
+from langchain_runtime_authz.facts.resource_version import spelled
 
 ROOT = ("r",)
 A, B, X, Y = ("r", "a"), ("r", "b"), ("r", "a", "x"), ("r", "a", "y")
@@ -105,6 +107,12 @@ def test_the_request_holds_it_as_its_model_says() -> None:
     told = to_context(history, 120.0, B)
     assert HistoryContext.model_validate(told).model_dump() == told
     assert (told["classes_read"], told["classes_held"], told["last_minute"]) == (["secret"], [], 1)
+
+
+def test_a_long_name_of_dates_takes_bounded_time() -> None:
+    began = time.process_time()
+    assert spelled("5 May 2026 " * 60_000).startswith("5may2026")
+    assert time.process_time() - began < 2
 
 
 def test_a_resource_outlasts_a_thousand_other_reads() -> None:
