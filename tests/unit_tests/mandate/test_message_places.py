@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from langchain_runtime_authz.mandate.material import spans
-from langchain_runtime_authz.mandate.message_places import MAX_OWN, stated
+from langchain_runtime_authz.mandate.message_places import MAX_OWN, Segment, stated
 
 
 @pytest.mark.parametrize(("text", "told", "untold"), [
@@ -55,3 +55,12 @@ def test_the_search_for_material_is_linear(text: str) -> None:
     spans(("am " + text * 250_000)[:249_999] + "x")
     spans((text * 250_000)[:249_999] + "x")
     assert time.process_time() - began < 3
+
+
+@pytest.mark.parametrize("text", ["instead of " + "." * 19_000 + "x;", "instead of" + " " * 19_000 + "x;", "instead of " * 1_700 + ";", "该" * 19_000])
+def test_the_search_for_an_exception_or_a_question_is_linear(text: str) -> None:
+    segment, began = Segment("", 0, text), time.process_time()
+    for _ in range(64):  # places of a value
+        segment.refused(0, dictated=False, inside=True)
+        segment.doubt(0, [(0, 1)])
+    assert time.process_time() - began < 5

@@ -81,7 +81,10 @@ def pay(to: Any = "Bob", amount: Any = 45, id: str = "p", **given: Any) -> Step:
      "Pay Bob 45 once today", "Pay Bob 45 as soon as possible", "Pay Bob 45. Make it quick.", "Pay Bob 45. Don't worry!", "Pay only with my card: Bob 45", "Pay Bob 45 and set the subject to Rent", "Paga a Bob 45 antes de las 8", "Dá ao Bob 45 bilhetes", "给 Bob 45千克",
      "I'm going to Berlin, pay Bob 45", "We're going to be late, pay Bob 45", "给二等奖得主 Bob 付 45元",
      "Non-smoking rooms are fine. Pay Bob 45", "Quand tu peux, paie 45 à Bob", "付给 Bob 45元,只要 3 张票", "Je vais à Paris, paie 45 à Bob", "Quando puoi, paga 45 a Bob",
-     "Pay Bob 45. If possible by card.", "Pay Bob 45. When you get a chance.", "What I need: pay Bob 45", "Wie besprochen zahle Bob 45", "Zahle Bob 45. Wenn es geht, heute.", "尽可能快付给 Bob 45元"],
+     "Pay Bob 45. If possible by card.", "Pay Bob 45. When you get a chance.", "What I need: pay Bob 45", "Wie besprochen zahle Bob 45", "Zahle Bob 45. Wenn es geht, heute.", "尽可能快付给 Bob 45元",
+     "Am Freitag zahle Bob 45", "Wie letzten Monat zahle Bob 45", "Quanto prima paga 45 a Bob", "Quanto antes paga 45 ao Bob", "Pay Bob 45 and let me know when it's done", "Pay Bob 45. When you're done tell me.",
+     "Pay Bob 45. Once a month.", "Zahle Bob 45. Wenn du fertig bist sag Bescheid", "Paie 45 à Bob pour un jour de travail", "Paga 45 a Bob per un giorno di lavoro", "Paga 45 ao Bob por um dia de trabalho",
+     "Pay Bob 45 for the pending payment", "Zahle Bob 45, weil er das Angebot angenommen hat"],
 )
 def test_an_order_is_kept(text: str) -> None:
     """In any language, with values in their normal forms; a constant is marked with where it was said."""
@@ -104,7 +107,7 @@ def test_an_order_is_kept(text: str) -> None:
     ("Pay Bob. The bill says 45.", "in one sentence"), ("Pay Bob\nThe bill says 45", "in one sentence"), ("Should I pay Bob 45?", "question"),
     ("Did you pay Bob 45?", "question"), ("Could you tell me, should we pay Bob 45?", "question"),
     ("If Carol agrees, pay Bob 45.", "condition"), ("Pay Bob 45 as soon as I say so.", "condition"),
-    ("Wenn Carol zustimmt, überweise Bob 45.", "condition"), ("Don't pay Bob 45.", "forbids"),
+    ("Wenn Carol zustimmt, überweise Bob 45.", "condition"), ("Pay Bob 45 when the car is there and let me know when it's done", "condition"), ("Let me know when it's signed and pay Bob 45", "condition"), ("Zahle Bob 45, angenommen Carol stimmt zu", "for now"), ("Don't pay Bob 45.", "forbids"),
     ("Never pay Bob more than 45.", "forbids"), ("Tomorrow I will pay Bob 45.", "in person"), ("Morgen werde ich Bob 45 zahlen.", "in person"), ("I'm going to pay Bob 45.", "in person"), ("Let me pay Bob 45.", "in person"),
     *((text, "condition") for text in ("Whenever you get a bill, pay Bob 45", "When you have Carol's okay, pay Bob 45", "Once Carol agrees, pay Bob 45", "Pay Bob 45 only with my approval")),
     *((f"Pay Bob 45. Make it {value}.", "taken back") for value in (50, "€50", "fifty", "a hundred", "Carol", "the usual instead")),
