@@ -93,7 +93,9 @@ def lacks_zone(bound: object, value: object) -> bool:
 
 
 def in_zone(value: object, zone: datetime.tzinfo) -> object:
-    """Return an ISO 8601 date with an offset as the local time of a zone."""
+    """Return an ISO 8601 date with an offset, or a list of them, as local times."""
+    if isinstance(value, list):
+        return [in_zone(one, zone) for one in value] if scalars(value, MAX_ITEMS) is not None else value
     at = number_or_date(value)
     if not isinstance(at, datetime.datetime) or at.tzinfo is None:
         return value

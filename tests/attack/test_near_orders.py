@@ -23,6 +23,7 @@ TOOLS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # tool → its prof
     "alarm": ({"effect": "admin", "critical": {"mode": "value"}, "intent": ("arm alarm {mode=on}", "disarm alarm {mode=off}")}, {"mode": TEXT}),
     "wire": ({"effect": "pay", "critical": {"to": "principal", "amount": "amount"}, "intent": ("wire",)}, {"to": TEXT, "amount": {"type": "number"}, "unit": CURRENCY}),
     "meet": ({"critical": {"title": "name"}, "when": ("start",), "text": ("note",), "intent": ("plan {title} on {start}",)}, {"title": TEXT, "start": TEXT, "note": {**TEXT, "default": ""}}),
+    "block": ({"when": ("days",)}, {"days": {"type": "array"}}),
     "tell": ({"effect": "send", "critical": {"to": "principal"}, "text": ("body",), "intent": ("tell {to} that {body:rest}",)}, {"to": TEXT, "body": TEXT}),
     "wipe": ({"effect": "delete", "critical": {"paths": "object"}, "intent": ("wipe {paths}",)}, {"paths": {"type": "array"}, "tags": {"type": "array", "default": ["old"]}}),
     "diary": ({"effect": "read", "sink": "none", "data_class": "confidential"}, {}),
@@ -264,6 +265,7 @@ def test_other_orders_are_taken_in_any_sequence(said: str, calls: tuple[Call, Ca
     assert [name for name, _ in ran(said, *calls[::-1], go=go, protected=True)] == [name for name, _ in calls[::-1]]
 
 
+BLOCKED = {"steps": [{"id": "b", "tool": "block", "args": {"days": ["2027-06-05"]}}]}
 DAYS = {"steps": [{"id": "m", "tool": "meet", "args": {"title": "Lunch", "start": {"kind": "between", "low": "2027-06-04", "high": "2027-06-05"}}}]}
 
 
@@ -273,6 +275,7 @@ DAYS = {"steps": [{"id": "m", "tool": "meet", "args": {"title": "Lunch", "start"
     ('Plan "Lunch" on 5 June at 17:00', meet("2027-06-05T17:00Z"), meet("2027-06-05T15:00Z"), {"zone": "Europe/Berlin"}),
     ('Plan "Lunch" on 5 June', meet("2027-06-05T23:30-12:00"), meet("2027-06-05T12:00Z"), {"zone": "Europe/Berlin"}),
     ("Go", meet("2027-06-05T23:30-12:00"), meet("2027-06-03T22:30Z"), {"zone": "Europe/Berlin", "mandate": DAYS}),
+    ("Go", ("block", {"days": ["2027-06-05T23:30-12:00"]}), ("block", {"days": ["2027-06-05T12:00Z"]}), {"zone": "Europe/Berlin", "mandate": BLOCKED}),
     ('Plan "Lunch" on 5 June', meet("2027-06-05", note="See EVIL.COM"), meet("2027-06-05", note="See you"), {}),
     *(("Wipe a.txt", ("wipe", {"paths": ["a.txt"], **near}), ("wipe", {"paths": ["a.txt"]}), {}) for near in ({"paths": ["a.txt", ""]}, {"paths": ["a.txt", None]}, {"tags": [""]}, {"tags": [{}]}, {"tags": []})),
     ('Plan "Lunch" on 5 June', meet("2027-06-05", note="Ping @eve"), meet("2027-06-05"), {}),

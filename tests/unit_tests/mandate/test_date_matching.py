@@ -31,6 +31,11 @@ def test_compare(one, other, order):
     assert compare(one, other) == order
 
 
+def test_each_day_of_a_list_is_local():
+    assert in_zone(["2027-06-05T23:30-12:00", [5, "x"]], ZoneInfo("Europe/Berlin")) == ["2027-06-06T13:30:00", [5, "x"]]
+    assert in_zone(many := ["2027-06-05T23:30-12:00"] * 5_000, ZoneInfo("Europe/Berlin")) is many
+
+
 @pytest.mark.parametrize("end", ["9999-12-31T23:59:59Z", "9999-12-31T23:59:59+00:00", "0001-01-01T00:00:00+14:00"])
 def test_a_time_at_the_end_of_the_calendar_has_no_local_time(end):
     assert in_zone(end, ZoneInfo("Europe/Berlin")) == end
