@@ -23,7 +23,7 @@ def choices_in(schema: object) -> Iterator[object]:
 
 
 def without_consent(answer: object, offered: Collection[object], question: str, depth: int = MAX_DEPTH) -> object:
-    """Return an answer with "" in place of consent and of `offered` texts."""
+    """Return `answer` with "" for texts that are `offered` or assent to `question`."""
     if isinstance(answer, str):
         return "" if answer in offered or any(_assents(answer, question, each) for each in languages()) else answer
     if depth and isinstance(answer, Mapping):
@@ -34,7 +34,7 @@ def without_consent(answer: object, offered: Collection[object], question: str, 
 
 
 def _assents(text: str, question: str, language: Language) -> bool:
-    """Return True if a text only consents, perhaps with thanks."""
+    """Return True if a text only consents to `question`, perhaps with thanks."""
     # A digit, a word of the question (perhaps a choice) or an open end may say more than consent.
     if len(text) > MAX_CONSENT or any(c.isdigit() for c in text):
         return False

@@ -45,7 +45,7 @@ def pause(value: Mapping[str, Any], ids: Collection[str] | None = None) -> Any:
 
 
 class _Answers(NamedTuple):
-    """LangGraph's counter of answers of a graph task, and the numbers in use."""
+    """LangGraph's counter of a graph task's answers, and the answer numbers in use."""
 
     counter: Callable[[], int]
     used: list[int]
@@ -54,7 +54,7 @@ class _Answers(NamedTuple):
 
 
 def kept_numbers(config: Mapping[str, Any]) -> list[int] | None:
-    """Return a graph task's reserved numbers; None if LangGraph's own counter counts."""
+    """Return a graph task's reserved answer numbers; None if we do not number them."""
     of = getattr(getattr(private.scratchpad_of(config), "interrupt_counter", None), "of", None)
     return of.kept if of is not None else None
 
@@ -81,10 +81,10 @@ def pass_number(config: Mapping[str, Any]) -> None:
 def counting_questions(
     config: dict[str, Any], place: int | None = None, mine: Sequence[int] | None = None
 ) -> tuple[dict[str, Any], list[int]]:
-    """Return a config that numbers a tool's or node's questions, and their numbers.
+    """Return a config that numbers a tool's or node's questions, and these numbers.
 
-    `place`: index of the tool's call, to number the graphs that it calls. `mine`: numbers of the answers that belong to
-    a node's tool. The tool gets no other answers: each further question of it is asked.
+    Each question adds its number to the list. `place`: index of the tool's call, to number the graphs that the tool
+    calls. `mine`: numbers of the answers for a tool of a node; this tool gets no other answers.
     """
     configurable = config.get("configurable") or {}
     scratchpad = configurable.get(private.keys.CONFIG_KEY_SCRATCHPAD)
@@ -134,6 +134,6 @@ def passed_numbers(config: Mapping[str, Any]) -> int:
 
 
 def answers_left(config: Mapping[str, Any], had: int, *, plain: bool = True) -> bool:
-    """Return True if unused answers wait: more than `had` or, if `plain`, a plain one."""
+    """Return True if over `had` answers exist or, with `plain`, an unused plain one."""
     pad = private.scratchpad_of(config)
     return pad is not None and (len(pad.resume) > had or (plain and private.unused_answer(config) is not None))

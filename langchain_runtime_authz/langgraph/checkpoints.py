@@ -44,7 +44,7 @@ MAX_LISTED: Final = 16  # checkpoints of a thread that are listed without a filt
 
 
 def read_state(graph: Any, config: Mapping[str, Any] | None, *, subgraphs: bool = False) -> tuple[Any, ...]:
-    """Return the effect that reads a graph's state, with `subgraphs` its children's."""
+    """Return the flow effect that reads the state of a graph, or also of `subgraphs`."""
     return Perform(graph.get_state, graph.aget_state, config, subgraphs=subgraphs)
 
 
@@ -53,7 +53,7 @@ def _get(saver: Any, place: Any) -> tuple[Any, ...]:
 
 
 def _frames(saver: Any) -> Any:
-    """Return `saver`; if it is LangGraph's, a copy that decodes only plain values."""
+    """Return a copy of LangGraph's saver that decodes only plain values, else `saver`."""
     real = saver.serde
     if type(real) is not JsonPlusSerializer or not type(saver).__module__.startswith("langgraph.checkpoint."):
         return saver
@@ -97,7 +97,7 @@ def read_head(saver: BaseCheckpointSaver[Any], config: Mapping[str, Any]) -> Flo
 
 
 def at_replay(graph: Any, config: Mapping[str, Any], given: object) -> Flow[Mapping[str, Any]]:
-    """Return the config to answer with.
+    """Return the config with which to resume the graph by the input `given`.
 
     If the named checkpoint was replayed, and the replay waits for this answer, return the config without the
     checkpoint's id. Else LangGraph would replay the checkpoint again, and ask again.
@@ -121,7 +121,7 @@ def _asked(state: StateSnapshot) -> list[object]:
 
 
 def read_memory(store: BaseStore | None, namespaces: Sequence[tuple[str, ...]]) -> Flow[str | None]:
-    """Return the digest of all items in namespaces of a store; None without either."""
+    """Return the digest of a store's items in `namespaces`; None if either is missing."""
     if store is None or not namespaces:
         return None
     held: list[Any] = []
@@ -191,7 +191,7 @@ def read_waiting(
 
 
 def _called(graph: Any, state: StateSnapshot) -> dict[str, int]:
-    """Return namespace → its first graph's index, for tasks that may call graphs."""
+    """Map each namespace in which a task may call graphs to its first graph's index."""
     named: dict[str, int] = {}
     for task in state.tasks:
         node = graph.nodes.get(task.name)
@@ -220,8 +220,7 @@ def mark_of(place: Mapping[str, Any], graph: str) -> ChildMark:
 
 
 def check_child(run: Run, graph: Any, place: private.Place, channels: Sequence[str]) -> Flow[bool]:
-    """Raise `AuthzDenied` if a child's state was edited since the child's last run."""
-    # The result is False if no run of the child left a checkpoint.
+    """Return True if a child ran before. Raises `AuthzDenied` if edited since."""
     mark, read = mark_of(place.config, graph.get_name()), partial(read_head, place.saver, place.config)
     return edited(run, mark, read, partial(moved, graph, place.config, channels))
 
@@ -229,7 +228,7 @@ def check_child(run: Run, graph: Any, place: private.Place, channels: Sequence[s
 def mark_child(graph: Any, place: private.Place, *, known: bool, again: bool) -> Flow[list[Change]]:
     """Return the changes that record a child's checkpoint when its run ends.
 
-    `known`: the ledger has a mark. `again`: the child continues later from this checkpoint.
+    `known`: the ledger has a mark of the child. `again`: the child continues later from this checkpoint.
     """
     mark = mark_of(place.config, graph.get_name())
     if place.lasting or again:
@@ -244,6 +243,7 @@ def updates_during(
     """Return texts that record each `update_state` during a root entry.
 
     The run continues from the state that it loaded, so LangGraph loses such an update. The texts order nothing.
+    `namespaces`: those of the child graphs. `watch` returns a graph's watched channels.
     """
     edits = yield from _update_at(run, graph, place, watch(graph))
     for namespace in namespaces:

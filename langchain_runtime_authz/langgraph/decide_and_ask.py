@@ -67,8 +67,8 @@ def decide_together(
 ) -> Flow[list[Pending]]:
     """Decide calls that all run in this graph task, before any of them runs.
 
-    No call runs before every question is answered. `had` returns how many answers the graph task has used. If `turn()`
-    returns False or an unused answer waits, the graph task pauses without a question.
+    No call runs before every question is answered. `had()`: how many answers the graph task has used. `turn()`: True if
+    these calls may ask now. If they may not, or an unused answer waits, the graph task pauses without a question.
     """
     decided = yield from _decide(run, calls, entry)
     for one in decided:
@@ -329,14 +329,14 @@ def _for_review(decided: DecidedCall) -> bool:
 
 
 def _askable(decided: DecidedCall) -> bool:
-    """Return True if the call asks here, and a repeated parse gives equal arguments."""
+    """Return True if we must ask about the call, and its arguments parse alike again."""
     return decided.asks and not _for_review(decided) and parses_alike(decided.call)
 
 
 def _resolve(run: Run, asked: Sequence[tuple[DecidedCall, Approval]], answer: object) -> Flow[None]:
     """Record the answer, unless the root entry has recorded it.
 
-    The root entry has not if a child runs on its own thread. An answer that came too late does not count.
+    The root entry cannot record answers for a child on its own thread. A late answer does not count.
     """
     snapshot, shown = (yield Load(run.scope, Query(asks=True))), {a.id for _, a in asked}
     still = [a for a in snapshot.asks if a.id in shown and not 0 < a.expires_at <= snapshot.now]
@@ -350,7 +350,7 @@ def _resolve(run: Run, asked: Sequence[tuple[DecidedCall, Approval]], answer: ob
 
 
 def _replaced(decided: DecidedCall) -> bool:
-    """Return True if our result must report an edit; reviews report theirs themselves."""
+    """Return True if the answer to our question, not to a review, edited the call."""
     return decided.approval is not None and decided.approval.source != "hitl" and bool(decided.call.amends)
 
 

@@ -126,7 +126,7 @@ class Together(FlowContext[Any]):
         self._arrivals = arrivals
 
     def arriving(self) -> Sequence[Arrival]:
-        """Return the calls of this entry."""
+        """Return the calls that begin when the block is entered."""
         return self._arrivals
 
     def opened(self) -> Any:
@@ -139,7 +139,7 @@ class Together(FlowContext[Any]):
         return isinstance(self.begun[0], ToolExecution)
 
     def first_output(self) -> Any:
-        """Return the first call's output of an earlier execution, or deny the call."""
+        """Return the first call's output of an earlier execution; raise if not stored."""
         result = messages.stored_result(getattr(self.begun[0], "result", None))
         if "content" not in result:  # the output was too long, or not JSON
             raise self.unrepeatable()

@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 def weakly_cached(look: Callable[[Any], T]) -> Callable[[Any], T]:
-    """Cache the result of `look` for each class or function, while that exists.
+    """Cache the result of `look` for each class or function, as long as that exists.
 
     A result that is a class is cached only while the class is in use, because it may keep its base alive.
     """
@@ -36,7 +36,7 @@ def weakly_cached(look: Callable[[Any], T]) -> Callable[[Any], T]:
 
 
 def subclass_like(base: Any, members: Mapping[str, Any], *before: type) -> Any:
-    """Make a subclass with these members, and the name and docstring of `base`."""
+    """Subclass `before` and `base`, with `members` and the name and docs of `base`."""
     shown = {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}
     metaclass: Any = type(base)
     return metaclass(base.__name__, (*before, base), {**shown, **members})

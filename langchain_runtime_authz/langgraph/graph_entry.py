@@ -161,7 +161,7 @@ class Entering(run_context.FlowContext[T]):
         self.run: Run | None = None
 
     def _over(self, exc: BaseException | None, *, cut: bool) -> Flow[None] | None:
-        """Record the outcome, and return the flow that closes the run, or `None`."""
+        """Record the outcome. Return the flow that closes the run; None without a run."""
         if exc is not None:
             run_context.pass_question_up(self.run, exc)
         if isinstance(exc, AuthzDenied):  # reports it, unless an enforcement point has
@@ -241,9 +241,9 @@ class _Root(Entering[tuple[Any, Any]]):
         return given, run_context.with_run(config, run)
 
     def _answered(self, run: Run, config: Mapping[str, Any], number: int) -> Flow[Mapping[str, Any]]:
-        """Record the answer to an unprotected graph's task. Return the config to use.
+        """Record the answer that an unprotected parent got. Return the config to use.
 
-        `number`: the index of this graph among those that the task calls.
+        `number`: the index of this graph among those that the parent's task calls.
         """
         if (together := private.superstep(config)) is not None:
             # Calls of one message may be tasks of one superstep. They get one `entry`, so as not to doubt each other.

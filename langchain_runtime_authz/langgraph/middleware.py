@@ -96,7 +96,7 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
         (locks, entries), ns = self._entries(runtime), private.agent_ns(config)
 
         def opening() -> Flow[Any]:
-            """Open a run and return its value; None if it is open and gets no new input."""
+            """Open a run. Return the input to use; None if one is open and `given` is None."""
             if ns in entries and given is None:
                 return None
             entering = self._entrance.enter(self._agent, given, config, self._entrance.owner(config))

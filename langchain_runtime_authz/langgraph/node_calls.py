@@ -113,7 +113,7 @@ class NodeCalls:
             self.plans.free(place)
 
     async def finish(self, patience: float = math.inf) -> None:
-        """Wait for running tools, so that their outcomes are recorded."""
+        """Wait at most `patience` seconds for running tools, so that they are recorded."""
         until = time.monotonic() + patience
         while self.running > self.leaving and time.monotonic() < until:  # noqa: ASYNC110  (threads end calls too)
             await asyncio.sleep(tool_execution.PAUSE)
@@ -144,7 +144,7 @@ class NodeCalls:
         raise self.question or GraphInterrupt(())
 
     def answered(self, denied: AuthzDenied, channels: Collection[str]) -> dict[str, Any] | None:
-        """Return a state update that answers the message's open calls, or None."""
+        """Return a state update that answers the message's open calls; None without any."""
         held = [(name, m.tool_calls) for name, m in parsing.newest_messages(self._given)]
         if not held and len(channels) == 1:
             held = [(*channels, list(parsing.sent_calls(self._given)))]  # type: ignore[list-item]  # there is one

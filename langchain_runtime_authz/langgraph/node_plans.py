@@ -62,7 +62,7 @@ class NodePlans:
         return parsing.answered_calls(self._given)
 
     def find(self, run: Run, one: ArrivingCall) -> Flow[tuple[Call, Place | None]]:
-        """Return a call with its plan and position, and its place; else the call and None."""
+        """Find a call in the plans. Return it as planned with its place, or with None."""
         call, task = one.call, private.task_id(one.config)
         yield from self._record(run) if self.announced else ()
         inside = [m for m in reversed(self.inside) if any(parsing.may_be(call, c) for c in m.tool_calls)][:1]
@@ -93,7 +93,7 @@ class NodePlans:
         return call, None
 
     def _passed_on(self, planned: PlannedCall, written: Mapping[str, Any]) -> bool:
-        """Return True if the input has another call in this place, or the call's answer."""
+        """Return True if `written` is another call than `planned`, or has its answer."""
         return written["id"] != planned.call_id or planned.call_id in self._answered
 
     def _open_calls(self, plan: PlanRecord, calls: Mapping[int, Any], task: str) -> list[PlannedCall]:
@@ -111,7 +111,7 @@ class NodePlans:
     def _take(
         self, run: Run, one: ArrivingCall, plan_id: str, planned: PlannedCall, written: Mapping[str, Any]
     ) -> Flow[tuple[Call, Place] | None]:
-        """Return the call with its place, and occupy the place; None for another call."""
+        """Return the call and its place if it is `planned`, and occupy the place."""
         call, place = one.call, (plan_id, planned.position)
         if place in self._taken or planned.tool != call.tool or call.call_id not in (None, written["id"]):
             return None
@@ -131,7 +131,7 @@ class NodePlans:
         self._taken.discard(place)
 
     def _record(self, run: Run) -> Flow[None]:
-        """Record the plans of announced messages. A repeated message keeps its plan."""
+        """Record the plans of the messages in `announced`. A repeated one keeps its plan."""
         if self._kept is None:
             self._mark = f"{OF_TASK}plans:{private.task_id(self._config)}"
             mark = (yield Load(run.scope, Query(marks=(self._mark,)))).marks.get(self._mark, "[{}, {}]")
@@ -150,7 +150,7 @@ class NodePlans:
             self.inside.append(message.model_copy(update={"id": ident}))
 
     def keep(self, run: Run) -> Flow[None]:
-        """Store plans and calls made in the ledger, for the task's next execution."""
+        """Store plans and made calls in the ledger, for the task's next execution."""
         self._is_kept, written = True, ""
         if (self.announced or self._kept) and private.task_id(self._config):
             yield from self._record(run)

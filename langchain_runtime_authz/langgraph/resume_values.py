@@ -128,7 +128,7 @@ def keyed(config: Mapping[str, Any], answers: Mapping[str, object]) -> None:
 
 
 def _shown(run: Run, config: Mapping[str, Any], namespace: str, checkpoint: str | None) -> Flow[dict[str, object]]:
-    """Return interrupt id → value of a pause's questions, and record reviews'."""
+    """Return interrupt id → value of a pause's questions; record those of reviews."""
     saver = private.checkpointer_of(config)
     thread = private.thread_of(config)
     if saver is None or thread is None:

@@ -1,7 +1,7 @@
 """Read and record other reviews' questions about calls, so nobody is asked twice.
 
 Other reviews are LangChain's own, reviews in Agent Inbox's form, and an application's questions that name one tool and
-its arguments. They are recorded with the source `hitl`. The root entry records their answers like ours.
+its arguments. They are recorded with the source `hitl`. The root entry records the answers to them too.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def note_question(run: Run, messages: Sequence[AIMessage | None], asked: Any, ta
 
 
 def note_failed(run: Run, call: Call, exc: Exception, config: Mapping[str, Any], *, heard: bool) -> Flow[None]:
-    """Record the question that a review raised. `heard`: no earlier call asked."""
+    """Record a review's question. `heard`: no earlier call of the message has asked."""
     if is_invalid_resume(exc):
         yield from _reopened(run, call)
     asked = list(exc.args[0]) if isinstance(exc, GraphInterrupt) and exc.args else []
@@ -90,7 +90,7 @@ def _reopened(run: Run, call: Call) -> Flow[None]:
 
 
 def reviewed_tools(*wrappers: object) -> frozenset[str]:
-    """Return the tools about which a review among these wrappers, or in one, asks."""
+    """Return names of tools that a review asks about, at any depth in `wrappers`."""
     found, todo, seen = frozenset[str](), list(wrappers), set[int]()
     while todo and len(seen) < _MAX_WRAPPERS:
         value = todo.pop()
@@ -121,7 +121,7 @@ def _asked_about(requests: Sequence[Any], message: AIMessage) -> list[Call]:
 
 
 def _planned(run: Run, requests: Sequence[Any]) -> Flow[list[Call]]:
-    """Return the planned call that a node's question shows with its id, in a list."""
+    """Return the planned call that a node's question names by its id; [] for none."""
     asked: Any = requests[0] if len(requests) == 1 and isinstance(requests[0], Mapping) else {}
     if not isinstance(ident := asked.get("tool_call_id"), str):
         return []

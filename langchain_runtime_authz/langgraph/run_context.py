@@ -84,7 +84,7 @@ class FlowContext(Generic[T]):
         raise NotImplementedError
 
     def _over(self, exc: BaseException | None, *, cut: bool) -> Flow[None] | None:
-        """Return the flow that leaves the context, or None. `cut`: a stream was closed."""
+        """Return the flow that leaves the context, or None. `cut`: closed before its end."""
         raise NotImplementedError
 
     def __enter__(self) -> T:
@@ -125,7 +125,7 @@ def within(context: Any, code: Callable[[Any], Flow[T]]) -> Flow[T]:
 
 
 class run_scope(CodeScope):
-    """Makes `run` current for the code inside, which gets no outer agent's ticket."""
+    """Makes `run` current for the code inside, and hides an outer agent's ticket."""
 
     __slots__ = ("_previous", "_span", "node")
 
@@ -193,7 +193,7 @@ def current_node(run: object) -> Any:
 
 
 def pass_question_up(run: Run | None, exc: object) -> None:
-    """Note in a hand-written node that a child agent that it called asks a question."""
+    """Tell a hand-written node that a child agent, which it called, asks a question."""
     above = run.parent if run is not None and isinstance(exc, GraphInterrupt) else None
     if above is not None and (node := current_node(above)) is not None:
         node.question = node.question or exc
@@ -296,7 +296,7 @@ class RunHandle(Sealed):
         return self._outside
 
     def brings(self) -> dict[str, Any]:
-        """Return arguments of `open_entry`. A task counts only if a user stated it."""
+        """Return this run's arguments for `open_entry`; a task only if a user stated it."""
         stated = self.task is not None and self.human
         task = HumanText(content_digest(self.task), str(self.task)) if stated else None
         return {"task": task, "grant": self.grant, "upstream": self.upstream, "application": self.application}

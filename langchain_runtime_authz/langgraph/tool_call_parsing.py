@@ -120,7 +120,7 @@ def supplied(name: str, value: object, injected: frozenset[str]) -> bool:
 
 
 def unknown(name: str, call_id: str | None, plan_id: str | None, position: int | None, written: Any) -> Call:
-    """Return the call of a tool that is not known."""
+    """Return a `Call` from what the model wrote, without a tool or a profile."""
     tool, about = name.encode("ascii", "backslashreplace").decode()[:_MAX_NAME], (call_id, plan_id, position, written)
     return Call(tool, UNPROFILED, False, *about, {}, _EMPTY, NO_ATOMS, error=Code.UNKNOWN_TOOL)
 

@@ -180,7 +180,7 @@ class ToolExecution(CodeScope):
         return value
 
     def clean_error(self, exc: BaseException) -> Any:
-        """Return the tool's exception, filtered; a `GraphBubbleUp` in place."""
+        """Return the tool's exception, filtered; a `GraphBubbleUp` is changed in place."""
         return self._filtered(exc, obliged_fields(self.ticket.obligations) if self.ticket is not None else frozenset())
 
     def _outlet(self, value: Any) -> Any:

@@ -91,14 +91,14 @@ class Profiles:
 
     @property
     def signatures(self) -> Mapping[str, Mapping[str, Any]]:
-        """Tool name → JSON schema of its arguments, for known tools."""
+        """Tool name → JSON schema of its arguments, for profiled tools seen so far."""
         return {name: signature_of(tool) for name, (tool, _) in list(self._tools.items())}
 
     def _all(self) -> Mapping[str, ToolProfile]:
         return self._declared() if callable(self._declared) else self._declared
 
     def of(self, tool: BaseTool) -> Profiled:
-        """Return a tool's profile. Raises `ConfigError` if it names unknown arguments."""
+        """Return a tool's profile. Raises `ConfigError` if it names arguments not there."""
         declared = self.declared.get(tool.name)
         if declared is None:
             # Only a `ToolProfile` instance counts, because plain metadata may come from a server.
@@ -145,7 +145,7 @@ class Profiles:
 
     @staticmethod
     def unprofiled(tool: BaseTool, why: str, base: ToolProfile = UNPROFILED) -> Profiled:
-        """Return the profile of an unprofiled tool. Hints may raise its effect."""
+        """Return an unprofiled tool's profile. Its metadata and name may raise its effect."""
         return Profiled(base if base.verdict else raise_by_hints(base, tool.metadata, tool.name), False, why)
 
 

@@ -130,14 +130,14 @@ def decides_entry(kind: type[Any]) -> bool:
 
 
 def gate_tool_node(node: private.ToolNode, profiles: Profiles) -> private.ToolNode:
-    """Return a guarded copy of `node`, with its tools guarded in place."""
+    """Return a guarded copy of `node`. The tools of both become guarded copies."""
     gated = copy.copy(node)
     gated.__class__ = subclass_like(type(node), {}, _Gate)
     return _equip(cast("_Gate", gated), profiles)
 
 
 def guard_held(node: private.ToolNode, profiles: Profiles) -> None:
-    """Guard the tools of a tool node that a node's code uses, in place."""
+    """Replace the tools of a tool node in a node's code by guarded copies."""
     for name, tool in list(node._tools_by_name.items()):
         if not is_guarded(tool):
             node._tools_by_name[name] = guard_tool(tool, profiles)

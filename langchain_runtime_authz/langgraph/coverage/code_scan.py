@@ -375,7 +375,7 @@ def tools_in(bound: Any) -> list[Any]:
 
 
 def provider_rows(tools: Iterable[Any], label: str, route: str, *, strict: bool) -> Iterator[Row]:
-    """Yield a row for each tool that runs at the model provider."""
+    """Yield rows of provider tools. `strict`: only if all of `tools` are tools."""
     # `strict`: the list may contain anything, so it counts only if all entries are tools.
     named = [(tool, _provider_tool(tool)) for tool in tools]
     if not strict or all(name is not None or _runs_here(tool) for tool, name in named):

@@ -160,7 +160,7 @@ class CoverageReport:
 
     @property
     def ran(self) -> bool:
-        """True if the graph ran under protection in this process, and was counted."""
+        """True if a protected run of the graph was counted in this process."""
         return any(any(r.seen) for r in self.rows)
 
     @property
@@ -184,7 +184,7 @@ class CoverageReport:
         return {**found, "unknown_agents": list(self.unknown_agents)}
 
     def baseline(self) -> Baseline:
-        """Return a baseline that accepts the present ungoverned rows, to `write`."""
+        """Return a baseline that accepts the present ungoverned rows; store it by `write`."""
         return Baseline(self.graph, {r.id: r.note for r in self.ungoverned})
 
     def raise_if_ungoverned(self, baseline: Baseline | str | Path | None = None) -> None:

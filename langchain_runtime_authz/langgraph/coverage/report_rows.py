@@ -187,7 +187,7 @@ class _Look:
         return id(tool) in self.bound or (not is_guarded(tool) and bool(made_of) and made_of <= self.bound)
 
     def _loop_tools(self, value: Any, label: str, route: str) -> Iterator[Row]:
-        """Yield rows for the tools that a graph's loop may call outside its nodes."""
+        """Yield rows for the tools in code that a graph runs outside its nodes."""
         outside = route in _OUTSIDE_RUNS
         look = replace(self, hooked=False) if outside else self
         for tool in object_graph.walk([value], deep=True, into_tools=False):
