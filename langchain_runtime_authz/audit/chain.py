@@ -72,7 +72,7 @@ def make_line(record: Mapping[str, Any], seq: int, prev: str) -> bytes:
 
 
 def read_lines(file: Any) -> Iterator[bytes]:
-    """Yield a binary file's lines. A line that is too long is cut; then `ConfigError`."""
+    """Yield a file's lines. Cut one over `MAX_LINE` bytes, then raise `ConfigError`."""
     for line in iter(partial(file.readline, MAX_LINE + 1), b""):
         yield line
         if len(line) > MAX_LINE:
@@ -104,8 +104,8 @@ def verify_chain(
         source: path of the file, or the open binary file.
         head: the hash of a line that the chain must hold, pinned elsewhere. Edits and cuts after that line are
             not found.
-        joints: receives the records `continued` and `dropped` (not for a path). If given, `source` is one segment of a
-            log, and another may hold the head.
+        joints: a list to which records `continued` and `dropped` are added; only with an open file. It says that the
+            file is one segment of a log, so `head` may be in another segment.
     """
     if isinstance(source, str | Path):
         with Path(source).open("rb") as file:
@@ -184,9 +184,9 @@ def verified(path: str | Path) -> ChainReport:
 
 
 def verify_files(files: Sequence[tuple[str, Callable[[], Any]]], head: str | None = None) -> ChainReport:
-    """Verify a log's segments, the oldest first, each with a function that opens it.
+    """Verify a log's segments: names and functions that open them, oldest first.
 
-    `head`: digest of a line that the log must hold, as somebody noted it elsewhere.
+    `head`: the hash of a line that the log must hold, pinned elsewhere.
     """
     count, before, dropped, starts, moved, later = 0, GENESIS, dict[str, int](), "", None, None
     for name, opened in files:
@@ -221,7 +221,7 @@ def verify_files(files: Sequence[tuple[str, Callable[[], Any]]], head: str | Non
 
 
 def read_log(path: str | Path, mark: str = "", opened: Opened | None = None) -> Iterator[dict[str, Any] | None]:
-    """Yield a log's completions and mints, and all other records that hold `mark`.
+    """Yield a log's completions and mints, and other records that contain `mark`.
 
     `mark` is an id, or "" for all records. `None` stands for a line that is not a record. The log is not verified.
     `opened` restores sealed contents (`audit.encryption`). Raises `ConfigError` if the file is an evidence pack.

@@ -206,7 +206,7 @@ def _named(scope: Scope | None) -> dict[str, str] | None:
 
 
 def place(document: dict[str, Any], pointer: str) -> tuple[dict[str, Any], str]:
-    """Return the parent object of the member at `pointer`, or `{}`, and the last name."""
+    """Return the object that holds the member at `pointer`, or `{}`, and its name."""
     *way, last = pointer[1:].split("/")
     node: Any = document
     for step in way:

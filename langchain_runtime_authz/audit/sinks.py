@@ -138,7 +138,7 @@ class FileSink(_Shown):
 
     @property
     def head(self) -> str:
-        """Hash of the last line seen by this sink; pin it elsewhere."""
+        """Hash of the last line that this sink saw. Keep it elsewhere, for `verify_log`."""
         return self._at[2]
 
     def write(self, record: dict[str, Any]) -> None:
@@ -224,7 +224,7 @@ class FileSink(_Shown):
             return False
 
     def _rotate(self) -> bool:
-        """Close a full file as a segment, and replace it by a new file at the same path."""
+        """Keep a full file as a segment, and begin a new one. Return True if it did so."""
         size, seq, _ = self._at
         large = self._max_bytes is not None and size >= self._max_bytes
         old = self._max_age is not None and time.time() - self._born >= self._max_age
@@ -335,7 +335,7 @@ def _mark(kind: str, **about: Any) -> dict[str, Any]:
 
 
 def drop_segments(log: str | Path, before: float) -> list[str]:
-    """Remove closed segments older than `before` (epoch seconds); return their names.
+    """Remove segments that end before `before` (epoch seconds). Return their names.
 
     First, the log records each segment's head, so that the log still verifies. It also repeats the newest commit of
     each tenant's ledger that these segments name.
@@ -369,7 +369,7 @@ def recorded(sink: AuditSink, decision_id: str) -> dict[str, Any] | None:
 
 
 def records(sink: AuditSink, mark: str = "") -> Iterable[dict[str, Any] | None]:
-    """Return a sink's records, oldest first; a file's as `chain.read_log` yields them."""
+    """Return a sink's records, oldest first; of a file, those that `read_log` yields."""
     if isinstance(sink, MemorySink):
         return sink.records
     return chain.read_log(sink.path, mark) if isinstance(sink, FileSink) else ()
@@ -416,7 +416,7 @@ def _backward(file: BinaryIO, name: str) -> Iterator[bytes]:
 
 
 def _older(record: Mapping[str, Any], seen: Mapping[str, Any]) -> bool:
-    """Return True if a record names an older commit, except after a restore."""
+    """Return True if a record's commit is older than `seen`; False for a restore."""
     same = record[ANCHOR].get("ledger") == seen.get("ledger") and record.get("event") != "restored"
     return same and int(record[ANCHOR].get("position", 0)) < int(seen.get("position", 0))
 

@@ -256,7 +256,7 @@ def _add(story: Story, step: Step) -> None:
 
 
 def _steps(records: Iterable[Record | None]) -> Iterator[Step | None]:
-    """Yield a step for a record, with facts from earlier ones; `None` if unreadable."""
+    """Yield steps, each from a record and earlier ones; `None` if it is unreadable."""
     subjects: dict[str, str] = {}  # by run id
     roots: dict[str, tuple[str, ...]] = {}  # paths of the root agents, by thread
     decided: dict[str, tuple[Lane, str, str, str]] = {}
@@ -365,7 +365,7 @@ def clock(at: float) -> str:
 
 
 def shown(value: object, limit: int = _SHOWN) -> str:
-    """Return a value of a record as short text that cannot control a terminal."""
+    """Return a value as text, cut at `limit`, that cannot control a terminal."""
     text = value if isinstance(value, str) else "" if value is None else json.dumps(value)
     return _inert(text) if len(text) <= limit else _inert(text[:limit]) + "…"
 

@@ -116,7 +116,7 @@ class TokenExchange(Secret):
         audience: str | None = None,
         scope: str | None = None,
     ) -> Steps[ExchangedToken]:
-        """Exchange a token (§2.1) of the subject.
+        """Exchange the subject's token for a token of a service (RFC 8693 §2.1).
 
         `actor_token`: a JWT of the party that acts. `resource`: the service's URL, or `audience`: the service's name.
         Raises `CredentialError`: `exchange_refused`, with the endpoint's error code (§2.2.2), or `exchange_failed`: no
@@ -199,11 +199,10 @@ class ExchangeAuth(TicketAuth):
         exchange: the token endpoint.
         resource: URL of the service. The exchanged token is sent only there.
         audience: the service's name at the endpoint, if the endpoint wants one.
-        scope: the scope to request. A token with any more scope is refused; OIDC's claim scopes like `email` are
-            permitted.
+        scope: the scope to request. A token with more scope is refused, except for OIDC's claim scopes like `email`.
         subject_token: returns the user's token, as `BearerSubject.token` does; by default the call's own token is sent.
             With a user's token, the profile and the grant must name the service itself, not the endpoint.
-        subject_token_type: type of that token (§3).
+        subject_token_type: type of the subject token (RFC 8693 §3).
         actor_token: returns the token of the acting party, if the endpoint wants one (§2.1).
         granting: the service's own token endpoint, if `exchange` issues an ID-JAG for it. `audience` is then the issuer
             of that endpoint.
@@ -295,7 +294,7 @@ def _claims(token: str) -> Mapping[str, Any] | None:
 
 
 def _unfit(claims: Mapping[str, Any] | None, wanted: set[str], earliest: float, latest: float) -> str | None:
-    """Return why `aud` or `exp` forbid sending a JWT; `None` if they permit it."""
+    """Return why a JWT is unfit: `aud` not only `wanted`, or `exp` not in the bounds."""
     if claims is None:
         return None
     ends = claims.get("exp", latest)

@@ -93,7 +93,7 @@ class CallAuth(TicketAuth):
     port, and the audience's path as a prefix. If an audience is not a URL, `audiences` gives its URL.
 
     Args:
-        audiences: audiences by URL, for audiences that are not URLs themselves.
+        audiences: URL → audience, for audiences that are not URLs themselves.
         dpop: bind tokens to a key of their call, and prove each request (RFC 9449). If a server asks for a
             nonce, the request is sent once more, with the nonce.
         outside: what to do with a request outside any call. `refuse` raises. `anonymous` sends the request without

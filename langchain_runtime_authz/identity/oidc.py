@@ -71,11 +71,11 @@ class OidcVerifier:
     `credential.jwks.JwksClient` fetches the provider's keys, at most once a second.
 
     Args:
-        issuer: the provider, exactly as in `iss` of its tokens: https, or a server on this machine.
+        issuer: the provider's URL, exactly as in `iss` of its tokens: https, or a server on this machine.
         provider: the profile of the provider's access tokens: `rfc9068`, `keycloak`, `entra`, `auth0` or `okta`.
         audience: this service, as in `aud` of access tokens.
         client_id: this client, as in `aud` and `azp` of ID tokens.
-        algorithms: accepted algorithms (RFC 8725 §3.1), of ES256, EdDSA and RS256.
+        algorithms: accepted signature algorithms (RFC 8725 §3.1): any of ES256, EdDSA and RS256.
         max_age: seconds for which a discovery document is kept.
         connection: `timeout` (2.0), `ca_file`, `client_cert`, `tls`, `proxy`: see `_http.Connection`.
     """
@@ -105,7 +105,7 @@ class OidcVerifier:
     def _verify(self, token: str, *, now: float | None = None) -> Flow[Subject]:
         """Return the subject of a token. No error quotes the token.
 
-        Raises `AuthzError`: `identity_invalid` for a refused token, `identity_unavailable` if nobody can be asked.
+        Raises `AuthzError`: `identity_invalid` for a refused token, `identity_unavailable` without the provider's keys.
         """
         return (yield from self._caller(token, now=now)).subject
 
@@ -144,7 +144,7 @@ class OidcVerifier:
     logged_out, alogged_out = both(_logged_out)
 
     def _discovered(self, document: Mapping[str, Any] | None, before: JwksClient | None) -> JwksClient | None:
-        """Return the key set of a discovery document; `None` if it is not of this issuer."""
+        """Return the keys' client, `before` if its URL is the same; `None` if invalid."""
         # OpenID Connect Discovery §4.3: otherwise one provider could speak for another.
         if document is None or document.get("issuer") != self.issuer:
             self._why = "it has no discovery document of its own"
@@ -229,7 +229,7 @@ def _subject(claims: Mapping[str, Any], provider: Provider) -> Subject:
 
 
 def _is_client(claims: Mapping[str, Any], provider: Provider) -> bool:
-    """Return True if a client got the token for itself, although it has a `sub`."""
+    """Return True if a token with a `sub` is a client's own, not a user's."""
     return (
         claims.get("idtyp") == "app"  # Microsoft Entra ID, an optional claim; without it, no `scp` says the same
         or (provider.user not in claims and provider.user != "" and provider.client_of(claims) is not None)
@@ -244,7 +244,7 @@ def _is_client(claims: Mapping[str, Any], provider: Provider) -> bool:
 
 
 def check_times(claims: Mapping[str, Any], now: float, *, issued: bool = True) -> None:
-    """Check `exp`, `nbf` and `iat` (required if `issued`). Raises `identity_invalid`."""
+    """Check `exp`, `nbf`, `iat`; require `iat` if `issued`. Raises `identity_invalid`."""
     expires, since = _time(claims.get(claim.EXPIRES_AT)), _time(claims.get(claim.NOT_BEFORE))
     began = _time(claims.get(claim.ISSUED_AT))
     odd = (began is None and (issued or claim.ISSUED_AT in claims)) or (since is None and claim.NOT_BEFORE in claims)
@@ -276,7 +276,7 @@ def refused(why: str) -> AuthzError:
 class TokenFileIdentity(WorkloadIdentity):
     """The identity of this process, proven by a token file of its platform.
 
-    The platform replaces the file before the token expires. Then the file is read again.
+    The platform, like Kubernetes, replaces the file before the token expires. Then the new file is read.
 
     Args:
         path: the file's path.

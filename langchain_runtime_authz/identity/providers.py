@@ -1,4 +1,4 @@
-"""Profiles of providers' access tokens, because few follow RFC 9068."""
+"""Describe providers' access tokens, because few providers follow RFC 9068."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _PLAIN: Final = re.compile(r"[A-Za-z0-9.:/+_-]{1,64}")
 class Provider:
     """The profile of one provider's access tokens. No ID token matches a profile.
 
-    `types`: accepted values of the header's `typ`, in lower case; '' if the header has none. `client`: claims of which
-    the first present one names the client. `required`: claims of each access token. `payload`: if set, the payload's
-    `typ`. `user`: a claim of users' tokens only. `id_only`: claims of ID tokens only. `some`: each access token has at
-    least one of these claims, and an ID token has none; checked unless the header's `typ` is `at+jwt`.
+    `types`: accepted values of the header's `typ`, in lower case; '' accepts a header without it. `client`: claims; the
+    first present one names the client. `required`: claims that each access token has. `payload`: the `typ` that the
+    payload must have, if any. `user`: a claim of users' tokens only. `id_only`: claims of ID tokens only. `some`: an
+    access token has at least one of these claims, an ID token has none; checked unless the header's `typ` is `at+jwt`.
     """
 
     name: str
@@ -79,7 +79,7 @@ PROVIDERS: Final = {
 
 
 def header_type(header: Mapping[str, Any]) -> str | None:
-    """Return `typ` in lower case, without `application/`; '' if absent, `None` if bad."""
+    """Return lower-case `typ` without `application/`; '' if absent, `None` if no text."""
     typ = header.get("typ", "")
     return typ.lower().removeprefix("application/") if isinstance(typ, str) else None
 
@@ -88,12 +88,12 @@ MAX_NAME: Final = 2048  # characters of a name
 
 
 def name_of(value: object) -> str | None:
-    """Return `value` if it is a printable text of usual length, else `None`."""
+    """Return `value` if it is a printable text of 1 to `MAX_NAME` characters."""
     return value if isinstance(value, str) and 0 < len(value) <= MAX_NAME and value.isprintable() else None
 
 
 def shown(value: object) -> str:
-    """Return a claim's value for an error message; `another value` if it is odd."""
+    """Return a claim for an error message: short plain texts, else `another value`."""
     if value is None or value == "":
         return "none"
     values = value if isinstance(value, list) else [value]

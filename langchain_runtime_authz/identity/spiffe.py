@@ -1,6 +1,6 @@
 """Prove this workload by SPIFFE, and verify other workloads. Extra: `spiffe`.
 
-An SVID has neither `jti` nor `client_id`, so `OidcVerifier` refuses it.
+A JWT-SVID has neither `jti` nor `client_id`, so `OidcVerifier` does not accept it as an access token.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ MAX_ID: Final = 2048
 class SpiffeIdentity(WorkloadIdentity):
     """The identity of this process, proven by its newest X.509-SVID.
 
-    The SVID must be current and of the trust domain, and its chain must end in that domain's bundle. It may be rotated.
+    It must be current and of the trust domain, and its chain must end in that domain's bundle. A newer one replaces it.
 
     Args:
         trust_domain: like `bank.example`. SVIDs of other trust domains are refused.
         spiffe_id: the id to use, if the Workload API may give several.
-        socket: address of the Workload API, like `unix:///run/spire/agent.sock`; by default SPIFFE_ENDPOINT_SOCKET.
+        socket: address of the Workload API, like `unix:///run/agent.sock`; by default $SPIFFE_ENDPOINT_SOCKET.
         wait: seconds for which the constructor waits for the first SVID.
         timeout: seconds for fetching a JWT-SVID.
     """
@@ -75,7 +75,7 @@ class SpiffeIdentity(WorkloadIdentity):
         super().__init__(wait=wait)
 
     def jwt_keys(self, trust_domain: str) -> Keys | None:
-        """Return the keys of a trust domain's JWT bundle; `None` if unknown or old."""
+        """Return a trust domain's JWT keys; `None` without its bundle or a current proof."""
         # If the Workload API is gone, its bundles may hold withdrawn keys. Then the proof soon expires too.
         return self._jwt_keys.get(trust_domain) if self.attested else None
 
@@ -96,7 +96,7 @@ class SpiffeIdentity(WorkloadIdentity):
         return str(svid.token)
 
     def assertion(self, audience: str) -> Callable[[], str]:
-        """Return a function that gives JWT-SVIDs: `TokenExchange(client_assertion=...)`."""
+        """Return a function that gives JWT-SVIDs, for `TokenExchange(client_assertion=)`."""
         return lambda: self.jwt_svid(audience)
 
     def tls(self, peer: str) -> Callable[[], ssl.SSLContext]:
@@ -133,7 +133,7 @@ class SpiffeIdentity(WorkloadIdentity):
             self._closed.wait(pause)
 
     def _connected(self, ended: threading.Event) -> bool:
-        """Read from the Workload API until its stream ends. Return True if anything came."""
+        """Receive proofs until the stream sets `ended`, or `close`. True if any arrived."""
         from spiffe import WorkloadApiClient
         from spiffe.errors import PySpiffeError
 
@@ -200,7 +200,7 @@ def _bundle(context: X509Context, trust_domain: str) -> set[Certificate]:
 
 
 def mutual_tls(svid: X509Svid, authorities: set[Certificate], peer: str) -> ssl.SSLContext:
-    """Return a TLS context for `peer` only. Raises `AuthzError` without `authorities`."""
+    """Return a TLS context that accepts only `peer`, or raise without `authorities`."""
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
     if not authorities:
@@ -262,7 +262,7 @@ class SvidVerifier:
         audience: this service, as in the token's `aud`.
         keys: returns the keys of a trust domain, or `None` for an unknown one: `SpiffeIdentity.jwt_keys`, or
             `{"bank.example": bundle_keys(document)}.get`.
-        algorithms: accepted algorithms, of ES256, EdDSA and RS256.
+        algorithms: accepted signature algorithms: any of ES256, EdDSA and RS256.
     """
 
     def __init__(

@@ -44,7 +44,7 @@ def platform_user(*, properties: Sequence[str]) -> Callable[[Mapping[str, Any]],
 def platform_user(
     config: Mapping[str, Any] | None = None, *, properties: Sequence[str] = ()
 ) -> Subject | Callable[[Mapping[str, Any]], Subject | None] | None:
-    """Return the user whom LangGraph Platform authenticated for the run.
+    """Return the user whom LangGraph Platform authenticated for the run, or `None`.
 
     The user must be the server's own object, with `is_authenticated` and `identity`, which JSON cannot hold. A mapping
     or text of the same name came from the client. The subject of a cron job is a `service`, named like its creator.
@@ -120,7 +120,7 @@ class TokenVerifier(Protocol):
 class BearerSubject:
     """Takes the subject from the bearer token (RFC 6750) of the current request.
 
-    `presented` holds the token. The token never reaches a config, because LangGraph stores configs.
+    Handle each request inside `with presented(...)`, which holds the token. A config never does: LangGraph stores it.
 
     Args:
         verifier: verifies the users' tokens. If it is a `credential.verifier.Verifier`, the callers are agents of

@@ -30,7 +30,7 @@ class Identity(Protocol):
 
     @property
     def expires_at(self) -> float | None:
-        """End in epoch seconds, also of leases and tokens; 0 if unproven, `None` if never."""
+        """Epoch seconds at which name, leases and tokens end; 0: unproven, `None`: never."""
 
     def agent_id(self, path: tuple[str, ...]) -> str:
         """Return the id of the agent at `path`, root first. Each path has its own id."""
@@ -72,7 +72,7 @@ class WorkloadIdentity:
 
     Without a current proof, each step is denied with `workload_unproven`. Leases and tokens end with the proof. A new
     proof of the same workload permits steps again, without a restart. The constructor waits at most `wait` seconds for
-    the first proof, and then returns without a proof.
+    the first proof, and returns then even if none came.
     """
 
     def __init__(self, *, wait: float) -> None:
@@ -86,7 +86,7 @@ class WorkloadIdentity:
         self._first.wait(wait)
 
     def _watch(self) -> None:
-        """Watch the source of proofs, and pass on what comes, until `_closed` is set."""
+        """Watch for proofs until `_closed` is set: call `_accept`, `_refuse` or `_miss`."""
         raise NotImplementedError
 
     @property

@@ -29,7 +29,7 @@ class Replays(Protocol):
         """Return True if `proof_id` is new; remember it through `until` (epoch seconds).
 
         Of two calls with one id, only one may return True. Raise an error if the store fails, and `proof_limit` if
-        `key` (the thumbprint of the holder's key) has too many proofs. `proof_id` alone is unique.
+        `key` (the thumbprint of the holder's key) has too many proofs. Compare proofs by `proof_id` alone.
         """
         ...
 
@@ -116,7 +116,7 @@ class ProofVerifier:
             like `Host` are not read, because the sender chooses them. Leave out the prefix of a `Mount` or of
             `uvicorn --root-path`, because the path that arrives here contains it.
         nonces: makes server nonces. If given, a proof must hold a current nonce; else only `iat` bounds a proof's age.
-        replays: remembers used proofs.
+        replays: remembers used proofs; by default `MemoryReplays`, which serves only one process.
         algorithms: signature algorithms that are accepted.
         clock: epoch seconds.
     """

@@ -44,7 +44,7 @@ class Introspection(Secret):
     A late answer, one that violates RFC 7662, or one about another token raises `status_unavailable`.
 
     Args:
-        url: https, or a server on this machine.
+        url: the endpoint: https, or a server on this machine.
         client_id: this service's name at the endpoint (RFC 6749 §2.3.1).
         client_secret: this service's secret at the endpoint.
         connection: `timeout` (2.0), `ca_file`, `client_cert`, `tls`, `proxy`: see `_http.Connection`.
@@ -60,7 +60,7 @@ class Introspection(Secret):
         return await self.ask(credential.token, credential.jti)
 
     async def ask(self, token: str, token_id: str | None) -> str:
-        """Return `live` or `ended` for a verified token. Raises `status_unavailable`."""
+        """Return `live` or `ended` for a token and its `jti`. Raises `status_unavailable`."""
         form = {"token": token, "token_type_hint": "access_token"}
         answer = await self._fetcher.asend("POST", self._headers, form)
         body = answer.body if answer is not None and answer.status == OK else None
@@ -94,7 +94,7 @@ class IntrospectionClient:
 class IntrospectionEndpoint(FormEndpoint):
     """The introspection endpoint (§2), an ASGI application.
 
-    The answer is only `{"active": false}` for a token that is not live, not ours, or not for the client (§2.2, §4).
+    The answer is only `{"active": false}` for a token that is not live, not the issuer's or not for the client (§2.2).
 
     Args:
         verifier: verifies the issuer's tokens.

@@ -22,8 +22,8 @@ _log: Final = logging.getLogger(__name__)
 class BackchannelLogout(FormEndpoint):
     """The ASGI endpoint to which a provider posts logout tokens (§2.5).
 
-    Each token is accepted once (§2.6), but only this process knows the used ones. If several processes serve the
-    endpoint, let `ended` compare `LoggedOut.token_id` with an own shared store.
+    Each token is accepted once (§2.6), but each process remembers only the tokens that it accepted itself. If several
+    processes serve the endpoint, let `ended` look for `LoggedOut.token_id` in a store that they share.
 
     Args:
         verifier: verifies logout tokens; its `client_id` is their audience.

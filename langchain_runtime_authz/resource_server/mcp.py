@@ -33,8 +33,8 @@ class ProtectedMcp(ProtectedApp):
     """An MCP server that serves a `tools/call` only with a token minted for this call.
 
     The request must have the token's tool and arguments (`credential.authorization_details.check_whole_call`). `initialize`,
-    `server/discover`, `ping` and `tools/list` need no token; every other request needs one. Concurrent requests of a
-    session must have different ids: the SDKs answer the newest request of an id, which could be another caller's.
+    `server/discover`, `ping` and `tools/list` need no token; every other request needs one. In a session, a
+    request is refused if an earlier one with its id is unanswered: the SDKs could send an answer to the wrong caller.
 
     Args:
         app: the server's ASGI application (`FastMCP.streamable_http_app()`).

@@ -25,7 +25,7 @@ class ResourceMetadata:
     Args:
         resource: URL of the service: its audience at the authorization servers.
         authorization_servers: issuers whose tokens the service accepts.
-        scopes: all scopes that the service knows.
+        scopes: all scopes that the service uses.
         own_tokens: True if the service accepts this package's tokens, with their `authorization_details`.
     """
 

@@ -79,7 +79,7 @@ class BearerServer(Generic[T_co]):
         raise NotImplementedError
 
     def refusal(self, code: str) -> Refusal:
-        """Return the answer for a code of `authenticate` (RFC 6750, RFC 9449, RFC 9728)."""
+        """Return the answer to an error `code` of `authenticate` (RFC 6750, 9449, 9728)."""
         headers = [("Cache-Control", "no-store")]
         if (nonce := self.nonce()) is not None:
             headers.append(("DPoP-Nonce", nonce))
@@ -100,7 +100,7 @@ class BearerServer(Generic[T_co]):
         return Refusal(status, tuple(headers), code)
 
     async def of(self, connection: HTTPConnection) -> T_co:
-        """Return the caller of a request, like `authenticate`."""
+        """Return the caller of a Starlette request, or raise like `authenticate`."""
         return await self.authenticate(**_request(connection))
 
     async def __call__(self, request: Request, response: Response) -> T_co:
@@ -185,7 +185,8 @@ class ResourceServer(BearerServer[Credential]):
         """Return a dependency for one call: `Depends(server.for_call("pay", read_args))`.
 
         `args` receives the request and returns the arguments that the service will use, by their names in the tool's
-        profile. If `args` raises, the request is refused as invalid. See `check_call` for the other parameters.
+        profile. If `args` raises, the request is refused as invalid. `step`: the mandate's step that must cover it.
+        `accept`: standings to accept, and `approved` for approved calls; `None` accepts every standing.
         """
         narrowed = self.for_tools(tool)
 
@@ -204,7 +205,7 @@ class ResourceServer(BearerServer[Credential]):
         return dependency
 
     def check_call(self, credential: Credential, **call: Any) -> None:
-        """Run `authorization_details.check_call`; its error becomes `HTTPException` 403."""
+        """Check the token against `call` as `for_call` does, or raise `HTTPException` 403."""
         try:
             check_call(credential, **call)
         except CredentialError as exc:
@@ -358,7 +359,7 @@ class ProtectedApp:
 
 
 def bearer_token(given: list[str]) -> tuple[str, str]:
-    """Return scheme (`bearer` or `dpop`) and token of a request's `Authorization`."""
+    """Return scheme (`bearer` or `dpop`) and token of the `Authorization` headers."""
     if not given:
         raise CredentialError(Code.CREDENTIAL_MISSING)
     scheme, _, token = given[0].partition(" ")

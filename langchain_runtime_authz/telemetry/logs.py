@@ -1,4 +1,4 @@
-"""Add ids to the package's log records, and limit the lines of one code.
+"""Add ids to the package's log records, and limit how often a code is logged.
 
 `trace_id`, `span_id`, `thread_id`, `run_id` and `decision_id` are attributes of each record, empty if unknown. A call
 site may pass other values as `extra`.
@@ -24,7 +24,7 @@ _KNOWN: Final = frozenset(Code)
 
 
 def logger(name: str) -> logging.Logger:
-    """Return the logger `name`, whose records get the ids."""
+    """Return the logger `name`, whose records get ids of trace, thread, run, decision."""
     log = logging.getLogger(name)
     log.addFilter(_add_ids)  # adding it again changes nothing
     return log
@@ -45,9 +45,9 @@ def _add_ids(record: logging.LogRecord) -> bool:
 
 
 def lines_left_out() -> Callable[[str], int | None]:
-    """Return a function that limits the log to `BURST` lines a code in `WINDOW`.
+    """Return a function that limits each code to `BURST` lines in `WINDOW` seconds.
 
-    Given a code, the function returns `None` if the line must be left out, else how many lines were left out before it.
+    The function returns `None` to leave out a line of the code, else how many were left out since the last one.
     """
     lines, lock = dict[str, tuple[float, int]](), forkable_lock()  # for each code: begin of its window, lines in it
 

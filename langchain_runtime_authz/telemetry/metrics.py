@@ -73,14 +73,14 @@ def time_engine(pdp: str, began: float) -> None:
 
 
 def observe_ledger(ledger: Any, tenant: str) -> None:
-    """Count a tenant's open questions and calls in doubt, while the ledger is in use."""
+    """Measure a tenant's open questions and calls in doubt until `ledger` is freed."""
     _ledgers.setdefault(ledger, set()).add(tenant)
 
 
 def _counted(listing: str, _: CallbackOptions | None = None) -> Iterable[Observation]:
-    """Count each tenant's open questions (`asked`) or calls in doubt (`doubts`).
+    """Count each tenant's open questions (`listing` `asked`) or doubts (`doubts`).
 
-    Wait `WAIT` seconds for all ledgers together. If a ledger does not answer, do not query it for `REST` seconds.
+    Wait at most `WAIT` seconds for all ledgers. If a ledger does not answer, do not query it for `REST` seconds.
     """
     now, found, asked = time.monotonic(), dict[str, list[int | None]](), list[tuple[tuple[int, str], Any]]()
     for ledger, tenants in list(_ledgers.items()):

@@ -1,8 +1,8 @@
 """Name every span, event, attribute and metric of the package.
 
-`gen_ai.*` names (status Development, not importable from a stable package):
-https://github.com/open-telemetry/semantic-conventions-genai/tree/main/docs/gen-ai `openinference.span.kind`:
-https://github.com/Arize-ai/openinference/blob/main/spec/semantic_conventions.md There is no convention for
+No stable package exports the names `gen_ai.*`, which have the status Development:
+https://github.com/open-telemetry/semantic-conventions-genai/tree/main/docs/gen-ai. `openinference.span.kind` is from
+https://github.com/Arize-ai/openinference/blob/main/spec/semantic_conventions.md. There is no convention for
 authorization yet (semantic-conventions issue 4022), so our names have a prefix of their own.
 """
 

@@ -62,7 +62,7 @@ class OpenSpan:
                 otel_context.attach(trace.set_span_in_context(self._span, self._before))
 
     def leave(self) -> None:
-        """Restore the previous context. A `Token` could fail: this may be another context."""
+        """Restore the previous context. A `Token` would fail if this is another context."""
         with suppress(Exception):
             if self._before is not None and trace.get_current_span() is self._span:
                 otel_context.attach(self._before)
@@ -81,7 +81,7 @@ class OpenSpan:
                 self._span.add_link(found.context, found.attributes)
 
     def fail(self, error: type[BaseException]) -> None:
-        """Record an exception of the code inside, unless it is control flow or a denial."""
+        """Record an exception of the traced code, unless it is control flow or a denial."""
         with suppress(Exception):
             # Compared by name, because this module does not import LangGraph.
             control = any(c.__name__ in ("GraphBubbleUp", "AuthzDenied") for c in error.__mro__)
@@ -97,7 +97,7 @@ class OpenSpan:
 
 
 def run_span(run: Any, is_workflow: Callable[[], bool] = bool, *, decision: str = "") -> OpenSpan | None:
-    """Open the span of an entry, linked to its `decision`; `None` without an SDK."""
+    """Open the span of an entry, linked to its decision's; `None` without an SDK."""
     if _tracer.__class__ in _IDLE_TRACERS and _api._TRACER_PROVIDER.__class__ in _IDLE_PROVIDERS:  # noqa: SLF001
         return None
     workflow, name = is_workflow(), run.agent[-1]
@@ -107,7 +107,7 @@ def run_span(run: Any, is_workflow: Callable[[], bool] = bool, *, decision: str 
 
 
 def execute_tool_span(run: Any, tool: str, call_id: str | None, decision: str, args: Any) -> OpenSpan | None:
-    """Open the span of a tool, linked to its `decision`; `None` without an SDK."""
+    """Open the span of a tool, linked to its decision's; `None` without an SDK."""
     if _tracer.__class__ in _IDLE_TRACERS and _api._TRACER_PROVIDER.__class__ in _IDLE_PROVIDERS:  # noqa: SLF001
         return None
     about = {n.TOOL_TYPE: "function", n.TOOL_NAME: tool, n.TOOL_CALL_ID: call_id, n.DECISION_ID: decision}
@@ -249,7 +249,7 @@ def _describe(
 
 
 def _content(value: Any) -> str | None:
-    """Return a text, or JSON, without JWTs; `None` unless contents are to be recorded."""
+    """Return a text, or JSON, without JWTs; `None` if contents are not recorded."""
     if value is not None and os.environ.get(n.CAPTURE_CONTENT, "").lower() in n.ON_SPANS:
         with suppress(Exception):
             return _JWT.sub(r"\1[token]", value if isinstance(value, str) else json.dumps(value, default=str))
