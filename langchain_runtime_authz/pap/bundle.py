@@ -152,7 +152,7 @@ def read_files(source: str | Path) -> dict[str, bytes]:
 
 def _content(file: Path, name: str) -> bytes:
     if not stat.S_ISREG(file.stat().st_mode):  # a pipe has no end
-        raise invalid(f"`{name}` is not a plain file")
+        raise invalid(f"`{name}` is not a plain file; `runtime-authz policy build` writes a bundle")
     with file.open("rb") as source:
         content = source.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:

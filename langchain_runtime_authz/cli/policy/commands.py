@@ -13,7 +13,7 @@ from typer import Argument, Option
 
 from langchain_runtime_authz._renewed_files import replace_file
 from langchain_runtime_authz.cli._app import Answer, App, Key, echo, lines
-from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
+from langchain_runtime_authz.errors import AuditError, AuthzError, Code, ConfigError
 
 if TYPE_CHECKING:
     from langchain_runtime_authz.cli.policy.open_policy import Policy
@@ -182,7 +182,12 @@ def explain(
     from langchain_runtime_authz.cli.policy.open_policy import open_policy
 
     opened = open_policy(policy)
-    decisions, _ = again.recorded_in(log, key)
+    try:
+        decisions, _ = again.recorded_in(log, key)
+    except AuditError as exc:
+        if log.suffix != ".json":
+            raise
+        raise ConfigError(f"{log.name} is not a log; `runtime-authz policy try` decides a request in a file") from exc
     if decision_id is None:
         return again.listed(decisions)
     recorded = again.find(decisions, decision_id, log)

@@ -342,7 +342,7 @@ def test_a_package_that_nothing_asks_for_is_not_passed_over(run: Command, projec
 @pytest.mark.parametrize(("arguments", "code"), [
     (("test", "none"), "policy_invalid"), (("test", "."), "policy_invalid"), (("replay", "none.jsonl"), "config"),
     (("replay", "chain.jsonl"), "chain_broken"), (("replay", "empty.jsonl"), "config"),
-    (("try", "chain.jsonl"), "config"), (("explain", "none.json"), "config"),
+    (("try", "chain.jsonl"), "config"), (("explain", "none.json"), "config"), (("explain", "data.json"), "config"),
     (("test", "bundle.tar.gz"), "policy_invalid"), (("build", "data.json", "-o", "x.tar.gz"), "policy_invalid"),
     (("build", "p", "-o", "x.tar.gz", "--key", "none.pem"), "config"),
     (("build", "p", "-o", "x.tar.gz", "--key", "data.json"), "config"),
