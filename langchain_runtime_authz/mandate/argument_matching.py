@@ -122,7 +122,7 @@ class ArgumentMatcher:
         return between(items[0], argument.low, argument.high)
 
     def text(self, argument: model.Text, value: object, *, copied: bool = True) -> Finding:
-        """Check the sources of a text's identifiers and, if `copied`, of its passages."""
+        """Check where a text's identifiers come from and, if `copied`, copied passages."""
         held = reads.scalars(value, MAX_ITEMS * 4)
         readable = held is not None and all(isinstance(one, str | bool) or reads.scalar_forms(one) for one in held)
         if held is None or not readable or sum(len(one) for one in held if isinstance(one, str)) > MAX_TEXT:
@@ -147,7 +147,7 @@ class ArgumentMatcher:
                 yield from map(reads.text_of, reads.nodes_at(output.value, path))
 
     def fitting(self, name: str) -> list[reads.Output]:
-        """Return the outputs of a step's reads; only the first if its arguments are fixed."""
+        """Return outputs that fit the read `name`; only the first if it orders one call."""
         if (known := self._fitting.get(name)) is None:
             step, known = self._steps[name], []
             for task in self._outputs.tasks(self._task):
@@ -158,7 +158,7 @@ class ArgumentMatcher:
         return known
 
     def _fits(self, step: model.Step, output: reads.Output) -> bool:
-        """Return True if a read's arguments fit the step; others must be `free`."""
+        """Return True if a read's arguments fit the step. Further ones must be `free`."""
         covered = {*step.args, *output.profile.free}
         if any(True for name in output.given for _ in loose(name, output.args.get(name), covered)):
             return False
@@ -178,7 +178,7 @@ class ArgumentMatcher:
     ) -> bool:
         """Return True if no call of the model can have put these values into the output.
 
-        `where`: `None` unless the values choose a record. Then the conditions on them if the subject made it, else `()`.
+        `where`: `None` if the values choose no record, `()` if somebody else made the record, else their conditions.
         """
         if (echo := self._echoes.get((step, id(output)))) is None:
             bound = {n for n, a in self._steps[step].args.items() if isinstance(a, _BOUND)}
@@ -211,7 +211,7 @@ class ArgumentMatcher:
         return Finding(code, where + _WHY.get(code, known))
 
     def _doubt(self, output: reads.Output, values: Sequence[Any], otherwise: str) -> str:
-        """Return why the values are not trusted, for the approver."""
+        """Return a reason not to trust the values: an earlier call, or else `otherwise`."""
         used = any(self._outputs.written(value, output.position) for value in values)
         return ", which an earlier call of the agent may have used on this thread" if used else otherwise
 
@@ -239,7 +239,7 @@ class ArgumentMatcher:
         return Finding(code, where + known)
 
     def calls(self, step: model.Step) -> int:
-        """Return how many calls a step orders: one for each record, or `limit` if unread."""
+        """Return how many calls a step orders: one, or one for each record of an `Each`."""
         each = [argument for argument in step.args.values() if isinstance(argument, model.Each)]
         rows = [(one, found) for one in each if not isinstance(found := self._chosen(one), str)]
         chosen = [len({self._spent_as(one, row) for row in found}) for one, found in rows]
@@ -260,7 +260,7 @@ class ArgumentMatcher:
         return key(json.dumps([used, core]))
 
     def _vouches(self, argument: model.Pick | model.Each, row: Row, values: Sequence[Any], least: int) -> bool:
-        """Return True if trusted sources wrote the values and chose the record."""
+        """Return True if the values have the trust `least`, and trusted fields chose them."""
         trusted = row.worth(row.path) >= least and self._trusts(argument.step, row.output, values)
         return trusted and all(self._decides(argument, row, name) for name in choosing(argument))
 
@@ -274,7 +274,7 @@ class ArgumentMatcher:
         return row.worth(path, conditions) > 0 and self._trusts(choice.step, row.output, found, where)
 
     def condition(self, condition: model.OnlyIf) -> Finding:
-        """Return a finding with a code unless the condition surely holds."""
+        """Return `FITS` if the condition surely holds, else a finding with a code."""
         outputs, told = self.fitting(condition.step), holds(condition)
         if not outputs or not all(output.complete and output.value is not None for output in outputs):
             return Finding("unread", told)
@@ -338,8 +338,8 @@ class ArgumentMatcher:
     def _settled(self, name: str, *, choices: int = 0, verbatim: bool = False) -> list[reads.Output]:
         """Return those reads of a step whose arguments the mandate chose, not the model.
 
-        `choices`: how many arguments may be a `OneOf`, of which all values must have been read. `verbatim`: compare all
-        arguments exactly.
+        `choices`: how many arguments may be a `OneOf`. Each value of a `OneOf` must have been read, else the list is
+        empty. `verbatim`: compare all arguments exactly.
         """
         step, sought = self._steps[name], (name, choices, verbatim)
         if sought not in self._sure:

@@ -58,7 +58,7 @@ class Spend(NamedTuple):
 class Standing(NamedTuple):
     """A call's standing by its mandate (`CallStanding`), with the budgets to use.
 
-    `opened`: if a later step waits for the call, the counter of begun calls, which goes down when the call succeeds.
+    `opened`: counter of calls without success yet, if a later step waits for the call. A success lowers the counter.
     `confirms`: if the call's question shows the whole mandate, the counter to which an approval adds.
     """
 
@@ -229,7 +229,7 @@ def bind(
 ) -> Binding:
     """Compare a call with a mandate. The `profiles` tell which steps are reads.
 
-    `outputs` are what the reads returned. `taken`: ids of steps that count as taken, even without a counter or output.
+    `outputs` are what the reads returned. `taken`: ids of steps that count as done, even without a counter or output.
     """
     if mandate is None:
         return _NO_MANDATE

@@ -59,7 +59,7 @@ def between(value: object, low: object, high: object) -> bool:
 def same_moment(value: Any, constant: Any, own: Sequence[str], said: Sequence[str]) -> bool:
     """Return True if two dates agree. The constant may lack the year and the time.
 
-    A date that can be read in two ways equals only the same text.
+    A date that can be read in two ways equals only the same text. `own`, `said`: normal forms of value and constant.
     """
     if isinstance(number_or_date(value), datetime.datetime) and isinstance(number_or_date(constant), datetime.datetime):
         return not lacks_zone(constant, value) and compare(value, constant) == 0
@@ -117,7 +117,7 @@ def dates(value: object) -> list[str]:
 
 
 def upcoming(days: Sequence[str], now: float) -> bool:
-    """Return True if no day lacks a year, or all full dates lie in the coming year.
+    """Return True if all days have a year, or all full dates lie in the coming year.
 
     The year begins one day ago, because that day may still be today in the user's zone.
     """

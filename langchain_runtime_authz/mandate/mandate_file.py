@@ -20,7 +20,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def load_mandate(source: Mandate | Mapping[str, Any] | str | Path) -> Mandate:
-    """Return the mandate of a `Mandate`, of its JSON form, or of a YAML file.
+    """Return a mandate from a `Mandate`, its JSON form, or the path of a YAML file.
 
     Raises `ConfigError` (`mandate_invalid`), which names the wrong field.
     """

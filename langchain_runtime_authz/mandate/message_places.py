@@ -48,14 +48,14 @@ def _any(name: str) -> str:
 
 
 def _pattern_of(name: str, but: str = "") -> re.Pattern[str]:
-    """Return a pattern for the phrases (`but`: not before these) and signs of `name`."""
+    """Return a pattern for `name`: its phrases with the regex `but` behind, its signs."""
     phrases = [phrase for key, several in _PHRASES[name].items() if key != "signs" for phrase in several]
     signs = _PHRASES[name].get("signs", ())
     return lazy("|".join((rf"\b(?:{'|'.join(phrases)})\b{but}", *signs)), re.IGNORECASE)
 
 
 def _only(name: str, additions: str = "") -> re.Pattern[str]:
-    """Return a pattern for a sentence that is only a phrase of `name`: "ok, go on"."""
+    """Return a pattern for "ok, go on": a phrase of `name` amid words of `additions`."""
     before, behind = _any(f"before_{additions or name}"), _any(f"behind_{additions or name}")
     return lazy(rf"(?:(?:{before})[,!. ]{{1,3}}){{0,3}}(?:{_any(name)})(?:[, ](?:{behind}))?", re.IGNORECASE)
 
@@ -115,7 +115,7 @@ class Place(NamedTuple):
 
 
 class Segment:
-    """The text between two pieces of material, at `offset` of the message `digest`."""
+    """Text between two pieces of material, at `offset` of the message with `digest`."""
 
     def __init__(self, digest: str, offset: int, text: str) -> None:
         self.digest, self.offset, self.text = digest, offset, text
@@ -191,7 +191,7 @@ class Segment:
         return not self._joined(start - 1, start, -1) and not self._joined(end, end - 1, 1)
 
     def _joined(self, outer: int, inner: int, step: int) -> bool:
-        """Return True if the character at `outer` continues the token that has `inner`."""
+        """Return True if the token at `inner` goes on at `outer`, in the direction `step`."""
         if not 0 <= outer < len(self.text):
             return False
         c, beyond = self.text[outer], self.text[outer + step : outer + step + 1] if outer + step >= 0 else ""
@@ -202,7 +202,7 @@ class Segment:
     def refused(
         self, start: int, *, dictated: bool, inside: bool = False, verbs: Collection[str] = frozenset()
     ) -> bool:
-        """Return True if a sentence forbids; of a `dictated` text, only words before it."""
+        """Return True if a sentence forbids the value at `start`. Parameters: see `places`."""
         first, last = self.span(self.sentence(start))
         if (refusal := _REFUSAL.match(self.masked, first, start)) is not None:
             word = _WORD.match(self.masked, refusal.end())
@@ -251,8 +251,8 @@ class Texts:
     ) -> tuple[list[Place], list[Place]]:
         """Return two sorted lists: where a value is said, and where it is prohibited.
 
-        `inside`: for a write inside the application, "No, ..." and "... instead" do not prohibit. Otherwise "No, ..."
-        does not before one of `verbs`.
+        `dictated`: the value is free text. `rate`: the value is a percentage. `inside`: for a write inside the
+        application, "No, ..." and "... instead" do not prohibit. `verbs`: "No, ..." before these does not prohibit.
         """
         key = (type(value), value, dictated, rate, inside, verbs)
         if key not in self._known:
@@ -266,7 +266,7 @@ class Texts:
         return self._known[key]
 
     def counts(self, number: int, *, strict: bool) -> list[Place]:
-        """Return where a number of calls is said; with `strict`, as "twice" or "3 times"."""
+        """Return where a number of calls is said; if `strict`, as "twice" or "3 times"."""
         found = []
         for place in self.places(number)[0]:
             text = self.segments[place.segment].text
@@ -276,7 +276,7 @@ class Texts:
         return found
 
     def order_to(self, verbs: Collection[str]) -> bool:
-        """Return True if a sentence of the newest messages is an order with a verb."""
+        """Return True if a sentence of the newest messages orders by one of `verbs`."""
         newest = enumerate(self.segments[self.newest :], self.newest)
         words = ((n, s, w.start()) for n, s in newest for w in _WORD.finditer(s.masked) if w[0].lower() in verbs)
         return any(
@@ -291,7 +291,7 @@ class Texts:
 
 
 def _found(segment: Segment, value: object, *, dictated: bool, rate: bool) -> Iterator[tuple[int, int]]:
-    """Yield the spans of a value, as a whole token or quotation; `rate`: a percentage."""
+    """Yield where a value stands as a whole token; parameters as in `Texts.places`."""
     if dictated:
         yield from _phrase(segment, value) if isinstance(value, str) and value.strip(_EDGE) else ()
         return
@@ -322,12 +322,12 @@ def _found(segment: Segment, value: object, *, dictated: bool, rate: bool) -> It
 
 
 def _meant(text: str, end: int, *, rate: bool) -> bool:
-    """Return True if no "million" follows the number at `end`, and "%" only if `rate`."""
+    """Return True if no "million" follows at `end`, and "%" follows exactly if `rate`."""
     return _SCALED.match(text, end) is None and (_PERCENT.match(text, end) is not None) == rate
 
 
 def _moment(segment: Segment, date: tuple[int, int], times: set[str]) -> Iterator[tuple[int, int]]:
-    """Yield the date's span, or the spans from it to each of `times` in its sentence."""
+    """Yield the date's span or, with `times`, the spans that hold it and a time."""
     if not times:
         if segment.whole(*date):
             yield date

@@ -201,7 +201,7 @@ class Each(_Frozen):
 
 
 class Calc(_Frozen):
-    """The result of a calculation, which is greater than 0, or a rounded result.
+    """The result of a calculation, exact or rounded. It must be greater than 0.
 
     `sum` adds all numbers, also those of all records of an `Each`. `difference` is the first number minus the second,
     `percent` the first number's percentage of the second, and `share` the first divided by the second. Rounding may
@@ -328,7 +328,7 @@ class Limit(_Frozen):
 
 
 class Never(_Frozen):
-    """Forbid calls of an effect: those with one of `values` (by kind), or all."""
+    """Forbid an effect's calls: those with one of `values` (kind → values), or all."""
 
     effect: Deed
     values: dict[Kind, Annotated[tuple[Scalar, ...], BeforeValidator(_several)]] = {}

@@ -43,14 +43,14 @@ def _pairs(bound: Bound) -> frozenset[tuple[str, str]]:
 
 
 class Match:
-    """The readings of a clause by the orders of one tool. `ways`: results of `cuts`."""
+    """Readings of a clause by a tool's orders. `ways`: its tokens, cut in each way."""
 
     def __init__(self, tool: Tool, ways: Sequence[list[Token]], text: str) -> None:
         self.tool, self.values = tool, Values(tool, text)
         self.found: list[Bound] = next(filter(None, map(self._readings, ways)), [])
 
     def _readings(self, tokens: list[Token]) -> list[Bound]:
-        """Return readings without odd values, else those with odd values of one kind."""
+        """Return the readings whose values look right, else those with one wrong kind."""
         self.values.tokens = [*tokens, Token("end", "", 0, 0)]
         read = {_pairs(bound): bound for bound in islice(self._all(), _MAX_READINGS) if not self._touching(bound)}
         return [bound for bound in read.values() if not self._odd(bound)] or [

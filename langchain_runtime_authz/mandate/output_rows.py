@@ -27,11 +27,11 @@ class Row(NamedTuple):
     mine: bool  # True if the subject made the record
 
     def owned(self, path: str) -> bool:
-        """Return True for a field of the subject's record that is not in a list."""
+        """Return True if the subject made the record and the field is not in a list."""
         return self.mine and not self.listed(path)
 
     def worth(self, path: str, conditions: Sequence[object] = ()) -> int:
-        """Return the trust of the record's field `path`, like `chosen_by`."""
+        """Return the trust (0 to 2) of a field, which may choose the row by `conditions`."""
         return chosen_by(self.output.profile, joined(self.base, path), conditions, mine=self.owned(path))
 
     def listed(self, path: str) -> bool:
@@ -42,7 +42,7 @@ class Row(NamedTuple):
 
 
 def rows_of(output: reads.Output, path: str, own: Sequence[Any]) -> Iterator[Row]:
-    """Yield the items of the first list on `path`, or else the whole output."""
+    """Yield items of the first list on `path`, or the output. `own`: see `made_by`."""
     value, base, inner = output.value, [], path.split(".") if path else []
     while isinstance(value, dict) and inner and isinstance(value.get(inner[0]), dict | list):
         value = value[inner[0]]
@@ -68,7 +68,7 @@ def made_by(own: Sequence[Any], record: Any, profile: ToolProfile, base: str = "
 
 
 def chosen_by(profile: ToolProfile, path: str, conditions: Sequence[object], *, mine: bool = False) -> int:
-    """Return the trust of a field that chooses a record by `conditions`, like `worth`.
+    """Return the trust (0 to 2) of a field that chooses a record by `conditions`.
 
     A counterparty chooses from which account it pays, but only from its own. So if the system writes the account, and
     the conditions name one account, the field is trusted.
@@ -118,7 +118,7 @@ def values_of(row: Row, path: str) -> list[Any]:
 
 
 def extreme(rows: Sequence[Row], name: str, sign: int) -> list[Row]:
-    """Return the greatest (`sign` 1) or least (-1) rows; none if not comparable."""
+    """Return rows with the greatest (`sign` 1) or least `name`; [] if not comparable."""
     best: list[Row] = []
     for row in rows:
         values = values_of(row, within_row(row, name))

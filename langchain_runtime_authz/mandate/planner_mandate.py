@@ -116,7 +116,7 @@ class _Check:
         return tuple(step for step in ordered if step.id not in self.lost)
 
     def doubtful(self, step: model.Step) -> bool:
-        """Return True if the words do not back a side effect, or quote more for its text."""
+        """Return True if words do not back an action, or an unused quote may be its text."""
         parts = [p for a in step.args.values() for p in model.parts(a) if not isinstance(p, model.Text)]
         mine = bool(parts) and all(isinstance(part, model.Own) for part in parts)
         profile = self.profiles[step.tool]

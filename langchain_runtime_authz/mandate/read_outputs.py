@@ -181,7 +181,7 @@ class Outputs:
             self._written.setdefault(form, self._position)
 
     def written(self, value: object, position: int, where: Sequence[object] = ()) -> bool:
-        """Return True if a side effect before `position` had the value, or if unknown.
+        """Return True if a side effect before `position` had, or may have had, the value.
 
         A part of the value that meets a condition of `where` counts too, because a service may add to a text.
         """
@@ -196,7 +196,7 @@ class Outputs:
         return any(one in text and part in one for one in inner for part in parts)
 
     def drop(self, versions: Mapping[str, str]) -> bool:
-        """Drop outputs whose resource has another version in `versions`; True if any had."""
+        """Drop outputs whose version is not the one in `versions`; return True if any was."""
         self._read()
         with self._lock:
             before = self._entries
@@ -225,7 +225,7 @@ class Outputs:
 
 
 def value_forms(args: object) -> Iterator[str | None]:
-    """Yield the normal forms of all values in `args`, also in JSON; None if large."""
+    """Yield the normal forms of all values in `args`, also in JSON; None if too large."""
     values = scalars(args, MAX_ARGUMENT_NODES)
     for value in (None,) if values is None else values:
         large = value in (None, json_copy.DEEP) or (isinstance(value, str) and len(value) > MAX_UNREAD)
@@ -253,7 +253,7 @@ def scalar_forms(value: object, *, said: bool = False) -> tuple[str, ...]:
 
 
 def scalars(value: object, most: int, *, mappings: bool = True) -> list[Any] | None:
-    """Return a value's scalars; None for over `most`, or for an excluded mapping."""
+    """Return scalars; None if more than `most`, or for a mapping unless `mappings`."""
     found: list[Any] = []
     stack: list[Any] = [value]
     while stack:

@@ -22,7 +22,7 @@ Hits = dict[str, object]
 def in_order(
     steps: Sequence[Step], profiles: Mapping[str, ToolProfile], signatures: Mapping[str, Mapping[str, object]]
 ) -> tuple[Step, ...]:
-    """Return the steps; each that shares a target waits for the one before it.
+    """Return the steps. Steps with a common target wait, each for the one before it.
 
     What is only sent or paid may go in any order. `signatures`: tool → argument → its JSON schema.
     """
@@ -43,7 +43,7 @@ def in_order(
 
 
 def _hits(step: Step, profile: ToolProfile, schemas: Mapping[str, object]) -> Hits:
-    """Return what a step affects. Steps of different tools do not share a person."""
+    """Return what a step affects. A person counts as another target for each tool."""
     found: Hits = {}
     defaults = {n: d for n, s in schemas.items() if n not in step.args and (d := as_mapping(s).get("default"))}
     for name, argument in {**defaults, **step.args}.items():
@@ -72,7 +72,7 @@ def _hits(step: Step, profile: ToolProfile, schemas: Mapping[str, object]) -> Hi
 
 
 def _spellings(target: str) -> tuple[str, ...]:
-    """Return a target as a path (of a pattern: its folder), and its addresses."""
+    """Return a target's spellings: its path (a pattern's folder) and its addresses."""
     path, *pattern = SEVERAL.split(fold(target).replace("\\", "/"), maxsplit=1)
     path = path.rpartition("/")[0] if pattern else path
     return normpath(f"/{path.lstrip('/')}"), *identifiers(target)

@@ -33,10 +33,10 @@ class Need(NamedTuple):
         ends: the value must reach to the end of its sentence or quotation, so that a command is not cut.
         counts: the value is a number of calls.
         strict: the step pays, deletes or administers.
-        shares: several values of the owner may have the same position: choices, and conditions on one field.
-        joined: the values of the owner must stand next to each other.
+        shares: several values of `owner` may have the same position: choices, and conditions on one field.
+        joined: the values of `owner` must stand next to each other.
         rate: the value is a percentage.
-        inside: the step writes inside the application, or only such steps need it.
+        inside: the step writes inside the application, or only such steps need the value.
         hit: the value is whom or what a write or a message hits, so "it" may stand for it.
         verbs: the verbs of the step's orders.
     """
@@ -84,7 +84,7 @@ class Placing:
         return placed, None
 
     def order(self, step: Step, profile: ToolProfile, needs: Sequence[Need]) -> Placed:
-        """Find positions for the values of a side effect, in one ordering sentence."""
+        """Find positions for a side effect's values, all in one sentence that orders."""
         choices, before = [], list[Claim]()
         for need in needs:
             found = self._choices(need)
@@ -193,7 +193,7 @@ class Placing:
         return start <= place.start and (need.dictated or place.end <= end)
 
     def _again(self, need: Need, found: Sequence[Place]) -> list[Place]:
-        """Return where "it" stands for a value that was said in the sentence before it."""
+        """Return where "it" stands for a value that the same sentence says before."""
         n, _, at = found[0]
         return [Place(n, *span) for span in self.words.segments[n].pronouns(need.verbs, at)] if need.hit else []
 
@@ -204,7 +204,7 @@ class Placing:
         return segment.doubt(sentence, dictated) or ("it was taken back" if taken_back else None)
 
     def _apart(self, inside: Sequence[tuple[Need, list[Place]]], deed: str) -> list[Claim] | None:
-        """Claim a separate position near the first for each need; None if one is missing."""
+        """Claim a position for each need, close together; None if a need has none."""
         placed: list[Claim] = []
         for need, found in inside:
             near = placed[0].place if placed else found[0]

@@ -74,7 +74,7 @@ def words_of(name: str) -> list[str]:
 
 
 def phrases_of(written: Iterable[str]) -> Phrases:
-    """Return first word → phrases, with alternatives: "go /and" is "go" and "go and"."""
+    """Return a mapping: first word → phrases. "go /and" stands for "go" and "go and"."""
     found: dict[str, list[tuple[str, ...]]] = {}
     ways = (product(*(word.split("/") for word in phrase.split())) for phrase in written)
     for phrase in sorted({tuple(filter(None, way)) for several in ways for way in several}, key=len, reverse=True):
