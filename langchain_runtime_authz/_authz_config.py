@@ -65,7 +65,7 @@ def behind(pdp: PDP) -> list[PDP]:
 
 
 def granted(grant: Grant | str | None, policy: Revised | None) -> Grant | None:
-    """Return a grant as it is, or the policy's grant of this name, or `ConfigError`."""
+    """Return a grant, or the policy's grant of this name; else raise `ConfigError`."""
     if grant is None or isinstance(grant, Grant):
         return grant
     if not isinstance(grant, str):
@@ -122,7 +122,7 @@ def refuse_older(ledger: Ledger, audit: AuditSink, tenant: str) -> None:
 def compare_withdrawn(
     ledger: Ledger, ring: KeyRing, scope: Callable[[str], Scope], withdraw: Callable[[str], None]
 ) -> None:
-    """Withdraw compromised keys in the ledger. `ConfigError`: a withdrawn key is back."""
+    """Withdraw the ring's compromised keys. Refuse a ring that uses a withdrawn key."""
     gone = [key.kid for key in ring.all_keys() if key.state == "compromised"]
     for kid in (*gone, *(jwk["kid"] for jwk in ring.jwks()["keys"])):
         revoked = ledger.load(scope(kid), Query()).revoked

@@ -135,7 +135,7 @@ def scripts(text: str) -> tuple[str, ...]:
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[object]], caption: str = "") -> str:
-    """Return an HTML table of plain texts, with a caption unless it is empty."""
+    """Return an HTML table: titles `head`, then `rows`. Texts are escaped."""
     titles = "".join(f'<th scope="col">{_cell(title)}</th>' for title in head)
     body = "".join(f"<tr>{''.join(f'<td>{_cell(cell)}</td>' for cell in row)}</tr>" for row in rows)
     told = f"<caption>{_cell(caption)}</caption>" if caption else ""

@@ -188,7 +188,7 @@ class Link:
         _links.add(self)
 
     def below(self, name: str, path: object) -> str:
-        """Return the URL of `path` on this link, or raise `ConfigError` if it leads away."""
+        """Return the URL of `path`; `ConfigError` if it is not below the link's URL."""
         url = f"{self.root}{path}"
         if not isinstance(path, str) or not path.startswith("/") or not is_plain_url(url) or "#" in path:
             raise wrong(name, "a path at the PDP that begins with `/`", path)
@@ -275,7 +275,7 @@ class Link:
     ) -> Reply:
         """Send one request and return the response.
 
-        Raises `PDPError`, also for a body of more than `limit` bytes.
+        Raises `PDPError`, also for a body of over `limit` bytes and, unless `any_status`, for a status other than 200.
         """
         import aiohttp
 

@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class Renewed(Generic[T]):
-    """Cache `load()` until a file changes. `ConfigError`: the first load failed."""
+    """Cache `load()` until a file changes. If the first load fails: `ConfigError`."""
 
     def __init__(self, files: Sequence[Path], load: Callable[[], T], code: Code, what: str) -> None:
         self._files, self._load, self._code, self._what = files, load, code, what

@@ -115,7 +115,7 @@ def _entries(values: dict[str, Any], salt: str, *, plain: bool) -> Iterator[dict
 
 
 def _normals(args: Mapping[str, Any], numbers: Collection[str]) -> dict[str, Any] | None:
-    """Return arguments in normal form; `None` if one has no exact JSON form."""
+    """Return arguments in normal form (`numbers`: amounts); `None` if one has no JSON."""
     try:
         return {name: _normal(value, name in numbers) for name, value in project(dict(args)).items()}
     except Exception:  # noqa: BLE001  (raised by an object's own code, for example)
@@ -123,7 +123,7 @@ def _normals(args: Mapping[str, Any], numbers: Collection[str]) -> dict[str, Any
 
 
 def _normal(value: Any, number: bool) -> Any:
-    """Return a value's normal form. Only equal values (see `forms`) share one."""
+    """Return a value's normal form: a stripped text or, if `number`, a number."""
     if isinstance(value, dict):
         return {name: _normal(held, number) for name, held in value.items()}
     if isinstance(value, list):
@@ -201,7 +201,7 @@ def check_whole_call(
 ) -> None:
     """Check that a credential was minted for exactly these arguments.
 
-    Arguments that are `text` or `free` in the profile may have any value. So may those outside the profile of a read.
+    Arguments that are `text` or `free` in the profile may have any value. So may those of a read that it does not name.
     """
     detail = _call(credential, tool)
     held, others = _digests(detail), detail.get(names.OPEN_ARGUMENTS)

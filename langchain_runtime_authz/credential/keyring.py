@@ -114,7 +114,7 @@ class KeyRing(Secret):
         raise CredentialError(Code.KEYS_UNAVAILABLE)
 
     def all_keys(self) -> tuple[Key, ...]:
-        """Return every remembered key, the active one first."""
+        """Return every key of the ring, the active one first."""
         order = ("active", *get_args(KeyState))
         return tuple(sorted(self._current(), key=lambda key: (order.index(key.state), -key.since)))
 

@@ -88,7 +88,7 @@ class Ticket(Sealed):
             self.redeemed = True
 
     def withdraw(self) -> bool:
-        """End a call that has not started, so that it never does. Else return False."""
+        """Keep a call from starting. Return False if it has started or ended already."""
         with self._lock:
             ours = not (self.redeemed or self.concluded)
             self.concluded = self.concluded or ours

@@ -56,7 +56,7 @@ class Admin(Protocol):
 
 
 class Pruned(NamedTuple):
-    """Numbers of deleted threads, deleted commits, and old threads kept for a doubt."""
+    """Numbers: deleted threads, deleted commits, old threads kept for a call in doubt."""
 
     threads: int
     commits: int
@@ -156,7 +156,7 @@ def tenants(admin: Admin) -> list[str]:
 def accept_clock(admin: Admin) -> int:
     """Accept a clock behind the last commit. Return the number of ended leases.
 
-    Without this, a ledger whose clock was ahead and then corrected denies until the clock reaches the recorded time.
+    Without this, a ledger whose clock was ahead and was then corrected denies until it reaches the recorded time.
     All live leases, questions and approvals end, so that none lives longer than its term.
     """
     return _renewed(admin)[0]

@@ -111,7 +111,7 @@ class Doubt(NamedTuple):
         return not frozenset(deeds).isdisjoint((self.row.about or {}).get("targets") or (self.row.deed,))
 
     def listed(self, now: float) -> bool:
-        """Return True if the doubt is shown: `lost`, or recent and a risk if repeated.
+        """Return True if lists show the doubt: `lost`, or recent and a risk if repeated.
 
         Recent means claimed less than `LASTS` seconds ago. A payment, or a call that is not idempotent, is a risk.
         """
@@ -125,8 +125,8 @@ class Doubt(NamedTuple):
         asks only if another call has begun its deed since (`again`). A call that the doubted call's own tool makes
         (`within`) never asks. Any other call asks for `LASTS` seconds, depending on the doubted call's state:
         - Unknown: it asks. After a failure, calls of the same message in the same root entry do not ask.
-        - Claimed on the same thread: it asks. In the same root entry, it asks only if it is equal, and if the same agent
-          makes it in another message or in code. Then the first caller may have given up.
+        - Claimed on the same thread: it asks. In the same root entry, it asks only if both calls are equal and
+          of one agent, but not of one model message. Then the first caller may have given up.
         - Claimed on another thread: it asks only if another process runs the doubted call, and both pay or have the
           same arguments. Otherwise a subject could not act twice on one target in parallel.
         """
@@ -320,7 +320,7 @@ class Doubted(Protocol):
     """A store that lists the calls in doubt of all threads of a tenant."""
 
     def doubts(self, tenant: str, key: str | None = None, scope: Scope | None = None) -> Sequence[Doubt]:
-        """Return at most `MAX_ASKED` calls that are `listed`; with `key`, that call.
+        """Return at most `MAX_ASKED` calls in doubt (`Doubt.listed`), or only call `key`.
 
         If `scope` is given, only this thread is searched. Calls that are `lost` come first, then newer before older.
         """

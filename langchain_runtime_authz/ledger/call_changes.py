@@ -103,10 +103,10 @@ class ClaimCall(Change):
 
 @dataclass(slots=True)
 class RepeatCall(_OfCall):
-    """Note on an `OPEN` call that another call now begins the same deed.
+    """Note on a call in doubt that another call now begins the same deed.
 
     If the call with this note is entered again, it asks an approver, even if it was resolved as not happened. If the
-    call is not `OPEN`, the conflict is `in_doubt`.
+    call was claimed again or has ended, the conflict is `in_doubt`.
     """
 
     at: float  # when the call that gets the note was claimed
@@ -319,7 +319,7 @@ class SpendRate(Change):
 
 @dataclass(slots=True)
 class AskApproval(Unrefusable):
-    """Open a question, unless its LangGraph task already asks about the same call."""
+    """Open a question, unless the same LangGraph task already asks about this call."""
 
     approval: Approval
 

@@ -173,7 +173,7 @@ class Redeliver(Unrefusable):
 class SetMark(Unrefusable):
     """Set a mark, a named text of the thread.
 
-    A store may drop a mark of a read (`READ`). Then the next such read counts as changed.
+    A store may drop the mark of a read. Then the next read of the same data counts as changed.
     """
 
     name: str

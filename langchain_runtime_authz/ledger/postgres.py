@@ -136,8 +136,8 @@ class PostgresLedger(SqlLedger):
         dsn: a libpq connection string or URL of a login role that is a member of `role`, or the caller's own pool.
         schema: name of the schema that holds the tables.
         role: name of the application's role.
-        timeout: seconds to wait for a connection, a lock or a result before `ledger_timeout`. The caller's own pool
-            waits for a server that hangs without end.
+        timeout: seconds to wait for a connection, a lock or a result before `ledger_timeout`. If the caller passes a
+            pool of its own, a server that hangs is not given up.
         max_size: maximum number of connections in the ledger's own pool.
         clock: returns ledger time in tests, instead of the database's clock.
 

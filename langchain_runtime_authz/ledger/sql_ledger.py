@@ -51,7 +51,7 @@ class Tx(Protocol):
     def keep(self, found: Fetch, kept: Kept, nonce: str, now: float) -> tuple[int, str] | None:
         """Write a commit's rows. Return its journal position and the new `Fetch.seen`.
 
-        Write nothing and return None if the thread or a lock row changed since it was read, or if `now` is wrong.
+        Write nothing and return None if the thread or a lock row changed since it was read, or if `now` is too far off.
         """
 
 
@@ -338,7 +338,7 @@ def _doubt(row: Row, now: float) -> b.Doubt:
 
 
 def _opened(doubts: Sequence[Row], now: float) -> dict[str, dict[str, Thread]]:
-    """Return rows of doubts in the form of `Thread.open`."""
+    """Return a mapping: deed → call key → a thread with this one call in doubt."""
     found: dict[str, dict[str, Thread]] = {}
     for scope, subject, call in (_doubt(row, now) for row in doubts):
         held = {call.jti: b.Lease(call.jti, "", (), 0, 0, int(now) + 1)}  # `_doubt` has checked that the lease is live

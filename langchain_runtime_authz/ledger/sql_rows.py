@@ -94,7 +94,7 @@ class Fetch:
         self.thread = Thread() if self.cached is None else self.cached.thread
 
     def statement(self, row: str, clock: str, seen: str, index: str) -> Statement:
-        """Return the SQL, whose rows hold: index in `_takers`, order, columns as JSON.
+        """Return the SQL. Its rows hold: index of a row's reader, order, columns as JSON.
 
         Args:
             row: the store's SQL function that makes a JSON list.
@@ -316,7 +316,7 @@ def _put(table: str, key: tuple[str, ...], *columns: str) -> Write:
 
 @cache
 def placeholders(number: int) -> str:
-    """Return `(?,?,…)` for so many parameters."""
+    """Return `(?,?,…)` for `number` parameters."""
     return f"({','.join('?' * number)})"
 
 
@@ -397,7 +397,7 @@ def chunks(keys: Sequence[Any]) -> Iterator[Sequence[Any]]:
 
 
 def known(kind: Any, body: str) -> dict[str, Any]:
-    """Return a row's fields, without those that only a newer version knows."""
+    """Return the fields of a row of class `kind`, without those of a newer version."""
     found = json.loads(body)
     return {name: _frozen(found[name]) for name in _names(kind)[0] if name in found}
 

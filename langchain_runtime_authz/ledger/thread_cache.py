@@ -20,7 +20,7 @@ class CachedThread(NamedTuple):
 
     Attributes:
         thread: the rows, except the task's texts and the calls in `without` (keys of calls with a result).
-        seen, version: as in `Fetch`.
+        seen: a value that changes with each commit of the thread. version: the ledger's schema version.
         position: position of a commit up to which only this instance had changed the thread.
         doubts: what the last load of doubts read: (nonce of the tenant's newest commit, deeds, rows of their doubts).
     """

@@ -179,7 +179,7 @@ class Needs:
 def calls_in_doubt(
     found: Mapping[str, Mapping[str, Thread]], tenant: str, deed: str, now: float, subject: str | None = None
 ) -> tuple[b.Doubt, ...]:
-    """Return a deed's `OPEN` calls.
+    """Return a deed's calls in doubt, from `found`: deed → call key → thread.
 
     With `subject`, return only those that may make another call of this subject ask an approver.
     """

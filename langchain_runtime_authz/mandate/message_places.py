@@ -202,7 +202,7 @@ class Segment:
     def refused(
         self, start: int, *, dictated: bool, inside: bool = False, verbs: Collection[str] = frozenset()
     ) -> bool:
-        """Return True if a sentence forbids the value at `start`. Parameters: see `places`."""
+        """Return True if a sentence forbids the value at `start`. See `Texts.places`."""
         first, last = self.span(self.sentence(start))
         if (refusal := _REFUSAL.match(self.masked, first, start)) is not None:
             word = _WORD.match(self.masked, refusal.end())

@@ -100,7 +100,7 @@ class Bundle:
         return f"{self.number}@{self.digest[:16]}"
 
     def engine(self, name: str, label: str = "", **limits: Any) -> WasmPDP | CedarPDP:
-        """Return the engine with `label` as revision, or raise `ConfigError`."""
+        """Return the engine, or raise `ConfigError`. `label`: its revision in decisions."""
         if self.cedar:
             policies, schema, *documents = (self.cedar[file] for file in CEDAR)
             table, known = map(read_json, documents, CEDAR[2:])
@@ -293,7 +293,7 @@ def pack(files: Mapping[str, bytes]) -> bytes:
 
 
 def assemble(files: Mapping[str, bytes], revision: int, metadata: Mapping[str, Any]) -> dict[str, bytes]:
-    """Return `files` and a manifest without `wasm`, which most OPA servers refuse."""
+    """Return `files` and a manifest. It omits `wasm`, which most OPA servers refuse."""
     about = {**metadata, "sha256": _hashes(files)}
     manifest = {"revision": str(revision), "roots": [""], "rego_version": 1, "metadata": about}
     return {**files, MANIFEST: json.dumps(manifest, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()}

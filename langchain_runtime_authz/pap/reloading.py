@@ -114,7 +114,7 @@ class _Live:
     pdp: WasmPDP | CedarPDP
 
     def concluded(self, body: bytes, answer: object) -> object:
-        """Return a decision with this revision. Deny if the bundle's profile differs."""
+        """Return a decision with this revision; deny if the request's profile differs."""
         if not isinstance(answer, Decision):
             return answer
         if self.bundle.profiles:

@@ -167,7 +167,7 @@ def _table(given: object) -> dict[str, Obligation]:
 
 
 def _meets(request: Json, terms: Json) -> bool:
-    """Return True if enough people approved, and the terms name all of them."""
+    """Return True if enough people approved, and the obligation's `terms` permit all."""
     rule, people = terms.get("approvers", {}), set(request["context"]["approval"].get("approvers") or ())
     alone = rule.get("distinct_from_subject") and f"{request['subject']['type']}:{request['subject']['id']}" in people
     eligible = people <= {*rule.get("who", people), *terms.get("fallback", {}).get("who", ())}

@@ -131,7 +131,7 @@ def _decimal(*values: object) -> Json:
 
 
 def _reached(properties: Json, effect: str, sink: str, own: str | None) -> tuple[set[str], set[str], set[str]]:
-    """Return the effects, sinks and verdicts of a call and of the calls it can cause."""
+    """Return effects, sinks, verdicts of a call and calls it causes. `own`: its sink."""
     reaches = properties.get("reaches", [])
     each: list[Json] = [r if isinstance(r, dict) else {} for r in (reaches if isinstance(reaches, list) else [None])]
     said = [p["verdict"] for p in (properties, *each) if "verdict" in p] if isinstance(reaches, list) else []
