@@ -176,7 +176,8 @@ def older(tmp_path_factory: pytest.TempPathFactory) -> Path:
     try:
         changed = git("log", "--format=%H", "-200", "--", SCHEMA_FILE).decode().split()
         numbers = {one: git("show", f"{one}:{SCHEMA_FILE}").count(b"Migration(\n") for one in changed}
-        lower = [one for one in changed if numbers[one] < SCHEMA and numbers[one] > 0]
+        highest = [max(numbers[one] for one in changed[at:]) for at in range(len(changed))]  # a schema that was taken back never was
+        lower = [one for one, most in zip(changed, highest, strict=True) if most < SCHEMA and numbers[one] > 0]
         since = git("log", "--format=%H", "-1", "--", "langchain_runtime_authz/ledger").decode().strip()
         chosen = lower[0] if lower else f"{since}~"
         archive = git("archive", chosen, "langchain_runtime_authz")
