@@ -221,7 +221,7 @@ def _places(value: str) -> Iterator[tuple[str, ...]]:
 
 
 def _marks(value: object, kind: str) -> Iterator[str]:
-    """Yield texts that identify a scalar: its addresses, or an amount's top number."""
+    """Yield texts that identify a scalar: addresses, or an amount's largest number."""
     if kind in DESTINATIONS and isinstance(value, int):
         value = str(value)  # an account number
     if isinstance(value, str):

@@ -28,7 +28,7 @@ def handoff_edge(agent: Sequence[str], metadata: Mapping[str, Any] | None) -> Ed
 def kind_of_child(tool: str | None, args: Mapping[str, Any] | None, *, sent: bool = False) -> EdgeKind:
     """Return the kind of the edge to a child graph.
 
-    `tool`: the tool that calls the child. `sent`: LangGraph's `Send` started the child's node.
+    `tool`, `args`: the tool call that starts the child, if any. `sent`: LangGraph's `Send` started the child's node.
     """
     if tool is None:
         return "send" if sent else "subgraph"

@@ -75,7 +75,7 @@ def classes_known(history: History, agent: Path) -> list[str]:
 
 
 def confine(confined: Confined, read: Sequence[str], name: str, agent: Path) -> Confined:
-    """Return `confined` after `agent` read `name`. `read`: the classes read before."""
+    """Return `confined` after `agent` read class `name`. `read`: classes read before."""
     if name in read and all(n != name for n, _ in confined):
         return confined  # all agents count as knowing this class
     if len(agent) <= 1 or len(confined) >= MAX_NAMES:

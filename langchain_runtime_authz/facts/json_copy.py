@@ -31,7 +31,7 @@ class Held(NamedTuple):
 
 
 def held(output: object) -> Held:
-    """Copy an output as JSON values, within the limits. A text that is JSON is parsed."""
+    """Copy an output as JSON values, up to the module's limits. JSON text is parsed."""
     if isinstance(output, str):
         text = str.__str__(output)
         if len(text) > MAX_JSON:

@@ -87,7 +87,7 @@ _LOOKS: Final = {
 
 @lru_cache(maxsize=4096)
 def key(form: str) -> str:
-    """Return the digest of a form: 128 bits, hex. A guess of the form can be verified."""
+    """Return the digest of a form: 128 bits, hex. It does not hide a guessable form."""
     return blake2b(form.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
@@ -327,7 +327,7 @@ def _dates(text: str, *, said: bool) -> Iterator[tuple[str, tuple[int, int]]]:
 
 
 def iso_dates(text: str) -> str:
-    """Write dates in ISO 8601 that have a year and only one reading, also "May 2026"."""
+    """Write dates as ISO 8601 if they have a year and one reading, also "May 2026"."""
     found: dict[tuple[int, int], set[str]] = {}
     for form, span in _dates(text, said=False):
         if form.startswith("date:") and form[5] != "-":

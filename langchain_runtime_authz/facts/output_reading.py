@@ -137,7 +137,7 @@ class Reading:
         self._fields: dict[tuple[str, ...], tuple[FieldTrust, str]] = {}
 
     def read(self, nodes: int = MAX_NODES, chars: int = MAX_CHARS) -> Observation:
-        """Read up to `nodes` values or `chars` characters in all. Return what is new."""
+        """Continue until `nodes` values or `chars` characters in all. Return what is new."""
         before, self.prose = len(self.found), []
         while self._open and self.nodes < nodes and self.chars < chars:
             entry = next(self._open[-1], None)

@@ -68,7 +68,7 @@ def _within(phrase: str, text: str) -> bool:
 
 
 def _joined(text: str, i: int, step: int) -> bool:
-    """Return True if the character at `i` makes one name of the text around it."""
+    """Return True if the character at `i` extends the phrase from which `step` leads."""
     if not 0 <= i < len(text):
         return False
     c = text[i]

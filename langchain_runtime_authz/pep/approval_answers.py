@@ -47,7 +47,7 @@ def answers(asks: Sequence[Approval], value: object, subject: Subject) -> list[A
 
 
 def _decisions(value: object, group: Sequence[Approval]) -> Sequence[object]:
-    """Return one decision for each question; only Nones if their numbers differ."""
+    """Return a decision for each question, or only Nones if `value` has more or fewer."""
     decisions: Any = value.get("decisions", [value]) if isinstance(value, Mapping) else value
     if not isinstance(decisions, list | tuple) and group[0].allowed == PLAIN:
         decisions = [decisions]
@@ -134,7 +134,7 @@ def answers_only_some(asks: Sequence[Approval], value: object) -> bool:
 
 
 def remaining(value: object, question: object, open_ids: Collection[str]) -> object:
-    """Drop decisions on answered calls. Raises `ValueError` if one is a rejection."""
+    """Drop decisions on calls not in `open_ids`. Raises `ValueError` if one rejects."""
     decisions = value.get("decisions") if isinstance(value, Mapping) else value
     ids = approval_ids(question)
     if not isinstance(decisions, list | tuple) or len(decisions) != len(ids) or len(ids) == 1:
@@ -169,7 +169,7 @@ def answer_event(
     verdict: str = "",
     **detail: Any,
 ) -> tuple[Any, ...]:
-    """Return the effect that records an answer in the audit log."""
+    """Return the effect that records an answer; `content`: with its message as text."""
     detail = {
         "approval": ask.id,
         "call_key": ask.call_key,

@@ -52,8 +52,8 @@ def answer_outside_graph(
 ) -> Flow[int]:
     """Answer the open question `id`. Return how many approvals are still needed.
 
-    Raises `ConfigError` unless exactly one of `by` and `statement` is given. The other errors are those of
-    `RuntimeAuthz.approve`.
+    Give either `by`, the approver, or a signed `statement`; otherwise it raises `ConfigError`. `content`: the audit log
+    stores the `message` itself, not only its digest. The other errors are those of `RuntimeAuthz.approve`.
     """
     if (by is None) == (statement is None):
         raise ConfigError("an approval needs an approver: give either `by` or a signed `statement`")
@@ -123,7 +123,7 @@ def open_question(id: str) -> Flow[Question]:
 
 
 def question_of(found: Sequence[tuple[Scope, Approval]]) -> Question:
-    """Return the only question in `found`. Raises `AuthzError` if there is not one."""
+    """Return the only question in `found`. Raises `AuthzError` for none or several."""
     if len(found) != 1:
         raise AuthzError(Code.APPROVAL_VOID)
     ((scope, asked),) = found

@@ -85,7 +85,7 @@ def shown(asks: Sequence[Approval], questions: Mapping[str, object]) -> list[App
 
 
 def is_shown_by(question: Any, interrupt_id: str, asks: Sequence[Approval]) -> bool:
-    """Return True if this interrupt itself asks `question`, which is ours.
+    """Return True if `question` is ours, and this very interrupt asks it.
 
     The payload names its interrupt. A node that passes on a child graph's question has another interrupt. A node may
     also copy ids of open questions (`asks`). So the interrupt counts only if it shows the calls of these questions.

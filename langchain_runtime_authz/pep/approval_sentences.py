@@ -79,7 +79,7 @@ def _source(found: tracing.Provenance) -> str:
 
 
 def _resembling(value: object, payees: Mapping[str, frozenset[str]]) -> str:
-    """Return a warning if a destination looks like a known one or mixes scripts."""
+    """Return a warning if a destination resembles a used one or mixes alphabets."""
     line = ""
     for one in [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, str)]:
         own = forms(one)

@@ -98,7 +98,7 @@ def _compiled(run: Run, said: TaskWords) -> Mandate | None:
 
 
 def binding_of(run: Run, said: TaskWords, call: Call) -> tuple[Mandate | None, Binding | None]:
-    """Return the mandate and the call's comparison with it; Nones for a read."""
+    """Return the mandate and the call's comparison with it; two Nones for a read."""
     if call.error is not None or not call.profile.ordered:
         return None, None
     mandate = mandate_of(run, said)
@@ -160,8 +160,8 @@ def standing_of(
 ) -> Standing:
     """Return how a call compares with the mandate. Add its counts to `ahead`.
 
-    `counters`: the ledger's counts. `ahead`: counts of earlier calls of the same message. A step that waits for another
-    call does not run in the same message if that other call is `refused` or may be.
+    `counters`: the ledger's counts. `ahead`: counts of earlier calls of the same message. If this call is `refused`, or
+    may be, calls of the message that wait for it do not run.
     """
     again, counts = row is not None and approval is None, {}
     for counter, by in binding.counters.items():
@@ -185,7 +185,7 @@ def counting_scope(run: Run, mandate: Mandate | None) -> Scope | None:
 
 
 def mandate_json(mandate: Mandate | None, standing: Standing, *, backed: bool) -> dict[str, Any]:
-    """Return the member `call.mandate` of a request's context."""
+    """Return `call.mandate` of a request. `backed`: no critical argument is `outside`."""
     differs = standing.deviations and [{"argument": d.argument, "code": d.code} for d in standing.deviations]
     return {
         "standing": standing.standing,

@@ -108,7 +108,7 @@ def look_up_doubts(run: Run, snapshot: Snapshot) -> Flow[Snapshot]:
 
 
 def doubted(run: Run, snapshot: Snapshot, call: Call, key: str, deeds: Deeds, approval: Approval | None) -> Doubted:
-    """Return the doubts for which this call asks, and those that its claim marks."""
+    """Return the calls in doubt for which this call asks, and those its claim marks."""
     if call.profile.idempotent and call.profile.effect != "pay":
         return (), ()
     about = facts_of(run, call)
@@ -201,9 +201,9 @@ def _runs_here(row: CallRow) -> bool:
 
 
 def record_ends(engine: Engine, scope: Scope | None = None, *, others: bool = False) -> Flow[None]:
-    """Record lost ends of one thread, or of all if `scope` is None.
+    """Record the ends of calls whose records failed, in one thread or all (`None`).
 
-    `others`: then also record those of other threads. Stop at the first failure.
+    `others`: then record those of other threads too. Stop at the first failure.
     """
     for key, (run, _, failed) in sorted(_ends(engine), key=lambda one: one[1][0].scope != scope):
         rests = scope not in (None, run.scope) and (not others or time.monotonic() < failed + REST)

@@ -161,7 +161,7 @@ def _elsewhere(decided: DecidedCall, shared: Scope | None) -> Flow[Conflict | No
 
 
 def _spends(decided: DecidedCall) -> tuple[Spend, ...]:
-    """Return what a call uses up, with the approval of a whole mandate."""
+    """Return the counters to spend: the mandate's, and the one that marks it approved."""
     standing, approval = decided.standing, decided.approval
     if standing.standing == "covered" or (approval is not None and approval.state == "approved"):
         # Another review's question shows only the call, and not the mandate.
@@ -172,7 +172,7 @@ def _spends(decided: DecidedCall) -> tuple[Spend, ...]:
 
 
 def _changes(run: Run, decided: DecidedCall, tokens: tuple[str, ...], intent: str) -> tuple[list[ledger.Change], Undo]:
-    """Return the changes that claim a call, and the arguments to undo them."""
+    """Return the changes that claim a call, and what `ReleaseCall` needs to undo them."""
     call, approval, row, name = decided.call, decided.approval, decided.row, decision_log.label(decided.call.tool)
     profile, approved = call.profile, approval is not None and approval.state == "approved"
     # An approval after a failure permits running the call again.

@@ -36,7 +36,7 @@ Spent = tuple[tuple[str, int], ...]
 
 
 def refund(run: Run, shared: Scope | None, spent: Spent) -> Flow[None]:
-    """Return the mandate's counts that a call spent to the scope `shared`."""
+    """Give the mandate's counts, which a call spent, back to the scope `shared`."""
     back = [SpendBudget(counter, UNBOUNDED, -by) for counter, by in spent if counter.startswith(MANDATE)]
     if shared is None or not back:
         return

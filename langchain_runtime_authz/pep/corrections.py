@@ -183,7 +183,7 @@ def carried(
 
 
 def altered(scope: Scope, texts: Sequence[HumanText], by: str, checkpoint: str, below: str | None) -> Flow[None]:
-    """Record that `by` wrote `checkpoint` by an edit of a known thread's state.
+    """Record that `by` edited the state, as `checkpoint`, of a thread in the ledger.
 
     `below`, the digest of the waiting child graphs, is recorded too. So the next root entry does not take them for
     edited.

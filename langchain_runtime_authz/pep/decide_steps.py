@@ -44,7 +44,7 @@ def decide_step(
     """Decide a step that is not a tool call. Never raises.
 
     `refuse` denies without the policy. `extra` returns changes to commit with a permit. `keep` may cache the decision.
-    `answered`: if the PDP was asked before, the time (in nanoseconds), the request and the answer.
+    `answered`: time (ns), request and answer, if the PDP was asked before. `known`: the snapshot, if it was loaded.
     """
     body = None
     started = time.time_ns()

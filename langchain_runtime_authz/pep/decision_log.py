@@ -25,7 +25,7 @@ _CIRCUMSTANCES: Final = frozenset(
 
 
 def counts_against_agent(decision: Decision) -> bool:
-    """Return True if the agent caused the denial, so that it counts as one."""
+    """Return True if the agent, not a circumstance, caused the denial."""
     return decision.failure in (None, "mapping") and decision.reason not in _CIRCUMSTANCES
 
 

@@ -26,7 +26,7 @@ MAX_NAME: Final = 128
 
 
 class RecentDecisions:
-    """The last decisions with contents. A `MemorySink` shares its records."""
+    """Keeps the last decisions with contents, in common with a `MemorySink`."""
 
     __slots__ = ("_built", "failures_left_out", "left_out")
 

@@ -100,7 +100,7 @@ class Tools(Protocol):
 
     @property
     def signatures(self) -> Mapping[str, Mapping[str, Any]]:
-        """JSON schemas of the arguments of known tools, by tool name."""
+        """JSON schemas of the arguments of profiled tools seen so far, by tool name."""
         ...
 
 
@@ -222,7 +222,7 @@ class Engine:
         return self.kill_switch is not None and self.kill_switch.engaged
 
     def refuse_if_stopped(self, now: float) -> None:
-        """Raise `CredentialError` if the switch is engaged or the identity has expired."""
+        """Raise `CredentialError` if the kill switch is engaged or the identity expired."""
         if self.killed:
             raise CredentialError(Code.KILLED)
         if (ends := self.identity.expires_at) is not None and now >= int(ends):

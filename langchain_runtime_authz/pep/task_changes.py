@@ -23,7 +23,7 @@ def corrected(of: Run | Scope, done: Committed, texts: Sequence[HumanText], sour
 
 
 def unrecorded(epoch: int, pinned: int, texts: Sequence[HumanText], source: str) -> SetMark:
-    """Return a mark for a change that the audit log lacks. `pinned`: texts before it."""
+    """Return the mark of a change not yet audited. `pinned`: number of earlier texts."""
     return SetMark(UNRECORDED, f"{epoch} {source} {pinned} {pinned + len(texts)}")
 
 
