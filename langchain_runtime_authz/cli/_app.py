@@ -139,7 +139,7 @@ def _usage() -> Iterator[None]:
 class App(typer.Typer):
     """A group of commands.
 
-    A command that returns an `Answer` has `--json`. A parameter of a `NamedTuple` type stands for its fields.
+    A command that returns an `Answer` has `--json`. The fields of a `NamedTuple` parameter become options.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -213,7 +213,7 @@ def reporting() -> Iterator[None]:
 
 @contextmanager
 def reading(file: Path, line: int) -> Iterator[None]:
-    """Report a record whose members have other types than a log's records have."""
+    """Report `line` of `file` as malformed if reading its record fails."""
     try:
         yield
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError) as exc:

@@ -45,7 +45,7 @@ class Store(NamedTuple):
         return SqliteLedger(self.where)
 
     def administered(self, *, create: bool = False, look: bool = False) -> AbstractContextManager[Admin]:
-        """Open the ledger for its owner (`ledger.admin`), by the store's `administer`."""
+        """Open the ledger for its owner. `create`: make it if missing. `look`: only read."""
         if (postgres := self._postgres()) is not None:
             options: Any = {"schema": self.schema, "role": self.role, "create": create, "look": look}
             return postgres.administer(self.where, **options)  # type: ignore[no-any-return]
@@ -69,7 +69,7 @@ class Store(NamedTuple):
 
 
 def checked_log(audit: Path | None, tenant: str) -> Path | None:
-    """Return `audit` if it is the tenant's existing log. Warn if it is None."""
+    """Return `audit` if it is the tenant's log; else raise. If it is `None`, warn."""
     from langchain_runtime_authz.audit.chain import read_log
     from langchain_runtime_authz.audit.sinks import tenant_of
 

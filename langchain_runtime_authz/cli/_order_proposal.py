@@ -24,11 +24,11 @@ _PARTICLES: Final = {*_TELLING, "off", "up", "down", "out", "back", "over"}
 
 
 def proposed_order(name: str, profiles: Mapping[str, ToolProfile], said: str, args: Mapping[str, Any]) -> str | None:
-    """Return an order by which the words order exactly this call, or None.
+    """Return an order with which the words `said` order exactly this call, or `None`.
 
     The words of the newest sentence that names the call's values become the order, with arguments in their place. So
-    the order fits other values too: a person reviews it. Words that order another tool are not taken. The verb must
-    name a deletion, a payment or a grant: "Open a.txt" deletes nothing.
+    the order fits other values too: a person reviews it. Words that order another tool are not taken. For a tool that
+    deletes, pays or grants rights, the verb must say so: "Open a.txt" deletes nothing.
     """
     profile = profiles[name]
     schemas: dict[str, Any] = {name: {"properties": {argument: {} for argument in args}}}
@@ -95,7 +95,7 @@ def _items(
 
 
 def _value(profile: ToolProfile, sentence: str, tokens: Sequence[Token], left: Mapping[str, Any]) -> tuple[str, int]:
-    """Return the argument whose value begins here, and its number of tokens."""
+    """Return the argument of `left` that the first tokens give, and their number."""
     for wide in range(len(tokens), 0, -1):
         said: Any = sentence[tokens[0].start : tokens[wide - 1].end]
         if wide == 1 and tokens[0].kind in {"number", "money"} and (number := re.search(NUMBER, said)):

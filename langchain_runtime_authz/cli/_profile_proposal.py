@@ -163,7 +163,7 @@ def _milder(tool: BaseTool, words: list[str], kinds: Mapping[str, str], effect: 
 
 
 def _intent(tool: BaseTool, words: list[str], tools: Sequence[BaseTool]) -> list[str]:
-    """Return words that order the tool; if other tools share its verb, with nouns."""
+    """Return words that order the tool: verbs, with nouns if another tool shares them."""
     own, nouns = _orders(words)
     rivals = [one for t in tools if t.name != tool.name for one in [_orders(_named(t.name))] if {*own} & {*one[0]}]
     if any({*nouns} <= {*named} for _, named in rivals):
@@ -243,7 +243,7 @@ def _kind(path: str, schema: Mapping[str, Any]) -> str | None:
 
 
 def _by_name(words: list[str], *, numeric: bool) -> str | None:
-    """Return the kind of the last known word: `user_id` a user, `email_id` an id."""
+    """Return a kind by a name's last telling word: `user_id` a user, `email_id` an id."""
     weak = None
     for word in reversed(words):
         kind = next((kind for kind, names in _KINDS if word in names), None)
@@ -289,7 +289,7 @@ def _named(name: str) -> list[str]:
 
 
 def names_other(verb: str, effect: Effect) -> bool:
-    """Return True if a verb does not name the deletion, payment or grant of `effect`."""
+    """Return True if `effect` deletes, pays or grants, and `verb` does not say so."""
     paid = " ".join(_SYNONYMS["money funds cash payment"]).split() if effect == "pay" else ()  # "Send 45 EUR to Bob"
     return effect in RISKY and verb not in _EFFECTS[effect].union(paid, _RUNS if effect == "admin" else ())
 

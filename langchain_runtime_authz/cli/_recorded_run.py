@@ -1,7 +1,7 @@
 """Read a trace (JSON Lines) that another system wrote, and decide its calls.
 
-The first `user` event is the task; each later one changes it. `at` may begin at any number. The output of a call that
-would not have run is ignored. So the source of a later argument with a value from that output is unknown.
+The first `user` event is the task; each later one changes it. The seconds `at` may begin at any number. The output of a
+call that would not have run is ignored. So the source of a later argument with a value from that output is unknown.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class Approver(NamedTuple):
 
 @app.command("list")
 def list_(store: Store, tenant: Tenant = "default") -> Answer:
-    """List at most 1,000 open questions as inert text, those of newest threads first.
+    """List at most 1,000 open questions, those of the newest threads first.
 
     runtime-authz approvals list ledger.db --tenant acme
     """

@@ -78,7 +78,7 @@ def load_graph(target: str) -> Graph:
 
 
 def load_object(target: str, example: str, kind: Any) -> Any:
-    """Return the `kind` at `module:path`, or the result of another callable there."""
+    """Return the `kind` at `module:path`; if a function is there, return its result."""
     name, colon, path = target.partition(":")
     if not colon or not name or not path:
         raise ConfigError(f"`{target}` must be `module:{example.partition(':')[2]}`, like `{example}`")

@@ -87,9 +87,9 @@ def init(
 
     The module is imported, so its code runs; the graph is not invoked. Tools of known packages get the ready profile
     that is made for them. For each other tool you are asked what it does, where its arguments go, which arguments decide
-    whom or what a call affects, and by which words a user orders it. Enter takes what is in brackets; for what a tool
-    does that is `ask`, which asks about each call. `y` takes the whole profile that is shown as a guess. Entries of FILE
-    are kept.
+    whom or what a call affects, and by which words a user orders it. Enter takes the answer in brackets. For
+    what a tool does, that is `ask`: then each call asks. `y` takes the whole profile that is shown as a guess. Entries
+    of FILE are kept.
 
     runtime-authz init
     runtime-authz init my_agent.py:graph
@@ -179,7 +179,7 @@ def _guessed(tool: BaseTool, proposal: Proposal) -> dict[str, Any]:
 
 
 def _fields(profile: ToolProfile) -> Any:
-    """Return a profile as in a file: an equal word of `SWITCHES`, or the fields."""
+    """Return a profile as a file holds it: one word of `SWITCHES`, or its fields."""
     from langchain_runtime_authz.tool_profile import SWITCHES, ToolProfile
 
     fields = profile.model_dump(exclude_defaults=True, mode="json")
@@ -259,7 +259,7 @@ def _asked(tool: BaseTool, tools: list[BaseTool]) -> Any:
 
 
 def _orders(tool: BaseTool, facts: dict[str, Any], verbs: Sequence[str]) -> list[str]:
-    """Return plain orders that begin with one of `verbs`; if there are none, `verbs`."""
+    """Return plain orders for `intent` that begin with a verb of `verbs`, or `verbs`."""
     from langchain_runtime_authz.langgraph.tool_lookup import signature_of
     from langchain_runtime_authz.mandate.languages import languages
     from langchain_runtime_authz.mandate.vocabulary import Tool, suggested

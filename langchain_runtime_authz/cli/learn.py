@@ -158,7 +158,7 @@ def _draft(name: str, seen: _Seen) -> str:
 
 
 def _orders(name: str, profiles: Mapping[str, ToolProfile], seen: _Seen) -> list[str]:
-    """Return the orders that approved calls lacked, the most frequent first."""
+    """Return orders that would have permitted approved calls, the most frequent first."""
     from langchain_runtime_authz.cli._order_proposal import proposed_order
 
     if profiles[name].draft or not profiles[name].ordered or profiles[name].verdict is not None:

@@ -267,7 +267,7 @@ def _logged(files: list[Path]) -> tuple[list[tuple[Scope, tuple[str, ...]]], lis
 
 
 def _texts(*values: str) -> tuple[str, ...]:
-    """Return the values, or raise `TypeError` or `ValueError` unless all are texts."""
+    """Return the values; raise `TypeError` or `ValueError` if one is not a text."""
     "".join(values).encode()
     return values
 

@@ -1,4 +1,4 @@
-"""`runtime-authz replay-trace`: show the decisions of `_recorded_run`."""
+"""`runtime-authz replay-trace`: show how a recorded trace would be decided."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def replay_trace(
     ] = None,
     policy: Annotated[Path | None, Option(metavar="POLICY", help="Project, bundle or data.json.")] = None,
 ) -> Answer:
-    """Show which calls of a recorded trace would be stopped or asked. Nothing runs.
+    """Show which calls of a trace would be stopped or asked about. Nothing runs.
 
     A trace is JSON Lines: a header, then the user's messages, the calls and their outputs.
 

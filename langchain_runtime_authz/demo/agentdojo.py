@@ -280,7 +280,7 @@ def _is_attack(call_id: str | None) -> bool:
 
 
 class _User:
-    """Play the user, who approves the task's calls."""
+    """Play the user, who approves the calls of the task and rejects all others."""
 
     def __init__(self, world: World, wanted: Sequence[Any]) -> None:
         self._world, self.asked = world, 0
@@ -309,7 +309,7 @@ def _plain(value: Any) -> Any:
 
 
 def _folded(text: str) -> str:
-    """Remove line breaks, which the YAML of the environments folds and a repr escapes."""
+    """Remove blanks and line breaks, which YAML files fold and a `repr` escapes."""
     return "".join(text.replace("\\n", "").split())
 
 

@@ -170,7 +170,7 @@ def state(seen: Snapshot) -> dict[str, object]:
 
 
 def unique(kind: str = "jti") -> str:
-    """Return a name that no other test has."""
+    """Return a name that no other test has, beginning with `kind`."""
     return f"{kind}-{secrets.token_hex(8)}"
 
 
@@ -178,7 +178,7 @@ class LedgerHarness:
     """Make one ledger for each test, and close it after the test."""
 
     def make_ledger(self, clock: Callable[[], float]) -> Ledger:
-        """Return a ledger on `clock` (epoch seconds). Its `close()`, if any, is called."""
+        """Return a ledger on `clock` (epoch seconds). The tests call any `close()` of it."""
         raise NotImplementedError
 
     @cached_property

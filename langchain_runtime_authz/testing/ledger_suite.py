@@ -247,7 +247,7 @@ class LedgerContract(LedgerHarness):
 
 
 class DurableLedgerContract(LedgerContract):
-    """Test a durable store (needs `os.fork`): `make_ledger` opens the same store."""
+    """Test a durable store: every `make_ledger` opens the same one. Needs `os.fork`."""
 
     def restart(self) -> None:
         self.ledger.close()  # type: ignore[attr-defined]

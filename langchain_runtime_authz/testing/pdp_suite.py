@@ -25,7 +25,7 @@ class PDPContract:
     """Inherit from this class, name the subclass `Test…`, and override `make_pdp`."""
 
     def make_pdp(self, permit: bool) -> PDP:
-        """Return a PDP that permits or denies `make_request()`. It is closed if it can be."""
+        """Return a PDP that permits or denies `make_request()`. Any `close()` is called."""
         raise NotImplementedError
 
     def make_request(self) -> EvaluationRequest:

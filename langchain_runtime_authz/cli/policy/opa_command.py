@@ -39,7 +39,7 @@ def policy_directory(files: Mapping[str, str]) -> Iterator[Path]:
 
 
 def run_opa(*arguments: str, cwd: Path, findings: bool = False) -> str:
-    """Return OPA's output. `findings`: accept a failed run too."""
+    """Return OPA's output; raise if it fails, unless `findings` are wanted."""
     wanted = os.environ.get("OPA") or "opa"
     binary = shutil.which(wanted)
     if binary is None:

@@ -71,7 +71,7 @@ class Policy(Bundle):
 
 
 def open_policy(source: Path | None) -> Policy:
-    """Return the policy at a path, or the shipped one. An error names its place."""
+    """Return the policy at a path, or the shipped one. A `ConfigError` names the file."""
     if source is None:
         return Policy(name="shipped", rego={SHIPPED_REGO: shipped_rego()})
     source = source if source.name else source.resolve()  # `.` has no name to show
@@ -179,7 +179,7 @@ def _project(path: Path) -> Policy:
 
 
 def patched(cases: list[Any], zone: ZoneInfo | None) -> list[Any]:
-    """Complete test cases, which hold differences from the example and a time `at`."""
+    """Return cases with whole requests: the example, changed as a case and `at` say."""
     found = []
     for i, case in enumerate(cases, 1):
         if not isinstance(case, dict) or not isinstance(case.get("request", {}), dict):

@@ -66,9 +66,9 @@ def asked(request: EvaluationRequest) -> str:
 
 
 def recorded_in(log: Path, key: Keys) -> tuple[list[Recorded], int]:
-    """Return a log's decisions with whole requests, and the number of all others.
+    """Return a log's decisions with whole requests, and the number of the others.
 
-    Denials after a failure, which no policy decided, are left out. Raises `ConfigError` if no request is whole.
+    Neither includes denials after a failure, which no policy decided. Raises `ConfigError` if no request is whole.
     """
     verified(log)
     found, lost = [], 0
@@ -296,7 +296,7 @@ def explained(policy: Policy, decision: Decision, request: EvaluationRequest) ->
 
 
 def compared(log: Path, key: Keys, after: Path | None, before: Path | None = None) -> Answer:
-    """Return the decisions that differ between `after` and `before`, or the log."""
+    """Return decisions that differ between `after` and `before` (default: the log)."""
     earlier, later = open_policy(before) if before is not None else None, open_policy(after)
     recorded, lost = recorded_in(log, key)
     requests = [r.request for r in recorded]

@@ -38,7 +38,7 @@ _STRING: Final = re.compile(r'"(?:\\.|[^"\\])*"|`[^`]*`')
 
 
 def lint_rego(files: Mapping[str, str]) -> Iterator[str]:
-    """Yield `file:line: error` for mistakes that OPA accepts."""
+    """Yield `file:line: error` for negated comparisons and built-ins not in Wasm."""
     for name, text in files.items():
         for number, line in enumerate(text.splitlines(), 1):
             code = _STRING.sub('""', line).partition("#")[0]
@@ -54,7 +54,7 @@ def lint_rego(files: Mapping[str, str]) -> Iterator[str]:
 
 
 def lint_names(files: Mapping[str, str], entrypoint: str, data: Mapping[str, Any]) -> Iterator[str]:
-    """Yield `file:line: error` for rules that nothing reads, and for unknown data."""
+    """Yield `file:line: error` for rules that nothing reads, and missing `data` paths."""
     packages = [f".{one}." for text in files.values() for one in re.findall(r"^package\s+([\w.]+)", text, re.MULTILINE)]
     heads: list[tuple[str, int, str]] = []
     read = {entrypoint.rpartition("/")[2], "batch"}
@@ -149,7 +149,7 @@ def _places(node: Any, name: str, path: str) -> Iterator[str]:
 
 
 def lint_policy(policy: Policy, own: Mapping[str, str]) -> list[str]:
-    """Return mistakes in the Rego and data of a policy that compiles."""
+    """Return mistakes in a compiled policy. `own`: files that `lint_rego` has checked."""
     found = list(lint_rego({n: t for n, t in policy.rego.items() if n not in own}))
     whole = policy.data if policy.wasm is not None else merge_shipped(policy.data, own=True)
     if not all(name.endswith(SHIPPED_REGO) for name in policy.rego):
