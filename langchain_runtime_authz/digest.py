@@ -140,9 +140,9 @@ def alike(one: object, other: object) -> bool:
 
 
 def project_arguments(args: Mapping[Any, Any], supplied: frozenset[str], kind: type) -> tuple[dict[str, Any], bool]:
-    """Return `args` as JSON without `supplied` names and values of the type `kind`.
+    """Return `args` as JSON, without names in `supplied` and values of type `kind`.
 
-    The second result is True if any argument was left out.
+    `supplied`: names that code adds. The second result is True if any argument was left out.
     """
     own: dict[str, Any] = {}
     for name, value in args.items():

@@ -47,8 +47,8 @@ def authorization_details(
     """Return the authorization details of a permitted call.
 
     The detail holds the arguments that decide what the call affects. An argument that was not given is `null`. If an
-    entry for each argument makes the detail larger than 4 kB of JSON, one digest covers all arguments. `salt` is new
-    for each token. Raises `CredentialError` (`credential_unavailable`) if an argument has no exact JSON form.
+    entry for each argument makes the detail larger than 4 kB of JSON, one digest covers all arguments. `salt` must
+    be new for each token. Raises `CredentialError` (`credential_unavailable`) if an argument has no exact JSON form.
     """
     detail: dict[str, Any] = {
         "type": names.CALL_TYPE,

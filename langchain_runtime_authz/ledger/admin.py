@@ -156,7 +156,7 @@ def tenants(admin: Admin) -> list[str]:
 def accept_clock(admin: Admin) -> int:
     """Accept a clock behind the last commit. Return the number of ended leases.
 
-    Without this, a ledger whose clock was ahead and was then corrected denies until it reaches the recorded time.
+    Without this, a ledger whose clock ran ahead and was corrected denies until the clock reaches the recorded time.
     All live leases, questions and approvals end, so that none lives longer than its term.
     """
     return _renewed(admin)[0]

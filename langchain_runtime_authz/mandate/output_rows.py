@@ -118,7 +118,7 @@ def values_of(row: Row, path: str) -> list[Any]:
 
 
 def extreme(rows: Sequence[Row], name: str, sign: int) -> list[Row]:
-    """Return rows with the greatest (`sign` 1) or least `name`; [] if not comparable."""
+    """Return rows with the greatest (`sign` 1) or least field `name`; [] if unclear."""
     best: list[Row] = []
     for row in rows:
         values = values_of(row, within_row(row, name))

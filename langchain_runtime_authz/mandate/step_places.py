@@ -117,7 +117,7 @@ class Placing:
         return [], why
 
     def unplaced(self, reads: Iterable[str]) -> str | None:
-        """Return why no sentence orders a side effect without values; None if one does."""
+        """Return why no sentence orders a step without values but with `reads`, or None."""
         needs = [claim.need for read in reads for claim in self.claims[read]]
         newest, segments = self.words.newest, self.words.segments
         anchors = [self._sentence(place) for need in needs for place in self._choices(need) if place.segment >= newest]

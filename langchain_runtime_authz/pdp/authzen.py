@@ -44,7 +44,7 @@ class AuthzenPDP(RemotePDP):
         url: the PDP's identifier: an https URL (http and `unix:///…` on this machine only).
         evaluation: path of the evaluation endpoint, below `url`.
         evaluations: path of the endpoint for all calls of a message. With `None`, each call is a request of its own, and
-            the requests run concurrently. Calls of the same resource are sent so too: some PDPs answer them alike.
+            the requests run concurrently. Calls of one resource are never sent together: some PDPs answer them alike.
         deadline: seconds within which the calls of one message must be answered.
         connection: `timeout`, `ca_file`, `client_cert`, `token_file`, `proxy`, `pool_size`: see `_http.PDPConnection`.
 

@@ -299,7 +299,7 @@ class ObserveOnly(Composed):
     """Ask the real PDP, record its decision, and permit.
 
     This is the only way to observe without enforcing. Its name (`observe-only(…)`) stands in the coverage report, in
-    every span and in every record. Obligations of real permits are carried out. The enforcement point still refuses.
+    every span and in every record. Obligations of real permits are carried out. The PEP's own denials still apply.
 
     A permit that replaces another outcome has the reason `observed:<outcome>`, followed by the real reasons. Late and
     malformed answers are replaced in the same way (`observed:deny`, `pdp_malformed`).

@@ -35,8 +35,8 @@ class OpaPDP(RemotePDP):
         url: URL of the server: `http://…`, `https://…` or `unix:///run/opa.sock`.
         path: the rule under `/v1/data` that answers `{"decision": …, "context": {…}}`.
         batch: the rule that answers `{"requests": [input, …]}` with a list of such documents, so that the calls of a
-            message are one request. With the default `path`, it is by default the shipped policy's rule. Without it,
-            each call is a request of its own, and the requests run concurrently.
+            message are one request. With the default `path`, the default is the shipped policy's rule. If there is
+            no such rule, each call is a request of its own, and the requests run concurrently.
         deadline: seconds within which the calls of one message must be answered.
         connection: `timeout`, `ca_file`, `client_cert`, `token_file`, `proxy`, `pool_size`: see `_http.PDPConnection`.
 
