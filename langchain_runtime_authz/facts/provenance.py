@@ -96,7 +96,7 @@ class TextsRead:
             yield from (p for p in reversed(self.prose) if phrase in p.folded)
 
     def seen(self, ledger: Mapping[str, Sequence[Sighting]], keys: Sequence[str]) -> Mapping[str, Sequence[Sighting]]:
-        """Return key → sightings, from the ledger and from this process."""
+        """Return key → sightings: those in `ledger`, and those of this process."""
         if not self._found:
             return ledger
         return {k: list(dict.fromkeys((*ledger.get(k, ()), *self._found.get(k, ())))) for k in keys}

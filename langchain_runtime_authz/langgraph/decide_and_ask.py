@@ -99,7 +99,7 @@ def decide_together(
 
 
 def decide_message(run: Run, calls: Sequence[Call], config: Mapping[str, Any], entry: Entry) -> Flow[list[DecidedCall]]:
-    """Decide a message's calls together, so that the limit on questions counts all."""
+    """Decide a message's calls together, to count all of them for the question limit."""
     # LangGraph runs each of the calls in a graph task of its own.
     decided = yield from _decide(run, calls, entry)
     fresh = [j for j in decided if _askable(j) and (j.approval is None or j.approval.state == "spent")]

@@ -93,7 +93,7 @@ class NodePlans:
         return call, None
 
     def _passed_on(self, planned: PlannedCall, written: Mapping[str, Any]) -> bool:
-        """Return True if `written` is another call than `planned`, or has its answer."""
+        """Return True if `written` is another call than `planned`, or is answered already."""
         return written["id"] != planned.call_id or planned.call_id in self._answered
 
     def _open_calls(self, plan: PlanRecord, calls: Mapping[int, Any], task: str) -> list[PlannedCall]:

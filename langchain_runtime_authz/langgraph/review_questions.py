@@ -131,7 +131,7 @@ def _planned(run: Run, requests: Sequence[Any]) -> Flow[list[Call]]:
 
 
 def _shown_calls(value: object, schema: object) -> tuple[Sequence[Any], Sequence[tuple[str, ...]]]:
-    """Return a question's calls and their decisions. `schema`: that of the answer."""
+    """Return a question's calls and their decisions. `schema`: JSON schema of answers."""
     items = value if isinstance(value, list | tuple) else [value]
     inbox = [i for i in items if isinstance(i, Mapping) and isinstance(i.get("action_request"), Mapping)]
     if inbox:

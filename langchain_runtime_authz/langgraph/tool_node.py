@@ -122,7 +122,7 @@ class _Gate(private.ToolNode):
 
 
 def decides_entry(kind: type[Any]) -> bool:
-    """Return True if `_Gate` decides before any code of this class itself runs."""
+    """Return True if `_Gate` decides before code of the node class `kind` can run."""
     return all(
         getattr(kind, name, None) in (getattr(base, name, None) for base in (private.ToolNode, _Gate, AuthzToolNode))
         for name in ("invoke", "ainvoke", "_func", "_afunc", "_parse_input", "_extract_state", "_inject_tool_args")

@@ -103,7 +103,7 @@ def minted(
 
 
 def status_check(run: Run, jtis: Mapping[str, str], committed_at: float) -> Callable[[str], tuple[Any, ...]]:
-    """Return a function that maps an audience to an effect, which checks its token.
+    """Return a function: audience → effect that checks that its token is still valid.
 
     The effect raises `CredentialError` if the call was stopped. `jtis`: audience → id of the token.
     """

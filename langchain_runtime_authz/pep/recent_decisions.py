@@ -26,7 +26,7 @@ MAX_NAME: Final = 128
 
 
 class RecentDecisions:
-    """Keeps the last decisions with contents, in common with a `MemorySink`."""
+    """Keeps the last decisions, with contents. A `MemorySink` uses the same records."""
 
     __slots__ = ("_built", "failures_left_out", "left_out")
 

@@ -127,7 +127,7 @@ class Gate(NamedTuple):
 
 
 class Counted(NamedTuple):
-    """Numbers of an enforcement point: decisions, and runs of its target."""
+    """Counts at an enforcement point: decisions, and runs of its target."""
 
     decided: int = 0
     ran: int = 0

@@ -50,7 +50,7 @@ NO_TURN: Final = Turn()
 
 @dataclass(slots=True)
 class TaskWords:
-    """The user's texts of one task. `compiled`: the mandate in `turn`; () if not read.
+    """The user's texts of one task. `compiled`: the mandate in `turn`, or () at first.
 
     `turns`: number of the user's own texts. `recorded`: the audit log has the mandate.
     """
