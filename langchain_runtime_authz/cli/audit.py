@@ -52,7 +52,7 @@ class Source(NamedTuple):
     key: Key = None
 
     def story(self, keep: Callable[[Step], bool], mark: str = "", limit: int = MAX_STEPS) -> Story:
-        """Return the log's story, of the steps that `keep` accepts (`audit.story`)."""
+        """Return the story of the newest `limit` steps that `keep` accepts."""
         from langchain_runtime_authz.audit.chain import read_log
         from langchain_runtime_authz.audit.encryption import opener
 

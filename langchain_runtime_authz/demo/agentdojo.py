@@ -181,7 +181,7 @@ def _diagonal(users: Sequence[Any], injections: Sequence[Any]) -> list[tuple[Any
 
 
 def customer(env: Any, name: str = "customer") -> dict[str, Any]:
-    """Return the subject of a run, with the user's names in the suite's records."""
+    """Return a run's subject. Its `identifiers` are the user's accounts in the suite."""
     accounts = (getattr(env, "bank_account", None), getattr(env, "inbox", None))
     own = [("me", a.iban) if hasattr(a, "iban") else (a.account_email,) for a in accounts if a is not None]
     return {"type": "user", "id": name, "properties": {"identifiers": [one for each in own for one in each]}}

@@ -144,7 +144,7 @@ class OidcVerifier:
     logged_out, alogged_out = both(_logged_out)
 
     def _discovered(self, document: Mapping[str, Any] | None, before: JwksClient | None) -> JwksClient | None:
-        """Return the keys' client, `before` if its URL is the same; `None` if invalid."""
+        """Return a document's `JwksClient` (`before` if its URL stays); `None` if invalid."""
         # OpenID Connect Discovery §4.3: otherwise one provider could speak for another.
         if document is None or document.get("issuer") != self.issuer:
             self._why = "it has no discovery document of its own"
@@ -229,7 +229,7 @@ def _subject(claims: Mapping[str, Any], provider: Provider) -> Subject:
 
 
 def _is_client(claims: Mapping[str, Any], provider: Provider) -> bool:
-    """Return True if a token with a `sub` is a client's own, not a user's."""
+    """Return True if a client got a token with `sub` for itself, not for a user."""
     return (
         claims.get("idtyp") == "app"  # Microsoft Entra ID, an optional claim; without it, no `scp` says the same
         or (provider.user not in claims and provider.user != "" and provider.client_of(claims) is not None)

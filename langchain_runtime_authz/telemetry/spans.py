@@ -97,7 +97,7 @@ class OpenSpan:
 
 
 def run_span(run: Any, is_workflow: Callable[[], bool] = bool, *, decision: str = "") -> OpenSpan | None:
-    """Open the span of an entry, linked to its decision's; `None` without an SDK."""
+    """Open an entry's span, linked to the span of `decision`; `None` without an SDK."""
     if _tracer.__class__ in _IDLE_TRACERS and _api._TRACER_PROVIDER.__class__ in _IDLE_PROVIDERS:  # noqa: SLF001
         return None
     workflow, name = is_workflow(), run.agent[-1]
@@ -107,7 +107,7 @@ def run_span(run: Any, is_workflow: Callable[[], bool] = bool, *, decision: str 
 
 
 def execute_tool_span(run: Any, tool: str, call_id: str | None, decision: str, args: Any) -> OpenSpan | None:
-    """Open the span of a tool, linked to its decision's; `None` without an SDK."""
+    """Open a tool's span, linked to the span of `decision`; `None` without an SDK."""
     if _tracer.__class__ in _IDLE_TRACERS and _api._TRACER_PROVIDER.__class__ in _IDLE_PROVIDERS:  # noqa: SLF001
         return None
     about = {n.TOOL_TYPE: "function", n.TOOL_NAME: tool, n.TOOL_CALL_ID: call_id, n.DECISION_ID: decision}
