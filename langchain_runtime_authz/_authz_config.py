@@ -1,4 +1,4 @@
-"""Check arguments of `RuntimeAuthz`: task sources, grants, fitness for production."""
+"""Check arguments of `RuntimeAuthz` and `production`, and give both one signature."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ from langchain_runtime_authz.evaluation import MAX_DEPTH, MAX_REQUEST_BYTES, str
 
 Encoder = Callable[[object, int], Iterable[str]]
 MAX_INT: Final = 2**53 - 1  # RFC 8785 §3.2.2.3 / RFC 7493: parsers may round larger integers
-_DECIMAL: Final = 1e-4  # below it Python writes a float with an exponent
+_PLAIN_FLOAT: Final = 1e-4  # below it Python writes a float with an exponent
 MAX_VALUES: Final = MAX_REQUEST_BYTES // 2  # each value takes at least two bytes of JSON
 MAX_STRING: Final = 4096  # characters; a request has digest and length of a longer free text
 _PLAIN_FORMS: Final[Any] = ((str, str.__str__), (int, int.__int__), (float, float.__float__))
@@ -92,7 +92,7 @@ def _flat(value: object) -> bool:
             if not -MAX_INT <= held <= MAX_INT:
                 return False
         elif kind is float:
-            if not _DECIMAL <= abs(held) <= MAX_INT and held != 0:
+            if not _PLAIN_FLOAT <= abs(held) <= MAX_INT and held != 0:
                 return False
         elif held is not None and kind is not bool:
             return False

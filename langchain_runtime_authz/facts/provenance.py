@@ -34,7 +34,7 @@ MAX_SAID: Final = 4  # sources reported for one value
 
 
 class Attribution(NamedTuple):
-    """One source of a value: who wrote it, and in which tool or `tool/field`."""
+    """One source of a value: who wrote it, and where it stood (`tool`, `tool/field`)."""
 
     origin: Any
     source: str | None = None

@@ -88,7 +88,7 @@ class Cleaner:
         return clean
 
     def error(self, exc: BaseException) -> Any:
-        """Return `exc` without tokens. A question or command is changed in place."""
+        """Return `exc` without tokens. Change a `GraphInterrupt` or command in place."""
         if not isinstance(exc, GraphBubbleUp):
             return self.search.clean(exc)
         if self._searches and isinstance(exc, ParentCommand):

@@ -1,6 +1,7 @@
-"""Describe a tool node's calls by their message, and run the calls in order.
+"""Make a tool node's calls from their message, and run them in order.
 
-LangGraph runs a message's calls in one task, or each call in its own task. `ToolCallPEP` is for `AuthzMiddleware`.
+LangGraph runs a message's calls in one task, or each call in its own task. `ToolCallPEP` does the same for the calls of
+`AuthzMiddleware`.
 """
 
 from __future__ import annotations

@@ -196,7 +196,7 @@ def sent_calls(value: object, depth: int = 2) -> Iterator[Mapping[str, Any]]:
 
 
 def answered_calls(value: object) -> set[str]:
-    """Return the ids of calls that have an answer. A later message may reuse an id."""
+    """Return the ids of answered calls. If a later message reuses an id, it is open."""
     found = set[str]()
     for _, held in _lists(value):
         answered = set[str]()

@@ -184,7 +184,7 @@ class ToolExecution(CodeScope):
         return self._filtered(exc, obliged_fields(self.ticket.obligations) if self.ticket is not None else frozenset())
 
     def _outlet(self, value: Any) -> Any:
-        """Remove live tokens from what the tool writes elsewhere than to its output."""
+        """Remove live tokens from what the tool writes by config, callbacks or arguments."""
         return self._filtered(value, frozenset())
 
     def _filtered(self, value: Any, fields: frozenset[str]) -> Any:

@@ -325,7 +325,7 @@ class Reinstate(Unrefusable):
 
 @dataclass(slots=True)
 class RecordPlan(Unrefusable):
-    """Record a plan, unless one of this agent, message and epoch is recorded."""
+    """Record a plan. The first plan of an agent, a message and an epoch stays."""
 
     plan: PlanRecord
 

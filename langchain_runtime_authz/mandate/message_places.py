@@ -322,7 +322,7 @@ def _found(segment: Segment, value: object, *, dictated: bool, rate: bool) -> It
 
 
 def _meant(text: str, end: int, *, rate: bool) -> bool:
-    """Return True if no "million" follows at `end`, and "%" follows exactly if `rate`."""
+    """Return True if no "million" follows at `end`, and "%" follows a `rate` alone."""
     return _SCALED.match(text, end) is None and (_PERCENT.match(text, end) is not None) == rate
 
 

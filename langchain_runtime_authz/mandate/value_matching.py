@@ -1,6 +1,7 @@
 """Compare a plain value with a constant, range, folder or condition.
 
-Comparisons are exact or by normal form. A value without a form equals nothing. All readings of a number must agree.
+Comparisons are exact or by normal form. A value without a form equals nothing. If a number can be read in two ways
+("1,234"), both must match.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ def cedar_request(request: Json) -> dict[str, Any]:
                 "of_effect": history["effects"].get(effect, 0),
                 "of_tool": history["calls"].get(name, 0),
             },
-            "model": {"withheld": action == "model/call" and _withheld(properties, lease["grant"])},
+            "model": {"withheld": action == "model/call" and _shows_too_much(properties, lease["grant"])},
             "plan": {key: plan.get(key, False) for key in ("planned", "stale", "changed")},
             "call": {
                 "given": bool(call),
@@ -147,7 +147,7 @@ def _allowed(properties: Json, verdicts: set[str], mandate: Json) -> bool:
     return answered and not (against or "ask" in verdicts)
 
 
-def _withheld(properties: Json, grant: Json | None) -> bool:
+def _shows_too_much(properties: Json, grant: Json | None) -> bool:
     """Return True if a model is shown a tool outside the grant, or a provider tool."""
     shown, provided = (properties.get(name) for name in ("tools", "provider_tools"))
     if not isinstance(shown, list) or provided != []:

@@ -95,7 +95,7 @@ def lint_paths(files: Mapping[str, str]) -> Iterator[str]:
 
 
 def _mistake(schema: Any, message: str, told: Mapping[str, Any]) -> str | None:
-    """Return a sentence about OPA's type error; `None` if it is not about members."""
+    """Explain OPA's type error; None unless it is about members of an object."""
     if message == "match error" and [told[one].get("type") for one in "ab"] == ["object"] * 2:
         return "two objects are equal only if all members are, so the rule never holds; read each member by its path"
     kind = (told.get("have") or {}).get("type")

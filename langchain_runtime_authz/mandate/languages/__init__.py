@@ -222,7 +222,7 @@ class Language:
         return telling or token.kind not in {"word", "name", "sep", "colon", "odd"}
 
     def value(self, token: Token) -> bool:
-        """Return True if a token may be a value; callers restrict common words further."""
+        """Return True if a token may be a value. Callers exclude more common words."""
         if token.kind in {"name", "word"}:
             return not (token.lower in self.closed or token.lower in self.months or self.stopped(token.lower))
         return token.kind not in {"odd", "own", "sep", "colon", "end"}
