@@ -138,7 +138,7 @@ class ToolExecution(CodeScope):
         self.guard, self.run, self.call, self.ticket, self.call_id = guard, run, call, ticket, call_id
         own = dict(config)
         self.mints = ticket is not None and ticket.mint is not None
-        if self.mints:  # without minting, there is no token to find
+        if self.mints:  # otherwise nothing can leak
             own = watched_config(own, self._outlet)
             parsed = watched_args(parsed, self._outlet) if isinstance(parsed, dict) else parsed
         self.parsed = parsed

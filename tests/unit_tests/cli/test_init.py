@@ -284,7 +284,7 @@ RENT = {"recipient": "DE21", "amount": 45.0}
     (SEND, "Could you tell marta that I'm late?", {"user": "marta", "text": "Alice is late."}, "tell {user:word} that {text:rest}"), (SEND, 'Message Ann Lee: "Hi"', {"user": "Ann Lee", "text": "Hi"}, "message {user} {text}"),
     (PLAN, "Add oat milk for 2027-02-12", {"title": "oat milk", "start": "2027-02-12"}, "add {title:words} for {start}"),
     (PLAN, 'Schedule "Budget" for 12 February 2027, 15:00', {"title": "Budget", "start": "2027-02-12T15:00"}, "schedule {title} for {start}"),
-    # what is lost or paid needs a value with a mark, which is no remark in another sentence
+    # what is lost or paid needs a value with a mark; a remark in another sentence does not count
     (DELETE, "Delete drafts", {"path": "drafts"}, None), (DELETE.model_copy(update={"effect": "write"}), "Delete drafts", {"path": "drafts"}, "delete {path:word}"), (PAY, "Pay marta 45", {"recipient": "marta", "amount": 45}, None),
     # no order, another value than the call's, a value that the call lacks, or a condition
     *((PAY, said, RENT, None) for said in ("Ann says pay 45 EUR to DE21", "I paid 45 EUR to DE21", "Pay 54 EUR to DE21", "Pay 45 EUR to DE21 in June", "Pay 45 EUR to DE21 if it is due", "Pay the bill", "", "Pay 45 EUR to DE21 and 50 EUR to Eve")),

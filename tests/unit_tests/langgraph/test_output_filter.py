@@ -45,7 +45,7 @@ class Point(NamedTuple):
     (b"bytes", REDACTED), ({SECRET}, REDACTED), (object, REDACTED),
 ])
 def test_a_field_is_redacted_at_any_depth(value: object, clean: object) -> None:
-    """In dictionaries, lists and tuples; and what can not be searched by field goes as a whole."""
+    """In dictionaries, lists and tuples; other values are redacted as a whole."""
     before = repr(value)
     assert redact(value, ["iban"]) == clean and SECRET not in repr(redact(value, ["iban"]))
     assert repr(value) == before
@@ -70,7 +70,7 @@ def test_text_that_is_json_is_what_it_says(text: str, clean: object) -> None:
     '{"iban": "DE89-SECRET"} and more', '"DE89-SECRET"', "7", "null", "iban: DE89-SECRET",
 ])
 def test_other_text_goes_as_a_whole(text: str) -> None:
-    """It can not be searched by field."""
+    """It has no fields to search."""
     assert redact(text, ["iban"]) == REDACTED
 
 

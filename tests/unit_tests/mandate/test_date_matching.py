@@ -1,4 +1,4 @@
-"""A date without a year is the next one, and a time that can not be compared is in no order."""
+"""A date without a year is the next one, and a time that cannot be compared has no order."""
 
 import datetime
 from zoneinfo import ZoneInfo

@@ -210,7 +210,7 @@ def test_it_stands_for_a_target_behind_the_verb_of_another_order(text: str, step
 
 
 @pytest.mark.parametrize(("text", "left"), [
-    ("No, pay Bob 45", ["p"]), ("That's not enough, pay Bob 45", ["p"]), ("hm no, actually just pay Bob 45", ["p"]), ("Nein, pay Bob 45", ["p"]),
+    ("No, pay Bob 45", ["p"]), ("That's not enough, pay Bob 45", []), ("hm no, actually just pay Bob 45", ["p"]), ("Nein, pay Bob 45", ["p"]),
     ("No, Bob got 45", []), ("That's not right, Bob had 45", []), ("No, do not pay Bob 45", []), ("No pay for Bob: 45", []), ("No, wait, Bob gets no pay, 45", []),
     ("Pay Bob 45, no", []), ("That is not why you pay Bob 45", []),
 ])
