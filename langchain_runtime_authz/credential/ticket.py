@@ -34,7 +34,7 @@ class Ticket(Sealed):
     `raw`: the arguments that were decided, without injected ones. `mint` receives an audience and the thumbprint of a
     key or `None`. It returns the `_flow` effect that mints the token. `status_check` receives an audience and returns
     an effect, which raises if the run was revoked or its task changed. `reaches`: audiences for which a token may be
-    exchanged. `undo`: arguments of the `ReleaseCall` that takes the claim back if the tool never starts. `opened`: a
+    exchanged. `undo` returns the `ReleaseCall` that takes the claim back if the tool never starts. `opened`: a
     mandate's budget to give back if the call succeeds. `redeemed`: the tool has started. `leaked`: a token was found
     in the output. `withheld`: a part of the output could not be searched.
 
@@ -62,7 +62,7 @@ class Ticket(Sealed):
         raw: Mapping[str, Any] | str | None = None,
         audiences: tuple[str, ...] = (),
         obligations: tuple[Obligation, ...] = (),
-        undo: tuple[Any, ...] = ((),),
+        undo: Any = None,
         opened: str = "",
         mint: Callable[[str, str | None], tuple[Any, ...]] | None = None,
         status_check: Callable[[str], tuple[Any, ...]] | None = None,

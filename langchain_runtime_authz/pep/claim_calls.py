@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final
@@ -21,7 +22,7 @@ from langchain_runtime_authz.evaluation import deny
 from langchain_runtime_authz.facts import plan
 from langchain_runtime_authz.facts.delegation_edges import handoff_edge
 from langchain_runtime_authz.ledger import changes as ledger
-from langchain_runtime_authz.ledger.base import CallRow, Conflict, Scope
+from langchain_runtime_authz.ledger.base import Conflict, Scope
 from langchain_runtime_authz.ledger.call_changes import (
     ClaimCall,
     ReleaseCall,
@@ -36,7 +37,7 @@ from langchain_runtime_authz.pep import calls_in_doubt, decision_log
 from langchain_runtime_authz.pep.call import DecidedCall, Denial, Replay, Verdict
 from langchain_runtime_authz.pep.call_mandate import counting_scope
 from langchain_runtime_authz.pep.child_agent import hand_off
-from langchain_runtime_authz.pep.conclude_calls import Spent, deny_call, refund
+from langchain_runtime_authz.pep.conclude_calls import deny_call, refund
 from langchain_runtime_authz.pep.decide_calls import decide_calls
 from langchain_runtime_authz.pep.mint_tokens import RefusedMints, audiences_of, minter, status_check
 from langchain_runtime_authz.pep.obligations import owed
@@ -44,8 +45,6 @@ from langchain_runtime_authz.pep.run import Commit, Run
 from langchain_runtime_authz.telemetry.logs import logger
 
 _log = logger(__name__)
-
-Undo = tuple[Spent, str, Spent, CallRow | None]  # arguments of `ReleaseCall`, from `refund` on
 
 RACES: Final = 16  # number of retries while other agents claim equal calls
 
@@ -93,7 +92,7 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
         named = {a: f"{run.jti}:{decided.key}:{a}" for a in audiences_of(run, call.profile.audience)}
         tokens = {a: hashlib.sha256(name.encode()).hexdigest()[:32] for a, name in named.items()}
     intent = _idempotency_key(run, decided)
-    changes, undo = _changes(run, decided, tuple(tokens.values()) if tokens else (), intent)
+    changes = _changes(run, decided, tuple(tokens.values()) if tokens else (), intent)
     if edge is not None:
         changes.append(ledger.RecordEdge(edge))
     shared = counting_scope(run, decided.mandate)
@@ -104,7 +103,7 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
     except Exception as exc:  # noqa: BLE001  (see `decide_calls`)
         return (yield from deny_call(run, decided.under(engine.deny_for_failure(exc, run))))
     if type(done) is Conflict:
-        yield from refund(run, shared, undo[0])
+        yield from refund(run, shared, _released(decided, changes).refund)
         return (yield from _conflicting(run, decided, done))
     # Note the side effect before the tool runs, so that a concurrent read counts as later.
     engine.memory.outputs(run.scope).claimed(call.args if call.profile.side_effect else None)
@@ -121,7 +120,7 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
         if decision.obligations:
             yield from decision_log.notify(run, decision, "tools/call", call.tool, done.now)
     except AuditError as exc:
-        return (yield from _release(run, decided, undo, exc, recorded))
+        return (yield from _release(run, decided, _released(decided, changes), exc, recorded))
     ticket = Ticket(
         tool=call.tool,
         call_id=call.call_id,
@@ -135,7 +134,7 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
         audiences=tuple(tokens) if tokens else (),
         reaches=audiences_of(run, call.profile.behind) if tokens else (),
         obligations=decision.obligations,
-        undo=undo,
+        undo=lambda: _released(decided, changes),
         opened=decided.standing.opened
         if decided.standing.standing == "covered" or decided.approval is not None
         else "",
@@ -171,8 +170,8 @@ def _spends(decided: DecidedCall) -> tuple[Spend, ...]:
     return tuple(spend for spend in standing.spends if ":limit:" in spend.counter)
 
 
-def _changes(run: Run, decided: DecidedCall, tokens: tuple[str, ...], intent: str) -> tuple[list[ledger.Change], Undo]:
-    """Return the changes that claim a call, and what `ReleaseCall` needs to undo them."""
+def _changes(run: Run, decided: DecidedCall, tokens: tuple[str, ...], intent: str) -> list[ledger.Change]:
+    """Return the changes that claim a call. `_released` takes them back."""
     call, approval, row, name = decided.call, decided.approval, decided.row, decision_log.label(decided.call.tool)
     profile, approved = call.profile, approval is not None and approval.state == "approved"
     # An approval after a failure permits running the call again.
@@ -192,12 +191,11 @@ def _changes(run: Run, decided: DecidedCall, tokens: tuple[str, ...], intent: st
     changes: list[ledger.Change] = [
         ClaimCall(decided.key, run.jti, repeatable, tokens, deed, about, subject, despite, tuple(also))
     ]
-    paused = row if row is not None and row.state == "suspended" else None
     changes += owed(decided.decision) if decided.decision.obligations else ()
     budgets = run.grant.budgets if run.grant is not None else {}
     if budgets:  # for a paused call too: this entry's grant may be narrower than the earlier one
         changes += [SpendBudget(c, budgets[c]) for c in (call.tool, f"effect:{profile.effect}") if c in budgets]
-    if paused is not None and paused.jti != run.jti:
+    if row is not None and row.state == "suspended" and row.jti != run.jti:
         # An earlier entry counted the paused call, so spend 0. A budget of 0 refuses the call: spend 1.
         limits = [c for c in changes[1:] if type(c) is SpendBudget]
         changes[1:] = [replace(c, by=0 if c.maximum else 1) for c in limits]
@@ -208,22 +206,23 @@ def _changes(run: Run, decided: DecidedCall, tokens: tuple[str, ...], intent: st
         # INVARIANT: the commit that claims the call also uses up the mandate's step.
         for spend in decided.standing.spends if decided.standing.standing == "covered" else _spends(decided):
             changes.append(SpendBudget(*spend))
-    spent: Spent = ()
-    rates: Spent = ()
-    for change in changes:
-        if type(change) is SpendBudget:
-            spent = (*spent, (change.counter, change.by))
-        elif type(change) is SpendRate:
-            rates = (*rates, (change.counter, change.window))
     changes.append(
         ledger.RecordStep(
             call=name, effect=profile.effect, recent=name, side_effect=profile.side_effect, agent=run.agent
         )
     )
-    used = ""
     if approval is not None and approved:
-        changes.append(SpendApproval(used := approval.call_key, approval.args_digest))
-    return changes, (spent, used, rates, paused)
+        changes.append(SpendApproval(approval.call_key, approval.args_digest))
+    return changes
+
+
+def _released(decided: DecidedCall, changes: Sequence[ledger.Change]) -> ReleaseCall:
+    """Return the change that takes back a claim made by `changes`."""
+    spent = tuple([(c.counter, c.by) for c in changes if isinstance(c, SpendBudget)])
+    used = next((c.call_key for c in changes if isinstance(c, SpendApproval)), "")
+    rates = tuple([(c.counter, c.window) for c in changes if isinstance(c, SpendRate)])
+    paused = decided.row if decided.row is not None and decided.row.state == "suspended" else None
+    return ReleaseCall(decided.key, spent, used, rates, paused)
 
 
 def _unclaimed(run: Run, decided: DecidedCall) -> Flow[Verdict]:
@@ -248,15 +247,15 @@ def _conflicting(run: Run, decided: DecidedCall, conflict: Conflict) -> Flow[Ver
     return (yield from deny_call(run, decided.under(deny(conflict.code))))
 
 
-def _release(run: Run, decided: DecidedCall, undo: Undo, failure: AuditError, recorded: bool) -> Flow[Denial]:
+def _release(run: Run, decided: DecidedCall, undo: ReleaseCall, failure: AuditError, recorded: bool) -> Flow[Denial]:
     """Deny and release a claimed call, because its record or notification failed."""
     if recorded:
         denial = yield from deny_call(run, decided.under(deny(failure.code)))
     else:
         denial = Denial(decided.call, run.engine.deny_for_failure(failure, run))
     try:
-        yield (Commit, run.scope, None, [ReleaseCall(decided.key, *undo)])
-        yield from refund(run, counting_scope(run, decided.mandate), undo[0])
+        yield (Commit, run.scope, None, [undo])
+        yield from refund(run, counting_scope(run, decided.mandate), undo.refund)
     except Exception as exc:  # noqa: BLE001  (denied all the same; the claim ends with the run)
         run.engine.lost("the release of a claim", exc, run, decided.decision.decision_id)
     return denial

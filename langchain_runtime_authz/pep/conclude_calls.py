@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
@@ -18,7 +19,7 @@ from langchain_runtime_authz.facts.resource_version import content_version, read
 from langchain_runtime_authz.facts.task import HumanText
 from langchain_runtime_authz.ledger import changes as ledger
 from langchain_runtime_authz.ledger.base import Committed, Conflict, Scope
-from langchain_runtime_authz.ledger.call_changes import ConcludeCall, ReleaseCall, SpendBudget
+from langchain_runtime_authz.ledger.call_changes import ConcludeCall, SpendBudget
 from langchain_runtime_authz.mandate.call_matching import MANDATE, UNBOUNDED
 from langchain_runtime_authz.pep import calls_in_doubt, decision_log
 from langchain_runtime_authz.pep.approval_questions import own_question
@@ -32,10 +33,8 @@ from langchain_runtime_authz.telemetry.logs import logger
 
 _log = logger(__name__)
 
-Spent = tuple[tuple[str, int], ...]
 
-
-def refund(run: Run, shared: Scope | None, spent: Spent) -> Flow[None]:
+def refund(run: Run, shared: Scope | None, spent: Sequence[tuple[str, int]]) -> Flow[None]:
     """Give the mandate's counts, which a call spent, back to the scope `shared`."""
     back = [SpendBudget(counter, UNBOUNDED, -by) for counter, by in spent if counter.startswith(MANDATE)]
     if shared is None or not back:
@@ -124,8 +123,8 @@ def conclude(
     changes: list[ledger.Change] = []
     read: tuple[str, str, str] | None = None
     if state == "released":
-        changes.append(ReleaseCall(ticket.call_key, *ticket.undo))
-        yield from refund(run, counting_scope(run, run.mandate), ticket.undo[0])
+        changes.append(released := ticket.undo())
+        yield from refund(run, counting_scope(run, run.mandate), released.refund)
     else:
         # A read may run again, so its end is not stored. The repeated read gets the answers to its questions in order.
         ended = "failed" if state == "denied" else state
