@@ -133,7 +133,8 @@ class Profiles:
             elif first is looks and declared.digest is None:
                 return f"more than {MAX_TOOLS} tools were seen"
         if own:
-            self._effects.add(name)
+            if len(self._effects) < MAX_TOOLS:  # further ones are checked at each use
+                self._effects.add(name)
             return ""
         if declared.digest is None:
             like = _alike(first, looks) or known_by_code(tool)

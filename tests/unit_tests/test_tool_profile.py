@@ -13,6 +13,9 @@ from pydantic import BaseModel, create_model
 
 from langchain_runtime_authz import RuntimeAuthz
 from langchain_runtime_authz.errors import Code, ConfigError
+from langchain_runtime_authz.langgraph import tool_lookup
+from langchain_runtime_authz.langgraph.declared_effects import declared_tool
+from langchain_runtime_authz.langgraph.tool_facts import facts_of
 from langchain_runtime_authz.langgraph.tool_lookup import Profiles, digest_of
 from langchain_runtime_authz.tool_profile import (
     EFFECTS,
@@ -268,6 +271,18 @@ def test_a_profile_is_for_the_tool_that_was_seen() -> None:
         assert (found.declared, found.profile, found.why) == (False, UNPROFILED, "changed since its profile was pinned")
     assert held.of(make()).declared and not held.of(make("lookup2")).declared
     assert held.of(make("search")).declared
+
+
+def test_effects_with_ever_new_arguments_take_no_more_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An application may name the arguments of a block after its data. Those that are not kept are checked each time."""
+    monkeypatch.setattr(tool_lookup, "MAX_TOOLS", 3)
+    authz = RuntimeAuthz(profiles={"note": {"effect": "write", "critical": {"to": "principal"}}})
+    kept = authz.profiles._effects
+    for i in range(9):
+        block = declared_tool(authz.profiles, "note", None, "", {"to": {}, f"field_{i}": {}})
+        assert facts_of(block).profiled.declared and len(kept) == min(i + 1, 3)
+    with pytest.raises(ConfigError, match="to"):
+        facts_of(declared_tool(authz.profiles, "note", None, "", {"field_9": {}}))
 
 
 class Part(BaseModel):
