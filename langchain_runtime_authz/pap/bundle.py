@@ -40,8 +40,8 @@ from langchain_runtime_authz.errors import Code, ConfigError, PDPError, wrong_fi
 from langchain_runtime_authz.evaluation import Decision, EvaluationRequest, Outcome, strict_json
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.pdp.cedar import CedarPDP
-from langchain_runtime_authz.pdp.policy_data import check_data
-from langchain_runtime_authz.pdp.wasm import DATA_ROOT, WasmPDP, read_json
+from langchain_runtime_authz.pdp.policy_data import DATA_ROOT, check_data, read_json
+from langchain_runtime_authz.pdp.wasm import WasmPDP
 from langchain_runtime_authz.tool_profile import ToolProfile, load_profiles
 
 MANIFEST: Final = ".manifest"

@@ -1,4 +1,4 @@
-"""The shape of the shipped policy's data, and its check.
+"""The data of the shipped policy: its shape, its check, and changes to it.
 
 The Rego policy denies each request for which it reads malformed data. So this check names malformed members already at
 start-up. `policies/rego/runtime_authz.rego` explains the members.
@@ -6,16 +6,21 @@ start-up. `policies/rego/runtime_authz.rego` explains the members.
 
 from __future__ import annotations
 
+import difflib
+import json
 from collections.abc import Mapping
+from importlib import resources
 from typing import Annotated, Any, Final, Generic, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from langchain_runtime_authz.errors import Code, ConfigError
-from langchain_runtime_authz.evaluation import CallStanding
+from langchain_runtime_authz.errors import Code, ConfigError, unreadable
+from langchain_runtime_authz.evaluation import CallStanding, strict_json
 from langchain_runtime_authz.facts.history import TIMES
 from langchain_runtime_authz.tool_profile import Effect, Verdict
 
+DATA_ROOT: Final = "runtime_authz_data"  # where the shipped policy finds its data
+SHIPPED: Final = resources.files("langchain_runtime_authz") / "policies"
 _NAMED: Final = 3  # malformed members that one error names; `runtime-authz policy check` lists all
 
 T = TypeVar("T")
@@ -157,3 +162,68 @@ _MESSAGES: Final = {
 def _at(location: tuple[int | str, ...]) -> str:
     # Parts with a bracket are pydantic's names of a union's members.
     return ".".join(part for part in map(str, location) if "[" not in part)
+
+
+def read_json(text: bytes | str, name: str) -> object:
+    """Parse a JSON document of a policy. Errors (`policy_invalid`) call it `name`."""
+    try:
+        return strict_json(text)
+    except (ValueError, RecursionError) as exc:
+        raise ConfigError(f"`{name}` is not JSON: {unreadable(exc)}", Code.POLICY_INVALID) from exc
+
+
+def dumped(document: object) -> bytes:
+    """Return canonical JSON. Raises `TypeError` or `ValueError` for what is not JSON."""
+    return json.dumps(document, allow_nan=False, sort_keys=True, separators=(",", ":")).encode()
+
+
+def plain(document: object) -> dict[str, Any]:
+    """Return a plain copy, which later changes to the caller's mapping do not affect."""
+    if not isinstance(document, Mapping):
+        raise ConfigError(f"the data must be an object, not {type(document).__name__}", Code.POLICY_INVALID)
+    try:
+        copy: dict[str, Any] = json.loads(dumped(dict(document)))
+    except (TypeError, ValueError, RecursionError) as exc:
+        raise ConfigError(f"the data has no exact JSON form: {exc}", Code.POLICY_INVALID) from exc
+    return copy
+
+
+def merge_data(shipped: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the shipped data with some members changed.
+
+    Objects are merged member by member, at every depth. Any other value is replaced, a list as a whole. A null removes
+    a member of an object. A top-level member cannot be removed.
+    """
+    return {**shipped, **{table: _changed(shipped.get(table), new) for table, new in changes.items()}}
+
+
+def _changed(old: object, new: object) -> object:
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return new
+    kept = {name: value for name, value in old.items() if name not in new}
+    return kept | {name: _changed(old.get(name), value) for name, value in new.items() if value is not None}
+
+
+def merge_shipped(given: Mapping[str, Any], *, own: bool = False) -> dict[str, Any]:
+    """Return the whole data document of a policy that builds on the shipped one.
+
+    `given` holds the members to change (`merge_data`): at its top, or in its member `runtime_authz_data` as data.json
+    does. With `own`, next to this member stands data for rules of the project. Raises `ConfigError` if a member is in
+    the wrong place, or the shipped policy does not have it.
+    """
+    shipped: dict[str, Any] = strict_json((SHIPPED / "data.json").read_bytes())[DATA_ROOT]
+    changes, rest, where = given, dict[str, Any](), "data.json: " if own else ""
+    if DATA_ROOT in given and (own or len(given) == 1):
+        changes, rest = given[DATA_ROOT], {name: held for name, held in given.items() if name != DATA_ROOT}
+    if not isinstance(changes, Mapping):
+        raise ConfigError(f"`{DATA_ROOT}` must be an object, not {type(changes).__name__}", Code.POLICY_INVALID)
+    for unknown in sorted(set(changes) - set(shipped)):
+        near = difflib.get_close_matches(unknown, shipped, n=1)
+        hint = f" (did you mean `{near[0]}`?)" if near else ""
+        more = f"; put data of your own rules next to `{DATA_ROOT}`" if own else ""
+        msg = f"{where}the shipped policy has no data key `{unknown}`{hint}; it has: {', '.join(sorted(shipped))}{more}"
+        raise ConfigError(msg, Code.POLICY_INVALID)
+    if meant := sorted(set(rest) & set(shipped)):
+        msg = f"`{meant[0]}` is outside `{DATA_ROOT}`, where the shipped policy does not read it; put it inside"
+        raise ConfigError(f"{where}{msg}", Code.POLICY_INVALID)
+    return {**rest, DATA_ROOT: merge_data(shipped, changes)}

@@ -6,28 +6,23 @@ during evaluations, and offers no host function to the policy.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from langchain_runtime_authz._validate import checked_count, checked_path, checked_seconds, checked_text
-from langchain_runtime_authz.errors import Code, ConfigError, PDPError, unreadable
-from langchain_runtime_authz.evaluation import strict_json
+from langchain_runtime_authz.errors import Code, ConfigError, PDPError
 from langchain_runtime_authz.pdp.base import DEFAULT_DEADLINE, InProcess, PolicyFailed
+from langchain_runtime_authz.pdp.policy_data import DATA_ROOT, SHIPPED, check_data, dumped, merge_shipped, plain
 from langchain_runtime_authz.pdp.response import parse_answer, parse_json
 
 if TYPE_CHECKING:
     from langchain_runtime_authz.pdp._wasm_host import Program
 
-DATA_ROOT: Final = "runtime_authz_data"  # where the shipped policy finds its data
 MAX_BATCH_BYTES: Final = 1024 * 1024  # calls of a larger message are evaluated one by one
-SHIPPED: Final = resources.files("langchain_runtime_authz") / "policies"
 
 Json = Mapping[str, object]
 
@@ -72,23 +67,20 @@ class WasmPDP(InProcess):
         if not isinstance(code, bytes):
             at: Traversable = SHIPPED / "policy.wasm" if code is None else checked_path("wasm", code)
             code = _read(at, "policy")
-        document = _canonical({} if data is None else data)
+        document = plain({} if data is None else data)
         if wasm is None:
             document = merge_shipped(document)
             if data is not None:
-                # Imported here, because unchanged data needs no check.
-                from langchain_runtime_authz.pdp.policy_data import check_data
-
                 check_data(document[DATA_ROOT], "data")
-        self.revision = "sha256:" + hashlib.sha256(code + _dump(document)).hexdigest()[:16]
+        self.revision = "sha256:" + hashlib.sha256(code + dumped(document)).hexdigest()[:16]
         if wasm is None:
             # The fingerprint replaces any revision in the data, so that no answer can claim another policy.
-            document = {DATA_ROOT: {**_member(document), "revision": self.revision}}
+            document = {DATA_ROOT: {**document[DATA_ROOT], "revision": self.revision}}
         limits: Any = {
             "pool_size": checked_count("pool_size", pool_size),
             "timeout": checked_seconds("timeout", timeout),
         }
-        self.program = _program(code, _dump(document), self._entrypoint, **limits)
+        self.program = _program(code, dumped(document), self._entrypoint, **limits)
         batch = self._entrypoint.rpartition("/")[0] + "/batch"
         self._batch = batch if batch in self.program.entrypoints else None
 
@@ -128,74 +120,6 @@ def _read(path: Traversable, what: str) -> bytes:
     except OSError as exc:
         msg = f"the {what} file `{path.name}` cannot be read ({exc.strerror})"
         raise ConfigError(msg, Code.POLICY_INVALID) from exc
-
-
-def read_json(text: bytes | str, name: str) -> object:
-    """Parse a JSON document of a policy. Errors (`policy_invalid`) call it `name`."""
-    try:
-        return strict_json(text)
-    except (ValueError, RecursionError) as exc:
-        raise ConfigError(f"`{name}` is not JSON: {unreadable(exc)}", Code.POLICY_INVALID) from exc
-
-
-def _dump(document: object) -> bytes:
-    return json.dumps(document, allow_nan=False, sort_keys=True, separators=(",", ":")).encode()
-
-
-def _canonical(document: object) -> dict[str, object]:
-    """Return a plain copy, which later changes to the caller's mapping do not affect."""
-    if not isinstance(document, Mapping):
-        raise ConfigError(f"the data must be an object, not {type(document).__name__}", Code.POLICY_INVALID)
-    try:
-        copy: dict[str, object] = json.loads(_dump(dict(document)))
-    except (TypeError, ValueError, RecursionError) as exc:
-        raise ConfigError(f"the data has no exact JSON form: {exc}", Code.POLICY_INVALID) from exc
-    return copy
-
-
-def _member(document: Json) -> dict[str, object]:
-    inner = document[DATA_ROOT]
-    if not isinstance(inner, dict):
-        raise ConfigError(f"`{DATA_ROOT}` must be an object, not {type(inner).__name__}", Code.POLICY_INVALID)
-    return inner
-
-
-def merge_data(shipped: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the shipped data with some members changed.
-
-    Objects are merged member by member, at every depth. Any other value is replaced, a list as a whole. A null removes
-    a member of an object. A top-level member cannot be removed.
-    """
-    return {**shipped, **{table: _changed(shipped.get(table), new) for table, new in changes.items()}}
-
-
-def _changed(old: object, new: object) -> object:
-    if not isinstance(old, dict) or not isinstance(new, dict):
-        return new
-    kept = {name: value for name, value in old.items() if name not in new}
-    return kept | {name: _changed(old.get(name), value) for name, value in new.items() if value is not None}
-
-
-def merge_shipped(given: Mapping[str, Any], *, own: bool = False) -> dict[str, Any]:
-    """Return the whole data document of a policy that builds on the shipped one.
-
-    `given` holds the members to change (`merge_data`) at its top, or in its member `runtime_authz_data`, as data.json
-    does. With `own`, its other members are data of a project's own rules. Raises `ConfigError` for an unknown member.
-    """
-    shipped = _member(_canonical(read_json((SHIPPED / "data.json").read_bytes(), "data.json")))
-    inner, rest, where = given, dict[str, Any](), "data.json: " if own else ""
-    if DATA_ROOT in given and (own or len(given) == 1):
-        inner, rest = _member(given), {k: v for k, v in given.items() if k != DATA_ROOT}
-    for key in sorted(set(inner) - set(shipped)):
-        near = difflib.get_close_matches(key, shipped, n=1)
-        hint = f" (did you mean `{near[0]}`?)" if near else ""
-        more = f"; put data of your own rules next to `{DATA_ROOT}`" if own else ""
-        msg = f"{where}the shipped policy has no data key `{key}`{hint}; it has: {', '.join(shipped)}{more}"
-        raise ConfigError(msg, Code.POLICY_INVALID)
-    if meant := sorted(set(rest) & set(shipped)):
-        msg = f"`{meant[0]}` is outside `{DATA_ROOT}`, where the shipped policy does not read it; put it inside"
-        raise ConfigError(f"{where}{msg}", Code.POLICY_INVALID)
-    return {**rest, DATA_ROOT: merge_data(shipped, inner)}
 
 
 def _program(code: bytes, data: bytes, entrypoint: str, pool_size: int, timeout: float) -> Program:

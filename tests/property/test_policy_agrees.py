@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from langchain_runtime_authz.evaluation import CallStanding
 from langchain_runtime_authz.grant import Constraint, Grant
 from langchain_runtime_authz.pdp.base import PolicyFailed
-from langchain_runtime_authz.pdp.wasm import DATA_ROOT, WasmPDP
+from langchain_runtime_authz.pdp.policy_data import DATA_ROOT
+from langchain_runtime_authz.pdp.wasm import WasmPDP
 from langchain_runtime_authz.testing.example_request import NOW, example_request
 from tests.bundles import DATA, WASM
 

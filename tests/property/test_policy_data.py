@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.evaluation import CallStanding, Decision
 from langchain_runtime_authz.pdp.base import Evaluator
-from langchain_runtime_authz.pdp.policy_data import wrong_data
-from langchain_runtime_authz.pdp.wasm import DATA_ROOT, WasmPDP, merge_data
+from langchain_runtime_authz.pdp.policy_data import DATA_ROOT, merge_data, wrong_data
+from langchain_runtime_authz.pdp.wasm import WasmPDP
 from langchain_runtime_authz.testing.example_request import example_request
 from langchain_runtime_authz.tool_profile import EFFECTS
 from tests.bundles import DATA, WASM

@@ -41,7 +41,8 @@ from langchain_runtime_authz.pap.bundle import (
     read_files,
 )
 from langchain_runtime_authz.pdp.cedar import CedarPDP
-from langchain_runtime_authz.pdp.wasm import DATA_ROOT, SHIPPED, WasmPDP, merge_shipped
+from langchain_runtime_authz.pdp.policy_data import DATA_ROOT, SHIPPED, merge_shipped
+from langchain_runtime_authz.pdp.wasm import WasmPDP
 from langchain_runtime_authz.testing.example_request import NOW, example_request
 from langchain_runtime_authz.tool_profile import load_profiles
 

@@ -15,8 +15,7 @@ from typing import Any, Final
 from langchain_runtime_authz.cli.policy.opa_command import policy_directory, run_opa
 from langchain_runtime_authz.cli.policy.open_policy import SHIPPED_REGO, Policy
 from langchain_runtime_authz.evaluation import request_schema
-from langchain_runtime_authz.pdp.policy_data import wrong_data
-from langchain_runtime_authz.pdp.wasm import DATA_ROOT, merge_shipped
+from langchain_runtime_authz.pdp.policy_data import DATA_ROOT, merge_shipped, wrong_data
 
 _NEGATED: Final = re.compile(r"\bnot\s+[^\n{]*?(?:[^=:<>!]|\b)(==|!=|<=|>=|<|>)(?!=)")
 _CALL: Final = re.compile(r"\b([a-z_][a-z0-9_]*(?:\.[a-z_][a-z0-9_]*)*)\(")

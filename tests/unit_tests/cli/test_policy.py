@@ -24,8 +24,7 @@ from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.evaluation import EvaluationRequest, request_schema
 from langchain_runtime_authz.pap.reloading import ReloadingPDP
 from langchain_runtime_authz.pdp.base import Evaluator
-from langchain_runtime_authz.pdp.policy_data import wrong_data
-from langchain_runtime_authz.pdp.wasm import DATA_ROOT
+from langchain_runtime_authz.pdp.policy_data import DATA_ROOT, wrong_data
 from langchain_runtime_authz.testing.example_request import example_request
 from tests.bundles import DATA, Key, files, put
 from tests.cli import cli

@@ -17,7 +17,8 @@ from langchain_runtime_authz.errors import Code, ConfigError
 from langchain_runtime_authz.evaluation import Decision
 from langchain_runtime_authz.facts.history import TIMES
 from langchain_runtime_authz.pdp.base import Evaluator, PolicyFailed
-from langchain_runtime_authz.pdp.wasm import DATA_ROOT, WasmPDP
+from langchain_runtime_authz.pdp.policy_data import DATA_ROOT
+from langchain_runtime_authz.pdp.wasm import WasmPDP
 from langchain_runtime_authz.testing.example_request import example_request
 from tests.ids import shown
 
