@@ -17,7 +17,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from functools import cache
+from functools import cache, wraps
 from typing import Any
 
 import pytest
@@ -26,6 +26,7 @@ from hypothesis import HealthCheck, settings
 from langchain_core.tools import base, structured
 from pydantic import fields
 
+from langchain_runtime_authz.ledger import sqlite
 from tests.tier import PROFILE
 
 # Many tests start processes, which would compile the package again and again.
@@ -59,6 +60,17 @@ def _schema(name: str, func: Any, _make: Any = base.create_schema_from_function,
 
 
 structured.create_schema_from_function = _schema
+
+
+@wraps(sqlite._connect)
+def _connect(*where: Any, _made: Any = sqlite._connect) -> Any:
+    """Connect to a ledger's file without waiting for the disk at each commit: no test cuts the power."""
+    conn = _made(*where)
+    conn.execute("PRAGMA synchronous = OFF")
+    return conn
+
+
+sqlite._connect = _connect
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -1,6 +1,7 @@
 """The SQLite ledger when its file is gone, held, full, older, or something else: a deny with a code, and nothing lost."""
 
 import asyncio
+import inspect
 import shutil
 import sqlite3
 import subprocess
@@ -201,9 +202,10 @@ def test_a_slow_ledger_does_not_hold_the_event_loop(house: House) -> None:
     other.close()
 
 
-def test_a_commit_is_on_the_disk_when_it_returns(house: House) -> None:
-    """Write-ahead, and synchronised at every commit, on each connection."""
-    with house.ledger._reading("") as one, house.ledger._reading("") as two:
+def test_a_commit_is_on_the_disk_when_it_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write-ahead, and synchronised at every commit, on each connection; the other tests do not wait for the disk."""
+    monkeypatch.setattr(sqlite, "_connect", inspect.unwrap(sqlite._connect))
+    with SqliteLedger(tmp_path / "ledger.db") as ledger, ledger._reading("") as one, ledger._reading("") as two:
         for tx in (one, two):
             assert tx.batch([("PRAGMA synchronous", ()), ("PRAGMA journal_mode", ())]) == [[(2,)], [("wal",)]]
 
