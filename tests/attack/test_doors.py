@@ -1,4 +1,4 @@
-"""Every door × every form: denied means not run, answered, and recorded as it would have run."""
+"""Every door in both ways of calling, and every form at each kind of root: denied means not run, answered, and recorded as it would have run."""
 
 from __future__ import annotations
 
@@ -74,10 +74,14 @@ BEHIND: dict[str, Callable[[Door], Any]] = {
     "agent_in_node": lambda d: d.protected(d.agent_in_node()),
     "agent_as_tool": lambda d: d.protected(d.agent_as_tool()),
 }
+# A form matters at the root: protected, with an agent below it, or a stock one above a tool node of ours.
+EACH_FORM = ("hand_written", "agent_as_tool", "toolnode_alone")
+forms = pytest.mark.parametrize(
+    ("door", "form"), [(door, form) for form in FORMS for door in (BEHIND if form in ("stream", "astream") else EACH_FORM)]
+)
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("door", BEHIND)
+@forms
 def test_denied_tool_never_runs(door: str, form: str) -> None:
     """Denied alone, the tool does not run, its sibling does, and the run goes on to its end."""
     pdp = deny_only("pay")
@@ -104,11 +108,7 @@ def test_denied_tool_never_runs(door: str, form: str) -> None:
         assert request.resource.properties["target"] == {"recipient": "bob", "amount": 5.0}
 
 
-# A batch of a graph without protection is one root entry, in which an exact repeat of a running call asks (`test_doubt`).
-ENTERED = [(door, form) for door in BEHIND for form in FORMS if not (door.endswith("_unprotected") and form.endswith("batch"))]
-
-
-@pytest.mark.parametrize(("door", "form"), ENTERED)
+@forms
 def test_permitted_tool_runs_as_decided(door: str, form: str, pdp: Any, authz: Any) -> None:
     """Permitted, the tool runs once a run, with the arguments in the recorded request."""
     behind = Door(authz)
@@ -124,8 +124,7 @@ def test_permitted_tool_runs_as_decided(door: str, form: str, pdp: Any, authz: A
     assert all(args == {"recipient": "bob", "amount": 5.0, "currency": "USD"} for args in decided)
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("door", BEHIND)
+@forms
 def test_unenforced_twin_runs(door: str, form: str) -> None:
     """The same graph without us runs the payment."""
     behind = Door(None)
