@@ -12,7 +12,7 @@ from tests.attack.emitters import HUMAN, IBAN, MACHINE, SYNC, Scene
 
 from ._kit import *
 
-STEPS = int(os.environ.get("LRA_STEPS", "300"))
+STEPS = int(os.environ.get("LRA_STEPS", "150"))
 
 
 moves = pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from tests.attack.emitters import Scene
 from tests.attack.test_emitters import check_moves, mixed, moves
 from tests.integration_tests.services import ledger_schema
 
-STEPS = int(os.environ.get("LRA_STEPS", "100"))  # in each place
+STEPS = int(os.environ.get("LRA_STEPS", "50"))  # in each place
 AT_ONCE = 50  # steps of one thread
 
 

@@ -25,7 +25,7 @@ def play(*args: str, module: str = "kill_rounds") -> dict[str, Any]:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("ledger", "rounds"), [("sqlite", 12), ("postgres", 4)])
+@pytest.mark.parametrize(("ledger", "rounds"), [("sqlite", 6), ("postgres", 3)])
 def test_a_killed_process_pays_nothing_twice(ledger: str, rounds: int) -> None:
     """Bookings, revocations, dead jtis, the audit chain and its anchor, after every round."""
     found = play("--ledger", ledger, "--rounds", str(rounds))
@@ -41,7 +41,7 @@ def test_without_protection_a_killed_process_pays_twice() -> None:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("ledger", "rounds"), [("sqlite", 12), ("postgres", 5)])
+@pytest.mark.parametrize(("ledger", "rounds"), [("sqlite", 6), ("postgres", 3)])
 def test_a_payment_whose_process_died_is_asked_about(ledger: str, rounds: int) -> None:
     """In every order of entering again: never paid twice, and each new order says that the first has no outcome."""
     found = play("--ledger", ledger, "--rounds", str(rounds), module="death_rounds")

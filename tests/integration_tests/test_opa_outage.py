@@ -21,7 +21,7 @@ from langchain_runtime_authz.testing.example_request import example_request
 from tests.integration_tests.services import OpaServer, our_threads
 from tests.threads import until
 
-SECONDS = float(os.environ.get("LRA_OUTAGE_SECONDS", "5"))
+SECONDS = float(os.environ.get("LRA_OUTAGE_SECONDS", "2"))
 TIMEOUT = 0.3
 REQUEST = example_request()
 DOWN = {"pdp_unreachable", "pdp_timeout", "pdp_protocol", "pdp_undefined", "pdp_circuit_open"}
