@@ -55,6 +55,7 @@ class Bank:
         assert (text.count("\nauthz ="), text.count("(ScriptedChatModel(")) == (1, 1)
         code.write_text(text.replace("\nauthz =", HOLDS).replace("(ScriptedChatModel(", "(Held("))
         env = {**os.environ, "BANK_DATA": str(folder), "PYTHONPATH": str(ROOT), "LANGSMITH_TRACING": "false", "LANGGRAPH_NO_VERSION_CHECK": "true"}
+        env["CRON_SCHEDULER_SLEEP_TIME"] = "1"
         self.log = folder / "log"
         (documented,) = re.findall(r"^langgraph dev.*", README, re.MULTILINE)
         command = [str(Path(sys.executable).parent / shlex.split(documented)[0]), *shlex.split(documented)[1:], "--port", str(self.port)]
@@ -214,7 +215,7 @@ def test_a_spoofed_user_is_ignored_and_on_record(bank: Bank) -> None:
 def test_a_cron_acts_as_a_service_and_its_denial_is_in_the_log(bank: Bank) -> None:
     """Nobody typed its text, so it orders nothing; the log says so where an operator looks."""
     before = len(bank.paid)
-    cron = bank.client().crons.create("bank", schedule="* * * * *", input=say("Pay 45 to DE21"))
+    cron = bank.client().crons.create("bank", schedule="* * * * * */2", input=say("Pay 45 to DE21"))
     services = lambda: [r for r in bank.records if r.get("request") and r["request"]["subject"]["type"] == "service"]
     bank.wait(lambda: [r for r in services() if r.get("action") == "tools/call"])
     bank.client().crons.delete(cron["cron_id"])

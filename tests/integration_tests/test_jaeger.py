@@ -127,7 +127,7 @@ def test_events(day: list[Shown]) -> None:
 
 
 def test_the_demo_can_be_looked_at() -> None:
-    """The program of `examples/jaeger/serve.py` prints where to send `runtime-authz demo`, which says so if nobody listens."""
+    """The program of `examples/jaeger/serve.py` prints where to send `runtime-authz demo`."""
     demo = [sys.executable, "-c", "from langchain_runtime_authz.cli import app; app()", "demo", "--otlp"]
     command = [sys.executable, ROOT / "examples" / "jaeger" / "serve.py", BINARY]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as served:
@@ -138,5 +138,3 @@ def test_the_demo_can_be_looked_at() -> None:
         finally:
             served.terminate()  # a shell's background job ignores SIGINT
     assert {s.name for s in found} >= {"invoke_agent LangGraph", "execute_tool send_money"}
-    gone = subprocess.run([*demo, otlp], cwd=ROOT, check=False, capture_output=True, text=True, timeout=300)
-    assert gone.returncode == 2 and f"traces did not reach {otlp}" in gone.stderr.replace("\n", " ")

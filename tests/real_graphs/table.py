@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
@@ -50,9 +50,9 @@ def played(shape: Shape, configuration: Configuration) -> Played:
     return Played(tasks, {user: play(shape, shape.attack, configuration, user) for user in USERS})
 
 
-def tables(shapes: Sequence[Shape], configurations: Sequence[Configuration]) -> str:
+def tables(shapes: Sequence[Shape], configurations: Sequence[Configuration], play: Callable[..., Played] = played) -> str:
     """Return the sums, and below them a row for each shape."""
-    all_played = {each.name: [played(shape, each) for shape in shapes] for each in configurations}
+    all_played = {each.name: [play(shape, each) for shape in shapes] for each in configurations}
     sums = ["| configuration | is | honest tasks done | questions a task | attacks: careful | unread | nobody |"]
     sums.append("|" + "---|" * 7)
     for each in configurations:

@@ -10,19 +10,26 @@ from .._kit import *
 from . import Bank, Kit, Play, Route
 from .parts import ARGS, PAY, in_node
 
+# It speaks the protocol without the SDK, whose import is most of what a play takes.
 SERVER = """
-import sys
-from mcp.server.fastmcp import FastMCP
+import json, sys
 
-server = FastMCP("bank", log_level="ERROR")
-
-@server.tool(description=sys.argv[2])
-def pay(recipient: str, amount: float) -> str:
-    with open(sys.argv[1], "a") as ran:
-        ran.write(f"{amount}\\n")
-    return "paid"
-
-server.run("stdio")
+arguments = {"recipient": {"type": "string"}, "amount": {"type": "number"}}
+schema = {"type": "object", "properties": arguments, "required": [*arguments]}
+for line in sys.stdin:
+    asked = json.loads(line)
+    given = asked.get("params") or {}
+    if asked["method"] == "initialize":
+        said = {"protocolVersion": given["protocolVersion"], "capabilities": {"tools": {}}, "serverInfo": {"name": "bank", "version": "1"}}
+    elif asked["method"] == "tools/list":
+        said = {"tools": [{"name": "pay", "description": sys.argv[2], "inputSchema": schema}]}
+    elif asked["method"] == "tools/call":
+        with open(sys.argv[1], "a") as ran:
+            ran.write(f"{float(given['arguments']['amount'])}\\n")
+        said = {"content": [{"type": "text", "text": "paid"}]}
+    else:
+        continue
+    print(json.dumps({"jsonrpc": "2.0", "id": asked["id"], "result": said}), flush=True)
 """
 
 
