@@ -79,6 +79,7 @@ def collected_under_a_lock(authz: Any, graph: Any, monkeypatch: pytest.MonkeyPat
 
 def test_a_garbage_collection_may_end_an_effect_anywhere(authz: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a block in a generator that a node left."""
+    gc.freeze()  # a collection looks at what this test makes
 
     def paying() -> Any:
         with authz.effect("pay", profile={"effect": "send", "critical": {"to": "principal"}}, to="ann"):
@@ -98,6 +99,7 @@ def test_a_garbage_collection_may_end_an_effect_anywhere(authz: Any, monkeypatch
 @pytest.mark.parametrize("ends", ["stream", "run", "session"])
 def test_a_garbage_collection_may_end_a_stream_anywhere(authz: Any, monkeypatch: pytest.MonkeyPatch, ends: str) -> None:
     """Also while the thread holds a lock of the ledger: it must not wait for itself. So with a generator's own run."""
+    gc.freeze()
     graph = authz.protect(node_graph(lambda s: {}, checkpointer=InMemorySaver()))
     run, left = authz.run(subject="alice", task="x"), []
     stream, session = graph.stream(human(), run.config(THREAD)), authz.session(subject="alice", task="x")

@@ -187,7 +187,7 @@ def test_a_wrong_field_is_said_in_plain_words() -> None:
 @pytest.mark.parametrize("text", [
     "", "null", "[]", "tools", "tools:", "tools: []", "tools: {pay: {effect: pay}}\nother: 1", "Tools: {}",
     "pay: {effect: pay}", "tools: {pay: {effect: pay}", "tools: *nothing",
-    "tools: !!python/object/apply:os.system [true]", "tools: {pay: {digest: 2026-99-99}}", "tools: " + "[" * 5_000,
+    "tools: !!python/object/apply:os.system [true]", "tools: {pay: {digest: 2026-99-99}}", "tools: " + "[" * 1_000,
     "tools: {no: {effect: read}}", "tools: {1: {effect: read}}", "tools: {null: {effect: read}}",
     "tools: {}\n---\ntools: {}", "\x00",
 ])

@@ -153,7 +153,7 @@ def test_repetition_ends(text: str) -> None:
     assert not UserWords([text, text]).said(("text:nowhere",)) and time.process_time() - began < 2
 
 
-@pytest.mark.parametrize("text", ["\u0301\u0323" * 50_000, "\uff9e\u0301" * 50_000, "\u0f73\u0301" * 50_000], ids=ascii)
+@pytest.mark.parametrize("text", ["\u0301\u0323" * 50_000, "\uff9e\u0301" * 50_000, "\u0f73\u0301" * 50_000], ids=lambda t: ascii(t[:2]))
 @pytest.mark.parametrize("scan", [tidy, skeleton, inert, Words, lambda t: unbacked(t, "")], ids=["tidy", "skeleton", "inert", "words", "unbacked"])
 def test_combining_marks_take_linear_time(scan: Callable[[str], object], text: str) -> None:
     began = time.process_time()

@@ -102,9 +102,11 @@ def test_nothing_that_was_not_ordered_is_permitted(corpus):
 DOUBTS = [json.loads(line) for line in (DATA / "doubts.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-@pytest.mark.parametrize("row", DOUBTS, ids=lambda row: "-".join(row["tools"]))
-def test_what_may_mean_something_else_orders_nothing(row):
+def test_what_may_mean_something_else_orders_nothing():
     """Each text was once read as an order that an impartial reader would not see in it."""
-    profiles = {name: ToolProfile(**tool["profile"]) for name, tool in row["tools"].items()}
-    schemas = {name: tool["schema"] for name, tool in row["tools"].items()}
-    assert [text for text in row["texts"] if compile_words([text], profiles, schemas).mandate] == []
+    ordered = []
+    for row in DOUBTS:
+        profiles = {name: ToolProfile(**tool["profile"]) for name, tool in row["tools"].items()}
+        schemas = {name: tool["schema"] for name, tool in row["tools"].items()}
+        ordered += [(text, *profiles) for text in row["texts"] if compile_words([text], profiles, schemas).mandate]
+    assert DOUBTS and ordered == []
