@@ -8,8 +8,8 @@ one of the first case, the other of the second, and so on; the long tier plays b
 No property fails for its time: a machine may be slow, or do other things too.
 
 What hosts compute again at each call is kept for the process: typer's commands, what pydantic asks of a default factory for
-each field of each message that is shown, and the schema of a tool that is defined again by the same code. The tests of a file
-share a worker, so what a file keeps is made once.
+each field of each message that is shown, the schema of a mandate, and that of a tool that is defined again by the same code.
+The tests of a file share a worker, so what a file keeps is made once.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from copy import deepcopy
 from functools import cache, wraps
 from typing import Any
 
@@ -27,6 +28,7 @@ from langchain_core.tools import base, structured
 from pydantic import fields
 
 from langchain_runtime_authz.ledger import sqlite
+from langchain_runtime_authz.mandate import mandate_file
 from tests.tier import PROFILE
 
 # Many tests start processes, which would compile the package again and again.
@@ -60,6 +62,10 @@ def _schema(name: str, func: Any, _make: Any = base.create_schema_from_function,
 
 
 structured.create_schema_from_function = _schema
+
+
+_mandates = cache(mandate_file.Mandate.model_json_schema)
+mandate_file.Mandate.model_json_schema = lambda *args, **options: deepcopy(_mandates(*args, **options))  # type: ignore[method-assign]
 
 
 @wraps(sqlite._connect)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from langchain_runtime_authz.pep import decide_steps
+
 from ._kit import *
 
 
@@ -67,15 +69,15 @@ def test_a_node_that_goes_on_asking_its_model_is_stopped(stop: str) -> None:
 
 
 @pytest.mark.parametrize("stop", [*STOPS, "twin: none"])
-def test_a_node_that_asks_its_model_late_is_stopped(stop: str) -> None:
+def test_a_node_that_asks_its_model_late_is_stopped(stop: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its entry was checked a while ago, and the model's permit was kept by an earlier node."""
+    monkeypatch.setattr(decide_steps, "JUST_NOW", 0.0)
     model, answers = replying(), list[Any]()
 
     def early(state: Any) -> None:
         answers.append(model.invoke(state["messages"]))
 
     def late(state: Any) -> None:
-        time.sleep(1.05)
         if stop in STOPS:
             STOPS[stop][0](authz, "outer")
         answers.append(model.invoke(state["messages"]))
