@@ -6,6 +6,7 @@ import asyncio
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import cache
 from typing import Any
 from unittest.mock import patch
 
@@ -83,8 +84,12 @@ def quiet() -> Iterator[None]:
 
 def a_tool(name: str, act: Callable[..., Any], /, **kinds: Any) -> BaseTool:
     """A tool that takes arguments of these kinds, and does this with them."""
-    schema = create_model(name, **{argument: (kind, ...) for argument, kind in kinds.items()})
-    return StructuredTool.from_function(act, name=name, description=f"{name}.", args_schema=schema)
+    return StructuredTool.from_function(act, name=name, description=f"{name}.", args_schema=_arguments(name, *kinds.items()))
+
+
+@cache
+def _arguments(name: str, *kinds: tuple[str, Any]) -> Any:
+    return create_model(name, **{argument: (kind, ...) for argument, kind in kinds})
 
 
 def noting(ran: list[Any], name: str, says: Any = "done", /, **kinds: Any) -> BaseTool:
