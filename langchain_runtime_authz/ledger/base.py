@@ -118,34 +118,32 @@ class Doubt(NamedTuple):
         asks = self.row.deed.startswith("pay:") or not (self.row.about or {}).get("idempotent")
         return self.row.lost or (self.row.state == "unknown" and asks and now - self.row.at < LASTS)
 
-    def asks(self, key: str, scope: Scope | None, about: Mapping[str, Any], now: float) -> bool:
+    def asks(self, key: str, scope: Scope, about: Mapping[str, Any], now: float) -> bool:
         """Return True if this doubt makes the call `key` ask an approver.
 
-        The caller has checked that both calls have the same subject and deed. If `key` is the doubted call itself, it
-        asks only if another call has begun its deed since (`again`). A call that the doubted call's own tool makes
-        (`within`) never asks. Any other call asks for `LASTS` seconds, depending on the doubted call's state:
-        - Unknown: it asks. After a failure, calls of the same message in the same root entry do not ask.
-        - Claimed on the same thread: it asks. In the same root entry, it asks only if both calls are equal and
-          of one agent, but not of one model message. Then the first caller may have given up.
-        - Claimed on another thread: it asks only if another process runs the doubted call, and both pay or have the
-          same arguments. Otherwise a subject could not act twice on one target in parallel.
+        The caller has checked that both calls have the same subject and deed. `scope` and `about` are of call `key`.
         """
         row, known = self.row, self.row.about or {}
-        if row.key == key:
+        if row.key == key:  # the doubted call itself asks only if another call has begun its deed since
             return row.state != "claimed" and "again" in known
-        if row.key == about.get("within"):
+        if row.key == about.get("within") or now - row.at >= LASTS:  # the doubted call's own tool makes the call
             return False
-        together = self.same_message(scope, about)
-        if row.state != "claimed" or now - row.at >= LASTS:
-            return row.state == "unknown" and now - row.at < LASTS and not ("failed" in known and together)
-        equal = known.get("args_digest") == about["args_digest"]
-        if known.get("entry") == about["entry"]:
-            return equal and known.get("by") == about.get("by") and not together
-        same = equal or row.deed.startswith("pay:")
-        return self.scope == scope or (same and known.get("process") != about["process"])
+        if row.state == "claimed":
+            return self._asks_while_claimed(scope, about)
+        return row.state == "unknown" and not ("failed" in known and self._same_message(scope, about))
 
-    def same_message(self, scope: Scope | None, about: Mapping[str, Any]) -> bool:
-        """Return True if both calls are of one message in one root entry."""
+    def _asks_while_claimed(self, scope: Scope, about: Mapping[str, Any]) -> bool:
+        """Return True if the other call asks, although the doubted call may still run."""
+        known = self.row.about or {}
+        equal = known.get("args_digest") == about["args_digest"]
+        if known.get("entry") == about["entry"]:  # an agent that repeats a call in a later message may have given it up
+            return equal and known.get("by") == about.get("by") and not self._same_message(scope, about)
+        if self.scope == scope:  # a new root entry follows one that did not end
+            return True
+        # On another thread, the subject may act on the target in parallel, unless the doubted call's process may be dead.
+        return known.get("process") != about["process"] and (equal or self.row.deed.startswith("pay:"))
+
+    def _same_message(self, scope: Scope, about: Mapping[str, Any]) -> bool:
         known = self.row.about or {}
         message = known.get("entry") == about["entry"] and known.get("plan") == about.get("plan") is not None
         return message and self.scope == scope

@@ -82,7 +82,7 @@ class DecidedCall:
     replay: bool = False  # the call ran before, so its recorded result is used
     deeds: tuple[str, ...] = ()  # the call's own deed, and deeds of similar calls: `effect_names`
     doubts: tuple[Doubt, ...] = ()  # calls in doubt that make this call ask an approver
-    repeats: tuple[Doubt, ...] = ()  # calls in doubt that the claim marks: if one is tried again, it asks too
+    redone: tuple[Doubt, ...] = ()  # calls in doubt whose deed this call does again: its claim notes that on them
     evidence: tuple[str, ...] = ()  # lines of the question to the approver
 
     @property

@@ -62,7 +62,6 @@ class UnknownCall(NamedTuple):
     at: float
 
 
-Doubted = tuple[tuple[Doubt, ...], tuple[Doubt, ...]]
 Deeds = tuple[str, ...]
 OnUnknown = Callable[[UnknownCall], "bool | Awaitable[bool | None] | None"]
 
@@ -107,27 +106,31 @@ def look_up_doubts(run: Run, snapshot: Snapshot) -> Flow[Snapshot]:
     return snapshot
 
 
-def doubted(run: Run, snapshot: Snapshot, call: Call, key: str, deeds: Deeds, approval: Approval | None) -> Doubted:
-    """Return the calls in doubt for which this call asks, and those its claim marks."""
+def doubted(
+    run: Run, snapshot: Snapshot, call: Call, key: str, deeds: Deeds, approval: Approval | None
+) -> tuple[tuple[Doubt, ...], tuple[Doubt, ...]]:
+    """Return `DecidedCall.doubts` and `DecidedCall.redone`.
+
+    `doubts` also has calls that a question named and that turned out to be done: an approver must hear of that.
+    """
     if call.profile.idempotent and call.profile.effect != "pay":
         return (), ()
     about = facts_of(run, call)
     same = [one for one in snapshot.doubts if one.hits(deeds)]
     if key in snapshot.calls and snapshot.calls[key].state == "void" and all(one.row.key != key for one in same):
         same.append(Doubt(run.scope, run.subject.principal, snapshot.calls[key]))
-    unnoted = {one.name for one in same if one.unnoted(key)}
     for at, one in enumerate(same):
         if one.row.state == "claimed" and one.row.key in LOST_ENDS:
             same[at] = one._replace(row=one.row._replace(state="unknown"))
-    doubts = tuple(one for one in same if one.asks(key, run.scope, about, snapshot.now))
-    asking = {one.name for one in doubts}
-    repeats = tuple(o for o in same if o.row.key != key and (o.name in asking or o.name in unnoted))
+    asking = [one for one in same if one.asks(key, run.scope, about, snapshot.now)]
+    redone = tuple([one for one in same if one.row.key != key and (one in asking or one.unnoted(key))])
     keys = {name.split(" ")[0] for name in approval.doubts} if approval is not None else ()
-    return (*doubts, *[o for o in snapshot.doubts if o.row.state == "done" and o.row.key in keys]), repeats
+    return (*asking, *[o for o in snapshot.doubts if o.row.state == "done" and o.row.key in keys]), redone
 
 
-def ask_despite(decided: DecidedCall, decision: Decision) -> Decision:
+def ask_despite(decided: DecidedCall) -> Decision:
     """Turn a permit into a question, unless an approval named all doubts of the call."""
+    decision = decided.decision
     given = decided.approval is not None and decided.approval.state == "approved" and decided.doubts_shown
     if given or decision.outcome not in ("permit", "approval_required"):
         return decision

@@ -97,7 +97,7 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
         changes.append(ledger.RecordEdge(edge))
     shared = counting_scope(run, decided.mandate)
     try:
-        if (shared is not None or decided.repeats) and (over := (yield from _elsewhere(decided, shared))) is not None:
+        if (shared is not None or decided.redone) and (over := (yield from _elsewhere(decided, shared))) is not None:
             return (yield from _conflicting(run, decided, over))
         done = yield (Commit, run.scope, run.guard, changes)
     except Exception as exc:  # noqa: BLE001  (see `decide_calls`)
@@ -150,7 +150,7 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
 
 def _elsewhere(decided: DecidedCall, shared: Scope | None) -> Flow[Conflict | None]:
     """Commit a claim's changes to other threads. Return the first conflict or None."""
-    commits: list[Any] = [(scope, [RepeatCall(row.key, row.at)]) for scope, _, row in decided.repeats]
+    commits: list[Any] = [(scope, [RepeatCall(row.key, row.at)]) for scope, _, row in decided.redone]
     if shared is not None and (spends := _spends(decided)) and decided.row is None:
         commits.append((shared, [SpendBudget(*spend) for spend in spends]))
     for scope, changes in commits:

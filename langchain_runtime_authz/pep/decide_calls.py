@@ -101,8 +101,9 @@ def decide_calls(
         yield from entry.conclude(answers.pop(0))
     for one, decision in zip(asked, answers, strict=True):
         one.decision = understood(decision, "tools/call") if decision.obligations else decision
-        if one.doubts or decision.outcome == "approval_required":
-            one.decision = ask_despite(one, one.decision) if one.doubts else one.decision
+        if one.doubts:
+            one.decision = ask_despite(one)
+        if one.decision.outcome == "approval_required":
             one.evidence = sentences(run, one)
     stuck = _awaited(asked, comparisons) if calls[1:] and not held else held
     return decided if stuck == held else (yield from decide_calls(run, calls, None, stuck))
@@ -203,7 +204,7 @@ def _described(
     if binding is not None:
         refused = decision is not _UNDECIDED or key in held
         standing = standing_of(binding, snapshot.counters, row, approval, ahead, refused=refused)
-    doubts, repeats = doubted(run, snapshot, call, key, deeds, approval) if snapshot.doubts and not replay else ((), ())
+    doubts, redone = doubted(run, snapshot, call, key, deeds, approval) if snapshot.doubts and not replay else ((), ())
     if doubts and standing.standing == "covered":  # the call in doubt may have used up the step that orders this one
         standing = standing._replace(standing="deviates", deviations=(Deviation("", "spent", ""),))
     decided = DecidedCall(
@@ -220,7 +221,7 @@ def _described(
         replay=replay,
         deeds=deeds,
         doubts=doubts,
-        repeats=repeats,
+        redone=redone,
     )
     if call.error is None:  # even for a refusal, whose record contains the request
         decided.now, decided.match = int(snapshot.now), match
