@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from langchain_runtime_authz.facts.local_time import local_day
-from langchain_runtime_authz.ledger.base import Approval, CallRow, Scope
+from langchain_runtime_authz.ledger.base import Scope
 from langchain_runtime_authz.ledger.changes import SetMark
 from langchain_runtime_authz.mandate.argument_matching import is_default
 from langchain_runtime_authz.mandate.call_matching import Binding, CallFacts, Standing, bind
@@ -22,7 +22,7 @@ from langchain_runtime_authz.telemetry.logs import logger
 
 _log = logger(__name__)
 APPLICATION_MANDATE: Final = "mandate:application"  # the ledger mark with the mandate and its epoch
-_UNSURE: Final = "unsure "  # prefix of the counts of calls that may be denied
+Ahead = tuple[dict[str, int], dict[str, int]]  # counts of a message's earlier calls: of all, of those that may not run
 
 
 class ApplicationMandate(NamedTuple):
@@ -150,28 +150,21 @@ def _task_of_words(run: Run, turn: Turn, mandate: Mandate | None, call: Call) ->
 
 
 def standing_of(
-    binding: Binding,
-    counters: Mapping[str, int],
-    row: CallRow | None,
-    approval: Approval | None,
-    ahead: dict[str, int],
-    *,
-    refused: bool = False,
+    binding: Binding, counters: Mapping[str, int], ahead: Ahead, *, counted: bool, stopped: bool
 ) -> Standing:
     """Return how a call compares with the mandate. Add its counts to `ahead`.
 
-    `counters`: the ledger's counts. `ahead`: counts of earlier calls of the same message. If this call is `refused`, or
-    may be, calls of the message that wait for it do not run.
+    `counters`: the ledger's counts, which include this call if it was `counted`. `stopped`: this call will not run. It
+    may not run either if it deviates. Then calls of the message that wait for it deviate too.
     """
-    again, counts = row is not None and approval is None, {}
+    (every, unsure), counts = ahead, {}
     for counter, by in binding.counters.items():
-        others = ahead.get(f"{_UNSURE}{counter}" if counter in binding.alone else counter, 0)
-        counts[counter] = max(counters.get(counter, 0) - by * again, 0) + others
+        before = (unsure if counter in binding.alone else every).get(counter, 0)
+        counts[counter] = max(counters.get(counter, 0) - by * counted, 0) + before
     standing = binding.standing(counts)
-    unsure = refused or standing.standing != "covered"
     for spend in standing.spends:
-        for counter in (spend.counter, f"{_UNSURE}{spend.counter}")[: 1 + unsure]:
-            ahead[counter] = ahead.get(counter, 0) + spend.by
+        for added in (every,) if standing.standing == "covered" and not stopped else ahead:
+            added[spend.counter] = added.get(spend.counter, 0) + spend.by
     return standing
 
 
@@ -186,13 +179,13 @@ def counting_scope(run: Run, mandate: Mandate | None) -> Scope | None:
 
 def mandate_json(mandate: Mandate | None, standing: Standing, *, backed: bool) -> dict[str, Any]:
     """Return `call.mandate` of a request. `backed`: no critical argument is `outside`."""
-    differs = standing.deviations and [{"argument": d.argument, "code": d.code} for d in standing.deviations]
+    found = standing.deviations
     return {
         "standing": standing.standing,
         # What a person is to confirm asks, even if the address is known.
-        "backed": backed and {"argument": "", "code": "confirm"} not in differs,
+        "backed": backed and not (found and any(d.code == "confirm" for d in found)),
         "source": mandate.source if mandate is not None else None,
         "step": standing.step,
         "digest": mandate.digest if mandate is not None else None,
-        "deviations": differs or [],
+        "deviations": [{"argument": d.argument, "code": d.code} for d in found] if found else [],
     }

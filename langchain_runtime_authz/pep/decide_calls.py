@@ -25,7 +25,7 @@ from langchain_runtime_authz.pep.approval_questions import OWN
 from langchain_runtime_authz.pep.approval_sentences import sentences
 from langchain_runtime_authz.pep.call import NO_STANDING, Call, DecidedCall
 from langchain_runtime_authz.pep.call_evidence import wants_more
-from langchain_runtime_authz.pep.call_mandate import binding_of, counting_scope, mandate_event, standing_of
+from langchain_runtime_authz.pep.call_mandate import Ahead, binding_of, counting_scope, mandate_event, standing_of
 from langchain_runtime_authz.pep.calls_in_doubt import ask_despite, doubted, effect_names, look_up_doubts
 from langchain_runtime_authz.pep.data_versions import outdated_tools
 from langchain_runtime_authz.pep.decide_steps import Entry
@@ -56,12 +56,14 @@ _REFUSED: Final[Mapping[str, Code]] = {
 
 
 def decide_calls(
-    run: Run, calls: Sequence[Call], entry: Entry = None, held: frozenset[str] = frozenset()
+    run: Run, calls: Sequence[Call], entry: Entry = None, stopped: frozenset[str] = frozenset()
 ) -> Flow[list[DecidedCall]]:
     """Decide all calls of one message in one batch, with the `entry` of their node.
 
-    Never raises: a failure denies the calls, and may leave the entry undecided. `held`: keys of calls that the policy
-    did not permit. Calls of the same message that must wait for them are decided as deviating.
+    Never raises: a failure denies the calls, and may leave the entry undecided.
+
+    A call that waits for another call of the message is decided as if the other one runs. If the policy does not permit
+    the other one, all are decided again, with its key in `stopped`. Then the waiting call deviates.
     """
     if not calls:
         return []
@@ -83,10 +85,10 @@ def decide_calls(
     decided: list[DecidedCall] = []
     asked: list[DecidedCall] = []
     bodies: list[bytes | None] = []
-    ahead: dict[str, int] = {}
+    ahead: Ahead = {}, {}
     changed = False
     for call, key, compared, approval in zip(calls, keys, comparisons, approvals, strict=True):
-        one = _described(run, snapshot, words, call, key, compared, approval, moved, ahead, held)
+        one = _described(run, snapshot, words, call, key, compared, approval, moved, ahead, stopped)
         one.started = started
         changed = changed or (one.match is not None and one.match.changed)
         decided.append(one)
@@ -101,16 +103,15 @@ def decide_calls(
         yield from entry.conclude(answers.pop(0))
     for one, decision in zip(asked, answers, strict=True):
         one.decision = understood(decision, "tools/call") if decision.obligations else decision
-        if one.doubts:
-            one.decision = ask_despite(one)
+        one.decision = ask_despite(one) if one.doubts else one.decision
         if one.decision.outcome == "approval_required":
             one.evidence = sentences(run, one)
-    stuck = _awaited(asked, comparisons) if calls[1:] and not held else held
-    return decided if stuck == held else (yield from decide_calls(run, calls, None, stuck))
+    stopped = _stopped(asked, comparisons) if calls[1:] and not stopped else frozenset()
+    return (yield from decide_calls(run, calls, None, stopped)) if stopped else decided
 
 
-def _awaited(asked: Sequence[DecidedCall], comparisons: Sequence[_Compared]) -> frozenset[str]:
-    """Return keys of calls that others of the message await and that may not run."""
+def _stopped(asked: Sequence[DecidedCall], comparisons: Sequence[_Compared]) -> frozenset[str]:
+    """Return keys of calls for which others of the message wait, and that may not run."""
     awaited = {counter for *_, binding in comparisons if binding is not None for counter in binding.alone}
     return frozenset(one.key for one in asked if one.standing.opened in awaited and not one.decision.permit)
 
@@ -181,8 +182,8 @@ def _described(
     compared: _Compared,
     approval: Approval | None,
     moved: frozenset[str],
-    ahead: dict[str, int],
-    held: frozenset[str],
+    ahead: Ahead,
+    stopped: frozenset[str],
 ) -> DecidedCall:
     """Return the call with all facts for its decision. Add its counts to `ahead`."""
     counter, deeds, mandate, binding = compared
@@ -197,13 +198,13 @@ def _described(
     replay = decision is _UNDECIDED and row is not None and row.state == "done" and call.profile.side_effect
     prior = 0
     if counter:
-        spent, before = snapshot.counters.get(counter, 0), ahead.get(counter, 0)
+        spent, before = snapshot.counters.get(counter, 0), ahead[0].get(counter, 0)
         prior = spent - int(row is not None and spent > 0) + before
-        ahead[counter] = before + int(row is None)
+        ahead[0][counter] = before + int(row is None)
     standing = NO_STANDING
     if binding is not None:
-        refused = decision is not _UNDECIDED or key in held
-        standing = standing_of(binding, snapshot.counters, row, approval, ahead, refused=refused)
+        counted, refused = row is not None and approval is None, decision is not _UNDECIDED or key in stopped
+        standing = standing_of(binding, snapshot.counters, ahead, counted=counted, stopped=refused)
     doubts, redone = doubted(run, snapshot, call, key, deeds, approval) if snapshot.doubts and not replay else ((), ())
     if doubts and standing.standing == "covered":  # the call in doubt may have used up the step that orders this one
         standing = standing._replace(standing="deviates", deviations=(Deviation("", "spent", ""),))
