@@ -153,7 +153,7 @@ class _Backstop(_Models):
         tool, given, config, call_id = started
         one = current_scope.get()
         if is_guarded(tool) or (
-            type(one) is ToolExecution and one.stages[-1:] == ["run"] and one.call.tool_ref is tool
+            type(one) is ToolExecution and one.stages[-1:] == ["run"] and one.call.input.tool is tool
         ):
             return None
         arrived = arrival_unguarded(tool, given, private.ensure_config(config), call_id)

@@ -93,7 +93,7 @@ def decide_together(
         if one.replay and reviewed and _asked_by(one, private.task_id(config), review=True):
             answered = [0, *answered]  # the answer to the review, which is not repeated
         paused = row is not None and row.state == "suspended"
-        replaced = bool(one.call.amends) and _replaced(one)
+        replaced = bool(one.call.edited_by) and _replaced(one)
         waiting.append(Pending(run, one.call, verdict, place, answers=answered, paused=paused, replaced=replaced))
     return waiting
 
@@ -351,7 +351,7 @@ def _resolve(run: Run, asked: Sequence[tuple[DecidedCall, Approval]], answer: ob
 
 def _replaced(decided: DecidedCall) -> bool:
     """Return True if the answer to our question, not to a review, edited the call."""
-    return decided.approval is not None and decided.approval.source != "hitl" and bool(decided.call.amends)
+    return decided.approval is not None and decided.approval.source != "hitl" and bool(decided.call.edited_by)
 
 
 def _denied(decided: DecidedCall, code: Code) -> DecidedCall:

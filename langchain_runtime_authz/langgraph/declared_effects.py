@@ -287,7 +287,7 @@ def _begin(arrivals: Sequence[Arrival]) -> Flow[list[ToolExecution | Replay]]:
         messages.answer(denied, None)  # raises
     begun: list[ToolExecution | Replay] = []
     for one in arrivals:
-        tool: Any = one.call.tool_ref
+        tool: Any = one.call.input.tool
         if isinstance(one.verdict, Replay):
             one.settle()
             begun.append(one.verdict)

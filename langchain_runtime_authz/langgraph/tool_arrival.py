@@ -124,7 +124,7 @@ class Arrival:
         run, call, ticket = self.run, self.call, verdict if isinstance(verdict, Ticket) else None
         if run is None or (ticket is None and call.error is not Code.INVALID_ARGUMENTS):
             return None
-        parsed = call.parsed
+        parsed = call.input.parsed
         if ticket is not None and not self.exact:
             parsed = self._own(parsed)
         front = self.front if self.front is not None else current_scope.get()
@@ -160,11 +160,11 @@ class Arrival:
         return answer(Denial(self.call, deny(Code.NO_RUN)), self.call_id)
 
     def _own(self, parsed: Any) -> Any:
-        injected, given = self.call.injected, self.given
+        injected, given = self.call.input.injected, self.given
         if self.parser is None or not isinstance(parsed, dict):
             return parsed
         sent = given if isinstance(given, dict) else {}
-        if not self.call.supplied and not any(parsing.supplied(k, v, injected) for k, v in sent.items()):
+        if not self.call.input.supplied and not any(parsing.supplied(k, v, injected) for k, v in sent.items()):
             return parsed
         now = self.parser(dict(sent), self.call_id)
         own = now if isinstance(now, dict) else {}
@@ -181,14 +181,14 @@ def arrival(tool: BaseTool, tool_input: Any, config: Any, call_id: str | None, p
         one = None  # a wrapper makes another call first: the verdict is for the call that was decided
     mine = one if one is not None and not one.used and one.take() else None
     if mine is not None:
-        call = mine.call
-        if call.tool_ref is tool and call.tool == tool.name:
-            exact = call.injected.isdisjoint(tool_input) and tool_input == call.sent
-            sent = tool_input if exact or isinstance(tool_input, str) else parsing.without(tool_input, call.injected)
-            if (exact or call.sent == sent) and parsing.unchanged(call):
+        call, own = mine.call, mine.call.input
+        if own.tool is tool and call.tool == tool.name:
+            exact = own.injected.isdisjoint(tool_input) and tool_input == own.sent
+            sent = tool_input if exact or isinstance(tool_input, str) else parsing.without(tool_input, own.injected)
+            if (exact or own.sent == sent) and parsing.unchanged(call):
                 return Arrival(
                     call, config, run=mine.run, verdict=mine.verdict, front=mine, call_id=call_id, parser=parser,
-                    given=tool_input, exact=exact and not call.supplied, engine=mine.run.engine,
+                    given=tool_input, exact=exact and not own.supplied, engine=mine.run.engine,
                 )  # fmt: skip
     facts = facts_of(tool)
     # A changed call is compared with the plan of the call that was decided. Without an earlier decision, the plan is
@@ -238,7 +238,7 @@ def _described(tool: BaseTool, call_id: str | None, parser: Parser | None, **pla
     def described(facts: ToolFacts, given: Any) -> Call:
         own = given if isinstance(given, str) else parsing.without(given, facts.injected)
         read = partial(parsing.parse, tool, given, call_id, parser) if parser is not None else lambda: given
-        return parsing.describe(tool, facts, read, written=own, **about)
+        return parsing.describe(tool, facts, read, raw=own, sent=own, **about)
 
     return described
 

@@ -146,7 +146,7 @@ class MessageCalls:
             call_id=call_id,
             plan_id=plan_id,
             position=position,
-            written=sent,
+            raw=sent,
             sent=without(injected, facts.injected),
             amend=amend,
             reviewed=call["name"] in self.reviewed,
@@ -180,7 +180,7 @@ class Turns:
             if layer and type(one.verdict) is Denial and (why := one.verdict.decision).failure and why.reason in OVER:
                 raise AuthzHalt(why.reason, why.decision_id)  # the call stays open, for when the thread continues
             if (
-                layer and one.call.tool_ref is not None and not one.for_review
+                layer and one.call.input.tool is not None and not one.for_review
             ):  # without a tool, the model made up the name
                 one.run.engine.tally.count(one.run, "tool", one.call.tool, layer, decided=1)
         self.thread = threading.get_ident() if self.serial else 0  # calls in this thread run in order anyway
@@ -290,7 +290,7 @@ def answer_of(one: Pending, call: Any, config: Any) -> ToolMessage | None:
 
 def instead_of(one: Pending, call: Any) -> Any:
     """Return the call to run: the original, or an approver's edit."""
-    if one.for_review or not one.call.amends:
+    if one.for_review or not one.call.edited_by:
         return call
     return {**call, "name": one.call.tool, "args": one.call.raw}
 
@@ -360,5 +360,5 @@ class ToolCallPEP:
 
 
 def _request(one: Pending, request: Any) -> Any:
-    tool = own if isinstance(own := one.call.tool_ref, BaseTool) else request.tool
+    tool = own if isinstance(own := one.call.input.tool, BaseTool) else request.tool
     return request.override(tool=tool, tool_call=instead_of(one, request.tool_call))

@@ -19,7 +19,7 @@ from langchain_runtime_authz.facts.argument_atoms import NO_ATOMS, atoms_of
 from langchain_runtime_authz.facts.plan import PlannedCall, raw_digest
 from langchain_runtime_authz.langgraph.private_api import takes_no_arguments
 from langchain_runtime_authz.langgraph.tool_facts import ToolFacts
-from langchain_runtime_authz.pep.call import Call
+from langchain_runtime_authz.pep.call import Call, ToolInput
 from langchain_runtime_authz.tool_profile import UNPROFILED
 
 _EMPTY = digest({})
@@ -36,19 +36,17 @@ def parse(tool: BaseTool, tool_input: str | Mapping[str, Any], call_id: str | No
     return parser(tool_input if isinstance(tool_input, str) else dict(tool_input), call_id)
 
 
-def describe(
-    tool: BaseTool, facts: ToolFacts, read: Callable[[], Any], *, written: Mapping[str, Any] | str, **about: Any
-) -> Call:
-    """Return the `Call` to decide, from the arguments that `read` returns.
+def describe(tool: BaseTool, facts: ToolFacts, parse: Callable[[], Any], *, raw: Any, sent: Any, **about: Any) -> Call:
+    """Return the `Call` to decide, with the arguments that `parse` returns.
 
-    `written`: the model's arguments. `about`: other fields of the `Call`, at least its ids and position.
+    `raw`: the model's arguments. `sent`: see `ToolInput`. `about`: other fields of the `Call`, at least ids, position.
     """
     error: Code | None = None
     args: dict[str, Any] = {}
     args_digest, supplied_too = _EMPTY, False
     (profile, profiled, _), injected = facts
     try:
-        parsed = read()
+        parsed = parse()
     except Exception as exc:  # noqa: BLE001  (stored, and raised again when the tool parses)
         parsed, error = exc, Code.INVALID_ARGUMENTS
     else:
@@ -57,22 +55,20 @@ def describe(
             args_digest = digest(args)
         except MappingError as exc:
             error = Code(exc.code)
+    given = frozenset(args if isinstance(sent, str) else sent)
     return Call(
         tool.name,
         profile,
         profiled,
-        raw=written,
+        raw=raw,
         args=args,
         args_digest=args_digest,
         atoms=atoms_of(profile, args),
-        parsed=parsed,
-        injected=injected,
-        supplied=supplied_too,
-        reread=lambda: digest(_decided(tool, read(), injected)[0]),
-        tool_ref=tool,
+        given=given if given <= args.keys() else frozenset(args),
+        input=ToolInput(tool, sent, parsed, injected, supplied_too, parse),
         metadata=tool.metadata,
         error=error,
-        **{"sent": written, **about},
+        **about,
     )
 
 
@@ -87,22 +83,27 @@ def _decided(tool: BaseTool, parsed: Any, injected: frozenset[str]) -> tuple[dic
 def parses_alike(call: Call) -> bool:
     """Return True if a second parse gives arguments with the same digest."""
     try:
-        return call.reread() == call.args_digest
+        return _has_digest(call, call.input.parse())
     except Exception:  # noqa: BLE001  (a failed parse is a change)
         return False
 
 
 def unchanged(call: Call) -> bool:
     """Return True if no code changed the parsed arguments after the decision."""
-    parsed, injected = call.parsed, call.injected
-    if call.error is not None or not isinstance(parsed, dict) or not isinstance(call.tool_ref, BaseTool):
+    parsed = call.input.parsed
+    if call.error is not None or not isinstance(parsed, dict):
         return True
     if _SCALARS.issuperset(map(type, parsed.values())):
         return True
     try:
-        return digest(_decided(call.tool_ref, parsed, injected)[0]) == call.args_digest
+        return _has_digest(call, parsed)
     except MappingError:
         return False
+
+
+def _has_digest(call: Call, parsed: Any) -> bool:
+    tool: Any = call.input.tool
+    return digest(_decided(tool, parsed, call.input.injected)[0]) == call.args_digest
 
 
 def without(args: Mapping[str, Any], injected: frozenset[str]) -> dict[str, Any]:

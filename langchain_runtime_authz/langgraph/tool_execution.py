@@ -237,7 +237,7 @@ class ToolExecution(CodeScope):
                 result = recorded(output, answered, self.call_id)
             returned = self.returned
             if type(returned) is not str:
-                returned = read_by_model(tool, returned) if isinstance(tool := self.call.tool_ref, BaseTool) else None
+                returned = read_by_model(tool, returned) if isinstance(tool := self.call.input.tool, BaseTool) else None
         ended = "suspended" if state == "halted" else state
         return conclude(self.run, self.ticket, self.call, ended, result, output=returned, question=question)
 

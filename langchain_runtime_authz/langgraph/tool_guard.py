@@ -115,7 +115,7 @@ def _method(base: type[BaseTool], name: str) -> Callable[..., Any]:
 def _guarded_class(base: type[BaseTool]) -> Any:
     def _parse_input(self: Any, tool_input: Any, tool_call_id: str | None) -> Any:
         execution = current_scope.get()
-        if type(execution) is not ToolExecution or execution.call.tool_ref is not self or execution.stages:
+        if type(execution) is not ToolExecution or execution.call.input.tool is not self or execution.stages:
             return base._parse_input(self, tool_input, tool_call_id)
         if isinstance(execution.parsed, Exception):  # the tool's schema refused the arguments
             raise execution.parsed

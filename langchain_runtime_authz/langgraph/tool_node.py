@@ -89,7 +89,7 @@ class _Gate(private.ToolNode):
         if (found := turns.waiting.get(id(call)) or turns.copied(call)) is None:
             return tool_batch.undecided(call)
         with tool_batch.Turn(turns, *found) as one:
-            if type(one.verdict) is Ticket and not one.call.amends:
+            if type(one.verdict) is Ticket and not one.call.edited_by:
                 return super()._run_one(call, input_type, tool_runtime)
             if (answer := tool_batch.answer_of(one, call, turns.config)) is not None:
                 return answer
@@ -100,7 +100,7 @@ class _Gate(private.ToolNode):
         if (found := turns.waiting.get(id(call)) or turns.copied(call)) is None:
             return tool_batch.undecided(call)
         async with tool_batch.Turn(turns, *found) as one:
-            if type(one.verdict) is Ticket and not one.call.amends:
+            if type(one.verdict) is Ticket and not one.call.edited_by:
                 return await super()._arun_one(call, input_type, tool_runtime)
             if (answer := tool_batch.answer_of(one, call, turns.config)) is not None:
                 return answer

@@ -24,6 +24,20 @@ _NO_TASK: Final = Task()
 NO_STANDING: Final = Standing("none", None, (), ())
 
 
+class ToolInput(NamedTuple):
+    """A call of a LangChain tool, as the framework passes it to the tool."""
+
+    tool: object
+    sent: Any  # the arguments before parsing, without those that the framework supplies
+    parsed: Any  # the arguments that the tool receives, or the exception that parsing raised
+    injected: frozenset[str]  # names of the arguments that the framework supplies
+    supplied: bool  # `parsed` has such arguments
+    parse: Callable[[], Any]  # parses the arguments again
+
+
+_NO_INPUT: Final = ToolInput(None, None, None, frozenset(), False, str)
+
+
 @dataclass(slots=True)
 class Call:
     """One tool call as an enforcement point saw it, before any decision."""
@@ -38,26 +52,15 @@ class Call:
     args: Mapping[str, Any]  # the parsed arguments as JSON, without those that the framework supplies
     args_digest: str
     atoms: CallAtoms
-    parsed: Any = None  # the parsed arguments that the tool receives
-    sent: Any = None
-    injected: frozenset[str] = frozenset()  # arguments that the framework supplies
-    supplied: bool = False
-    reread: Callable[[], str] = str  # parses the arguments again and returns their digest
-    tool_ref: object = None
+    given: frozenset[str] = frozenset()  # names of the arguments that the model sent; all names if it used an alias
+    input: ToolInput = _NO_INPUT  # empty if the tool is unknown or not LangChain's
     metadata: Mapping[str, Any] | None = None
     error: Code | None = None
     place: str = ""  # distinguishes equal calls without a known model message
     amend: Callable[[str, dict[str, Any]], Call] | None = None  # returns the call of an approver's edit
-    amends: str = ""  # key of the approval whose edit made this call
+    edited_by: str = ""  # key of the approval whose edit made this call
     reviewed: bool = False  # another review, like LangChain's, asks before the tool runs
     by_code: bool = False  # the application's code makes the call: `RuntimeAuthz.effect`
-
-    @property
-    def given(self) -> frozenset[str]:
-        """Names of the arguments that the model sent; all names if it used an alias."""
-        sent = self.sent if type(self.sent) is dict or isinstance(self.sent, Mapping) else self.args
-        names = frozenset(sent)
-        return names if names <= self.args.keys() else frozenset(self.args)
 
 
 @dataclass(slots=True)

@@ -321,8 +321,8 @@ def _query(
     for call in calls:
         if plan_id is not None:
             wanted_rows.append(f"review:{origin}:{call.position}:{run.agent!r}:{plan_id}")  # `review_key`
-        if call.amends:
-            wanted_rows.append(call.amends)
+        if call.edited_by:
+            wanted_rows.append(call.edited_by)
         if call.error is None:
             values += call.atoms.keys
     return Query(
@@ -342,8 +342,8 @@ def _approval(run: Run, snapshot: Snapshot, origin: int, call: Call, key: str) -
     own = snapshot.approvals.get(key)
     if own is None and _goes_on(run, snapshot, key) and not snapshot.approvals[f"{OWN}{key}"].message:
         return snapshot.approvals[f"{OWN}{key}"]
-    if own is None and call.amends:
-        own = snapshot.approvals.get(call.amends)
+    if own is None and call.edited_by:
+        own = snapshot.approvals.get(call.edited_by)
     if own is None and call.plan_id is not None:
         review = snapshot.approvals.get(review_key(run, call, origin))
         if review is not None and _reviewed(review, call):
@@ -376,7 +376,7 @@ def _reviewed(review: Approval, call: Call) -> bool:
 
 
 def _amended(call: Call, approval: Approval | None) -> Call:
-    if approval is None or not approval.edited or approval.call_key == call.amends or call.amend is None:
+    if approval is None or not approval.edited or approval.call_key == call.edited_by or call.amend is None:
         return call
     here: dict[str, Any] = {
         "call_id": call.call_id,
@@ -384,7 +384,7 @@ def _amended(call: Call, approval: Approval | None) -> Call:
         "position": call.position,
         "place": call.place,
     }
-    return replace(call.amend(*edited_action(approval.edited)), **here, amends=approval.call_key)
+    return replace(call.amend(*edited_action(approval.edited)), **here, edited_by=approval.call_key)
 
 
 def _refusal(
@@ -403,7 +403,7 @@ def _refusal(
     if approval is not None:
         if approval.state in _REFUSED:
             return deny(_REFUSED[approval.state])
-        if approval.edited and approval.call_key != call.amends:  # the approver replaced the call
+        if approval.edited and approval.call_key != call.edited_by:  # the approver replaced the call
             return deny(Code.APPROVAL_VOID)
         # A question that expired without an answer denies too.
         if approval.state in ("asked", "approved") and 0 < approval.expires_at <= snapshot.now:

@@ -96,7 +96,7 @@ def _granted(call: Call, row: CallRow | None, approval: Approval) -> JSON | None
     again = (row is not None and row.state == "suspended") or not call.profile.side_effect
     if approval.state != "approved" and not (again and approval.state == "spent"):
         return None
-    edited = call.amends == approval.call_key
+    edited = call.edited_by == approval.call_key
     return {
         "source": approval.source,
         "approver": approval.approver,

@@ -211,5 +211,6 @@ class Session:
             args=projected,
             args_digest=digest(projected),
             atoms=atoms_of(profile, projected),
+            given=frozenset(projected),
             error=error,
         )
