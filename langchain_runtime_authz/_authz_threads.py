@@ -239,7 +239,7 @@ class Threads:
         self, thread_id: str, *, graph: GraphLike = None, agent: Sequence[str] = (), by: str = "", reason: str = ""
     ) -> Flow[None]:
         """Lift the revocation of a thread, or of an agent and those below it."""
-        return reinstate(self._scope(thread_id, graph), tuple(agent), by, reason)
+        return reinstate(self._engine, self._scope(thread_id, graph), tuple(agent), by, reason)
 
     reinstate, areinstate = both(_reinstate)
 

@@ -231,10 +231,15 @@ def keep_end(run: Run, ticket: Ticket, record: Callable[[], Flow[None]] | None) 
         _log.error("%s: the end of call %s is dropped, as %d newer ones wait", Code.IN_DOUBT, first, MAX_LOST)
 
 
-def revoke_late(run: Run, decision: Decision) -> Flow[None]:
-    """Revoke the agent as `decision` demands. If it fails, `record_ends` retries it."""
+def revoke_late(run: Run, decision: Decision, failed: Exception | None = None) -> Flow[None]:
+    """Revoke the agent as `decision` demands. If it fails, `record_ends` retries it.
+
+    `failed`: why the denial's own commit did not revoke it. After a timeout, the denial does not wait again.
+    """
     done, name = None, decision.decision_id
     try:
+        if isinstance(failed, LedgerError) and failed.code == Code.LEDGER_TIMEOUT:
+            raise failed
         done = yield Commit(run.scope, None, [Revoke(run.agent)])
         LOST_ENDS.pop(name, None)
         yield anomaly(run, decision.reason, name, done.now)

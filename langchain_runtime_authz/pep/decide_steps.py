@@ -73,8 +73,8 @@ def decide_step(
         if changes:
             try:
                 done = yield (Commit, run.scope, run.guard if permit else None, changes)
-            except Exception:
-                yield from revoke_late(run, decision) if Revoke in map(type, changes) else ()
+            except Exception as exc:
+                yield from revoke_late(run, decision, exc) if Revoke in map(type, changes) else ()
                 raise
             if isinstance(done, Conflict):
                 decision = deny(done.code)

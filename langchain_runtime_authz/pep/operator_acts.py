@@ -9,9 +9,10 @@ from langchain_runtime_authz.facts.resource_version import spelled
 from langchain_runtime_authz.facts.task import content_digest
 from langchain_runtime_authz.ledger.base import Committed, Conflict, Query, Scope
 from langchain_runtime_authz.ledger.changes import Change, Reinstate, Revoke, SetMark
+from langchain_runtime_authz.pep.calls_in_doubt import record_ends
 from langchain_runtime_authz.pep.data_versions import data_scope
 from langchain_runtime_authz.pep.decision_log import commit_recorded, run_event
-from langchain_runtime_authz.pep.run import Commit, Flow, Load, new_id
+from langchain_runtime_authz.pep.run import Commit, Engine, Flow, Load, new_id
 
 
 def _commit(scope: Scope, change: Change) -> Flow[float]:
@@ -42,9 +43,10 @@ def revoke(scope: Scope, agent: tuple[str, ...], by: str = "", reason: str = "")
     yield run_event(scope, "revoked", now, detail={"author": by, "reason": reason}, agent=agent)
 
 
-def reinstate(scope: Scope, agent: tuple[str, ...], by: str = "", reason: str = "") -> Flow[None]:
+def reinstate(engine: Engine, scope: Scope, agent: tuple[str, ...], by: str = "", reason: str = "") -> Flow[None]:
     """Record that revocations are lifted, then lift them. Raises `LedgerError`."""
     _checked(scope, agent)
+    yield from record_ends(engine, scope)  # so that a revocation that waits for the ledger is lifted too
     now = (yield Load(scope, Query())).now
 
     def record(**detail: Any) -> Flow[None]:

@@ -658,6 +658,34 @@ def test_a_demanded_revocation_outlives_a_failure_of_the_ledger(monkeypatch: Any
     assert LOST_ENDS == {} and [r.get("event") for r in authz.audit.records].count("revoked") == revokes
 
 
+@pytest.mark.parametrize("error", [LedgerError(Code.LEDGER_TIMEOUT), RuntimeError()], ids=["hangs", "twin: fails at once"])
+def test_a_reinstated_agent_is_not_revoked_again(monkeypatch: Any, error: Exception) -> None:
+    """A revocation that waits for the ledger is committed before the operator lifts it.
+
+    The denial waits once for a ledger that hangs. If the ledger fails at once, the denial tries the revocation again.
+    """
+    no = {"decision": False, "context": {"obligations": [{"id": "x", "type": "revoke", "properties": {}}]}}
+    pdp = StaticPDP(lambda request: no if request.resource.id == "pay" else True)
+    authz = RuntimeAuthz(profiles=PROFILES, pdp=pdp)
+    session = authz.session(subject="alice", task=ORDER, thread="t")
+    commit, tried = authz.ledger.commit, list[Any]()
+
+    def failing(scope: Any, guard: Any, changes: Any) -> Any:
+        if Revoke not in map(type, changes):
+            return commit(scope, guard, changes)
+        tried.append(changes)
+        raise error
+
+    with monkeypatch.context() as down:
+        down.setattr(authz.ledger, "commit", failing)
+        session.decide("pay", PAY)
+    assert len(tried) == (1 if isinstance(error, LedgerError) else 2) and len(LOST_ENDS) == 1
+    authz.reinstate("t", graph="session", by="user:carol", reason="looked at it")
+    events = [r.get("event") for r in authz.audit.records]
+    assert LOST_ENDS == {} and events.index("revoked") < events.index("reinstated")
+    assert authz.session(subject="alice", task=ORDER, thread="t").decide("save", {"path": "a"}).permit
+
+
 @pytest.mark.parametrize("error", [RuntimeError("429"), TimeoutError()], ids=["failed", "lost"])
 @pytest.mark.parametrize(
     ("name", "args", "other"),
