@@ -7,6 +7,7 @@ are counted per thread, so all agents of the thread share them.
 from __future__ import annotations
 
 import time
+from dataclasses import fields
 from typing import Final, cast
 
 from langchain_runtime_authz.credential.token import MAX_DELEGATORS, Credential
@@ -20,18 +21,12 @@ from langchain_runtime_authz.ledger.changes import Change, RecordEdge
 from langchain_runtime_authz.pep.decide_steps import decide_step
 from langchain_runtime_authz.pep.decision_log import run_event
 from langchain_runtime_authz.pep.mint_tokens import audiences_of, minted
-from langchain_runtime_authz.pep.run import Flow, Run, new_id
+from langchain_runtime_authz.pep.run import Flow, Inherited, Run, new_id
 from langchain_runtime_authz.pep.run_lifecycle import take_lease
 from langchain_runtime_authz.telemetry.metrics import count
 from langchain_runtime_authz.telemetry.spans import run_span
 
 INVOKE: Final = "agent/invoke"
-# Fields of `Run` that the runs of one root entry share.
-_OF_ENTRY: Final = (
-    "engine", "scope", "subject", "run_id", "epoch", "started_at", "expires_at", "steps_before", "mandate", "spent_at",
-    "planned", "upstream", "foreign", "handed", "children", "corrected", "seen_from_model", "keyed_thread",
-    "asked_anew", "opened",
-)  # fmt: skip
 
 
 def open_child(
@@ -52,7 +47,7 @@ def open_child(
     if kind == "subgraph":
         opened = parent.handed.get(name, opened)
     child = Run(
-        **{of_entry: getattr(parent, of_entry) for of_entry in _OF_ENTRY},
+        **{one.name: getattr(parent, one.name) for one in fields(Inherited)},
         agent=(*parent.agent, name),
         jti=new_id(),
         grant=parent.engine.granted(profile, parent.grant, request),

@@ -107,7 +107,8 @@ class HealthCheck:
         engine, scope = self._engine, Scope(self._engine.tenant, self._engine.issuer.issuer, "health", "")
         subject, now = Subject(type="service", id="health"), int(time.time())
         named = replace(engine, identity=StaticIdentity())  # the application's identity may hang
-        run = Run(named, scope, subject, new_id(), ("health",), new_id(), 1, now, now + engine.lease_ttl)
+        run = Run(named, scope, subject, new_id(), ("health",), new_id(), started_at=now)
+        run.expires_at = now + engine.lease_ttl
         resource = {"type": "run", "id": "health", "properties": {"graph": "health"}}
         body = request_json(run, snapshot(Thread(), Query(), now), {"name": "run/start"}, resource)
         (decision,) = engine.evaluator.evaluate([body])

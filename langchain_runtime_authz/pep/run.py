@@ -7,7 +7,7 @@ import json
 import logging
 import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from datetime import date
 from functools import partial, wraps
 from os import urandom
@@ -274,65 +274,76 @@ class Engine:
 
 
 @dataclass(slots=True, eq=False)
-class Run:
-    """One agent's run in one root entry: its lease, and its state in this process.
-
-    Two agent paths never share a `jti`. The ledger holds all that must survive the process.
-    """
+class Inherited:
+    """The fields that a child agent's run takes over from its parent's run."""
 
     engine: Engine
     scope: Scope
     subject: Subject
     run_id: str
-    agent: tuple[str, ...]
-    jti: str
-    epoch: int
-    started_at: int
-    expires_at: int
-    grant: Grant | None = None
+    _: KW_ONLY
+    epoch: int = 0  # like the two times, set when the root entry takes its lease
+    started_at: int = 0
+    expires_at: int = 0
+    upstream: tuple[str, ...] = ()  # agents of other servers that delegated to the root, nearest first
     mandate: Mandate | None = None  # the application's mandate
     planned: Mandate | None = None  # the planner's mandate, from the user's words only
     spent_at: Scope | None = None  # the thread that first used `mandate` and counts its steps, if not this one
-    parent: Run | None = None
-    upstream: tuple[str, ...] = ()  # agents of other servers that delegated to the root, nearest first
-    depth: int = field(init=False)  # number of delegations from the first agent to this one
-    waiting: tuple[tuple[tuple[str, ...], str], ...] = ()  # waiting calls of parents: agent path, call id
-    closed: bool = False
-    paused: bool = False
-    undelivered: tuple[str, ...] = ()  # corrections that the graph's input lacks; results of stale calls carry them
-    corrected: tuple[str, ...] = ()  # answers to tools' or nodes' own questions; results of stale calls carry them too
-    pinned: int = 0  # number of texts in the ledger when the root entry began
-    kept_state: bool = False  # there is a checkpointer, so the ledger records the run's last checkpoint
-    loaded: str = ""  # the thread's newest checkpoint when the root entry began
+    opened: Snapshot | None = None  # the ledger's state after the root entry's commit, with all texts
     steps_before: int = 0  # number of the thread's steps when the root entry began
-    # Digest of calls that a model returned → model, prompt digest. `asked_model`: callback run id → those of its model.
+    pinned: int = 0  # number of texts in the ledger when the root entry began
+    corrected: tuple[str, ...] = ()  # answers to tools' or nodes' own questions; results of stale calls carry them
+    keyed_thread: Any = None  # the thread to which this root entry gives answers by interrupt id
+    # From here on, all runs of the root entry share the collections.
+    # Digest of calls that a model returned → model, prompt digest.
     seen_from_model: dict[str, tuple[str | None, str | None]] = field(default_factory=dict)
-    asked_model: dict[object, tuple[str, str | None]] = field(default_factory=dict)
-    recorded: dict[str, object] = field(default_factory=dict)  # ids of recorded plans → their calls
     foreign: set[str] = field(default_factory=set)  # digests of calls that the client sent, never planned
     handed: dict[str, Edge] = field(default_factory=dict)  # receiving agent → its permitted hand-off
-    children: set[str] = field(default_factory=set)  # jtis of this entry's child agents that have not ended
-    kept: dict[tuple[Any, ...], tuple[Decision, float]] = field(default_factory=dict)  # step → cached permit, expiry
+    children: set[str] = field(default_factory=set)  # jtis of child agents that have not ended
+    asked_anew: set[str] = field(default_factory=set)  # interrupt ids of questions of child graphs without checkpoints
+
+
+@dataclass(slots=True, eq=False)
+class Run(Inherited):
+    """One agent's run in one root entry: its lease, and its state in this process.
+
+    Two agent paths never share a `jti`. The ledger holds all that must survive the process.
+    """
+
+    agent: tuple[str, ...]
+    jti: str
+    grant: Grant | None = None
+    parent: Run | None = None
+    waiting: tuple[tuple[tuple[str, ...], str], ...] = ()  # waiting calls of parents: agent path, call id
+    invited: str = ""  # id of the decision that delegated to this run
+    depth: int = field(init=False)  # number of delegations from the first agent to this one
     # Name of the root entry, also of its child agents: the first jti, or the superstep of an unprotected graph.
     entry: str = field(init=False)
+    guard: Guard = field(init=False)  # the conditions of this run's commits
+    closed: bool = False
+    paused: bool = False
+    # Only of a root: the state with which the root entry began.
+    undelivered: tuple[str, ...] = ()  # corrections that the graph's input lacks; results of stale calls carry them
+    kept_state: bool = False  # there is a checkpointer, so the ledger records the run's last checkpoint
+    loaded: str = ""  # the thread's newest checkpoint
+    # Callback run id of a model that answers now → model, prompt digest.
+    asked_model: dict[object, tuple[str, str | None]] = field(default_factory=dict)
+    recorded: dict[str, object] = field(default_factory=dict)  # ids of recorded plans → their calls
     batches: dict[Any, Any] = field(default_factory=dict)  # decisions that the tasks of one message share: `tool_batch`
     versions: dict[str, str] = field(default_factory=dict)  # call key → version of its resource before the read
+    # LangGraph task → its execution, ids of answered questions, keys of withdrawn calls.
+    heard: dict[str, tuple[Any, set[str], set[str]]] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
     span: OpenSpan | None = None
     decision_spans: dict[str, Any] = field(default_factory=dict)  # decision id → its span, to which later spans link
-    authority: str = ""  # cached beginning of the ledger keys of this run's calls
-    intent: str = ""  # cached beginning of the idempotency keys of this run's calls
-    run_part: tuple[Any, ...] = ()  # cached JSON of subject, agent and grant
-    task_part: tuple[Any, ...] = ()  # the task, its epoch, and cached JSON of both
+    # Caches.
+    kept: dict[tuple[Any, ...], tuple[Decision, float]] = field(default_factory=dict)  # step → permit, expiry
+    authority: str = ""  # beginning of the ledger keys of this run's calls
+    intent: str = ""  # beginning of the idempotency keys of this run's calls
+    run_part: tuple[Any, ...] = ()  # JSON of subject, agent and grant
+    task_part: tuple[Any, ...] = ()  # the task, its epoch, and JSON of both
     schemas_read: bool = False  # the tools' schemas were built, for mandates
-    opened: Snapshot | None = None  # the ledger's state after the root entry's commit, with all texts
-    invited: str = ""  # id of the decision that delegated to this run
     exchanged: tuple[Any, dict[Any, Any]] | None = None  # a lease, and the tokens that a provider issued for it
-    keyed_thread: Any = None  # the thread to which this root entry gives answers by interrupt id
-    # LangGraph task → its execution, ids of answered questions, keys of withdrawn calls.
-    heard: dict[str, tuple[Any, set[str], set[str]]] = field(default_factory=dict)
-    asked_anew: set[str] = field(default_factory=set)  # interrupt ids of questions of child graphs without checkpoints
-    guard: Guard = field(init=False)  # the conditions of this run's commits
 
     def __post_init__(self) -> None:
         self.depth = len(self.agent) - 1 + len(self.upstream)

@@ -86,9 +86,7 @@ def open_entry(
     agents of other servers that delegated to this root.
     """
     granted = engine.granted(engine.agents.get(agent), grant)
-    run = Run(
-        engine, scope, subject, run_id, (agent,), new_id(), 0, 0, 0, granted, kept_state=given.kept, upstream=upstream
-    )
+    run = Run(engine, scope, subject, run_id, (agent,), new_id(), granted, kept_state=given.kept, upstream=upstream)
     run.span = run_span(run, workflow)
     try:
         if engine.killed:
