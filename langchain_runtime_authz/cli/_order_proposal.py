@@ -8,7 +8,8 @@ from typing import Any, Final
 
 from langchain_runtime_authz._order_patterns import REST, WORD, WORDS
 from langchain_runtime_authz.cli._profile_proposal import names_other
-from langchain_runtime_authz.mandate.call_matching import CallFacts, bind
+from langchain_runtime_authz.mandate.argument_matching import CallFacts
+from langchain_runtime_authz.mandate.call_matching import bind
 from langchain_runtime_authz.mandate.languages import NUMBER, Language, Token, languages, read_number, words_of
 from langchain_runtime_authz.mandate.read_outputs import Outputs
 from langchain_runtime_authz.mandate.step_places import RISKY

@@ -1,22 +1,32 @@
-"""Compare one argument, or the condition of a step, with its order."""
+"""Compare one argument, or the condition of a step, with its order.
+
+`ArgumentMatcher.check` has one rule for each kind of order. A value fits
+
+- `Const`, `OneOf`, `Between`, `Within`, `Own`: if the mandate names it, or the subject's identifiers do.
+- `Field`, `Pick`, `Each`: if a read returned it in this field, and only trusted sources wrote it and chose its record.
+- `Calc`: if it is the result of a calculation with such fields.
+- `Text`: if its identifiers and copied passages come from the user's words, or from fields that the order names.
+- `Free`: always.
+- `Extract`: never, because a person confirms it. The code tells if the value stands in what was read.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import tzinfo
 from decimal import Decimal
 from typing import Any, Final, NamedTuple
 
 from langchain_runtime_authz.digest import alike
 from langchain_runtime_authz.facts.argument_atoms import DESTINATIONS, MAX_ITEMS, absent, gapped, loose
-from langchain_runtime_authz.facts.json_copy import SHORT
 from langchain_runtime_authz.facts.normal_forms import key
 from langchain_runtime_authz.mandate import model
 from langchain_runtime_authz.mandate import read_outputs as reads
 from langchain_runtime_authz.mandate.date_matching import between, number_or_date
-from langchain_runtime_authz.mandate.description import described, holds, quoted
-from langchain_runtime_authz.mandate.output_rows import Row, extreme, record_key, rows_of, values_of, within_row, worth
+from langchain_runtime_authz.mandate.description import described, quoted
+from langchain_runtime_authz.mandate.output_rows import Row, choose, prose, record_key, rows_of, values_of, within_row
 from langchain_runtime_authz.mandate.text_arguments import MAX_TEXT, borrowed, unbacked
 from langchain_runtime_authz.mandate.value_matching import (
     as_exact,
@@ -29,8 +39,8 @@ from langchain_runtime_authz.mandate.value_matching import (
     stands,
     within,
 )
+from langchain_runtime_authz.tool_profile import ToolProfile, kind_of
 from langchain_runtime_authz.tool_profile import argument as argument_of
-from langchain_runtime_authz.tool_profile import kind_of
 
 _MAX_ALLOWED: Final = 100_000  # characters of the sources that a text argument is compared with
 _MAX_EXTRACT: Final = 8  # values of an argument, outputs, and fields of an output
@@ -43,15 +53,41 @@ _CHOICES: Final = (*_FIXED, model.OneOf)
 _BOUND: Final = (*_CHOICES, model.Each)  # the mandate sets the values of these; the model chooses all others
 
 
+class CallFacts(NamedTuple):
+    """A call, and what the comparison with a mandate needs to know."""
+
+    tool: str
+    profile: ToolProfile
+    args: Mapping[str, Any]  # as JSON values, with the schema's defaults
+    given: frozenset[str]  # names of the arguments that the model sent, without unordered defaults
+    own: tuple[Any, ...]  # the subject's own identifiers
+    words: str  # the user's messages
+    task: reads.Task = reads.NO_TASK  # only outputs of reads for this task count
+    steps: Collection[str] | None = None  # ids of the steps that the agent may take; `None` for all
+    now: float | None = None  # when it was ordered (epoch seconds); a day without a year is the next one
+    zone: tzinfo | None = None  # of ordered times that name no zone
+
+
 class Finding(NamedTuple):
     """The result of comparing a call's value with an argument of a step."""
 
     code: str  # of the deviation; "" if the value was ordered
     expected: str  # tells an approver what was ordered
-    source: str = ""  # for `Pick` and `Each`: id of the step that returned the records
-    rows: frozenset[str] = frozenset()  # keys of the records that have this value
+    rows: frozenset[str] = frozenset()  # for `Pick` and `Each`: keys of the records that have this value
 
 
+class _Unsure(Exception):
+    """It is not certain what was ordered. The text is the deviation's code."""
+
+
+class _Source(NamedTuple):
+    """Values of one field in an output, with the records that have them (at least one)."""
+
+    values: list[Any]
+    rows: list[Row]
+
+
+_FromRead = model.Field | model.Pick | model.Each
 FITS: Final = Finding("", "")
 _WHY: Final = {"unread": ", which was not read in full for this order", "ambiguous": ", but it is not certain which"}
 
@@ -59,27 +95,14 @@ _WHY: Final = {"unread": ", which was not read in full for this order", "ambiguo
 class ArgumentMatcher:
     """Compare one call's values with a mandate's arguments. Results are cached."""
 
-    __slots__ = (
-        "_allowed", "_echoes", "_fitting", "_found", "_outputs", "_own", "_steps", "_sure", "_task", "_words", "_zone",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        steps: Mapping[str, model.Step],
-        outputs: reads.Outputs,
-        own: Sequence[Any],
-        words: str,
-        task: reads.Task,
-        zone: tzinfo | None = None,
-    ) -> None:
-        self._steps, self._outputs, self._own, self._words, self._task = steps, outputs, own, words, task
-        self._zone = zone
+    def __init__(self, steps: Mapping[str, model.Step], outputs: reads.Outputs, call: CallFacts) -> None:
+        self._steps, self._outputs, self._call = steps, outputs, call
         self._fitting: dict[str, list[reads.Output]] = {}
         # Keyed by `id()` of the argument, which is not reused while the mandate refers to the argument.
-        self._found: dict[tuple[int, bool], list[Row] | str] = {}
+        self._chosen: dict[tuple[int, bool], list[Row] | str] = {}
         self._allowed: dict[int, str] = {}
         self._echoes: dict[tuple[str, int], set[str | None]] = {}  # keyed by step and `id()` of an output in `_fitting`
-        self._sure: dict[tuple[str, int, bool], list[reads.Output]] = {}
+        self._settled_of: dict[tuple[str, bool, bool], list[reads.Output]] = {}
 
     def check(self, argument: model.Argument, value: object, kind: str) -> Finding:
         """Compare a value, for an argument of the kind `kind`, with what the step orders."""
@@ -91,35 +114,32 @@ class ArgumentMatcher:
             if absent(value) and (argument.quote or argument.inputs):
                 return Finding("missing", "the text that was ordered")
             return self.text(argument, value)
-        items = None if absent(value) or gapped(value) else reads.scalars(value, MAX_ITEMS, mappings=False)
-        if items == [] or absent(value):
+        if absent(value):
             return Finding("missing", described(argument))
+        items = None if gapped(value) else reads.scalars(value, MAX_ITEMS, mappings=False)
         if items is None:
             return Finding("value", described(argument))
-        if isinstance(argument, model.Field):
-            return self._field(argument, items, kind)
-        if isinstance(argument, model.Pick | model.Each):
-            return self._record(argument, items, kind)
+        if isinstance(argument, model.Field | model.Pick | model.Each):
+            return self._read(argument, items, kind)
         if isinstance(argument, model.Calc):
             return self._calc(argument, items, kind)
         if isinstance(argument, model.Extract):
             return self._extract(argument, items)
-        return FITS if self._plain(argument, items, kind) else Finding("value", described(argument))
+        return FITS if self._named(argument, items, kind) else Finding("value", described(argument))
 
-    def _plain(self, argument: model.Argument, items: Sequence[Any], kind: str) -> bool:
-        if isinstance(argument, model.Const):
-            return equal(items, argument.value if isinstance(argument.value, tuple) else (argument.value,), kind)
-        if len(items) != 1:
-            return False
-        if isinstance(argument, model.Own):
-            return any(same(items[0], one, kind if kind in DESTINATIONS else "name") for one in self._own)
-        if isinstance(argument, model.Within):
-            return within(items[0], argument.prefix)
-        if isinstance(argument, model.OneOf):
-            return any(same(items[0], choice, kind) for choice in argument.values)
-        if not isinstance(argument, model.Between) or (kind == "amount" and commas(items[0])):
-            return False
-        return between(items[0], argument.low, argument.high)
+    def _named(self, argument: model.Argument, items: Sequence[Any], kind: str) -> bool:
+        match argument, items:
+            case model.Const(value=value), _:
+                return equal(items, value if isinstance(value, tuple) else (value,), kind)
+            case model.OneOf(values=values), [item]:
+                return any(same(item, one, kind) for one in values)
+            case model.Between(low=low, high=high), [item]:
+                return between(item, low, high) and not (kind == "amount" and commas(item))
+            case model.Within(prefix=prefix), [item]:
+                return within(item, prefix)
+            case model.Own(), [item]:
+                return any(same(item, one, kind if kind in DESTINATIONS else "name") for one in self._call.own)
+        return False
 
     def text(self, argument: model.Text, value: object, *, copied: bool = True) -> Finding:
         """Check where a text's identifiers come from and, if `copied`, copied passages."""
@@ -130,29 +150,29 @@ class ArgumentMatcher:
         given = "\n".join(map(str, held))
         if not given:
             return FITS
-        allowed = self._allowed.get(id(argument))
-        if allowed is None:
-            said = argument.quote or (self._words,)  # words that were dictated for this argument replace all others
-            allowed = "\n".join((*said, *self._inputs(argument)))[:_MAX_ALLOWED]
+        if (allowed := self._allowed.get(id(argument))) is None:
+            said = argument.quote or (
+                self._call.words,
+            )  # words that were dictated for this argument replace all others
+            inputs = (name.partition(".") for name in argument.inputs)
+            nodes = (n for step, _, path in inputs for o in self.fitting(step) for n in reads.nodes_at(o.value, path))
+            allowed = "\n".join((*said, *map(reads.text_of, nodes)))[:_MAX_ALLOWED]
             self._allowed[id(argument)] = allowed
         if unbacked(given, allowed) or (copied and borrowed(given, allowed, self._outputs.texts())):
             named = f" or `{'`, `'.join(argument.inputs)}`" if argument.inputs else ""
             return Finding("text", f"a text whose identifiers and quotations come from the user's words{named}")
         return FITS
 
-    def _inputs(self, argument: model.Text) -> Iterator[str]:
-        for name in argument.inputs:
-            step, _, path = name.partition(".")
-            for output in self.fitting(step):
-                yield from map(reads.text_of, reads.nodes_at(output.value, path))
-
     def fitting(self, name: str) -> list[reads.Output]:
-        """Return outputs that fit the read `name`; only the first if it orders one call."""
+        """Return outputs of the calls that the read `name` orders: of the newest task that has any.
+
+        If a read orders one call, only its first output counts. If its condition does not hold, none does.
+        """
         if (known := self._fitting.get(name)) is None:
             step, known = self._steps[name], []
-            for task in self._outputs.tasks(self._task):
+            for task in self._outputs.tasks(self._call.task):
                 known = known or [output for output in self._outputs.of(step.tool, task) if self._fits(step, output)]
-            if step.only_if is not None and self.condition(step.only_if).code:
+            if step.only_if is not None and self.condition(step.only_if):
                 known = []
             known = self._fitting[name] = known[:1] if _fixed(step) else known
         return known
@@ -173,77 +193,143 @@ class ArgumentMatcher:
                 return False
         return True
 
-    def _trusts(
-        self, step: str, output: reads.Output, values: Sequence[Any], where: Sequence[object] | None = None
-    ) -> bool:
-        """Return True if no call of the model can have put these values into the output.
+    def _settled(self, source: _FromRead | model.OnlyIf, *, verbatim: bool = False) -> list[reads.Output]:
+        """Return the outputs of a source's step for which the model chose no argument.
 
-        `where`: `None` if the values choose no record, `()` if somebody else made the record, else their conditions.
+        Another read would show other records. So the mandate must set each argument, and the read has no further ones.
+        For a `Pick`, one argument may be a `OneOf`: then each of its values must have been read, else the list is
+        empty. `verbatim`: the read must write each argument as the mandate does.
+        """
+        step, choice = self._steps[source.step], isinstance(source, model.Pick)
+        if (known := self._settled_of.get((step.id, choice, verbatim))) is None:
+            several = [(name, one.values) for name, one in step.args.items() if isinstance(one, model.OneOf)]
+            bound = len(several) <= choice and all(isinstance(one, _CHOICES) for one in step.args.values())
+            known = [o for o in self.fitting(step.id) if bound and self._given(step, o, verbatim=verbatim)]
+            for name, values in several:
+                given = [argument_of(output.args, name) for output in known]
+                known = known if all(any(as_exact(one, value) for one in given) for value in values) else []
+            self._settled_of[step.id, choice, verbatim] = known
+        return known
+
+    def _given(self, step: model.Step, output: reads.Output, *, verbatim: bool) -> bool:
+        """Return True if a fitting read had the step's arguments, each with one value, and no others."""
+        for name, argument in step.args.items():
+            sure, ordered = True, getattr(argument, "value", ())
+            if isinstance(argument, model.OneOf):
+                ordered = argument.values
+            elif isinstance(argument, model.Own):
+                sure, ordered = len(self._call.own) == 1, self._call.own
+            elif isinstance(argument, model.Field):
+                sure = bool(self._settled(argument, verbatim=verbatim))
+                ordered = [reads.nodes_at(o.value, argument.path) for o in self.fitting(argument.step)]
+            elif isinstance(argument, model.Pick):
+                sure = bool(self._settled(argument, verbatim=verbatim))
+                ordered = [values_of(row, row.path) for row in self._records(argument)]
+            exact = verbatim or name in output.profile.when or isinstance(argument, model.OneOf)
+            if not sure or (exact and not as_exact(argument_of(output.args, name), ordered)):
+                return False
+        given = ((n, output.args.get(n)) for n in output.given)  # an empty value may leave out all records
+        return not any(True for n, v in given for _ in loose(n, 0 if absent(v) and v is not None else v, step.args))
+
+    def _read(self, argument: _FromRead, items: Sequence[Any], kind: str) -> Finding:
+        where, wrote = f"`{argument.path or 'the output'}` of step `{argument.step}`", "a trusted source wrote it"
+        if not isinstance(argument, model.Field):
+            one, wrote = "the" if isinstance(argument, model.Pick) else "a", "trusted sources wrote its fields"
+            where = f"`{argument.path or 'the item'}` of {one} record that the conditions choose from step `{argument.step}`"
+        try:
+            sources = [source for source in self._sources(argument) if source.values]
+            if not sources and isinstance(argument, model.Field):
+                raise _Unsure("unread")
+        except _Unsure as unsure:
+            return Finding(str(unsure), where + _WHY[str(unsure)])
+        least = 2 if kind in DESTINATIONS else 1
+        found = [source for source in sources if equal(items, source.values, kind)]
+        if trusted := [source for source in found if self._trusts(argument, source, least)]:
+            if isinstance(argument, model.Field):
+                return FITS
+            return Finding("", where, frozenset(self._spent_as(argument, row) for _, rows in trusted for row in rows))
+        if found:
+            values, (row, *_) = found[-1]
+            used = any(self._outputs.written(value, row.output.position) for value in values)
+            doubt = "which an earlier call of the agent may have used on this thread" if used else f"if {wrote}"
+            return Finding("untrusted", f"{where}, {doubt}")
+        shown = sources and not isinstance(argument, model.Each) and self._trusts(argument, sources[-1], least)
+        return Finding("value", f"{where}: {quoted(tuple(sources[-1].values))}" if shown else where)
+
+    def _sources(self, argument: _FromRead, *, every: bool = False) -> list[_Source]:
+        """Return a field's values: those of each output, or of each chosen record (`_records`)."""
+        if not isinstance(argument, model.Field):
+            return [_Source(values_of(row, row.path), [row]) for row in self._records(argument, every=every)]
+        found = []
+        for output in self.fitting(argument.step):
+            values = reads.scalars(reads.nodes_at(output.value, argument.path), MAX_ITEMS, mappings=False)
+            if output.complete and values:
+                found.append(_Source(values, [*rows_of(output, argument.path, self._call.own)]))
+        return found
+
+    def _trusts(self, argument: _FromRead, source: _Source, least: int = 1) -> bool:
+        """Return True if only trusted sources wrote the values and chose their records.
+
+        `least`: the trust that the profile must give to the field (`Row.worth`).
+        """
+        values, rows = source
+        trusted = all(row.worth(row.path) >= least for row in rows) and not any(map(prose, values))
+        trusted = trusted and not self._planted(argument.step, rows[0].output, values)
+        if isinstance(argument, model.Field):
+            return trusted
+        return trusted and all(self._decides(argument, row, name) for row in rows for name in choosing(argument))
+
+    def _decides(self, choice: model.Pick | model.Each | model.OnlyIf, row: Row, name: str) -> bool:
+        """Return True if only trusted sources wrote the field `name`, by which records are chosen."""
+        path = within_row(row, name)
+        values, conditions = values_of(row, path), choice.where.get(name, ())
+        # The field may be trusted only because the subject made the record.
+        mine = row.worth(path) > row._replace(mine=False).worth(path)
+        if mine and conditions and any(map(prose, values)):
+            return False
+        alone = conditions if len(values) == 1 else ()  # an outsider may have added list items
+        planted = self._planted(choice.step, row.output, values, conditions if mine else ())
+        return row.worth(path, alone) > 0 and not planted
+
+    def _planted(self, step: str, output: reads.Output, values: Sequence[Any], where: Sequence[Any] = ()) -> bool:
+        """Return True if the agent may have put one of the values into the output.
+
+        It may have done so by an argument of the read that the mandate does not set, or by an earlier side effect. Of a
+        side effect, a part of a value that meets a condition of `where` is enough.
         """
         if (echo := self._echoes.get((step, id(output)))) is None:
             bound = {n for n, a in self._steps[step].args.items() if isinstance(a, _BOUND)}
             chosen = [v for n, v in output.args.items() if n in output.given and n not in bound]
             echo = self._echoes[step, id(output)] = set(reads.value_forms(chosen))  # `None`: too many values
-        for value in values:
-            # A long text is prose. Even in the subject's own record, it may quote somebody else.
-            if where != () and isinstance(value, str) and (len(value) > SHORT or len(value.splitlines()) > 1):
-                return False
-            echoes = None in echo or not echo.isdisjoint(reads.scalar_forms(value))
-            if echoes or self._outputs.written(value, output.position, where or ()):
-                return False
-        return True
+        return any(
+            None in echo
+            or not echo.isdisjoint(reads.scalar_forms(value))
+            or self._outputs.written(value, output.position, where)
+            for value in values
+        )
 
-    def _field(self, argument: model.Field, items: Sequence[Any], kind: str) -> Finding:
-        where = f"`{argument.path or 'the output'}` of step `{argument.step}`"
-        least = 2 if kind in DESTINATIONS else 1
-        code, known = "unread", ""
-        for output in self.fitting(argument.step):
-            values = reads.scalars(reads.nodes_at(output.value, argument.path), MAX_ITEMS, mappings=False)
-            if not output.complete or not values:
-                continue
-            trusted = self._worth(output, argument.path) >= least and self._trusts(argument.step, output, values)
-            if equal(items, values, kind):
-                if trusted:
-                    return FITS
-                code, known = "untrusted", self._doubt(output, values, ", if a trusted source wrote it")
-            elif code != "untrusted":
-                code, known = "value", f": {quoted(tuple(values))}" if trusted else ""
-        return Finding(code, where + _WHY.get(code, known))
-
-    def _doubt(self, output: reads.Output, values: Sequence[Any], otherwise: str) -> str:
-        """Return a reason not to trust the values: an earlier call, or else `otherwise`."""
-        used = any(self._outputs.written(value, output.position) for value in values)
-        return ", which an earlier call of the agent may have used on this thread" if used else otherwise
-
-    def _record(self, argument: model.Pick | model.Each, items: Sequence[Any], kind: str) -> Finding:
-        one = "the" if isinstance(argument, model.Pick) else "a"
-        where = f"`{argument.path or 'the item'}` of {one} record"
-        where += f" that the conditions choose from step `{argument.step}`"
-        if isinstance(found := self._chosen(argument), str):
-            return Finding(found, where + _WHY.get(found, ""))
-        least = 2 if kind in DESTINATIONS else 1
-        keys, code, known = set(), "value", ""
-        for row in found:
-            values = values_of(row, row.path)
-            if not values or not (isinstance(argument, model.Pick) or equal(items, values, kind)):
-                continue
-            trusted = self._vouches(argument, row, values, least)
-            if not equal(items, values, kind):
-                known = known if code != "value" else f": {quoted(tuple(values))}" if trusted else ""
-            elif trusted:
-                keys.add(self._spent_as(argument, row))
-            else:
-                code, known = "untrusted", self._doubt(row.output, values, ", if trusted sources wrote its fields")
-        if keys:
-            return Finding("", where, argument.step, frozenset(keys))
-        return Finding(code, where + known)
+    def _records(self, argument: model.Pick | model.Each, *, every: bool = False) -> list[Row]:
+        """Return the chosen records. `every`: it must be certain of all records if they are chosen."""
+        sure = every or isinstance(argument, model.Pick)
+        if (found := self._chosen.get((id(argument), sure))) is None:
+            outputs, found = self.fitting(argument.step), "unread"
+            if outputs and all(output.complete for output in outputs):
+                # Of another read, one record might be another.
+                outputs = self._settled(argument) if isinstance(argument, model.Pick) else outputs
+                found = choose(argument, outputs, self._call.own, self._call.zone, sure=sure)
+            self._chosen[id(argument), sure] = found
+        if isinstance(found, str):
+            raise _Unsure(found)
+        return found
 
     def calls(self, step: model.Step) -> int:
         """Return how many calls a step orders: one, or one for each record of an `Each`."""
-        each = [argument for argument in step.args.values() if isinstance(argument, model.Each)]
-        rows = [(one, found) for one in each if not isinstance(found := self._chosen(one), str)]
-        chosen = [len({self._spent_as(one, row) for row in found}) for one, found in rows]
-        return max(1, min((*chosen, *(one.limit for one in each)), default=1))
+        least = []
+        for each in (argument for argument in step.args.values() if isinstance(argument, model.Each)):
+            least.append(each.limit)
+            with suppress(_Unsure):
+                least.append(len({self._spent_as(each, row) for row in self._records(each)}))
+        return max(1, min(least, default=1))
 
     def _spent_as(self, argument: model.Pick | model.Each, row: Row) -> str:
         """Return the key by which calls for a record are counted.
@@ -259,174 +345,85 @@ class ArgumentMatcher:
         core = record_key(row._replace(mine=False)) if _fixed(self._steps[argument.step]) else ""
         return key(json.dumps([used, core]))
 
-    def _vouches(self, argument: model.Pick | model.Each, row: Row, values: Sequence[Any], least: int) -> bool:
-        """Return True if the values have the trust `least`, and trusted fields chose them."""
-        trusted = row.worth(row.path) >= least and self._trusts(argument.step, row.output, values)
-        return trusted and all(self._decides(argument, row, name) for name in choosing(argument))
-
-    def _decides(self, choice: model.Pick | model.Each | model.OnlyIf, row: Row, name: str) -> bool:
-        """Return True if a trusted source wrote the field `name`, which chooses a record."""
-        path = within_row(row, name)
-        found = values_of(row, path)
-        conditions = choice.where.get(name, ()) if len(found) == 1 else ()  # an outsider may have added list items
-        mine = row.worth(path) > row._replace(mine=False).worth(path)
-        where = choice.where.get(name, ()) if mine else ()
-        return row.worth(path, conditions) > 0 and self._trusts(choice.step, row.output, found, where)
-
-    def condition(self, condition: model.OnlyIf) -> Finding:
-        """Return `FITS` if the condition surely holds, else a finding with a code."""
-        outputs, told = self.fitting(condition.step), holds(condition)
+    def condition(self, condition: model.OnlyIf) -> str:
+        """Return "" if the condition surely holds, else the code of a deviation."""
+        outputs = self.fitting(condition.step)
         if not outputs or not all(output.complete and output.value is not None for output in outputs):
-            return Finding("unread", told)
-        if condition.none and not self._settled(condition.step, verbatim=True):  # another read may return a record
-            return Finding("ambiguous", told)
-        rows = [row for output in outputs for row in rows_of(output, condition.path, self._own)]
+            return "unread"
+        if condition.none and not self._settled(condition, verbatim=True):  # another read may return a record
+            return "ambiguous"
+        rows = [row for output in outputs for row in rows_of(output, condition.path, self._call.own)]
         met = [[self._met(condition, row, name) for name in condition.where] for row in rows]
-        sure = all(False in fields for fields in met) if condition.none else any(map(all, met))
-        if sure and not rows:  # without records, the trust of an empty list decides
-            empty = Row(None, condition.path, "", outputs[0], mine=False)
-            if not any(empty.worth(within_row(empty, name), each) for name, each in condition.where.items()):
-                return Finding("untrusted", told)
-        return FITS if sure else Finding("condition", told)
+        if not (all(False in fields for fields in met) if condition.none else any(map(all, met))):
+            return "condition"
+        # Without records, the trust of an empty list decides.
+        empty = Row(None, condition.path, "", outputs[0], mine=False)
+        trusted = rows or any(empty.worth(within_row(empty, name), each) for name, each in condition.where.items())
+        return "" if trusted else "untrusted"
 
     def _met(self, condition: model.OnlyIf, row: Row, name: str) -> bool | None:
         """Return whether a record's field meets its conditions; None if not certain."""
         path = within_row(row, name)
         values = values_of(row, path) if not row.listed(path) else []  # a list may mix fields of several records
-        found = {meets(each, values, self._own, self._zone) for each in condition.where[name]} if values else {None}
-        if None in found or not self._decides(condition, row, name):
-            return None
-        return False not in found
-
-    def _worth(self, output: reads.Output, path: str) -> int:
-        mine = all(row.owned(row.path) for row in rows_of(output, path, self._own))
-        return worth(output.profile, path, mine=mine)
-
-    def _chosen(self, argument: model.Pick | model.Each, *, every: bool = False) -> list[Row] | str:
-        """Return the chosen records, or a deviation's code. `every`: all must be certain."""
-        found = self._found.get((id(argument), every))
-        if found is None:
-            sure = every or isinstance(argument, model.Pick)
-            found = self._found[id(argument), every] = self._choose(argument, sure=sure)
-        return found
-
-    def _choose(self, argument: model.Pick | model.Each, *, sure: bool) -> list[Row] | str:
-        outputs = self.fitting(argument.step)
-        if not outputs or not all(output.complete for output in outputs):
-            return "unread"
-        if isinstance(argument, model.Pick):
-            outputs = self._settled(argument.step, choices=1)  # another read may show other records
-        chosen: list[Row] = []
-        for output in outputs:
-            for row in rows_of(output, argument.path, self._own):
-                meeting = [
-                    meets(condition, values_of(row, within_row(row, name)), self._own, self._zone)
-                    for name, conditions in argument.where.items()
-                    for condition in conditions
-                ]
-                if sure and None in meeting and False not in meeting:
-                    return "ambiguous"
-                if all(meeting):
-                    chosen.append(row)
-        if isinstance(argument, model.Each):
-            return chosen
-        for name, sign in ((argument.max, 1), (argument.min, -1)):
-            chosen = extreme(chosen, name, sign) if name is not None else chosen
-        one = {record_key(row): row for row in chosen}
-        return list(one.values()) if len(one) == 1 else "ambiguous"
-
-    def _settled(self, name: str, *, choices: int = 0, verbatim: bool = False) -> list[reads.Output]:
-        """Return those reads of a step whose arguments the mandate chose, not the model.
-
-        `choices`: how many arguments may be a `OneOf`. Each value of a `OneOf` must have been read, else the list is
-        empty. `verbatim`: compare all arguments exactly.
-        """
-        step, sought = self._steps[name], (name, choices, verbatim)
-        if sought not in self._sure:
-            several = [(n, one) for n, a in step.args.items() if isinstance(a, model.OneOf) for one in a.values]
-            few = len({n for n, _ in several}) <= choices and all(isinstance(a, _CHOICES) for a in step.args.values())
-            settled = [output for output in self.fitting(name) if few and self._given(step, output, verbatim=verbatim)]
-            read = (any(as_exact(argument_of(o.args, n), one) for o in settled) for n, one in several)
-            self._sure[sought] = settled if all(read) else []
-        return self._sure[sought]
-
-    def _given(self, step: model.Step, output: reads.Output, *, verbatim: bool) -> bool:
-        """Return True if a read had exactly the step's arguments (`verbatim`: as written)."""
-        for n, a in step.args.items():
-            one = not isinstance(a, model.Own) or len(self._own) == 1
-            named: Any = a.values if isinstance(a, model.OneOf) else getattr(a, "value", self._own)
-            if isinstance(a, model.Field | model.Pick):
-                one = bool(self._settled(a.step, choices=isinstance(a, model.Pick), verbatim=verbatim))
-                named = [reads.nodes_at(o.value, a.path) for o in self.fitting(a.step)]
-            if isinstance(a, model.Pick):
-                named = [values_of(row, row.path) for row in self._chosen(a) if isinstance(row, Row)]
-            exact = verbatim or n in output.profile.when or isinstance(a, model.OneOf)
-            if not one or (exact and not as_exact(argument_of(output.args, n), named)):
-                return False
-        given = ((n, output.args.get(n)) for n in output.given)  # an empty value may leave out all records
-        return not any(True for n, v in given for _ in loose(n, 0 if absent(v) and v is not None else v, step.args))
+        own, zone = self._call.own, self._call.zone
+        met = [meets(each, values, own, zone) for each in condition.where[name]] if values else [None]
+        return all(met) if None not in met and self._decides(condition, row, name) else None
 
     def _calc(self, argument: model.Calc, items: Sequence[Any], kind: str) -> Finding:
+        if kind not in COUNTED:
+            return Finding("value", described(argument))
+        try:
+            result = self._result(argument)
+        except _Unsure as unsure:
+            return Finding(str(unsure), described(argument))
         given = number_or_date(items[0]) if len(items) == 1 and not commas(items[0]) else None
-        result = self._result(argument) if kind in COUNTED else "value"
-        if isinstance(result, str):
-            return Finding(result, described(argument))
         if isinstance(given, Decimal) and near(given, result):
             return FITS
         return Finding("value", f"{described(argument)}: {result:.2f}")
 
-    def _result(self, argument: model.Calc) -> Decimal | str:
-        """Return a calculation's result, or the code of a deviation."""
-        found: list[list[Decimal]] = []
-        for operand in argument.of:
-            numbers = self._numbers(operand)
-            if isinstance(numbers, str):
-                return numbers
-            found.append(numbers)
-        result = calculated(argument.op, found)
-        return result if result is not None else "value"
+    def _result(self, argument: model.Calc) -> Decimal:
+        result = calculated(argument.op, [self._numbers(operand) for operand in argument.of])
+        if result is None:
+            raise _Unsure("value")
+        return result
 
-    def _numbers(self, operand: model.Operand) -> list[Decimal] | str:
+    def _numbers(self, operand: model.Operand) -> list[Decimal]:
         if isinstance(operand, model.Calc):
-            result = self._result(operand)
-            return result if isinstance(result, str) else [result]
-        values: list[Any] = []
+            return [self._result(operand)]
         if isinstance(operand, model.Const):
             values = [operand.value]
+        else:
+            values = [value for source in self._operands(operand) for value in source.values]
+        numbers = [one for one in map(number_or_date, values) if isinstance(one, Decimal)]
+        if len(numbers) != len(values):
+            raise _Unsure("value")
+        return numbers
+
+    def _operands(self, operand: _FromRead) -> Iterator[_Source]:
+        """Yield all values of an operand. They must be trusted, and no other read may show more of them."""
+        sources, sure = self._sources(operand, every=True), True
+        if isinstance(operand, model.Each):
+            sure = 0 < len(sources) <= operand.limit and bool(self._settled(operand))
         elif isinstance(operand, model.Field):
             outputs = self.fitting(operand.step)
-            if len(outputs) != 1 or not (output := outputs[0]).complete:
-                return "unread"
-            values = reads.scalars(reads.nodes_at(output.value, operand.path), MAX_ITEMS, mappings=False) or []
-            listed = any(row.record is not output.value for row in rows_of(output, operand.path, self._own))
-            if not values or (listed and not self._settled(operand.step)):
-                return "ambiguous"
-            if not self._worth(output, operand.path) or not self._trusts(operand.step, output, values):
-                return "untrusted"
-        else:
-            rows = self._chosen(operand, every=True)
-            if isinstance(rows, str):
-                return rows
-            if isinstance(operand, model.Each) and not (0 < len(rows) <= operand.limit and self._settled(operand.step)):
-                return "ambiguous"
-            for row in rows:
-                own = values_of(row, row.path)
-                if len(own) != 1:
-                    return "ambiguous"
-                if not self._vouches(operand, row, own, 1):
-                    return "untrusted"
-                values += own
-        numbers = [one for one in map(number_or_date, values) if isinstance(one, Decimal)]
-        return numbers if len(numbers) == len(values) else "value"
+            if len(outputs) != 1 or not outputs[0].complete:
+                raise _Unsure("unread")
+            listed = any(row.record is not outputs[0].value for source in sources for row in source.rows)
+            sure = bool(sources) and (not listed or bool(self._settled(operand)))
+        if not sure:
+            raise _Unsure("ambiguous")
+        for source in sources:
+            if len(source.values) != 1 and not isinstance(operand, model.Field):
+                raise _Unsure("ambiguous")
+            if not self._trusts(operand, source):
+                raise _Unsure("untrusted")
+            yield source
 
     def _extract(self, argument: model.Extract, items: Sequence[Any]) -> Finding:
         where = f"a value in what step `{argument.step}` returned"
         outputs = self.fitting(argument.step)
-        texts = [
-            reads.text_of(node)[:_MAX_SEARCHED]
-            for output in outputs[:_MAX_EXTRACT]
-            for node in reads.nodes_at(output.value, argument.path)[:_MAX_EXTRACT]
-        ]
+        nodes = (n for o in outputs[:_MAX_EXTRACT] for n in reads.nodes_at(o.value, argument.path)[:_MAX_EXTRACT])
+        texts = [reads.text_of(node)[:_MAX_SEARCHED] for node in nodes]
         if len(items) <= _MAX_EXTRACT and all(any(stands(item, text) for text in texts) for item in items):
             return Finding("extract", f"{where}, which a person confirms")
         return Finding("value", where) if outputs else Finding("unread", where + _WHY["unread"])

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from datetime import tzinfo
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any, Final, NamedTuple
@@ -19,11 +18,11 @@ from weakref import ref
 
 from langchain_runtime_authz.facts.argument_atoms import DESTINATIONS, SHORT_KINDS, absent, loose
 from langchain_runtime_authz.facts.normal_forms import REMEMBERED, identifiers, key
-from langchain_runtime_authz.mandate.argument_matching import ArgumentMatcher
+from langchain_runtime_authz.mandate.argument_matching import ArgumentMatcher, CallFacts
 from langchain_runtime_authz.mandate.date_matching import dates, in_zone, names_zone, upcoming
-from langchain_runtime_authz.mandate.description import described_step, quoted
+from langchain_runtime_authz.mandate.description import described_step, holds, quoted
 from langchain_runtime_authz.mandate.model import Argument, Between, Const, Each, Free, Mandate, OneOf, Pick, Step, Text
-from langchain_runtime_authz.mandate.read_outputs import NO_TASK, Outputs, Task, scalar_forms, scalars
+from langchain_runtime_authz.mandate.read_outputs import Outputs, scalar_forms, scalars
 from langchain_runtime_authz.mandate.value_matching import commas, known_same, may_hold, same, touches
 from langchain_runtime_authz.tool_profile import ToolProfile, argument, kind_of
 
@@ -34,7 +33,6 @@ MAX_EQUAL_ROWS: Final = 32  # equal records that one call may match
 MANDATE: Final = "mandate:"  # prefix of all counters
 CONFIRMED: Final = f"{MANDATE}confirmed:"  # prefix of the counter that tells if a whole mandate was approved
 _TEXT: Final = Text()
-_Member = tuple[str, Argument, str]  # name, argument, kind
 _Rows = dict[str, frozenset[str]]  # id of a read step → keys of its records
 _FIXED: Final = (Const, Pick)  # a fetch with only these arguments has one address, and is not counted
 
@@ -70,60 +68,45 @@ class Standing(NamedTuple):
     confirms: str = ""
 
 
-class CallFacts(NamedTuple):
-    """A call, and what the comparison with a mandate needs to know."""
+class _Slot(NamedTuple):
+    """An argument that a step names."""
 
-    tool: str
-    profile: ToolProfile
-    args: Mapping[str, Any]  # as JSON values, with the schema's defaults
-    given: frozenset[str]  # names of the arguments that the model sent, without unordered defaults
-    own: tuple[Any, ...]  # the subject's own identifiers
-    words: str  # the user's messages
-    task: Task = NO_TASK  # only outputs of reads for this task count
-    steps: Collection[str] | None = None  # ids of the steps that the agent may take; `None` for all
-    now: float | None = None  # when it was ordered (epoch seconds); a day without a year is the next one
-    zone: tzinfo | None = None  # of ordered times that name no zone
+    name: str
+    order: Argument
+    kind: str
+    dotted: bool  # the name is a path
+    days: Sequence[str]  # the ordered days, of a `Const`
+    local: bool  # the ordered values name no zone
 
 
-class _Plan:
-    """A step, with what is computed once for all calls."""
+class _Plan(NamedTuple):
+    """A step, as it is compared with calls of one profile and counted. A counter that does not apply is ""."""
 
-    __slots__ = ("after", "counter", "maximum", "open", "row", "shape", "shown", "step")
-
-    def __init__(self, step: Step, prefix: str, after: Step | None, *, shown: bool, awaited: bool) -> None:
-        self.step, self.after, self.shown = step, after, shown
-        limits = [a.limit for a in step.args.values() if isinstance(a, Each)]
-        self.counter = f"{prefix}step:{step.deed or step.id}"
-        self.open = f"{prefix}open:{step.deed or step.id}" if awaited else ""
-        self.maximum = step.times * min(limits, default=1)
-        self.row = f"{prefix}row:{step.deed or step.id}:"
-        self.shape: _Shape | None = None
-
-
-class _Shape(NamedTuple):
-    profile: ToolProfile
-    named: tuple[tuple[str, Argument, str, bool], ...]  # name, argument, kind, True if the name is a dotted path
+    step: Step
+    slots: Sequence[_Slot]  # without those that may be anything
+    paired: Sequence[_Slot]  # those that are members of one argument: values of one object belong together
     settled: frozenset[str]  # arguments that the step names, or that may have any value
-    counts: bool  # each call uses up the step once
-    rows: tuple[_Member, ...]  # the dotted members, if the step names several members of one argument
-    days: Mapping[str, Sequence[str]]  # argument → its ordered days
-    local: frozenset[str]  # arguments whose ordered values name no zone
+    counter: str  # of the calls that use up the step
+    maximum: int  # of these calls
+    open: str  # counts calls without success yet, if a later step waits for this one
+    row: str  # prefix of the counters of its records
+    confirm: str  # counts approvals of the whole mandate, if one is needed
+    shown: bool  # one question can show the whole mandate
 
 
 class _Index:
-    __slots__ = ("by_tool", "mandate", "prefix", "steps", "totals")
+    """A mandate, with what is computed once for all calls. `plans`: tool → profile, steps."""
+
+    __slots__ = ("awaited", "mandate", "plans", "prefix", "shown", "steps", "totals")
 
     def __init__(self, mandate: Mandate) -> None:
         self.mandate = ref(mandate)  # a weak reference, because the mandate refers to the index
         named = f"key {mandate.key}" if mandate.key else mandate.digest
         self.prefix = f"{MANDATE}{key(named)}:"
         self.steps = {step.id: step for step in mandate.steps}
-        self.by_tool: dict[str, list[_Plan]] = {}
-        shown = len(mandate.steps) + len(mandate.limits) + len(mandate.never) <= MAX_SHOWN
-        awaited = {self.steps[step.after].deed or step.after for step in mandate.steps if step.after}
-        for step in mandate.steps:
-            after, waited = self.steps[step.after] if step.after else None, (step.deed or step.id) in awaited
-            self.by_tool.setdefault(step.tool, []).append(_Plan(step, self.prefix, after, shown=shown, awaited=waited))
+        self.plans: dict[str, tuple[ToolProfile | None, list[_Plan]]] = {s.tool: (None, []) for s in mandate.steps}
+        self.shown = len(mandate.steps) + len(mandate.limits) + len(mandate.never) <= MAX_SHOWN
+        self.awaited = {self.steps[step.after].deed or step.after for step in mandate.steps if step.after}
         self.totals: dict[str, int] = {}
         for limit in mandate.limits:
             total = math.floor(Fraction(repr(limit.total)) * 100)
@@ -133,16 +116,25 @@ class _Index:
         return type(None), ()  # pickled as `None`: the unpickled mandate makes a new index
 
 
+class _Wait(NamedTuple):
+    """A side effect that must have succeeded before: `least` calls, of which none is open.
+
+    `taken`, `open`: the counters of its calls, and of those without success yet.
+    """
+
+    step: Step
+    taken: str
+    open: str
+    least: int
+
+
 class _Match(NamedTuple):
     """The comparison of a call with one step, before the counts are known."""
 
     plan: _Plan
     deviations: Sequence[Deviation]
     rows: Sequence[Sequence[str]]  # groups of counters of matching records; the call uses one counter of each group
-    counts: bool
-    after: tuple[str, ...]  # counters of the step that must be taken before: of all calls, of those not yet successful
-    least: int  # how many calls of that step must have been made
-    confirm: str | None  # the counter of approvals of the whole mandate, if such an approval is needed
+    wait: _Wait | None
 
 
 class Binding:
@@ -151,73 +143,71 @@ class Binding:
     `alone`: the counters for which other calls of the same message do not count.
     """
 
-    __slots__ = ("_final", "_limit", "_matches", "alone", "counters")
+    __slots__ = ("_limit", "_matches", "_otherwise", "alone", "counters")
 
     def __init__(
-        self, final: Standing | None, matches: Sequence[_Match], limit: Spend | None, alone: Sequence[str] = ()
+        self, otherwise: Standing, matches: Sequence[_Match] = (), limit: Spend | None = None, *, alone: bool = False
     ) -> None:
-        self._final, self._matches, self._limit, self.alone = final, matches, limit, alone
+        self._otherwise, self._matches, self._limit = otherwise, matches, limit
+        self.alone = {match.wait.open for match in matches if match.wait} if alone else ()
         counters = {} if limit is None else {limit.counter: limit.by}
-        for match in matches:
-            for awaited in match.after:
-                counters.setdefault(awaited, 0)
-            if match.confirm is not None:
-                counters[match.confirm] = 0
-            if match.counts:
-                counters[match.plan.counter] = 1
-                if match.plan.open:
-                    counters[match.plan.open] = 1
-            for group in match.rows:
+        for plan, _, rows, wait in matches:
+            if wait is not None:
+                counters = {wait.taken: 0, wait.open: 0, **counters}
+            if plan.confirm:
+                counters[plan.confirm] = 0
+            if plan.counter:
+                counters[plan.counter] = 1
+                if plan.open:
+                    counters[plan.open] = 1
+            for group in rows:
                 counters.update(dict.fromkeys(group, 1))
         self.counters: Mapping[str, int] = counters
 
     def standing(self, counts: Mapping[str, int]) -> Standing:
         """Return the standing, given the counts of `counters`. A missing counter counts 0."""
-        if self._final is not None:
-            return self._final
         limit = self._limit
-        spends: tuple[Spend, ...] = ()
         if limit is not None and counts.get(limit.counter, 0) + limit.by > limit.maximum:
             total = Decimal(limit.maximum) / 100
             return Standing("forbidden", None, (Deviation("", "limit", f"at most {total} in all"),))
-        if limit is not None and limit.by:
-            spends = (limit,)
+        spends = () if limit is None or not limit.by else (limit,)
         best: Standing | None = None
         for match in self._matches:
             found = _stand(match, counts, spends)
             if best is None or len(found.deviations) < len(best.deviations):
                 best = found
-        return best or Standing("outside", None, (), spends)
+        return best or self._otherwise._replace(spends=spends)
 
 
 def _stand(match: _Match, counts: Mapping[str, int], spends: tuple[Spend, ...]) -> Standing:
-    plan, step = match.plan, match.plan.step
-    deviations, opened, confirms = match.deviations, "", ""
-    if match.counts:
+    plan, deviations, groups, wait = match
+    step, opened, confirms = plan.step, "", ""
+    if plan.counter:
         spent = counts.get(plan.counter, 0) >= plan.maximum
         rows = []
-        for group in match.rows:
+        for group in groups:
             row = next((counter for counter in group if counts.get(counter, 0) < step.times), None)
             if row is None:
                 spent = True
             else:
                 rows.append(Spend(row, step.times))
+        opened = "" if spent and (deviations or groups) else plan.open  # a retry makes up for its own failure
         if spent:
             deviations = [*deviations, Deviation("", "spent", f"step `{step.id}` not to be taken again")]
         else:
             spends = (*spends, Spend(plan.counter, plan.maximum), *rows)
             spends = (*spends, Spend(plan.open, UNBOUNDED)) if plan.open else spends
-        opened = "" if spent and (match.deviations or match.rows) else plan.open  # a retry makes up for its own failure
-    if plan.after and match.after and (counts.get(match.after[0], 0) < match.least or counts.get(match.after[1])):
-        first = f"step `{step.after}` to succeed first: {described_step(plan.after)}"
+    if wait is not None and (counts.get(wait.taken, 0) < wait.least or counts.get(wait.open)):
+        first = f"step `{step.after}` to succeed first: {described_step(wait.step)}"
         deviations = [*deviations, Deviation("", "after", first)]
-    if match.confirm is not None and not counts.get(match.confirm):
-        confirms = match.confirm if not deviations and plan.shown else ""
+    if plan.confirm and not counts.get(plan.confirm):
+        confirms = plan.confirm if not deviations and plan.shown else ""
         deviations = [*deviations, Deviation("", "confirm", "")]
     return Standing("deviates" if deviations else "covered", step.id, tuple(deviations), spends, opened, confirms)
 
 
-_NO_MANDATE: Final = Binding(Standing("none"), (), None)
+_NO_MANDATE: Final = Binding(Standing("none"))
+_OUTSIDE: Final = Standing("outside")
 
 
 def bind(
@@ -238,7 +228,7 @@ def bind(
         index = mandate.__dict__["_index"] = _Index(mandate)
     effect = call.profile.effect
     if mandate.never and (forbidden := _forbidden(mandate, call)) is not None:
-        return Binding(Standing("forbidden", None, (forbidden,)), (), None)
+        return Binding(Standing("forbidden", None, (forbidden,)))
     limit: Spend | None = None
     common: tuple[Deviation, ...] = ()
     if effect in index.totals:
@@ -247,104 +237,108 @@ def bind(
             common = (Deviation("", "limit", "an amount that counts towards the limit"),)
         else:
             limit = Spend(f"{index.prefix}limit:{effect}", index.totals[effect], amount)
-    plans = index.by_tool.get(call.tool)
-    if plans is None:
-        return Binding(None, (), limit)
-    matcher = ArgumentMatcher(index.steps, outputs, call.own, call.words, call.task, call.zone)
+    if call.tool not in index.plans:
+        return Binding(_OUTSIDE, (), limit)
+    profile, plans = index.plans[call.tool]
+    if profile is not call.profile:
+        plans = [_plan(mandate, index, step, call.profile) for step in mandate.steps if step.tool == call.tool]
+        index.plans[call.tool] = call.profile, plans
+    matcher = ArgumentMatcher(index.steps, outputs, call)
     matches: list[_Match] = []
-    alone: tuple[str, ...] = ()
     for plan in plans:
-        step = plan.step
-        shape = plan.shape
-        if shape is None or shape.profile is not call.profile:
-            shape = plan.shape = _shape(step, call.profile)
-        deviations, rows = _compare(shape, call, matcher)
+        step, after = plan.step, index.steps[plan.step.after] if plan.step.after else None
+        deviations, rows = _compare(plan, call, matcher)
         deviations += common
-        if step.only_if is not None and (unmet := matcher.condition(step.only_if)).code:
-            deviations.append(Deviation("", unmet.code, f"step `{step.id}` only if {unmet.expected}"))
+        if step.only_if is not None and (code := matcher.condition(step.only_if)):
+            deviations.append(Deviation("", code, f"step `{step.id}` only if {holds(step.only_if)}"))
         if call.steps is not None and step.id not in call.steps:
             deviations.append(Deviation("", "part", f"step `{step.id}` to be taken by another agent"))
-        confirm = effect in mandate.confirm or step.id in mandate.confirm
-        after: tuple[str, ...] = ()
-        least = 0
-        if plan.after is not None and plan.after.id not in taken:
+        wait: _Wait | None = None
+        if after is not None and after.id not in taken:
             # A side effect counts as taken after enough calls of which none is open, a read once its output is recorded.
-            read = plan.after.tool in profiles and not profiles[plan.after.tool].side_effect
-            named = plan.after.deed or plan.after.id
-            after = () if read else (f"{index.prefix}step:{named}", f"{index.prefix}open:{named}")
-            # If an application wrote the mandate, `times` is a maximum, else the exact number.
-            times = 1 if mandate.source == "application" else plan.after.times
-            least = 0 if read else matcher.calls(plan.after) * times
-            if mandate.source != "application" and call.profile.inside:
-                alone += after[1:]  # a write inside may be in one message with the step that it follows
-            if read and not any(output.complete for output in matcher.fitting(plan.after.id)):
-                deviations.append(Deviation("", "after", f"step `{plan.after.id}` to be taken first"))
+            if after.tool not in profiles or profiles[after.tool].side_effect:
+                name = after.deed or after.id
+                # If an application wrote the mandate, `times` is a maximum, else the exact number.
+                times = 1 if mandate.source == "application" else after.times
+                least = matcher.calls(after) * times
+                wait = _Wait(after, f"{index.prefix}step:{name}", f"{index.prefix}open:{name}", least)
+            elif not any(output.complete for output in matcher.fitting(after.id)):
+                deviations.append(Deviation("", "after", f"step `{after.id}` to be taken first"))
         groups = []
         for name, keys in rows.items():
             groups.append([f"{plan.row}{name}:{row}" for row in sorted(keys)[:MAX_EQUAL_ROWS]])
-        counter = f"{CONFIRMED}{mandate.digest}" if confirm else None
-        matches.append(_Match(plan, deviations, groups, shape.counts, after, least, counter))
-    return Binding(None, matches, limit, alone)
+        matches.append(_Match(plan, deviations, groups, wait))
+    # In a planner's mandate, a write inside may be in one message with the step that it follows.
+    return Binding(_OUTSIDE, matches, limit, alone=mandate.source != "application" and call.profile.inside)
 
 
-def _shape(step: Step, profile: ToolProfile) -> _Shape:
-    named = []
-    for name, what in step.args.items():
+def _plan(mandate: Mandate, index: _Index, step: Step, profile: ToolProfile) -> _Plan:
+    slots = []
+    for name, order in step.args.items():
         kinds = [kind_of(profile, name)]
         if not kinds[0]:  # the step names an argument, and the profile only members of it
             kinds = [kind for path, kind in profile.critical.items() if path.startswith(f"{name}.")] or kinds
         kind = next((kind for kind in kinds if kind in DESTINATIONS), kinds[0])
-        if not isinstance(what, Free):
-            named.append((name, what, kind, "." in name))
-    settled = frozenset((*step.args, *profile.free))
-    fetch = profile.effect == "fetch" and not all(isinstance(what, _FIXED) for what in step.args.values())
-    roots = [name.partition(".")[0] for name, _, _, dotted in named if dotted]
-    rows = tuple((n, what, kind) for n, what, kind, dotted in named if dotted and roots.count(n.partition(".")[0]) > 1)
-    days = {n: found for n, what, *_ in named if isinstance(what, Const) and (found := dates(what.value))}
-    plain = {n: what.model_dump() for n, what, *_ in named if isinstance(what, Const | OneOf | Between)}
-    local = frozenset(n for n, held in plain.items() if not names_zone(held))
-    return _Shape(profile, tuple(named), settled, profile.side_effect or fetch, rows, days, local)
+        days = dates(order.value) if isinstance(order, Const) else ()
+        local = isinstance(order, Const | OneOf | Between) and not names_zone(order.model_dump())
+        if not isinstance(order, Free):
+            slots.append(_Slot(name, order, kind, "." in name, days, local))
+    roots = [slot.name.partition(".")[0] for slot in slots if slot.dotted]
+    several = profile.effect == "fetch" and not all(isinstance(order, _FIXED) for order in step.args.values())
+    name, limits = step.deed or step.id, [order.limit for order in step.args.values() if isinstance(order, Each)]
+    confirm = profile.effect in mandate.confirm or step.id in mandate.confirm
+    return _Plan(
+        step,
+        slots,
+        paired=[slot for slot in slots if slot.dotted and roots.count(slot.name.partition(".")[0]) > 1],
+        settled=frozenset((*step.args, *profile.free)),
+        counter=f"{index.prefix}step:{name}" if profile.side_effect or several else "",
+        maximum=step.times * min(limits, default=1),
+        open=f"{index.prefix}open:{name}" if name in index.awaited else "",
+        row=f"{index.prefix}row:{name}:",
+        confirm=f"{CONFIRMED}{mandate.digest}" if confirm else "",
+        shown=index.shown,
+    )
 
 
-def _compare(shape: _Shape, call: CallFacts, matcher: ArgumentMatcher) -> tuple[list[Deviation], _Rows]:
+def _compare(plan: _Plan, call: CallFacts, matcher: ArgumentMatcher) -> tuple[list[Deviation], _Rows]:
     """Return a call's deviations from a step, and the records to which its values fit."""
     deviations: list[Deviation] = []
     rows: _Rows = {}
-    lists: list[_Member] = []
-    args = call.args
-    for name, what, kind, dotted in shape.named:
-        value = argument(args, name) if dotted else args.get(name)
+    lists: list[_Slot] = []
+    for slot in plan.slots:
+        name, order, kind = slot.name, slot.order, slot.kind
+        value = argument(call.args, name) if slot.dotted else call.args.get(name)
         local = value if call.zone is None else in_zone(value, call.zone)
-        value = local if name in shape.local else value
-        if call.now is not None and name in shape.days and not upcoming([*shape.days[name], *dates(value)], call.now):
-            deviations.append(Deviation(name, "value", f"the next {quoted(getattr(what, 'value', ''))}"))
+        value = local if slot.local else value
+        if call.now is not None and slot.days and not upcoming([*slot.days, *dates(value)], call.now):
+            deviations.append(Deviation(name, "value", f"the next {quoted(getattr(order, 'value', ''))}"))
             continue
-        if type(what) is Const and type(value) in SHORT_KINDS and type(what.value) in SHORT_KINDS:
+        if type(order) is Const and type(value) in SHORT_KINDS and type(order.value) in SHORT_KINDS:
             short = type(value) is not str or len(value) <= REMEMBERED
-            if short and known_same(value, what.value, kind):
+            if short and known_same(value, order.value, kind):  # as `check` would find, with less work
                 continue
-        if type(what) is Text and name not in call.given and absent(value):
+        if type(order) is Text and name not in call.given and absent(value):
             continue  # an optional text that was not sent keeps its default
-        if type(what) is not Text and _has_several_values(value, what):
-            lists.append((name, what, kind))
-        found = matcher.check(what, value, kind)
+        if type(order) is not Text and _has_several_values(value, order):
+            lists.append(slot)
+        found = matcher.check(order, value, kind)
         if found.code and local is not value:
-            found = matcher.check(what, local, kind)
-        code, expected, source, keys = found
-        if code:
-            deviations.append(Deviation(name, code, expected))
-        elif source:
-            rows[source] = rows.get(source, keys) & keys
-            if not rows[source]:
-                expected = f"of the same record of step `{source}` as the other values"
+            found = matcher.check(order, local, kind)
+        if found.code:
+            deviations.append(Deviation(name, found.code, found.expected))
+        elif found.rows and isinstance(order, Pick | Each):
+            rows[order.step] = rows.get(order.step, found.rows) & found.rows
+            if not rows[order.step]:
+                expected = f"of the same record of step `{order.step}` as the other values"
                 deviations.append(Deviation(name, "value", expected))
-    if shape.rows or len(lists) > 1:
-        deviations += _crossed(shape.rows, lists if len(lists) > 1 else (), args)
-    if call.profile.ordered and not call.given <= shape.settled:
-        deviations += _open(shape, call, matcher)
+    if plan.paired or len(lists) > 1:
+        deviations += _crossed(plan.paired, lists if len(lists) > 1 else (), call.args)
+    if call.profile.ordered and not call.given <= plan.settled:
+        deviations += _open(plan, call, matcher)
     if rows:
-        one = {what.step for _, what, _, _ in shape.named if isinstance(what, Each)}
-        rows = {source: keys for source, keys in rows.items() if keys and source in one}
+        each = {slot.order.step for slot in plan.slots if isinstance(slot.order, Each)}
+        rows = {step: keys for step, keys in rows.items() if keys and step in each}
     return deviations, rows
 
 
@@ -354,33 +348,33 @@ def _has_several_values(value: object, what: Argument) -> bool:
     return isinstance(value, list) and (len(value) > 1 or scalars(value, 1) is None)
 
 
-def _crossed(members: Sequence[_Member], lists: Sequence[_Member], args: Mapping[str, Any]) -> Iterator[Deviation]:
+def _crossed(paired: Sequence[_Slot], lists: Sequence[_Slot], args: Mapping[str, Any]) -> Iterator[Deviation]:
     """Yield a deviation if a call pairs values in another way than the step.
 
     Values of one object, or at one index of several lists, belong together, like a recipient and an amount. So each
     list, and each member of a list's objects, must have the step's order. An object may hold lists too.
     """
-    roots = {name: args.get(name.partition(".")[0]) for name, _, _ in (*members, *lists) if "." in name}
+    roots = {slot.name: args.get(slot.name.partition(".")[0]) for slot in (*paired, *lists) if slot.dotted}
     rows = {name: len(root) for name, root in roots.items() if isinstance(root, list) and len(root) > 1}
-    inner = [each for each in members if each[0] in rows and not isinstance(each[1], Text)]
-    for name, what, kind in {each[0]: each for each in (*inner, *lists)}.values():
-        held, ordered = argument(args, name), what.value if isinstance(what, Const) else None
-        if "." in name and name not in rows and isinstance(held, list) and isinstance(held[0], list):
+    members = [slot for slot in paired if slot.name in rows and not isinstance(slot.order, Text)]
+    for slot in {slot.name: slot for slot in (*members, *lists)}.values():
+        name, held, ordered = slot.name, argument(args, slot.name), getattr(slot.order, "value", None)
+        if slot.dotted and name not in rows and isinstance(held, list) and isinstance(held[0], list):
             held = held[0]
         if (
             not isinstance(held, list)
             or not isinstance(ordered, tuple)
             or not len(held) == len(ordered) == rows.get(name, len(held))
-            or not all(same(one, other, kind) for one, other in zip(held, ordered, strict=True))
+            or not all(same(one, other, slot.kind) for one, other in zip(held, ordered, strict=True))
         ):
             yield Deviation(name, "ambiguous", "in the order of the rows")
 
 
-def _open(shape: _Shape, call: CallFacts, matcher: ArgumentMatcher) -> Iterator[Deviation]:
+def _open(plan: _Plan, call: CallFacts, matcher: ArgumentMatcher) -> Iterator[Deviation]:
     """Yield deviations for arguments that the step does not name."""
-    profile = shape.profile
+    profile = call.profile
     declared = (*profile.critical, *profile.when)
-    for root in sorted(call.given - shape.settled):
+    for root in sorted(call.given - plan.settled):
         value = call.args.get(root)
         # An empty value (also in a list) is a deviation, because it may clear data or replace a default.
         if root not in profile.text and not any(True for _ in loose(root, value, ())):
@@ -388,7 +382,7 @@ def _open(shape: _Shape, call: CallFacts, matcher: ArgumentMatcher) -> Iterator[
             continue
         for name in (*declared, *profile.text):
             above = (name[:i] for i, c in enumerate(f"{name}.") if c == ".")  # the name and its parents
-            if name.partition(".")[0] != root or not shape.settled.isdisjoint(above):
+            if name.partition(".")[0] != root or not plan.settled.isdisjoint(above):
                 continue
             held = argument(call.args, name)
             if absent(held):
@@ -397,7 +391,7 @@ def _open(shape: _Shape, call: CallFacts, matcher: ArgumentMatcher) -> Iterator[
                 yield Deviation(name, "unordered", "not to be given")
             elif finding := matcher.text(_TEXT, held).code:
                 yield Deviation(name, finding, "a text whose identifiers and quotations come from the user's words")
-        for path in dict.fromkeys(loose(root, value, {*shape.settled, *declared, *profile.text})):
+        for path in dict.fromkeys(loose(root, value, {*plan.settled, *declared, *profile.text})):
             yield Deviation(path, "undeclared", "not to be given")
 
 

@@ -1,17 +1,19 @@
-"""Split a read's output into records, and tell how far each field is trusted."""
+"""Split a read's output into records, choose some, and tell the trust in each field."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from datetime import tzinfo
 from typing import Any, Final, NamedTuple
 
 from langchain_runtime_authz.facts.argument_atoms import MAX_ITEMS, SHORT_KINDS, absent
+from langchain_runtime_authz.facts.json_copy import SHORT
 from langchain_runtime_authz.facts.normal_forms import key
 from langchain_runtime_authz.mandate import read_outputs as reads
 from langchain_runtime_authz.mandate.date_matching import compare
-from langchain_runtime_authz.mandate.model import Eq, Own
-from langchain_runtime_authz.mandate.value_matching import IDENTIFIERS, among
+from langchain_runtime_authz.mandate.model import Each, Eq, Own, Pick
+from langchain_runtime_authz.mandate.value_matching import IDENTIFIERS, among, meets
 from langchain_runtime_authz.tool_profile import ToolProfile, field_trust
 
 _WORTH: Final = {"system": 2, "internal": 1, "external": 0}
@@ -117,7 +119,38 @@ def values_of(row: Row, path: str) -> list[Any]:
     return [None] if (found := reads.scalars(nodes, MAX_ITEMS, mappings=False)) is None else found
 
 
-def extreme(rows: Sequence[Row], name: str, sign: int) -> list[Row]:
+def prose(value: object) -> bool:
+    """Return True for a long text: even in the subject's own record, it may quote somebody else."""
+    return isinstance(value, str) and (len(value) > SHORT or len(value.splitlines()) > 1)
+
+
+def choose(
+    argument: Pick | Each, outputs: Sequence[reads.Output], own: Sequence[Any], zone: tzinfo | None, *, sure: bool
+) -> list[Row] | str:
+    """Return the records that the conditions choose, or "ambiguous".
+
+    `sure`: it is ambiguous if a record may meet the conditions, or may not. A `Pick` chooses one record.
+    """
+    chosen: list[Row] = []
+    for row in (row for output in outputs for row in rows_of(output, argument.path, own)):
+        meeting = [
+            meets(condition, values_of(row, within_row(row, name)), own, zone)
+            for name, conditions in argument.where.items()
+            for condition in conditions
+        ]
+        if all(meeting):
+            chosen.append(row)
+        elif sure and False not in meeting:
+            return "ambiguous"
+    if isinstance(argument, Each):
+        return chosen
+    for name, sign in ((argument.max, 1), (argument.min, -1)):
+        chosen = _extreme(chosen, name, sign) if name is not None else chosen
+    one = {record_key(row): row for row in chosen}
+    return list(one.values()) if len(one) == 1 else "ambiguous"
+
+
+def _extreme(rows: Sequence[Row], name: str, sign: int) -> list[Row]:
     """Return rows with the greatest (`sign` 1) or least field `name`; [] if unclear."""
     best: list[Row] = []
     for row in rows:

@@ -10,8 +10,8 @@ from typing import Any, Final, NamedTuple
 from langchain_runtime_authz.facts.local_time import local_day
 from langchain_runtime_authz.ledger.base import Scope
 from langchain_runtime_authz.ledger.changes import SetMark
-from langchain_runtime_authz.mandate.argument_matching import is_default
-from langchain_runtime_authz.mandate.call_matching import Binding, CallFacts, Standing, bind
+from langchain_runtime_authz.mandate.argument_matching import CallFacts, is_default
+from langchain_runtime_authz.mandate.call_matching import Binding, Standing, bind
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.mandate.read_outputs import Task
 from langchain_runtime_authz.pep.call import Call

@@ -27,7 +27,7 @@ def without_roles() -> Iterator[None]:
         named = [a.value for a in several if isinstance(a, Const)] + [a.values for a in several if isinstance(a, OneOf)]
         known = [v for value in named for v in (value if isinstance(value, tuple) else (value,))]
         items = scalars(value, 100) or []
-        said = lambda item: any(same(item, k, kind) for k in known) or stands(item, self._words)
+        said = lambda item: any(same(item, k, kind) for k in known) or stands(item, self._call.words)
         return FITS if items and all(said(item) for item in items) else found
 
     with patch.object(ArgumentMatcher, "check", check):
@@ -40,7 +40,7 @@ def without_consumption() -> Iterator[None]:
     compared = call_matching._stand
 
     def stand(match: Any, counts: Any, spends: Any) -> Any:
-        found = compared(match._replace(counts=False), counts, spends)
+        found = compared(match._replace(plan=match.plan._replace(counter="")), counts, spends)
         return found._replace(spends=(*found.spends, call_matching.Spend(match.plan.counter, _MANY)))
 
     with patch.object(call_matching, "_stand", stand):
@@ -63,8 +63,7 @@ def without_recomputation() -> Iterator[None]:
         return check
 
     with (
-        patch.object(ArgumentMatcher, "_field", lax(ArgumentMatcher._field)),
-        patch.object(ArgumentMatcher, "_record", lax(ArgumentMatcher._record)),
+        patch.object(ArgumentMatcher, "_read", lax(ArgumentMatcher._read)),
         patch.object(ArgumentMatcher, "_extract", lax(ArgumentMatcher._extract)),
     ):
         yield

@@ -24,7 +24,7 @@ from langchain_runtime_authz.mandate.model import (
     Step,
 )
 from langchain_runtime_authz.mandate.output_rows import Row, record_key
-from langchain_runtime_authz.mandate.read_outputs import NO_TASK, Output, Outputs
+from langchain_runtime_authz.mandate.read_outputs import Output, Outputs
 from langchain_runtime_authz.mandate.value_matching import meets
 from langchain_runtime_authz.tool_profile import ToolProfile
 
@@ -288,7 +288,7 @@ def test_an_own_identifier_is_read_like_a_recipient(value, found):
 
 @pytest.mark.parametrize(("kind", "fits"), [("principal", True), ("", False), ("value", False)])
 def test_only_a_recipient_may_have_a_name_around_the_user_s_address(kind, fits):
-    found = [ArgumentMatcher({}, Outputs(), ("me@x.org",), "", NO_TASK).check(Own(), one, kind).code for one in ("ME@x.org", "Do it <me@x.org>")]
+    found = [ArgumentMatcher({}, Outputs(), CallFacts("pay", PROFILES["pay"], {}, frozenset(), ("me@x.org",), "")).check(Own(), one, kind).code for one in ("ME@x.org", "Do it <me@x.org>")]
     assert found == ["", "" if fits else "value"]
 
 
