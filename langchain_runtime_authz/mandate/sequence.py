@@ -6,17 +6,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from posixpath import normpath
 
 from langchain_runtime_authz._validate import as_mapping
 from langchain_runtime_authz.facts.normal_forms import fold, identifiers
-from langchain_runtime_authz.mandate.model import Const, Each, Field, OneOf, Pick, Step, Within
+from langchain_runtime_authz.mandate.model import Argument, Const, Each, Field, OneOf, Pick, Step, Within
 from langchain_runtime_authz.mandate.value_matching import SEVERAL
 from langchain_runtime_authz.mandate.vocabulary import TARGETS
 from langchain_runtime_authz.tool_profile import UNPROFILED, ToolProfile
 
 Hits = dict[str, object]
-"""Target → the place that says it. A list says a common target once, and its steps have no order."""
+"""Target → the place that says it. Two steps that have a target from one place, like a list, have no order for it."""
 
 
 def in_order(
@@ -27,48 +28,52 @@ def in_order(
     What is only sent or paid may go in any order. `signatures`: tool → argument → its JSON schema.
     """
     known = {s.tool: profiles.get(s.tool, UNPROFILED) for s in steps}
-    hits = {s.id: _hits(s, known[s.tool], signatures.get(s.tool, {})) for s in steps if known[s.tool].side_effect}
-    lasting = {s.id for s in steps if s.id in hits and known[s.tool].effect not in ("send", "pay")}
-    chains: list[set[str]] = []
-    for step in (s for s in steps if s.id in hits):
-        met = {o for o, hit in hits.items() if {o, step.id} & lasting and _meet(hits[step.id], hit)}
-        near = [chain for chain in chains if step.after in chain or chain & met]
-        chains = [*(chain for chain in chains if chain not in near), {step.id}.union(*near)]
+    acts = [s for s in steps if known[s.tool].side_effect]
+    hits = {s.id: _hits(s, known[s.tool], signatures.get(s.tool, {})) for s in acts}
+    chains = {s.id: {s.id} for s in acts}  # step → the steps that are in one order with it
+    for one, other in combinations(acts, 2):
+        lasting = not {known[one.tool].effect, known[other.tool].effect} <= {"send", "pay"}
+        if other.after == one.id or (lasting and _meet(hits[one.id], hits[other.id])):
+            both = chains[one.id] | chains[other.id]
+            chains |= dict.fromkeys(both, both)
     found = list[Step]()
     for step in steps:
-        chain = next((chain for chain in chains if step.id in chain), set[str]())
-        before = (s.id for s in reversed(found) if s.id in chain and (s.deed is None or s.deed != step.deed))
-        found.append(step.model_copy(update={"after": next(before, step.after)}))
+        before = (s for s in reversed(found) if s.id in chains.get(step.id, ()))
+        after = (s.id for s in before if s.deed is None or s.deed != step.deed)  # not for an alternative
+        found.append(step.model_copy(update={"after": next(after, step.after)}))
     return tuple(found)
 
 
 def _hits(step: Step, profile: ToolProfile, schemas: Mapping[str, object]) -> Hits:
     """Return what a step affects. A person counts as another target for each tool."""
+    of_tool: object = (step.tool,)  # the place of defaults: calls of one tool have no order for them
+    unsaid = {n: d for n, schema in schemas.items() if n not in step.args and (d := as_mapping(schema).get("default"))}
+    said = {name: dict.fromkeys(_spellings(str(default)), of_tool) for name, default in unsaid.items()}
+    said |= {name: _targets(step, argument) for name, argument in step.args.items()}
     found: Hits = {}
-    defaults = {n: d for n, s in schemas.items() if n not in step.args and (d := as_mapping(s).get("default"))}
-    for name, argument in {**defaults, **step.args}.items():
+    for name, targets in said.items():
         kind = profile.critical.get(name, "object" if profile is UNPROFILED else None)
-        place = getattr(argument, "said", None) or step.id
-        values: Sequence[object] = ()
-        if name in defaults:  # calls of one tool have no order for it
-            place, values = (step.tool,), (argument,)
-        elif isinstance(argument, Const):
-            values = argument.value if isinstance(argument.value, tuple) else (argument.value,)
-        elif isinstance(argument, OneOf):
-            values = argument.values
-        elif isinstance(argument, Within):
-            values = (argument.prefix,)
-        targets: dict[str, object] = {one: place for value in values for one in _spellings(str(value))}
-        if isinstance(argument, Field | Pick | Each):
-            targets = {f"{argument.step} {argument.path}": place}
-        if isinstance(argument, Pick) and argument.min is argument.max is None:
+        of = step.tool if kind == "principal" else ""
+        found |= {f"{of} {target}".rstrip("/"): at for target, at in targets.items() if kind in TARGETS}
+    return found if {*found.values()} - {of_tool} else {**found, step.tool: step.id}
+
+
+def _targets(step: Step, argument: Argument) -> Hits:
+    """Return the targets that an argument may name."""
+    place, values = getattr(argument, "said", None) or step.id, tuple[object, ...]()
+    match argument:
+        case Const(value=value):
+            values = value if isinstance(value, tuple) else (value,)
+        case OneOf(values=several):
+            values = several
+        case Within(prefix=prefix):
+            values = (prefix,)
+        case Pick(step=read, path=path, where=where, max=None, min=None):
             # If two steps choose by the same fields, they have one target only if the conditions are equal.
-            records, (choice,) = (*sorted(argument.where),), targets
-            targets = {choice: records, f"{choice} {sorted(argument.where.items())}": place}
-        if kind in TARGETS:
-            of = step.tool if kind == "principal" else ""
-            found |= {f"{of} {target}".rstrip("/"): at for target, at in targets.items()}
-    return found if {*found.values()} - {(step.tool,)} else {**found, step.tool: step.id}
+            return {f"{read} {path}": (*sorted(where),), f"{read} {path} {sorted(where.items())}": place}
+        case Field(step=read, path=path) | Pick(step=read, path=path) | Each(step=read, path=path):
+            return {f"{read} {path}": place}
+    return {one: place for value in values for one in _spellings(str(value))}
 
 
 def _spellings(target: str) -> tuple[str, ...]:
@@ -81,9 +86,9 @@ def _spellings(target: str) -> tuple[str, ...]:
 def _meet(one: Hits, other: Hits) -> bool:
     """Return True if two steps share a target, or one target is a path in the other."""
     return any(
-        both.get(hit[:size], at) != at
-        for each, both in ((one, other), (other, one))
-        for size in {*map(len, both)}
-        for hit, at in each.items()
+        folders.get(hit[:size], at) != at
+        for hits, folders in ((one, other), (other, one))
+        for size in {*map(len, folders)}
+        for hit, at in hits.items()
         if hit[size : size + 1] in ("", "/")
     )
