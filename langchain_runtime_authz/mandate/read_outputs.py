@@ -10,6 +10,7 @@ import json
 import threading
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from langchain_runtime_authz._locks import forkable_lock
@@ -35,28 +36,22 @@ Task = tuple[int, str, int | None]
 NO_TASK: Final = (0, "", None)
 
 
+@dataclass(slots=True, eq=False)
 class Output:
     """A read's output as JSON.
 
     `complete`: nothing was cut. `position`: in the order of recording. `resource`: what was read, and its version.
     """
 
-    __slots__ = ("_words", "args", "complete", "given", "position", "profile", "resource", "value", "weight")
-
-    def __init__(
-        self,
-        profile: ToolProfile,
-        args: dict[str, Any],
-        given: frozenset[str],
-        value: Any,
-        complete: bool,
-        position: int,
-    ) -> None:
-        self.profile, self.args, self.given = profile, args, given
-        self.value, self.complete, self.position = value, complete, position
-        self.weight = 0
-        self.resource: tuple[str, str] | None = None
-        self._words: Words | None = None
+    profile: ToolProfile
+    args: dict[str, Any]
+    given: frozenset[str]
+    value: Any
+    complete: bool
+    position: int
+    weight: int = 0
+    resource: tuple[str, str] | None = None
+    _words: Words | None = None
 
     @property
     def words(self) -> Words:
@@ -150,8 +145,7 @@ class Outputs:
             value, whole, weight = read.read(value, 0), read.complete, read.chars + read.nodes * json_copy.NODE
         names = frozenset(held if given is None else given)
         self._lost |= not whole
-        found = Output(profile, held, names, value, whole, self._position)
-        found.weight, found.resource = weight, resource
+        found = Output(profile, held, names, value, whole, self._position, weight, resource)
         known = self._first.setdefault(task[:2], {}).setdefault(tool, {})
         if len(self._first) > MAX_TASKS:
             self._entries -= sum(map(len, self._first.pop(next(iter(self._first))).values()))

@@ -57,7 +57,15 @@ _PORTS: Final = {"http": 80, "https": 443}
 
 
 def same(value: object, constant: object, kind: str) -> bool:
-    """Return True if a call's value equals the constant, for an argument of this kind."""
+    """Return True if a call's value equals the constant, for an argument of this kind.
+
+    Both must have a normal form in common, like a number, an address or the words. For these kinds there is more:
+
+    - "when", "value", "": if the constant is a date or a time, both must be one moment (`same_moment`).
+    - "object", "name", "value", "": texts must be written alike. Of objects and names, plain words may differ in case.
+    - "amount": a value with a comma must be written alike.
+    - Destinations: a number may be an account or a telephone number. "Bob <bob@x.org>" counts as the address alone.
+    """
     for one in (value, constant):
         if type(one) not in SHORT_KINDS or (type(one) is str and len(one) > REMEMBERED):
             return _same(value, constant, kind)
@@ -76,29 +84,41 @@ def _same(value: Any, constant: Any, kind: str) -> bool:
     own, said = scalar_forms(value), scalar_forms(constant, said=True)
     if not own or not said:
         return False
+    if kind in DESTINATIONS:
+        return _same_destination(value, constant, own, said)
     if kind in _DATED and any(f.startswith(MOMENT) for f in said):
         return same_moment(value, constant, own, said)
     if kind in _SPELLED and not _spelled(value, constant, own, said, kind):
         return False
-    if kind in DESTINATIONS and str(value).strip()[:1] == "+" != str(constant).strip()[:1]:
-        return False  # only one of them is a telephone number
     if kind == "amount" and commas(value) and value != constant:
         return False
-    numbers = {f for f in said if f.startswith("num:")}
-    if numbers == {f for f in own if f.startswith("num:")}:
-        if numbers:
-            return True
-    elif kind not in DESTINATIONS:
-        return False
-    if kind in DESTINATIONS and isinstance(value, str) and (shown := _SHOWN.fullmatch(tidy(value))):
-        own = tuple(f for f in forms(shown[1]) if f.startswith("email:"))
-    shared = [f for f in own if f in said and not f.startswith((*MOMENT, "num:"))]
+    numbers, shared = _alike(own, said)
+    if numbers is not None:
+        return numbers
     if any(f.startswith("url:") for f in shared):
         return _same_endpoint(tidy(value), tidy(constant))
-    if kind not in DESTINATIONS:
-        return any(not f.startswith("digits:") for f in shared)
+    return any(not f.startswith("digits:") for f in shared)
+
+
+def _same_destination(value: Any, constant: Any, own: Sequence[str], said: Sequence[str]) -> bool:
+    if str(value).strip()[:1] == "+" != str(constant).strip()[:1]:
+        return False  # only one of them is a telephone number
+    numbers, shared = _alike(own, said)
+    if numbers:
+        return True
+    if isinstance(value, str) and (shown := _SHOWN.fullmatch(tidy(value))):
+        shared = [f for f in forms(shown[1]) if f.startswith("email:") and f in said]
+    if any(f.startswith("url:") for f in shared):
+        return _same_endpoint(tidy(value), tidy(constant))
     cased = all(f.startswith("text:") for f in shared) and _ID.search(str(constant)) is not None
     return bool(shared) and (not cased or tidy(value) == tidy(constant))
+
+
+def _alike(own: Sequence[str], said: Sequence[str]) -> tuple[bool | None, list[str]]:
+    """Return if the numbers are equal (None if there are none), and all other common forms without dates."""
+    ours, numbers = ({form for form in each if form.startswith("num:")} for each in (own, said))
+    shared = [form for form in own if form in said and not form.startswith((*MOMENT, "num:"))]
+    return ours == numbers if ours or numbers else None, shared
 
 
 def equal(items: Sequence[Any], ordered: Sequence[Any], kind: str) -> bool:
