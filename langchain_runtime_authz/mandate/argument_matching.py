@@ -26,7 +26,7 @@ from langchain_runtime_authz.mandate import model
 from langchain_runtime_authz.mandate import read_outputs as reads
 from langchain_runtime_authz.mandate.date_matching import between, number_or_date
 from langchain_runtime_authz.mandate.description import described, quoted
-from langchain_runtime_authz.mandate.output_rows import Row, choose, prose, record_key, rows_of, values_of, within_row
+from langchain_runtime_authz.mandate.output_rows import Row, below, choose, prose, record_key, rows_of, values_of
 from langchain_runtime_authz.mandate.text_arguments import MAX_TEXT, borrowed, unbacked
 from langchain_runtime_authz.mandate.value_matching import (
     as_exact,
@@ -81,7 +81,7 @@ class _Unsure(Exception):
 
 
 class _Source(NamedTuple):
-    """Values of one field in an output, with the records that have them (at least one)."""
+    """Values of one field in an output, and the records that have them."""
 
     values: list[Any]
     rows: list[Row]
@@ -164,9 +164,9 @@ class ArgumentMatcher:
         return FITS
 
     def fitting(self, name: str) -> list[reads.Output]:
-        """Return outputs of the calls that the read `name` orders: of the newest task that has any.
+        """Return the outputs of the calls that the read `name` orders.
 
-        If a read orders one call, only its first output counts. If its condition does not hold, none does.
+        They are of the newest task that has any. If a read orders one call, only its first output counts. If its condition does not hold, none does.
         """
         if (known := self._fitting.get(name)) is None:
             step, known = self._steps[name], []
@@ -196,9 +196,9 @@ class ArgumentMatcher:
     def _settled(self, source: _FromRead | model.OnlyIf, *, verbatim: bool = False) -> list[reads.Output]:
         """Return the outputs of a source's step for which the model chose no argument.
 
-        Another read would show other records. So the mandate must set each argument, and the read has no further ones.
-        For a `Pick`, one argument may be a `OneOf`: then each of its values must have been read, else the list is
-        empty. `verbatim`: the read must write each argument as the mandate does.
+        By its arguments, the model could choose which records there are. So the mandate must set each of them, and the
+        read has no others. For a `Pick`, one may be a `OneOf` of which each value was read; else the list is empty.
+        `verbatim`: the read must write each argument as the mandate does.
         """
         step, choice = self._steps[source.step], isinstance(source, model.Pick)
         if (known := self._settled_of.get((step.id, choice, verbatim))) is None:
@@ -212,7 +212,7 @@ class ArgumentMatcher:
         return known
 
     def _given(self, step: model.Step, output: reads.Output, *, verbatim: bool) -> bool:
-        """Return True if a fitting read had the step's arguments, each with one value, and no others."""
+        """Return True if the model could choose no argument of a read that fits."""
         for name, argument in step.args.items():
             sure, ordered = True, getattr(argument, "value", ())
             if isinstance(argument, model.OneOf):
@@ -257,7 +257,7 @@ class ArgumentMatcher:
         return Finding("value", f"{where}: {quoted(tuple(sources[-1].values))}" if shown else where)
 
     def _sources(self, argument: _FromRead, *, every: bool = False) -> list[_Source]:
-        """Return a field's values: those of each output, or of each chosen record (`_records`)."""
+        """Return a field's values, of each output or of each chosen record."""
         if not isinstance(argument, model.Field):
             return [_Source(values_of(row, row.path), [row]) for row in self._records(argument, every=every)]
         found = []
@@ -280,8 +280,8 @@ class ArgumentMatcher:
         return trusted and all(self._decides(argument, row, name) for row in rows for name in choosing(argument))
 
     def _decides(self, choice: model.Pick | model.Each | model.OnlyIf, row: Row, name: str) -> bool:
-        """Return True if only trusted sources wrote the field `name`, by which records are chosen."""
-        path = within_row(row, name)
+        """Return True if only trusted sources wrote a field that chooses records."""
+        path = below(row.base, name)
         values, conditions = values_of(row, path), choice.where.get(name, ())
         # The field may be trusted only because the subject made the record.
         mine = row.worth(path) > row._replace(mine=False).worth(path)
@@ -309,12 +309,12 @@ class ArgumentMatcher:
         )
 
     def _records(self, argument: model.Pick | model.Each, *, every: bool = False) -> list[Row]:
-        """Return the chosen records. `every`: it must be certain of all records if they are chosen."""
+        """Return the chosen records. `every`: for all, it must be certain if they are."""
         sure = every or isinstance(argument, model.Pick)
         if (found := self._chosen.get((id(argument), sure))) is None:
             outputs, found = self.fitting(argument.step), "unread"
             if outputs and all(output.complete for output in outputs):
-                # Of another read, one record might be another.
+                # A read whose arguments the model chose might lack the record that was meant.
                 outputs = self._settled(argument) if isinstance(argument, model.Pick) else outputs
                 found = choose(argument, outputs, self._call.own, self._call.zone, sure=sure)
             self._chosen[id(argument), sure] = found
@@ -340,7 +340,7 @@ class ArgumentMatcher:
         if isinstance(argument, model.Pick):
             return record_key(row)
         every = (a for step in self._steps.values() for a in step.args.values() if isinstance(a, model.Each))
-        paths = sorted({within_row(row, a.path) for a in every if a.step == argument.step})
+        paths = sorted({below(row.base, a.path) for a in every if a.step == argument.step})
         used = [values_of(row, path) for path in paths if row.worth(path)]
         core = record_key(row._replace(mine=False)) if _fixed(self._steps[argument.step]) else ""
         return key(json.dumps([used, core]))
@@ -358,12 +358,12 @@ class ArgumentMatcher:
             return "condition"
         # Without records, the trust of an empty list decides.
         empty = Row(None, condition.path, "", outputs[0], mine=False)
-        trusted = rows or any(empty.worth(within_row(empty, name), each) for name, each in condition.where.items())
+        trusted = rows or any(empty.worth(below(empty.base, name), each) for name, each in condition.where.items())
         return "" if trusted else "untrusted"
 
     def _met(self, condition: model.OnlyIf, row: Row, name: str) -> bool | None:
         """Return whether a record's field meets its conditions; None if not certain."""
-        path = within_row(row, name)
+        path = below(row.base, name)
         values = values_of(row, path) if not row.listed(path) else []  # a list may mix fields of several records
         own, zone = self._call.own, self._call.zone
         met = [meets(each, values, own, zone) for each in condition.where[name]] if values else [None]
@@ -400,7 +400,7 @@ class ArgumentMatcher:
         return numbers
 
     def _operands(self, operand: _FromRead) -> Iterator[_Source]:
-        """Yield all values of an operand. They must be trusted, and no other read may show more of them."""
+        """Yield all values of an operand, if they are trusted and no read can show more."""
         sources, sure = self._sources(operand, every=True), True
         if isinstance(operand, model.Each):
             sure = 0 < len(sources) <= operand.limit and bool(self._settled(operand))

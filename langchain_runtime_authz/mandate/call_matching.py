@@ -80,7 +80,7 @@ class _Slot(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """A step, as it is compared with calls of one profile and counted. A counter that does not apply is ""."""
+    """A step as compared with calls of one profile. An unused counter is ""."""
 
     step: Step
     slots: Sequence[_Slot]  # without those that may be anything
@@ -95,7 +95,7 @@ class _Plan(NamedTuple):
 
 
 class _Index:
-    """A mandate, with what is computed once for all calls. `plans`: tool → profile, steps."""
+    """A mandate, with what is computed once. `plans`: tool → profile, steps."""
 
     __slots__ = ("awaited", "mandate", "plans", "prefix", "shown", "steps", "totals")
 
@@ -117,9 +117,9 @@ class _Index:
 
 
 class _Wait(NamedTuple):
-    """A side effect that must have succeeded before: `least` calls, of which none is open.
+    """A side effect that must have succeeded before the call.
 
-    `taken`, `open`: the counters of its calls, and of those without success yet.
+    It needs `least` calls, of which none is open. `taken`, `open`: the counters of its calls, and of those without success yet.
     """
 
     step: Step
@@ -310,7 +310,7 @@ def _compare(plan: _Plan, call: CallFacts, matcher: ArgumentMatcher) -> tuple[li
         name, order, kind = slot.name, slot.order, slot.kind
         value = argument(call.args, name) if slot.dotted else call.args.get(name)
         local = value if call.zone is None else in_zone(value, call.zone)
-        value = local if slot.local else value
+        value = local if slot.local else value  # an order that names no zone means local time
         if call.now is not None and slot.days and not upcoming([*slot.days, *dates(value)], call.now):
             deviations.append(Deviation(name, "value", f"the next {quoted(getattr(order, 'value', ''))}"))
             continue
@@ -323,7 +323,7 @@ def _compare(plan: _Plan, call: CallFacts, matcher: ArgumentMatcher) -> tuple[li
         if type(order) is not Text and _has_several_values(value, order):
             lists.append(slot)
         found = matcher.check(order, value, kind)
-        if found.code and local is not value:
+        if found.code and local is not value:  # what was read may be a local time too
             found = matcher.check(order, local, kind)
         if found.code:
             deviations.append(Deviation(name, found.code, found.expected))

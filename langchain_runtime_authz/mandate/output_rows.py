@@ -1,4 +1,4 @@
-"""Split a read's output into records, choose some, and tell the trust in each field."""
+"""Split an output into records, choose some, and tell the trust in each field."""
 
 from __future__ import annotations
 
@@ -96,13 +96,8 @@ def worth(profile: ToolProfile, path: str, *, mine: bool = False) -> int:
     return max(mine, 0 if field.prose or field.counterparty else _WORTH[field.origin])
 
 
-def within_row(row: Row, name: str) -> str:
-    """Return a field's path within the record, from its path within the output."""
-    return below(row.base, name)
-
-
 def below(base: str, name: str) -> str:
-    """Return the dotted path `name` without the path `base` at its beginning."""
+    """Return a dotted path without `base`, like a field's path within its record."""
     return name.removeprefix(f"{base}.") if base else name
 
 
@@ -120,7 +115,7 @@ def values_of(row: Row, path: str) -> list[Any]:
 
 
 def prose(value: object) -> bool:
-    """Return True for a long text: even in the subject's own record, it may quote somebody else."""
+    """Return True for a long text, which may quote others even in a user's record."""
     return isinstance(value, str) and (len(value) > SHORT or len(value.splitlines()) > 1)
 
 
@@ -134,7 +129,7 @@ def choose(
     chosen: list[Row] = []
     for row in (row for output in outputs for row in rows_of(output, argument.path, own)):
         meeting = [
-            meets(condition, values_of(row, within_row(row, name)), own, zone)
+            meets(condition, values_of(row, below(row.base, name)), own, zone)
             for name, conditions in argument.where.items()
             for condition in conditions
         ]
@@ -154,10 +149,10 @@ def _extreme(rows: Sequence[Row], name: str, sign: int) -> list[Row]:
     """Return rows with the greatest (`sign` 1) or least field `name`; [] if unclear."""
     best: list[Row] = []
     for row in rows:
-        values = values_of(row, within_row(row, name))
+        values = values_of(row, below(row.base, name))
         if len(values) != 1 or compare(values[0], values[0]) is None:
             return []
-        order = compare(values[0], values_of(best[0], within_row(best[0], name))[0]) if best else 1 * sign
+        order = compare(values[0], values_of(best[0], below(best[0].base, name))[0]) if best else sign
         if order is None:
             return []
         if order * sign > 0:
