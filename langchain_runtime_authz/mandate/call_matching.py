@@ -174,9 +174,14 @@ class Binding:
         best: Standing | None = None
         for match in self._matches:
             found = _stand(match, counts, spends)
-            if best is None or len(found.deviations) < len(best.deviations):
+            if best is None or _distance(found) < _distance(best):
                 best = found
         return best or self._otherwise._replace(spends=spends)
+
+
+def _distance(standing: Standing) -> tuple[int, int]:
+    """Return how many values of a call differ from its step, and how many deviations it has."""
+    return sum(d.argument != "" for d in standing.deviations), len(standing.deviations)
 
 
 def _stand(match: _Match, counts: Mapping[str, int], spends: tuple[Spend, ...]) -> Standing:

@@ -150,12 +150,13 @@ def _task_of_words(run: Run, turn: Turn, mandate: Mandate | None, call: Call) ->
 
 
 def standing_of(
-    binding: Binding, counters: Mapping[str, int], ahead: Ahead, *, counted: bool, stopped: bool
+    binding: Binding, counters: Mapping[str, int], ahead: Ahead, *, counted: bool, stopped: bool, denied: bool
 ) -> Standing:
     """Return how a call compares with the mandate. Add its counts to `ahead`.
 
-    `counters`: the ledger's counts, which include this call if it was `counted`. `stopped`: this call will not run. It
-    may not run either if it deviates. Then calls of the message that wait for it deviate too.
+    `counters`: the ledger's counts, which include this call if it was `counted`. `stopped`: this call may not run, as if
+    it deviates. Then calls of the message that wait for it deviate too. `denied`: it surely does not run, and takes no
+    step from the calls behind it.
     """
     (every, unsure), counts = ahead, {}
     for counter, by in binding.counters.items():
@@ -163,7 +164,7 @@ def standing_of(
         counts[counter] = max(counters.get(counter, 0) - by * counted, 0) + before
     standing = binding.standing(counts)
     for spend in standing.spends:
-        for added in (every,) if standing.standing == "covered" and not stopped else ahead:
+        for added in (every,) if standing.standing == "covered" and not stopped else ahead[denied:]:
             added[spend.counter] = added.get(spend.counter, 0) + spend.by
     return standing
 

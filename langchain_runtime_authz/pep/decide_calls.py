@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from operator import attrgetter, is_not, ne
+from types import MappingProxyType
 from typing import Any, Final
 
 from langchain_runtime_authz.errors import Code
@@ -48,6 +49,7 @@ _BEGUN: Final[Mapping[CallState, Code]] = {
 _PLACE: Final = attrgetter("plan_id", "position")
 _RESOURCE: Final = attrgetter("profile.resource")
 _UNDECIDED: Final = deny(Code.PDP_ERROR)  # stands in until there is a decision
+_NONE_STOPPED: Final[Mapping[str, bool]] = MappingProxyType({})
 _REFUSED: Final[Mapping[str, Code]] = {
     "rejected": Code.APPROVAL_REJECTED,
     "answered": Code.APPROVAL_ANSWERED,
@@ -56,14 +58,15 @@ _REFUSED: Final[Mapping[str, Code]] = {
 
 
 def decide_calls(
-    run: Run, calls: Sequence[Call], entry: Entry = None, stopped: frozenset[str] = frozenset()
+    run: Run, calls: Sequence[Call], entry: Entry = None, stopped: Mapping[str, bool] = _NONE_STOPPED
 ) -> Flow[list[DecidedCall]]:
     """Decide all calls of one message in one batch, with the `entry` of their node.
 
     Never raises: a failure denies the calls, and may leave the entry undecided.
 
     A call that waits for another call of the message is decided as if the other one runs. If the policy does not permit
-    the other one, all are decided again, with its key in `stopped`. Then the waiting call deviates.
+    the other one, all are decided again, with its key in `stopped`. Then the waiting call deviates. A call that the
+    policy denied is there too (as True), because it takes no step from the calls behind it.
     """
     if not calls:
         return []
@@ -106,14 +109,17 @@ def decide_calls(
         one.decision = ask_despite(one) if one.doubts else one.decision
         if one.decision.outcome == "approval_required":
             one.evidence = sentences(run, one)
-    stopped = _stopped(asked, comparisons) if calls[1:] and not stopped else frozenset()
+    stopped = _stopped(asked, comparisons) if calls[1:] and not stopped else {}
     return (yield from decide_calls(run, calls, None, stopped)) if stopped else decided
 
 
-def _stopped(asked: Sequence[DecidedCall], comparisons: Sequence[_Compared]) -> frozenset[str]:
-    """Return keys of calls for which others of the message wait, and that may not run."""
+def _stopped(asked: Sequence[DecidedCall], comparisons: Sequence[_Compared]) -> dict[str, bool]:
+    """Return the keys for `stopped` of `decide_calls`."""
     awaited = {counter for *_, binding in comparisons if binding is not None for counter in binding.alone}
-    return frozenset(one.key for one in asked if one.standing.opened in awaited and not one.decision.permit)
+    found = ((one, one.decision.outcome != "approval_required") for one in asked if not one.decision.permit)
+    return {
+        one.key: denied for one, denied in found if one.standing.opened in awaited or (denied and one.standing.spends)
+    }
 
 
 def _look_up(run: Run, calls: Sequence[Call]) -> Flow[tuple[Any, ...]]:
@@ -183,7 +189,7 @@ def _described(
     approval: Approval | None,
     moved: frozenset[str],
     ahead: Ahead,
-    stopped: frozenset[str],
+    stopped: Mapping[str, bool],
 ) -> DecidedCall:
     """Return the call with all facts for its decision. Add its counts to `ahead`."""
     counter, deeds, mandate, binding = compared
@@ -203,8 +209,9 @@ def _described(
         ahead[0][counter] = before + int(row is None)
     standing = NO_STANDING
     if binding is not None:
-        counted, refused = row is not None and approval is None, decision is not _UNDECIDED or key in stopped
-        standing = standing_of(binding, snapshot.counters, ahead, counted=counted, stopped=refused)
+        denied, counted = decision is not _UNDECIDED, row is not None and approval is None
+        held, denied = denied or key in stopped, denied or (key in stopped and stopped[key])
+        standing = standing_of(binding, snapshot.counters, ahead, counted=counted, stopped=held, denied=denied)
     doubts, redone = doubted(run, snapshot, call, key, deeds, approval) if snapshot.doubts and not replay else ((), ())
     if doubts and standing.standing == "covered":  # the call in doubt may have used up the step that orders this one
         standing = standing._replace(standing="deviates", deviations=(Deviation("", "spent", ""),))

@@ -216,6 +216,35 @@ def test_a_rejected_call_spends_nothing(go: Any) -> None:
     assert house.ran == [PAID]
 
 
+def test_a_rejected_call_takes_no_step_from_the_one_behind_it(go: Any) -> None:
+    """One message pays Eve and Bob, and a person lets Bob be paid. A hijacked model then pays him again."""
+    house, answer = House(), Command(resume={"decisions": [REJECT, APPROVE]})
+    state = converse(house, [TASK, answer], at_once(pay(EVE), pay()), pay(), go=go, authz=ours())
+    assert house.ran == [PAID] and asked(state)
+    assert done(TASK, at_once(pay(EVE), pay()), pay(), go=go, protected=False).count(PAID) == 2
+
+
+def test_a_denied_call_takes_no_step_from_the_one_behind_it(go: Any) -> None:
+    """The grant denies 500, so the ordered 45 of the same message is paid unasked, once."""
+    house = House()
+    grant = Grant(args={"pay": {"amount": {"le": 100}}})
+    state = converse(house, [TASK], at_once(pay(amount=500), pay()), pay(), go=go, authz=ours(), grant=grant)
+    assert house.ran == [PAID] and "expected: step '1' not to be taken again" in asked(state)[0]
+    assert done(TASK, at_once(pay(amount=500), pay()), pay(), go=go, protected=False).count(PAID) == 2
+
+
+def test_an_approved_call_spends_the_step_with_its_values(go: Any) -> None:
+    """A person lets Bob be paid before his turn. When his turn comes, he is not paid again."""
+    first = {"id": "first", "tool": "note", "args": {"title": {"kind": "text"}, "text": {"kind": "text"}}}
+    other = {"id": "other", "tool": "pay", "args": {"to": BOB, "amount": 70}}
+    mandate = {"steps": [other, first, {**MANDATE["steps"][0], "after": "first"}]}
+    note: Call = ("note", {"title": "a", "text": "b"})
+    house = House()
+    state = converse(house, ["Go", resume(APPROVE)], pay(), note, pay(), pay(amount=70), go=go, authz=ours(), mandate=mandate)
+    assert house.ran == [PAID, ("note", "a")] and "expected: step 'rent' not to be taken again" in asked(state)[0]
+    assert done("Go", pay(), note, pay(), go=go, protected=False).count(PAID) == 2
+
+
 @pytest.mark.parametrize("source", ["words", "application"])
 def test_children_share_what_their_parent_may_spend(source: str) -> None:
     """One order for the whole tree of agents, whoever comes first."""
