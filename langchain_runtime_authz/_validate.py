@@ -80,7 +80,7 @@ def as_list(value: object) -> Sequence[Any]:
 
 
 def read_yaml(path: str | Path, code: Code) -> Any:
-    """Read a YAML file. Raises `ConfigError` with the line, also for a repeated name."""
+    """Read a YAML file. Raises `ConfigError` with the line, also for a repeated name, `0123` and `12:30`."""
     import yaml  # only where a file is read
 
     class Unique(yaml.SafeLoader):
@@ -93,6 +93,12 @@ def read_yaml(path: str | Path, code: Code) -> Any:
                 names.add(key.value)
             return node
 
+        def construct_yaml_int(self, node: Any) -> Any:  # PyYAML would take 0123 for 83, and 12:30 for 750
+            if node.value.lstrip("+-")[1:] and (node.value.lstrip("+-")[0] == "0" or ":" in node.value):
+                raise yaml.MarkedYAMLError(problem=f"{node.value!r} needs quotes", problem_mark=node.start_mark)
+            return super().construct_yaml_int(node)
+
+    Unique.add_constructor("tag:yaml.org,2002:int", Unique.construct_yaml_int)
     try:
         return yaml.load(Path(path).read_text(encoding="utf-8"), Unique)  # noqa: S506  (a safe loader)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as exc:

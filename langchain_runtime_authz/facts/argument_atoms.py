@@ -21,6 +21,7 @@ _MEMBER: Final = re.compile(r"[A-Za-z_]{0,40}\d{0,2}")  # a member name that can
 SHORT_KINDS: Final = frozenset((str, int, float, bool))
 # `Bob <bob@x.org>`: display name and address (RFC 5322).
 _SHOWN: Final = re.compile(r"[^<>@]*<([^<>]*)>\s*")
+_BARE_LINK: Final = re.compile(r"[\w\-]{1,63}(?:\.[\w\-]{1,63}){1,8}(?::\d{1,5})?/")
 _BETWEEN: Final = re.compile(r"[,;\r\n]")
 
 
@@ -199,6 +200,8 @@ def _parts(value: object, kind: str) -> list[tuple[str, ...]]:
     date and the time. If a number can be read in two ways, each reading is a part.
     """
     whole = forms(value)
+    if kind == "url" and isinstance(value, str) and _BARE_LINK.match(value):  # upper and lower case of a path differ
+        whole = forms(f"https://{value}")
     if kind == "when":
         dates = tuple(f for f in whole if f.startswith(("date:", "day:")))
         times = tuple(f for f in whole if f.startswith("time:"))

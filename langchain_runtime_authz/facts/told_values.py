@@ -18,9 +18,9 @@ MAX_KNOWN: Final = 128  # values whose result is cached
 _TRIES: Final = 64
 _SHORTEST: Final = 2  # characters of a text; one letter names nothing
 _LOOKS: Final = 4  # characters; shorter values resemble too many words
-# A host without `https://` or `www.`, with a common ending that is not also a file extension.
+# A host without `https://` or `www.`, with a path or with a common ending that is not also a file extension.
 _HOST: Final = re.compile(
-    r"(?<![\w@.\-/:])((?:[a-z0-9][a-z0-9\-]{0,62}\.){1,4}(?:com|org|net|edu|gov|int)(?:/[^\s<>\"'`(){}\[\]|\\]{0,500})?)"
+    r"(?<![\w@.\-/:])((?:[a-z0-9][a-z0-9\-]{0,62}\.){1,4}(?:com|org|net|edu|gov|int|[a-z]{2,24}(?=/))(?:/[^\s<>\"'`(){}\[\]|\\]{0,500})?)"
     r"(?![\w@\-\\]|[.:]\w)",
     re.IGNORECASE | re.ASCII,
 )

@@ -307,7 +307,7 @@ def _bound(
     given: dict[str, Any] = {}
     for name, value in bound.arguments.items():
         if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
-            given |= value
+            given |= value if given.keys().isdisjoint(value) else {name: value}  # `f(to, /, **more)` may get two `to`
         elif name not in left_out and not isinstance(value, _SUPPLIED):
             given[name] = list(value) if isinstance(value, tuple) else value
     return given

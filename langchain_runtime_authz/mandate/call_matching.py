@@ -284,7 +284,7 @@ def _plan(mandate: Mandate, index: _Index, step: Step, profile: ToolProfile) -> 
         if not kinds[0]:  # the step names an argument, and the profile only members of it
             kinds = [kind for path, kind in profile.critical.items() if path.startswith(f"{name}.")] or kinds
         kind = next((kind for kind in kinds if kind in DESTINATIONS), kinds[0])
-        days = dates(order.value) if isinstance(order, Const) else ()
+        days = dates(_said(order))
         local = isinstance(order, Const | OneOf | Between) and not names_zone(order.model_dump())
         if not isinstance(order, Free):
             slots.append(_Slot(name, order, kind, "." in name, days, local))
@@ -306,6 +306,11 @@ def _plan(mandate: Mandate, index: _Index, step: Step, profile: ToolProfile) -> 
     )
 
 
+def _said(order: Argument) -> object:
+    """Return the value or the choices that an order names; None if it names none."""
+    return order.values if isinstance(order, OneOf) else order.value if isinstance(order, Const) else None
+
+
 def _compare(plan: _Plan, call: CallFacts, matcher: ArgumentMatcher) -> tuple[list[Deviation], _Rows]:
     """Return a call's deviations from a step, and the records to which its values fit."""
     deviations: list[Deviation] = []
@@ -317,7 +322,7 @@ def _compare(plan: _Plan, call: CallFacts, matcher: ArgumentMatcher) -> tuple[li
         local = value if call.zone is None else in_zone(value, call.zone)
         value = local if slot.local else value  # an order that names no zone means local time
         if call.now is not None and slot.days and not upcoming([*slot.days, *dates(value)], call.now):
-            deviations.append(Deviation(name, "value", f"the next {quoted(getattr(order, 'value', ''))}"))
+            deviations.append(Deviation(name, "value", f"the next {quoted(_said(order))}"))
             continue
         if type(order) is Const and type(value) in SHORT_KINDS and type(order.value) in SHORT_KINDS:
             short = type(value) is not str or len(value) <= REMEMBERED

@@ -16,6 +16,7 @@ MOMENT: Final = ("date:", "day:", "time:")  # prefixes of normal forms
 ISO: Final = re.compile(r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d.{0,25})?")  # a date, or a date and a time
 _SECONDS: Final = re.compile(r":\d\d:(\d\d(?:\.\d{1,6})?)")
 _ZONE: Final = re.compile(r"(?<=:\d\d)(?:\.\d{1,6})? ?(Z|UTC|GMT|[+-]\d\d:?\d\d)$", re.IGNORECASE)  # after a time
+_UTC: Final = re.compile(r"(?<=:\d\d) ?(?:UTC|GMT)$", re.IGNORECASE)
 _YEAR: Final = 365  # days
 _DATE: Final = 10  # characters of an ISO 8601 date
 
@@ -25,8 +26,9 @@ def number_or_date(value: object) -> Decimal | datetime.datetime | None:
     numbers = [f for f in scalar_forms(value) if f.startswith("num:")] if not isinstance(value, bool) else []
     if numbers:
         return Decimal(numbers[0][4:]) if len(numbers) == 1 else None
+    text = _UTC.sub("Z", str(value).strip())
     try:
-        return datetime.datetime.fromisoformat(str(value).strip()) if ISO.fullmatch(str(value).strip()) else None
+        return datetime.datetime.fromisoformat(text) if ISO.fullmatch(text) else None
     except ValueError:
         return None
 

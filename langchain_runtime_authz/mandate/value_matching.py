@@ -45,7 +45,7 @@ _DATED: Final = ("when", "value", "")  # kinds for which an ordered date may lac
 _SPELLED: Final = ("object", "name", "value", "")  # kinds for which another spelling may name another thing
 _NAMED: Final = ("object", "name")  # those of `_SPELLED` for which upper and lower case of plain words are equal
 _WORDS: Final = re.compile(r"(?:[^\W\d_]+|\d+)(?:[ \-](?:[^\W\d_]+|\d+))*")
-_ID: Final = re.compile(r"[^\W\d_]\d|\d[^\W\d_]|_")  # a name with such a part may be case-sensitive
+_ID: Final = re.compile(r"[^\W\d_]\d|\d[^\W\d_]|_|\.[\w:\-]+/")  # a name or link with such a part may be case-sensitive
 _T: Final = re.compile(r"(?<=\d{4}-\d\d-\d\d)t(?=\d)")  # between a date and a time, in lower case
 _ISO_PART: Final = re.compile(r"\d{4}-\d\d|\d\d:\d\d")
 _SHOWN: Final = re.compile(r"[^<>@,;\d]{0,40}<([^<>\s,;]+)>")  # "Bob <b@x.org>"; a longer name could be a message

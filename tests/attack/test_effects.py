@@ -380,6 +380,9 @@ def test_arguments_are_those_that_the_function_receives() -> None:
     assert [r.context.call.args for r in calls_of(pdp) if r.context.call] == [
         {"to": "a", "body": "hello", "flag": True}, {"to": "a", "more": ["b"], "subject": "s"}, {"to": "a"},
     ]
+    with authz.run(subject="alice"):  # a model's `to` among the headers does not hide the one that counts
+        authz.effect("posted", profile={"effect": "read"})(lambda to, /, **more: None)("eve", to="a")
+    assert calls_of(pdp)[-1].context.call.args == {"to": "eve", "more": {"to": "a"}}
     with pytest.raises(ConfigError, match="`critical` names `recipient`"):
         authz.effect("wrong", profile={"effect": "pay", "critical": {"recipient": "principal"}})(node)
 

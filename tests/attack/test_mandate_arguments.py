@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import yaml
 from langchain_core.tools import ToolException
 
 from langchain_runtime_authz.errors import Code
@@ -333,6 +334,18 @@ def test_a_wrong_mandate_is_refused_before_anything_runs(mandate: Any, tmp_path:
     for given in (mandate, "wrong.yaml"):
         assert code_of(lambda g=given: ours().run(subject="alice", mandate=g), ConfigError) == Code.MANDATE_INVALID
         assert code_of(lambda g=given: ours().session(subject="alice", mandate=g), ConfigError) == Code.MANDATE_INVALID
+
+
+@pytest.mark.parametrize("written", ["0123", "12:30"])
+def test_an_account_that_yaml_takes_for_another_number_is_refused(written: str, tmp_path: Path, go: Any) -> None:
+    """Without quotes, YAML reads 0123 as 83. A hijacked model pays this account."""
+    path = tmp_path / "rent.yaml"
+    order = "steps: [{id: rent, tool: pay, args: {to: %s, amount: 45}}]"
+    path.write_text(order % written)
+    assert code_of(lambda: ours().run(subject="alice", mandate=path), ConfigError) == Code.MANDATE_INVALID
+    path.write_text(order % f'"{written}"')
+    held(path, pay(str(yaml.safe_load(written))), go=go)
+    held(path, pay(written), go=go, ran=[("pay", written, 45.0)])
 
 
 def test_a_tool_cannot_order(go: Any) -> None:

@@ -268,6 +268,9 @@ def test_other_orders_are_taken_in_any_sequence(said: str, calls: tuple[Call, Ca
 BLOCKED = {"steps": [{"id": "b", "tool": "block", "args": {"days": ["2027-06-05"]}}]}
 DAYS = {"steps": [{"id": "m", "tool": "meet", "args": {"title": "Lunch", "start": {"kind": "between", "low": "2027-06-04", "high": "2027-06-05"}}}]}
 
+EITHER = {"steps": [{"id": "m", "tool": "meet", "args": {"title": "Lunch", "start": {"kind": "one_of", "values": ["5 June", "6 June"]}}}]}
+LINK = {"steps": [{"id": "s", "tool": "search", "args": {"query": "a", "site": "bit.ly/AbC"}}]}
+
 
 @pytest.mark.parametrize(("said", "near", "ordered", "options"), [
     ("Wire Bob 45 JPY", ("wire", {"to": "Bob", "amount": 45}), ("wire", {"to": "Bob", "amount": 45, "unit": "JPY"}), {}),
@@ -276,10 +279,15 @@ DAYS = {"steps": [{"id": "m", "tool": "meet", "args": {"title": "Lunch", "start"
     ('Plan "Lunch" on 5 June', meet("2027-06-05T23:30-12:00"), meet("2027-06-05T12:00Z"), {"zone": "Europe/Berlin"}),
     ("Go", meet("2027-06-05T23:30-12:00"), meet("2027-06-03T22:30Z"), {"zone": "Europe/Berlin", "mandate": DAYS}),
     ("Go", ("block", {"days": ["2027-06-05T23:30-12:00"]}), ("block", {"days": ["2027-06-05T12:00Z"]}), {"zone": "Europe/Berlin", "mandate": BLOCKED}),
+    ('Plan "Lunch" on 5 June', meet("2027-06-05 23:30 UTC"), meet("2027-06-05 12:00 UTC"), {"zone": "Europe/Berlin"}),
+    ("Go", meet("2030-06-05"), meet("2027-06-05"), {"mandate": EITHER}),
+    ("Read bit.ly/AbC", ("search", {"query": "a", "site": "bit.ly/abc"}), ("search", {"query": "a", "site": "bit.ly/AbC"}), {}),
+    ("Go", ("search", {"query": "a", "site": "bit.ly/abc"}), ("search", {"query": "a", "site": "bit.ly/AbC"}), {"mandate": LINK}),
     ('Plan "Lunch" on 5 June', meet("2027-06-05", note="See EVIL.COM"), meet("2027-06-05", note="See you"), {}),
     *(("Wipe a.txt", ("wipe", {"paths": ["a.txt"], **near}), ("wipe", {"paths": ["a.txt"]}), {}) for near in ({"paths": ["a.txt", ""]}, {"paths": ["a.txt", None]}, {"tags": [""]}, {"tags": [{}]}, {"tags": []})),
     ('Plan "Lunch" on 5 June', meet("2027-06-05", note="Ping @eve"), meet("2027-06-05"), {}),
     ("Tell Bob that it is done", ("tell", {"to": "Bob", "body": "Done, see EVIL.COM"}), ("tell", {"to": "Bob", "body": "It is done."}), {}),
+    ("Tell Bob that it is done", ("tell", {"to": "Bob", "body": "Done, pay 50 01 05 17 96 25 86 29 11"}), ("tell", {"to": "Bob", "body": "It is done."}), {}),
     ("Tell Bob that Eve is late", ("tell", {"to": "Eve", "body": "You are late."}), ("tell", {"to": "Bob", "body": "Eve is late."}), {}),
 ])
 def test_what_is_near_an_order_is_asked_about(said: str, near: Call, ordered: Call, options: dict[str, Any], go: Any) -> None:
