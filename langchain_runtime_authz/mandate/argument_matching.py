@@ -243,7 +243,7 @@ class ArgumentMatcher:
         except _Unsure as unsure:
             return Finding(str(unsure), where + _WHY[str(unsure)])
         least = 2 if kind in DESTINATIONS else 1
-        found = [source for source in sources if equal(items, source.values, kind)]
+        found = [source for source in sources if equal(items, source.values, kind, self._call.now)]
         if trusted := [source for source in found if self._trusts(argument, source, least)]:
             if isinstance(argument, model.Field):
                 return FITS

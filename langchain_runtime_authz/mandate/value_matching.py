@@ -32,11 +32,13 @@ from langchain_runtime_authz.mandate.date_matching import (
     ISO,
     MOMENT,
     compare,
+    dates,
     in_zone,
     moments,
     names_zone,
     number_or_date,
     same_moment,
+    upcoming,
 )
 from langchain_runtime_authz.mandate.model import AtLeast, AtMost, Condition, Contains, Eq, Not, Own, Scalar, StartsWith
 from langchain_runtime_authz.mandate.read_outputs import scalar_forms, scalars
@@ -121,12 +123,16 @@ def _alike(own: Sequence[str], said: Sequence[str]) -> tuple[bool | None, list[s
     return ours == numbers if ours or numbers else None, shared
 
 
-def equal(items: Sequence[Any], ordered: Sequence[Any], kind: str) -> bool:
-    """Return True if two lists have the same values, in any order."""
+def equal(items: Sequence[Any], ordered: Sequence[Any], kind: str, now: float | None = None) -> bool:
+    """Return True if two lists have the same values, in any order.
+
+    `now`: an ordered day without a year is the next one after this time.
+    """
     return (
         len(items) <= len(ordered)
         and all(any(same(item, one, kind) for one in ordered) for item in items)
         and all(any(same(item, one, kind) for item in items) for one in ordered)
+        and (now is None or upcoming([*dates(ordered), *dates(items)], now))
     )
 
 

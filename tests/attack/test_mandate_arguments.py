@@ -73,6 +73,10 @@ POISONED: dict[str, tuple[m.Mandate, dict[str, Any], tuple[Call, ...]]] = {
     "a number in a mail": (
         pays(BOB, m.Calc("sum", (m.Field("mail", ""),)), m.Step("mail", "read_mail")), {"mail": "500"}, (MAIL, pay(BOB, 500))
     ),
+    "a day of another year": (
+        m.Mandate(steps=(THE_BILL, m.Step("p", "schedule", {"to": BOB, "amount": 45, "date": m.Field("bill", "due")}))),
+        {"bill": {"due": "5 June"}}, (READ_BILL, ("schedule", {"to": BOB, "amount": 45, "date": "2040-06-05"})),
+    ),
     "a value in a mail": (pays(m.Extract("mail"), 45, m.Step("mail", "read_mail")), {}, (MAIL, pay(EVE))),
 }  # fmt: skip
 
