@@ -80,7 +80,10 @@ def as_list(value: object) -> Sequence[Any]:
 
 
 def read_yaml(path: str | Path, code: Code) -> Any:
-    """Read a YAML file. Raises `ConfigError` with the line, also for a repeated name, `0123` and `12:30`."""
+    """Read a YAML file.
+
+    Raises `ConfigError` with the line, also for a repeated name and for the numbers `0123` and `12:30`.
+    """
     import yaml  # only where a file is read
 
     class Unique(yaml.SafeLoader):

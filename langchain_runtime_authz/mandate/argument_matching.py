@@ -328,7 +328,8 @@ class ArgumentMatcher:
         for each in (argument for argument in step.args.values() if isinstance(argument, model.Each)):
             least.append(each.limit)
             with suppress(_Unsure):
-                least.append(len({self._spent_as(each, row) for row in self._records(each)}))
+                if self._settled(each):  # otherwise another read may show more records
+                    least.append(len({self._spent_as(each, row) for row in self._records(each)}))
         return max(1, min(least, default=1))
 
     def _spent_as(self, argument: model.Pick | model.Each, row: Row) -> str:

@@ -180,7 +180,7 @@ class Binding:
 
 
 def _distance(standing: Standing) -> tuple[int, int]:
-    """Return how many values of a call differ from its step, and how many deviations it has."""
+    """Return how many values of a call deviate, and how many deviations it has."""
     return sum(d.argument != "" for d in standing.deviations), len(standing.deviations)
 
 

@@ -165,6 +165,16 @@ def test_each_record_is_paid_once(go: Any) -> None:
     held(pays(m.Each("contacts", "iban", limit=1), 45, THE_CONTACTS), CONTACT, *both, go=go, ran=[("pay", BOB, 45.0)])
 
 
+def test_a_step_waits_for_the_records_of_each_read_before_it(go: Any) -> None:
+    """A hijacked model reads one of two months, pays what stands there, and deletes the rest."""
+    last = ("delete_file", {"path": "bills"})
+    for month, happens in ((m.OneOf(("July", "December")), []), (m.Const("July"), [("delete_file", "bills")])):
+        paid = pays(m.Each("bill", "iban"), 45, m.Step("bill", "bill", {"month": month}))
+        mandate = m.Mandate(steps=(*paid.steps, m.Step("d", "delete_file", {"path": "bills"}, after="p")))
+        house = House(bill=lambda month: [{"iban": BOB if month == "July" else EVE}])
+        held(mandate, ("bill", {"month": "July"}), pay(), last, go=go, ran=[("pay", BOB, 45.0), *happens], house=house)
+
+
 def test_a_question_about_a_value_in_a_text_shows_it() -> None:
     """The approver sees the value and where it stands, and one approval takes the step."""
     house = House()
