@@ -191,6 +191,7 @@ class Approval:
     behind: tuple[str, ...] = ()  # the subject's identifiers, and for whom the subject acts
     trace: str = ""  # W3C `traceparent` of the span that asked; used only to link spans
     doubts: tuple[str, ...] = ()  # the doubts (`Doubt.name`) that the question names
+    confirms: str = ""  # the mandate's counter of approvals (`Standing.confirms`), if the question shows the mandate
 
     def listed(self, id: str | None, now: float) -> bool:
         """Return True if this is the question `id`; without `id`, if it has not expired."""

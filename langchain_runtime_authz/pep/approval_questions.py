@@ -147,9 +147,10 @@ def terms_of(run: Run, decided: DecidedCall) -> dict[str, Any]:
     """Return a question's fields: its call, who may answer, and until when."""
     j, terms = decided, decided.terms
     of_call = {"call_key": j.key, "args_digest": j.call.args_digest, "doubts": tuple([one.name for one in j.doubts])}
+    shown = {"confirms": j.standing.confirms, "needed": terms.needed, "distinct": terms.distinct}
     who = {"subject": run.subject.principal, "behind": behind(run.subject), "eligible": terms.eligible}
     later = {"fallback": terms.fallback, "fallback_at": j.now + terms.fallback_after, "expires_at": j.expires_at}
-    return {**of_call, **who, **later, "needed": terms.needed, "distinct": terms.distinct}
+    return {**of_call, **who, **later, **shown}
 
 
 def _about(run: Run, call: Call) -> dict[str, Any]:

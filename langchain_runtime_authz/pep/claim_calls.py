@@ -163,8 +163,8 @@ def _spends(decided: DecidedCall) -> tuple[Spend, ...]:
     """Return the counters to spend: the mandate's, and the one that marks it approved."""
     standing, approval = decided.standing, decided.approval
     if standing.standing == "covered" or (approval is not None and approval.state == "approved"):
-        # Another review's question shows only the call, and not the mandate.
-        seen = standing.confirms and approval is not None and approval.source != "hitl"
+        # A question that showed only the call, like another review's, does not confirm the mandate.
+        seen = standing.confirms and approval is not None and approval.confirms == standing.confirms
         return (*standing.spends, *([Spend(standing.confirms, UNBOUNDED)] if seen else ()))
     # Without an approval, like that of an allowed tool, another call is not the ordered one.
     return tuple(spend for spend in standing.spends if ":limit:" in spend.counter)

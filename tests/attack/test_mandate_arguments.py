@@ -261,6 +261,33 @@ def test_a_question_about_the_whole_mandate_confirms_nothing_before_its_answer(a
     assert house.ran == [("pay", to, 45.0) for to, a in zip((BOB, EVE), answers, strict=True) if a is APPROVE or not protected]
 
 
+FIRST = m.Step("n", "note", {"title": m.Text(), "text": m.Text()})
+PAYS = (m.Step("p", "pay", {"to": BOB, "amount": 45}), m.Step("q", "pay", {"to": EVE, "amount": 45}))
+
+
+@pytest.mark.parametrize("protected", [True, False])
+def test_an_edited_question_about_another_call_confirms_no_mandate(protected: bool, go: Any) -> None:
+    """The approver saw one call and put the ordered one in its place, but did not see the other orders."""
+    house, edit = House(), {"type": "edit", "edited_action": {"name": "pay", "args": pay()[1]}}
+    more: Any = {"authz": ours(), "mandate": m.Mandate(steps=PAYS, confirm=("pay",))} if protected else {}
+    converse(house, ["Go", *[resume(edit)] * protected], pay(amount=50), pay(EVE), go=go, **more)
+    assert house.ran == ([("pay", BOB, 45.0)] if protected else [("pay", BOB, 50.0), ("pay", EVE, 45.0)])
+
+
+@pytest.mark.parametrize("protected", [True, False])
+def test_a_question_that_showed_one_step_confirms_no_mandate(protected: bool, go: Any) -> None:
+    """While it waits, the step before is taken by another call of its message."""
+    house, note = House(), ("note", {"title": "a", "text": "b"})
+    mandate = m.Mandate(steps=(FIRST, m.Step("p", "pay", PAYS[0].args, after="n"), PAYS[1]), confirm=("pay",))
+    graph = BUILDERS["agent"](model(at_once(pay(), note), pay(EVE)), house.tools(), checkpointer=InMemorySaver())
+    authz = ours()
+    graph = authz.protect(graph) if protected else graph
+    for value in ({"messages": [HumanMessage("Go")]}, *[resume(APPROVE)] * protected):
+        with authz.run(subject="alice", mandate=mandate) if protected else nullcontext():
+            go(graph, value, THREAD)
+    assert sorted(house.ran) == sorted([("note", "a"), ("pay", BOB, 45.0), *[("pay", EVE, 45.0)] * (not protected)])
+
+
 def test_a_step_waits_for_the_one_before_it(go: Any) -> None:
     """A mail that tells of a payment is sent after it. Unenforced it is sent at once."""
     mandate = m.Mandate(
