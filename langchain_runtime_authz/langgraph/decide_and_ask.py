@@ -34,6 +34,7 @@ from langchain_runtime_authz.pep.decision_log import commit_recorded, record_ask
 from langchain_runtime_authz.pep.on_ask import AskHere
 from langchain_runtime_authz.pep.run import Block, Commit, Effect, Flow, Load, Run
 
+_SKIPPED: Final[dict[str, list[str]]] = {answer_numbers.OURS: []}  # stored as the answer with a skipped number
 # Pause for an approver. Raises `GraphInterrupt` until there is an answer, then returns it.
 Interrupt: Final = Effect(lambda _, value: answer_numbers.pause(value))
 # Like `Interrupt`, if a later question has used this question's number. It accepts only answers to this question.
@@ -62,20 +63,19 @@ def decide_together(
     config: Mapping[str, Any],
     *,
     entry: Entry = None,
-    had: Callable[[], int] | None = None,
-    turn: Callable[[], bool] = bool,
+    turn: Callable[[], bool] | None = None,
 ) -> Flow[list[Pending]]:
     """Decide calls that all run in this graph task, before any of them runs.
 
-    No call runs before every question is answered. `had()`: how many answers the graph task has used. `turn()`: True if
-    these calls may ask now. If they may not, or an unused answer waits, the graph task pauses without a question.
+    No call runs before every question is answered. `turn`, for a hand-written node's calls, returns True if they may ask
+    now. If they may not, or an unused answer waits, the graph task pauses without a question.
     """
     decided = yield from _decide(run, calls, entry)
     for one in decided:
-        if had is not None and one.row is not None:
+        if turn is not None and one.row is not None:
             answer_numbers.keep_numbers(config, stored_result(one.row.result).get("answers", ()))
         if one.approval is not None or one.decision.outcome == "approval_required":
-            decided = yield from _ask(run, calls, decided, config, had=had, turn=turn)
+            decided = yield from _Asking(run, config, turn).ask(calls, decided)
             break
     waiting: list[Pending] = []
     for place, one in enumerate(decided):
@@ -88,7 +88,7 @@ def decide_together(
                 if verdict is None:  # the call asks now, so decide and ask about all calls again
                     for other in waiting:
                         yield from other.give_back()
-                    return (yield from decide_together(run, calls, config, had=had, turn=turn))
+                    return (yield from decide_together(run, calls, config, turn=turn))
         answered = stored_result(row.result).get("answers", []) if row is not None else []
         if one.replay and reviewed and _asked_by(one, private.task_id(config), review=True):
             answered = [0, *answered]  # the answer to the review, which is not repeated
@@ -103,7 +103,7 @@ def decide_message(run: Run, calls: Sequence[Call], config: Mapping[str, Any], e
     # LangGraph runs each of the calls in a graph task of its own.
     decided = yield from _decide(run, calls, entry)
     fresh = [j for j in decided if _askable(j) and (j.approval is None or j.approval.state == "spent")]
-    if not fresh or run.engine.on_ask is not None or not private.checkpointer_of(config):
+    if not fresh or not _Asking(run, config).pauses:
         return decided
     try:
         capped = yield from approval_questions.over_cap(run, fresh)
@@ -118,29 +118,28 @@ def decide_one_of(run: Run, decided: Sequence[DecidedCall], position: int, confi
 
     The first graph task with a question raises one interrupt about all calls; the others pause without a question.
     """
-    asked = [i for i, j in enumerate(decided) if _askable(j)]
-    mine, graph_task = decided[position], private.task_id(config)
+    mine, asking = decided[position], _Asking(run, config)
     if _for_review(mine):
         return Pending(run, mine.call, None)
-    asked_before = _asked_by(mine, graph_task) is not None
-    # If one of the questions that this graph task asked is open, ask all of them again, even answered ones.
-    mine_open = any(_asked_by(j, graph_task) and _is_open(j) for j in decided)
-    here = run.engine.on_ask is not None  # each graph task asks about its own call
-    pauses = private.checkpointer_of(config) and not here
-    by = getattr(mine.approval, "task_id", "")  # the graph task that asked; after a fork, there is none
-    listed = _is_open(mine) and any(_asked_by(j, by) for j in decided[:position])
-    if pauses and _askable(mine) and not asked_before and (position != asked[0] or listed):
-        raise GraphInterrupt(())
-    if mine.asks or asked_before or not asked:
-        whole = not here and bool(asked) and (position == asked[0] or mine_open)
+    askable = [i for i, j in enumerate(decided) if _askable(j)]
+    first, asked_before = askable[:1] == [position], _asked_by(mine, asking.task) is not None
+    if asking.pauses and position in askable and not asked_before:
+        ask = mine.approval  # by another graph task, if LangGraph has started this one anew
+        listed = ask is not None and _is_open(mine) and any(_asked_by(j, ask.task_id) for j in decided[:position])
+        if listed or not first:
+            raise GraphInterrupt(())
+    if mine.asks or asked_before:
+        # If one of the questions that this graph task asked is open, ask all of them again, even answered ones.
+        again = any(_asked_by(j, asking.task) and _is_open(j) for j in decided)
+        whole = not asking.here and (first or again)
         scope = decided if whole else [mine]
-        settled = yield from _ask(run, [j.call for j in scope], scope, config, counted=True)
+        settled = yield from asking.ask([j.call for j in scope], scope, counted=True)
         mine = settled[position if whole else 0]
     verdict: Any = yield from claim_once(run, mine)
     if type(verdict) is Conflict:
         mine, verdict = yield from claim_again(run, mine, verdict)
         if verdict is None:
-            (mine,) = yield from _ask(run, [mine.call], [mine], config)
+            (mine,) = yield from asking.ask([mine.call], [mine])
             _, verdict = yield from claim_call(run, mine)
     return Pending(run, mine.call, verdict, replaced=_replaced(mine))
 
@@ -150,169 +149,154 @@ def _is_open(decided: DecidedCall) -> bool:
     return ask is not None and ask.state == "asked" and bool(ask.task_id) and decided.asks
 
 
-def _ask(
-    run: Run,
-    calls: Sequence[Call],
-    decided: Sequence[DecidedCall],
-    config: Mapping[str, Any],
-    *,
-    counted: bool = False,
-    had: Callable[[], int] | None = None,
-    turn: Callable[[], bool] = bool,
-) -> Flow[list[DecidedCall]]:
-    """Ask an approver about calls, and return them as decided after the answer.
+class _Asking:
+    """Asks an approver about calls of a graph task. `turn`: see `decide_together`."""
 
-    For `had` and `turn`, see `decide_together`. `counted`: the limit on questions was checked for the first round.
-    """
-    graph_task, first = private.task_id(config), decided
-    here, pauses = run.engine.on_ask is not None, private.checkpointer_of(config)
-    try:
-        before = [
-            (a, j) for j in decided if graph_task and (a := _asked_by(j, graph_task)) is not None and not _for_review(j)
-        ]
-        if had is not None:  # the node's code may ask in between, so a spent approval is not a round
-            before = [(a, j) for a, j in before if a.state != "spent" or not j.asks]
-        if (before or any(j.asks for j in decided)) and _keyed(run, config):
-            private.drop_plain_answer(config)
-        rounds, withdrawn = yield from _repeat(run, before, config)
-        if rounds:
-            decided = yield from decide_calls(run, calls)
-        refused = {
-            j.key: Code.UNREPEATABLE_ARGUMENTS for j in decided if j.asks and not _for_review(j) and not _askable(j)
-        }
-        fresh = [j for j in decided if _askable(j) and not _is_answerable(j, graph_task)]
-        late = bool(fresh) and _is_late(run, decided, fresh, rounds, config, had)
-        if fresh and had and pauses and not here and (late or not turn()):
-            raise GraphInterrupt(())
-        if fresh and (here or (pauses and not late)):
-            if not (yield from _ask_anew(run, fresh, rounds, config, counted=counted)):
-                refused |= dict.fromkeys((j.key for j in fresh), Code.APPROVAL_CAPPED)
-            decided = yield from decide_calls(run, calls)  # if the run has ended, this denies the calls
-        # Deny calls that still ask: there is nobody to ask, or the answer does not suffice.
-        code = Code.APPROVAL_VOID if here or pauses else Code.APPROVAL_UNAVAILABLE
-        decided = [_denied(j, refused.get(j.key, code)) if j.asks and not _for_review(j) else j for j in decided]
-        return [_denied(j, Code.APPROVAL_REJECTED) if j.decision.permit and j.key in withdrawn else j for j in decided]
-    except GraphBubbleUp:
-        raise
-    except Exception as exc:  # noqa: BLE001  (see `pep.decide_calls.decide_calls`)
-        return [replace(j, decision=run.engine.deny_for_failure(exc, run)) for j in first]
+    def __init__(self, run: Run, config: Mapping[str, Any], turn: Callable[[], bool] | None = None) -> None:
+        self.run, self.config, self.turn = run, config, turn
+        self.task = private.task_id(config)
+        self.here = run.engine.on_ask is not None  # `on_ask` answers at once
+        self.pauses = not self.here and bool(private.checkpointer_of(config))
+        self._pad, self._numbers = private.scratchpad_of(config), answer_numbers.numbers_of(config)
 
+    @property
+    def _keyed(self) -> bool:
+        """Return True if the root entry keyed this thread's answers by interrupt id."""
+        return (thread := private.thread_of(self.config)) is not None and thread == self.run.keyed_thread
 
-def _repeat(
-    run: Run, before: Sequence[tuple[Approval, DecidedCall]], config: Mapping[str, Any]
-) -> Flow[tuple[int, set[str]]]:
-    """Ask this graph task's earlier questions again, each round by one interrupt.
+    def ask(
+        self, calls: Sequence[Call], decided: Sequence[DecidedCall], *, counted: bool = False
+    ) -> Flow[list[DecidedCall]]:
+        """Ask about decided calls, and return them as decided after the answer.
 
-    Returns the number of rounds, and the keys of calls that were approved and then rejected.
-    """
-    rounds = max((a.round for a, _ in before), default=-1) + 1
-    heard, withdrawn = private.of_execution(run.heard, config)  # ids of answered questions, keys of withdrawn calls
-    for number in range(max((a.round + 1 for a, _ in before if a.id in heard), default=0), rounds):
-        repeated = [(j, a) for a, j in before if a.round == number]
-        answer = yield from _answered(run, config, repeated)
-        heard.update(a.id for _, a in repeated)
-        yield from _resolve(run, repeated, answer)
-        approved = [a for _, a in repeated if a.state == "approved"]
-        said = approval_answers.answers([a for _, a in repeated], answer, run.subject) if approved else []
-        withdrawn |= {a.call_key for a in said if a.state == "rejected"}.intersection(a.call_key for a in approved)
-    return rounds, withdrawn
+        `counted`: the limit on questions was checked for the first round.
+        """
+        run, first = self.run, decided
+        try:
+            rounds, withdrawn = yield from self._repeat(decided)
+            if rounds:
+                decided = yield from decide_calls(run, calls)
+            asking = [j for j in decided if _asks(j)]
+            refused = {j.key: Code.UNREPEATABLE_ARGUMENTS for j in asking if not parses_alike(j.call)}
+            fresh = [j for j in asking if j.key not in refused and not _is_answerable(j, self.task)]
+            late = self.pauses and bool(fresh) and self._is_late(decided, fresh, rounds)
+            if fresh and self.pauses and self.turn is not None and (late or not self.turn()):
+                raise GraphInterrupt(())
+            if fresh and (self.here or self.pauses) and not late:
+                if not (yield from self._ask_anew(fresh, rounds, counted=counted)):
+                    refused |= dict.fromkeys((j.key for j in fresh), Code.APPROVAL_CAPPED)
+                decided = yield from decide_calls(run, calls)  # if the run has ended, this denies the calls
+            # Deny calls that still ask: there is nobody to ask, or the answer does not suffice.
+            code = Code.APPROVAL_VOID if self.here or self.pauses else Code.APPROVAL_UNAVAILABLE
+            decided = [_denied(j, refused.get(j.key, code)) if _asks(j) else j for j in decided]
+            return [
+                _denied(j, Code.APPROVAL_REJECTED) if j.decision.permit and j.key in withdrawn else j for j in decided
+            ]
+        except GraphBubbleUp:
+            raise
+        except Exception as exc:  # noqa: BLE001  (see `pep.decide_calls.decide_calls`)
+            return [replace(j, decision=run.engine.deny_for_failure(exc, run)) for j in first]
+
+    def _repeat(self, decided: Sequence[DecidedCall]) -> Flow[tuple[int, set[str]]]:
+        """Ask this graph task's earlier questions again, each round by one interrupt.
+
+        Returns the number of rounds, and the keys of calls that were approved and then rejected.
+        """
+        asked = [(j, a) for j in decided if self.task and (a := _asked_by(j, self.task)) and not _for_review(j)]
+        if self.turn is not None:  # the node's code may ask in between, so a spent approval is not a round
+            asked = [(j, a) for j, a in asked if a.state != "spent" or not j.asks]
+        if (asked or any(j.asks for j in decided)) and self._keyed:
+            private.drop_plain_answer(self.config)
+        rounds = max((a.round for _, a in asked), default=-1) + 1
+        # Ids of answered questions, keys of withdrawn calls.
+        heard, withdrawn = private.of_execution(self.run.heard, self.config)
+        for number in range(max((a.round + 1 for _, a in asked if a.id in heard), default=0), rounds):
+            repeated = [(j, a) for j, a in asked if a.round == number]
+            if not repeated:
+                if self._numbers is None:  # LangGraph's counter must count the answer
+                    with suppress(GraphInterrupt):
+                        yield Interrupt(approval_questions.payload([]))
+                continue
+            answer = yield from self._answered(repeated)
+            heard.update(a.id for _, a in repeated)
+            yield from _resolve(self.run, repeated, answer)
+            approved = [a for _, a in repeated if a.state == "approved"]
+            said = approval_answers.answers([a for _, a in repeated], answer, self.run.subject) if approved else []
+            withdrawn |= {a.call_key for a in said if a.state == "rejected"}.intersection(a.call_key for a in approved)
+        return rounds, withdrawn
+
+    def _is_late(self, decided: Sequence[DecidedCall], fresh: Sequence[DecidedCall], rounds: int) -> bool:
+        """Return True if a new question would get an answer to another question."""
+        # A call that ran may have asked a question of its own. New calls by code come after all answered questions.
+        if self._pad is None or (self.turn is None and all(j.row is None and j.call.by_code for j in fresh)):
+            return False
+        if not self._keyed and private.unused_answer(self.config) is not None:
+            return True
+        if self._numbers is not None:  # below a tool, a new question comes after all answers
+            return self.turn is not None and any(n not in self._numbers for n in range(len(self._pad.resume)))
+        # In this graph task, a review received its answer before the code that asks now.
+        reviews = sum(bool(_asked_by(j, self.task, review=True)) and not j.call.reviewed for j in decided)
+        return bool(len(self._pad.resume) > rounds + reviews + self._pad.resume.count(_SKIPPED))
+
+    def _ask_anew(self, fresh: Sequence[DecidedCall], rounds: int, *, counted: bool) -> Flow[bool]:
+        """Ask a new question about calls. Return False if too many were asked already."""
+        run, config = self.run, self.config
+        yield from record_asks(run, fresh)
+        yield from approval_questions.notify_changed(run, fresh, self.task)
+        yield from self._pass_others()
+        opened = approval_questions.questions(run, fresh, rounds, self.task, private.interrupt_id(config))
+        if (self.here or not counted or rounds) and (yield from approval_questions.over_cap(run, fresh)):
+            return False
+        if (yield from approval_questions.record_questions(run, fresh, opened)):
+            shown = list(zip(fresh, opened, strict=True))
+            answer = yield from self._answered(shown, AskHere if self.here else Interrupt)
+            private.of_execution(run.heard, config)[0].update(a.id for a in opened)
+            yield from _resolve(run, shown, answer)
+        return True
+
+    def _pass_others(self, own: str = "") -> Flow[None]:
+        """Skip answer numbers whose interrupt ids belong to questions other than `own`."""
+        # An answer by interrupt id to one question must not count for another one.
+        run = self.run
+        while self._pad is not None and not self.here:
+            mark = f"{OF_TASK}{private.interrupt_id(self.config)}"
+            if (held := (yield Load(run.scope, Query(marks=(mark,)))).marks.get(mark)) in (None, own):
+                if own and held is None:
+                    yield Commit(run.scope, run.guard, [SetMark(mark, own)])
+                return
+            self._pad.resume.append(dict(_SKIPPED))
+            answer_numbers.keep_numbers(self.config, [len(self._pad.resume) - 1])
+
+    def _answered(self, asked: Sequence[tuple[DecidedCall, Approval]], pause: Effect = Interrupt) -> Flow[object]:
+        """Return the answer to a question, and skip answers to earlier questions."""
+        config, question = self.config, approval_questions.payload(asked)
+        ids, own = approval_questions.approval_ids(question), asked[0][1].interrupt_id
+        settled = all(a.state != "asked" or 0 < a.expires_at <= j.now for j, a in asked)  # it needs no answer
+        while True:
+            if (number := private.number_of(config, own)) is not None:
+                free = self._numbers is None or self._numbers.is_free(number)
+                given, plain = self._pad.resume[number], free and (settled or not self._keyed)
+                if answer_numbers.fits(given, ids, plain=plain):
+                    answer_numbers.keep_numbers(config, [number])
+                    return given
+                if settled and self._numbers is not None:
+                    return None
+                pause = AskAgain
+            yield from self._pass_others(ids[0])
+            if settled and private.interrupt_id(config) == own and private.unused_answer(config) is None:
+                self._pad.resume.append({answer_numbers.OURS: ids})  # it was answered outside the graph
+                continue
+            answer = yield pause(question)
+            if pause is AskAgain or not own or self._pad is None:
+                return answer
 
 
 def _is_answerable(decided: DecidedCall, graph_task: str) -> bool:
     """Return True if `graph_task` asked about the call, and can still be answered."""
-    ask, settled = _asked_by(decided, graph_task), decided.approval is not None and decided.approval.state == "approved"
-    asked = ask is not None and ask.call_key == decided.key and ask.state != "spent"
-    return asked and (decided.doubts_shown or not settled)
-
-
-def _is_late(
-    run: Run,
-    decided: Sequence[DecidedCall],
-    fresh: Sequence[DecidedCall],
-    rounds: int,
-    config: Mapping[str, Any],
-    had: Callable[[], int] | None,
-) -> bool:
-    """Return True if a new question would get the answer to another question."""
-    # A call that ran may have asked a question of its own. New calls by code come after all answered questions.
-    if had is None and all(j.row is None and j.call.by_code for j in fresh):
+    ask = _asked_by(decided, graph_task)
+    if ask is None or ask.call_key != decided.key or ask.state == "spent":
         return False
-    # In this graph task, a review received its answer before the code that asks now.
-    graph_task = private.task_id(config)
-    answered = rounds + sum(bool(_asked_by(j, graph_task, review=True)) and not j.call.reviewed for j in decided)
-    answered += answer_numbers.passed_numbers(config)
-    if had:
-        answered = had()
-    elif answer_numbers.kept_numbers(config) is not None:  # a new question comes after all answers
-        answered = len(private.scratchpad_of(config).resume)
-    return answer_numbers.answers_left(config, answered, plain=not _keyed(run, config))
-
-
-def _ask_anew(
-    run: Run, fresh: Sequence[DecidedCall], rounds: int, config: Mapping[str, Any], *, counted: bool
-) -> Flow[bool]:
-    """Ask a new question about calls. Return False if too many were asked already."""
-    graph_task, here = private.task_id(config), run.engine.on_ask is not None
-    yield from record_asks(run, fresh)
-    yield from approval_questions.notify_changed(run, fresh, graph_task)
-    yield from _pass_others(run, config)
-    opened = approval_questions.questions(run, fresh, rounds, graph_task, private.interrupt_id(config))
-    if (here or not counted or rounds) and (yield from approval_questions.over_cap(run, fresh)):
-        return False
-    if (yield from approval_questions.record_questions(run, fresh, opened)):
-        shown = list(zip(fresh, opened, strict=True))
-        answer = yield from _answered(run, config, shown, AskHere if here else Interrupt)
-        private.of_execution(run.heard, config)[0].update(a.id for a in opened)
-        yield from _resolve(run, shown, answer)
-    return True
-
-
-def _pass_others(run: Run, config: Mapping[str, Any], own: str = "") -> Flow[None]:
-    """Skip answer numbers whose interrupt ids belong to questions other than `own`."""
-    # An answer by interrupt id to one question must not count for another one.
-    while private.scratchpad_of(config) is not None and run.engine.on_ask is None:
-        mark = f"{OF_TASK}{private.interrupt_id(config)}"
-        if (held := (yield Load(run.scope, Query(marks=(mark,)))).marks.get(mark)) in (None, own):
-            if own and held is None:
-                yield Commit(run.scope, run.guard, [SetMark(mark, own)])
-            return
-        answer_numbers.pass_number(config)
-
-
-def _answered(
-    run: Run, config: Mapping[str, Any], asked: Sequence[tuple[DecidedCall, Approval]], pause: Effect = Interrupt
-) -> Flow[object]:
-    """Return the answer to a question, and skip answers to earlier questions."""
-    scratchpad, kept_here = private.scratchpad_of(config), answer_numbers.kept_numbers(config)
-    question = approval_questions.payload(asked)
-    if not asked:  # its calls are not repeated, but LangGraph's counter must count the answer
-        with suppress(GraphInterrupt):
-            return None if kept_here is not None else (yield pause(question))
-        return None
-    ids, own = approval_questions.approval_ids(question), asked[0][1].interrupt_id
-    settled = all(a.state != "asked" or 0 < a.expires_at <= j.now for j, a in asked)
-    plain = settled or not _keyed(run, config)
-    while True:
-        for number, given in enumerate(scratchpad.resume if scratchpad is not None else ()):
-            if private.interrupt_id(config, number) == own:
-                if answer_numbers.fits(given, ids, plain=plain) and not (kept_here and number in kept_here):
-                    answer_numbers.keep_numbers(config, [number])
-                    return given
-                if settled and kept_here is not None:
-                    return None
-                pause = AskAgain
-        yield from _pass_others(run, config, ids[0])
-        if settled and private.interrupt_id(config) == own and private.unused_answer(config) is None:
-            scratchpad.resume.append({answer_numbers.OURS: ids})  # it was answered outside the graph
-            continue
-        answer = yield pause(question)
-        if pause is AskAgain or not own or scratchpad is None:
-            return answer
-
-
-def _keyed(run: Run, config: Mapping[str, Any]) -> bool:
-    """Return True if the root entry keyed this thread's answers by interrupt id."""
-    return (thread := private.thread_of(config)) is not None and thread == run.keyed_thread
+    return ask.state != "approved" or decided.doubts_shown
 
 
 def _asked_by(decided: DecidedCall, graph_task: str, *, review: bool = False) -> Approval | None:
@@ -328,9 +312,14 @@ def _for_review(decided: DecidedCall) -> bool:
     return decided.call.reviewed and not decided.replay and left
 
 
+def _asks(decided: DecidedCall) -> bool:
+    """Return True if we must ask about the call."""
+    return decided.asks and not _for_review(decided)
+
+
 def _askable(decided: DecidedCall) -> bool:
     """Return True if we must ask about the call, and its arguments parse alike again."""
-    return decided.asks and not _for_review(decided) and parses_alike(decided.call)
+    return _asks(decided) and parses_alike(decided.call)
 
 
 def _resolve(run: Run, asked: Sequence[tuple[DecidedCall, Approval]], answer: object) -> Flow[None]:

@@ -40,7 +40,7 @@ class NodeCalls:
 
     def __init__(self, given: Any, config: Mapping[str, Any]) -> None:
         self._given = given
-        self.config, self._numbers = counting_questions(dict(config))  # the config with which the node runs
+        self.config, _ = counting_questions(dict(config))  # the config with which the node runs
         self.locks, self._asking = (threading.Lock(), threading.Lock()), threading.Lock()
         self.plans = NodePlans(given, self.config)
         self._closed = False
@@ -90,7 +90,7 @@ class NodeCalls:
             return bool(mine) and self.question is None
 
         try:
-            return (yield from decide_together(run, calls, self.config, had=lambda: len(self._numbers), turn=turn))
+            return (yield from decide_together(run, calls, self.config, turn=turn))
         except GraphInterrupt as exc:
             if exc.args and exc.args[0]:
                 self.question = exc

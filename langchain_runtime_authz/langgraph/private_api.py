@@ -170,13 +170,19 @@ def interrupt_id(config: Mapping[str, Any], number: int | None = None) -> str:
     return _interrupt_id(_ns(config), number)
 
 
+def number_of(config: Mapping[str, Any], interrupt: str) -> int | None:
+    """Return the number of the task's answer to the interrupt with this id, or None."""
+    answers = scratchpad.resume if (scratchpad := scratchpad_of(config)) is not None else ()
+    return next((n for n in range(len(answers)) if interrupt_id(config, n) == interrupt), None)
+
+
 def of_execution(heard: dict[str, Any], config: Mapping[str, Any]) -> tuple[set[str], set[str]]:
     """Return two sets that belong to the present execution of a task.
 
     They hold the ids of answered questions, and the keys of withdrawn calls. A retry gets new sets.
     """
     counter = getattr(scratchpad_of(config), "interrupt_counter", None)
-    counter = getattr(getattr(counter, "of", None), "counter", counter)
+    counter = getattr(getattr(counter, "numbers", None), "counter", counter)
     known = heard.get(key := task_id(config))
     if known is None or known[0] is not counter:
         known = heard[key] = (counter, set[str](), set[str]())

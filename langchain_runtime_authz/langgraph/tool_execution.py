@@ -228,7 +228,7 @@ class ToolExecution(CodeScope):
         if state != "suspended" and not self.stages and (self.ticket.withdraw() or state != "unknown"):
             state = "released"  # parsing, callbacks or a cancellation stopped the tool before it ran
         # The last question has no answer yet. If the node asks it, the answer will have the question's number.
-        answered = self._asked[:-1] if isinstance(exc, GraphInterrupt) and not shown else self._asked
+        answered = [*self._asked][: -1 if isinstance(exc, GraphInterrupt) and not shown else None]
         result, returned = only_asked(answered) if answered else None, None
         if state in ("failed", "unknown"):
             returned = output.content if failed else exc

@@ -139,6 +139,28 @@ def test_a_tool_that_asks_goes_on_with_its_answer(how: str) -> None:
     assert (node.ran, node.heard) == ([("bob", "checking")], [WORDS])
 
 
+def test_an_approval_inside_a_tool_is_no_answer_to_the_tools_question(how: str, protected: bool) -> None:
+    """The tool asks, makes a call that is asked about, and asks again."""
+    ran: list[Any] = []
+    pay = pay_tool(ran)
+
+    @tool
+    def transfer(recipient: str, amount: float) -> str:
+        """Pay from an account that a person names, on a day that a person names."""
+        account = interrupt("account")
+        pay.invoke({"to": "fees", "amount": 1})
+        ran.append((account, interrupt("day")))
+        return "paid"
+
+    graph: Any = node_graph(lambda _: transfer.invoke({"recipient": "bob", "amount": 1}) and None, checkpointer=InMemorySaver())
+    authz = authz_with(asking("pay"), profiles={**PROFILES, "transfer": PROFILES["pay"]})
+    graph = authz.protect(graph) if protected else graph
+    answers = (True, *([YES] if protected else []), False)
+    asked = [run_as(authz, graph, given, THREAD, how=how).get("__interrupt__", ()) for given in (human(), *map(resumed, answers))]
+    assert [isinstance(i.value, str) for each in asked for i in each] == ([True, False, True] if protected else [True, True])
+    assert ran == [("fees", 1.0, "USD")] * (1 if protected else 2) + [(True, False)]
+
+
 @pytest.mark.parametrize("answers", [WORDS, (True, False)], ids=["words", "plain"])
 def test_an_approval_of_a_second_try_is_no_answer_to_the_nodes_question(how: str, answers: Any) -> None:
     """It is asked after the node's first question, and taken before it."""
