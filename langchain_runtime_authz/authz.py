@@ -16,7 +16,7 @@ from langchain_core.tools import BaseTool
 from langgraph.pregel import Pregel
 
 from langchain_runtime_authz import _authz_config as parts
-from langchain_runtime_authz._authz_config import TaskSources, like
+from langchain_runtime_authz._authz_config import TaskSources, signature_of
 from langchain_runtime_authz._authz_threads import Threads
 from langchain_runtime_authz._flow import begun
 from langchain_runtime_authz._validate import as_mapping, checked_callable, checked_text, of_kind, wrong
@@ -224,7 +224,7 @@ class RuntimeAuthz(Threads):
         install()
 
     @classmethod
-    @like(__init__)
+    @signature_of(__init__)
     def production(cls, **arguments: Any) -> RuntimeAuthz:
         """Return an instance for production, or refuse parts that are unfit for it.
 

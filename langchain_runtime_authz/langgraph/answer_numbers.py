@@ -48,6 +48,12 @@ def numbers_of(config: Mapping[str, Any]) -> Numbers | None:
     return getattr(getattr(private.scratchpad_of(config), "interrupt_counter", None), "numbers", None)
 
 
+def execution_of(config: Mapping[str, Any]) -> object:
+    """Return what tells executions of a graph task apart: LangGraph's own counter."""
+    counter = getattr(private.scratchpad_of(config), "interrupt_counter", None)
+    return getattr(getattr(counter, "numbers", None), "counter", counter)
+
+
 def fits(answer: object, ids: Collection[str], *, plain: bool) -> bool:
     """Return True if `answer` is marked for one of `ids`. If unmarked, return `plain`."""
     marks = answer.get(OURS) if isinstance(answer, Mapping) else None
@@ -104,14 +110,14 @@ def counting_questions(
 
     def counted() -> int:
         ids, number = _pausing.get(), len(resume)
-        if ids is None:  # after all answers
+        if ids is None:  # a new approval question comes after all answers
             numbers.setdefault(number, Use.MET)
         elif around is None:
             number = _next_number(numbers, resume, ids, config)
         elif ids or mine is None:
-            number = counter()
+            number = counter()  # the node's next one
         else:
-            number = left.pop(0) if left else number
+            number = left.pop(0) if left else number  # the tool's next one, or a new one
             numbers[number] = Use.GIVEN
         if around is not None and number not in asked:
             asked.append(number)

@@ -145,6 +145,7 @@ def decide_one_of(run: Run, decided: Sequence[DecidedCall], position: int, confi
 
 
 def _is_open(decided: DecidedCall) -> bool:
+    """Return True if a graph task asked about the call, and nobody has answered."""
     ask = decided.approval
     return ask is not None and ask.state == "asked" and bool(ask.task_id) and decided.asks
 
@@ -163,6 +164,10 @@ class _Asking:
     def _keyed(self) -> bool:
         """Return True if the root entry keyed this thread's answers by interrupt id."""
         return (thread := private.thread_of(self.config)) is not None and thread == self.run.keyed_thread
+
+    def _known(self) -> tuple[set[str], set[str]]:
+        """Return ids of questions answered in this execution, and keys of withdrawn calls."""
+        return self.run.heard.setdefault(answer_numbers.execution_of(self.config), (set(), set()))
 
     def ask(
         self, calls: Sequence[Call], decided: Sequence[DecidedCall], *, counted: bool = False
@@ -208,8 +213,7 @@ class _Asking:
         if (asked or any(j.asks for j in decided)) and self._keyed:
             private.drop_plain_answer(self.config)
         rounds = max((a.round for _, a in asked), default=-1) + 1
-        # Ids of answered questions, keys of withdrawn calls.
-        heard, withdrawn = private.of_execution(self.run.heard, self.config)
+        heard, withdrawn = self._known()
         for number in range(max((a.round + 1 for _, a in asked if a.id in heard), default=0), rounds):
             repeated = [(j, a) for j, a in asked if a.round == number]
             if not repeated:
@@ -250,7 +254,7 @@ class _Asking:
         if (yield from approval_questions.record_questions(run, fresh, opened)):
             shown = list(zip(fresh, opened, strict=True))
             answer = yield from self._answered(shown, AskHere if self.here else Interrupt)
-            private.of_execution(run.heard, config)[0].update(a.id for a in opened)
+            self._known()[0].update(a.id for a in opened)
             yield from _resolve(run, shown, answer)
         return True
 
@@ -281,7 +285,7 @@ class _Asking:
                     return given
                 if settled and self._numbers is not None:
                     return None
-                pause = AskAgain
+                pause = AskAgain  # another question has its number
             yield from self._pass_others(ids[0])
             if settled and private.interrupt_id(config) == own and private.unused_answer(config) is None:
                 self._pad.resume.append({answer_numbers.OURS: ids})  # it was answered outside the graph

@@ -176,19 +176,6 @@ def number_of(config: Mapping[str, Any], interrupt: str) -> int | None:
     return next((n for n in range(len(answers)) if interrupt_id(config, n) == interrupt), None)
 
 
-def of_execution(heard: dict[str, Any], config: Mapping[str, Any]) -> tuple[set[str], set[str]]:
-    """Return two sets that belong to the present execution of a task.
-
-    They hold the ids of answered questions, and the keys of withdrawn calls. A retry gets new sets.
-    """
-    counter = getattr(scratchpad_of(config), "interrupt_counter", None)
-    counter = getattr(getattr(counter, "numbers", None), "counter", counter)
-    known = heard.get(key := task_id(config))
-    if known is None or known[0] is not counter:
-        known = heard[key] = (counter, set[str](), set[str]())
-    return known[1], known[2]
-
-
 PAD: Final = tuple(f.name for f in dataclasses.fields(PregelScratchpad))
 of_pad: Final = operator.attrgetter(*PAD)
 

@@ -61,12 +61,12 @@ def note_question(run: Run, messages: Sequence[AIMessage | None], asked: Any, ta
         _log.error("a review was not noted: %s", type(exc).__name__)
 
 
-def note_failed(run: Run, call: Call, exc: Exception, config: Mapping[str, Any], *, heard: bool) -> Flow[None]:
-    """Record a review's question. `heard`: no earlier call of the message has asked."""
+def note_failed(run: Run, call: Call, exc: Exception, config: Mapping[str, Any], *, first: bool) -> Flow[None]:
+    """Record a review's question. `first`: no earlier call of the message has asked."""
     if is_invalid_resume(exc):
         yield from _reopened(run, call)
     asked = list(exc.args[0]) if isinstance(exc, GraphInterrupt) and exc.args else []
-    if not heard or call.plan_id is None or call.position is None or len(asked) != 1:
+    if not first or call.plan_id is None or call.position is None or len(asked) != 1:
         return
     # The other calls in this message are empty, because the review asks about this call only.
     calls: list[Any] = [{"name": "", "args": {}, "id": None} for _ in range(call.position)]

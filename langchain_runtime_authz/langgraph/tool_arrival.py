@@ -80,7 +80,7 @@ class Arrival:
         if self.front is not None:
             # Give the earlier permit back before this call is claimed. The two calls may differ only by their tool.
             yield from self.front.give_back()
-        if self.node is None or self.describe is None or self.facts is None:
+        if self.node is None:
             try:
                 (resolved,) = yield from decide_together(run, [self.counted(call)], self.config)
             except GraphInterrupt as exc:  # code before the tool may swallow the question

@@ -218,7 +218,7 @@ class Turn:
             if left.isdisjoint(turns.entered | turns.begun) and time.monotonic() > until:
                 break
             time.sleep(PAUSE)
-        self._heard = not turns.asked  # True if no earlier call has asked
+        self._first = not turns.asked  # True if no earlier call has asked
         one, self._before = self.one, (before := current_scope.get())
         one.ticket, one.refusals, one.counts, one.task = before.ticket, before.refusals, before.counts, before.task
         one.entered = before.entered
@@ -265,7 +265,7 @@ class Turn:
         if isinstance(exc, GraphInterrupt):
             turns.asked = True
         if one.for_review and isinstance(exc, Exception):
-            yield from review_questions.note_failed(one.run, one.call, exc, turns.config, heard=self._heard)
+            yield from review_questions.note_failed(one.run, one.call, exc, turns.config, first=self._first)
 
 
 def undecided(call: Any) -> ToolMessage:

@@ -155,7 +155,7 @@ class ArgumentMatcher:
                 self._call.words,
             )  # words that were dictated for this argument replace all others
             inputs = (name.partition(".") for name in argument.inputs)
-            nodes = (n for step, _, path in inputs for o in self.fitting(step) for n in reads.nodes_at(o.value, path))
+            nodes = (n for step, _, path in inputs for o in self.fitting(step) for n in reads.values_at(o.value, path))
             allowed = "\n".join((*said, *map(reads.text_of, nodes)))[:_MAX_ALLOWED]
             self._allowed[id(argument)] = allowed
         if unbacked(given, allowed) or (copied and borrowed(given, allowed, self._outputs.texts())):
@@ -221,7 +221,7 @@ class ArgumentMatcher:
                 sure, ordered = len(self._call.own) == 1, self._call.own
             elif isinstance(argument, model.Field):
                 sure = bool(self._settled(argument, verbatim=verbatim))
-                ordered = [reads.nodes_at(o.value, argument.path) for o in self.fitting(argument.step)]
+                ordered = [reads.values_at(o.value, argument.path) for o in self.fitting(argument.step)]
             elif isinstance(argument, model.Pick):
                 sure = bool(self._settled(argument, verbatim=verbatim))
                 ordered = [values_of(row, row.path) for row in self._records(argument)]
@@ -262,7 +262,7 @@ class ArgumentMatcher:
             return [_Source(values_of(row, row.path), [row]) for row in self._records(argument, every=every)]
         found = []
         for output in self.fitting(argument.step):
-            values = reads.scalars(reads.nodes_at(output.value, argument.path), MAX_ITEMS, mappings=False)
+            values = reads.scalars(reads.values_at(output.value, argument.path), MAX_ITEMS, mappings=False)
             if output.complete and values:
                 found.append(_Source(values, [*rows_of(output, argument.path, self._call.own)]))
         return found
@@ -423,7 +423,7 @@ class ArgumentMatcher:
     def _extract(self, argument: model.Extract, items: Sequence[Any]) -> Finding:
         where = f"a value in what step `{argument.step}` returned"
         outputs = self.fitting(argument.step)
-        nodes = (n for o in outputs[:_MAX_EXTRACT] for n in reads.nodes_at(o.value, argument.path)[:_MAX_EXTRACT])
+        nodes = (n for o in outputs[:_MAX_EXTRACT] for n in reads.values_at(o.value, argument.path)[:_MAX_EXTRACT])
         texts = [reads.text_of(node)[:_MAX_SEARCHED] for node in nodes]
         if len(items) <= _MAX_EXTRACT and all(any(stands(item, text) for text in texts) for item in items):
             return Finding("extract", f"{where}, which a person confirms")

@@ -40,7 +40,7 @@ class Row(NamedTuple):
         """Return True for a field in a list inside of the record."""
         names = path.split(".")
         above = (".".join(names[:i]) for i in range(len(names)) if path)
-        return any(isinstance(v, list) for name in above for v in reads.nodes_at(self.record, name))
+        return any(isinstance(v, list) for name in above for v in reads.values_at(self.record, name))
 
 
 def rows_of(output: reads.Output, path: str, own: Sequence[Any]) -> Iterator[Row]:
@@ -64,7 +64,7 @@ def made_by(own: Sequence[Any], record: Any, profile: ToolProfile, base: str = "
     """
     if profile.author is None or not own or not profile.author.startswith(f"{base}." if base else ""):
         return False
-    authors = reads.nodes_at(record, below(base, profile.author))
+    authors = reads.values_at(record, below(base, profile.author))
     authors = authors[0] if len(authors) == 1 and isinstance(authors[0], list) else authors
     return len(authors) == 1 and among(authors[0], own)
 
@@ -108,7 +108,7 @@ def joined(base: str, path: str) -> str:
 
 def values_of(row: Row, path: str) -> list[Any]:
     """Return the scalars at a path within the record; `[None]` if there are too many."""
-    nodes = reads.nodes_at(row.record, path)
+    nodes = reads.values_at(row.record, path)
     if len(nodes) == 1 and type(nodes[0]) in SHORT_KINDS and nodes[0] != "":
         return nodes
     return [None] if (found := reads.scalars(nodes, MAX_ITEMS, mappings=False)) is None else found

@@ -265,7 +265,7 @@ def scalars(value: object, most: int, *, mappings: bool = True) -> list[Any] | N
     return found if len(found) <= most else None
 
 
-def nodes_at(value: object, path: str) -> list[Any]:
+def values_at(value: object, path: str) -> list[Any]:
     """Return the values at a dotted path, also inside lists; "" is the value itself."""
     level = [value]
     for name in path.split(".") if path else ():

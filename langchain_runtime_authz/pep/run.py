@@ -331,8 +331,8 @@ class Run(Inherited):
     recorded: dict[str, object] = field(default_factory=dict)  # ids of recorded plans → their calls
     batches: dict[Any, Any] = field(default_factory=dict)  # decisions that the tasks of one message share: `tool_batch`
     versions: dict[str, str] = field(default_factory=dict)  # call key → version of its resource before the read
-    # LangGraph task → its execution, ids of answered questions, keys of withdrawn calls.
-    heard: dict[str, tuple[Any, set[str], set[str]]] = field(default_factory=dict)
+    # Execution of a graph task → ids of answered questions, keys of withdrawn calls.
+    heard: dict[object, tuple[set[str], set[str]]] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
     span: OpenSpan | None = None
     decision_spans: dict[str, Any] = field(default_factory=dict)  # decision id → its span, to which later spans link

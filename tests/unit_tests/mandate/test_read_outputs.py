@@ -15,7 +15,7 @@ from langchain_runtime_authz.facts.json_copy import held
 from langchain_runtime_authz.mandate import read_outputs as module
 from langchain_runtime_authz.mandate.model import Contains
 from langchain_runtime_authz.mandate.output_rows import worth
-from langchain_runtime_authz.mandate.read_outputs import Outputs, nodes_at
+from langchain_runtime_authz.mandate.read_outputs import Outputs, values_at
 from langchain_runtime_authz.tool_profile import ToolProfile
 
 READ = ToolProfile(effect="read", trust={"": "internal", "a": "system", "a.b": "external"}, prose=("text",), counterparty=("from",))
@@ -163,7 +163,7 @@ def test_the_longest_prefix_says_who_vouches():
 
 def test_paths_look_into_lists():
     value = {"a": [{"b": 1}, {"c": 2}, [3]], "x": 4}
-    assert (nodes_at(value, "a.b"), nodes_at(value, ""), nodes_at(value, "a.z")) == ([1], [value], [])
+    assert (values_at(value, "a.b"), values_at(value, ""), values_at(value, "a.z")) == ([1], [value], [])
 
 
 def test_loose_members():
