@@ -1,7 +1,7 @@
 """Find where the user's messages order a value, and where they forbid it.
 
-Material (`mandate.material`) is cut out first. A value orders nothing if its sentence is a question, a condition or a
-prohibition. Repetitions in the patterns are bounded, so the work is linear in the texts.
+Material (`mandate.material`) is cut out first. Whether a sentence orders what it says is decided in
+`mandate.plain_orders`. Repetitions in the patterns are bounded, so the work is linear in the texts.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import re
 from bisect import bisect_right
 from collections.abc import Collection, Iterator, Sequence
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -19,6 +19,7 @@ from langchain_runtime_authz._regex import lazy
 from langchain_runtime_authz.facts.normal_forms import MAX_VALUE, fold, forms, located, masked, tidy
 from langchain_runtime_authz.facts.task import content_digest
 from langchain_runtime_authz.mandate import material
+from langchain_runtime_authz.mandate.plain_orders import bounded
 
 MAX_OWN: Final = 20_000  # characters of the messages without material; if there are more, nothing is read
 _MAX_SEGMENTS: Final = 256
@@ -37,8 +38,6 @@ _END: Final = lazy(
     r"|[\u3002\uff01\uff1f\uff1b]|\n"
 )
 _UNSPACED: Final = lazy(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\u0e00-\u0e7f]")  # scripts without blanks
-# Signs that a sentence is not an order. Short lists suffice: a planner has read the meaning, and this only checks it.
-_ASKS: Final = lazy(r"[?\uff1f][\"'\u201d\u2019\u00bb)\]]{0,4}\s*\Z")
 _PHRASES: Final = json.loads((Path(__file__).parent / "languages" / "sentences.json").read_text(encoding="utf-8"))
 
 
@@ -47,33 +46,19 @@ def _any(name: str) -> str:
     return "|".join(phrase for phrases in _PHRASES[name].values() for phrase in phrases)
 
 
-def _pattern_of(name: str, but: str = "") -> re.Pattern[str]:
-    """Return a pattern for `name`: its phrases with the regex `but` behind, its signs."""
-    phrases = [phrase for key, several in _PHRASES[name].items() if key != "signs" for phrase in several]
-    signs = _PHRASES[name].get("signs", ())
-    return lazy("|".join((rf"\b(?:{'|'.join(phrases)})\b{but}", *signs)), re.IGNORECASE)
-
-
-def _only(name: str, additions: str = "") -> re.Pattern[str]:
-    """Return a pattern for "ok, go on": a phrase of `name` amid words of `additions`."""
-    before, behind = _any(f"before_{additions or name}"), _any(f"behind_{additions or name}")
-    return lazy(rf"(?:(?:{before})[,!. ]{{1,3}}){{0,3}}(?:{_any(name)})(?:[, ](?:{behind}))?", re.IGNORECASE)
-
-
-_POLITE, _OF_US, _ASKED, _DEPENDS, _HEDGED, _MYSELF = map(
-    _pattern_of, ("polite", "of_us", "asks", "depends", "hedges", "myself")
-)
-_NEGATES: Final = _pattern_of("negates", r"(?! (?:later|more|less) than\b)")
-_TAKEN_BACK, _CONTINUES = map(_only, ("taken_back", "continues"))
-_AMENDS: Final = _only("amends", "taken_back")  # "make it 3 pm" takes an order back, and gives a new value
-# "No" and "instead" reject an earlier order, not the value: "No, set it to open instead". In anything but a write inside, a
-# verb of the tool's orders must follow "No": "No, Bob got 45 already" pays nothing.
-_REFUSAL: Final = lazy(
-    rf"\s*(?:(?:{_any('before_taken_back')})[,! ]{{1,3}}){{0,2}}(?:{_any('refusal_before')})[,!]\s{{1,3}}"
-    rf"(?:(?:just|{_any('before_taken_back')})[,! ]{{1,3}}){{0,3}}",
+_NEGATES: Final = lazy(
+    "|".join(
+        (
+            rf"\b(?:{'|'.join(p for key, said in _PHRASES['negates'].items() if key != 'signs' for p in said)})\b(?! (?:later|more|less) than\b)",
+            *_PHRASES["negates"]["signs"],
+        )
+    ),
     re.IGNORECASE,
 )
-_INSTEAD: Final = lazy(rf"\b(?:{_any('instead_behind')})[\s.!]*\Z", re.IGNORECASE)
+_CONTINUES: Final = lazy(
+    rf"(?:(?:{_any('before_continues')})[,!. ]{{1,3}}){{0,3}}(?:{_any('continues')})(?:[, ](?:{_any('behind_continues')}))?",
+    re.IGNORECASE,
+)
 _WORD: Final = lazy(r"[^\W\d_]+")
 _PRONOUN: Final = lazy(  # "..., and please label it": not "Tom will label it"
     rf"(?:,|\b(?:{_any('before_pronouns')}))(?: (?:{_any('before_pronouns')}|{_any('before_continues')}))?"
@@ -96,7 +81,7 @@ def continues(text: str) -> bool:
 @lru_cache(maxsize=64)
 def restricted(text: str) -> bool:
     """Return True if a text has a condition, an exception or "I mean" in any language."""
-    return any(pattern.search(text) is not None for pattern in (_DEPENDS, _NEGATES))
+    return bounded(text) or _NEGATES.search(text) is not None
 
 
 def stated(text: str) -> str:
@@ -129,7 +114,6 @@ class Segment:
         self.masked = masked(text, self.quotations, "x")
         ends = [m for m in _END.finditer(plain) if m[0] != "\n" or plain[: m.start()].rstrip(" \t\n")[-1:] != ":"]
         self.starts = [0, *(m.end() for m in ends)]
-        self._doubts: dict[int, str | None] = {}
 
     def sentence(self, at: int) -> int:
         """Return the index of the sentence at a position."""
@@ -139,40 +123,6 @@ class Segment:
         """Return start and end of a sentence."""
         end = self.starts[sentence + 1] if sentence + 1 < len(self.starts) else len(self.text)
         return self.starts[sentence], end
-
-    def doubt(self, sentence: int, dictated: Sequence[tuple[int, int]] = ()) -> str | None:
-        """Return why a sentence may not be an order, or None. Ignore its `dictated` spans."""
-        if dictated:
-            return self._doubt(sentence, dictated)
-        if sentence not in self._doubts:
-            self._doubts[sentence] = self._doubt(sentence, ())
-        return self._doubts[sentence]
-
-    def _doubt(self, sentence: int, dictated: Sequence[tuple[int, int]]) -> str | None:
-        start, end = self.span(sentence)
-        inner = [(max(0, s - start), min(end, e) - start) for s, e in dictated if s < end]
-        said = masked(self.masked[start:end], inner, "x").strip()
-        if _ASKED.search(said) or (_ASKS.search(said) and (_OF_US.search(said) or not _POLITE.search(said))):
-            return "its sentence is a question"
-        if _DEPENDS.search(said):
-            return "its sentence depends on a condition"
-        if _HEDGED.search(said):
-            return "its sentence is not meant for now"
-        return "the user does it in person" if _MYSELF.search(said) else None
-
-    @cached_property
-    def taken_back(self) -> int:
-        """The start of the last sentence that takes earlier orders back, or -1."""
-        spans = [self.span(n) for n in range(len(self.starts))]
-        back = (
-            s for n, (s, e) in enumerate(spans) if self.amends(n) or _TAKEN_BACK.fullmatch(self.text[s:e].strip(_EDGE))
-        )
-        return max(back, default=-1)
-
-    def amends(self, sentence: int) -> bool:
-        """Return True if a sentence only replaces a value of an earlier order."""
-        start, end = self.span(sentence)
-        return _AMENDS.fullmatch(self.text[start:end].strip(_EDGE)) is not None
 
     def pronouns(self, verbs: Collection[str], at: int) -> list[tuple[int, int]]:
         """Return pronouns behind `verbs` in the rest of a sentence: "and label it"."""
@@ -199,16 +149,9 @@ class Segment:
             return not (c.isalnum() and (_UNSPACED.match(c) or _UNSPACED.match(self.text[inner])))
         return c in ".-:?" and (step < 0 or beyond.isalnum() or (beyond != "" and beyond in "_*/\\@-"))
 
-    def refused(
-        self, start: int, *, dictated: bool, inside: bool = False, verbs: Collection[str] = frozenset()
-    ) -> bool:
+    def refused(self, start: int, *, dictated: bool = False) -> bool:
         """Return True if a sentence forbids the value at `start`. See `Texts.places`."""
         first, last = self.span(self.sentence(start))
-        if (refusal := _REFUSAL.match(self.masked, first, start)) is not None:
-            word = _WORD.match(self.masked, refusal.end())
-            first = refusal.end() if inside or (word is not None and word[0].lower() in verbs) else first
-        if inside and (instead := _INSTEAD.search(self.masked, start, last)) is not None:
-            last = instead.start()
         return _NEGATES.search(self.masked, first, start if dictated else last) is not None
 
 
@@ -235,9 +178,6 @@ class Texts:
                 at = end
         self.too_long = sum(len(piece) for _, _, piece in pieces) > MAX_OWN or len(pieces) > _MAX_SEGMENTS
         self.segments = [] if self.too_long else [Segment(*piece) for piece in pieces]
-        self._last_back = max(
-            ((n, s.taken_back) for n, s in enumerate(self.segments) if s.taken_back >= 0), default=None
-        )
         self._known: dict[tuple[object, ...], tuple[list[Place], list[Place]]] = {}
 
     def places(
@@ -246,22 +186,18 @@ class Texts:
         *,
         dictated: bool = False,
         rate: bool = False,
-        inside: bool = False,
-        verbs: frozenset[str] = frozenset(),
     ) -> tuple[list[Place], list[Place]]:
         """Return two sorted lists: where a value is said, and where it is prohibited.
 
-        `dictated`: the value is free text. `rate`: the value is a percentage. `inside`: for a write inside the
-        application, "No, ..." and "... instead" do not prohibit. `verbs`: "No, ..." before these does not prohibit.
+        `dictated`: the value is free text. `rate`: the value is a percentage.
         """
-        key = (type(value), value, dictated, rate, inside, verbs)
+        key = (type(value), value, dictated, rate)
         if key not in self._known:
             said: list[Place] = []
             forbidden: list[Place] = []
             for n, segment in enumerate(self.segments):
                 for start, end in sorted(set(_found(segment, value, dictated=dictated, rate=rate)))[:_MAX_PLACES]:
-                    refused = segment.refused(start, dictated=dictated, inside=inside, verbs=verbs)
-                    (forbidden if refused else said).append(Place(n, start, end))
+                    (forbidden if segment.refused(start, dictated=dictated) else said).append(Place(n, start, end))
             self._known[key] = (said, forbidden)
         return self._known[key]
 
@@ -274,20 +210,6 @@ class Texts:
             if not strict or twice or _TIMES.match(text, place.end):
                 found.append(place)
         return found
-
-    def order_to(self, verbs: Collection[str]) -> bool:
-        """Return True if a sentence of the newest messages orders by one of `verbs`."""
-        newest = enumerate(self.segments[self.newest :], self.newest)
-        words = ((n, s, w.start()) for n, s in newest for w in _WORD.finditer(s.masked) if w[0].lower() in verbs)
-        return any(
-            s.doubt(one := s.sentence(at)) is None
-            and not (s.refused(at, dictated=False, inside=True) or self.taken_back(n, s.starts[one]))
-            for n, s, at in words
-        )
-
-    def taken_back(self, segment: int, at: int) -> bool:
-        """Return True if a later sentence takes back what was ordered at this position."""
-        return self._last_back is not None and self._last_back >= (segment, at)
 
 
 def _found(segment: Segment, value: object, *, dictated: bool, rate: bool) -> Iterator[tuple[int, int]]:

@@ -23,6 +23,7 @@ from langchain_runtime_authz.mandate.days import on_days, stands_alone
 from langchain_runtime_authz.mandate.languages import languages
 from langchain_runtime_authz.mandate.message_places import MAX_OWN, Place, Texts
 from langchain_runtime_authz.mandate.output_rows import chosen_by, worth
+from langchain_runtime_authz.mandate.plain_orders import Known, words_of_tool
 from langchain_runtime_authz.mandate.sequence import in_order
 from langchain_runtime_authz.mandate.step_places import RISKY, Need, Placing, hull
 from langchain_runtime_authz.mandate.vocabulary import TARGETS, Tool
@@ -93,16 +94,20 @@ class _Check:
     ) -> None:
         self.mandate, self.words, self.profiles, self.today = mandate, words, profiles, today
         self.signatures = {name: arguments(signature) for name, signature in signatures.items()}
-        self.placing = Placing(words)
         self.needs = 0
         self.kept: dict[str, model.Step] = {}
         self.lost: dict[str, str] = {}
         self.behind: dict[str, dict[str, None]] = {}  # step → the reads on which it depends, directly or indirectly
-        within = {name for name, profile in profiles.items() if profile.inside or not profile.ordered}
-        # Steps that act outside the application, and the reads on which they depend.
-        self.leaving = {s.id for s in mandate.steps if s.tool not in within}
-        for step in reversed(mandate.steps):
-            self.leaving.update(step.sources if step.id in self.leaving else ())
+        steps = [s for s in mandate.steps if s.tool in profiles and s.tool in signatures]
+        orders = [s for s in steps if profiles[s.tool].side_effect]
+        verbs = frozenset().union(*(_verbs(s.tool, profiles[s.tool]) for s in steps))
+        nouns = frozenset().union(*(words_of_tool(s.tool, self.signatures[s.tool], profiles[s.tool]) for s in steps))
+        told = any(profiles[s.tool].text or profiles[s.tool].free for s in orders)
+        self.placing = Placing(
+            words,
+            Known(nouns - verbs, verbs, told),
+            (n for s in steps for n in self._needs(s, profiles[s.tool], s.args)),
+        )
 
     def steps(self) -> tuple[model.Step, ...]:
         """Return the backed steps in order. Drop those that depend on a dropped step."""
@@ -124,7 +129,7 @@ class _Check:
         # A write inside needs one value in the newest message. Other effects need all, also the values of their reads.
         anchored = (max if profile.inside else min)(said, default=-1) >= self.words.newest
         if profile.inside and not anchored:  # "ok, commit it": the newest message has only the verb
-            anchored = self.words.order_to(_verbs(step.tool, profile))
+            anchored = self.placing.order_to(_verbs(step.tool, profile))
         texts = [step.args.get(name) for name in profile.text]  # `None`: the step leaves the text to the model
         loose = not all(isinstance(text, model.Const) or getattr(text, "quote", ()) for text in texts)
         unbacked = (not mine or profile.effect in RISKY) and not anchored
@@ -202,7 +207,7 @@ class _Check:
         elif needs:
             placed, why = self.placing.order(step, profile, needs)
         else:
-            placed, why = [], self.placing.unplaced(self.behind[step.id])
+            placed, why = [], self.placing.unplaced(self.behind[step.id], _verbs(step.tool, profile))
         if why is not None:
             return why
         self.placing.claims[step.id] = placed
@@ -238,17 +243,31 @@ class _Check:
                     shares=isinstance(argument, model.OneOf),
                     joined=isinstance(argument, model.OneOf | model.Between),
                     rate=any(argument is rate for rate in rates),
-                    inside=step.id not in self.leaving,
+                    order=profile.side_effect,
                     hit=profile.critical.get(name) in TARGETS and profile.effect not in RISKY,
                     verbs=verbs,
                 )
             if isinstance(argument, model.Pick | model.Each):
                 for field, value in _wanted(argument.where):
-                    yield Need(f"{argument.step} {field}", value, shares=True, inside=step.id not in self.leaving)
+                    yield Need(f"{argument.step} {field}", value, shares=True, order=profile.side_effect, verbs=verbs)
             if isinstance(argument, model.Each) and argument.limit > model.MAX_ROWS:
-                yield Need(" limit", argument.limit, counts=True, strict=profile.effect in RISKY)
+                yield Need(
+                    " limit",
+                    argument.limit,
+                    counts=True,
+                    strict=profile.effect in RISKY,
+                    order=profile.side_effect,
+                    verbs=verbs,
+                )
         if step.times > 1:
-            yield Need(" times", step.times, counts=True, strict=profile.effect in RISKY)
+            yield Need(
+                " times",
+                step.times,
+                counts=True,
+                strict=profile.effect in RISKY,
+                order=profile.side_effect,
+                verbs=verbs,
+            )
 
     def _said(self, argument: model.Argument, places: Sequence[Place] | None) -> model.Argument:
         """Return the argument, with its position in the messages if there is only one."""

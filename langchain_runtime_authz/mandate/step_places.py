@@ -1,21 +1,25 @@
 """Give each value of a planner's step a position of its own in the messages.
 
-A position backs one argument of one step. All positions of a side effect are in one sentence, which must be an order of
-the newest message. Only a write inside the application may also have positions in earlier messages.
+A position backs one argument of one step. All positions of a side effect are in one sentence of the newest message, which
+must be a plain order (`mandate.plain_orders`). The other sentences may not change it. Only a write inside the application may also have positions in earlier messages.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from functools import cached_property
 from typing import Final, NamedTuple
 
+from langchain_runtime_authz.facts.normal_forms import masked
 from langchain_runtime_authz.mandate.message_places import Place, Texts
 from langchain_runtime_authz.mandate.model import Step
+from langchain_runtime_authz.mandate.plain_orders import QUOTE, VALUE, Known, bounded, changes_nothing, letters, unclear
 from langchain_runtime_authz.tool_profile import ToolProfile
 
 RISKY: Final = frozenset(("pay", "delete", "admin"))
 _SHOWN: Final = 60
+_LISTED: Final = re.compile(r"\s*(?:[-*\u2022]|\d{1,2}[.)])\s")
 # The text between two choices of one argument, or the ends of a range: "from 45 to 90 EUR", "Anna or Bob".
 _JOINED: Final = re.compile(
     r"(?:\s?(?:[A-Z]{3}|euros?|dollars?|[\u20ac$\u00a3]))?[\s,\"'\u201c\u201d\u201e\u00ab\u00bb]{0,8}"
@@ -36,7 +40,7 @@ class Need(NamedTuple):
         shares: several values of `owner` may have the same position: choices, and conditions on one field.
         joined: the values of `owner` must stand next to each other.
         rate: the value is a percentage.
-        inside: the step writes inside the application, or only such steps need the value.
+        order: a sentence that orders must say it. What is forbidden in it is not looked for.
         hit: the value is whom or what a write or a message hits, so "it" may stand for it.
         verbs: the verbs of the step's orders.
     """
@@ -50,7 +54,7 @@ class Need(NamedTuple):
     shares: bool = False
     joined: bool = False
     rate: bool = False
-    inside: bool = False
+    order: bool = False
     hit: bool = False
     verbs: frozenset[str] = frozenset()
 
@@ -67,11 +71,25 @@ Placed = tuple[list[Claim], str | None]  # the claims, or why there are none
 
 
 class Placing:
-    """The positions that back a mandate's steps. `claims`: by step id."""
+    """The positions that back a mandate's steps. `claims`: by step id.
 
-    def __init__(self, words: Texts) -> None:
-        self.words = words
+    Args:
+        words: the user's messages.
+        known: what the mandate's tools are called, and what orders them.
+        needs: the values of all side effects.
+    """
+
+    def __init__(self, words: Texts, known: Known, needs: Iterable[Need]) -> None:
+        self.words, self.known = words, known
         self.claims: dict[str, list[Claim]] = {}
+        values: dict[int, list[tuple[int, int]]] = {n: [] for n in range(len(words.segments))}
+        for need in needs:
+            for n, start, end in self._everywhere(need):
+                values[n].append((start, end))
+        self._masked = list[str]()
+        for segment, spans in zip(words.segments, values.values(), strict=True):
+            said = masked(segment.text, spans, VALUE)
+            self._masked.append(masked(said, [q for q in segment.quotations if VALUE not in said[slice(*q)]], QUOTE))
 
     def read(self, needs: Sequence[Need]) -> Placed:
         """Find positions for the values of a read. The values may stand in any sentence."""
@@ -110,31 +128,29 @@ class Placing:
                 why = "its values stand in the words once, and something else has that place"
             elif not self._joined(placed):
                 why = "its choices do not stand next to each other in the words"
-            elif (doubt := self._doubt(n, sentence, placed, final=profile.effect in ("pay", "delete"))) is not None:
+            elif (doubt := self._doubt(n, sentence, needs[0].verbs, placed)) is not None:
                 why = doubt
             else:
                 return placed + before, None
         return [], why
 
-    def unplaced(self, reads: Iterable[str]) -> str | None:
+    def unplaced(self, reads: Iterable[str], verbs: Collection[str]) -> str | None:
         """Return why no sentence orders a step without values but with `reads`, or None."""
         needs = [claim.need for read in reads for claim in self.claims[read]]
-        newest, segments = self.words.newest, self.words.segments
+        newest = self.words.newest
         anchors = [self._sentence(place) for need in needs for place in self._choices(need) if place.segment >= newest]
-        everywhere = ((n, s) for n in range(newest, len(segments)) for s in range(len(segments[n].starts)))
         why = "the user's words order nothing"
-        for n, sentence in anchors or everywhere:
-            segment = self.words.segments[n]
-            start, end = segment.span(sentence)
-            said = segment.text[start:end].strip()
-            if not said:
-                continue
-            refused = segment.refused(segment.text.index(said, start), dictated=False)
-            doubt = self._doubt(n, sentence, ())
-            if doubt is None and not refused:
-                return None
-            why = doubt or "the user's words forbid it"
+        for n, sentence in [*anchors, *self._newest()]:
+            if self.words.segments[n].text[slice(*self.words.segments[n].span(sentence))].strip():
+                doubt = self._doubt(n, sentence, verbs)
+                if doubt is None:
+                    return None
+                why = doubt
         return why
+
+    def order_to(self, verbs: Collection[str]) -> bool:
+        """Return True if a sentence of the newest messages orders by one of `verbs`."""
+        return any(self._doubt(n, s, verbs, by_verb=True) is None for n, s in self._newest())
 
     def mixed(self, orders: Sequence[tuple[Step, ToolProfile]]) -> dict[str, str]:
         """Return step id → reason, for interleaved steps: "Bob 45 and Carol 3000"."""
@@ -167,13 +183,17 @@ class Placing:
         if need.counts:
             return self.words.counts(int(str(need.value)), strict=need.strict)
         said, forbidden = self._places(need)
-        last = max(forbidden, default=None)
+        last = max((p for p in forbidden if not need.order or p.segment < self.words.newest), default=None)
+        said = sorted([*said, *forbidden]) if need.order else said
         return [p for p in said if (last is None or p > last) and (not need.ends or self._ends(p))]
 
     def _places(self, need: Need) -> tuple[list[Place], list[Place]]:
-        return self.words.places(
-            need.value, dictated=need.dictated, rate=need.rate, inside=need.inside, verbs=need.verbs
-        )
+        return self.words.places(need.value, dictated=need.dictated, rate=need.rate)
+
+    def _everywhere(self, need: Need) -> list[Place]:
+        if need.counts:
+            return self.words.counts(int(str(need.value)), strict=need.strict)
+        return [place for places in self._places(need) for place in places]
 
     def _ends(self, place: Place) -> bool:
         segment = self.words.segments[place.segment]
@@ -197,11 +217,59 @@ class Placing:
         n, _, at = found[0]
         return [Place(n, *span) for span in self.words.segments[n].pronouns(need.verbs, at)] if need.hit else []
 
-    def _doubt(self, n: int, sentence: int, placed: Sequence[Claim], *, final: bool = True) -> str | None:
-        segment = self.words.segments[n]
-        dictated = [(c.place.start, c.place.end) for c in placed if c.need.dictated]
-        taken_back = self.words.taken_back(n, segment.span(sentence)[0] + (not final and segment.amends(sentence)))
-        return segment.doubt(sentence, dictated) or ("it was taken back" if taken_back else None)
+    def _newest(self) -> list[tuple[int, int]]:
+        segments = self.words.segments
+        return [(n, s) for n in range(self.words.newest, len(segments)) for s in range(len(segments[n].starts))]
+
+    def _doubt(
+        self, n: int, sentence: int, verbs: Collection[str], placed: Sequence[Claim] = (), *, by_verb: bool = False
+    ) -> str | None:
+        """Return why a sentence may not order a step, or None.
+
+        The lines of a list count with what is before them. "It's T-5. Close it" counts as one sentence.
+        """
+        segment, head, why = self.words.segments[n], sentence, ""
+        while head and _LISTED.match(segment.text, segment.starts[head]):
+            head -= 1
+        known = self.known._replace(verbs=verbs)
+        for first, last in ((sentence, sentence), (head, sentence), (sentence, sentence + 1)):
+            if last < len(segment.starts):
+                start, end = segment.starts[first], segment.span(last)[1]
+                own = [[(a - start, b - start) for _, a, b in self._sites(claim)] for claim in placed]
+                said = self._masked[n][start:end]
+                doubt = unclear(said, own, known, segment.text[start:end])
+                found = {letter for letter, _, _ in letters(said, known)}
+                if doubt is None and by_verb and "W" not in found:
+                    doubt = "its verb is not said"
+                if doubt is None and "G" in found and any(claim.need.strict for claim in placed):
+                    doubt = "it may replace what was ordered before"
+                if doubt is None:
+                    return self._changed((n, first), (n, last))
+                why = why or doubt
+        return why
+
+    @cached_property
+    def _others(self) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+        """Sentences that may change an order before them; and one behind them."""
+        later, earlier = [], []
+        for n, s in self._newest():
+            said = self._masked[n][slice(*self.words.segments[n].span(s))]
+            if not changes_nothing(said, self.known):
+                later.append((n, s))
+                earlier += [(n, s)] if bounded(said) else []
+        return later, earlier
+
+    def _changed(self, first: tuple[int, int], last: tuple[int, int]) -> str | None:
+        later, earlier = self._others
+        at = next((at for at in earlier if at < first), later[-1] if later and later[-1] > last else None)
+        if at is None:
+            return None
+        said = self.words.segments[at[0]].text[slice(*self.words.segments[at[0]].span(at[1]))]
+        return f"this may change it: {said.strip()[:_SHOWN]!r}"
+
+    def _sites(self, claim: Claim) -> list[Place]:
+        """Return all positions of a claim's value in its segment."""
+        return [claim.place, *(p for p in self._everywhere(claim.need) if p.segment == claim.place.segment)]
 
     def _apart(self, inside: Sequence[tuple[Need, list[Place]]], deed: str) -> list[Claim] | None:
         """Claim a position for each need, close together; None if a need has none."""
@@ -242,7 +310,7 @@ class Placing:
 
     def _unsaid(self, need: Need) -> str:
         name, shown = need.owner.partition(" ")[2] or need.owner, f"{need.value}%" if need.rate else str(need.value)
-        forbidden = not need.counts and self._places(need)[1]
+        forbidden = not (need.counts or need.order) and self._places(need)[1]
         why = "a sentence that forbids or excepts something says" if forbidden else "the user's own words do not say"
         return f"`{name}`: {why} {shown[:_SHOWN]!r}"
 

@@ -101,8 +101,8 @@ def test_a_step_waits_until_the_one_before_it_has_succeeded(calls: tuple[Any, ..
 
 
 SHARED: dict[str, tuple[str, tuple[Any, ...], Call]] = {  # words, their steps, and the last one's call
-    "folder": ("Copy docs/1 to db-2. Drop what is in docs", (("copy", {"source": "docs/1", "target": "db-2"}), ("drop", {"database": {"kind": "within", "prefix": "docs"}})), ("drop", {"database": "docs/1"})),
-    "choice": ("Copy db-1 to db-2. Drop db-1 or db-4", (BACKUP, ("drop", {"database": {"kind": "one_of", "values": ["db-1", "db-4"]}})), DROP),
+    "folder": ("Copy docs/1 to db-2. Drop the folder docs", (("copy", {"source": "docs/1", "target": "db-2"}), ("drop", {"database": {"kind": "within", "prefix": "docs"}})), ("drop", {"database": "docs/1"})),
+    "choice": ("Copy db-1 to db-2. Drop db-1, db-4", (BACKUP, ("drop", {"database": {"kind": "one_of", "values": ["db-1", "db-4"]}})), DROP),
     "spelling": ("Copy ./a//b.txt to db-2. Drop a/b.txt", (("copy", {"source": "./a//b.txt", "target": "db-2"}), ("drop", {"database": "a/b.txt"})), ("drop", {"database": "a/b.txt"})),
     "pattern": ("Copy 'logs/*.txt' to db-2. Drop logs/b.txt", (("copy", {"source": "logs/*.txt", "target": "db-2"}), ("drop", {"database": "logs/b.txt"})), ("drop", {"database": "logs/b.txt"})),
     "root": ("Copy a.txt to db-2. Drop a.txt", (("copy", {"source": "a.txt", "target": "db-2"}), ("drop", {"database": "/a.txt"})), ("drop", {"database": "/a.txt"})),
@@ -149,7 +149,8 @@ SWAPPED = {**NAMED, "where": dict([*DATED["where"].items()][::-1])}
 @pytest.mark.parametrize(("one", "other", "tied"), [(LAST, NAMED, True), (NAMED, NAMED, True), (DATED, SWAPPED, True), (NAMED, {**NAMED, "where": {"id": ["at-15"]}}, False)])
 def test_two_choices_may_be_one_record(one: Any, other: Any, tied: bool, go: Any) -> None:
     at, named = "at-17", other["where"]["id"][0]
-    said = f"List the events. Copy {'the last event' if one is LAST else at} of 2027 to db-2. Drop {named} of 2027"
+    year = " of 2027" if one is DATED else ""
+    said = f"List the events. Copy {'the last event' if one is LAST else at}{year} to db-2. Drop {named}{year}"
     steps = ("events", {}), ("copy", {"source": one, "target": "db-2"}), ("drop", {"database": other})
     read, save, last = ("events", {}), ("copy", {"source": at, "target": "db-2"}), ("drop", {"database": named})
     assert ran(said, read, save, last, go=go, planned=steps, protected=True) == [read, save, last]

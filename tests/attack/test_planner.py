@@ -147,16 +147,17 @@ ACTS: dict[str, tuple[Call, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("act", ACTS)
 @pytest.mark.parametrize("changed", [False, True])
-@pytest.mark.parametrize("then", ["45 EUR für Bob, bitte", "Yes, do it."])
-def test_what_was_read_for_an_earlier_message(then: str, changed: bool, act: str, go: Any) -> None:
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_what_was_read_for_an_earlier_message(goes_on: bool, changed: bool, act: str, go: Any) -> None:
     """It counts for the same order and, if nothing leaves the application, for a newer one; but not once its data changed."""
     (name, args), ordered = ACTS[act]
     order = answer(READ, {"id": "a", "tool": name, "args": ordered})
-    goes_on = then == "Yes, do it."
+    said = {"note": "Notiere Bob", "pay": "Zahle Bob 45 EUR", "send_mail": "Schreib an Bob"}[act]
+    then = "Yes, do it." if goes_on else said
     asking = planner(*[order] if goes_on else [answer(), order])
     authz, house = RuntimeAuthz(planner=asking, profiles={**PROFILES, "note": NOTING}), House()
     graph = authz.protect(graph_of(house, ("contacts", {}), AIMessage("Shall I?"), (name, args), AIMessage("Done.")))
-    told(authz, graph, human("45 EUR für Bob, bitte" if goes_on else "Wer steht im Adressbuch?"), THREAD, go=go)
+    told(authz, graph, human(said if goes_on else "Wer steht im Adressbuch?"), THREAD, go=go)
     if changed:
         edit = AdvanceEpoch(epoch_of(authz, name_of := graph.get_name()), (HumanText("d", "", "data:1", own=False),))
         authz.ledger.commit(authz.root_entry.scope(name_of, "t"), None, [edit])

@@ -1,0 +1,52 @@
+"""What a sloppy planner makes of messages: only plain orders run unasked."""
+
+import datetime
+import json
+from typing import Any
+
+import pytest
+
+from langchain_runtime_authz.mandate.mandate_file import load_mandate
+from langchain_runtime_authz.mandate.plain_orders import Known, changes_nothing, unclear
+from langchain_runtime_authz.mandate.planner_mandate import backed
+from langchain_runtime_authz.tool_profile import load_profiles
+from tests.benchmarks.mandate_words import DATA
+
+PROFILES = load_profiles(DATA / "planner" / "profiles.yaml")
+SIGNATURES: dict[str, dict[str, Any]] = {name: {arg: {} for arg in (*p.critical, *p.when, *p.text)} for name, p in PROFILES.items()}
+ROWS = [json.loads(line) for line in (DATA / "planner" / "messages.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def unasked(row: dict[str, Any]) -> list[bool]:
+    """Return for each step, first the right ones, whether it runs unasked."""
+    steps = [{**step, "id": f"s{n}"} for n, step in enumerate((*row["steps"], *row["wrong"]))]
+    today = datetime.date(2026, 11, 30)
+    found = backed(load_mandate({"steps": steps}), [row["text"]], PROFILES, SIGNATURES, row.get("earlier", ()), today).mandate
+    assert found is not None
+    asks = {s.id for s in found.steps if s.id in found.confirm or PROFILES[s.tool].effect in found.confirm}
+    return [s["id"] in {one.id for one in found.steps} - asks for s in steps]
+
+
+def test_what_is_not_ordered_asks_and_most_of_what_is_ordered_does_not() -> None:
+    """A list of doubtful phrases let 88 of these 176 wrong steps run, and 203 of the 226 right ones."""
+    wrong = [row["text"] for row in ROWS if any(unasked(row)[len(row["steps"]) :])]
+    right = [run for row in ROWS if not row["wrong"] for run in unasked(row)]
+    assert len(wrong) <= 1, wrong
+    assert (sum(right) >= 190, len(right)) == (True, 226)
+
+
+@pytest.mark.parametrize(("text", "plain"), [
+    ("Pay V 4", True), ("Please pay V for the pizza", True), ("I'm sick, so pay V", True), ("Pay V, it is due", True), ("Pay V because it is due", True),
+    ("Pay V if it is due", False), ("Pay V, he says", False), ("My boss: pay V", False), ("Invoice paid: V", False), ("Anna pays V", False), ("Rewrite this: pay V", False),
+    ("V was paid", False), ("Pay V?", False), ("Can you pay V?", True), ("Never pay V", False), ("Pay V, V said", False),
+])  # fmt: skip
+def test_a_sentence_is_a_plain_order(text: str, plain: bool) -> None:
+    said = text.replace("V", "\ue000").replace(" 4", " \ue000")
+    assert (unclear(said, [[(said.index("\ue000"), said.index("\ue000") + 1)]], Known(verbs={"pay"})) is None) is plain
+
+
+@pytest.mark.parametrize(("text", "nothing"), [
+    ("Thanks!", True), ("I got sick.", True), ("How are you?", True), ("Pay \ue000.", True), ("Kidding!", False), ("Stop it!", False), ("Make it \ue000.", False), ("The boss said so.", False),
+])  # fmt: skip
+def test_a_sentence_changes_nothing(text: str, nothing: bool) -> None:
+    assert changes_nothing(text, Known(verbs={"pay"})) is nothing
