@@ -59,12 +59,12 @@ class Revised(Protocol):
     def grants(self) -> Mapping[str, Grant]: ...
 
 
-def behind(pdp: PDP) -> list[PDP]:
+def wrapped_pdps(pdp: PDP) -> list[PDP]:
     """Return a list of the PDP and all PDPs that it wraps."""
-    return [pdp, *(found for inner in getattr(pdp, "behind", ()) for found in behind(inner))]
+    return [pdp, *(found for inner in getattr(pdp, "behind", ()) for found in wrapped_pdps(inner))]
 
 
-def granted(grant: Grant | str | None, policy: Revised | None) -> Grant | None:
+def resolve_grant(grant: Grant | str | None, policy: Revised | None) -> Grant | None:
     """Return a grant, or the policy's grant of this name; else raise `ConfigError`."""
     if grant is None or isinstance(grant, Grant):
         return grant
@@ -76,7 +76,7 @@ def granted(grant: Grant | str | None, policy: Revised | None) -> Grant | None:
     return grants[grant]
 
 
-def ephemeral(
+def unfit_for_production(
     pdp: PDP | None = None,
     issuer: Issuer | None = None,
     ledger: Ledger | None = None,
@@ -87,7 +87,7 @@ def ephemeral(
 ) -> list[str]:
     """Return why arguments are unfit for production: a sentence each, with a remedy."""
     found = []
-    for one in behind(pdp) if pdp is not None else ():
+    for one in wrapped_pdps(pdp) if pdp is not None else ():
         if isinstance(one, ObserveOnly):
             found.append("`pdp` only observes; give the PDP that it observes")
         elif type(one).__module__.startswith("langchain_runtime_authz.testing."):

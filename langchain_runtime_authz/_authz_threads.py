@@ -23,10 +23,10 @@ from langchain_runtime_authz.langgraph.run_context import SubjectLike
 from langchain_runtime_authz.langgraph.state_updates import messages_in, update_in
 from langchain_runtime_authz.ledger.base import Approval, Doubt, Query, Scope, Snapshot
 from langchain_runtime_authz.pep.approval_outside_graph import ListAsked, answer_outside_graph, open_question
-from langchain_runtime_authz.pep.calls_in_doubt import ListDoubts, record_ends, resolve
-from langchain_runtime_authz.pep.corrections import correct
-from langchain_runtime_authz.pep.operator_acts import data_changed, reinstate, revoke
-from langchain_runtime_authz.pep.run import Engine, Flow, Load, Perform, both, drive, new_id
+from langchain_runtime_authz.pep.calls_in_doubt import ListDoubts, record_ends, resolve_doubt
+from langchain_runtime_authz.pep.corrections import record_correction
+from langchain_runtime_authz.pep.operator_acts import data_changed, reinstate_agents, revoke_agents
+from langchain_runtime_authz.pep.run import Engine, Flow, Load, Perform, drive, methods, new_id
 
 if TYPE_CHECKING:
     from langchain_runtime_authz.credential.approval_statement import Approvers, Question
@@ -91,9 +91,9 @@ class Threads:
         author = Subject.of(by) if by is not None else None
         of_kind("text", text, str | None, "text")
         said = HumanText(content_digest(text), text, CORRECTION + new_id())
-        return correct(self._scope(thread_id, graph), said, author.principal if author else None)
+        return record_correction(self._scope(thread_id, graph), said, author.principal if author else None)
 
-    correct, acorrect = both(_correct)
+    correct, acorrect = methods(_correct)
 
     def _approvals(self) -> Flow[list[Approval]]:
         """Return this tenant's open questions, those of the newest thread first.
@@ -105,7 +105,7 @@ class Threads:
         """
         return [asked for _, asked in (yield ListAsked(None))]
 
-    approvals, aapprovals = both(_approvals)
+    approvals, aapprovals = methods(_approvals)
 
     def question(self, approval_id: str) -> Question:
         """Return an open question: its graph, thread, tool and digest of arguments.
@@ -136,7 +136,7 @@ class Threads:
         person = Subject.of(by) if by is not None else None
         return answer_outside_graph(self.approvers, approval_id, "approve", by=person, statement=statement)
 
-    approve, aapprove = both(_approve)
+    approve, aapprove = methods(_approve)
 
     def _deny_approval(
         self, approval_id: str, *, by: SubjectLike | None = None, statement: str | None = None, message: str = ""
@@ -152,7 +152,7 @@ class Threads:
         about: dict[str, Any] = {"by": person, "statement": statement, "message": message}
         yield from answer_outside_graph(self.approvers, approval_id, "deny", **about, content=self.audit.content)
 
-    deny_approval, adeny_approval = both(_deny_approval)
+    deny_approval, adeny_approval = methods(_deny_approval)
 
     def _unknown_calls(self, scope: Scope | None = None) -> Flow[list[Doubt]]:
         """Return this tenant's calls in doubt, newest first; with `scope`, one thread's.
@@ -164,7 +164,7 @@ class Threads:
         found: Sequence[Doubt] = yield ListDoubts(self._engine.tenant, None, scope)
         return [one for one in found if one.row.lost]
 
-    unknown_calls, aunknown_calls = both(_unknown_calls)
+    unknown_calls, aunknown_calls = methods(_unknown_calls)
 
     def _resolve_call(self, key: str, *, happened: bool, by: str, reason: str) -> Flow[None]:
         """Record whether a call in doubt happened.
@@ -180,9 +180,9 @@ class Threads:
         found: Sequence[Doubt] = yield ListDoubts(self._engine.tenant, key)
         if not found:
             raise LedgerError(Code.NOT_IN_DOUBT, key)
-        yield from resolve(found[0].scope, found[0], happened=happened, author=by, reason=reason)
+        yield from resolve_doubt(found[0].scope, found[0], happened=happened, author=by, reason=reason)
 
-    resolve_call, aresolve_call = both(_resolve_call)
+    resolve_call, aresolve_call = methods(_resolve_call)
 
     def _reenter(
         self, graph: Pregel[Any, Any, Any, Any], config: Mapping[str, Any], *, input: Any = None, go_on: bool = False
@@ -214,7 +214,7 @@ class Threads:
             found = replace(found, output=(yield Perform(graph.invoke, graph.ainvoke, None, config)))
         return found
 
-    reenter, areenter = both(_reenter)
+    reenter, areenter = methods(_reenter)
 
     def _data_changed(self, resource: str) -> Flow[None]:
         """Record that a resource changed outside the graph.
@@ -225,23 +225,23 @@ class Threads:
         """
         return data_changed(self.root_entry.scope("", ""), resource, content=self.audit.content)
 
-    data_changed, adata_changed = both(_data_changed)
+    data_changed, adata_changed = methods(_data_changed)
 
     def _revoke(
         self, thread_id: str, *, graph: GraphLike = None, agent: Sequence[str] = (), by: str = "", reason: str = ""
     ) -> Flow[None]:
         """Revoke a thread, or an agent and those below it, until `reinstate`."""
-        return revoke(self._scope(thread_id, graph), tuple(agent), by, reason)
+        return revoke_agents(self._scope(thread_id, graph), tuple(agent), by, reason)
 
-    revoke, arevoke = both(_revoke)
+    revoke, arevoke = methods(_revoke)
 
     def _reinstate(
         self, thread_id: str, *, graph: GraphLike = None, agent: Sequence[str] = (), by: str = "", reason: str = ""
     ) -> Flow[None]:
         """Lift the revocation of a thread, or of an agent and those below it."""
-        return reinstate(self._engine, self._scope(thread_id, graph), tuple(agent), by, reason)
+        return reinstate_agents(self._engine, self._scope(thread_id, graph), tuple(agent), by, reason)
 
-    reinstate, areinstate = both(_reinstate)
+    reinstate, areinstate = methods(_reinstate)
 
     def _scope(self, thread_id: str, graph: GraphLike) -> Scope:
         if graph is None and len(self._names) != 1:

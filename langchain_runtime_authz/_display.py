@@ -3,7 +3,7 @@
 An approver reads values that a model wrote and sentences that a stranger wrote. Such text is shown as typed, except
 control characters, bidirectional overrides (Trojan Source, CVE-2021-42574), invisible characters (UTS #39 §3.1), rows
 of blanks (except an indentation), piled-up accents and markup. Backslashes and quotation marks are escaped, so the
-result is unambiguous. Letters of all scripts stay; `scripts` names the scripts of a text, to tell look-alikes apart.
+result is unambiguous. Letters of all scripts stay; `scripts_in` names the scripts of a text, to tell look-alikes apart.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _MARKUP: Final = lazy(
 )
 
 
-def inert(text: str) -> str:
+def one_line(text: str) -> str:
     """Return `text` on one line, without markup, invisible characters or reordering."""
     shown: list[str] = []
     accents = indent = 0
@@ -53,13 +53,13 @@ def inert(text: str) -> str:
         accents = accents + 1 if unicodedata.category(c) == "Mn" else 0
         indent = indent + 1 if c == " " and (indent or shown[-1:] == ["\\n"]) else 0
         filler = shown[-1:] == [" "] and not 0 < indent <= _INDENT  # many blanks in a row could push text out of sight
-        hidden = unseen(c) and (c != " " or filler)
+        hidden = is_invisible(c) and (c != " " or filler)
         shown.append(_escape(c) if hidden or accents > _ACCENTS else c)
     # An escaped character is longer than one; only the others are searched for markup.
     return "".join(c if len(c) > 1 else m for c, m in zip(shown, _marked(shown), strict=True))
 
 
-def unseen(c: str) -> bool:
+def is_invisible(c: str) -> bool:
     """Return True if a character is blank, invisible or a control."""
     return unicodedata.category(c) in _UNSEEN or _BLANK.match(c) is not None
 
@@ -81,7 +81,7 @@ def _escape(c: str) -> str:
     return f"\\u{ord(c):04x}" if ord(c) <= 0xFFFF else f"\\U{ord(c):08x}"  # noqa: PLR2004  (Unicode planes)
 
 
-def quoted(value: object, limit: int = MAX_SHOWN) -> str:
+def quote(value: object, limit: int = MAX_SHOWN) -> str:
     """Return a value quoted, without markup, and cut to a bounded length.
 
     Each text is cut at `limit` characters, a list or object after `MAX_LISTED` values. A digest identifies a cut value.
@@ -93,8 +93,8 @@ def quoted(value: object, limit: int = MAX_SHOWN) -> str:
         line, left = _listed(value, limit, number), next(number) - MAX_LISTED
         return f"{line} AND {left} MORE VALUES ({digest})" if left > 0 else line
     if len(text) <= limit:
-        return text if value is None or isinstance(value, bool) else f'"{inert(text)}"'
-    head, tail = inert(text[: limit - _TAIL]), inert(text[-_TAIL:])
+        return text if value is None or isinstance(value, bool) else f'"{one_line(text)}"'
+    head, tail = one_line(text[: limit - _TAIL]), one_line(text[-_TAIL:])
     return f'"{head}" … "{tail}" ({len(text)} characters, {digest})'
 
 
@@ -104,16 +104,16 @@ def _listed(value: object, limit: int, number: Iterator[int], depth: int = 0) ->
         pairs = value.items() if isinstance(value, dict) else (("", one) for one in value)
         shown = [(key, text) for key, one in pairs if (text := _listed(one, limit, number, depth + 1))]
         if isinstance(value, dict):
-            return ", ".join(f"{quoted(str(key), limit)}: {text}" for key, text in shown).join("{}") if shown else ""
+            return ", ".join(f"{quote(str(key), limit)}: {text}" for key, text in shown).join("{}") if shown else ""
         return ", ".join(text for _, text in shown).join("[]") if shown else ""
     if next(number) >= MAX_LISTED:
         return ""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     plain = len(text) <= limit and not isinstance(value, str | list | dict)
-    return inert(text) if plain or value in ([], {}) else quoted(text, limit)
+    return one_line(text) if plain or value in ([], {}) else quote(text, limit)
 
 
-def wrapped(label: str, text: str, indent: int = 0) -> str:
+def labelled(label: str, text: str, indent: int = 0) -> str:
     """Return a labelled text in lines of 80 columns; a wide character takes two."""
     from rich.cells import cell_len, chop_cells
 
@@ -128,13 +128,13 @@ def wrapped(label: str, text: str, indent: int = 0) -> str:
     return "\n".join(map(str.rstrip, lines))
 
 
-def scripts(text: str) -> tuple[str, ...]:
+def scripts_in(text: str) -> tuple[str, ...]:
     """Return the scripts of the letters in `text`, like `LATIN`, sorted."""
     letters = (c for c in text if unicodedata.category(c)[0] == "L")
     return tuple(sorted({unicodedata.name(c, "UNKNOWN").split(" ", 1)[0] for c in letters}))
 
 
-def table(head: Iterable[str], rows: Iterable[Iterable[object]], caption: str = "") -> str:
+def html_table(head: Iterable[str], rows: Iterable[Iterable[object]], caption: str = "") -> str:
     """Return an HTML table: titles `head`, then `rows`. Texts are escaped."""
     titles = "".join(f'<th scope="col">{_cell(title)}</th>' for title in head)
     body = "".join(f"<tr>{''.join(f'<td>{_cell(cell)}</td>' for cell in row)}</tr>" for row in rows)

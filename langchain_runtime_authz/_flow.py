@@ -178,7 +178,7 @@ def _threads() -> ThreadPoolExecutor:
 os.register_at_fork(after_in_child=_threads.cache_clear)
 
 
-def begun(function: Callable[[], T], name: str) -> Future[T]:
+def in_thread(function: Callable[[], T], name: str) -> Future[T]:
     """Run `function` in a daemon thread, in an empty context. Return its future."""
     future: Future[T] = Future()
     future.set_running_or_notify_cancel()  # so that nobody can cancel it
@@ -202,4 +202,4 @@ def drive_apart(engine: Any, flow: Flow[Any]) -> None:
     if sys.is_finalizing():
         drive(engine, flow)
     else:
-        wait([begun(partial(drive, engine, flow), "runtime-authz-end")], PATIENCE)
+        wait([in_thread(partial(drive, engine, flow), "runtime-authz-end")], PATIENCE)

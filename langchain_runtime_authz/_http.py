@@ -347,7 +347,7 @@ class Fetcher:
         return Answer(reply.status, document if isinstance(document, dict) else None)
 
 
-def basic(name: str, secret: str) -> str:
+def basic_auth(name: str, secret: str) -> str:
     """Return the `Authorization` header of a client with a secret (RFC 6749 §2.3.1)."""
     return "Basic " + base64.b64encode(f"{quote_plus(name)}:{quote_plus(secret)}".encode()).decode()
 

@@ -46,7 +46,7 @@ Pattern = tuple["str | Choice | Options", ...]
 
 
 @lru_cache(maxsize=4096)
-def parse(pattern: str) -> Pattern:
+def parse_pattern(pattern: str) -> Pattern:
     """Return a parsed pattern in lower case. Raises `ValueError` if it is malformed."""
     try:
         if len(pattern) > MAX_LENGTH:
@@ -54,7 +54,7 @@ def parse(pattern: str) -> Pattern:
         parsed = _sequence(iter([*_ITEM.findall(pattern), ""]), "")
         if twice := [name for name, count in Counter(_always(parsed)).items() if count > 1]:
             raise ValueError(f"names `{twice[0]}` twice")
-        begin = firsts(parsed)
+        begin = first_items(parsed)
         if any(word[:1] in {"", "{"} for word in begin):
             raise ValueError("must begin with a word")
         if all(map(_IDLE.fullmatch, begin)):
@@ -65,12 +65,12 @@ def parse(pattern: str) -> Pattern:
     return parsed
 
 
-def firsts(pattern: Pattern) -> set[str]:
+def first_items(pattern: Pattern) -> set[str]:
     """Return items with which a match may begin; with "" if all parts are optional."""
     found = {""}
     for item in pattern:
         ways = item.ways if isinstance(item, Choice) else item.parts if isinstance(item, Options) else ()
-        begin = {first for way in ways for first in firsts(way)} if ways else {item}
+        begin = {first for way in ways for first in first_items(way)} if ways else {item}
         found = (found - {""}) | {first for first in begin if isinstance(first, str)}
         if isinstance(item, Options):
             found.add("")
@@ -79,10 +79,10 @@ def firsts(pattern: Pattern) -> set[str]:
     return found
 
 
-def items(*patterns: str) -> Iterator[str]:
+def items_in(*patterns: str) -> Iterator[str]:
     """Yield all words and arguments in some patterns."""
     for pattern in patterns:
-        yield from _items(parse(pattern))
+        yield from _items(parse_pattern(pattern))
 
 
 def name_in(item: str) -> str:
@@ -99,7 +99,7 @@ def split_item(item: str) -> tuple[str, str, str]:
 
 def given_in(patterns: tuple[str, ...]) -> set[tuple[str, str]]:
     """Return the (argument, value) pairs that patterns set, as in `{state=off}`."""
-    named = (split_item(item[1:-1]) for item in items(*patterns) if item[0] == "{")
+    named = (split_item(item[1:-1]) for item in items_in(*patterns) if item[0] == "{")
     return {(name, value) for name, _, value in named if value}
 
 

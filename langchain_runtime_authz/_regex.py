@@ -39,6 +39,6 @@ def normalize(form: Literal["NFC", "NFKC", "NFKD"], text: str) -> str:
     return "".join(unicodedata.normalize(form, text[start:end]) for start, end in pairwise((0, *cuts, len(text))))
 
 
-def clear(text: str) -> str:
+def visible_text(text: str) -> str:
     """Return the text as readers see it: in NFKC form, without invisible characters."""
     return text if text.isascii() else "".join(c for c in normalize("NFKC", text) if unicodedata.category(c) != "Cf")

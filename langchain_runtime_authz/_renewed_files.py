@@ -28,7 +28,7 @@ class Renewed(Generic[T]):
     def read(self) -> T:
         """Return the current content of the files, or raise `PDPError`."""
         try:
-            seen = [stamp(file) for file in self._files]
+            seen = [file_stamp(file) for file in self._files]
             if seen != self._seen:  # `seen` is older than the load, so a change meanwhile is noticed next time
                 self._value, self._seen = self._load(), seen
         except (OSError, ValueError) as exc:  # `ssl.SSLError` is an `OSError`
@@ -36,7 +36,7 @@ class Renewed(Generic[T]):
         return self._value
 
 
-def stamp(file: Path) -> tuple[int, int, int, int]:
+def file_stamp(file: Path) -> tuple[int, int, int, int]:
     """Return a value that changes whenever the file changes. Raises `OSError`."""
     s = file.stat()
     return s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns

@@ -18,9 +18,9 @@ from langgraph.pregel import Pregel
 from langchain_runtime_authz import _authz_config as parts
 from langchain_runtime_authz._authz_config import TaskSources, signature_of
 from langchain_runtime_authz._authz_threads import Threads
-from langchain_runtime_authz._flow import begun
+from langchain_runtime_authz._flow import in_thread
 from langchain_runtime_authz._validate import as_mapping, checked_callable, checked_text, of_kind, wrong
-from langchain_runtime_authz.audit.sinks import AuditSink, FileSink, MemorySink, recorded
+from langchain_runtime_authz.audit.sinks import AuditSink, FileSink, MemorySink, newest_record
 from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.evaluation import Subject
 from langchain_runtime_authz.facts.local_time import checked_zone
@@ -28,13 +28,12 @@ from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.identity.workload import Identity, StaticIdentity
 from langchain_runtime_authz.langgraph import declared_effects as effects
 from langchain_runtime_authz.langgraph import process_observer
-from langchain_runtime_authz.langgraph.callback_backstop import install
+from langchain_runtime_authz.langgraph.callback_backstop import install_hook
 from langchain_runtime_authz.langgraph.graph_entry import RootEntry
-from langchain_runtime_authz.langgraph.protect import Protection, misspelt, protect
-from langchain_runtime_authz.langgraph.run_context import Caller, RunHandle, SubjectLike, caller
-from langchain_runtime_authz.langgraph.tool_facts import facts_of
+from langchain_runtime_authz.langgraph.protect import Protection, misspelt_agents, protect
+from langchain_runtime_authz.langgraph.run_context import Caller, RunHandle, SubjectLike, as_caller
 from langchain_runtime_authz.langgraph.tool_guard import guard_tool
-from langchain_runtime_authz.langgraph.tool_lookup import NO_PROFILE, Profiles
+from langchain_runtime_authz.langgraph.tool_lookup import NO_PROFILE, Profiles, facts_of
 from langchain_runtime_authz.ledger.base import Ledger
 from langchain_runtime_authz.ledger.memory import MemoryLedger
 from langchain_runtime_authz.mandate.mandate_file import like_name, load_mandate
@@ -46,9 +45,9 @@ from langchain_runtime_authz.pep.health import Health, HealthCheck, health_app
 from langchain_runtime_authz.pep.kill_switch import KillSwitch
 from langchain_runtime_authz.pep.mint_tokens import key_scope
 from langchain_runtime_authz.pep.on_ask import OnAsk
-from langchain_runtime_authz.pep.operator_acts import revoke
-from langchain_runtime_authz.pep.run import Engine, Flow, LogNotifier, Notifier, both, drive, new_id
-from langchain_runtime_authz.pep.run_lifecycle import Entry, open_entry
+from langchain_runtime_authz.pep.operator_acts import revoke_agents
+from langchain_runtime_authz.pep.run import Engine, Flow, LogNotifier, Notifier, drive, methods, new_id
+from langchain_runtime_authz.pep.run_lifecycle import OpenedEntry, open_entry
 from langchain_runtime_authz.pep.session import Session
 from langchain_runtime_authz.tool_profile import Source, load_profiles
 
@@ -179,7 +178,7 @@ class RuntimeAuthz(Threads):
         ):
             of_kind(name, given, kind, wanted)
         parts.refuse_older(self.ledger, self.audit, tenant)
-        brings = [one for one in parts.behind(pdp) if isinstance(one, parts.Revised)]
+        brings = [one for one in parts.wrapped_pdps(pdp) if isinstance(one, parts.Revised)]
         if len(brings) > 1 and profiles is None:
             raise ConfigError(
                 "several policies of the `pdp` bring profiles and grants; give the profiles that count as `profiles=`"
@@ -221,7 +220,7 @@ class RuntimeAuthz(Threads):
         self._names: set[str] = set()
         self._checked: object = None  # the newest mandate that was given
         self._health = HealthCheck(self._engine)
-        install()
+        install_hook()
 
     @classmethod
     @signature_of(__init__)
@@ -231,7 +230,7 @@ class RuntimeAuthz(Threads):
         Raises `ConfigError` if a part, or its default, does not enforce or loses its data when the process ends. The
         error names each such part and a replacement.
         """
-        if found := parts.ephemeral(**arguments):
+        if found := parts.unfit_for_production(**arguments):
             raise ConfigError("not for production: " + ". ".join(found))
         return cls(**arguments)
 
@@ -241,7 +240,7 @@ class RuntimeAuthz(Threads):
 
         This includes the tools of unprotected graphs. Inside a run, unguarded tools are always decided.
         """
-        install(everywhere=True)
+        install_hook(everywhere=True)
 
     def __repr__(self) -> str:
         return f"<RuntimeAuthz {self.tenant}: decided by {self.pdp.name}, {type(self.ledger).__name__}>"
@@ -269,7 +268,7 @@ class RuntimeAuthz(Threads):
                 "`runtime-authz init module:graph` adds profiles, and `runtime-authz profile check` says which tools changed",
                 stacklevel=2,
             )
-        for name, meant in misspelt(self._engine.agents, protected):
+        for name, meant in misspelt_agents(self._engine.agents, protected):
             warnings.warn(f"`agents[{name!r}]` limits no agent: is `{meant}` meant?", stacklevel=2)
         served = "langgraph_api" in sys.modules  # the Agent Server brings a checkpointer
         if tools and not (protected.checkpointer or served or self._engine.on_ask):
@@ -310,9 +309,9 @@ class RuntimeAuthz(Threads):
             self._checked = mandate
         return RunHandle(
             self._engine,
-            caller(subject),
+            as_caller(subject),
             of_kind("task", task, str | None, "text"),
-            parts.granted(grant, self._revised),
+            parts.resolve_grant(grant, self._revised),
             ordered,
         )
 
@@ -353,12 +352,12 @@ class RuntimeAuthz(Threads):
         """
         handle = self.run(subject=Subject.of(subject), task=task, grant=grant, mandate=mandate)
         scope = self.root_entry.scope(agent, thread or f"session:{new_id()}")
-        entry: Entry = yield from open_entry(
+        entry: OpenedEntry = yield from open_entry(
             self._engine, scope, handle.subject, handle.run_id, agent, **handle.brings()
         )
         return Session(entry.run, self.profiles.declared)
 
-    session, asession = both(_session)
+    session, asession = methods(_session)
 
     def compromise_key(self, kid: str) -> None:
         """Withdraw a compromised signing key, and revoke every token that it signed.
@@ -371,7 +370,7 @@ class RuntimeAuthz(Threads):
         (self._ring.compromise if self._ring is not None else self._withdraw_key)(kid)
 
     def _withdraw_key(self, kid: str) -> None:
-        drive(self._engine, revoke(key_scope(self.tenant, self.issuer.issuer, kid), ()))
+        drive(self._engine, revoke_agents(key_scope(self.tenant, self.issuer.issuer, kid), ()))
 
     def _status(self, claims: Mapping[str, Any]) -> str:
         if self._engine.killed:
@@ -384,7 +383,7 @@ class RuntimeAuthz(Threads):
 
     async def ahealth(self) -> Health:
         """Do what `health` does, without blocking the event loop."""
-        return await asyncio.wrap_future(begun(self._health.look, "health"))
+        return await asyncio.wrap_future(in_thread(self._health.look, "health"))
 
     def health_app(self) -> Callable[..., Awaitable[None]]:
         """Return an ASGI app for liveness and readiness probes.
@@ -402,7 +401,7 @@ class RuntimeAuthz(Threads):
         """
         from langchain_runtime_authz.audit.explanation import explain
 
-        if (found := self._engine.recent.find(decision_id) or recorded(self.audit, decision_id)) is None:
+        if (found := self._engine.recent.find(decision_id) or newest_record(self.audit, decision_id)) is None:
             raise ConfigError(f"no decision {decision_id!r} is remembered; look for it in the audit log")
         return explain(found)
 

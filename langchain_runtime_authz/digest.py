@@ -1,6 +1,6 @@
 """JSON forms of Python values, canonical JSON (RFC 8785), and SHA-256 digests.
 
-`project` turns parsed arguments into exactly equal JSON values, or refuses them. The PDP decides on this JSON, and its
+`as_json` turns parsed arguments into exactly equal JSON values, or refuses them. The PDP decides on this JSON, and its
 digest is compared again before the tool runs. So the call that runs is the call that was decided.
 """
 
@@ -114,7 +114,7 @@ def digest(value: Any) -> str:
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
-def project(value: object) -> Any:
+def as_json(value: object) -> Any:
     """Return the JSON value that represents `value` exactly.
 
     Scalars, mappings with string keys, lists, tuples, pydantic models, dataclasses, enums, dates, times, decimals,
@@ -131,10 +131,10 @@ def project(value: object) -> Any:
     return _project(value, 0, [MAX_VALUES])
 
 
-def alike(one: object, other: object) -> bool:
+def same_json(one: object, other: object) -> bool:
     """Return True if two values have the same JSON form."""
     try:
-        return digest(project(one)) == digest(project(other))
+        return digest(as_json(one)) == digest(as_json(other))
     except (MappingError, RecursionError):
         return False
 
@@ -149,7 +149,7 @@ def project_arguments(args: Mapping[Any, Any], supplied: frozenset[str], kind: t
         if name in supplied or type(value) is kind:
             continue
         plain = value is None or type(value) is bool or (type(value) is str and value.isascii() and "\x00" not in value)
-        own[str(name)] = value if plain else project(value)
+        own[str(name)] = value if plain else as_json(value)
     return own, len(own) != len(args)
 
 
@@ -177,7 +177,7 @@ def _project_object(value: object, depth: int, left: list[int]) -> Any:
     if depth >= MAX_DEPTH:
         raise MappingError(Code.UNCANONICAL_ARGUMENT)
     listed = list(value) if isinstance(value, list | tuple) else None
-    named = members(value) if listed is None else None
+    named = members_of(value) if listed is None else None
     left[0] -= len(listed or named or ())
     if left[0] < 0:
         raise MappingError(Code.REQUEST_TOO_LARGE)
@@ -205,7 +205,7 @@ def _project_object(value: object, depth: int, left: list[int]) -> Any:
     raise MappingError(Code.UNCANONICAL_ARGUMENT)
 
 
-def members(value: object) -> list[tuple[Any, Any]] | None:
+def members_of(value: object) -> list[tuple[Any, Any]] | None:
     """Return (name, value) pairs of a mapping, model or dataclass; None for others."""
     if isinstance(value, Mapping):
         return list(value.items())
@@ -216,20 +216,20 @@ def members(value: object) -> list[tuple[Any, Any]] | None:
     return None
 
 
-def abbreviate(value: Any, limit: int = MAX_STRING) -> Any:
+def abbreviate_strings(value: Any, limit: int = MAX_STRING) -> Any:
     """Return `value` with each long string replaced by its digest and length."""
     if isinstance(value, str):
         if len(value) <= limit:
             return value
         return {"digest": "sha256:" + hashlib.sha256(value.encode()).hexdigest(), "length": len(value)}
     if isinstance(value, dict):
-        return {k: abbreviate(v, limit) for k, v in value.items()}
+        return {k: abbreviate_strings(v, limit) for k, v in value.items()}
     if isinstance(value, list):
-        return [abbreviate(v, limit) for v in value]
+        return [abbreviate_strings(v, limit) for v in value]
     return value
 
 
-def written(value: object) -> str:
+def json_text(value: object) -> str:
     """Return a value as JSON text, other objects as `str`; on failure its fingerprint."""
     try:
         return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
@@ -291,7 +291,7 @@ def _within(value: object, depth: int, seen: dict[int, tuple[object, bytes]]) ->
         return b"list" + b"".join([_look(item, depth, seen) for item in value])
     if isinstance(value, set | frozenset):
         return b"set" + b"".join(sorted(_look(item, depth, seen) for item in value))
-    held = members(value)
+    held = members_of(value)
     if held is None and not isinstance(value, type | types.ModuleType):
         held = list(getattr(value, "__dict__", {}).items())
     if not held and not isinstance(value, Mapping):

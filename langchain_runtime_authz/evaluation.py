@@ -18,7 +18,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from langchain_runtime_authz._display import table
+from langchain_runtime_authz._display import html_table
 from langchain_runtime_authz.errors import ConfigError, wrong_field
 
 SCHEMA_VERSION: Final = 2
@@ -387,7 +387,7 @@ class Decision:
         return self.reasons[0] if self.reasons else ""
 
     def _repr_html_(self) -> str:
-        return table(("outcome", "reasons", "id"), [(self.outcome, ", ".join(self.reasons), self.decision_id)])
+        return html_table(("outcome", "reasons", "id"), [(self.outcome, ", ".join(self.reasons), self.decision_id)])
 
 
 def deny(code: str, failure: Failure | None = "enforcement", revision: str = "") -> Decision:

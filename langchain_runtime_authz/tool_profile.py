@@ -22,9 +22,9 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, Self, TypeVar, ge
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from langchain_runtime_authz._order_patterns import REST, items, name_in, split_item
+from langchain_runtime_authz._order_patterns import REST, items_in, name_in, split_item
 from langchain_runtime_authz._validate import read_yaml
-from langchain_runtime_authz.digest import digest, project
+from langchain_runtime_authz.digest import as_json, digest
 from langchain_runtime_authz.errors import Code, ConfigError, wrong_field
 
 METADATA_KEY: Final = "runtime_authz"
@@ -160,7 +160,7 @@ class ToolProfile(BaseModel):
             raise ValueError(f"`author` names `{self.author}`, which the system must write: say so in `trust`")
         if free := {*self.free}.intersection(self.named()["intent"]):
             raise ValueError(f"`{min(free)}` is in `free`, so no order in `intent` may name it")
-        for item in items(*self.orders):
+        for item in items_in(*self.orders):
             name, mark, _ = split_item(item[1:-1])
             texts, others = self.text, (*self.when, *(n for n, k in self.critical.items() if k in ("amount", "url")))
             if item[0] == "{" and mark and ((mark == REST) != (name in texts) or name in others):
@@ -185,7 +185,7 @@ class ToolProfile(BaseModel):
     def named(self) -> dict[str, Sequence[str]]:
         """Return a mapping: profile field → paths of the arguments that it names."""
         worded = {field: self._arguments_of(field) for field in ("resource", "question")}
-        ordered = {name_in(item) for item in items(*filter(str.strip, self.intent)) if item[0] == "{"}
+        ordered = {name_in(item) for item in items_in(*filter(str.strip, self.intent)) if item[0] == "{"}
         listed = {field: tuple(getattr(self, field)) for field in ("critical", "when", "text", "free")}
         return {"intent": tuple(ordered), "synonyms": tuple(self.synonyms), **listed, **worded}
 
@@ -314,7 +314,7 @@ def _stanzas(source: object) -> tuple[str, Mapping[Any, Any]]:
 FILE_KEYS: Final = frozenset({"tools", "mandates", "tests"})
 
 
-def argument(args: Mapping[str, Any], path: str) -> Any:
+def value_at(args: Mapping[str, Any], path: str) -> Any:
     """Return an argument's value; for a dotted path, a list of values; None if absent."""
     name, *inner = path.split(".")
     value = args.get(name)
@@ -399,4 +399,4 @@ _VERBS: Final[tuple[tuple[frozenset[str], Effect], ...]] = (
 
 def tool_digest(name: str, description: str, schema: Any) -> str:
     """Return the digest of name, description and schema, which a tool's reviewer sees."""
-    return digest(project({"name": name, "description": description, "schema": schema}))
+    return digest(as_json({"name": name, "description": description, "schema": schema}))

@@ -13,7 +13,7 @@ from typing import Any
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from langchain_runtime_authz.pap.bundle import assemble, pack, sign
+from langchain_runtime_authz.pap.bundle import pack, sign, with_manifest
 
 POLICIES = resources.files("langchain_runtime_authz") / "policies"
 WASM = (POLICIES / "policy.wasm").read_bytes()
@@ -36,7 +36,7 @@ def files(
 ) -> dict[str, bytes]:
     """The files of a bundle of the shipped policy with these data keys replaced."""
     document = {"runtime_authz_data": {**DATA, **(data or {})}}
-    made = assemble({"data.json": json.dumps(document).encode(), "policy.wasm": wasm}, number, metadata)
+    made = with_manifest({"data.json": json.dumps(document).encode(), "policy.wasm": wasm}, number, metadata)
     if key is not None:
         made[".signatures.json"] = sign(made, key.private, "ES256")
     return made

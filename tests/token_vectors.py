@@ -23,7 +23,7 @@ from langchain_runtime_authz.credential.authorization_details import ORDERED, au
 from langchain_runtime_authz.credential.issuer import claims_of
 from langchain_runtime_authz.credential.jws import sign_compact
 from langchain_runtime_authz.credential.signer import SigningKey
-from langchain_runtime_authz.credential.token import TYP, Task, TokenRequest
+from langchain_runtime_authz.credential.token import TYP, TaskClaim, TokenRequest
 from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.errors import CredentialError
 from langchain_runtime_authz.evaluation import Subject
@@ -71,7 +71,7 @@ def _claims(args: Mapping[str, Any] = PAYMENT, profile: ToolProfile = PAYS, tool
     facts = {"step": "pay", "standing": "covered", "source": "words", "mandate": "sha256:01", "salt": "Vnl0a2Vu", **said}
     request = TokenRequest(
         subject=Subject(type="user", id="alice"), tenant="acme", agent=f"{AGENT}/payer", delegators=(AGENT,), audience=BANK,
-        txn="run-1", task=Task(id="task-1", epoch=2, digest="sha256:00", mandate="sha256:01"), tool=tool,
+        txn="run-1", task=TaskClaim(id="task-1", epoch=2, digest="sha256:00", mandate="sha256:01"), tool=tool,
         details=tuple(authorization_details(profile, tool, args, **facts)), grant=Grant(tools=(tool,)), jti="token-1",
         issued_at=NOW, expires_at=NOW + 60,
     )

@@ -175,7 +175,7 @@ def verify_log(path: str | Path, head: str | None = None) -> ChainReport:
             return report
 
 
-def verified(path: str | Path) -> ChainReport:
+def verify_or_raise(path: str | Path) -> ChainReport:
     """Verify a log with all its segments, or raise `AuditError` (`chain_broken`)."""
     report = verify_log(path)
     if not report.ok:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from langchain_runtime_authz.audit.record import ERASED, place
+from langchain_runtime_authz.audit.record import ERASED, locate_member
 from langchain_runtime_authz.errors import Code, ConfigError, unreadable
 from langchain_runtime_authz.facts.task import content_digest
 
@@ -65,7 +65,7 @@ def opener(*private: str | bytes | Path) -> Change:
         whole = json.loads(json.dumps(left))
         try:
             for pointer, value in inner["contents"].items():
-                node, last = place(whole, pointer)
+                node, last = locate_member(whole, pointer)
                 node[last] = value
             whole.update({"erased": []} if "erased" in left else {})
             own = inner["of"] == _digest(left) and _split(whole) == (left, inner["contents"])
@@ -88,7 +88,7 @@ def _split(record: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         digested = "/resource"
     contents = {}
     for pointer in (*_PLACES, digested):
-        node, last = place(left, pointer)
+        node, last = locate_member(left, pointer)
         if last not in node:
             continue
         contents[pointer] = held = node.pop(last)

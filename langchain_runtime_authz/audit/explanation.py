@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from langchain_runtime_authz._display import inert, quoted, wrapped
+from langchain_runtime_authz._display import labelled, one_line, quote
 from langchain_runtime_authz.errors import RETRY, Code, meaning_and_remedy
 from langchain_runtime_authz.facts.provenance import SAYS
 
@@ -99,8 +99,8 @@ class Explanation:
             lines += [("because", f"{r.code}: {r.meaning}"), ("do", r.remedy), ("retry", r.retry)]
         lines += [("order", self.order), *(("argument", _shown(a)) for a in self.arguments), ("by", self.decided_by)]
         ids = {"policy": self.policy_revision, "decision": self.decision_id, "thread": self.thread, "run": self.run_id}
-        lines += [(label, inert(value)) for label, value in ids.items()]
-        return "\n".join([wrapped("", self.headline, 10), *(wrapped(f"{n:<10}", text) for n, text in lines if text)])
+        lines += [(label, one_line(value)) for label, value in ids.items()]
+        return "\n".join([labelled("", self.headline, 10), *(labelled(f"{n:<10}", text) for n, text in lines if text)])
 
 
 def explain(record: Mapping[str, Any]) -> Explanation:
@@ -125,14 +125,14 @@ def explain(record: Mapping[str, Any]) -> Explanation:
 
 
 def _headline(record: Mapping[str, Any], subject: Mapping[str, Any], properties: Mapping[str, Any] | None) -> str:
-    line = f"{_said(_OUTCOMES, record.get('outcome', ''))}: {inert(str(record.get('resource', '')))} ({record.get('action', '')})"
+    line = f"{_said(_OUTCOMES, record.get('outcome', ''))}: {one_line(str(record.get('resource', '')))} ({record.get('action', '')})"
     if properties and properties.get("effect"):
         line += f", effect {properties['effect']}"
         line += "" if properties.get("profiled", True) else ", without a profile"
     if subject:
-        line += f", for {inert(str(subject.get('type')))} {inert(str(subject.get('id')))}"
+        line += f", for {one_line(str(subject.get('type')))} {one_line(str(subject.get('id')))}"
     path = record.get("agent") or ()
-    return line + (f", agent {inert('/'.join(map(str, path)))}" if len(path) > 1 else "")
+    return line + (f", agent {one_line('/'.join(map(str, path)))}" if len(path) > 1 else "")
 
 
 def _reason(code: str) -> Reason:
@@ -160,22 +160,24 @@ def _arguments(call: Mapping[str, Any], expected: Mapping[str, Any]) -> tuple[Ar
     return tuple(
         Argument(
             name=name,
-            given=quoted(given[name]) if name in given else None,
+            given=quote(given[name]) if name in given else None,
             source=_source(traced[name]) if name in traced else "",
             deviation=_said(DEVIATIONS, deviates[name].get("code")) if name in deviates else "",
-            expected=inert(str(expected[name]).translate(_QUOTES)) if name in expected else None,
+            expected=one_line(str(expected[name]).translate(_QUOTES)) if name in expected else None,
         )
         for name in dict.fromkeys((*given, *traced, *deviates))
     )
 
 
 def _source(found: Mapping[str, Any]) -> str:
-    by = [inert(str(s["source"])) for s in found.get("asserted_by") or found.get("mentioned_by") or () if s["source"]]
+    by = [
+        one_line(str(s["source"])) for s in found.get("asserted_by") or found.get("mentioned_by") or () if s["source"]
+    ]
     line = _said(SAYS, found.get("class")) + (f" ({', '.join(by[:3])})" if by else "")
     return line + (", and it only looks like what the user said" if found.get("lookalike") else "")
 
 
 def _shown(argument: Argument) -> str:
-    line = inert(argument.name) + (f" {argument.given}" if argument.given is not None else "")
+    line = one_line(argument.name) + (f" {argument.given}" if argument.given is not None else "")
     facts = (argument.source, argument.deviation, f"expected {argument.expected}" if argument.expected else "")
     return ": ".join(filter(None, [line, "; ".join(filter(None, facts))]))

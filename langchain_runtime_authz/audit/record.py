@@ -99,7 +99,7 @@ def decision_record(
     step = {"pdp": pdp, "action": action, "resource": resource}
     run = {"run_id": run_id, "jti": jti, "scope": _named(scope), "agent": agent}
     asked = None if body is None else from_json(body)
-    erased = [] if content or asked is None else [p for p in ERASED if erase(asked, p)]
+    erased = [] if content or asked is None else [p for p in ERASED if erase_member(asked, p)]
     digest = None if body is None else "sha256:" + hashlib.sha256(body).hexdigest()
     request = {"request": asked, "request_digest": digest, "erased": erased}
     ordered = {"expected": dict(expected)} if expected and content else {}
@@ -205,7 +205,7 @@ def _named(scope: Scope | None) -> dict[str, str] | None:
     return None if scope is None else dict(zip(("tenant", "issuer", "graph", "thread"), scope, strict=True))
 
 
-def place(document: dict[str, Any], pointer: str) -> tuple[dict[str, Any], str]:
+def locate_member(document: dict[str, Any], pointer: str) -> tuple[dict[str, Any], str]:
     """Return the object that holds the member at `pointer`, or `{}`, and its name."""
     *way, last = pointer[1:].split("/")
     node: Any = document
@@ -214,7 +214,7 @@ def place(document: dict[str, Any], pointer: str) -> tuple[dict[str, Any], str]:
     return node if isinstance(node, dict) else {}, last
 
 
-def erase(document: dict[str, Any], pointer: str) -> bool:
+def erase_member(document: dict[str, Any], pointer: str) -> bool:
     """Remove the member at `pointer`. Return True if the document had it."""
-    node, last = place(document, pointer)
+    node, last = locate_member(document, pointer)
     return node.pop(last, _ABSENT) is not _ABSENT

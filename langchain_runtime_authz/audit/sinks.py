@@ -19,9 +19,9 @@ from langchain_runtime_authz._validate import checked_count, checked_seconds
 from langchain_runtime_authz.audit import chain
 from langchain_runtime_authz.audit.encryption import sealer
 from langchain_runtime_authz.errors import AuditError, Code, ConfigError
-from langchain_runtime_authz.telemetry.logs import logger
+from langchain_runtime_authz.telemetry.logs import get_logger
 
-_log = logger(__name__)
+_log = get_logger(__name__)
 
 LOCK_TIMEOUT: Final = 2.0  # seconds
 MAX_FRAGMENTS: Final = 8
@@ -51,7 +51,7 @@ class _Shown:
     def _repr_html_(self: AuditSink) -> str:
         from langchain_runtime_authz.audit.story_html import newest_steps
 
-        return newest_steps(records(self))
+        return newest_steps(records_of(self))
 
 
 class MemorySink(_Shown):
@@ -340,7 +340,7 @@ def drop_segments(log: str | Path, before: float) -> list[str]:
     First, the log records each segment's head, so that the log still verifies. It also repeats the newest commit of
     each tenant's ledger that these segments name.
     """
-    chain.verified(log)
+    chain.verify_or_raise(log)
     sink, dropped = FileSink(log, durable=True), []
     for part in chain.log_files(log)[:-1]:
         with part.open("rb") as file:
@@ -361,14 +361,14 @@ def drop_segments(log: str | Path, before: float) -> list[str]:
     return dropped
 
 
-def recorded(sink: AuditSink, decision_id: str) -> dict[str, Any] | None:
+def newest_record(sink: AuditSink, decision_id: str) -> dict[str, Any] | None:
     """Return the newest record of a decision, from a sink or its file."""
-    known = (r for r in records(sink, decision_id) if r and r.get("kind") == "decision")
+    known = (r for r in records_of(sink, decision_id) if r and r.get("kind") == "decision")
     found = deque((r for r in known if r.get("decision_id") == decision_id), maxlen=1)
     return found[0] if found else None
 
 
-def records(sink: AuditSink, mark: str = "") -> Iterable[dict[str, Any] | None]:
+def records_of(sink: AuditSink, mark: str = "") -> Iterable[dict[str, Any] | None]:
     """Return a sink's records, oldest first; of a file, those that `read_log` yields."""
     if isinstance(sink, MemorySink):
         return sink.records

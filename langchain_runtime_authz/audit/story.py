@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import Any, Final, NamedTuple
 from weakref import WeakValueDictionary
 
-from langchain_runtime_authz._display import inert, printable, wrapped
+from langchain_runtime_authz._display import labelled, one_line, printable
 from langchain_runtime_authz._validate import as_list, as_mapping
 
 MAX_STEPS: Final = 2000
@@ -63,7 +63,7 @@ _HARMLESS: Final = ("read", "compute")  # effects that need no mandate
 _FACTS: Final = ("event", "audience", "reason", "epoch", "run_id", "jti")
 
 Record = Mapping[str, Any]
-_inert = lru_cache(4096)(inert)  # cached, because names and codes repeat
+_inert = lru_cache(4096)(one_line)  # cached, because names and codes repeat
 
 
 class Lane(NamedTuple):
@@ -74,7 +74,7 @@ class Lane(NamedTuple):
 
 
 @dataclass(slots=True, weakref_slot=True, eq=False)
-class Step:
+class Event:
     """One thing that happened. `str` shows it in 80 columns."""
 
     at: float
@@ -101,12 +101,12 @@ class Step:
 
     @property
     def epoch(self) -> str:
-        return shown(self.record.get("epoch", _at(self.record, "request", "context", "task", "epoch")))
+        return safe_text(self.record.get("epoch", _at(self.record, "request", "context", "task", "epoch")))
 
     def __str__(self) -> str:
         sign, word = SIGNS[self.kind]
-        place, ident = f"{shown(self.lane.thread, 40)} {self.subject}".strip(), self.decision_id[:8]
-        return wrapped(f"{clock(self.at)} {sign} {word:<12} ", f"{place}  {self.what}{self.ended} {ident}", _INDENT)
+        place, ident = f"{safe_text(self.lane.thread, 40)} {self.subject}".strip(), self.decision_id[:8]
+        return labelled(f"{utc_text(self.at)} {sign} {word:<12} ", f"{place}  {self.what}{self.ended} {ident}", _INDENT)
 
     def why(self) -> str:
         """Return a decision's explanation, or another step's facts, in several lines."""
@@ -119,34 +119,34 @@ class Step:
             except (AttributeError, TypeError, ValueError, KeyError):
                 return "This record does not have the form of a decision."
         facts = {**{name: self.record.get(name) for name in _FACTS}, **self.detail}
-        return "\n".join(wrapped(f"{shown(k, 40):<16} ", shown(v, 2000)) for k, v in facts.items() if v)
+        return "\n".join(labelled(f"{safe_text(k, 40):<16} ", safe_text(v, 2000)) for k, v in facts.items() if v)
 
     def to_dict(self) -> dict[str, Any]:
         names = ("kind", "subject", "tool", "what", "end", "epoch", "decision_id")
         told = {name: getattr(self, name) for name in names}
-        run, reasons = shown(self.record.get("run_id")), [*map(shown, as_list(self.record.get("reasons")))]
-        place = {"thread": shown(self.lane.thread), "agent": [*map(shown, self.lane.agent)]}
-        return {"at": clock(self.at), **place, **told, "reasons": reasons, "run_id": run}
+        run, reasons = safe_text(self.record.get("run_id")), [*map(safe_text, as_list(self.record.get("reasons")))]
+        place = {"thread": safe_text(self.lane.thread), "agent": [*map(safe_text, self.lane.agent)]}
+        return {"at": utc_text(self.at), **place, **told, "reasons": reasons, "run_id": run}
 
 
-class Order(NamedTuple):
+class OrderedSteps(NamedTuple):
     """The steps that one mandate orders (id → line), and the calls made for each."""
 
     heading: str
     steps: dict[str, str]
-    done: defaultdict[str, list[Step]]
+    done: defaultdict[str, list[Event]]
 
 
 @dataclass(slots=True)
 class Story:
     """The newest of `total` steps, and their summary. `str` is a tree of 80 columns."""
 
-    steps: deque[Step] = field(default_factory=deque)
+    steps: deque[Event] = field(default_factory=deque)
     total: int = 0
     counts: Counter[str] = field(default_factory=Counter)
     lanes: dict[Lane, str] = field(default_factory=dict)  # kinds of delegation, by lane
-    orders: dict[tuple[str, str], Order] = field(default_factory=dict)  # by thread and the mandate's digest
-    unordered: deque[Step] = field(default_factory=lambda: deque(maxlen=MAX_STEPS))  # permitted side effects
+    orders: dict[tuple[str, str], OrderedSteps] = field(default_factory=dict)  # by thread and the mandate's digest
+    unordered: deque[Event] = field(default_factory=lambda: deque(maxlen=MAX_STEPS))  # permitted side effects
     reads: set[str] = field(default_factory=set)  # tools that were read: an ordered step of them shows `read`
     facts: dict[str, dict[str, None]] = field(default_factory=dict)
     unread: int = 0  # lines of the log that are not records
@@ -154,8 +154,8 @@ class Story:
 
     def name(self, lane: Lane) -> str:
         """Return the agent's name, with the thread if the story has several threads."""
-        agent = shown(lane.agent[-1], 40) if lane.agent else "-"
-        return f"{shown(lane.thread, 40)}: {agent}" if len(self.facts.get("thread", ())) > 1 else agent
+        agent = safe_text(lane.agent[-1], 40) if lane.agent else "-"
+        return f"{safe_text(lane.thread, 40)}: {agent}" if len(self.facts.get("thread", ())) > 1 else agent
 
     def heading(self) -> list[str]:
         """Return the summary, in lines."""
@@ -164,7 +164,7 @@ class Story:
         counted = ", ".join(f"{SIGNS[k][1]} {n}" for k in SIGNS if (n := self.counts[k]))
         return [
             *(f"{name:<9} {_listed(known)}" for name, known in self.facts.items()),
-            f"{'time':<9} {clock(first)}, {last - first:.1f} s",
+            f"{'time':<9} {utc_text(first)}, {last - first:.1f} s",
             f"{'steps':<9} {self.total}{newest}: {counted}",
             *self.notes,
             *([f"{self.unread} lines could not be read"] if self.unread else []),
@@ -173,7 +173,7 @@ class Story:
     def ordered(self) -> list[tuple[str, str, str]]:
         """Return rows: source, ordered step, calls made. Calls without an order are last."""
 
-        def done(*steps: Step) -> str:
+        def done(*steps: Event) -> str:
             return ", ".join(f"{self.since(step)} {step.what}" for step in steps)
 
         rows = []
@@ -184,25 +184,25 @@ class Story:
             rows += [(order.heading, line, done(*order.done[i]) or left[i]) for i, line in order.steps.items()]
         return rows + [("Not ordered", "", done(step)) for step in self.unordered if self.orders]
 
-    def since(self, step: Step) -> str:
+    def since(self, step: Event) -> str:
         """Return the time from the first step to `step`, as text."""
         seconds = step.at - self.steps[0].at
         return f"+{seconds:.3f} s" if seconds < 100 else f"+{seconds / 60:.1f} min"  # noqa: PLR2004  (seconds)
 
     def __str__(self) -> str:
-        parts = {"": [wrapped("", line, 10) for line in self.heading()]}
+        parts = {"": [labelled("", line, 10) for line in self.heading()]}
         for lane, how in self.lanes.items() if len(self.lanes) > 1 else ():
-            parts.setdefault("Agents", []).append(wrapped("  " * _depth(lane), f"{self.name(lane)} {how}"))
+            parts.setdefault("Agents", []).append(labelled("  " * _depth(lane), f"{self.name(lane)} {how}"))
         for heading, line, done in self.ordered():
-            parts.setdefault(heading, []).append(wrapped("  ", f"{line}: {done}" if line else done, 4))
+            parts.setdefault(heading, []).append(labelled("  ", f"{line}: {done}" if line else done, 4))
         parts |= {"Time": [*map(self._line, self.steps)]} if self.steps else {}
         return "\n\n".join("\n".join([heading, *lines]) for heading, lines in parts.items()).lstrip()
 
-    def _line(self, step: Step) -> str:
+    def _line(self, step: Event) -> str:
         sign, word = SIGNS[step.kind]
         depth, who = "│ " * (_depth(step.lane) - 1), f"{self.name(step.lane)}: " if len(self.lanes) > 1 else ""
         ident = f" {step.decision_id[:8]}" if step.kind in ("deny", "ask") else ""
-        return wrapped(f"{self.since(step):>9} {depth}{sign} {word:<12} ", f"{who}{step.what}{step.ended}{ident}")
+        return labelled(f"{self.since(step):>9} {depth}{sign} {word:<12} ", f"{who}{step.what}{step.ended}{ident}")
 
     def to_dict(self) -> dict[str, Any]:
         steps = [step.to_dict() for step in self.steps]
@@ -210,7 +210,7 @@ class Story:
 
 
 def story_of(
-    records: Iterable[Record | None], keep: Callable[[Step], bool] | None = None, limit: int = MAX_STEPS
+    records: Iterable[Record | None], keep: Callable[[Event], bool] | None = None, limit: int = MAX_STEPS
 ) -> Story:
     """Return the story of the records: the newest `limit` steps that `keep` accepts."""
     story = Story(deque(maxlen=limit))
@@ -227,22 +227,26 @@ def story_of(
     return story
 
 
-def _add(story: Story, step: Step) -> None:
+def _add(story: Story, step: Event) -> None:
     record, detail, lane = step.record, step.detail, step.lane
     story.counts[step.kind] += 1
     story.lanes.setdefault(lane, "")
-    facts = {"thread": shown(lane.thread), "graph": shown(_at(record, "scope", "graph")), "subject": step.subject}
-    for name, value in {**facts, "policy": shown(record.get("policy_revision"))}.items():
+    facts = {
+        "thread": safe_text(lane.thread),
+        "graph": safe_text(_at(record, "scope", "graph")),
+        "subject": step.subject,
+    }
+    for name, value in {**facts, "policy": safe_text(record.get("policy_revision"))}.items():
         if value and len(known := story.facts.setdefault(name, {})) <= _LISTED:
             known[value] = None
     if step.to is not None:
-        story.lanes[step.to] = f"({shown(detail.get('kind'))})"
+        story.lanes[step.to] = f"({safe_text(detail.get('kind'))})"
     elif step.kind == "order":
         full = {str(_at(s, "id")): _at(s, "args") for s in as_list(_at(detail, "mandate", "steps"))}
         steps = {}
         for one in as_list(detail.get("steps")):
-            steps[shown(_at(one, "id"))] = shown(_at(one, "tool")) + _arguments(full.get(str(_at(one, "id"))))
-        order = Order(f"Ordered by the {_source(detail)}, epoch {step.epoch}", steps, defaultdict(list))
+            steps[safe_text(_at(one, "id"))] = safe_text(_at(one, "tool")) + _arguments(full.get(str(_at(one, "id"))))
+        order = OrderedSteps(f"Ordered by the {_source(detail)}, epoch {step.epoch}", steps, defaultdict(list))
         story.orders.setdefault((lane.thread, str(detail.get("digest"))), order)
     elif step.kind == "permit" and _at(record, "request", "resource", "properties", "effect") in _HARMLESS:
         story.reads.add(step.tool)
@@ -250,28 +254,28 @@ def _add(story: Story, step: Step) -> None:
         mandate = _at(record, "request", "context", "call", "mandate")
         found = story.orders.get((lane.thread, str(_at(mandate, "digest"))))
         if found is not None and _at(mandate, "standing") == "covered":
-            found.done[shown(_at(mandate, "step"))].append(step)
+            found.done[safe_text(_at(mandate, "step"))].append(step)
         else:
             story.unordered.append(step)
 
 
-def _steps(records: Iterable[Record | None]) -> Iterator[Step | None]:
+def _steps(records: Iterable[Record | None]) -> Iterator[Event | None]:
     """Yield steps, each from a record and earlier ones; `None` if it is unreadable."""
     subjects: dict[str, str] = {}  # by run id
     roots: dict[str, tuple[str, ...]] = {}  # paths of the root agents, by thread
     decided: dict[str, tuple[Lane, str, str, str]] = {}
-    unended: WeakValueDictionary[str, Step] = WeakValueDictionary()  # decisions without an end
+    unended: WeakValueDictionary[str, Event] = WeakValueDictionary()  # decisions without an end
     questions: dict[tuple[str, str], str] = {}
-    answers: dict[tuple[str, str], Step] = {}
+    answers: dict[tuple[str, str], Event] = {}
     for record in records:
         if record is None:
             yield None
             continue
         kind, at, run, detail = (record.get(name) for name in ("kind", "ts", "run_id", "detail"))
         detail = as_mapping(detail)
-        decision_id = shown(record.get("decision_id") or detail.get("decision_id"))
+        decision_id = safe_text(record.get("decision_id") or detail.get("decision_id"))
         if kind == "completion" and (ended := unended.get(decision_id)) is not None:
-            ended.end = shown(record.get("state"), 40)
+            ended.end = safe_text(record.get("state"), 40)
         if kind not in ("decision", "mint", "mint_refused", "run"):
             continue
         thread, agent = str(_at(record, "scope", "thread") or ""), tuple(map(str, as_list(record.get("agent"))))
@@ -279,11 +283,11 @@ def _steps(records: Iterable[Record | None]) -> Iterator[Step | None]:
         roots.setdefault(thread, agent[:1])
         named = _at(record, "request", "subject")
         if subject := f"{_at(named, 'type')}:{_at(named, 'id')}" if named else str(detail.get("subject") or ""):
-            subjects[str(run)] = shown(subject)
-        subject, tool = subjects.get(str(run), ""), shown(detail.get("tool"))
+            subjects[str(run)] = safe_text(subject)
+        subject, tool = subjects.get(str(run), ""), safe_text(detail.get("tool"))
         if kind == "decision":
             call, what = record.get("action") == "tools/call", _decision(record)
-            tool = shown(record.get("resource")) if call else ""
+            tool = safe_text(record.get("resource")) if call else ""
             decided[decision_id] = lane, subject, tool, what.partition(": ")[0]
             outcomes = {"permit": "permit" if call else "check", "approval_required": "ask"}
             sort = outcomes.get(str(record.get("outcome")), "deny")
@@ -291,7 +295,7 @@ def _steps(records: Iterable[Record | None]) -> Iterator[Step | None]:
             event, what = str(record.get("event")), tool
             if event == "asked":
                 for one in as_list(detail.get("questions")):
-                    questions[_question(one)] = shown(_at(one, "decision_id"))
+                    questions[_question(one)] = safe_text(_at(one, "decision_id"))
                 if detail.get("source") != "hitl":
                     continue  # the decisions that asked these questions are steps already
             elif event == "approval":
@@ -300,11 +304,11 @@ def _steps(records: Iterable[Record | None]) -> Iterator[Step | None]:
             sort, template = _EVENTS.get(event, _OTHER)
             what = _event(template, record, detail, what)
         else:
-            lane, subject, tool, _ = decided.get(decision_id, (lane, subject, shown(record.get("tool")), ""))
+            lane, subject, tool, _ = decided.get(decision_id, (lane, subject, safe_text(record.get("tool")), ""))
             what = f"token for {record.get('audience')}" if kind == "mint" else f"no token: {record.get('reason')}"
-            sort, what = "credential", shown(what)
+            sort, what = "credential", safe_text(what)
         at = float(at) if isinstance(at, int | float) and 0 <= at < LATEST else 0.0
-        step = Step(at, sort, lane, what, record, detail, subject, tool, decision_id)
+        step = Event(at, sort, lane, what, record, detail, subject, tool, decision_id)
         if kind == "decision":
             unended[decision_id] = step
         if sort == "answer":
@@ -326,45 +330,45 @@ def _question(named: object) -> tuple[str, str]:
 
 
 def _decision(record: Record) -> str:
-    what = shown(record.get("resource")) + _arguments(_at(record, "request", "context", "call", "args"))
-    what = what if record.get("action") == "tools/call" else f"{shown(record.get('action'))} {what}"
+    what = safe_text(record.get("resource")) + _arguments(_at(record, "request", "context", "call", "args"))
+    what = what if record.get("action") == "tools/call" else f"{safe_text(record.get('action'))} {what}"
     return f"{what}: {reasons}" if (reasons := _listed(as_list(record.get("reasons")))) else what
 
 
 def _event(template: str, record: Record, detail: Record, what: str) -> str:
-    told = defaultdict(lambda: "?", {str(name): shown(value) for name, value in detail.items()})
+    told = defaultdict(lambda: "?", {str(name): safe_text(value) for name, value in detail.items()})
     for name, member in (("tools", ""), ("steps", "tool"), ("questions", "tool")):
         told[name] = _listed([_at(one, member) if member else one for one in as_list(detail.get(name))])
     told["author"] = told.get("author") or ("policy" if "decision_id" in detail else "an unknown author")
     for name, before in _BEFORE:
         told[name] = f"{before}{told[name]}" if detail.get(name) else ""
-    told |= {"what": what, "event": shown(record.get("event")), "epoch": shown(record.get("epoch"))}
+    told |= {"what": what, "event": safe_text(record.get("event")), "epoch": safe_text(record.get("epoch"))}
     told["source"] = _source(detail)
     return template.format_map(told)
 
 
 def _source(detail: Record) -> str:
-    return "user's words" if detail.get("source") == "words" else shown(detail.get("source"))
+    return "user's words" if detail.get("source") == "words" else safe_text(detail.get("source"))
 
 
 def _arguments(args: object) -> str:
     if not isinstance(args, dict):
         return ""
     plain = {k: v.get("value", f"({v.get('kind')})") if isinstance(v, dict) else v for k, v in args.items()}
-    return f"({_listed([f'{shown(k, 40)}={shown(v, 40)}' for k, v in plain.items()], str)})"
+    return f"({_listed([f'{safe_text(k, 40)}={safe_text(v, 40)}' for k, v in plain.items()], str)})"
 
 
 def _listed(values: Iterable[Any], write: Callable[[Any], str] | None = None) -> str:
-    texts = [*map(write or shown, values)]
+    texts = [*map(write or safe_text, values)]
     return ", ".join([*texts[:_LISTED], *(["…"] if len(texts) > _LISTED else [])])
 
 
-def clock(at: float) -> str:
+def utc_text(at: float) -> str:
     """Return epoch seconds as date and time in UTC."""
     return f"{datetime.datetime.fromtimestamp(at, datetime.UTC):%Y-%m-%d %H:%M:%SZ}"
 
 
-def shown(value: object, limit: int = _SHOWN) -> str:
+def safe_text(value: object, limit: int = _SHOWN) -> str:
     """Return a value as text, cut at `limit`, that cannot control a terminal."""
     text = value if isinstance(value, str) else "" if value is None else json.dumps(value)
     return _inert(text) if len(text) <= limit else _inert(text[:limit]) + "…"

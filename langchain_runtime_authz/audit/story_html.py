@@ -14,8 +14,8 @@ from importlib import resources
 from string import Template
 from typing import Final
 
-from langchain_runtime_authz._display import table
-from langchain_runtime_authz.audit.story import SIGNS, Record, Step, Story, story_of
+from langchain_runtime_authz._display import html_table
+from langchain_runtime_authz.audit.story import SIGNS, Event, Record, Story, story_of
 
 ROW: Final = 44  # pixels of a lane
 TOP: Final = 34
@@ -36,7 +36,7 @@ _SHAPES: Final = {
 }
 
 
-def page(story: Story) -> str:
+def html_page(story: Story) -> str:
     """Return a whole HTML page."""
     style, script = _asset("story.css"), _asset("story.js")
     policy = f"default-src 'none'; style-src '{_sha(style)}'; script-src '{_sha(script)}'; base-uri 'none'; form-action 'none'"
@@ -45,7 +45,7 @@ def page(story: Story) -> str:
     return Template(_asset("story.html")).substitute(_parts(story, linked=True), **parts)
 
 
-def fragment(story: Story) -> str:
+def html_fragment(story: Story) -> str:
     """Return HTML to embed, without the script."""
     return f'<div class="rta"><style>{_asset("story.css")}</style>{"".join(_parts(story, linked=False).values())}</div>'
 
@@ -53,13 +53,13 @@ def fragment(story: Story) -> str:
 def newest_steps(records: Iterable[Record | None], run_id: str | None = None) -> str:
     """Return the newest steps on record, of one run or of all, as HTML for notebooks."""
     found = story_of(records, lambda s: s.kind != "check" and run_id in (None, s.record.get("run_id")), NEWEST)
-    return fragment(found) if found.steps else "<p>nothing on record here</p>"
+    return html_fragment(found) if found.steps else "<p>nothing on record here</p>"
 
 
 def _parts(story: Story, *, linked: bool) -> dict[str, str]:
     facts = f'<ul class="facts">{"".join(f"<li>{escape(line)}</li>" for line in story.heading())}</ul>'
     rows, timeline = story.ordered(), _timeline(story, linked=linked)
-    orders = f"<h2>Ordered and done</h2>{table(('by', 'ordered', 'done'), rows)}" if rows else ""
+    orders = f"<h2>Ordered and done</h2>{html_table(('by', 'ordered', 'done'), rows)}" if rows else ""
     return {"facts": facts, "timeline": timeline, "orders": orders, "steps": _table(story, linked=linked)}
 
 
@@ -100,7 +100,7 @@ def _timeline(story: Story, *, linked: bool) -> str:
     )
 
 
-def _mark(story: Story, step: Step, x: float, y: int, *, linked: bool) -> str:
+def _mark(story: Story, step: Event, x: float, y: int, *, linked: bool) -> str:
     sign, word = SIGNS[step.kind]
     told = escape(f"{word}: {step.what}, {story.name(step.lane)}, {story.since(step)}")
     tag, about = ("a", f' href="#s{step.number}" aria-label="{told}"') if linked else ("g", "")

@@ -18,7 +18,7 @@ import typer
 from typer import Option
 from typer.core import TyperGroup
 
-from langchain_runtime_authz._display import inert, printable
+from langchain_runtime_authz._display import one_line, printable
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError, sentence, unreadable
 
 FINDING: Final = 1
@@ -36,7 +36,7 @@ Key = Annotated[
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Output:
     """The output of a command: `document` as JSON, or `text`.
 
     `text`: by default, a line for each member of `document` with a value. `finding`: exit with 1, and print an error.
@@ -69,7 +69,7 @@ def seconds_of(text: str, zone: dt.tzinfo = dt.UTC) -> float:
     try:
         at = dt.datetime.fromisoformat(text)
     except ValueError:
-        raise ConfigError(f"`{inert(text[:60])}` is not a time; write it like 2026-11-27 18:30") from None
+        raise ConfigError(f"`{one_line(text[:60])}` is not a time; write it like 2026-11-27 18:30") from None
     return (at if at.tzinfo is not None else at.replace(tzinfo=zone)).timestamp()
 
 
@@ -139,7 +139,7 @@ def _usage() -> Iterator[None]:
 class App(typer.Typer):
     """A group of commands.
 
-    A command that returns an `Answer` has `--json`. The fields of a `NamedTuple` parameter become options.
+    A command that returns an `Output` has `--json`. The fields of a `NamedTuple` parameter become options.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -157,7 +157,7 @@ class App(typer.Typer):
         return add
 
 
-def _command(run: Callable[..., Answer | None]) -> Callable[..., None]:
+def _command(run: Callable[..., Output | None]) -> Callable[..., None]:
     hints = get_type_hints(run, include_extras=True)
     groups = {name: kind for name, kind in hints.items() if hasattr(kind, "_fields")}
     options: dict[str, tuple[Any, Any]] = {}
@@ -168,7 +168,7 @@ def _command(run: Callable[..., Answer | None]) -> Callable[..., None]:
             options |= {field: (hint, defaults.get(field, Parameter.empty)) for field, hint in found}
         else:
             options[name] = hints[name], own.default
-    if hints["return"] is Answer:
+    if hints["return"] is Output:
         options["as_json"] = Json, False
     for hint, _ in options.values():
         for info in getattr(hint, "__metadata__", ()):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 from typer import Argument, Option, echo
 
 from langchain_runtime_authz.errors import ConfigError
-from langchain_runtime_authz.ledger.schema import check
+from langchain_runtime_authz.ledger.schema import check_schema
 
 if TYPE_CHECKING:
     from langchain_runtime_authz.ledger.admin import Admin
@@ -25,7 +25,7 @@ Audit = Annotated[
 ]
 
 
-class Store(NamedTuple):
+class LedgerOptions(NamedTuple):
     """The options that name a ledger."""
 
     where: Annotated[str, Argument(metavar="LEDGER", help="A path, or a connection string of PostgreSQL.")]
@@ -37,7 +37,7 @@ class Store(NamedTuple):
         from langchain_runtime_authz.ledger.admin import version
 
         with self.administered(look=True) as admin:
-            check(version(admin))
+            check_schema(version(admin))
         if (postgres := self._postgres()) is not None:
             return postgres.PostgresLedger(self.where, schema=self.schema, role=self.role, max_size=1)  # type: ignore[no-any-return]
         from langchain_runtime_authz.ledger.sqlite import SqliteLedger

@@ -9,11 +9,11 @@ from typing import Any, Final
 from langchain_runtime_authz._order_patterns import REST, WORD, WORDS
 from langchain_runtime_authz.cli._profile_proposal import names_other
 from langchain_runtime_authz.mandate.argument_matching import CallFacts
-from langchain_runtime_authz.mandate.call_matching import bind
+from langchain_runtime_authz.mandate.call_matching import bind_call
 from langchain_runtime_authz.mandate.languages import NUMBER, Language, Token, languages, read_number, words_of
 from langchain_runtime_authz.mandate.read_outputs import Outputs
 from langchain_runtime_authz.mandate.step_places import RISKY
-from langchain_runtime_authz.mandate.value_matching import same
+from langchain_runtime_authz.mandate.value_matching import is_same
 from langchain_runtime_authz.mandate.words import MAX_TEXT, compile_words
 from langchain_runtime_authz.tool_profile import ToolProfile, kind_of
 
@@ -46,7 +46,7 @@ def proposed_order(name: str, profiles: Mapping[str, ToolProfile], said: str, ar
             call = CallFacts(name, ordering, args, frozenset(args), (), sentence)
             if (
                 mandate is not None
-                and bind(mandate, call, {name: ordering}, Outputs()).standing({}).standing == "covered"
+                and bind_call(mandate, call, {name: ordering}, Outputs()).standing({}).standing == "covered"
             ):
                 return order
     return None
@@ -103,6 +103,10 @@ def _value(profile: ToolProfile, sentence: str, tokens: Sequence[Token], left: M
             said = read_number(number[0], money=tokens[0].kind == "money")
         for name, given in left.items():
             value = given[0] if isinstance(given, list) and len(given) == 1 else given
-            if isinstance(value, str | int | float) and said is not None and same(value, said, kind_of(profile, name)):
+            if (
+                isinstance(value, str | int | float)
+                and said is not None
+                and is_same(value, said, kind_of(profile, name))
+            ):
                 return name, wide
     return "", 0

@@ -26,7 +26,7 @@ from langchain_runtime_authz.tool_profile import EFFECTS, HARMLESS, UNPROFILED, 
 MAX_DEPTH: Final = 4
 
 
-class Doubt(NamedTuple):
+class GuessDoubt(NamedTuple):
     """A guess that only a reviewer can confirm, and its reason."""
 
     fact: str
@@ -41,7 +41,7 @@ class Proposal:
     name: str
     facts: dict[str, Any]  # fields of a `ToolProfile`, under their names in a file
     why: dict[str, str]  # field → the reason for the guess
-    doubts: tuple[Doubt, ...]  # facts that would lower the risk
+    doubts: tuple[GuessDoubt, ...]  # facts that would lower the risk
     silent: tuple[str, ...]  # arguments of unknown meaning
 
     def yaml(self) -> str:
@@ -106,7 +106,7 @@ def propose(tool: BaseTool, tools: Sequence[BaseTool] = ()) -> Proposal:
         "prose": "free text by its name; name the fields, if it has any",
     }
     if acts and (intent := _intent(tool, words, tools)):
-        doubts += (Doubt("intent", intent, "words by which a user orders it"),)
+        doubts += (GuessDoubt("intent", intent, "words by which a user orders it"),)
     return Proposal(tool.name, facts, why, doubts, unknown)
 
 
@@ -135,7 +135,7 @@ def _effects(tool: BaseTool, words: list[str], kinds: Mapping[str, str]) -> Iter
         yield "admin", "it runs what an argument says"
 
 
-def _milder(tool: BaseTool, words: list[str], kinds: Mapping[str, str], effect: Effect) -> Iterator[Doubt]:
+def _milder(tool: BaseTool, words: list[str], kinds: Mapping[str, str], effect: Effect) -> Iterator[GuessDoubt]:
     said, hints = _verb(tool.description), tool.metadata or {}
     schemas = _schema(tool).get("properties", {})
     more = _PARTICLES.intersection(words[1:2]) or {"and", "or"}.intersection(words) or said in _VERBS - _READS
@@ -152,14 +152,14 @@ def _milder(tool: BaseTool, words: list[str], kinds: Mapping[str, str], effect: 
         alone = words[0] in _SEARCHES and not words[1:]
         out = hints.get("openWorldHint") is True or web or alone or "url" in kinds.values()
         if out and effect != "fetch":
-            yield Doubt("effect", "fetch", f"as the address is seen outside: {why}")
+            yield GuessDoubt("effect", "fetch", f"as the address is seen outside: {why}")
         elif not out:
-            yield Doubt("effect", "read", f"if it looks into nothing outside: {why}")
-            yield Doubt("sink", "none", "if it is a read that sends nothing outside")
+            yield GuessDoubt("effect", "read", f"if it looks into nothing outside: {why}")
+            yield GuessDoubt("sink", "none", "if it is a read that sends nothing outside")
     elif effect == UNPROFILED.effect and words[0] in _COMPUTES and (words[0] not in _WRITES or numbers):
-        yield Doubt("effect", "compute", "if it works on its arguments alone; then without `sink`")
+        yield GuessDoubt("effect", "compute", "if it works on its arguments alone; then without `sink`")
     elif effect in ("write", "delete") and not {"url", "channel"}.intersection(kinds.values()):
-        yield Doubt("sink", "internal", "if its data stays in the organisation")
+        yield GuessDoubt("sink", "internal", "if its data stays in the organisation")
 
 
 def _intent(tool: BaseTool, words: list[str], tools: Sequence[BaseTool]) -> list[str]:

@@ -84,7 +84,7 @@ class Trace(NamedTuple):
     events: list[tuple[int, Event]]
 
 
-class Step(NamedTuple):
+class DecidedStep(NamedTuple):
     """The decision about one call of a trace."""
 
     line: int
@@ -104,10 +104,10 @@ class Step(NamedTuple):
 class Replayed(NamedTuple):
     """The decisions about all calls of a trace."""
 
-    steps: tuple[Step, ...]
-    stopped: tuple[Step, ...]  # would not have run
-    disturbed: tuple[Step, ...]  # asked about or denied, though not marked as unwanted
-    let_through: tuple[Step, ...]  # unwanted, and would have run
+    steps: tuple[DecidedStep, ...]
+    stopped: tuple[DecidedStep, ...]  # would not have run
+    disturbed: tuple[DecidedStep, ...]  # asked about or denied, though not marked as unwanted
+    let_through: tuple[DecidedStep, ...]  # unwanted, and would have run
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -182,7 +182,7 @@ def decide_trace(trace: Trace, *, mandate: Any = None, **options: Any) -> Replay
     began = now = time.time()
     authz = RuntimeAuthz(ledger=MemoryLedger(clock=lambda: now), **options)  # windows and budgets use the trace's times
     task = next((event.text for _, event in trace.events[:1] if isinstance(event, User)), None)
-    steps: list[Step] = []
+    steps: list[DecidedStep] = []
     with authz.session(subject=trace.subject, task=task, mandate=mandate, agent=MAIN) as session:
         agents: dict[str, Session | AuthzDenied] = {MAIN: session}
         parents: dict[str, str] = {}
@@ -222,12 +222,12 @@ def _child(parent: Session | AuthzDenied, name: str) -> Session | AuthzDenied:
         return exc
 
 
-def _decided(agent: Session | AuthzDenied, line: int, call: ToolCall) -> Step:
+def _decided(agent: Session | AuthzDenied, line: int, call: ToolCall) -> DecidedStep:
     if isinstance(agent, AuthzDenied):
-        return Step(line, call, "deny", (agent.code,), ran=False)
+        return DecidedStep(line, call, "deny", (agent.code,), ran=False)
     decision = agent.decide(call.tool, call.args)
     ran = decision.permit
     evidence = () if ran else agent.evidence(decision)
     if decision.outcome == "approval_required" and not call.unwanted:
         ran = agent.approve(decision).permit
-    return Step(line, call, decision.outcome, decision.reasons, ran, evidence)
+    return DecidedStep(line, call, decision.outcome, decision.reasons, ran, evidence)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from typer import Argument, Option
 
-from langchain_runtime_authz._display import inert, wrapped
-from langchain_runtime_authz.cli._app import Answer, App, moment
-from langchain_runtime_authz.cli._ledger_options import Audit, Store, Tenant, checked_log, note_full
+from langchain_runtime_authz._display import labelled, one_line
+from langchain_runtime_authz.cli._app import App, Output, moment
+from langchain_runtime_authz.cli._ledger_options import Audit, LedgerOptions, Tenant, checked_log, note_full
 from langchain_runtime_authz.cli.keys import Password, as_bytes
 from langchain_runtime_authz.errors import ConfigError, unreadable
 
@@ -39,7 +39,7 @@ class Approver(NamedTuple):
 
 
 @app.command("list")
-def list_(store: Store, tenant: Tenant = "default") -> Answer:
+def list_(store: LedgerOptions, tenant: Tenant = "default") -> Output:
     """List at most 1,000 open questions, those of the newest threads first.
 
     runtime-authz approvals list ledger.db --tenant acme
@@ -54,15 +54,15 @@ def list_(store: Store, tenant: Tenant = "default") -> Answer:
         place = {"graph": scope.graph, "thread": scope.thread}
         rows.append({**{name: getattr(asked, name) for name in names}, **place, **own})
         until = moment(asked.expires_at) if asked.expires_at else "it is answered"
-        thread = f"{inert(scope.graph)}/{inert(scope.thread)}  for {inert(asked.subject)}"
-        lines.append(wrapped(f"{asked.id}  ", thread))
+        thread = f"{one_line(scope.graph)}/{one_line(scope.thread)}  for {one_line(asked.subject)}"
+        lines.append(labelled(f"{asked.id}  ", thread))
         lines.append(f"  {len(asked.approvers)} of {asked.needed} approved, until {until}")
-        lines += [*(wrapped("  ", line, 6) for line in asked.question.splitlines()), ""]
-    return Answer(rows, [*lines, f"{len(found)} open"])
+        lines += [*(labelled("  ", line, 6) for line in asked.question.splitlines()), ""]
+    return Output(rows, [*lines, f"{len(found)} open"])
 
 
 @app.command("approve")
-def approve(store: Store, id: Id, who: Approver, tenant: Tenant = "default", audit: Audit = None) -> Answer:
+def approve(store: LedgerOptions, id: Id, who: Approver, tenant: Tenant = "default", audit: Audit = None) -> Output:
     """Approve one call: exactly its tool and arguments, for its thread's present task.
 
     runtime-authz approvals approve ledger.db 4f6c… --as bob --key bob.pem --approvers approvers.json
@@ -71,18 +71,18 @@ def approve(store: Store, id: Id, who: Approver, tenant: Tenant = "default", aud
         waits = authz.approve(id, statement=statement)
     rest = f"waits for  {waits} more" if waits else "complete   resume the graph"
     done = {"id": id, "verdict": "approve", "approver": f"user:{who.person}", "missing": waits}
-    return Answer(done, f"approved   by user:{who.person}\n{rest}")
+    return Output(done, f"approved   by user:{who.person}\n{rest}")
 
 
 @app.command("deny")
 def deny(
-    store: Store,
+    store: LedgerOptions,
     id: Id,
     who: Approver,
     message: Annotated[str, Option(help="The reason. The model reads it, and it changes the task.")] = "",
     tenant: Tenant = "default",
     audit: Audit = None,
-) -> Answer:
+) -> Output:
     """Reject one call. One approver is enough.
 
     A reason is a correction of the task: the thread's other questions become void and are asked again.
@@ -92,12 +92,12 @@ def deny(
     with _signed(store, id, who, "deny", tenant, audit, message) as (authz, statement):
         authz.deny_approval(id, statement=statement, message=message)
     done = {"id": id, "verdict": "deny", "approver": f"user:{who.person}"}
-    return Answer(done, f"rejected   by user:{who.person}")
+    return Output(done, f"rejected   by user:{who.person}")
 
 
 @contextmanager
 def _signed(
-    store: Store, id: str, who: Approver, verdict: Verdict, tenant: str, audit: Path | None, message: str = ""
+    store: LedgerOptions, id: str, who: Approver, verdict: Verdict, tenant: str, audit: Path | None, message: str = ""
 ) -> Iterator[tuple[RuntimeAuthz, str]]:
     from langchain_runtime_authz.authz import RuntimeAuthz
     from langchain_runtime_authz.credential.approval_statement import Approvers, sign_statement

@@ -22,8 +22,8 @@ import typer
 from typer import Argument, Option
 
 from langchain_runtime_authz._validate import read_yaml
-from langchain_runtime_authz.audit.story import MAX_STEPS, SIGNS, Step, Story, shown, story_of
-from langchain_runtime_authz.cli._app import Answer, App, Key, lines, seconds_of
+from langchain_runtime_authz.audit.story import MAX_STEPS, SIGNS, Event, Story, safe_text, story_of
+from langchain_runtime_authz.cli._app import App, Key, Output, lines, seconds_of
 from langchain_runtime_authz.errors import AuditError, Code, ConfigError
 
 if TYPE_CHECKING:
@@ -45,13 +45,13 @@ Log = Annotated[
 Everything = Annotated[bool, Option("--all", help="Also the permitted steps of runs, nodes and models.")]
 
 
-class Source(NamedTuple):
+class LogOptions(NamedTuple):
     """The options that name a log and the keys to its sealed contents."""
 
     log: Log = LOG
     key: Key = None
 
-    def story(self, keep: Callable[[Step], bool], mark: str = "", limit: int = MAX_STEPS) -> Story:
+    def story(self, keep: Callable[[Event], bool], mark: str = "", limit: int = MAX_STEPS) -> Story:
         """Return the story of the newest `limit` steps that `keep` accepts."""
         from langchain_runtime_authz.audit.chain import read_log
         from langchain_runtime_authz.audit.encryption import opener
@@ -62,14 +62,16 @@ class Source(NamedTuple):
         """Return the story of one thread, or of all. Note if the log's chain is whole."""
         from langchain_runtime_authz.audit.chain import verify_log
 
-        def keep(step: Step) -> bool:
+        def keep(step: Event) -> bool:
             return thread in (None, step.lane.thread) and (everything or step.kind != "check")
 
         told = self.story(keep, thread or "")
         if not told.total:
             known = list(dict.fromkeys(s.lane.thread for s in self.story(lambda s: bool(s.lane.thread)).steps))
-            names = ", ".join(shown(t, 40) for t in known[:5])
-            wanted = f"the thread `{shown(thread)}`; it has {len(known)} threads: {names}" if known else "any thread"
+            names = ", ".join(safe_text(t, 40) for t in known[:5])
+            wanted = (
+                f"the thread `{safe_text(thread)}`; it has {len(known)} threads: {names}" if known else "any thread"
+            )
             raise ConfigError(f"{self.log.name} has no record of {wanted}")
         chain = verify_log(self.log)
         whole = (
@@ -79,7 +81,7 @@ class Source(NamedTuple):
         return told
 
 
-class Filter(NamedTuple):
+class StepFilter(NamedTuple):
     """The options that select steps of a log."""
 
     thread: Annotated[str | None, Option(help="LangGraph's thread_id.")] = None
@@ -88,12 +90,12 @@ class Filter(NamedTuple):
     since: Annotated[str | None, Option(metavar="TIME", help="ISO 8601, in UTC if it names no zone.")] = None
     until: Annotated[str | None, Option(metavar="TIME", help="Likewise.")] = None
 
-    def keep(self) -> Callable[[Step], bool]:
+    def keep(self) -> Callable[[Event], bool]:
         """Return a function that is true for the selected steps."""
         first = -math.inf if self.since is None else seconds_of(self.since)
         last = math.inf if self.until is None else seconds_of(self.until)
 
-        def keep(step: Step) -> bool:
+        def keep(step: Event) -> bool:
             of = self.subject in (None, step.subject, step.subject.partition(":")[2])
             at = first <= step.at <= last and self.thread in (None, step.lane.thread)
             return of and at and self.tool in (None, step.tool)
@@ -103,13 +105,13 @@ class Filter(NamedTuple):
 
 @app.command("show")
 def show(
-    source: Source,
-    steps: Filter,
+    source: LogOptions,
+    steps: StepFilter,
     agent: Annotated[str | None, Option(help="An agent's name.")] = None,
     outcome: Annotated[str | None, Option(help=f"One of {', '.join(SIGNS)}.")] = None,
     limit: Annotated[int, Option(min=1, max=MAX_SHOWN, help="The newest steps to show.")] = 100,
     everything: Everything = False,
-) -> Answer:
+) -> Output:
     """List what happened, newest last.
 
     runtime-authz audit show
@@ -119,17 +121,17 @@ def show(
         raise ConfigError(f"--outcome must be one of {', '.join(SIGNS)}")
     of = steps.keep()
 
-    def keep(step: Step) -> bool:
+    def keep(step: Event) -> bool:
         wanted = step.kind == outcome if outcome else everything or step.kind != "check"
         return wanted and of(step) and (agent is None or agent in step.lane.agent)
 
     seen = source.story(keep, steps.thread or "", limit)
     unread = f"; {seen.unread} lines are not records" if seen.unread else ""
-    return Answer(seen.to_dict(), [*map(str, seen.steps), f"{len(seen.steps)} of {seen.total} steps{unread}"])
+    return Output(seen.to_dict(), [*map(str, seen.steps), f"{len(seen.steps)} of {seen.total} steps{unread}"])
 
 
 @app.command("who-approved")
-def who_approved(source: Source, steps: Filter) -> Answer:
+def who_approved(source: LogOptions, steps: StepFilter) -> Output:
     """List every answer to a question, with approver, call, and whether the call ran.
 
     runtime-authz audit who-approved --tool send_money --since 2026-11-01
@@ -139,22 +141,22 @@ def who_approved(source: Source, steps: Filter) -> Answer:
 
 @app.command("story")
 def story(
-    thread: Annotated[str, Argument(help="LangGraph's thread_id.")], source: Source, everything: Everything = False
-) -> Answer:
+    thread: Annotated[str, Argument(help="LangGraph's thread_id.")], source: LogOptions, everything: Everything = False
+) -> Output:
     """Tell what happened on a thread, as a tree of 80 columns.
 
     runtime-authz audit story household --audit audit.jsonl
     """
     told = source.thread(thread, everything)
-    return Answer(told.to_dict(), str(told))
+    return Output(told.to_dict(), str(told))
 
 
 def report(
-    source: Source,
+    source: LogOptions,
     thread: Annotated[str | None, Argument(metavar="THREAD|FILE", help="A thread of the log, or a log.")] = None,
     output: Annotated[Path, Option("--output", "-o", metavar="FILE", help="The page to write.")] = Path("run.html"),
     everything: Everything = False,
-) -> Answer:
+) -> Output:
     """Write one self-contained HTML page of what happened.
 
     The page has a timeline of the agents, the orders next to the calls that were made, and the reasons of each step.
@@ -163,7 +165,7 @@ def report(
     runtime-authz report audit.jsonl -o log.html
     """
     from langchain_runtime_authz.audit.chain import log_files
-    from langchain_runtime_authz.audit.story_html import page
+    from langchain_runtime_authz.audit.story_html import html_page
 
     if thread is not None and (Path(thread).is_file() or Path(thread).suffix == ".jsonl"):
         source, thread = source._replace(log=Path(thread)), None
@@ -171,13 +173,13 @@ def report(
         raise ConfigError(f"`{output}` is the log; name another file for the page")
     told = source.thread(thread, everything)
     output.touch(0o600)  # as private as a log; a page that exists keeps its mode
-    output.write_text(page(told), encoding="utf-8")
+    output.write_text(html_page(told), encoding="utf-8")
     found = {"wrote": str(output), "steps": len(told.steps), "total": told.total}
-    return Answer(found, f"wrote {output}: {len(told.steps)} of {told.total} steps")
+    return Output(found, f"wrote {output}: {len(told.steps)} of {told.total} steps")
 
 
 @app.command("explain")
-def explain(decision: Annotated[str, Argument(help="A decision id, or its beginning.")], source: Source) -> Answer:
+def explain(decision: Annotated[str, Argument(help="A decision id, or its beginning.")], source: LogOptions) -> Output:
     """Explain a decision, and show its outcome.
 
     runtime-authz audit explain 296e3f65
@@ -186,16 +188,16 @@ def explain(decision: Annotated[str, Argument(help="A decision id, or its beginn
     decided = [s for s in told.steps if s.record.get("kind") == "decision"]
     if len({s.decision_id for s in decided}) != 1:
         found = f"{source.log.name}: {f'{len(decided)} decisions begin' if decided else 'no decision begins'}"
-        raise ConfigError(f"{found} with `{shown(decision)}`; give the id that a message or `audit show` has")
+        raise ConfigError(f"{found} with `{safe_text(decision)}`; give the id that a message or `audit show` has")
     step = decided[-1]
-    return Answer({**step.to_dict(), "why": step.why()}, [*map(str, told.steps), step.why()])
+    return Output({**step.to_dict(), "why": step.why()}, [*map(str, told.steps), step.why()])
 
 
 @app.command("verify")
 def verify(
     file: Annotated[Path, Argument(help="The log that `RuntimeAuthz(audit=FILE)` wrote, or an evidence pack (.zip).")],
     head: Annotated[str | None, Option(metavar="HASH", help="A head that was printed earlier, kept elsewhere.")] = None,
-) -> Answer:
+) -> Output:
     """Verify all segments of a decision log, alone or in an evidence pack.
 
     Keep the printed head elsewhere, and give it by --head: edits and cuts before that line are found, also in a log
@@ -225,9 +227,9 @@ def verify(
         result = f"whole, and holds the pinned head, {report.later} records before its end"
     found = {"manifest": manifest or None, "records": report.records, "head": report.head, "result": result}
     if report.moved:
-        found["note"] = f"the log before it was moved away; verify that file with --head {shown(report.moved)}"
+        found["note"] = f"the log before it was moved away; verify that file with --head {safe_text(report.moved)}"
     broken = AuditError(report.code, f"{file.name}{'' if unknown else f', {report.where}'}: {report.error}")
-    return Answer({"ok": None if unknown else report.ok, **found}, lines(found), not report.ok and broken)
+    return Output({"ok": None if unknown else report.ok, **found}, lines(found), not report.ok and broken)
 
 
 @app.command("prune")
@@ -235,7 +237,7 @@ def prune(
     log: Log,
     days: Annotated[float, Option("--older-than", min=0, metavar="DAYS", help="Age of a segment's last record.")],
     as_json: bool = False,
-) -> Answer:
+) -> Output:
     """Remove old closed segments of a log. Nothing else removes segments.
 
     `FileSink(max_bytes=, max_age=)` closes segments. The log first records each removed head, and so still verifies.
@@ -248,7 +250,7 @@ def prune(
     if days < SIX_MONTHS:
         note = "note     the EU AI Act, article 26(6), asks deployers of high-risk systems for at least six months"
         typer.echo(note, err=as_json)
-    return Answer({"removed": dropped}, [*(f"removed  {n}" for n in dropped), f"{len(dropped)} segments removed"])
+    return Output({"removed": dropped}, [*(f"removed  {n}" for n in dropped), f"{len(dropped)} segments removed"])
 
 
 @app.command("pack")
@@ -258,7 +260,7 @@ def pack(
     policy: Annotated[
         Path | None, Option(metavar="PATH", help="The policy that decided; default: the shipped one.")
     ] = None,
-) -> Answer:
+) -> Output:
     """Write an evidence pack: log, head, policy, data, controls, and their digests.
 
     Keep the printed head or manifest digest somewhere else: both can be rewritten inside the archive.
@@ -267,7 +269,7 @@ def pack(
     runtime-authz audit verify evidence.zip --head "$(cat pinned-head)"
     """
     from langchain_runtime_authz import __version__
-    from langchain_runtime_authz.audit.chain import PACK, log_files, read_log, verified
+    from langchain_runtime_authz.audit.chain import PACK, log_files, read_log, verify_or_raise
     from langchain_runtime_authz.cli.policy.open_policy import open_policy
 
     if output.suffix != PACK:
@@ -282,7 +284,7 @@ def pack(
     shipped = {"policy/shipped_data.json": (POLICIES / "data.json").read_bytes()}  # changed by `data.json`
     texts |= shipped if source.wasm is None else {"policy/policy.wasm": source.wasm}
     named = {"name": source.name, "revision": revision, "revisions_in_log": dict(seen)}
-    chain = verified(log)
+    chain = verify_or_raise(log)
     output.touch(0o600)  # as private as a log
     with zipfile.ZipFile(output, "w", zipfile.ZIP_DEFLATED) as archive:
         for part in log_files(log):
@@ -298,7 +300,7 @@ def pack(
     found = {"records": chain.records, "head": chain.head, "policy": revision, "manifest": digest}
     other = sorted(seen.keys() - {revision})
     note = f"other policies decided too: {', '.join(other)}" if other else None
-    return Answer({**found, "other": other, "wrote": str(output)}, lines({**found, "note": note, "wrote": output}))
+    return Output({**found, "other": other, "wrote": str(output)}, lines({**found, "note": note, "wrote": output}))
 
 
 def verify_pack(path: Path, head: str | None = None) -> tuple[ChainReport, str]:
@@ -339,7 +341,7 @@ def _digest(file: IO[bytes]) -> str:
 
 def controls(
     results: Annotated[Path | None, Option(metavar="FILE", help="A report of `pytest --junitxml FILE`.")] = None,
-) -> Answer:
+) -> Output:
     """Print controls, the shipped rules that help with each, their tests and results.
 
     The controls are those of OWASP Agentic, OWASP NHI, MAESTRO and NIST AI RMF. Without --results, no test counts
@@ -352,7 +354,7 @@ def controls(
     """
     document = controls_document(results)
     parts = (p for f in document["frameworks"] for c in f["controls"] for p in (*c["attacks"], *c["rules"]))
-    return Answer(document, _text(document), any(p["result"] == "failed" for p in parts))
+    return Output(document, _text(document), any(p["result"] == "failed" for p in parts))
 
 
 def rule_lines(reason: str) -> list[int]:

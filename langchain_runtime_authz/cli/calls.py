@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option, echo
 
-from langchain_runtime_authz._display import inert
-from langchain_runtime_authz.cli._app import Answer, App, lines, moment
-from langchain_runtime_authz.cli._ledger_options import Audit, By, Reason, Store, checked_log, note_full
+from langchain_runtime_authz._display import one_line
+from langchain_runtime_authz.cli._app import App, Output, lines, moment
+from langchain_runtime_authz.cli._ledger_options import Audit, By, LedgerOptions, Reason, checked_log, note_full
 from langchain_runtime_authz.errors import ConfigError, LedgerError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ Of = Annotated[str | None, Option("--tenant", help="Only this one's, as in Runti
 
 
 @app.command("list")
-def list_(store: Store, tenant: Of = None) -> Answer:
+def list_(store: LedgerOptions, tenant: Of = None) -> Output:
     """List calls in doubt, newest first, then failed ones: at most 1,000 of a tenant.
 
     A failed call may have had its effect. So for 24 hours, another call of that effect on that target asks an approver.
@@ -40,15 +40,18 @@ def list_(store: Store, tenant: Of = None) -> Answer:
     note_full(several)
     text = []
     for call in found:
-        text += [call["call"], f"  {inert(str(call['tool']))} at {call['permitted_at']}, for {inert(call['subject'])}"]
-        place = f"{inert(call['tenant'])}: {inert(call['graph'])}/{inert(call['thread'])}"
+        text += [
+            call["call"],
+            f"  {one_line(str(call['tool']))} at {call['permitted_at']}, for {one_line(call['subject'])}",
+        ]
+        place = f"{one_line(call['tenant'])}: {one_line(call['graph'])}/{one_line(call['thread'])}"
         failed = ", failed" if call["failed"] else ""
         text.append(f"  {place}, idempotency key {call['idempotency_key']}{failed}")
-    return Answer(found, [*text, f"{len(found)} in doubt"])
+    return Output(found, [*text, f"{len(found)} in doubt"])
 
 
 @app.command("show")
-def show_(store: Store, key: Key, tenant: Of = None) -> Answer:
+def show_(store: LedgerOptions, key: Key, tenant: Of = None) -> Output:
     """Show a call's record in the ledger, and who resolved it.
 
     runtime-authz calls show ledger.db 4f6c…
@@ -57,19 +60,19 @@ def show_(store: Store, key: Key, tenant: Of = None) -> Answer:
         call = _shown(_found(store, ledger, tenant, key))
     said = call["resolved"]
     text = {**call, "resolved": said and f"by {said['author']}, {said['reason']}"}
-    return Answer(call, lines({name: inert(v) if isinstance(v, str) else v for name, v in text.items()}))
+    return Output(call, lines({name: one_line(v) if isinstance(v, str) else v for name, v in text.items()}))
 
 
 @app.command("resolve")
 def resolve(
-    store: Store,
+    store: LedgerOptions,
     key: Key,
     happened: Annotated[bool, Option("--happened/--did-not-happen", help="What became of it.")],
     by: By,
     reason: Reason,
     tenant: Of = None,
     audit: Audit = None,
-) -> Answer:
+) -> Output:
     """Record whether a call in doubt happened.
 
     A call that happened never runs again. A call that did not happen may: enter its thread again, or order it anew.
@@ -83,10 +86,10 @@ def resolve(
         authz = RuntimeAuthz(ledger=ledger, tenant=tenant, audit=checked_log(audit, tenant))
         authz.resolve_call(key, happened=happened, by=by, reason=reason)
         call = _shown(ledger.doubts(tenant, key)[0])
-    return Answer(call, f"{'happened' if happened else 'did not happen'}, says {by}")
+    return Output(call, f"{'happened' if happened else 'did not happen'}, says {by}")
 
 
-def _tenants(store: Store, tenant: str | None) -> list[str]:
+def _tenants(store: LedgerOptions, tenant: str | None) -> list[str]:
     from langchain_runtime_authz.ledger.admin import tenants
 
     if tenant is not None:
@@ -99,7 +102,7 @@ def _tenants(store: Store, tenant: str | None) -> list[str]:
         return ["default"]
 
 
-def _found(store: Store, ledger: SqlLedger, tenant: str | None, key: str) -> Doubt:
+def _found(store: LedgerOptions, ledger: SqlLedger, tenant: str | None, key: str) -> Doubt:
     for each in _tenants(store, tenant):
         for one in ledger.doubts(each, key):
             return one

@@ -47,10 +47,10 @@ def demo(
     if not agentdojo:
         if limit is not None:
             raise typer.BadParameter("it needs --agentdojo", param_hint="--limit")
-        from langchain_runtime_authz.demo.bank import play
+        from langchain_runtime_authz.demo.bank import play_both
 
         with _exporting(otlp) if otlp is not None else nullcontext():
-            play(Console(), audit)
+            play_both(Console(), audit)
         return
     if audit is not None or otlp is not None:
         raise typer.BadParameter("only without --agentdojo", param_hint="--audit, --otlp")

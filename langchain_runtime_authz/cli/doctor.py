@@ -12,8 +12,8 @@ from typing import Annotated, Any, Final, Literal, NamedTuple
 
 from typer import Argument, Option
 
-from langchain_runtime_authz.cli._app import Answer
-from langchain_runtime_authz.cli._ledger_options import Store
+from langchain_runtime_authz.cli._app import Output
+from langchain_runtime_authz.cli._ledger_options import LedgerOptions
 from langchain_runtime_authz.cli.graph_target import load_graph
 from langchain_runtime_authz.errors import AuthzError, Code, LedgerError, PDPError
 from langchain_runtime_authz.pep.kill_switch import KILL_SWITCH, KillSwitch
@@ -36,7 +36,7 @@ def doctor(
     ledger: Annotated[str | None, Option(metavar="LEDGER", help="A path, or a connection string.")] = None,
     audit: Annotated[Path | None, Option(metavar="FILE", help="Where the decision log is written.")] = None,
     keys: Annotated[Path | None, Option(metavar="DIR", help="The key directory.")] = None,
-) -> Answer:
+) -> Output:
     """Check versions, engine, ledger, log, keys, tracing and a graph. Say what to do.
 
     Nothing is changed. Name the parts that your application uses. Exit code 1 if a line says `fail`.
@@ -55,7 +55,7 @@ def doctor(
     ]
     failed = any(line.state == "fail" for line in lines)
     told = [f"{n.state:<5} {n.what:<12} {n.found}" + f"\n{'':<5} {'do':<12} {n.do}" * bool(n.do) for n in lines]
-    return Answer({"ok": not failed, "lines": [line._asdict() for line in lines]}, told, failed)
+    return Output({"ok": not failed, "lines": [line._asdict() for line in lines]}, told, failed)
 
 
 def _checked(what: str, look: Callable[..., Line], do: str, *parts: Any) -> Line:
@@ -109,7 +109,7 @@ def _engine() -> Line:
 
 def _ledger(where: str) -> Line:
     try:
-        with Store(where).opened() as ledger:
+        with LedgerOptions(where).opened() as ledger:
             ledger.check("default")
     except LedgerError as exc:
         if exc.code == Code.LEDGER_SCHEMA:
@@ -132,7 +132,7 @@ def _audit(file: Path, ledger: str | None) -> Line:
         from langchain_runtime_authz._authz_config import refuse_older
         from langchain_runtime_authz.audit.sinks import FileSink
 
-        with Store(ledger).opened() as held:
+        with LedgerOptions(ledger).opened() as held:
             refuse_older(held, FileSink(file), "default")
     return Line("ok", "audit log", f"{file} can be continued")
 

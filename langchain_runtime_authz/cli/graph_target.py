@@ -33,9 +33,9 @@ def tools_of(graph: Graph) -> Iterator[BaseTool]:
     """Return all tools that a graph can reach."""
     from langchain_core.tools import BaseTool
 
-    from langchain_runtime_authz.langgraph.object_graph import reached
+    from langchain_runtime_authz.langgraph.object_graph import reached_objects
 
-    return (value for value in reached(graph) if isinstance(value, BaseTool))
+    return (value for value in reached_objects(graph) if isinstance(value, BaseTool))
 
 
 def graph_tools(target: str) -> list[BaseTool]:

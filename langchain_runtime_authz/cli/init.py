@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, get_args
 import typer
 from typer import Argument, Option
 
-from langchain_runtime_authz._display import inert
-from langchain_runtime_authz.cli._app import Answer, flow
+from langchain_runtime_authz._display import one_line
+from langchain_runtime_authz.cli._app import Output, flow
 from langchain_runtime_authz.cli.graph_target import graph_tools
 from langchain_runtime_authz.errors import Code, ConfigError
 
@@ -82,7 +82,7 @@ def init(
         "authz.yaml"
     ),
     as_json: bool = False,
-) -> Answer:
+) -> Output:
     """Write authz.yaml for a graph: profiles, a mandate as an example, and tests.
 
     The module is imported, so its code runs; the graph is not invoked. Tools of known packages get the ready profile
@@ -126,14 +126,14 @@ def init(
     asks = {n for n, p in declared.items() if p.verdict == "ask"}
     does = [f"{a['effect']}; without an order the answer is {a['expect']}" for a in added]
     does = [_ASKS if t.name in asks else one for t, one in zip(new, does, strict=True)]
-    lines = [f"  {inert(t.name)}: {one}\n" for t, one in zip(new, does, strict=True)]
+    lines = [f"  {one_line(t.name)}: {one}\n" for t, one in zip(new, does, strict=True)]
     changed = [t.name for t in wanted if t.name in kept and kept[t.name].digest not in (None, digest_of(t))]
     lines += [
-        f"  {inert(n)}: it changed after its review and asks; see `runtime-authz profile check`\n" for n in changed
+        f"  {one_line(n)}: it changed after its review and asks; see `runtime-authz profile check`\n" for n in changed
     ]
     count = f"{len(new)} tool{'s' * (len(new) != 1)}"
     text = _NEXT.format(lines="".join(lines), file=file, target=target, added=count, kept=len(kept))
-    return Answer({"wrote": str(file), "added": added, "kept": [*kept]}, text)
+    return Output({"wrote": str(file), "added": added, "kept": [*kept]}, text)
 
 
 def _check_answers(file: Path | None, given: Mapping[str, ToolProfile], tools: list[BaseTool]) -> None:
@@ -141,8 +141,8 @@ def _check_answers(file: Path | None, given: Mapping[str, ToolProfile], tools: l
     from langchain_runtime_authz.langgraph.tool_lookup import arguments_of
 
     known = {t.name: t for t in tools}
-    if unknown := ", ".join(f"`{inert(n)}`" for n in given if n not in known):
-        named = ", ".join(f"`{inert(n)}`" for n in known)
+    if unknown := ", ".join(f"`{one_line(n)}`" for n in given if n not in known):
+        named = ", ".join(f"`{one_line(n)}`" for n in known)
         raise ConfigError(f"{file}: {unknown} is not a tool that was found; these were: {named}", Code.PROFILE_INVALID)
     for name, answer in given.items():
         check_arguments(name, answer, arguments_of(known[name]))
@@ -189,11 +189,11 @@ def _fields(profile: ToolProfile) -> Any:
 
 def ready(tool: BaseTool) -> tuple[str, dict[str, Any]] | None:
     """Return the set and the fields of a tool's shipped profile, or `None`."""
-    from langchain_runtime_authz.langgraph.tool_lookup import foreign
+    from langchain_runtime_authz.langgraph.tool_lookup import why_foreign
 
     for name, profiles in _ready_sets().items():
         # Nothing proves to which MCP server a tool belongs, so only the user can choose a set for MCP tools.
-        if not name.startswith("mcp-") and (own := profiles.get(tool.name)) and not foreign(tool, own):
+        if not name.startswith("mcp-") and (own := profiles.get(tool.name)) and not why_foreign(tool, own):
             return name, own.model_dump(exclude_defaults=True, mode="json")
     return None
 
@@ -224,7 +224,7 @@ def _asked(tool: BaseTool, tools: list[BaseTool]) -> Any:
     guessed = {d.fact: (d.value, d.why) for d in proposal.doubts}
     effect, why = guessed.get("effect", (proposal.facts["effect"], proposal.why["effect"]))
     guess = {"read": "reads", "compute": "computes"}.get(effect, effect)
-    typer.echo("\n" + inert(f"{tool.name}({', '.join(arguments_of(tool))}): {tool.description.strip()[:90]}"))
+    typer.echo("\n" + one_line(f"{tool.name}({', '.join(arguments_of(tool))}): {tool.description.strip()[:90]}"))
     whole = _guessed(tool, proposal)
     typer.echo(f"  Guess: {flow(whole)}")
     does = _choice(f"  What does a call do? Perhaps {guess}, {why}. `y` takes the guess.", [*_DOES, "y"])
@@ -262,11 +262,11 @@ def _orders(tool: BaseTool, facts: dict[str, Any], verbs: Sequence[str]) -> list
     """Return plain orders for `intent` that begin with a verb of `verbs`, or `verbs`."""
     from langchain_runtime_authz.langgraph.tool_lookup import signature_of
     from langchain_runtime_authz.mandate.languages import languages
-    from langchain_runtime_authz.mandate.vocabulary import Tool, suggested
+    from langchain_runtime_authz.mandate.vocabulary import ToolWords, suggested_orders
     from langchain_runtime_authz.tool_profile import ToolProfile
 
-    known = Tool(tool.name, ToolProfile.model_validate(facts), signature_of(tool), languages()[0])
-    return [*suggested(known, f"({'|'.join(verbs)})" if verbs[1:] else verbs[0])] or [*verbs]
+    known = ToolWords(tool.name, ToolProfile.model_validate(facts), signature_of(tool), languages()[0])
+    return [*suggested_orders(known, f"({'|'.join(verbs)})" if verbs[1:] else verbs[0])] or [*verbs]
 
 
 def _fits(tool: BaseTool, facts: dict[str, Any]) -> bool:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 from typer import Option
 
-from langchain_runtime_authz._display import inert
-from langchain_runtime_authz.cli._app import Answer, App, lines, moment, reading
-from langchain_runtime_authz.cli._ledger_options import By, Reason, Store
+from langchain_runtime_authz._display import one_line
+from langchain_runtime_authz.cli._app import App, Output, lines, moment, reading
+from langchain_runtime_authz.cli._ledger_options import By, LedgerOptions, Reason
 from langchain_runtime_authz.errors import ConfigError, LedgerError
 from langchain_runtime_authz.ledger.schema import SCHEMA
 
@@ -38,7 +38,7 @@ Yes = Annotated[bool, Option("--yes", help="Do not ask.")]
 
 
 @app.command("status")
-def status(store: Store) -> Answer:
+def status(store: LedgerOptions) -> Output:
     """Show the version of a ledger's schema, and whether this package can work on it.
 
     `oldest` is the oldest schema version whose package may use this ledger. Exit code 1 if this package may not, or if
@@ -56,11 +56,11 @@ def status(store: Store) -> Answer:
             ledger.check("default")
     except LedgerError as exc:
         result = f"unusable: {exc}"
-    return Answer({**_versions(found), "package": SCHEMA, "result": result}, finding=result != "usable")
+    return Output({**_versions(found), "package": SCHEMA, "result": result}, finding=result != "usable")
 
 
 @app.command("migrate")
-def migrate(store: Store) -> Answer:
+def migrate(store: LedgerOptions) -> Output:
     """Migrate a ledger's schema to this package, or create it.
 
     The migration is one transaction. New versions only add to the schema, so processes of an older package continue
@@ -77,14 +77,14 @@ def migrate(store: Store) -> Answer:
 
 @app.command("downgrade")
 def downgrade(
-    store: Store,
+    store: LedgerOptions,
     to: Annotated[int, Option(min=0, metavar="VERSION", help="The version to go back to; 0 removes all.")],
     forget: Annotated[
         bool, Option("--forget-doubts", help="Also forget the calls in doubt: they may run again.")
     ] = False,
     yes: Yes = False,
     as_json: bool = False,
-) -> Answer:
+) -> Output:
     """Go back to an earlier schema version. Tables and rows of later ones are dropped.
 
     First stop the processes of packages that need those versions: the ledger refuses them afterwards. While calls are
@@ -112,8 +112,9 @@ def downgrade(
 
 @app.command("prune")
 def prune(
-    store: Store, older_than: Annotated[str, Option("--older-than", metavar="AGE", help="Like 36h, 90d or 12w.")]
-) -> Answer:
+    store: LedgerOptions,
+    older_than: Annotated[str, Option("--older-than", metavar="AGE", help="Like 36h, 90d or 12w.")],
+) -> Output:
     """Forget the histories of threads that ended, and nothing else.
 
     A thread is not forgotten if it has a live lease or a call in doubt, is revoked, or was used within AGE. `in_doubt`
@@ -132,11 +133,11 @@ def prune(
         with store.administered() as admin:
             gone = do.prune(admin, int(age[1]) * _UNITS[age[2]])
         threads, commits, more = threads + gone.threads, commits + gone.commits, gone.threads == do.BATCH
-    return Answer({"threads": threads, "commits": commits, "in_doubt": gone.in_doubt})
+    return Output({"threads": threads, "commits": commits, "in_doubt": gone.in_doubt})
 
 
 @app.command("clock")
-def clock(store: Store, yes: Yes = False, as_json: bool = False) -> Answer:
+def clock(store: LedgerOptions, yes: Yes = False, as_json: bool = False) -> Output:
     """Continue with a ledger whose clock ran ahead and was corrected.
 
     A ledger's time never goes back. The ledger denies (`ledger_clock`) until the clock reaches the latest time in it.
@@ -150,18 +151,18 @@ def clock(store: Store, yes: Yes = False, as_json: bool = False) -> Answer:
     with store.administered() as admin:
         _confirm("Is the clock correct, and may every run end?", yes, as_json)
         ended = do.accept_clock(admin)
-    return Answer({"leases": ended}, f"leases   {ended} ended")
+    return Output({"leases": ended}, f"leases   {ended} ended")
 
 
 @app.command("restored")
 def restored(
-    store: Store,
+    store: LedgerOptions,
     audit: Annotated[list[Path], Option("--audit", metavar="FILE", help="A log of the application; name each one.")],
     by: By,
     reason: Reason,
     yes: Yes = False,
     as_json: bool = False,
-) -> Answer:
+) -> Output:
     """Continue with a ledger from a backup. Stop the application first.
 
     A restored ledger is refused (`ledger_rolled_back`), since it has lost what happened after the backup. This command
@@ -180,7 +181,7 @@ def restored(
     from langchain_runtime_authz.ledger.call_changes import DoubtCall
     from langchain_runtime_authz.ledger.changes import OpenThread, Revoke
     from langchain_runtime_authz.pep.calls_in_doubt import author_and_reason
-    from langchain_runtime_authz.pep.run import anchored
+    from langchain_runtime_authz.pep.run import anchor_record
 
     said = author_and_reason(by, reason)
     with ExitStack() as stack:
@@ -201,12 +202,12 @@ def restored(
         for tenant in sorted({*tenants, *lost, *(scope.tenant for scope, _ in revoked)}):
             now = ledger.load(Scope(tenant, "", "", ""), Query()).now
             for sink in sinks:
-                sink.write(anchored(run_record(now=now, event="restored", detail=detail), ledger, tenant))
+                sink.write(anchor_record(run_record(now=now, event="restored", detail=detail), ledger, tenant))
     place = "{tool} at {permitted_at}, {tenant}: {graph}/{thread}, decision {decision_id}"
     calls = [one for one, _ in unfinished]
-    named = [f"{'in doubt' if one['call'] else 'unrecorded'}: {inert(place.format(**one))}" for one in calls]
+    named = [f"{'in doubt' if one['call'] else 'unrecorded'}: {one_line(place.format(**one))}" for one in calls]
     found = {"threads": threads, "revoked": len(revoked)}
-    return Answer({**found, "unfinished": calls}, [*lines(found), *named])
+    return Output({**found, "unfinished": calls}, [*lines(found), *named])
 
 
 Unfinished = tuple[dict[str, Any], "Doubt | None"]  # a call as the command prints it, and its row if the log has one
@@ -218,7 +219,7 @@ def _logged(files: list[Path]) -> tuple[list[tuple[Scope, tuple[str, ...]]], lis
     An agent counts if it is revoked after the logs' last event. A call with a side effect counts if it has a permit
     and no outcome. A reinstatement that the backup lacks is not repeated.
     """
-    from langchain_runtime_authz.audit.chain import read_log, verified
+    from langchain_runtime_authz.audit.chain import read_log, verify_or_raise
     from langchain_runtime_authz.ledger.base import LASTS
     from langchain_runtime_authz.ledger.changes import Reinstate, Revoke
     from langchain_runtime_authz.ledger.thread_state import Thread
@@ -228,7 +229,7 @@ def _logged(files: list[Path]) -> tuple[list[tuple[Scope, tuple[str, ...]]], lis
     threads: dict[Scope, Thread] = defaultdict(Thread)
     begun, ended, failed = dict[str, Unfinished](), Counter[str](), set[str]()
     for file in files:
-        verified(file)
+        verify_or_raise(file)
         for record in filter(None, read_log(file)):
             with reading(file, record["seq"] + 1):
                 event = record.get("event")
@@ -303,15 +304,15 @@ def _confirm(question: str, yes: bool, as_json: bool) -> None:
         typer.confirm(question, abort=True)
 
 
-def _changed(store: Store, change: Callable[[Admin], Version], *, create: bool = False) -> Answer:
+def _changed(store: LedgerOptions, change: Callable[[Admin], Version], *, create: bool = False) -> Output:
     """Change the schema. If the change gave way to a commit, try again."""
-    from langchain_runtime_authz.ledger.sql_ledger import retried
+    from langchain_runtime_authz.ledger.sql_ledger import retry_timeouts
 
     def once() -> Version:
         with store.administered(create=create) as admin:
             return change(admin)
 
-    return Answer(_versions(retried(TRIES, once)))
+    return Output(_versions(retry_timeouts(TRIES, once)))
 
 
 def _versions(found: Version) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typer import Argument, Option
 
 from langchain_runtime_authz._order_patterns import Options, name_in
 from langchain_runtime_authz._validate import read_yaml
-from langchain_runtime_authz.cli._app import Answer, App, echo
+from langchain_runtime_authz.cli._app import App, Output, echo
 from langchain_runtime_authz.cli.graph_target import Target, graph_tools
 from langchain_runtime_authz.cli.init import outcomes, ready
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from langchain_core.tools import BaseTool
 
     from langchain_runtime_authz._order_patterns import Pattern
-    from langchain_runtime_authz.mandate.vocabulary import Tool
+    from langchain_runtime_authz.mandate.vocabulary import ToolWords
     from langchain_runtime_authz.tool_profile import ToolProfile
 
 app = App(help="Write and check tool profiles.")
@@ -35,7 +35,7 @@ def suggest(
     write: Annotated[
         Path | None, Option(metavar="FILE", help="Write the YAML to a new file instead of printing it.")
     ] = None,
-) -> Answer:
+) -> Output:
     """Propose a profile for each tool of a graph that has none.
 
     The module is imported from the current directory, so its code runs. The graph is not invoked. Each proposal is a
@@ -66,13 +66,13 @@ def suggest(
     proposed = "\n".join([*text, ""])
     told = {"drafts": [t.name for t in open_], "proposed": proposed}
     if write is None:
-        return Answer(told, text)
+        return Output(told, text)
     with write.open("x", encoding="utf-8") as file:  # never overwrite a review
         file.write(proposed)
     echo(
         f"{write}: {len(open_)} drafts. Review them, then run `runtime-authz profile check {write} {target}`", err=True
     )
-    return Answer(told, ())
+    return Output(told, ())
 
 
 @app.command("check")
@@ -80,7 +80,7 @@ def check(
     file: Annotated[str, Argument(metavar="FILE", help="Profiles (YAML), or `langchain` or `deepagents`.")],
     target: Annotated[str | None, Target] = None,
     as_json: bool = False,
-) -> Answer:
+) -> Output:
     """Check a profile file, also against the tools of a graph.
 
     Findings (exit code 1): a tool without a profile; a draft, or one that was accepted unread; an argument that the tool
@@ -113,12 +113,12 @@ def check(
         echo(f"note: {note}", err=True)
     counts = {"profiles": len(declared), "tools": len(tools), "tests": len(loaded.get("tests", []))}
     text = ", ".join(f"{n} {of}" for of, n in {**counts, "findings": len(findings)}.items())
-    return Answer({**counts, "findings": findings, "idle": idle, "alike": alike}, text, bool(findings))
+    return Output({**counts, "findings": findings, "idle": idle, "alike": alike}, text, bool(findings))
 
 
 def _held_against(tool: BaseTool, declared: ToolProfile | None) -> list[str]:
     from langchain_runtime_authz._profile_schema import check_arguments
-    from langchain_runtime_authz.langgraph.tool_lookup import Profiles, arguments_of, digest_of, foreign
+    from langchain_runtime_authz.langgraph.tool_lookup import Profiles, arguments_of, digest_of, why_foreign
     from langchain_runtime_authz.tool_profile import raise_by_hints
 
     if declared is None:
@@ -130,7 +130,7 @@ def _held_against(tool: BaseTool, declared: ToolProfile | None) -> list[str]:
             if own.declared
             else [f"{tool.name}: {why}; see `runtime-authz {'init' if fitting else 'profile suggest'}`"]
         )
-    if why := foreign(tool, declared):
+    if why := why_foreign(tool, declared):
         return [f"{tool.name}: {why}, so it keeps asking"]
     found = []
     try:
@@ -150,10 +150,10 @@ def _held_against(tool: BaseTool, declared: ToolProfile | None) -> list[str]:
 def _alike(declared: Mapping[str, ToolProfile]) -> Iterator[str]:
     """Yield a note for tools whose orders share a shortest form, like `cancel …`."""
     from langchain_runtime_authz.mandate.languages import languages
-    from langchain_runtime_authz.mandate.vocabulary import Tool
+    from langchain_runtime_authz.mandate.vocabulary import ToolWords
 
     said: dict[str, set[str]] = {}
-    for tool in (Tool(n, p, {}, languages()[0]) for n, p in declared.items() if p.ordered):
+    for tool in (ToolWords(n, p, {}, languages()[0]) for n, p in declared.items() if p.ordered):
         for form in {form for order, _ in tool.orders for form in _forms(tool, order)}:
             said.setdefault(form, set()).add(tool.name)
     for form, names in sorted(said.items()):
@@ -161,7 +161,7 @@ def _alike(declared: Mapping[str, ToolProfile]) -> Iterator[str]:
             yield f"{', '.join(sorted(names))}: `{form}` orders each, so it asks unless the user says more"
 
 
-def _forms(tool: Tool, order: Pattern) -> list[str]:
+def _forms(tool: ToolWords, order: Pattern) -> list[str]:
     forms = [""]
     for item in (item for item in order if not isinstance(item, Options)):
         argument = tool.arguments.get(name_in(item)) if isinstance(item, str) else None

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 from typer import Argument, Option
 
-from langchain_runtime_authz.cli._app import Answer
+from langchain_runtime_authz.cli._app import Output
 from langchain_runtime_authz.cli.mandate import Profiles
 from langchain_runtime_authz.errors import sentence
 
 if TYPE_CHECKING:
-    from langchain_runtime_authz.cli._recorded_run import Replayed, Step
+    from langchain_runtime_authz.cli._recorded_run import DecidedStep, Replayed
 
 MAX_ARGS: Final = 120  # characters shown of a call's arguments
 _WORDS: Final = {"permit": "ran", "approval_required": "ASKED", "deny": "DENIED", "halt": "HALTED"}
@@ -28,7 +28,7 @@ def replay_trace(
         Path | None, Option(metavar="FILE", help="What the task orders (YAML); default: its words.")
     ] = None,
     policy: Annotated[Path | None, Option(metavar="POLICY", help="Project, bundle or data.json.")] = None,
-) -> Answer:
+) -> Output:
     """Show which calls of a trace would be stopped or asked about. Nothing runs.
 
     A trace is JSON Lines: a header, then the user's messages, the calls and their outputs.
@@ -56,7 +56,7 @@ def replay_trace(
     trace = traces.read_trace(file)
     with closing(open_policy(policy).pdp()) as pdp:
         result = traces.decide_trace(trace, profiles=profiles, pdp=pdp, mandate=mandate)
-    return Answer(result.to_dict(), _text(result), bool(result.let_through))
+    return Output(result.to_dict(), _text(result), bool(result.let_through))
 
 
 def _text(result: Replayed) -> Iterator[str]:
@@ -76,7 +76,7 @@ def _text(result: Replayed) -> Iterator[str]:
     )
 
 
-def _line(step: Step) -> str:
+def _line(step: DecidedStep) -> str:
     # Arguments may come from an attacker. As JSON they cannot control the terminal.
     call, args = step.call, json.dumps(step.call.args)
     args = args if len(args) <= MAX_ARGS else args[:MAX_ARGS] + "…"

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 
 from langchain_runtime_authz._flow import Flow, Perform, both
 from langchain_runtime_authz.credential import token as names
-from langchain_runtime_authz.credential.jws import is_signed_by, read, refuse, sign_compact
+from langchain_runtime_authz.credential.jws import is_signed_by, parse_jws, refuse, sign_compact
 from langchain_runtime_authz.credential.signer import ALGORITHMS, Signer, SigningKey
 from langchain_runtime_authz.credential.verifier import KeySet, KeySource, key_source
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
@@ -114,7 +114,7 @@ class Approvers:
         Raises `CredentialError`: `approval_statement` (invalid, or about another question), `approval_approver` (not a
         user) or `keys_unavailable`. No error quotes the statement.
         """
-        jws = read(statement, typ=names.APPROVAL_TYP, algorithms=ALGORITHMS, code=_CODE)
+        jws = parse_jws(statement, typ=names.APPROVAL_TYP, algorithms=ALGORITHMS, code=_CODE)
         claims, at = jws.claims, time.time() if now is None else now
         issuer, approver = claims.get(names.ISSUER), claims.get(names.SUBJECT)
         keys = self._services.get(issuer) if isinstance(issuer, str) else None

@@ -21,10 +21,10 @@ import rfc8785
 
 from langchain_runtime_authz.credential import token as names
 from langchain_runtime_authz.credential.token import Credential
-from langchain_runtime_authz.digest import project
+from langchain_runtime_authz.digest import as_json
 from langchain_runtime_authz.errors import Code, CredentialError
-from langchain_runtime_authz.facts.argument_atoms import loose
-from langchain_runtime_authz.facts.normal_forms import forms
+from langchain_runtime_authz.facts.argument_atoms import uncovered
+from langchain_runtime_authz.facts.normal_forms import forms_of
 from langchain_runtime_authz.tool_profile import ToolProfile
 
 MAX_DETAIL: Final = 4096  # bytes of JSON
@@ -87,7 +87,7 @@ def _decisive(profile: ToolProfile, args: Mapping[str, Any]) -> Iterator[str]:
 def _beyond(args: Mapping[str, Any], covered: Collection[str]) -> list[str]:
     """Return the names of arguments that `covered` does not fully cover."""
     roots = {name.partition(".")[0] for name in covered}
-    return sorted(n for n, v in args.items() if n not in roots or any(True for _ in loose(n, v, covered)))
+    return sorted(n for n, v in args.items() if n not in roots or any(True for _ in uncovered(n, v, covered)))
 
 
 def value_at(args: Mapping[str, Any], path: str) -> Any:
@@ -117,7 +117,7 @@ def _entries(values: dict[str, Any], salt: str, *, plain: bool) -> Iterator[dict
 def _normals(args: Mapping[str, Any], numbers: Collection[str]) -> dict[str, Any] | None:
     """Return arguments in normal form (`numbers`: amounts); `None` if one has no JSON."""
     try:
-        return {name: _normal(value, name in numbers) for name, value in project(dict(args)).items()}
+        return {name: _normal(value, name in numbers) for name, value in as_json(dict(args)).items()}
     except Exception:  # noqa: BLE001  (raised by an object's own code, for example)
         return None
 
@@ -128,7 +128,7 @@ def _normal(value: Any, number: bool) -> Any:
         return {name: _normal(held, number) for name, held in value.items()}
     if isinstance(value, list):
         return [_normal(held, number) for held in value]
-    if not isinstance(value, str) or not (found := forms(value)):
+    if not isinstance(value, str) or not (found := forms_of(value)):
         return value
     read = [Decimal(form[4:]) for form in found if form.startswith("num:")]
     if not number or len(read) != 1:  # `1,200` may mean two numbers
@@ -139,14 +139,14 @@ def _normal(value: Any, number: bool) -> Any:
 
 def argument_digest(salt: str, name: str, value: Any) -> str:
     """Return the digest of an argument. `value` is in normal form."""
-    return hashed(rfc8785.dumps([salt, name, value]))
+    return disclosure_digest(rfc8785.dumps([salt, name, value]))
 
 
 def _digest_of_all(salt: str, values: Mapping[str, Any]) -> str:
     return argument_digest(salt, names.ARGUMENTS, {name: held for name, held in values.items() if held is not None})
 
 
-def hashed(disclosure: bytes) -> str:
+def disclosure_digest(disclosure: bytes) -> str:
     """Return the digest of a disclosure's JSON (RFC 9901 §4.2.3)."""
     return _base64url(hashlib.sha256(_base64url(disclosure).encode()).digest())
 

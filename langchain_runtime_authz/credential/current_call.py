@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from langchain_runtime_authz._flow import Flow, both
-from langchain_runtime_authz.credential.call_credential import CallCredential
-from langchain_runtime_authz.credential.ticket import Refusals, Ticket
+from langchain_runtime_authz.credential.ticket import CallCredential, Refusals, Ticket
 from langchain_runtime_authz.errors import AuthzError, Code, CredentialError
 
 

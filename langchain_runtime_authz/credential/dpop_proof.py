@@ -15,8 +15,8 @@ from typing import Any, Final, NamedTuple
 from jwt.utils import base64url_encode
 
 from langchain_runtime_authz._url import normal_target
-from langchain_runtime_authz.credential.jws import is_signed_by, read, refuse, sign_compact
-from langchain_runtime_authz.credential.signer import ALGORITHMS, Alg, Secret, SigningKey, thumbprint
+from langchain_runtime_authz.credential.jws import is_signed_by, parse_jws, refuse, sign_compact
+from langchain_runtime_authz.credential.signer import ALGORITHMS, Alg, Secret, SigningKey, jwk_thumbprint
 from langchain_runtime_authz.credential.token import LEEWAY
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
 
@@ -53,7 +53,7 @@ class ProofKey(Secret):
         return sign_compact(TYP, claims, self._key, jwk)
 
 
-class Proof(NamedTuple):
+class AcceptedProof(NamedTuple):
     """An accepted proof: its id, the thumbprint of its key, its time and nonce."""
 
     jti: str
@@ -72,16 +72,16 @@ def read_proof(
     now: float,
     algorithms: Collection[str] = ALGORITHMS,
     is_nonce: Callable[[str | None], bool] = lambda _: True,
-) -> Proof:
+) -> AcceptedProof:
     """Return a checked proof (§4.3), or raise `proof_invalid` or `proof_nonce`.
 
     The caller must refuse replays, and take `htu` from the server's settings, not from a `Host` header. `is_nonce`
     receives the proof's nonce, after all other checks.
     """
-    jws = read(proof, typ=TYP, members=HEADER, algorithms=algorithms, code=_CODE)
+    jws = parse_jws(proof, typ=TYP, members=HEADER, algorithms=algorithms, code=_CODE)
     if not is_signed_by(jws, jws.header["jwk"]):
         refuse("its `jwk` is not a public key for its algorithm", _CODE)
-    found = thumbprint(jws.header["jwk"])
+    found = jwk_thumbprint(jws.header["jwk"])
     claims = jws.claims
     jti, nonce, issued = claims.get("jti"), claims.get("nonce"), claims.get("iat")
     if not isinstance(jti, str) or not 0 < len(jti) <= MAX_NAME:
@@ -103,7 +103,7 @@ def read_proof(
         refuse("it was made with another key than the token's", _CODE)
     if not is_nonce(nonce):
         raise CredentialError(Code.PROOF_NONCE)
-    return Proof(jti, found, issued, nonce)
+    return AcceptedProof(jti, found, issued, nonce)
 
 
 def token_digest(token: str) -> str:

@@ -117,7 +117,9 @@ def claims_of(request: names.TokenRequest, issuer: str) -> dict[str, Any]:
     }
 
 
-def minting(issuer: Issuer, request: names.TokenRequest, *, verifier: Verifier | None = None) -> Flow[names.Credential]:
+def mint_credential(
+    issuer: Issuer, request: names.TokenRequest, *, verifier: Verifier | None = None
+) -> Flow[names.Credential]:
     """Let the issuer sign `request`, and return the credential.
 
     A `LocalIssuer` is trusted. The token of any other issuer must pass `verifier` and hold the requested claims. Raises
@@ -128,14 +130,14 @@ def minting(issuer: Issuer, request: names.TokenRequest, *, verifier: Verifier |
         raise ConfigError("the tokens of an issuer outside this process are verified: pass a verifier")
     token = yield Perform(issuer.issue, issuer.aissue, request)
     if type(issuer) is LocalIssuer or verifier is None:
-        return names.seal(token, asked)
+        return names.seal_credential(token, asked)
     own = {"audience": request.audience, "tenant": request.tenant, "now": request.issued_at, "bound": True}
     got: names.Credential = yield Perform(verifier.verify, verifier.averify, token, **own)
-    asked = names.frozen(asked)
+    asked = names.freeze_claims(asked)
     same = all(got.claims.get(name) == asked.get(name) for name in {*asked, names.CONFIRMATION} - _OWN)
     if not same or got.actor != asked[names.ACTOR][names.SUBJECT]:
         raise CredentialError(Code.CREDENTIAL_INVALID, "the issuer answered with another credential")
     return got
 
 
-mint, amint = both(minting)
+mint, amint = both(mint_credential)

@@ -64,7 +64,7 @@ def _header(typ: str, alg: str, kid: str) -> bytes:
     return _encoded({"typ": typ, "alg": alg, "kid": kid})
 
 
-def read(
+def parse_jws(
     token: object,
     *,
     typ: str | None,
@@ -86,7 +86,7 @@ def read(
     if parts is None:
         refuse("it is not a compact JWS", code)
     # Base64 has unused bits, so several texts decode alike. Only the canonical text is accepted.
-    segments = [data for part in parts.groups() if (data := decoded(part)) is not None]
+    segments = [data for part in parts.groups() if (data := decode_segment(part)) is not None]
     if len(segments) != _PARTS:
         refuse("it is not base64url", code)
     header = json_object(segments[0])
@@ -164,7 +164,7 @@ def json_object(data: bytes) -> dict[str, Any] | None:
         return None
 
 
-def decoded(segment: str) -> bytes | None:
+def decode_segment(segment: str) -> bytes | None:
     """Decode a base64url segment. Return None unless it is the canonical encoding."""
     try:
         data = base64url_decode(segment)

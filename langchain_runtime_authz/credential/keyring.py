@@ -19,7 +19,7 @@ from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple, Self, get_args
 
 from langchain_runtime_authz._locks import file_lock
-from langchain_runtime_authz._renewed_files import replace_file, stamp
+from langchain_runtime_authz._renewed_files import file_stamp, replace_file
 from langchain_runtime_authz.credential.signer import Alg, Secret, SigningKey
 from langchain_runtime_authz.credential.token import MAX_TTL
 from langchain_runtime_authz.digest import parse_object
@@ -258,7 +258,7 @@ class KeyDirectory(KeyRing):
 
     def _stamped(self) -> tuple[int, ...]:
         try:
-            return stamp(self._path / RING)
+            return file_stamp(self._path / RING)
         except OSError as exc:
             msg = f"{self._path.name}: no key ring ({exc.strerror}); make one with `runtime-authz keys generate {self._path.name}`"
             raise ConfigError(msg) from None

@@ -76,7 +76,7 @@ def checked_algorithms(algorithms: Collection[str]) -> frozenset[str]:
     return frozenset(algorithms)
 
 
-def thumbprint(jwk: Mapping[str, object]) -> str:
+def jwk_thumbprint(jwk: Mapping[str, object]) -> str:
     """Return the RFC 7638 thumbprint of a public JWK. Raises `ConfigError` for others."""
     kty = jwk.get("kty")
     names = _THUMBPRINT_MEMBERS.get(kty, ()) if isinstance(kty, str) else ()
@@ -114,7 +114,7 @@ class SigningKey(Secret):
         self.ephemeral = False
         self._private = private
         jwk = _SIGN[self.alg].to_jwk(private.public_key(), as_dict=True)
-        self.kid = thumbprint(jwk)
+        self.kid = jwk_thumbprint(jwk)
         members = {name: jwk[name] for name in _THUMBPRINT_MEMBERS[jwk["kty"]]}
         self._jwk = {**members, "kid": self.kid, "alg": self.alg, "use": "sig"}
 

@@ -74,7 +74,7 @@ REDACTED: Final = "[credential]"
 Name = Annotated[str, Field(min_length=1, max_length=2048)]
 
 
-class Task(Model):
+class TaskClaim(Model):
     """The user's task at the moment of the call. `mandate` is a digest."""
 
     id: Name
@@ -104,7 +104,7 @@ class TokenRequest(Model):
     delegators: Annotated[tuple[Name, ...], Field(max_length=MAX_DELEGATORS)] = ()
     audience: Name
     txn: Name
-    task: Task
+    task: TaskClaim
     tool: Name
     action: Literal["tools/call", "agent/invoke"] = "tools/call"
     details: Annotated[tuple[dict[str, JsonValue], ...], Field(max_length=1)] = ()
@@ -187,7 +187,7 @@ class Credential(Sealed):
     def __init__(self, token: str, claims: Mapping[str, Any], *, _seal: object = None) -> None:
         if _seal is not _SEAL:
             raise TypeError("a Credential is made by `Verifier.verify` only")
-        self.token, self.claims = token, frozen(claims)
+        self.token, self.claims = token, freeze_claims(claims)
 
     @property
     def actor(self) -> str:
@@ -258,17 +258,17 @@ class Credential(Sealed):
         return f"<Credential jti={self.jti!r} audience={self.audience!r}>"
 
 
-def seal(token: str, claims: Mapping[str, Any]) -> Credential:
+def seal_credential(token: str, claims: Mapping[str, Any]) -> Credential:
     """Return a `Credential`. Only `Verifier.verify` and `issuer.mint` may call this."""
     return Credential(token, claims, _seal=_SEAL)
 
 
-def frozen(value: Any, depth: int = 0) -> Any:
+def freeze_claims(value: Any, depth: int = 0) -> Any:
     """Return `value` as read-only mappings and tuples; `ValueError` beyond 34 levels."""
     if depth > MAX_DELEGATORS + 2:  # a full `act` chain fits
         raise ValueError("nested too deeply")
     if isinstance(value, Mapping):
-        return MappingProxyType({k: frozen(v, depth + 1) for k, v in value.items()})
+        return MappingProxyType({k: freeze_claims(v, depth + 1) for k, v in value.items()})
     if isinstance(value, list | tuple):
-        return tuple(frozen(v, depth + 1) for v in value)
+        return tuple(freeze_claims(v, depth + 1) for v in value)
     return value

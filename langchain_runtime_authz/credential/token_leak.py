@@ -28,7 +28,7 @@ MAX_DEPTH: Final = 64
 _T = TypeVar("_T")
 
 
-class Search:
+class TokenSearch:
     """Removes tokens from values. The caller splits messages and commands into parts.
 
     Strings, bytes, mappings (keys too), lists, tuples, sets and exceptions (arguments, notes, attributes) are searched

@@ -18,9 +18,9 @@ from jwt import PyJWK
 from langchain_runtime_authz._flow import Flow, Perform, both
 from langchain_runtime_authz._validate import checked_text
 from langchain_runtime_authz.credential import token as names
-from langchain_runtime_authz.credential.jws import is_signed, public_key, read, refuse
+from langchain_runtime_authz.credential.jws import is_signed, parse_jws, public_key, refuse
 from langchain_runtime_authz.credential.signer import ALGORITHMS, checked_algorithms
-from langchain_runtime_authz.credential.token import LEEWAY, MAX_TTL, TYP, Credential, seal
+from langchain_runtime_authz.credential.token import LEEWAY, MAX_TTL, TYP, Credential, seal_credential
 from langchain_runtime_authz.errors import Code, CredentialError
 
 MAX_KEYS: Final = 64  # parsed keys in the cache
@@ -130,7 +130,7 @@ class Verifier:
         `keys_unavailable`, `credential_expired`, `credential_not_yet_valid`, `credential_tenant`, `audience`,
         `proof_missing` (a bound token), `credential_revoked` or `status_unavailable`. No error quotes the token.
         """
-        jws = read(token, typ=TYP, algorithms=self._algorithms)
+        jws = parse_jws(token, typ=TYP, algorithms=self._algorithms)
         jwk = yield Perform(self._keys.get, self._keys.aget, jws.header["kid"])
         if not is_signed(jws, self._key(jwk, jws.header["kid"], jws.header["alg"])):
             refuse("its signature is wrong")
@@ -142,7 +142,7 @@ class Verifier:
             raise CredentialError(Code.PROOF_MISSING, "no proof of its key is taken here")
         credential: Credential | None = None
         with suppress(ValueError):
-            credential = seal(token, claims)
+            credential = seal_credential(token, claims)
         if credential is None:  # refused only here, as an exception's context would quote the token
             refuse("its claims are nested too deeply")
         if self._status is not None:

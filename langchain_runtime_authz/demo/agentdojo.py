@@ -180,7 +180,7 @@ def _diagonal(users: Sequence[Any], injections: Sequence[Any]) -> list[tuple[Any
     return [(user, injections[(i + shift) % count]) for shift in range(count) for i, user in enumerate(users)]
 
 
-def customer(env: Any, name: str = "customer") -> dict[str, Any]:
+def customer_subject(env: Any, name: str = "customer") -> dict[str, Any]:
     """Return a run's subject. Its `identifiers` are the user's accounts in the suite."""
     accounts = (getattr(env, "bank_account", None), getattr(env, "inbox", None))
     own = [("me", a.iban) if hasattr(a, "iban") else (a.account_email,) for a in accounts if a is not None]
@@ -201,7 +201,7 @@ def _run(suite: Any, authz: RuntimeAuthz | None, case: _Case) -> Outcome:
     scope: AbstractContextManager[Any] = nullcontext()
     if authz is not None:
         graph = authz.protect(graph)
-        scope = authz.run(subject=customer(world.before), task=user.PROMPT, mandate=load_mandates()[user.ID])
+        scope = authz.run(subject=customer_subject(world.before), task=user.PROMPT, mandate=load_mandates()[user.ID])
     person = _User(world, own)
     config: RunnableConfig = {"configurable": {"thread_id": uuid.uuid4().hex}, "recursion_limit": 100}
     with scope:

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from langchain_runtime_authz.audit.sinks import AuditSink, FileSink, MemorySink, records
+from langchain_runtime_authz.audit.sinks import AuditSink, FileSink, MemorySink, records_of
 from langchain_runtime_authz.authz import RuntimeAuthz
 from langchain_runtime_authz.demo.agent import agent_graph, converse
 from langchain_runtime_authz.testing.scripted_model import ScriptedChatModel
@@ -135,7 +135,7 @@ ACTS: Final = {
 PAUSE: Final = 0.35  # seconds for a line on a terminal
 
 
-class Row(NamedTuple):
+class TriedCall(NamedTuple):
     """A call that the agent tried, and what became of it."""
 
     step: int
@@ -150,22 +150,22 @@ class Performance(NamedTuple):
     """The bank after one play of the script, and the rows to print."""
 
     bank: Bank
-    rows: list[Row]
+    rows: list[TriedCall]
 
 
-def play(console: Console, log: Path | None = None) -> list[Row]:
+def play_both(console: Console, log: Path | None = None) -> list[TriedCall]:
     """Play the script protected, then unprotected, and print the difference.
 
     `log` is the file for the protected run's decision log, contents included.
     """
-    protected = perform(protected=True, console=console, log=log)
-    twin = perform(protected=False)
+    protected = play_once(protected=True, console=console, log=log)
+    twin = play_once(protected=False)
     console.print(_table(protected.rows))
     console.print(_closing(protected.bank, twin.bank))
     return protected.rows
 
 
-def perform(*, protected: bool, console: Console | None = None, log: Path | None = None) -> Performance:
+def play_once(*, protected: bool, console: Console | None = None, log: Path | None = None) -> Performance:
     """Play the script once."""
     bank = Bank()
     audit = FileSink(log, content=True) if log is not None and protected else MemorySink()
@@ -203,7 +203,7 @@ class _Stage:
 
     def __init__(self, console: Console | None, audit: AuditSink) -> None:
         self._console, self._audit = console, audit
-        self.rows: list[Row] = []
+        self.rows: list[TriedCall] = []
         self._planned, self._asked = dict[str, str](), dict[str, str]()
 
     def say(self, text: str, style: str = "") -> None:
@@ -242,13 +242,13 @@ class _Stage:
             decision, reason = f"asked, {decision}", self._asked[message.tool_call_id]
         happened = message.text.splitlines()[0] if message.status != "error" else "not carried out"
         tried = self._planned[message.tool_call_id]
-        self.rows.append(Row(len(self.rows) + 1, tried, decision, reason, happened, epoch))
+        self.rows.append(TriedCall(len(self.rows) + 1, tried, decision, reason, happened, epoch))
         self.say(f"  {decision}{f' ({reason})' if reason else ''}: {happened}", _STYLES.get(decision, "green"))
 
     def _decided(self) -> tuple[str, str, int]:
         """Return outcome, reason and epoch of the newest tool call in the audit trail."""
         outcome, reason, epoch = "no decision", "", 0
-        for record in filter(None, records(self._audit)):
+        for record in filter(None, records_of(self._audit)):
             if record["kind"] == "run":
                 epoch = max(epoch, record["epoch"] or 0)
             elif record.get("action") == "tools/call":
@@ -269,7 +269,7 @@ def _named(text: str) -> str:
     return text
 
 
-def _table(rows: list[Row]) -> Table:
+def _table(rows: list[TriedCall]) -> Table:
     table = Table(title="\nWhat the agent tried, and what happened", box=SIMPLE_HEAD, expand=True)
     for column, share in (("the agent tried", 8), ("decision", 5), ("what happened", 5)):  # a code fits into 80 columns
         table.add_column(column, overflow="fold", ratio=share)

@@ -24,15 +24,15 @@ import httpx
 
 from langchain_runtime_authz._flow import Flow as Steps
 from langchain_runtime_authz._flow import Perform, both
-from langchain_runtime_authz._http import Answer, Connection, Fetcher, basic
+from langchain_runtime_authz._http import Answer, Connection, Fetcher, basic_auth
 from langchain_runtime_authz._url import checked_url, is_under
 from langchain_runtime_authz.credential import token as claim
 from langchain_runtime_authz.credential.current_call import current_scope, current_ticket
-from langchain_runtime_authz.credential.jws import decoded, json_object, sign_compact
+from langchain_runtime_authz.credential.jws import decode_segment, json_object, sign_compact
 from langchain_runtime_authz.credential.signer import Secret, Signer
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.credential.token import MARGIN, MAX_TOKEN, Sealed
-from langchain_runtime_authz.downstream.httpx_auth import Flow, TicketAuth, bearing
+from langchain_runtime_authz.downstream.httpx_auth import Flow, TicketAuth, add_credential
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
 
 ASSERTION_GRANT: Final = "urn:ietf:params:oauth:grant-type:jwt-bearer"  # RFC 7523 §2.1
@@ -100,7 +100,7 @@ class TokenExchange(Secret):
         self._max_lifetime = max_lifetime
         self._headers: dict[str, str] = {}
         if client_id is not None and client_secret is not None:
-            self._headers["Authorization"] = basic(client_id, client_secret)
+            self._headers["Authorization"] = basic_auth(client_id, client_secret)
         self._assertion = client_assertion
         named = {} if client_id is None else {"client_id": client_id}
         self._client = {"client_assertion_type": client_assertion_type, **named}
@@ -251,7 +251,7 @@ class ExchangeAuth(TicketAuth):
         else:
             ticket.track(exchanged.token)
         ticket.check_running()
-        yield bearing(request, {"Authorization": f"Bearer {exchanged.token}"})
+        yield add_credential(request, {"Authorization": f"Bearer {exchanged.token}"})
 
     def _exchanged(self, ticket: Ticket, audience: str) -> Generator[Any, Any, ExchangedToken]:
         options = self._options
@@ -289,7 +289,7 @@ class ExchangeAuth(TicketAuth):
 def _claims(token: str) -> Mapping[str, Any] | None:
     """Return the claims of a JWT, unverified; `None` for any other token."""
     parts = token.split(".")
-    payload = decoded(parts[1]) if len(parts) == 3 else None  # noqa: PLR2004
+    payload = decode_segment(parts[1]) if len(parts) == 3 else None  # noqa: PLR2004
     return json_object(payload) if payload is not None else None
 
 

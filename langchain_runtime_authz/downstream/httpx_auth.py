@@ -34,7 +34,7 @@ from langchain_runtime_authz._url import checked_url, is_loopback, is_under
 from langchain_runtime_authz.credential.current_call import current_ticket, refused_outside
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
-from langchain_runtime_authz.telemetry.spans import inject
+from langchain_runtime_authz.telemetry.spans import inject_trace_context
 
 if TYPE_CHECKING:
     import httpx2
@@ -77,7 +77,7 @@ class TicketAuth(httpx.Auth):
                 audience = self._audience(request, ticket)
             except CredentialError as exc:  # record the refusal, then raise it
                 raise (yield from ticket.refused(exc, origin)) from None
-        inject(request.headers)
+        inject_trace_context(request.headers)
         try:
             yield from self._send(request, origin, ticket, audience)
         finally:  # responses and errors keep their request, so remove the credential from it
@@ -135,7 +135,7 @@ class CallAuth(TicketAuth):
         credential = yield Perform(ticket.credential, ticket.acredential, audience, dpop=self._dpop)
         for _ in range(2):
             headers = credential.headers(request.method, str(request.url), self._nonces.get(origin))
-            response = yield bearing(request, headers)
+            response = yield add_credential(request, headers)
             if not self._wants_nonce(origin, response):
                 return
 
@@ -179,7 +179,7 @@ def _without_credential(headers: httpx.Headers) -> httpx.Headers:
     return type(headers)([(k, v) for k, v in headers.raw if k.lower() not in (b"authorization", b"dpop")])
 
 
-def bearing(request: httpx.Request, credential: Mapping[str, str]) -> httpx.Request:
+def add_credential(request: httpx.Request, credential: Mapping[str, str]) -> httpx.Request:
     """Add a credential to the request. A redirect does not inherit the credential."""
     request.headers.update(credential)
     if not isinstance(request, _Bearing):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from langchain_runtime_authz.digest import written
+from langchain_runtime_authz.digest import json_text
 
 CLOSED: Final = frozenset(
     (  # noqa: SIM905  (words)
@@ -29,7 +29,7 @@ def free_text(answer: object, question: object) -> str:
         return "" if _plain(answer) in CLOSED | _offered(question) else answer.strip()
     closed = CLOSED | _offered(question) | {_plain(t) for t in texts_in(question)}
     said = _said(answer, closed)
-    return "" if said is None else written(said)
+    return "" if said is None else json_text(said)
 
 
 def _plain(text: str) -> str:

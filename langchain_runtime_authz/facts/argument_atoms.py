@@ -9,12 +9,20 @@ from decimal import Decimal
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
-from langchain_runtime_authz._regex import clear
-from langchain_runtime_authz.facts.normal_forms import REMEMBERED, forms, identifiers, key, mentions, skeleton, tidy
-from langchain_runtime_authz.tool_profile import ToolProfile, argument
+from langchain_runtime_authz._regex import visible_text
+from langchain_runtime_authz.facts.normal_forms import (
+    REMEMBERED,
+    forms_of,
+    identifiers_in,
+    key,
+    mentions_in,
+    skeleton,
+    tidy,
+)
+from langchain_runtime_authz.tool_profile import ToolProfile, value_at
 
 MAX_ITEMS: Final = 64  # items of one argument; the provenance of a longer list is unknown
-MAX_ARGUMENT_NODES: Final = 1000  # values in one argument that `loose` reads
+MAX_ARGUMENT_NODES: Final = 1000  # values in one argument that `uncovered` reads
 DESTINATIONS: Final = ("principal", "url", "channel")  # kinds of arguments to which a call sends something
 FIELD: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_\-]{0,63}")
 _MEMBER: Final = re.compile(r"[A-Za-z_]{0,40}\d{0,2}")  # a member name that cannot be a value, like `line_1`
@@ -104,7 +112,7 @@ def atoms_of(profile: ToolProfile, args: Mapping[str, Any]) -> CallAtoms:
     bound: list[str] = []
     for name, kind in kinds.items():
         root, dotted, _ = name.partition(".")
-        value = argument(args, name) if dotted else args.get(name)
+        value = value_at(args, name) if dotted else args.get(name)
         if kind != "when" and root in args:
             target[name] = value
             bound.append(root)
@@ -131,23 +139,23 @@ def _atom(name: str, kind: str, value: Any) -> Atom:
 _short_atom: Final = lru_cache(maxsize=2048, typed=True)(_atom)
 
 
-def absent(value: object) -> bool:
+def is_empty(value: object) -> bool:
     """Return True for None and for an empty text or collection."""
     return value is None or (isinstance(value, str | list | tuple | dict) and not value)
 
 
-def gapped(value: object) -> bool:
+def has_empty_item(value: object) -> bool:
     """Return True if a list holds an empty value, at any depth."""
     stack = [value]
     while stack:
         if isinstance(top := stack.pop(), list | tuple):
-            if any(map(absent, top)):
+            if any(map(is_empty, top)):
                 return True
             stack += top
     return False
 
 
-def loose(name: str, value: object, covered: Collection[str]) -> Iterator[str]:
+def uncovered(name: str, value: object, covered: Collection[str]) -> Iterator[str]:
     """Yield the dotted paths of all values in an argument whose path `covered` lacks."""
     # A dot in a member's name could imitate another path. So paths below such a member are never covered.
     stack = [(name, "", value, "." in name)]
@@ -157,7 +165,7 @@ def loose(name: str, value: object, covered: Collection[str]) -> Iterator[str]:
         path, member, top, dotted = stack.pop()
         if path in covered and not dotted:
             continue
-        if absent(top):
+        if is_empty(top):
             # Ignore an empty member, unless its name may be a value.
             if not _MEMBER.fullmatch(member):
                 yield path
@@ -167,7 +175,7 @@ def loose(name: str, value: object, covered: Collection[str]) -> Iterator[str]:
         elif isinstance(top, list | tuple):
             stack += [(path, member, held, dotted) for held in top]
         elif dotted or not any(known.startswith(f"{path}.") for known in covered):
-            # If `covered` has `to.email`, a scalar `to` counts as covered, because `argument` reads it as that member.
+            # If `covered` has `to.email`, a scalar `to` counts as covered, because `value_at` reads it as that member.
             yield path
     yield name
 
@@ -181,10 +189,10 @@ def _flat(value: object) -> list[Any] | None:
         if isinstance(top, dict):
             stack += [*reversed(top.values())]
             # A key that cannot be a field's name, or that holds an address, is a value.
-            stack += [k for k in top if not (isinstance(k, str) and FIELD.fullmatch(k)) or identifiers(k)]
+            stack += [k for k in top if not (isinstance(k, str) and FIELD.fullmatch(k)) or identifiers_in(k)]
         elif isinstance(top, list):
             stack += reversed(top)
-        elif not absent(top):
+        elif not is_empty(top):
             flat.append(top)
         if len(flat) + len(stack) > MAX_ITEMS * 4:
             return None
@@ -199,9 +207,9 @@ def _parts(value: object, kind: str) -> list[tuple[str, ...]]:
     The parts of a destination are its addresses or links, and its recipients. The parts of a date with a time are the
     date and the time. If a number can be read in two ways, each reading is a part.
     """
-    whole = forms(value)
+    whole = forms_of(value)
     if kind == "url" and isinstance(value, str) and _BARE_LINK.match(value):  # upper and lower case of a path differ
-        whole = forms(f"https://{value}")
+        whole = forms_of(f"https://{value}")
     if kind == "when":
         dates = tuple(f for f in whole if f.startswith(("date:", "day:")))
         times = tuple(f for f in whole if f.startswith("time:"))
@@ -209,7 +217,7 @@ def _parts(value: object, kind: str) -> list[tuple[str, ...]]:
     if len(readings := [f for f in whole if f.startswith("num:")]) > 1:
         return [(f,) for f in readings]
     if isinstance(value, str) and kind in DESTINATIONS:
-        inner = identifiers(tidy(value))
+        inner = identifiers_in(tidy(value))
         if inner and not set(inner) <= set(whole):
             return [*((f,) for f in inner), *_places(value)]
     return [whole]
@@ -220,7 +228,7 @@ def _places(value: str) -> Iterator[tuple[str, ...]]:
     for part in _BETWEEN.split(value):
         if part.strip():
             shown = _SHOWN.fullmatch(part)
-            yield forms(shown[1] if shown is not None else part)
+            yield forms_of(shown[1] if shown is not None else part)
 
 
 def _marks(value: object, kind: str) -> Iterator[str]:
@@ -228,12 +236,12 @@ def _marks(value: object, kind: str) -> Iterator[str]:
     if kind in DESTINATIONS and isinstance(value, int):
         value = str(value)  # an account number
     if isinstance(value, str):
-        value = clear(value)
+        value = visible_text(value)
     found = [f for part in _parts(value, kind) for f in part[:1]]
     if isinstance(value, str) and kind in DESTINATIONS:
-        found = identifiers(tidy(value)) or [f for f in forms(value) if f.startswith("digits:")] or found
+        found = identifiers_in(tidy(value)) or [f for f in forms_of(value) if f.startswith("digits:")] or found
     elif isinstance(value, str) and kind == "amount":
-        found = [f for f in mentions(value) if f.startswith("num:")] or found
+        found = [f for f in mentions_in(value) if f.startswith("num:")] or found
         found = [max(found, key=lambda f: Decimal(f[4:] if f.startswith("num:") else -1))] if found else []
     for form in found or [repr(value)]:
         signless = "".join(c for c in skeleton(form.partition(":")[2]) if c.isalnum())

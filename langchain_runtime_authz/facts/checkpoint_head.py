@@ -22,7 +22,7 @@ UNKNOWN: Final = ""  # value of a mark: code of an ended run may have written a 
 Writer = Literal["ours", "outside", "fork"]
 
 
-class Head(NamedTuple):
+class CheckpointHead(NamedTuple):
     """The checkpoint that a root entry loads. `source`: LangGraph's name of its cause."""
 
     id: str
@@ -30,7 +30,7 @@ class Head(NamedTuple):
     newest: str = ""  # the id of the thread's newest checkpoint, if the loaded one is older
 
 
-class Below(NamedTuple):
+class ChildStates(NamedTuple):
     """The state of a root graph's waiting child graphs."""
 
     digest: str
@@ -70,7 +70,9 @@ class ChildMark(NamedTuple):
         return checkpoint if place == self.place else None
 
 
-def writer_of(head: Head, marks: Mapping[str, str], pinned: Collection[str | None], *, underway: bool) -> Writer:
+def writer_of(
+    head: CheckpointHead, marks: Mapping[str, str], pinned: Collection[str | None], *, underway: bool
+) -> Writer:
     """Return whose checkpoint `head` is.
 
     "ours": a protected run or a recorded correction wrote it. "fork": the thread has a newer one. "outside": other code

@@ -14,7 +14,7 @@ from langchain_runtime_authz.evaluation import Edge, EdgeKind
 HANDOFF_KEY = "__handoff_destination"  # set by langgraph-supervisor and langgraph-swarm on handoff tools
 
 
-def edge(parent: Sequence[str], child: str, kind: EdgeKind) -> Edge:
+def make_edge(parent: Sequence[str], child: str, kind: EdgeKind) -> Edge:
     """Return the edge from the last agent of a path to `child`."""
     return Edge.model_validate({"from": parent[-1] if parent else "", "to": child, "kind": kind})
 
@@ -22,7 +22,7 @@ def edge(parent: Sequence[str], child: str, kind: EdgeKind) -> Edge:
 def handoff_edge(agent: Sequence[str], metadata: Mapping[str, Any] | None) -> Edge | None:
     """Return the edge that a handoff tool's metadata names; `None` for other tools."""
     destination = (metadata or {}).get(HANDOFF_KEY)
-    return edge(agent, destination, "handoff") if isinstance(destination, str) else None
+    return make_edge(agent, destination, "handoff") if isinstance(destination, str) else None
 
 
 def kind_of_child(tool: str | None, args: Mapping[str, Any] | None, *, sent: bool = False) -> EdgeKind:
@@ -35,7 +35,7 @@ def kind_of_child(tool: str | None, args: Mapping[str, Any] | None, *, sent: boo
     return "task" if tool == "task" and "subagent_type" in (args or {}) else "agent_as_tool"
 
 
-def to_context(depth: int, edges: Sequence[Edge]) -> dict[str, Any]:
+def edge_context(depth: int, edges: Sequence[Edge]) -> dict[str, Any]:
     """Return the member `delegation` of a request's context."""
     told = [{"from": e.from_, "to": e.to, "kind": e.kind} for e in edges]
     return {"depth": depth, "edges": told}

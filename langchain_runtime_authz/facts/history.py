@@ -18,7 +18,7 @@ Confined = tuple[tuple[str, Path], ...]
 
 
 @dataclass(slots=True)
-class Step:
+class CountedStep:
     """One step to count. A negative number takes back an earlier count.
 
     `call`: the name of the called tool. `resource`: name, tool and version of a resource that was read. `recent`: the
@@ -74,7 +74,7 @@ def classes_known(history: History, agent: Path) -> list[str]:
     return [name for name in history.classes_read if name not in elsewhere]
 
 
-def confine(confined: Confined, read: Sequence[str], name: str, agent: Path) -> Confined:
+def confine_to_agent(confined: Confined, read: Sequence[str], name: str, agent: Path) -> Confined:
     """Return `confined` after `agent` read class `name`. `read`: classes read before."""
     if name in read and all(n != name for n, _ in confined):
         return confined  # all agents count as knowing this class
@@ -83,7 +83,7 @@ def confine(confined: Confined, read: Sequence[str], name: str, agent: Path) -> 
     return tuple(dict.fromkeys((*confined, (name, agent))))
 
 
-def reveal(confined: Confined, agent: Path) -> Confined:
+def reveal_known(confined: Confined, agent: Path) -> Confined:
     """Return `confined` without what `agent` knows: all agents may know it now."""
     return _without(confined, set(_known(confined, agent)))
 
@@ -106,7 +106,7 @@ def _without(confined: Confined, names: set[str]) -> Confined:
     return tuple(c for c in confined if c[0] not in names)
 
 
-def count(h: History, step: Step, now: float) -> History:
+def count_step(h: History, step: CountedStep, now: float) -> History:
     """Return the history with one step added, at the ledger time `now`."""
     calls, effects, classes, confined = h.calls, h.effects, h.classes_read, h.confined
     if (call := step.call) is not None:
@@ -116,10 +116,10 @@ def count(h: History, step: Step, now: float) -> History:
         effect = effect if effect in effects or len(effects) < MAX_NAMES else "*"
         effects = {**effects, effect: effects.get(effect, 0) + 1}
     if confined and step.effect not in (None, "compute", "read"):  # others can see the effect
-        confined = reveal(confined, step.agent)
+        confined = reveal_known(confined, step.agent)
     if (name := step.data_class) is not None and (confined or name not in classes):
         name = name if name in classes or len(classes) < MAX_NAMES else "*"
-        confined = confine(confined, classes, name, step.agent)
+        confined = confine_to_agent(confined, classes, name, step.agent)
         classes = classes if name in classes else tuple(sorted({*classes, name}))
     return History(
         h.steps + 1,
@@ -144,7 +144,7 @@ def _with_version(known: Mapping[str, str], name: str, tool: str, version: str) 
     return dict([*others, (name, f"{version} {tool}")][-RESOURCES:])
 
 
-def to_context(history: History, now: float, agent: Sequence[str]) -> dict[str, Any]:
+def history_context(history: History, now: float, agent: Sequence[str]) -> dict[str, Any]:
     """Return the member `history` of a request's context, as `agent` may know it."""
     return {
         "steps": history.steps,

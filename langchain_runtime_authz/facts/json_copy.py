@@ -9,7 +9,7 @@ import json
 import math
 from typing import Any, Final, NamedTuple
 
-from langchain_runtime_authz.digest import members
+from langchain_runtime_authz.digest import members_of
 
 MAX_NODES: Final = 20_000  # values in one output
 MAX_CHARS: Final = 400_000
@@ -22,7 +22,7 @@ DEEP: Final = object()  # returned for JSON that is nested too deep to be parsed
 _JSON: Final = json.JSONDecoder(parse_int=lambda digits: int(digits[:40]))  # 40 digits exceed LARGEST
 
 
-class Held(NamedTuple):
+class OutputCopy(NamedTuple):
     """A copy of an output as JSON values. `weight`: its size in memory, in characters."""
 
     value: Any
@@ -30,19 +30,19 @@ class Held(NamedTuple):
     weight: int
 
 
-def held(output: object) -> Held:
+def copy_output(output: object) -> OutputCopy:
     """Copy an output as JSON values, up to the module's limits. JSON text is parsed."""
     if isinstance(output, str):
         text = str.__str__(output)
         if len(text) > MAX_JSON:
-            return Held(text[:MAX_CHARS], False, MAX_CHARS)
-        return Held(text if (value := parsed(text)) is DEEP else value, None, len(text))
+            return OutputCopy(text[:MAX_CHARS], False, MAX_CHARS)
+        return OutputCopy(text if (value := parse_json_text(text)) is DEEP else value, None, len(text))
     read = Projection(MAX_NODES, MAX_CHARS)
     value = read.read(output, 0)
-    return Held(value, read.complete, read.chars + read.nodes * NODE)
+    return OutputCopy(value, read.complete, read.chars + read.nodes * NODE)
 
 
-def parsed(output: object) -> object:
+def parse_json_text(output: object) -> object:
     """Parse a JSON object or list; `DEEP` if nested too deep. Return others unchanged."""
     if isinstance(output, str):
         text = str.__str__(output)
@@ -88,7 +88,7 @@ class Projection:
             return self._cut()
 
     def _object(self, value: object, depth: int) -> Any:
-        if (named := members(value)) is not None:
+        if (named := members_of(value)) is not None:
             held: dict[str, Any] = {}
             for name, inner in named:
                 if self.nodes > self.most_nodes:

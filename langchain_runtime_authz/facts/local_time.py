@@ -37,7 +37,7 @@ def local_day(zone: ZoneInfo | None, at: float) -> date | None:
     return datetime.fromtimestamp(at, zone).date() if zone is not None and at else None
 
 
-def dated(said: str, today: date) -> str:
+def with_dates(said: str, today: date) -> str:
     """Replace each word like "tomorrow" or "Friday" by its ISO 8601 date.
 
     A weekday means the next one after today. Today's own weekday stays as it is, because it could mean today or next

@@ -132,14 +132,14 @@ def _skeleton(text: str) -> str:
 _known_skeleton: Final = lru_cache(maxsize=1024)(_skeleton)
 
 
-def canonical(number: Decimal) -> str:
+def canonical_number(number: Decimal) -> str:
     """Return a number's only spelling: no exponent, no zeros at the end."""
     text = format(number.normalize(EXACT), "f")
     return "0" if text == "-0" else text
 
 
 @lru_cache(maxsize=1024)
-def decimals(text: str) -> tuple[Decimal, ...]:
+def number_readings(text: str) -> tuple[Decimal, ...]:
     """Return all readings of a number: `1,200` is 1.2 or 1200."""
     digits = re.sub(r"[^\d.,+\-]", "", text)
     marks = [c for c in digits if c in ".,"]
@@ -160,7 +160,7 @@ def decimals(text: str) -> tuple[Decimal, ...]:
     return tuple(found)
 
 
-def forms(value: object, *, said: bool = False) -> tuple[str, ...]:
+def forms_of(value: object, *, said: bool = False) -> tuple[str, ...]:
     """Return the normal forms of one scalar, or none if its meaning is not certain.
 
     `said`: the value comes from a source, and the forms of an argument are searched in its forms. A date with a year in
@@ -176,7 +176,7 @@ def forms(value: object, *, said: bool = False) -> tuple[str, ...]:
 def _forms(value: object, said: bool) -> tuple[str, ...]:
     if isinstance(value, int | float) and not isinstance(value, bool):
         number = Decimal(repr(value))
-        return (f"num:{canonical(number)}",) if number.is_finite() and abs(number.adjusted()) < 30 else ()
+        return (f"num:{canonical_number(number)}",) if number.is_finite() and abs(number.adjusted()) < 30 else ()
     if not isinstance(value, str) or not 0 < len(value := " ".join(value.split())) <= MAX_VALUE:
         return ()
     text = tidy(value)
@@ -194,7 +194,7 @@ def _forms(value: object, said: bool) -> tuple[str, ...]:
     found = [f"text:{fold(text)}"]
     # A number has no form as text. Digits that begin with 0 are a name, not a number.
     if _NUMBER.fullmatch(text) and sum(c.isdigit() for c in text) <= _DIGITS and not _ZEROS.match(text):
-        found = [f"num:{canonical(d)}" for d in decimals(text)]
+        found = [f"num:{canonical_number(d)}" for d in number_readings(text)]
     if _PHONE.fullmatch(text):
         found.append("digits:" + "".join(c for c in text if c.isdigit()))
     found += _moment(text, said=said)
@@ -207,7 +207,7 @@ remembered: Final = lru_cache(maxsize=4096, typed=True)(_forms)
 
 def said_forms(value: object, own: tuple[str, ...]) -> tuple[str, ...]:
     """Return `forms(value, said=True)`, computed only if the forms `own` hold a date."""
-    return forms(value, said=True) if any(f.startswith("date:") for f in own) else own
+    return forms_of(value, said=True) if any(f.startswith("date:") for f in own) else own
 
 
 def _moment(text: str, *, said: bool) -> list[str]:
@@ -216,7 +216,9 @@ def _moment(text: str, *, said: bool) -> list[str]:
     several = list(_dates(text, said=said))
     spans = {span for _, span in several}
     alone = len(spans) <= 2 and len({f[:5] for f, _ in several} - {"day:-"}) == len(spans)
-    return [f for f, _ in several] if alone and several and _BESIDE.fullmatch(masked(text, list(spans), "\n")) else []
+    return (
+        [f for f, _ in several] if alone and several and _BESIDE.fullmatch(mask_spans(text, list(spans), "\n")) else []
+    )
 
 
 def _url(text: str) -> tuple[str, ...]:
@@ -238,7 +240,7 @@ def _url(text: str) -> tuple[str, ...]:
     return (f"url:{where}{parts.path.rstrip('/')}{query}",)
 
 
-def identifiers(text: str) -> list[str]:
+def identifiers_in(text: str) -> list[str]:
     """Return the forms of all addresses, links and account numbers in a text."""
     return list(dict.fromkeys(f for f, _ in _identifiers(text))) if TELLING.search(text) else []
 
@@ -252,7 +254,7 @@ def _identifiers(text: str) -> Iterator[tuple[str, tuple[int, int]]]:
             yield f"email:{address[0].rstrip('.').lower()}", address.span()
         end, at = address.end() if address is not None else at + 1, following
     for found in _URL.finditer(text):
-        for form in forms(found[0].rstrip(".,;:!?*_")):
+        for form in forms_of(found[0].rstrip(".,;:!?*_")):
             yield form, found.span()
     nations = [found.start() - 2 for found in _NATION.finditer(text)]
     for found in _each(_IBAN, text, nations):
@@ -278,31 +280,31 @@ def _checked(iban: str) -> bool:
     return int("".join(str(int(c, 36)) for c in iban[4:] + iban[:4])) % 97 == 1
 
 
-def mentions(text: str) -> dict[str, str]:
+def mentions_in(text: str) -> dict[str, str]:
     """Map each identifier, number, date and time in a text: its form → its spelling."""
     found: dict[str, str] = {}
-    for form, (start, end) in located(text):
+    for form, (start, end) in located_mentions(text):
         found.setdefault(form, text[start:end])
     return found
 
 
-def located(text: str) -> Iterator[tuple[str, tuple[int, int]]]:
+def located_mentions(text: str) -> Iterator[tuple[str, tuple[int, int]]]:
     """Yield form and span of each identifier, number, date and time in a text."""
     if not TELLING.search(text):
         return
     spans = [*_identifiers(text), *_dates(text, said=True)]
     yield from spans
-    rest = masked(text, [span for _, span in spans], "\n")
+    rest = mask_spans(text, [span for _, span in spans], "\n")
     for phone in _PHONE.finditer(rest):
         digits = "".join(c for c in phone[0] if c.isdigit())
         if len(digits) >= 7:
             yield f"digits:{digits}", phone.span()
     for number in _NUMBER.finditer(rest):
-        for meant in decimals(number[0]):
-            yield f"num:{canonical(meant)}", number.span()
+        for meant in number_readings(number[0]):
+            yield f"num:{canonical_number(meant)}", number.span()
 
 
-def masked(text: str, spans: Sequence[tuple[int, int]], sign: str) -> str:
+def mask_spans(text: str, spans: Sequence[tuple[int, int]], sign: str) -> str:
     """Return `text` with each character inside `spans` replaced by `sign`."""
     parts, at = [], 0
     for start, end in sorted(spans):

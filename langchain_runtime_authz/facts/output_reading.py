@@ -14,8 +14,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from langchain_runtime_authz.facts.argument_atoms import FIELD
-from langchain_runtime_authz.facts.json_copy import MAX_CHARS, MAX_DEPTH, MAX_NODES, SHORT, Held, held
-from langchain_runtime_authz.facts.normal_forms import REMEMBERED, TELLING, forms, key, mentions, remembered, said_forms
+from langchain_runtime_authz.facts.json_copy import MAX_CHARS, MAX_DEPTH, MAX_NODES, SHORT, OutputCopy, copy_output
+from langchain_runtime_authz.facts.normal_forms import (
+    REMEMBERED,
+    TELLING,
+    forms_of,
+    key,
+    mentions_in,
+    remembered,
+    said_forms,
+)
 from langchain_runtime_authz.tool_profile import FieldTrust, ToolProfile, Trust, field_trust
 
 MAX_SIGHTINGS: Final = 4096  # of one output
@@ -30,7 +38,7 @@ MAX_FLAT: Final = 64  # arguments of a call whose output `_plain` may read
 _NUMBERS: Final = frozenset((int, float, bool, type(None)))
 
 
-class Sighting(NamedTuple):
+class SeenValue(NamedTuple):
     """A value that was seen in an output.
 
     `key`: digest of its form. `origin`: the writer of its field, by the profile. `asserted`: it is the whole field, not
@@ -56,10 +64,10 @@ class Prose(NamedTuple):
 class Observation(NamedTuple):
     """The values and texts read from one output."""
 
-    sightings: tuple[Sighting, ...] = ()
+    sightings: tuple[SeenValue, ...] = ()
     prose: tuple[Prose, ...] = ()
-    rest: Reading | None = None  # can read the rest; None if all is read
-    held: Held | None = None  # the output as JSON values
+    rest: OutputReading | None = None  # can read the rest; None if all is read
+    held: OutputCopy | None = None  # the output as JSON values
 
 
 _NOTHING: Final = Observation()
@@ -77,12 +85,12 @@ def observe_output(
         plain = _plain(tool, profile, args, output)
         if plain is not None:
             return plain
-    own = held(output)
-    return Reading(tool, profile, _echo(args), failed, own).read(HEAD_NODES, HEAD_CHARS)._replace(held=own)
+    own = copy_output(output)
+    return OutputReading(tool, profile, _echo(args), failed, own).read(HEAD_NODES, HEAD_CHARS)._replace(held=own)
 
 
 def _plain(tool: str, profile: ToolProfile, args: Mapping[str, Any], output: str) -> Observation | None:
-    """Read a line of plain words fast. Return None if `Reading` must read it."""
+    """Read a line of plain words fast. Return None if `OutputReading` must read it."""
     if "\n" in output or output.lstrip()[:1] in ("{", "[") or TELLING.search(output) or len(args) > MAX_FLAT:
         return None
     whole = remembered(output, False)
@@ -95,12 +103,12 @@ def _plain(tool: str, profile: ToolProfile, args: Mapping[str, Any], output: str
         if kind is str:
             if given.isascii() and (word not in (folded := given.lower()) or text != " ".join(folded.split())):
                 continue
-            if whole[0] in (remembered(given, False) if len(given) <= REMEMBERED else forms(given)):
+            if whole[0] in (remembered(given, False) if len(given) <= REMEMBERED else forms_of(given)):
                 return _NOTHING  # an echo
         elif kind not in _NUMBERS:
             return None
     field = field_trust(profile, "")
-    return Observation((Sighting(key(whole[0]), field.origin, True, field.counterparty, tool),))
+    return Observation((SeenValue(key(whole[0]), field.origin, True, field.counterparty, tool),))
 
 
 def _echo(args: Mapping[str, Any]) -> set[str] | None:
@@ -114,22 +122,24 @@ def _echo(args: Mapping[str, Any]) -> set[str] | None:
         elif isinstance(top, list | tuple):
             stack += top
         else:
-            own = forms(top)
+            own = forms_of(top)
             found.update(own, said_forms(top, own))
             if isinstance(top, str):
                 if len(top) > MAX_ECHO:
                     return None
-                found.update(mentions(top))
+                found.update(mentions_in(top))
     return None if stack else found
 
 
-class Reading:
+class OutputReading:
     """Read one output in several steps. `weight`: characters that it takes in memory."""
 
-    def __init__(self, tool: str, profile: ToolProfile, echo: set[str] | None, failed: bool, output: Held) -> None:
+    def __init__(
+        self, tool: str, profile: ToolProfile, echo: set[str] | None, failed: bool, output: OutputCopy
+    ) -> None:
         self.tool, self.profile, self.echo, self.weight = tool, profile, echo or set(), output.weight
         self.failed = failed or echo is None
-        self.found: dict[Sighting, None] = {}
+        self.found: dict[SeenValue, None] = {}
         self.prose: list[Prose] = []
         self.nodes = self.chars = 0
         self._open: list[Iterator[tuple[object, tuple[str, ...], int]]] = [iter([(output.value, (), 0)])]
@@ -170,7 +180,7 @@ class Reading:
             prose = field.prose or self.failed or len(value) > min(SHORT, room) or "\n" in value
             value = value[:room]
             self.chars += len(value)
-        whole = forms(value) if not prose else ()
+        whole = forms_of(value) if not prose else ()
         says = said_forms(value, whole)
         if not self.echo.intersection(whole):
             for form in says:
@@ -183,7 +193,7 @@ class Reading:
                 self.prose.append(Prose(value, field.origin, source))
 
     def _mentions(self, text: str, field: FieldTrust, source: str, known: Sequence[str]) -> bool:
-        inner = [f for f in mentions(text) if f not in known] if len(self.found) < MAX_SIGHTINGS else ()
+        inner = [f for f in mentions_in(text) if f not in known] if len(self.found) < MAX_SIGHTINGS else ()
         for form in inner:
             if form not in self.echo:
                 self._see(form, field, source, asserted=False)
@@ -191,7 +201,7 @@ class Reading:
 
     def _see(self, form: str, field: FieldTrust, source: str, *, asserted: bool) -> None:
         if len(self.found) < MAX_SIGHTINGS:
-            self.found[Sighting(key(form), field.origin, asserted, field.counterparty, source)] = None
+            self.found[SeenValue(key(form), field.origin, asserted, field.counterparty, source)] = None
 
     def _field(self, path: tuple[str, ...]) -> tuple[FieldTrust, str]:
         known = self._fields.get(path)

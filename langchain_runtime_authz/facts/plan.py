@@ -60,7 +60,7 @@ class PlanRecord:
     prompt: str | None = None
 
 
-class Match(NamedTuple):
+class PlanMatch(NamedTuple):
     """The comparison of a call with its plan. `of`: the number of planned calls."""
 
     planned: bool
@@ -73,7 +73,7 @@ class Match(NamedTuple):
     prompt: str | None = None
 
 
-PLANNED_BY_CODE: Final = Match(True, False, False, 0, 1, "code")
+PLANNED_BY_CODE: Final = PlanMatch(True, False, False, 0, 1, "code")
 """The match of a call by the application's code (`RuntimeAuthz.effect`), which needs no other plan."""
 
 _quoted: Final = json.encoder.encode_basestring_ascii
@@ -101,15 +101,15 @@ def calls_digest(calls: Sequence[PlannedCall]) -> str:
     return hashlib.sha256("".join(_encode(calls, 0)).encode()).hexdigest()
 
 
-def match(
+def match_plan(
     plan: PlanRecord | None, epoch: int, position: int | None, call_id: str | None, tool: str, args: object
-) -> Match:
+) -> PlanMatch:
     """Compare a call with its message's plan. Without `position`, search by `call_id`."""
     if plan is None:
-        return Match(False, False, False, position or 0, 0, None)
+        return PlanMatch(False, False, False, position or 0, 0, None)
     of, source, stale, found = len(plan.calls), plan.source, plan.epoch != epoch, None
     if position is None:
-        found = locate(plan, call_id, tool, args)
+        found = planned_call(plan, call_id, tool, args)
     else:
         # Do not index: a carried plan lacks rejected calls, so a position is not an index.
         for planned in plan.calls:
@@ -117,13 +117,13 @@ def match(
                 found = planned
                 break
     if found is None:
-        return Match(False, stale, True, position or 0, of, source, plan.model, plan.prompt)
+        return PlanMatch(False, stale, True, position or 0, of, source, plan.model, plan.prompt)
     same = found.call_id == call_id and found.tool == tool and found.args_digest == raw_digest(args)
     same = same and found.args_digest != _UNCANONICAL
-    return Match(same, stale, not same, found.position, of, source, plan.model, plan.prompt)
+    return PlanMatch(same, stale, not same, found.position, of, source, plan.model, plan.prompt)
 
 
-def locate(plan: PlanRecord, call_id: str | None, tool: str, args: object) -> PlannedCall | None:
+def planned_call(plan: PlanRecord, call_id: str | None, tool: str, args: object) -> PlannedCall | None:
     """Return the planned call with this id, or None.
 
     If several have the id, prefer the one with the same tool and arguments, then the first one.
@@ -133,7 +133,7 @@ def locate(plan: PlanRecord, call_id: str | None, tool: str, args: object) -> Pl
     return next((c for c in found if c.tool == tool and c.args_digest == digest), found[0] if found else None)
 
 
-def carry(
+def carry_plan(
     plan: PlanRecord, epoch: int, instead: Mapping[int, PlannedCall | None], announced: Collection[int] = ()
 ) -> PlanRecord:
     """Return the plan for a new epoch.

@@ -6,15 +6,80 @@ and `outside` for all others. A list has the standing of its weakest item. Prove
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from langchain_runtime_authz.facts.argument_atoms import CallAtoms, Item
-from langchain_runtime_authz.facts.normal_forms import key, tidy
-from langchain_runtime_authz.facts.output_reading import Prose, Sighting
-from langchain_runtime_authz.facts.told_values import UserWords
+from langchain_runtime_authz.facts.normal_forms import fold, forms_of, key, mentions_in, skeleton, tidy
+from langchain_runtime_authz.facts.output_reading import Prose, SeenValue
+
+MAX_TEXT: Final = 20_000  # number of newest characters that are searched
+MAX_KNOWN: Final = 128  # values whose result is cached
+_TRIES: Final = 64
+_SHORTEST: Final = 2  # characters of a text; one letter names nothing
+_LOOKS: Final = 4  # characters; shorter values resemble too many words
+# A host without `https://` or `www.`, with a path or with a common ending that is not also a file extension.
+_HOST: Final = re.compile(
+    r"(?<![\w@.\-/:])((?:[a-z0-9][a-z0-9\-]{0,62}\.){1,4}(?:com|org|net|edu|gov|int|[a-z]{2,24}(?=/))(?:/[^\s<>\"'`(){}\[\]|\\]{0,500})?)"
+    r"(?![\w@\-\\]|[.:]\w)",
+    re.IGNORECASE | re.ASCII,
+)
+
+
+class UserWords:
+    """The user's words, prepared for search. `said(forms)`: the user said one of them."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        said = "\n".join(texts)[-MAX_TEXT:]
+        hosts = (f for h in _HOST.finditer(said) for f in forms_of(f"https://{h[1].rstrip('.,;:!?*_')}"))
+        self._text = fold(tidy(said))
+        self.said = lru_cache(maxsize=MAX_KNOWN)(partial(_said, frozenset((*mentions_in(said), *hosts)), self._text))
+        self._looks: str | None = None
+
+    def resembles(self, value: str) -> bool:
+        """Return True if `value` looks like something the user said, but differs."""
+        look = skeleton(tidy(value))
+        if len(look) < _LOOKS or self.said(forms_of(value)):
+            return False
+        if self._looks is None:
+            self._looks = "".join(skeleton(self._text[i : i + 1024]) for i in range(0, len(self._text), 1024))
+        return _within(look, self._looks)
+
+
+def _said(tokens: frozenset[str], words: str, value_forms: tuple[str, ...]) -> bool:
+    """Return True if `tokens` or `words` hold one of the forms."""
+    # A form of the kind `text` must stand in `words` as whole words.
+    for form in value_forms:
+        kind, _, text = form.partition(":")
+        if form in tokens if kind != "text" else len(text) >= _SHORTEST and _within(text, words):
+            return True
+    return False
+
+
+def _within(phrase: str, text: str) -> bool:
+    at = -1
+    for _ in range(_TRIES):
+        at = text.find(phrase, at + 1)
+        if at < 0:
+            return False
+        if not _joined(text, at - 1, -1) and not _joined(text, at + len(phrase), 1):
+            return True
+    return False
+
+
+def _joined(text: str, i: int, step: int) -> bool:
+    """Return True if the character at `i` extends the phrase from which `step` leads."""
+    if not 0 <= i < len(text):
+        return False
+    c = text[i]
+    if c.isalnum() or c in "_@\\":
+        return True
+    following = i + step
+    return c in ".-/:+" and 0 <= following < len(text) and text[following].isalnum()
+
 
 # Class → its text in a question to an approver. From most to least trusted.
 SAYS: Final = {
@@ -80,7 +145,7 @@ class TextsRead:
 
     __slots__ = ("_folded", "_found", "prose")
 
-    def __init__(self, prose: Sequence[Prose] = (), found: Mapping[str, Sequence[Sighting]] | None = None) -> None:
+    def __init__(self, prose: Sequence[Prose] = (), found: Mapping[str, Sequence[SeenValue]] | None = None) -> None:
         self.prose = prose
         self._found = found or {}
         self._folded: str | None = None
@@ -95,7 +160,7 @@ class TextsRead:
         if phrase in self._folded:
             yield from (p for p in reversed(self.prose) if phrase in p.folded)
 
-    def seen(self, ledger: Mapping[str, Sequence[Sighting]], keys: Sequence[str]) -> Mapping[str, Sequence[Sighting]]:
+    def seen(self, ledger: Mapping[str, Sequence[SeenValue]], keys: Sequence[str]) -> Mapping[str, Sequence[SeenValue]]:
         """Return key → sightings: those in `ledger`, and those of this process."""
         if not self._found:
             return ledger
@@ -110,11 +175,11 @@ class Evidence(NamedTuple):
 
     words: UserWords
     own: frozenset[str] = frozenset()
-    seen: Mapping[str, Sequence[Sighting]] = MappingProxyType({})
+    seen: Mapping[str, Sequence[SeenValue]] = MappingProxyType({})
     texts: TextsRead = NO_TEXTS
 
 
-def trace(atoms: CallAtoms, evidence: Evidence) -> dict[str, Provenance]:
+def trace_arguments(atoms: CallAtoms, evidence: Evidence) -> dict[str, Provenance]:
     """Return the provenance of the critical and date arguments that are not empty."""
     traced: dict[str, Provenance] = {}
     for name, kind, value, items, _ in atoms.atoms:
@@ -170,11 +235,11 @@ def _seen(part: tuple[str, ...], value: object, evidence: Evidence) -> Provenanc
     return Provenance(class_, standing, by, within, lookalike=lookalike)
 
 
-def _class(seen: Sighting) -> str:
+def _class(seen: SeenValue) -> str:
     return "counterparty" if seen.counterparty else seen.origin
 
 
-def _attribution(seen: Sighting) -> Attribution:
+def _attribution(seen: SeenValue) -> Attribution:
     return Attribution(seen.origin, seen.source, seen.counterparty)
 
 

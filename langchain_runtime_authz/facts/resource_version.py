@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Final
 
-from langchain_runtime_authz.digest import written
-from langchain_runtime_authz.facts.json_copy import parsed
+from langchain_runtime_authz.digest import json_text
+from langchain_runtime_authz.facts.json_copy import parse_json_text
 from langchain_runtime_authz.facts.normal_forms import MAX_VALUE, fold, iso_dates, tidy
 from langchain_runtime_authz.facts.provenance import Provenance
 from langchain_runtime_authz.tool_profile import ToolProfile
@@ -23,11 +23,13 @@ def resource_of(profile: ToolProfile, args: Mapping[str, Any]) -> str | None:
 
     The profile's template builds the name from the arguments: `order:{id}`.
     """
-    name = None if profile.resource is None else filled(profile.resource, {k: _written(v) for k, v in args.items()})
-    return None if name is None else spelled(name)
+    name = (
+        None if profile.resource is None else fill_template(profile.resource, {k: _written(v) for k, v in args.items()})
+    )
+    return None if name is None else one_spelling(name)
 
 
-def spelled(resource: str) -> str:
+def one_spelling(resource: str) -> str:
     """Return a name in one spelling, because a model may spell arguments differently."""
     name = tidy(resource)
     return fold((_dated(name) if len(name) <= MAX_VALUE else name).replace(" ", ""))
@@ -42,7 +44,7 @@ def _written(value: Any) -> str:
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
-def filled(template: str, args: Mapping[str, str]) -> str | None:
+def fill_template(template: str, args: Mapping[str, str]) -> str | None:
     """Return the template with the arguments filled in; None if one is missing."""
     try:
         return template.format_map(args)
@@ -58,16 +60,16 @@ def read_mark(tool: str, args_digest: str) -> str:
 def content_version(profile: ToolProfile, output: object) -> str:
     """Return the digest of the field `profile.version` of an output, or of all of it."""
     if profile.version is not None:
-        record = parsed(output)
+        record = parse_json_text(output)
         output = record.get(profile.version, output) if isinstance(record, Mapping) else output
-    text = output if isinstance(output, str) else written(output)
+    text = output if isinstance(output, str) else json_text(output)
     version = hashlib.sha256()
     for at in range(0, len(text), _PIECE):
         version.update(text[at : at + _PIECE].encode("utf-8", "surrogatepass"))
     return version.hexdigest()
 
 
-def sources(traced: Mapping[str, Provenance]) -> set[str]:
+def source_tools(traced: Mapping[str, Provenance]) -> set[str]:
     """Return the tools whose outputs supplied arguments that the user did not say."""
     items = [i for a in traced.values() if a.standing != "told" for i in (a, *a.items)]
     return {by.source.split("/", 1)[0] for i in items for by in (*i.asserted_by, *i.mentioned_by) if by.source}

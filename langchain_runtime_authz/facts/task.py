@@ -91,7 +91,7 @@ def _canonical(content: object) -> str:
         return fingerprint(content)
 
 
-def extend(task: Task, texts: Sequence[HumanText], *, correction: bool) -> Task:
+def extend_task(task: Task, texts: Sequence[HumanText], *, correction: bool) -> Task:
     """Return the task with `texts` added. `correction`: count one correction more."""
     if not texts:
         return task
@@ -104,7 +104,7 @@ def extend(task: Task, texts: Sequence[HumanText], *, correction: bool) -> Task:
     return Task(task.id or value[7:23], value, words, task.corrections + (1 if correction else 0))
 
 
-def changed(pinned: Sequence[HumanText], incoming: Sequence[HumanText]) -> tuple[HumanText, ...]:
+def new_texts(pinned: Sequence[HumanText], incoming: Sequence[HumanText]) -> tuple[HumanText, ...]:
     """Return the new texts in `incoming`, which may repeat the whole history.
 
     A text is a correction, and so new, if its id is pinned with another digest. A text with an unknown id is history if

@@ -27,12 +27,19 @@ from langchain_runtime_authz._http import Connection, Fetcher
 from langchain_runtime_authz._url import checked_url
 from langchain_runtime_authz.credential import token as claim
 from langchain_runtime_authz.credential.jwks import CachedDocument, JwksClient
-from langchain_runtime_authz.credential.jws import is_signed_by, read
+from langchain_runtime_authz.credential.jws import is_signed_by, parse_jws
 from langchain_runtime_authz.credential.signer import ALGORITHMS, checked_algorithms
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
 from langchain_runtime_authz.evaluation import Subject
 from langchain_runtime_authz.identity.providers import AUTHORIZED_PARTY as PARTY
-from langchain_runtime_authz.identity.providers import PAYLOAD_TYPE, PROVIDERS, Provider, header_type, name_of, shown
+from langchain_runtime_authz.identity.providers import (
+    PAYLOAD_TYPE,
+    PROVIDERS,
+    Provider,
+    header_type,
+    name_of,
+    shown_claim,
+)
 from langchain_runtime_authz.identity.workload import Proof, WorkloadIdentity
 
 MAX_LIFE: Final = 24 * 3600  # seconds; a longer-lived token does not prove who calls now
@@ -116,7 +123,7 @@ class OidcVerifier:
         header, claims = yield from self._genuine(token, now)
         self._check_kind(header, claims)
         if claim.CONFIRMATION in claims:  # without a check of the proof, a stolen token would do (RFC 9449 §7.2)
-            raise refused("it is bound to a key (`cnf`), and no proof of the key is taken here")
+            raise refusal("it is bound to a key (`cnf`), and no proof of the key is taken here")
         scope = claims.get("scope", claims.get("scp"))  # RFC 9068 §2.2.3; Entra ID and Okta
         scopes = scope.split() if isinstance(scope, str) else scope if isinstance(scope, list) else []
         named = frozenset(s for s in scopes if isinstance(s, str))
@@ -132,13 +139,13 @@ class OidcVerifier:
         subject, session = name_of(claims.get(claim.SUBJECT)), name_of(claims.get("sid"))
         token_id = name_of(claims.get(claim.TOKEN_ID))
         if header_type(header) not in ("logout+jwt", *OF_ID) or not isinstance(events, Mapping):
-            raise refused("expected a logout token")
+            raise refusal("expected a logout token")
         if not isinstance(events.get(LOGOUT), Mapping) or "nonce" in claims or (subject, session) == (None, None):
-            raise refused("expected a logout token with a session or a subject")
+            raise refusal("expected a logout token with a session or a subject")
         if token_id is None:
-            raise refused("expected a logout token with `jti`")
+            raise refusal("expected a logout token with `jti`")
         if self.client_id is None or self.client_id not in audiences_of(claims):
-            raise refused(f"expected `aud` {self.client_id}, found {shown(claims.get(claim.AUDIENCE))}")
+            raise refusal(f"expected `aud` {self.client_id}, found {shown_claim(claims.get(claim.AUDIENCE))}")
         return LoggedOut(subject, session, token_id, float(claims[claim.EXPIRES_AT]))
 
     logged_out, alogged_out = both(_logged_out)
@@ -160,14 +167,14 @@ class OidcVerifier:
 
     def _genuine(self, token: str, now: float | None) -> Flow[tuple[Mapping[str, Any], Mapping[str, Any]]]:
         """Return header and claims of a token that the provider signed and that is valid."""
-        jws = read(token, typ=None, algorithms=self._algorithms, code=Code.IDENTITY_INVALID)
+        jws = parse_jws(token, typ=None, algorithms=self._algorithms, code=Code.IDENTITY_INVALID)
         source, kid = _known((yield from self._keys.wanted()), self._why), str(jws.header["kid"])
         keys = _known((yield from source.keys.wanted(lambda keys: kid in keys)))
         if not is_signed_by(jws, keys.get(kid)):
-            raise refused("it is not signed with a key of the provider")
+            raise refusal("it is not signed with a key of the provider")
         claims = jws.claims
         if claims.get(claim.ISSUER) != self.issuer:
-            raise refused("its `iss` is another")
+            raise refusal("its `iss` is another")
         check_times(claims, time.time() if now is None else now)
         return jws.header, claims
 
@@ -177,23 +184,25 @@ class OidcVerifier:
         if wrong is None and self._audience is None:
             wrong = "expected an ID token, found an access token; set `audience` to accept those"
         elif wrong is None and self._audience not in audiences_of(claims):
-            wrong = f"expected an access token with `aud` {self._audience}, found {shown(claims.get(claim.AUDIENCE))}"
+            wrong = (
+                f"expected an access token with `aud` {self._audience}, found {shown_claim(claims.get(claim.AUDIENCE))}"
+            )
         elif wrong and self.client_id is not None and header_type(header) in OF_ID and not OF_ACCESS & claims.keys():
             other = self._other_client(claims, self.client_id)
             wrong = None if other is None else f"{other}; {wrong}"
         if wrong is not None:
-            raise refused(wrong)
+            raise refusal(wrong)
 
     @staticmethod
     def _other_client(claims: Mapping[str, Any], client: str) -> str | None:
         """Return why an ID token is not for this client (OIDC Core §3.1.3.7), or `None`."""
         audiences, party = audiences_of(claims), claims.get(PARTY)
         if client not in audiences:
-            return f"expected an ID token with `aud` {client}, found {shown(claims.get(claim.AUDIENCE))}"
+            return f"expected an ID token with `aud` {client}, found {shown_claim(claims.get(claim.AUDIENCE))}"
         if (party is not None or len(audiences) > 1) and party != client:
-            return f"expected an ID token with `azp` {client}, found {shown(party)}"
+            return f"expected an ID token with `azp` {client}, found {shown_claim(party)}"
         if claims.get(PAYLOAD_TYPE, "ID") != "ID":
-            return f"expected an ID token, found the payload's `typ` {shown(claims[PAYLOAD_TYPE])}"
+            return f"expected an ID token, found the payload's `typ` {shown_claim(claims[PAYLOAD_TYPE])}"
         return None
 
 
@@ -206,9 +215,9 @@ def _known(found: T | None, why: str | None = None) -> T:
 def _subject(claims: Mapping[str, Any], provider: Provider) -> Subject:
     name = name_of(claims.get(claim.SUBJECT))
     if name is None and claim.SUBJECT in claims:  # else a user with an unreadable name would count as the client
-        raise refused("its `sub` is not a name")
+        raise refusal("its `sub` is not a name")
     if "events" in claims:
-        raise refused("it reports an event (RFC 8417), as a logout token does, and has no caller")
+        raise refusal("it reports an event (RFC 8417), as a logout token does, and has no caller")
     client = provider.client_of(claims) or name_of(claims.get(PARTY))
     properties: dict[str, Any] = {"iss": claims[claim.ISSUER]}
     if client is not None:
@@ -217,11 +226,11 @@ def _subject(claims: Mapping[str, Any], provider: Provider) -> Subject:
         actor = claims[claim.ACTOR]
         acting = name_of(actor.get(claim.SUBJECT)) if isinstance(actor, Mapping) else None
         if acting is None:
-            raise refused("its `act` has no `sub` that is a name")
+            raise refusal("its `act` has no `sub` that is a name")
         return Subject(type="agent", id=acting, properties={**properties, "on_behalf_of": name or ""})
     if name is None or name == client or _is_client(claims, provider):
         if (own := name or client) is None:
-            raise refused("it has neither a subject nor a client")
+            raise refusal("it has neither a subject nor a client")
         return Subject(type="service", id=own, properties=properties)
     if (email := name_of(claims.get("email"))) is not None and claims.get("email_verified") is True:
         properties["identifiers"] = [email]
@@ -249,11 +258,11 @@ def check_times(claims: Mapping[str, Any], now: float, *, issued: bool = True) -
     began = _time(claims.get(claim.ISSUED_AT))
     odd = (began is None and (issued or claim.ISSUED_AT in claims)) or (since is None and claim.NOT_BEFORE in claims)
     if expires is None or odd:
-        raise refused("it must say when it was issued and when it expires")
+        raise refusal("it must say when it was issued and when it expires")
     began = now if began is None else began
     starts = max(began, began if since is None else since)
     if not (starts - claim.LEEWAY <= now < expires + claim.LEEWAY and expires - began <= MAX_LIFE):
-        raise refused("it is not valid now")
+        raise refusal("it is not valid now")
 
 
 def audiences_of(claims: Mapping[str, Any]) -> list[str]:
@@ -268,7 +277,7 @@ def _time(value: object) -> float | None:
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def refused(why: str) -> AuthzError:
+def refusal(why: str) -> AuthzError:
     """Return the error for a refused token (`identity_invalid`)."""
     return AuthzError(Code.IDENTITY_INVALID, why)
 
@@ -319,7 +328,7 @@ class TokenFileIdentity(WorkloadIdentity):
         try:
             caller = self._verifier.caller(token)
             if caller.subject.type == "agent":
-                raise refused("the token speaks for an agent, not for a workload")
+                raise refusal("the token speaks for an agent, not for a workload")
         except AuthzError as exc:
             (self._miss if exc.code == Code.IDENTITY_UNAVAILABLE else self._refuse)(str(exc.detail))
             return

@@ -39,9 +39,9 @@ class Provider:
         typ = header_type(header)
         if typ not in self.types:
             wanted = " or ".join(sorted(t or "none" for t in self.types))
-            return self._expected(f"the header's `typ` {wanted}", shown(header.get("typ")))
+            return self._expected(f"the header's `typ` {wanted}", shown_claim(header.get("typ")))
         if self.payload and claims.get(PAYLOAD_TYPE) != self.payload:
-            found = shown(claims.get(PAYLOAD_TYPE))
+            found = shown_claim(claims.get(PAYLOAD_TYPE))
             return self._expected(f"the payload's `typ` {self.payload}", found)
         if only := [name for name in self.id_only if name in claims]:
             return self._expected("an access token", f"an ID token's `{only[0]}`")
@@ -92,7 +92,7 @@ def name_of(value: object) -> str | None:
     return value if isinstance(value, str) and 0 < len(value) <= MAX_NAME and value.isprintable() else None
 
 
-def shown(value: object) -> str:
+def shown_claim(value: object) -> str:
     """Return a claim for an error message: short plain texts, else `another value`."""
     if value is None or value == "":
         return "none"

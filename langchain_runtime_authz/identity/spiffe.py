@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from langchain_runtime_authz.credential import token as claim
 from langchain_runtime_authz.credential.jwks import Keys, usable_keys
-from langchain_runtime_authz.credential.jws import is_signed_by, read
+from langchain_runtime_authz.credential.jws import is_signed_by, parse_jws
 from langchain_runtime_authz.credential.signer import ALGORITHMS, checked_algorithms
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
 from langchain_runtime_authz.evaluation import Subject
-from langchain_runtime_authz.identity.oidc import audiences_of, check_times, refused
-from langchain_runtime_authz.identity.providers import header_type, shown
+from langchain_runtime_authz.identity.oidc import audiences_of, check_times, refusal
+from langchain_runtime_authz.identity.providers import header_type, shown_claim
 from langchain_runtime_authz.identity.workload import Proof, WorkloadIdentity
 
 if TYPE_CHECKING:  # `spiffe` loads gRPC
@@ -176,7 +176,7 @@ class SpiffeIdentity(WorkloadIdentity):
             return
         domain = svid.spiffe_id.trust_domain.name
         wrong = f"expected an SVID of `{self.trust_domain}`, found `{domain}`" if domain != self.trust_domain else None
-        if wrong := wrong or unproven(svid.cert_chain, _bundle(context, self.trust_domain)):
+        if wrong := wrong or why_unproven(svid.cert_chain, _bundle(context, self.trust_domain)):
             self._refuse(wrong)
             return
         self._accept(Proof(str(svid.spiffe_id), svid.cert_chain[0].not_valid_after_utc.timestamp()))
@@ -211,7 +211,9 @@ def mutual_tls(svid: X509Svid, authorities: set[Certificate], peer: str) -> ssl.
             base.do_handshake(self, *args)
             found = [value for kind, value in (self.getpeercert() or {}).get("subjectAltName", ()) if kind == "URI"]
             if found != [peer]:
-                raise ssl.SSLCertVerificationError(f"expected `{peer}`, found {shown(found[0] if found else None)}")
+                raise ssl.SSLCertVerificationError(
+                    f"expected `{peer}`, found {shown_claim(found[0] if found else None)}"
+                )
 
         return type(base.__name__, (base,), {"do_handshake": do_handshake})
 
@@ -228,7 +230,7 @@ def mutual_tls(svid: X509Svid, authorities: set[Certificate], peer: str) -> ssl.
     return context
 
 
-def unproven(chain: list[Certificate], authorities: set[Certificate]) -> str | None:
+def why_unproven(chain: list[Certificate], authorities: set[Certificate]) -> str | None:
     """Return why a chain, leaf first, does not prove its leaf now; `None` if it does."""
     from cryptography.x509.verification import ExtensionPolicy, PolicyBuilder, Store, VerificationError
 
@@ -282,21 +284,21 @@ class SvidVerifier:
 
         Raises `AuthzError`: `identity_invalid` for a refused token, `identity_unavailable` without the domain's bundle.
         """
-        jws = read(token, typ=None, algorithms=self._algorithms, code=Code.IDENTITY_INVALID)
+        jws = parse_jws(token, typ=None, algorithms=self._algorithms, code=Code.IDENTITY_INVALID)
         if header_type(jws.header) not in TYPES:
-            raise refused(f"expected the header's `typ` JWT, JOSE or none, found {shown(jws.header.get('typ'))}")
+            raise refusal(f"expected the header's `typ` JWT, JOSE or none, found {shown_claim(jws.header.get('typ'))}")
         workload = jws.claims.get(claim.SUBJECT)
         domain = trust_domain_of(workload)
         if domain not in self._domains:
             wanted = ", ".join(f"`{d}`" for d in sorted(self._domains))
-            raise refused(f"expected a workload of {wanted}, found {shown(domain)}")
+            raise refusal(f"expected a workload of {wanted}, found {shown_claim(domain)}")
         keys = self._keys(str(domain))
         if keys is None:
             raise AuthzError(Code.IDENTITY_UNAVAILABLE, f"the bundle of `{domain}` is not at hand")
         if not is_signed_by(jws, keys.get(str(jws.header["kid"]))):
-            raise refused("it is not signed with a key of the trust domain's bundle")
+            raise refusal("it is not signed with a key of the trust domain's bundle")
         if self._audience not in audiences_of(jws.claims):
-            raise refused(f"expected `aud` {self._audience}, found {shown(jws.claims.get(claim.AUDIENCE))}")
+            raise refusal(f"expected `aud` {self._audience}, found {shown_claim(jws.claims.get(claim.AUDIENCE))}")
         check_times(jws.claims, time.time() if now is None else now, issued=False)
         properties: dict[str, Any] = {"trust_domain": domain, "attested": True}
         return Subject(type="service", id=str(workload), properties=properties)

@@ -51,11 +51,11 @@ class StaticIdentity:
         self.base = base
 
     def agent_id(self, path: tuple[str, ...]) -> str:
-        return f"{self.base}:{joined(path)}" if path else self.base
+        return f"{self.base}:{joined_path(path)}" if path else self.base
 
 
 @lru_cache(maxsize=1024)
-def joined(path: tuple[str, ...]) -> str:
+def joined_path(path: tuple[str, ...]) -> str:
     """Return a path as a text that no other path has."""
     return "/".join(quote(name, safe="", errors="surrogatepass") for name in path)
 
@@ -114,7 +114,7 @@ class WorkloadIdentity:
         base = self._id
         if base is None:
             return StaticIdentity().agent_id(path)
-        return f"{base}{'/' if '#' in base else '#'}{joined(path)}" if path else base
+        return f"{base}{'/' if '#' in base else '#'}{joined_path(path)}" if path else base
 
     def close(self) -> None:
         """Stop renewing the proof. The present proof is valid until it expires."""

@@ -54,13 +54,13 @@ def execution_of(config: Mapping[str, Any]) -> object:
     return getattr(getattr(counter, "numbers", None), "counter", counter)
 
 
-def fits(answer: object, ids: Collection[str], *, plain: bool) -> bool:
+def is_marked_for(answer: object, ids: Collection[str], *, plain: bool) -> bool:
     """Return True if `answer` is marked for one of `ids`. If unmarked, return `plain`."""
     marks = answer.get(OURS) if isinstance(answer, Mapping) else None
     return not set(ids).isdisjoint(marks) if isinstance(marks, list) else plain
 
 
-def pause(value: Mapping[str, Any], ids: Collection[str] | None = None) -> Any:
+def interrupt_for(value: Mapping[str, Any], ids: Collection[str] | None = None) -> Any:
     """Raise the interrupt of an approval question, or return its answer.
 
     `ids`: return only an answer that is marked for one of these approvals.
@@ -106,7 +106,7 @@ def counting_questions(
     asked = [*mine] if mine and around is not None else []
     if asked:  # of these, a marked answer belongs to an approval of a call inside the tool
         unused = [n for n in asked if n < len(resume) and numbers.get(n) is not Use.GIVEN]
-        left = [n for n in unused if fits(resume[n], (), plain=True)]
+        left = [n for n in unused if is_marked_for(resume[n], (), plain=True)]
 
     def counted() -> int:
         ids, number = _pausing.get(), len(resume)
@@ -139,7 +139,7 @@ def _next_number(numbers: Numbers, resume: list[Any], ids: Collection[str], conf
     while True:
         number = numbers.counter()
         given = resume[number : number + 1]
-        if numbers.is_free(number) and all(fits(answer, ids, plain=not ids) for answer in given):
+        if numbers.is_free(number) and all(is_marked_for(answer, ids, plain=not ids) for answer in given):
             numbers[number] = Use.GIVEN
             return number
         numbers.setdefault(number, Use.MET)

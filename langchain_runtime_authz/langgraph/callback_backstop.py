@@ -29,18 +29,17 @@ from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError
 from langchain_runtime_authz.evaluation import deny
 from langchain_runtime_authz.facts.plan import calls_digest, plan_calls
 from langchain_runtime_authz.langgraph import private_api as private
-from langchain_runtime_authz.langgraph.messages import answer
+from langchain_runtime_authz.langgraph.messages import answer_message
 from langchain_runtime_authz.langgraph.model_call import call_as_sent, decide_shown
 from langchain_runtime_authz.langgraph.object_graph import DECISIONS
 from langchain_runtime_authz.langgraph.resume_values import resume_handler
-from langchain_runtime_authz.langgraph.run_context import RunHandle, current_node, run_handle, running
-from langchain_runtime_authz.langgraph.tool_arrival import Arrival, arrival_unguarded
-from langchain_runtime_authz.langgraph.tool_call_parsing import unknown
+from langchain_runtime_authz.langgraph.run_context import RunHandle, current_node, current_run, run_handle
+from langchain_runtime_authz.langgraph.tool_arrival import CallArrival, arrival_unguarded
+from langchain_runtime_authz.langgraph.tool_call_parsing import unknown_call
 from langchain_runtime_authz.langgraph.tool_execution import ToolExecution
-from langchain_runtime_authz.langgraph.tool_facts import ToolGuard
-from langchain_runtime_authz.langgraph.tool_lookup import is_guarded
+from langchain_runtime_authz.langgraph.tool_lookup import ToolGuard, is_guarded
 from langchain_runtime_authz.pep.call import Denial, Replay
-from langchain_runtime_authz.pep.conclude_calls import conclude
+from langchain_runtime_authz.pep.conclude_calls import conclude_call
 from langchain_runtime_authz.pep.obligations import obliged_fields
 from langchain_runtime_authz.pep.run import Engine, Flow, Run, adrive, drive
 
@@ -146,10 +145,10 @@ class _Backstop(_Models):
     def on_tool_start(self, serialized: dict[str, Any], _input: str, *, run_id: UUID, **_kwargs: Any) -> Due:
         started = private.starting_tool()
         if started is None:
-            if (run := running()) is None:
+            if (run := current_run()) is None:
                 raise AuthzDenied(Code.NO_RUN, deny(Code.NO_RUN).decision_id)
-            call = unknown(str((serialized or {}).get("name")), None, None, None, {})
-            return run.engine, _decide(Arrival(call, {}, run=run), None)
+            call = unknown_call(str((serialized or {}).get("name")), None, None, None, {})
+            return run.engine, _decide(CallArrival(call, {}, run=run), None)
         tool, given, config, call_id = started
         one = current_scope.get()
         if is_guarded(tool) or (
@@ -175,16 +174,16 @@ def _handle_around() -> RunHandle | None:
         return None
 
 
-def _decide(arrived: Arrival, run_id: UUID | None) -> Flow[None]:
+def _decide(arrived: CallArrival, run_id: UUID | None) -> Flow[None]:
     verdict = yield from arrived.decide()
     run, call = arrived.run, arrived.call
     if isinstance(verdict, Replay):
         verdict = Denial(call, deny(Code.OUTCOME_UNKNOWN))
     if run is None or isinstance(verdict, Denial):
-        answer(verdict, None)  # raises
+        answer_message(verdict, None)  # raises
         return
     if obliged_fields(verdict.obligations):
-        yield from conclude(run, verdict, call, "released")
+        yield from conclude_call(run, verdict, call, "released")
         raise AuthzDenied(Code.UNKNOWN_OBLIGATION, verdict.decision_id)
     verdict.mint = None
     if (execution := arrived.execution(run_id, verdict)) is not None:
@@ -235,7 +234,7 @@ def _register() -> None:
     )
 
 
-def install(*, everywhere: bool = False, listens: bool = False) -> None:
+def install_hook(*, everywhere: bool = False, listens: bool = False) -> None:
     """Register the hook with LangChain, once per process.
 
     `everywhere`: also deny unguarded tools outside runs. `listens`: record model outputs of unprotected graphs in
@@ -246,7 +245,7 @@ def install(*, everywhere: bool = False, listens: bool = False) -> None:
     _hook.listens |= listens
 
 
-def hearing(config: dict[str, Any]) -> dict[str, Any]:
+def with_backstop(config: dict[str, Any]) -> dict[str, Any]:
     """Return a root entry's config with the backstop among its callbacks."""
     # If a node passes its callbacks to another thread, the backstop then works there too.
     callbacks = config.get("callbacks")

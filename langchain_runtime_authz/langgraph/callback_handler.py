@@ -11,7 +11,7 @@ from langchain_core.callbacks import BaseCallbackHandler
 from langchain_runtime_authz.audit.record import observation_record
 from langchain_runtime_authz.langgraph.private_api import starting_graph, starting_tool
 from langchain_runtime_authz.langgraph.protect import owner_of
-from langchain_runtime_authz.langgraph.run_context import running
+from langchain_runtime_authz.langgraph.run_context import current_run
 from langchain_runtime_authz.langgraph.tool_lookup import is_guarded
 from langchain_runtime_authz.langgraph.tool_node import AuthzParts
 from langchain_runtime_authz.telemetry.spans import record_observation
@@ -43,13 +43,13 @@ class AuthzCallbackHandler(BaseCallbackHandler):
         self._engine = authz.root_entry.engine
 
     def on_tool_start(self, serialized: dict[str, Any] | None, input_str: str, **kwargs: Any) -> None:
-        if running() is not None:
+        if current_run() is not None:
             return  # guarded, or decided by the callback backstop
         if (started := starting_tool()) is None or not is_guarded(started[0]):
             self._observe("tool", _name(serialized, kwargs) if started is None else started[0].name)
 
     def on_chat_model_start(self, serialized: dict[str, Any] | None, messages: Any, **kwargs: Any) -> None:
-        if running() is None:
+        if current_run() is None:
             self._observe("model", _name(serialized, kwargs))
 
     on_llm_start = on_chat_model_start  # type: ignore[assignment]  # prompts in the place of messages
@@ -60,9 +60,9 @@ class AuthzCallbackHandler(BaseCallbackHandler):
             if owner_of(graph) is None:
                 self._observe("graph", graph.get_name())
         elif kwargs.get("run_type") == "llm":  # a decision model
-            if running() is None:
+            if current_run() is None:
                 self._observe("model", _name(serialized, kwargs))
-        elif running() is None and "langgraph_node" not in (kwargs.get("metadata") or {}):
+        elif current_run() is None and "langgraph_node" not in (kwargs.get("metadata") or {}):
             self._observe("chain", _name(serialized, kwargs))
 
     def _observe(self, what: What, name: str) -> None:

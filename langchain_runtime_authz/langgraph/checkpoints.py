@@ -25,9 +25,9 @@ from langgraph.constants import START
 from langgraph.store.base import BaseStore, SearchItem
 from langgraph.types import Command, StateSnapshot
 
-from langchain_runtime_authz.digest import digest, fingerprint, project
+from langchain_runtime_authz.digest import as_json, digest, fingerprint
 from langchain_runtime_authz.errors import ConfigError, MappingError
-from langchain_runtime_authz.facts.checkpoint_head import Below, ChildMark, Head, outside_key
+from langchain_runtime_authz.facts.checkpoint_head import CheckpointHead, ChildMark, ChildStates, outside_key
 from langchain_runtime_authz.facts.plan import raw_digest
 from langchain_runtime_authz.facts.task import HumanText, content_digest
 from langchain_runtime_authz.langgraph import private_api as private
@@ -36,7 +36,7 @@ from langchain_runtime_authz.ledger.base import Query, Snapshot
 from langchain_runtime_authz.ledger.changes import Change, DeleteMarks, SetMark
 from langchain_runtime_authz.pep.approval_questions import approval_ids
 from langchain_runtime_authz.pep.run import Flow, Load, Perform, Run
-from langchain_runtime_authz.pep.run_lifecycle import edited
+from langchain_runtime_authz.pep.run_lifecycle import record_child_edit
 
 WATCHED: Final = ("messages", "todos", "files")
 MAX_ITEMS: Final = 1000  # items of a store's namespace that are compared
@@ -79,11 +79,11 @@ def thread_config(config: Mapping[str, Any], checkpoint: str | None = None) -> d
     configurable = config.get("configurable") or {}
     if configurable.get("thread_id") is None:
         return None
-    place = {n: configurable.get(n, "") for n in ("thread_id", "checkpoint_ns")} | private.lent(config)
+    place = {n: configurable.get(n, "") for n in ("thread_id", "checkpoint_ns")} | private.lent_checkpointer(config)
     return {"configurable": place if checkpoint is None else {**place, "checkpoint_id": checkpoint}}
 
 
-def read_head(saver: BaseCheckpointSaver[Any], config: Mapping[str, Any]) -> Flow[Head | None]:
+def read_head(saver: BaseCheckpointSaver[Any], config: Mapping[str, Any]) -> Flow[CheckpointHead | None]:
     """Read the checkpoint that `config` loads; None if the thread has none."""
     frames, newest = _frames(saver), thread_config(config)
     named = (config.get("configurable") or {}).get("checkpoint_id")
@@ -93,7 +93,7 @@ def read_head(saver: BaseCheckpointSaver[Any], config: Mapping[str, Any]) -> Flo
     last: CheckpointTuple | None = (yield _get(frames, newest)) if named else found
     ident = found.checkpoint["id"]
     ahead = last.checkpoint["id"] if last is not None else ident
-    return Head(ident, str(found.metadata.get("source", "")), ahead if ahead != ident else "")
+    return CheckpointHead(ident, str(found.metadata.get("source", "")), ahead if ahead != ident else "")
 
 
 def at_replay(graph: Any, config: Mapping[str, Any], given: object) -> Flow[Mapping[str, Any]]:
@@ -133,27 +133,29 @@ def read_memory(store: BaseStore | None, namespaces: Sequence[tuple[str, ...]]) 
     return raw_digest(sorted(held))
 
 
-def moved(graph: Any, config: Mapping[str, Any], channels: Sequence[str], head: str, left: str) -> Flow[bool]:
+def task_changed_between(
+    graph: Any, config: Mapping[str, Any], channels: Sequence[str], head: str, left: str
+) -> Flow[bool]:
     """Return True if the task changed between the checkpoints `left` and `head`."""
     before: StateSnapshot = yield read_state(graph, thread_config(config, left))
     now: StateSnapshot = yield read_state(graph, thread_config(config, head))
-    return differ(before, now, channels)
+    return states_differ(before, now, channels)
 
 
 def update_changed(graph: Any, before: StateSnapshot, place: Any, channels: Sequence[str]) -> Flow[bool]:
     """Return True if the `update_state` that wrote `place` changed a watched channel."""
     # Writes of a run that continued meanwhile do not count.
     after: StateSnapshot = yield read_state(graph, place)
-    if not differ(before, after, channels):
+    if not states_differ(before, after, channels):
         return False
     base, read = after, _checkpoint(before.config)
     while base is after or (base.metadata or {}).get("source") == "update":
         if _checkpoint(base.parent_config) <= read:
             # Read the stored state: later writes of the checkpoint's tasks were not in the update's state.
             base = (yield read_state(graph, before.config)) if read else before
-            return START not in base.next or differ(base, after, channels)
+            return START not in base.next or states_differ(base, after, channels)
         base = yield read_state(graph, base.parent_config)
-    return differ(base, after, channels)
+    return states_differ(base, after, channels)
 
 
 def _checkpoint(config: Mapping[str, Any] | None, name: str = "checkpoint_id") -> str:
@@ -162,7 +164,7 @@ def _checkpoint(config: Mapping[str, Any] | None, name: str = "checkpoint_id") -
 
 def read_waiting(
     graph: Any, config: Mapping[str, Any], channels: Sequence[str], *, nodes_only: bool = False
-) -> Flow[Below | None]:
+) -> Flow[ChildStates | None]:
     """Read the state of a root graph's waiting child graphs; None if none waits.
 
     Graphs that a task's code calls are found by namespace, one level deep. `nodes_only`: if no node is a graph, return
@@ -181,13 +183,13 @@ def read_waiting(
             one: CheckpointTuple | None = yield _get(saver, place)
             if one is None:
                 break
-            found.append(watched(one.checkpoint["channel_values"], channels))
+            found.append(watched_digests(one.checkpoint["channel_values"], channels))
             kept.append((one.config, one.metadata))
     if not found:
         return None
     updates = [_checkpoint(config) for config, metadata in kept if (metadata or {}).get("source") == "update"]
     namespaces = dict.fromkeys(_checkpoint(config, "checkpoint_ns") for config, _ in kept)
-    return Below(raw_digest(found), tuple(filter(None, updates)), tuple(filter(None, namespaces)))
+    return ChildStates(raw_digest(found), tuple(filter(None, updates)), tuple(filter(None, namespaces)))
 
 
 def _called(graph: Any, state: StateSnapshot) -> dict[str, int]:
@@ -206,7 +208,7 @@ def _waiting(state: StateSnapshot, kept: list[tuple[Any, Any]], channels: Sequen
     for task in state.tasks:
         if isinstance(child := task.state, StateSnapshot):
             kept.append((child.config, child.metadata))
-            says = watched(child.values, channels)
+            says = watched_digests(child.values, channels)
             found.append([task.name, says, sorted(child.next), _waiting(child, kept, channels)])
     return found
 
@@ -219,13 +221,13 @@ def mark_of(place: Mapping[str, Any], graph: str) -> ChildMark:
     return ChildMark(where, lasting=private.keys.NS_END not in namespace)
 
 
-def check_child(run: Run, graph: Any, place: private.Place, channels: Sequence[str]) -> Flow[bool]:
+def check_child(run: Run, graph: Any, place: private.StatePlace, channels: Sequence[str]) -> Flow[bool]:
     """Return True if a child ran before. Raises `AuthzDenied` if edited since."""
     mark, read = mark_of(place.config, graph.get_name()), partial(read_head, place.saver, place.config)
-    return edited(run, mark, read, partial(moved, graph, place.config, channels))
+    return record_child_edit(run, mark, read, partial(task_changed_between, graph, place.config, channels))
 
 
-def mark_child(graph: Any, place: private.Place, *, known: bool, again: bool) -> Flow[list[Change]]:
+def mark_child(graph: Any, place: private.StatePlace, *, known: bool, again: bool) -> Flow[list[Change]]:
     """Return the changes that record a child's checkpoint when its run ends.
 
     `known`: the ledger has a mark of the child. `again`: the child continues later from this checkpoint.
@@ -281,7 +283,7 @@ def _update_at(run: Run, graph: Any, place: Mapping[str, Any], channels: Sequenc
         base = (yield _get(frames, base.parent_config)) if base.parent_config else None
     now: StateSnapshot = yield read_state(graph, found.config)
     before: StateSnapshot | None = (yield read_state(graph, base.config)) if base is not None else None
-    if not (differ(before, now, channels) if before is not None else watched(now.values, channels)):
+    if not (states_differ(before, now, channels) if before is not None else watched_digests(now.values, channels)):
         return []
     heard = {t.digest for t in human_texts(before.values)} if before is not None else set()
     texts = [HumanText(t.digest, t.text, t.key, own=False) for t in human_texts(now.values) if t.digest not in heard]
@@ -312,15 +314,15 @@ def _is_news(found: CheckpointTuple, known: Collection[str | None]) -> bool:
     return found.metadata.get("source") == "update" and outside_key(found.checkpoint["id"]) not in known
 
 
-def differ(before: StateSnapshot, now: StateSnapshot, channels: Sequence[str]) -> bool:
+def states_differ(before: StateSnapshot, now: StateSnapshot, channels: Sequence[str]) -> bool:
     """Return True if a watched channel changed, or a waiting task is gone."""
     dropped = Counter(before.next) - Counter(now.next)
     if now.next:  # the input task ended, and started the tasks that wait now
         dropped.pop(START, None)
-    return bool(dropped) or watched(before.values, channels) != watched(now.values, channels)
+    return bool(dropped) or watched_digests(before.values, channels) != watched_digests(now.values, channels)
 
 
-def watched(values: object, channels: Sequence[str] = ()) -> dict[str, str]:
+def watched_digests(values: object, channels: Sequence[str] = ()) -> dict[str, str]:
     """Return channel → digest of its value, for the watched channels of a state."""
     if not isinstance(values, Mapping):
         return {"": content_of(values)}
@@ -344,6 +346,6 @@ def content_of(value: object) -> str:
             parts.append(value.role)
         return raw_digest(parts)
     try:
-        return digest(project(value))
+        return digest(as_json(value))
     except MappingError:
         return content_digest(value)

@@ -22,7 +22,7 @@ from langchain_runtime_authz.langgraph import answer_numbers
 from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph.messages import stored_result
 from langchain_runtime_authz.langgraph.tool_call_parsing import parses_alike
-from langchain_runtime_authz.langgraph.tool_execution import Pending
+from langchain_runtime_authz.langgraph.tool_execution import PendingCall
 from langchain_runtime_authz.ledger.base import Approval, Conflict, Query
 from langchain_runtime_authz.ledger.changes import SetMark
 from langchain_runtime_authz.pep import approval_answers, approval_questions
@@ -36,9 +36,9 @@ from langchain_runtime_authz.pep.run import Block, Commit, Effect, Flow, Load, R
 
 _SKIPPED: Final[dict[str, list[str]]] = {answer_numbers.OURS: []}  # stored as the answer with a skipped number
 # Pause for an approver. Raises `GraphInterrupt` until there is an answer, then returns it.
-Interrupt: Final = Effect(lambda _, value: answer_numbers.pause(value))
+Interrupt: Final = Effect(lambda _, value: answer_numbers.interrupt_for(value))
 # Like `Interrupt`, if a later question has used this question's number. It accepts only answers to this question.
-AskAgain: Final = Effect(lambda _, value: answer_numbers.pause(value, approval_questions.approval_ids(value)))
+AskAgain: Final = Effect(lambda _, value: answer_numbers.interrupt_for(value, approval_questions.approval_ids(value)))
 
 
 def _decide(run: Run, calls: Sequence[Call], entry: Entry = None) -> Flow[list[DecidedCall]]:
@@ -64,7 +64,7 @@ def decide_together(
     *,
     entry: Entry = None,
     turn: Callable[[], bool] | None = None,
-) -> Flow[list[Pending]]:
+) -> Flow[list[PendingCall]]:
     """Decide calls that all run in this graph task, before any of them runs.
 
     No call runs before every question is answered. `turn`, for a hand-written node's calls, returns True if they may ask
@@ -77,7 +77,7 @@ def decide_together(
         if one.approval is not None or one.decision.outcome == "approval_required":
             decided = yield from _Asking(run, config, turn).ask(calls, decided)
             break
-    waiting: list[Pending] = []
+    waiting: list[PendingCall] = []
     for place, one in enumerate(decided):
         reviewed, row = one.call.reviewed, one.row
         verdict: Any = None
@@ -94,7 +94,7 @@ def decide_together(
             answered = [0, *answered]  # the answer to the review, which is not repeated
         paused = row is not None and row.state == "suspended"
         replaced = bool(one.call.edited_by) and _replaced(one)
-        waiting.append(Pending(run, one.call, verdict, place, answers=answered, paused=paused, replaced=replaced))
+        waiting.append(PendingCall(run, one.call, verdict, place, answers=answered, paused=paused, replaced=replaced))
     return waiting
 
 
@@ -113,14 +113,16 @@ def decide_message(run: Run, calls: Sequence[Call], config: Mapping[str, Any], e
     return [_denied(j, Code.APPROVAL_CAPPED) if j.key in keys else j for j in decided]
 
 
-def decide_one_of(run: Run, decided: Sequence[DecidedCall], position: int, config: Mapping[str, Any]) -> Flow[Pending]:
+def decide_one_of(
+    run: Run, decided: Sequence[DecidedCall], position: int, config: Mapping[str, Any]
+) -> Flow[PendingCall]:
     """Decide the call `decided[position]` in its own graph task.
 
     The first graph task with a question raises one interrupt about all calls; the others pause without a question.
     """
     mine, asking = decided[position], _Asking(run, config)
     if _for_review(mine):
-        return Pending(run, mine.call, None)
+        return PendingCall(run, mine.call, None)
     askable = [i for i, j in enumerate(decided) if _askable(j)]
     first, asked_before = askable[:1] == [position], _asked_by(mine, asking.task) is not None
     if asking.pauses and position in askable and not asked_before:
@@ -141,7 +143,7 @@ def decide_one_of(run: Run, decided: Sequence[DecidedCall], position: int, confi
         if verdict is None:
             (mine,) = yield from asking.ask([mine.call], [mine])
             _, verdict = yield from claim_call(run, mine)
-    return Pending(run, mine.call, verdict, replaced=_replaced(mine))
+    return PendingCall(run, mine.call, verdict, replaced=_replaced(mine))
 
 
 def _is_open(decided: DecidedCall) -> bool:
@@ -219,13 +221,13 @@ class _Asking:
             if not repeated:
                 if self._numbers is None:  # LangGraph's counter must count the answer
                     with suppress(GraphInterrupt):
-                        yield Interrupt(approval_questions.payload([]))
+                        yield Interrupt(approval_questions.interrupt_value([]))
                 continue
             answer = yield from self._answered(repeated)
             heard.update(a.id for _, a in repeated)
             yield from _resolve(self.run, repeated, answer)
             approved = [a for _, a in repeated if a.state == "approved"]
-            said = approval_answers.answers([a for _, a in repeated], answer, self.run.subject) if approved else []
+            said = approval_answers.read_answers([a for _, a in repeated], answer, self.run.subject) if approved else []
             withdrawn |= {a.call_key for a in said if a.state == "rejected"}.intersection(a.call_key for a in approved)
         return rounds, withdrawn
 
@@ -248,7 +250,7 @@ class _Asking:
         yield from record_asks(run, fresh)
         yield from approval_questions.notify_changed(run, fresh, self.task)
         yield from self._pass_others()
-        opened = approval_questions.questions(run, fresh, rounds, self.task, private.interrupt_id(config))
+        opened = approval_questions.question_rows(run, fresh, rounds, self.task, private.interrupt_id(config))
         if (self.here or not counted or rounds) and (yield from approval_questions.over_cap(run, fresh)):
             return False
         if (yield from approval_questions.record_questions(run, fresh, opened)):
@@ -273,14 +275,14 @@ class _Asking:
 
     def _answered(self, asked: Sequence[tuple[DecidedCall, Approval]], pause: Effect = Interrupt) -> Flow[object]:
         """Return the answer to a question, and skip answers to earlier questions."""
-        config, question = self.config, approval_questions.payload(asked)
+        config, question = self.config, approval_questions.interrupt_value(asked)
         ids, own = approval_questions.approval_ids(question), asked[0][1].interrupt_id
         settled = all(a.state != "asked" or 0 < a.expires_at <= j.now for j, a in asked)  # it needs no answer
         while True:
             if (number := private.number_of(config, own)) is not None:
                 free = self._numbers is None or self._numbers.is_free(number)
                 given, plain = self._pad.resume[number], free and (settled or not self._keyed)
-                if answer_numbers.fits(given, ids, plain=plain):
+                if answer_numbers.is_marked_for(given, ids, plain=plain):
                     answer_numbers.keep_numbers(config, [number])
                     return given
                 if settled and self._numbers is not None:
@@ -335,9 +337,11 @@ def _resolve(run: Run, asked: Sequence[tuple[DecidedCall, Approval]], answer: ob
     still = [a for a in snapshot.asks if a.id in shown and not 0 < a.expires_at <= snapshot.now]
     if still:
         with suppress(ValueError):  # then no decision fits its question
-            answer = approval_answers.remaining(answer, approval_questions.payload(asked), {a.id for a in still})
+            answer = approval_answers.remaining_decisions(
+                answer, approval_questions.interrupt_value(asked), {a.id for a in still}
+            )
         # Only a root entry can advance the epoch, so an edit or a response does not count here.
-        given = approval_answers.answers(still, answer, run.subject)
+        given = approval_answers.read_answers(still, answer, run.subject)
         plain = [replace(a, state="malformed", edited="") if a.edited or a.state == "answered" else a for a in given]
         yield from commit_recorded(run.scope, plain, partial(approval_answers.record_answers, run, still, plain))
 

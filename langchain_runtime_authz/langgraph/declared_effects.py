@@ -38,12 +38,11 @@ from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph.decide_and_ask import decide_together
 from langchain_runtime_authz.langgraph.derived_classes import subclass_like, weakly_cached
 from langchain_runtime_authz.langgraph.node_calls import PATIENCE
-from langchain_runtime_authz.langgraph.run_context import FlowContext, running, within
-from langchain_runtime_authz.langgraph.tool_arrival import Arrival, arrival_by_hand
+from langchain_runtime_authz.langgraph.run_context import FlowContext, current_run, run_within
+from langchain_runtime_authz.langgraph.tool_arrival import CallArrival, arrival_by_hand
 from langchain_runtime_authz.langgraph.tool_execution import RunCode, ToolExecution
-from langchain_runtime_authz.langgraph.tool_facts import facts_of, guard_of
 from langchain_runtime_authz.langgraph.tool_guard import guard_tool
-from langchain_runtime_authz.langgraph.tool_lookup import Profiles, is_guarded
+from langchain_runtime_authz.langgraph.tool_lookup import Profiles, facts_of, guard_of, is_guarded
 from langchain_runtime_authz.langgraph.tool_node import AuthzParts
 from langchain_runtime_authz.pep.call import Call, Denial, Replay
 from langchain_runtime_authz.pep.run import Flow, Run, new_id
@@ -108,8 +107,8 @@ def declared_tool(
     return guard_tool(tool, profiles)
 
 
-def arrive(tool: BaseTool, args: Mapping[str, Any]) -> Arrival:
-    """Return the `Arrival` of an effect's call."""
+def effect_arrival(tool: BaseTool, args: Mapping[str, Any]) -> CallArrival:
+    """Return the `CallArrival` of an effect's call."""
     found = arrival_by_hand(tool, facts_of(tool)._replace(injected=frozenset()), args, ensure_config())
     if found.engine is None:
         found.refuse()
@@ -122,10 +121,10 @@ class Together(FlowContext[Any]):
 
     output: Any = None
 
-    def __init__(self, arrivals: Sequence[Arrival]) -> None:
+    def __init__(self, arrivals: Sequence[CallArrival]) -> None:
         self._arrivals = arrivals
 
-    def arriving(self) -> Sequence[Arrival]:
+    def arriving(self) -> Sequence[CallArrival]:
         """Return the calls that begin when the block is entered."""
         return self._arrivals
 
@@ -240,7 +239,7 @@ class DeclaredEffect(Together):
 
             run = functools.partial(function, *args, **kwargs)
             given = _bound(signature, left_out, args, kwargs) if named is None else dict(named(*args, **kwargs))
-            return within(Together([arrive(tool, given)]), code)
+            return run_within(Together([effect_arrival(tool, given)]), code)
 
         made: Any = functools.wraps(function)(both(flow)[_is(inspect.iscoroutinefunction, function)])
         made.__runtime_authz_effect__ = tool
@@ -252,8 +251,10 @@ class DeclaredEffect(Together):
         paths = [path for named in found.named().values() for path in named] if found is not None else []
         return {path.split(".")[0]: {} for path in sorted(paths)}
 
-    def arriving(self) -> Sequence[Arrival]:
-        return [arrive(declared_tool(self._profiles, self._name, self._declared, "", self._named()), self._given)]
+    def arriving(self) -> Sequence[CallArrival]:
+        return [
+            effect_arrival(declared_tool(self._profiles, self._name, self._declared, "", self._named()), self._given)
+        ]
 
     def opened(self) -> CurrentCall:
         if not self.runs:
@@ -261,7 +262,7 @@ class DeclaredEffect(Together):
         return current_call()
 
 
-def _begin(arrivals: Sequence[Arrival]) -> Flow[list[ToolExecution | Replay]]:
+def _begin(arrivals: Sequence[CallArrival]) -> Flow[list[ToolExecution | Replay]]:
     first = arrivals[0]
     run = first.run if first.run is not None or first.handle is None else (yield from first.handle.outside_run())
     calls: list[Call] = []
@@ -284,7 +285,7 @@ def _begin(arrivals: Sequence[Arrival]) -> Flow[list[ToolExecution | Replay]]:
     if denied is not None:
         for pending in waiting:
             yield from pending.give_back()
-        messages.answer(denied, None)  # raises
+        messages.answer_message(denied, None)  # raises
     begun: list[ToolExecution | Replay] = []
     for one in arrivals:
         tool: Any = one.call.input.tool
@@ -349,7 +350,7 @@ def _gated_class(base: Any) -> Any:
             def code(left: _Writes) -> Flow[list[Any]]:
                 return left.all((yield (RunCode, own, store, left.ops)))
 
-            return within(_Writes(store, list(ops)), code)
+            return run_within(_Writes(store, list(ops)), code)
 
         def put(*given: Any, **kwargs: Any) -> Flow[Any]:
             def code(left: _Writes) -> Flow[Any]:
@@ -357,7 +358,7 @@ def _gated_class(base: Any) -> Any:
 
             run = functools.partial(own, *given, **kwargs)
             store, namespace, key, *more = signature.bind(*given, **kwargs).arguments.values()
-            return within(_Writes(store, [PutOp(namespace, key, more[0] if name.endswith("put") else None)]), code)
+            return run_within(_Writes(store, [PutOp(namespace, key, more[0] if name.endswith("put") else None)]), code)
 
         blocking, awaiting = both(batch) if name.endswith("batch") else both(put)
         return functools.wraps(own)(awaiting if name.startswith("a") else blocking)
@@ -372,7 +373,7 @@ class _Writes(Together):
     def __init__(self, store: Any, ops: Sequence[Any]) -> None:
         self._store, self._given, self.ops = store, ops, ops
 
-    def arriving(self) -> Sequence[Arrival]:
+    def arriving(self) -> Sequence[CallArrival]:
         if (profiles := _governing(self._store)) is None:
             return []
         return [_write(profiles, op) for op in self._given if isinstance(op, PutOp)]
@@ -394,7 +395,7 @@ class _Writes(Together):
 
 
 def _governing(store: Any) -> Profiles | None:
-    run, scope = running(), current_scope.get()
+    run, scope = current_run(), current_scope.get()
     if run is None or not governs_stores(profiles := cast("Profiles", run.engine.tools)):
         return None
     if type(scope) is ToolExecution:
@@ -408,11 +409,11 @@ def _governing(store: Any) -> Profiles | None:
     return profiles
 
 
-def _write(profiles: Profiles, op: PutOp) -> Arrival:
+def _write(profiles: Profiles, op: PutOp) -> CallArrival:
     name, path = f"{PREFIX}{'delete' if op.value is None else 'put'}", ".".join(op.namespace)  # parts have no dots
     own = [n for n in profiles.declared if n.startswith(f"{name}:")]
     name = max((n for n in own if fnmatch.fnmatchcase(f"{name}:{path}", n)), key=len, default=name)
     if name not in profiles.writes:
         profiles.writes[name] = declared_tool(profiles, name, None, "Write to the graph's store.", _PROPERTIES)
     value = {} if op.value is None else {"value": op.value}
-    return arrive(profiles.writes[name], {"namespace": path, "key": op.key, **value})
+    return effect_arrival(profiles.writes[name], {"namespace": path, "key": op.key, **value})

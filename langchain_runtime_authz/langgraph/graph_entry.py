@@ -17,7 +17,7 @@ from langgraph.types import Command, StateSnapshot
 from langchain_runtime_authz.credential.current_call import current_ticket
 from langchain_runtime_authz.errors import AuditError, AuthzDenied, Code, ConfigError, LedgerError
 from langchain_runtime_authz.evaluation import Subject, deny
-from langchain_runtime_authz.facts.checkpoint_head import ANEW, OF_TASK, Head
+from langchain_runtime_authz.facts.checkpoint_head import ANEW, OF_TASK, CheckpointHead
 from langchain_runtime_authz.facts.delegation_edges import kind_of_child
 from langchain_runtime_authz.facts.plan import raw_digest
 from langchain_runtime_authz.facts.task import HumanText
@@ -27,20 +27,20 @@ from langchain_runtime_authz.langgraph import graph_input as inputs
 from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph.messages import foreign_plans, human_texts
 from langchain_runtime_authz.langgraph.object_graph import is_workflow, label_of
-from langchain_runtime_authz.langgraph.resume_values import drop_old_answer, keyed, record_answer
+from langchain_runtime_authz.langgraph.resume_values import drop_old_answer, keyed_answers, record_answer
 from langchain_runtime_authz.langgraph.state_updates import update_in
 from langchain_runtime_authz.ledger.base import Scope
 from langchain_runtime_authz.ledger.changes import Change, DeleteMarks, Redeliver, SetMark
 from langchain_runtime_authz.pep.approval_questions import approval_ids
 from langchain_runtime_authz.pep.child_agent import open_child
-from langchain_runtime_authz.pep.corrections import altered
+from langchain_runtime_authz.pep.corrections import record_state_edit
 from langchain_runtime_authz.pep.decision_log import run_event
 from langchain_runtime_authz.pep.run import Commit, Engine, Flow, Run, new_id
-from langchain_runtime_authz.pep.run_lifecycle import Entry, Given, Left, close, open_entry
-from langchain_runtime_authz.telemetry.logs import logger
+from langchain_runtime_authz.pep.run_lifecycle import EntryFacts, OpenedEntry, RunEnd, close_run, open_entry
+from langchain_runtime_authz.telemetry.logs import get_logger
 
 T = TypeVar("T")
-_log = logger(__name__)
+_log = get_logger(__name__)
 NOTHING: Final[tuple[Sequence[HumanText], frozenset[str]]] = ((), frozenset())
 MAX_CLAIMED: Final = 16  # number of field names in one record
 Owner = Run | run_context.RunHandle | None
@@ -61,7 +61,7 @@ class RootEntry:
         self.engine, self.development, self._said = engine, development, development
         self._memory = task_memory
         self._subject_from = subject_from
-        self.channels, self.others = task_channels, inputs.others(task_channels)
+        self.channels, self.others = task_channels, inputs.other_watched(task_channels)
 
     def scope(self, graph: str, thread: str) -> Scope:
         """Return the ledger scope of a graph's thread."""
@@ -71,7 +71,7 @@ class RootEntry:
         """Return the run around a call or None. `ConfigError`: another instance opened it."""
         # If the config names no run, the run around the code counts. So a graph that a node or tool calls with a config
         # of its own is a child. The text that the code passes to the graph is not the user's.
-        found = run_context.target_in(config) or run_context.running() or run_context.around()
+        found = run_context.target_in(config) or run_context.current_run() or run_context.surrounding_run()
         if found is not None and found.engine is not self.engine:
             raise ConfigError("the run was opened by another RuntimeAuthz than the one that protects the graph")
         return found
@@ -89,7 +89,7 @@ class RootEntry:
         own = [tuple(part.replace("{subject}", subject.id) for part in name) for name in self._memory]
         return checkpoints.read_memory(getattr(graph, "store", None), own)
 
-    def enter(self, name: str, input: Any, config: Mapping[str, Any], owner: Owner, graph: Any = None) -> Entering[Any]:
+    def enter(self, name: str, input: Any, config: Mapping[str, Any], owner: Owner, graph: Any = None) -> RunEntry[Any]:
         """Return the context manager that opens a run.
 
         Entering it raises `AuthzDenied` if the run is denied. For a root entry, it yields the input and the config to
@@ -109,7 +109,7 @@ class RootEntry:
             self._said = True
             _log.warning(NO_SUBJECT)
         nobody = DEVELOPER if self.development else ANONYMOUS
-        return run_context.RunHandle(self.engine, nobody if found is None else run_context.caller(found), None)
+        return run_context.RunHandle(self.engine, nobody if found is None else run_context.as_caller(found), None)
 
     def update(self, graph: Any, config: Any, supersteps: Any, write: tuple[Any, ...]) -> Flow[Any]:
         """Perform an `update_state` outside every run, and record it as a correction."""
@@ -128,7 +128,7 @@ class RootEntry:
         scope = self.scope(graph.get_name(), str(found["thread_id"]))
         waiting = yield from checkpoints.read_waiting(graph, place, self.watch(graph))
         try:
-            yield from altered(scope, texts, by, found["checkpoint_id"], waiting.digest if waiting else None)
+            yield from record_state_edit(scope, texts, by, found["checkpoint_id"], waiting.digest if waiting else None)
         except AuthzDenied:
             raise
         except Exception as exc:
@@ -139,7 +139,7 @@ class RootEntry:
     def update_inside(self, graph: Any, config: Mapping[str, Any] | None, write: tuple[Any, ...]) -> Flow[Any]:
         """Perform a child's `update_state`, and mark its checkpoint as the run's own."""
         place = yield write
-        run = run_context.target_in(config) or run_context.running()
+        run = run_context.target_in(config) or run_context.current_run()
         if isinstance(run, Run):
             mark = checkpoints.mark_of(place, graph.get_name())
             try:
@@ -150,7 +150,7 @@ class RootEntry:
         return place
 
 
-class Entering(run_context.FlowContext[T]):
+class RunEntry(run_context.FlowContext[T]):
     """A context manager that opens a graph's run, and closes it."""
 
     apart = True
@@ -179,10 +179,10 @@ class Entering(run_context.FlowContext[T]):
         raise NotImplementedError
 
 
-class _Root(Entering[tuple[Any, Any]]):
+class _Root(RunEntry[tuple[Any, Any]]):
     input: Any = None
     handle: run_context.RunHandle | None = None
-    head: Head | None = None
+    head: CheckpointHead | None = None
     lost: Sequence[Change] = ()  # makes corrections pending again, unless a checkpoint holds them
 
     def _enter(self) -> Flow[tuple[Any, Any]]:
@@ -206,13 +206,13 @@ class _Root(Entering[tuple[Any, Any]]):
             config, number = private.counted_graph(config)
         if task:  # an unprotected graph's task repeats its input when it runs again
             texts = [t if t.key is not None else replace(t, key=f"{task} {number} {i}") for i, t in enumerate(texts)]
-        entry: Entry = yield from open_entry(
+        entry: OpenedEntry = yield from open_entry(
             engine,
             owner.scope(self.name, f"run:{new_id()}" if thread is None else str(thread)),
             handle.subject,
             handle.run_id,
             self.name,
-            given=Given(
+            given=EntryFacts(
                 texts=texts,
                 shown=shown,
                 resume=self.input is None or isinstance(self.input, Command),
@@ -220,7 +220,9 @@ class _Root(Entering[tuple[Any, Any]]):
                 head=head,
                 memory=(yield from owner.memory(graph, handle.subject)) if saver is not None else None,
                 waiting=partial(checkpoints.read_waiting, graph, config, watch) if head is not None else None,
-                moved=partial(checkpoints.moved, graph, config, watch, head.id) if head is not None else None,
+                moved=partial(checkpoints.task_changed_between, graph, config, watch, head.id)
+                if head is not None
+                else None,
             ),
             **handle.brings(),
             workflow=partial(is_workflow, graph),
@@ -245,7 +247,7 @@ class _Root(Entering[tuple[Any, Any]]):
 
         `number`: the index of this graph among those that the parent's task calls.
         """
-        if (together := private.superstep(config)) is not None:
+        if (together := private.superstep_id(config)) is not None:
             # Calls of one message may be tasks of one superstep. They get one `entry`, so as not to doubt each other.
             run.entry = f"{together} {run.run_id if self.handle is not None else ''}"
         namespace: str | None = private.agent_ns(config)
@@ -256,21 +258,21 @@ class _Root(Entering[tuple[Any, Any]]):
         if answers is None:
             return config
         if self.graph is None:
-            keyed(config, answers)
+            keyed_answers(config, answers)
             return config
         private.drop_plain_answer(config := private.with_answers(config, answers))
         return config
 
-    def _texts(self, update: Any, head: Head | None) -> Flow[tuple[Sequence[HumanText], frozenset[str]]]:
+    def _texts(self, update: Any, head: CheckpointHead | None) -> Flow[tuple[Sequence[HumanText], frozenset[str]]]:
         """Return the user's new texts, and digests of the user's texts in the state."""
         channels, texts = self.root_entry.channels, human_texts(update)
-        edited = bool(inputs.written(update, self.root_entry.others))
-        removes, shown = head is not None and bool(inputs.removals(update)), frozenset[str]()
+        edited = bool(inputs.names_written(update, self.root_entry.others))
+        removes, shown = head is not None and bool(inputs.removed_message_ids(update)), frozenset[str]()
         if edited or (head is not None and (removes or len(texts) > 1 or any(t.key is not None for t in texts))):
             state = (yield checkpoints.read_state(self.graph, self.config)).values if head is not None else {}
             shown = frozenset(t.digest for t in human_texts(state))
-            texts = inputs.unheard(texts, state)
-            edits = inputs.brought(update, state, channels) if edited else []
+            texts = inputs.without_known_history(texts, state)
+            edits = inputs.edits_in_input(update, state, channels) if edited else []
             edits += inputs.taken_out(update, state) if removes else []
             # On a new thread, an edit counts only if it has a user's text.
             texts += edits if head is not None else [e for e in edits if e.text]
@@ -281,7 +283,7 @@ class _Root(Entering[tuple[Any, Any]]):
             texts = [HumanText(raw_digest(says), "", "channel:input")]
         return texts, shown
 
-    def _delivered(self, entry: Entry) -> Flow[Any]:
+    def _delivered(self, entry: OpenedEntry) -> Flow[Any]:
         given, state, place = self.input, None, checkpoints.thread_config(self.config)
         resumes = isinstance(given, Command) and given.resume is not None
         older = self.head is not None and bool(self.head.newest)
@@ -296,17 +298,17 @@ class _Root(Entering[tuple[Any, Any]]):
         if state is not None and resumes:
             plain = below or entry.anew in {i.id for i in state.interrupts if not approval_ids(i.value)}
             strict = private.resumes_strictly(self.config)
-            given = yield from inputs.resumed(entry, given, state, plain=plain, older=older, strict=strict)
+            given = yield from inputs.record_resume(entry, given, state, plain=plain, older=older, strict=strict)
         elif state is not None and again and inputs.open_questions(state, entry.asks, entry.now) != state.interrupts:
             given = Command(resume={})  # a question was answered outside the graph, and a replay would ask it again
         if entry.pending:
             asked = [i.id for i in state.interrupts] if state is not None else []
-            self.lost = [Redeliver(inputs.untold(entry.pending, given, asked))] if self.lost else ()
-            given = inputs.delivered(entry, given, state.values if state is not None else None, asked)
+            self.lost = [Redeliver(inputs.untold_texts(entry.pending, given, asked))] if self.lost else ()
+            given = inputs.deliver_corrections(entry, given, state.values if state is not None else None, asked)
         return given
 
     def _leave(self, run: Run, *, raised: bool, cut: bool) -> Flow[None]:
-        left, over, edits = Left(), list[Change](), list[HumanText]()
+        left, over, edits = RunEnd(), list[Change](), list[HumanText]()
         busy = bool(run.children)  # child agents may still run and write, as after `gather` failed
         saver, watch = self.saver, self.root_entry.watch
         if saver is not None and (place := checkpoints.thread_config(self.config)) is not None:
@@ -324,22 +326,22 @@ class _Root(Entering[tuple[Any, Any]]):
                         head = self.head or head
                     elif head is not None:
                         self.lost = ()
-                    left = Left(head.id if head is not None else None, memory, below)
+                    left = RunEnd(head.id if head is not None else None, memory, below)
                     # If all tasks have ended, the marks of their children are not needed any more.
                     over = [] if raised or run.paused or waiting is not None else [DeleteMarks(OF_TASK)]
                 edits = yield from checkpoints.updates_during(
                     run, self.graph, place, waiting.namespaces if waiting is not None else (), watch
                 )
             except (CancelledError, KeyboardInterrupt):
-                yield from close(run, also=self.lost)
+                yield from close_run(run, also=self.lost)
                 raise
             except Exception as exc:  # noqa: BLE001  (the run is closed all the same, without the state)
                 _log.warning("the state that run %s left was not read: %s", run.run_id, type(exc).__name__)
         over += [SetMark(ANEW, min(run.asked_anew))] if len(run.asked_anew) == 1 else []
-        yield from close(run, left, over if cut else [*over, *self.lost], edits)
+        yield from close_run(run, left, over if cut else [*over, *self.lost], edits)
 
 
-class ChildEntry(Entering[Any]):
+class ChildEntry(RunEntry[Any]):
     """Opens and closes a child agent's run around the child's graph."""
 
     remote = False
@@ -348,7 +350,7 @@ class ChildEntry(Entering[Any]):
     def __init__(self, root_entry: RootEntry, parent: Run, name: str, config: Mapping[str, Any], graph: Any) -> None:
         super().__init__(root_entry, name, config, graph)
         self.parent, self.run_id = parent, parent.run_id
-        self.place: private.Place | None = None
+        self.place: private.StatePlace | None = None
         self.marked = False
         if graph is not None:
             self.config, number = private.counted_graph(config)
@@ -368,7 +370,9 @@ class ChildEntry(Entering[Any]):
             mine = ticket is not None and ticket.agent == parent.agent  # otherwise the ticket is an outer agent's
             call_id = ticket.call_id if ticket is not None and mine else None
             self.run = yield from open_child(parent, name, kind, call_id=call_id, refuse=self.refuse)
-            if not private.lent(self.config):  # a graph on its own thread gets answers without interrupt ids
+            if not private.lent_checkpointer(
+                self.config
+            ):  # a graph on its own thread gets answers without interrupt ids
                 self.run.keyed_thread = None
             given = yield from self._given(self.run)
         except AuthzDenied as denied:
@@ -400,8 +404,8 @@ class ChildEntry(Entering[Any]):
             try:
                 marks = yield from checkpoints.mark_child(self.graph, self.place, known=self.marked, again=raised)
             except (CancelledError, KeyboardInterrupt):
-                yield from close(run)
+                yield from close_run(run)
                 raise
             except Exception as exc:  # noqa: BLE001  (as for a root entry)
                 _log.warning("the state that %s left was not read: %s", "/".join(run.agent), type(exc).__name__)
-        yield from close(run, also=marks)
+        yield from close_run(run, also=marks)

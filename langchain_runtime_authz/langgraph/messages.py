@@ -25,11 +25,11 @@ from langchain_runtime_authz.evaluation import deny
 from langchain_runtime_authz.facts.plan import PlanRecord, calls_digest, plan_calls
 from langchain_runtime_authz.facts.task import HumanText, content_digest, content_text
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt
-from langchain_runtime_authz.langgraph.state_updates import held, messages_in, update_in
+from langchain_runtime_authz.langgraph.state_updates import channel_value, messages_in, update_in
 from langchain_runtime_authz.ledger.base import Committed
 from langchain_runtime_authz.ledger.changes import RecordPlan
 from langchain_runtime_authz.pep.call import Call, Denial, Replay
-from langchain_runtime_authz.pep.decision_log import label, run_event
+from langchain_runtime_authz.pep.decision_log import run_event, tool_label
 from langchain_runtime_authz.pep.run import Commit, Flow, Run
 
 _LATER = "This action could not be checked, so it was not carried out. It may be possible later."
@@ -64,7 +64,7 @@ def denial_message(denial: Denial, call_id: str | None) -> ToolMessage:
     return ToolMessage(said, name=denial.call.tool, tool_call_id=call_id or "", status=status)
 
 
-def denied(call: Call, exc: AuthzDenied) -> Denial:
+def denial_of(call: Call, exc: AuthzDenied) -> Denial:
     """Return the denial of a call that `exc` stopped."""
     return Denial(call, replace(deny(exc.code), decision_id=exc.decision_id))
 
@@ -93,7 +93,7 @@ def with_note(output: Any, note: str) -> Any:
     return output
 
 
-def recorded(output: Any, asked: Sequence[int] = (), call_id: str | None = None) -> str | None:
+def result_for_replay(output: Any, asked: Sequence[int] = (), call_id: str | None = None) -> str | None:
     """Return a tool's result and answer numbers (`asked`) as JSON for replay, or None."""
     record: dict[str, Any] = {"content": output, "status": "success", **({"answers": asked} if asked else {})}
     if told := isinstance(output, ToolMessage):
@@ -109,7 +109,11 @@ def recorded(output: Any, asked: Sequence[int] = (), call_id: str | None = None)
         text = ""
     if 0 < len(text) <= MAX_KEPT:
         return text
-    return recorded(output.model_copy(update={"artifact": None}), asked) if "artifact" in record else only_asked(asked)
+    return (
+        result_for_replay(output.model_copy(update={"artifact": None}), asked)
+        if "artifact" in record
+        else only_asked(asked)
+    )
 
 
 def _command_text(output: Command[Any]) -> str:
@@ -158,11 +162,11 @@ def only_asked(asked: Sequence[int]) -> str | None:
 
 
 def stored_result(result: str | None) -> dict[str, Any]:
-    """Return the mapping that `recorded` serialised. Any of its keys may be missing."""
+    """Return the mapping of `result_for_replay`. Any of its keys may be missing."""
     return json.loads(result) if result else {}
 
 
-def replayed(replay: Replay, call_id: str) -> ToolMessage | Command[Any]:
+def replayed_result(replay: Replay, call_id: str) -> ToolMessage | Command[Any]:
     """Return the recorded result of a call that ran before, for the call `call_id`."""
     if not replay.message and (text := (result := stored_result(replay.result)).get("command")) is not None:
         # If the model was called again, the same call has a new id.
@@ -186,7 +190,7 @@ def replay_message(replay: Replay, call_id: str | None) -> ToolMessage:
     return cast("ToolMessage", with_note(message, note))
 
 
-def answer(verdict: Any, call_id: str | None, *, text: bool = False) -> Any:
+def answer_message(verdict: Any, call_id: str | None, *, text: bool = False) -> Any:
     """Return the message for a denied or replayed call, which does not run.
 
     Without a call id, return a replay's content, and raise a denial; with `text`, return the denial's text.
@@ -202,7 +206,7 @@ def answer(verdict: Any, call_id: str | None, *, text: bool = False) -> Any:
         raise AuthzDenied(verdict.decision.reason, verdict.decision.decision_id)
     if call_id is None and not verdict.message and "content" in (result := stored_result(verdict.result)):
         return result["content"]
-    return replayed(verdict, call_id) if call_id is not None else replay_message(verdict, None).content
+    return replayed_result(verdict, call_id) if call_id is not None else replay_message(verdict, None).content
 
 
 def as_message(entry: object) -> BaseMessage | None:
@@ -286,7 +290,7 @@ def ai_messages(value: object, depth: int = 5) -> list[AIMessage]:
     return found
 
 
-def unanswered(messages: Sequence[Any]) -> bool:
+def has_unanswered_calls(messages: Sequence[Any]) -> bool:
     """Return True if the newest AI message has calls that no tool message answers."""
     answered: set[str] = set()
     for message in reversed(messages):
@@ -303,7 +307,9 @@ def planned_message(state: Any, key: str, call: Mapping[str, Any] | None) -> tup
     The message is the newest AI message in `state` that contains `call`. If there is none, return None, () and 0. Two
     calls of one message may share an id, but not an index.
     """
-    messages = state if isinstance(state, list) else state.get(key) if type(state) is dict else held(state, key)
+    messages = (
+        state if isinstance(state, list) else state.get(key) if type(state) is dict else channel_value(state, key)
+    )
     for message in reversed(messages) if call and isinstance(messages, list | tuple) else ():
         ident, calls = (message.id, message.tool_calls) if isinstance(message, AIMessage) else (None, ())
         position = 0 if calls and calls[0] is call else place_of(call, dict(enumerate(calls)))
@@ -336,7 +342,7 @@ def foreign_plans(run: Run, value: object) -> None:
 def record_plans(run: Run, given: object, returned: object) -> Flow[None]:
     """Record the plans in a node's output. `given`: the node's input."""
     if plans := plans_of(run, given, returned):
-        yield from record(run, plans)
+        yield from record_or_halt(run, plans)
 
 
 def plans_of(run: Run, given: object, returned: object) -> list[RecordPlan]:
@@ -348,7 +354,7 @@ def plans_of(run: Run, given: object, returned: object) -> list[RecordPlan]:
     return plans
 
 
-def record(run: Run, plans: Sequence[RecordPlan]) -> Flow[None]:
+def record_or_halt(run: Run, plans: Sequence[RecordPlan]) -> Flow[None]:
     """Record plans. Raises `AuthzHalt` on failure, so that the output has no effect."""
     try:
         done = yield (Commit, run.scope, None, plans)
@@ -358,7 +364,7 @@ def record(run: Run, plans: Sequence[RecordPlan]) -> Flow[None]:
                 run.recorded[plan.id] = plan.calls
                 tools = []
                 for call in plan.calls[:_MAX_PLANNED]:
-                    tools.append(label(call.tool))
+                    tools.append(tool_label(call.tool))
                 detail = {"plan": plan.id, "source": plan.source, "model": plan.model, "tools": tools}
                 yield run_event(run, "planned", done.now, detail=detail)
     except Exception as exc:

@@ -23,16 +23,16 @@ from langchain_runtime_authz.credential.current_call import current_scope
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.evaluation import Decision, deny
 from langchain_runtime_authz.langgraph import private_api as private
-from langchain_runtime_authz.langgraph.graph_entry import Entering
+from langchain_runtime_authz.langgraph.graph_entry import RunEntry
 from langchain_runtime_authz.langgraph.messages import ai_messages, record_plans
 from langchain_runtime_authz.langgraph.model_call import call_of_request, decided_scope, tool_names
 from langchain_runtime_authz.langgraph.resume_values import resume_handlers
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt, find_run, run_scope
 from langchain_runtime_authz.langgraph.tool_batch import ToolCallPEP
-from langchain_runtime_authz.langgraph.tool_execution import Locks, RunCode, under_lock, waiting
+from langchain_runtime_authz.langgraph.tool_execution import Locks, RunCode, decided_already, under_lock
 from langchain_runtime_authz.langgraph.tool_node import AuthzParts
-from langchain_runtime_authz.pep.decide_steps import decide_model, withheld
-from langchain_runtime_authz.pep.run import Flow, Perform, Run, adrive, both, drive
+from langchain_runtime_authz.pep.decide_steps import decide_model, withheld_tools
+from langchain_runtime_authz.pep.run import Flow, Perform, Run, adrive, drive, methods
 
 _MISPLACED: Final = (
     "AuthzMiddleware is not the innermost middleware: middleware listed after it may change a call that it has decided, "
@@ -74,7 +74,7 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
         told = [m for m in entered[0]["messages"] if id(m) not in own]
         return {"messages": told} if told else None
 
-    before_agent, abefore_agent = both(_before_agent)
+    before_agent, abefore_agent = methods(_before_agent)
 
     def _after_agent(self, state: Any, runtime: Any) -> Flow[None]:
         """Close the run that a hook opened."""
@@ -83,7 +83,7 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
         if entering is not None:
             yield Perform(entering.__exit__, entering.__aexit__, None, None, None)
 
-    after_agent, aafter_agent = both(_after_agent)
+    after_agent, aafter_agent = methods(_after_agent)
 
     def _run(self, config: Mapping[str, Any], runtime: Any) -> Flow[tuple[Run, bool]]:
         """Return this agent's run, and True if one of these hooks opened it."""
@@ -127,7 +127,7 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
             yield from _planned_by(run, request, response)
         return response
 
-    wrap_model_call, awrap_model_call = both(_wrap_model_call)
+    wrap_model_call, awrap_model_call = methods(_wrap_model_call)
 
     def _after_model(self, state: Any, runtime: Any) -> Flow[None]:
         """Record the newest message's plan, unless a protected node records it."""
@@ -135,14 +135,14 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
         if ours:
             yield from _planned(run, state["messages"])
 
-    after_model, aafter_model = both(_after_model)
+    after_model, aafter_model = methods(_after_model)
 
     def _wrap_tool_call(self, request: Any, handler: Callable[[Any], Any]) -> Flow[Any]:
         """Decide the call, unless an earlier enforcement point has decided it."""
         if not self._warned and not private.is_innermost(handler):
             self._warned = True
             warnings.warn(_MISPLACED, stacklevel=2)
-        if waiting():
+        if decided_already():
             return (yield (RunCode, handler, request))
         run, _ = yield from self._run(request.runtime.config, request.runtime)
         try:
@@ -152,14 +152,14 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
             run.pause()
             raise
 
-    wrap_tool_call, awrap_tool_call = both(_wrap_tool_call)
+    wrap_tool_call, awrap_tool_call = methods(_wrap_tool_call)
 
 
 def _gated_run(config: Mapping[str, Any]) -> Run | None:
     return find_run(config) if private.task_id(config) == current_scope.get().task else None
 
 
-def _opened(entering: Entering[Any] | AuthzDenied) -> Run:
+def _opened(entering: RunEntry[Any] | AuthzDenied) -> Run:
     if isinstance(entering, AuthzDenied):
         raise entering
     if entering.run is None:
@@ -168,7 +168,7 @@ def _opened(entering: Entering[Any] | AuthzDenied) -> Run:
 
 
 def _without(request: Any, decision: Decision) -> Any:
-    own, provider = withheld(decision)
+    own, provider = withheld_tools(decision)
     if not own and not provider:
         return request
     named = [(tool, *tool_names(tool)) for tool in request.tools]

@@ -16,7 +16,7 @@ from langchain_runtime_authz.evaluation import Decision
 from langchain_runtime_authz.facts.task import content_digest
 from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt
-from langchain_runtime_authz.pep.decide_steps import ModelCall, decide_model, withheld
+from langchain_runtime_authz.pep.decide_steps import ModelCall, decide_model, withheld_tools
 from langchain_runtime_authz.pep.run import Flow, Run
 
 # Parameters that let a provider act by itself: MCP servers, web search.
@@ -129,7 +129,7 @@ def decided_scope(run: Run, call: ModelCall, decision: Decision) -> Iterator[Non
     if not decision.permit:
         raise AuthzHalt(decision.reason, decision.decision_id)
     previous = _decided.get()
-    _decided.set((run, call.model, frozenset(call.provider_tools) - withheld(decision)[1]))
+    _decided.set((run, call.model, frozenset(call.provider_tools) - withheld_tools(decision)[1]))
     try:
         yield
     finally:
@@ -144,5 +144,5 @@ def decide_shown(by: Run, call: ModelCall) -> Flow[None]:
     decision = yield from decide_model(by, call)
     if not decision.permit:
         raise AuthzHalt(decision.reason, decision.decision_id)
-    if call.provider_tools and withheld(decision)[1].intersection(call.provider_tools):
+    if call.provider_tools and withheld_tools(decision)[1].intersection(call.provider_tools):
         raise AuthzHalt(Code.PROVIDER_TOOL, decision.decision_id)

@@ -18,10 +18,10 @@ from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
 
 from langchain_runtime_authz._flow import Flow, Perform, both
 from langchain_runtime_authz.mandate.mandate_file import json_schema, load_mandate
-from langchain_runtime_authz.mandate.material import material, spans
+from langchain_runtime_authz.mandate.material import material_spans, without_material
 from langchain_runtime_authz.mandate.message_places import MAX_OWN
 from langchain_runtime_authz.mandate.model import MAX_STEPS, Compiled, Dropped, Mandate
-from langchain_runtime_authz.mandate.planner_mandate import LONG, arguments, backed
+from langchain_runtime_authz.mandate.planner_mandate import LONG, argument_schemas, backed_part
 from langchain_runtime_authz.pep.run import Tools
 from langchain_runtime_authz.tool_profile import ToolProfile
 
@@ -114,7 +114,7 @@ class ModelPlanner:
             if not isinstance(answer, Mapping):
                 raise TypeError(f"the answer is {type(answer).__name__}, not a mandate")
             mandate = load_mandate({k: v for k, v in answer.items() if k not in _NOT_ITS["Mandate"]})
-            compiled = backed(mandate, texts, self._tools.declared, self._tools.signatures, earlier, today)
+            compiled = backed_part(mandate, texts, self._tools.declared, self._tools.signatures, earlier, today)
         except Exception as exc:  # noqa: BLE001  (a foreign model, and its answer)
             _log.warning("the planner failed, so there is no mandate: %s", type(exc).__name__)
             return Compiled(None, (Dropped("the planner's answer", f"the planner failed: {type(exc).__name__}"),))
@@ -127,7 +127,7 @@ class ModelPlanner:
     def _prompt(self, texts: Sequence[str], earlier: Sequence[str]) -> list[BaseMessage] | None:
         said, parts = [], 0
         for text in texts:
-            words, cut = material(text, parts + 1)
+            words, cut = without_material(text, parts + 1)
             said.append(words)
             parts += len(cut)
         if not any(words.strip() for words in said) or sum(map(len, said)) > MAX_OWN:
@@ -143,7 +143,7 @@ def _context(texts: Sequence[str], earlier: Sequence[str]) -> Sequence[str]:
     """Return the newest of `earlier` that a planner may see: short, without material."""
 
     def short(text: str) -> bool:
-        return len(text) <= LONG and not spans(text)
+        return len(text) <= LONG and not material_spans(text)
 
     return [*takewhile(short, earlier[: -_EARLIER - 1 : -1])][::-1] if all(map(short, texts)) else []
 
@@ -156,7 +156,7 @@ def _described(name: str, profile: ToolProfile, signature: Mapping[str, Any]) ->
         "effect": profile.effect,
         "inside": profile.inside,
         "description": signature.get("description", ""),
-        "arguments": arguments(signature),
+        "arguments": argument_schemas(signature),
         "roles": profile.critical,
         "dates": list(profile.when),
         "texts": list(profile.text),

@@ -21,7 +21,7 @@ from langchain_runtime_authz.evaluation import Decision, deny
 from langchain_runtime_authz.facts.checkpoint_head import OF_TASK
 from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph.derived_classes import subclass_like
-from langchain_runtime_authz.langgraph.messages import plans_of, record
+from langchain_runtime_authz.langgraph.messages import plans_of, record_or_halt
 from langchain_runtime_authz.langgraph.node_calls import NodeCalls
 from langchain_runtime_authz.langgraph.review_questions import note_question
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt, find_run, run_handle, run_scope
@@ -33,9 +33,9 @@ from langchain_runtime_authz.ledger.changes import SetMark
 from langchain_runtime_authz.pep.approval_questions import approval_ids, is_shown_by
 from langchain_runtime_authz.pep.decide_steps import ENTER, ToolNodeEntry, enter_node, kept_permit
 from langchain_runtime_authz.pep.run import Commit, Engine, Flow, Load, Run, adrive, drive
-from langchain_runtime_authz.telemetry.logs import logger
+from langchain_runtime_authz.telemetry.logs import get_logger
 
-_log = logger(__name__)
+_log = get_logger(__name__)
 
 
 def is_gated(bound: object) -> bool:
@@ -157,7 +157,7 @@ def _step(
     finally:
         del failed  # its traceback refers to this frame
     if node is not None and (plans := plans_of(run, input, output)):
-        yield from record(run, plans)
+        yield from record_or_halt(run, plans)
     return output
 
 

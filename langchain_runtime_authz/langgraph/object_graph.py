@@ -44,7 +44,7 @@ _CONTAINERS: Final = (list, tuple, set, frozenset, deque)
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundGraph:
     """A graph, its agent's name (`label`), and its parent's label and node (`route`)."""
 
     graph: AnyGraph
@@ -53,24 +53,24 @@ class Found:
     route: str = ""
 
 
-def graphs_in(root: AnyGraph) -> Iterator[Found]:
+def graphs_in(root: AnyGraph) -> Iterator[FoundGraph]:
     """Yield `root` and each graph that its code can run, also inside a tool."""
-    return (value for value in reached(root) if isinstance(value, Found))
+    return (value for value in reached_objects(root) if isinstance(value, FoundGraph))
 
 
-def reached(root: AnyGraph, *, deep: bool = False) -> Iterator[Any]:
-    """Yield each object that `root` reaches, once, and each graph as a `Found`."""
+def reached_objects(root: AnyGraph, *, deep: bool = False) -> Iterator[Any]:
+    """Yield each object that `root` reaches, once, and each graph as a `FoundGraph`."""
     walked: dict[Any, Any] = {id(root): root}
-    todo = deque([Found(root, root.get_name())])
+    todo = deque([FoundGraph(root, root.get_name())])
     while todo:
         yield (found := todo.popleft())
         # Tool nodes come first: a model node holds the same tools, but does not run them.
         for name, node in sorted(found.graph.nodes.items(), key=lambda n: not isinstance(n[1].bound, ToolNode)):
-            for value in walk(roots_of(node), deep=deep, walked=walked):
+            for value in walk_objects(roots_of(node), deep=deep, walked=walked):
                 if not isinstance(value, Pregel):
                     yield value
                 else:
-                    todo.append(Found(value, label_of(value, name), found.label, name))
+                    todo.append(FoundGraph(value, label_of(value, name), found.label, name))
 
 
 def label_of(graph: AnyGraph, node: str) -> str:
@@ -84,7 +84,7 @@ def roots_of(node: PregelNode) -> list[Any]:
     return [node.bound, *node.writers, *node.subgraphs] if node.bound is not DEFAULT_BOUND else list(node.writers)
 
 
-def walk(
+def walk_objects(
     roots: Iterable[Any], *, deep: bool = False, into_tools: bool = True, walked: dict[Any, Any] | None = None
 ) -> Iterator[Any]:
     """Yield each object that `roots` reach and `walked` lacks, once, nearest first."""
@@ -120,7 +120,7 @@ def held_by(value: Any, limit: int = MAX_HELD) -> Iterable[Any]:
         if hasattr(value, _OF) or (plain and root_of(value.__module__) in LIBRARIES):
             return ()
         defaults = (*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values())
-        return [*cells, *loaded(value), *defaults, getattr(value, "__wrapped__", None)]
+        return [*cells, *objects_loaded_by(value), *defaults, getattr(value, "__wrapped__", None)]
     if isinstance(value, MethodType):
         return _held_by_method(value)
     if isinstance(value, _CONTAINERS):
@@ -148,7 +148,7 @@ def cells_of(function: FunctionType) -> dict[str, Any]:
     return held
 
 
-def loaded(function: FunctionType) -> Iterator[Any]:
+def objects_loaded_by(function: FunctionType) -> Iterator[Any]:
     """Yield the closure variables, globals and attributes that a function loads."""
     cells, names = cells_of(function), function.__globals__
     for is_global, name, attributes in _chains(function.__code__):
@@ -166,7 +166,7 @@ def loaded(function: FunctionType) -> Iterator[Any]:
 def _chains(code: CodeType) -> tuple[tuple[bool, str, tuple[str, ...]], ...]:
     """Return the variables that code loads: `a.b` as `(is_global, "a", ("b",))`."""
     chains: list[tuple[bool, str, tuple[str, ...]]] = []
-    for own in codes(code):
+    for own in nested_codes(code):
         going = False
         for instruction in dis.get_instructions(own):
             if instruction.opname in ("LOAD_GLOBAL", "LOAD_DEREF"):
@@ -180,17 +180,17 @@ def _chains(code: CodeType) -> tuple[tuple[bool, str, tuple[str, ...]], ...]:
     return tuple(dict.fromkeys(chains))
 
 
-def codes(code: CodeType) -> Iterator[CodeType]:
+def nested_codes(code: CodeType) -> Iterator[CodeType]:
     """Yield a code object, and those of the functions inside it."""
     yield code
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            yield from codes(constant)
+            yield from nested_codes(constant)
 
 
 def names_in(code: CodeType) -> Iterator[str]:
     """Yield the names of globals and attributes that code uses."""
-    return (name for own in codes(code) for name in own.co_names)
+    return (name for own in nested_codes(code) for name in own.co_names)
 
 
 def _held_by_method(method: MethodType) -> list[Any]:

@@ -19,7 +19,7 @@ from langgraph.store.base import BaseStore, Op
 from langgraph.types import Command, Send
 from pydantic import BaseModel
 
-from langchain_runtime_authz.credential.token_leak import Search
+from langchain_runtime_authz.credential.token_leak import TokenSearch
 from langchain_runtime_authz.langgraph import private_api as private
 
 Clean = Callable[[Any], Any]
@@ -29,12 +29,12 @@ _SHOWN: Final = ("content", "artifact")  # the parts of a message that obligatio
 _PLACES: Final = ("__dict__", "__pydantic_extra__", "__pydantic_private__")  # where objects hold their attributes
 
 
-class Cleaner:
+class OutputFilter:
     """Filters messages and commands part by part, for hidden fields and tokens."""
 
     def __init__(self, fields: frozenset[str], tokens: tuple[str, ...]) -> None:
         self._fields, self._searches = fields, bool(tokens)
-        self.search = Search(tokens)
+        self.search = TokenSearch(tokens)
 
     def output(self, value: Any) -> Any:
         """Return a tool's output, filtered."""
@@ -48,7 +48,7 @@ class Cleaner:
             return dataclasses.replace(value, update=update, resume=self._scrubbed(value.resume), goto=goto)
         if isinstance(value, list) and any(isinstance(v, BaseMessage | Command) for v in value):
             return [self._value(v, fields) for v in value]
-        return redact(self._scrubbed(value), fields)
+        return redact_fields(self._scrubbed(value), fields)
 
     def _update(self, update: Any, fields: frozenset[str]) -> Any:
         """Filter a state update: messages for hidden fields, all values for tokens."""
@@ -99,7 +99,7 @@ class Cleaner:
         return exc
 
 
-def redact(value: Any, fields: Collection[str]) -> Any:
+def redact_fields(value: Any, fields: Collection[str]) -> Any:
     """Return `value` with the content of each named field replaced, at any depth.
 
     JSON text, also in content blocks, is parsed. Other text cannot be searched, so all of it is replaced.
@@ -116,12 +116,12 @@ def _inside(value: Any, fields: Collection[str]) -> Any:
     """Redact fields in a structure, also in JSON text. Replace objects of other types."""
     if isinstance(value, dict):
         if value.get("type") == "text" and isinstance(value.get("text"), str):
-            value = {**value, "text": redact(value["text"], fields)}
+            value = {**value, "text": redact_fields(value["text"], fields)}
         return {k: REDACTED if k in fields else _inside(v, fields) for k, v in value.items()}
     if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
         return (list if isinstance(value, list) else tuple)(_inside(v, fields) for v in value)
     if isinstance(value, str) and _structure(value) is not None:
-        return redact(value, fields)
+        return redact_fields(value, fields)
     return value if value is None or isinstance(value, str | int | float) else REDACTED
 
 
@@ -133,16 +133,16 @@ def _structure(text: str) -> dict[str, Any] | list[Any] | str | None:
     return parsed if isinstance(parsed, dict | list) else None
 
 
-def cleaned(code: Callable[[], Any], clean: Clean, clean_error: Clean) -> Any:
+def filter_call(code: Callable[[], Any], clean: Clean, clean_error: Clean) -> Any:
     """Call `code`, and filter its output or exception."""
     try:
         return clean(code())
     except BaseException as exc:  # noqa: BLE001
         failed = clean_error(exc)
-    return given(None, failed)  # outside the handler, or the original would become its context
+    return return_or_raise(None, failed)  # outside the handler, or the original would become its context
 
 
-def given(output: Any, failed: BaseException | None) -> Any:
+def return_or_raise(output: Any, failed: BaseException | None) -> Any:
     """Return `output`, or raise `failed` without a reference to it in this frame."""
     try:
         if failed is not None:
@@ -152,13 +152,13 @@ def given(output: Any, failed: BaseException | None) -> Any:
     return output
 
 
-async def acleaned(code: Callable[[], Awaitable[Any]], clean: Clean, clean_error: Clean) -> Any:
+async def afilter_call(code: Callable[[], Awaitable[Any]], clean: Clean, clean_error: Clean) -> Any:
     """Await `code`, and filter its output or exception."""
     try:
         return clean(await code())
     except BaseException as exc:  # noqa: BLE001
         failed = clean_error(exc)
-    return given(None, failed)
+    return return_or_raise(None, failed)
 
 
 class _Store(BaseStore):
@@ -185,7 +185,7 @@ class _Store(BaseStore):
 
 def _task(function: Callable[..., Any], clean: Clean) -> Callable[..., Any]:
     awaits = private.is_async_callable(function)
-    filtered = acleaned if awaits else cleaned
+    filtered = afilter_call if awaits else filter_call
 
     def called(*args: Any, **kwargs: Any) -> Any:
         if (config := var_child_runnable_config.get()) is not None:

@@ -86,7 +86,7 @@ def task_id(config: Mapping[str, Any]) -> str:
     return str((config.get("configurable") or {}).get(keys.CONFIG_KEY_TASK_ID) or "")
 
 
-def superstep(config: Mapping[str, Any]) -> str | None:
+def superstep_id(config: Mapping[str, Any]) -> str | None:
     """Return an id that the tasks of one superstep share; a retry has a new id."""
     futures: Any = getattr(_given(config).get(keys.CONFIG_KEY_CALL), "keywords", {}).get("futures")
     together = futures() if futures is not None else None
@@ -98,12 +98,12 @@ def resumes_strictly(config: Mapping[str, Any]) -> bool:
     return bool(_given(config).get(keys.CONFIG_KEY_STRICT_RESUME))
 
 
-def lent(config: Mapping[str, Any]) -> dict[str, Any]:
+def lent_checkpointer(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the entry of `configurable` that lends a task's checkpointer to graphs."""
     return {keys.CONFIG_KEY_CHECKPOINTER: saver} if (saver := checkpointer_of(config)) else {}
 
 
-def durable(config: Mapping[str, Any]) -> dict[str, Any]:
+def with_sync_durability(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a config with the durability `sync`, unless the caller chose another one.
 
     LangGraph then stores each checkpoint before the next step. Otherwise, a graph that continues after a crash could
@@ -112,7 +112,7 @@ def durable(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**config, "configurable": {keys.CONFIG_KEY_DURABILITY: "sync", **_given(config)}}
 
 
-class Place(NamedTuple):
+class StatePlace(NamedTuple):
     """The place of a graph's state: its saver, and the config to read it with."""
 
     saver: BaseCheckpointSaver[Any]
@@ -131,10 +131,10 @@ def counted_graph(config: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
     return {**config, "configurable": {**configurable, keys.CONFIG_KEY_SCRATCHPAD: own}}, number
 
 
-def place_below(graph: Any, config: Mapping[str, Any], number: int = 0) -> Place | None:
+def place_below(graph: Any, config: Mapping[str, Any], number: int = 0) -> StatePlace | None:
     """Return the place of a called graph's state; None if it is not stored."""
     configurable = _given(config)
-    borrowed = lent(config)
+    borrowed = lent_checkpointer(config)
     saver = None if graph.checkpointer is False else borrowed.get(keys.CONFIG_KEY_CHECKPOINTER, graph.checkpointer)
     if not isinstance(saver, BaseCheckpointSaver) or configurable.get("thread_id") is None:
         return None
@@ -143,7 +143,7 @@ def place_below(graph: Any, config: Mapping[str, Any], number: int = 0) -> Place
         namespace = keys.NS_SEP.join(part.split(keys.NS_END)[0] for part in namespace.split(keys.NS_SEP))
     namespace = namespace_of_graph(namespace, number) if task_id(config) else namespace
     place = {"thread_id": configurable["thread_id"], keys.CONFIG_KEY_CHECKPOINT_NS: namespace, **borrowed}
-    return Place(saver, {"configurable": place}, graph.checkpointer is True or not borrowed)
+    return StatePlace(saver, {"configurable": place}, graph.checkpointer is True or not borrowed)
 
 
 def graph_at(graph: Any, config: Any) -> Any:

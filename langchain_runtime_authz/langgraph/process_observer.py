@@ -36,7 +36,7 @@ _PACKAGE: Final = __name__.split(".", 1)[0]
 Reader = Callable[[tuple[Any, ...]], tuple[str, Any] | None]
 
 
-class Observed(NamedTuple):
+class ObservedEffect(NamedTuple):
     """An observed effect: where it happened, which code caused it, kind and target."""
 
     graph: str
@@ -77,14 +77,14 @@ class Observer:
 
     def __init__(self, strict: bool, *, shows: bool) -> None:
         self._strict, self._shows = strict, shows
-        self.seen: dict[Observed, None] = {}
+        self.seen: dict[ObservedEffect, None] = {}
         self.newest: Any = None  # the run of the last effect
         self._pending: list[Callable[[], dict[str, Any]]] = []
         self._tripped: set[tuple[str, str]] = set()
 
     def note(self, run: Run, by: str, name: str, effect: tuple[str, str], call: Any, task: str) -> None:
         """Note an effect. Raises `PermissionError` if it is refused."""
-        one = Observed(run.scope.graph, run.agent[-1], by, name, *effect)
+        one = ObservedEffect(run.scope.graph, run.agent[-1], by, name, *effect)
         may = call.profile.side_effect if by == "tool" else by == "thread"  # for a thread, nothing can be declared
         refused = self._strict and not may and not (by in ("tool", "model") and one.kind == "connect")
         if one not in self.seen or refused:
@@ -105,7 +105,7 @@ class Observer:
             raise AuthzHalt(Code.UNDECLARED, deny(Code.UNDECLARED).decision_id)
 
 
-def limits() -> str:
+def what_is_unseen() -> str:
     """Return a sentence about what cannot be observed."""
     also = ", nor what uvloop connects or starts" if "uvloop" in sys.modules else ""
     return f"not seen: pooled connections, C libraries, child processes, threads without the run{also}"

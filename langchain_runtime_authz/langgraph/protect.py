@@ -30,13 +30,20 @@ from langchain_runtime_authz.langgraph.declared_effects import gate_store
 from langchain_runtime_authz.langgraph.derived_classes import subclass_like
 from langchain_runtime_authz.langgraph.graph_entry import ChildEntry, Owner, RootEntry
 from langchain_runtime_authz.langgraph.node_gate import gate_bound, is_gated
-from langchain_runtime_authz.langgraph.object_graph import AnyGraph, Found, graphs_in, reached, roots_of, walk
-from langchain_runtime_authz.langgraph.run_context import HANDLE_KEY, run_scope, running, without_handle
+from langchain_runtime_authz.langgraph.object_graph import (
+    AnyGraph,
+    FoundGraph,
+    graphs_in,
+    reached_objects,
+    roots_of,
+    walk_objects,
+)
+from langchain_runtime_authz.langgraph.run_context import HANDLE_KEY, current_run, run_scope, without_handle
 from langchain_runtime_authz.langgraph.tool_guard import guard_in_place
 from langchain_runtime_authz.langgraph.tool_lookup import Profiles, is_guarded
 from langchain_runtime_authz.langgraph.tool_node import gate_tool_node, guard_held
 from langchain_runtime_authz.pep.agents import ANY
-from langchain_runtime_authz.pep.child_agent import invitation
+from langchain_runtime_authz.pep.child_agent import child_credential
 from langchain_runtime_authz.pep.run import Flow, Perform, Run, adrive, drive, new_id
 
 _SHOW_CONFIGS: Final = frozenset(("debug", "checkpoints"))  # stream modes
@@ -79,11 +86,13 @@ def protect(target: Any, protection: Protection) -> list[BaseTool]:
 
 def agent_names(graph: AnyGraph) -> frozenset[str]:
     """Return the run-time names of the agents in a graph, including remote ones."""
-    held = ((v, v.label if isinstance(v, Found) else getattr(v, "name", "")) for v in reached(graph, deep=True))
-    return frozenset(str(name) for value, name in held if isinstance(value, Found) or is_remote(value))
+    held = (
+        (v, v.label if isinstance(v, FoundGraph) else getattr(v, "name", "")) for v in reached_objects(graph, deep=True)
+    )
+    return frozenset(str(name) for value, name in held if isinstance(value, FoundGraph) or is_remote(value))
 
 
-def misspelt(agents: Collection[str], graph: AnyGraph) -> Iterator[tuple[str, str]]:
+def misspelt_agents(agents: Collection[str], graph: AnyGraph) -> Iterator[tuple[str, str]]:
     """Yield pairs: a name in `agents` that no agent has, and a similar agent's name."""
     if agents:  # a name without a similar one may belong to another graph
         from difflib import get_close_matches
@@ -116,7 +125,7 @@ def _gate_node(
     opens = not (bound is private.DEFAULT_BOUND or isinstance(bound, private.Pregel) or is_gated(bound))
     if opens and isinstance(bound, private.ToolNode) and not hasattr(type(bound), "__runtime_authz_gated__"):
         bound = gate_tool_node(bound, protection.profiles)
-    for held in walk(roots_of(node)):
+    for held in walk_objects(roots_of(node)):
         if is_guarded(held):
             yield held
         elif not opens:
@@ -193,9 +202,9 @@ def _entry_class(base: Any, protection: Protection) -> Any:
         given, config = input, entered
         if not isinstance(at, ChildEntry):
             given, config = entered
-            config = ambient.hearing(config)
+            config = ambient.with_backstop(config)
             if graph.checkpointer:
-                config = private.durable(config)
+                config = private.with_sync_durability(config)
         modes = options["stream_mode"]
         shows = not _SHOW_CONFIGS.isdisjoint((modes,) if isinstance(modes, str) else modes)
         return own(_without_config(graph), given, config, **options), run_scope(at.run, span=at.run.span), shows
@@ -246,7 +255,7 @@ def _entry_class(base: Any, protection: Protection) -> Any:
             partial(base.bulk_update_state, self, config, supersteps),
             partial(base.abulk_update_state, self, config, supersteps),
         )
-        if running() is not None or private.checkpointer_of(config):
+        if current_run() is not None or private.checkpointer_of(config):
             return root_entry.update_inside(self, config, write)
         return root_entry.update(self, config, supersteps, write)
 
@@ -293,7 +302,7 @@ class _Remote(ChildEntry):
         if self.http is None or self.profile is None or self.profile.url is None or self.profile.named is None:
             return {}
         try:
-            credential = yield from invitation(run, self.profile.named)
+            credential = yield from child_credential(run, self.profile.named)
         except CredentialError as exc:
             raise AuthzDenied(exc.code, new_id()) from None
         if (ticket := current_ticket()) is not None:  # so that the token is found in the tool's output

@@ -17,12 +17,12 @@ from langchain_core.runnables.config import var_child_runnable_config
 from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph.answer_numbers import OURS
 from langchain_runtime_authz.langgraph.checkpoints import find_checkpoint
-from langchain_runtime_authz.langgraph.graph_input import marked
+from langchain_runtime_authz.langgraph.graph_input import mark_answer
 from langchain_runtime_authz.langgraph.review_questions import note_question
 from langchain_runtime_authz.langgraph.tool_call_parsing import newest_plan
 from langchain_runtime_authz.ledger.base import Query
-from langchain_runtime_authz.pep.approval_questions import TAKES_ANY, shown
-from langchain_runtime_authz.pep.corrections import answer
+from langchain_runtime_authz.pep.approval_questions import TAKES_ANY, asks_shown
+from langchain_runtime_authz.pep.corrections import commit_answers
 from langchain_runtime_authz.pep.run import Flow, Load, Run
 
 MAX_STEPS: Final = 10  # number of checkpoints in which the resumed one is searched
@@ -101,19 +101,19 @@ def record_answer(run: Run, config: Mapping[str, Any], namespace: str) -> Flow[d
         return None
     questions = yield from _shown(run, config, namespace, heard.checkpoint)
     snapshot = yield Load(run.scope, Query(asks=True))
-    asks = shown(snapshot.asks, questions)
+    asks = asks_shown(snapshot.asks, questions)
     ids = {a.interrupt_id for a in asks}
     by_id = private.is_resume_map(value)
     given: dict[str, object] = {i: v for i, v in value.items() if i in questions} if by_id else {}
     given = dict.fromkeys(ids, value) if not by_id and len(ids) == 1 else given
     if ids & given.keys():
-        yield from answer(run, [a for a in asks if a.interrupt_id in given], given, questions)
+        yield from commit_answers(run, [a for a in asks if a.interrupt_id in given], given, questions)
     if given or by_id or (not ids and any(a.allowed != TAKES_ANY for a in snapshot.asks)):
         run.keyed_thread = thread  # a plain answer does not count for a question that nobody was shown
-    return {i: marked(v, questions[i], i, snapshot.asks) for i, v in given.items()} if given or by_id else None
+    return {i: mark_answer(v, questions[i], i, snapshot.asks) for i, v in given.items()} if given or by_id else None
 
 
-def keyed(config: Mapping[str, Any], answers: Mapping[str, object]) -> None:
+def keyed_answers(config: Mapping[str, Any], answers: Mapping[str, object]) -> None:
     """Give a running task only these answers, by the numbers of their questions."""
     pad = private.scratchpad_of(config)
     if private.unused_answer(config) is not None:

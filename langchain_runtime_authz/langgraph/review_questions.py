@@ -14,19 +14,19 @@ from typing import Any, Final
 from langchain_core.messages import AIMessage
 from langgraph.errors import GraphInterrupt, is_invalid_resume
 
-from langchain_runtime_authz.facts.plan import match, raw_digest
+from langchain_runtime_authz.facts.plan import match_plan, raw_digest
 from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph.object_graph import cells_of
-from langchain_runtime_authz.langgraph.tool_call_parsing import unknown
+from langchain_runtime_authz.langgraph.tool_call_parsing import unknown_call
 from langchain_runtime_authz.ledger.base import Committed, Query
 from langchain_runtime_authz.ledger.call_changes import AskApproval
 from langchain_runtime_authz.pep import approval_questions
 from langchain_runtime_authz.pep.call import Call
-from langchain_runtime_authz.pep.decide_calls import in_plan, review_key, rewritten
+from langchain_runtime_authz.pep.decide_calls import in_plan, review_key, rewritten_plan
 from langchain_runtime_authz.pep.run import Commit, Flow, Load, Run
-from langchain_runtime_authz.telemetry.logs import logger
+from langchain_runtime_authz.telemetry.logs import get_logger
 
-_log = logger(__name__)
+_log = get_logger(__name__)
 _MAX_WRAPPERS: Final = 1000  # functions followed in one chain of wrappers
 
 # Agent Inbox's flags → decisions. Then names that an application's question may use for a tool and its arguments.
@@ -47,13 +47,13 @@ def note_question(run: Run, messages: Sequence[AIMessage | None], asked: Any, ta
         if not calls or len(takes) != len(calls):
             return
         record = (yield Load(run.scope, Query(plan=(run.agent, calls[0].plan_id or "")))).plan
-        if match(record, run.epoch, (one := calls[0]).position, one.call_id, one.tool, one.raw).changed:
-            record = (yield from rewritten(run, one)) or record
+        if match_plan(record, run.epoch, (one := calls[0]).position, one.call_id, one.tool, one.raw).changed:
+            record = (yield from rewritten_plan(run, one)) or record
         if record is None or record.epoch != run.epoch:
             return
         origin, calls = record.origin or record.epoch, in_plan(record, calls)
         noted = [(review_key(run, c, origin), raw_digest(c.raw), c, t) for c, t in zip(calls, takes, strict=True)]
-        opened = approval_questions.reviews(run, noted, asked.id, task)
+        opened = approval_questions.review_records(run, noted, asked.id, task)
         done = yield Commit(run.scope, run.guard, [AskApproval(question) for question in opened])
         if isinstance(done, Committed):
             yield approval_questions.asked_event(run, opened, done.now)
@@ -113,7 +113,7 @@ def _asked_about(requests: Sequence[Any], message: AIMessage) -> list[Call]:
         name, args, ident = asked.get("name"), asked.get("args"), asked.get("tool_call_id")
         for position, call in left:
             if call["name"] == name and call["args"] == args and ident in (None, call["id"]):
-                found.append(unknown(call["name"], call["id"], message.id, position, call["args"]))
+                found.append(unknown_call(call["name"], call["id"], message.id, position, call["args"]))
                 break
         else:
             return []
@@ -126,8 +126,8 @@ def _planned(run: Run, requests: Sequence[Any]) -> Flow[list[Call]]:
     if not isinstance(ident := asked.get("tool_call_id"), str):
         return []
     plan = (yield Load(run.scope, Query(planned_call=(run.agent, ident)))).plan
-    found = match(plan, run.epoch, None, ident, asked.get("name", ""), asked.get("args"))
-    return [unknown(asked["name"], ident, plan.id, found.position, asked["args"])] if found.planned else []
+    found = match_plan(plan, run.epoch, None, ident, asked.get("name", ""), asked.get("args"))
+    return [unknown_call(asked["name"], ident, plan.id, found.position, asked["args"])] if found.planned else []
 
 
 def _shown_calls(value: object, schema: object) -> tuple[Sequence[Any], Sequence[tuple[str, ...]]]:

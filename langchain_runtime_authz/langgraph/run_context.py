@@ -1,7 +1,7 @@
 """Define `authz.run(...)`, and find the current run in configs and contexts.
 
-The root entry puts a `Handle` with the run into `configurable["__authz"]`. State, checkpoints, tracers and remote
-configs never contain the run. A serialised handle is a placeholder without content. A value that is not a `Handle` is
+The root entry puts a `ConfigHandle` with the run into `configurable["__authz"]`. State, checkpoints, tracers and remote
+configs never contain the run. A serialised handle is a placeholder without content. A value that is not a `ConfigHandle` is
 ignored.
 """
 
@@ -23,7 +23,7 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.errors import GraphBubbleUp, GraphInterrupt
 
 from langchain_runtime_authz._flow import drive_apart
-from langchain_runtime_authz.audit.sinks import records
+from langchain_runtime_authz.audit.sinks import records_of
 from langchain_runtime_authz.credential.current_call import CodeScope, current_scope, tell_by
 from langchain_runtime_authz.credential.token import MAX_DELEGATORS, SUBJECT_TYPE, Credential, Sealed
 from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError, CredentialError
@@ -34,8 +34,8 @@ from langchain_runtime_authz.ledger.base import Scope
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pep.call_mandate import ApplicationMandate
 from langchain_runtime_authz.pep.mint_tokens import RefusedMints
-from langchain_runtime_authz.pep.run import Engine, Flow, Perform, Run, adrive, both, drive, new_id
-from langchain_runtime_authz.pep.run_lifecycle import Entry, close, open_entry
+from langchain_runtime_authz.pep.run import Engine, Flow, Perform, Run, adrive, drive, methods, new_id
+from langchain_runtime_authz.pep.run_lifecycle import OpenedEntry, close_run, open_entry
 from langchain_runtime_authz.telemetry.spans import OpenSpan
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class AuthzHalt(AuthzDenied, GraphBubbleUp):
     """
 
 
-class Handle(Sealed):
+class ConfigHandle(Sealed):
     """Holds a run in a config. A pickled handle is read back as a plain string."""
 
     __slots__ = ("__weakref__", "target")
@@ -112,7 +112,7 @@ class FlowContext(Generic[T]):
             await adrive(self.engine, over)
 
 
-def within(context: Any, code: Callable[[Any], Flow[T]]) -> Flow[T]:
+def run_within(context: Any, code: Callable[[Any], Flow[T]]) -> Flow[T]:
     """Run `code(entered)` in a sync and async context manager that swallows nothing."""
     leave, entered = (context.__exit__, context.__aexit__), (yield Perform(context.__enter__, context.__aenter__))
     try:
@@ -148,20 +148,20 @@ class run_scope(CodeScope):
             current_scope.set(self._previous)
 
 
-def caller(given: Caller) -> Subject | Credential:
+def as_caller(given: Caller) -> Subject | Credential:
     """Return a credential unchanged, and anything else as a `Subject`."""
     return given if isinstance(given, Credential) else Subject.of(given)
 
 
 def with_run(config: Mapping[str, Any], run: Run | RunHandle) -> dict[str, Any]:
     """Return `config` with a handle of the run."""
-    return {**config, "configurable": {**(config.get("configurable") or {}), HANDLE_KEY: Handle(run)}}
+    return {**config, "configurable": {**(config.get("configurable") or {}), HANDLE_KEY: ConfigHandle(run)}}
 
 
 def target_in(config: Mapping[str, Any] | None) -> Run | RunHandle | None:
     """Return the `Run` or `RunHandle` that a config holds, or `None`."""
     handle = ((config or {}).get("configurable") or {}).get(HANDLE_KEY)
-    return handle.target if type(handle) is Handle else None
+    return handle.target if type(handle) is ConfigHandle else None
 
 
 def without_handle(chunk: Any, depth: int = 7) -> Any:
@@ -176,12 +176,12 @@ def without_handle(chunk: Any, depth: int = 7) -> Any:
 def find_run(config: Mapping[str, Any] | None) -> Run | None:
     """Return the `Run` that a config holds, else the run around the current code."""
     handle = ((config or {}).get("configurable") or {}).get(HANDLE_KEY)
-    if type(handle) is Handle and type(run := handle.target) is Run:
+    if type(handle) is ConfigHandle and type(run := handle.target) is Run:
         return run
     return current_scope.get().run  # type: ignore[no-any-return]
 
 
-def running() -> Run | None:
+def current_run() -> Run | None:
     """Return the run around the current code, or None."""
     return current_scope.get().run  # type: ignore[no-any-return]
 
@@ -210,7 +210,7 @@ class RunHandle(Sealed):
         closed: true after `close`.
     """
 
-    _pickled = Handle._pickled
+    _pickled = ConfigHandle._pickled
     agent: tuple[str, ...] = ()  # no agent's path
 
     def __init__(
@@ -248,7 +248,7 @@ class RunHandle(Sealed):
     def _repr_html_(self) -> str:
         from langchain_runtime_authz.audit.story_html import newest_steps
 
-        return newest_steps(records(self.engine.audit, self.run_id), self.run_id)
+        return newest_steps(records_of(self.engine.audit, self.run_id), self.run_id)
 
     @property
     def jti(self) -> str | None:
@@ -275,10 +275,10 @@ class RunHandle(Sealed):
         """End the run's leases. Paused threads stay resumable. A second call does nothing."""
         self.closed = True
         for run in [run for run in self._entries if not run.closed]:
-            yield from close(run)
+            yield from close_run(run)
 
     _engine = property(attrgetter("engine"))
-    close, aclose = both(_close)
+    close, aclose = methods(_close)
 
     def outside_run(self) -> Flow[Run]:
         """Return the run for guarded tools outside protected graphs; open it if needed."""
@@ -287,12 +287,14 @@ class RunHandle(Sealed):
         if self._outside is None:
             engine = self.engine
             scope = Scope(engine.tenant, engine.issuer.issuer, _OUTSIDE, f"run:{self.run_id}")
-            entry: Entry = yield from open_entry(engine, scope, self.subject, self.run_id, _OUTSIDE, **self.brings())
+            entry: OpenedEntry = yield from open_entry(
+                engine, scope, self.subject, self.run_id, _OUTSIDE, **self.brings()
+            )
             self.enter(entry.run)
             if self._outside is None:
                 self._outside = entry.run
             else:  # another thread was first
-                yield from close(entry.run)
+                yield from close_run(entry.run)
         return self._outside
 
     def brings(self) -> dict[str, Any]:
@@ -350,10 +352,10 @@ def _delegated(engine: Engine, credential: Credential, grant: Grant | None) -> t
 
 def run_handle(config: Mapping[str, Any]) -> RunHandle | None:
     """Return the application's run: that in the config, else the surrounding one."""
-    return target if isinstance(target := target_in(config), RunHandle) else around()
+    return target if isinstance(target := target_in(config), RunHandle) else surrounding_run()
 
 
-def around() -> RunHandle | None:
+def surrounding_run() -> RunHandle | None:
     """Return the surrounding run. Raises `ConfigError` if a generator opened it."""
     handle = _opened.get()
     while handle is not None and handle.closed:
@@ -366,7 +368,7 @@ def around() -> RunHandle | None:
 
 def _refusals() -> RefusedMints | None:
     try:
-        handle = around()
+        handle = surrounding_run()
     except ConfigError:  # the record could name a wrong run
         return None
     return RefusedMints((handle, None, None)) if handle is not None else None

@@ -22,7 +22,7 @@ def update_in(given: object) -> object:
     found: dict[str, Any] = {}
     for name, value in pairs:  # one channel may be written twice
         if name in found:
-            (replaces, before), (again, value) = overwritten(found[name]), overwritten(value)  # noqa: PLW2901
+            (replaces, before), (again, value) = unwrap_overwrite(found[name]), unwrap_overwrite(value)  # noqa: PLW2901
             value = [*_listed(before), *_listed(value)]  # noqa: PLW2901
             value = Overwrite(value) if replaces or again else value  # noqa: PLW2901
         found[name] = value
@@ -33,7 +33,7 @@ def _listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list) else [value]
 
 
-def overwritten(value: Any) -> tuple[bool, Any]:
+def unwrap_overwrite(value: Any) -> tuple[bool, Any]:
     """Return True if a written value bypasses the reducer, and the value itself."""
     if isinstance(value, Overwrite):
         return True, value.value
@@ -44,14 +44,16 @@ def overwritten(value: Any) -> tuple[bool, Any]:
     return False, value
 
 
-def held(state: object, name: str) -> Any:
+def channel_value(state: object, name: str) -> Any:
     """Return a channel's value in a state, which is a mapping or an object."""
     return state.get(name) if isinstance(state, (dict, Mapping)) else getattr(state, name, None)
 
 
 def messages_in(value: Any) -> list[Any]:
     """Return the list of messages in a state or an input."""
-    _, found = overwritten(value.get("messages") if type(value) is dict else held(update_in(value), "messages"))
+    _, found = unwrap_overwrite(
+        value.get("messages") if type(value) is dict else channel_value(update_in(value), "messages")
+    )
     pair = isinstance(found, tuple) and len(found) == _PAIR and all(isinstance(part, str) for part in found)
     if isinstance(found, list | tuple) and not pair:
         return list(found)
@@ -71,5 +73,5 @@ def with_messages(update: Mapping[str, Any] | None, first: Sequence[BaseMessage]
     own = messages_in(update)
     at = max((i + 1 for i, m in enumerate(own) if removed_by(m) == REMOVE_ALL_MESSAGES), default=0)
     merged = [*own[:at], *first, *own[at:]]
-    replaces, _ = overwritten((update or {}).get("messages"))
+    replaces, _ = unwrap_overwrite((update or {}).get("messages"))
     return {**(update or {}), "messages": Overwrite(merged) if replaces else merged}

@@ -25,14 +25,12 @@ from langchain_runtime_authz.langgraph import tool_call_parsing as parsing
 from langchain_runtime_authz.langgraph import tool_execution
 from langchain_runtime_authz.langgraph.answer_numbers import keep_numbers
 from langchain_runtime_authz.langgraph.decide_and_ask import decide_together
-from langchain_runtime_authz.langgraph.messages import answer, denied
-from langchain_runtime_authz.langgraph.node_calls import NodeCalls
-from langchain_runtime_authz.langgraph.node_plans import Place
+from langchain_runtime_authz.langgraph.messages import answer_message, denial_of
+from langchain_runtime_authz.langgraph.node_calls import NodeCalls, Place
 from langchain_runtime_authz.langgraph.resume_values import drop_old_answer
 from langchain_runtime_authz.langgraph.run_context import RunHandle, current_node, find_run, run_handle
-from langchain_runtime_authz.langgraph.tool_execution import Pending, ToolExecution
-from langchain_runtime_authz.langgraph.tool_facts import ToolFacts, facts_of, guard_of
-from langchain_runtime_authz.langgraph.tool_lookup import Profiles, is_guarded
+from langchain_runtime_authz.langgraph.tool_execution import PendingCall, ToolExecution
+from langchain_runtime_authz.langgraph.tool_lookup import Profiles, ToolFacts, facts_of, guard_of, is_guarded
 from langchain_runtime_authz.pep.call import Call, Denial, Replay, Verdict
 from langchain_runtime_authz.pep.run import Engine, Flow, Run
 
@@ -40,7 +38,7 @@ Parser = Callable[[Any, str | None], Any]
 
 
 @dataclass(slots=True, eq=False, repr=False)
-class Arrival:
+class CallArrival:
     """A call that reached its tool, and all that is needed to decide and run it."""
 
     call: Call  # the call as it would run
@@ -49,7 +47,7 @@ class Arrival:
     handle: RunHandle | None = None  # in place of a run, for a call outside every protected graph
     verdict: Verdict | None = None  # the verdict of an earlier enforcement point
     counts: dict[str, int] | None = None  # `equal` → how often such a call ended, for calls without a message
-    front: Pending | None = None  # the decided call that became this one
+    front: PendingCall | None = None  # the decided call that became this one
     call_id: str | None = None  # None: no message can answer the call
     parser: Parser | None = None  # parses the given input into the tool's arguments
     given: Any = None  # the tool's input
@@ -73,7 +71,7 @@ class Arrival:
             try:
                 self.run = yield from self.handle.outside_run()
             except AuthzDenied as exc:  # no run may be opened here
-                return denied(self.call, exc)
+                return denial_of(self.call, exc)
         run, call = self.run, self.call
         if run is None:
             return Denial(call, deny(Code.NO_RUN))
@@ -84,7 +82,7 @@ class Arrival:
             try:
                 (resolved,) = yield from decide_together(run, [self.counted(call)], self.config)
             except GraphInterrupt as exc:  # code before the tool may swallow the question
-                if type(one := current_scope.get()) is Pending:
+                if type(one := current_scope.get()) is PendingCall:
                     one.question = exc
                 raise
         else:
@@ -129,7 +127,7 @@ class Arrival:
             parsed = self._own(parsed)
         front = self.front if self.front is not None else current_scope.get()
         settle = self.settle if self.counts is not None or self.node is not None else None
-        place = front.place if type(front) is Pending else None
+        place = front.place if type(front) is PendingCall else None
         return ToolExecution(guard, run, call, ticket, parsed, self.config, self.call_id, settle, place, self.answers)
 
     def start(self, guard: object, code: Callable[[ToolExecution], Any]) -> Flow[tool_execution.Outcome]:
@@ -146,7 +144,7 @@ class Arrival:
             if (execution := self.execution(guard, verdict)) is not None:
                 return (yield from execution.flow(code))
             text = self.call_id is None and self.place is not None and self.text()
-            return answer(verdict, self.call_id, text=text), None
+            return answer_message(verdict, self.call_id, text=text), None
         except GraphInterrupt:
             if self.node is not None:
                 yield from self.node.leave()
@@ -157,26 +155,28 @@ class Arrival:
 
     def refuse(self) -> Any:
         """Answer the call with a denial: it is outside every run."""
-        return answer(Denial(self.call, deny(Code.NO_RUN)), self.call_id)
+        return answer_message(Denial(self.call, deny(Code.NO_RUN)), self.call_id)
 
     def _own(self, parsed: Any) -> Any:
         injected, given = self.call.input.injected, self.given
         if self.parser is None or not isinstance(parsed, dict):
             return parsed
         sent = given if isinstance(given, dict) else {}
-        if not self.call.input.supplied and not any(parsing.supplied(k, v, injected) for k, v in sent.items()):
+        if not self.call.input.supplied and not any(parsing.is_injected(k, v, injected) for k, v in sent.items()):
             return parsed
         now = self.parser(dict(sent), self.call_id)
         own = now if isinstance(now, dict) else {}
-        return parsing.without(parsed, injected) | {k: v for k, v in own.items() if parsing.supplied(k, v, injected)}
+        return parsing.not_injected(parsed, injected) | {
+            k: v for k, v in own.items() if parsing.is_injected(k, v, injected)
+        }
 
 
-def arrival(tool: BaseTool, tool_input: Any, config: Any, call_id: str | None, parser: Parser) -> Arrival:
-    """Return the `Arrival` of a call of `tool.run`. `parser` is the tool's own."""
+def tool_arrival(tool: BaseTool, tool_input: Any, config: Any, call_id: str | None, parser: Parser) -> CallArrival:
+    """Return the `CallArrival` of a call of `tool.run`. `parser` is the tool's own."""
     if not config or "recursion_limit" not in config or "configurable" not in config:
         config = ensure_config(config)  # only LangChain's `invoke` completes the config
     scope = current_scope.get()
-    one = scope if type(scope) is Pending else None
+    one = scope if type(scope) is PendingCall else None
     if one is not None and one.call.call_id != call_id:
         one = None  # a wrapper makes another call first: the verdict is for the call that was decided
     mine = one if one is not None and not one.used and one.take() else None
@@ -184,9 +184,11 @@ def arrival(tool: BaseTool, tool_input: Any, config: Any, call_id: str | None, p
         call, own = mine.call, mine.call.input
         if own.tool is tool and call.tool == tool.name:
             exact = own.injected.isdisjoint(tool_input) and tool_input == own.sent
-            sent = tool_input if exact or isinstance(tool_input, str) else parsing.without(tool_input, own.injected)
-            if (exact or own.sent == sent) and parsing.unchanged(call):
-                return Arrival(
+            sent = (
+                tool_input if exact or isinstance(tool_input, str) else parsing.not_injected(tool_input, own.injected)
+            )
+            if (exact or own.sent == sent) and parsing.arguments_unchanged(call):
+                return CallArrival(
                     call, config, run=mine.run, verdict=mine.verdict, front=mine, call_id=call_id, parser=parser,
                     given=tool_input, exact=exact and not own.supplied, engine=mine.run.engine,
                 )  # fmt: skip
@@ -197,33 +199,35 @@ def arrival(tool: BaseTool, tool_input: Any, config: Any, call_id: str | None, p
 
     def amend(name: str, args: dict[str, Any]) -> Call:
         if name != tool.name:  # only this tool is known here
-            return parsing.unknown(name, call_id, plan_id, position, args)
+            return parsing.unknown_call(name, call_id, plan_id, position, args)
         sent_too = tool_input if isinstance(tool_input, Mapping) else {}
-        own = {k: v for k, v in sent_too.items() if parsing.supplied(k, v, facts.injected)}
-        return described(facts, {**parsing.without(args, facts.injected), **own})
+        own = {k: v for k, v in sent_too.items() if parsing.is_injected(k, v, facts.injected)}
+        return described(facts, {**parsing.not_injected(args, facts.injected), **own})
 
     described = _described(tool, call_id, parser, plan_id=plan_id, position=position, amend=amend)
     if one is None:
         found = _arrival(tool, config, call_id, facts, described, tool_input)
     else:
         call, run = described(facts, tool_input), one.run
-        found = Arrival(call, config, run=run, call_id=call_id, engine=run.engine, given=tool_input)
+        found = CallArrival(call, config, run=run, call_id=call_id, engine=run.engine, given=tool_input)
     found.front, found.parser = mine, parser
     found.text = partial(tool_execution.returns_text, tool)
     return found
 
 
-def arrival_by_hand(tool: BaseTool, facts: ToolFacts, args: Mapping[str, Any], config: Mapping[str, Any]) -> Arrival:
-    """Return the `Arrival` of a direct call of a tool's code, with unparsed `args`."""
+def arrival_by_hand(
+    tool: BaseTool, facts: ToolFacts, args: Mapping[str, Any], config: Mapping[str, Any]
+) -> CallArrival:
+    """Return the `CallArrival` of a direct call of a tool, with unparsed `args`."""
     return _arrival(tool, config, None, facts, _described(tool, None, None), args)
 
 
-def arrival_unguarded(tool: BaseTool, tool_input: Any, config: Mapping[str, Any], call_id: str | None) -> Arrival:
-    """Return the `Arrival` of an unguarded tool's call."""
+def arrival_unguarded(tool: BaseTool, tool_input: Any, config: Mapping[str, Any], call_id: str | None) -> CallArrival:
+    """Return the `CallArrival` of an unguarded tool's call."""
     # Refuse input that the tool would parse differently the second time.
     owner = find_run(config) or run_handle(config)
     if owner is None:
-        return Arrival(parsing.unknown(tool.name, None, None, None, {}), config)
+        return CallArrival(parsing.unknown_call(tool.name, None, None, None, {}), config)
     facts = ToolFacts(cast("Profiles", owner.engine.tools).of(tool), private.injected_names(tool))
     found = _arrival(tool, config, None, facts, _described(tool, call_id, tool._parse_input), tool_input)
     found.layer = "ambient hook"
@@ -236,20 +240,20 @@ def _described(tool: BaseTool, call_id: str | None, parser: Parser | None, **pla
     about = {"call_id": call_id, "plan_id": None, "position": None, **planned}
 
     def described(facts: ToolFacts, given: Any) -> Call:
-        own = given if isinstance(given, str) else parsing.without(given, facts.injected)
-        read = partial(parsing.parse, tool, given, call_id, parser) if parser is not None else lambda: given
-        return parsing.describe(tool, facts, read, raw=own, sent=own, **about)
+        own = given if isinstance(given, str) else parsing.not_injected(given, facts.injected)
+        read = partial(parsing.parse_call, tool, given, call_id, parser) if parser is not None else lambda: given
+        return parsing.describe_call(tool, facts, read, raw=own, sent=own, **about)
 
     return described
 
 
 def _arrival(
     tool: BaseTool, config: Mapping[str, Any], call_id: str | None, facts: ToolFacts, described: Any, given: Any
-) -> Arrival:
-    """Return the `Arrival` of a call without a message, whose plan is found later."""
+) -> CallArrival:
+    """Return the `CallArrival` of a call without a message, whose plan is found later."""
     owner = find_run(config) or run_handle(config)
     if owner is None:
-        return Arrival(parsing.unknown(tool.name, call_id, None, None, {}), config, call_id=call_id)
+        return CallArrival(parsing.unknown_call(tool.name, call_id, None, None, {}), config, call_id=call_id)
     run, handle = (owner, None) if isinstance(owner, Run) else (None, owner)
     # Counts of equal calls in the current node or tool execution.
     counts = current_scope.get().counts if handle is None else handle.settled
@@ -257,7 +261,7 @@ def _arrival(
     if is_guarded(tool) and guard_of(tool).by_code:
         call = replace(call, by_code=True)
     equal = f"{call.call_id} {call.tool} {call.args_digest}" if counts is not None else ""
-    return Arrival(
+    return CallArrival(
         call, config, run=run, handle=handle, counts=counts, call_id=call_id, equal=equal, engine=owner.engine, given=given,
         facts=facts, describe=described, node=current_node(run),
     )  # fmt: skip

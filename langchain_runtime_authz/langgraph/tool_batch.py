@@ -27,12 +27,17 @@ from langchain_runtime_authz.facts.plan import calls_digest, plan_calls
 from langchain_runtime_authz.langgraph import decide_and_ask, messages, review_questions
 from langchain_runtime_authz.langgraph.answer_numbers import keep_numbers
 from langchain_runtime_authz.langgraph.private_api import ToolNode
-from langchain_runtime_authz.langgraph.run_context import AuthzHalt, within
-from langchain_runtime_authz.langgraph.tool_call_parsing import answered_calls, describe, parse, unknown, without
-from langchain_runtime_authz.langgraph.tool_execution import PAUSE, Locks, Pending, RunCode, under_lock
-from langchain_runtime_authz.langgraph.tool_facts import guard_of
+from langchain_runtime_authz.langgraph.run_context import AuthzHalt, run_within
+from langchain_runtime_authz.langgraph.tool_call_parsing import (
+    answered_calls,
+    describe_call,
+    not_injected,
+    parse_call,
+    unknown_call,
+)
+from langchain_runtime_authz.langgraph.tool_execution import PAUSE, Locks, PendingCall, RunCode, under_lock
 from langchain_runtime_authz.langgraph.tool_guard import guard_held_by, guard_tool
-from langchain_runtime_authz.langgraph.tool_lookup import GUARDED, Profiles
+from langchain_runtime_authz.langgraph.tool_lookup import GUARDED, Profiles, guard_of
 from langchain_runtime_authz.pep.call import Call, DecidedCall, Denial, Replay
 from langchain_runtime_authz.pep.decide_steps import Entry
 from langchain_runtime_authz.pep.lease import OVER
@@ -77,13 +82,13 @@ class MessageCalls:
             self.together = len(self.siblings) == 1
         self.calls: Sequence[Any] = calls if self.together else [calls[0]]
 
-    def decide(self, run: Run) -> Flow[list[Pending]]:
+    def decide(self, run: Run) -> Flow[list[PendingCall]]:
         """Decide this graph task's calls in order. Ask all questions before one runs."""
         if self.together:
             return decide_and_ask.decide_together(run, self.describe(), self.config, entry=self._entry)
         return self._decide_mine(run)
 
-    def _decide_mine(self, run: Run) -> Flow[list[Pending]]:
+    def _decide_mine(self, run: Run) -> Flow[list[PendingCall]]:
         locks, decided = self._batch(run)
         yield from under_lock(locks, self._decide_all(run, decided))
         alike = [i for i, d in enumerate(decided) if d.call.call_id == self.calls[0].get("id")]
@@ -126,7 +131,7 @@ class MessageCalls:
         plan_id = self.plan_id if position is not None else None
         tool = node._tools_by_name.get(call["name"])
         if tool is None:
-            return unknown(call["name"], call_id, plan_id, position, call["args"])
+            return unknown_call(call["name"], call_id, plan_id, position, call["args"])
         if getattr(type(tool), GUARDED, None) is None:  # `tools_by_name` is mutable: a tool was added
             tool = node._tools_by_name[call["name"]] = guard_tool(tool, self.profiles)
         sent, facts = call["args"], guard_of(tool).facts(tool)
@@ -139,15 +144,15 @@ class MessageCalls:
             return self._describe({**call, "name": name, "args": args}, position)
 
         base: Any = getattr(type(tool), GUARDED)
-        return describe(
+        return describe_call(
             tool,
             facts,
-            partial(parse, tool, injected, call_id, partial(base._parse_input, tool)),
+            partial(parse_call, tool, injected, call_id, partial(base._parse_input, tool)),
             call_id=call_id,
             plan_id=plan_id,
             position=position,
             raw=sent,
-            sent=without(injected, facts.injected),
+            sent=not_injected(injected, facts.injected),
             amend=amend,
             reviewed=call["name"] in self.reviewed,
         )
@@ -162,16 +167,16 @@ class MessageCalls:
             return call["args"]
 
 
-class Turns:
+class CallTurns:
     """A tool node's calls, and which of them have begun and ended.
 
     If a call asks, or another call is ordered after it, they run one after the other.
     """
 
-    def __init__(self, config: Any, calls: Sequence[Any], waiting: Sequence[Pending], layer: str = "") -> None:
+    def __init__(self, config: Any, calls: Sequence[Any], waiting: Sequence[PendingCall], layer: str = "") -> None:
         self.config = config
         self._calls = calls
-        self.waiting: dict[int, tuple[int, Pending]] = {}  # id of the call → its index and its decision
+        self.waiting: dict[int, tuple[int, PendingCall]] = {}  # id of the call → its index and its decision
         self.asked = self.serial = False
         for call, one in zip(calls, waiting, strict=True):  # of an object that is sent twice, the first counts
             self.waiting.setdefault(id(call), (len(self.waiting), one))
@@ -188,7 +193,7 @@ class Turns:
         self.entered: set[int] = set()  # indexes of calls that have begun in threads
         self.done: set[int] = set()  # indexes of finished calls
 
-    def copied(self, call: Any) -> tuple[int, Pending] | None:
+    def copied(self, call: Any) -> tuple[int, PendingCall] | None:
         """Return index and decision of the call that `call` is a copy of, or None."""
         for each in self._calls:
             if each == call:
@@ -202,14 +207,14 @@ class Turns:
             await asyncio.sleep(PAUSE)
 
 
-class Turn:
+class CallTurn:
     """The scope of one call's execution, in which the guard finds the decision."""
 
-    def __init__(self, turns: Turns, place: int, one: Pending) -> None:
+    def __init__(self, turns: CallTurns, place: int, one: PendingCall) -> None:
         self._turns, self._place, self.one = turns, place, one
         self._engine = self.one.run.engine
 
-    def __enter__(self) -> Pending:
+    def __enter__(self) -> PendingCall:
         turns = self._turns
         alone = not turns.serial or self._place in turns.begun or turns.thread == threading.get_ident()
         turns.entered.add(self._place)
@@ -225,7 +230,7 @@ class Turn:
         current_scope.set(one)
         return one
 
-    async def __aenter__(self) -> Pending:
+    async def __aenter__(self) -> PendingCall:
         self._turns.begun.add(self._place)
         if self._turns.serial:
             await self._await_earlier()
@@ -268,45 +273,45 @@ class Turn:
             yield from review_questions.note_failed(one.run, one.call, exc, turns.config, first=self._first)
 
 
-def undecided(call: Any) -> ToolMessage:
+def undecided_denial(call: Any) -> ToolMessage:
     """Return the denial of a call that was not decided."""
-    denial = Denial(unknown(call["name"], None, None, None, {}), deny(Code.NO_RUN))
+    denial = Denial(unknown_call(call["name"], None, None, None, {}), deny(Code.NO_RUN))
     return messages.denial_message(denial, call.get("id"))
 
 
-def answer_of(one: Pending, call: Any, config: Any) -> ToolMessage | None:
+def answer_of(one: PendingCall, call: Any, config: Any) -> ToolMessage | None:
     """Return the message for a call that must not run; None if the call runs."""
     verdict = one.verdict
     if one.for_review or isinstance(verdict, Ticket):
         return None
     keep_numbers(config, one.answers)
     if isinstance(verdict, Replay):
-        return cast("ToolMessage", noted(one, messages.replayed(verdict, call.get("id"))))
+        return cast("ToolMessage", note_edit(one, messages.replayed_result(verdict, call.get("id"))))
     # Malformed arguments and unknown names get ToolNode's own error. Without a ticket, the tool cannot run.
     if isinstance(verdict, Denial) and one.call.error not in (Code.INVALID_ARGUMENTS, Code.UNKNOWN_TOOL):
         return messages.denial_message(verdict, call.get("id"))
     return None
 
 
-def instead_of(one: Pending, call: Any) -> Any:
+def instead_of(one: PendingCall, call: Any) -> Any:
     """Return the call to run: the original, or an approver's edit."""
     if one.for_review or not one.call.edited_by:
         return call
     return {**call, "name": one.call.tool, "args": one.call.raw}
 
 
-def noted(one: Pending, output: Any) -> Any:
+def note_edit(one: PendingCall, output: Any) -> Any:
     """Return the output, with a note if an approver replaced the model's call."""
     return output if not one.replaced else messages.with_note(output, messages.edit_note(one.call))
 
 
-def give_back(waiting: Sequence[Pending]) -> Flow[None]:
+def give_back(waiting: Sequence[PendingCall]) -> Flow[None]:
     """Release the calls that did not run."""
     for one in waiting:
         yield from one.give_back()
 
 
-def open_tickets(waiting: Sequence[Pending]) -> bool:
+def open_tickets(waiting: Sequence[PendingCall]) -> bool:
     """Return True if a permitted call did not run: a wrapper answered or changed it."""
     for one in waiting:
         if type(one.verdict) is Ticket and not one.verdict.redeemed:
@@ -327,13 +332,15 @@ class ToolCallPEP:
         message = self._message(request, handler)
         call, waiting = message.calls[0], (yield from message.decide(run))
 
-        def code(one: Pending) -> Flow[Any]:
+        def code(one: PendingCall) -> Flow[Any]:
             if (answer := answer_of(one, call, message.config)) is not None:
                 return answer
-            return noted(one, (yield (RunCode, handler, _request(one, request))))
+            return note_edit(one, (yield (RunCode, handler, _request(one, request))))
 
         try:
-            return (yield from within(Turn(Turns(message.config, message.calls, waiting), 0, waiting[0]), code))
+            return (
+                yield from run_within(CallTurn(CallTurns(message.config, message.calls, waiting), 0, waiting[0]), code)
+            )
         finally:
             yield from give_back(waiting)
 
@@ -359,6 +366,6 @@ class ToolCallPEP:
         return MessageCalls(node, self._profiles, given, runtime.config, runtime, reviewed=reviewed)
 
 
-def _request(one: Pending, request: Any) -> Any:
+def _request(one: PendingCall, request: Any) -> Any:
     tool = own if isinstance(own := one.call.input.tool, BaseTool) else request.tool
     return request.override(tool=tool, tool_call=instead_of(one, request.tool_call))

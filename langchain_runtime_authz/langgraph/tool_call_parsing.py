@@ -13,12 +13,12 @@ from langchain_core.messages import AIMessage, ToolMessage
 from langchain_core.tools import BaseTool
 from langgraph.prebuilt import ToolRuntime
 
-from langchain_runtime_authz.digest import digest, project, project_arguments
+from langchain_runtime_authz.digest import as_json, digest, project_arguments
 from langchain_runtime_authz.errors import Code, MappingError
 from langchain_runtime_authz.facts.argument_atoms import NO_ATOMS, atoms_of
 from langchain_runtime_authz.facts.plan import PlannedCall, raw_digest
 from langchain_runtime_authz.langgraph.private_api import takes_no_arguments
-from langchain_runtime_authz.langgraph.tool_facts import ToolFacts
+from langchain_runtime_authz.langgraph.tool_lookup import ToolFacts
 from langchain_runtime_authz.pep.call import Call, ToolInput
 from langchain_runtime_authz.tool_profile import UNPROFILED
 
@@ -28,7 +28,7 @@ _MAX_NAME = 128  # characters of a tool's name that a model made up
 Describe = Callable[[ToolFacts, Any], Call]  # returns the call of these arguments
 
 
-def parse(tool: BaseTool, tool_input: str | Mapping[str, Any], call_id: str | None, parser: Any) -> Any:
+def parse_call(tool: BaseTool, tool_input: str | Mapping[str, Any], call_id: str | None, parser: Any) -> Any:
     """Return the arguments that the tool gets. `parser`: the tool's `_parse_input`."""
     schema = tool.args_schema
     if isinstance(schema, type) and not getattr(schema, "__pydantic_fields__", None) and takes_no_arguments(schema):
@@ -36,7 +36,9 @@ def parse(tool: BaseTool, tool_input: str | Mapping[str, Any], call_id: str | No
     return parser(tool_input if isinstance(tool_input, str) else dict(tool_input), call_id)
 
 
-def describe(tool: BaseTool, facts: ToolFacts, parse: Callable[[], Any], *, raw: Any, sent: Any, **about: Any) -> Call:
+def describe_call(
+    tool: BaseTool, facts: ToolFacts, parse: Callable[[], Any], *, raw: Any, sent: Any, **about: Any
+) -> Call:
     """Return the `Call` to decide, with the arguments that `parse` returns.
 
     `raw`: the model's arguments. `sent`: see `ToolInput`. `about`: other fields of the `Call`, at least ids, position.
@@ -76,7 +78,7 @@ def _decided(tool: BaseTool, parsed: Any, injected: frozenset[str]) -> tuple[dic
     if isinstance(parsed, str):
         schema = tool.args_schema
         fields = getattr(schema, "model_fields", None) or getattr(schema, "__fields__", None)
-        return {next(iter(fields)) if fields else "input": project(parsed)}, False
+        return {next(iter(fields)) if fields else "input": as_json(parsed)}, False
     return project_arguments(parsed, injected, ToolRuntime)
 
 
@@ -88,7 +90,7 @@ def parses_alike(call: Call) -> bool:
         return False
 
 
-def unchanged(call: Call) -> bool:
+def arguments_unchanged(call: Call) -> bool:
     """Return True if no code changed the parsed arguments after the decision."""
     parsed = call.input.parsed
     if call.error is not None or not isinstance(parsed, dict):
@@ -106,7 +108,7 @@ def _has_digest(call: Call, parsed: Any) -> bool:
     return digest(_decided(tool, parsed, call.input.injected)[0]) == call.args_digest
 
 
-def without(args: Mapping[str, Any], injected: frozenset[str]) -> dict[str, Any]:
+def not_injected(args: Mapping[str, Any], injected: frozenset[str]) -> dict[str, Any]:
     """Return the arguments that the framework does not supply."""
     own = {}
     for name, value in args.items():
@@ -115,12 +117,12 @@ def without(args: Mapping[str, Any], injected: frozenset[str]) -> dict[str, Any]
     return own
 
 
-def supplied(name: str, value: object, injected: frozenset[str]) -> bool:
+def is_injected(name: str, value: object, injected: frozenset[str]) -> bool:
     """Return True if the framework supplies this argument."""
     return name in injected or type(value) is ToolRuntime
 
 
-def unknown(name: str, call_id: str | None, plan_id: str | None, position: int | None, written: Any) -> Call:
+def unknown_call(name: str, call_id: str | None, plan_id: str | None, position: int | None, written: Any) -> Call:
     """Return a `Call` from what the model wrote, without a tool or a profile."""
     tool, about = name.encode("ascii", "backslashreplace").decode()[:_MAX_NAME], (call_id, plan_id, position, written)
     return Call(tool, UNPROFILED, False, *about, {}, _EMPTY, NO_ATOMS, error=Code.UNKNOWN_TOOL)
@@ -141,13 +143,13 @@ def as_planned(
     if raw_digest(call.raw) == planned.args_digest:
         return replace(call, call_id=planned.call_id)
     sent = given if isinstance(given, Mapping) else {}
-    added = {k for k in sent if k not in written and not supplied(k, sent[k], facts.injected)}
+    added = {k for k in sent if k not in written and not is_injected(k, sent[k], facts.injected)}
     own = added & set(facts.profiled.profile.injected)
     # An argument equal to the model's is not added: the model used an alias.
     own = {k for k in own if describe(facts, {n: v for n, v in sent.items() if n != k}).args_digest != call.args_digest}
     facts = facts._replace(injected=facts.injected | own)
     call = describe(facts, given)
-    handed = {k: v for k, v in sent.items() if supplied(k, v, facts.injected)}
+    handed = {k: v for k, v in sent.items() if is_injected(k, v, facts.injected)}
     as_written = describe(facts, {**written, **handed})
     if call.error is None and as_written.error is None and as_written.args_digest == call.args_digest:
         return replace(call, call_id=planned.call_id, raw=written)

@@ -1,6 +1,6 @@
 """Run a tool's code: redeem the ticket, filter the output, conclude the call.
 
-A `Pending` call carries its verdict to the tool's guard. The guard's `ToolExecution` lasts while the tool's code runs.
+A `PendingCall` carries its verdict to the tool's guard. The guard's `ToolExecution` lasts while the tool's code runs.
 """
 
 from __future__ import annotations
@@ -21,12 +21,23 @@ from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.evaluation import deny
 from langchain_runtime_authz.langgraph.answer_numbers import counting_questions
-from langchain_runtime_authz.langgraph.messages import denial_message, denied, only_asked, read_by_model, recorded
-from langchain_runtime_authz.langgraph.output_filter import Cleaner, watched_args, watched_callbacks, watched_config
+from langchain_runtime_authz.langgraph.messages import (
+    denial_message,
+    denial_of,
+    only_asked,
+    read_by_model,
+    result_for_replay,
+)
+from langchain_runtime_authz.langgraph.output_filter import (
+    OutputFilter,
+    watched_args,
+    watched_callbacks,
+    watched_config,
+)
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt
 from langchain_runtime_authz.pep.call import Call, Verdict
 from langchain_runtime_authz.pep.calls_in_doubt import state_of
-from langchain_runtime_authz.pep.conclude_calls import conclude
+from langchain_runtime_authz.pep.conclude_calls import conclude_call
 from langchain_runtime_authz.pep.mint_tokens import RefusedMints
 from langchain_runtime_authz.pep.obligations import obliged_fields
 from langchain_runtime_authz.pep.run import Commit, Effect, Engine, Flow, Run, adrive, drive
@@ -41,7 +52,7 @@ Locks = tuple[threading.Lock, threading.Lock]
 T = TypeVar("T")
 
 
-class Pending(CodeScope):
+class PendingCall(CodeScope):
     """A call on its way to the tool's guard, with its verdict and its run."""
 
     __slots__ = ("_lock", "answers", "call", "for_review", "paused", "place", "question", "replaced", "used", "verdict")
@@ -73,13 +84,13 @@ class Pending(CodeScope):
         """Release the call if its tool did not begin."""
         ticket = self.verdict
         if isinstance(ticket, Ticket) and ticket.withdraw():
-            yield from conclude(self.run, ticket, self.call, "released")
+            yield from conclude_call(self.run, ticket, self.call, "released")
 
 
-def waiting() -> bool:
+def decided_already() -> bool:
     """Return True if an earlier enforcement point has decided the current call."""
     one = current_scope.get()
-    return type(one) is Pending and (one.for_review or not one.used)
+    return type(one) is PendingCall and (one.for_review or not one.used)
 
 
 # A call that ran is recorded even if its caller is cancelled.
@@ -191,7 +202,7 @@ class ToolExecution(CodeScope):
         tokens = self.ticket.minted_tokens() if self.ticket is not None else ()
         if self.ticket is None or not (fields or tokens):
             return value
-        cleaner = Cleaner(fields, tokens)
+        cleaner = OutputFilter(fields, tokens)
         value = cleaner.error(value) if isinstance(value, BaseException) else cleaner.output(value)
         self.ticket.leaked |= cleaner.search.found
         self.ticket.withheld |= cleaner.search.withheld
@@ -234,12 +245,12 @@ class ToolExecution(CodeScope):
             returned = output.content if failed else exc
         if state == "done":
             if self.call.profile.side_effect:
-                result = recorded(output, answered, self.call_id)
+                result = result_for_replay(output, answered, self.call_id)
             returned = self.returned
             if type(returned) is not str:
                 returned = read_by_model(tool, returned) if isinstance(tool := self.call.input.tool, BaseTool) else None
         ended = "suspended" if state == "halted" else state
-        return conclude(self.run, self.ticket, self.call, ended, result, output=returned, question=question)
+        return conclude_call(self.run, self.ticket, self.call, ended, result, output=returned, question=question)
 
     def flow(self, code: Callable[[ToolExecution], Any]) -> Flow[Outcome]:
         """Run the tool's code, and record the call's end."""
@@ -253,7 +264,7 @@ class ToolExecution(CodeScope):
             yield (Conclude, over)
         if self.call_id is not None and isinstance(failed, AuthzDenied) and not isinstance(failed, GraphBubbleUp):
             # A step *inside* the tool (a child agent, another tool) was denied.
-            return denial_message(denied(self.call, failed), self.call_id), None
+            return denial_message(denial_of(self.call, failed), self.call_id), None
         return output, failed
 
 

@@ -21,14 +21,22 @@ from pydantic import PrivateAttr
 from langchain_runtime_authz.credential.current_call import current_scope
 from langchain_runtime_authz.errors import AlreadyProtected
 from langchain_runtime_authz.langgraph.derived_classes import subclass_like, weakly_cached
-from langchain_runtime_authz.langgraph.object_graph import walk
-from langchain_runtime_authz.langgraph.output_filter import acleaned, cleaned, given
+from langchain_runtime_authz.langgraph.object_graph import walk_objects
+from langchain_runtime_authz.langgraph.output_filter import afilter_call, filter_call, return_or_raise
 from langchain_runtime_authz.langgraph.private_api import ToolNode, config_parameter
-from langchain_runtime_authz.langgraph.run_context import running
-from langchain_runtime_authz.langgraph.tool_arrival import Arrival, arrival, arrival_by_hand
+from langchain_runtime_authz.langgraph.run_context import current_run
+from langchain_runtime_authz.langgraph.tool_arrival import CallArrival, arrival_by_hand, tool_arrival
 from langchain_runtime_authz.langgraph.tool_execution import FUNCTION, Stage, ToolExecution
-from langchain_runtime_authz.langgraph.tool_facts import GuardsInPlace, ToolGuard, guard_of
-from langchain_runtime_authz.langgraph.tool_lookup import GUARDED, IN_PLACE, Profiles, functions_held, is_guarded
+from langchain_runtime_authz.langgraph.tool_lookup import (
+    GUARDED,
+    IN_PLACE,
+    GuardsInPlace,
+    Profiles,
+    ToolGuard,
+    functions_held,
+    guard_of,
+    is_guarded,
+)
 from langchain_runtime_authz.pep.run import adrive, drive
 
 # Other methods that call a tool. LangChain's versions of them use `invoke` or `run`.
@@ -68,7 +76,7 @@ def guard_in_place(tool: BaseTool) -> None:
 
 def guard_held_by(node: ToolNode) -> None:
     """Guard tools that the code of a node's tools refers to, for calls inside runs."""
-    for held in walk([node]):
+    for held in walk_objects([node]):
         if isinstance(held, BaseTool):
             guard_in_place(held)
 
@@ -91,7 +99,7 @@ def _inside(base: Any, guarded: Any, name: str) -> Callable[..., Any]:
 
     @functools.wraps(decided)
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return (plain if running() is None else decided)(self, *args, **kwargs)
+        return (plain if current_run() is None else decided)(self, *args, **kwargs)
 
     return method
 
@@ -142,16 +150,16 @@ def _guarded_class(base: type[BaseTool]) -> Any:
     return subclass_like(base, {**own, **_own_forms(base)})
 
 
-def _call(tool: BaseTool, arrived: Arrival, code: Callable[[ToolExecution], Any]) -> Any:
-    return given(*drive(arrived.engine, arrived.start(guard_of(tool), code)))
+def _call(tool: BaseTool, arrived: CallArrival, code: Callable[[ToolExecution], Any]) -> Any:
+    return return_or_raise(*drive(arrived.engine, arrived.start(guard_of(tool), code)))
 
 
-async def _acall(tool: BaseTool, arrived: Arrival, code: Callable[[ToolExecution], Any]) -> Any:
-    return given(*await adrive(arrived.engine, arrived.start(guard_of(tool), code)))
+async def _acall(tool: BaseTool, arrived: CallArrival, code: Callable[[ToolExecution], Any]) -> Any:
+    return return_or_raise(*await adrive(arrived.engine, arrived.start(guard_of(tool), code)))
 
 
-_BLOCKS: Final = (_call, cleaned)
-_AWAITS: Final = (_acall, acleaned)
+_BLOCKS: Final = (_call, filter_call)
+_AWAITS: Final = (_acall, afilter_call)
 
 
 def _decided_run(base: Any, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -162,7 +170,7 @@ def _decided_run(base: Any, call: Callable[..., Any]) -> Callable[..., Any]:
         own = base.run if blocks else base.arun
         if calls_itself and _within_own_code(self):
             return own(self, tool_input, *args, config=config, tool_call_id=tool_call_id, **kwargs)
-        arrived = arrival(self, tool_input, config, tool_call_id, functools.partial(base._parse_input, self))
+        arrived = tool_arrival(self, tool_input, config, tool_call_id, functools.partial(base._parse_input, self))
         options = {"tool_call_id": tool_call_id, **kwargs}
         return call(
             self,
@@ -224,8 +232,8 @@ def _called(
 
 def _by_hand(
     tool: BaseTool, guard: ToolGuard, stage: Stage, code: Callable[..., Any], args: Any, kwargs: dict[str, Any]
-) -> Arrival:
-    """Return the `Arrival` of a direct call, with its arguments by name."""
+) -> CallArrival:
+    """Return the `CallArrival` of a direct call, with its arguments by name."""
     named = {k: v for k, v in kwargs.items() if not isinstance(v, BaseCallbackManager | BaseRunManager)}
     config = ensure_config(named.pop(config_parameter(code) or "", None))
     signature = inspect.signature(code)
@@ -251,7 +259,7 @@ def _own_forms(base: type[BaseTool]) -> dict[str, Any]:
                 own = functools.partial(getattr(base, name), self, input, execution.config, **kwargs)
                 return filtered(own, execution.clean, execution.clean_error)
 
-            arrived = arrival(self, *_sent(input, config), functools.partial(base._parse_input, self))
+            arrived = tool_arrival(self, *_sent(input, config), functools.partial(base._parse_input, self))
             return call(self, arrived, code)
 
         return invoke

@@ -16,12 +16,12 @@ from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.evaluation import deny
 from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph import tool_batch
-from langchain_runtime_authz.langgraph.callback_backstop import install
+from langchain_runtime_authz.langgraph.callback_backstop import install_hook
 from langchain_runtime_authz.langgraph.derived_classes import subclass_like
 from langchain_runtime_authz.langgraph.graph_entry import RootEntry
 from langchain_runtime_authz.langgraph.messages import ai_messages, record_plans
 from langchain_runtime_authz.langgraph.review_questions import reviewed_tools
-from langchain_runtime_authz.langgraph.run_context import RunHandle, find_run, run_scope, within
+from langchain_runtime_authz.langgraph.run_context import RunHandle, find_run, run_scope, run_within
 from langchain_runtime_authz.langgraph.tool_execution import Finish, RunCode
 from langchain_runtime_authz.langgraph.tool_guard import guard_held_by, guard_tool
 from langchain_runtime_authz.langgraph.tool_lookup import GUARDED, Profiles, is_guarded
@@ -29,7 +29,7 @@ from langchain_runtime_authz.pep.decide_steps import Entry
 from langchain_runtime_authz.pep.run import Engine, Flow, Run, adrive, drive
 
 entering: ContextVar[Entry] = ContextVar("langchain_runtime_authz.entry", default=None)
-_NO_TURNS: Final = tool_batch.Turns(None, (), ())
+_NO_TURNS: Final = tool_batch.CallTurns(None, (), ())
 _turns = ContextVar("langchain_runtime_authz.turns", default=_NO_TURNS)
 
 
@@ -43,7 +43,7 @@ class _Gate(private.ToolNode):
         run, message = self._message(input, config, runtime, standalone)
         waiting, before = drive(run.engine, message.decide(run)), _turns.get()
         try:
-            _turns.set(tool_batch.Turns(message.config, message.calls, waiting, "tool node gate"))
+            _turns.set(tool_batch.CallTurns(message.config, message.calls, waiting, "tool node gate"))
             return super()._func(input, config, runtime)
         finally:
             _turns.set(before)
@@ -57,7 +57,7 @@ class _Gate(private.ToolNode):
         def flow() -> Flow[Any]:  # one flow, because cancelling would lose the value of a separate one: the tickets
             waiting, before = (yield from message.decide(run)), _turns.get()
             try:
-                _turns.set(turns := tool_batch.Turns(message.config, message.calls, waiting, "tool node gate"))
+                _turns.set(turns := tool_batch.CallTurns(message.config, message.calls, waiting, "tool node gate"))
                 try:
                     return (yield (RunCode, code))
                 except Exception:
@@ -87,24 +87,26 @@ class _Gate(private.ToolNode):
     def _run_one(self, call: Any, input_type: Any, tool_runtime: Any) -> Any:
         turns = _turns.get()
         if (found := turns.waiting.get(id(call)) or turns.copied(call)) is None:
-            return tool_batch.undecided(call)
-        with tool_batch.Turn(turns, *found) as one:
+            return tool_batch.undecided_denial(call)
+        with tool_batch.CallTurn(turns, *found) as one:
             if type(one.verdict) is Ticket and not one.call.edited_by:
                 return super()._run_one(call, input_type, tool_runtime)
             if (answer := tool_batch.answer_of(one, call, turns.config)) is not None:
                 return answer
-            return tool_batch.noted(one, super()._run_one(tool_batch.instead_of(one, call), input_type, tool_runtime))
+            return tool_batch.note_edit(
+                one, super()._run_one(tool_batch.instead_of(one, call), input_type, tool_runtime)
+            )
 
     async def _arun_one(self, call: Any, input_type: Any, tool_runtime: Any) -> Any:
         turns = _turns.get()
         if (found := turns.waiting.get(id(call)) or turns.copied(call)) is None:
-            return tool_batch.undecided(call)
-        async with tool_batch.Turn(turns, *found) as one:
+            return tool_batch.undecided_denial(call)
+        async with tool_batch.CallTurn(turns, *found) as one:
             if type(one.verdict) is Ticket and not one.call.edited_by:
                 return await super()._arun_one(call, input_type, tool_runtime)
             if (answer := tool_batch.answer_of(one, call, turns.config)) is not None:
                 return answer
-            return tool_batch.noted(
+            return tool_batch.note_edit(
                 one, await super()._arun_one(tool_batch.instead_of(one, call), input_type, tool_runtime)
             )
 
@@ -176,7 +178,7 @@ class AuthzToolNode(_Gate):
     def __init__(self, tools: Sequence[Any], *, authz: AuthzParts, **kwargs: Any) -> None:
         super().__init__(tools, **kwargs)
         self._authz = authz
-        install(listens=True)
+        install_hook(listens=True)
         _equip(self, authz.profiles)
         guard_held_by(self)
 
@@ -202,4 +204,4 @@ class AuthzToolNode(_Gate):
             with run_scope(run):
                 return (yield (RunCode, code, *entered, runtime))
 
-        return entrance.engine, within(entrance.enter(self.get_name(), input, config, owner), inside)
+        return entrance.engine, run_within(entrance.enter(self.get_name(), input, config, owner), inside)

@@ -14,7 +14,16 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from langchain_runtime_authz.errors import Code, LedgerError
 from langchain_runtime_authz.ledger.base import LASTS
-from langchain_runtime_authz.ledger.schema import HISTORY, MIGRATIONS, SCHEMA, STATE, Dialect, Migration, Version, check
+from langchain_runtime_authz.ledger.schema import (
+    HISTORY,
+    MIGRATIONS,
+    SCHEMA,
+    STATE,
+    Dialect,
+    Migration,
+    Version,
+    check_schema,
+)
 from langchain_runtime_authz.ledger.sql_rows import Row
 
 DOUBTS: Final = 3  # the first version that records calls in doubt
@@ -114,7 +123,7 @@ def prune(admin: Admin, older_than: float) -> Pruned:
     that its epoch stays, because an epoch never decreases. Its old calls count as unplanned, so they are denied. Each
     tenant's newest commit stays in the journal.
     """
-    check(version(admin))
+    check_schema(version(admin))
     now = admin.now()
     until = now - older_than
     forgotten = 0
@@ -149,7 +158,7 @@ def in_doubt(admin: Admin) -> int:
 
 def tenants(admin: Admin) -> list[str]:
     """Return tenants whose calls had side effects, as far as this role may see them."""
-    check(version(admin))
+    check_schema(version(admin))
     return [tenant for (tenant,) in admin.run("SELECT DISTINCT tenant FROM call WHERE deed <> '' ORDER BY tenant")]
 
 
@@ -180,7 +189,7 @@ def accept_restore(admin: Admin) -> tuple[int, list[str]]:
 
 def _renewed(admin: Admin) -> tuple[int, list[str]]:
     """End live leases, questions and approvals. Return lease count and tenants."""
-    check(version(admin))
+    check_schema(version(admin))
     # A commit that has read but not yet written then starts again (`Tx.keep`), even if a transaction number is reused.
     admin.run("UPDATE thread SET at = at + ?", ((1 + secrets.randbelow(10**6)) / 1e6,))
     admin.run("DELETE FROM approval WHERE state IN ('asked', 'approved')")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol, Typ
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.evaluation import Edge
 from langchain_runtime_authz.facts.history import History
-from langchain_runtime_authz.facts.output_reading import Sighting
+from langchain_runtime_authz.facts.output_reading import SeenValue
 from langchain_runtime_authz.facts.plan import PlanRecord
 from langchain_runtime_authz.facts.task import HumanText, Task
 from langchain_runtime_authz.grant import Grant
@@ -237,7 +237,7 @@ class Snapshot:
     marks: Mapping[str, str] = field(default_factory=dict)
     underway: bool = False  # the lease of a root entry was not ended, and is live or expired less than `LAPSED` ago
     live: bool = False  # the lease of a root entry is live
-    values: Mapping[str, tuple[Sighting, ...]] = field(default_factory=dict)
+    values: Mapping[str, tuple[SeenValue, ...]] = field(default_factory=dict)
     counters: Mapping[str, int] = field(default_factory=dict)
     doubts: tuple[Doubt, ...] = ()
 

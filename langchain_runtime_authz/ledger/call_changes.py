@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from langchain_runtime_authz._display import unseen
+from langchain_runtime_authz._display import is_invisible
 from langchain_runtime_authz._regex import normalize
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.ledger.base import OPEN, Approval, CallRow, Conflict
@@ -423,4 +423,4 @@ class SpendApproval(Change):
 
 def _name(principal: str) -> str:
     name = normalize("NFKC", principal.partition(":")[2] or principal).casefold()
-    return normalize("NFKC", "".join(c for c in name if not unseen(c))).removeprefix("user:")
+    return normalize("NFKC", "".join(c for c in name if not is_invisible(c))).removeprefix("user:")

@@ -13,17 +13,17 @@ from typing import ClassVar, Literal
 
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.evaluation import Edge
-from langchain_runtime_authz.facts.history import RESOURCES, Step, count, handed_down
-from langchain_runtime_authz.facts.output_reading import Sighting
+from langchain_runtime_authz.facts.history import RESOURCES, CountedStep, count_step, handed_down
+from langchain_runtime_authz.facts.output_reading import SeenValue
 from langchain_runtime_authz.facts.plan import PlanRecord
-from langchain_runtime_authz.facts.task import HumanText, extend
+from langchain_runtime_authz.facts.task import HumanText, extend_task
 from langchain_runtime_authz.ledger.base import MAX_EDGES, AgentPath, Conflict, Guard, Lease, LeaseState
 from langchain_runtime_authz.ledger.thread_state import Needs, Thread
 
 Used = dict[tuple[str, ...], int]
 
 
-def needs(guard: Guard | None, changes: Sequence[Change]) -> Needs:
+def rows_needed(guard: Guard | None, changes: Sequence[Change]) -> Needs:
     """Return the rows that a commit must read."""
     n = Needs(leases={guard.jti} if guard is not None else set())
     for change in changes:
@@ -31,7 +31,7 @@ def needs(guard: Guard | None, changes: Sequence[Change]) -> Needs:
     return n
 
 
-def apply(t: Thread, guard: Guard | None, changes: Sequence[Change], now: float) -> Conflict | None:
+def apply_changes(t: Thread, guard: Guard | None, changes: Sequence[Change], now: float) -> Conflict | None:
     """Apply all of `changes`, or none. Return the conflict if one is refused.
 
     Raises `TypeError` for an unknown change class, before anything is applied.
@@ -129,7 +129,7 @@ class AdvanceEpoch(Change):
         t.epoch += not self.first
         texts = [replace(text, epoch=t.epoch, at=now) for text in self.texts]
         t.log.extend(texts)
-        t.task = extend(t.task, texts, correction=not self.first)
+        t.task = extend_task(t.task, texts, correction=not self.first)
         if self.deliver:
             t.pending.extend(texts)
         if self.first:
@@ -210,13 +210,13 @@ class DeleteMarks(Unrefusable):
             t.marks.pop(name)
 
 
-class RecordStep(Step, Unrefusable):
+class RecordStep(CountedStep, Unrefusable):
     """Add a step to the history's counters."""
 
     __slots__ = ()
 
     def apply(self, t: Thread, now: float) -> None:
-        t.history = count(t.history, self, now)
+        t.history = count_step(t.history, self, now)
 
 
 # Leases and revocations.
@@ -374,7 +374,7 @@ class RecordValues(Unrefusable):
     keeps at least 10,000 keys of a thread. It may drop others, because a value without a sighting is only trusted less.
     """
 
-    values: tuple[Sighting, ...]
+    values: tuple[SeenValue, ...]
 
     def needs(self, n: Needs) -> None:
         n.values.update([seen.key for seen in self.values])

@@ -12,8 +12,8 @@ from langchain_runtime_authz._locks import forkable_lock
 from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.facts.resource_version import READ
 from langchain_runtime_authz.ledger import base as b
-from langchain_runtime_authz.ledger.changes import Change, apply
-from langchain_runtime_authz.ledger.thread_state import Thread, calls_in_doubt, ledger_time, snapshot, status
+from langchain_runtime_authz.ledger.changes import Change, apply_changes
+from langchain_runtime_authz.ledger.thread_state import Thread, calls_in_doubt, lease_status, ledger_time, take_snapshot
 
 MAX_THREADS: Final = 10_000
 MAX_JTIS: Final = 100_000
@@ -57,7 +57,7 @@ class MemoryLedger(b.Awaited):
             clock = self._clock()
             now = self._latest = clock if clock >= self._latest else ledger_time(clock, self._latest)
             thread = self._threads.get(scope) or Thread()
-            found = snapshot(thread, query, now)
+            found = take_snapshot(thread, query, now)
             for deed in query.deeds:
                 if deed in self._open:
                     found.doubts += calls_in_doubt(self._open, scope.tenant, deed, now, thread.subject)
@@ -68,7 +68,7 @@ class MemoryLedger(b.Awaited):
             clock = self._clock()
             now = self._latest = clock if clock >= self._latest else ledger_time(clock, self._latest)
             thread = self._threads.get(scope) or Thread(scope=scope, open=self._open)
-            if (refused := apply(thread, guard, changes, now)) is not None:
+            if (refused := apply_changes(thread, guard, changes, now)) is not None:
                 return refused
             if thread.issued:
                 self._index(scope, thread)
@@ -96,7 +96,7 @@ class MemoryLedger(b.Awaited):
                 return "unknown"
             scope, key, lease_jti = found
             now = self._latest = ledger_time(self._clock(), self._latest)
-            return status(self._threads.get(scope) or Thread(), lease_jti, key, now)
+            return lease_status(self._threads.get(scope) or Thread(), lease_jti, key, now)
 
     def asked(self, tenant: str, id: str | None = None) -> list[tuple[b.Scope, b.Approval]]:
         with self._lock:

@@ -27,7 +27,16 @@ from langchain_runtime_authz.errors import Code, ConfigError, LedgerError
 from langchain_runtime_authz.ledger.admin import Admin
 from langchain_runtime_authz.ledger.schema import STATE, Dialect
 from langchain_runtime_authz.ledger.sql_ledger import DRIFT, WORKERS, SqlLedger, Tx
-from langchain_runtime_authz.ledger.sql_rows import DROPS, PUTS, Fetch, Kept, Row, Statement, chunks, placeholders
+from langchain_runtime_authz.ledger.sql_rows import (
+    DROPS,
+    PUTS,
+    Fetch,
+    Row,
+    Statement,
+    WrittenRows,
+    in_chunks,
+    placeholders,
+)
 
 TIMEOUT: Final = 5.0  # seconds; the default for `PostgresLedger(timeout=...)`
 # After 1 s, PostgreSQL looks for a deadlock, and may end it by failing a commit. A migration gives up before.
@@ -257,11 +266,11 @@ class _PostgresTx:
                 cursors = [self._execute(*statement) for statement in several]
         return [c.fetchall() if c.pgresult and c.pgresult.nfields else [] for c in cursors[len(prelude) :]]
 
-    def keep(self, found: Fetch, kept: Kept, nonce: str, now: float) -> tuple[int, str] | None:
+    def keep(self, found: Fetch, kept: WrittenRows, nonce: str, now: float) -> tuple[int, str] | None:
         """See `Tx.keep`. One statement writes all rows; no part of it sees the new rows."""
         of = (found.tenant, found.key)
-        puts = [(name, some) for name, rows in kept.puts.items() for some in chunks(rows)]
-        drops = [(name, some) for name, keys in kept.drops.items() for some in chunks(keys)]
+        puts = [(name, some) for name, rows in kept.puts.items() for some in in_chunks(rows)]
+        drops = [(name, some) for name, keys in kept.drops.items() for some in in_chunks(keys)]
         as_read = [found.seen] if found.seen else [*of, found.before.epoch]
         values = [*kept.thread, *of, *as_read, found.version.version, found.tenant, found.position]
         values += [found.tenant, now + DRIFT, now, found.drift]

@@ -142,7 +142,7 @@ ASKING: Final = (  # selects the same calls as `thread_state.calls_in_doubt`
 )
 
 
-def check(found: Version) -> None:
+def check_schema(found: Version) -> None:
     """Raise `LedgerError` (`ledger_schema`) if this package cannot use the schema."""
     if found.version < SCHEMA:
         raise LedgerError(Code.LEDGER_SCHEMA, f"it has version {found.version}, this package needs {SCHEMA}")

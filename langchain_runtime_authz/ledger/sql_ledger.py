@@ -21,11 +21,11 @@ from langchain_runtime_authz._locks import forkable_lock
 from langchain_runtime_authz.errors import Code, LedgerError
 from langchain_runtime_authz.ledger import base as b
 from langchain_runtime_authz.ledger import sql_rows as rows
-from langchain_runtime_authz.ledger.changes import Change, Revoke, apply, needs
-from langchain_runtime_authz.ledger.schema import DOUBTS, OPEN, Version, check
-from langchain_runtime_authz.ledger.sql_rows import Fetch, Kept, Row, Statement
-from langchain_runtime_authz.ledger.thread_cache import MAX_CACHED, CachedThread, cacheable
-from langchain_runtime_authz.ledger.thread_state import Needs, Thread, ledger_time, snapshot, status
+from langchain_runtime_authz.ledger.changes import Change, Revoke, apply_changes, rows_needed
+from langchain_runtime_authz.ledger.schema import DOUBTS, OPEN, Version, check_schema
+from langchain_runtime_authz.ledger.sql_rows import Fetch, Row, Statement, WrittenRows
+from langchain_runtime_authz.ledger.thread_cache import MAX_CACHED, CachedThread, cacheable_rows
+from langchain_runtime_authz.ledger.thread_state import Needs, Thread, lease_status, ledger_time, take_snapshot
 
 WORKERS: Final = 8  # threads for the async methods
 URGENT: Final = 6  # attempts to commit a revocation, each as long as the store's timeout
@@ -48,7 +48,7 @@ class Tx(Protocol):
     def batch(self, statements: Sequence[Statement]) -> list[Sequence[Row]]:
         """Run statements in order and return their rows."""
 
-    def keep(self, found: Fetch, kept: Kept, nonce: str, now: float) -> tuple[int, str] | None:
+    def keep(self, found: Fetch, kept: WrittenRows, nonce: str, now: float) -> tuple[int, str] | None:
         """Write a commit's rows. Return its journal position and the new `Fetch.seen`.
 
         Write nothing and return None if the thread or a lock row changed since it was read, or if `now` is too far off.
@@ -85,22 +85,22 @@ class SqlLedger(b.Awaited):
             found, now = self._read(tx, Fetch(scope.tenant, key, Needs.of(query), held, self._latest - b.LASTS), seen)
         if not found.seen and found.cached is None:  # cache a new thread, so that its first commit needs no read
             with self._lock:
-                self._set_cached(found, cacheable(found.thread.copied(), None, "", found.position, found.version))
+                self._set_cached(found, cacheable_rows(found.thread.copied(), None, "", found.position, found.version))
         if query.deeds and found.cached is not None and not self._by_thread:
             found.cached.doubts[:] = [(found.nonce, found.needs.deeds, found.doubts)]
-        snap = snapshot(found.thread, query, now)
+        snap = take_snapshot(found.thread, query, now)
         snap.doubts = tuple(_doubt(row, now) for row in found.doubts)
         return snap
 
     def commit(self, scope: b.Scope, guard: b.Guard | None, changes: Sequence[Change]) -> b.Committed | b.Conflict:
         """See `Ledger.commit`. A revocation is retried after a timeout (`URGENT`)."""
         if Revoke in map(type, changes):
-            return retried(URGENT, lambda: self._commit(scope, guard, changes))
+            return retry_timeouts(URGENT, lambda: self._commit(scope, guard, changes))
         return self._commit(scope, guard, changes)
 
     def _commit(self, scope: b.Scope, guard: b.Guard | None, changes: Sequence[Change]) -> b.Committed | b.Conflict:
         key, nonce = rows.thread_key(scope), os.urandom(16).hex()
-        wanted = needs(guard, changes)
+        wanted = rows_needed(guard, changes)
         digests = map(rows.thread_key, wanted.locks) if self._by_thread else ()
         locks = sorted({f"turn:{int.from_bytes(digest) % LOCKS}" for digest in digests})
         locked, trust = False, True
@@ -113,8 +113,11 @@ class SqlLedger(b.Awaited):
                 found, now = from_cache or self._read(tx, found, seen)
                 found.before, found.thread = found.thread, found.thread.copied()
                 found.thread.scope, found.thread.open = scope, _opened(found.doubts, now)
-                refused = apply(found.thread, guard, changes, now)
-                if refused is None and (done := tx.keep(found, rows.keep(found, scope, now), nonce, now)) is not None:
+                refused = apply_changes(found.thread, guard, changes, now)
+                if (
+                    refused is None
+                    and (done := tx.keep(found, rows.changed_rows(found, scope, now), nonce, now)) is not None
+                ):
                     position, found.seen = done
                     self._latest = max(now, self._latest)
                     for jti, call, lease in found.thread.issued:
@@ -144,7 +147,7 @@ class SqlLedger(b.Awaited):
             if lease_jti not in found.thread.leases:  # `prune` removed the lease
                 return self.status(tenant, jti)
             self._places[tenant, jti] = here
-        return status(found.thread, lease_jti, key, now)
+        return lease_status(found.thread, lease_jti, key, now)
 
     def anchor(self, tenant: str) -> b.Anchor | None:
         return self._seen.get(tenant)
@@ -161,11 +164,11 @@ class SqlLedger(b.Awaited):
 
     def asked(self, tenant: str, id: str | None = None) -> list[tuple[b.Scope, b.Approval]]:
         now, found = self._listed(tenant, (_ASKED, (tenant,)))
-        asked = [(b.Scope(*json.loads(scope)), rows.parsed(b.Approval, body)) for scope, body in found]
+        asked = [(b.Scope(*json.loads(scope)), rows.parse_row(b.Approval, body)) for scope, body in found]
         return [one for one in asked if one[1].listed(id, now)][: b.MAX_ASKED]
 
     def doubts(self, tenant: str, key: str | None = None, scope: b.Scope | None = None) -> list[b.Doubt]:
-        where, by = (OPEN, ()) if key is None else ("c.key = ?", (rows.encoded(key),))
+        where, by = (OPEN, ()) if key is None else ("c.key = ?", (rows.to_json(key),))
         if scope is not None:
             where, by = f"{where} AND c.thread = ?", (*by, rows.thread_key(scope))
         now, found = self._listed(tenant, (f"SELECT {DOUBTS}{where} ORDER BY c.at DESC", (tenant, *by)))
@@ -225,7 +228,7 @@ class SqlLedger(b.Awaited):
         """
         found.read(tx.batch([found.statement(*self._dialect)])[0])
         self._ahead = found.clock - time.monotonic()
-        check(found.version)
+        check_schema(found.version)
         if found.position < seen.position:
             raise LedgerError(
                 Code.LEDGER_ROLLED_BACK, f"its newest commit is {found.position}, {seen.position} was confirmed"
@@ -251,7 +254,7 @@ class SqlLedger(b.Awaited):
         """Cache the thread after the commit `done`, if it was cached before or is new."""
         tenant, made = found.tenant, None
         if found.cached is not None or not found.before.exists:
-            made = cacheable(found.thread, found.cached, found.seen, done.position, found.version)
+            made = cacheable_rows(found.thread, found.cached, found.seen, done.position, found.version)
         with self._lock:
             head = self._seen.get(tenant, NONE)
             if head[1:] != (found.position, found.nonce):  # other commits came between, or this one was seen already
@@ -273,7 +276,7 @@ class SqlLedger(b.Awaited):
         with self._reading("") as tx:
             identity = ("SELECT value FROM meta WHERE name = 'ledger'", ())
             (found,), ((self._identity,),) = tx.batch([(schema, ()), identity])
-        check(Version(*found))
+        check_schema(Version(*found))
 
     def _here(self) -> None:
         if os.getpid() == self._pid:
@@ -309,7 +312,7 @@ class SqlLedger(b.Awaited):
         raise NotImplementedError
 
 
-def retried(tries: int, run: Callable[[], b.T]) -> b.T:
+def retry_timeouts(tries: int, run: Callable[[], b.T]) -> b.T:
     """Call `run` again after a timeout (`ledger_timeout`), up to `tries` times in all."""
     while True:
         tries -= 1
@@ -322,7 +325,7 @@ def retried(tries: int, run: Callable[[], b.T]) -> b.T:
 
 def _located(tx: Tx, tenant: str, jti: str) -> tuple[bytes, str | None, str] | None:
     """Return a jti's thread, call key (None for a lease) and lease; None if unknown."""
-    of = (tenant, rows.encoded(jti))
+    of = (tenant, rows.to_json(jti))
     tokens, leases = tx.batch([(_CALLS, of), (_LEASES, of)])
     for thread, key, lease in tokens:
         return bytes(thread), json.loads(key), json.loads(lease)

@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 from langchain_runtime_authz.digest import json_encoder
 from langchain_runtime_authz.evaluation import Edge
 from langchain_runtime_authz.facts.history import History
-from langchain_runtime_authz.facts.output_reading import Sighting
+from langchain_runtime_authz.facts.output_reading import SeenValue
 from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord
 from langchain_runtime_authz.facts.task import HumanText, Task
 from langchain_runtime_authz.grant import Grant
@@ -118,7 +118,7 @@ class Fetch:
             self.thread = cached.thread.copied()
         t = self.thread
         if calls:
-            keys = (*of, *map(encoded, calls))
+            keys = (*of, *map(to_json, calls))
             add(self._call, f"{_CALL}key IN {placeholders(len(calls))}", *keys, place="at")
             holders = f"SELECT jti FROM call WHERE {_OF} AND state = 'claimed' AND key IN {placeholders(len(calls))}"
             add(self._lease, f"{_LEASE}jti IN ({holders})", *of, *keys)
@@ -144,14 +144,14 @@ class Fetch:
             (self._approval, f"{_APPROVAL}key", n.approvals),
             (self._budget, f"counter, spent FROM budget WHERE {_OF} AND counter", n.budgets),
             (self._mark, f"{_MARK}name", n.marks),
-            *((self._value, f"body FROM value WHERE {_OF} AND key", some) for some in chunks(sorted(n.values))),
+            *((self._value, f"body FROM value WHERE {_OF} AND key", some) for some in in_chunks(sorted(n.values))),
         ):
             if names:
-                add(taker, f"{sql} IN {placeholders(len(names))}", *of, *map(encoded, names))
+                add(taker, f"{sql} IN {placeholders(len(names))}", *of, *map(to_json, names))
         if n.living:
             add(self._lease, f"{_LEASE}state = 'live'", *of)
         if n.below:
-            jtis, below = [*map(encoded, n.below)], _BELOW.format(placeholders(len(n.below)))
+            jtis, below = [*map(to_json, n.below)], _BELOW.format(placeholders(len(n.below)))
             add(self._lease, f"{_LEASE}jti IN {below}", *of, *of, *jtis, *of)
             # A child's lease is never older than its parent's. The lease that holds a call may have been deleted.
             held = f"(jti IN {below} OR jti IN {placeholders(len(n.below))})"
@@ -159,19 +159,19 @@ class Fetch:
         if n.open:
             add(self._approval, f"{_APPROVAL}state IN ('asked', 'approved')", *of)
         for agent, message in n.plans:
-            add(self._plan, f"{_PLAN}message = ?", *of, encoded(agent), encoded(message))
+            add(self._plan, f"{_PLAN}message = ?", *of, to_json(agent), to_json(message))
         for called in n.by_call:
-            where = (*of, encoded(called[0]), *of, encoded(called[0]), encoded(called[1]))
+            where = (*of, to_json(called[0]), *of, to_json(called[0]), to_json(called[1]))
             add(self._planned(called), f"{_PLAN}(message, epoch) = ({_PLANNED})", *where)
         if n.edges:
             add(self._edge, f"parent, child, kind FROM edge WHERE {_OF}", *of, place=_SEQ)
         for counter, span in n.rates:
             sql = f"counter, span, times FROM rate WHERE {_OF} AND counter = ? AND span = ?"
-            add(self._rate, sql, *of, encoded(counter), span)
+            add(self._rate, sql, *of, to_json(counter), span)
         if n.pending:
             add(_texts(self.thread.pending), f"body FROM delivery WHERE {_OF}", *of, place=_SEQ)
         for prefix in n.unmarked:
-            begin = encoded(prefix)[:-1]  # names are JSON strings: drop the closing quotation mark
+            begin = to_json(prefix)[:-1]  # names are JSON strings: drop the closing quotation mark
             add(self._mark, f"{_MARK}substr(name, 1, ?) = ?", *of, len(begin), begin)
 
     def read(self, rows: Sequence[Any]) -> None:
@@ -185,7 +185,7 @@ class Fetch:
     def _thread(self, scope: str, subject: str, history: str) -> None:
         t = self.thread
         t.exists = bool(scope)  # a row without a scope exists only to be locked
-        t.subject, t.history = json.loads(subject), parsed(History, history)
+        t.subject, t.history = json.loads(subject), parse_row(History, history)
 
     def _epoch(self, epoch: int, digest: str, body: str) -> None:
         told = json.loads(body)
@@ -212,7 +212,7 @@ class Fetch:
         self.doubts.append((*row, self._place))
 
     def _approval(self, body: str) -> None:
-        asked = parsed(b.Approval, body)
+        asked = parse_row(b.Approval, body)
         self.thread.approvals[asked.call_key] = asked
 
     def _plan(self, body: str) -> None:
@@ -238,7 +238,7 @@ class Fetch:
         self.thread.marks[json.loads(name)] = json.loads(value)
 
     def _value(self, body: str) -> None:
-        seen = tuple(Sighting(*one[: len(Sighting._fields)]) for one in json.loads(body))
+        seen = tuple(SeenValue(*one[: len(SeenValue._fields)]) for one in json.loads(body))
         self.thread.values[seen[0].key] = seen
 
 
@@ -251,7 +251,7 @@ def _union(parts: tuple[tuple[str, str], ...], row: str, clock: str, seen: str) 
     return " UNION ALL ".join([*several, f"SELECT -1, {clock}, '[]'"])
 
 
-class Kept(NamedTuple):
+class WrittenRows(NamedTuple):
     """A commit's writes: thread row, rows to write (`PUTS`), keys to delete (`DROPS`)."""
 
     thread: Row
@@ -259,36 +259,36 @@ class Kept(NamedTuple):
     drops: Mapping[str, Sequence[str]]
 
 
-def keep(f: Fetch, scope: b.Scope, now: float) -> Kept:
+def changed_rows(f: Fetch, scope: b.Scope, now: float) -> WrittenRows:
     """Return the rows that a commit changed, to be written in any order."""
     t, before = f.thread, f.before
     puts, drops = dict[str, Sequence[Row]](), dict[str, Sequence[str]]()
     if t.log:  # a commit does not read earlier texts, so all of these are new
-        puts["said"] = [(t.epoch, encoded(_fields(text))) for text in t.log]
+        puts["said"] = [(t.epoch, to_json(_fields(text))) for text in t.log]
     if t.revoked != before.revoked:
         changed = sorted(t.revoked ^ before.revoked)
-        puts["revocation"] = [(encoded(agent), int(agent not in t.revoked), now) for agent in changed]
+        puts["revocation"] = [(to_json(agent), int(agent not in t.revoked), now) for agent in changed]
     if t.issued:
-        puts["token"] = [(encoded(jti), encoded(call), encoded(of)) for jti, call, of in t.issued if call is not None]
+        puts["token"] = [(to_json(jti), to_json(call), to_json(of)) for jti, call, of in t.issued if call is not None]
     if t.plans != before.plans:
         puts["plan"] = [
-            (*map(encoded, message), epoch, encoded(_fields(plans[epoch])))
+            (*map(to_json, message), epoch, to_json(_fields(plans[epoch])))
             for message, plans in _changed(t.plans, before.plans)
             for epoch in plans.keys() - before.plans.get(message, {}).keys()
         ]
     if (t.epoch, t.task) != (before.epoch, before.task):
-        body = encoded({"id": t.task.id, "text": t.task.text, "corrections": t.task.corrections})
+        body = to_json({"id": t.task.id, "text": t.task.text, "corrections": t.task.corrections})
         puts["epoch"] = [(t.epoch, t.task.digest, body, now)]
     if t.pending != before.pending:
         drops["delivery"] = [f.tenant]
-        puts["delivery"] = [(encoded(_fields(text)),) for text in t.pending]
+        puts["delivery"] = [(to_json(_fields(text)),) for text in t.pending]
     for (name, columns), rows, old in zip(_ROWS.items(), _ALL(t), _ALL(before), strict=True):
         if rows == old:
             continue
         puts[name] = [columns(key, row) for key, row in _changed(rows, old)]
         if name in DROPS:
-            drops[name] = [encoded(key) for key in old.keys() - rows.keys()]
-    return Kept((encoded(scope), encoded(t.subject), encoded(_fields(t.history)), now), puts, drops)
+            drops[name] = [to_json(key) for key in old.keys() - rows.keys()]
+    return WrittenRows((to_json(scope), to_json(t.subject), to_json(_fields(t.history)), now), puts, drops)
 
 
 def _changed(rows: Mapping[Any, V], old: Mapping[Any, V]) -> list[tuple[Any, V]]:
@@ -320,13 +320,13 @@ def placeholders(number: int) -> str:
     return f"({','.join('?' * number)})"
 
 
-def encoded(value: object) -> str:
+def to_json(value: object) -> str:
     """Return a value as ASCII JSON."""
     return _STRING(value) if type(value) is str else "".join(_ENCODE(value, 0))
 
 
 def _maybe(value: object) -> str | None:
-    return None if value is None else encoded(value)
+    return None if value is None else to_json(value)
 
 
 def _fields(row: Any) -> dict[str, Any]:
@@ -341,12 +341,12 @@ def _names(kind: Any) -> tuple[tuple[str, ...], Callable[[object], tuple[Any, ..
 
 
 def _of_lease(jti: str, lease: b.Lease) -> Row:
-    body = encoded({**_fields(lease), "grant": None if lease.grant is None else lease.grant.to_json()})
-    return encoded(jti), _maybe(lease.parent), lease.state, lease.expires_at, body
+    body = to_json({**_fields(lease), "grant": None if lease.grant is None else lease.grant.to_json()})
+    return to_json(jti), _maybe(lease.parent), lease.state, lease.expires_at, body
 
 
 def _of_call(key: str, row: b.CallRow) -> Row:
-    return encoded(key), row.state, encoded(row.jti), _maybe(row.result), row.deed, row.at, _maybe(row.about)
+    return to_json(key), row.state, to_json(row.jti), _maybe(row.result), row.deed, row.at, _maybe(row.about)
 
 
 THREAD: Final = _put("thread", ("tenant", "thread"), "scope", "subject", "history", "at")
@@ -379,38 +379,38 @@ DROPS: Final = {
 _ROWS: Final[Mapping[str, Callable[[Any, Any], Row]]] = {
     "leases": _of_lease,
     "calls": _of_call,
-    "approvals": lambda key, asked: (encoded(key), asked.state, encoded(_fields(asked))),
-    "budgets": lambda counter, spent: (encoded(counter), spent),
-    "rates": lambda rate, times: (encoded(rate[0]), rate[1], encoded(times)),
-    "marks": lambda name, value: (encoded(name), encoded(value)),
-    "by_call": lambda place, plan: (*map(encoded, place), encoded(plan.id), plan.epoch),
-    "edges": lambda key, _: [*map(encoded, key)],
-    "values": lambda key, seen: (encoded(key), encoded(seen)),
+    "approvals": lambda key, asked: (to_json(key), asked.state, to_json(_fields(asked))),
+    "budgets": lambda counter, spent: (to_json(counter), spent),
+    "rates": lambda rate, times: (to_json(rate[0]), rate[1], to_json(times)),
+    "marks": lambda name, value: (to_json(name), to_json(value)),
+    "by_call": lambda place, plan: (*map(to_json, place), to_json(plan.id), plan.epoch),
+    "edges": lambda key, _: [*map(to_json, key)],
+    "values": lambda key, seen: (to_json(key), to_json(seen)),
 }
 _ALL: Final = attrgetter(*_ROWS)
 
 
-def chunks(keys: Sequence[Any]) -> Iterator[Sequence[Any]]:
+def in_chunks(keys: Sequence[Any]) -> Iterator[Sequence[Any]]:
     """Yield the keys or rows in chunks that fit the parameters of one statement."""
     for start in range(0, len(keys), CHUNK):
         yield keys[start : start + CHUNK]
 
 
-def known(kind: Any, body: str) -> dict[str, Any]:
+def known_fields(kind: Any, body: str) -> dict[str, Any]:
     """Return the fields of a row of class `kind`, without those of a newer version."""
     found = json.loads(body)
     return {name: _frozen(found[name]) for name in _names(kind)[0] if name in found}
 
 
 @lru_cache(maxsize=512)
-def parsed(kind: Any, body: str) -> Any:
+def parse_row(kind: Any, body: str) -> Any:
     """Parse a row. The result is cached, so do not change it in place."""
-    return kind(**known(kind, body))
+    return kind(**known_fields(kind, body))
 
 
 @lru_cache(maxsize=512)
 def _lease(state: b.LeaseState, body: str) -> b.Lease:
-    lease: b.Lease = parsed(b.Lease, body)
+    lease: b.Lease = parse_row(b.Lease, body)
     grant = None if lease.grant is None else Grant.model_validate(json.loads(body)["grant"])
     return replace(lease, grant=grant, state=state)
 
@@ -422,13 +422,13 @@ def _frozen(value: Any) -> Any:
 
 @lru_cache(maxsize=512)
 def _plan(body: str) -> PlanRecord:
-    told = known(PlanRecord, body)
+    told = known_fields(PlanRecord, body)
     calls = tuple(PlannedCall(*call[: len(PlannedCall._fields)]) for call in told["calls"])
     return PlanRecord(**{**told, "calls": calls})
 
 
 def _texts(texts: list[HumanText]) -> Callable[[str], None]:
-    return lambda body: texts.append(HumanText(**known(HumanText, body)))
+    return lambda body: texts.append(HumanText(**known_fields(HumanText, body)))
 
 
 def call_row(

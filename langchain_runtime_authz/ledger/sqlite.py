@@ -17,7 +17,7 @@ from langchain_runtime_authz.errors import Code, ConfigError, LedgerError
 from langchain_runtime_authz.ledger.admin import Admin, migrate, version
 from langchain_runtime_authz.ledger.schema import Dialect
 from langchain_runtime_authz.ledger.sql_ledger import SqlLedger, Tx
-from langchain_runtime_authz.ledger.sql_rows import DROPS, PUTS, THREAD, Fetch, Kept, Row, Statement
+from langchain_runtime_authz.ledger.sql_rows import DROPS, PUTS, THREAD, Fetch, Row, Statement, WrittenRows
 
 TIMEOUT: Final = 5.0  # seconds to wait for the lock of the file
 _PAUSE: Final = 0.01  # seconds between two tries to switch a new file to write-ahead mode
@@ -147,7 +147,7 @@ class _SqliteTx:
     def batch(self, statements: Sequence[Statement]) -> list[Sequence[Row]]:
         return [self.conn.execute(sql, values).fetchall() for sql, values in statements]
 
-    def keep(self, found: Fetch, kept: Kept, nonce: str, now: float) -> tuple[int, str] | None:
+    def keep(self, found: Fetch, kept: WrittenRows, nonce: str, now: float) -> tuple[int, str] | None:
         """See `Tx.keep`. One statement writes all rows, by triggers of the view `_VIEW`."""
         several = [*map(kept.puts.get, PUTS), *map(kept.drops.get, DROPS)]
         given = [found.tenant, found.key, *kept.thread, nonce]

@@ -40,7 +40,7 @@ class CachedThread(NamedTuple):
         return next((rows for nonce, deeds, rows in looked if nonce == newest and n.deeds <= deeds), None)
 
 
-def cacheable(
+def cacheable_rows(
     t: Thread, before: CachedThread | None, seen: str, position: int, version: Version
 ) -> CachedThread | None:
     """Turn `t` into rows to cache after a commit. Return None if there are too many."""

@@ -1,7 +1,7 @@
 """Hold a thread's rows in memory for a load or commit, and take snapshots of them.
 
 This module is pure: no store, no clock, no lock. A store reads all rows of a thread, or those in `Needs`. Then it calls
-`snapshot` or `changes.apply`, and writes the changed rows.
+`take_snapshot` or `changes.apply_changes`, and writes the changed rows.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Final, TypeVar
 from langchain_runtime_authz.errors import Code, LedgerError
 from langchain_runtime_authz.evaluation import Edge
 from langchain_runtime_authz.facts.history import History
-from langchain_runtime_authz.facts.output_reading import Sighting
+from langchain_runtime_authz.facts.output_reading import SeenValue
 from langchain_runtime_authz.facts.plan import PlanRecord
 from langchain_runtime_authz.facts.task import HumanText, Task
 from langchain_runtime_authz.ledger import base as b
@@ -82,7 +82,7 @@ class Thread:
     edges: dict[EdgeKey, Edge] = field(default_factory=dict)
     budgets: dict[str, int] = field(default_factory=dict)
     rates: dict[tuple[str, int], tuple[float, ...]] = field(default_factory=dict)
-    values: dict[str, tuple[Sighting, ...]] = field(default_factory=dict)
+    values: dict[str, tuple[SeenValue, ...]] = field(default_factory=dict)
     # For each jti that this commit issues: the jti, the key of the token's call (`None` for a lease), the lease's jti.
     issued: list[tuple[str, str | None, str]] = field(default_factory=list)
     scope: b.Scope | None = None
@@ -211,7 +211,7 @@ def ledger_time(clock: float, latest: float) -> float:
     return latest
 
 
-def snapshot(t: Thread, query: b.Query, now: float) -> b.Snapshot:
+def take_snapshot(t: Thread, query: b.Query, now: float) -> b.Snapshot:
     """Return a copy of what `query` asks for, as of ledger time `now`."""
     plan = None
     if query.plan is not None and query.plan in t.plans:
@@ -260,7 +260,7 @@ def _found(rows: Mapping[str, V], names: Sequence[str]) -> dict[str, V]:
     return found
 
 
-def status(t: Thread, lease_jti: str, call_key: str | None, now: float) -> b.TokenStatus:
+def lease_status(t: Thread, lease_jti: str, call_key: str | None, now: float) -> b.TokenStatus:
     """Return the status of a lease, or of a token for the call `call_key`."""
     if call_key is not None:
         row = t.calls.get(call_key)

@@ -19,28 +19,28 @@ from datetime import tzinfo
 from decimal import Decimal
 from typing import Any, Final, NamedTuple
 
-from langchain_runtime_authz.digest import alike
-from langchain_runtime_authz.facts.argument_atoms import DESTINATIONS, MAX_ITEMS, absent, gapped, loose
+from langchain_runtime_authz.digest import same_json
+from langchain_runtime_authz.facts.argument_atoms import DESTINATIONS, MAX_ITEMS, has_empty_item, is_empty, uncovered
 from langchain_runtime_authz.facts.normal_forms import key
 from langchain_runtime_authz.mandate import model
 from langchain_runtime_authz.mandate import read_outputs as reads
-from langchain_runtime_authz.mandate.date_matching import between, number_or_date
-from langchain_runtime_authz.mandate.description import described, quoted
-from langchain_runtime_authz.mandate.output_rows import Row, below, choose, prose, record_key, rows_of, values_of
-from langchain_runtime_authz.mandate.text_arguments import MAX_TEXT, borrowed, unbacked
+from langchain_runtime_authz.mandate.date_matching import is_between, number_or_date
+from langchain_runtime_authz.mandate.description import describe, quote_values
+from langchain_runtime_authz.mandate.output_rows import Row, choose, path_below, prose, record_key, rows_of, values_of
+from langchain_runtime_authz.mandate.text_arguments import MAX_TEXT, holds_borrowed, holds_unbacked
 from langchain_runtime_authz.mandate.value_matching import (
     as_exact,
-    calculated,
-    commas,
-    equal,
-    meets,
-    near,
-    same,
-    stands,
-    within,
+    calculate,
+    has_comma,
+    is_rounded,
+    is_same,
+    is_within,
+    meets_condition,
+    same_values,
+    text_holds,
 )
 from langchain_runtime_authz.tool_profile import ToolProfile, kind_of
-from langchain_runtime_authz.tool_profile import argument as argument_of
+from langchain_runtime_authz.tool_profile import value_at as argument_of
 
 _MAX_ALLOWED: Final = 100_000  # characters of the sources that a text argument is compared with
 _MAX_EXTRACT: Final = 8  # values of an argument, outputs, and fields of an output
@@ -111,34 +111,34 @@ class ArgumentMatcher:
         if isinstance(argument, model.Text):
             if kind not in ("text", ""):
                 return Finding("text", "a value; this argument decides what the call hits, and is not free text")
-            if absent(value) and (argument.quote or argument.inputs):
+            if is_empty(value) and (argument.quote or argument.inputs):
                 return Finding("missing", "the text that was ordered")
             return self.text(argument, value)
-        if absent(value):
-            return Finding("missing", described(argument))
-        items = None if gapped(value) else reads.scalars(value, MAX_ITEMS, mappings=False)
+        if is_empty(value):
+            return Finding("missing", describe(argument))
+        items = None if has_empty_item(value) else reads.scalars(value, MAX_ITEMS, mappings=False)
         if items is None:
-            return Finding("value", described(argument))
+            return Finding("value", describe(argument))
         if isinstance(argument, model.Field | model.Pick | model.Each):
             return self._read(argument, items, kind)
         if isinstance(argument, model.Calc):
             return self._calc(argument, items, kind)
         if isinstance(argument, model.Extract):
             return self._extract(argument, items)
-        return FITS if self._named(argument, items, kind) else Finding("value", described(argument))
+        return FITS if self._named(argument, items, kind) else Finding("value", describe(argument))
 
     def _named(self, argument: model.Argument, items: Sequence[Any], kind: str) -> bool:
         match argument, items:
             case model.Const(value=value), _:
-                return equal(items, value if isinstance(value, tuple) else (value,), kind)
+                return same_values(items, value if isinstance(value, tuple) else (value,), kind)
             case model.OneOf(values=values), [item]:
-                return any(same(item, one, kind) for one in values)
+                return any(is_same(item, one, kind) for one in values)
             case model.Between(low=low, high=high), [item]:
-                return between(item, low, high) and not (kind == "amount" and commas(item))
+                return is_between(item, low, high) and not (kind == "amount" and has_comma(item))
             case model.Within(prefix=prefix), [item]:
-                return within(item, prefix)
+                return is_within(item, prefix)
             case model.Own(), [item]:
-                return any(same(item, one, kind if kind in DESTINATIONS else "name") for one in self._call.own)
+                return any(is_same(item, one, kind if kind in DESTINATIONS else "name") for one in self._call.own)
         return False
 
     def text(self, argument: model.Text, value: object, *, copied: bool = True) -> Finding:
@@ -158,7 +158,7 @@ class ArgumentMatcher:
             nodes = (n for step, _, path in inputs for o in self.fitting(step) for n in reads.values_at(o.value, path))
             allowed = "\n".join((*said, *map(reads.text_of, nodes)))[:_MAX_ALLOWED]
             self._allowed[id(argument)] = allowed
-        if unbacked(given, allowed) or (copied and borrowed(given, allowed, self._outputs.texts())):
+        if holds_unbacked(given, allowed) or (copied and holds_borrowed(given, allowed, self._outputs.texts())):
             named = f" or `{'`, `'.join(argument.inputs)}`" if argument.inputs else ""
             return Finding("text", f"a text whose identifiers and quotations come from the user's words{named}")
         return FITS
@@ -180,7 +180,7 @@ class ArgumentMatcher:
     def _fits(self, step: model.Step, output: reads.Output) -> bool:
         """Return True if a read's arguments fit the step. Further ones must be `free`."""
         covered = {*step.args, *output.profile.free}
-        if any(True for name in output.given for _ in loose(name, output.args.get(name), covered)):
+        if any(True for name in output.given for _ in uncovered(name, output.args.get(name), covered)):
             return False
         for name, argument in step.args.items():
             value = argument_of(output.args, name)
@@ -229,7 +229,9 @@ class ArgumentMatcher:
             if not sure or (exact and not as_exact(argument_of(output.args, name), ordered)):
                 return False
         given = ((n, output.args.get(n)) for n in output.given)  # an empty value may leave out all records
-        return not any(True for n, v in given for _ in loose(n, 0 if absent(v) and v is not None else v, step.args))
+        return not any(
+            True for n, v in given for _ in uncovered(n, 0 if is_empty(v) and v is not None else v, step.args)
+        )
 
     def _read(self, argument: _FromRead, items: Sequence[Any], kind: str) -> Finding:
         where, wrote = f"`{argument.path or 'the output'}` of step `{argument.step}`", "a trusted source wrote it"
@@ -243,7 +245,7 @@ class ArgumentMatcher:
         except _Unsure as unsure:
             return Finding(str(unsure), where + _WHY[str(unsure)])
         least = 2 if kind in DESTINATIONS else 1
-        found = [source for source in sources if equal(items, source.values, kind, self._call.now)]
+        found = [source for source in sources if same_values(items, source.values, kind, self._call.now)]
         if trusted := [source for source in found if self._trusts(argument, source, least)]:
             if isinstance(argument, model.Field):
                 return FITS
@@ -254,7 +256,7 @@ class ArgumentMatcher:
             doubt = "which an earlier call of the agent may have used on this thread" if used else f"if {wrote}"
             return Finding("untrusted", f"{where}, {doubt}")
         shown = sources and not isinstance(argument, model.Each) and self._trusts(argument, sources[-1], least)
-        return Finding("value", f"{where}: {quoted(tuple(sources[-1].values))}" if shown else where)
+        return Finding("value", f"{where}: {quote_values(tuple(sources[-1].values))}" if shown else where)
 
     def _sources(self, argument: _FromRead, *, every: bool = False) -> list[_Source]:
         """Return a field's values, of each output or of each chosen record."""
@@ -277,11 +279,11 @@ class ArgumentMatcher:
         trusted = trusted and not self._planted(argument.step, rows[0].output, values)
         if isinstance(argument, model.Field):
             return trusted
-        return trusted and all(self._decides(argument, row, name) for row in rows for name in choosing(argument))
+        return trusted and all(self._decides(argument, row, name) for row in rows for name in choosing_fields(argument))
 
     def _decides(self, choice: model.Pick | model.Each | model.OnlyIf, row: Row, name: str) -> bool:
         """Return True if only trusted sources wrote a field that chooses records."""
-        path = below(row.base, name)
+        path = path_below(row.base, name)
         values, conditions = values_of(row, path), choice.where.get(name, ())
         # The field may be trusted only because the subject made the record.
         mine = row.worth(path) > row._replace(mine=False).worth(path)
@@ -341,7 +343,7 @@ class ArgumentMatcher:
         if isinstance(argument, model.Pick):
             return record_key(row)
         every = (a for step in self._steps.values() for a in step.args.values() if isinstance(a, model.Each))
-        paths = sorted({below(row.base, a.path) for a in every if a.step == argument.step})
+        paths = sorted({path_below(row.base, a.path) for a in every if a.step == argument.step})
         used = [values_of(row, path) for path in paths if row.worth(path)]
         core = record_key(row._replace(mine=False)) if _fixed(self._steps[argument.step]) else ""
         return key(json.dumps([used, core]))
@@ -359,31 +361,31 @@ class ArgumentMatcher:
             return "condition"
         # Without records, the trust of an empty list decides.
         empty = Row(None, condition.path, "", outputs[0], mine=False)
-        trusted = rows or any(empty.worth(below(empty.base, name), each) for name, each in condition.where.items())
+        trusted = rows or any(empty.worth(path_below(empty.base, name), each) for name, each in condition.where.items())
         return "" if trusted else "untrusted"
 
     def _met(self, condition: model.OnlyIf, row: Row, name: str) -> bool | None:
         """Return whether a record's field meets its conditions; None if not certain."""
-        path = below(row.base, name)
+        path = path_below(row.base, name)
         values = values_of(row, path) if not row.listed(path) else []  # a list may mix fields of several records
         own, zone = self._call.own, self._call.zone
-        met = [meets(each, values, own, zone) for each in condition.where[name]] if values else [None]
+        met = [meets_condition(each, values, own, zone) for each in condition.where[name]] if values else [None]
         return all(met) if None not in met and self._decides(condition, row, name) else None
 
     def _calc(self, argument: model.Calc, items: Sequence[Any], kind: str) -> Finding:
         if kind not in COUNTED:
-            return Finding("value", described(argument))
+            return Finding("value", describe(argument))
         try:
             result = self._result(argument)
         except _Unsure as unsure:
-            return Finding(str(unsure), described(argument))
-        given = number_or_date(items[0]) if len(items) == 1 and not commas(items[0]) else None
-        if isinstance(given, Decimal) and near(given, result):
+            return Finding(str(unsure), describe(argument))
+        given = number_or_date(items[0]) if len(items) == 1 and not has_comma(items[0]) else None
+        if isinstance(given, Decimal) and is_rounded(given, result):
             return FITS
-        return Finding("value", f"{described(argument)}: {result:.2f}")
+        return Finding("value", f"{describe(argument)}: {result:.2f}")
 
     def _result(self, argument: model.Calc) -> Decimal:
-        result = calculated(argument.op, [self._numbers(operand) for operand in argument.of])
+        result = calculate(argument.op, [self._numbers(operand) for operand in argument.of])
         if result is None:
             raise _Unsure("value")
         return result
@@ -425,12 +427,12 @@ class ArgumentMatcher:
         outputs = self.fitting(argument.step)
         nodes = (n for o in outputs[:_MAX_EXTRACT] for n in reads.values_at(o.value, argument.path)[:_MAX_EXTRACT])
         texts = [reads.text_of(node)[:_MAX_SEARCHED] for node in nodes]
-        if len(items) <= _MAX_EXTRACT and all(any(stands(item, text) for text in texts) for item in items):
+        if len(items) <= _MAX_EXTRACT and all(any(text_holds(item, text) for text in texts) for item in items):
             return Finding("extract", f"{where}, which a person confirms")
         return Finding("value", where) if outputs else Finding("unread", where + _WHY["unread"])
 
 
-def choosing(argument: model.Pick | model.Each) -> set[str]:
+def choosing_fields(argument: model.Pick | model.Each) -> set[str]:
     """Return the names of the fields by which a record is chosen."""
     extremes = (argument.max, argument.min) if isinstance(argument, model.Pick) else ()
     return {*argument.where, *filter(None, extremes)}
@@ -440,7 +442,7 @@ def is_default(schema: object, value: object) -> bool:
     """Return True for the schema's default value, or for None if it has no default."""
     if not isinstance(schema, Mapping) or "default" not in schema:
         return value is None
-    return alike(schema["default"], value)
+    return same_json(schema["default"], value)
 
 
 def _fixed(step: model.Step) -> bool:

@@ -1,6 +1,6 @@
 """Match a whole call with a mandate: find its step, deviations and budgets.
 
-A call is covered if one step that is not used up orders all of the call's values. `bind` compares values, and
+A call is covered if one step that is not used up orders all of the call's values. `bind_call` compares values, and
 `Binding.standing` decides with the counts of the budgets. Both are pure, and no content of a call makes them raise.
 
 Calls are counted by the `deed` of their step, or by the step's id if it has no deed. If an approver permits a call that
@@ -16,15 +16,15 @@ from fractions import Fraction
 from typing import Any, Final, NamedTuple
 from weakref import ref
 
-from langchain_runtime_authz.facts.argument_atoms import DESTINATIONS, SHORT_KINDS, absent, loose
-from langchain_runtime_authz.facts.normal_forms import REMEMBERED, identifiers, key
+from langchain_runtime_authz.facts.argument_atoms import DESTINATIONS, SHORT_KINDS, is_empty, uncovered
+from langchain_runtime_authz.facts.normal_forms import REMEMBERED, identifiers_in, key
 from langchain_runtime_authz.mandate.argument_matching import ArgumentMatcher, CallFacts
-from langchain_runtime_authz.mandate.date_matching import dates, in_zone, names_zone, upcoming
-from langchain_runtime_authz.mandate.description import described_step, holds, quoted
+from langchain_runtime_authz.mandate.date_matching import are_upcoming, dates_of, in_zone, names_zone
+from langchain_runtime_authz.mandate.description import describe_condition, described_step, quote_values
 from langchain_runtime_authz.mandate.model import Argument, Between, Const, Each, Free, Mandate, OneOf, Pick, Step, Text
 from langchain_runtime_authz.mandate.read_outputs import Outputs, scalar_forms, scalars
-from langchain_runtime_authz.mandate.value_matching import commas, known_same, may_hold, same, touches
-from langchain_runtime_authz.tool_profile import ToolProfile, argument, kind_of
+from langchain_runtime_authz.mandate.value_matching import has_comma, is_same, known_same, may_hold, touches_unwanted
+from langchain_runtime_authz.tool_profile import ToolProfile, kind_of, value_at
 
 MAX_VALUES: Final = 1000  # values of one argument that are compared with prohibitions, or added up
 MAX_SHOWN: Final = 20  # steps, limits and prohibitions that one question can show
@@ -215,7 +215,7 @@ _NO_MANDATE: Final = Binding(Standing("none"))
 _OUTSIDE: Final = Standing("outside")
 
 
-def bind(
+def bind_call(
     mandate: Mandate | None,
     call: CallFacts,
     profiles: Mapping[str, ToolProfile],
@@ -255,7 +255,7 @@ def bind(
         deviations, rows = _compare(plan, call, matcher)
         deviations += common
         if step.only_if is not None and (code := matcher.condition(step.only_if)):
-            deviations.append(Deviation("", code, f"step `{step.id}` only if {holds(step.only_if)}"))
+            deviations.append(Deviation("", code, f"step `{step.id}` only if {describe_condition(step.only_if)}"))
         if call.steps is not None and step.id not in call.steps:
             deviations.append(Deviation("", "part", f"step `{step.id}` to be taken by another agent"))
         wait: _Wait | None = None
@@ -284,7 +284,7 @@ def _plan(mandate: Mandate, index: _Index, step: Step, profile: ToolProfile) -> 
         if not kinds[0]:  # the step names an argument, and the profile only members of it
             kinds = [kind for path, kind in profile.critical.items() if path.startswith(f"{name}.")] or kinds
         kind = next((kind for kind in kinds if kind in DESTINATIONS), kinds[0])
-        days = dates(_said(order))
+        days = dates_of(_said(order))
         local = isinstance(order, Const | OneOf | Between) and not names_zone(order.model_dump())
         if not isinstance(order, Free):
             slots.append(_Slot(name, order, kind, "." in name, days, local))
@@ -318,17 +318,17 @@ def _compare(plan: _Plan, call: CallFacts, matcher: ArgumentMatcher) -> tuple[li
     lists: list[_Slot] = []
     for slot in plan.slots:
         name, order, kind = slot.name, slot.order, slot.kind
-        value = argument(call.args, name) if slot.dotted else call.args.get(name)
+        value = value_at(call.args, name) if slot.dotted else call.args.get(name)
         local = value if call.zone is None else in_zone(value, call.zone)
         value = local if slot.local else value  # an order that names no zone means local time
-        if call.now is not None and slot.days and not upcoming([*slot.days, *dates(value)], call.now):
-            deviations.append(Deviation(name, "value", f"the next {quoted(_said(order))}"))
+        if call.now is not None and slot.days and not are_upcoming([*slot.days, *dates_of(value)], call.now):
+            deviations.append(Deviation(name, "value", f"the next {quote_values(_said(order))}"))
             continue
         if type(order) is Const and type(value) in SHORT_KINDS and type(order.value) in SHORT_KINDS:
             short = type(value) is not str or len(value) <= REMEMBERED
             if short and known_same(value, order.value, kind):  # as `check` would find, with less work
                 continue
-        if type(order) is Text and name not in call.given and absent(value):
+        if type(order) is Text and name not in call.given and is_empty(value):
             continue  # an optional text that was not sent keeps its default
         if type(order) is not Text and _has_several_values(value, order):
             lists.append(slot)
@@ -368,14 +368,14 @@ def _crossed(paired: Sequence[_Slot], lists: Sequence[_Slot], args: Mapping[str,
     rows = {name: len(root) for name, root in roots.items() if isinstance(root, list) and len(root) > 1}
     members = [slot for slot in paired if slot.name in rows and not isinstance(slot.order, Text)]
     for slot in {slot.name: slot for slot in (*members, *lists)}.values():
-        name, held, ordered = slot.name, argument(args, slot.name), getattr(slot.order, "value", None)
+        name, held, ordered = slot.name, value_at(args, slot.name), getattr(slot.order, "value", None)
         if slot.dotted and name not in rows and isinstance(held, list) and isinstance(held[0], list):
             held = held[0]
         if (
             not isinstance(held, list)
             or not isinstance(ordered, tuple)
             or not len(held) == len(ordered) == rows.get(name, len(held))
-            or not all(same(one, other, slot.kind) for one, other in zip(held, ordered, strict=True))
+            or not all(is_same(one, other, slot.kind) for one, other in zip(held, ordered, strict=True))
         ):
             yield Deviation(name, "ambiguous", "in the order of the rows")
 
@@ -387,21 +387,21 @@ def _open(plan: _Plan, call: CallFacts, matcher: ArgumentMatcher) -> Iterator[De
     for root in sorted(call.given - plan.settled):
         value = call.args.get(root)
         # An empty value (also in a list) is a deviation, because it may clear data or replace a default.
-        if root not in profile.text and not any(True for _ in loose(root, value, ())):
+        if root not in profile.text and not any(True for _ in uncovered(root, value, ())):
             yield Deviation(root, "unordered", "not to be given")
             continue
         for name in (*declared, *profile.text):
             above = (name[:i] for i, c in enumerate(f"{name}.") if c == ".")  # the name and its parents
             if name.partition(".")[0] != root or not plan.settled.isdisjoint(above):
                 continue
-            held = argument(call.args, name)
-            if absent(held):
+            held = value_at(call.args, name)
+            if is_empty(held):
                 continue
             if name not in profile.text:
                 yield Deviation(name, "unordered", "not to be given")
             elif finding := matcher.text(_TEXT, held).code:
                 yield Deviation(name, finding, "a text whose identifiers and quotations come from the user's words")
-        for path in dict.fromkeys(loose(root, value, {*plan.settled, *declared, *profile.text})):
+        for path in dict.fromkeys(uncovered(root, value, {*plan.settled, *declared, *profile.text})):
             yield Deviation(path, "undeclared", "not to be given")
 
 
@@ -412,11 +412,11 @@ def _forbidden(mandate: Mandate, call: CallFacts) -> Deviation | None:
         if not never.values:
             return Deviation("", "value", f"no call of effect {never.effect}, which the mandate forbids")
         for name, kind in call.profile.critical.items():
-            held = scalars(argument(call.args, name), MAX_VALUES)
+            held = scalars(value_at(call.args, name), MAX_VALUES)
             for unwanted in never.values.get(kind, ()):
                 folder = never.effect == "delete" and kind == "object" and may_hold(held, unwanted)
-                if held is None or folder or any(touches(one, unwanted, kind) for one in held):
-                    return Deviation(name, "value", f"not {quoted(unwanted)}, which the mandate forbids")
+                if held is None or folder or any(touches_unwanted(one, unwanted, kind) for one in held):
+                    return Deviation(name, "value", f"not {quote_values(unwanted)}, which the mandate forbids")
     return None
 
 
@@ -427,19 +427,19 @@ def _amount(call: CallFacts) -> int | None:
     """
     total, paid, counts = Fraction(0), 0, {0, 1}
     for name, kind in call.profile.critical.items():
-        held = scalars(argument(call.args, name), MAX_VALUES, mappings=kind != "amount")
+        held = scalars(value_at(call.args, name), MAX_VALUES, mappings=kind != "amount")
         if held is None:
             return None
         whole = Fraction(0)
         for one in held if kind in ("amount", "value") else ():
             # If a number can be read in two ways, use the greater one.
             numbers = [Fraction(form[4:]) for form in scalar_forms(one) if form.startswith("num:")]
-            if kind == "amount" and (not numbers or min(numbers) < 0 or commas(one)):
+            if kind == "amount" and (not numbers or min(numbers) < 0 or has_comma(one)):
                 return None
             whole += max(numbers, default=Fraction(0))
         if whole > 1 and (kind == "value" or total > 1):
             return None
         if kind == "amount":
             total, paid = total + whole, max(paid, len(held))
-        counts.update((len(held), *(len(identifiers(one)) for one in held if isinstance(one, str))))
+        counts.update((len(held), *(len(identifiers_in(one)) for one in held if isinstance(one, str))))
     return math.ceil(total * 100) if paid and counts <= {0, 1, paid} else None

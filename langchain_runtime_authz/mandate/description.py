@@ -25,7 +25,7 @@ def described_mandate(mandate: model.Mandate, profiles: Mapping[str, ToolProfile
     return said + ([f"ask before: {', '.join(mandate.confirm)}"] if mandate.confirm else [])
 
 
-def quoted(value: object) -> str:
+def quote_values(value: object) -> str:
     """Return a value, or the values of a tuple, shortened for a question."""
     shown = ", ".join(map(repr, value)) if isinstance(value, tuple) else repr(value)
     return shown if len(shown) <= _QUOTED else f"{shown[:_QUOTED]}…"
@@ -34,20 +34,20 @@ def quoted(value: object) -> str:
 def described_step(step: model.Step, profile: ToolProfile | None = None) -> str:
     """Describe a step: `pay: send_money, recipient = Bob (you said it), amount = 45`."""
     parts = [f"{profile.effect}: {step.tool}" if profile is not None else step.tool]
-    parts += [f"{name} = {described(argument)}" for name, argument in step.args.items()]
+    parts += [f"{name} = {describe(argument)}" for name, argument in step.args.items()]
     each = any(isinstance(argument, model.Each) for argument in step.args.values())
     if step.times > 1:
         parts.append(f"{step.times} times{' each' if each else ''}")
     if step.after is not None:
         parts.append(f"after `{step.after}`")
     if step.only_if is not None:
-        parts.append(f"only if {holds(step.only_if)}")
+        parts.append(f"only if {describe_condition(step.only_if)}")
     if step.deed is not None:
         parts.append(f"one of the ways to `{step.deed}`")
     return ", ".join(parts)
 
 
-def described(argument: model.Argument) -> str:
+def describe(argument: model.Argument) -> str:
     """Describe an argument, without its name: `10 percent of `total` of `bill``."""
     match argument:
         case model.Const(value=value, said=said):
@@ -69,7 +69,7 @@ def described(argument: model.Argument) -> str:
         case model.Each(step=step, path=path, where=where, limit=limit):
             return f"{_of(path, step)}, of each record{_where(where)}, at most {limit}"
         case model.Calc(op=op, of=of):
-            parts = [f"({described(one)})" if isinstance(one, model.Calc) else described(one) for one in of]
+            parts = [f"({describe(one)})" if isinstance(one, model.Calc) else describe(one) for one in of]
             return f"the sum of {', and '.join(parts)}" if op == "sum" else f" {_BETWEEN[op]} ".join(parts)
         case model.Extract(step=step, path=path):
             return f"a value in the text of {_of(path, step)}; you will be shown it"
@@ -80,7 +80,7 @@ def described(argument: model.Argument) -> str:
     return "anything"
 
 
-def holds(condition: model.OnlyIf) -> str:
+def describe_condition(condition: model.OnlyIf) -> str:
     """Describe a condition: `` `day` has no record whose `start` is 12:00 ``."""
     where = _of(condition.path, condition.step) if condition.path else f"`{condition.step}`"
     return f"{where} has {'no' if condition.none else 'a'} record{_where(condition.where)}"

@@ -33,20 +33,20 @@ _MARK: Final = lazy(
 )
 
 
-def material(text: str, first: int = 1) -> tuple[str, list[str]]:
+def without_material(text: str, first: int = 1) -> tuple[str, list[str]]:
     """Return the text with `[material 1]` … in place of material, and the material.
 
     `first`: the number of the first piece of material, so that several texts can share one numbering.
     """
     said, parts, at = [], [], 0
-    for start, end in spans(text):
+    for start, end in material_spans(text):
         parts.append(text[start:end])
         said += [text[at:start], f"[material {first + len(parts) - 1}]"]
         at = end
     return "".join([*said, text[at:]]), parts
 
 
-def spans(text: str) -> list[tuple[int, int]]:
+def material_spans(text: str) -> list[tuple[int, int]]:
     """Return the sorted spans of material in a text; touching spans are merged."""
     if len(text) > _MAX_TEXT:
         return [(0, len(text))]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from langchain_runtime_authz._regex import lazy
-from langchain_runtime_authz.facts.normal_forms import MAX_VALUE, fold, forms, located, masked, tidy
+from langchain_runtime_authz.facts.normal_forms import MAX_VALUE, fold, forms_of, located_mentions, mask_spans, tidy
 from langchain_runtime_authz.facts.task import content_digest
 from langchain_runtime_authz.mandate import material
 from langchain_runtime_authz.mandate.plain_orders import bounded
@@ -73,20 +73,20 @@ _SCALED, _TIMES, _PERCENT = (
 _COUNT: Final = lazy(rf"\b(?:{'|'.join(_COUNTED)})\b", re.IGNORECASE)
 
 
-def continues(text: str) -> bool:
+def only_continues(text: str) -> bool:
     """Return True if a text only says to go on with what was ordered before."""
     return len(text) <= _SHORT and _CONTINUES.fullmatch(text.strip(_EDGE)) is not None
 
 
 @lru_cache(maxsize=64)
-def restricted(text: str) -> bool:
+def is_restricted(text: str) -> bool:
     """Return True if a text has a condition, an exception or "I mean" in any language."""
     return bounded(text) or _NEGATES.search(text) is not None
 
 
-def stated(text: str) -> str:
+def stated_text(text: str) -> str:
     """Return the user's message without material, prohibitions and exceptions."""
-    words = material.material(text)[0] if len(text) <= MAX_OWN else ""
+    words = material.without_material(text)[0] if len(text) <= MAX_OWN else ""
     at = [0, *(end.end() for end in _END.finditer(words)), len(words)]
     return "".join(words[i:j] for i, j in pairwise(at) if not _NEGATES.search(words, i, j))
 
@@ -106,12 +106,12 @@ class Segment:
         self.digest, self.offset, self.text = digest, offset, text
         self.folded = "".join(low if len(low := fold(c)) == 1 else c for c in text)
         self.quotations = [m.span(m.lastindex or 0) for m in _QUOTED.finditer(text)]
-        tokens = list(located(_UNSPACED.sub("\n", text)))
+        tokens = list(located_mentions(_UNSPACED.sub("\n", text)))
         self.tokens: dict[str, list[tuple[int, int]]] = {}
         for form, span in tokens:
             self.tokens.setdefault(form, []).append(span)
-        plain = masked(text, [*self.quotations, *(span for _, span in tokens)], "x")
-        self.masked = masked(text, self.quotations, "x")
+        plain = mask_spans(text, [*self.quotations, *(span for _, span in tokens)], "x")
+        self.masked = mask_spans(text, self.quotations, "x")
         ends = [m for m in _END.finditer(plain) if m[0] != "\n" or plain[: m.start()].rstrip(" \t\n")[-1:] != ":"]
         self.starts = [0, *(m.end() for m in ends)]
 
@@ -170,7 +170,7 @@ class Texts:
         for number, text in enumerate((*earlier, *texts)):
             self.newest = len(pieces) if number == len(earlier) else self.newest
             digest, at = content_digest(text), 0
-            spans, text = material.spans(text), text.translate(material.LINES)  # noqa: PLW2901  (of the same length)
+            spans, text = material.material_spans(text), text.translate(material.LINES)  # noqa: PLW2901  (of the same length)
             self.has_material |= bool(spans)
             for start, end in [*spans, (len(text), len(text))]:
                 if text[at:start].strip():
@@ -217,7 +217,7 @@ def _found(segment: Segment, value: object, *, dictated: bool, rate: bool) -> It
     if dictated:
         yield from _phrase(segment, value) if isinstance(value, str) and value.strip(_EDGE) else ()
         return
-    own = forms(value)
+    own = forms_of(value)
     dates = {f for f in own if f.startswith("date:")}
     times = {f for f in own if f.startswith("time:")}
     tokens = {f for f in own if not f.startswith(("text:", "date:", "day:", "time:"))}

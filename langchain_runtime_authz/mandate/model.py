@@ -22,8 +22,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 from pydantic import Field as Member
 from pydantic_core import PydanticSerializationError
 
-from langchain_runtime_authz._display import table
-from langchain_runtime_authz.digest import MAX_INT, digest, project
+from langchain_runtime_authz._display import html_table
+from langchain_runtime_authz.digest import MAX_INT, as_json, digest
 from langchain_runtime_authz.errors import Code, MappingError
 from langchain_runtime_authz.tool_profile import Kind, as_tuple
 
@@ -218,7 +218,7 @@ class Calc(_Frozen):
             raise ValueError(f"`{self.op}` takes two numbers")
         if any(isinstance(one, Const) and type(one.value) not in (int, float) for one in self.of):
             raise ValueError("it calculates with numbers")
-        if sum(1 for _ in parts(self)) > MAX_STEPS:
+        if sum(1 for _ in parts_of(self)) > MAX_STEPS:
             raise ValueError(f"it has more than {MAX_STEPS} parts")
         return self
 
@@ -263,11 +263,11 @@ Argument = Annotated[_ArgumentKind, BeforeValidator(_argument)]
 Sourced = Field | Pick | Each | Extract
 
 
-def parts(argument: Argument) -> Iterator[Argument]:
+def parts_of(argument: Argument) -> Iterator[Argument]:
     """Yield the argument, and the operands of a calculation."""
     yield argument
     for operand in argument.of if isinstance(argument, Calc) else ():
-        yield from parts(operand)
+        yield from parts_of(operand)
 
 
 class OnlyIf(_Frozen):
@@ -312,7 +312,7 @@ class Step(_Frozen):
             if isinstance(argument, Sourced):
                 yield argument.step
             elif isinstance(argument, Calc):
-                yield from (part.step for part in parts(argument) if isinstance(part, Sourced))
+                yield from (part.step for part in parts_of(argument) if isinstance(part, Sourced))
             elif isinstance(argument, Text):
                 yield from (name.partition(".")[0] for name in argument.inputs)
 
@@ -392,7 +392,7 @@ class Mandate(_Frozen):
         rows = [
             (s.id, s.tool, "; ".join(f"{k} {v.model_dump(mode='json')}" for k, v in s.args.items())) for s in self.steps
         ]
-        return table(("step", "tool", "arguments"), rows, f"ordered by: {self.source}")
+        return html_table(("step", "tool", "arguments"), rows, f"ordered by: {self.source}")
 
     def of(self, source: Source, key: str) -> Mandate:
         """Return a copy with another source and key."""
@@ -408,7 +408,7 @@ class Mandate(_Frozen):
 
 @lru_cache(maxsize=256)  # runs of a workflow share a mandate
 def _digest(text: str) -> str:
-    return digest(project(json.loads(text)))
+    return digest(as_json(json.loads(text)))
 
 
 class Dropped(NamedTuple):

@@ -17,15 +17,15 @@ from langchain_runtime_authz._order_patterns import (
     Choice,
     Options,
     Pattern,
-    items,
+    items_in,
     name_in,
     split_item,
 )
 from langchain_runtime_authz.mandate.languages import Token, singular
-from langchain_runtime_authz.mandate.message_places import restricted
+from langchain_runtime_authz.mandate.message_places import is_restricted
 from langchain_runtime_authz.mandate.model import Step
-from langchain_runtime_authz.mandate.order_values import Bound, Values, alike, argument_of
-from langchain_runtime_authz.mandate.vocabulary import NAMED, TARGETS, Tool
+from langchain_runtime_authz.mandate.order_values import Bound, Values, argument_of, of_one_list
+from langchain_runtime_authz.mandate.vocabulary import NAMED, TARGETS, ToolWords
 
 _WIDTHS: Final = {WORD: 1, WORDS: 4}  # words in lower case
 _MAX_READINGS: Final = 50  # of one tool's orders
@@ -42,10 +42,10 @@ def _pairs(bound: Bound) -> frozenset[tuple[str, str]]:
     return frozenset((name, v.text) for name, values in bound.items() for v in values)
 
 
-class Match:
+class OrderMatch:
     """Readings of a clause by a tool's orders. `ways`: its tokens, cut in each way."""
 
-    def __init__(self, tool: Tool, ways: Sequence[list[Token]], text: str) -> None:
+    def __init__(self, tool: ToolWords, ways: Sequence[list[Token]], text: str) -> None:
         self.tool, self.values = tool, Values(tool, text)
         self.found: list[Bound] = next(filter(None, map(self._readings, ways)), [])
 
@@ -89,7 +89,7 @@ class Match:
         several = [n for n, values in bound.items() if len(values) > 1 and "array" not in arguments[n].types]
         for name in several:
             others = [v for n, values in bound.items() for v in values if n != name]
-            shared = any(v.kind in {"money", "number"} or alike(v, bound[name][0]) for v in others)
+            shared = any(v.kind in {"money", "number"} or of_one_list(v, bound[name][0]) for v in others)
             if several[1:] or shared or arguments[name].kind not in NAMED:
                 return []
         ways = [{**bound, n: (value,)} for n in several for value in bound[n]] or [bound]
@@ -99,7 +99,7 @@ class Match:
     def untold(self, step: Step) -> bool:
         """Return True if the order needs a text ("Email Tom"), but does not give it."""
         tool, named = self.tool, self.tool.profile.named()["intent"]
-        rest = {name_in(item) for item in items(*tool.profile.orders) if item.endswith(f"{REST}}}")}
+        rest = {name_in(item) for item in items_in(*tool.profile.orders) if item.endswith(f"{REST}}}")}
         sent = (named or tool.texts) if tool.effect == "send" else ()
         texts = {n for n in tool.texts if tool.arguments[n].required or n in rest.union(sent)}
         return bool(texts) and texts.isdisjoint(step.args)
@@ -186,4 +186,4 @@ class Match:
         aside = any(t.kind == "sep" or (t.kind in {"odd", "id"} and _ASIDE.search(t.text)) for t in plain)
         vague = self.values.tokens[at - 1].lower == "that" or not any(map(language.value, plain))
         brief = tokens == plain[:1] and vague  # "about it", "Email Tom that report"
-        return not (aside or brief or any(map(language.stopped, said)) or restricted(" ".join(said)))
+        return not (aside or brief or any(map(language.stopped, said)) or is_restricted(" ".join(said)))

@@ -7,13 +7,45 @@ in lower case are values only as choices of the schema or as `synonyms` of the p
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Final
 
 from langchain_runtime_authz.mandate.languages import NUMBER, Token, read_number, singular, words_of
 from langchain_runtime_authz.mandate.model import Argument, Const, Span
-from langchain_runtime_authz.mandate.token_cuts import CLOCK
-from langchain_runtime_authz.mandate.vocabulary import NAMED, Argued, Tool, plain
+from langchain_runtime_authz.mandate.vocabulary import NAMED, NamedArgument, ToolWords, plain_words
+
+CLOCK: Final = re.compile(
+    r"(?<![\d:])(?:(?:[01]?\d|2[0-3]):[0-5]\d(?! ?[ap]m)|(?:0?[1-9]|1[0-2])(?::[0-5]\d)? ?[ap]m)(?!\w)", re.IGNORECASE
+)
+_UNIT: Final = re.compile(rf"{NUMBER}(?:[%°][^\W\d_]?|(?![ap]m)[^\W\d_]{{1,3}})", re.IGNORECASE)  # "20%", "5km"
+
+
+def token_cuts(tokens: Sequence[Token]) -> list[list[Token]]:
+    """Return the ways to cut tokens: "5 May 3pm" and "5km" each whole or in two."""
+    several = [(timed, united) for timed in (True, False) for united in (False, True)]
+    ways = [[*chain.from_iterable(_cut(t, timed=timed, united=united) for t in tokens)] for timed, united in several]
+    return [way for n, way in enumerate(ways) if way not in ways[:n]]
+
+
+def _cut(token: Token, *, timed: bool, united: bool) -> list[Token]:
+    if token.kind in {"word", "name", "sep"}:
+        return [token]
+    said, start, cut = token.text, token.start, list[Token]()
+    clock = CLOCK.search(said) if timed and token.kind == "date" else None
+    number = re.search(NUMBER, said) if united and (token.kind == "money" or _UNIT.fullmatch(said)) else None
+    if clock is not None:
+        cut = [Token("odd", clock[0], start + clock.start(), start + clock.end())]
+        for begin, part in ((0, said[: clock.start()]), (clock.end(), said[clock.end() :])):
+            for word in re.finditer(r"at\b|on\b|\w.*?(?=T?,?(?: at)?\s*$)", part):
+                kind = "word" if word[0] in {"at", "on"} else "date"
+                cut.append(Token(kind, word[0], start + begin + word.start(), start + begin + word.end()))
+    elif number is not None and (value := read_number(number[0], money=token.kind == "money")) is not None:
+        begin, end = start + number.start(), start + number.end()
+        unit = Token("odd", re.sub(NUMBER, "", said).strip(), end, token.end)
+        return [Token("number", f"{value}", begin, end), unit]  # also for "€20"
+    return sorted(cut, key=lambda t: t.start) or [token]
+
 
 _MAX_WORDS: Final = 4  # of one name, address or choice
 _SHORT: Final = 2  # digits of a number that may count
@@ -32,14 +64,14 @@ Bound = dict[str, tuple[Token, ...]]
 class Values:
     """The values in the tokens of a clause."""
 
-    def __init__(self, tool: Tool, text: str) -> None:
+    def __init__(self, tool: ToolWords, text: str) -> None:
         self.tool, self.language, self.text = tool, tool.language, text
         self.data, self.coins = tool.language.data, tool.language.coins
         self.tokens: list[Token] = []
         self.strict = False  # True while an order is read that the profile does not declare
         self.tries = 0
 
-    def suiting(self, argument: Argued, at: int, *, words: int = 0) -> Iterator[tuple[Bound, int]]:
+    def suiting(self, argument: NamedArgument, at: int, *, words: int = 0) -> Iterator[tuple[Bound, int]]:
         """Yield values of an argument from token `at` on, with the next token's index.
 
         `words`: so many words in lower case may be a value too, without an article. Before a word of the argument, a
@@ -76,7 +108,7 @@ class Values:
             if determiner and kind != "number" and self.tokens[end].lower in argument.words:
                 yield self._bound(argument, values), end + 1  # "the CS-101 course"
 
-    def _bound(self, argument: Argued, values: tuple[Token, ...]) -> Bound:
+    def _bound(self, argument: NamedArgument, values: tuple[Token, ...]) -> Bound:
         """Return argument → values; for money, also the currency's argument → currency."""
         if values[0].kind != "money" or not self.tool.coin:
             return {argument.name: values}
@@ -85,7 +117,7 @@ class Values:
         coin = Token("word", self.data["currencies"][code], start, start + len(code))
         return {argument.name: values, self.tool.coin: (coin,)}
 
-    def _values(self, argument: Argued, at: int) -> Iterator[tuple[tuple[Token, ...], int]]:
+    def _values(self, argument: NamedArgument, at: int) -> Iterator[tuple[tuple[Token, ...], int]]:
         """Yield values like `suiting`; there is no article or label at `at`."""
         at += argument.kind == "text" and self.tokens[at].kind == "colon"  # 'Tell Bob: "hello"'
         token = self.tokens[at]
@@ -114,18 +146,18 @@ class Values:
         yield from self._listed(argument, kinds, at)
         yield from self._names(kinds, at, numbered=argument.kind != "principal")
 
-    def _choices(self, argument: Argued, at: int) -> Iterator[tuple[tuple[Token, ...], int]]:
+    def _choices(self, argument: NamedArgument, at: int) -> Iterator[tuple[tuple[Token, ...], int]]:
         for end in range(at + 1, min(at + _MAX_WORDS, len(self.tokens) - 1) + 1) if argument.choices else ():
             if self.tokens[end - 1].kind == "sep":
                 return
             said = " ".join(t.text for t in self.tokens[at:end])
-            choice = argument.choices.get(said) or argument.choices.get(plain(said), "")
+            choice = argument.choices.get(said) or argument.choices.get(plain_words(said), "")
             # "Ship it to us" names no country, "in it" no language; "Book R-5 never" orders nothing.
             brief = len(said) <= _BRIEF and (said in self.language.vague or (choice.isupper() and not said.isupper()))
             if choice and not brief and said not in self.language.stops:
                 yield self.one(at, end, "choice", choice), end
 
-    def _listed(self, argument: Argued, kinds: set[str], at: int) -> Iterator[tuple[tuple[Token, ...], int]]:
+    def _listed(self, argument: NamedArgument, kinds: set[str], at: int) -> Iterator[tuple[tuple[Token, ...], int]]:
         """Yield each reading: its tokens, one for each value, and the next index."""
         token, end = self.tokens[at], at + 1
         account = argument.kind == "principal" and self.tool.effect == "pay" and not re.search(r"[/\\.]", token.text)
@@ -146,7 +178,7 @@ class Values:
             gap := self.language.gap(self.tokens, end)
         ):
             gap += at > 1 and self.tokens[end + gap].lower == label  # "file a.txt and file b.txt"
-            if not alike(token, self.tokens[end + gap]):
+            if not of_one_list(token, self.tokens[end + gap]):
                 break
             values.append(self.tokens[end + gap])
             end += gap + 1
@@ -165,7 +197,7 @@ class Values:
             elif first.kind == "number" and self._called(last) and "address" in kinds and not self.strict:
                 yield self.one(at, end, "address"), end  # "5 Harbour Street"
 
-    def _in_words(self, argument: Argued, at: int, words: int) -> Iterator[tuple[tuple[Token, ...], int]]:
+    def _in_words(self, argument: NamedArgument, at: int, words: int) -> Iterator[tuple[tuple[Token, ...], int]]:
         """Yield values of one word, two words and so on, up to a word that ends the value."""
         kind = "name" if argument.kind == "principal" else "id"
         for end in range(at + 1, at + words + 1 if argument.kind in NAMED | {"place", "value"} else 0):
@@ -193,7 +225,7 @@ class Values:
                 return end
         return 0
 
-    def _whole(self, argument: Argued, token: Token) -> str:
+    def _whole(self, argument: NamedArgument, token: Token) -> str:
         """Return a whole number that is written as a word or with commas, else ""."""
         counts = argument.types <= _COUNTS if argument.types else argument.kind == "amount"
         if counts and token.lower in (names := self.data["numerals"]):
@@ -201,7 +233,7 @@ class Values:
         grouped = argument.types <= {"integer", "null"} and re.fullmatch(r"[1-9]\d{0,2}(?:,\d{3})+", token.text)
         return token.text.replace(",", "") if grouped and argument.types else ""
 
-    def _paid(self, argument: Argued, amount: Token) -> bool:
+    def _paid(self, argument: NamedArgument, amount: Token) -> bool:
         """Return True if the amount's currency fits: "{limit} EUR" does not fit 45 USD."""
         code, words = re.sub(NUMBER, "", amount.text).strip().lower(), {*words_of(argument.name)}
         if argument.kind != "amount" or not (code or (self.strict and self.tool.effect == "pay")):
@@ -214,7 +246,7 @@ class Values:
         return bool(self.tool.coin) or (priced and self.tool.said.isdisjoint(self.coins))
 
 
-def alike(one: Token, other: Token) -> bool:
+def of_one_list(one: Token, other: Token) -> bool:
     """Return True if two values may be of one list: T-1 and T-22, but not T-1 and U-1."""
     shapes = {
         re.sub(r"\d+", "0", t.text) if re.search(r"\d", t.text) else t.text.partition("-")[0] for t in (one, other)
@@ -222,7 +254,7 @@ def alike(one: Token, other: Token) -> bool:
     return one.kind == other.kind and (one.kind != "id" or ("." in one.text and "." in other.text) or len(shapes) == 1)
 
 
-def argument_of(argument: Argued, values: tuple[Token, ...], digest: str) -> Argument:
+def argument_of(argument: NamedArgument, values: tuple[Token, ...], digest: str) -> Argument:
     """Return the value as a constant, with its span in the user's message."""
     texts, first, array = tuple(v.text for v in values), values[0], "array" in argument.types
     if argument.kind == "amount" and first.kind != "choice":

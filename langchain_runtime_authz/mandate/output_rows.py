@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 from datetime import tzinfo
 from typing import Any, Final, NamedTuple
 
-from langchain_runtime_authz.facts.argument_atoms import MAX_ITEMS, SHORT_KINDS, absent
+from langchain_runtime_authz.facts.argument_atoms import MAX_ITEMS, SHORT_KINDS, is_empty
 from langchain_runtime_authz.facts.json_copy import SHORT
 from langchain_runtime_authz.facts.normal_forms import key
 from langchain_runtime_authz.mandate import read_outputs as reads
 from langchain_runtime_authz.mandate.date_matching import compare
 from langchain_runtime_authz.mandate.model import Each, Eq, Own, Pick
-from langchain_runtime_authz.mandate.value_matching import IDENTIFIERS, among, meets
+from langchain_runtime_authz.mandate.value_matching import IDENTIFIERS, is_own_identifier, meets_condition
 from langchain_runtime_authz.tool_profile import ToolProfile, field_trust
 
 _WORTH: Final = {"system": 2, "internal": 1, "external": 0}
@@ -34,7 +34,7 @@ class Row(NamedTuple):
 
     def worth(self, path: str, conditions: Sequence[object] = ()) -> int:
         """Return the trust (0 to 2) of a field, which may choose the row by `conditions`."""
-        return chosen_by(self.output.profile, joined(self.base, path), conditions, mine=self.owned(path))
+        return chosen_by(self.output.profile, join_paths(self.base, path), conditions, mine=self.owned(path))
 
     def listed(self, path: str) -> bool:
         """Return True for a field in a list inside of the record."""
@@ -64,9 +64,9 @@ def made_by(own: Sequence[Any], record: Any, profile: ToolProfile, base: str = "
     """
     if profile.author is None or not own or not profile.author.startswith(f"{base}." if base else ""):
         return False
-    authors = reads.values_at(record, below(base, profile.author))
+    authors = reads.values_at(record, path_below(base, profile.author))
     authors = authors[0] if len(authors) == 1 and isinstance(authors[0], list) else authors
-    return len(authors) == 1 and among(authors[0], own)
+    return len(authors) == 1 and is_own_identifier(authors[0], own)
 
 
 def chosen_by(profile: ToolProfile, path: str, conditions: Sequence[object], *, mine: bool = False) -> int:
@@ -75,7 +75,7 @@ def chosen_by(profile: ToolProfile, path: str, conditions: Sequence[object], *, 
     A counterparty chooses from which account it pays, but only from its own. So if the system writes the account, and
     the conditions name one account, the field is trusted.
     """
-    field, found = field_trust(profile, path), worth(profile, path, mine=mine)
+    field, found = field_trust(profile, path), trust_level(profile, path, mine=mine)
     if found or field.origin != "system" or field.prose or not field.counterparty or not conditions:
         return found
     return 1 if all(type(c) is Own or (type(c) is Eq and _identifies(c.value)) for c in conditions) else 0
@@ -85,7 +85,7 @@ def _identifies(value: object) -> bool:
     return any(form.startswith(IDENTIFIERS) for form in reads.scalar_forms(value, said=True))
 
 
-def worth(profile: ToolProfile, path: str, *, mine: bool = False) -> int:
+def trust_level(profile: ToolProfile, path: str, *, mine: bool = False) -> int:
     """Return a field's trust: 2 system, 1 internal, 0 outsider, counterparty or prose.
 
     `mine`: the subject made the record. Then the fields next to the author's have trust 1, because the subject chose
@@ -96,12 +96,12 @@ def worth(profile: ToolProfile, path: str, *, mine: bool = False) -> int:
     return max(mine, 0 if field.prose or field.counterparty else _WORTH[field.origin])
 
 
-def below(base: str, name: str) -> str:
+def path_below(base: str, name: str) -> str:
     """Return a dotted path without `base`, like a field's path within its record."""
     return name.removeprefix(f"{base}.") if base else name
 
 
-def joined(base: str, path: str) -> str:
+def join_paths(base: str, path: str) -> str:
     """Return two dotted paths as one; either may be empty."""
     return f"{base}.{path}" if base and path else base or path
 
@@ -129,7 +129,7 @@ def choose(
     chosen: list[Row] = []
     for row in (row for output in outputs for row in rows_of(output, argument.path, own)):
         meeting = [
-            meets(condition, values_of(row, below(row.base, name)), own, zone)
+            meets_condition(condition, values_of(row, path_below(row.base, name)), own, zone)
             for name, conditions in argument.where.items()
             for condition in conditions
         ]
@@ -149,10 +149,10 @@ def _extreme(rows: Sequence[Row], name: str, sign: int) -> list[Row]:
     """Return rows with the greatest (`sign` 1) or least field `name`; [] if unclear."""
     best: list[Row] = []
     for row in rows:
-        values = values_of(row, below(row.base, name))
+        values = values_of(row, path_below(row.base, name))
         if len(values) != 1 or compare(values[0], values[0]) is None:
             return []
-        order = compare(values[0], values_of(best[0], below(best[0].base, name))[0]) if best else sign
+        order = compare(values[0], values_of(best[0], path_below(best[0].base, name))[0]) if best else sign
         if order is None:
             return []
         if order * sign > 0:
@@ -170,9 +170,9 @@ def record_key(row: Row) -> str:
 def _core(value: Any, profile: ToolProfile, path: str, mine: bool) -> Any:
     # Without the untrusted values, and without the names of members whose values are all untrusted.
     if isinstance(value, dict):
-        held = {name: _core(inner, profile, joined(path, name), mine) for name, inner in value.items()}
-        return {name: inner for name, inner in held.items() if not absent(inner)}
+        held = {name: _core(inner, profile, join_paths(path, name), mine) for name, inner in value.items()}
+        return {name: inner for name, inner in held.items() if not is_empty(inner)}
     if isinstance(value, list):
         several = (_core(inner, profile, path, mine and not isinstance(inner, dict)) for inner in value)
-        return [inner for inner in several if not absent(inner)]
-    return value if worth(profile, path, mine=mine) else None
+        return [inner for inner in several if not is_empty(inner)]
+    return value if trust_level(profile, path, mine=mine) else None

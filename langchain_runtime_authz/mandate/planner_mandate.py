@@ -18,22 +18,22 @@ from typing import Any, Final
 from langchain_runtime_authz._validate import as_list, as_mapping
 from langchain_runtime_authz.facts.argument_atoms import DESTINATIONS
 from langchain_runtime_authz.mandate import model
-from langchain_runtime_authz.mandate.argument_matching import COUNTED, choosing, is_default
-from langchain_runtime_authz.mandate.days import on_days, stands_alone
+from langchain_runtime_authz.mandate.argument_matching import COUNTED, choosing_fields, is_default
+from langchain_runtime_authz.mandate.date_matching import on_days, stands_alone
 from langchain_runtime_authz.mandate.languages import languages
 from langchain_runtime_authz.mandate.message_places import MAX_OWN, Place, Texts
-from langchain_runtime_authz.mandate.output_rows import chosen_by, worth
+from langchain_runtime_authz.mandate.output_rows import chosen_by, trust_level
 from langchain_runtime_authz.mandate.plain_orders import Known, words_of_tool
 from langchain_runtime_authz.mandate.sequence import in_order
-from langchain_runtime_authz.mandate.step_places import RISKY, Need, Placing, hull
-from langchain_runtime_authz.mandate.vocabulary import TARGETS, Tool
+from langchain_runtime_authz.mandate.step_places import RISKY, NeededValue, Placing, span_of_places
+from langchain_runtime_authz.mandate.vocabulary import TARGETS, ToolWords
 from langchain_runtime_authz.tool_profile import EFFECTS, ToolProfile, kind_of
 
 LONG: Final = 400  # characters of a message above which an approver must confirm a planner's riskiest steps
 _MAX_NEEDS: Final = 256  # values of one mandate
 
 
-def backed(
+def backed_part(
     mandate: model.Mandate,
     texts: Sequence[str],
     profiles: Mapping[str, ToolProfile],
@@ -75,7 +75,7 @@ def _few(confirm: Sequence[str], effects: Mapping[str, str]) -> tuple[str, ...]:
     return found if len(found) <= model.MAX_STEPS else tuple(dict.fromkeys(effects.get(c, c) for c in found))
 
 
-def arguments(signature: Mapping[str, Any]) -> Mapping[str, Any]:
+def argument_schemas(signature: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return argument → JSON schema, from a tool's schema or a mapping of this form."""
     inner = signature.get("properties")
     return inner if signature.get("type") == "object" and isinstance(inner, Mapping) else signature
@@ -93,7 +93,7 @@ class _Check:
         today: date | None,
     ) -> None:
         self.mandate, self.words, self.profiles, self.today = mandate, words, profiles, today
-        self.signatures = {name: arguments(signature) for name, signature in signatures.items()}
+        self.signatures = {name: argument_schemas(signature) for name, signature in signatures.items()}
         self.needs = 0
         self.kept: dict[str, model.Step] = {}
         self.lost: dict[str, str] = {}
@@ -122,7 +122,7 @@ class _Check:
 
     def doubtful(self, step: model.Step) -> bool:
         """Return True if words do not back an action, or an unused quote may be its text."""
-        parts = [p for a in step.args.values() for p in model.parts(a) if not isinstance(p, model.Text)]
+        parts = [p for a in step.args.values() for p in model.parts_of(a) if not isinstance(p, model.Text)]
         mine = bool(parts) and all(isinstance(part, model.Own) for part in parts)
         profile = self.profiles[step.tool]
         said = [c.place.segment for name in (step.id, *self.behind[step.id]) for c in self.placing.claims[name]]
@@ -165,7 +165,7 @@ class _Check:
                 return f"`{step.tool}` takes no argument `{name}`"
             if isinstance(argument, model.Calc) and kind_of(profile, name) not in COUNTED:
                 return f"`{name}`: it is not a number"
-            for part in model.parts(argument):
+            for part in model.parts_of(argument):
                 if why := self._unfit_argument(profile, name, part):
                     return f"`{name}`: {why}"
         return None
@@ -180,10 +180,10 @@ class _Check:
             read = self.profiles[self.kept[argument.step].tool]
             wanted = profile.side_effect and profile.critical.get(name) in DESTINATIONS
             mine = read.author is not None  # then the trust of each record is known only when it is read
-            found = {argument.path: worth(read, argument.path, mine=mine) - (1 if wanted else 0)}
+            found = {argument.path: trust_level(read, argument.path, mine=mine) - (1 if wanted else 0)}
             if not isinstance(argument, model.Field):
                 found = {
-                    p: chosen_by(read, p, argument.where.get(p, ()), mine=mine) for p in choosing(argument)
+                    p: chosen_by(read, p, argument.where.get(p, ()), mine=mine) for p in choosing_fields(argument)
                 } | found
             for path, value in found.items():
                 if value < 1:
@@ -223,9 +223,11 @@ class _Check:
         self.kept[step.id] = on_days(step.model_copy(update={"args": plain}), profile, self.today if sure else None)
         return None
 
-    def _needs(self, step: model.Step, profile: ToolProfile, args: Mapping[str, model.Argument]) -> Iterator[Need]:
+    def _needs(
+        self, step: model.Step, profile: ToolProfile, args: Mapping[str, model.Argument]
+    ) -> Iterator[NeededValue]:
         verbs = _verbs(step.tool, profile) if profile.side_effect else frozenset()
-        every = [(name, part) for name, whole in args.items() for part in model.parts(whole)]
+        every = [(name, part) for name, whole in args.items() for part in model.parts_of(whole)]
         rates = [part.of[0] for _, part in every if isinstance(part, model.Calc) and part.op == "percent"]
         for name, argument in every:
             command = profile.effect in ("admin", "delete") and profile.critical.get(name) == "value"
@@ -234,7 +236,7 @@ class _Check:
                 if not profile.ordered and (isinstance(value, bool) or value in listed):
                     continue
                 long = isinstance(value, str) and len(value.split()) > 1
-                yield Need(
+                yield NeededValue(
                     name,
                     value,
                     dictated=name in profile.text,
@@ -249,9 +251,11 @@ class _Check:
                 )
             if isinstance(argument, model.Pick | model.Each):
                 for field, value in _wanted(argument.where):
-                    yield Need(f"{argument.step} {field}", value, shares=True, order=profile.side_effect, verbs=verbs)
+                    yield NeededValue(
+                        f"{argument.step} {field}", value, shares=True, order=profile.side_effect, verbs=verbs
+                    )
             if isinstance(argument, model.Each) and argument.limit > model.MAX_ROWS:
-                yield Need(
+                yield NeededValue(
                     " limit",
                     argument.limit,
                     counts=True,
@@ -260,7 +264,7 @@ class _Check:
                     verbs=verbs,
                 )
         if step.times > 1:
-            yield Need(
+            yield NeededValue(
                 " times",
                 step.times,
                 counts=True,
@@ -273,7 +277,7 @@ class _Check:
         """Return the argument, with its position in the messages if there is only one."""
         if not places or not isinstance(argument, model.Const | model.Text):
             return model.Const(value=argument.value) if isinstance(argument, model.Const) else argument
-        n, start, end = hull(places)
+        n, start, end = span_of_places(places)
         segment = self.words.segments[n]
         span = model.Span(segment.digest, segment.offset + start, segment.offset + end)
         if isinstance(argument, model.Const):
@@ -284,7 +288,9 @@ class _Check:
 
 def _verbs(name: str, profile: ToolProfile) -> frozenset[str]:
     """Return the verbs that order a tool."""
-    return frozenset().union(*(Tool(name, profile, {}, one).verbs - (one.closed - one.verbs) for one in languages()))
+    return frozenset().union(
+        *(ToolWords(name, profile, {}, one).verbs - (one.closed - one.verbs) for one in languages())
+    )
 
 
 def _values(argument: model.Argument) -> tuple[object, ...]:

@@ -15,12 +15,12 @@ from typing import Any, Final
 
 from langchain_runtime_authz._locks import forkable_lock
 from langchain_runtime_authz.facts import json_copy
-from langchain_runtime_authz.facts.argument_atoms import MAX_ARGUMENT_NODES, absent
+from langchain_runtime_authz.facts.argument_atoms import MAX_ARGUMENT_NODES, is_empty
 from langchain_runtime_authz.facts.history import History
-from langchain_runtime_authz.facts.json_copy import held as take
-from langchain_runtime_authz.facts.normal_forms import fold, forms, identifiers, key, tidy
+from langchain_runtime_authz.facts.json_copy import copy_output as take
+from langchain_runtime_authz.facts.normal_forms import fold, forms_of, identifiers_in, key, tidy
 from langchain_runtime_authz.mandate.model import Contains, StartsWith
-from langchain_runtime_authz.mandate.text_arguments import Words
+from langchain_runtime_authz.mandate.text_arguments import TextWords
 from langchain_runtime_authz.tool_profile import HARMLESS, ToolProfile
 
 MAX_ARGUMENT_CHARS: Final = 20_000
@@ -51,13 +51,13 @@ class Output:
     position: int
     weight: int = 0
     resource: tuple[str, str] | None = None
-    _words: Words | None = None
+    _words: TextWords | None = None
 
     @property
-    def words(self) -> Words:
+    def words(self) -> TextWords:
         """Return the words of the value, to find copied passages."""
         if self._words is None:
-            self._words = Words(text_of(self.value))
+            self._words = TextWords(text_of(self.value))
         return self._words
 
     def forget(self) -> None:
@@ -99,7 +99,7 @@ class Outputs:
         Mappings, lists, models, dataclasses and JSON are read. `given`: names of the arguments that the model sent;
         None means all of `args`. `words`: record only the words, since the call failed or has no profile.
         """
-        if type(output) is not str and type(output) is not json_copy.Held:
+        if type(output) is not str and type(output) is not json_copy.OutputCopy:
             output = take(output)  # copy the output now, because its owner may change it later
         self._unread.append((tool, profile, args, output, given, task, words, resource))
         self._waiting += len(output) if type(output) is str else output.weight  # type: ignore[union-attr]
@@ -139,7 +139,7 @@ class Outputs:
         tool, profile, args, output, given, task, words, resource = entry
         sent = json_copy.Projection(MAX_ARGUMENT_NODES, MAX_ARGUMENT_CHARS)
         held = sent.read(dict(args), 0) or {}
-        value, whole, weight = output if type(output) is json_copy.Held else take(output)
+        value, whole, weight = output if type(output) is json_copy.OutputCopy else take(output)
         if whole is None:
             read = json_copy.Projection(json_copy.MAX_NODES, json_copy.MAX_CHARS)
             value, whole, weight = read.read(value, 0), read.complete, read.chars + read.nodes * json_copy.NODE
@@ -149,7 +149,7 @@ class Outputs:
         known = self._first.setdefault(task[:2], {}).setdefault(tool, {})
         if len(self._first) > MAX_TASKS:
             self._entries -= sum(map(len, self._first.pop(next(iter(self._first))).values()))
-        name = key(json.dumps(_canonical({n: v for n, v in held.items() if not absent(v)}), sort_keys=True))
+        name = key(json.dumps(_canonical({n: v for n, v in held.items() if not is_empty(v)}), sort_keys=True))
         first = known.get(name)
         if words or first is not None or not sent.complete or self._entries >= MAX_ENTRIES:  # only its words count
             if all(one is None or one.value != value for one in (first, *self._repeats)):
@@ -211,7 +211,7 @@ class Outputs:
         older = [(*one, None) for one in [*self._first] if since is not None and since <= one[0] < epoch]
         return [task, *sorted(older, key=lambda one: one[0], reverse=True)]
 
-    def texts(self) -> Iterator[Words | None]:
+    def texts(self) -> Iterator[TextWords | None]:
         """Yield the words of all outputs; None if some are lost."""
         self._read()
         yield from (found.words for found in (*self._order, *self._repeats))
@@ -225,9 +225,9 @@ def value_forms(args: object) -> Iterator[str | None]:
         large = value in (None, json_copy.DEEP) or (isinstance(value, str) and len(value) > MAX_UNREAD)
         yield from (None,) if large else scalar_forms(value)
         if isinstance(value, str) and not large:
-            if (inner := json_copy.parsed(value)) is not value:
+            if (inner := json_copy.parse_json_text(value)) is not value:
                 yield from value_forms(inner)
-            yield from identifiers(value)
+            yield from identifiers_in(value)
 
 
 def _canonical(value: Any) -> Any:
@@ -243,7 +243,7 @@ def scalar_forms(value: object, *, said: bool = False) -> tuple[str, ...]:
     """Return the normal forms of a scalar; none for very large integers."""
     if isinstance(value, int) and not -json_copy.LARGEST < value < json_copy.LARGEST:
         return ()
-    return forms(value, said=said)
+    return forms_of(value, said=said)
 
 
 def scalars(value: object, most: int, *, mappings: bool = True) -> list[Any] | None:
@@ -258,7 +258,7 @@ def scalars(value: object, most: int, *, mappings: bool = True) -> list[Any] | N
             stack += [*top.values(), *top.keys()][::-1]
         elif isinstance(top, list | tuple):
             stack += reversed(top)
-        elif not absent(top):
+        elif not is_empty(top):
             found.append(top)
         if len(found) + len(stack) > most * 4:
             return None

@@ -10,7 +10,7 @@ from itertools import combinations
 from posixpath import normpath
 
 from langchain_runtime_authz._validate import as_mapping
-from langchain_runtime_authz.facts.normal_forms import fold, identifiers
+from langchain_runtime_authz.facts.normal_forms import fold, identifiers_in
 from langchain_runtime_authz.mandate.model import Argument, Const, Each, Field, OneOf, Pick, Step, Within
 from langchain_runtime_authz.mandate.value_matching import SEVERAL
 from langchain_runtime_authz.mandate.vocabulary import TARGETS
@@ -80,7 +80,7 @@ def _spellings(target: str) -> tuple[str, ...]:
     """Return a target's spellings: its path (a pattern's folder) and its addresses."""
     path, *pattern = SEVERAL.split(fold(target).replace("\\", "/"), maxsplit=1)
     path = path.rpartition("/")[0] if pattern else path
-    return normpath(f"/{path.lstrip('/')}"), *identifiers(target)
+    return normpath(f"/{path.lstrip('/')}"), *identifiers_in(target)
 
 
 def _meet(one: Hits, other: Hits) -> bool:

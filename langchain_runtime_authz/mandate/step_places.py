@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Sequence
 from functools import cached_property
 from typing import Final, NamedTuple
 
-from langchain_runtime_authz.facts.normal_forms import masked
+from langchain_runtime_authz.facts.normal_forms import mask_spans
 from langchain_runtime_authz.mandate.message_places import Place, Texts
 from langchain_runtime_authz.mandate.model import Step
 from langchain_runtime_authz.mandate.plain_orders import QUOTE, VALUE, Known, bounded, changes_nothing, letters, unclear
@@ -29,7 +29,7 @@ _JOINED: Final = re.compile(
 )
 
 
-class Need(NamedTuple):
+class NeededValue(NamedTuple):
     """A value of a step that must stand in the user's messages.
 
     Attributes:
@@ -59,15 +59,15 @@ class Need(NamedTuple):
     verbs: frozenset[str] = frozenset()
 
 
-class Claim(NamedTuple):
+class BackedPlace(NamedTuple):
     """The position that backs a need."""
 
     place: Place
     deed: str  # empty for a read, which does not use up positions
-    need: Need
+    need: NeededValue
 
 
-Placed = tuple[list[Claim], str | None]  # the claims, or why there are none
+Placed = tuple[list[BackedPlace], str | None]  # the claims, or why there are none
 
 
 class Placing:
@@ -79,37 +79,39 @@ class Placing:
         needs: the values of all side effects.
     """
 
-    def __init__(self, words: Texts, known: Known, needs: Iterable[Need]) -> None:
+    def __init__(self, words: Texts, known: Known, needs: Iterable[NeededValue]) -> None:
         self.words, self.known = words, known
-        self.claims: dict[str, list[Claim]] = {}
+        self.claims: dict[str, list[BackedPlace]] = {}
         values: dict[int, list[tuple[int, int]]] = {n: [] for n in range(len(words.segments))}
         for need in needs:
             for n, start, end in self._everywhere(need):
                 values[n].append((start, end))
         self._masked = list[str]()
         for segment, spans in zip(words.segments, values.values(), strict=True):
-            said = masked(segment.text, spans, VALUE)
-            self._masked.append(masked(said, [q for q in segment.quotations if VALUE not in said[slice(*q)]], QUOTE))
+            said = mask_spans(segment.text, spans, VALUE)
+            self._masked.append(
+                mask_spans(said, [q for q in segment.quotations if VALUE not in said[slice(*q)]], QUOTE)
+            )
 
-    def read(self, needs: Sequence[Need]) -> Placed:
+    def read(self, needs: Sequence[NeededValue]) -> Placed:
         """Find positions for the values of a read. The values may stand in any sentence."""
         placed = []
         for need in needs:
             found = self._choices(need)
             if not found:
                 return [], self._unsaid(need)
-            placed.append(Claim(found[-1], "", need))
+            placed.append(BackedPlace(found[-1], "", need))
         return placed, None
 
-    def order(self, step: Step, profile: ToolProfile, needs: Sequence[Need]) -> Placed:
+    def order(self, step: Step, profile: ToolProfile, needs: Sequence[NeededValue]) -> Placed:
         """Find positions for a side effect's values, all in one sentence that orders."""
-        choices, before = [], list[Claim]()
+        choices, before = [], list[BackedPlace]()
         for need in needs:
             found = self._choices(need)
             inside = [place for place in found if place.segment >= self.words.newest]
             movable = profile.inside and not (need.dictated or need.ends or need.counts or need.joined)
             if found and not inside and movable:
-                before.append(Claim(found[-1], "", need))
+                before.append(BackedPlace(found[-1], "", need))
                 continue
             if not inside:
                 return [], self._unsaid(need)
@@ -155,7 +157,7 @@ class Placing:
     def mixed(self, orders: Sequence[tuple[Step, ToolProfile]]) -> dict[str, str]:
         """Return step id → reason, for interleaved steps: "Bob 45 and Carol 3000"."""
         found: dict[str, str] = {}
-        hulls = {step.id: hull([c.place for c in self.claims[step.id]]) for step, _ in orders}
+        hulls = {step.id: span_of_places([c.place for c in self.claims[step.id]]) for step, _ in orders}
         for i, (one, profile) in enumerate(orders):
             for two, other in orders[i + 1 :]:
                 apart = one.tool != two.tool or _deed(one, profile) == _deed(two, other)
@@ -173,12 +175,12 @@ class Placing:
         last = [*enumerate(segments)][self.words.newest :]
         quoted = [Place(n, *span) for n, segment in last for span in segment.quotations]
         if self.claims[step]:  # only quotations from the step's sentence on: a dictated text follows its order
-            n, start, _ = hull([c.place for c in self.claims[step]])
+            n, start, _ = span_of_places([c.place for c in self.claims[step]])
             first = segments[n].sentence(start)
             quoted = [q for q in quoted if q.segment == n and q.start >= segments[n].starts[first]]
         return any(not any(_overlap(q, other) for other in used) for q in quoted)
 
-    def _choices(self, need: Need) -> list[Place]:
+    def _choices(self, need: NeededValue) -> list[Place]:
         """Return the positions of a need's value after the last place that prohibits it."""
         if need.counts:
             return self.words.counts(int(str(need.value)), strict=need.strict)
@@ -187,10 +189,10 @@ class Placing:
         said = sorted([*said, *forbidden]) if need.order else said
         return [p for p in said if (last is None or p > last) and (not need.ends or self._ends(p))]
 
-    def _places(self, need: Need) -> tuple[list[Place], list[Place]]:
+    def _places(self, need: NeededValue) -> tuple[list[Place], list[Place]]:
         return self.words.places(need.value, dictated=need.dictated, rate=need.rate)
 
-    def _everywhere(self, need: Need) -> list[Place]:
+    def _everywhere(self, need: NeededValue) -> list[Place]:
         if need.counts:
             return self.words.counts(int(str(need.value)), strict=need.strict)
         return [place for places in self._places(need) for place in places]
@@ -205,14 +207,14 @@ class Placing:
     def _sentence(self, place: Place) -> tuple[int, int]:
         return place.segment, self.words.segments[place.segment].sentence(place.start)
 
-    def _inside(self, need: Need, place: Place, n: int, sentence: int) -> bool:
+    def _inside(self, need: NeededValue, place: Place, n: int, sentence: int) -> bool:
         if place.segment != n:
             return False
         start, end = self.words.segments[n].span(sentence)
         # A dictated text may have several sentences, and may follow the sentence that orders to send it.
         return start <= place.start and (need.dictated or place.end <= end)
 
-    def _again(self, need: Need, found: Sequence[Place]) -> list[Place]:
+    def _again(self, need: NeededValue, found: Sequence[Place]) -> list[Place]:
         """Return where "it" stands for a value that the same sentence says before."""
         n, _, at = found[0]
         return [Place(n, *span) for span in self.words.segments[n].pronouns(need.verbs, at)] if need.hit else []
@@ -222,7 +224,13 @@ class Placing:
         return [(n, s) for n in range(self.words.newest, len(segments)) for s in range(len(segments[n].starts))]
 
     def _doubt(
-        self, n: int, sentence: int, verbs: Collection[str], placed: Sequence[Claim] = (), *, by_verb: bool = False
+        self,
+        n: int,
+        sentence: int,
+        verbs: Collection[str],
+        placed: Sequence[BackedPlace] = (),
+        *,
+        by_verb: bool = False,
     ) -> str | None:
         """Return why a sentence may not order a step, or None.
 
@@ -267,29 +275,29 @@ class Placing:
         said = self.words.segments[at[0]].text[slice(*self.words.segments[at[0]].span(at[1]))]
         return f"this may change it: {said.strip()[:_SHOWN]!r}"
 
-    def _sites(self, claim: Claim) -> list[Place]:
+    def _sites(self, claim: BackedPlace) -> list[Place]:
         """Return all positions of a claim's value in its segment."""
         return [claim.place, *(p for p in self._everywhere(claim.need) if p.segment == claim.place.segment)]
 
-    def _apart(self, inside: Sequence[tuple[Need, list[Place]]], deed: str) -> list[Claim] | None:
+    def _apart(self, inside: Sequence[tuple[NeededValue, list[Place]]], deed: str) -> list[BackedPlace] | None:
         """Claim a position for each need, close together; None if a need has none."""
-        placed: list[Claim] = []
+        placed: list[BackedPlace] = []
         for need, found in inside:
             near = placed[0].place if placed else found[0]
             for place in sorted(found, key=lambda p: abs(p.start - near.start)):
                 if not self._taken(place, deed, need, placed):
-                    placed.append(Claim(place, deed, need))
+                    placed.append(BackedPlace(place, deed, need))
                     break
             else:
                 return None
         return placed
 
-    def _taken(self, place: Place, deed: str, need: Need, placed: Sequence[Claim]) -> bool:
+    def _taken(self, place: Place, deed: str, need: NeededValue, placed: Sequence[BackedPlace]) -> bool:
         others = (c for several in self.claims.values() for c in several if c.deed not in ("", deed))
         own = (c for c in placed if not (c.need.shares and c.need.owner == need.owner))
         return any(_overlap(place, c.place) for several in (others, own) for c in several)
 
-    def _joined(self, placed: Sequence[Claim]) -> bool:
+    def _joined(self, placed: Sequence[BackedPlace]) -> bool:
         for owner in {c.need.owner for c in placed if c.need.joined}:
             places = sorted(c.place for c in placed if c.need.owner == owner)
             end = places[0].end
@@ -299,16 +307,16 @@ class Placing:
                 end = max(end, last)
         return True
 
-    def _passes_over_a_number(self, profile: ToolProfile, placed: Sequence[Claim]) -> bool:
+    def _passes_over_a_number(self, profile: ToolProfile, placed: Sequence[BackedPlace]) -> bool:
         if profile.effect != "pay" or not any(profile.critical.get(c.need.owner) == "amount" for c in placed):
             return False
-        n, first, last = hull([c.place for c in placed if not c.need.dictated])
+        n, first, last = span_of_places([c.place for c in placed if not c.need.dictated])
         tokens = self.words.segments[n].tokens
         numbers = [Place(n, *span) for form, spans in tokens.items() if form.startswith("num:") for span in spans]
         inside = [p for p in numbers if first <= p.start and p.end <= last]
         return not all(any(_overlap(p, c.place) for c in placed) for p in inside)
 
-    def _unsaid(self, need: Need) -> str:
+    def _unsaid(self, need: NeededValue) -> str:
         name, shown = need.owner.partition(" ")[2] or need.owner, f"{need.value}%" if need.rate else str(need.value)
         forbidden = not (need.counts or need.order) and self._places(need)[1]
         why = "a sentence that forbids or excepts something says" if forbidden else "the user's own words do not say"
@@ -320,7 +328,7 @@ def _deed(step: Step, profile: ToolProfile) -> str:
     return f"{profile.effect} {step.deed}" if step.deed else f"step {step.id}"
 
 
-def hull(places: Sequence[Place]) -> Place:
+def span_of_places(places: Sequence[Place]) -> Place:
     """Return the span from the first to the last place, in the last place's segment."""
     n = max(places).segment
     return Place(n, min(p.start for p in places if p.segment == n), max(p.end for p in places if p.segment == n))

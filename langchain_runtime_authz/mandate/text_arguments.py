@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from html import unescape
 from typing import Final
 
-from langchain_runtime_authz._regex import clear, lazy
-from langchain_runtime_authz.facts.normal_forms import fold, mentions
+from langchain_runtime_authz._regex import lazy, visible_text
+from langchain_runtime_authz.facts.normal_forms import fold, mentions_in
 
 MAX_TEXT: Final = 8192  # characters of one text argument
 RUN: Final = 6  # words in a row that count as copied
@@ -39,14 +39,14 @@ _HIDDEN: Final = lazy(
 _SIGN: Final = lazy(r"[\u3040-\u30ff\u3400-\u9fff]")
 
 
-def unbacked(text: str, allowed: str) -> bool:
+def holds_unbacked(text: str, allowed: str) -> bool:
     """Return True if `allowed` lacks an identifier, token or hidden sign of `text`."""
     text, allowed = unescape(text), unescape(allowed)
     if not {m[0] for m in _HIDDEN.finditer(text)} <= {m[0] for m in _HIDDEN.finditer(allowed)}:
         return True
-    text, allowed = clear(text), clear(allowed)
+    text, allowed = visible_text(text), visible_text(allowed)
     named, known = ({fold(m[0]) for m in _NAMED.finditer(one)} for one in (text, allowed))
-    there, ours = mentions(allowed), mentions(text)
+    there, ours = mentions_in(allowed), mentions_in(text)
     written: dict[str, bool] = {}
     for form, spelled in ours.items():
         written[spelled] = written.get(spelled, False) or _backed(form, there)
@@ -86,13 +86,13 @@ def _tokens(text: str) -> Iterable[str]:
                 yield fold(part.strip(_EDGES))
 
 
-class Words:
+class TextWords:
     """The words of one text, to find runs of words that another text copied."""
 
     __slots__ = ("_parts",)
 
     def __init__(self, text: str) -> None:
-        text = fold(clear(unescape(text)))
+        text = fold(visible_text(unescape(text)))
         signs = _SIGN.findall(text)
         words = _WORD.findall(_SIGN.sub(" ", text) if signs else text)
         self._parts = tuple((f" {' '.join(p)} ", frozenset(p), n) for p, n in ((words, RUN), (signs, _LETTERS)) if p)
@@ -116,11 +116,11 @@ def _runs(joined: str, n: int) -> Iterable[tuple[str, ...]]:
     return zip(*(words[i:] for i in range(n)), strict=False)
 
 
-def borrowed(text: str, allowed: str, others: Iterable[Words | None]) -> bool:
+def holds_borrowed(text: str, allowed: str, others: Iterable[TextWords | None]) -> bool:
     """Return True if one of `others` holds a run of `text` that `allowed` lacks.
 
     `None` stands for a text that is lost, which may hold any run.
     """
-    runs = Words(text).runs()
-    runs = runs and runs - Words(allowed).runs()
+    runs = TextWords(text).runs()
+    runs = runs and runs - TextWords(allowed).runs()
     return bool(runs) and any(other is None or other.holds(runs) for other in others)

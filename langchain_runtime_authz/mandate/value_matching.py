@@ -22,23 +22,23 @@ from langchain_runtime_authz.facts.normal_forms import (
     MAX_VALUE,
     REMEMBERED,
     fold,
-    forms,
-    identifiers,
-    mentions,
+    forms_of,
+    identifiers_in,
+    mentions_in,
     skeleton,
     tidy,
 )
 from langchain_runtime_authz.mandate.date_matching import (
     ISO,
     MOMENT,
+    are_upcoming,
     compare,
-    dates,
+    dates_of,
     in_zone,
-    moments,
+    moments_in,
     names_zone,
     number_or_date,
     same_moment,
-    upcoming,
 )
 from langchain_runtime_authz.mandate.model import AtLeast, AtMost, Condition, Contains, Eq, Not, Own, Scalar, StartsWith
 from langchain_runtime_authz.mandate.read_outputs import scalar_forms, scalars
@@ -58,7 +58,7 @@ IDENTIFIERS: Final = ("email:", "iban:", "url:")  # normal forms that name one p
 _PORTS: Final = {"http": 80, "https": 443}
 
 
-def same(value: object, constant: object, kind: str) -> bool:
+def is_same(value: object, constant: object, kind: str) -> bool:
     """Return True if a call's value equals the constant, for an argument of this kind.
 
     Both must have a normal form in common, like a number, an address or the words. For these kinds there is more:
@@ -92,7 +92,7 @@ def _same(value: Any, constant: Any, kind: str) -> bool:
         return same_moment(value, constant, own, said)
     if kind in _SPELLED and not _spelled(value, constant, own, said, kind):
         return False
-    if kind == "amount" and commas(value) and value != constant:
+    if kind == "amount" and has_comma(value) and value != constant:
         return False
     numbers, shared = _alike(own, said)
     if numbers is not None:
@@ -109,7 +109,7 @@ def _same_destination(value: Any, constant: Any, own: Sequence[str], said: Seque
     if numbers:
         return True
     if isinstance(value, str) and (shown := _SHOWN.fullmatch(tidy(value))):
-        shared = [f for f in forms(shown[1]) if f.startswith("email:") and f in said]
+        shared = [f for f in forms_of(shown[1]) if f.startswith("email:") and f in said]
     if any(f.startswith("url:") for f in shared):
         return _same_endpoint(tidy(value), tidy(constant))
     cased = all(f.startswith("text:") for f in shared) and _ID.search(str(constant)) is not None
@@ -123,27 +123,27 @@ def _alike(own: Sequence[str], said: Sequence[str]) -> tuple[bool | None, list[s
     return ours == numbers if ours or numbers else None, shared
 
 
-def equal(items: Sequence[Any], ordered: Sequence[Any], kind: str, now: float | None = None) -> bool:
+def same_values(items: Sequence[Any], ordered: Sequence[Any], kind: str, now: float | None = None) -> bool:
     """Return True if two lists have the same values, in any order.
 
     `now`: an ordered day without a year is the next one after this time.
     """
     return (
         len(items) <= len(ordered)
-        and all(any(same(item, one, kind) for one in ordered) for item in items)
-        and all(any(same(item, one, kind) for item in items) for one in ordered)
-        and (now is None or upcoming([*dates(ordered), *dates(items)], now))
+        and all(any(is_same(item, one, kind) for one in ordered) for item in items)
+        and all(any(is_same(item, one, kind) for item in items) for one in ordered)
+        and (now is None or are_upcoming([*dates_of(ordered), *dates_of(items)], now))
     )
 
 
 def as_exact(value: object, named: object) -> bool:
     """Return True if a value is written like `named`, or is the same ISO 8601 date."""
     values, choices = (scalars(each, MAX_ARGUMENT_NODES) or () for each in (value, named))
-    allowed = {part for one in choices for part in moments(one)}
-    return all(v in choices or (number_or_date(v) and set() < {*moments(v)} <= allowed) for v in values)
+    allowed = {part for one in choices for part in moments_in(one)}
+    return all(v in choices or (number_or_date(v) and set() < {*moments_in(v)} <= allowed) for v in values)
 
 
-def commas(value: object) -> bool:
+def has_comma(value: object) -> bool:
     """Return True for an amount with a comma, which tools may read in two ways."""
     return isinstance(value, str) and "," in value
 
@@ -164,7 +164,7 @@ def _spelled(value: object, constant: object, own: Sequence[str], said: Sequence
     return kind in _NAMED and _WORDS.fullmatch(other) is not None and fold(one) == fold(other)
 
 
-def calculated(op: str, numbers: Sequence[Sequence[Decimal]]) -> Decimal | None:
+def calculate(op: str, numbers: Sequence[Sequence[Decimal]]) -> Decimal | None:
     """Return the result of `Calc.op`; None if it is not a number above 0."""
     try:
         with localcontext(EXACT):
@@ -178,7 +178,7 @@ def calculated(op: str, numbers: Sequence[Sequence[Decimal]]) -> Decimal | None:
     return result if result > 0 else None
 
 
-def near(value: Decimal, result: Decimal) -> bool:
+def is_rounded(value: Decimal, result: Decimal) -> bool:
     """Return True if `value` is `result`, rounded by at most half a cent and 1 %."""
     with localcontext(EXACT):
         return abs(value - result) <= min(Decimal("0.005"), result / 100)
@@ -197,7 +197,7 @@ def _scheme_and_port(link: str) -> tuple[str, int | None]:
     return parts.scheme.lower(), None if parts.port == _PORTS.get(parts.scheme.lower()) else parts.port
 
 
-def within(value: object, prefix: str) -> bool:
+def is_within(value: object, prefix: str) -> bool:
     """Return True for a path inside a folder, or a link at or below a prefix."""
     if not isinstance(value, str) or len(value) > MAX_VALUE or _CLIMBS.search(value) or not scalar_forms(value):
         return False
@@ -229,22 +229,22 @@ def _segments(path: str) -> list[str]:
     return [part for part in path.split("/") if part not in ("", ".")]
 
 
-def stands(value: object, text: str) -> bool:
+def text_holds(value: object, text: str) -> bool:
     """Return True if a text holds the value as a whole word, or its number."""
     if isinstance(value, bool):
         return False
     if not isinstance(value, str):
-        return not set(scalar_forms(value)).isdisjoint(mentions(text))
+        return not set(scalar_forms(value)).isdisjoint(mentions_in(text))
     part = fold(tidy(value))
     return part != "" and re.search(rf"(?<![\w@-]){re.escape(part)}(?![\w@-])", fold(tidy(text))) is not None
 
 
-def among(value: Scalar, own: Sequence[Scalar]) -> bool:
+def is_own_identifier(value: Scalar, own: Sequence[Scalar]) -> bool:
     """Return True if a value is one of the subject's `own` identifiers."""
-    return any(same(value, one, "principal") for one in own)
+    return any(is_same(value, one, "principal") for one in own)
 
 
-def meets(
+def meets_condition(
     condition: Condition, values: Sequence[Any], own: Sequence[Scalar] = (), zone: datetime.tzinfo | None = None
 ) -> bool | None:
     """Return True if a value meets the condition (`Not`: none does), None if unsure.
@@ -257,7 +257,9 @@ def meets(
     bound = getattr(inner, "value", None)
     if zone is not None and bound is not None and not names_zone(bound):
         values = [in_zone(v, zone) for v in values]
-    found = {meets(inner, [v], own, zone) if isinstance(inner, Not) else _holds(inner, v, own) for v in values}
+    found = {
+        meets_condition(inner, [v], own, zone) if isinstance(inner, Not) else _holds(inner, v, own) for v in values
+    }
     if isinstance(condition, Not):
         return None if None in found else True not in found
     return True if True in found else None if None in found else False
@@ -275,12 +277,12 @@ def _holds(
         return None
     if isinstance(condition, Own):
         # If a text only contains a name or an address, it may still mean the subject: not certain.
-        shown = mentions(str(value)).keys()
-        unsure = not own or any(stands(one, str(value)) or not shown.isdisjoint(scalar_forms(one)) for one in own)
-        return among(value, own) or (None if unsure else False)
+        shown = mentions_in(str(value)).keys()
+        unsure = not own or any(text_holds(one, str(value)) or not shown.isdisjoint(scalar_forms(one)) for one in own)
+        return is_own_identifier(value, own) or (None if unsure else False)
     if isinstance(condition, Eq):
         # This compares dates as dates, and text in any case.
-        return same(value, condition.value, "when") or (None if _close(value, condition.value) else False)
+        return is_same(value, condition.value, "when") or (None if _close(value, condition.value) else False)
     text, part = (_T.sub(" ", fold(tidy(one))) for one in (str(value), condition.text))
     if isinstance(condition, StartsWith):
         found = text.startswith(part)
@@ -301,7 +303,7 @@ def _close(value: Scalar, constant: Scalar) -> bool:
     return unknown or (not shared <= {"text"} and not {"date", "time"} & ours & theirs - shared)
 
 
-def touches(value: object, unwanted: Scalar, kind: str) -> bool:
+def touches_unwanted(value: object, unwanted: Scalar, kind: str) -> bool:
     """Return True if a value is, contains or lies below `unwanted`, or is too long."""
     if not set(scalar_forms(value)).isdisjoint(scalar_forms(unwanted)):
         return True
@@ -326,7 +328,7 @@ def may_hold(held: Sequence[Any] | None, unwanted: Scalar) -> bool:
 @lru_cache(maxsize=1024)
 def _sought(unwanted: str) -> re.Pattern[str]:
     """Return a pattern for the words and addresses of `unwanted` in a `_bare` text."""
-    addresses = (form.partition(":")[2] for form in identifiers(tidy(unwanted)))
+    addresses = (form.partition(":")[2] for form in identifiers_in(tidy(unwanted)))
     bare = [" *".join(map(re.escape, _bare(text).replace(" ", ""))) for text in (unwanted, *addresses)]
     return re.compile(rf"(?<!\S)(?:{'|'.join(filter(None, bare)) or '(?!)'})(?!\S)")
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
-from langchain_runtime_authz._order_patterns import MAX_LENGTH, Pattern, firsts, items, parse
+from langchain_runtime_authz._order_patterns import MAX_LENGTH, Pattern, first_items, items_in, parse_pattern
 from langchain_runtime_authz._validate import as_list, as_mapping
 from langchain_runtime_authz.mandate.languages import PARTS, Language, singular, words_of
 from langchain_runtime_authz.tool_profile import ToolProfile
@@ -35,7 +35,7 @@ _PLAIN: Final = (("<what> to <goal>",), ("<nouns> <what>",), ("<text>",))
 
 
 @dataclass(frozen=True, slots=True)
-class Argued:
+class NamedArgument:
     """An argument of a tool, and the words that name the argument."""
 
     name: str
@@ -48,12 +48,12 @@ class Argued:
     fixed: frozenset[str]  # the values that an order may give; empty for any
 
 
-def plain(words: str) -> str:
+def plain_words(words: str) -> str:
     """Return words in the form in which choices are compared: `On_hold` as "on hold"."""
     return re.sub(r"(?<=\w)[\s_-]+(?=[^\W_])", " ", words).lower()
 
 
-class Tool:
+class ToolWords:
     """A tool's arguments and orders in one language."""
 
     def __init__(self, name: str, profile: ToolProfile, schema: object, language: Language) -> None:
@@ -64,11 +64,11 @@ class Tool:
         own = [" ".join(parts)] if parts[:1] and parts[0] in language.verbs and not profile.intent else []
         own += language.data["reads"] if profile.effect == "read" and not profile.intent else []
         self.entries = [said for said in (*profile.intent, *own) if said.strip() and said not in profile.orders]
-        begun = (first for order in profile.orders for first in firsts(parse(order)))
+        begun = (first for order in profile.orders for first in first_items(parse_pattern(order)))
         self.verbs = {*begun, *(said.split()[0].lower() for said in self.entries)}
 
     @cached_property
-    def arguments(self) -> dict[str, Argued]:
+    def arguments(self) -> dict[str, NamedArgument]:
         """The arguments by name, in the schema's order."""
         profile, properties = self.profile, as_mapping(self.schema.get("properties"))
         inner = {n.partition(".")[0] for n in profile.critical if "." in n}
@@ -80,13 +80,16 @@ class Tool:
     @cached_property
     def orders(self) -> list[tuple[Pattern, bool]]:
         """The orders, each with True if it is suggested; then it is read strictly."""
-        more = (order for verb in self.entries for order in suggested(self, verb))
-        return [*((parse(order), False) for order in self.profile.orders), *((parse(order), True) for order in more)]
+        more = (order for verb in self.entries for order in suggested_orders(self, verb))
+        return [
+            *((parse_pattern(order), False) for order in self.profile.orders),
+            *((parse_pattern(order), True) for order in more),
+        ]
 
     @cached_property
     def said(self) -> frozenset[str]:
         """The words of the profile's orders."""
-        return frozenset(singular(item) for item in items(*self.profile.orders) if item[0] != "{")
+        return frozenset(singular(item) for item in items_in(*self.profile.orders) if item[0] != "{")
 
     @cached_property
     def texts(self) -> set[str]:
@@ -99,7 +102,7 @@ class Tool:
         coins = self.language.data["coins"]
         return next((a.name for a in self.arguments.values() if not a.words.isdisjoint(coins)), "")
 
-    def _argued(self, name: str, kind: str, schema: Mapping[str, Any]) -> Argued:
+    def _argued(self, name: str, kind: str, schema: Mapping[str, Any]) -> NamedArgument:
         needed = self.schema.get("required")
         enum = [c for c in as_list(schema.get("enum")) if isinstance(c, str)]
         options = [schema, *map(as_mapping, as_list(schema.get("anyOf")))]
@@ -108,10 +111,10 @@ class Tool:
         fixed = frozenset(enum) or frozenset(("true", "false") if types - {"null"} == {"boolean"} else ())
         codes = {*self.language.data["currencies"].values()}
         coin = self.language.data["coins"][:1] if codes.intersection(map(str, (*enum, schema.get("default")))) else ()
-        own, said = Counter(map(plain, enum)), self.profile.synonyms.get(name, {}).items()
-        choices = {plain(c): c for c in enum if own[plain(c)] == 1} | {plain(w): c for w, c in said}
+        own, said = Counter(map(plain_words, enum)), self.profile.synonyms.get(name, {}).items()
+        choices = {plain_words(c): c for c in enum if own[plain_words(c)] == 1} | {plain_words(w): c for w, c in said}
         choices |= {word: f"{n}" for n, word in enumerate(self.language.data["numerals"], 1) if f"{n}" in enum}
-        return Argued(
+        return NamedArgument(
             name=name,
             kind=kind,
             words=frozenset((*words_of(name), kind, *coin)),
@@ -126,7 +129,7 @@ class Tool:
 # --- suggested orders
 
 
-def suggested(tool: Tool, verb: str) -> Iterator[str]:
+def suggested_orders(tool: ToolWords, verb: str) -> Iterator[str]:
     """Yield orders that begin with `verb`, for the tool's effect and arguments."""
     said = _roles(tool)
     for ways in _WAYS.get(tool.effect, _PLAIN):
@@ -140,7 +143,7 @@ def suggested(tool: Tool, verb: str) -> Iterator[str]:
             return
 
 
-def _roles(tool: Tool) -> dict[str, str]:
+def _roles(tool: ToolWords) -> dict[str, str]:
     """Return role (`to`, `amount`) → pattern. Arguments like `sender` have no role."""
     data, nouns = tool.language.data, {*map(singular, tool.nouns)}
     given = [a for a in tool.arguments.values() if a.name.isidentifier() and a.words.isdisjoint(data["givers"])]
@@ -166,12 +169,12 @@ def _roles(tool: Tool) -> dict[str, str]:
     return said
 
 
-def _only(arguments: Iterator[Argued] | list[Argued]) -> Argued | None:
+def _only(arguments: Iterator[NamedArgument] | list[NamedArgument]) -> NamedArgument | None:
     found = [*arguments]
     return found[0] if len(found) == 1 else None
 
 
-def _behind(tool: Tool, argument: Argued) -> str:
+def _behind(tool: ToolWords, argument: NamedArgument) -> str:
     """Return the pattern of a further argument of an order: `[with role {role}]`."""
     words, value = words_of(argument.name), f"{{{argument.name}}}"
     label = " ".join(words)

@@ -21,13 +21,13 @@ from typing import Any, Final
 from langchain_runtime_authz._regex import normalize
 from langchain_runtime_authz._validate import as_mapping
 from langchain_runtime_authz.facts.task import content_digest
-from langchain_runtime_authz.mandate.days import on_days
+from langchain_runtime_authz.mandate.date_matching import on_days
 from langchain_runtime_authz.mandate.languages import Language, Token, languages, words_of
 from langchain_runtime_authz.mandate.model import Compiled, Dropped, Mandate, Step
-from langchain_runtime_authz.mandate.order_matching import Match
+from langchain_runtime_authz.mandate.order_matching import OrderMatch
+from langchain_runtime_authz.mandate.order_values import token_cuts
 from langchain_runtime_authz.mandate.sequence import in_order
-from langchain_runtime_authz.mandate.token_cuts import cuts
-from langchain_runtime_authz.mandate.vocabulary import MAX_NAME, TARGETS, Tool
+from langchain_runtime_authz.mandate.vocabulary import MAX_NAME, TARGETS, ToolWords
 from langchain_runtime_authz.tool_profile import ToolProfile
 
 MAX_TEXT: Final = 2_000  # characters of a turn; a longer turn is not read
@@ -112,17 +112,17 @@ class _Turn:
     ) -> None:
         self.language, self.data, self.today = language, language.data, today
         known = {n: profile for n, profile in profiles.items() if not profile.draft and 0 < len(n) <= MAX_NAME}
-        tools = [Tool(name, profile, signatures.get(name), language) for name, profile in known.items()]
+        tools = [ToolWords(name, profile, signatures.get(name), language) for name, profile in known.items()]
         self.tools = [tool for tool in tools if tool.profile.ordered]
         self.reads = [tool for tool in tools if tool.effect == "read"]
         self.verbs = language.verbs.union(*(tool.verbs for tool in tools))
         named = (n for t in self.tools for n in (*t.profile.critical, *t.profile.when, *t.profile.text))
         self.labels = frozenset(word for name in named for word in words_of(name)).union(self.data["headings"])
-        self.kept: list[tuple[Tool, Step]] = []
+        self.kept: list[tuple[ToolWords, Step]] = []
         self.checked = False  # a clause orders a check, on whose result later orders may depend
         self.untold = False  # a clause orders to send a text, but does not give the text
         self.tries = 0  # positions of this turn at which orders were tried
-        self.matches: dict[tuple[Token, ...], list[Match]] = {}  # of this message, by the tokens read
+        self.matches: dict[tuple[Token, ...], list[OrderMatch]] = {}  # of this message, by the tokens read
         self.text, self.digest = "", ""  # the message that is being read, and its digest
 
     def read(self, texts: Sequence[str]) -> Compiled:
@@ -185,15 +185,15 @@ class _Turn:
                 raise _UnclearError("it may ask what is possible")
             self._clause(clause)
 
-    def _matched(self, tokens: list[Token]) -> list[Match]:
-        """Return the readings of a clause, one `Match` for each tool that fits."""
+    def _matched(self, tokens: list[Token]) -> list[OrderMatch]:
+        """Return the readings of a clause, one `OrderMatch` for each tool that fits."""
         if (key := tuple(tokens)) not in self.matches:
             tools = [tool for tool in (*self.tools, *self.reads) if tokens and tokens[0].lower in tool.verbs]
-            ways, found = cuts(tokens) if tools else [], []
+            ways, found = token_cuts(tokens) if tools else [], []
             for tool in tools:
                 if self.tries > MAX_TRIES:
                     raise _UnclearError("it can be read in too many ways")
-                found.append(match := Match(tool, ways, self.text))
+                found.append(match := OrderMatch(tool, ways, self.text))
                 self.tries += match.values.tries
             self.matches[key] = [match for match in found if match.found]
         return self.matches[key]
@@ -269,7 +269,7 @@ class _Turn:
         if len(self.kept) > MAX_CLAUSES:
             raise _UnclearError("it has too many orders")
 
-    def _elided(self, tokens: list[Token]) -> list[tuple[Match, list[Step]]]:
+    def _elided(self, tokens: list[Token]) -> list[tuple[OrderMatch, list[Step]]]:
         """Return the orders that share a verb: "Pay Bob 45 EUR and Ann 30 EUR"."""
         parts, at, joined = [tokens[:1]], 1, ""
         while at < len(tokens):
@@ -294,7 +294,7 @@ class _Turn:
         plain = plain and not any(word.islower() and word.isalpha() for word in firsts)
         return [(found[0][0], [step for one in steps for step in one])] if plain else []
 
-    def _keep(self, tool: Tool, step: Step) -> None:
+    def _keep(self, tool: ToolWords, step: Step) -> None:
         """Add a step; refuse the turn if an order with the same target may depend on it."""
         hit = _targets(tool, step)
         for other, known in self.kept if tool.profile.ordered else ():
@@ -317,7 +317,7 @@ def _said(step: Step) -> dict[str, str]:
     return {n: str(getattr(a, "value", a)) for n, a in step.args.items()}
 
 
-def _targets(tool: Tool, step: Step) -> set[str]:
+def _targets(tool: ToolWords, step: Step) -> set[str]:
     """Return a step's targets; without any, its nouns and all values except dates."""
     values = {n: v.casefold() for n, v in _said(step).items()}
     told = {v for n, v in values.items() if tool.profile.critical.get(n) in TARGETS}

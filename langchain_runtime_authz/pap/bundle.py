@@ -116,18 +116,18 @@ class Bundle:
         with suppress(PDPError, RuntimeError, TimeoutError, KeyError):  # without an answer nothing is permitted
             decision = pdp.evaluate(b"{}")
             if isinstance(decision, Decision) and decision.permit:
-                raise invalid("it permits an empty request")
+                raise policy_error("it permits an empty request")
         for case in self.cases:
             try:
                 answer = pdp.evaluate(case.request.to_json())
             except TimeoutError as exc:
-                raise invalid(f"case `{case.name}`: it was not decided in time") from exc
+                raise policy_error(f"case `{case.name}`: it was not decided in time") from exc
             except (PDPError, RuntimeError) as exc:
                 wrong = f"it could not be decided ({type(exc).__name__})"
             else:
                 wrong = case.unlike(answer if isinstance(answer, Decision) else None)
             if wrong:
-                raise invalid(f"case `{case.name}`: {wrong}")
+                raise policy_error(f"case `{case.name}`: {wrong}")
 
 
 _CASE: Final = TypeAdapter(Case)
@@ -147,16 +147,16 @@ def read_files(source: str | Path) -> dict[str, bytes]:
     try:
         return _archive(_content(path, path.name), path.name)
     except OSError as exc:
-        raise invalid(f"`{path.name}` cannot be read ({exc.strerror or type(exc).__name__})") from exc
+        raise policy_error(f"`{path.name}` cannot be read ({exc.strerror or type(exc).__name__})") from exc
 
 
 def _content(file: Path, name: str) -> bytes:
     if not stat.S_ISREG(file.stat().st_mode):  # a pipe has no end
-        raise invalid(f"`{name}` is not a plain file; `runtime-authz policy build` writes a bundle")
+        raise policy_error(f"`{name}` is not a plain file; `runtime-authz policy build` writes a bundle")
     with file.open("rb") as source:
         content = source.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
-        raise invalid(f"`{name}` is too large for a policy bundle")
+        raise policy_error(f"`{name}` is too large for a policy bundle")
     return content
 
 
@@ -166,7 +166,7 @@ def _archive(packed: bytes, name: str) -> dict[str, bytes]:
         with gzip.GzipFile(fileobj=io.BytesIO(packed)) as stream:
             unpacked = stream.read(MAX_BYTES + 1)
         if len(unpacked) > MAX_BYTES:
-            raise invalid(f"`{name}` holds more than {MAX_BYTES} bytes")
+            raise policy_error(f"`{name}` holds more than {MAX_BYTES} bytes")
         with tarfile.open(fileobj=io.BytesIO(unpacked), mode="r:") as tar:
             for member in tar:
                 if member.isdir():
@@ -176,36 +176,36 @@ def _archive(packed: bytes, name: str) -> dict[str, bytes]:
                 plain = member.isreg() and not member.issparse() and 0 <= member.size <= MAX_BYTES
                 file = tar.extractfile(member) if plain else None
                 if file is None or ".." in at.parts or at.as_posix() in found:
-                    raise invalid(f"`{name}` holds `{member.name}`, which is not a plain file, or holds it twice")
+                    raise policy_error(f"`{name}` holds `{member.name}`, which is not a plain file, or holds it twice")
                 found[at.as_posix()] = file.read()
                 _bounded(found, name)
     except gzip.BadGzipFile as exc:
-        raise invalid(f"`{name}` is not a policy bundle, which is a .tar.gz") from exc
+        raise policy_error(f"`{name}` is not a policy bundle, which is a .tar.gz") from exc
     except (tarfile.TarError, EOFError, zlib.error, OverflowError) as exc:
-        raise invalid(f"`{name}` is not a policy bundle: {exc}") from exc
+        raise policy_error(f"`{name}` is not a policy bundle: {exc}") from exc
     return found
 
 
 def _bounded(found: Mapping[str, bytes], name: str) -> None:
     if len(found) > MAX_FILES or sum(map(len, found.values())) > MAX_BYTES:
-        raise invalid(f"`{name}` is too large for a policy bundle")
+        raise policy_error(f"`{name}` is too large for a policy bundle")
 
 
 def parse_bundle(files: Mapping[str, bytes], name: str, keys: Keys | None) -> Bundle:
     """Return the verified bundle of these files. Raises as `read_bundle`."""
-    signed_by = verified(files, name, keys) if keys is not None else ""
+    signed_by = verified_key_id(files, name, keys) if keys is not None else ""
     manifest = json_object(files.get(MANIFEST, b"{}"), f"{name}: {MANIFEST}")
     metadata = manifest.get("metadata", {})
     if not isinstance(metadata, dict):
-        raise invalid(f"{name}: `metadata` must be an object")
+        raise policy_error(f"{name}: `metadata` must be an object")
     cedar = CEDAR if metadata.get("engine") == "cedar" else ()
     for needed in (MANIFEST, *(cedar or (DATA, WASM))):
         if needed not in files:
-            raise invalid(f"`{name}` holds no `{needed}`; `runtime-authz policy build` writes bundles")
+            raise policy_error(f"`{name}` holds no `{needed}`; `runtime-authz policy build` writes bundles")
     _digested(files, name, metadata, signed_by)
     number = manifest.get("revision")
     if not isinstance(number, str) or not NUMBER.fullmatch(number):
-        raise invalid(f"{name}: its revision is {number!r}; give a whole number that grows with every release")
+        raise policy_error(f"{name}: its revision is {number!r}; give a whole number that grows with every release")
     return Bundle(
         number=int(number),
         digest=hashlib.sha256(json.dumps(_hashes(files, SIGNATURES), sort_keys=True).encode()).hexdigest(),
@@ -227,14 +227,14 @@ def _entrypoint(manifest: Mapping[str, Any], name: str) -> str:
         case {"wasm": [{"entrypoint": str(first)}, *_]}:
             return first
         case {"metadata": {"entrypoint": _}} | {"wasm": _}:
-            raise invalid(f"{name}: an entrypoint in the manifest must be text")
+            raise policy_error(f"{name}: an entrypoint in the manifest must be text")
     return ENTRYPOINT
 
 
 def _member(metadata: Mapping[str, Any], key: str, kind: type, name: str) -> Any:
     found = metadata.get(key, kind())
     if not isinstance(found, kind):
-        raise invalid(f"{name}: `{key}` in the manifest's metadata must be a {kind.__name__}")
+        raise policy_error(f"{name}: `{key}` in the manifest's metadata must be a {kind.__name__}")
     return found
 
 
@@ -245,7 +245,7 @@ def load_grants(source: Mapping[str, Any], where: str) -> dict[str, Grant]:
         try:
             found[name] = Grant.model_validate(fields)
         except ValidationError as exc:
-            raise invalid(f"{where}: grant `{name}`: {wrong_field(exc)}") from exc
+            raise policy_error(f"{where}: grant `{name}`: {wrong_field(exc)}") from exc
     return found
 
 
@@ -259,7 +259,7 @@ def load_cases(source: list[Any], where: str) -> tuple[Case, ...]:
             found.append(_CASE.validate_json(json.dumps({**given, "name": name})))
         except (ValidationError, TypeError, ValueError) as exc:
             why = wrong_field(exc) if isinstance(exc, ValidationError) else str(exc)
-            raise invalid(f"{where}: case `{name}`: {why}") from exc
+            raise policy_error(f"{where}: case `{name}`: {why}") from exc
     return tuple(found)
 
 
@@ -268,13 +268,13 @@ def _digested(files: Mapping[str, bytes], name: str, metadata: Mapping[str, Any]
     if given is None and signed_by:
         return
     if not isinstance(given, dict):
-        raise invalid(
+        raise policy_error(
             f"{name} has neither a signature to verify nor digests; build it with `runtime-authz policy build`"
         )
     seen = _hashes(files, MANIFEST, SIGNATURES)
     if seen != given:
         differ = sorted(n for n in {**seen, **given} if seen.get(n) != given.get(n))
-        raise invalid(f"{name}: `{differ[0]}` is not the file that the manifest names")
+        raise policy_error(f"{name}: `{differ[0]}` is not the file that the manifest names")
 
 
 def _hashes(files: Mapping[str, bytes], *without: str) -> dict[str, str]:
@@ -292,7 +292,7 @@ def pack(files: Mapping[str, bytes]) -> bytes:
     return gzip.compress(plain.getvalue(), mtime=0)
 
 
-def assemble(files: Mapping[str, bytes], revision: int, metadata: Mapping[str, Any]) -> dict[str, bytes]:
+def with_manifest(files: Mapping[str, bytes], revision: int, metadata: Mapping[str, Any]) -> dict[str, bytes]:
     """Return `files` and a manifest. It omits `wasm`, which most OPA servers refuse."""
     about = {**metadata, "sha256": _hashes(files)}
     manifest = {"revision": str(revision), "roots": [""], "rego_version": 1, "metadata": about}
@@ -303,11 +303,11 @@ def json_object(content: bytes, name: str) -> dict[str, Any]:
     """Return the JSON object in the file `name`, or raise `ConfigError`."""
     document = read_json(content, name)
     if not isinstance(document, dict):
-        raise invalid(f"`{name}` must hold an object")
+        raise policy_error(f"`{name}` must hold an object")
     return document
 
 
-def invalid(detail: str) -> ConfigError:
+def policy_error(detail: str) -> ConfigError:
     """Return the error `policy_invalid`."""
     return ConfigError(detail, Code.POLICY_INVALID)
 
@@ -315,7 +315,7 @@ def invalid(detail: str) -> ConfigError:
 # --- signatures, as OPA makes and verifies them ------------------------------------------------------------
 
 
-def verified(files: Mapping[str, bytes], name: str, keys: Keys) -> str:
+def verified_key_id(files: Mapping[str, bytes], name: str, keys: Keys) -> str:
     """Return the id of the key that signed these files, or raise `ConfigError`."""
     import jwt
 
@@ -336,7 +336,7 @@ def verified(files: Mapping[str, bytes], name: str, keys: Keys) -> str:
     return str(kid)
 
 
-def trusted(keys: Keys) -> dict[str, str | bytes]:
+def trusted_keys(keys: Keys) -> dict[str, str | bytes]:
     """Return a copy of these keys. Raises `ConfigError` unless all are public keys."""
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 

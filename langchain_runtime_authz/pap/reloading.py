@@ -21,12 +21,12 @@ from typing import Any, Final
 
 from langchain_runtime_authz._display import printable
 from langchain_runtime_authz._locks import file_lock, in_child
-from langchain_runtime_authz._renewed_files import replace_file, stamp
+from langchain_runtime_authz._renewed_files import file_stamp, replace_file
 from langchain_runtime_authz._validate import checked_count, checked_path, checked_seconds
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError
 from langchain_runtime_authz.evaluation import Decision, deny, strict_json
 from langchain_runtime_authz.grant import Grant
-from langchain_runtime_authz.pap.bundle import Bundle, Keys, invalid, read_bundle, trusted
+from langchain_runtime_authz.pap.bundle import Bundle, Keys, policy_error, read_bundle, trusted_keys
 from langchain_runtime_authz.pdp.base import DEFAULT_DEADLINE, InProcess
 from langchain_runtime_authz.pdp.cedar import CedarPDP
 from langchain_runtime_authz.pdp.wasm import WasmPDP
@@ -82,14 +82,14 @@ class HighestRevision:
             raise self._unkept(exc) from exc
         except (ValueError, KeyError, TypeError, RecursionError):
             pass  # reported below
-        raise invalid(
+        raise policy_error(
             f"`{self.path.name}` does not say which revision was used last; restore it, or remove it once you "
             "have made sure that the bundle is the newest"
         )
 
     def _unkept(self, exc: OSError) -> ConfigError:
         why = exc.strerror or type(exc).__name__
-        return invalid(
+        return policy_error(
             f"the highest revision cannot be kept in `{self.path}` ({why}); give `state=` a path that may be written"
         )
 
@@ -168,7 +168,7 @@ class ReloadingPDP(InProcess):
     ) -> None:
         self.deadline = checked_seconds("deadline", deadline)
         self.source = checked_path("source", source)
-        self._keys = None if keys is None else trusted(keys)
+        self._keys = None if keys is None else trusted_keys(keys)
         self._least = checked_count("at_least", at_least)
         marked = Path(f"{os.path.abspath(self.source)}.highest")  # noqa: PTH100  (follow no link)
         self._highest = HighestRevision(marked if state is None else checked_path("state", state))
@@ -220,12 +220,12 @@ class ReloadingPDP(InProcess):
         """
         with self._lock:
             if self._closed:
-                raise invalid("the PDP was closed")
+                raise policy_error("the PDP was closed")
             seen = self._look()
             known = seen == self._seen and seen and not self._refused
             state = seen
             with suppress(OSError):  # the file may be gone
-                state = (*seen, stamp(self._highest.path)) if seen else seen
+                state = (*seen, file_stamp(self._highest.path)) if seen else seen
             try:
                 was, self._rejected = self._rejected, None
                 if not again and was is not None and was[0] == state and time.monotonic() < was[1]:
@@ -295,7 +295,7 @@ class ReloadingPDP(InProcess):
     def _look(self) -> Seen:
         """Return a stamp of the source, or an empty stamp without a source."""
         try:
-            return (stamp(self.source),)
+            return (file_stamp(self.source),)
         except OSError:  # reading it reports why
             return ()
 

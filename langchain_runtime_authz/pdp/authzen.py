@@ -26,8 +26,8 @@ from langchain_runtime_authz._http import Link, PDPConnection
 from langchain_runtime_authz._validate import wrong
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError
 from langchain_runtime_authz.evaluation import MAX_ANSWER_BYTES, REASON_CODE, Decision, deny
-from langchain_runtime_authz.pdp.base import DEFAULT_DEADLINE, RemotePDP, bounded
-from langchain_runtime_authz.pdp.response import misspelt, parse_answer, parse_json
+from langchain_runtime_authz.pdp.base import DEFAULT_DEADLINE, RemotePDP, short_revision
+from langchain_runtime_authz.pdp.response import is_misspelt, parse_answer, parse_json
 
 WELL_KNOWN: Final = "/.well-known/authzen-configuration"
 REQUEST_ID: Final = "X-Request-ID"
@@ -142,7 +142,7 @@ def _decision(answer: object, sent_id: str) -> Decision:
     context = answer.get("context", {}) if isinstance(answer, dict) else None
     decision = None
     # An obligation outside `context` would be ignored. Its meaning is not guessed: the answer is malformed.
-    stray = isinstance(answer, dict) and ("obligations" in answer or misspelt(answer) or misspelt(context))
+    stray = isinstance(answer, dict) and ("obligations" in answer or is_misspelt(answer) or is_misspelt(context))
     if isinstance(answer, dict) and isinstance(context, dict) and not stray:
         decision = parse_answer({"decision": answer.get("decision"), "context": _projected(context)})
     return replace(decision or deny(Code.PDP_MALFORMED, "pdp"), pdp_decision_id=sent_id)
@@ -160,7 +160,7 @@ def _projected(context: dict[str, Any]) -> dict[str, Any]:
     if isinstance(ttl := context.get("ttl"), int):
         known["ttl"] = ttl
     if isinstance(policy := context.get("policy"), dict) and isinstance(policy.get("revision"), str):
-        known["policy"] = {"revision": bounded(policy["revision"])}
+        known["policy"] = {"revision": short_revision(policy["revision"])}
     return known
 
 

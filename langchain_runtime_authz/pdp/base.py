@@ -20,9 +20,9 @@ from langchain_runtime_authz.errors import Code, ConfigError, PDPError
 from langchain_runtime_authz.evaluation import MAX_REQUEST_BYTES, Decision, deny
 from langchain_runtime_authz.pdp.response import parse_answer
 from langchain_runtime_authz.telemetry import metrics
-from langchain_runtime_authz.telemetry.logs import lines_left_out, logger
+from langchain_runtime_authz.telemetry.logs import get_logger, lines_left_out
 
-_log = logger(__name__)
+_log = get_logger(__name__)
 
 DEFAULT_DEADLINE: Final = 2.0  # seconds for one message's decisions
 MAX_REVISION: Final = 256
@@ -247,7 +247,7 @@ class Evaluator:
         return found
 
 
-def bounded(revision: str) -> str:
+def short_revision(revision: str) -> str:
     """Return a revision, or its digest if it is long: cut revisions could be equal."""
     if len(revision) <= MAX_REVISION:
         return revision

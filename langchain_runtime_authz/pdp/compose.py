@@ -20,7 +20,7 @@ from langchain_runtime_authz._locks import forkable_lock, in_child
 from langchain_runtime_authz._validate import checked_callable, checked_count, checked_seconds
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError
 from langchain_runtime_authz.evaluation import Decision, EvaluationRequest, Obligation, Outcome, parse_request
-from langchain_runtime_authz.pdp.base import PDP, Composed, bounded
+from langchain_runtime_authz.pdp.base import PDP, Composed, short_revision
 
 _log = logging.getLogger(__name__)
 _SEVERITY: Final[dict[Outcome, int]] = {"permit": 0, "approval_required": 1, "deny": 2, "halt": 3}
@@ -257,4 +257,4 @@ def _union(given: Sequence[tuple[str, tuple[Obligation, ...]]]) -> tuple[Obligat
 
 
 def _joined(named: Iterable[tuple[str, str]]) -> str:
-    return bounded(",".join(f"{name}={revision}" for name, revision in named))
+    return short_revision(",".join(f"{name}={revision}" for name, revision in named))

@@ -17,7 +17,7 @@ from langchain_runtime_authz._http import Link, PDPConnection
 from langchain_runtime_authz._validate import wrong
 from langchain_runtime_authz.errors import Code, PDPError
 from langchain_runtime_authz.evaluation import MAX_ANSWER_BYTES, Decision
-from langchain_runtime_authz.pdp.base import DEFAULT_DEADLINE, RemotePDP, bounded
+from langchain_runtime_authz.pdp.base import DEFAULT_DEADLINE, RemotePDP, short_revision
 from langchain_runtime_authz.pdp.response import parse_answer, parse_json
 
 DECISION: Final = "runtime_authz/decision"
@@ -119,7 +119,7 @@ def _opened(document: object) -> tuple[object, _Metadata]:
     each = {name: bundle.get("revision") if isinstance(bundle, dict) else None for name, bundle in every}
     return document["result"], _Metadata(
         own_id[:_MAX_ID] if isinstance(own_id, str) else "",
-        bounded(",".join(f"{name}@{revision or ''}" for name, revision in sorted(each.items()))),
+        short_revision(",".join(f"{name}@{revision or ''}" for name, revision in sorted(each.items()))),
         all(each.values()),
     )
 

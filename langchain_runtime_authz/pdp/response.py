@@ -89,7 +89,7 @@ def _parsed(answer: object, revision: str) -> Decision | None:
             if len(answer) > MAX_ANSWER_BYTES:
                 return None
             answer = strict_json(answer)
-        if isinstance(answer, dict) and misspelt(answer.get("context")):
+        if isinstance(answer, dict) and is_misspelt(answer.get("context")):
             return None
         parsed = _Answer.model_validate(answer)
     except (ValidationError, ValueError, RecursionError):
@@ -124,7 +124,7 @@ def parse_obligation(document: object) -> Obligation:
     return _Obligation.model_validate(document).made()
 
 
-def misspelt(members: object) -> bool:
+def is_misspelt(members: object) -> bool:
     """Return True if a member's name is a misspelt `obligations`."""
     if not isinstance(members, dict):
         return False

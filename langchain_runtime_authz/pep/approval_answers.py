@@ -1,7 +1,7 @@
 """Read approvers' answers: the decision on each question, and task corrections.
 
 An answer has LangChain's form (`docs/approvals.md`) or Agent Inbox's. An edit, a response and a rejection with a reason
-change the task. Such an answer is a correction (`corrections`): it advances the epoch, and the approved calls continue
+change the task. Such an answer is a correction (`correcting_texts`): it advances the epoch, and the approved calls continue
 in the new epoch.
 """
 
@@ -17,8 +17,8 @@ from langchain_runtime_authz.evaluation import Subject
 from langchain_runtime_authz.facts.task import ANSWER, HumanText, content_digest
 from langchain_runtime_authz.ledger.base import Approval, Scope
 from langchain_runtime_authz.ledger.call_changes import AnswerApproval
-from langchain_runtime_authz.pep.approval_questions import DECISIONS, PLAIN, allowed, approval_ids
-from langchain_runtime_authz.pep.decision_log import label, run_event
+from langchain_runtime_authz.pep.approval_questions import DECISIONS, PLAIN, allowed_decisions, approval_ids
+from langchain_runtime_authz.pep.decision_log import run_event, tool_label
 from langchain_runtime_authz.pep.run import Flow, Run
 
 _VERDICTS: Final = {"approved": "approve", "rejected": "reject", "answered": "respond", "malformed": "malformed"}
@@ -30,7 +30,7 @@ _NO: Final = frozenset(["no", "n", "false", "reject", "rejected", "deny", "denie
 _SAYS: Final = ("type", "action", "decision", "answer", "approved")  # fields of a form that may contain a yes or no
 
 
-def answers(asks: Sequence[Approval], value: object, subject: Subject) -> list[AnswerApproval]:
+def read_answers(asks: Sequence[Approval], value: object, subject: Subject) -> list[AnswerApproval]:
     """Return the answers to `asks` in a resume value; an unusable one is `malformed`."""
     groups: dict[str, list[Approval]] = {}
     for ask in sorted(asks, key=lambda a: a.position):
@@ -63,7 +63,7 @@ def _answer(ask: Approval, decision: object, subject: Subject) -> AnswerApproval
         given = {"type": _said(decision)}
     kind, message = given.get("type"), given.get("message", "")
     state, edited = "malformed", ""
-    if not isinstance(kind, str) or kind not in (ask.allowed or allowed(ask.plan_id)):
+    if not isinstance(kind, str) or kind not in (ask.allowed or allowed_decisions(ask.plan_id)):
         pass
     elif kind in ("approve", "yes") and not given.get("edited_action"):
         state = "approved"
@@ -133,7 +133,7 @@ def answers_only_some(asks: Sequence[Approval], value: object) -> bool:
     return False
 
 
-def remaining(value: object, question: object, open_ids: Collection[str]) -> object:
+def remaining_decisions(value: object, question: object, open_ids: Collection[str]) -> object:
     """Drop decisions on calls not in `open_ids`. Raises `ValueError` if one rejects."""
     decisions = value.get("decisions") if isinstance(value, Mapping) else value
     ids = approval_ids(question)
@@ -145,7 +145,7 @@ def remaining(value: object, question: object, open_ids: Collection[str]) -> obj
     return {"decisions": [d for d, is_open in pairs if is_open]}
 
 
-def corrections(asks: Sequence[Approval], answered: Sequence[AnswerApproval]) -> list[HumanText]:
+def correcting_texts(asks: Sequence[Approval], answered: Sequence[AnswerApproval]) -> list[HumanText]:
     """Return a text for each answer that changes the task: edit, response or reason."""
     by_key = {a.call_key: a for a in asks}
     said = []
@@ -174,7 +174,7 @@ def answer_event(
         "approval": ask.id,
         "call_key": ask.call_key,
         "args_digest": ask.args_digest,
-        "tool": label(ask.tool),
+        "tool": tool_label(ask.tool),
         "approver": given.approver,
         "authenticated": given.authenticated,
         "source": ask.source,

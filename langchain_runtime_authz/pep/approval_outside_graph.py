@@ -15,11 +15,11 @@ from langchain_runtime_authz.facts.checkpoint_head import UNRECORDED
 from langchain_runtime_authz.ledger.base import Approval, Asked, Committed, Conflict, Query, Scope, Snapshot
 from langchain_runtime_authz.ledger.call_changes import AnswerApproval
 from langchain_runtime_authz.ledger.changes import AdvanceEpoch, Change, RecordPlan
-from langchain_runtime_authz.pep.approval_answers import answer_event, corrections
-from langchain_runtime_authz.pep.corrections import carried
+from langchain_runtime_authz.pep.approval_answers import answer_event, correcting_texts
+from langchain_runtime_authz.pep.corrections import carried_plans
 from langchain_runtime_authz.pep.decision_log import commit_recorded
 from langchain_runtime_authz.pep.run import Effect, Engine, Flow, Load, Perform, new_id
-from langchain_runtime_authz.pep.task_changes import confirmed, settle, unrecorded
+from langchain_runtime_authz.pep.task_changes import record_change, settle, unrecorded_mark
 
 if TYPE_CHECKING:  # `approval_statement` loads the signing library
     from langchain_runtime_authz.credential.approval_statement import Approvers, Question, Statement, Verdict
@@ -83,7 +83,7 @@ def answer_outside_graph(
     change: list[Change] = []
     if texts:
         change = [AdvanceEpoch(asked.epoch, texts, deliver=True), *(RecordPlan(p) for p in plans)]
-        change.append(mark := unrecorded(asked.epoch + 1, pinned, texts, "answer"))
+        change.append(mark := unrecorded_mark(asked.epoch + 1, pinned, texts, "answer"))
 
     def record(**detail: Any) -> Flow[None]:
         detail |= {"verdict": said.verdict, "by": said.issuer, "statement": said.jti}
@@ -93,7 +93,7 @@ def answer_outside_graph(
     if isinstance(done, Conflict):
         raise AuthzError(done.code)
     if texts:
-        yield from confirmed(scope, done, mark, texts, "answer")
+        yield from record_change(scope, done, mark, texts, "answer")
     if verdict != "approve" or asked.needed == 1:
         return 0
     after: Snapshot = yield Load(scope, Query(calls=(asked.call_key,)))  # others may have approved meanwhile
@@ -105,7 +105,7 @@ def _correction(
     scope: Scope, asked: Approval, given: AnswerApproval
 ) -> Flow[tuple[tuple[HumanText, ...], list[PlanRecord], int]]:
     """Return the answer's texts, the carried plans, and the number of older texts."""
-    texts = corrections([asked], [given])
+    texts = correcting_texts([asked], [given])
     if not texts:
         return (), [], 0
     snapshot: Snapshot = yield Load(scope, Query(log=True, marks=(UNRECORDED,)))
@@ -113,7 +113,7 @@ def _correction(
     # An approver's text can order something only if the approver is the thread's subject.
     own = given.approver == snapshot.subject
     said = tuple(replace(t, author=given.approver, own=own) for t in texts)
-    plans = yield from carried(scope, asked.epoch, [asked], [given])
+    plans = yield from carried_plans(scope, asked.epoch, [asked], [given])
     return said, plans, len(snapshot.log)
 
 

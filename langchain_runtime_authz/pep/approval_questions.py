@@ -11,17 +11,17 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from langchain_runtime_authz._display import inert, quoted
+from langchain_runtime_authz._display import one_line, quote
 from langchain_runtime_authz.digest import digest
 from langchain_runtime_authz.errors import MappingError
 from langchain_runtime_authz.evaluation import Subject
 from langchain_runtime_authz.facts.checkpoint_head import OF_TASK
-from langchain_runtime_authz.facts.resource_version import filled
+from langchain_runtime_authz.facts.resource_version import fill_template
 from langchain_runtime_authz.ledger.base import Approval, Conflict, Query, Scope
 from langchain_runtime_authz.ledger.call_changes import AskApproval, SpendBudget, SpendRate
 from langchain_runtime_authz.ledger.changes import Change, SetMark
 from langchain_runtime_authz.pep.call import Call, DecidedCall
-from langchain_runtime_authz.pep.decision_log import label, run_event
+from langchain_runtime_authz.pep.decision_log import run_event, tool_label
 from langchain_runtime_authz.pep.run import Commit, Flow, Load, Run, new_id
 from langchain_runtime_authz.telemetry.spans import traceparent
 
@@ -36,7 +36,7 @@ _CHANGED: Final = (
 )
 
 
-def allowed(plan_id: str | None, needed: int = 1, declared: Collection[str] = ()) -> tuple[str, ...]:
+def allowed_decisions(plan_id: str | None, needed: int = 1, declared: Collection[str] = ()) -> tuple[str, ...]:
     """Return the decisions that a question offers.
 
     Only `approve` and `reject` are possible for a call without a plan, or if several approvers are `needed`. If
@@ -46,7 +46,7 @@ def allowed(plan_id: str | None, needed: int = 1, declared: Collection[str] = ()
     return tuple(d for d in possible if d in (declared or DECISIONS))
 
 
-def payload(asked: Sequence[tuple[DecidedCall, Approval]]) -> dict[str, Any]:
+def interrupt_value(asked: Sequence[tuple[DecidedCall, Approval]]) -> dict[str, Any]:
     """Return the value of the interrupt that asks about these calls."""
     return {
         "action_requests": [
@@ -73,7 +73,7 @@ def approval_ids(value: object) -> list[str]:
     return ids if asked and all(isinstance(i, str) and i for i in ids) and len(ids) == len(asked) else []
 
 
-def shown(asks: Sequence[Approval], questions: Mapping[str, object]) -> list[Approval]:
+def asks_shown(asks: Sequence[Approval], questions: Mapping[str, object]) -> list[Approval]:
     """Return those of `asks` that an interrupt shows, with this interrupt's id.
 
     `questions`: interrupt id → value. The ledger's interrupt ids are outdated if a node was stopped or asked twice.
@@ -106,9 +106,9 @@ def _says(action: Mapping[str, Any], ask: Approval) -> bool:
 
 def _question(decided: DecidedCall) -> str:
     """Return the question that the approver reads, with a line for each argument."""
-    call, reasons = decided.call, ", ".join(map(inert, decided.decision.reasons))
-    shown = {name: quoted(value) for name, value in call.args.items()}
-    worded = filled(call.profile.question or "", shown) or f"Approve {inert(call.tool)}?"
+    call, reasons = decided.call, ", ".join(map(one_line, decided.decision.reasons))
+    shown = {name: quote(value) for name, value in call.args.items()}
+    worded = fill_template(call.profile.question or "", shown) or f"Approve {one_line(call.tool)}?"
     asked = f"{worded} ({reasons})"
     if decided.terms.needed > 1:
         asked += f" {decided.terms.needed} people must approve."
@@ -118,7 +118,9 @@ def _question(decided: DecidedCall) -> str:
     return "\n".join([asked, *(f"- {line}" for line in lines)])
 
 
-def questions(run: Run, asked: Sequence[DecidedCall], number: int, task_id: str, interrupt_id: str) -> list[Approval]:
+def question_rows(
+    run: Run, asked: Sequence[DecidedCall], number: int, task_id: str, interrupt_id: str
+) -> list[Approval]:
     """Return the questions to record. `number`: the interrupt's index in its task."""
     here = run.engine.on_ask is not None  # `on_ask` answers at once; nobody else is asked
     if here:
@@ -133,7 +135,7 @@ def questions(run: Run, asked: Sequence[DecidedCall], number: int, task_id: str,
             **terms_of(run, j),
             source="application" if here else "interrupt",
             # `on_ask` answers inside a run. An edit or response would change the task, which needs a root entry.
-            allowed=allowed(None if here else j.call.plan_id, j.terms.needed, j.call.profile.decisions),
+            allowed=allowed_decisions(None if here else j.call.plan_id, j.terms.needed, j.call.profile.decisions),
             id=new_id(),
             run_id=run.run_id,
             question=_question(j),
@@ -148,7 +150,7 @@ def terms_of(run: Run, decided: DecidedCall) -> dict[str, Any]:
     j, terms = decided, decided.terms
     of_call = {"call_key": j.key, "args_digest": j.call.args_digest, "doubts": tuple([one.name for one in j.doubts])}
     shown = {"confirms": j.standing.confirms, "needed": terms.needed, "distinct": terms.distinct}
-    who = {"subject": run.subject.principal, "behind": behind(run.subject), "eligible": terms.eligible}
+    who = {"subject": run.subject.principal, "behind": person_behind(run.subject), "eligible": terms.eligible}
     later = {"fallback": terms.fallback, "fallback_at": j.now + terms.fallback_after, "expires_at": j.expires_at}
     return {**of_call, **who, **later, **shown}
 
@@ -158,7 +160,7 @@ def _about(run: Run, call: Call) -> dict[str, Any]:
     return {"epoch": run.epoch, "agent": run.agent, "within": run.waiting, **of_call}
 
 
-def behind(subject: Subject) -> tuple[str, ...]:
+def person_behind(subject: Subject) -> tuple[str, ...]:
     """Return the user for whom the subject acts, and the subject's other identifiers."""
     named, own = map(subject.properties.get, ("on_behalf_of", "identifiers"))
     return tuple(n for n in (named, *(own if isinstance(own, list | tuple) else ())) if isinstance(n, str) and n)
@@ -207,7 +209,7 @@ def asked_event(run: Run, opened: Sequence[Approval], now: float, decisions: Seq
             "decision_id": decision_id,
             "call_key": one.call_key,
             "args_digest": one.args_digest,
-            "tool": label(one.tool),
+            "tool": tool_label(one.tool),
             "needed": one.needed,
         }
         for one, decision_id in zip(opened, decisions or [""] * len(opened), strict=True)
@@ -215,7 +217,7 @@ def asked_event(run: Run, opened: Sequence[Approval], now: float, decisions: Seq
     return run_event(run, "asked", now, detail={"source": opened[0].source, "questions": questions})
 
 
-def reviews(
+def review_records(
     run: Run, asked: Sequence[tuple[str, str, Call, tuple[str, ...]]], interrupt_id: str, task_id: str = ""
 ) -> list[Approval]:
     """Return records of questions that another review, like LangChain's, asks."""

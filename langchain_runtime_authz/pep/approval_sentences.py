@@ -6,22 +6,22 @@ import datetime as dt
 from collections.abc import Mapping
 from typing import Final
 
-from langchain_runtime_authz._display import inert, quoted, scripts
+from langchain_runtime_authz._display import one_line, quote, scripts_in
 from langchain_runtime_authz.facts import provenance as tracing
 from langchain_runtime_authz.facts.argument_atoms import DESTINATIONS
-from langchain_runtime_authz.facts.normal_forms import forms, skeleton, tidy
+from langchain_runtime_authz.facts.normal_forms import forms_of, skeleton, tidy
 from langchain_runtime_authz.ledger.base import LASTS, Doubt
 from langchain_runtime_authz.mandate.description import described_mandate, described_step
 from langchain_runtime_authz.pep.call import DecidedCall
-from langchain_runtime_authz.pep.decision_log import label
+from langchain_runtime_authz.pep.decision_log import tool_label
 from langchain_runtime_authz.pep.run import Run
-from langchain_runtime_authz.tool_profile import argument
+from langchain_runtime_authz.tool_profile import value_at
 
 MAX_SENTENCE: Final = 240
 _NOUNS: Final = {"pay": "payment", "send": "message", "delete": "deletion"}
 
 
-def sentences(run: Run, decided: DecidedCall) -> tuple[str, ...]:
+def question_lines(run: Run, decided: DecidedCall) -> tuple[str, ...]:
     """Return the lines: order, calls in doubt, and arguments with their sources."""
     call, traced = decided.call, decided.provenance
     texts = run.engine.memory.texts_read(run.scope)
@@ -42,8 +42,8 @@ def sentences(run: Run, decided: DecidedCall) -> tuple[str, ...]:
     if decided.prior_calls:
         lines.append(f"DONE BEFORE: the same was let run {decided.prior_calls} time(s) for this task")
     for name in dict.fromkeys((*call.args, *traced)):
-        value = call.args[name] if name in call.args else argument(call.args, name)
-        line = f"{inert(name)} {quoted(value)}"
+        value = call.args[name] if name in call.args else value_at(call.args, name)
+        line = f"{one_line(name)} {quote(value)}"
         if call.profile.critical.get(name) in DESTINATIONS:
             line += _resembling(value, payees)
         found = traced.get(name)
@@ -62,14 +62,14 @@ _QUOTES: Final = str.maketrans('`"', "''")  # in texts of the mandate: only valu
 
 
 def _plain(line: str) -> str:
-    return inert(line.translate(_QUOTES))
+    return one_line(line.translate(_QUOTES))
 
 
 def _source(found: tracing.Provenance) -> str:
     by = found.asserted_by or found.mentioned_by
     for item in found.items:
         by = [*by, *item.asserted_by, *item.mentioned_by]
-    sources = list(dict.fromkeys(inert(s.source) for s in by if s.source))
+    sources = list(dict.fromkeys(one_line(s.source) for s in by if s.source))
     line = f": {_TOLD[found.class_]}"
     if sources:
         line += f" ({', '.join(sources[:3])})"
@@ -82,11 +82,11 @@ def _resembling(value: object, payees: Mapping[str, frozenset[str]]) -> str:
     """Return a warning if a destination resembles a used one or mixes alphabets."""
     line = ""
     for one in [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, str)]:
-        own = forms(one)
-        known = sorted(v for v in payees.get(skeleton(one), ()) if not set(forms(v)) & set(own))
+        own = forms_of(one)
+        known = sorted(v for v in payees.get(skeleton(one), ()) if not set(forms_of(v)) & set(own))
         if known:
-            line += f", WHICH ONLY LOOKS LIKE {quoted(known[0])}, used before"
-        if len(used := scripts(one)) > 1:
+            line += f", WHICH ONLY LOOKS LIKE {quote(known[0])}, used before"
+        if len(used := scripts_in(one)) > 1:
             line += f", WRITTEN IN MIXED LETTERS ({', '.join(used)})"
     return line
 
@@ -107,7 +107,7 @@ def _sentence(value: object, texts: tracing.TextsRead) -> str | None:
             if at >= 0:
                 start = max(0, at - 100)
                 start = found.text.find(" ", start, at) + 1 or start if start else 0  # begin at a word
-                return f"{inert(found.source)}: {quoted(found.text[start : start + MAX_SENTENCE])}"
+                return f"{one_line(found.source)}: {quote(found.text[start : start + MAX_SENTENCE])}"
     return None
 
 
@@ -128,7 +128,7 @@ def _doubts(run: Run, decided: DecidedCall) -> list[str]:
         only = "it did not happen"
         if row.state == "done":
             author = (row.about or {}).get("resolved", {}).get("author")
-            ended, only = "did happen" + (f", says {inert(author)}" if author else ""), "it is to happen again"
-        where = "" if scope == run.scope else f" (thread {inert(label(scope.thread))})"
+            ended, only = "did happen" + (f", says {one_line(author)}" if author else ""), "it is to happen again"
+        where = "" if scope == run.scope else f" (thread {one_line(tool_label(scope.thread))})"
         lines.append(f"IN DOUBT: the same {noun} of {when} UTC {ended}{where}; approve only if {only}")
     return lines

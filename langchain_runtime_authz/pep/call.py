@@ -11,13 +11,13 @@ from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.evaluation import Decision
 from langchain_runtime_authz.facts.argument_atoms import CallAtoms
-from langchain_runtime_authz.facts.plan import Match
+from langchain_runtime_authz.facts.plan import PlanMatch
 from langchain_runtime_authz.facts.provenance import Provenance
 from langchain_runtime_authz.facts.task import Task
 from langchain_runtime_authz.ledger.base import Approval, CallRow, Doubt
 from langchain_runtime_authz.mandate.call_matching import Standing
 from langchain_runtime_authz.mandate.model import Mandate
-from langchain_runtime_authz.pep.obligations import Terms
+from langchain_runtime_authz.pep.obligations import QuestionTerms
 from langchain_runtime_authz.tool_profile import ToolProfile
 
 _NO_TASK: Final = Task()
@@ -73,7 +73,7 @@ class DecidedCall:
     body: bytes | None = None  # the request to the PDP
     started: int = 0  # start of the batch that decided the call, in nanoseconds
     now: int = 0  # ledger time of the decision, in seconds
-    match: Match | None = None
+    match: PlanMatch | None = None
     provenance: Mapping[str, Provenance] = field(default_factory=dict)
     prior_calls: int = 0  # permitted calls of this tool with the same critical arguments, since the user's last message
     mandate: Mandate | None = None
@@ -100,11 +100,11 @@ class DecidedCall:
         return all(one.name in named for one in self.doubts)
 
     @property
-    def terms(self) -> Terms:
+    def terms(self) -> QuestionTerms:
         """The strictest terms of the decision's `require_approval` obligations."""
-        asked = [Terms.of(o.properties) for o in self.decision.obligations if o.type == "require_approval"]
+        asked = [QuestionTerms.of(o.properties) for o in self.decision.obligations if o.type == "require_approval"]
         found = [terms for terms in asked if terms is not None]
-        return reduce(Terms.strictest, found) if found else Terms()
+        return reduce(QuestionTerms.strictest, found) if found else QuestionTerms()
 
     @property
     def expires_at(self) -> int:

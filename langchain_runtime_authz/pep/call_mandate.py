@@ -11,16 +11,16 @@ from langchain_runtime_authz.facts.local_time import local_day
 from langchain_runtime_authz.ledger.base import Scope
 from langchain_runtime_authz.ledger.changes import SetMark
 from langchain_runtime_authz.mandate.argument_matching import CallFacts, is_default
-from langchain_runtime_authz.mandate.call_matching import Binding, Standing, bind
+from langchain_runtime_authz.mandate.call_matching import Binding, Standing, bind_call
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.mandate.read_outputs import Task
 from langchain_runtime_authz.pep.call import Call
-from langchain_runtime_authz.pep.decision_log import label, run_event
+from langchain_runtime_authz.pep.decision_log import run_event, tool_label
 from langchain_runtime_authz.pep.run import Run
 from langchain_runtime_authz.pep.thread_memory import TaskWords, Turn
-from langchain_runtime_authz.telemetry.logs import logger
+from langchain_runtime_authz.telemetry.logs import get_logger
 
-_log = logger(__name__)
+_log = get_logger(__name__)
 APPLICATION_MANDATE: Final = "mandate:application"  # the ledger mark with the mandate and its epoch
 Ahead = tuple[dict[str, int], dict[str, int]]  # counts of a message's earlier calls: of all, of those that may not run
 
@@ -55,13 +55,13 @@ class ApplicationMandate(NamedTuple):
 def mandate_event(run: Run, mandate: Mandate) -> tuple[Any, ...]:
     """Return the effect that records a mandate in the audit log."""
     detail: dict[str, Any] = {"source": mandate.source, "digest": mandate.digest}
-    detail["steps"] = [{"id": label(s.id), "tool": label(s.tool)} for s in mandate.steps]
+    detail["steps"] = [{"id": tool_label(s.id), "tool": tool_label(s.tool)} for s in mandate.steps]
     if run.engine.audit.content:
         detail["mandate"] = mandate.to_json()
     return run_event(run, "mandate", time.time(), detail=detail)
 
 
-def recall(run: Run, mark: str | None) -> None:
+def recall_mandate(run: Run, mark: str | None) -> None:
     """Set the run's mandate from a ledger mark, if the mark is of this epoch."""
     run.mandate = run.spent_at = None
     kept = json.loads(mark) if mark else {}
@@ -107,7 +107,7 @@ def binding_of(run: Run, said: TaskWords, call: Call) -> tuple[Mandate | None, B
         call.tool,
         call.profile,
         call.args,
-        chosen(run, mandate, call),
+        chosen_arguments(run, mandate, call),
         tuple(own) if isinstance(own, list) else (),
         "\n".join(said.turn.texts),
         task_of(run) if mandate is run.mandate else _task_of_words(run, said.turn, mandate, call),
@@ -116,10 +116,10 @@ def binding_of(run: Run, said: TaskWords, call: Call) -> tuple[Mandate | None, B
         run.engine.zone,
     )
     memory = run.engine.memory
-    return mandate, bind(mandate, facts, run.engine.tools.declared, memory.outputs(run.scope))
+    return mandate, bind_call(mandate, facts, run.engine.tools.declared, memory.outputs(run.scope))
 
 
-def chosen(run: Run, mandate: Mandate | None, call: Call) -> frozenset[str]:
+def chosen_arguments(run: Run, mandate: Mandate | None, call: Call) -> frozenset[str]:
     """Return the names of sent arguments, except unordered ones with default values."""
     given = more = call.given
     if mandate is None:

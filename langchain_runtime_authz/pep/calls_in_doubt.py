@@ -19,7 +19,7 @@ from typing import Any, Final, Literal, NamedTuple
 from weakref import ref
 
 from langchain_runtime_authz._display import error_text
-from langchain_runtime_authz._flow import begun
+from langchain_runtime_authz._flow import in_thread
 from langchain_runtime_authz._locks import PROCESS
 from langchain_runtime_authz.credential.current_call import current_ticket
 from langchain_runtime_authz.credential.ticket import Ticket
@@ -31,12 +31,12 @@ from langchain_runtime_authz.ledger.call_changes import ResolveCall
 from langchain_runtime_authz.ledger.changes import Revoke
 from langchain_runtime_authz.ledger.schema import SEVERAL
 from langchain_runtime_authz.pep.call import Call, DecidedCall
-from langchain_runtime_authz.pep.decision_log import anomaly, commit_recorded, label, run_event
+from langchain_runtime_authz.pep.decision_log import commit_recorded, record_anomaly, run_event, tool_label
 from langchain_runtime_authz.pep.run import Commit, Effect, Engine, Flow, Load, Run
 from langchain_runtime_authz.pep.thread_memory import TaskWords
-from langchain_runtime_authz.telemetry.logs import logger
+from langchain_runtime_authz.telemetry.logs import get_logger
 
-_log = logger(__name__)
+_log = get_logger(__name__)
 
 DEADLINE: Final = 5.0  # seconds for all calls of `on_unknown` before one decision
 HELD: Final[dict[str, ref[Ticket]]] = {}  # call key → ticket of a call that this process runs
@@ -83,9 +83,9 @@ def effect_names(words: TaskWords, call: Call) -> tuple[str, Deeds]:
     return (f"same:{words.turns}:{call.tool}:{hit}" if hit else ""), deeds
 
 
-def facts_of(run: Run, call: Call) -> dict[str, Any]:
+def facts_of_doubt(run: Run, call: Call) -> dict[str, Any]:
     """Return facts for the call's claim, by which `Doubt.asks` judges later calls."""
-    by = f"{run.agent if call.profile.effect == 'pay' else run.jti} {label(call.tool)}"
+    by = f"{run.agent if call.profile.effect == 'pay' else run.jti} {tool_label(call.tool)}"
     of_call = {"by": by, "args_digest": call.args_digest, "plan": call.plan_id}
     if call.plan_id is None and (ticket := current_ticket()) is not None:  # a tool's code makes the call
         of_call["within"] = ticket.call_key
@@ -106,7 +106,7 @@ def look_up_doubts(run: Run, snapshot: Snapshot) -> Flow[Snapshot]:
     return snapshot
 
 
-def doubted(
+def doubts_of(
     run: Run, snapshot: Snapshot, call: Call, key: str, deeds: Deeds, approval: Approval | None
 ) -> tuple[tuple[Doubt, ...], tuple[Doubt, ...]]:
     """Return `DecidedCall.doubts` and `DecidedCall.redone`.
@@ -115,7 +115,7 @@ def doubted(
     """
     if call.profile.idempotent and call.profile.effect != "pay":
         return (), ()
-    about = facts_of(run, call)
+    about = facts_of_doubt(run, call)
     same = [one for one in snapshot.doubts if one.hits(deeds)]
     if key in snapshot.calls and snapshot.calls[key].state == "void" and all(one.row.key != key for one in same):
         same.append(Doubt(run.scope, run.subject.principal, snapshot.calls[key]))
@@ -163,7 +163,7 @@ def author_and_reason(author: object, reason: object) -> dict[str, Any]:
     return {"author": author, "reason": reason}
 
 
-def resolve(of: Run | Scope, doubt: Doubt, *, happened: bool, author: str, reason: str) -> Flow[None]:
+def resolve_doubt(of: Run | Scope, doubt: Doubt, *, happened: bool, author: str, reason: str) -> Flow[None]:
     """Record the outcome of a call in doubt, in the audit log and then in the ledger.
 
     If the audit log fails (`AuditError`), the call stays in doubt. Raises `LedgerError` (`not_in_doubt`) if the call is
@@ -195,7 +195,7 @@ def ended_late(run: Run, row: CallRow, state: str) -> Flow[None]:
 
 def _named(row: CallRow) -> dict[str, str]:
     about = row.about or {}
-    return {"call_key": row.key, "decision_id": about.get("decision_id", ""), "tool": label(about.get("tool", ""))}
+    return {"call_key": row.key, "decision_id": about.get("decision_id", ""), "tool": tool_label(about.get("tool", ""))}
 
 
 def _runs_here(row: CallRow) -> bool:
@@ -242,7 +242,7 @@ def revoke_late(run: Run, decision: Decision, failed: Exception | None = None) -
             raise failed
         done = yield Commit(run.scope, None, [Revoke(run.agent)])
         LOST_ENDS.pop(name, None)
-        yield anomaly(run, decision.reason, name, done.now)
+        yield record_anomaly(run, decision.reason, name, done.now)
     except Exception as exc:  # noqa: BLE001  (the step is denied already)
         if done is None:
             LOST_ENDS[name] = run, partial(revoke_late, run, decision), time.monotonic()
@@ -268,7 +268,7 @@ def looked_up(run: Run, snapshot: Snapshot) -> Flow[Snapshot]:
         if not isinstance(happened, bool) or (happened and one.row.key not in keys):
             continue
         try:
-            yield from resolve(run, one, happened=happened, **_SERVICE)
+            yield from resolve_doubt(run, one, happened=happened, **_SERVICE)
         except Exception as exc:  # noqa: BLE001  (then it stays in doubt, or somebody else has resolved it)
             _log.error("call %s was not resolved: %s", about.get("decision_id", ""), type(exc).__name__)
             continue
@@ -281,14 +281,14 @@ def looked_up(run: Run, snapshot: Snapshot) -> Flow[Snapshot]:
 
 def _look_up(engine: Engine, call: UnknownCall, seconds: float) -> object:
     try:
-        return begun(lambda: asyncio.run(_awaited(_called(engine, call))), "on_unknown").result(seconds)
+        return in_thread(lambda: asyncio.run(_awaited(_called(engine, call))), "on_unknown").result(seconds)
     except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001  (without an answer the call stays in doubt)
         return _failed(exc)
 
 
 async def _alook_up(engine: Engine, call: UnknownCall, seconds: float) -> object:
     async def asked() -> Any:
-        return await _awaited(await asyncio.wrap_future(begun(lambda: _called(engine, call), "on_unknown")))
+        return await _awaited(await asyncio.wrap_future(in_thread(lambda: _called(engine, call), "on_unknown")))
 
     task = asyncio.create_task(asked(), context=Context())
     try:

@@ -13,17 +13,17 @@ from typing import Final, cast
 from langchain_runtime_authz.credential.token import MAX_DELEGATORS, Credential
 from langchain_runtime_authz.errors import AuditError, AuthzDenied, Code
 from langchain_runtime_authz.evaluation import Decision, Edge, EdgeKind
-from langchain_runtime_authz.facts.delegation_edges import edge
+from langchain_runtime_authz.facts.delegation_edges import make_edge
 from langchain_runtime_authz.facts.task import Task
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.ledger.call_changes import SpendBudget
 from langchain_runtime_authz.ledger.changes import Change, RecordEdge
 from langchain_runtime_authz.pep.decide_steps import decide_step
 from langchain_runtime_authz.pep.decision_log import run_event
-from langchain_runtime_authz.pep.mint_tokens import audiences_of, minted
+from langchain_runtime_authz.pep.mint_tokens import audiences_of, mint_for_agent
 from langchain_runtime_authz.pep.run import Flow, Inherited, Run, new_id
 from langchain_runtime_authz.pep.run_lifecycle import take_lease
-from langchain_runtime_authz.telemetry.metrics import count
+from langchain_runtime_authz.telemetry.metrics import count_metric
 from langchain_runtime_authz.telemetry.spans import run_span
 
 INVOKE: Final = "agent/invoke"
@@ -42,7 +42,7 @@ def open_child(
 
     `call_id`: the parent's call that waits for the child. `refuse`: a code with which to deny without the policy.
     """
-    opened = edge(parent.agent, name, kind)
+    opened = make_edge(parent.agent, name, kind)
     profile = parent.engine.child_profile(name)
     if kind == "subgraph":
         opened = parent.handed.get(name, opened)
@@ -70,16 +70,16 @@ def open_child(
         raise AuthzDenied(exc.code, decision.decision_id) from exc
     child.children.add(child.jti)
     child.span = run_span(child, decision=decision.decision_id)
-    count("leases")
+    count_metric("leases")
     return child
 
 
-def invitation(child: Run, audience: str) -> Flow[Credential]:
+def child_credential(child: Run, audience: str) -> Flow[Credential]:
     """Mint the credential of the child's lease, for the server that runs the child."""
     parent = cast("Run", child.parent)
     task: Task = parent.task_part[0]  # the task when the delegation was decided
     asked = {"audience": audience, "tool": child.agent[-1], "action": INVOKE, "grant": child.grant, "jti": child.jti}
-    return (yield from minted(parent, time.time(), task, child.mandate, child.invited, **asked))
+    return (yield from mint_for_agent(parent, time.time(), task, child.mandate, child.invited, **asked))
 
 
 def hand_off(run: Run, opened: Edge) -> Flow[Decision]:

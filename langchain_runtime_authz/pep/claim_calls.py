@@ -37,14 +37,14 @@ from langchain_runtime_authz.pep import calls_in_doubt, decision_log
 from langchain_runtime_authz.pep.call import DecidedCall, Denial, Replay, Verdict
 from langchain_runtime_authz.pep.call_mandate import counting_scope
 from langchain_runtime_authz.pep.child_agent import hand_off
-from langchain_runtime_authz.pep.conclude_calls import deny_call, refund
+from langchain_runtime_authz.pep.conclude_calls import deny_call, refund_mandate
 from langchain_runtime_authz.pep.decide_calls import decide_calls
-from langchain_runtime_authz.pep.mint_tokens import RefusedMints, audiences_of, minter, status_check
-from langchain_runtime_authz.pep.obligations import owed
+from langchain_runtime_authz.pep.mint_tokens import RefusedMints, audiences_of, minter_for_call, status_check
+from langchain_runtime_authz.pep.obligations import changes_owed
 from langchain_runtime_authz.pep.run import Commit, Run
-from langchain_runtime_authz.telemetry.logs import logger
+from langchain_runtime_authz.telemetry.logs import get_logger
 
-_log = logger(__name__)
+_log = get_logger(__name__)
 
 RACES: Final = 16  # number of retries while other agents claim equal calls
 
@@ -103,7 +103,7 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
     except Exception as exc:  # noqa: BLE001  (see `decide_calls`)
         return (yield from deny_call(run, decided.under(engine.deny_for_failure(exc, run))))
     if type(done) is Conflict:
-        yield from refund(run, shared, _released(decided, changes).refund)
+        yield from refund_mandate(run, shared, _released(decided, changes).refund)
         return (yield from _conflicting(run, decided, done))
     # Note the side effect before the tool runs, so that a concurrent read counts as later.
     engine.memory.outputs(run.scope).claimed(call.args if call.profile.side_effect else None)
@@ -118,7 +118,7 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
             detail = {"to": edge.to, "kind": edge.kind, "decision_id": decision.decision_id}
             yield decision_log.run_event(run, "delegated", done.now, detail=detail)
         if decision.obligations:
-            yield from decision_log.notify(run, decision, "tools/call", call.tool, done.now)
+            yield from decision_log.send_notifications(run, decision, "tools/call", call.tool, done.now)
     except AuditError as exc:
         return (yield from _release(run, decided, _released(decided, changes), exc, recorded))
     ticket = Ticket(
@@ -138,7 +138,7 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
         opened=decided.standing.opened
         if decided.standing.standing == "covered" or decided.approval is not None
         else "",
-        mint=minter(run, decided, tokens, done.now) if tokens else None,
+        mint=minter_for_call(run, decided, tokens, done.now) if tokens else None,
         status_check=status_check(run, tokens, done.now) if tokens else None,
         refusals=RefusedMints((run, decided, done.now - time.monotonic())),
     )
@@ -172,7 +172,7 @@ def _spends(decided: DecidedCall) -> tuple[Spend, ...]:
 
 def _changes(run: Run, decided: DecidedCall, tokens: tuple[str, ...], intent: str) -> list[ledger.Change]:
     """Return the changes that claim a call. `_released` takes them back."""
-    call, approval, row, name = decided.call, decided.approval, decided.row, decision_log.label(decided.call.tool)
+    call, approval, row, name = decided.call, decided.approval, decided.row, decision_log.tool_label(decided.call.tool)
     profile, approved = call.profile, approval is not None and approval.state == "approved"
     # An approval after a failure permits running the call again.
     again = approved and row is not None and row.state in ("failed", "unknown")
@@ -180,7 +180,12 @@ def _changes(run: Run, decided: DecidedCall, tokens: tuple[str, ...], intent: st
     about: dict[str, Any] | None = None
     deed, *also = decided.deeds or ("",)
     if deed:
-        about = {**calls_in_doubt.facts_of(run, call), "tool": name, "call_id": call.call_id, "run_id": run.run_id}
+        about = {
+            **calls_in_doubt.facts_of_doubt(run, call),
+            "tool": name,
+            "call_id": call.call_id,
+            "run_id": run.run_id,
+        }
         about |= {"decision_id": decided.decision.decision_id, "idempotency_key": intent}
         if deed.endswith(f":{SEVERAL}"):
             about["targets"] = also
@@ -191,7 +196,7 @@ def _changes(run: Run, decided: DecidedCall, tokens: tuple[str, ...], intent: st
     changes: list[ledger.Change] = [
         ClaimCall(decided.key, run.jti, repeatable, tokens, deed, about, subject, despite, tuple(also))
     ]
-    changes += owed(decided.decision) if decided.decision.obligations else ()
+    changes += changes_owed(decided.decision) if decided.decision.obligations else ()
     budgets = run.grant.budgets if run.grant is not None else {}
     if budgets:  # for a paused call too: this entry's grant may be narrower than the earlier one
         changes += [SpendBudget(c, budgets[c]) for c in (call.tool, f"effect:{profile.effect}") if c in budgets]
@@ -255,7 +260,7 @@ def _release(run: Run, decided: DecidedCall, undo: ReleaseCall, failure: AuditEr
         denial = Denial(decided.call, run.engine.deny_for_failure(failure, run))
     try:
         yield (Commit, run.scope, None, [undo])
-        yield from refund(run, counting_scope(run, decided.mandate), undo.refund)
+        yield from refund_mandate(run, counting_scope(run, decided.mandate), undo.refund)
     except Exception as exc:  # noqa: BLE001  (denied all the same; the claim ends with the run)
         run.engine.lost("the release of a claim", exc, run, decided.decision.decision_id)
     return denial

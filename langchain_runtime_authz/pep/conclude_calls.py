@@ -24,17 +24,17 @@ from langchain_runtime_authz.mandate.call_matching import MANDATE, UNBOUNDED
 from langchain_runtime_authz.pep import calls_in_doubt, decision_log
 from langchain_runtime_authz.pep.approval_questions import own_question
 from langchain_runtime_authz.pep.call import Call, DecidedCall, Denial
-from langchain_runtime_authz.pep.call_evidence import SMALL, observe
-from langchain_runtime_authz.pep.call_mandate import chosen, counting_scope, task_of
+from langchain_runtime_authz.pep.call_mandate import chosen_arguments, counting_scope, task_of
 from langchain_runtime_authz.pep.data_versions import version_read
-from langchain_runtime_authz.pep.obligations import owed
+from langchain_runtime_authz.pep.obligations import changes_owed
+from langchain_runtime_authz.pep.request_builder import SMALL, observe_result
 from langchain_runtime_authz.pep.run import Block, Commit, Run, Write
-from langchain_runtime_authz.telemetry.logs import logger
+from langchain_runtime_authz.telemetry.logs import get_logger
 
-_log = logger(__name__)
+_log = get_logger(__name__)
 
 
-def refund(run: Run, shared: Scope | None, spent: Sequence[tuple[str, int]]) -> Flow[None]:
+def refund_mandate(run: Run, shared: Scope | None, spent: Sequence[tuple[str, int]]) -> Flow[None]:
     """Give the mandate's counts, which a call spent, back to the scope `shared`."""
     back = [SpendBudget(counter, UNBOUNDED, -by) for counter, by in spent if counter.startswith(MANDATE)]
     if shared is None or not back:
@@ -48,7 +48,7 @@ def refund(run: Run, shared: Scope | None, spent: Sequence[tuple[str, int]]) -> 
 def deny_call(run: Run, decided: DecidedCall) -> Flow[Denial]:
     """Record and count a denied call, and carry out its obligations."""
     call, decision = decided.call, decided.decision
-    changes: list[ledger.Change] = [counted(decided)]
+    changes: list[ledger.Change] = [count_denial(decided)]
     obliged = {o.type for o in decision.obligations}
     text = HumanText(call.args_digest, "", f"data:{decision.decision_id}", own=False)
     rotation = [ledger.AdvanceEpoch(run.epoch, (text,))] if "rotate" in obliged else []
@@ -76,25 +76,25 @@ def deny_call(run: Run, decided: DecidedCall) -> Flow[Denial]:
             yield from decision_log.obliged_events(run, decision, now, rotated=rotated)
     except Exception as exc:  # noqa: BLE001  (the call is denied already; what failed is its record)
         run.engine.lost("a denial", exc, run, decision.decision_id)
-    for change in owed(decision):
+    for change in changes_owed(decision):
         try:
             yield Commit(run.scope, None, [change])  # if the counter is full, the commit does nothing
         except Exception as exc:  # noqa: BLE001  (the call is denied already; what failed is its obligation)
             run.engine.lost("an obligation of a denial", exc, run, decision.decision_id)
     if decision.outcome != "approval_required":  # for a question, the notifications were sent when it was asked
         try:
-            yield from decision_log.notify(run, decision, "tools/call", call.tool, time.time())
+            yield from decision_log.send_notifications(run, decision, "tools/call", call.tool, time.time())
         except AuditError as exc:
             _log.error("of denial %s nobody was told: %s", decision.decision_id, printable(str(exc)))
     return Denial(call, decision, message)
 
 
-def counted(decided: DecidedCall, by: int = 1) -> ledger.RecordStep:
+def count_denial(decided: DecidedCall, by: int = 1) -> ledger.RecordStep:
     """Return the change that counts a denial, or takes it back (`by=-1`)."""
     call, counts = decided.call, decision_log.counts_against_agent(decided.decision)
     acts = counts and call.profile.side_effect and decided.match is not None
     tainted = acts and any(p.standing == "outside" and p.kind != "when" for p in decided.provenance.values())
-    name = "*" if call.error == Code.UNKNOWN_TOOL else decision_log.label(call.tool)  # a model made up the name
+    name = "*" if call.error == Code.UNKNOWN_TOOL else decision_log.tool_label(call.tool)  # a model made up the name
     return ledger.RecordStep(
         denials=by * counts,
         recent=f"deny:{name}" if by > 0 else None,
@@ -103,7 +103,7 @@ def counted(decided: DecidedCall, by: int = 1) -> ledger.RecordStep:
     )
 
 
-def conclude(
+def conclude_call(
     run: Run,
     ticket: Ticket,
     call: Call,
@@ -124,7 +124,7 @@ def conclude(
     read: tuple[str, str, str] | None = None
     if state == "released":
         changes.append(released := ticket.undo())
-        yield from refund(run, counting_scope(run, run.mandate), released.refund)
+        yield from refund_mandate(run, counting_scope(run, run.mandate), released.refund)
     else:
         # A read may run again, so its end is not stored. The repeated read gets the answers to its questions in order.
         ended = "failed" if state == "denied" else state
@@ -137,7 +137,7 @@ def conclude(
         changes.append(ledger.RecordStep(data_class=profile.data_class, resource=read, agent=run.agent))
     if output is not None and state in ("done", "failed", "unknown"):
         about, small = (call, output, state != "done"), type(output) is str and len(output) < SMALL
-        found = observe(*about) if small else (yield Block(observe, *about))
+        found = observe_result(*about) if small else (yield Block(observe_result, *about))
         _remember(run, call, found, output, read, done=state == "done")
         if found.sightings:
             changes.append(ledger.RecordValues(found.sightings))
@@ -158,14 +158,14 @@ def conclude(
             late = [replace(one, late=True) if type(one) is ConcludeCall else one for one in changes]
             done = yield (Commit, run.scope, None, late)
         if ticket.opened and state == "done":
-            yield from refund(run, counting_scope(run, run.mandate) or run.scope, ((ticket.opened, 1),))
+            yield from refund_mandate(run, counting_scope(run, run.mandate) or run.scope, ((ticket.opened, 1),))
         now = getattr(done, "now", 0.0)
         ids: dict[str, Any] = {"decision_id": ticket.decision_id, "call_key": ticket.call_key, "run_id": run.run_id}
         yield (Write, partial(completion_record, now=now, state=state, leaked=leaked, withheld=ticket.withheld, **ids))
         if leaked:
-            yield decision_log.anomaly(run, "credential_leaked", ticket.decision_id, now)
+            yield decision_log.record_anomaly(run, "credential_leaked", ticket.decision_id, now)
     except Exception as exc:  # noqa: BLE001  (the call ran: a failing record must not lose its result)
-        again = partial(conclude, run, ticket, call, state, result, question=question)
+        again = partial(conclude_call, run, ticket, call, state, result, question=question)
         lost = done is None and (side_effect or leaked) and state != "released"
         calls_in_doubt.keep_end(run, ticket, again if lost else None)
         run.engine.lost("the end of a call", exc, run, ticket.decision_id)
@@ -180,6 +180,6 @@ def _remember(
         memory.keep(scope, found)
     outputs = memory.reached(scope, call.atoms.destinations() if done and call.profile.side_effect else ())
     kept, about = output if found.held is None else found.held, (call.tool, call.profile, call.args)
-    given = call.given if call.profile.side_effect else chosen(run, run.mandate or run.planned, call)
+    given = call.given if call.profile.side_effect else chosen_arguments(run, run.mandate or run.planned, call)
     task, words, resource = task_of(run), not (done and call.profiled), (read[0], read[2]) if read is not None else None
     outputs.record(*about, kept, given=given, task=task, words=words, resource=resource)

@@ -13,28 +13,28 @@ from typing import cast
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.facts.answer_corrections import free_text
 from langchain_runtime_authz.facts.checkpoint_head import BELOW, UNKNOWN, outside_key
-from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord, carry, raw_digest
-from langchain_runtime_authz.facts.task import ANSWER, HumanText, changed, content_digest
+from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord, carry_plan, raw_digest
+from langchain_runtime_authz.facts.task import ANSWER, HumanText, content_digest, new_texts
 from langchain_runtime_authz.ledger.base import Approval, Committed, Conflict, Query, Scope, Snapshot
 from langchain_runtime_authz.ledger.call_changes import AnswerApproval
 from langchain_runtime_authz.ledger.changes import AdvanceEpoch, Change, RecordPlan, SetMark
 from langchain_runtime_authz.pep.approval_answers import (
-    answers,
     answers_only_some,
-    corrections,
+    correcting_texts,
     edited_action,
+    read_answers,
     record_answers,
-    remaining,
+    remaining_decisions,
 )
 from langchain_runtime_authz.pep.decision_log import commit_recorded, run_event
 from langchain_runtime_authz.pep.run import Commit, Flow, Load, Run, new_id
 from langchain_runtime_authz.pep.run_lifecycle import take_lease
-from langchain_runtime_authz.pep.task_changes import change_task, corrected, recorded, unrecorded
+from langchain_runtime_authz.pep.task_changes import change_task, clear_mark, trace_change, unrecorded_mark
 
 _NOT_THEIRS = (Code.APPROVAL_APPROVER, Code.APPROVAL_NOT_DISTINCT)
 
 
-def answer(
+def commit_answers(
     run: Run, asks: Sequence[Approval], given: Mapping[str, object], questions: Mapping[str, object]
 ) -> Flow[None]:
     """Record the answers in one commit, before any LangGraph task starts.
@@ -48,18 +48,18 @@ def answer(
     """
     open_ids = {a.id for a in asks}
     try:
-        value = {i: remaining(said, questions[i], open_ids) for i, said in given.items()}
+        value = {i: remaining_decisions(said, questions[i], open_ids) for i, said in given.items()}
     except ValueError:
         raise AuthzDenied(Code.APPROVAL_SETTLED, new_id()) from None
     if not asks:
         return
     if answers_only_some(asks, value):
         raise AuthzDenied(Code.APPROVAL_PARTIAL, new_id())
-    answered = answers(asks, value, run.subject)
+    answered = read_answers(asks, value, run.subject)
     refused = {a.call_key for a in answered if a.state == "malformed"}
     if any(a.source == "hitl" and a.call_key in refused for a in asks):
         return  # LangChain's review refuses the whole value, and the review's question stays open
-    said = corrections(asks, answered)
+    said = correcting_texts(asks, answered)
     if not said and not (yield from _takes_back(run.scope, asks, answered)):
         done = yield from commit_recorded(run.scope, answered, partial(record_answers, run, asks, answered))
         if isinstance(done, Conflict) and done.code in _NOT_THEIRS:
@@ -69,7 +69,7 @@ def answer(
         if any(a.needed - len(a.approvers) > 1 and by_key[a.call_key].state == "approved" for a in asks):
             raise AuthzDenied(Code.APPROVAL_WAITS, new_id())
         return
-    plans = yield from carried(run.scope, run.epoch, asks, answered)
+    plans = yield from carried_plans(run.scope, run.epoch, asks, answered)
     texts = tuple(replace(t, author=run.subject.principal) for t in said) if run.subject.human else ()
     change = AdvanceEpoch(run.epoch, texts, keep=tuple(a.call_key for a in answered if a.state == "approved"))
     yield from _rotate(run, [*answered, change, *(RecordPlan(p) for p in plans)], texts, asks, answered)
@@ -96,7 +96,7 @@ def _as_announced(
     return found
 
 
-def reply(
+def record_replies(
     run: Run, questions: Mapping[str, object], given: Mapping[str, object], own: Sequence[Approval] = ()
 ) -> Flow[bool]:
     """Record answers to tools' and nodes' interrupts. Return True if the task changed.
@@ -137,21 +137,21 @@ def _rotate(
 ) -> Flow[None]:
     """Commit a change of the task by this run, and move the run to the new epoch."""
     before = {"from_epoch": run.epoch, "from_jti": run.jti}
-    mark = unrecorded(run.epoch + 1, run.pinned, texts, "answer")
+    mark = unrecorded_mark(run.epoch + 1, run.pinned, texts, "answer")
     record = partial(record_answers, run, asks, answered)
     done: Committed | Conflict = yield from commit_recorded(run.scope, [*changes, mark], record, run.guard)
     if isinstance(done, Conflict):
         raise AuthzDenied(done.code, new_id())
     run.move_to(done.epoch, new_id())
     run.pinned += len(texts)
-    yield corrected(run, done, texts, "answer")
-    taken = yield Commit(run.scope, None, [take_lease(run), recorded(mark.value)])
+    yield trace_change(run, done, texts, "answer")
+    taken = yield Commit(run.scope, None, [take_lease(run), clear_mark(mark.value)])
     if isinstance(taken, Conflict):
         raise AuthzDenied(taken.code, new_id())
     yield run_event(run, "rotated", done.now, detail=before)
 
 
-def carried(
+def carried_plans(
     scope: Scope, epoch: int, asks: Sequence[Approval], answered: Sequence[AnswerApproval]
 ) -> Flow[list[PlanRecord]]:
     """Return the plans of `epoch`, changed by the answers, as plans of the next epoch."""
@@ -173,16 +173,18 @@ def carried(
     for key, instead in edits.items():
         snapshot: Snapshot = yield Load(scope, Query(plan=key))
         if snapshot.plan is not None and snapshot.plan.epoch == epoch:
-            plans[key] = carry(snapshot.plan, epoch + 1, instead, announced.get(key, ()))
+            plans[key] = carry_plan(snapshot.plan, epoch + 1, instead, announced.get(key, ()))
     for call in above:
         snapshot = yield Load(scope, Query(planned_call=call))
         if snapshot.plan is not None and snapshot.plan.epoch == epoch:
             key = (snapshot.plan.agent, snapshot.plan.id)
-            plans.setdefault(key, carry(snapshot.plan, epoch + 1, {}))
+            plans.setdefault(key, carry_plan(snapshot.plan, epoch + 1, {}))
     return list(plans.values())
 
 
-def altered(scope: Scope, texts: Sequence[HumanText], by: str, checkpoint: str, below: str | None) -> Flow[None]:
+def record_state_edit(
+    scope: Scope, texts: Sequence[HumanText], by: str, checkpoint: str, below: str | None
+) -> Flow[None]:
     """Record that `by` edited the state, as `checkpoint`, of a thread in the ledger.
 
     `below`, the digest of the waiting child graphs, is recorded too. So the next root entry does not take them for
@@ -193,13 +195,13 @@ def altered(scope: Scope, texts: Sequence[HumanText], by: str, checkpoint: str, 
     def edit(snapshot: Snapshot) -> tuple[list[Change], tuple[HumanText, ...]] | None:
         if not snapshot.exists:
             return None
-        said = [replace(t, author=by, own=by == snapshot.subject) for t in changed(snapshot.log, texts)]
+        said = [replace(t, author=by, own=by == snapshot.subject) for t in new_texts(snapshot.log, texts)]
         return [AdvanceEpoch(snapshot.epoch, (*said, act)), SetMark(BELOW, below or UNKNOWN)], (*said, act)
 
     yield from change_task(scope, "update_state", edit)
 
 
-def correct(scope: Scope, text: HumanText, by: str | None = None) -> Flow[int]:
+def record_correction(scope: Scope, text: HumanText, by: str | None = None) -> Flow[int]:
     """Record a correction by `by` (None: the subject). Return the new epoch."""
 
     def change(snapshot: Snapshot) -> tuple[list[Change], tuple[HumanText, ...]]:

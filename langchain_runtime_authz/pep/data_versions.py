@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from langchain_runtime_authz.credential.ticket import Ticket
-from langchain_runtime_authz.facts.resource_version import UNCHANGED, resource_of, spelled
+from langchain_runtime_authz.facts.resource_version import UNCHANGED, one_spelling, resource_of
 from langchain_runtime_authz.ledger.base import Query, Scope, Snapshot
 from langchain_runtime_authz.pep.call import Call
 from langchain_runtime_authz.pep.run import Flow, Load, Run
@@ -29,7 +29,7 @@ def outdated_tools(
     found = {key: resource_of(call.profile, call.args) for call, key in zip(calls, keys, strict=True)}
     reading = {key: name for key, name in found.items() if name}
     # Older ledger rows hold names in other spellings. Of equal names, the newest read counts.
-    seen = {spelled(name): (name, *told.split(" ", 1)) for name, told in read.items()}
+    seen = {one_spelling(name): (name, *told.split(" ", 1)) for name, told in read.items()}
     names = dict.fromkeys((*seen, *(name for name, _, _ in seen.values()), *reading.values()))
     if not names:
         return frozenset(), False

@@ -23,21 +23,20 @@ from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pep import calls_in_doubt
 from langchain_runtime_authz.pep.approval_answers import edited_action
 from langchain_runtime_authz.pep.approval_questions import OWN
-from langchain_runtime_authz.pep.approval_sentences import sentences
+from langchain_runtime_authz.pep.approval_sentences import question_lines
 from langchain_runtime_authz.pep.call import NO_STANDING, Call, DecidedCall
-from langchain_runtime_authz.pep.call_evidence import wants_more
 from langchain_runtime_authz.pep.call_mandate import Ahead, binding_of, counting_scope, mandate_event, standing_of
-from langchain_runtime_authz.pep.calls_in_doubt import ask_despite, doubted, effect_names, look_up_doubts
+from langchain_runtime_authz.pep.calls_in_doubt import ask_despite, doubts_of, effect_names, look_up_doubts
 from langchain_runtime_authz.pep.data_versions import outdated_tools
 from langchain_runtime_authz.pep.decide_steps import Entry
-from langchain_runtime_authz.pep.lease import lease_refusal, renewed
-from langchain_runtime_authz.pep.obligations import understood
-from langchain_runtime_authz.pep.request_builder import call_request
+from langchain_runtime_authz.pep.lease import lease_refusal, renew_lease
+from langchain_runtime_authz.pep.obligations import enforceable
+from langchain_runtime_authz.pep.request_builder import call_request, wants_more
 from langchain_runtime_authz.pep.run import Block, Evaluate, Flow, Load, Run
 from langchain_runtime_authz.pep.thread_memory import TaskWords
-from langchain_runtime_authz.telemetry.logs import logger
+from langchain_runtime_authz.telemetry.logs import get_logger
 
-_log = logger(__name__)
+_log = get_logger(__name__)
 
 _BEGUN: Final[Mapping[CallState, Code]] = {
     "suspended": Code.STALE_EPOCH,
@@ -105,10 +104,10 @@ def decide_calls(
     if entry is not None and len(answers) > len(asked):
         yield from entry.conclude(answers.pop(0))
     for one, decision in zip(asked, answers, strict=True):
-        one.decision = understood(decision, "tools/call") if decision.obligations else decision
+        one.decision = enforceable(decision, "tools/call") if decision.obligations else decision
         one.decision = ask_despite(one) if one.doubts else one.decision
         if one.decision.outcome == "approval_required":
-            one.evidence = sentences(run, one)
+            one.evidence = question_lines(run, one)
     stopped = _stopped(asked, comparisons) if calls[1:] and not stopped else {}
     return (yield from decide_calls(run, calls, None, stopped)) if stopped else decided
 
@@ -154,7 +153,7 @@ def _look_up(run: Run, calls: Sequence[Call]) -> Flow[tuple[Any, ...]]:
         yield mandate_event(run, words.compiled)
     lease = snapshot.lease
     if lease is not None and lease.expires_at - snapshot.now < run.engine.lease_ttl / 2:
-        yield from renewed(run, snapshot)
+        yield from renew_lease(run, snapshot)
     for _, _, mandate, _ in compared:  # all ordered calls have the same mandate
         if mandate is not None and (scope := counting_scope(run, mandate)) is not None:
             elsewhere: Snapshot = yield Load(scope, Query(counters=_counters(compared)))
@@ -196,7 +195,7 @@ def _described(
     row = snapshot.calls.get(key)
     intended = call.position, call.call_id, call.tool, call.raw
     own = call.by_code and (call.call_id is None or snapshot.plan is None)  # no model message contains the call
-    match = plan.PLANNED_BY_CODE if own else plan.match(snapshot.plan, run.epoch, *intended)
+    match = plan.PLANNED_BY_CODE if own else plan.match_plan(snapshot.plan, run.epoch, *intended)
     if match.stale and _goes_on(run, snapshot, key):
         match = match._replace(stale=False)
     decision = _refusal(run, snapshot, call, match, approval, row) or _UNDECIDED
@@ -212,7 +211,9 @@ def _described(
         denied, counted = decision is not _UNDECIDED, row is not None and approval is None
         held, denied = denied or key in stopped, denied or (key in stopped and stopped[key])
         standing = standing_of(binding, snapshot.counters, ahead, counted=counted, stopped=held, denied=denied)
-    doubts, redone = doubted(run, snapshot, call, key, deeds, approval) if snapshot.doubts and not replay else ((), ())
+    doubts, redone = (
+        doubts_of(run, snapshot, call, key, deeds, approval) if snapshot.doubts and not replay else ((), ())
+    )
     if doubts and standing.standing == "covered":  # the call in doubt may have used up the step that orders this one
         standing = standing._replace(standing="deviates", deviations=(Deviation("", "spent", ""),))
     decided = DecidedCall(
@@ -264,11 +265,11 @@ def _located(run: Run, only: Call) -> Flow[Sequence[Call]]:
     snapshot: Snapshot = yield (Load, run.scope, Query(planned_call=(run.agent, only.call_id or "")))
     if snapshot.plan is None:
         return [only]
-    found = plan.locate(snapshot.plan, only.call_id, only.tool, only.raw)
+    found = plan.planned_call(snapshot.plan, only.call_id, only.tool, only.raw)
     return [replace(only, plan_id=snapshot.plan.id, position=found.position) if found is not None else only]
 
 
-def rewritten(run: Run, call: Call) -> Flow[plan.PlanRecord | None]:
+def rewritten_plan(run: Run, call: Call) -> Flow[plan.PlanRecord | None]:
     """Return the call's plan in a later model message with the same id, or None."""
     found = (yield Load(run.scope, Query(planned_call=(run.agent, call.call_id or "")))).plan
     return found if found is not None and found.id.startswith(f"{call.plan_id} ") else None
@@ -276,7 +277,7 @@ def rewritten(run: Run, call: Call) -> Flow[plan.PlanRecord | None]:
 
 def _moved_calls(run: Run, found: plan.PlanRecord | None, calls: Sequence[Call]) -> Flow[list[Call] | None]:
     """Return the calls with their positions in the plan; None if nothing moved."""
-    found = (yield from rewritten(run, calls[0])) or found
+    found = (yield from rewritten_plan(run, calls[0])) or found
     return in_plan(found, calls) if found is not None and _moved(found, calls) else None
 
 
@@ -395,7 +396,7 @@ def _amended(call: Call, approval: Approval | None) -> Call:
 
 
 def _refusal(
-    run: Run, snapshot: Snapshot, call: Call, match: plan.Match, approval: Approval | None, row: CallRow | None
+    run: Run, snapshot: Snapshot, call: Call, match: plan.PlanMatch, approval: Approval | None, row: CallRow | None
 ) -> Decision | None:
     """Return the enforcement point's refusal, which no policy can lift, or `None`."""
     if call.error is not None:

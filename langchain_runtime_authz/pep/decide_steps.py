@@ -17,9 +17,14 @@ from langchain_runtime_authz.evaluation import Decision, deny
 from langchain_runtime_authz.ledger.base import Conflict, Query, Snapshot
 from langchain_runtime_authz.ledger.changes import Change, RecordStep, Revoke
 from langchain_runtime_authz.pep.calls_in_doubt import revoke_late
-from langchain_runtime_authz.pep.decision_log import counts_against_agent, notify, obliged_events, step_record
-from langchain_runtime_authz.pep.lease import lease_refusal, renewed
-from langchain_runtime_authz.pep.obligations import keepable, owed, understood
+from langchain_runtime_authz.pep.decision_log import (
+    counts_against_agent,
+    obliged_events,
+    send_notifications,
+    step_record,
+)
+from langchain_runtime_authz.pep.lease import lease_refusal, renew_lease
+from langchain_runtime_authz.pep.obligations import changes_owed, enforceable, is_keepable
 from langchain_runtime_authz.pep.request_builder import request_json
 from langchain_runtime_authz.pep.run import Commit, Evaluate, Flow, Load, Run, Status
 
@@ -53,7 +58,7 @@ def decide_step(
         snapshot: Snapshot = known or (yield (Load, run.scope, Query(jti=run.jti, agent=run.agent)))
         now, lease = snapshot.now, snapshot.lease
         if lease is not None and lease.expires_at - now < run.engine.lease_ttl / 2:
-            yield from renewed(run, snapshot)
+            yield from renew_lease(run, snapshot)
         dead = lease_refusal(run, snapshot) or refuse
         if dead is not None:
             decision = deny(dead)
@@ -64,7 +69,7 @@ def decide_step(
             else:
                 started, body, decision = answered
             if decision.obligations:
-                decision = understood(decision, action)
+                decision = enforceable(decision, action)
         permit = decision.outcome == "permit"
         changes = list(extra(decision)) if extra is not None and permit else []
         changes += _obliged(run, decision) if decision.obligations else []
@@ -84,7 +89,7 @@ def decide_step(
         yield step_record(run, decision, action, resource["id"], body, started, now)
         if decision.obligations:
             yield from obliged_events(run, decision, now)
-            yield from notify(run, decision, action, resource["id"], now)
+            yield from send_notifications(run, decision, action, resource["id"], now)
     except AuditError as exc:
         failed = run.engine.deny_for_failure(exc, run)
         decision = failed if decision.outcome == "permit" else decision
@@ -93,7 +98,10 @@ def decide_step(
 
 def _obliged(run: Run, decision: Decision) -> list[Change]:
     revokes = any(o.type == "revoke" for o in decision.obligations)
-    return [*(owed(decision) if decision.outcome == "permit" else ()), *([Revoke(run.agent)] if revokes else ())]
+    return [
+        *(changes_owed(decision) if decision.outcome == "permit" else ()),
+        *([Revoke(run.agent)] if revokes else ()),
+    ]
 
 
 def kept_permit(run: Run, *step: Any, lasting: bool) -> tuple[Decision | None, Callable[[Decision], Decision]]:
@@ -112,7 +120,7 @@ def _keep(run: Run, key: tuple[Any, ...], began: float, lasting: bool, found: De
     ends = run.grant is not None and run.grant.expires_at is not None
     said = 0 if ends else min(found.ttl, run.engine.lease_ttl / 2)
     lasts = run.engine.max_lifetime if lasting and not (found.ttl or ends) else said
-    if lasts and found.outcome == "permit" and keepable(found, key[-1]) and len(run.kept) < MAX_KEPT:
+    if lasts and found.outcome == "permit" and is_keepable(found, key[-1]) and len(run.kept) < MAX_KEPT:
         run.kept[key] = found, began + lasts
     return found
 
@@ -207,7 +215,7 @@ def decide_model(run: Run, call: ModelCall) -> Flow[Decision]:
     return (yield from (step if permit is None else if_alive(run, permit, step)))
 
 
-def withheld(decision: Decision) -> tuple[frozenset[str], frozenset[str]]:
+def withheld_tools(decision: Decision) -> tuple[frozenset[str], frozenset[str]]:
     """Return names of withheld tools: the agent's own tools, and provider tools."""
     given = [o.properties for o in decision.obligations if o.type == "withhold_tools"]
     return frozenset(n for p in given for n in p["tools"]), frozenset(n for p in given for n in p["provider_tools"])

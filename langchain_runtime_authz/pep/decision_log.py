@@ -29,7 +29,7 @@ def counts_against_agent(decision: Decision) -> bool:
     return decision.failure in (None, "mapping") and decision.reason not in _CIRCUMSTANCES
 
 
-def label(tool: str) -> str:
+def tool_label(tool: str) -> str:
     """Return the tool's name for records; `*` if it is long or unprintable."""
     return tool if len(tool) <= MAX_LABEL and tool.isprintable() else "*"
 
@@ -38,7 +38,7 @@ def record_asks(run: Run, asked: Sequence[DecidedCall]) -> Flow[None]:
     """Record the decisions that ask an approver, and send their notifications."""
     for decided in asked:
         yield call_record(run, decided, time.time())
-        yield from notify(run, decided.decision, "tools/call", decided.call.tool, time.time())
+        yield from send_notifications(run, decided.decision, "tools/call", decided.call.tool, time.time())
 
 
 def call_record(run: Run, decided: DecidedCall, now: float) -> tuple[Any, ...]:
@@ -110,7 +110,7 @@ def commit_recorded(
     return done
 
 
-def anomaly(run: Run, reason: str, decision_id: str, now: float) -> tuple[Any, ...]:
+def record_anomaly(run: Run, reason: str, decision_id: str, now: float) -> tuple[Any, ...]:
     """Trace an automatic revocation. Return the effect that records it."""
     record_event("anomaly", run.scope, {"decision_id": decision_id}, {"reason": reason}, run=run)
     return run_event(run, "revoked", now, detail={"author": "", "reason": reason, "decision_id": decision_id})
@@ -119,13 +119,13 @@ def anomaly(run: Run, reason: str, decision_id: str, now: float) -> tuple[Any, .
 def obliged_events(run: Run, decision: Decision, now: float, *, rotated: int | None = None) -> Flow[None]:
     """Record that a decision revoked the agent, or moved the task to epoch `rotated`."""
     if any(o.type == "revoke" for o in decision.obligations):
-        yield anomaly(run, decision.reason, decision.decision_id, now)
+        yield record_anomaly(run, decision.reason, decision.decision_id, now)
     if rotated is not None:
         detail = {"from_epoch": run.epoch, "from_jti": run.jti, "decision_id": decision.decision_id}
         yield run_event(run, "rotated", now, detail=detail, epoch=rotated)
 
 
-def notify(run: Run, decision: Decision, action: str, resource: str, now: float) -> Flow[None]:
+def send_notifications(run: Run, decision: Decision, action: str, resource: str, now: float) -> Flow[None]:
     """Send the notifications that a decision demands, or raise `AuditError`."""
     for obligation in decision.obligations:
         if obligation.type == "notify":

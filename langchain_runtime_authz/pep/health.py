@@ -10,13 +10,13 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
-from langchain_runtime_authz._flow import begun
+from langchain_runtime_authz._flow import in_thread
 from langchain_runtime_authz._locks import forkable_lock
 from langchain_runtime_authz.errors import AuthzError, Code
 from langchain_runtime_authz.evaluation import Subject
 from langchain_runtime_authz.identity.workload import StaticIdentity
 from langchain_runtime_authz.ledger.base import Query, Scope
-from langchain_runtime_authz.ledger.thread_state import Thread, snapshot
+from langchain_runtime_authz.ledger.thread_state import Thread, take_snapshot
 from langchain_runtime_authz.pep.request_builder import request_json
 from langchain_runtime_authz.pep.run import Engine, Run, agent_id, new_id
 
@@ -73,7 +73,7 @@ class HealthCheck:
                 return self._last[1]
             for name, part in parts.items():
                 if name not in self._asked or self._asked[name].done():
-                    self._asked[name] = begun(part, f"health-{name}")
+                    self._asked[name] = in_thread(part, f"health-{name}")
             asked = dict(self._asked)
         done, _ = wait(asked.values(), DEADLINE)
         found = {name: str(_LATE[name]) for name in asked}
@@ -110,7 +110,7 @@ class HealthCheck:
         run = Run(named, scope, subject, new_id(), ("health",), new_id(), started_at=now)
         run.expires_at = now + engine.lease_ttl
         resource = {"type": "run", "id": "health", "properties": {"graph": "health"}}
-        body = request_json(run, snapshot(Thread(), Query(), now), {"name": "run/start"}, resource)
+        body = request_json(run, take_snapshot(Thread(), Query(), now), {"name": "run/start"}, resource)
         (decision,) = engine.evaluator.evaluate([body])
         return decision.reason if decision.failure == "pdp" else ""
 

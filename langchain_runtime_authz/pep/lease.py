@@ -38,7 +38,7 @@ def lease_refusal(run: Run, snapshot: Snapshot) -> Code | None:
     return Code.WORKLOAD_UNPROVEN if ends is not None and snapshot.now >= ends else None
 
 
-def renewed(run: Run, snapshot: Snapshot) -> Flow[None]:
+def renew_lease(run: Run, snapshot: Snapshot) -> Flow[None]:
     """Renew the run's lease if half its time is over, up to the maximum lifetime."""
     lease, engine = snapshot.lease, run.engine
     yield from calls_in_doubt.record_ends(engine, run.scope)

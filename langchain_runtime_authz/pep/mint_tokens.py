@@ -10,14 +10,14 @@ from typing import Any, Final
 
 from langchain_runtime_authz.audit.record import mint_record, refused_mint_record
 from langchain_runtime_authz.credential.authorization_details import authorization_details
-from langchain_runtime_authz.credential.token import Credential, Task, TokenRequest
+from langchain_runtime_authz.credential.token import Credential, TaskClaim, TokenRequest
 from langchain_runtime_authz.errors import Code, CredentialError
 from langchain_runtime_authz.facts.task import Task as PinnedTask
 from langchain_runtime_authz.facts.task import content_digest
 from langchain_runtime_authz.ledger.base import Query, Scope
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pep.call import DecidedCall
-from langchain_runtime_authz.pep.lease import renewed
+from langchain_runtime_authz.pep.lease import renew_lease
 from langchain_runtime_authz.pep.run import Flow, Load, Perform, Run, Write, adrive, agent_id, drive
 from langchain_runtime_authz.telemetry.spans import record_event
 
@@ -69,11 +69,11 @@ def key_scope(tenant: str, issuer: str, kid: str) -> Scope:
     return Scope(tenant, issuer, KEYS, kid)
 
 
-def minted(
+def mint_for_agent(
     run: Run, now: float, task: PinnedTask, mandate: Mandate | None, decision_id: str, **request: Any
 ) -> Flow[Credential]:
     """Mint and record a token of the run's agent, or raise `CredentialError`."""
-    from langchain_runtime_authz.credential.issuer import minting  # this loads the signing library
+    from langchain_runtime_authz.credential.issuer import mint_credential  # this loads the signing library
 
     engine, identity, ends = run.engine, run.engine.identity, run.engine.identity.expires_at
     asked = TokenRequest(
@@ -83,7 +83,7 @@ def minted(
         # Nearest agent first; agents of other servers last.
         delegators=(*(agent_id(identity, run.agent[:i]) for i in range(len(run.agent) - 1, 0, -1)), *run.upstream),
         txn=run.run_id,
-        task=Task(
+        task=TaskClaim(
             id=task.id or NO_TASK,
             epoch=run.epoch,
             digest=task.digest or NO_TASK,
@@ -94,7 +94,7 @@ def minted(
         **request,
     )
     engine.refuse_if_stopped(now)
-    credential = yield from minting(engine.issuer, asked, verifier=engine.verifier)
+    credential = yield from mint_credential(engine.issuer, asked, verifier=engine.verifier)
     record_event("mint", run.scope, {"decision_id": decision_id, "audience": asked.audience}, {}, run=run)
     ids: dict[str, Any] = {"decision_id": decision_id, "jti": credential.jti, "run_id": run.run_id, "epoch": run.epoch}
     of_token: dict[str, Any] = {"audience": asked.audience, "expires_at": credential.expires_at, "kid": credential.kid}
@@ -116,7 +116,7 @@ def status_check(run: Run, jtis: Mapping[str, str], committed_at: float) -> Call
             status = yield Perform(engine.ledger.status, engine.ledger.astatus, run.scope.tenant, jti)
             # Services that ask the ledger refuse tokens of a lapsed lease. So renew the lease in a long call.
             if status in ("live", "ended") and run.expires_at - time.monotonic() + since < engine.lease_ttl / 2:
-                yield from renewed(run, (yield Load(run.scope, Query(jti=run.jti, agent=run.agent))))
+                yield from renew_lease(run, (yield Load(run.scope, Query(jti=run.jti, agent=run.agent))))
         except Exception as exc:
             raise CredentialError(engine.deny_for_failure(exc, run).reason) from exc
         if status in ("revoked", "stale"):  # `ended` is fine: a tool may outlast its lease
@@ -125,7 +125,7 @@ def status_check(run: Run, jtis: Mapping[str, str], committed_at: float) -> Call
     return lambda audience: Perform(drive, adrive, run.engine, check_live(jtis[audience]))
 
 
-def minter(run: Run, decided: DecidedCall, jtis: Mapping[str, str], committed_at: float) -> Mint:
+def minter_for_call(run: Run, decided: DecidedCall, jtis: Mapping[str, str], committed_at: float) -> Mint:
     """Return the function that mints a token for the call and an audience of `jtis`."""
     since = time.monotonic()
 
@@ -141,6 +141,8 @@ def minter(run: Run, decided: DecidedCall, jtis: Mapping[str, str], committed_at
         how["approved"] = approval is not None and approval.state == "approved"
         details = authorization_details(call.profile, call.tool, call.args, **how)
         decision_id = decided.decision.decision_id
-        return (yield from minted(run, now, decided.task, mandate, decision_id, details=tuple(details), **asked))
+        return (
+            yield from mint_for_agent(run, now, decided.task, mandate, decision_id, details=tuple(details), **asked)
+        )
 
     return lambda audience, jkt: Perform(drive, adrive, run.engine, mint(audience, jkt))

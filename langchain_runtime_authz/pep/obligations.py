@@ -3,7 +3,7 @@
 | type | properties | carried out |
 |---|---|---|
 | `redact` | `fields`: names; a dotted path counts as its last name | in the tool's result, before anything else sees it |
-| `require_approval` | `expires_in` (s), `approvers`, `fallback`, `asks`; all optional | as a question to an approver, see `Terms` |
+| `require_approval` | `expires_in` (s), `approvers`, `fallback`, `asks`; all optional | as a question to an approver, see `QuestionTerms` |
 | `rate_limit` | `counter`, `window` (s), `max` | in the commit that claims the call, atomically |
 | `budget` | `counter`, `max` | in the same commit: at most `max` permits on the thread, over all epochs |
 | `notify` | `channel`; optional: `topic`, `body` | sent after the decision is recorded (`Notifier`); a failure denies |
@@ -33,7 +33,7 @@ MAX_NUMBER: Final = 2**53
 POLICY_BUDGET: Final = "policy:"  # prefix of the policy's counters, to distinguish them from the grant's
 
 
-class Terms(NamedTuple):
+class QuestionTerms(NamedTuple):
     """Terms of a question: who may answer and until when, and how many are asked."""
 
     expires_in: int = 0  # seconds; 0 means never
@@ -46,7 +46,7 @@ class Terms(NamedTuple):
     per_hour: int | None = None  # maximum number of questions of one subject in an hour
 
     @classmethod
-    def of(cls, props: Mapping[str, Any]) -> Terms | None:
+    def of(cls, props: Mapping[str, Any]) -> QuestionTerms | None:
         """Return the terms in an obligation's properties, or `None` if they are malformed."""
         try:
             ApprovalTerms.model_validate(props)
@@ -64,7 +64,7 @@ class Terms(NamedTuple):
             asks.get("hour"),
         )
 
-    def strictest(self, other: Terms) -> Terms:
+    def strictest(self, other: QuestionTerms) -> QuestionTerms:
         """Return terms that satisfy both."""
         either = [(self.expires_in, other.expires_in), (self.per_run, other.per_run), (self.per_hour, other.per_hour)]
         least = [min((v for v in pair if v or v == 0), default=None) for pair in either[1:]]
@@ -72,7 +72,7 @@ class Terms(NamedTuple):
         later = [w for w in dict.fromkeys(self.fallback + other.fallback) if self.admits(w) and other.admits(w)]
         # If the lists share nobody, nobody may answer: an empty list would admit anybody.
         eligible = (both or ("",)) if self.eligible and other.eligible else self.eligible or other.eligible
-        return Terms(
+        return QuestionTerms(
             min((v for v in either[0] if v), default=0),
             max(self.needed, other.needed),
             self.distinct or other.distinct,
@@ -87,7 +87,7 @@ class Terms(NamedTuple):
         return not self.eligible or who in self.eligible or who in self.fallback
 
 
-def demands(obligation: Obligation) -> Change | Literal[True] | None:
+def change_demanded(obligation: Obligation) -> Change | Literal[True] | None:
     """Return an obligation's ledger change; True if it needs none; None if malformed.
 
     An unknown property is malformed, because it may be a misspelt limit.
@@ -96,7 +96,7 @@ def demands(obligation: Obligation) -> Change | Literal[True] | None:
     if obligation.type in ("revoke", "rotate"):  # these types have no properties; unknown ones do not weaken them
         return True
     if obligation.type == "require_approval":
-        return True if Terms.of(props) is not None else None
+        return True if QuestionTerms.of(props) is not None else None
     if shapes is None or props.keys() != shapes.keys() or not all(shapes[name](v) for name, v in props.items()):
         return None
     if obligation.type == "rate_limit":
@@ -104,9 +104,9 @@ def demands(obligation: Obligation) -> Change | Literal[True] | None:
     return SpendBudget(POLICY_BUDGET + props["counter"], props["max"]) if obligation.type == "budget" else True
 
 
-def owed(decision: Decision) -> list[Change]:
+def changes_owed(decision: Decision) -> list[Change]:
     """Return the ledger changes that a decision's obligations need."""
-    return [change for o in decision.obligations if (change := demands(o)) and change is not True]
+    return [change for o in decision.obligations if (change := change_demanded(o)) and change is not True]
 
 
 def _names(value: object) -> bool:
@@ -136,13 +136,13 @@ _SHAPES: Final[Mapping[str, Mapping[str, Callable[[object], bool]]]] = {
 _OPTIONAL: Final[Mapping[str, Mapping[str, str]]] = {"notify": {"topic": "", "body": ""}}
 
 
-def understood(decision: Decision, action: str) -> Decision:
+def enforceable(decision: Decision, action: str) -> Decision:
     """Return the decision, or a deny if an obligation cannot be carried out.
 
     The action says which types can be carried out. The deny keeps those that can, and names the types of the others.
     """
     able = _ABLE.get(action, _ANY)
-    known = [o for o in decision.obligations if o.type in able and demands(o) is not None]
+    known = [o for o in decision.obligations if o.type in able and change_demanded(o) is not None]
     unknown = [o.type for o in decision.obligations if o not in known]
     if not unknown:
         return decision
@@ -155,7 +155,7 @@ def understood(decision: Decision, action: str) -> Decision:
     )
 
 
-def keepable(permit: Decision, revision: str) -> bool:
+def is_keepable(permit: Decision, revision: str) -> bool:
     """Return True if a permit may be cached under this policy revision."""
     named = bool(revision) and permit.policy_revision == revision
     return named and not any(o.type in ("rate_limit", "budget", "notify") for o in permit.obligations)

@@ -14,7 +14,7 @@ from contextvars import Context
 from copy import deepcopy
 from typing import Any, Final
 
-from langchain_runtime_authz._display import printable, wrapped
+from langchain_runtime_authz._display import labelled, printable
 from langchain_runtime_authz.pep.run import Effect, Engine
 
 _log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ def ask_in_terminal(question: Mapping[str, Any]) -> dict[str, Any]:
     """Show each call in the terminal. Approve it if the user types `y`, else reject."""
     decisions = []
     for request in question["action_requests"]:
-        print("\n".join(wrapped("", line, 4) for line in request["description"].splitlines()))  # noqa: T201
+        print("\n".join(labelled("", line, 4) for line in request["description"].splitlines()))  # noqa: T201
         try:
             approved = input("Approve? [y/N] ").strip().lower() in ("y", "yes")
         except EOFError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from langchain_runtime_authz.errors import ConfigError, LedgerError
-from langchain_runtime_authz.facts.resource_version import spelled
+from langchain_runtime_authz.facts.resource_version import one_spelling
 from langchain_runtime_authz.facts.task import content_digest
 from langchain_runtime_authz.ledger.base import Committed, Conflict, Query, Scope
 from langchain_runtime_authz.ledger.changes import Change, Reinstate, Revoke, SetMark
@@ -25,7 +25,7 @@ def _commit(scope: Scope, change: Change) -> Flow[float]:
 
 def data_changed(scope: Scope, resource: str, *, content: bool) -> Flow[None]:
     """Declare that a resource changed, so that earlier reads of it are stale."""
-    now = yield from _commit(data_scope(scope), SetMark(spelled(resource), new_id()))
+    now = yield from _commit(data_scope(scope), SetMark(one_spelling(resource), new_id()))
     detail = {"resource": resource if content else content_digest(resource)}
     yield run_event(scope, "data_changed", now, detail=detail)
 
@@ -36,14 +36,16 @@ def _checked(scope: Scope, agent: tuple[str, ...]) -> None:
         raise ConfigError(f"an agent's path begins with the name of its graph: {scope.graph!r}, not {agent[0]!r}")
 
 
-def revoke(scope: Scope, agent: tuple[str, ...], by: str = "", reason: str = "") -> Flow[None]:
-    """Revoke an agent and the agents below it until `reinstate`; `()` revokes all."""
+def revoke_agents(scope: Scope, agent: tuple[str, ...], by: str = "", reason: str = "") -> Flow[None]:
+    """Revoke an agent and those below it until `reinstate_agents`; `()` revokes all."""
     _checked(scope, agent)
     now = yield from _commit(scope, Revoke(agent))
     yield run_event(scope, "revoked", now, detail={"author": by, "reason": reason}, agent=agent)
 
 
-def reinstate(engine: Engine, scope: Scope, agent: tuple[str, ...], by: str = "", reason: str = "") -> Flow[None]:
+def reinstate_agents(
+    engine: Engine, scope: Scope, agent: tuple[str, ...], by: str = "", reason: str = ""
+) -> Flow[None]:
     """Record that revocations are lifted, then lift them. Raises `LedgerError`."""
     _checked(scope, agent)
     yield from record_ends(engine, scope)  # so that a revocation that waits for the ledger is lifted too

@@ -16,9 +16,9 @@ from langchain_runtime_authz.audit.record import Scope, decision_record
 from langchain_runtime_authz.audit.sinks import AuditSink, MemorySink
 from langchain_runtime_authz.errors import AuthzDenied, sentence
 from langchain_runtime_authz.evaluation import Decision
-from langchain_runtime_authz.telemetry.logs import lines_left_out, logger
+from langchain_runtime_authz.telemetry.logs import get_logger, lines_left_out
 
-_log = logger("langchain_runtime_authz.decisions")
+_log = get_logger("langchain_runtime_authz.decisions")
 
 MAX_DECISIONS: Final = 512
 MAX_BODY: Final = 16_384  # bytes; longer requests are dropped, so that all take at most 8 MiB

@@ -5,23 +5,59 @@ A request has plain values in the order of `evaluation.EvaluationRequest`. The r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import orjson
 
-from langchain_runtime_authz.digest import MAX_STRING, abbreviate
+from langchain_runtime_authz._display import error_text
+from langchain_runtime_authz.digest import MAX_STRING, abbreviate_strings
 from langchain_runtime_authz.evaluation import SCHEMA_VERSION
 from langchain_runtime_authz.facts import delegation_edges, history, plan
+from langchain_runtime_authz.facts import provenance as tracing
 from langchain_runtime_authz.facts.local_time import local_time
+from langchain_runtime_authz.facts.normal_forms import forms_of
+from langchain_runtime_authz.facts.output_reading import Observation, observe_output
 from langchain_runtime_authz.facts.provenance import Provenance
-from langchain_runtime_authz.facts.resource_version import sources
+from langchain_runtime_authz.facts.resource_version import source_tools
 from langchain_runtime_authz.ledger.base import Approval, CallRow, Snapshot
 from langchain_runtime_authz.pep.call import Call, DecidedCall
-from langchain_runtime_authz.pep.call_evidence import arguments, backed
 from langchain_runtime_authz.pep.call_mandate import mandate_json
 from langchain_runtime_authz.pep.run import Run, agent_id
 from langchain_runtime_authz.pep.thread_memory import TaskWords
+
+SMALL: Final = 20_000  # characters; longer outputs are read in another thread
+
+
+def argument_provenance(run: Run, snapshot: Snapshot, said: TaskWords, call: Call) -> dict[str, tracing.Provenance]:
+    """Return argument name → provenance of a call's critical and date arguments."""
+    if not call.atoms.atoms:
+        return {}
+    own, texts = run.subject.properties.get("identifiers"), run.engine.memory.texts_read(run.scope)
+    seen = texts.seen(snapshot.values, call.atoms.keys) if texts is not tracing.NO_TEXTS else snapshot.values
+    named = frozenset(f for v in own for f in forms_of(v)) if own and isinstance(own, list) else frozenset()
+    return tracing.trace_arguments(call.atoms, tracing.Evidence(said.words, named, seen, texts))
+
+
+def wants_more(said: TaskWords, calls: Sequence[Call]) -> bool:
+    """Return True if the user did not say a value, so outputs must be read in full."""
+    items = [item for call in calls for atom in call.atoms.atoms for item in atom.items or ()]
+    return not all(said.words.said(part) for item in items for part in item.parts)
+
+
+def nothing_outside(traced: Mapping[str, tracing.Provenance]) -> bool:
+    """Return True if no critical argument has the standing `outside`."""
+    for found in traced.values():
+        if found.standing == "outside" and found.kind != "when":
+            return False
+    return True
+
+
+def observe_result(call: Call, output: object, failed: bool) -> Observation:
+    """Read the beginning of a call's output or error."""
+    output = error_text(output) if isinstance(output, BaseException) else output
+    return observe_output(call.tool, call.profile, call.args, output, failed=failed)
+
 
 _OUTGOING: Final = ("fetch", "send")  # their arguments leave even without a destination argument
 _TOOLS_CALL: Final = {"name": "tools/call"}
@@ -30,12 +66,12 @@ JSON = dict[str, Any]
 
 
 def call_request(
-    run: Run, snapshot: Snapshot, words: TaskWords, decided: DecidedCall, match: plan.Match, moved: frozenset[str]
+    run: Run, snapshot: Snapshot, words: TaskWords, decided: DecidedCall, match: plan.PlanMatch, moved: frozenset[str]
 ) -> tuple[bytes | None, Mapping[str, Provenance]]:
     """Return a call's request and provenance. `moved`: tools with outdated reads."""
     call, row, approval, recorded = decided.call, decided.row, decided.approval, snapshot.plan
     profile, args = call.profile, call.args
-    traced = arguments(run, snapshot, words, call)
+    traced = argument_provenance(run, snapshot, words, call)
     stale = moved
     if changed := snapshot.history.changed:  # a repeated read found other content after the plan was recorded
         stale = moved | {tool for tool, step in changed.items() if step > (recorded.at if recorded is not None else 0)}
@@ -43,7 +79,7 @@ def call_request(
     shown: JSON = {}
     for name, value in args.items():
         short = name in bound or type(value) in _SHORT or (type(value) is str and len(value) <= MAX_STRING)
-        shown[name] = value if short else abbreviate(value)
+        shown[name] = value if short else abbreviate_strings(value)
     properties: JSON = {
         "effect": profile.effect,
         "sink": profile.sink,
@@ -80,9 +116,9 @@ def call_request(
             "args": shown,
             "args_digest": call.args_digest,
             "provenance": shown_traces,
-            "mandate": mandate_json(decided.mandate, decided.standing, backed=backed(traced)),
+            "mandate": mandate_json(decided.mandate, decided.standing, backed=nothing_outside(traced)),
             "sink": profile.sink if profile.effect in _OUTGOING else call.atoms.effective_sink(profile.sink),
-            "changed": sorted(stale & sources(traced)) if stale else [],
+            "changed": sorted(stale & source_tools(traced)) if stale else [],
             "repeats": decided.prior_calls,
         },
         approval=_granted(call, row, approval) if approval is not None else None,
@@ -135,10 +171,10 @@ def request_json(
                     "now": now,
                     "task": task[2],
                     "agent": agent,
-                    "delegation": delegation_edges.to_context(run.depth, edges)
+                    "delegation": delegation_edges.edge_context(run.depth, edges)
                     if edges
                     else {"depth": run.depth, "edges": []},
-                    "history": history.to_context(steps, snapshot.now, run.agent),
+                    "history": history.history_context(steps, snapshot.now, run.agent),
                     "lease": {
                         "jti": run.jti,
                         "epoch": run.epoch,

@@ -30,7 +30,7 @@ from langchain_runtime_authz.pep.agents import ANY, AgentProfile
 from langchain_runtime_authz.pep.kill_switch import KillSwitch
 from langchain_runtime_authz.pep.recent_decisions import RecentDecisions
 from langchain_runtime_authz.pep.thread_memory import ThreadMemory
-from langchain_runtime_authz.telemetry.metrics import count, observe_ledger
+from langchain_runtime_authz.telemetry.metrics import count_metric, observe_ledger
 from langchain_runtime_authz.telemetry.semconv import COMPONENT, ERROR_TYPE
 from langchain_runtime_authz.telemetry.spans import OpenSpan
 from langchain_runtime_authz.tool_profile import ToolProfile
@@ -38,9 +38,9 @@ from langchain_runtime_authz.tool_profile import ToolProfile
 if TYPE_CHECKING:  # these modules load the signing library, which importing this package should not
     from langchain_runtime_authz.credential.issuer import Issuer
     from langchain_runtime_authz.credential.verifier import Verifier
-from langchain_runtime_authz.telemetry.logs import logger
+from langchain_runtime_authz.telemetry.logs import get_logger
 
-_log = logger(__name__)
+_log = get_logger(__name__)
 _notifications = logging.getLogger("langchain_runtime_authz.notify")
 
 LEASE_TTL: Final = 60  # seconds after which a run that does not renew its lease counts as dead
@@ -112,11 +112,11 @@ class KnownTools:
     signatures: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
-Key = tuple[str, str, str, str, str]  # the fields of a `Gate`
+Key = tuple[str, str, str, str, str]  # the fields of an `EnforcementPoint`
 MAX_KEYS: Final = 10_000  # counted enforcement points; code may create tools without end
 
 
-class Gate(NamedTuple):
+class EnforcementPoint(NamedTuple):
     """One enforcement point: its root graph, agent, target and layer."""
 
     root: str
@@ -126,14 +126,14 @@ class Gate(NamedTuple):
     layer: str
 
 
-class Counted(NamedTuple):
+class PointCounts(NamedTuple):
     """Counts at an enforcement point: decisions, and runs of its target."""
 
     decided: int = 0
     ran: int = 0
 
 
-class Tally:
+class DecisionCounts:
     """Counts decisions and runs by enforcement point, for coverage reports."""
 
     __slots__ = ("_counts", "_lock", "dropped")
@@ -158,10 +158,12 @@ class Tally:
             return [0, 0]
         return self._counts.setdefault(key, [0, 0])
 
-    def of(self, root: str) -> Mapping[Gate, Counted]:
+    def of(self, root: str) -> Mapping[EnforcementPoint, PointCounts]:
         """Return the counts of a root graph's enforcement points."""
         with self._lock:
-            return {Gate(*key): Counted(*counts) for key, counts in self._counts.items() if key[0] == root}
+            return {
+                EnforcementPoint(*key): PointCounts(*counts) for key, counts in self._counts.items() if key[0] == root
+            }
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +184,7 @@ class Engine:
     notifiers: Mapping[str, Notifier] = field(default_factory=lambda: {"log": LogNotifier()})
     tools: Tools = field(default_factory=KnownTools)
     agents: Mapping[str, AgentProfile] = field(default_factory=dict)
-    tally: Tally = field(default_factory=Tally)
+    tally: DecisionCounts = field(default_factory=DecisionCounts)
     recent: RecentDecisions = field(init=False)
     planner: Planner | None = None
     zone: ZoneInfo | None = None
@@ -248,7 +250,7 @@ class Engine:
     def count_failure(self, exc: BaseException) -> Code:
         """Count the failure of a part. Return the code with which to deny."""
         code = failure_code(exc)
-        count("errors", {COMPONENT: _part(exc), ERROR_TYPE: str(code)})
+        count_metric("errors", {COMPONENT: _part(exc), ERROR_TYPE: str(code)})
         return Code.KILLED if self.killed else code
 
     def deny_for_failure(self, exc: Exception, run: Run | None = None) -> Decision:
@@ -371,7 +373,7 @@ P = ParamSpec("P")
 S = TypeVar("S", bound=Any)
 
 
-def both(
+def methods(
     flow: Callable[Concatenate[S, P], Flow[T]],
 ) -> tuple[Callable[Concatenate[S, P], T], Callable[Concatenate[S, P], Coroutine[Any, Any, T]]]:
     """Return a blocking and an async method that run a flow with `self._engine`."""
@@ -410,7 +412,7 @@ def _part(exc: BaseException) -> str:
 def _write(engine: Engine, build: Callable[[], dict[str, Any]]) -> None:
     engine.recent.add(build)
     try:
-        engine.audit.write(anchored(build(), engine.ledger, engine.tenant))
+        engine.audit.write(anchor_record(build(), engine.ledger, engine.tenant))
     except AuditError:
         raise
     except Exception as exc:  # any failure of a foreign sink is a failed record
@@ -440,7 +442,7 @@ Notify: Final = Effect(_notify)  # takes channel and notification; never blocks
 Write: Final = Effect(ado=lambda engine, build: asyncio.to_thread(engine.write, build), method="write")
 
 
-def anchored(record: dict[str, Any], ledger: Ledger, tenant: str) -> dict[str, Any]:
+def anchor_record(record: dict[str, Any], ledger: Ledger, tenant: str) -> dict[str, Any]:
     """Add the newest commit to `record`, by which a restored ledger is noticed later."""
     read: Any = getattr(ledger, "anchor", None)  # an `Anchored` ledger has this method
     if read is not None and (anchor := read(tenant)) is not None:

@@ -14,28 +14,33 @@ from typing import Literal, NamedTuple
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.evaluation import Subject, deny
 from langchain_runtime_authz.facts import checkpoint_head as heads
-from langchain_runtime_authz.facts.delegation_edges import edge
+from langchain_runtime_authz.facts.delegation_edges import make_edge
 from langchain_runtime_authz.facts.local_time import local_day
-from langchain_runtime_authz.facts.task import HumanText, changed, content_digest
+from langchain_runtime_authz.facts.task import HumanText, content_digest, new_texts
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.ledger import changes as ledger
 from langchain_runtime_authz.ledger.base import Approval, Committed, Conflict, Lease, Query, Scope, Snapshot
 from langchain_runtime_authz.ledger.thread_state import Thread
-from langchain_runtime_authz.ledger.thread_state import snapshot as ledger_snapshot
+from langchain_runtime_authz.ledger.thread_state import take_snapshot as ledger_snapshot
 from langchain_runtime_authz.mandate.model import Mandate
-from langchain_runtime_authz.pep.call_mandate import APPLICATION_MANDATE, ApplicationMandate, mandate_event, recall
+from langchain_runtime_authz.pep.call_mandate import (
+    APPLICATION_MANDATE,
+    ApplicationMandate,
+    mandate_event,
+    recall_mandate,
+)
 from langchain_runtime_authz.pep.calls_in_doubt import LOST_ENDS, record_ends
 from langchain_runtime_authz.pep.decide_steps import decide_step
 from langchain_runtime_authz.pep.decision_log import run_event, step_record
 from langchain_runtime_authz.pep.request_builder import request_json
 from langchain_runtime_authz.pep.run import ATTEMPTS, Commit, Engine, Flow, Load, Perform, Planner, Run, new_id
-from langchain_runtime_authz.pep.task_changes import change_task, corrected, recorded, settle, unrecorded
-from langchain_runtime_authz.pep.thread_memory import earlier_texts, turn
-from langchain_runtime_authz.telemetry.metrics import count
+from langchain_runtime_authz.pep.task_changes import change_task, clear_mark, settle, trace_change, unrecorded_mark
+from langchain_runtime_authz.pep.thread_memory import earlier_texts, newest_turn
+from langchain_runtime_authz.telemetry.metrics import count_metric
 from langchain_runtime_authz.telemetry.spans import run_span
 
 
-class Entry(NamedTuple):
+class OpenedEntry(NamedTuple):
     """A root entry, the corrections that the graph may lack, and the open questions."""
 
     run: Run
@@ -45,20 +50,20 @@ class Entry(NamedTuple):
     anew: str | None = None  # interrupt id of a question that a child graph without checkpoints repeats
 
 
-class Given(NamedTuple):
+class EntryFacts(NamedTuple):
     """The facts of a root entry: a new input or a resume, and the state to load."""
 
     texts: Sequence[HumanText] = ()
     shown: frozenset[str] = frozenset()  # digests of all texts with the user's role in the loaded state
     resume: bool = False
     kept: bool = False  # a checkpointer stores the state, so another writer may erase texts in it
-    head: heads.Head | None = None
+    head: heads.CheckpointHead | None = None
     moved: Callable[[str], Flow[bool]] | None = None  # returns True if the state changed since the given checkpoint
     memory: str | None = None  # digest of the store's memory, if that is a task source
-    waiting: Callable[[], Flow[heads.Below | None]] | None = None  # reads the waiting child graphs
+    waiting: Callable[[], Flow[heads.ChildStates | None]] | None = None  # reads the waiting child graphs
 
 
-class Left(NamedTuple):
+class RunEnd(NamedTuple):
     """A run's last checkpoint id, and digests of memory and waiting child graphs."""
 
     head: str | None = None
@@ -76,10 +81,10 @@ def open_entry(
     task: HumanText | None = None,
     grant: Grant | None = None,
     application: ApplicationMandate | None = None,
-    given: Given = Given(),  # noqa: B008  (a constant)
+    given: EntryFacts = EntryFacts(),  # noqa: B008  (a constant)
     workflow: Callable[[], bool] = bool,
     upstream: tuple[str, ...] = (),
-) -> Flow[Entry]:
+) -> Flow[OpenedEntry]:
     """Open a root entry: record the task, take a lease, ask the policy.
 
     Raises `AuthzDenied` if the entry is denied. `workflow`: returns True if the graph orchestrates agents. `upstream`:
@@ -102,7 +107,7 @@ def open_entry(
         return entry
     except BaseException as exc:
         if run.opened is not None:  # no step ran, and the graph did not receive earlier corrections
-            yield from close(run, also=[ledger.Redeliver(run.opened.pending)])
+            yield from close_run(run, also=[ledger.Redeliver(run.opened.pending)])
         elif run.span is not None:
             run.span.end()
         if isinstance(exc, AuthzDenied) or not isinstance(exc, Exception):
@@ -113,7 +118,7 @@ def open_entry(
 
 def _planned(run: Run, planner: Planner, known: Snapshot) -> Flow[Mandate | None]:
     """Return the planner's mandate for the newest turn. Later root entries reuse it."""
-    said = turn(known.log)
+    said = newest_turn(known.log)
     if not said.texts:
         return None
     name = f"mandate:{said.key}"
@@ -130,8 +135,8 @@ def _planned(run: Run, planner: Planner, known: Snapshot) -> Flow[Mandate | None
 
 
 def _take_lease(
-    run: Run, task: HumanText | None, application: ApplicationMandate | None, given: Given
-) -> Flow[tuple[Entry, Snapshot]]:
+    run: Run, task: HumanText | None, application: ApplicationMandate | None, given: EntryFacts
+) -> Flow[tuple[OpenedEntry, Snapshot]]:
     scope, owner = run.scope, run.subject.principal
     marked = (heads.HEAD, heads.MEMORY, heads.BELOW, APPLICATION_MANDATE, heads.UNRECORDED, heads.ANEW)
     query = Query(log=True, asks=True, agent=run.agent, marks=marked)
@@ -154,26 +159,26 @@ def _take_lease(
         # INVARIANT: a lease begins only after the audit log has the task change of its epoch.
         left = (yield from settle(run, snapshot)) if heads.UNRECORDED in snapshot.marks else ""
         opening: list[ledger.Change] = [ledger.OpenThread(owner)]
-        opening += [ledger.RecordEdge(edge(run.upstream[:1], run.agent[0], "remote"))] if run.upstream else []
+        opening += [ledger.RecordEdge(make_edge(run.upstream[:1], run.agent[0], "remote"))] if run.upstream else []
         if fresh:
             # An older run may overwrite these texts in the state, so they stay pending until a run with them ends.
             opening.append(ledger.AdvanceEpoch(snapshot.epoch, fresh, first=first, deliver=given.kept and not first))
-        recall(run, snapshot.marks.get(APPLICATION_MANDATE))
+        recall_mandate(run, snapshot.marks.get(APPLICATION_MANDATE))
         marks = application.apply(run) if application is not None else []
         taken = take_lease(run)
         lease: list[ledger.Change] = [taken, *marks]
         if rotates:
-            mark = unrecorded(snapshot.epoch + 1, len(snapshot.log), fresh, "input" if said else "state")
+            mark = unrecorded_mark(snapshot.epoch + 1, len(snapshot.log), fresh, "input" if said else "state")
             opening.append(mark)
             left = mark.value
-        lease += [recorded(left)] if left else []
+        lease += [clear_mark(left)] if left else []
         # A commit checks a lease against the epoch before the commit, so a new epoch needs a separate commit.
         for changes in (opening, lease) if rotates else ([*opening, *lease],):
             done: Committed | Conflict = yield (Commit, scope, None, changes)
             if isinstance(done, Conflict):
                 break
             if changes is opening:
-                yield corrected(run, done, fresh, "input" if said else "state")
+                yield trace_change(run, done, fresh, "input" if said else "state")
         if isinstance(done, Conflict):
             if done.code == Code.STALE_EPOCH:
                 continue
@@ -182,17 +187,19 @@ def _take_lease(
             application.epochs.setdefault(scope, run.epoch)
         if given.resume and run.span is not None:
             run.span.link(*(a.trace for a in snapshot.asks))
-        count("leases")
+        count_metric("leases")
         run.opened = _snapshot_after(snapshot, [*opening[1:], taken], done.now)  # without `OpenThread`
         yield run_event(run, "resumed" if given.resume else "started", done.now, detail={"subject": owner})
         if marks and run.mandate is not None:
             yield mandate_event(run, run.mandate)
-        entry = Entry(run, snapshot.pending, () if rotates else snapshot.asks, done.now, snapshot.marks.get(heads.ANEW))
+        entry = OpenedEntry(
+            run, snapshot.pending, () if rotates else snapshot.asks, done.now, snapshot.marks.get(heads.ANEW)
+        )
         return entry, run.opened
     raise (yield from _refused(run, given, Code.STALE_EPOCH))
 
 
-def _refused(run: Run, given: Given, code: Code) -> Flow[AuthzDenied]:
+def _refused(run: Run, given: EntryFacts, code: Code) -> Flow[AuthzDenied]:
     """Record a refused entry with its subject, and return the error to raise."""
     decision, now, action, agent = deny(code), time.time(), "run/resume" if given.resume else "run/start", run.agent[0]
     resource = {"type": "run", "id": agent, "properties": {"graph": run.scope.graph}}
@@ -214,12 +221,12 @@ def _snapshot_after(before: Snapshot, changes: Sequence[ledger.Change], now: flo
     return before
 
 
-def _edits(snapshot: Snapshot, given: Given, jti: str) -> Flow[tuple[HumanText, ...]]:
+def _edits(snapshot: Snapshot, given: EntryFacts, jti: str) -> Flow[tuple[HumanText, ...]]:
     """Return edits of the state by others, as texts of the task that order nothing."""
     found = [*(yield from _state_edit(snapshot, given, jti))]
     if snapshot.underway:  # a run of ours, at work or interrupted, may have made the change
         return tuple(found)
-    below: heads.Below | None = None
+    below: heads.ChildStates | None = None
     if given.waiting is not None and snapshot.marks.get(heads.BELOW):
         below = yield from given.waiting()
     digest = below.digest if below is not None else None
@@ -235,7 +242,7 @@ def _edits(snapshot: Snapshot, given: Given, jti: str) -> Flow[tuple[HumanText, 
     return tuple(found)
 
 
-def _state_edit(snapshot: Snapshot, given: Given, jti: str) -> Flow[tuple[HumanText, ...]]:
+def _state_edit(snapshot: Snapshot, given: EntryFacts, jti: str) -> Flow[tuple[HumanText, ...]]:
     head = given.head
     if head is None or given.moved is None:
         return ()
@@ -248,10 +255,10 @@ def _state_edit(snapshot: Snapshot, given: Given, jti: str) -> Flow[tuple[HumanT
     return ()
 
 
-def edited(
+def record_child_edit(
     run: Run,
     mark: heads.ChildMark,
-    read: Callable[[], Flow[heads.Head | None]],
+    read: Callable[[], Flow[heads.CheckpointHead | None]],
     moved: Callable[[str, str], Flow[bool]],
 ) -> Flow[bool]:
     """Record an edit of a child's state since the checkpoint that its last run left.
@@ -283,9 +290,9 @@ def _pinned(run: Run, texts: Sequence[HumanText]) -> Flow[bool]:
 def _fresh(pinned: Sequence[HumanText], task: HumanText | None, texts: Sequence[HumanText]) -> tuple[HumanText, ...]:
     """Return the texts that the ledger lacks. A new `task` comes first."""
     if task is None:
-        return changed(pinned, texts)
+        return new_texts(pinned, texts)
     known, told = [t for t in pinned if t.digest != task.digest], [t for t in texts if t.digest != task.digest]
-    rest = changed(known, told) if told else ()
+    rest = new_texts(known, told) if told else ()
     return rest if len(known) < len(pinned) else (task, *rest)
 
 
@@ -304,9 +311,9 @@ def take_lease(run: Run) -> ledger.TakeLease:
     return ledger.TakeLease(lease)
 
 
-def close(
+def close_run(
     run: Run,
-    left: Left = Left(),  # noqa: B008  (a constant)
+    left: RunEnd = RunEnd(),  # noqa: B008  (a constant)
     also: Sequence[ledger.Change] = (),
     edits: Sequence[HumanText] = (),
 ) -> Flow[None]:
@@ -315,7 +322,7 @@ def close(
         return
     ending: Literal["suspended", "ended"] = "suspended" if run.paused else "ended"
     if not run.closed:
-        count("leases", by=-1)
+        count_metric("leases", by=-1)
     run.closed = True
     run.children.discard(run.jti)
     over: list[ledger.Change] = [ledger.EndLease(run.jti, ending), *also]

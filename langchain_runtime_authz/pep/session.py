@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from langchain_runtime_authz._flow import drive_apart
 from langchain_runtime_authz.credential.ticket import Ticket
-from langchain_runtime_authz.digest import digest, project
+from langchain_runtime_authz.digest import as_json, digest
 from langchain_runtime_authz.errors import AuthzError, Code, MappingError
 from langchain_runtime_authz.evaluation import Decision, deny
 from langchain_runtime_authz.facts.argument_atoms import atoms_of
@@ -18,16 +18,16 @@ from langchain_runtime_authz.ledger.base import Approval, Conflict
 from langchain_runtime_authz.ledger.call_changes import AnswerApproval, AskApproval
 from langchain_runtime_authz.ledger.changes import RecordPlan
 from langchain_runtime_authz.pep.approval_questions import terms_of
-from langchain_runtime_authz.pep.approval_sentences import sentences
+from langchain_runtime_authz.pep.approval_sentences import question_lines
 from langchain_runtime_authz.pep.call import Call, DecidedCall
 from langchain_runtime_authz.pep.calls_in_doubt import state_of
 from langchain_runtime_authz.pep.child_agent import open_child
 from langchain_runtime_authz.pep.claim_calls import claim_call
-from langchain_runtime_authz.pep.conclude_calls import conclude, counted
-from langchain_runtime_authz.pep.corrections import correct
+from langchain_runtime_authz.pep.conclude_calls import conclude_call, count_denial
+from langchain_runtime_authz.pep.corrections import record_correction
 from langchain_runtime_authz.pep.decide_calls import decide_calls
-from langchain_runtime_authz.pep.run import Commit, Engine, Flow, Run, both, drive, new_id
-from langchain_runtime_authz.pep.run_lifecycle import close, open_entry
+from langchain_runtime_authz.pep.run import Commit, Engine, Flow, Run, drive, methods, new_id
+from langchain_runtime_authz.pep.run_lifecycle import close_run, open_entry
 from langchain_runtime_authz.tool_profile import UNPROFILED, ToolProfile, raise_by_hints
 
 
@@ -71,7 +71,7 @@ class Session:
         last = self._last
         if last is None or last.decision.decision_id != decision.decision_id or last.body is None:
             return ()
-        return sentences(self._run, last)
+        return question_lines(self._run, last)
 
     def __repr__(self) -> str:
         return f"<Session {'/'.join(self._run.agent)} run_id={self._run.run_id} epoch={self.epoch}>"
@@ -104,7 +104,7 @@ class Session:
                 return self._run.engine.deny_for_failure(exc, self._run)
         return (yield from self._settle(call))
 
-    decide, adecide = both(_decide)
+    decide, adecide = methods(_decide)
 
     def _settle(self, call: Call) -> Flow[Decision]:
         (decided,) = yield from decide_calls(self._run, [call])
@@ -132,14 +132,14 @@ class Session:
         try:
             yield Commit(self._run.scope, self._run.guard, [AskApproval(question)])
             # The question was counted as a denial, so take that back.
-            done = yield Commit(self._run.scope, self._run.guard, [answer, counted(decided, -1)])
+            done = yield Commit(self._run.scope, self._run.guard, [answer, count_denial(decided, -1)])
             if isinstance(done, Conflict):
                 return deny(done.code)
         except Exception as exc:  # noqa: BLE001  (a ledger that fails denies)
             return self._run.engine.deny_for_failure(exc, self._run)
         return (yield from self._settle(call))
 
-    approve, aapprove = both(_approve)
+    approve, aapprove = methods(_approve)
 
     def _observe(
         self, tool: str, args: Mapping[str, Any], output: object, error: BaseException | None = None
@@ -148,14 +148,14 @@ class Session:
 
         Raises `AuthzError` (`no_call`) if no permitted call of this tool with these arguments is open.
         """
-        found = self._open.get((tool, digest(project(dict(args)))))
+        found = self._open.get((tool, digest(as_json(dict(args)))))
         if not found:
             raise AuthzError(Code.NO_CALL, f"`{tool}`")
         call, ticket = found.pop(0)
         state, output = "done" if error is None else state_of(error), output if error is None else error
-        yield from conclude(self._run, ticket, call, state, output=output)
+        yield from conclude_call(self._run, ticket, call, state, output=output)
 
-    observe, aobserve = both(_observe)
+    observe, aobserve = methods(_observe)
 
     def _correct(self, text: str) -> Flow[int]:
         """Change the task as the subject, and return the new epoch.
@@ -163,22 +163,22 @@ class Session:
         The session continues under a new lease. You may still observe permitted calls; earlier questions are void.
         """
         run = self._run
-        yield from correct(run.scope, HumanText(content_digest(text), text, CORRECTION + new_id()))
+        yield from record_correction(run.scope, HumanText(content_digest(text), text, CORRECTION + new_id()))
         return (yield from self._reopen())
 
-    correct, acorrect = both(_correct)
+    correct, acorrect = methods(_correct)
 
     def _delegate(self, to: str, grant: Grant | None = None) -> Flow[Session]:
         """Open a child agent's session, limited by both grants. Raises `AuthzDenied`."""
         return Session((yield from open_child(self._run, to, "subgraph", grant)), self._profiles, self, grant)
 
-    delegate, adelegate = both(_delegate)
+    delegate, adelegate = methods(_delegate)
 
     def _close(self) -> Flow[None]:
         """End the session's lease, and so the tokens of the session and its children."""
-        return close(self._run)
+        return close_run(self._run)
 
-    close, aclose = both(_close)
+    close, aclose = methods(_close)
 
     def _reopen(self) -> Flow[int]:
         """Take new leases for the session and its parents, after a change of the task."""
@@ -197,7 +197,7 @@ class Session:
         profile = declared or raise_by_hints(UNPROFILED, None, tool)
         error, projected = None, dict[str, Any]()
         try:
-            projected = project(dict(args))
+            projected = as_json(dict(args))
         except MappingError as exc:
             error = Code(exc.code)
         return Call(

@@ -15,19 +15,19 @@ from langchain_runtime_authz.pep.decision_log import run_event
 from langchain_runtime_authz.pep.run import ATTEMPTS, Commit, Flow, Load, Run, new_id
 
 
-def corrected(of: Run | Scope, done: Committed, texts: Sequence[HumanText], source: str) -> tuple[Any, ...]:
+def trace_change(of: Run | Scope, done: Committed, texts: Sequence[HumanText], source: str) -> tuple[Any, ...]:
     """Trace a committed task change. Return the effect that records it."""
     authors = [t.author for t in texts if t.author]
     detail = {"source": source, "author": (authors or [""])[0], "texts": len(texts), "from_epoch": done.epoch - 1}
     return run_event(of, "corrected", done.now, detail=detail, epoch=done.epoch)
 
 
-def unrecorded(epoch: int, pinned: int, texts: Sequence[HumanText], source: str) -> SetMark:
+def unrecorded_mark(epoch: int, pinned: int, texts: Sequence[HumanText], source: str) -> SetMark:
     """Return the mark of a change not yet audited. `pinned`: number of earlier texts."""
     return SetMark(UNRECORDED, f"{epoch} {source} {pinned} {pinned + len(texts)}")
 
 
-def recorded(mark: str) -> SetMark:
+def clear_mark(mark: str) -> SetMark:
     """Return the change that clears `mark`, unless a newer task change replaced it."""
     return SetMark(UNRECORDED, "", instead=mark)
 
@@ -36,7 +36,7 @@ def settle(of: Run | Scope, before: Snapshot) -> Flow[str]:
     """Record a task change that the audit log may lack. Return its mark or ""."""
     if left := before.marks.get(UNRECORDED, ""):
         epoch, source, start, end = left.split()
-        yield corrected(of, Committed(before.now, int(epoch)), before.log[int(start) : int(end)], source)
+        yield trace_change(of, Committed(before.now, int(epoch)), before.log[int(start) : int(end)], source)
     return left
 
 
@@ -55,16 +55,18 @@ def change_task(
             return None
         yield from settle(of, before)
         changes, texts = made
-        mark = unrecorded(before.epoch + 1, len(before.log), texts, source)
+        mark = unrecorded_mark(before.epoch + 1, len(before.log), texts, source)
         done: Committed | Conflict = yield Commit(scope, None, [*changes, mark])
         if isinstance(done, Committed):
-            yield from confirmed(of, done, mark, texts, source)
+            yield from record_change(of, done, mark, texts, source)
             return done
     raise AuthzDenied(Code.STALE_EPOCH, new_id())
 
 
-def confirmed(of: Run | Scope, done: Committed, mark: SetMark, texts: Sequence[HumanText], source: str) -> Flow[None]:
+def record_change(
+    of: Run | Scope, done: Committed, mark: SetMark, texts: Sequence[HumanText], source: str
+) -> Flow[None]:
     """Record a committed task change in the audit log. Then clear its ledger mark."""
-    yield corrected(of, done, texts, source)
+    yield trace_change(of, done, texts, source)
     with suppress(LedgerError):  # if the mark stays, the change is recorded twice
-        yield Commit(of.scope if isinstance(of, Run) else of, None, [recorded(mark.value)])
+        yield Commit(of.scope if isinstance(of, Run) else of, None, [clear_mark(mark.value)])

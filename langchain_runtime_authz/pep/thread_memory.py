@@ -15,12 +15,11 @@ from typing import Final, NamedTuple
 
 from langchain_runtime_authz._locks import forkable_lock
 from langchain_runtime_authz.facts.normal_forms import skeleton
-from langchain_runtime_authz.facts.output_reading import Observation, Prose, Reading, Sighting
-from langchain_runtime_authz.facts.provenance import NO_TEXTS, TextsRead
+from langchain_runtime_authz.facts.output_reading import Observation, OutputReading, Prose, SeenValue
+from langchain_runtime_authz.facts.provenance import NO_TEXTS, TextsRead, UserWords
 from langchain_runtime_authz.facts.task import ANSWER, HumanText
-from langchain_runtime_authz.facts.told_values import UserWords
 from langchain_runtime_authz.ledger.base import Scope, Snapshot
-from langchain_runtime_authz.mandate.message_places import continues, stated
+from langchain_runtime_authz.mandate.message_places import only_continues, stated_text
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.mandate.read_outputs import Outputs
 
@@ -70,7 +69,7 @@ class _Thread:
     chars: int = 0
     texts: TextsRead | None = None  # built from `prose` and `found`; None after they changed
     payees: dict[str, frozenset[str]] = field(default_factory=dict)  # skeleton → destinations with this skeleton
-    found: dict[str, tuple[Sighting, ...]] = field(default_factory=dict)  # values that the ledger lacks
+    found: dict[str, tuple[SeenValue, ...]] = field(default_factory=dict)  # values that the ledger lacks
 
 
 class ThreadMemory:
@@ -79,14 +78,14 @@ class ThreadMemory:
     def __init__(self) -> None:
         self._threads: OrderedDict[Scope, _Thread] = OrderedDict()
         self.words: dict[Scope, TaskWords] = {}
-        self.unread: dict[Scope, list[Reading]] = {}
+        self.unread: dict[Scope, list[OutputReading]] = {}
         self._lock, self._reading = forkable_lock(), forkable_lock()
 
     def read_words(self, scope: Scope, snapshot: Snapshot) -> TaskWords:
         """Store and return the user's words in a thread's log."""
         # Leave out texts of others, and answers, which mostly repeat a machine's text.
-        own = [stated(t.text) for t in snapshot.log if t.own and not _answers(t)]
-        said = TaskWords(snapshot.task.digest, UserWords(own), turn(snapshot.log), len(own))
+        own = [stated_text(t.text) for t in snapshot.log if t.own and not _answers(t)]
+        said = TaskWords(snapshot.task.digest, UserWords(own), newest_turn(snapshot.log), len(own))
         with self._lock:
             outputs = self._thread(scope).outputs
             self.words[scope] = said
@@ -173,7 +172,7 @@ class ThreadMemory:
         return thread
 
 
-def turn(log: Sequence[HumanText]) -> Turn:
+def newest_turn(log: Sequence[HumanText]) -> Turn:
     """Return the user's newest turn, without texts from a client's history.
 
     After an answer, a state edit or another person's text, the turn is empty and orders nothing. If the newest text
@@ -187,7 +186,9 @@ def turn(log: Sequence[HumanText]) -> Turn:
             return NO_TURN
         texts = tuple(t.text for t in newest if t.text)
         said = [t for t in said if t.epoch != newest[0].epoch]
-        if len(newest) == 1 and said and continues(newest[0].text):  # with a state edit, it is unclear what continues
+        if (
+            len(newest) == 1 and said and only_continues(newest[0].text)
+        ):  # with a state edit, it is unclear what continues
             continue
         since = max(newest[0].epoch, fresh)
         return Turn(texts, f"{newest[0].epoch}:{newest[-1].digest}", since, fresh, newest[0].at)

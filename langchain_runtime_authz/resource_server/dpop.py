@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
 from langchain_runtime_authz._url import normal_target
-from langchain_runtime_authz.credential.dpop_proof import MAX_AGE, Proof, read_proof
+from langchain_runtime_authz.credential.dpop_proof import MAX_AGE, AcceptedProof, read_proof
 from langchain_runtime_authz.credential.signer import ALGORITHMS, checked_algorithms
 from langchain_runtime_authz.credential.token import LEEWAY
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
@@ -139,7 +139,7 @@ class ProofVerifier:
         self._nonces, self._clock = nonces, clock
         self._replays: Replays = replays if replays is not None else MemoryReplays()
 
-    def verify(self, proof: str, *, method: str, path: str, token: str, jkt: str) -> Proof:
+    def verify(self, proof: str, *, method: str, path: str, token: str, jkt: str) -> AcceptedProof:
         """Return a request's valid, unused proof, or raise `CredentialError`."""
         # A request target may be anything (RFC 9112 §3.2). Without the slash it could extend the host's name.
         if not path.startswith("/"):

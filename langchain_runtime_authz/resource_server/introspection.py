@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, Unpack
 from urllib.parse import unquote_plus
 
-from langchain_runtime_authz._http import Connection, Fetcher, basic
+from langchain_runtime_authz._http import Connection, Fetcher, basic_auth
 from langchain_runtime_authz.credential.signer import Secret
 from langchain_runtime_authz.credential.token import Credential
 from langchain_runtime_authz.credential.verifier import Verifier
@@ -53,7 +53,7 @@ class Introspection(Secret):
     def __init__(self, url: str, *, client_id: str, client_secret: str, **connection: Unpack[Connection]) -> None:
         if not client_id or not client_secret:
             raise ConfigError("introspection needs `client_id` and `client_secret`")
-        self._headers = {"Authorization": basic(client_id, client_secret)}
+        self._headers = {"Authorization": basic_auth(client_id, client_secret)}
         self._fetcher = Fetcher(url, **connection)
 
     async def status(self, credential: Credential) -> str:

@@ -18,7 +18,7 @@ from langchain_runtime_authz.digest import parse_object
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
 from langchain_runtime_authz.pdp.base import PDP, Evaluator
 from langchain_runtime_authz.resource_server.asgi import read_body
-from langchain_runtime_authz.resource_server.server import BAD_REQUEST, ProtectedApp, ResourceServer, refuse
+from langchain_runtime_authz.resource_server.server import BAD_REQUEST, ProtectedApp, ResourceServer, send_refusal
 
 # Methods that need no token, because they do not reach a tool.
 OPEN: Final = frozenset({"initialize", "notifications/initialized", "ping", "server/discover", "tools/list"})
@@ -67,7 +67,7 @@ class ProtectedMcp(ProtectedApp):
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def bad() -> None:
-            await refuse(self._server.refusal(BAD_REQUEST), scope, send)
+            await send_refusal(self._server.refusal(BAD_REQUEST), scope, send)
 
         if scope["type"] != "http" or scope["method"] != "POST":
             # A resumed stream repeats events, which could hold an unfiltered list.
@@ -118,7 +118,7 @@ class ProtectedMcp(ProtectedApp):
         name, given = (params.get("name"), params.get("arguments")) if isinstance(params, dict) else (None, None)
         given = {} if given is None else given
         if not isinstance(name, str) or not isinstance(given, dict):
-            await refuse(self._server.refusal(BAD_REQUEST), scope, send)
+            await send_refusal(self._server.refusal(BAD_REQUEST), scope, send)
             return
         # INVARIANT: the checked name and arguments are those in the body that the application reads.
         tool = self._prefix + name
@@ -147,7 +147,7 @@ class ProtectedMcp(ProtectedApp):
             if start["status"] < 400:  # noqa: PLR2004
                 data = await self._shown(start, bytes(body), scope.get("state", {}).get("credential"))
             if data is None:
-                await refuse(self._server.refusal(Code.STATUS_UNAVAILABLE), scope, send)
+                await send_refusal(self._server.refusal(Code.STATUS_UNAVAILABLE), scope, send)
                 return
             headers = [(k, v) for k, v in start.get("headers", ()) if k.lower() != b"content-length"]
             await send({**start, "headers": [*headers, (b"content-length", b"%d" % len(data))]})

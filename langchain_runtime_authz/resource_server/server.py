@@ -339,7 +339,7 @@ class ProtectedApp:
             credential = await of(HTTPConnection(scope))
         except AuthzError as exc:
             _log.info("refused: %s", exc.code)
-            await refuse(self._server.refusal(exc.code), scope, send)
+            await send_refusal(self._server.refusal(exc.code), scope, send)
             return
         scope.setdefault("state", {})["credential"] = credential
         await self._app(scope, receive, self._with_nonce(send))
@@ -369,7 +369,7 @@ def bearer_token(given: list[str]) -> tuple[str, str]:
     return scheme, token
 
 
-async def refuse(refused: Refusal, scope: Scope, send: Send) -> None:
+async def send_refusal(refused: Refusal, scope: Scope, send: Send) -> None:
     """Send a refusal as HTTP answer, or close the WebSocket with it."""
     if scope["type"] == "websocket":
         await send({"type": "websocket.close", "code": 1008, "reason": refused.code})

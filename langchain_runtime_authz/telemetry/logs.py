@@ -23,7 +23,7 @@ MAX_CODES: Final = 256  # a policy may invent codes
 _KNOWN: Final = frozenset(Code)
 
 
-def logger(name: str) -> logging.Logger:
+def get_logger(name: str) -> logging.Logger:
     """Return the logger `name`, whose records get ids of trace, thread, run, decision."""
     log = logging.getLogger(name)
     log.addFilter(_add_ids)  # adding it again changes nothing

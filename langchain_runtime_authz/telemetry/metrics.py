@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
-from langchain_runtime_authz._flow import begun
+from langchain_runtime_authz._flow import in_thread
 from langchain_runtime_authz.evaluation import Decision, Subject
 from langchain_runtime_authz.telemetry import semconv as n
 
@@ -55,10 +55,10 @@ def count_decision(decision: Decision, action: str, started: int | None, subject
         if started is not None:
             instruments.deciding.record((time.time_ns() - started) / 1e9, {n.ACTION: action})
         if decision.failure == "pdp":
-            count("errors", {n.COMPONENT: "pdp", n.ERROR_TYPE: decision.reason})
+            count_metric("errors", {n.COMPONENT: "pdp", n.ERROR_TYPE: decision.reason})
 
 
-def count(what: str, about: Mapping[str, str] | None = None, by: int = 1) -> None:
+def count_metric(what: str, about: Mapping[str, str] | None = None, by: int = 1) -> None:
     """Add `by` to the counter `what` of `Instruments`, with the attributes `about`."""
     if instruments.proxy._real_meter is None:  # noqa: SLF001  (cheaper than a call)
         return
@@ -88,7 +88,7 @@ def _counted(listing: str, _: CallbackOptions | None = None) -> Iterable[Observa
             key = id(ledger), tenant
             answer = None
             if now >= _resting.get(key, 0.0):
-                _resting[key], answer = now + REST, begun(partial(getattr(ledger, listing), tenant), "metrics")
+                _resting[key], answer = now + REST, in_thread(partial(getattr(ledger, listing), tenant), "metrics")
             asked.append((key, answer))
     for key, answer in asked:
         figure = None

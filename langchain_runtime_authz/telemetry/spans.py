@@ -160,7 +160,7 @@ def record_event(
     `traceparent` of the question that the event answers.
     """
     if metrics.instruments.proxy._real_meter is not None:  # noqa: SLF001  (cheaper than a call)
-        metrics.count("events", {n.EVENT: event})
+        metrics.count_metric("events", {n.EVENT: event})
     if _tracer.__class__ in _IDLE_TRACERS and _api._TRACER_PROVIDER.__class__ in _IDLE_PROVIDERS:  # noqa: SLF001
         return
     with suppress(Exception):
@@ -202,7 +202,7 @@ def traceparent(run: Any, decision: str = "") -> str:
     return carrier.get("traceparent", "")
 
 
-def inject(headers: MutableMapping[str, str]) -> None:
+def inject_trace_context(headers: MutableMapping[str, str]) -> None:
     """Add the current span's W3C trace context to headers that have none."""
     with suppress(Exception):
         if "traceparent" not in headers:

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple, cast
 
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.evaluation import Edge
-from langchain_runtime_authz.facts.output_reading import Sighting
+from langchain_runtime_authz.facts.output_reading import SeenValue
 from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord
 from langchain_runtime_authz.facts.task import HumanText
 from langchain_runtime_authz.grant import Constraint, Grant
@@ -41,7 +41,7 @@ GRANT: Final = Grant(
 )
 
 
-class Step(NamedTuple):
+class ScriptStep(NamedTuple):
     """One commit of a script, with a query and a jti to look up after the commit."""
 
     seconds: int
@@ -65,7 +65,7 @@ class Script:
         self.count += 1
         return f"{self.scopes[0].thread}-{self.count}"
 
-    def step(self, epoch: Callable[[Scope], int]) -> Step:
+    def step(self, epoch: Callable[[Scope], int]) -> ScriptStep:
         """Return the next step. `epoch` returns a scope's current epoch."""
         pick = self.by.choice
         scope = pick([*self.scopes, self.scopes[0], self.scopes[0]])
@@ -85,7 +85,7 @@ class Script:
         }
         query = pick((Query(), *[Query(jti=jti, agent=agent, log=True, asks=True, **known)] * 3))
         guard = Guard(jti, at) if claims or (not new and pick((True, False, False))) else None
-        return Step(pick((0, 0, 0, 0, 1, 30, TTL + 1)), scope, guard, todo, query, jti)
+        return ScriptStep(pick((0, 0, 0, 0, 1, 30, TTL + 1)), scope, guard, todo, query, jti)
 
     def change(self, jti: str, epoch: int) -> Change:
         """Return a random change under the lease `jti`."""
@@ -121,7 +121,7 @@ class Script:
             *[lambda: changes.Reinstate(agent)] * 2,
             lambda: changes.RecordPlan(PlanRecord(name, agent, epoch, "model", planned)),
             lambda: changes.RecordEdge(Edge.model_validate({"from": name, "to": tool, "kind": pick(("task", "handoff"))})),
-            lambda: changes.RecordValues((Sighting(name, origin, yes, pick((True, False)), tool),)),
+            lambda: changes.RecordValues((SeenValue(name, origin, yes, pick((True, False)), tool),)),
             *[lambda: call_changes.ClaimCall(name, jti, yes, (self.new(),), DEEDS[name], about, pick(("", who)), pick(((), None)))] * 4,
             *[lambda: call_changes.ReleaseCall(name, ((name, number),), pick(("", *NAMES)))] * 2,
             *[lambda: call_changes.ConcludeCall(name, pick(("done", "failed", "suspended", "unknown", None)), pick((None, "1")))] * 2,
@@ -139,7 +139,7 @@ class Script:
         return pick(makers)()
 
 
-def answers(ledger: Ledger, step: Step, form: str = "") -> Iterator[tuple[str, object]]:
+def answers_of(ledger: Ledger, step: ScriptStep, form: str = "") -> Iterator[tuple[str, object]]:
     """Commit a step, and yield answers as (name, value). `form` is `a` for async."""
 
     def ask(verb: str, *args: Any) -> Any:
@@ -157,10 +157,10 @@ def answers(ledger: Ledger, step: Step, form: str = "") -> Iterator[tuple[str, o
     if step.query.log:
         yield "asked", sorted(ask("asked", tenant), key=repr)
         yield "doubts", [sorted(ask("doubts", tenant, *key), key=repr) for key in ((), (NAMES[0],))]
-    yield from state(ask("load", step.scope, step.query)).items()
+    yield from comparable_state(ask("load", step.scope, step.query)).items()
 
 
-def state(seen: Snapshot) -> dict[str, object]:
+def comparable_state(seen: Snapshot) -> dict[str, object]:
     """Return a snapshot's fields in a form that does not depend on a store's order."""
     found = {field.name: getattr(seen, field.name) for field in fields(seen)}
     found |= {name: dict(found[name]) for name in ("calls", "approvals", "marks", "counters")}
@@ -169,7 +169,7 @@ def state(seen: Snapshot) -> dict[str, object]:
     return found | {"values": {key: set(sightings) for key, sightings in seen.values.items()}}
 
 
-def unique(kind: str = "jti") -> str:
+def unique_name(kind: str = "jti") -> str:
     """Return a name that no other test has, beginning with `kind`."""
     return f"{kind}-{secrets.token_hex(8)}"
 
@@ -191,7 +191,7 @@ class LedgerHarness:
 
     @cached_property
     def scope(self) -> Scope:
-        return Scope(unique("tenant"), "https://issuer.example", "graph", unique("thread"))
+        return Scope(unique_name("tenant"), "https://issuer.example", "graph", unique_name("thread"))
 
     def teardown_method(self) -> None:
         getattr(self.__dict__.get("ledger"), "close", int)()
@@ -223,7 +223,7 @@ class LedgerHarness:
         """Take a new lease for an agent."""
         now = int(self.clock())
         below = parent.jti if parent is not None else None
-        lease = Lease(unique(), "run-1", agent, self.load().epoch, now, now + TTL, grant, below)
+        lease = Lease(unique_name(), "run-1", agent, self.load().epoch, now, now + TTL, grant, below)
         self.do(changes.TakeLease(lease))
         return lease
 
@@ -250,10 +250,10 @@ class LedgerHarness:
         self, thread: str, process: str = "p1", args: str = "d", kind: Any = call_changes.ClaimCall, **more: Any
     ) -> Code | None:
         """Claim a call in a run of its own. Return a refusal's code, or `None`."""
-        about = {"args_digest": args, "process": process, "entry": unique()}
+        about = {"args_digest": args, "process": process, "entry": unique_name()}
         scope, now = self.scope._replace(thread=thread), int(self.clock())
-        lease = Lease(unique(), about["entry"], ROOT, 1, now, now + TTL)
+        lease = Lease(unique_name(), about["entry"], ROOT, 1, now, now + TTL)
         self.ledger.commit(scope, None, [changes.OpenThread("user:alice"), changes.TakeLease(lease)])
-        claim = kind(unique(), lease.jti, False, about=about, **{"deed": "pay:x", "subject": "user:alice", **more})
+        claim = kind(unique_name(), lease.jti, False, about=about, **{"deed": "pay:x", "subject": "user:alice", **more})
         done = self.ledger.commit(scope, Guard(lease.jti, 1), [claim])
         return done.code if isinstance(done, Conflict) else None

@@ -25,7 +25,7 @@ from typing import Any, Final, cast
 
 from langchain_runtime_authz.errors import Code, LedgerError
 from langchain_runtime_authz.facts.history import History
-from langchain_runtime_authz.facts.output_reading import Sighting
+from langchain_runtime_authz.facts.output_reading import SeenValue
 from langchain_runtime_authz.facts.task import HumanText, content_digest
 from langchain_runtime_authz.ledger import base
 from langchain_runtime_authz.ledger.base import Committed, Conflict, Guard, Lease, Ledger, Query, Scope, Snapshot
@@ -46,10 +46,10 @@ from langchain_runtime_authz.testing.ledger_scripts import (
     TTL,
     LedgerHarness,
     Script,
-    Step,
-    answers,
-    state,
-    unique,
+    ScriptStep,
+    answers_of,
+    comparable_state,
+    unique_name,
 )
 
 THREADS: Final = 8
@@ -77,16 +77,16 @@ class LedgerContract(LedgerHarness):
     SCRIPTS = 12
     STEPS = 60
 
-    def play(self, seed: int, ledgers: Callable[[], Sequence[tuple[Ledger, str]]]) -> tuple[Ledger, list[Step]]:
+    def play(self, seed: int, ledgers: Callable[[], Sequence[tuple[Ledger, str]]]) -> tuple[Ledger, list[ScriptStep]]:
         """Run a script on `MemoryLedger` and `ledgers()`, and compare all answers."""
         known, script, done = MemoryLedger(clock=self.clock), Script(seed, self.scope, self.clock), []
         for number in range(self.STEPS):
             step = script.step(lambda scope: known.load(scope, Query()).epoch)
             self.clock.tick(step.seconds)
             done.append(step)
-            expected = list(answers(known, step))
+            expected = list(answers_of(known, step))
             for ledger, form in ledgers():
-                for (name, wanted), (_, found) in zip(expected, answers(ledger, step, form), strict=True):
+                for (name, wanted), (_, found) in zip(expected, answers_of(ledger, step, form), strict=True):
                     assert found == wanted, (
                         f"script {seed}, step {number}: {name} is {found}, not {wanted}, after {step}"
                     )
@@ -98,24 +98,24 @@ class LedgerContract(LedgerHarness):
     def test_it_answers_as_the_reference_does(self) -> None:
         """Compare each answer with `MemoryLedger`'s. Check that a snapshot never changes."""
         for seed in range(self.SCRIPTS):
-            self.scope = self.scope._replace(tenant=unique("tenant"), thread=unique("thread"))
+            self.scope = self.scope._replace(tenant=unique_name("tenant"), thread=unique_name("thread"))
             seen: list[tuple[Snapshot, str]] = []
 
             def under_test(seed: int = seed, seen: list[tuple[Snapshot, str]] = seen) -> Sequence[tuple[Ledger, str]]:
                 if len(seen) == self.STEPS // 2:
                     self.restart()
                 now = self.ledger.load(self.scope, Query(calls=("k",), log=True))
-                seen.append((now, repr(state(now))))
+                seen.append((now, repr(comparable_state(now))))
                 return [(self.ledger, "a" if (len(seen) + seed) % 8 == 0 else "")]
 
             known, steps = self.play(seed, under_test)
-            assert [again for now, again in seen if repr(state(now)) != again] == []
+            assert [again for now, again in seen if repr(comparable_state(now)) != again] == []
             for step in steps:
                 assert self.ledger.status(step.scope.tenant, step.jti) == known.status(step.scope.tenant, step.jti)
 
     def test_parts_of_a_scope_are_not_joined(self) -> None:
         """Check that scopes are distinct whose parts are empty or hold separators."""
-        thread = unique("thread")
+        thread = unique_name("thread")
         for mark in ("/", ":", "|", ",", " ", "\x1f", "\n", "%", "_", "'", '"', "\\"):
             twins = (
                 Scope("t", "i", f"g{mark}x", thread),
@@ -147,7 +147,7 @@ class LedgerContract(LedgerHarness):
         """Check that ten thousand sightings and every counter are kept."""
         for start in range(0, 10_000, 2000):
             keys = [f"k{i}" for i in range(start, start + 2000)]
-            self.do(RecordValues(tuple(Sighting(key, "system", True, False, "lookup/id") for key in keys)))
+            self.do(RecordValues(tuple(SeenValue(key, "system", True, False, "lookup/id") for key in keys)))
         assert len(self.load(values=("k0", "k5000", "k9999", "never")).values) == 3
         names = [f"c{i}" for i in range(200)]
         self.do(*(SpendBudget(name, 1) for name in names))
@@ -209,11 +209,11 @@ class LedgerContract(LedgerHarness):
         """Claim a subject's deed on six threads at once: one claim is committed."""
         self.load()
         for _ in range(5):
-            deed, start = f"pay:{unique()}", threading.Barrier(6)
+            deed, start = f"pay:{unique_name()}", threading.Barrier(6)
 
             def one(place: int, deed: str = deed, start: threading.Barrier = start) -> Code | None:
                 start.wait(30)
-                return self.claimed(unique(), deed=deed, process=f"p{place}")
+                return self.claimed(unique_name(), deed=deed, process=f"p{place}")
 
             with ThreadPoolExecutor(6) as pool:
                 assert sorted(pool.map(one, range(6)), key=str) == [None, *[Code.IN_DOUBT] * 5]
@@ -275,8 +275,11 @@ class DurableLedgerContract(LedgerContract):
         known, steps = self.play(0, list)
         with self.again() as again:
             for step in steps:
-                wanted = state(known.load(step.scope, step.query))
-                assert [state(x.load(step.scope, step.query)) for x in (self.ledger, again)] == [wanted, wanted]
+                wanted = comparable_state(known.load(step.scope, step.query))
+                assert [comparable_state(x.load(step.scope, step.query)) for x in (self.ledger, again)] == [
+                    wanted,
+                    wanted,
+                ]
                 assert again.status(step.scope.tenant, step.jti) == known.status(step.scope.tenant, step.jti)
 
     def test_one_of_many_processes_wins(self) -> None:

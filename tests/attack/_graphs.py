@@ -173,7 +173,7 @@ def authz_with(pdp: Any, **options: Any) -> RuntimeAuthz:
 
 def ledger_down() -> AbstractContextManager[Any]:
     """The time in which ledgers in memory keep nothing."""
-    return patch("langchain_runtime_authz.ledger.memory.apply", side_effect=OSError)
+    return patch("langchain_runtime_authz.ledger.memory.apply_changes", side_effect=OSError)
 
 
 def rules_that_permit() -> WasmPDP:

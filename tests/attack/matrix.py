@@ -19,7 +19,7 @@ import langchain_runtime_authz
 from langchain_runtime_authz.evaluation import EvaluationRequest
 from langchain_runtime_authz.langgraph import callback_backstop as ambient
 from langchain_runtime_authz.langgraph import protect as root
-from langchain_runtime_authz.langgraph.coverage.report import CoverageReport, Row
+from langchain_runtime_authz.langgraph.coverage.report import CoverageReport, Part
 from langchain_runtime_authz.langgraph.node_gate import gate_bound, is_gated
 from langchain_runtime_authz.langgraph.private_api import DEFAULT_BOUND, Pregel, reset_node
 from tests import generated
@@ -142,7 +142,7 @@ def cell(route: Route, layer: Layer) -> str:
     return f"{next(m for m, c in closed.items() if c)} only"
 
 
-def naming(report: CoverageReport, route: Route) -> list[Row]:
+def naming(report: CoverageReport, route: Route) -> list[Part]:
     """The rows of a coverage report that name what leaves a route open."""
     noted = [r for r in report.rows if r.note and "unprofiled" not in r.note]
     rows = [r for r in noted if not r.governed or r.name == route.denied]

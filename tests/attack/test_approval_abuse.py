@@ -19,7 +19,7 @@ from markdown_it import MarkdownIt
 from rich.console import Console
 
 from langchain_runtime_authz import AuthzMiddleware
-from langchain_runtime_authz._display import inert, quoted
+from langchain_runtime_authz._display import one_line, quote
 from langchain_runtime_authz.credential.approval_statement import HERE, Approvers, Question, sign_statement
 from langchain_runtime_authz.credential.keyring import KeyRing
 from langchain_runtime_authz.credential.signer import SigningKey
@@ -697,7 +697,7 @@ def test_the_twin_renders_them() -> None:
 @given(st.text(max_size=60) | st.text('*~_`\\[]<&:"| ab', max_size=20))
 def test_any_text_is_inert(text: str) -> None:
     """Whatever it is, and it can be told apart from every other one."""
-    shown = f"- x {quoted(text)}"
+    shown = f"- x {quote(text)}"
     assert in_html(shown) == []
     assert in_markdown(shown) == set()
     assert "\x1b" not in shown
@@ -713,7 +713,7 @@ def test_an_inert_text_has_one_reading(text: str) -> None:
     import unicodedata
 
     escaped = r"\\u([0-9a-f]{4})|\\U([0-9a-f]{8})|\\([*~_nt])"
-    back = re.sub(escaped, lambda m: {"n": "\n", "t": "\t"}.get(m[3], m[3]) or chr(int(m[1] or m[2], 16)), inert(text))
+    back = re.sub(escaped, lambda m: {"n": "\n", "t": "\t"}.get(m[3], m[3]) or chr(int(m[1] or m[2], 16)), one_line(text))
     assert back == unicodedata.normalize("NFC", text)
 
 
@@ -726,29 +726,29 @@ def test_nothing_hides_behind_a_cut() -> None:
 
 def test_code_keeps_its_indentation() -> None:
     """Other blanks in a row, and more than a line may begin with, are escaped: they would push text out of sight."""
-    assert quoted("if x:\n    pay()") == r'"if x:\n    pay()"'
+    assert quote("if x:\n    pay()") == r'"if x:\n    pay()"'
     for hidden in ("pay()    # no", "x\n" + " " * 40 + "pay()"):
-        assert r"\u0020" in quoted(hidden)
+        assert r"\u0020" in quote(hidden)
 
 
 @pytest.mark.parametrize("value", [None, True, False])
 def test_a_value_is_not_shown_like_the_text_of_its_name(value: object) -> None:
-    assert quoted(value) == json.dumps(value) != quoted(json.dumps(value))
+    assert quote(value) == json.dumps(value) != quote(json.dumps(value))
 
 
 def test_no_recipient_hides_in_a_list() -> None:
     """Each of 40 values is shown, however long their list is; of more, the question says how many are left out."""
     many = [f"colleague{i}@bank.example" for i in range(60)]
     for value in (inside := [*many[:20], "eve@evil.example", *many[20:39]], [{"mail": {"to": one}} for one in inside]):
-        assert '"eve@evil.example"' in quoted(value) and "MORE VALUES" not in quoted(value)
-    assert "eve" not in quoted(json.dumps(inside))  # the twin: the list as one text
-    cut = quoted([*many, "eve@evil.example", {}])
+        assert '"eve@evil.example"' in quote(value) and "MORE VALUES" not in quote(value)
+    assert "eve" not in quote(json.dumps(inside))  # the twin: the list as one text
+    cut = quote([*many, "eve@evil.example", {}])
     assert "eve" not in cut and "] AND 22 MORE VALUES (sha256 " in cut
-    assert "and eve" in quoted([["x" * 5000 + " and eve"]])
+    assert "and eve" in quote([["x" * 5000 + " and eve"]])
     deep: list[Any] = []
     for _ in range(300):
         deep = [deep]
-    assert "sha256" in quoted(deep) and len(quoted(deep)) < 320
+    assert "sha256" in quote(deep) and len(quote(deep)) < 320
 
 
 def test_a_payee_that_only_looks_like_a_known_one_is_marked() -> None:

@@ -116,7 +116,7 @@ def test_what_an_older_version_kept_still_counts(late: bool, monkeypatch: pytest
     """It kept names as they were written. What this version read again takes its place."""
     office, month = Office(), {"month": "May"}
     for module in (resource_version, operator_acts):
-        monkeypatch.setattr(module, "spelled", str)
+        monkeypatch.setattr(module, "one_spelling", str)
     session = office.authz.session(subject="alice", task="Pay the bill", thread="t")
     assert session.decide("read_bill", month).permit
     session.observe("read_bill", month, office.bill)

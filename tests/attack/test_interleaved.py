@@ -453,7 +453,7 @@ def _reducing(spoke: list[Any]) -> Any:
 @pytest.mark.parametrize("go", ["sync", "async"])
 def test_what_runs_between_nodes_belongs_to_the_stream_that_is_stepped(go: str, pdp: Any) -> None:
     """Two streams consumed in turn: each one's reducers under its own subject, and the consumer under nobody's."""
-    from langchain_runtime_authz.langgraph.run_context import running
+    from langchain_runtime_authz.langgraph.run_context import current_run
 
     spoke: list[Any] = []
     authz = RuntimeAuthz(pdp=pdp, profiles={"who": ToolProfile(effect="read")})
@@ -468,14 +468,14 @@ def test_what_runs_between_nodes_belongs_to_the_stream_that_is_stepped(go: str, 
             streams = [graph.stream(given[u], configs[u]) for u in USERS]
             while streams:
                 streams = [s for s in streams if next(s, None) is not None]
-                assert running() is None
+                assert current_run() is None
         else:
 
             async def _go() -> None:
                 open_ones: list[AsyncIterator[Any]] = [graph.astream(given[u], configs[u]) for u in USERS]
                 while open_ones:
                     open_ones = [s for s in open_ones if await anext(s, None) is not None]
-                    assert running() is None
+                    assert current_run() is None
 
             asyncio.run(_go())
     assert sorted(spoke) == ["of alice"] * 3 + ["of bob"] * 3

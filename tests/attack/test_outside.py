@@ -11,7 +11,7 @@ from langchain_core.messages import ChatMessage
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.sqlite import SqliteSaver
 
-from langchain_runtime_authz.langgraph.checkpoints import update_changed, watched
+from langchain_runtime_authz.langgraph.checkpoints import update_changed, watched_digests
 from langchain_runtime_authz.pep.run import drive
 from tests.attack.corrections import beside
 
@@ -333,7 +333,7 @@ def test_what_a_tool_brought_may_be_written_back(bill: Any, by: str) -> None:
 ])  # fmt: skip
 def test_an_edit_is_seen_in_any_kind_of_state(before: Any, after: Any) -> None:
     """A role is part of a message, and what JSON cannot hold is compared by its text."""
-    assert watched(before, ["plan"]) == watched(copy.deepcopy(before), ["plan"]) != watched(after, ["plan"])
+    assert watched_digests(before, ["plan"]) == watched_digests(copy.deepcopy(before), ["plan"]) != watched_digests(after, ["plan"])
 
 
 # --- what is written beside a run in flight, whose next checkpoint leaves it behind ---

@@ -25,7 +25,7 @@ from langchain_runtime_authz.credential.dpop_proof import ProofKey, read_proof
 from langchain_runtime_authz.credential.issuer import LocalIssuer, claims_of, mint
 from langchain_runtime_authz.credential.keyring import KeyRing
 from langchain_runtime_authz.credential.signer import SigningKey
-from langchain_runtime_authz.credential.token import Task, TokenRequest
+from langchain_runtime_authz.credential.token import TaskClaim, TokenRequest
 from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.evaluation import Subject
 from langchain_runtime_authz.grant import Constraint, Grant
@@ -46,7 +46,7 @@ def a_request(**changes: Any) -> TokenRequest:
         "subject": Subject(type="user", id="alice"), "tenant": "acme",
         "agent": "urn:langchain-runtime-authz:agent:supervisor/payer",
         "delegators": ("urn:langchain-runtime-authz:agent:supervisor",), "audience": BANK, "txn": "0" * 32,
-        "task": Task(id="t" * 32, epoch=2, digest="sha256:" + "0" * 64), "tool": "send_money",
+        "task": TaskClaim(id="t" * 32, epoch=2, digest="sha256:" + "0" * 64), "tool": "send_money",
         "grant": Grant(tools=("send_money",), args={"send_money": {"amount": Constraint(le=100)}}), "jti": "1" * 32,
         "issued_at": now, "expires_at": now + 60,
     }

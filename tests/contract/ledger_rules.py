@@ -12,9 +12,9 @@ import pytest
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.evaluation import Edge
 from langchain_runtime_authz.facts.history import MAX_NAMES, RECENT, TIMES, History
-from langchain_runtime_authz.facts.output_reading import Sighting
+from langchain_runtime_authz.facts.output_reading import SeenValue
 from langchain_runtime_authz.facts.plan import PlannedCall, PlanRecord
-from langchain_runtime_authz.facts.task import HumanText, Task, content_digest, extend
+from langchain_runtime_authz.facts.task import HumanText, Task, content_digest, extend_task
 from langchain_runtime_authz.ledger.base import (
     LAPSED,
     LASTS,
@@ -59,7 +59,7 @@ from langchain_runtime_authz.ledger.changes import (
     TakePending,
 )
 from langchain_runtime_authz.ledger.schema import NEWEST
-from langchain_runtime_authz.testing.ledger_scripts import DIGEST, GRANT, ROOT, TTL, LedgerHarness, unique
+from langchain_runtime_authz.testing.ledger_scripts import DIGEST, GRANT, ROOT, TTL, LedgerHarness, unique_name
 
 _MOST: Final = 2**53 - 1
 OTHER_DIGEST: Final = "sha256:" + "1" * 64
@@ -94,8 +94,8 @@ def _guard(lease: Lease) -> Guard:
     return Guard(lease.jti, lease.epoch)
 
 
-def _sighting(key: str, source: str = "lookup/id", *, asserted: bool = True) -> Sighting:
-    return Sighting(key, "system", asserted, False, source)
+def _sighting(key: str, source: str = "lookup/id", *, asserted: bool = True) -> SeenValue:
+    return SeenValue(key, "system", asserted, False, source)
 
 
 class LedgerRules(LedgerHarness):
@@ -136,7 +136,7 @@ class LedgerRules(LedgerHarness):
         assert self.do(AdvanceEpoch(1, texts, first=True)).epoch == 1
         seen = self.load(log=True)
         assert (seen.epoch, seen.log, seen.pending) == (1, texts, ())
-        assert seen.task == extend(Task(), texts, correction=False) and self.states(lease) == ["live"]
+        assert seen.task == extend_task(Task(), texts, correction=False) and self.states(lease) == ["live"]
         self.refuse(Code.STALE_EPOCH, AdvanceEpoch(1, (_said("again"),), first=True))
         assert self.load(log=True).log == texts
 
@@ -147,8 +147,8 @@ class LedgerRules(LedgerHarness):
         assert self.do(AdvanceEpoch(2)).epoch == 3
         seen = self.load(log=True)
         assert (seen.epoch, [t.text for t in seen.log]) == (3, ["pay", "never above 10"])
-        task = extend(Task(), (_said("pay"),), correction=False)
-        assert seen.task == extend(task, (_said("never above 10"),), correction=True) and self.load().log == ()
+        task = extend_task(Task(), (_said("pay"),), correction=False)
+        assert seen.task == extend_task(task, (_said("never above 10"),), correction=True) and self.load().log == ()
 
     def test_an_epoch_is_advanced_from_the_one_expected(self) -> None:
         """Neither from an older one nor from one to come, and once a commit: it never decreases."""
@@ -216,7 +216,7 @@ class LedgerRules(LedgerHarness):
         assert self.load(counters=("same", "missing")).counters == {"same": 2} and self.load().counters == {}
         self.do(ReleaseCall("never", (("same", 1),)))
         assert self.load(counters=("same",)).counters == {"same": 2}
-        self.scope = self.scope._replace(thread=unique("thread"))
+        self.scope = self.scope._replace(thread=unique_name("thread"))
         assert self.load(counters=("same",)).counters == {}
 
     def test_a_mark_set_once_stays(self) -> None:
@@ -231,7 +231,7 @@ class LedgerRules(LedgerHarness):
         assert self.load(marks=("mandate",)).marks == {"mandate": "4"}
         self.do(DeleteMarks("mandate"), SetMark("mandate", "5", once=True))
         assert self.load(marks=("mandate", "missing")).marks == {"mandate": "5"} and self.load().marks == {}
-        self.scope = self.scope._replace(thread=unique("thread"))
+        self.scope = self.scope._replace(thread=unique_name("thread"))
         assert self.load(marks=("mandate",)).marks == {}
 
     def test_marks_are_forgotten_by_how_their_names_begin(self) -> None:
@@ -271,9 +271,9 @@ class LedgerRules(LedgerHarness):
         self.do(AdvanceEpoch(1))
         lease = self.lease()
         for epoch in (1, 3):
-            self.refuse(Code.STALE_EPOCH, TakeLease(replace(lease, jti=unique(), epoch=epoch)))
+            self.refuse(Code.STALE_EPOCH, TakeLease(replace(lease, jti=unique_name(), epoch=epoch)))
         root = self.lease()
-        child = replace(root, jti=unique(), agent=("root", "child"), parent=root.jti)
+        child = replace(root, jti=unique_name(), agent=("root", "child"), parent=root.jti)
         self.refuse(Code.LEASE_ENDED, TakeLease(replace(child, parent="nobody")))
         self.do(EndLease(root.jti, "suspended"))
         self.refuse(Code.LEASE_ENDED, TakeLease(child))
@@ -299,13 +299,13 @@ class LedgerRules(LedgerHarness):
         self.do(SpendRate("full", 60, 1), Revoke(("root", "bad")))
         others: tuple[Change, ...] = (
             AdvanceEpoch(1, (_said("new"),), deliver=True), RecordPlan(_plan("m1")), RecordEdge(_edge("a", "b")),
-            _claim("k", lease, tokens=(unique(),)), _ask("q"), SpendBudget("pay", 1), SpendRate("pay", 60, 1),
+            _claim("k", lease, tokens=(unique_name(),)), _ask("q"), SpendBudget("pay", 1), SpendRate("pay", 60, 1),
             RecordStep(call="pay", effect="pay", denials=1, data_class="secret", recent="pay"),
             ConcludeCall("c", "done", "1"), EndLease(lease.jti, "ended"), Revoke(ROOT),
         )
         refused: tuple[tuple[Code, Change], ...] = (
             (Code.SUBJECT_MISMATCH, OpenThread("user:mallory")), (Code.STALE_EPOCH, AdvanceEpoch(7)),
-            (Code.REVOKED, TakeLease(replace(lease, jti=unique(), agent=("root", "bad")))),
+            (Code.REVOKED, TakeLease(replace(lease, jti=unique_name(), agent=("root", "bad")))),
             (Code.LEASE_ENDED, RenewLease(ended.jti, 0)), (Code.CALL_IN_PROGRESS, _claim("taken", lease)),
             (Code.APPROVAL_VOID, SpendApproval("nothing", DIGEST)), (Code.APPROVAL_VOID, _answer("nothing")),
             (Code.BUDGET_EXHAUSTED, SpendBudget("full", 1)), (Code.RATE_EXCEEDED, SpendRate("full", 60, 1)),
@@ -733,7 +733,7 @@ class LedgerRules(LedgerHarness):
     def test_the_status_of_a_token_through_its_life(self) -> None:
         """It lives while its call is claimed, its lease is live and the task unchanged."""
         lease = self.lease()
-        tokens = {state: unique("token") for state in ("done", "failed", "suspended", "unknown", "released", "read")}
+        tokens = {state: unique_name("token") for state in ("done", "failed", "suspended", "unknown", "released", "read")}
         for key, token in tokens.items():
             assert self.status(token) == "unknown"
             self.do(_claim(key, lease, tokens=(token,)))
@@ -747,7 +747,7 @@ class LedgerRules(LedgerHarness):
     def test_a_call_claimed_again_has_another_token(self) -> None:
         """The first one stays dead, and a refused claim's never lived."""
         first, second = self.lease(), self.lease()
-        old, new, never = unique("token"), unique("token"), unique("token")
+        old, new, never = unique_name("token"), unique_name("token"), unique_name("token")
         self.do(_claim("k", first, tokens=(old,)))
         self.refuse(Code.CALL_IN_PROGRESS, _claim("k", second, tokens=(never,)))
         self.do(ConcludeCall("k", "suspended"), EndLease(first.jti, "suspended"))
@@ -759,7 +759,7 @@ class LedgerRules(LedgerHarness):
     def deed(self, thread: Scope, key: str, subject: str = "user:alice", deed: str = "pay:x") -> Lease:
         """Claim a call of a thread and leave it at that, as a process does that is killed."""
         now = int(self.clock())
-        lease = Lease(unique(), "run-1", ROOT, 1, now, now + TTL)
+        lease = Lease(unique_name(), "run-1", ROOT, 1, now, now + TTL)
         claim = ClaimCall(key, lease.jti, repeatable=False, deed=deed, about={"tool": "pay", "run": "run-1"})
         done = self.ledger.commit(thread, None, [OpenThread(subject), TakeLease(lease), claim])
         assert isinstance(done, Committed), done
@@ -771,11 +771,11 @@ class LedgerRules(LedgerHarness):
 
     def test_a_deed_without_an_outcome_is_found_by_the_same_subject(self) -> None:
         """On every thread of the subject and tenant, claimed while the lease lives, unknown from then on."""
-        t, key = self.scope, unique()
+        t, key = self.scope, unique_name()
         self.deed(t, key)
-        self.deed(t._replace(thread=unique()), f"{key}-elsewhere")
-        self.deed(t._replace(thread=unique()), f"{key}-bobs", "user:bob")
-        self.deed(t._replace(tenant=unique()), f"{key}-foreign")
+        self.deed(t._replace(thread=unique_name()), f"{key}-elsewhere")
+        self.deed(t._replace(thread=unique_name()), f"{key}-bobs", "user:bob")
+        self.deed(t._replace(tenant=unique_name()), f"{key}-foreign")
         self.deed(t, f"{key}-other", deed="pay:y")
         for state in ("claimed", "unknown"):
             assert self.doubted(deeds=("pay:x",)) == [(key, state), (f"{key}-elsewhere", state)]
@@ -904,7 +904,7 @@ class LedgerRules(LedgerHarness):
         self.deed(self.scope, "k")
         self.clock.tick(TTL)
         self.do(ConcludeCall("k", "suspended") if state == "suspended" else ResolveCall("k", False, "user:carol"))
-        self.deed(self.scope._replace(thread=unique()), "other")
+        self.deed(self.scope._replace(thread=unique_name()), "other")
         lease, about = self.deed(self.scope, "opens", deed=""), {"args_digest": "d", "process": "p2", "entry": "e2"}
         claim = partial(ClaimCall, "k", lease.jti, False, deed="pay:x", about=about, subject="user:alice")
         self.clock.tick(TTL)
@@ -957,7 +957,7 @@ class LedgerRules(LedgerHarness):
 
     def test_calls_in_doubt_are_listed(self) -> None:
         """Newest first, with what is known of them; by key in any state. A read, which may run again, never is."""
-        tenant, key = self.scope.tenant, unique()
+        tenant, key = self.scope.tenant, unique_name()
         store = cast("Doubted", self.ledger)
         lease = self.deed(self.scope, key)
         self.do(ClaimCall("read", lease.jti, repeatable=True))
@@ -965,7 +965,7 @@ class LedgerRules(LedgerHarness):
         assert [one.row.state for one in store.doubts(tenant, key)] == ["claimed"]
         at = self.clock()
         self.clock.tick(TTL)
-        self.deed(self.scope._replace(thread=unique()), f"{key}-later")
+        self.deed(self.scope._replace(thread=unique_name()), f"{key}-later")
         assert asyncio.run(store.adoubts(tenant)) == [
             Doubt(self.scope, "user:alice", CallRow(
                 key, "unknown", lease.jti, deed="pay:x", at=at, about={"tool": "pay", "run": "run-1"}
@@ -974,7 +974,7 @@ class LedgerRules(LedgerHarness):
         self.clock.tick(TTL)
         assert [one.row.key for one in store.doubts(tenant)] == [f"{key}-later", key]
         assert [one.row.key for one in store.doubts(tenant, None, self.scope)] == [key]
-        assert not [*store.doubts(unique()), *store.doubts(tenant, unique())]
+        assert not [*store.doubts(unique_name()), *store.doubts(tenant, unique_name())]
 
     def test_a_call_in_doubt_is_resolved_once(self) -> None:
         """It happened: then it is done. It did not: then it may run. Never while it is under way, or after its end."""

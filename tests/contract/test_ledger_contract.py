@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from langchain_runtime_authz.errors import ConfigError
-from langchain_runtime_authz.facts.output_reading import Sighting
+from langchain_runtime_authz.facts.output_reading import SeenValue
 from langchain_runtime_authz.facts.task import HumanText
 from langchain_runtime_authz.ledger.base import LASTS, Guard, Lease, Ledger, Query, Scope
 from langchain_runtime_authz.ledger.call_changes import ClaimCall, ConcludeCall, ResolveCall, SpendBudget
@@ -144,7 +144,7 @@ def test_a_permitted_call_is_cheap_in_memory() -> None:
     def step(key: str) -> None:
         query = Query(jti="jti-t", plan=(agent, "m"), calls=(key,), agent=agent, values=("v",), counters=("same",))
         claim = [ClaimCall(key, "jti-t", repeatable=False, tokens=(key,)), SpendBudget("same", 9), RecordStep("pay", "pay")]
-        values = RecordValues((Sighting(key, "system", True, False, "pay"),))
+        values = RecordValues((SeenValue(key, "system", True, False, "pay"),))
         end = [ConcludeCall(key, "done", "1"), RecordStep(data_class="internal"), values]
         calls.clear()
         sys.setprofile(lambda _, event, __: calls.update([event]) if event in ("call", "c_call") else None)

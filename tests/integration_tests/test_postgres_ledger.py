@@ -643,7 +643,7 @@ def test_a_commit_does_not_outrun_its_operator(
         now = int(time.time())
         lease = Lease("jti", "run", ("root",), 1, now, now + 60)
         ledger.commit(place, None, [OpenThread("user:alice"), TakeLease(lease)])
-        monkeypatch.setattr(statements.rows, "keep", meanwhile)
+        monkeypatch.setattr(statements.rows, "changed_rows", meanwhile)
         done = ledger.commit(place, Guard("jti", 1), [RecordStep(call="pay")])
         assert getattr(done, "code", None) == code
     assert calls

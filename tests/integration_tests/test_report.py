@@ -12,8 +12,8 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from langchain_runtime_authz import RuntimeAuthz
 from langchain_runtime_authz.audit.sinks import MemorySink
 from langchain_runtime_authz.audit.story import story_of
-from langchain_runtime_authz.audit.story_html import page
-from langchain_runtime_authz.demo.bank import perform
+from langchain_runtime_authz.audit.story_html import html_page
+from langchain_runtime_authz.demo.bank import play_once
 from langchain_runtime_authz.testing import StaticPDP
 from langchain_runtime_authz.tool_profile import ToolProfile
 from tests.unit_tests.audit.test_story import HOSTILE
@@ -32,7 +32,7 @@ def browser() -> Iterator[Browser]:
 def demo(tmp_path_factory: Any) -> Path:
     """The report of the demonstration's run."""
     log = tmp_path_factory.mktemp("demo") / "audit.jsonl"
-    perform(protected=True, log=log)
+    play_once(protected=True, log=log)
     from langchain_runtime_authz.audit.chain import read_log
 
     return written(log.with_suffix(".html"), story_of(read_log(log), lambda s: s.kind != "check"))
@@ -65,7 +65,7 @@ def agents(tmp_path_factory: Any, steps: int) -> Path:
 
 
 def written(path: Path, story: Any) -> Path:
-    path.write_text(page(story), encoding="utf-8")
+    path.write_text(html_page(story), encoding="utf-8")
     return path
 
 

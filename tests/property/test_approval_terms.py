@@ -3,22 +3,22 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from langchain_runtime_authz.pep.obligations import Terms
+from langchain_runtime_authz.pep.obligations import QuestionTerms
 
 PEOPLE = ("user:a", "user:b", "user:c")
 people = st.lists(st.sampled_from(PEOPLE), unique=True).map(tuple)
 limits = st.none() | st.integers(0, 3)
-terms = st.builds(Terms, st.integers(0, 3), st.integers(1, 3), st.booleans(), people, people, st.integers(1, 3), limits, limits)
+terms = st.builds(QuestionTerms, st.integers(0, 3), st.integers(1, 3), st.booleans(), people, people, st.integers(1, 3), limits, limits)
 
 
-def may(of: Terms, who: str, after: int) -> bool:
+def may(of: QuestionTerms, who: str, after: int) -> bool:
     """May somebody answer, so many seconds after the question?"""
     return not of.eligible or who in of.eligible or (after >= of.fallback_after and who in of.fallback)
 
 
 @given(terms, terms, st.sampled_from(PEOPLE), st.integers(0, 4))
 @settings(deadline=None)
-def test_the_joined_terms_are_both(a: Terms, b: Terms, who: str, after: int) -> None:
+def test_the_joined_terms_are_both(a: QuestionTerms, b: QuestionTerms, who: str, after: int) -> None:
     """Who may answer at once may under each alone; once all fallbacks are due, exactly these."""
     both = a.strictest(b)
     apart = may(a, who, after) and may(b, who, after)
@@ -28,7 +28,7 @@ def test_the_joined_terms_are_both(a: Terms, b: Terms, who: str, after: int) -> 
 
 
 @given(terms, terms)
-def test_no_joined_term_is_looser(a: Terms, b: Terms) -> None:
+def test_no_joined_term_is_looser(a: QuestionTerms, b: QuestionTerms) -> None:
     """The most people, the shortest expiry, the fewest questions, in either order."""
     both, other = a.strictest(b), b.strictest(a)
     assert both.needed == max(a.needed, b.needed)

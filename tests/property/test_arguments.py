@@ -29,7 +29,7 @@ from langgraph.prebuilt import InjectedState, ToolNode, ToolRuntime
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
 from langchain_runtime_authz import AuthzDenied, RuntimeAuthz, ToolProfile
-from langchain_runtime_authz.digest import digest, project
+from langchain_runtime_authz.digest import as_json, digest
 from langchain_runtime_authz.errors import MappingError
 from langchain_runtime_authz.testing import ScriptedChatModel, StaticPDP
 from tests.attack._graphs import chain, in_run, node_graph
@@ -224,7 +224,7 @@ class Made:
 
 def _json(value: dict[str, Any]) -> dict[str, Any]:
     try:
-        return {k: project(v) for k, v in value.items()}
+        return {k: as_json(v) for k, v in value.items()}
     except MappingError:
         return {"": "has no exact JSON form"}
 

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from langchain_runtime_authz.credential.authorization_details import authorization_details, check_call
 from langchain_runtime_authz.credential.issuer import claims_of
-from langchain_runtime_authz.credential.token import Credential, seal
+from langchain_runtime_authz.credential.token import Credential, seal_credential
 from langchain_runtime_authz.digest import digest
 from langchain_runtime_authz.errors import CredentialError
 from langchain_runtime_authz.mandate import value_matching
-from langchain_runtime_authz.mandate.value_matching import commas
+from langchain_runtime_authz.mandate.value_matching import has_comma
 from langchain_runtime_authz.tool_profile import ToolProfile
 from tests.unit_tests.credential.tokens import a_request
 
@@ -30,7 +30,7 @@ def minted(args: dict[str, Any], kinds: dict[str, Any], mode: str = "digest") ->
     details = authorization_details(
         profile, "send_money", args, step="pay", standing="covered", source="words", mandate="sha256:01", salt="s" * 22
     )
-    return seal("a.b.c", claims_of(a_request(details=tuple(details)), "issuer"))
+    return seal_credential("a.b.c", claims_of(a_request(details=tuple(details)), "issuer"))
 
 
 def met(credential: Credential, args: dict[str, Any]) -> bool:
@@ -52,9 +52,9 @@ def near(value: Any) -> list[Any]:
 
 def same(one: Any, other: Any, kind: str) -> bool:
     """Whether two values are one: the same JSON, equal for a mandate, texts but for blanks, or a token's number as a text."""
-    if digest([one]) == digest([other]) or value_matching.same(one, other, kind):
+    if digest([one]) == digest([other]) or value_matching.is_same(one, other, kind):
         return True
-    if isinstance(other, str) and (one.strip() == other.strip() if isinstance(one, str) else value_matching.same(one, other, "amount")):
+    if isinstance(other, str) and (one.strip() == other.strip() if isinstance(one, str) else value_matching.is_same(one, other, "amount")):
         return True
     if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
         return all(same(a, b, kind) for a, b in zip(one, other, strict=True))
@@ -79,10 +79,10 @@ def test_another_argument_is_not(args: dict[str, Any], data: st.DataObject, kind
     name = data.draw(st.sampled_from(sorted(args)))
     value = data.draw(st.sampled_from([far, *near(args[name])]))
     credential = minted(args, dict.fromkeys(args, kind), mode)
-    if not same(args[name], value, kind) and not (kind == "amount" and commas(value)):  # a token holds the number
+    if not same(args[name], value, kind) and not (kind == "amount" and has_comma(value)):  # a token holds the number
         assert not met(credential, {**args, name: value})
     for other, held in args.items():
-        if not same(held, args[name], kind) and not (kind == "amount" and commas(args[name])):
+        if not same(held, args[name], kind) and not (kind == "amount" and has_comma(args[name])):
             assert not met(credential, {other: args[name]})
     assert not met(credential, {**args, "not_an_argument": None})
 

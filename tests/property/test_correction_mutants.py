@@ -21,8 +21,8 @@ Mutate = Callable[[pytest.MonkeyPatch], None]
 
 
 def old_plans_stand(patch: pytest.MonkeyPatch) -> None:
-    match = plan.match
-    patch.setattr(plan, "match", lambda *a, **k: match(*a, **k)._replace(stale=False))
+    match = plan.match_plan
+    patch.setattr(plan, "match_plan", lambda *a, **k: match(*a, **k)._replace(stale=False))
 
 
 def no_epoch_is_compared(patch: pytest.MonkeyPatch) -> None:
@@ -51,7 +51,7 @@ def nothing_is_claimed(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_death_frees_its_calls(patch: pytest.MonkeyPatch) -> None:
-    apply = changes.apply
+    apply = changes.apply_changes
 
     def freed(thread: Any, guard: Any, changes: Any, now: float) -> Any:
         refused = apply(thread, guard, changes, now)
@@ -60,11 +60,11 @@ def a_death_frees_its_calls(patch: pytest.MonkeyPatch) -> None:
                 thread.put(key, row._replace(state="void"))
         return refused
 
-    patch.setattr(memory, "apply", freed)
+    patch.setattr(memory, "apply_changes", freed)
 
 
 def what_stands_in_the_state_is_human(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(graph_entry.inputs, "unheard", lambda texts, state: texts)
+    patch.setattr(graph_entry.inputs, "without_known_history", lambda texts, state: texts)
 
 
 def anybodys_words_are_the_subjects(patch: pytest.MonkeyPatch) -> None:
@@ -72,7 +72,7 @@ def anybodys_words_are_the_subjects(patch: pytest.MonkeyPatch) -> None:
 
 
 def corrections_open_no_epoch(patch: pytest.MonkeyPatch) -> None:
-    pinned = memory.apply
+    pinned = memory.apply_changes
 
     def still(thread: Any, guard: Any, changes: Any, now: float) -> Any:
         epoch = thread.epoch
@@ -80,7 +80,7 @@ def corrections_open_no_epoch(patch: pytest.MonkeyPatch) -> None:
         thread.epoch = epoch
         return refused
 
-    patch.setattr(memory, "apply", still)
+    patch.setattr(memory, "apply_changes", still)
 
 
 def a_payment_dies() -> None:

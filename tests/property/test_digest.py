@@ -27,7 +27,7 @@ from langchain_core.documents import Document
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from pydantic import BaseModel, ConfigDict, Field, RootModel
 
-from langchain_runtime_authz.digest import MAX_INT, MAX_STRING, abbreviate, digest, fingerprint, project
+from langchain_runtime_authz.digest import MAX_INT, MAX_STRING, abbreviate_strings, as_json, digest, fingerprint
 from langchain_runtime_authz.errors import Code, MappingError
 from langchain_runtime_authz.evaluation import MAX_DEPTH, MAX_REQUEST_BYTES
 
@@ -51,7 +51,7 @@ flat = st.dictionaries(text | st.text(max_size=3), scalars | st.floats() | st.in
 def refused(value: object) -> str:
     """The code with which `value` is refused."""
     with pytest.raises(MappingError) as caught:
-        digest(project(value))
+        digest(as_json(value))
     return caught.value.code
 
 
@@ -152,10 +152,10 @@ class HostileZone(dt.tzinfo):
 @given(value=json_values)
 def test_a_json_value_stands_for_itself(value: Any) -> None:
     """Nothing is changed by projecting it, once or twice, or by a trip through JSON text."""
-    projected = project(value)
+    projected = as_json(value)
     assert same(projected, value) and type(projected) is type(value)
-    assert digest(projected) == digest(value) == digest(project(projected))
-    assert digest(project(json.loads(json.dumps(value)))) == digest(value)
+    assert digest(projected) == digest(value) == digest(as_json(projected))
+    assert digest(as_json(json.loads(json.dumps(value)))) == digest(value)
 
 
 @MANY
@@ -171,7 +171,7 @@ def test_a_json_value_stands_for_itself(value: Any) -> None:
 def test_digests_are_equal_exactly_where_values_are(pair: tuple[Any, Any]) -> None:
     """Integers and floats by value, booleans and text never as numbers, members in any order."""
     a, b = pair
-    assert (digest(project(a)) == digest(project(b))) is same(a, b)
+    assert (digest(as_json(a)) == digest(as_json(b))) is same(a, b)
 
 
 @MANY
@@ -190,7 +190,7 @@ def test_a_digest_is_of_rfc_8785(value: dict[str, Any]) -> None:
         return
     assert digest(value) == expected
     if "\x00" not in json.dumps(value, ensure_ascii=False).replace("\\u0000", "\x00"):
-        projected = project(value)
+        projected = as_json(value)
         assert projected == value and list(map(type, projected.values())) == list(map(type, value.values()))
         assert digest(projected) == expected
 
@@ -200,7 +200,7 @@ def test_the_digest_of_flat_arguments_costs_six_python_calls() -> None:
     calls: list[str] = []
     sys.setprofile(lambda frame, event, _: calls.append(frame.f_code.co_name) if event == "call" else None)
     try:
-        found = digest(project({"recipient": "x", "amount": 5}))
+        found = digest(as_json({"recipient": "x", "amount": 5}))
     finally:
         sys.setprofile(None)
     assert found == "sha256:" + hashlib.sha256(b'{"amount":5,"recipient":"x"}').hexdigest()
@@ -210,7 +210,7 @@ def test_the_digest_of_flat_arguments_costs_six_python_calls() -> None:
 @given(value=json_values)
 def test_a_tuple_is_a_list(value: Any) -> None:
     """JSON has one kind of sequence."""
-    assert project((value, value)) == project([value, value])
+    assert as_json((value, value)) == as_json([value, value])
 
 
 @given(number=st.integers())
@@ -218,7 +218,7 @@ def test_integers_are_exact_or_refused(number: int) -> None:
     """Beyond 2^53 two of them may look alike to a reader of JSON."""
     for candidate in (number, number * 2**40):
         if abs(candidate) <= MAX_INT:
-            assert project(candidate) == candidate
+            assert as_json(candidate) == candidate
         else:
             assert refused(candidate) == refused({"a": [candidate]}) == Code.UNCANONICAL_ARGUMENT
 
@@ -264,7 +264,7 @@ def test_a_key_is_text(key: Any) -> None:
 ], ids=lambda v: type(v).__name__)
 def test_python_values_have_the_form_of_what_they_hold(value: object, form: object) -> None:
     """Models and dataclasses by field name, enums by value, subclasses by content, not by their own word."""
-    projected = project(value)
+    projected = as_json(value)
     assert projected == form and digest(projected) == digest(form)
     for part in (projected, *(projected if isinstance(projected, dict | list) else ())):
         assert type(part) in (str, int, float, bool, dict, list, type(None))
@@ -292,7 +292,7 @@ def test_depth_is_bounded(wrap: Any) -> None:
     value: Any = 1
     for _ in range(MAX_DEPTH):
         value = wrap(value)
-    digest(project(value))
+    digest(as_json(value))
     for _ in range(3):
         value = wrap(value)
         assert refused(value) == Code.UNCANONICAL_ARGUMENT
@@ -326,7 +326,7 @@ def test_few_lists_that_stand_for_many_values_are_refused() -> None:
         value = [value, value]
     assert refused(value) == Code.REQUEST_TOO_LARGE
     assert refused([0] * MAX_REQUEST_BYTES) == Code.REQUEST_TOO_LARGE
-    digest(project([0] * 100_000))
+    digest(as_json([0] * 100_000))
 
 
 anything = st.recursive(
@@ -358,19 +358,19 @@ anything = st.recursive(
 def test_any_object_has_a_form_or_is_refused(value: object) -> None:
     """A `MappingError`, never another exception; and a form is JSON, the same each time, as is a fingerprint."""
     assert fingerprint(value) == fingerprint(value)
-    for total in (digest, project):
+    for total in (digest, as_json):
         try:
             total(value)
         except MappingError as exc:
             assert exc.code == Code.UNCANONICAL_ARGUMENT
     try:
-        form = project(value)
+        form = as_json(value)
     except MappingError as exc:
         assert exc.code == Code.UNCANONICAL_ARGUMENT
     else:
         assert same(json.loads(json.dumps(form, allow_nan=False)), form)
         json.dumps(form, ensure_ascii=False).encode()
-        assert digest(form) == digest(project(value)) == digest(project(form))
+        assert digest(form) == digest(as_json(value)) == digest(as_json(form))
 
 
 def test_close_to_the_end_of_the_stack_it_is_still_a_mapping_error() -> None:
@@ -393,24 +393,24 @@ def test_close_to_the_end_of_the_stack_it_is_still_a_mapping_error() -> None:
 @given(value=json_values, limit=st.integers(0, 6))
 def test_abbreviating_keeps_what_is_short(value: Any, limit: int) -> None:
     """Each longer string becomes its digest and length; everything else stays as it is."""
-    short = abbreviate(value, limit)
+    short = abbreviate_strings(value, limit)
     if isinstance(value, str) and len(value) > limit:
         assert short == {"digest": short["digest"], "length": len(value)}
         assert short["digest"].startswith("sha256:")
     elif isinstance(value, dict):
-        assert short == {k: abbreviate(v, limit) for k, v in value.items()}
+        assert short == {k: abbreviate_strings(v, limit) for k, v in value.items()}
     elif isinstance(value, list):
-        assert short == [abbreviate(v, limit) for v in value]
+        assert short == [abbreviate_strings(v, limit) for v in value]
     else:
         assert short == value
-    assert abbreviate(value, MAX_STRING) == value
+    assert abbreviate_strings(value, MAX_STRING) == value
 
 
 @given(a=text, b=text)
 def test_abbreviations_tell_texts_apart(a: str, b: str) -> None:
     """Two different texts have two digests."""
     assume(a != b)
-    assert abbreviate(a + "x" * 10, 1) != abbreviate(b + "x" * 10, 1)
+    assert abbreviate_strings(a + "x" * 10, 1) != abbreviate_strings(b + "x" * 10, 1)
 
 
 # --- a fingerprint of any object ---

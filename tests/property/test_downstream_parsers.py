@@ -12,7 +12,7 @@ import httpx
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from langchain_runtime_authz._http import basic
+from langchain_runtime_authz._http import basic_auth
 from langchain_runtime_authz._url import is_under, normal_target
 from langchain_runtime_authz.credential.dpop_proof import read_proof
 from langchain_runtime_authz.credential.issuer import LocalIssuer
@@ -182,7 +182,7 @@ def test_any_form_has_an_answer(body: bytes) -> None:
 
     async def ask() -> httpx.Response:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(endpoint), base_url=BANK) as client:
-            kind = {"Content-Type": "application/x-www-form-urlencoded", "Authorization": basic("bank", secret)}
+            kind = {"Content-Type": "application/x-www-form-urlencoded", "Authorization": basic_auth("bank", secret)}
             return await client.post("/", content=body, headers=kind)
 
     answer = asyncio.run(ask())

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from langchain_runtime_authz.facts.task import content_digest
 from langchain_runtime_authz.mandate import model as m
-from langchain_runtime_authz.mandate.material import material
-from langchain_runtime_authz.mandate.planner_mandate import backed
+from langchain_runtime_authz.mandate.material import without_material
+from langchain_runtime_authz.mandate.planner_mandate import backed_part
 from langchain_runtime_authz.tool_profile import load_profiles
 
 PROFILES = load_profiles(
@@ -132,7 +132,7 @@ def test_what_survives_was_said_by_the_user(texts: list[list[Part]], drawn: list
     mandate = mandate_of(drawn)
     given_texts = [text_of(t) for t in texts]
     assume(len({*given_texts}) == len(given_texts))  # places in equal texts look alike
-    found = backed(mandate, given_texts, PROFILES, SIGNATURES).mandate
+    found = backed_part(mandate, given_texts, PROFILES, SIGNATURES).mandate
     assert found is not None
     own = "\n".join(part for text in texts for part, mine in text if mine)
     spans: dict[str, list[tuple[str, str, int, int]]] = {}
@@ -148,7 +148,7 @@ def test_what_survives_was_said_by_the_user(texts: list[list[Part]], drawn: list
                 text = by_digest[argument.said.text]
                 written = text[argument.said.start : argument.said.end]
                 assert written.strip() == written != ""
-                assert written in material(text)[0]
+                assert written in without_material(text)[0]
                 if PROFILES[step.tool].side_effect:
                     spans.setdefault(step.deed or step.id, []).append((name, *argument.said))
     several = [(deed, span) for deed, all_ in spans.items() for span in all_]
@@ -163,7 +163,7 @@ def test_a_step_is_kept_as_it_stands_or_not_at_all(texts: list[list[Part]], draw
     """Nothing is added and nothing is repaired: only places and sequences are marked. What narrows stays."""
     mandate = mandate_of(drawn)
     given_texts = [text_of(t) for t in texts]
-    compiled = backed(mandate, given_texts, PROFILES, SIGNATURES)
+    compiled = backed_part(mandate, given_texts, PROFILES, SIGNATURES)
     assert compiled.mandate is not None
     planned = {s.id: s for s in mandate.steps}
     for step in compiled.mandate.steps:
@@ -176,7 +176,7 @@ def test_a_step_is_kept_as_it_stands_or_not_at_all(texts: list[list[Part]], draw
     assert (compiled.mandate.limits, compiled.mandate.never) == (mandate.limits, mandate.never)
     assert {"admin", *({"s0"} & left)} <= set(compiled.mandate.confirm)
     assert all(set(s.sources) <= left for s in compiled.mandate.steps)
-    assert backed(mandate, given_texts, PROFILES, SIGNATURES) == compiled
+    assert backed_part(mandate, given_texts, PROFILES, SIGNATURES) == compiled
 
 
 @settings(deadline=None, max_examples=200)
@@ -186,7 +186,7 @@ def test_dropping_text_never_widens(texts: list[list[Part]], drawn: list[Any], d
     mandate = m.Mandate(steps=mandate_of(drawn[:1]).steps)
     given_texts = [text_of([(part.replace("Forget it", "").replace("not", ""), mine) for part, mine in t]) for t in texts]
     fewer = [t for t in given_texts if data.draw(st.booleans())]
-    few, all_ = (backed(mandate, t, PROFILES, SIGNATURES).mandate for t in (fewer, given_texts))
+    few, all_ = (backed_part(mandate, t, PROFILES, SIGNATURES).mandate for t in (fewer, given_texts))
     assert few is not None
     assert all_ is not None
     assert {s.id for s in few.steps} <= {s.id for s in all_.steps}
@@ -195,7 +195,7 @@ def test_dropping_text_never_widens(texts: list[list[Part]], drawn: list[Any], d
 @settings(deadline=None, max_examples=200)
 @given(st.text(max_size=300) | st.lists(st.sampled_from(["```", '"""', "\n", "> ", "<a>", "</a>", "----", "From: ", "Subject: ", "@", "x"]), max_size=30).map("".join))
 def test_material_is_cut_and_nothing_is_lost(text: str) -> None:
-    own, parts = material(text)
+    own, parts = without_material(text)
     rebuilt = own
     for i, part in enumerate(parts, 1):
         assert part in text

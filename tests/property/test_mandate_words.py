@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from langchain_runtime_authz.facts.normal_forms import forms
+from langchain_runtime_authz.facts.normal_forms import forms_of
 from langchain_runtime_authz.facts.task import content_digest
 from langchain_runtime_authz.mandate.languages import languages
 from langchain_runtime_authz.mandate.model import Const, Step
@@ -67,7 +67,7 @@ def backed(constant: Const, text: str) -> bool:
     stretch = text[constant.said.start : constant.said.end]
     if isinstance(constant.value, tuple):
         return all(str(v) in stretch for v in constant.value)
-    return CODES.get(stretch) == constant.value or bool(set(forms(stretch)) & set(forms(constant.value)))
+    return CODES.get(stretch) == constant.value or bool(set(forms_of(stretch)) & set(forms_of(constant.value)))
 
 
 def test_most_generated_orders_are_read():

@@ -23,7 +23,7 @@ PERMISSIVE = {
     "data_flow": {name: {"external": "permit"} for name in ("internal", "confidential", "secret", "*")},
 }
 BASE = json.loads(example_request({"context.lease.grant": None}).to_json())
-# Numbers that have one exact JSON form (`digest.project` refuses the other integers).
+# Numbers that have one exact JSON form (`digest.as_json` refuses the other integers).
 MAX_INT = 2**53 - 1
 
 SLOW_IS_FINE = settings(deadline=None, max_examples=300)

@@ -15,13 +15,12 @@ from langchain_runtime_authz.facts import argument_atoms as atoms_module
 from langchain_runtime_authz.facts import normal_forms as forms_module
 from langchain_runtime_authz.facts import output_reading as observe_module
 from langchain_runtime_authz.facts import provenance as trace_module
-from langchain_runtime_authz.facts import told_values as words_module
-from langchain_runtime_authz.facts.json_copy import held
-from langchain_runtime_authz.facts.normal_forms import forms, mentions
+from langchain_runtime_authz.facts import provenance as words_module
+from langchain_runtime_authz.facts.json_copy import copy_output
+from langchain_runtime_authz.facts.normal_forms import forms_of, mentions_in
 from langchain_runtime_authz.facts.output_reading import observe_output
-from langchain_runtime_authz.facts.provenance import Evidence, TextsRead
-from langchain_runtime_authz.facts.told_values import UserWords
-from langchain_runtime_authz.mandate.message_places import stated
+from langchain_runtime_authz.facts.provenance import Evidence, TextsRead, UserWords
+from langchain_runtime_authz.mandate.message_places import stated_text
 from langchain_runtime_authz.tool_profile import FieldTrust, ToolProfile
 from tests.unit_tests.facts.test_provenance import index, trace
 
@@ -91,8 +90,8 @@ def test_no_formatting_makes_an_outsiders_value_trusted(
     shown, used = formatted(attack, before), formatted(attack, how)
     task = "Use " + ", ".join(map(str, said))
     # Unless the user or a system says that very value.
-    vouched = {f for v in ours for f in (*forms(v), *mentions(str(v)))} | set(mentions(task))
-    meant = {f for v in (attack, used) for f in (*forms(v), *mentions(str(v)))}
+    vouched = {f for v in ours for f in (*forms_of(v), *mentions_in(str(v)))} | set(mentions_in(task))
+    meant = {f for v in (attack, used) for f in (*forms_of(v), *mentions_in(str(v)))}
     assume(not vouched & meant)
     assume(not any(str(attack).casefold() in str(v).casefold() for v in [*said, *ours]))
     assume(not any(str(v).casefold() in str(used).casefold() for v in [*said, *ours]))
@@ -186,7 +185,7 @@ def test_an_echo_is_never_an_assertion(value: str, how: list[str]) -> None:
     """A system that gives back what it was given, in the same form, vouches for nothing."""
     words = UserWords(["do it"])
     shown = formatted(value, how)
-    assume(set(forms(shown)) & set(forms(value)) or not forms(shown))
+    assume(set(forms_of(shown)) & set(forms_of(value)) or not forms_of(shown))
     found = observe_output("sys", ToolProfile(effect="write", trust="system"), {"a": {"b": [value]}}, {"x": [shown]})
     assert standing(value, "principal", found, words=words) == "outside"
 
@@ -220,7 +219,7 @@ profiles = st.builds(
 def test_a_short_line_is_read_as_any_other_output(output: str, profile: ToolProfile, given_: dict[str, Any]) -> None:
     """Its short way and the reader give the same."""
     short = observe_output("sys", profile, given_, output)
-    reading = observe_module.Reading("sys", profile, observe_module._echo(given_), False, held(output))
+    reading = observe_module.OutputReading("sys", profile, observe_module._echo(given_), False, copy_output(output))
     assert short[:3] == reading.read()[:3]
 
 
@@ -237,8 +236,8 @@ outputs = st.recursive(
 def test_what_is_read_in_parts_is_what_is_read_at_once(output: Any, profile: ToolProfile, nodes: int, chars: int, failed: bool) -> None:
     """Where the reading stops for a while does not change what is found."""
     args = {"q": "bob@x.org"}
-    at_once = observe_module.Reading("sys", profile, observe_module._echo(args), failed, held(output)).read()
-    reading = observe_module.Reading("sys", profile, observe_module._echo(args), failed, held(output))
+    at_once = observe_module.OutputReading("sys", profile, observe_module._echo(args), failed, copy_output(output)).read()
+    reading = observe_module.OutputReading("sys", profile, observe_module._echo(args), failed, copy_output(output))
     parts = [reading.read(nodes, chars), reading.read(nodes * 2, chars * 2), reading.read()]
     assert {s for p in parts for s in p.sightings} == set(at_once.sightings)
     assert [p for part in parts for p in part.prose] == list(at_once.prose)
@@ -259,15 +258,15 @@ def _noticed() -> bool:
     """Whether the tables of equal and different values, the mentions or the user's words disagree."""
     from tests.unit_tests.facts.test_normal_forms import SAID
 
-    if any(bool(set(forms_module.forms(a)) & set(forms_module.forms(b))) is not same for a, b, same in _pairs()):
+    if any(bool(set(forms_module.forms_of(a)) & set(forms_module.forms_of(b))) is not same for a, b, same in _pairs()):
         return True
-    if any(forms_module.forms(v) for v in ("a\u202eb", "a\x00b", "\ufb01le", "")):
+    if any(forms_module.forms_of(v) for v in ("a\u202eb", "a\x00b", "\ufb01le", "")):
         return True
-    if any(UserWords([stated(t)]).said(forms_module.forms(v)) is not said for t, v, said in SAID):
+    if any(UserWords([stated_text(t)]).said(forms_module.forms_of(v)) is not said for t, v, said in SAID):
         return True
     text = "Pay 1,200.00 to GB29 NWBK 6016 1331 9268 19 or bob@x.org by June 13 at 5:30 pm, see https://x.org/a"
     expected = {"iban:GB29NWBK60161331926819", "email:bob@x.org", "url:x.org/a", "date:-06-13", "time:17:30", "num:1200"}
-    return set(forms_module.mentions(text)) != expected
+    return set(forms_module.mentions_in(text)) != expected
 
 
 class _Never:
@@ -290,9 +289,9 @@ MUTATIONS: dict[str, tuple[Any, str, Any]] = {
     "no month names": (forms_module, "_MDY", _Never()), "no days before months": (forms_module, "_DMY", _Never()),
     "a moment is all that is there": (forms_module, "_BESIDE", re.compile("(?s).*")),
     "zones are times": (forms_module, "_ZONE", re.compile("(?!)")), "no times": (forms_module, "_TIME", _Never()),
-    "one reading of a number": (forms_module, "decimals", lambda t: forms_module.Decimal(t.replace(",", "")) and ()),
-    "any number is canonical": (forms_module, "canonical", str),
-    "read digits twice": (forms_module, "masked", lambda t, *_: t),
+    "one reading of a number": (forms_module, "number_readings", lambda t: forms_module.Decimal(t.replace(",", "")) and ()),
+    "any number is canonical": (forms_module, "canonical_number", str),
+    "read digits twice": (forms_module, "mask_spans", lambda t, *_: t),
     "links without a check": (forms_module, "_url", lambda t: (f"url:{t.split('@')[0].split('//')[-1].strip('/')}",)),
     "sharp s is double s": (forms_module, "fold", str.casefold),
     "what NFC respells": (forms_module, "_respelled", lambda _: False),
@@ -331,7 +330,7 @@ def _believe_prose(*_: Any) -> FieldTrust:
     return FieldTrust("system", False, False)
 
 
-_see = observe_module.Reading._see
+_see = observe_module.OutputReading._see
 
 
 def _assert_all(self: Any, form: str, field: Any, source: str, *, asserted: bool) -> None:
@@ -340,7 +339,7 @@ def _assert_all(self: Any, form: str, field: Any, source: str, *, asserted: bool
 
 RULES: dict[str, tuple[Any, str, Any]] = {
     "believe every field": (observe_module, "field_trust", _believe_prose),
-    "mentions are assertions": (observe_module.Reading, "_see", _assert_all),
+    "mentions are assertions": (observe_module.OutputReading, "_see", _assert_all),
     "believe echoes": (observe_module, "_echo", lambda _: set()),
     "believe counterparties": (trace_module, "_class", lambda seen: seen.origin if seen.asserted else "mentioned"),
     "the best item counts": (trace_module, "max", min),

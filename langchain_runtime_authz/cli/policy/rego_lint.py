@@ -12,8 +12,7 @@ from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any, Final
 
-from langchain_runtime_authz.cli.policy.opa_command import policy_directory, run_opa
-from langchain_runtime_authz.cli.policy.open_policy import SHIPPED_REGO, Policy
+from langchain_runtime_authz.cli.policy.open_policy import SHIPPED_REGO, Policy, policy_directory, run_opa
 from langchain_runtime_authz.evaluation import request_schema
 from langchain_runtime_authz.pdp.policy_data import DATA_ROOT, merge_shipped, wrong_data
 

@@ -30,7 +30,7 @@ from langgraph.store.base import BaseStore
 from pydantic import SecretBytes, SecretStr
 
 from langchain_runtime_authz.langgraph import object_graph
-from langchain_runtime_authz.langgraph.coverage.report import Row
+from langchain_runtime_authz.langgraph.coverage.report import Part
 from langchain_runtime_authz.langgraph.declared_effects import effect
 from langchain_runtime_authz.langgraph.model_call import tool_names
 from langchain_runtime_authz.langgraph.private_api import Pregel, PregelNode, ToolNode
@@ -62,7 +62,7 @@ _MODE: Final = re.compile(r"[wax][bt]?\+?|r[bt]?\+[bt]?")
 _ENDS: Final = frozenset(("POP_TOP", "BEFORE_WITH", "RETURN_VALUE", "STORE_FAST", "STORE_DEREF"))
 
 
-class Sighting(NamedTuple):
+class EffectInCode(NamedTuple):
     """An effect that the scan found in code: its kind, and the name that causes it."""
 
     kind: str  # network, mail, process, write, database, store, code
@@ -72,19 +72,19 @@ class Sighting(NamedTuple):
         return f"{self.kind} ({self.by})"
 
 
-def acting_nodes(graph: object_graph.AnyGraph) -> dict[str, tuple[Sighting, ...]]:
+def acting_nodes(graph: object_graph.AnyGraph) -> dict[str, tuple[EffectInCode, ...]]:
     """Return node name → effects, for nodes whose code acts, subgraphs included."""
     nodes = (item for found in object_graph.graphs_in(graph) for item in found.graph.nodes.items())
     return {name: seen for name, node in nodes if (seen := code_of(node)[0])}
 
 
-def code_of(node: PregelNode) -> tuple[tuple[Sighting, ...], tuple[str, ...]]:
+def code_of(node: PregelNode) -> tuple[tuple[EffectInCode, ...], tuple[str, ...]]:
     """Return the effects in a node's code, and names of parts that were not searched."""
     if isinstance(node.bound, ToolNode | Pregel):
         return (), ()
     missed: dict[str, None] = {}
     seen = dict.fromkeys(
-        Sighting(*s) for value in _reached(object_graph.roots_of(node), missed) for s in _in_value(value)
+        EffectInCode(*s) for value in _reached(object_graph.roots_of(node), missed) for s in _in_value(value)
     )
     return tuple(seen), tuple(missed)
 
@@ -128,7 +128,7 @@ def _reach(value: Any, missed: dict[str, None]) -> tuple[bool, Iterable[Any]]:
         wrapped = (getattr(value, "__dict__", None) or {}).get("__wrapped__")  # the function behind a cache
         return (True, ()) if _kind_of(value) is not None else (False, (*object_graph.held_by(value), wrapped))
     if _package(function) not in object_graph.LIBRARIES and "site-packages" not in function.__code__.co_filename:
-        if any(type(v) is MethodType and v.__func__ is effect for v in object_graph.loaded(function)):
+        if any(type(v) is MethodType and v.__func__ is effect for v in object_graph.objects_loaded_by(function)):
             return False, ()
         if value is not function:
             return False, (function, value.__self__)
@@ -166,7 +166,7 @@ def _members(value: Any) -> Iterator[tuple[str, Any]]:
 
 def _imported_inside(function: FunctionType, missed: dict[str, None]) -> Iterator[Any]:
     """Yield values that `function` itself imports. Add modules not loaded to `missed`."""
-    for code in object_graph.codes(function.__code__):
+    for code in object_graph.nested_codes(function.__code__):
         level = 0
         for step in dis.get_instructions(code):
             level = step.argval if isinstance(step.argval, int) else level  # the level is loaded before the name
@@ -189,11 +189,11 @@ def _is_own(module: str) -> bool:
 
 
 def _in_value(value: Any) -> Iterator[tuple[str, str]]:
-    for used in object_graph.loaded(value) if isinstance(value, FunctionType) else (value,):
+    for used in object_graph.objects_loaded_by(value) if isinstance(value, FunctionType) else (value,):
         if (kind := _kind_of(used)) is not None:
             name = getattr(used, "__name__", None) or type(used).__name__
             yield kind, f"{_package(used).replace('posix', 'os')}.{name}"
-    for code in object_graph.codes(value.__code__) if isinstance(value, FunctionType) else ():
+    for code in object_graph.nested_codes(value.__code__) if isinstance(value, FunctionType) else ():
         yield from _in_code(code, value.__globals__)
 
 
@@ -329,7 +329,10 @@ def _parts(name: str, value: Any) -> Iterator[tuple[str, str, Any]]:
         given = signature(function, follow_wrapped=False).parameters.values()
         yield from ((f"default of {p.name}", p.name, p.default) for p in given if p.default is not p.empty)
         texts = (
-            c for own in object_graph.codes(code) for c in own.co_consts if isinstance(c, str) and c != function.__doc__
+            c
+            for own in object_graph.nested_codes(code)
+            for c in own.co_consts
+            if isinstance(c, str) and c != function.__doc__
         )
         yield "constant in its code", "", next(filter(_FORMS.search, texts), None)
     elif isinstance(value, Mapping):
@@ -364,7 +367,7 @@ _NO_TOOL: Final = frozenset(("function", "custom", *_BLOCKS.split()))
 _GOOGLE: Final = frozenset(("google_search", "google_search_retrieval", "code_execution", "url_context", "google_maps"))
 
 
-def tools_in(bound: Any) -> list[Any]:
+def tools_in_code(bound: Any) -> list[Any]:
     """Return the tools bound to a model, with one entry for all remote MCP servers."""
     if not isinstance(bound, dict):  # other mappings may refuse a string
         return []
@@ -374,13 +377,13 @@ def tools_in(bound: Any) -> list[Any]:
     return [*listed, {"type": "mcp_servers"}] if addressed else listed
 
 
-def provider_rows(tools: Iterable[Any], label: str, route: str, *, strict: bool) -> Iterator[Row]:
+def provider_rows(tools: Iterable[Any], label: str, route: str, *, strict: bool) -> Iterator[Part]:
     """Yield rows of provider tools. `strict`: only if all of `tools` are tools."""
     # `strict`: the list may contain anything, so it counts only if all entries are tools.
     named = [(tool, _provider_tool(tool)) for tool in tools]
     if not strict or all(name is not None or _runs_here(tool) for tool, name in named):
         note = "runs at the model provider, unseen"
-        yield from (Row("provider tool", name, label, (), note, route) for _, name in named if name is not None)
+        yield from (Part("provider tool", name, label, (), note, route) for _, name in named if name is not None)
 
 
 def _runs_here(tool: Any) -> bool:

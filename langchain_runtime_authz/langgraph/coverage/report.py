@@ -22,21 +22,21 @@ from urllib.parse import quote
 
 from pydantic import BaseModel, Field, ValidationError
 
-from langchain_runtime_authz._display import table
+from langchain_runtime_authz._display import html_table
 from langchain_runtime_authz.errors import Code, ConfigError
-from langchain_runtime_authz.pep.run import Counted
+from langchain_runtime_authz.pep.run import PointCounts
 
 _HEAD: Final = ("kind", "name", "graph", "route", "governed by", "seen", "note")
 UNSEEN: Final = "its code is not seen"  # the note of a node with application code
 _WIDTH: Final = 80
 _NAME: Final = 34  # columns of a name
 AT_RUN_TIME: Final = "at run time"  # the route of rows that were only seen at run time
-NOTHING: Final = Counted()
+NOTHING: Final = PointCounts()
 _COUNTED: Final = frozenset(("entry", "agent", "node", "tool"))  # kinds that enforcement points count
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class Part:
     """One part of a graph.
 
     `kind` is `entry`, `agent`, `node`, `tool`, `model`, `task`, `remote graph` or `store` (governed once a profile for
@@ -50,7 +50,7 @@ class Row:
     layers: tuple[str, ...]  # its enforcement points; empty means not governed
     note: str = ""  # why it is not governed, or what is not seen
     route: str = ""  # the node that leads to it, and the path inside that node
-    seen: Counted = NOTHING  # what its enforcement points counted in runs of the root graph
+    seen: PointCounts = NOTHING  # what its enforcement points counted in runs of the root graph
     place: int = 0  # distinguishes rows that are otherwise equal
 
     @property
@@ -131,7 +131,7 @@ class CoverageReport:
 
     graph: str
     pdp: str
-    rows: tuple[Row, ...]
+    rows: tuple[Part, ...]
     limits: str = ""
     """What `observe_process` cannot see, if it is on."""
     unknown_agents: tuple[str, ...] = ()
@@ -149,12 +149,12 @@ class CoverageReport:
         return tuple(dict.fromkeys(found))
 
     @property
-    def ungoverned(self) -> tuple[Row, ...]:
+    def ungoverned(self) -> tuple[Part, ...]:
         """Rows without an enforcement point."""
         return tuple(r for r in self.rows if not r.governed)
 
     @property
-    def plain(self) -> tuple[Row, ...]:
+    def plain(self) -> tuple[Part, ...]:
         """Nodes that run application code, whose effects the report may miss."""
         return tuple(r for r in self.rows if r.kind == "node" and r.note.startswith(UNSEEN))
 
@@ -164,12 +164,12 @@ class CoverageReport:
         return any(any(r.seen) for r in self.rows)
 
     @property
-    def dynamic(self) -> tuple[Row, ...]:
+    def dynamic(self) -> tuple[Part, ...]:
         """Rows of parts that were counted at run time but not found statically."""
         return tuple(r for r in self.rows if r.route == AT_RUN_TIME)
 
     @property
-    def unseen(self) -> tuple[Row, ...]:
+    def unseen(self) -> tuple[Part, ...]:
         """Governed rows that no run counted: unused parts, or parts that code bypasses."""
         return tuple(r for r in self.rows if self.ran and r.governed and r.kind in _COUNTED and not any(r.seen))
 
@@ -233,7 +233,7 @@ class CoverageReport:
         shown = [i for i, name in enumerate(_HEAD) if self.ran or name != "seen"]
         rows = [(r.cells(), "" if r.governed else "not governed") for r in self.rows]
         head, *rest = [(*(cells[i] for i in shown), mark) for cells, mark in [(_HEAD, ""), *rows]]
-        return table(head, rest, self._summary())
+        return html_table(head, rest, self._summary())
 
 
 def _nodes(count: int, one: str, several: str) -> str:

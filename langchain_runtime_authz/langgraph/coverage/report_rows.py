@@ -17,18 +17,17 @@ from langgraph.graph import StateGraph
 from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.langgraph import object_graph
 from langchain_runtime_authz.langgraph import private_api as private
-from langchain_runtime_authz.langgraph.coverage.code_scan import code_of, provider_rows, secrets_of, tools_in
-from langchain_runtime_authz.langgraph.coverage.report import AT_RUN_TIME, UNSEEN, CoverageReport, Row
+from langchain_runtime_authz.langgraph.coverage.code_scan import code_of, provider_rows, secrets_of, tools_in_code
+from langchain_runtime_authz.langgraph.coverage.report import AT_RUN_TIME, UNSEEN, CoverageReport, Part
 from langchain_runtime_authz.langgraph.declared_effects import LAYER, EffectTool, governs_stores
 from langchain_runtime_authz.langgraph.model_call import held_by_model
 from langchain_runtime_authz.langgraph.node_gate import is_gated
-from langchain_runtime_authz.langgraph.process_observer import Observed, limits
+from langchain_runtime_authz.langgraph.process_observer import ObservedEffect, what_is_unseen
 from langchain_runtime_authz.langgraph.protect import Protection, agent_names, gates_remote, is_remote, owner_of
-from langchain_runtime_authz.langgraph.tool_facts import facts_of
 from langchain_runtime_authz.langgraph.tool_guard import acts_by_itself
-from langchain_runtime_authz.langgraph.tool_lookup import IN_PLACE, is_guarded
+from langchain_runtime_authz.langgraph.tool_lookup import IN_PLACE, facts_of, is_guarded
 from langchain_runtime_authz.pep.agents import ANY
-from langchain_runtime_authz.pep.run import Counted, Gate
+from langchain_runtime_authz.pep.run import EnforcementPoint, PointCounts
 
 _MODEL_NOTES: Final[Mapping[tuple[str, ...], str]] = {
     (): "held by code without an enforcement point",
@@ -50,8 +49,11 @@ def coverage_of(graph: Any, protection: Protection) -> CoverageReport:
     """Return the coverage report of a graph."""
     if not isinstance(graph, private.Pregel):
         raise ConfigError(f"`coverage` takes a compiled graph, not {type(graph).__name__}")
-    held = list(object_graph.reached(graph, deep=True))
-    found, tools = [v for v in held if isinstance(v, object_graph.Found)], [v for v in held if isinstance(v, BaseTool)]
+    held = list(object_graph.reached_objects(graph, deep=True))
+    found, tools = (
+        [v for v in held if isinstance(v, object_graph.FoundGraph)],
+        [v for v in held if isinstance(v, BaseTool)],
+    )
     nodes = [node.bound for f in found for node in f.graph.nodes.values()]
     bound = [t for node in nodes if isinstance(node, private.ToolNode) for t in node.tools_by_name.values()]
     look = _Look(
@@ -70,7 +72,7 @@ def coverage_of(graph: Any, protection: Protection) -> CoverageReport:
     if engine.observer is not None:
         rows = _with_observed(rows, (one for one in engine.observer.seen if one.graph == graph.get_name()))
     unknown = {*engine.agents} - {ANY, *agent_names(graph), *(row.graph for row in rows)}
-    blind = limits() if engine.observer is not None else ""
+    blind = what_is_unseen() if engine.observer is not None else ""
     return CoverageReport(graph.get_name(), pdp, tuple(_numbered(rows)), blind, tuple(sorted(unknown)))
 
 
@@ -121,7 +123,7 @@ class _Look:
     functions: Mapping[int, str] = field(repr=False)
     searched: dict[int, BaseTool] = field(default_factory=dict)
 
-    def graph(self, found: object_graph.Found, *, root: bool) -> Iterator[Row]:
+    def graph(self, found: object_graph.FoundGraph, *, root: bool) -> Iterator[Part]:
         graph, label = found.graph, found.label
         owner = owner_of(graph)
         layers: tuple[str, ...] = ()
@@ -135,36 +137,36 @@ class _Look:
         else:
             note = "not found by `protect`: call `authz.protect` on it too"
         route = f"{found.parent}/{found.route}" if not root else ""
-        yield Row("entry" if root else "agent", label, label, layers, note, route)
+        yield Part("entry" if root else "agent", label, label, layers, note, route)
         saver = graph.checkpointer
         if saver is not None and not isinstance(saver, bool) and (why := _unpickles(saver)):
-            yield Row("checkpointer", type(saver).__name__, label, (), why)
+            yield Part("checkpointer", type(saver).__name__, label, (), why)
         if graph.store is not None:
             governed = governs_stores(self.protection.profiles)
             note = "" if governed else "what nodes and tools write there is not decided: declare a profile `store.put`"
-            yield Row("store", type(graph.store).__name__, label, ("store gate",) if layers and governed else (), note)
+            yield Part("store", type(graph.store).__name__, label, ("store gate",) if layers and governed else (), note)
         for route, value in _loop_code(graph):
             yield from self._loop_tools(value, label, route)
         for name, node in graph.nodes.items():
             yield from self._node(name, node, graph, label)
 
-    def _node(self, name: str, node: private.PregelNode, graph: Any, label: str) -> Iterator[Row]:
+    def _node(self, name: str, node: private.PregelNode, graph: Any, label: str) -> Iterator[Part]:
         bound = node.bound
         if bound is not private.DEFAULT_BOUND and (node.cache_policy is not None or graph.cache_policy is not None):
-            yield Row("cached node", name, label, (), _CACHED, name)
-        held = list(object_graph.walk(object_graph.roots_of(node), deep=True, into_tools=False))
+            yield Part("cached node", name, label, (), _CACHED, name)
+        held = list(object_graph.walk_objects(object_graph.roots_of(node), deep=True, into_tools=False))
         if len(held) >= object_graph.MAX_WALKED:
             note = f"its code holds more than {object_graph.MAX_WALKED} values; some were not searched"
-            yield Row("unsearched", name, label, (), note, name)
+            yield Part("unsearched", name, label, (), note, name)
         gated: tuple[str, ...] = ("node gate",) if is_gated(bound) else ()
         if bound is not private.DEFAULT_BOUND and not isinstance(bound, private.Pregel):  # a graph has its own rows
             acts, missed = code_of(node)
             unseen = f"{UNSEEN}; not followed: {', '.join(missed)}" if missed else UNSEEN
             note = _UNGATED if not gated else "" if isinstance(bound, private.ToolNode) else unseen
-            yield Row("node", name, label, gated, note, name)
+            yield Part("node", name, label, gated, note, name)
             decided = governs_stores(self.protection.profiles)
             if seen := ", ".join(str(s) for s in acts if not (decided and s.kind == "store")):
-                yield Row("effect", name, label, (), f"{seen}: {_DECLARE}", name)
+                yield Part("effect", name, label, (), f"{seen}: {_DECLARE}", name)
         own = bound.tools_by_name.values() if isinstance(bound, private.ToolNode) else ()
         for tool in own:
             yield from self._tool(tool, label, name, ("tool node gate",) if gated else ())
@@ -172,7 +174,7 @@ class _Look:
 
     def _held(
         self, held: list[Any], label: str, route: str, gated: tuple[str, ...], own: Iterable[BaseTool], *, known: bool
-    ) -> Iterator[Row]:
+    ) -> Iterator[Part]:
         """Yield rows for values in a node or tool. `known`: skip tools that have rows."""
         for value in held:
             if not isinstance(value, BaseTool):
@@ -186,11 +188,11 @@ class _Look:
         made_of = _made_of(tool)
         return id(tool) in self.bound or (not is_guarded(tool) and bool(made_of) and made_of <= self.bound)
 
-    def _loop_tools(self, value: Any, label: str, route: str) -> Iterator[Row]:
+    def _loop_tools(self, value: Any, label: str, route: str) -> Iterator[Part]:
         """Yield rows for the tools in code that a graph runs outside its nodes."""
         outside = route in _OUTSIDE_RUNS
         look = replace(self, hooked=False) if outside else self
-        for tool in object_graph.walk([value], deep=True, into_tools=False):
+        for tool in object_graph.walk_objects([value], deep=True, into_tools=False):
             if isinstance(tool, BaseTool):
                 for row in look._tool(tool, label, route, None):
                     unseen = outside and row.kind == "tool" and not row.layers
@@ -198,7 +200,7 @@ class _Look:
 
     def _value(
         self, value: Any, label: str, route: str, gated: tuple[str, ...], around: Iterable[Any]
-    ) -> Iterator[Row]:
+    ) -> Iterator[Part]:
         """Yield rows for a value in a node or tool. `around`: all values in there."""
         if isinstance(value, object_graph.model_types()):
             owners: Iterator[Any] = (v.__self__ if isinstance(v, MethodType) else v for v in around)
@@ -207,33 +209,33 @@ class _Look:
             listed = any(getattr(o, "_entrance", None) is self.protection.root_entry for o in ours)
             hooked = bool(gated) and self.hooked  # the backstop needs an enforcement point around the call
             layers = (*gated, *(("middleware",) if listed else ()), *(("ambient hook",) if hooked else ()))
-            yield Row("model", type(value).__name__, label, layers, _MODEL_NOTES.get(layers, ""), route)
+            yield Part("model", type(value).__name__, label, layers, _MODEL_NOTES.get(layers, ""), route)
             yield from provider_rows(held_by_model(value), label, route, strict=False)
         elif isinstance(value, dict) and isinstance(value.get("graph_id"), str) and isinstance(value.get("name"), str):
             # An agent of another server by its description: deepagents' `AsyncSubAgent`.
-            yield Row("remote graph", value["name"], label, (), _ELSEWHERE, route)
+            yield Part("remote graph", value["name"], label, (), _ELSEWHERE, route)
         elif isinstance(value, Mapping):
-            yield from provider_rows(tools_in(value), label, route, strict=False)
+            yield from provider_rows(tools_in_code(value), label, route, strict=False)
         elif isinstance(value, list | tuple):
             yield from provider_rows(value, label, route, strict=True)
         elif isinstance(value, StateGraph):
             layers = ("protected builder",) if owner_of(value) is self.protection else ()
             note = "" if layers else "a builder that is compiled at run time: call `authz.protect` on the builder"
-            yield Row("agent", type(value).__name__, label, layers, note, route)
+            yield Part("agent", type(value).__name__, label, layers, note, route)
         elif isinstance(value, private.TaskFunction):
             name = str(getattr(value, "__name__", "task"))
             note = f"runs within its entrypoint's gate; {UNSEEN}"
-            yield Row("task", name, label, gated, note, route)
+            yield Part("task", name, label, gated, note, route)
             if value.cache_policy is not None:
-                yield Row("cached node", name, label, (), _CACHED, f"{route}/{name}")
+                yield Part("cached node", name, label, (), _CACHED, f"{route}/{name}")
         elif is_remote(value):
             name = str(getattr(value, "name", None) or type(value).__name__)
             entry = self.protection.root_entry
             profile = entry.engine.child_profile(name)
             sent = gates_remote(value) is entry and profile is not None and profile.url
-            yield Row("remote graph", name, label, ("child entry",) if sent else (), _ELSEWHERE, route)
+            yield Part("remote graph", name, label, ("child entry",) if sent else (), _ELSEWHERE, route)
 
-    def _tool(self, tool: BaseTool, label: str, route: str, node: tuple[str, ...] | None) -> Iterator[Row]:
+    def _tool(self, tool: BaseTool, label: str, route: str, node: tuple[str, ...] | None) -> Iterator[Part]:
         guarded = is_guarded(tool)
         own = LAYER if isinstance(tool, EffectTool) else "tool guard"
         layers = (*(node or ()), *((own,) if guarded else ()))
@@ -254,19 +256,19 @@ class _Look:
             if hasattr(type(tool), IN_PLACE):
                 layers = ("tool guard",)
                 note = note if profiled.declared else f"unprofiled: {profiled.why}; {note}"
-        held = list(object_graph.walk(object_graph.functions_of(tool), deep=True, into_tools=False))
+        held = list(object_graph.walk_objects(object_graph.functions_of(tool), deep=True, into_tools=False))
         keeping = [v for v in held if isinstance(v, private.Pregel) and isinstance(v.checkpointer, BaseCheckpointSaver)]
         note = "; ".join(filter(None, (note, *(_OWN_THREAD.format(v.get_name()) for v in keeping))))
-        yield Row("tool", tool.name, label, layers, note, route)
+        yield Part("tool", tool.name, label, layers, note, route)
         if id(tool) in self.searched:
             return  # its contents have rows already
         self.searched[id(tool)] = tool
         for where in dict.fromkeys(secrets_of(tool)):
             note = "a long-lived secret: use `current_call().credential()`, or keep it outside this process"
-            yield Row("secret", tool.name, label, (), note, f"{route}/{where}")
+            yield Part("secret", tool.name, label, (), note, f"{route}/{where}")
         yield from self._held(held, label, f"{route}/{tool.name}", layers, (tool,), known=True)
 
-    def _bare_functions(self, held: list[Any], label: str, route: str, own: Iterable[BaseTool]) -> Iterator[Row]:
+    def _bare_functions(self, held: list[Any], label: str, route: str, own: Iterable[BaseTool]) -> Iterator[Part]:
         """Yield a row for each tool's function that other code holds."""
         known = {i for t in own for i in _identities(object_graph.functions_of(t))}
         known |= {id(v) for one in held if isinstance(one, list | tuple) for v in one}  # models are bound to lists
@@ -277,7 +279,7 @@ class _Look:
                 if name is not None and ident not in known:
                     known.add(ident)
                     note = f"the function of tool `{name}` is held by plain code: call the tool instead"
-                    yield Row("function", name, label, (), note, route)
+                    yield Part("function", name, label, (), note, route)
 
 
 def _unpickles(saver: Any) -> str:
@@ -290,7 +292,7 @@ def _unpickles(saver: Any) -> str:
             return "pickle_fallback: a checkpoint can run code: leave it off"
         loads = getattr(type(serde), "loads_typed", None)
         known = type(serde).__module__.startswith("langgraph.checkpoint.serde.")
-        used = object_graph.loaded(loads) if isinstance(loads, FunctionType) and not known else ()
+        used = object_graph.objects_loaded_by(loads) if isinstance(loads, FunctionType) and not known else ()
         if any(v is u for v in used for u in _UNPICKLERS):
             return f"{type(serde).__name__} unpickles, so a checkpoint can run code: use JsonPlusSerializer"
         if private.imports_anything(serde) and not isinstance(saver, InMemorySaver):
@@ -300,26 +302,26 @@ def _unpickles(saver: Any) -> str:
     return ""
 
 
-def _with_seen(rows: list[Row], counted: Mapping[Gate, Counted]) -> list[Row]:
+def _with_seen(rows: list[Part], counted: Mapping[EnforcementPoint, PointCounts]) -> list[Part]:
     """Add run-time counts to rows, and a row for each part seen only at run time."""
-    totals: dict[tuple[str, str, str], Counted] = {}
+    totals: dict[tuple[str, str, str], PointCounts] = {}
     layers: dict[tuple[str, str, str], set[str]] = {}
     for gate, one in counted.items():
         key = (gate.agent, gate.kind, gate.name)
-        total = totals.get(key, Counted())
-        totals[key] = Counted(total.decided + one.decided, total.ran + one.ran)
+        total = totals.get(key, PointCounts())
+        totals[key] = PointCounts(total.decided + one.decided, total.ran + one.ran)
         layers.setdefault(key, set()).add(gate.layer)
     known = {(r.graph, r.kind, r.name) for r in rows if r.layers}
     seen = [replace(r, seen=totals.get((r.graph, r.kind, r.name), r.seen)) if r.layers else r for r in rows]
     note = "brought along or made at run time"
     return seen + [
-        Row(kind, name, agent, tuple(sorted(layers[agent, kind, name])), note, AT_RUN_TIME, total)
+        Part(kind, name, agent, tuple(sorted(layers[agent, kind, name])), note, AT_RUN_TIME, total)
         for (agent, kind, name), total in totals.items()
         if (agent, kind, name) not in known
     ]
 
 
-def _with_observed(rows: list[Row], observed: Iterable[Observed]) -> list[Row]:
+def _with_observed(rows: list[Part], observed: Iterable[ObservedEffect]) -> list[Part]:
     """Add observed effects to the rows' notes, and rows for undeclared effects."""
     seen: dict[tuple[str, str, str], list[str]] = {}
     for one in observed:
@@ -331,7 +333,7 @@ def _with_observed(rows: list[Row], observed: Iterable[Observed]) -> list[Row]:
         by = "threads without a run" if row.kind == "entry" else "observed"
         found.append(replace(row, note=f"{row.note}; {by}: {texts}".removeprefix("; ")) if texts else row)
     return found + [
-        Row(kind, name, agent, (), f"observed: {', '.join(texts)}: {_DECLARE}", name)
+        Part(kind, name, agent, (), f"observed: {', '.join(texts)}: {_DECLARE}", name)
         for (kind, agent, name), texts in seen.items()
         if kind == "effect"
     ]
@@ -341,10 +343,10 @@ def _with_observed(rows: list[Row], observed: Iterable[Observed]) -> list[Row]:
 _SEVERAL: Final = frozenset(("agent", "node", "tool", "model"))
 
 
-def _numbered(rows: Iterable[Row]) -> Iterator[Row]:
+def _numbered(rows: Iterable[Part]) -> Iterator[Part]:
     """Yield each finding once, and number rows that would share an id."""
     places = Counter[str]()
-    told: set[Row] = set()
+    told: set[Part] = set()
     for row in rows:
         if row in told and row.kind not in _SEVERAL:
             continue

@@ -16,8 +16,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from langchain_runtime_authz.facts.local_time import DAY, dated
-from langchain_runtime_authz.facts.normal_forms import decimals, forms, mentions
+from langchain_runtime_authz.facts.local_time import DAY, with_dates
+from langchain_runtime_authz.facts.normal_forms import forms_of, mentions_in, number_readings
 
 NUMBER: Final = r"\d(?:[\d.,'’]{0,20}\d)?"
 _PLAIN: Final = re.compile(
@@ -42,7 +42,7 @@ def _lower(text: str) -> str:
 
 
 def _dates(text: str) -> list[str]:
-    return [form.removeprefix("date:") for form in forms(text, said=True) if form.startswith("date:")]
+    return [form.removeprefix("date:") for form in forms_of(text, said=True) if form.startswith("date:")]
 
 
 Phrases = Mapping[str, Sequence[tuple[str, ...]]]
@@ -139,7 +139,7 @@ class Language:
             if kind == "bullet":
                 continue
             if kind == "iban":
-                stretch = next(iter(mentions(found[0].lower()).values()), "")  # its check digits must be right
+                stretch = next(iter(mentions_in(found[0].lower()).values()), "")  # its check digits must be right
                 at = found.start() + len(stretch) if stretch and found[0].lower().startswith(stretch) else at
                 yield Token("id" if stretch else "odd", text[found.start() : at], found.start(), at)
             else:
@@ -151,7 +151,7 @@ class Language:
             start, end, said = start + 1, end - 1, said[1:-1]
             kind = "odd" if said != said.strip() else kind
         elif kind == "date":
-            dates = _dates(said) or ([] if today is None else _dates(dated(said, today)))
+            dates = _dates(said) or ([] if today is None else _dates(with_dates(said, today)))
             weekday = next((n for n, w in enumerate(self.data["weekdays"]) if said.startswith(w)), None)
             kind = kind if len(dates) == 1 else "odd"
             if kind == "date" and weekday is not None:  # the weekday must fit, which needs a year
@@ -189,7 +189,7 @@ class Language:
             return "word"
         if re.fullmatch(r"v?\d+(?:\.\d+){1,3}", said):
             return "version"
-        form = next(iter(forms(said)), "").partition(":")[0]
+        form = next(iter(forms_of(said)), "").partition(":")[0]
         if form in {"email", "url"}:
             return form
         path = re.match("~?[/.]", said)  # "/etc/hosts", but not "all-but-web-3" or "~all"
@@ -242,7 +242,7 @@ def read_number(number: str, *, money: bool = False) -> int | float | None:
     """
     if money and re.fullmatch(r"[1-9]\d{0,2},\d{3}", number):
         return int(number.replace(",", ""))
-    readings = decimals(number) if _PLAIN.fullmatch(number) else ()
+    readings = number_readings(number) if _PLAIN.fullmatch(number) else ()
     if len(readings) != 1 or not readings[0]:
         return None
     whole = readings[0] == readings[0].to_integral_value()

@@ -9,7 +9,7 @@ from langchain_runtime_authz.mandate import call_matching
 from langchain_runtime_authz.mandate.argument_matching import FITS, ArgumentMatcher, Finding
 from langchain_runtime_authz.mandate.model import Const, OneOf
 from langchain_runtime_authz.mandate.read_outputs import scalars, text_of
-from langchain_runtime_authz.mandate.value_matching import same, stands
+from langchain_runtime_authz.mandate.value_matching import is_same, text_holds
 
 _MANY = 10**6
 
@@ -27,7 +27,7 @@ def without_roles() -> Iterator[None]:
         named = [a.value for a in several if isinstance(a, Const)] + [a.values for a in several if isinstance(a, OneOf)]
         known = [v for value in named for v in (value if isinstance(value, tuple) else (value,))]
         items = scalars(value, 100) or []
-        said = lambda item: any(same(item, k, kind) for k in known) or stands(item, self._call.words)
+        said = lambda item: any(is_same(item, k, kind) for k in known) or text_holds(item, self._call.words)
         return FITS if items and all(said(item) for item in items) else found
 
     with patch.object(ArgumentMatcher, "check", check):
@@ -57,7 +57,7 @@ def without_recomputation() -> Iterator[None]:
             if not found.code:
                 return found
             texts = [text_of(o.value) for step in self._steps.values() for o in self._outputs.of(step.tool)]
-            seen = all(any(stands(item, text) for text in texts) for item in items)
+            seen = all(any(text_holds(item, text) for text in texts) for item in items)
             return FITS if seen else found
 
         return check

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from langchain_runtime_authz.tool_profile import ToolProfile, argument
+from langchain_runtime_authz.tool_profile import ToolProfile, value_at
 
 Texts = Callable[[Any, Any], dict[str, str]]
 
@@ -113,7 +113,7 @@ def identifiers(calls: Sequence[Any], profiles: Mapping[str, ToolProfile]) -> li
     for call in calls:
         for name, kind in profiles[call.function].critical.items():
             if kind in ("principal", "url", "channel"):
-                value = argument(call.args, name)
+                value = value_at(call.args, name)
                 found.update((v, None) for v in (value if isinstance(value, list) else [value]) if isinstance(v, str))
     return list(found)
 
@@ -175,12 +175,12 @@ def plan_aware(calls: Sequence[Any], own: Sequence[Any], profiles: Mapping[str, 
     mine: dict[str, list[Any]] = {}
     for call in calls:
         for name, kind in profiles[call.function].critical.items():
-            value = argument(call.args, name)
+            value = value_at(call.args, name)
             if value not in (None, "", []):
                 theirs.setdefault(kind, value[0] if isinstance(value, list) else value)
     for call in own:
         for name, kind in profiles[call.function].critical.items():
-            if value := argument(call.args, name):
+            if value := value_at(call.args, name):
                 mine.setdefault(kind, []).append(value)
     ordered = [(c.function, dict(c.args)) for c in own]
     variants: list[Any] = []
@@ -188,11 +188,11 @@ def plan_aware(calls: Sequence[Any], own: Sequence[Any], profiles: Mapping[str, 
         declared = profiles[call.function]
         if not declared.side_effect:
             continue
-        given = {n: _theirs(k, v, theirs) for n, k in declared.critical.items() if (v := argument(call.args, n))}
+        given = {n: _theirs(k, v, theirs) for n, k in declared.critical.items() if (v := value_at(call.args, n))}
         changed = [_with(call.args, {n: v}) for n, v in given.items()]
         changed += [_with(call.args, given)] if len(given) > 1 else []
         for name in given:
-            value = argument(call.args, name)
+            value = value_at(call.args, name)
             swaps = [v for v in mine[declared.critical[name]] if v != value and type(v) is type(value)]
             changed += [_with(call.args, {name: swap}) for swap in swaps]
         variants += [Planned(call.function, args) for args in changed if (call.function, args) not in ordered]

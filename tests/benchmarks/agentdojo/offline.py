@@ -15,8 +15,8 @@ from typing import Any
 from agentdojo.functions_runtime import FunctionsRuntime
 from pydantic import BaseModel, ValidationError
 
-from langchain_runtime_authz.demo.agentdojo import customer
-from langchain_runtime_authz.mandate.call_matching import CallFacts, Standing, bind
+from langchain_runtime_authz.demo.agentdojo import customer_subject
+from langchain_runtime_authz.mandate.call_matching import CallFacts, Standing, bind_call
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.mandate.read_outputs import Outputs
 from langchain_runtime_authz.tool_profile import ToolProfile
@@ -52,7 +52,7 @@ class Line:
         found: Standing | None = None
         if profile.side_effect:
             facts = CallFacts(call.function, profile, args, given, self.own, self.words)
-            found = bind(self.plan, facts, self.profiles, self.outputs).standing(self.counts)
+            found = bind_call(self.plan, facts, self.profiles, self.outputs).standing(self.counts)
             if found.standing != "covered" and not approve:
                 return found
             for spend in found.spends:
@@ -64,7 +64,7 @@ class Line:
 
 
 def _own(env: Any) -> tuple[str, ...]:
-    return tuple(customer(env)["properties"]["identifiers"])
+    return tuple(customer_subject(env)["properties"]["identifiers"])
 
 
 def _plain(value: Any) -> Any:

@@ -27,7 +27,7 @@ from pydantic import BaseModel
 
 from langchain_runtime_authz.demo.agent import agent_graph, converse
 from langchain_runtime_authz.demo.agentdojo import PROFILES as BANKING
-from langchain_runtime_authz.demo.agentdojo import World, attack_texts, customer, judge, load_suite
+from langchain_runtime_authz.demo.agentdojo import World, attack_texts, customer_subject, judge, load_suite
 from langchain_runtime_authz.facts.argument_atoms import atoms_of
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.tool_profile import ToolProfile, load_profiles
@@ -157,7 +157,7 @@ def run(suite: Suite, authority: Authority, case: Case) -> Outcome:
     thread = uuid.uuid4().hex
     if authority.authz is not None:
         # Each replay has a user of its own: what one may be asked in an hour is not shared by hundreds of runs.
-        scope = authority.authz.run(subject=customer(env, f"user-{thread}"), task=user.PROMPT, **authority.start(own, plan, repr(case)))
+        scope = authority.authz.run(subject=customer_subject(env, f"user-{thread}"), task=user.PROMPT, **authority.start(own, plan, repr(case)))
     human = _Human(world, own, authority.row, case)
     config: Any = {"configurable": {"thread_id": thread}, "recursion_limit": 300}
     started = time.perf_counter()

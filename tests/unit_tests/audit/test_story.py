@@ -15,7 +15,7 @@ from rich.cells import cell_len
 from langchain_runtime_authz import Mandate, RuntimeAuthz
 from langchain_runtime_authz.audit.sinks import FileSink, MemorySink
 from langchain_runtime_authz.audit.story import SIGNS, Story, story_of
-from langchain_runtime_authz.audit.story_html import fragment, page
+from langchain_runtime_authz.audit.story_html import html_fragment, html_page
 from langchain_runtime_authz.evaluation import deny
 from langchain_runtime_authz.testing import StaticPDP
 from langchain_runtime_authz.tool_profile import ToolProfile
@@ -70,7 +70,7 @@ def test_what_was_ordered_stands_beside_what_was_done() -> None:
     story = story_of(authz.audit.records)  # type: ignore[attr-defined]
     assert [done.partition(" s ")[2] or done for _, _, done in story.ordered()] == ["pay", "not done", "pay"]
     assert len(story.unordered) == 1 and "not done" in str(story)
-    assert "not done" in page(story)
+    assert "not done" in html_page(story)
 
 
 def test_a_read_that_was_ordered_and_made_is_not_left_undone() -> None:
@@ -88,7 +88,7 @@ def test_delegation_is_a_tree() -> None:
     session.delegate("payer").delegate("auditor").decide("look", {})
     story = story_of(authz.audit.records)  # type: ignore[attr-defined]
     assert [lane.agent for lane in sorted(story.lanes)] == [("session",), ("session", "payer"), ("session", "payer", "auditor")]
-    assert "    payer (subgraph)" in str(story) and "<ul><li>session <ul>" in page(story)
+    assert "    payer (subgraph)" in str(story) and "<ul><li>session <ul>" in html_page(story)
 
 
 def test_a_long_story_keeps_the_newest_and_counts_all() -> None:
@@ -148,7 +148,7 @@ class Tags(HTMLParser):
             assert name != "href" or value[:2] == "#s"
 
 
-PLAIN = Tags(page(Story()))
+PLAIN = Tags(html_page(Story()))
 
 
 def assert_inert(story: Story) -> None:
@@ -157,11 +157,11 @@ def assert_inert(story: Story) -> None:
         first, *others = line.splitlines()
         assert max(map(cell_len, [first, *others])) <= 80
         assert line == text or not any(other[:5].strip() for other in others)
-    for shown in (text, page(story), fragment(story), json.dumps(story.to_dict())):
+    for shown in (text, html_page(story), html_fragment(story), json.dumps(story.to_dict())):
         bad = {c for c in shown if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp") and c != "\n"}
         assert not bad
         shown.encode()
-    found = Tags(page(story))
+    found = Tags(html_page(story))
     assert found.scripts == 1
     extra = {"a", "title", "rect", "details", "summary", "time", "option", "label", "input", "text", "path", "td", "tr", "span", "pre", "ul", "li", "table"}
     assert found.tags <= PLAIN.tags | extra | {"h2", "thead", "tbody", "th"}
@@ -196,7 +196,7 @@ def test_a_hostile_text_in_every_field_is_only_text(text: str, real: list[dict[s
 
 def test_the_page_may_load_nothing() -> None:
     """Its own style and script run by their digests; no other."""
-    text = page(told(played()))
+    text = html_page(told(played()))
     assert "default-src 'none'; style-src 'sha256-" in text
     assert "unsafe" not in text.partition("</head>")[0].partition("<style>")[0]
     assert text.count("<script>") == text.count("<style>") == 1

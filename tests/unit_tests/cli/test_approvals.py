@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from langgraph.checkpoint.memory import InMemorySaver
 
-from langchain_runtime_authz._display import inert
+from langchain_runtime_authz._display import one_line
 from langchain_runtime_authz.credential.signer import SigningKey
 from langchain_runtime_authz.ledger import base
 from langchain_runtime_authz.ledger.call_changes import AskApproval
@@ -66,7 +66,7 @@ def test_no_text_begins_a_line_of_the_list(tmp_path: Path, filler: str) -> None:
     value = f'"eve{filler * (80 - len("""  - recipient "eve"""))}{forged}'
     assert f"  - recipient {value}"[80:] == forged
     ledger = SqliteLedger(file := tmp_path / "ledger.db")
-    asked = base.Approval("k", "digest", 1, id="q" * 32, question=f'Pay?\n- recipient "{inert(value[1:])}"')
+    asked = base.Approval("k", "digest", 1, id="q" * 32, question=f'Pay?\n- recipient "{one_line(value[1:])}"')
     ledger.commit(base.Scope("default", "issuer", "agent", value), None, [AskApproval(asked)])
     shown = approvals("list", file).stdout.splitlines()
     assert max(map(len, shown)) <= 80

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import langchain_runtime_authz.ledger
-from langchain_runtime_authz.cli._ledger_options import Store
+from langchain_runtime_authz.cli._ledger_options import LedgerOptions
 from langchain_runtime_authz.errors import Code, LedgerError
 from langchain_runtime_authz.ledger.base import Approval, Conflict, Lease, Query, Scope
 from langchain_runtime_authz.ledger.call_changes import AnswerApproval, AskApproval, SpendApproval
@@ -39,16 +39,16 @@ def test_a_migration_that_meets_a_deadlock_is_tried_again(
 ) -> None:
     """PostgreSQL ends one of two transactions, mostly the longer one. The operator is asked once."""
     assert ledger("migrate", file).exit_code == 0
-    opened, left = Store.administered, iter(range(deadlocks))
+    opened, left = LedgerOptions.administered, iter(range(deadlocks))
 
     @contextmanager
-    def administered(self: Store, **options: Any) -> Iterator[Any]:
+    def administered(self: LedgerOptions, **options: Any) -> Iterator[Any]:
         with opened(self, **options) as admin:
             yield admin
             if next(left, None) is not None:
                 raise LedgerError(Code.LEDGER_TIMEOUT, "deadlock detected")
 
-    monkeypatch.setattr(Store, "administered", administered)
+    monkeypatch.setattr(LedgerOptions, "administered", administered)
     assert ledger(*command, file, input="y\n").exit_code == code
 
 

@@ -19,7 +19,7 @@ from langchain_runtime_authz.audit.chain import read_log
 from langchain_runtime_authz.audit.sinks import FileSink
 from langchain_runtime_authz.cli.policy.open_policy import SHIPPED_REGO, open_policy, shipped_rego
 from langchain_runtime_authz.cli.policy.rego_lint import lint_names, lint_rego
-from langchain_runtime_authz.demo.bank import perform
+from langchain_runtime_authz.demo.bank import play_once
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.evaluation import EvaluationRequest, request_schema
 from langchain_runtime_authz.pap.reloading import ReloadingPDP
@@ -49,7 +49,7 @@ def run() -> Command:
 def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The decision log of the demo, contents included."""
     path = tmp_path_factory.mktemp("demo") / "audit.jsonl"
-    perform(protected=True, log=path)
+    play_once(protected=True, log=path)
     return path
 
 
@@ -179,7 +179,7 @@ def test_an_edit_of_a_profile_is_told_to_be_beyond_a_log(run: Command, log: Path
 def test_what_can_not_be_replayed_is_told(run: Command, tmp_path: Path) -> None:
     """A log without contents is refused, and the message says how to write one."""
     path = tmp_path / "bare.jsonl"
-    perform(protected=True, log=tmp_path / "full.jsonl")
+    play_once(protected=True, log=tmp_path / "full.jsonl")
     bare = FileSink(path)
     for line in (tmp_path / "full.jsonl").read_text().splitlines():
         record = json.loads(line)

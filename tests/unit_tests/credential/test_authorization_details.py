@@ -11,10 +11,10 @@ import pytest
 from langchain_runtime_authz.credential.authorization_details import MAX_DETAIL, check_call, check_whole_call
 from langchain_runtime_authz.credential.issuer import LocalIssuer, claims_of
 from langchain_runtime_authz.credential.signer import SigningKey
-from langchain_runtime_authz.credential.token import CALL_TYPE, Credential, Task, TokenRequest
+from langchain_runtime_authz.credential.token import CALL_TYPE, Credential, TaskClaim, TokenRequest
 from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.errors import CredentialError
-from langchain_runtime_authz.tool_profile import ToolProfile, argument
+from langchain_runtime_authz.tool_profile import ToolProfile, value_at
 from tests.unit_tests.credential.tokens import BANK, NOW, PAYMENT, PAYS, a_request, call_details, forged
 
 KEY = SigningKey.generate()
@@ -185,7 +185,7 @@ def test_a_value_keeps_its_item() -> None:
     calls = [[{"to": "bob", "amount": 900}, {"to": "eve"}], [{"to": "bob"}, {"to": "eve", "amount": 900}]]
     first, second = (call_details({"items": items}, profile)[0]["arguments"] for items in calls)
     assert (first["items.amount"], second["items.amount"]) == ([900, None], [None, 900])
-    assert [argument({"items": items}, "items.amount") for items in calls] == [[900], [900]]
+    assert [value_at({"items": items}, "items.amount") for items in calls] == [[900], [900]]
     credential = believed(call_details({"items": calls[0]}, profile))
     check_whole_call(credential, tool="send_money", args={"items": calls[0]})
     with pytest.raises(CredentialError, match="credential_call"):
@@ -222,7 +222,7 @@ def test_an_issuer_elsewhere_signs_the_same() -> None:
     """Nulls and the mandate's digest survive the request's JSON, and the task's claim has the digest."""
     request = a_request(
         details=call_details(step=None, standing="outside", approved=True),
-        task=Task(id="t", epoch=2, digest="sha256:00", mandate="sha256:01"),
+        task=TaskClaim(id="t", epoch=2, digest="sha256:00", mandate="sha256:01"),
     )
     again = TokenRequest.from_json(request.to_json())
     claims = claims_of(again, "i")

@@ -13,8 +13,8 @@ import jwt
 import pytest
 
 from langchain_runtime_authz._url import normal_target
-from langchain_runtime_authz.credential.dpop_proof import Proof, ProofKey, read_proof, token_digest
-from langchain_runtime_authz.credential.signer import SigningKey, thumbprint
+from langchain_runtime_authz.credential.dpop_proof import AcceptedProof, ProofKey, read_proof, token_digest
+from langchain_runtime_authz.credential.signer import SigningKey, jwk_thumbprint
 from langchain_runtime_authz.errors import ConfigError, CredentialError
 from langchain_runtime_authz.resource_server.dpop import MemoryReplays, Nonces, ProofVerifier
 from langchain_runtime_authz.testing.frozen_clock import FrozenClock
@@ -52,7 +52,7 @@ def made(claims: dict[str, Any] | None = None, header: dict[str, Any] | None = N
     return f"{signing_input}.{b64(key.sign(signing_input.encode()))}"
 
 
-def believed(proof: Any, **changes: Any) -> Proof:
+def believed(proof: Any, **changes: Any) -> AcceptedProof:
     asked = {"htm": "POST", "htu": URL, "token": TOKEN, "jkt": KEY.kid, "now": NOW, **changes}
     return read_proof(proof, **asked)
 
@@ -68,11 +68,11 @@ def refused(proof: Any, **changes: Any) -> str:
 
 def test_the_rfcs_own_proof_is_one() -> None:
     """RFC 9449 §7.1: proof, access token, `ath` and the thumbprint of §6.1 belong together."""
-    assert thumbprint(RFC_JWK) == RFC_JKT
+    assert jwk_thumbprint(RFC_JWK) == RFC_JKT
     assert token_digest(RFC_TOKEN) == "fUHyO2r2Z3DZ53EsNrWBb0xWXoaNy59IiKCAqksmQEo"
     seen = {"htm": "GET", "htu": "https://resource.example.org/protectedresource", "now": 1562262620}
     got = believed(RFC_PROOF, token=RFC_TOKEN, jkt=RFC_JKT, **seen)
-    assert got == Proof("e1j3V_bKic8-LAEB", RFC_JKT, 1562262618, None)
+    assert got == AcceptedProof("e1j3V_bKic8-LAEB", RFC_JKT, 1562262618, None)
     assert refused(RFC_PROOF, token=RFC_TOKEN + "x", jkt=RFC_JKT, **seen) == "proof_invalid"
     assert refused(RFC_PROOF, token=RFC_TOKEN, jkt=KEY.kid, **seen) == "proof_invalid"
     assert refused(RFC_PROOF, token=RFC_TOKEN, jkt=RFC_JKT, **{**seen, "now": NOW}) == "proof_invalid"
@@ -176,7 +176,7 @@ def verifier(clock: FrozenClock | None = None, **options: Any) -> ProofVerifier:
     return ProofVerifier(**{"public_url": "https://bank.example", "clock": clock or FrozenClock(), **options})
 
 
-def check(server: ProofVerifier, proof: str, **changes: Any) -> Proof:
+def check(server: ProofVerifier, proof: str, **changes: Any) -> AcceptedProof:
     asked = {"method": "POST", "path": "/payments", "token": TOKEN, "jkt": KEY.kid, **changes}
     return server.verify(proof, **asked)
 

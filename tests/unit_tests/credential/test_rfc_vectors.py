@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from langchain_runtime_authz._http import basic
-from langchain_runtime_authz.credential.authorization_details import hashed
+from langchain_runtime_authz._http import basic_auth
+from langchain_runtime_authz.credential.authorization_details import disclosure_digest
 from langchain_runtime_authz.credential.jwks import usable_keys
 from langchain_runtime_authz.credential.jws import Jws, is_signed, public_key
 from langchain_runtime_authz.credential.signer import SigningKey
@@ -110,7 +110,7 @@ def test_the_rfcs_key_set_holds_one_key_for_us() -> None:
 
 def test_a_client_authenticates_as_the_rfc_says() -> None:
     """RFC 6749 §2.3.1 gives the header of `s6BhdRkqt3`."""
-    assert basic("s6BhdRkqt3", "7Fjfp0ZBr1KtDRbnfVdmIw") == "Basic czZCaGRSa3F0Mzo3RmpmcDBaQnIxS3REUmJuZlZkbUl3"
+    assert basic_auth("s6BhdRkqt3", "7Fjfp0ZBr1KtDRbnfVdmIw") == "Basic czZCaGRSa3F0Mzo3RmpmcDBaQnIxS3REUmJuZlZkbUl3"
 
 
 def test_our_own_keys_are_public_keys_of_the_rfcs() -> None:
@@ -123,4 +123,4 @@ def test_our_own_keys_are_public_keys_of_the_rfcs() -> None:
 def test_a_disclosure_has_the_rfcs_digest() -> None:
     """RFC 9901 §4.2.3 gives the one of a family name."""
     disclosure = '["_26bc4LT-ac6q2KI6cBW5es", "family_name", "Möbius"]'
-    assert hashed(disclosure.encode()) == "X9yH0Ajrdm1Oij4tWso9UzzKJvPoDxwmuEcO3XAdRC0"
+    assert disclosure_digest(disclosure.encode()) == "X9yH0Ajrdm1Oij4tWso9UzzKJvPoDxwmuEcO3XAdRC0"

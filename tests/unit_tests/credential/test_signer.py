@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives import serialization as ser
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from jwt import PyJWK
 
-from langchain_runtime_authz.credential.signer import Signer, SigningKey, thumbprint
+from langchain_runtime_authz.credential.signer import Signer, SigningKey, jwk_thumbprint
 from langchain_runtime_authz.errors import ConfigError
 
 
@@ -36,14 +36,14 @@ OKP = {"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwI
     (OKP, "kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k"), (RSA, "NzbLsXh8uDCcd-6MNwXF4W_7noWXFZAfHkxZsRGC9Xs"),
 ], ids=["RFC 8037 A.3", "RFC 7638 3.1"])
 def test_a_thumbprint_is_the_rfcs(jwk: dict[str, Any], rfc: str) -> None:
-    assert thumbprint(jwk) == rfc
+    assert jwk_thumbprint(jwk) == rfc
 
 
 @pytest.mark.parametrize("jwk", [{}, {"kty": ["EC"]}, {"kty": "RSA", "n": 1, "e": "AQAB"}, {"kty": "oct", "k": "c2VjcmV0"}, {"kty": "EC", "crv": "P-256", "x": "a"}])
 def test_a_thumbprint_needs_a_public_key(jwk: dict[str, Any]) -> None:
     """Symmetric keys and halves have none."""
     with pytest.raises(ConfigError):
-        thumbprint(jwk)
+        jwk_thumbprint(jwk)
 
 
 @pytest.mark.parametrize(("alg", "size"), [("ES256", 64), ("EdDSA", 64), ("RS256", 384)])
@@ -55,7 +55,7 @@ def test_a_key_signs_as_its_jwk_says(alg: Any, size: int) -> None:
     jwk = key.public_jwk()
     published = PyJWK(jwk)
     assert len(signature) == size and published.Algorithm.verify(b"a.b", published.key, signature)
-    assert jwk["kid"] == key.kid == thumbprint(jwk)
+    assert jwk["kid"] == key.kid == jwk_thumbprint(jwk)
     assert (jwk["alg"], jwk["use"]) == (alg, "sig") and key.jwks() == {"keys": [jwk]}
     jwk["x"] = "changed"
     assert key.public_jwk() != jwk

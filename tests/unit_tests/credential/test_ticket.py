@@ -17,7 +17,7 @@ from langchain_runtime_authz._flow import Perform
 from langchain_runtime_authz.credential.current_call import current_call
 from langchain_runtime_authz.credential.issuer import LocalIssuer, mint
 from langchain_runtime_authz.credential.ticket import Ticket
-from langchain_runtime_authz.credential.token import Credential, Task, TokenRequest
+from langchain_runtime_authz.credential.token import Credential, TaskClaim, TokenRequest
 from langchain_runtime_authz.errors import AuthzError, CredentialError
 from langchain_runtime_authz.evaluation import Subject
 from tests.threads import together
@@ -32,7 +32,7 @@ def minted(audience: str, jkt: str | None = None, lives: int = 60) -> Credential
         ISSUER,
         TokenRequest(
             subject=Subject(type="user", id="alice"), tenant="acme", agent="payer", audience=audience, txn="run",
-            task=Task(id="t", epoch=1, digest="d"), tool="send_money", jti="j", issued_at=1_764_000_000,
+            task=TaskClaim(id="t", epoch=1, digest="d"), tool="send_money", jti="j", issued_at=1_764_000_000,
             expires_at=1_764_000_000 + lives, cnf_jkt=jkt,
         ),
     )

@@ -19,7 +19,7 @@ import pytest
 from langchain_runtime_authz.credential import token as token_module
 from langchain_runtime_authz.credential.issuer import Issuer, LocalIssuer, amint, claims_of, mint
 from langchain_runtime_authz.credential.signer import SigningKey
-from langchain_runtime_authz.credential.token import TYP, Credential, Task, TokenRequest
+from langchain_runtime_authz.credential.token import TYP, Credential, TaskClaim, TokenRequest
 from langchain_runtime_authz.credential.verifier import Verifier
 from langchain_runtime_authz.errors import ConfigError, CredentialError
 from langchain_runtime_authz.evaluation import Subject
@@ -212,9 +212,9 @@ def test_a_credential_is_made_by_verification_only() -> None:
 
 
 def test_only_two_modules_make_credentials() -> None:
-    """`seal` is called in the verifier and in the issuing path, nowhere else in the package."""
+    """`seal_credential` is called in the verifier and in the issuing path, nowhere else in the package."""
     package = Path(token_module.__file__).parents[1]
-    users = {p.name for p in package.rglob("*.py") if re.search(r"\bseal\(", p.read_text(encoding="utf-8"))}
+    users = {p.name for p in package.rglob("*.py") if re.search(r"\bseal_credential\(", p.read_text(encoding="utf-8"))}
     assert users == {"token.py", "verifier.py", "issuer.py"}
 
 
@@ -286,7 +286,7 @@ async def test_a_remote_issuer_is_verified() -> None:
 
 @pytest.mark.parametrize("changes", [
     {"jti": "another"}, {"subject": Subject(type="service", id="alice")}, {"agent": "another"},
-    {"task": Task(id="t", epoch=1, digest="sha256:00")}, {"grant": None}, {"txn": "another"}, {"cnf_jkt": "theirs"},
+    {"task": TaskClaim(id="t", epoch=1, digest="sha256:00")}, {"grant": None}, {"txn": "another"}, {"cnf_jkt": "theirs"},
     {"audience": "https://evil.example"}, {"tenant": "umbrella"},
 ], ids=lambda _: "case")
 def test_a_remote_issuer_answers_what_was_asked(changes: dict[str, Any]) -> None:

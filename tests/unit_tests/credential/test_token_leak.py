@@ -25,8 +25,8 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from pydantic import BaseModel, PrivateAttr, SecretBytes, SecretStr, computed_field, model_serializer
 
 from langchain_runtime_authz.credential import token_leak
-from langchain_runtime_authz.credential.token_leak import REDACTED, UNSEARCHED, Search
-from langchain_runtime_authz.langgraph.output_filter import Cleaner
+from langchain_runtime_authz.credential.token_leak import REDACTED, UNSEARCHED, TokenSearch
+from langchain_runtime_authz.langgraph.output_filter import OutputFilter
 
 HEADER = base64.urlsafe_b64encode(b'{"alg":"ES256","typ":"runtime-authz+jwt"}').decode().rstrip("=")
 PAYLOAD = base64.urlsafe_b64encode(b'{"sub":"alice","jti":"j-1"}').decode().rstrip("=")
@@ -35,7 +35,7 @@ TOKEN = f"{HEADER}.{PAYLOAD}.{SIGNATURE}"
 
 
 def scrub(value: Any, tokens: list[str]) -> tuple[Any, bool]:
-    search = Search(tokens)
+    search = TokenSearch(tokens)
     return search.clean(value), search.found
 
 
@@ -320,7 +320,7 @@ def test_nothing_that_is_written_of_an_object_holds_a_token(value: Any) -> None:
 
     What neither can write is no exception.
     """
-    search = Search([TOKEN])
+    search = TokenSearch([TOKEN])
     clean = search.clean(value)
     assert search.found and not search.withheld
     assert not any(SIGNATURE.encode() in data for data in stored(clean))
@@ -362,7 +362,7 @@ class BrokenModel(BaseModel):
 def test_what_can_not_be_taken_apart_is_withheld(value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A constant takes its place, others stay, and nobody is accused."""
     monkeypatch.setattr(token_leak, "MAX_NODES", 10_000)
-    search = Search([TOKEN])
+    search = TokenSearch([TOKEN])
     assert search.clean({"a": value, "b": "x"}) == {"a": UNSEARCHED, "b": "x"} and search.withheld
     assert not search.found
 
@@ -371,7 +371,7 @@ def test_the_limit_is_of_each_value(monkeypatch: pytest.MonkeyPatch) -> None:
     """A large message is searched part by part and then whole: that takes none of it away."""
     monkeypatch.setattr(token_leak, "MAX_NODES", 1000)
     message = ToolMessage(content="400 rows", artifact=[f"n{i}" for i in range(400)], tool_call_id="c")
-    cleaner = Cleaner(frozenset(), (TOKEN,))
+    cleaner = OutputFilter(frozenset(), (TOKEN,))
     clean = cleaner.output(message)
     assert (clean.content, clean.artifact) == (message.content, message.artifact)
     assert not cleaner.search.withheld
@@ -382,7 +382,7 @@ def test_harmless_objects_pass() -> None:
     parent = SimpleNamespace(name="parent")
     parent.child = SimpleNamespace(parent=parent)
     values = [Private(a=1), a_function, Model, len, json, parent, PurePosixPath("/a"), Kind, Slots(None), object(), ...]
-    search = Search([TOKEN])
+    search = TokenSearch([TOKEN])
     assert search.clean(values) is values and (search.found, search.withheld) == (False, False)
 
 

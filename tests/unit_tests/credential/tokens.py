@@ -11,7 +11,7 @@ from langchain_runtime_authz.credential.current_call import CodeScope, current_s
 from langchain_runtime_authz.credential.issuer import claims_of
 from langchain_runtime_authz.credential.signer import SigningKey
 from langchain_runtime_authz.credential.ticket import Ticket
-from langchain_runtime_authz.credential.token import TYP, Task, TokenRequest
+from langchain_runtime_authz.credential.token import TYP, TaskClaim, TokenRequest
 from langchain_runtime_authz.evaluation import Subject
 from langchain_runtime_authz.tool_profile import ToolProfile
 
@@ -41,7 +41,7 @@ def a_request(**changes: Any) -> TokenRequest:
         "subject": Subject(type="user", id="alice"), "tenant": "acme",
         "agent": "urn:langchain-runtime-authz:agent:supervisor/payer",
         "delegators": ("urn:langchain-runtime-authz:agent:supervisor",), "audience": BANK, "txn": "run-1",
-        "task": Task(id="t", epoch=2, digest="sha256:00"), "tool": "send_money", "jti": "j-1", "issued_at": NOW,
+        "task": TaskClaim(id="t", epoch=2, digest="sha256:00"), "tool": "send_money", "jti": "j-1", "issued_at": NOW,
         "expires_at": NOW + 60,
     }
     return TokenRequest(**{**fields, **changes})

@@ -12,12 +12,12 @@ from langchain_runtime_authz.demo.bank import ATTACKER, PLUMBER, SUPPLIER, Perfo
 
 @pytest.fixture(scope="module")
 def protected() -> Performance:
-    return bank.perform(protected=True)
+    return bank.play_once(protected=True)
 
 
 @pytest.fixture(scope="module")
 def twin() -> Performance:
-    return bank.perform(protected=False)
+    return bank.play_once(protected=False)
 
 
 def _payments(performance: Performance) -> list[tuple[str, float]]:
@@ -58,7 +58,7 @@ def test_nothing_else_was_tried(protected: Performance) -> None:
 def test_play_shows_both_books(protected: Performance) -> None:
     """`play` returns the protected run's rows and ends with numbers from both runs."""
     console = Console(file=io.StringIO(), width=200)
-    assert protected.rows == bank.play(console)
+    assert protected.rows == bank.play_both(console)
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert "the attacker 95.00, here 0.00" in shown
     assert "328.70 left the account instead of 143.70" in " ".join(shown.split())
@@ -67,7 +67,7 @@ def test_play_shows_both_books(protected: Performance) -> None:
 def test_the_user_sees_the_exact_arguments_and_who_says_them() -> None:
     """What the user is asked is printed in full, account number included."""
     console = Console(file=io.StringIO(), width=200)
-    bank.perform(protected=True, console=console)
+    bank.play_once(protected=True, console=console)
     asked = [line for line in console.file.getvalue().splitlines() if "ask:" in line]  # type: ignore[attr-defined]
     assert len(asked) == 2 and f"recipient='{ATTACKER}', amount=95.0, subject='verification'" in asked[0]
     assert "it stands in a text that was read (read_file)" in console.file.getvalue()  # type: ignore[attr-defined]
@@ -77,7 +77,7 @@ def test_nobody_waits_where_nobody_watches(monkeypatch: pytest.MonkeyPatch) -> N
     """Without a terminal the performance does not sleep; with one it sleeps ten seconds at most."""
     slept: list[float] = []
     monkeypatch.setattr(bank, "time", SimpleNamespace(sleep=slept.append))  # other threads may sleep
-    bank.play(Console(file=io.StringIO()))
+    bank.play_both(Console(file=io.StringIO()))
     assert [] == slept
-    bank.play(Console(file=io.StringIO(), force_terminal=True))
+    bank.play_both(Console(file=io.StringIO(), force_terminal=True))
     assert 0 < sum(slept) <= 10

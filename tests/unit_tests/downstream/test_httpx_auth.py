@@ -18,7 +18,7 @@ from langchain_runtime_authz.credential.issuer import LocalIssuer, amint, mint
 from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.downstream import httpx_auth
 from langchain_runtime_authz.downstream.exchange import ACCESS_TOKEN, GRANT, JWT, ExchangeAuth, TokenExchange
-from langchain_runtime_authz.downstream.httpx_auth import CallAuth, bearing, httpx2_auth
+from langchain_runtime_authz.downstream.httpx_auth import CallAuth, add_credential, httpx2_auth
 from langchain_runtime_authz.errors import ConfigError, CredentialError
 from tests.endpoints import answered
 from tests.unit_tests.credential.tokens import BANK, a_request, ticket_scope
@@ -95,10 +95,10 @@ class Traced(httpx.Request):
 
 
 def test_a_subclass_of_a_request_inherits_no_credential_either() -> None:
-    """Twin: without `bearing`, the redirect has the token."""
+    """Twin: without `add_credential`, the redirect has the token."""
     audience = BANK + "/v1/pay"
     tokens = []
-    for carry in (bearing, lambda request, headers: request.headers.update(headers) or request):
+    for carry in (add_credential, lambda request, headers: request.headers.update(headers) or request):
         request = carry(Traced("GET", audience), {"Authorization": "Bearer a"})
         assert isinstance(request, Traced) and request.headers["Authorization"] == "Bearer a"
         with httpx.Client(transport=httpx.MockTransport(lambda _: httpx.Response(307, headers={"Location": "/other"}))) as client:

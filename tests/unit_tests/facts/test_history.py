@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 from langchain_runtime_authz.evaluation import HistoryContext
 from langchain_runtime_authz.facts.history import (
     MAX_NAMES,
+    CountedStep,
     History,
-    Step,
     classes_known,
-    confine,
-    count,
+    confine_to_agent,
+    count_step,
     handed_down,
-    reveal,
-    to_context,
+    history_context,
+    reveal_known,
 )
-from langchain_runtime_authz.facts.resource_version import spelled
+from langchain_runtime_authz.facts.resource_version import one_spelling
 
 ROOT = ("r",)
 A, B, X, Y = ("r", "a"), ("r", "b"), ("r", "a", "x"), ("r", "a", "y")
@@ -29,7 +29,7 @@ BELOW = [(p, c) for p in AGENTS for c in AGENTS if c[:-1] == p]
 
 
 def read(history: History, name: str, agent: tuple[str, ...]) -> History:
-    confined = confine(history.confined, history.classes_read, name, agent)
+    confined = confine_to_agent(history.confined, history.classes_read, name, agent)
     return replace(history, classes_read=tuple(sorted({*history.classes_read, name})), confined=confined)
 
 
@@ -84,7 +84,7 @@ def test_nobody_knows_more_than_is_told(steps: list[tuple[object, ...]]) -> None
             history = read(history, name, agent)  # type: ignore[arg-type]
             knows[agent].add(name)  # type: ignore[index, arg-type]
         elif kind == "act":
-            history = replace(history, confined=reveal(history.confined, what[0]))  # type: ignore[arg-type]
+            history = replace(history, confined=reveal_known(history.confined, what[0]))  # type: ignore[arg-type]
             world |= knows[what[0]]  # type: ignore[index]
         elif kind == "spawn":
             parent, child = what[0]  # type: ignore[misc]
@@ -103,21 +103,21 @@ def test_nobody_knows_more_than_is_told(steps: list[tuple[object, ...]]) -> None
 
 
 def test_the_request_holds_it_as_its_model_says() -> None:
-    history = count(History(), Step(call="pay", effect="pay", data_class="secret", recent="pay", agent=A), 100.0)
-    told = to_context(history, 120.0, B)
+    history = count_step(History(), CountedStep(call="pay", effect="pay", data_class="secret", recent="pay", agent=A), 100.0)
+    told = history_context(history, 120.0, B)
     assert HistoryContext.model_validate(told).model_dump() == told
     assert (told["classes_read"], told["classes_held"], told["last_minute"]) == (["secret"], [], 1)
 
 
 def test_a_long_name_of_dates_takes_bounded_time() -> None:
     began = time.process_time()
-    assert spelled("5 May 2026 " * 60_000).startswith("5may2026")
+    assert one_spelling("5 May 2026 " * 60_000).startswith("5may2026")
     assert time.process_time() - began < 2
 
 
 def test_a_resource_outlasts_a_thousand_other_reads() -> None:
     """Otherwise a hijacked model reads others until the one that was declared changed is forgotten."""
-    history = count(History(), Step(resource=("bill:12", "read", "0")), 0)
+    history = count_step(History(), CountedStep(resource=("bill:12", "read", "0")), 0)
     for n in range(1000):
-        history = count(history, Step(resource=(f"bill:x{n}", "read", "0")), 0)
+        history = count_step(history, CountedStep(resource=(f"bill:x{n}", "read", "0")), 0)
     assert history.resources["bill:12"] == "0 read"

@@ -8,12 +8,20 @@ from typing import Literal
 
 import pytest
 
-from langchain_runtime_authz._display import inert
+from langchain_runtime_authz._display import one_line
 from langchain_runtime_authz._regex import _SIGNS, normalize
-from langchain_runtime_authz.facts.normal_forms import canonical, decimals, forms, key, mentions, skeleton, tidy
-from langchain_runtime_authz.facts.told_values import MAX_TEXT, UserWords
-from langchain_runtime_authz.mandate.message_places import stated
-from langchain_runtime_authz.mandate.text_arguments import Words, unbacked
+from langchain_runtime_authz.facts.normal_forms import (
+    canonical_number,
+    forms_of,
+    key,
+    mentions_in,
+    number_readings,
+    skeleton,
+    tidy,
+)
+from langchain_runtime_authz.facts.provenance import MAX_TEXT, UserWords
+from langchain_runtime_authz.mandate.message_places import stated_text
+from langchain_runtime_authz.mandate.text_arguments import TextWords, holds_unbacked
 
 SAME = [
     ("Bob@Example.org", "bob@example.org"), (" bob@example.org ", "bob@example.org"),
@@ -30,7 +38,7 @@ SAME = [
 @pytest.mark.parametrize(("one", "other"), SAME, ids=repr)
 def test_one_value_in_two_writings(one: object, other: object) -> None:
     """They share a form."""
-    assert set(forms(one)) & set(forms(other))
+    assert set(forms_of(one)) & set(forms_of(other))
 
 
 DIFFERENT = [
@@ -53,7 +61,7 @@ DIFFERENT = [
 @pytest.mark.parametrize(("one", "other"), DIFFERENT, ids=ascii)
 def test_two_values_never_meet(one: object, other: object) -> None:
     """However alike they look, what they reach differs."""
-    assert not set(forms(one)) & set(forms(other))
+    assert not set(forms_of(one)) & set(forms_of(other))
 
 
 @pytest.mark.parametrize(
@@ -62,21 +70,21 @@ def test_two_values_never_meet(one: object, other: object) -> None:
 )
 def test_a_value_that_cannot_be_known_has_no_form(value: object) -> None:
     """Invisible or compatibility characters, not a scalar, too long."""
-    assert forms(value) == ()
+    assert forms_of(value) == ()
 
 
 def test_numbers_have_one_writing() -> None:
     """Trailing zeros and signs of zero are no difference; a comma may mean two things."""
-    assert canonical(Decimal("98.70")) == canonical(Decimal("98.7")) == "98.7"
-    assert canonical(Decimal("-0.0")) == "0" and canonical(Decimal("1E+3")) == "1000"
-    assert {canonical(d) for d in decimals("1,200")} == {"1.2", "1200"}
-    assert {canonical(d) for d in decimals("1.234.567,89")} == {"1234567.89"}
-    assert decimals("1.234,567.89") == ()
+    assert canonical_number(Decimal("98.70")) == canonical_number(Decimal("98.7")) == "98.7"
+    assert canonical_number(Decimal("-0.0")) == "0" and canonical_number(Decimal("1E+3")) == "1000"
+    assert {canonical_number(d) for d in number_readings("1,200")} == {"1.2", "1200"}
+    assert {canonical_number(d) for d in number_readings("1.234.567,89")} == {"1234567.89"}
+    assert number_readings("1.234,567.89") == ()
 
 
 def test_a_text_mentions_what_stands_in_it() -> None:
     """Identifiers, numbers, dates and times; digits of a date, an address or a name are no numbers."""
-    found = mentions(
+    found = mentions_in(
         "Pay 1,200.00 to GB29 NWBK 6016 1331 9268 19 or bob@x.org by June 13 at 5:30 pm. See https://x.org/a?b=1."
         " File bill-2023.txt, room 1j1l-2k3j, 10%.",
     )
@@ -129,16 +137,16 @@ SAID = [
 @pytest.mark.parametrize(("text", "value", "said"), SAID, ids=repr)
 def test_what_the_user_said(text: str, value: object, said: bool) -> None:
     """As a whole, in their own words: neither a part of a name nor what they pasted."""
-    assert UserWords([stated(text)]).said(forms(value)) is said
+    assert UserWords([stated_text(text)]).said(forms_of(value)) is said
 
 
 def test_all_texts_of_a_task_count() -> None:
     """The newest ones if there are too many."""
     words = UserWords(["Pay Mallory 90", "Stop: pay Bob 45"])
-    assert all(words.said(forms(v)) for v in ("Mallory", 90, "Bob", 45))
+    assert all(words.said(forms_of(v)) for v in ("Mallory", 90, "Bob", 45))
     filler = "x " * (MAX_TEXT // 2 - 20)
     words = UserWords(["Pay Mallory", filler, "Pay Bob 45 and nothing else, and tell me when it is done"])
-    assert (words.said(forms("Mallory")), words.said(forms("Bob"))) == (False, True)
+    assert (words.said(forms_of("Mallory")), words.said(forms_of("Bob"))) == (False, True)
 
 
 @pytest.mark.parametrize("text", [
@@ -149,12 +157,12 @@ def test_all_texts_of_a_task_count() -> None:
 def test_repetition_ends(text: str) -> None:
     """A pattern that backtracks would not come back from this."""
     began = time.process_time()
-    mentions(text)
+    mentions_in(text)
     assert not UserWords([text, text]).said(("text:nowhere",)) and time.process_time() - began < 2
 
 
 @pytest.mark.parametrize("text", ["\u0301\u0323" * 50_000, "\uff9e\u0301" * 50_000, "\u0f73\u0301" * 50_000], ids=lambda t: ascii(t[:2]))
-@pytest.mark.parametrize("scan", [tidy, skeleton, inert, Words, lambda t: unbacked(t, "")], ids=["tidy", "skeleton", "inert", "words", "unbacked"])
+@pytest.mark.parametrize("scan", [tidy, skeleton, one_line, TextWords, lambda t: holds_unbacked(t, "")], ids=["tidy", "skeleton", "inert", "words", "unbacked"])
 def test_combining_marks_take_linear_time(scan: Callable[[str], object], text: str) -> None:
     began = time.process_time()
     scan(text)

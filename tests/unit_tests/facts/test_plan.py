@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from langchain_runtime_authz.facts import plan as plan_module
 from langchain_runtime_authz.facts.plan import (
-    Match,
+    PlanMatch,
     PlannedCall,
     PlanRecord,
     calls_digest,
-    carry,
-    match,
+    carry_plan,
+    match_plan,
     plan_calls,
     raw_digest,
 )
@@ -41,9 +41,9 @@ def held(
     call_id: str | None = "c1",
     tool: str = "pay",
     args: object = None,
-) -> Match:
+) -> PlanMatch:
     args = {"amount": 10} if args is None else args
-    return match(plan, epoch, position, call_id, tool, args)
+    return match_plan(plan, epoch, position, call_id, tool, args)
 
 
 @pytest.mark.parametrize("difference", [
@@ -74,21 +74,21 @@ def test_a_carried_plan_holds_what_the_approver_left() -> None:
     calls = [{"id": f"c{n}", "name": "pay", "args": {"amount": n}} for n in range(3)]
     plan = PlanRecord("m1", ("root",), 2, "model", plan_calls(calls))
     edited = PlannedCall(2, "c2", "wire", raw_digest({"amount": 7}))
-    left = carry(plan, 3, {1: None, 2: edited})
+    left = carry_plan(plan, 3, {1: None, 2: edited})
     assert (left.epoch, left.origin, [c.position for c in left.calls]) == (3, 2, [0, 2])
 
-    def stands(position: int, tool: str, args: object) -> Match:
-        return match(left, 3, position, f"c{position}", tool, args)
+    def stands(position: int, tool: str, args: object) -> PlanMatch:
+        return match_plan(left, 3, position, f"c{position}", tool, args)
 
     assert stands(0, "pay", {"amount": 0}).planned and stands(2, "wire", {"amount": 7}).planned
     assert (stands(2, "wire", {"amount": 7}).position, stands(2, "wire", {"amount": 7}).of) == (2, 2)
     for refused in (stands(1, "pay", {"amount": 1}), stands(2, "pay", {"amount": 2}), stands(2, "wire", {"amount": 8})):
         assert refused.changed and not refused.planned
     # Carried on, the calls' keys still come from where they were planned.
-    assert carry(left, 9, {}).origin == 2
+    assert carry_plan(left, 9, {}).origin == 2
     # However often it was edited, what the model announced can stand again; what was rejected cannot.
-    twice = carry(left, 4, {2: PlannedCall(2, "c2", "wire", raw_digest({"amount": 8}))})
-    back = carry(twice, 5, {}, (0, 1, 2))
+    twice = carry_plan(left, 4, {2: PlannedCall(2, "c2", "wire", raw_digest({"amount": 8}))})
+    back = carry_plan(twice, 5, {}, (0, 1, 2))
     assert back.calls == (plan.calls[0], plan.calls[2])
 
 

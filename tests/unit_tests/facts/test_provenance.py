@@ -15,11 +15,10 @@ from pydantic import BaseModel
 from langchain_runtime_authz.evaluation import ArgumentProvenance
 from langchain_runtime_authz.facts.argument_atoms import MAX_ITEMS, atoms_of
 from langchain_runtime_authz.facts.json_copy import MAX_CHARS
-from langchain_runtime_authz.facts.normal_forms import forms, key
-from langchain_runtime_authz.facts.output_reading import MAX_SIGHTINGS, Observation, Sighting, observe_output
-from langchain_runtime_authz.facts.provenance import Evidence, Provenance, TextsRead
-from langchain_runtime_authz.facts.provenance import trace as trace_atoms
-from langchain_runtime_authz.facts.told_values import UserWords
+from langchain_runtime_authz.facts.normal_forms import forms_of, key
+from langchain_runtime_authz.facts.output_reading import MAX_SIGHTINGS, Observation, SeenValue, observe_output
+from langchain_runtime_authz.facts.provenance import Evidence, Provenance, TextsRead, UserWords
+from langchain_runtime_authz.facts.provenance import trace_arguments as trace_atoms
 from langchain_runtime_authz.tool_profile import ToolProfile
 
 MAIL = ToolProfile(
@@ -31,8 +30,8 @@ BOOK = ToolProfile(effect="read", trust="internal")
 SEND = ToolProfile(effect="send", critical={"to": "principal", "amount": "amount", "file": "object", "url": "url"}, when=("at",))
 
 
-def index(*several: Observation) -> dict[str, list[Sighting]]:
-    found: dict[str, list[Sighting]] = {}
+def index(*several: Observation) -> dict[str, list[SeenValue]]:
+    found: dict[str, list[SeenValue]] = {}
     for one in several:
         for seen in one.sightings:
             found.setdefault(seen.key, []).append(seen)
@@ -41,7 +40,7 @@ def index(*several: Observation) -> dict[str, list[Sighting]]:
 
 def known(*several: Observation, said: str = "", own: tuple[str, ...] = ()) -> Evidence:
     return Evidence(
-        UserWords([said] if said else []), frozenset(f for v in own for f in forms(v)), index(*several),
+        UserWords([said] if said else []), frozenset(f for v in own for f in forms_of(v)), index(*several),
         TextsRead([p for h in several for p in h.prose]),
     )
 
@@ -379,7 +378,7 @@ def test_each_source_of_a_value_is_known_and_few_are_reported(n: int) -> None:
 
 def test_the_users_words_are_freed_without_the_garbage_collector() -> None:
     words = UserWords(["Pay 45 EUR to Miller"])
-    assert words.said(forms(45))
+    assert words.said(forms_of(45))
     held = ref(words)
     del words
     assert held() is None

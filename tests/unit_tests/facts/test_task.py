@@ -10,10 +10,10 @@ from langchain_runtime_authz.facts.task import (
     MAX_TASK_TEXT,
     HumanText,
     Task,
-    changed,
     content_digest,
     content_text,
-    extend,
+    extend_task,
+    new_texts,
 )
 
 
@@ -71,37 +71,37 @@ def test_media_count_by_their_bytes() -> None:
 
 def test_the_digest_chains_over_every_text_in_order() -> None:
     """One text more, less or elsewhere is another task; its id is that of its first texts."""
-    first = extend(Task(), [said("pay")], correction=False)
-    second = extend(first, [said("never above 10")], correction=True)
+    first = extend_task(Task(), [said("pay")], correction=False)
+    second = extend_task(first, [said("never above 10")], correction=True)
     assert (first.text, first.corrections) == ("pay", 0)
     assert (second.text, second.corrections) == ("pay\nnever above 10", 1)
     assert first.id == second.id == first.digest[7:23] != ""
     assert first.digest != second.digest
-    assert extend(first, [], correction=True) is first  # nothing said changes nothing
-    at_once = extend(Task(), [said("pay"), said("never above 10")], correction=False)
+    assert extend_task(first, [], correction=True) is first  # nothing said changes nothing
+    at_once = extend_task(Task(), [said("pay"), said("never above 10")], correction=False)
     assert at_once.digest == second.digest
-    assert extend(Task(), [said("never above 10"), said("pay")], correction=False).digest != second.digest
+    assert extend_task(Task(), [said("never above 10"), said("pay")], correction=False).digest != second.digest
 
 
 @given(old=st.lists(plain, max_size=3), new=st.lists(plain, min_size=1, max_size=3))
 def test_two_corrections_are_one_after_the_other(old: list[HumanText], new: list[HumanText]) -> None:
     """Pinning in steps gives the digest and words of pinning at once."""
-    step = extend(extend(Task(), old, correction=False), new, correction=True)
-    once = extend(Task(), [*old, *new], correction=False)
+    step = extend_task(extend_task(Task(), old, correction=False), new, correction=True)
+    once = extend_task(Task(), [*old, *new], correction=False)
     assert (step.digest, step.text) == (once.digest, once.text)
-    assert step.digest != extend(Task(), old, correction=False).digest
+    assert step.digest != extend_task(Task(), old, correction=False).digest
 
 
 def test_the_newest_words_travel() -> None:
     """The text in a request is bounded and keeps its end; the digest is of all of it."""
     long = said("x" * MAX_TASK_TEXT + "y")
-    task = extend(Task(), [long], correction=False)
+    task = extend_task(Task(), [long], correction=False)
     assert len(task.text) == MAX_TASK_TEXT and task.text.startswith("…x")
-    task = extend(task, [said("never above 10")], correction=True)
+    task = extend_task(task, [said("never above 10")], correction=True)
     assert len(task.text) == MAX_TASK_TEXT and task.text.endswith("xy\nnever above 10")
-    other = extend(Task(), [said("z" + long.text)], correction=False)
-    assert extend(other, [said("never above 10")], correction=True).digest != task.digest
-    exact = extend(Task(), [said("x" * MAX_TASK_TEXT)], correction=False)
+    other = extend_task(Task(), [said("z" + long.text)], correction=False)
+    assert extend_task(other, [said("never above 10")], correction=True).digest != task.digest
+    exact = extend_task(Task(), [said("x" * MAX_TASK_TEXT)], correction=False)
     assert exact.text == "x" * MAX_TASK_TEXT
 
 
@@ -116,7 +116,7 @@ def test_the_newest_words_travel() -> None:
 ])
 def test_texts_without_ids(pinned: list[str], incoming: list[str], fresh: list[str]) -> None:
     """A history that is repeated in its order, with gaps, is nothing new; one text alone was just said."""
-    assert [t.text for t in changed([*map(said, pinned)], [*map(said, incoming)])] == fresh
+    assert [t.text for t in new_texts([*map(said, pinned)], [*map(said, incoming)])] == fresh
 
 
 @pytest.mark.parametrize(("pinned", "incoming", "fresh"), [
@@ -129,15 +129,15 @@ def test_texts_without_ids(pinned: list[str], incoming: list[str], fresh: list[s
 ])
 def test_texts_with_ids(pinned: list[tuple[str, str | None]], incoming: list[tuple[str, str | None]], fresh: list[str]) -> None:
     """A known id with an equal text is nothing new, with another text a correction; leaving out is none."""
-    assert [t.text for t in changed([said(*p) for p in pinned], [said(*i) for i in incoming])] == fresh
+    assert [t.text for t in new_texts([said(*p) for p in pinned], [said(*i) for i in incoming])] == fresh
 
 
 @given(pinned=texts, incoming=texts)
 def test_what_is_new_was_sent(pinned: list[HumanText], incoming: list[HumanText]) -> None:
     """In its order; a text never seen before is always new; and on an empty thread everything is."""
-    fresh = changed(pinned, incoming)
+    fresh = new_texts(pinned, incoming)
     sent = iter(incoming)
     assert all(any(f is s for s in sent) for f in fresh)
     known = {t.digest for t in pinned}
     assert all(t in fresh for t in incoming if t.digest not in known)
-    assert changed([], incoming) == tuple(incoming)
+    assert new_texts([], incoming) == tuple(incoming)

@@ -30,7 +30,7 @@ from langchain_runtime_authz import AuthzMiddleware
 from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.langgraph.coverage.code_scan import secrets_of
 from langchain_runtime_authz.langgraph.coverage.report import Baseline
-from langchain_runtime_authz.langgraph.object_graph import loaded, walk
+from langchain_runtime_authz.langgraph.object_graph import objects_loaded_by, walk_objects
 from langchain_runtime_authz.testing import StaticPDP
 from tests.attack._graphs import *
 from tests.ids import shown
@@ -544,10 +544,10 @@ def test_tally_is_exact_under_threads_and_bounded() -> None:
     import threading
 
     from langchain_runtime_authz.pep import run as module
-    from langchain_runtime_authz.pep.run import Counted, Tally
+    from langchain_runtime_authz.pep.run import DecisionCounts, PointCounts
 
     run: Any = SimpleNamespace(scope=SimpleNamespace(graph="g"), agent=("g",))
-    tally = Tally()
+    tally = DecisionCounts()
     threads = [
         threading.Thread(target=lambda: [tally.count(run, "tool", "t", "l", decided=1) for _ in range(500)]) for _ in range(8)
     ]
@@ -555,7 +555,7 @@ def test_tally_is_exact_under_threads_and_bounded() -> None:
         one.start()
     for one in threads:
         one.join()
-    assert list(tally.of("g").values()) == [Counted(4000, 0)]
+    assert list(tally.of("g").values()) == [PointCounts(4000, 0)]
     for i in range(module.MAX_KEYS + 5):
         tally.count(run, "tool", f"t{i}", "l", ran=1)
     assert len(tally.of("g")) == module.MAX_KEYS and tally.dropped == 6
@@ -614,10 +614,10 @@ def test_what_code_loads_is_found() -> None:
         held.invoke(state)
         return [SPACE.inner.tool.invoke(x) for x in state]
 
-    found = list(loaded(function))
+    found = list(objects_loaded_by(function))
     assert any(v is held for v in found)
     assert any(v is MADE for v in found)
-    assert not any(v is held for v in loaded(test_what_code_loads_is_found))
+    assert not any(v is held for v in objects_loaded_by(test_what_code_loads_is_found))
 
 
 class Recursive(list[Any]):
@@ -648,7 +648,7 @@ def test_odd_objects_are_survived() -> None:
     odd, empty = Recursive(), Empty()
     cycle: list[Any] = []
     cycle.append(cycle)
-    assert len(list(walk([odd.step], deep=True))) < 50
+    assert len(list(walk_objects([odd.step], deep=True))) < 50
 
     def step(state: MessagesState) -> dict[str, Any]:
         empty.thing

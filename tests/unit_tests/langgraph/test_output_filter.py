@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from langchain_runtime_authz.evaluation import Obligation
-from langchain_runtime_authz.langgraph.output_filter import REDACTED, redact
+from langchain_runtime_authz.langgraph.output_filter import REDACTED, redact_fields
 from langchain_runtime_authz.pep.obligations import obliged_fields
 
 SECRET = "DE89-SECRET"
@@ -20,9 +20,9 @@ def test_a_path_is_redacted_by_its_last_name() -> None:
     """Profiles name fields by their paths, so a policy may: nothing of it stays, and rather too much goes."""
     fields = obliged_fields([Obligation("o", "redact", {"fields": each}) for each in (["account.iban", "pin"], ["a.b.c"])])
     value = {"account": {"iban": SECRET, "name": "bob"}, "pin": SECRET, "b": [{"c": SECRET}], "account.iban": SECRET}
-    assert SECRET not in repr(redact(value, fields)) and redact(value, fields)["account"]["name"] == "bob"
-    assert redact(alike := {"IBAN": "x", "iban2": "y", "note": "iban"}, ["iban"]) == alike
-    assert redact(value, []) is value
+    assert SECRET not in repr(redact_fields(value, fields)) and redact_fields(value, fields)["account"]["name"] == "bob"
+    assert redact_fields(alike := {"IBAN": "x", "iban2": "y", "note": "iban"}, ["iban"]) == alike
+    assert redact_fields(value, []) is value
 
 
 class Point(NamedTuple):
@@ -47,7 +47,7 @@ class Point(NamedTuple):
 def test_a_field_is_redacted_at_any_depth(value: object, clean: object) -> None:
     """In dictionaries, lists and tuples; other values are redacted as a whole."""
     before = repr(value)
-    assert redact(value, ["iban"]) == clean and SECRET not in repr(redact(value, ["iban"]))
+    assert redact_fields(value, ["iban"]) == clean and SECRET not in repr(redact_fields(value, ["iban"]))
     assert repr(value) == before
 
 
@@ -61,7 +61,7 @@ def test_a_field_is_redacted_at_any_depth(value: object, clean: object) -> None:
 ])
 def test_text_that_is_json_is_what_it_says(text: str, clean: object) -> None:
     """Its fields are redacted, however they are spelt, and it stays JSON."""
-    redacted = redact(text, ["iban"])
+    redacted = redact_fields(text, ["iban"])
     assert json.loads(redacted) == clean and SECRET not in redacted
 
 
@@ -71,7 +71,7 @@ def test_text_that_is_json_is_what_it_says(text: str, clean: object) -> None:
 ])
 def test_other_text_goes_as_a_whole(text: str) -> None:
     """It has no fields to search."""
-    assert redact(text, ["iban"]) == REDACTED
+    assert redact_fields(text, ["iban"]) == REDACTED
 
 
 @pytest.mark.parametrize("value", [
@@ -80,7 +80,7 @@ def test_other_text_goes_as_a_whole(text: str) -> None:
 ], ids=["content block of JSON", "content block of text", "list of JSON", "member of JSON", "JSON in JSON"])
 def test_text_below_a_structure_is_redacted_too(value: object) -> None:
     """A tool's content blocks are how most MCP tools answer."""
-    assert SECRET not in repr(redact(value, ["iban"]))
+    assert SECRET not in repr(redact_fields(value, ["iban"]))
 
 
 names = st.sampled_from(["iban", "pin", "a", "b"])
@@ -101,7 +101,7 @@ values: st.SearchStrategy[Any] = st.recursive(
 @given(value=values)
 def test_no_named_field_survives(value: Any) -> None:
     """Whatever the structure, as an object and as JSON text; and redacting again changes nothing."""
-    clean = redact(value, ["iban", "pin"])
-    assert SECRET not in repr(clean) and redact(clean, ["iban", "pin"]) == clean
+    clean = redact_fields(value, ["iban", "pin"])
+    assert SECRET not in repr(clean) and redact_fields(clean, ["iban", "pin"]) == clean
     text = json.dumps(value)
-    assert SECRET not in redact(text, ["iban", "pin"])
+    assert SECRET not in redact_fields(text, ["iban", "pin"])

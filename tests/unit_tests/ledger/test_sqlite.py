@@ -346,7 +346,7 @@ def test_a_commit_does_not_outrun_what_another_process_commits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[Admin], object] | None, code: Code
 ) -> None:
     """What ends between the read and the write of a commit stays ended: the commit begins anew."""
-    path, keep, calls, clock = tmp_path / "ledger.db", sql_rows.keep, [], time.time
+    path, keep, calls, clock = tmp_path / "ledger.db", sql_rows.changed_rows, [], time.time
     lease = Lease("jti", "run", ("root",), 1, 0, int(clock()) + (60 if meanwhile is None else -1))
 
     def late(*args: Any) -> Any:
@@ -362,7 +362,7 @@ def test_a_commit_does_not_outrun_what_another_process_commits(
 
     with SqliteLedger(path) as ledger:
         ledger.commit(SCOPE, None, [OpenThread("user:alice"), TakeLease(lease)])
-        monkeypatch.setattr(sql_rows, "keep", late)
+        monkeypatch.setattr(sql_rows, "changed_rows", late)
         try:
             done: Any = ledger.commit(SCOPE, Guard("jti", 1), [RecordStep(call="pay")])
         except LedgerError as exc:

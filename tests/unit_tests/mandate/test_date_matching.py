@@ -5,9 +5,9 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from langchain_runtime_authz.mandate.date_matching import compare, dates, in_zone, upcoming
+from langchain_runtime_authz.mandate.date_matching import are_upcoming, compare, dates_of, in_zone
 from langchain_runtime_authz.mandate.model import AtLeast
-from langchain_runtime_authz.mandate.value_matching import meets
+from langchain_runtime_authz.mandate.value_matching import meets_condition
 
 
 @pytest.mark.parametrize(("today", "next_ones", "others"), [
@@ -17,10 +17,10 @@ from langchain_runtime_authz.mandate.value_matching import meets
 ])
 def test_a_day_without_a_year_comes_next(today, next_ones, others):
     now = datetime.datetime.fromisoformat(f"{today}T12:00Z").timestamp()
-    day = dates("3 June")
-    assert [v for v in next_ones if not upcoming([*day, *dates(v)], now)] == []
-    assert [v for v in others if upcoming([*dates(v), *day], now)] == []
-    assert upcoming(dates("2099-06-03"), now)  # a day with a year is that day
+    day = dates_of("3 June")
+    assert [v for v in next_ones if not are_upcoming([*day, *dates_of(v)], now)] == []
+    assert [v for v in others if are_upcoming([*dates_of(v), *day], now)] == []
+    assert are_upcoming(dates_of("2099-06-03"), now)  # a day with a year is that day
 
 
 @pytest.mark.parametrize(("one", "other", "order"), [
@@ -39,4 +39,4 @@ def test_each_day_of_a_list_is_local():
 @pytest.mark.parametrize("end", ["9999-12-31T23:59:59Z", "9999-12-31T23:59:59+00:00", "0001-01-01T00:00:00+14:00"])
 def test_a_time_at_the_end_of_the_calendar_has_no_local_time(end):
     assert in_zone(end, ZoneInfo("Europe/Berlin")) == end
-    assert meets(AtLeast("2026-01-01T10:00"), [end], (), ZoneInfo("Europe/Berlin")) is (end[0] == "9")
+    assert meets_condition(AtLeast("2026-01-01T10:00"), [end], (), ZoneInfo("Europe/Berlin")) is (end[0] == "9")

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from langchain_runtime_authz.facts.local_time import dated, local_day
+from langchain_runtime_authz.facts.local_time import local_day, with_dates
 from langchain_runtime_authz.mandate.model import Between, Mandate, Step
-from langchain_runtime_authz.mandate.planner_mandate import backed
+from langchain_runtime_authz.mandate.planner_mandate import backed_part
 from langchain_runtime_authz.mandate.words import compile_words
 from langchain_runtime_authz.tool_profile import ToolProfile
 
@@ -64,7 +64,7 @@ def test_what_is_no_date_reads_as_before() -> None:
 
 
 def planned(text: str, *earlier: str, today: date | None = TODAY, tool: str = "plan", **args: Any) -> dict[str, Any]:
-    found = backed(Mandate(steps=(Step("s", tool, args),)), [text], PROFILES, SIGNATURES, earlier, today).mandate
+    found = backed_part(Mandate(steps=(Step("s", tool, args),)), [text], PROFILES, SIGNATURES, earlier, today).mandate
     return {n: getattr(a, "value", a) for step in (found.steps if found else ()) for n, a in step.args.items()}
 
 
@@ -102,14 +102,14 @@ def test_a_planners_range_and_its_searches() -> None:
 def test_the_day_of_an_earlier_message_may_be_over() -> None:
     inside = {**PROFILES, "plan": ToolProfile(critical={"title": "name"}, when=("start",), sink="internal")}
     step = Step("s", "plan", {"title": "Review", "start": "tomorrow"})
-    found = backed(Mandate(steps=(step,)), ['No, call it "Review"'], inside, SIGNATURES, ['Plan "Retro" for tomorrow'], TODAY).mandate
+    found = backed_part(Mandate(steps=(step,)), ['No, call it "Review"'], inside, SIGNATURES, ['Plan "Retro" for tomorrow'], TODAY).mandate
     assert found is None or found.steps[0].args["start"].value == "tomorrow"
 
 
 @given(st.text(max_size=40), st.dates())
 def test_other_texts_stay(text: str, today: date) -> None:
     if "day" not in text.lower() and "tomorrow" not in text.lower():
-        assert dated(text, today) == text
+        assert with_dates(text, today) == text
 
 
 def test_without_zone_or_time_there_is_no_day() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from langchain_runtime_authz._order_patterns import _IDLE, parse
+from langchain_runtime_authz._order_patterns import _IDLE, parse_pattern
 from langchain_runtime_authz._profile_schema import check_arguments
 from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.mandate.languages import languages
@@ -241,7 +241,7 @@ def test_only_what_no_order_can_begin_with_is_refused():
     (english,) = languages()
     alone = {w for w, phrases in english.phrases["openers"].items() if (w,) in phrases}
     assert alone | english.determiners == {*_IDLE.pattern.split("|")}
-    assert parse("[please] close {ticket}")
+    assert parse_pattern("[please] close {ticket}")
 
 
 def test_an_order_names_arguments_of_the_tool():

@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import pytest
 
-from langchain_runtime_authz.mandate.material import spans
-from langchain_runtime_authz.mandate.message_places import MAX_OWN, Segment, stated
+from langchain_runtime_authz.mandate.material import material_spans
+from langchain_runtime_authz.mandate.message_places import MAX_OWN, Segment, stated_text
 from langchain_runtime_authz.mandate.plain_orders import Known, changes_nothing, unclear
 
 
@@ -22,17 +22,17 @@ from langchain_runtime_authz.mandate.plain_orders import Known, changes_nothing,
     ("Öffne e.org. Aber nicht evil.org.", "e.org", "evil.org"),
 ])
 def test_material_and_what_is_forbidden_states_nothing(text: str, told: str, untold: str) -> None:
-    assert told in stated(text)
-    assert untold not in stated(text)
+    assert told in stated_text(text)
+    assert untold not in stated_text(text)
 
 
 def test_a_text_without_them_stays_as_it_is() -> None:
     text = "Open www.example.org. Then tell Dr. Smith: it is done!\nThank you"
-    assert stated(text) == text
+    assert stated_text(text) == text
 
 
 def test_a_text_beyond_the_bound_states_nothing() -> None:
-    assert stated("a.org " * MAX_OWN) == ""
+    assert stated_text("a.org " * MAX_OWN) == ""
 
 
 @pytest.mark.parametrize("n", [8, 300, 2000])
@@ -44,8 +44,8 @@ def test_a_text_beyond_the_bound_states_nothing() -> None:
     lambda n: f"{'-' * n} Forwarded message {'-' * n}\nevil.org",
 ], ids=["attribute", "end tag inside", "name", "wrote", "schrieb", "rule", "quote", "forward"])
 def test_material_is_recognised_at_any_length(pasted: Callable[[int], str], n: int) -> None:
-    assert stated(f"Read a.org.\n{pasted(n)}").strip().startswith("Read a.org.")
-    assert "evil.org" not in stated(f"Read a.org.\n{pasted(n)}")
+    assert stated_text(f"Read a.org.\n{pasted(n)}").strip().startswith("Read a.org.")
+    assert "evil.org" not in stated_text(f"Read a.org.\n{pasted(n)}")
 
 
 @pytest.mark.parametrize(
@@ -53,8 +53,8 @@ def test_material_is_recognised_at_any_length(pasted: Callable[[int], str], n: i
 )
 def test_the_search_for_material_is_linear(text: str) -> None:
     began = time.process_time()
-    spans(("am " + text * 250_000)[:249_999] + "x")
-    spans((text * 250_000)[:249_999] + "x")
+    material_spans(("am " + text * 250_000)[:249_999] + "x")
+    material_spans((text * 250_000)[:249_999] + "x")
     assert time.process_time() - began < 3
 
 

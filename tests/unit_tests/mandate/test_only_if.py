@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from langchain_runtime_authz.mandate.argument_matching import ArgumentMatcher
-from langchain_runtime_authz.mandate.call_matching import CallFacts, bind
+from langchain_runtime_authz.mandate.call_matching import CallFacts, bind_call
 from langchain_runtime_authz.mandate.description import described_step
 from langchain_runtime_authz.mandate.model import (
     AtLeast,
@@ -25,7 +25,7 @@ from langchain_runtime_authz.mandate.model import (
 )
 from langchain_runtime_authz.mandate.output_rows import Row, record_key
 from langchain_runtime_authz.mandate.read_outputs import Output, Outputs
-from langchain_runtime_authz.mandate.value_matching import meets
+from langchain_runtime_authz.mandate.value_matching import meets_condition
 from langchain_runtime_authz.tool_profile import ToolProfile
 
 ME, EVE = "DE89370400440532013000", "DE21500105179625862911"
@@ -50,7 +50,7 @@ def standing(step, *reads, steps=(DAY,), to="Bob", amount=5, own=(ME,)):
     for tool, args, output in reads:
         outputs.record(tool, PROFILES[tool], args, output)
     facts = CallFacts("pay", PROFILES["pay"], {"to": to, "amount": amount}, frozenset({"to", "amount"}), tuple(own), "")
-    return bind(Mandate(steps=(*steps, step)), facts, PROFILES, outputs).standing({})
+    return bind_call(Mandate(steps=(*steps, step)), facts, PROFILES, outputs).standing({})
 
 
 def only_if(*condition, **more):
@@ -165,7 +165,7 @@ def test_what_a_side_effect_wrote_meets_no_condition():
     outputs.record("day", PROFILES["day"], {"date": "2026-05-19"}, [LUNCH])
     facts = CallFacts("pay", PROFILES["pay"], {"to": "Bob", "amount": 5}, frozenset({"to", "amount"}), (), "")
     mandate = Mandate(steps=(DAY, only_if({"start": AtLeast("2026-05-19 12:00")})))
-    assert bind(mandate, facts, PROFILES, outputs).standing({}).standing == "deviates"
+    assert bind_call(mandate, facts, PROFILES, outputs).standing({}).standing == "deviates"
 
 
 def test_a_condition_names_an_earlier_step_and_is_told():
@@ -270,8 +270,8 @@ def test_no_other_record_spells_what_a_read_is_given(value, code):
 
 
 def test_without_identifiers_nothing_is_the_user_s_own():
-    assert (meets(Own(), [ME]), meets(Not(Own()), [ME])) == (None, None)
-    assert (meets(Own(), [ME], (ME,)), meets(Own(), [EVE], (ME,))) == (True, False)
+    assert (meets_condition(Own(), [ME]), meets_condition(Not(Own()), [ME])) == (None, None)
+    assert (meets_condition(Own(), [ME], (ME,)), meets_condition(Own(), [EVE], (ME,))) == (True, False)
 
 
 @pytest.mark.parametrize(
@@ -283,7 +283,7 @@ def test_without_identifiers_nothing_is_the_user_s_own():
     ],
 )  # fmt: skip
 def test_an_own_identifier_is_read_like_a_recipient(value, found):
-    assert meets(Own(), [value], ("alice@x.org", "U02AB1C", "12345678", ME, "+44 20 7946 0000")) is found
+    assert meets_condition(Own(), [value], ("alice@x.org", "U02AB1C", "12345678", ME, "+44 20 7946 0000")) is found
 
 
 @pytest.mark.parametrize(("kind", "fits"), [("principal", True), ("", False), ("value", False)])

@@ -8,7 +8,7 @@ import pytest
 
 from langchain_runtime_authz.mandate.mandate_file import load_mandate
 from langchain_runtime_authz.mandate.plain_orders import Known, changes_nothing, unclear
-from langchain_runtime_authz.mandate.planner_mandate import backed
+from langchain_runtime_authz.mandate.planner_mandate import backed_part
 from langchain_runtime_authz.tool_profile import load_profiles
 from tests.benchmarks.mandate_words import DATA
 
@@ -21,7 +21,7 @@ def unasked(row: dict[str, Any]) -> list[bool]:
     """Return for each step, first the right ones, whether it runs unasked."""
     steps = [{**step, "id": f"s{n}"} for n, step in enumerate((*row["steps"], *row["wrong"]))]
     today = datetime.date(2026, 11, 30)
-    found = backed(load_mandate({"steps": steps}), [row["text"]], PROFILES, SIGNATURES, row.get("earlier", ()), today).mandate
+    found = backed_part(load_mandate({"steps": steps}), [row["text"]], PROFILES, SIGNATURES, row.get("earlier", ()), today).mandate
     assert found is not None
     asks = {s.id for s in found.steps if s.id in found.confirm or PROFILES[s.tool].effect in found.confirm}
     return [s["id"] in {one.id for one in found.steps} - asks for s in steps]

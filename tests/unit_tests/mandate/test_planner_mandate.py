@@ -30,7 +30,7 @@ from langchain_runtime_authz.mandate.model import (
     Text,
     Within,
 )
-from langchain_runtime_authz.mandate.planner_mandate import backed
+from langchain_runtime_authz.mandate.planner_mandate import backed_part
 from langchain_runtime_authz.mandate.sequence import in_order
 from langchain_runtime_authz.tool_profile import ToolProfile, load_profiles
 from tests.counted import python_calls
@@ -61,7 +61,7 @@ SIGNATURES: dict[str, dict[str, Any]] = {
 
 
 def check(text: str | list[str], *steps: Step, **given: Any) -> Compiled:
-    return backed(Mandate(steps=steps, **given), [text] if isinstance(text, str) else text, PROFILES, SIGNATURES)
+    return backed_part(Mandate(steps=steps, **given), [text] if isinstance(text, str) else text, PROFILES, SIGNATURES)
 
 
 def kept(text: str | list[str], *steps: Step, **given: Any) -> list[str]:
@@ -504,7 +504,7 @@ def test_reads_of_reads_take_bounded_time() -> None:
     steps = [Step(f"r{i}", "list", a) for i, a in enumerate(args)]
     profiles = {**PROFILES, **load_profiles({"list": {"effect": "read", "trust": "system"}})}
     last = pay(Field("r62", "id"), Field("r62", "sum"))
-    compiled = backed(Mandate(steps=(*steps, last)), ["Settle up"], profiles, {**SIGNATURES, "list": {"file": {}, "page": {}}})
+    compiled = backed_part(Mandate(steps=(*steps, last)), ["Settle up"], profiles, {**SIGNATURES, "list": {"file": {}, "page": {}}})
     assert compiled.mandate is not None
     assert len(compiled.mandate.steps) == 64
 
@@ -544,7 +544,7 @@ TICKET = Step("s", "set", {"ticket": "T-5", "status": "pending"})
 ])
 def test_only_a_write_inside_may_use_values_of_earlier_messages(earlier: str, text: str, step: Step, left: bool) -> None:
     """At least one value stands in the newest message, and in an order."""
-    mandate = backed(Mandate(steps=(step,)), [text], PROFILES, SIGNATURES, [earlier]).mandate
+    mandate = backed_part(Mandate(steps=(step,)), [text], PROFILES, SIGNATURES, [earlier]).mandate
     assert mandate is not None
     assert (len(mandate.steps), mandate.confirm) == (left, ())
     assert kept(text, step) == []
@@ -555,7 +555,7 @@ def test_a_read_may_use_values_of_earlier_messages() -> None:
     read = Step("b", "bill", {"file": "b.txt"})
     for text, status, confirmed in (("Close its ticket", None, ("s",)), ("Set its ticket to paid", "paid", ()), ("Ok, set it", None, ())):
         step = Step("s", "set", {"ticket": Field("b", "total"), **({"status": status} if status else {})})
-        mandate = backed(Mandate(steps=(read, step)), [text], PROFILES, SIGNATURES, ["What is in b.txt?"]).mandate
+        mandate = backed_part(Mandate(steps=(read, step)), [text], PROFILES, SIGNATURES, ["What is in b.txt?"]).mandate
         assert mandate is not None
         assert ([s.id for s in mandate.steps], mandate.confirm) == (["b", "s"], confirmed)
         assert kept(text, read, step) == []
@@ -578,7 +578,7 @@ def test_an_order_to_write_inside_is_backed_by_its_verb(text: str, tool: str, co
 ])
 def test_a_verb_in_what_is_taken_back_and_a_small_word_order_nothing(text: str, confirmed: bool) -> None:
     profile = ToolProfile(effect="write", sink="internal", intent=("commit", "stop", "in {where} save", "i want to commit"))
-    mandate = backed(Mandate(steps=(Step("c", "commit"),)), [text], {"commit": profile}, {"commit": {}}).mandate
+    mandate = backed_part(Mandate(steps=(Step("c", "commit"),)), [text], {"commit": profile}, {"commit": {}}).mandate
     assert mandate is not None
     assert mandate.confirm == (("c",) if confirmed else ()) and len(mandate.steps) == 1
 
@@ -588,7 +588,7 @@ def test_no_forbids_what_is_read() -> None:
     sets = Step("s", "set", {"ticket": "T-5", "status": Field("b", "total")})
     pays = Step("p", "pay", {"to": "Bob", "amount": Field("b", "total")})
     for text, step, left in (("No, set T-5 to the total of b.txt", sets, 0), ("No, what is in b.txt. Pay it to Bob", pays, 0)):
-        mandate = backed(Mandate(steps=(found, step)), [text], PROFILES, SIGNATURES).mandate
+        mandate = backed_part(Mandate(steps=(found, step)), [text], PROFILES, SIGNATURES).mandate
         assert mandate is not None
         assert len(mandate.steps) == left
 
@@ -597,7 +597,7 @@ def test_what_leaves_is_confirmed_if_an_earlier_message_says_what_to_read() -> N
     """A payment of an amount that is read from a file which only an earlier message names."""
     steps = (Step("b", "bill", {"file": "b.txt"}), Step("p", "pay", {"to": "Bob", "amount": Field("b", "total")}))
     for text, confirmed in (("Pay Bob now", ("p",)), ("Pay Bob the total of b.txt", ())):
-        mandate = backed(Mandate(steps=steps), [text], PROFILES, SIGNATURES, ["What is in b.txt?"]).mandate
+        mandate = backed_part(Mandate(steps=steps), [text], PROFILES, SIGNATURES, ["What is in b.txt?"]).mandate
         assert mandate is not None
         assert (len(mandate.steps), mandate.confirm) == (2, confirmed)
 
@@ -606,14 +606,14 @@ def test_a_quotation_that_a_follow_up_leaves_out_is_confirmed() -> None:
     note = ToolProfile(effect="write", sink="internal", critical={"ticket": "object", "level": "value"}, text=("body",))
     step = Step("n", "note", {"ticket": "T-5", "level": "high", "body": Text()})
     for text, confirmed in (('Note "call me" there, and set it to high', ("n",)), ("Note that there, and set it to high", ())):
-        mandate = backed(Mandate(steps=(step,)), [text], {"note": note}, {"note": {"ticket": {}, "level": {}, "body": {}}}, ["Close T-5"]).mandate
+        mandate = backed_part(Mandate(steps=(step,)), [text], {"note": note}, {"note": {"ticket": {}, "level": {}, "body": {}}}, ["Close T-5"]).mandate
         assert mandate is not None
         assert (len(mandate.steps), mandate.confirm) == (1, confirmed)
 
 
 def test_a_quotation_of_an_earlier_message_is_no_text_to_send() -> None:
     """A mail whose text the model writes is not confirmed for it."""
-    mandate = backed(Mandate(steps=(Step("m", "mail", {"to": "Carol", "body": Text()}),)), ["Mail Carol that I am late."], PROFILES, SIGNATURES, ['Book "Lunch"']).mandate
+    mandate = backed_part(Mandate(steps=(Step("m", "mail", {"to": "Carol", "body": Text()}),)), ["Mail Carol that I am late."], PROFILES, SIGNATURES, ['Book "Lunch"']).mandate
     assert mandate is not None
     assert mandate.confirm == ()
 

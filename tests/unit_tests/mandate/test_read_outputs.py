@@ -10,11 +10,11 @@ import json
 import pytest
 from pydantic import BaseModel
 
-from langchain_runtime_authz.facts.argument_atoms import loose
-from langchain_runtime_authz.facts.json_copy import held
+from langchain_runtime_authz.facts.argument_atoms import uncovered
+from langchain_runtime_authz.facts.json_copy import copy_output
 from langchain_runtime_authz.mandate import read_outputs as module
 from langchain_runtime_authz.mandate.model import Contains
-from langchain_runtime_authz.mandate.output_rows import worth
+from langchain_runtime_authz.mandate.output_rows import trust_level
 from langchain_runtime_authz.mandate.read_outputs import Outputs, values_at
 from langchain_runtime_authz.tool_profile import ToolProfile
 
@@ -52,7 +52,7 @@ def kept(output, **options):
     ("{not json", "{not json"), ({1: (2, float("nan"))}, {"1": [2, None]}),
 ])
 def test_what_an_output_says(output, value):
-    for given in (output, held(output)):
+    for given in (output, copy_output(output)):
         assert (kept(given).value, kept(given).complete) == (value, True)
 
 
@@ -69,7 +69,7 @@ def cyclic():
 )
 def test_what_cannot_be_read_wholly_is_incomplete(output):
     assert kept(output).complete is False
-    assert kept(held(output)).complete is False
+    assert kept(copy_output(output)).complete is False
 
 
 def test_the_first_observation_counts():
@@ -158,7 +158,7 @@ def test_a_write_that_is_too_large_to_note_had_any_value(large):
 
 
 def test_the_longest_prefix_says_who_vouches():
-    assert [worth(READ, path) for path in ("", "x", "a", "a.c", "a.b", "a.b.c", "text", "text.x", "from")] == [1, 1, 2, 2, 0, 0, 0, 0, 0]
+    assert [trust_level(READ, path) for path in ("", "x", "a", "a.c", "a.b", "a.b.c", "text", "text.x", "from")] == [1, 1, 2, 2, 0, 0, 0, 0, 0]
 
 
 def test_paths_look_into_lists():
@@ -167,14 +167,14 @@ def test_paths_look_into_lists():
 
 
 def test_loose_members():
-    assert list(loose("a", [{"b": 1, "c": {"d": 2}}], {"a.b"})) == ["a.c.d"]
-    assert list(loose("a", "id", {"a.b"})) == []
+    assert list(uncovered("a", [{"b": 1, "c": {"d": 2}}], {"a.b"})) == ["a.c.d"]
+    assert list(uncovered("a", "id", {"a.b"})) == []
     said = {"b": None, "line_2": "", "bcc:eve@x.org": None, "DE21500105179625862911": {}}
-    assert sorted(loose("a", said, set())) == ["a.DE21500105179625862911", "a.bcc:eve@x.org"]
-    assert list(loose("a", [0] * 5000, {"b"}))[-1] == "a"
+    assert sorted(uncovered("a", said, set())) == ["a.DE21500105179625862911", "a.bcc:eve@x.org"]
+    assert list(uncovered("a", [0] * 5000, {"b"}))[-1] == "a"
     covered = {"a.b", "a.b.c"}
-    assert list(loose("a", {"b": {"c": 1}}, covered)) == []
-    assert list(loose("a", {"b.c": 1}, covered)) == list(loose("a.b.c", 1, covered)) == ["a.b.c"]
+    assert list(uncovered("a", {"b": {"c": 1}}, covered)) == []
+    assert list(uncovered("a", {"b.c": 1}, covered)) == list(uncovered("a.b.c", 1, covered)) == ["a.b.c"]
 
 
 def test_another_thread_may_claim_a_call_while_values_are_compared(monkeypatch):

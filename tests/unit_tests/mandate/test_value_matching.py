@@ -5,8 +5,8 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from langchain_runtime_authz.mandate.model import AtLeast, AtMost, Contains, Eq, Not, StartsWith
-from langchain_runtime_authz.mandate.text_arguments import Words, borrowed, unbacked
-from langchain_runtime_authz.mandate.value_matching import meets, same, within
+from langchain_runtime_authz.mandate.text_arguments import TextWords, holds_borrowed, holds_unbacked
+from langchain_runtime_authz.mandate.value_matching import is_same, is_within, meets_condition
 
 
 @pytest.mark.parametrize(("kind", "constant", "equal", "other"), [
@@ -61,8 +61,8 @@ from langchain_runtime_authz.mandate.value_matching import meets, same, within
     ("text", "- a\n- b", ["- a\n- b\n"], ["- a - b", "- a\n- b\n- c", "- a"]),
 ])
 def test_same(kind, constant, equal, other):
-    assert [v for v in equal if not same(v, constant, kind)] == []
-    assert [v for v in other if same(v, constant, kind)] == []
+    assert [v for v in equal if not is_same(v, constant, kind)] == []
+    assert [v for v in other if is_same(v, constant, kind)] == []
 
 
 @pytest.mark.parametrize(("prefix", "inside", "outside"), [
@@ -74,8 +74,8 @@ def test_same(kind, constant, equal, other):
     ("https://[x.org/a", [], ["https://x.org/a", "https://[x.org/a"]), ("https://x.org:port", [], ["https://x.org", "https://x.org:port"]),
 ])
 def test_within(prefix, inside, outside):
-    assert [v for v in inside if not within(v, prefix)] == []
-    assert [v for v in outside if within(v, prefix)] == []
+    assert [v for v in inside if not is_within(v, prefix)] == []
+    assert [v for v in outside if is_within(v, prefix)] == []
 
 
 @pytest.mark.parametrize(("condition", "values", "met"), [
@@ -86,12 +86,12 @@ def test_within(prefix, inside, outside):
     *((Not(day), [when], None) for day in (Eq("tomorrow"), Eq("morgen"), Contains("Friday"), StartsWith("next week")) for when in ("2027-01-01", "2027-01-01T10:00:00Z")), (Not(Eq("2027-01-02")), ["2027-01-01"], True), (Not(Contains("2027-01-02")), ["2027-01-01"], True),
 ])
 def test_conditions(condition, values, met):
-    assert meets(condition, values) is met
+    assert meets_condition(condition, values) is met
 
 
 def test_a_condition_on_a_day_means_the_local_day():
     for condition, met in ((Eq("2027-06-06"), True), (AtMost("2027-06-05"), False), (Eq("2027-06-05T22:30Z"), True)):
-        assert meets(condition, ["2027-06-05T22:30Z"], (), ZoneInfo("Europe/Berlin")) is met
+        assert meets_condition(condition, ["2027-06-05T22:30Z"], (), ZoneInfo("Europe/Berlin")) is met
 
 
 @pytest.mark.parametrize(("text", "allowed", "refused"), [
@@ -111,11 +111,11 @@ def test_a_condition_on_a_day_means_the_local_day():
     ("hi&#xe0073;&#xe0065;", "", True),
 ])
 def test_unbacked(text, allowed, refused):
-    assert unbacked(text, allowed) is refused
+    assert holds_unbacked(text, allowed) is refused
 
 
 def copied(text, allowed, *others):
-    return borrowed(text, allowed, map(Words, others))
+    return holds_borrowed(text, allowed, map(TextWords, others))
 
 
 def test_borrowed_finds_a_run_of_six_words_in_any_case():

@@ -21,7 +21,7 @@ from langchain_runtime_authz import RuntimeAuthz, ToolProfile
 from langchain_runtime_authz.evaluation import Subject
 from langchain_runtime_authz.ledger.base import Approval
 from langchain_runtime_authz.ledger.call_changes import AnswerApproval
-from langchain_runtime_authz.pep.approval_answers import answers, corrections, edited_action
+from langchain_runtime_authz.pep.approval_answers import correcting_texts, edited_action, read_answers
 from tests.ids import shown
 
 ALICE = Subject(type="user", id="alice")
@@ -39,7 +39,7 @@ BOTH = [ask("a", 0, "i1"), ask("c", 0, "i2"), ask("b", 1, "i1")]
 
 
 def states(asks: list[Approval], value: object, subject: Subject = ALICE) -> dict[str, str]:
-    changes = answers(asks, value, subject)
+    changes = read_answers(asks, value, subject)
     assert all(isinstance(c, AnswerApproval) for c in changes)
     found = {c.call_key: c.state for c in changes if isinstance(c, AnswerApproval)}
     assert len(found) == len(changes)
@@ -58,17 +58,17 @@ def test_one_question_is_answered(value: object) -> None:
 
 def test_an_answer_names_who_gave_it() -> None:
     """The authenticated subject, and what it said; only a user's word is authenticated."""
-    (change,) = answers(ONE, {"type": "reject", "message": "not now"}, ALICE)
+    (change,) = read_answers(ONE, {"type": "reject", "message": "not now"}, ALICE)
     assert change == AnswerApproval("a", "rejected", "user:alice", authenticated=True, message="not now")
     for kind in ("service", "agent", "anonymous", "User"):
-        (change,) = answers(ONE, YES, Subject(type=kind, id="x"))
+        (change,) = read_answers(ONE, YES, Subject(type=kind, id="x"))
         assert change == AnswerApproval("a", "approved", f"{kind}:x", authenticated=False)
     for message in (None, 7, ["x"], {"text": "x"}):  # what is no text is left out, and spoils nothing
-        (change,) = answers(ONE, {"type": "reject", "message": message}, ALICE)
+        (change,) = read_answers(ONE, {"type": "reject", "message": message}, ALICE)
         assert change == AnswerApproval("a", "rejected", "user:alice", authenticated=True, message="")
-    (change,) = answers(ONE, EDIT, ALICE)
+    (change,) = read_answers(ONE, EDIT, ALICE)
     assert (change.state, edited_action(change.edited)) == ("approved", ("wire", {"amount": 1}))
-    (change,) = answers(ONE, {"type": "respond", "message": "done"}, ALICE)
+    (change,) = read_answers(ONE, {"type": "respond", "message": "done"}, ALICE)
     assert (change.state, change.message, change.edited) == ("answered", "done", "")
 
 
@@ -168,19 +168,19 @@ def test_what_an_answer_says_about_the_task() -> None:
         ({"type": "reject", "message": "never"}, "never"), ({"type": "respond", "message": "done"}, "done"),
         (EDIT, 'Instead of pay: {"name": "wire", "args": {"amount": 1}}'), ({"type": "edit", "message": "x"}, None),
     ):
-        said = corrections(ONE, answers(ONE, decision, ALICE))
+        said = correcting_texts(ONE, read_answers(ONE, decision, ALICE))
         assert [t.text for t in said] == ([] if text is None else [text])
     unplanned = [replace(ask("a"), plan_id=None)]
-    assert corrections(unplanned, answers(unplanned, {"type": "reject", "message": "no"}, ALICE)) == []
+    assert correcting_texts(unplanned, read_answers(unplanned, {"type": "reject", "message": "no"}, ALICE)) == []
     # Said by key, so that the same answer is the same text.
-    (text_,) = corrections(ONE, answers(ONE, EDIT, ALICE))
+    (text_,) = correcting_texts(ONE, read_answers(ONE, EDIT, ALICE))
     assert text_.key == "answer:i1:0"
 
 
 def test_a_word_of_langchains_review_is_not_authenticated() -> None:
     """It is taken as it comes."""
     asks = [replace(ask("a"), source="hitl", allowed=("approve",))]
-    (change,) = answers(asks, YES, ALICE)
+    (change,) = read_answers(asks, YES, ALICE)
     assert (change.state, change.authenticated) == ("approved", False)
 
 

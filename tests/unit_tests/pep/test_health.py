@@ -237,7 +237,7 @@ def test_an_identity_that_hangs_is_not_proven(monkeypatch: pytest.MonkeyPatch, h
 def test_ends_that_are_not_recorded_are_few_lines(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is counted as a failure; a line has code, run and thread."""
     counted: list[str] = []
-    monkeypatch.setattr(run, "count", lambda what, about=None, by=1: counted.append(what))
+    monkeypatch.setattr(run, "count_metric", lambda what, about=None, by=1: counted.append(what))
     ledger = MemoryLedger()
     authz = RuntimeAuthz(ledger=ledger, pdp=StaticPDP(True), profiles={"look": ToolProfile(effect="read", sink="none")})
     session = authz.session(subject="alice", task="Look", thread="t1")
@@ -277,7 +277,7 @@ def test_a_record_that_fails_is_one_line_with_the_denial_s_id(
 ) -> None:
     """Whichever record of a run it is: of its start, a node, the plan, the call or its model."""
     counted: list[str] = []
-    monkeypatch.setattr(run, "count", lambda what, about=None, by=1: counted.append(what))
+    monkeypatch.setattr(run, "count_metric", lambda what, about=None, by=1: counted.append(what))
     writes = iter(range(1, 99))
 
     class Fails(FileSink):

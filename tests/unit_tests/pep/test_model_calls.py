@@ -26,10 +26,10 @@ from langchain_runtime_authz.pep.decide_steps import (
     decide_step,
     if_alive,
     kept_permit,
-    withheld,
+    withheld_tools,
 )
 from langchain_runtime_authz.pep.run import Commit, drive
-from langchain_runtime_authz.pep.run_lifecycle import close, open_entry, take_lease
+from langchain_runtime_authz.pep.run_lifecycle import close_run, open_entry, take_lease
 from langchain_runtime_authz.testing import StaticPDP
 from tests.attack._graphs import authz_with
 from tests.ids import shown as ident
@@ -226,7 +226,7 @@ def test_a_nodes_permit_is_not_kept(why: str) -> None:
 STOPS: dict[str, tuple[Callable[[Any, Any], Any], str]] = {
     "corrected": (lambda authz, run: authz.correct("t", "STOP", graph="g"), "stale_epoch"),
     "revoked": (lambda authz, run: authz.revoke("t", graph="g"), "revoked"),
-    "ended": (lambda authz, run: drive(run.engine, close(run)), "lease_ended"),
+    "ended": (lambda authz, run: drive(run.engine, close_run(run)), "lease_ended"),
 }
 
 
@@ -345,7 +345,7 @@ def test_what_is_withheld() -> None:
     answer = {"decision": True, "context": {"obligations": [{"id": "w", "type": "withhold_tools", "properties": props}]}}
     authz, run = entered(StaticPDP(lambda r: answer if r.action.name == "model/call" else True))
     decision = drive(run.engine, decide_model(run, CALL))
-    assert withheld(decision) == ({"look"}, {"web"})
+    assert withheld_tools(decision) == ({"look"}, {"web"})
     with pytest.raises(AuthzHalt) as halted:
         drive(run.engine, decide_shown(run, CALL))
     assert (halted.value.code, halted.value.decision_id) == ("provider_tool", decision.decision_id)

@@ -8,7 +8,7 @@ import pytest
 
 from langchain_runtime_authz.evaluation import Obligation
 from langchain_runtime_authz.ledger.call_changes import SpendBudget, SpendRate
-from langchain_runtime_authz.pep.obligations import Terms, demands
+from langchain_runtime_authz.pep.obligations import QuestionTerms, change_demanded
 
 
 def obligation(kind: str, **properties: Any) -> Obligation:
@@ -48,18 +48,18 @@ NOT_UNDERSTOOD: dict[str, list[dict[str, Any]]] = {
 @pytest.mark.parametrize(("kind", "properties", "demanded"), UNDERSTOOD, ids=str)
 def test_what_is_understood(kind: str, properties: dict[str, Any], demanded: object) -> None:
     """What must be committed with the permit, or that there is nothing to commit."""
-    assert demands(obligation(kind, **properties)) == demanded
+    assert change_demanded(obligation(kind, **properties)) == demanded
 
 
 @pytest.mark.parametrize(("kind", "properties"), [(k, p) for k, each in NOT_UNDERSTOOD.items() for p in each], ids=str)
 def test_what_is_not_understood(kind: str, properties: dict[str, Any]) -> None:
     """An unknown type, and a known one with properties of another shape, or with one more: it may be what counts."""
-    assert demands(obligation(kind, **properties)) is None
+    assert change_demanded(obligation(kind, **properties)) is None
 
 
 def test_a_list_of_nobody_is_not_anybody() -> None:
     """A rule may find nobody who may approve. Then only those may who are named for later."""
-    term = Terms.of({"approvers": {"who": []}, "fallback": {"after": 60, "who": ["user:carol"]}})
+    term = QuestionTerms.of({"approvers": {"who": []}, "fallback": {"after": 60, "who": ["user:carol"]}})
     assert term is not None
     assert [term.admits(who) for who in ("user:bob", "user:carol")] == [False, True]
-    assert Terms().strictest(term).eligible and not Terms().eligible
+    assert QuestionTerms().strictest(term).eligible and not QuestionTerms().eligible

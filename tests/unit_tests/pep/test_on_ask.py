@@ -16,7 +16,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langchain_runtime_authz import RuntimeAuthz, profile
 from langchain_runtime_authz.audit.sinks import MemorySink
 from langchain_runtime_authz.errors import AuthzDenied, ConfigError
-from langchain_runtime_authz.langgraph.run_context import running
+from langchain_runtime_authz.langgraph.run_context import current_run
 from langchain_runtime_authz.pep.on_ask import ask_in_terminal
 from langchain_runtime_authz.testing import ScriptedChatModel
 
@@ -115,7 +115,7 @@ async def test_an_asynchronous_run_takes_both_kinds(on_ask: Any, caplog: pytest.
     model = ScriptedChatModel(script=[AIMessage("", tool_calls=[call]), AIMessage("done")])
 
     def spying(question: dict[str, Any]) -> Any:
-        seen.append(running())
+        seen.append(current_run())
         question["action_requests"][0]["args"]["recipient"] = "Mallory"  # its copy
         return on_ask(question)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from langchain_runtime_authz.facts.normal_forms import forms
+from langchain_runtime_authz.facts.normal_forms import forms_of
 from langchain_runtime_authz.facts.output_reading import Observation, Prose
 from langchain_runtime_authz.facts.provenance import NO_TEXTS
 from langchain_runtime_authz.facts.task import ANSWER, HumanText, content_digest
@@ -16,7 +16,7 @@ from langchain_runtime_authz.pep.thread_memory import (
     TaskWords,
     ThreadMemory,
     earlier_texts,
-    turn,
+    newest_turn,
 )
 from langchain_runtime_authz.tool_profile import ToolProfile
 
@@ -71,7 +71,7 @@ TURNS = {
 @pytest.mark.parametrize("name", TURNS)
 def test_the_newest_turn(name: str) -> None:
     turns, expected = TURNS[name]
-    assert turn(log(*turns)).texts == expected
+    assert newest_turn(log(*turns)).texts == expected
 
 
 FORK, DATA = said("", "fork:1", own=False), said("", "data:bill", own=False)
@@ -85,14 +85,14 @@ FORK, DATA = said("", "fork:1", own=False), said("", "data:bill", own=False)
 def test_the_texts_right_before_a_turn(turns: list[tuple[HumanText, ...]], seen: tuple[str, ...]) -> None:
     """What somebody else did or said in between may be what the turn is about."""
     found = log(*turns)
-    assert earlier_texts(found, turn(found)) == seen
+    assert earlier_texts(found, newest_turn(found)) == seen
 
 
 def test_a_turn_keeps_its_key() -> None:
     """What it ordered is spent under its key: by changed data and by "go on" it stays the same, and by its words it does not."""
-    key = turn(log((PAY,))).key
-    assert turn(log((PAY,), (said("", "data:bill", own=False),))).key == key
-    assert turn(log((PAY,), (said("OK, go on please"),))).key == key and turn(log((PAY,), (PAY,))).key != key
+    key = newest_turn(log((PAY,))).key
+    assert newest_turn(log((PAY,), (said("", "data:bill", own=False),))).key == key
+    assert newest_turn(log((PAY,), (said("OK, go on please"),))).key == key and newest_turn(log((PAY,), (PAY,))).key != key
 
 
 def test_words_are_the_users_own() -> None:
@@ -101,7 +101,7 @@ def test_words_are_the_users_own() -> None:
     seen = pinned((said("write to bob@x.org"),), (answer,), (theirs,), (said("and to ida@x.org"),))
     memory = ThreadMemory()
     found = memory.read_words(scope(), seen)
-    told = {name for name in ("bob", "ann", "eve", "ida") if found.words.said(forms(f"{name}@x.org"))}
+    told = {name for name in ("bob", "ann", "eve", "ida") if found.words.said(forms_of(f"{name}@x.org"))}
     assert (told, found.turn.texts, found.turns, found.digest) == ({"bob", "ida"}, ("and to ida@x.org",), 2, seen.task.digest)
     assert memory.words[scope()] is found and found.compiled == ()
 

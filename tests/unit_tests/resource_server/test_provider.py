@@ -11,7 +11,7 @@ import httpx
 import pytest
 from fastapi import Depends, FastAPI
 
-from langchain_runtime_authz._http import basic
+from langchain_runtime_authz._http import basic_auth
 from langchain_runtime_authz.errors import AuthzError, ConfigError
 from langchain_runtime_authz.identity.oidc import Caller, LoggedOut
 from langchain_runtime_authz.resource_server.introspection import Introspection
@@ -105,7 +105,7 @@ def test_a_session_that_ended_at_the_provider(body: Any, status: int) -> None:
 
     asks = Introspection(f"{IDP}/introspect", client_id="crm", client_secret="s", tls=answered(endpoint))
     assert asked(crm(status=asks), bearer(token(**now(scope="crm.read")))).status_code == status
-    assert got[0].headers["authorization"] == basic("crm", "s")
+    assert got[0].headers["authorization"] == basic_auth("crm", "s")
 
 
 def test_the_metadata_are_served_where_rfc_9728_says() -> None:

@@ -22,7 +22,7 @@ from starlette.requests import HTTPConnection, Request
 from starlette.routing import Mount
 
 import langchain_runtime_authz
-from langchain_runtime_authz._http import basic
+from langchain_runtime_authz._http import basic_auth
 from langchain_runtime_authz.credential.dpop_proof import ProofKey
 from langchain_runtime_authz.credential.issuer import LocalIssuer
 from langchain_runtime_authz.credential.signer import SigningKey
@@ -633,7 +633,7 @@ def endpoint(status: Any = None, **clients: IntrospectionClient) -> Introspectio
     )
 
 
-BASIC = {"Authorization": basic("bank", SECRET)}
+BASIC = {"Authorization": basic_auth("bank", SECRET)}
 
 
 def test_a_live_token_is_active() -> None:
@@ -667,12 +667,12 @@ def test_what_is_no_token_is_inactive(bad: str) -> None:
 
 @pytest.mark.parametrize(("headers", "options", "status"), [
     ({}, {"data": {"token": "x"}}, 401),
-    ({"Authorization": basic("bank", "wrong secret of a service")}, {"data": {"token": "x"}}, 401),
-    ({"Authorization": basic("mail", SECRET)}, {"data": {"token": "x"}}, 401),
+    ({"Authorization": basic_auth("bank", "wrong secret of a service")}, {"data": {"token": "x"}}, 401),
+    ({"Authorization": basic_auth("mail", SECRET)}, {"data": {"token": "x"}}, 401),
     ({"Authorization": "Basic !"}, {"data": {"token": "x"}}, 401),
     ({"Authorization": "Basic /w=="}, {"data": {"token": "x"}}, 401),
     ({"Authorization": f"Bearer {SECRET}"}, {"data": {"token": "x"}}, 401),
-    ({"Authorization": basic("bank", SECRET).replace("Basic", "Bearer")}, {"data": {"token": "x"}}, 401),
+    ({"Authorization": basic_auth("bank", SECRET).replace("Basic", "Bearer")}, {"data": {"token": "x"}}, 401),
     (BASIC, {"json": {"token": "x"}}, 400), ({**BASIC, "Content-Type": "text/plain"}, {"content": "token=x"}, 400),
     (BASIC, {"content": "token=x"}, 400), (BASIC, {"data": {}}, 400), (BASIC, {"data": {"token": ["x", "y"]}}, 400),
     (BASIC, {"data": {"token": "x" * 30_000}}, 400), (BASIC, {"data": {f"a{i}": "1" for i in range(50)}}, 400),
