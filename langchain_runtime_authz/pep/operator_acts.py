@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from langchain_runtime_authz.errors import ConfigError, LedgerError
+from langchain_runtime_authz.errors import Code, ConfigError, LedgerError
 from langchain_runtime_authz.facts.resource_version import one_spelling
 from langchain_runtime_authz.facts.task import content_digest
 from langchain_runtime_authz.ledger.base import Committed, Conflict, Query, Scope
 from langchain_runtime_authz.ledger.changes import Change, Reinstate, Revoke, SetMark
-from langchain_runtime_authz.pep.calls_in_doubt import record_ends
+from langchain_runtime_authz.pep.calls_in_doubt import LOST_ENDS, record_ends
 from langchain_runtime_authz.pep.data_versions import data_scope
 from langchain_runtime_authz.pep.decision_log import commit_recorded, run_event
 from langchain_runtime_authz.pep.run import Commit, Engine, Flow, Load, new_id
@@ -46,9 +46,14 @@ def revoke_agents(scope: Scope, agent: tuple[str, ...], by: str = "", reason: st
 def reinstate_agents(
     engine: Engine, scope: Scope, agent: tuple[str, ...], by: str = "", reason: str = ""
 ) -> Flow[None]:
-    """Record that revocations are lifted, then lift them. Raises `LedgerError`."""
+    """Record that revocations are lifted, then lift them.
+
+    Raises `LedgerError`, also if the end of a call of this thread still waits: it may revoke the agent again.
+    """
     _checked(scope, agent)
     yield from record_ends(engine, scope)  # so that a revocation that waits for the ledger is lifted too
+    if any(run.scope == scope and run.engine.ledger is engine.ledger for run, *_ in [*LOST_ENDS.values()]):
+        raise LedgerError(Code.LEDGER_UNAVAILABLE, "an end that may revoke the agent is not recorded yet: try again")
     now = (yield Load(scope, Query())).now
 
     def record(**detail: Any) -> Flow[None]:

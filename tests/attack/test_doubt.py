@@ -686,6 +686,28 @@ def test_a_reinstated_agent_is_not_revoked_again(monkeypatch: Any, error: Except
     assert authz.session(subject="alice", task=ORDER, thread="t").decide("save", {"path": "a"}).permit
 
 
+@pytest.mark.parametrize("fails", [True, False], ids=["fails again", "twin"])
+def test_no_reinstatement_overtakes_a_revocation(monkeypatch: Any, fails: bool) -> None:
+    """The end of a call waits before the revocation, and fails once more. In the twin, the ledger takes both."""
+    no = {"decision": False, "context": {"obligations": [{"id": "x", "type": "revoke", "properties": {}}]}}
+    authz = RuntimeAuthz(profiles=PROFILES, pdp=StaticPDP(lambda r: no if r.resource.id == "pay" else True))
+    session, commit = authz.session(subject="alice", task=ORDER, thread="t"), authz.ledger.commit
+    down = lambda s, g, c: 1 / 0 if {Revoke, ConcludeCall} & {*map(type, c)} else commit(s, g, c)
+    session.decide("save", {"path": "a"})
+    with monkeypatch.context() as ledger:
+        ledger.setattr(authz.ledger, "commit", down)
+        session.observe("save", {"path": "a"}, "ok")
+        session.decide("pay", PAY)
+    with monkeypatch.context() as ledger:
+        ledger.setattr(authz.ledger, "commit", lambda s, g, c: (ledger.undo(), 1 / 0) if fails else commit(s, g, c))
+        with pytest.raises(LedgerError, match="try again") if fails else contextlib.nullcontext():
+            authz.reinstate("t", graph="session", by="user:carol", reason="looked at it")
+    authz.reinstate("t", graph="session", by="user:carol", reason="looked at it")
+    events = [r.get("event") for r in authz.audit.records]
+    assert LOST_ENDS == {} and events.index("revoked") < events.index("reinstated")
+    assert authz.session(subject="alice", task=ORDER, thread="t").decide("save", {"path": "b"}).permit
+
+
 @pytest.mark.parametrize("error", [RuntimeError("429"), TimeoutError()], ids=["failed", "lost"])
 @pytest.mark.parametrize(
     ("name", "args", "other"),
