@@ -10,6 +10,7 @@ import difflib
 import json
 from collections.abc import Mapping
 from importlib import resources
+from importlib.resources.abc import Traversable
 from typing import Annotated, Any, Final, Generic, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -20,7 +21,6 @@ from langchain_runtime_authz.facts.history import TIMES
 from langchain_runtime_authz.tool_profile import Effect, Verdict
 
 DATA_ROOT: Final = "runtime_authz_data"  # where the shipped policy finds its data
-SHIPPED: Final = resources.files("langchain_runtime_authz") / "policies"
 _NAMED: Final = 3  # malformed members that one error names; `runtime-authz policy check` lists all
 
 T = TypeVar("T")
@@ -204,6 +204,11 @@ def _changed(old: object, new: object) -> object:
     return kept | {name: _changed(old.get(name), value) for name, value in new.items() if value is not None}
 
 
+def shipped_file(name: str) -> Traversable:
+    """Return a file or directory of the shipped policy."""
+    return resources.files("langchain_runtime_authz") / "policies" / name
+
+
 def merge_shipped(given: Mapping[str, Any], *, own: bool = False) -> dict[str, Any]:
     """Return the whole data document of a policy that builds on the shipped one.
 
@@ -211,7 +216,7 @@ def merge_shipped(given: Mapping[str, Any], *, own: bool = False) -> dict[str, A
     does. With `own`, next to this member stands data for rules of the project. Raises `ConfigError` if a member is in
     the wrong place, or the shipped policy does not have it.
     """
-    shipped: dict[str, Any] = strict_json((SHIPPED / "data.json").read_bytes())[DATA_ROOT]
+    shipped: dict[str, Any] = strict_json(shipped_file("data.json").read_bytes())[DATA_ROOT]
     changes, rest, where = given, dict[str, Any](), "data.json: " if own else ""
     if DATA_ROOT in given and (own or len(given) == 1):
         changes, rest = given[DATA_ROOT], {name: held for name, held in given.items() if name != DATA_ROOT}

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from langchain_runtime_authz._validate import checked_count, checked_path, checked_seconds, checked_text
 from langchain_runtime_authz.errors import Code, ConfigError, PDPError
 from langchain_runtime_authz.pdp.base import DEFAULT_DEADLINE, InProcess, PolicyFailed
-from langchain_runtime_authz.pdp.policy_data import DATA_ROOT, SHIPPED, check_data, dumped, merge_shipped, plain
+from langchain_runtime_authz.pdp.policy_data import DATA_ROOT, check_data, dumped, merge_shipped, plain, shipped_file
 from langchain_runtime_authz.pdp.response import parse_answer, parse_json
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class WasmPDP(InProcess):
         self.deadline = checked_seconds("deadline", deadline)
         code = wasm
         if not isinstance(code, bytes):
-            at: Traversable = SHIPPED / "policy.wasm" if code is None else checked_path("wasm", code)
+            at: Traversable = shipped_file("policy.wasm") if code is None else checked_path("wasm", code)
             code = _read(at, "policy")
         document = plain({} if data is None else data)
         if wasm is None:

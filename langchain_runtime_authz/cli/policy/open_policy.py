@@ -45,7 +45,7 @@ from langchain_runtime_authz.pap.bundle import (
     with_manifest,
 )
 from langchain_runtime_authz.pdp.cedar import CedarPDP
-from langchain_runtime_authz.pdp.policy_data import DATA_ROOT, SHIPPED, merge_shipped
+from langchain_runtime_authz.pdp.policy_data import DATA_ROOT, merge_shipped, shipped_file
 from langchain_runtime_authz.pdp.wasm import WasmPDP
 from langchain_runtime_authz.testing.example_request import NOW, example_request
 from langchain_runtime_authz.tool_profile import load_profiles
@@ -194,7 +194,7 @@ def read_rego(file: Path) -> str:
 
 def shipped_rego() -> str:
     """Return the text of the shipped policy."""
-    return (SHIPPED / "rego" / SHIPPED_REGO).read_text(encoding="utf-8")
+    return (shipped_file("rego") / SHIPPED_REGO).read_text(encoding="utf-8")
 
 
 def _project(path: Path) -> Policy:
@@ -263,7 +263,7 @@ def _rego(path: Path, shipped: bool, entrypoint: str) -> Policy:
         raise policy_error(ignored)
     given = _json(path / DATA) if (path / DATA).is_file() else {}
     rego = {**({SHIPPED_REGO: shipped_rego()} if shipped else {}), **rules}
-    wasm = compile_rego(rego, entrypoint) if rules else (SHIPPED / WASM).read_bytes()
+    wasm = compile_rego(rego, entrypoint) if rules else shipped_file(WASM).read_bytes()
     return Policy(wasm=wasm, data=merge_shipped(given, own=True) if shipped else given, rego=rego)
 
 
@@ -271,9 +271,11 @@ def _cedar(path: Path, shipped: bool) -> Policy:
     own = {f"cedar/{f.name}": read_rego(f) for f in sorted((path / "cedar").glob("*.cedar"))}
     if not shipped and not own:
         raise policy_error(f"{PROJECT}: `shipped: false` needs policies in cedar/")
-    sample, schema = ((SHIPPED / "cedar" / f"runtime_authz.{n}").read_text("utf-8") for n in ("cedar", "cedarschema"))
+    sample, schema = (
+        (shipped_file("cedar") / f"runtime_authz.{n}").read_text("utf-8") for n in ("cedar", "cedarschema")
+    )
     texts = {**({"runtime_authz.cedar": sample} if shipped else {}), **own}
-    table = strict_json((SHIPPED / "cedar" / OBLIGATIONS).read_bytes()) if shipped else {}
+    table = strict_json((shipped_file("cedar") / OBLIGATIONS).read_bytes()) if shipped else {}
     table |= _json(path / OBLIGATIONS) if (path / OBLIGATIONS).is_file() else {}
     entities = read_rego(path / ENTITIES) if (path / ENTITIES).is_file() else "[]"
     files = ("\n".join(texts.values()), schema, json.dumps(table, sort_keys=True), entities)
@@ -294,7 +296,7 @@ def bundle_files(policy: Policy, number: int) -> dict[str, bytes]:
 
 
 def _rego_files(policy: Policy, number: int) -> dict[str, bytes]:
-    wasm = policy.wasm if policy.wasm is not None else (SHIPPED / WASM).read_bytes()
+    wasm = policy.wasm if policy.wasm is not None else shipped_file(WASM).read_bytes()
     data = policy.data if policy.wasm is not None else merge_shipped(policy.data, own=True)
     if isinstance(data.get(DATA_ROOT), dict):  # an OPA server answers with this revision
         data = {**data, DATA_ROOT: {**data[DATA_ROOT], "revision": str(number)}}
