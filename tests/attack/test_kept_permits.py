@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from langchain_runtime_authz.pep import decide_steps
+from langchain_runtime_authz.credential.current_call import current_scope
 
 from ._kit import *
 
@@ -69,15 +69,15 @@ def test_a_node_that_goes_on_asking_its_model_is_stopped(stop: str) -> None:
 
 
 @pytest.mark.parametrize("stop", [*STOPS, "twin: none"])
-def test_a_node_that_asks_its_model_late_is_stopped(stop: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_node_that_asks_its_model_late_is_stopped(stop: str) -> None:
     """Its entry was checked a while ago, and the model's permit was kept by an earlier node."""
-    monkeypatch.setattr(decide_steps, "JUST_NOW", 0.0)
     model, answers = replying(), list[Any]()
 
     def early(state: Any) -> None:
         answers.append(model.invoke(state["messages"]))
 
     def late(state: Any) -> None:
+        current_scope.get().entered -= 1.05
         if stop in STOPS:
             STOPS[stop][0](authz, "outer")
         answers.append(model.invoke(state["messages"]))

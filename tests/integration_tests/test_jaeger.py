@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from tests.unit_tests.cli.test_cli import run, test_demo_fails_if_its_traces_arrive_nowhere  # noqa: F401  (the unit tier lacks the exporter)
+
 from ..traced_day import SERVICE
 from ..traces import Shown, of_jaeger, tree
 
