@@ -83,6 +83,8 @@ def claim_once(run: Run, decided: DecidedCall) -> Flow[Verdict | Conflict]:
     killed = engine.kill_switch is not None and engine.killed  # it may have been engaged since the decision
     if decided.replay or decision.outcome != "permit" or killed:
         return (yield from _unclaimed(run, decided))
+    # The denial of an earlier call of the message may have demanded a revocation that the ledger has not taken yet.
+    yield from calls_in_doubt.record_ends(engine, run.scope) if calls_in_doubt.LOST_ENDS else ()
     edge = handoff_edge(run.agent, call.metadata) if call.metadata else None
     if edge is not None and not (delegated := (yield from hand_off(run, edge))).permit:
         return (yield from deny_call(run, decided.under(deny(delegated.reason))))

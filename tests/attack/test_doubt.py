@@ -686,6 +686,28 @@ def test_a_reinstated_agent_is_not_revoked_again(monkeypatch: Any, error: Except
     assert authz.session(subject="alice", task=ORDER, thread="t").decide("save", {"path": "a"}).permit
 
 
+@pytest.mark.parametrize("demands", [True, False], ids=["revokes", "twin"])
+def test_a_revocation_that_waits_stops_the_next_call_of_the_message(monkeypatch: Any, demands: bool) -> None:
+    """Both calls are decided together. The ledger takes no revocation in time at the first one's denial."""
+    wanted = [{"id": "x", "type": "revoke", "properties": {}}] if demands else []
+    no, ran = {"decision": False, "context": {"obligations": wanted}}, list[Any]()
+    authz = RuntimeAuthz(profiles=PROFILES, pdp=StaticPDP(lambda r: no if r.resource.id == "pay" else True))
+    tools = [noting(ran, name, recipient=str, amount=int) for name in ("pay", "save")]
+    graph = authz.protect(hand_written(replying([call("pay", PAY, "a"), call("save", PAY, "b")]), tools))
+    commit, down = authz.ledger.commit, [True]
+
+    def slow(scope: Any, guard: Any, changes: Any) -> Any:
+        if Revoke in map(type, changes) and down and down.pop():
+            raise LedgerError(Code.LEDGER_TIMEOUT)
+        return commit(scope, guard, changes)
+
+    monkeypatch.setattr(authz.ledger, "commit", slow)
+    with contextlib.suppress(AuthzHalt):
+        told(authz, graph, human(), {**THREAD, "max_concurrency": 1})
+    assert len(ran) == (not demands) and LOST_ENDS == {}
+    assert [r.get("event") for r in authz.audit.records].count("revoked") == demands
+
+
 @pytest.mark.parametrize("fails", [True, False], ids=["fails again", "twin"])
 def test_no_reinstatement_overtakes_a_revocation(monkeypatch: Any, fails: bool) -> None:
     """The end of a call waits before the revocation, and fails once more. In the twin, the ledger takes both."""
