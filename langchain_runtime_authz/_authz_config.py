@@ -138,7 +138,7 @@ def _names(parameter: str, names: Sequence[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def signature_of(
+def with_signature_of(
     init: Callable[Concatenate[RuntimeAuthz, P], None],
 ) -> Callable[[Callable[..., RuntimeAuthz]], Callable[Concatenate[type[RuntimeAuthz], P], RuntimeAuthz]]:
     """Return a decorator that gives a constructor the signature of `init`."""

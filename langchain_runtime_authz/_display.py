@@ -90,7 +90,7 @@ def quote(value: object, limit: int = MAX_SHOWN) -> str:
     digest = f"sha256 {hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
     if isinstance(value, list | dict):
         number = count()
-        line, left = _listed(value, limit, number), next(number) - MAX_LISTED
+        line, left = _quoted_list(value, limit, number), next(number) - MAX_LISTED
         return f"{line} AND {left} MORE VALUES ({digest})" if left > 0 else line
     if len(text) <= limit:
         return text if value is None or isinstance(value, bool) else f'"{one_line(text)}"'
@@ -98,11 +98,11 @@ def quote(value: object, limit: int = MAX_SHOWN) -> str:
     return f'"{head}" … "{tail}" ({len(text)} characters, {digest})'
 
 
-def _listed(value: object, limit: int, number: Iterator[int], depth: int = 0) -> str:
+def _quoted_list(value: object, limit: int, number: Iterator[int], depth: int = 0) -> str:
     """Return a list's value, quoted; "" if `number` has counted `MAX_LISTED` values."""
     if isinstance(value, list | dict) and value and depth < _DEPTH:
         pairs = value.items() if isinstance(value, dict) else (("", one) for one in value)
-        shown = [(key, text) for key, one in pairs if (text := _listed(one, limit, number, depth + 1))]
+        shown = [(key, text) for key, one in pairs if (text := _quoted_list(one, limit, number, depth + 1))]
         if isinstance(value, dict):
             return ", ".join(f"{quote(str(key), limit)}: {text}" for key, text in shown).join("{}") if shown else ""
         return ", ".join(text for _, text in shown).join("[]") if shown else ""

@@ -16,7 +16,7 @@ from langchain_core.tools import BaseTool
 from langgraph.pregel import Pregel
 
 from langchain_runtime_authz import _authz_config as parts
-from langchain_runtime_authz._authz_config import TaskSources, signature_of
+from langchain_runtime_authz._authz_config import TaskSources, with_signature_of
 from langchain_runtime_authz._authz_threads import Threads
 from langchain_runtime_authz._flow import in_thread
 from langchain_runtime_authz._validate import as_mapping, checked_callable, checked_text, of_kind, wrong
@@ -223,7 +223,7 @@ class RuntimeAuthz(Threads):
         install_hook()
 
     @classmethod
-    @signature_of(__init__)
+    @with_signature_of(__init__)
     def production(cls, **arguments: Any) -> RuntimeAuthz:
         """Return an instance for production, or refuse parts that are unfit for it.
 

@@ -41,7 +41,7 @@ def tools_of(graph: Graph) -> Iterator[BaseTool]:
 def graph_tools(target: str) -> list[BaseTool]:
     """Return a graph's tools, one for each name. Print nodes that act without a tool."""
     from langchain_runtime_authz.langgraph.coverage.code_scan import acting_nodes
-    from langchain_runtime_authz.langgraph.tool_lookup import digest_of, known_by_code
+    from langchain_runtime_authz.langgraph.tool_lookup import digest_of, made_by_langgraph
 
     found: dict[str, BaseTool] = {}
     with warnings.catch_warnings(), redirect_stdout(sys.stderr):
@@ -49,7 +49,7 @@ def graph_tools(target: str) -> list[BaseTool]:
         graph = load_graph(target)
         for tool in tools_of(graph):
             first = found.setdefault(tool.name, tool)
-            if digest_of(first) != digest_of(tool) and not (known_by_code(first) and known_by_code(tool)):
+            if digest_of(first) != digest_of(tool) and not (made_by_langgraph(first) and made_by_langgraph(tool)):
                 raise ConfigError(f"two tools are named `{tool.name}`; rename one, or each of their calls asks")
         acting = "; ".join(f"`{n}`: {', '.join(map(str, seen))}" for n, seen in acting_nodes(graph).items())
     if acting:

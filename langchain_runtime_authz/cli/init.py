@@ -95,7 +95,7 @@ def init(
     runtime-authz init my_agent.py:graph
     runtime-authz init my_agent:graph --yes
     """
-    from langchain_runtime_authz.langgraph.tool_lookup import digest_of, known_by_code
+    from langchain_runtime_authz.langgraph.tool_lookup import digest_of, made_by_langgraph
     from langchain_runtime_authz.tool_profile import load_profiles
 
     quiet = yes or answers is not None
@@ -106,7 +106,7 @@ def init(
     text = file.read_text(encoding="utf-8") if file.exists() else ""
     given = load_profiles(answers)
     tools = graph_tools(target)
-    wanted = [t for t in tools if t.name in given or ready(t) is not None or not known_by_code(t)]
+    wanted = [t for t in tools if t.name in given or ready(t) is not None or not made_by_langgraph(t)]
     if not wanted:
         raise ConfigError(f"`{target}` needs no profile: its tools only hand over, and each agent's tools are decided")
     new = [t for t in wanted if t.name not in kept]

@@ -73,7 +73,7 @@ def learn(
     after = completed(old if profiles.exists() else "tools:\n", tools=stanzas, mandates=mandates)
     diff = difflib.unified_diff(old.splitlines(True), after.splitlines(True), str(profiles), f"{profiles} (proposed)")
     text = "".join(diff).removesuffix("\n")
-    orders = {n: said for n, one in seen.items() if n in declared and (said := _orders(n, declared, one))}
+    orders = {n: said for n, one in seen.items() if n in declared and (said := _approved_orders(n, declared, one))}
     if write:
         profiles.write_text(after, encoding="utf-8")
         load_profiles(profiles)
@@ -157,7 +157,7 @@ def _draft(name: str, seen: _Seen) -> str:
     return "\n".join(text) + "\n"
 
 
-def _orders(name: str, profiles: Mapping[str, ToolProfile], seen: _Seen) -> list[str]:
+def _approved_orders(name: str, profiles: Mapping[str, ToolProfile], seen: _Seen) -> list[str]:
     """Return orders that would have permitted approved calls, the most frequent first."""
     from langchain_runtime_authz.cli._order_proposal import proposed_order
 

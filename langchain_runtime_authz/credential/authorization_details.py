@@ -65,7 +65,7 @@ def authorization_details(
         detail[names.REACHES] = list(behind)
     if profile.side_effect:
         detail[names.OPEN_ARGUMENTS] = [*profile.text, *profile.free]
-    decisive = {name: value_at(args, name) for name in _decisive(profile, args)}
+    decisive = {name: bound_value(args, name) for name in _decisive(profile, args)}
     values = _normals(decisive, {name for name, kind in profile.critical.items() if kind == "amount"})
     if values is None:
         raise CredentialError(Code.CREDENTIAL_UNAVAILABLE, f"the arguments of `{tool}`")
@@ -90,7 +90,7 @@ def _beyond(args: Mapping[str, Any], covered: Collection[str]) -> list[str]:
     return sorted(n for n, v in args.items() if n not in roots or any(True for _ in uncovered(n, v, covered)))
 
 
-def value_at(args: Mapping[str, Any], path: str) -> Any:
+def bound_value(args: Mapping[str, Any], path: str) -> Any:
     """Return the value at `path`, or `None` if there is none.
 
     A list is read item by item: `None` stands for an item without the member. A list of one item becomes the item, and
@@ -211,7 +211,7 @@ def check_whole_call(
         given = {name: value for name, value in args.items() if value is not None}
         if added := _beyond(given, {*held, *others}):
             _refuse(f"the argument `{added[0]}`")
-    check_call(credential, tool=tool, args={name: value_at(args, name) for name in held}, accept=accept)
+    check_call(credential, tool=tool, args={name: bound_value(args, name) for name in held}, accept=accept)
 
 
 def _call(credential: Credential, tool: str) -> Mapping[str, Any]:

@@ -143,7 +143,7 @@ _SEAL: Final = object()
 
 
 class Sealed:
-    """Base of secrets: copies are the same object, and pickles a constant string."""
+    """Base of secrets. A copy is the same object; a pickle is read as a fixed text."""
 
     __slots__ = ()
     _pickled: ClassVar = REDACTED

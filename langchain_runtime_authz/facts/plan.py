@@ -154,7 +154,7 @@ def carry_plan(
 def call_key(whose: str, plan_id: str, position: int, tool: str, args_digest: str) -> str:
     """Return the key of one call, stable over retry, replay, resume and restart.
 
-    A message may repeat a call id, so the key contains position and digest. `whose` is the beginning of a JSON list. In
+    A message may repeat a call id, so the key contains position and digest. `whose` is a JSON list without its closing bracket. In
     keys of the ledger it contains the epoch, because a provider may repeat a message id in a later turn. In idempotency
     keys it contains neither thread nor epoch, so that they are stable over forks and copies of a thread too.
     """

@@ -234,7 +234,7 @@ class _Asking:
     def _is_late(self, decided: Sequence[DecidedCall], fresh: Sequence[DecidedCall], rounds: int) -> bool:
         """Return True if a new question would get an answer to another question."""
         # A call that ran may have asked a question of its own. New calls by code come after all answered questions.
-        if self._pad is None or (self.turn is None and all(j.row is None and j.call.by_code for j in fresh)):
+        if self._pad is None or (self.turn is None and all(j.row is None and j.call.by_application for j in fresh)):
             return False
         if not self._keyed and private.unused_answer(self.config) is not None:
             return True

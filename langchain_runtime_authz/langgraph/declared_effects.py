@@ -112,7 +112,7 @@ def effect_arrival(tool: BaseTool, args: Mapping[str, Any]) -> CallArrival:
     found = arrival_by_hand(tool, facts_of(tool)._replace(injected=frozenset()), args, ensure_config())
     if found.engine is None:
         found.refuse()
-    found.call, found.layer = replace(found.call, by_code=True), LAYER
+    found.call, found.layer = replace(found.call, by_application=True), LAYER
     return found
 
 
@@ -224,7 +224,7 @@ class DeclaredEffect(Together):
             held = {METADATA_KEY: self._declared} if self._declared is not None else {}
             update = {"name": self._name, "metadata": {**(function.metadata or {}), **held}}
             copy = guard_tool(function.model_copy(update=update), self._profiles)
-            guard_of(copy).by_code = True
+            guard_of(copy).by_application = True
             return copy  # a tool of the same class
         named, signature, left_out = self._arguments, inspect.signature(function), _left_out(function)
         # The schema gets the defaults, because a mandate need not order an argument with its default value.

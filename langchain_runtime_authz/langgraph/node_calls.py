@@ -199,7 +199,7 @@ class NodeCalls:
 
     def decide(self, run: Run, one: ArrivingCall) -> Flow[tuple[PendingCall, Place | None]]:
         """Decide a call. Return it with its verdict, and its place in a plan or None."""
-        own = one.call.by_code and one.call.call_id is None  # no message contains it
+        own = one.call.by_application and one.call.call_id is None  # no message contains it
         call, place = (one.call, None) if own else (yield from self.plans.find(run, one))
         call = call if place is not None else one.counted(call)
         (done,) = yield from self.decide_all(run, [call], one.config)

@@ -195,7 +195,7 @@ def _ended(run: Run, node: NodeCalls, input: Any, failed: BaseException | None, 
 
 
 def _outside(config: Any) -> tuple[Engine, Flow[Run]]:
-    """Return engine and flow that open a run, for a node that no graph runs."""
+    """Return the engine, and a flow that opens a run for a node without a graph."""
     handle = run_handle(config or {})
     if handle is None:
         raise AuthzHalt(Code.NO_RUN, deny(Code.NO_RUN).decision_id)

@@ -348,7 +348,7 @@ def reset_node(node: PregelNode) -> None:
 
 
 def imports_anything(serde: object) -> bool:
-    """Return True if a serializer may import and call any name (LangGraph's default)."""
+    """Return True if a serializer may import and call any name, as LangGraph's may."""
     return isinstance(serde, JsonPlusSerializer) and serde._allowed_msgpack_modules is True
 
 

@@ -62,9 +62,9 @@ def observe_process(authz: AuthzParts, *, strict: bool = False) -> None:
 
     Args:
         authz: the instance.
-        strict: also refuse undeclared effects: those of a node outside tools and `authz.effect`, and those of a
-            read-only tool. Connections of model calls and tools are never refused. The code gets a `PermissionError`,
-            and the graph stops after the node. This finds mistakes, but does not stop an attacker.
+        strict: also refuse what nobody declared: effects of a node's or model's own code, and of a read-only tool.
+            Tools and models may always connect. The code gets a `PermissionError`, and the graph stops after the node.
+            This finds mistakes, but does not stop an attacker.
     """
     _install()
     engine = authz.root_entry.engine

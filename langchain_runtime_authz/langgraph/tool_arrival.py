@@ -258,8 +258,8 @@ def _arrival(
     # Counts of equal calls in the current node or tool execution.
     counts = current_scope.get().counts if handle is None else handle.settled
     call = described(facts, given)
-    if is_guarded(tool) and guard_of(tool).by_code:
-        call = replace(call, by_code=True)
+    if is_guarded(tool) and guard_of(tool).by_application:
+        call = replace(call, by_application=True)
     equal = f"{call.call_id} {call.tool} {call.args_digest}" if counts is not None else ""
     return CallArrival(
         call, config, run=run, handle=handle, counts=counts, call_id=call_id, equal=equal, engine=owner.engine, given=given,

@@ -44,7 +44,7 @@ def _origin(tool: BaseTool) -> str:
     return f"{getattr(function, '__module__', '')}:{getattr(function, '__qualname__', '')}"
 
 
-def known_by_code(tool: BaseTool) -> bool:
+def made_by_langgraph(tool: BaseTool) -> bool:
     """Return True if a LangGraph library made the tool."""
     # Such a tool's description may vary: that of `task` lists agents.
     return _origin(tool) in _FRAMEWORK
@@ -139,7 +139,7 @@ class Profiles:
                 self._effects.add(name)
             return ""
         if declared.digest is None:
-            like = _alike(first, looks) or known_by_code(tool)
+            like = _alike(first, looks) or made_by_langgraph(tool)
             # Tools without a digest never count as equal.
             like = like or ((digest := digest_of(tool)) is not None and digest == digest_of(sample))
         else:
@@ -283,10 +283,10 @@ class ToolFacts(NamedTuple):
 class ToolGuard:
     """A guarded tool's profile and wrapped functions, shared by the tool's copies."""
 
-    __slots__ = ("by_code", "functions", "profiles", "seen", "stock", "wrap")
+    __slots__ = ("by_application", "functions", "profiles", "seen", "stock", "wrap")
 
     def __init__(self, profiles: Profiles, tool: BaseTool, wrap: Callable[..., Any] | None) -> None:
-        self.by_code = False  # the application's code calls the tool: `RuntimeAuthz.effect`
+        self.by_application = False  # the application's code calls the tool: `RuntimeAuthz.effect`
         self.profiles, self.wrap = profiles, wrap
         self.functions = functions_held(tool)
         kind = getattr(type(tool), IN_PLACE, type(tool))

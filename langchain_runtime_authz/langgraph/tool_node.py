@@ -139,7 +139,7 @@ def gate_tool_node(node: private.ToolNode, profiles: Profiles) -> private.ToolNo
 
 
 def guard_held(node: private.ToolNode, profiles: Profiles) -> None:
-    """Replace the tools of a tool node in a node's code by guarded copies."""
+    """Replace each tool of `node`, which the code of a node holds, by a guarded copy."""
     for name, tool in list(node._tools_by_name.items()):
         if not is_guarded(tool):
             node._tools_by_name[name] = guard_tool(tool, profiles)

@@ -133,7 +133,7 @@ class Doubt(NamedTuple):
         return row.state == "unknown" and not ("failed" in known and self._same_message(scope, about))
 
     def _asks_while_claimed(self, scope: Scope, about: Mapping[str, Any]) -> bool:
-        """Return True if the other call asks, although the doubted call may still run."""
+        """Return True if the call of `about` asks while the doubted call may run."""
         known = self.row.about or {}
         equal = known.get("args_digest") == about["args_digest"]
         if known.get("entry") == about["entry"]:  # an agent that repeats a call in a later message may have given it up

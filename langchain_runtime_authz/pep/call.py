@@ -60,7 +60,7 @@ class Call:
     amend: Callable[[str, dict[str, Any]], Call] | None = None  # returns the call of an approver's edit
     edited_by: str = ""  # key of the approval whose edit made this call
     reviewed: bool = False  # another review, like LangChain's, asks before the tool runs
-    by_code: bool = False  # the application's code makes the call: `RuntimeAuthz.effect`
+    by_application: bool = False  # the application's code makes the call: `RuntimeAuthz.effect`
 
 
 @dataclass(slots=True)

@@ -198,7 +198,7 @@ def _named(row: CallRow) -> dict[str, str]:
     return {"call_key": row.key, "decision_id": about.get("decision_id", ""), "tool": tool_label(about.get("tool", ""))}
 
 
-def _runs_here(row: CallRow) -> bool:
+def _held_here(row: CallRow) -> bool:
     held = HELD.get(row.key) if (row.about or {}).get("process") == PROCESS[0] else None
     return held is not None and (ticket := held()) is not None and not ticket.concluded
 
@@ -259,7 +259,7 @@ def looked_up(run: Run, snapshot: Snapshot) -> Flow[Snapshot]:
     keys, until = {one.row.key for one in own}, time.monotonic() + DEADLINE
     for one in (*own, *(d for d in snapshot.doubts if d.row.state == "unknown" and d.row.key not in keys)):
         about = one.row.about or {}
-        if not about.get("idempotency_key") or _runs_here(one.row) or time.monotonic() >= until:
+        if not about.get("idempotency_key") or _held_here(one.row) or time.monotonic() >= until:
             continue
         ids = about["tool"], about["idempotency_key"], about["args_digest"]
         asked = UnknownCall(*ids, one.subject, one.scope.thread, one.row.at)

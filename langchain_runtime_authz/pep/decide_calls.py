@@ -194,7 +194,7 @@ def _described(
     counter, deeds, mandate, binding = compared
     row = snapshot.calls.get(key)
     intended = call.position, call.call_id, call.tool, call.raw
-    own = call.by_code and (call.call_id is None or snapshot.plan is None)  # no model message contains the call
+    own = call.by_application and (call.call_id is None or snapshot.plan is None)  # no model message contains the call
     match = plan.PLANNED_BY_CODE if own else plan.match_plan(snapshot.plan, run.epoch, *intended)
     if match.stale and _goes_on(run, snapshot, key):
         match = match._replace(stale=False)

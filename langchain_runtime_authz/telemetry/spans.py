@@ -154,9 +154,9 @@ def record_decision(
 def record_event(
     event: str, scope: Any, detail: Mapping[str, Any], about: Mapping[str, Any], *, run: Any = None, question: str = ""
 ) -> None:
-    """Add an event to the current span, or make a separate span if no span records.
+    """Add an event to the current span; if that is not recorded, to a new one.
 
-    `about` holds `run_id`, `epoch` and `agent` of the event's audit record, and `reason`, a code. `question` is the
+    `about` holds `run_id`, `epoch` and `agent` of the event's audit record, and the code `reason`. `question` is the
     `traceparent` of the question that the event answers.
     """
     if metrics.instruments.proxy._real_meter is not None:  # noqa: SLF001  (cheaper than a call)

@@ -4,6 +4,7 @@
 """
 
 import ast
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,6 +52,13 @@ def table() -> str:
 
 def test_each_module_is_on_the_page() -> None:
     assert generated.read("modules") == table(), "run `python -m tests.gates.test_modules`"
+
+
+def test_the_text_names_modules_that_exist() -> None:
+    """Each word in the text above the lists is a room, a module or a public name."""
+    text = (Path(__file__).parents[2] / "docs" / "_generated" / "modules.md").read_text(encoding="utf-8").partition("<!-- modules:begin")[0]
+    known = {"RuntimeAuthz", "runtime-authz", *(part for path in modules() for part in path.with_suffix("").parts)}
+    assert [word for word in re.findall(r"`([^`]+?)/?`", text) if word not in known] == []
 
 
 def test_each_module_says_what_is_in_it() -> None:

@@ -630,7 +630,7 @@ def test_a_commit_does_not_outrun_its_operator(
     dsn: str, schema: str, monkeypatch: pytest.MonkeyPatch, accept: Callable[[Any], object], code: Code
 ) -> None:
     """What the operator ends between the read and the write of a commit stays ended."""
-    place, keep, calls = scope(), statements.rows.keep, []
+    place, keep, calls = scope(), statements.rows.changed_rows, []
 
     def meanwhile(*args: Any) -> Any:
         if not calls:
