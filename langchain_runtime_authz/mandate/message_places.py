@@ -34,7 +34,7 @@ _QUOTED: Final = lazy(
 )
 _EDGE: Final = " \t\n.,;:!?\u2026"
 _END: Final = lazy(
-    r"(?<!\bMr)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bNo)(?<!\bNr)(?<!\bMrs)(?<!\bProf)[.!?;]{1,8}[\"'\u201d\u2019\u00bb)\]]{0,4}(?=\s|\Z)"
+    r"(?<!\n[\dx])(?<!\A[\dx])(?<!\bMr)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bNo)(?<!\bNr)(?<!\bMrs)(?<!\bProf)[.!?;]{1,8}[\"'\u201d\u2019\u00bb)\]]{0,4}(?=\s|\Z)"
     r"|[\u3002\uff01\uff1f\uff1b]|\n"
 )
 _UNSPACED: Final = lazy(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\u0e00-\u0e7f]")  # scripts without blanks

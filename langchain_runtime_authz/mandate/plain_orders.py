@@ -25,8 +25,8 @@ VALUE: Final = "\ue000"  # stands for each character of a value
 QUOTE: Final = "\ue001"  # for each character of another quotation
 # A list of words, and its letter. The first list that has a word decides.
 _LETTERS: Final = {
-    "amend": "G", "request": "M", "hence": "B", "courtesy": "O", "and": "A", "since": "J", "for": "P", "bounds": "S", "article": "D",
-    "subject": "R", "that": "T", "pronoun": "I", "link": "F", "never_verb": "Q",
+    "amend": "G", "request": "M", "since": "J", "hence": "B", "courtesy": "O", "and": "A", "equals": "e", "for": "P", "bounds": "S", "article": "D",
+    "subject": "R", "reads": "H", "that": "T", "pronoun": "I", "link": "F", "never_verb": "Q",
 }  # fmt: skip
 _LISTS: Final = json.loads((Path(__file__).parent / "languages" / "orders.json").read_text(encoding="utf-8"))
 _HAN: Final = "\u3400-\u9fff"
@@ -43,25 +43,28 @@ def _lexer() -> str:
         unspaced += [f"(?P<{letter}_>{signs})"] if signs else []
     every = "|".join(sign for several in _LISTS.values() for sign in several.get("zh", ()))
     return "|".join([
-        f"(?P<V>{VALUE}+)|(?P<K>{QUOTE}+)", *spaced, *unspaced, f"(?P<Y>(?:(?!{every})[{_HAN}]){{1,2}})",
+        f"(?P<V>{VALUE}+)|(?P<K>{QUOTE}+)",
+        r"(?P<C>(?<![^\n])\s*(?:[*\u2022]|\d{1,2}[.)])\s|[,;\uff0c\uff1b\u3001()\u2013\u2014\u2026\n]|-(?!\w))",
+        *spaced, *unspaced, f"(?P<Y>(?:(?!{every})[{_HAN}]){{1,2}})",
         rf"(?P<Z>[^\W_{_HAN}]*\d[^\W{_HAN}]*)|(?P<X>[^\W\d_{_HAN}]+(?:-[^\W{_HAN}]+)*)",
         r"(?P<U>[?\uff1f\u5417])|(?P<E>[.!\u3002\uff01])|(?P<L>[:\uff1a])",
-        r"(?P<C>[,;\uff0c\uff1b\u3001()\u2013\u2014\u2026\n]|-(?!\w))",
     ])  # fmt: skip
 
 
 _WORD: Final = re.compile(r"[^\W\d_]+")
 _TOKEN: Final = lazy(_lexer(), re.IGNORECASE)
-_ITEM: Final = "(?:[VFNOBMKI]|D[XNW]{0,2}|PD?[XNW]{0,2})"
+_ITEM: Final = "(?:[VFNOBMKI]|D(?:[XNWH]{0,2}|V[NW]{1,2})|PD?[XNWH]{0,2})"
 _LEAD: Final = "[OBM]*(?:[FP][DFP]*V)?[OBM]*"
 _WHY: Final = "(?:J[^S]*)?"
 _KINDS: Final = {  # of a part of a sentence; the first that matches decides
     "courtesy": lazy("[OBM]*"),
     "text": lazy(rf"{_LEAD}[XWG]{_ITEM}*[VID]{_ITEM}*T.*"),
     "it": lazy(rf"{_LEAD}WT?{_ITEM}*[IT]{_ITEM}*{_WHY}"),
+    "read": lazy(rf"{_LEAD}H[^S]*"),
+    "given": lazy("[OB]*D?N{1,2}e[VK]O*"),  # as in "the memo is x"
     "order": lazy(
-        rf"{_LEAD}[XWG]T?{_ITEM}*V{_ITEM}*{_WHY}|(?=.*M){_ITEM}*V{_ITEM}*[XWG]?{_ITEM}*"
-        rf"|(?=.*V)(?:[VFNOMBI]*Y){{1,2}}[VFNOMBI]*"
+        rf"{_LEAD}(?:[XWG]T?|N(?=D)){_ITEM}*V{_ITEM}*{_WHY}|(?=.*M){_ITEM}*V{_ITEM}*[XWG]?{_ITEM}*"
+        rf"|[OMB]*(?:[NOMBI]*Y){{1,2}}(?:[FNOMBI]*V)+[FNOMBI]*|(?=.*V)[OMB]*(?:F(?:[VFNOMBI]*Y){{1,2}}|P(?:[VFNOMBI]*Y){{1,4}})[VFNOMBI]*"
     ),
     "verb": lazy(rf"{_LEAD}(?:[XWG]T?{_ITEM}+|W)"),
     "items": lazy(rf"{_ITEM}+{_WHY}"),
@@ -69,7 +72,7 @@ _KINDS: Final = {  # of a part of a sentence; the first that matches decides
 }  # fmt: skip
 _ASKS: Final = lazy("[OABCE]*M")
 _ASIDE: Final = lazy(
-    rf"[OACELMBUVK]*|[ZC]+{_ITEM}*E*|[OC]+(?:X{{1,2}}|{_ITEM}*)E*|[OAC]*[RDJ][^SV]*|[OACLM]*[^SV]*U[EU]*"
+    rf"[OACELMBUVK]*|[OABCM]*H[^SGQ]*|[ZC]+(?:{_ITEM}|[CL])*E*|[OC]+(?:X{{1,2}}|{_ITEM}*)E*|[OAC]*[RDJ][^SV]*|[OACLM]*[^SV]*U[EU]*"
 )
 
 
@@ -104,7 +107,7 @@ def letters(text: str, known: Known = _UNKNOWN) -> list[tuple[str, int, int]]:
     found = []
     for match in _TOKEN.finditer(text):
         letter, word = (match.lastgroup or "")[0], match[0].lower()
-        if letter == "X":
+        if letter in "XH":
             letter = "W" if word in known.verbs else "N" if word in known.nouns else letter
         found.append((letter, *match.span()))
     return found
@@ -136,17 +139,22 @@ def unclear(text: str, own: Sequence[Sequence[tuple[int, int]]], known: Known, s
     said = "".join(letter for letter, _, _ in found)
     if "U" in said and _ASKS.match(said) is None:
         return "its sentence is a question"
-    ordered = pointed = colon = False
+    ordered = pointed = colon = idle = False  # `idle`: a verb orders nothing of its own
     left = own  # values that no part orders yet
     before = aside = ""  # "before" an order or "after" it
     for part in _parts(found):
         kind = next((kind for kind, pattern in _KINDS.items() if pattern.fullmatch(part.letters)), "")
         colon = part.colon or (colon and before == "courtesy")
         before = kind
+        kind = "" if idle and colon and (not ordered or (kind == "items" and "V" in part.letters)) else kind
+        idle = idle or kind == "read" or (kind == "verb" and "W" not in part.letters)
         if (kind == "text" or (ordered and (colon or part.letters[0] == "T"))) and known.told and not aside:
             ordered, left = True, [spans for spans in left if all(e <= part.start for _, e in spans)]
             break
-        if kind == "items" and not (ordered or part.letters[0] in "PO" or re.match("F.*V", part.letters)):
+        if kind == "read" and not colon:
+            continue
+        alone = kind == "items" and not (ordered or part.letters[0] in "PO" or re.match("F.*V", part.letters))
+        if alone or (kind == "given" and not (ordered and "W" in said)):
             kind = "remark" if _KINDS["remark"].fullmatch(part.letters) else ""
         if aside == "before" and kind in ("order", "it") and not colon:
             aside = ""

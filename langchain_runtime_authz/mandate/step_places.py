@@ -240,7 +240,7 @@ class Placing:
         while head and _LISTED.match(segment.text, segment.starts[head]):
             head -= 1
         known = self.known._replace(verbs=verbs)
-        for first, last in ((sentence, sentence), (head, sentence), (sentence, sentence + 1)):
+        for first, last in ((head, sentence), (head, sentence + 1)):
             if last < len(segment.starts):
                 start, end = segment.starts[first], segment.span(last)[1]
                 own = [[(a - start, b - start) for _, a, b in self._sites(claim)] for claim in placed]

@@ -573,14 +573,14 @@ def test_an_order_to_write_inside_is_backed_by_its_verb(text: str, tool: str, co
     assert mandate.confirm == (("s",) if confirmed else ()) and len(mandate.steps) == 1
 
 
-@pytest.mark.parametrize(("text", "confirmed"), [
-    ("Ok, commit it.", False), ("Please stop it. Show me the diff.", True),
+@pytest.mark.parametrize(("text", "kept"), [
+    ("Ok, commit it.", True), ("Please stop it. Show me the diff.", False),
 ])
-def test_a_verb_in_what_is_taken_back_and_a_small_word_order_nothing(text: str, confirmed: bool) -> None:
+def test_a_verb_in_what_is_taken_back_and_a_small_word_order_nothing(text: str, kept: bool) -> None:
     profile = ToolProfile(effect="write", sink="internal", intent=("commit", "stop", "in {where} save", "i want to commit"))
     mandate = backed_part(Mandate(steps=(Step("c", "commit"),)), [text], {"commit": profile}, {"commit": {}}).mandate
     assert mandate is not None
-    assert mandate.confirm == (("c",) if confirmed else ()) and len(mandate.steps) == 1
+    assert mandate.confirm == () and len(mandate.steps) == kept
 
 
 def test_no_forbids_what_is_read() -> None:
