@@ -231,22 +231,32 @@ def keep_end(run: Run, ticket: Ticket, record: Callable[[], Flow[None]] | None) 
         _log.error("%s: the end of call %s is dropped, as %d newer ones wait", Code.IN_DOUBT, first, MAX_LOST)
 
 
-def revoke_late(run: Run, decision: Decision, failed: Exception | None = None) -> Flow[None]:
+def revoke_late(run: Run, decision: Decision, failed: BaseException | None = None) -> Flow[None]:
     """Revoke the agent as `decision` demands. If it fails, `record_ends` retries it.
 
-    `failed`: why the denial's own commit did not revoke it. After a timeout, the denial does not wait again.
+    `failed`: why the denial's own commit did not revoke it. After a timeout, the denial does not wait again, nor if
+    the caller is cancelled.
     """
     done, name = None, decision.decision_id
     try:
-        if isinstance(failed, LedgerError) and failed.code == Code.LEDGER_TIMEOUT:
+        timed_out = isinstance(failed, LedgerError) and failed.code == Code.LEDGER_TIMEOUT
+        if failed is not None and (timed_out or not isinstance(failed, Exception)):
             raise failed
         done = yield Commit(run.scope, None, [Revoke(run.agent)])
         LOST_ENDS.pop(name, None)
         yield record_anomaly(run, decision.reason, name, done.now)
-    except Exception as exc:  # noqa: BLE001  (the step is denied already)
+    except BaseException as exc:  # a failed commit, or the caller is cancelled; the step is denied already
         if done is None:
-            LOST_ENDS[name] = run, partial(revoke_late, run, decision), time.monotonic()
+            keep_revocation(run, decision)
+        if not isinstance(exc, Exception):
+            raise
         run.engine.lost("a revocation", exc, run, name)
+
+
+def keep_revocation(run: Run, decision: Decision) -> None:
+    """Store a revocation that `decision` demands in `LOST_ENDS`, to retry it."""
+    if any(o.type == "revoke" for o in decision.obligations):
+        LOST_ENDS[decision.decision_id] = run, partial(revoke_late, run, decision), time.monotonic()
 
 
 def _ends(engine: Engine) -> list[tuple[str, tuple[Run, Callable[[], Flow[None]], float]]]:

@@ -69,6 +69,9 @@ def deny_call(run: Run, decided: DecidedCall) -> Flow[Denial]:
     except Exception as exc:  # noqa: BLE001  (the call is denied already; what failed is its count)
         run.engine.lost("the count of a denial", exc, run, decision.decision_id)
         yield from calls_in_doubt.revoke_late(run, decision, exc) if "revoke" in obliged else ()
+    except BaseException:  # the caller is cancelled
+        calls_in_doubt.keep_revocation(run, decision)
+        raise
     now = getattr(done, "now", 0.0) or time.time()
     try:
         yield decision_log.call_record(run, decided, now)

@@ -78,7 +78,7 @@ def decide_step(
         if changes:
             try:
                 done = yield (Commit, run.scope, run.guard if permit else None, changes)
-            except Exception as exc:
+            except BaseException as exc:  # also if the caller is cancelled
                 yield from revoke_late(run, decision, exc) if Revoke in map(type, changes) else ()
                 raise
             if isinstance(done, Conflict):

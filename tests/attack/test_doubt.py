@@ -17,7 +17,7 @@ from langchain_runtime_authz import AuthzMiddleware, _locks
 from langchain_runtime_authz.errors import Code, LedgerError
 from langchain_runtime_authz.ledger import base
 from langchain_runtime_authz.ledger.call_changes import ClaimCall, ConcludeCall
-from langchain_runtime_authz.ledger.changes import Revoke
+from langchain_runtime_authz.ledger.changes import RecordStep, Revoke
 from langchain_runtime_authz.pep import calls_in_doubt
 from langchain_runtime_authz.pep.calls_in_doubt import LOST_ENDS
 from langchain_runtime_authz.testing import FrozenClock
@@ -684,6 +684,35 @@ def test_a_reinstated_agent_is_not_revoked_again(monkeypatch: Any, error: Except
     events = [r.get("event") for r in authz.audit.records]
     assert LOST_ENDS == {} and events.index("revoked") < events.index("reinstated")
     assert authz.session(subject="alice", task=ORDER, thread="t").decide("save", {"path": "a"}).permit
+
+
+@pytest.mark.parametrize("demands", [True, False], ids=["revokes", "twin"])
+@pytest.mark.parametrize("step", ["tools/call", "agent/invoke"])
+def test_a_demanded_revocation_outlives_a_cancelled_denial(step: str, demands: bool) -> None:
+    """The caller gives up while the ledger commits the denial. The twin demands no revocation."""
+    wanted = [{"id": "x", "type": "revoke", "properties": {}}] if demands else []
+    no = {"decision": False, "context": {"obligations": wanted}}
+    hit = lambda request: request.action.name == step and request.resource.id in ("pay", "child")
+
+    class Slow(MemoryLedger):
+        slow = False
+
+        async def acommit(self, scope: Any, guard: Any, changes: Any) -> Any:
+            await asyncio.sleep(60 if self.slow and RecordStep in map(type, changes) else 0)
+            return self.commit(scope, guard, changes)
+
+    ledger = Slow()
+    authz = RuntimeAuthz(ledger=ledger, profiles=PROFILES, pdp=StaticPDP(lambda r: no if hit(r) else True))
+    session = authz.session(subject="alice", task=ORDER, thread="t")
+
+    async def give_up() -> bool:
+        ledger.slow = True
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(session.adecide("pay", PAY) if step == "tools/call" else session.adelegate("child"), 0.2)
+        ledger.slow = False
+        return (await session.adecide("save", {"path": "a"})).permit
+
+    assert asyncio.run(give_up()) != demands and LOST_ENDS == {}
 
 
 @pytest.mark.parametrize("demands", [True, False], ids=["revokes", "twin"])
