@@ -36,7 +36,7 @@ Key = Annotated[
 
 
 @dataclass(frozen=True, slots=True)
-class Output:
+class Printout:
     """The output of a command: `document` as JSON, or `text`.
 
     `text`: by default, a line for each member of `document` with a value. `finding`: exit with 1, and print an error.
@@ -139,7 +139,7 @@ def _usage() -> Iterator[None]:
 class App(typer.Typer):
     """A group of commands.
 
-    A command that returns an `Output` has `--json`. The fields of a `NamedTuple` parameter become options.
+    A command that returns a `Printout` has `--json`. The fields of a `NamedTuple` parameter become options.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -157,7 +157,7 @@ class App(typer.Typer):
         return add
 
 
-def _command(run: Callable[..., Output | None]) -> Callable[..., None]:
+def _command(run: Callable[..., Printout | None]) -> Callable[..., None]:
     hints = get_type_hints(run, include_extras=True)
     groups = {name: kind for name, kind in hints.items() if hasattr(kind, "_fields")}
     options: dict[str, tuple[Any, Any]] = {}
@@ -168,7 +168,7 @@ def _command(run: Callable[..., Output | None]) -> Callable[..., None]:
             options |= {field: (hint, defaults.get(field, Parameter.empty)) for field, hint in found}
         else:
             options[name] = hints[name], own.default
-    if hints["return"] is Output:
+    if hints["return"] is Printout:
         options["as_json"] = Json, False
     for hint, _ in options.values():
         for info in getattr(hint, "__metadata__", ()):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 from typer import Argument, Option
 
 from langchain_runtime_authz._display import labelled, one_line
-from langchain_runtime_authz.cli._app import App, Output, moment
+from langchain_runtime_authz.cli._app import App, Printout, moment
 from langchain_runtime_authz.cli._ledger_options import Audit, LedgerOptions, Tenant, checked_log, note_full
 from langchain_runtime_authz.cli.keys import Password, as_bytes
 from langchain_runtime_authz.errors import ConfigError, unreadable
@@ -39,7 +39,7 @@ class Approver(NamedTuple):
 
 
 @app.command("list")
-def list_(store: LedgerOptions, tenant: Tenant = "default") -> Output:
+def list_(store: LedgerOptions, tenant: Tenant = "default") -> Printout:
     """List at most 1,000 open questions, those of the newest threads first.
 
     runtime-authz approvals list ledger.db --tenant acme
@@ -58,11 +58,11 @@ def list_(store: LedgerOptions, tenant: Tenant = "default") -> Output:
         lines.append(labelled(f"{asked.id}  ", thread))
         lines.append(f"  {len(asked.approvers)} of {asked.needed} approved, until {until}")
         lines += [*(labelled("  ", line, 6) for line in asked.question.splitlines()), ""]
-    return Output(rows, [*lines, f"{len(found)} open"])
+    return Printout(rows, [*lines, f"{len(found)} open"])
 
 
 @app.command("approve")
-def approve(store: LedgerOptions, id: Id, who: Approver, tenant: Tenant = "default", audit: Audit = None) -> Output:
+def approve(store: LedgerOptions, id: Id, who: Approver, tenant: Tenant = "default", audit: Audit = None) -> Printout:
     """Approve one call: exactly its tool and arguments, for its thread's present task.
 
     runtime-authz approvals approve ledger.db 4f6c… --as bob --key bob.pem --approvers approvers.json
@@ -71,7 +71,7 @@ def approve(store: LedgerOptions, id: Id, who: Approver, tenant: Tenant = "defau
         waits = authz.approve(id, statement=statement)
     rest = f"waits for  {waits} more" if waits else "complete   resume the graph"
     done = {"id": id, "verdict": "approve", "approver": f"user:{who.person}", "missing": waits}
-    return Output(done, f"approved   by user:{who.person}\n{rest}")
+    return Printout(done, f"approved   by user:{who.person}\n{rest}")
 
 
 @app.command("deny")
@@ -82,7 +82,7 @@ def deny(
     message: Annotated[str, Option(help="The reason. The model reads it, and it changes the task.")] = "",
     tenant: Tenant = "default",
     audit: Audit = None,
-) -> Output:
+) -> Printout:
     """Reject one call. One approver is enough.
 
     A reason is a correction of the task: the thread's other questions become void and are asked again.
@@ -92,7 +92,7 @@ def deny(
     with _signed(store, id, who, "deny", tenant, audit, message) as (authz, statement):
         authz.deny_approval(id, statement=statement, message=message)
     done = {"id": id, "verdict": "deny", "approver": f"user:{who.person}"}
-    return Output(done, f"rejected   by user:{who.person}")
+    return Printout(done, f"rejected   by user:{who.person}")
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from typer import Argument, Option
 
 from langchain_runtime_authz._validate import read_yaml
 from langchain_runtime_authz.audit.story import MAX_STEPS, SIGNS, Event, Story, safe_text, story_of
-from langchain_runtime_authz.cli._app import App, Key, Output, lines, seconds_of
+from langchain_runtime_authz.cli._app import App, Key, Printout, lines, seconds_of
 from langchain_runtime_authz.errors import AuditError, Code, ConfigError
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def show(
     outcome: Annotated[str | None, Option(help=f"One of {', '.join(SIGNS)}.")] = None,
     limit: Annotated[int, Option(min=1, max=MAX_SHOWN, help="The newest steps to show.")] = 100,
     everything: Everything = False,
-) -> Output:
+) -> Printout:
     """List what happened, newest last.
 
     runtime-authz audit show
@@ -127,11 +127,11 @@ def show(
 
     seen = source.story(keep, steps.thread or "", limit)
     unread = f"; {seen.unread} lines are not records" if seen.unread else ""
-    return Output(seen.to_dict(), [*map(str, seen.steps), f"{len(seen.steps)} of {seen.total} steps{unread}"])
+    return Printout(seen.to_dict(), [*map(str, seen.steps), f"{len(seen.steps)} of {seen.total} steps{unread}"])
 
 
 @app.command("who-approved")
-def who_approved(source: LogOptions, steps: StepFilter) -> Output:
+def who_approved(source: LogOptions, steps: StepFilter) -> Printout:
     """List every answer to a question, with approver, call, and whether the call ran.
 
     runtime-authz audit who-approved --tool send_money --since 2026-11-01
@@ -142,13 +142,13 @@ def who_approved(source: LogOptions, steps: StepFilter) -> Output:
 @app.command("story")
 def story(
     thread: Annotated[str, Argument(help="LangGraph's thread_id.")], source: LogOptions, everything: Everything = False
-) -> Output:
+) -> Printout:
     """Tell what happened on a thread, as a tree of 80 columns.
 
     runtime-authz audit story household --audit audit.jsonl
     """
     told = source.thread(thread, everything)
-    return Output(told.to_dict(), str(told))
+    return Printout(told.to_dict(), str(told))
 
 
 def report(
@@ -156,7 +156,7 @@ def report(
     thread: Annotated[str | None, Argument(metavar="THREAD|FILE", help="A thread of the log, or a log.")] = None,
     output: Annotated[Path, Option("--output", "-o", metavar="FILE", help="The page to write.")] = Path("run.html"),
     everything: Everything = False,
-) -> Output:
+) -> Printout:
     """Write one self-contained HTML page of what happened.
 
     The page has a timeline of the agents, the orders next to the calls that were made, and the reasons of each step.
@@ -175,11 +175,13 @@ def report(
     output.touch(0o600)  # as private as a log; a page that exists keeps its mode
     output.write_text(html_page(told), encoding="utf-8")
     found = {"wrote": str(output), "steps": len(told.steps), "total": told.total}
-    return Output(found, f"wrote {output}: {len(told.steps)} of {told.total} steps")
+    return Printout(found, f"wrote {output}: {len(told.steps)} of {told.total} steps")
 
 
 @app.command("explain")
-def explain(decision: Annotated[str, Argument(help="A decision id, or its beginning.")], source: LogOptions) -> Output:
+def explain(
+    decision: Annotated[str, Argument(help="A decision id, or its beginning.")], source: LogOptions
+) -> Printout:
     """Explain a decision, and show its outcome.
 
     runtime-authz audit explain 296e3f65
@@ -190,14 +192,14 @@ def explain(decision: Annotated[str, Argument(help="A decision id, or its beginn
         found = f"{source.log.name}: {f'{len(decided)} decisions begin' if decided else 'no decision begins'}"
         raise ConfigError(f"{found} with `{safe_text(decision)}`; give the id that a message or `audit show` has")
     step = decided[-1]
-    return Output({**step.to_dict(), "why": step.why()}, [*map(str, told.steps), step.why()])
+    return Printout({**step.to_dict(), "why": step.why()}, [*map(str, told.steps), step.why()])
 
 
 @app.command("verify")
 def verify(
     file: Annotated[Path, Argument(help="The log that `RuntimeAuthz(audit=FILE)` wrote, or an evidence pack (.zip).")],
     head: Annotated[str | None, Option(metavar="HASH", help="A head that was printed earlier, kept elsewhere.")] = None,
-) -> Output:
+) -> Printout:
     """Verify all segments of a decision log, alone or in an evidence pack.
 
     Keep the printed head elsewhere, and give it by --head: edits and cuts before that line are found, also in a log
@@ -229,7 +231,7 @@ def verify(
     if report.moved:
         found["note"] = f"the log before it was moved away; verify that file with --head {safe_text(report.moved)}"
     broken = AuditError(report.code, f"{file.name}{'' if unknown else f', {report.where}'}: {report.error}")
-    return Output({"ok": None if unknown else report.ok, **found}, lines(found), not report.ok and broken)
+    return Printout({"ok": None if unknown else report.ok, **found}, lines(found), not report.ok and broken)
 
 
 @app.command("prune")
@@ -237,7 +239,7 @@ def prune(
     log: Log,
     days: Annotated[float, Option("--older-than", min=0, metavar="DAYS", help="Age of a segment's last record.")],
     as_json: bool = False,
-) -> Output:
+) -> Printout:
     """Remove old closed segments of a log. Nothing else removes segments.
 
     `FileSink(max_bytes=, max_age=)` closes segments. The log first records each removed head, and so still verifies.
@@ -250,7 +252,7 @@ def prune(
     if days < SIX_MONTHS:
         note = "note     the EU AI Act, article 26(6), asks deployers of high-risk systems for at least six months"
         typer.echo(note, err=as_json)
-    return Output({"removed": dropped}, [*(f"removed  {n}" for n in dropped), f"{len(dropped)} segments removed"])
+    return Printout({"removed": dropped}, [*(f"removed  {n}" for n in dropped), f"{len(dropped)} segments removed"])
 
 
 @app.command("pack")
@@ -260,7 +262,7 @@ def pack(
     policy: Annotated[
         Path | None, Option(metavar="PATH", help="The policy that decided; default: the shipped one.")
     ] = None,
-) -> Output:
+) -> Printout:
     """Write an evidence pack: log, head, policy, data, controls, and their digests.
 
     Keep the printed head or manifest digest somewhere else: both can be rewritten inside the archive.
@@ -300,7 +302,7 @@ def pack(
     found = {"records": chain.records, "head": chain.head, "policy": revision, "manifest": digest}
     other = sorted(seen.keys() - {revision})
     note = f"other policies decided too: {', '.join(other)}" if other else None
-    return Output({**found, "other": other, "wrote": str(output)}, lines({**found, "note": note, "wrote": output}))
+    return Printout({**found, "other": other, "wrote": str(output)}, lines({**found, "note": note, "wrote": output}))
 
 
 def verify_pack(path: Path, head: str | None = None) -> tuple[ChainReport, str]:
@@ -341,7 +343,7 @@ def _digest(file: IO[bytes]) -> str:
 
 def controls(
     results: Annotated[Path | None, Option(metavar="FILE", help="A report of `pytest --junitxml FILE`.")] = None,
-) -> Output:
+) -> Printout:
     """Print controls, the shipped rules that help with each, their tests and results.
 
     The controls are those of OWASP Agentic, OWASP NHI, MAESTRO and NIST AI RMF. Without --results, no test counts
@@ -354,7 +356,7 @@ def controls(
     """
     document = controls_document(results)
     parts = (p for f in document["frameworks"] for c in f["controls"] for p in (*c["attacks"], *c["rules"]))
-    return Output(document, _text(document), any(p["result"] == "failed" for p in parts))
+    return Printout(document, _text(document), any(p["result"] == "failed" for p in parts))
 
 
 def rule_lines(reason: str) -> list[int]:

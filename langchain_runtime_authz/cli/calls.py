@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Option, echo
 
 from langchain_runtime_authz._display import one_line
-from langchain_runtime_authz.cli._app import App, Output, lines, moment
+from langchain_runtime_authz.cli._app import App, Printout, lines, moment
 from langchain_runtime_authz.cli._ledger_options import Audit, By, LedgerOptions, Reason, checked_log, note_full
 from langchain_runtime_authz.errors import ConfigError, LedgerError
 
@@ -27,7 +27,7 @@ Of = Annotated[str | None, Option("--tenant", help="Only this one's, as in Runti
 
 
 @app.command("list")
-def list_(store: LedgerOptions, tenant: Of = None) -> Output:
+def list_(store: LedgerOptions, tenant: Of = None) -> Printout:
     """List calls in doubt, newest first, then failed ones: at most 1,000 of a tenant.
 
     A failed call may have had its effect. So for 24 hours, another call of that effect on that target asks an approver.
@@ -47,11 +47,11 @@ def list_(store: LedgerOptions, tenant: Of = None) -> Output:
         place = f"{one_line(call['tenant'])}: {one_line(call['graph'])}/{one_line(call['thread'])}"
         failed = ", failed" if call["failed"] else ""
         text.append(f"  {place}, idempotency key {call['idempotency_key']}{failed}")
-    return Output(found, [*text, f"{len(found)} in doubt"])
+    return Printout(found, [*text, f"{len(found)} in doubt"])
 
 
 @app.command("show")
-def show_(store: LedgerOptions, key: Key, tenant: Of = None) -> Output:
+def show_(store: LedgerOptions, key: Key, tenant: Of = None) -> Printout:
     """Show a call's record in the ledger, and who resolved it.
 
     runtime-authz calls show ledger.db 4f6c…
@@ -60,7 +60,7 @@ def show_(store: LedgerOptions, key: Key, tenant: Of = None) -> Output:
         call = _shown(_found(store, ledger, tenant, key))
     said = call["resolved"]
     text = {**call, "resolved": said and f"by {said['author']}, {said['reason']}"}
-    return Output(call, lines({name: one_line(v) if isinstance(v, str) else v for name, v in text.items()}))
+    return Printout(call, lines({name: one_line(v) if isinstance(v, str) else v for name, v in text.items()}))
 
 
 @app.command("resolve")
@@ -72,7 +72,7 @@ def resolve(
     reason: Reason,
     tenant: Of = None,
     audit: Audit = None,
-) -> Output:
+) -> Printout:
     """Record whether a call in doubt happened.
 
     A call that happened never runs again. A call that did not happen may: enter its thread again, or order it anew.
@@ -86,7 +86,7 @@ def resolve(
         authz = RuntimeAuthz(ledger=ledger, tenant=tenant, audit=checked_log(audit, tenant))
         authz.resolve_call(key, happened=happened, by=by, reason=reason)
         call = _shown(ledger.doubts(tenant, key)[0])
-    return Output(call, f"{'happened' if happened else 'did not happen'}, says {by}")
+    return Printout(call, f"{'happened' if happened else 'did not happen'}, says {by}")
 
 
 def _tenants(store: LedgerOptions, tenant: str | None) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from typer import Argument
 
-from langchain_runtime_authz.cli._app import Output
+from langchain_runtime_authz.cli._app import Printout
 from langchain_runtime_authz.errors import GROUPS, RETRY, Code, ConfigError
 
 _HEAD = """# Reason codes
@@ -22,7 +22,7 @@ _TABLE = """
 
 def codes(
     names: Annotated[list[str] | None, Argument(metavar="[CODE]...", help="Codes; without one, all.")] = None,
-) -> Output:
+) -> Printout:
     """Print reason codes: meaning, most frequent cause, remedy, and whether to retry.
 
     Without CODE, the page `docs/codes.md` is printed.
@@ -42,4 +42,4 @@ def codes(
         lines += [_TABLE.format(GROUPS[code])] if code in GROUPS else []
         cells = (f'<a id="{code}"></a>`{code}`', *told.values())
         lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
-    return Output(found, lines)
+    return Printout(found, lines)

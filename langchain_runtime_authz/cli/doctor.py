@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final, Literal, NamedTuple
 
 from typer import Argument, Option
 
-from langchain_runtime_authz.cli._app import Output
+from langchain_runtime_authz.cli._app import Printout
 from langchain_runtime_authz.cli._ledger_options import LedgerOptions
 from langchain_runtime_authz.cli.graph_target import load_graph
 from langchain_runtime_authz.errors import AuthzError, Code, LedgerError, PDPError
@@ -36,7 +36,7 @@ def doctor(
     ledger: Annotated[str | None, Option(metavar="LEDGER", help="A path, or a connection string.")] = None,
     audit: Annotated[Path | None, Option(metavar="FILE", help="Where the decision log is written.")] = None,
     keys: Annotated[Path | None, Option(metavar="DIR", help="The key directory.")] = None,
-) -> Output:
+) -> Printout:
     """Check versions, engine, ledger, log, keys, tracing and a graph. Say what to do.
 
     Nothing is changed. Name the parts that your application uses. Exit code 1 if a line says `fail`.
@@ -55,7 +55,7 @@ def doctor(
     ]
     failed = any(line.state == "fail" for line in lines)
     told = [f"{n.state:<5} {n.what:<12} {n.found}" + f"\n{'':<5} {'do':<12} {n.do}" * bool(n.do) for n in lines]
-    return Output({"ok": not failed, "lines": [line._asdict() for line in lines]}, told, failed)
+    return Printout({"ok": not failed, "lines": [line._asdict() for line in lines]}, told, failed)
 
 
 def _checked(what: str, look: Callable[..., Line], do: str, *parts: Any) -> Line:

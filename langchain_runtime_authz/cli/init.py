@@ -14,7 +14,7 @@ import typer
 from typer import Argument, Option
 
 from langchain_runtime_authz._display import one_line
-from langchain_runtime_authz.cli._app import Output, flow
+from langchain_runtime_authz.cli._app import Printout, flow
 from langchain_runtime_authz.cli.graph_target import graph_tools
 from langchain_runtime_authz.errors import Code, ConfigError
 
@@ -82,7 +82,7 @@ def init(
         "authz.yaml"
     ),
     as_json: bool = False,
-) -> Output:
+) -> Printout:
     """Write authz.yaml for a graph: profiles, a mandate as an example, and tests.
 
     The module is imported, so its code runs; the graph is not invoked. Tools of known packages get the ready profile
@@ -133,7 +133,7 @@ def init(
     ]
     count = f"{len(new)} tool{'s' * (len(new) != 1)}"
     text = _NEXT.format(lines="".join(lines), file=file, target=target, added=count, kept=len(kept))
-    return Output({"wrote": str(file), "added": added, "kept": [*kept]}, text)
+    return Printout({"wrote": str(file), "added": added, "kept": [*kept]}, text)
 
 
 def _check_answers(file: Path | None, given: Mapping[str, ToolProfile], tools: list[BaseTool]) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Option
 
-from langchain_runtime_authz.cli._app import Output, echo
+from langchain_runtime_authz.cli._app import Printout, echo
 from langchain_runtime_authz.cli.graph_target import Target, load_graph, tools_of
 from langchain_runtime_authz.errors import ConfigError
 
@@ -36,7 +36,7 @@ def inspect(
         list[str] | None,
         Option(metavar="FILE", help="Tool profiles (YAML), or `langchain` or `deepagents`; may be repeated."),
     ] = None,
-) -> Output:
+) -> Printout:
     """Show the governed parts of a graph, at present and under `protect`.
 
     The module is imported from the current directory, so its code runs. The graph is not invoked.
@@ -74,8 +74,8 @@ def inspect(
     try:
         after.raise_if_ungoverned(accepted)
     except ConfigError as exc:
-        return Output(document, text, fail_ungoverned and exc)
-    return Output(document, text)
+        return Printout(document, text, fail_ungoverned and exc)
+    return Printout(document, text)
 
 
 def _look(graph: Graph, profiles: list[str] | None) -> tuple[CoverageReport | None, CoverageReport, Profiles]:

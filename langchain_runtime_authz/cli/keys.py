@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from typer import Argument, Option
 
-from langchain_runtime_authz.cli._app import App, Output, moment
+from langchain_runtime_authz.cli._app import App, Printout, moment
 
 if TYPE_CHECKING:
     from langchain_runtime_authz.credential.keyring import KeyDirectory
@@ -26,7 +26,7 @@ def generate(
     directory: Directory,
     alg: Annotated[str, Option(help="ES256, EdDSA or RS256.")] = "ES256",
     password: Password = None,
-) -> Output:
+) -> Printout:
     """Make a directory with a signing key and the next signing key.
 
     runtime-authz keys generate keys/
@@ -43,18 +43,18 @@ def list_(
     directory: Directory,
     jwks: Annotated[bool, Option("--jwks", help="Print the public key set (RFC 7517) instead.")] = False,
     password: Password = None,
-) -> Output:
+) -> Printout:
     """List the keys, or print the key set that verifiers need.
 
     runtime-authz keys list keys/
     runtime-authz keys list keys/ --jwks > jwks.json
     """
     ring = _opened(directory, password)
-    return Output(ring.jwks(), json.dumps(ring.jwks(), indent=2)) if jwks else _ring_answer(ring)
+    return Printout(ring.jwks(), json.dumps(ring.jwks(), indent=2)) if jwks else _ring_answer(ring)
 
 
 @app.command("rotate")
-def rotate(directory: Directory, password: Password = None) -> Output:
+def rotate(directory: Directory, password: Password = None) -> Printout:
     """Sign with the next key from now on. Verifiers know that key already.
 
     runtime-authz keys rotate keys/
@@ -68,7 +68,7 @@ def compromise(
     directory: Directory,
     kid: Annotated[str, Argument(help="The key, as `keys list` names it.")],
     password: Password = None,
-) -> Output:
+) -> Printout:
     """Withdraw a key from the key set for good, and refuse every token that it signed.
 
     Prints the time until which verifiers with a cached key set may still accept such tokens.
@@ -94,7 +94,7 @@ def _opened(directory: Path, password: str | None) -> KeyDirectory:
     return KeyDirectory(directory, as_bytes(password))
 
 
-def _ring_answer(ring: KeyDirectory, *more: str, **done: Any) -> Output:
+def _ring_answer(ring: KeyDirectory, *more: str, **done: Any) -> Printout:
     keys = [{"kid": k.kid, "alg": k.alg, "state": k.state, "since": moment(k.since)} for k in ring.all_keys()]
     lines = [f"{k['kid']}  {k['alg']:<5}  {k['state']:<11}  since {k['since']}" for k in keys]
-    return Output({**done, "keys": keys}, [*lines, *more])
+    return Printout({**done, "keys": keys}, [*lines, *more])

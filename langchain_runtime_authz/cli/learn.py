@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 from typer import Argument, Option
 
-from langchain_runtime_authz.cli._app import Output, flow, reading
+from langchain_runtime_authz.cli._app import Printout, flow, reading
 from langchain_runtime_authz.cli.init import completed
 from langchain_runtime_authz.errors import ConfigError
 
@@ -48,7 +48,7 @@ def learn(
     ),
     write: Annotated[bool, Option("--write", help="Write the drafts into FILE.")] = False,
     as_json: bool = False,
-) -> Output:
+) -> Printout:
     """Propose profiles and a mandate from recorded runs, as a diff to review.
 
     Record with `RuntimeAuthz(audit=FileSink("audit.jsonl", content=True))`; with `pdp=ObserveOnly(WasmPDP())` nothing
@@ -84,7 +84,7 @@ def learn(
         for name, several in orders.items():
             typer.echo(f"orders that were approved, for `intent` of {name}: {flow(several)}", err=True)
     called = {n: one.outcomes for n, one in seen.items()}
-    return Output({"called": called, "drafts": list(stanzas), "orders": orders, "proposed": after}, text)
+    return Printout({"called": called, "drafts": list(stanzas), "orders": orders, "proposed": after}, text)
 
 
 def _read(log: Path) -> dict[str, _Seen]:

@@ -14,7 +14,7 @@ import typer
 from typer import Option
 
 from langchain_runtime_authz._display import one_line
-from langchain_runtime_authz.cli._app import App, Output, lines, moment, reading
+from langchain_runtime_authz.cli._app import App, Printout, lines, moment, reading
 from langchain_runtime_authz.cli._ledger_options import By, LedgerOptions, Reason
 from langchain_runtime_authz.errors import ConfigError, LedgerError
 from langchain_runtime_authz.ledger.schema import SCHEMA
@@ -38,7 +38,7 @@ Yes = Annotated[bool, Option("--yes", help="Do not ask.")]
 
 
 @app.command("status")
-def status(store: LedgerOptions) -> Output:
+def status(store: LedgerOptions) -> Printout:
     """Show the version of a ledger's schema, and whether this package can work on it.
 
     `oldest` is the oldest schema version whose package may use this ledger. Exit code 1 if this package may not, or if
@@ -56,11 +56,11 @@ def status(store: LedgerOptions) -> Output:
             ledger.check("default")
     except LedgerError as exc:
         result = f"unusable: {exc}"
-    return Output({**_versions(found), "package": SCHEMA, "result": result}, finding=result != "usable")
+    return Printout({**_versions(found), "package": SCHEMA, "result": result}, finding=result != "usable")
 
 
 @app.command("migrate")
-def migrate(store: LedgerOptions) -> Output:
+def migrate(store: LedgerOptions) -> Printout:
     """Migrate a ledger's schema to this package, or create it.
 
     The migration is one transaction. New versions only add to the schema, so processes of an older package continue
@@ -84,7 +84,7 @@ def downgrade(
     ] = False,
     yes: Yes = False,
     as_json: bool = False,
-) -> Output:
+) -> Printout:
     """Go back to an earlier schema version. Tables and rows of later ones are dropped.
 
     First stop the processes of packages that need those versions: the ledger refuses them afterwards. While calls are
@@ -114,7 +114,7 @@ def downgrade(
 def prune(
     store: LedgerOptions,
     older_than: Annotated[str, Option("--older-than", metavar="AGE", help="Like 36h, 90d or 12w.")],
-) -> Output:
+) -> Printout:
     """Forget the histories of threads that ended, and nothing else.
 
     A thread is not forgotten if it has a live lease or a call in doubt, is revoked, or was used within AGE. `in_doubt`
@@ -133,11 +133,11 @@ def prune(
         with store.administered() as admin:
             gone = do.prune(admin, int(age[1]) * _UNITS[age[2]])
         threads, commits, more = threads + gone.threads, commits + gone.commits, gone.threads == do.BATCH
-    return Output({"threads": threads, "commits": commits, "in_doubt": gone.in_doubt})
+    return Printout({"threads": threads, "commits": commits, "in_doubt": gone.in_doubt})
 
 
 @app.command("clock")
-def clock(store: LedgerOptions, yes: Yes = False, as_json: bool = False) -> Output:
+def clock(store: LedgerOptions, yes: Yes = False, as_json: bool = False) -> Printout:
     """Continue with a ledger whose clock ran ahead and was corrected.
 
     A ledger's time never goes back. The ledger denies (`ledger_clock`) until the clock reaches the latest time in it.
@@ -151,7 +151,7 @@ def clock(store: LedgerOptions, yes: Yes = False, as_json: bool = False) -> Outp
     with store.administered() as admin:
         _confirm("Is the clock correct, and may every run end?", yes, as_json)
         ended = do.accept_clock(admin)
-    return Output({"leases": ended}, f"leases   {ended} ended")
+    return Printout({"leases": ended}, f"leases   {ended} ended")
 
 
 @app.command("restored")
@@ -162,7 +162,7 @@ def restored(
     reason: Reason,
     yes: Yes = False,
     as_json: bool = False,
-) -> Output:
+) -> Printout:
     """Continue with a ledger from a backup. Stop the application first.
 
     A restored ledger is refused (`ledger_rolled_back`), since it has lost what happened after the backup. This command
@@ -207,7 +207,7 @@ def restored(
     calls = [one for one, _ in unfinished]
     named = [f"{'in doubt' if one['call'] else 'unrecorded'}: {one_line(place.format(**one))}" for one in calls]
     found = {"threads": threads, "revoked": len(revoked)}
-    return Output({**found, "unfinished": calls}, [*lines(found), *named])
+    return Printout({**found, "unfinished": calls}, [*lines(found), *named])
 
 
 Unfinished = tuple[dict[str, Any], "Doubt | None"]  # a call as the command prints it, and its row if the log has one
@@ -304,7 +304,7 @@ def _confirm(question: str, yes: bool, as_json: bool) -> None:
         typer.confirm(question, abort=True)
 
 
-def _changed(store: LedgerOptions, change: Callable[[Admin], Version], *, create: bool = False) -> Output:
+def _changed(store: LedgerOptions, change: Callable[[Admin], Version], *, create: bool = False) -> Printout:
     """Change the schema. If the change gave way to a commit, try again."""
     from langchain_runtime_authz.ledger.sql_ledger import retry_timeouts
 
@@ -312,7 +312,7 @@ def _changed(store: LedgerOptions, change: Callable[[Admin], Version], *, create
         with store.administered(create=create) as admin:
             return change(admin)
 
-    return Output(_versions(retry_timeouts(TRIES, once)))
+    return Printout(_versions(retry_timeouts(TRIES, once)))
 
 
 def _versions(found: Version) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
-from langchain_runtime_authz.cli._app import App, Output, echo
+from langchain_runtime_authz.cli._app import App, Printout, echo
 from langchain_runtime_authz.cli.graph_target import load_graph, load_object, tools_of
 from langchain_runtime_authz.errors import Code, ConfigError
 
@@ -51,7 +51,7 @@ def explain(
     zone: Annotated[
         str | None, Option(metavar="ZONE", help="Read `tomorrow` by the date in this zone, like `Europe/Berlin`.")
     ] = None,
-) -> Output:
+) -> Printout:
     """Show the steps that a text orders, and the parts that are dropped, with reasons.
 
     Without a planner no model is used. Modules are imported from the current directory, so their code runs. No tool is
@@ -86,7 +86,7 @@ def explain(
     text += [f"material: {parts} part{'s' if parts > 1 else ''} of the text, which order nothing"] if parts else []
     if not sentences and not planner and not any(p.intent for p in declared.values()):
         text += ["no profile declares orders (`intent`), so only tools' names are verbs: see docs/mandate/words.md"]
-    return Output(document, text, bool(compiled.dropped or (planner and found is None)))
+    return Printout(document, text, bool(compiled.dropped or (planner and found is None)))
 
 
 @app.command("check")
@@ -94,7 +94,7 @@ def check(
     file: Annotated[Path, Argument(metavar="FILE", help="A mandate (YAML or JSON).")],
     profiles: Profiles,
     as_json: bool = False,
-) -> Output:
+) -> Printout:
     """List the errors and risks in a mandate.
 
     Findings (exit code 1): a tool without a profile, a critical argument that is free, a value from a step that is not
@@ -112,7 +112,7 @@ def check(
     for finding in () if as_json else findings:
         echo(f"error: {Code.MANDATE_INVALID}: {finding}", err=True)
     text = [*sentences, f"{len(found.steps)} steps, {len(findings)} findings"]
-    return Output({"steps": len(found.steps), "told": sentences, "findings": findings}, text, bool(findings))
+    return Printout({"steps": len(found.steps), "told": sentences, "findings": findings}, text, bool(findings))
 
 
 @app.command("schema")

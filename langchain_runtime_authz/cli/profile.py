@@ -10,7 +10,7 @@ from typer import Argument, Option
 
 from langchain_runtime_authz._order_patterns import Options, name_in
 from langchain_runtime_authz._validate import read_yaml
-from langchain_runtime_authz.cli._app import App, Output, echo
+from langchain_runtime_authz.cli._app import App, Printout, echo
 from langchain_runtime_authz.cli.graph_target import Target, graph_tools
 from langchain_runtime_authz.cli.init import outcomes, ready
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
@@ -35,7 +35,7 @@ def suggest(
     write: Annotated[
         Path | None, Option(metavar="FILE", help="Write the YAML to a new file instead of printing it.")
     ] = None,
-) -> Output:
+) -> Printout:
     """Propose a profile for each tool of a graph that has none.
 
     The module is imported from the current directory, so its code runs. The graph is not invoked. Each proposal is a
@@ -66,13 +66,13 @@ def suggest(
     proposed = "\n".join([*text, ""])
     told = {"drafts": [t.name for t in open_], "proposed": proposed}
     if write is None:
-        return Output(told, text)
+        return Printout(told, text)
     with write.open("x", encoding="utf-8") as file:  # never overwrite a review
         file.write(proposed)
     echo(
         f"{write}: {len(open_)} drafts. Review them, then run `runtime-authz profile check {write} {target}`", err=True
     )
-    return Output(told, ())
+    return Printout(told, ())
 
 
 @app.command("check")
@@ -80,7 +80,7 @@ def check(
     file: Annotated[str, Argument(metavar="FILE", help="Profiles (YAML), or `langchain` or `deepagents`.")],
     target: Annotated[str | None, Target] = None,
     as_json: bool = False,
-) -> Output:
+) -> Printout:
     """Check a profile file, also against the tools of a graph.
 
     Findings (exit code 1): a tool without a profile; a draft, or one that was accepted unread; an argument that the tool
@@ -113,7 +113,7 @@ def check(
         echo(f"note: {note}", err=True)
     counts = {"profiles": len(declared), "tools": len(tools), "tests": len(loaded.get("tests", []))}
     text = ", ".join(f"{n} {of}" for of, n in {**counts, "findings": len(findings)}.items())
-    return Output({**counts, "findings": findings, "idle": idle, "alike": alike}, text, bool(findings))
+    return Printout({**counts, "findings": findings, "idle": idle, "alike": alike}, text, bool(findings))
 
 
 def _held_against(tool: BaseTool, declared: ToolProfile | None) -> list[str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 from typer import Argument, Option
 
-from langchain_runtime_authz.cli._app import Output
+from langchain_runtime_authz.cli._app import Printout
 from langchain_runtime_authz.cli.mandate import Profiles
 from langchain_runtime_authz.errors import sentence
 
@@ -28,7 +28,7 @@ def replay_trace(
         Path | None, Option(metavar="FILE", help="What the task orders (YAML); default: its words.")
     ] = None,
     policy: Annotated[Path | None, Option(metavar="POLICY", help="Project, bundle or data.json.")] = None,
-) -> Output:
+) -> Printout:
     """Show which calls of a trace would be stopped or asked about. Nothing runs.
 
     A trace is JSON Lines: a header, then the user's messages, the calls and their outputs.
@@ -56,7 +56,7 @@ def replay_trace(
     trace = traces.read_trace(file)
     with closing(open_policy(policy).pdp()) as pdp:
         result = traces.decide_trace(trace, profiles=profiles, pdp=pdp, mandate=mandate)
-    return Output(result.to_dict(), _text(result), bool(result.let_through))
+    return Printout(result.to_dict(), _text(result), bool(result.let_through))
 
 
 def _text(result: Replayed) -> Iterator[str]:

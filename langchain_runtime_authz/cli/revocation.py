@@ -7,7 +7,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from typer import Argument, Option
 
-from langchain_runtime_authz.cli._app import App, Output, echo
+from langchain_runtime_authz.cli._app import App, Printout, echo
 from langchain_runtime_authz.cli._ledger_options import Audit, By, LedgerOptions, Reason, Tenant, checked_log
 from langchain_runtime_authz.errors import ConfigError
 from langchain_runtime_authz.pep.kill_switch import KILL_SWITCH, KillSwitch
@@ -37,7 +37,7 @@ class StopTarget(NamedTuple):
     audit: Audit = None
 
 
-def revoke(store: LedgerOptions, place: StopTarget) -> Output:
+def revoke(store: LedgerOptions, place: StopTarget) -> Printout:
     """Stop a thread, or an agent's subtree on it, until it is reinstated.
 
     Live leases end at once: runs in flight stop before their next step, and no new run of the thread can begin.
@@ -48,7 +48,7 @@ def revoke(store: LedgerOptions, place: StopTarget) -> Output:
     return _changed("revoked", store, place)
 
 
-def reinstate(store: LedgerOptions, place: StopTarget) -> Output:
+def reinstate(store: LedgerOptions, place: StopTarget) -> Printout:
     """Lift every revocation of a thread, or of an agent's subtree on it.
 
     Leases that the revocation ended stay ended: enter the thread again.
@@ -58,7 +58,7 @@ def reinstate(store: LedgerOptions, place: StopTarget) -> Output:
     return _changed("reinstated", store, place)
 
 
-def _changed(event: Literal["revoked", "reinstated"], store: LedgerOptions, place: StopTarget) -> Output:
+def _changed(event: Literal["revoked", "reinstated"], store: LedgerOptions, place: StopTarget) -> Printout:
     """Revoke or reinstate. Refuse a thread or agent that the ledger does not know."""
     from langchain_runtime_authz.authz import RuntimeAuthz
     from langchain_runtime_authz.credential.issuer import LocalIssuer
@@ -81,34 +81,34 @@ def _changed(event: Literal["revoked", "reinstated"], store: LedgerOptions, plac
         change = authz.revoke if event == "revoked" else authz.reinstate
         change(place.thread, graph=place.graph, agent=path, by=place.by, reason=place.reason)
     told = {"event": event, "graph": scope.graph, "thread": scope.thread, "agent": path}
-    return Output(told, f"{event:<11} {scope.thread} {place.agent}".rstrip())
+    return Printout(told, f"{event:<11} {scope.thread} {place.agent}".rstrip())
 
 
 @kill.command("engage")
 def engage(
     file: Watched, reason: Annotated[str, Option(help="Shown to a person who finds it engaged.")] = ""
-) -> Output:
+) -> Printout:
     """Deny every step from now on.
 
     runtime-authz kill engage --file /run/agents/kill --reason "incident 42"
     """
     switch = KillSwitch(file)
     switch.engage(reason)
-    return Output({"engaged": True, "reason": switch.reason()}, f"engaged: {switch.reason()}")
+    return Printout({"engaged": True, "reason": switch.reason()}, f"engaged: {switch.reason()}")
 
 
 @kill.command("release")
-def release(file: Watched) -> Output:
+def release(file: Watched) -> Printout:
     """Release the kill switch."""
     released = KillSwitch(file).release()
-    return Output({"released": released}, "released" if released else "was not engaged")
+    return Printout({"released": released}, "released" if released else "was not engaged")
 
 
 @kill.command("status")
-def status(file: Watched) -> Output:
+def status(file: Watched) -> Printout:
     """Show if the kill switch is engaged; exit code 1 if it is."""
     switch = KillSwitch(file)
     engaged = switch.engaged
     reason = switch.reason() if engaged else ""
     text = f"engaged: {reason}" if engaged else "not engaged"
-    return Output({"engaged": engaged, "reason": reason}, text, engaged)
+    return Printout({"engaged": engaged, "reason": reason}, text, engaged)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 from typer import Argument, Option
 
 from langchain_runtime_authz._renewed_files import replace_file
-from langchain_runtime_authz.cli._app import App, Key, Output, echo, lines
+from langchain_runtime_authz.cli._app import App, Key, Printout, echo, lines
 from langchain_runtime_authz.errors import AuditError, AuthzError, Code, ConfigError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ _STARTER = Path(__file__).with_name("starter")
 def init(
     directory: Annotated[Path, Argument(metavar="DIR", help="A new or empty directory.")],
     engine: Annotated[Literal["rego", "cedar"], Option("--engine", help="The language of your rules.")] = "rego",
-) -> Output:
+) -> Printout:
     """Start a policy project on top of the shipped policy. Nothing is overwritten.
 
     Put rules of your own in DIR/rego/*.rego as `package runtime_authz`: `denied contains "my_code" if ...` adds to
@@ -62,11 +62,11 @@ def init(
         (directory / name).write_text(text, encoding="utf-8")
         wrote.append(str(directory / name))
     lines = [*(f"wrote  {file}" for file in wrote), f"next   runtime-authz policy test {directory}"]
-    return Output({"wrote": str(directory), "files": wrote}, lines)
+    return Printout({"wrote": str(directory), "files": wrote}, lines)
 
 
 @app.command("check")
-def check(policy: PolicyPath = None) -> Output:
+def check(policy: PolicyPath = None) -> Printout:
     """Find what is wrong with a policy, without running it.
 
     Checks the shape of data and profiles, and built-ins that Wasm lacks. Finds what OPA does not report: a misplaced
@@ -88,11 +88,11 @@ def check(policy: PolicyPath = None) -> Output:
         found += [] if opened.cedar else lint_policy(opened, own)
         if not found:
             opened.pdp().close()
-    return Output({"findings": found}, [*found, f"{len(found)} findings" if found else "nothing found"], bool(found))
+    return Printout({"findings": found}, [*found, f"{len(found)} findings" if found else "nothing found"], bool(found))
 
 
 @app.command("test")
-def run_tests(policy: PolicyPath = None, as_json: bool = False) -> Output:
+def run_tests(policy: PolicyPath = None, as_json: bool = False) -> Printout:
     """Run a policy's cases on its Wasm, and its Rego tests with OPA.
 
     The Rego tests are rego/*_test.rego. A policy without its own rules does not need OPA. Exit code 1 if a case fails.
@@ -108,7 +108,7 @@ def run_tests(policy: PolicyPath = None, as_json: bool = False) -> Output:
     cases, failed = _run_cases(opened, as_json)
     rego = run_rego_tests(policy, opened)
     text = f"{len(cases) - failed} of {len(cases)} cases as expected{f'; opa: {rego}' if rego else ''}"
-    return Output({"cases": cases, "failed": failed, "opa": rego}, text, bool(failed))
+    return Printout({"cases": cases, "failed": failed, "opa": rego}, text, bool(failed))
 
 
 def _run_cases(policy: Policy, quiet: bool) -> tuple[list[dict[str, str | None]], int]:
@@ -132,7 +132,7 @@ def diff(
     before: Annotated[Path, Argument(metavar="BEFORE", help="The policy today.")],
     after: Annotated[Path, Argument(metavar="AFTER", help="The edited policy.")],
     key: Key = None,
-) -> Output:
+) -> Printout:
     """List the decisions of a recorded log that an edited policy would change.
 
     It also lists decisions with the same outcome and other obligations. A recorded request holds the tool's profile at
@@ -147,7 +147,7 @@ def diff(
 
 
 @app.command("replay")
-def replay(log: Log, policy: PolicyPath = None, key: Key = None) -> Output:
+def replay(log: Log, policy: PolicyPath = None, key: Key = None) -> Printout:
     """Decide a recorded log again by the present policy, and list the changes.
 
     Time, task, history and approvals are those of the recorded request. The zone is the policy's, if it names one.
@@ -170,7 +170,7 @@ def explain(
     ] = None,
     policy: Annotated[Path | None, Option(metavar="POLICY", help="Ask this policy.")] = None,
     key: Key = None,
-) -> Output:
+) -> Printout:
     """Show which rules decided, and the smallest changes to get another outcome.
 
     Without DECISION, a log's decisions are listed. Each change was tried on the policy. It is not a recommendation.
@@ -206,7 +206,7 @@ def explain(
     text += [*because, *(f"{outcome} if {'; and '.join(words)}" for words, outcome in otherwise)]
     text += [] if otherwise else ["no change of up to three facts changes the outcome"]
     more = [{"if": words, "outcome": outcome} for words, outcome in otherwise]
-    return Output({**document, "recorded": was, "changes": more}, text)
+    return Printout({**document, "recorded": was, "changes": more}, text)
 
 
 @app.command("try")
@@ -215,7 +215,7 @@ def try_request(
     policy: PolicyPath = None,
     watch: Annotated[bool, Option("--watch", help="Again at each save of the request or the policy.")] = False,
     as_json: bool = False,
-) -> Output:
+) -> Printout:
     """Decide a request in a file. With --watch, decide again after each edit.
 
     If REQUEST is missing, the example request is written first.
@@ -254,7 +254,7 @@ def build(
     algorithm: Annotated[str, Option("--alg", help="ES256, EdDSA, RS256 or a relative.")] = "ES256",
     key_id: Annotated[str, Option(help="The id under which the key is trusted.")] = "default",
     as_json: bool = False,
-) -> Output:
+) -> Printout:
     """Make one revision of a policy: an OPA bundle, signed with --key.
 
     The bundle holds policy, data, profiles, grants and cases. If a case fails, nothing is written and the exit code is
@@ -278,13 +278,13 @@ def build(
     cases, failed = _run_cases(opened, as_json)
     if failed:
         echo(f"{failed} cases are decided differently: nothing was written", err=True)
-        return Output({"wrote": None, "cases": cases}, (), finding=True)
+        return Printout({"wrote": None, "cases": cases}, (), finding=True)
     with closing(opened.pdp()) as pdp:
         made.self_test(pdp)
     replace_file(output, pack(files))
     signed = f"by {key_id} ({algorithm})" if key is not None else "no; give --key"
     told = {"wrote": str(output), "revision": made.revision, "signed": signed}
-    return Output({**told, "cases": cases}, lines(told))
+    return Printout({**told, "cases": cases}, lines(told))
 
 
 @app.command("schema")

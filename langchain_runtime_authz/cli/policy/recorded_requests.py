@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from langchain_runtime_authz.audit.chain import read_log, verify_or_raise
 from langchain_runtime_authz.audit.encryption import opener
 from langchain_runtime_authz.audit.record import erase_member, locate_member
-from langchain_runtime_authz.cli._app import Keys, Output
+from langchain_runtime_authz.cli._app import Keys, Printout
 from langchain_runtime_authz.cli.policy.open_policy import Policy, open_policy
 from langchain_runtime_authz.errors import Code, ConfigError, sentence, unreadable, wrong_field
 from langchain_runtime_authz.evaluation import Decision, EvaluationRequest, LocalContext, Obligation
@@ -259,10 +259,10 @@ def said(answered: Answered) -> str:
     return answered.outcome + (f" ({', '.join(answered.reasons)})" if answered.reasons else "")
 
 
-def listed(recorded: list[Recorded]) -> Output:
+def listed(recorded: list[Recorded]) -> Printout:
     """Return a list of decisions, for output."""
     rows = [{**r.to_dict(), "outcome": r.answered.outcome, "reasons": r.answered.reasons} for r in recorded]
-    return Output({"decisions": rows}, [f"{r}: {said(r.answered)}" for r in recorded])
+    return Printout({"decisions": rows}, [f"{r}: {said(r.answered)}" for r in recorded])
 
 
 def find(recorded: list[Recorded], wanted: str, log: Path) -> Recorded:
@@ -295,7 +295,7 @@ def explained(policy: Policy, decision: Decision, request: EvaluationRequest) ->
     return document, text
 
 
-def compared(log: Path, key: Keys, after: Path | None, before: Path | None = None) -> Output:
+def compared(log: Path, key: Keys, after: Path | None, before: Path | None = None) -> Printout:
     """Return decisions that differ between `after` and `before` (default: the log)."""
     earlier, later = open_policy(before) if before is not None else None, open_policy(after)
     recorded, lost = recorded_in(log, key)
@@ -322,14 +322,14 @@ def compared(log: Path, key: Keys, after: Path | None, before: Path | None = Non
         text.append(f"note  recorded under other profiles, and that change is not shown: {', '.join(profiled)}")
     more = f"; {len(others)} oblige differently" if others else ""
     left = f"; {lost} left out because their contents were not recorded" if lost else ""
-    return Output(told, [*text, f"{len(flips)} of {len(recorded)} decisions flip{more}{left}"], bool(flips or others))
+    return Printout(told, [*text, f"{len(flips)} of {len(recorded)} decisions flip{more}{left}"], bool(flips or others))
 
 
-def decided_file(source: Path, policy: Path | None) -> Output:
+def decided_file(source: Path, policy: Path | None) -> Printout:
     """Decide the request in a JSON file, and explain the decision."""
     opened = open_policy(policy)
     request = zoned(opened, read_request(source))
     with closing(opened.pdp()) as pdp:
         (decision,) = decide(pdp, [request])
     document, because = explained(opened, decision, request)
-    return Output(document, [f"{decision.outcome:<9} {request.action.name} {asked(request)}", *because])
+    return Printout(document, [f"{decision.outcome:<9} {request.action.name} {asked(request)}", *because])
