@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
+from functools import partial
 from typing import Any, Final
 
 from langchain_runtime_authz._validate import as_list, as_mapping
@@ -229,6 +230,9 @@ class _Check:
         verbs = _verbs(step.tool, profile) if profile.side_effect else frozenset()
         every = [(name, part) for name, whole in args.items() for part in model.parts_of(whole)]
         rates = [part.of[0] for _, part in every if isinstance(part, model.Calc) and part.op == "percent"]
+        counted = partial(
+            NeededValue, counts=True, strict=profile.effect in RISKY, order=profile.side_effect, verbs=verbs
+        )
         for name, argument in every:
             command = profile.effect in ("admin", "delete") and profile.critical.get(name) == "value"
             listed = as_list(as_mapping(self.signatures[step.tool].get(name)).get("enum"))
@@ -255,23 +259,9 @@ class _Check:
                         f"{argument.step} {field}", value, shares=True, order=profile.side_effect, verbs=verbs
                     )
             if isinstance(argument, model.Each) and argument.limit > model.MAX_ROWS:
-                yield NeededValue(
-                    " limit",
-                    argument.limit,
-                    counts=True,
-                    strict=profile.effect in RISKY,
-                    order=profile.side_effect,
-                    verbs=verbs,
-                )
+                yield counted(" limit", argument.limit)
         if step.times > 1:
-            yield NeededValue(
-                " times",
-                step.times,
-                counts=True,
-                strict=profile.effect in RISKY,
-                order=profile.side_effect,
-                verbs=verbs,
-            )
+            yield counted(" times", step.times)
 
     def _said(self, argument: model.Argument, places: Sequence[Place] | None) -> model.Argument:
         """Return the argument, with its position in the messages if there is only one."""
