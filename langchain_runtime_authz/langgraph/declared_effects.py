@@ -36,8 +36,8 @@ from langchain_runtime_authz.evaluation import deny
 from langchain_runtime_authz.langgraph import messages, tool_execution
 from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph.decide_and_ask import decide_together
-from langchain_runtime_authz.langgraph.derived_classes import subclass_like, weakly_cached
 from langchain_runtime_authz.langgraph.node_calls import PATIENCE
+from langchain_runtime_authz.langgraph.private_api import subclass_like, weakly_cached
 from langchain_runtime_authz.langgraph.run_context import FlowContext, current_run, run_within
 from langchain_runtime_authz.langgraph.tool_arrival import CallArrival, arrival_by_hand
 from langchain_runtime_authz.langgraph.tool_execution import RunCode, ToolExecution

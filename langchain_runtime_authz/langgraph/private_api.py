@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import inspect
 import operator
 import secrets
 import sys
+import weakref
 from collections.abc import Callable, Iterator, Mapping
-from types import FrameType
-from typing import Any, Final, NamedTuple, TypeGuard
+from types import FrameType, FunctionType
+from typing import Any, Final, NamedTuple, TypeGuard, TypeVar
 
 from langchain_core.callbacks import BaseCallbackManager
 from langchain_core.callbacks import manager as callback_manager
@@ -40,7 +42,39 @@ from langgraph.pregel._read import DEFAULT_BOUND, PregelNode
 from langgraph.pregel._utils import is_xxh3_128_hexdigest
 from langgraph.types import Command, _interrupt_id
 
-from langchain_runtime_authz.langgraph.derived_classes import weakly_cached
+T = TypeVar("T")
+
+
+def weakly_cached(look: Callable[[Any], T]) -> Callable[[Any], T]:
+    """Cache the result of `look` for each class or function, as long as that exists.
+
+    A result that is a class is cached only while the class is in use, because it may keep its base alive.
+    """
+    found: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+
+    @functools.wraps(look)
+    def remembered(thing: Any) -> T:
+        if not isinstance(thing, (type, FunctionType)):
+            return look(thing)
+        try:
+            known = found[thing]
+            known = known() if known.__class__ is weakref.ref else known
+        except KeyError:
+            known = None
+        if known is None:
+            known = look(thing)
+            found[thing] = weakref.ref(known) if isinstance(known, type) else known
+        return known  # type: ignore[no-any-return]
+
+    return remembered
+
+
+def subclass_like(base: Any, members: Mapping[str, Any], *before: type) -> Any:
+    """Subclass `before` and `base`, with `members` and the name and docs of `base`."""
+    shown = {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}
+    metaclass: Any = type(base)
+    return metaclass(base.__name__, (*before, base), {**shown, **members})
+
 
 __all__ = ["DEFAULT_BOUND", "BaseTool", "Pregel", "PregelNode", "PregelScratchpad", "RunnableCallable", "RunnableSeq", "TaskFunction",
            "ToolNode", "config_parameter", "ensure_config", "ensure_graph_config", "is_async_callable", "keys"]  # fmt: skip

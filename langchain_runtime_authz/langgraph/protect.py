@@ -27,7 +27,6 @@ from langchain_runtime_authz.errors import AlreadyProtected, AuthzDenied, Code, 
 from langchain_runtime_authz.langgraph import callback_backstop as ambient
 from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph.declared_effects import gate_store
-from langchain_runtime_authz.langgraph.derived_classes import subclass_like
 from langchain_runtime_authz.langgraph.graph_entry import ChildEntry, Owner, RootEntry
 from langchain_runtime_authz.langgraph.node_gate import gate_bound, is_gated
 from langchain_runtime_authz.langgraph.object_graph import (
@@ -38,6 +37,7 @@ from langchain_runtime_authz.langgraph.object_graph import (
     roots_of,
     walk_objects,
 )
+from langchain_runtime_authz.langgraph.private_api import subclass_like
 from langchain_runtime_authz.langgraph.run_context import HANDLE_KEY, current_run, run_scope, without_handle
 from langchain_runtime_authz.langgraph.tool_guard import guard_in_place
 from langchain_runtime_authz.langgraph.tool_lookup import Profiles, is_guarded

@@ -20,10 +20,9 @@ from pydantic import PrivateAttr
 
 from langchain_runtime_authz.credential.current_call import current_scope
 from langchain_runtime_authz.errors import AlreadyProtected
-from langchain_runtime_authz.langgraph.derived_classes import subclass_like, weakly_cached
 from langchain_runtime_authz.langgraph.object_graph import walk_objects
 from langchain_runtime_authz.langgraph.output_filter import afilter_call, filter_call, return_or_raise
-from langchain_runtime_authz.langgraph.private_api import ToolNode, config_parameter
+from langchain_runtime_authz.langgraph.private_api import ToolNode, config_parameter, subclass_like, weakly_cached
 from langchain_runtime_authz.langgraph.run_context import current_run
 from langchain_runtime_authz.langgraph.tool_arrival import CallArrival, arrival_by_hand, tool_arrival
 from langchain_runtime_authz.langgraph.tool_execution import FUNCTION, Stage, ToolExecution

@@ -17,9 +17,9 @@ from langchain_runtime_authz.evaluation import deny
 from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph import tool_batch
 from langchain_runtime_authz.langgraph.callback_backstop import install_hook
-from langchain_runtime_authz.langgraph.derived_classes import subclass_like
 from langchain_runtime_authz.langgraph.graph_entry import RootEntry
 from langchain_runtime_authz.langgraph.messages import ai_messages, record_plans
+from langchain_runtime_authz.langgraph.private_api import subclass_like
 from langchain_runtime_authz.langgraph.review_questions import reviewed_tools
 from langchain_runtime_authz.langgraph.run_context import RunHandle, find_run, run_scope, run_within
 from langchain_runtime_authz.langgraph.tool_execution import Finish, RunCode
