@@ -25,9 +25,9 @@ from langchain_runtime_authz.identity.subjects import ANONYMOUS, DEVELOPER, NO_S
 from langchain_runtime_authz.langgraph import checkpoints, run_context
 from langchain_runtime_authz.langgraph import graph_input as inputs
 from langchain_runtime_authz.langgraph import private_api as private
+from langchain_runtime_authz.langgraph.graph_input import drop_old_answer, keyed_answers, record_answer
 from langchain_runtime_authz.langgraph.messages import foreign_plans, human_texts
 from langchain_runtime_authz.langgraph.object_graph import is_workflow, label_of
-from langchain_runtime_authz.langgraph.resume_values import drop_old_answer, keyed_answers, record_answer
 from langchain_runtime_authz.langgraph.state_updates import update_in
 from langchain_runtime_authz.ledger.base import Scope
 from langchain_runtime_authz.ledger.changes import Change, DeleteMarks, Redeliver, SetMark

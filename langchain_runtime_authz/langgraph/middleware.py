@@ -24,9 +24,9 @@ from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.evaluation import Decision, deny
 from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph.graph_entry import RunEntry
+from langchain_runtime_authz.langgraph.graph_input import resume_handlers
 from langchain_runtime_authz.langgraph.messages import ai_messages, record_plans
 from langchain_runtime_authz.langgraph.model_call import call_of_request, decided_scope, tool_names
-from langchain_runtime_authz.langgraph.resume_values import resume_handlers
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt, find_run, run_scope
 from langchain_runtime_authz.langgraph.tool_batch import ToolCallPEP
 from langchain_runtime_authz.langgraph.tool_execution import Locks, RunCode, decided_already, under_lock

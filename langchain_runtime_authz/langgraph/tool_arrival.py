@@ -25,9 +25,9 @@ from langchain_runtime_authz.langgraph import tool_call_parsing as parsing
 from langchain_runtime_authz.langgraph import tool_execution
 from langchain_runtime_authz.langgraph.answer_numbers import keep_numbers
 from langchain_runtime_authz.langgraph.decide_and_ask import decide_together
+from langchain_runtime_authz.langgraph.graph_input import drop_old_answer
 from langchain_runtime_authz.langgraph.messages import answer_message, denial_of
 from langchain_runtime_authz.langgraph.node_calls import NodeCalls, Place
-from langchain_runtime_authz.langgraph.resume_values import drop_old_answer
 from langchain_runtime_authz.langgraph.run_context import RunHandle, current_node, find_run, run_handle
 from langchain_runtime_authz.langgraph.tool_execution import PendingCall, ToolExecution
 from langchain_runtime_authz.langgraph.tool_lookup import Profiles, ToolFacts, facts_of, guard_of, is_guarded
