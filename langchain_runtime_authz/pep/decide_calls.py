@@ -22,8 +22,7 @@ from langchain_runtime_authz.mandate.call_matching import Binding, Deviation
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pep import calls_in_doubt
 from langchain_runtime_authz.pep.approval_answers import edited_action
-from langchain_runtime_authz.pep.approval_questions import OWN
-from langchain_runtime_authz.pep.approval_sentences import question_lines
+from langchain_runtime_authz.pep.approval_questions import OWN, question_lines
 from langchain_runtime_authz.pep.call import NO_STANDING, Call, DecidedCall
 from langchain_runtime_authz.pep.call_mandate import Ahead, binding_of, counting_scope, mandate_event, standing_of
 from langchain_runtime_authz.pep.calls_in_doubt import ask_despite, doubts_of, effect_names, look_up_doubts

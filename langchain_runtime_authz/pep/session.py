@@ -17,8 +17,7 @@ from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.ledger.base import Approval, Conflict
 from langchain_runtime_authz.ledger.call_changes import AnswerApproval, AskApproval
 from langchain_runtime_authz.ledger.changes import RecordPlan
-from langchain_runtime_authz.pep.approval_questions import terms_of
-from langchain_runtime_authz.pep.approval_sentences import question_lines
+from langchain_runtime_authz.pep.approval_questions import question_lines, terms_of
 from langchain_runtime_authz.pep.call import Call, DecidedCall
 from langchain_runtime_authz.pep.calls_in_doubt import state_of
 from langchain_runtime_authz.pep.child_agent import open_child
