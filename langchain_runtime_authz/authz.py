@@ -40,11 +40,11 @@ from langchain_runtime_authz.mandate.mandate_file import like_name, load_mandate
 from langchain_runtime_authz.mandate.model import Mandate
 from langchain_runtime_authz.pdp.base import PDP, Evaluator
 from langchain_runtime_authz.pep.agents import AgentProfile, load_agents
+from langchain_runtime_authz.pep.approval_answers import OnAsk
 from langchain_runtime_authz.pep.calls_in_doubt import OnUnknown
 from langchain_runtime_authz.pep.health import Health, HealthCheck, health_app
 from langchain_runtime_authz.pep.kill_switch import KillSwitch
 from langchain_runtime_authz.pep.mint_tokens import key_scope
-from langchain_runtime_authz.pep.on_ask import OnAsk
 from langchain_runtime_authz.pep.operator_acts import revoke_agents
 from langchain_runtime_authz.pep.run import Engine, Flow, LogNotifier, Notifier, drive, methods, new_id
 from langchain_runtime_authz.pep.run_lifecycle import OpenedEntry, open_entry

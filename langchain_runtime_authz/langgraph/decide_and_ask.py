@@ -26,12 +26,12 @@ from langchain_runtime_authz.langgraph.tool_execution import PendingCall
 from langchain_runtime_authz.ledger.base import Approval, Conflict, Query
 from langchain_runtime_authz.ledger.changes import SetMark
 from langchain_runtime_authz.pep import approval_answers, approval_questions
+from langchain_runtime_authz.pep.approval_answers import AskHere
 from langchain_runtime_authz.pep.call import Call, DecidedCall
 from langchain_runtime_authz.pep.claim_calls import claim_again, claim_call, claim_once
 from langchain_runtime_authz.pep.decide_calls import decide_calls
 from langchain_runtime_authz.pep.decide_steps import Entry
 from langchain_runtime_authz.pep.decision_log import commit_recorded, record_asks
-from langchain_runtime_authz.pep.on_ask import AskHere
 from langchain_runtime_authz.pep.run import Block, Commit, Effect, Flow, Load, Run
 
 _SKIPPED: Final[dict[str, list[str]]] = {answer_numbers.OURS: []}  # stored as the answer with a skipped number
