@@ -8,8 +8,8 @@ from functools import lru_cache
 from typing import Any, Final
 
 from langchain_runtime_authz.digest import json_text
-from langchain_runtime_authz.facts.json_copy import parse_json_text
 from langchain_runtime_authz.facts.normal_forms import MAX_VALUE, fold, iso_dates, tidy
+from langchain_runtime_authz.facts.output_reading import parse_json_text
 from langchain_runtime_authz.facts.provenance import Provenance
 from langchain_runtime_authz.tool_profile import ToolProfile
 

@@ -8,8 +8,8 @@ from datetime import tzinfo
 from typing import Any, Final, NamedTuple
 
 from langchain_runtime_authz.facts.argument_atoms import MAX_ITEMS, SHORT_KINDS, is_empty
-from langchain_runtime_authz.facts.json_copy import SHORT
 from langchain_runtime_authz.facts.normal_forms import key
+from langchain_runtime_authz.facts.output_reading import SHORT
 from langchain_runtime_authz.mandate import read_outputs as reads
 from langchain_runtime_authz.mandate.date_matching import compare
 from langchain_runtime_authz.mandate.model import Each, Eq, Own, Pick

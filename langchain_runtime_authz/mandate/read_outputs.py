@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from langchain_runtime_authz._locks import forkable_lock
-from langchain_runtime_authz.facts import json_copy
+from langchain_runtime_authz.facts import output_reading
 from langchain_runtime_authz.facts.argument_atoms import MAX_ARGUMENT_NODES, is_empty
 from langchain_runtime_authz.facts.history import History
-from langchain_runtime_authz.facts.json_copy import copy_output as take
 from langchain_runtime_authz.facts.normal_forms import fold, forms_of, identifiers_in, key, tidy
+from langchain_runtime_authz.facts.output_reading import copy_output as take
 from langchain_runtime_authz.mandate.model import Contains, StartsWith
 from langchain_runtime_authz.mandate.text_arguments import TextWords
 from langchain_runtime_authz.tool_profile import HARMLESS, ToolProfile
@@ -28,7 +28,7 @@ MAX_ENTRIES: Final = 1024  # calls whose first output was recorded, including fo
 MAX_UNREAD: Final = 1_000_000  # characters that wait to be parsed
 MAX_TASKS: Final = 4  # tasks with recorded outputs
 MAX_REPEATS: Final = 64  # later outputs of reads that were recorded before
-MAX_WEIGHT: Final = 4_000_000  # characters, plus `json_copy.NODE` for each node
+MAX_WEIGHT: Final = 4_000_000  # characters, plus `output_reading.NODE` for each node
 MAX_WRITTEN: Final = 8192  # normal forms of the arguments of side effects
 # A task: its epoch, its application's mandate (a digest), and the epoch from which outputs of older tasks count too, if
 # a read was not made for this task.
@@ -99,7 +99,7 @@ class Outputs:
         Mappings, lists, models, dataclasses and JSON are read. `given`: names of the arguments that the model sent;
         None means all of `args`. `words`: record only the words, since the call failed or has no profile.
         """
-        if type(output) is not str and type(output) is not json_copy.OutputCopy:
+        if type(output) is not str and type(output) is not output_reading.OutputCopy:
             output = take(output)  # copy the output now, because its owner may change it later
         self._unread.append((tool, profile, args, output, given, task, words, resource))
         self._waiting += len(output) if type(output) is str else output.weight  # type: ignore[union-attr]
@@ -137,12 +137,12 @@ class Outputs:
 
     def _keep(self, entry: tuple[Any, ...]) -> None:
         tool, profile, args, output, given, task, words, resource = entry
-        sent = json_copy.Projection(MAX_ARGUMENT_NODES, MAX_ARGUMENT_CHARS)
+        sent = output_reading.Projection(MAX_ARGUMENT_NODES, MAX_ARGUMENT_CHARS)
         held = sent.read(dict(args), 0) or {}
-        value, whole, weight = output if type(output) is json_copy.OutputCopy else take(output)
+        value, whole, weight = output if type(output) is output_reading.OutputCopy else take(output)
         if whole is None:
-            read = json_copy.Projection(json_copy.MAX_NODES, json_copy.MAX_CHARS)
-            value, whole, weight = read.read(value, 0), read.complete, read.chars + read.nodes * json_copy.NODE
+            read = output_reading.Projection(output_reading.MAX_NODES, output_reading.MAX_CHARS)
+            value, whole, weight = read.read(value, 0), read.complete, read.chars + read.nodes * output_reading.NODE
         names = frozenset(held if given is None else given)
         self._lost |= not whole
         found = Output(profile, held, names, value, whole, self._position, weight, resource)
@@ -222,10 +222,10 @@ def value_forms(args: object) -> Iterator[str | None]:
     """Yield the normal forms of all values in `args`, also in JSON; None if too large."""
     values = scalars(args, MAX_ARGUMENT_NODES)
     for value in (None,) if values is None else values:
-        large = value in (None, json_copy.DEEP) or (isinstance(value, str) and len(value) > MAX_UNREAD)
+        large = value in (None, output_reading.DEEP) or (isinstance(value, str) and len(value) > MAX_UNREAD)
         yield from (None,) if large else scalar_forms(value)
         if isinstance(value, str) and not large:
-            if (inner := json_copy.parse_json_text(value)) is not value:
+            if (inner := output_reading.parse_json_text(value)) is not value:
                 yield from value_forms(inner)
             yield from identifiers_in(value)
 
@@ -241,7 +241,7 @@ def _canonical(value: Any) -> Any:
 
 def scalar_forms(value: object, *, said: bool = False) -> tuple[str, ...]:
     """Return the normal forms of a scalar; none for very large integers."""
-    if isinstance(value, int) and not -json_copy.LARGEST < value < json_copy.LARGEST:
+    if isinstance(value, int) and not -output_reading.LARGEST < value < output_reading.LARGEST:
         return ()
     return forms_of(value, said=said)
 
@@ -276,4 +276,4 @@ def values_at(value: object, path: str) -> list[Any]:
 
 def text_of(value: object) -> str:
     """Return all scalars in a value, one a line."""
-    return "\n".join(map(str, scalars(value, 2 * json_copy.MAX_NODES) or ()))
+    return "\n".join(map(str, scalars(value, 2 * output_reading.MAX_NODES) or ()))

@@ -16,9 +16,8 @@ from langchain_runtime_authz.facts import normal_forms as forms_module
 from langchain_runtime_authz.facts import output_reading as observe_module
 from langchain_runtime_authz.facts import provenance as trace_module
 from langchain_runtime_authz.facts import provenance as words_module
-from langchain_runtime_authz.facts.json_copy import copy_output
 from langchain_runtime_authz.facts.normal_forms import forms_of, mentions_in
-from langchain_runtime_authz.facts.output_reading import observe_output
+from langchain_runtime_authz.facts.output_reading import copy_output, observe_output
 from langchain_runtime_authz.facts.provenance import Evidence, TextsRead, UserWords
 from langchain_runtime_authz.mandate.message_places import stated_text
 from langchain_runtime_authz.tool_profile import FieldTrust, ToolProfile

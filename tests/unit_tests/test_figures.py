@@ -10,7 +10,7 @@ from langchain_runtime_authz import _display
 from langchain_runtime_authz.audit import story
 from langchain_runtime_authz.credential import authorization_details as details
 from langchain_runtime_authz.credential import jwks, verifier
-from langchain_runtime_authz.facts import history, json_copy
+from langchain_runtime_authz.facts import history, output_reading
 from langchain_runtime_authz.langgraph import messages
 from langchain_runtime_authz.ledger import base
 from langchain_runtime_authz.mandate import planner_mandate
@@ -40,7 +40,7 @@ OF_CODE = {
         "worked for longer than an hour": run.MAX_LIFETIME, "in the last 24 hours": base.LASTS,
         "more calls in a minute than the policy allows": history.MINUTE,
     },
-    "docs/concepts.md": {"400,000 characters": json_copy.MAX_CHARS},
+    "docs/concepts.md": {"400,000 characters": output_reading.MAX_CHARS},
     "docs/credentials.md": {
         "most 60 seconds and dies": mint_tokens.TOKEN_TTL, "at most 4 kB": details.MAX_DETAIL, "plus 5 seconds of leeway": verifier.LEEWAY,
         "with 5 seconds of leeway": verifier.LEEWAY, "at most 65 seconds after": verifier.MAX_TTL + verifier.LEEWAY,

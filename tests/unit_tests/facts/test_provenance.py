@@ -14,9 +14,14 @@ from pydantic import BaseModel
 
 from langchain_runtime_authz.evaluation import ArgumentProvenance
 from langchain_runtime_authz.facts.argument_atoms import MAX_ITEMS, atoms_of
-from langchain_runtime_authz.facts.json_copy import MAX_CHARS
 from langchain_runtime_authz.facts.normal_forms import forms_of, key
-from langchain_runtime_authz.facts.output_reading import MAX_SIGHTINGS, Observation, SeenValue, observe_output
+from langchain_runtime_authz.facts.output_reading import (
+    MAX_CHARS,
+    MAX_SIGHTINGS,
+    Observation,
+    SeenValue,
+    observe_output,
+)
 from langchain_runtime_authz.facts.provenance import Evidence, Provenance, TextsRead, UserWords
 from langchain_runtime_authz.facts.provenance import trace_arguments as trace_atoms
 from langchain_runtime_authz.tool_profile import ToolProfile

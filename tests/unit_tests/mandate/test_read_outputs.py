@@ -11,7 +11,7 @@ import pytest
 from pydantic import BaseModel
 
 from langchain_runtime_authz.facts.argument_atoms import uncovered
-from langchain_runtime_authz.facts.json_copy import copy_output
+from langchain_runtime_authz.facts.output_reading import copy_output
 from langchain_runtime_authz.mandate import read_outputs as module
 from langchain_runtime_authz.mandate.model import Contains
 from langchain_runtime_authz.mandate.output_rows import trust_level
