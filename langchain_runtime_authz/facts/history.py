@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from langchain_runtime_authz.evaluation import Edge, EdgeKind
+
 RECENT: Final = 10  # number of newest steps whose names are stored
 MAX_NAMES: Final = 256  # counted names; all further ones, which a hostile model may invent, count as `*`
 RESOURCES: Final = 1024  # number of newest resources whose versions are stored
@@ -160,3 +162,33 @@ def history_context(history: History, now: float, agent: Sequence[str]) -> dict[
         "rotations": history.rotations,
         "last_minute": len(history.times) - bisect_right(history.times, now - MINUTE),
     }
+
+
+HANDOFF_KEY = "__handoff_destination"  # set by langgraph-supervisor and langgraph-swarm on handoff tools
+
+
+def make_edge(parent: Sequence[str], child: str, kind: EdgeKind) -> Edge:
+    """Return the edge from the last agent of a path to `child`."""
+    return Edge.model_validate({"from": parent[-1] if parent else "", "to": child, "kind": kind})
+
+
+def handoff_edge(agent: Sequence[str], metadata: Mapping[str, Any] | None) -> Edge | None:
+    """Return the edge that a handoff tool's metadata names; `None` for other tools."""
+    destination = (metadata or {}).get(HANDOFF_KEY)
+    return make_edge(agent, destination, "handoff") if isinstance(destination, str) else None
+
+
+def kind_of_child(tool: str | None, args: Mapping[str, Any] | None, *, sent: bool = False) -> EdgeKind:
+    """Return the kind of the edge to a child graph.
+
+    `tool`, `args`: the tool call that starts the child, if any. `sent`: LangGraph's `Send` started the child's node.
+    """
+    if tool is None:
+        return "send" if sent else "subgraph"
+    return "task" if tool == "task" and "subagent_type" in (args or {}) else "agent_as_tool"
+
+
+def edge_context(depth: int, edges: Sequence[Edge]) -> dict[str, Any]:
+    """Return the member `delegation` of a request's context."""
+    told = [{"from": e.from_, "to": e.to, "kind": e.kind} for e in edges]
+    return {"depth": depth, "edges": told}

@@ -18,7 +18,7 @@ from langchain_runtime_authz.credential.current_call import current_ticket
 from langchain_runtime_authz.errors import AuditError, AuthzDenied, Code, ConfigError, LedgerError
 from langchain_runtime_authz.evaluation import Subject, deny
 from langchain_runtime_authz.facts.checkpoint_head import ANEW, OF_TASK, CheckpointHead
-from langchain_runtime_authz.facts.delegation_edges import kind_of_child
+from langchain_runtime_authz.facts.history import kind_of_child
 from langchain_runtime_authz.facts.plan import raw_digest
 from langchain_runtime_authz.facts.task import HumanText
 from langchain_runtime_authz.identity.subjects import ANONYMOUS, DEVELOPER, NO_SUBJECT, claimed_identities

@@ -13,7 +13,7 @@ from typing import Final, cast
 from langchain_runtime_authz.credential.token import MAX_DELEGATORS, Credential
 from langchain_runtime_authz.errors import AuditError, AuthzDenied, Code
 from langchain_runtime_authz.evaluation import Decision, Edge, EdgeKind
-from langchain_runtime_authz.facts.delegation_edges import make_edge
+from langchain_runtime_authz.facts.history import make_edge
 from langchain_runtime_authz.facts.task import Task
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.ledger.call_changes import SpendBudget

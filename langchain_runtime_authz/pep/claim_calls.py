@@ -20,7 +20,7 @@ from langchain_runtime_authz.credential.ticket import Ticket
 from langchain_runtime_authz.errors import AuditError, Code
 from langchain_runtime_authz.evaluation import deny
 from langchain_runtime_authz.facts import plan
-from langchain_runtime_authz.facts.delegation_edges import handoff_edge
+from langchain_runtime_authz.facts.history import handoff_edge
 from langchain_runtime_authz.ledger import changes as ledger
 from langchain_runtime_authz.ledger.base import Conflict, Scope
 from langchain_runtime_authz.ledger.call_changes import (

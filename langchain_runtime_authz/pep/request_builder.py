@@ -13,7 +13,7 @@ import orjson
 from langchain_runtime_authz._display import error_text
 from langchain_runtime_authz.digest import MAX_STRING, abbreviate_strings
 from langchain_runtime_authz.evaluation import SCHEMA_VERSION
-from langchain_runtime_authz.facts import delegation_edges, history, plan
+from langchain_runtime_authz.facts import history, plan
 from langchain_runtime_authz.facts import provenance as tracing
 from langchain_runtime_authz.facts.local_time import local_time
 from langchain_runtime_authz.facts.normal_forms import forms_of
@@ -171,7 +171,7 @@ def request_json(
                     "now": now,
                     "task": task[2],
                     "agent": agent,
-                    "delegation": delegation_edges.edge_context(run.depth, edges)
+                    "delegation": history.edge_context(run.depth, edges)
                     if edges
                     else {"depth": run.depth, "edges": []},
                     "history": history.history_context(steps, snapshot.now, run.agent),

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.evaluation import Subject, deny
 from langchain_runtime_authz.facts import checkpoint_head as heads
-from langchain_runtime_authz.facts.delegation_edges import make_edge
+from langchain_runtime_authz.facts.history import make_edge
 from langchain_runtime_authz.facts.local_time import local_day
 from langchain_runtime_authz.facts.task import HumanText, content_digest, new_texts
 from langchain_runtime_authz.grant import Grant
