@@ -14,7 +14,6 @@ from langchain_core.runnables.config import var_child_runnable_config
 from langgraph.graph.message import REMOVE_ALL_MESSAGES
 from langgraph.types import Command, Interrupt, StateSnapshot
 
-from langchain_runtime_authz.facts.answer_corrections import CLOSED, MAX_DEPTH, texts_in
 from langchain_runtime_authz.facts.plan import raw_digest
 from langchain_runtime_authz.facts.task import ANSWER, HumanText, content_digest, content_text
 from langchain_runtime_authz.langgraph import messages
@@ -34,7 +33,7 @@ from langchain_runtime_authz.langgraph.tool_call_parsing import newest_plan
 from langchain_runtime_authz.ledger.base import Approval, Query
 from langchain_runtime_authz.mandate.languages import Language, languages
 from langchain_runtime_authz.pep.approval_questions import PLAIN, TAKES_ANY, approval_ids, asks_shown, is_shown_by
-from langchain_runtime_authz.pep.corrections import commit_answers, record_replies
+from langchain_runtime_authz.pep.corrections import CLOSED, MAX_DEPTH, commit_answers, record_replies, texts_in
 from langchain_runtime_authz.pep.run import Flow, Load, Run
 from langchain_runtime_authz.pep.run_lifecycle import OpenedEntry
 
