@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from langchain_runtime_authz.authz import RuntimeAuthz
-    from langchain_runtime_authz.credential.current_call import current_call
+    from langchain_runtime_authz.credential.ticket import current_call
     from langchain_runtime_authz.errors import AuthzDenied, AuthzError
     from langchain_runtime_authz.grant import Constraint, Grant
     from langchain_runtime_authz.langgraph.callback_handler import AuthzCallbackHandler

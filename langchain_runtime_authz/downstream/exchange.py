@@ -27,10 +27,9 @@ from langchain_runtime_authz._flow import Perform, both
 from langchain_runtime_authz._http import Answer, Connection, Fetcher, basic_auth
 from langchain_runtime_authz._url import checked_url, is_under
 from langchain_runtime_authz.credential import token as claim
-from langchain_runtime_authz.credential.current_call import current_scope, current_ticket
 from langchain_runtime_authz.credential.jws import decode_segment, json_object, sign_compact
 from langchain_runtime_authz.credential.signer import Secret, Signer
-from langchain_runtime_authz.credential.ticket import Ticket
+from langchain_runtime_authz.credential.ticket import Ticket, current_scope, current_ticket
 from langchain_runtime_authz.credential.token import MARGIN, MAX_TOKEN, Sealed
 from langchain_runtime_authz.downstream.httpx_auth import Flow, TicketAuth, add_credential
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError

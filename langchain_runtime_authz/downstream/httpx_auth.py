@@ -31,8 +31,7 @@ import httpx
 
 from langchain_runtime_authz._flow import Perform
 from langchain_runtime_authz._url import checked_url, is_loopback, is_under
-from langchain_runtime_authz.credential.current_call import current_ticket, refused_outside
-from langchain_runtime_authz.credential.ticket import Ticket
+from langchain_runtime_authz.credential.ticket import Ticket, current_ticket, refused_outside
 from langchain_runtime_authz.errors import Code, ConfigError, CredentialError
 from langchain_runtime_authz.telemetry.spans import inject_trace_context
 

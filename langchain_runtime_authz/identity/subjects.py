@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, overload
 
 from langchain_runtime_authz._flow import Flow, Perform, both
 from langchain_runtime_authz._validate import checked_names
-from langchain_runtime_authz.credential.current_call import current_scope
+from langchain_runtime_authz.credential.ticket import current_scope
 from langchain_runtime_authz.credential.token import Credential, Sealed
 from langchain_runtime_authz.errors import AuthzError, Code, ConfigError, CredentialError
 from langchain_runtime_authz.evaluation import Subject

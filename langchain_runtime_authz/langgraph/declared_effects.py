@@ -30,7 +30,7 @@ from langgraph.types import StreamWriter
 
 from langchain_runtime_authz._flow import both
 from langchain_runtime_authz._validate import checked_text, wrong
-from langchain_runtime_authz.credential.current_call import CurrentCall, current_call, current_scope
+from langchain_runtime_authz.credential.ticket import CurrentCall, current_call, current_scope
 from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError
 from langchain_runtime_authz.evaluation import deny
 from langchain_runtime_authz.langgraph import messages, tool_execution

@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 from langgraph.errors import GraphInterrupt
 from langgraph.types import Command, StateSnapshot
 
-from langchain_runtime_authz.credential.current_call import current_ticket
+from langchain_runtime_authz.credential.ticket import current_ticket
 from langchain_runtime_authz.errors import AuditError, AuthzDenied, Code, ConfigError, LedgerError
 from langchain_runtime_authz.evaluation import Subject, deny
 from langchain_runtime_authz.facts.checkpoint_head import ANEW, OF_TASK, CheckpointHead

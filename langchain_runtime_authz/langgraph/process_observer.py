@@ -23,7 +23,7 @@ from typing import Any, Final, NamedTuple
 from langchain_core.runnables.config import var_child_runnable_config
 
 from langchain_runtime_authz.audit.record import observation_record
-from langchain_runtime_authz.credential.current_call import current_scope
+from langchain_runtime_authz.credential.ticket import current_scope
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.evaluation import deny
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt

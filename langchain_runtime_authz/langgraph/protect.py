@@ -22,7 +22,7 @@ from langgraph.graph.message import add_messages
 from langgraph.pregel.protocol import PregelProtocol
 
 from langchain_runtime_authz._url import is_under
-from langchain_runtime_authz.credential.current_call import current_ticket
+from langchain_runtime_authz.credential.ticket import current_ticket
 from langchain_runtime_authz.errors import AlreadyProtected, AuthzDenied, Code, ConfigError, CredentialError
 from langchain_runtime_authz.langgraph import callback_backstop as ambient
 from langchain_runtime_authz.langgraph import private_api as private

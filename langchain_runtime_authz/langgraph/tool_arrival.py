@@ -16,8 +16,7 @@ from langchain_core.runnables import ensure_config
 from langchain_core.tools import BaseTool
 from langgraph.errors import GraphInterrupt
 
-from langchain_runtime_authz.credential.current_call import current_scope
-from langchain_runtime_authz.credential.ticket import Ticket
+from langchain_runtime_authz.credential.ticket import Ticket, current_scope
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.evaluation import deny
 from langchain_runtime_authz.langgraph import private_api as private

@@ -16,8 +16,7 @@ from langchain_core.tools import BaseTool
 from langgraph.errors import GraphBubbleUp, GraphInterrupt, is_invalid_resume
 
 from langchain_runtime_authz._flow import drive_apart
-from langchain_runtime_authz.credential.current_call import CodeScope, current_scope
-from langchain_runtime_authz.credential.ticket import Ticket
+from langchain_runtime_authz.credential.ticket import CodeScope, Ticket, current_scope
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.evaluation import deny
 from langchain_runtime_authz.langgraph.answer_numbers import counting_questions

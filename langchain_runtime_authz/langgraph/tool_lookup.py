@@ -16,7 +16,7 @@ from pydantic_core import PydanticUndefined
 
 from langchain_runtime_authz._locks import forkable_lock
 from langchain_runtime_authz._profile_schema import check_arguments
-from langchain_runtime_authz.credential.current_call import current_scope
+from langchain_runtime_authz.credential.ticket import current_scope
 from langchain_runtime_authz.digest import as_json
 from langchain_runtime_authz.errors import ConfigError, MappingError
 from langchain_runtime_authz.langgraph.private_api import injected_names

@@ -21,8 +21,7 @@ from weakref import ref
 from langchain_runtime_authz._display import error_text
 from langchain_runtime_authz._flow import in_thread
 from langchain_runtime_authz._locks import PROCESS
-from langchain_runtime_authz.credential.current_call import current_ticket
-from langchain_runtime_authz.credential.ticket import Ticket
+from langchain_runtime_authz.credential.ticket import Ticket, current_ticket
 from langchain_runtime_authz.errors import Code, ConfigError, LedgerError
 from langchain_runtime_authz.evaluation import Decision
 from langchain_runtime_authz.facts.normal_forms import key as digest

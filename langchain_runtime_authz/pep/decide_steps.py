@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple
 
-from langchain_runtime_authz.credential.current_call import current_scope
+from langchain_runtime_authz.credential.ticket import current_scope
 from langchain_runtime_authz.digest import digest
 from langchain_runtime_authz.errors import AuditError, Code
 from langchain_runtime_authz.evaluation import Decision, deny

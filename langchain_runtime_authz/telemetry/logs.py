@@ -14,7 +14,7 @@ from typing import Any, Final
 from opentelemetry import trace
 
 from langchain_runtime_authz._locks import forkable_lock
-from langchain_runtime_authz.credential.current_call import current_scope
+from langchain_runtime_authz.credential.ticket import current_scope
 from langchain_runtime_authz.errors import Code
 
 BURST: Final = 5  # lines of one code

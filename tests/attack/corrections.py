@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Final
 
-from langchain_runtime_authz.credential.current_call import current_ticket
+from langchain_runtime_authz.credential.ticket import current_ticket
 from tests import generated
 
 from ._kit import *

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from langchain_runtime_authz.credential.current_call import current_scope
+from langchain_runtime_authz.credential.ticket import current_scope
 
 from ._kit import *
 

@@ -20,7 +20,7 @@ from langgraph.prebuilt import ToolNode, tools_condition
 from langgraph_sdk import Auth
 
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
-from langchain_runtime_authz.credential.current_call import current_ticket
+from langchain_runtime_authz.credential.ticket import current_ticket
 from langchain_runtime_authz.identity.subjects import platform_user
 from langchain_runtime_authz.ledger.sqlite import SqliteLedger
 from langchain_runtime_authz.testing import ScriptedChatModel, StaticPDP

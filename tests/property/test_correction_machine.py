@@ -30,7 +30,7 @@ from langgraph.prebuilt import ToolNode
 from langgraph.types import Command, interrupt
 
 from langchain_runtime_authz import RuntimeAuthz, ToolProfile
-from langchain_runtime_authz.credential.current_call import current_ticket
+from langchain_runtime_authz.credential.ticket import current_ticket
 from langchain_runtime_authz.errors import AuthzDenied
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt
 from langchain_runtime_authz.ledger.base import LASTS, Query

@@ -14,9 +14,8 @@ import orjson
 import pytest
 
 from langchain_runtime_authz._flow import Perform
-from langchain_runtime_authz.credential.current_call import current_call
 from langchain_runtime_authz.credential.issuer import LocalIssuer, mint
-from langchain_runtime_authz.credential.ticket import Ticket
+from langchain_runtime_authz.credential.ticket import Ticket, current_call
 from langchain_runtime_authz.credential.token import Credential, TaskClaim, TokenRequest
 from langchain_runtime_authz.errors import AuthzError, CredentialError
 from langchain_runtime_authz.evaluation import Subject

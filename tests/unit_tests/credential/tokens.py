@@ -7,10 +7,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from langchain_runtime_authz.credential.authorization_details import authorization_details
-from langchain_runtime_authz.credential.current_call import CodeScope, current_scope
 from langchain_runtime_authz.credential.issuer import claims_of
 from langchain_runtime_authz.credential.signer import SigningKey
-from langchain_runtime_authz.credential.ticket import Ticket
+from langchain_runtime_authz.credential.ticket import CodeScope, Ticket, current_scope
 from langchain_runtime_authz.credential.token import TYP, TaskClaim, TokenRequest
 from langchain_runtime_authz.evaluation import Subject
 from langchain_runtime_authz.tool_profile import ToolProfile

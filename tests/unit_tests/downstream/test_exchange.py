@@ -17,8 +17,8 @@ from jwt import PyJWK
 from langchain_core.tools import tool
 
 from langchain_runtime_authz import RuntimeAuthz, profile
-from langchain_runtime_authz.credential.current_call import current_scope
 from langchain_runtime_authz.credential.signer import SigningKey
+from langchain_runtime_authz.credential.ticket import current_scope
 from langchain_runtime_authz.downstream.exchange import (
     ACCESS_TOKEN,
     ID_JAG,

@@ -13,9 +13,8 @@ import pytest
 
 from langchain_runtime_authz._flow import Perform
 from langchain_runtime_authz._url import is_under
-from langchain_runtime_authz.credential.current_call import current_call
 from langchain_runtime_authz.credential.issuer import LocalIssuer, amint, mint
-from langchain_runtime_authz.credential.ticket import Ticket
+from langchain_runtime_authz.credential.ticket import Ticket, current_call
 from langchain_runtime_authz.downstream import httpx_auth
 from langchain_runtime_authz.downstream.exchange import ACCESS_TOKEN, GRANT, JWT, ExchangeAuth, TokenExchange
 from langchain_runtime_authz.downstream.httpx_auth import CallAuth, add_credential, httpx2_auth

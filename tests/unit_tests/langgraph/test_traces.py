@@ -26,7 +26,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 
 from langchain_runtime_authz import AuthzHalt
-from langchain_runtime_authz.credential.current_call import current_call
+from langchain_runtime_authz.credential.ticket import current_call
 from langchain_runtime_authz.downstream.httpx_auth import CallAuth
 from langchain_runtime_authz.errors import CredentialError
 from langchain_runtime_authz.ledger.memory import MemoryLedger
