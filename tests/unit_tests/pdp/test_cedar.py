@@ -11,8 +11,7 @@ import pytest
 from langchain_runtime_authz.errors import Code, ConfigError
 from langchain_runtime_authz.evaluation import CallStanding, Decision
 from langchain_runtime_authz.pdp.base import Evaluator
-from langchain_runtime_authz.pdp.cedar import CedarPDP
-from langchain_runtime_authz.pdp.cedar_request import cedar_request
+from langchain_runtime_authz.pdp.cedar import CedarPDP, cedar_request
 from langchain_runtime_authz.pdp.wasm import WasmPDP
 from langchain_runtime_authz.testing.example_request import example_request
 from langchain_runtime_authz.tool_profile import EFFECTS
