@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from itertools import islice, pairwise
+from itertools import chain, islice, pairwise
 from typing import Final
 
 from langchain_runtime_authz._order_patterns import (
@@ -21,11 +21,262 @@ from langchain_runtime_authz._order_patterns import (
     name_in,
     split_item,
 )
-from langchain_runtime_authz.mandate.languages import Token, singular
+from langchain_runtime_authz.mandate.languages import NUMBER, Token, read_number, singular, words_of
 from langchain_runtime_authz.mandate.message_places import is_restricted
-from langchain_runtime_authz.mandate.model import Step
-from langchain_runtime_authz.mandate.order_values import Bound, Values, argument_of, of_one_list
-from langchain_runtime_authz.mandate.vocabulary import NAMED, TARGETS, ToolWords
+from langchain_runtime_authz.mandate.model import Argument, Const, Span, Step
+from langchain_runtime_authz.mandate.vocabulary import NAMED, TARGETS, NamedArgument, ToolWords, plain_words
+
+CLOCK: Final = re.compile(
+    r"(?<![\d:])(?:(?:[01]?\d|2[0-3]):[0-5]\d(?! ?[ap]m)|(?:0?[1-9]|1[0-2])(?::[0-5]\d)? ?[ap]m)(?!\w)", re.IGNORECASE
+)
+_UNIT: Final = re.compile(rf"{NUMBER}(?:[%°][^\W\d_]?|(?![ap]m)[^\W\d_]{{1,3}})", re.IGNORECASE)  # "20%", "5km"
+
+
+def token_cuts(tokens: Sequence[Token]) -> list[list[Token]]:
+    """Return the ways to cut tokens: "5 May 3pm" and "5km" each whole or in two."""
+    several = [(timed, united) for timed in (True, False) for united in (False, True)]
+    ways = [[*chain.from_iterable(_cut(t, timed=timed, united=united) for t in tokens)] for timed, united in several]
+    return [way for n, way in enumerate(ways) if way not in ways[:n]]
+
+
+def _cut(token: Token, *, timed: bool, united: bool) -> list[Token]:
+    if token.kind in {"word", "name", "sep"}:
+        return [token]
+    said, start, cut = token.text, token.start, list[Token]()
+    clock = CLOCK.search(said) if timed and token.kind == "date" else None
+    number = re.search(NUMBER, said) if united and (token.kind == "money" or _UNIT.fullmatch(said)) else None
+    if clock is not None:
+        cut = [Token("odd", clock[0], start + clock.start(), start + clock.end())]
+        for begin, part in ((0, said[: clock.start()]), (clock.end(), said[clock.end() :])):
+            for word in re.finditer(r"at\b|on\b|\w.*?(?=T?,?(?: at)?\s*$)", part):
+                kind = "word" if word[0] in {"at", "on"} else "date"
+                cut.append(Token(kind, word[0], start + begin + word.start(), start + begin + word.end()))
+    elif number is not None and (value := read_number(number[0], money=token.kind == "money")) is not None:
+        begin, end = start + number.start(), start + number.end()
+        unit = Token("odd", re.sub(NUMBER, "", said).strip(), end, token.end)
+        return [Token("number", f"{value}", begin, end), unit]  # also for "€20"
+    return sorted(cut, key=lambda t: t.start) or [token]
+
+
+_MAX_WORDS: Final = 4  # of one name, address or choice
+_SHORT: Final = 2  # digits of a number that may count
+_BRIEF: Final = 3  # letters of a choice that may be another word
+_COUNTS: Final = frozenset({"number", "integer", "boolean", "null"})  # JSON types that a text cannot have
+_LISTED: Final = frozenset({"id", "email", "quote", "hash", "handle"})  # kinds of a list's values
+_LOOSE: Final = {  # kinds that only an order takes which the profile writes out: "Disable node_modules" names nobody
+    "principal": {"id", "quote"},
+    "object": {"email", "name"},
+    "channel": {"email", "name", "number", "quote"},
+}
+Bound = dict[str, tuple[Token, ...]]
+"""Argument → its value, or a list of values."""
+
+
+class Values:
+    """The values in the tokens of a clause."""
+
+    def __init__(self, tool: ToolWords, text: str) -> None:
+        self.tool, self.language, self.text = tool, tool.language, text
+        self.data, self.coins = tool.language.data, tool.language.coins
+        self.tokens: list[Token] = []
+        self.strict = False  # True while an order is read that the profile does not declare
+        self.tries = 0
+
+    def suiting(self, argument: NamedArgument, at: int, *, words: int = 0) -> Iterator[tuple[Bound, int]]:
+        """Yield values of an argument from token `at` on, with the next token's index.
+
+        `words`: so many words in lower case may be a value too, without an article. Before a word of the argument, a
+        write may have one: "the groceries list".
+        """
+        said = self.tokens[at].text if self.tokens[at].kind == "word" else ""
+        determiner = said if said in self.language.determiners else ""
+        behind = begin = at + bool(determiner)
+        while singular(self.tokens[behind].lower) in argument.words and not self.tokens[behind].text.istitle():
+            behind += 1
+        taken = [*self._values(argument, behind)]
+        if words > len(taken) and not argument.limited and (not determiner or self.tool.effect == "write"):
+            worded = self._in_words(argument, behind, words)
+            taken += [(v, n) for v, n in worded if not determiner or self.tokens[n].lower in argument.words]
+        for values, end in taken or self._values(argument, begin):
+            kind, labelled, label = values[0].kind, behind > begin, self.tokens[behind - 1].lower
+            others = [a for a in self.tool.arguments.values() if a is not argument]
+            other = singular(label) not in argument.words and any(singular(label) in a.words for a in others)
+            behind_it = self.tokens[end]
+            thing = (
+                kind == "number" and argument.kind in NAMED and not labelled and singular(label) not in argument.words
+            )
+            counted = behind_it.kind == "word" and behind_it.lower not in self.language.closed
+            doubts = (  # each is true for a text like its example
+                determiner in self.data["indefinite"] and kind not in {"quote", "choice"},  # "a Math course"
+                determiner and kind == "date",  # "the Friday"
+                labelled and singular(label) != label and len(values) == 1,  # "the pages p1 to p9"
+                kind == "number" and other,  # "Refund order 45": no amount
+                thing and (counted or determiner or len(values[0].text) <= _SHORT),  # "Cancel 250 orders", "Scrap 2"
+            )
+            if any(doubts):
+                continue
+            yield self._bound(argument, values), end
+            if determiner and kind != "number" and self.tokens[end].lower in argument.words:
+                yield self._bound(argument, values), end + 1  # "the CS-101 course"
+
+    def _bound(self, argument: NamedArgument, values: tuple[Token, ...]) -> Bound:
+        """Return argument → values; for money, also the currency's argument → currency."""
+        if values[0].kind != "money" or not self.tool.coin:
+            return {argument.name: values}
+        code = re.sub(NUMBER, "", (money := values[0]).text).strip()
+        start = money.start + money.text.index(code)
+        coin = Token("word", self.data["currencies"][code], start, start + len(code))
+        return {argument.name: values, self.tool.coin: (coin,)}
+
+    def _values(self, argument: NamedArgument, at: int) -> Iterator[tuple[tuple[Token, ...], int]]:
+        """Yield values like `suiting`; there is no article or label at `at`."""
+        at += argument.kind == "text" and self.tokens[at].kind == "colon"  # 'Tell Bob: "hello"'
+        token = self.tokens[at]
+        yield from (choices := [*self._choices(argument, at)])
+        if choices or argument.limited:
+            return
+        if argument.name == self.tool.coin:
+            coined = token.kind in {"word", "name"} and (token.text.isupper() or token.lower in self.coins)
+            yield from [((token,), at + 1)] if coined or token.kind == "quote" else ()
+            return
+        kinds = {*self.data["kinds"][argument.kind].split()}
+        kinds -= _LOOSE.get(argument.kind, set()) if self.strict else set()
+        if argument.kind == "principal":  # "paddle 12", but not "Pay 900"
+            before = self.tokens[at - 1] if at > 1 else token
+            kinds -= set() if before.kind == "word" and before.lower not in self.language.closed else {"number"}
+        if argument.types and argument.types <= _COUNTS:
+            kinds &= {"number", "money"} if argument.types & {"number", "integer"} else set()
+        timed, dated = "time" in argument.words, not argument.words.isdisjoint(("date", "day"))
+        if (timed or (argument.kind == "when" and not dated)) and (end := self._clock(at)):
+            yield self.one(at, end, "time"), end
+        day = argument.kind != "when" and not re.search(r"\d", token.text)  # "Mark T-5 tomorrow" names no mark
+        if day or (timed and not dated and not CLOCK.search(token.text)):
+            kinds -= {"date"}
+        if "number" in kinds and (number := self._whole(argument, token)):
+            yield self.one(at, at + 1, "number", number), at + 1
+        yield from self._listed(argument, kinds, at)
+        yield from self._names(kinds, at, numbered=argument.kind != "principal")
+
+    def _choices(self, argument: NamedArgument, at: int) -> Iterator[tuple[tuple[Token, ...], int]]:
+        for end in range(at + 1, min(at + _MAX_WORDS, len(self.tokens) - 1) + 1) if argument.choices else ():
+            if self.tokens[end - 1].kind == "sep":
+                return
+            said = " ".join(t.text for t in self.tokens[at:end])
+            choice = argument.choices.get(said) or argument.choices.get(plain_words(said), "")
+            # "Ship it to us" names no country, "in it" no language; "Book R-5 never" orders nothing.
+            brief = len(said) <= _BRIEF and (said in self.language.vague or (choice.isupper() and not said.isupper()))
+            if choice and not brief and said not in self.language.stops:
+                yield self.one(at, end, "choice", choice), end
+
+    def _listed(self, argument: NamedArgument, kinds: set[str], at: int) -> Iterator[tuple[tuple[Token, ...], int]]:
+        """Yield each reading: its tokens, one for each value, and the next index."""
+        token, end = self.tokens[at], at + 1
+        account = argument.kind == "principal" and self.tool.effect == "pay" and not re.search(r"[/\\.]", token.text)
+        fits = token.kind in kinds
+        flat = "id" in kinds and argument.kind != "principal" and re.fullmatch(r"\d{1,4}[A-Z]", token.text)  # "3B"
+        if not (fits or flat or (account and token.kind == "id")) or not (flat or self.language.value(token)):
+            return
+        plural = "-" in token.text and singular(token.text) != token.text
+        compound = token.kind == "id" and not re.search(r"[\d_.]", token.text)
+        if compound and (argument.kind == "principal" or plural):  # "any-one", "pre-orders"
+            return
+        if token.kind in {"money", "number"} and not self._paid(argument, token):
+            return
+        yield (token,), end
+        values, label = [token], self.tokens[at - 1].lower
+        several = singular(label) != label and singular(label) in argument.words  # "lots 12 and 15"
+        while (token.kind in _LISTED or (several and token.kind == "number")) and (
+            gap := self.language.gap(self.tokens, end)
+        ):
+            gap += at > 1 and self.tokens[end + gap].lower == label  # "file a.txt and file b.txt"
+            if not of_one_list(token, self.tokens[end + gap]):
+                break
+            values.append(self.tokens[end + gap])
+            end += gap + 1
+        if len(values) > 1:
+            yield tuple(values), end
+
+    def _names(self, kinds: set[str], at: int, *, numbered: bool) -> Iterator[tuple[tuple[Token, ...], int]]:
+        """Yield names and addresses: "Ana Lee", "Bank of Ohio", "Biology 2"."""
+        for end in range(at + 2, min(at + _MAX_WORDS, len(self.tokens)) + 1):
+            first, *inner, last = self.tokens[at:end]
+            if not all(self._called(t) or t.text in self.data["particles"] for t in inner):
+                return
+            if self._called(first) and (self._called(last) or (last.kind == "number" and numbered)):
+                if "name" in kinds:
+                    yield self.one(at, end, "name"), end
+            elif first.kind == "number" and self._called(last) and "address" in kinds and not self.strict:
+                yield self.one(at, end, "address"), end  # "5 Harbour Street"
+
+    def _in_words(self, argument: NamedArgument, at: int, words: int) -> Iterator[tuple[tuple[Token, ...], int]]:
+        """Yield values of one word, two words and so on, up to a word that ends the value."""
+        kind = "name" if argument.kind == "principal" else "id"
+        for end in range(at + 1, at + words + 1 if argument.kind in NAMED | {"place", "value"} else 0):
+            token = self.tokens[end - 1]
+            own = singular(token.lower) in self.tool.said  # "Remove access" removes nobody
+            if token.kind not in {"word", "name"} or own or not self.language.value(token):
+                return
+            if token.kind == "word" or end > at + 1:  # a name alone is a value anyway
+                yield self.one(at, end, kind), end
+
+    def _called(self, token: Token) -> bool:
+        """Return True if a token can be part of a name, like "Jan" of "Jan Vos"."""
+        known = token.lower in self.language.months or self.language.value(token)
+        return token.kind == "name" and known and token.lower not in self.tool.verbs
+
+    def one(self, begin: int, end: int, kind: str, text: str = "") -> tuple[Token, ...]:
+        """Return the tokens from `begin` to `end` as one value (with `text`, if given)."""
+        start, stop = self.tokens[begin].start, self.tokens[end - 1].end
+        return (Token(kind, text or self.text[start:stop], start, stop),)
+
+    def _clock(self, at: int) -> int:
+        """Return the index after a time of day at `at`, or 0."""
+        for end in (at + 2, at + 1):
+            if CLOCK.fullmatch(" ".join(t.text for t in self.tokens[at:end])):
+                return end
+        return 0
+
+    def _whole(self, argument: NamedArgument, token: Token) -> str:
+        """Return a whole number that is written as a word or with commas, else ""."""
+        counts = argument.types <= _COUNTS if argument.types else argument.kind == "amount"
+        if counts and token.lower in (names := self.data["numerals"]):
+            return f"{names.index(token.lower) + 1}"
+        grouped = argument.types <= {"integer", "null"} and re.fullmatch(r"[1-9]\d{0,2}(?:,\d{3})+", token.text)
+        return token.text.replace(",", "") if grouped and argument.types else ""
+
+    def _paid(self, argument: NamedArgument, amount: Token) -> bool:
+        """Return True if the amount's currency fits: "{limit} EUR" does not fit 45 USD."""
+        code, words = re.sub(NUMBER, "", amount.text).strip().lower(), {*words_of(argument.name)}
+        if argument.kind != "amount" or not (code or (self.strict and self.tool.effect == "pay")):
+            return True
+        if code and not words.isdisjoint(self.data["multiples"]):
+            return False
+        if coins := words.intersection(self.coins):
+            return coins == {self.coins.get(code, "")}
+        priced = words <= {*self.data["moneyed"]} and {*self.data["unpaid"]}.isdisjoint(map(singular, self.tool.nouns))
+        return bool(self.tool.coin) or (priced and self.tool.said.isdisjoint(self.coins))
+
+
+def of_one_list(one: Token, other: Token) -> bool:
+    """Return True if two values may be of one list: T-1 and T-22, but not T-1 and U-1."""
+    shapes = {
+        re.sub(r"\d+", "0", t.text) if re.search(r"\d", t.text) else t.text.partition("-")[0] for t in (one, other)
+    }
+    return one.kind == other.kind and (one.kind != "id" or ("." in one.text and "." in other.text) or len(shapes) == 1)
+
+
+def argument_of(argument: NamedArgument, values: tuple[Token, ...], digest: str) -> Argument:
+    """Return the value as a constant, with its span in the user's message."""
+    texts, first, array = tuple(v.text for v in values), values[0], "array" in argument.types
+    if argument.kind == "amount" and first.kind != "choice":
+        number = re.findall(NUMBER, texts[0])[0]
+        start = first.start + texts[0].index(number)
+        value = read_number(number, money=first.kind == "money") or 0
+        return Const(value=value, said=Span(digest, start, start + len(number)))
+    if argument.types - {"null"} == {"boolean"}:
+        return Const(value=texts[0] == "true", said=Span(digest, first.start, first.end))
+    return Const(value=texts if array else texts[0], said=Span(digest, first.start, values[-1].end))
+
 
 _WIDTHS: Final = {WORD: 1, WORDS: 4}  # words in lower case
 _MAX_READINGS: Final = 50  # of one tool's orders

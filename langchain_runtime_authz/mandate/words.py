@@ -24,8 +24,7 @@ from langchain_runtime_authz.facts.task import content_digest
 from langchain_runtime_authz.mandate.date_matching import on_days
 from langchain_runtime_authz.mandate.languages import Language, Token, languages, words_of
 from langchain_runtime_authz.mandate.model import Compiled, Dropped, Mandate, Step
-from langchain_runtime_authz.mandate.order_matching import OrderMatch
-from langchain_runtime_authz.mandate.order_values import token_cuts
+from langchain_runtime_authz.mandate.order_matching import OrderMatch, token_cuts
 from langchain_runtime_authz.mandate.sequence import in_order
 from langchain_runtime_authz.mandate.vocabulary import MAX_NAME, TARGETS, ToolWords
 from langchain_runtime_authz.tool_profile import ToolProfile
