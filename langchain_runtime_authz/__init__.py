@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from langchain_runtime_authz.credential.ticket import current_call
     from langchain_runtime_authz.errors import AuthzDenied, AuthzError
     from langchain_runtime_authz.grant import Constraint, Grant
-    from langchain_runtime_authz.langgraph.callback_handler import AuthzCallbackHandler
     from langchain_runtime_authz.langgraph.middleware import AuthzMiddleware
+    from langchain_runtime_authz.langgraph.observers import AuthzCallbackHandler
     from langchain_runtime_authz.langgraph.run_context import AuthzHalt
     from langchain_runtime_authz.langgraph.tool_node import AuthzToolNode
     from langchain_runtime_authz.mandate.model import Mandate
@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 _MODULES: Final = {
-    "AuthzCallbackHandler": "langgraph.callback_handler",
+    "AuthzCallbackHandler": "langgraph.observers",
     "AuthzDenied": "errors",
     "AuthzError": "errors",
     "AuthzHalt": "langgraph.run_context",
@@ -52,7 +52,7 @@ _MODULES: Final = {
     "Mandate": "mandate.model",
     "RuntimeAuthz": "authz",
     "ToolProfile": "tool_profile",
-    "current_call": "credential.current_call",
+    "current_call": "credential.ticket",
     "profile": "tool_profile",
 }
 

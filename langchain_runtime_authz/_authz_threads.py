@@ -22,11 +22,17 @@ from langchain_runtime_authz.langgraph.messages import human_texts
 from langchain_runtime_authz.langgraph.run_context import SubjectLike
 from langchain_runtime_authz.langgraph.state_updates import messages_in, update_in
 from langchain_runtime_authz.ledger.base import Approval, Doubt, Query, Scope, Snapshot
-from langchain_runtime_authz.pep.approval_outside_graph import ListAsked, answer_outside_graph, open_question
 from langchain_runtime_authz.pep.calls_in_doubt import ListDoubts, record_ends, resolve_doubt
 from langchain_runtime_authz.pep.corrections import record_correction
-from langchain_runtime_authz.pep.operator_acts import data_changed, reinstate_agents, revoke_agents
 from langchain_runtime_authz.pep.run import Engine, Flow, Load, Perform, drive, methods, new_id
+from langchain_runtime_authz.pep.thread_acts import (
+    ListAsked,
+    answer_outside_graph,
+    data_changed,
+    open_question,
+    reinstate_agents,
+    revoke_agents,
+)
 
 if TYPE_CHECKING:
     from langchain_runtime_authz.credential.approval_statement import Approvers, Question

@@ -27,7 +27,7 @@ from langchain_runtime_authz.facts.local_time import checked_zone
 from langchain_runtime_authz.grant import Grant
 from langchain_runtime_authz.identity.workload import Identity, StaticIdentity
 from langchain_runtime_authz.langgraph import declared_effects as effects
-from langchain_runtime_authz.langgraph import process_observer
+from langchain_runtime_authz.langgraph import observers
 from langchain_runtime_authz.langgraph.callback_backstop import install_hook
 from langchain_runtime_authz.langgraph.graph_entry import RootEntry
 from langchain_runtime_authz.langgraph.protect import Protection, misspelt_agents, protect
@@ -45,10 +45,10 @@ from langchain_runtime_authz.pep.calls_in_doubt import OnUnknown
 from langchain_runtime_authz.pep.health import Health, HealthCheck, health_app
 from langchain_runtime_authz.pep.kill_switch import KillSwitch
 from langchain_runtime_authz.pep.mint_tokens import key_scope
-from langchain_runtime_authz.pep.operator_acts import revoke_agents
 from langchain_runtime_authz.pep.run import Engine, Flow, LogNotifier, Notifier, drive, methods, new_id
 from langchain_runtime_authz.pep.run_lifecycle import OpenedEntry, open_entry
 from langchain_runtime_authz.pep.session import Session
+from langchain_runtime_authz.pep.thread_acts import revoke_agents
 from langchain_runtime_authz.tool_profile import Source, load_profiles
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class RuntimeAuthz(Threads):
             approvers whom the application has authenticated (`by=`).
         on_ask: a callable that answers the policy's questions in this process, so that graphs neither pause nor need a
             checkpointer. It gets the question and returns the decisions, both in LangChain's form. Its answer counts as
-            the subject's own. It may be asynchronous. `pep.on_ask.ask_in_terminal` asks in the terminal.
+            the subject's own. It may be asynchronous. `pep.approval_answers.ask_in_terminal` asks in the terminal.
         on_unknown: a callable that asks a tool's service whether a call in doubt happened. It gets an `UnknownCall`
             (`pep.calls_in_doubt`). It returns True if the call happened, False if it did not and will not, and None if
             the service cannot tell, so that the call stays in doubt. It may be asynchronous, and has five seconds.
@@ -332,7 +332,7 @@ class RuntimeAuthz(Threads):
             raise wrong("tools", "a LangChain tool, or several", tools)
         return [guard_tool(t, self.profiles) for t in tools]
 
-    effect, observe_process = effects.effect, process_observer.observe_process
+    effect, observe_process = effects.effect, observers.observe_process
 
     def _session(
         self,

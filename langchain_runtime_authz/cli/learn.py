@@ -1,4 +1,4 @@
-"""`runtime-authz learn`: propose profiles and a mandate from a log or trace."""
+"""`runtime-authz learn`: propose profiles, orders and a mandate from a log or trace."""
 
 from __future__ import annotations
 
@@ -265,7 +265,6 @@ def _draft(name: str, seen: _Seen) -> str:
 
 def _approved_orders(name: str, profiles: Mapping[str, ToolProfile], seen: _Seen) -> list[str]:
     """Return orders that would have permitted approved calls, the most frequent first."""
-
     if profiles[name].draft or not profiles[name].ordered or profiles[name].verdict is not None:
         return []
     found = Counter(proposed_order(name, profiles, said, args) for said, args in seen.approved)

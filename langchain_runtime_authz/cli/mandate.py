@@ -63,7 +63,7 @@ def explain(
     """
     from langchain_runtime_authz.facts.local_time import checked_zone, local_day
     from langchain_runtime_authz.mandate.description import described_mandate
-    from langchain_runtime_authz.mandate.material import without_material
+    from langchain_runtime_authz.mandate.message_places import without_material
     from langchain_runtime_authz.mandate.words import compile_words
     from langchain_runtime_authz.tool_profile import load_profiles
 

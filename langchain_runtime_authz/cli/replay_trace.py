@@ -267,12 +267,11 @@ def replay_trace(
 
     Exit codes: 0; 1 if an unwanted call would have run; 2 for a file that cannot be used.
     """
-    from langchain_runtime_authz.cli import replay_trace as traces
     from langchain_runtime_authz.cli.policy.open_policy import open_policy
 
-    trace = traces.read_trace(file)
+    trace = read_trace(file)
     with closing(open_policy(policy).pdp()) as pdp:
-        result = traces.decide_trace(trace, profiles=profiles, pdp=pdp, mandate=mandate)
+        result = decide_trace(trace, profiles=profiles, pdp=pdp, mandate=mandate)
     return Printout(result.to_dict(), _text(result), bool(result.let_through))
 
 

@@ -1,4 +1,4 @@
-"""The ticket: the permit of one call, and the tokens that are minted for it.
+"""The ticket: the permit of one call and its tokens; and the call that runs now.
 
 An enforcement point passes a `Ticket` to the guard of the tool. The ticket is redeemed once, when the tool starts, and
 concluded when the tool ends. Meanwhile the tool may get a credential for each audience of both profile and grant.

@@ -5,7 +5,7 @@ The writer of a field, whom the profile names, *asserts* the field's whole value
 
 The beginning of an output is read at once. The rest is read only when a later call has a value that the user did not
 say. Values beyond the limits are not read. A value that was seen never has less trust than an unseen one. So if a value
-is not read, the worst result is a question or a denial.
+is not read, the worst result is a question or a denial. What is kept is a copy, which the output's owner cannot change.
 """
 
 from __future__ import annotations

@@ -1,4 +1,9 @@
-"""Find new texts, answers and edits in a root's input, and add corrections to it."""
+"""Find new texts, answers and edits in a root's input, and add corrections to it.
+
+LangGraph stores a plain resume value with the thread, and offers it again at each later entry until the step ends. A
+protected root entry keys answers by interrupt id instead. In an unprotected graph, a handler among the callbacks
+remembers the value with which the graph was resumed.
+"""
 
 from __future__ import annotations
 

@@ -18,8 +18,7 @@ from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
 
 from langchain_runtime_authz._flow import Flow, Perform, both
 from langchain_runtime_authz.mandate.mandate_file import json_schema, load_mandate
-from langchain_runtime_authz.mandate.material import material_spans, without_material
-from langchain_runtime_authz.mandate.message_places import MAX_OWN
+from langchain_runtime_authz.mandate.message_places import MAX_OWN, material_spans, without_material
 from langchain_runtime_authz.mandate.model import MAX_STEPS, Compiled, Dropped, Mandate
 from langchain_runtime_authz.mandate.planner_mandate import LONG, argument_schemas, backed_part
 from langchain_runtime_authz.pep.run import Tools

@@ -1,9 +1,10 @@
-"""Find where the user's messages order a value, and where they forbid it.
+"""Cut material out of a user's message, and find where its words say a value.
 
-Material (`mandate.material`) is cut out first. Whether a sentence orders what it says is decided in
+Material is what is quoted, tagged, forwarded or pasted. Whether a sentence orders what it says is decided in
 `mandate.plain_orders`. Repetitions in the patterns are bounded, so the work is linear in the texts.
 """
 
+# ruff: noqa: RUF001  (other languages' signs are the point)
 from __future__ import annotations
 
 import json
@@ -18,8 +19,102 @@ from typing import Final, NamedTuple
 from langchain_runtime_authz._regex import lazy
 from langchain_runtime_authz.facts.normal_forms import MAX_VALUE, fold, forms_of, located_mentions, mask_spans, tidy
 from langchain_runtime_authz.facts.task import content_digest
-from langchain_runtime_authz.mandate import material
 from langchain_runtime_authz.mandate.plain_orders import bounded
+
+_MAX_TEXT: Final = 1_000_000  # characters; a longer text counts as pasted as a whole
+_MAX_OPEN: Final = 64  # tags without an end tag; after more, the rest of the text is material
+
+_FENCED: Final = lazy(r'(`{3,64}+|~{3,64}+|"{3}).*?(?:\1|\Z)', re.DOTALL)  # a shorter fence does not end a longer one
+_QUOTED_LINE: Final = lazy(r"^[ \t]*>[^\n]*", re.MULTILINE)
+_TAG: Final = lazy(r"<([A-Za-z][\w\-]*)(?=[\s>])")  # an attribute, such as a file's name, may have any characters
+_END_TAG: Final = lazy(r"</([A-Za-z][\w\-]*)>")
+LINES: Final = str.maketrans(dict.fromkeys("\r\x0b\x0c\x85\u2028\u2029", "\n"))  # other line ends → "\n"
+# A line that is quoted, is a horizontal rule, begins a forwarded message, or looks like the header of a mail.
+_MARK: Final = lazy(
+    r"""^[ \t]*(?:
+    (?P<quote>>)
+    |(?P<rule>([-=*_])\3{2,}[ \t]*$)
+    |(?P<forward>[*\-_=]*[ ]?(?:begin[ ])?(?:(?:original|forwarded)[ ]message|weitergeleitete[ ]nachricht|ursprüngliche[ ]nachricht
+        |message[ ](?:transféré|d['’]origine)|mensaje[ ](?:reenviado|original)|messaggio[ ]inoltrato|mensagem[ ]encaminhada)\b
+        |(?:fwd?|wg)[ ]?:|on[ ][^\n]{4,}[ ]wrote[ ]?:[ \t]*$|am[ ](?=[^\n]*:[ \t]*$)[^\n]{4,}[ ]schrieb[ ]
+        |le[ ][^\n]{4,}[ ]a[ ]écrit[ ]?:[ \t]*$|el[ ][^\n]{4,}[ ]escribió[ ]?:[ \t]*$)
+    |(?P<header>\*{0,2}(?:(?P<sender>from|von|de|da|sent|gesendet|received|reply-to)|(?P<subject>subject|betreff|objet|asunto|oggetto)
+        |to|an|para|à|a|cc|bcc|date|datum|fecha)\*{0,2}[ \t]*:)
+    )[^\n]*\n?""",
+    re.IGNORECASE | re.MULTILINE | re.VERBOSE,
+)
+
+
+def without_material(text: str, first: int = 1) -> tuple[str, list[str]]:
+    """Return the text with `[material 1]` … in place of material, and the material.
+
+    `first`: the number of the first piece of material, so that several texts can share one numbering.
+    """
+    said, parts, at = [], [], 0
+    for start, end in material_spans(text):
+        parts.append(text[start:end])
+        said += [text[at:start], f"[material {first + len(parts) - 1}]"]
+        at = end
+    return "".join([*said, text[at:]]), parts
+
+
+def material_spans(text: str) -> list[tuple[int, int]]:
+    """Return the sorted spans of material in a text; touching spans are merged."""
+    if len(text) > _MAX_TEXT:
+        return [(0, len(text))]
+    text = text.translate(LINES)
+    unquoted = _QUOTED_LINE.sub(lambda line: " " * len(line[0]), text)  # so that a fence in a quoted line ends no fence
+    fenced = [found.span() for read in (text, unquoted) for found in _FENCED.finditer(read)]
+    found = sorted([*fenced, *_tagged(text), *_marked(text)])
+    apart: list[tuple[int, int]] = []
+    for start, end in found:
+        if apart and start <= apart[-1][1]:
+            apart[-1] = (apart[-1][0], max(end, apart[-1][1]))
+        else:
+            apart.append((start, end))
+    return apart
+
+
+def _tagged(text: str) -> Iterator[tuple[int, int]]:
+    """Yield spans from a tag to its last end tag: the material may contain end tags."""
+    at, without, ends = 0, 0, {end[1]: end.end() for end in _END_TAG.finditer(text)}
+    for tag in _TAG.finditer(text):
+        if tag.start() < at:
+            continue
+        if ends.get(tag[1], 0) > tag.start():
+            at = ends[tag[1]]
+            yield tag.start(), at
+            continue
+        without += 1
+        if without > _MAX_OPEN:
+            yield tag.start(), len(text)
+            return
+
+
+def _marked(text: str) -> Iterator[tuple[int, int]]:
+    rule, began, at, sender, subject = -1, -1, -1, False, False  # header lines: start of the block, end of the last one
+    for line in _MARK.finditer(text):
+        if line["quote"]:
+            yield line.start(), line.start() + len(line[0].rstrip())
+        elif line["rule"]:
+            if rule >= 0:
+                yield rule, line.end()
+            rule = line.start()
+        elif line["forward"]:
+            yield line.start(), len(text)
+            return
+        else:
+            if line.start() != at:
+                began, sender, subject = line.start(), False, False
+            sender |= line["sender"] is not None
+            subject |= line["subject"] is not None or "@" in line[0]
+            at = line.end()
+            if began < line.start() and sender and subject:
+                yield began, len(text)
+                return
+    if rule >= 0:
+        yield rule, len(text)
+
 
 MAX_OWN: Final = 20_000  # characters of the messages without material; if there are more, nothing is read
 _MAX_SEGMENTS: Final = 256
@@ -86,7 +181,7 @@ def is_restricted(text: str) -> bool:
 
 def stated_text(text: str) -> str:
     """Return the user's message without material, prohibitions and exceptions."""
-    words = material.without_material(text)[0] if len(text) <= MAX_OWN else ""
+    words = without_material(text)[0] if len(text) <= MAX_OWN else ""
     at = [0, *(end.end() for end in _END.finditer(words)), len(words)]
     return "".join(words[i:j] for i, j in pairwise(at) if not _NEGATES.search(words, i, j))
 
@@ -170,7 +265,7 @@ class Texts:
         for number, text in enumerate((*earlier, *texts)):
             self.newest = len(pieces) if number == len(earlier) else self.newest
             digest, at = content_digest(text), 0
-            spans, text = material.material_spans(text), text.translate(material.LINES)  # noqa: PLW2901  (of the same length)
+            spans, text = material_spans(text), text.translate(LINES)  # noqa: PLW2901  (of the same length)
             self.has_material |= bool(spans)
             for start, end in [*spans, (len(text), len(text))]:
                 if text[at:start].strip():

@@ -3,6 +3,9 @@
 An answer has LangChain's form (`docs/approvals.md`) or Agent Inbox's. An edit, a response and a rejection with a reason
 change the task. Such an answer is a correction (`correcting_texts`): it advances the epoch, and the approved calls continue
 in the new epoch.
+
+`on_ask` answers in the process that asks. It runs outside the graph, in an empty context, with a copy of the question.
+Its answer counts as the subject's, because the application is responsible for it.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The payload has LangChain's human-in-the-loop form (`HITLRequest`: `action_requests`, `review_configs`). Each action is
 a `ToolApprovalRequest` too, so that front ends for either form work. A question is bound to the key of a call and to
-the digest of the call's exact arguments. `approval_answers` reads the answers.
+the digest of the call's exact arguments. Its lines show the evidence about the call.
 """
 
 from __future__ import annotations

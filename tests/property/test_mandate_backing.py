@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from langchain_runtime_authz.facts.task import content_digest
 from langchain_runtime_authz.mandate import model as m
-from langchain_runtime_authz.mandate.material import without_material
+from langchain_runtime_authz.mandate.message_places import without_material
 from langchain_runtime_authz.mandate.planner_mandate import backed_part
 from langchain_runtime_authz.tool_profile import load_profiles
 

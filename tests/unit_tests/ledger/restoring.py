@@ -17,7 +17,7 @@ from langchain_runtime_authz.errors import AuthzDenied, AuthzError, Code, Ledger
 from langchain_runtime_authz.evaluation import Decision
 from langchain_runtime_authz.ledger.base import Approval, Scope
 from langchain_runtime_authz.ledger.call_changes import AskApproval
-from langchain_runtime_authz.pep import operator_acts
+from langchain_runtime_authz.pep import thread_acts
 from langchain_runtime_authz.pep.decision_log import run_event
 from langchain_runtime_authz.testing import StaticPDP
 from tests.cli import cli
@@ -124,7 +124,7 @@ class Restoring:
         for agent in ((), ("session",)):
             authz.revoke("a", graph="session", agent=agent)
         if older:
-            monkeypatch.setattr(operator_acts, "run_event", lambda of, name, now, **told: run_event(of, name, time.time(), **told))
+            monkeypatch.setattr(thread_acts, "run_event", lambda of, name, now, **told: run_event(of, name, time.time(), **told))
         if not twin:
             late = LedgerError(Code.LEDGER_TIMEOUT)
             monkeypatch.setattr(authz.ledger, "commit", lambda *_: (_ for _ in ()).throw(late))

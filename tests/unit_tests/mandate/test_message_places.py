@@ -5,8 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from langchain_runtime_authz.mandate.material import material_spans
-from langchain_runtime_authz.mandate.message_places import MAX_OWN, Segment, stated_text
+from langchain_runtime_authz.mandate.message_places import MAX_OWN, Segment, material_spans, stated_text
 from langchain_runtime_authz.mandate.plain_orders import Known, changes_nothing, unclear
 
 

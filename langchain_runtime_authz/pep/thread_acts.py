@@ -1,6 +1,6 @@
-"""Record an approver's answer that was given outside the graph.
+"""Act on a thread from outside its graph: answer, revoke, reinstate, declare changed data.
 
-The graph stays paused, and the process that resumes it finds the answer. A rejection with a reason is a correction: it
+After an answer, the graph stays paused, and the process that resumes it finds the answer. A rejection with a reason is a correction: it
 advances the epoch and voids all other questions and approvals. The voided questions are then asked again.
 """
 
@@ -10,18 +10,22 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from langchain_runtime_authz.errors import AuthzError, Code, ConfigError
+from langchain_runtime_authz.errors import AuthzError, Code, ConfigError, LedgerError
 from langchain_runtime_authz.facts.checkpoint_head import UNRECORDED
+from langchain_runtime_authz.facts.resource_version import one_spelling
+from langchain_runtime_authz.facts.task import content_digest
 from langchain_runtime_authz.ledger.base import Approval, Asked, Committed, Conflict, Query, Scope, Snapshot
 from langchain_runtime_authz.ledger.call_changes import AnswerApproval
-from langchain_runtime_authz.ledger.changes import AdvanceEpoch, Change, RecordPlan
+from langchain_runtime_authz.ledger.changes import AdvanceEpoch, Change, RecordPlan, Reinstate, Revoke, SetMark
 from langchain_runtime_authz.pep.approval_answers import answer_event, correcting_texts
+from langchain_runtime_authz.pep.calls_in_doubt import LOST_ENDS, record_ends
 from langchain_runtime_authz.pep.corrections import carried_plans
-from langchain_runtime_authz.pep.decision_log import commit_recorded
-from langchain_runtime_authz.pep.run import Effect, Engine, Flow, Load, Perform, new_id
+from langchain_runtime_authz.pep.data_versions import data_scope
+from langchain_runtime_authz.pep.decision_log import commit_recorded, run_event
+from langchain_runtime_authz.pep.run import Commit, Effect, Engine, Flow, Load, Perform, new_id
 from langchain_runtime_authz.pep.task_changes import record_change, settle, unrecorded_mark
 
-if TYPE_CHECKING:  # `approval_statement` loads the signing library
+if TYPE_CHECKING:
     from langchain_runtime_authz.credential.approval_statement import Approvers, Question, Statement, Verdict
     from langchain_runtime_authz.evaluation import Subject
     from langchain_runtime_authz.facts.plan import PlanRecord
@@ -131,3 +135,53 @@ def question_of(found: Sequence[tuple[Scope, Approval]]) -> Question:
 
     of_thread = {"issuer": scope.issuer, "tenant": scope.tenant, "graph": scope.graph, "thread": scope.thread}
     return Question(id=asked.id, **of_thread, epoch=asked.epoch, tool=asked.tool, args_digest=asked.args_digest)
+
+
+def _commit(scope: Scope, change: Change) -> Flow[float]:
+    """Commit a change and return the ledger's time, or raise `LedgerError`."""
+    done: Committed | Conflict = yield Commit(scope, None, [change])
+    if isinstance(done, Conflict):
+        raise LedgerError(done.code)
+    return done.now
+
+
+def data_changed(scope: Scope, resource: str, *, content: bool) -> Flow[None]:
+    """Declare that a resource changed, so that earlier reads of it are stale."""
+    now = yield from _commit(data_scope(scope), SetMark(one_spelling(resource), new_id()))
+    detail = {"resource": resource if content else content_digest(resource)}
+    yield run_event(scope, "data_changed", now, detail=detail)
+
+
+def _checked(scope: Scope, agent: tuple[str, ...]) -> None:
+    """Raise `ConfigError` for an agent path outside the graph, which names no agent."""
+    if agent and agent[0] != scope.graph:
+        raise ConfigError(f"an agent's path begins with the name of its graph: {scope.graph!r}, not {agent[0]!r}")
+
+
+def revoke_agents(scope: Scope, agent: tuple[str, ...], by: str = "", reason: str = "") -> Flow[None]:
+    """Revoke an agent and those below it until `reinstate_agents`; `()` revokes all."""
+    _checked(scope, agent)
+    now = yield from _commit(scope, Revoke(agent))
+    yield run_event(scope, "revoked", now, detail={"author": by, "reason": reason}, agent=agent)
+
+
+def reinstate_agents(
+    engine: Engine, scope: Scope, agent: tuple[str, ...], by: str = "", reason: str = ""
+) -> Flow[None]:
+    """Record that revocations are lifted, then lift them.
+
+    Raises `LedgerError`, also if the end of a call of this thread still waits: it may revoke the agent again.
+    """
+    _checked(scope, agent)
+    yield from record_ends(engine, scope)  # so that a revocation that waits for the ledger is lifted too
+    if any(run.scope == scope and run.engine.ledger is engine.ledger for run, *_ in [*LOST_ENDS.values()]):
+        raise LedgerError(Code.LEDGER_UNAVAILABLE, "an end that may revoke the agent is not recorded yet: try again")
+    now = (yield Load(scope, Query())).now
+
+    def record(**detail: Any) -> Flow[None]:
+        told = {"author": by, "reason": reason, **detail}
+        yield run_event(scope, "reinstated", now, detail=told, agent=agent)
+
+    done = yield from commit_recorded(scope, [Reinstate(agent)], record)
+    if isinstance(done, Conflict):
+        raise LedgerError(done.code)
