@@ -1,4 +1,4 @@
-"""`runtime-authz learn`: propose profiles, orders and a mandate from a log or trace."""
+"""`runtime-authz learn`: propose profiles, orders and a mandate from a record."""
 
 from __future__ import annotations
 

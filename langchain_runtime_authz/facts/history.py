@@ -1,4 +1,4 @@
-"""The steps taken so far, in bounded space, and the delegation edges between agents."""
+"""The steps so far, in bounded space, and the delegation edges between agents."""
 
 from __future__ import annotations
 

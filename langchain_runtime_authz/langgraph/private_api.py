@@ -1,4 +1,4 @@
-"""Hold every use of private names of LangChain and LangGraph, and derive classes.
+"""Hold every use of private names of LangChain and LangGraph; derive classes.
 
 `tests/unit_tests/langgraph/test_private_api.py` pins each name, and the private *members* that the package overrides or
 reads. So the test fails if an upgrade changes one of them.

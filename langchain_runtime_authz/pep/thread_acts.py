@@ -1,4 +1,4 @@
-"""Act on a thread from outside its graph: answer, revoke, reinstate, declare changed data.
+"""Act on a thread from outside: answer, revoke, reinstate, declare changed data.
 
 After an answer, the graph stays paused, and the process that resumes it finds the answer. A rejection with a reason is a correction: it
 advances the epoch and voids all other questions and approvals. The voided questions are then asked again.
