@@ -1,12 +1,11 @@
-"""`runtime-authz learn`: propose profiles, orders and a mandate from a record."""
+"""`runtime-authz learn`: propose profiles and a mandate from a log or trace."""
 
 from __future__ import annotations
 
 import difflib
 import json
-import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -15,117 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 from typer import Argument, Option
 
-from langchain_runtime_authz._order_patterns import REST, WORD, WORDS
 from langchain_runtime_authz.cli._app import Printout, flow, reading
-from langchain_runtime_authz.cli._profile_proposal import names_other
 from langchain_runtime_authz.cli.init import completed
 from langchain_runtime_authz.errors import ConfigError
-from langchain_runtime_authz.mandate.argument_matching import CallFacts
-from langchain_runtime_authz.mandate.call_matching import bind_call
-from langchain_runtime_authz.mandate.languages import NUMBER, Language, Token, languages, read_number, words_of
-from langchain_runtime_authz.mandate.read_outputs import Outputs
-from langchain_runtime_authz.mandate.step_places import RISKY
-from langchain_runtime_authz.mandate.value_matching import is_same
-from langchain_runtime_authz.mandate.words import MAX_TEXT, compile_words
-from langchain_runtime_authz.tool_profile import ToolProfile, kind_of
 
 if TYPE_CHECKING:
     from langchain_runtime_authz.tool_profile import ToolProfile
-
-_SENTENCE: Final = re.compile(r"(?:[.!?;]+(?=\s|$)|\n)+")
-_SENTENCES: Final = 20  # number of the newest sentences that are tried
-_WIDE: Final = 4  # words of one value
-_TELLING: Final = ("that", "about", "saying")
-_PARTICLES: Final = {*_TELLING, "off", "up", "down", "out", "back", "over"}
-
-
-def proposed_order(name: str, profiles: Mapping[str, ToolProfile], said: str, args: Mapping[str, Any]) -> str | None:
-    """Return an order with which the words `said` order exactly this call, or `None`.
-
-    The words of the newest sentence that names the call's values become the order, with arguments in their place. So
-    the order fits other values too: a person reviews it. Words that order another tool are not taken. For a tool that
-    deletes, pays or grants rights, the verb must say so: "Open a.txt" deletes nothing.
-    """
-    profile = profiles[name]
-    schemas: dict[str, Any] = {name: {"properties": {argument: {} for argument in args}}}
-    for sentence in [*filter(str.strip, _SENTENCE.split(said))][: -_SENTENCES - 1 : -1]:
-        for language in languages() if len(sentence) <= MAX_TEXT else ():
-            order = " ".join(_items(language, name, profile, sentence.strip(), args))
-            if not order or order in profile.intent:
-                continue
-            try:
-                ordering = ToolProfile.model_validate({**profile.model_dump(), "intent": (*profile.orders, order)})
-            except ValueError:
-                continue
-            mandate = compile_words([sentence], {**profiles, name: ordering}, schemas).mandate
-            call = CallFacts(name, ordering, args, frozenset(args), (), sentence)
-            if (
-                mandate is not None
-                and bind_call(mandate, call, {name: ordering}, Outputs()).standing({}).standing == "covered"
-            ):
-                return order
-    return None
-
-
-def _items(
-    language: Language, name: str, profile: ToolProfile, sentence: str, args: Mapping[str, Any]
-) -> Iterator[str]:
-    """Yield the items of an order; none if the sentence names more than the call."""
-    tokens = [token for token in language.tokens(sentence) if token.kind != "end"]
-    at, end = 0, len(tokens)
-    while taken := language.match("openers", tokens, at):
-        at += taken
-    for start in range(at, len(tokens)):
-        if language.match("tails", tokens, start) == len(tokens) - start:
-            end = start
-            break
-    tokens, found, left = tokens[at:end], list[str](), dict(args)
-    verbs = language.verbs.union(words_of(name))
-    verb = tokens[0].lower if tokens and tokens[0].kind in {"word", "name"} else ""
-    if verb not in verbs or (verb not in words_of(name) and names_other(verb, profile.effect)):
-        return
-    at = 0
-    while at < len(tokens):
-        token = tokens[at]
-        value, wide = _value(profile, sentence, tokens[at : at + _WIDE] if at else (), left)
-        if value:
-            plain = any(t.kind == "word" for t in tokens[at : at + wide])
-            if plain and profile.effect in RISKY:  # "Delete drafts" may be a remark of the next user
-                return
-            found.append(f"{{{value}{(WORD if wide == 1 else WORDS) if plain else ''}}}")
-            left.pop(value)
-        elif found and found[-1] in _TELLING and (texts := [n for n in left if n in profile.text]):
-            found.append(f"{{{texts[-1]}{REST}}}")
-            break
-        elif (
-            token.kind not in {"word", "name", "sep", "colon"}
-            or (at and token.text[:1].isupper())
-            or language.stopped(token.lower)
-            or (at and token.lower in language.vague - _PARTICLES)  # "monthly", "everything"
-        ):
-            return
-        elif token.lower not in language.determiners and token.text not in ",:":
-            found.append(token.lower)
-        at += wide or 1
-    yield from found if any(item[0] == "{" for item in found) else ()
-
-
-def _value(profile: ToolProfile, sentence: str, tokens: Sequence[Token], left: Mapping[str, Any]) -> tuple[str, int]:
-    """Return the argument of `left` that the first tokens give, and their number."""
-    for wide in range(len(tokens), 0, -1):
-        said: Any = sentence[tokens[0].start : tokens[wide - 1].end]
-        if wide == 1 and tokens[0].kind in {"number", "money"} and (number := re.search(NUMBER, said)):
-            said = read_number(number[0], money=tokens[0].kind == "money")
-        for name, given in left.items():
-            value = given[0] if isinstance(given, list) and len(given) == 1 else given
-            if (
-                isinstance(value, str | int | float)
-                and said is not None
-                and is_same(value, said, kind_of(profile, name))
-            ):
-                return name, wide
-    return "", 0
-
 
 ENOUGH: Final = 3  # number of questions about a tool; if all were approved, `verdict: permit` is proposed
 CHOICES: Final = 5  # values of an argument that a mandate lists
@@ -265,6 +159,8 @@ def _draft(name: str, seen: _Seen) -> str:
 
 def _approved_orders(name: str, profiles: Mapping[str, ToolProfile], seen: _Seen) -> list[str]:
     """Return orders that would have permitted approved calls, the most frequent first."""
+    from langchain_runtime_authz.cli._order_proposal import proposed_order
+
     if profiles[name].draft or not profiles[name].ordered or profiles[name].verdict is not None:
         return []
     found = Counter(proposed_order(name, profiles, said, args) for said, args in seen.approved)

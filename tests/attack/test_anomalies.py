@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from langchain_runtime_authz.cli.replay_trace import decide_trace, read_trace
+from langchain_runtime_authz.cli._recorded_run import decide_trace, read_trace
 from langchain_runtime_authz.evaluation import Decision
 from langchain_runtime_authz.ledger.changes import AdvanceEpoch
 from langchain_runtime_authz.pdp.base import Evaluator

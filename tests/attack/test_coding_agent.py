@@ -6,7 +6,7 @@ import inspect
 import uuid
 from collections.abc import Mapping
 
-from langchain_runtime_authz.cli.replay_trace import ToolCall, User, decide_trace, read_trace
+from langchain_runtime_authz.cli._recorded_run import ToolCall, User, decide_trace, read_trace
 from langchain_runtime_authz.demo.agent import agent_graph as demo_graph
 from langchain_runtime_authz.demo.agent import converse
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from langchain_runtime_authz.cli.replay_trace import Replayed, decide_trace, read_trace
+from langchain_runtime_authz.cli._recorded_run import Replayed, decide_trace, read_trace
 from langchain_runtime_authz.errors import ConfigError
 from tests.cli import cli
 
