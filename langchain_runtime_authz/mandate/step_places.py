@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 from langchain_runtime_authz.facts.normal_forms import mask_spans
 from langchain_runtime_authz.mandate.message_places import Place, Texts
 from langchain_runtime_authz.mandate.model import Step
-from langchain_runtime_authz.mandate.plain_orders import QUOTE, VALUE, Known, bounded, changes_nothing, letters, unclear
+from langchain_runtime_authz.mandate.plain_orders import QUOTE, VALUE, Known, bounded, changes_nothing, says, unclear
 from langchain_runtime_authz.tool_profile import ToolProfile
 
 RISKY: Final = frozenset(("pay", "delete", "admin"))
@@ -246,10 +246,9 @@ class Placing:
                 own = [[(a - start, b - start) for _, a, b in self._sites(claim)] for claim in placed]
                 said = self._masked[n][start:end]
                 doubt = unclear(said, own, known, segment.text[start:end])
-                found = {letter for letter, _, _ in letters(said, known)}
-                if doubt is None and by_verb and "W" not in found:
+                if doubt is None and by_verb and not says(said, known, "verb"):
                     doubt = "its verb is not said"
-                if doubt is None and "G" in found and any(claim.need.strict for claim in placed):
+                if doubt is None and says(said, known, "amend") and any(claim.need.strict for claim in placed):
                     doubt = "it may replace what was ordered before"
                 if doubt is None:
                     return self._changed((n, first), (n, last))

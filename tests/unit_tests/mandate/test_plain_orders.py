@@ -2,12 +2,15 @@
 
 import datetime
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from langchain_runtime_authz.mandate import plain_orders
 from langchain_runtime_authz.mandate.mandate_file import load_mandate
-from langchain_runtime_authz.mandate.plain_orders import Known, changes_nothing, unclear
+from langchain_runtime_authz.mandate.plain_orders import VALUE, Known, changes_nothing, unclear
 from langchain_runtime_authz.mandate.planner_mandate import backed_part
 from langchain_runtime_authz.tool_profile import load_profiles
 from tests.benchmarks.mandate_words import DATA
@@ -33,6 +36,21 @@ def test_what_is_not_ordered_asks_and_most_of_what_is_ordered_does_not() -> None
     right = [run for row in ROWS if not row["wrong"] for run in unasked(row)]
     assert len(wrong) <= 1, wrong
     assert (sum(right) >= 190, len(right)) == (True, 226)
+
+
+def test_the_examples_of_the_grammar_follow_their_rules() -> None:
+    """The comment above a rule quotes words that follow it, and behind "not" words that do not."""
+    comment, checked, known = "", 0, Known(nouns={"priority"}, verbs={"pay", "assign"})
+    for line in (Path(plain_orders.__file__).parent / "languages" / "orders.grammar").read_text(encoding="utf-8").splitlines():
+        if " = " in line and not line.startswith("#"):
+            for n, examples in enumerate(comment.split(": not ")):
+                for example in re.findall(r'"([^"]+)"', examples):
+                    codes, _ = plain_orders._read(re.sub("T-5|Anna|45", VALUE, example), known)
+                    follows = plain_orders._GRAMMAR[line.partition(" = ")[0]].fullmatch(codes) is not None
+                    assert follows is (n == 0), (line, example)
+                    checked += 1
+        comment = line if line.startswith("#") else ""
+    assert checked > 30
 
 
 @pytest.mark.parametrize(("text", "plain"), [
