@@ -65,7 +65,7 @@ def wrapped_pdps(pdp: PDP) -> list[PDP]:
 
 
 def resolve_grant(grant: Grant | str | None, policy: Revised | None) -> Grant | None:
-    """Return a grant, or the policy's grant of this name; else raise `ConfigError`."""
+    """Return `grant`; look up a name in `policy`. Raises `ConfigError` if unknown."""
     if grant is None or isinstance(grant, Grant):
         return grant
     if not isinstance(grant, str):
@@ -122,11 +122,11 @@ def refuse_older(ledger: Ledger, audit: AuditSink, tenant: str) -> None:
 def compare_withdrawn(
     ledger: Ledger, ring: KeyRing, scope: Callable[[str], Scope], withdraw: Callable[[str], None]
 ) -> None:
-    """Withdraw the ring's compromised keys. Refuse a ring that uses a withdrawn key."""
+    """Withdraw the ring's compromised keys. Raise if it publishes a withdrawn key."""
     gone = [key.kid for key in ring.all_keys() if key.state == "compromised"]
     for kid in (*gone, *(jwk["kid"] for jwk in ring.jwks()["keys"])):
         revoked = ledger.load(scope(kid), Query()).revoked
-        if kid in gone and not revoked:  # the command line marked it while no process of the application ran
+        if kid in gone and not revoked:  # compromised by the command line while the application did not run
             withdraw(kid)
         elif revoked and kid not in gone:
             raise ConfigError(f"the key {kid} was withdrawn, and is back; `runtime-authz keys compromise` withdraws it")

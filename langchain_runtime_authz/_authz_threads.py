@@ -55,7 +55,7 @@ class Reentry:
 
     Attributes:
         how: the act, or `done`. `str()` of this object explains it in a sentence.
-        questions: LangGraph's interrupts that wait for an answer. A breakpoint has none.
+        questions: LangGraph's interrupts that wait for an answer; empty if the graph stopped at a breakpoint.
         doubts: the calls of the thread that are in doubt.
         output: the graph's output, if `reenter(go_on=True)` ran the graph.
     """
@@ -102,7 +102,7 @@ class Threads:
     correct, acorrect = methods(_correct)
 
     def _approvals(self) -> Flow[list[Approval]]:
-        """Return this tenant's open questions, those of the newest thread first.
+        """Return this tenant's open questions, sorted by thread, the newest thread first.
 
         The other methods take `Approval.id` as `approval_id`. At most `ledger.base.MAX_ASKED` questions are returned.
 

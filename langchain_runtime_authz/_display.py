@@ -1,8 +1,8 @@
 """Show text safely in terminals, HTML and Markdown.
 
-An approver reads values that a model wrote and sentences that a stranger wrote. Such text is shown as typed, except
-control characters, bidirectional overrides (Trojan Source, CVE-2021-42574), invisible characters (UTS #39 §3.1), rows
-of blanks (except an indentation), piled-up accents and markup. Backslashes and quotation marks are escaped, so the
+An approver reads values that a model wrote and sentences that a stranger wrote. These characters are escaped:
+controls, bidirectional overrides (Trojan Source, CVE-2021-42574), invisible characters (UTS #39 §3.1), long runs of
+spaces (except an indentation), piled-up accents and markup. Backslashes and quotation marks are escaped too, so the
 result is unambiguous. Letters of all scripts stay; `scripts_in` names the scripts of a text, to tell look-alikes apart.
 """
 
@@ -27,7 +27,7 @@ WIDTH: Final = 80  # columns of a terminal
 _TAIL: Final = 60  # characters of a long text's end that are shown
 _DEPTH: Final = 8  # deeper lists and objects are shown as one text
 _ENTITY: Final = 34  # characters of the longest HTML entity
-_INDENT: Final = 16  # blanks that are shown at the start of a line, as in code
+_INDENT: Final = 16  # spaces that are shown at the start of a line, as in code
 _ACCENTS: Final = 2  # on one letter; more would cover other lines
 _MARKDOWN: Final = "*~_"  # these are escaped by a backslash, other markup by its code point
 _UNSEEN: Final = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs", "Me"))
@@ -52,7 +52,7 @@ def one_line(text: str) -> str:
     for c in normalize("NFC", text):
         accents = accents + 1 if unicodedata.category(c) == "Mn" else 0
         indent = indent + 1 if c == " " and (indent or shown[-1:] == ["\\n"]) else 0
-        filler = shown[-1:] == [" "] and not 0 < indent <= _INDENT  # many blanks in a row could push text out of sight
+        filler = shown[-1:] == [" "] and not 0 < indent <= _INDENT  # many spaces in a row could push text out of sight
         hidden = is_invisible(c) and (c != " " or filler)
         shown.append(_escape(c) if hidden or accents > _ACCENTS else c)
     # An escaped character is longer than one; only the others are searched for markup.
@@ -90,7 +90,7 @@ def quote(value: object, limit: int = MAX_SHOWN) -> str:
     digest = f"sha256 {hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
     if isinstance(value, list | dict):
         number = count()
-        line, left = _quoted_list(value, limit, number), next(number) - MAX_LISTED
+        line, left = _quoted_part(value, limit, number), next(number) - MAX_LISTED
         return f"{line} AND {left} MORE VALUES ({digest})" if left > 0 else line
     if len(text) <= limit:
         return text if value is None or isinstance(value, bool) else f'"{one_line(text)}"'
@@ -98,11 +98,11 @@ def quote(value: object, limit: int = MAX_SHOWN) -> str:
     return f'"{head}" … "{tail}" ({len(text)} characters, {digest})'
 
 
-def _quoted_list(value: object, limit: int, number: Iterator[int], depth: int = 0) -> str:
-    """Return a list's value, quoted; "" if `number` has counted `MAX_LISTED` values."""
+def _quoted_part(value: object, limit: int, number: Iterator[int], depth: int = 0) -> str:
+    """Quote a part of a list; "" after `MAX_LISTED` parts, which `number` counts."""
     if isinstance(value, list | dict) and value and depth < _DEPTH:
         pairs = value.items() if isinstance(value, dict) else (("", one) for one in value)
-        shown = [(key, text) for key, one in pairs if (text := _quoted_list(one, limit, number, depth + 1))]
+        shown = [(key, text) for key, one in pairs if (text := _quoted_part(one, limit, number, depth + 1))]
         if isinstance(value, dict):
             return ", ".join(f"{quote(str(key), limit)}: {text}" for key, text in shown).join("{}") if shown else ""
         return ", ".join(text for _, text in shown).join("[]") if shown else ""
@@ -114,7 +114,7 @@ def _quoted_list(value: object, limit: int, number: Iterator[int], depth: int = 
 
 
 def labelled(label: str, text: str, indent: int = 0) -> str:
-    """Return a labelled text in lines of 80 columns; a wide character takes two."""
+    """Return label and text, wrapped at 80 columns. A wide character takes two."""
     from rich.cells import cell_len, chop_cells
 
     pad = " " * min(indent or cell_len(label), WIDTH // 2)

@@ -30,8 +30,8 @@ class Effect:
 
     `do` blocks, and `ado` returns an awaitable. An effect without `ado` never blocks for long, so `adrive` calls `do`.
 
-    A flow yields `effect(*arguments)` or, on a hot path, `(effect, *arguments)`. `do` and `ado` get the engine first.
-    Without `do`, `method` names a method of an engine's part, like `ledger.load`, whose async form is `ledger.aload`.
+    A flow yields `effect(*arguments)` or, on a hot path, `(effect, *arguments)`. The engine is the first argument of `do` and `ado`.
+    Without `do`, the effect calls `method` of a part of the engine: `ledger.load`, or `ledger.aload` as async form.
     """
 
     __slots__ = ("ado", "do", "method")
@@ -110,11 +110,11 @@ async def adrive(engine: Any, flow: Flow[T]) -> T:
 async def _drive_in_thread(engine: Any, flow: Flow[Any], effect: Effect, arguments: Sequence[Any]) -> Sequence[Any]:
     """Drive a flow in a thread, up to its next effect that belongs on the event loop.
 
-    All blocking effects in between use the same thread, so a decision changes threads only once. Return that next
-    effect with its arguments, or None and the value of a flow that ended.
+    Return (effect, *arguments) of that next effect; (None, value) if the flow ended. All blocking effects in between
+    use the same thread, so a decision changes threads only once.
 
-    If the caller is cancelled, the flow first finishes its effects in the thread and learns their results. Then it gets
-    the cancellation, in place of the next effect. If the flow has ended, its value is lost.
+    If the caller is cancelled, the flow still performs its effects in the thread. Then the cancellation is raised here,
+    in place of the next effect. If the flow has ended, its value is lost.
     """
     before, closed = copy_context(), Event()
     context = before.copy()
@@ -194,10 +194,9 @@ def in_thread(function: Callable[[], T], name: str) -> Future[T]:
 
 
 def drive_apart(engine: Any, flow: Flow[Any]) -> None:
-    """Drive the flow that ends a generator, in another thread.
+    """Drive the flow that ends a generator in another thread; wait at most `PATIENCE`.
 
-    A garbage collection may close the generator while the current thread holds a lock that the flow needs. So this
-    thread waits at most `PATIENCE`.
+    A garbage collection may close the generator while the current thread holds a lock that the flow needs.
     """
     if sys.is_finalizing():
         drive(engine, flow)

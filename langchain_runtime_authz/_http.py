@@ -130,7 +130,7 @@ class _Pool:
         await asyncio.gather(*others, return_exceptions=True)
         if self.session is not None:
             await self.session.close()
-        self._names.shutdown(wait=False)  # do not wait for names that still resolve
+        self._names.shutdown(wait=False)  # do not wait for DNS look-ups
 
 
 class Link:
@@ -371,7 +371,7 @@ async def _whole_body(response: aiohttp.ClientResponse, limit: int, *, any_statu
 
 
 def _clean(kind: type[Any]) -> type[Any]:
-    """Return a subclass of `kind` that never reuses a connection with surplus bytes."""
+    """Return a subclass of the connector `kind` that never reuses unread connections."""
 
     class Clean(kind):  # type: ignore[misc]
         async def connect(self, *args: Any, **kwargs: Any) -> Any:

@@ -1,10 +1,10 @@
 """Parse the orders that a profile declares: `book {room} [on {date}]`.
 
-Words match themselves. The user's words in the place of `{room}` become the argument `room`. Other forms are:
+Words match themselves. `{room}` matches a value, like a name or a number, which becomes the argument `room`.
 
-- `{state=off}` matches no words; the argument gets the value `off`.
-- `{user:word}` also matches one word in lower case, which otherwise could be a remark; `{item:words}` up to four.
+- `{user:word}` also matches one plain word in lower case. `{item:words}` matches up to four of them.
 - `{text:rest}` matches the rest of a clause; the argument gets no value.
+- `{state=off}` matches nothing; the argument gets the value `off`.
 - `[…]` may be left out, and `(…|…)` lists alternatives, as in speech grammars (JSGF). Optional parts next to each other
   may come in any order.
 """
@@ -66,7 +66,7 @@ def parse_pattern(pattern: str) -> Pattern:
 
 
 def first_items(pattern: Pattern) -> set[str]:
-    """Return items with which a match may begin; with "" if all parts are optional."""
+    """Return the items with which a match may begin; also "" if a match may be empty."""
     found = {""}
     for item in pattern:
         ways = item.ways if isinstance(item, Choice) else item.parts if isinstance(item, Options) else ()
@@ -80,7 +80,7 @@ def first_items(pattern: Pattern) -> set[str]:
 
 
 def items_in(*patterns: str) -> Iterator[str]:
-    """Yield all words and arguments in some patterns."""
+    """Yield all words and `{arguments}` of the patterns."""
     for pattern in patterns:
         yield from _items(parse_pattern(pattern))
 

@@ -15,9 +15,9 @@ from langchain_runtime_authz.tool_profile import ToolProfile
 def check_arguments(name: str, declared: ToolProfile, arguments: Mapping[str, object]) -> None:
     """Raise `ConfigError` if a profile does not fit the tool's schema.
 
-    A profile does not fit if it names an argument, or in orders and synonyms a value, that the tool does not take. Such
-    an argument would count as absent. `arguments`: argument → JSON schema, without references. A schema that does not
-    describe its members fits each path.
+    It does not fit if it names an argument that the tool does not take, or if an order or synonym gives a value that
+    the schema refuses. `arguments`: argument → JSON schema, with references resolved. A dotted path fits a schema that
+    does not list its members.
     """
     for fact, named in declared.named().items():
         for path in sorted(named):
@@ -42,7 +42,7 @@ _WRITTEN: Final = {"boolean": "true|false", "integer": r"-?\d+", "number": r"-?\
 
 
 def _takes(schema: object, value: str) -> bool:
-    """Return True if a text may stand for a value of this schema."""
+    """Return True if the text `value` can be read as a value of this schema."""
     if not isinstance(schema, Mapping):
         return True
     if isinstance(choices := schema.get("enum"), list):

@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class Renewed(Generic[T]):
-    """Cache `load()` until a file changes. If the first load fails: `ConfigError`."""
+    """Cache `load()` until a file changes. Raises `ConfigError` if it fails at first."""
 
     def __init__(self, files: Sequence[Path], load: Callable[[], T], code: Code, what: str) -> None:
         self._files, self._load, self._code, self._what = files, load, code, what
@@ -26,7 +26,7 @@ class Renewed(Generic[T]):
             raise ConfigError(exc.detail or what) from exc.__cause__
 
     def read(self) -> T:
-        """Return the current content of the files, or raise `PDPError`."""
+        """Return `load()` of the current files, or raise `PDPError`."""
         try:
             seen = [file_stamp(file) for file in self._files]
             if seen != self._seen:  # `seen` is older than the load, so a change meanwhile is noticed next time

@@ -75,9 +75,9 @@ def _unescaped(match: re.Match[str]) -> str:
     return char if char in _UNRESERVED else match[0].upper()
 
 
-def is_under(url: str, place: str) -> bool:
-    """Return True if `url` is `place` or lies below it. Both must be http(s) URLs."""
-    target, root = normal_target(url), normal_target(place)
+def is_under(url: str, base: str) -> bool:
+    """Return True if `url` is `base` or lies below it. Both must be http(s) URLs."""
+    target, root = normal_target(url), normal_target(base)
     if target is None or root is None or not _is_plain(urlsplit(target).path):
         return False
     return target == root or target.startswith(root if root.endswith("/") else root + "/")

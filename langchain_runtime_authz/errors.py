@@ -237,7 +237,7 @@ def wrong_field(exc: ValidationError, whole: str = "", known: Collection[str] = 
 
 
 def unreadable(exc: Exception) -> str:
-    """Return the reason why a text, JSON or YAML file cannot be used, with the place."""
+    """Return why a text, JSON or YAML file cannot be used, with the line if known."""
     if isinstance(exc, OSError) and exc.strerror:
         return exc.strerror
     if isinstance(exc, UnicodeDecodeError):

@@ -160,7 +160,7 @@ class PlanContext(Model):
 class Said(Model):
     """A source that asserted or mentioned a value.
 
-    `origin` is `human` if the user said the value. `source` is `tool` or `tool/field` if a tool's output had it.
+    `origin` is `human` if the user said the value. `source` is `tool` or `tool/field` if a tool's output had the value.
     `counterparty`: the other side of the transaction chose it.
     """
 
@@ -241,12 +241,12 @@ class CallContext(Model):
 class HistoryContext(Model):
     """The steps taken so far on this thread, in bounded space.
 
-    `denials` counts denied steps, except those that an outage denied. `streak` counts those since the last permitted
-    call. `unplanned` counts denied side effects that no plan held. `tainted` counts denied side effects that have
-    critical arguments with the standing `outside`. `rotations` counts changes of the task by others, since the subject
-    last changed it and since the last side effect. `last_minute` counts permitted calls, up to `facts.history.TIMES`.
-    `classes_read` lists data classes that any agent of the thread read. `classes_held` lists those that the acting
-    agent may know.
+    `denials` counts denied steps, except those that an outage denied. `streak` counts the denials since the last
+    permitted call. `unplanned` counts denied side effects that no plan held. `tainted` counts denied side effects that
+    have critical arguments with the standing `outside`. `rotations` counts changes of the task by others; a change by
+    the subject or a side effect sets it to 0. `last_minute` counts permitted calls, up to `facts.history.TIMES`.
+    `classes_read` lists data classes that any agent of the thread read. `classes_held` lists the data classes that the
+    acting agent may know.
     """
 
     steps: int = 0

@@ -90,10 +90,10 @@ class ToolProfile(BaseModel):
         author: the field that names a record's maker. If the maker is the subject
             (`Subject.properties["identifiers"]`), no outsider chose the record's other fields.
         intent: orders by which a user asks for the tool, with arguments in braces, like `book {room} [on {date}]`; or
-            verbs, which suggest plain orders. Only `mandate.words` reads them.
+            verbs, from which orders are derived. Only `mandate.words` reads them.
         synonyms: argument → words of users → the value that they stand for, like `{environment: {prod: production}}`.
-        reaches: names of other declared tools that a call can start; the policy decides on the whole chain. And URLs
-            of services behind the tool: a call's token may be exchanged for a token with this audience.
+        reaches: names of other declared tools that a call can start; the policy decides on the whole chain. Also URLs
+            of services behind the tool: a call's token may be exchanged for a token with such an audience.
         resource: a name for what a read returns, with arguments in braces: `file:{path}`. `RuntimeAuthz.data_changed`
             takes this name.
         version: the output field that changes with the content, like an ETag. By default, the whole output is compared.

@@ -1,9 +1,9 @@
 """Chain audit lines by hashes: make a line, read a file, verify that it is whole.
 
 A file is a sequence of lines, each ended by one newline. A line holds `seq`, its number from 0, and `prev`, the
-SHA-256 (hex) of the bytes of the previous line, 64 zeros in the first. The hash of the last line is the *head*. If the
-head is pinned (stored elsewhere), every edit, deletion, insertion and move before its line is found. Without a pinned
-head, the end of the file can be cut or rewritten unnoticed.
+SHA-256 (hex) of the bytes of the previous line, 64 zeros in the first. The hash of the last line is the *head*. Pin
+the head (store it elsewhere): then every edit, deletion, insertion and move before that line is detected. Without a
+pinned head, the end of the file can be cut or rewritten unnoticed.
 
 A writer that dies leaves at most a fragment. Nothing is removed: the next writer ends the fragment with a newline
 and appends a `torn` record. The `torn` record holds the hash of the last whole record, and the hashes of the fragments
@@ -11,7 +11,7 @@ after it. A line that is not a record is accepted only if a `torn` record names 
 
 A rotated log is a sequence of such files: `audit.jsonl.000001`, `.000002` and so on, and `audit.jsonl`, the current
 one. The first record of a segment, `continued`, holds the head of the segment before it. Before an old segment is
-removed, a record `dropped` notes its head, so that a missing or exchanged segment is found.
+removed, a record `dropped` notes its head, so that a missing or exchanged segment is detected.
 """
 
 from __future__ import annotations
@@ -102,10 +102,9 @@ def verify_chain(
 
     Args:
         source: path of the file, or the open binary file.
-        head: the hash of a line that the chain must hold, pinned elsewhere. Edits and cuts after that line are
-            not found.
-        joints: a list to which records `continued` and `dropped` are added; only with an open file. It says that the
-            file is one segment of a log, so `head` may be in another segment.
+        head: the pinned hash of a line that the chain must hold. Edits and cuts after that line are not detected.
+        joints: given if the open file `source` is one segment of a log; `head` may then be in another segment. The
+            segment's records `continued` and `dropped` are added to this list.
     """
     if isinstance(source, str | Path):
         with Path(source).open("rb") as file:
@@ -186,7 +185,7 @@ def verify_or_raise(path: str | Path) -> ChainReport:
 def verify_files(files: Sequence[tuple[str, Callable[[], Any]]], head: str | None = None) -> ChainReport:
     """Verify a log's segments: names and functions that open them, oldest first.
 
-    `head`: the hash of a line that the log must hold, pinned elsewhere.
+    `head`: the pinned hash of a line that the log must hold.
     """
     count, before, dropped, starts, moved, later = 0, GENESIS, dict[str, int](), "", None, None
     for name, opened in files:
@@ -221,9 +220,9 @@ def verify_files(files: Sequence[tuple[str, Callable[[], Any]]], head: str | Non
 
 
 def read_log(path: str | Path, mark: str = "", opened: Opened | None = None) -> Iterator[dict[str, Any] | None]:
-    """Yield a log's completions and mints, and other records that contain `mark`.
+    """Yield a log's records that contain `mark`, and all `completion`s and `mint`s.
 
-    `mark` is an id, or "" for all records. `None` stands for a line that is not a record. The log is not verified.
+    `mark` is an id, or "" for all records. A line that is not a record gives `None`. The log is not verified.
     `opened` restores sealed contents (`audit.encryption`). Raises `ConfigError` if the file is an evidence pack.
     """
     if Path(path).suffix == PACK:

@@ -18,8 +18,8 @@ from langchain_runtime_authz.errors import Code, ConfigError, unreadable
 from langchain_runtime_authz.facts.task import content_digest
 
 SEALED: Final = "sealed"
-# JSON pointers to contents. `_split` finds contents elsewhere, and leaves a digest or `*` there.
-_PLACES: Final = (*(f"/request{p}" for p in ERASED), "/expected", "/detail/mandate", "/detail/message")
+# JSON pointers to contents. `_split` also seals others, and leaves a digest or `*` in their place.
+_POINTERS: Final = (*(f"/request{p}" for p in ERASED), "/expected", "/detail/mandate", "/detail/message")
 _CURVES: Final = ("X25519", "P-256", "P-384", "P-521")
 _NAMES: Final = frozenset(("tool", "model", "graph", "chain"))  # observations whose name is not contents
 Change = Callable[[dict[str, Any]], dict[str, Any]]
@@ -87,7 +87,7 @@ def _split(record: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     elif Code.UNKNOWN_TOOL in record.get("reasons", ()):  # a model invented the name, which may hold contents
         digested = "/resource"
     contents = {}
-    for pointer in (*_PLACES, digested):
+    for pointer in (*_POINTERS, digested):
         node, last = locate_member(left, pointer)
         if last not in node:
             continue

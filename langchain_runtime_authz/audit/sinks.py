@@ -416,7 +416,7 @@ def _backward(file: BinaryIO, name: str) -> Iterator[bytes]:
 
 
 def _older(record: Mapping[str, Any], seen: Mapping[str, Any]) -> bool:
-    """Return True if a record's commit is older than `seen`; False for a restore."""
+    """Return True if a record's commit is older than `seen`, unless it is a restore."""
     same = record[ANCHOR].get("ledger") == seen.get("ledger") and record.get("event") != "restored"
     return same and int(record[ANCHOR].get("position", 0)) < int(seen.get("position", 0))
 

@@ -75,7 +75,7 @@ class Lane(NamedTuple):
 
 @dataclass(slots=True, weakref_slot=True, eq=False)
 class Event:
-    """One thing that happened. `str` shows it in 80 columns."""
+    """One step of a story. `str` shows it in 80 columns."""
 
     at: float
     kind: str  # a key of `SIGNS`
@@ -130,7 +130,7 @@ class Event:
 
 
 class OrderedSteps(NamedTuple):
-    """The steps that one mandate orders (id → line), and the calls made for each."""
+    """The `steps` of one mandate (id → description), and the calls made for each step."""
 
     heading: str
     steps: dict[str, str]
@@ -260,7 +260,7 @@ def _add(story: Story, step: Event) -> None:
 
 
 def _steps(records: Iterable[Record | None]) -> Iterator[Event | None]:
-    """Yield steps, each from a record and earlier ones; `None` if it is unreadable."""
+    """Yield the steps that the records tell, and `None` for each unreadable record."""
     subjects: dict[str, str] = {}  # by run id
     roots: dict[str, tuple[str, ...]] = {}  # paths of the root agents, by thread
     decided: dict[str, tuple[Lane, str, str, str]] = {}

@@ -73,12 +73,12 @@ def time_engine(pdp: str, began: float) -> None:
 
 
 def observe_ledger(ledger: Any, tenant: str) -> None:
-    """Measure a tenant's open questions and calls in doubt until `ledger` is freed."""
+    """Measure a tenant's open questions and calls in doubt while `ledger` exists."""
     _ledgers.setdefault(ledger, set()).add(tenant)
 
 
 def _counted(listing: str, _: CallbackOptions | None = None) -> Iterable[Observation]:
-    """Count each tenant's open questions (`listing` `asked`) or doubts (`doubts`).
+    """Count by tenant what the ledgers' method `listing` lists: `asked` or `doubts`.
 
     Wait at most `WAIT` seconds for all ledgers. If a ledger does not answer, do not query it for `REST` seconds.
     """

@@ -62,14 +62,14 @@ class OpenSpan:
                 otel_context.attach(trace.set_span_in_context(self._span, self._before))
 
     def leave(self) -> None:
-        """Restore the previous context. A `Token` would fail if this is another context."""
+        """Make the previous context current. `detach` would fail in another async context."""
         with suppress(Exception):
             if self._before is not None and trace.get_current_span() is self._span:
                 otel_context.attach(self._before)
             self._before = None
 
     def context(self) -> otel_context.Context | None:
-        """Return the context for a child span; `None` if the current context already fits."""
+        """Return a context with this span as parent; `None` if the current one fits."""
         current = trace.get_current_span().get_span_context()
         own = self._span is not trace.INVALID_SPAN and (not current.is_valid or current == self._outer)
         return trace.set_span_in_context(self._span) if own else None
@@ -154,7 +154,7 @@ def record_decision(
 def record_event(
     event: str, scope: Any, detail: Mapping[str, Any], about: Mapping[str, Any], *, run: Any = None, question: str = ""
 ) -> None:
-    """Add an event to the current span; if that is not recorded, to a new one.
+    """Add an event to the current span; if that span is not recorded, to a new span.
 
     `about` holds `run_id`, `epoch` and `agent` of the event's audit record, and the code `reason`. `question` is the
     `traceparent` of the question that the event answers.
