@@ -129,11 +129,11 @@ async def _drive_in_thread(engine: Any, flow: Flow[Any], effect: Effect, argumen
                 cut = cut or exc
         if cut is None:
             return ended.result()
-        ended.exception()  # or asyncio logs that the exception was never retrieved
+        ended.exception()  # otherwise asyncio logs that the exception was never retrieved
         raise cut
     finally:
         closed.set()  # if the coroutine is closed, the thread must stop before its next effect
-        cut = ended = None  # type: ignore[assignment]  # or exception and frame refer to each other
+        cut = ended = None  # type: ignore[assignment]  # otherwise exception and frame refer to each other
         for variable, value in context.items():
             if variable not in before or before[variable] is not value:  # set no others: tasks may share this context
                 variable.set(value)

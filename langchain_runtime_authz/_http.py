@@ -258,7 +258,7 @@ class Link:
         return aiohttp.ClientSession(
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=None),  # `_bounded` is the only clock
+            timeout=aiohttp.ClientTimeout(total=None),  # `_bounded` sets the only deadline
             auto_decompress=False,
             trust_env=False,
         )

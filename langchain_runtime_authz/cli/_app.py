@@ -26,7 +26,7 @@ UNUSABLE: Final = 2
 MAX_HELP: Final = 200  # characters
 _PLAIN: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 _YAML_WORDS: Final = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "null"})
-UsageError: Any = typer.BadParameter.__mro__[1]  # of Click, or of the copy in typer
+UsageError: Any = typer.BadParameter.__mro__[1]  # the class of Click, or of the copy of Click in typer
 Run = TypeVar("Run", bound=Callable[..., Any])
 Json = Annotated[bool, Option("--json", help="Print JSON.")]
 Keys = list[Path] | None
@@ -37,9 +37,9 @@ Key = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class Printout:
-    """The output of a command: `document` as JSON, or `text`.
+    """The output of a command: with `--json` its `document`, otherwise its `text`.
 
-    `text`: by default, a line for each member of `document` with a value. `finding`: exit with 1, and print an error.
+    `text`: by default, a line for each member of `document` that has a value. `finding`: exit with 1; print an error.
     """
 
     document: Any

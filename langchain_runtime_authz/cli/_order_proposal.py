@@ -27,9 +27,9 @@ _PARTICLES: Final = {*_TELLING, "off", "up", "down", "out", "back", "over"}
 def proposed_order(name: str, profiles: Mapping[str, ToolProfile], said: str, args: Mapping[str, Any]) -> str | None:
     """Return an order with which the words `said` order exactly this call, or `None`.
 
-    The words of the newest sentence that names the call's values become the order, with arguments in their place. So
-    the order fits other values too: a person reviews it. Words that order another tool are not taken. For a tool that
-    deletes, pays or grants rights, the verb must say so: "Open a.txt" deletes nothing.
+    The order is the newest sentence that names the call's values, with `{argument}` in place of each value. It fits
+    other values too, so a person reviews it. A sentence that orders another tool is not used. For a tool that deletes,
+    pays or grants rights, the verb must say so: "Open a.txt" deletes nothing.
     """
     profile = profiles[name]
     schemas: dict[str, Any] = {name: {"properties": {argument: {} for argument in args}}}
@@ -55,7 +55,7 @@ def proposed_order(name: str, profiles: Mapping[str, ToolProfile], said: str, ar
 def _items(
     language: Language, name: str, profile: ToolProfile, sentence: str, args: Mapping[str, Any]
 ) -> Iterator[str]:
-    """Yield the items of an order; none if the sentence names more than the call."""
+    """Yield an order's words and `{arguments}`; nothing if the sentence says more."""
     tokens = [token for token in language.tokens(sentence) if token.kind != "end"]
     at, end = 0, len(tokens)
     while taken := language.match("openers", tokens, at):
@@ -96,7 +96,7 @@ def _items(
 
 
 def _value(profile: ToolProfile, sentence: str, tokens: Sequence[Token], left: Mapping[str, Any]) -> tuple[str, int]:
-    """Return the argument of `left` that the first tokens give, and their number."""
+    """Return (argument of `left` with the value that the first n tokens say, n)."""
     for wide in range(len(tokens), 0, -1):
         said: Any = sentence[tokens[0].start : tokens[wide - 1].end]
         if wide == 1 and tokens[0].kind in {"number", "money"} and (number := re.search(NUMBER, said)):

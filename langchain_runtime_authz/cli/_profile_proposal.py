@@ -1,8 +1,8 @@
 """Guess a tool's profile from its name, description and schema.
 
-A *fact* does not lower the risk that an unprofiled tool has, and is part of the proposal. A *doubt* would lower the
-risk (a read, an internal sink, orders), and becomes a comment for a reviewer: a foreign server may have chosen the name
-and the description.
+A foreign server may have chosen the name and the description. So a guess that would lower the tool's risk (a read, an
+internal sink, orders) is a *doubt*, which becomes a comment for a reviewer. Every other guess is a *fact*, and part of
+the proposal.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Proposal:
     silent: tuple[str, ...]  # arguments of unknown meaning
 
     def yaml(self) -> str:
-        """Return a profile file's stanza: a draft, which lowers no risk until reviewed."""
+        """Return the tool's entry for a profile file, with `draft: true`."""
         lines = [f"  {scalar(self.name)}:", "    draft: true  # reviewed? remove this line"]
         for fact, value in self.facts.items():
             why = self.why.get(fact)
@@ -61,7 +61,7 @@ class Proposal:
 
 
 def propose(tool: BaseTool, tools: Sequence[BaseTool] = ()) -> Proposal:
-    """Guess the profile of `tool`, one of its graph's `tools`, from its declaration."""
+    """Guess a tool's profile from its declaration. `tools`: all tools of its graph."""
     paths = dict(_paths(_schema(tool).get("properties", {}), set(injected_names(tool))))
     words = _named(tool.name)
     kinds = {p: _new(kind, p, words) for p, s in paths.items() if (kind := _kind(p, s)) is not None}
@@ -163,7 +163,7 @@ def _milder(tool: BaseTool, words: list[str], kinds: Mapping[str, str], effect: 
 
 
 def _intent(tool: BaseTool, words: list[str], tools: Sequence[BaseTool]) -> list[str]:
-    """Return words that order the tool: verbs, with nouns if another tool shares them."""
+    """Return verbs that order the tool, with its nouns if other tools share the verb."""
     own, nouns = _orders(words)
     rivals = [one for t in tools if t.name != tool.name for one in [_orders(_named(t.name))] if {*own} & {*one[0]}]
     if any({*nouns} <= {*named} for _, named in rivals):
@@ -173,7 +173,7 @@ def _intent(tool: BaseTool, words: list[str], tools: Sequence[BaseTool]) -> list
 
 
 def _orders(words: list[str]) -> tuple[list[str], list[str]]:
-    """Return (1) the verbs that order a tool, (2) its nouns up to a preposition."""
+    """Return (verbs that order a tool, nouns in its name up to a preposition)."""
     if words[0] not in _VERBS or words[0] in _READS:
         return [], []
     verb, *nouns = words
@@ -243,7 +243,7 @@ def _kind(path: str, schema: Mapping[str, Any]) -> str | None:
 
 
 def _by_name(words: list[str], *, numeric: bool) -> str | None:
-    """Return a kind by a name's last telling word: `user_id` a user, `email_id` an id."""
+    """Return the kind that a name's words tell, last word first: `user_id` is a user."""
     weak = None
     for word in reversed(words):
         kind = next((kind for kind, names in _KINDS if word in names), None)
@@ -266,7 +266,7 @@ def _unknown(schema: Mapping[str, Any]) -> str | None:
 
 
 def _new(kind: str, path: str, words: list[str]) -> str:
-    """Return `kind`, but `name` in place of `object` for what the tool creates."""
+    """Return `kind`; `name` in place of `object` if the tool creates that object."""
     named = _last(path)
     there = kind != "object" or words[0] not in _MAKES or named[-1] in _WEAK - {"name", "names"}
     return "name" if not there and {"filename", "path", "name", *words[1:]}.intersection(named) else kind
@@ -289,7 +289,7 @@ def _named(name: str) -> list[str]:
 
 
 def names_other(verb: str, effect: Effect) -> bool:
-    """Return True if `effect` deletes, pays or grants, and `verb` does not say so."""
+    """Return True if `effect` deletes, pays or grants, and `verb` says something else."""
     paid = " ".join(_SYNONYMS["money funds cash payment"]).split() if effect == "pay" else ()  # "Send 45 EUR to Bob"
     return effect in RISKY and verb not in _EFFECTS[effect].union(paid, _RUNS if effect == "admin" else ())
 

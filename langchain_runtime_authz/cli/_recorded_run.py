@@ -1,7 +1,7 @@
 """Read a trace (JSON Lines) that another system wrote, and decide its calls.
 
-The first `user` event is the task; each later one changes it. The seconds `at` may begin at any number. The output of a
-call that would not have run is ignored. So the source of a later argument with a value from that output is unknown.
+The first `user` event is the task; each later one changes it. The seconds `at` may begin at any number. If a call would
+not have run, its output is ignored. A later argument with a value from that output then has an unknown source.
 """
 
 from __future__ import annotations
@@ -215,7 +215,7 @@ def decide_trace(trace: Trace, *, mandate: Any = None, **options: Any) -> Replay
 
 
 def _child(parent: Session | AuthzDenied, name: str) -> Session | AuthzDenied:
-    """Return the child's session, or the denial, which then applies to its calls too."""
+    """Return the child's session. A denied child has a denial, also for its calls."""
     try:
         return parent.delegate(name) if isinstance(parent, Session) else parent
     except AuthzDenied as exc:

@@ -202,8 +202,8 @@ def verify(
 ) -> Printout:
     """Verify all segments of a decision log, alone or in an evidence pack.
 
-    Keep the printed head elsewhere, and give it by --head: edits and cuts before that line are found, also in a log
-    that has grown since. Without --head, an edit of the last line and a cut at the end are not found.
+    Keep the printed head elsewhere, and give it by --head: edits and cuts before that line are detected, also in a
+    log that has grown since. Without --head, an edit of the last line and a cut at the end are not detected.
 
     runtime-authz audit verify audit.jsonl
     runtime-authz audit verify audit.jsonl --head "$(cat pinned-head)"

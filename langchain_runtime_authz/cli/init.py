@@ -87,9 +87,9 @@ def init(
 
     The module is imported, so its code runs; the graph is not invoked. Tools of known packages get the ready profile
     that is made for them. For each other tool you are asked what it does, where its arguments go, which arguments decide
-    whom or what a call affects, and by which words a user orders it. Enter takes the answer in brackets. For
-    what a tool does, that is `ask`: then each call asks. `y` takes the whole profile that is shown as a guess. Entries
-    of FILE are kept.
+    whom or what a call affects, and by which words a user orders it. Enter takes the answer in brackets.
+    The first question's is `ask`: then each call of the tool asks. `y` takes the whole profile that is shown as a
+    guess. Entries of FILE are kept.
 
     runtime-authz init
     runtime-authz init my_agent.py:graph
@@ -188,7 +188,7 @@ def _fields(profile: ToolProfile) -> Any:
 
 
 def ready(tool: BaseTool) -> tuple[str, dict[str, Any]] | None:
-    """Return the set and the fields of a tool's shipped profile, or `None`."""
+    """Return (name of the set, fields) of a tool's shipped profile, or `None`."""
     from langchain_runtime_authz.langgraph.tool_lookup import why_foreign
 
     for name, profiles in _ready_sets().items():
@@ -259,7 +259,7 @@ def _asked(tool: BaseTool, tools: list[BaseTool]) -> Any:
 
 
 def _orders(tool: BaseTool, facts: dict[str, Any], verbs: Sequence[str]) -> list[str]:
-    """Return plain orders for `intent` that begin with a verb of `verbs`, or `verbs`."""
+    """Return orders for `intent` that begin with one of `verbs`; `verbs` without any."""
     from langchain_runtime_authz.langgraph.tool_lookup import signature_of
     from langchain_runtime_authz.mandate.languages import languages
     from langchain_runtime_authz.mandate.vocabulary import ToolWords, suggested_orders

@@ -103,7 +103,7 @@ def _count(found: dict[str, _Seen], record: Mapping[str, Any]) -> None:
     if record.get("type") == "tool_call" and not record.get("unwanted"):
         _ran(found.setdefault(record["tool"], _Seen()), record["args"])
     elif record.get("event") == "approval" and record["detail"]["verdict"] in ("reject", "deny"):
-        counts = -1 if "refused" in record["detail"] else 1  # the ledger refused the answer, which counted already
+        counts = -1 if "refused" in record["detail"] else 1  # the answer was counted, and then the ledger refused it
         found.setdefault(record["detail"]["tool"], _Seen()).outcomes["rejected"] += counts
     elif record.get("kind") == "decision" and record["action"] == "tools/call":
         one, request = found.setdefault(record["resource"], _Seen()), record["request"] or {}

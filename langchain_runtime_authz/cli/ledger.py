@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from langchain_runtime_authz.ledger.base import Doubt, Scope
     from langchain_runtime_authz.ledger.schema import Version
 
-TRIES: Final = 4  # of a migration or a downgrade, which gives way to commits
+TRIES: Final = 4  # of a migration or downgrade, which is cancelled if it blocks commits
 _UNITS: Final = {"h": 3600, "d": 86400, "w": 7 * 86400}
 
 app = App(
@@ -41,8 +41,8 @@ Yes = Annotated[bool, Option("--yes", help="Do not ask.")]
 def status(store: LedgerOptions) -> Printout:
     """Show the version of a ledger's schema, and whether this package can work on it.
 
-    `oldest` is the oldest schema version whose package may use this ledger. Exit code 1 if this package may not, or if
-    it cannot commit: migrate the ledger, install the package that it needs, or mend the disk or the rights.
+    Packages for schema versions below `oldest` cannot use this ledger. Exit code 1 if this package cannot use it, or if
+    commits fail. Then migrate the ledger, install the package that it needs, or mend the disk or the access rights.
 
     runtime-authz ledger status ledger.db
     """
@@ -305,7 +305,7 @@ def _confirm(question: str, yes: bool, as_json: bool) -> None:
 
 
 def _changed(store: LedgerOptions, change: Callable[[Admin], Version], *, create: bool = False) -> Printout:
-    """Change the schema. If the change gave way to a commit, try again."""
+    """Change the schema. Retry if the change was cancelled in favour of a commit."""
     from langchain_runtime_authz.ledger.sql_ledger import retry_timeouts
 
     def once() -> Version:

@@ -87,7 +87,7 @@ def check(
     does not take; a tool that changed after its review, or is of another package than the profile's; an effect milder
     than the tool's name or annotations say; a test with another outcome. An unusable file is an error (exit code 2).
 
-    Two tools whose orders fit the same text are a note: calls that such a text orders need an approval.
+    A note names tools whose orders fit the same text: calls that such a text orders need an approval.
 
     runtime-authz profile check profiles.yaml
     runtime-authz profile check profiles.yaml my_agent:graph

@@ -37,7 +37,7 @@ class StopTarget(NamedTuple):
     audit: Audit = None
 
 
-def revoke(store: LedgerOptions, place: StopTarget) -> Printout:
+def revoke(store: LedgerOptions, target: StopTarget) -> Printout:
     """Stop a thread, or an agent's subtree on it, until it is reinstated.
 
     Live leases end at once: runs in flight stop before their next step, and no new run of the thread can begin.
@@ -45,43 +45,43 @@ def revoke(store: LedgerOptions, place: StopTarget) -> Printout:
     runtime-authz revoke ledger.db thread-1 --graph payments
     runtime-authz revoke postgresql://app@db/authz thread-1 --graph payments --agent payments/payer
     """
-    return _changed("revoked", store, place)
+    return _changed("revoked", store, target)
 
 
-def reinstate(store: LedgerOptions, place: StopTarget) -> Printout:
+def reinstate(store: LedgerOptions, target: StopTarget) -> Printout:
     """Lift every revocation of a thread, or of an agent's subtree on it.
 
     Leases that the revocation ended stay ended: enter the thread again.
 
     runtime-authz reinstate ledger.db thread-1 --graph payments
     """
-    return _changed("reinstated", store, place)
+    return _changed("reinstated", store, target)
 
 
-def _changed(event: Literal["revoked", "reinstated"], store: LedgerOptions, place: StopTarget) -> Printout:
+def _changed(event: Literal["revoked", "reinstated"], store: LedgerOptions, target: StopTarget) -> Printout:
     """Revoke or reinstate. Refuse a thread or agent that the ledger does not know."""
     from langchain_runtime_authz.authz import RuntimeAuthz
     from langchain_runtime_authz.credential.issuer import LocalIssuer
     from langchain_runtime_authz.ledger.base import Query, Scope
 
-    scope = Scope(place.tenant, place.issuer, place.graph, place.thread)
-    path = tuple(place.agent.split("/")) if place.agent else ()
-    if f"{place.agent}/".startswith(f"{place.graph}/"):  # the graph's name may hold slashes too
-        path = (place.graph, *place.agent[len(place.graph) :].split("/")[1:])
+    scope = Scope(target.tenant, target.issuer, target.graph, target.thread)
+    path = tuple(target.agent.split("/")) if target.agent else ()
+    if f"{target.agent}/".startswith(f"{target.graph}/"):  # the graph's name may hold slashes too
+        path = (target.graph, *target.agent[len(target.graph) :].split("/")[1:])
     with store.opened() as ledger:
         if not (known := ledger.load(scope, Query())).exists:
             of = f"{scope.thread!r} of graph {scope.graph!r} (tenant {scope.tenant!r}, issuer {scope.issuer!r})"
             raise ConfigError(f"the ledger knows no thread {of}")
         if path[1:] and path[-1] not in {edge.to for edge in known.edges}:
             echo(f"note: this thread has had no agent {path[-1]!r} so far", err=True)
-        issuer = LocalIssuer(issuer=place.issuer)
+        issuer = LocalIssuer(issuer=target.issuer)
         authz = RuntimeAuthz(
-            ledger=ledger, tenant=place.tenant, issuer=issuer, audit=checked_log(place.audit, place.tenant)
+            ledger=ledger, tenant=target.tenant, issuer=issuer, audit=checked_log(target.audit, target.tenant)
         )
         change = authz.revoke if event == "revoked" else authz.reinstate
-        change(place.thread, graph=place.graph, agent=path, by=place.by, reason=place.reason)
+        change(target.thread, graph=target.graph, agent=path, by=target.by, reason=target.reason)
     told = {"event": event, "graph": scope.graph, "thread": scope.thread, "agent": path}
-    return Printout(told, f"{event:<11} {scope.thread} {place.agent}".rstrip())
+    return Printout(told, f"{event:<11} {scope.thread} {target.agent}".rstrip())
 
 
 @kill.command("engage")

@@ -115,7 +115,7 @@ def _entries(values: dict[str, Any], salt: str, *, plain: bool) -> Iterator[dict
 
 
 def _normals(args: Mapping[str, Any], numbers: Collection[str]) -> dict[str, Any] | None:
-    """Return arguments in normal form (`numbers`: amounts); `None` if one has no JSON."""
+    """Return arguments in normal form; `None` if one has no JSON. `numbers`: amounts."""
     try:
         return {name: _normal(value, name in numbers) for name, value in as_json(dict(args)).items()}
     except Exception:  # noqa: BLE001  (raised by an object's own code, for example)
@@ -201,7 +201,7 @@ def check_whole_call(
 ) -> None:
     """Check that a credential was minted for exactly these arguments.
 
-    Arguments that are `text` or `free` in the profile may have any value. So may those of a read that it does not name.
+    Any value is accepted for arguments that are `text` or `free` in the profile, and for those of a read that are not in it.
     """
     detail = _call(credential, tool)
     held, others = _digests(detail), detail.get(names.OPEN_ARGUMENTS)

@@ -110,12 +110,13 @@ class Refusals(Protocol):
 class Ticket(Sealed):
     """The permit for one call.
 
-    `raw`: the arguments that were decided, without injected ones. `mint` receives an audience and the thumbprint of a
-    key or `None`. It returns the `_flow` effect that mints the token. `status_check` receives an audience and returns
-    an effect, which raises if the run was revoked or its task changed. `reaches`: audiences for which a token may be
-    exchanged. `undo` returns the `ReleaseCall` that takes the claim back if the tool never starts. `opened`: a
-    mandate's budget to give back if the call succeeds. `redeemed`: the tool has started. `leaked`: a token was found
-    in the output. `withheld`: a part of the output could not be searched.
+    `raw`: the arguments that were decided, without injected ones. `reaches`: audiences for which a token may be
+    exchanged. `opened`: the mandate's counter that a success of the call lowers. `redeemed`: the tool has started.
+    `leaked`: a token was found in the output. `withheld`: a part of the output could not be searched.
+
+    `mint` takes an audience and the thumbprint of a key or `None`, and returns the `_flow` effect that mints the token.
+    `status_check` takes an audience and returns an effect that raises if the run was revoked or its task changed.
+    `undo` returns the `ReleaseCall` that takes the claim back if the tool never starts.
 
     This is not a dataclass, because serialisers write every field of a dataclass, secrets included.
     """
@@ -221,7 +222,7 @@ class Ticket(Sealed):
         return audience
 
     def _begin(self, audience: str, dpop: bool) -> tuple[CallCredential | Minting, bool]:
-        """Return the credential or the token being minted; True if the caller must mint."""
+        """Return the credential, or its minting; and True if the caller must mint it."""
         with self._lock:
             self.check_running()
             if (found := self._minted.get(audience)) is not None:
@@ -268,9 +269,9 @@ class Ticket(Sealed):
 class CodeScope:
     """The authorization state of the running code, held in one context variable.
 
-    `refusals`: records refused requests for a token if the code has no ticket. `task`: the node's Pregel task.
-    `counts`: how often each unplanned call was made so far, to tell equal calls apart. `entered`: when the code began
-    (monotonic seconds).
+    `refusals`: records refused requests for a token if the code has no ticket. `run`: its `pep.run.Run`. `task`: id of
+    the node's Pregel task. `counts`: how often each unplanned call was made so far, to tell equal calls apart.
+    `entered`: when the code began (monotonic seconds).
     """
 
     ticket: Ticket | None = None
@@ -367,7 +368,7 @@ def current_call() -> CurrentCall:
 
 
 def refused_outside(audience: str | None) -> Flow[CredentialError]:
-    """Return the error for a token wanted outside a call. Record it if there is a run."""
+    """Return the error for a token request outside a call. Record it if a run is open."""
     told, finder = current_scope.get().refusals, _finder.get()
     if (told := finder() if told is None and finder is not None else told) is None:
         # Without a run there is no log, only the error.
@@ -376,6 +377,6 @@ def refused_outside(audience: str | None) -> Flow[CredentialError]:
     return CredentialError(Code.CREDENTIAL_UNAVAILABLE)
 
 
-def tell_by(finder: Callable[[], Refusals | None]) -> None:
+def set_refusals_finder(finder: Callable[[], Refusals | None]) -> None:
     """Set the function that finds the run's `Refusals` for unguarded code."""
     _finder.set(finder)

@@ -1,6 +1,6 @@
 """Replay AgentDojo's banking suite: does a valid token stop a misaligned action?
 
-The model is fully hijacked: it makes the user's calls and, once a tool output held the injection, the attacker's calls.
+The model is fully hijacked: it makes the user's calls and, after an output held the injection, the attacker's calls.
 So the replay measures the authorization alone and needs no language model. Environments, tasks and judges are
 AgentDojo's (Debenedetti et al., 2024; MIT). The graph is the same under both conditions:
 
@@ -226,7 +226,7 @@ def _run(suite: Any, authz: RuntimeAuthz | None, case: _Case) -> Outcome:
 class World:
     """An AgentDojo environment of one run, with its tools as LangChain tools.
 
-    It records itself which calls ran, and does not rely on a protected graph's report.
+    Its tools record which calls ran, so that the result does not depend on a protected graph's report.
     """
 
     def __init__(self, suite: Any, user: Any, texts: Mapping[str, str], env: Any = None) -> None:

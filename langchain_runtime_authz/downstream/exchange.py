@@ -293,7 +293,7 @@ def _claims(token: str) -> Mapping[str, Any] | None:
 
 
 def _unfit(claims: Mapping[str, Any] | None, wanted: set[str], earliest: float, latest: float) -> str | None:
-    """Return why a JWT is unfit: `aud` not only `wanted`, or `exp` not in the bounds."""
+    """Return why `exp` or `aud` of an exchanged JWT is refused, or `None`."""
     if claims is None:
         return None
     ends = claims.get("exp", latest)

@@ -151,7 +151,7 @@ class OidcVerifier:
     logged_out, alogged_out = both(_logged_out)
 
     def _discovered(self, document: Mapping[str, Any] | None, before: JwksClient | None) -> JwksClient | None:
-        """Return a document's `JwksClient` (`before` if its URL stays); `None` if invalid."""
+        """Return the client of the document's key set; `None` if the document is invalid."""
         # OpenID Connect Discovery §4.3: otherwise one provider could speak for another.
         if document is None or document.get("issuer") != self.issuer:
             self._why = "it has no discovery document of its own"

@@ -40,7 +40,7 @@ MAX_ID: Final = 2048
 class SpiffeIdentity(WorkloadIdentity):
     """The identity of this process, proven by its newest X.509-SVID.
 
-    It must be current and of the trust domain, and its chain must end in that domain's bundle. A newer one replaces it.
+    The SVID must be current and of the trust domain, and its chain must end in that domain's bundle.
 
     Args:
         trust_domain: like `bank.example`. SVIDs of other trust domains are refused.
@@ -133,7 +133,7 @@ class SpiffeIdentity(WorkloadIdentity):
             self._closed.wait(pause)
 
     def _connected(self, ended: threading.Event) -> bool:
-        """Receive proofs until the stream sets `ended`, or `close`. True if any arrived."""
+        """Receive proofs until the stream ends (`ended`) or `close`. True if any arrived."""
         from spiffe import WorkloadApiClient
         from spiffe.errors import PySpiffeError
 

@@ -24,7 +24,7 @@ from langgraph.errors import GraphBubbleUp, GraphInterrupt
 
 from langchain_runtime_authz._flow import drive_apart
 from langchain_runtime_authz.audit.sinks import records_of
-from langchain_runtime_authz.credential.ticket import CodeScope, current_scope, tell_by
+from langchain_runtime_authz.credential.ticket import CodeScope, current_scope, set_refusals_finder
 from langchain_runtime_authz.credential.token import MAX_DELEGATORS, SUBJECT_TYPE, Credential, Sealed
 from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError, CredentialError
 from langchain_runtime_authz.evaluation import Subject, deny
@@ -316,7 +316,7 @@ class RunHandle(Sealed):
         self._in_generator = bool(frame.f_code.co_flags & _GENERATORS)
         self._previous = _opened.get()
         _opened.set(self)
-        tell_by(_refusals)
+        set_refusals_finder(_refusals)
         return self
 
     def __enter__(self) -> RunHandle:

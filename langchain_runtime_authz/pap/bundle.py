@@ -1,8 +1,9 @@
 """Policy bundles: one signed revision of policy, data, profiles, grants and cases.
 
 A bundle has OPA's format (openpolicyagent.org/docs/management-bundles): a `.tar.gz` with `.manifest`, `data.json`,
-`policy.wasm`, the Rego from which the Wasm was compiled, and `.signatures.json`. An OPA server can serve a bundle, and a bundle of `opa build --signing-key` can be read
-here. Parts that OPA does not know are in the manifest's `metadata`, which OPA signs and otherwise ignores:
+`policy.wasm`, the Rego from which the Wasm was compiled, and `.signatures.json`. An OPA server can serve a bundle, and
+this module reads a bundle of `opa build --signing-key`. Parts that OPA does not know are in the manifest's `metadata`,
+which OPA signs and otherwise ignores:
 
 | member | |
 |---|---|
@@ -61,7 +62,7 @@ Keys = Mapping[str, str | bytes]
 
 @pydantic_dataclass(frozen=True, config=ConfigDict(extra="forbid", defer_build=True))
 class Case:
-    """A request and its expected decision. `reasons` of `None` are not compared."""
+    """A request and its expected decision. `reasons` of `None` accept any reasons."""
 
     name: str
     request: EvaluationRequest

@@ -67,7 +67,7 @@ _HOST: Final = f"""(module
 # To pass seven numbers through `wasmtime`'s Python calls, and one back, costs more than to parse a request.
 # So the numbers are written into the memory, in front of the input. A Wasm function reads them there, calls
 # `opa_eval`, and writes the address of the answer over the first number.
-_BEGIN, _END = b'[{"result":', b"}]"  # OPA writes a result set so
+_BEGIN, _END = b'[{"result":', b"}]"  # around the answer in the result set that OPA returns
 _ARGUMENTS: Final = struct.Struct("<5i")  # entrypoint, data, input, its length, heap
 _CALL: Final = """(module
   (import "env" "memory" (memory 0))

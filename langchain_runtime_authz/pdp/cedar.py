@@ -144,18 +144,18 @@ def _decimal(*values: object) -> Json:
     return {"__extn": {"fn": "decimal", "arg": f"{largest.quantize(_DIGITS, ROUND_CEILING):f}"}}
 
 
-def _reached(properties: Json, effect: str, sink: str, own: str | None) -> tuple[set[str], set[str], set[str]]:
-    """Return effects, sinks, verdicts of a call and calls it causes. `own`: its sink."""
+def _reached(properties: Json, effect: str, sink: str, actual: str | None) -> tuple[set[str], set[str], set[str]]:
+    """Return (effects, sinks, verdicts) of a call and of all calls that it can start."""
     reaches = properties.get("reaches", [])
     each: list[Json] = [r if isinstance(r, dict) else {} for r in (reaches if isinstance(reaches, list) else [None])]
     said = [p["verdict"] for p in (properties, *each) if "verdict" in p] if isinstance(reaches, list) else []
     effects = {effect, *(_string(r.get("effect")) for r in each)}
-    sinks = {sink if own is None else own, *(_string(r.get("sink")) for r in each), *([sink] if each else [])}
+    sinks = {sink if actual is None else actual, *(_string(r.get("sink")) for r in each), *([sink] if each else [])}
     return effects, sinks, {_string(verdict) for verdict in said}
 
 
 def _allowed(properties: Json, verdicts: set[str], mandate: Json) -> bool:
-    """Return True if the profile permits, and neither verdicts nor mandate object."""
+    """Return True if the profile says `permit`, and neither tools nor mandate ask."""
     against = mandate["standing"] == "forbidden" or "confirm" in {d["code"] for d in mandate["deviations"]}
     answered = (properties.get("profiled"), properties.get("verdict")) == (True, "permit")
     return answered and not (against or "ask" in verdicts)
@@ -339,7 +339,7 @@ def _table(given: object) -> dict[str, Obligation]:
 
 
 def _meets(request: Json, terms: Json) -> bool:
-    """Return True if enough people approved, and the obligation's `terms` permit all."""
+    """Return True if enough people approved, and the `terms` permit each approver."""
     rule, people = terms.get("approvers", {}), set(request["context"]["approval"].get("approvers") or ())
     alone = rule.get("distinct_from_subject") and f"{request['subject']['type']}:{request['subject']['id']}" in people
     eligible = people <= {*rule.get("who", people), *terms.get("fallback", {}).get("who", ())}

@@ -212,9 +212,9 @@ def shipped_file(name: str) -> Traversable:
 def merge_shipped(given: Mapping[str, Any], *, own: bool = False) -> dict[str, Any]:
     """Return the whole data document of a policy that builds on the shipped one.
 
-    `given` holds the members to change (`merge_data`): at its top, or in its member `runtime_authz_data` as data.json
-    does. With `own`, next to this member stands data for rules of the project. Raises `ConfigError` if a member is in
-    the wrong place, or the shipped policy does not have it.
+    `given` holds the members to change (`merge_data`), or an object `runtime_authz_data` with them, as data.json does.
+    With `own`, `given` may hold other data next to `runtime_authz_data`, for the project's own rules. Raises
+    `ConfigError` if a member is in the wrong object, or unknown to the shipped policy.
     """
     shipped: dict[str, Any] = strict_json(shipped_file("data.json").read_bytes())[DATA_ROOT]
     changes, rest, where = given, dict[str, Any](), "data.json: " if own else ""

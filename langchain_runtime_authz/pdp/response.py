@@ -68,9 +68,8 @@ def parse_answer(answer: object, revision: str = "") -> Decision | None:
     """Return a PDP's answer as a decision, or `None` if the answer is malformed.
 
     `answer` is JSON text or bytes, or the parsed document. `revision` is used if the answer states none. Only the
-    literal `true` permits. Malformed are `"true"`, `1`, `{}`, `null`, a non-finite number anywhere, a member other than
-    `decision` and `context`, a text above 64 KiB, a permit that asks for an approval, and a misspelt `obligations`,
-    which would be ignored.
+    literal `true` permits. These are malformed: `"true"`, `1`, `{}`, `null`, a non-finite number anywhere, a member other
+    than `decision` and `context`, a text above 64 KiB, a permit that asks for an approval, and a misspelt `obligations`.
     """
     short = type(answer) is bytes and len(answer) <= _MEMO_BYTES
     if short and (known := _memo.get((answer, revision))) is not None:  # type: ignore[arg-type]

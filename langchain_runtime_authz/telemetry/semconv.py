@@ -16,7 +16,7 @@ INVOKE_WORKFLOW: Final = "invoke_workflow"
 EXECUTE_TOOL: Final = "execute_tool"
 AUTHORIZE: Final = "authorize"
 
-# --- attributes of others ---
+# --- attributes of other conventions ---
 OPERATION_NAME: Final = "gen_ai.operation.name"
 WORKFLOW_NAME: Final = "gen_ai.workflow.name"
 TOOL_NAME: Final = "gen_ai.tool.name"
@@ -32,11 +32,11 @@ AGENT: Final = "AGENT"
 CHAIN: Final = "CHAIN"
 GUARDRAIL: Final = "GUARDRAIL"
 
-# --- the environment variable by which an operator asks for contents on spans, and the values that do so ---
+# --- the environment variable that puts contents on spans, and the values that do so ---
 CAPTURE_CONTENT: Final = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
 ON_SPANS: Final = frozenset({"true", "span_only", "span_and_event"})
 
-# --- attributes of ours ---
+# --- our own attributes ---
 PREFIX: Final = "runtime_authz."
 RUN_ID: Final = "runtime_authz.run.id"
 RUN_STATE: Final = "runtime_authz.run.state"  # suspended | ended | revoked

@@ -178,7 +178,7 @@ class LedgerHarness:
     """Make one ledger for each test, and close it after the test."""
 
     def make_ledger(self, clock: Callable[[], float]) -> Ledger:
-        """Return a ledger on `clock` (epoch seconds). The tests call any `close()` of it."""
+        """Return a ledger that reads `clock` (epoch seconds). `close()` is optional."""
         raise NotImplementedError
 
     @cached_property

@@ -25,7 +25,7 @@ class PDPContract:
     """Inherit from this class, name the subclass `Test…`, and override `make_pdp`."""
 
     def make_pdp(self, permit: bool) -> PDP:
-        """Return a PDP that permits or denies `make_request()`. Any `close()` is called."""
+        """Return a PDP that permits or denies `make_request()`. `close()` is optional."""
         raise NotImplementedError
 
     def make_request(self) -> EvaluationRequest:

@@ -225,13 +225,13 @@ def _project(path: Path) -> Policy:
         entrypoint=entrypoint,
         profiles=load_profiles(path / "profiles.yaml" if (path / "profiles.yaml").is_file() else None),
         grants=load_grants(grants, "grants.yaml") if isinstance(grants, dict) else {},
-        cases=load_cases(patched(cases, zone), "cases.yaml") if isinstance(cases, list) else (),
+        cases=load_cases(with_requests(cases, zone), "cases.yaml") if isinstance(cases, list) else (),
         zone=zone,
     )
 
 
-def patched(cases: list[Any], zone: ZoneInfo | None) -> list[Any]:
-    """Return cases with whole requests: the example, changed as a case and `at` say."""
+def with_requests(cases: list[Any], zone: ZoneInfo | None) -> list[Any]:
+    """Return cases with whole requests: each case's changes applied to the example."""
     found = []
     for i, case in enumerate(cases, 1):
         if not isinstance(case, dict) or not isinstance(case.get("request", {}), dict):
@@ -322,7 +322,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _yaml(path: Path, member: str | None = None) -> Any:
-    """Return a YAML mapping, or its only member `member` (empty without a file)."""
+    """Return a YAML file's mapping, or its only member `member` (`{}` without a file)."""
     if member is not None and not path.is_file():
         return {}
     document = read_yaml(path, Code.POLICY_INVALID)
