@@ -150,9 +150,8 @@ class Threads:
         """Reject the call that `approval_id` asks about.
 
         One approver is enough, even if the policy wants several. Arguments and errors are those of `approve`. The model
-        reads `message`; a `statement` must be signed with the same `message`. As in the
-        graph, a rejection with a message changes the task: the epoch advances, and the thread's other questions and
-        approvals become void.
+        reads `message`; a `statement` must be signed with the same `message`. As in the graph, a rejection with a
+        message changes the task: the epoch advances, and the thread's other questions and approvals become void.
         """
         person = Subject.of(by) if by is not None else None
         about: dict[str, Any] = {"by": person, "statement": statement, "message": message}

@@ -30,8 +30,8 @@ class Effect:
 
     `do` blocks, and `ado` returns an awaitable. An effect without `ado` never blocks for long, so `adrive` calls `do`.
 
-    A flow yields `effect(*arguments)` or, on a hot path, `(effect, *arguments)`. The engine is the first argument of `do` and `ado`.
-    Without `do`, the effect calls `method` of a part of the engine: `ledger.load`, or `ledger.aload` as async form.
+    A flow yields `effect(*arguments)` or, on a hot path, `(effect, *arguments)`. `do` and `ado` get the engine, then the
+    arguments. Without `do`, `method` names a method of a part of the engine: `ledger.load`, async `ledger.aload`.
     """
 
     __slots__ = ("ado", "do", "method")

@@ -1,6 +1,6 @@
 """Parse the orders that a profile declares: `book {room} [on {date}]`.
 
-Words match themselves. `{room}` matches a value, like a name or a number, which becomes the argument `room`.
+Words match themselves. `{room}` matches a value, like a name or a number, which becomes the argument `room`. Also:
 
 - `{user:word}` also matches one plain word in lower case. `{item:words}` matches up to four of them.
 - `{text:rest}` matches the rest of a clause; the argument gets no value.

@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class Renewed(Generic[T]):
-    """Cache `load()` until a file changes. Raises `ConfigError` if it fails at first."""
+    """Cache `load()` until a file changes. A failing first load raises `ConfigError`."""
 
     def __init__(self, files: Sequence[Path], load: Callable[[], T], code: Code, what: str) -> None:
         self._files, self._load, self._code, self._what = files, load, code, what

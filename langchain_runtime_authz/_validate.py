@@ -25,7 +25,7 @@ def wrong(name: str, wanted: str, value: object) -> ConfigError:
 
 
 def checked_seconds(name: str, value: Any) -> float:
-    """Return `value` as seconds that a lock can wait for, or raise `ConfigError`."""
+    """Return `value` as a positive number of seconds, or raise `ConfigError`."""
     if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) <= threading.TIMEOUT_MAX:
         raise wrong(name, "a positive number of seconds", value)
     return float(value)

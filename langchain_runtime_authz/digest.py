@@ -230,7 +230,7 @@ def abbreviate_strings(value: Any, limit: int = MAX_STRING) -> Any:
 
 
 def json_text(value: object) -> str:
-    """Return a value as JSON text, other objects as `str`; on failure its fingerprint."""
+    """Return JSON text, with `str` of unknown objects; the fingerprint if that fails."""
     try:
         return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
     except Exception:  # noqa: BLE001  (a foreign `items` or `__str__` may fail in any way)
@@ -240,8 +240,8 @@ def json_text(value: object) -> str:
 def fingerprint(value: object) -> str:
     """Return `sha256:<hex>` of any value's content, to detect a changed value.
 
-    A checkpointer's copy of a value has the same fingerprint, even if an object comes back as a mapping. An object
-    counts by its class alone if it cannot be read, raises, or lies deeper than `2 * MAX_DEPTH` levels.
+    A checkpointer's copy of a value has the same fingerprint, even if an object comes back as a mapping. If an
+    object cannot be read, raises, or lies deeper than `2 * MAX_DEPTH` levels, only its class counts.
     """
     return "sha256:" + _look(value, 0, {}).hex()
 

@@ -72,7 +72,7 @@ def make_line(record: Mapping[str, Any], seq: int, prev: str) -> bytes:
 
 
 def read_lines(file: Any) -> Iterator[bytes]:
-    """Yield a file's lines. Cut one over `MAX_LINE` bytes, then raise `ConfigError`."""
+    """Yield a file's lines. Cut a line at `MAX_LINE` bytes, then raise `ConfigError`."""
     for line in iter(partial(file.readline, MAX_LINE + 1), b""):
         yield line
         if len(line) > MAX_LINE:

@@ -79,7 +79,7 @@ def lines(document: Mapping[str, Any]) -> list[str]:
 
 
 def scalar(text: str) -> str:
-    """Return a text as YAML scalar, quoted if needed by YAML's rules, not by JSON's."""
+    """Return a text as a YAML scalar, in quotes if YAML needs them."""
     import yaml
 
     if _PLAIN.fullmatch(text) and text.lower() not in _YAML_WORDS:

@@ -1,4 +1,4 @@
-"""Open the ledger that a command names, and check the audit log that records it."""
+"""Open the ledger that a command names, and check the application's audit log."""
 
 from __future__ import annotations
 

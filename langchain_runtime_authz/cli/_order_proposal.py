@@ -55,7 +55,7 @@ def proposed_order(name: str, profiles: Mapping[str, ToolProfile], said: str, ar
 def _items(
     language: Language, name: str, profile: ToolProfile, sentence: str, args: Mapping[str, Any]
 ) -> Iterator[str]:
-    """Yield an order's words and `{arguments}`; nothing if the sentence says more."""
+    """Yield the words and `{arguments}` of an order; nothing if the sentence is unfit."""
     tokens = [token for token in language.tokens(sentence) if token.kind != "end"]
     at, end = 0, len(tokens)
     while taken := language.match("openers", tokens, at):
@@ -96,7 +96,7 @@ def _items(
 
 
 def _value(profile: ToolProfile, sentence: str, tokens: Sequence[Token], left: Mapping[str, Any]) -> tuple[str, int]:
-    """Return (argument of `left` with the value that the first n tokens say, n)."""
+    """Return (name, n): the first n tokens say this argument of `left`; or ("", 0)."""
     for wide in range(len(tokens), 0, -1):
         said: Any = sentence[tokens[0].start : tokens[wide - 1].end]
         if wide == 1 and tokens[0].kind in {"number", "money"} and (number := re.search(NUMBER, said)):

@@ -27,7 +27,7 @@ MAX_DEPTH: Final = 4
 
 
 class GuessDoubt(NamedTuple):
-    """A guess that only a reviewer can confirm, and its reason."""
+    """A guessed field of a profile (`fact`) that only a reviewer can confirm, and why."""
 
     fact: str
     value: Any
@@ -42,7 +42,7 @@ class Proposal:
     facts: dict[str, Any]  # fields of a `ToolProfile`, under their names in a file
     why: dict[str, str]  # field → the reason for the guess
     doubts: tuple[GuessDoubt, ...]  # facts that would lower the risk
-    silent: tuple[str, ...]  # arguments of unknown meaning
+    unknown: tuple[str, ...]  # arguments of unknown meaning
 
     def yaml(self) -> str:
         """Return the tool's entry for a profile file, with `draft: true`."""
@@ -55,8 +55,8 @@ class Proposal:
             ]
         new = (d for d in self.doubts if d.fact not in self.facts)
         lines += [f"    # {d.fact}: {flow(d.value)}  # DOUBT: {d.why}" for d in new]
-        if self.silent:
-            lines.append(f"    # DOUBT: nothing is known of {', '.join(json.dumps(s) for s in self.silent)}")
+        if self.unknown:
+            lines.append(f"    # DOUBT: nothing is known of {', '.join(json.dumps(s) for s in self.unknown)}")
         return "\n".join(lines)
 
 

@@ -215,7 +215,7 @@ def decide_trace(trace: Trace, *, mandate: Any = None, **options: Any) -> Replay
 
 
 def _child(parent: Session | AuthzDenied, name: str) -> Session | AuthzDenied:
-    """Return the child's session. A denied child has a denial, also for its calls."""
+    """Return the child's session, or the denial that also applies to its calls."""
     try:
         return parent.delegate(name) if isinstance(parent, Session) else parent
     except AuthzDenied as exc:

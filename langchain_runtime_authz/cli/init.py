@@ -87,9 +87,9 @@ def init(
 
     The module is imported, so its code runs; the graph is not invoked. Tools of known packages get the ready profile
     that is made for them. For each other tool you are asked what it does, where its arguments go, which arguments decide
-    whom or what a call affects, and by which words a user orders it. Enter takes the answer in brackets.
-    The first question's is `ask`: then each call of the tool asks. `y` takes the whole profile that is shown as a
-    guess. Entries of FILE are kept.
+    whom or what a call affects, and by which words a user orders it. Enter takes the answer in brackets. At the first
+    question that is `ask`: each call of the tool then asks. `y` takes the whole guessed profile that is shown. Entries
+    of FILE are kept.
 
     runtime-authz init
     runtime-authz init my_agent.py:graph

@@ -53,8 +53,8 @@ def learn(
 
     Record with `RuntimeAuthz(audit=FileSink("audit.jsonl", content=True))`; with `pdp=ObserveOnly(WasmPDP())` nothing
     is stopped meanwhile. Each proposed profile is a draft, so its tool asks as before. The mandate has no effect until
-    your code gives it to a run. Reviewed profiles stay as they are. If calls of their tools were approved, orders are
-    proposed (`intent`), with which the users' words would have permitted these calls.
+    your code gives it to a run. Reviewed profiles stay as they are. If calls of their tools were approved, orders
+    (`intent`) are proposed by which the users' words would have covered these calls.
 
     runtime-authz learn audit.jsonl
     runtime-authz learn audit.jsonl --profiles authz.yaml --write

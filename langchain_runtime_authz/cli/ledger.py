@@ -216,7 +216,7 @@ Unfinished = tuple[dict[str, Any], "Doubt | None"]  # a call as the command prin
 def _logged(files: list[Path]) -> tuple[list[tuple[Scope, tuple[str, ...]]], list[Unfinished]]:
     """Return revoked agents and unfinished calls, which a backup may lack.
 
-    An agent counts if it is revoked after the logs' last event. A call with a side effect counts if it has a permit
+    An agent counts if the logs end with it revoked. A call with a side effect counts if it has a permit
     and no outcome. A reinstatement that the backup lacks is not repeated.
     """
     from langchain_runtime_authz.audit.chain import read_log, verify_or_raise

@@ -148,7 +148,7 @@ def _held_against(tool: BaseTool, declared: ToolProfile | None) -> list[str]:
 
 
 def _alike(declared: Mapping[str, ToolProfile]) -> Iterator[str]:
-    """Yield a note for tools whose orders share a shortest form, like `cancel …`."""
+    """Yield a note for tools that share an order, optional parts left out: `cancel …`."""
     from langchain_runtime_authz.mandate.languages import languages
     from langchain_runtime_authz.mandate.vocabulary import ToolWords
 
@@ -172,7 +172,7 @@ def _forms(tool: ToolWords, order: Pattern) -> list[str]:
 
 
 def _doubts(file: Path) -> dict[str, int]:
-    """Return tool → number of lines in its stanza that are still marked as doubts."""
+    """Return tool → number of lines in its entry that are still marked DOUBT."""
     import yaml
 
     text = file.read_text(encoding="utf-8")

@@ -201,7 +201,7 @@ def check_whole_call(
 ) -> None:
     """Check that a credential was minted for exactly these arguments.
 
-    Any value is accepted for arguments that are `text` or `free` in the profile, and for those of a read that are not in it.
+    Any value is accepted for `text` and `free` arguments, and for a read's arguments that its profile does not name.
     """
     detail = _call(credential, tool)
     held, others = _digests(detail), detail.get(names.OPEN_ARGUMENTS)

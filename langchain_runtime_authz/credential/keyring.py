@@ -195,7 +195,7 @@ class KeyRing(Secret):
                 raise
 
     def _save(self) -> None:
-        """Store the changed keys, in a subclass."""
+        """Store the changed keys; a ring in memory does nothing."""
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {', '.join(f'{i.state} {i.kid}' for i in self.all_keys()[:3])}>"

@@ -199,7 +199,7 @@ def play_once(*, protected: bool, console: Console | None = None, log: Path | No
 
 
 class _Stage:
-    """Collect the rows of a performance and, with a console, show it."""
+    """Collect a performance's rows and, with a console, print what happens."""
 
     def __init__(self, console: Console | None, audit: AuditSink) -> None:
         self._console, self._audit = console, audit

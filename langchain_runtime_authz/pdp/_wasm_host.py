@@ -94,7 +94,7 @@ _own = threading.local()  # `until`: the thread's CPU time at which its evaluati
 
 @_Late  # type: ignore[untyped-decorator]
 def _late(_context: Any, _data: Any, more: Any, _kind: Any) -> int:
-    """Stop an evaluation whose CPU time is used up, or else let it use the rest."""
+    """Stop an evaluation that has used up its CPU time; else wait for the rest of it."""
     left = _own.until - time.thread_time()
     if left <= 0:
         return int(ctypes.cast(_C.wasmtime_error_new(b"out of time"), ctypes.c_void_p).value or 0)

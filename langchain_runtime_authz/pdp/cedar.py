@@ -155,7 +155,7 @@ def _reached(properties: Json, effect: str, sink: str, actual: str | None) -> tu
 
 
 def _allowed(properties: Json, verdicts: set[str], mandate: Json) -> bool:
-    """Return True if the profile says `permit`, and neither tools nor mandate ask."""
+    """Return True if the profile permits, no verdict is `ask`, and the mandate agrees."""
     against = mandate["standing"] == "forbidden" or "confirm" in {d["code"] for d in mandate["deviations"]}
     answered = (properties.get("profiled"), properties.get("verdict")) == (True, "permit")
     return answered and not (against or "ask" in verdicts)

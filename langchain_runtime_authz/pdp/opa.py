@@ -85,7 +85,7 @@ class OpaPDP(RemotePDP):
 
 
 class _Input(NamedTuple):
-    """The input's JSON, which OPA's client passes on, and the number of answers."""
+    """A request for OPA's client: the JSON to send, and the number of answers."""
 
     body: bytes
     answers: int

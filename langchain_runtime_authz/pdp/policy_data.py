@@ -173,7 +173,7 @@ def read_json(text: bytes | str, name: str) -> object:
 
 
 def dumped(document: object) -> bytes:
-    """Return canonical JSON. Raises `TypeError` or `ValueError` for what is not JSON."""
+    """Return canonical JSON. Raises `TypeError` or `ValueError` without a JSON form."""
     return json.dumps(document, allow_nan=False, sort_keys=True, separators=(",", ":")).encode()
 
 

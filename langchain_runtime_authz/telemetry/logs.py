@@ -47,7 +47,7 @@ def _add_ids(record: logging.LogRecord) -> bool:
 def lines_left_out() -> Callable[[str], int | None]:
     """Return a function that limits each code to `BURST` lines in `WINDOW` seconds.
 
-    The function returns `None` to leave out a line of the code, else how many were left out since the last one.
+    It takes a code, and returns `None` if this line must be left out, else how many were left out before it.
     """
     lines, lock = dict[str, tuple[float, int]](), forkable_lock()  # for each code: begin of its window, lines in it
 

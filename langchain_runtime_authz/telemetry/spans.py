@@ -4,7 +4,7 @@ Only OpenTelemetry's API is used, so no span is built without an SDK. Recording 
 results and exception texts are never recorded. Arguments and the user's texts are recorded only if the environment asks
 for them (`semconv.CAPTURE_CONTENT`). JWTs in them are removed, but opaque tokens are not recognised.
 
-Each entry has a span, `invoke_workflow` or `invoke_agent`. The entry's decisions and tools are spans below it. A span
+Each entry of a graph has a span, `invoke_workflow` or `invoke_agent`. The entry's decisions and tools are spans below it. A span
 is current only while code of its run is running, never while the consumer of a stream holds a chunk.
 """
 

@@ -78,7 +78,7 @@ class LedgerContract(LedgerHarness):
     STEPS = 60
 
     def play(self, seed: int, ledgers: Callable[[], Sequence[tuple[Ledger, str]]]) -> tuple[Ledger, list[ScriptStep]]:
-        """Run a script on `MemoryLedger` and `ledgers()`, and compare all answers."""
+        """Compare `ledgers()` with a `MemoryLedger` in a script. Return it, and the steps."""
         known, script, done = MemoryLedger(clock=self.clock), Script(seed, self.scope, self.clock), []
         for number in range(self.STEPS):
             step = script.step(lambda scope: known.load(scope, Query()).epoch)
@@ -219,7 +219,7 @@ class LedgerContract(LedgerHarness):
                 assert sorted(pool.map(one, range(6)), key=str) == [None, *[Code.IN_DOUBT] * 5]
 
     def test_a_claim_sees_one_that_runs_despite_doubts(self) -> None:
-        """Check that a claim despite doubts is committed, and that later claims see it."""
+        """Claim a call despite doubts: the claim is committed, and later claims see it."""
         looked = threading.Event()
 
         class Slow(ClaimCall):

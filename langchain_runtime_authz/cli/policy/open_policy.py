@@ -105,7 +105,7 @@ _PACKAGE: Final = re.compile(r"^package\s+([\w.]+)", re.MULTILINE)
 
 @dataclass(frozen=True, slots=True)
 class Policy(Bundle):
-    """A policy that can decide, released or not.
+    """A policy from a project, a bundle or a data file, ready to decide.
 
     If `wasm` is `None` (the shipped policy), `data` holds the members to change; otherwise the whole data document.
     `rego` maps files to their source, to find a rule's line.

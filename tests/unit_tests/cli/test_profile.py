@@ -183,7 +183,7 @@ def test_arguments_by_name_type_and_format() -> None:
         "limit": "amount", "mode": "value", "origin": "place",
     }  # fmt: skip
     assert seen.facts["when"] == ["day", "checkin"] and seen.facts["text"] == ["subject"]
-    assert seen.silent == ("to_all", "limit") and parsed(seen).critical == seen.facts["critical"]
+    assert seen.unknown == ("to_all", "limit") and parsed(seen).critical == seen.facts["critical"]
 
 
 def test_hints_raise_and_never_lower() -> None:
