@@ -93,24 +93,15 @@ def _reviewed(desk: Desk) -> Any:
     return chain(nodes, checkpointer=InMemorySaver(), name="reviewed")
 
 
-def test_a_node_that_asks_before_the_tools(how: str) -> None:
-    """What the node does with the answer is no matter: the plan before it is void, and the model hears why."""
+def test_a_node_that_asks_before_the_tools(how: str, protected: bool) -> None:
+    """What the node does with the answer is no matter: the plan before it is void, and the model hears why. The twin pays."""
     desk = Desk("hand", PAY)
-    desk.graph = desk.authz.protect(_reviewed(desk))
+    desk.graph = desk.authz.protect(_reviewed(desk)) if protected else _reviewed(desk)
     desk.go(human(), how)
     state = desk.go(Command(resume=STOP), how)
-    assert desk.ran == []
-    assert STOP in answer_to(state["messages"], "c-pay").text
+    assert desk.ran == ([] if protected else [PAID])
+    assert (STOP in answer_to(state["messages"], "c-pay").text) == protected
     assert_went_on(state)
-
-
-def test_unenforced_a_node_that_asks_before_the_tools() -> None:
-    """Without us the planned payment runs after STOP."""
-    desk = Desk("hand", PAY, protected=False)
-    graph = _reviewed(desk)
-    graph.invoke(human(), THREAD)
-    graph.invoke(Command(resume=STOP), THREAD)
-    assert desk.ran == [PAID]
 
 
 def test_who_only_asks_gets_the_answer_and_the_model_hears_it_once(kind: str, how: str) -> None:
@@ -136,15 +127,15 @@ def test_a_plain_answer_leaves_the_task_alone(kind: str, answer: Any) -> None:
     assert desk.seen().epoch == 1
 
 
-def test_answers_by_interrupt_id(how: str) -> None:
-    """Two payments ask at once; one answer is plain, the other is not: the policy heeds the words for both."""
-    desk = Desk("agent", CONFIRM, call("confirmed_pay", {"to": "eve"}, "c-eve"))
+def test_answers_by_interrupt_id(how: str, protected: bool) -> None:
+    """Two payments ask at once; one answer is plain, the other is not: the policy heeds the words for both. The twin pays both."""
+    desk = Desk("agent", CONFIRM, call("confirmed_pay", {"to": "eve"}, "c-eve"), protected=protected)
     first = desk.go(human(), how)["__interrupt__"]
     assert len(first) == 2
     state = desk.go(Command(resume={first[0].id: "yes", first[1].id: STOP}), how)
-    assert desk.ran == []
+    assert sorted(desk.ran) == ([] if protected else ["bob", "eve"])
     assert_went_on(state)
-    assert desk.seen().epoch == 2
+    assert not protected or desk.seen().epoch == 2
 
 
 def test_words_to_one_of_two_leave_the_other_its_question(how: str) -> None:
@@ -197,14 +188,14 @@ def test_what_was_planned_beside_goes_on_after_consent(kind: str, how: str, answ
 
 
 @pytest.mark.parametrize("answer", NO_CONSENT, ids=str)
-def test_one_word_that_is_not_known_as_consent_makes_it_stale(how: str, answer: Any) -> None:
-    """A choice, a time, a name, a question, a restriction, another language: the payment next to it does not run."""
-    desk = Desk("hand", call("confirmed_pay", {"to": "bob, now or then"}, "c-confirm"), PAY, policy=True)
+def test_one_word_that_is_not_known_as_consent_makes_it_stale(how: str, answer: Any, protected: bool) -> None:
+    """A choice, a time, a name, a question, a restriction, another language: the payment next to it runs in the twin alone."""
+    desk = Desk("hand", call("confirmed_pay", {"to": "bob, now or then"}, "c-confirm"), PAY, protected=protected, policy=True)
     desk.go(human(), how)
     desk.ran.clear()
     desk.go(Command(resume=answer), how)
-    assert desk.ran == ["bob, now or then"]
-    assert desk.seen().epoch == 2
+    assert "bob, now or then" in desk.ran and (PAID in desk.ran) != protected
+    assert not protected or desk.seen().epoch == 2
 
 
 @pytest.mark.parametrize(("answer", "epoch"), [({"account": "joint"}, 1), ({"account": "eve's"}, 2)], ids=str)
@@ -222,23 +213,6 @@ def test_the_schema_of_an_answer_offers_its_values(how: str, answer: Any, epoch:
     desk.go(human(), how)
     assert_went_on(desk.go(Command(resume=answer), how))
     assert desk.seen().epoch == epoch
-
-
-def test_unenforced_it_runs_after_a_restriction() -> None:
-    """Without us the payment next to it is made."""
-    desk = Desk("hand", CONFIRM, PAY, protected=False)
-    desk.graph.invoke(human(), THREAD)
-    desk.ran.clear()
-    desk.graph.invoke(Command(resume="Yes, but do not pay"), THREAD)
-    assert sorted(map(str, desk.ran)) == sorted(map(str, ["bob", PAID]))
-
-
-def test_unenforced_answers_by_interrupt_id() -> None:
-    """Without us both are carried out."""
-    desk = Desk("agent", CONFIRM, call("confirmed_pay", {"to": "eve"}, "c-eve"), protected=False)
-    first = desk.graph.invoke(human(), THREAD)["__interrupt__"]
-    desk.graph.invoke(Command(resume={first[0].id: "yes", first[1].id: STOP}), THREAD)
-    assert sorted(desk.ran) == ["bob", "eve"]
 
 
 def test_an_agents_answer_is_nobodys_word() -> None:
@@ -289,13 +263,15 @@ def test_questions_of_any_shape(question: Any) -> None:
     assert free_text("x y", question) == "x y"
 
 
-def test_what_the_message_has_done_before_the_words_stands(how: str) -> None:
-    """One call of the message had paid when another asked: the model is told that it was paid, once, and not to plan it again."""
-    desk = Desk("hand", PAY, CONFIRM)
+def test_what_the_message_has_done_before_the_words_stands(how: str, protected: bool) -> None:
+    """One call of the message had paid when another asked: the model is told so, and not to plan it again. The twin pays again."""
+    desk = Desk("hand", PAY, CONFIRM, protected=protected)
     desk.go(human(), how)
     assert desk.ran == [PAID]
     state = desk.go(Command(resume=STOP), how)
-    assert desk.ran == [PAID]
+    assert sorted(desk.ran, key=str) == ([PAID] if protected else [PAID, PAID, "bob"])
+    if not protected:
+        return
     told = answer_to(state["messages"], "c-pay")
     assert told.status == "success"
     assert told.text.startswith("Note: the task changed after this action was carried out.")
@@ -303,14 +279,6 @@ def test_what_the_message_has_done_before_the_words_stands(how: str) -> None:
     assert told.text.endswith("paid")
     assert answer_to(state["messages"], "c-confirm").status == "error"
     assert_went_on(state)
-
-
-def test_unenforced_the_message_pays_again() -> None:
-    """Without us the call that had paid pays once more when the other one is answered."""
-    desk = Desk("hand", PAY, CONFIRM, protected=False)
-    desk.graph.invoke(human(), THREAD)
-    desk.graph.invoke(Command(resume=STOP), THREAD)
-    assert sorted(desk.ran, key=str) == [PAID, PAID, "bob"]
 
 
 def _dies_once(ran: list[Any]) -> Any:
@@ -327,27 +295,19 @@ def _dies_once(ran: list[Any]) -> Any:
     return pay
 
 
-def test_what_a_death_left_open_is_not_called_undone_by_a_correction() -> None:
-    """Paid, died, corrected: the model is told that the outcome is unknown, with the words, and not to plan it anew."""
+def test_what_a_death_left_open_is_not_called_undone_by_a_correction(protected: bool) -> None:
+    """Paid, died, corrected: the model is told of it, that the outcome is unknown, and not to plan it anew. The twin pays again."""
     desk = Desk("hand", PAY, protected=False)
-    desk.graph = desk.authz.protect(hand_written(desk.model, [_dies_once(desk.ran)], checkpointer=InMemorySaver()))
+    desk.graph = hand_written(desk.model, [_dies_once(desk.ran)], checkpointer=InMemorySaver())
+    if protected:
+        desk.authz.protect(desk.graph)
     with pytest.raises(KeyboardInterrupt):
         desk.go(human())
-    desk.authz.correct("t", STOP)
+    if protected:
+        desk.authz.correct("t", STOP)
     told = answer_to(desk.go(None)["messages"], "c-pay").text
-    assert desk.ran == ["bob"]
-    assert "outcome is unknown" in told
-    assert STOP in told
-
-
-def test_unenforced_a_death_and_a_correction_pay_twice() -> None:
-    """Without us the resumed run pays again, whatever was said."""
-    desk = Desk("hand", PAY, protected=False)
-    graph = hand_written(desk.model, [_dies_once(desk.ran)], checkpointer=InMemorySaver())
-    with pytest.raises(KeyboardInterrupt):
-        graph.invoke(human(), THREAD)
-    graph.invoke(None, THREAD)
-    assert desk.ran == ["bob", "bob"]
+    assert desk.ran == (["bob"] if protected else ["bob", "bob"])
+    assert ("outcome is unknown" in told) == (STOP in told) == protected
 
 
 def test_words_reach_a_question_that_is_answered_at_a_childs_checkpoint(how: str, authz: Any) -> None:
