@@ -89,13 +89,6 @@ def test_what_the_application_says_changed_is_not_acted_on() -> None:
     assert office.paid == [("DE21500105179625862911", 45)]
 
 
-def test_unenforced_it_is_acted_on() -> None:
-    """Without us the payment goes to the account of the bill that is no longer so."""
-    office = Office()
-    built(office, (READ,), pays_after(office, "bill:12"), protected=False).invoke(human("Pay the bill"), THREAD)
-    assert office.paid == [("DE21500105179625862911", 45)]
-
-
 @pytest.mark.parametrize(
     ("month", "changed"),
     [*((m, "May") for m in ("may", " May", "MAY ")), *((m, "2026-05") for m in ("May 2026", "may, 2026")),
@@ -186,16 +179,12 @@ OTHER = {"iban": "GB33BUKB20201555555555", "etag": "2"}
     ids=["another content", "the same content", "another view of a version", "another version"],
 )
 def test_a_read_that_gives_another_content_voids_the_plan_before_it(read: dict[str, Any], edit: dict[str, Any], paid: bool) -> None:
-    """The same read with the same arguments. With `version`, a counter of views is no change."""
+    """The same read with the same arguments. With `version`, a counter of views is no change. Unenforced the first account is paid."""
+    unenforced = Office(**read)
+    interrupted(unenforced, edit).invoke(human("Pay the bill"), THREAD)
+    assert unenforced.paid == [("DE21500105179625862911", 45)]
     office = Office(**read)
     graph = office.authz.protect(interrupted(office, edit))
     with contextlib.nullcontext() if paid else pytest.raises(AuthzHalt):
         told(office.authz, graph, human("Pay the bill"), THREAD, task="Pay the bill")
     assert (bool(office.paid), epoch(office)) == (paid, 1 if paid else 2)
-
-
-def test_unenforced_the_old_content_is_paid() -> None:
-    """Without us the account that was read first is paid."""
-    office = Office()
-    interrupted(office, OTHER).invoke(human("Pay the bill"), THREAD)
-    assert office.paid == [("DE21500105179625862911", 45)]

@@ -240,46 +240,6 @@ def test_a_tools_own_question_in_the_shape_of_a_review_approves_nothing(ran: Any
     assert ran == []
 
 
-# --- the unenforced twins of `test_approvals` ---------------------------------------------------------
-
-
-def reviewed_alone(*calls: Any) -> tuple[Any, list[Any]]:
-    """An agent with LangChain's review and without us, paused at its question."""
-    s = Reviewed(plan=list(calls))
-    graph = s.build()
-    graph.invoke(human(), THREAD)
-    return graph, s.ran
-
-
-def test_the_unenforced_twin_of_a_replayed_approval_pays_again() -> None:
-    """A checkpoint from before the answer is gone back to: one approval, two payments."""
-    graph, ran = reviewed_alone(payment("ann", 10, "c1"))
-    before = graph.get_state(THREAD).config
-    graph.invoke(resume(APPROVE), THREAD)
-    graph.invoke(resume(APPROVE), before)
-    assert ran == [ANN, ANN]
-
-
-def test_the_unenforced_twin_of_other_arguments_pays_them() -> None:
-    """The message is rewritten between question and answer: what was approved is not what runs."""
-    graph, ran = reviewed_alone(payment("ann", 10, "c1"))
-    message = graph.get_state(THREAD).values["messages"][-1]
-    forged = message.model_copy(update={"tool_calls": [payment("eve", 30, "c1")]})
-    graph.update_state(THREAD, {"messages": [forged]}, as_node="model")
-    graph.invoke(None, THREAD)
-    graph.invoke(resume(APPROVE), THREAD)
-    assert ran == [EVE]
-
-
-def test_the_unenforced_twin_of_a_correction_pays_all_the_same() -> None:
-    """STOP stands in the history, and the old approval is taken."""
-    graph, ran = reviewed_alone(payment("ann", 10, "c1"))
-    graph.update_state(THREAD, {"messages": [HumanMessage("STOP")]}, as_node="model")
-    graph.invoke(None, THREAD)
-    graph.invoke(resume(APPROVE), THREAD)
-    assert ran == [ANN]
-
-
 @pytest.mark.parametrize("kind", ["hand", "agent"])
 def test_two_answers_at_once_are_one(kind: str) -> None:
     """Two processes answer the same question: each approved call runs once, whoever comes first."""

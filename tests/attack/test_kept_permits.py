@@ -53,36 +53,22 @@ def test_a_stop_between_two_entries(stop: str, ttl: int, kind: str, go: Any) -> 
 
 
 @pytest.mark.parametrize("stop", [*STOPS, "twin: none"])
-def test_a_node_that_goes_on_asking_its_model_is_stopped(stop: str) -> None:
-    """An own loop in one node: the model's kept permit does not outlive the run, either."""
-    model, answers = replying(), list[Any]()
-
-    def loop(state: Any) -> None:
-        for _ in range(3):
-            answers.append(model.invoke(state["messages"]))
-            if stop in STOPS:
-                STOPS[stop][0](authz, "outer")
-
-    authz, graph = protecting(node_graph(loop), StaticPDP(True))
-    ended = said_by(lambda: told(authz, graph, human(), THREAD))
-    assert (ended, len(answers)) == (STOPS[stop][1], 1) if stop in STOPS else len(answers) == 3
-
-
-@pytest.mark.parametrize("stop", [*STOPS, "twin: none"])
-def test_a_node_that_asks_its_model_late_is_stopped(stop: str) -> None:
-    """Its entry was checked a while ago, and the model's permit was kept by an earlier node."""
+@pytest.mark.parametrize("shape", ["own loop", "late"])
+def test_a_node_that_asks_its_model_again_is_stopped(stop: str, shape: str) -> None:
+    """The model's kept permit does not outlive the run: in a loop of one node, and in a node that was entered a while ago."""
     model, answers = replying(), list[Any]()
 
     def early(state: Any) -> None:
         answers.append(model.invoke(state["messages"]))
 
     def late(state: Any) -> None:
-        current_scope.get().entered -= 1.05
+        current_scope.get().entered -= 1.05 * (shape == "late")
         if stop in STOPS:
             STOPS[stop][0](authz, "outer")
         answers.append(model.invoke(state["messages"]))
 
-    authz, graph = protecting(chain({"early": early, "late": late}, name="outer"), StaticPDP(True))
+    nodes = {"early": early, "late": late} if shape == "late" else {"step": lambda state: [early(state), late(state)] and None}
+    authz, graph = protecting(chain(nodes, name="outer"), StaticPDP(True))
     ended = said_by(lambda: told(authz, graph, human(), THREAD))
     assert (ended, len(answers)) == (STOPS[stop][1], 1) if stop in STOPS else len(answers) == 2
 

@@ -177,21 +177,13 @@ def test_a_node_that_fails_late_does_not_pay_again() -> None:
         assert len(ran) == 2 - protected
 
 
-def test_a_plan_outlasts_a_question_of_the_loop_itself(shape: Any, send: str) -> None:
-    """The loop asks before its calls, and is resumed before any of them is decided."""
+@pytest.mark.parametrize("review", [True, False])
+def test_a_plan_outlasts_a_question_of_the_loop_itself(shape: Any, send: str, review: bool) -> None:
+    """The loop asks before its calls, and is resumed before any is decided. A review that shows the call with its id approves it."""
     ran: list[Any] = []
-    graph = shape(fresh("ann", "bob"), ran, SEND[send], lambda c: interrupt("Go on?"))
-    authz, graph = protecting(graph, rules_that_permit())
-    played(authz, graph, Command(resume="yes"), Command(resume="yes"))
-    assert ran == BOTH
-
-
-def test_a_review_in_the_loop_approves_what_it_shows(shape: Any, send: str) -> None:
-    """The application's own review shows the call with its id."""
-    ran: list[Any] = []
-    graph = shape(fresh("ann", "bob"), ran, SEND[send], lambda c: interrupt({"question": "Pay?", "tool_call": c}))
-    authz, graph = protecting(graph, asking("pay"))
-    played(authz, graph, Command(resume="approve"), Command(resume={"action": "continue"}))
+    graph = shape(fresh("ann", "bob"), ran, SEND[send], lambda c: interrupt({"question": "Pay?", "tool_call": c} if review else "Go on?"))
+    authz, graph = protecting(graph, asking("pay") if review else rules_that_permit())
+    played(authz, graph, Command(resume="approve"), Command(resume={"action": "continue"} if review else "yes"))
     assert ran == BOTH
 
 

@@ -153,11 +153,14 @@ def overtaken(house: House, graph: Any) -> None:
     assert "STOP" not in str(graph.get_state(THREAD).values)
 
 
-def test_a_text_that_an_older_run_erased_is_delivered_again() -> None:
-    """Two entries at once: the older one's last checkpoint lacks the newer text; the next entry brings it back."""
-    house = House()
-    graph = house.authz.protect(house.build(interrupt_before=[]))
-    overtaken(house, graph)
+def test_a_text_that_an_older_run_erased_is_delivered_again(protected: bool) -> None:
+    """Two entries at once: the older one's last checkpoint lacks the newer text, and the next entry brings it back. The twin pays."""
+    house = House(protected=protected)
+    graph = house.build(interrupt_before=[])
+    overtaken(house, house.authz.protect(graph) if protected else graph)
+    assert house.ran == ([] if protected else [PAID])
+    if not protected:
+        return
     with house.authz.run(subject="alice"):
         state = graph.invoke({"messages": []}, THREAD)
     assert house.ran == [] and str(state["messages"]).count("STOP, pay nobody") == 1
@@ -166,13 +169,6 @@ def test_a_text_that_an_older_run_erased_is_delivered_again() -> None:
         again = graph.invoke({"messages": []}, THREAD)
     assert str(again["messages"]).count("STOP, pay nobody") == 1  # once is enough
     assert house.epoch == 2
-
-
-def test_unenforced_the_erased_text_is_lost() -> None:
-    """Without us the payment is made, and nobody ever hears of STOP again."""
-    house = House(protected=False)
-    overtaken(house, house.build(interrupt_before=[]))
-    assert house.ran == [PAID]
 
 
 def test_a_crash_is_no_correction() -> None:
@@ -484,27 +480,16 @@ def test_what_a_run_writes_between_two_looks_is_not_the_updates_word(words: list
     assert said(taken, begun) is bool(words) and said(begun, begun) is bool(words)
 
 
-def test_one_word_of_several_updates_beside_a_run_is_a_correction() -> None:
-    """Also where the last of them says nothing more."""
+@pytest.mark.parametrize("heard", [True, False])
+def test_one_word_of_several_updates_beside_a_run_is_a_correction(heard: bool) -> None:
+    """Also where the last of them says nothing more, or the ledger does not hear of them: it counts when the run ends."""
     house = House()
 
     def write() -> None:
-        for messages in ([HumanMessage("STOP, pay nobody")], []):
-            house.raw.update_state(THREAD, {"messages": messages}, as_node="__start__")
-
-    house.thinks = write
-    house.go(human())
-    house.go(None)
-    assert (house.epoch, house.ran) == (2, [])
-
-
-def test_an_edit_beside_a_run_that_the_ledger_did_not_hear_of_counts_when_the_run_ends() -> None:
-    """Its checkpoint is left behind like another process's."""
-    house = House()
-
-    def write() -> None:
-        with ledger_down(), contextlib.suppress(AuthzDenied):
-            house.graph.update_state(THREAD, {"messages": [HumanMessage("STOP, pay nobody")]}, as_node="__start__")
+        with nullcontext() if heard else ledger_down():
+            for messages in ([HumanMessage("STOP, pay nobody")], []):
+                with contextlib.suppress(AuthzDenied):
+                    (house.raw if heard else house.graph).update_state(THREAD, {"messages": messages}, as_node="__start__")
 
     house.thinks = write
     house.go(human())

@@ -3,7 +3,6 @@
 import asyncio
 import datetime as dt
 import secrets
-import threading
 from concurrent.futures import CancelledError
 from contextlib import nullcontext
 from pathlib import Path
@@ -82,27 +81,6 @@ def test_the_same_deed_asks_and_says_why(world: World, lapsed: int, thread: str,
     assert ("(thread t)" in said) == (thread != "t") and session.approve(decision).permit
 
 
-@pytest.mark.parametrize("alone", [True, False])
-def test_two_processes_that_decide_at_once(world: World, monkeypatch: pytest.MonkeyPatch, *, alone: bool) -> None:
-    """The one that claims second asks, though nothing was in doubt when it was decided. The twin has no second look."""
-    if not alone:
-        monkeypatch.setattr(ClaimCall, "_doubted", lambda *_: False)
-    first = world.worker(pdp=StaticPDP(permit=True)).session(subject="alice", task=TASK, thread="t")
-    decided: list[Any] = []
-
-    def meanwhile(request: Any) -> bool:
-        if request.action.name == "tools/call" and not decided:
-            decided.append(first.decide("send_money", PAY))
-            _locks.PROCESS[0] = secrets.token_hex(8)
-        return True
-
-    second = world.worker(pdp=StaticPDP(meanwhile)).session(subject="alice", task=TASK, thread="another")
-    decision = second.decide("send_money", PAY)
-    assert decided[0].permit
-    assert (decision.outcome, decision.reason) == (("approval_required", Code.IN_DOUBT) if alone else ("permit", ""))
-    assert not alone or second.approve(decision).permit
-
-
 @pytest.mark.parametrize("world", ["sqlite"], indirect=True)
 def test_each_claim_takes_its_turn(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """An idempotent one too: others must see it, or wait for it."""
@@ -120,14 +98,6 @@ def test_each_claim_takes_its_turn(world: World, monkeypatch: pytest.MonkeyPatch
     assert session.approve(session.decide("send_money", PAY)).permit
     assert session.decide("put", {"recipient": "DE21"}).permit
     assert seen == [(1, 2), (1, 2), (1, 0)]  # a call on several targets stands under a name of its own
-
-
-def test_without_a_doubt_the_same_order_pays_again(world: World) -> None:
-    """The twin: once the first payment has an outcome, a new order is an order."""
-    with world.worker().session(subject="alice", task=TASK, thread="t") as session:
-        assert session.decide("send_money", PAY).permit
-        session.observe("send_money", PAY, "sent")
-    assert world.worker().session(subject="alice", task=AGAIN, thread="t").decide("send_money", PAY).permit
 
 
 @pytest.mark.parametrize(("subject", "tool", "args", "later"), [
@@ -349,19 +319,6 @@ def test_the_service_is_asked(world: World, answer: Any, method: str, form: str)
     settled = answer is False
     assert decision.outcome == ("permit" if settled else "approval_required")
     assert len(authz.unknown_calls()) == (0 if settled else 1)
-
-
-def test_a_service_that_hangs_leaves_it_in_doubt(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its deadline ends the wait, and the process does not wait for its thread."""
-    world.die()
-    world.clock.tick(LAPSED)
-    monkeypatch.setattr(calls_in_doubt, "DEADLINE", 0.05)
-    hangs = threading.Event()
-    authz = world.worker(on_unknown=lambda call: hangs.wait())
-    session = authz.session(subject="alice", task=AGAIN, thread="other")
-    assert session.decide("send_money", PAY).outcome == "approval_required"
-    assert asyncio.run(session.adecide("send_money", PAY)).outcome == "approval_required"
-    hangs.set()
 
 
 def test_on_unknown_is_checked() -> None:

@@ -29,7 +29,7 @@ from langchain_runtime_authz.pep.decide_steps import (
     withheld_tools,
 )
 from langchain_runtime_authz.pep.run import Commit, drive
-from langchain_runtime_authz.pep.run_lifecycle import close_run, open_entry, take_lease
+from langchain_runtime_authz.pep.run_lifecycle import open_entry, take_lease
 from langchain_runtime_authz.testing import StaticPDP
 from tests.attack._graphs import authz_with
 from tests.ids import shown as ident
@@ -221,24 +221,6 @@ def test_a_nodes_permit_is_not_kept(why: str) -> None:
     pdp, how = UNKEPT[why]
     _, run = entered(pdp, **how)
     assert asked(pdp, *[lambda: enter_plain(run)] * 3) == 3
-
-
-STOPS: dict[str, tuple[Callable[[Any, Any], Any], str]] = {
-    "corrected": (lambda authz, run: authz.correct("t", "STOP", graph="g"), "stale_epoch"),
-    "revoked": (lambda authz, run: authz.revoke("t", graph="g"), "revoked"),
-    "ended": (lambda authz, run: drive(run.engine, close_run(run)), "lease_ended"),
-}
-
-
-@pytest.mark.parametrize("stop", STOPS)
-def test_a_kept_permit_lets_nobody_in_whose_run_is_not_live(stop: str) -> None:
-    """The ledger is asked at each entry."""
-    pdp = lasting(3600)
-    authz, run = entered(pdp)
-    assert asked(pdp, *[lambda: enter_plain(run)] * 2) == 1
-    change, code = STOPS[stop]
-    change(authz, run)
-    assert enter_plain(run).reason == code
 
 
 def test_a_permit_that_is_not_on_record_is_not_kept() -> None:

@@ -492,16 +492,6 @@ def test_a_call_that_did_not_run_gives_its_step_back(fails: str) -> None:
     assert session.decide("pay", PAY).permit
 
 
-def test_an_approval_is_not_lost_with_the_record() -> None:
-    """What was released can be approved and run once the sink is repaired."""
-    sink = BrokenSink(is_permit)
-    session = opened(authz_with(StaticPDP(ask_for_pay), audit=sink))
-    asked = session.decide("pay", PAY)
-    assert session.approve(asked).reason == "audit_unavailable"
-    sink.broken = lambda _: False
-    assert session.approve(session.decide("pay", PAY)).permit
-
-
 def test_an_approval_that_is_not_kept_is_none() -> None:
     ledger = BrokenLedger()
     session = opened(authz_with(StaticPDP(ask_for_pay), ledger=ledger))
