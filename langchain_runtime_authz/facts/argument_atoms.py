@@ -34,10 +34,10 @@ _BETWEEN: Final = re.compile(r"[,;\r\n]")
 
 
 class Item(NamedTuple):
-    """One scalar of an argument. `keys`: digests of its normal forms."""
+    """One scalar of an argument. `keys`: digests of the forms of all its parts."""
 
     value: Any
-    parts: tuple[tuple[str, ...], ...]  # normal forms of each part; the source of a part without forms is unknown
+    parts: tuple[tuple[str, ...], ...]  # normal forms by part (`_parts`); the source of a part without forms is unknown
     keys: tuple[str, ...]
 
 
@@ -63,9 +63,9 @@ class CallAtoms:
     def effect_targets(self) -> tuple[str, tuple[str, ...]]:
         """Return the digest of the critical arguments, and the digests of all targets.
 
-        The targets are the destinations. If the call has none, they are its objects. The objects of a call with
-        destinations do not count, because one of two requests to pay Bob may leave out the invoice. If it is unclear
-        whether two calls differ, they count as equal, because that costs only a question.
+        The targets are the destinations or, if the call has none, its objects. So two payments to Bob have the same
+        target, even if only one of them names the invoice. If it is unclear whether two targets differ, they get the
+        same digest, because this costs only a question.
         """
         hit, destinations, objects = [], set[str](), set[str]()
         for name, kind, _, _, marks in sorted(self.atoms):
@@ -156,7 +156,7 @@ def has_empty_item(value: object) -> bool:
 
 
 def uncovered(name: str, value: object, covered: Collection[str]) -> Iterator[str]:
-    """Yield the dotted paths of all values in an argument whose path `covered` lacks."""
+    """Yield the dotted paths of an argument's values, except paths in `covered`."""
     # A dot in a member's name could imitate another path. So paths below such a member are never covered.
     stack = [(name, "", value, "." in name)]
     for _ in range(MAX_ARGUMENT_NODES):
@@ -181,14 +181,14 @@ def uncovered(name: str, value: object, covered: Collection[str]) -> Iterator[st
 
 
 def _flat(value: object) -> list[Any] | None:
-    """Return an argument's scalars, and its keys that may be values; None if too many."""
+    """Return an argument's scalars, and dict keys that may be data; None if too many."""
     flat: list[Any] = []
     stack: list[Any] = [value]
     while stack:
         top = stack.pop()
         if isinstance(top, dict):
             stack += [*reversed(top.values())]
-            # A key that cannot be a field's name, or that holds an address, is a value.
+            # A key that cannot be a field's name, or that holds an address, counts as data.
             stack += [k for k in top if not (isinstance(k, str) and FIELD.fullmatch(k)) or identifiers_in(k)]
         elif isinstance(top, list):
             stack += reversed(top)
@@ -202,7 +202,7 @@ def _flat(value: object) -> list[Any] | None:
 
 
 def _parts(value: object, kind: str) -> list[tuple[str, ...]]:
-    """Return the normal forms of each part of a scalar. Each part needs a source.
+    """Return the normal forms of each part of a scalar. Each part has its own source.
 
     The parts of a destination are its addresses or links, and its recipients. The parts of a date with a time are the
     date and the time. If a number can be read in two ways, each reading is a part.
@@ -232,7 +232,7 @@ def _places(value: str) -> Iterator[tuple[str, ...]]:
 
 
 def _marks(value: object, kind: str) -> Iterator[str]:
-    """Yield texts that identify a scalar: addresses, or an amount's largest number."""
+    """Yield texts for a scalar's digest, like a destination's addresses."""
     if kind in DESTINATIONS and isinstance(value, int):
         value = str(value)  # an account number
     if isinstance(value, str):

@@ -1,7 +1,7 @@
 """Tell whether our runs or other code wrote the state that a root entry loads.
 
 When a root entry ends, the ledger records its last checkpoint (`HEAD`) and the state of waiting child graphs (`BELOW`).
-The ledger stores these values under names, as *marks* of the thread. If the next root entry loads a later checkpoint,
+These are *marks*: texts that the ledger stores by name for a thread. If the next root entry loads a later checkpoint,
 then other code wrote it, or a run of ours that ended without a record.
 """
 
@@ -16,7 +16,7 @@ BELOW: Final = "below"  # mark: digest of the state of waiting child graphs
 UNRECORDED: Final = "unrecorded"  # mark: a task change that the audit log may lack
 OF_TASK: Final = "task:"  # prefix of marks that are deleted when all LangGraph tasks have ended
 ANEW: Final = "task:anew"  # mark: id of a question that a graph without checkpoints repeats in each run
-SLOTS: Final = 2**16  # number of marks that lasting places share: `ChildMark`
+SLOTS: Final = 2**16  # number of marks that children share: `ChildMark`
 UNKNOWN: Final = ""  # value of a mark: code of an ended run may have written a checkpoint since
 
 Writer = Literal["ours", "outside", "fork"]
@@ -44,16 +44,14 @@ def outside_key(checkpoint: str) -> str:
 
 
 class ChildMark(NamedTuple):
-    """The ledger's mark with the checkpoint that a child graph left.
+    """The ledger's mark with the last checkpoint that a child graph wrote.
 
-    `place`: digest of the child's thread and checkpoint namespace. `lasting`: a later task may load the child's state
-    from this place too. A child may use a new thread, and so a new place, each time it is called. To bound their
-    number, lasting places share `SLOTS` marks. If two places share a mark, it holds the checkpoint that was written
-    last.
+    A child may use a new thread each time it is called. To bound the number of marks, children whose state outlives
+    the task share `SLOTS` marks. A shared mark holds the checkpoint that was written last.
     """
 
-    place: str
-    lasting: bool
+    place: str  # digest of the child's thread and checkpoint namespace
+    lasting: bool  # a later task may load the child's state too
 
     @property
     def name(self) -> str:
@@ -61,11 +59,11 @@ class ChildMark(NamedTuple):
         return f"child:{int(self.place, 16) % SLOTS}" if self.lasting else f"{OF_TASK}{self.place}"
 
     def value(self, checkpoint: str | None) -> str:
-        """Return the mark's value: the place and the checkpoint id or `UNKNOWN`."""
+        """Return the mark's value: `place`, a blank, and the checkpoint id or `UNKNOWN`."""
         return f"{self.place} {checkpoint or UNKNOWN}"
 
     def left(self, marks: Mapping[str, str]) -> str | None:
-        """Return the checkpoint id or `UNKNOWN` in this mark; None if `marks` lacks it."""
+        """Return the checkpoint id or `UNKNOWN` from `marks`; None for no such mark."""
         place, _, checkpoint = marks.get(self.name, "").partition(" ")
         return checkpoint if place == self.place else None
 
@@ -73,11 +71,11 @@ class ChildMark(NamedTuple):
 def writer_of(
     head: CheckpointHead, marks: Mapping[str, str], pinned: Collection[str | None], *, underway: bool
 ) -> Writer:
-    """Return whose checkpoint `head` is.
+    """Return who wrote the checkpoint `head`, by the thread's `marks` in the ledger.
 
-    "ours": a protected run or a recorded correction wrote it. "fork": the thread has a newer one. "outside": other code
-    wrote it. `pinned`: keys of the task's texts in the ledger. `underway`: an earlier root entry has not ended, or its
-    process died. It may have written checkpoints after the record.
+    "ours": a protected run or a recorded correction wrote it. "outside": other code wrote it. "fork": the thread has a
+    newer checkpoint. `pinned`: keys of the task's texts in the ledger. `underway`: an earlier root entry has not ended,
+    or its process died, so it may have written checkpoints that the marks lack.
     """
     if head.id == marks.get(HEAD) or (not head.newest and outside_key(head.id) in pinned):
         return "ours"

@@ -44,9 +44,9 @@ class History:
     """The steps of a thread. Snapshots share the object, so never change it in place.
 
     `streak`: denials since the last permitted call. `times`: ledger times (seconds) of the newest permitted calls.
-    `changed`: tool → number of steps when a repeated read returned other content. `resources`: resource → its version
-    and the tool. `confined`: (data class, agent path) of data that only this agent, its parents and its children can
-    know.
+    `changed`: tool → the value of `steps` when a repeated read returned other content. `resources`: resource → its
+    version and the tool. `confined`: (data class, agent path) of data that only this agent, its parents and its
+    children can know.
     """
 
     steps: int = 0
@@ -77,7 +77,7 @@ def classes_known(history: History, agent: Path) -> list[str]:
 
 
 def confine_to_agent(confined: Confined, read: Sequence[str], name: str, agent: Path) -> Confined:
-    """Return `confined` after `agent` read class `name`. `read`: classes read before."""
+    """Return `confined` after `agent` read data class `name`. `read`: earlier classes."""
     if name in read and all(n != name for n, _ in confined):
         return confined  # all agents count as knowing this class
     if len(agent) <= 1 or len(confined) >= MAX_NAMES:
@@ -86,12 +86,12 @@ def confine_to_agent(confined: Confined, read: Sequence[str], name: str, agent: 
 
 
 def reveal_known(confined: Confined, agent: Path) -> Confined:
-    """Return `confined` without what `agent` knows: all agents may know it now."""
+    """Return `confined` after `agent` may have told all other agents what it knows."""
     return _without(confined, set(_known(confined, agent)))
 
 
 def handed_down(confined: Confined, parent: Path) -> Confined:
-    """Return `confined` after `parent` (() for a root entry) gave work to a child."""
+    """Return `confined` after the agent `parent` (() for a root entry) called a child."""
     if len(parent) <= 1:  # all agents are below the root agent
         return ()
     return tuple(dict.fromkeys((n, parent if a[: len(parent)] == parent else a) for n, a in confined))

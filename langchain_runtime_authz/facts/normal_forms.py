@@ -2,7 +2,7 @@
 """Give each value normal forms, so that all its spellings are equal.
 
 A form is a text `kind:normal`, like `email:bob@x.org`. The kinds are `email`, `url`, `iban`, `digits`, `num`, `date`,
-`day`, `time` and `text`. If the form of an argument has a trusted source, the argument is trusted. So values share a
+`day`, `time` and `text`. If an argument and a trusted value share a form, the argument is trusted. So values share a
 form only if they surely mean the same. Look-alike letters stay different here; `skeleton` folds them. A text with
 invisible characters has no form.
 
@@ -87,7 +87,7 @@ _LOOKS: Final = {
 
 @lru_cache(maxsize=4096)
 def key(form: str) -> str:
-    """Return the digest of a form: 128 bits, hex. It does not hide a guessable form."""
+    """Return a form's digest (128 bits, hex). It does not hide a guessable form."""
     return blake2b(form.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
@@ -140,7 +140,7 @@ def canonical_number(number: Decimal) -> str:
 
 @lru_cache(maxsize=1024)
 def number_readings(text: str) -> tuple[Decimal, ...]:
-    """Return all readings of a number: `1,200` is 1.2 or 1200."""
+    """Return all numbers that a text may mean: `1,200` is 1.2 or 1200."""
     digits = re.sub(r"[^\d.,+\-]", "", text)
     marks = [c for c in digits if c in ".,"]
     if len(set(marks)) == 2:  # the second separator is the decimal one
@@ -161,11 +161,11 @@ def number_readings(text: str) -> tuple[Decimal, ...]:
 
 
 def forms_of(value: object, *, said: bool = False) -> tuple[str, ...]:
-    """Return the normal forms of one scalar, or none if its meaning is not certain.
+    """Return the normal forms of one scalar, or () if its meaning is not certain.
 
-    `said`: the value comes from a source, and the forms of an argument are searched in its forms. A date with a year in
-    the source then matches an argument with the same day, with or without that year. A date without a year in the
-    source matches the day in any year.
+    `said`: the scalar is from a source (the user's words, an output), not from an argument. Source and argument match
+    if they share a form. "May 26" in a source matches May 26 of any year in an argument. "May 26, 2026" in a source
+    matches that date, and "May 26" in an argument.
     """
     kind = type(value)
     if kind is float or kind is int or (kind is str and len(value) <= REMEMBERED):  # type: ignore[arg-type]
@@ -206,12 +206,12 @@ remembered: Final = lru_cache(maxsize=4096, typed=True)(_forms)
 
 
 def said_forms(value: object, own: tuple[str, ...]) -> tuple[str, ...]:
-    """Return `forms(value, said=True)`, computed only if the forms `own` hold a date."""
+    """Return `forms_of(value, said=True)`, given `own`, which is `forms_of(value)`."""
     return forms_of(value, said=True) if any(f.startswith("date:") for f in own) else own
 
 
 def _moment(text: str, *, said: bool) -> list[str]:
-    """Return the forms of a text that is only a date, a time or both; else none."""
+    """Return the forms of a text that is only a date, a time or both; else []."""
     text = _ZONE.sub("", text)
     several = list(_dates(text, said=said))
     spans = {span for _, span in several}
@@ -281,7 +281,7 @@ def _checked(iban: str) -> bool:
 
 
 def mentions_in(text: str) -> dict[str, str]:
-    """Map each identifier, number, date and time in a text: its form → its spelling."""
+    """Return form → spelling of each identifier, number, date and time in a text."""
     found: dict[str, str] = {}
     for form, (start, end) in located_mentions(text):
         found.setdefault(form, text[start:end])

@@ -1,11 +1,11 @@
 """Read a tool's output: the values of its fields, and values inside its texts.
 
-The writer of a field, whom the profile names, *asserts* the field's whole value. A value inside a free text is only
-*mentioned*. An echo, which is a value that the call's arguments held, counts as neither.
+A field's whole value is *asserted* by the writer whom the profile names. A value inside a free text is only
+*mentioned*. If the call's arguments held the value, the output only echoes it, and it is neither.
 
 The beginning of an output is read at once. The rest is read only when a later call has a value that the user did not
-say. Values beyond the limits are not read. A value that was seen never has less trust than an unseen one. So if a value
-is not read, the worst result is a question or a denial. What is kept is a copy, which the output's owner cannot change.
+say. Values beyond the limits are not read. An unread value is never trusted more than a read one. So the worst result
+of a limit is a question or a denial. Outputs are copied, so that their owners cannot change what was read.
 """
 
 from __future__ import annotations
@@ -207,7 +207,7 @@ def observe_output(
 
 
 def _plain(tool: str, profile: ToolProfile, args: Mapping[str, Any], output: str) -> Observation | None:
-    """Read a line of plain words fast. Return None if `OutputReading` must read it."""
+    """Read one line of plain words fast; None if the output needs `OutputReading`."""
     if "\n" in output or output.lstrip()[:1] in ("{", "[") or TELLING.search(output) or len(args) > MAX_FLAT:
         return None
     whole = remembered(output, False)
@@ -229,7 +229,7 @@ def _plain(tool: str, profile: ToolProfile, args: Mapping[str, Any], output: str
 
 
 def _echo(args: Mapping[str, Any]) -> set[str] | None:
-    """Return the forms of all values in a call's arguments; None beyond the limits."""
+    """Return the forms of all values in a call's arguments; None if too many."""
     found, stack, left = set[str](), list[object]([args]), MAX_SENT
     while stack and left:
         left -= 1
@@ -264,7 +264,7 @@ class OutputReading:
         self._fields: dict[tuple[str, ...], tuple[FieldTrust, str]] = {}
 
     def read(self, nodes: int = MAX_NODES, chars: int = MAX_CHARS) -> Observation:
-        """Continue until `nodes` values or `chars` characters in all. Return what is new."""
+        """Read on up to the totals `nodes` (values) and `chars`. Return what is new."""
         before, self.prose = len(self.found), []
         while self._open and self.nodes < nodes and self.chars < chars:
             entry = next(self._open[-1], None)

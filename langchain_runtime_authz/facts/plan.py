@@ -124,10 +124,7 @@ def match_plan(
 
 
 def planned_call(plan: PlanRecord, call_id: str | None, tool: str, args: object) -> PlannedCall | None:
-    """Return the planned call with this id, or None.
-
-    If several have the id, prefer the one with the same tool and arguments, then the first one.
-    """
+    """Return the planned call with this id (of several, the most similar), or None."""
     found = [c for c in plan.calls if c.call_id == call_id]
     digest = raw_digest(args) if len(found) > 1 else ""
     return next((c for c in found if c.tool == tool and c.args_digest == digest), found[0] if found else None)
@@ -154,9 +151,9 @@ def carry_plan(
 def call_key(whose: str, plan_id: str, position: int, tool: str, args_digest: str) -> str:
     """Return the key of one call, stable over retry, replay, resume and restart.
 
-    A message may repeat a call id, so the key contains position and digest. `whose` is a JSON list without its closing bracket. In
-    keys of the ledger it contains the epoch, because a provider may repeat a message id in a later turn. In idempotency
-    keys it contains neither thread nor epoch, so that they are stable over forks and copies of a thread too.
+    `whose`: the owner of the key, as a JSON list without its closing bracket. In the ledger's keys it contains the
+    epoch, because a provider may repeat a message id in a later turn. In idempotency keys it contains neither thread
+    nor epoch, so that a fork or copy of a thread has the same key. A message may repeat a call id, so no key has one.
     """
     # A model chooses ids and names and could put a separator into them, so they are quoted as JSON.
     text = f"{whose}, {_quoted(plan_id)}, {position}, {_quoted(tool)}, {_quoted(args_digest)}]"

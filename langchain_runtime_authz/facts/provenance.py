@@ -1,7 +1,8 @@
 """Find where each item of an argument comes from: its *class* and its *standing*.
 
-The class is one of `SAYS`. The standing is `told` for the classes human and principal, `known` for system and internal,
-and `outside` for all others. A list has the standing of its weakest item. Provenance is evidence, not an order.
+The class is a key of `SAYS`. The standing is `told` for the classes `human` (the user) and `principal`, `known` for
+`system` and `internal`, else `outside`. A list has the standing of its weakest item. Provenance is evidence, not an
+order.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class UserWords:
 
 
 def _said(tokens: frozenset[str], words: str, value_forms: tuple[str, ...]) -> bool:
-    """Return True if `tokens` or `words` hold one of the forms."""
+    """Return True if `tokens` (forms) or `words` (folded text) hold one of the forms."""
     # A form of the kind `text` must stand in `words` as whole words.
     for form in value_forms:
         kind, _, text = form.partition(":")
@@ -71,7 +72,7 @@ def _within(phrase: str, text: str) -> bool:
 
 
 def _joined(text: str, i: int, step: int) -> bool:
-    """Return True if the character at `i` extends the phrase from which `step` leads."""
+    """Return True if `text[i]` continues the word before (`step` 1) or after it (-1)."""
     if not 0 <= i < len(text):
         return False
     c = text[i]
@@ -138,9 +139,9 @@ class Provenance(NamedTuple):
 
 
 class TextsRead:
-    """Texts and values that this process read in outputs. The texts are oldest first.
+    """Texts (oldest first) and values that this process read in outputs.
 
-    `found`: sources of values from long outputs, which the ledger lacks.
+    `found`: key → sightings of values in the rest of long outputs, which only this process has read.
     """
 
     __slots__ = ("_folded", "_found", "prose")
@@ -161,7 +162,7 @@ class TextsRead:
             yield from (p for p in reversed(self.prose) if phrase in p.folded)
 
     def seen(self, ledger: Mapping[str, Sequence[SeenValue]], keys: Sequence[str]) -> Mapping[str, Sequence[SeenValue]]:
-        """Return key → sightings: those in `ledger`, and those of this process."""
+        """Return key → sightings from `ledger` and from this process."""
         if not self._found:
             return ledger
         return {k: list(dict.fromkeys((*ledger.get(k, ()), *self._found.get(k, ())))) for k in keys}

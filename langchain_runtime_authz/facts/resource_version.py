@@ -19,10 +19,7 @@ UNCHANGED: Final = "0"  # the version of a resource without a reported change
 
 
 def resource_of(profile: ToolProfile, args: Mapping[str, Any]) -> str | None:
-    """Return the name of the resource that a call reads, or None.
-
-    The profile's template builds the name from the arguments: `order:{id}`.
-    """
+    """Return the resource that a call reads, named by `profile.resource`, or None."""
     name = (
         None if profile.resource is None else fill_template(profile.resource, {k: _written(v) for k, v in args.items()})
     )
@@ -30,7 +27,7 @@ def resource_of(profile: ToolProfile, args: Mapping[str, Any]) -> str | None:
 
 
 def one_spelling(resource: str) -> str:
-    """Return a name in one spelling, because a model may spell arguments differently."""
+    """Return a resource's name without differences in case, blanks and date formats."""
     name = tidy(resource)
     return fold((_dated(name) if len(name) <= MAX_VALUE else name).replace(" ", ""))
 

@@ -1,8 +1,8 @@
 """The task: what the user asked on a thread, and all changes of it.
 
 A task is a list of texts that can only grow. The ledger pins the texts by digest, outside graph state, so a summary of
-the state cannot drop "never above 10". Any code can write a message with any class, role or name. So these do not prove
-that a person wrote the text.
+the state cannot drop "never above 10". Any code can write a message with any class, role or name. So a message's class,
+role and name do not prove that a person wrote the text.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class HumanText:
     mixed: bool = field(default=False, compare=False)
 
     def by(self, author: str, *, own: bool) -> HumanText:
-        """Return a copy with this author. `own=True` does not make another's text own."""
+        """Return a copy with this author, which is `own` only if the text was `own` too."""
         own = self.own and own
         return HumanText(self.digest, self.text, self.key, own, author, self.epoch, self.at, self.past, self.mixed)
 
@@ -107,8 +107,8 @@ def extend_task(task: Task, texts: Sequence[HumanText], *, correction: bool) -> 
 def new_texts(pinned: Sequence[HumanText], incoming: Sequence[HumanText]) -> tuple[HumanText, ...]:
     """Return the new texts in `incoming`, which may repeat the whole history.
 
-    A text is a correction, and so new, if its id is pinned with another digest. A text with an unknown id is history if
-    it repeats a pinned text and their order is the same. Leaving texts out is not a correction.
+    If a text's id is pinned with another digest, the text is a correction, and so new. A text with an unknown id is not
+    new if it repeats a pinned text, in the order of the pinned texts. A missing text is not a correction.
     """
     by_key = {t.key: t.digest for t in pinned if t.key is not None}
     # Answers to questions are not messages, so a history does not contain them.

@@ -3,8 +3,8 @@
 The rows are outside the graph's state. The rules of a commit are in its changes (`ledger.changes`), so a store only
 reads and writes rows. Every store passes one contract suite (`testing.ledger_suite.LedgerContract`).
 
-Evolution rule (protocol version 1): change classes and fields may be added. A new field's default keeps the old
-meaning. None is renamed, removed or redefined. A store must refuse a change class that it does not know.
+Evolution rule (protocol version 1): change classes and fields may be added, but not renamed, removed or redefined. A
+new field's default keeps the old meaning. A store must refuse a change class that it does not know.
 
 INVARIANT: a thread's epoch never decreases. INVARIANT: a revocation holds until `Reinstate`.
 INVARIANT: the first record of a plan stays. INVARIANT: an approval is used at most once.
@@ -67,7 +67,7 @@ class Lease:
 
 
 class CallRow(NamedTuple):
-    """The state of a call. `claimed`: it has begun. `void`: resolved as not happened."""
+    """The state of a call, like `claimed` (has begun) or `void` (did not happen)."""
 
     key: str
     state: CallState
@@ -78,23 +78,23 @@ class CallRow(NamedTuple):
     # More facts, deleted when the call ends, except `before`. `targets`: a deed for each target, if there are several.
     # `by`: the tool and the lease (for a payment: the agent). `again`: another call has begun the same deed. `failed`:
     # the call raised, or returned an error (then its deed, unless it pays, ends with `args_digest`). `repeats`: the call
-    # was claimed anew while unknown. `before`: its facts as a void call, if it was claimed anew after that.
+    # was unknown and is claimed again. `before`: the call was void and is claimed again; its facts from before.
     about: Mapping[str, Any] | None = None
 
     @property
     def lost(self) -> bool:
-        """Return True if nobody knows the outcome, and the call must not be repeated."""
+        """Return True if the outcome is unknown and the call must not be repeated."""
         known = self.about or {}
         return self.state == "unknown" and not known.get("failed") and not known.get("idempotent")
 
 
 class Doubt(NamedTuple):
-    """A call that began and has no known outcome.
+    """A call in doubt: it began and has no known outcome.
 
     The call is `claimed` while its lease is live, `unknown` afterwards, and `void` if a resolution says that it did not
-    happen. RULE: while a call is in doubt, other calls with its deed ask an approver (`asks`). This is checked when
-    such a call is decided, and again when it is claimed. A resolution, an approval whose question named the doubt, or
-    the end of `LASTS` seconds lifts the doubt.
+    happen. RULE: while a call is in doubt, other calls with its deed (effect and target) ask an approver (`asks`). This
+    is checked when such a call is decided, and again when it is claimed. The doubt ends with a resolution, with an
+    approval whose question named it, or after `LASTS` seconds.
     """
 
     scope: Scope
@@ -103,25 +103,25 @@ class Doubt(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Return the doubt's name, which changes if the call is claimed again or done."""
+        """Return the doubt's name. It changes if the call is claimed again or gets done."""
         return f"{self.row.key} {self.row.at}" + " done" * (self.row.state == "done")
 
     def hits(self, deeds: Collection[str]) -> bool:
-        """Return True if `deeds` contains the deed of one of the call's targets."""
+        """Return True if `deeds` contains a deed of the call in doubt."""
         return not frozenset(deeds).isdisjoint((self.row.about or {}).get("targets") or (self.row.deed,))
 
     def listed(self, now: float) -> bool:
-        """Return True if lists show the doubt: `lost`, or recent and a risk if repeated.
+        """Return True if lists of calls in doubt show this one.
 
-        Recent means claimed less than `LASTS` seconds ago. A payment, or a call that is not idempotent, is a risk.
+        They show a call that is `lost`, and for `LASTS` seconds an `unknown` call that pays or is not idempotent.
         """
         asks = self.row.deed.startswith("pay:") or not (self.row.about or {}).get("idempotent")
         return self.row.lost or (self.row.state == "unknown" and asks and now - self.row.at < LASTS)
 
     def asks(self, key: str, scope: Scope, about: Mapping[str, Any], now: float) -> bool:
-        """Return True if this doubt makes the call `key` ask an approver.
+        """Return True if the call `key` must ask an approver because of this doubt.
 
-        The caller has checked that both calls have the same subject and deed. `scope` and `about` are of call `key`.
+        `scope`, `about`: thread and facts of the call `key`. It has the subject and the deed of the call in doubt.
         """
         row, known = self.row, self.row.about or {}
         if row.key == key:  # the doubted call itself asks only if another call has begun its deed since
@@ -133,7 +133,7 @@ class Doubt(NamedTuple):
         return row.state == "unknown" and not ("failed" in known and self._same_message(scope, about))
 
     def _asks_while_claimed(self, scope: Scope, about: Mapping[str, Any]) -> bool:
-        """Return True if the call of `about` asks while the doubted call may run."""
+        """Return True if the call with the facts `about` asks while this one may run."""
         known = self.row.about or {}
         equal = known.get("args_digest") == about["args_digest"]
         if known.get("entry") == about["entry"]:  # an agent that repeats a call in a later message may have given it up
@@ -149,7 +149,7 @@ class Doubt(NamedTuple):
         return message and self.scope == scope
 
     def unnoted(self, key: str) -> bool:
-        """Return True if the call `key` must commit a `RepeatCall` about this void call."""
+        """Return True if the claim of `key` needs a `RepeatCall` for this void call."""
         return self.row.state == "void" and self.row.key != key and "again" not in (self.row.about or {})
 
 
@@ -194,7 +194,7 @@ class Approval:
     confirms: str = ""  # the mandate's counter of approvals (`Standing.confirms`), if the question shows the mandate
 
     def listed(self, id: str | None, now: float) -> bool:
-        """Return True if this is the question `id`; without `id`, if it has not expired."""
+        """Return True if this is the question `id`. Without `id`: if it has not expired."""
         return self.id == id if id is not None else self.id != "" and not 0 < self.expires_at <= now
 
 
@@ -243,7 +243,7 @@ class Snapshot:
 
 
 class Guard(NamedTuple):
-    """Conditions of a commit: lease `jti` is live; lease and task have this `epoch`."""
+    """Conditions of a commit: the lease `jti` is live, and in the task's `epoch`."""
 
     jti: str
     epoch: int
@@ -257,14 +257,14 @@ class Committed(NamedTuple):
 
 
 class Conflict(NamedTuple):
-    """The reason for a refused commit. `row`: the ended call that caused it, if any."""
+    """The reason why a commit was refused. `row`: the ended call in its way, if any."""
 
     code: Code
     row: CallRow | None = None
 
 
 class Anchor(NamedTuple):
-    """A reference to one commit. An older copy of a store lacks the commit.
+    """A reference to one commit, by which a restored older copy of a store is noticed.
 
     `ledger` identifies the store, `position` grows with every commit, and `nonce` is random. Each audit record holds
     the newest anchor that its process has seen.
@@ -288,13 +288,13 @@ class Ledger(Protocol):
     def commit(self, scope: Scope, guard: Guard | None, changes: Sequence[Change]) -> Committed | Conflict:
         """Apply all of `changes`, or none, after checking `guard`.
 
-        Each change is checked against the thread as it was before the commit. Two changes may not use up one approval.
+        Each change is checked against the thread as it was before the commit. Two changes cannot use the same approval.
         """
 
     def status(self, tenant: str, jti: str) -> TokenStatus:
-        """Return the status of the lease or token with this jti (RFC 7662).
+        """Return the status of the lease or token with this jti, for introspection.
 
-        A token is live while its call has begun and not ended, its lease is live, and the task is unchanged.
+        A token is live while its call is under way, its lease is live, and the task is unchanged.
         """
 
     async def astatus(self, tenant: str, jti: str) -> TokenStatus: ...
@@ -328,10 +328,10 @@ class Doubted(Protocol):
 
 
 class Awaited(Ledger, Asked, Doubted):
-    """A store with async methods. A cancelled caller's commit may still take effect."""
+    """Base of stores: async methods. A commit may take effect after its cancellation."""
 
     async def _in_thread(self, verb: Callable[..., T], *args: Any) -> T:
-        """Run `verb` in place. A store that may block overrides this to use a thread."""
+        """Run `verb` here. A store that may block overrides this, to run it in a thread."""
         return verb(*args)
 
     async def adoubts(self, tenant: str, key: str | None = None, scope: Scope | None = None) -> Sequence[Doubt]:

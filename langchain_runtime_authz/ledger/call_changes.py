@@ -27,9 +27,9 @@ class _OfCall(Change):
 class ClaimCall(Change):
     """Claim the call: record that it has begun, before the tool runs.
 
-    A new, suspended, void or repeatable call becomes `claimed`. Otherwise the conflict is `call_in_progress` if the
-    call is claimed, else `outcome_unknown`. The conflict contains the row if the call is done. A claim whose lease
-    lapsed counts as unknown, because its process died.
+    A new, suspended, void or repeatable call becomes `claimed`. Any other is refused: a claimed call with the conflict
+    `call_in_progress`, a done or unknown call with `outcome_unknown`. If the call is done, the conflict has its row. A
+    claim whose lease lapsed counts as unknown, because its process died.
     """
 
     key: str
@@ -39,10 +39,10 @@ class ClaimCall(Change):
     deed: str = ""  # `deed` and `about` go into the new `CallRow`
     about: Mapping[str, Any] | None = None
     subject: str = (
-        ""  # the thread's subject; if given, a doubt because of which the call asks is a conflict: `in_doubt`
+        ""  # the thread's subject; if given, the conflict is `in_doubt` if the call must ask despite `despite`
     )
     despite: tuple[str, ...] | None = ()  # names of the doubts that the approver was shown; `None` ignores all doubts
-    also: tuple[str, ...] = ()  # other deeds under which a call that shares a target may be recorded
+    also: tuple[str, ...] = ()  # deeds under which other calls with a target of this call may be recorded
 
     def needs(self, n: Needs) -> None:
         n.calls.add(self.key)
@@ -103,13 +103,13 @@ class ClaimCall(Change):
 
 @dataclass(slots=True)
 class RepeatCall(_OfCall):
-    """Note on a call in doubt that another call now begins the same deed.
+    """Note on a call in doubt (`key`) that another call now begins the same deed.
 
-    If the call with this note is entered again, it asks an approver, even if it was resolved as not happened. If the
-    call was claimed again or has ended, the conflict is `in_doubt`.
+    When the noted call is tried again, it asks an approver, even if it is `void`. If it was claimed again or has ended
+    since the doubt was read, the conflict is `in_doubt`.
     """
 
-    at: float  # when the call that gets the note was claimed
+    at: float  # when the call in doubt was claimed
 
     def check(self, t: Thread, now: float, used: Used) -> Conflict | None:
         row = t.calls.get(self.key)
@@ -122,7 +122,7 @@ class RepeatCall(_OfCall):
 
 @dataclass(slots=True)
 class ReleaseCall(Unrefusable):
-    """Take back the claim of a call that never ran, and its approval, budgets, rates."""
+    """Undo the claim of a call that never ran, with its approval, budgets and rates."""
 
     key: str
     refund: tuple[tuple[str, int], ...] = ()  # counters, with what the claim added to them
@@ -137,7 +137,7 @@ class ReleaseCall(Unrefusable):
         n.rates.update(self.rates)
 
     def apply(self, t: Thread, now: float) -> None:
-        # A claim is taken back only once, and never after the call has ended.
+        # A claim is undone only once, and never after the call has ended.
         if (row := t.calls.get(self.key)) is None or row.state not in ("claimed", "unknown"):
             return
         about = row.about or {}
@@ -165,13 +165,13 @@ class ReleaseCall(Unrefusable):
 class ConcludeCall(_OfCall):
     """Record how the call ended or paused. If `state` is None, delete its row.
 
-    A side effect that failed may have happened all the same. So its state becomes `unknown`, with the note `failed`. If
-    the call was resolved before (`ResolveCall`), the conflict is `ended_late`, unless this end is already noted.
+    A side effect that failed may have happened all the same. So its state becomes `unknown`, with `failed` in `about`.
+    If a person resolved the call before (`ResolveCall`), the conflict is `ended_late`.
     """
 
     state: Literal["done", "failed", "suspended", "unknown"] | None
     result: str | None = None
-    late: bool = False  # the conflict `ended_late` was seen: now only `done` changes a resolved state
+    late: bool = False  # commit despite `ended_late`; then only `done` changes a resolved state
     jti: str = ""  # if given, a call that another lease holds is not changed
     denied: bool = False  # the call failed because a step inside the tool was denied; that step has its own record
 
@@ -213,8 +213,8 @@ class ConcludeCall(_OfCall):
 class ResolveCall(_OfCall):
     """Record whether an unknown call happened.
 
-    If the call happened, its state is `done`, and a model that repeats the call is told so. Otherwise the state is
-    `void`, and the call may run. For a call that is not unknown, the conflict is `not_in_doubt`.
+    If it happened, its state becomes `done`, and a model that repeats the call is told so. Otherwise the state becomes
+    `void`, and the call may run. If the call is not unknown, the conflict is `not_in_doubt`.
     """
 
     happened: bool
@@ -244,7 +244,7 @@ class ResolveCall(_OfCall):
 
 @dataclass(slots=True)
 class DoubtCall(Unrefusable):
-    """Record a doubt about a call that the ledger lost, unless the call is done."""
+    """Restore the row of a call in doubt that the ledger lost, unless the call is done."""
 
     row: CallRow
 
@@ -257,7 +257,7 @@ class DoubtCall(Unrefusable):
 
 
 def _lost(t: Thread, counter: str) -> bool:
-    """Return True if the counter was dropped, so that its count is unknown."""
+    """Return True if the store dropped the counter to save space: its count is unknown."""
     return t.forgotten is not None and counter not in t.budgets and counter in t.forgotten
 
 
@@ -268,7 +268,7 @@ def _spend(t: Thread, counter: str, by: int) -> None:
 
 @dataclass(slots=True)
 class SpendBudget(Change):
-    """Add `by` to a counter. Conflict if this exceeds `maximum`: `budget_exhausted`."""
+    """Add `by` to a counter. Above `maximum`, the conflict is `budget_exhausted`."""
 
     counter: str
     maximum: int
@@ -293,7 +293,7 @@ class SpendBudget(Change):
 
 @dataclass(slots=True)
 class SpendRate(Change):
-    """Count a call in a sliding window. Conflict above `maximum`: `rate_exceeded`."""
+    """Count a call in a sliding window (s). Above `maximum`: conflict `rate_exceeded`."""
 
     counter: str
     window: int
@@ -338,11 +338,10 @@ class AskApproval(Unrefusable):
 class AnswerApproval(Change):
     """Answer an open question.
 
-    If the question is not open, the conflict is `approval_void`. If the approver may not answer, the conflict is
-    `approval_approver`. If the subject approves although somebody else must, or a person approves twice, the conflict
-    is `approval_not_distinct`. A question that needs several approvers stays open until all have approved; a single
-    rejection closes it. With `answered`, the call does not run, and the approver's `message` is the call's result. If
-    `id` is given, the question must have this id.
+    A question that needs several approvers stays open until all have approved; a single rejection closes it. With
+    `answered`, the call does not run, and the approver's `message` is the call's result. If `id` is given, the question
+    must have this id. Conflicts: `approval_void` (the question is not open), `approval_approver` (the approver may not
+    answer), `approval_not_distinct` (a person approves twice, or the subject approves although somebody else must).
     """
 
     call_key: str
@@ -398,7 +397,7 @@ class AnswerApproval(Change):
 
 @dataclass(slots=True)
 class SpendApproval(Change):
-    """Use up the approval of exactly these arguments. Conflict: `approval_void`."""
+    """Use up the approval of exactly these arguments; if none, `approval_void`."""
 
     call_key: str
     args_digest: str

@@ -70,7 +70,7 @@ class Change:
         """Add to `n` the rows that the change reads."""
 
     def check(self, t: Thread, now: float, used: Used) -> Conflict | None:
-        """Return the conflict. If there is none, add to `used` what the change uses up."""
+        """Return the conflict, or None after adding what the change uses up to `used`."""
         raise TypeError(f"unknown change {type(self).__name__}")
 
     def apply(self, t: Thread, now: float) -> None:
@@ -89,7 +89,7 @@ class Unrefusable(Change):
 
 @dataclass(slots=True)
 class OpenThread(Change):
-    """Create the thread. Conflict if another subject has it: `subject_mismatch`."""
+    """Create the thread. If another subject owns it, the conflict is `subject_mismatch`."""
 
     subject: str
 
@@ -147,7 +147,7 @@ class AdvanceEpoch(Change):
 
 @dataclass(slots=True)
 class TakePending(Unrefusable):
-    """Delete the pending texts, because the graph or the model has received them."""
+    """Delete the pending texts, after the graph or the model has received them."""
 
     def needs(self, n: Needs) -> None:
         n.pending = True
@@ -171,7 +171,7 @@ class Redeliver(Unrefusable):
 
 @dataclass(slots=True)
 class SetMark(Unrefusable):
-    """Set a mark, a named text of the thread.
+    """Set a mark: a text that the ledger stores by name for the thread.
 
     A store may drop the mark of a read. Then the next read of the same data counts as changed.
     """
@@ -230,7 +230,7 @@ def _end(t: Thread, state: LeaseState, doomed: Callable[[Lease], bool]) -> None:
 
 @dataclass(slots=True)
 class TakeLease(Change):
-    """Add a lease. Conflicts: `revoked`, `stale_epoch`, `lease_ended` (the parent's)."""
+    """Add a lease. Conflicts: `revoked`, `stale_epoch`, `lease_ended` (of the parent)."""
 
     lease: Lease
 
@@ -298,7 +298,7 @@ class EndLease(Unrefusable):
 
 @dataclass(slots=True)
 class Revoke(Unrefusable):
-    """End the leases of an agent and of agents below it. Refuse new ones."""
+    """End the leases of an agent and of agents below it, and refuse new ones."""
 
     agent: AgentPath
 
@@ -325,7 +325,7 @@ class Reinstate(Unrefusable):
 
 @dataclass(slots=True)
 class RecordPlan(Unrefusable):
-    """Record a plan. The first plan of an agent, a message and an epoch stays."""
+    """Record a plan, unless this message of the agent has one in this epoch."""
 
     plan: PlanRecord
 
@@ -347,7 +347,7 @@ class RecordPlan(Unrefusable):
 
 @dataclass(slots=True)
 class RecordEdge(Change):
-    """Record a delegation edge. Conflict above `MAX_EDGES` edges: `too_wide`."""
+    """Record a delegation edge. Above `MAX_EDGES`, the conflict is `too_wide`."""
 
     edge: Edge
 
@@ -370,8 +370,8 @@ class RecordEdge(Change):
 class RecordValues(Unrefusable):
     """Record digests of the values that a tool returned, for `facts.provenance`.
 
-    A sighting says where a value was seen. Of sightings that differ only in the source, the first is kept. A store
-    keeps at least 10,000 keys of a thread. It may drop others, because a value without a sighting is only trusted less.
+    Of records that differ only in the source, the first is kept. A store keeps at least 10,000 keys of a thread. It may
+    drop others, because a value without a record is only trusted less.
     """
 
     values: tuple[SeenValue, ...]

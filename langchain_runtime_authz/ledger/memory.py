@@ -31,9 +31,9 @@ class MemoryLedger(b.Awaited):
 
     Args:
         clock: returns ledger time in epoch seconds.
-        max_threads: number of threads above which the least recently used is forgotten. It then counts as new, and its
-            old calls as unplanned, so they are denied. Threads with a live lease, a revocation or a recent doubt
-            (`LASTS`) are not forgotten, nor are rows that threads share (`mandate:`).
+        max_threads: number of threads above which the least recently used is forgotten. It then counts as new. Its old
+            calls count as unplanned, so they are denied. Threads with a live lease, a revocation or a recent doubt
+            (`LASTS`) stay, and so do rows that threads share (`mandate:`).
     """
 
     def __init__(self, *, clock: Callable[[], float] = time.time, max_threads: int = MAX_THREADS) -> None:
@@ -141,10 +141,10 @@ class MemoryLedger(b.Awaited):
 
 
 def _forget(t: Thread, now: float) -> None:
-    """Bound the size of a long thread by dropping old rows.
+    """Drop the oldest rows of a long thread, to bound its size.
 
-    Calls of a forgotten plan count as unplanned, and a forgotten lease as ended. A forgotten call does not run again,
-    and a forgotten counter counts as used up (`Forgotten`).
+    Calls of a dropped plan then count as unplanned, a dropped lease as ended, and a dropped counter as used up. A
+    dropped call does not run again (`Forgotten`).
     """
     # Drop rows in batches: after each removal, a dictionary is slow at finding its oldest key.
     if len(t.calls) > MAX_ROWS:

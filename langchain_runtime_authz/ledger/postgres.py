@@ -1,8 +1,8 @@
 """Keep the ledger in PostgreSQL, for any number of machines.
 
-Needs the extra `postgres`. The tables are in a schema of their own. Each transaction takes the application's role,
-whatever role logged in. The role may add rows, may change and delete rows of state tables but not of history, and reads
-only the tenant's rows.
+Needs the extra `postgres`. The tables are in a schema of their own. Each transaction switches to the application's
+role. This role may add rows, and may change and delete rows of state tables, but not of history tables. It sees only
+the tenant's rows.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ logging.getLogger("psycopg.pool").addHandler(logging.NullHandler())  # a command
 
 
 class _Connection(psycopg.Connection[Any]):
-    """A connection that waits `patience` seconds for the server, which may hang."""
+    """A connection that waits at most `patience` seconds for a server that hangs."""
 
     patience = TIMEOUT
 
@@ -145,8 +145,8 @@ class PostgresLedger(SqlLedger):
         dsn: a libpq connection string or URL of a login role that is a member of `role`, or the caller's own pool.
         schema: name of the schema that holds the tables.
         role: name of the application's role.
-        timeout: seconds to wait for a connection, a lock or a result before `ledger_timeout`. If the caller passes a
-            pool of its own, a server that hangs is not given up.
+        timeout: seconds to wait for a connection, a lock or a result before `ledger_timeout`. Connections of the
+            caller's own pool wait for a hanging server without limit.
         max_size: maximum number of connections in the ledger's own pool.
         clock: returns ledger time in tests, instead of the database's clock.
 
@@ -267,7 +267,7 @@ class _PostgresTx:
         return [c.fetchall() if c.pgresult and c.pgresult.nfields else [] for c in cursors[len(prelude) :]]
 
     def keep(self, found: Fetch, kept: WrittenRows, nonce: str, now: float) -> tuple[int, str] | None:
-        """See `Tx.keep`. One statement writes all rows; no part of it sees the new rows."""
+        """See `Tx.keep`. One statement writes all rows."""
         of = (found.tenant, found.key)
         puts = [(name, some) for name, rows in kept.puts.items() for some in in_chunks(rows)]
         drops = [(name, some) for name, keys in kept.drops.items() for some in in_chunks(keys)]
@@ -296,7 +296,10 @@ class _PostgresTx:
 
 @lru_cache(maxsize=1024)
 def _statement(held: str, locks: int, puts: Sequence[tuple[str, int]], drops: Sequence[tuple[str, int]]) -> str:
-    """Return a commit's SQL for these numbers of locks, written and deleted rows."""
+    """Return a commit's SQL.
+
+    `locks`: number of lock rows. `puts`, `drops`: (kind of row, number) of written and of deleted rows.
+    """
     parts = [f"held AS ({held})", *(f"t{number} AS ({_TAKEN})" for number in range(locks))]
     for name, count in puts:
         write = PUTS[name]
@@ -321,7 +324,7 @@ def administer(
         schema: name of the schema that holds the tables.
         role: name of the application's role.
         create: create the schema and the role if they are missing, and make the owner a member of the role.
-        look: only read; then a member of the application's role may log in too.
+        look: only read. Then a member of the application's role may log in too.
 
     Raises `LedgerError` if the database cannot be reached or used.
     """
@@ -408,7 +411,7 @@ def _query(text: str) -> LiteralString:
 
 
 def _alive(conn: Connection) -> None:
-    """Check a connection if its socket is readable: the server may have closed it."""
+    """Check a connection whose socket is readable: the server may have closed it."""
     poll = select.poll()
     poll.register(conn.fileno(), select.POLLIN)
     if poll.poll(0):

@@ -18,7 +18,7 @@ from langchain_runtime_authz.errors import Code, LedgerError
 
 
 class Dialect(NamedTuple):
-    """The parts of SQL that differ between stores, as one store writes them."""
+    """The SQL of one store where stores differ: names of types, and clauses."""
 
     serial: str
     bytes: str

@@ -51,7 +51,7 @@ class Tx(Protocol):
     def keep(self, found: Fetch, kept: WrittenRows, nonce: str, now: float) -> tuple[int, str] | None:
         """Write a commit's rows. Return its journal position and the new `Fetch.seen`.
 
-        Write nothing and return None if the thread or a lock row changed since it was read, or if `now` is too far off.
+        If the thread or a lock row changed since it was read, or `now` is too far off, write nothing and return None.
         """
 
 
@@ -71,9 +71,8 @@ class SqlLedger(b.Awaited):
         self._since: dict[str, int] = {}  # by tenant: position after which only this instance committed
         self._cached: OrderedDict[tuple[str, bytes], CachedThread] = OrderedDict()  # least recently used first
         self._ahead = 0.0  # the store's clock minus this process's
-        self._places: dict[
-            tuple[str, str], tuple[bytes, str | None, str]
-        ] = {}  # what `_located` returns for this process's jtis
+        # (tenant, jti of this process) → what `_located` returns for it.
+        self._places: dict[tuple[str, str], tuple[bytes, str | None, str]] = {}
         self._identity = ""
         self._pid = os.getpid()
         self._workers: ThreadPoolExecutor | None = None
@@ -199,7 +198,7 @@ class SqlLedger(b.Awaited):
         self.close()
 
     def _read(self, tx: Tx, found: Fetch, seen: b.Anchor) -> tuple[Fetch, float]:
-        """Return rows and ledger time. If others have committed, read cached rows too."""
+        """Return rows and ledger time. If others have committed, do not use the cache."""
         now = self._read_rows(tx, found, seen)
         if (cached := found.cached) is not None:
             others = not self._by_thread and seen[1:] != (found.position, found.nonce)
@@ -209,7 +208,7 @@ class SqlLedger(b.Awaited):
         return found, now
 
     def _from_cache(self, found: Fetch, seen: b.Anchor) -> tuple[Fetch, float] | None:
-        """Return cached rows and an estimated time, to be checked; None if not cached."""
+        """Return cached rows and an estimated time, which `Tx.keep` checks; else None."""
         cached = found.cached
         if cached is None or found.locks or (doubts := cached.doubts_of(found.needs, seen.nonce)) is None:
             return None
@@ -324,7 +323,7 @@ def retry_timeouts(tries: int, run: Callable[[], b.T]) -> b.T:
 
 
 def _located(tx: Tx, tenant: str, jti: str) -> tuple[bytes, str | None, str] | None:
-    """Return a jti's thread, call key (None for a lease) and lease; None if unknown."""
+    """Return a jti's thread key, call key (None for a lease) and lease jti, or None."""
     of = (tenant, rows.to_json(jti))
     tokens, leases = tx.batch([(_CALLS, of), (_LEASES, of)])
     for thread, key, lease in tokens:
@@ -341,7 +340,7 @@ def _doubt(row: Row, now: float) -> b.Doubt:
 
 
 def _opened(doubts: Sequence[Row], now: float) -> dict[str, dict[str, Thread]]:
-    """Return a mapping: deed → call key → a thread with this one call in doubt."""
+    """Return deed → call key → a thread that has only this call: the form of `open`."""
     found: dict[str, dict[str, Thread]] = {}
     for scope, subject, call in (_doubt(row, now) for row in doubts):
         held = {call.jti: b.Lease(call.jti, "", (), 0, 0, int(now) + 1)}  # `_doubt` has checked that the lease is live

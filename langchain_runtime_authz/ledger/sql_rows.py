@@ -67,8 +67,8 @@ class Fetch:
     """One read: the thread's rows in `needs`, the newest commit and the schema.
 
     Run `statement` and pass its rows to `read`. This sets `thread`, `seen`, `position`, `nonce`, `latest`, `clock` and
-    `version`. `seen` changes with each commit of the thread, and is empty if the thread has none. A commit sets
-    `before` to the thread as it was read. Rows in `cached` are not read.
+    `version`. `seen` changes with each commit of the thread, and is "" if the thread is new. A commit sets `before` to
+    the thread as it was read. Rows in `cached` are not read.
     """
 
     tenant: str
@@ -94,13 +94,13 @@ class Fetch:
         self.thread = Thread() if self.cached is None else self.cached.thread
 
     def statement(self, row: str, clock: str, seen: str, index: str) -> Statement:
-        """Return the SQL. Its rows hold: index of a row's reader, order, columns as JSON.
+        """Return the SQL. A row holds: index in `_takers`, order, columns as JSON.
 
         Args:
             row: the store's SQL function that makes a JSON list.
             clock: an SQL expression for the time.
             seen: an SQL expression over the thread's row, whose value changes with each commit of the thread.
-            index: a clause that makes the store search open calls by their index `call_open`, if it must be told.
+            index: a clause that makes the store use its index `call_open`; "" if the store does so by itself.
         """
         n, cached, of = self.needs, self.cached, (self.tenant, self.key)
         parts, given = list[tuple[str, str]](), [*of, self.tenant]
@@ -133,7 +133,7 @@ class Fetch:
         return _union(tuple(parts), row, clock, seen), given
 
     def _rows(self, add: Callable[..., None]) -> None:
-        """Add the statement's parts for rows that the cache (`cached`) would hold."""
+        """Add the statement's parts for the kinds of rows that `CachedThread` holds."""
         n, of = self.needs, (self.tenant, self.key)
         add(self._thread, f"scope, subject, history FROM thread WHERE {_OF}", *of)
         newest = f"(SELECT * FROM epoch WHERE {_OF} ORDER BY epoch DESC, digest DESC LIMIT 1) e"
@@ -252,7 +252,7 @@ def _union(parts: tuple[tuple[str, str], ...], row: str, clock: str, seen: str) 
 
 
 class WrittenRows(NamedTuple):
-    """A commit's writes: thread row, rows to write (`PUTS`), keys to delete (`DROPS`)."""
+    """A commit's writes: the thread's row, rows by `PUTS` name, keys by `DROPS` name."""
 
     thread: Row
     puts: Mapping[str, Sequence[Row]]
@@ -297,7 +297,7 @@ def _changed(rows: Mapping[Any, V], old: Mapping[Any, V]) -> list[tuple[Any, V]]
 
 
 class Write(NamedTuple):
-    """The parts of the SQL that writes rows to a table."""
+    """Builds the SQL that inserts or updates rows of one table."""
 
     table: str
     columns: tuple[str, ...]  # after `tenant` and `thread`
@@ -350,7 +350,7 @@ def _of_call(key: str, row: b.CallRow) -> Row:
 
 
 THREAD: Final = _put("thread", ("tenant", "thread"), "scope", "subject", "history", "at")
-# Tables and columns, by the names in `Kept.puts`.
+# Tables and columns, by the names in `WrittenRows.puts`.
 PUTS: Final[Mapping[str, Write]] = {
     "epoch": Write("epoch", ("epoch", "digest", "body", "at"), _ONCE),
     "said": Write("said", ("epoch", "body")),
@@ -368,7 +368,7 @@ PUTS: Final[Mapping[str, Write]] = {
     "edges": Write("edge", ("parent", "child", "kind"), _ONCE),
     "values": _put("value", ("tenant", "thread", "key"), "body"),
 }
-# Tables and the column of their keys, by the names in `Kept.drops`.
+# Tables and the column of their keys, by the names in `WrittenRows.drops`.
 DROPS: Final = {
     "delivery": ("delivery", "tenant"),  # all rows of the thread
     "calls": ("call", "key"),

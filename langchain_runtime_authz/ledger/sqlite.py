@@ -31,8 +31,8 @@ class SqliteLedger(SqlLedger):
     A load is one statement. A commit reads with one statement and writes with another, which does nothing if another
     process committed meanwhile. Then the commit is repeated under the file's lock. A commit is on the disk when it
     returns (`synchronous=FULL`). Threads, processes and forks may share the file. The file must be on a local disk,
-    because write-ahead mode does not work on network file systems. An instance refuses a file that was removed or
-    replaced, and a file that lost commits which the instance has seen (`ledger_rolled_back`).
+    because write-ahead mode does not work on network file systems. An instance refuses a file that was removed,
+    replaced, or set back to before a commit that the instance has seen (`ledger_rolled_back`).
 
     Args:
         path: path of the file. If the file is missing, it is created with mode 0600 and its tables.
@@ -77,7 +77,7 @@ class SqliteLedger(SqlLedger):
                 self._idle.pop().close()
 
     def check(self, tenant: str) -> None:
-        """See `SqlLedger.check`. Refuse a full disk too, which only a commit would notice."""
+        """See `SqlLedger.check`. Also refuse a full disk."""
         super().check(tenant)
         if not os.statvfs(self.path).f_bavail:
             raise LedgerError(Code.LEDGER_UNAVAILABLE, f"{self.path.name}: the disk is full")
@@ -276,8 +276,8 @@ def _write_ahead(conn: sqlite3.Connection, timeout: float) -> None:
 def _make(path: Path) -> None:
     """Create the file if it is missing, and never open an existing one.
 
-    Closing any descriptor of a file drops every lock that this process has on the file, SQLite's among them. Another
-    process could then remove the write-ahead log with its commits
+    If this function opened and closed the file, this process would lose all its locks on the file, SQLite's among them.
+    Another process could then remove the write-ahead log with its commits
     (https://sqlite.org/howtocorrupt.html#_posix_advisory_locks_canceled_by_a_separate_thread_doing_close_).
     """
     with suppress(FileExistsError):

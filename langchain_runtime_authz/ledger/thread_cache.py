@@ -16,24 +16,18 @@ MAX_ROWS: Final = 1024  # of one thread
 
 
 class CachedThread(NamedTuple):
-    """All rows of a thread after one commit. Shared, so they must not be changed.
+    """All rows of a thread after one commit. Shared, so they must not be changed."""
 
-    Attributes:
-        thread: the rows, except the task's texts and the calls in `without` (keys of calls with a result).
-        seen: a value that changes with each commit of the thread. version: the ledger's schema version.
-        position: position of a commit up to which only this instance had changed the thread.
-        doubts: what the last load of doubts read: (nonce of the tenant's newest commit, deeds, rows of their doubts).
-    """
-
-    thread: Thread
-    without: frozenset[str]
-    seen: str
-    position: int
+    thread: Thread  # the rows, except the task's texts and the calls in `without`
+    without: frozenset[str]  # keys of calls with a result
+    seen: str  # changes with each commit of the thread
+    position: int  # the commit's position; up to there, only this instance changed the thread
     version: Version
+    # Calls in doubt that the last load read: (nonce of the tenant's newest commit, deeds, rows of calls with a deed).
     doubts: list[tuple[str, set[str], list[Sequence[Any]]]]
 
     def doubts_of(self, n: Needs, newest: str) -> list[Sequence[Any]] | None:
-        """Return cached doubts of the deeds in `n`; None if something in `n` must be read."""
+        """Return the doubts cached at the commit `newest`; None if `n` must be read."""
         if n.log or not self.without.isdisjoint(n.calls):
             return None
         looked = ((newest, set[str](), list[Any]()), *self.doubts)

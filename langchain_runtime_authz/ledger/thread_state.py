@@ -86,7 +86,7 @@ class Thread:
     # For each jti that this commit issues: the jti, the key of the token's call (`None` for a lease), the lease's jti.
     issued: list[tuple[str, str | None, str]] = field(default_factory=list)
     scope: b.Scope | None = None
-    # By deed and call key: the threads of all `OPEN` calls of the store, or of those in `Needs`.
+    # Deed → call key → thread: all `OPEN` calls of the store, or those in `Needs`.
     open: dict[str, dict[str, Thread]] = field(default_factory=dict)
     forgotten: Forgotten | None = None
     at: float = 0.0  # ledger time of the last commit, in a store in memory
@@ -134,10 +134,10 @@ class Thread:
 
 @dataclass(slots=True)
 class Needs:
-    """The rows to read besides subject, epoch, task, history and revocations."""
+    """The rows to read, in addition to subject, epoch, task, history and revocations."""
 
     leases: set[str] = field(default_factory=set)
-    below: set[str] = field(default_factory=set)  # jtis whose child leases are read, with their calls
+    below: set[str] = field(default_factory=set)  # jtis of leases whose child leases are read, with their calls
     living: bool = False  # all live leases
     plans: set[PlanKey] = field(default_factory=set)
     by_call: set[PlanKey] = field(default_factory=set)
@@ -150,7 +150,7 @@ class Needs:
     log: bool = False
     pending: bool = False
     marks: set[str] = field(default_factory=set)
-    unmarked: set[str] = field(default_factory=set)  # prefixes of marks
+    unmarked: set[str] = field(default_factory=set)  # prefixes of marks that the commit deletes
     values: set[str] = field(default_factory=set)
     deeds: set[str] = field(default_factory=set)
     locks: set[tuple[str, ...]] = field(default_factory=set)  # two commits that share a lock exclude each other
@@ -179,9 +179,9 @@ class Needs:
 def calls_in_doubt(
     found: Mapping[str, Mapping[str, Thread]], tenant: str, deed: str, now: float, subject: str | None = None
 ) -> tuple[b.Doubt, ...]:
-    """Return a deed's calls in doubt, from `found`: deed → call key → thread.
+    """Return a deed's calls in doubt, from `found` (`Thread.open`).
 
-    With `subject`, return only those that may make another call of this subject ask an approver.
+    With `subject`, return only those because of which another call of this subject may have to ask an approver.
     """
     kinds: dict[str, list[b.Doubt]] = {"claimed": [], "unknown": [], "void": []}
     for key, t in found[deed].items():

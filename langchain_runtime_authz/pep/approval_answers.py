@@ -40,7 +40,7 @@ _SAYS: Final = ("type", "action", "decision", "answer", "approved")  # fields of
 
 
 def read_answers(asks: Sequence[Approval], value: object, subject: Subject) -> list[AnswerApproval]:
-    """Return the answers to `asks` in a resume value; an unusable one is `malformed`."""
+    """Return a resume value's answers to the questions `asks`, also `malformed` ones."""
     groups: dict[str, list[Approval]] = {}
     for ask in sorted(asks, key=lambda a: a.position):
         groups.setdefault(ask.interrupt_id, []).append(ask)
@@ -56,7 +56,7 @@ def read_answers(asks: Sequence[Approval], value: object, subject: Subject) -> l
 
 
 def _decisions(value: object, group: Sequence[Approval]) -> Sequence[object]:
-    """Return a decision for each question, or only Nones if `value` has more or fewer."""
+    """Return a decision by question; only Nones if the numbers of both differ."""
     decisions: Any = value.get("decisions", [value]) if isinstance(value, Mapping) else value
     if not isinstance(decisions, list | tuple) and group[0].allowed == PLAIN:
         decisions = [decisions]
@@ -130,7 +130,7 @@ def edited_action(edited: str) -> tuple[str, dict[str, Any]]:
 
 
 def answers_only_some(asks: Sequence[Approval], value: object) -> bool:
-    """Return True if a resume value decides only some of an interrupt's calls."""
+    """Return True if a resume value decides some of an interrupt's calls, not all."""
     groups = Counter(a.interrupt_id for a in asks if a.source != "hitl")
     named = value if isinstance(value, Mapping) and not groups.keys().isdisjoint(value.keys()) else None
     for interrupt_id, count in groups.items():
@@ -143,7 +143,7 @@ def answers_only_some(asks: Sequence[Approval], value: object) -> bool:
 
 
 def remaining_decisions(value: object, question: object, open_ids: Collection[str]) -> object:
-    """Drop decisions on calls not in `open_ids`. Raises `ValueError` if one rejects."""
+    """Drop decisions on calls not in `open_ids`; `ValueError` if such a one rejects."""
     decisions = value.get("decisions") if isinstance(value, Mapping) else value
     ids = approval_ids(question)
     if not isinstance(decisions, list | tuple) or len(decisions) != len(ids) or len(ids) == 1:
@@ -155,7 +155,7 @@ def remaining_decisions(value: object, question: object, open_ids: Collection[st
 
 
 def correcting_texts(asks: Sequence[Approval], answered: Sequence[AnswerApproval]) -> list[HumanText]:
-    """Return a text for each answer that changes the task: edit, response or reason."""
+    """Return a text for each edit, response and rejection with a reason."""
     by_key = {a.call_key: a for a in asks}
     said = []
     for answer in answered:
@@ -178,7 +178,7 @@ def answer_event(
     verdict: str = "",
     **detail: Any,
 ) -> tuple[Any, ...]:
-    """Return the effect that records an answer; `content`: with its message as text."""
+    """Return the `Write` effect for an answer. `content`: also record its message."""
     detail = {
         "approval": ask.id,
         "call_key": ask.call_key,

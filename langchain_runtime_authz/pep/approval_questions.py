@@ -73,16 +73,16 @@ def interrupt_value(asked: Sequence[tuple[DecidedCall, Approval]]) -> dict[str, 
 
 
 def approval_ids(value: object) -> list[str]:
-    """Return the ledger ids of the questions in a `payload`; [] for other values."""
+    """Return the ids of the questions in an `interrupt_value`; [] for other values."""
     asked = value.get("action_requests") if isinstance(value, Mapping) else None
     ids: list[Any] = [a.get("approval_id") for a in asked if isinstance(a, Mapping)] if isinstance(asked, list) else []
     return ids if asked and all(isinstance(i, str) and i for i in ids) and len(ids) == len(asked) else []
 
 
 def asks_shown(asks: Sequence[Approval], questions: Mapping[str, object]) -> list[Approval]:
-    """Return those of `asks` that an interrupt shows, with this interrupt's id.
+    """Return those of `asks` that an interrupt shows, with the id of this interrupt.
 
-    `questions`: interrupt id → value. The ledger's interrupt ids are outdated if a node was stopped or asked twice.
+    `questions`: interrupt id → value. The ids in `asks` are outdated if a node was stopped or asked twice.
     """
     ours = {a: i for i, q in questions.items() if is_shown_by(q, i, asks) for a in approval_ids(q)}
     found = [replace(a, interrupt_id=ours[a.id]) for a in asks if a.id in ours]
@@ -91,10 +91,10 @@ def asks_shown(asks: Sequence[Approval], questions: Mapping[str, object]) -> lis
 
 
 def is_shown_by(question: Any, interrupt_id: str, asks: Sequence[Approval]) -> bool:
-    """Return True if `question` is ours, and this very interrupt asks it.
+    """Return True if `question`, an interrupt's value, is ours and genuine.
 
-    The payload names its interrupt. A node that passes on a child graph's question has another interrupt. A node may
-    also copy ids of open questions (`asks`). So the interrupt counts only if it shows the calls of these questions.
+    It must name this interrupt, because a node may pass on a child graph's question in an interrupt of its own. It must
+    also show the calls of the open questions (`asks`), because a node may copy their ids.
     """
     if not (ids := approval_ids(question)) or question.get("interrupt_id") != interrupt_id:
         return False
@@ -111,7 +111,7 @@ def _says(action: Mapping[str, Any], ask: Approval) -> bool:
 
 
 def _question(decided: DecidedCall) -> str:
-    """Return the question that the approver reads, with a line for each argument."""
+    """Return the text that the approver reads, with a line for each argument."""
     call, reasons = decided.call, ", ".join(map(one_line, decided.decision.reasons))
     shown = {name: quote(value) for name, value in call.args.items()}
     worded = fill_template(call.profile.question or "", shown) or f"Approve {one_line(call.tool)}?"
@@ -186,7 +186,7 @@ def over_cap(run: Run, asked: Sequence[DecidedCall]) -> Flow[bool]:
 
 
 def notify_changed(run: Run, asked: Sequence[DecidedCall], task_id: str) -> Flow[None]:
-    """Warn the approver if the same LangGraph task had other arguments approved."""
+    """Tell the approver if this LangGraph task had other arguments approved before."""
     marks = [f"{OF_TASK}{task_id}:{j.call.tool}" for j in asked]
     last = (yield Load(run.scope, Query(marks=tuple(marks)))).marks
     held = (yield Load(run.scope, Query(calls=tuple(last.values())))).approvals if last else {}
@@ -208,7 +208,7 @@ def record_questions(run: Run, asked: Sequence[DecidedCall], opened: Sequence[Ap
 
 
 def asked_event(run: Run, opened: Sequence[Approval], now: float, decisions: Sequence[str] = ()) -> tuple[Any, ...]:
-    """Return the effect that records questions in the audit log."""
+    """Return the `Write` effect that records questions in the audit log."""
     questions = [
         {
             "approval": one.id,
@@ -226,7 +226,10 @@ def asked_event(run: Run, opened: Sequence[Approval], now: float, decisions: Seq
 def review_records(
     run: Run, asked: Sequence[tuple[str, str, Call, tuple[str, ...]]], interrupt_id: str, task_id: str = ""
 ) -> list[Approval]:
-    """Return records of questions that another review, like LangChain's, asks."""
+    """Return records of questions that another review, like LangChain's, asks.
+
+    `asked`: (approval key, digest of the arguments, call, allowed decisions) of each question.
+    """
     trace = traceparent(run)
     return [
         Approval(
@@ -255,7 +258,7 @@ _NOUNS: Final = {"pay": "payment", "send": "message", "delete": "deletion"}
 
 
 def question_lines(run: Run, decided: DecidedCall) -> tuple[str, ...]:
-    """Return the lines: order, calls in doubt, and arguments with their sources."""
+    """Return the lines about the mandate, calls in doubt, and the arguments' sources."""
     call, traced = decided.call, decided.provenance
     texts = run.engine.memory.texts_read(run.scope)
     payees = run.engine.memory.payees(run.scope)
@@ -312,7 +315,7 @@ def _source(found: tracing.Provenance) -> str:
 
 
 def _resembling(value: object, payees: Mapping[str, frozenset[str]]) -> str:
-    """Return a warning if a destination resembles a used one or mixes alphabets."""
+    """Return a warning if a destination looks like an earlier one or mixes alphabets."""
     line = ""
     for one in [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, str)]:
         own = forms_of(one)

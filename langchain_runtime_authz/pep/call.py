@@ -85,7 +85,7 @@ class DecidedCall:
     replay: bool = False  # the call ran before, so its recorded result is used
     deeds: tuple[str, ...] = ()  # the call's own deed, and deeds of similar calls: `effect_names`
     doubts: tuple[Doubt, ...] = ()  # calls in doubt that make this call ask an approver
-    redone: tuple[Doubt, ...] = ()  # calls in doubt whose deed this call does again: its claim notes that on them
+    redone: tuple[Doubt, ...] = ()  # calls in doubt with the same deed; the claim notes on them that it is done again
     evidence: tuple[str, ...] = ()  # lines of the question to the approver
 
     @property
@@ -130,7 +130,7 @@ class Denial(NamedTuple):
 
 
 class Replay(NamedTuple):
-    """A call that ran before. `result`: its output as JSON. `message`: new user texts."""
+    """A call that ran before. `result`: its JSON output. `message`: new user texts."""
 
     call: Call
     result: str | None

@@ -26,13 +26,10 @@ Ahead = tuple[dict[str, int], dict[str, int]]  # counts of a message's earlier c
 
 
 class ApplicationMandate(NamedTuple):
-    """The mandate from `RuntimeAuthz.run`. `epochs`: thread → epoch that it is for.
-
-    In a later epoch of the thread, the mandate does not apply.
-    """
+    """The mandate from `RuntimeAuthz.run`, and the only epoch of each thread for it."""
 
     mandate: Mandate
-    epochs: dict[Scope, int]
+    epochs: dict[Scope, int]  # thread → epoch
 
     @classmethod
     def by(cls, mandate: Mandate | None) -> ApplicationMandate | None:
@@ -53,7 +50,7 @@ class ApplicationMandate(NamedTuple):
 
 
 def mandate_event(run: Run, mandate: Mandate) -> tuple[Any, ...]:
-    """Return the effect that records a mandate in the audit log."""
+    """Return the `Write` effect that records a mandate in the audit log."""
     detail: dict[str, Any] = {"source": mandate.source, "digest": mandate.digest}
     detail["steps"] = [{"id": tool_label(s.id), "tool": tool_label(s.tool)} for s in mandate.steps]
     if run.engine.audit.content:
@@ -120,7 +117,7 @@ def binding_of(run: Run, said: TaskWords, call: Call) -> tuple[Mandate | None, B
 
 
 def chosen_arguments(run: Run, mandate: Mandate | None, call: Call) -> frozenset[str]:
-    """Return the names of sent arguments, except unordered ones with default values."""
+    """Return the sent arguments, except defaults that no step of the mandate names."""
     given = more = call.given
     if mandate is None:
         return given
@@ -139,11 +136,10 @@ def task_of(run: Run) -> Task:
 
 
 def _task_of_words(run: Run, turn: Turn, mandate: Mandate | None, call: Call) -> Task:
-    """Return the key of the task, with the epoch since which reads count for a call.
+    """Return the key of the task, with the first epoch whose reads count for a call.
 
-    A text like "yes, do it" continues an earlier order, whose reads still count. Reads for an earlier message count
-    only for a write inside the application that a planner ordered. For a call that others notice, or that cannot be
-    undone, the agent must read again.
+    Usually the reads since the user's order count, even if the newest text only says "yes, do it". For a write inside
+    the application that the planner's mandate orders, older reads count too, unless their data changed.
     """
     inside = mandate is run.planned and call.profile.inside
     return run.epoch, "", turn.fresh if inside else turn.since
@@ -154,9 +150,9 @@ def standing_of(
 ) -> Standing:
     """Return how a call compares with the mandate. Add its counts to `ahead`.
 
-    `counters`: the ledger's counts, which include this call if it was `counted`. `stopped`: this call may not run, as if
-    it deviates. Then calls of the message that wait for it deviate too. `denied`: it surely does not run, and takes no
-    step from the calls behind it.
+    `counters`: the ledger's counts, which include this call if it was `counted`. `stopped`: the policy did not permit
+    this call. Then calls of the message that wait for it deviate. `denied`: it denied this call, so the call leaves its
+    step to later calls of the message.
     """
     (every, unsure), counts = ahead, {}
     for counter, by in binding.counters.items():
@@ -183,7 +179,7 @@ def mandate_json(mandate: Mandate | None, standing: Standing, *, backed: bool) -
     found = standing.deviations
     return {
         "standing": standing.standing,
-        # What a person is to confirm asks, even if the address is known.
+        # A call that a person must confirm asks, even if its address is known.
         "backed": backed and not (found and any(d.code == "confirm" for d in found)),
         "source": mandate.source if mandate is not None else None,
         "step": standing.step,

@@ -68,9 +68,9 @@ OnUnknown = Callable[[UnknownCall], "bool | Awaitable[bool | None] | None"]
 def effect_names(words: TaskWords, call: Call) -> tuple[str, Deeds]:
     """Return the counter of equal calls, and the call's deeds.
 
-    The first deed is the call's own: `effect:target`. With several targets, it is `effect:SEVERAL`; without a target,
-    `effect:tool`. The others are deeds of calls that may share a target. The last deed also names the arguments; by it,
-    an equal call that failed is found. Payments lack the last deed.
+    The first deed is the call's own: `effect:target`, `effect:SEVERAL` (several targets) or `effect:tool` (no target).
+    The others find calls in doubt that may share a target. The last one also names the arguments, to find an equal call
+    that failed; payments do not have it.
     """
     if call.error is not None or not call.profile.side_effect:
         return "", ()
@@ -83,7 +83,7 @@ def effect_names(words: TaskWords, call: Call) -> tuple[str, Deeds]:
 
 
 def facts_of_doubt(run: Run, call: Call) -> dict[str, Any]:
-    """Return facts for the call's claim, by which `Doubt.asks` judges later calls."""
+    """Return the facts of the call that `Doubt.asks` compares with later calls."""
     by = f"{run.agent if call.profile.effect == 'pay' else run.jti} {tool_label(call.tool)}"
     of_call = {"by": by, "args_digest": call.args_digest, "plan": call.plan_id}
     if call.plan_id is None and (ticket := current_ticket()) is not None:  # a tool's code makes the call
@@ -94,7 +94,7 @@ def facts_of_doubt(run: Run, call: Call) -> dict[str, Any]:
 def look_up_doubts(run: Run, snapshot: Snapshot) -> Flow[Snapshot]:
     """Ask `on_unknown`, and return the snapshot with its answers.
 
-    Also add calls that an approval named as in doubt, if they turned out to be done.
+    Also add calls that an approved question named as in doubt, and that are done by now.
     """
     if run.engine.on_unknown is not None:
         snapshot = yield from looked_up(run, snapshot)
@@ -110,7 +110,7 @@ def doubts_of(
 ) -> tuple[tuple[Doubt, ...], tuple[Doubt, ...]]:
     """Return `DecidedCall.doubts` and `DecidedCall.redone`.
 
-    `doubts` also has calls that a question named and that turned out to be done: an approver must hear of that.
+    `doubts` also has calls that the question named as in doubt, and that are done by now. An approver must hear of it.
     """
     if call.profile.idempotent and call.profile.effect != "pay":
         return (), ()
@@ -185,7 +185,7 @@ def resolve_doubt(of: Run | Scope, doubt: Doubt, *, happened: bool, author: str,
 
 
 def ended_late(run: Run, row: CallRow, state: str) -> Flow[None]:
-    """Record that a call ended after it was resolved, so it may have run twice."""
+    """Record that a call ended after a person had resolved it. It may have run twice."""
     resolved = (row.about or {})["resolved"]
     _log.error("%s: call %s, resolved by %s, ended as %s", Code.ENDED_LATE, row.key, resolved["author"], state)
     said = {name: resolved[name] for name in ("author", "reason", "happened")}
@@ -205,7 +205,7 @@ def _held_here(row: CallRow) -> bool:
 def record_ends(engine: Engine, scope: Scope | None = None, *, others: bool = False) -> Flow[None]:
     """Record the ends of calls whose records failed, in one thread or all (`None`).
 
-    `others`: then record those of other threads too. Stop at the first failure.
+    `others`: after those of `scope`, also record those of other threads. Stop at the first failure.
     """
     for key, (run, _, failed) in sorted(_ends(engine), key=lambda one: one[1][0].scope != scope):
         rests = scope not in (None, run.scope) and (not others or time.monotonic() < failed + REST)
@@ -220,7 +220,7 @@ def record_ends(engine: Engine, scope: Scope | None = None, *, others: bool = Fa
 
 
 def keep_end(run: Run, ticket: Ticket, record: Callable[[], Flow[None]] | None) -> None:
-    """Store `record` in `LOST_ENDS`, to retry it, unless the call was claimed again."""
+    """Store `record` in `LOST_ENDS` for a retry, unless the call was claimed again."""
     key, held = ticket.call_key, HELD.get(ticket.call_key)
     if record is None or (held is not None and held() not in (None, ticket)):
         return
@@ -233,8 +233,8 @@ def keep_end(run: Run, ticket: Ticket, record: Callable[[], Flow[None]] | None) 
 def revoke_late(run: Run, decision: Decision, failed: BaseException | None = None) -> Flow[None]:
     """Revoke the agent as `decision` demands. If it fails, `record_ends` retries it.
 
-    `failed`: why the denial's own commit did not revoke it. After a timeout, the denial does not wait again, nor if
-    the caller is cancelled.
+    `failed`: the error of the commit that should have revoked the agent. After a timeout or a cancellation, leave the
+    revocation to `record_ends`, so that the denial does not wait again.
     """
     done, name = None, decision.decision_id
     try:
@@ -253,7 +253,7 @@ def revoke_late(run: Run, decision: Decision, failed: BaseException | None = Non
 
 
 def keep_revocation(run: Run, decision: Decision) -> None:
-    """Store a revocation that `decision` demands in `LOST_ENDS`, to retry it."""
+    """If `decision` demands a revocation, store it in `LOST_ENDS` for a retry."""
     if any(o.type == "revoke" for o in decision.obligations):
         LOST_ENDS[decision.decision_id] = run, partial(revoke_late, run, decision), time.monotonic()
 

@@ -1,7 +1,7 @@
 """Delegate to a child agent: decide, record the delegation, take a lease for it.
 
-A child's grant is the meet of its parent's grant, its profile's grant (`pep.agents`) and the requested grant. Budgets
-are counted per thread, so all agents of the thread share them.
+A child's grant is what its parent's grant, its profile's grant (`pep.agents`) and the requested grant all allow.
+Budgets are counted per thread, so all agents of the thread share them.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def child_credential(child: Run, audience: str) -> Flow[Credential]:
 
 
 def hand_off(run: Run, opened: Edge) -> Flow[Decision]:
-    """Decide a hand-off when its tool is called. The child's start is decided again."""
+    """Decide a hand-off when its tool is called. The child's start is decided later."""
     decision = yield from _invited(run, opened, [], None)
     if decision.permit:
         run.handed[opened.to] = opened

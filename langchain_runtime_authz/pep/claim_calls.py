@@ -162,7 +162,7 @@ def _elsewhere(decided: DecidedCall, shared: Scope | None) -> Flow[Conflict | No
 
 
 def _spends(decided: DecidedCall) -> tuple[Spend, ...]:
-    """Return the counters to spend: the mandate's, and the one that marks it approved."""
+    """Return the mandate's counters to spend, with the one that an approval confirms."""
     standing, approval = decided.standing, decided.approval
     if standing.standing == "covered" or (approval is not None and approval.state == "approved"):
         # A question that showed only the call, like another review's, does not confirm the mandate.
@@ -173,7 +173,7 @@ def _spends(decided: DecidedCall) -> tuple[Spend, ...]:
 
 
 def _changes(run: Run, decided: DecidedCall, tokens: tuple[str, ...], intent: str) -> list[ledger.Change]:
-    """Return the changes that claim a call. `_released` takes them back."""
+    """Return the changes that claim a call. `_released` undoes them."""
     call, approval, row, name = decided.call, decided.approval, decided.row, decision_log.tool_label(decided.call.tool)
     profile, approved = call.profile, approval is not None and approval.state == "approved"
     # An approval after a failure permits running the call again.
@@ -224,7 +224,7 @@ def _changes(run: Run, decided: DecidedCall, tokens: tuple[str, ...], intent: st
 
 
 def _released(decided: DecidedCall, changes: Sequence[ledger.Change]) -> ReleaseCall:
-    """Return the change that takes back a claim made by `changes`."""
+    """Return the change that undoes a claim made by `changes`."""
     spent = tuple([(c.counter, c.by) for c in changes if isinstance(c, SpendBudget)])
     used = next((c.call_key for c in changes if isinstance(c, SpendApproval)), "")
     rates = tuple([(c.counter, c.window) for c in changes if isinstance(c, SpendRate)])

@@ -35,7 +35,7 @@ _log = get_logger(__name__)
 
 
 def refund_mandate(run: Run, shared: Scope | None, spent: Sequence[tuple[str, int]]) -> Flow[None]:
-    """Give the mandate's counts, which a call spent, back to the scope `shared`."""
+    """Give back the counts (`spent`) of a mandate that threads share in `shared`."""
     back = [SpendBudget(counter, UNBOUNDED, -by) for counter, by in spent if counter.startswith(MANDATE)]
     if shared is None or not back:
         return
@@ -93,7 +93,7 @@ def deny_call(run: Run, decided: DecidedCall) -> Flow[Denial]:
 
 
 def count_denial(decided: DecidedCall, by: int = 1) -> ledger.RecordStep:
-    """Return the change that counts a denial, or takes it back (`by=-1`)."""
+    """Return the change that counts a denial, or takes the count back (`by=-1`)."""
     call, counts = decided.call, decision_log.counts_against_agent(decided.decision)
     acts = counts and call.profile.side_effect and decided.match is not None
     tainted = acts and any(p.standing == "outside" and p.kind != "when" for p in decided.provenance.values())

@@ -76,7 +76,7 @@ def commit_answers(
 
 
 def _takes_back(scope: Scope, asks: Sequence[Approval], answered: Sequence[AnswerApproval]) -> Flow[bool]:
-    """Return True if a review approves the model's own call, which undoes an edit."""
+    """Return True if a review approves a call as the model made it, against an edit."""
     for key, places in _as_announced(asks, answered).items():
         snapshot: Snapshot = yield Load(scope, Query(plan=key))
         if snapshot.plan is not None and any(c.was_args and c.position in places for c in snapshot.plan.calls):
@@ -87,7 +87,7 @@ def _takes_back(scope: Scope, asks: Sequence[Approval], answered: Sequence[Answe
 def _as_announced(
     asks: Sequence[Approval], answered: Sequence[AnswerApproval]
 ) -> dict[tuple[tuple[str, ...], str], set[int]]:
-    """Return (agent, plan id) → positions of calls that a review approved unedited."""
+    """Return (agent, plan id) → positions of calls that a review approved as they are."""
     plain = {a.call_key for a in answered if a.state == "approved" and not a.edited}
     found: dict[tuple[tuple[str, ...], str], set[int]] = {}
     for ask in asks:
@@ -101,8 +101,8 @@ def record_replies(
 ) -> Flow[bool]:
     """Record answers to tools' and nodes' interrupts. Return True if the task changed.
 
-    `questions`: interrupt id → value; `given`: interrupt id → answer. If the task changed, only the calls whose tools
-    asked (`own`) continue, and the rest of the plan is stale. Raises `AuthzDenied` if others changed the task.
+    `questions`: interrupt id → value; `given`: interrupt id → answer. `own`: the questions that tools asked. If the task
+    changed, their calls continue, and the rest of the plan is stale. Raises `AuthzDenied` if others changed the task.
     """
     said = {i: text for i, answer in given.items() if (text := free_text(answer, questions[i]))}
     human, author = run.subject.human, run.subject.principal
@@ -185,10 +185,9 @@ def carried_plans(
 def record_state_edit(
     scope: Scope, texts: Sequence[HumanText], by: str, checkpoint: str, below: str | None
 ) -> Flow[None]:
-    """Record that `by` edited the state, as `checkpoint`, of a thread in the ledger.
+    """Record that `by` edited a thread's state, which made the checkpoint `checkpoint`.
 
-    `below`, the digest of the waiting child graphs, is recorded too. So the next root entry does not take them for
-    edited.
+    `below`: digest of the waiting child graphs. By it, the next root entry sees that nobody else edited them.
     """
     act = HumanText(content_digest(checkpoint), "", outside_key(checkpoint), own=False, author=by)
 

@@ -1,6 +1,6 @@
 """Decide calls: load the facts, then ask the policy. Calls are claimed elsewhere.
 
-Refusals that do not depend on the policy are in `_refusal`, `lease_refusal`, and the checks of ledger changes.
+Refusals that do not depend on the policy are in `_refusal`, `lease_refusal`, and `check` of the ledger's changes.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ def decide_calls(
 
     Never raises: a failure denies the calls, and may leave the entry undecided.
 
-    A call that waits for another call of the message is decided as if the other one runs. If the policy does not permit
-    the other one, all are decided again, with its key in `stopped`. Then the waiting call deviates. A call that the
-    policy denied is there too (as True), because it takes no step from the calls behind it.
+    A step of the mandate may wait for another step. First, a call that waits for another call of the message is decided
+    as if the other call runs. If the policy does not permit the other call, all are decided again. `stopped` then has
+    its key (True: denied), so that the waiting call deviates, and a denied call leaves its step to later calls.
     """
     if not calls:
         return []
@@ -112,7 +112,7 @@ def decide_calls(
 
 
 def _stopped(asked: Sequence[DecidedCall], comparisons: Sequence[_Compared]) -> dict[str, bool]:
-    """Return the keys for `stopped` of `decide_calls`."""
+    """Return the argument `stopped` for a second `decide_calls`; {} if none is needed."""
     awaited = {counter for *_, binding in comparisons if binding is not None for counter in binding.alone}
     found = ((one, one.decision.outcome != "approval_required") for one in asked if not one.decision.permit)
     return {
@@ -269,7 +269,7 @@ def _located(run: Run, only: Call) -> Flow[Sequence[Call]]:
 
 
 def rewritten_plan(run: Run, call: Call) -> Flow[plan.PlanRecord | None]:
-    """Return the call's plan in a later model message with the same id, or None."""
+    """Return the plan of a later message with the id of the call's message, or None."""
     found = (yield Load(run.scope, Query(planned_call=(run.agent, call.call_id or "")))).plan
     return found if found is not None and found.id.startswith(f"{call.plan_id} ") else None
 
@@ -285,10 +285,7 @@ def _moved(found: plan.PlanRecord, calls: Sequence[Call]) -> bool:
 
 
 def in_plan(found: plan.PlanRecord, calls: Sequence[Call]) -> list[Call]:
-    """Return the calls with their positions in this plan.
-
-    If code removed calls from the message, the others have other positions there.
-    """
+    """Return the calls with their positions in the plan, not in an edited message."""
     places = {c.call_id: c.position for c in found.calls}
     if len(places) < len(found.calls) or len({c.call_id for c in calls}) < len(calls):
         places = {}  # calls share an id, so only their positions distinguish them

@@ -107,8 +107,8 @@ def _obliged(run: Run, decision: Decision) -> list[Change]:
 def kept_permit(run: Run, *step: Any, lasting: bool) -> tuple[Decision | None, Callable[[Decision], Decision]]:
     """Return a step's cached permit or None, and the function that caches a new one.
 
-    A permit is cached for its epoch and policy revision, for the seconds in the policy's `ttl`. Without a `ttl`, the
-    policy may depend on facts that change. Then only a `lasting` permit (of a model or tool node) is cached.
+    A permit is cached for its epoch and policy revision, for the seconds in the policy's `ttl`. Without a `ttl`, only a
+    `lasting` permit (of a model or tool node) is cached, because the policy may depend on facts that change.
     """
     began, key = time.monotonic(), (*step, run.epoch, run.engine.evaluator.revision)
     permit, until = run.kept.get(key, (None, 0.0))
@@ -126,7 +126,7 @@ def _keep(run: Run, key: tuple[Any, ...], began: float, lasting: bool, found: De
 
 
 def if_alive(run: Run, permit: Decision, step: Flow[Decision]) -> Flow[Decision]:
-    """Return the cached permit if run and workload are live, else decide by `step`."""
+    """Return the cached `permit` if run and workload are live, else decide by `step`."""
     try:
         ends = run.engine.identity.expires_at
         stopped = run.closed or run.engine.killed or (ends is not None and time.time() >= ends)
@@ -146,7 +146,7 @@ def enter_node(run: Run, name: str, *, lasting: bool) -> Flow[Decision]:
 class ToolNodeEntry:
     """The decision on entering a tool node, made in one batch with the node's calls.
 
-    `decide_calls` calls `requests` and `conclude`. `check` gets the decision, and raises if it is a deny.
+    `decide_calls` calls `requests` and `conclude`. `check` receives the decision, and raises if it is a deny.
     """
 
     def __init__(self, run: Run, name: str, check: Callable[[Decision], None]) -> None:

@@ -42,7 +42,7 @@ def record_asks(run: Run, asked: Sequence[DecidedCall]) -> Flow[None]:
 
 
 def call_record(run: Run, decided: DecidedCall, now: float) -> tuple[Any, ...]:
-    """Return the effect that records a call's decision in the audit log."""
+    """Return the `Write` effect that records a call's decision in the audit log."""
     decision, unknown = decided.decision, str(Code.UNKNOWN_TOOL)
     if decided.call.error == unknown and unknown not in decision.reasons:  # then the name counts as content
         decision = replace(decision, reasons=(*decision.reasons, unknown))
@@ -63,7 +63,7 @@ def step_record(
     expected: Mapping[str, str] | None = None,
     claim: Mapping[str, Any] | None = None,
 ) -> tuple[Any, ...]:
-    """Trace a decision. Return the effect that records it in the audit log."""
+    """Trace a decision. Return the `Write` effect that records it in the audit log."""
     pdp, question = run.engine.evaluator.pdp.name, asked.trace if asked is not None else ""
     record_decision(run, decision, body, action, resource, started, pdp=pdp, question=question)
     of_run: dict[str, Any] = {"run_id": run.run_id, "jti": run.jti, "scope": run.scope, "agent": run.agent}
@@ -78,9 +78,9 @@ def step_record(
 def run_event(
     of: Run | Scope, event: Event, now: float, *, detail: Mapping[str, Any], question: str = "", **about: Any
 ) -> tuple[Any, ...]:
-    """Trace an event. Return the effect that records it in the audit log.
+    """Trace an event. Return the `Write` effect that records it in the audit log.
 
-    `about` replaces the run's own fields. `question`: the `Approval.trace` of the question that the event answers.
+    `about`: fields of the record, instead of the run's own. `question`: `Approval.trace` of the answered question.
     """
     if isinstance(of, Run):
         of_run = {"run_id": of.run_id, "jti": of.jti, "epoch": of.epoch, "scope": of.scope, "agent": of.agent}
@@ -95,9 +95,9 @@ def run_event(
 def commit_recorded(
     scope: Scope, changes: Sequence[Change], record: Callable[..., Flow[None]], guard: Guard | None = None
 ) -> Flow[Committed | Conflict]:
-    """Record changes by `record()`, then commit them, so that none lacks a record.
+    """Record changes by `record()`, and only then commit them.
 
-    If the commit conflicts, call `record(refused=code)`; if the ledger fails, `record(unknown=code)`.
+    If the commit conflicts, also call `record(refused=code)`; if the ledger fails, `record(unknown=code)`.
     """
     yield from record()
     try:
@@ -111,13 +111,13 @@ def commit_recorded(
 
 
 def record_anomaly(run: Run, reason: str, decision_id: str, now: float) -> tuple[Any, ...]:
-    """Trace an automatic revocation. Return the effect that records it."""
+    """Trace an automatic revocation. Return the `Write` effect that records it."""
     record_event("anomaly", run.scope, {"decision_id": decision_id}, {"reason": reason}, run=run)
     return run_event(run, "revoked", now, detail={"author": "", "reason": reason, "decision_id": decision_id})
 
 
 def obliged_events(run: Run, decision: Decision, now: float, *, rotated: int | None = None) -> Flow[None]:
-    """Record that a decision revoked the agent, or moved the task to epoch `rotated`."""
+    """Record that a decision revoked the agent, or raised the epoch to `rotated`."""
     if any(o.type == "revoke" for o in decision.obligations):
         yield record_anomaly(run, decision.reason, decision.decision_id, now)
     if rotated is not None:

@@ -16,7 +16,7 @@ OVER: Final = frozenset((Code.KILLED, Code.REVOKED, Code.LEASE_ENDED, Code.LEASE
 
 
 def lease_refusal(run: Run, snapshot: Snapshot) -> Code | None:
-    """Return the code that says why the run may not continue; `None` if it may."""
+    """Return the code of the reason why the run may not continue; None if it may."""
     lease = snapshot.lease
     if run.engine.kill_switch is not None and run.engine.killed:
         return Code.KILLED

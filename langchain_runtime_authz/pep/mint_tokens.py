@@ -37,7 +37,7 @@ class RefusedMints(tuple[Any, "DecidedCall | None", "float | None"]):
     __slots__ = ()
 
     def refused(self, code: str, audience: str | None) -> tuple[Any, ...]:
-        """Return the effect that records a refusal with this code."""
+        """Return the effect (`_flow`) that records a refusal with this code."""
         return Perform(drive, adrive, self[0].engine, self._flow(code, audience))
 
     def _flow(self, code: str, audience: str | None) -> Flow[None]:
@@ -103,7 +103,7 @@ def mint_for_agent(
 
 
 def status_check(run: Run, jtis: Mapping[str, str], committed_at: float) -> Callable[[str], tuple[Any, ...]]:
-    """Return a function: audience → effect that checks that its token is still valid.
+    """Return a function: audience → effect (`_flow`) that checks the audience's token.
 
     The effect raises `CredentialError` if the call was stopped. `jtis`: audience → id of the token.
     """

@@ -90,7 +90,7 @@ class QuestionTerms(NamedTuple):
 def change_demanded(obligation: Obligation) -> Change | Literal[True] | None:
     """Return an obligation's ledger change; True if it needs none; None if malformed.
 
-    An unknown property is malformed, because it may be a misspelt limit.
+    An obligation with an unknown property is malformed, because the property may be a misspelt limit.
     """
     props, shapes = {**_OPTIONAL.get(obligation.type, {}), **obligation.properties}, _SHAPES.get(obligation.type)
     if obligation.type in ("revoke", "rotate"):  # these types have no properties; unknown ones do not weaken them

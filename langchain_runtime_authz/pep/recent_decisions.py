@@ -26,7 +26,7 @@ MAX_NAME: Final = 128
 
 
 class RecentDecisions:
-    """Keeps the last decisions, with contents. A `MemorySink` uses the same records."""
+    """Keeps the last decisions, with arguments and texts, for `RuntimeAuthz.explain`."""
 
     __slots__ = ("_built", "failures_left_out", "left_out")
 
@@ -36,7 +36,7 @@ class RecentDecisions:
         self.failures_left_out = lines_left_out()  # separate, so that denials do not use up the lines for failures
 
     def add(self, build: Callable[[], dict[str, Any]]) -> None:
-        """Store `build` if it builds a decision's record; it is called when needed."""
+        """Store `build`, if its record is a decision's. It is called when needed."""
         if isinstance(build, partial) and build.func is decision_record:
             body = build.keywords.get("body")
             self._built.append(partial(build, body=None) if body is not None and len(body) > MAX_BODY else build)
@@ -59,7 +59,7 @@ class RecentDecisions:
         self.stopped(decision, "run", scope[2], scope[3], run_id)
 
     def stopped(self, decision: Decision, action: str, resource: str, thread: str, run_id: str) -> None:
-        """Log a denial or question, with a few lines per code and minute at most."""
+        """Log a denial or question, at most a few lines per code and minute."""
         asks = decision.outcome == "approval_required"
         level, code = logging.INFO if asks else logging.WARNING, decision.reason
         if not _log.isEnabledFor(level) or (left_out := self.left_out(code)) is None:

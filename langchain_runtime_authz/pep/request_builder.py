@@ -40,7 +40,7 @@ def argument_provenance(run: Run, snapshot: Snapshot, said: TaskWords, call: Cal
 
 
 def wants_more(said: TaskWords, calls: Sequence[Call]) -> bool:
-    """Return True if the user did not say a value, so outputs must be read in full."""
+    """Return True if a value is not the user's, so outputs must be read in full."""
     items = [item for call in calls for atom in call.atoms.atoms for item in atom.items or ()]
     return not all(said.words.said(part) for item in items for part in item.parts)
 
@@ -68,7 +68,7 @@ JSON = dict[str, Any]
 def call_request(
     run: Run, snapshot: Snapshot, words: TaskWords, decided: DecidedCall, match: plan.PlanMatch, moved: frozenset[str]
 ) -> tuple[bytes | None, Mapping[str, Provenance]]:
-    """Return a call's request and provenance. `moved`: tools with outdated reads."""
+    """Return a call's `request_json` and provenance. `moved`: outdated tools."""
     call, row, approval, recorded = decided.call, decided.row, decided.approval, snapshot.plan
     profile, args = call.profile, call.args
     traced = argument_provenance(run, snapshot, words, call)

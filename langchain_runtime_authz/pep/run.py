@@ -236,14 +236,14 @@ class Engine:
 
     @staticmethod
     def granted(profile: AgentProfile | None, *grants: Grant | None) -> Grant | None:
-        """Return the meet of the profile's grant and all `grants` (None: no limit)."""
+        """Return what the profile's grant and all `grants` allow (None: no limit)."""
         found = profile.grant if profile is not None else None
         for grant in grants:
             found = grant if found is None else found.attenuate(grant)
         return found
 
     def lease_end(self, now: float, started_at: int) -> int:
-        """Return when a lease expires: at the latest with the workload's identity."""
+        """Return when a lease expires: never later than the workload's identity."""
         until, ends = min(int(now) + self.lease_ttl, started_at + self.max_lifetime), self.identity.expires_at
         return until if ends is None else min(until, int(ends))
 
@@ -277,7 +277,7 @@ class Engine:
 
 @dataclass(slots=True, eq=False)
 class Inherited:
-    """The fields that a child agent's run takes over from its parent's run."""
+    """The fields of a run that its child agents' runs take over."""
 
     engine: Engine
     scope: Scope

@@ -222,7 +222,7 @@ def _snapshot_after(before: Snapshot, changes: Sequence[ledger.Change], now: flo
 
 
 def _edits(snapshot: Snapshot, given: EntryFacts, jti: str) -> Flow[tuple[HumanText, ...]]:
-    """Return edits of the state by others, as texts of the task that order nothing."""
+    """Return others' edits of the state, as texts to record with the task."""
     found = [*(yield from _state_edit(snapshot, given, jti))]
     if snapshot.underway:  # a run of ours, at work or interrupted, may have made the change
         return tuple(found)
@@ -261,7 +261,7 @@ def record_child_edit(
     read: Callable[[], Flow[heads.CheckpointHead | None]],
     moved: Callable[[str, str], Flow[bool]],
 ) -> Flow[bool]:
-    """Record an edit of a child's state since the checkpoint that its last run left.
+    """If a child's state was edited since its last run, record that.
 
     Return False if no run of the child left a checkpoint, else True. Raises `AuthzDenied` if an edit was recorded.
     """
@@ -278,7 +278,7 @@ def record_child_edit(
 
 
 def _pinned(run: Run, texts: Sequence[HumanText]) -> Flow[bool]:
-    """Record an edit in a new epoch. Return False if the ledger already has the edit."""
+    """Record an edit in a new epoch. Return False if the ledger had it before."""
 
     def edit(snapshot: Snapshot) -> tuple[list[ledger.Change], Sequence[HumanText]] | None:
         known = texts[-1].key in {t.key for t in snapshot.log}

@@ -1,4 +1,4 @@
-"""Commit changes of the task, and record each in the audit log, if need be later."""
+"""Commit changes of the task. Record each in the audit log, at once or in a retry."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from langchain_runtime_authz.pep.run import ATTEMPTS, Commit, Flow, Load, Run, n
 
 
 def trace_change(of: Run | Scope, done: Committed, texts: Sequence[HumanText], source: str) -> tuple[Any, ...]:
-    """Trace a committed task change. Return the effect that records it."""
+    """Trace a committed task change. Return the `Write` effect that records it."""
     authors = [t.author for t in texts if t.author]
     detail = {"source": source, "author": (authors or [""])[0], "texts": len(texts), "from_epoch": done.epoch - 1}
     return run_event(of, "corrected", done.now, detail=detail, epoch=done.epoch)
 
 
 def unrecorded_mark(epoch: int, pinned: int, texts: Sequence[HumanText], source: str) -> SetMark:
-    """Return the mark of a change not yet audited. `pinned`: number of earlier texts."""
+    """Return the mark of an unaudited task change. `pinned`: number of texts before it."""
     return SetMark(UNRECORDED, f"{epoch} {source} {pinned} {pinned + len(texts)}")
 
 
@@ -33,7 +33,7 @@ def clear_mark(mark: str) -> SetMark:
 
 
 def settle(of: Run | Scope, before: Snapshot) -> Flow[str]:
-    """Record a task change that the audit log may lack. Return its mark or ""."""
+    """Record the task change of the mark `UNRECORDED`, if set. Return the mark or ""."""
     if left := before.marks.get(UNRECORDED, ""):
         epoch, source, start, end = left.split()
         yield trace_change(of, Committed(before.now, int(epoch)), before.log[int(start) : int(end)], source)

@@ -1,7 +1,8 @@
 """Act on a thread from outside: answer, revoke, reinstate, declare changed data.
 
-After an answer, the graph stays paused, and the process that resumes it finds the answer. A rejection with a reason is a correction: it
-advances the epoch and voids all other questions and approvals. The voided questions are then asked again.
+After an answer, the graph stays paused, and the process that resumes it finds the answer. A rejection with a reason is
+a correction: it advances the epoch, and voids all other questions and approvals. The graph then asks these questions
+again.
 """
 
 from __future__ import annotations
@@ -170,7 +171,7 @@ def reinstate_agents(
 ) -> Flow[None]:
     """Record that revocations are lifted, then lift them.
 
-    Raises `LedgerError`, also if the end of a call of this thread still waits: it may revoke the agent again.
+    Raises `LedgerError`, also while the record of a call's end waits for a retry, because it may revoke the agent again.
     """
     _checked(scope, agent)
     yield from record_ends(engine, scope)  # so that a revocation that waits for the ledger is lifted too

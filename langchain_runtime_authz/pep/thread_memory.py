@@ -1,8 +1,8 @@
 """Keep each thread's user texts and tool outputs in this process.
 
 The ledger stores values only by digest, which is enough for another process to continue. Approvers' evidence and values
-for mandates need the full texts and outputs. This process stores these, in bounded space. If one is missing, a value is
-`unknown` or unread, and the policy asks. All agents of a thread share one memory.
+for mandates need the full texts and outputs. This process stores these, in bounded space. If one is missing, the values
+in it count as `unknown`, and the policy asks. All agents of a thread share one memory.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ MAX_FOUND: Final = 16_384  # values found in these outputs, per thread
 class Turn(NamedTuple):
     """The texts that the user sent at once.
 
-    `key` identifies the turn. `at`: ledger time at which it came. `since`: the first epoch whose reads count for its
-    order. `fresh`: the first epoch whose reads are not outdated by changed data.
+    `key` identifies the turn. `at`: ledger time at which it came. `since`: the epoch of the order that it gives or
+    continues. `fresh`: the first epoch whose reads are not outdated by changed data.
     """
 
     texts: tuple[str, ...] = ()
@@ -49,9 +49,10 @@ NO_TURN: Final = Turn()
 
 @dataclass(slots=True)
 class TaskWords:
-    """The user's texts of one task. `compiled`: the mandate in `turn`, or () at first.
+    """The user's texts of one task.
 
-    `turns`: number of the user's own texts. `recorded`: the audit log has the mandate.
+    `compiled`: the mandate in `turn`; () if it was not compiled yet. `turns`: number of the user's own texts.
+    `recorded`: the audit log has the mandate.
     """
 
     digest: str
@@ -73,7 +74,7 @@ class _Thread:
 
 
 class ThreadMemory:
-    """The memory of all threads. `unread`: rests of outputs that are not read yet."""
+    """The memory of all threads. `unread`: parts of outputs that are not read yet."""
 
     def __init__(self) -> None:
         self._threads: OrderedDict[Scope, _Thread] = OrderedDict()
@@ -93,7 +94,7 @@ class ThreadMemory:
         return said
 
     def keep(self, scope: Scope, found: Observation) -> None:
-        """Store the texts of one output, and its rest that is not read yet."""
+        """Store the texts of one output, and its part that is not read yet."""
         with self._lock:
             thread = self._thread(scope)
             self._keep(thread, found)
@@ -186,9 +187,8 @@ def newest_turn(log: Sequence[HumanText]) -> Turn:
             return NO_TURN
         texts = tuple(t.text for t in newest if t.text)
         said = [t for t in said if t.epoch != newest[0].epoch]
-        if (
-            len(newest) == 1 and said and only_continues(newest[0].text)
-        ):  # with a state edit, it is unclear what continues
+        # With a state edit in the same epoch, it is unclear what continues.
+        if len(newest) == 1 and said and only_continues(newest[0].text):
             continue
         since = max(newest[0].epoch, fresh)
         return Turn(texts, f"{newest[0].epoch}:{newest[-1].digest}", since, fresh, newest[0].at)
