@@ -1,9 +1,9 @@
 """The callback backstop: decide calls that no enforcement point has decided.
 
 Inside a run, these are calls of unguarded tools, and model calls that our middleware has not decided. In `authz.run()`
-without a protected graph, model outputs are only recorded, as plans for an `AuthzToolNode`.
+without a protected graph, it only records model outputs, as plans for an `AuthzToolNode`.
 
-The handler runs inline and sets `raise_error`, because LangChain swallows the exceptions of other handlers. It cannot
+The handler runs inline and sets `raise_error`, because LangChain swallows exceptions of handlers without it. It cannot
 change the input or the output of a tool.
 """
 
@@ -48,7 +48,7 @@ _KEEP: Final = 256  # number of model outputs that a root entry remembers
 
 
 class _Event:
-    """A callback that runs a flow: async if LangChain awaits it, else blocking."""
+    """A callback that runs a flow: awaited if LangChain awaits it, else blocking."""
 
     def __init__(self, due: Callable[..., Due]) -> None:
         self.due = due
@@ -238,7 +238,7 @@ def install_hook(*, everywhere: bool = False, listens: bool = False) -> None:
     """Register the hook with LangChain, once per process.
 
     `everywhere`: also deny unguarded tools outside runs. `listens`: record model outputs of unprotected graphs in
-    `authz.run()`. LangChain cannot remove the hook, and an option stays on once it is set.
+    `authz.run()`. An option that was set stays set, because LangChain cannot remove the hook.
     """
     _register()
     _hook.everywhere |= everywhere

@@ -1,9 +1,9 @@
 """Read checkpoints, and detect edits of the state that a protected run left.
 
-The ledger records the last checkpoint of a protected run. The next root entry compares the checkpoint that it loads.
-The task changed if a watched channel differs, or if a LangGraph task that waited to run is gone. Watched channels are
-messages, to-do lists, files and the declared task channels. The comparison ignores message ids, key order, and fields
-that only some message classes have.
+The ledger records the last checkpoint of a protected run. The next root entry compares it with the checkpoint that it
+loads. The task changed if a watched channel differs, or if a LangGraph task that waited to run is gone. Watched
+channels are messages, to-do lists, files and the declared task channels. The comparison ignores message ids, key order,
+and fields that only some message classes have.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ MAX_LISTED: Final = 16  # checkpoints of a thread that are listed without a filt
 
 
 def read_state(graph: Any, config: Mapping[str, Any] | None, *, subgraphs: bool = False) -> tuple[Any, ...]:
-    """Return the flow effect that reads the state of a graph, or also of `subgraphs`."""
+    """Return the effect (`_flow`) that reads a graph's state, or also `subgraphs`'."""
     return Perform(graph.get_state, graph.aget_state, config, subgraphs=subgraphs)
 
 
@@ -53,7 +53,7 @@ def _get(saver: Any, place: Any) -> tuple[Any, ...]:
 
 
 def _frames(saver: Any) -> Any:
-    """Return a copy of LangGraph's saver that decodes only plain values, else `saver`."""
+    """Return a copy that decodes only plain values; another library's saver as it is."""
     real = saver.serde
     if type(real) is not JsonPlusSerializer or not type(saver).__module__.startswith("langgraph.checkpoint."):
         return saver
@@ -99,8 +99,8 @@ def read_head(saver: BaseCheckpointSaver[Any], config: Mapping[str, Any]) -> Flo
 def at_replay(graph: Any, config: Mapping[str, Any], given: object) -> Flow[Mapping[str, Any]]:
     """Return the config with which to resume the graph by the input `given`.
 
-    If the named checkpoint was replayed, and the replay waits for this answer, return the config without the
-    checkpoint's id. Else LangGraph would replay the checkpoint again, and ask again.
+    A config may name a checkpoint to replay. If that replay now waits for this answer, drop the checkpoint's id, or
+    LangGraph would replay and ask again.
     """
     named, place = (config.get("configurable") or {}).get("checkpoint_id"), thread_config(config)
     if not named or place is None or place["configurable"]["checkpoint_ns"] or not isinstance(given, Command):
@@ -121,7 +121,7 @@ def _asked(state: StateSnapshot) -> list[object]:
 
 
 def read_memory(store: BaseStore | None, namespaces: Sequence[tuple[str, ...]]) -> Flow[str | None]:
-    """Return the digest of a store's items in `namespaces`; None if either is missing."""
+    """Return the digest of a store's items in `namespaces`; None without one of both."""
     if store is None or not namespaces:
         return None
     held: list[Any] = []
@@ -136,7 +136,7 @@ def read_memory(store: BaseStore | None, namespaces: Sequence[tuple[str, ...]]) 
 def task_changed_between(
     graph: Any, config: Mapping[str, Any], channels: Sequence[str], head: str, left: str
 ) -> Flow[bool]:
-    """Return True if the task changed between the checkpoints `left` and `head`."""
+    """Return True if the task changed from the checkpoint `left` to the newer `head`."""
     before: StateSnapshot = yield read_state(graph, thread_config(config, left))
     now: StateSnapshot = yield read_state(graph, thread_config(config, head))
     return states_differ(before, now, channels)
@@ -193,7 +193,7 @@ def read_waiting(
 
 
 def _called(graph: Any, state: StateSnapshot) -> dict[str, int]:
-    """Map each namespace in which a task may call graphs to its first graph's index."""
+    """Return namespace in which a task's code may call graphs → index of the first."""
     named: dict[str, int] = {}
     for task in state.tasks:
         node = graph.nodes.get(task.name)
@@ -214,7 +214,7 @@ def _waiting(state: StateSnapshot, kept: list[tuple[Any, Any]], channels: Sequen
 
 
 def mark_of(place: Mapping[str, Any], graph: str) -> ChildMark:
-    """Return the ledger mark for the state of a graph at this place."""
+    """Return the ledger mark of a graph whose state the config `place` names."""
     configurable = place["configurable"]
     namespace = configurable.get("checkpoint_ns", "")
     where = raw_digest([graph if not namespace else "", str(configurable["thread_id"]), namespace])
@@ -222,7 +222,7 @@ def mark_of(place: Mapping[str, Any], graph: str) -> ChildMark:
 
 
 def check_child(run: Run, graph: Any, place: private.StatePlace, channels: Sequence[str]) -> Flow[bool]:
-    """Return True if a child ran before. Raises `AuthzDenied` if edited since."""
+    """Return True if a child ran before. If edited since then, raise `AuthzDenied`."""
     mark, read = mark_of(place.config, graph.get_name()), partial(read_head, place.saver, place.config)
     return record_child_edit(run, mark, read, partial(task_changed_between, graph, place.config, channels))
 
@@ -230,7 +230,7 @@ def check_child(run: Run, graph: Any, place: private.StatePlace, channels: Seque
 def mark_child(graph: Any, place: private.StatePlace, *, known: bool, again: bool) -> Flow[list[Change]]:
     """Return the changes that record a child's checkpoint when its run ends.
 
-    `known`: the ledger has a mark of the child. `again`: the child continues later from this checkpoint.
+    `known`: the ledger has a mark of the child. `again`: the child will continue from this checkpoint.
     """
     mark = mark_of(place.config, graph.get_name())
     if place.lasting or again:
@@ -242,10 +242,10 @@ def mark_child(graph: Any, place: private.StatePlace, *, known: bool, again: boo
 def updates_during(
     run: Run, graph: Any, place: Mapping[str, Any], namespaces: Sequence[str], watch: Callable[[Any], Sequence[str]]
 ) -> Flow[list[HumanText]]:
-    """Return texts that record each `update_state` during a root entry.
+    """Return texts that record each `update_state` by others during a root entry.
 
-    The run continues from the state that it loaded, so LangGraph loses such an update. The texts order nothing.
-    `namespaces`: those of the child graphs. `watch` returns a graph's watched channels.
+    The run continues from the state that it loaded, so LangGraph loses such an update. `namespaces`: those of the child
+    graphs. `watch` returns a graph's watched channels.
     """
     edits = yield from _update_at(run, graph, place, watch(graph))
     for namespace in namespaces:
@@ -293,14 +293,12 @@ def _update_at(run: Run, graph: Any, place: Mapping[str, Any], channels: Sequenc
 def find_checkpoint(
     saver: Any, place: Any, wanted: Callable[[CheckpointTuple], bool] = bool, **options: Any
 ) -> tuple[Any, ...]:
-    """Return the newest checkpoint for which `wanted` is True, or None.
-
-    The list is read to its end, because a saver may hold a lock until then.
-    """
+    """Return the effect (`_flow`) that finds the newest checkpoint that is `wanted`."""
     if type(saver).list is InMemorySaver.list:  # its `list` fails if another thread writes meanwhile
         thread, saver = place["configurable"]["thread_id"], copy.copy(saver)
         saver.storage = {thread: dict(saver.storage[thread])}
 
+    # Read the list to its end, because a saver may hold a lock until then.
     def newest(listed: Sequence[CheckpointTuple]) -> CheckpointTuple | None:
         return max(filter(wanted, listed), key=lambda found: found.checkpoint["id"], default=None)
 
@@ -330,7 +328,7 @@ def watched_digests(values: object, channels: Sequence[str] = ()) -> dict[str, s
 
 
 def content_of(value: object) -> str:
-    """Return a digest of the parts of a channel's value that a model or code reads."""
+    """Return the digest of what a model or code reads in a channel's value."""
     if isinstance(value, list | tuple):
         return raw_digest([content_of(v) for v in value])
     if isinstance(value, BaseMessage):

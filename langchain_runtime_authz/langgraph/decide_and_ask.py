@@ -65,10 +65,10 @@ def decide_together(
     entry: Entry = None,
     turn: Callable[[], bool] | None = None,
 ) -> Flow[list[PendingCall]]:
-    """Decide calls that all run in this graph task, before any of them runs.
+    """Decide the calls of one graph task, and ask all their questions before one runs.
 
-    No call runs before every question is answered. `turn`, for a hand-written node's calls, returns True if they may ask
-    now. If they may not, or an unused answer waits, the graph task pauses without a question.
+    `turn`, for a hand-written node's calls, returns True if they may ask now. If they may not, or if LangGraph holds an
+    answer that no question has used, the graph task pauses without a question.
     """
     decided = yield from _decide(run, calls, entry)
     for one in decided:
@@ -99,7 +99,7 @@ def decide_together(
 
 
 def decide_message(run: Run, calls: Sequence[Call], config: Mapping[str, Any], entry: Entry) -> Flow[list[DecidedCall]]:
-    """Decide a message's calls together, to count all of them for the question limit."""
+    """Decide a message's calls together, and check the limit on questions for all."""
     # LangGraph runs each of the calls in a graph task of its own.
     decided = yield from _decide(run, calls, entry)
     fresh = [j for j in decided if _askable(j) and (j.approval is None or j.approval.state == "spent")]
@@ -147,7 +147,7 @@ def decide_one_of(
 
 
 def _is_open(decided: DecidedCall) -> bool:
-    """Return True if a graph task asked about the call, and nobody has answered."""
+    """Return True if a graph task asked about the call, and the question is open."""
     ask = decided.approval
     return ask is not None and ask.state == "asked" and bool(ask.task_id) and decided.asks
 
@@ -164,11 +164,11 @@ class _Asking:
 
     @property
     def _keyed(self) -> bool:
-        """Return True if the root entry keyed this thread's answers by interrupt id."""
+        """Return True if the root entry stored this thread's answers by interrupt id."""
         return (thread := private.thread_of(self.config)) is not None and thread == self.run.keyed_thread
 
     def _known(self) -> tuple[set[str], set[str]]:
-        """Return ids of questions answered in this execution, and keys of withdrawn calls."""
+        """Return ids of questions answered in this execution, and keys of rejected calls."""
         return self.run.heard.setdefault(answer_numbers.execution_of(self.config), (set(), set()))
 
     def ask(
@@ -176,7 +176,7 @@ class _Asking:
     ) -> Flow[list[DecidedCall]]:
         """Ask about decided calls, and return them as decided after the answer.
 
-        `counted`: the limit on questions was checked for the first round.
+        `counted`: the caller has checked the limit on questions for the first round.
         """
         run, first = self.run, decided
         try:
@@ -232,7 +232,7 @@ class _Asking:
         return rounds, withdrawn
 
     def _is_late(self, decided: Sequence[DecidedCall], fresh: Sequence[DecidedCall], rounds: int) -> bool:
-        """Return True if a new question would get an answer to another question."""
+        """Return True if a new question would receive the answer to another question."""
         # A call that ran may have asked a question of its own. New calls by code come after all answered questions.
         if self._pad is None or (self.turn is None and all(j.row is None and j.call.by_application for j in fresh)):
             return False
@@ -245,7 +245,7 @@ class _Asking:
         return bool(len(self._pad.resume) > rounds + reviews + self._pad.resume.count(_SKIPPED))
 
     def _ask_anew(self, fresh: Sequence[DecidedCall], rounds: int, *, counted: bool) -> Flow[bool]:
-        """Ask a new question about calls. Return False if too many were asked already."""
+        """Ask a new question about calls. Return False if the limit is reached."""
         run, config = self.run, self.config
         yield from record_asks(run, fresh)
         yield from approval_questions.notify_changed(run, fresh, self.task)
@@ -274,7 +274,7 @@ class _Asking:
             answer_numbers.keep_numbers(self.config, [len(self._pad.resume) - 1])
 
     def _answered(self, asked: Sequence[tuple[DecidedCall, Approval]], pause: Effect = Interrupt) -> Flow[object]:
-        """Return the answer to a question, and skip answers to earlier questions."""
+        """Return the answer to a question, or pause. Skip answers to earlier questions."""
         config, question = self.config, approval_questions.interrupt_value(asked)
         ids, own = approval_questions.approval_ids(question), asked[0][1].interrupt_id
         settled = all(a.state != "asked" or 0 < a.expires_at <= j.now for j, a in asked)  # it needs no answer
@@ -298,7 +298,7 @@ class _Asking:
 
 
 def _is_answerable(decided: DecidedCall, graph_task: str) -> bool:
-    """Return True if `graph_task` asked about the call, and can still be answered."""
+    """Return True if `graph_task`'s question about the call can still be answered."""
     ask = _asked_by(decided, graph_task)
     if ask is None or ask.call_key != decided.key or ask.state == "spent":
         return False
@@ -313,7 +313,7 @@ def _asked_by(decided: DecidedCall, graph_task: str, *, review: bool = False) ->
 
 
 def _for_review(decided: DecidedCall) -> bool:
-    """Return True if a review asks about the call first, and an answer can permit it."""
+    """Return True if another review must ask about the call before we decide it."""
     left = decided.decision.permit or decided.asks or decided.approval is not None
     return decided.call.reviewed and not decided.replay and left
 
@@ -324,14 +324,14 @@ def _asks(decided: DecidedCall) -> bool:
 
 
 def _askable(decided: DecidedCall) -> bool:
-    """Return True if we must ask about the call, and its arguments parse alike again."""
+    """Return True if we must ask, and a second parse gives the same arguments."""
     return _asks(decided) and parses_alike(decided.call)
 
 
 def _resolve(run: Run, asked: Sequence[tuple[DecidedCall, Approval]], answer: object) -> Flow[None]:
     """Record the answer, unless the root entry has recorded it.
 
-    The root entry cannot record answers for a child on its own thread. A late answer does not count.
+    The root entry cannot record it for a child graph with a thread of its own. A late answer does not count.
     """
     snapshot, shown = (yield Load(run.scope, Query(asks=True))), {a.id for _, a in asked}
     still = [a for a in snapshot.asks if a.id in shown and not 0 < a.expires_at <= snapshot.now]
@@ -347,7 +347,7 @@ def _resolve(run: Run, asked: Sequence[tuple[DecidedCall, Approval]], answer: ob
 
 
 def _replaced(decided: DecidedCall) -> bool:
-    """Return True if the answer to our question, not to a review, edited the call."""
+    """Return True if an answer to our question edited the call, not one to a review."""
     return decided.approval is not None and decided.approval.source != "hitl" and bool(decided.call.edited_by)
 
 

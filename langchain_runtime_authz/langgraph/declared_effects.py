@@ -2,7 +2,7 @@
 
 The request has `context.plan.source` `code`. So the shipped policy asks about side effects that no mandate covers.
 
-Writes to a graph's store are effects once any profile for them is declared: `store.put`, `store.delete` or, for a
+Writes to a graph's store are decided if a profile for any of them is declared: `store.put`, `store.delete` or, for a
 pattern of namespaces, `store.put:memories.*`. The longest matching pattern counts. A write that matches none is
 unprofiled. Writes outside a run's context, or inside a permitted call that has a side effect, are not decided.
 """
@@ -117,7 +117,7 @@ def effect_arrival(tool: BaseTool, args: Mapping[str, Any]) -> CallArrival:
 
 
 class Together(FlowContext[Any]):
-    """The calls of one block, for `with` or `async with`: all begin, or none."""
+    """A `with` or `async with` block's calls, decided together: all begin, or none."""
 
     output: Any = None
 
@@ -138,14 +138,14 @@ class Together(FlowContext[Any]):
         return isinstance(self.begun[0], ToolExecution)
 
     def first_output(self) -> Any:
-        """Return the first call's output of an earlier execution; raise if not stored."""
+        """Return the first call's stored output. If it is not stored, raise."""
         result = messages.stored_result(getattr(self.begun[0], "result", None))
         if "content" not in result:  # the output was too long, or not JSON
             raise self.unrepeatable()
         return result["content"]
 
     def unrepeatable(self) -> AuthzDenied:
-        """Return the denial of a call that ran before and whose output is not stored."""
+        """Return the denial of a call that ran before, if its output is not stored."""
         denied, run = AuthzDenied(Code.OUTCOME_UNKNOWN, new_id()), cast("Run", self._arrivals[0].run)
         run.engine.recent.refused(denied, run.scope, run.run_id)  # for `authz.explain`
         return denied
@@ -157,7 +157,7 @@ class Together(FlowContext[Any]):
         return self._started(await super().__aenter__())
 
     def _started(self, entered: Any) -> Any:
-        """Mark the calls as started. A cancellation before this releases them."""
+        """Mark the calls as started. If cancelled earlier, they are released."""
         for one in self.begun:
             if isinstance(one, ToolExecution):
                 one.admits(tool_execution.FUNCTION)
@@ -203,7 +203,7 @@ class Together(FlowContext[Any]):
 
 @dataclass(eq=False, repr=False)
 class DeclaredEffect(Together):
-    """Decorates a function or guards a block. A call that ran is not repeated."""
+    """Decides the call of a function or block. A call that ran is not repeated."""
 
     _profiles: Profiles
     _name: str
@@ -379,17 +379,14 @@ class _Writes(Together):
         return [_write(profiles, op) for op in self._given if isinstance(op, PutOp)]
 
     def opened(self) -> _Writes:
-        """Remove from `ops` the writes that an earlier execution of the node performed."""
+        """Remove from `ops` the writes that an earlier execution of the node made."""
         if self.begun:
             begun = iter(self.begun)
             self.ops = [op for op in self._given if not isinstance(op, PutOp) or isinstance(next(begun), ToolExecution)]
         return self
 
     def all(self, results: Sequence[Any]) -> list[Any]:
-        """Return a result for each given operation.
-
-        It is None for a write that an earlier execution of the node has made.
-        """
+        """Return a result for each given operation; None for one removed from `ops`."""
         found = dict(zip(map(id, self.ops), results, strict=True))
         return [found.get(id(op)) for op in self._given]
 

@@ -68,7 +68,7 @@ class RootEntry:
         return Scope(self.engine.tenant, self.engine.issuer.issuer, graph, thread)
 
     def owner(self, config: Mapping[str, Any]) -> Owner:
-        """Return the run around a call or None. `ConfigError`: another instance opened it."""
+        """Return the run around a call; None without one. Raises `ConfigError`."""
         # If the config names no run, the run around the code counts. So a graph that a node or tool calls with a config
         # of its own is a child. The text that the code passes to the graph is not the user's.
         found = run_context.target_in(config) or run_context.current_run() or run_context.surrounding_run()
@@ -85,7 +85,7 @@ class RootEntry:
         return graph is None or any(name in graph.channels for name in self.channels)
 
     def memory(self, graph: Any, subject: Subject) -> Flow[str | None]:
-        """Return the digest of the subject's `TaskSources.memory`; None if none is set."""
+        """Return the digest of the subject's `TaskSources.memory`; None if not set."""
         own = [tuple(part.replace("{subject}", subject.id) for part in name) for name in self._memory]
         return checkpoints.read_memory(getattr(graph, "store", None), own)
 
@@ -137,7 +137,7 @@ class RootEntry:
         return place
 
     def update_inside(self, graph: Any, config: Mapping[str, Any] | None, write: tuple[Any, ...]) -> Flow[Any]:
-        """Perform a child's `update_state`, and mark its checkpoint as the run's own."""
+        """Perform an `update_state` inside a run, and record its checkpoint as ours."""
         place = yield write
         run = run_context.target_in(config) or run_context.current_run()
         if isinstance(run, Run):
@@ -243,9 +243,9 @@ class _Root(RunEntry[tuple[Any, Any]]):
         return given, run_context.with_run(config, run)
 
     def _answered(self, run: Run, config: Mapping[str, Any], number: int) -> Flow[Mapping[str, Any]]:
-        """Record the answer that an unprotected parent got. Return the config to use.
+        """Record the answer with which an unprotected parent graph was resumed.
 
-        `number`: the index of this graph among those that the parent's task calls.
+        Return the config to use. `number`: the index of this graph among those that the parent's task calls.
         """
         if (together := private.superstep_id(config)) is not None:
             # Calls of one message may be tasks of one superstep. They get one `entry`, so as not to doubt each other.
@@ -264,7 +264,7 @@ class _Root(RunEntry[tuple[Any, Any]]):
         return config
 
     def _texts(self, update: Any, head: CheckpointHead | None) -> Flow[tuple[Sequence[HumanText], frozenset[str]]]:
-        """Return the user's new texts, and digests of the user's texts in the state."""
+        """Return the user's new texts, and the digests of those in the state."""
         channels, texts = self.root_entry.channels, human_texts(update)
         edited = bool(inputs.names_written(update, self.root_entry.others))
         removes, shown = head is not None and bool(inputs.removed_message_ids(update)), frozenset[str]()

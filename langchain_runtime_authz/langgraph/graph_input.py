@@ -1,8 +1,8 @@
 """Find new texts, answers and edits in a root's input, and add corrections to it.
 
-LangGraph stores a plain resume value with the thread, and offers it again at each later entry until the step ends. A
-protected root entry keys answers by interrupt id instead. In an unprotected graph, a handler among the callbacks
-remembers the value with which the graph was resumed.
+LangGraph stores a resume value without interrupt ids with the thread, and offers it again at each later entry until the
+step ends. A protected root entry replaces it by a mapping from interrupt id to answer. In an unprotected graph, a
+handler among the callbacks remembers the value with which the graph was resumed.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def choices_in(schema: object) -> Iterator[object]:
 
 
 def without_consent(answer: object, offered: Collection[object], question: str, depth: int = MAX_DEPTH) -> object:
-    """Return `answer` with "" for texts that are `offered` or assent to `question`."""
+    """Return `answer` with "" for `offered` texts, and for consent to `question`."""
     if isinstance(answer, str):
         return "" if answer in offered or any(_assents(answer, question, each) for each in languages()) else answer
     if depth and isinstance(answer, Mapping):
@@ -83,7 +83,7 @@ def _assents(text: str, question: str, language: Language) -> bool:
 
 
 def edits_in_input(given: object, values: object, channels: Sequence[str]) -> list[HumanText]:
-    """Return an input's edits of watched channels other than `messages`."""
+    """Return an input's edits of `channels` and `WATCHED` ones, except `messages`."""
     edits: list[HumanText] = []
     for name in names_written(given, other_watched(channels)):
         (replaces, new), old = unwrap_overwrite(channel_value(given, name)), channel_value(values, name)
@@ -104,14 +104,14 @@ def _words(new: object, old: object) -> str:
 
 
 def names_written(given: object, names: Sequence[str]) -> list[str]:
-    """Return those `names` that an input writes. In a mapping, None counts as a value."""
+    """Return those of `names` that an input sets. In a mapping, None counts as set."""
     if isinstance(given, (dict, Mapping)):
         return [name for name in names if name in given]
     return [name for name in names if getattr(given, name, None) is not None]
 
 
 def taken_out(given: object, values: object) -> list[HumanText]:
-    """Return one edit if user messages or plans are removed and not sent again."""
+    """Return one edit if an input removes user messages or plans for good, else []."""
     gone, sent = removed_message_ids(given), [messages.as_message(m) for m in messages_in(given)]
     before = [m for m in messages_in(values) if REMOVE_ALL_MESSAGES in gone or getattr(m, "id", None) in gone]
     back = {content_of(m) for m in sent if isinstance(m, BaseMessage)} | {t.digest for t in messages.human_texts(given)}
@@ -132,7 +132,7 @@ def removed_message_ids(given: object) -> set[str]:
 
 
 def without_known_history(texts: Sequence[HumanText], state: Any) -> list[HumanText]:
-    """Drop texts of a client's history: the state has them under the same message id."""
+    """Drop the texts that the state already has under the same message id."""
     standing = {(t.key, t.digest) for t in messages.human_texts(messages_in(state)) if t.key is not None}
     return [t for t in texts if (t.key, t.digest) not in standing]
 
@@ -143,14 +143,14 @@ def other_watched(channels: Sequence[str]) -> list[str]:
 
 
 def open_questions(state: StateSnapshot, asks: Sequence[Approval], now: float) -> tuple[Interrupt, ...]:
-    """Return a state's interrupts, without approval questions that no longer wait."""
+    """Return a state's interrupts, without answered or expired approval questions."""
     waits = [a for a in asks if not 0 < a.expires_at <= now]
     waiting = {a.interrupt_id for a in asks_shown(waits, {i.id: i.value for i in state.interrupts})}
     return tuple(i for i in state.interrupts if not approval_ids(i.value) or i.id in waiting)
 
 
 def untold_texts(pending: Sequence[HumanText], input: Any, asked: Collection[str]) -> tuple[HumanText, ...]:
-    """Return pending texts, except reasons that rejected calls' tool messages carry."""
+    """Return pending texts, except reasons for rejections, which tool messages hold."""
     told = () if isinstance(input, dict) else tuple(f"{ANSWER}{i}:" for i in asked)
     return tuple(t for t in pending if not (t.key or "").startswith(told))
 
@@ -183,13 +183,13 @@ def record_resume(
 ) -> Flow[Any]:
     """Record the answers in a resume value, and return the input to run with.
 
-    The answers are recorded before any LangGraph task starts. LangGraph gives a plain value (without interrupt ids) to
-    the first task that asks. So a plain value is keyed by the id of the waiting question. If no question waits, it may
-    answer the application's next question, but no approval question.
+    The answers are recorded before any LangGraph task starts. LangGraph gives a value without interrupt ids to the
+    first task that asks. So the value becomes a mapping from the waiting question's id to the value. If no question
+    waits, the value may answer the application's next question, but not an approval question.
 
-    `plain`: do not key it, because a child's checkpoint, or a graph without checkpoints, asks with another id. `older`:
-    the config names an older checkpoint. If its step has ended, return None, so that a fork asks for approvals again.
-    `strict`: LangGraph refuses all answers if one has another id.
+    `plain`: keep the value as it is, because a child's checkpoint, or a graph without checkpoints, asks with another id.
+    `older`: the config names an older checkpoint. If its step has ended, return None, so that a fork asks for approvals
+    again. `strict`: LangGraph refuses all answers if one has the id of no waiting question.
     """
     questions = {i.id: i.value for i in state.interrupts}
     # At an older checkpoint, `state.interrupts` contains answered questions too.
@@ -217,7 +217,7 @@ def record_resume(
 
 
 def mark_answer(answer: object, question: Any, interrupt_id: str, asks: Sequence[Approval]) -> object:
-    """Mark an answer to an approval question, so that no question of a node gets it."""
+    """Mark an answer to an approval question, so that no other question receives it."""
     if not is_shown_by(question, interrupt_id, asks):
         return answer
     return {**(answer if isinstance(answer, Mapping) else {"decisions": answer}), OURS: approval_ids(question)}
@@ -227,7 +227,7 @@ MAX_STEPS: Final = 10  # number of checkpoints in which the resumed one is searc
 
 
 class ResumeHandler(BaseCallbackHandler):
-    """Remembers the resume value, thread and checkpoint of a graph's call."""
+    """Remembers the resume value, thread and checkpoint with which a graph started."""
 
     raise_error = True
     ignore_llm = ignore_agent = ignore_retriever = True
@@ -274,7 +274,7 @@ def resume_handlers(config: Mapping[str, Any]) -> Iterator[ResumeHandler]:
 
 
 def drop_old_answer(config: Mapping[str, Any]) -> None:
-    """Drop a plain answer that LangGraph stored in an earlier entry of an outer graph."""
+    """Drop a resume value without ids that LangGraph stored at an earlier entry."""
     pad = private.scratchpad_of(config)
     given = pad.get_null_resume(False) if pad is not None else None
     if given is not None and not any(h.value is given for h in resume_handlers(config)):
@@ -282,10 +282,10 @@ def drop_old_answer(config: Mapping[str, Any]) -> None:
 
 
 def record_answer(run: Run, config: Mapping[str, Any], namespace: str) -> Flow[dict[str, object] | None]:
-    """Record the graph's resume value, as a protected root entry does.
+    """Record an unprotected graph's resume value, as a protected root entry does.
 
-    Return interrupt id → answer for the questions that were shown; answers to approval questions are marked. Return
-    None if the value is plain and is not for one shown question.
+    Return interrupt id → answer, with answers to approval questions marked (`mark_answer`). Return None for a value
+    without ids, unless exactly one approval question waits.
     """
     # A graph that a tool calls on its own thread inherits the handler, but was not resumed with this value.
     thread = private.thread_of(config)
@@ -312,7 +312,7 @@ def record_answer(run: Run, config: Mapping[str, Any], namespace: str) -> Flow[d
 
 
 def keyed_answers(config: Mapping[str, Any], answers: Mapping[str, object]) -> None:
-    """Give a running task only these answers, by the numbers of their questions."""
+    """Replace a running task's answers by `answers` (interrupt id → answer)."""
     pad = private.scratchpad_of(config)
     if private.unused_answer(config) is not None:
         mine = private.interrupt_id(config) in answers
@@ -326,7 +326,7 @@ def keyed_answers(config: Mapping[str, Any], answers: Mapping[str, object]) -> N
 
 
 def _shown(run: Run, config: Mapping[str, Any], namespace: str, checkpoint: str | None) -> Flow[dict[str, object]]:
-    """Return interrupt id → value of a pause's questions; record those of reviews."""
+    """Return interrupt id → value of the questions at a pause. Record reviews' ones."""
     saver = private.checkpointer_of(config)
     thread = private.thread_of(config)
     if saver is None or thread is None:

@@ -1,7 +1,7 @@
 """Read LangChain messages, record plans, and answer calls that do not run.
 
-An answer holds a neutral sentence and the decision's id. A plan is recorded before any code can act on it, not when its
-calls are decided. AI messages from a node's input, a client, a hand-back or a tool node are never plans.
+An answer holds a neutral sentence and the decision's id. A plan is recorded when its node returns, before any code can
+act on it. AI messages from a node's input, a client, a hand-back or a tool node are never plans.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def denial_of(call: Call, exc: AuthzDenied) -> Denial:
 
 
 def edit_note(call: Call) -> str:
-    """Return a note for the model: the user replaced its call."""
+    """Return a note for the model, which says that the user replaced its call."""
     return (
         "Note: the user replaced this action before it was carried out, on purpose. Carried out instead: "
         f"{call.tool} with {json.dumps(call.raw, ensure_ascii=False)}. Do not repeat your own."
@@ -94,7 +94,10 @@ def with_note(output: Any, note: str) -> Any:
 
 
 def result_for_replay(output: Any, asked: Sequence[int] = (), call_id: str | None = None) -> str | None:
-    """Return a tool's result and answer numbers (`asked`) as JSON for replay, or None."""
+    """Return a tool's result as JSON for a replay; None if it cannot be stored.
+
+    `asked`: numbers of the answers (`answer_numbers`) that the tool used.
+    """
     record: dict[str, Any] = {"content": output, "status": "success", **({"answers": asked} if asked else {})}
     if told := isinstance(output, ToolMessage):
         record |= {"content": output.content, "status": output.status}
@@ -157,12 +160,12 @@ def _plain(value: Any) -> Any:
 
 
 def only_asked(asked: Sequence[int]) -> str | None:
-    """Return a stored result that holds only the numbers of answers; None if none."""
+    """Return a stored result with only the numbers of answers; None without numbers."""
     return json.dumps({"answers": asked}) if asked else None
 
 
 def stored_result(result: str | None) -> dict[str, Any]:
-    """Return the mapping of `result_for_replay`. Any of its keys may be missing."""
+    """Parse the JSON of `result_for_replay` to a mapping. Any key may be missing."""
     return json.loads(result) if result else {}
 
 
@@ -193,7 +196,7 @@ def replay_message(replay: Replay, call_id: str | None) -> ToolMessage:
 def answer_message(verdict: Any, call_id: str | None, *, text: bool = False) -> Any:
     """Return the message for a denied or replayed call, which does not run.
 
-    Without a call id, return a replay's content, and raise a denial; with `text`, return the denial's text.
+    Without a call id, return a replay's content, and raise a denial as an exception. With `text`, return its text.
     """
     if isinstance(verdict, Denial):
         # A call whose run has ended is decided again when the thread continues.
@@ -227,7 +230,7 @@ def is_human(message: object) -> bool:
 
 
 def human_texts(value: object) -> list[HumanText]:
-    """Return the user messages of a root input, in any form that LangChain accepts."""
+    """Return the user messages of a root input. It may have any form of LangChain's."""
     if isinstance(value, list | tuple) and any(isinstance(entry, Command) for entry in value):
         return [text for entry in value for text in human_texts(update_in(entry))]
     entries: Sequence[object] = value if isinstance(value, list) else messages_in(value)
@@ -263,7 +266,7 @@ def _human_text(entry: object, message: BaseMessage | None) -> HumanText | None:
 
 
 def ai_messages(value: object, depth: int = 5) -> list[AIMessage]:
-    """Return AI messages with tool calls in a node's input or output, in any form."""
+    """Return AI messages with tool calls, in any form of a node's input or output."""
     found: list[AIMessage] = []
     levels = [iter((value,))]
     while levels:
@@ -304,8 +307,8 @@ def has_unanswered_calls(messages: Sequence[Any]) -> bool:
 def planned_message(state: Any, key: str, call: Mapping[str, Any] | None) -> tuple[str | None, Sequence[Any], int]:
     """Return the id and calls of the message that plans `call`, and `call`'s index.
 
-    The message is the newest AI message in `state` that contains `call`. If there is none, return None, () and 0. Two
-    calls of one message may share an id, but not an index.
+    The message is the newest AI message in `state` that contains `call`. Without one, return None, () and 0. `key`: the
+    messages' channel.
     """
     messages = (
         state if isinstance(state, list) else state.get(key) if type(state) is dict else channel_value(state, key)

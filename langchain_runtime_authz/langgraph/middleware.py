@@ -96,7 +96,7 @@ class AuthzMiddleware(AgentMiddleware[Any, Any, Any]):
         (locks, entries), ns = self._entries(runtime), private.agent_ns(config)
 
         def opening() -> Flow[Any]:
-            """Open a run. Return the input to use; None if one is open and `given` is None."""
+            """Open a run, and return the input to use. If a run is open, return None."""
             if ns in entries and given is None:
                 return None
             entering = self._entrance.enter(self._agent, given, config, self._entrance.owner(config))
@@ -183,7 +183,7 @@ def _planned(run: Run, messages: Sequence[Any]) -> Flow[None]:
 
 
 def _planned_by(run: Run, request: Any, response: Any) -> Flow[None]:
-    """Record the plan when the model's node ends; now if no handler observes the end."""
+    """Record the plan when the model's node ends. Without a handler, record it now."""
     messages: Sequence[Any] = getattr(response, "model_response", response).result  # of an `ExtendedModelResponse` too
     heard = next(resume_handlers(get_config()), None)
     node = getattr(get_config().get("callbacks"), "parent_run_id", None)

@@ -1,4 +1,4 @@
-"""Read a model call: its model, tools and system messages. Decide it once."""
+"""Read a model call: its model, tools and system messages. Decide each call once."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ _decided: ContextVar[tuple[Run, str, frozenset[str]] | None] = ContextVar(
 
 
 def tool_names(tool: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return names in an entry of a model's tool list: the agent's, the provider's.
+    """Return the names in one entry of a model's tool list: (agent's, provider's).
 
-    A provider tool declares no parameters for an agent: `{"google_search": {}}`, `{"type": "web_search"}`. An entry
-    that is neither a tool, nor callable, nor a mapping counts as a provider tool.
+    A provider tool does not declare parameters: `{"google_search": {}}`, `{"type": "web_search"}`. An entry that is
+    neither a tool, nor callable, nor a mapping counts as a provider tool.
     """
     if type(tool) is not dict and not isinstance(tool, Mapping):
         if isinstance(tool, BaseTool):
@@ -113,7 +113,7 @@ def call_of_request(request: Any) -> ModelCall:
 
 
 def call_as_sent(serialized: Any, messages: Sequence[BaseMessage], metadata: Any, params: Any) -> ModelCall:
-    """Return the model call that a callback announces."""
+    """Return the model call that a callback reports."""
     metadata, params, serialized = metadata or {}, params or {}, serialized or {}
     named = metadata.get("ls_model_name") or params.get("model") or params.get("model_name")
     kind = serialized.get("id") or [serialized.get("name") or ""]

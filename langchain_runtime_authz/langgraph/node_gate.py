@@ -44,7 +44,7 @@ def is_gated(bound: object) -> bool:
 
 
 def gate_bound(bound: Runnable[Any, Any], name: str, channels: frozenset[str] = frozenset()) -> Runnable[Any, Any]:
-    """Return a protected copy of a node's runnable. `channels`: the message channels."""
+    """Return a protected copy of a node's runnable. `channels`: those with messages."""
     gated = _copied(bound, _gated_class(bound, name, channels))
     if isinstance(gated, private.ToolNode):
         gated.func, gated.afunc = gated._func, gated._afunc
@@ -98,7 +98,7 @@ def _gated_class(bound: Any, name: str, channels: frozenset[str]) -> Any:
 
 
 async def _joined(chunks: Any) -> Any:
-    """Add up a node's chunks, as the next step of LangGraph's sequence does."""
+    """Add up a node's streamed chunks, as the next step of LangGraph's sequence does."""
     # LangGraph's own `_consume_aiter` returns only the last chunk.
     joined = None
     async for chunk in chunks:
@@ -114,8 +114,8 @@ def _step(
 ) -> Flow[Any]:
     """Decide `node/enter`, run the node, and record the plans in its output.
 
-    `together`: `tool_node` decides `node/enter` with the calls. A cached permit then needs no check of the run's lease,
-    because each call is checked. `channels`: the message channels; None for a tool node.
+    `channels`: those with messages; None for a tool node. `together`: `tool_node` decides `node/enter` with the calls.
+    With a cached permit, the run's lease is then checked only for each call.
     """
     check, entry = partial(_check, run, name, channels), None
     if not together:
@@ -195,7 +195,7 @@ def _ended(run: Run, node: NodeCalls, input: Any, failed: BaseException | None, 
 
 
 def _outside(config: Any) -> tuple[Engine, Flow[Run]]:
-    """Return the engine, and a flow that opens a run for a node without a graph."""
+    """Return the engine, and a flow that opens a run for a node outside a graph."""
     handle = run_handle(config or {})
     if handle is None:
         raise AuthzHalt(Code.NO_RUN, deny(Code.NO_RUN).decision_id)

@@ -1,4 +1,4 @@
-"""Find the graphs, tools, models and functions that code holds, however wrapped.
+"""Find the graphs, tools, models and functions that an object refers to.
 
 With `deep`, also search attributes of application objects. Graphs and models are found but not searched, because the
 coverage report lists them on their own.
@@ -59,7 +59,7 @@ def graphs_in(root: AnyGraph) -> Iterator[FoundGraph]:
 
 
 def reached_objects(root: AnyGraph, *, deep: bool = False) -> Iterator[Any]:
-    """Yield each object that `root` reaches, once, and each graph as a `FoundGraph`."""
+    """Yield each object that `root` refers to, once. Graphs come as `FoundGraph`s."""
     walked: dict[Any, Any] = {id(root): root}
     todo = deque([FoundGraph(root, root.get_name())])
     while todo:
@@ -87,7 +87,7 @@ def roots_of(node: PregelNode) -> list[Any]:
 def walk_objects(
     roots: Iterable[Any], *, deep: bool = False, into_tools: bool = True, walked: dict[Any, Any] | None = None
 ) -> Iterator[Any]:
-    """Yield each object that `roots` reach and `walked` lacks, once, nearest first."""
+    """Yield the objects to which `roots` refer, nearest first, without those `walked`."""
     # `walked` keeps its objects alive, so that the id of a temporary object is not reused.
     walked = {} if walked is None else walked
     todo = deque((root, 0) for root in roots)
@@ -111,7 +111,7 @@ def walk_objects(
 
 
 def held_by(value: Any, limit: int = MAX_HELD) -> Iterable[Any]:
-    """Return the objects in a value; none for a graph, or if there are too many."""
+    """Return the objects in a value; () for a graph, or if over `limit`."""
     if isinstance(value, BaseTool):
         return functions_of(value)
     if isinstance(value, FunctionType):
@@ -164,7 +164,7 @@ def objects_loaded_by(function: FunctionType) -> Iterator[Any]:
 
 @lru_cache(maxsize=4096)
 def _chains(code: CodeType) -> tuple[tuple[bool, str, tuple[str, ...]], ...]:
-    """Return the variables that code loads: `a.b` as `(is_global, "a", ("b",))`."""
+    """Return the variables that code loads. `a.b` is `(is_global, "a", ("b",))`."""
     chains: list[tuple[bool, str, tuple[str, ...]]] = []
     for own in nested_codes(code):
         going = False

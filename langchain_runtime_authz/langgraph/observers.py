@@ -67,9 +67,9 @@ def observe_process(authz: AuthzParts, *, strict: bool = False) -> None:
 
     Args:
         authz: the instance.
-        strict: also refuse what nobody declared: effects of a node's or model's own code, and of a read-only tool.
-            Tools and models may always connect. The code gets a `PermissionError`, and the graph stops after the node.
-            This finds mistakes, but does not stop an attacker.
+        strict: also refuse undeclared effects: of a node's or model's own code, and of a read-only tool. Tools and
+            models may always connect. The code receives a `PermissionError`, and the graph stops after the node. This
+            finds mistakes, but does not stop an attacker.
     """
     _install()
     engine = authz.root_entry.engine
@@ -160,7 +160,7 @@ def _heard(reader: Reader, args: tuple[Any, ...]) -> None:
 
 
 def _by_library() -> bool:
-    """Return True if this package itself acts, not code that it runs."""
+    """Return True if this package itself causes the event, not code that it runs."""
     frame: Any = sys._getframe(3)
     while frame is not None:
         package, _, module = str(frame.f_globals.get("__name__", "")).partition(".")
@@ -171,7 +171,7 @@ def _by_library() -> bool:
 
 
 def _read(reader: Reader, args: tuple[Any, ...]) -> tuple[str, str] | None:
-    """Return an event's kind and target; None if it is not an effect."""
+    """Return an audit event's kind and target; None if it is not an effect."""
     with suppress(Exception):  # an argument of an unexpected type
         kind, target = reader(args) or ("", None)
         if target is not None and "__pycache__" not in str(target) and target != os.devnull:
@@ -226,8 +226,8 @@ class AuthzCallbackHandler(BaseCallbackHandler):
     these: an unprotected graph, an unguarded tool outside every run, a model outside every protected node, and a chain
     outside every graph and protected node.
 
-    It records names only, no arguments, inputs or outputs. It does not see code that gets no callbacks of the caller:
-    `callbacks=[]`, another thread, a plain function call.
+    It records names only, no arguments, inputs or outputs. It does not see code that does not receive the caller's
+    callbacks: `callbacks=[]`, another thread, a plain function call.
 
     Args:
         authz: the `RuntimeAuthz` to whose audit sink it writes. If a record cannot be written, LangChain logs that.

@@ -1,4 +1,4 @@
-"""Remove hidden fields from a tool's output, and live tokens from all it writes."""
+"""Remove hidden fields from a tool's output, and live tokens from all its writes."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class OutputFilter:
         return self._value(value, fields if isinstance(value, BaseMessage) else _NONE)
 
     def _rebuilt(self, value: Any, clean: Callable[[str, Any], Any]) -> Any:
-        """Copy a message or state object, and pass each attribute through `clean`."""
+        """Copy a message or state object, with each attribute filtered by `clean`."""
         other = copy.copy(value)
         for place in _PLACES:
             if held := getattr(value, place, None):
@@ -88,7 +88,7 @@ class OutputFilter:
         return clean
 
     def error(self, exc: BaseException) -> Any:
-        """Return `exc` without tokens. Change a `GraphInterrupt` or command in place."""
+        """Return `exc` without tokens. A `GraphInterrupt` or command is changed in place."""
         if not isinstance(exc, GraphBubbleUp):
             return self.search.clean(exc)
         if self._searches and isinstance(exc, ParentCommand):
@@ -102,7 +102,7 @@ class OutputFilter:
 def redact_fields(value: Any, fields: Collection[str]) -> Any:
     """Return `value` with the content of each named field replaced, at any depth.
 
-    JSON text, also in content blocks, is parsed. Other text cannot be searched, so all of it is replaced.
+    Text that is JSON is parsed, also in content blocks. Other text is replaced as a whole.
     """
     if not fields:
         return value

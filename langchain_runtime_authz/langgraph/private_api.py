@@ -1,4 +1,4 @@
-"""Hold every use of private names of LangChain and LangGraph; derive classes.
+"""Wrap the private names of LangChain and LangGraph that the package uses.
 
 `tests/unit_tests/langgraph/test_private_api.py` pins each name, and the private *members* that the package overrides or
 reads. So the test fails if an upgrade changes one of them.
@@ -46,9 +46,9 @@ T = TypeVar("T")
 
 
 def weakly_cached(look: Callable[[Any], T]) -> Callable[[Any], T]:
-    """Cache the result of `look` for each class or function, as long as that exists.
+    """Cache `look`'s result for each class or function, as long as that exists.
 
-    A result that is a class is cached only while the class is in use, because it may keep its base alive.
+    If the result is a class, it is cached only while it is in use, because it may keep its base alive.
     """
     found: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
@@ -70,7 +70,7 @@ def weakly_cached(look: Callable[[Any], T]) -> Callable[[Any], T]:
 
 
 def subclass_like(base: Any, members: Mapping[str, Any], *before: type) -> Any:
-    """Subclass `before` and `base`, with `members` and the name and docs of `base`."""
+    """Derive a class from `before` and `base`, with the name and docs of `base`."""
     shown = {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}
     metaclass: Any = type(base)
     return metaclass(base.__name__, (*before, base), {**shown, **members})
@@ -83,7 +83,7 @@ _INNERMOST: Final = ("ToolNode._run_one.<locals>.execute", "ToolNode._arun_one.<
 
 
 class _Stored:
-    """Stands in for a stored checkpoint, on which `durability="sync"` waits."""
+    """A finished future, for `durability="sync"` in graphs that store no checkpoint."""
 
     def result(self) -> None:
         return None
@@ -98,7 +98,7 @@ for _class in (_loop.SyncPregelLoop, _loop.AsyncPregelLoop):
 
 
 def merged_config(bound: Mapping[str, Any] | None, config: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """Merge configs as LangGraph does; return `config` itself if nothing is to merge."""
+    """Merge configs as LangGraph does. If nothing must be merged, return `config`."""
     if not bound and not var_child_runnable_config.get() and (config or {}).keys() <= _CONFIG_KEYS:
         return config or {}
     return ensure_graph_config(bound, config)  # type: ignore[arg-type]
@@ -121,19 +121,19 @@ def task_id(config: Mapping[str, Any]) -> str:
 
 
 def superstep_id(config: Mapping[str, Any]) -> str | None:
-    """Return an id that the tasks of one superstep share; a retry has a new id."""
+    """Return an id that the tasks of one superstep share, and a retry does not."""
     futures: Any = getattr(_given(config).get(keys.CONFIG_KEY_CALL), "keywords", {}).get("futures")
     together = futures() if futures is not None else None
     return vars(together).setdefault("runtime_authz", secrets.token_hex(16)) if together is not None else None
 
 
 def resumes_strictly(config: Mapping[str, Any]) -> bool:
-    """Return True if LangGraph refuses answers to questions that do not wait."""
+    """Return True if LangGraph refuses answers to questions that are not open."""
     return bool(_given(config).get(keys.CONFIG_KEY_STRICT_RESUME))
 
 
 def lent_checkpointer(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the entry of `configurable` that lends a task's checkpointer to graphs."""
+    """Return `configurable`'s entry by which called graphs use a task's checkpointer."""
     return {keys.CONFIG_KEY_CHECKPOINTER: saver} if (saver := checkpointer_of(config)) else {}
 
 
@@ -147,15 +147,15 @@ def with_sync_durability(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class StatePlace(NamedTuple):
-    """The place of a graph's state: its saver, and the config to read it with."""
+    """The location of a graph's state: the saver, and the config to read it with."""
 
     saver: BaseCheckpointSaver[Any]
     config: dict[str, Any]
-    lasting: bool  # graphs in later tasks load the state from there too
+    lasting: bool  # a graph in a later task loads this state too
 
 
 def counted_graph(config: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
-    """Return `config` for one subgraph call, and the call's index in its task."""
+    """Return a config for one subgraph call, and the call's index in its task."""
     configurable = _given(config)
     scratchpad = configurable.get(keys.CONFIG_KEY_SCRATCHPAD)
     if scratchpad is None:
@@ -166,7 +166,7 @@ def counted_graph(config: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
 
 
 def place_below(graph: Any, config: Mapping[str, Any], number: int = 0) -> StatePlace | None:
-    """Return the place of a called graph's state; None if it is not stored."""
+    """Return where a called graph's state is stored; None if it is not."""
     configurable = _given(config)
     borrowed = lent_checkpointer(config)
     saver = None if graph.checkpointer is False else borrowed.get(keys.CONFIG_KEY_CHECKPOINTER, graph.checkpointer)
@@ -205,7 +205,7 @@ def interrupt_id(config: Mapping[str, Any], number: int | None = None) -> str:
 
 
 def number_of(config: Mapping[str, Any], interrupt: str) -> int | None:
-    """Return the number of the task's answer to the interrupt with this id, or None."""
+    """Return the index of the task's answer to the interrupt with this id, or None."""
     answers = scratchpad.resume if (scratchpad := scratchpad_of(config)) is not None else ()
     return next((n for n in range(len(answers)) if interrupt_id(config, n) == interrupt), None)
 
@@ -215,12 +215,12 @@ of_pad: Final = operator.attrgetter(*PAD)
 
 
 def answer_given(config: Mapping[str, Any]) -> object:
-    """Return the invocation's resume value, plain or by interrupt id, or None."""
+    """Return the invocation's resume value, or None. It may be a map by interrupt id."""
     return _given(config).get(keys.CONFIG_KEY_RESUME_MAP) or unused_answer(config)
 
 
 def with_answers(config: Mapping[str, Any], answers: Mapping[str, object]) -> dict[str, Any]:
-    """Return a config whose graph is resumed with these answers by interrupt id alone."""
+    """Return a config that resumes with only these answers (by interrupt id)."""
     return {**config, "configurable": {**_given(config), keys.CONFIG_KEY_RESUME_MAP: answers}}
 
 
@@ -231,7 +231,7 @@ def answered_by_first_id(config: Mapping[str, Any]) -> bool:
 
 
 def unused_answer(config: Mapping[str, Any]) -> object:
-    """Return the plain resume value if no question has used it, or None."""
+    """Return the resume value without ids, if no question has used it, or None."""
     # LangGraph's `get_null_resume(False)` also returns a used value.
     pad, value = scratchpad_of(config), None
     while pad is not None and (value := pad.get_null_resume(False)) is not None:
@@ -286,7 +286,7 @@ def thread_of(config: Mapping[str, Any]) -> Any:
 
 
 def drop_plain_answer(config: Mapping[str, Any]) -> None:
-    """Drop a plain resume value, which LangGraph would give to the next question."""
+    """Drop a resume value without ids, which LangGraph would give to any question."""
     if (scratchpad := scratchpad_of(config)) is not None:
         scratchpad.get_null_resume(True)
 
@@ -327,7 +327,7 @@ def starting_tool() -> tuple[BaseTool, Any, Any, str | None] | None:
 
 
 def starting_graph() -> Pregel[Any, Any, Any, Any] | None:
-    """Return the graph that a callback announces, or None."""
+    """Return the graph whose start a callback reports now, or None."""
     frame = _announcing()
     return frame.f_locals["self"] if frame is not None and frame.f_code in _STREAMS else None
 
@@ -387,7 +387,7 @@ def imports_anything(serde: object) -> bool:
 
 
 def is_sent(config: Mapping[str, Any]) -> bool:
-    """Return True if a `Send` started the task, by a path that callers cannot forge."""
+    """Return True if a `Send` started the task. Callers cannot forge this."""
     path = (config.get("metadata") or {}).get("langgraph_path")
     return bool(task_id(config)) and isinstance(path, tuple) and path[:1] == (keys.PUSH,)
 

@@ -93,7 +93,7 @@ def agent_names(graph: AnyGraph) -> frozenset[str]:
 
 
 def misspelt_agents(agents: Collection[str], graph: AnyGraph) -> Iterator[tuple[str, str]]:
-    """Yield pairs: a name in `agents` that no agent has, and a similar agent's name."""
+    """Yield each name in `agents` that no agent of the graph has, and a similar name."""
     if agents:  # a name without a similar one may belong to another graph
         from difflib import get_close_matches
 
@@ -198,7 +198,7 @@ def _entry_class(base: Any, protection: Protection) -> Any:
         return ours(graph, input, merged, owner, kwargs)
 
     def chunks_of(own: Any, graph: Any, input: Any, at: Any, entered: Any, options: dict[str, Any]) -> Any:
-        """Return the stream, each step's scope, and True if chunks contain configs."""
+        """Return stream, scope of its steps, and True if chunks contain configs."""
         given, config = input, entered
         if not isinstance(at, ChildEntry):
             given, config = entered
@@ -322,7 +322,7 @@ _places: Final[dict[str, tuple[str, str]]] = {}
 
 
 def _check(request: Any) -> None:
-    """Refuse to send a credential outside its profile's URL, as after a redirect."""
+    """Refuse to send a credential to another URL than its profile's (a redirect)."""
     found = _places.get(request.headers.get("Authorization", ""))
     if found is not None and not is_under(str(request.url), found[0]):
         raise AuthzDenied(Code.REMOTE_URL, found[1])

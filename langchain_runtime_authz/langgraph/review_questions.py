@@ -1,4 +1,4 @@
-"""Read and record other reviews' questions about calls, so nobody is asked twice.
+"""Record other reviews' questions about calls, so that nobody is asked twice.
 
 Other reviews are LangChain's own, reviews in Agent Inbox's form, and an application's questions that name one tool and
 its arguments. They are recorded with the source `hitl`. The root entry records the answers to them too.
@@ -62,7 +62,7 @@ def note_question(run: Run, messages: Sequence[AIMessage | None], asked: Any, ta
 
 
 def note_failed(run: Run, call: Call, exc: Exception, config: Mapping[str, Any], *, first: bool) -> Flow[None]:
-    """Record a review's question. `first`: no earlier call of the message has asked."""
+    """Record the question in `exc`. `first`: no earlier call of the message has asked."""
     if is_invalid_resume(exc):
         yield from _reopened(run, call)
     asked = list(exc.args[0]) if isinstance(exc, GraphInterrupt) and exc.args else []
@@ -90,7 +90,7 @@ def _reopened(run: Run, call: Call) -> Flow[None]:
 
 
 def reviewed_tools(*wrappers: object) -> frozenset[str]:
-    """Return names of tools that a review asks about, at any depth in `wrappers`."""
+    """Return the names of tools that a review in `wrappers` asks about, at any depth."""
     found, todo, seen = frozenset[str](), list(wrappers), set[int]()
     while todo and len(seen) < _MAX_WRAPPERS:
         value = todo.pop()
@@ -105,7 +105,7 @@ def reviewed_tools(*wrappers: object) -> frozenset[str]:
 
 
 def _asked_about(requests: Sequence[Any], message: AIMessage) -> list[Call]:
-    """Return the calls that `requests` name; none if a request matches no call."""
+    """Return the calls that `requests` name; [] if one of these matches no call."""
     found: list[Call] = []
     left = iter(enumerate(message.tool_calls))
     for request in requests:
@@ -121,7 +121,7 @@ def _asked_about(requests: Sequence[Any], message: AIMessage) -> list[Call]:
 
 
 def _planned(run: Run, requests: Sequence[Any]) -> Flow[list[Call]]:
-    """Return the planned call that a node's question names by its id; [] for none."""
+    """Return the planned call whose id a node's question names, in a list; else []."""
     asked: Any = requests[0] if len(requests) == 1 and isinstance(requests[0], Mapping) else {}
     if not isinstance(ident := asked.get("tool_call_id"), str):
         return []
@@ -155,8 +155,7 @@ def _shown_calls(value: object, schema: object) -> tuple[Sequence[Any], Sequence
 def _named_calls(value: object, depth: int) -> Iterator[dict[str, Any]]:
     """Yield the parts of a question that name a tool and its arguments.
 
-    A nested part counts only with the call's id. A model does not choose the id, but can imitate a call in its
-    arguments.
+    A nested part counts only with a call's id. A model could imitate a call in its arguments, but does not choose ids.
     """
     if isinstance(value, Mapping):
         tool = next((value[k] for k in _TOOL if isinstance(value.get(k), str)), None)

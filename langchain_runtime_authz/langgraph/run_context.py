@@ -1,8 +1,7 @@
 """Define `authz.run(...)`, and find the current run in configs and contexts.
 
-The root entry puts a `ConfigHandle` with the run into `configurable["__authz"]`. State, checkpoints, tracers and remote
-configs never contain the run. A serialised handle is a placeholder without content. A value that is not a `ConfigHandle` is
-ignored.
+The root entry puts a `ConfigHandle` with the run into `configurable["__authz"]`; any other value there is ignored.
+State, checkpoints, tracers and remote configs never contain the run: a serialised handle has no content.
 """
 
 from __future__ import annotations
@@ -113,7 +112,7 @@ class FlowContext(Generic[T]):
 
 
 def run_within(context: Any, code: Callable[[Any], Flow[T]]) -> Flow[T]:
-    """Run `code(entered)` in a sync and async context manager that swallows nothing."""
+    """Run `code(entered)` inside `context`, which must not swallow exceptions."""
     leave, entered = (context.__exit__, context.__aexit__), (yield Perform(context.__enter__, context.__aenter__))
     try:
         result = yield from code(entered)
@@ -125,7 +124,7 @@ def run_within(context: Any, code: Callable[[Any], Flow[T]]) -> Flow[T]:
 
 
 class run_scope(CodeScope):
-    """Makes `run` current for the code inside, and hides an outer agent's ticket."""
+    """Makes `run` current in a `with` block, and hides an outer agent's ticket."""
 
     __slots__ = ("_previous", "_span", "node")
 
@@ -193,7 +192,7 @@ def current_node(run: object) -> Any:
 
 
 def pass_question_up(run: Run | None, exc: object) -> None:
-    """Tell a hand-written node that a child agent, which it called, asks a question."""
+    """Tell a hand-written node that a child agent that it called asks a question."""
     above = run.parent if run is not None and isinstance(exc, GraphInterrupt) else None
     if above is not None and (node := current_node(above)) is not None:
         node.question = node.question or exc
@@ -281,7 +280,7 @@ class RunHandle(Sealed):
     close, aclose = methods(_close)
 
     def outside_run(self) -> Flow[Run]:
-        """Return the run for guarded tools outside protected graphs; open it if needed."""
+        """Return the run for guarded tools outside protected graphs. Open it at first."""
         if self.closed:
             raise AuthzDenied(Code.LEASE_ENDED, deny(Code.LEASE_ENDED).decision_id)
         if self._outside is None:
@@ -298,7 +297,7 @@ class RunHandle(Sealed):
         return self._outside
 
     def brings(self) -> dict[str, Any]:
-        """Return this run's arguments for `open_entry`; a task only if a user stated it."""
+        """Return this run's arguments for `open_entry`, with a task if a user gave one."""
         stated = self.task is not None and self.human
         task = HumanText(content_digest(self.task), str(self.task)) if stated else None
         return {"task": task, "grant": self.grant, "upstream": self.upstream, "application": self.application}
@@ -351,7 +350,7 @@ def _delegated(engine: Engine, credential: Credential, grant: Grant | None) -> t
 
 
 def run_handle(config: Mapping[str, Any]) -> RunHandle | None:
-    """Return the application's run: that in the config, else the surrounding one."""
+    """Return the application's run: the one in the config, else the surrounding one."""
     return target if isinstance(target := target_in(config), RunHandle) else surrounding_run()
 
 

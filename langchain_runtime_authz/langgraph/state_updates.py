@@ -34,7 +34,7 @@ def _listed(value: Any) -> list[Any]:
 
 
 def unwrap_overwrite(value: Any) -> tuple[bool, Any]:
-    """Return True if a written value bypasses the reducer, and the value itself."""
+    """Return True if a written value bypasses the reducer, and the unwrapped value."""
     if isinstance(value, Overwrite):
         return True, value.value
     if isinstance(value, dict) and len(value) == 1 and _OVERWRITE in value:
@@ -69,7 +69,7 @@ def removed_by(entry: object) -> str | None:
 
 
 def with_messages(update: Mapping[str, Any] | None, first: Sequence[BaseMessage]) -> dict[str, Any]:
-    """Put `first` before an update's messages, but after a removal of all messages."""
+    """Put `first` before an update's messages, but after a message that removes all."""
     own = messages_in(update)
     at = max((i + 1 for i, m in enumerate(own) if removed_by(m) == REMOVE_ALL_MESSAGES), default=0)
     merged = [*own[:at], *first, *own[at:]]

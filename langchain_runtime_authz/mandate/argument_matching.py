@@ -2,12 +2,12 @@
 
 `ArgumentMatcher.check` has one rule for each kind of order. A value fits
 
-- `Const`, `OneOf`, `Between`, `Within`, `Own`: if the mandate names it, or the subject's identifiers do.
+- `Const`, `OneOf`, `Between`, `Within`: if the mandate names it. `Own`: if it is an identifier of the subject.
 - `Field`, `Pick`, `Each`: if a read returned it in this field, and only trusted sources wrote it and chose its record.
 - `Calc`: if it is the result of a calculation with such fields.
 - `Text`: if its identifiers and copied passages come from the user's words, or from fields that the order names.
 - `Free`: always.
-- `Extract`: never, because a person confirms it. The code tells if the value stands in what was read.
+- `Extract`: never, because a person must confirm it. The deviation's code tells if a read returned the value.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _BOUND: Final = (*_CHOICES, model.Each)  # the mandate sets the values of these;
 
 
 class CallFacts(NamedTuple):
-    """A call, and what the comparison with a mandate needs to know."""
+    """A call, with the facts for its comparison with a mandate."""
 
     tool: str
     profile: ToolProfile
@@ -65,7 +65,7 @@ class CallFacts(NamedTuple):
     task: reads.Task = reads.NO_TASK  # only outputs of reads for this task count
     steps: Collection[str] | None = None  # ids of the steps that the agent may take; `None` for all
     now: float | None = None  # when it was ordered (epoch seconds); a day without a year is the next one
-    zone: tzinfo | None = None  # of ordered times that name no zone
+    zone: tzinfo | None = None  # the zone of ordered times that do not name one
 
 
 class Finding(NamedTuple):
@@ -77,7 +77,7 @@ class Finding(NamedTuple):
 
 
 class _Unsure(Exception):
-    """It is not certain what was ordered. The text is the deviation's code."""
+    """Raised if the order's value is not certain. The text is the deviation's code."""
 
 
 class _Source(NamedTuple):
@@ -166,7 +166,8 @@ class ArgumentMatcher:
     def fitting(self, name: str) -> list[reads.Output]:
         """Return the outputs of the calls that the read `name` orders.
 
-        They are of the newest task that has any. If a read orders one call, only its first output counts. If its condition does not hold, none does.
+        They are of the newest task with such outputs. If the read orders one call, only the first output counts. If the
+        read's condition does not hold, the list is empty.
         """
         if (known := self._fitting.get(name)) is None:
             step, known = self._steps[name], []
@@ -178,7 +179,7 @@ class ArgumentMatcher:
         return known
 
     def _fits(self, step: model.Step, output: reads.Output) -> bool:
-        """Return True if a read's arguments fit the step. Further ones must be `free`."""
+        """Return True if a read's arguments fit the step, and all others are `free`."""
         covered = {*step.args, *output.profile.free}
         if any(True for name in output.given for _ in uncovered(name, output.args.get(name), covered)):
             return False
@@ -194,11 +195,11 @@ class ArgumentMatcher:
         return True
 
     def _settled(self, source: _FromRead | model.OnlyIf, *, verbatim: bool = False) -> list[reads.Output]:
-        """Return the outputs of a source's step for which the model chose no argument.
+        """Return the outputs of a source's step, if the model chose no argument of it.
 
-        By its arguments, the model could choose which records there are. So the mandate must set each of them, and the
-        read has no others. For a `Pick`, one may be a `OneOf` of which each value was read; else the list is empty.
-        `verbatim`: the read must write each argument as the mandate does.
+        By an argument, the model could choose which records are read. So the mandate must set every argument of the
+        read. For a `Pick`, one argument may be a `OneOf`, if each of its values was read. `verbatim`: each argument must
+        be spelled as in the mandate.
         """
         step, choice = self._steps[source.step], isinstance(source, model.Pick)
         if (known := self._settled_of.get((step.id, choice, verbatim))) is None:
@@ -212,7 +213,7 @@ class ArgumentMatcher:
         return known
 
     def _given(self, step: model.Step, output: reads.Output, *, verbatim: bool) -> bool:
-        """Return True if the model could choose no argument of a read that fits."""
+        """Return True if the step fixes all arguments of a read that fits."""
         for name, argument in step.args.items():
             sure, ordered = True, getattr(argument, "value", ())
             if isinstance(argument, model.OneOf):
@@ -272,7 +273,7 @@ class ArgumentMatcher:
     def _trusts(self, argument: _FromRead, source: _Source, least: int = 1) -> bool:
         """Return True if only trusted sources wrote the values and chose their records.
 
-        `least`: the trust that the profile must give to the field (`Row.worth`).
+        `least`: the trust that the field needs by its profile (`Row.worth`).
         """
         values, rows = source
         trusted = all(row.worth(row.path) >= least for row in rows) and not any(map(prose, values))
@@ -282,7 +283,7 @@ class ArgumentMatcher:
         return trusted and all(self._decides(argument, row, name) for row in rows for name in choosing_fields(argument))
 
     def _decides(self, choice: model.Pick | model.Each | model.OnlyIf, row: Row, name: str) -> bool:
-        """Return True if only trusted sources wrote a field that chooses records."""
+        """Return True if only trusted sources wrote `name`, a field that chooses records."""
         path = path_below(row.base, name)
         values, conditions = values_of(row, path), choice.where.get(name, ())
         # The field may be trusted only because the subject made the record.
@@ -296,8 +297,8 @@ class ArgumentMatcher:
     def _planted(self, step: str, output: reads.Output, values: Sequence[Any], where: Sequence[Any] = ()) -> bool:
         """Return True if the agent may have put one of the values into the output.
 
-        It may have done so by an argument of the read that the mandate does not set, or by an earlier side effect. Of a
-        side effect, a part of a value that meets a condition of `where` is enough.
+        The value may be an argument of the read that the mandate does not set, or of an earlier side effect. For a side
+        effect, a part of the value is enough, if it meets a condition of `where`.
         """
         if (echo := self._echoes.get((step, id(output)))) is None:
             bound = {n for n, a in self._steps[step].args.items() if isinstance(a, _BOUND)}
@@ -311,7 +312,7 @@ class ArgumentMatcher:
         )
 
     def _records(self, argument: model.Pick | model.Each, *, every: bool = False) -> list[Row]:
-        """Return the chosen records. `every`: for all, it must be certain if they are."""
+        """Return the chosen records. `every`: raise `_Unsure` if it is unclear for one."""
         sure = every or isinstance(argument, model.Pick)
         if (found := self._chosen.get((id(argument), sure))) is None:
             outputs, found = self.fitting(argument.step), "unread"
@@ -325,7 +326,7 @@ class ArgumentMatcher:
         return found
 
     def calls(self, step: model.Step) -> int:
-        """Return how many calls a step orders: one, or one for each record of an `Each`."""
+        """Return how many calls a step orders: one, or one by record of an `Each`."""
         least = []
         for each in (argument for argument in step.args.values() if isinstance(argument, model.Each)):
             least.append(each.limit)
@@ -337,8 +338,8 @@ class ArgumentMatcher:
     def _spent_as(self, argument: model.Pick | model.Each, row: Row) -> str:
         """Return the key by which calls for a record are counted.
 
-        The key covers the fields that the mandate uses and the fields that the system writes. If the read's arguments
-        are not fixed, it leaves out the system's fields: another read may give the record another rank or score.
+        The key covers the fields that the mandate uses. If the read's arguments are fixed, it also covers the fields
+        that the system writes; otherwise another read could give the record another rank or score.
         """
         if isinstance(argument, model.Pick):
             return record_key(row)
@@ -349,7 +350,7 @@ class ArgumentMatcher:
         return key(json.dumps([used, core]))
 
     def condition(self, condition: model.OnlyIf) -> str:
-        """Return "" if the condition surely holds, else the code of a deviation."""
+        """Return "" if the condition surely holds, else a deviation's code."""
         outputs = self.fitting(condition.step)
         if not outputs or not all(output.complete and output.value is not None for output in outputs):
             return "unread"
@@ -365,7 +366,7 @@ class ArgumentMatcher:
         return "" if trusted else "untrusted"
 
     def _met(self, condition: model.OnlyIf, row: Row, name: str) -> bool | None:
-        """Return whether a record's field meets its conditions; None if not certain."""
+        """Return True if a record's field meets its conditions; None if not certain."""
         path = path_below(row.base, name)
         values = values_of(row, path) if not row.listed(path) else []  # a list may mix fields of several records
         own, zone = self._call.own, self._call.zone
@@ -403,7 +404,7 @@ class ArgumentMatcher:
         return numbers
 
     def _operands(self, operand: _FromRead) -> Iterator[_Source]:
-        """Yield all values of an operand, if they are trusted and no read can show more."""
+        """Yield an operand's values. Raises `_Unsure` if some may be missing or false."""
         sources, sure = self._sources(operand, every=True), True
         if isinstance(operand, model.Each):
             sure = 0 < len(sources) <= operand.limit and bool(self._settled(operand))

@@ -1,7 +1,7 @@
 """Match a whole call with a mandate: find its step, deviations and budgets.
 
-A call is covered if one step that is not used up orders all of the call's values. `bind_call` compares values, and
-`Binding.standing` decides with the counts of the budgets. Both are pure, and no content of a call makes them raise.
+A call is covered if one step orders all of its values, and earlier calls have not used up the step. `bind_call`
+compares values, and `Binding.standing` decides with the ledger's counts. Both are pure, and never raise.
 
 Calls are counted by the `deed` of their step, or by the step's id if it has no deed. If an approver permits a call that
 deviates, the call uses up the step from which it deviates least. So the same action does not run twice.
@@ -54,10 +54,10 @@ class Spend(NamedTuple):
 
 
 class Standing(NamedTuple):
-    """A call's standing by its mandate (`CallStanding`), with the budgets to use.
+    """A call's standing (`CallStanding`), and the counters that its claim adds to.
 
-    `opened`: counter of calls without success yet, if a later step waits for the call. A success lowers the counter.
-    `confirms`: if the call's question shows the whole mandate, the counter to which an approval adds.
+    `opened`: if a later step waits for this call, the counter of calls that did not succeed yet. A success lowers it.
+    `confirms`: if the call's question shows the whole mandate, the counter of approvals, which confirm the mandate.
     """
 
     standing: str
@@ -69,25 +69,25 @@ class Standing(NamedTuple):
 
 
 class _Slot(NamedTuple):
-    """An argument that a step names."""
+    """An argument that a step names, with what the step orders for it."""
 
     name: str
     order: Argument
     kind: str
     dotted: bool  # the name is a path
     days: Sequence[str]  # the ordered days, of a `Const`
-    local: bool  # the ordered values name no zone
+    local: bool  # the ordered values do not name a time zone
 
 
 class _Plan(NamedTuple):
     """A step as compared with calls of one profile. An unused counter is ""."""
 
     step: Step
-    slots: Sequence[_Slot]  # without those that may be anything
+    slots: Sequence[_Slot]  # the named arguments, except `Free` ones
     paired: Sequence[_Slot]  # those that are members of one argument: values of one object belong together
     settled: frozenset[str]  # arguments that the step names, or that may have any value
-    counter: str  # of the calls that use up the step
-    maximum: int  # of these calls
+    counter: str  # counts the calls that use up the step
+    maximum: int  # number of calls that the step orders
     open: str  # counts calls without success yet, if a later step waits for this one
     row: str  # prefix of the counters of its records
     confirm: str  # counts approvals of the whole mandate, if one is needed
@@ -95,7 +95,7 @@ class _Plan(NamedTuple):
 
 
 class _Index:
-    """A mandate, with what is computed once. `plans`: tool → profile, steps."""
+    """What is computed once for a mandate. `plans`: tool → (profile, steps)."""
 
     __slots__ = ("awaited", "mandate", "plans", "prefix", "shown", "steps", "totals")
 
@@ -117,15 +117,12 @@ class _Index:
 
 
 class _Wait(NamedTuple):
-    """A side effect that must have succeeded before the call.
-
-    It needs `least` calls, of which none is open. `taken`, `open`: the counters of its calls, and of those without success yet.
-    """
+    """A side effect that must have succeeded before the call."""
 
     step: Step
-    taken: str
-    open: str
-    least: int
+    taken: str  # the counter of the step's calls
+    open: str  # the counter of those that did not succeed yet; must be 0
+    least: int  # number of calls that the step needs
 
 
 class _Match(NamedTuple):
@@ -138,9 +135,9 @@ class _Match(NamedTuple):
 
 
 class Binding:
-    """A call compared with a mandate. `counters`: budget → what the call adds to it.
+    """A call compared with a mandate. `counters`: counter → what the call adds.
 
-    `alone`: the counters for which other calls of the same message do not count.
+    `alone`: the counters to which other calls of the same message do not add.
     """
 
     __slots__ = ("_limit", "_matches", "_otherwise", "alone", "counters")
@@ -165,7 +162,7 @@ class Binding:
         self.counters: Mapping[str, int] = counters
 
     def standing(self, counts: Mapping[str, int]) -> Standing:
-        """Return the standing, given the counts of `counters`. A missing counter counts 0."""
+        """Return the standing, by the present counts of `counters` (0 if missing)."""
         limit = self._limit
         if limit is not None and counts.get(limit.counter, 0) + limit.by > limit.maximum:
             total = Decimal(limit.maximum) / 100
@@ -180,7 +177,7 @@ class Binding:
 
 
 def _distance(standing: Standing) -> tuple[int, int]:
-    """Return how many values of a call deviate, and how many deviations it has."""
+    """Return the numbers of deviations with an argument, and of all, for comparison."""
     return sum(d.argument != "" for d in standing.deviations), len(standing.deviations)
 
 
@@ -224,7 +221,7 @@ def bind_call(
 ) -> Binding:
     """Compare a call with a mandate. The `profiles` tell which steps are reads.
 
-    `outputs` are what the reads returned. `taken`: ids of steps that count as done, even without a counter or output.
+    `outputs`: what the reads returned. `taken`: ids of steps that count as done, whatever counters and outputs say.
     """
     if mandate is None:
         return _NO_MANDATE
@@ -312,7 +309,7 @@ def _said(order: Argument) -> object:
 
 
 def _compare(plan: _Plan, call: CallFacts, matcher: ArgumentMatcher) -> tuple[list[Deviation], _Rows]:
-    """Return a call's deviations from a step, and the records to which its values fit."""
+    """Return a call's deviations from a step, and read step → keys of its records."""
     deviations: list[Deviation] = []
     rows: _Rows = {}
     lists: list[_Slot] = []
@@ -361,8 +358,8 @@ def _has_several_values(value: object, what: Argument) -> bool:
 def _crossed(paired: Sequence[_Slot], lists: Sequence[_Slot], args: Mapping[str, Any]) -> Iterator[Deviation]:
     """Yield a deviation if a call pairs values in another way than the step.
 
-    Values of one object, or at one index of several lists, belong together, like a recipient and an amount. So each
-    list, and each member of a list's objects, must have the step's order. An object may hold lists too.
+    Values of one object, or at one index of several lists, are a pair, like a recipient and an amount. So the values of
+    each list, and of each member of a list's objects, must be in the order of the step.
     """
     roots = {slot.name: args.get(slot.name.partition(".")[0]) for slot in (*paired, *lists) if slot.dotted}
     rows = {name: len(root) for name, root in roots.items() if isinstance(root, list) and len(root) > 1}
@@ -421,9 +418,9 @@ def _forbidden(mandate: Mandate, call: CallFacts) -> Deviation | None:
 
 
 def _amount(call: CallFacts) -> int | None:
-    """Return the sum of a call's amounts in hundredths; `None` if it is not certain.
+    """Return the sum of a call's amounts in hundredths; None if it is not certain.
 
-    A second number may be a count by which to multiply, and each of several recipients may get the whole amount.
+    It is not certain with another number, which may multiply the amount, or with several recipients for one amount.
     """
     total, paid, counts = Fraction(0), 0, {0, 1}
     for name, kind in call.profile.critical.items():

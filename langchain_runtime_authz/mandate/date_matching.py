@@ -40,7 +40,7 @@ def number_or_date(value: object) -> Decimal | datetime.datetime | None:
 def compare(value: object, bound: object) -> int | None:
     """Return -1, 0 or 1 for a value below, at or above a bound; None if incomparable.
 
-    A time or a zone that the bound lacks is ignored.
+    If the bound has no time, or no time zone, that of the value is ignored.
     """
     one, other = number_or_date(value), number_or_date(bound)
     if isinstance(one, Decimal) and isinstance(other, Decimal):
@@ -65,7 +65,8 @@ def is_between(value: object, low: object, high: object) -> bool:
 def same_moment(value: Any, constant: Any, own: Sequence[str], said: Sequence[str]) -> bool:
     """Return True if two dates agree. The constant may lack the year and the time.
 
-    A date that can be read in two ways equals only the same text. `own`, `said`: normal forms of value and constant.
+    `own`: normal forms of the value; `said`: of the constant. A date that can be read in two ways equals only the same
+    text.
     """
     if isinstance(number_or_date(value), datetime.datetime) and isinstance(number_or_date(constant), datetime.datetime):
         return not lacks_zone(constant, value) and compare(value, constant) == 0
@@ -91,7 +92,7 @@ def moments_in(value: object) -> Iterator[str]:
 
 
 def lacks_zone(bound: object, value: object) -> bool:
-    """Return True if the value's time names a zone, and the bound's time does not."""
+    """Return True if the value is a time with a zone, and the bound a time without."""
     at, said = number_or_date(value), number_or_date(bound)
     if not isinstance(at, datetime.datetime) or not isinstance(said, datetime.datetime):
         return False
@@ -117,7 +118,7 @@ def names_zone(values: object) -> bool:
 
 
 def dates_of(value: object) -> list[str]:
-    """Return all dates of a value; one without a year begins with "-"."""
+    """Return a value's dates as ISO 8601 texts; one without a year begins with "-"."""
     found = (f for one in scalars(value, MAX_ITEMS) or () for f in scalar_forms(one, said=True))
     return [f[5:] for f in found if f.startswith("date:")]
 
@@ -125,7 +126,7 @@ def dates_of(value: object) -> list[str]:
 def are_upcoming(days: Sequence[str], now: float) -> bool:
     """Return True if all days have a year, or all full dates lie in the coming year.
 
-    The year begins one day ago, because that day may still be today in the user's zone.
+    The coming year begins yesterday, because yesterday's date may still be today in the user's zone.
     """
     first = datetime.datetime.fromtimestamp(now, datetime.UTC).date() - datetime.timedelta(days=1)
     full = [day for day in days if day[0] != "-"]
@@ -160,9 +161,9 @@ _BEHIND: Final = re.compile(
 
 
 def stands_alone(text: str, start: int, end: int, said: str) -> bool:
-    """Return True if no word around `text[start:end]` gives the day another meaning.
+    """Return True if no word near the day `text[start:end]` gives it another meaning.
 
-    `said`: all that the user said, which may speak of another time.
+    `said`: all that the user said; "next week" in it changes the meaning of a day too.
     """
     near = max(0, start - 60)
     plain = RELATIVE.search(text, start, end) or (_PLAIN.search(text, near, start) and not _PERIOD.search(said))

@@ -14,7 +14,7 @@ _BETWEEN: Final = {"difference": "less", "percent": "percent of", "share": "divi
 
 
 def described_mandate(mandate: model.Mandate, profiles: Mapping[str, ToolProfile] | None = None) -> list[str]:
-    """Return a sentence for each step, limit and prohibition, and for confirmations.
+    """Return a sentence for each step, limit, prohibition and confirmation.
 
     With profiles, the sentence of a step begins with the tool's effect.
     """

@@ -52,7 +52,7 @@ def check_mandate(mandate: Mandate, profiles: Mapping[str, ToolProfile]) -> Iter
 
 
 def like_name(tool: str, profiles: Mapping[str, ToolProfile]) -> str:
-    """Return "; is `x` meant?" for the tool with the most similar name; "" if none is."""
+    """Return "; is `x` meant?" for the tool with the most similar name, or ""."""
     from difflib import get_close_matches
 
     return "".join(f"; is `{name}` meant?" for name in get_close_matches(tool, profiles, 1, 0.8))

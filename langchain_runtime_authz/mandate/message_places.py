@@ -1,7 +1,7 @@
 """Cut material out of a user's message, and find where its words say a value.
 
-Material is what is quoted, tagged, forwarded or pasted. Whether a sentence orders what it says is decided in
-`mandate.plain_orders`. Repetitions in the patterns are bounded, so the work is linear in the texts.
+Material is text that the user quotes, tags, forwards or pastes. `mandate.plain_orders` decides if a sentence is an
+order. Repetitions in the patterns are bounded, so the work is linear in the texts.
 """
 
 # ruff: noqa: RUF001  (other languages' signs are the point)
@@ -76,7 +76,7 @@ def material_spans(text: str) -> list[tuple[int, int]]:
 
 
 def _tagged(text: str) -> Iterator[tuple[int, int]]:
-    """Yield spans from a tag to its last end tag: the material may contain end tags."""
+    """Yield the span from a tag to its last end tag. Material may hold end tags."""
     at, without, ends = 0, 0, {end[1]: end.end() for end in _END_TAG.finditer(text)}
     for tag in _TAG.finditer(text):
         if tag.start() < at:
@@ -175,7 +175,7 @@ def only_continues(text: str) -> bool:
 
 @lru_cache(maxsize=64)
 def is_restricted(text: str) -> bool:
-    """Return True if a text has a condition, an exception or "I mean" in any language."""
+    """Return True if a text has a condition, an exception or a correction ("I mean")."""
     return bounded(text) or _NEGATES.search(text) is not None
 
 
@@ -220,12 +220,12 @@ class Segment:
         return self.starts[sentence], end
 
     def pronouns(self, verbs: Collection[str], at: int) -> list[tuple[int, int]]:
-        """Return pronouns behind `verbs` in the rest of a sentence: "and label it"."""
+        """Return spans of pronouns after `verbs` in the rest of a sentence: "label it"."""
         found = _PRONOUN.finditer(self.masked, at, self.span(self.sentence(at - 1))[1])
         return [m.span(2) for m in found if m[1].lower() in verbs]
 
     def whole(self, start: int, end: int) -> bool:
-        """Return True if a span is a whole token or quotation, and not a part of one."""
+        """Return True if a span is not a part of a longer token or quotation."""
         near = bisect_right(self.quotations, (start, len(self.text)))
         for first, last in self.quotations[max(0, near - 1) : near + 1]:
             inside = first <= start and end <= last
@@ -236,7 +236,7 @@ class Segment:
         return not self._joined(start - 1, start, -1) and not self._joined(end, end - 1, 1)
 
     def _joined(self, outer: int, inner: int, step: int) -> bool:
-        """Return True if the token at `inner` goes on at `outer`, in the direction `step`."""
+        """Return True if the token at `inner` goes on at `outer`, `step` (±1) further."""
         if not 0 <= outer < len(self.text):
             return False
         c, beyond = self.text[outer], self.text[outer + step : outer + step + 1] if outer + step >= 0 else ""
@@ -245,7 +245,7 @@ class Segment:
         return c in ".-:?" and (step < 0 or beyond.isalnum() or (beyond != "" and beyond in "_*/\\@-"))
 
     def refused(self, start: int, *, dictated: bool = False) -> bool:
-        """Return True if a sentence forbids the value at `start`. See `Texts.places`."""
+        """Return True if a sentence forbids the value at `start`. `dictated`: free text."""
         first, last = self.span(self.sentence(start))
         return _NEGATES.search(self.masked, first, start if dictated else last) is not None
 
@@ -297,7 +297,7 @@ class Texts:
         return self._known[key]
 
     def counts(self, number: int, *, strict: bool) -> list[Place]:
-        """Return where a number of calls is said; if `strict`, as "twice" or "3 times"."""
+        """Return where a number of calls is said. `strict`: only as "twice", "3 times"."""
         found = []
         for place in self.places(number)[0]:
             text = self.segments[place.segment].text
@@ -339,12 +339,12 @@ def _found(segment: Segment, value: object, *, dictated: bool, rate: bool) -> It
 
 
 def _meant(text: str, end: int, *, rate: bool) -> bool:
-    """Return True if no "million" follows at `end`, and "%" follows a `rate` alone."""
+    """Return True if no "million" follows at `end`, and "%" follows only a `rate`."""
     return _SCALED.match(text, end) is None and (_PERCENT.match(text, end) is not None) == rate
 
 
 def _moment(segment: Segment, date: tuple[int, int], times: set[str]) -> Iterator[tuple[int, int]]:
-    """Yield the date's span or, with `times`, the spans that hold it and a time."""
+    """Yield the date's span or, with `times`, the spans from the date to such a time."""
     if not times:
         if segment.whole(*date):
             yield date

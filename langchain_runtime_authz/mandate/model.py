@@ -37,7 +37,7 @@ Count = Annotated[int, Member(ge=1, le=10_000)]
 
 
 class Span(NamedTuple):
-    """A place in a user's message: the message's digest, start and end in characters."""
+    """A part of a user's message: the message's digest, start and end in characters."""
 
     text: str
     start: int
@@ -117,7 +117,7 @@ class Own(_Frozen):
 
 
 class Not(_Frozen):
-    """The field is there, and this condition does not hold."""
+    """The field exists, and this condition does not hold for it."""
 
     condition: Condition
     kind: Literal["not"] = "not"
@@ -321,7 +321,7 @@ Deed = Literal["fetch", "write", "send", "pay", "delete", "admin"]  # effects; r
 
 
 class Limit(_Frozen):
-    """The maximum sum of the `amount` arguments of all steps of an effect."""
+    """The maximum sum of the `amount` arguments of all calls of an effect."""
 
     effect: Deed
     total: Annotated[Number, Member(ge=0, le=MAX_INT // 100)]

@@ -33,7 +33,7 @@ _UNIT: Final = re.compile(rf"{NUMBER}(?:[%°][^\W\d_]?|(?![ap]m)[^\W\d_]{{1,3}})
 
 
 def token_cuts(tokens: Sequence[Token]) -> list[list[Token]]:
-    """Return the ways to cut tokens: "5 May 3pm" and "5km" each whole or in two."""
+    """Return the ways to split tokens: "5 May 3pm" and "5km" as one token or as two."""
     several = [(timed, united) for timed in (True, False) for united in (False, True)]
     ways = [[*chain.from_iterable(_cut(t, timed=timed, united=united) for t in tokens)] for timed, united in several]
     return [way for n, way in enumerate(ways) if way not in ways[:n]]
@@ -73,7 +73,7 @@ Bound = dict[str, tuple[Token, ...]]
 
 
 class Values:
-    """The values in the tokens of a clause."""
+    """Finds values in the tokens of a clause."""
 
     def __init__(self, tool: ToolWords, text: str) -> None:
         self.tool, self.language, self.text = tool, tool.language, text
@@ -85,8 +85,8 @@ class Values:
     def suiting(self, argument: NamedArgument, at: int, *, words: int = 0) -> Iterator[tuple[Bound, int]]:
         """Yield values of an argument from token `at` on, with the next token's index.
 
-        `words`: so many words in lower case may be a value too, without an article. Before a word of the argument, a
-        write may have one: "the groceries list".
+        `words`: a value may also be up to `words` words in lower case, without an article. A write may have an article
+        if the argument's name follows: "the groceries list".
         """
         said = self.tokens[at].text if self.tokens[at].kind == "word" else ""
         determiner = said if said in self.language.determiners else ""
@@ -129,7 +129,7 @@ class Values:
         return {argument.name: values, self.tool.coin: (coin,)}
 
     def _values(self, argument: NamedArgument, at: int) -> Iterator[tuple[tuple[Token, ...], int]]:
-        """Yield values like `suiting`; there is no article or label at `at`."""
+        """Yield what `suiting` yields, if no article and no label is at `at`."""
         at += argument.kind == "text" and self.tokens[at].kind == "colon"  # 'Tell Bob: "hello"'
         token = self.tokens[at]
         yield from (choices := [*self._choices(argument, at)])
@@ -169,7 +169,7 @@ class Values:
                 yield self.one(at, end, "choice", choice), end
 
     def _listed(self, argument: NamedArgument, kinds: set[str], at: int) -> Iterator[tuple[tuple[Token, ...], int]]:
-        """Yield each reading: its tokens, one for each value, and the next index."""
+        """Yield one value, and a list of values if it goes on, each with the next index."""
         token, end = self.tokens[at], at + 1
         account = argument.kind == "principal" and self.tool.effect == "pay" and not re.search(r"[/\\.]", token.text)
         fits = token.kind in kinds
@@ -209,7 +209,7 @@ class Values:
                 yield self.one(at, end, "address"), end  # "5 Harbour Street"
 
     def _in_words(self, argument: NamedArgument, at: int, words: int) -> Iterator[tuple[tuple[Token, ...], int]]:
-        """Yield values of one word, two words and so on, up to a word that ends the value."""
+        """Yield values of one word, of two words and so on, up to `words`."""
         kind = "name" if argument.kind == "principal" else "id"
         for end in range(at + 1, at + words + 1 if argument.kind in NAMED | {"place", "value"} else 0):
             token = self.tokens[end - 1]
@@ -230,14 +230,14 @@ class Values:
         return (Token(kind, text or self.text[start:stop], start, stop),)
 
     def _clock(self, at: int) -> int:
-        """Return the index after a time of day at `at`, or 0."""
+        """Return the index after a time of day that begins at `at`; 0 without one."""
         for end in (at + 2, at + 1):
             if CLOCK.fullmatch(" ".join(t.text for t in self.tokens[at:end])):
                 return end
         return 0
 
     def _whole(self, argument: NamedArgument, token: Token) -> str:
-        """Return a whole number that is written as a word or with commas, else ""."""
+        """Return the digits of a whole number written as a word or with commas, or ""."""
         counts = argument.types <= _COUNTS if argument.types else argument.kind == "amount"
         if counts and token.lower in (names := self.data["numerals"]):
             return f"{names.index(token.lower) + 1}"
@@ -258,7 +258,7 @@ class Values:
 
 
 def of_one_list(one: Token, other: Token) -> bool:
-    """Return True if two values may be of one list: T-1 and T-22, but not T-1 and U-1."""
+    """Return True if two values look alike: T-1 and T-22, but not T-1 and U-1."""
     shapes = {
         re.sub(r"\d+", "0", t.text) if re.search(r"\d", t.text) else t.text.partition("-")[0] for t in (one, other)
     }
@@ -294,14 +294,14 @@ def _pairs(bound: Bound) -> frozenset[tuple[str, str]]:
 
 
 class OrderMatch:
-    """Readings of a clause by a tool's orders. `ways`: its tokens, cut in each way."""
+    """Readings of a clause by a tool's orders. `ways`: its tokens (`token_cuts`)."""
 
     def __init__(self, tool: ToolWords, ways: Sequence[list[Token]], text: str) -> None:
         self.tool, self.values = tool, Values(tool, text)
         self.found: list[Bound] = next(filter(None, map(self._readings, ways)), [])
 
     def _readings(self, tokens: list[Token]) -> list[Bound]:
-        """Return the readings whose values look right, else those with one wrong kind."""
+        """Return the readings with fitting values, else those with one `_odd` kind."""
         self.values.tokens = [*tokens, Token("end", "", 0, 0)]
         read = {_pairs(bound): bound for bound in islice(self._all(), _MAX_READINGS) if not self._touching(bound)}
         return [bound for bound in read.values() if not self._odd(bound)] or [
@@ -311,7 +311,7 @@ class OrderMatch:
         ]
 
     def _odd(self, bound: Bound) -> set[str]:
-        """Return the kinds whose value looks wrong.
+        """Return the kinds of arguments whose values do not look like their kind.
 
         A `principal` should look like a name, an email address or a handle, and an `object` should not.
         """
@@ -319,7 +319,7 @@ class OrderMatch:
         return {kind for kind, named in kinds if kind in {"principal", "object"} and named != (kind == "principal")}
 
     def _touching(self, bound: Bound) -> bool:
-        """Return True if two values in a row may be one: "Call Ann Lee", "Easter Monday"."""
+        """Return True if two neighbouring values may be one, like "Easter Monday"."""
         values = sorted((v for several in bound.values() for v in several), key=lambda v: v.start)
         weekdays = tuple(day.lower() for day in self.tool.language.data["weekdays"])
         return any(
@@ -333,7 +333,7 @@ class OrderMatch:
         )
 
     def steps(self, digest: str) -> list[Step]:
-        """Return a step for each listed object, if exactly one reading fits."""
+        """Return a step, or one for each value of a list; [] unless one reading fits."""
         if len(self.found) != 1 or self.values.tries > _MAX_TRIES or not self._hits(bound := self.found[0]):
             return []
         arguments = self.tool.arguments
@@ -356,7 +356,7 @@ class OrderMatch:
         return bool(texts) and texts.isdisjoint(step.args)
 
     def _hits(self, bound: Bound) -> bool:
-        """Return True if the order says whom or what it affects."""
+        """Return True if the reading has the arguments that say whom or what it affects."""
         all_of = self.tool.effect in {"delete", "send"}
         hit = [n for n, a in self.tool.arguments.items() if a.kind in _HIT and (a.required or all_of)]
         return not hit or any(n in bound for n in hit)
@@ -369,7 +369,7 @@ class OrderMatch:
             yield from self._read(order, 0)
 
     def _read(self, order: Pattern, at: int) -> Iterator[Bound]:
-        """Yield the arguments by which the tokens from `at` on fit the rest of an order."""
+        """Yield argument → values, for each way to read `order` from token `at` on."""
         self.values.tries += 1
         token = self.values.tokens[at]
         if self.values.tries > _MAX_TRIES or not order:
@@ -390,7 +390,7 @@ class OrderMatch:
                 yield from self._said(item, rest, at + 1)
 
     def _said(self, item: str, rest: Pattern, at: int) -> Iterator[Bound]:
-        """Yield the arguments if the order's `item` stands at `at`, and `rest` behind it."""
+        """Yield argument → values, if token `at` is an order's `item`, and `rest` follows."""
         token, small = self.values.tokens[at], self.tool.language.determiners
         said = token.lower if token.kind not in {"quote", "sep", "colon", "end"} else ""
         if item[:1] == "{":
@@ -408,7 +408,7 @@ class OrderMatch:
             yield from self._read(rest, at + 2) if [singular(t.lower) for t in behind] == [singular(item)] else ()
 
     def _says(self, said: str, item: str, at: int) -> bool:
-        """Return True if `said` is the word or currency `item` or, in a list, its plural."""
+        """Return True if `said` is the word or currency `item`, or its plural for a list."""
         if said == item or self.values.coins.get(said, "?") == self.values.coins.get(item):
             return True
         if said[:_ROOT] != item[:_ROOT]:
@@ -430,7 +430,7 @@ class OrderMatch:
             yield {name: self.values.one(0, 1, "choice", value)}, at
 
     def _tells(self, at: int) -> bool:
-        """Return True if the tokens from `at` on can be a text, like "that I am late"."""
+        """Return True if the tokens from `at` on can be a message: "that I am late"."""
         language, tokens = self.tool.language, self.values.tokens[at:-1]
         plain = [t for t in tokens if t.kind != "quote"]
         said = [t.lower for t in plain if t.lower not in language.data["denials"]]

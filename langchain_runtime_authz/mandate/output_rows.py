@@ -1,4 +1,4 @@
-"""Split an output into records, choose some, and tell the trust in each field."""
+"""Split an output into records, choose some, and rate the trust in each field."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _WORTH: Final = {"system": 2, "internal": 1, "external": 0}
 
 
 class Row(NamedTuple):
-    """One record of an output."""
+    """One record of an output, like an item of a list."""
 
     record: Any
     base: str  # path of the list that holds the record
@@ -33,18 +33,18 @@ class Row(NamedTuple):
         return self.mine and not self.listed(path)
 
     def worth(self, path: str, conditions: Sequence[object] = ()) -> int:
-        """Return the trust (0 to 2) of a field, which may choose the row by `conditions`."""
+        """Return a field's trust (0 to 2). It may choose the record by `conditions`."""
         return chosen_by(self.output.profile, join_paths(self.base, path), conditions, mine=self.owned(path))
 
     def listed(self, path: str) -> bool:
-        """Return True for a field in a list inside of the record."""
+        """Return True for a field that is inside a list of the record."""
         names = path.split(".")
         above = (".".join(names[:i]) for i in range(len(names)) if path)
         return any(isinstance(v, list) for name in above for v in reads.values_at(self.record, name))
 
 
 def rows_of(output: reads.Output, path: str, own: Sequence[Any]) -> Iterator[Row]:
-    """Yield items of the first list on `path`, or the output. `own`: see `made_by`."""
+    """Yield the items of the first list on `path`; without a list, the output."""
     value, base, inner = output.value, [], path.split(".") if path else []
     while isinstance(value, dict) and inner and isinstance(value.get(inner[0]), dict | list):
         value = value[inner[0]]
@@ -58,10 +58,7 @@ def rows_of(output: reads.Output, path: str, own: Sequence[Any]) -> Iterator[Row
 
 
 def made_by(own: Sequence[Any], record: Any, profile: ToolProfile, base: str = "") -> bool:
-    """Return True if the record's only author has one of the identifiers `own`.
-
-    `base`: path of the list that holds the record.
-    """
+    """Return True if the subject (identifiers `own`) is the only author of the record."""
     if profile.author is None or not own or not profile.author.startswith(f"{base}." if base else ""):
         return False
     authors = reads.values_at(record, path_below(base, profile.author))
@@ -72,8 +69,8 @@ def made_by(own: Sequence[Any], record: Any, profile: ToolProfile, base: str = "
 def chosen_by(profile: ToolProfile, path: str, conditions: Sequence[object], *, mine: bool = False) -> int:
     """Return the trust (0 to 2) of a field that chooses a record by `conditions`.
 
-    A counterparty chooses from which account it pays, but only from its own. So if the system writes the account, and
-    the conditions name one account, the field is trusted.
+    A field that a counterparty chooses, like the account that paid, has trust 0. But nobody can pay from a foreign
+    account. So if the system wrote the field, and the conditions name one account, the field has trust 1.
     """
     field, found = field_trust(profile, path), trust_level(profile, path, mine=mine)
     if found or field.origin != "system" or field.prose or not field.counterparty or not conditions:
@@ -88,8 +85,8 @@ def _identifies(value: object) -> bool:
 def trust_level(profile: ToolProfile, path: str, *, mine: bool = False) -> int:
     """Return a field's trust: 2 system, 1 internal, 0 outsider, counterparty or prose.
 
-    `mine`: the subject made the record. Then the fields next to the author's have trust 1, because the subject chose
-    them.
+    `mine`: the subject made the record. Then the fields next to its author field have at least trust 1, because the
+    subject chose them.
     """
     field, beside = field_trust(profile, path), (profile.author or "").rpartition(".")[0]
     mine = mine and path.rpartition(".")[0] == beside
@@ -124,7 +121,7 @@ def choose(
 ) -> list[Row] | str:
     """Return the records that the conditions choose, or "ambiguous".
 
-    `sure`: it is ambiguous if a record may meet the conditions, or may not. A `Pick` chooses one record.
+    A `Pick` chooses one record; more are ambiguous. `sure`: a record that may or may not meet the conditions is too.
     """
     chosen: list[Row] = []
     for row in (row for output in outputs for row in rows_of(output, argument.path, own)):
@@ -168,7 +165,7 @@ def record_key(row: Row) -> str:
 
 
 def _core(value: Any, profile: ToolProfile, path: str, mine: bool) -> Any:
-    # Without the untrusted values, and without the names of members whose values are all untrusted.
+    # Leave out untrusted values, and members whose values are all untrusted.
     if isinstance(value, dict):
         held = {name: _core(inner, profile, join_paths(path, name), mine) for name, inner in value.items()}
         return {name: inner for name, inner in held.items() if not is_empty(inner)}

@@ -115,14 +115,14 @@ class _Check:
         steps = [self.kept.get(step.id, step) for step in self.mandate.steps]
         ordered = in_order(steps, self.profiles, self.signatures)
         for step, given in zip(ordered, self.mandate.steps, strict=True):
-            # For example, a file is not deleted if the step that copies it was dropped.
+            # For example, do not delete a file if the step that copies it was dropped.
             for needed in (*given.sources, given.after, step.after):
                 if needed in self.lost:
                     self.lost.setdefault(step.id, f"it depends on `{needed}`")
         return tuple(step for step in ordered if step.id not in self.lost)
 
     def doubtful(self, step: model.Step) -> bool:
-        """Return True if words do not back an action, or an unused quote may be its text."""
+        """Return True if a person must confirm a side effect, as its words are unclear."""
         parts = [p for a in step.args.values() for p in model.parts_of(a) if not isinstance(p, model.Text)]
         mine = bool(parts) and all(isinstance(part, model.Own) for part in parts)
         profile = self.profiles[step.tool]
@@ -137,12 +137,12 @@ class _Check:
         return profile.side_effect and (unbacked or (loose and self.placing.quotes_more(step.id)))
 
     def uncross(self) -> None:
-        """Drop steps whose positions in the messages are interleaved."""
+        """Drop steps whose positions in a message are interleaved."""
         orders = [s for s in self.kept.values() if self.profiles[s.tool].side_effect and self.placing.claims[s.id]]
         self.lost |= self.placing.mixed([(s, self.profiles[s.tool]) for s in orders])
 
     def take(self, step: model.Step) -> None:
-        """Record why a step is dropped; else keep it, with the positions of its values."""
+        """Keep a step, with the positions of its values, or record why it is dropped."""
         if why := self._unfit(step) or self._place(step):
             self.lost[step.id] = why
 

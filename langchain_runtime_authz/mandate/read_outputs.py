@@ -1,7 +1,8 @@
 """Keep the outputs of a task's reads, from which a mandate takes values.
 
 Within a task, only the first output of each read counts. So repeating a read does not change the values with which
-calls are compared. `pep.call_mandate` says when a newer task uses outputs of an older one. A cut output is not used.
+calls are compared. `pep.call_mandate` says when a newer task uses outputs of an older one. If an output was cut to its
+limit, it is not used.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ MAX_TASKS: Final = 4  # tasks with recorded outputs
 MAX_REPEATS: Final = 64  # later outputs of reads that were recorded before
 MAX_WEIGHT: Final = 4_000_000  # characters, plus `output_reading.NODE` for each node
 MAX_WRITTEN: Final = 8192  # normal forms of the arguments of side effects
-# A task: its epoch, its application's mandate (a digest), and the epoch from which outputs of older tasks count too, if
-# a read was not made for this task.
+# A task: its epoch, the digest of the application's mandate or "", and the first epoch from which outputs of older tasks
+# count too, if this task has not made the read itself.
 Task = tuple[int, str, int | None]
 NO_TASK: Final = (0, "", None)
 
@@ -61,7 +62,7 @@ class Output:
         return self._words
 
     def forget(self) -> None:
-        """Drop the value, but not the call: the output of a repetition does not count."""
+        """Drop the value, and keep the call, so that a repeated read does not count."""
         self.value, self.complete, self.weight, self._words = None, False, 0, None
 
 
@@ -116,7 +117,7 @@ class Outputs:
             self._read()
 
     def missed(self, history: History) -> None:
-        """Account for calls of other processes: trust less what they may have caused."""
+        """Trust outputs less, if `history` has calls that this process did not see."""
         self._read()
         if sum(history.calls.values()) > self._claims:
             self._lost |= bool(history.classes_read)
@@ -175,9 +176,9 @@ class Outputs:
             self._written.setdefault(form, self._position)
 
     def written(self, value: object, position: int, where: Sequence[object] = ()) -> bool:
-        """Return True if a side effect before `position` had, or may have had, the value.
+        """Return True if the value may come from a side effect before `position`.
 
-        A part of the value that meets a condition of `where` counts too, because a service may add to a text.
+        For a text, its part is enough if it meets a condition of `where`, because a service may add to a text.
         """
         self._read()
         parts = [fold(tidy(one.text)) for one in where if isinstance(one, Contains | StartsWith)]
@@ -190,7 +191,7 @@ class Outputs:
         return any(one in text and part in one for one in inner for part in parts)
 
     def drop(self, versions: Mapping[str, str]) -> bool:
-        """Drop outputs whose version is not the one in `versions`; return True if any was."""
+        """Drop outputs with another version than in `versions`. Return True if any."""
         self._read()
         with self._lock:
             before = self._entries
@@ -212,7 +213,7 @@ class Outputs:
         return [task, *sorted(older, key=lambda one: one[0], reverse=True)]
 
     def texts(self) -> Iterator[TextWords | None]:
-        """Yield the words of all outputs; None if some are lost."""
+        """Yield the words of all outputs, and None if some are lost."""
         self._read()
         yield from (found.words for found in (*self._order, *self._repeats))
         yield from (None,) if self._lost else ()
@@ -247,7 +248,7 @@ def scalar_forms(value: object, *, said: bool = False) -> tuple[str, ...]:
 
 
 def scalars(value: object, most: int, *, mappings: bool = True) -> list[Any] | None:
-    """Return scalars; None if more than `most`, or for a mapping unless `mappings`."""
+    """Return a value's scalars; None if over `most`. `mappings`: read mappings too."""
     found: list[Any] = []
     stack: list[Any] = [value]
     while stack:

@@ -17,15 +17,15 @@ from langchain_runtime_authz.mandate.vocabulary import TARGETS
 from langchain_runtime_authz.tool_profile import UNPROFILED, ToolProfile
 
 Hits = dict[str, object]
-"""Target → the place that says it. Two steps that have a target from one place, like a list, have no order for it."""
+"""Target → what says it, like a span. Two steps whose target one list says may run in any order."""
 
 
 def in_order(
     steps: Sequence[Step], profiles: Mapping[str, ToolProfile], signatures: Mapping[str, Mapping[str, object]]
 ) -> tuple[Step, ...]:
-    """Return the steps. Steps with a common target wait, each for the one before it.
+    """Return the steps. Set `after`, to wait for the step before on the same target.
 
-    What is only sent or paid may go in any order. `signatures`: tool → argument → its JSON schema.
+    Steps that only send or pay need no order. `signatures`: tool → argument → its JSON schema.
     """
     known = {s.tool: profiles.get(s.tool, UNPROFILED) for s in steps}
     acts = [s for s in steps if known[s.tool].side_effect]
@@ -45,8 +45,8 @@ def in_order(
 
 
 def _hits(step: Step, profile: ToolProfile, schemas: Mapping[str, object]) -> Hits:
-    """Return what a step affects. A person counts as another target for each tool."""
-    of_tool: object = (step.tool,)  # the place of defaults: calls of one tool have no order for them
+    """Return a step's targets. A `principal` is another target for each tool."""
+    of_tool: object = (step.tool,)  # says the default values: calls of one tool need no order for them
     unsaid = {n: d for n, schema in schemas.items() if n not in step.args and (d := as_mapping(schema).get("default"))}
     said = {name: dict.fromkeys(_spellings(str(default)), of_tool) for name, default in unsaid.items()}
     said |= {name: _targets(step, argument) for name, argument in step.args.items()}
@@ -59,7 +59,7 @@ def _hits(step: Step, profile: ToolProfile, schemas: Mapping[str, object]) -> Hi
 
 
 def _targets(step: Step, argument: Argument) -> Hits:
-    """Return the targets that an argument may name."""
+    """Return the targets of an argument: values, or fields of a read."""
     place, values = getattr(argument, "said", None) or step.id, tuple[object, ...]()
     match argument:
         case Const(value=value):

@@ -40,7 +40,7 @@ _SIGN: Final = lazy(r"[\u3040-\u30ff\u3400-\u9fff]")
 
 
 def holds_unbacked(text: str, allowed: str) -> bool:
-    """Return True if `allowed` lacks an identifier, token or hidden sign of `text`."""
+    """Return True if `text` has an identifier or hidden sign that `allowed` lacks."""
     text, allowed = unescape(text), unescape(allowed)
     if not {m[0] for m in _HIDDEN.finditer(text)} <= {m[0] for m in _HIDDEN.finditer(allowed)}:
         return True
@@ -98,7 +98,7 @@ class TextWords:
         self._parts = tuple((f" {' '.join(p)} ", frozenset(p), n) for p, n in ((words, RUN), (signs, _LETTERS)) if p)
 
     def runs(self) -> set[tuple[str, ...]]:
-        """Return all runs of `RUN` words, and of characters in scripts without blanks."""
+        """Return the text's runs: `RUN` words, or characters in scripts without blanks."""
         return {run for joined, _, n in self._parts for run in _runs(joined, n)}
 
     def holds(self, runs: Iterable[tuple[str, ...]]) -> bool:

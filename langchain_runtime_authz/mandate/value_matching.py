@@ -117,7 +117,7 @@ def _same_destination(value: Any, constant: Any, own: Sequence[str], said: Seque
 
 
 def _alike(own: Sequence[str], said: Sequence[str]) -> tuple[bool | None, list[str]]:
-    """Return if numbers are equal (None if there are none), and other common forms."""
+    """Return if the numbers are equal (None without), and other common forms."""
     ours, numbers = ({form for form in each if form.startswith("num:")} for each in (own, said))
     shared = [form for form in own if form in said and not form.startswith((*MOMENT, "num:"))]
     return ours == numbers if ours or numbers else None, shared
@@ -126,7 +126,7 @@ def _alike(own: Sequence[str], said: Sequence[str]) -> tuple[bool | None, list[s
 def same_values(items: Sequence[Any], ordered: Sequence[Any], kind: str, now: float | None = None) -> bool:
     """Return True if two lists have the same values, in any order.
 
-    `now`: an ordered day without a year is the next one after this time.
+    `now`: an ordered day without a year means the next such day after this time.
     """
     return (
         len(items) <= len(ordered)
@@ -247,9 +247,9 @@ def is_own_identifier(value: Scalar, own: Sequence[Scalar]) -> bool:
 def meets_condition(
     condition: Condition, values: Sequence[Any], own: Sequence[Scalar] = (), zone: datetime.tzinfo | None = None
 ) -> bool | None:
-    """Return True if a value meets the condition (`Not`: none does), None if unsure.
+    """Return True if one of `values` meets the condition; None if that is not certain.
 
-    `zone`: the zone of a date or time of the condition that names none.
+    For `Not`, no value may meet it. `zone`: the zone of the condition's times that do not name one.
     """
     if not values:
         return False
@@ -304,7 +304,7 @@ def _close(value: Scalar, constant: Scalar) -> bool:
 
 
 def touches_unwanted(value: object, unwanted: Scalar, kind: str) -> bool:
-    """Return True if a value is, contains or lies below `unwanted`, or is too long."""
+    """Return True if a value is, holds or lies below `unwanted`, or is too long."""
     if not set(scalar_forms(value)).isdisjoint(scalar_forms(unwanted)):
         return True
     if kind == "amount" or not isinstance(value, str):
@@ -334,5 +334,5 @@ def _sought(unwanted: str) -> re.Pattern[str]:
 
 
 def _bare(text: str) -> str:
-    """Return a text's `skeleton`, with blanks for `+tag`s and all signs except `|`."""
+    """Return a text's `skeleton`, with blanks for signs (not `|`) and for `+tag`s."""
     return skeleton(_SIGNS.sub(" ", tidy(text)))

@@ -36,7 +36,7 @@ _PLAIN: Final = (("<what> to <goal>",), ("<nouns> <what>",), ("<text>",))
 
 @dataclass(frozen=True, slots=True)
 class NamedArgument:
-    """An argument of a tool, and the words that name the argument."""
+    """An argument of a tool, with the words by which users name it."""
 
     name: str
     kind: str  # by the profile: a critical kind, `when` or `text`; else `value`
@@ -98,7 +98,7 @@ class ToolWords:
 
     @cached_property
     def coin(self) -> str:
-        """The argument that names a currency, or ""."""
+        """The name of the argument that holds a currency, or ""."""
         coins = self.language.data["coins"]
         return next((a.name for a in self.arguments.values() if not a.words.isdisjoint(coins)), "")
 

@@ -1,8 +1,8 @@
 """Compile a mandate from the user's words: cut a turn into clauses, find tools.
 
 This reads the orders that profiles declare or that a verb suggests ("Pay Bob 45 EUR"). A turn is what the user sent at
-once. Every word of the turn must be understood. If it has a condition, a question, a negation, a report, a future or a
-remark, the whole turn has no mandate: an approver is asked about each side effect.
+once. Every word of the turn must be understood. If it has a condition, question, negation, report, future tense or
+remark, the whole turn has no mandate. Then an approver is asked about each side effect.
 
 Only one tool may fit a clause, in one reading (`mandate.order_matching`). The words of a language are data.
 """
@@ -218,18 +218,18 @@ class _Turn:
         yield tokens[begin:]
 
     def _begins(self, tokens: Sequence[Token]) -> bool:
-        """Return True if `tokens` begin with a verb that is not a label."""
+        """Return True if `tokens` begin with a verb that is not `_labelled`."""
         verb = [t.lower for t in tokens[:1] if t.kind == "word"]
         return not self.verbs.isdisjoint(verb) and not self._labelled(tokens)
 
     def _retracts(self, tokens: Sequence[Token]) -> bool:
-        """Return True if a clause may retract an order: "cancel it", not "cancel job O-5"."""
+        """Return True if a clause may withdraw an order: "cancel it", not "cancel O-5"."""
         ends = tokens[0].lower in self.data["retracting"] or any(self.language.stopped(t.lower) for t in tokens)
         known = {value for _, step in self.kept for value in _said(step).values()}
         return ends and all(t.kind in {"word", "name"} or t.text in known for t in tokens[1:])
 
     def _labelled(self, tokens: Sequence[Token]) -> bool:
-        """Return True if the first word is a label of what follows: "note: paid"."""
+        """Return True if the first word only labels what follows: "note: paid"."""
         kind = tokens[-1].kind if tokens else ""
         return kind == "colon" or (kind == "quote" and tokens[0].lower in self.labels)
 
@@ -317,7 +317,7 @@ def _said(step: Step) -> dict[str, str]:
 
 
 def _targets(tool: ToolWords, step: Step) -> set[str]:
-    """Return a step's targets; without any, its nouns and all values except dates."""
+    """Return a step's targets; without any, its tool's nouns and all values but dates."""
     values = {n: v.casefold() for n, v in _said(step).items()}
     told = {v for n, v in values.items() if tool.profile.critical.get(n) in TARGETS}
     return told or {*tool.nouns, *(v for n, v in values.items() if n not in tool.profile.when)}

@@ -1,9 +1,8 @@
 """Find effects and secrets in a graph's code without running the code.
 
 The scan may miss some. It follows a node's function to its closures and to the application's functions that it calls.
-It follows members of the application's objects and classes if the code uses their names (rapid type analysis). So it
-need not know on which object a method is called. Of installed packages, it notes only those that act or have a network
-client.
+It follows a member of an application's object or class if the code uses the member's name anywhere (rapid type
+analysis). Of installed packages, it notes only those that act or have a network client.
 
 Secrets are searched in tools, by type (`SecretStr`), by name (`api_key`, an `Authorization` header) or by the form of
 well-known tokens. Their values are never shown. A tool that holds a key can use it without a permit. So replace the key
@@ -73,7 +72,7 @@ class EffectInCode(NamedTuple):
 
 
 def acting_nodes(graph: object_graph.AnyGraph) -> dict[str, tuple[EffectInCode, ...]]:
-    """Return node name → effects, for nodes whose code acts, subgraphs included."""
+    """Return node name → effects in its code. Nodes of subgraphs are included."""
     nodes = (item for found in object_graph.graphs_in(graph) for item in found.graph.nodes.items())
     return {name: seen for name, node in nodes if (seen := code_of(node)[0])}
 
@@ -90,7 +89,7 @@ def code_of(node: PregelNode) -> tuple[tuple[EffectInCode, ...], tuple[str, ...]
 
 
 def _reached(roots: Iterable[Any], missed: dict[str, None]) -> Iterator[Any]:
-    """Yield the values to search for effects. Add parts that are skipped to `missed`."""
+    """Yield the values to search for effects. Add names of skipped ones to `missed`."""
     todo, seen = deque(roots), dict[Any, Any]()
     names, waiting = set[str](), dict[str, list[Any]]()  # names used so far; members whose names are not used yet
     while todo:
@@ -120,7 +119,7 @@ def _reached(roots: Iterable[Any], missed: dict[str, None]) -> Iterator[Any]:
 
 
 def _reach(value: Any, missed: dict[str, None]) -> tuple[bool, Iterable[Any]]:
-    """Return True if the value is to be searched, and the values to follow from it."""
+    """Return True if the value must be searched, and the values to continue with."""
     function = value.__func__ if isinstance(value, MethodType) else value
     if _has_rows(value) or hasattr(function, "__runtime_authz_effect__"):
         return False, ()
@@ -142,9 +141,9 @@ def _reach(value: Any, missed: dict[str, None]) -> tuple[bool, Iterable[Any]]:
 
 
 def _members(value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield (name, member) of an application's object or of a class's instances.
+    """Yield (name, member) of an application's object or class.
 
-    The name is empty if Python uses the member without naming it (`__call__`), and `super` if a subclass overrides it.
+    The name is "" if Python uses the member without naming it (`__call__`), and "super" if a subclass overrides it.
     """
     cls, made = (value, False) if isinstance(value, type) else (type(value), True)
     bases = [base for base in cls.__mro__ if _is_own(base.__module__)]
@@ -165,7 +164,7 @@ def _members(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _imported_inside(function: FunctionType, missed: dict[str, None]) -> Iterator[Any]:
-    """Yield values that `function` itself imports. Add modules not loaded to `missed`."""
+    """Yield values that `function` imports in its code. Add unloaded ones to `missed`."""
     for code in object_graph.nested_codes(function.__code__):
         level = 0
         for step in dis.get_instructions(code):
@@ -276,7 +275,7 @@ _FORMS: Final = re.compile(
 
 
 def secrets_of(tool: BaseTool) -> Iterator[str]:
-    """Yield the places of a tool's long-lived secrets, such as `field api_key`."""
+    """Yield where a tool holds long-lived secrets, such as `field api_key`."""
     seen: dict[int, Any] = {}
     known = BaseTool.model_fields.keys() | {"func", "coroutine"}
     fields = {k: v for k, v in vars(tool).items() if k not in known}
@@ -378,7 +377,7 @@ def tools_in_code(bound: Any) -> list[Any]:
 
 
 def provider_rows(tools: Iterable[Any], label: str, route: str, *, strict: bool) -> Iterator[Part]:
-    """Yield rows of provider tools. `strict`: only if all of `tools` are tools."""
+    """Yield rows of provider tools. `strict`: none, unless all of `tools` are tools."""
     # `strict`: the list may contain anything, so it counts only if all entries are tools.
     named = [(tool, _provider_tool(tool)) for tool in tools]
     if not strict or all(name is not None or _runs_here(tool) for tool, name in named):

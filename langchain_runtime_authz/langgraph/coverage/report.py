@@ -39,8 +39,8 @@ _COUNTED: Final = frozenset(("entry", "agent", "node", "tool"))  # kinds that en
 class Part:
     """One part of a graph.
 
-    `kind` is `entry`, `agent`, `node`, `tool`, `model`, `task`, `remote graph` or `store` (governed once a profile for
-    its writes is declared). Kinds that are never governed: `cached node`, `provider tool`, `function`, `secret`,
+    Kinds: `entry`, `agent`, `node`, `tool`, `model`, `task`, `remote graph`, and `store`, which is governed if a profile
+    for its writes is declared. Kinds that are never governed: `cached node`, `provider tool`, `function`, `secret`,
     `checkpointer`, `unsearched` (too large to search), `effect` (seen in a node's code and not declared).
     """
 
@@ -121,7 +121,7 @@ class Baseline:
         return frozenset(ungoverned) - self.accepted.keys()
 
     def fixed(self, ungoverned: Iterable[str]) -> tuple[str, ...]:
-        """Return the accepted ids that are governed or gone now, sorted."""
+        """Return the accepted ids that are no longer ungoverned, sorted."""
         return tuple(sorted(self.accepted.keys() - frozenset(ungoverned)))
 
 
@@ -165,12 +165,12 @@ class CoverageReport:
 
     @property
     def dynamic(self) -> tuple[Part, ...]:
-        """Rows of parts that were counted at run time but not found statically."""
+        """Rows of parts that only a run showed, not the search of the graph."""
         return tuple(r for r in self.rows if r.route == AT_RUN_TIME)
 
     @property
     def unseen(self) -> tuple[Part, ...]:
-        """Governed rows that no run counted: unused parts, or parts that code bypasses."""
+        """Governed rows that no run used, or whose enforcement points code bypasses."""
         return tuple(r for r in self.rows if self.ran and r.governed and r.kind in _COUNTED and not any(r.seen))
 
     def to_dict(self) -> dict[str, Any]:

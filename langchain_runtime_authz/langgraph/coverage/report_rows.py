@@ -77,7 +77,7 @@ def coverage_of(graph: Any, protection: Protection) -> CoverageReport:
 
 
 def _loop_code(graph: Any) -> Iterator[tuple[str, Any]]:
-    """Yield (place, code) for application code that a graph runs outside its nodes."""
+    """Yield (route, code) for application code that a graph runs outside its nodes."""
     for name, channel in graph.channels.items():
         yield f"reducer of {name}", getattr(channel, "operator", None)
     for name, node in graph.nodes.items():
@@ -175,7 +175,7 @@ class _Look:
     def _held(
         self, held: list[Any], label: str, route: str, gated: tuple[str, ...], own: Iterable[BaseTool], *, known: bool
     ) -> Iterator[Part]:
-        """Yield rows for values in a node or tool. `known`: skip tools that have rows."""
+        """Yield rows for values in a node or tool. `known`: skip tools with a row."""
         for value in held:
             if not isinstance(value, BaseTool):
                 yield from self._value(value, label, route, gated, held)
@@ -201,7 +201,7 @@ class _Look:
     def _value(
         self, value: Any, label: str, route: str, gated: tuple[str, ...], around: Iterable[Any]
     ) -> Iterator[Part]:
-        """Yield rows for a value in a node or tool. `around`: all values in there."""
+        """Yield rows for a value in a node or tool. `around`: all values in it."""
         if isinstance(value, object_graph.model_types()):
             owners: Iterator[Any] = (v.__self__ if isinstance(v, MethodType) else v for v in around)
             # Recognised without importing langchain.
@@ -269,7 +269,7 @@ class _Look:
         yield from self._held(held, label, f"{route}/{tool.name}", layers, (tool,), known=True)
 
     def _bare_functions(self, held: list[Any], label: str, route: str, own: Iterable[BaseTool]) -> Iterator[Part]:
-        """Yield a row for each tool's function that other code holds."""
+        """Yield a row for each function of a tool that code may call without the tool."""
         known = {i for t in own for i in _identities(object_graph.functions_of(t))}
         known |= {id(v) for one in held if isinstance(one, list | tuple) for v in one}  # models are bound to lists
         for value in held:
@@ -283,7 +283,7 @@ class _Look:
 
 
 def _unpickles(saver: Any) -> str:
-    """Return the reason if loading a checkpoint may run code, else ""."""
+    """Return why loading a checkpoint may run code; "" if it cannot."""
     if isinstance(getattr(saver, "storage", None), PersistentDict):
         return "its file is read by pickle, which runs what the file says: use a database"
     serde, seen = getattr(saver, "serde", None), 0
@@ -344,7 +344,7 @@ _SEVERAL: Final = frozenset(("agent", "node", "tool", "model"))
 
 
 def _numbered(rows: Iterable[Part]) -> Iterator[Part]:
-    """Yield each finding once, and number rows that would share an id."""
+    """Yield each row once, and set `place` in rows that would share an id."""
     places = Counter[str]()
     told: set[Part] = set()
     for row in rows:

@@ -2,7 +2,8 @@
 """Cut a text into tokens, and load a language's lists of words from JSON.
 
 A language is a JSON file in this folder: lists of words and phrases, by their role in a clause. `mandate.words` parses
-with these lists. A token that can be read in several ways ("1.250", "5pm", "x.org.They") is `odd`: no clause accepts it.
+with these lists. A token that can be read in several ways ("1.250", "x.org.They") has the kind `odd`, and no clause
+accepts it.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def words_of(name: str) -> list[str]:
 
 
 def phrases_of(written: Iterable[str]) -> Phrases:
-    """Return a mapping: first word → phrases. "go /and" stands for "go" and "go and"."""
+    """Return first word → phrases. "go /and" stands for "go" and "go and"."""
     found: dict[str, list[tuple[str, ...]]] = {}
     ways = (product(*(word.split("/") for word in phrase.split())) for phrase in written)
     for phrase in sorted({tuple(filter(None, way)) for several in ways for way in several}, key=len, reverse=True):
@@ -176,7 +177,7 @@ class Language:
         yield Token(kind, said, start, end)
 
     def kind(self, said: str) -> str:
-        """Return the kind of a token that is neither quoted nor written in several words."""
+        """Return the kind of a token that is one unquoted word, number or sign."""
         if read_number(said) is not None:
             return "number"
         if _WORD.fullmatch(said.replace("'", "").replace("’", "")) and said.lower().replace("’", "'") in self.closed:
@@ -199,7 +200,7 @@ class Language:
         return {"#": "hash", "@": "handle"}.get(said[0], "id")
 
     def stopped(self, word: str) -> bool:
-        """Return True if the word takes an order back, or makes it depend on something."""
+        """Return True if the word may withdraw an order, or make it depend on something."""
         return word.endswith("n't") or not self.stops.isdisjoint(word.split("-"))
 
     def match(self, phrases: str | Phrases, tokens: Sequence[Token], at: int) -> int:
@@ -217,12 +218,12 @@ class Language:
         return gap and gap + self.match("separators", tokens, at + gap)
 
     def definite(self, token: Token) -> bool:
-        """Return True if a token tells which thing is meant, like an article or a number."""
+        """Return True if a token determines a thing, like an article or a number."""
         telling = token.lower in self.determiners or token.lower in self.data["numerals"]
         return telling or token.kind not in {"word", "name", "sep", "colon", "odd"}
 
     def value(self, token: Token) -> bool:
-        """Return True if a token may be a value. Callers exclude more common words."""
+        """Return True if a token may be a value, and is not a word of the grammar."""
         if token.kind in {"name", "word"}:
             return not (token.lower in self.closed or token.lower in self.months or self.stopped(token.lower))
         return token.kind not in {"odd", "own", "sep", "colon", "end"}
@@ -238,7 +239,7 @@ def languages() -> tuple[Language, ...]:
 def read_number(number: str, *, money: bool = False) -> int | float | None:
     """Return the value of a written number; None if it is ambiguous, unreadable or 0.
 
-    `money`: the number is an amount, so `1,250` is 1250, because nobody writes 1.25 EUR so.
+    `money`: the number is an amount. Then `1,250` is 1250, because amounts do not have three decimals.
     """
     if money and re.fullmatch(r"[1-9]\d{0,2},\d{3}", number):
         return int(number.replace(",", ""))
