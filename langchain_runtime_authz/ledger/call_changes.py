@@ -244,7 +244,7 @@ class ResolveCall(_OfCall):
 
 @dataclass(slots=True)
 class DoubtCall(Unrefusable):
-    """Restore the row of a call in doubt that the ledger lost, unless the call is done."""
+    """Restore the lost row of a call in doubt, unless the call is done."""
 
     row: CallRow
 
