@@ -107,8 +107,8 @@ def extend_task(task: Task, texts: Sequence[HumanText], *, correction: bool) -> 
 def new_texts(pinned: Sequence[HumanText], incoming: Sequence[HumanText]) -> tuple[HumanText, ...]:
     """Return the new texts in `incoming`, which may repeat the whole history.
 
-    If a text's id is pinned with another digest, the text is a correction, and so new. A text with an unknown id is not
-    new if it repeats a pinned text, in the order of the pinned texts. A missing text is not a correction.
+    `pinned`: the texts in the ledger. A text with the id of a pinned text is new if its digest differs. A text with
+    another id is not new if it repeats a pinned text, in the order of the pinned texts. Missing texts do not matter.
     """
     by_key = {t.key: t.digest for t in pinned if t.key is not None}
     # Answers to questions are not messages, so a history does not contain them.

@@ -326,7 +326,7 @@ def keyed_answers(config: Mapping[str, Any], answers: Mapping[str, object]) -> N
 
 
 def _shown(run: Run, config: Mapping[str, Any], namespace: str, checkpoint: str | None) -> Flow[dict[str, object]]:
-    """Return interrupt id → value of the questions at a pause. Record reviews' ones."""
+    """Return interrupt id → value of a pause's questions. Record those of reviews."""
     saver = private.checkpointer_of(config)
     thread = private.thread_of(config)
     if saver is None or thread is None:

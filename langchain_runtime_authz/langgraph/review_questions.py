@@ -90,7 +90,7 @@ def _reopened(run: Run, call: Call) -> Flow[None]:
 
 
 def reviewed_tools(*wrappers: object) -> frozenset[str]:
-    """Return the names of tools that a review in `wrappers` asks about, at any depth."""
+    """Return the tools that reviews among `wrap_tool_call` functions ask about."""
     found, todo, seen = frozenset[str](), list(wrappers), set[int]()
     while todo and len(seen) < _MAX_WRAPPERS:
         value = todo.pop()

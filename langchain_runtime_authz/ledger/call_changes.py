@@ -257,7 +257,7 @@ class DoubtCall(Unrefusable):
 
 
 def _lost(t: Thread, counter: str) -> bool:
-    """Return True if the store dropped the counter to save space: its count is unknown."""
+    """Return True if the store dropped the counter, so that its count is unknown."""
     return t.forgotten is not None and counter not in t.budgets and counter in t.forgotten
 
 

@@ -89,7 +89,7 @@ class Unrefusable(Change):
 
 @dataclass(slots=True)
 class OpenThread(Change):
-    """Create the thread. If another subject owns it, the conflict is `subject_mismatch`."""
+    """Create the thread. Conflict, if another subject owns it: `subject_mismatch`."""
 
     subject: str
 

@@ -62,7 +62,7 @@ class CallFacts(NamedTuple):
     given: frozenset[str]  # names of the arguments that the model sent, without unordered defaults
     own: tuple[Any, ...]  # the subject's own identifiers
     words: str  # the user's messages
-    task: reads.Task = reads.NO_TASK  # only outputs of reads for this task count
+    task: reads.TaskKey = reads.NO_TASK  # only outputs of reads for this task count
     steps: Collection[str] | None = None  # ids of the steps that the agent may take; `None` for all
     now: float | None = None  # when it was ordered (epoch seconds); a day without a year is the next one
     zone: tzinfo | None = None  # the zone of ordered times that do not name one

@@ -95,7 +95,7 @@ class _Plan(NamedTuple):
 
 
 class _Index:
-    """What is computed once for a mandate. `plans`: tool → (profile, steps)."""
+    """Values that are computed once for a mandate. `plans`: tool → (profile, steps)."""
 
     __slots__ = ("awaited", "mandate", "plans", "prefix", "shown", "steps", "totals")
 
@@ -137,7 +137,7 @@ class _Match(NamedTuple):
 class Binding:
     """A call compared with a mandate. `counters`: counter → what the call adds.
 
-    `alone`: the counters to which other calls of the same message do not add.
+    `alone`: counters to which earlier calls of the same message do not add, unless `standing_of` has them `stopped`.
     """
 
     __slots__ = ("_limit", "_matches", "_otherwise", "alone", "counters")

@@ -33,7 +33,7 @@ MAX_WEIGHT: Final = 4_000_000  # characters, plus `output_reading.NODE` for each
 MAX_WRITTEN: Final = 8192  # normal forms of the arguments of side effects
 # A task: its epoch, the digest of the application's mandate or "", and the first epoch from which outputs of older tasks
 # count too, if this task has not made the read itself.
-Task = tuple[int, str, int | None]
+TaskKey = tuple[int, str, int | None]
 NO_TASK: Final = (0, "", None)
 
 
@@ -91,7 +91,7 @@ class Outputs:
         output: object,
         *,
         given: Collection[str] | None = None,
-        task: Task = NO_TASK,
+        task: TaskKey = NO_TASK,
         words: bool = False,
         resource: tuple[str, str] | None = None,
     ) -> None:
@@ -201,12 +201,12 @@ class Outputs:
                     del known[name]
             return self._entries < before
 
-    def of(self, tool: str, task: Task = NO_TASK) -> Collection[Output]:
+    def of(self, tool: str, task: TaskKey = NO_TASK) -> Collection[Output]:
         """Return the first outputs of a tool's calls for a task."""
         self._read()
         return tuple(self._first.get(task[:2], {}).get(tool, {}).values())  # a copy: another thread may add one
 
-    def tasks(self, task: Task) -> Sequence[Task]:
+    def tasks(self, task: TaskKey) -> Sequence[TaskKey]:
         """Return `task` and the older tasks whose reads count for it, newest first."""
         epoch, _, since = task
         older = [(*one, None) for one in [*self._first] if since is not None and since <= one[0] < epoch]

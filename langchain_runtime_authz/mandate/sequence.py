@@ -45,7 +45,7 @@ def in_order(
 
 
 def _hits(step: Step, profile: ToolProfile, schemas: Mapping[str, object]) -> Hits:
-    """Return a step's targets. A `principal` is another target for each tool."""
+    """Return a step's targets. For two tools, one `principal` is two targets."""
     of_tool: object = (step.tool,)  # says the default values: calls of one tool need no order for them
     unsaid = {n: d for n, schema in schemas.items() if n not in step.args and (d := as_mapping(schema).get("default"))}
     said = {name: dict.fromkeys(_spellings(str(default)), of_tool) for name, default in unsaid.items()}

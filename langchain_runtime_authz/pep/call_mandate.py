@@ -13,7 +13,7 @@ from langchain_runtime_authz.ledger.changes import SetMark
 from langchain_runtime_authz.mandate.argument_matching import CallFacts, is_default
 from langchain_runtime_authz.mandate.call_matching import Binding, Standing, bind_call
 from langchain_runtime_authz.mandate.model import Mandate
-from langchain_runtime_authz.mandate.read_outputs import Task
+from langchain_runtime_authz.mandate.read_outputs import TaskKey
 from langchain_runtime_authz.pep.call import Call
 from langchain_runtime_authz.pep.decision_log import run_event, tool_label
 from langchain_runtime_authz.pep.run import Run
@@ -107,7 +107,7 @@ def binding_of(run: Run, said: TaskWords, call: Call) -> tuple[Mandate | None, B
         chosen_arguments(run, mandate, call),
         tuple(own) if isinstance(own, list) else (),
         "\n".join(said.turn.texts),
-        task_of(run) if mandate is run.mandate else _task_of_words(run, said.turn, mandate, call),
+        task_key(run) if mandate is run.mandate else _task_key_of_words(run, said.turn, mandate, call),
         run.grant.steps if run.grant is not None else None,
         (said.turn.at if mandate is not run.mandate else 0) or run.started_at,
         run.engine.zone,
@@ -130,12 +130,12 @@ def chosen_arguments(run: Run, mandate: Mandate | None, call: Call) -> frozenset
     return given - {name for name in more if is_default(properties.get(name), call.args.get(name))}
 
 
-def task_of(run: Run) -> Task:
+def task_key(run: Run) -> TaskKey:
     """Return the key of the task, under which outputs of reads are stored."""
     return run.epoch, run.mandate.digest if run.mandate is not None else "", None
 
 
-def _task_of_words(run: Run, turn: Turn, mandate: Mandate | None, call: Call) -> Task:
+def _task_key_of_words(run: Run, turn: Turn, mandate: Mandate | None, call: Call) -> TaskKey:
     """Return the key of the task, with the first epoch whose reads count for a call.
 
     Usually the reads since the user's order count, even if the newest text only says "yes, do it". For a write inside

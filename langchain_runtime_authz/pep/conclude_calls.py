@@ -24,7 +24,7 @@ from langchain_runtime_authz.mandate.call_matching import MANDATE, UNBOUNDED
 from langchain_runtime_authz.pep import calls_in_doubt, decision_log
 from langchain_runtime_authz.pep.approval_questions import own_question
 from langchain_runtime_authz.pep.call import Call, DecidedCall, Denial
-from langchain_runtime_authz.pep.call_mandate import chosen_arguments, counting_scope, task_of
+from langchain_runtime_authz.pep.call_mandate import chosen_arguments, counting_scope, task_key
 from langchain_runtime_authz.pep.data_versions import version_read
 from langchain_runtime_authz.pep.obligations import changes_owed
 from langchain_runtime_authz.pep.request_builder import SMALL, observe_result
@@ -184,5 +184,9 @@ def _remember(
     outputs = memory.reached(scope, call.atoms.destinations() if done and call.profile.side_effect else ())
     kept, about = output if found.held is None else found.held, (call.tool, call.profile, call.args)
     given = call.given if call.profile.side_effect else chosen_arguments(run, run.mandate or run.planned, call)
-    task, words, resource = task_of(run), not (done and call.profiled), (read[0], read[2]) if read is not None else None
+    task, words, resource = (
+        task_key(run),
+        not (done and call.profiled),
+        (read[0], read[2]) if read is not None else None,
+    )
     outputs.record(*about, kept, given=given, task=task, words=words, resource=resource)

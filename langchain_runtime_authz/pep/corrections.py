@@ -185,7 +185,7 @@ def carried_plans(
 def record_state_edit(
     scope: Scope, texts: Sequence[HumanText], by: str, checkpoint: str, below: str | None
 ) -> Flow[None]:
-    """Record that `by` edited a thread's state, which made the checkpoint `checkpoint`.
+    """Record that `by` edited a thread's state, which made the new `checkpoint`.
 
     `below`: digest of the waiting child graphs. By it, the next root entry sees that nobody else edited them.
     """

@@ -23,7 +23,7 @@ def trace_change(of: Run | Scope, done: Committed, texts: Sequence[HumanText], s
 
 
 def unrecorded_mark(epoch: int, pinned: int, texts: Sequence[HumanText], source: str) -> SetMark:
-    """Return the mark of an unaudited task change. `pinned`: number of texts before it."""
+    """Return the mark of a task change not yet audited. `pinned`: texts before it."""
     return SetMark(UNRECORDED, f"{epoch} {source} {pinned} {pinned + len(texts)}")
 
 
