@@ -121,7 +121,7 @@ def _asked(state: StateSnapshot) -> list[object]:
 
 
 def read_memory(store: BaseStore | None, namespaces: Sequence[tuple[str, ...]]) -> Flow[str | None]:
-    """Return the digest of a store's items in `namespaces`; None without one of both."""
+    """Return the digest of a store's items in `namespaces`; None without any to read."""
     if store is None or not namespaces:
         return None
     held: list[Any] = []
@@ -193,7 +193,7 @@ def read_waiting(
 
 
 def _called(graph: Any, state: StateSnapshot) -> dict[str, int]:
-    """Return namespace in which a task's code may call graphs → index of the first."""
+    """Return namespace of graphs that a task's code may call → index of the first."""
     named: dict[str, int] = {}
     for task in state.tasks:
         node = graph.nodes.get(task.name)

@@ -133,7 +133,7 @@ def resumes_strictly(config: Mapping[str, Any]) -> bool:
 
 
 def lent_checkpointer(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `configurable`'s entry by which called graphs use a task's checkpointer."""
+    """Return the entry of `configurable` that passes a task's checkpointer to graphs."""
     return {keys.CONFIG_KEY_CHECKPOINTER: saver} if (saver := checkpointer_of(config)) else {}
 
 

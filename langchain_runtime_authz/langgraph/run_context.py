@@ -83,7 +83,7 @@ class FlowContext(Generic[T]):
         raise NotImplementedError
 
     def _over(self, exc: BaseException | None, *, cut: bool) -> Flow[None] | None:
-        """Return the flow that leaves the context, or None. `cut`: closed before its end."""
+        """Return the flow that leaves the context, or None. `cut`: closed too early."""
         raise NotImplementedError
 
     def __enter__(self) -> T:
@@ -280,7 +280,7 @@ class RunHandle(Sealed):
     close, aclose = methods(_close)
 
     def outside_run(self) -> Flow[Run]:
-        """Return the run for guarded tools outside protected graphs. Open it at first."""
+        """Return the run for guarded tools outside protected graphs, opened at first use."""
         if self.closed:
             raise AuthzDenied(Code.LEASE_ENDED, deny(Code.LEASE_ENDED).decision_id)
         if self._outside is None:

@@ -165,8 +165,8 @@ def tenants(admin: Admin) -> list[str]:
 def accept_clock(admin: Admin) -> int:
     """Accept a clock behind the last commit. Return the number of ended leases.
 
-    Without this, a ledger whose clock ran ahead and was corrected denies until the clock reaches the recorded time.
-    All live leases, questions and approvals end, so that none lives longer than its term.
+    A ledger denies while its clock is behind its last commit, like after the correction of a fast clock. This lifts
+    that. All live leases, questions and approvals end, so that none lives longer than its term.
     """
     return _renewed(admin)[0]
 

@@ -1,4 +1,4 @@
-"""Apply a commit. Define all changes but those of calls: epochs, leases, plans.
+"""Apply a commit. Define the changes of epochs, marks, leases, plans and edges.
 
 Each change declares the rows it needs, its conditions and its effect. This module is pure, like `ledger.thread_state`.
 All changes of a commit are checked before the first is applied. So `check` sees the thread as it was before the commit;

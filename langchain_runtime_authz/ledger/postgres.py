@@ -296,7 +296,7 @@ class _PostgresTx:
 
 @lru_cache(maxsize=1024)
 def _statement(held: str, locks: int, puts: Sequence[tuple[str, int]], drops: Sequence[tuple[str, int]]) -> str:
-    """Return a commit's SQL, by numbers of locks, of written and of deleted rows."""
+    """Return a commit's SQL. `puts`, `drops`: numbers of rows to write and to delete."""
     parts = [f"held AS ({held})", *(f"t{number} AS ({_TAKEN})" for number in range(locks))]
     for name, count in puts:
         write = PUTS[name]

@@ -1,9 +1,9 @@
 """The tables of the SQL ledgers, as versions to migrate up and down.
 
-Evolution rule. A version only adds tables, and columns whose default means the same as the column's absence before.
+Evolution rule. A version only adds tables and columns. A new column's default means what its absence meant before.
 `min_reader` is the lowest `SCHEMA` of a package that may still use the version. It is raised only if an older writer
-would lose or misread data that a decision needs. A package works on its own `SCHEMA` and on newer versions whose
-`min_reader` admits it. It refuses an older schema (`ledger_schema`) until `runtime-authz ledger migrate` was run.
+would lose or misread data that a decision needs. A package works on its own `SCHEMA`, and on a newer version if the
+`min_reader` permits it. It refuses an older schema (`ledger_schema`) until `runtime-authz ledger migrate` was run.
 
 Fields that no query searches are JSON in the column `body`. Texts that a model or client may choose are ASCII JSON
 strings, so that no character is special to a store. `HISTORY` names the tables that only grow: PostgreSQL's

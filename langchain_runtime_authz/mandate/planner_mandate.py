@@ -137,7 +137,7 @@ class _Check:
         return profile.side_effect and (unbacked or (loose and self.placing.quotes_more(step.id)))
 
     def uncross(self) -> None:
-        """Drop steps whose positions in a message are interleaved."""
+        """Drop steps whose values are interleaved: "Pay Bob and Ann 45 and 30"."""
         orders = [s for s in self.kept.values() if self.profiles[s.tool].side_effect and self.placing.claims[s.id]]
         self.lost |= self.placing.mixed([(s, self.profiles[s.tool]) for s in orders])
 

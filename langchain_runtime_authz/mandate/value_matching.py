@@ -117,7 +117,7 @@ def _same_destination(value: Any, constant: Any, own: Sequence[str], said: Seque
 
 
 def _alike(own: Sequence[str], said: Sequence[str]) -> tuple[bool | None, list[str]]:
-    """Return if the numbers are equal (None without), and other common forms."""
+    """Return True if the numbers are equal (None without any), and other common forms."""
     ours, numbers = ({form for form in each if form.startswith("num:")} for each in (own, said))
     shared = [form for form in own if form in said and not form.startswith((*MOMENT, "num:"))]
     return ours == numbers if ours or numbers else None, shared

@@ -317,7 +317,7 @@ def _said(step: Step) -> dict[str, str]:
 
 
 def _targets(tool: ToolWords, step: Step) -> set[str]:
-    """Return a step's targets; without any, its tool's nouns and all values but dates."""
+    """Return a step's targets. If it has none: the tool's nouns, and values but dates."""
     values = {n: v.casefold() for n, v in _said(step).items()}
     told = {v for n, v in values.items() if tool.profile.critical.get(n) in TARGETS}
     return told or {*tool.nouns, *(v for n, v in values.items() if n not in tool.profile.when)}

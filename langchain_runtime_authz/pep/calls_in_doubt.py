@@ -203,9 +203,9 @@ def _held_here(row: CallRow) -> bool:
 
 
 def record_ends(engine: Engine, scope: Scope | None = None, *, others: bool = False) -> Flow[None]:
-    """Record the ends of calls whose records failed, in one thread or all (`None`).
+    """Retry failed records of calls' ends, in the thread `scope` or in all (None).
 
-    `others`: after those of `scope`, also record those of other threads. Stop at the first failure.
+    `others`: after those of `scope`, also retry those of other threads. Stop at the first failure.
     """
     for key, (run, _, failed) in sorted(_ends(engine), key=lambda one: one[1][0].scope != scope):
         rests = scope not in (None, run.scope) and (not others or time.monotonic() < failed + REST)

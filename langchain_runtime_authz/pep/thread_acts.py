@@ -154,7 +154,7 @@ def data_changed(scope: Scope, resource: str, *, content: bool) -> Flow[None]:
 
 
 def _checked(scope: Scope, agent: tuple[str, ...]) -> None:
-    """Raise `ConfigError` for an agent path outside the graph, which names no agent."""
+    """Raise `ConfigError` if an agent's path does not begin with the graph's name."""
     if agent and agent[0] != scope.graph:
         raise ConfigError(f"an agent's path begins with the name of its graph: {scope.graph!r}, not {agent[0]!r}")
 
