@@ -63,7 +63,7 @@ class ChildMark(NamedTuple):
         return f"{self.place} {checkpoint or UNKNOWN}"
 
     def left(self, marks: Mapping[str, str]) -> str | None:
-        """Return the checkpoint id or `UNKNOWN` from `marks`; None for no such mark."""
+        """Return the checkpoint id or `UNKNOWN` from this mark; None if not in `marks`."""
         place, _, checkpoint = marks.get(self.name, "").partition(" ")
         return checkpoint if place == self.place else None
 

@@ -44,8 +44,8 @@ class PlannedCall(NamedTuple):
 class PlanRecord:
     """The calls of one message of one agent in one epoch.
 
-    `at`: the thread's number of steps when the plan was recorded. `origin`: of a plan that an approver's answer carried
-    into a new epoch, the first epoch; else 0. Call keys contain the first epoch, so that no call of a carried plan runs
+    `at`: the thread's number of steps when the plan was recorded. `origin`: the first epoch of a plan that an approver's
+    answer carried into a new epoch; else 0. Call keys contain the first epoch, so that no call of a carried plan runs
     twice. `prompt`: digest of the system prompt.
     """
 

@@ -31,7 +31,7 @@ _HOST: Final = re.compile(
 
 
 class UserWords:
-    """The user's words, prepared for search. `said(forms)`: the user said one of them."""
+    """The user's words, for search. `said(forms)`: True if they hold one of the forms."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         said = "\n".join(texts)[-MAX_TEXT:]
@@ -125,7 +125,7 @@ class Provenance(NamedTuple):
     items: Sequence[Provenance] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Return the JSON for a request: all fields of the schema, under their wire names."""
+        """Return the JSON for a request, with all fields of the schema."""
         found = {
             "class": self.class_,
             "standing": self.standing,

@@ -44,7 +44,7 @@ MAX_LISTED: Final = 16  # checkpoints of a thread that are listed without a filt
 
 
 def read_state(graph: Any, config: Mapping[str, Any] | None, *, subgraphs: bool = False) -> tuple[Any, ...]:
-    """Return the effect (`_flow`) that reads a graph's state, or also `subgraphs`'."""
+    """Return the effect (`_flow`) that reads a graph's state, and its `subgraphs`'."""
     return Perform(graph.get_state, graph.aget_state, config, subgraphs=subgraphs)
 
 
@@ -193,7 +193,7 @@ def read_waiting(
 
 
 def _called(graph: Any, state: StateSnapshot) -> dict[str, int]:
-    """Return namespace of graphs that a task's code may call → index of the first."""
+    """Return checkpoint namespace → index of the first graph that a task calls in it."""
     named: dict[str, int] = {}
     for task in state.tasks:
         node = graph.nodes.get(task.name)

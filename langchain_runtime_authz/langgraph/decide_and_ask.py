@@ -306,7 +306,7 @@ def _is_answerable(decided: DecidedCall, graph_task: str) -> bool:
 
 
 def _asked_by(decided: DecidedCall, graph_task: str, *, review: bool = False) -> Approval | None:
-    """Return the question, or the `review`, by which a graph task asked about a call."""
+    """Return a graph task's question about a call. `review`: that of another review."""
     ask, known = decided.approval, graph_task != "" or not review
     mine = known and ask is not None and ask.task_id == graph_task and (ask.source == "hitl") is review
     return ask if mine else None

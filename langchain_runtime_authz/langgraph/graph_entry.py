@@ -68,7 +68,7 @@ class RootEntry:
         return Scope(self.engine.tenant, self.engine.issuer.issuer, graph, thread)
 
     def owner(self, config: Mapping[str, Any]) -> Owner:
-        """Return the run around a call; None without one. Raises `ConfigError`."""
+        """Return the run around a call or None. `ConfigError` if another instance's."""
         # If the config names no run, the run around the code counts. So a graph that a node or tool calls with a config
         # of its own is a child. The text that the code passes to the graph is not the user's.
         found = run_context.target_in(config) or run_context.current_run() or run_context.surrounding_run()

@@ -322,7 +322,7 @@ _places: Final[dict[str, tuple[str, str]]] = {}
 
 
 def _check(request: Any) -> None:
-    """Refuse to send a credential to another URL than its profile's (a redirect)."""
+    """Refuse to send a credential to another URL than its profile's, by a redirect."""
     found = _places.get(request.headers.get("Authorization", ""))
     if found is not None and not is_under(str(request.url), found[0]):
         raise AuthzDenied(Code.REMOTE_URL, found[1])

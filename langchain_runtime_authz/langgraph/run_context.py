@@ -83,7 +83,7 @@ class FlowContext(Generic[T]):
         raise NotImplementedError
 
     def _over(self, exc: BaseException | None, *, cut: bool) -> Flow[None] | None:
-        """Return the flow that leaves the context, or None. `cut`: closed too early."""
+        """Return the flow that leaves the context or None. `cut`: a generator closed."""
         raise NotImplementedError
 
     def __enter__(self) -> T:

@@ -243,7 +243,7 @@ class Snapshot:
 
 
 class Guard(NamedTuple):
-    """Conditions of a commit: the lease `jti` is live, and in the task's `epoch`."""
+    """Conditions of a commit: a live lease `jti`, and the `epoch` of lease and task."""
 
     jti: str
     epoch: int

@@ -397,7 +397,7 @@ class AnswerApproval(Change):
 
 @dataclass(slots=True)
 class SpendApproval(Change):
-    """Use up the approval of exactly these arguments; if none, `approval_void`."""
+    """Use up the approval of exactly these arguments. Without one: `approval_void`."""
 
     call_key: str
     args_digest: str

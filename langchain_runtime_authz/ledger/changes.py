@@ -89,7 +89,7 @@ class Unrefusable(Change):
 
 @dataclass(slots=True)
 class OpenThread(Change):
-    """Create the thread. Conflict, if another subject owns it: `subject_mismatch`."""
+    """Create the thread. If another subject has it: conflict `subject_mismatch`."""
 
     subject: str
 

@@ -340,7 +340,7 @@ def _doubt(row: Row, now: float) -> b.Doubt:
 
 
 def _opened(doubts: Sequence[Row], now: float) -> dict[str, dict[str, Thread]]:
-    """Return deed → call key → a thread that has only this call: the form of `open`."""
+    """Return `Thread.open`: deed → call key → a thread that has only this call."""
     found: dict[str, dict[str, Thread]] = {}
     for scope, subject, call in (_doubt(row, now) for row in doubts):
         held = {call.jti: b.Lease(call.jti, "", (), 0, 0, int(now) + 1)}  # `_doubt` has checked that the lease is live

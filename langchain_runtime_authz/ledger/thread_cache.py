@@ -27,7 +27,7 @@ class CachedThread(NamedTuple):
     doubts: list[tuple[str, set[str], list[Sequence[Any]]]]
 
     def doubts_of(self, n: Needs, newest: str) -> list[Sequence[Any]] | None:
-        """Return the calls in doubt, cached at the commit `newest`; None to read `n`."""
+        """Return calls in doubt, cached at commit `newest`; None if `n` must be read."""
         if n.log or not self.without.isdisjoint(n.calls):
             return None
         looked = ((newest, set[str](), list[Any]()), *self.doubts)

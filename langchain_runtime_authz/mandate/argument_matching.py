@@ -312,7 +312,7 @@ class ArgumentMatcher:
         )
 
     def _records(self, argument: model.Pick | model.Each, *, every: bool = False) -> list[Row]:
-        """Return the chosen records. `every`: raise `_Unsure` if it is unclear for one."""
+        """Return the chosen records. `every`: raise `_Unsure` if one may be missing."""
         sure = every or isinstance(argument, model.Pick)
         if (found := self._chosen.get((id(argument), sure))) is None:
             outputs, found = self.fitting(argument.step), "unread"

@@ -80,7 +80,7 @@ class _Slot(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """A step as compared with calls of one profile. An unused counter is ""."""
+    """A step, prepared for the comparison with calls. An unused counter is ""."""
 
     step: Step
     slots: Sequence[_Slot]  # the named arguments, except `Free` ones
@@ -137,7 +137,7 @@ class _Match(NamedTuple):
 class Binding:
     """A call compared with a mandate. `counters`: counter → what the call adds.
 
-    `alone`: counters to which earlier calls of the same message do not add, unless `standing_of` has them `stopped`.
+    `alone`: counters of awaited steps, to which the message's earlier calls add only if `stopped` (`standing_of`).
     """
 
     __slots__ = ("_limit", "_matches", "_otherwise", "alone", "counters")
@@ -162,7 +162,7 @@ class Binding:
         self.counters: Mapping[str, int] = counters
 
     def standing(self, counts: Mapping[str, int]) -> Standing:
-        """Return the standing, by the present counts of `counters` (0 if missing)."""
+        """Return the standing, by the ledger's counts of `counters` (0 if missing)."""
         limit = self._limit
         if limit is not None and counts.get(limit.counter, 0) + limit.by > limit.maximum:
             total = Decimal(limit.maximum) / 100
@@ -177,7 +177,7 @@ class Binding:
 
 
 def _distance(standing: Standing) -> tuple[int, int]:
-    """Return the numbers of deviations with an argument, and of all, for comparison."""
+    """Return a rank, lower for a better match: deviating arguments, all deviations."""
     return sum(d.argument != "" for d in standing.deviations), len(standing.deviations)
 
 

@@ -33,7 +33,7 @@ class Row(NamedTuple):
         return self.mine and not self.listed(path)
 
     def worth(self, path: str, conditions: Sequence[object] = ()) -> int:
-        """Return a field's trust (0 to 2). It may choose the record by `conditions`."""
+        """Return a field's trust (0 to 2). `conditions`: by which it chooses the record."""
         return chosen_by(self.output.profile, join_paths(self.base, path), conditions, mine=self.owned(path))
 
     def listed(self, path: str) -> bool:
@@ -121,7 +121,7 @@ def choose(
 ) -> list[Row] | str:
     """Return the records that the conditions choose, or "ambiguous".
 
-    A `Pick` chooses one record; more are ambiguous. `sure`: a record that may or may not meet the conditions is too.
+    A `Pick` chooses one record; several are ambiguous. `sure`: so is a record that perhaps meets the conditions.
     """
     chosen: list[Row] = []
     for row in (row for output in outputs for row in rows_of(output, argument.path, own)):

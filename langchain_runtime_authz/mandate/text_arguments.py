@@ -117,7 +117,7 @@ def _runs(joined: str, n: int) -> Iterable[tuple[str, ...]]:
 
 
 def holds_borrowed(text: str, allowed: str, others: Iterable[TextWords | None]) -> bool:
-    """Return True if one of `others` holds a run of `text` that `allowed` lacks.
+    """Return True if one of `others` has words in a row of `text`, and `allowed` not.
 
     `None` stands for a text that is lost, which may hold any run.
     """

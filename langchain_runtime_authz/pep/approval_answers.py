@@ -56,7 +56,7 @@ def read_answers(asks: Sequence[Approval], value: object, subject: Subject) -> l
 
 
 def _decisions(value: object, group: Sequence[Approval]) -> Sequence[object]:
-    """Return a decision by question; only Nones if the numbers of both differ."""
+    """Return a decision for each question in `group`; all None if the number differs."""
     decisions: Any = value.get("decisions", [value]) if isinstance(value, Mapping) else value
     if not isinstance(decisions, list | tuple) and group[0].allowed == PLAIN:
         decisions = [decisions]
@@ -143,7 +143,7 @@ def answers_only_some(asks: Sequence[Approval], value: object) -> bool:
 
 
 def remaining_decisions(value: object, question: object, open_ids: Collection[str]) -> object:
-    """Drop decisions on calls not in `open_ids`; `ValueError` if such a one rejects."""
+    """Drop decisions on calls not in `open_ids`. Raise `ValueError` for a rejection."""
     decisions = value.get("decisions") if isinstance(value, Mapping) else value
     ids = approval_ids(question)
     if not isinstance(decisions, list | tuple) or len(decisions) != len(ids) or len(ids) == 1:

@@ -26,14 +26,14 @@ Ahead = tuple[dict[str, int], dict[str, int]]  # counts of a message's earlier c
 
 
 class ApplicationMandate(NamedTuple):
-    """The mandate from `RuntimeAuthz.run`, and the only epoch of each thread for it."""
+    """The mandate from `RuntimeAuthz.run`. It applies in one epoch of each thread."""
 
     mandate: Mandate
-    epochs: dict[Scope, int]  # thread → epoch
+    epochs: dict[Scope, int]  # thread → that epoch
 
     @classmethod
     def by(cls, mandate: Mandate | None) -> ApplicationMandate | None:
-        """Return the mandate, marked as the application's, or None."""
+        """Return the mandate as the application's; None without a mandate."""
         return cls(mandate.of("application", mandate.key), {}) if mandate is not None else None
 
     def apply(self, run: Run) -> list[SetMark]:
@@ -166,7 +166,7 @@ def standing_of(
 
 
 def counting_scope(run: Run, mandate: Mandate | None) -> Scope | None:
-    """Return the scope in which threads share a mandate's counts; None if none do."""
+    """Return the scope in which threads share a mandate's counts; None if not shared."""
     if mandate is None or mandate.source != "application":
         return None
     if mandate.key:

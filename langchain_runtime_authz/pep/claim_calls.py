@@ -61,7 +61,7 @@ def claim_call(run: Run, decided: DecidedCall) -> Flow[tuple[DecidedCall, Verdic
 def claim_again(run: Run, decided: DecidedCall, conflict: Conflict) -> Flow[tuple[DecidedCall, Verdict | None]]:
     """Decide and claim a call again after a conflict with other calls.
 
-    Return the call as decided last, and its verdict; None if the new decision asks an approver.
+    Return the call as decided last, and its verdict. The verdict is None if the new decision asks an approver.
     """
     verdict: Verdict | Conflict = conflict
     tries = RACES
@@ -162,7 +162,7 @@ def _elsewhere(decided: DecidedCall, shared: Scope | None) -> Flow[Conflict | No
 
 
 def _spends(decided: DecidedCall) -> tuple[Spend, ...]:
-    """Return the mandate's counters to spend, with the one that an approval confirms."""
+    """Return the mandate's counters to add to. An approval also adds to `confirms`."""
     standing, approval = decided.standing, decided.approval
     if standing.standing == "covered" or (approval is not None and approval.state == "approved"):
         # A question that showed only the call, like another review's, does not confirm the mandate.
@@ -269,7 +269,7 @@ def _release(run: Run, decided: DecidedCall, undo: ReleaseCall, failure: AuditEr
 
 
 def _idempotency_key(run: Run, decided: DecidedCall) -> str:
-    """Return the idempotency key for the tool: without a plan, the call's ledger key."""
+    """Return the idempotency key for the tool; without a plan, the call's ledger key."""
     call = decided.call
     if call.plan_id is None:
         return decided.key

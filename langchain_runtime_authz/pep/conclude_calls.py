@@ -35,7 +35,7 @@ _log = get_logger(__name__)
 
 
 def refund_mandate(run: Run, shared: Scope | None, spent: Sequence[tuple[str, int]]) -> Flow[None]:
-    """Give back the counts (`spent`) of a mandate that threads share in `shared`."""
+    """Subtract `spent` from the mandate's counters in the scope `shared`."""
     back = [SpendBudget(counter, UNBOUNDED, -by) for counter, by in spent if counter.startswith(MANDATE)]
     if shared is None or not back:
         return

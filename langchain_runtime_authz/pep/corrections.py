@@ -76,7 +76,7 @@ def commit_answers(
 
 
 def _takes_back(scope: Scope, asks: Sequence[Approval], answered: Sequence[AnswerApproval]) -> Flow[bool]:
-    """Return True if a review approves a call as the model made it, against an edit."""
+    """Return True if a review approves the model's own call, which had been edited."""
     for key, places in _as_announced(asks, answered).items():
         snapshot: Snapshot = yield Load(scope, Query(plan=key))
         if snapshot.plan is not None and any(c.was_args and c.position in places for c in snapshot.plan.calls):

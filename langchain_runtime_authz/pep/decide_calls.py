@@ -285,7 +285,7 @@ def _moved(found: plan.PlanRecord, calls: Sequence[Call]) -> bool:
 
 
 def in_plan(found: plan.PlanRecord, calls: Sequence[Call]) -> list[Call]:
-    """Return the calls with their positions in the plan, not in an edited message."""
+    """Return the calls with the positions that they have in the recorded plan."""
     places = {c.call_id: c.position for c in found.calls}
     if len(places) < len(found.calls) or len({c.call_id for c in calls}) < len(calls):
         places = {}  # calls share an id, so only their positions distinguish them

@@ -36,7 +36,7 @@ class RecentDecisions:
         self.failures_left_out = lines_left_out()  # separate, so that denials do not use up the lines for failures
 
     def add(self, build: Callable[[], dict[str, Any]]) -> None:
-        """Store `build`, if its record is a decision's. It is called when needed."""
+        """Store `build`, which builds a decision's record when needed. Ignore others."""
         if isinstance(build, partial) and build.func is decision_record:
             body = build.keywords.get("body")
             self._built.append(partial(build, body=None) if body is not None and len(body) > MAX_BODY else build)

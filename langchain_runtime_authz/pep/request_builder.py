@@ -68,7 +68,7 @@ JSON = dict[str, Any]
 def call_request(
     run: Run, snapshot: Snapshot, words: TaskWords, decided: DecidedCall, match: plan.PlanMatch, moved: frozenset[str]
 ) -> tuple[bytes | None, Mapping[str, Provenance]]:
-    """Return a call's `request_json` and provenance. `moved`: outdated tools."""
+    """Return a call's `request_json` and provenance. `moved`: see `outdated_tools`."""
     call, row, approval, recorded = decided.call, decided.row, decided.approval, snapshot.plan
     profile, args = call.profile, call.args
     traced = argument_provenance(run, snapshot, words, call)

@@ -443,7 +443,7 @@ Write: Final = Effect(ado=lambda engine, build: asyncio.to_thread(engine.write, 
 
 
 def anchor_record(record: dict[str, Any], ledger: Ledger, tenant: str) -> dict[str, Any]:
-    """Add the newest commit to `record`, by which a restored ledger is noticed later."""
+    """Add the ledger's newest commit (`Anchor`) to an audit record."""
     read: Any = getattr(ledger, "anchor", None)  # an `Anchored` ledger has this method
     if read is not None and (anchor := read(tenant)) is not None:
         record["ledger"] = {"tenant": tenant, **anchor._asdict()}
