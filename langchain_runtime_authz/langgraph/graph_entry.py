@@ -248,7 +248,7 @@ class _Root(RunEntry[tuple[Any, Any]]):
         Return the config to use. `number`: the index of this graph among those that the parent's task calls.
         """
         if (together := private.superstep_id(config)) is not None:
-            # Calls of one message may be tasks of one superstep. They get one `entry`, so as not to doubt each other.
+            # Calls of one message may be tasks of one superstep. They get one `entry`, or each would ask about the others.
             run.entry = f"{together} {run.run_id if self.handle is not None else ''}"
         namespace: str | None = private.agent_ns(config)
         if self.graph is not None:

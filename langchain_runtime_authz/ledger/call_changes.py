@@ -38,9 +38,7 @@ class ClaimCall(Change):
     tokens: tuple[str, ...] = ()  # jtis of the tokens to mint for this call; they live as long as the claim
     deed: str = ""  # `deed` and `about` go into the new `CallRow`
     about: Mapping[str, Any] | None = None
-    subject: str = (
-        ""  # the thread's subject; if given, the conflict is `in_doubt` if the call must ask despite `despite`
-    )
+    subject: str = ""  # the thread's subject; if given, a call that must ask about a doubt is refused: `in_doubt`
     despite: tuple[str, ...] | None = ()  # names of the doubts that the approver was shown; `None` ignores all doubts
     also: tuple[str, ...] = ()  # deeds under which other calls with a target of this call may be recorded
 

@@ -168,7 +168,7 @@ def _spends(decided: DecidedCall) -> tuple[Spend, ...]:
         # A question that showed only the call, like another review's, does not confirm the mandate.
         seen = standing.confirms and approval is not None and approval.confirms == standing.confirms
         return (*standing.spends, *([Spend(standing.confirms, UNBOUNDED)] if seen else ()))
-    # Without an approval, like that of an allowed tool, another call is not the ordered one.
+    # A call that deviates and runs without an approval adds to the mandate's limits, but uses up no step.
     return tuple(spend for spend in standing.spends if ":limit:" in spend.counter)
 
 
