@@ -26,13 +26,6 @@ def play(build: Any, pdp: Any = None, *, how: str = "sync", tools: Any = (), **o
     return authz, edged, authz.pdp
 
 
-def test_the_unenforced_twin_pays(build, how):
-    """Without protection the child pays."""
-    edged, given = build(), {"messages": [("user", "pay bob")]}
-    edged.graph.invoke(given, THREAD) if how == "sync" else asyncio.run(edged.graph.ainvoke(given, THREAD))
-    assert edged.ran == [PAID]
-
-
 def test_the_edge_is_decided_and_recorded_before_the_childs_first_step(build, how):
     """`agent/invoke` comes before the child's first request; that request shows the edge, and its own lease."""
     authz, edged, pdp = play(build, how=how)
@@ -49,7 +42,10 @@ def test_the_edge_is_decided_and_recorded_before_the_childs_first_step(build, ho
 
 
 def test_a_denied_edge_never_starts_the_child(build, how):
-    """The child's model is not asked and nothing is paid. A tool edge answers its model; any other halts."""
+    """The child's model is not asked and nothing is paid. A tool edge answers its model; any other halts. The twin pays."""
+    twin, given = build(), {"messages": [("user", "pay bob")]}
+    twin.graph.invoke(given, THREAD) if how == "sync" else asyncio.run(twin.graph.ainvoke(given, THREAD))
+    assert twin.ran == [PAID]
     denies = StaticPDP(lambda r: not (r.action.name == "agent/invoke" and r.resource.id == "payer"))
     authz, edged, _ = play(build, denies, how=how)
     assert edged.ran == []

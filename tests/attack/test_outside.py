@@ -207,16 +207,12 @@ COMMANDS = {
 
 @pytest.mark.parametrize("given", COMMANDS.values(), ids=COMMANDS)
 def test_a_command_says_it_in_any_form(given: Any) -> None:
-    """LangGraph takes an update as a mapping, in pairs of channel and value, and in a list of commands."""
-    house = House.waiting()
+    """LangGraph takes an update as a mapping, in pairs of channel and value, and in a list of commands. The twin pays."""
+    house, twin = House.waiting(), House.waiting(protected=False)
     house.go(given)
     assert (house.epoch, house.ran) == (2, [])
-
-
-def test_unenforced_a_command_in_pairs_stops_nothing() -> None:
-    house = House.waiting(protected=False)
-    house.raw.invoke(COMMANDS["pairs"], THREAD)
-    assert house.ran == [PAID]
+    twin.raw.invoke(COMMANDS["pairs"], THREAD)
+    assert twin.ran == [PAID]
 
 
 # --- a plan that is taken away without a word ---
@@ -411,11 +407,15 @@ def test_so_it_does_if_the_saver_lists_the_oldest_checkpoint_first(monkeypatch: 
 
 
 @pytest.mark.parametrize("of", ["root", "child"])
-def test_an_edit_beside_a_run_that_waits_for_its_child_counts_when_it_ends(how: str, of: str) -> None:
-    """The root has written nothing since, so the edit is its newest state. The child goes on from what it loaded, and leaves it behind."""
-    house = Nested()
+def test_an_edit_beside_a_run_that_waits_for_its_child_counts_when_it_ends(how: str, of: str, protected: bool) -> None:
+    """The root has written nothing since. The child goes on from what it loaded, and leaves the edit behind: its twin pays."""
+    house = Nested(protected=protected)
     stop_the_child(house) if of == "child" else beside_the_run(house, HumanMessage("STOP, pay nobody"))
     house.go(human(), how=how)
+    if not protected:
+        house.go(None, how=how)
+        assert house.ran == ([PAID] if of == "child" else [])
+        return
     assert house.epoch == 2
     house.go(None, how=how)
     assert (house.epoch, house.ran) == (2, [])
@@ -424,14 +424,6 @@ def test_an_edit_beside_a_run_that_waits_for_its_child_counts_when_it_ends(how: 
         assert house.epoch == 2
     else:
         assert str(house.raw.get_state(THREAD).values).count("STOP, pay nobody") == 1
-
-
-def test_unenforced_an_edit_of_a_child_beside_the_run_is_lost() -> None:
-    house = Nested(protected=False)
-    stop_the_child(house)
-    house.raw.invoke(human(), THREAD)
-    house.raw.invoke(None, THREAD)
-    assert house.ran == [PAID]
 
 
 def test_an_edit_beside_a_stream_that_its_client_closes_counts() -> None:
