@@ -34,7 +34,9 @@ async def _awaited(called: Any) -> Any:
 @pytest.mark.parametrize("positional", [True, False])
 @pytest.mark.parametrize("permit", [True, False])
 def test_code_called_by_hand_is_decided(road: str, positional: bool, permit: bool, ran: Any) -> None:
-    """One decision on exactly what it receives, under the arguments' names; a deny is `AuthzDenied`."""
+    """One decision on exactly what it receives, under the arguments' names; a deny is `AuthzDenied`. The twin pays."""
+    by_hand(payer(twin := [], args_schema=None), road, **ARGS)
+    assert twin == [PAID]
     pdp = StaticPDP(True) if permit else deny_only("pay")
     authz = authz_with(pdp)
     pay = authz.guard(payer(ran, args_schema=None))
@@ -51,12 +53,6 @@ def test_code_called_by_hand_is_decided(road: str, positional: bool, permit: boo
     assert ran == ([PAID] if permit else [])
     if permit:
         assert completions(authz) == ["done"]
-
-
-def test_the_unenforced_twin_runs(road: str, ran: Any) -> None:
-    """The same call of a tool that nobody guarded happens."""
-    by_hand(payer(ran, args_schema=None), road, **ARGS)
-    assert ran == [PAID]
 
 
 def test_arguments_are_decided_as_the_code_receives_them(road: str, ran: Any, pdp: Any, authz: Any) -> None:

@@ -114,18 +114,14 @@ def test_two_processes_that_ask_at_once_go_by_the_first_answer() -> None:
     assert house.ran == [("pay", BOB, 45.0)]
 
 
-def test_a_subject_that_is_not_a_user_has_no_words_to_plan_by(pdp: Any) -> None:
-    """The planner is not asked."""
+@pytest.mark.parametrize(("given", "stands"), [
+    ({"subject": {"type": "service", "id": "cron"}, "task": TASK}, ("none", None)), ({"mandate": {"steps": [order()]}}, ("covered", "application")),
+], ids=["no user", "an application's mandate"])
+def test_the_planner_is_not_asked_without_words_of_a_user(pdp: Any, given: Any, stands: Any) -> None:
+    """A service has none, and an application knows what its task orders."""
     asking = planner(answer(order()))
-    run(ours(planner=asking, pdp=pdp), House(), pay(), subject={"type": "service", "id": "cron"}, task=TASK)
-    assert asking.prompts == [] and planned(pdp) == [("none", None)]
-
-
-def test_an_applications_mandate_is_not_planned(pdp: Any) -> None:
-    """The application knows what its task orders, so nobody is asked."""
-    asking = planner(answer())
-    run(ours(planner=asking, pdp=pdp), House(), pay(), mandate={"steps": [order()]})
-    assert asking.prompts == [] and planned(pdp) == [("covered", "application")]
+    run(ours(planner=asking, pdp=pdp), House(), pay(), **given)
+    assert asking.prompts == [] and planned(pdp) == [stands]
 
 
 def test_a_message_cannot_plan_for_the_planner(pdp: Any) -> None:
