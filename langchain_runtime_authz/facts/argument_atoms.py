@@ -57,7 +57,7 @@ class CallAtoms:
 
     atoms: Sequence[Atom]
     keys: Sequence[str]  # digests of all items' normal forms, by which the ledger finds their sources
-    target: dict[str, Any]
+    target: dict[str, Any]  # argument → value of the critical ones, for the request
     bound: Collection[str]  # names of critical arguments, which a request never shortens
 
     def effect_targets(self) -> tuple[str, tuple[str, ...]]:

@@ -313,7 +313,7 @@ def _asked_by(decided: DecidedCall, graph_task: str, *, review: bool = False) ->
 
 
 def _for_review(decided: DecidedCall) -> bool:
-    """Return True if another review must ask about the call before we decide it."""
+    """Return True if another review asks about the call first, and may permit it."""
     left = decided.decision.permit or decided.asks or decided.approval is not None
     return decided.call.reviewed and not decided.replay and left
 

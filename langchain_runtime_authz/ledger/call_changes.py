@@ -28,8 +28,8 @@ class ClaimCall(Change):
     """Claim the call: record that it has begun, before the tool runs.
 
     A new, suspended, void or repeatable call becomes `claimed`. Any other is refused: a claimed call with the conflict
-    `call_in_progress`, a done or unknown call with `outcome_unknown`. If the call is done, the conflict has its row. A
-    claim whose lease lapsed counts as unknown, because its process died.
+    `call_in_progress`, all others with `outcome_unknown`. If the call is done, the conflict has its row. A claim whose
+    lease lapsed counts as unknown, because its process died.
     """
 
     key: str
@@ -164,7 +164,7 @@ class ConcludeCall(_OfCall):
     """Record how the call ended or paused. If `state` is None, delete its row.
 
     A side effect that failed may have happened all the same. So its state becomes `unknown`, with `failed` in `about`.
-    If a person resolved the call before (`ResolveCall`), the conflict is `ended_late`.
+    If a `ResolveCall` came before, the conflict is `ended_late`, unless `about` has this end.
     """
 
     state: Literal["done", "failed", "suspended", "unknown"] | None

@@ -137,7 +137,7 @@ class _Match(NamedTuple):
 class Binding:
     """A call compared with a mandate. `counters`: counter → what the call adds.
 
-    `alone`: counters of awaited steps, to which the message's earlier calls add only if `stopped` (`standing_of`).
+    `alone`: counters of awaited steps. Of the message's earlier calls, only those that may not run add to them.
     """
 
     __slots__ = ("_limit", "_matches", "_otherwise", "alone", "counters")

@@ -147,7 +147,7 @@ def _commit(scope: Scope, change: Change) -> Flow[float]:
 
 
 def data_changed(scope: Scope, resource: str, *, content: bool) -> Flow[None]:
-    """Declare that a resource changed, so that earlier reads of it are stale."""
+    """Declare that a resource changed. `content`: record its name, not only a digest."""
     now = yield from _commit(data_scope(scope), SetMark(one_spelling(resource), new_id()))
     detail = {"resource": resource if content else content_digest(resource)}
     yield run_event(scope, "data_changed", now, detail=detail)

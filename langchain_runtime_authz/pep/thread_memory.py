@@ -33,8 +33,8 @@ MAX_FOUND: Final = 16_384  # values found in these outputs, per thread
 class Turn(NamedTuple):
     """The texts that the user sent at once.
 
-    `key` identifies the turn. `at`: ledger time at which it came. `since`: the epoch of the order that it gives or
-    continues. `fresh`: the first epoch whose reads are not outdated by changed data.
+    `key` identifies the turn. `at`: ledger time at which it came. `fresh`: the first epoch whose reads are not outdated
+    by changed data. `since`: the first epoch whose reads count for the turn: its own epoch, or `fresh` if later.
     """
 
     texts: tuple[str, ...] = ()
