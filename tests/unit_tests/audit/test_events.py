@@ -164,15 +164,6 @@ def test_a_revocation_by_policy_names_its_decision() -> None:
     assert (revoked["reason"], revoked["decision_id"]) == ("anomaly", denied.decision_id)
 
 
-def test_an_event_that_cannot_be_recorded_denies() -> None:
-    """As audit failure, not as the ledger's."""
-    disk = Disk()
-    disk.full = "everything"
-    with pytest.raises(AuthzError) as denied:
-        RuntimeAuthz(audit=disk, pdp=StaticPDP(permit=True)).session(subject="alice")
-    assert denied.value.code == "audit_unavailable"
-
-
 @pytest.mark.parametrize("full", ["approval", "twin: nothing"])
 @pytest.mark.parametrize("where", ["in the graph", "outside"])
 def test_an_approval_that_cannot_be_recorded_does_not_count(where: str, full: str) -> None:

@@ -304,19 +304,6 @@ def test_a_correction_opens_a_new_epoch() -> None:
     assert status(authz, session) == "ended"
 
 
-def test_a_correction_from_beside_stops_the_session() -> None:
-    """Whoever tells the instance that the task changed: what was planned before is void."""
-    pdp = StaticPDP(True)
-    authz = authz_with(pdp)
-    session = opened(authz, thread="t")
-    assert authz.correct("t", "Stop", graph="session") == 2
-    asked = len(pdp.requests)
-    assert session.decide("lookup", {}).reason == "stale_epoch"
-    assert session.decide("pay", PAY).reason == "stale_epoch" and len(pdp.requests) == asked
-    with pytest.raises(AuthzDenied):
-        session.delegate("child")
-
-
 def test_a_call_under_way_is_observed_after_a_correction() -> None:
     """The commit was the point of no return: what happened is recorded."""
     authz = authz_with()
