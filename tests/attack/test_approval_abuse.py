@@ -389,6 +389,7 @@ def test_a_statement_says_yes_or_no(verdict: Any) -> None:
     with pytest.raises(CredentialError):
         s.authz.approvers.verify(signed(s, ask_id, verdict="maybe"), question)
     answer(ask_id, statement=said)
+    assert [r["detail"]["verdict"] for r in s.authz.audit.records if r.get("event") == "approval"] == [verdict]
     s.say(None)
     assert s.ran == ([ANN] if verdict == "approve" else [])
 

@@ -165,15 +165,17 @@ def test_a_revocation_by_policy_names_its_decision() -> None:
 
 
 @pytest.mark.parametrize("full", ["approval", "twin: nothing"])
-@pytest.mark.parametrize("where", ["in the graph", "outside"])
+@pytest.mark.parametrize("where", ["in the graph", "outside", "the first of two"])
 def test_an_approval_that_cannot_be_recorded_does_not_count(where: str, full: str) -> None:
     """The approver is told so, and asked again. An answer that is on record counts."""
-    disk = Disk()
-    s = scene(audit=disk)
+    disk, first = Disk(), where == "the first of two"
+    terms = {"id": "a", "type": "require_approval", "properties": {"approvers": {"min": 1 + first}}}
+    asks = {"decision": False, "context": {"reasons": [{"code": "effect"}], "obligations": [terms]}}
+    s = scene(audit=disk, pdp=StaticPDP(lambda r: asks if r.action.name == "tools/call" and not r.context.approval else True))
     (ask,) = s.say(human())["__interrupt__"][0].value["action_requests"]
 
     def approve() -> None:
-        if where == "outside":
+        if where != "in the graph":
             s.authz.approve(ask["approval_id"], by="bob")
         else:
             s.say(Command(resume={"decisions": [{"type": "approve"}]}))
@@ -182,12 +184,13 @@ def test_an_approval_that_cannot_be_recorded_does_not_count(where: str, full: st
     with pytest.raises(AuditError) if full == "approval" else nullcontext():
         approve()
     disk.full = ""
+    assert not first or s.authz.approve(ask["approval_id"], by="carol") == (full == "approval")
     s.say(None)
     assert len(s.ran) == (full != "approval")
     if full == "approval":
         approve()
         s.say(None)
-    assert (len(s.ran), len(details(s.authz, "approval"))) == (1, 1)
+    assert (len(s.ran), len(details(s.authz, "approval"))) == (1, 1 + first)
 
 
 @pytest.mark.parametrize("full", ["approval", "twin: nothing"])
