@@ -194,7 +194,7 @@ def in_thread(function: Callable[[], T], name: str) -> Future[T]:
 
 
 def drive_apart(engine: Any, flow: Flow[Any]) -> None:
-    """Drive the flow that ends a generator in another thread; wait at most `PATIENCE`.
+    """Drive in another thread the flow that ends a generator. Wait at most `PATIENCE`.
 
     A garbage collection may close the generator while the current thread holds a lock that the flow needs.
     """

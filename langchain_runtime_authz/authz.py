@@ -291,7 +291,7 @@ class RuntimeAuthz(Threads):
 
         Args:
             subject: a user's name, or `{type, id, properties}`. Agents, crons and webhooks are `agent` or `service`,
-                never `user`. If another server's agent delegates to this graph, its verified credential.
+                never `user`. For a call from another server's agent: that agent's verified credential.
             task: the user's request, recorded in the ledger before anything runs.
             grant: the most that this run may do: a `Grant`, or the name of a grant in the policy of `pdp`
                 (`ReloadingPDP`). With `None` only the policy limits the run.

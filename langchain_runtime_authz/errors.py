@@ -251,7 +251,7 @@ def unreadable(exc: Exception) -> str:
     return str(exc) or type(exc).__name__
 
 
-_TOLD: Final = (Code.CONFIG, Code.PROFILE_INVALID, Code.MANDATE_INVALID)  # their details need no sentence
+_TOLD: Final = (Code.CONFIG, Code.PROFILE_INVALID, Code.MANDATE_INVALID)  # a detail replaces their sentence
 
 
 class AuthzError(Exception):

@@ -82,9 +82,9 @@ class ToolProfile(BaseModel):
         text: free-text arguments.
         free: arguments that decide nothing, like the language of an answer. All other arguments of a side effect are
             compared with the mandate (`mandate.call_matching`).
-        injected: arguments that a node's code may add to the model's. An added one is not part of the decision.
+        injected: arguments that a node's code may add to the model's. Added arguments are not part of the decision.
         data_class: the class of the data that the tool returns or handles; `class` in a file.
-        trust: who writes the output. To say it by field: `{"": external, id: system}`.
+        trust: who writes the output; for each field: `{"": external, id: system}`.
         prose: free-text fields. A value inside such a text is a mention, not an assertion.
         counterparty: fields whose value the other side of a transaction chose.
         author: the field that names a record's maker. If the maker is the subject

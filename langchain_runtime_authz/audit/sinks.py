@@ -300,7 +300,7 @@ class FileSink(_Shown):
     def _append(self, record: Mapping[str, Any]) -> None:
         size, seq, head = self._at
         tenant = tenant_of(record)
-        if tenant in self._anchors and _older(record, self._anchors[tenant]):  # than another process's record
+        if tenant in self._anchors and _older(record, self._anchors[tenant]):  # than a commit in the log
             record = {**record, ANCHOR: self._anchors[tenant]}
         line = chain.make_line(record, seq, head)
         if len(line) >= chain.MAX_LINE:

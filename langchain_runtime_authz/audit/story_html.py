@@ -37,7 +37,6 @@ _SHAPES: Final = {
 
 
 def html_page(story: Story) -> str:
-    """Return a whole HTML page."""
     style, script = _asset("story.css"), _asset("story.js")
     policy = f"default-src 'none'; style-src '{_sha(style)}'; script-src '{_sha(script)}'; base-uri 'none'; form-action 'none'"
     title = f"Run report: {', '.join(list(story.facts.get('thread', ['no thread']))[:3])}"

@@ -47,7 +47,6 @@ class Printout:
     finding: bool | AuthzError = False
 
     def show(self, as_json: bool) -> None:
-        """Print the document or the text."""
         text = lines(self.document) if self.text is None else self.text
         text = json.dumps(self.document, indent=2) if as_json else text if isinstance(text, str) else "\n".join(text)
         if text:

@@ -182,9 +182,7 @@ def _orders(words: list[str]) -> tuple[list[str], list[str]]:
     end = next((n for n, w in enumerate(nouns) if n and w in _SMALL), None)
     nouns = [n for n in nouns[:end] if n not in _SMALL]
     groups = [g for of, groups in _SYNONYMS.items() for g in groups if not of or {*of.split()} & {*nouns}]
-    named = (
-        {*nouns} if verb in _MAKES | _VAGUE else ()
-    )  # "add comment" is "comment", and "reply email" sends no other one
+    named = {*nouns} if verb in _MAKES | _VAGUE else ()  # `add_comment` is also ordered by "comment"
     said = [w for g in groups if verb in g.split() or {*g.split()}.intersection(named) for w in g.split()]
     return [w + particle for w in dict.fromkeys([verb, *said])], nouns
 

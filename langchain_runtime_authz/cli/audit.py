@@ -59,7 +59,7 @@ class LogOptions(NamedTuple):
         return story_of(read_log(self.log, mark, opener(*self.key) if self.key else None), keep, limit)
 
     def thread(self, thread: str | None, everything: bool) -> Story:
-        """Return the story of one thread, or of all. Note if the log's chain is whole."""
+        """Return the story of one thread, or of all, with a note on the log's chain."""
         from langchain_runtime_authz.audit.chain import verify_log
 
         def keep(step: Event) -> bool:

@@ -87,9 +87,9 @@ def init(
 
     The module is imported, so its code runs; the graph is not invoked. Tools of known packages get the ready profile
     that is made for them. For each other tool you are asked what it does, where its arguments go, which arguments decide
-    whom or what a call affects, and by which words a user orders it. Enter takes the answer in brackets. At the first
-    question that is `ask`: each call of the tool then asks. `y` takes the whole guessed profile that is shown. Entries
-    of FILE are kept.
+    whom or what a call affects, and by which words a user orders it. Enter takes the answer in brackets. The
+    first question's default is `ask`: each call of the tool then asks an approver. `y` takes the whole guessed profile
+    that is shown. Entries of FILE are kept.
 
     runtime-authz init
     runtime-authz init my_agent.py:graph
@@ -259,7 +259,7 @@ def _asked(tool: BaseTool, tools: list[BaseTool]) -> Any:
 
 
 def _orders(tool: BaseTool, facts: dict[str, Any], verbs: Sequence[str]) -> list[str]:
-    """Return orders for `intent` that begin with one of `verbs`; `verbs` without any."""
+    """Return orders for `intent` that begin with one of `verbs`, else `verbs` itself."""
     from langchain_runtime_authz.langgraph.tool_lookup import signature_of
     from langchain_runtime_authz.mandate.languages import languages
     from langchain_runtime_authz.mandate.vocabulary import ToolWords, suggested_orders

@@ -84,7 +84,7 @@ def compromise(
 
 
 def as_bytes(password: str | None) -> bytes | None:
-    """Return a password as bytes; `None` for none or an empty one."""
+    """Return a password as bytes; `None` if it is missing or empty."""
     return password.encode() if password else None
 
 

@@ -236,7 +236,7 @@ def _logged(files: list[Path]) -> tuple[list[tuple[Scope, tuple[str, ...]]], lis
                 if event in ("revoked", "reinstated"):
                     moment(record["ts"])
                     named = record["ts"], _scope(record), _texts(*record["agent"]), event
-                    if {"refused", "unknown"} & {*record["detail"]}:  # it takes back the event that was recorded before
+                    if {"refused", "unknown"} & {*record["detail"]}:  # this takes back the event recorded before
                         events.discard(max((e for e in events if e <= named and e[1:] == named[1:]), default=named))
                     else:
                         events.add(named)

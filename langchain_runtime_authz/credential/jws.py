@@ -149,7 +149,7 @@ def is_signed(jws: Jws, key: PyJWK) -> bool:
 
 
 def refuse(why: str, code: Code = Code.CREDENTIAL_INVALID) -> NoReturn:
-    """Raise `CredentialError`. Not for an `except`: its context would quote the token."""
+    """Raise `CredentialError`. In an `except`, its context would quote the token."""
     raise CredentialError(code, why)
 
 

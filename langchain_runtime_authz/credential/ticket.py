@@ -82,7 +82,7 @@ class Minting:
         return None if self.key is None else self.key.jkt
 
     def wait(self) -> None:
-        """Wait for the token. Raises `CredentialError` in the event loop that mints it."""
+        """Wait for the token; on the event loop that mints it, raise `CredentialError`."""
         if self._loop is not None and self._loop is _running_loop():
             raise CredentialError(Code.CREDENTIAL_UNAVAILABLE, "another task is minting it; await `acredential`")
         self.over.result()
@@ -309,7 +309,6 @@ class CurrentCall:
 
     @property
     def tool(self) -> str:
-        """The tool's name."""
         return self._call().tool
 
     @property

@@ -162,8 +162,8 @@ class Sealed:
 class Credential(Sealed):
     """A token that was verified, or issued to this process.
 
-    Only `Verifier.verify` and `issuer.mint` make one, so an unverified credential cannot exist. Text
-    forms and pickles never hold the token: a pickle yields a constant string. A copy is the object itself.
+    Only `Verifier.verify` and `issuer.mint_credential` make one, so an unverified credential cannot exist. Text forms
+    and pickles never hold the token: a pickle yields a constant string. A copy is the object itself.
 
     Attributes:
         token: the compact JWT. Send it to `audience`; never return or log it.
@@ -259,7 +259,7 @@ class Credential(Sealed):
 
 
 def seal_credential(token: str, claims: Mapping[str, Any]) -> Credential:
-    """Return a `Credential`. Only `Verifier.verify` and `issuer.mint` may call this."""
+    """Return a `Credential`. Only `Verifier` and `mint_credential` may call this."""
     return Credential(token, claims, _seal=_SEAL)
 
 

@@ -117,7 +117,6 @@ def replay(limit: int | None = None, progress: Console | None = None) -> Report:
 
 
 def render(report: Report, console: Console) -> None:
-    """Print a report as a table."""
     table = Table(
         title=f"AgentDojo {VERSION}, {SUITE}: {report.user_tasks} user tasks, {report.pairs} attacked pairs",
         caption="A model that is hijacked entirely, judged by AgentDojo's own checks. The user rejects the attacker's calls.",

@@ -166,7 +166,6 @@ def play_both(console: Console, log: Path | None = None) -> list[TriedCall]:
 
 
 def play_once(*, protected: bool, console: Console | None = None, log: Path | None = None) -> Performance:
-    """Play the script once."""
     bank = Bank()
     audit = FileSink(log, content=True) if log is not None and protected else MemorySink()
     stage = _Stage(console, audit)

@@ -238,7 +238,7 @@ def _subject(claims: Mapping[str, Any], provider: Provider) -> Subject:
 
 
 def _is_client(claims: Mapping[str, Any], provider: Provider) -> bool:
-    """Return True if a client got a token with `sub` for itself, not for a user."""
+    """Return True if a client got this token, which has a `sub`, for itself."""
     return (
         claims.get("idtyp") == "app"  # Microsoft Entra ID, an optional claim; without it, no `scp` says the same
         or (provider.user not in claims and provider.user != "" and provider.client_of(claims) is not None)

@@ -143,8 +143,8 @@ class ReloadingPDP(InProcess):
         state: file that keeps the highest revision that was used, for the next start and for other
             processes. By default it stands next to the source, with the source's name and `.highest`.
         poll: seconds between looks at the source.
-        max_staleness: if the source was not found valid for so many seconds, everything is denied with `policy_stale`;
-            `None` for never.
+        max_staleness: seconds for which a policy decides without a new check of its source that succeeds. Afterwards
+            everything is denied with `policy_stale`. `None`: no limit.
         pool_size: evaluations that may run at the same time.
         timeout: seconds after which an evaluation is stopped (and denied).
         deadline: seconds within which the calls of one message must be answered.
@@ -198,12 +198,10 @@ class ReloadingPDP(InProcess):
 
     @property
     def profiles(self) -> Mapping[str, ToolProfile]:
-        """Return the bundle's profiles, by tool."""
         return self._live.bundle.profiles
 
     @property
     def grants(self) -> Mapping[str, Grant]:
-        """Return the bundle's grants, by name."""
         return self._live.bundle.grants
 
     @property

@@ -64,9 +64,9 @@ _HOST: Final = f"""(module
         for n in range(5)
     )
 })"""
-# To pass seven numbers through `wasmtime`'s Python calls, and one back, costs more than to parse a request.
-# So the numbers are written into the memory, in front of the input. A Wasm function reads them there, calls
-# `opa_eval`, and writes the address of the answer over the first number.
+# Passing seven numbers through `wasmtime`'s Python calls, and one back, costs more than parsing a request.
+# So a Wasm function reads the numbers from the memory, where they stand before the input. It calls `opa_eval`,
+# and writes the address of the answer over the first number.
 _BEGIN, _END = b'[{"result":', b"}]"  # around the answer in the result set that OPA returns
 _ARGUMENTS: Final = struct.Struct("<5i")  # entrypoint, data, input, its length, heap
 _CALL: Final = """(module
@@ -160,7 +160,7 @@ def _the_clock() -> _Clock:
 
 class _Compiled(NamedTuple):
     module: wasmtime.Module
-    pages: int  # initial memory: as much as the module demands, plus as much as its code is long
+    pages: int  # initial memory: what the module demands, plus the length of its code
 
 
 _modules: dict[bytes, _Compiled] = {}

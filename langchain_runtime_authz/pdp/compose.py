@@ -224,7 +224,7 @@ class CircuitBreaker(Composed):
 
     @contextmanager
     def _asking(self) -> Iterator[list[Decision]]:
-        """Yield a list for decisions, and count failures. Raises `PDPError` if open."""
+        """Yield a list to fill with decisions; count its failures. `PDPError` if open."""
         with self._lock:
             probe = self._failed >= self._limit
             if probe and (self._probing or self._clock() < self._until):

@@ -193,7 +193,6 @@ def read_rego(file: Path) -> str:
 
 
 def shipped_rego() -> str:
-    """Return the text of the shipped policy."""
     return (shipped_file("rego") / SHIPPED_REGO).read_text(encoding="utf-8")
 
 

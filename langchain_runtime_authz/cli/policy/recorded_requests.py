@@ -260,7 +260,6 @@ def said(answered: Answered) -> str:
 
 
 def listed(recorded: list[Recorded]) -> Printout:
-    """Return a list of decisions, for output."""
     rows = [{**r.to_dict(), "outcome": r.answered.outcome, "reasons": r.answered.reasons} for r in recorded]
     return Printout({"decisions": rows}, [f"{r}: {said(r.answered)}" for r in recorded])
 
