@@ -227,8 +227,8 @@ class RuntimeAuthz(Threads):
     def production(cls, **arguments: Any) -> RuntimeAuthz:
         """Return an instance for production, or refuse parts that are unfit for it.
 
-        Raises `ConfigError` if a part, or its default, does not enforce or loses its data when the process ends. The
-        error names each such part and a replacement.
+        A part is unfit if it only observes, or if it loses its data when the process ends. This includes defaults.
+        Raises `ConfigError`, which names each unfit part and a replacement.
         """
         if found := parts.unfit_for_production(**arguments):
             raise ConfigError("not for production: " + ". ".join(found))

@@ -78,7 +78,7 @@ class LedgerContract(LedgerHarness):
     STEPS = 60
 
     def play(self, seed: int, ledgers: Callable[[], Sequence[tuple[Ledger, str]]]) -> tuple[Ledger, list[ScriptStep]]:
-        """Compare `ledgers()` with a `MemoryLedger` in a script. Return it, and the steps."""
+        """Compare `ledgers()` by a script with a `MemoryLedger`. Return (this one, steps)."""
         known, script, done = MemoryLedger(clock=self.clock), Script(seed, self.scope, self.clock), []
         for number in range(self.STEPS):
             step = script.step(lambda scope: known.load(scope, Query()).epoch)
