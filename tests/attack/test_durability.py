@@ -67,8 +67,7 @@ def test_a_graph_that_keeps_nothing_runs_in_one_that_does(how: str, protected: b
     """Also if it is made in a node. LangGraph gives it the durability of its caller, and waits for its checkpoints."""
     child = hand_written(replying(), [], checkpointer=False)
     made = lambda state: hand_written(replying(), [], checkpointer=False).invoke(state)
-    builder = StateGraph(MessagesState).add_sequence([("child", child), ("made", made)]).add_edge(START, "child")
-    parent = builder.compile(checkpointer=InMemorySaver())
+    parent = chain({"child": child, "made": made}, checkpointer=InMemorySaver())
     if protected:
         authz_with(StaticPDP(True), subject_from=lambda config: "alice").protect(parent)
     state = parent.invoke(human(), CONFIG) if how == "sync" else asyncio.run(parent.ainvoke(human(), CONFIG))
@@ -83,9 +82,8 @@ def test_a_parent_decides_for_a_graph_in_its_node(how: str, protected: bool) -> 
         child = hand_written(replying(), [], checkpointer=InMemorySaver())
         if protected:
             authz_with(StaticPDP(True), subject_from=lambda config: "alice").protect(child)
-        builder = StateGraph(MessagesState).add_node("child", child).add_edge(START, "child")
         saver = InMemorySaver()
-        parent = builder.compile(checkpointer=saver if lends else None)
+        parent = chain({"child": child}, checkpointer=saver if lends else None)
         run = parent.invoke if how == "sync" else lambda *a, **k: asyncio.run(parent.ainvoke(*a, **k))
         assert run(human(), CONFIG, **options)["messages"][-1].type == "ai"
         return len([*saver.list(CONFIG)])

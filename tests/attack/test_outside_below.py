@@ -53,8 +53,7 @@ class Family(House):
     def build(self, **options: Any) -> Any:
         child = self.child()
         begin = {"messages": [HumanMessage("Pay the bill")]}
-        scout = StateGraph(MessagesState).add_node("scout", lambda _: {"messages": [AIMessage("all clear")]})
-        scout = scout.add_edge(START, "scout").compile(name="scout")
+        scout = chain({"scout": lambda _: {"messages": [AIMessage("all clear")]}}, name="scout")
 
         def work(config: RunnableConfig) -> Any:
             if self.fails:

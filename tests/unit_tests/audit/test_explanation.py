@@ -12,7 +12,6 @@ from langchain.agents import create_agent
 from langchain_core.messages import AIMessage
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode
 
 from langchain_runtime_authz import AuthzDenied, RuntimeAuthz, profile
@@ -24,6 +23,7 @@ from langchain_runtime_authz.evaluation import DeviationCode
 from langchain_runtime_authz.pep import recent_decisions
 from langchain_runtime_authz.telemetry import logs
 from langchain_runtime_authz.testing import ScriptedChatModel
+from tests.attack._graphs import chain
 
 LOG = "langchain_runtime_authz.decisions"
 
@@ -159,13 +159,8 @@ def test_no_road_takes_the_reason_to_the_model(handle: Any) -> None:
 
     call = {"name": "wraps", "args": {}, "id": "c1"}
     model = ScriptedChatModel(script=[AIMessage("", tool_calls=[call]), AIMessage("done")])
-    node = ToolNode([wraps], handle_tool_errors=handle)
-    builder = StateGraph(MessagesState)
-    builder.add_node("model", lambda s: {"messages": [model.invoke(s["messages"])]})
-    builder.add_node("tools", node)
-    builder.add_edge(START, "model")
-    builder.add_edge("model", "tools")
-    graph = authz.protect(builder.compile(checkpointer=InMemorySaver()))
+    nodes = {"model": lambda s: {"messages": [model.invoke(s["messages"])]}, "tools": ToolNode([wraps], handle_tool_errors=handle)}
+    graph = authz.protect(chain(nodes, checkpointer=InMemorySaver()))
     with authz.run(subject="alice") as run:
         out = graph.invoke(_said("Look"), CONFIG)
     inner = next(d for d in run.decisions if d.outcome != "permit")

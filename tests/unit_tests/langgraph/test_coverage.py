@@ -320,11 +320,7 @@ def test_functions_of_tools_that_code_holds_are_named() -> None:
         pay.func(recipient="bob", amount=1)
         return {}
 
-    builder = StateGraph(MessagesState)
-    builder.add_node("step", by_tool)
-    builder.add_node("tools", ToolNode([pay]))
-    builder.add_edge(START, "step")
-    assert ("function", "pay", "step") in findings(builder.compile())
+    assert ("function", "pay", "step") in findings(chain({"step": by_tool, "tools": ToolNode([pay])}))
 
     def transfer(x: str) -> str:
         """Transfer."""
@@ -353,11 +349,7 @@ def test_functions_that_a_model_is_bound_to_raise_no_alarm() -> None:
     def agent(state: MessagesState) -> dict[str, Any]:
         return {"messages": [model.bind_tools(tools).invoke(state["messages"])]}
 
-    builder = StateGraph(MessagesState)
-    builder.add_node("agent", agent)
-    builder.add_node("tools", ToolNode(tools))
-    builder.add_edge(START, "agent")
-    assert findings(builder.compile()) == []
+    assert findings(chain({"agent": agent, "tools": ToolNode(tools)})) == []
 
 
 class Unpickler:

@@ -13,13 +13,14 @@ from langchain.agents import create_agent
 from langchain_core.messages import AIMessage
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.graph import START, MessagesState, StateGraph
+from langgraph.graph import MessagesState
 
 from langchain_runtime_authz import RuntimeAuthz, profile
 from langchain_runtime_authz.langgraph import tool_lookup
 from langchain_runtime_authz.ledger import SqliteLedger
 from langchain_runtime_authz.pdp.wasm import WasmPDP
 from langchain_runtime_authz.testing import ScriptedChatModel, StaticPDP
+from tests.attack._graphs import node_graph
 from tests.threads import nothing_blocks
 
 SLOW = 0.3  # seconds of the engine
@@ -68,10 +69,7 @@ def by_hand() -> Any:
         seen = await tool(look).ainvoke({"name": "a"})
         return {"messages": [AIMessage(seen), await model.ainvoke(state["messages"])]}
 
-    builder = StateGraph(MessagesState)
-    builder.add_node("node", node)
-    builder.add_edge(START, "node")
-    return builder.compile(checkpointer=InMemorySaver())
+    return node_graph(node, checkpointer=InMemorySaver())
 
 
 async def _played(authz: RuntimeAuthz, graph: Any, thread: str) -> tuple[Any, Any, float]:

@@ -12,12 +12,13 @@ from langchain_core.language_models import FakeListLLM
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableLambda
 from langchain_core.tools import tool
-from langgraph.graph import END, START, MessagesState, StateGraph
+from langgraph.graph import START, MessagesState, StateGraph
 
 from langchain_runtime_authz import AuthzCallbackHandler, RuntimeAuthz
 from langchain_runtime_authz.audit.sinks import FileSink
 from langchain_runtime_authz.errors import AuditError
 from langchain_runtime_authz.testing import ScriptedChatModel, StaticPDP
+from tests.attack._graphs import node_graph
 
 modes = pytest.mark.parametrize("mode", ["sync", "async"])
 
@@ -30,16 +31,7 @@ def look(path: str) -> str:
 
 def graph_of(name: str, act: Any) -> Any:
     """A graph of one node."""
-    builder = StateGraph(MessagesState)
-
-    def step(state: Any) -> Any:
-        act()
-        return {"messages": [AIMessage("done")]}
-
-    builder.add_node("step", step)
-    builder.add_edge(START, "step")
-    builder.add_edge("step", END)
-    return builder.compile(name=name)
+    return node_graph(lambda _: [act(), {"messages": [AIMessage("done")]}][1], name=name)
 
 
 def observed(authz: Any) -> list[tuple[str, str]]:

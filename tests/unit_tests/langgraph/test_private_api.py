@@ -17,12 +17,13 @@ from langchain_core.runnables import RunnableConfig, RunnableLambda, RunnableSeq
 from langchain_core.tools import BaseTool, StructuredTool, tool
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.errors import GraphInterrupt
-from langgraph.graph import END, START, MessagesState, StateGraph
+from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode
 from langgraph.pregel import Pregel
 from langgraph.types import Command, interrupt
 
 from langchain_runtime_authz.langgraph import private_api as private
+from tests.attack._graphs import chain
 
 THREAD = {"configurable": {"thread_id": "t"}}
 
@@ -161,12 +162,8 @@ def test_tools_without_arguments() -> None:
     assert got == [1]
 
 
-def _graph(node: Any, **options: Any) -> Any:
-    builder = StateGraph(MessagesState)
-    builder.add_node("node", node, **options)
-    builder.add_edge(START, "node")
-    builder.add_edge("node", END)
-    return builder.compile(checkpointer=InMemorySaver())
+def _graph(node: Any) -> Any:
+    return chain({"node": node}, checkpointer=InMemorySaver())
 
 
 def test_interrupt_id_is_the_one_that_langgraph_gives() -> None:
@@ -194,7 +191,7 @@ def test_a_plain_answer_is_known_until_a_question_takes_it() -> None:
     def look(state: Any, config: RunnableConfig) -> None:
         seen.append((private.unused_answer(config), private.scratchpad_of(config).get_null_resume(False)))
 
-    below = StateGraph(MessagesState).add_node("look", look).add_edge(START, "look").compile(checkpointer=False)
+    below = chain({"look": look}, checkpointer=False)
 
     def ask(state: Any, config: RunnableConfig) -> None:
         for _ in range(2):

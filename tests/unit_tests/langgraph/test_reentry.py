@@ -10,7 +10,6 @@ from unittest.mock import patch
 import pytest
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.types import Command
 
 from langchain_runtime_authz import AuthzHalt, ToolProfile
@@ -63,10 +62,8 @@ class Supervisor(Outage):
             StaticPDP(self.answer), ledger=MemoryLedger(clock=self.clock),
             profiles={**PROFILES, "ask_agent": ToolProfile(effect=effect, sink="internal")},
         )
-        worker = StateGraph(MessagesState)
-        worker.add_node("model", lambda s: {"messages": [replying().invoke(s["messages"])]})
-        worker.add_node("look", lambda _: {"messages": [("ai", read_tool([]).invoke({"path": "a"}))]})
-        ends = worker.add_edge(START, "look").add_edge("look", "model").compile(name="worker")
+        looks = lambda _: {"messages": [("ai", read_tool([]).invoke({"path": "a"}))]}
+        ends = chain({"look": looks, "model": lambda s: {"messages": [replying().invoke(s["messages"])]}}, name="worker")
 
         @tool
         def ask_agent(task: str) -> str:
