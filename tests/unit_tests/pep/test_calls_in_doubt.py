@@ -22,7 +22,6 @@ from langchain_runtime_authz.testing import StaticPDP
 from langchain_runtime_authz.testing.frozen_clock import FrozenClock
 
 PAY = {"recipient": "DE21", "amount": 45}
-SEND = {"to": "bob@x.org", "text": "hello"}
 PROFILES = {
     "send_money": ToolProfile(
         effect="pay", sink="external", critical={"recipient": "principal", "amount": "amount"}, intent=("pay",)
@@ -171,18 +170,6 @@ def test_one_target_in_common_is_the_same_deed(world: World, first: Any, then: A
     world.clock.tick(LAPSED)
     decision = world.worker(pdp=permits).session(subject="alice", task=AGAIN, thread="other").decide(*then)
     assert decision.permit != asks
-
-
-def test_calls_side_by_side_are_not_in_doubt(world: World) -> None:
-    """Mail to one address from two threads is honest work, until one of them dies."""
-    permits = StaticPDP(permit=True)
-    world.die("send_mail", SEND, permits)
-    other = world.worker(pdp=permits).session(subject="alice", task=TASK, thread="other")
-    assert other.decide("send_mail", {**SEND, "text": "more"}).permit
-    assert other.decide("send_mail", SEND).outcome == "approval_required"
-    world.clock.tick(LAPSED)
-    later = world.worker(pdp=permits).session(subject="alice", task=TASK, thread="third")
-    assert later.decide("send_mail", {**SEND, "text": "still more"}).outcome == "approval_required"
 
 
 def test_an_idempotent_call_may_be_repeated(world: World) -> None:
