@@ -28,7 +28,6 @@ PROFILES = {
     ),
     "batch": ToolProfile(effect="pay", sink="external", critical={"to": "principal"}),
     "settle": ToolProfile(effect="pay", sink="external", critical={"to": "principal", "invoice": "object"}),
-    "send_mail": ToolProfile(effect="send", sink="external", critical={"to": "principal"}),
     "put": ToolProfile(effect="write", sink="internal", idempotent=True, critical={"recipient": "principal"}),
 }
 TASK, AGAIN = "Pay 45 EUR to DE21", "Now pay 45 EUR to DE21"
