@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
@@ -21,8 +22,10 @@ VALUE: Final = "\ue000"  # stands for each character of a value
 QUOTE: Final = "\ue001"  # for each character of another quotation
 _LANGUAGES: Final = Path(__file__).parent / "languages"
 _LISTS: Final = json.loads((_LANGUAGES / "orders.json").read_text(encoding="utf-8"))
+_VERBS: Final = json.loads((_LANGUAGES / "verbs.json").read_text(encoding="utf-8"))
 _CODES: Final = {kind: chr(0x100 + n) for n, kind in enumerate((*_LISTS, "verb", "noun"))}  # for rules
 _LETTERS: Final = re.compile(r"[^\W\d_]+")
+_CLITIC: Final = re.compile("-(?:moi|toi|nous|lui|leur|les?|la)$")  # "rappelle-moi"
 _SPACED: Final = r"[^\W\u3400-\u9fff]"  # a letter of a script with blanks between words
 
 
@@ -73,10 +76,33 @@ class _Part(NamedTuple):
 _Phase = Literal["start", "remark", "ordered", "aside"]  # a remark stands before an order, an aside behind it
 
 
+@cache
+def synonyms(verb: str) -> frozenset[str]:
+    """Return the forms of all verbs that say the same as an English verb, and of it."""
+    groups = (group for group in _VERBS if verb in group["en"])
+    return frozenset((verb,)).union(*(_forms(*said) for group in groups for said in group.items()))
+
+
+def _forms(language: str, verbs: Sequence[str]) -> Iterator[str]:
+    """Yield the forms that verbs have in an order: "paying", "überweist"."""
+    for verb in verbs:
+        before, _, bare = verb.rpartition("-")  # "zu-weisen": "weise"
+        yield from (before + bare, f"{before}zu{bare}")
+        if language == "en":
+            yield from (f"{verb}ing", f"{verb[:-1]}ing", f"{verb}{verb[-1]}ing")
+        if language == "de":
+            stem = bare.removesuffix("en") if bare.endswith("en") else bare.removesuffix("n")
+            for said in {stem, stem.replace("ß", "ss"), stem.replace("ä", "ae").replace("ö", "oe").replace("ü", "ue")}:
+                yield from (
+                    part + said + end for part in {"", before} for end in ("", "e", "en", "n", "st", "t", "est")
+                )
+
+
 def words_of_tool(name: str, arguments: Collection[str], profile: ToolProfile) -> frozenset[str]:
     """Return the words of a tool, but for the verb of its name."""
     verb, _, rest = name.partition("_")
-    words = frozenset(_LETTERS.findall(" ".join((verb, rest, *arguments, *profile.intent)).lower()))
+    fields = profile.trust if isinstance(profile.trust, dict) else ()
+    words = frozenset(_LETTERS.findall(" ".join((verb, rest, *arguments, *profile.intent, *fields)).lower()))
     return (words | {f"{word}s" for word in words}) - {verb.lower()}
 
 
@@ -85,10 +111,16 @@ def _read(text: str, known: Known) -> tuple[str, Spans]:
     codes, spans = "", list[tuple[int, int]]()
     for match in _TOKEN.finditer(text):
         kind, word = (match.lastgroup or "").removesuffix("_"), match[0].lower()
-        if kind in ("word", "read", "unit", "spare"):
-            kind = "verb" if word in known.verbs else "noun" if word in known.nouns else kind
+        start, end = match.span()
+        if kind == "han" and text[start - 1 : end] in known.verbs and spans[-1:] == [(start - 1, start)]:
+            codes, start, word = codes[:-1], spans.pop()[0], text[start - 1 : end]
+        if kind in ("word", "read", "unit", "spare", "han"):
+            verb = word in known.verbs or _CLITIC.sub("", word) in known.verbs
+            kind = "verb" if verb else "noun" if word in known.nouns else kind
+        if kind == "han" and codes[-1:] == _CODES["verb"] and spans[-1] == (start - 1, start):
+            codes = codes[:-1] + _CODES["han"]  # 发 in 发票 is part of another word
         codes += _CODES[kind]
-        spans.append(match.span())
+        spans.append((start, end))
     return codes, spans
 
 
@@ -112,6 +144,10 @@ def _parts(codes: str, spans: Spans) -> Iterator[_Part]:
         colon, at = colon or (edge is not None and _any(edge[0], "colon")), end + 1
 
 
+def _follows(part: _Part, rule: str) -> bool:
+    return _GRAMMAR[rule].fullmatch(part.codes) is not None
+
+
 def _next_phase(phase: _Phase, rule: str, part: _Part) -> _Phase | None:
     """Return the phase behind a part, or None if it may not stand there."""
     remarks = rule != "" and not part.after_colon and not _any(part.codes, "bound")
@@ -131,7 +167,9 @@ def _next_phase(phase: _Phase, rule: str, part: _Part) -> _Phase | None:
     return None
 
 
-def unclear(text: str, own: Values, known: Known, shown: str = "", texts: Values = ()) -> str | None:
+def unclear(
+    text: str, own: Values, known: Known, shown: str = "", texts: Values = (), *, strict: bool = False
+) -> str | None:
     """Return what keeps a sentence from being a plain order of a step, or None.
 
     Args:
@@ -140,6 +178,7 @@ def unclear(text: str, own: Values, known: Known, shown: str = "", texts: Values
         known: the words of the tools, and the verbs of the step.
         shown: the sentence as it was written.
         texts: as `own`, for dictated texts. No other value may stand in such a text.
+        strict: the step pays, deletes or administers.
     """
     codes, spans = _read(text, known)
     if _any(codes, "question") and not _GRAMMAR["request"].fullmatch(codes):
@@ -148,16 +187,13 @@ def unclear(text: str, own: Values, known: Known, shown: str = "", texts: Values
     own = [[each for each in value if _outside([owners], *each)] for value in own]
     phase: _Phase = "start"
     pointed = False  # "it" stands for the values
-    other = (
-        False  # the last verb does not order the step: "show me", or "wire" if "pay", a verb of the tool, is said too
-    )
+    other = False  # the last verb does not order the step
     for part in _parts(codes, spans):
         ordered = phase in ("ordered", "aside")
         rule = next((each for each in (_BEHIND if ordered else _BEFORE) if _GRAMMAR[each].fullmatch(part.codes)), "")
         listed = other and part.after_colon  # "Compare: pay Anna 45"
         if rule in ("text", "it", "read", "order", "verb_alone"):
-            known_verb = _any(part.codes, "verb", "pronoun") or not (rule == "verb_alone" or _any(codes, "verb"))
-            other = rule == "read" or not known_verb
+            other = rule == "read" or (known.verbs != frozenset() and not _follows(part, "own_verb"))
         that = part.codes.find(_CODES["that"])
         dictates = (rule == "text" and not listed) or (ordered and (part.after_colon or that == 0))
         if known.told and dictates and phase in ("start", "ordered"):
@@ -176,7 +212,7 @@ def unclear(text: str, own: Values, known: Known, shown: str = "", texts: Values
         phase = following
         if phase in ("start", "ordered"):
             pointed = pointed or (rule == "it" and not other)
-            own = own if other else _outside(own, part.start, part.end)
+            own = own if other or (strict and not _follows(part, "bare")) else _outside(own, part.start, part.end)
             texts = _outside(texts, part.start, part.end)
     if phase in ("start", "remark"):
         return "its sentence orders nothing"

@@ -24,7 +24,7 @@ from langchain_runtime_authz.mandate.date_matching import on_days, stands_alone
 from langchain_runtime_authz.mandate.languages import languages
 from langchain_runtime_authz.mandate.message_places import MAX_OWN, Place, Texts
 from langchain_runtime_authz.mandate.output_rows import chosen_by, trust_level
-from langchain_runtime_authz.mandate.plain_orders import Known, words_of_tool
+from langchain_runtime_authz.mandate.plain_orders import Known, synonyms, words_of_tool
 from langchain_runtime_authz.mandate.sequence import in_order
 from langchain_runtime_authz.mandate.step_places import RISKY, NeededValue, Placing, span_of_places
 from langchain_runtime_authz.mandate.vocabulary import TARGETS, ToolWords
@@ -276,11 +276,18 @@ class _Check:
         return model.Const(value=segment.text[start:end], said=span) if quoted else argument
 
 
+_USUAL: Final = {"pay": ("pay", "send", "give"), "send": ("send", "write"), "delete": ("delete",)}  # verbs by effect
+
+
 def _verbs(name: str, profile: ToolProfile) -> frozenset[str]:
-    """Return the verbs that order a tool."""
-    return frozenset().union(
+    """Return the verbs that order a tool, and those that say the same.
+
+    Empty if its name and profile have no verb: any verb may order it then.
+    """
+    own = set(_USUAL.get(profile.effect, ())).union(
         *(ToolWords(name, profile, {}, one).verbs - (one.closed - one.verbs) for one in languages())
     )
+    return frozenset().union(*map(synonyms, own))
 
 
 def _values(argument: model.Argument) -> tuple[object, ...]:

@@ -239,7 +239,7 @@ class Placing:
         segment, head, why = self.words.segments[n], sentence, ""
         while head and _LISTED.match(segment.text, segment.starts[head]):
             head -= 1
-        known = self.known._replace(verbs=verbs)
+        known, strict = self.known._replace(verbs=verbs), any(claim.need.strict for claim in placed)
         for first, last in ((head, sentence), (head, sentence + 1)):
             if last < len(segment.starts):
                 start, end = segment.starts[first], segment.span(last)[1]
@@ -248,10 +248,10 @@ class Placing:
                     for text in (False, True)
                 )
                 said = self._masked[n][start:end]
-                doubt = unclear(said, own, known, segment.text[start:end], texts)
+                doubt = unclear(said, own, known, segment.text[start:end], texts, strict=strict)
                 if doubt is None and by_verb and not says("verb", said, known):
                     doubt = "its verb is not said"
-                if doubt is None and says("amend", said, known) and any(claim.need.strict for claim in placed):
+                if doubt is None and says("amend", said, known) and strict:
                     doubt = "it may replace what was ordered before"
                 if doubt is None:
                     return self._changed((n, first), (n, last))
