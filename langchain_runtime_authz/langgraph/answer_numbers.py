@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextvars import ContextVar
 from enum import Enum
+from functools import partial
 from typing import Any, Final
 
 from langgraph.errors import GraphInterrupt
@@ -98,44 +99,33 @@ def counting_questions(
     scratchpad = configurable.get(private.keys.CONFIG_KEY_SCRATCHPAD)
     if scratchpad is None:
         return config, []
-    counter: Callable[[], int] = scratchpad.interrupt_counter
-    around: Numbers | None = getattr(counter, "numbers", None)  # the node's, if the config is for a tool of a node
-    numbers, resume, left = Numbers() if around is None else around, scratchpad.resume, list[int]()
-    if around is None:
+    counter, resume, graphs = scratchpad.interrupt_counter, scratchpad.resume, scratchpad.subgraph_counter
+    numbers: Numbers | None = getattr(counter, "numbers", None)
+    asked: Collection[int]
+    if numbers is None:  # a node, or a tool of a tool node
+        numbers = asked = Numbers()
         numbers.counter = counter
-    asked = [*mine] if mine and around is not None else []
-    if asked:  # of these, a marked answer belongs to an approval of a call inside the tool
+        count: Any = partial(_next_in_task, numbers, resume, config)
+    else:  # a tool of a hand-written node
+        asked = [*(mine or ())]
         unused = [n for n in asked if n < len(resume) and numbers.get(n) is not Use.GIVEN]
-        left = [n for n in unused if is_marked_for(resume[n], (), plain=True)]
-
-    def counted() -> int:
-        ids, number = _pausing.get(), len(resume)
-        if ids is None:  # a new approval question comes after all answers
-            numbers.setdefault(number, Use.MET)
-        elif around is None:
-            number = _next_number(numbers, resume, ids, config)
-        elif ids or mine is None:
-            number = counter()  # the node's next one
-        else:
-            number = left.pop(0) if left else number  # the tool's next one, or a new one
-            numbers[number] = Use.GIVEN
-        if around is not None and number not in asked:
-            asked.append(number)
-        return number
-
-    counted.numbers = numbers  # type: ignore[attr-defined]
-    graphs = scratchpad.subgraph_counter
+        # A marked answer belongs to an approval of a call inside the tool. None: the tool takes the node's next numbers.
+        left = [n for n in unused if is_marked_for(resume[n], (), plain=True)] if mine is not None else None
+        count = partial(_next_in_tool, numbers, resume, counter, left, asked)
+    count.numbers = numbers
     if place is not None:  # else a skipped tool would shift the numbers, and a graph would load another's state
         graphs = itertools.count(place * _GRAPHS_PER_TOOL).__next__
     # `dataclasses.replace`, with the fields looked up once.
     held = dict(zip(private.PAD, private.of_pad(scratchpad), strict=True))
-    own = private.PregelScratchpad(**{**held, "interrupt_counter": counted, "subgraph_counter": graphs})
-    own_config = {**config, "configurable": {**configurable, private.keys.CONFIG_KEY_SCRATCHPAD: own}}
-    return own_config, numbers if around is None else asked
+    own = private.PregelScratchpad(**{**held, "interrupt_counter": count, "subgraph_counter": graphs})
+    return {**config, "configurable": {**configurable, private.keys.CONFIG_KEY_SCRATCHPAD: own}}, asked
 
 
-def _next_number(numbers: Numbers, resume: list[Any], ids: Collection[str], config: Mapping[str, Any]) -> int:
-    """Return the next free number whose answer, if any, is for `ids`; (): for code."""
+def _next_in_task(numbers: Numbers, resume: list[Any], config: Mapping[str, Any]) -> int:
+    """Return the next free number whose answer, if any, belongs to the question."""
+    if (ids := _pausing.get()) is None:  # a new approval question comes after all answers
+        numbers.setdefault(len(resume), Use.MET)
+        return len(resume)
     while True:
         number = numbers.counter()
         given = resume[number : number + 1]
@@ -144,3 +134,20 @@ def _next_number(numbers: Numbers, resume: list[Any], ids: Collection[str], conf
             return number
         numbers.setdefault(number, Use.MET)
         private.store_answers(config, resume[: number + 1])
+
+
+def _next_in_tool(
+    numbers: Numbers, resume: list[Any], next_of_node: Callable[[], int], left: list[int] | None, asked: list[int]
+) -> int:
+    """Return the next number for a tool of a hand-written node."""
+    ids, number = _pausing.get(), len(resume)  # a new question comes after all answers
+    if ids is None:
+        numbers.setdefault(number, Use.MET)
+    elif ids or left is None:
+        number = next_of_node()
+    else:
+        number = left.pop(0) if left else number
+        numbers[number] = Use.GIVEN
+    if number not in asked:
+        asked.append(number)
+    return number

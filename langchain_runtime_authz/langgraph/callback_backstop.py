@@ -24,20 +24,20 @@ from langchain_core.outputs import ChatGeneration, LLMResult
 from langchain_core.runnables.config import var_child_runnable_config
 from langchain_core.tracers.context import register_configure_hook
 
-from langchain_runtime_authz.credential.ticket import current_scope
+from langchain_runtime_authz.credential.ticket import Ticket, current_scope
 from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError
 from langchain_runtime_authz.evaluation import deny
 from langchain_runtime_authz.facts.plan import calls_digest, plan_calls
 from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph.graph_input import resume_handler
+from langchain_runtime_authz.langgraph.guarded_tool import ToolGuard, is_guarded
 from langchain_runtime_authz.langgraph.messages import answer_message
 from langchain_runtime_authz.langgraph.model_call import call_as_sent, decide_shown
 from langchain_runtime_authz.langgraph.object_graph import DECISIONS
-from langchain_runtime_authz.langgraph.run_context import RunHandle, current_node, current_run, run_handle
-from langchain_runtime_authz.langgraph.tool_arrival import CallArrival, arrival_unguarded
+from langchain_runtime_authz.langgraph.run_context import RunHandle, current_node, current_run, find_run, run_handle
+from langchain_runtime_authz.langgraph.tool_arrival import CodeCall, UndecidedCall, arrival_unguarded
 from langchain_runtime_authz.langgraph.tool_call_parsing import unknown_call
 from langchain_runtime_authz.langgraph.tool_execution import ToolExecution
-from langchain_runtime_authz.langgraph.tool_lookup import ToolGuard, is_guarded
 from langchain_runtime_authz.pep.call import Denial, Replay
 from langchain_runtime_authz.pep.conclude_calls import conclude_call
 from langchain_runtime_authz.pep.obligations import obliged_fields
@@ -148,15 +148,17 @@ class _Backstop(_Models):
             if (run := current_run()) is None:
                 raise AuthzDenied(Code.NO_RUN, deny(Code.NO_RUN).decision_id)
             call = unknown_call(str((serialized or {}).get("name")), None, None, None, {})
-            return run.engine, _decide(CallArrival(call, {}, run=run), None)
+            arrived = CodeCall(call=call, config={}, call_id=None, engine=run.engine, run=run, counts=None)
+            return run.engine, _decide(arrived, None)
         tool, given, config, call_id = started
         one = current_scope.get()
-        if is_guarded(tool) or (
-            type(one) is ToolExecution and one.stages[-1:] == ["run"] and one.call.input.tool is tool
-        ):
+        runs = type(one) is ToolExecution and one.stages[-1:] == ["run"] and one.call.input.tool is tool
+        if is_guarded(tool) or runs:
             return None
-        arrived = arrival_unguarded(tool, given, private.ensure_config(config), call_id)
-        return (arrived.engine, _decide(arrived, run_id)) if arrived.engine is not None else arrived.refuse()  # raises
+        config = private.ensure_config(config)
+        if (owner := find_run(config) or run_handle(config)) is None:
+            raise AuthzDenied(Code.NO_RUN, deny(Code.NO_RUN).decision_id)
+        return owner.engine, _decide(arrival_unguarded(owner, tool, given, config, call_id), run_id)
 
     @_ToolEnd
     def on_tool_end(self, output: Any, *, run_id: UUID, **_kwargs: Any) -> Due:
@@ -174,21 +176,21 @@ def _handle_around() -> RunHandle | None:
         return None
 
 
-def _decide(arrived: CallArrival, run_id: UUID | None) -> Flow[None]:
-    verdict = yield from arrived.decide()
-    run, call = arrived.run, arrived.call
+def _decide(undecided: UndecidedCall, run_id: UUID | None) -> Flow[None]:
+    arrived = yield from undecided.decide()
+    verdict = arrived if isinstance(arrived, Denial) else arrived.one.verdict
     if isinstance(verdict, Replay):
-        verdict = Denial(call, deny(Code.OUTCOME_UNKNOWN))
-    if run is None or isinstance(verdict, Denial):
+        verdict = Denial(undecided.call, deny(Code.OUTCOME_UNKNOWN))
+    if isinstance(arrived, Denial) or not isinstance(verdict, Ticket):
         answer_message(verdict, None)  # raises
         return
     if obliged_fields(verdict.obligations):
-        yield from conclude_call(run, verdict, call, "released")
+        yield from conclude_call(arrived.one.run, verdict, arrived.one.call, "released")
         raise AuthzDenied(Code.UNKNOWN_OBLIGATION, verdict.decision_id)
     verdict.mint = None
-    if (execution := arrived.execution(run_id, verdict)) is not None:
-        execution.begin()
-        execution.admits("_run")
+    execution = ToolExecution(run_id, arrived)
+    execution.begin()
+    execution.admits("_run")
 
 
 def _end(run_id: UUID, error: BaseException | None, output: Any) -> Due:

@@ -58,13 +58,9 @@ def _decide_with_entry(run: Run, calls: Sequence[Call], entry: Entry, *, known: 
 
 
 def decide_together(
-    run: Run,
-    calls: Sequence[Call],
-    config: Mapping[str, Any],
-    *,
-    entry: Entry = None,
-    turn: Callable[[], bool] | None = None,
-) -> Flow[list[PendingCall]]:
+    run: Run, calls: Sequence[Call], config: Mapping[str, Any], *,
+    entry: Entry = None, turn: Callable[[], bool] | None = None,
+) -> Flow[list[PendingCall]]:  # fmt: skip
     """Decide the calls of one graph task, and ask all their questions before one runs.
 
     `turn`, for a hand-written node's calls, returns True if they may ask now. If they may not, or if LangGraph holds an
@@ -336,10 +332,9 @@ def _resolve(run: Run, asked: Sequence[tuple[DecidedCall, Approval]], answer: ob
     snapshot, shown = (yield Load(run.scope, Query(asks=True))), {a.id for _, a in asked}
     still = [a for a in snapshot.asks if a.id in shown and not 0 < a.expires_at <= snapshot.now]
     if still:
+        question = approval_questions.interrupt_value(asked)
         with suppress(ValueError):  # then no decision fits its question
-            answer = approval_answers.remaining_decisions(
-                answer, approval_questions.interrupt_value(asked), {a.id for a in still}
-            )
+            answer = approval_answers.remaining_decisions(answer, question, {a.id for a in still})
         # Only a root entry can advance the epoch, so an edit or a response does not count here.
         given = approval_answers.read_answers(still, answer, run.subject)
         plain = [replace(a, state="malformed", edited="") if a.edited or a.state == "answered" else a for a in given]

@@ -13,6 +13,7 @@ import asyncio
 import fnmatch
 import functools
 import inspect
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -34,18 +35,18 @@ from langchain_runtime_authz.credential.ticket import CurrentCall, current_call,
 from langchain_runtime_authz.errors import AuthzDenied, Code, ConfigError
 from langchain_runtime_authz.evaluation import deny
 from langchain_runtime_authz.langgraph import messages, tool_execution
-from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph.decide_and_ask import decide_together
-from langchain_runtime_authz.langgraph.node_calls import PATIENCE
+from langchain_runtime_authz.langgraph.guarded_tool import facts_of, guard_of, is_guarded
+from langchain_runtime_authz.langgraph.node_calls import PATIENCE, NodeCalls
 from langchain_runtime_authz.langgraph.private_api import subclass_like, weakly_cached
 from langchain_runtime_authz.langgraph.run_context import FlowContext, current_run, run_within
-from langchain_runtime_authz.langgraph.tool_arrival import CallArrival, arrival_by_hand
+from langchain_runtime_authz.langgraph.tool_arrival import CodeCall, NodeCall, OutsideCall, arrival_by_hand
 from langchain_runtime_authz.langgraph.tool_execution import RunCode, ToolExecution
 from langchain_runtime_authz.langgraph.tool_guard import guard_tool
-from langchain_runtime_authz.langgraph.tool_lookup import Profiles, facts_of, guard_of, is_guarded
+from langchain_runtime_authz.langgraph.tool_lookup import Profiles
 from langchain_runtime_authz.langgraph.tool_node import AuthzParts
 from langchain_runtime_authz.pep.call import Call, Denial, Replay
-from langchain_runtime_authz.pep.run import Flow, Run, new_id
+from langchain_runtime_authz.pep.run import Flow, new_id
 from langchain_runtime_authz.tool_profile import METADATA_KEY, ToolProfile, load_profiles
 
 LAYER: Final = "declared effect"
@@ -54,6 +55,7 @@ _PROPERTIES: Final[Mapping[str, Any]] = {"namespace": {"type": "string"}, "key":
 _SUPPLIED: Final = (Runtime, ToolRuntime, BaseStore, BaseCallbackManager, BaseRunManager)  # LangGraph supplies these
 _SUPPLIED_TYPES: Final = (RunnableConfig, RunnableConfig | None, StreamWriter)
 F = TypeVar("F", bound=Callable[..., Any])
+Arrival = CodeCall | OutsideCall
 
 
 class EffectTool(StructuredTool, defer_build=True):
@@ -63,14 +65,9 @@ class EffectTool(StructuredTool, defer_build=True):
 
 
 def effect(
-    authz: AuthzParts,
-    name: str,
-    /,
-    *,
-    profile: ToolProfile | Mapping[str, Any] | None = None,
-    arguments: Callable[..., Mapping[str, Any]] | None = None,
-    **given: Any,
-) -> DeclaredEffect:
+    authz: AuthzParts, name: str, /, *, profile: ToolProfile | Mapping[str, Any] | None = None,
+    arguments: Callable[..., Mapping[str, Any]] | None = None, **given: Any,
+) -> DeclaredEffect:  # fmt: skip
     """Declare the effect of a function or a block, to decide it like a tool call.
 
     ```python
@@ -104,15 +101,16 @@ def declared_tool(
     schema = {"type": "object", "properties": dict(properties), "required": required}
     held = {METADATA_KEY: declared} if declared is not None else None
     tool = EffectTool(name=name, description=description or name, args_schema=schema, metadata=held)
-    return guard_tool(tool, profiles)
+    guarded = guard_tool(tool, profiles)
+    guard_of(guarded).by_application = True
+    return guarded
 
 
-def effect_arrival(tool: BaseTool, args: Mapping[str, Any]) -> CallArrival:
-    """Return the `CallArrival` of an effect's call."""
+def effect_arrival(tool: BaseTool, args: Mapping[str, Any]) -> Arrival:
+    """Return the call of an effect. Raises `AuthzDenied` outside every run."""
     found = arrival_by_hand(tool, facts_of(tool)._replace(injected=frozenset()), args, ensure_config())
-    if found.engine is None:
-        found.refuse()
-    found.call, found.layer = replace(found.call, by_application=True), LAYER
+    if not isinstance(found, CodeCall | OutsideCall):
+        raise AuthzDenied(Code.NO_RUN, deny(Code.NO_RUN).decision_id)
     return found
 
 
@@ -120,11 +118,12 @@ class Together(FlowContext[Any]):
     """A `with` or `async with` block's calls, decided together: all begin, or none."""
 
     output: Any = None
+    _node: NodeCalls | None = None  # the hand-written node that the calls are in
 
-    def __init__(self, arrivals: Sequence[CallArrival]) -> None:
+    def __init__(self, arrivals: Sequence[Arrival]) -> None:
         self._arrivals = arrivals
 
-    def arriving(self) -> Sequence[CallArrival]:
+    def arriving(self) -> Sequence[Arrival]:
         """Return the calls that begin when the block is entered."""
         return self._arrivals
 
@@ -146,7 +145,7 @@ class Together(FlowContext[Any]):
 
     def unrepeatable(self) -> AuthzDenied:
         """Return the denial of a call that ran before, if its output is not stored."""
-        denied, run = AuthzDenied(Code.OUTCOME_UNKNOWN, new_id()), cast("Run", self._arrivals[0].run)
+        denied, run = AuthzDenied(Code.OUTCOME_UNKNOWN, new_id()), self._run
         run.engine.recent.refused(denied, run.scope, run.run_id)  # for `authz.explain`
         return denied
 
@@ -165,17 +164,21 @@ class Together(FlowContext[Any]):
 
     def _enter(self) -> Flow[Any]:
         self.begun: list[ToolExecution | Replay] = []
-        self._arrivals = self.arriving()
-        self.engine = self._arrivals[0].engine if self._arrivals else None
-        return self._beginning()
+        arrivals = self.arriving()
+        self.engine = arrivals[0].engine if arrivals else None
+        return self._beginning(arrivals)
 
-    def _beginning(self) -> Flow[Any]:
-        if self._arrivals:
+    def _beginning(self, arrivals: Sequence[Arrival]) -> Flow[Any]:
+        calls: list[CodeCall] = []
+        for one in arrivals:
+            calls.append(one if isinstance(one, CodeCall) else (yield from one.in_run()))
+        if calls:
+            self._run, self._node = calls[0].run, calls[0].node if isinstance(calls[0], NodeCall) else None
             try:
-                self.begun = yield from _begin(self._arrivals)
+                self.begun = yield from _begin(calls, self._node)
             except GraphInterrupt:
-                if (node := self._arrivals[0].node) is not None:
-                    yield (tool_execution.Finish, node, PATIENCE)  # waits like `NodeCalls.leave`
+                if self._node is not None:
+                    yield (tool_execution.Finish, self._node, PATIENCE)  # waits like `NodeCalls.leave`
                 raise
         return self.opened()
 
@@ -189,8 +192,8 @@ class Together(FlowContext[Any]):
                 if (over := one.end(failed, self.output)) is not None:
                     yield (concludes, over)
         finally:
-            if under_way and (node := self._arrivals[0].node) is not None:
-                node.running -= 1
+            if under_way and self._node is not None:
+                self._node.running -= 1
         if failed is not None and failed is not exc:
             raise failed from None
 
@@ -251,10 +254,9 @@ class DeclaredEffect(Together):
         paths = [path for named in found.named().values() for path in named] if found is not None else []
         return {path.split(".")[0]: {} for path in sorted(paths)}
 
-    def arriving(self) -> Sequence[CallArrival]:
-        return [
-            effect_arrival(declared_tool(self._profiles, self._name, self._declared, "", self._named()), self._given)
-        ]
+    def arriving(self) -> Sequence[Arrival]:
+        tool = declared_tool(self._profiles, self._name, self._declared, "", self._named())
+        return [effect_arrival(tool, self._given)]
 
     def opened(self) -> CurrentCall:
         if not self.runs:
@@ -262,41 +264,34 @@ class DeclaredEffect(Together):
         return current_call()
 
 
-def _begin(arrivals: Sequence[CallArrival]) -> Flow[list[ToolExecution | Replay]]:
-    first = arrivals[0]
-    run = first.run if first.run is not None or first.handle is None else (yield from first.handle.outside_run())
-    calls: list[Call] = []
-    ahead: dict[str, int] = {}
-    for one in arrivals:
-        number = (one.counts or {}).get(one.equal, 0) + ahead.get(one.equal, 0)
-        ahead[one.equal] = ahead.get(one.equal, 0) + 1
-        calls.append(replace(one.call, place=f"{private.task_id(one.config)}:{number}"))
-    if run is None:
-        raise AuthzDenied(Code.NO_RUN, deny(Code.NO_RUN).decision_id)
-    if first.node is None:
-        waiting = yield from decide_together(run, calls, first.config)
+def _begin(calls: Sequence[CodeCall], node: NodeCalls | None) -> Flow[list[ToolExecution | Replay]]:
+    run, config, ahead = calls[0].run, calls[0].config, Counter[str]()
+    placed: list[Call] = []
+    for one in calls:
+        placed.append(replace(one.call, place=one.place(ahead[one.key])))
+        ahead[one.key] += 1
+    if node is None:
+        waiting = yield from decide_together(run, placed, config)
     else:
-        deciding = first.node.decide_all(run, calls, first.config)
-        waiting = yield from tool_execution.under_lock(first.node.locks, deciding)
-    for one, pending in zip(arrivals, waiting, strict=True):
+        waiting = yield from tool_execution.under_lock(node.locks, node.decide_all(run, placed, config))
+    for one in calls:
         run.engine.tally.count(run, "tool", one.call.tool, LAYER, decided=1)
-        one.run, one.call, one.verdict = run, pending.call, pending.verdict
     denied = next((pending.verdict for pending in waiting if isinstance(pending.verdict, Denial)), None)
     if denied is not None:
         for pending in waiting:
             yield from pending.give_back()
         messages.answer_message(denied, None)  # raises
     begun: list[ToolExecution | Replay] = []
-    for one in arrivals:
-        tool: Any = one.call.input.tool
-        if isinstance(one.verdict, Replay):
-            one.settle()
-            begun.append(one.verdict)
-        elif one.verdict is not None and (execution := one.execution(guard_of(tool), one.verdict)) is not None:
+    for one, pending in zip(calls, waiting, strict=True):
+        arrived = one.decided(pending)
+        if isinstance(pending.verdict, Replay):
+            begun.append(pending.verdict)
+        else:
+            execution = ToolExecution(guard_of(cast("BaseTool", one.call.input.tool)), arrived)
             execution.begin()
             begun.append(execution)
-    if first.node is not None and any(isinstance(one, ToolExecution) for one in begun):
-        first.node.running += 1
+    if node is not None and any(isinstance(one, ToolExecution) for one in begun):
+        node.running += 1
     return begun
 
 
@@ -373,7 +368,7 @@ class _Writes(Together):
     def __init__(self, store: Any, ops: Sequence[Any]) -> None:
         self._store, self._given, self.ops = store, ops, ops
 
-    def arriving(self) -> Sequence[CallArrival]:
+    def arriving(self) -> Sequence[Arrival]:
         if (profiles := _governing(self._store)) is None:
             return []
         return [_write(profiles, op) for op in self._given if isinstance(op, PutOp)]
@@ -406,7 +401,7 @@ def _governing(store: Any) -> Profiles | None:
     return profiles
 
 
-def _write(profiles: Profiles, op: PutOp) -> CallArrival:
+def _write(profiles: Profiles, op: PutOp) -> Arrival:
     name, path = f"{PREFIX}{'delete' if op.value is None else 'put'}", ".".join(op.namespace)  # parts have no dots
     own = [n for n in profiles.declared if n.startswith(f"{name}:")]
     name = max((n for n in own if fnmatch.fnmatchcase(f"{name}:{path}", n)), key=len, default=name)

@@ -15,7 +15,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, Protocol
 
 from langchain_core.messages import AIMessage, ToolMessage
 from langgraph.errors import GraphInterrupt
@@ -30,10 +30,10 @@ from langchain_runtime_authz.langgraph import tool_call_parsing as parsing
 from langchain_runtime_authz.langgraph import tool_execution
 from langchain_runtime_authz.langgraph.answer_numbers import counting_questions, keep_numbers
 from langchain_runtime_authz.langgraph.decide_and_ask import decide_together
+from langchain_runtime_authz.langgraph.guarded_tool import ToolFacts
 from langchain_runtime_authz.langgraph.messages import denial_message, denial_of, record_plans, replay_message
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt
 from langchain_runtime_authz.langgraph.tool_execution import PendingCall
-from langchain_runtime_authz.langgraph.tool_lookup import ToolFacts
 from langchain_runtime_authz.ledger.base import Query
 from langchain_runtime_authz.ledger.changes import SetMark
 from langchain_runtime_authz.pep.call import Call, Denial, Replay
@@ -45,15 +45,15 @@ _SOUGHT: Final = 64  # number of earlier executions' plans in which a call is se
 
 
 class ArrivingCall(Protocol):
-    """The part of `tool_arrival.CallArrival` that a node needs."""
+    """The part of `tool_arrival.NodeCall` that a node needs."""
 
     call: Call
     config: Mapping[str, Any]
-    facts: ToolFacts | None
-    describe: parsing.Describe | None
+    facts: ToolFacts
     given: Any
 
-    def counted(self, call: Call) -> Call: ...
+    def describe(self, facts: ToolFacts, given: Any, /) -> Call: ...
+    def counted(self) -> Call: ...
 
 
 class NodePlans:
@@ -128,8 +128,7 @@ class NodePlans:
         call, place = one.call, (plan_id, planned.position)
         if place in self._taken or planned.tool != call.tool or call.call_id not in (None, written["id"]):
             return None
-        facts, describe = cast("ToolFacts", one.facts), cast("parsing.Describe", one.describe)
-        found = parsing.as_planned(call, planned, written["args"], facts, one.given, describe)
+        found = parsing.as_planned(call, planned, written["args"], one.facts, one.given, one.describe)
         if not found:
             return None
         self._taken.add(place)
@@ -201,7 +200,7 @@ class NodeCalls:
         """Decide a call. Return it with its verdict, and its place in a plan or None."""
         own = one.call.by_application and one.call.call_id is None  # no message contains it
         call, place = (one.call, None) if own else (yield from self.plans.find(run, one))
-        call = call if place is not None else one.counted(call)
+        call = call if place is not None else one.counted()
         (done,) = yield from self.decide_all(run, [call], one.config)
         if isinstance(done.verdict, Ticket):
             self._begun.add(done.call.call_id)

@@ -25,22 +25,17 @@ from langchain_runtime_authz._url import is_under
 from langchain_runtime_authz.credential.ticket import current_ticket
 from langchain_runtime_authz.errors import AlreadyProtected, AuthzDenied, Code, ConfigError, CredentialError
 from langchain_runtime_authz.langgraph import callback_backstop as ambient
+from langchain_runtime_authz.langgraph import object_graph
 from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph.declared_effects import gate_store
 from langchain_runtime_authz.langgraph.graph_entry import ChildEntry, Owner, RootEntry
+from langchain_runtime_authz.langgraph.guarded_tool import is_guarded
 from langchain_runtime_authz.langgraph.node_gate import gate_bound, is_gated
-from langchain_runtime_authz.langgraph.object_graph import (
-    AnyGraph,
-    FoundGraph,
-    graphs_in,
-    reached_objects,
-    roots_of,
-    walk_objects,
-)
+from langchain_runtime_authz.langgraph.object_graph import AnyGraph, FoundGraph, graphs_in, reached_objects
 from langchain_runtime_authz.langgraph.private_api import subclass_like
 from langchain_runtime_authz.langgraph.run_context import HANDLE_KEY, current_run, run_scope, without_handle
 from langchain_runtime_authz.langgraph.tool_guard import guard_in_place
-from langchain_runtime_authz.langgraph.tool_lookup import Profiles, is_guarded
+from langchain_runtime_authz.langgraph.tool_lookup import Profiles
 from langchain_runtime_authz.langgraph.tool_node import gate_tool_node, guard_held
 from langchain_runtime_authz.pep.agents import ANY
 from langchain_runtime_authz.pep.child_agent import child_credential
@@ -125,7 +120,7 @@ def _gate_node(
     opens = not (bound is private.DEFAULT_BOUND or isinstance(bound, private.Pregel) or is_gated(bound))
     if opens and isinstance(bound, private.ToolNode) and not hasattr(type(bound), "__runtime_authz_gated__"):
         bound = gate_tool_node(bound, protection.profiles)
-    for held in walk_objects(roots_of(node)):
+    for held in object_graph.walk_objects(object_graph.roots_of(node)):
         if is_guarded(held):
             yield held
         elif not opens:

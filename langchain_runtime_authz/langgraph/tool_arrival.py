@@ -6,7 +6,7 @@ calls by a node's code. It is also decided here if its arguments or its tool cha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
@@ -25,172 +25,188 @@ from langchain_runtime_authz.langgraph import tool_execution
 from langchain_runtime_authz.langgraph.answer_numbers import keep_numbers
 from langchain_runtime_authz.langgraph.decide_and_ask import decide_together
 from langchain_runtime_authz.langgraph.graph_input import drop_old_answer
+from langchain_runtime_authz.langgraph.guarded_tool import ToolFacts, facts_of, guard_of, is_guarded
 from langchain_runtime_authz.langgraph.messages import answer_message, denial_of
 from langchain_runtime_authz.langgraph.node_calls import NodeCalls, Place
 from langchain_runtime_authz.langgraph.run_context import RunHandle, current_node, find_run, run_handle
-from langchain_runtime_authz.langgraph.tool_execution import PendingCall, ToolExecution
-from langchain_runtime_authz.langgraph.tool_lookup import Profiles, ToolFacts, facts_of, guard_of, is_guarded
-from langchain_runtime_authz.pep.call import Call, Denial, Replay, Verdict
+from langchain_runtime_authz.langgraph.tool_execution import ArrivedCall, PendingCall, ToolExecution
+from langchain_runtime_authz.langgraph.tool_lookup import Profiles
+from langchain_runtime_authz.pep.call import Call, Denial, Replay
 from langchain_runtime_authz.pep.run import Engine, Flow, Run
 
 Parser = Callable[[Any, str | None], Any]
 
 
-@dataclass(slots=True, eq=False, repr=False)
-class CallArrival:
-    """A call that reached its tool, and all that is needed to decide and run it."""
+@dataclass(kw_only=True, eq=False, repr=False)
+class UndecidedCall:
+    """A call that reached its tool without a decision that fits. Subclasses decide it."""
 
     call: Call  # the call as it would run
     config: Mapping[str, Any]  # the call's config
-    run: Run | None = None
-    handle: RunHandle | None = None  # in place of a run, for a call outside every protected graph
-    verdict: Verdict | None = None  # the verdict of an earlier enforcement point
-    counts: dict[str, int] | None = None  # `equal` → how often such a call ended, for calls without a message
-    front: PendingCall | None = None  # the decided call that became this one
-    call_id: str | None = None  # None: no message can answer the call
-    parser: Parser | None = None  # parses the given input into the tool's arguments
-    given: Any = None  # the tool's input
-    exact: bool = False  # the framework supplied none of the arguments
+    call_id: str | None  # None: no message can answer the call
+    engine: Engine | None  # None outside every run
     layer: str = "tool guard"
-    equal: str = ""  # key of equal calls
-    engine: Engine | None = None  # None outside every run
-    facts: ToolFacts | None = None
-    describe: parsing.Describe | None = None  # returns the call with other arguments
-    node: NodeCalls | None = None  # the hand-written node that makes the call
-    place: Place | None = None  # the call's place in the node's plans
-    answers: Sequence[int] | None = None  # numbers of the answers that belong to the tool
-    text: Callable[[], bool] = bool  # returns True if the calling code expects a text
 
-    def decide(self) -> Flow[Verdict]:
-        """Return the earlier verdict, or decide the call."""
-        if self.verdict is not None:
-            return self.verdict
-        if self.run is None and self.handle is not None:
-            drop_old_answer(self.config)
-            try:
-                self.run = yield from self.handle.outside_run()
-            except AuthzDenied as exc:  # no run may be opened here
-                return denial_of(self.call, exc)
-        run, call = self.run, self.call
-        if run is None:
-            return Denial(call, deny(Code.NO_RUN))
-        if self.front is not None:
-            # Give the earlier permit back before this call is claimed. The two calls may differ only by their tool.
+    def decide(self) -> Flow[ArrivedCall | Denial]:
+        """Return the decided call, or a `Denial` if no run can decide it."""
+        raise NotImplementedError
+
+    def start(self, guard: object, code: Callable[[ToolExecution], Any]) -> Flow[tool_execution.Outcome]:
+        """Decide the call, and run the tool's `code` if the call is permitted."""
+        arrived = yield from self.decide()
+        if isinstance(arrived, Denial):
+            return answer_message(arrived, self.call_id), None
+        return (yield from arrived.start(guard, code))
+
+    def _decide_alone(self, run: Run, call: Call) -> Flow[PendingCall]:
+        try:
+            (one,) = yield from decide_together(run, [call], self.config)
+        except GraphInterrupt as exc:  # code before the tool may swallow the question
+            if type(front := current_scope.get()) is PendingCall:
+                front.question = exc
+            raise
+        self._note(one)
+        return one
+
+    def _note(self, one: PendingCall) -> None:
+        one.run.engine.tally.count(one.run, "tool", self.call.tool, self.layer, decided=1)
+        if not isinstance(one.verdict, Ticket):
+            keep_numbers(self.config, one.answers)
+
+
+class RefusedCall(UndecidedCall):
+    """A call outside every run."""
+
+    def decide(self) -> Flow[Denial]:
+        yield from ()
+        return Denial(self.call, deny(Code.NO_RUN))
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class ChangedCall(UndecidedCall):
+    """A call in place of one that was decided: another one, or the same one again."""
+
+    front: PendingCall  # the decided call
+    took: bool  # the call took the permit of `front`
+
+    def decide(self) -> Flow[ArrivedCall]:
+        if self.took:  # release it before the claim, because the two calls may differ only by their tool
             yield from self.front.give_back()
-        if self.node is None:
-            try:
-                (resolved,) = yield from decide_together(run, [self.counted(call)], self.config)
-            except GraphInterrupt as exc:  # code before the tool may swallow the question
-                if type(one := current_scope.get()) is PendingCall:
-                    one.question = exc
-                raise
-        else:
-            resolved, self.place = yield from tool_execution.under_lock(self.node.locks, self.node.decide(run, self))
-        run.engine.tally.count(run, "tool", call.tool, self.layer, decided=1)
-        verdict = cast("Verdict", resolved.verdict)  # never None, because no review follows
-        if isinstance(verdict, Replay):
-            self.settle()
-        if not isinstance(verdict, Ticket):
-            keep_numbers(self.config, resolved.answers)
-        elif self.node is not None and resolved.call.profile.side_effect:
-            self.answers = resolved.answers
-        self.call, self.verdict = resolved.call, verdict
-        return verdict
+        one = yield from self._decide_alone(self.front.run, self.call)
+        return ArrivedCall(one, one.run.engine, self.config, self.call_id, one.call.input.parsed)
 
-    def counted(self, call: Call) -> Call:
-        """Return the call with its number among equal calls, if no message planned it."""
-        if self.counts is None:
-            return call
-        return replace(call, place=f"{private.task_id(self.config)}:{self.counts.get(self.equal, 0)}")
 
-    def settle(self, output: Any = None, exc: BaseException | None = None) -> bool:
+@dataclass(kw_only=True, eq=False, repr=False)
+class CodeCall(UndecidedCall):
+    """A call by code in a run, without an earlier decision."""
+
+    run: Run
+    counts: dict[str, int] | None  # key → how many equal calls ended; None in a context without the run
+
+    @property
+    def key(self) -> str:
+        """The key of equal calls."""
+        return f"{self.call.call_id} {self.call.tool} {self.call.args_digest}"
+
+    def place(self, ahead: int = 0) -> str:
+        """Return the call's number among equal calls, of which `ahead` began with it."""
+        return f"{private.task_id(self.config)}:{(self.counts or {}).get(self.key, 0) + ahead}"
+
+    def counted(self) -> Call:
+        """Return the call with its number among equal calls, for a call without a plan."""
+        return self.call if self.counts is None else replace(self.call, place=self.place())
+
+    def decide(self) -> Flow[ArrivedCall | Denial]:
+        return self.decided((yield from self._decide_alone(self.run, self.counted())))
+
+    def decided(self, one: PendingCall, place: Place | None = None, **more: Any) -> ArrivedCall:
+        """Return the call with its decision. `place`: its place in a plan, if it has one."""
+        ended = partial(self.ended, one, place)
+        if isinstance(one.verdict, Replay):
+            ended(None, None)
+        return ArrivedCall(one, one.run.engine, self.config, self.call_id, one.call.input.parsed, ended, **more)
+
+    def ended(self, _one: PendingCall, place: Place | None, output: Any, exc: BaseException | None) -> bool:
         """Record how the call ended. Return True if its node asks the question in `exc`."""
         # The next equal call is a new call, unless this one failed.
         failed = exc is not None or (isinstance(output, ToolMessage) and output.status == "error")
-        if self.counts is not None and self.place is None and not failed:
-            self.counts[self.equal] = self.counts.get(self.equal, 0) + 1
-        if self.node is not None and isinstance(self.verdict, Ticket):
-            self.node.ended(self.call, self.place, output, exc, self.config)
-        return self.node is not None and exc is not None and self.node.question is exc
+        if self.counts is not None and place is None and not failed:
+            self.counts[self.key] = self.counts.get(self.key, 0) + 1
+        return False
 
-    def execution(self, guard: object, verdict: Verdict) -> ToolExecution | None:
-        """Return the execution; None if the tool must not run.
 
-        With malformed arguments, the execution has no ticket, and the tool reports the error.
-        """
-        run, call, ticket = self.run, self.call, verdict if isinstance(verdict, Ticket) else None
-        if run is None or (ticket is None and call.error is not Code.INVALID_ARGUMENTS):
-            return None
-        parsed = call.input.parsed
-        if ticket is not None and not self.exact:
-            parsed = self._own(parsed)
-        front = self.front if self.front is not None else current_scope.get()
-        settle = self.settle if self.counts is not None or self.node is not None else None
-        place = front.place if type(front) is PendingCall else None
-        return ToolExecution(guard, run, call, ticket, parsed, self.config, self.call_id, settle, place, self.answers)
+@dataclass(kw_only=True, eq=False, repr=False)
+class NodeCall(CodeCall):
+    """A call by the code of a hand-written node, which may be in a plan."""
+
+    node: NodeCalls
+    facts: ToolFacts
+    describe: parsing.Describe  # returns the call with other arguments
+    given: Any  # the tool's input
+    returns_text: Callable[[], bool]  # returns True if the calling code expects a text
+
+    def decide(self) -> Flow[ArrivedCall | Denial]:
+        one, place = yield from tool_execution.under_lock(self.node.locks, self.node.decide(self.run, self))
+        self._note(one)
+        answers = one.answers if isinstance(one.verdict, Ticket) and one.call.profile.side_effect else None
+        text = isinstance(one.verdict, Denial) and place is not None and self.returns_text()
+        return self.decided(one, place, answers=answers, text=text)
 
     def start(self, guard: object, code: Callable[[ToolExecution], Any]) -> Flow[tool_execution.Outcome]:
-        """Return the flow that decides the call if needed, and runs the tool's `code`."""
-        if isinstance(self.verdict, Ticket) and (execution := self.execution(guard, self.verdict)) is not None:
-            return execution.flow(code)
-        return self._flow(guard, code)
-
-    def _flow(self, guard: object, code: Callable[[ToolExecution], Any]) -> Flow[tool_execution.Outcome]:
-        if self.node is not None:
-            self.node.running += 1
+        self.node.running += 1
         try:
-            verdict = yield from self.decide()
-            if (execution := self.execution(guard, verdict)) is not None:
-                return (yield from execution.flow(code))
-            text = self.call_id is None and self.place is not None and self.text()
-            return answer_message(verdict, self.call_id, text=text), None
+            return (yield from super().start(guard, code))
         except GraphInterrupt:
-            if self.node is not None:
-                yield from self.node.leave()
+            yield from self.node.leave()
             raise
         finally:
-            if self.node is not None:
-                self.node.running -= 1
+            self.node.running -= 1
 
-    def refuse(self) -> Any:
-        """Answer the call with a denial: it is outside every run."""
-        return answer_message(Denial(self.call, deny(Code.NO_RUN)), self.call_id)
-
-    def _own(self, parsed: Any) -> Any:
-        injected, given = self.call.input.injected, self.given
-        if self.parser is None or not isinstance(parsed, dict):
-            return parsed
-        sent = given if isinstance(given, dict) else {}
-        if not self.call.input.supplied and not any(parsing.is_injected(k, v, injected) for k, v in sent.items()):
-            return parsed
-        now = self.parser(dict(sent), self.call_id)
-        own = now if isinstance(now, dict) else {}
-        return parsing.not_injected(parsed, injected) | {
-            k: v for k, v in own.items() if parsing.is_injected(k, v, injected)
-        }
+    def ended(self, one: PendingCall, place: Place | None, output: Any, exc: BaseException | None) -> bool:
+        super().ended(one, place, output, exc)
+        if isinstance(one.verdict, Ticket):
+            self.node.ended(one.call, place, output, exc, self.config)
+        return exc is not None and self.node.question is exc
 
 
-def tool_arrival(tool: BaseTool, tool_input: Any, config: Any, call_id: str | None, parser: Parser) -> CallArrival:
-    """Return the `CallArrival` of a call of `tool.run`. `parser` is the tool's own."""
+@dataclass(kw_only=True, eq=False, repr=False)
+class OutsideCall(UndecidedCall):
+    """A call by code in the application's run, outside every protected graph."""
+
+    handle: RunHandle
+
+    def in_run(self) -> Flow[CodeCall]:
+        """Return the call, with the run that decides it. Raises `AuthzDenied`."""
+        run = yield from self.handle.outside_run()
+        about: Any = {"call_id": self.call_id, "engine": self.engine, "layer": self.layer}
+        return CodeCall(call=self.call, config=self.config, run=run, counts=self.handle.settled, **about)
+
+    def decide(self) -> Flow[ArrivedCall | Denial]:
+        drop_old_answer(self.config)
+        try:
+            found = yield from self.in_run()
+        except AuthzDenied as exc:  # no run may be opened here
+            return denial_of(self.call, exc)
+        return (yield from found.decide())
+
+
+def tool_arrival(
+    tool: BaseTool, tool_input: Any, config: Any, call_id: str | None, parser: Parser
+) -> ArrivedCall | UndecidedCall:
+    """Find the decision of a call of `tool.run`. `parser` is the tool's own."""
     if not config or "recursion_limit" not in config or "configurable" not in config:
         config = ensure_config(config)  # only LangChain's `invoke` completes the config
     scope = current_scope.get()
-    one = scope if type(scope) is PendingCall else None
-    if one is not None and one.call.call_id != call_id:
-        one = None  # a wrapper makes another call first: the verdict is for the call that was decided
-    mine = one if one is not None and not one.used and one.take() else None
-    if mine is not None:
-        call, own = mine.call, mine.call.input
-        if own.tool is tool and call.tool == tool.name:
-            exact = own.injected.isdisjoint(tool_input) and tool_input == own.sent
-            sent = (
-                tool_input if exact or isinstance(tool_input, str) else parsing.not_injected(tool_input, own.injected)
-            )
-            if (exact or own.sent == sent) and parsing.arguments_unchanged(call):
-                return CallArrival(
-                    call, config, run=mine.run, verdict=mine.verdict, front=mine, call_id=call_id, parser=parser,
-                    given=tool_input, exact=exact and not own.supplied, engine=mine.run.engine,
-                )  # fmt: skip
+    # A wrapper may make another call first: the verdict is for the call that was decided.
+    one = scope if type(scope) is PendingCall and scope.call.call_id == call_id else None
+    took = one is not None and not one.used and one.take()
+    if one is not None and took and one.call.input.tool is tool and one.call.tool == tool.name:
+        own = one.call.input
+        exact = own.injected.isdisjoint(tool_input) and tool_input == own.sent
+        sent = tool_input if exact or isinstance(tool_input, str) else parsing.not_injected(tool_input, own.injected)
+        if (exact or own.sent == sent) and parsing.arguments_unchanged(one.call):
+            parsed = own.parsed if exact and not own.supplied else _supplied_now(one, tool_input, parser)
+            return ArrivedCall(one, one.run.engine, config, call_id, parsed)
     facts = facts_of(tool)
     # A changed call is compared with the plan of the call that was decided. Without an earlier decision, the plan is
     # found by the call's id.
@@ -199,68 +215,73 @@ def tool_arrival(tool: BaseTool, tool_input: Any, config: Any, call_id: str | No
     def amend(name: str, args: dict[str, Any]) -> Call:
         if name != tool.name:  # only this tool is known here
             return parsing.unknown_call(name, call_id, plan_id, position, args)
-        sent_too = tool_input if isinstance(tool_input, Mapping) else {}
-        own = {k: v for k, v in sent_too.items() if parsing.is_injected(k, v, facts.injected)}
-        return described(facts, {**parsing.not_injected(args, facts.injected), **own})
+        own = parsing.injected_in(tool_input if isinstance(tool_input, Mapping) else {}, facts.injected)
+        return describe(facts, {**parsing.not_injected(args, facts.injected), **own})
 
-    described = _described(tool, call_id, parser, plan_id=plan_id, position=position, amend=amend)
+    describe = _describing(tool, call_id, parser, plan_id=plan_id, position=position, amend=amend)
     if one is None:
-        found = _arrival(tool, config, call_id, facts, described, tool_input)
-    else:
-        call, run = described(facts, tool_input), one.run
-        found = CallArrival(call, config, run=run, call_id=call_id, engine=run.engine, given=tool_input)
-    found.front, found.parser = mine, parser
-    found.text = partial(tool_execution.returns_text, tool)
-    return found
+        text = partial(tool_execution.returns_text, tool)
+        return _by_code(tool, config, call_id, facts, describe, tool_input, text=text)
+    call, engine = describe(facts, tool_input), one.run.engine
+    return ChangedCall(call=call, config=config, call_id=call_id, engine=engine, front=one, took=took)
+
+
+def _supplied_now(one: PendingCall, tool_input: Any, parser: Parser) -> Any:
+    """Return the decided arguments, with those that the framework supplies now."""
+    parsed, injected = one.call.input.parsed, one.call.input.injected
+    sent = tool_input if isinstance(tool_input, dict) else {}
+    supplied = one.call.input.supplied or parsing.injected_in(sent, injected)
+    if not isinstance(one.verdict, Ticket) or not isinstance(parsed, dict) or not supplied:
+        return parsed
+    now = parser(dict(sent), one.call.call_id)
+    return parsing.not_injected(parsed, injected) | parsing.injected_in(now if isinstance(now, dict) else {}, injected)
 
 
 def arrival_by_hand(
     tool: BaseTool, facts: ToolFacts, args: Mapping[str, Any], config: Mapping[str, Any]
-) -> CallArrival:
-    """Return the `CallArrival` of a direct call of a tool, with unparsed `args`."""
-    return _arrival(tool, config, None, facts, _described(tool, None, None), args)
+) -> UndecidedCall:
+    """Return the call of a tool's function, past `run`, with unparsed `args`."""
+    return _by_code(tool, config, None, facts, _describing(tool, None, None), args)
 
 
-def arrival_unguarded(tool: BaseTool, tool_input: Any, config: Mapping[str, Any], call_id: str | None) -> CallArrival:
-    """Return the `CallArrival` of an unguarded tool's call."""
-    # Refuse input that the tool would parse differently the second time.
-    owner = find_run(config) or run_handle(config)
-    if owner is None:
-        return CallArrival(parsing.unknown_call(tool.name, None, None, None, {}), config)
+def arrival_unguarded(
+    owner: Run | RunHandle, tool: BaseTool, tool_input: Any, config: Mapping[str, Any], call_id: str | None
+) -> UndecidedCall:
+    """Return the call of an unguarded tool."""
     facts = ToolFacts(cast("Profiles", owner.engine.tools).of(tool), private.injected_names(tool))
-    found = _arrival(tool, config, None, facts, _described(tool, call_id, tool._parse_input), tool_input)
-    found.layer = "ambient hook"
+    describe = _describing(tool, call_id, tool._parse_input)
+    found = _by_code(tool, config, None, facts, describe, tool_input, layer="ambient hook")
+    # Refuse input that the tool would parse differently the second time.
     if found.call.error is None and not parsing.parses_alike(found.call):
-        found.call = replace(found.call, error=Code.UNREPEATABLE_ARGUMENTS)
+        return replace(found, call=replace(found.call, error=Code.UNREPEATABLE_ARGUMENTS))
     return found
 
 
-def _described(tool: BaseTool, call_id: str | None, parser: Parser | None, **planned: Any) -> parsing.Describe:
+def _describing(tool: BaseTool, call_id: str | None, parser: Parser | None, **planned: Any) -> parsing.Describe:
     about = {"call_id": call_id, "plan_id": None, "position": None, **planned}
 
-    def described(facts: ToolFacts, given: Any) -> Call:
+    def describe(facts: ToolFacts, given: Any) -> Call:
         own = given if isinstance(given, str) else parsing.not_injected(given, facts.injected)
         read = partial(parsing.parse_call, tool, given, call_id, parser) if parser is not None else lambda: given
         return parsing.describe_call(tool, facts, read, raw=own, sent=own, **about)
 
-    return described
+    return describe
 
 
-def _arrival(
-    tool: BaseTool, config: Mapping[str, Any], call_id: str | None, facts: ToolFacts, described: Any, given: Any
-) -> CallArrival:
-    """Return the `CallArrival` of a call without a message, whose plan is found later."""
-    owner = find_run(config) or run_handle(config)
-    if owner is None:
-        return CallArrival(parsing.unknown_call(tool.name, call_id, None, None, {}), config, call_id=call_id)
-    run, handle = (owner, None) if isinstance(owner, Run) else (None, owner)
-    # Counts of equal calls in the current node or tool execution.
-    counts = current_scope.get().counts if handle is None else handle.settled
-    call = described(facts, given)
+def _by_code(
+    tool: BaseTool, config: Mapping[str, Any], call_id: str | None, facts: ToolFacts, describe: parsing.Describe,
+    given: Any, *, layer: str = "tool guard", text: Callable[[], bool] = bool,
+) -> UndecidedCall:  # fmt: skip
+    if (owner := find_run(config) or run_handle(config)) is None:
+        call = parsing.unknown_call(tool.name, call_id, None, None, {})
+        return RefusedCall(call=call, config=config, call_id=call_id, engine=None)
+    call = describe(facts, given)
     if is_guarded(tool) and guard_of(tool).by_application:
         call = replace(call, by_application=True)
-    equal = f"{call.call_id} {call.tool} {call.args_digest}" if counts is not None else ""
-    return CallArrival(
-        call, config, run=run, handle=handle, counts=counts, call_id=call_id, equal=equal, engine=owner.engine, given=given,
-        facts=facts, describe=described, node=current_node(run),
-    )  # fmt: skip
+    about: Any = {"call": call, "config": config, "call_id": call_id, "engine": owner.engine, "layer": layer}
+    if isinstance(owner, RunHandle):
+        return OutsideCall(handle=owner, **about)
+    about |= {"run": owner, "counts": current_scope.get().counts}
+    if (node := current_node(owner)) is None:
+        return CodeCall(**about)
+    return NodeCall(node=node, facts=facts, describe=describe, given=given, returns_text=text, **about)

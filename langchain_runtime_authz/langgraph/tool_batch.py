@@ -24,19 +24,14 @@ from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.evaluation import deny
 from langchain_runtime_authz.facts.plan import calls_digest, plan_calls
 from langchain_runtime_authz.langgraph import decide_and_ask, messages, review_questions
+from langchain_runtime_authz.langgraph import tool_call_parsing as parsing
 from langchain_runtime_authz.langgraph.answer_numbers import keep_numbers
+from langchain_runtime_authz.langgraph.guarded_tool import guard_of
 from langchain_runtime_authz.langgraph.private_api import ToolNode
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt, run_within
-from langchain_runtime_authz.langgraph.tool_call_parsing import (
-    answered_calls,
-    describe_call,
-    not_injected,
-    parse_call,
-    unknown_call,
-)
 from langchain_runtime_authz.langgraph.tool_execution import PAUSE, Locks, PendingCall, RunCode, under_lock
 from langchain_runtime_authz.langgraph.tool_guard import guard_held_by, guard_tool
-from langchain_runtime_authz.langgraph.tool_lookup import GUARDED, Profiles, guard_of
+from langchain_runtime_authz.langgraph.tool_lookup import GUARDED, Profiles
 from langchain_runtime_authz.pep.call import Call, DecidedCall, Denial, Replay
 from langchain_runtime_authz.pep.decide_steps import Entry
 from langchain_runtime_authz.pep.lease import OVER
@@ -52,17 +47,9 @@ class MessageCalls:
     """The calls of one execution of a tool node, and the message that planned them."""
 
     def __init__(
-        self,
-        node: ToolNode,
-        profiles: Profiles,
-        input: Any,
-        config: Any,
-        runtime: Any,
-        *,
-        entry: Entry = None,
-        reviewed: frozenset[str] = frozenset(),
-        standalone: bool = False,
-    ) -> None:
+        self, node: ToolNode, profiles: Profiles, input: Any, config: Any, runtime: Any, *,
+        entry: Entry = None, reviewed: frozenset[str] = frozenset(), standalone: bool = False,
+    ) -> None:  # fmt: skip
         self._entry = entry
         self.node, self.profiles, self.config, self.runtime, self.reviewed = node, profiles, config, runtime, reviewed
         calls, input_type = node._parse_input(input)
@@ -74,10 +61,9 @@ class MessageCalls:
         # shares no run with the tasks of the other calls, so it decides only its own.
         self.together = standalone or input_type != "tool_calls" or len(self.planned) < _SEVERAL or len(calls) != 1
         if not self.together:
-            answered, mine = answered_calls(self.state), {self.position: calls[0]}
-            self.siblings = [
-                mine.get(i, c) for i, c in enumerate(self.planned) if i in mine or c.get("id") not in answered
-            ]
+            answered, mine = parsing.answered_calls(self.state), {self.position: calls[0]}
+            planned = enumerate(self.planned)
+            self.siblings = [mine.get(i, c) for i, c in planned if i in mine or c.get("id") not in answered]
             self.together = len(self.siblings) == 1
         self.calls: Sequence[Any] = calls if self.together else [calls[0]]
 
@@ -130,7 +116,7 @@ class MessageCalls:
         plan_id = self.plan_id if position is not None else None
         tool = node._tools_by_name.get(call["name"])
         if tool is None:
-            return unknown_call(call["name"], call_id, plan_id, position, call["args"])
+            return parsing.unknown_call(call["name"], call_id, plan_id, position, call["args"])
         if getattr(type(tool), GUARDED, None) is None:  # `tools_by_name` is mutable: a tool was added
             tool = node._tools_by_name[call["name"]] = guard_tool(tool, self.profiles)
         sent, facts = call["args"], guard_of(tool).facts(tool)
@@ -143,15 +129,15 @@ class MessageCalls:
             return self._describe({**call, "name": name, "args": args}, position)
 
         base: Any = getattr(type(tool), GUARDED)
-        return describe_call(
+        return parsing.describe_call(
             tool,
             facts,
-            partial(parse_call, tool, injected, call_id, partial(base._parse_input, tool)),
+            partial(parsing.parse_call, tool, injected, call_id, partial(base._parse_input, tool)),
             call_id=call_id,
             plan_id=plan_id,
             position=position,
             raw=sent,
-            sent=not_injected(injected, facts.injected),
+            sent=parsing.not_injected(injected, facts.injected),
             amend=amend,
             reviewed=call["name"] in self.reviewed,
         )
@@ -274,7 +260,7 @@ class CallTurn:
 
 def undecided_denial(call: Any) -> ToolMessage:
     """Return the denial of a call that was not decided."""
-    denial = Denial(unknown_call(call["name"], None, None, None, {}), deny(Code.NO_RUN))
+    denial = Denial(parsing.unknown_call(call["name"], None, None, None, {}), deny(Code.NO_RUN))
     return messages.denial_message(denial, call.get("id"))
 
 
@@ -337,9 +323,8 @@ class ToolCallPEP:
             return note_edit(one, (yield (RunCode, handler, _request(one, request))))
 
         try:
-            return (
-                yield from run_within(CallTurn(CallTurns(message.config, message.calls, waiting), 0, waiting[0]), code)
-            )
+            turns = CallTurns(message.config, message.calls, waiting)
+            return (yield from run_within(CallTurn(turns, 0, waiting[0]), code))
         finally:
             yield from give_back(waiting)
 

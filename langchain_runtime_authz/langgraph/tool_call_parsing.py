@@ -17,8 +17,8 @@ from langchain_runtime_authz.digest import as_json, digest, project_arguments
 from langchain_runtime_authz.errors import Code, MappingError
 from langchain_runtime_authz.facts.argument_atoms import NO_ATOMS, atoms_of
 from langchain_runtime_authz.facts.plan import PlannedCall, raw_digest
+from langchain_runtime_authz.langgraph.guarded_tool import ToolFacts
 from langchain_runtime_authz.langgraph.private_api import takes_no_arguments
-from langchain_runtime_authz.langgraph.tool_lookup import ToolFacts
 from langchain_runtime_authz.pep.call import Call, ToolInput
 from langchain_runtime_authz.tool_profile import UNPROFILED
 
@@ -59,19 +59,10 @@ def describe_call(
             error = Code(exc.code)
     given = frozenset(args if isinstance(sent, str) else sent)
     return Call(
-        tool.name,
-        profile,
-        profiled,
-        raw=raw,
-        args=args,
-        args_digest=args_digest,
-        atoms=atoms_of(profile, args),
-        given=given if given <= args.keys() else frozenset(args),
-        input=ToolInput(tool, sent, parsed, injected, supplied_too, parse),
-        metadata=tool.metadata,
-        error=error,
-        **about,
-    )
+        tool.name, profile, profiled, raw=raw, args=args, args_digest=args_digest, atoms=atoms_of(profile, args),
+        given=given if given <= args.keys() else frozenset(args), metadata=tool.metadata, error=error,
+        input=ToolInput(tool, sent, parsed, injected, supplied_too, parse), **about,
+    )  # fmt: skip
 
 
 def _decided(tool: BaseTool, parsed: Any, injected: frozenset[str]) -> tuple[dict[str, Any], bool]:
@@ -117,9 +108,9 @@ def not_injected(args: Mapping[str, Any], injected: frozenset[str]) -> dict[str,
     return own
 
 
-def is_injected(name: str, value: object, injected: frozenset[str]) -> bool:
-    """Return True if the framework supplies this argument."""
-    return name in injected or type(value) is ToolRuntime
+def injected_in(args: Mapping[str, Any], injected: frozenset[str]) -> dict[str, Any]:
+    """Return the arguments that the framework supplies."""
+    return {k: v for k, v in args.items() if k in injected or type(v) is ToolRuntime}
 
 
 def unknown_call(name: str, call_id: str | None, plan_id: str | None, position: int | None, written: Any) -> Call:
@@ -143,13 +134,13 @@ def as_planned(
     if raw_digest(call.raw) == planned.args_digest:
         return replace(call, call_id=planned.call_id)
     sent = given if isinstance(given, Mapping) else {}
-    added = {k for k in sent if k not in written and not is_injected(k, sent[k], facts.injected)}
+    added = not_injected(sent, facts.injected).keys() - written.keys()
     own = added & set(facts.profiled.profile.injected)
     # An argument equal to the model's is not added: the model used an alias.
     own = {k for k in own if describe(facts, {n: v for n, v in sent.items() if n != k}).args_digest != call.args_digest}
     facts = facts._replace(injected=facts.injected | own)
     call = describe(facts, given)
-    handed = {k: v for k, v in sent.items() if is_injected(k, v, facts.injected)}
+    handed = injected_in(sent, facts.injected)
     as_written = describe(facts, {**written, **handed})
     if call.error is None and as_written.error is None and as_written.args_digest == call.args_digest:
         return replace(call, call_id=planned.call_id, raw=written)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeVar, get_type_hints
 from uuid import UUID
 
@@ -19,20 +20,8 @@ from langchain_runtime_authz._flow import drive_apart
 from langchain_runtime_authz.credential.ticket import CodeScope, Ticket, current_scope
 from langchain_runtime_authz.errors import AuthzDenied, Code
 from langchain_runtime_authz.evaluation import deny
+from langchain_runtime_authz.langgraph import messages, output_filter
 from langchain_runtime_authz.langgraph.answer_numbers import counting_questions
-from langchain_runtime_authz.langgraph.messages import (
-    denial_message,
-    denial_of,
-    only_asked,
-    read_by_model,
-    result_for_replay,
-)
-from langchain_runtime_authz.langgraph.output_filter import (
-    OutputFilter,
-    watched_args,
-    watched_callbacks,
-    watched_config,
-)
 from langchain_runtime_authz.langgraph.run_context import AuthzHalt
 from langchain_runtime_authz.pep.call import Call, Verdict
 from langchain_runtime_authz.pep.calls_in_doubt import state_of
@@ -47,6 +36,7 @@ Stage = Literal["invoke", "run", "_run", "_arun", "function"]
 Outcome = tuple[Any, BaseException | None]  # output or exception of a tool: a flow cannot raise `StopIteration`
 FUNCTION: Final[Stage] = "function"
 PAUSE: Final = 0.005  # seconds between two looks of a waiting coroutine or thread
+Ended = Callable[[Any, BaseException | None], bool]  # returns True if a node asks the exception's question
 Locks = tuple[threading.Lock, threading.Lock]
 T = TypeVar("T")
 
@@ -84,6 +74,32 @@ class PendingCall(CodeScope):
         ticket = self.verdict
         if isinstance(ticket, Ticket) and ticket.withdraw():
             yield from conclude_call(self.run, ticket, self.call, "released")
+
+
+@dataclass(slots=True, eq=False, repr=False)
+class ArrivedCall:
+    """A decided call at its tool, with all that its execution needs."""
+
+    one: PendingCall
+    engine: Engine
+    config: Mapping[str, Any]  # the call's config
+    call_id: str | None  # None: no message can answer the call
+    parsed: Any  # the tool's arguments
+    ended: Ended = lambda *_: False
+    answers: Sequence[int] | None = None  # numbers of the answers that belong to the tool; None: the next ones
+    text: bool = False  # a denial is answered by a text
+
+    def start(self, guard: object, code: Callable[[ToolExecution], Any]) -> Flow[Outcome]:
+        """Return the flow that runs the tool's `code`, or that answers the call."""
+        one = self.one
+        # With malformed arguments, the execution has no ticket, and the tool reports the error.
+        if isinstance(one.verdict, Ticket) or one.call.error is Code.INVALID_ARGUMENTS:
+            return ToolExecution(guard, self).flow(code)
+        return self._answer()
+
+    def _answer(self) -> Flow[Outcome]:
+        yield from ()
+        return messages.answer_message(self.one.verdict, self.call_id, text=self.text), None
 
 
 def decided_already() -> bool:
@@ -129,32 +145,21 @@ def under_lock(locks: Locks, flow: Flow[T]) -> Flow[T]:
 class ToolExecution(CodeScope):
     """One execution of a tool. `guard`: a `ToolGuard`, or the callback's run id."""
 
-    __slots__ = ("_asked", "_before", "_settle", "_span",
-                 "call", "call_id", "config", "guard", "mints", "parsed", "returned", "stages")  # fmt: skip
+    __slots__ = ("_asked", "_before", "_span", "arrived", "call", "config", "guard", "mints", "parsed", "returned",
+                 "stages")  # fmt: skip
 
-    def __init__(
-        self,
-        guard: object,
-        run: Run,
-        call: Call,
-        ticket: Ticket | None,
-        parsed: Any,
-        config: Mapping[str, Any],
-        call_id: str | None,
-        settle: Callable[[Any, BaseException | None], bool] | None,
-        place: int | None = None,
-        answers: Sequence[int] | None = None,
-    ) -> None:
-        self.guard, self.run, self.call, self.ticket, self.call_id = guard, run, call, ticket, call_id
-        own = dict(config)
+    def __init__(self, guard: object, arrived: ArrivedCall) -> None:
+        one, config, parsed = arrived.one, dict(arrived.config), arrived.parsed
+        self.guard, self.arrived, self.run, self.call = guard, arrived, one.run, one.call
+        self.ticket = ticket = one.verdict if isinstance(one.verdict, Ticket) else None
         self.mints = ticket is not None and ticket.mint is not None
         if self.mints:  # otherwise nothing can leak
-            own = watched_config(own, self._outlet)
-            parsed = watched_args(parsed, self._outlet) if isinstance(parsed, dict) else parsed
-        self.parsed = parsed
+            config = output_filter.watched_config(config, self._outlet)
+            parsed = output_filter.watched_args(parsed, self._outlet) if isinstance(parsed, dict) else parsed
+        self.parsed, front = parsed, current_scope.get()
+        place = front.place if type(front) is PendingCall else None
         self.config: Any
-        self.config, self._asked = counting_questions(own, place, answers)
-        self._settle = settle
+        self.config, self._asked = counting_questions(config, place, arrived.answers)
         self.stages: list[Stage] = []
         self.returned: Any = None
 
@@ -179,7 +184,7 @@ class ToolExecution(CodeScope):
         """Return the options of the tool's `run`, with tokens removed from its streams."""
         if not given.get("callbacks"):
             return given
-        return {**given, "callbacks": watched_callbacks(given["callbacks"], self._outlet)}
+        return {**given, "callbacks": output_filter.watched_callbacks(given["callbacks"], self._outlet)}
 
     def clean(self, value: Any) -> Any:
         """Return the tool's output, filtered, and store it for the record."""
@@ -201,7 +206,7 @@ class ToolExecution(CodeScope):
         tokens = self.ticket.minted_tokens() if self.ticket is not None else ()
         if self.ticket is None or not (fields or tokens):
             return value
-        cleaner = OutputFilter(fields, tokens)
+        cleaner = output_filter.OutputFilter(fields, tokens)
         value = cleaner.error(value) if isinstance(value, BaseException) else cleaner.output(value)
         self.ticket.leaked |= cleaner.search.found
         self.ticket.withheld |= cleaner.search.withheld
@@ -215,7 +220,7 @@ class ToolExecution(CodeScope):
         self.task, self.entered = before.task, before.entered
         current_scope.set(self)
         decision = self.ticket.decision_id if self.ticket is not None else ""
-        self._span = execute_tool_span(run, self.call.tool, self.call_id, decision, self.call.args)
+        self._span = execute_tool_span(run, self.call.tool, self.arrived.call_id, decision, self.call.args)
         if self._span is not None:
             self._span.enter()
 
@@ -230,7 +235,7 @@ class ToolExecution(CodeScope):
             current_scope.set(self._before)
         failed = isinstance(output, ToolMessage) and output.status == "error"
         state: State = _state_of(exc, self.call.profile.effect) if exc is not None else "failed" if failed else "done"
-        shown = self._settle is not None and self._settle(output, exc)
+        shown = self.arrived.ended(output, exc)
         asked: Any = exc.args[:1] if isinstance(exc, GraphInterrupt) else ()
         question = str(asked[0][0].id) if asked and len(asked[0]) == 1 else ""
         if self.ticket is None:
@@ -239,15 +244,15 @@ class ToolExecution(CodeScope):
             state = "released"  # parsing, callbacks or a cancellation stopped the tool before it ran
         # The last question has no answer yet. If the node asks it, the answer will have the question's number.
         answered = [*self._asked][: -1 if isinstance(exc, GraphInterrupt) and not shown else None]
-        result, returned = only_asked(answered) if answered else None, None
+        result, returned = messages.only_asked(answered) if answered else None, None
         if state in ("failed", "unknown"):
             returned = output.content if failed else exc
         if state == "done":
             if self.call.profile.side_effect:
-                result = result_for_replay(output, answered, self.call_id)
-            returned = self.returned
+                result = messages.result_for_replay(output, answered, self.arrived.call_id)
+            returned, tool = self.returned, self.call.input.tool
             if type(returned) is not str:
-                returned = read_by_model(tool, returned) if isinstance(tool := self.call.input.tool, BaseTool) else None
+                returned = messages.read_by_model(tool, returned) if isinstance(tool, BaseTool) else None
         ended = "suspended" if state == "halted" else state
         return conclude_call(self.run, self.ticket, self.call, ended, result, output=returned, question=question)
 
@@ -261,9 +266,10 @@ class ToolExecution(CodeScope):
             failed = exc
         if (over := self.end(failed, output)) is not None:
             yield (Conclude, over)
-        if self.call_id is not None and isinstance(failed, AuthzDenied) and not isinstance(failed, GraphBubbleUp):
+        call_id = self.arrived.call_id
+        if call_id is not None and isinstance(failed, AuthzDenied) and not isinstance(failed, GraphBubbleUp):
             # A step *inside* the tool (a child agent, another tool) was denied.
-            return denial_message(denial_of(self.call, failed), self.call_id), None
+            return messages.denial_message(messages.denial_of(self.call, failed), call_id), None
         return output, failed
 
 

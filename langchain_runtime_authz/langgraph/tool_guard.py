@@ -20,22 +20,14 @@ from pydantic import PrivateAttr
 
 from langchain_runtime_authz.credential.ticket import current_scope
 from langchain_runtime_authz.errors import AlreadyProtected
+from langchain_runtime_authz.langgraph.guarded_tool import GuardsInPlace, ToolGuard, guard_of, is_guarded
 from langchain_runtime_authz.langgraph.object_graph import walk_objects
 from langchain_runtime_authz.langgraph.output_filter import afilter_call, filter_call, return_or_raise
 from langchain_runtime_authz.langgraph.private_api import ToolNode, config_parameter, subclass_like, weakly_cached
 from langchain_runtime_authz.langgraph.run_context import current_run
-from langchain_runtime_authz.langgraph.tool_arrival import CallArrival, arrival_by_hand, tool_arrival
-from langchain_runtime_authz.langgraph.tool_execution import FUNCTION, Stage, ToolExecution
-from langchain_runtime_authz.langgraph.tool_lookup import (
-    GUARDED,
-    IN_PLACE,
-    GuardsInPlace,
-    Profiles,
-    ToolGuard,
-    functions_held,
-    guard_of,
-    is_guarded,
-)
+from langchain_runtime_authz.langgraph.tool_arrival import UndecidedCall, arrival_by_hand, tool_arrival
+from langchain_runtime_authz.langgraph.tool_execution import FUNCTION, ArrivedCall, Stage, ToolExecution
+from langchain_runtime_authz.langgraph.tool_lookup import GUARDED, IN_PLACE, Profiles, functions_held
 from langchain_runtime_authz.pep.run import adrive, drive
 
 # Other methods that call a tool. LangChain's versions of them use `invoke` or `run`.
@@ -149,11 +141,11 @@ def _guarded_class(base: type[BaseTool]) -> Any:
     return subclass_like(base, {**own, **_own_forms(base)})
 
 
-def _call(tool: BaseTool, arrived: CallArrival, code: Callable[[ToolExecution], Any]) -> Any:
+def _call(tool: BaseTool, arrived: ArrivedCall | UndecidedCall, code: Callable[[ToolExecution], Any]) -> Any:
     return return_or_raise(*drive(arrived.engine, arrived.start(guard_of(tool), code)))
 
 
-async def _acall(tool: BaseTool, arrived: CallArrival, code: Callable[[ToolExecution], Any]) -> Any:
+async def _acall(tool: BaseTool, arrived: ArrivedCall | UndecidedCall, code: Callable[[ToolExecution], Any]) -> Any:
     return return_or_raise(*await adrive(arrived.engine, arrived.start(guard_of(tool), code)))
 
 
@@ -171,11 +163,12 @@ def _decided_run(base: Any, call: Callable[..., Any]) -> Callable[..., Any]:
             return own(self, tool_input, *args, config=config, tool_call_id=tool_call_id, **kwargs)
         arrived = tool_arrival(self, tool_input, config, tool_call_id, functools.partial(base._parse_input, self))
         options = {"tool_call_id": tool_call_id, **kwargs}
-        return call(
-            self,
-            arrived,
-            lambda e: own(self, tool_input, *args, config=e.config, **(e.options(options) if e.mints else options)),
-        )
+
+        def code(execution: ToolExecution) -> Any:
+            more = execution.options(options) if execution.mints else options
+            return own(self, tool_input, *args, config=execution.config, **more)
+
+        return call(self, arrived, code)
 
     return run
 
@@ -231,8 +224,8 @@ def _called(
 
 def _by_hand(
     tool: BaseTool, guard: ToolGuard, stage: Stage, code: Callable[..., Any], args: Any, kwargs: dict[str, Any]
-) -> CallArrival:
-    """Return the `CallArrival` of a direct call, with its arguments by name."""
+) -> UndecidedCall:
+    """Return a direct call, with its arguments by name."""
     named = {k: v for k, v in kwargs.items() if not isinstance(v, BaseCallbackManager | BaseRunManager)}
     config = ensure_config(named.pop(config_parameter(code) or "", None))
     signature = inspect.signature(code)

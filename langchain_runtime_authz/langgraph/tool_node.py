@@ -18,13 +18,14 @@ from langchain_runtime_authz.langgraph import private_api as private
 from langchain_runtime_authz.langgraph import tool_batch
 from langchain_runtime_authz.langgraph.callback_backstop import install_hook
 from langchain_runtime_authz.langgraph.graph_entry import RootEntry
+from langchain_runtime_authz.langgraph.guarded_tool import is_guarded
 from langchain_runtime_authz.langgraph.messages import ai_messages, record_plans
 from langchain_runtime_authz.langgraph.private_api import subclass_like
 from langchain_runtime_authz.langgraph.review_questions import reviewed_tools
 from langchain_runtime_authz.langgraph.run_context import RunHandle, find_run, run_scope, run_within
 from langchain_runtime_authz.langgraph.tool_execution import Finish, RunCode
 from langchain_runtime_authz.langgraph.tool_guard import guard_held_by, guard_tool
-from langchain_runtime_authz.langgraph.tool_lookup import GUARDED, Profiles, is_guarded
+from langchain_runtime_authz.langgraph.tool_lookup import GUARDED, Profiles
 from langchain_runtime_authz.pep.decide_steps import Entry
 from langchain_runtime_authz.pep.run import Engine, Flow, Run, adrive, drive
 
@@ -93,9 +94,8 @@ class _Gate(private.ToolNode):
                 return super()._run_one(call, input_type, tool_runtime)
             if (answer := tool_batch.answer_of(one, call, turns.config)) is not None:
                 return answer
-            return tool_batch.note_edit(
-                one, super()._run_one(tool_batch.instead_of(one, call), input_type, tool_runtime)
-            )
+            output = super()._run_one(tool_batch.instead_of(one, call), input_type, tool_runtime)
+            return tool_batch.note_edit(one, output)
 
     async def _arun_one(self, call: Any, input_type: Any, tool_runtime: Any) -> Any:
         turns = _turns.get()
@@ -106,9 +106,8 @@ class _Gate(private.ToolNode):
                 return await super()._arun_one(call, input_type, tool_runtime)
             if (answer := tool_batch.answer_of(one, call, turns.config)) is not None:
                 return answer
-            return tool_batch.note_edit(
-                one, await super()._arun_one(tool_batch.instead_of(one, call), input_type, tool_runtime)
-            )
+            output = await super()._arun_one(tool_batch.instead_of(one, call), input_type, tool_runtime)
+            return tool_batch.note_edit(one, output)
 
     def _execute_tool_sync(self, request: Any, input_type: Any, config: Any) -> Any:
         request = request if hasattr(type(request.tool), GUARDED) else self._guarded(request)
