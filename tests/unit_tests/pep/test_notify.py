@@ -1,6 +1,5 @@
 """Obligations are a must: nobody is told, nothing runs; and a denial's obligations are carried out too."""
 
-import asyncio
 import json
 import logging
 from collections.abc import Mapping
@@ -142,16 +141,3 @@ def test_unknown_beside_known_denies_and_still_tells() -> None:
     session, _ = opened(Answers(True, NOTIFY, {"id": "x", "type": "encrypt", "properties": {}}), desk)
     assert session.decide("pay", {}).reason == Code.UNKNOWN_OBLIGATION
     assert [n["outcome"] for n in desk.heard] == ["deny"]
-
-
-async def test_the_event_loop_does_not_wait() -> None:
-    """The same flow asynchronously."""
-    from langchain_runtime_authz.pep.run import Notify, adrive
-
-    def told() -> Any:
-        yield Notify("desk", {"decision_id": "1"})
-
-    desk = Desk()
-    session, _ = opened(Answers(True), desk)
-    await asyncio.wait_for(adrive(session._run.engine, told()), 60)
-    assert desk.heard
