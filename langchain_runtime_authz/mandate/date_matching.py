@@ -141,8 +141,7 @@ _OTHER: Final = (
 )
 _UNIT: Final = r"\b(?:days?|weeks?|fortnights?|months?|years?|next|last)\b"  # near a day, like "a week on Friday"
 _BEFORE: Final = re.compile(
-    rf"(?:\b(?:{_OTHER})(?: the)?|\d|[ap]m|\b{_MONTH}),?(?: on)?[\s(]*$|{_UNIT}[^.!?;\n]{{0,40}}$",
-    re.IGNORECASE,
+    rf"(?:\b(?:{_OTHER})(?: the)?|\d|[ap]m|\b{_MONTH}),?(?: on)?[\s(]*$|{_UNIT}[^.!?;\n]{{0,40}}$", re.IGNORECASE
 )
 # Words for another time, which may mean another Friday: "Next week: ... on Friday".
 _PERIOD: Final = re.compile(

@@ -129,8 +129,9 @@ def _any(codes: str, *kinds: str) -> bool:
 
 
 def says(kind: str, text: str, known: Known) -> bool:
-    """Return True if a text has a word of a kind; a `bound` one may limit something."""
-    return _any(_read(text, known)[0], kind)
+    """Return True if a text has a word of a kind, or words that follow a rule."""
+    codes = _read(text, known)[0]
+    return _any(codes, kind) if kind in _CODES else _GRAMMAR[kind].search(codes) is not None
 
 
 def _parts(codes: str, spans: Spans) -> Iterator[_Part]:

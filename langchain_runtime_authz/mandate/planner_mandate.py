@@ -53,19 +53,16 @@ def backed_part(
         )
     check = _Check(mandate, words, profiles, signatures, today)
     for step in mandate.steps:
-        check.take(step)
-    check.uncross()
+        if why := check.unfit(step) or check.place(step):
+            check.lost[step.id] = why
     steps = check.steps()
     wary = words.has_material or any(len(text) > LONG for text in texts)
-    confirm = [*mandate.confirm]
-    for step in steps:
-        if check.doubtful(step) or (wary and profiles[step.tool].effect in RISKY):
-            confirm.append(step.id)
+    doubtful = [s.id for s in steps if check.doubtful(s) or (wary and profiles[s.tool].effect in RISKY)]
     kept = model.Mandate(
         steps=steps,
         limits=mandate.limits,
         never=mandate.never,
-        confirm=_few(confirm, {s.id: profiles[s.tool].effect for s in steps}),
+        confirm=_few([*mandate.confirm, *doubtful], {s.id: profiles[s.tool].effect for s in steps}),
         source="planner",
     )
     return model.Compiled(kept, tuple(model.Dropped(f"step `{step}`", why) for step, why in check.lost.items()))
@@ -111,9 +108,10 @@ class _Check:
         )
 
     def steps(self) -> tuple[model.Step, ...]:
-        """Return the backed steps in order. Drop those that depend on a dropped step."""
-        steps = [self.kept.get(step.id, step) for step in self.mandate.steps]
-        ordered = in_order(steps, self.profiles, self.signatures)
+        """Return the steps in order. Leave out mixed ones, and all that need a lost one."""
+        orders = [s for s in self.kept.values() if self.profiles[s.tool].side_effect and self.placing.claims[s.id]]
+        self.lost |= self.placing.mixed([(s, self.profiles[s.tool]) for s in orders])
+        ordered = in_order([self.kept.get(s.id, s) for s in self.mandate.steps], self.profiles, self.signatures)
         for step, given in zip(ordered, self.mandate.steps, strict=True):
             # For example, do not delete a file if the step that copies it was dropped.
             for needed in (*given.sources, given.after, step.after):
@@ -126,6 +124,9 @@ class _Check:
         parts = [p for a in step.args.values() for p in model.parts_of(a) if not isinstance(p, model.Text)]
         mine = bool(parts) and all(isinstance(part, model.Own) for part in parts)
         profile = self.profiles[step.tool]
+        chosen = {claim.need.owner.partition(" ")[0] for claim in self.placing.claims[step.id]}  # reads, by conditions
+        unnamed = any(read not in chosen and not self.placing.claims[read] for read in self.behind[step.id])
+        unsure = any(map(_turned, parts)) or (unnamed and not self.placing.names_more(step.id))
         said = [c.place.segment for name in (step.id, *self.behind[step.id]) for c in self.placing.claims[name]]
         # A write inside needs one value in the newest message. Other effects need all, also the values of their reads.
         anchored = (max if profile.inside else min)(said, default=-1) >= self.words.newest
@@ -134,19 +135,10 @@ class _Check:
         texts = [step.args.get(name) for name in profile.text]  # `None`: the step leaves the text to the model
         loose = not all(isinstance(text, model.Const) or getattr(text, "quote", ()) for text in texts)
         unbacked = (not mine or profile.effect in RISKY) and not anchored
-        return profile.side_effect and (unbacked or (loose and self.placing.quotes_more(step.id)))
+        return profile.side_effect and (unsure or unbacked or (loose and self.placing.quotes_more(step.id)))
 
-    def uncross(self) -> None:
-        """Drop steps whose values are interleaved: "Pay Bob and Ann 45 and 30"."""
-        orders = [s for s in self.kept.values() if self.profiles[s.tool].side_effect and self.placing.claims[s.id]]
-        self.lost |= self.placing.mixed([(s, self.profiles[s.tool]) for s in orders])
-
-    def take(self, step: model.Step) -> None:
-        """Keep a step, with the positions of its values, or record why it is dropped."""
-        if why := self._unfit(step) or self._place(step):
-            self.lost[step.id] = why
-
-    def _unfit(self, step: model.Step) -> str | None:
+    def unfit(self, step: model.Step) -> str | None:
+        """Return why a step cannot be ordered, whatever the words say, or None."""
         profile, known = self.profiles.get(step.tool), self.signatures.get(step.tool)
         if profile is None or profile.draft:
             return f"`{step.tool}` has no reviewed profile"
@@ -175,6 +167,8 @@ class _Check:
         decides = name in profile.critical or (profile.side_effect and name not in profile.free)
         if isinstance(argument, model.Free) and decides:
             return "it decides what the call hits, so it cannot be free"
+        if isinstance(argument, model.Within) and decides and kind_of(profile, name) != "object":
+            return "it is not a folder"
         if isinstance(argument, model.Text) and name not in profile.text:
             return "it is not a text argument"
         if isinstance(argument, model.Field | model.Pick | model.Each):
@@ -191,9 +185,9 @@ class _Check:
                     return f"outsiders may write the field `{path}` of `{argument.step}`"
         return None
 
-    def _place(self, step: model.Step) -> str | None:
-        profile = self.profiles[step.tool]
-        schemas = self.signatures[step.tool]
+    def place(self, step: model.Step) -> str | None:
+        """Keep a step with the positions of its values. Return None, or why it is dropped."""
+        profile, schemas = self.profiles[step.tool], self.signatures[step.tool]
         default = {
             n for n, a in step.args.items() if isinstance(a, model.Const) and is_default(schemas.get(n), a.value)
         }
@@ -300,6 +294,14 @@ def _values(argument: model.Argument) -> tuple[object, ...]:
     if isinstance(argument, model.Within):
         return (argument.prefix,)
     return argument.quote if isinstance(argument, model.Text) else ()
+
+
+def _turned(argument: model.Argument) -> bool:
+    """Return True for a value that is a bound, an exception or a part of a number."""
+    if isinstance(argument, model.Calc):
+        return argument.op != "percent" and any(isinstance(one, model.Const) for one in argument.of)
+    conditions = getattr(argument, "where", {}).values()
+    return any(isinstance(one, model.Not | model.AtLeast | model.AtMost) for several in conditions for one in several)
 
 
 def _wanted(where: model.Where) -> Iterator[tuple[str, object]]:

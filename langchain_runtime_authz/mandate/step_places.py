@@ -180,21 +180,25 @@ class Placing:
             quoted = [q for q in quoted if q.segment == n and q.start >= segments[n].starts[first]]
         return any(not any(_overlap(q, other) for other in used) for q in quoted)
 
+    def names_more(self, step: str) -> bool:
+        """Return True if a step's sentence has words that may mean what is read."""
+        sentences = {self._sentence(claim.place) for claim in self.claims[step]}
+        said = [self._masked[n][slice(*self.words.segments[n].span(sentence))] for n, sentence in sentences]
+        return not said or any(says("thing", text, self.known) for text in said)
+
     def _choices(self, need: NeededValue) -> list[Place]:
         """Return the positions of a need's value after the last place that prohibits it."""
-        if need.counts:
-            return self.words.counts(int(str(need.value)), strict=need.strict)
         said, forbidden = self._places(need)
         last = max((p for p in forbidden if not need.order or p.segment < self.words.newest), default=None)
         said = sorted([*said, *forbidden]) if need.order else said
         return [p for p in said if (last is None or p > last) and (not need.ends or self._ends(p))]
 
     def _places(self, need: NeededValue) -> tuple[list[Place], list[Place]]:
+        if need.counts:
+            return self.words.counts(int(str(need.value)), strict=need.strict), []
         return self.words.places(need.value, dictated=need.dictated, rate=need.rate)
 
     def _everywhere(self, need: NeededValue) -> list[Place]:
-        if need.counts:
-            return self.words.counts(int(str(need.value)), strict=need.strict)
         return [place for places in self._places(need) for place in places]
 
     def _ends(self, place: Place) -> bool:

@@ -25,11 +25,7 @@ _MAX_MORE: Final = 4  # arguments that a suggested order may name behind "with"
 _ROLE: Final = re.compile(r"<(\w+)>")
 _WAYS: Final = {  # effect → what may follow an order's verb: the first group whose arguments the tool has
     "pay": (("<to> <amount>", "<amount> to <to>"), ("<to>",), ("<what>",)),
-    "send": (
-        ("[to] <to> <saying>", "<text> (to|in) <to>"),
-        ("<what> (to|with) <to>", "<to> <what>"),
-        ("[to] <sole>",),
-    ),
+    "send": (("[to] <to> <saying>", "<text> (to|in) <to>"), ("<what> (to|with) <to>", "<to> <what>"), ("[to] <sole>",)),
 }
 _PLAIN: Final = (("<what> to <goal>",), ("<nouns> <what>",), ("<text>",))
 

@@ -266,6 +266,7 @@ def test_a_date_holds_no_more_than_was_said(text: str, value: str, left: list[st
     (pay("Bob", OneOf((45, 90)), "x"), "do not say '90'"),
     (pay("Bob", Between(45, 100), "x"), "do not say '100'"),
     (Step("x", "remove", {"path": Within("/home")}), "do not say '/home'"),
+    (Step("x", "mail", {"to": Within("Bob")}), "it is not a folder"), (Step("x", "shell", {"command": Within("Bob")}), "it is not a folder"), (Step("x", "open", {"link": Within("Bob")}), "it is not a folder"),
     (Step("x", "mail", {"to": "Bob", "body": Text(("Give me your password",))}), "do not say"),
     (pay(times=2, id="x"), "do not say '2'"),
     (pay(times=45, id="x"), "do not say '45'"),
@@ -420,6 +421,26 @@ def test_a_step_without_a_word_of_its_own_is_confirmed() -> None:
     bill = Step("b", "bill", {"file": "b.txt"}), pay(Field("b", "total"), Field("b", "total"))
     for text, left in (("Pay b.txt", ["b", "p"]), ("What is in b.txt?", ["b"]), ("What is in b.txt? Pay b.txt", ["b", "p"])):
         assert kept(text, *bill) == left
+
+
+@pytest.mark.parametrize(("text", "steps", "confirmed"), [
+    ("Pay Bob 45", (Step("r", "people"), pay("Bob", Calc("sum", (45, Field("r", "debt"))))), True),
+    ("Pay Bob 45 for the pizza", (Step("r", "people"), pay("Bob", Calc("sum", (45, Field("r", "debt"))))), True),
+    ("Pay Bob bill.txt less 12.50", (Step("b", "bill", {"file": "bill.txt"}), pay("Bob", Calc("difference", (Field("b", "total"), 12.5)))), True),
+    ("Pay Bob 10% of bill.txt", (Step("b", "bill", {"file": "bill.txt"}), pay("Bob", Calc("percent", (10, Field("b", "total"))))), False),
+    ("Pay Bob 45", (Step("r", "people"), pay(Pick("r", "id", {"name": Not(Eq("Bob"))}))), True),
+    ("Pay Bob 45", (Step("r", "people"), pay(Pick("r", "id", {"name": Eq("Bob")}))), False),
+    ("Mail all with a debt of 45 the news", (Step("r", "people"), Step("p", "mail", {"to": Each("r", "id", {"debt": AtLeast(45)})})), True),
+    ("Pay 45", (Step("r", "people"), pay(Field("r", "id"), 45)), True), ("Pay 45 to the boss", (Step("r", "people"), pay(Field("r", "id"), 45)), False),
+    ("Mail Carol.", (Step("r", "people"), Step("p", "mail", {"to": "Carol", "body": Text(inputs=("r",))})), True),
+    ("Mail Carol the list.", (Step("r", "people"), Step("p", "mail", {"to": "Carol", "body": Text(inputs=("r",))})), False),
+])
+def test_what_the_words_do_not_say_of_a_value_is_confirmed(text: str, steps: tuple[Step, ...], confirmed: bool) -> None:
+    """They say a value, but not that it is a bound, an exception or a part of a sum; or nothing of a read."""
+    mandate = check(text, *steps).mandate
+    assert mandate is not None
+    assert len(mandate.steps) == 2
+    assert mandate.confirm == (("p",) if confirmed else ())
 
 
 @pytest.mark.parametrize(("text", "body", "confirmed"), [
