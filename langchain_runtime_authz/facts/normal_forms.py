@@ -196,7 +196,7 @@ def _forms(value: object, said: bool) -> tuple[str, ...]:
     if _NUMBER.fullmatch(text) and sum(c.isdigit() for c in text) <= _DIGITS and not _ZEROS.match(text):
         found = [f"num:{canonical_number(d)}" for d in number_readings(text)]
     if _PHONE.fullmatch(text):
-        found.append("digits:" + "".join(c for c in text if c.isdigit()))
+        found += _digit_forms(text)[: 1 + said]
     found += _moment(text, said=said)
     return tuple(dict.fromkeys(found))
 
@@ -207,7 +207,16 @@ remembered: Final = lru_cache(maxsize=4096, typed=True)(_forms)
 
 def said_forms(value: object, own: tuple[str, ...]) -> tuple[str, ...]:
     """Return `forms_of(value, said=True)`, given `own`, which is `forms_of(value)`."""
-    return forms_of(value, said=True) if any(f.startswith("date:") for f in own) else own
+    return forms_of(value, said=True) if any(f.startswith(("date:", "digits:")) for f in own) else own
+
+
+def _digit_forms(text: str) -> list[str]:
+    """Return the forms of a number in groups, and of its digits alone.
+
+    In other groups, the same digits may be another account or host. Only those of a number behind a "+" are one.
+    """
+    groups = re.findall(r"\d+", text)
+    return [f"digits:{sign.join(groups)}" for sign in ("" if text[0] == "+" else "-", "")]
 
 
 def _moment(text: str, *, said: bool) -> list[str]:
@@ -296,9 +305,8 @@ def located_mentions(text: str) -> Iterator[tuple[str, tuple[int, int]]]:
     yield from spans
     rest = mask_spans(text, [span for _, span in spans], "\n")
     for phone in _PHONE.finditer(rest):
-        digits = "".join(c for c in phone[0] if c.isdigit())
-        if len(digits) >= 7:
-            yield f"digits:{digits}", phone.span()
+        if sum(map(str.isdigit, phone[0])) >= 7:
+            yield from ((form, phone.span()) for form in _digit_forms(phone[0]))
     for number in _NUMBER.finditer(rest):
         for meant in number_readings(number[0]):
             yield f"num:{canonical_number(meant)}", number.span()

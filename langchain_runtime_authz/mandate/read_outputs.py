@@ -224,7 +224,7 @@ def value_forms(args: object) -> Iterator[str | None]:
     values = scalars(args, MAX_ARGUMENT_NODES)
     for value in (None,) if values is None else values:
         large = value in (None, output_reading.DEEP) or (isinstance(value, str) and len(value) > MAX_UNREAD)
-        yield from (None,) if large else scalar_forms(value)
+        yield from (None,) if large else {*scalar_forms(value), *scalar_forms(value, said=True)}
         if isinstance(value, str) and not large:
             if (inner := output_reading.parse_json_text(value)) is not value:
                 yield from value_forms(inner)

@@ -86,13 +86,15 @@ def _same(value: Any, constant: Any, kind: str) -> bool:
     own, said = scalar_forms(value), scalar_forms(constant, said=True)
     if not own or not said:
         return False
+    if type(value) is type(constant) and value == constant:
+        return True
     if kind in DESTINATIONS:
         return _same_destination(value, constant, own, said)
     if kind in _DATED and any(f.startswith(MOMENT) for f in said):
         return same_moment(value, constant, own, said)
     if kind in _SPELLED and not _spelled(value, constant, own, said, kind):
         return False
-    if kind == "amount" and has_comma(value) and value != constant:
+    if kind == "amount" and has_comma(value):
         return False
     numbers, shared = _alike(own, said)
     if numbers is not None:
@@ -117,10 +119,10 @@ def _same_destination(value: Any, constant: Any, own: Sequence[str], said: Seque
 
 
 def _alike(own: Sequence[str], said: Sequence[str]) -> tuple[bool | None, list[str]]:
-    """Return True if the numbers are equal (None without any), and other common forms."""
+    """Return True for surely equal numbers (None without any), and other common forms."""
     ours, numbers = ({form for form in each if form.startswith("num:")} for each in (own, said))
     shared = [form for form in own if form in said and not form.startswith((*MOMENT, "num:"))]
-    return ours == numbers if ours or numbers else None, shared
+    return ours == numbers and len(ours) == 1 if ours or numbers else None, shared
 
 
 def same_values(items: Sequence[Any], ordered: Sequence[Any], kind: str, now: float | None = None) -> bool:

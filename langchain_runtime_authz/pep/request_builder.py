@@ -35,7 +35,7 @@ def argument_provenance(run: Run, snapshot: Snapshot, said: TaskWords, call: Cal
         return {}
     own, texts = run.subject.properties.get("identifiers"), run.engine.memory.texts_read(run.scope)
     seen = texts.seen(snapshot.values, call.atoms.keys) if texts is not tracing.NO_TEXTS else snapshot.values
-    named = frozenset(f for v in own for f in forms_of(v)) if own and isinstance(own, list) else frozenset()
+    named = frozenset(f for v in own for f in forms_of(v, said=True)) if own and isinstance(own, list) else frozenset()
     return tracing.trace_arguments(call.atoms, tracing.Evidence(said.words, named, seen, texts))
 
 
