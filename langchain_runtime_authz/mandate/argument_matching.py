@@ -24,21 +24,11 @@ from langchain_runtime_authz.facts.argument_atoms import DESTINATIONS, MAX_ITEMS
 from langchain_runtime_authz.facts.normal_forms import key
 from langchain_runtime_authz.mandate import model
 from langchain_runtime_authz.mandate import read_outputs as reads
+from langchain_runtime_authz.mandate import value_matching as matching
 from langchain_runtime_authz.mandate.date_matching import is_between, number_or_date
 from langchain_runtime_authz.mandate.description import describe, quote_values
 from langchain_runtime_authz.mandate.output_rows import Row, choose, path_below, prose, record_key, rows_of, values_of
 from langchain_runtime_authz.mandate.text_arguments import MAX_TEXT, holds_borrowed, holds_unbacked
-from langchain_runtime_authz.mandate.value_matching import (
-    as_exact,
-    calculate,
-    has_comma,
-    is_rounded,
-    is_same,
-    is_within,
-    meets_condition,
-    same_values,
-    text_holds,
-)
 from langchain_runtime_authz.tool_profile import ToolProfile, kind_of
 from langchain_runtime_authz.tool_profile import value_at as argument_of
 
@@ -130,15 +120,16 @@ class ArgumentMatcher:
     def _named(self, argument: model.Argument, items: Sequence[Any], kind: str) -> bool:
         match argument, items:
             case model.Const(value=value), _:
-                return same_values(items, value if isinstance(value, tuple) else (value,), kind)
+                return matching.same_values(items, value if isinstance(value, tuple) else (value,), kind)
             case model.OneOf(values=values), [item]:
-                return any(is_same(item, one, kind) for one in values)
+                return any(matching.is_same(item, one, kind) for one in values)
             case model.Between(low=low, high=high), [item]:
-                return is_between(item, low, high) and not (kind == "amount" and has_comma(item))
+                return is_between(item, low, high) and not (kind == "amount" and matching.has_comma(item))
             case model.Within(prefix=prefix), [item]:
-                return is_within(item, prefix)
+                return matching.is_within(item, prefix)
             case model.Own(), [item]:
-                return any(is_same(item, one, kind if kind in DESTINATIONS else "name") for one in self._call.own)
+                kind = kind if kind in DESTINATIONS else "name"
+                return any(matching.is_same(item, one, kind) for one in self._call.own)
         return False
 
     def text(self, argument: model.Text, value: object, *, copied: bool = True) -> Finding:
@@ -208,7 +199,7 @@ class ArgumentMatcher:
             known = [o for o in self.fitting(step.id) if bound and self._given(step, o, verbatim=verbatim)]
             for name, values in several:
                 given = [argument_of(output.args, name) for output in known]
-                known = known if all(any(as_exact(one, value) for one in given) for value in values) else []
+                known = known if all(any(matching.as_exact(one, value) for one in given) for value in values) else []
             self._settled_of[step.id, choice, verbatim] = known
         return known
 
@@ -227,12 +218,9 @@ class ArgumentMatcher:
                 sure = bool(self._settled(argument, verbatim=verbatim))
                 ordered = [values_of(row, row.path) for row in self._records(argument)]
             exact = verbatim or name in output.profile.when or isinstance(argument, model.OneOf)
-            if not sure or (exact and not as_exact(argument_of(output.args, name), ordered)):
+            if not sure or (exact and not matching.as_exact(argument_of(output.args, name), ordered)):
                 return False
-        given = ((n, output.args.get(n)) for n in output.given)  # an empty value may leave out all records
-        return not any(
-            True for n, v in given for _ in uncovered(n, 0 if is_empty(v) and v is not None else v, step.args)
-        )
+        return _as_ordered(step, output)
 
     def _read(self, argument: _FromRead, items: Sequence[Any], kind: str) -> Finding:
         where, wrote = f"`{argument.path or 'the output'}` of step `{argument.step}`", "a trusted source wrote it"
@@ -246,7 +234,7 @@ class ArgumentMatcher:
         except _Unsure as unsure:
             return Finding(str(unsure), where + _WHY[str(unsure)])
         least = 2 if kind in DESTINATIONS else 1
-        found = [source for source in sources if same_values(items, source.values, kind, self._call.now)]
+        found = [source for source in sources if matching.same_values(items, source.values, kind, self._call.now)]
         if trusted := [source for source in found if self._trusts(argument, source, least)]:
             if isinstance(argument, model.Field):
                 return FITS
@@ -266,8 +254,10 @@ class ArgumentMatcher:
         found = []
         for output in self.fitting(argument.step):
             values = reads.scalars(reads.values_at(output.value, argument.path), MAX_ITEMS, mappings=False)
-            if output.complete and values:
-                found.append(_Source(values, [*rows_of(output, argument.path, self._call.own)]))
+            rows = [*rows_of(output, argument.path, self._call.own)]
+            whole = _as_ordered(self._steps[argument.step], output) or all(row.record is output.value for row in rows)
+            if output.complete and values and whole:
+                found.append(_Source(values, rows))
         return found
 
     def _trusts(self, argument: _FromRead, source: _Source, least: int = 1) -> bool:
@@ -278,6 +268,7 @@ class ArgumentMatcher:
         values, rows = source
         trusted = all(row.worth(row.path) >= least for row in rows) and not any(map(prose, values))
         trusted = trusted and not self._planted(argument.step, rows[0].output, values)
+        trusted = trusted and not any(self._outputs.written(v, rows[0].output.position, cut=True) for v in values)
         if isinstance(argument, model.Field):
             return trusted
         return trusted and all(self._decides(argument, row, name) for row in rows for name in choosing_fields(argument))
@@ -370,7 +361,8 @@ class ArgumentMatcher:
         path = path_below(row.base, name)
         values = values_of(row, path) if not row.listed(path) else []  # a list may mix fields of several records
         own, zone = self._call.own, self._call.zone
-        met = [meets_condition(each, values, own, zone) for each in condition.where[name]] if values else [None]
+        conditions = condition.where[name] if values else ()
+        met = [matching.meets_condition(each, values, own, zone) for each in conditions] or [None]
         return all(met) if None not in met and self._decides(condition, row, name) else None
 
     def _calc(self, argument: model.Calc, items: Sequence[Any], kind: str) -> Finding:
@@ -380,13 +372,13 @@ class ArgumentMatcher:
             result = self._result(argument)
         except _Unsure as unsure:
             return Finding(str(unsure), describe(argument))
-        given = number_or_date(items[0]) if len(items) == 1 and not has_comma(items[0]) else None
-        if isinstance(given, Decimal) and is_rounded(given, result):
+        given = number_or_date(items[0]) if len(items) == 1 and not matching.has_comma(items[0]) else None
+        if isinstance(given, Decimal) and matching.is_rounded(given, result):
             return FITS
         return Finding("value", f"{describe(argument)}: {result:.2f}")
 
     def _result(self, argument: model.Calc) -> Decimal:
-        result = calculate(argument.op, [self._numbers(operand) for operand in argument.of])
+        result = matching.calculate(argument.op, [self._numbers(operand) for operand in argument.of])
         if result is None:
             raise _Unsure("value")
         return result
@@ -428,7 +420,7 @@ class ArgumentMatcher:
         outputs = self.fitting(argument.step)
         nodes = (n for o in outputs[:_MAX_EXTRACT] for n in reads.values_at(o.value, argument.path)[:_MAX_EXTRACT])
         texts = [reads.text_of(node)[:_MAX_SEARCHED] for node in nodes]
-        if len(items) <= _MAX_EXTRACT and all(any(text_holds(item, text) for text in texts) for item in items):
+        if len(items) <= _MAX_EXTRACT and all(any(matching.text_holds(item, text) for text in texts) for item in items):
             return Finding("extract", f"{where}, which a person confirms")
         return Finding("value", where) if outputs else Finding("unread", where + _WHY["unread"])
 
@@ -444,6 +436,12 @@ def is_default(schema: object, value: object) -> bool:
     if not isinstance(schema, Mapping) or "default" not in schema:
         return value is None
     return same_json(schema["default"], value)
+
+
+def _as_ordered(step: model.Step, output: reads.Output) -> bool:
+    """Return True if a read was given nothing that its step does not name."""
+    given = ((n, output.args.get(n)) for n in output.given)  # an empty value may leave out all records
+    return not any(True for n, v in given for _ in uncovered(n, 0 if is_empty(v) and v is not None else v, step.args))
 
 
 def _fixed(step: model.Step) -> bool:

@@ -10,17 +10,7 @@ from collections.abc import Iterator, Sequence
 from itertools import chain, islice, pairwise
 from typing import Final
 
-from langchain_runtime_authz._order_patterns import (
-    REST,
-    WORD,
-    WORDS,
-    Choice,
-    Options,
-    Pattern,
-    items_in,
-    name_in,
-    split_item,
-)
+from langchain_runtime_authz import _order_patterns as patterns
 from langchain_runtime_authz.mandate.languages import NUMBER, Token, read_number, singular, words_of
 from langchain_runtime_authz.mandate.message_places import is_restricted
 from langchain_runtime_authz.mandate.model import Argument, Const, Span, Step
@@ -278,7 +268,7 @@ def argument_of(argument: NamedArgument, values: tuple[Token, ...], digest: str)
     return Const(value=texts if array else texts[0], said=Span(digest, first.start, values[-1].end))
 
 
-_WIDTHS: Final = {WORD: 1, WORDS: 4}  # words in lower case
+_WIDTHS: Final = {patterns.WORD: 1, patterns.WORDS: 4}  # words in lower case
 _MAX_READINGS: Final = 50  # of one tool's orders
 _MAX_TRIES: Final = 2_000  # positions at which orders of one tool are tried
 _ROOT: Final = 3  # letters that a word and its plural share: "5 ms" are not "5 m"
@@ -350,7 +340,8 @@ class OrderMatch:
     def untold(self, step: Step) -> bool:
         """Return True if the order needs a text ("Email Tom"), but does not give it."""
         tool, named = self.tool, self.tool.profile.named()["intent"]
-        rest = {name_in(item) for item in items_in(*tool.profile.orders) if item.endswith(f"{REST}}}")}
+        marked = (item for item in patterns.items_in(*tool.profile.orders) if item.endswith(f"{patterns.REST}}}"))
+        rest = {patterns.name_in(item) for item in marked}
         sent = (named or tool.texts) if tool.effect == "send" else ()
         texts = {n for n in tool.texts if tool.arguments[n].required or n in rest.union(sent)}
         return bool(texts) and texts.isdisjoint(step.args)
@@ -368,7 +359,7 @@ class OrderMatch:
             self.values.strict = strict
             yield from self._read(order, 0)
 
-    def _read(self, order: Pattern, at: int) -> Iterator[Bound]:
+    def _read(self, order: patterns.Pattern, at: int) -> Iterator[Bound]:
         """Yield argument → values, for each way to read `order` from token `at` on."""
         self.values.tries += 1
         token = self.values.tokens[at]
@@ -376,20 +367,20 @@ class OrderMatch:
             yield from [{}] if token.kind == "end" and not order else []
             return
         item, rest = order[0], order[1:]
-        if isinstance(item, Choice):
+        if isinstance(item, patterns.Choice):
             for way in item.ways:
                 yield from self._read((*way, *rest), at)
-        elif isinstance(item, Options):
+        elif isinstance(item, patterns.Options):
             yield from self._read(rest, at)
             for n, part in [(n, part) for n, part in enumerate(item.parts) if part not in item.parts[:n]]:
                 left = (*item.parts[:n], *item.parts[n + 1 :])
-                yield from self._read((*part, *([Options(left)] if left else []), *rest), at)
+                yield from self._read((*part, *([patterns.Options(left)] if left else []), *rest), at)
         else:
             yield from self._said(item, rest, at)
             if at and token.kind == "sep" and token.text == "," and not self.values.strict:
                 yield from self._said(item, rest, at + 1)
 
-    def _said(self, item: str, rest: Pattern, at: int) -> Iterator[Bound]:
+    def _said(self, item: str, rest: patterns.Pattern, at: int) -> Iterator[Bound]:
         """Yield argument → values, if token `at` is an order's `item`, and `rest` follows."""
         token, small = self.values.tokens[at], self.tool.language.determiners
         said = token.lower if token.kind not in {"quote", "sep", "colon", "end"} else ""
@@ -419,10 +410,10 @@ class OrderMatch:
 
     def _fits(self, item: str, at: int) -> Iterator[tuple[Bound, int]]:
         """Yield values of the argument `item`, each with the index of the next token."""
-        name, mark, value = split_item(item)
+        name, mark, value = patterns.split_item(item)
         if (argument := self.tool.arguments.get(name)) is None:
             return
-        if mark == REST:
+        if mark == patterns.REST:
             yield from [({}, len(self.values.tokens) - 1)] if argument.kind == "text" and self._tells(at) else ()
         elif not value:
             yield from self.values.suiting(argument, at, words=_WIDTHS.get(mark, 0))

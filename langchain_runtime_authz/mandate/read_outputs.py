@@ -8,17 +8,19 @@ limit, it is not used.
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 from langchain_runtime_authz._locks import forkable_lock
 from langchain_runtime_authz.facts import output_reading
 from langchain_runtime_authz.facts.argument_atoms import MAX_ARGUMENT_NODES, is_empty
 from langchain_runtime_authz.facts.history import History
-from langchain_runtime_authz.facts.normal_forms import fold, forms_of, identifiers_in, key, tidy
+from langchain_runtime_authz.facts.normal_forms import fold, forms_of, identifiers_in, key, mentions_in, tidy
 from langchain_runtime_authz.facts.output_reading import copy_output as take
 from langchain_runtime_authz.mandate.model import Contains, StartsWith
 from langchain_runtime_authz.mandate.text_arguments import TextWords
@@ -31,6 +33,8 @@ MAX_TASKS: Final = 4  # tasks with recorded outputs
 MAX_REPEATS: Final = 64  # later outputs of reads that were recorded before
 MAX_WEIGHT: Final = 4_000_000  # characters, plus `output_reading.NODE` for each node
 MAX_WRITTEN: Final = 8192  # normal forms of the arguments of side effects
+_FIELDS: Final = re.compile(r"[,;|\t\n]")  # between the fields of a text
+_EDGES: Final = " .,;:!?'\"()[]{}<>"  # around a word
 # A task: its epoch, the digest of the application's mandate or "", and the first epoch from which outputs of older tasks
 # count too, if this task has not made the read itself.
 TaskKey = tuple[int, str, int | None]
@@ -80,8 +84,9 @@ class Outputs:
         self._unread: deque[tuple[Any, ...]] = deque()
         self._lock = lock if lock is not None else forkable_lock()
         self._written: dict[str, int] = {}
+        self._texts: list[tuple[int, str]] = []  # of side effects, with their positions
         self._left_out = float("inf")  # position of the first side effect whose values were not all recorded
-        self._entries = self._weight = self._position = self._waiting = self._claims = 0
+        self._entries = self._weight = self._position = self._waiting = self._claims = self._chars = 0
 
     def record(
         self,
@@ -169,21 +174,28 @@ class Outputs:
             self._lost = True
 
     def _note(self, args: Mapping[str, Any] | None) -> None:
+        texts = [one for one in scalars(args or {}, MAX_ARGUMENT_NODES) or () if isinstance(one, str)]
+        self._chars += sum(map(len, texts))
+        self._texts += [(self._position, one) for one in texts if self._chars <= MAX_UNREAD]
         for form in value_forms(args or {}):
-            if form is None or len(self._written) >= MAX_WRITTEN:
+            if form is None or self._chars > MAX_UNREAD or len(self._written) >= MAX_WRITTEN:
                 self._left_out = min(self._left_out, self._position)
                 return
             self._written.setdefault(form, self._position)
 
-    def written(self, value: object, position: int, where: Sequence[object] = ()) -> bool:
+    def written(self, value: object, position: float, where: Sequence[object] = (), *, cut: bool = False) -> bool:
         """Return True if the value may come from a side effect before `position`.
 
-        For a text, its part is enough if it meets a condition of `where`, because a service may add to a text.
+        For a text, its part is enough if it meets a condition of `where`, because a service may add to a text. If `cut`,
+        the value may be a part of a written text, because a service may take a text apart.
         """
         self._read()
         parts = [fold(tidy(one.text)) for one in where if isinstance(one, Contains | StartsWith)]
         known = (form for one in (value, *parts) for form in scalar_forms(one))
         if self._left_out < position or any(self._written.get(form, position) < position for form in known):
+            return True
+        texts = [*self._texts] if cut else []  # a copy: another thread may add one
+        if any(at < position and not forms_within(text).isdisjoint(scalar_forms(value)) for at, text in texts):
             return True
         text = fold(tidy(str(value))) if parts else ""
         earlier = [*self._written.items()] if parts else []  # a copy: another thread may add one
@@ -229,6 +241,14 @@ def value_forms(args: object) -> Iterator[str | None]:
             if (inner := output_reading.parse_json_text(value)) is not value:
                 yield from value_forms(inner)
             yield from identifiers_in(value)
+
+
+@lru_cache(maxsize=16)  # the texts may be long
+def forms_within(text: str) -> frozenset[str]:
+    """Return the forms of all lines, fields, words, numbers and addresses in a text."""
+    fields = _FIELDS.split(text)
+    parts = (*fields, *(part for field in fields for part in re.split("[:=]", field)), *text.split())
+    return frozenset((*mentions_in(text), *(form for part in parts for form in forms_of(part.strip(_EDGES)))))
 
 
 def _canonical(value: Any) -> Any:

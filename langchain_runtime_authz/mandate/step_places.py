@@ -30,33 +30,20 @@ _JOINED: Final = re.compile(
 
 
 class NeededValue(NamedTuple):
-    """A value of a step that must stand in the user's messages.
-
-    Attributes:
-        dictated: the value is free text that the user dictates.
-        ends: the value must reach to the end of its sentence or quotation, so that a command is not cut.
-        counts: the value is a number of calls.
-        strict: the step pays, deletes or administers.
-        shares: several values of `owner` may have the same position: choices, and conditions on one field.
-        joined: the values of `owner` must stand next to each other.
-        rate: the value is a percentage.
-        order: a sentence that orders must say it. What is forbidden in it is not looked for.
-        hit: the value is whom or what a write or a message hits, so "it" may stand for it.
-        verbs: the verbs of the step's orders.
-    """
+    """A value of a step that must stand in the user's messages."""
 
     owner: str  # the argument, or step and field of a condition
     value: object
-    dictated: bool = False
-    ends: bool = False
-    counts: bool = False
-    strict: bool = False
-    shares: bool = False
-    joined: bool = False
-    rate: bool = False
-    order: bool = False
-    hit: bool = False
-    verbs: frozenset[str] = frozenset()
+    dictated: bool = False  # free text that the user dictates
+    ends: bool = False  # it must reach to the end of its sentence or quotation, so that a command is not cut
+    counts: bool = False  # a number of calls
+    strict: bool = False  # the step pays, deletes or administers
+    shares: bool = False  # choices, and conditions on one field, may have one position with others of `owner`
+    joined: bool = False  # it must stand next to the other values of `owner`
+    rate: bool = False  # a percentage
+    order: bool = False  # a sentence that orders must say it; what is forbidden in it is not looked for
+    hit: bool = False  # it is whom or what a write or a message hits, so "it" may stand for it
+    verbs: frozenset[str] = frozenset()  # of the step's orders
 
 
 class BackedPlace(NamedTuple):

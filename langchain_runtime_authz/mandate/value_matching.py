@@ -28,18 +28,7 @@ from langchain_runtime_authz.facts.normal_forms import (
     skeleton,
     tidy,
 )
-from langchain_runtime_authz.mandate.date_matching import (
-    ISO,
-    MOMENT,
-    are_upcoming,
-    compare,
-    dates_of,
-    in_zone,
-    moments_in,
-    names_zone,
-    number_or_date,
-    same_moment,
-)
+from langchain_runtime_authz.mandate import date_matching as moments
 from langchain_runtime_authz.mandate.model import AtLeast, AtMost, Condition, Contains, Eq, Not, Own, Scalar, StartsWith
 from langchain_runtime_authz.mandate.read_outputs import scalar_forms, scalars
 
@@ -90,8 +79,8 @@ def _same(value: Any, constant: Any, kind: str) -> bool:
         return True
     if kind in DESTINATIONS:
         return _same_destination(value, constant, own, said)
-    if kind in _DATED and any(f.startswith(MOMENT) for f in said):
-        return same_moment(value, constant, own, said)
+    if kind in _DATED and any(f.startswith(moments.MOMENT) for f in said):
+        return moments.same_moment(value, constant, own, said)
     if kind in _SPELLED and not _spelled(value, constant, own, said, kind):
         return False
     if kind == "amount" and has_comma(value):
@@ -121,7 +110,7 @@ def _same_destination(value: Any, constant: Any, own: Sequence[str], said: Seque
 def _alike(own: Sequence[str], said: Sequence[str]) -> tuple[bool | None, list[str]]:
     """Return True for surely equal numbers (None without any), and other common forms."""
     ours, numbers = ({form for form in each if form.startswith("num:")} for each in (own, said))
-    shared = [form for form in own if form in said and not form.startswith((*MOMENT, "num:"))]
+    shared = [form for form in own if form in said and not form.startswith((*moments.MOMENT, "num:"))]
     return ours == numbers and len(ours) == 1 if ours or numbers else None, shared
 
 
@@ -134,15 +123,17 @@ def same_values(items: Sequence[Any], ordered: Sequence[Any], kind: str, now: fl
         len(items) <= len(ordered)
         and all(any(is_same(item, one, kind) for one in ordered) for item in items)
         and all(any(is_same(item, one, kind) for item in items) for one in ordered)
-        and (now is None or are_upcoming([*dates_of(ordered), *dates_of(items)], now))
+        and (now is None or moments.are_upcoming([*moments.dates_of(ordered), *moments.dates_of(items)], now))
     )
 
 
 def as_exact(value: object, named: object) -> bool:
     """Return True if a value is written like `named`, or is the same ISO 8601 date."""
     values, choices = (scalars(each, MAX_ARGUMENT_NODES) or () for each in (value, named))
-    allowed = {part for one in choices for part in moments_in(one)}
-    return all(v in choices or (number_or_date(v) and set() < {*moments_in(v)} <= allowed) for v in values)
+    allowed = {part for one in choices for part in moments.moments_in(one)}
+    return all(
+        v in choices or (moments.number_or_date(v) and set() < {*moments.moments_in(v)} <= allowed) for v in values
+    )
 
 
 def has_comma(value: object) -> bool:
@@ -257,8 +248,8 @@ def meets_condition(
         return False
     inner = condition.condition if isinstance(condition, Not) else condition
     bound = getattr(inner, "value", None)
-    if zone is not None and bound is not None and not names_zone(bound):
-        values = [in_zone(v, zone) for v in values]
+    if zone is not None and bound is not None and not moments.names_zone(bound):
+        values = [moments.in_zone(v, zone) for v in values]
     found = {
         meets_condition(inner, [v], own, zone) if isinstance(inner, Not) else _holds(inner, v, own) for v in values
     }
@@ -271,7 +262,7 @@ def _holds(
     condition: Eq | Contains | StartsWith | AtLeast | AtMost | Own, value: Scalar, own: Sequence[Scalar]
 ) -> bool | None:
     if isinstance(condition, AtLeast | AtMost):
-        order = compare(value, condition.value)
+        order = moments.compare(value, condition.value)
         if order is None:
             return None
         return order >= 0 if isinstance(condition, AtLeast) else order <= 0
@@ -291,8 +282,8 @@ def _holds(
     else:
         found = re.search(rf"(?<!\w){re.escape(part)}(?!\w)", text) is not None
     # The text may be the same date, written in another way.
-    other = not (ISO.fullmatch(text) and _ISO_PART.match(part))
-    return found or (None if other and any(f.startswith(MOMENT) for f in scalar_forms(value)) else False)
+    other = not (moments.ISO.fullmatch(text) and _ISO_PART.match(part))
+    return found or (None if other and any(f.startswith(moments.MOMENT) for f in scalar_forms(value)) else False)
 
 
 def _close(value: Scalar, constant: Scalar) -> bool:

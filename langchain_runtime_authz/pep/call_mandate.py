@@ -126,8 +126,11 @@ def chosen_arguments(run: Run, mandate: Mandate | None, call: Call) -> frozenset
             more = more.difference(step.args)
     if not more:
         return given
-    properties: Any = run.engine.tools.signatures.get(call.tool, {}).get("properties", {})
-    return given - {name for name in more if is_default(properties.get(name), call.args.get(name))}
+    schema: Any = run.engine.tools.signatures.get(call.tool, {})
+    properties, required = schema.get("properties", {}), schema.get("required", ())
+    # An argument that must be given, or that the schema does not name, has not got the default `None`.
+    own = (n for n in more if n in properties and not (n in required and call.args.get(n) is None))
+    return given - {n for n in own if is_default(properties[n], call.args.get(n))}
 
 
 def task_key(run: Run) -> TaskKey:

@@ -18,14 +18,7 @@ from langchain_runtime_authz.facts.task import ANSWER, HumanText, content_digest
 from langchain_runtime_authz.ledger.base import Approval, Committed, Conflict, Query, Scope, Snapshot
 from langchain_runtime_authz.ledger.call_changes import AnswerApproval
 from langchain_runtime_authz.ledger.changes import AdvanceEpoch, Change, RecordPlan, SetMark
-from langchain_runtime_authz.pep.approval_answers import (
-    answers_only_some,
-    correcting_texts,
-    edited_action,
-    read_answers,
-    record_answers,
-    remaining_decisions,
-)
+from langchain_runtime_authz.pep import approval_answers
 from langchain_runtime_authz.pep.decision_log import commit_recorded, run_event
 from langchain_runtime_authz.pep.run import Commit, Flow, Load, Run, new_id
 from langchain_runtime_authz.pep.run_lifecycle import take_lease
@@ -48,20 +41,22 @@ def commit_answers(
     """
     open_ids = {a.id for a in asks}
     try:
-        value = {i: remaining_decisions(said, questions[i], open_ids) for i, said in given.items()}
+        value = {i: approval_answers.remaining_decisions(said, questions[i], open_ids) for i, said in given.items()}
     except ValueError:
         raise AuthzDenied(Code.APPROVAL_SETTLED, new_id()) from None
     if not asks:
         return
-    if answers_only_some(asks, value):
+    if approval_answers.answers_only_some(asks, value):
         raise AuthzDenied(Code.APPROVAL_PARTIAL, new_id())
-    answered = read_answers(asks, value, run.subject)
+    answered = approval_answers.read_answers(asks, value, run.subject)
     refused = {a.call_key for a in answered if a.state == "malformed"}
     if any(a.source == "hitl" and a.call_key in refused for a in asks):
         return  # LangChain's review refuses the whole value, and the review's question stays open
-    said = correcting_texts(asks, answered)
+    said = approval_answers.correcting_texts(asks, answered)
     if not said and not (yield from _takes_back(run.scope, asks, answered)):
-        done = yield from commit_recorded(run.scope, answered, partial(record_answers, run, asks, answered))
+        done = yield from commit_recorded(
+            run.scope, answered, partial(approval_answers.record_answers, run, asks, answered)
+        )
         if isinstance(done, Conflict) and done.code in _NOT_THEIRS:
             # Refuse before a task receives the value, so that the question stays open for its approvers.
             raise AuthzDenied(done.code, new_id())
@@ -138,7 +133,7 @@ def _rotate(
     """Commit a change of the task by this run, and move the run to the new epoch."""
     before = {"from_epoch": run.epoch, "from_jti": run.jti}
     mark = unrecorded_mark(run.epoch + 1, run.pinned, texts, "answer")
-    record = partial(record_answers, run, asks, answered)
+    record = partial(approval_answers.record_answers, run, asks, answered)
     done: Committed | Conflict = yield from commit_recorded(run.scope, [*changes, mark], record, run.guard)
     if isinstance(done, Conflict):
         raise AuthzDenied(done.code, new_id())
@@ -165,7 +160,7 @@ def carried_plans(
         instead = edits.setdefault((ask.agent, ask.plan_id), {})
         reply = by_key[ask.call_key]
         if reply.edited:
-            name, args = edited_action(reply.edited)
+            name, args = approval_answers.edited_action(reply.edited)
             instead[ask.place] = PlannedCall(ask.place, ask.call_id, name, raw_digest(args))
         elif reply.state != "approved":
             instead[ask.place] = None

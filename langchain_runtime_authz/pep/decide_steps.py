@@ -16,13 +16,8 @@ from langchain_runtime_authz.errors import AuditError, Code
 from langchain_runtime_authz.evaluation import Decision, deny
 from langchain_runtime_authz.ledger.base import Conflict, Query, Snapshot
 from langchain_runtime_authz.ledger.changes import Change, RecordStep, Revoke
+from langchain_runtime_authz.pep import decision_log
 from langchain_runtime_authz.pep.calls_in_doubt import revoke_late
-from langchain_runtime_authz.pep.decision_log import (
-    counts_against_agent,
-    obliged_events,
-    send_notifications,
-    step_record,
-)
 from langchain_runtime_authz.pep.lease import lease_refusal, renew_lease
 from langchain_runtime_authz.pep.obligations import changes_owed, enforceable, is_keepable
 from langchain_runtime_authz.pep.request_builder import request_json
@@ -74,7 +69,9 @@ def decide_step(
         changes = list(extra(decision)) if extra is not None and permit else []
         changes += _obliged(run, decision) if decision.obligations else []
         if not permit:
-            changes.append(RecordStep(denials=int(counts_against_agent(decision)), recent=f"deny:{action}"))
+            changes.append(
+                RecordStep(denials=int(decision_log.counts_against_agent(decision)), recent=f"deny:{action}")
+            )
         if changes:
             try:
                 done = yield (Commit, run.scope, run.guard if permit else None, changes)
@@ -86,10 +83,10 @@ def decide_step(
     except Exception as exc:  # noqa: BLE001  (see `decide_calls`)
         decision = run.engine.deny_for_failure(exc, run)
     try:
-        yield step_record(run, decision, action, resource["id"], body, started, now)
+        yield decision_log.step_record(run, decision, action, resource["id"], body, started, now)
         if decision.obligations:
-            yield from obliged_events(run, decision, now)
-            yield from send_notifications(run, decision, action, resource["id"], now)
+            yield from decision_log.obliged_events(run, decision, now)
+            yield from decision_log.send_notifications(run, decision, action, resource["id"], now)
     except AuditError as exc:
         failed = run.engine.deny_for_failure(exc, run)
         decision = failed if decision.outcome == "permit" else decision

@@ -53,6 +53,13 @@ def nothing_outside(traced: Mapping[str, tracing.Provenance]) -> bool:
     return True
 
 
+def _wrote(run: Run, call: Call, traced: Mapping[str, tracing.Provenance]) -> bool:
+    """Return True if the agent may have written an address that it fetches."""
+    known = [atom for atom in call.atoms.atoms if atom.name in traced and traced[atom.name].standing == "known"]
+    values = (item.value for atom in known for item in atom.items or ())
+    return any(run.engine.memory.outputs(run.scope).written(one, float("inf"), cut=True) for one in values)
+
+
 def observe_result(call: Call, output: object, failed: bool) -> Observation:
     """Read the beginning of a call's output or error."""
     output = error_text(output) if isinstance(output, BaseException) else output
@@ -94,6 +101,7 @@ def call_request(
     shown_traces: JSON = {}
     for name, found in traced.items():
         shown_traces[name] = found.to_json()
+    backed = nothing_outside(traced) and not (profile.effect == "fetch" and _wrote(run, call, traced))
     state = "new" if row is None or row.state == "void" else "failed" if "failed" in (row.about or ()) else row.state
     body = request_json(
         run,
@@ -116,7 +124,7 @@ def call_request(
             "args": shown,
             "args_digest": call.args_digest,
             "provenance": shown_traces,
-            "mandate": mandate_json(decided.mandate, decided.standing, backed=nothing_outside(traced)),
+            "mandate": mandate_json(decided.mandate, decided.standing, backed=backed),
             "sink": profile.sink if profile.effect in _OUTGOING else call.atoms.effective_sink(profile.sink),
             "changed": sorted(stale & source_tools(traced)) if stale else [],
             "repeats": decided.prior_calls,

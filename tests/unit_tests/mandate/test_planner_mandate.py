@@ -430,8 +430,8 @@ def test_a_step_without_a_word_of_its_own_is_confirmed() -> None:
     ("Pay Bob 10% of bill.txt", (Step("b", "bill", {"file": "bill.txt"}), pay("Bob", Calc("percent", (10, Field("b", "total"))))), False),
     ("Pay Bob 45", (Step("r", "people"), pay(Pick("r", "id", {"name": Not(Eq("Bob"))}))), True),
     ("Pay Bob 45", (Step("r", "people"), pay(Pick("r", "id", {"name": Eq("Bob")}))), False),
-    ("Mail all with a debt of 45 the news", (Step("r", "people"), Step("p", "mail", {"to": Each("r", "id", {"debt": AtLeast(45)})})), True),
-    ("Pay 45", (Step("r", "people"), pay(Field("r", "id"), 45)), True), ("Pay 45 to the boss", (Step("r", "people"), pay(Field("r", "id"), 45)), False),
+    ("Mail 45 the news", (Step("r", "people"), Step("p", "mail", {"to": Each("r", "id", {"debt": AtLeast(45)})})), True),
+    ("Pay 45", (Step("r", "people"), pay(Field("r", "id"), 45)), True),
     ("Mail Carol.", (Step("r", "people"), Step("p", "mail", {"to": "Carol", "body": Text(inputs=("r",))})), True),
     ("Mail Carol the list.", (Step("r", "people"), Step("p", "mail", {"to": "Carol", "body": Text(inputs=("r",))})), False),
 ])
