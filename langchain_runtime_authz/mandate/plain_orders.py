@@ -134,6 +134,11 @@ def says(kind: str, text: str, known: Known) -> bool:
     return _any(codes, kind) if kind in _CODES else _GRAMMAR[kind].search(codes) is not None
 
 
+def apart(text: str, known: Known) -> bool:
+    """Return True if the text between two values may part two orders."""
+    return _GRAMMAR["apart"].search(_read(text, known)[0]) is not None
+
+
 def _parts(codes: str, spans: Spans) -> Iterator[_Part]:
     codes, at, colon = _GRAMMAR["pair"].sub(_CODES["link"], codes), 0, False
     for edge in (*_GRAMMAR["edge"].finditer(codes), None):

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 from langchain_runtime_authz.facts.normal_forms import mask_spans
 from langchain_runtime_authz.mandate.message_places import Place, Texts
 from langchain_runtime_authz.mandate.model import Step
-from langchain_runtime_authz.mandate.plain_orders import QUOTE, VALUE, Known, changes_nothing, says, unclear
+from langchain_runtime_authz.mandate.plain_orders import QUOTE, VALUE, Known, apart, changes_nothing, says, unclear
 from langchain_runtime_authz.tool_profile import ToolProfile
 
 RISKY: Final = frozenset(("pay", "delete", "admin"))
@@ -147,14 +147,20 @@ class Placing:
         hulls = {step.id: span_of_places([c.place for c in self.claims[step.id]]) for step, _ in orders}
         for i, (one, profile) in enumerate(orders):
             for two, other in orders[i + 1 :]:
-                apart = one.tool != two.tool or _deed(one, profile) == _deed(two, other)
-                if not apart and _overlap(hulls[one.id], hulls[two.id]):
+                unlike = one.tool != two.tool or _deed(one, profile) == _deed(two, other)
+                if not unlike and self._run_together(hulls[one.id], hulls[two.id]):
                     found[one.id] = f"its values and those of `{two.id}` are mixed in the words"
                     found[two.id] = f"its values and those of `{one.id}` are mixed in the words"
         for step, profile in orders:
             if self._passes_over_a_number(profile, self.claims[step.id]):
                 found.setdefault(step.id, "another number stands between its values")
         return found
+
+    def _run_together(self, one: Place, two: Place) -> bool:
+        """Return True if nothing like "and" parts two steps' values: "close T-1 for T-2"."""
+        first, last = sorted((one, two))
+        between = self._masked[first.segment][first.end : last.start]
+        return _overlap(one, two) or (first.segment == last.segment and not apart(between, self.known))
 
     def quotes_more(self, step: str) -> bool:
         """Return True if a quotation that no step uses may be a step's text."""
