@@ -276,11 +276,14 @@ _USUAL: Final = {"pay": ("pay", "send", "give"), "send": ("send", "write"), "del
 def _verbs(name: str, profile: ToolProfile) -> frozenset[str]:
     """Return the verbs that order a tool, and those that say the same.
 
-    Empty if its name and profile have no verb: any verb may order it then.
+    Empty if its name and profile have no verb: any verb may order it then. What pays, deletes or administers is
+    ordered only by its name then.
     """
     own = set(_USUAL.get(profile.effect, ())).union(
         *(ToolWords(name, profile, {}, one).verbs - (one.closed - one.verbs) for one in languages())
     )
+    if profile.effect in RISKY and not own:
+        own = {name.partition("_")[0].lower()}
     return frozenset().union(*map(synonyms, own))
 
 

@@ -43,7 +43,7 @@ PROFILES = load_profiles(
         "mail": {"effect": "send", "critical": {"to": "principal"}, "text": ["body"], "free": ["colour"]},
         "book": {"effect": "write", "critical": {"what": "name", "with": "principal"}, "when": ["on"]},
         "remove": {"effect": "delete", "critical": {"path": "object"}},
-        "shell": {"effect": "admin", "critical": {"command": "value"}},
+        "shell": {"effect": "admin", "critical": {"command": "value"}, "intent": ["run {command}"]},
         "open": {"effect": "fetch", "critical": {"link": "url"}},
         "people": {"effect": "read", "trust": {"": "internal", "id": "system", "about": "internal"}, "prose": ["about"]},
         "bill": {"effect": "read", "critical": {"file": "object"}, "trust": {"": "external", "total": "system", "iban": "system"}, "counterparty": ["iban"]},
