@@ -371,7 +371,7 @@ async def _whole_body(response: aiohttp.ClientResponse, limit: int, *, any_statu
 
 
 def _clean(kind: type[Any]) -> type[Any]:
-    """Return a subclass of `kind` that drops idle connections with unread data."""
+    """Return a connector class that drops idle connections with unread data."""
 
     class Clean(kind):  # type: ignore[misc]
         async def connect(self, *args: Any, **kwargs: Any) -> Any:

@@ -260,12 +260,12 @@ def _asked(tool: BaseTool, tools: list[BaseTool]) -> Any:
 
 def _orders(tool: BaseTool, facts: dict[str, Any], verbs: Sequence[str]) -> list[str]:
     """Return orders for `intent` that begin with one of `verbs`, else `verbs` itself."""
-    from langchain_runtime_authz.langgraph.tool_lookup import signature_of
+    from langchain_runtime_authz.langgraph.tool_lookup import schema_of
     from langchain_runtime_authz.mandate.languages import languages
     from langchain_runtime_authz.mandate.vocabulary import ToolWords, suggested_orders
     from langchain_runtime_authz.tool_profile import ToolProfile
 
-    known = ToolWords(tool.name, ToolProfile.model_validate(facts), signature_of(tool), languages()[0])
+    known = ToolWords(tool.name, ToolProfile.model_validate(facts), schema_of(tool), languages()[0])
     return [*suggested_orders(known, f"({'|'.join(verbs)})" if verbs[1:] else verbs[0])] or [*verbs]
 
 
@@ -326,9 +326,9 @@ def completed(text: str, **sections: Mapping[str, str]) -> str:
 
 def example_args(tool: BaseTool) -> dict[str, Any]:
     """Return arguments that fit the tool's schema, for a test."""
-    from langchain_runtime_authz.langgraph.tool_lookup import arguments_of, signature_of
+    from langchain_runtime_authz.langgraph.tool_lookup import arguments_of, schema_of
 
-    needed = signature_of(tool).get("required", [])
+    needed = schema_of(tool).get("required", [])
     return {name: _example(schema) for name, schema in arguments_of(tool).items() if name in needed}
 
 

@@ -69,9 +69,9 @@ def explain(
 
     said = [sys.stdin.read() if text == "-" else text for text in texts]
     declared = {name: p for name, p in load_profiles(profiles).items() if not p.draft}
-    signatures = _signatures(declared, graph)
+    schemas = _schemas(declared, graph)
     today = local_day(checked_zone(zone), time.time()) if zone is not None else None
-    given = declared, signatures, today
+    given = declared, schemas, today
     compiled = _planned(planner, said, *given) if planner else compile_words(said, *given)
     found = compiled.mandate
     sentences = described_mandate(found, declared) if found is not None else []
@@ -126,20 +126,20 @@ def schema() -> None:
     echo(json.dumps(json_schema(), indent=2))
 
 
-def _signatures(declared: Mapping[str, ToolProfile], graph: str | None) -> Mapping[str, Mapping[str, Any]]:
+def _schemas(declared: Mapping[str, ToolProfile], graph: str | None) -> Mapping[str, Mapping[str, Any]]:
     if graph is None:
         named = {n: [*p.critical, *p.when, *p.text, *p.free] for n, p in declared.items()}
         return {n: {"type": "object", "properties": {a.partition(".")[0]: {} for a in of}} for n, of in named.items()}
-    from langchain_runtime_authz.langgraph.tool_lookup import signature_of
+    from langchain_runtime_authz.langgraph.tool_lookup import schema_of
 
-    return {tool.name: signature_of(tool) for tool in tools_of(load_graph(graph))}
+    return {tool.name: schema_of(tool) for tool in tools_of(load_graph(graph))}
 
 
 def _planned(
     target: str,
     texts: list[str],
     declared: Mapping[str, ToolProfile],
-    signatures: Mapping[str, Any],
+    schemas: Mapping[str, Any],
     today: date | None,
 ) -> Compiled:
     from langchain_core.language_models import BaseChatModel
@@ -150,4 +150,4 @@ def _planned(
     model = load_object(target, "my_models:planner", BaseChatModel)
     if not isinstance(model, BaseChatModel):
         raise ConfigError(f"`{target}` is not a chat model but {type(model).__name__}; name one")
-    return ModelPlanner(model, KnownTools(declared, signatures)).compile(texts, today=today)
+    return ModelPlanner(model, KnownTools(declared, schemas)).compile(texts, today=today)

@@ -1,4 +1,4 @@
-"""Define a token's claims, `TokenRequest` and `Credential`, without cryptography.
+"""Name a token's claims, and define `TokenRequest` and `Credential`.
 
 Evolution rule: a claim may be added. A claim is never renamed or removed, and never changes its type or meaning.
 Verifiers ignore unknown claims. The JOSE header holds exactly `typ`, `alg` and `kid`. Any other change needs another

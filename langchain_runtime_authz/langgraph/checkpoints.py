@@ -110,12 +110,14 @@ def at_replay(graph: Any, config: Mapping[str, Any], given: object) -> Flow[Mapp
     if not forked or not now.interrupts or given != Command(resume=given.resume):
         return config
     # An answer without ids is for the named checkpoint's question, so the replay must ask the same question.
-    if not private.is_resume_map(given.resume) and _asked(now) != _asked((yield read_state(graph, config))):
+    if not private.is_resume_map(given.resume) and _open_questions(now) != _open_questions(
+        (yield read_state(graph, config))
+    ):
         return config
     return {**config, "configurable": {k: v for k, v in config["configurable"].items() if k != "checkpoint_id"}}
 
 
-def _asked(state: StateSnapshot) -> list[object]:
+def _open_questions(state: StateSnapshot) -> list[object]:
     values = [i.value for i in state.interrupts]
     return [[(a.get("name"), a.get("args")) for a in v["action_requests"]] if approval_ids(v) else v for v in values]
 

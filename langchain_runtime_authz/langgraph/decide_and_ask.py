@@ -50,7 +50,7 @@ def _decide_with_entry(run: Run, calls: Sequence[Call], entry: Entry, *, known: 
     if not known:
         run.schemas_read = True
         # Build the tools' schemas for mandates in a thread, because this takes milliseconds.
-        yield (Block, getattr, run.engine.tools, "signatures")
+        yield (Block, getattr, run.engine.tools, "schemas")
     decided = yield from decide_calls(run, calls, entry)
     if entry is not None:
         yield from entry.enter()

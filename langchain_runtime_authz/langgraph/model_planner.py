@@ -113,7 +113,7 @@ class ModelPlanner:
             if not isinstance(answer, Mapping):
                 raise TypeError(f"the answer is {type(answer).__name__}, not a mandate")
             mandate = load_mandate({k: v for k, v in answer.items() if k not in _NOT_ITS["Mandate"]})
-            compiled = backed_part(mandate, texts, self._tools.declared, self._tools.signatures, earlier, today)
+            compiled = backed_part(mandate, texts, self._tools.declared, self._tools.schemas, earlier, today)
         except Exception as exc:  # noqa: BLE001  (a foreign model, and its answer)
             _log.warning("the planner failed, so there is no mandate: %s", type(exc).__name__)
             return Compiled(None, (Dropped("the planner's answer", f"the planner failed: {type(exc).__name__}"),))
@@ -132,7 +132,7 @@ class ModelPlanner:
         if not any(words.strip() for words in said) or sum(map(len, said)) > MAX_OWN:
             return None
         profiles = self._tools.declared
-        seen = {name: s for name, s in self._tools.signatures.items() if name in profiles and not profiles[name].draft}
+        seen = {name: s for name, s in self._tools.schemas.items() if name in profiles and not profiles[name].draft}
         tools = [_described(name, profiles[name], signature) for name, signature in seen.items()]
         data = json.dumps({"tools": tools, "earlier": earlier, "user": said}, ensure_ascii=False, default=str)
         return [SystemMessage(_INSTRUCTION), HumanMessage(data)]

@@ -84,9 +84,9 @@ class Profiles:
         return reviewed
 
     @property
-    def signatures(self) -> Mapping[str, Mapping[str, Any]]:
+    def schemas(self) -> Mapping[str, Mapping[str, Any]]:
         """Tool name → JSON schema of its arguments, for profiled tools seen so far."""
-        return {name: signature_of(tool) for name, (tool, _) in list(self._tools.items())}
+        return {name: schema_of(tool) for name, (tool, _) in list(self._tools.items())}
 
     def _all(self) -> Mapping[str, ToolProfile]:
         return self._declared() if callable(self._declared) else self._declared
@@ -178,7 +178,7 @@ def _top_arguments(tool: BaseTool, declared: ToolProfile) -> Mapping[str, Any] |
     return dict.fromkeys(fields.keys() - injected_names(tool))
 
 
-def signature_of(tool: BaseTool) -> Mapping[str, Any]:
+def schema_of(tool: BaseTool) -> Mapping[str, Any]:
     """Return the JSON schema of a tool's arguments, with the tool's description."""
     return {**parameters_of(tool), "description": tool.description}
 

@@ -157,7 +157,7 @@ def in_doubt(admin: Admin) -> int:
 
 
 def tenants(admin: Admin) -> list[str]:
-    """Return tenants whose calls had side effects, as far as this role may see them."""
+    """Return tenants with side effects, as far as the database role may see them."""
     check_schema(version(admin))
     return [tenant for (tenant,) in admin.run("SELECT DISTINCT tenant FROM call WHERE deed <> '' ORDER BY tenant")]
 

@@ -381,7 +381,7 @@ class OrderMatch:
                 yield from self._said(item, rest, at + 1)
 
     def _said(self, item: str, rest: patterns.Pattern, at: int) -> Iterator[Bound]:
-        """Yield argument → values, if token `at` is an order's `item`, and `rest` follows."""
+        """Yield argument → values, if `item` fits token `at`, and `rest` what follows."""
         token, small = self.values.tokens[at], self.tool.language.determiners
         said = token.lower if token.kind not in {"quote", "sep", "colon", "end"} else ""
         if item[:1] == "{":

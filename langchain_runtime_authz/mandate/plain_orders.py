@@ -25,6 +25,7 @@ _LISTS: Final = json.loads((_LANGUAGES / "orders.json").read_text(encoding="utf-
 _VERBS: Final = json.loads((_LANGUAGES / "verbs.json").read_text(encoding="utf-8"))
 _CODES: Final = {kind: chr(0x100 + n) for n, kind in enumerate((*_LISTS, "verb", "noun"))}  # for rules
 _LETTERS: Final = re.compile(r"[^\W\d_]+")
+_ENDINGS: Final = "", "e", "en", "n", "st", "t", "est"  # of German verbs
 _CLITIC: Final = re.compile("-(?:moi|toi|nous|lui|leur|les?|la)$")  # "rappelle-moi"
 _SPACED: Final = r"[^\W\u3400-\u9fff]"  # a letter of a script with blanks between words
 
@@ -93,9 +94,7 @@ def _forms(language: str, verbs: Sequence[str]) -> Iterator[str]:
         if language == "de":
             stem = bare.removesuffix("en") if bare.endswith("en") else bare.removesuffix("n")
             for said in {stem, stem.replace("ß", "ss"), stem.replace("ä", "ae").replace("ö", "oe").replace("ü", "ue")}:
-                yield from (
-                    part + said + end for part in {"", before} for end in ("", "e", "en", "n", "st", "t", "est")
-                )
+                yield from (part + said + end for part in {"", before} for end in _ENDINGS)
 
 
 def words_of_tool(name: str, arguments: Collection[str], profile: ToolProfile) -> frozenset[str]:
@@ -135,7 +134,7 @@ def says(kind: str, text: str, known: Known) -> bool:
 
 
 def apart(text: str, known: Known) -> bool:
-    """Return True if the text between two values may part two orders."""
+    """Return True if a word like "and" stands between the values of two steps."""
     return _GRAMMAR["apart"].search(_read(text, known)[0]) is not None
 
 

@@ -38,7 +38,7 @@ def backed_part(
     mandate: model.Mandate,
     texts: Sequence[str],
     profiles: Mapping[str, ToolProfile],
-    signatures: Mapping[str, Mapping[str, Any]],
+    schemas: Mapping[str, Mapping[str, Any]],
     earlier: Sequence[str] = (),
     today: date | None = None,
 ) -> model.Compiled:
@@ -51,7 +51,7 @@ def backed_part(
         return model.Compiled(
             None, (model.Dropped("the mandate", f"the user's own words are longer than {MAX_OWN} characters"),)
         )
-    check = _Check(mandate, words, profiles, signatures, today)
+    check = _Check(mandate, words, profiles, schemas, today)
     for step in mandate.steps:
         if why := check.unfit(step) or check.place(step):
             check.lost[step.id] = why
@@ -87,19 +87,19 @@ class _Check:
         mandate: model.Mandate,
         words: Texts,
         profiles: Mapping[str, ToolProfile],
-        signatures: Mapping[str, Mapping[str, Any]],
+        schemas: Mapping[str, Mapping[str, Any]],
         today: date | None,
     ) -> None:
         self.mandate, self.words, self.profiles, self.today = mandate, words, profiles, today
-        self.signatures = {name: argument_schemas(signature) for name, signature in signatures.items()}
+        self.schemas = {name: argument_schemas(schema) for name, schema in schemas.items()}
         self.needs = 0
         self.kept: dict[str, model.Step] = {}
         self.lost: dict[str, str] = {}
         self.behind: dict[str, dict[str, None]] = {}  # step → the reads on which it depends, directly or indirectly
-        steps = [s for s in mandate.steps if s.tool in profiles and s.tool in signatures]
+        steps = [s for s in mandate.steps if s.tool in profiles and s.tool in schemas]
         orders = [s for s in steps if profiles[s.tool].side_effect]
         verbs = frozenset().union(*(_verbs(s.tool, profiles[s.tool]) for s in steps))
-        nouns = frozenset().union(*(words_of_tool(s.tool, self.signatures[s.tool], profiles[s.tool]) for s in steps))
+        nouns = frozenset().union(*(words_of_tool(s.tool, self.schemas[s.tool], profiles[s.tool]) for s in steps))
         told = any(profiles[s.tool].text or profiles[s.tool].free for s in orders)
         self.placing = Placing(
             words,
@@ -111,7 +111,7 @@ class _Check:
         """Return the steps in order. Leave out mixed ones, and all that need a lost one."""
         orders = [s for s in self.kept.values() if self.profiles[s.tool].side_effect and self.placing.claims[s.id]]
         self.lost |= self.placing.mixed([(s, self.profiles[s.tool]) for s in orders])
-        ordered = in_order([self.kept.get(s.id, s) for s in self.mandate.steps], self.profiles, self.signatures)
+        ordered = in_order([self.kept.get(s.id, s) for s in self.mandate.steps], self.profiles, self.schemas)
         for step, given in zip(ordered, self.mandate.steps, strict=True):
             # For example, do not delete a file if the step that copies it was dropped.
             for needed in (*given.sources, given.after, step.after):
@@ -139,7 +139,7 @@ class _Check:
 
     def unfit(self, step: model.Step) -> str | None:
         """Return why a step cannot be ordered, whatever the words say, or None."""
-        profile, known = self.profiles.get(step.tool), self.signatures.get(step.tool)
+        profile, known = self.profiles.get(step.tool), self.schemas.get(step.tool)
         if profile is None or profile.draft:
             return f"`{step.tool}` has no reviewed profile"
         if known is None:
@@ -187,7 +187,7 @@ class _Check:
 
     def place(self, step: model.Step) -> str | None:
         """Keep a step with the positions of its values. Return None, or why it is dropped."""
-        profile, schemas = self.profiles[step.tool], self.signatures[step.tool]
+        profile, schemas = self.profiles[step.tool], self.schemas[step.tool]
         default = {
             n for n, a in step.args.items() if isinstance(a, model.Const) and is_default(schemas.get(n), a.value)
         }
@@ -229,7 +229,7 @@ class _Check:
         )
         for name, argument in every:
             command = profile.effect in ("admin", "delete") and profile.critical.get(name) == "value"
-            listed = as_list(as_mapping(self.signatures[step.tool].get(name)).get("enum"))
+            listed = as_list(as_mapping(self.schemas[step.tool].get(name)).get("enum"))
             for value in _values(argument):
                 if not profile.ordered and (isinstance(value, bool) or value in listed):
                     continue

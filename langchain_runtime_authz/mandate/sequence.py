@@ -21,15 +21,15 @@ Hits = dict[str, object]
 
 
 def in_order(
-    steps: Sequence[Step], profiles: Mapping[str, ToolProfile], signatures: Mapping[str, Mapping[str, object]]
+    steps: Sequence[Step], profiles: Mapping[str, ToolProfile], schemas: Mapping[str, Mapping[str, object]]
 ) -> tuple[Step, ...]:
     """Return the steps. Set `after`, to wait for the step before on the same target.
 
-    Steps that only send or pay need no order. `signatures`: tool → argument → its JSON schema.
+    Steps that only send or pay need no order. `schemas`: tool → argument → its JSON schema.
     """
     known = {s.tool: profiles.get(s.tool, UNPROFILED) for s in steps}
     acts = [s for s in steps if known[s.tool].side_effect]
-    hits = {s.id: _hits(s, known[s.tool], signatures.get(s.tool, {})) for s in acts}
+    hits = {s.id: _hits(s, known[s.tool], schemas.get(s.tool, {})) for s in acts}
     chains = {s.id: {s.id} for s in acts}  # step → the steps that are in one order with it
     for one, other in combinations(acts, 2):
         lasting = not {known[one.tool].effect, known[other.tool].effect} <= {"send", "pay"}

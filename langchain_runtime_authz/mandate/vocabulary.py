@@ -122,9 +122,6 @@ class ToolWords:
         )
 
 
-# --- suggested orders
-
-
 def suggested_orders(tool: ToolWords, verb: str) -> Iterator[str]:
     """Yield orders that begin with `verb`, for the tool's effect and arguments."""
     said = _roles(tool)

@@ -55,7 +55,7 @@ class _UnclearError(Exception):
 def compile_words(
     texts: Sequence[str],
     profiles: Mapping[str, ToolProfile],
-    signatures: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+    schemas: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
     today: date | None = None,
 ) -> Compiled:
     """Compile the mandate of one turn, or list what was not understood.
@@ -63,7 +63,7 @@ def compile_words(
     Args:
         texts: the user's messages of the turn, in order.
         profiles: tool → profile.
-        signatures: tool → the JSON schema of its arguments. Without one, each critical argument is required.
+        schemas: tool → the JSON schema of its arguments. Without one, each critical argument is required.
         today: the date of the messages. Without it, "tomorrow" is a common word.
     """
     found = Compiled(None, ())
@@ -74,7 +74,7 @@ def compile_words(
             return _nothing(text, why)
     for language in languages():
         for day in dict.fromkeys((today, None)):
-            found = _Turn(language, profiles, signatures, day).read(texts)
+            found = _Turn(language, profiles, schemas, day).read(texts)
             if found.mandate is not None:
                 return found
     return found
@@ -106,12 +106,12 @@ class _Turn:
         self,
         language: Language,
         profiles: Mapping[str, ToolProfile],
-        signatures: Mapping[str, Mapping[str, Any]],
+        schemas: Mapping[str, Mapping[str, Any]],
         today: date | None,
     ) -> None:
         self.language, self.data, self.today = language, language.data, today
         known = {n: profile for n, profile in profiles.items() if not profile.draft and 0 < len(n) <= MAX_NAME}
-        tools = [ToolWords(name, profile, signatures.get(name), language) for name, profile in known.items()]
+        tools = [ToolWords(name, profile, schemas.get(name), language) for name, profile in known.items()]
         self.tools = [tool for tool in tools if tool.profile.ordered]
         self.reads = [tool for tool in tools if tool.effect == "read"]
         self.verbs = language.verbs.union(*(tool.verbs for tool in tools))
@@ -151,8 +151,8 @@ class _Turn:
             said = (step.tool, *_said(step).items())
             if tool.profile.ordered and said not in steps:  # a repeated order counts once
                 steps[said] = on_days(step.model_copy(update={"id": f"{len(steps) + 1}"}), tool.profile, self.today)
-        signatures = {tool.name: as_mapping(tool.schema.get("properties")) for tool in self.tools}
-        numbered = in_order([*steps.values()], {tool.name: tool.profile for tool in self.tools}, signatures)
+        schemas = {tool.name: as_mapping(tool.schema.get("properties")) for tool in self.tools}
+        numbered = in_order([*steps.values()], {tool.name: tool.profile for tool in self.tools}, schemas)
         return Compiled(None if dropped or not steps else Mandate(steps=numbered, source="words"), tuple(dropped))
 
     # --- sentences

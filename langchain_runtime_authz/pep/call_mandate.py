@@ -86,7 +86,7 @@ def _compiled(run: Run, said: TaskWords) -> Mandate | None:
 
     tools, today = run.engine.tools, local_day(run.engine.zone, said.turn.at)
     try:
-        found = compile_words(said.turn.texts, tools.declared, tools.signatures, today).mandate
+        found = compile_words(said.turn.texts, tools.declared, tools.schemas, today).mandate
     except Exception as exc:  # noqa: BLE001  (what cannot be read orders nothing)
         _log.warning("the user's words were not read: %s", type(exc).__name__)
         return None
@@ -126,7 +126,7 @@ def chosen_arguments(run: Run, mandate: Mandate | None, call: Call) -> frozenset
             more = more.difference(step.args)
     if not more:
         return given
-    schema: Any = run.engine.tools.signatures.get(call.tool, {})
+    schema: Any = run.engine.tools.schemas.get(call.tool, {})
     properties, required = schema.get("properties", {}), schema.get("required", ())
     # An argument that must be given, or that the schema does not name, has not got the default `None`.
     own = (n for n in more if n in properties and not (n in required and call.args.get(n) is None))

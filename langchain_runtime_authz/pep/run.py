@@ -99,7 +99,7 @@ class Tools(Protocol):
         ...
 
     @property
-    def signatures(self) -> Mapping[str, Mapping[str, Any]]:
+    def schemas(self) -> Mapping[str, Mapping[str, Any]]:
         """JSON schemas of the arguments of profiled tools seen so far, by tool name."""
         ...
 
@@ -109,7 +109,7 @@ class KnownTools:
     """Profiles and argument schemas that do not change."""
 
     declared: Mapping[str, ToolProfile] = field(default_factory=dict)
-    signatures: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    schemas: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 Key = tuple[str, str, str, str, str]  # the fields of an `EnforcementPoint`

@@ -368,7 +368,7 @@ class DurableLedgerContract(LedgerContract):
             assert self.lease().epoch == 2
 
     def test_time_never_goes_back(self) -> None:
-        """Set the clock back: 2 s stop the time, 600 s raise `ledger_clock`."""
+        """A clock set back by 2 s stops the time; by 600 s, it raises `ledger_clock`."""
         lease = self.lease()
         then = self.do(RecordStep()).now
         self.clock.tick(-2)

@@ -230,7 +230,7 @@ def _project(path: Path) -> Policy:
 
 
 def with_requests(cases: list[Any], zone: ZoneInfo | None) -> list[Any]:
-    """Return cases with whole requests: each case's changes applied to the example."""
+    """Return cases whose changes are applied to `example_request()`."""
     found = []
     for i, case in enumerate(cases, 1):
         if not isinstance(case, dict) or not isinstance(case.get("request", {}), dict):
