@@ -13,7 +13,6 @@ import threading
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Final
 
 from langchain_runtime_authz._locks import forkable_lock
@@ -84,22 +83,16 @@ class Outputs:
         self._unread: deque[tuple[Any, ...]] = deque()
         self._lock = lock if lock is not None else forkable_lock()
         self._written: dict[str, int] = {}
-        self._texts: list[tuple[int, str]] = []  # of side effects, with their positions
+        self._texts: dict[str, int] = {}  # of side effects, with their first positions
+        self._parts: dict[int, int] = {}  # hash of a form in these texts → the first position
         self._left_out = float("inf")  # position of the first side effect whose values were not all recorded
-        self._entries = self._weight = self._position = self._waiting = self._claims = self._chars = 0
+        self._entries = self._weight = self._position = self._waiting = self._claims = self._chars = self._cut = 0
 
     def record(
-        self,
-        tool: str,
-        profile: ToolProfile,
-        args: Mapping[str, Any],
-        output: object,
-        *,
-        given: Collection[str] | None = None,
-        task: TaskKey = NO_TASK,
-        words: bool = False,
+        self, tool: str, profile: ToolProfile, args: Mapping[str, Any], output: object, *,
+        given: Collection[str] | None = None, task: TaskKey = NO_TASK, words: bool = False,
         resource: tuple[str, str] | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Record a call's output for a task, unless an equal call was recorded before.
 
         Mappings, lists, models, dataclasses and JSON are read. `given`: names of the arguments that the model sent;
@@ -174,9 +167,10 @@ class Outputs:
             self._lost = True
 
     def _note(self, args: Mapping[str, Any] | None) -> None:
-        texts = [one for one in scalars(args or {}, MAX_ARGUMENT_NODES) or () if isinstance(one, str)]
+        values = scalars(args or {}, MAX_ARGUMENT_NODES) or ()
+        texts = {one: self._position for one in values if isinstance(one, str) and one not in self._texts}
         self._chars += sum(map(len, texts))
-        self._texts += [(self._position, one) for one in texts if self._chars <= MAX_UNREAD]
+        self._texts |= texts if self._chars <= MAX_UNREAD else {}
         for form in value_forms(args or {}):
             if form is None or self._chars > MAX_UNREAD or len(self._written) >= MAX_WRITTEN:
                 self._left_out = min(self._left_out, self._position)
@@ -194,13 +188,20 @@ class Outputs:
         known = (form for one in (value, *parts) for form in scalar_forms(one))
         if self._left_out < position or any(self._written.get(form, position) < position for form in known):
             return True
-        texts = [*self._texts] if cut else []  # a copy: another thread may add one
-        if any(at < position and not forms_within(text).isdisjoint(scalar_forms(value)) for at, text in texts):
+        if cut and any(self._cut_up().get(hash(form), position) < position for form in scalar_forms(value)):
             return True
         text = fold(tidy(str(value))) if parts else ""
         earlier = [*self._written.items()] if parts else []  # a copy: another thread may add one
         inner = (fold(form.partition(":")[2]) for form, at in earlier if at < position)
         return any(one in text and part in one for one in inner for part in parts)
+
+    def _cut_up(self) -> Mapping[int, int]:
+        texts = [*self._texts.items()]  # a copy: another thread may add one
+        for text, at in texts[self._cut :]:
+            for form in forms_within(text):
+                self._parts.setdefault(hash(form), at)
+        self._cut = len(texts)
+        return self._parts
 
     def drop(self, versions: Mapping[str, str]) -> bool:
         """Drop outputs with another version than in `versions`. Return True if any."""
@@ -243,12 +244,10 @@ def value_forms(args: object) -> Iterator[str | None]:
             yield from identifiers_in(value)
 
 
-@lru_cache(maxsize=16)  # the texts may be long
-def forms_within(text: str) -> frozenset[str]:
-    """Return the forms of all lines, fields, words, numbers and addresses in a text."""
-    fields = _FIELDS.split(text)
-    parts = (*fields, *(part for field in fields for part in re.split("[:=]", field)), *text.split())
-    return frozenset((*mentions_in(text), *(form for part in parts for form in forms_of(part.strip(_EDGES)))))
+def forms_within(text: str) -> Iterator[str]:
+    """Yield the forms of all lines, fields, words, numbers and addresses in a text."""
+    parts = (*_FIELDS.split(text), *re.split(r"[,;|\t\n:=]", text), *text.split())
+    yield from (*mentions_in(text), *(form for one in {p.strip(_EDGES) for p in parts} for form in forms_of(one)))
 
 
 def _canonical(value: Any) -> Any:

@@ -137,6 +137,23 @@ def test_no_spelling_of_a_written_value_hides_it(told):
     assert (found.written("Eve", 2), found.written("Bob", 2)) == (True, False)
 
 
+def test_a_written_text_is_taken_apart_once(monkeypatch):
+    split, cut = [], module.forms_within
+    monkeypatch.setattr(module, "forms_within", lambda text: split.append(text) or cut(text))
+    monkeypatch.setattr(module, "MAX_UNREAD", 100)
+    found = Outputs()
+    for text in ("Eve, 12; Bob|34\tAnn", "To: Mallory Moe") * 30:  # the same texts again do not fill the limit
+        found.claimed({"note": text})
+    for value in ("Eve", "12", "Bob", "34", "Ann", "Mallory Moe"):
+        assert found.written(value, float("inf"), cut=True), value
+        assert not found.written(value, 61)
+    assert (found.written("Mallory Moe", 3, cut=True), found.written("Mallory Moe", 2, cut=True)) == (True, False)
+    assert not found.written("Zoe", float("inf"), cut=True)
+    assert split == ["Eve, 12; Bob|34\tAnn", "note", "To: Mallory Moe"]
+    found.claimed({"note": "x" * 101})
+    assert (found.written("Zoe", 62, cut=True), found.written("Zoe", 61, cut=True)) == (True, False)
+
+
 @pytest.mark.parametrize("told", ["Spotify", "12.50", "1,200", "bills@x.org", "GB29NWBK60161331926819", "https://x.org/a", "2026-05-19"])
 def test_a_part_that_chooses_a_value_may_be_what_was_written(told):
     found = Outputs()
