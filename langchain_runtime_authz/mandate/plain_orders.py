@@ -118,6 +118,7 @@ def _read(text: str, known: Known) -> tuple[str, Spans]:
             kind = "verb" if verb else "noun" if word in known.nouns else kind
         if kind == "han" and codes[-1:] == _CODES["verb"] and spans[-1] == (start - 1, start):
             codes = codes[:-1] + _CODES["han"]  # 发 in 发票 is part of another word
+        kind = "link" if kind == "away" and word in known.nouns else kind
         codes += _CODES[kind]
         spans.append((start, end))
     return codes, spans
@@ -156,6 +157,7 @@ def _follows(part: _Part, rule: str) -> bool:
 def _next_phase(phase: _Phase, rule: str, part: _Part) -> _Phase | None:
     """Return the phase behind a part, or None if it may not stand there."""
     remarks = rule != "" and not part.after_colon and not _any(part.codes, "bound")
+    says_more = _any(part.codes, "value", "that")
     match phase, rule:
         case ("start", "order" | "it" | "verb_alone"):
             return "ordered"
@@ -167,7 +169,9 @@ def _next_phase(phase: _Phase, rule: str, part: _Part) -> _Phase | None:
             return phase
         case ("start", "remark") | ("remark", _) if remarks:
             return "remark"
-        case ("ordered", "remark") | ("aside", _) if remarks and not _any(part.codes, "value", "that"):
+        case ("ordered", "remark") if remarks and not says_more and (part.after_comma or _any(part.codes[0], "reason")):
+            return "aside"
+        case ("aside", _) if remarks and not says_more:
             return "aside"
     return None
 

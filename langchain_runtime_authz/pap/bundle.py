@@ -313,9 +313,6 @@ def policy_error(detail: str) -> ConfigError:
     return ConfigError(detail, Code.POLICY_INVALID)
 
 
-# --- signatures, as OPA makes and verifies them ------------------------------------------------------------
-
-
 def verified_key_id(files: Mapping[str, bytes], name: str, keys: Keys) -> str:
     """Return the id of the key that signed these files, or raise `ConfigError`."""
     import jwt

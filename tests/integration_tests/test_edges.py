@@ -16,7 +16,6 @@ from tests.attack.test_edges import (  # noqa: F401 - pytest collects them here,
     test_a_token_names_the_child_and_is_good_for_its_call_only,
     test_an_agent_that_no_role_names_gets_the_default_role,
     test_the_edge_is_decided_and_recorded_before_the_childs_first_step,
-    test_the_unenforced_twin_pays,
 )
 
 

@@ -134,9 +134,6 @@ def other_profiles(recorded: Sequence[Recorded], policy: Policy) -> list[str]:
     return sorted(found)
 
 
-# --- why --------------------------------------------------------------------------------------------
-
-
 def rules(policy: Policy, code: str, outcome: str) -> list[str]:
     """Return the `file:line` of the rules that give a reason for an outcome."""
     kind = "asked" if outcome == "approval_required" else "denied"

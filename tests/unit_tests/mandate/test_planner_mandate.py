@@ -497,7 +497,8 @@ def test_reads_of_reads_take_bounded_time() -> None:
 @pytest.mark.parametrize(
     "text",
     ["> \n" * 300_000, "<a>" * 300_000, "```" * 300_000, "-----\n" * 150_000, "From: x\n\n" * 100_000, '"' * 19_000, "' " * 9_000, "Bob 45 " * 2_800,
-     "May 26 10:00 " * 1_500, ". " * 9_900, "not Bob, " * 2_200, "\u201c" * 19_000, "<a1><a2>" * 100_000, "x" * 4_000_000, "\n" * 900_000, "on " + "x" * 900_000],
+     "May 26 10:00 " * 1_500, ". " * 9_900, "not Bob, " * 2_200, "\u201c" * 19_000, "<a1><a2>" * 100_000, "x" * 4_000_000, "\n" * 900_000, "on " + "x" * 900_000,
+     "Pay " + "the amount " * 1_800 + "Bob", "Pay " + "for the note " * 40 + "foo bar baz Bob", "Pay " + "the Bob amount " * 40 + "x"],
     ids=lambda t: t[:9],
 )
 def test_hostile_texts_take_bounded_time(text: str) -> None:
