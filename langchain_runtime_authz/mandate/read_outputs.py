@@ -32,7 +32,7 @@ MAX_TASKS: Final = 4  # tasks with recorded outputs
 MAX_REPEATS: Final = 64  # later outputs of reads that were recorded before
 MAX_WEIGHT: Final = 4_000_000  # characters, plus `output_reading.NODE` for each node
 MAX_WRITTEN: Final = 8192  # normal forms of the arguments of side effects
-_FIELDS: Final = re.compile(r"[,;|\t\n]")  # between the fields of a text
+MAX_TEXTS: Final = 200_000  # characters of texts in them, because to take texts apart costs time and memory
 _EDGES: Final = " .,;:!?'\"()[]{}<>"  # around a word
 # A task: its epoch, the digest of the application's mandate or "", and the first epoch from which outputs of older tasks
 # count too, if this task has not made the read itself.
@@ -170,9 +170,9 @@ class Outputs:
         values = scalars(args or {}, MAX_ARGUMENT_NODES) or ()
         texts = {one: self._position for one in values if isinstance(one, str) and one not in self._texts}
         self._chars += sum(map(len, texts))
-        self._texts |= texts if self._chars <= MAX_UNREAD else {}
+        self._texts |= texts if self._chars <= MAX_TEXTS else {}
         for form in value_forms(args or {}):
-            if form is None or self._chars > MAX_UNREAD or len(self._written) >= MAX_WRITTEN:
+            if form is None or self._chars > MAX_TEXTS or len(self._written) >= MAX_WRITTEN:
                 self._left_out = min(self._left_out, self._position)
                 return
             self._written.setdefault(form, self._position)
@@ -246,7 +246,7 @@ def value_forms(args: object) -> Iterator[str | None]:
 
 def forms_within(text: str) -> Iterator[str]:
     """Yield the forms of all lines, fields, words, numbers and addresses in a text."""
-    parts = (*_FIELDS.split(text), *re.split(r"[,;|\t\n:=]", text), *text.split())
+    parts = (*re.split(r"[,;|\t\n]", text), *re.split(r"[,;|\t\n:=]", text), *text.split())
     yield from (*mentions_in(text), *(form for one in {p.strip(_EDGES) for p in parts} for form in forms_of(one)))
 
 

@@ -140,7 +140,7 @@ def test_no_spelling_of_a_written_value_hides_it(told):
 def test_a_written_text_is_taken_apart_once(monkeypatch):
     split, cut = [], module.forms_within
     monkeypatch.setattr(module, "forms_within", lambda text: split.append(text) or cut(text))
-    monkeypatch.setattr(module, "MAX_UNREAD", 100)
+    monkeypatch.setattr(module, "MAX_TEXTS", 100)
     found = Outputs()
     for text in ("Eve, 12; Bob|34\tAnn", "To: Mallory Moe") * 30:  # the same texts again do not fill the limit
         found.claimed({"note": text})
