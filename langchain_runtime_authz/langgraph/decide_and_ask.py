@@ -230,10 +230,10 @@ class _Asking:
     def _is_late(self, decided: Sequence[DecidedCall], fresh: Sequence[DecidedCall], rounds: int) -> bool:
         """Return True if a new question would receive the answer to another question."""
         # A call that ran may have asked a question of its own. New calls by code come after all answered questions.
-        if self._pad is None or (self.turn is None and all(j.row is None and j.call.by_application for j in fresh)):
-            return False
         if not self._keyed and private.unused_answer(self.config) is not None:
             return True
+        if self._pad is None or (self.turn is None and all(j.row is None and j.call.by_application for j in fresh)):
+            return False
         if self._numbers is not None:  # below a tool, a new question comes after all answers
             return self.turn is not None and any(n not in self._numbers for n in range(len(self._pad.resume)))
         # In this graph task, a review received its answer before the code that asks now.

@@ -177,12 +177,12 @@ class OutsideCall(UndecidedCall):
 
     def in_run(self) -> Flow[CodeCall]:
         """Return the call, with the run that decides it. Raises `AuthzDenied`."""
+        drop_old_answer(self.config)
         run = yield from self.handle.outside_run()
         about: Any = {"call_id": self.call_id, "engine": self.engine, "layer": self.layer}
         return CodeCall(call=self.call, config=self.config, run=run, counts=self.handle.settled, **about)
 
     def decide(self) -> Flow[ArrivedCall | Denial]:
-        drop_old_answer(self.config)
         try:
             found = yield from self.in_run()
         except AuthzDenied as exc:  # no run may be opened here

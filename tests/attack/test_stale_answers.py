@@ -482,3 +482,75 @@ def test_an_answer_to_a_tools_own_question_approves_no_later_one_of_its_task(
     if protected:
         assert_went_on(run_as(authz, graph, Command(resume={left[0].id: YES}), THREAD, how=how))
         assert ran == [BOB if inside else ("read", "a")]
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
+@pytest.mark.parametrize("kind", ["tool", "block"])
+@pytest.mark.parametrize("other", ["at the answer", "after it"])
+def test_in_a_graph_that_nobody_protects_an_answer_is_for_the_call_that_was_shown(
+    protected: bool, kind: str, how: str, other: str, ran: list[Any]
+) -> None:
+    """The node pays somebody else when it runs again. The twin asks by itself, and one answer pays both."""
+    authz, payees, failing = authz_with(asking("pay")), ["ann"], [True]
+    pay: Any = authz.guard(pay_tool(ran))
+
+    def step(state: Any) -> Any:
+        (to,) = payees
+        if not protected:
+            interrupt(to)
+            ran.append(to)
+        elif kind == "tool":
+            pay.invoke({"to": to, "amount": 1})
+        else:
+            with authz.effect("pay", recipient=to, amount=1):
+                ran.append(to)
+        if failing:
+            raise ConnectionError
+        return {}
+
+    graph, run = chain({"step": step}, checkpointer=InMemorySaver()), authz.run(subject="alice")
+    go = sync if how == "sync" else in_loop
+    assert go(graph, human(), run.config(THREAD))["__interrupt__"]
+    payees[:] = ["bob"] if other == "at the answer" else payees
+    with pytest.raises((AuthzDenied, ConnectionError)):
+        go(graph, Command(resume=YES), run.config(THREAD))
+    payees[:] = ["bob"]
+    failing.clear()
+    with contextlib.suppress(AuthzDenied):
+        go(graph, None, run.config(THREAD))
+    paid = [to if isinstance(to, str) else to[0] for to in ran]
+    once = ["ann"] if other == "after it" else []
+    assert paid == (once if protected else [*(once or ["bob"]), "bob"])
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
+@pytest.mark.parametrize("kind", ["tool", "block"])
+def test_in_a_graph_that_nobody_protects_an_old_answer_hinders_no_question(kind: str, how: str, ran: list[Any]) -> None:
+    """It was for another node, which has ended. The one that failed asks when it runs again, and pays once approved."""
+    authz, failing = authz_with(asking("pay")), [True]
+    pay: Any = authz.guard(payer(ran))
+
+    def step(state: Any) -> Any:
+        if failing:
+            raise ConnectionError
+        if kind == "tool":
+            pay.invoke({"to": "bob", "amount": 5})
+        else:
+            with authz.effect("pay", recipient="bob", amount=5.0):
+                ran.append(PAID)
+        return {}
+
+    builder = StateGraph(MessagesState)
+    for name, node in {"asks": lambda _: [interrupt("go on?"), {}][1], "step": step}.items():
+        builder.add_node(name, node)
+        builder.add_edge(START, name)
+    graph, run = builder.compile(checkpointer=InMemorySaver()), authz.run(subject="alice")
+    go = sync if how == "sync" else in_loop
+    for given in (human(), Command(resume="yes")):
+        with pytest.raises(ConnectionError):
+            go(graph, given, run.config(THREAD))
+    failing.clear()
+    (asked,) = go(graph, None, run.config(THREAD))["__interrupt__"]
+    assert asked.value["action_requests"][0]["args"]["recipient"] == "bob" and ran == []
+    go(graph, Command(resume=YES), run.config(THREAD))
+    assert ran == [PAID]
